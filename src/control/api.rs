@@ -1,0 +1,279 @@
+//! The documents of the control API, as the server writes and the command line reads them.
+//!
+//! HTTP/1.1 over the Unix socket of `[control] socket`. Field names are a contract
+//! (`docs/API.md`): fields are added, never renamed.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`Status`] |
+//! | `POST /v1/drain` | [`DrainRequest`] | [`BackendStatus`] |
+//! | `POST /v1/undrain` | [`UndrainRequest`] | [`BackendStatus`] |
+//! | `POST /v1/reload` | | [`Reloaded`] |
+//! | `GET /v1/flows?vip=&backend=&client=&limit=` | | JSON lines of [`Flow`] |
+//!
+//! Every error is a 4xx or 5xx with an [`ApiError`] body.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::flow::Protocol;
+use crate::forwarding::{Forward, Service};
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of holdfast.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// The configuration file.
+    pub config: String,
+    /// Generation of the forwarding table that is published.
+    pub generation: u64,
+    /// Packets, all workers together.
+    pub totals: Totals,
+    /// Dropped packets by reason, all workers together; every reason is present.
+    pub drops: BTreeMap<String, u64>,
+    /// VIPs in the configuration's order.
+    pub vips: Vec<VipStatus>,
+    /// Workers in the configuration's order.
+    pub workers: Vec<WorkerStatus>,
+    /// NICs in the configuration's order.
+    pub nics: Vec<NicStatus>,
+}
+
+/// Packet sums: `received = transmitted + handed_over + dropped`, but for what is in flight.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "named as in WorkerStats")]
+pub struct Totals {
+    pub received: u64,
+    pub transmitted: u64,
+    pub handed_over: u64,
+    pub dropped: u64,
+    pub flows_active: u64,
+    pub flows_new: u64,
+    pub flows_found_elsewhere: u64,
+    pub flows_by_hash: u64,
+    pub flows_idled_out: u64,
+    pub flows_stale: u64,
+}
+
+/// One VIP.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VipStatus {
+    /// Name.
+    pub name: String,
+    /// Address.
+    pub address: IpAddr,
+    /// Ports; empty for all.
+    pub ports: Vec<u16>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Forwarding mode.
+    pub forward: Forward,
+    /// The interface that has the address, if holdfast put it there.
+    pub announced_on: Option<String>,
+    /// Traffic of the VIP.
+    pub traffic: Traffic,
+    /// Backends in the configuration's order.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// One backend.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Name of its VIP.
+    pub vip: String,
+    /// Name.
+    pub name: String,
+    /// Its own address.
+    pub address: IpAddr,
+    /// NAT: its port, if set.
+    pub port: Option<u16>,
+    /// Weight.
+    pub weight: u32,
+    /// What its health check says.
+    pub health: HealthState,
+    /// Why, in words: the last failure, or empty.
+    pub health_detail: String,
+    /// In service, draining or drained.
+    pub state: BackendState,
+    /// Seconds until the drain's deadline.
+    pub deadline_in_s: Option<u64>,
+    /// Flows that were pinned to it when the drain met its deadline.
+    pub flows_cut: u64,
+    /// Where frames for it go; `None`: unresolved.
+    pub next_hop: Option<NextHopStatus>,
+    /// Traffic of the backend.
+    pub traffic: Traffic,
+}
+
+/// What a health check says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthState {
+    /// No check is configured.
+    Unchecked,
+    /// No result yet; counts as up.
+    Unknown,
+    /// Answers.
+    Up,
+    /// Does not answer.
+    Down,
+}
+
+/// What a backend does for its VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendState {
+    /// Takes new flows (if it is up).
+    Active,
+    /// Keeps its flows, takes no new ones.
+    Draining,
+    /// Draining, and no flow is left.
+    Drained,
+}
+
+impl BackendState {
+    /// From what was ordered and what is left.
+    pub const fn of(service: Service, flows_active: u64) -> Self {
+        match service {
+            Service::Active => Self::Active,
+            Service::Draining if flows_active > 0 => Self::Draining,
+            Service::Draining | Service::Out => Self::Drained,
+        }
+    }
+}
+
+/// A resolved next hop.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NextHopStatus {
+    /// Interface of the NIC.
+    pub interface: String,
+    /// Destination MAC, `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    /// VLAN, if tagged.
+    pub vlan: Option<u16>,
+}
+
+/// Counters of a VIP or backend.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "named as in FlowStats")]
+pub struct Traffic {
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+    pub flows_total: u64,
+    pub flows_active: u64,
+    pub dropped: u64,
+}
+
+/// One worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "named as in WorkerStats")]
+pub struct WorkerStatus {
+    pub core: usize,
+    pub flow_capacity: u32,
+    pub flow_aliases: u64,
+    pub totals: Totals,
+    pub drops: BTreeMap<String, u64>,
+    pub batches: u64,
+    pub idle_polls: u64,
+    pub sleeps: u64,
+}
+
+/// One NIC.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "named as in PortStats and the kernel's xdp_statistics")]
+pub struct NicStatus {
+    pub interface: String,
+    pub driver: String,
+    /// `"native"` or `"generic"`.
+    pub xdp: String,
+    /// `"zero_copy"`, `"copy"`, or `"mixed"` when queues differ.
+    pub mode: String,
+    /// Queues that are served.
+    pub queues: Vec<u32>,
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+    pub tx_wakeups: u64,
+    pub bad_descriptors: u64,
+    pub no_free_frame: u64,
+    /// Packets that the XDP program gave to a worker, left to the kernel, or dropped because no
+    /// socket serves their queue.
+    pub steered: u64,
+    pub passed: u64,
+    pub no_socket: u64,
+    /// Of the kernel's sockets (XDP_STATISTICS).
+    pub kernel_rx_dropped: u64,
+    pub kernel_rx_ring_full: u64,
+    pub kernel_rx_fill_empty: u64,
+    pub kernel_rx_invalid: u64,
+    pub kernel_tx_invalid: u64,
+}
+
+/// `POST /v1/drain`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Name of the VIP.
+    pub vip: String,
+    /// Name of the backend.
+    pub backend: String,
+    /// Seconds after which the flows that are left are cut; `None`: they end by themselves.
+    pub deadline_s: Option<u64>,
+}
+
+/// `POST /v1/undrain`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UndrainRequest {
+    /// Name of the VIP.
+    pub vip: String,
+    /// Name of the backend.
+    pub backend: String,
+}
+
+/// `POST /v1/reload`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// One sentence per difference; empty when nothing changed.
+    pub changes: Vec<String>,
+}
+
+/// One line of `GET /v1/flows`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Flow {
+    /// Name of the VIP.
+    pub vip: String,
+    /// Name of the backend.
+    pub backend: String,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Who opened it.
+    pub client: SocketAddr,
+    /// Where it was opened to.
+    pub destination: SocketAddr,
+    /// `"embryonic"`, `"established"`, `"closing"` or `"udp"`.
+    pub state: String,
+    /// Milliseconds since it was pinned.
+    pub age_ms: u64,
+    /// Milliseconds since its last packet.
+    pub idle_ms: u64,
+    /// Index of the worker that pins it.
+    pub worker: usize,
+}
+
+/// Body of every error answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ApiError {
+    /// What went wrong, where, and how to fix it.
+    pub error: String,
+}

@@ -1,0 +1,3 @@
+//! The control thread: health, drain, reload, neighbours, announcements and the control API.
+
+pub mod api;

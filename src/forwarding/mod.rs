@@ -1,0 +1,184 @@
+//! What the data path needs to know to forward: an immutable table, published by pointer.
+//!
+//! ```text
+//! listen key (address, port, protocol) -> VIP -> lookup table -> backend -> next hop
+//! return key (address, port, protocol) -> NAT backend -> the VIP ports it may answer for
+//! ```
+//!
+//! The control thread builds a [`ForwardingTable`] from [`VipSpec`]s and publishes it; workers
+//! check once per batch whether a newer one is there ([`publish`]). Pure values: no I/O, no clock.
+
+pub mod maglev;
+pub mod publish;
+pub mod select;
+pub mod table;
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::flow::{Address, Protocol};
+use crate::units::Ticks;
+
+pub use table::ForwardingTable;
+
+/// Most VIPs in one configuration.
+pub const MAX_VIPS: usize = 4096;
+/// Most backends in one configuration, over all VIPs.
+pub const MAX_BACKENDS: usize = 16_384;
+/// Most NICs.
+pub const MAX_NICS: usize = 15;
+
+/// Index of a VIP. Given by the control thread; stable across reloads while the VIP exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VipId(pub u16);
+
+/// Index of a backend (of one VIP). Given by the control thread; stable across reloads while the
+/// backend exists, and used again after that with another generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendIndex(pub u16);
+
+/// A backend and its generation: what a pin names. A pin of an older generation is stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BackendId {
+    /// Which backend.
+    pub index: BackendIndex,
+    /// Which life of it; wraps after 65,536 removals of one index.
+    pub generation: u16,
+}
+
+/// Index of a NIC in the configuration's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PortIndex(pub u8);
+
+/// How packets reach a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Forward {
+    /// Direct server return: only the destination MAC is rewritten; the backend has the VIP's
+    /// address on its loopback and answers the client itself.
+    Dsr,
+    /// Destination address and port are rewritten; replies come back through holdfast.
+    Nat,
+}
+
+impl Forward {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dsr => "dsr",
+            Self::Nat => "nat",
+        }
+    }
+}
+
+/// Where a VIP listens. Port 0 stands for every port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ListenKey {
+    /// The address that clients connect to.
+    pub address: Address,
+    /// Host byte order.
+    pub port: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+/// The ports of a VIP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ports {
+    /// Every port.
+    All,
+    /// These ports: at least one, none of them 0, none twice.
+    List(Vec<u16>),
+}
+
+impl Ports {
+    /// The ports to listen on; one 0 for every port.
+    pub fn listen(&self) -> &[u16] {
+        match self {
+            Self::All => &[0],
+            Self::List(ports) => ports,
+        }
+    }
+}
+
+/// Idle time-outs of a VIP's flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, after a SYN and before the client has answered the handshake.
+    pub embryonic: Ticks,
+    /// TCP, established.
+    pub established: Ticks,
+    /// TCP, after both FINs (or the client's, where replies are not seen), or after a RST.
+    pub closing: Ticks,
+    /// UDP.
+    pub udp: Ticks,
+}
+
+/// Where a frame goes next on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NextHop {
+    /// The NIC it leaves by.
+    pub port: PortIndex,
+    /// Destination MAC.
+    pub mac: [u8; 6],
+    /// 802.1Q VLAN identifier (1..=4094), or untagged.
+    pub vlan: Option<u16>,
+}
+
+/// What an operator or a deadline has said about a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Service {
+    /// Takes new flows.
+    Active,
+    /// Keeps its flows, takes no new ones.
+    Draining,
+    /// Takes nothing: the drain met its deadline, and its pins are stale.
+    Out,
+}
+
+/// The key of every hash that chooses a backend: 16 bytes from the configuration.
+pub type Secret = [u8; 16];
+
+/// What the control thread knows of a VIP when it builds a table.
+#[derive(Debug, Clone)]
+pub struct VipSpec {
+    /// Index, unique in the table.
+    pub id: VipId,
+    /// Address that clients connect to.
+    pub address: IpAddr,
+    /// Ports that clients connect to.
+    pub ports: Ports,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// How packets reach the backends.
+    pub forward: Forward,
+    /// Idle time-outs.
+    pub timeouts: Timeouts,
+    /// Size of the Maglev lookup table, a prime.
+    pub table_size: u32,
+    /// The backends; their order does not matter.
+    pub backends: Vec<BackendSpec>,
+}
+
+/// What the control thread knows of a backend when it builds a table.
+#[derive(Debug, Clone)]
+pub struct BackendSpec {
+    /// Index and generation, the index unique in the table.
+    pub id: BackendId,
+    /// Name, unique in its VIP; what the lookup table hashes.
+    pub name: String,
+    /// Its own address.
+    pub address: IpAddr,
+    /// NAT: its port; `None` keeps the port that the client connected to.
+    pub port: Option<u16>,
+    /// Share of new flows relative to the other backends of the VIP; 0 takes none.
+    pub weight: u32,
+    /// Whether its health check says that it answers.
+    pub up: bool,
+    /// In service, draining, or out.
+    pub service: Service,
+    /// Where frames for it go, if route and neighbour are known.
+    pub next_hop: Option<NextHop>,
+}

@@ -1,0 +1,16 @@
+//! holdfast: a layer-4 load balancer on AF_XDP that pins every connection to its backend.
+//!
+//! Start reading at [`datapath::worker`]: the body of its poll function is the packet's way.
+//! `docs/ARCHITECTURE.md` has the planes, the map of the code and the invariants.
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod datapath;
+pub mod flow;
+pub mod forwarding;
+pub mod stats;
+pub mod units;
+pub mod wire;
+pub mod xdp;

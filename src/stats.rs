@@ -1,0 +1,246 @@
+//! Counters of the data path: one writer each, read by anyone.
+//!
+//! Every packet that a worker receives ends in exactly one of `transmitted`, `handed_over` or one
+//! [`Drop`] reason (architecture invariant 6), so for each worker
+//! `received = transmitted + handed_over + sum(drops)` whenever it is between two polls.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter with one writing thread.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. To be called by the counter's one writer only: a load and a store, no bus lock.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        // Relaxed: a counter publishes nothing but itself.
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Takes one off a gauge. To be called by the counter's one writer only.
+    #[inline]
+    pub fn sub(&self, n: u64) {
+        self.add(n.wrapping_neg());
+    }
+
+    /// The value now.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Declares [`Drop`] with its names, so that reason, label and list cannot drift apart.
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// Why a worker dropped a packet. One counter each; the names are the labels in
+        /// `status --json` and in `docs/COUNTERS.md`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Drop {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Drop {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The counter's name.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it means, in one sentence.
+            pub const fn describe(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc,)+),)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Fewer than 14 bytes, or a VLAN tag cut short.
+    TruncatedEthernet = "truncated_ethernet",
+    /// More than one VLAN tag.
+    NestedVlan = "nested_vlan",
+    /// Neither IPv4 nor IPv6.
+    NotIp = "not_ip",
+    /// An IPv4 header cut short.
+    TruncatedIpv4 = "truncated_ipv4",
+    /// IPv4 version or header length is wrong.
+    BadIpv4Header = "bad_ipv4_header",
+    /// The IPv4 total length is shorter than the header or longer than the packet.
+    BadIpv4Length = "bad_ipv4_length",
+    /// An IPv6 header cut short, or its version is wrong.
+    TruncatedIpv6 = "truncated_ipv6",
+    /// The IPv6 payload length is longer than the packet.
+    BadIpv6Length = "bad_ipv6_length",
+    /// IPv6 extension headers that are cut short, too many, or of a kind that is not forwarded.
+    Ipv6Extension = "ipv6_extension",
+    /// A fragment of a datagram for a VIP.
+    Fragment = "fragment",
+    /// Neither TCP nor UDP.
+    UnsupportedProtocol = "unsupported_protocol",
+    /// A TCP header cut short.
+    TruncatedTcp = "truncated_tcp",
+    /// The TCP data offset is below 5 or beyond the segment.
+    BadTcpOffset = "bad_tcp_offset",
+    /// A TCP flag combination that no stack sends: none, SYN with FIN, or SYN with RST.
+    BadTcpFlags = "bad_tcp_flags",
+    /// A UDP header cut short.
+    TruncatedUdp = "truncated_udp",
+    /// The UDP length is below 8 or beyond the IP payload.
+    BadUdpLength = "bad_udp_length",
+    /// Source or destination port 0.
+    ZeroPort = "zero_port",
+    /// Source and destination are the same address and port.
+    Land = "land",
+    /// The source is a multicast, broadcast, loopback or unspecified address.
+    BadSource = "bad_source",
+    /// The packet is for no VIP and from no NAT backend.
+    NoVip = "no_vip",
+    /// No backend of the VIP is in service.
+    NoBackend = "no_backend",
+    /// The worker's flow table is full; established flows are not touched.
+    TableFull = "table_full",
+    /// Every backend of the NAT VIP already has a flow from this client address and port.
+    NatCollision = "nat_collision",
+    /// From a NAT backend's service port, but no flow is known that it answers.
+    ReturnNoFlow = "return_no_flow",
+    /// The pinned backend has no known next hop (route or neighbour is missing).
+    NoNextHop = "no_next_hop",
+    /// TTL or hop limit ran out where holdfast acts as a router (NAT).
+    TtlExceeded = "ttl_exceeded",
+    /// No room in the frame for a VLAN tag.
+    NoHeadroom = "no_headroom",
+    /// The transmit ring of the NIC is full.
+    TxFull = "tx_full",
+}
+
+/// What one worker counts. Shared: the worker writes, the control thread reads.
+#[derive(Debug)]
+pub struct WorkerStats {
+    /// Packets taken from RX rings.
+    pub received: Counter,
+    /// Packets put into TX rings.
+    pub transmitted: Counter,
+    /// Packets given to another worker.
+    pub handed_over: Counter,
+    /// Dropped packets by reason; see [`WorkerStats::drops`].
+    drops: [Counter; Drop::ALL.len()],
+    /// New flows that began as the protocol says: a SYN, or any UDP packet.
+    pub flows_new: Counter,
+    /// Mid-flow TCP packets without a pin here, whose pin another worker had.
+    pub flows_found_elsewhere: Counter,
+    /// Mid-flow TCP packets without a pin anywhere, pinned anew by hash.
+    pub flows_by_hash: Counter,
+    /// Pins removed because the flow was idle for longer than its time-out.
+    pub flows_idled_out: Counter,
+    /// Pins removed because their backend's generation had ended.
+    pub flows_stale: Counter,
+    /// Pins in the table now (a gauge).
+    pub flows_active: Counter,
+    /// Entries in the table that only point to another worker's pin (a gauge).
+    pub flow_aliases: Counter,
+    /// Batches with at least one packet.
+    pub batches: Counter,
+    /// Polls that found nothing.
+    pub idle_polls: Counter,
+    /// Times the worker slept in poll(2).
+    pub sleeps: Counter,
+    /// Per VIP, by [`VipId`](crate::forwarding::VipId).
+    pub vips: Box<[FlowStats]>,
+    /// Per backend, by [`BackendIndex`](crate::forwarding::BackendIndex).
+    pub backends: Box<[FlowStats]>,
+    /// Per NIC, by [`PortIndex`](crate::forwarding::PortIndex).
+    pub ports: Box<[PortStats]>,
+}
+
+/// What a worker counts per VIP and per backend.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct FlowStats {
+    /// Packets from clients that were transmitted to the backend.
+    pub packets_in: Counter,
+    /// Their bytes, as received, from the Ethernet header on.
+    pub bytes_in: Counter,
+    /// Packets from the backend that were transmitted to clients (NAT only).
+    pub packets_out: Counter,
+    /// Their bytes, as received.
+    pub bytes_out: Counter,
+    /// Flows that were pinned.
+    pub flows_total: Counter,
+    /// Flows pinned now (a gauge).
+    pub flows_active: Counter,
+    /// Packets dropped after the VIP was known.
+    pub dropped: Counter,
+}
+
+/// What a worker counts per NIC.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct PortStats {
+    /// Packets and bytes received.
+    pub rx_packets: Counter,
+    /// Bytes received, from the Ethernet header on.
+    pub rx_bytes: Counter,
+    /// Packets put into the TX ring.
+    pub tx_packets: Counter,
+    /// Bytes put into the TX ring.
+    pub tx_bytes: Counter,
+    /// TX wake-up system calls.
+    pub tx_wakeups: Counter,
+    /// Descriptors from the kernel that named no frame of ours; each is ignored.
+    pub bad_descriptors: Counter,
+    /// Times the free frames ran out while the fill ring wanted more.
+    pub no_free_frame: Counter,
+}
+
+impl WorkerStats {
+    /// Zeroed counters for up to `vips`, `backends` and `ports` (NICs).
+    pub fn new(vips: usize, backends: usize, ports: usize) -> Self {
+        fn zeroed<T: Default>(count: usize) -> Box<[T]> {
+            (0..count).map(|_| T::default()).collect()
+        }
+        Self {
+            received: Counter::default(),
+            transmitted: Counter::default(),
+            handed_over: Counter::default(),
+            drops: std::array::from_fn(|_| Counter::default()),
+            flows_new: Counter::default(),
+            flows_found_elsewhere: Counter::default(),
+            flows_by_hash: Counter::default(),
+            flows_idled_out: Counter::default(),
+            flows_stale: Counter::default(),
+            flows_active: Counter::default(),
+            flow_aliases: Counter::default(),
+            batches: Counter::default(),
+            idle_polls: Counter::default(),
+            sleeps: Counter::default(),
+            vips: zeroed(vips),
+            backends: zeroed(backends),
+            ports: zeroed(ports),
+        }
+    }
+
+    /// The counter of one drop reason.
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "the array has one place per reason")]
+    pub fn drop_counter(&self, reason: Drop) -> &Counter {
+        &self.drops[reason as usize]
+    }
+
+    /// Every reason with its count.
+    pub fn drops(&self) -> impl Iterator<Item = (Drop, u64)> + '_ {
+        Drop::ALL.iter().zip(&self.drops).map(|(&reason, counter)| (reason, counter.get()))
+    }
+
+    /// Received packets that have not yet ended in a counter; 0 between two polls.
+    pub fn unaccounted(&self) -> i128 {
+        let ended = u128::from(self.transmitted.get())
+            + u128::from(self.handed_over.get())
+            + self.drops().map(|(_, count)| u128::from(count)).sum::<u128>();
+        i128::from(self.received.get()) - i128::try_from(ended).unwrap_or(i128::MAX)
+    }
+}
