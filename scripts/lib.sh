@@ -125,3 +125,52 @@ require_rust() {
     [[ $(printf '%s\n' "$wanted" "$found" | sort -V | head -n1) == "$wanted" ]] \
         || die "Rust $found is older than $wanted. Run: rustup update stable, or: $cure"
 }
+
+# ---- a running holdfast in a lab ----
+# Uses: LAB (name of the lab), HOLDFAST (the binary). Sets: HOLDFAST_PID.
+
+lab() { "$REPOSITORY/scripts/lab" --name "$LAB" "$@"; }
+lab_state() { printf '/var/lib/holdfast-lab/%s' "$LAB"; }
+hf() { "$HOLDFAST" "$@" --socket "$(lab_state)/control.sock"; }
+# hf_status JQ_FILTER [JQ_ARGUMENT...]: a value from the status document.
+hf_status() { hf status --json | jq -r "$@"; }
+
+# start_holdfast CONFIG: in the balancer's namespace; returns when every backend is up.
+start_holdfast() {
+    local log
+    log=$(lab_state)/holdfast.log
+    # A session of its own: it outlives this script where a script wants that.
+    setsid "$REPOSITORY/scripts/lab" --name "$LAB" exec lb "$HOLDFAST" run --config "$1" >"$log" 2>&1 </dev/null &
+    HOLDFAST_PID=$!
+    wait_until 10 holdfast_answers || die "holdfast did not start; it said: $(<"$log")"
+    wait_until 10 every_backend_is_up \
+        || die "not every backend came up: $(hf_status -c '[.vips[].backends[] | select(.health != "up") | {vip, name, health_detail}]')"
+}
+
+holdfast_answers() {
+    kill -0 "$HOLDFAST_PID" 2>/dev/null || die "holdfast ended at once; it said: $(<"$(lab_state)/holdfast.log")"
+    hf status --json >/dev/null 2>&1
+}
+
+every_backend_is_up() {
+    [[ $(hf_status '[.vips[].backends[] | .health == "up" and .next_hop != null] | all') == true ]]
+}
+
+# stop_holdfast: a clean stop; fails when it did not end well.
+stop_holdfast() {
+    local pid=${HOLDFAST_PID:-} result=0
+    [[ -n $pid ]] || return 0
+    HOLDFAST_PID=
+    kill -TERM "$pid" 2>/dev/null || true
+    wait "$pid" || result=$?
+    return "$result"
+}
+
+# wait_until SECONDS CMD...: repeats CMD until it succeeds; fails when the time is over.
+wait_until() {
+    local end=$((SECONDS + $1))
+    until "${@:2}"; do
+        ((SECONDS < end)) || return 1
+        sleep 0.05
+    done
+}
