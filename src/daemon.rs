@@ -1,1 +1,342 @@
-//! daemon
+//! `holdfast run`: the one place that knows every plane, and puts them together.
+//!
+//! ```text
+//! claim the control socket, open the NICs        nothing outside has changed yet
+//! memory, sockets, workers                       bound, but no packet is steered to them
+//! control: first table -> rules -> XDP program -> VIP addresses
+//! ... until SIGTERM; then the same in reverse
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::Sender;
+use tracing::{info, warn};
+
+use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
+use crate::control::{self, ControlError, Inputs, NicView, WorkerEvent, WorkerView};
+use crate::datapath::worker::{Parts, Worker, WorkerPort};
+use crate::flow::table::{FlowTable, TableSecret};
+use crate::forwarding::publish::{Publisher, Subscription};
+use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, PortIndex};
+use crate::stats::WorkerStats;
+use crate::steering::Steerings;
+use crate::units::Ticks;
+use crate::xdp::cpu::{self, CpuError};
+use crate::xdp::memory::MappingError;
+use crate::xdp::nic::{Nic, NicError};
+use crate::xdp::port::Port;
+use crate::xdp::program::{AttachMode, ProgramError, Steering};
+use crate::xdp::socket::{BindMode, SocketError};
+use crate::xdp::umem::{Umem, UmemError};
+
+/// Why the daemon could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The control plane.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// An interface cannot be used.
+    #[error(transparent)]
+    Nic(#[from] NicError),
+    /// Fewer queues than workers, or a queue that is not there.
+    #[error("{interface}: {reason}")]
+    Queues {
+        /// The interface.
+        interface: String,
+        /// What is wrong, and the cure.
+        reason: String,
+    },
+    /// No packet memory.
+    #[error("[workers]: {0}")]
+    Umem(#[from] UmemError),
+    /// No memory for a flow table.
+    #[error("[workers] flows: {0}")]
+    Flows(#[from] MappingError),
+    /// An AF_XDP socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The XDP program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A worker could not be pinned.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// No thread, or no random number.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+    /// A worker did not start.
+    #[error("worker {0} could not be made: its flow table is in use")]
+    Worker(usize),
+}
+
+/// A NIC that is to be served.
+struct ServedNic {
+    nic: Nic,
+    /// The queues that are served; number `i` of them by worker `i % workers`.
+    queues: Vec<u32>,
+    steering: Steering,
+    /// Whether each queue has zero copy.
+    zero_copy: Vec<bool>,
+}
+
+/// Runs holdfast with the configuration at `path` until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, or a worker fails. Everything that was set up has been removed by then.
+pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
+    let claim = control::admin::claim(&config.control.socket)?;
+    let mut nics = open_nics(&config)?;
+    let secret = TableSecret::new(random_seed()?);
+    let flows = flow_tables(&config, &secret)?;
+    let first = ForwardingTable::build(0, config.hash.secret, &[], None);
+    let (publisher, tables) = Publisher::new(first);
+    let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut monitors: Vec<Vec<_>> = nics.iter().map(|_| Vec::new()).collect();
+    let (mut workers, mut views) = (Vec::new(), Vec::new());
+    for index in 0..config.workers.cores.len() {
+        let stats = Arc::new(WorkerStats::new(MAX_VIPS, MAX_BACKENDS, nics.len()));
+        let worker =
+            make_worker(&config, index, &mut nics, &mut monitors, &flows, &tables, &stats)?;
+        workers.push(worker);
+        views.extend(view(&config, index, &stats, &flows));
+    }
+    let nic_views = nics.iter().map(nic_view).collect();
+    let steerings = nics.into_iter().map(|nic| nic.steering).zip(monitors).collect();
+    let threads = start(&config, workers, &stop, &events)?;
+    let result = control::run(Inputs {
+        config_path: path.to_owned(),
+        load: Box::new(|path| config::load(path).map_err(|errors| errors.to_string())),
+        claim,
+        workers: views,
+        nics: nic_views,
+        publisher,
+        steering: Box::new(Steerings::new(steerings)),
+        events: failures,
+        clock: Arc::new(now),
+        ready: Box::new(|| info!("ready")),
+        config,
+    });
+    // Relaxed: the flag publishes nothing else.
+    stop.store(true, Ordering::Relaxed);
+    for thread in threads {
+        // A worker that panicked has told its story by then.
+        let _ = thread.join();
+    }
+    Ok(result?)
+}
+
+/// The clock that flow ages are kept in: monotonic, and the same for every process.
+fn now() -> Ticks {
+    Ticks::at_ms(cpu::monotonic_ms())
+}
+
+fn random_seed() -> Result<u64, DaemonError> {
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
+        .map_err(|source| DaemonError::Os { what: "/dev/urandom", source })?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn open_nics(config: &Config) -> Result<Vec<ServedNic>, DaemonError> {
+    config.nics.iter().map(|wanted| open_nic(config, wanted)).collect()
+}
+
+fn open_nic(config: &Config, wanted: &NicConfig) -> Result<ServedNic, DaemonError> {
+    let nic = Nic::open(&wanted.interface)?;
+    let queues = served_queues(wanted, &nic, config.workers.cores.len())?;
+    let mode = match wanted.xdp {
+        XdpMode::Native => AttachMode::Native,
+        XdpMode::Generic => AttachMode::Generic,
+        XdpMode::Auto => AttachMode::Auto,
+    };
+    let steering = Steering::load(&nic, mode)?;
+    if !nic.is_up() {
+        warn!("{0} is down; bring it up with: ip link set {0} up", nic.name());
+    }
+    Ok(ServedNic { nic, queues, steering, zero_copy: Vec::new() })
+}
+
+/// The queues of a NIC that are served; every worker needs one to transmit.
+fn served_queues(wanted: &NicConfig, nic: &Nic, workers: usize) -> Result<Vec<u32>, DaemonError> {
+    let there = nic.rx_queues();
+    let queues = wanted.queues.clone().unwrap_or_else(|| (0..there).collect());
+    let error = |reason| DaemonError::Queues { interface: nic.name().to_owned(), reason };
+    if let Some(missing) = queues.iter().find(|&&queue| queue >= there) {
+        return Err(error(format!(
+            "queue {missing} does not exist, the NIC has {there}; change [[nic]] queues"
+        )));
+    }
+    if queues.len() < workers {
+        return Err(error(format!(
+            "too few queues: {} for {workers} workers, and each needs one to transmit; \
+             ethtool -L {} combined {workers}, or fewer [workers] cores",
+            queues.len(),
+            nic.name()
+        )));
+    }
+    Ok(queues)
+}
+
+fn flow_tables(
+    config: &Config,
+    secret: &TableSecret,
+) -> Result<Arc<[Arc<FlowTable>]>, DaemonError> {
+    let capacity = u32::try_from(config.workers.flows).unwrap_or(u32::MAX);
+    let table = |_| Ok(Arc::new(FlowTable::new(capacity, secret.clone())?));
+    config.workers.cores.iter().map(table).collect()
+}
+
+/// Makes a worker: its packet memory, and a socket on each queue that it serves.
+fn make_worker(
+    config: &Config,
+    index: usize,
+    nics: &mut [ServedNic],
+    monitors: &mut [Vec<crate::xdp::socket::Monitor>],
+    flows: &Arc<[Arc<FlowTable>]>,
+    tables: &Subscription,
+    stats: &Arc<WorkerStats>,
+) -> Result<Worker, DaemonError> {
+    let workers = config.workers.cores.len();
+    let macs = nics.iter().map(|served| served.nic.mac()).collect();
+    let sockets: Vec<(PortIndex, u32)> = (0..)
+        .zip(nics.iter())
+        .flat_map(|(nic, served)| {
+            let mine = served.queues.iter().skip(index).step_by(workers);
+            mine.map(move |&queue| (PortIndex(nic), queue))
+        })
+        .collect();
+    let needed = config.frames_needed(sockets.iter().map(|(nic, _)| *nic));
+    let frames = config.workers.frames.unwrap_or(needed);
+    let (umem, pool) = Umem::create(frames, config.workers.frame_size)?;
+    let mut ports = Vec::new();
+    for (nic, queue) in sockets {
+        let at = usize::from(nic.0);
+        let (Some(served), Some(wanted)) = (nics.get_mut(at), config.nics.get(at)) else {
+            continue;
+        };
+        let port = open_port(&umem, served, wanted, queue)?;
+        if let (Some(monitors), Some(monitor)) = (monitors.get_mut(at), port.monitor()) {
+            monitors.push(monitor);
+        }
+        ports.push(WorkerPort::new(nic, port));
+    }
+    let parts = Parts {
+        ports,
+        pool,
+        macs,
+        flows: Arc::clone(flows),
+        index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
+        tables: tables.clone(),
+        stats: Arc::clone(stats),
+        batch: config.workers.batch,
+    };
+    Worker::new(parts, now()).ok_or(DaemonError::Worker(index))
+}
+
+fn open_port(
+    umem: &Umem,
+    served: &mut ServedNic,
+    wanted: &NicConfig,
+    queue: u32,
+) -> Result<Port, DaemonError> {
+    let mode = match wanted.mode {
+        CopyMode::ZeroCopy => BindMode::ZeroCopy,
+        CopyMode::Copy => BindMode::Copy,
+        CopyMode::Auto => BindMode::Auto,
+    };
+    let port = Port::open(umem, &served.nic, queue, wanted.ring, mode)?;
+    served.steering.set_socket(queue, &port)?;
+    served.zero_copy.push(port.zero_copy());
+    Ok(port)
+}
+
+fn view(
+    config: &Config,
+    index: usize,
+    stats: &Arc<WorkerStats>,
+    flows: &[Arc<FlowTable>],
+) -> Option<WorkerView> {
+    let core = *config.workers.cores.get(index)?;
+    Some(WorkerView { core, stats: Arc::clone(stats), flows: Arc::clone(flows.get(index)?) })
+}
+
+fn nic_view(served: &ServedNic) -> NicView {
+    let mode = match (served.zero_copy.contains(&true), served.zero_copy.contains(&false)) {
+        (true, true) => "mixed",
+        (true, false) => "zero_copy",
+        (false, _) => "copy",
+    };
+    NicView {
+        interface: served.nic.name().to_owned(),
+        ifindex: served.nic.index(),
+        mac: served.nic.mac(),
+        driver: served.nic.driver().to_owned(),
+        mode: mode.to_owned(),
+        queues: served.queues.clone(),
+    }
+}
+
+/// Starts a pinned thread for every worker.
+fn start(
+    config: &Config,
+    workers: Vec<Worker>,
+    stop: &Arc<AtomicBool>,
+    events: &Sender<WorkerEvent>,
+) -> Result<Vec<JoinHandle<()>>, DaemonError> {
+    let may_sleep = config.workers.idle == Idle::Sleep;
+    let placed = config.workers.cores.iter().copied().zip(workers).enumerate();
+    placed
+        .map(|(index, (core, worker))| {
+            let (stop, events) = (Arc::clone(stop), events.clone());
+            thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || work(index, core, worker, &stop, may_sleep, &events))
+                .map_err(|source| DaemonError::Os { what: "cannot start a worker", source })
+        })
+        .collect()
+}
+
+/// What a worker's thread does.
+fn work(
+    index: usize,
+    core: usize,
+    mut worker: Worker,
+    stop: &AtomicBool,
+    may_sleep: bool,
+    events: &Sender<WorkerEvent>,
+) {
+    let mut end = End { worker: index, error: "it panicked".to_owned(), stop, events };
+    match cpu::pin_to_core(core) {
+        Ok(()) => worker.run(stop, may_sleep),
+        Err(error) => end.error = error.to_string(),
+    }
+}
+
+/// Tells control, when the thread ends, that it did so unasked: also when it panics.
+struct End<'a> {
+    worker: usize,
+    error: String,
+    stop: &'a AtomicBool,
+    events: &'a Sender<WorkerEvent>,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        // Relaxed: the flag publishes nothing else.
+        if !self.stop.load(Ordering::Relaxed) {
+            let error = std::mem::take(&mut self.error);
+            // There is room for one event of each worker.
+            let _ = self.events.try_send(WorkerEvent::Failed { worker: self.worker, error });
+        }
+    }
+}

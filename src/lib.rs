@@ -11,6 +11,7 @@ pub mod datapath;
 pub mod flow;
 pub mod forwarding;
 pub mod stats;
+pub mod steering;
 pub mod units;
 pub mod wire;
 pub mod xdp;
