@@ -1,11 +1,180 @@
 //! The configuration: TOML as written -> checked values that the program relies on.
+//!
+//! One file per section with its raw type, its defaults (each stated once, with the reason) and its
+//! rules; [`rules`] has those between sections. [`parse`] reports every mistake that it can find,
+//! each with line and column; [`machine`] finds what does not fit the machine.
+//! `config/holdfast.toml` is the reference for users, tested against this code.
 
+mod backend;
+mod control;
+mod error;
+mod hash;
+mod health;
+pub mod machine;
+mod nic;
+mod place;
+#[cfg(test)]
+mod reference;
+mod report;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod timeouts;
+mod vip;
+mod workers;
+
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use toml::de::{DeTable, DeValue};
+
 use crate::flow::Protocol;
-use crate::forwarding::{Forward, Ports, Secret};
+use crate::forwarding::{Forward, PortIndex, Ports, Secret};
+
+use place::{Place, Value};
+use report::Report;
+use vip::Placed;
+
+pub use control::SOCKET;
+pub use error::{ConfigError, ConfigErrors};
+
+/// Largest file, in bytes: the most VIPs and backends take about 4 MiB.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// Every mistake that can be found without looking at the machine; one if the file cannot be read.
+pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+    let file_name = path.display().to_string();
+    let text = read_text(path).map_err(|(what, fix)| {
+        let (key, line) = (String::new(), String::new());
+        ConfigErrors(vec![ConfigError {
+            file: file_name.clone(),
+            position: None,
+            key,
+            what,
+            fix: fix.to_owned(),
+            line,
+        }])
+    })?;
+    parse(&text, &file_name)
+}
+
+/// Checks a configuration; `file_name` is what messages call it.
+///
+/// # Errors
+/// Every mistake in the text.
+pub fn parse(text: &str, file_name: &str) -> Result<Config, ConfigErrors> {
+    let mut report = Report::parse(text, file_name)?;
+    let config = check(&mut report);
+    report.finish()?;
+    Ok(config)
+}
+
+fn read_text(path: &Path) -> Result<String, (String, &'static str)> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    read.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => ("no such file".to_owned(), "name one with --config"),
+        io::ErrorKind::PermissionDenied => {
+            ("permission denied".to_owned(), "run as a user who may read it, such as root")
+        }
+        io::ErrorKind::IsADirectory => ("a directory".to_owned(), "name a file in it"),
+        _ => (format!("cannot be read: {error}"), "name a TOML file with --config"),
+    })?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE) {
+        return Err(("larger than 16 MiB".to_owned(), "name a TOML file with --config"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let line = error.as_bytes().iter().take(good).filter(|&&byte| byte == b'\n').count() + 1;
+        (format!("not UTF-8 in line {line}"), "save the file as UTF-8, as TOML wants it")
+    })
+}
+
+/// Checks section by section, then the rules between them. What is returned is only good if
+/// `report` stays empty.
+fn check(report: &mut Report<'_>) -> Config {
+    let root = Place::root();
+    let mut document = report.document();
+    let workers: workers::RawWorkers = table(&mut document, "workers", report);
+    let workers = workers.check(&root.key("workers"), report);
+    let nics = nics(document.remove("nic"), report);
+    let first_nic = nics.first().map(|nic| nic.value.interface.clone());
+    let vips = vips(document.remove("vip"), first_nic.as_deref(), report);
+    let control: control::RawControl = table(&mut document, "control", report);
+    let hash: hash::RawHash = table(&mut document, "hash", report);
+    for key in document.keys() {
+        let what = "unknown section or key";
+        let fix = "the sections are: [workers], [[nic]], [[vip]], [control], [hash]";
+        report.unknown(key.get_ref(), key.span().start, what, fix);
+    }
+    let config = Config {
+        workers,
+        nics: nics.iter().map(|nic| nic.value.clone()).collect(),
+        vips: vips.iter().map(|(vip, _)| vip.value.clone()).collect(),
+        control: control.check(&root.key("control"), report),
+        hash: hash.check(&root.key("hash"), report),
+    };
+    rules::check(&rules::Sections { config: &config, nics: &nics, vips: &vips }, report);
+    config
+}
+
+/// The raw type of the section `[name]`, all defaults if it is not there.
+fn table<T>(document: &mut DeTable<'_>, name: &'static str, report: &mut Report<'_>) -> T
+where
+    T: serde::de::DeserializeOwned + Default,
+{
+    let place = Place::root().key(name);
+    match document.remove(name) {
+        None => T::default(),
+        Some(section) if matches!(section.get_ref(), DeValue::Table(_)) => {
+            report.read(section, &place)
+        }
+        Some(_) => {
+            report.wrong_type(&place, "not one table", &format!("write [{name}], once"));
+            T::default()
+        }
+    }
+}
+
+fn nics(list: Option<Value<'_>>, report: &mut Report<'_>) -> Vec<Placed<Nic>> {
+    let place = Place::root().key("nic");
+    let list = report.tables(list, &place);
+    if list.is_empty() {
+        report.missing(&place, "add at least one [[nic]]");
+    }
+    let mut nics = Vec::with_capacity(list.len());
+    for (index, section) in list.into_iter().enumerate() {
+        let place = place.index(index);
+        let raw: nic::RawNic = report.read(section, &place);
+        let nic = raw.check(&place, report);
+        nics.extend(nic.map(|value| Placed { value, place }));
+    }
+    nics
+}
+
+fn vips(
+    list: Option<Value<'_>>,
+    first_nic: Option<&str>,
+    report: &mut Report<'_>,
+) -> Vec<(Placed<Vip>, Vec<Placed<Backend>>)> {
+    let place = Place::root().key("vip");
+    let list = report.tables(list, &place);
+    if list.is_empty() {
+        report.missing(&place, "add at least one [[vip]]");
+    }
+    let mut vips = Vec::with_capacity(list.len());
+    for (index, section) in list.into_iter().enumerate() {
+        let (vip, backends) = vip::check(section, &place.index(index), first_nic, report);
+        vips.extend(vip.map(|vip| (vip, backends)));
+    }
+    vips
+}
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +191,19 @@ pub struct Config {
     pub hash: Hash,
 }
 
+impl Config {
+    /// Frames that fill the rings of one worker: for each of its sockets a fill ring of `2 * ring`
+    /// and a TX ring of `ring` entries, and one batch in the worker's hands. `sockets` names the
+    /// NIC of each socket: a worker has one for every queue that it serves.
+    ///
+    /// The RX and completion rings add nothing: their frames came from the two others.
+    pub fn frames_needed(&self, sockets: impl IntoIterator<Item = PortIndex>) -> u32 {
+        let batch = u32::try_from(self.workers.batch).unwrap_or(u32::MAX);
+        let rings = sockets.into_iter().filter_map(|port| self.nics.get(usize::from(port.0)));
+        rings.fold(batch, |sum, nic| sum.saturating_add(nic.ring.saturating_mul(3)))
+    }
+}
+
 /// `[workers]`: the threads of the data path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workers {
@@ -31,7 +213,8 @@ pub struct Workers {
     pub idle: Idle,
     /// Entries of each worker's flow table.
     pub flows: usize,
-    /// UMEM frames of each worker; `None`: as many as its rings can hold (see `Config::frames`).
+    /// UMEM frames of each worker; `None`: as many as its rings can hold, see
+    /// [`Config::frames_needed`].
     pub frames: Option<u32>,
     /// Bytes per UMEM frame: 2048 or 4096.
     pub frame_size: u32,

@@ -1,1 +1,19 @@
-//! datapath
+//! The data path: one worker per core, which runs every packet to completion.
+//!
+//! ```text
+//! receive -> parse -> classify -> conntrack -> select -> rewrite -> transmit
+//! ```
+//!
+//! One file per stage, in the order in which a packet meets them. A stage is a function over a
+//! [`batch::Batch`]; [`worker::Worker::poll`] is the list of them. After start-up nothing here
+//! allocates, locks, logs, blocks or makes a system call other than ring wake-ups.
+
+pub mod batch;
+pub mod classify;
+pub mod conntrack;
+pub mod parse;
+pub mod receive;
+pub mod rewrite;
+pub mod select;
+pub mod transmit;
+pub mod worker;

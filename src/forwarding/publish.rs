@@ -1,1 +1,86 @@
-//! publish
+//! Publishing a forwarding table: one pointer, swapped by the control thread, read by workers.
+//!
+//! A worker looks once per batch whether the pointer has moved. It never frees a table: the
+//! publisher keeps every table that it has published until it is the last who holds it.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Cache};
+
+use super::ForwardingTable;
+
+/// The control thread's side.
+#[derive(Debug)]
+pub struct Publisher {
+    current: Arc<ArcSwap<ForwardingTable>>,
+    /// Tables that were replaced and may still be held by a worker.
+    old: Vec<Arc<ForwardingTable>>,
+}
+
+/// A worker's side. Clone it once per worker.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    cache: Cache<Arc<ArcSwap<ForwardingTable>>, Arc<ForwardingTable>>,
+}
+
+impl Publisher {
+    /// Publishes the first table.
+    pub fn new(table: ForwardingTable) -> (Self, Subscription) {
+        let current = Arc::new(ArcSwap::from_pointee(table));
+        let cache = Cache::new(Arc::clone(&current));
+        (Self { current, old: Vec::new() }, Subscription { cache })
+    }
+
+    /// Replaces the table; workers see it at their next batch.
+    pub fn publish(&mut self, table: ForwardingTable) {
+        self.old.push(self.current.swap(Arc::new(table)));
+        self.reap();
+    }
+
+    /// The table that is published now.
+    pub fn current(&self) -> Arc<ForwardingTable> {
+        self.current.load_full()
+    }
+
+    /// Frees the replaced tables that no worker holds any more.
+    pub fn reap(&mut self) {
+        self.old.retain(|table| Arc::strong_count(table) > 1);
+    }
+
+    /// Replaced tables that are still held.
+    pub fn retained(&self) -> usize {
+        self.old.len()
+    }
+}
+
+impl Subscription {
+    /// The newest table. Cost: one atomic load when nothing has changed.
+    #[inline]
+    pub fn current(&mut self) -> &ForwardingTable {
+        self.cache.load()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(generation: u64) -> ForwardingTable {
+        ForwardingTable::build(generation, [0; 16], &[], None)
+    }
+
+    #[test]
+    fn a_table_is_freed_by_the_publisher_when_the_last_worker_has_moved_on() {
+        let (mut publisher, mut first) = Publisher::new(table(1));
+        let mut second = first.clone();
+        assert_eq!(first.current().generation(), 1);
+        publisher.publish(table(2));
+        assert_eq!(publisher.retained(), 1, "both workers hold table 1");
+        assert_eq!(first.current().generation(), 2);
+        publisher.reap();
+        assert_eq!(publisher.retained(), 1, "the second worker holds table 1");
+        assert_eq!(second.current().generation(), 2);
+        publisher.reap();
+        assert_eq!(publisher.retained(), 0);
+    }
+}

@@ -1,3 +1,370 @@
-//! table
-/// t
-pub struct ForwardingTable;
+//! The forwarding table itself: VIPs, backends and return paths, found in O(1).
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::maglev::{Candidate, LookupTable};
+use super::{
+    BackendId, BackendIndex, BackendSpec, Forward, ListenKey, NextHop, Secret, Service, Timeouts,
+    VipId, VipSpec,
+};
+use crate::flow::{Address, Protocol};
+
+/// Everything that a worker needs to know to forward. Immutable.
+///
+/// Memory: about 2 bytes per lookup table slot and VIP (shared between generations), 64 per
+/// backend, 64 per VIP port, 64 per NAT backend and port.
+#[derive(Debug)]
+pub struct ForwardingTable {
+    generation: u64,
+    secret: Secret,
+    vips: Vec<Option<Vip>>,
+    backends: Vec<Option<Backend>>,
+    listen: HashMap<ListenKey, VipId>,
+    returns: HashMap<ListenKey, Vec<ReturnPath>>,
+}
+
+/// A VIP.
+#[derive(Debug)]
+pub struct Vip {
+    /// Its index.
+    pub id: VipId,
+    /// How packets reach its backends.
+    pub forward: Forward,
+    /// Idle time-outs of its flows.
+    pub timeouts: Timeouts,
+    /// All backends that have weight, in service or not.
+    pub lookup: Arc<LookupTable>,
+    /// The same backends as a list, in the order of their names.
+    pub weighted: Box<[BackendIndex]>,
+}
+
+/// A backend of one VIP.
+#[derive(Debug)]
+pub struct Backend {
+    /// What a pin on it names.
+    pub id: BackendId,
+    /// Its VIP.
+    pub vip: VipId,
+    /// Its own address.
+    pub address: Address,
+    /// NAT: its port; `None` keeps the port that the client connected to.
+    pub port: Option<u16>,
+    /// Where frames for it go.
+    pub next_hop: Option<NextHop>,
+    /// Its health check says that it answers.
+    pub up: bool,
+    /// New flows may go to it: up, active, with weight, and its next hop is known.
+    pub takes_new: bool,
+    /// Packets of flows whose pin was lost may go to it: up, and not out of service.
+    pub takes_midflow: bool,
+}
+
+/// A VIP address and port for which a NAT backend may be answering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReturnPath {
+    /// The backend.
+    pub backend: BackendIndex,
+    /// Its VIP.
+    pub vip: VipId,
+    /// The address that the client connected to.
+    pub vip_address: Address,
+    /// The port that the client connected to; `None`: the backend's source port.
+    pub vip_port: Option<u16>,
+}
+
+impl ForwardingTable {
+    /// Builds a table. Lookup tables that did not change are taken over from `previous`.
+    ///
+    /// Two specs with one index, or two VIPs with one listen key, are a caller's mistake (the
+    /// configuration refuses them); the later one wins.
+    pub fn build(
+        generation: u64,
+        secret: Secret,
+        specs: &[VipSpec],
+        previous: Option<&Self>,
+    ) -> Self {
+        let mut table = Self {
+            generation,
+            secret,
+            vips: Vec::new(),
+            backends: Vec::new(),
+            listen: HashMap::new(),
+            returns: HashMap::new(),
+        };
+        let previous = previous.filter(|previous| previous.secret == secret);
+        for spec in specs {
+            table.add(spec, previous.and_then(|previous| previous.vip(spec.id)));
+        }
+        table
+    }
+
+    /// Number of this table in the sequence of published ones.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Key of the hashes that choose a backend.
+    pub const fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    /// The VIP of an index.
+    #[inline]
+    pub fn vip(&self, id: VipId) -> Option<&Vip> {
+        self.vips.get(usize::from(id.0))?.as_ref()
+    }
+
+    /// The backend of an index.
+    #[inline]
+    pub fn backend(&self, index: BackendIndex) -> Option<&Backend> {
+        self.backends.get(usize::from(index.0))?.as_ref()
+    }
+
+    /// The backend that a pin names, unless its generation has ended.
+    #[inline]
+    pub fn pinned(&self, id: BackendId) -> Option<&Backend> {
+        self.backend(id.index).filter(|backend| backend.id == id)
+    }
+
+    /// The VIP that listens on `key` (its port is not 0): the exact port first, then all ports.
+    #[inline]
+    pub fn listener(&self, key: ListenKey) -> Option<VipId> {
+        let exact = self.listen.get(&key);
+        exact.or_else(|| self.listen.get(&ListenKey { port: 0, ..key })).copied()
+    }
+
+    /// What a packet whose *source* is `key` may be answering: exact ports first, then all ports.
+    #[inline]
+    pub fn return_paths(&self, key: ListenKey) -> impl Iterator<Item = &ReturnPath> + Clone {
+        let exact = self.returns.get(&key).map_or(&[][..], Vec::as_slice);
+        let any = self.returns.get(&ListenKey { port: 0, ..key }).map_or(&[][..], Vec::as_slice);
+        exact.iter().chain(any)
+    }
+
+    fn add(&mut self, spec: &VipSpec, previous: Option<&Vip>) {
+        for &port in spec.ports.listen() {
+            let key = ListenKey { address: spec.address.into(), port, protocol: spec.protocol };
+            self.listen.insert(key, spec.id);
+        }
+        for backend in &spec.backends {
+            place(&mut self.backends, backend.id.index.0, Backend::new(spec, backend));
+            if spec.forward == Forward::Nat {
+                self.add_returns(spec, backend);
+            }
+        }
+        place(&mut self.vips, spec.id.0, Vip::new(spec, &self.secret, previous));
+    }
+
+    fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
+        for &port in spec.ports.listen() {
+            let key = return_key(backend, port, spec.protocol);
+            self.returns.entry(key).or_default().push(ReturnPath {
+                backend: backend.id.index,
+                vip: spec.id,
+                vip_address: spec.address.into(),
+                vip_port: Some(port).filter(|&port| port != 0),
+            });
+        }
+    }
+}
+
+/// Where a NAT backend's replies come from, for clients of the VIP's `port` (0: every port).
+pub fn return_key(backend: &BackendSpec, port: u16, protocol: Protocol) -> ListenKey {
+    ListenKey { address: backend.address.into(), port: backend.port.unwrap_or(port), protocol }
+}
+
+impl Vip {
+    fn new(spec: &VipSpec, secret: &Secret, previous: Option<&Self>) -> Self {
+        let candidates: Vec<Candidate> = spec
+            .backends
+            .iter()
+            .map(|backend| Candidate {
+                backend: backend.id.index,
+                name: backend.name.clone(),
+                weight: backend.weight,
+            })
+            .collect();
+        let lookup = previous
+            .map(|vip| &vip.lookup)
+            .filter(|lookup| lookup.is_built_from(spec.table_size, &candidates))
+            .cloned();
+        let mut weighted: Vec<&BackendSpec> =
+            spec.backends.iter().filter(|backend| backend.weight > 0).collect();
+        weighted.sort_by(|a, b| a.name.cmp(&b.name));
+        Self {
+            id: spec.id,
+            forward: spec.forward,
+            timeouts: spec.timeouts,
+            weighted: weighted.iter().map(|backend| backend.id.index).collect(),
+            lookup: lookup.unwrap_or_else(|| {
+                Arc::new(LookupTable::build(spec.table_size, secret, candidates))
+            }),
+        }
+    }
+}
+
+impl Backend {
+    fn new(vip: &VipSpec, spec: &BackendSpec) -> Self {
+        Self {
+            id: spec.id,
+            vip: vip.id,
+            address: spec.address.into(),
+            port: spec.port,
+            next_hop: spec.next_hop,
+            up: spec.up,
+            takes_new: spec.up
+                && spec.weight > 0
+                && spec.service == Service::Active
+                && spec.next_hop.is_some(),
+            takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
+        }
+    }
+}
+
+/// Puts `value` at `index`, growing the list as needed.
+fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
+    let index = usize::from(index);
+    if list.len() <= index {
+        list.resize_with(index + 1, || None);
+    }
+    if let Some(place) = list.get_mut(index) {
+        *place = Some(value);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Specs for tests.
+    use super::*;
+    use crate::forwarding::{PortIndex, Ports};
+    use crate::units::Ticks;
+
+    /// A NAT VIP 192.0.2.`10 + id` on TCP port 80, without backends.
+    pub fn spec(id: u16) -> VipSpec {
+        VipSpec {
+            id: VipId(id),
+            address: [192, 0, 2, 10 + u8::try_from(id).unwrap_or_default()].into(),
+            ports: Ports::List(vec![80]),
+            protocol: Protocol::Tcp,
+            forward: Forward::Nat,
+            timeouts: Timeouts {
+                embryonic: Ticks(3_000),
+                established: Ticks(360_000),
+                closing: Ticks(6_000),
+                udp: Ticks(12_000),
+            },
+            table_size: 65537,
+            backends: Vec::new(),
+        }
+    }
+
+    /// A backend 10.0.x.y that is up, active and resolved.
+    pub fn backend(index: u16) -> BackendSpec {
+        let [high, low] = index.to_be_bytes();
+        BackendSpec {
+            id: BackendId { index: BackendIndex(index), generation: 0 },
+            name: format!("b{index}"),
+            address: [10, 0, high, low].into(),
+            port: Some(8080),
+            weight: 1,
+            up: true,
+            service: Service::Active,
+            next_hop: Some(NextHop {
+                port: PortIndex(0),
+                mac: [2, 0, 0, 0, high, low],
+                vlan: None,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::testing::{backend, spec};
+    use super::*;
+    use crate::forwarding::Ports;
+
+    fn key(address: [u8; 4], port: u16) -> ListenKey {
+        ListenKey { address: Address::from_v4(address), port, protocol: Protocol::Tcp }
+    }
+
+    #[test]
+    fn exact_ports_win_over_all_ports() {
+        let mut web = spec(0);
+        web.ports = Ports::List(vec![80, 443]);
+        let mut rest = spec(1);
+        rest.address = web.address;
+        rest.ports = Ports::All;
+        let table = ForwardingTable::build(1, [0; 16], &[web, rest], None);
+        for (port, vip) in [(80, 0), (443, 0), (22, 1)] {
+            assert_eq!(table.listener(key([192, 0, 2, 10], port)), Some(VipId(vip)), "{port}");
+        }
+        assert_eq!(table.listener(key([192, 0, 2, 11], 80)), None);
+    }
+
+    #[test]
+    fn return_paths_name_every_port_that_a_backend_may_answer_for() {
+        let mut web = spec(0);
+        web.ports = Ports::List(vec![80, 443]);
+        web.backends = vec![backend(0)];
+        let mut all = spec(1);
+        all.ports = Ports::All;
+        all.backends = vec![BackendSpec { port: None, ..backend(1) }];
+        let table = ForwardingTable::build(1, [0; 16], &[web, all], None);
+        let ports = |key| table.return_paths(key).map(|path| path.vip_port).collect::<Vec<_>>();
+        assert_eq!(ports(key([10, 0, 0, 0], 8080)), [Some(80), Some(443)]);
+        assert_eq!(ports(key([10, 0, 0, 0], 80)), []);
+        assert_eq!(ports(key([10, 0, 0, 1], 12345)), [None]);
+    }
+
+    #[test]
+    fn who_takes_new_and_lost_flows() {
+        let row = |name, change: fn(&mut BackendSpec), new, midflow| {
+            let mut backend = backend(0);
+            change(&mut backend);
+            let made = Backend::new(&spec(0), &backend);
+            assert_eq!((made.takes_new, made.takes_midflow), (new, midflow), "{name}");
+        };
+        row("in service", |_| {}, true, true);
+        row("draining", |b| b.service = Service::Draining, false, true);
+        row("out", |b| b.service = Service::Out, false, false);
+        row("down", |b| b.up = false, false, false);
+        row("weight 0", |b| b.weight = 0, false, true);
+        row("unresolved", |b| b.next_hop = None, false, false);
+    }
+
+    #[test]
+    fn a_pin_of_an_ended_generation_names_nobody() {
+        let mut vip = spec(0);
+        vip.backends = vec![backend(5)];
+        let old = vip.backends.first().unwrap().id;
+        let before = ForwardingTable::build(1, [0; 16], &[vip.clone()], None);
+        assert!(before.pinned(old).is_some());
+        vip.backends.first_mut().unwrap().id.generation += 1;
+        let after = ForwardingTable::build(2, [0; 16], &[vip], Some(&before));
+        assert!(after.pinned(old).is_none());
+        assert!(after.backend(BackendIndex(5)).is_some());
+    }
+
+    #[test]
+    fn unchanged_lookup_tables_are_shared_and_changed_ones_are_not() {
+        let mut vip = spec(0);
+        vip.backends = vec![backend(0), backend(1)];
+        let build = |vip: &VipSpec, secret, previous| {
+            ForwardingTable::build(1, secret, std::slice::from_ref(vip), previous)
+        };
+        let lookup = |table: &ForwardingTable| Arc::clone(&table.vip(VipId(0)).unwrap().lookup);
+        let first = build(&vip, [0; 16], None);
+        vip.backends.first_mut().unwrap().up = false;
+        let flapped = build(&vip, [0; 16], Some(&first));
+        assert!(Arc::ptr_eq(&lookup(&first), &lookup(&flapped)), "a flap rebuilds nothing");
+        let rekeyed = build(&vip, [1; 16], Some(&first));
+        assert!(!Arc::ptr_eq(&lookup(&first), &lookup(&rekeyed)));
+        vip.backends.first_mut().unwrap().weight = 2;
+        let reweighted = build(&vip, [0; 16], Some(&first));
+        assert!(!Arc::ptr_eq(&lookup(&first), &lookup(&reweighted)));
+    }
+}

@@ -1,1 +1,9 @@
-//! wire
+//! Headers inside a frame, rewritten in place. No unsafe, no allocation, no panic.
+//!
+//! Reading is etherparse's job ([`crate::datapath::parse`]); here is what it has no part for:
+//! changing bytes and patching checksums incrementally.
+
+pub mod checksum;
+pub mod ethernet;
+pub mod ip;
+pub mod transport;

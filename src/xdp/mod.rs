@@ -1,1 +1,30 @@
-//! xdp
+//! Everything that talks to the kernel's XDP side, and all unsafe code of the project.
+//!
+//! ```text
+//!  Umem --frames--> FramePool                     Nic --> Steering (XDP program, rules)
+//!    |                 |                                     | redirects VIP traffic
+//!    |   refill, reclaim                                     v
+//!    +------------> Port = one AF_XDP socket and its four rings, on one (NIC, queue)
+//!                      |                 ^
+//!              receive v                 | transmit, flush
+//!                    Frame: move-only, one owner, so that no chunk is used twice
+//! ```
+//!
+//! One file per kernel object. Nothing here knows `datapath`, `control` or `config`. The order at
+//! start: [`umem::Umem::create`], [`port::Port::open`] for each (NIC, queue),
+//! [`program::Steering::load`] for each NIC, [`program::Steering::set_socket`],
+//! [`program::Steering::sync`], and only then [`program::Steering::attach`].
+
+pub mod cpu;
+pub mod fake;
+pub mod memory;
+pub mod nic;
+pub mod packet;
+pub mod port;
+//pub mod program;
+pub mod ring;
+pub mod socket;
+pub mod umem;
+
+mod netlink;
+mod os;

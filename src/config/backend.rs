@@ -1,0 +1,44 @@
+//! `[[vip.backend]]`: a server behind a VIP.
+
+use serde::Deserialize;
+
+use super::Backend;
+use super::place::Place;
+use super::report::Report;
+use crate::forwarding::Forward;
+
+/// Equal shares.
+const WEIGHT: u32 = 1;
+/// Enough for shares of a tenth of a percent.
+const MAX_WEIGHT: u32 = 1000;
+
+/// The section as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBackend {
+    name: Option<String>,
+    address: Option<String>,
+    port: Option<i64>,
+    weight: Option<i64>,
+}
+
+impl RawBackend {
+    /// The section as the program relies on it; `None` without a name or address to go by.
+    pub(super) fn check(
+        self,
+        place: &Place,
+        forward: Option<Forward>,
+        report: &mut Report<'_>,
+    ) -> Option<Backend> {
+        let name = report.name(&place.key("name"), self.name);
+        let address = report.address(&place.key("address"), self.address.as_deref());
+        let weight = report.integer(&place.key("weight"), self.weight, WEIGHT, 0..=MAX_WEIGHT);
+        let port_at = place.key("port");
+        let port = self.port.map(|port| report.integer(&port_at, Some(port), 1, 1..=u16::MAX));
+        if port.is_some() && forward == Some(Forward::Dsr) {
+            let what = "forward = \"dsr\" leaves the port as the client wrote it";
+            report.error(&port_at, what, "remove the port, or use forward = \"nat\"");
+        }
+        Some(Backend { name: name?, address: address?, port, weight })
+    }
+}

@@ -1,0 +1,38 @@
+//! `[control]`: the control API.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::Control;
+use super::place::Place;
+use super::report::Report;
+
+/// Where the command line looks, too; /run is emptied at boot.
+pub const SOCKET: &str = "/run/holdfast/control.sock";
+/// Longest path: `sun_path` of unix(7) has 108 bytes, one of them the NUL.
+const MAX_SOCKET: usize = 107;
+
+/// The section as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawControl {
+    socket: Option<String>,
+}
+
+impl RawControl {
+    /// The section as the program relies on it.
+    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Control {
+        let socket = self.socket.unwrap_or_else(|| SOCKET.to_owned());
+        let at = place.key("socket");
+        if !socket.starts_with('/') || socket.ends_with('/') {
+            let what = format!("\"{socket}\" is not the absolute path of a file");
+            report.error(&at, what, &format!("use one such as \"{SOCKET}\""));
+        }
+        if socket.len() > MAX_SOCKET {
+            let what = format!("{} bytes are too long for a Unix socket", socket.len());
+            report.error(&at, what, "use a path of at most 107 bytes");
+        }
+        Control { socket: PathBuf::from(socket) }
+    }
+}

@@ -1,0 +1,94 @@
+//! `health` of a VIP: how its backends are checked.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::place::Place;
+use super::report::Report;
+use super::{Health, TcpHealth};
+use crate::flow::Protocol;
+
+/// A dead backend is out after `fall` of these: 3 s, the client's second SYN retransmission.
+const INTERVAL_MS: u64 = 1000;
+/// Longest time-out that is taken by default; a connection within one site answers in far less.
+const TIMEOUT_MS: u64 = 1000;
+/// One success may be luck.
+const RISE: u32 = 2;
+/// One lost SYN must not take a backend out, nor two.
+const FALL: u32 = 3;
+/// Below this, checks of many backends are a load of their own.
+const MIN_INTERVAL_MS: u64 = 50;
+/// Above an hour a check says nothing about now.
+const MAX_INTERVAL_MS: u64 = 3_600_000;
+/// Below this, a busy host looks dead.
+const MIN_TIMEOUT_MS: u64 = 10;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tcp,
+    None,
+}
+
+/// The table as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawHealth {
+    kind: Option<String>,
+    interval_ms: Option<i64>,
+    timeout_ms: Option<i64>,
+    rise: Option<i64>,
+    fall: Option<i64>,
+    port: Option<i64>,
+}
+
+impl RawHealth {
+    /// The table as the program relies on it. By default, backends of TCP VIPs are checked on the
+    /// port that serves; those of UDP VIPs only when a port is given, for UDP has no handshake to
+    /// tell that somebody listens.
+    pub(super) fn check(
+        self,
+        place: &Place,
+        protocol: Protocol,
+        report: &mut Report<'_>,
+    ) -> Health {
+        const KINDS: &[(&str, Kind)] = &[("tcp", Kind::Tcp), ("none", Kind::None)];
+        const LATER: &[&str] = &["http", "https", "grpc", "udp", "dns"];
+        let kind_at = place.key("kind");
+        let told = self.kind.and_then(|word| report.word(&kind_at, &word, KINDS, LATER));
+        let by_default = match protocol {
+            Protocol::Udp if self.port.is_none() => Kind::None,
+            Protocol::Tcp | Protocol::Udp => Kind::Tcp,
+        };
+        let interval_ms = report.integer(
+            &place.key("interval_ms"),
+            self.interval_ms,
+            INTERVAL_MS,
+            MIN_INTERVAL_MS..=MAX_INTERVAL_MS,
+        );
+        // A check ends before the next one starts, so the interval bounds the time-out.
+        let timeout_ms = report.integer(
+            &place.key("timeout_ms"),
+            self.timeout_ms,
+            TIMEOUT_MS.min(interval_ms),
+            MIN_TIMEOUT_MS..=interval_ms,
+        );
+        let port_at = place.key("port");
+        let port = self.port.map(|port| report.integer(&port_at, Some(port), 1, 1..=u16::MAX));
+        if told == Some(Kind::Tcp) && protocol == Protocol::Udp && port.is_none() {
+            let fix = "give the TCP port to connect to, or use kind = \"none\"";
+            report.error(&port_at, "missing: a UDP VIP says nothing about TCP ports", fix);
+        }
+        let tcp = TcpHealth {
+            interval: Duration::from_millis(interval_ms),
+            timeout: Duration::from_millis(timeout_ms),
+            rise: report.integer(&place.key("rise"), self.rise, RISE, 1..=100),
+            fall: report.integer(&place.key("fall"), self.fall, FALL, 1..=100),
+            port,
+        };
+        match told.unwrap_or(by_default) {
+            Kind::Tcp => Health::Tcp(tcp),
+            Kind::None => Health::None,
+        }
+    }
+}

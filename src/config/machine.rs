@@ -1,0 +1,393 @@
+//! What of a configuration does not fit the machine that is to run it: found without starting.
+//!
+//! [`Machine`] holds the facts, [`Machine::read`] gets them from the kernel's files, and [`check`]
+//! compares: pure, so that tests make up machines.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use super::{Announce, Config, Nic};
+use crate::forwarding::PortIndex;
+
+/// What does not fit, and how to fix it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Whether `run` would fail.
+    pub fatal: bool,
+    /// What it is about: a key of the configuration, or the machine.
+    pub key: String,
+    /// What does not fit.
+    pub what: String,
+    /// How to fix it.
+    pub fix: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.key, self.what, self.fix)
+    }
+}
+
+/// The facts that [`check`] goes by. `None`: the kernel did not say, and nothing is concluded.
+#[derive(Debug, Clone, Default)]
+pub struct Machine {
+    /// Cores that are online.
+    pub cores_online: Option<BTreeSet<usize>>,
+    /// Cores that this process may run on.
+    pub cores_allowed: Option<BTreeSet<usize>>,
+    /// Interfaces of this network namespace with their number of RX queues.
+    pub interfaces: Option<BTreeMap<String, Option<u32>>>,
+    /// Effective capabilities, as in `CapEff` of `/proc/self/status`.
+    pub capabilities: Option<u64>,
+    /// Whether the kernel has AF_XDP.
+    pub af_xdp: Option<bool>,
+    /// Whether somebody answers at the control socket.
+    pub socket_answers: bool,
+}
+
+/// What `run` needs (include/uapi/linux/capability.h) and for what.
+const CAPABILITIES: [(u32, &str, &str); 3] = [
+    (12, "CAP_NET_ADMIN", "attach XDP programs and announce addresses"),
+    (13, "CAP_NET_RAW", "open AF_XDP sockets"),
+    (39, "CAP_BPF", "load the XDP program"),
+];
+/// Stands for CAP_BPF, too.
+const CAP_SYS_ADMIN: u32 = 21;
+
+impl Machine {
+    /// Asks this machine. Needs no privileges; opens a connection to the control socket.
+    pub fn read(config: &Config) -> Self {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        Self {
+            cores_online: read_list("/sys/devices/system/cpu/online"),
+            cores_allowed: status_value(&status, "Cpus_allowed_list").and_then(parse_list),
+            interfaces: interfaces(),
+            capabilities: status_value(&status, "CapEff")
+                .and_then(|hex| u64::from_str_radix(hex, 16).ok()),
+            af_xdp: af_xdp(),
+            socket_answers: UnixStream::connect(&config.control.socket).is_ok(),
+        }
+    }
+}
+
+/// The value of `key` in `/proc/self/status`.
+fn status_value<'s>(status: &'s str, key: &str) -> Option<&'s str> {
+    status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
+}
+
+fn read_list(path: &str) -> Option<BTreeSet<usize>> {
+    parse_list(fs::read_to_string(path).ok()?.trim())
+}
+
+/// The kernel's list format: `0-3,8`.
+fn parse_list(text: &str) -> Option<BTreeSet<usize>> {
+    let mut numbers = BTreeSet::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        numbers.extend(first.parse::<usize>().ok()?..=last.parse().ok()?);
+    }
+    Some(numbers)
+}
+
+/// Names from /proc/net/dev, which is of our network namespace whatever /sys is of.
+fn interfaces() -> Option<BTreeMap<String, Option<u32>>> {
+    let text = fs::read_to_string("/proc/self/net/dev").ok()?;
+    let names = text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
+    Some(names.map(|name| (name.to_owned(), rx_queues(name).ok())).collect())
+}
+
+fn rx_queues(interface: &str) -> io::Result<u32> {
+    let mut count = 0;
+    for entry in fs::read_dir(Path::new("/sys/class/net").join(interface).join("queues"))? {
+        count += u32::from(entry?.file_name().to_string_lossy().starts_with("rx-"));
+    }
+    Ok(count)
+}
+
+/// AF_XDP registers its protocol as `XDP` (net/xdp/xsk.c, `xsk_proto`).
+fn af_xdp() -> Option<bool> {
+    let text = fs::read_to_string("/proc/self/net/protocols").ok()?;
+    Some(text.lines().any(|line| line.split_whitespace().next() == Some("XDP")))
+}
+
+/// Everything that does not fit.
+pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    privileges(machine, &mut findings);
+    cores(config, machine, &mut findings);
+    for (port, nic) in config.nics.iter().enumerate() {
+        interface(config, port, nic, machine, &mut findings);
+    }
+    announcements(config, machine, &mut findings);
+    if machine.socket_answers {
+        findings.push(Finding {
+            fatal: false,
+            key: "control.socket".to_owned(),
+            what: format!("a holdfast runs and answers at {}", config.control.socket.display()),
+            fix: "apply this file with `holdfast reload`, or stop it before you run another"
+                .to_owned(),
+        });
+    }
+    findings
+}
+
+fn fatal(key: &str, what: String, fix: impl Into<String>) -> Finding {
+    Finding { fatal: true, key: key.to_owned(), what, fix: fix.into() }
+}
+
+fn privileges(machine: &Machine, findings: &mut Vec<Finding>) {
+    let effective = machine.capabilities.unwrap_or(u64::MAX);
+    let has = |number: u32| effective & (1 << number) != 0;
+    for (number, name, purpose) in CAPABILITIES {
+        let stands_for = number == 39 && has(CAP_SYS_ADMIN);
+        if !has(number) && !stands_for {
+            let what = format!("{name} is missing: it is needed to {purpose}");
+            let fix = "run as root, or check the file alone with --offline";
+            findings.push(fatal("privileges", what, fix));
+        }
+    }
+    if machine.af_xdp == Some(false) {
+        let what = "this kernel has no AF_XDP".to_owned();
+        let fix = "boot a kernel of 6.1 or newer with CONFIG_XDP_SOCKETS=y, such as Debian's";
+        findings.push(fatal("kernel", what, fix));
+    }
+}
+
+fn cores(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
+    for core in &config.workers.cores {
+        let lacks = |set: &Option<BTreeSet<usize>>| set.as_ref().is_some_and(|s| !s.contains(core));
+        if lacks(&machine.cores_online) {
+            let online = machine.cores_online.iter().flatten().copied();
+            let what = format!("core {core} is not there or offline");
+            findings.push(fatal("workers.cores", what, format!("use some of {}", list(online))));
+        } else if lacks(&machine.cores_allowed) {
+            let allowed = machine.cores_allowed.iter().flatten().copied();
+            let what = format!("this process may not run on core {core}");
+            let fix =
+                format!("use some of {}, or widen its cpuset (taskset, cgroup)", list(allowed));
+            findings.push(fatal("workers.cores", what, fix));
+        }
+    }
+}
+
+fn list(items: impl IntoIterator<Item: ToString>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn interface(
+    config: &Config,
+    port: usize,
+    nic: &Nic,
+    machine: &Machine,
+    findings: &mut Vec<Finding>,
+) {
+    let name = &nic.interface;
+    let Some(interfaces) = &machine.interfaces else { return };
+    let Some(queues) = interfaces.get(name) else {
+        let fix = format!("there are: {}", list(interfaces.keys()));
+        findings.push(fatal("nic.interface", format!("there is no interface {name}"), fix));
+        return;
+    };
+    let Some(queues) = *queues else { return };
+    let workers = u32::try_from(config.workers.cores.len()).unwrap_or(u32::MAX);
+    if queues < workers && nic.queues.is_none() {
+        let what = format!("too few queues: {name} has {queues}, and there are {workers} workers");
+        let fix =
+            format!("`ethtool -L {name} combined {workers}`, or name fewer cores in [workers]");
+        findings.push(fatal("nic.interface", what, fix));
+    }
+    for queue in nic.queues.iter().flatten().filter(|&&queue| queue >= queues) {
+        let what =
+            format!("{name} has no queue {queue}: its queues are 0 to {}", queues.max(1) - 1);
+        let fix = format!("`ethtool -L {name} combined {}`, or list others", queue + 1);
+        findings.push(fatal("nic.queues", what, fix));
+    }
+    frames(config, port, queues, machine, findings);
+}
+
+/// With `queues` left out, only the machine says how many rings a worker has to fill.
+fn frames(
+    config: &Config,
+    port: usize,
+    queues: u32,
+    machine: &Machine,
+    findings: &mut Vec<Finding>,
+) {
+    // Once, for the last NIC, when all are known to exist.
+    let (Some(frames), true) = (config.workers.frames, port + 1 == config.nics.len()) else {
+        return;
+    };
+    let workers = config.workers.cores.len().max(1);
+    let served = |nic: &Nic| {
+        let there = machine.interfaces.as_ref().and_then(|all| *all.get(&nic.interface)?);
+        let there = usize::try_from(there.unwrap_or(queues)).unwrap_or(usize::MAX);
+        nic.queues.as_ref().map_or(there, Vec::len).div_ceil(workers)
+    };
+    let needed = config.frames_needed(
+        config
+            .nics
+            .iter()
+            .zip(0u8..)
+            .flat_map(|(nic, port)| std::iter::repeat_n(PortIndex(port), served(nic))),
+    );
+    if frames < needed {
+        let what = format!("{frames} frames are too few for the queues that a worker serves");
+        let fix = format!("use at least {needed}, or smaller rings, or leave the key out");
+        findings.push(fatal("workers.frames", what, fix));
+    }
+}
+
+fn announcements(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
+    let Some(interfaces) = &machine.interfaces else { return };
+    let mut told: BTreeSet<&str> = config.nics.iter().map(|nic| nic.interface.as_str()).collect();
+    for vip in &config.vips {
+        let Announce::Interface(name) = &vip.announce else { continue };
+        if !interfaces.contains_key(name) && told.insert(name) {
+            let what = format!("VIP {}: there is no interface {name}", vip.name);
+            let fix = format!("there are: {}; or use announce = \"none\"", list(interfaces.keys()));
+            findings.push(fatal("vip.announce", what, fix));
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        workers = { cores = [0, 1], frames = 6208 }
+        nic = [{ interface = "eth1" }]
+        vip = [{ name = "v", address = "192.0.2.1", ports = [80], forward = "nat",
+                 announce = "lo", backend = [{ name = "a", address = "10.0.0.1" }] }]
+    "#;
+
+    /// Fits [`TEXT`].
+    fn machine() -> Machine {
+        let interfaces = [("lo", 1), ("eth0", 1), ("eth1", 2)];
+        Machine {
+            cores_online: Some((0..4).collect()),
+            cores_allowed: Some((0..3).collect()),
+            interfaces: Some(interfaces.map(|(name, n)| (name.to_owned(), Some(n))).into()),
+            capabilities: Some(u64::MAX),
+            af_xdp: Some(true),
+            socket_answers: false,
+        }
+    }
+
+    fn findings(from: &str, to: &str, machine: &Machine) -> Vec<String> {
+        let text = TEXT.replacen(from, to, 1);
+        let config = crate::config::parse(&text, "f").map_err(|errors| errors.to_string()).unwrap();
+        check(&config, machine).iter().map(Finding::to_string).collect()
+    }
+
+    #[test]
+    fn configurations_that_do_not_fit_the_machine() {
+        for (name, from, to, expected) in [
+            ("fits", "", "", ""),
+            (
+                "no such core",
+                "[0, 1]",
+                "[0, 9]",
+                "workers.cores: core 9 is not there or offline; use some of 0, 1, 2, 3",
+            ),
+            (
+                "core not allowed",
+                "[0, 1]",
+                "[0, 3]",
+                "workers.cores: this process may not run on core 3; use some of 0, 1, 2, or widen \
+                 its cpuset (taskset, cgroup)",
+            ),
+            (
+                "no such NIC",
+                "eth1",
+                "eth7",
+                "nic.interface: there is no interface eth7; there are: eth0, eth1, lo",
+            ),
+            (
+                "too few queues",
+                "[0, 1]",
+                "[0, 1, 2]",
+                "nic.interface: too few queues: eth1 has 2, and there are 3 workers; \
+                 `ethtool -L eth1 combined 3`, or name fewer cores in [workers]",
+            ),
+            (
+                "no such queue",
+                "\"eth1\"",
+                "\"eth1\", queues = [0, 2]",
+                "nic.queues: eth1 has no queue 2: its queues are 0 to 1; \
+                 `ethtool -L eth1 combined 3`, or list others",
+            ),
+            (
+                "frames for two queues of one worker",
+                "[0, 1]",
+                "[0]",
+                "workers.frames: 6208 frames are too few for the queues that a worker serves; use \
+                 at least 12352, or smaller rings, or leave the key out",
+            ),
+            (
+                "announced nowhere",
+                "\"lo\"",
+                "\"dummy0\"",
+                "vip.announce: VIP v: there is no interface dummy0; there are: eth0, eth1, lo; or \
+                 use announce = \"none\"",
+            ),
+        ] {
+            let expected: Vec<_> = [expected].into_iter().filter(|e| !e.is_empty()).collect();
+            assert_eq!(findings(from, to, &machine()), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn machines_that_run_nothing() {
+        let without = |number: u32| Some(!(1u64 << number));
+        for (name, machine, expected) in [
+            (
+                "an ordinary user",
+                Machine { capabilities: Some(0), ..machine() },
+                &["CAP_NET_ADMIN is missing", "CAP_NET_RAW is missing", "CAP_BPF is missing"][..],
+            ),
+            ("CAP_SYS_ADMIN for CAP_BPF", Machine { capabilities: without(39), ..machine() }, &[]),
+            (
+                "no AF_XDP",
+                Machine { af_xdp: Some(false), ..machine() },
+                &["kernel: this kernel has no AF_XDP; boot a kernel of 6.1 or newer"],
+            ),
+            ("nothing is known", Machine::default(), &[]),
+        ] {
+            let found = findings("", "", &machine);
+            assert_eq!(found.len(), expected.len(), "{name}: {found:?}");
+            for (found, part) in found.iter().zip(expected) {
+                assert!(found.contains(part), "{name}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_that_runs_already_is_no_error() {
+        let config = crate::config::parse(TEXT, "f").unwrap();
+        let found = check(&config, &Machine { socket_answers: true, ..machine() });
+        assert_eq!(found.iter().map(|finding| finding.fatal).collect::<Vec<_>>(), [false]);
+    }
+
+    #[test]
+    fn the_kernels_lists() {
+        for (text, expected) in
+            [("0", Some(vec![0])), ("0-2,5", Some(vec![0, 1, 2, 5])), ("", None), ("a-b", None)]
+        {
+            assert_eq!(parse_list(text), expected.map(BTreeSet::from_iter), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn this_machine_answers() {
+        let machine = Machine::read(&crate::config::parse(TEXT, "f").unwrap());
+        assert!(machine.cores_allowed.is_some_and(|cores| !cores.is_empty()));
+        assert!(machine.interfaces.is_some_and(|all| all.contains_key("lo")));
+        assert!(machine.capabilities.is_some() && machine.af_xdp.is_some());
+    }
+}

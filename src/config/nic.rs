@@ -1,0 +1,83 @@
+//! `[[nic]]`: one network interface.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+use super::place::Place;
+use super::report::Report;
+use super::{CopyMode, Nic, XdpMode};
+
+/// Starts everywhere with the best that the driver has, and says what it got.
+const MODE: CopyMode = CopyMode::Auto;
+/// As for the mode.
+const XDP: XdpMode = XdpMode::Auto;
+/// 32 batches: what arrives at 10 Mpps while a worker is kept away for 200 us.
+const RING: u32 = 2048;
+/// Highest queue number: no driver of today has more than 1024 queues.
+const MAX_QUEUE: u32 = 1023;
+
+/// The section as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawNic {
+    interface: Option<String>,
+    mode: Option<String>,
+    xdp: Option<String>,
+    queues: Option<Vec<i64>>,
+    ring: Option<i64>,
+}
+
+impl RawNic {
+    /// The section as the program relies on it; `None` when it names no interface.
+    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Option<Nic> {
+        const MODES: &[(&str, CopyMode)] = &[
+            ("zero_copy", CopyMode::ZeroCopy),
+            ("copy", CopyMode::Copy),
+            ("auto", CopyMode::Auto),
+        ];
+        const XDPS: &[(&str, XdpMode)] =
+            &[("native", XdpMode::Native), ("generic", XdpMode::Generic), ("auto", XdpMode::Auto)];
+        let mode = self.mode.and_then(|word| report.word(&place.key("mode"), &word, MODES, &[]));
+        let xdp = self.xdp.and_then(|word| report.word(&place.key("xdp"), &word, XDPS, &[]));
+        let ring = ring(self.ring, &place.key("ring"), report);
+        let queues = self.queues.map(|list| queues(&list, &place.key("queues"), report));
+        if mode == Some(CopyMode::ZeroCopy) && xdp == Some(XdpMode::Generic) {
+            let fix = "use xdp = \"native\" or mode = \"copy\"";
+            report.error(&place.key("mode"), "generic XDP has no zero copy", fix);
+        }
+        let interface_at = place.key("interface");
+        let Some(interface) = self.interface else {
+            report.missing(&interface_at, "name one, such as interface = \"eth1\"; see `ip link`");
+            return None;
+        };
+        report.interface(&interface_at, &interface);
+        Some(Nic { interface, mode: mode.unwrap_or(MODE), xdp: xdp.unwrap_or(XDP), queues, ring })
+    }
+}
+
+fn ring(raw: Option<i64>, place: &Place, report: &mut Report<'_>) -> u32 {
+    let ring = report.integer(place, raw, RING, 64..=32_768);
+    if !ring.is_power_of_two() {
+        let fix = format!("use {} or {}", ring.next_power_of_two() / 2, ring.next_power_of_two());
+        report.error(place, format!("{ring} is not a power of two"), &fix);
+    }
+    ring
+}
+
+fn queues(raw: &[i64], place: &Place, report: &mut Report<'_>) -> Vec<u32> {
+    if raw.is_empty() {
+        report.error(place, "no queue", "list queue numbers, or leave the key out to serve all");
+    }
+    let mut seen = BTreeSet::new();
+    let mut queues = Vec::with_capacity(raw.len());
+    for (index, &queue) in raw.iter().enumerate() {
+        let at = place.index(index);
+        let number = report.integer(&at, Some(queue), u32::MAX, 0..=MAX_QUEUE);
+        if !seen.insert(queue) && number <= MAX_QUEUE {
+            report.error(&at, format!("queue {queue} is listed twice"), "list each queue once");
+        }
+        queues.push(number);
+    }
+    queues
+}

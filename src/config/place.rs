@@ -1,0 +1,147 @@
+//! Where in the file a value is: a path of keys and indexes, and its line and column.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+
+/// A value of the document, as TOML, with its byte range.
+pub(super) type Value<'a> = Spanned<DeValue<'a>>;
+
+/// The way to a value: `vip[1].backend[0].port`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Place(Vec<Step>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    Key(Cow<'static, str>),
+    Index(usize),
+}
+
+impl Place {
+    /// The document.
+    pub(super) fn root() -> Self {
+        Self::default()
+    }
+
+    /// The value of `key` in this table.
+    #[must_use]
+    pub(super) fn key(&self, key: impl Into<Cow<'static, str>>) -> Self {
+        self.step(Step::Key(key.into()))
+    }
+
+    /// Element `index` of this list.
+    #[must_use]
+    pub(super) fn index(&self, index: usize) -> Self {
+        self.step(Step::Index(index))
+    }
+
+    /// Whether this is `other` or in it.
+    pub(super) fn is_within(&self, other: &Self) -> bool {
+        self.0.starts_with(&other.0)
+    }
+
+    fn step(&self, step: Step) -> Self {
+        let mut steps = self.0.clone();
+        steps.push(step);
+        Self(steps)
+    }
+
+    /// The bytes of this value; where it is not written, those of the nearest table around it.
+    pub(super) fn span(&self, document: &Spanned<DeTable<'_>>) -> Range<usize> {
+        let mut span = document.span();
+        let Some((Step::Key(first), rest)) = self.0.split_first() else { return span };
+        let Some(mut value) = document.get_ref().get(first.as_ref()) else { return span };
+        span = value.span();
+        for step in rest {
+            let next = match (step, value.get_ref()) {
+                (Step::Key(key), DeValue::Table(table)) => table.get(key.as_ref()),
+                (Step::Index(index), DeValue::Array(list)) => list.get(*index),
+                _ => None,
+            };
+            let Some(next) = next else { break };
+            value = next;
+            span = value.span();
+        }
+        span
+    }
+}
+
+/// Keys joined by dots; indexes are left out, the line number says which.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys = self.0.iter().filter_map(|step| match step {
+            Step::Key(key) => Some(key),
+            Step::Index(_) => None,
+        });
+        for (number, key) in keys.enumerate() {
+            let dot = if number == 0 { "" } else { "." };
+            write!(f, "{dot}{key}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Finds lines and columns in a text. Cost: one pass over the text, then a binary search each.
+pub(super) struct Lines<'a> {
+    text: &'a str,
+    /// Where each line starts, in bytes.
+    starts: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    pub(super) fn new(text: &'a str) -> Self {
+        let after_newlines = text.match_indices('\n').map(|(at, _)| at + 1);
+        Self { text, starts: std::iter::once(0).chain(after_newlines).collect() }
+    }
+
+    /// Line and column of a byte, both from 1, the column in characters; and the line itself.
+    pub(super) fn find(&self, byte: usize) -> (usize, usize, &'a str) {
+        let line = self.starts.partition_point(|&start| start <= byte);
+        let start = self.starts.get(line.saturating_sub(1)).copied().unwrap_or_default();
+        let column = self.text.get(start..byte).unwrap_or_default().chars().count() + 1;
+        let rest = self.text.get(start..).unwrap_or_default();
+        (line, column, rest.lines().next().unwrap_or_default())
+    }
+}
+
+/// Turns a section into its raw type. A key that does not fit is told to `complain` with its place
+/// and left out, and the rest is read again, so that one mistake does not hide the next.
+///
+/// Cost: the section is read once more per mistake.
+pub(super) fn read<T: DeserializeOwned + Default>(
+    mut section: Value<'_>,
+    place: &Place,
+    mut complain: impl FnMut(Place, &toml::de::Error),
+) -> T {
+    loop {
+        let error = match T::deserialize(ValueDeserializer::from(section.clone())) {
+            Ok(raw) => return raw,
+            Err(error) => error,
+        };
+        let span = error.span().unwrap_or_default();
+        let removed = remove(&mut section, &span, place);
+        complain(removed.clone().unwrap_or_else(|| place.clone()), &error);
+        if removed.is_none() {
+            return T::default();
+        }
+    }
+}
+
+/// Removes the innermost key whose name or value covers `span`; says which that was.
+fn remove(value: &mut Value<'_>, span: &Range<usize>, place: &Place) -> Option<Place> {
+    let DeValue::Table(table) = value.get_mut() else { return None };
+    let covers = |range: Range<usize>| range.start <= span.start && span.end <= range.end;
+    let key = table.iter().find(|(key, value)| covers(key.span()) || covers(value.span()))?.0;
+    let key = key.get_ref().to_string();
+    let here = place.key(key.clone());
+    let inner = table.get_mut(key.as_str())?;
+    if let Some(deeper) = remove(inner, span, &here) {
+        return Some(deeper);
+    }
+    table.remove(key.as_str());
+    Some(here)
+}

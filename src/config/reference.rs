@@ -1,0 +1,116 @@
+//! The files in `config/` against the code: every key is there, every default is right.
+
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+
+use super::{Config, parse};
+
+const REFERENCE: &str = include_str!("../../config/holdfast.toml");
+
+/// A deserializer that gives nothing but the names of the fields that it is asked for.
+struct Fields<'f>(&'f mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Fields<'_> {
+    type Error = de::value::Error;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        *self.0 = fields;
+        self.deserialize_any(visitor)
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
+        Err(de::Error::custom("only the field names are wanted"))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+fn keys_of<T: for<'de> Deserialize<'de> + fmt::Debug>() -> Vec<&'static str> {
+    let mut fields: &'static [&'static str] = &[];
+    T::deserialize(Fields(&mut fields)).unwrap_err();
+    assert!(!fields.is_empty());
+    fields.to_vec()
+}
+
+/// The reference with those commented-out keys in force that `wanted` says yes to.
+fn uncommented(wanted: impl Fn(&str) -> bool) -> String {
+    let is_key = |line: &str| {
+        let word = line.split(' ').next().unwrap_or_default();
+        line.contains(" = ") && word.bytes().all(|c| c.is_ascii_lowercase() || c == b'_')
+    };
+    let lines = REFERENCE.lines().map(|line| match line.strip_prefix("# ") {
+        Some(key) if key.split(' ').nth(1) == Some("=") && is_key(key) && wanted(key) => key,
+        _ => line,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn is_default(line: &str) -> bool {
+    line.ends_with("# default")
+}
+
+fn parsed(text: &str) -> Config {
+    parse(text, "holdfast.toml").map_err(|errors| errors.to_string()).unwrap()
+}
+
+#[test]
+fn stated_defaults_are_the_codes_defaults() {
+    let stated = uncommented(is_default);
+    assert_ne!(stated, REFERENCE, "there are defaults to compare");
+    assert_eq!(parsed(&stated), parsed(REFERENCE));
+}
+
+#[test]
+fn examples_of_keys_without_a_default_are_valid() {
+    assert_ne!(parsed(&uncommented(|line| !is_default(line))), parsed(REFERENCE));
+}
+
+#[test]
+fn every_key_of_the_code_is_in_the_reference() {
+    let document: toml::Table = uncommented(|_| true).parse().unwrap();
+    let section = |path: &[&str]| {
+        let mut table = document.clone();
+        for key in path {
+            table = match table.remove(*key).unwrap() {
+                toml::Value::Array(mut list) => list.remove(0).as_table().unwrap().clone(),
+                value => value.as_table().unwrap().clone(),
+            };
+        }
+        table.keys().cloned().collect::<BTreeSet<_>>()
+    };
+    for (path, keys) in [
+        (&["workers"][..], keys_of::<super::workers::RawWorkers>()),
+        (&["nic"], keys_of::<super::nic::RawNic>()),
+        (&["vip"], [keys_of::<super::vip::RawVip>(), vec!["backend"]].concat()),
+        (&["vip", "health"], keys_of::<super::health::RawHealth>()),
+        (&["vip", "timeouts"], keys_of::<super::timeouts::RawTimeouts>()),
+        (&["vip", "backend"], keys_of::<super::backend::RawBackend>()),
+        (&["control"], keys_of::<super::control::RawControl>()),
+        (&["hash"], keys_of::<super::hash::RawHash>()),
+    ] {
+        let keys: BTreeSet<String> = keys.into_iter().map(str::to_owned).collect();
+        assert_eq!(section(path), keys, "{path:?}");
+    }
+}
+
+#[test]
+fn examples_are_valid() {
+    for text in [
+        include_str!("../../config/example-dsr.toml"),
+        include_str!("../../config/example-nat.toml"),
+    ] {
+        parsed(text);
+    }
+}

@@ -1,0 +1,283 @@
+//! Collects mistakes while sections are checked, and the checks that several sections share.
+//!
+//! Every check returns a usable value even when it complains, so that the checks after it still
+//! run; a configuration with any complaint is never handed out.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::error::{ConfigError, ConfigErrors};
+use super::place::{Lines, Place, Value, read};
+
+/// Longest name of a VIP or backend, in bytes: it has to fit a table column and a command line.
+const MAX_NAME: usize = 64;
+/// Longest interface name, in bytes: the kernel's `IFNAMSIZ` less its NUL.
+const MAX_INTERFACE: usize = 15;
+
+/// The mistakes found so far in one file.
+pub(super) struct Report<'a> {
+    file: &'a str,
+    lines: Lines<'a>,
+    document: Spanned<DeTable<'a>>,
+    errors: Vec<(usize, ConfigError)>,
+    /// Keys that were told to be wrong and left out: not missing.
+    left_out: Vec<Place>,
+}
+
+impl<'a> Report<'a> {
+    /// Parses the text.
+    ///
+    /// # Errors
+    /// The first syntax error: those after it are mostly its echoes, and what a broken text seems to
+    /// say would only add mistakes that are none.
+    pub(super) fn parse(text: &'a str, file: &'a str) -> Result<Self, ConfigErrors> {
+        let (document, error) = match DeTable::parse(text) {
+            Ok(document) => (document, None),
+            Err(error) => (Spanned::new(0..0, DeTable::new()), Some(error)),
+        };
+        let lines = Lines::new(text);
+        let mut report = Self { file, lines, document, errors: Vec::new(), left_out: Vec::new() };
+        let Some(error) = error else { return Ok(report) };
+        let start = error.span().unwrap_or_default().start;
+        report.push(start, String::new(), format!("not TOML: {}", error.message()), "");
+        Err(report.into_errors())
+    }
+
+    /// The parsed document.
+    pub(super) fn document(&self) -> DeTable<'a> {
+        self.document.get_ref().clone()
+    }
+
+    /// The mistakes in the file's order, if there are any.
+    pub(super) fn finish(self) -> Result<(), ConfigErrors> {
+        if self.errors.is_empty() { Ok(()) } else { Err(self.into_errors()) }
+    }
+
+    fn into_errors(mut self) -> ConfigErrors {
+        self.errors.sort_by_key(|(start, _)| *start);
+        ConfigErrors(self.errors.into_iter().map(|(_, error)| error).collect())
+    }
+
+    /// Notes a mistake at `place`.
+    pub(super) fn error(&mut self, place: &Place, what: impl Into<String>, fix: &str) {
+        self.push(place.span(&self.document).start, place.to_string(), what.into(), fix);
+    }
+
+    /// Notes that a key which has no default is not there.
+    pub(super) fn missing(&mut self, place: &Place, fix: &str) {
+        if !self.left_out.iter().any(|left_out| place.is_within(left_out)) {
+            self.error(place, "missing", fix);
+        }
+    }
+
+    /// The line on which `place` is.
+    pub(super) fn line(&self, place: &Place) -> usize {
+        self.lines.find(place.span(&self.document).start).0
+    }
+
+    fn push(&mut self, start: usize, key: String, what: String, fix: &str) {
+        let (line, column, text) = self.lines.find(start);
+        // A tab is one column wide in the caret's line, too.
+        let text = text.replace('\t', " ");
+        let (file, fix) = (self.file.to_owned(), fix.to_owned());
+        let position = Some((line, column));
+        let error = ConfigError { file, position, key, what, fix, line: text };
+        self.errors.push((start, error));
+    }
+
+    /// Notes a key of the document that no section reads.
+    pub(super) fn unknown(&mut self, key: &str, start: usize, what: &str, fix: &str) {
+        self.push(start, key.to_owned(), what.to_owned(), fix);
+    }
+
+    /// Notes that `place` is of a wrong type, so that nothing in it is missing.
+    pub(super) fn wrong_type(&mut self, place: &Place, what: &str, fix: &str) {
+        self.error(place, what, fix);
+        self.left_out.push(place.clone());
+    }
+
+    /// The elements of `[[place]]`; whatever is no table is noted and left out.
+    pub(super) fn tables<'v>(&mut self, list: Option<Value<'v>>, place: &Place) -> Vec<Value<'v>> {
+        let Some(list) = list else { return Vec::new() };
+        let is_table = |value: &Value<'_>| matches!(value.get_ref(), DeValue::Table(_));
+        if let DeValue::Array(list) = list.get_ref()
+            && list.iter().all(is_table)
+        {
+            return list.iter().cloned().collect();
+        }
+        self.error(
+            place,
+            "not a list of tables",
+            &format!("write [[{place}]], in double brackets"),
+        );
+        self.left_out.push(place.clone());
+        Vec::new()
+    }
+
+    /// A section as its raw type; keys that are unknown or of a wrong type are noted and left out.
+    pub(super) fn read<T: DeserializeOwned + Default>(
+        &mut self,
+        value: Value<'_>,
+        place: &Place,
+    ) -> T {
+        read(value, place, |place, error| {
+            let start = error.span().unwrap_or_default().start;
+            let (what, fix) = in_words(error.message());
+            self.push(start, place.to_string(), what, &fix);
+            self.left_out.push(place);
+        })
+    }
+
+    /// A whole number within `range`, or the default.
+    pub(super) fn integer<T>(
+        &mut self,
+        place: &Place,
+        value: Option<i64>,
+        default: T,
+        range: RangeInclusive<T>,
+    ) -> T
+    where
+        T: TryFrom<i64> + PartialOrd + Display + Copy,
+    {
+        let Some(value) = value else { return default };
+        match T::try_from(value) {
+            Ok(number) if range.contains(&number) => number,
+            _ => {
+                let fix = format!("use {} to {}", range.start(), range.end());
+                self.error(place, format!("{value} is out of range"), &fix);
+                default
+            }
+        }
+    }
+
+    /// One of `words`. `later` are words that the design knows and this version does not.
+    pub(super) fn word<T: Copy>(
+        &mut self,
+        place: &Place,
+        value: &str,
+        words: &[(&str, T)],
+        later: &[&str],
+    ) -> Option<T> {
+        let found = words.iter().find(|(word, _)| *word == value);
+        if found.is_none() {
+            let known: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+            let known = known.join(" or ");
+            let (what, fix) = if later.contains(&value) {
+                ("is not available in this version", format!("available: {known}"))
+            } else {
+                ("is not a value of this key", format!("use {known}"))
+            };
+            self.error(place, format!("\"{value}\" {what}"), &fix);
+        }
+        found.map(|(_, meaning)| *meaning)
+    }
+
+    /// A name that can be written on a command line as `VIP/BACKEND`.
+    pub(super) fn name(&mut self, place: &Place, value: Option<String>) -> Option<String> {
+        let Some(name) = value else {
+            self.missing(place, "give it a name, such as name = \"web\"");
+            return None;
+        };
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) {
+            let fix = "use 1 to 64 of the characters A-Z a-z 0-9 _ . -";
+            self.error(place, format!("\"{name}\" is not a name"), fix);
+            return None;
+        }
+        Some(name)
+    }
+
+    /// A name that the kernel accepts for an interface (`dev_valid_name` in net/core/dev.c).
+    pub(super) fn interface(&mut self, place: &Place, name: &str) {
+        let allowed = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
+        let fits = (1..=MAX_INTERFACE).contains(&name.len()) && name != "." && name != "..";
+        if !fits || !name.chars().all(allowed) {
+            let fix = "use 1 to 15 characters without spaces, '/' and ':'; `ip link` lists them";
+            self.error(place, format!("\"{name}\" is not an interface name"), fix);
+        }
+    }
+
+    /// An address that one host can have and others can send to.
+    pub(super) fn address(&mut self, place: &Place, value: Option<&str>) -> Option<IpAddr> {
+        let Some(text) = value else {
+            self.missing(place, "give an IPv4 or IPv6 address, such as address = \"192.0.2.10\"");
+            return None;
+        };
+        let Ok(address) = text.parse::<IpAddr>() else {
+            let fix = "write one IPv4 or IPv6 address, without prefix length, port or brackets";
+            self.error(place, format!("\"{text}\" is not an IP address"), fix);
+            return None;
+        };
+        match unusable(address) {
+            None => Some(address),
+            Some((kind, fix)) => {
+                self.error(place, format!("{address} is {kind}"), fix);
+                None
+            }
+        }
+    }
+}
+
+/// Why packets cannot be sent to `address`, and what to write instead.
+fn unusable(address: IpAddr) -> Option<(&'static str, &'static str)> {
+    const UNICAST: &str = "use a unicast address that other hosts can reach";
+    let kind = match address {
+        _ if address.is_loopback() => "a loopback address",
+        _ if address.is_unspecified() => "the unspecified address",
+        _ if address.is_multicast() => "a multicast address",
+        IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
+        IpAddr::V4(v4) if v4.octets().first() == Some(&0) => "in 0.0.0.0/8, \"this network\"",
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            return Some(("an IPv4-mapped IPv6 address", "write it as IPv4"));
+        }
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => "a link-local address",
+        _ => return None,
+    };
+    Some((kind, UNICAST))
+}
+
+/// Serde's message in the words of a configuration: what is wrong, and the cure.
+fn in_words(message: &str) -> (String, String) {
+    let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
+    let what = what.replace("unknown field", "unknown key");
+    let expected = expected.replace('`', "");
+    let expected = expected.trim_start_matches("one of ");
+    let fix = match expected {
+        "" => String::new(),
+        "i64" => "write a whole number".to_owned(),
+        "a sequence" => "write a list, such as [1, 2]".to_owned(),
+        "a string" => "write a text in quotes".to_owned(),
+        _ if what.starts_with("unknown key") => format!("the keys here are: {expected}"),
+        _ => format!("write {expected}"),
+    };
+    (what, fix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serde_messages_become_words() {
+        for (message, what, fix) in [
+            (
+                "unknown field `corse`, expected one of `cores`, `idle`",
+                "unknown key `corse`",
+                "the keys here are: cores, idle",
+            ),
+            (
+                "invalid type: string \"x\", expected i64",
+                "invalid type: string \"x\"",
+                "write a whole number",
+            ),
+            ("duplicate key", "duplicate key", ""),
+        ] {
+            assert_eq!(in_words(message), (what.to_owned(), fix.to_owned()));
+        }
+    }
+}

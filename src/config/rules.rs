@@ -1,0 +1,237 @@
+//! Rules between sections.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::place::Place;
+use super::report::Report;
+use super::vip::Placed;
+use super::{Backend, Config, Nic, Vip};
+use crate::flow::Protocol;
+use crate::forwarding::{Forward, MAX_BACKENDS, MAX_NICS, MAX_VIPS, PortIndex, Ports};
+
+/// Entries of a lookup table per backend, at least: with fewer, shares are off by more than a tenth.
+const MIN_ENTRIES_PER_BACKEND: usize = 10;
+/// Entries of all lookup tables together: at 2 bytes each, 1 GiB.
+const MAX_TABLE_ENTRIES: u64 = 1 << 29;
+
+/// What the sections are, with their places, while the rules between them are checked.
+pub(super) struct Sections<'s> {
+    /// The configuration as it would be handed out.
+    pub(super) config: &'s Config,
+    /// `[[nic]]`.
+    pub(super) nics: &'s [Placed<Nic>],
+    /// `[[vip]]`, each with its backends.
+    pub(super) vips: &'s [(Placed<Vip>, Vec<Placed<Backend>>)],
+}
+
+/// Notes every rule that is broken. Cost: linear in VIPs and backends, times a map look-up.
+pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
+    limits(sections.config, report);
+    nics(sections, report);
+    frames(sections.config, report);
+    vip_names(sections, report);
+    listeners(sections, report);
+    let owners = vip_addresses(sections);
+    for (vip, backends) in sections.vips {
+        backend_names(backends, report);
+        backend_targets(vip, backends, report);
+        for backend in backends {
+            backend_address(vip, backend, &owners, report);
+            backend_port(vip, backend, report);
+        }
+    }
+}
+
+fn limits(config: &Config, report: &mut Report<'_>) {
+    let backends: usize = config.vips.iter().map(|vip| vip.backends.len()).sum();
+    let vips_at = Place::root().key("vip");
+    for (place, count, most, noun) in [
+        (Place::root().key("nic"), config.nics.len(), MAX_NICS, "NICs"),
+        (vips_at.clone(), config.vips.len(), MAX_VIPS, "VIPs"),
+        (vips_at, backends, MAX_BACKENDS, "backends, over all VIPs"),
+    ] {
+        if count > most {
+            report.error(
+                &place,
+                format!("{count} {noun}"),
+                &format!("at most {most} are possible"),
+            );
+        }
+    }
+    table_size(config, report);
+}
+
+fn table_size(config: &Config, report: &mut Report<'_>) {
+    let size = config.hash.table_size;
+    let place = Place::root().key("hash").key("table_size");
+    let most = config.vips.iter().map(|vip| vip.backends.len()).max().unwrap_or(0);
+    let wanted = most.saturating_mul(MIN_ENTRIES_PER_BACKEND);
+    if usize::try_from(size).is_ok_and(|size| size < wanted) {
+        let what = format!("{size} entries are too few for a VIP with {most} backends");
+        report.error(&place, what, &format!("use a prime of at least {wanted}"));
+    }
+    let entries =
+        u64::from(size).saturating_mul(u64::try_from(config.vips.len()).unwrap_or(u64::MAX));
+    if entries > MAX_TABLE_ENTRIES {
+        let what = format!("{size} entries for each of {} VIPs", config.vips.len());
+        report.error(&place, what, "use a smaller prime: their product may be 536870912");
+    }
+}
+
+fn nics(sections: &Sections<'_>, report: &mut Report<'_>) {
+    let mut seen = BTreeMap::new();
+    let workers = sections.config.workers.cores.len();
+    for Placed { value: nic, place } in sections.nics {
+        if let Some(first) = seen.insert(&nic.interface, place) {
+            let what = format!("\"{}\" again, as in line {}", nic.interface, report.line(first));
+            report.error(&place.key("interface"), what, "write one [[nic]] per interface");
+        }
+        if let Some(queues) = nic.queues.as_ref().filter(|queues| queues.len() < workers) {
+            let what = format!("{} queues for {workers} workers", queues.len());
+            let fix = "list a queue for each worker, or name fewer cores in [workers]";
+            report.error(&place.key("queues"), what, fix);
+        }
+    }
+}
+
+/// `frames` must fill the rings of the worker that serves the most queues. Where `queues` is not
+/// given, one queue per worker is the least that can be.
+fn frames(config: &Config, report: &mut Report<'_>) {
+    let Some(frames) = config.workers.frames else { return };
+    let workers = config.workers.cores.len().max(1);
+    let needed = config.frames_needed(config.nics.iter().enumerate().flat_map(|(port, nic)| {
+        let queues = nic.queues.as_ref().map_or(1, |queues| queues.len().div_ceil(workers));
+        u8::try_from(port)
+            .into_iter()
+            .flat_map(move |port| (0..queues).map(move |_| PortIndex(port)))
+    }));
+    if frames < needed {
+        let what = format!("{frames} frames are too few for the rings of a worker");
+        let fix = format!("use at least {needed}, or smaller rings, or leave the key out");
+        report.error(&Place::root().key("workers").key("frames"), what, &fix);
+    }
+}
+
+fn vip_names(sections: &Sections<'_>, report: &mut Report<'_>) {
+    let mut seen = BTreeMap::new();
+    for (Placed { value: vip, place }, _) in sections.vips {
+        if let Some(first) = seen.insert(&vip.name, place) {
+            let what = format!("\"{}\" again, as in line {}", vip.name, report.line(first));
+            report.error(&place.key("name"), what, "give every VIP a name of its own");
+        }
+    }
+}
+
+/// No packet may be for two VIPs.
+fn listeners(sections: &Sections<'_>, report: &mut Report<'_>) {
+    let mut seen: BTreeMap<(IpAddr, Protocol), BTreeMap<u16, &Placed<Vip>>> = BTreeMap::new();
+    for (placed, _) in sections.vips {
+        let vip = &placed.value;
+        let ports = seen.entry((vip.address, vip.protocol)).or_default();
+        let other = match &vip.ports {
+            Ports::All => ports.first_key_value().map(|(_, &other)| other),
+            Ports::List(list) => list.iter().chain([&0]).find_map(|port| ports.get(port).copied()),
+        };
+        if let Some(other) = other {
+            overlap(placed, other, report);
+        }
+        for &port in vip.ports.listen() {
+            ports.entry(port).or_insert(placed);
+        }
+    }
+}
+
+fn overlap(vip: &Placed<Vip>, other: &Placed<Vip>, report: &mut Report<'_>) {
+    let (line, name) = (report.line(&other.place), &other.value.name);
+    let what = format!(
+        "VIP \"{name}\" of line {line} already listens on {} of {}, {}",
+        shared(&vip.value.ports, &other.value.ports),
+        vip.value.address,
+        vip.value.protocol.as_str(),
+    );
+    let fix = "use other ports or another address, or put the backends into one VIP";
+    report.error(&vip.place.key("ports"), what, fix);
+}
+
+fn shared(ports: &Ports, others: &Ports) -> String {
+    match (ports, others) {
+        (Ports::List(ports), Ports::List(others)) => {
+            let port = ports.iter().find(|port| others.contains(port));
+            format!("port {}", port.copied().unwrap_or_default())
+        }
+        (Ports::All, Ports::List(_)) => "some ports".to_owned(),
+        (_, Ports::All) => "all ports".to_owned(),
+    }
+}
+
+/// Which VIP has an address.
+fn vip_addresses<'s>(sections: &Sections<'s>) -> BTreeMap<IpAddr, &'s str> {
+    sections.vips.iter().map(|(vip, _)| (vip.value.address, vip.value.name.as_str())).collect()
+}
+
+fn backend_names(backends: &[Placed<Backend>], report: &mut Report<'_>) {
+    let mut seen = BTreeMap::new();
+    for Placed { value: backend, place } in backends {
+        if let Some(first) = seen.insert(&backend.name, place) {
+            let what = format!("\"{}\" again, as in line {}", backend.name, report.line(first));
+            report.error(&place.key("name"), what, "give every backend of a VIP a name of its own");
+        }
+    }
+}
+
+/// Two backends of a VIP that are one server would share its load unseen, and one's drain would
+/// not drain it.
+fn backend_targets(vip: &Placed<Vip>, backends: &[Placed<Backend>], report: &mut Report<'_>) {
+    let mut seen = BTreeMap::new();
+    for Placed { value: backend, place } in backends {
+        let port = backend.port.or(match &vip.value.ports {
+            Ports::List(ports) => ports.first().copied().filter(|_| ports.len() == 1),
+            Ports::All => None,
+        });
+        if let Some(first) = seen.insert((backend.address, port), (&backend.name, place)) {
+            let (name, line) = (first.0, report.line(first.1));
+            let what = format!("the same server as backend \"{name}\" of line {line}");
+            report.error(
+                &place.key("address"),
+                what,
+                "keep one of them, with the sum of the weights",
+            );
+        }
+    }
+}
+
+fn backend_address(
+    vip: &Placed<Vip>,
+    backend: &Placed<Backend>,
+    owners: &BTreeMap<IpAddr, &str>,
+    report: &mut Report<'_>,
+) {
+    let address = backend.value.address;
+    let at = backend.place.key("address");
+    if address.is_ipv4() != vip.value.address.is_ipv4() {
+        let (ours, theirs) = if address.is_ipv4() { (4, 6) } else { (6, 4) };
+        let what = format!(
+            "{address} is IPv{ours}, but VIP \"{}\" is IPv{theirs} ({})",
+            vip.value.name, vip.value.address
+        );
+        let fix =
+            format!("use an IPv{theirs} address: addresses are not translated across families");
+        report.error(&at, what, &fix);
+    }
+    if let Some(name) = owners.get(&address) {
+        let what =
+            format!("{address} is the address of VIP \"{name}\": packets would come back here");
+        report.error(&at, what, "use the server's own address");
+    }
+}
+
+/// Replies from one port cannot tell which of 65,535 ports the client had connected to.
+fn backend_port(vip: &Placed<Vip>, backend: &Placed<Backend>, report: &mut Report<'_>) {
+    let nat = vip.value.forward == Forward::Nat;
+    if nat && vip.value.ports == Ports::All && backend.value.port.is_some() {
+        let what = "one backend port for all ports of the VIP: replies could not be told apart";
+        let fix = "remove the port (each is then kept), or list the VIP's ports";
+        report.error(&backend.place.key("port"), what, fix);
+    }
+}

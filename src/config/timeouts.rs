@@ -1,0 +1,49 @@
+//! `timeouts` of a VIP: after which silence a flow's pin is given up.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Timeouts;
+use super::place::Place;
+use super::report::Report;
+use crate::units::Ticks;
+
+/// Longer than the gaps between the first five SYN retransmissions of Linux (1 to 16 s). A pin that
+/// ends earlier costs nothing, no data has flowed; a longer one lets a SYN flood hold more entries.
+const EMBRYONIC_S: u64 = 30;
+/// 2 hours 4 minutes (RFC 5382, REQ-5): a host that sends keep-alives every 2 hours, the default of
+/// RFC 9293 (3.8.4) and of Linux, never loses its pin.
+const ESTABLISHED_S: u64 = 7440;
+/// Two minutes, the maximum segment lifetime of RFC 9293 (3.4.2): late segments still find their
+/// backend, and so does a side that goes on sending after the other's FIN.
+const CLOSING_S: u64 = 120;
+/// RFC 4787, REQ-5: no less than 2 minutes, 5 recommended.
+const UDP_S: u64 = 300;
+/// The clock of the data path cannot tell longer spans.
+const MAX_S: u64 = Ticks::MAX_SPAN.as_secs();
+
+/// The table as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTimeouts {
+    embryonic_s: Option<i64>,
+    established_s: Option<i64>,
+    closing_s: Option<i64>,
+    udp_s: Option<i64>,
+}
+
+impl RawTimeouts {
+    /// The table as the program relies on it.
+    pub(super) fn check(&self, place: &Place, report: &mut Report<'_>) -> Timeouts {
+        let mut seconds = |key, value, default| {
+            Duration::from_secs(report.integer(&place.key(key), value, default, 1..=MAX_S))
+        };
+        Timeouts {
+            embryonic: seconds("embryonic_s", self.embryonic_s, EMBRYONIC_S),
+            established: seconds("established_s", self.established_s, ESTABLISHED_S),
+            closing: seconds("closing_s", self.closing_s, CLOSING_S),
+            udp: seconds("udp_s", self.udp_s, UDP_S),
+        }
+    }
+}

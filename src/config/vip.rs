@@ -1,0 +1,249 @@
+//! `[[vip]]`: an address that clients connect to, and its backends.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use toml::de::DeValue;
+
+use super::backend::RawBackend;
+use super::health::RawHealth;
+use super::place::{Place, Value};
+use super::report::Report;
+use super::timeouts::RawTimeouts;
+use super::{Announce, Backend, Health, TcpHealth, Vip};
+use crate::flow::Protocol;
+use crate::forwarding::{Forward, Ports};
+
+/// Most VIPs are TCP.
+const PROTOCOL: Protocol = Protocol::Tcp;
+
+/// A VIP with the place of each of its backends, for the rules between sections.
+pub(super) struct Placed<T> {
+    /// The checked value.
+    pub(super) value: T,
+    /// Where it is.
+    pub(super) place: Place,
+}
+
+/// The section as written, without its backends: those are read one by one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawVip {
+    name: Option<String>,
+    address: Option<String>,
+    ports: Option<RawPorts>,
+    protocol: Option<String>,
+    forward: Option<String>,
+    scheduler: Option<String>,
+    affinity: Option<String>,
+    health: RawHealth,
+    timeouts: RawTimeouts,
+    announce: Option<String>,
+}
+
+/// `ports` as written.
+#[derive(Debug)]
+enum RawPorts {
+    Word(String),
+    One(i64),
+    List(Vec<i64>),
+}
+
+impl<'de> Deserialize<'de> for RawPorts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = RawPorts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of ports, such as [80, 443], or \"all\"")
+            }
+
+            fn visit_str<E>(self, word: &str) -> Result<RawPorts, E> {
+                Ok(RawPorts::Word(word.to_owned()))
+            }
+
+            fn visit_i64<E>(self, port: i64) -> Result<RawPorts, E> {
+                Ok(RawPorts::One(port))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RawPorts, A::Error> {
+                let mut ports = Vec::new();
+                while let Some(port) = list.next_element()? {
+                    ports.push(port);
+                }
+                Ok(RawPorts::List(ports))
+            }
+        }
+        deserializer.deserialize_any(Read)
+    }
+}
+
+/// Reads and checks one `[[vip]]` with its backends; `first_nic` announces it unless it says
+/// otherwise. `None` for a VIP or backend without the values that the other rules go by.
+pub(super) fn check(
+    mut section: Value<'_>,
+    place: &Place,
+    first_nic: Option<&str>,
+    report: &mut Report<'_>,
+) -> (Option<Placed<Vip>>, Vec<Placed<Backend>>) {
+    let backends = match section.get_mut() {
+        DeValue::Table(table) => table.remove("backend"),
+        _ => None,
+    };
+    let raw: RawVip = report.read(section, place);
+    let forward = forward(raw.forward.as_deref(), &place.key("forward"), report);
+    let backends = check_backends(backends, &place.key("backend"), forward, report);
+    let values = backends.iter().map(|backend| backend.value.clone()).collect();
+    let vip = raw.check(place, forward, first_nic, values, report);
+    (vip.map(|value| Placed { value, place: place.clone() }), backends)
+}
+
+fn check_backends(
+    list: Option<Value<'_>>,
+    place: &Place,
+    forward: Option<Forward>,
+    report: &mut Report<'_>,
+) -> Vec<Placed<Backend>> {
+    let list = report.tables(list, place);
+    if list.is_empty() {
+        report.missing(place, "add at least one [[vip.backend]] under this [[vip]]");
+    }
+    let mut backends = Vec::with_capacity(list.len());
+    for (index, section) in list.into_iter().enumerate() {
+        let place = place.index(index);
+        let raw: RawBackend = report.read(section, &place);
+        let backend = raw.check(&place, forward, report);
+        backends.extend(backend.map(|value| Placed { value, place }));
+    }
+    backends
+}
+
+impl RawVip {
+    fn check(
+        self,
+        place: &Place,
+        forward: Option<Forward>,
+        first_nic: Option<&str>,
+        backends: Vec<Backend>,
+        report: &mut Report<'_>,
+    ) -> Option<Vip> {
+        let name = report.name(&place.key("name"), self.name);
+        let address = report.address(&place.key("address"), self.address.as_deref());
+        let ports = ports(self.ports, &place.key("ports"), report);
+        let protocol = protocol(self.protocol, &place.key("protocol"), report);
+        only(self.scheduler, &place.key("scheduler"), "maglev", SCHEDULERS_LATER, report);
+        only(self.affinity, &place.key("affinity"), "flow", AFFINITIES_LATER, report);
+        let health = self.health.check(&place.key("health"), protocol, report);
+        let timeouts = self.timeouts.check(&place.key("timeouts"), report);
+        let announce = announce(self.announce, &place.key("announce"), first_nic, report);
+        if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
+            check_port_known(tcp, &backends, &place.key("health").key("port"), report);
+        }
+        Some(Vip {
+            name: name?,
+            address: address?,
+            ports: ports?,
+            protocol,
+            forward: forward?,
+            health,
+            timeouts,
+            announce,
+            backends,
+        })
+    }
+}
+
+/// A VIP on all ports has no first port to check, so the check or every backend must name one.
+fn check_port_known(tcp: &TcpHealth, backends: &[Backend], place: &Place, report: &mut Report<'_>) {
+    let unknown = backends.iter().find(|backend| backend.port.is_none());
+    if let (None, Some(backend)) = (tcp.port, unknown) {
+        let what = format!("missing: with ports = \"all\", which port of {}?", backend.name);
+        report.error(place, what, "give health a port, or use health = { kind = \"none\" }");
+    }
+}
+
+fn ports(raw: Option<RawPorts>, place: &Place, report: &mut Report<'_>) -> Option<Ports> {
+    const FIX: &str = "write a list such as [80, 443], or \"all\"";
+    match raw {
+        None => report.missing(place, FIX),
+        Some(RawPorts::Word(word)) if word == "all" => return Some(Ports::All),
+        Some(RawPorts::Word(word)) => {
+            report.error(place, format!("\"{word}\" is no list of ports"), FIX);
+        }
+        Some(RawPorts::One(port)) => {
+            report.error(place, "one number where a list is wanted", &format!("write [{port}]"));
+        }
+        Some(RawPorts::List(list)) if list.is_empty() => report.error(place, "no port", FIX),
+        Some(RawPorts::List(list)) => return Some(Ports::List(port_list(&list, place, report))),
+    }
+    None
+}
+
+fn port_list(list: &[i64], place: &Place, report: &mut Report<'_>) -> Vec<u16> {
+    let mut seen = BTreeSet::new();
+    let mut ports = Vec::with_capacity(list.len());
+    for (index, &number) in list.iter().enumerate() {
+        let at = place.index(index);
+        if number == 0 {
+            report.error(&at, "0 is no port", "use 1 to 65535, or ports = \"all\"");
+            continue;
+        }
+        let port = report.integer(&at, Some(number), 0, 1..=u16::MAX);
+        if port != 0 && !seen.insert(port) {
+            report.error(&at, format!("port {port} is listed twice"), "list each port once");
+        } else if port != 0 {
+            ports.push(port);
+        }
+    }
+    ports
+}
+
+fn protocol(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Protocol {
+    const WORDS: &[(&str, Protocol)] = &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+    raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or(PROTOCOL)
+}
+
+fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<Forward> {
+    const WORDS: &[(&str, Forward)] = &[("dsr", Forward::Dsr), ("nat", Forward::Nat)];
+    const LATER: &[&str] = &["full_nat", "ipip", "gue"];
+    let Some(word) = raw else {
+        let fix = "say how packets reach the backends: \"nat\" rewrites addresses, \"dsr\" only \
+                   the destination MAC (the backends then need the VIP's address on loopback)";
+        report.missing(place, fix);
+        return None;
+    };
+    report.word(place, word, WORDS, LATER)
+}
+
+/// Schedulers of the design that this version does not have.
+const SCHEDULERS_LATER: &[&str] =
+    &["round_robin", "weighted_round_robin", "least_connections", "rendezvous", "ring", "jump"];
+/// Affinities of the design that this version does not have.
+const AFFINITIES_LATER: &[&str] =
+    &["client", "client_prefix", "client_port_range", "quic", "quic_connection_id"];
+
+/// A key that has one value so far: it is written down so that later versions mean the same.
+fn only(raw: Option<String>, at: &Place, word: &str, later: &[&str], report: &mut Report<'_>) {
+    if let Some(raw) = raw {
+        report.word(at, &raw, &[(word, ())], later);
+    }
+}
+
+fn announce(
+    raw: Option<String>,
+    place: &Place,
+    first_nic: Option<&str>,
+    report: &mut Report<'_>,
+) -> Announce {
+    match raw {
+        Some(word) if word == "none" => Announce::None,
+        Some(name) => {
+            report.interface(place, &name);
+            Announce::Interface(name)
+        }
+        None => first_nic.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
+    }
+}

@@ -1,0 +1,91 @@
+//! `[workers]`: the threads of the data path.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::place::Place;
+use super::report::Report;
+use super::{Idle, Workers};
+
+/// Polling has the lowest latency, and the box is dedicated.
+const IDLE: Idle = Idle::Busy;
+/// About a million flows per worker, at 64 bytes each: 64 MiB.
+const FLOWS: usize = 1_048_576;
+/// The kernel's smallest aligned chunk, and it holds a 1500-byte packet; 4096 is for larger MTUs.
+const FRAME_SIZE: u32 = 2048;
+/// The prefetch of one batch then covers the memory latency of the flow table.
+const BATCH: usize = 64;
+/// Highest core number: `cpu_set_t` of sched_setaffinity(2) holds 1024.
+const MAX_CORE: usize = 1023;
+/// Most frames: 4,194,304 of 4096 bytes are 16 GiB per worker.
+const MAX_FRAMES: u32 = 4_194_304;
+
+/// The section as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawWorkers {
+    cores: Option<Vec<i64>>,
+    idle: Option<String>,
+    flows: Option<i64>,
+    frames: Option<i64>,
+    frame_size: Option<i64>,
+    batch: Option<i64>,
+}
+
+impl RawWorkers {
+    /// The section as the program relies on it.
+    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Workers {
+        let frame_size_at = place.key("frame_size");
+        let frame_size = report.integer(&frame_size_at, self.frame_size, FRAME_SIZE, 2048..=4096);
+        if !frame_size.is_power_of_two() {
+            report.error(
+                &frame_size_at,
+                format!("{frame_size} is no chunk size"),
+                "use 2048 or 4096",
+            );
+        }
+        Workers {
+            cores: cores(self.cores, &place.key("cores"), report),
+            idle: idle(self.idle, &place.key("idle"), report),
+            flows: report.integer(&place.key("flows"), self.flows, FLOWS, 1024..=67_108_864),
+            frames: self.frames.map(|n| {
+                report.integer(&place.key("frames"), Some(n), MAX_FRAMES, 64..=MAX_FRAMES)
+            }),
+            frame_size,
+            batch: report.integer(&place.key("batch"), self.batch, BATCH, 1..=64),
+        }
+    }
+}
+
+fn cores(raw: Option<Vec<i64>>, place: &Place, report: &mut Report<'_>) -> Vec<usize> {
+    const FIX: &str = "name one core per worker, such as cores = [2, 3]; `lscpu -e` lists them";
+    let Some(raw) = raw else {
+        report.missing(place, FIX);
+        return Vec::new();
+    };
+    if raw.is_empty() {
+        report.error(place, "no worker", FIX);
+    }
+    let mut seen = BTreeMap::new();
+    for (index, core) in raw.into_iter().enumerate() {
+        let at = place.index(index);
+        let core = report.integer(&at, Some(core), usize::MAX, 0..=MAX_CORE);
+        if seen.insert(core, index).is_some() && core <= MAX_CORE {
+            let what = format!("core {core} is listed twice");
+            report.error(
+                &at,
+                what,
+                "list each core once: two workers on one core halve each other",
+            );
+        }
+    }
+    let mut in_order: Vec<_> = seen.into_iter().map(|(core, index)| (index, core)).collect();
+    in_order.sort_unstable();
+    in_order.into_iter().map(|(_, core)| core).collect()
+}
+
+fn idle(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Idle {
+    const WORDS: &[(&str, Idle)] = &[("busy", Idle::Busy), ("sleep", Idle::Sleep)];
+    raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or(IDLE)
+}

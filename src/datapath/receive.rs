@@ -1,0 +1,25 @@
+//! Stage 1 of 7, receive: packets from one RX ring into the batch.
+//!
+//! Reads: the RX ring. Writes: the batch, `received` counters.
+//! Cost: one acquire load and one release store per batch.
+
+use super::batch::{Batch, Packet};
+use super::worker::WorkerPort;
+use crate::stats::WorkerStats;
+
+/// Moves up to `max` packets from the port's RX ring into `batch`, which is empty.
+#[inline]
+pub fn receive(batch: &mut Batch, port: &mut WorkerPort, max: usize, stats: &WorkerStats) {
+    let nic = port.nic;
+    let mut bytes = 0;
+    let count = port.port.receive(max, |frame| {
+        bytes += frame.len() as u64;
+        // The port gives at most `max` frames, and `max <= BATCH`: there is room for each.
+        let _ = batch.push(Packet::new(frame, nic));
+    });
+    stats.received.add(count as u64);
+    if let Some(counters) = stats.ports.get(usize::from(nic.0)) {
+        counters.rx_packets.add(count as u64);
+        counters.rx_bytes.add(bytes);
+    }
+}

@@ -1,0 +1,132 @@
+//! IPv4 and IPv6 headers: replacing addresses and counting down hops.
+
+use super::checksum::Delta;
+use crate::flow::Address;
+
+/// Which address is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The source.
+    Source,
+    /// The destination.
+    Destination,
+}
+
+/// The header was cut short, or its hops have run out; it is unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpError {
+    /// Fewer bytes than a header.
+    Truncated,
+    /// TTL or hop limit is 0 or 1: a router must not forward it (RFC 1812 5.3.1, RFC 8200 3).
+    HopsExceeded,
+}
+
+/// Replaces one address of the IPv4 header at the start of `packet`, takes one off its TTL, and
+/// patches its checksum. Returns what the address changes in a transport checksum.
+#[inline]
+pub fn rewrite_v4(packet: &mut [u8], side: Side, address: Address) -> Result<Delta, IpError> {
+    let header = packet.first_chunk_mut::<20>().ok_or(IpError::Truncated)?;
+    let [_, _, _, _, _, _, _, _, ttl, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+    let fewer = ttl.checked_sub(1).filter(|&fewer| fewer > 0).ok_or(IpError::HopsExceeded)?;
+    let (a0, a1, a2, a3) = match side {
+        Side::Source => (s0, s1, s2, s3),
+        Side::Destination => (d0, d1, d2, d3),
+    };
+    let new = address.v4_octets();
+    let delta = Delta::default().replace_v4([*a0, *a1, *a2, *a3], new);
+    let old_word = u16::from_be_bytes([*ttl, *protocol]);
+    let new_word = u16::from_be_bytes([fewer, *protocol]);
+    let sum = delta.replace_u16(old_word, new_word).apply(u16::from_be_bytes([*c0, *c1]));
+    [*a0, *a1, *a2, *a3] = new;
+    *ttl = fewer;
+    [*c0, *c1] = sum.to_be_bytes();
+    Ok(delta)
+}
+
+/// The same for the IPv6 header at the start of `packet`, which has no checksum of its own.
+#[inline]
+pub fn rewrite_v6(packet: &mut [u8], side: Side, address: Address) -> Result<Delta, IpError> {
+    let header = packet.first_chunk_mut::<40>().ok_or(IpError::Truncated)?;
+    let (head, addresses) = header.split_at_mut(8);
+    let hops = head.last_mut().ok_or(IpError::Truncated)?;
+    let fewer = hops.checked_sub(1).filter(|&fewer| fewer > 0).ok_or(IpError::HopsExceeded)?;
+    let (source, destination) = addresses.split_at_mut(16);
+    let bytes = match side {
+        Side::Source => source,
+        Side::Destination => destination,
+    };
+    let bytes = bytes.first_chunk_mut::<16>().ok_or(IpError::Truncated)?;
+    let new = address.octets();
+    let delta = Delta::default().replace_v6(*bytes, new);
+    *bytes = new;
+    *hops = fewer;
+    Ok(delta)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use etherparse::{Ipv4Header, Ipv4HeaderSlice, Ipv6Header, Ipv6HeaderSlice};
+
+    use super::*;
+
+    fn v4(ttl: u8) -> Vec<u8> {
+        let mut header =
+            Ipv4Header::new(20, ttl, etherparse::IpNumber::TCP, [198, 18, 0, 1], [192, 0, 2, 10])
+                .unwrap();
+        header.header_checksum = header.calc_header_checksum();
+        header.to_bytes().to_vec()
+    }
+
+    #[test]
+    fn v4_checksum_stays_right_for_every_ttl() {
+        for ttl in 2..=255 {
+            let mut bytes = v4(ttl);
+            rewrite_v4(&mut bytes, Side::Destination, Address::from_v4([10, 0, 0, 1])).unwrap();
+            rewrite_v4(&mut bytes, Side::Source, Address::from_v4([255, 255, 0, 1]))
+                .unwrap_or_default();
+            let slice = Ipv4HeaderSlice::from_slice(&bytes).unwrap();
+            assert_eq!(slice.header_checksum(), slice.to_header().calc_header_checksum(), "{ttl}");
+            assert_eq!(slice.destination(), [10, 0, 0, 1]);
+        }
+    }
+
+    #[test]
+    fn hops_that_run_out_change_nothing() {
+        for ttl in [0, 1] {
+            let mut bytes = v4(ttl);
+            let result = rewrite_v4(&mut bytes, Side::Source, Address::from_v4([10, 0, 0, 1]));
+            assert_eq!((result, bytes), (Err(IpError::HopsExceeded), v4(ttl)));
+            let header = Ipv6Header { hop_limit: ttl, ..Default::default() }.to_bytes();
+            let mut bytes = header;
+            let result = rewrite_v6(&mut bytes, Side::Source, Address::from_v6([1; 16]));
+            assert_eq!((result, bytes), (Err(IpError::HopsExceeded), header));
+        }
+    }
+
+    #[test]
+    fn v6_addresses_and_hop_limit() {
+        let mut bytes = Ipv6Header { hop_limit: 64, ..Default::default() }.to_bytes();
+        rewrite_v6(&mut bytes, Side::Source, Address::from_v6([1; 16])).unwrap();
+        rewrite_v6(&mut bytes, Side::Destination, Address::from_v6([2; 16])).unwrap();
+        let slice = Ipv6HeaderSlice::from_slice(&bytes).unwrap();
+        assert_eq!(
+            (slice.source(), slice.destination(), slice.hop_limit()),
+            ([1; 16], [2; 16], 62)
+        );
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        for len in 0..20 {
+            let mut bytes = vec![0xff; len];
+            let result = rewrite_v4(&mut bytes, Side::Source, Address::default());
+            assert_eq!(result, Err(IpError::Truncated));
+        }
+        for len in 0..40 {
+            let mut bytes = vec![0xff; len];
+            let result = rewrite_v6(&mut bytes, Side::Source, Address::default());
+            assert_eq!(result, Err(IpError::Truncated));
+        }
+    }
+}

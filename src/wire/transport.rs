@@ -1,0 +1,133 @@
+//! TCP and UDP headers: replacing a port and patching the checksum.
+
+use super::checksum::Delta;
+use super::ip::Side;
+use crate::flow::Protocol;
+
+/// Replaces one port of the header at the start of `segment`, and patches its checksum by that and
+/// by `addresses`, the change in the pseudo header. Returns false, with nothing changed, if the
+/// header is cut short.
+///
+/// A UDP checksum of 0 means "none" (RFC 768) and stays 0; one that becomes 0 is sent as 0xffff.
+#[inline]
+pub fn rewrite(
+    protocol: Protocol,
+    segment: &mut [u8],
+    side: Side,
+    port: u16,
+    addresses: Delta,
+) -> bool {
+    match protocol {
+        Protocol::Tcp => match segment.first_chunk_mut::<20>() {
+            Some([s0, s1, d0, d1, _, _, _, _, _, _, _, _, _, _, _, _, c0, c1, _, _]) => {
+                let delta = replace_port(side, [s0, s1], [d0, d1], port, addresses);
+                [*c0, *c1] = delta.apply(u16::from_be_bytes([*c0, *c1])).to_be_bytes();
+                true
+            }
+            None => false,
+        },
+        Protocol::Udp => match segment.first_chunk_mut::<8>() {
+            Some([s0, s1, d0, d1, _, _, c0, c1]) => {
+                let delta = replace_port(side, [s0, s1], [d0, d1], port, addresses);
+                let sum = u16::from_be_bytes([*c0, *c1]);
+                if sum != 0 {
+                    let patched = match delta.apply(sum) {
+                        0 => 0xffff,
+                        patched => patched,
+                    };
+                    [*c0, *c1] = patched.to_be_bytes();
+                }
+                true
+            }
+            None => false,
+        },
+    }
+}
+
+#[inline]
+fn replace_port(
+    side: Side,
+    source: [&mut u8; 2],
+    destination: [&mut u8; 2],
+    port: u16,
+    addresses: Delta,
+) -> Delta {
+    let [high, low] = match side {
+        Side::Source => source,
+        Side::Destination => destination,
+    };
+    let old = u16::from_be_bytes([*high, *low]);
+    [*high, *low] = port.to_be_bytes();
+    addresses.replace_u16(old, port)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests {
+    use etherparse::{PacketBuilder, TcpSlice, UdpSlice};
+
+    use super::super::ip::rewrite_v4;
+    use super::*;
+    use crate::flow::Address;
+
+    fn packet(udp: bool, payload: &[u8]) -> Vec<u8> {
+        let builder = PacketBuilder::ipv4([198, 18, 0, 1], [192, 0, 2, 10], 64);
+        let mut bytes = Vec::new();
+        if udp {
+            builder.udp(1000, 53).write(&mut bytes, payload).unwrap();
+        } else {
+            builder.tcp(1000, 80, 1, 1000).write(&mut bytes, payload).unwrap();
+        }
+        bytes
+    }
+
+    fn rewritten(protocol: Protocol, mut bytes: Vec<u8>, port: u16) -> Vec<u8> {
+        let target = Address::from_v4([10, 0, 0, 7]);
+        let delta = rewrite_v4(&mut bytes, Side::Destination, target).unwrap();
+        assert!(rewrite(protocol, &mut bytes[20..], Side::Destination, port, delta));
+        bytes
+    }
+
+    #[test]
+    fn tcp_checksums_equal_full_ones_for_every_port() {
+        for port in 1..=u16::MAX {
+            let bytes = rewritten(Protocol::Tcp, packet(false, b"odd"), port);
+            let slice = TcpSlice::from_slice(&bytes[20..]).unwrap();
+            let expected = slice.calc_checksum_ipv4([198, 18, 0, 1], [10, 0, 0, 7]).unwrap();
+            assert_eq!((slice.destination_port(), slice.checksum()), (port, expected));
+        }
+    }
+
+    #[test]
+    fn udp_checksums_equal_full_ones_and_zero_goes_out_as_all_ones() {
+        let mut all_ones = 0;
+        for port in 1..=u16::MAX {
+            let bytes = rewritten(Protocol::Udp, packet(true, b"dns"), port);
+            let slice = UdpSlice::from_slice(&bytes[20..]).unwrap();
+            let header = slice.to_header();
+            let expected = header.calc_checksum_ipv4_raw([198, 18, 0, 1], [10, 0, 0, 7], b"dns");
+            assert_eq!(slice.checksum(), expected.unwrap(), "port {port}");
+            all_ones += u32::from(slice.checksum() == 0xffff);
+        }
+        assert_eq!(all_ones, 1, "one port of all makes the sum zero");
+    }
+
+    #[test]
+    fn an_absent_udp_checksum_stays_absent() {
+        let mut bytes = packet(true, b"dns");
+        bytes[26..28].fill(0);
+        let bytes = rewritten(Protocol::Udp, bytes, 5353);
+        assert_eq!(UdpSlice::from_slice(&bytes[20..]).unwrap().checksum(), 0);
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        for (protocol, len) in [(Protocol::Tcp, 20), (Protocol::Udp, 8)] {
+            for len in 0..len {
+                let mut bytes = vec![1; len];
+                assert!(!rewrite(protocol, &mut bytes, Side::Source, 9, Delta::default()));
+                assert_eq!(bytes, vec![1; len]);
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! A fake NIC: the kernel's side of a port's four rings, in ordinary memory.
+//!
+//! For tests and benches without root: the port's side is the production code, and this side
+//! does what the kernel does, or lies when asked to.
+#![allow(unsafe_code, reason = "works on chunks that the port has given away, like the kernel")]
+
+use super::port::Port;
+use super::ring::{Consumer, Descriptor, Producer, in_plain_memory};
+use super::socket::{Rings, SocketError, check_ring_size};
+use super::umem::{HEADROOM, Memory, Umem};
+
+/// Plays the kernel and the wire for one [`Port`].
+pub struct FakeNic {
+    memory: &'static Memory,
+    fill: Consumer<u64>,
+    rx: Producer<Descriptor>,
+    tx: Consumer<Descriptor>,
+    completion: Producer<u64>,
+    /// Chunks that a lie has named. They are never touched again, since the lie may have given
+    /// them to the port while they were in a ring of ours.
+    tainted: Box<[bool]>,
+}
+
+impl FakeNic {
+    /// A port with rings of `ring` slots (fill and completion: twice as many), and its NIC.
+    ///
+    /// # Errors
+    /// [`SocketError::RingSize`], and [`SocketError::TooManyPorts`] after 127 ports of one UMEM.
+    pub fn new(umem: &Umem, ring: u32) -> Result<(Port, Self), SocketError> {
+        // Close to the wrap, so that every test crosses it.
+        const START: u32 = u32::MAX - 100;
+        check_ring_size(ring)?;
+        let (rx, port_rx) = in_plain_memory(ring, START);
+        let (port_tx, tx) = in_plain_memory(ring, START);
+        let (port_fill, fill) = in_plain_memory(ring * 2, START);
+        let (completion, port_completion) = in_plain_memory(ring * 2, START);
+        let rings =
+            Rings { rx: port_rx, tx: port_tx, fill: port_fill, completion: port_completion };
+        let memory = umem.memory();
+        let port = Port::new(memory, rings, None)
+            .ok_or_else(|| SocketError::TooManyPorts { interface: "fake".to_owned(), queue: 0 })?;
+        let tainted = vec![false; memory.chunks()].into();
+        let nic = Self { memory, fill, rx, tx, completion, tainted };
+        Ok((port, nic))
+    }
+
+    /// Lets `packet` arrive: false if the fill ring is empty, the RX ring is full, or the packet
+    /// does not fit into a frame.
+    pub fn deliver(&mut self, packet: &[u8]) -> bool {
+        self.deliver_in_place(packet.len(), |data| data.copy_from_slice(packet))
+    }
+
+    /// Lets a packet of `len` bytes arrive that `write` makes in place, out of whatever the
+    /// frame last held. False as for [`deliver`](Self::deliver), and `write` was not called.
+    #[inline]
+    pub fn deliver_in_place(&mut self, len: usize, write: impl FnOnce(&mut [u8])) -> bool {
+        let room = self.memory.chunk_size() - u32::from(HEADROOM);
+        let Some(len) = u32::try_from(len).ok().filter(|&len| len <= room) else { return false };
+        if self.rx.free(1) == 0 {
+            return false;
+        }
+        let Some(address) = self.take_filled() else { return false };
+        let address = address + u64::from(HEADROOM);
+        // SAFETY: the port gave this chunk away through the fill ring, from which it was taken
+        // just now, and no lie has named it; so neither a frame nor a ring names it. The length
+        // was checked, and addresses of the fill ring are those of chunks.
+        if let Some(data) = unsafe { self.bytes(address, len) } {
+            write(data);
+        }
+        self.post(Descriptor { address, len, options: 0 })
+    }
+
+    /// Puts a descriptor on the RX ring, true or not; false when the ring is full.
+    pub fn deliver_raw(&mut self, address: u64, len: u32) -> bool {
+        self.taint(address);
+        self.post(Descriptor { address, len, options: 0 })
+    }
+
+    /// Puts an address on the completion ring, true or not; false when the ring is full.
+    pub fn complete_raw(&mut self, address: u64) -> bool {
+        self.taint(address);
+        let pushed = self.completion.push(address);
+        self.completion.publish();
+        pushed
+    }
+
+    /// Sends everything on the TX ring: shows each packet to `each`, and gives the frames back.
+    /// Returns how many. Who does not call it has a NIC that is stuck, and a TX ring that fills.
+    #[inline]
+    pub fn collect(&mut self, mut each: impl FnMut(&[u8])) -> usize {
+        let room = self.completion.free(self.tx.size());
+        let (memory, tainted, completion) = (self.memory, &self.tainted, &mut self.completion);
+        let sent = self.tx.take(room, |packet| {
+            let chunk = memory.split(packet.address).map(|(chunk, _)| chunk);
+            if chunk.and_then(|chunk| tainted.get(chunk)) == Some(&false) {
+                // SAFETY: the port gave this chunk away through the TX ring, with a length that
+                // fits, and gets it back only by the line below; no lie has named it.
+                let data = unsafe { chunk_bytes(memory, packet.address, packet.len) };
+                each(data.unwrap_or_default());
+            }
+            let pushed = completion.push(packet.address);
+            debug_assert!(pushed, "room was looked for above");
+        });
+        self.completion.publish();
+        sent as usize
+    }
+
+    /// The start of the next chunk of the fill ring that no lie has named.
+    fn take_filled(&mut self) -> Option<u64> {
+        loop {
+            let mut filled = None;
+            self.fill.take(1, |address| filled = self.memory.split(address));
+            let (chunk, offset) = filled?;
+            let start = chunk as u64 * u64::from(self.memory.chunk_size());
+            debug_assert!(u64::from(offset) < u64::from(self.memory.chunk_size()));
+            if self.tainted.get(chunk) == Some(&false) {
+                return Some(start);
+            }
+        }
+    }
+
+    fn post(&mut self, descriptor: Descriptor) -> bool {
+        let pushed = self.rx.push(descriptor);
+        self.rx.publish();
+        pushed
+    }
+
+    fn taint(&mut self, address: u64) {
+        let chunk = self.memory.split(address).map(|(chunk, _)| chunk);
+        if let Some(tainted) = chunk.and_then(|chunk| self.tainted.get_mut(chunk)) {
+            *tainted = true;
+        }
+    }
+
+    /// # Safety
+    /// As [`chunk_bytes`].
+    unsafe fn bytes(&mut self, address: u64, len: u32) -> Option<&mut [u8]> {
+        // SAFETY: by the contract of this function.
+        unsafe { chunk_bytes(self.memory, address, len) }
+    }
+}
+
+/// `len` bytes of packet memory from `address`; `None` if they are not inside one chunk.
+///
+/// # Safety
+/// The chunk must not be named by a frame or a ring while the result lives.
+unsafe fn chunk_bytes(
+    memory: &'static Memory,
+    address: u64,
+    len: u32,
+) -> Option<&'static mut [u8]> {
+    let (_, offset) = memory.split(address)?;
+    if u32::from(offset) + len > memory.chunk_size() {
+        return None;
+    }
+    let start = usize::try_from(address).ok()?;
+    // SAFETY: `split` has checked that the address is inside the mapping, and the range ends
+    // inside its chunk; that nobody else uses it is the contract of this function.
+    unsafe {
+        let data = memory.start().add(start);
+        Some(std::slice::from_raw_parts_mut(data.as_ptr(), len as usize))
+    }
+}

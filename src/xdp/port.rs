@@ -1,0 +1,526 @@
+//! A port: one AF_XDP socket (or a fake NIC) with its four rings, on one (NIC, queue).
+//!
+//! ```text
+//!            pool --refill--> fill ring ----> kernel ----> RX ring --receive--> frame
+//!            pool <-reclaim-- completion <--- kernel <---- TX ring <-transmit-- frame
+//! ```
+//!
+//! A worker calls, once per poll: `reclaim`, `refill`, `receive`, then `transmit` for each packet,
+//! then `flush`. Nothing here allocates, blocks or panics; a system call is made only to wake a
+//! kernel that asks for it. What the rings say is checked against the ledger of the
+//! [UMEM](super::umem): a descriptor that names no frame of this port is counted and ignored.
+#![allow(unsafe_code, reason = "poll(2)")]
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use arrayvec::ArrayVec;
+
+use super::nic::Nic;
+use super::ring::Descriptor;
+use super::socket::{BindMode, Rings, Socket, SocketError, SocketStatistics};
+use super::umem::{Frame, FramePool, Holder, Memory, Umem};
+use crate::forwarding::MAX_NICS;
+
+/// Free fill slots that make a refill worth an index update: the worker's batch size.
+const REFILL_BATCH: u32 = 64;
+
+/// The shortest packet that can be sent, in bytes: an Ethernet header. The kernel would drop a
+/// shorter one without giving its frame back.
+const SHORTEST: usize = 14;
+
+/// Longest sleep while packets wait in a TX ring, in milliseconds: the kernel sends the rest of
+/// a ring only when it is woken again.
+const TRANSMIT_WAIT_MS: u32 = 1;
+
+/// The four rings of one (NIC, queue), and the frames that are in them.
+pub struct Port {
+    memory: &'static Memory,
+    rings: Rings,
+    /// `None` for a fake NIC.
+    socket: Option<Socket>,
+    /// Ledger values of this port.
+    receive: Holder,
+    transmit: Holder,
+    /// Frames in the fill ring, the RX ring, or with the NIC to be received into.
+    receiving: u32,
+    /// Frames in the TX ring, the completion ring, or with the NIC to be sent.
+    transmitting: u32,
+    /// Packets pushed to the TX ring and not yet published.
+    queued: u32,
+    bad_descriptors: u64,
+}
+
+impl Port {
+    /// Opens an AF_XDP socket on `queue` of `nic`, with RX and TX rings of `ring` slots (a power
+    /// of two), and fill and completion rings of twice as many.
+    ///
+    /// Blocks for up to 3 s while another socket holds the queue.
+    ///
+    /// # Errors
+    /// [`SocketError`]: each names the NIC, the queue, the reason and the cure.
+    pub fn open(
+        umem: &Umem,
+        nic: &Nic,
+        queue: u32,
+        ring: u32,
+        mode: BindMode,
+    ) -> Result<Self, SocketError> {
+        let (socket, rings) = Socket::open(umem, nic, queue, ring, mode)?;
+        Self::new(umem.memory(), rings, Some(socket))
+            .ok_or_else(|| SocketError::TooManyPorts { interface: nic.name().to_owned(), queue })
+    }
+
+    /// A port over `rings`; `None` when the UMEM has served too many.
+    pub(super) fn new(
+        memory: &'static Memory,
+        rings: Rings,
+        socket: Option<Socket>,
+    ) -> Option<Self> {
+        let (receive, transmit) = memory.new_holders()?;
+        Some(Self {
+            memory,
+            rings,
+            socket,
+            receive,
+            transmit,
+            receiving: 0,
+            transmitting: 0,
+            queued: 0,
+            bad_descriptors: 0,
+        })
+    }
+
+    /// Takes up to `max` received packets and shows each to `each`; returns how many.
+    ///
+    /// Cost: one index read and one index write per call, one ledger byte per packet.
+    #[inline]
+    pub fn receive(&mut self, max: usize, mut each: impl FnMut(Frame)) -> usize {
+        let (memory, holder) = (self.memory, self.receive);
+        let (mut received, mut bad) = (0, 0);
+        self.rings.rx.take(u32::try_from(max).unwrap_or(u32::MAX), |descriptor| {
+            match memory.take(descriptor.address, descriptor.len, holder) {
+                Some(frame) => {
+                    received += 1;
+                    each(frame);
+                }
+                None => bad += 1,
+            }
+        });
+        self.receiving = self.receiving.wrapping_sub(received);
+        self.bad_descriptors += bad;
+        received as usize
+    }
+
+    /// Queues a packet for [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// The frame comes back when the TX ring is full, the packet is shorter than an Ethernet
+    /// header, or the frame belongs to another UMEM.
+    #[inline]
+    pub fn transmit(&mut self, frame: Frame) -> Result<(), Frame> {
+        if self.rings.tx.free(1) == 0 || frame.len() < SHORTEST {
+            return Err(frame);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "a frame is at most 4096 bytes")]
+        let len = frame.len() as u32;
+        let address = self.memory.give(frame, self.transmit)?;
+        // A slot is free, as was just seen, and nobody else takes one.
+        let pushed = self.rings.tx.push(Descriptor { address, len, options: 0 });
+        debug_assert!(pushed, "a free slot cannot be lost");
+        self.transmitting += 1;
+        self.queued += 1;
+        Ok(())
+    }
+
+    /// Publishes what was queued, and wakes the kernel if it sleeps while packets wait in the TX
+    /// ring; returns whether that took a system call.
+    ///
+    /// To be called in every poll, also in those that sent nothing: in copy mode a wake-up sends
+    /// a bounded number of packets, and only the next one sends the rest.
+    #[inline]
+    pub fn flush(&mut self) -> bool {
+        if self.queued > 0 {
+            self.rings.tx.publish();
+            self.queued = 0;
+        }
+        if self.transmitting == 0 || self.rings.tx.pending() == 0 {
+            return false;
+        }
+        match &self.socket {
+            Some(socket) if self.rings.tx.needs_wakeup() => {
+                socket.wake_transmit();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes back the frames that have been sent; returns how many.
+    #[inline]
+    pub fn reclaim(&mut self, pool: &mut FramePool) -> usize {
+        if self.transmitting == 0 {
+            return 0;
+        }
+        let (memory, holder) = (self.memory, self.transmit);
+        let (mut reclaimed, mut bad) = (0, 0);
+        self.rings.completion.take(u32::MAX, |address| match memory.take(address, 0, holder) {
+            Some(frame) => {
+                reclaimed += 1;
+                pool.push(frame);
+            }
+            None => bad += 1,
+        });
+        self.transmitting = self.transmitting.wrapping_sub(reclaimed);
+        self.bad_descriptors += bad;
+        reclaimed as usize
+    }
+
+    /// Gives free frames to the kernel to receive into, and wakes it if it ran out and asks for
+    /// that; returns how many frames. Waits for a batch's worth of room, so that the index is
+    /// not moved for every packet.
+    #[inline]
+    pub fn refill(&mut self, pool: &mut FramePool) -> usize {
+        let batch = REFILL_BATCH.min(self.rings.fill.size() / 2);
+        let free = self.rings.fill.free(batch);
+        let mut given = 0;
+        if free >= batch {
+            given = self.fill(pool, free);
+        }
+        if let Some(socket) = &self.socket
+            && self.rings.fill.needs_wakeup()
+        {
+            socket.wake_receive();
+        }
+        given as usize
+    }
+
+    fn fill(&mut self, pool: &mut FramePool, free: u32) -> u32 {
+        let mut given = 0;
+        while given < free {
+            let Some(frame) = pool.pop() else { break };
+            match self.memory.give(frame, self.receive) {
+                Ok(address) => {
+                    let pushed = self.rings.fill.push(address);
+                    debug_assert!(pushed, "a free slot cannot be lost");
+                    given += 1;
+                }
+                // A frame of another UMEM in this pool: of no use to this port, ever.
+                Err(_foreign) => self.bad_descriptors += 1,
+            }
+        }
+        self.receiving += given;
+        if given > 0 {
+            self.rings.fill.publish();
+        }
+        given
+    }
+
+    /// Whether [`receive`](Self::receive) would find something.
+    #[inline]
+    pub fn is_readable(&self) -> bool {
+        !self.rings.rx.is_empty()
+    }
+
+    /// Frames that were transmitted and have not been reclaimed.
+    #[inline]
+    pub fn outstanding(&self) -> u32 {
+        self.transmitting
+    }
+
+    /// Frames that are not in our hands: in one of the four rings, or with the NIC.
+    #[inline]
+    pub fn with_kernel(&self) -> u32 {
+        self.receiving + self.transmitting
+    }
+
+    /// Descriptors that named no frame of this port; each was ignored.
+    #[inline]
+    pub fn bad_descriptors(&self) -> u64 {
+        self.bad_descriptors
+    }
+
+    /// The kernel's counters of the socket; zeros for a fake NIC.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says; none is expected.
+    pub fn statistics(&self) -> std::io::Result<SocketStatistics> {
+        self.socket.as_ref().map_or(Ok(SocketStatistics::default()), Socket::statistics)
+    }
+
+    /// Whether the NIC works on packet memory itself, without a copy.
+    pub fn zero_copy(&self) -> bool {
+        self.socket.as_ref().is_some_and(Socket::zero_copy)
+    }
+
+    /// Whether there is a fake NIC behind this port.
+    pub fn is_fake(&self) -> bool {
+        self.socket.is_none()
+    }
+
+    /// The socket, for the XDP program's map; `None` for a fake NIC.
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(Socket::fd)
+    }
+}
+
+/// Sleeps until one of `ports` has received something, or `timeout_ms` are over; for a worker
+/// that does not poll busily. Returns at once if something is there already.
+///
+/// While packets wait in a TX ring it sleeps 1 ms at most, so that the caller flushes again. At
+/// most [`MAX_NICS`] ports are watched. A fake NIC wakes nobody.
+pub fn wait<'a>(ports: impl IntoIterator<Item = &'a Port>, timeout_ms: u32) {
+    let mut watched = ArrayVec::<libc::pollfd, MAX_NICS>::new();
+    let mut timeout_ms = timeout_ms;
+    for port in ports {
+        if port.is_readable() {
+            return;
+        }
+        if port.rings.tx.pending() > 0 {
+            timeout_ms = timeout_ms.min(TRANSMIT_WAIT_MS);
+        }
+        if let Some(socket) = port.fd() {
+            let entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // More than the bound: not watched, only polled after the time-out.
+            let _ = watched.try_push(entry);
+        }
+    }
+    let timeout = libc::c_int::try_from(timeout_ms).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer and the number are those of one live array.
+    unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, timeout) };
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+    use crate::xdp::fake::FakeNic;
+
+    const FRAMES: u32 = 64;
+    const RING: u32 = 8;
+
+    /// A port, its NIC and its pool; `held` frames are in the test's own hands.
+    struct Rig {
+        port: Port,
+        nic: FakeNic,
+        pool: FramePool,
+        held: Vec<Frame>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
+            let (port, nic) = FakeNic::new(&umem, RING).unwrap();
+            Self { port, nic, pool, held: Vec::new() }
+        }
+
+        /// One poll of the worker that keeps what it receives.
+        fn poll(&mut self) -> usize {
+            self.port.reclaim(&mut self.pool);
+            self.port.refill(&mut self.pool);
+            let received = self.port.receive(64, |frame| self.held.push(frame));
+            self.port.flush();
+            self.check();
+            received
+        }
+
+        /// Architecture invariant 4: no frame is lost or doubled.
+        fn check(&self) {
+            let sum = self.pool.len() + self.held.len() + self.port.with_kernel() as usize;
+            assert_eq!(sum, FRAMES as usize);
+        }
+
+        fn collect(&mut self) -> Vec<Vec<u8>> {
+            let mut sent = Vec::new();
+            self.nic.collect(|packet| sent.push(packet.to_vec()));
+            sent
+        }
+    }
+
+    #[test]
+    fn a_packet_goes_in_and_out_without_a_copy() {
+        let mut rig = Rig::new();
+        assert!(!rig.nic.deliver(&[1; 60]), "the fill ring is still empty");
+        for round in 0..100u8 {
+            rig.poll();
+            assert!(rig.nic.deliver(&[round; 60]));
+            assert!(rig.nic.deliver_in_place(100, |data| data.fill(round + 100)));
+            assert_eq!(rig.poll(), 2);
+            let mut second = rig.held.pop().unwrap();
+            let first = rig.held.pop().unwrap();
+            assert_eq!((first.data(), first.headroom()), ([round; 60].as_slice(), 256));
+            assert!(second.push_front(4) && second.pull_front(2));
+            rig.port.transmit(first).unwrap();
+            rig.port.transmit(second).unwrap();
+            assert_eq!(rig.collect(), Vec::<Vec<u8>>::new(), "nothing is sent before the flush");
+            assert!(!rig.port.flush(), "a fake NIC needs no system call");
+            let sent = rig.collect();
+            assert_eq!(sent.iter().map(Vec::len).collect::<Vec<_>>(), [60, 102]);
+            assert!(sent.iter().flatten().skip(62).all(|&byte| byte == round + 100));
+            assert_eq!(rig.port.outstanding(), 2);
+            rig.poll();
+            assert_eq!((rig.port.outstanding(), rig.port.bad_descriptors()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_full_transmit_ring_gives_the_frame_back_until_the_kernel_has_sent() {
+        let mut rig = Rig::new();
+        let send = |rig: &mut Rig| {
+            let mut frame = rig.pool.pop().unwrap();
+            assert!(frame.copy_from(&[7; 60]));
+            let result = rig.port.transmit(frame);
+            rig.port.flush();
+            result
+        };
+        for _ in 0..RING {
+            send(&mut rig).unwrap();
+        }
+        for _ in 0..3 {
+            let back = send(&mut rig).unwrap_err();
+            rig.pool.push(back);
+        }
+        rig.check();
+        assert_eq!(rig.collect().len(), RING as usize);
+        send(&mut rig).unwrap();
+        assert_eq!(rig.port.reclaim(&mut rig.pool), RING as usize);
+        rig.check();
+    }
+
+    #[test]
+    fn a_full_receive_ring_and_an_empty_fill_ring_stop_the_nic() {
+        let mut rig = Rig::new();
+        rig.poll();
+        let mut delivered = 0;
+        while rig.nic.deliver(&[1; 60]) {
+            delivered += 1;
+        }
+        assert_eq!(delivered, RING, "the RX ring is full");
+        assert!(!rig.nic.deliver(&[1; 1793]), "longer than a frame with its headroom");
+        assert_eq!(rig.port.receive(5, |frame| rig.held.push(frame)), 5, "no more than asked for");
+        assert_eq!(rig.port.receive(64, |frame| rig.held.push(frame)), 3);
+        for _ in 0..RING {
+            assert!(rig.nic.deliver(&[1; 60]), "the second half of the fill ring");
+        }
+        rig.port.receive(64, |frame| rig.held.push(frame));
+        assert!(!rig.nic.deliver(&[1; 60]), "the fill ring is empty");
+        rig.check();
+        rig.poll();
+        assert!(rig.nic.deliver(&[1; 1792]));
+    }
+
+    #[test]
+    fn an_empty_pool_refills_what_it_has() {
+        let mut rig = Rig::new();
+        let kept: Vec<Frame> = (0..FRAMES - 3).filter_map(|_| rig.pool.pop()).collect();
+        rig.held.extend(kept);
+        assert_eq!(rig.port.refill(&mut rig.pool), 3);
+        assert_eq!(rig.port.refill(&mut rig.pool), 0);
+        rig.check();
+    }
+
+    #[test]
+    fn lies_about_received_packets_are_counted_and_ignored() {
+        let mut rig = Rig::new();
+        rig.poll();
+        // The stack gives the first chunks out first: 0..16 are in the fill ring, the rest is ours.
+        let lies = [
+            (63 * 2048 + 256, 60, "a frame that is in the pool"),
+            (64 * 2048, 60, "beyond the memory"),
+            (u64::MAX, 60, "far beyond it"),
+            (256, 1793, "over the end of the chunk"),
+            (256, u32::MAX, "far over it"),
+        ];
+        for (number, (address, len, name)) in (1..).zip(lies) {
+            assert!(rig.nic.deliver_raw(address, len), "{name}");
+            assert_eq!(rig.poll(), 0, "{name}");
+            assert_eq!(rig.port.bad_descriptors(), number, "{name}");
+        }
+        // A chunk of the fill ring is really with the kernel: the first claim wins.
+        assert!(rig.nic.deliver_raw(2048 + 256, 60) && rig.nic.deliver_raw(2048 + 256, 60));
+        assert_eq!(rig.poll(), 1);
+        assert_eq!(rig.port.bad_descriptors(), 6);
+        assert!(rig.nic.deliver(&[1; 60]), "the NIC goes on");
+        assert_eq!(rig.poll(), 1);
+    }
+
+    #[test]
+    fn lies_about_sent_packets_are_counted_and_ignored() {
+        let mut rig = Rig::new();
+        rig.poll();
+        let mut frame = rig.pool.pop().unwrap();
+        assert!(frame.copy_from(&[1; 60]));
+        rig.port.transmit(frame).unwrap();
+        rig.port.flush();
+        // Chunk 0 is in the fill ring, chunk 16 in the TX ring, and chunk 40 in the pool.
+        for address in [0, 40 * 2048, 64 * 2048, u64::MAX] {
+            assert!(rig.nic.complete_raw(address));
+        }
+        rig.poll();
+        assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (4, 1));
+        assert!(rig.nic.complete_raw(16 * 2048) && rig.nic.complete_raw(16 * 2048));
+        rig.poll();
+        assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (5, 0));
+        // The true completion comes after the false one, while another packet is under way.
+        let mut frame = rig.pool.pop().unwrap();
+        assert!(frame.copy_from(&[2; 60]));
+        rig.port.transmit(frame).unwrap();
+        rig.nic.collect(|_| ());
+        rig.poll();
+        assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (6, 1));
+    }
+
+    #[test]
+    fn two_ports_of_one_umem_cannot_return_each_others_frames() {
+        let mut rig = Rig::new();
+        let (umem, mut pool) = Umem::create(FRAMES, 2048).unwrap();
+        let (mut first, mut first_nic) = FakeNic::new(&umem, RING).unwrap();
+        let (mut second, mut second_nic) = FakeNic::new(&umem, RING).unwrap();
+        first.refill(&mut pool);
+        assert!(second_nic.deliver_raw(256, 60));
+        assert_eq!(second.receive(64, |frame| pool.push(frame)), 0);
+        assert_eq!(second.bad_descriptors(), 1);
+        // What one port receives, the other may send.
+        assert!(first_nic.deliver(&[5; 60]));
+        first.receive(64, |frame| assert!(second.transmit(frame).is_ok()));
+        second.flush();
+        assert_eq!(second_nic.collect(|packet| assert_eq!(packet, [5; 60])), 1);
+        second.reclaim(&mut pool);
+        assert_eq!(pool.len() as u32 + first.with_kernel() + second.with_kernel(), FRAMES);
+        // A frame of another UMEM is not sent.
+        let mut foreign = rig.pool.pop().unwrap();
+        assert!(foreign.copy_from(&[1; 60]));
+        assert!(first.transmit(foreign).is_err());
+    }
+
+    #[test]
+    fn packets_without_an_ethernet_header_are_not_sent() {
+        let mut rig = Rig::new();
+        for len in 0..14 {
+            let mut frame = rig.pool.pop().unwrap();
+            assert!(frame.copy_from(&[0; 14][..len]));
+            let back = rig.port.transmit(frame).unwrap_err();
+            rig.pool.push(back);
+        }
+        rig.check();
+    }
+
+    #[test]
+    fn waiting_ends_at_once_when_something_is_there() {
+        let mut rig = Rig::new();
+        rig.poll();
+        wait([&rig.port], 1);
+        assert!(rig.nic.deliver(&[1; 60]));
+        let start = std::time::Instant::now();
+        wait([&rig.port], 60_000);
+        assert!(start.elapsed().as_secs() < 30);
+    }
+
+    #[test]
+    fn a_port_can_be_moved_to_its_worker() {
+        fn send<T: Send>() {}
+        send::<Port>();
+        send::<FakeNic>();
+        send::<FramePool>();
+        send::<Umem>();
+    }
+}

@@ -1,0 +1,429 @@
+//! One AF_XDP socket, from socket(2) to bound with its four rings mapped.
+//!
+//! Each socket registers the packet memory as a UMEM of its own, although several sockets of one
+//! worker use the same memory: with `XDP_SHARED_UMEM` all of them would have to be in the mode
+//! of the first, and one NIC without zero copy would take it from the others.
+//! Source: Documentation/networking/af_xdp.rst; net/xdp/xsk.c; include/uapi/linux/if_xdp.h.
+#![allow(unsafe_code, reason = "maps the kernel's rings, and wakes the kernel")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use libc::{SOL_XDP, c_int};
+
+use super::nic::Nic;
+use super::os::{Region, bind, get_option, set_option, socket, zeroed};
+use super::ring::{self, Consumer, Descriptor, Producer};
+use super::umem::Umem;
+
+/// Socket option 9, `XDP_MAX_TX_SKB_BUDGET`: packets sent per wake-up in copy mode. Kernel 6.18.
+const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
+
+/// Four worker batches of 64. The kernel's own default is 32, which makes a full TX ring of it.
+const TX_BUDGET: u32 = 256;
+
+/// Waits between two attempts to bind, in milliseconds: about 3 s together. The kernel frees the
+/// queue of a process that has just ended after a grace period, in a kernel thread.
+const BIND_WAITS_MS: [u64; 10] = [5, 10, 20, 50, 100, 200, 400, 600, 800, 800];
+
+/// How packets get between the NIC and packet memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BindMode {
+    /// Zero copy if the driver has it, else copy.
+    Auto,
+    /// The kernel copies each packet.
+    Copy,
+    /// The NIC reads and writes packet memory itself, or the bind fails.
+    ZeroCopy,
+}
+
+impl BindMode {
+    fn flags(self) -> u16 {
+        match self {
+            Self::Auto => libc::XDP_USE_NEED_WAKEUP,
+            Self::Copy => libc::XDP_USE_NEED_WAKEUP | libc::XDP_COPY,
+            Self::ZeroCopy => libc::XDP_USE_NEED_WAKEUP | libc::XDP_ZEROCOPY,
+        }
+    }
+}
+
+/// Why a socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Ring sizes are powers of two.
+    #[error("ring size {got}: use a power of two between {} and {}", ring::SLOTS.start(), ring::SLOTS.end() / 2)]
+    RingSize {
+        /// Slots asked for.
+        got: u32,
+    },
+    /// The NIC has fewer queues.
+    #[error(
+        "{interface} has {queues} queue(s), so there is no queue {queue}: use fewer workers, or \
+         give it more queues (`ethtool -L {interface} combined N`; a veth pair has as many as it \
+         was created with)"
+    )]
+    NoSuchQueue {
+        /// The NIC.
+        interface: String,
+        /// Queue asked for.
+        queue: u32,
+        /// Queues that it has.
+        queues: u32,
+    },
+    /// The UMEM has served its number of ports.
+    #[error("{interface} queue {queue}: this UMEM has already served 127 ports; create another")]
+    TooManyPorts {
+        /// The NIC.
+        interface: String,
+        /// The queue.
+        queue: u32,
+    },
+    /// Missing privileges.
+    #[error(
+        "{interface} queue {queue}: {step} refused ({source}): run as root, or with CAP_NET_RAW, \
+         CAP_NET_ADMIN and CAP_BPF, and with CAP_IPC_LOCK or a large enough RLIMIT_MEMLOCK"
+    )]
+    NotPermitted {
+        /// The NIC.
+        interface: String,
+        /// The queue.
+        queue: u32,
+        /// The system call or option.
+        step: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// No AF_XDP in this kernel.
+    #[error(
+        "this kernel has no AF_XDP sockets: use one that is built with CONFIG_XDP_SOCKETS=y \
+         (Debian's are, from version 11 on)"
+    )]
+    NoAfXdp,
+    /// Somebody else has the queue.
+    #[error(
+        "{interface} queue {queue}: bind refused (EBUSY) for 3 s: another process has an AF_XDP \
+         socket there; find it with `ss --xdp --processes` and stop it, or configure another NIC"
+    )]
+    Busy {
+        /// The NIC.
+        interface: String,
+        /// The queue.
+        queue: u32,
+    },
+    /// The driver has no zero copy.
+    #[error(
+        "{interface} queue {queue}: bind(XDP_ZEROCOPY) refused (EOPNOTSUPP): driver {driver} has \
+         no zero copy; set mode = \"copy\" for this NIC"
+    )]
+    NoZeroCopy {
+        /// The NIC.
+        interface: String,
+        /// The queue.
+        queue: u32,
+        /// Its driver.
+        driver: String,
+    },
+    /// Anything else that the kernel refuses.
+    #[error("{interface} queue {queue}: {step} refused: {source}; {hint}")]
+    Refused {
+        /// The NIC.
+        interface: String,
+        /// The queue.
+        queue: u32,
+        /// The system call or option.
+        step: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// The kernel's ring layout does not fit its own mapping.
+    #[error("{interface} queue {queue}: the kernel's ring layout is not one that holdfast knows")]
+    RingLayout {
+        /// The NIC.
+        interface: String,
+        /// The queue.
+        queue: u32,
+    },
+}
+
+/// Counters of one socket since it was opened; `struct xdp_statistics`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SocketStatistics {
+    /// Packets dropped before the RX ring: too long for a frame, for example.
+    pub rx_dropped: u64,
+    /// Entries of the fill ring that the kernel refused.
+    pub rx_invalid: u64,
+    /// Entries of the TX ring that the kernel refused.
+    pub tx_invalid: u64,
+    /// Packets dropped because the RX ring was full.
+    pub rx_ring_full: u64,
+    /// Times that the kernel found no frame in the fill ring.
+    pub rx_fill_empty: u64,
+    /// Times that the kernel found the TX ring empty.
+    pub tx_ring_empty: u64,
+}
+
+/// The four rings, our halves.
+pub(super) struct Rings {
+    pub rx: Consumer<Descriptor>,
+    pub tx: Producer<Descriptor>,
+    pub fill: Producer<u64>,
+    pub completion: Consumer<u64>,
+}
+
+/// A bound AF_XDP socket; closed when dropped, and the kernel then forgets its frames.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: OwnedFd,
+    zero_copy: bool,
+}
+
+/// Names the NIC and queue in every error of an attempt to open a socket.
+struct Opening<'a> {
+    nic: &'a Nic,
+    queue: u32,
+    ring: u32,
+    mode: BindMode,
+}
+
+impl Socket {
+    /// Opens a socket on `queue` of `nic`: RX and TX rings with `ring` slots, fill and
+    /// completion rings with twice as many, so that no completion ever waits for room.
+    ///
+    /// Blocks for up to 3 s while the queue is busy.
+    pub(super) fn open(
+        umem: &Umem,
+        nic: &Nic,
+        queue: u32,
+        ring: u32,
+        mode: BindMode,
+    ) -> Result<(Self, Rings), SocketError> {
+        let opening = Opening { nic, queue, ring, mode };
+        opening.check()?;
+        let fd = match socket(libc::AF_XDP, libc::SOCK_RAW, 0) {
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                return Err(SocketError::NoAfXdp);
+            }
+            result => result.map_err(|error| opening.error("socket(AF_XDP)", error))?,
+        };
+        opening.set_up(fd.as_fd(), umem)?;
+        let rings = opening.map_rings(fd.as_fd())?;
+        opening.bind(fd.as_fd())?;
+        // An older kernel does not know the option (ENOPROTOOPT): then it sends 32 per wake-up.
+        let _ = set_option(fd.as_fd(), SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &TX_BUDGET);
+        let options: u32 = get_option(fd.as_fd(), SOL_XDP, libc::XDP_OPTIONS)
+            .map_err(|error| opening.error("XDP_OPTIONS", error))?;
+        Ok((Self { fd, zero_copy: options & libc::XDP_OPTIONS_ZEROCOPY != 0 }, rings))
+    }
+
+    /// Whether the NIC works on packet memory itself.
+    pub(super) fn zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Makes the kernel look at the TX ring. What it cannot send now it says by leaving it in
+    /// the ring, so the result says nothing that the ring does not.
+    #[inline]
+    pub(super) fn wake_transmit(&self) {
+        let nothing = std::ptr::null();
+        // SAFETY: null pointers with lengths of 0; the socket is open as long as `self`.
+        unsafe {
+            libc::sendto(self.fd.as_raw_fd(), nothing, 0, libc::MSG_DONTWAIT, nothing.cast(), 0)
+        };
+    }
+
+    /// Makes the kernel look at the fill ring.
+    #[inline]
+    pub(super) fn wake_receive(&self) {
+        let (fd, nothing) = (self.fd.as_raw_fd(), std::ptr::null_mut());
+        let no_len = std::ptr::null_mut();
+        // SAFETY: null pointers with lengths of 0; the socket is open as long as `self`.
+        unsafe { libc::recvfrom(fd, nothing, 0, libc::MSG_DONTWAIT, nothing.cast(), no_len) };
+    }
+
+    /// The kernel's counters of this socket.
+    pub(super) fn statistics(&self) -> io::Result<SocketStatistics> {
+        let raw: libc::xdp_statistics = get_option(self.fd.as_fd(), SOL_XDP, libc::XDP_STATISTICS)?;
+        Ok(SocketStatistics {
+            rx_dropped: raw.rx_dropped,
+            rx_invalid: raw.rx_invalid_descs,
+            tx_invalid: raw.tx_invalid_descs,
+            rx_ring_full: raw.rx_ring_full,
+            rx_fill_empty: raw.rx_fill_ring_empty_descs,
+            tx_ring_empty: raw.tx_ring_empty_descs,
+        })
+    }
+}
+
+impl Opening<'_> {
+    fn check(&self) -> Result<(), SocketError> {
+        check_ring_size(self.ring)?;
+        if self.queue >= self.nic.rx_queues() {
+            return Err(SocketError::NoSuchQueue {
+                interface: self.nic.name().to_owned(),
+                queue: self.queue,
+                queues: self.nic.rx_queues(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Registers the memory and asks for the rings.
+    fn set_up(&self, socket: BorrowedFd<'_>, umem: &Umem) -> Result<(), SocketError> {
+        let memory = umem.memory();
+        let registration = libc::xdp_umem_reg {
+            addr: memory.start().as_ptr().addr() as u64,
+            len: memory.len() as u64,
+            chunk_size: memory.chunk_size(),
+            ..zeroed()
+        };
+        set_option(socket, SOL_XDP, libc::XDP_UMEM_REG, &registration)
+            .map_err(|error| self.error("XDP_UMEM_REG", error))?;
+        for (step, option, slots) in [
+            ("XDP_UMEM_FILL_RING", libc::XDP_UMEM_FILL_RING, self.ring * 2),
+            ("XDP_UMEM_COMPLETION_RING", libc::XDP_UMEM_COMPLETION_RING, self.ring * 2),
+            ("XDP_RX_RING", libc::XDP_RX_RING, self.ring),
+            ("XDP_TX_RING", libc::XDP_TX_RING, self.ring),
+        ] {
+            set_option(socket, SOL_XDP, option, &slots).map_err(|error| self.error(step, error))?;
+        }
+        Ok(())
+    }
+
+    fn map_rings(&self, socket: BorrowedFd<'_>) -> Result<Rings, SocketError> {
+        let offsets: libc::xdp_mmap_offsets =
+            get_option(socket, SOL_XDP, libc::XDP_MMAP_OFFSETS)
+                .map_err(|error| self.error("XDP_MMAP_OFFSETS", error))?;
+        let layout =
+            || SocketError::RingLayout { interface: self.nic.name().to_owned(), queue: self.queue };
+        let region = |ring: &ring::Offsets, slots: u32, slot: usize, page: u64| {
+            let header = usize::try_from(ring.desc).map_err(|_| layout())?;
+            let len = (slots as usize * slot).checked_add(header).ok_or_else(layout)?;
+            let page = libc::off_t::try_from(page).map_err(|_| layout())?;
+            Region::shared(socket, len, page).map_err(|error| self.error("mmap of a ring", error))
+        };
+        let (packet, address) = (size_of::<Descriptor>(), size_of::<u64>());
+        let (slots, twice) = (self.ring, self.ring * 2);
+        let rx = region(&offsets.rx, slots, packet, libc::XDP_PGOFF_RX_RING.unsigned_abs())?;
+        let tx = region(&offsets.tx, slots, packet, libc::XDP_PGOFF_TX_RING.unsigned_abs())?;
+        let fill = region(&offsets.fr, twice, address, libc::XDP_UMEM_PGOFF_FILL_RING)?;
+        let completion = region(&offsets.cr, twice, address, libc::XDP_UMEM_PGOFF_COMPLETION_RING)?;
+        // SAFETY: the kernel laid the RX ring of this socket out so, with the slots that were
+        // asked for; only here is its read side taken.
+        let rx = unsafe { Consumer::kernel(rx, &offsets.rx, slots) };
+        // SAFETY: likewise the write side of the TX ring.
+        let tx = unsafe { Producer::kernel(tx, &offsets.tx, slots) };
+        // SAFETY: likewise the write side of the fill ring.
+        let fill = unsafe { Producer::kernel(fill, &offsets.fr, twice) };
+        // SAFETY: likewise the read side of the completion ring.
+        let completion = unsafe { Consumer::kernel(completion, &offsets.cr, twice) };
+        Ok(Rings {
+            rx: rx.ok_or_else(layout)?,
+            tx: tx.ok_or_else(layout)?,
+            fill: fill.ok_or_else(layout)?,
+            completion: completion.ok_or_else(layout)?,
+        })
+    }
+
+    fn bind(&self, socket: BorrowedFd<'_>) -> Result<(), SocketError> {
+        let address = libc::sockaddr_xdp {
+            sxdp_family: u16::try_from(libc::AF_XDP).unwrap_or_default(),
+            sxdp_flags: self.mode.flags(),
+            sxdp_ifindex: self.nic.index(),
+            sxdp_queue_id: self.queue,
+            sxdp_shared_umem_fd: 0,
+        };
+        let mut waits = BIND_WAITS_MS.into_iter();
+        loop {
+            let Err(error) = bind(socket, &address) else { return Ok(()) };
+            let wait = waits.next().filter(|_| error.raw_os_error() == Some(libc::EBUSY));
+            let Some(wait_ms) = wait else { return Err(self.bind_error(error)) };
+            std::thread::sleep(Duration::from_millis(wait_ms));
+        }
+    }
+
+    fn bind_error(&self, error: io::Error) -> SocketError {
+        let (interface, queue) = (self.nic.name().to_owned(), self.queue);
+        match error.raw_os_error() {
+            Some(libc::EBUSY) => SocketError::Busy { interface, queue },
+            Some(libc::EOPNOTSUPP) if self.mode == BindMode::ZeroCopy => {
+                SocketError::NoZeroCopy { interface, queue, driver: self.nic.driver().to_owned() }
+            }
+            _ => self.error("bind", error),
+        }
+    }
+
+    fn error(&self, step: &'static str, source: io::Error) -> SocketError {
+        let (interface, queue) = (self.nic.name().to_owned(), self.queue);
+        let hint = match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => {
+                return SocketError::NotPermitted { interface, queue, step, source };
+            }
+            Some(libc::ENOBUFS) => {
+                "raise RLIMIT_MEMLOCK (`LimitMEMLOCK=infinity` in the service) or add CAP_IPC_LOCK"
+            }
+            Some(libc::ENOMEM) => "free memory, or configure fewer frames and smaller rings",
+            Some(libc::ENODEV) => "has the NIC been removed or renamed?",
+            Some(libc::ENETDOWN) => "set the NIC up (`ip link set dev NAME up`)",
+            Some(libc::EINVAL) => {
+                "is the MTU larger than a frame, or has the NIC fewer queues than before?"
+            }
+            _ => "see the kernel's log (`dmesg`)",
+        };
+        SocketError::Refused { interface, queue, step, source, hint }
+    }
+}
+
+/// A ring size that the kernel takes, also when doubled.
+pub(super) fn check_ring_size(ring: u32) -> Result<(), SocketError> {
+    let fits = ring >= *ring::SLOTS.start() && ring <= ring::SLOTS.end() / 2;
+    if fits && ring.is_power_of_two() { Ok(()) } else { Err(SocketError::RingSize { got: ring }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opening(nic: &Nic) -> Opening<'_> {
+        Opening { nic, queue: 3, ring: 64, mode: BindMode::ZeroCopy }
+    }
+
+    #[test]
+    fn every_refusal_says_where_why_and_what_to_do() {
+        let nic = Nic::for_tests("eth2", "veth", 4);
+        for (errno, parts) in [
+            (libc::EBUSY, ["eth2 queue 3", "another process", "ss --xdp"]),
+            (libc::EOPNOTSUPP, ["eth2 queue 3", "driver veth has", "set mode = \"copy\""]),
+            (libc::EPERM, ["eth2 queue 3", "CAP_NET_ADMIN", "run as root"]),
+            (libc::ENETDOWN, ["eth2 queue 3", "bind refused", "ip link set"]),
+            (libc::ENOBUFS, ["eth2 queue 3", "bind refused", "RLIMIT_MEMLOCK"]),
+        ] {
+            let error = opening(&nic).bind_error(io::Error::from_raw_os_error(errno)).to_string();
+            for part in parts {
+                assert!(error.contains(part), "{part:?} missing from {error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_requests_are_refused_before_the_kernel_sees_them() {
+        let nic = Nic::for_tests("eth2", "veth", 3);
+        let error = opening(&nic).check().err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("has 3 queue(s), so there is no queue 3"), "{error}");
+        for (ring, good) in [(0, false), (1, false), (2, true), (3, false), (4096, true)] {
+            assert_eq!(check_ring_size(ring).is_ok(), good, "{ring}");
+        }
+        assert!(check_ring_size(1 << 20).is_err(), "twice as many slots would be too many");
+    }
+
+    #[test]
+    fn the_waits_for_a_busy_queue_sum_up_to_3_s() {
+        assert!((2_900..=3_100).contains(&BIND_WAITS_MS.iter().sum::<u64>()));
+    }
+}

@@ -1,0 +1,512 @@
+//! The UMEM: packet memory shared with the kernel, cut into chunks, each with one owner.
+//!
+//! ```text
+//!  chunk (2048 or 4096 bytes)
+//!  |<- headroom ->|<- data ->|<- tailroom ->|
+//!  0              offset     offset + len   chunk size
+//! ```
+//!
+//! A chunk is either *ours*, and then at most one [`Frame`] names it, or it is *with the kernel*,
+//! in one direction of one port. The ledger, one byte per chunk, says which: an address that
+//! comes back from a ring becomes a frame only if the ledger says that this ring's side has it.
+//! So two live frames for one chunk are impossible, whatever the kernel (or a fake) claims.
+#![allow(unsafe_code, reason = "frames are slices of memory shared with the kernel")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::os::{Region, check};
+
+/// Free bytes in front of a received packet: `XDP_PACKET_HEADROOM` of include/uapi/linux/bpf.h.
+pub const HEADROOM: u16 = 256;
+
+/// Ports that one UMEM can serve in its life: each takes two of the ledger's 255 values.
+const MAX_PORTS: u8 = 127;
+
+/// Why packet memory could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum UmemError {
+    /// The kernel takes only these chunk sizes.
+    #[error("frame size {got}: use 2048 (MTU up to 1774) or 4096 (MTU up to 3822)")]
+    FrameSize {
+        /// Bytes asked for.
+        got: u32,
+    },
+    /// None at all, or more than the address space.
+    #[error("{got} frames: use between 1 and {max}")]
+    FrameCount {
+        /// Frames asked for.
+        got: u32,
+        /// Most frames.
+        max: u32,
+    },
+    /// No memory.
+    #[error(
+        "cannot get {bytes} bytes of packet memory: {source}; \
+         free memory, raise the memory limit of the service, or configure fewer frames"
+    )]
+    Memory {
+        /// Bytes asked for.
+        bytes: usize,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// Which side of which port holds a chunk: a value of the ledger, never [`OURS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Holder(u8);
+
+/// Ledger value of a chunk that is not with the kernel.
+const OURS: u8 = 0;
+
+/// Packet memory for one worker. It stays mapped until the process ends, so that a [`Frame`] can
+/// be a bare pointer: dropping a `Umem` frees nothing.
+pub struct Umem {
+    memory: &'static Memory,
+}
+
+/// The mapping and its ledger.
+pub(super) struct Memory {
+    region: Region,
+    /// log2 of the chunk size.
+    shift: u32,
+    /// Per chunk, who has it. Relaxed throughout: the value [`OURS`] is changed only by the
+    /// owner of the chunk's one frame, and a holder's value only by that holder's one port; who
+    /// moves a frame or a port to another thread brings the order along.
+    ledger: Box<[AtomicU8]>,
+    /// Holders given out.
+    ports: AtomicU8,
+    on_huge_pages: bool,
+}
+
+impl Umem {
+    /// Maps `frames` chunks of `frame_size` bytes (2048 or 4096), on huge pages if there are
+    /// some, and returns them all as free frames.
+    ///
+    /// To be called at start, before capabilities are dropped. The memory is never given back.
+    ///
+    /// # Errors
+    /// [`UmemError`] says which number to change.
+    pub fn create(frames: u32, frame_size: u32) -> Result<(Self, FramePool), UmemError> {
+        const MAX: u32 = 1 << 24;
+        if !matches!(frame_size, 2048 | 4096) {
+            return Err(UmemError::FrameSize { got: frame_size });
+        }
+        if !(1..=MAX).contains(&frames) {
+            return Err(UmemError::FrameCount { got: frames, max: MAX });
+        }
+        let bytes = frames as usize * frame_size as usize;
+        let (region, on_huge_pages) =
+            map_memfd(bytes).map_err(|source| UmemError::Memory { bytes, source })?;
+        let memory: &'static Memory = Box::leak(Box::new(Memory {
+            region,
+            shift: frame_size.trailing_zeros(),
+            ledger: (0..frames).map(|_| AtomicU8::new(OURS)).collect(),
+            ports: AtomicU8::new(0),
+            on_huge_pages,
+        }));
+        // The first frames of the stack are the first chunks of the memory.
+        // SAFETY: each chunk exists, is ours, and gets its one frame here.
+        let free = (0..frames as usize).rev().map(|chunk| unsafe { memory.frame(chunk, 0, 0) });
+        Ok((Self { memory }, FramePool { free: free.collect() }))
+    }
+
+    /// Number of chunks.
+    #[expect(clippy::cast_possible_truncation, reason = "`create` took the number as a u32")]
+    pub fn frames(&self) -> u32 {
+        self.memory.ledger.len() as u32
+    }
+
+    /// Bytes of a chunk.
+    pub fn frame_size(&self) -> u32 {
+        1 << self.memory.shift
+    }
+
+    /// Whether the memory lies on pages of the huge page pool.
+    pub fn on_huge_pages(&self) -> bool {
+        self.memory.on_huge_pages
+    }
+
+    pub(super) fn memory(&self) -> &'static Memory {
+        self.memory
+    }
+}
+
+/// A memfd, so that another process could map it too; on huge pages if the pool has enough.
+fn map_memfd(bytes: usize) -> io::Result<(Region, bool)> {
+    // A file on huge pages has to be a whole number of them; the default size is 2 MiB nearly
+    // everywhere, and where it is not, the first attempt fails and the second works.
+    let huge_bytes = bytes.next_multiple_of(2 << 20);
+    match map_memfd_with(libc::MFD_HUGETLB, huge_bytes) {
+        Ok(region) => Ok((region, true)),
+        Err(_) => map_memfd_with(0, bytes).map(|region| (region, false)),
+    }
+}
+
+fn map_memfd_with(flags: libc::c_uint, bytes: usize) -> io::Result<Region> {
+    let len = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
+    // SAFETY: the name is a C string literal.
+    let fd =
+        check(unsafe { libc::memfd_create(c"holdfast-umem".as_ptr(), libc::MFD_CLOEXEC | flags) })?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Allocated here, so that too little memory is an error and not a SIGBUS at first use.
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) })?;
+    Region::shared(file.as_fd(), bytes, 0)
+}
+
+impl Memory {
+    /// First byte, for the kernel.
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.region.start()
+    }
+
+    /// Bytes that are chunks.
+    pub(super) fn len(&self) -> usize {
+        self.ledger.len() << self.shift
+    }
+
+    pub(super) fn chunks(&self) -> usize {
+        self.ledger.len()
+    }
+
+    /// Bytes of a chunk.
+    #[inline(always)]
+    pub(super) fn chunk_size(&self) -> u32 {
+        1 << self.shift
+    }
+
+    /// Two ledger values for a new port, for receive and transmit; `None` after 127 ports.
+    pub(super) fn new_holders(&self) -> Option<(Holder, Holder)> {
+        // Relaxed: only the number itself matters.
+        let port = self
+            .ports
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MAX_PORTS).then(|| n + 1))
+            .ok()?;
+        Some((Holder(2 * port + 1), Holder(2 * port + 2)))
+    }
+
+    /// Splits an address of a descriptor into chunk and offset.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the offset is below 4096")]
+    pub(super) fn split(&self, address: u64) -> Option<(usize, u16)> {
+        let chunk = usize::try_from(address >> self.shift).ok()?;
+        let offset = address & u64::from(self.chunk_size() - 1);
+        (chunk < self.ledger.len()).then_some((chunk, offset as u16))
+    }
+
+    /// Takes the chunk at `address` back from `holder`, as a frame with `len` bytes of data from
+    /// there; `None` if `holder` does not have it, or the data would leave the chunk.
+    #[inline(always)]
+    pub(super) fn take(&self, address: u64, len: u32, holder: Holder) -> Option<Frame> {
+        let (chunk, offset) = self.split(address)?;
+        let entry = self.ledger.get(chunk)?;
+        let fits = len <= self.chunk_size() - u32::from(offset);
+        if entry.load(Ordering::Relaxed) != holder.0 || !fits {
+            return None;
+        }
+        entry.store(OURS, Ordering::Relaxed);
+        #[expect(clippy::cast_possible_truncation, reason = "it fits into a chunk")]
+        // SAFETY: the chunk exists, the data fits into it, and until the line above it was with
+        // `holder`, so that no frame named it.
+        Some(unsafe { self.frame(chunk, offset, len as u16) })
+    }
+
+    /// Gives a frame to `holder`; returns the address of its data for a descriptor. A frame of
+    /// another UMEM comes back.
+    #[inline(always)]
+    pub(super) fn give(&self, frame: Frame, holder: Holder) -> Result<u64, Frame> {
+        let start = frame.chunk.addr().get().wrapping_sub(self.start().addr().get());
+        let Some(entry) = self.ledger.get(start >> self.shift) else { return Err(frame) };
+        entry.store(holder.0, Ordering::Relaxed);
+        Ok(start as u64 + u64::from(frame.offset))
+    }
+
+    /// The one frame of a chunk.
+    ///
+    /// # Safety
+    /// `chunk` must be below the number of chunks, `offset + len` inside it; the ledger must say
+    /// that it is ours, and no other frame may name it.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a chunk has 2048 or 4096 bytes")]
+    unsafe fn frame(&self, chunk: usize, offset: u16, len: u16) -> Frame {
+        // SAFETY: `chunk` is below the number of chunks that the mapping was made for.
+        let start = unsafe { self.start().add(chunk << self.shift) };
+        Frame { chunk: start, offset, len, size: self.chunk_size() as u16 }
+    }
+}
+
+/// A packet, or room for one: a chunk of packet memory that this value owns.
+///
+/// Move-only, so that a chunk cannot be queued twice. Give it back, to a [`FramePool`] or a
+/// [`Port`](super::port::Port): a frame that is dropped is lost until the process ends.
+#[derive(Debug)]
+#[must_use = "a frame that is dropped is lost until the process ends"]
+pub struct Frame {
+    /// First byte of the chunk.
+    chunk: NonNull<u8>,
+    /// First byte of the data, from the start of the chunk; `offset + len <= size`.
+    offset: u16,
+    /// Bytes of data.
+    len: u16,
+    /// Bytes of the chunk.
+    size: u16,
+}
+
+// SAFETY: a frame owns its chunk like a `Box<[u8]>`, and the memory is never unmapped.
+unsafe impl Send for Frame {}
+// SAFETY: `&Frame` gives out `&[u8]` only.
+unsafe impl Sync for Frame {}
+
+const _: () = assert!(size_of::<Frame>() == 16 && size_of::<Option<Frame>>() == 16);
+
+impl Frame {
+    /// The packet, from the Ethernet header on.
+    #[inline]
+    pub fn data(&self) -> &[u8] {
+        // SAFETY: `offset + len <= size`, so the range lies inside our chunk, which was mapped
+        // for good as zeros; the ledger keeps it from having a second frame or being with the
+        // kernel.
+        unsafe {
+            std::slice::from_raw_parts(
+                self.chunk.as_ptr().add(usize::from(self.offset)),
+                usize::from(self.len),
+            )
+        }
+    }
+
+    /// The packet, to be changed in place.
+    #[inline]
+    pub fn data_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as `data`, and we are borrowed mutably.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.chunk.as_ptr().add(usize::from(self.offset)),
+                usize::from(self.len),
+            )
+        }
+    }
+
+    /// Bytes of data.
+    #[inline]
+    pub fn len(&self) -> usize {
+        usize::from(self.len)
+    }
+
+    /// Whether there is no data.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Free bytes in front of the data.
+    #[inline]
+    pub fn headroom(&self) -> usize {
+        usize::from(self.offset)
+    }
+
+    /// Free bytes behind the data.
+    #[inline]
+    pub fn tailroom(&self) -> usize {
+        usize::from(self.size - self.offset - self.len)
+    }
+
+    /// Grows the data by `count` bytes at the front, whose contents are left over from before.
+    /// False, and nothing changed, if there is less headroom.
+    #[inline]
+    #[must_use]
+    pub fn push_front(&mut self, count: usize) -> bool {
+        let Ok(count) = u16::try_from(count) else { return false };
+        let Some(offset) = self.offset.checked_sub(count) else { return false };
+        self.offset = offset;
+        self.len += count;
+        true
+    }
+
+    /// Cuts `count` bytes off the front. False, and nothing changed, if there are fewer.
+    #[inline]
+    #[must_use]
+    pub fn pull_front(&mut self, count: usize) -> bool {
+        let Ok(count) = u16::try_from(count) else { return false };
+        let Some(len) = self.len.checked_sub(count) else { return false };
+        self.len = len;
+        self.offset += count;
+        true
+    }
+
+    /// Cuts or grows the data at the end; new bytes are left over from before. False, and
+    /// nothing changed, if the chunk ends earlier.
+    #[inline]
+    #[must_use]
+    pub fn set_len(&mut self, len: usize) -> bool {
+        let Ok(len) = u16::try_from(len) else { return false };
+        if len > self.size - self.offset {
+            return false;
+        }
+        self.len = len;
+        true
+    }
+
+    /// Makes the data a copy of `packet`, with the usual [`HEADROOM`]. False, and nothing
+    /// changed, if it does not fit.
+    #[inline]
+    #[must_use]
+    pub fn copy_from(&mut self, packet: &[u8]) -> bool {
+        let Ok(len) = u16::try_from(packet.len()) else { return false };
+        if len > self.size - HEADROOM {
+            return false;
+        }
+        (self.offset, self.len) = (HEADROOM, len);
+        self.data_mut().copy_from_slice(packet);
+        true
+    }
+
+    /// An empty frame with the usual headroom.
+    #[inline]
+    fn cleared(mut self) -> Self {
+        (self.offset, self.len) = (HEADROOM, 0);
+        self
+    }
+}
+
+/// The free frames of a worker: a stack, so that the frame in use is the one still in the cache.
+#[derive(Debug)]
+pub struct FramePool {
+    /// Never grows: its capacity is the number of chunks.
+    free: Vec<Frame>,
+}
+
+impl FramePool {
+    /// An empty frame with [`HEADROOM`] in front.
+    #[inline]
+    pub fn pop(&mut self) -> Option<Frame> {
+        self.free.pop().map(Frame::cleared)
+    }
+
+    /// Takes a frame back.
+    #[inline]
+    pub fn push(&mut self, frame: Frame) {
+        // Always true for frames of this UMEM, of which there are no more than the capacity; the
+        // check keeps the vector from ever growing.
+        if self.free.len() < self.free.capacity() {
+            self.free.push(frame);
+        }
+    }
+
+    /// Free frames.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Whether no frame is free.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.free.is_empty()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_is_one_free_frame() {
+        for size in [2048, 4096] {
+            let (umem, mut pool) = Umem::create(8, size).unwrap();
+            assert_eq!((umem.frames(), umem.frame_size(), pool.len()), (8, size, 8));
+            let mut frames: Vec<Frame> = std::iter::from_fn(|| pool.pop()).collect();
+            for (number, frame) in (1..).zip(&mut frames) {
+                assert!(frame.set_len(size as usize - 256));
+                frame.data_mut().fill(number);
+            }
+            for (number, frame) in (1..).zip(&frames) {
+                assert!(frame.data().iter().all(|&byte| byte == number), "chunks overlap");
+            }
+            assert!(pool.is_empty() && pool.pop().is_none());
+            frames.into_iter().for_each(|frame| pool.push(frame));
+            assert_eq!(pool.len(), 8);
+        }
+    }
+
+    #[test]
+    fn impossible_shapes_are_errors_with_a_cure() {
+        for (frames, size, part) in
+            [(8, 1024, "2048"), (8, 0, "2048"), (0, 2048, "between 1"), (u32::MAX, 4096, "between")]
+        {
+            let error = Umem::create(frames, size).err().unwrap().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn data_stays_inside_the_chunk() {
+        let (_umem, mut pool) = Umem::create(1, 2048).unwrap();
+        let mut frame = pool.pop().unwrap();
+        assert_eq!((frame.headroom(), frame.len(), frame.tailroom()), (256, 0, 1792));
+        assert!(frame.copy_from(b"packet"));
+        assert!(!frame.push_front(257) && !frame.push_front(usize::MAX));
+        assert!(!frame.pull_front(7) && !frame.pull_front(usize::MAX));
+        assert!(!frame.set_len(1793) && !frame.set_len(usize::MAX));
+        assert_eq!(frame.data(), b"packet", "nothing has changed");
+        assert!(frame.pull_front(2) && frame.set_len(3));
+        assert_eq!(frame.data(), b"cke");
+        assert!(frame.push_front(2) && frame.set_len(6));
+        assert_eq!(frame.data(), b"packet");
+        assert!(frame.push_front(256) && frame.set_len(2048));
+        assert_eq!((frame.headroom(), frame.len(), frame.tailroom()), (0, 2048, 0));
+        assert!(!frame.set_len(2049));
+        assert!(frame.copy_from(&[7; 1792]) && !frame.copy_from(&[7; 1793]));
+        pool.push(frame);
+        assert!(pool.pop().unwrap().is_empty(), "a frame from the pool begins anew");
+    }
+
+    #[test]
+    fn the_ledger_gives_a_chunk_back_once_and_to_its_holder_only() {
+        let (umem, mut pool) = Umem::create(2, 2048).unwrap();
+        let memory = umem.memory();
+        let (receive, transmit) = memory.new_holders().unwrap();
+        let (other, _) = memory.new_holders().unwrap();
+        let mut frame = pool.pop().unwrap();
+        assert!(frame.copy_from(b"packet"));
+        let address = memory.give(frame, receive).unwrap();
+        assert_eq!(address, 256);
+        for (name, address, len, holder) in [
+            ("the other direction", address, 6, transmit),
+            ("another port", address, 6, other),
+            ("a chunk that is ours", 2048, 6, receive),
+            ("beyond the end", 4096, 6, receive),
+            ("far beyond the end", u64::MAX, 6, receive),
+            ("longer than the chunk", address, 1793, receive),
+            ("much longer", address, u32::MAX, receive),
+        ] {
+            assert!(memory.take(address, len, holder).is_none(), "{name}");
+        }
+        assert_eq!(memory.take(address, 6, receive).unwrap().data(), b"packet");
+        assert!(memory.take(address, 6, receive).is_none(), "twice");
+    }
+
+    #[test]
+    fn a_frame_of_another_umem_comes_back() {
+        let (umem, _pool) = Umem::create(1, 2048).unwrap();
+        let (_other, mut pool) = Umem::create(1, 2048).unwrap();
+        let (receive, _) = umem.memory().new_holders().unwrap();
+        assert!(umem.memory().give(pool.pop().unwrap(), receive).is_err());
+    }
+
+    #[test]
+    fn holders_run_out_instead_of_repeating() {
+        let (umem, _pool) = Umem::create(1, 2048).unwrap();
+        let holders: Vec<_> = std::iter::from_fn(|| umem.memory().new_holders()).collect();
+        let mut values: Vec<u8> = holders.iter().flat_map(|(a, b)| [a.0, b.0]).collect();
+        assert!(!values.contains(&OURS));
+        values.sort_unstable();
+        values.dedup();
+        assert_eq!(values.len(), 254);
+    }
+}

@@ -1,0 +1,25 @@
+//! End-to-end: the real binary, real AF_XDP sockets, real kernel TCP, in namespaces of its own.
+//!
+//! Needs root and the packages that `scripts/test` installs; fails loudly without them. Tests run
+//! one at a time (they measure, and the machine may be small): each makes a lab and removes it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise"
+)]
+
+mod lab;
+
+mod e2e {
+    mod drain;
+    mod errors;
+    mod forwarding;
+    mod health;
+    pub mod kernel;
+    mod lifecycle;
+    mod malformed;
+    mod oracle;
+    mod reload;
+}

@@ -1,0 +1,76 @@
+//! Starts that must fail: the error says what, where and how to fix it, and nothing is left behind.
+
+use crate::lab::{Config, Family, Holdfast, Lab, Topology, failed, requests, vip};
+
+fn assert_says(error: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(error.contains(part), "{part:?} missing from {error:?}");
+    }
+}
+
+fn assert_untouched(lab: &Lab) {
+    let links = lab.run("lb", &["ip", "-details", "addr", "show"]);
+    for trace in ["prog/xdp", "192.0.2.", "2001:db8:100:"] {
+        assert!(!links.contains(trace), "a refused start left {trace:?}:\n{links}");
+    }
+}
+
+#[test]
+fn a_nic_that_cannot_be_used() {
+    let lab = Lab::with_queues(Topology::Stick, 1);
+    let good = Config::new(&lab, 1, vec![vip("nat", Family::V4, false)]);
+
+    let missing = Config { interfaces: vec!["eth7".to_owned()], ..good.clone() };
+    assert_says(&Holdfast::start_fails(&lab, &missing), &["eth7"]);
+    assert_untouched(&lab);
+
+    let queues = Config { cores: vec![0, 1], ..good.clone() };
+    assert_says(&Holdfast::start_fails(&lab, &queues), &["eth0", "queue", "cores"]);
+    assert_untouched(&lab);
+
+    let zero_copy = Config { nic_keys: "mode = \"zero_copy\"", ..good };
+    assert_says(&Holdfast::start_fails(&lab, &zero_copy), &["eth0", "veth", "mode = \"copy\""]);
+    assert_untouched(&lab);
+}
+
+#[test]
+fn a_second_process_is_refused_and_the_first_goes_on() {
+    let lab = Lab::up(Topology::Stick);
+    let nat = vip("nat", Family::V4, false);
+    let config = Config::new(&lab, 2, vec![nat.clone()]);
+    let first = Holdfast::start(&lab, &config);
+
+    assert_says(&Holdfast::start_fails(&lab, &config), &[&config.socket]);
+    let socket = lab.state().join("other.sock").to_str().unwrap().to_owned();
+    let other = Config { socket, ..config };
+    assert_says(&Holdfast::start_fails(&lab, &other), &["eth0"]);
+
+    requests(&lab, &nat, 0, 50).assert_none_failed("after the refused starts");
+    first.stop();
+}
+
+#[test]
+fn without_root() {
+    let lab = Lab::up(Topology::Stick);
+    let config = Config::new(&lab, 1, vec![vip("nat", Family::V4, false)]);
+    // Where nobody may read it: the build may be in a folder of root's.
+    let (binary, file) = (lab.state().join("holdfast"), lab.state().join("holdfast.toml"));
+    std::fs::copy(env!("CARGO_BIN_EXE_holdfast"), &binary).unwrap();
+    std::fs::write(&file, config.toml()).unwrap();
+    let (binary, file) = (binary.to_str().unwrap(), file.to_str().unwrap());
+    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let line = [&nobody[..], &["--inh-caps=-all", binary, "run", "--config", file]].concat();
+    assert_says(&failed("a start as nobody", &lab.try_run("lb", &line)), &["root"]);
+    assert_untouched(&lab);
+}
+
+#[test]
+fn commands_without_a_process_say_what_to_do() {
+    let lab = Lab::up(Topology::Stick);
+    let binary = env!("CARGO_BIN_EXE_holdfast");
+    for command in ["status", "flows", "reload"] {
+        let line = [binary, command, "--socket", "/run/holdfast-none.sock"];
+        let error = failed(command, &lab.try_run("lb", &line));
+        assert_says(&error, &["/run/holdfast-none.sock", "holdfast run"]);
+    }
+}

@@ -1,0 +1,445 @@
+//! Golden packets: a real worker on fake rings, packets in, packets and counters out. No root.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+
+mod rig;
+
+use etherparse::{NetSlice, TransportSlice};
+use holdfast::flow::Protocol;
+use holdfast::forwarding::{Forward, NextHop, PortIndex, Ports, Service};
+use holdfast::stats::Drop;
+use holdfast::units::Ticks;
+use rig::{CLIENT_MAC, Family, Rig, backend_mac, nic_mac, spec, tcp, udp};
+
+const SYN: &str = "S";
+const ACK: &str = "A";
+const FIN: &str = "FA";
+const RST: &str = "R";
+
+/// Every mode and family, one NIC and two, one worker and two: a whole TCP connection.
+#[test]
+fn a_connection_keeps_its_backend_and_its_packets_are_right() {
+    for forward in [Forward::Dsr, Forward::Nat] {
+        for family in [Family::V4, Family::V6] {
+            for nics in [1, 2] {
+                let mut rig = Rig::new(1, nics, vec![spec(0, forward, family, nics, 3)]);
+                let mut backends = Vec::new();
+                for flags in [SYN, ACK, ACK, FIN] {
+                    let sent = rig.send(0, 0, &tcp(family, 40_000, 80, flags));
+                    assert_eq!(sent.len(), 1, "{forward:?} {family:?}");
+                    assert_eq!(sent[0].nic, nics - 1, "out of the backends' NIC");
+                    sent[0].assert_checksums();
+                    assert_eq!(sent[0].source_mac(), nic_mac(nics - 1));
+                    backends.push(sent[0].destination_mac());
+                    let (address, port, ttl) = sent[0].destination();
+                    match forward {
+                        Forward::Dsr => assert_eq!((address, port, ttl), (family.vip(), 80, 64)),
+                        Forward::Nat => {
+                            let index = u16::from(sent[0].destination_mac()[5]);
+                            assert_eq!((address, port, ttl), (family.backend(index), 8080, 63));
+                        }
+                    }
+                    assert_eq!(sent[0].source(), (family.client(), 40_000));
+                }
+                backends.dedup();
+                assert_eq!(backends.len(), 1, "one backend for all packets");
+                let vip = &rig.stats(0).vips[0];
+                assert_eq!((vip.packets_in.get(), vip.flows_total.get()), (4, 1));
+                rig.assert_accounted();
+            }
+        }
+    }
+}
+
+#[test]
+fn replies_of_nat_backends_come_from_the_vip_and_go_back_to_where_the_client_is() {
+    for family in [Family::V4, Family::V6] {
+        for nics in [1, 2] {
+            let mut rig = Rig::new(1, nics, vec![spec(0, Forward::Nat, family, nics, 3)]);
+            for protocol_flags in [SYN, ACK] {
+                let request = rig.send(0, 0, &tcp(family, 40_000, 80, protocol_flags));
+                let reply = rig.send(0, nics - 1, &request[0].reply("SA"));
+                assert_eq!(reply.len(), 1);
+                reply[0].assert_checksums();
+                assert_eq!(reply[0].nic, 0);
+                assert_eq!(reply[0].source(), (family.vip(), 80));
+                let (address, port, ttl) = reply[0].destination();
+                assert_eq!((address, port, ttl), (family.client(), 40_000, 63));
+                assert_eq!(reply[0].destination_mac(), CLIENT_MAC);
+                assert_eq!(reply[0].source_mac(), nic_mac(0));
+            }
+            assert_eq!(rig.stats(0).vips[0].packets_out.get(), 2);
+            rig.assert_accounted();
+        }
+    }
+}
+
+#[test]
+fn replies_that_arrive_at_another_worker_are_right_and_keep_the_flow_alive() {
+    let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+    let request = rig.send(0, 0, &tcp(Family::V4, 40_000, 80, SYN));
+    for second in 0..10 {
+        let reply = rig.send(1, 0, &request[0].reply("A"));
+        assert_eq!(reply[0].source(), (Family::V4.vip(), 80), "second {second}");
+        assert_eq!(reply[0].destination_mac(), CLIENT_MAC);
+        // Far longer in sum than the embryonic time-out of the pin (1 s in this rig).
+        rig.advance(90);
+    }
+    assert_eq!(rig.stats(1).flow_aliases.get(), 1);
+    let request = rig.send(0, 0, &tcp(Family::V4, 40_000, 80, ACK));
+    assert_eq!(request.len(), 1);
+    assert_eq!(rig.stats(0).flows_new.get(), 1, "the pin lived on");
+    assert_eq!(rig.stats(0).flows_by_hash.get(), 0);
+    rig.assert_accounted();
+}
+
+#[test]
+fn ends_seen_by_another_worker_close_the_flow() {
+    let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+    let request = rig.send(0, 0, &tcp(Family::V4, 40_000, 80, SYN));
+    rig.send(0, 0, &tcp(Family::V4, 40_000, 80, ACK));
+    rig.send(1, 0, &request[0].reply("A"));
+    rig.send(1, 0, &request[0].reply("FA"));
+    rig.send(0, 0, &tcp(Family::V4, 40_000, 80, FIN));
+    // Longer than the closing time-out (2 s), shorter than the established one (10 s).
+    rig.advance(700);
+    rig.idle();
+    assert_eq!(rig.stats(0).flows_active.get(), 0, "closed");
+    assert_eq!(rig.stats(0).flows_idled_out.get(), 1);
+}
+
+#[test]
+fn a_flow_that_moves_to_another_worker_keeps_its_backend() {
+    for forward in [Forward::Dsr, Forward::Nat] {
+        let mut rig = Rig::new(2, 1, vec![spec(0, forward, Family::V4, 1, 8)]);
+        for client_port in 1000..1100 {
+            let first = rig.send(0, 0, &tcp(Family::V4, client_port, 80, SYN));
+            rig.change(|specs| specs[0].backends[3].weight = 50);
+            let moved = rig.send(1, 0, &tcp(Family::V4, client_port, 80, ACK));
+            assert_eq!(first[0].destination_mac(), moved[0].destination_mac());
+        }
+        assert_eq!(rig.stats(1).flows_found_elsewhere.get(), 100);
+        assert_eq!(rig.stats(1).flows_by_hash.get(), 0);
+        rig.assert_accounted();
+    }
+}
+
+#[test]
+fn draining_moves_new_flows_at_once_and_old_ones_never() {
+    for forward in [Forward::Dsr, Forward::Nat] {
+        let mut rig = Rig::new(1, 1, vec![spec(0, forward, Family::V4, 1, 3)]);
+        let before: Vec<_> =
+            (1000..1300).map(|port| rig.backend_of(&tcp(Family::V4, port, 80, SYN))).collect();
+        assert!(before.contains(&Some(1)), "somebody is on backend 1");
+        rig.change(|specs| specs[0].backends[1].service = Service::Draining);
+        for (port, backend) in (1000..).zip(&before) {
+            assert_eq!(rig.backend_of(&tcp(Family::V4, port, 80, ACK)), *backend);
+        }
+        for port in 2000..2300 {
+            assert_ne!(rig.backend_of(&tcp(Family::V4, port, 80, SYN)), Some(1), "a new flow");
+        }
+        rig.assert_accounted();
+    }
+}
+
+#[test]
+fn a_deadline_cuts_what_is_left_and_the_client_learns_it() {
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+    let port = (1000..).find(|&port| rig.backend_of(&tcp(Family::V4, port, 80, SYN)) == Some(1));
+    let port = port.unwrap();
+    rig.change(|specs| {
+        specs[0].backends[1].service = Service::Out;
+        specs[0].backends[1].id.generation += 1;
+    });
+    let after = rig.backend_of(&tcp(Family::V4, port, 80, ACK));
+    assert!(matches!(after, Some(0 | 2)), "another backend, whose RST ends the connection");
+    assert_eq!(rig.stats(0).flows_stale.get(), 1);
+    rig.assert_accounted();
+}
+
+#[test]
+fn a_backend_that_is_down_gets_no_new_flow_and_connection_attempts_move_on() {
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+    let on_1: Vec<u16> = (1000..1300)
+        .filter(|&port| rig.backend_of(&tcp(Family::V4, port, 80, SYN)) == Some(1))
+        .collect();
+    let (established, attempts) = on_1.split_at(on_1.len() / 2);
+    for &port in established {
+        rig.backend_of(&tcp(Family::V4, port, 80, ACK));
+    }
+    rig.change(|specs| specs[0].backends[1].up = false);
+    for &port in attempts {
+        let moved = rig.backend_of(&tcp(Family::V4, port, 80, SYN));
+        assert!(matches!(moved, Some(0 | 2)), "a repeated SYN finds a living backend");
+    }
+    for &port in established {
+        assert_eq!(rig.backend_of(&tcp(Family::V4, port, 80, ACK)), Some(1), "TCP pins stay");
+    }
+    rig.assert_accounted();
+}
+
+#[test]
+fn udp_flows_leave_a_backend_that_is_down_although_they_keep_sending() {
+    let mut web = spec(0, Forward::Nat, Family::V4, 1, 3);
+    web.protocol = Protocol::Udp;
+    let mut rig = Rig::new(1, 1, vec![web]);
+    let before: Vec<_> =
+        (1000..1200).map(|port| rig.backend_of(&udp(Family::V4, port, 80, true))).collect();
+    rig.change(|specs| specs[0].backends[1].up = false);
+    for (port, before) in (1000..).zip(before) {
+        let after = rig.backend_of(&udp(Family::V4, port, 80, true));
+        match before {
+            Some(1) => assert!(matches!(after, Some(0 | 2))),
+            other => assert_eq!(after, other),
+        }
+    }
+    rig.assert_accounted();
+}
+
+#[test]
+fn udp_without_a_checksum_stays_without() {
+    let mut dns = spec(0, Forward::Nat, Family::V4, 1, 3);
+    dns.protocol = Protocol::Udp;
+    let mut rig = Rig::new(1, 1, vec![dns]);
+    let sent = rig.send(0, 0, &udp(Family::V4, 1000, 80, false));
+    assert_eq!(sent[0].udp_checksum(), 0);
+    let sent = rig.send(0, 0, &udp(Family::V4, 1000, 80, true));
+    sent[0].assert_checksums();
+    rig.assert_accounted();
+}
+
+#[test]
+fn two_packets_of_a_new_flow_in_one_batch_make_one_flow() {
+    let mut dns = spec(0, Forward::Nat, Family::V4, 1, 3);
+    dns.protocol = Protocol::Udp;
+    let mut rig = Rig::new(1, 1, vec![dns]);
+    let packet = udp(Family::V4, 1000, 80, true);
+    let sent = rig.send_all(0, 0, &[packet.clone(), packet.clone(), packet]);
+    assert_eq!(sent.len(), 3);
+    assert!(sent.iter().all(|packet| packet.destination_mac() == sent[0].destination_mac()));
+    assert_eq!(rig.stats(0).flows_new.get(), 1);
+    rig.assert_accounted();
+}
+
+#[test]
+fn idle_flows_end_and_a_reused_port_is_a_new_flow() {
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+    for (name, packets, timeout) in [
+        ("embryonic", &[SYN][..], 100),
+        ("established", &[SYN, ACK], 1000),
+        ("RST", &[SYN, ACK, RST], 200),
+        ("forged RST", &[SYN, ACK, RST, ACK], 1000),
+    ] {
+        let active = || rig_active(&rig);
+        assert_eq!(active(), 0, "{name}");
+        for flags in packets {
+            rig.send(0, 0, &tcp(Family::V4, 5000, 80, flags));
+        }
+        rig.advance(timeout - 1);
+        rig.idle();
+        assert_eq!(rig_active(&rig), 1, "{name}: too early");
+        // One sweep around the table takes at most 4 s.
+        rig.advance(402);
+        rig.idle();
+        assert_eq!(rig_active(&rig), 0, "{name}: too late");
+    }
+    rig.send(0, 0, &tcp(Family::V4, 6000, 80, SYN));
+    rig.send(0, 0, &tcp(Family::V4, 6000, 80, RST));
+    rig.send(0, 0, &tcp(Family::V4, 6000, 80, SYN));
+    assert_eq!(rig.stats(0).vips[0].flows_total.get(), 6, "a SYN after a RST begins anew");
+    rig.assert_accounted();
+}
+
+fn rig_active(rig: &Rig) -> u64 {
+    rig.stats(0).flows_active.get()
+}
+
+#[test]
+fn a_full_table_drops_new_flows_and_never_harms_established_ones() {
+    let mut rig = Rig::with_flows(1, 1, 64, vec![spec(0, Forward::Dsr, Family::V4, 1, 3)]);
+    let before: Vec<_> =
+        (1000..1100).map(|port| rig.backend_of(&tcp(Family::V4, port, 80, SYN))).collect();
+    assert_eq!(before.iter().flatten().count(), 64);
+    assert_eq!(rig.drops(0, Drop::TableFull), 36);
+    for (port, backend) in (1000..).zip(&before).take(64) {
+        assert_eq!(rig.backend_of(&tcp(Family::V4, port, 80, ACK)), *backend);
+    }
+    rig.assert_accounted();
+}
+
+#[test]
+fn one_backend_port_behind_two_vip_ports_never_mixes_up_two_flows() {
+    let mut web = spec(0, Forward::Nat, Family::V4, 1, 3);
+    web.ports = Ports::List(vec![80, 443]);
+    for workers in [1, 2] {
+        let mut rig = Rig::new(workers, 1, vec![web.clone()]);
+        for port in 1000..1200 {
+            let http = rig.send(0, 0, &tcp(Family::V4, port, 80, SYN));
+            let https = rig.send(workers - 1, 0, &tcp(Family::V4, port, 443, SYN));
+            assert_ne!(http[0].destination(), https[0].destination());
+            for (request, vip_port) in [(&http[0], 80), (&https[0], 443)] {
+                let reply = rig.send(0, 0, &request.reply("SA"));
+                assert_eq!(reply[0].source(), (Family::V4.vip(), vip_port));
+            }
+        }
+        rig.assert_accounted();
+    }
+    let mut one = web;
+    one.backends.truncate(1);
+    let mut rig = Rig::new(1, 1, vec![one]);
+    assert!(rig.backend_of(&tcp(Family::V4, 7, 80, SYN)).is_some());
+    assert!(rig.backend_of(&tcp(Family::V4, 7, 443, SYN)).is_none());
+    assert_eq!(rig.drops(0, Drop::NatCollision), 1);
+}
+
+#[test]
+fn a_client_whose_router_changes_gets_its_replies_by_the_new_one() {
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+    let request = rig.send(0, 0, &tcp(Family::V4, 40_000, 80, SYN));
+    let mut again = tcp(Family::V4, 40_000, 80, ACK);
+    again[6..12].copy_from_slice(&[2, 9, 9, 9, 9, 9]);
+    rig.send(0, 0, &again);
+    let reply = rig.send(0, 0, &request[0].reply("A"));
+    assert_eq!(reply[0].destination_mac(), [2, 9, 9, 9, 9, 9]);
+}
+
+#[test]
+fn vlan_tags_follow_the_next_hop() {
+    for (name, tagged_in, vlan_out) in [
+        ("untagged to untagged", None, None),
+        ("kept", Some(100), Some(100)),
+        ("changed", Some(100), Some(200)),
+        ("added", None, Some(200)),
+        ("removed", Some(100), None),
+    ] {
+        for family in [Family::V4, Family::V6] {
+            let mut web = spec(0, Forward::Nat, family, 1, 3);
+            for backend in &mut web.backends {
+                backend.next_hop = backend.next_hop.map(|hop| NextHop { vlan: vlan_out, ..hop });
+            }
+            let mut rig = Rig::new(1, 1, vec![web]);
+            let sent = rig.send(0, 0, &rig::tagged(tcp(family, 1000, 80, SYN), tagged_in));
+            assert_eq!(sent[0].vlan(), vlan_out, "{name}");
+            sent[0].assert_checksums();
+            let reply = rig.send(0, 0, &sent[0].reply("SA"));
+            assert_eq!(reply[0].vlan(), tagged_in, "{name}, back");
+            reply[0].assert_checksums();
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// What no VIP and no backend can take, each by its name.
+#[test]
+fn every_other_drop_has_its_name() {
+    let one_backend = |change: fn(&mut holdfast::forwarding::BackendSpec)| {
+        let mut web = spec(0, Forward::Nat, Family::V4, 1, 1);
+        change(&mut web.backends[0]);
+        Rig::new(1, 1, vec![web])
+    };
+    let syn = tcp(Family::V4, 1000, 80, SYN);
+    let with = |range: std::ops::Range<usize>, bytes: &[u8]| {
+        let mut packet = syn.clone();
+        packet[range].copy_from_slice(bytes);
+        packet
+    };
+    for (reason, change, packet) in [
+        (Drop::NoBackend, (|b| b.up = false) as fn(&mut holdfast::forwarding::BackendSpec), syn.clone()),
+        (Drop::NoBackend, |b| b.weight = 0, syn.clone()),
+        (Drop::NoBackend, |b| b.next_hop = None, syn.clone()),
+        (Drop::NoVip, |_| {}, tcp(Family::V4, 1000, 81, SYN)),
+        (Drop::TtlExceeded, |_| {}, with(22..23, &[1])),
+        (Drop::BadSource, |_| {}, with(26..30, &[224, 0, 0, 1])),
+        (Drop::BadSource, |_| {}, with(26..30, &[255; 4])),
+        (Drop::BadSource, |_| {}, with(26..30, &[127, 0, 0, 1])),
+        (Drop::BadSource, |_| {}, with(26..30, &[0; 4])),
+        (Drop::Fragment, |_| {}, with(20..22, &[0x20, 0])),
+        (Drop::TruncatedTcp, |_| {}, with(16..18, &[0, 39])),
+        (Drop::TruncatedEthernet, |_| {}, vec![2; 14]),
+    ] {
+        let mut rig = one_backend(change);
+        // An EtherType that says IPv4 and nothing behind it is a truncated IPv4 header.
+        let (packet, reason) =
+            if packet.len() == 14 { (packet[..13].to_vec(), reason) } else { (packet, reason) };
+        assert_eq!(rig.send(0, 0, &packet).len(), 0, "{reason:?}");
+        assert_eq!(rig.drops(0, reason), 1, "{reason:?}");
+        rig.assert_accounted();
+    }
+    let mut rig = one_backend(|_| {});
+    let mut land = tcp(Family::V4, 80, 80, SYN);
+    land[26..30].copy_from_slice(&[192, 0, 2, 10]);
+    rig.send(0, 0, &land);
+    assert_eq!(rig.drops(0, Drop::Land), 1);
+    let request = rig::Sent::of(0, &tcp(Family::V4, 1000, 80, SYN), &mut one_backend(|_| {}));
+    rig.send(0, 0, &request.reply("SA"));
+    assert_eq!(rig.drops(0, Drop::ReturnNoFlow), 1, "an answer to nothing");
+}
+
+#[test]
+fn a_next_hop_that_goes_away_is_a_named_drop_for_pinned_flows() {
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Dsr, Family::V4, 1, 1)]);
+    rig.send(0, 0, &tcp(Family::V4, 1000, 80, SYN));
+    rig.change(|specs| specs[0].backends[0].next_hop = None);
+    assert!(rig.send(0, 0, &tcp(Family::V4, 1000, 80, ACK)).is_empty());
+    assert_eq!(rig.drops(0, Drop::NoNextHop), 1);
+    rig.assert_accounted();
+}
+
+#[test]
+fn a_stuck_nic_drops_by_name_and_loses_no_frame() {
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Dsr, Family::V4, 1, 3)]);
+    let packets: Vec<_> = (1000..1500).map(|port| tcp(Family::V4, port, 80, SYN)).collect();
+    let delivered = rig.deliver_without_collecting(0, 0, &packets);
+    assert!(delivered > 300, "{delivered}");
+    assert!(rig.drops(0, Drop::TxFull) > 0);
+    rig.assert_accounted();
+    assert_eq!(rig.collect(0, 0).len() as u64, rig.stats(0).transmitted.get());
+    rig.idle();
+    assert_eq!(rig.send(0, 0, &tcp(Family::V4, 9, 80, SYN)).len(), 1, "it goes on");
+    rig.assert_accounted();
+}
+
+/// Every truncation of every kind of packet, and random bytes: counted, never a panic, no frame lost.
+#[test]
+fn malformed_frames_are_counted_and_lose_no_frame() {
+    let mut dns = spec(1, Forward::Nat, Family::V6, 1, 3);
+    dns.protocol = Protocol::Udp;
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3), dns]);
+    let mut sent = 0;
+    for packet in [
+        tcp(Family::V4, 1000, 80, SYN),
+        udp(Family::V6, 1000, 80, true),
+        rig::tagged(tcp(Family::V4, 1000, 80, ACK), Some(100)),
+    ] {
+        for len in 0..packet.len() {
+            rig.send(0, 0, &packet[..len]);
+            sent += 1;
+        }
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..20_000 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let mut mangled = packet.clone();
+            let [a, b, c, d, ..] = random.to_le_bytes();
+            let len = mangled.len();
+            mangled[usize::from(a) % len] = c;
+            mangled[usize::from(b) % len] ^= d;
+            rig.send(0, 0, &mangled);
+            sent += 1;
+        }
+    }
+    assert_eq!(rig.stats(0).received.get(), sent);
+    rig.assert_accounted();
+}
+
+/// The reader of sent packets is etherparse's strict one: whatever it refuses fails a test.
+#[test]
+fn the_rig_reads_what_it_builds() {
+    let packet = tcp(Family::V6, 1, 2, SYN);
+    let sliced = etherparse::SlicedPacket::from_ethernet(&packet).unwrap();
+    assert!(matches!(sliced.net, Some(NetSlice::Ipv6(_))));
+    assert!(matches!(sliced.transport, Some(TransportSlice::Tcp(_))));
+    assert_eq!(PortIndex(0), PortIndex(0));
+    assert_eq!(Ticks(1).as_ms(), 10);
+}

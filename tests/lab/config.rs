@@ -1,0 +1,171 @@
+//! Configurations for the lab, as values and as TOML.
+
+use std::fmt::Write as _;
+
+use super::{BACKENDS, Lab, Topology};
+
+/// IPv4 or IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The client's `index`-th address.
+    pub fn client(self, index: usize) -> String {
+        match self {
+            Self::V4 => format!("198.18.1.{}", 10 + index),
+            Self::V6 => format!("2001:db8:1::{}", 10 + index),
+        }
+    }
+
+    /// The balancer's own address on the client's side.
+    pub fn balancer(self) -> &'static str {
+        match self {
+            Self::V4 => "198.18.1.2",
+            Self::V6 => "2001:db8:1::2",
+        }
+    }
+
+    fn backend(self, backend: &str) -> String {
+        let number = backend.trim_start_matches('b');
+        match self {
+            Self::V4 => format!("198.18.2.1{number}"),
+            Self::V6 => format!("2001:db8:2::1{number}"),
+        }
+    }
+
+    fn vip(self, number: u32) -> String {
+        match self {
+            Self::V4 => format!("192.0.2.{number}"),
+            Self::V6 => format!("2001:db8:100::{number}"),
+        }
+    }
+}
+
+/// A VIP of the lab: `name` is such as `dsr4`, or `nat6-udp`.
+#[derive(Debug, Clone)]
+pub struct Vip {
+    /// Mode, family, and `-udp` if so.
+    pub name: String,
+    /// `dsr` or `nat`.
+    pub forward: &'static str,
+    /// Of VIP and backends.
+    pub family: Family,
+    /// HTTP over TCP, or UDP echo.
+    pub udp: bool,
+    /// Its backends, of `b1`, `b2`, `b3`.
+    pub backends: Vec<&'static str>,
+    /// `timeouts` as TOML.
+    pub timeouts: &'static str,
+}
+
+/// A VIP with all backends.
+pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
+    let digit = if family == Family::V4 { 4 } else { 6 };
+    let name = format!("{forward}{digit}{}", if udp { "-udp" } else { "" });
+    // Short, so that a drain can be seen to end.
+    let timeouts = "{ closing_s = 1, udp_s = 60 }";
+    Vip { name, forward, family, udp, backends: BACKENDS.to_vec(), timeouts }
+}
+
+impl Vip {
+    /// Every mode, family and protocol.
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for forward in ["dsr", "nat"] {
+            for family in Family::ALL {
+                all.extend([false, true].map(|udp| vip(forward, family, udp)));
+            }
+        }
+        all
+    }
+
+    /// Its address.
+    pub fn address(&self) -> String {
+        // Backends have .10 to .19 on their loopback, for DSR.
+        self.family.vip(if self.forward == "dsr" { 10 } else { 20 })
+    }
+
+    /// `http://` and the address.
+    pub fn url(&self) -> String {
+        match self.family {
+            Family::V4 => format!("http://{}", self.address()),
+            Family::V6 => format!("http://[{}]", self.address()),
+        }
+    }
+
+    fn toml(&self) -> String {
+        let (protocol, port) = if self.udp { ("udp", 7) } else { ("tcp", 80) };
+        let (name, address, forward, timeouts) =
+            (&self.name, self.address(), self.forward, self.timeouts);
+        let mut text = format!(
+            r#"
+[[vip]]
+name = "{name}"
+address = "{address}"
+ports = [{port}]
+protocol = "{protocol}"
+forward = "{forward}"
+timeouts = {timeouts}
+health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 2, port = 80 }}
+"#
+        );
+        for backend in &self.backends {
+            let address = self.family.backend(backend);
+            write!(text, "[[vip.backend]]\nname = \"{backend}\"\naddress = \"{address}\"\n")
+                .unwrap();
+            if self.forward == "nat" {
+                // Another port than the VIP's: NAT rewrites ports too.
+                writeln!(text, "port = {}", if self.udp { 7007 } else { 8080 }).unwrap();
+            }
+        }
+        text
+    }
+}
+
+/// A whole configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// One worker on each.
+    pub cores: Vec<usize>,
+    /// Interfaces to serve.
+    pub interfaces: Vec<String>,
+    /// More keys for every `[[nic]]`, as TOML.
+    pub nic_keys: &'static str,
+    /// Path of the control socket.
+    pub socket: String,
+    /// VIPs.
+    pub vips: Vec<Vip>,
+}
+
+impl Config {
+    /// For a lab, with `workers` workers on the first cores.
+    pub fn new(lab: &Lab, workers: usize, vips: Vec<Vip>) -> Self {
+        let interfaces = lab.topology.interfaces().iter().map(|&name| name.to_owned()).collect();
+        let socket = lab.state().join("control.sock").to_str().unwrap().to_owned();
+        Self { cores: (0..workers).collect(), interfaces, nic_keys: "", socket, vips }
+    }
+
+    /// As TOML.
+    pub fn toml(&self) -> String {
+        let (cores, socket, keys) = (&self.cores, &self.socket, self.nic_keys);
+        let mut text = format!("[workers]\ncores = {cores:?}\nidle = \"sleep\"\nflows = 65536\n");
+        writeln!(text, "[control]\nsocket = \"{socket}\"").unwrap();
+        for interface in &self.interfaces {
+            writeln!(text, "[[nic]]\ninterface = \"{interface}\"\n{keys}").unwrap();
+        }
+        text + &self.vips.iter().map(Vip::toml).collect::<String>()
+    }
+}
+
+impl Topology {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Stick, Self::TwoNic];
+}

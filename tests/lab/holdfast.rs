@@ -1,0 +1,185 @@
+//! A running holdfast.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus, Output};
+use std::time::Duration;
+
+use holdfast::control::api::{BackendState, BackendStatus, HealthState, Status};
+
+use super::{Config, Lab, SOON, failed, signal, succeeded, wait_for};
+
+/// The binary that cargo built for these tests.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_holdfast");
+
+/// A process in the balancer's namespace. Killed when dropped, if it was not stopped.
+pub struct Holdfast<'l> {
+    lab: &'l Lab,
+    child: Child,
+    socket: String,
+    config: PathBuf,
+}
+
+impl<'l> Holdfast<'l> {
+    /// Starts it and waits until every backend is up.
+    pub fn start(lab: &'l Lab, config: &Config) -> Self {
+        let path = lab.state().join("holdfast.toml");
+        std::fs::write(&path, config.toml()).unwrap();
+        let log = File::create(lab.state().join("holdfast.log")).unwrap();
+        let mut command = lab.command("lb", BINARY);
+        command.arg("run").arg("--config").arg(&path);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let child = command.spawn().unwrap();
+        let mut this = Self { lab, child, socket: config.socket.clone(), config: path };
+        wait_for("holdfast answers", SOON, || this.answers());
+        this.wait_until("every backend is up", |status| {
+            let mut backends = status.vips.iter().flat_map(|vip| &vip.backends);
+            backends.all(|b| b.health == HealthState::Up && b.next_hop.is_some())
+        });
+        this
+    }
+
+    /// A start that must fail: what it said.
+    pub fn start_fails(lab: &Lab, config: &Config) -> String {
+        let path = lab.state().join("refused.toml");
+        std::fs::write(&path, config.toml()).unwrap();
+        let path = path.to_str().unwrap();
+        // Ended from outside if it should start after all.
+        let line = ["timeout", "10", BINARY, "run", "--config", path];
+        failed("a start that must fail", &lab.try_run("lb", &line))
+    }
+
+    fn answers(&mut self) -> bool {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            panic!("holdfast ended: {status}\n{}", self.log());
+        }
+        self.cli(&["status", "--json"]).status.success()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.lab.state().join("holdfast.log")).unwrap()
+    }
+
+    /// Runs a subcommand against it.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        let line = [&[BINARY], arguments, &["--socket", &self.socket]].concat();
+        self.lab.try_run("lb", &line)
+    }
+
+    /// Runs a subcommand that must succeed; what it printed.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        succeeded(&format!("holdfast {arguments:?}"), &self.cli(arguments))
+    }
+
+    /// Runs a subcommand that must fail; what it said.
+    pub fn refused(&self, arguments: &[&str]) -> String {
+        failed(&format!("holdfast {arguments:?}"), &self.cli(arguments))
+    }
+
+    /// The status document.
+    pub fn status(&self) -> Status {
+        serde_json::from_str(&self.ok(&["status", "--json"])).unwrap()
+    }
+
+    /// The status of one backend.
+    pub fn backend(&self, vip: &str, backend: &str) -> BackendStatus {
+        let status = self.status();
+        let vip = status.vips.into_iter().find(|v| v.name == vip).unwrap();
+        vip.backends.into_iter().find(|b| b.name == backend).unwrap()
+    }
+
+    /// Waits until the status is as wanted.
+    pub fn wait_until(&self, what: &str, mut wanted: impl FnMut(&Status) -> bool) {
+        let mut last = None;
+        let end = std::time::Instant::now() + SOON;
+        while std::time::Instant::now() < end {
+            let status = self.status();
+            if wanted(&status) {
+                return;
+            }
+            last = Some(status);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("after {SOON:?} still not: {what}\n{last:#?}\n{}", self.log());
+    }
+
+    /// Waits until a backend's check says so.
+    pub fn wait_for_health(&self, vip: &str, backend: &str, health: HealthState) {
+        wait_for(&format!("{vip}/{backend} {health:?}"), SOON, || {
+            self.backend(vip, backend).health == health
+        });
+    }
+
+    /// Waits until a backend is active, draining or drained.
+    pub fn wait_for_state(&self, vip: &str, backend: &str, state: BackendState) {
+        wait_for(&format!("{vip}/{backend} {state:?}"), SOON, || {
+            self.backend(vip, backend).state == state
+        });
+    }
+
+    /// Every packet that was received has ended in one counter, in every worker.
+    pub fn assert_packets_accounted_for(&self) {
+        self.wait_until("received = transmitted + handed over + dropped", |status| {
+            status.workers.iter().all(|worker| {
+                let totals = &worker.totals;
+                let dropped: u64 = worker.drops.values().sum();
+                totals.dropped == dropped
+                    && totals.received == totals.transmitted + totals.handed_over + dropped
+            })
+        });
+        for nic in self.status().nics {
+            assert_eq!(nic.bad_descriptors, 0, "{nic:#?}");
+            assert_eq!(nic.kernel_rx_invalid + nic.kernel_tx_invalid, 0, "{nic:#?}");
+        }
+    }
+
+    /// Replaces the configuration file; nothing is reloaded yet.
+    pub fn write_config(&self, config: &Config) {
+        std::fs::write(&self.config, config.toml()).unwrap();
+    }
+
+    /// Replaces the configuration file by any text.
+    pub fn write_text(&self, text: &str) {
+        std::fs::write(&self.config, text).unwrap();
+    }
+
+    /// Sends a signal to it.
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// A clean stop; every packet must have been accounted for until then.
+    pub fn stop(mut self) {
+        self.assert_packets_accounted_for();
+        self.signal("TERM");
+        let status = self.wait_end();
+        assert!(status.success(), "holdfast ended with {status}\n{}", self.log());
+    }
+
+    /// Kills it: it has no chance to clean up.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn wait_end(&mut self) -> ExitStatus {
+        let mut ended = None;
+        wait_for("holdfast ends after SIGTERM", SOON, || {
+            ended = self.child.try_wait().unwrap();
+            ended.is_some()
+        });
+        ended.unwrap()
+    }
+}
+
+impl Drop for Holdfast<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("holdfast's log:\n{}", self.log());
+        }
+        // Both fail when it has ended, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

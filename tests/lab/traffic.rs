@@ -1,0 +1,133 @@
+//! What clients do: requests, downloads, datagrams.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::{Family, Lab, Running, SOON, Vip, wait_for};
+
+/// What became of a number of requests.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// No answer, or a wrong one.
+    pub failed: usize,
+    /// Right answers by backend.
+    pub by_backend: BTreeMap<String, usize>,
+}
+
+impl Answers {
+    /// Panics unless every request was answered.
+    pub fn assert_none_failed(&self, what: &str) {
+        assert_eq!(self.failed, 0, "{what}: {self:?}");
+    }
+
+    /// Panics unless every request was answered, and by exactly these backends.
+    pub fn assert_from(&self, what: &str, backends: &[&str]) {
+        self.assert_none_failed(what);
+        let seen: Vec<&str> = self.by_backend.keys().map(String::as_str).collect();
+        assert_eq!(seen, backends, "{what}: {self:?}");
+    }
+}
+
+/// curl in the client's namespace; the environment may name a proxy, the lab has none.
+fn curl(lab: &Lab) -> Command {
+    let mut command = lab.command("client", "curl");
+    command.args(["--silent", "--noproxy", "*"]);
+    command
+}
+
+/// `count` requests, each over a connection of its own, eight at a time, from the client's
+/// `client`-th address.
+pub fn requests(lab: &Lab, vip: &Vip, client: usize, count: usize) -> Answers {
+    let mut command = curl(lab);
+    command.args(["--parallel", "--parallel-max", "8", "--max-time", "5", "--output", "/dev/null"]);
+    command.args(["--header", "Connection: close", "--interface", &vip.family.client(client)]);
+    command.args(["--write-out", "%{http_code} %{num_connects} %header{x-backend}\\n"]);
+    let output = command.arg(format!("{}/id?[1-{count}]", vip.url())).output().unwrap();
+    let mut answers = Answers { failed: count, ..Answers::default() };
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        if let Some(backend) = line.strip_prefix("200 1 ") {
+            answers.failed -= 1;
+            *answers.by_backend.entry(backend.to_owned()).or_default() += 1;
+        }
+    }
+    answers
+}
+
+/// `count` datagrams, each from a socket of its own; each must come back from the VIP's address.
+pub fn udp_requests(lab: &Lab, vip: &Vip, count: usize) -> Answers {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/udp_client.py");
+    let count_text = count.to_string();
+    let text = lab.run("client", &["/usr/bin/python3", script, &vip.address(), "7", &count_text]);
+    let mut answers = Answers { failed: count, ..Answers::default() };
+    for backend in text.lines() {
+        answers.failed -= 1;
+        *answers.by_backend.entry(backend.to_owned()).or_default() += 1;
+    }
+    answers
+}
+
+/// A download of `/big` in the background.
+pub struct Download {
+    running: Running,
+    headers: PathBuf,
+    body: PathBuf,
+    expected: String,
+}
+
+/// Starts a download; `rate` limits it, such as `8m` for 8 MB/s.
+pub fn download(lab: &Lab, vip: &Vip, rate: Option<&str>) -> Download {
+    let (headers, body) = (lab.state().join("headers"), lab.state().join("body"));
+    // Made anew, so that nothing of an earlier download is taken for this one's.
+    File::create(&headers).unwrap();
+    let mut command = curl(lab);
+    command.args(["--max-time", "30", "--interface", &vip.family.client(0)]);
+    command.arg("--dump-header").arg(&headers).arg("--output").arg(&body);
+    command.arg(format!("{}/big?rate={}", vip.url(), rate.unwrap_or("")));
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let running = Running::start(&mut command);
+    Download { running, headers, body, expected: lab.big_sha256() }
+}
+
+impl Download {
+    /// The backend that serves it; waits for the answer's header.
+    pub fn backend(&self) -> String {
+        let mut backend = None;
+        wait_for("the download begins", SOON, || {
+            let headers = std::fs::read_to_string(&self.headers).unwrap();
+            let mut lines = headers.lines().filter_map(|line| line.split_once(": "));
+            let found = lines.find(|(key, _)| key.eq_ignore_ascii_case("x-backend"));
+            backend = found.map(|(_, value)| value.to_owned());
+            backend.is_some()
+        });
+        backend.unwrap()
+    }
+
+    /// Whether it still goes on.
+    pub fn goes_on(&mut self) -> bool {
+        self.running.0.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for its end: whether the whole file arrived, unchanged.
+    pub fn ends_well(mut self) -> bool {
+        let status = self.running.0.wait().unwrap();
+        status.success() && self.sha256() == self.expected
+    }
+
+    fn sha256(&self) -> String {
+        let output = Command::new("sha256sum").arg(&self.body).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_whitespace().next().unwrap().to_owned()
+    }
+}
+
+impl Family {
+    /// `-4` or `-6`, as commands want it.
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! A worker, or several, on fake NICs; and packets, built and read by etherparse.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use etherparse::{
+    LinkExtSlice, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
+};
+use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
+use holdfast::flow::Protocol;
+use holdfast::flow::table::{FlowTable, TableSecret};
+use holdfast::forwarding::publish::Publisher;
+use holdfast::forwarding::{
+    BackendId, BackendIndex, BackendSpec, Forward, ForwardingTable, NextHop, PortIndex, Ports,
+    Service, Timeouts, VipId, VipSpec,
+};
+use holdfast::stats::{Drop, WorkerStats};
+use holdfast::units::Ticks;
+use holdfast::xdp::fake::FakeNic;
+use holdfast::xdp::umem::Umem;
+
+pub const CLIENT_MAC: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
+const FRAMES: u32 = 1024;
+const RING: u32 = 256;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn client(self) -> IpAddr {
+        self.pick("198.18.1.10", "2001:db8:1::10")
+    }
+
+    pub fn vip(self) -> IpAddr {
+        self.pick("192.0.2.10", "2001:db8:100::10")
+    }
+
+    pub fn backend(self, index: u16) -> IpAddr {
+        match self.pick("198.18.2.0", "2001:db8:2::") {
+            IpAddr::V4(ip) => IpAddr::from((u32::from(ip) + u32::from(index) + 11).to_be_bytes()),
+            IpAddr::V6(ip) => IpAddr::from((u128::from(ip) + u128::from(index) + 11).to_be_bytes()),
+        }
+    }
+
+    fn pick(self, v4: &str, v6: &str) -> IpAddr {
+        if self == Self::V4 { v4 } else { v6 }.parse().unwrap()
+    }
+}
+
+pub fn nic_mac(nic: usize) -> [u8; 6] {
+    [2, 0xf, 0, 0, 0, u8::try_from(nic).unwrap()]
+}
+
+pub fn backend_mac(index: u16) -> [u8; 6] {
+    [2, 0xb, 0, 0, 0, u8::try_from(index).unwrap()]
+}
+
+/// A TCP VIP on port 80 with backends (NAT port 8080) behind the last of `nics` NICs.
+pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u16) -> VipSpec {
+    let backend = |index: u16| BackendSpec {
+        id: BackendId { index: BackendIndex(id * 100 + index), generation: 0 },
+        name: format!("b{index}"),
+        address: family.backend(index),
+        port: (forward == Forward::Nat).then_some(8080),
+        weight: 1,
+        up: true,
+        service: Service::Active,
+        next_hop: Some(NextHop {
+            port: PortIndex(u8::try_from(nics - 1).unwrap()),
+            mac: backend_mac(index),
+            vlan: None,
+        }),
+    };
+    VipSpec {
+        id: VipId(id),
+        address: family.vip(),
+        ports: Ports::List(vec![80]),
+        protocol: Protocol::Tcp,
+        forward,
+        // 1 s, 10 s, 2 s, 1 s.
+        timeouts: Timeouts {
+            embryonic: Ticks(100),
+            established: Ticks(1000),
+            closing: Ticks(200),
+            udp: Ticks(100),
+        },
+        table_size: 1009,
+        backends: (0..backends).map(backend).collect(),
+    }
+}
+
+/// A TCP segment from the client to the VIP; flags as in tcpdump, `S`, `A`, `F`, `R`.
+pub fn tcp(family: Family, client_port: u16, port: u16, flags: &str) -> Vec<u8> {
+    build_tcp((CLIENT_MAC, nic_mac(0)), (family.client(), client_port), (family.vip(), port), flags)
+}
+
+/// A UDP datagram from the client to the VIP, with or without a checksum.
+pub fn udp(family: Family, client_port: u16, port: u16, checksum: bool) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ethernet2(CLIENT_MAC, nic_mac(0));
+    let builder = match (family.client(), family.vip()) {
+        (IpAddr::V4(client), IpAddr::V4(vip)) => builder.ipv4(client.octets(), vip.octets(), 64),
+        (IpAddr::V6(client), IpAddr::V6(vip)) => builder.ipv6(client.octets(), vip.octets(), 64),
+        _ => unreachable!("one family"),
+    };
+    builder.udp(client_port, port).write(&mut packet, b"query").unwrap();
+    if !checksum {
+        packet[40..42].fill(0);
+    }
+    packet
+}
+
+fn build_tcp(
+    (source_mac, destination_mac): ([u8; 6], [u8; 6]),
+    (source, source_port): (IpAddr, u16),
+    (destination, destination_port): (IpAddr, u16),
+    flags: &str,
+) -> Vec<u8> {
+    let mut header = TcpHeader::new(source_port, destination_port, 1_000, 65_000);
+    header.syn = flags.contains('S');
+    header.ack = flags.contains('A');
+    header.fin = flags.contains('F');
+    header.rst = flags.contains('R');
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ethernet2(source_mac, destination_mac);
+    let builder = match (source, destination) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => builder.ipv4(a.octets(), b.octets(), 64),
+        (IpAddr::V6(a), IpAddr::V6(b)) => builder.ipv6(a.octets(), b.octets(), 64),
+        _ => unreachable!("one family"),
+    };
+    builder.tcp_header(header).write(&mut packet, b"hello, world!").unwrap();
+    packet
+}
+
+/// The packet with a VLAN tag.
+pub fn tagged(mut packet: Vec<u8>, vlan: Option<u16>) -> Vec<u8> {
+    if let Some(vlan) = vlan {
+        let [high, low] = vlan.to_be_bytes();
+        packet.splice(12..12, [0x81, 0, high, low]);
+    }
+    packet
+}
+
+/// A packet that a worker sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    pub nic: usize,
+    pub bytes: Vec<u8>,
+}
+
+impl Sent {
+    /// What `rig` sends for `packet`.
+    pub fn of(worker: usize, packet: &[u8], rig: &mut Rig) -> Self {
+        rig.send(worker, 0, packet).remove(0)
+    }
+
+    fn sliced(&self) -> SlicedPacket<'_> {
+        SlicedPacket::from_ethernet(&self.bytes).unwrap()
+    }
+
+    pub fn destination_mac(&self) -> [u8; 6] {
+        *self.bytes.first_chunk().unwrap()
+    }
+
+    pub fn source_mac(&self) -> [u8; 6] {
+        *self.bytes[6..].first_chunk().unwrap()
+    }
+
+    pub fn vlan(&self) -> Option<u16> {
+        self.sliced().link_exts.first().map(|tag| match tag {
+            LinkExtSlice::Vlan(tag) => tag.vlan_identifier().value(),
+            other => unreachable!("{other:?}"),
+        })
+    }
+
+    fn ports(&self) -> (u16, u16) {
+        match self.sliced().transport.unwrap() {
+            TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
+            TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port()),
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// Source address and port.
+    pub fn source(&self) -> (IpAddr, u16) {
+        let address = match self.sliced().net.unwrap() {
+            NetSlice::Ipv4(ip) => ip.header().source_addr().into(),
+            NetSlice::Ipv6(ip) => ip.header().source_addr().into(),
+            other => unreachable!("{other:?}"),
+        };
+        (address, self.ports().0)
+    }
+
+    /// Destination address and port, and TTL.
+    pub fn destination(&self) -> (IpAddr, u16, u8) {
+        let (address, ttl) = match self.sliced().net.unwrap() {
+            NetSlice::Ipv4(ip) => (ip.header().destination_addr().into(), ip.header().ttl()),
+            NetSlice::Ipv6(ip) => (ip.header().destination_addr().into(), ip.header().hop_limit()),
+            other => unreachable!("{other:?}"),
+        };
+        (address, self.ports().1, ttl)
+    }
+
+    pub fn udp_checksum(&self) -> u16 {
+        match self.sliced().transport.unwrap() {
+            TransportSlice::Udp(udp) => udp.checksum(),
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// Every checksum equals one computed from scratch by etherparse.
+    pub fn assert_checksums(&self) {
+        let sliced = self.sliced();
+        let transport = sliced.transport.as_ref().unwrap();
+        match sliced.net.as_ref().unwrap() {
+            NetSlice::Ipv4(ip) => {
+                let header = ip.header().to_header();
+                assert_eq!(header.header_checksum, header.calc_header_checksum());
+                let (a, b) = (header.source, header.destination);
+                match transport {
+                    TransportSlice::Tcp(tcp) => {
+                        assert_eq!(tcp.checksum(), tcp.calc_checksum_ipv4(a, b).unwrap());
+                    }
+                    TransportSlice::Udp(udp) => {
+                        let header: UdpHeader = udp.to_header();
+                        let full = header.calc_checksum_ipv4_raw(a, b, udp.payload());
+                        assert_eq!(udp.checksum(), full.unwrap());
+                    }
+                    other => unreachable!("{other:?}"),
+                }
+            }
+            NetSlice::Ipv6(ip) => {
+                let (a, b) = (ip.header().source(), ip.header().destination());
+                match transport {
+                    TransportSlice::Tcp(tcp) => {
+                        assert_eq!(tcp.checksum(), tcp.calc_checksum_ipv6(a, b).unwrap());
+                    }
+                    TransportSlice::Udp(udp) => {
+                        let header: UdpHeader = udp.to_header();
+                        let full = header.calc_checksum_ipv6_raw(a, b, udp.payload());
+                        assert_eq!(udp.checksum(), full.unwrap());
+                    }
+                    other => unreachable!("{other:?}"),
+                }
+            }
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// What the backend answers to this packet: addresses and ports swapped.
+    pub fn reply(&self, flags: &str) -> Vec<u8> {
+        let (address, port, _) = self.destination();
+        let packet = build_tcp(
+            (self.destination_mac(), self.source_mac()),
+            (address, port),
+            self.source(),
+            flags,
+        );
+        tagged(packet, self.vlan())
+    }
+}
+
+/// Workers on fake NICs.
+pub struct Rig {
+    workers: Vec<Worker>,
+    nics: Vec<Vec<FakeNic>>,
+    stats: Vec<Arc<WorkerStats>>,
+    specs: Vec<VipSpec>,
+    publisher: Publisher,
+    now: u32,
+}
+
+impl Rig {
+    pub fn new(workers: usize, nics: usize, specs: Vec<VipSpec>) -> Self {
+        Self::with_flows(workers, nics, 4096, specs)
+    }
+
+    pub fn with_flows(workers: usize, nics: usize, flows: u32, specs: Vec<VipSpec>) -> Self {
+        let table = ForwardingTable::build(1, [7; 16], &specs, None);
+        let (publisher, tables) = Publisher::new(table);
+        let secret = TableSecret::new(1);
+        let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
+            .map(|_| Arc::new(FlowTable::new(flows, secret.clone()).unwrap()))
+            .collect();
+        // Close to the wrap of the clock, so that every test crosses it.
+        let now = u32::MAX - 50;
+        let mut rig = Self {
+            workers: Vec::new(),
+            nics: Vec::new(),
+            stats: Vec::new(),
+            specs,
+            publisher,
+            now,
+        };
+        for index in 0..workers {
+            let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
+            let stats = Arc::new(WorkerStats::new(4, 400, nics));
+            let (ports, fakes): (Vec<_>, Vec<_>) = (0..nics)
+                .map(|nic| {
+                    let (port, fake) = FakeNic::new(&umem, RING).unwrap();
+                    (WorkerPort::new(PortIndex(u8::try_from(nic).unwrap()), port), fake)
+                })
+                .unzip();
+            let parts = Parts {
+                ports,
+                pool,
+                macs: (0..nics).map(nic_mac).collect(),
+                flows: Arc::clone(&flow_tables),
+                index: u8::try_from(index).unwrap(),
+                tables: tables.clone(),
+                stats: Arc::clone(&stats),
+                batch: 64,
+            };
+            rig.workers.push(Worker::new(parts, Ticks(now)).unwrap());
+            rig.nics.push(fakes);
+            rig.stats.push(stats);
+        }
+        rig
+    }
+
+    /// Publishes a changed configuration.
+    pub fn change(&mut self, change: impl FnOnce(&mut [VipSpec])) {
+        change(&mut self.specs);
+        let previous = self.publisher.current();
+        let generation = previous.generation() + 1;
+        let table = ForwardingTable::build(generation, [7; 16], &self.specs, Some(&previous));
+        self.publisher.publish(table);
+    }
+
+    /// Lets ticks of 10 ms go by.
+    pub fn advance(&mut self, ticks: u32) {
+        for _ in 0..ticks {
+            self.now = self.now.wrapping_add(1);
+            for worker in &mut self.workers {
+                worker.poll(Ticks(self.now));
+            }
+        }
+    }
+
+    /// Polls every worker once.
+    pub fn idle(&mut self) {
+        for worker in &mut self.workers {
+            worker.poll(Ticks(self.now));
+        }
+    }
+
+    /// What `worker` sends when `packet` arrives on `nic`.
+    pub fn send(&mut self, worker: usize, nic: usize, packet: &[u8]) -> Vec<Sent> {
+        self.send_all(worker, nic, &[packet])
+    }
+
+    /// What `worker` sends when `packets` arrive together on `nic`.
+    pub fn send_all(
+        &mut self,
+        worker: usize,
+        nic: usize,
+        packets: &[impl AsRef<[u8]>],
+    ) -> Vec<Sent> {
+        for packet in packets {
+            assert!(self.nics[worker][nic].deliver(packet.as_ref()), "the NIC takes the packet");
+        }
+        self.workers[worker].poll(Ticks(self.now));
+        (0..self.nics[worker].len()).flat_map(|nic| self.collect(worker, nic)).collect()
+    }
+
+    /// Delivers as many of `packets` as fit, polls, and sends nothing; returns how many.
+    pub fn deliver_without_collecting(
+        &mut self,
+        worker: usize,
+        nic: usize,
+        packets: &[Vec<u8>],
+    ) -> usize {
+        let mut delivered = 0;
+        for packet in packets {
+            delivered += usize::from(self.nics[worker][nic].deliver(packet));
+            self.workers[worker].poll(Ticks(self.now));
+        }
+        delivered
+    }
+
+    /// What lies in the TX ring of a NIC.
+    pub fn collect(&mut self, worker: usize, nic: usize) -> Vec<Sent> {
+        let mut sent = Vec::new();
+        self.nics[worker][nic].collect(|bytes| sent.push(Sent { nic, bytes: bytes.to_vec() }));
+        sent
+    }
+
+    /// The backend (0..100) that a packet is sent to, by the MAC; `None` if it is not sent.
+    pub fn backend_of(&mut self, packet: &[u8]) -> Option<u16> {
+        let sent = self.send(0, 0, packet);
+        sent.first().map(|sent| u16::from(sent.destination_mac()[5]))
+    }
+
+    pub fn stats(&self, worker: usize) -> &WorkerStats {
+        &self.stats[worker]
+    }
+
+    pub fn drops(&self, worker: usize, reason: Drop) -> u64 {
+        self.stats[worker].drop_counter(reason).get()
+    }
+
+    /// Every packet is in one counter, and every frame somewhere.
+    pub fn assert_accounted(&self) {
+        for (worker, stats) in self.workers.iter().zip(&self.stats) {
+            assert_eq!(stats.unaccounted(), 0, "packets without a counter");
+            assert_eq!(worker.frames(), FRAMES as usize, "lost frames");
+        }
+    }
+}
