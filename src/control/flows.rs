@@ -14,8 +14,9 @@ use serde::Deserialize;
 use super::Clock;
 use super::api::Flow;
 use super::state::Registry;
-use crate::flow::table::{FlowRecord, FlowState, FlowTable};
-use crate::forwarding::{BackendId, VipId};
+use crate::flow::Protocol;
+use crate::flow::table::{Entry, FlowTable, State};
+use crate::forwarding::{BackendId, Forward, VipId};
 use crate::units::Ticks;
 
 /// Most flows in one answer.
@@ -40,7 +41,7 @@ pub struct Query {
 /// The names of everything that a flow may refer to.
 #[derive(Debug, Default)]
 pub struct Names {
-    vips: HashMap<VipId, String>,
+    vips: HashMap<VipId, (String, Forward)>,
     /// By id, so that stale pins have no name and are left out.
     backends: HashMap<BackendId, String>,
 }
@@ -51,7 +52,7 @@ impl Names {
         let vips = registry.vips().iter();
         let backends = registry.backends();
         Self {
-            vips: vips.map(|vip| (vip.id, vip.config.name.clone())).collect(),
+            vips: vips.map(|vip| (vip.id, (vip.config.name.clone(), vip.config.forward))).collect(),
             backends: backends.map(|(_, entry)| (entry.id, entry.config.name.clone())).collect(),
         }
     }
@@ -94,7 +95,7 @@ impl Filter {
     /// Names what is unknown or malformed.
     pub fn new(query: Query, names: &Names) -> Result<Self, QueryError> {
         let Query { vip, backend, client, limit } = query;
-        known("VIP", vip.as_deref(), names.vips.values())?;
+        known("VIP", vip.as_deref(), names.vips.values().map(|(name, _)| name))?;
         known("backend", backend.as_deref(), names.backends.values())?;
         let client = client.map(|text| network(&text)).transpose()?;
         let limit = limit.unwrap_or(MAX_LIMIT);
@@ -105,22 +106,22 @@ impl Filter {
     }
 
     /// The flow as the API tells it, if it is wanted.
-    fn pick(&self, record: &FlowRecord, worker: usize, names: &Names, now: Ticks) -> Option<Flow> {
-        let vip = names.vips.get(&record.vip)?;
-        let backend = names.backends.get(&record.backend)?;
-        let client = record.key.client_socket();
+    fn pick(&self, pin: &Entry, worker: usize, names: &Names, now: Ticks) -> Option<Flow> {
+        let (vip, forward) = names.vips.get(&pin.vip)?;
+        let backend = names.backends.get(&pin.backend)?;
+        let client = pin.key.client_socket();
         let wanted = self.vip.as_ref().is_none_or(|name| name == vip)
             && self.backend.as_ref().is_none_or(|name| name == backend)
             && self.client.is_none_or(|network| network.contains(&client.ip()));
         wanted.then(|| Flow {
             vip: vip.clone(),
             backend: backend.clone(),
-            protocol: record.key.protocol,
+            protocol: pin.key.protocol,
             client,
-            destination: record.key.vip_socket(),
-            state: state_name(record.state).to_owned(),
-            age_ms: now.since(record.created).as_ms(),
-            idle_ms: now.since(record.last_seen).as_ms(),
+            destination: pin.key.vip_socket(),
+            state: state_name(pin, *forward).to_owned(),
+            age_ms: now.since(pin.created).as_ms(),
+            idle_ms: now.since(pin.last_seen).as_ms(),
             worker,
         })
     }
@@ -157,21 +158,27 @@ fn network(text: &str) -> Result<IpNet, QueryError> {
     text.parse::<IpNet>().or_else(|_| address()).map_err(|_| QueryError::Client(text.to_owned()))
 }
 
-const fn state_name(state: FlowState) -> &'static str {
-    match state {
-        FlowState::Embryonic => "embryonic",
-        FlowState::Established => "established",
-        FlowState::Closing => "closing",
-        FlowState::Udp => "udp",
+/// Where a flow is in its life, as its time-out is chosen: with DSR, where replies are not seen,
+/// the client's FIN is the end.
+const fn state_name(pin: &Entry, forward: Forward) -> &'static str {
+    let fins = match forward {
+        Forward::Nat => State::FIN_CLIENT.with(State::FIN_BACKEND),
+        Forward::Dsr => State::FIN_CLIENT,
+    };
+    match (pin.key.protocol, pin.state) {
+        (Protocol::Udp, _) => "udp",
+        (_, state) if state.has(State::RST) || state.has(fins) => "closing",
+        (_, state) if state.has(State::ESTABLISHED) => "established",
+        _ => "embryonic",
     }
 }
 
 /// What a scan reads: a flow table.
 pub trait Pins: Send + Sync {
-    /// Number of slots.
+    /// Number of positions.
     fn capacity(&self) -> u32;
-    /// A copy of what is in a slot.
-    fn read(&self, slot: u32) -> Option<FlowRecord>;
+    /// The pin at a position (`0..capacity`), if one is there.
+    fn pin_at(&self, number: u32) -> Option<Entry>;
 }
 
 impl Pins for FlowTable {
@@ -179,8 +186,8 @@ impl Pins for FlowTable {
         Self::capacity(self)
     }
 
-    fn read(&self, slot: u32) -> Option<FlowRecord> {
-        Self::read(self, slot)
+    fn pin_at(&self, number: u32) -> Option<Entry> {
+        Self::pin_at(self, number)
     }
 }
 
@@ -229,8 +236,8 @@ impl Cursor {
         let table = tables.get(self.worker)?;
         let end = self.slot.saturating_add(CHUNK).min(table.capacity());
         let now = clock();
-        let records = (self.slot..end).filter_map(|slot| table.read(slot));
-        let flows = records.filter_map(|record| filter.pick(&record, self.worker, names, now));
+        let pins = (self.slot..end).filter_map(|slot| table.pin_at(slot));
+        let flows = pins.filter_map(|pin| filter.pick(&pin, self.worker, names, now));
         let mut piece = Vec::new();
         for flow in flows.take(self.left) {
             if let Err(error) = serde_json::to_writer(&mut piece, &flow) {
@@ -253,8 +260,8 @@ pub(super) mod tests {
 
     use super::super::state::tests::{backend, vip};
     use super::*;
-    use crate::flow::{Address, FlowKey, Protocol};
-    use crate::forwarding::BackendIndex;
+    use crate::flow::{Address, FlowKey};
+    use crate::forwarding::{BackendIndex, NextHop, PortIndex};
 
     /// `count` flows, one in every third slot; flow `i` comes from 198.51.100.(i % 250) and is
     /// pinned to backend `i % 2` of VIP 0.
@@ -265,9 +272,9 @@ pub(super) mod tests {
             self.0 * 3
         }
 
-        fn read(&self, slot: u32) -> Option<FlowRecord> {
+        fn pin_at(&self, slot: u32) -> Option<Entry> {
             let i = slot / 3;
-            (slot.is_multiple_of(3)).then(|| FlowRecord {
+            (slot.is_multiple_of(3)).then(|| Entry {
                 key: FlowKey {
                     client: Address::from_v4([198, 51, 100, u8::try_from(i % 250).unwrap()]),
                     vip: Address::from_v4([192, 0, 2, 10]),
@@ -280,7 +287,10 @@ pub(super) mod tests {
                     index: BackendIndex(u16::try_from(i % 2).unwrap()),
                     generation: 0,
                 },
-                state: FlowState::Established,
+                state: State::ESTABLISHED,
+                owner: 0,
+                hop: NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
+                stamp: 0,
                 created: Ticks(100),
                 last_seen: Ticks(150),
             })
@@ -350,6 +360,25 @@ pub(super) mod tests {
         let scan = Scan { tables, filter, names, clock: Arc::new(|| Ticks(200)) };
         let pieces: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
         assert_eq!(pieces.concat().iter().filter(|&&byte| byte == b'\n').count(), 5);
+    }
+
+    #[test]
+    fn states_are_named_as_time_outs_are_chosen() {
+        let tcp = FakeTable(1).pin_at(0).unwrap();
+        let mut udp = tcp;
+        udp.key.protocol = Protocol::Udp;
+        let both = State::FIN_CLIENT.with(State::FIN_BACKEND);
+        for (pin, bits, forward, expected) in [
+            (udp, State::RST, Forward::Nat, "udp"),
+            (tcp, State(0), Forward::Nat, "embryonic"),
+            (tcp, State::ESTABLISHED, Forward::Nat, "established"),
+            (tcp, State::ESTABLISHED.with(State::FIN_CLIENT), Forward::Nat, "established"),
+            (tcp, State::ESTABLISHED.with(both), Forward::Nat, "closing"),
+            (tcp, State::ESTABLISHED.with(State::FIN_CLIENT), Forward::Dsr, "closing"),
+            (tcp, State::RST, Forward::Dsr, "closing"),
+        ] {
+            assert_eq!(state_name(&Entry { state: bits, ..pin }, forward), expected);
+        }
     }
 
     #[test]
