@@ -1,3 +1,299 @@
 //! The control thread: health, drain, reload, neighbours, announcements and the control API.
+//!
+//! One thread owns everything that changes ([`controller`]): VIPs and backends ([`state`]), what
+//! their checks say ([`health`]), where frames for them go ([`neighbour`]), which addresses are
+//! put on NICs ([`announce`]) and who drains ([`drain`]). Each change ends in a new forwarding
+//! table, built and published there. What it needs of the planes below comes in through
+//! [`Inputs`], so that this plane knows neither sockets nor the XDP program:
+//!
+//! ```text
+//!   signals   control socket   check results   netlink    clock    workers' events
+//!      |            |               |             |          |            |
+//!      +------------+-------+-------+-------------+----------+------------+
+//!                           |
+//!                   the loop of `controller` --> ForwardingTable --> workers
+//!                           |
+//!                           +--> SteeringPort (maps of the XDP program), addresses of NICs
+//! ```
 
+pub mod admin;
+pub mod announce;
 pub mod api;
+pub mod controller;
+pub mod drain;
+pub mod flows;
+pub mod health;
+pub mod neighbour;
+pub mod netlink;
+pub mod reload;
+pub mod state;
+pub mod status;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::flow::Address;
+use crate::flow::table::FlowTable;
+use crate::forwarding::publish::Publisher;
+use crate::forwarding::{ListenKey, PortIndex};
+use crate::stats::WorkerStats;
+use crate::units::Ticks;
+
+pub use admin::Claim;
+
+/// Reads and checks a configuration file; an error is the whole text for the operator.
+pub type Load = Box<dyn Fn(&Path) -> Result<Config, String>>;
+/// The flow tables' clock: the one whose [`Ticks`] their records carry.
+pub type Clock = Arc<dyn Fn() -> Ticks + Send + Sync>;
+
+/// Everything that the control thread works with; the daemon fills it.
+pub struct Inputs {
+    /// What the process was started with.
+    pub config: Config,
+    /// Where it came from; a reload reads it again.
+    pub config_path: PathBuf,
+    /// How it is read.
+    pub load: Load,
+    /// The control socket, claimed early so that a second process fails before it opens NICs.
+    pub claim: Claim,
+    /// The workers, in the configuration's order.
+    pub workers: Vec<WorkerView>,
+    /// The NICs, in the configuration's order.
+    pub nics: Vec<NicView>,
+    /// Where new forwarding tables go.
+    pub publisher: Publisher,
+    /// The XDP program, its sockets, and a way to send single frames.
+    pub steering: Box<dyn SteeringPort>,
+    /// What happens to workers.
+    pub events: crossbeam_channel::Receiver<WorkerEvent>,
+    /// The clock of the flow tables.
+    pub clock: Clock,
+    /// Called once, when the first table is published, steered and announced.
+    pub ready: Box<dyn FnOnce()>,
+}
+
+/// What control sees of a worker. All of it is shared and only read here.
+#[derive(Debug, Clone)]
+pub struct WorkerView {
+    /// The core that it is pinned to.
+    pub core: usize,
+    /// Its counters.
+    pub stats: Arc<WorkerStats>,
+    /// Its flow table.
+    pub flows: Arc<FlowTable>,
+}
+
+/// What control sees of a NIC; fixed while the process runs.
+#[derive(Debug, Clone)]
+pub struct NicView {
+    /// Interface name.
+    pub interface: String,
+    /// Interface index.
+    pub ifindex: u32,
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// Kernel driver.
+    pub driver: String,
+    /// `"native"` or `"generic"`.
+    pub xdp: String,
+    /// `"zero_copy"`, `"copy"` or `"mixed"`.
+    pub mode: String,
+    /// Queues that are served.
+    pub queues: Vec<u32>,
+    /// Why it got less than was hoped for, in one sentence.
+    pub fallback: Option<String>,
+}
+
+/// What the XDP program is to give to the workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SteerRules {
+    /// Where VIPs listen; port 0 stands for every port.
+    pub vips: Vec<ListenKey>,
+    /// Where replies of NAT backends come from; port 0 stands for every port.
+    pub returns: Vec<ListenKey>,
+    /// Addresses of this box: what is for them and for no VIP stays with the kernel.
+    pub locals: Vec<Address>,
+}
+
+impl SteerRules {
+    /// The rules that are in both. A reload passes through it, so that rules go before the table
+    /// that served them does, and come after the one that will.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        fn common<T: Copy + Eq + std::hash::Hash>(left: &[T], right: &[T]) -> Vec<T> {
+            let right: hashbrown::HashSet<&T> = right.iter().collect();
+            left.iter().filter(|item| right.contains(item)).copied().collect()
+        }
+        Self {
+            vips: common(&self.vips, &other.vips),
+            returns: common(&self.returns, &other.returns),
+            locals: common(&self.locals, &other.locals),
+        }
+    }
+}
+
+/// Packets that the XDP program counted on one NIC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SteerCounters {
+    /// Given to a worker.
+    pub steered: u64,
+    /// Left to the kernel.
+    pub passed: u64,
+    /// Dropped because no socket serves their queue.
+    pub no_socket: u64,
+}
+
+/// `XDP_STATISTICS` (linux/if_xdp.h), summed over the sockets of one NIC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as the kernel's fields")]
+pub struct SocketStatistics {
+    pub rx_dropped: u64,
+    pub rx_ring_full: u64,
+    pub rx_fill_empty: u64,
+    pub rx_invalid: u64,
+    pub tx_invalid: u64,
+}
+
+/// The XDP program and its sockets, as far as control uses them.
+pub trait SteeringPort {
+    /// Makes the program's maps hold exactly these rules; keys that stay are never gone between.
+    fn sync(&mut self, rules: &SteerRules) -> Result<(), String>;
+    /// The program's counters of one NIC.
+    fn counters(&mut self, nic: PortIndex) -> SteerCounters;
+    /// The kernel's counters of one NIC's sockets.
+    fn socket_statistics(&mut self, nic: PortIndex) -> SocketStatistics;
+    /// Sends one Ethernet frame out of an interface, as an `AF_PACKET` socket does.
+    fn send_frame(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), String>;
+}
+
+/// What a worker tells control.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WorkerEvent {
+    /// It has ended, which it never should.
+    Failed {
+        /// Its index.
+        worker: usize,
+        /// Why.
+        error: String,
+    },
+}
+
+/// What an operator asks for by a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM or SIGINT.
+    Stop,
+    /// SIGHUP.
+    Reload,
+}
+
+/// Why the control thread could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// tokio could not be started.
+    #[error("control thread: {0}; raise the limit of open files (ulimit -n) if it is reached")]
+    Runtime(io::Error),
+    /// No netlink socket.
+    #[error("netlink: {0}; holdfast needs it for routes, neighbours and addresses")]
+    Netlink(String),
+    /// Somebody else has the control socket.
+    #[error(
+        "holdfast already runs with this socket (pid {pid}): {}; stop that process, or set another \
+         [control] socket",
+        path.display()
+    )]
+    AlreadyRunning {
+        /// The socket.
+        path: PathBuf,
+        /// What the other process wrote into its lock file.
+        pid: String,
+    },
+    /// The control socket cannot be made.
+    #[error("control socket {}: {reason}; set [control] socket to a path that can be made", path.display())]
+    Socket {
+        /// The socket, its lock file or its directory.
+        path: PathBuf,
+        /// What failed.
+        reason: String,
+    },
+    /// A VIP's address cannot be put where `announce` says.
+    #[error("{0}")]
+    Announce(#[from] announce::AnnounceError),
+    /// More VIPs or backends than there are indices.
+    #[error("{0}")]
+    Full(#[from] state::Full),
+    /// The XDP program's maps could not be filled.
+    #[error("XDP program: the rules for VIPs could not be set: {0}")]
+    Steering(String),
+    /// A worker has ended; without it, its queues are dead.
+    #[error("worker {worker} has failed: {error}; holdfast stops, start it again")]
+    Worker {
+        /// Its index.
+        worker: usize,
+        /// Why.
+        error: String,
+    },
+}
+
+/// Runs the control thread until SIGTERM or SIGINT, then removes what it made: addresses and the
+/// control socket. Blocks.
+///
+/// # Errors
+/// When it cannot start, or when a worker has failed. What it made is removed also then.
+pub fn run(inputs: Inputs) -> Result<(), ControlError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ControlError::Runtime)?;
+    runtime.block_on(async { serve(inputs, signals()?).await })
+}
+
+/// As [`run`], on the caller's runtime and with the caller's signals.
+///
+/// # Errors
+/// As [`run`].
+pub async fn serve(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<(), ControlError> {
+    controller::serve(inputs, signals).await
+}
+
+/// The process's signals as a channel. From here on none of the three ends the process by itself.
+fn signals() -> Result<mpsc::Receiver<Signal>, ControlError> {
+    let (sender, receiver) = mpsc::channel(4);
+    for (kind, meaning) in [
+        (SignalKind::terminate(), Signal::Stop),
+        (SignalKind::interrupt(), Signal::Stop),
+        (SignalKind::hangup(), Signal::Reload),
+    ] {
+        let mut stream = signal(kind).map_err(ControlError::Runtime)?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() && sender.send(meaning).await.is_ok() {}
+        });
+    }
+    Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::Protocol;
+
+    #[test]
+    fn the_intersection_keeps_what_both_have() {
+        let key = |port| ListenKey {
+            address: Address::from_v4([192, 0, 2, 1]),
+            port,
+            protocol: Protocol::Tcp,
+        };
+        let rules = |ports: &[u16]| SteerRules {
+            vips: ports.iter().map(|&port| key(port)).collect(),
+            ..SteerRules::default()
+        };
+        assert_eq!(rules(&[1, 2, 3]).intersection(&rules(&[3, 4, 2])), rules(&[2, 3]));
+    }
+}

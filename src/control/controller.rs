@@ -1,0 +1,567 @@
+//! The control loop: one event at a time, and after each, at most one new forwarding table.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use hashbrown::HashSet;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+use tracing::{debug, error, info, warn};
+
+use super::admin::{self, Door, Refusal, Request};
+use super::announce::{Announcement, Announcer, Place};
+use super::api::{BackendStatus, DrainRequest, Reloaded, Status, UndrainRequest};
+use super::drain::DrainEnd;
+use super::flows::{Names, Pins, list};
+use super::health::{Checks, Outcome};
+use super::neighbour::{self, Problem, Snapshot};
+use super::netlink::{self, Netlink};
+use super::state::{BackendEntry, Registry, VipEntry};
+use super::status::{self, Process, Sources};
+use super::{
+    Claim, ControlError, Inputs, Load, NicView, Signal, SteerRules, SteeringPort, WorkerEvent,
+    WorkerView, reload,
+};
+use crate::config::{self, Config};
+use crate::forwarding::publish::Publisher;
+use crate::forwarding::{BackendIndex, ForwardingTable, PortIndex, Service};
+
+/// Drain deadlines and workers' events are looked at this often.
+const TICK: Duration = Duration::from_millis(100);
+/// Old tables are freed, and what failed is tried again, this often.
+const SECOND: Duration = Duration::from_secs(1);
+/// How long a start or a reload waits for the next hops of new backends before it goes on.
+const FIRST_RESOLUTION: Duration = Duration::from_secs(1);
+/// An address is announced again after this time: the first frames may be lost while a switch
+/// learns. In [`SECOND`]s.
+const REPEATS: u8 = 1;
+/// Results of health checks that may wait; more wait in their tasks.
+const OUTCOMES: usize = 1024;
+
+/// What wakes the loop.
+struct Events {
+    signals: mpsc::Receiver<Signal>,
+    requests: mpsc::Receiver<Request>,
+    outcomes: mpsc::Receiver<Outcome>,
+    network: watch::Receiver<Arc<Snapshot>>,
+    workers: crossbeam_channel::Receiver<WorkerEvent>,
+    tick: Interval,
+    second: Interval,
+}
+
+/// All changing state of the process.
+struct Controller {
+    started: Instant,
+    config: Config,
+    config_path: PathBuf,
+    load: Load,
+    registry: Registry,
+    workers: Vec<WorkerView>,
+    nics: Vec<NicView>,
+    publisher: Publisher,
+    /// Something that the forwarding table says has changed.
+    dirty: bool,
+    steering: Box<dyn SteeringPort>,
+    /// What the XDP program was told last.
+    rules: SteerRules,
+    /// It was not told, or refused: try again.
+    rules_pending: bool,
+    checks: Checks,
+    targets: watch::Sender<HashSet<IpAddr>>,
+    network: Arc<Snapshot>,
+    announcer: Announcer,
+    /// Some address is not where it should be: try again.
+    announce_pending: bool,
+    /// What is to be announced again, and how often.
+    repeats: Vec<(Announcement, u8)>,
+}
+
+/// Runs the control thread's work to its end; see [`super::run`].
+pub(super) async fn serve(
+    inputs: Inputs,
+    signals: mpsc::Receiver<Signal>,
+) -> Result<(), ControlError> {
+    let door_parts = (inputs.workers.clone(), Arc::clone(&inputs.clock));
+    let (mut controller, mut events, requests, mut claim, ready) = assemble(inputs, signals)?;
+    let tables = door_parts.0.into_iter().map(|worker| worker.flows as Arc<dyn Pins>).collect();
+    let door = Door { requests, tables, clock: door_parts.1 };
+    let result = match controller.start(&mut events, &mut claim, door).await {
+        Ok(()) => {
+            ready();
+            controller.run(&mut events).await
+        }
+        Err(error) => Err(error),
+    };
+    controller.announcer.withdraw_all().await;
+    result
+}
+
+type Assembled = (Controller, Events, mpsc::Sender<Request>, Claim, Box<dyn FnOnce()>);
+
+/// Opens netlink and connects the parts; nothing outside of the process has changed yet.
+fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled, ControlError> {
+    let netlink = Netlink::open()?;
+    let bell = netlink::watch()?;
+    let (requests, request_receiver) = mpsc::channel(admin::QUEUE);
+    let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
+    let mut registry = Registry::default();
+    registry.apply(&inputs.config.vips, &inputs.workers)?;
+    let (targets, target_receiver) = watch::channel(registry.targets());
+    let network = neighbour::start(netlink.clone(), bell, &inputs.nics, target_receiver);
+    let events = Events {
+        signals,
+        requests: request_receiver,
+        outcomes,
+        network,
+        workers: inputs.events,
+        tick: patient(TICK),
+        second: patient(SECOND),
+    };
+    let controller = Controller {
+        started: Instant::now(),
+        config: inputs.config,
+        config_path: inputs.config_path,
+        load: inputs.load,
+        registry,
+        publisher: inputs.publisher,
+        dirty: true,
+        steering: inputs.steering,
+        rules: SteerRules::default(),
+        rules_pending: false,
+        checks: Checks::new(outcome_sender),
+        targets,
+        network: Arc::default(),
+        announcer: Announcer::new(netlink, &inputs.nics),
+        announce_pending: false,
+        repeats: Vec::new(),
+        workers: inputs.workers,
+        nics: inputs.nics,
+    };
+    Ok((controller, events, requests, inputs.claim, inputs.ready))
+}
+
+fn patient(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+impl Controller {
+    /// Table first, then the XDP program, then the world.
+    async fn start(
+        &mut self,
+        events: &mut Events,
+        claim: &mut Claim,
+        door: Door,
+    ) -> Result<(), ControlError> {
+        self.tell_nics();
+        self.await_network(&mut events.network).await;
+        self.publish();
+        self.steer(self.wanted_rules()).map_err(ControlError::Steering)?;
+        self.checks.sync(self.registry.checks());
+        let places = Place::all(&self.config.vips);
+        self.announcer.remove_leftovers(&places).await?;
+        self.announce().await?;
+        claim.serve(door)?;
+        let (vips, backends) = (self.config.vips.len(), self.registry.backends().count());
+        info!("control: {vips} VIPs, {backends} backends, {} workers", self.workers.len());
+        Ok(())
+    }
+
+    async fn run(&mut self, events: &mut Events) -> Result<(), ControlError> {
+        loop {
+            tokio::select! {
+                signal = events.signals.recv() => match signal {
+                    Some(Signal::Reload) => self.reload_by_signal(&mut events.network).await,
+                    Some(Signal::Stop) | None => return Ok(()),
+                },
+                Some(request) = events.requests.recv() => {
+                    self.answer(request, &mut events.network).await;
+                }
+                Some(outcome) = events.outcomes.recv() => {
+                    self.judge(outcome);
+                    // All that have come are one table's worth.
+                    while let Ok(outcome) = events.outcomes.try_recv() {
+                        self.judge(outcome);
+                    }
+                }
+                Ok(()) = events.network.changed() => {
+                    self.follow(&mut events.network);
+                    self.steer_or_retry();
+                }
+                _ = events.tick.tick() => {
+                    worker_failure(&events.workers)?;
+                    self.advance_drains();
+                }
+                _ = events.second.tick() => self.housekeep().await,
+            }
+            if self.dirty {
+                self.publish();
+            }
+        }
+    }
+
+    fn tell_nics(&self) {
+        for nic in &self.nics {
+            let NicView { interface, driver, xdp, mode, queues, fallback, .. } = nic;
+            info!("NIC {interface}: driver {driver}, {xdp} XDP, {mode}, queues {queues:?}");
+            if let Some(reason) = fallback {
+                warn!("NIC {interface}: {reason}");
+            }
+        }
+    }
+
+    // ---- forwarding table and XDP program ----
+
+    /// Builds a table of all that is known, and publishes it.
+    fn publish(&mut self) {
+        let current = self.publisher.current();
+        let specs = self.registry.specs(self.config.hash.table_size);
+        let generation = current.generation() + 1;
+        let secret = self.config.hash.secret;
+        let table = ForwardingTable::build(generation, secret, &specs, Some(&current));
+        drop(current);
+        self.publisher.publish(table);
+        self.dirty = false;
+        debug!("forwarding table {generation} published");
+    }
+
+    fn wanted_rules(&self) -> SteerRules {
+        self.registry.steer_rules(&self.network.addresses)
+    }
+
+    fn steer(&mut self, rules: SteerRules) -> Result<(), String> {
+        if rules == self.rules && !self.rules_pending {
+            return Ok(());
+        }
+        let result = self.steering.sync(&rules);
+        self.rules_pending = result.is_err();
+        self.rules = rules;
+        result
+    }
+
+    /// Brings the XDP program up to date; an error is logged, and tried again every second.
+    fn steer_or_retry(&mut self) {
+        let failed_before = self.rules_pending;
+        if let Err(reason) = self.steer(self.wanted_rules())
+            && !failed_before
+        {
+            error!("XDP program: rules could not be set: {reason}; tried again every second");
+        }
+    }
+
+    // ---- network ----
+
+    /// Waits, not for long, until the next hops of all backends are known.
+    async fn await_network(&mut self, network: &mut watch::Receiver<Arc<Snapshot>>) {
+        let targets = self.registry.targets();
+        let known = |snapshot: &Arc<Snapshot>| {
+            targets.iter().all(|target| {
+                let hop = snapshot.hops.get(target);
+                hop.is_some_and(|hop| *hop != Err(Problem::Resolving))
+            })
+        };
+        // Late is no error: backends without a next hop take no new flows until they have one.
+        let _ = timeout(FIRST_RESOLUTION, network.wait_for(known)).await;
+        self.follow(network);
+    }
+
+    /// Takes over what the resolver has found.
+    fn follow(&mut self, network: &mut watch::Receiver<Arc<Snapshot>>) {
+        self.network = Arc::clone(&network.borrow_and_update());
+        for (vip, backend) in self.registry.backends_mut() {
+            if let Some(hop) = self.network.hops.get(&backend.config.address) {
+                let next_hop = hop.as_ref().ok().copied();
+                self.dirty |= backend.next_hop != next_hop;
+                backend.next_hop = next_hop;
+                tell_problem(vip, backend, hop.as_ref().err());
+            }
+        }
+        self.announce_pending |= self.announcer.lost_any(&self.network.addresses);
+    }
+
+    // ---- health ----
+
+    fn judge(&mut self, Outcome { backend: id, result }: Outcome) {
+        let Some((vip, backend)) = self.registry.at_mut(id.index) else { return };
+        // A result that was under way when the backend or its check went away.
+        let Some(check) = backend.check.as_ref().filter(|_| backend.id == id) else { return };
+        let (rise, fall) = (check.health.rise, check.health.fall);
+        let success = result.is_ok();
+        let was_known = backend.health != super::health::Hysteresis::default();
+        let verdict = backend.health.observe(success, rise, fall);
+        match result {
+            Err(reason) => backend.health_detail = reason,
+            Ok(()) if backend.health.usable() => backend.health_detail.clear(),
+            Ok(()) => {}
+        }
+        let Some(up) = verdict else { return };
+        let (name, vip, detail) = (&backend.config.name, &vip.name, &backend.health_detail);
+        match up {
+            true if was_known => info!("backend {name} of VIP {vip} is up"),
+            true => debug!("backend {name} of VIP {vip} is up"),
+            false => warn!("backend {name} of VIP {vip} is down: {detail}"),
+        }
+        // Not yet checked counts as up, so a first success changes nothing.
+        self.dirty |= was_known || !up;
+    }
+
+    // ---- drain ----
+
+    fn drain(&mut self, order: &DrainRequest) -> Result<BackendStatus, Refusal> {
+        let DrainRequest { vip, backend, deadline_s } = order;
+        let Some(entry) = self.registry.find_mut(vip, backend) else {
+            return Err(self.unknown(vip, backend));
+        };
+        let begun = entry.drain.begin(deadline_s.map(Duration::from_secs), Instant::now());
+        let index = entry.id.index;
+        let until = deadline_s.map_or_else(String::new, |s| format!(", at most for {s} s"));
+        if begun {
+            let flows = status::flows_active(&self.workers, index);
+            info!("backend {backend} of VIP {vip} drains: {flows} flows{until}");
+            // At once, not at the end of the turn: the answer says that it is so.
+            self.publish();
+        } else {
+            info!("backend {backend} of VIP {vip}: another drain was asked for{until}");
+        }
+        self.backend_status(vip, backend)
+    }
+
+    fn undrain(&mut self, order: &UndrainRequest) -> Result<BackendStatus, Refusal> {
+        let UndrainRequest { vip, backend } = order;
+        let Some(entry) = self.registry.find_mut(vip, backend) else {
+            return Err(self.unknown(vip, backend));
+        };
+        if entry.drain.cancel() {
+            info!("backend {backend} of VIP {vip} is back in service");
+            self.publish();
+        }
+        self.backend_status(vip, backend)
+    }
+
+    fn advance_drains(&mut self) {
+        let mut ended = Vec::new();
+        let now = Instant::now();
+        for (vip, entry) in self.registry.backends_mut() {
+            if entry.drain.service() != Service::Draining {
+                continue;
+            }
+            let flows = status::flows_active(&self.workers, entry.id.index);
+            let name = &entry.config.name;
+            match entry.drain.advance(flows, now) {
+                None => {}
+                Some(DrainEnd::Drained) => info!("backend {name} of VIP {} is drained", vip.name),
+                Some(DrainEnd::Deadline { flows_cut }) => {
+                    warn!("backend {name} of VIP {}: deadline, {flows_cut} flows cut", vip.name);
+                    ended.push(entry.id.index);
+                }
+            }
+        }
+        self.end_generations(&ended);
+    }
+
+    fn end_generations(&mut self, ended: &[BackendIndex]) {
+        if ended.is_empty() {
+            return;
+        }
+        for &index in ended {
+            self.registry.end_generation(index);
+        }
+        self.checks.sync(self.registry.checks());
+        self.dirty = true;
+    }
+
+    /// The names that exist, for somebody who has used another.
+    fn unknown(&self, vip: &str, backend: &str) -> Refusal {
+        let entry = self.registry.vips().iter().find(|entry| entry.config.name == vip);
+        let error = match entry {
+            None => {
+                let vips = self.registry.vips().iter().map(|entry| entry.config.name.clone());
+                format!("no VIP is named {vip:?}; there are: {}", list(vips))
+            }
+            Some(entry) => {
+                let backends = entry.backends.iter().map(|entry| entry.config.name.clone());
+                let backends = list(backends);
+                format!("VIP {vip} has no backend named {backend:?}; there are: {backends}")
+            }
+        };
+        Refusal::new(StatusCode::NOT_FOUND, error)
+    }
+
+    // ---- announcements ----
+
+    /// Makes the VIPs' addresses be where they should be, and tells the network.
+    async fn announce(&mut self) -> Result<(), ControlError> {
+        let places = Place::all(&self.config.vips);
+        let (news, result) = self.announcer.sync(&places).await;
+        for announcement in news {
+            self.tell(&announcement);
+            self.repeats.push((announcement, REPEATS));
+        }
+        self.announce_pending = result.is_err();
+        Ok(result?)
+    }
+
+    fn tell(&mut self, Announcement { ifindex, frames }: &Announcement) {
+        for frame in frames {
+            if let Err(reason) = self.steering.send_frame(*ifindex, frame) {
+                debug!("interface {ifindex}: announcement not sent: {reason}");
+            }
+        }
+    }
+
+    fn repeat_announcements(&mut self) {
+        for (announcement, left) in std::mem::take(&mut self.repeats) {
+            match left {
+                0 => self.tell(&announcement),
+                left => self.repeats.push((announcement, left - 1)),
+            }
+        }
+    }
+
+    async fn housekeep(&mut self) {
+        self.publisher.reap();
+        self.repeat_announcements();
+        if self.rules_pending {
+            self.steer_or_retry();
+        }
+        if self.announce_pending
+            && let Err(error) = self.announce().await
+        {
+            debug!("{error}; tried again");
+        }
+    }
+
+    // ---- reload ----
+
+    async fn reload_by_signal(&mut self, network: &mut watch::Receiver<Arc<Snapshot>>) {
+        if let Err(refusal) = self.reload(network).await {
+            error!("reload: {}", refusal.error);
+        }
+    }
+
+    /// All or nothing: what can be wrong is found before anything changes.
+    async fn reload(
+        &mut self,
+        network: &mut watch::Receiver<Arc<Snapshot>>,
+    ) -> Result<Reloaded, Refusal> {
+        let refused = |error: String| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error);
+        let new = (self.load)(&self.config_path).map_err(refused)?;
+        let frozen = reload::frozen(&self.config, &new);
+        if !frozen.is_empty() {
+            let error =
+                format!("{} cannot change while running: restart holdfast", frozen.join(", "));
+            return Err(Refusal::new(StatusCode::CONFLICT, error));
+        }
+        let places = Place::all(&new.vips);
+        self.announcer.check(&places).await.map_err(|error| refused(error.to_string()))?;
+        let changes = reload::changes(&self.config, &new);
+        let applied = self.registry.apply(&new.vips, &self.workers);
+        applied.map_err(|error| refused(error.to_string()))?;
+        self.config = new;
+        for change in &changes {
+            info!("reload: {change}");
+        }
+        info!("reload: {} changes", changes.len());
+        self.put_into_force(network).await?;
+        Ok(Reloaded { changes })
+    }
+
+    /// What goes leaves the XDP program before the table; what comes enters it after.
+    async fn put_into_force(
+        &mut self,
+        network: &mut watch::Receiver<Arc<Snapshot>>,
+    ) -> Result<(), Refusal> {
+        self.targets.send_replace(self.registry.targets());
+        self.checks.sync(self.registry.checks());
+        self.await_network(network).await;
+        let in_force = |what: &str| {
+            let error =
+                format!("the configuration is in force, but {what}; tried again every second");
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error)
+        };
+        let wanted = self.wanted_rules();
+        let removed = self.steer(self.rules.intersection(&wanted));
+        self.publish();
+        let steered = removed.and(self.steer(wanted));
+        let announced = self.announce().await;
+        steered
+            .map_err(|reason| in_force(&format!("the XDP program's rules are not: {reason}")))?;
+        announced.map_err(|error| in_force(&error.to_string()))
+    }
+
+    // ---- answers ----
+
+    async fn answer(&mut self, request: Request, network: &mut watch::Receiver<Arc<Snapshot>>) {
+        // Whoever asked may have gone; an order was carried out all the same.
+        match request {
+            Request::Status(reply) => _ = reply.send(self.status()),
+            Request::Drain(order, reply) => _ = reply.send(self.drain(&order)),
+            Request::Undrain(order, reply) => _ = reply.send(self.undrain(&order)),
+            Request::Reload(reply) => _ = reply.send(self.reload(network).await),
+            Request::Names(reply) => _ = reply.send(Arc::new(Names::of(&self.registry))),
+        }
+    }
+
+    fn backend_status(&self, vip: &str, backend: &str) -> Result<BackendStatus, Refusal> {
+        let (vip_entry, entry) =
+            self.registry.find(vip, backend).ok_or_else(|| self.unknown(vip, backend))?;
+        Ok(status::backend_status(vip_entry, entry, &self.workers, &self.nics, Instant::now()))
+    }
+
+    fn status(&mut self) -> Status {
+        let nic_counters = (0..).map(PortIndex).take(self.nics.len());
+        let nic_counters = nic_counters
+            .map(|nic| (self.steering.counters(nic), self.steering.socket_statistics(nic)))
+            .collect();
+        let process = Process {
+            started: self.started,
+            config: self.config_path.display().to_string(),
+            generation: self.publisher.current().generation(),
+        };
+        let announced_on = |vip: &VipEntry| {
+            let place = Place::of(&vip.config)?;
+            self.announcer.is_ours(&place).then_some(place.interface)
+        };
+        let sources = Sources {
+            registry: &self.registry,
+            workers: &self.workers,
+            nics: &self.nics,
+            nic_counters,
+            announced_on: &announced_on,
+        };
+        status::status(&process, &sources)
+    }
+}
+
+/// The first worker that has ended, if any.
+fn worker_failure(events: &crossbeam_channel::Receiver<WorkerEvent>) -> Result<(), ControlError> {
+    // Nobody left to send is the daemon's business: it holds a sender for as long as it lives.
+    match events.try_recv() {
+        Ok(WorkerEvent::Failed { worker, error }) => Err(ControlError::Worker { worker, error }),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Logs a problem of a next hop when it comes, changes or goes; asking anew is not a change.
+fn tell_problem(vip: &config::Vip, backend: &mut BackendEntry, problem: Option<&Problem>) {
+    let (name, vip) = (&backend.config.name, &vip.name);
+    match problem {
+        Some(Problem::Resolving) => {}
+        Some(problem) => {
+            let text = problem.to_string();
+            if backend.problem.as_ref() != Some(&text) {
+                warn!("backend {name} of VIP {vip}: {text}");
+                backend.problem = Some(text);
+            }
+        }
+        None => {
+            if backend.problem.take().is_some() {
+                info!("backend {name} of VIP {vip}: its next hop is known again");
+            }
+        }
+    }
+}

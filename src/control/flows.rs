@@ -1,0 +1,409 @@
+//! `GET /v1/flows`: the pinned flows of all workers, read in chunks while workers go on.
+//!
+//! A scan never holds more than one chunk, and lets other tasks run between two of them, so that
+//! tables of any size cost control neither memory nor its punctuality.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use futures_util::stream::{Stream, unfold};
+use hashbrown::HashMap;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::Clock;
+use super::api::Flow;
+use super::state::Registry;
+use crate::flow::Protocol;
+use crate::flow::table::{Entry, FlowTable, State};
+use crate::forwarding::{BackendId, Forward, VipId};
+use crate::units::Ticks;
+
+/// Most flows in one answer.
+pub const MAX_LIMIT: usize = 1_000_000;
+/// Slots between two pauses: well below a millisecond of work.
+const CHUNK: u32 = 4096;
+
+/// The query of the request.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// Only flows of this VIP.
+    pub vip: Option<String>,
+    /// Only flows of backends with this name.
+    pub backend: Option<String>,
+    /// Only flows from this network or address.
+    pub client: Option<String>,
+    /// At most so many; default and maximum: [`MAX_LIMIT`].
+    pub limit: Option<usize>,
+}
+
+/// The names of everything that a flow may refer to.
+#[derive(Debug, Default)]
+pub struct Names {
+    vips: HashMap<VipId, (String, Forward)>,
+    /// By id, so that stale pins have no name and are left out.
+    backends: HashMap<BackendId, String>,
+}
+
+impl Names {
+    /// As they are now.
+    pub fn of(registry: &Registry) -> Self {
+        let vips = registry.vips().iter();
+        let backends = registry.backends();
+        Self {
+            vips: vips.map(|vip| (vip.id, (vip.config.name.clone(), vip.config.forward))).collect(),
+            backends: backends.map(|(_, entry)| (entry.id, entry.config.name.clone())).collect(),
+        }
+    }
+}
+
+/// Why a query is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// No VIP or backend has this name.
+    #[error("no {what} is named {name:?}; there are: {known}")]
+    Unknown {
+        /// VIP or backend.
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What exists.
+        known: String,
+    },
+    /// Not an address.
+    #[error("client = {0:?}: neither an address nor a network such as 198.51.100.0/24")]
+    Client(String),
+    /// Too many.
+    #[error("limit = {0}: at most {MAX_LIMIT}")]
+    Limit(usize),
+}
+
+/// A checked query.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    vip: Option<String>,
+    backend: Option<String>,
+    client: Option<IpNet>,
+    limit: usize,
+}
+
+impl Filter {
+    /// Checks a query against what exists.
+    ///
+    /// # Errors
+    /// Names what is unknown or malformed.
+    pub fn new(query: Query, names: &Names) -> Result<Self, QueryError> {
+        let Query { vip, backend, client, limit } = query;
+        known("VIP", vip.as_deref(), names.vips.values().map(|(name, _)| name))?;
+        known("backend", backend.as_deref(), names.backends.values())?;
+        let client = client.map(|text| network(&text)).transpose()?;
+        let limit = limit.unwrap_or(MAX_LIMIT);
+        if limit > MAX_LIMIT {
+            return Err(QueryError::Limit(limit));
+        }
+        Ok(Self { vip, backend, client, limit })
+    }
+
+    /// The flow as the API tells it, if it is wanted.
+    fn pick(&self, pin: &Entry, worker: usize, names: &Names, now: Ticks) -> Option<Flow> {
+        let (vip, forward) = names.vips.get(&pin.vip)?;
+        let backend = names.backends.get(&pin.backend)?;
+        let client = pin.key.client_socket();
+        let wanted = self.vip.as_ref().is_none_or(|name| name == vip)
+            && self.backend.as_ref().is_none_or(|name| name == backend)
+            && self.client.is_none_or(|network| network.contains(&client.ip()));
+        wanted.then(|| Flow {
+            vip: vip.clone(),
+            backend: backend.clone(),
+            protocol: pin.key.protocol,
+            client,
+            destination: pin.key.vip_socket(),
+            state: state_name(pin, *forward).to_owned(),
+            age_ms: now.since(pin.created).as_ms(),
+            idle_ms: now.since(pin.last_seen).as_ms(),
+            worker,
+        })
+    }
+}
+
+fn known<'a>(
+    what: &'static str,
+    name: Option<&str>,
+    names: impl Iterator<Item = &'a String> + Clone,
+) -> Result<(), QueryError> {
+    let Some(name) = name.filter(|&name| !names.clone().any(|known| known == name)) else {
+        return Ok(());
+    };
+    Err(QueryError::Unknown { what, name: name.to_owned(), known: list(names.cloned()) })
+}
+
+/// Names for an error: sorted, without repeats, not without end.
+pub fn list(names: impl Iterator<Item = String>) -> String {
+    const MOST: usize = 20;
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names.dedup();
+    let more = names.len().saturating_sub(MOST);
+    names.truncate(MOST);
+    match (names.is_empty(), more) {
+        (true, _) => "none".to_owned(),
+        (false, 0) => names.join(", "),
+        (false, more) => format!("{} and {more} more", names.join(", ")),
+    }
+}
+
+fn network(text: &str) -> Result<IpNet, QueryError> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>().or_else(|_| address()).map_err(|_| QueryError::Client(text.to_owned()))
+}
+
+/// Where a flow is in its life, as its time-out is chosen: with DSR, where replies are not seen,
+/// the client's FIN is the end.
+const fn state_name(pin: &Entry, forward: Forward) -> &'static str {
+    let fins = match forward {
+        Forward::Nat => State::FIN_CLIENT.with(State::FIN_BACKEND),
+        Forward::Dsr => State::FIN_CLIENT,
+    };
+    match (pin.key.protocol, pin.state) {
+        (Protocol::Udp, _) => "udp",
+        (_, state) if state.has(State::RST) || state.has(fins) => "closing",
+        (_, state) if state.has(State::ESTABLISHED) => "established",
+        _ => "embryonic",
+    }
+}
+
+/// What a scan reads: a flow table.
+pub trait Pins: Send + Sync {
+    /// Number of positions.
+    fn capacity(&self) -> u32;
+    /// The pin at a position (`0..capacity`), if one is there.
+    fn pin_at(&self, number: u32) -> Option<Entry>;
+}
+
+impl Pins for FlowTable {
+    fn capacity(&self) -> u32 {
+        Self::capacity(self)
+    }
+
+    fn pin_at(&self, number: u32) -> Option<Entry> {
+        Self::pin_at(self, number)
+    }
+}
+
+/// A scan over the flow tables of all workers.
+pub struct Scan {
+    /// One per worker.
+    pub tables: Vec<Arc<dyn Pins>>,
+    /// What is wanted.
+    pub filter: Filter,
+    /// The names.
+    pub names: Arc<Names>,
+    /// Their clock.
+    pub clock: Clock,
+}
+
+struct Cursor {
+    scan: Scan,
+    worker: usize,
+    slot: u32,
+    left: usize,
+}
+
+impl Scan {
+    /// The flows as JSON lines, in pieces of one chunk of slots each.
+    pub fn lines(self) -> impl Stream<Item = Result<Vec<u8>, serde_json::Error>> + Send {
+        let left = self.filter.limit;
+        let start = Cursor { scan: self, worker: 0, slot: 0, left };
+        unfold(start, |mut cursor| async move {
+            while cursor.left > 0 {
+                let piece = cursor.chunk()?;
+                tokio::task::yield_now().await;
+                match piece {
+                    Ok(piece) if piece.is_empty() => {}
+                    piece => return Some((piece, cursor)),
+                }
+            }
+            None
+        })
+    }
+}
+
+impl Cursor {
+    /// Reads the next chunk; `None` at the end of the last table.
+    fn chunk(&mut self) -> Option<Result<Vec<u8>, serde_json::Error>> {
+        let Scan { tables, filter, names, clock } = &self.scan;
+        let table = tables.get(self.worker)?;
+        let end = self.slot.saturating_add(CHUNK).min(table.capacity());
+        let now = clock();
+        let pins = (self.slot..end).filter_map(|slot| table.pin_at(slot));
+        let flows = pins.filter_map(|pin| filter.pick(&pin, self.worker, names, now));
+        let mut piece = Vec::new();
+        for flow in flows.take(self.left) {
+            if let Err(error) = serde_json::to_writer(&mut piece, &flow) {
+                self.left = 0;
+                return Some(Err(error));
+            }
+            piece.push(b'\n');
+            self.left -= 1;
+        }
+        (self.worker, self.slot) =
+            if end == table.capacity() { (self.worker + 1, 0) } else { (self.worker, end) };
+        Some(Ok(piece))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+pub(super) mod tests {
+    use futures_util::stream::StreamExt;
+
+    use super::super::state::tests::{backend, vip};
+    use super::*;
+    use crate::flow::{Address, FlowKey};
+    use crate::forwarding::{BackendIndex, NextHop, PortIndex};
+
+    /// `count` flows, one in every third slot; flow `i` comes from 198.51.100.(i % 250) and is
+    /// pinned to backend `i % 2` of VIP 0.
+    pub struct FakeTable(pub u32);
+
+    impl Pins for FakeTable {
+        fn capacity(&self) -> u32 {
+            self.0 * 3
+        }
+
+        fn pin_at(&self, slot: u32) -> Option<Entry> {
+            let i = slot / 3;
+            (slot.is_multiple_of(3)).then(|| Entry {
+                key: FlowKey {
+                    client: Address::from_v4([198, 51, 100, u8::try_from(i % 250).unwrap()]),
+                    vip: Address::from_v4([192, 0, 2, 10]),
+                    client_port: u16::try_from(i % 50_000 + 1024).unwrap(),
+                    vip_port: 80,
+                    protocol: Protocol::Tcp,
+                },
+                vip: VipId(0),
+                backend: BackendId {
+                    index: BackendIndex(u16::try_from(i % 2).unwrap()),
+                    generation: 0,
+                },
+                state: State::ESTABLISHED,
+                owner: 0,
+                hop: NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
+                stamp: 0,
+                created: Ticks(100),
+                last_seen: Ticks(150),
+            })
+        }
+    }
+
+    fn names() -> Arc<Names> {
+        let mut registry = Registry::default();
+        registry.apply(&[vip("web", &[backend("a", 1), backend("b", 2)])], &[]).unwrap();
+        Arc::new(Names::of(&registry))
+    }
+
+    async fn scan(query: Query, counts: &[u32]) -> Vec<Flow> {
+        let names = names();
+        let scan = Scan {
+            tables: counts
+                .iter()
+                .map(|&count| Arc::new(FakeTable(count)) as Arc<dyn Pins>)
+                .collect(),
+            filter: Filter::new(query, &names).unwrap(),
+            names,
+            clock: Arc::new(|| Ticks(200)),
+        };
+        let pieces: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
+        let lines = pieces.concat();
+        let lines = lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn every_flow_of_every_worker_is_told_once() {
+        let flows = scan(Query::default(), &[5000, 0, 3]).await;
+        let of = |worker| flows.iter().filter(|flow| flow.worker == worker).count();
+        assert_eq!((flows.len(), of(0), of(2)), (5003, 5000, 3));
+        let first = flows.first().unwrap();
+        assert_eq!((first.age_ms, first.idle_ms, first.state.as_str()), (1000, 500, "established"));
+        assert_eq!(first.client, "198.51.100.0:1024".parse().unwrap());
+        assert_eq!((first.vip.as_str(), first.backend.as_str()), ("web", "a"));
+    }
+
+    #[tokio::test]
+    async fn filters_and_limit() {
+        let text = |text: &str| Some(text.to_owned());
+        let all = Query::default();
+        for (name, query, expected) in [
+            ("vip", Query { vip: text("web"), ..all.clone() }, 1000),
+            ("backend", Query { backend: text("b"), ..all.clone() }, 500),
+            ("address", Query { client: text("198.51.100.7"), ..all.clone() }, 5),
+            ("network", Query { client: text("198.51.100.0/31"), ..all.clone() }, 10),
+            ("other family", Query { client: text("::/0"), ..all.clone() }, 0),
+            ("limit", Query { limit: Some(7), ..all.clone() }, 7),
+            ("limit 0", Query { limit: Some(0), ..all.clone() }, 0),
+            ("limit over chunks", Query { limit: Some(999), ..all }, 999),
+        ] {
+            assert_eq!(scan(query, &[400, 600]).await.len(), expected, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn stale_pins_are_left_out() {
+        let mut registry = Registry::default();
+        registry.apply(&[vip("web", &[backend("a", 1), backend("b", 2)])], &[]).unwrap();
+        registry.end_generation(BackendIndex(0));
+        let names = Arc::new(Names::of(&registry));
+        let filter = Filter::new(Query::default(), &names).unwrap();
+        let tables: Vec<Arc<dyn Pins>> = vec![Arc::new(FakeTable(10))];
+        let scan = Scan { tables, filter, names, clock: Arc::new(|| Ticks(200)) };
+        let pieces: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
+        assert_eq!(pieces.concat().iter().filter(|&&byte| byte == b'\n').count(), 5);
+    }
+
+    #[test]
+    fn states_are_named_as_time_outs_are_chosen() {
+        let tcp = FakeTable(1).pin_at(0).unwrap();
+        let mut udp = tcp;
+        udp.key.protocol = Protocol::Udp;
+        let both = State::FIN_CLIENT.with(State::FIN_BACKEND);
+        for (pin, bits, forward, expected) in [
+            (udp, State::RST, Forward::Nat, "udp"),
+            (tcp, State(0), Forward::Nat, "embryonic"),
+            (tcp, State::ESTABLISHED, Forward::Nat, "established"),
+            (tcp, State::ESTABLISHED.with(State::FIN_CLIENT), Forward::Nat, "established"),
+            (tcp, State::ESTABLISHED.with(both), Forward::Nat, "closing"),
+            (tcp, State::ESTABLISHED.with(State::FIN_CLIENT), Forward::Dsr, "closing"),
+            (tcp, State::RST, Forward::Dsr, "closing"),
+        ] {
+            assert_eq!(state_name(&Entry { state: bits, ..pin }, forward), expected);
+        }
+    }
+
+    #[test]
+    fn bad_queries_are_told() {
+        let names = names();
+        let error = |query| Filter::new(query, &names).unwrap_err().to_string();
+        let all = Query::default();
+        assert_eq!(
+            error(Query { vip: Some("wbe".to_owned()), ..all.clone() }),
+            "no VIP is named \"wbe\"; there are: web"
+        );
+        assert_eq!(
+            error(Query { backend: Some("c".to_owned()), ..all.clone() }),
+            "no backend is named \"c\"; there are: a, b"
+        );
+        assert!(
+            error(Query { client: Some("198.51".to_owned()), ..all.clone() }).contains("198.51")
+        );
+        assert!(error(Query { limit: Some(1_000_001), ..all }).contains("at most 1000000"));
+    }
+
+    #[test]
+    fn lists_are_bounded() {
+        assert_eq!(list((0..25).map(|i| format!("{i:02}"))).matches(", ").count(), 19);
+        assert!(list((0..25).map(|i| i.to_string())).ends_with(" and 5 more"));
+        assert_eq!(list(std::iter::empty()), "none");
+    }
+}

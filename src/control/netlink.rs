@@ -1,0 +1,369 @@
+//! What control asks of rtnetlink (rtnetlink(7)), in plain types: links, addresses, neighbours,
+//! routes, and a bell that rings when any of them changes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use futures_util::stream::{Stream, StreamExt, TryStreamExt};
+use hashbrown::HashMap;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, CacheInfo,
+};
+use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
+};
+use rtnetlink::{AddressMessageBuilder, Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::sync::Notify;
+
+use super::ControlError;
+
+/// `IFA_PROTO` (linux/if_addr.h, kernel 5.18) of the addresses that holdfast adds: 'H'. The kernel
+/// itself uses 1 to 3. It tells our addresses from an operator's after a crash.
+pub const OUR_PROTOCOL: u8 = b'H';
+
+/// Errno of an address that is already there.
+const EEXIST: i32 = 17;
+/// Errno of an address that is already gone.
+const EADDRNOTAVAIL: i32 = 99;
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MAC, if it is an Ethernet-like device.
+    pub mac: Option<[u8; 6]>,
+    /// The loopback device.
+    pub loopback: bool,
+    /// A VLAN device: the index of the device below, and the VLAN identifier.
+    pub vlan: Option<(u32, u16)>,
+}
+
+/// An address of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct InterfaceAddress {
+    /// Interface index.
+    pub ifindex: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// Length of its prefix.
+    pub prefix_len: u8,
+    /// It carries [`OUR_PROTOCOL`].
+    pub ours: bool,
+}
+
+/// What the kernel knows of a neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its MAC.
+    pub mac: Option<[u8; 6]>,
+    /// How sure that is.
+    pub certainty: Certainty,
+}
+
+/// NUD states (linux/neighbour.h), as far as we tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Certainty {
+    /// Known and fresh, being verified, or fixed by an operator.
+    Good,
+    /// Known, but not verified for a while.
+    Stale,
+    /// Being asked for.
+    Resolving,
+    /// Does not answer.
+    Failed,
+}
+
+/// The answer of a route look-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// Out of an interface, to a gateway or to the address itself.
+    Via {
+        /// Interface index.
+        ifindex: u32,
+        /// Whose MAC is wanted.
+        hop: IpAddr,
+    },
+    /// It is an address of this box.
+    Local,
+    /// There is none, or it rejects.
+    None,
+}
+
+/// A socket to the kernel. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Netlink(Handle);
+
+/// What the kernel answered, in words.
+pub type Error = rtnetlink::Error;
+
+impl Netlink {
+    /// Opens it; answers are read by a task of the runtime that this is called on.
+    ///
+    /// # Errors
+    /// When the socket cannot be had.
+    pub fn open() -> Result<Self, ControlError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(netlink_error)?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    /// Every link.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+        collect(self.0.link().get().execute(), |message| Some(link(message))).await
+    }
+
+    /// Every address of every link.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub async fn addresses(&self) -> Result<Vec<InterfaceAddress>, Error> {
+        collect(self.0.address().get().execute(), interface_address).await
+    }
+
+    /// Every IPv4 and IPv6 neighbour, by interface and address.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub async fn neighbours(&self) -> Result<HashMap<(u32, IpAddr), Neighbour>, Error> {
+        let mut found = HashMap::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let request = self.0.neighbours().get().set_address_family(family);
+            let neighbours: Vec<_> = collect(request.execute(), neighbour).await?;
+            found.extend(neighbours);
+        }
+        Ok(found)
+    }
+
+    /// Where the kernel would send a packet to `address`.
+    ///
+    /// # Errors
+    /// When the request itself fails; having no route is [`Route::None`].
+    pub async fn route(&self, address: IpAddr) -> Result<Route, Error> {
+        let message = match address {
+            IpAddr::V4(ip) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build()
+            }
+            IpAddr::V6(ip) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build()
+            }
+        };
+        let mut answers = Box::pin(self.0.route().get(message).execute());
+        match answers.next().await {
+            Some(Ok(message)) => Ok(route(address, &message)),
+            // ENETUNREACH, EHOSTUNREACH, EACCES (prohibit), EINVAL (blackhole): no way there.
+            None | Some(Err(Error::NetlinkError(_))) => Ok(Route::None),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// Makes the kernel find out about a neighbour, as a packet to it would: an unknown one is
+    /// asked for, a stale one verified (`NTF_USE`, as `ip neighbour replace .. use`). Not to be
+    /// used on permanent entries: the kernel makes them ordinary ones.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub async fn probe(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
+        let mut request = self.0.neighbours().add(ifindex, address);
+        request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
+        request.execute().await
+    }
+
+    /// Adds `address` with a full prefix length to a link, marked as ours. True if it was not
+    /// there before.
+    ///
+    /// # Errors
+    /// As the kernel says, but for an address that is there already.
+    pub async fn add_address(&self, ifindex: u32, address: IpAddr) -> Result<bool, Error> {
+        let mut request = self.0.address().add(ifindex, address, full_prefix(address));
+        mark(request.message_mut());
+        match request.execute().await {
+            Err(Error::NetlinkError(error)) if error.raw_code() == -EEXIST => Ok(false),
+            result => result.map(|()| true),
+        }
+    }
+
+    /// Removes such an address again; one that is gone already is no error.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub async fn remove_address(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
+        let prefix_len = full_prefix(address);
+        let message = match address {
+            IpAddr::V4(ip) => AddressMessageBuilder::<Ipv4Addr>::new()
+                .address(ip, prefix_len)
+                .index(ifindex)
+                .build(),
+            IpAddr::V6(ip) => AddressMessageBuilder::<Ipv6Addr>::new()
+                .address(ip, prefix_len)
+                .index(ifindex)
+                .build(),
+        };
+        match self.0.address().del(message).execute().await {
+            Err(Error::NetlinkError(error)) if error.raw_code() == -EADDRNOTAVAIL => Ok(()),
+            result => result,
+        }
+    }
+}
+
+/// A bell that rings when links, addresses, neighbours or routes change. The messages themselves
+/// are dropped: under a flood of them (a full BGP table moves) nothing may pile up here.
+///
+/// # Errors
+/// When the socket cannot be had.
+pub fn watch() -> Result<Arc<Notify>, ControlError> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ];
+    let (connection, _, mut messages) =
+        rtnetlink::new_multicast_connection(&groups).map_err(netlink_error)?;
+    tokio::spawn(connection);
+    let bell = Arc::new(Notify::new());
+    let ringer = Arc::clone(&bell);
+    tokio::spawn(async move {
+        while messages.next().await.is_some() {
+            ringer.notify_one();
+        }
+    });
+    Ok(bell)
+}
+
+/// The prefix length of a single address.
+pub const fn full_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn netlink_error(error: std::io::Error) -> ControlError {
+    ControlError::Netlink(error.to_string())
+}
+
+async fn collect<M, T, C: Default + Extend<T>>(
+    answers: impl Stream<Item = Result<M, Error>>,
+    convert: impl Fn(M) -> Option<T>,
+) -> Result<C, Error> {
+    let collected = answers.try_fold(C::default(), |mut all, message| {
+        all.extend(convert(message));
+        std::future::ready(Ok(all))
+    });
+    collected.await
+}
+
+fn mark(message: &mut AddressMessage) {
+    message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(OUR_PROTOCOL)));
+    if message.header.family == AddressFamily::Inet6 {
+        message.header.flags |= AddressHeaderFlags::Nodad;
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        // Deprecated, so that the kernel never chooses the VIP as the source of this box's own
+        // connections (RFC 6724 rule 3): rule 8 would prefer a /128 to the box's real address.
+        let mut lifetimes = CacheInfo::default();
+        (lifetimes.ifa_preferred, lifetimes.ifa_valid) = (0, u32::MAX);
+        message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
+    }
+}
+
+fn link(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        vlan: None,
+    };
+    let (mut below, mut vlan_id) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
+            LinkAttribute::Link(index) => below = Some(index),
+            LinkAttribute::LinkInfo(infos) => vlan_id = infos.into_iter().find_map(vlan),
+            _ => {}
+        }
+    }
+    link.vlan = below.zip(vlan_id);
+    link
+}
+
+fn vlan(info: LinkInfo) -> Option<u16> {
+    let LinkInfo::Data(InfoData::Vlan(details)) = info else { return None };
+    details.into_iter().find_map(|detail| match detail {
+        InfoVlan::Id(id) => Some(id),
+        _ => None,
+    })
+}
+
+fn interface_address(message: AddressMessage) -> Option<InterfaceAddress> {
+    let (mut local, mut address, mut ours) = (None, None, false);
+    for attribute in message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(ip),
+            AddressAttribute::Address(ip) => address = Some(ip),
+            AddressAttribute::Protocol(protocol) => ours = u8::from(protocol) == OUR_PROTOCOL,
+            _ => {}
+        }
+    }
+    Some(InterfaceAddress {
+        ifindex: message.header.index,
+        // On a point-to-point link IFA_ADDRESS is the peer's.
+        address: local.or(address)?,
+        prefix_len: message.header.prefix_len,
+        ours,
+    })
+}
+
+fn neighbour(message: NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
+                address = Some(ip.into())
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
+                address = Some(ip.into())
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok(),
+            _ => {}
+        }
+    }
+    let certainty = match message.header.state {
+        NeighbourState::Stale => Certainty::Stale,
+        NeighbourState::Failed => Certainty::Failed,
+        NeighbourState::Incomplete | NeighbourState::None => Certainty::Resolving,
+        _ => Certainty::Good,
+    };
+    Some(((message.header.ifindex, address?), Neighbour { mac, certainty }))
+}
+
+fn route(address: IpAddr, message: &RouteMessage) -> Route {
+    let (mut ifindex, mut hop) = (None, address);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => hop = (*ip).into(),
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => hop = (*ip).into(),
+            RouteAttribute::Via(RouteVia::Inet(ip)) => hop = (*ip).into(),
+            RouteAttribute::Via(RouteVia::Inet6(ip)) => hop = (*ip).into(),
+            _ => {}
+        }
+    }
+    match (message.header.kind, ifindex) {
+        (RouteType::Local, _) => Route::Local,
+        (RouteType::Unicast, Some(ifindex)) => Route::Via { ifindex, hop },
+        _ => Route::None,
+    }
+}

@@ -1,0 +1,298 @@
+//! What a new configuration changes, in sentences; and what it must not change while running.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+
+use super::state::same_server;
+use crate::config::{Announce, Backend, Config, Health, TcpHealth, Vip};
+use crate::forwarding::Ports;
+
+/// The keys whose change needs a restart, of all that differ; empty if a reload can do it.
+///
+/// Workers, sockets and the control socket are made once at the start; another hash would send
+/// new flows elsewhere than the other boxes of the fleet do.
+pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
+    let mut keys = Vec::new();
+    let mut check = |differs: bool, key: &str| {
+        if differs {
+            keys.push(key.to_owned());
+        }
+    };
+    let (a, b) = (&old.workers, &new.workers);
+    check(a.cores != b.cores, "[workers] cores");
+    check(a.idle != b.idle, "[workers] idle");
+    check(a.flows != b.flows, "[workers] flows");
+    check(a.frames != b.frames, "[workers] frames");
+    check(a.frame_size != b.frame_size, "[workers] frame_size");
+    check(a.batch != b.batch, "[workers] batch");
+    check(old.control.socket != new.control.socket, "[control] socket");
+    check(old.hash.secret != new.hash.secret, "[hash] secret");
+    check(old.hash.table_size != new.hash.table_size, "[hash] table_size");
+    let names = |config: &Config| {
+        config.nics.iter().map(|nic| nic.interface.clone()).collect::<Vec<String>>()
+    };
+    check(names(old) != names(new), "[[nic]] interface");
+    for (a, b) in old.nics.iter().zip(&new.nics) {
+        check(a.mode != b.mode, &format!("[[nic]] {}: mode", a.interface));
+        check(a.xdp != b.xdp, &format!("[[nic]] {}: xdp", a.interface));
+        check(a.queues != b.queues, &format!("[[nic]] {}: queues", a.interface));
+        check(a.ring != b.ring, &format!("[[nic]] {}: ring", a.interface));
+    }
+    // A key that this list does not know yet must not pass unnoticed either.
+    let same = |a: &Config, b: &Config| {
+        (&a.workers, &a.nics, &a.control, &a.hash) == (&b.workers, &b.nics, &b.control, &b.hash)
+    };
+    if keys.is_empty() && !same(old, new) {
+        keys.push("[workers], [[nic]], [control] or [hash]".to_owned());
+    }
+    keys
+}
+
+/// One sentence per difference; empty when nothing differs.
+pub fn changes(old: &Config, new: &Config) -> Vec<String> {
+    let before: HashMap<&str, &Vip> = by_name(&old.vips, |vip| &vip.name);
+    let after: HashMap<&str, &Vip> = by_name(&new.vips, |vip| &vip.name);
+    let removed = old.vips.iter().filter(|vip| !after.contains_key(vip.name.as_str()));
+    let mut told: Vec<String> = removed.map(|vip| format!("VIP {} removed", vip.name)).collect();
+    for vip in &new.vips {
+        match before.get(vip.name.as_str()) {
+            None => told.push(format!("VIP {} added: {}", vip.name, describe(vip))),
+            Some(old) => vip_changes(old, vip, &mut told),
+        }
+    }
+    told
+}
+
+fn by_name<'a, T>(items: &'a [T], name: fn(&T) -> &String) -> HashMap<&'a str, &'a T> {
+    items.iter().map(|item| (name(item).as_str(), item)).collect()
+}
+
+fn describe(vip: &Vip) -> String {
+    let Vip { address, protocol, forward, backends, .. } = vip;
+    let (protocol, forward) = (protocol.as_str(), forward.as_str());
+    let ports = ports(&vip.ports);
+    format!("{address}, {protocol} {ports}, {forward}, {} backends", backends.len())
+}
+
+fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
+    let mut field = |name: &str, a: String, b: String| {
+        if a != b {
+            told.push(format!("VIP {}: {name} {a} -> {b}", new.name));
+        }
+    };
+    field("address", old.address.to_string(), new.address.to_string());
+    field("ports", ports(&old.ports), ports(&new.ports));
+    field("protocol", old.protocol.as_str().to_owned(), new.protocol.as_str().to_owned());
+    field("forward", old.forward.as_str().to_owned(), new.forward.as_str().to_owned());
+    field("announce", announce(&old.announce), announce(&new.announce));
+    field("health", health(&old.health), health(&new.health));
+    let (a, b) = (&old.timeouts, &new.timeouts);
+    for (name, a, b) in [
+        ("timeouts.embryonic", a.embryonic, b.embryonic),
+        ("timeouts.established", a.established, b.established),
+        ("timeouts.closing", a.closing, b.closing),
+        ("timeouts.udp", a.udp, b.udp),
+    ] {
+        field(name, span(a), span(b));
+    }
+    if old.forward != new.forward {
+        told.push(format!("VIP {}: another forwarding mode; its flows are cut", new.name));
+    }
+    backend_changes(old, new, told);
+}
+
+fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
+    let before = by_name(&old.backends, |backend| &backend.name);
+    let after = by_name(&new.backends, |backend| &backend.name);
+    let vip = &new.name;
+    for gone in old.backends.iter().filter(|backend| !after.contains_key(backend.name.as_str())) {
+        told.push(format!("backend {} of VIP {vip} removed", gone.name));
+    }
+    for backend in &new.backends {
+        let Backend { name, weight, .. } = backend;
+        let to = place(backend);
+        match before.get(name.as_str()) {
+            None => told.push(format!("backend {name} of VIP {vip} added: {to}, weight {weight}")),
+            Some(old) if !same_server(old, backend) => told.push(format!(
+                "backend {name} of VIP {vip}: {} -> {to}; another server, its flows are cut",
+                place(old)
+            )),
+            Some(_) => {}
+        }
+        if let Some(old) = before.get(name.as_str())
+            && old.weight != *weight
+        {
+            told.push(format!("backend {name} of VIP {vip}: weight {} -> {weight}", old.weight));
+        }
+    }
+}
+
+fn place(backend: &Backend) -> String {
+    let Backend { address, port, .. } = backend;
+    port.map_or_else(|| address.to_string(), |port| format!("{address} port {port}"))
+}
+
+fn ports(ports: &Ports) -> String {
+    match ports {
+        Ports::All => "all".to_owned(),
+        Ports::List(list) => join(list),
+    }
+}
+
+fn join(items: &[impl Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn announce(announce: &Announce) -> String {
+    match announce {
+        Announce::Interface(name) => name.clone(),
+        Announce::None => "none".to_owned(),
+    }
+}
+
+fn health(health: &Health) -> String {
+    let Health::Tcp(TcpHealth { interval, timeout, rise, fall, port }) = health else {
+        return "none".to_owned();
+    };
+    let port = port.map_or_else(|| "the backend's port".to_owned(), |port| format!("port {port}"));
+    let (interval, timeout) = (span(*interval), span(*timeout));
+    format!("tcp ({port}, every {interval}, time-out {timeout}, rise {rise}, fall {fall})")
+}
+
+/// Whole seconds where it is whole seconds, else milliseconds.
+fn span(span: Duration) -> String {
+    match (span.as_secs(), span.as_millis()) {
+        (s, ms) if u128::from(s) * 1000 == ms => format!("{s} s"),
+        (_, ms) => format!("{ms} ms"),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+pub(super) mod tests {
+    use std::net::IpAddr;
+
+    use super::super::state::tests::{backend, tcp_health, vip};
+    use super::*;
+    use crate::config::{Control, CopyMode, Hash, Idle, Nic, Workers, XdpMode};
+    use crate::flow::Protocol;
+    use crate::forwarding::Forward;
+
+    /// A configuration of one worker and one NIC.
+    pub fn config(vips: Vec<Vip>) -> Config {
+        Config {
+            workers: Workers {
+                cores: vec![0],
+                idle: Idle::Sleep,
+                flows: 1024,
+                frames: None,
+                frame_size: 2048,
+                batch: 64,
+            },
+            nics: vec![Nic {
+                interface: "eth1".to_owned(),
+                mode: CopyMode::Auto,
+                xdp: XdpMode::Auto,
+                queues: None,
+                ring: 2048,
+            }],
+            vips,
+            control: Control { socket: "/run/holdfast/control.sock".into() },
+            hash: Hash { secret: [0; 16], table_size: 251 },
+        }
+    }
+
+    fn one(change: impl FnOnce(&mut Vip)) -> Vec<String> {
+        let old = vip("web", &[backend("a", 1), backend("b", 2)]);
+        let mut new = old.clone();
+        change(&mut new);
+        changes(&config(vec![old]), &config(vec![new]))
+    }
+
+    #[test]
+    fn nothing_is_nothing() {
+        assert_eq!(one(|_| {}), [""; 0]);
+        assert_eq!(one(|vip| vip.backends.reverse()), [""; 0], "order does not matter");
+    }
+
+    #[test]
+    fn every_difference_is_a_sentence() {
+        type Change = fn(&mut Vip);
+        let rows: [(Change, &str); 11] = [
+            (
+                |vip| vip.address = IpAddr::from([192, 0, 2, 11]),
+                "VIP web: address 192.0.2.10 -> 192.0.2.11",
+            ),
+            (|vip| vip.ports = Ports::List(vec![80, 443]), "VIP web: ports 80 -> 80, 443"),
+            (|vip| vip.ports = Ports::All, "VIP web: ports 80 -> all"),
+            (|vip| vip.protocol = Protocol::Udp, "VIP web: protocol tcp -> udp"),
+            (
+                |vip| vip.announce = Announce::Interface("lo".to_owned()),
+                "VIP web: announce none -> lo",
+            ),
+            (
+                |vip| vip.health = tcp_health(),
+                "VIP web: health none -> tcp (the backend's port, every 1 s, time-out 500 ms, \
+                 rise 2, fall 3)",
+            ),
+            (
+                |vip| vip.timeouts.established = Duration::from_millis(1500),
+                "VIP web: timeouts.established 1800 s -> 1500 ms",
+            ),
+            (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
+            (
+                |vip| vip.backends.push(backend("c", 3)),
+                "backend c of VIP web added: 127.0.1.3 port 8080, weight 1",
+            ),
+            (
+                |vip| vip.backends.first_mut().unwrap().weight = 0,
+                "backend a of VIP web: weight 1 -> 0",
+            ),
+            (
+                |vip| vip.backends.first_mut().unwrap().port = None,
+                "backend a of VIP web: 127.0.1.1 port 8080 -> 127.0.1.1; another server, its flows \
+                 are cut",
+            ),
+        ];
+        for (change, expected) in rows {
+            assert_eq!(one(change), [expected]);
+        }
+        assert_eq!(
+            one(|vip| vip.forward = Forward::Dsr),
+            ["VIP web: forward nat -> dsr", "VIP web: another forwarding mode; its flows are cut"]
+        );
+    }
+
+    #[test]
+    fn vips_come_and_go() {
+        let (old, new) = (vip("old", &[]), vip("new", &[backend("a", 1)]));
+        assert_eq!(
+            changes(&config(vec![old]), &config(vec![new])),
+            ["VIP old removed", "VIP new added: 192.0.2.10, tcp 80, nat, 1 backends"]
+        );
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_named() {
+        type Change = fn(&mut Config);
+        let rows: [(Change, &str); 8] = [
+            (|c| c.workers.cores.push(1), "[workers] cores"),
+            (|c| c.workers.idle = Idle::Busy, "[workers] idle"),
+            (|c| c.workers.flows = 1, "[workers] flows"),
+            (|c| c.control.socket = "/x".into(), "[control] socket"),
+            (|c| c.hash.secret = [1; 16], "[hash] secret"),
+            (|c| c.hash.table_size = 13, "[hash] table_size"),
+            (|c| c.nics.clear(), "[[nic]] interface"),
+            (|c| c.nics.first_mut().unwrap().mode = CopyMode::Copy, "[[nic]] eth1: mode"),
+        ];
+        let old = config(vec![]);
+        assert_eq!(frozen(&old, &config(vec![vip("web", &[])])), [""; 0]);
+        for (change, expected) in rows {
+            let mut new = old.clone();
+            change(&mut new);
+            assert_eq!(frozen(&old, &new), [expected]);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! `GET /v1/status`: the registry and the workers' counters as one document.
+//!
+//! Sums over workers are made when somebody asks; nothing is kept. Counters of an index that was
+//! used before start at its [`Baseline`], so that a new backend starts at zero.
+
+use std::collections::BTreeMap;
+
+use tokio::time::Instant;
+
+use super::api::{
+    BackendState, BackendStatus, HealthState, NextHopStatus, NicStatus, Status, Totals, Traffic,
+    VipStatus, WorkerStatus,
+};
+use super::state::{BackendEntry, Registry, VipEntry};
+use super::{NicView, SocketStatistics, SteerCounters, WorkerView};
+use crate::forwarding::{BackendIndex, NextHop, Ports, VipId};
+use crate::stats::{FlowStats, PortStats, WorkerStats};
+
+/// The counters of an index when its present owner got it.
+#[derive(Debug, Clone, Default)]
+pub struct Baseline(Traffic);
+
+/// Counters of a VIP's index now.
+pub fn vip_baseline(workers: &[WorkerView], id: VipId) -> Baseline {
+    Baseline(vip_traffic(workers, id))
+}
+
+/// Counters of a backend's index now.
+pub fn backend_baseline(workers: &[WorkerView], index: BackendIndex) -> Baseline {
+    Baseline(backend_traffic(workers, index))
+}
+
+/// Flows that are pinned to a backend now, over all workers.
+pub fn flows_active(workers: &[WorkerView], index: BackendIndex) -> u64 {
+    let of = |worker: &WorkerView| {
+        worker.stats.backends.get(usize::from(index.0)).map_or(0, |stats| stats.flows_active.get())
+    };
+    workers.iter().map(of).sum()
+}
+
+fn vip_traffic(workers: &[WorkerView], id: VipId) -> Traffic {
+    sum(workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(id.0))))
+}
+
+fn backend_traffic(workers: &[WorkerView], index: BackendIndex) -> Traffic {
+    sum(workers.iter().filter_map(|worker| worker.stats.backends.get(usize::from(index.0))))
+}
+
+fn sum<'a>(stats: impl Iterator<Item = &'a FlowStats>) -> Traffic {
+    stats.fold(Traffic::default(), |mut sum, stats| {
+        sum.packets_in += stats.packets_in.get();
+        sum.bytes_in += stats.bytes_in.get();
+        sum.packets_out += stats.packets_out.get();
+        sum.bytes_out += stats.bytes_out.get();
+        sum.flows_total += stats.flows_total.get();
+        sum.flows_active += stats.flows_active.get();
+        sum.dropped += stats.dropped.get();
+        sum
+    })
+}
+
+/// What was counted since the baseline. `flows_active` is a gauge and stays as it is.
+fn since(now: Traffic, Baseline(base): &Baseline) -> Traffic {
+    Traffic {
+        packets_in: now.packets_in.saturating_sub(base.packets_in),
+        bytes_in: now.bytes_in.saturating_sub(base.bytes_in),
+        packets_out: now.packets_out.saturating_sub(base.packets_out),
+        bytes_out: now.bytes_out.saturating_sub(base.bytes_out),
+        flows_total: now.flows_total.saturating_sub(base.flows_total),
+        flows_active: now.flows_active,
+        dropped: now.dropped.saturating_sub(base.dropped),
+    }
+}
+
+/// What a status is made of, besides the process itself.
+pub struct Sources<'a> {
+    /// VIPs and backends.
+    pub registry: &'a Registry,
+    /// Workers.
+    pub workers: &'a [WorkerView],
+    /// NICs.
+    pub nics: &'a [NicView],
+    /// Per NIC, in the same order.
+    pub nic_counters: Vec<(SteerCounters, SocketStatistics)>,
+    /// The interface that has a VIP's address, if holdfast put it there.
+    pub announced_on: &'a dyn Fn(&VipEntry) -> Option<String>,
+}
+
+/// The process, as far as a status tells of it.
+pub struct Process {
+    /// When control started.
+    pub started: Instant,
+    /// The configuration file.
+    pub config: String,
+    /// Generation of the published table.
+    pub generation: u64,
+}
+
+/// The whole document.
+pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
+    let now = Instant::now();
+    let workers: Vec<WorkerStatus> = sources.workers.iter().map(worker_status).collect();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_s: now.saturating_duration_since(process.started).as_secs(),
+        config: process.config.clone(),
+        generation: process.generation,
+        totals: workers.iter().fold(Totals::default(), |sum, worker| plus(sum, &worker.totals)),
+        drops: all_drops(&workers),
+        vips: sources.registry.vips().iter().map(|vip| vip_status(vip, sources, now)).collect(),
+        workers,
+        nics: nic_statuses(sources),
+    }
+}
+
+fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus {
+    let backend =
+        |entry: &BackendEntry| backend_status(vip, entry, sources.workers, sources.nics, now);
+    VipStatus {
+        name: vip.config.name.clone(),
+        address: vip.config.address,
+        ports: match &vip.config.ports {
+            Ports::All => Vec::new(),
+            Ports::List(ports) => ports.clone(),
+        },
+        protocol: vip.config.protocol,
+        forward: vip.config.forward,
+        announced_on: (sources.announced_on)(vip),
+        traffic: since(vip_traffic(sources.workers, vip.id), &vip.base),
+        backends: vip.backends.iter().map(backend).collect(),
+    }
+}
+
+/// One backend.
+pub fn backend_status(
+    vip: &VipEntry,
+    entry: &BackendEntry,
+    workers: &[WorkerView],
+    nics: &[NicView],
+    now: Instant,
+) -> BackendStatus {
+    let traffic = since(backend_traffic(workers, entry.id.index), &entry.base);
+    BackendStatus {
+        vip: vip.config.name.clone(),
+        name: entry.config.name.clone(),
+        address: entry.config.address,
+        port: entry.config.port,
+        weight: entry.config.weight,
+        health: match entry.check {
+            None => HealthState::Unchecked,
+            Some(_) => entry.health.state(),
+        },
+        health_detail: entry.health_detail.clone(),
+        state: BackendState::of(entry.drain.service(), traffic.flows_active),
+        deadline_in_s: entry.drain.deadline_in_s(now),
+        flows_cut: entry.drain.flows_cut(),
+        next_hop: entry.next_hop.map(|hop| next_hop_status(hop, nics)),
+        traffic,
+    }
+}
+
+/// A next hop in words.
+pub fn next_hop_status(hop: NextHop, nics: &[NicView]) -> NextHopStatus {
+    let nic = nics.get(usize::from(hop.port.0));
+    let [a, b, c, d, e, f] = hop.mac;
+    NextHopStatus {
+        interface: nic.map_or_else(String::new, |nic| nic.interface.clone()),
+        mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+        vlan: hop.vlan,
+    }
+}
+
+fn worker_status(worker: &WorkerView) -> WorkerStatus {
+    let stats = &worker.stats;
+    WorkerStatus {
+        core: worker.core,
+        flow_capacity: worker.flows.capacity(),
+        flow_aliases: stats.flow_aliases.get(),
+        totals: totals(stats),
+        drops: stats.drops().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
+        batches: stats.batches.get(),
+        idle_polls: stats.idle_polls.get(),
+        sleeps: stats.sleeps.get(),
+    }
+}
+
+fn totals(stats: &WorkerStats) -> Totals {
+    Totals {
+        received: stats.received.get(),
+        transmitted: stats.transmitted.get(),
+        handed_over: stats.handed_over.get(),
+        dropped: stats.drops().map(|(_, count)| count).sum(),
+        flows_active: stats.flows_active.get(),
+        flows_new: stats.flows_new.get(),
+        flows_found_elsewhere: stats.flows_found_elsewhere.get(),
+        flows_by_hash: stats.flows_by_hash.get(),
+        flows_idled_out: stats.flows_idled_out.get(),
+        flows_stale: stats.flows_stale.get(),
+    }
+}
+
+fn plus(a: Totals, b: &Totals) -> Totals {
+    Totals {
+        received: a.received + b.received,
+        transmitted: a.transmitted + b.transmitted,
+        handed_over: a.handed_over + b.handed_over,
+        dropped: a.dropped + b.dropped,
+        flows_active: a.flows_active + b.flows_active,
+        flows_new: a.flows_new + b.flows_new,
+        flows_found_elsewhere: a.flows_found_elsewhere + b.flows_found_elsewhere,
+        flows_by_hash: a.flows_by_hash + b.flows_by_hash,
+        flows_idled_out: a.flows_idled_out + b.flows_idled_out,
+        flows_stale: a.flows_stale + b.flows_stale,
+    }
+}
+
+/// Every reason is present, also without workers.
+fn all_drops(workers: &[WorkerStatus]) -> BTreeMap<String, u64> {
+    let names = crate::stats::Drop::ALL.iter().map(|reason| reason.as_str());
+    names
+        .map(|name| {
+            let sum = workers.iter().filter_map(|worker| worker.drops.get(name)).sum();
+            (name.to_owned(), sum)
+        })
+        .collect()
+}
+
+fn nic_statuses(sources: &Sources<'_>) -> Vec<NicStatus> {
+    let counters = sources.nic_counters.iter();
+    let nics = sources.nics.iter().zip(counters).enumerate();
+    nics.map(|(index, (nic, counters))| {
+        let ports: Vec<&PortStats> =
+            sources.workers.iter().filter_map(|worker| worker.stats.ports.get(index)).collect();
+        nic_status(nic, &ports, counters)
+    })
+    .collect()
+}
+
+fn nic_status(
+    nic: &NicView,
+    ports: &[&PortStats],
+    (steer, socket): &(SteerCounters, SocketStatistics),
+) -> NicStatus {
+    let sum = |of: fn(&PortStats) -> u64| ports.iter().map(|port| of(port)).sum();
+    NicStatus {
+        interface: nic.interface.clone(),
+        driver: nic.driver.clone(),
+        xdp: nic.xdp.clone(),
+        mode: nic.mode.clone(),
+        queues: nic.queues.clone(),
+        rx_packets: sum(|port| port.rx_packets.get()),
+        rx_bytes: sum(|port| port.rx_bytes.get()),
+        tx_packets: sum(|port| port.tx_packets.get()),
+        tx_bytes: sum(|port| port.tx_bytes.get()),
+        tx_wakeups: sum(|port| port.tx_wakeups.get()),
+        bad_descriptors: sum(|port| port.bad_descriptors.get()),
+        no_free_frame: sum(|port| port.no_free_frame.get()),
+        steered: steer.steered,
+        passed: steer.passed,
+        no_socket: steer.no_socket,
+        kernel_rx_dropped: socket.rx_dropped,
+        kernel_rx_ring_full: socket.rx_ring_full,
+        kernel_rx_fill_empty: socket.rx_fill_empty,
+        kernel_rx_invalid: socket.rx_invalid,
+        kernel_tx_invalid: socket.tx_invalid,
+    }
+}
