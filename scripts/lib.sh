@@ -12,6 +12,7 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 BUILD_PACKAGES=(
     'gcc|cc|links Rust programs'
     'libc6-dev|/usr/include/linux/bpf.h|headers of libc and of the kernel'
+    'ca-certificates|/etc/ssl/certs/ca-certificates.crt|lets cargo know the registry by its certificate'
     'clang|clang|compiles the XDP program'
     'libbpf-dev|/usr/include/bpf/bpf_helpers.h|headers of the XDP program'
 )
@@ -88,16 +89,16 @@ install_missing() {
 # install_without_services PACKAGE...: as apt-get install, but no service is started or enabled:
 # nginx is a program for us, not a service of this machine.
 install_without_services() {
-    local policy=/usr/sbin/policy-rc.d made_policy=
-    if [[ ! -e $policy ]]; then
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 755 "$policy"
-        made_policy=yes
-    fi
-    local result=0
-    apt_get_install "$@" || result=$?
-    [[ -z $made_policy ]] || rm -f "$policy"
-    ((result == 0)) || die "apt-get could not install: $* (see above)"
+    local policy=/usr/sbin/policy-rc.d
+    (
+        # Debian's way to say that installing must not start services; gone again whatever happens.
+        if [[ ! -e $policy ]]; then
+            trap 'rm -f "$policy"' EXIT
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        fi
+        apt_get_install "$@"
+    ) || die "apt-get could not install: $* (see above)"
     if [[ " $* " == *" nginx-light "* ]]; then
         update-rc.d nginx disable >/dev/null 2>&1 || true
         systemctl disable nginx.service >/dev/null 2>&1 || true
@@ -108,7 +109,7 @@ apt_get_install() {
     export DEBIAN_FRONTEND=noninteractive
     {
         apt-get update -qq || say "  apt-get update failed; trying with the package lists that are here"
-        apt-get install -y -qq --no-install-recommends "$@"
+        apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@"
     } >&2 </dev/null
 }
 

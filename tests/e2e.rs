@@ -19,6 +19,7 @@ mod e2e {
     mod health;
     pub mod kernel;
     mod lifecycle;
+    mod limits;
     mod malformed;
     mod oracle;
     mod reload;

@@ -344,7 +344,11 @@ fn every_other_drop_has_its_name() {
         packet
     };
     for (reason, change, packet) in [
-        (Drop::NoBackend, (|b| b.up = false) as fn(&mut holdfast::forwarding::BackendSpec), syn.clone()),
+        (
+            Drop::NoBackend,
+            (|b| b.up = false) as fn(&mut holdfast::forwarding::BackendSpec),
+            syn.clone(),
+        ),
         (Drop::NoBackend, |b| b.weight = 0, syn.clone()),
         (Drop::NoBackend, |b| b.next_hop = None, syn.clone()),
         (Drop::NoVip, |_| {}, tcp(Family::V4, 1000, 81, SYN)),

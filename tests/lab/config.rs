@@ -135,6 +135,8 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
 pub struct Config {
     /// One worker on each.
     pub cores: Vec<usize>,
+    /// Entries of each worker's flow table.
+    pub flows: usize,
     /// Interfaces to serve.
     pub interfaces: Vec<String>,
     /// More keys for every `[[nic]]`, as TOML.
@@ -150,13 +152,14 @@ impl Config {
     pub fn new(lab: &Lab, workers: usize, vips: Vec<Vip>) -> Self {
         let interfaces = lab.topology.interfaces().iter().map(|&name| name.to_owned()).collect();
         let socket = lab.state().join("control.sock").to_str().unwrap().to_owned();
-        Self { cores: (0..workers).collect(), interfaces, nic_keys: "", socket, vips }
+        let cores = (0..workers).collect();
+        Self { cores, flows: 65_536, interfaces, nic_keys: "", socket, vips }
     }
 
     /// As TOML.
     pub fn toml(&self) -> String {
-        let (cores, socket, keys) = (&self.cores, &self.socket, self.nic_keys);
-        let mut text = format!("[workers]\ncores = {cores:?}\nidle = \"sleep\"\nflows = 65536\n");
+        let Self { cores, flows, socket, nic_keys: keys, .. } = self;
+        let mut text = format!("[workers]\ncores = {cores:?}\nidle = \"sleep\"\nflows = {flows}\n");
         writeln!(text, "[control]\nsocket = \"{socket}\"").unwrap();
         for interface in &self.interfaces {
             writeln!(text, "[[nic]]\ninterface = \"{interface}\"\n{keys}").unwrap();

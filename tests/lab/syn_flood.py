@@ -1,0 +1,21 @@
+"""syn_flood.py INTERFACE MAC ADDRESS COUNT: sends COUNT SYNs to port 80 of ADDRESS (IPv4).
+
+Each from a port of its own, so each is a new flow. Needs Debian's python3-scapy.
+"""
+
+import sys
+
+from scapy.all import IP, TCP, Ether, Raw, conf
+
+CLIENT = "198.18.1.10"
+
+
+def main(interface, mac, address, count):
+    socket = conf.L2socket(iface=interface)
+    for port in range(1024, 1024 + count):
+        syn = TCP(sport=port, dport=80, flags="S")
+        socket.send(Raw(bytes(Ether(dst=mac) / IP(src=CLIENT, dst=address) / syn)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
