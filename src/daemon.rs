@@ -283,6 +283,7 @@ fn nic_view(served: &ServedNic) -> NicView {
         driver: served.nic.driver().to_owned(),
         mode: mode.to_owned(),
         queues: served.queues.clone(),
+        program: None,
     }
 }
 

@@ -157,10 +157,10 @@ impl Controller {
         claim: &mut Claim,
         door: Door,
     ) -> Result<(), ControlError> {
-        self.tell_nics();
         self.await_network(&mut events.network).await;
         self.publish();
         self.steer(self.wanted_rules()).map_err(ControlError::Steering)?;
+        self.attach()?;
         self.checks.sync(self.registry.checks());
         let places = Place::all(&self.config.vips);
         self.announcer.remove_leftovers(&places).await?;
@@ -204,14 +204,19 @@ impl Controller {
         }
     }
 
-    fn tell_nics(&self) {
-        for nic in &self.nics {
-            let NicView { interface, driver, xdp, mode, queues, fallback, .. } = nic;
+    /// From here on, packets for VIPs go to the workers.
+    fn attach(&mut self) -> Result<(), ControlError> {
+        let programs = self.steering.attach().map_err(ControlError::Attach)?;
+        for (nic, program) in self.nics.iter_mut().zip(programs) {
+            let NicView { interface, driver, mode, queues, .. } = &nic;
+            let xdp = &program.mode;
             info!("NIC {interface}: driver {driver}, {xdp} XDP, {mode}, queues {queues:?}");
-            if let Some(reason) = fallback {
+            if let Some(reason) = &program.fallback {
                 warn!("NIC {interface}: {reason}");
             }
+            nic.program = Some(program);
         }
+        Ok(())
     }
 
     // ---- forwarding table and XDP program ----

@@ -88,7 +88,7 @@ pub struct WorkerView {
     pub flows: Arc<FlowTable>,
 }
 
-/// What control sees of a NIC; fixed while the process runs.
+/// What control sees of a NIC; fixed once the XDP program is attached.
 #[derive(Debug, Clone)]
 pub struct NicView {
     /// Interface name.
@@ -99,12 +99,19 @@ pub struct NicView {
     pub mac: [u8; 6],
     /// Kernel driver.
     pub driver: String,
-    /// `"native"` or `"generic"`.
-    pub xdp: String,
     /// `"zero_copy"`, `"copy"` or `"mixed"`.
     pub mode: String,
     /// Queues that are served.
     pub queues: Vec<u32>,
+    /// Its XDP program; `None` until control has attached it.
+    pub program: Option<AttachedView>,
+}
+
+/// What control sees of an attached XDP program.
+#[derive(Debug, Clone)]
+pub struct AttachedView {
+    /// `"native"` or `"generic"`.
+    pub mode: String,
     /// Why it got less than was hoped for, in one sentence.
     pub fallback: Option<String>,
 }
@@ -163,6 +170,8 @@ pub struct SocketStatistics {
 pub trait SteeringPort {
     /// Makes the program's maps hold exactly these rules; keys that stay are never gone between.
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String>;
+    /// Attaches the program to every NIC, in their order; the rules are in place by then.
+    fn attach(&mut self) -> Result<Vec<AttachedView>, String>;
     /// The program's counters of one NIC.
     fn counters(&mut self, nic: PortIndex) -> SteerCounters;
     /// The kernel's counters of one NIC's sockets.
@@ -230,6 +239,9 @@ pub enum ControlError {
     /// The XDP program's maps could not be filled.
     #[error("XDP program: the rules for VIPs could not be set: {0}")]
     Steering(String),
+    /// The XDP program could not be attached.
+    #[error("{0}")]
+    Attach(String),
     /// A worker has ended; without it, its queues are dead.
     #[error("worker {worker} has failed: {error}; holdfast stops, start it again")]
     Worker {

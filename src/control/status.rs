@@ -246,7 +246,7 @@ fn nic_status(
     NicStatus {
         interface: nic.interface.clone(),
         driver: nic.driver.clone(),
-        xdp: nic.xdp.clone(),
+        xdp: nic.program.as_ref().map_or_else(String::new, |program| program.mode.clone()),
         mode: nic.mode.clone(),
         queues: nic.queues.clone(),
         rx_packets: sum(|port| port.rx_packets.get()),
