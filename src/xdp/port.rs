@@ -460,13 +460,14 @@ mod tests {
         assert!(rig.nic.complete_raw(16 * 2048) && rig.nic.complete_raw(16 * 2048));
         rig.poll();
         assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (5, 0));
-        // The true completion comes after the false one, while another packet is under way.
+        // The same chunk is sent again, so that it is in the TX ring twice, and the NIC completes
+        // it twice: one of the two is one too many.
         let mut frame = rig.pool.pop().unwrap();
         assert!(frame.copy_from(&[2; 60]));
         rig.port.transmit(frame).unwrap();
         rig.nic.collect(|_| ());
         rig.poll();
-        assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (6, 1));
+        assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (6, 0));
     }
 
     #[test]
