@@ -1,11 +1,33 @@
 //! `holdfast run`.
 
-use super::{CliError, RunArgs};
+use std::io::stderr;
 
-/// Forwards until it is told to stop.
+use tracing_subscriber::EnvFilter;
+
+use super::{CliError, RunArgs, colours};
+use crate::config::machine::{self, Machine};
+use crate::{config, daemon};
+
+/// Forwards until it is told to stop. What it has to say goes to the standard error stream;
+/// `RUST_LOG` (default `info`) says how much.
 ///
 /// # Errors
+/// Every mistake in the file; else everything of it that this machine cannot run; else
 /// [`CliError::Run`].
-pub fn run(_args: &RunArgs) -> Result<(), CliError> {
-    Err(CliError::Run("not built yet".into()))
+pub fn run(args: &RunArgs) -> Result<(), CliError> {
+    let config = config::load(&args.config)?;
+    let findings = machine::check(&config, &Machine::read(&config));
+    let file = args.config.display();
+    let fatal: Vec<String> = findings
+        .iter()
+        .filter(|finding| finding.fatal)
+        .map(|finding| format!("{file}: {finding}"))
+        .collect();
+    if !fatal.is_empty() {
+        return Err(CliError::Machine(fatal));
+    }
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    log.with_ansi(colours(&stderr())).with_target(false).init();
+    daemon::run(config, &args.config).map_err(|error| CliError::Run(Box::new(error)))
 }

@@ -17,7 +17,7 @@ use arrayvec::ArrayVec;
 
 use super::nic::Nic;
 use super::ring::Descriptor;
-use super::socket::{BindMode, Rings, Socket, SocketError, SocketStatistics};
+use super::socket::{BindMode, Monitor, Rings, Socket, SocketError, SocketStatistics};
 use super::umem::{Frame, FramePool, Holder, Memory, Umem};
 use crate::forwarding::MAX_NICS;
 
@@ -245,6 +245,14 @@ impl Port {
     /// What getsockopt(2) says; none is expected.
     pub fn statistics(&self) -> std::io::Result<SocketStatistics> {
         self.socket.as_ref().map_or(Ok(SocketStatistics::default()), Socket::statistics)
+    }
+
+    /// A view of the socket for another thread; `None` for a fake NIC.
+    ///
+    /// # Errors
+    /// What dup(2) says: too many open files.
+    pub fn monitor(&self) -> std::io::Result<Option<Monitor>> {
+        self.socket.as_ref().map(Socket::monitor).transpose()
     }
 
     /// Whether the NIC works on packet memory itself, without a copy.
