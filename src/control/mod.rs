@@ -99,13 +99,18 @@ pub struct NicView {
     pub mac: [u8; 6],
     /// Kernel driver.
     pub driver: String,
-    /// `"native"` or `"generic"`.
-    pub xdp: String,
     /// `"zero_copy"`, `"copy"` or `"mixed"`.
     pub mode: String,
     /// Queues that are served.
     pub queues: Vec<u32>,
-    /// Why it got less than was hoped for, in one sentence.
+}
+
+/// How the XDP program was attached to a NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedView {
+    /// `"native"` or `"generic"`.
+    pub xdp: String,
+    /// Why it is less than was hoped for, in one sentence.
     pub fallback: Option<String>,
 }
 
@@ -163,6 +168,9 @@ pub struct SocketStatistics {
 pub trait SteeringPort {
     /// Makes the program's maps hold exactly these rules; keys that stay are never gone between.
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String>;
+    /// Attaches the program to every NIC, in their order. Called once, with the first table
+    /// published and the first rules set, so that no packet meets a program that knows nothing.
+    fn attach(&mut self) -> Result<Vec<AttachedView>, String>;
     /// The program's counters of one NIC.
     fn counters(&mut self, nic: PortIndex) -> SteerCounters;
     /// The kernel's counters of one NIC's sockets.
@@ -230,6 +238,9 @@ pub enum ControlError {
     /// The XDP program's maps could not be filled.
     #[error("XDP program: the rules for VIPs could not be set: {0}")]
     Steering(String),
+    /// The XDP program could not be attached.
+    #[error("XDP program: {0}")]
+    Attach(String),
     /// A worker has ended; without it, its queues are dead.
     #[error("worker {worker} has failed: {error}; holdfast stops, start it again")]
     Worker {
