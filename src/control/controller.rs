@@ -22,8 +22,8 @@ use super::netlink::{self, Netlink};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::status::{self, Process, Sources};
 use super::{
-    AttachedView, Claim, ControlError, Inputs, Load, NicView, Signal, SteerRules, SteeringPort, WorkerEvent,
-    WorkerView, reload,
+    AttachedView, Claim, ControlError, Inputs, Load, NicView, Signal, SteerRules, SteeringPort,
+    WorkerEvent, WorkerView, reload,
 };
 use crate::config::{self, Config};
 use crate::forwarding::publish::Publisher;

@@ -290,21 +290,5 @@ fn signals() -> Result<mpsc::Receiver<Signal>, ControlError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::flow::Protocol;
-
-    #[test]
-    fn the_intersection_keeps_what_both_have() {
-        let key = |port| ListenKey {
-            address: Address::from_v4([192, 0, 2, 1]),
-            port,
-            protocol: Protocol::Tcp,
-        };
-        let rules = |ports: &[u16]| SteerRules {
-            vips: ports.iter().map(|&port| key(port)).collect(),
-            ..SteerRules::default()
-        };
-        assert_eq!(rules(&[1, 2, 3]).intersection(&rules(&[3, 4, 2])), rules(&[2, 3]));
-    }
-}
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests;
