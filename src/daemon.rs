@@ -285,7 +285,6 @@ fn nic_view(served: &ServedNic) -> NicView {
         driver: served.nic.driver().to_owned(),
         mode: mode.to_owned(),
         queues: served.queues.clone(),
-        program: None,
     }
 }
 

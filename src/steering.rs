@@ -35,7 +35,7 @@ impl SteeringPort for Steerings {
             .map(|(steering, _)| {
                 let mode = steering.attach().map_err(|error| error.to_string())?;
                 let fallback = steering.fallback_reason().map(str::to_owned);
-                Ok(AttachedView { mode: mode.as_str().to_owned(), fallback })
+                Ok(AttachedView { xdp: mode.as_str().to_owned(), fallback })
             })
             .collect()
     }

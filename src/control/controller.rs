@@ -22,8 +22,8 @@ use super::netlink::{self, Netlink};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::status::{self, Process, Sources};
 use super::{
-    Claim, ControlError, Inputs, Load, NicView, Signal, SteerRules, SteeringPort, WorkerEvent,
-    WorkerView, reload,
+    AttachedView, Claim, ControlError, Inputs, Load, NicView, Signal, SteerRules, SteeringPort,
+    WorkerEvent, WorkerView, reload,
 };
 use crate::config::{self, Config};
 use crate::forwarding::publish::Publisher;
@@ -61,6 +61,8 @@ struct Controller {
     registry: Registry,
     workers: Vec<WorkerView>,
     nics: Vec<NicView>,
+    /// Per NIC, in the same order; empty before the start.
+    attached: Vec<AttachedView>,
     publisher: Publisher,
     /// Something that the forwarding table says has changed.
     dirty: bool,
@@ -139,6 +141,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         repeats: Vec::new(),
         workers: inputs.workers,
         nics: inputs.nics,
+        attached: Vec::new(),
     };
     Ok((controller, events, requests, inputs.claim, inputs.ready))
 }
@@ -150,7 +153,7 @@ fn patient(period: Duration) -> Interval {
 }
 
 impl Controller {
-    /// Table first, then the XDP program, then the world.
+    /// Table first, then the XDP program's rules, the program itself, and the world.
     async fn start(
         &mut self,
         events: &mut Events,
@@ -160,7 +163,8 @@ impl Controller {
         self.await_network(&mut events.network).await;
         self.publish();
         self.steer(self.wanted_rules()).map_err(ControlError::Steering)?;
-        self.attach()?;
+        self.attached = self.steering.attach().map_err(ControlError::Attach)?;
+        self.tell_nics();
         self.checks.sync(self.registry.checks());
         let places = Place::all(&self.config.vips);
         self.announcer.remove_leftovers(&places).await?;
@@ -204,19 +208,14 @@ impl Controller {
         }
     }
 
-    /// From here on, packets for VIPs go to the workers.
-    fn attach(&mut self) -> Result<(), ControlError> {
-        let programs = self.steering.attach().map_err(ControlError::Attach)?;
-        for (nic, program) in self.nics.iter_mut().zip(programs) {
-            let NicView { interface, driver, mode, queues, .. } = &nic;
-            let xdp = &program.mode;
+    fn tell_nics(&self) {
+        for (nic, AttachedView { xdp, fallback }) in self.nics.iter().zip(&self.attached) {
+            let NicView { interface, driver, mode, queues, .. } = nic;
             info!("NIC {interface}: driver {driver}, {xdp} XDP, {mode}, queues {queues:?}");
-            if let Some(reason) = &program.fallback {
+            if let Some(reason) = fallback {
                 warn!("NIC {interface}: {reason}");
             }
-            nic.program = Some(program);
         }
-        Ok(())
     }
 
     // ---- forwarding table and XDP program ----
@@ -535,6 +534,7 @@ impl Controller {
             registry: &self.registry,
             workers: &self.workers,
             nics: &self.nics,
+            attached: &self.attached,
             nic_counters,
             announced_on: &announced_on,
         };

@@ -88,7 +88,7 @@ pub struct WorkerView {
     pub flows: Arc<FlowTable>,
 }
 
-/// What control sees of a NIC; fixed once the XDP program is attached.
+/// What control sees of a NIC; fixed while the process runs.
 #[derive(Debug, Clone)]
 pub struct NicView {
     /// Interface name.
@@ -103,16 +103,14 @@ pub struct NicView {
     pub mode: String,
     /// Queues that are served.
     pub queues: Vec<u32>,
-    /// Its XDP program; `None` until control has attached it.
-    pub program: Option<AttachedView>,
 }
 
-/// What control sees of an attached XDP program.
-#[derive(Debug, Clone)]
+/// How the XDP program was attached to a NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachedView {
     /// `"native"` or `"generic"`.
-    pub mode: String,
-    /// Why it got less than was hoped for, in one sentence.
+    pub xdp: String,
+    /// Why it is less than was hoped for, in one sentence.
     pub fallback: Option<String>,
 }
 
@@ -170,7 +168,8 @@ pub struct SocketStatistics {
 pub trait SteeringPort {
     /// Makes the program's maps hold exactly these rules; keys that stay are never gone between.
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String>;
-    /// Attaches the program to every NIC, in their order; the rules are in place by then.
+    /// Attaches the program to every NIC, in their order. Called once, with the first table
+    /// published and the first rules set, so that no packet meets a program that knows nothing.
     fn attach(&mut self) -> Result<Vec<AttachedView>, String>;
     /// The program's counters of one NIC.
     fn counters(&mut self, nic: PortIndex) -> SteerCounters;
@@ -240,7 +239,7 @@ pub enum ControlError {
     #[error("XDP program: the rules for VIPs could not be set: {0}")]
     Steering(String),
     /// The XDP program could not be attached.
-    #[error("{0}")]
+    #[error("XDP program: {0}")]
     Attach(String),
     /// A worker has ended; without it, its queues are dead.
     #[error("worker {worker} has failed: {error}; holdfast stops, start it again")]
@@ -291,21 +290,5 @@ fn signals() -> Result<mpsc::Receiver<Signal>, ControlError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::flow::Protocol;
-
-    #[test]
-    fn the_intersection_keeps_what_both_have() {
-        let key = |port| ListenKey {
-            address: Address::from_v4([192, 0, 2, 1]),
-            port,
-            protocol: Protocol::Tcp,
-        };
-        let rules = |ports: &[u16]| SteerRules {
-            vips: ports.iter().map(|&port| key(port)).collect(),
-            ..SteerRules::default()
-        };
-        assert_eq!(rules(&[1, 2, 3]).intersection(&rules(&[3, 4, 2])), rules(&[2, 3]));
-    }
-}
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests;

@@ -12,7 +12,7 @@ use super::api::{
     VipStatus, WorkerStatus,
 };
 use super::state::{BackendEntry, Registry, VipEntry};
-use super::{NicView, SocketStatistics, SteerCounters, WorkerView};
+use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::forwarding::{BackendIndex, NextHop, Ports, VipId};
 use crate::stats::{FlowStats, PortStats, WorkerStats};
 
@@ -80,6 +80,8 @@ pub struct Sources<'a> {
     pub workers: &'a [WorkerView],
     /// NICs.
     pub nics: &'a [NicView],
+    /// How each is attached, in the same order.
+    pub attached: &'a [AttachedView],
     /// Per NIC, in the same order.
     pub nic_counters: Vec<(SteerCounters, SocketStatistics)>,
     /// The interface that has a VIP's address, if holdfast put it there.
@@ -227,18 +229,19 @@ fn all_drops(workers: &[WorkerStatus]) -> BTreeMap<String, u64> {
 }
 
 fn nic_statuses(sources: &Sources<'_>) -> Vec<NicStatus> {
-    let counters = sources.nic_counters.iter();
-    let nics = sources.nics.iter().zip(counters).enumerate();
-    nics.map(|(index, (nic, counters))| {
+    let details = sources.attached.iter().zip(&sources.nic_counters);
+    let nics = sources.nics.iter().zip(details).enumerate();
+    nics.map(|(index, (nic, (attached, counters)))| {
         let ports: Vec<&PortStats> =
             sources.workers.iter().filter_map(|worker| worker.stats.ports.get(index)).collect();
-        nic_status(nic, &ports, counters)
+        nic_status(nic, attached, &ports, counters)
     })
     .collect()
 }
 
 fn nic_status(
     nic: &NicView,
+    attached: &AttachedView,
     ports: &[&PortStats],
     (steer, socket): &(SteerCounters, SocketStatistics),
 ) -> NicStatus {
@@ -246,7 +249,7 @@ fn nic_status(
     NicStatus {
         interface: nic.interface.clone(),
         driver: nic.driver.clone(),
-        xdp: nic.program.as_ref().map_or_else(String::new, |program| program.mode.clone()),
+        xdp: attached.xdp.clone(),
         mode: nic.mode.clone(),
         queues: nic.queues.clone(),
         rx_packets: sum(|port| port.rx_packets.get()),

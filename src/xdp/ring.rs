@@ -346,7 +346,7 @@ mod tests {
                 for entry in [round, round + 100, round + 200] {
                     assert!(producer.push(entry));
                 }
-                assert!(taken(&mut consumer, 8).is_empty(), "nothing is there before publish");
+                assert_eq!(taken(&mut consumer, 8), [0_u64; 0], "nothing is there before publish");
                 producer.publish();
                 assert_eq!(producer.pending(), 3);
                 assert_eq!(taken(&mut consumer, 2), [round, round + 100], "from {start}");

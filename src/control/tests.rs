@@ -1,0 +1,518 @@
+//! The whole control plane in one thread, asked over its real socket, with a steering port that
+//! only takes notes. Backends have loopback addresses: nothing on this machine is changed.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::handshake;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::admin::tests::Scratch;
+use super::api::{ApiError, BackendState, BackendStatus, Flow, HealthState, Reloaded, Status};
+use super::reload::tests::config;
+use super::state::tests::{backend, tcp_health, vip};
+use super::{
+    AttachedView, ControlError, Inputs, NicView, Signal, SocketStatistics, SteerCounters,
+    SteerRules, SteeringPort, WorkerEvent, WorkerView, admin, serve,
+};
+use crate::config::{Config, Vip};
+use crate::flow::table::{Entry, FlowTable, FlowWriter, State, TableSecret};
+use crate::flow::{Address, FlowKey, Protocol};
+use crate::forwarding::publish::{Publisher, Subscription};
+use crate::forwarding::{BackendId, BackendIndex, ForwardingTable, NextHop, PortIndex, VipId};
+use crate::stats::WorkerStats;
+use crate::units::Ticks;
+
+/// What a fake steering port was asked, in order, and what it is to answer.
+#[derive(Default)]
+struct Notes {
+    /// Rules, with the generation of the table that was published then.
+    synced: Vec<(SteerRules, u64)>,
+    attached_after: Option<usize>,
+    refuse: bool,
+}
+
+struct FakeSteering {
+    notes: Arc<Mutex<Notes>>,
+    tables: Subscription,
+}
+
+impl SteeringPort for FakeSteering {
+    fn sync(&mut self, rules: &SteerRules) -> Result<(), String> {
+        let mut notes = self.notes.lock().unwrap();
+        if notes.refuse {
+            return Err("map full".to_owned());
+        }
+        notes.synced.push((rules.clone(), self.tables.current().generation()));
+        Ok(())
+    }
+
+    fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
+        let mut notes = self.notes.lock().unwrap();
+        notes.attached_after = Some(notes.synced.len());
+        let fallback = Some("no native XDP".to_owned());
+        Ok(vec![AttachedView { xdp: "generic".to_owned(), fallback }])
+    }
+
+    fn counters(&mut self, _nic: PortIndex) -> SteerCounters {
+        SteerCounters { steered: 5, passed: 6, no_socket: 7 }
+    }
+
+    fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
+        SocketStatistics { rx_ring_full: 8, ..SocketStatistics::default() }
+    }
+
+    fn send_frame(&mut self, _ifindex: u32, _frame: &[u8]) -> Result<(), String> {
+        Err("nothing is announced here".to_owned())
+    }
+}
+
+/// A control plane to talk to, seen from outside.
+struct Bench {
+    scratch: Scratch,
+    signals: mpsc::Sender<Signal>,
+    /// What the next reload reads.
+    file: Arc<Mutex<Result<Config, String>>>,
+    notes: Arc<Mutex<Notes>>,
+    worker: WorkerView,
+    tables: Subscription,
+    events: crossbeam_channel::Sender<WorkerEvent>,
+}
+
+fn worker() -> WorkerView {
+    let flows = Arc::new(FlowTable::new(64, TableSecret::new(1)).unwrap());
+    WorkerView { core: 3, stats: Arc::new(WorkerStats::new(8, 8, 1)), flows }
+}
+
+fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
+    let scratch = Scratch::new();
+    let config = config(vips);
+    let file = Arc::new(Mutex::new(Ok(config.clone())));
+    let notes = Arc::new(Mutex::new(Notes::default()));
+    let first = ForwardingTable::build(0, config.hash.secret, &[], None);
+    let (publisher, tables) = Publisher::new(first);
+    let (signals, receiver) = mpsc::channel(4);
+    let (events, failures) = crossbeam_channel::bounded(4);
+    let worker = worker();
+    let reads = Arc::clone(&file);
+    let inputs = Inputs {
+        config,
+        config_path: PathBuf::from("/etc/holdfast.toml"),
+        load: Box::new(move |_| reads.lock().unwrap().clone()),
+        claim: admin::claim(&scratch.socket()).unwrap(),
+        workers: vec![worker.clone()],
+        nics: vec![NicView {
+            interface: "eth1".to_owned(),
+            ifindex: 999_999,
+            mac: [2, 0, 0, 0, 0, 1],
+            driver: "veth".to_owned(),
+            mode: "copy".to_owned(),
+            queues: vec![0, 1],
+        }],
+        publisher,
+        steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
+        events: failures,
+        clock: Arc::new(|| Ticks(300)),
+        ready: Box::new(|| {}),
+    };
+    let bench = Bench { scratch, signals, file, notes, worker, tables, events };
+    (bench, inputs, receiver)
+}
+
+/// Runs control beside a test, until the test is done with it.
+async fn with_control(vips: Vec<Vip>, test: impl AsyncFnOnce(&mut Bench)) {
+    let (mut bench, inputs, signals) = bench(vips);
+    let socket = bench.scratch.socket();
+    let asks = async {
+        test(&mut bench).await;
+        bench.signals.send(Signal::Stop).await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(serve(inputs, signals), asks);
+    ended.unwrap();
+    assert!(!socket.exists(), "the socket goes with its process");
+}
+
+impl Bench {
+    async fn ask(&self, method: Method, path: &str, body: &str) -> (u16, Bytes) {
+        let stream = UnixStream::connect(self.scratch.socket()).await.unwrap();
+        let (mut sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder().method(method).uri(path).header("host", "holdfast");
+        let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.into_body().collect().await.unwrap().to_bytes())
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> T {
+        let (status, body) = self.ask(Method::GET, path, "").await;
+        assert_eq!(status, 200, "{path}: {body:?}");
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: serde_json::Value) -> T {
+        let (status, body) = self.ask(Method::POST, path, &body.to_string()).await;
+        assert_eq!(status, 200, "{path}: {body:?}");
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    async fn refused(&self, method: Method, path: &str, body: &str) -> (u16, String) {
+        let (status, body) = self.ask(method, path, body).await;
+        let error: ApiError = serde_json::from_slice(&body).unwrap();
+        (status, error.error)
+    }
+
+    async fn backend(&self, name: &str) -> BackendStatus {
+        let status: Status = self.get("/v1/status").await;
+        let mut backends = status.vips.into_iter().flat_map(|vip| vip.backends);
+        backends.find(|backend| backend.name == name).unwrap()
+    }
+
+    async fn wait_for(&self, name: &str, done: impl Fn(&BackendStatus) -> bool) -> BackendStatus {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let backend = self.backend(name).await;
+            if done(&backend) {
+                return backend;
+            }
+            assert!(Instant::now() < end, "not in time: {backend:#?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn web() -> Vec<Vip> {
+    vec![vip("web", &[backend("a", 1), backend("b", 2)])]
+}
+
+#[tokio::test]
+async fn status_tells_everything() {
+    with_control(web(), async |bench| {
+        let stats = &bench.worker.stats;
+        stats.received.add(10);
+        stats.drop_counter(crate::stats::Drop::NoVip).add(4);
+        stats.transmitted.add(6);
+        stats.vips.first().unwrap().packets_in.add(3);
+        stats.backends.get(1).unwrap().bytes_out.add(9);
+        stats.ports.first().unwrap().rx_packets.add(2);
+        let status: Status = bench.get("/v1/status").await;
+        assert_eq!(status.pid, std::process::id());
+        assert_eq!(status.config, "/etc/holdfast.toml");
+        assert_eq!(status.generation, bench.tables.current().generation());
+        let totals = &status.totals;
+        assert_eq!((totals.received, totals.transmitted, totals.dropped), (10, 6, 4));
+        assert_eq!(status.drops.len(), crate::stats::Drop::ALL.len());
+        assert_eq!(status.drops.get("no_vip"), Some(&4));
+        let [vip] = status.vips.as_slice() else { unreachable!("one VIP") };
+        assert_eq!((vip.traffic.packets_in, vip.announced_on.as_deref()), (3, None));
+        let [_, b] = vip.backends.as_slice() else { unreachable!("two backends") };
+        assert_eq!(
+            (b.traffic.bytes_out, b.state, b.health),
+            (9, BackendState::Active, HealthState::Unchecked)
+        );
+        let [worker] = status.workers.as_slice() else { unreachable!("one worker") };
+        assert_eq!((worker.core, worker.flow_capacity), (3, 64));
+        let [nic] = status.nics.as_slice() else { unreachable!("one NIC") };
+        assert_eq!((nic.rx_packets, nic.steered, nic.kernel_rx_ring_full), (2, 5, 8));
+        assert_eq!((nic.xdp.as_str(), nic.mode.as_str()), ("generic", "copy"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn wrong_requests_are_told_what_is_wrong() {
+    with_control(web(), async |bench| {
+        let (get, post) = (Method::GET, Method::POST);
+        let long = format!("{{\"vip\": \"{}\"}}", "x".repeat(70_000));
+        for (method, path, body, status, part) in [
+            (&get, "/v2/status", "", 404, "/v2/status"),
+            (&get, "/v1/drain", "", 405, "GET"),
+            (&Method::DELETE, "/v1/status", "", 405, "DELETE"),
+            (&post, "/v1/drain", "{", 400, "EOF"),
+            (&post, "/v1/drain", "{}", 400, "missing field `vip`"),
+            (&post, "/v1/drain", r#"{"vip":"web","backend":"a","dead":1}"#, 400, "`dead`"),
+            (&post, "/v1/drain", &long, 413, "length limit"),
+            (&post, "/v1/drain", r#"{"vip":"wbe","backend":"a"}"#, 404, "there are: web"),
+            (&post, "/v1/undrain", r#"{"vip":"web","backend":"x"}"#, 404, "there are: a, b"),
+            (&get, "/v1/flows?vip=x", "", 404, "there are: web"),
+            (&get, "/v1/flows?backend=x", "", 404, "there are: a, b"),
+            (&get, "/v1/flows?client=x", "", 400, "neither an address nor a network"),
+            (&get, "/v1/flows?limit=1000001", "", 400, "at most 1000000"),
+            (&get, "/v1/flows?colour=1", "", 400, "colour"),
+        ] {
+            let (got, error) = bench.refused(method.clone(), path, body).await;
+            assert_eq!(got, status, "{method} {path}: {error}");
+            assert!(error.contains(part), "{method} {path}: {part:?} missing from {error:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_drain_ends_when_its_flows_have() {
+    with_control(web(), async |bench| {
+        let pinned = Arc::clone(&bench.worker.stats);
+        let pinned = &pinned.backends.first().unwrap().flows_active;
+        pinned.add(2);
+        let _: Status = bench.get("/v1/status").await;
+        let before = bench.tables.current().generation();
+        let order = json!({ "vip": "web", "backend": "a" });
+        let draining: BackendStatus = bench.post("/v1/drain", order.clone()).await;
+        assert_eq!((draining.state, draining.traffic.flows_active), (BackendState::Draining, 2));
+        assert!(bench.tables.current().generation() > before, "in force when it is answered");
+        let moved = json!({ "vip": "web", "backend": "a", "deadline_s": 60 });
+        let moved: BackendStatus = bench.post("/v1/drain", moved).await;
+        assert_eq!(moved.deadline_in_s, Some(60));
+        pinned.sub(2);
+        assert_eq!(bench.backend("a").await.state, BackendState::Drained);
+        let (status, _) = bench.ask(Method::POST, "/v1/reload", "").await;
+        assert_eq!(status, 200);
+        assert_eq!(bench.backend("a").await.state, BackendState::Drained, "survives a reload");
+        assert_eq!(bench.backend("b").await.state, BackendState::Active);
+        let active: BackendStatus = bench.post("/v1/undrain", order).await;
+        assert_eq!((active.state, active.deadline_in_s), (BackendState::Active, None));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deadline_makes_pins_stale() {
+    with_control(web(), async |bench| {
+        let _: Status = bench.get("/v1/status").await;
+        let pin = BackendId { index: BackendIndex(0), generation: 0 };
+        bench.worker.stats.backends.first().unwrap().flows_active.add(3);
+        assert!(bench.tables.current().pinned(pin).is_some());
+        let order = json!({ "vip": "web", "backend": "a", "deadline_s": 1 });
+        let begun = Instant::now();
+        let _: BackendStatus = bench.post("/v1/drain", order).await;
+        let cut = bench.wait_for("a", |a| a.state == BackendState::Drained).await;
+        assert!(begun.elapsed() >= Duration::from_secs(1));
+        assert_eq!((cut.flows_cut, cut.deadline_in_s), (3, None));
+        let table = bench.tables.current();
+        assert!(table.pinned(pin).is_none());
+        assert_eq!(table.backend(BackendIndex(0)).unwrap().id.generation, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reload_is_all_or_nothing() {
+    with_control(web(), async |bench| {
+        let _: Status = bench.get("/v1/status").await;
+        let before = bench.tables.current().generation();
+        *bench.file.lock().unwrap() = Err("holdfast.toml:3: colour: unknown key".to_owned());
+        let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
+        assert_eq!((status, error.as_str()), (422, "holdfast.toml:3: colour: unknown key"));
+
+        let mut restart = config(vec![vip("other", &[])]);
+        restart.workers.cores = vec![1];
+        *bench.file.lock().unwrap() = Ok(restart);
+        let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
+        assert_eq!(status, 409);
+        assert_eq!(error, "[workers] cores cannot change while running: restart holdfast");
+
+        let mut nowhere = vip("web", &[]);
+        nowhere.announce = crate::config::Announce::Interface("hf-none".to_owned());
+        *bench.file.lock().unwrap() = Ok(config(vec![nowhere]));
+        let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
+        assert_eq!(status, 422);
+        assert!(error.contains("hf-none does not exist"), "{error}");
+
+        assert_eq!(bench.backend("b").await.name, "b");
+        assert_eq!(bench.tables.current().generation(), before);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_goes_leaves_the_program_first_and_what_comes_enters_it_last() {
+    with_control(web(), async |bench| {
+        let _: Status = bench.get("/v1/status").await;
+        let published = bench.tables.current().generation();
+        let mut added = vip("mail", &[backend("c", 3)]);
+        added.address = IpAddr::from([192, 0, 2, 25]);
+        *bench.file.lock().unwrap() = Ok(config(vec![added]));
+        let reloaded: Reloaded = bench.post("/v1/reload", json!(null)).await;
+        assert_eq!(reloaded.changes.first().unwrap(), "VIP web removed");
+        assert_eq!(reloaded.changes.len(), 2);
+        let notes = bench.notes.lock().unwrap();
+        let steps: Vec<(Vec<String>, u64)> = notes
+            .synced
+            .iter()
+            .map(|(rules, generation)| {
+                (rules.vips.iter().map(|key| key.address.to_string()).collect(), *generation)
+            })
+            .collect();
+        let [first, .., removed, last] = steps.as_slice() else { unreachable!("{steps:?}") };
+        assert_eq!(first.0, ["192.0.2.10"]);
+        assert!(first.1 > 0, "the first table is there before the first rules");
+        assert_eq!(notes.attached_after, Some(1), "and the program comes after both");
+        assert_eq!(*removed, (vec![], published), "under the old table");
+        assert_eq!(last.0, ["192.0.2.25"]);
+        assert!(last.1 > published, "under the new table");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rules_that_could_not_be_set_are_told_and_tried_again() {
+    with_control(web(), async |bench| {
+        let _: Status = bench.get("/v1/status").await;
+        bench.notes.lock().unwrap().refuse = true;
+        *bench.file.lock().unwrap() = Ok(config(vec![vip("new", &[backend("a", 1)])]));
+        let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
+        assert_eq!(status, 500);
+        assert!(error.contains("in force") && error.contains("map full"), "{error}");
+        let count = {
+            let mut notes = bench.notes.lock().unwrap();
+            notes.refuse = false;
+            notes.synced.len()
+        };
+        bench.wait_for("a", |_| bench.notes.lock().unwrap().synced.len() > count).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sighup_reloads() {
+    with_control(web(), async |bench| {
+        let _: Status = bench.get("/v1/status").await;
+        *bench.file.lock().unwrap() = Ok(config(vec![vip("web", &[backend("z", 9)])]));
+        bench.signals.send(Signal::Reload).await.unwrap();
+        // A signal and a request may overtake each other, so it is waited for.
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let status: Status = bench.get("/v1/status").await;
+            let names: Vec<_> = status.vips.iter().flat_map(|vip| &vip.backends).collect();
+            if names.iter().map(|backend| backend.name.as_str()).eq(["z"]) {
+                break;
+            }
+            assert!(Instant::now() < end, "{names:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn counters_of_a_new_backend_start_at_zero() {
+    let (bench, inputs, signals) = bench(web());
+    // As if this index had served another backend before.
+    bench.worker.stats.backends.first().unwrap().flows_total.add(100);
+    bench.worker.stats.vips.first().unwrap().packets_in.add(100);
+    drop(inputs);
+    let _ = signals;
+    let mut registry = super::state::Registry::default();
+    let workers = [bench.worker.clone()];
+    registry.apply(&web(), &workers).unwrap();
+    bench.worker.stats.backends.first().unwrap().flows_total.add(1);
+    let (vip, entry) = registry.find("web", "a").unwrap();
+    let status = super::status::backend_status(vip, entry, &workers, &[], Instant::now());
+    assert_eq!(status.traffic.flows_total, 1);
+}
+
+#[tokio::test]
+async fn health_is_told_with_its_reason() {
+    let listener = tokio::net::TcpListener::bind("127.0.1.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let at = |name: &str, host| crate::config::Backend { port: Some(port), ..backend(name, host) };
+    let mut checked = vip("web", &[at("a", 1), at("b", 2)]);
+    checked.health = tcp_health();
+    with_control(vec![checked], async |bench| {
+        let down = bench.wait_for("b", |b| b.health == HealthState::Down).await;
+        assert_eq!(down.health_detail, format!("connect to 127.0.1.2:{port}: connection refused"));
+        let up = bench.wait_for("a", |a| a.health == HealthState::Up).await;
+        assert_eq!(up.health_detail, "");
+        let table = bench.tables.current();
+        assert!(table.backend(BackendIndex(0)).unwrap().up);
+        assert!(!table.backend(BackendIndex(1)).unwrap().up);
+        assert!(table.backend(BackendIndex(0)).unwrap().next_hop.is_none(), "it is this box");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_worker_ends_the_process_with_its_reason() {
+    let (bench, inputs, signals) = bench(web());
+    let error = "poll: EBADF".to_owned();
+    bench.events.send(WorkerEvent::Failed { worker: 1, error }).unwrap();
+    let ended = serve(inputs, signals).await.unwrap_err();
+    assert!(matches!(ended, ControlError::Worker { worker: 1, .. }), "{ended}");
+    assert!(ended.to_string().contains("poll: EBADF"));
+    assert!(!bench.scratch.socket().exists());
+}
+
+#[tokio::test]
+async fn a_start_that_fails_leaves_no_socket() {
+    let (bench, inputs, signals) = bench(web());
+    bench.notes.lock().unwrap().refuse = true;
+    let ended = serve(inputs, signals).await.unwrap_err();
+    assert!(matches!(ended, ControlError::Steering(_)), "{ended}");
+    assert_eq!(bench.notes.lock().unwrap().attached_after, None);
+    assert!(!bench.scratch.socket().exists());
+}
+
+#[tokio::test]
+async fn flows_are_json_lines() {
+    with_control(web(), async |bench| {
+        let table = &bench.worker.flows;
+        let mut writer = FlowWriter::new(Arc::clone(table)).unwrap();
+        for i in 0..10_u16 {
+            let key = FlowKey {
+                client: Address::from_v4([198, 51, 100, u8::try_from(i).unwrap()]),
+                vip: Address::from_v4([192, 0, 2, 10]),
+                client_port: 4000 + i,
+                vip_port: 80,
+                protocol: Protocol::Tcp,
+            };
+            let entry = Entry {
+                key,
+                vip: VipId(0),
+                backend: BackendId { index: BackendIndex(i % 2), generation: i / 8 },
+                state: State::ESTABLISHED,
+                owner: 0,
+                hop: NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
+                created: Ticks(100),
+                last_seen: Ticks(200),
+                stamp: 0,
+            };
+            writer.insert(&table.secret().hash(key), &entry).unwrap();
+        }
+        for (query, expected) in
+            [("", 8), ("?backend=b", 4), ("?vip=web&limit=3", 3), ("?client=198.51.100.0/31", 2)]
+        {
+            let (status, body) = bench.ask(Method::GET, &format!("/v1/flows{query}"), "").await;
+            assert_eq!(status, 200);
+            let lines = body.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+            let flows: Vec<Flow> =
+                lines.map(|line| serde_json::from_slice(line).unwrap()).collect();
+            assert_eq!(flows.len(), expected, "{query}: stale pins are not told");
+            assert!(flows.iter().all(|flow| (flow.age_ms, flow.idle_ms) == (2000, 1000)));
+        }
+    })
+    .await;
+}
+
+#[test]
+fn the_intersection_keeps_what_both_have() {
+    let key = |port| crate::forwarding::ListenKey {
+        address: Address::from_v4([192, 0, 2, 1]),
+        port,
+        protocol: Protocol::Tcp,
+    };
+    let rules = |ports: &[u16]| SteerRules {
+        vips: ports.iter().map(|&port| key(port)).collect(),
+        ..SteerRules::default()
+    };
+    assert_eq!(rules(&[1, 2, 3]).intersection(&rules(&[3, 4, 2])), rules(&[2, 3]));
+}
