@@ -362,10 +362,20 @@ impl Rig {
         packets: &[impl AsRef<[u8]>],
     ) -> Vec<Sent> {
         for packet in packets {
-            assert!(self.nics[worker][nic].deliver(packet.as_ref()), "the NIC takes the packet");
+            self.deliver(worker, nic, packet.as_ref());
         }
-        self.workers[worker].poll(Ticks(self.now));
+        self.poll(worker);
         (0..self.nics[worker].len()).flat_map(|nic| self.collect(worker, nic)).collect()
+    }
+
+    /// Lets a packet arrive.
+    pub fn deliver(&mut self, worker: usize, nic: usize, packet: &[u8]) {
+        assert!(self.nics[worker][nic].deliver(packet), "the NIC takes the packet");
+    }
+
+    /// Polls one worker once.
+    pub fn poll(&mut self, worker: usize) {
+        self.workers[worker].poll(Ticks(self.now));
     }
 
     /// Delivers as many of `packets` as fit, polls, and sends nothing; returns how many.

@@ -1,0 +1,78 @@
+//! The architecture invariants that can be read off the sources (docs/ARCHITECTURE.md).
+
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::path::{Path, PathBuf};
+
+fn sources(under: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(under);
+    let mut found = Vec::new();
+    let mut folders = vec![root];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "src/{under} has sources");
+    found
+}
+
+/// A plane must not name another one, in any spelling of a path.
+#[test]
+fn planes_know_only_the_planes_below() {
+    for (plane, strangers) in [
+        ("datapath", &["control", "config", "cli", "daemon", "steering"][..]),
+        ("control", &["datapath", "xdp", "cli", "daemon", "steering"]),
+        ("forwarding", &["datapath", "control", "config", "xdp", "cli", "daemon", "steering"]),
+        ("flow", &["datapath", "control", "config", "cli", "daemon", "steering"]),
+        ("wire", &["datapath", "control", "config", "cli", "daemon", "steering", "forwarding"]),
+        ("xdp", &["datapath", "control", "config", "cli", "daemon", "steering", "wire"]),
+        ("config", &["datapath", "control", "xdp", "cli", "daemon", "steering"]),
+    ] {
+        for (path, text) in sources(plane) {
+            for stranger in strangers {
+                let names = [format!("crate::{stranger}"), format!("holdfast::{stranger}")];
+                let used = text
+                    .lines()
+                    .filter(|line| !line.trim_start().starts_with("//"))
+                    .any(|line| names.iter().any(|name| line.contains(name)));
+                assert!(!used, "{} uses {stranger}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_is_in_xdp_only() {
+    for (path, text) in sources("") {
+        let allows = text.contains("allow(unsafe_code") || text.contains("expect(unsafe_code");
+        let in_xdp = path.components().any(|part| part.as_os_str() == "xdp");
+        assert!(!allows || in_xdp, "{} allows unsafe code", path.display());
+    }
+}
+
+/// What a reader finds in `poll_port` is the packet's way, in order.
+#[test]
+fn the_worker_lists_the_stages_in_order() {
+    let worker = sources("datapath");
+    let (_, text) = worker.iter().find(|(path, _)| path.ends_with("worker.rs")).unwrap();
+    let body = text.split("fn poll_port").nth(1).unwrap();
+    let stages = [
+        "receive(",
+        "parse(",
+        "classify(",
+        "conntrack.prefetch(",
+        "conntrack.track(",
+        "select(",
+        "rewrite(",
+        "transmit(",
+    ];
+    let places: Vec<usize> = stages.iter().map(|stage| body.find(stage).unwrap()).collect();
+    assert!(places.is_sorted(), "{places:?}");
+}

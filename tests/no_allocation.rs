@@ -1,0 +1,73 @@
+//! A worker does not allocate (architecture invariant 3): a counting allocator watches one.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+#![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
+#![allow(dead_code, reason = "the rig has more than this test needs")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use holdfast::forwarding::Forward;
+
+mod rig;
+
+/// The system's allocator; counts the calls of the threads that ask for it.
+struct Counting;
+
+thread_local! {
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is handed to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.with(|calls| calls.set(calls.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        CALLS.with(|calls| calls.set(calls.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn polling_never_allocates_or_frees() {
+    for forward in [Forward::Dsr, Forward::Nat] {
+        let mut rig = rig::Rig::new(2, 1, vec![rig::spec(0, forward, rig::Family::V4, 1, 3)]);
+        let packets: Vec<Vec<u8>> = (1000..1100)
+            .flat_map(|port| {
+                ["S", "A", "FA", "R"].map(|flags| rig::tcp(rig::Family::V4, port, 80, flags))
+            })
+            .collect();
+        let mut calls = 0;
+        for (round, packet) in packets.iter().enumerate() {
+            let worker = round % 2;
+            rig.deliver(worker, 0, packet);
+            let before = CALLS.with(Cell::get);
+            rig.poll(worker);
+            calls += CALLS.with(Cell::get) - before;
+            let sent = rig.collect(worker, 0);
+            if forward == Forward::Nat {
+                rig.deliver(1 - worker, 0, &sent[0].reply("A"));
+                let before = CALLS.with(Cell::get);
+                rig.poll(1 - worker);
+                calls += CALLS.with(Cell::get) - before;
+                rig.collect(1 - worker, 0);
+            }
+        }
+        assert_eq!(calls, 0, "{forward:?}");
+        // The publisher frees old tables, not the worker that lets go of one.
+        rig.change(|specs| specs[0].backends[0].up = false);
+        rig.deliver(0, 0, &packets[0]);
+        let before = CALLS.with(Cell::get);
+        rig.poll(0);
+        assert_eq!(CALLS.with(Cell::get), before, "{forward:?}: a new table");
+        assert!(CALLS.with(Cell::get) > 0, "the allocator counts");
+    }
+}
