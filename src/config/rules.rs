@@ -8,7 +8,9 @@ use super::report::Report;
 use super::vip::Placed;
 use super::{Backend, Config, Nic, Vip};
 use crate::flow::Protocol;
-use crate::forwarding::{Forward, MAX_BACKENDS, MAX_NICS, MAX_VIPS, PortIndex, Ports};
+use crate::forwarding::{
+    Forward, MAX_BACKENDS, MAX_NICS, MAX_RETURN_PATHS, MAX_VIPS, PortIndex, Ports,
+};
 
 /// Entries of a lookup table per backend, at least: with fewer, shares are off by a tenth or more.
 const MIN_ENTRIES_PER_BACKEND: usize = 10;
@@ -41,6 +43,7 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
             backend_port(vip, backend, report);
         }
     }
+    return_paths(sections, report);
 }
 
 fn limits(config: &Config, report: &mut Report<'_>) {
@@ -235,5 +238,32 @@ fn backend_port(vip: &Placed<Vip>, backend: &Placed<Backend>, report: &mut Repor
         let what = "one backend port for all ports of the VIP: replies could not be told apart";
         let fix = "remove the port (each is then kept), or list the VIP's ports";
         report.error(&backend.place.key("port"), what, fix);
+    }
+}
+
+/// Every VIP port that shares a backend's port is one more flow that a reply may belong to, and
+/// costs a look-up.
+fn return_paths(sections: &Sections<'_>, report: &mut Report<'_>) {
+    let mut counts: BTreeMap<(IpAddr, u16, Protocol), usize> = BTreeMap::new();
+    let nat = sections.vips.iter().filter(|(vip, _)| vip.value.forward == Forward::Nat);
+    for (vip, backends) in nat {
+        let Ports::List(ports) = &vip.value.ports else { continue };
+        for backend in backends {
+            for port in ports {
+                let Backend { address, port: own, .. } = &backend.value;
+                let key = (*address, own.unwrap_or(*port), vip.value.protocol);
+                let count = counts.entry(key).or_default();
+                *count += 1;
+                if *count == MAX_RETURN_PATHS + 1 {
+                    let what = format!(
+                        "more than {MAX_RETURN_PATHS} VIP ports lead to {} port {}: its replies \
+                         could belong to any of them",
+                        key.0, key.1
+                    );
+                    let fix = "give some of them backend ports of their own";
+                    report.error(&backend.place, what, fix);
+                }
+            }
+        }
     }
 }

@@ -26,6 +26,8 @@ pub use table::ForwardingTable;
 pub const MAX_VIPS: usize = 4096;
 /// Most backends in one configuration, over all VIPs.
 pub const MAX_BACKENDS: usize = 16_384;
+/// Most VIP ports that may lead to one port of a NAT backend: each costs a reply a look-up.
+pub const MAX_RETURN_PATHS: usize = 64;
 /// Most NICs.
 pub const MAX_NICS: usize = 15;
 
