@@ -65,7 +65,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     told
 }
 
-fn by_name<'a, T>(items: &'a [T], name: fn(&T) -> &String) -> HashMap<&'a str, &'a T> {
+fn by_name<T>(items: &[T], name: fn(&T) -> &String) -> HashMap<&str, &T> {
     items.iter().map(|item| (name(item).as_str(), item)).collect()
 }
 
