@@ -29,7 +29,7 @@ use crate::xdp::memory::MappingError;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::port::Port;
 use crate::xdp::program::{AttachMode, ProgramError, Steering};
-use crate::xdp::socket::{BindMode, SocketError};
+use crate::xdp::socket::{BindMode, Monitor, SocketError};
 use crate::xdp::umem::{Umem, UmemError};
 
 /// Why the daemon could not start, or had to stop.
@@ -60,7 +60,7 @@ pub enum DaemonError {
     Socket(#[from] SocketError),
     /// The XDP program.
     #[error(transparent)]
-    Program(#[from] ProgramError),
+    Program(Box<ProgramError>),
     /// A worker could not be pinned.
     #[error(transparent)]
     Cpu(#[from] CpuError),
@@ -77,14 +77,21 @@ pub enum DaemonError {
     Worker(usize),
 }
 
+impl From<ProgramError> for DaemonError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(Box::new(error))
+    }
+}
+
 /// A NIC that is to be served.
 struct ServedNic {
     nic: Nic,
     /// The queues that are served; number `i` of them by worker `i % workers`.
     queues: Vec<u32>,
     steering: Steering,
-    /// Whether each queue has zero copy.
+    /// Whether each socket has zero copy.
     zero_copy: Vec<bool>,
+    monitors: Vec<Monitor>,
 }
 
 /// Runs holdfast with the configuration at `path` until it is told to stop.
@@ -100,17 +107,14 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(AtomicBool::new(false));
-    let mut monitors: Vec<Vec<_>> = nics.iter().map(|_| Vec::new()).collect();
     let (mut workers, mut views) = (Vec::new(), Vec::new());
     for index in 0..config.workers.cores.len() {
         let stats = Arc::new(WorkerStats::new(MAX_VIPS, MAX_BACKENDS, nics.len()));
-        let worker =
-            make_worker(&config, index, &mut nics, &mut monitors, &flows, &tables, &stats)?;
-        workers.push(worker);
+        workers.push(make_worker(&config, index, &mut nics, &flows, &tables, &stats)?);
         views.extend(view(&config, index, &stats, &flows));
     }
     let nic_views = nics.iter().map(nic_view).collect();
-    let steerings = nics.into_iter().map(|nic| nic.steering).zip(monitors).collect();
+    let steerings = nics.into_iter().map(|nic| (nic.steering, nic.monitors)).collect();
     let threads = start(&config, workers, &stop, &events)?;
     let result = control::run(Inputs {
         config_path: path.to_owned(),
@@ -163,7 +167,7 @@ fn open_nic(config: &Config, wanted: &NicConfig) -> Result<ServedNic, DaemonErro
     if !nic.is_up() {
         warn!("{0} is down; bring it up with: ip link set {0} up", nic.name());
     }
-    Ok(ServedNic { nic, queues, steering, zero_copy: Vec::new() })
+    Ok(ServedNic { nic, queues, steering, zero_copy: Vec::new(), monitors: Vec::new() })
 }
 
 /// The queues of a NIC that are served; every worker needs one to transmit.
@@ -201,7 +205,6 @@ fn make_worker(
     config: &Config,
     index: usize,
     nics: &mut [ServedNic],
-    monitors: &mut [Vec<crate::xdp::socket::Monitor>],
     flows: &Arc<[Arc<FlowTable>]>,
     tables: &Subscription,
     stats: &Arc<WorkerStats>,
@@ -224,11 +227,7 @@ fn make_worker(
         let (Some(served), Some(wanted)) = (nics.get_mut(at), config.nics.get(at)) else {
             continue;
         };
-        let port = open_port(&umem, served, wanted, queue)?;
-        if let (Some(monitors), Some(monitor)) = (monitors.get_mut(at), port.monitor()) {
-            monitors.push(monitor);
-        }
-        ports.push(WorkerPort::new(nic, port));
+        ports.push(WorkerPort::new(nic, open_port(&umem, served, wanted, queue)?));
     }
     let parts = Parts {
         ports,
@@ -257,6 +256,9 @@ fn open_port(
     let port = Port::open(umem, &served.nic, queue, wanted.ring, mode)?;
     served.steering.set_socket(queue, &port)?;
     served.zero_copy.push(port.zero_copy());
+    let monitor = port.monitor();
+    let monitor = monitor.map_err(|source| DaemonError::Os { what: "too many sockets", source })?;
+    served.monitors.extend(monitor);
     Ok(port)
 }
 

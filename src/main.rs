@@ -1,6 +1,23 @@
 //! The `holdfast` binary: the only place that prints errors and sets the exit code.
+
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use clap::Parser as _;
+use holdfast::cli::{self, Cli};
+
+/// 0: done; 1: failed; 2: the command line is wrong (clap exits with it).
 fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let Err(error) = cli::execute(Cli::parse()) else { return ExitCode::SUCCESS };
+    if error.is_closed_pipe() {
+        // Whoever reads has seen enough, as in `holdfast flows | head`.
+        return ExitCode::SUCCESS;
+    }
+    let mut stderr = io::stderr().lock();
+    let label = if cli::colours(&stderr) { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
+    for message in error.messages() {
+        // Where not even errors can be printed, only the exit code is left.
+        let _ = writeln!(stderr, "{label} {message}");
+    }
+    ExitCode::FAILURE
 }

@@ -1,9 +1,7 @@
 //! What the control plane sees of the XDP programs and sockets: the joint between `control` and
 //! `xdp`, which do not know each other.
 
-use crate::control::{
-    AttachedView, SocketStatistics, SteerCounters, SteerRules, SteeringPort,
-};
+use crate::control::{AttachedView, SocketStatistics, SteerCounters, SteerRules, SteeringPort};
 use crate::forwarding::PortIndex;
 use crate::xdp;
 use crate::xdp::program::Steering;

@@ -1,1 +1,184 @@
-//! cli
+//! The command line: one file per subcommand.
+//!
+//! A command writes what it has to say to the writer that it is given and returns errors; printing
+//! those and the exit code are `main`'s. Commands that talk to a running holdfast do so through
+//! [`client`].
+
+pub mod check;
+pub mod client;
+pub mod drain;
+pub mod flows;
+pub mod reload;
+pub mod run;
+pub mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+pub mod undrain;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ConfigErrors, SOCKET};
+use client::{Client, ClientError};
+
+/// The arguments of `holdfast`.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about = "Layer-4 load balancer on AF_XDP that never breaks a connection",
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Forward packets until SIGTERM; SIGHUP reloads the configuration
+    Run(RunArgs),
+    /// Check a configuration file, and that this machine can run it
+    Check(check::CheckArgs),
+    /// Show VIPs, backends, workers, NICs and what was dropped
+    Status(status::StatusArgs),
+    /// Send a backend no new flows and let its old ones end
+    Drain(drain::DrainArgs),
+    /// Give a drained or draining backend new flows again
+    Undrain(undrain::UndrainArgs),
+    /// Read the configuration file again, all or nothing, and print what changed
+    Reload(SocketArgs),
+    /// List pinned flows
+    Flows(flows::FlowsArgs),
+}
+
+/// The arguments of `holdfast run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Where a running holdfast listens.
+#[derive(Debug, Args)]
+pub struct SocketArgs {
+    /// Control socket of the running holdfast
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    pub socket: PathBuf,
+}
+
+impl SocketArgs {
+    fn client(&self) -> Result<Client, ClientError> {
+        Client::new(&self.socket)
+    }
+}
+
+/// A backend as it is named on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Name of the VIP.
+    pub vip: String,
+    /// Name of the backend.
+    pub backend: String,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            Some((vip, backend)) => Ok(Self { vip: name(vip)?, backend: name(backend)? }),
+            None => Err("name the backend as VIP/BACKEND, such as web/a".to_owned()),
+        }
+    }
+}
+
+/// A name of a VIP or backend, with the characters that the configuration allows: they need no
+/// quoting in a URI.
+fn name(text: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if text.is_empty() || !text.bytes().all(allowed) {
+        return Err(format!("\"{text}\" is not a name; `holdfast status` lists them"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The configuration has mistakes.
+    #[error("{0}")]
+    Config(#[from] ConfigErrors),
+    /// The configuration does not fit this machine; one message per finding.
+    #[error("{}", .0.join("\n"))]
+    Machine(Vec<String>),
+    /// The running holdfast could not be asked, or refused.
+    #[error("{0}")]
+    Client(#[from] ClientError),
+    /// The drain that was waited for did not come to its end.
+    #[error("{0}")]
+    Drain(String),
+    /// The output could not be written.
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    /// `run` could not start or had to stop.
+    #[error("{0}")]
+    Run(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl CliError {
+    /// One message per mistake.
+    pub fn messages(&self) -> Vec<String> {
+        match self {
+            Self::Config(errors) => errors.0.iter().map(ToString::to_string).collect(),
+            Self::Machine(findings) => findings.clone(),
+            other => vec![other.to_string()],
+        }
+    }
+
+    /// Whether the reader of our output closed it.
+    pub fn is_closed_pipe(&self) -> bool {
+        let closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+        match self {
+            Self::Output(error) | Self::Client(ClientError::Output(error)) => closed(error),
+            _ => false,
+        }
+    }
+}
+
+/// Whether to write colours to `stream`: only to a terminal, and not under NO_COLOR
+/// (<https://no-color.org>).
+pub fn colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// Whatever the command failed with.
+pub fn execute(cli: Cli) -> Result<(), CliError> {
+    let stdout = io::stdout();
+    let terminal = stdout.is_terminal();
+    let colours = colours(&stdout);
+    let mut out = stdout.lock();
+    match cli.command {
+        // It has its own say about the output, and runs for long.
+        Command::Run(args) => {
+            drop(out);
+            return run::run(&args);
+        }
+        Command::Check(args) => check::check(&args, &mut out)?,
+        Command::Status(args) => status::status(&args, colours, &mut out)?,
+        Command::Drain(args) => drain::drain(&args, terminal, &mut out)?,
+        Command::Undrain(args) => undrain::undrain(&args, &mut out)?,
+        Command::Reload(args) => reload::reload(&args, &mut out)?,
+        Command::Flows(args) => flows::flows(&args, &mut out)?,
+    }
+    Ok(out.flush()?)
+}

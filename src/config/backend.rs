@@ -23,7 +23,7 @@ pub(super) struct RawBackend {
 }
 
 impl RawBackend {
-    /// The section as the program relies on it; `None` without a name or address to go by.
+    /// The section as the program relies on it; `None` without an address for the rules to go by.
     pub(super) fn check(
         self,
         place: &Place,
@@ -39,6 +39,6 @@ impl RawBackend {
             let what = "forward = \"dsr\" leaves the port as the client wrote it";
             report.error(&port_at, what, "remove the port, or use forward = \"nat\"");
         }
-        Some(Backend { name: name?, address: address?, port, weight })
+        Some(Backend { name: name.unwrap_or_default(), address: address?, port, weight })
     }
 }

@@ -1,7 +1,7 @@
 //! The configuration: TOML as written -> checked values that the program relies on.
 //!
 //! One file per section with its raw type, its defaults (each stated once, with the reason) and its
-//! rules; [`rules`] has those between sections. [`parse`] reports every mistake that it can find,
+//! rules; `rules.rs` has those between sections. [`parse`] reports every mistake that it can find,
 //! each with line and column; [`machine`] finds what does not fit the machine.
 //! `config/holdfast.toml` is the reference for users, tested against this code.
 

@@ -33,8 +33,8 @@ impl<'a> Report<'a> {
     /// Parses the text.
     ///
     /// # Errors
-    /// The first syntax error: those after it are mostly its echoes, and what a broken text seems to
-    /// say would only add mistakes that are none.
+    /// The first syntax error: those after it are mostly its echoes, and what a broken text seems
+    /// to say would only add mistakes that are none.
     pub(super) fn parse(text: &'a str, file: &'a str) -> Result<Self, ConfigErrors> {
         let (document, error) = match DeTable::parse(text) {
             Ok(document) => (document, None),

@@ -10,7 +10,7 @@ use super::{Backend, Config, Nic, Vip};
 use crate::flow::Protocol;
 use crate::forwarding::{Forward, MAX_BACKENDS, MAX_NICS, MAX_VIPS, PortIndex, Ports};
 
-/// Entries of a lookup table per backend, at least: with fewer, shares are off by more than a tenth.
+/// Entries of a lookup table per backend, at least: with fewer, shares are off by a tenth or more.
 const MIN_ENTRIES_PER_BACKEND: usize = 10;
 /// Entries of all lookup tables together: at 2 bytes each, 1 GiB.
 const MAX_TABLE_ENTRIES: u64 = 1 << 29;
@@ -87,7 +87,8 @@ fn nics(sections: &Sections<'_>, report: &mut Report<'_>) {
             let what = format!("\"{}\" again, as in line {}", nic.interface, report.line(first));
             report.error(&place.key("interface"), what, "write one [[nic]] per interface");
         }
-        if let Some(queues) = nic.queues.as_ref().filter(|queues| queues.len() < workers) {
+        let too_few = |queues: &&Vec<u32>| (1..workers).contains(&queues.len());
+        if let Some(queues) = nic.queues.as_ref().filter(too_few) {
             let what = format!("{} queues for {workers} workers", queues.len());
             let fix = "list a queue for each worker, or name fewer cores in [workers]";
             report.error(&place.key("queues"), what, fix);
@@ -115,7 +116,8 @@ fn frames(config: &Config, report: &mut Report<'_>) {
 
 fn vip_names(sections: &Sections<'_>, report: &mut Report<'_>) {
     let mut seen = BTreeMap::new();
-    for (Placed { value: vip, place }, _) in sections.vips {
+    let named = sections.vips.iter().filter(|(vip, _)| !vip.value.name.is_empty());
+    for (Placed { value: vip, place }, _) in named {
         if let Some(first) = seen.insert(&vip.name, place) {
             let what = format!("\"{}\" again, as in line {}", vip.name, report.line(first));
             report.error(&place.key("name"), what, "give every VIP a name of its own");
@@ -172,7 +174,7 @@ fn vip_addresses<'s>(sections: &Sections<'s>) -> BTreeMap<IpAddr, &'s str> {
 
 fn backend_names(backends: &[Placed<Backend>], report: &mut Report<'_>) {
     let mut seen = BTreeMap::new();
-    for Placed { value: backend, place } in backends {
+    for Placed { value: backend, place } in backends.iter().filter(|b| !b.value.name.is_empty()) {
         if let Some(first) = seen.insert(&backend.name, place) {
             let what = format!("\"{}\" again, as in line {}", backend.name, report.line(first));
             report.error(&place.key("name"), what, "give every backend of a VIP a name of its own");

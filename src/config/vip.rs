@@ -82,7 +82,7 @@ impl<'de> Deserialize<'de> for RawPorts {
 }
 
 /// Reads and checks one `[[vip]]` with its backends; `first_nic` announces it unless it says
-/// otherwise. `None` for a VIP or backend without the values that the other rules go by.
+/// otherwise. `None` for a VIP without an address for the other rules to go by.
 pub(super) fn check(
     mut section: Value<'_>,
     place: &Place,
@@ -143,11 +143,12 @@ impl RawVip {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
         }
         Some(Vip {
-            name: name?,
+            // What stands in for a missing value breaks no further rule.
+            name: name.unwrap_or_default(),
             address: address?,
-            ports: ports?,
+            ports: ports.unwrap_or(Ports::List(Vec::new())),
             protocol,
-            forward: forward?,
+            forward: forward.unwrap_or(Forward::Dsr),
             health,
             timeouts,
             announce,

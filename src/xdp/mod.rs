@@ -21,7 +21,7 @@ pub mod memory;
 pub mod nic;
 pub mod packet;
 pub mod port;
-//pub mod program;
+pub mod program;
 pub mod ring;
 pub mod socket;
 pub mod umem;

@@ -17,7 +17,7 @@ use arrayvec::ArrayVec;
 
 use super::nic::Nic;
 use super::ring::Descriptor;
-use super::socket::{BindMode, Rings, Socket, SocketError, SocketStatistics};
+use super::socket::{BindMode, Monitor, Rings, Socket, SocketError, SocketStatistics};
 use super::umem::{Frame, FramePool, Holder, Memory, Umem};
 use crate::forwarding::MAX_NICS;
 
@@ -247,6 +247,14 @@ impl Port {
         self.socket.as_ref().map_or(Ok(SocketStatistics::default()), Socket::statistics)
     }
 
+    /// A view of the socket for another thread; `None` for a fake NIC.
+    ///
+    /// # Errors
+    /// What dup(2) says: too many open files.
+    pub fn monitor(&self) -> std::io::Result<Option<Monitor>> {
+        self.socket.as_ref().map(Socket::monitor).transpose()
+    }
+
     /// Whether the NIC works on packet memory itself, without a copy.
     pub fn zero_copy(&self) -> bool {
         self.socket.as_ref().is_some_and(Socket::zero_copy)
@@ -460,13 +468,14 @@ mod tests {
         assert!(rig.nic.complete_raw(16 * 2048) && rig.nic.complete_raw(16 * 2048));
         rig.poll();
         assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (5, 0));
-        // The true completion comes after the false one, while another packet is under way.
+        // The same chunk is sent again, so that it is in the TX ring twice, and the NIC completes
+        // it twice: one of the two is one too many.
         let mut frame = rig.pool.pop().unwrap();
         assert!(frame.copy_from(&[2; 60]));
         rig.port.transmit(frame).unwrap();
         rig.nic.collect(|_| ());
         rig.poll();
-        assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (6, 1));
+        assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (6, 0));
     }
 
     #[test]

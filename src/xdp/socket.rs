@@ -249,16 +249,40 @@ impl Socket {
 
     /// The kernel's counters of this socket.
     pub(super) fn statistics(&self) -> io::Result<SocketStatistics> {
-        let raw: libc::xdp_statistics = get_option(self.fd.as_fd(), SOL_XDP, libc::XDP_STATISTICS)?;
-        Ok(SocketStatistics {
-            rx_dropped: raw.rx_dropped,
-            rx_invalid: raw.rx_invalid_descs,
-            tx_invalid: raw.tx_invalid_descs,
-            rx_ring_full: raw.rx_ring_full,
-            rx_fill_empty: raw.rx_fill_ring_empty_descs,
-            tx_ring_empty: raw.tx_ring_empty_descs,
-        })
+        statistics(self.fd.as_fd())
     }
+
+    /// A view of the socket for another thread.
+    pub(super) fn monitor(&self) -> io::Result<Monitor> {
+        Ok(Monitor(self.fd.try_clone()?))
+    }
+}
+
+/// A view of a socket that another thread may keep while a worker has the socket. The kernel holds
+/// on to the socket until both are dropped.
+#[derive(Debug)]
+pub struct Monitor(OwnedFd);
+
+impl Monitor {
+    /// The kernel's counters of the socket.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says; none is expected.
+    pub fn statistics(&self) -> io::Result<SocketStatistics> {
+        statistics(self.0.as_fd())
+    }
+}
+
+fn statistics(socket: BorrowedFd<'_>) -> io::Result<SocketStatistics> {
+    let raw: libc::xdp_statistics = get_option(socket, SOL_XDP, libc::XDP_STATISTICS)?;
+    Ok(SocketStatistics {
+        rx_dropped: raw.rx_dropped,
+        rx_invalid: raw.rx_invalid_descs,
+        tx_invalid: raw.tx_invalid_descs,
+        rx_ring_full: raw.rx_ring_full,
+        rx_fill_empty: raw.rx_fill_ring_empty_descs,
+        tx_ring_empty: raw.tx_ring_empty_descs,
+    })
 }
 
 impl Opening<'_> {

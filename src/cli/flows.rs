@@ -1,0 +1,113 @@
+//! `holdfast flows`: the pinned flows.
+
+use std::io::Write;
+use std::net::IpAddr;
+
+use clap::Args;
+use ipnet::IpNet;
+
+use super::client::{ClientError, document};
+use super::table::{Columns, span, text};
+use super::{CliError, SocketArgs, name};
+use crate::control::api::Flow;
+
+/// The arguments.
+#[derive(Debug, Args)]
+pub struct FlowsArgs {
+    /// Only flows of this VIP
+    #[arg(long, value_name = "VIP", value_parser = name)]
+    pub vip: Option<String>,
+    /// Only flows that are pinned to this backend
+    #[arg(long, value_name = "BACKEND", value_parser = name)]
+    pub backend: Option<String>,
+    /// Only flows from this address or prefix
+    #[arg(long, value_name = "CIDR", value_parser = prefix)]
+    pub client: Option<IpNet>,
+    /// At most this many
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
+    /// JSON lines, one flow each
+    #[arg(long)]
+    pub json: bool,
+    /// Where holdfast listens.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    net.map_err(|_| "write an address or a prefix, such as 198.51.100.0/24".to_owned())
+}
+
+impl FlowsArgs {
+    /// Nothing in it needs quoting: names and prefixes have none but unreserved characters, `/`
+    /// and `:` (RFC 3986, section 3.4).
+    fn path(&self) -> String {
+        let mut path = format!("/v1/flows?limit={}", self.limit);
+        let filters = [
+            ("vip", self.vip.clone()),
+            ("backend", self.backend.clone()),
+            ("client", self.client.map(|net| net.to_string())),
+        ];
+        for (key, value) in filters {
+            path += &value.map(|value| format!("&{key}={value}")).unwrap_or_default();
+        }
+        path
+    }
+}
+
+/// Prints the flows.
+///
+/// # Errors
+/// [`CliError::Client`].
+pub fn flows(args: &FlowsArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let client = args.socket.client()?;
+    if args.json {
+        return Ok(client.lines(&args.path(), |line| Ok(writeln!(out, "{line}")?))?);
+    }
+    let mut flows: Vec<Flow> = Vec::new();
+    client.lines(&args.path(), |line| {
+        flows.push(document(line.as_bytes())?);
+        Ok::<(), ClientError>(())
+    })?;
+    if flows.is_empty() {
+        return Ok(writeln!(out, "no flows")?);
+    }
+    for line in table(&flows).lines() {
+        writeln!(out, "{line}")?;
+    }
+    if u32::try_from(flows.len()).is_ok_and(|count| count >= args.limit) {
+        writeln!(out, "these are the first {}; --limit N shows more", args.limit)?;
+    }
+    Ok(())
+}
+
+fn table(flows: &[Flow]) -> Columns {
+    let headers = [
+        "VIP",
+        "BACKEND",
+        "PROTOCOL",
+        "CLIENT",
+        "DESTINATION",
+        "STATE",
+        ">AGE",
+        ">IDLE",
+        ">WORKER",
+    ];
+    let mut columns = Columns::new(&headers, false);
+    for flow in flows {
+        columns.row([
+            text(&flow.vip),
+            text(&flow.backend),
+            text(flow.protocol.as_str()),
+            text(flow.client),
+            text(flow.destination),
+            text(&flow.state),
+            text(span(flow.age_ms / 1000)),
+            text(span(flow.idle_ms / 1000)),
+            text(flow.worker),
+        ]);
+    }
+    columns
+}

@@ -1,0 +1,300 @@
+//! `holdfast status`: what a running holdfast does.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use clap::Args;
+use comfy_table::{Cell, Color};
+
+use super::table::{Columns, coloured, count, grouped, span, text};
+use super::{CliError, SocketArgs};
+use crate::control::api::{
+    BackendState, BackendStatus, HealthState, NextHopStatus, NicStatus, Status, Totals, VipStatus,
+    WorkerStatus,
+};
+use crate::stats::Drop;
+
+/// The arguments.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// One JSON document with every counter
+    #[arg(long)]
+    pub json: bool,
+    /// Where holdfast listens.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// Prints the status as tables, or as the document that the server sent.
+///
+/// # Errors
+/// [`CliError::Client`].
+pub fn status(args: &StatusArgs, colours: bool, out: &mut impl Write) -> Result<(), CliError> {
+    let client = args.socket.client()?;
+    if args.json {
+        let document: serde_json::Value = client.get("/v1/status")?;
+        return Ok(writeln!(out, "{document:#}")?);
+    }
+    Ok(print(&client.get("/v1/status")?, colours, out)?)
+}
+
+pub(super) fn print(status: &Status, colours: bool, out: &mut impl Write) -> io::Result<()> {
+    let Status { version, pid, uptime_s, config, generation, .. } = status;
+    let up = span(*uptime_s);
+    writeln!(out, "holdfast {version}, pid {pid}, up {up}, {config}, generation {generation}")?;
+    section("VIPS", vips(&status.vips, colours), out)?;
+    section("BACKENDS", backends(&status.vips, colours), out)?;
+    section("WORKERS", workers(&status.workers, colours), out)?;
+    section("NICS", nics(&status.nics, colours), out)?;
+    section("NIC RINGS AND PROGRAM", nic_counters(&status.nics, colours), out)?;
+    section("PACKETS AND FLOWS", totals(&status.totals, colours), out)?;
+    if status.totals.dropped > 0 {
+        section("DROPS", drops(&status.drops, colours), out)?;
+    }
+    Ok(())
+}
+
+fn section(title: &str, columns: Columns, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "\n{title}")?;
+    columns.lines().iter().try_for_each(|line| writeln!(out, "  {line}"))
+}
+
+fn vips(vips: &[VipStatus], colours: bool) -> Columns {
+    let headers = [
+        "VIP",
+        "ADDRESS",
+        "PORTS",
+        "PROTOCOL",
+        "FORWARD",
+        "ANNOUNCED",
+        ">FLOWS",
+        ">FLOWS EVER",
+        ">PACKETS IN",
+        ">PACKETS OUT",
+        ">DROPPED",
+    ];
+    let mut columns = Columns::new(&headers, colours);
+    for vip in vips {
+        columns.row([
+            text(&vip.name),
+            text(vip.address),
+            text(ports(&vip.ports)),
+            text(vip.protocol.as_str()),
+            text(vip.forward.as_str()),
+            text(vip.announced_on.as_deref().unwrap_or("-")),
+            count(vip.traffic.flows_active),
+            count(vip.traffic.flows_total),
+            count(vip.traffic.packets_in),
+            count(vip.traffic.packets_out),
+            count(vip.traffic.dropped),
+        ]);
+    }
+    columns
+}
+
+/// `80,443`; of many, the first few and how many more.
+fn ports(ports: &[u16]) -> String {
+    const SHOWN: usize = 6;
+    if ports.is_empty() {
+        return "all".to_owned();
+    }
+    let shown: Vec<_> = ports.iter().take(SHOWN).map(u16::to_string).collect();
+    match ports.len().saturating_sub(SHOWN) {
+        0 => shown.join(","),
+        more => format!("{} and {more} more", shown.join(",")),
+    }
+}
+
+fn backends(vips: &[VipStatus], colours: bool) -> Columns {
+    let headers = [
+        "BACKEND",
+        "ADDRESS",
+        ">WEIGHT",
+        "HEALTH",
+        "STATE",
+        ">FLOWS",
+        ">PACKETS IN",
+        ">PACKETS OUT",
+        "NEXT HOP",
+        "WHY",
+    ];
+    let mut columns = Columns::new(&headers, colours);
+    for backend in vips.iter().flat_map(|vip| &vip.backends) {
+        columns.row([
+            text(format!("{}/{}", backend.vip, backend.name)),
+            text(address(backend)),
+            count(backend.weight.into()),
+            health(backend.health),
+            state(backend),
+            count(backend.traffic.flows_active),
+            count(backend.traffic.packets_in),
+            count(backend.traffic.packets_out),
+            next_hop(backend.next_hop.as_ref()),
+            text(&backend.health_detail),
+        ]);
+    }
+    columns
+}
+
+fn address(backend: &BackendStatus) -> String {
+    match backend.port {
+        Some(port) => std::net::SocketAddr::new(backend.address, port).to_string(),
+        None => backend.address.to_string(),
+    }
+}
+
+fn health(health: HealthState) -> Cell {
+    match health {
+        HealthState::Unchecked => text("unchecked"),
+        HealthState::Unknown => coloured("unknown", Color::Yellow),
+        HealthState::Up => coloured("up", Color::Green),
+        HealthState::Down => coloured("down", Color::Red),
+    }
+}
+
+fn state(backend: &BackendStatus) -> Cell {
+    match backend.state {
+        BackendState::Active => text("active"),
+        BackendState::Drained if backend.flows_cut > 0 => {
+            coloured(format!("drained ({} cut)", grouped(backend.flows_cut)), Color::Yellow)
+        }
+        BackendState::Drained => coloured("drained", Color::Yellow),
+        BackendState::Draining => {
+            let left = backend.deadline_in_s.map(|s| format!(" ({} left)", span(s)));
+            coloured(format!("draining{}", left.unwrap_or_default()), Color::Yellow)
+        }
+    }
+}
+
+fn next_hop(hop: Option<&NextHopStatus>) -> Cell {
+    let Some(hop) = hop else { return coloured("unresolved", Color::Red) };
+    let vlan = hop.vlan.map(|vlan| format!(" vlan {vlan}")).unwrap_or_default();
+    text(format!("{} on {}{vlan}", hop.mac, hop.interface))
+}
+
+fn workers(workers: &[WorkerStatus], colours: bool) -> Columns {
+    let headers = [
+        "WORKER",
+        ">CORE",
+        ">RECEIVED",
+        ">TRANSMITTED",
+        ">HANDED OVER",
+        ">DROPPED",
+        ">FLOWS",
+        ">OF",
+        ">BATCHES",
+        ">IDLE POLLS",
+        ">SLEEPS",
+    ];
+    let mut columns = Columns::new(&headers, colours);
+    for (index, worker) in workers.iter().enumerate() {
+        columns.row([
+            text(index),
+            text(worker.core),
+            count(worker.totals.received),
+            count(worker.totals.transmitted),
+            count(worker.totals.handed_over),
+            count(worker.totals.dropped),
+            count(worker.totals.flows_active),
+            count(worker.flow_capacity.into()),
+            count(worker.batches),
+            count(worker.idle_polls),
+            count(worker.sleeps),
+        ]);
+    }
+    columns
+}
+
+fn nics(nics: &[NicStatus], colours: bool) -> Columns {
+    let headers = [
+        "NIC",
+        "DRIVER",
+        "XDP",
+        "MODE",
+        "QUEUES",
+        ">RX PACKETS",
+        ">RX BYTES",
+        ">TX PACKETS",
+        ">TX BYTES",
+    ];
+    let mut columns = Columns::new(&headers, colours);
+    for nic in nics {
+        let queues: Vec<_> = nic.queues.iter().map(u32::to_string).collect();
+        columns.row([
+            text(&nic.interface),
+            text(&nic.driver),
+            text(&nic.xdp),
+            text(nic.mode.replace('_', " ")),
+            text(queues.join(",")),
+            count(nic.rx_packets),
+            count(nic.rx_bytes),
+            count(nic.tx_packets),
+            count(nic.tx_bytes),
+        ]);
+    }
+    columns
+}
+
+fn nic_counters(nics: &[NicStatus], colours: bool) -> Columns {
+    let headers = [
+        "NIC",
+        ">STEERED",
+        ">TO KERNEL",
+        ">NO SOCKET",
+        ">RX DROPPED",
+        ">RX RING FULL",
+        ">FILL EMPTY",
+        ">INVALID",
+        ">NO FREE FRAME",
+        ">TX WAKEUPS",
+    ];
+    let mut columns = Columns::new(&headers, colours);
+    for nic in nics {
+        let invalid = [nic.kernel_rx_invalid, nic.kernel_tx_invalid, nic.bad_descriptors];
+        columns.row([
+            text(&nic.interface),
+            count(nic.steered),
+            count(nic.passed),
+            count(nic.no_socket),
+            count(nic.kernel_rx_dropped),
+            count(nic.kernel_rx_ring_full),
+            count(nic.kernel_rx_fill_empty),
+            count(invalid.iter().fold(0, |sum: u64, n| sum.saturating_add(*n))),
+            count(nic.no_free_frame),
+            count(nic.tx_wakeups),
+        ]);
+    }
+    columns
+}
+
+fn totals(totals: &Totals, colours: bool) -> Columns {
+    let mut columns = Columns::new(&["WHAT", ">COUNT", "MEANING"], colours);
+    for (what, number, meaning) in [
+        ("received", totals.received, "packets taken from the NICs"),
+        ("transmitted", totals.transmitted, "packets sent on"),
+        ("handed over", totals.handed_over, "packets given to another worker"),
+        ("dropped", totals.dropped, "packets dropped, each for a reason"),
+        ("flows", totals.flows_active, "flows pinned now"),
+        ("new", totals.flows_new, "flows that began here"),
+        ("found elsewhere", totals.flows_found_elsewhere, "flows that another worker had pinned"),
+        ("by hash", totals.flows_by_hash, "flows without a pin anywhere, pinned anew"),
+        ("idled out", totals.flows_idled_out, "pins given up after silence"),
+        ("stale", totals.flows_stale, "pins given up because their backend had left"),
+    ] {
+        columns.row([text(what), count(number), text(meaning)]);
+    }
+    columns
+}
+
+/// Only reasons that have occurred, the most frequent first.
+fn drops(drops: &BTreeMap<String, u64>, colours: bool) -> Columns {
+    let mut columns = Columns::new(&["REASON", ">PACKETS", "MEANING"], colours);
+    let mut seen: Vec<_> = drops.iter().filter(|(_, count)| **count > 0).collect();
+    seen.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (name, &number) in seen {
+        let reason = Drop::ALL.iter().find(|reason| reason.as_str() == name);
+        let meaning = reason.map_or("", |reason| reason.describe().trim());
+        columns.row([text(name), count(number), text(meaning)]);
+    }
+    columns
+}

@@ -1,0 +1,456 @@
+//! The commands against a made-up server on a Unix socket in a temporary folder.
+
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use clap::{CommandFactory as _, Parser as _};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+
+use super::client::{Client, ClientError};
+use super::*;
+use crate::control::api::{self, BackendState, BackendStatus, HealthState};
+use crate::flow::Protocol;
+use crate::forwarding::Forward;
+
+/// What the server is to say next, and what it was asked.
+#[derive(Default)]
+struct Script {
+    answers: VecDeque<(u16, String)>,
+    requests: Vec<String>,
+}
+
+/// A server that reads its answers from a script; the last one is said again and again.
+struct Server {
+    folder: PathBuf,
+    script: Arc<Mutex<Script>>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn new(answers: impl IntoIterator<Item = (u16, String)>) -> Self {
+        let folder = folder();
+        let listener = UnixListener::bind(folder.join("s")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let script = Script { answers: answers.into_iter().collect(), requests: Vec::new() };
+        let script = Arc::new(Mutex::new(script));
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let app = Router::new().fallback(answer).with_state(Arc::clone(&script));
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+                tokio::select! {
+                    served = axum::serve(listener, app) => served.unwrap(),
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self { folder, script, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("s")
+    }
+
+    /// Runs a command line against this server; what it printed, or the error.
+    fn run(&self, line: &str) -> Result<String, String> {
+        run(line, &self.socket())
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.script.lock().unwrap().requests.clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        self.thread.take().unwrap().join().unwrap();
+        fs::remove_dir_all(&self.folder).unwrap();
+    }
+}
+
+async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request) -> Response {
+    let line = format!("{} {}", request.method(), request.uri());
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let mut script = script.lock().unwrap();
+    script.requests.push(format!("{line} {}", String::from_utf8_lossy(&body)).trim().to_owned());
+    let next = if script.answers.len() > 1 {
+        script.answers.pop_front()
+    } else {
+        script.answers.front().cloned()
+    };
+    let (status, body) = next.unwrap();
+    (StatusCode::from_u16(status).unwrap(), body).into_response()
+}
+
+/// A temporary folder that nobody else has.
+fn folder() -> PathBuf {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("holdfast-cli-{}-{number}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn run(line: &str, socket: &Path) -> Result<String, String> {
+    let socket = socket.display().to_string();
+    let words = ["holdfast"].into_iter().chain(line.split(' ')).chain(["--socket", &socket]);
+    let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
+    let mut out = Vec::new();
+    let result = match cli.command {
+        Command::Status(args) => status::status(&args, false, &mut out),
+        Command::Drain(args) => drain::drain(&args, false, &mut out),
+        Command::Undrain(args) => undrain::undrain(&args, &mut out),
+        Command::Reload(args) => reload::reload(&args, &mut out),
+        Command::Flows(args) => flows::flows(&args, &mut out),
+        other => return Err(format!("{other:?} asks no server")),
+    };
+    result.map_err(|error| error.to_string())?;
+    Ok(String::from_utf8(out).unwrap())
+}
+
+fn ok(document: &impl serde::Serialize) -> (u16, String) {
+    (200, serde_json::to_string(document).unwrap())
+}
+
+fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus {
+    BackendStatus {
+        vip: "web".to_owned(),
+        name: name.to_owned(),
+        address: "10.0.0.11".parse().unwrap(),
+        port: Some(8080),
+        weight: 1,
+        health: HealthState::Up,
+        health_detail: String::new(),
+        state,
+        deadline_in_s: None,
+        flows_cut: 0,
+        next_hop: Some(api::NextHopStatus {
+            interface: "eth1".to_owned(),
+            mac: "02:00:00:00:00:11".to_owned(),
+            vlan: None,
+        }),
+        traffic: api::Traffic { packets_in: 1_234_567, flows_active, ..Default::default() },
+    }
+}
+
+fn vip(backends: Vec<BackendStatus>) -> api::VipStatus {
+    api::VipStatus {
+        name: "web".to_owned(),
+        address: "192.0.2.10".parse().unwrap(),
+        ports: vec![80, 443],
+        protocol: Protocol::Tcp,
+        forward: Forward::Nat,
+        announced_on: Some("eth1".to_owned()),
+        traffic: api::Traffic::default(),
+        backends,
+    }
+}
+
+fn nic() -> api::NicStatus {
+    api::NicStatus {
+        interface: "eth1".to_owned(),
+        driver: "veth".to_owned(),
+        xdp: "native".to_owned(),
+        mode: "copy".to_owned(),
+        queues: vec![0, 1],
+        rx_packets: 1000,
+        rx_bytes: 64_000,
+        tx_packets: 998,
+        tx_bytes: 63_872,
+        tx_wakeups: 40,
+        bad_descriptors: 0,
+        no_free_frame: 0,
+        steered: 1000,
+        passed: 7,
+        no_socket: 0,
+        kernel_rx_dropped: 0,
+        kernel_rx_ring_full: 0,
+        kernel_rx_fill_empty: 0,
+        kernel_rx_invalid: 0,
+        kernel_tx_invalid: 0,
+    }
+}
+
+fn sample(backends: Vec<BackendStatus>) -> api::Status {
+    let totals = api::Totals { received: 1000, transmitted: 998, dropped: 2, ..Default::default() };
+    let drops = BTreeMap::from([("no_vip".to_owned(), 2), ("fragment".to_owned(), 0)]);
+    let worker = api::WorkerStatus {
+        core: 2,
+        flow_capacity: 1_048_576,
+        flow_aliases: 0,
+        totals: totals.clone(),
+        drops: drops.clone(),
+        batches: 500,
+        idle_polls: 10,
+        sleeps: 3,
+    };
+    api::Status {
+        version: "0.1.0".to_owned(),
+        pid: 42,
+        uptime_s: 7440,
+        config: "/etc/holdfast.toml".to_owned(),
+        generation: 3,
+        totals,
+        drops,
+        vips: vec![vip(backends)],
+        workers: vec![worker],
+        nics: vec![nic()],
+    }
+}
+
+fn flow() -> api::Flow {
+    api::Flow {
+        vip: "web".to_owned(),
+        backend: "a".to_owned(),
+        protocol: Protocol::Tcp,
+        client: "198.51.100.7:40000".parse().unwrap(),
+        destination: "192.0.2.10:80".parse().unwrap(),
+        state: "established".to_owned(),
+        age_ms: 61_500,
+        idle_ms: 10,
+        worker: 1,
+    }
+}
+
+#[test]
+fn the_command_line_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn status_as_tables() {
+    let mut down = backend("b", BackendState::Active, 0);
+    down.health = HealthState::Down;
+    down.health_detail = "connection refused".to_owned();
+    down.next_hop = None;
+    let mut draining = backend("c", BackendState::Draining, 12);
+    draining.deadline_in_s = Some(90);
+    let backends = vec![backend("a", BackendState::Active, 3), down, draining];
+    let server = Server::new([ok(&sample(backends))]);
+    let printed = server.run("status").unwrap();
+    assert_eq!(printed, include_str!("status.golden.txt"), "found:\n{printed}");
+    assert_eq!(server.requests(), ["GET /v1/status"]);
+}
+
+#[test]
+fn colours_mark_what_is_down() {
+    let mut down = backend("b", BackendState::Active, 0);
+    down.health = HealthState::Down;
+    let status = sample(vec![down]);
+    let print = |colours| {
+        let mut out = Vec::new();
+        status::print(&status, colours, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    assert!(!print(false).contains('\x1b'));
+    // 9 is bright red (ECMA-48, 256 colours).
+    assert!(print(true).contains("\x1b[38;5;9mdown"), "{:?}", print(true));
+}
+
+#[test]
+fn status_as_the_servers_document() {
+    let mut document = serde_json::to_value(sample(Vec::new())).unwrap();
+    // Of a newer server: it is not lost.
+    document.as_object_mut().unwrap().insert("added_later".to_owned(), json!(1));
+    let server = Server::new([ok(&document)]);
+    let printed = server.run("status --json").unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), document);
+    assert!(printed.lines().count() > 50, "it is laid out for people");
+}
+
+#[test]
+fn drain_orders_and_says_what_is_left() {
+    let mut status = backend("a", BackendState::Draining, 1);
+    status.deadline_in_s = Some(1800);
+    let server = Server::new([ok(&status)]);
+    let printed = server.run("drain web/a --deadline 30m").unwrap();
+    assert_eq!(printed, "web/a: draining, 1 flow left, deadline in 30m 0s\n");
+    let request = r#"POST /v1/drain {"vip":"web","backend":"a","deadline_s":1800}"#;
+    assert_eq!(server.requests(), [request]);
+}
+
+/// Waits for the drain of `web/a` on a server that tells these states, one per look.
+fn wait(looks: Vec<Vec<BackendStatus>>, terminal: bool) -> Result<String, String> {
+    let server = Server::new(looks.into_iter().map(|backends| ok(&sample(backends))));
+    let client = Client::new(&server.socket()).unwrap();
+    let target = "web/a".parse().unwrap();
+    let start = backend("a", BackendState::Draining, 2);
+    let mut out = Vec::new();
+    drain::wait(&client, &target, start, terminal, Duration::ZERO, &mut out)
+        .map_err(|error| error.to_string())?;
+    Ok(String::from_utf8(out).unwrap())
+}
+
+#[test]
+fn drain_waits_for_the_last_flow() {
+    let mut cut = backend("a", BackendState::Drained, 0);
+    cut.flows_cut = 1;
+    let draining = |flows| {
+        vec![backend("b", BackendState::Active, 9), backend("a", BackendState::Draining, flows)]
+    };
+    let looks = vec![draining(2), draining(1), draining(1), vec![cut]];
+    assert_eq!(
+        wait(looks.clone(), false).unwrap(),
+        "web/a: draining, 2 flows left\nweb/a: draining, 1 flow left\n\
+         web/a: drained, 1 flow cut at the deadline\n"
+    );
+    assert_eq!(
+        wait(looks, true).unwrap(),
+        "\rweb/a: draining, 2 flows left\x1b[K\rweb/a: draining, 1 flow left\x1b[K\
+         \rweb/a: drained, 1 flow cut at the deadline\x1b[K\n"
+    );
+}
+
+#[test]
+fn a_drain_that_does_not_come_to_its_end() {
+    let undrained = wait(vec![vec![backend("a", BackendState::Active, 2)]], false);
+    assert_eq!(undrained.unwrap_err(), "web/a takes new flows again: somebody has undrained it");
+    let gone = wait(vec![vec![backend("b", BackendState::Active, 2)]], false);
+    assert_eq!(gone.unwrap_err(), "web/a is gone: the configuration was reloaded without it");
+}
+
+#[test]
+fn undrain_and_reload_say_what_they_did() {
+    let server = Server::new([ok(&backend("a", BackendState::Active, 0))]);
+    assert_eq!(server.run("undrain web/a").unwrap(), "web/a: active, takes new flows\n");
+    assert_eq!(server.requests(), [r#"POST /v1/undrain {"vip":"web","backend":"a"}"#]);
+
+    let changes = vec!["web/a: weight 1 -> 2".to_owned(), "web/c: added".to_owned()];
+    let server = Server::new([ok(&api::Reloaded { changes }), ok(&json!({ "changes": [] }))]);
+    assert_eq!(server.run("reload").unwrap(), "web/a: weight 1 -> 2\nweb/c: added\n");
+    assert_eq!(server.run("reload").unwrap(), "nothing changed\n");
+    assert_eq!(server.requests(), ["POST /v1/reload", "POST /v1/reload"]);
+}
+
+#[test]
+fn flows_are_filtered_by_the_server_and_listed() {
+    let line = serde_json::to_string(&flow()).unwrap();
+    let two = (200, format!("{line}\n{line}\n"));
+    let server = Server::new([two.clone(), two, (200, String::new())]);
+    assert_eq!(server.run("flows --json").unwrap(), format!("{line}\n{line}\n"));
+    let printed =
+        server.run("flows --vip web --backend a --client 198.51.100.0/24 --limit 2").unwrap();
+    let row = "web  a        tcp       198.51.100.7:40000  192.0.2.10:80  established  1m 1s    0s       1";
+    assert_eq!(
+        printed,
+        format!(
+            "VIP  BACKEND  PROTOCOL  CLIENT              DESTINATION    STATE          AGE  IDLE  WORKER\n\
+             {row}\n{row}\nthese are the first 2; --limit N shows more\n"
+        )
+    );
+    assert_eq!(server.run("flows --client 2001:db8::1").unwrap(), "no flows\n");
+    assert_eq!(
+        server.requests(),
+        [
+            "GET /v1/flows?limit=1000",
+            "GET /v1/flows?limit=2&vip=web&backend=a&client=198.51.100.0/24",
+            "GET /v1/flows?limit=1000&client=2001:db8::1/128",
+        ]
+    );
+}
+
+#[test]
+fn refusals_and_nonsense_of_the_server() {
+    for (answer, expected) in [
+        (
+            (404, r#"{"error":"no VIP is called web; there are: dns"}"#),
+            "no VIP is called web; there are: dns",
+        ),
+        ((502, "<html>"), "the answer is not understood (HTTP status 502 Bad Gateway)"),
+        ((200, "{}"), "the answer is not understood (missing field `version` at line 1 column 2)"),
+    ] {
+        let server = Server::new([(answer.0, answer.1.to_owned())]);
+        let message = server.run("status").unwrap_err();
+        assert!(message.starts_with(expected), "{message}");
+    }
+}
+
+#[test]
+fn nobody_listens() {
+    let folder = folder();
+    let left_over = folder.join("left-over");
+    drop(UnixListener::bind(&left_over).unwrap());
+    for socket in [folder.join("none"), left_over] {
+        for line in ["status", "drain web/a", "undrain web/a", "reload", "flows"] {
+            let expected = format!(
+                "nobody listens at {}: is holdfast running? Start it with `holdfast run --config F`, \
+                 or name its socket with --socket",
+                socket.display()
+            );
+            assert_eq!(run(line, &socket).unwrap_err(), expected, "{line}");
+        }
+    }
+    let message = ClientError::PermissionDenied("/run/x".into()).to_string();
+    assert_eq!(message, "/run/x: permission denied; run as root");
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn words_that_are_no_arguments() {
+    for (line, part) in [
+        ("drain web", "name the backend as VIP/BACKEND, such as web/a"),
+        ("drain web/", "\"\" is not a name"),
+        ("drain web/a --deadline soon", "write 90, 90s, 30m or 2h"),
+        ("flows --client here", "write an address or a prefix, such as 198.51.100.0/24"),
+        ("flows --vip a&b", "\"a&b\" is not a name"),
+        ("flows --limit 0", "0 is not in 1.."),
+    ] {
+        let message = run(line, Path::new("/nowhere")).unwrap_err();
+        assert!(message.contains(part), "{part:?} is not in\n{message}");
+    }
+}
+
+/// Every key of a document but those of the drop reasons, which are data.
+fn keys(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                found.push(key.clone());
+                if key != "drops" {
+                    keys(value, found);
+                }
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|value| keys(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_documentation_has_every_key_and_route() {
+    let doc = include_str!("../../docs/API.md");
+    let documents = [
+        json!(sample(vec![backend("a", BackendState::Active, 0)])),
+        json!(api::DrainRequest { vip: String::new(), backend: String::new(), deadline_s: None }),
+        json!(api::UndrainRequest { vip: String::new(), backend: String::new() }),
+        json!(api::Reloaded { changes: Vec::new() }),
+        json!(flow()),
+        json!(api::ApiError { error: String::new() }),
+    ];
+    let mut found = Vec::new();
+    documents.iter().for_each(|document| keys(document, &mut found));
+    for key in found {
+        assert!(doc.contains(&format!("`{key}`")), "`{key}` is not in docs/API.md");
+    }
+    for route in
+        ["GET /v1/status", "POST /v1/drain", "POST /v1/undrain", "POST /v1/reload", "GET /v1/flows"]
+    {
+        assert!(doc.contains(&format!("`{route}")), "{route} is not in docs/API.md");
+    }
+}

@@ -1,0 +1,693 @@
+//! The XDP program of a NIC: loads it, gives it sockets and rules, attaches it, removes it.
+//!
+//! ```text
+//!  load --> set_socket, sync --> attach ... sync, counters ... detach
+//!                                  |
+//!                                  +-- killed: the program stays, its sockets are gone, and it
+//!                                      drops what is for a VIP until the next start replaces it
+//! ```
+//!
+//! Rules and sockets are in place before the program is: when it takes the place of one that a
+//! killed process left behind, in one step, no packet for a VIP ever reaches the kernel, whose
+//! RST would end the connections that a restart saves (architecture invariant 8).
+//! For the same reason it is attached through rtnetlink and not by a bpf_link, which would end
+//! with the process. What the program decides is told in `steer.bpf.c`.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use aya::maps::{HashMap, Map, MapError, PerCpuArray, XskMap};
+use aya::programs::{ProgramFd, ProgramInfo, Xdp, loaded_programs};
+use aya::{Ebpf, EbpfError};
+
+use super::netlink::{NetlinkError, Rtnetlink};
+use super::nic::Nic;
+use super::port::Port;
+use crate::flow::{Address, Protocol};
+use crate::forwarding::ListenKey;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
+
+/// The program's name, in the object and in the kernel (which keeps 15 bytes of one). By it a
+/// program that a killed process left behind is recognised.
+pub const PROGRAM_NAME: &str = "holdfast_steer";
+
+// Sizes of the maps; keep in step with steer.bpf.c.
+const MAX_SERVICES: usize = 65_536;
+const MAX_LOCALS: usize = 4096;
+
+// Flags of include/uapi/linux/if_link.h.
+const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1;
+const XDP_FLAGS_SKB_MODE: u32 = 2;
+const XDP_FLAGS_DRV_MODE: u32 = 4;
+const XDP_FLAGS_REPLACE: u32 = 16;
+
+/// No program, where a descriptor is expected.
+const NONE: RawFd = -1;
+
+/// Where the program is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachMode {
+    /// In the driver if it can, else in the kernel's generic receive path.
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's generic receive path, behind the allocation of a packet buffer.
+    Generic,
+}
+
+/// Where the program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attached {
+    /// In the driver.
+    Native,
+    /// In the kernel's generic receive path.
+    Generic,
+}
+
+impl Attached {
+    /// `"native"` or `"generic"`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    const fn flag(self) -> u32 {
+        match self {
+            Self::Native => XDP_FLAGS_DRV_MODE,
+            Self::Generic => XDP_FLAGS_SKB_MODE,
+        }
+    }
+}
+
+impl AttachMode {
+    fn accepts(self, attached: Attached) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Native => attached == Attached::Native,
+            Self::Generic => attached == Attached::Generic,
+        }
+    }
+}
+
+/// Why the program could not be loaded, fed or attached.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// Missing privileges.
+    #[error(
+        "{interface}: {step} refused ({source}): run as root, or with CAP_NET_ADMIN, CAP_BPF and \
+         CAP_PERFMON"
+    )]
+    NotPermitted {
+        /// The NIC.
+        interface: String,
+        /// What was tried.
+        step: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The kernel does not take the program or its maps.
+    #[error(
+        "{interface}: the kernel does not accept the XDP program: {reason}; holdfast needs \
+         kernel 6.1 or newer with CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS"
+    )]
+    Load {
+        /// The NIC.
+        interface: String,
+        /// The kernel's reason, with the verifier's log if there is one.
+        reason: String,
+    },
+    /// Somebody else's program is on the NIC.
+    #[error(
+        "{interface} already has an XDP program: {program} (id {id}, {mode}); stop who has \
+         attached it, or remove it with `ip link set dev {interface} {keyword} off`"
+    )]
+    Foreign {
+        /// The NIC.
+        interface: String,
+        /// Its name, if it can be told.
+        program: String,
+        /// Its id, as in `bpftool prog`.
+        id: u32,
+        /// Native, generic or offloaded.
+        mode: &'static str,
+        /// What `ip link` calls that.
+        keyword: &'static str,
+    },
+    /// Nowhere to attach to.
+    #[error("{interface}: cannot attach the XDP program ({mode}): {reason}; {hint}")]
+    Attach {
+        /// The NIC.
+        interface: String,
+        /// The mode, or modes, that were tried.
+        mode: &'static str,
+        /// The kernel's reason, with the driver's words if there are any.
+        reason: String,
+        /// What to try.
+        hint: &'static str,
+    },
+    /// More rules than the map holds.
+    #[error("{got} entries for the XDP map `{map}`, which holds {max}: configure fewer {what}")]
+    TooManyRules {
+        /// The map.
+        map: &'static str,
+        /// Entries asked for.
+        got: usize,
+        /// Entries that fit.
+        max: usize,
+        /// What the entries stand for.
+        what: &'static str,
+    },
+    /// A map operation failed.
+    #[error("{interface}: cannot {step} in the XDP map `{map}`: {source}")]
+    Map {
+        /// The NIC.
+        interface: String,
+        /// What was tried.
+        step: &'static str,
+        /// The map.
+        map: &'static str,
+        /// The reason.
+        source: MapError,
+    },
+    /// The kernel does not tell what is attached.
+    #[error("cannot ask the kernel about the XDP program of {interface}: {reason}")]
+    Query {
+        /// The NIC.
+        interface: String,
+        /// The kernel's reason.
+        reason: String,
+    },
+    /// A fake port has no socket to redirect to.
+    #[error("{interface} queue {queue}: this port is a fake, so no packet can be sent to it")]
+    NoSocket {
+        /// The NIC.
+        interface: String,
+        /// The queue.
+        queue: u32,
+    },
+}
+
+/// What the program sends to the workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SteerRules {
+    /// Destinations: where VIPs listen. At most 65,536.
+    pub vips: Vec<ListenKey>,
+    /// Sources: where NAT backends answer from. At most 65,536.
+    pub returns: Vec<ListenKey>,
+    /// Addresses of this box. What a backend sends there (answers to health checks) is the
+    /// kernel's. At most 4,096.
+    pub locals: Vec<Address>,
+}
+
+/// What the program has decided, in packets, since it was loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SteerCounters {
+    /// For a VIP.
+    pub steered: u64,
+    /// From a NAT backend.
+    pub returned: u64,
+    /// Left to the kernel.
+    pub passed: u64,
+    /// Of `steered` and `returned`: dropped, because the queue had no socket.
+    pub no_socket: u64,
+}
+
+/// The program of one NIC. Removed from the NIC when dropped, but not when the process is killed.
+pub struct Steering {
+    interface: String,
+    index: u32,
+    /// In the NIC's network namespace, whichever thread drops us.
+    netlink: Rtnetlink,
+    ebpf: Ebpf,
+    program: ProgramFd,
+    wanted: AttachMode,
+    attached: Option<Attached>,
+    fallback_reason: Option<String>,
+    loaded: Rules,
+}
+
+/// `struct service` of steer.bpf.c.
+type ServiceKey = [u8; 20];
+/// `struct address` of steer.bpf.c.
+type AddressKey = [u8; 16];
+
+/// The contents of the rule maps.
+#[derive(Debug, Default)]
+struct Rules {
+    vips: BTreeMap<ServiceKey, u32>,
+    vip_addresses: BTreeMap<AddressKey, u32>,
+    returns: BTreeMap<ServiceKey, u32>,
+    locals: BTreeMap<AddressKey, u32>,
+}
+
+/// A program that a killed process left on the NIC.
+struct Leftover {
+    mode: Attached,
+    program: ProgramFd,
+}
+
+impl Steering {
+    /// Loads a program and its maps for `nic`, to be attached by [`attach`](Self::attach) once
+    /// sockets and rules are in place.
+    ///
+    /// # Errors
+    /// [`ProgramError`]: no privileges, a kernel that does not accept the program, or a program
+    /// of somebody else on the NIC.
+    pub fn load(nic: &Nic, mode: AttachMode) -> Result<Self, ProgramError> {
+        let interface = nic.name().to_owned();
+        let netlink = Rtnetlink::open().map_err(|error| query_error(&interface, &error))?;
+        let mut ebpf = Ebpf::load(OBJECT).map_err(|error| load_error(&interface, error))?;
+        let program =
+            load_program(&mut ebpf).map_err(|error| load_error(&interface, error.into()))?;
+        let steering = Self {
+            interface,
+            index: nic.index(),
+            netlink,
+            ebpf,
+            program,
+            wanted: mode,
+            attached: None,
+            fallback_reason: None,
+            loaded: Rules::default(),
+        };
+        steering.leftover()?;
+        Ok(steering)
+    }
+
+    /// Sends what arrives on `queue` to `port`, which must have been opened on it.
+    ///
+    /// # Errors
+    /// [`ProgramError::NoSocket`] for a fake port, [`ProgramError::Map`] from queue 256 on.
+    pub fn set_socket(&mut self, queue: u32, port: &Port) -> Result<(), ProgramError> {
+        let interface = &self.interface;
+        let no_socket = || ProgramError::NoSocket { interface: interface.clone(), queue };
+        let socket = port.fd().ok_or_else(no_socket)?;
+        let result = map(&mut self.ebpf, "xsks")
+            .and_then(XskMap::try_from)
+            .and_then(|mut sockets| sockets.set(queue, socket.as_raw_fd(), 0));
+        result.map_err(map_error(interface, "set a socket", "xsks"))
+    }
+
+    /// Makes the maps say `rules`: first adds what is new, then removes what is gone.
+    ///
+    /// # Errors
+    /// [`ProgramError::TooManyRules`] before anything is changed; [`ProgramError::Map`] if the
+    /// kernel refuses an entry, with a part of the changes done (a later call does the rest).
+    pub fn sync(&mut self, rules: &SteerRules) -> Result<(), ProgramError> {
+        let wanted = Rules::from(rules);
+        wanted.check()?;
+        for adding in [true, false] {
+            let (ebpf, interface, loaded) = (&mut self.ebpf, &self.interface, &mut self.loaded);
+            change(ebpf, interface, "locals", adding, &wanted.locals, &mut loaded.locals)?;
+            let (new, old) = (&wanted.vip_addresses, &mut loaded.vip_addresses);
+            change(ebpf, interface, "vip_addresses", adding, new, old)?;
+            change(ebpf, interface, "vips", adding, &wanted.vips, &mut loaded.vips)?;
+            change(ebpf, interface, "returns", adding, &wanted.returns, &mut loaded.returns)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the program to the NIC. A program that a killed process left there is replaced,
+    /// in one step if it runs in a mode that is wanted; so with [`AttachMode::Auto`] the mode of
+    /// such a program is kept.
+    ///
+    /// # Errors
+    /// [`ProgramError`], with the driver's own words where it has some.
+    pub fn attach(&mut self) -> Result<Attached, ProgramError> {
+        let mode = match self.leftover()? {
+            Some(old) if self.wanted.accepts(old.mode) => self.replace(&old)?,
+            Some(old) => {
+                // The kernel has no step from one mode to the other.
+                let flags = old.mode.flag() | XDP_FLAGS_REPLACE;
+                self.set(NONE, flags, Some(&old.program))
+                    .map_err(|error| self.attach_error(old.mode.as_str(), &error))?;
+                self.attach_first()?
+            }
+            None => self.attach_first()?,
+        };
+        self.attached = Some(mode);
+        Ok(mode)
+    }
+
+    /// Removes the program from the NIC, if it is still ours. Later calls do nothing.
+    pub fn detach(&mut self) {
+        if let Some(mode) = self.attached.take() {
+            let flags = mode.flag() | XDP_FLAGS_REPLACE;
+            // Fails when the NIC is gone or has another program now; both leave nothing to do.
+            let _ = self.set(NONE, flags, Some(&self.program));
+        }
+    }
+
+    /// Where the program runs; `None` before [`attach`](Self::attach).
+    pub fn mode(&self) -> Option<Attached> {
+        self.attached
+    }
+
+    /// Why [`AttachMode::Auto`] did not get native mode, if it did not.
+    pub fn fallback_reason(&self) -> Option<&str> {
+        self.fallback_reason.as_deref()
+    }
+
+    /// Reads the program's counters, summed over all CPUs.
+    ///
+    /// # Errors
+    /// [`ProgramError::Map`]; none is expected.
+    pub fn counters(&self) -> Result<SteerCounters, ProgramError> {
+        let per_cpu = self
+            .ebpf
+            .map("counts")
+            .ok_or_else(|| no_map("counts"))
+            .and_then(PerCpuArray::<_, [u64; 4]>::try_from)
+            .and_then(|counts| counts.get(&0, 0))
+            .map_err(map_error(&self.interface, "read", "counts"))?;
+        let mut sum = SteerCounters::default();
+        for &[steered, returned, passed, no_socket] in per_cpu.iter() {
+            sum.steered += steered;
+            sum.returned += returned;
+            sum.passed += passed;
+            sum.no_socket += no_socket;
+        }
+        Ok(sum)
+    }
+
+    /// Attaches to a NIC without a program.
+    fn attach_first(&mut self) -> Result<Attached, ProgramError> {
+        let attach = |mode: Attached| self.set_ours(mode, XDP_FLAGS_UPDATE_IF_NOEXIST, None);
+        if self.wanted != AttachMode::Generic {
+            match attach(Attached::Native) {
+                Ok(()) => return Ok(Attached::Native),
+                Err(error) if self.wanted == AttachMode::Native || is_permission(&error.source) => {
+                    return Err(self.attach_error("native", &error));
+                }
+                Err(error) => self.fallback_reason = Some(error.to_string()),
+            }
+        }
+        match self.set_ours(Attached::Generic, XDP_FLAGS_UPDATE_IF_NOEXIST, None) {
+            Ok(()) => Ok(Attached::Generic),
+            Err(error) => Err(self.attach_error("generic", &error)),
+        }
+    }
+
+    /// Takes the place of a program that a killed process left, without a gap.
+    fn replace(&mut self, old: &Leftover) -> Result<Attached, ProgramError> {
+        self.set_ours(old.mode, XDP_FLAGS_REPLACE, Some(&old.program))
+            .map_err(|error| self.attach_error(old.mode.as_str(), &error))?;
+        if self.wanted == AttachMode::Auto && old.mode == Attached::Generic {
+            self.fallback_reason = Some(
+                "the program that a killed process left behind was generic, and was replaced \
+                 without a gap; stop holdfast cleanly before a start to have native mode tried"
+                    .to_owned(),
+            );
+        }
+        Ok(old.mode)
+    }
+
+    fn set_ours(
+        &self,
+        mode: Attached,
+        flags: u32,
+        expected: Option<&ProgramFd>,
+    ) -> Result<(), NetlinkError> {
+        self.set(self.program.as_fd().as_raw_fd(), mode.flag() | flags, expected)
+    }
+
+    fn set(
+        &self,
+        program: RawFd,
+        flags: u32,
+        expected: Option<&ProgramFd>,
+    ) -> Result<(), NetlinkError> {
+        let expected = expected.map(|program| program.as_fd().as_raw_fd());
+        self.netlink.set_xdp(self.index, program, flags, expected)
+    }
+
+    /// The program that a killed process left on the NIC; an error if it is somebody else's.
+    fn leftover(&self) -> Result<Option<Leftover>, ProgramError> {
+        let link = self
+            .netlink
+            .link_by_index(self.index)
+            .map_err(|error| query_error(&self.interface, &error))?
+            .ok_or_else(|| query_error(&self.interface, &"it has been removed"))?;
+        if let Some(id) = link.xdp.offloaded {
+            return Err(self.foreign(id, find_program(id).as_ref(), "offloaded", "xdpoffload"));
+        }
+        let attached = match (link.xdp.native, link.xdp.generic) {
+            (Some(id), _) => Some((id, Attached::Native, "xdpdrv")),
+            (None, Some(id)) => Some((id, Attached::Generic, "xdpgeneric")),
+            (None, None) => None,
+        };
+        let Some((id, mode, keyword)) = attached else { return Ok(None) };
+        let info = find_program(id);
+        let ours = info.as_ref().filter(|info| info.name() == PROGRAM_NAME.as_bytes());
+        let Some(program) = ours.and_then(|info| info.fd().ok()) else {
+            return Err(self.foreign(id, info.as_ref(), mode.as_str(), keyword));
+        };
+        Ok(Some(Leftover { mode, program }))
+    }
+
+    fn foreign(
+        &self,
+        id: u32,
+        info: Option<&ProgramInfo>,
+        mode: &'static str,
+        keyword: &'static str,
+    ) -> ProgramError {
+        let name = info.and_then(ProgramInfo::name_as_str).filter(|name| !name.is_empty());
+        let program = name.unwrap_or("without a name").to_owned();
+        ProgramError::Foreign { interface: self.interface.clone(), program, id, mode, keyword }
+    }
+
+    fn attach_error(&self, mode: &'static str, error: &NetlinkError) -> ProgramError {
+        let interface = self.interface.clone();
+        if is_permission(&error.source) {
+            let source = io::Error::from(error.source.kind());
+            return ProgramError::NotPermitted { interface, step: "attaching the program", source };
+        }
+        let hint = match (mode, error.errno()) {
+            (_, Some(libc::EBUSY | libc::EEXIST)) => {
+                "another program was attached meanwhile; see `ip link` and `bpftool net`"
+            }
+            ("native", _) => "set the XDP mode of this NIC to \"generic\" or \"auto\"",
+            _ => "see the kernel's log (`dmesg`)",
+        };
+        ProgramError::Attach { interface, mode, reason: error.to_string(), hint }
+    }
+}
+
+impl Drop for Steering {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+impl Rules {
+    fn check(&self) -> Result<(), ProgramError> {
+        for (map, got, max, what) in [
+            ("vips", self.vips.len(), MAX_SERVICES, "VIP ports"),
+            ("returns", self.returns.len(), MAX_SERVICES, "NAT backends"),
+            ("locals", self.locals.len(), MAX_LOCALS, "addresses on this box"),
+        ] {
+            if got > max {
+                return Err(ProgramError::TooManyRules { map, got, max, what });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<&SteerRules> for Rules {
+    fn from(rules: &SteerRules) -> Self {
+        let services = |keys: &[ListenKey]| keys.iter().map(|key| (service(key), 1)).collect();
+        let mut vip_addresses = BTreeMap::new();
+        for vip in &rules.vips {
+            *vip_addresses.entry(vip.address.octets()).or_insert(0) |= protocol_bit(vip.protocol);
+        }
+        Self {
+            vips: services(&rules.vips),
+            vip_addresses,
+            returns: services(&rules.returns),
+            locals: rules.locals.iter().map(|address| (address.octets(), 1)).collect(),
+        }
+    }
+}
+
+/// `HAS_TCP` and `HAS_UDP` of steer.bpf.c.
+const fn protocol_bit(protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::Tcp => 1,
+        Protocol::Udp => 2,
+    }
+}
+
+/// Address, port in network byte order, protocol, 0.
+fn service(key: &ListenKey) -> ServiceKey {
+    let mut bytes = [0; 20];
+    let tail = [key.port.to_be_bytes(), [key.protocol as u8, 0]];
+    let source = key.address.octets().into_iter().chain(tail.into_iter().flatten());
+    bytes.iter_mut().zip(source).for_each(|(to, from)| *to = from);
+    bytes
+}
+
+/// Adds what `wanted` has and `loaded` has not (or with another value), or removes the rest.
+fn change<const N: usize>(
+    ebpf: &mut Ebpf,
+    interface: &str,
+    name: &'static str,
+    adding: bool,
+    wanted: &BTreeMap<[u8; N], u32>,
+    loaded: &mut BTreeMap<[u8; N], u32>,
+) -> Result<(), ProgramError> {
+    let mut entries = map(ebpf, name)
+        .and_then(HashMap::<_, [u8; N], u32>::try_from)
+        .map_err(map_error(interface, "change entries", name))?;
+    let new: Vec<_> = wanted
+        .iter()
+        .filter(|(key, value)| loaded.get(*key) != Some(*value))
+        .map(|(key, value)| (*key, *value))
+        .collect();
+    // Old and new do not fit in together: then the old must go first.
+    let crowded = adding && loaded.len() + new.len() > map_capacity(name);
+    if !adding || crowded {
+        let gone: Vec<_> =
+            loaded.keys().filter(|key| !wanted.contains_key(*key)).copied().collect();
+        for key in gone {
+            entries.remove(&key).map_err(map_error(interface, "remove an entry", name))?;
+            loaded.remove(&key);
+        }
+    }
+    for (key, value) in new {
+        entries.insert(key, value, 0).map_err(map_error(interface, "add an entry", name))?;
+        loaded.insert(key, value);
+    }
+    Ok(())
+}
+
+fn map_capacity(name: &str) -> usize {
+    if name == "locals" { MAX_LOCALS } else { MAX_SERVICES }
+}
+
+fn load_program(ebpf: &mut Ebpf) -> Result<ProgramFd, aya::programs::ProgramError> {
+    let program = ebpf.program_mut(PROGRAM_NAME);
+    let program = program.ok_or(aya::programs::ProgramError::UnexpectedProgramType)?;
+    let program: &mut Xdp = program.try_into()?;
+    program.load()?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+/// The loaded program with that id; `None` also when the kernel does not let us look.
+fn find_program(id: u32) -> Option<ProgramInfo> {
+    loaded_programs().filter_map(Result::ok).find(|program| program.id() == id)
+}
+
+fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map, MapError> {
+    ebpf.map_mut(name).ok_or_else(|| no_map(name))
+}
+
+fn no_map(name: &str) -> MapError {
+    MapError::InvalidName { name: name.to_owned() }
+}
+
+fn map_error(
+    interface: &str,
+    step: &'static str,
+    map: &'static str,
+) -> impl FnOnce(MapError) -> ProgramError {
+    move |source| ProgramError::Map { interface: interface.to_owned(), step, map, source }
+}
+
+fn query_error(interface: &str, reason: &impl ToString) -> ProgramError {
+    ProgramError::Query { interface: interface.to_owned(), reason: reason.to_string() }
+}
+
+fn load_error(interface: &str, error: EbpfError) -> ProgramError {
+    let interface = interface.to_owned();
+    match io_cause(&error).filter(|cause| is_permission(cause)) {
+        Some(cause) => {
+            let source = io::Error::from(cause.kind());
+            ProgramError::NotPermitted { interface, step: "loading the XDP program", source }
+        }
+        None => ProgramError::Load { interface, reason: with_causes(&error) },
+    }
+}
+
+fn is_permission(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// An error and its causes.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let mut next = Some(error);
+    std::iter::from_fn(move || {
+        let error = next?;
+        next = error.source();
+        Some(error)
+    })
+}
+
+/// The first I/O error among an error and its causes.
+fn io_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+/// An error and its causes in one line, without those that are already told.
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    for cause in chain(error).map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_laid_out_like_the_programs() {
+        let key = ListenKey {
+            address: Address::from_v4([192, 0, 2, 10]),
+            port: 443,
+            protocol: Protocol::Tcp,
+        };
+        assert_eq!(
+            service(&key),
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 10, 1, 187, 6, 0]
+        );
+    }
+
+    #[test]
+    fn an_address_has_one_entry_for_all_its_protocols() {
+        let address = Address::from_v6([7; 16]);
+        let key = |port, protocol| ListenKey { address, port, protocol };
+        let rules = SteerRules {
+            vips: vec![key(53, Protocol::Udp), key(53, Protocol::Tcp), key(80, Protocol::Tcp)],
+            ..SteerRules::default()
+        };
+        let rules = Rules::from(&rules);
+        assert_eq!(rules.vips.len(), 3);
+        assert_eq!(rules.vip_addresses, [([7; 16], 3)].into());
+    }
+
+    #[test]
+    fn too_many_rules_are_refused_with_the_number_that_fits() {
+        let locals = (0..4097u32).map(|n| Address::from_v4(n.to_be_bytes())).collect();
+        let rules = SteerRules { locals, ..SteerRules::default() };
+        let error = Rules::from(&rules).check().err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("4097 entries") && error.contains("holds 4096"), "{error}");
+    }
+
+    #[test]
+    fn the_object_is_embedded_and_its_name_fits_the_kernels_15_bytes() {
+        assert!(OBJECT.starts_with(b"\x7fELF"));
+        assert!(PROGRAM_NAME.len() <= 15);
+    }
+}

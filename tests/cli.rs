@@ -1,0 +1,153 @@
+//! The real binary, run as a user runs it: what it prints, where, and its exit code.
+
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// What a run came to.
+struct Run {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn holdfast(arguments: &[&str]) -> Run {
+    let output = Command::new(env!("CARGO_BIN_EXE_holdfast")).args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// A temporary folder that is gone after the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Self {
+        let folder =
+            std::env::temp_dir().join(format!("holdfast-binary-{test}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn check_accepts_the_files_that_are_shipped() {
+    for (file, counts) in [
+        ("config/holdfast.toml", "2 workers, 1 NIC, 1 VIP, 2 backends"),
+        ("config/example-nat.toml", "2 workers, 1 NIC, 1 VIP, 2 backends"),
+        ("config/example-dsr.toml", "2 workers, 1 NIC, 2 VIPs, 3 backends"),
+    ] {
+        let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
+        let run = holdfast(&["check", "--config", &path, "--offline"]);
+        let expected = format!("{path}: good (the machine was not looked at): {counts}\n");
+        assert_eq!(
+            (run.code, run.stdout, run.stderr),
+            (Some(0), expected, String::new()),
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn check_reports_every_mistake_and_exits_1() {
+    let folder = Folder::new("mistakes");
+    let file = folder.file(
+        "bad.toml",
+        "[workers]\ncores = [0, 0]\nidel = \"busy\"\n[[nic]]\ninterface = \"eth1\"\n[[vip]]\n\
+         name = \"web\"\naddress = \"192.0.2.10\"\nports = [80]\nforward = \"nat\"\n\
+         [[vip.backend]]\nname = \"a\"\naddress = \"2001:db8::1\"\n",
+    );
+    let run = holdfast(&["check", "--config", &file]);
+    assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""), "{}", run.stderr);
+    let errors: Vec<_> = run.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    let expected = [
+        format!("error: {file}:2:13: workers.cores: core 0 is listed twice; "),
+        format!("error: {file}:3:1: workers.idel: unknown key `idel`; the keys here are: cores, "),
+        format!("error: {file}:13:11: vip.backend.address: 2001:db8::1 is IPv6, but VIP \"web\""),
+    ];
+    assert_eq!(errors.len(), expected.len(), "{}", run.stderr);
+    for (error, expected) in errors.iter().zip(&expected) {
+        assert!(error.starts_with(expected), "{expected} is not the start of\n{error}");
+    }
+}
+
+#[test]
+fn check_looks_at_the_machine_unless_it_is_offline() {
+    let folder = Folder::new("machine");
+    let good =
+        fs::read_to_string(format!("{}/config/example-nat.toml", env!("CARGO_MANIFEST_DIR")));
+    let text = good.unwrap().replace("[2, 3]", "[1023]").replace("eth1", "no-such-nic");
+    let file = folder.file("other-machine.toml", &text);
+    assert_eq!(holdfast(&["check", "--config", &file, "--offline"]).code, Some(0));
+    let run = holdfast(&["check", "--config", &file]);
+    assert_eq!(run.code, Some(1));
+    for part in [
+        format!("error: {file}: workers.cores: core 1023 is not there or offline; use some of "),
+        format!("error: {file}: nic.interface: there is no interface no-such-nic; there are: "),
+    ] {
+        assert!(run.stderr.contains(&part), "{part} is not in\n{}", run.stderr);
+    }
+}
+
+#[test]
+fn check_of_a_file_that_is_not_there() {
+    let run = holdfast(&["check", "--config", "/nowhere/holdfast.toml"]);
+    let expected = "error: /nowhere/holdfast.toml: no such file; name one with --config\n";
+    assert_eq!((run.code, run.stderr.as_str()), (Some(1), expected));
+}
+
+#[test]
+fn help_lists_the_commands() {
+    let run = holdfast(&["--help"]);
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+    for command in ["run", "check", "status", "drain", "undrain", "reload", "flows"] {
+        assert!(run.stdout.contains(&format!("\n  {command} ")), "{command}\n{}", run.stdout);
+        assert_eq!(holdfast(&[command, "--help"]).code, Some(0), "{command}");
+    }
+    let version = holdfast(&["--version"]);
+    assert_eq!(version.stdout, format!("holdfast {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_wrong_command_line_exits_2() {
+    for arguments in
+        [&["fly"][..], &[], &["check"], &["run"], &["drain", "web"], &["status", "--jsno"]]
+    {
+        let run = holdfast(arguments);
+        assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(
+            run.stderr.contains("--help") || arguments.is_empty(),
+            "{arguments:?}\n{}",
+            run.stderr
+        );
+    }
+}
+
+#[test]
+fn commands_that_nobody_answers_exit_1() {
+    let folder = Folder::new("nobody");
+    let socket = folder.0.join("control.sock").to_str().unwrap().to_owned();
+    for command in
+        [&["status"][..], &["drain", "web/a"], &["undrain", "web/a"], &["reload"], &["flows"]]
+    {
+        let run = holdfast(&[command, &["--socket", &socket]].concat());
+        let expected = format!(
+            "error: nobody listens at {socket}: is holdfast running? Start it with \
+             `holdfast run --config F`, or name its socket with --socket\n"
+        );
+        assert_eq!((run.code, run.stderr), (Some(1), expected), "{command:?}");
+    }
+}
