@@ -367,3 +367,90 @@ fn route(address: IpAddr, message: &RouteMessage) -> Route {
         _ => Route::None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::link::InfoKind;
+    use rtnetlink::packet_route::neighbour::NeighbourHeader;
+
+    use super::*;
+
+    #[test]
+    fn a_vlan_device_tells_what_it_is_on() {
+        let mut message = LinkMessage::default();
+        message.header.index = 9;
+        message.attributes = vec![
+            LinkAttribute::IfName("eth1.7".to_owned()),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+            LinkAttribute::Link(3),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vlan),
+                LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(7)])),
+            ]),
+        ];
+        let expected = Link {
+            index: 9,
+            name: "eth1.7".to_owned(),
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            loopback: false,
+            vlan: Some((3, 7)),
+        };
+        assert_eq!(link(message), expected);
+        // One end of a veth names the other one, but is no VLAN.
+        let mut veth = LinkMessage::default();
+        veth.attributes = vec![LinkAttribute::Link(3)];
+        assert_eq!(link(veth).vlan, None);
+    }
+
+    #[test]
+    fn neighbour_states_fall_into_four() {
+        for (state, expected) in [
+            (NeighbourState::Reachable, Certainty::Good),
+            (NeighbourState::Permanent, Certainty::Good),
+            (NeighbourState::Delay, Certainty::Good),
+            (NeighbourState::Probe, Certainty::Good),
+            (NeighbourState::Noarp, Certainty::Good),
+            (NeighbourState::Stale, Certainty::Stale),
+            (NeighbourState::None, Certainty::Resolving),
+            (NeighbourState::Incomplete, Certainty::Resolving),
+            (NeighbourState::Failed, Certainty::Failed),
+        ] {
+            let mut message = NeighbourMessage::default();
+            message.header = NeighbourHeader { ifindex: 4, state, ..NeighbourHeader::default() };
+            let address = NeighbourAddress::Inet(Ipv4Addr::new(10, 0, 0, 1));
+            message.attributes.push(NeighbourAttribute::Destination(address));
+            let entry = Neighbour { mac: None, certainty: expected };
+            assert_eq!(neighbour(message), Some(((4, IpAddr::from([10, 0, 0, 1])), entry)));
+        }
+    }
+
+    #[test]
+    fn route_answers() {
+        let to = IpAddr::from([10, 0, 0, 9]);
+        let answer = |kind, attributes: &[RouteAttribute]| {
+            let mut message = RouteMessage::default();
+            message.header.kind = kind;
+            message.attributes = attributes.to_vec();
+            route(to, &message)
+        };
+        let gateway = Ipv4Addr::new(10, 0, 0, 1);
+        let via = RouteAttribute::Gateway(RouteAddress::Inet(gateway));
+        for (name, answer, expected) in [
+            ("local", answer(RouteType::Local, &[RouteAttribute::Oif(1)]), Route::Local),
+            (
+                "on link",
+                answer(RouteType::Unicast, &[RouteAttribute::Oif(2)]),
+                Route::Via { ifindex: 2, hop: to },
+            ),
+            (
+                "gateway",
+                answer(RouteType::Unicast, &[RouteAttribute::Oif(2), via]),
+                Route::Via { ifindex: 2, hop: gateway.into() },
+            ),
+            ("blackhole", answer(RouteType::BlackHole, &[]), Route::None),
+            ("broadcast", answer(RouteType::Broadcast, &[RouteAttribute::Oif(2)]), Route::None),
+        ] {
+            assert_eq!(answer, expected, "{name}");
+        }
+    }
+}

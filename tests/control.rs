@@ -1,0 +1,552 @@
+//! The control plane against a real kernel, in network namespaces of its own. Needs root.
+//!
+//! A test makes two namespaces, `<name>-lb` and `<name>-peer`, with a cable between `nic0` and
+//! `peer0`, and runs itself again inside the first one, where it is free to change anything.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use holdfast::config::{
+    Announce, Backend, Config, Control, CopyMode, Hash, Health, Idle, Nic, TcpHealth, Timeouts,
+    Vip, Workers, XdpMode,
+};
+use holdfast::control::{
+    self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteerRules, SteeringPort,
+};
+use holdfast::flow::Protocol;
+use holdfast::forwarding::publish::{Publisher, Subscription};
+use holdfast::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports};
+use holdfast::units::Ticks;
+
+/// Set in the process that runs inside the namespace: the name of the two namespaces.
+const INSIDE: &str = "HOLDFAST_CONTROL_TEST";
+/// Everything but what the kernel takes its time for happens within this time.
+const SOON: Duration = Duration::from_secs(10);
+/// A neighbour is verified every 15 s, and given up after three more.
+const VERIFIED: Duration = Duration::from_secs(40);
+const NIC_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+
+/// Two namespaces and a cable. Removed when dropped.
+struct Net(String);
+
+impl Net {
+    fn up(test: &str) -> Self {
+        let net = Self(format!("hfctl{}-{test}", std::process::id()));
+        let (lb, peer) = (net.lb(), net.peer());
+        run("ip", &["netns", "add", &lb]);
+        run("ip", &["netns", "add", &peer]);
+        run(
+            "ip",
+            &[
+                "link",
+                "add",
+                "nic0",
+                "address",
+                "02:00:00:00:01:01",
+                "netns",
+                &lb,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "peer0",
+                "address",
+                "02:00:00:00:02:02",
+                "netns",
+                &peer,
+            ],
+        );
+        for (namespace, interface, host) in [(&lb, "nic0", 1), (&peer, "peer0", 2)] {
+            let v4 = format!("198.18.0.{host}/24");
+            let v6 = format!("2001:db8:1::{host}/64");
+            run("ip", &["-n", namespace, "link", "set", "lo", "up"]);
+            run("ip", &["-n", namespace, "link", "set", interface, "up"]);
+            run("ip", &["-n", namespace, "address", "add", &v4, "dev", interface]);
+            run("ip", &["-n", namespace, "address", "add", &v6, "dev", interface, "nodad"]);
+        }
+        net
+    }
+
+    fn lb(&self) -> String {
+        format!("{}-lb", self.0)
+    }
+
+    fn peer(&self) -> String {
+        format!("{}-peer", self.0)
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for namespace in [self.lb(), self.peer()] {
+            // It may never have been made.
+            let _ = Command::new("ip").args(["netns", "del", &namespace]).output();
+        }
+        let _ = std::fs::remove_dir_all(std::env::temp_dir().join(&self.0));
+    }
+}
+
+/// Runs `test` in namespaces of its own.
+fn isolated(name: &str, test: impl FnOnce(&Inside)) {
+    if let Ok(net) = std::env::var(INSIDE) {
+        return test(&Inside { net });
+    }
+    let uid = run("id", &["-u"]);
+    assert_eq!(uid.trim(), "0", "this test makes network namespaces: run it as root");
+    let net = Net::up(&name.chars().take(12).collect::<String>());
+    let binary = std::env::current_exe().unwrap();
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &net.lb()]).arg(binary);
+    command.args(["--exact", name, "--nocapture"]).env(INSIDE, &net.0);
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "inside the namespace:\n{stdout}\n{stderr}");
+    assert!(stdout.contains("1 passed"), "nothing ran inside the namespace:\n{stdout}");
+}
+
+/// The view from within the balancer's namespace.
+struct Inside {
+    net: String,
+}
+
+impl Inside {
+    /// Runs `ip` in the balancer's namespace.
+    fn ip(&self, arguments: &str) -> String {
+        run("ip", &arguments.split(' ').collect::<Vec<_>>())
+    }
+
+    /// Runs `ip` in the peer's namespace.
+    fn peer_ip(&self, arguments: &str) -> String {
+        let peer = format!("{}-peer", self.net);
+        run("ip", &[&["-n", &peer], &arguments.split(' ').collect::<Vec<_>>()[..]].concat())
+    }
+
+    /// A command in the peer's namespace.
+    fn peer(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &format!("{}-peer", self.net), program]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    fn peer_sysctl(&self, setting: &str) {
+        let status = self.peer("sysctl").args(["-q", "-w", setting]).status().unwrap();
+        assert!(status.success(), "sysctl {setting}");
+    }
+
+    fn socket(&self) -> PathBuf {
+        std::env::temp_dir().join(&self.net).join("control.sock")
+    }
+
+    /// Starts control in a thread of this process and waits until it is ready.
+    fn start(&self, config: &Config) -> Running {
+        let first = ForwardingTable::build(0, config.hash.secret, &[], None);
+        let (publisher, tables) = Publisher::new(first);
+        let ready = Arc::new(AtomicBool::new(false));
+        let (config, socket, told) = (config.clone(), self.socket(), Arc::clone(&ready));
+        let thread =
+            std::thread::spawn(move || control::run(inputs(config, &socket, publisher, told)));
+        wait_for("control is ready", SOON, || {
+            ready.load(Ordering::Acquire) || thread.is_finished()
+        });
+        if thread.is_finished() {
+            panic!("control ended: {:?}", thread.join().unwrap());
+        }
+        Running { thread, tables }
+    }
+
+    fn addresses(&self) -> String {
+        self.ip("-o address show dev nic0")
+    }
+}
+
+/// A control plane that runs.
+struct Running {
+    thread: std::thread::JoinHandle<Result<(), control::ControlError>>,
+    tables: Subscription,
+}
+
+impl Running {
+    fn hop(&mut self, backend: u16) -> Option<NextHop> {
+        self.tables.current().backend(BackendIndex(backend)).unwrap().next_hop
+    }
+
+    fn wait_for_hop(&mut self, backend: u16, limit: Duration, wanted: Option<NextHop>) {
+        let what = format!("next hop of backend {backend}: {wanted:?}");
+        wait_for(&what, limit, || self.hop(backend) == wanted);
+    }
+
+    /// Ends it as an operator does.
+    fn stop(self) {
+        signal("TERM");
+        self.thread.join().unwrap().unwrap();
+    }
+}
+
+/// Sends a signal to this process.
+fn signal(name: &str) {
+    run("kill", &["-s", name, &std::process::id().to_string()]);
+}
+
+/// Sends frames for real, and has no XDP program.
+struct Frames;
+
+impl SteeringPort for Frames {
+    fn sync(&mut self, _rules: &SteerRules) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
+        Ok(vec![AttachedView { xdp: "native".to_owned(), fallback: None }])
+    }
+
+    fn counters(&mut self, _nic: PortIndex) -> SteerCounters {
+        SteerCounters::default()
+    }
+
+    fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
+        SocketStatistics::default()
+    }
+
+    fn send_frame(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), String> {
+        holdfast::xdp::packet::send_frame(ifindex, frame).map_err(|error| error.to_string())
+    }
+}
+
+fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<AtomicBool>) -> Inputs {
+    let (sender, events) = crossbeam_channel::bounded(1);
+    let reloaded = config.clone();
+    Inputs {
+        config,
+        config_path: PathBuf::from("holdfast.toml"),
+        load: Box::new(move |_| Ok(Config { vips: Vec::new(), ..reloaded.clone() })),
+        claim: control::admin::claim(socket).unwrap(),
+        workers: Vec::new(),
+        nics: vec![NicView {
+            interface: "nic0".to_owned(),
+            ifindex: nic_index(),
+            mac: NIC_MAC,
+            driver: "veth".to_owned(),
+            mode: "copy".to_owned(),
+            queues: vec![0],
+        }],
+        publisher,
+        steering: Box::new(Frames),
+        events,
+        clock: Arc::new(|| Ticks(0)),
+        ready: Box::new(move || {
+            // Release: pairs with the test's Acquire. The sender lives until control has started.
+            drop(sender);
+            ready.store(true, Ordering::Release);
+        }),
+    }
+}
+
+fn config(vips: Vec<Vip>) -> Config {
+    Config {
+        workers: Workers {
+            cores: vec![0],
+            idle: Idle::Sleep,
+            flows: 64,
+            frames: None,
+            frame_size: 2048,
+            batch: 64,
+        },
+        nics: vec![Nic {
+            interface: "nic0".to_owned(),
+            mode: CopyMode::Auto,
+            xdp: XdpMode::Auto,
+            queues: None,
+            ring: 64,
+        }],
+        vips,
+        control: Control { socket: PathBuf::from("unused") },
+        hash: Hash { secret: [0; 16], table_size: 251 },
+    }
+}
+
+fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip {
+    let second = Duration::from_secs(1);
+    let backends = (0..).zip(backends).map(|(i, address): (u32, _)| Backend {
+        name: format!("b{i}"),
+        address: address.parse().unwrap(),
+        port: Some(8080),
+        weight: 1,
+    });
+    Vip {
+        name: name.to_owned(),
+        address: address.parse().unwrap(),
+        ports: Ports::List(vec![80]),
+        protocol: Protocol::Tcp,
+        forward: Forward::Nat,
+        health: Health::None,
+        timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },
+        announce,
+        backends: backends.collect(),
+    }
+}
+
+fn on_nic() -> Announce {
+    Announce::Interface("nic0".to_owned())
+}
+
+/// The next hop `02:00:00:00:02:<last>`.
+fn hop(last: u8) -> Option<NextHop> {
+    Some(NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 2, last], vlan: None })
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !done() {
+        assert!(Instant::now() < end, "after {limit:?} still not: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Adds addresses to `nic0` as a holdfast does that is killed afterwards.
+fn leave_behind(addresses: &[&str]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let netlink = control::netlink::Netlink::open().unwrap();
+        for address in addresses {
+            let added = netlink.add_address(nic_index(), address.parse().unwrap()).await.unwrap();
+            assert!(added, "{address} was there before");
+        }
+    });
+}
+
+fn nic_index() -> u32 {
+    std::fs::read_to_string("/sys/class/net/nic0/ifindex").unwrap().trim().parse().unwrap()
+}
+
+/// A process that is ended when the value goes.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail when it has ended, which is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn next_hops_follow_the_neighbours() {
+    isolated("next_hops_follow_the_neighbours", |inside| {
+        let mut addresses = vec!["198.18.0.2", "2001:db8:1::2"];
+        // Not there yet, this box itself, and one without a route.
+        addresses.extend(["198.18.0.3", "198.18.0.1", "203.0.113.1"]);
+        let vips = addresses.iter().zip(10..).map(|(address, host)| {
+            let listen = match address.parse().unwrap() {
+                IpAddr::V4(_) => format!("192.0.2.{host}"),
+                IpAddr::V6(_) => format!("2001:db8:100::{host}"),
+            };
+            vip(&format!("vip{host}"), &listen, Announce::None, &[address])
+        });
+        let mut control = inside.start(&config(vips.collect()));
+        control.wait_for_hop(0, SOON, hop(2));
+        control.wait_for_hop(1, SOON, hop(2));
+        assert_eq!([control.hop(2), control.hop(3), control.hop(4)], [None; 3]);
+
+        // A host that comes is found without anybody sending it anything.
+        inside.peer_ip("address add 198.18.0.3/24 dev peer0");
+        control.wait_for_hop(2, SOON, hop(2));
+
+        // A MAC that moves and says so.
+        inside.peer_sysctl("net.ipv4.conf.peer0.arp_notify=1");
+        inside.peer_sysctl("net.ipv6.conf.peer0.ndisc_notify=1");
+        inside.peer_ip("link set dev peer0 address 02:00:00:00:02:03");
+        control.wait_for_hop(0, SOON, hop(3));
+        control.wait_for_hop(1, SOON, hop(3));
+
+        // A route that comes.
+        inside.ip("route add 203.0.113.0/24 via 198.18.0.2");
+        control.wait_for_hop(4, SOON, hop(3));
+        inside.ip("route del 203.0.113.0/24");
+        control.wait_for_hop(4, SOON, None);
+        control.stop();
+    });
+}
+
+/// A MAC that moves in silence is noticed because neighbours in use are verified.
+#[test]
+fn a_silent_move_is_noticed() {
+    isolated("a_silent_move_is_noticed", |inside| {
+        // Neighbours go stale after 0.5 to 1.5 s instead of 15 to 45 s.
+        let sysctl = "net.ipv4.neigh.nic0.base_reachable_time_ms=1000";
+        run("sysctl", &["-q", "-w", sysctl]);
+        let config = config(vec![vip("web", "192.0.2.10", Announce::None, &["198.18.0.2"])]);
+        let mut control = inside.start(&config);
+        control.wait_for_hop(0, SOON, hop(2));
+        inside.peer_ip("link set dev peer0 address 02:00:00:00:02:03");
+        control.wait_for_hop(0, VERIFIED, hop(3));
+        // And one that is gone for good has no next hop in the end.
+        inside.peer_ip("address flush dev peer0");
+        control.wait_for_hop(0, VERIFIED, None);
+        control.stop();
+    });
+}
+
+#[test]
+fn gateways_and_foreign_interfaces() {
+    isolated("gateways_and_foreign_interfaces", |inside| {
+        inside.ip("link add other0 type veth peer name other1");
+        inside.ip("address add 198.18.9.1/24 dev other0");
+        inside.ip("link set other0 up");
+        inside.ip("route add 203.0.113.0/24 via inet6 2001:db8:1::2 dev nic0");
+        let backends = ["203.0.113.5", "198.18.9.2"];
+        let config = config(vec![vip("web", "192.0.2.10", Announce::None, &backends)]);
+        let mut control = inside.start(&config);
+        control.wait_for_hop(0, SOON, hop(2));
+        assert_eq!(control.hop(1), None, "other0 is no NIC of ours");
+        control.stop();
+    });
+}
+
+#[test]
+fn health_follows_a_real_server() {
+    isolated("health_follows_a_real_server", |inside| {
+        let mut web = vip("web", "192.0.2.10", Announce::None, &["198.18.0.2", "2001:db8:1::2"]);
+        web.health = Health::Tcp(TcpHealth {
+            interval: Duration::from_millis(100),
+            timeout: Duration::from_millis(100),
+            rise: 2,
+            fall: 2,
+            port: None,
+        });
+        let mut control = inside.start(&config(vec![web]));
+        let mut wait_until = |up: bool| {
+            for index in [0, 1] {
+                wait_for(&format!("backend {index} up: {up}"), SOON, || {
+                    control.tables.current().backend(BackendIndex(index)).unwrap().up == up
+                });
+            }
+        };
+        wait_until(false);
+        let serve = || {
+            let script = "import http.server as h\n\
+                class S(h.ThreadingHTTPServer):\n address_family = 10\n\
+                S(('::', 8080), h.BaseHTTPRequestHandler).serve_forever()";
+            Server(inside.peer("python3").args(["-c", script]).spawn().unwrap())
+        };
+        let server = serve();
+        wait_until(true);
+        drop(server);
+        wait_until(false);
+        let _server = serve();
+        wait_until(true);
+        // Silence is as good as a refusal.
+        inside.peer_ip("link set peer0 down");
+        wait_until(false);
+        control.stop();
+    });
+}
+
+#[test]
+fn addresses_come_are_announced_and_go() {
+    isolated("addresses_come_are_announced_and_go", |inside| {
+        // An operator's address, one that a killed process left, and one that it left for nothing.
+        inside.ip("address add 192.0.2.12/32 dev nic0");
+        leave_behind(&["192.0.2.13", "192.0.2.14"]);
+        // The peer believes that the VIPs are elsewhere.
+        for address in ["192.0.2.10", "2001:db8:100::10"] {
+            let wrong = "lladdr 02:00:00:00:09:09 dev peer0 nud stale";
+            inside.peer_ip(&format!("neigh replace {address} {wrong}"));
+        }
+        let vips = ["192.0.2.10", "2001:db8:100::10", "192.0.2.12", "192.0.2.13", "192.0.2.10"];
+        let vips = vips.iter().zip(0..).map(|(address, i)| {
+            let mut vip = vip(&format!("vip{i}"), address, on_nic(), &[]);
+            vip.ports = Ports::List(vec![80 + i]);
+            vip
+        });
+        let control = inside.start(&config(vips.collect()));
+        let there = inside.addresses();
+        for address in ["192.0.2.10/32", "2001:db8:100::10/128", "192.0.2.12/32", "192.0.2.13/32"] {
+            assert!(there.contains(address), "{address}:\n{there}");
+        }
+        assert!(!there.contains("192.0.2.14"), "a leftover that nobody wants:\n{there}");
+        let tentative = |line: &str| line.contains("2001:db8:100") && line.contains("tentative");
+        assert!(!there.lines().any(tentative), "{there}");
+
+        wait_for("the peer has been told", SOON, || {
+            let known = inside.peer_ip("neigh show dev peer0");
+            ["192.0.2.10 lladdr 02:00:00:00:01:01", "2001:db8:100::10 lladdr 02:00:00:00:01:01"]
+                .iter()
+                .all(|entry| known.contains(entry))
+        });
+        inside.peer_ip("neigh flush dev peer0");
+        inside.peer_ip("route add 192.0.2.0/24 dev peer0");
+        inside.peer_ip("route add 2001:db8:100::/64 dev peer0");
+        for address in ["192.0.2.10", "2001:db8:100::10"] {
+            let ping = inside.peer("ping").args(["-c", "1", "-W", "5", address]).status().unwrap();
+            assert!(ping.success(), "the kernel does not answer for {address}");
+        }
+        // Its own connections do not come from a VIP, although that prefix is the longest.
+        let route = inside.ip("-6 route get 2001:db8:1::2");
+        assert!(route.contains("src 2001:db8:1::1"), "{route}");
+
+        // A link that goes down takes IPv6 addresses with it; they come back.
+        inside.ip("link set nic0 down");
+        inside.ip("link set nic0 up");
+        wait_for("the IPv6 VIP is there again", SOON, || {
+            inside.addresses().contains("2001:db8:100::10")
+        });
+        control.stop();
+        let left = inside.addresses();
+        for address in ["192.0.2.10", "2001:db8:100::10", "192.0.2.13"] {
+            assert!(!left.contains(address), "{address} was not removed:\n{left}");
+        }
+        assert!(left.contains("192.0.2.12"), "the operator's address is gone:\n{left}");
+        assert!(!inside.socket().exists(), "the control socket is still there");
+    });
+}
+
+#[test]
+fn sighup_reloads_and_takes_addresses_away() {
+    isolated("sighup_reloads_and_takes_addresses_away", |inside| {
+        let config = config(vec![vip("web", "192.0.2.10", on_nic(), &["198.18.0.2"])]);
+        let control = inside.start(&config);
+        assert!(inside.addresses().contains("192.0.2.10"));
+        signal("HUP");
+        wait_for("the VIP is gone", SOON, || !inside.addresses().contains("192.0.2.10"));
+        control.stop();
+    });
+}
+
+#[test]
+fn an_interface_that_is_not_there_is_refused_and_nothing_is_left() {
+    isolated("an_interface_that_is_not_there_is_refused_and_nothing_is_left", |inside| {
+        let elsewhere = Announce::Interface("nic9".to_owned());
+        let vips = vec![
+            vip("web", "192.0.2.10", on_nic(), &[]),
+            vip("mail", "192.0.2.11", elsewhere, &[]),
+        ];
+        let config = config(vips);
+        let first = ForwardingTable::build(0, config.hash.secret, &[], None);
+        let (publisher, _tables) = Publisher::new(first);
+        let ready = Arc::new(AtomicBool::new(false));
+        let socket = inside.socket();
+        let error = control::run(inputs(config, &socket, publisher, Arc::clone(&ready)));
+        let error = error.unwrap_err().to_string();
+        for part in ["192.0.2.11", "nic9 does not exist", "announce"] {
+            assert!(error.contains(part), "{part:?} missing from {error:?}");
+        }
+        assert!(!ready.load(Ordering::Acquire));
+        assert!(!inside.addresses().contains("192.0.2.1"), "{}", inside.addresses());
+        assert!(!socket.exists());
+    });
+}
