@@ -4,6 +4,8 @@
 //! does what the kernel does, or lies when asked to.
 #![allow(unsafe_code, reason = "works on chunks that the port has given away, like the kernel")]
 
+use std::ptr::NonNull;
+
 use super::port::Port;
 use super::ring::{Consumer, Descriptor, Producer, in_plain_memory};
 use super::socket::{Rings, SocketError, check_ring_size};
@@ -61,11 +63,11 @@ impl FakeNic {
         }
         let Some(address) = self.take_filled() else { return false };
         let address = address + u64::from(HEADROOM);
-        // SAFETY: the port gave this chunk away through the fill ring, from which it was taken
-        // just now, and no lie has named it; so neither a frame nor a ring names it. The length
-        // was checked, and addresses of the fill ring are those of chunks.
-        if let Some(data) = unsafe { self.bytes(address, len) } {
-            write(data);
+        if let Some(mut data) = chunk_bytes(self.memory, address, len) {
+            // SAFETY: inside the memory; the port gave this chunk away through the fill ring, from
+            // which it was taken just now, and no lie has named it, so that neither a frame nor a
+            // ring names it.
+            write(unsafe { data.as_mut() });
         }
         self.post(Descriptor { address, len, options: 0 })
     }
@@ -93,10 +95,10 @@ impl FakeNic {
         let sent = self.tx.take(room, |packet| {
             let chunk = memory.split(packet.address).map(|(chunk, _)| chunk);
             if chunk.and_then(|chunk| tainted.get(chunk)) == Some(&false) {
-                // SAFETY: the port gave this chunk away through the TX ring, with a length that
-                // fits, and gets it back only by the line below; no lie has named it.
-                let data = unsafe { chunk_bytes(memory, packet.address, packet.len) };
-                each(data.unwrap_or_default());
+                let data = chunk_bytes(memory, packet.address, packet.len);
+                // SAFETY: inside the memory; the port gave this chunk away through the TX ring,
+                // and gets it back only by the line below; no lie has named it.
+                each(data.map_or(&[], |data| unsafe { data.as_ref() }));
             }
             let pushed = completion.push(packet.address);
             debug_assert!(pushed, "room was looked for above");
@@ -131,33 +133,16 @@ impl FakeNic {
             *tainted = true;
         }
     }
-
-    /// # Safety
-    /// As [`chunk_bytes`].
-    unsafe fn bytes(&mut self, address: u64, len: u32) -> Option<&mut [u8]> {
-        // SAFETY: by the contract of this function.
-        unsafe { chunk_bytes(self.memory, address, len) }
-    }
 }
 
 /// `len` bytes of packet memory from `address`; `None` if they are not inside one chunk.
-///
-/// # Safety
-/// The chunk must not be named by a frame or a ring while the result lives.
-unsafe fn chunk_bytes(
-    memory: &'static Memory,
-    address: u64,
-    len: u32,
-) -> Option<&'static mut [u8]> {
+fn chunk_bytes(memory: &'static Memory, address: u64, len: u32) -> Option<NonNull<[u8]>> {
     let (_, offset) = memory.split(address)?;
-    if u32::from(offset) + len > memory.chunk_size() {
+    if len > memory.chunk_size() - u32::from(offset) {
         return None;
     }
     let start = usize::try_from(address).ok()?;
-    // SAFETY: `split` has checked that the address is inside the mapping, and the range ends
-    // inside its chunk; that nobody else uses it is the contract of this function.
-    unsafe {
-        let data = memory.start().add(start);
-        Some(std::slice::from_raw_parts_mut(data.as_ptr(), len as usize))
-    }
+    // SAFETY: `split` has found the address to be inside the mapping.
+    let start = unsafe { memory.start().add(start) };
+    Some(NonNull::slice_from_raw_parts(start, len as usize))
 }

@@ -79,7 +79,6 @@ impl Nic {
             index: link.index,
             mac,
             mtu: link.mtu,
-            #[expect(clippy::cast_sign_loss, reason = "a flag bit")]
             up: link.flags & libc::IFF_UP as u32 != 0,
         })
     }

@@ -473,6 +473,7 @@ mod tests {
         let mut frame = rig.pool.pop().unwrap();
         assert!(frame.copy_from(&[2; 60]));
         rig.port.transmit(frame).unwrap();
+        rig.port.flush();
         rig.nic.collect(|_| ());
         rig.poll();
         assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (6, 0));
@@ -494,7 +495,8 @@ mod tests {
         second.flush();
         assert_eq!(second_nic.collect(|packet| assert_eq!(packet, [5; 60])), 1);
         second.reclaim(&mut pool);
-        assert_eq!(pool.len() as u32 + first.with_kernel() + second.with_kernel(), FRAMES);
+        let with_kernel = first.with_kernel() + second.with_kernel();
+        assert_eq!(pool.len() + with_kernel as usize, FRAMES as usize);
         // A frame of another UMEM is not sent.
         let mut foreign = rig.pool.pop().unwrap();
         assert!(foreign.copy_from(&[1; 60]));
@@ -506,7 +508,7 @@ mod tests {
         let mut rig = Rig::new();
         for len in 0..14 {
             let mut frame = rig.pool.pop().unwrap();
-            assert!(frame.copy_from(&[0; 14][..len]));
+            assert!(frame.copy_from(&vec![0; len]));
             let back = rig.port.transmit(frame).unwrap_err();
             rig.pool.push(back);
         }

@@ -163,7 +163,7 @@ pub enum ProgramError {
         what: &'static str,
     },
     /// A map operation failed.
-    #[error("{interface}: cannot {step} in the XDP map `{map}`: {source}")]
+    #[error("{interface}: cannot {step} in the XDP map `{map}`: {reason}")]
     Map {
         /// The NIC.
         interface: String,
@@ -172,7 +172,7 @@ pub enum ProgramError {
         /// The map.
         map: &'static str,
         /// The reason.
-        source: MapError,
+        reason: String,
     },
     /// The kernel does not tell what is attached.
     #[error("cannot ask the kernel about the XDP program of {interface}: {reason}")]
@@ -597,7 +597,10 @@ fn map_error(
     step: &'static str,
     map: &'static str,
 ) -> impl FnOnce(MapError) -> ProgramError {
-    move |source| ProgramError::Map { interface: interface.to_owned(), step, map, source }
+    move |error| {
+        let (interface, reason) = (interface.to_owned(), with_causes(&error));
+        ProgramError::Map { interface, step, map, reason }
+    }
 }
 
 fn query_error(interface: &str, reason: &impl ToString) -> ProgramError {
