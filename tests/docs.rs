@@ -1,6 +1,6 @@
 //! The documents against the code.
 
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use holdfast::stats::Drop;
 

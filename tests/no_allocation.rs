@@ -1,6 +1,6 @@
 //! A worker does not allocate (architecture invariant 3): a counting allocator watches one.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+#![expect(clippy::indexing_slicing, reason = "a test may stop early")]
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
 #![allow(dead_code, reason = "the rig has more than this test needs")]
 
