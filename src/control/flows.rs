@@ -158,16 +158,11 @@ fn network(text: &str) -> Result<IpNet, QueryError> {
     text.parse::<IpNet>().or_else(|_| address()).map_err(|_| QueryError::Client(text.to_owned()))
 }
 
-/// Where a flow is in its life, as its time-out is chosen: with DSR, where replies are not seen,
-/// the client's FIN is the end.
+/// Where a flow is in its life, as its time-out is chosen.
 const fn state_name(pin: &Entry, forward: Forward) -> &'static str {
-    let fins = match forward {
-        Forward::Nat => State::FIN_CLIENT.with(State::FIN_BACKEND),
-        Forward::Dsr => State::FIN_CLIENT,
-    };
     match (pin.key.protocol, pin.state) {
         (Protocol::Udp, _) => "udp",
-        (_, state) if state.has(State::RST) || state.has(fins) => "closing",
+        (_, state) if state.is_closing(forward) => "closing",
         (_, state) if state.has(State::ESTABLISHED) => "established",
         _ => "embryonic",
     }

@@ -365,21 +365,10 @@ fn timeout(entry: &Entry, vip: &Vip) -> Ticks {
         (Protocol::Udp, _) => vip.timeouts.udp,
         // The state is the owner's to know; it outlives no pin, as it is refreshed from it.
         (Protocol::Tcp, state) if state.has(State::ALIAS) => vip.timeouts.established,
-        (Protocol::Tcp, state) if is_closing(state, vip.forward) => vip.timeouts.closing,
+        (Protocol::Tcp, state) if state.is_closing(vip.forward) => vip.timeouts.closing,
         (Protocol::Tcp, state) if state.has(State::ESTABLISHED) => vip.timeouts.established,
         (Protocol::Tcp, _) => vip.timeouts.embryonic,
     }
-}
-
-/// Whether a TCP flow has ended: a RST, or both FINs; with `dsr`, where replies are not seen, the
-/// client's FIN. Packets that still come keep a closing flow alive.
-#[inline]
-pub fn is_closing(state: State, forward: Forward) -> bool {
-    let fins = match forward {
-        Forward::Nat => State::FIN_CLIENT.with(State::FIN_BACKEND),
-        Forward::Dsr => State::FIN_CLIENT,
-    };
-    state.has(State::RST) || state.has(fins)
 }
 
 /// Whether a packet with the key of a pinned flow begins another one.
@@ -392,7 +381,7 @@ pub fn is_closing(state: State, forward: Forward) -> bool {
 fn begins_anew(packet: &Packet, entry: &Entry, vip: &Vip, backend: &Backend) -> bool {
     match entry.key.protocol {
         Protocol::Tcp if !packet.headers.flags.opens() => false,
-        Protocol::Tcp => !backend.up || is_closing(entry.state, vip.forward),
+        Protocol::Tcp => !backend.up || entry.state.is_closing(vip.forward),
         Protocol::Udp => !backend.up,
     }
 }

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 
 use crate::flow::FlowKey;
-use crate::forwarding::{BackendId, BackendIndex, NextHop, PortIndex, VipId};
+use crate::forwarding::{BackendId, BackendIndex, Forward, NextHop, PortIndex, VipId};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Line, Mapping, MappingError};
@@ -63,6 +63,17 @@ impl State {
     #[inline]
     pub const fn has(self, bits: Self) -> bool {
         self.0 & bits.0 == bits.0
+    }
+
+    /// Whether a TCP flow in this state has ended: a RST, or both FINs; with `dsr`, where replies
+    /// are not seen, the client's FIN. Packets that still come keep it alive a while.
+    #[inline]
+    pub const fn is_closing(self, forward: Forward) -> bool {
+        let fins = match forward {
+            Forward::Nat => Self::FIN_CLIENT.with(Self::FIN_BACKEND),
+            Forward::Dsr => Self::FIN_CLIENT,
+        };
+        self.has(Self::RST) || self.has(fins)
     }
 
     /// With `bits` set.
