@@ -123,6 +123,26 @@ fn a_flow_that_moves_to_another_worker_keeps_its_backend() {
 }
 
 #[test]
+fn a_flow_that_moves_to_another_worker_is_established_there_and_ends_there() {
+    let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Dsr, Family::V4, 1, 3)]);
+    rig.send(0, 0, &tcp(Family::V4, 5000, 80, SYN));
+    let before = rig.send(1, 0, &tcp(Family::V4, 5000, 80, ACK))[0].destination_mac();
+    // Beyond the embryonic time-out.
+    rig.advance(500);
+    assert_eq!(rig.stats(0).flows_active.get(), 1, "the owner knows that it is established");
+    rig.change(|specs| specs[0].backends[usize::from(before[5])].service = Service::Draining);
+    let again = rig.send(1, 0, &tcp(Family::V4, 5000, 80, SYN));
+    assert_eq!(again[0].destination_mac(), before, "a SYN for an established flow changes nothing");
+    rig.send(1, 0, &tcp(Family::V4, 5000, 80, FIN));
+    let reused = rig.send(1, 0, &tcp(Family::V4, 5000, 80, SYN));
+    assert_ne!(reused[0].destination_mac(), before, "the port is used again: a new flow");
+    assert_eq!(rig.stats(1).flows_new.get(), 1);
+    rig.advance(700);
+    assert_eq!((rig.stats(0).flows_active.get(), rig.stats(1).flow_aliases.get()), (0, 0));
+    rig.assert_accounted();
+}
+
+#[test]
 fn draining_moves_new_flows_at_once_and_old_ones_never() {
     for forward in [Forward::Dsr, Forward::Nat] {
         let mut rig = Rig::new(1, 1, vec![spec(0, forward, Family::V4, 1, 3)]);

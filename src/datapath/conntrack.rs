@@ -39,6 +39,8 @@ pub struct Conntrack {
     tables: Arc<[Arc<FlowTable>]>,
     me: u8,
     swept_at: Ticks,
+    /// Entries that the sweep is behind by.
+    sweep_debt: u32,
 }
 
 /// What a stage needs to look around: the forwarding table, the clock, the counters.
@@ -57,7 +59,7 @@ impl Conntrack {
     /// table, or it is not empty.
     pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
-        Some(Self { writer, tables, me, swept_at: now })
+        Some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
     }
 
     /// The secret of the flow hashes.
@@ -102,15 +104,20 @@ impl Conntrack {
             self.remove(slot, &entry, context.stats);
             return self.request_without_pin(packet, context);
         };
-        if begins_anew(packet, &entry, vip, backend) {
+        // What an alias stands for decides, if the packet may begin another flow.
+        let pin = if entry.state.has(State::ALIAS) {
+            match self.refresh(slot, &entry, &packet.flow, request_news(packet), context) {
+                Some(pin) => pin,
+                None => return self.request_without_pin(packet, context),
+            }
+        } else {
+            entry
+        };
+        if begins_anew(packet, &pin, vip, backend) {
             self.remove(slot, &entry, context.stats);
             return Target::Wanted(Miss::Open);
         }
         if entry.state.has(State::ALIAS) {
-            let news = request_state(packet, State::default());
-            if self.refresh(slot, &entry, &packet.flow, news, context).is_none() {
-                return self.request_without_pin(packet, context);
-            }
             return Target::Backend(entry.backend.index);
         }
         self.note_request(slot, &entry, packet, vip, context.now);
@@ -142,7 +149,7 @@ impl Conntrack {
         let found = self.find_elsewhere(&packet.flow, context, |entry| entry.vip == packet.vip);
         let Some((slot, pin)) = found else { return Target::Wanted(Miss::Midflow) };
         context.stats.flows_found_elsewhere.add(1);
-        self.add_alias(slot, &pin, &packet.flow, request_state(packet, State::default()), context);
+        self.add_alias(slot, &pin, &packet.flow, request_news(packet), context);
         Target::Backend(pin.backend.index)
     }
 
@@ -175,7 +182,7 @@ impl Conntrack {
         packet: &Packet,
         context: Context<'_>,
     ) -> Option<Entry> {
-        let news = reply_state(packet);
+        let news = reply_news(packet);
         if let Some((slot, entry)) = self.find(flow)
             && entry.backend.index == backend
             && living(&entry, context).is_some()
@@ -185,8 +192,8 @@ impl Conntrack {
                     return Some(pin);
                 }
             } else {
-                if !entry.state.has(news) {
-                    self.writer.set_state(slot, entry.state, entry.state.with(news));
+                if !entry.state.has(news.bits()) {
+                    self.writer.set_state(slot, entry.state, entry.state.with(news.bits()));
                 }
                 self.writer.seen(slot, &entry, context.now);
                 return Some(entry);
@@ -226,11 +233,11 @@ impl Conntrack {
         slot: Slot,
         pin: &Entry,
         flow: &HashedKey,
-        news: State,
+        news: News,
         context: Context<'_>,
     ) {
         if let Some(owner) = self.tables.get(usize::from(pin.owner)) {
-            tell(owner, slot, pin, news, context.now);
+            tell(owner, slot, pin, news.bits(), context.now);
         }
         if let Some((own, entry)) = self.find(flow) {
             self.remove(own, &entry, context.stats);
@@ -241,19 +248,20 @@ impl Conntrack {
         }
     }
 
-    /// What an alias stands for. Looks at the owner's pin when there is news to tell, or nothing
-    /// was told for a while; removes the alias, and returns `None`, when that pin is gone.
+    /// What an alias stands for: the owner's pin if there is news to tell, or nothing was told for
+    /// a while, or the flow may begin anew; else the alias itself. Removes the alias, and returns
+    /// `None`, when that pin is gone.
     #[inline]
     fn refresh(
         &mut self,
         slot: Slot,
         alias: &Entry,
         flow: &HashedKey,
-        news: State,
+        news: News,
         context: Context<'_>,
     ) -> Option<Entry> {
-        let ends = State(news.0 & !State::ESTABLISHED.0);
-        if ends == State::default() && context.now.since(alias.last_seen).0 < ALIAS_REFRESH.0 {
+        let recent = context.now.since(alias.last_seen).0 < ALIAS_REFRESH.0;
+        if recent && matches!(news, News::Alive(_)) {
             return Some(*alias);
         }
         let owner = self.tables.get(usize::from(alias.owner)).map(Arc::as_ref);
@@ -264,10 +272,11 @@ impl Conntrack {
             self.remove(slot, alias, context.stats);
             return None;
         };
-        tell(owner, pin_slot, &pin, news, context.now);
-        let alias = Entry { state: State::ALIAS, last_seen: context.now, ..pin };
-        self.writer.update(slot, &alias);
-        Some(alias)
+        if news != News::Opening {
+            tell(owner, pin_slot, &pin, news.bits(), context.now);
+        }
+        self.writer.update(slot, &Entry { state: State::ALIAS, last_seen: context.now, ..pin });
+        Some(pin)
     }
 
     /// The backend that the flow is pinned to in this worker's table.
@@ -322,25 +331,32 @@ impl Conntrack {
         Ok(())
     }
 
-    /// Removes flows that are idle for too long or whose backend is gone, a bounded number per call.
+    /// Removes flows that are idle for too long or whose backend is gone, a bounded number per call;
+    /// returns whether more is due at once.
     #[inline]
-    pub fn sweep(&mut self, context: Context<'_>) {
+    pub fn sweep(&mut self, context: Context<'_>) -> bool {
         let elapsed = context.now.since(self.swept_at).0;
-        if elapsed == 0 {
-            return;
+        if elapsed > 0 {
+            self.swept_at = context.now;
+            let span = self.writer.span();
+            let due = u64::from(span) * u64::from(elapsed) / u64::from(SWEEP.0) + 1;
+            // Never more than once around: a worker that slept for long has not missed more.
+            let debt = due.saturating_add(u64::from(self.sweep_debt)).min(u64::from(span));
+            self.sweep_debt = u32::try_from(debt).unwrap_or(span);
         }
-        self.swept_at = context.now;
-        let span = u64::from(self.writer.span());
-        let due = span * u64::from(elapsed) / u64::from(SWEEP.0) + 1;
-        let due = u32::try_from(due).unwrap_or(u32::MAX).min(SWEEP_MAX);
-        self.writer.sweep(due, |entry| {
-            let keep = living(entry, context).is_some();
-            if !keep {
-                count_end(entry, context);
-                count_removal(entry, context.stats);
-            }
-            keep
-        });
+        let count = self.sweep_debt.min(SWEEP_MAX);
+        if count > 0 {
+            self.sweep_debt -= count;
+            self.writer.sweep(count, |entry| {
+                let keep = living(entry, context).is_some();
+                if !keep {
+                    count_end(entry, context);
+                    count_removal(entry, context.stats);
+                }
+                keep
+            });
+        }
+        self.sweep_debt > 0
     }
 
     fn remove(&mut self, slot: Slot, entry: &Entry, stats: &WorkerStats) {
@@ -401,16 +417,51 @@ fn request_state(packet: &Packet, state: State) -> State {
     if flags.any(TcpFlags::FIN) { state.with(State::FIN_CLIENT) } else { state }
 }
 
-/// What a packet from the backend adds to the state.
+/// What a packet tells of its flow, to whoever has the pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// That it lives, and what its state has at least.
+    Alive(State),
+    /// That it may be another one: a SYN.
+    Opening,
+    /// That it is ending.
+    Ending(State),
+}
+
+impl News {
+    const fn bits(self) -> State {
+        match self {
+            Self::Opening => State(0),
+            Self::Alive(bits) | Self::Ending(bits) => bits,
+        }
+    }
+}
+
+/// What a packet from the client tells.
 #[inline]
-fn reply_state(packet: &Packet) -> State {
+fn request_news(packet: &Packet) -> News {
     let flags = packet.headers.flags;
     if flags.any(TcpFlags::RST) {
-        State::RST
+        News::Ending(State::RST)
     } else if flags.any(TcpFlags::FIN) {
-        State::FIN_BACKEND
+        News::Ending(State::FIN_CLIENT)
+    } else if flags.opens() {
+        News::Opening
     } else {
-        State::default()
+        News::Alive(request_state(packet, State(0)))
+    }
+}
+
+/// What a packet from the backend tells.
+#[inline]
+fn reply_news(packet: &Packet) -> News {
+    let flags = packet.headers.flags;
+    if flags.any(TcpFlags::RST) {
+        News::Ending(State::RST)
+    } else if flags.any(TcpFlags::FIN) {
+        News::Ending(State::FIN_BACKEND)
+    } else {
+        News::Alive(State(0))
     }
 }
 

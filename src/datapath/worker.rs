@@ -133,6 +133,8 @@ pub struct Worker {
     stats: Arc<WorkerStats>,
     batch: Batch,
     max_batch: usize,
+    /// The sweep of the flow table is behind: no time to sleep.
+    sweep_behind: bool,
 }
 
 impl Worker {
@@ -149,6 +151,7 @@ impl Worker {
             stats: parts.stats,
             batch: Batch::default(),
             max_batch: parts.batch.clamp(1, BATCH),
+            sweep_behind: false,
         };
         for index in 0..worker.ports.ports.len() {
             worker.refill(index);
@@ -166,7 +169,7 @@ impl Worker {
         }
         self.flush();
         let table = self.tables.current();
-        self.conntrack.sweep(Context { table, now, stats: &self.stats });
+        self.sweep_behind = self.conntrack.sweep(Context { table, now, stats: &self.stats });
         packets
     }
 
@@ -227,7 +230,7 @@ impl Worker {
             }
             self.stats.idle_polls.add(1);
             idle = idle.saturating_add(1);
-            if may_sleep && idle > IDLE_POLLS {
+            if may_sleep && idle > IDLE_POLLS && !self.sweep_behind {
                 self.sleep();
             } else {
                 std::hint::spin_loop();
