@@ -15,9 +15,10 @@ const EMBRYONIC_S: u64 = 30;
 /// 2 hours 4 minutes (RFC 5382, REQ-5): a host that sends keep-alives every 2 hours, the default of
 /// RFC 9293 (3.8.4) and of Linux, never loses its pin.
 const ESTABLISHED_S: u64 = 7440;
-/// Two minutes, the maximum segment lifetime of RFC 9293 (3.4.2): late segments still find their
-/// backend, and so does a side that goes on sending after the other's FIN.
-const CLOSING_S: u64 = 120;
+/// Every packet starts it anew, so it has to outlast the gaps between the last retransmissions, of
+/// which Linux makes seven in 25 s; a drain ends this long after its last connection. A pin that
+/// ends too early still has the hash. IPVS takes 30 s for its LAST_ACK too.
+const CLOSING_S: u64 = 30;
 /// RFC 4787, REQ-5: no less than 2 minutes, 5 recommended.
 const UDP_S: u64 = 300;
 /// The clock of the data path cannot tell longer spans.
