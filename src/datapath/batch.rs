@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use crate::flow::table::HashedKey;
+use crate::flow::table::{HashedKey, Slot};
 use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::{BackendIndex, ListenKey, NextHop, PortIndex, VipId};
 use crate::stats::Drop;
@@ -63,6 +63,8 @@ pub struct Packet {
     pub headers: Headers,
     /// By classify: the flow, from the client's side.
     pub flow: HashedKey,
+    /// By prefetch: where in the flow table the flow may be.
+    pub hint: Option<Slot>,
     /// By classify.
     pub vip: VipId,
     /// By classify.
@@ -228,7 +230,8 @@ impl Packet {
             received_len,
             verdict: Verdict::Continue,
             headers: Headers::NONE,
-            flow: HashedKey { key: Headers::NONE.client_flow(), hash: 0 },
+            flow: HashedKey::NONE,
+            hint: None,
             vip: VipId(u16::MAX),
             way: Way::ToBackend,
             target: Target::Unknown,

@@ -72,10 +72,10 @@ impl Conntrack {
     pub fn prefetch(&self, batch: &mut Batch) {
         let table = self.writer.table();
         for packet in batch.in_flight() {
-            table.prefetch_bucket(packet.flow.hash);
+            table.prefetch_bucket(&packet.flow);
         }
         for packet in batch.in_flight() {
-            table.prefetch_entry(packet.flow.hash);
+            packet.hint = table.prefetch_entry(&packet.flow);
         }
     }
 
@@ -96,7 +96,7 @@ impl Conntrack {
     /// A packet from a client.
     #[inline]
     fn track_request(&mut self, packet: &Packet, context: Context<'_>) -> Target {
-        let Some((slot, entry)) = self.find(&packet.flow) else {
+        let Some((slot, entry)) = self.find_at(&packet.flow, packet.hint) else {
             return self.request_without_pin(packet, context);
         };
         let Some((vip, backend)) = living(&entry, context) else {
@@ -143,7 +143,7 @@ impl Conntrack {
     /// A client's packet for which this worker has no pin.
     #[cold]
     fn request_without_pin(&mut self, packet: &Packet, context: Context<'_>) -> Target {
-        if packet.flow.key.protocol == Protocol::Udp || packet.headers.flags.opens() {
+        if packet.flow.protocol() == Protocol::Udp || packet.headers.flags.opens() {
             return Target::Wanted(Miss::Open);
         }
         let found = self.find_elsewhere(&packet.flow, context, |entry| entry.vip == packet.vip);
@@ -183,7 +183,7 @@ impl Conntrack {
         context: Context<'_>,
     ) -> Option<Entry> {
         let news = reply_news(packet);
-        if let Some((slot, entry)) = self.find(flow)
+        if let Some((slot, entry)) = self.find_at(flow, packet.hint)
             && entry.backend.index == backend
             && living(&entry, context).is_some()
         {
@@ -209,6 +209,13 @@ impl Conntrack {
     #[inline]
     fn find(&self, flow: &HashedKey) -> Option<(Slot, Entry)> {
         let slot = self.writer.table().find(flow)?;
+        self.writer.get(slot).map(|entry| (slot, entry))
+    }
+
+    /// As `find`, for a packet whose entry was asked for.
+    #[inline(always)]
+    fn find_at(&self, flow: &HashedKey, hint: Option<Slot>) -> Option<(Slot, Entry)> {
+        let slot = self.writer.table().find_at(flow, hint)?;
         self.writer.get(slot).map(|entry| (slot, entry))
     }
 
@@ -310,13 +317,13 @@ impl Conntrack {
         backend: &Backend,
         context: Context<'_>,
     ) -> Result<(), Full> {
-        let state = match packet.flow.key.protocol {
+        let state = match packet.flow.protocol() {
             Protocol::Udp => State::default(),
             // A flow whose pin was lost proves itself with its next packet.
             Protocol::Tcp => request_state(packet, State::default()).without(State::ESTABLISHED),
         };
         let entry = Entry {
-            key: packet.flow.key,
+            key: packet.flow.key(),
             vip: packet.vip,
             backend: backend.id,
             state,

@@ -56,7 +56,7 @@ fn to_backend(
 
 #[inline]
 fn to_client(packet: &mut Packet, hop: NextHop, macs: &Macs) -> Result<NextHop, Drop> {
-    let key = packet.flow.key;
+    let key = packet.flow.key();
     translate(packet, Side::Source, key.vip, key.vip_port)?;
     address_frame(packet, hop, macs)
 }

@@ -64,7 +64,7 @@ fn choose_backend<'t>(
     conntrack: &Conntrack,
     context: Context<'t>,
 ) -> Result<&'t Backend, Drop> {
-    let hash = affinity_hash(context.table.secret(), &packet.flow.key);
+    let hash = affinity_hash(context.table.secret(), &packet.flow.key());
     let mut collided = false;
     let accept = |backend: &Backend| {
         let in_service = match miss {
@@ -73,7 +73,7 @@ fn choose_backend<'t>(
         };
         let collides = in_service
             && vip.forward == Forward::Nat
-            && collides(&packet.flow.key, backend, conntrack, context);
+            && collides(&packet.flow.key(), backend, conntrack, context);
         collided |= collides;
         in_service && !collides
     };

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  hash of the flow key
-//!    | high bits                        low 32 bits = tag
+//!    | high bits                        low 16 bits = tag, never 0
 //!    v
 //!  bucket lines (64 bytes each)                     entry lines (64 bytes each)
 //!  +----------------------------------------+       +-------------------------------------------+
-//!  | 8 x (tag:32 | entry number + 1:32)     |  -->  | hop  client(2)  vip(2)  tail  pin  times  |
+//!  | 8 x tag:16 | 8 x entry number:32 | -:128|  -->  | hop  client(2)  vip(2)  tail  pin  times  |
 //!  +----------------------------------------+       +-------------------------------------------+
 //!    a flow is in one of two buckets:                 tail  = client port:16 vip port:16 state:8
 //!    b1 = high bits, b2 = mix(tag) - b1 (mod n)               owner:8 stamp:8 protocol:8
@@ -29,14 +29,14 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 
-use crate::flow::FlowKey;
+use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::{BackendId, BackendIndex, Forward, NextHop, PortIndex, VipId};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Line, Mapping, MappingError};
 
 /// Places in a bucket.
-const PLACES: usize = 8;
+const PLACES: u32 = 8;
 /// Buckets are made for this share of places in use, in percent.
 const LOAD_PERCENT: usize = 85;
 /// Flows that may have to move, one after the other, before a new one has a place. At the load
@@ -114,13 +114,37 @@ pub struct Entry {
     pub stamp: u8,
 }
 
-/// A flow key with its hash.
+/// A flow key in the form in which it is stored, with its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HashedKey {
+    words: [u64; 5],
+    hash: u64,
+}
+
+impl HashedKey {
+    /// A place holder that no table has.
+    pub const NONE: Self = Self { words: [0; 5], hash: 0 };
+
     /// The five-tuple.
-    pub key: FlowKey,
-    /// Its hash under the tables' secret.
-    pub hash: u64,
+    #[inline]
+    pub fn key(&self) -> FlowKey {
+        let [client_high, client_low, vip_high, vip_low, tail] = self.words;
+        FlowKey {
+            client: Address { high: client_high, low: client_low },
+            vip: Address { high: vip_high, low: vip_low },
+            client_port: high_u16(tail),
+            vip_port: high_u16(tail << 16),
+            protocol: self.protocol(),
+        }
+    }
+
+    /// TCP or UDP.
+    #[inline]
+    pub const fn protocol(&self) -> Protocol {
+        let [.., tail] = self.words;
+        // `TableSecret::hash` made the words of a key, which has one of the two.
+        if tail & 0xff == Protocol::Udp as u64 { Protocol::Udp } else { Protocol::Tcp }
+    }
 }
 
 /// The secret of the flow tables of one process. Attackers who do not know it cannot aim flows at
@@ -138,11 +162,12 @@ impl TableSecret {
     /// hash serves to look into any of them.
     #[inline]
     pub fn hash(&self, key: FlowKey) -> HashedKey {
+        let words = key.words();
         let mut bytes = [0; 40];
-        for (chunk, word) in bytes.chunks_exact_mut(8).zip(key.words()) {
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
             chunk.copy_from_slice(&word.to_ne_bytes());
         }
-        HashedKey { key, hash: rapidhash_v3_seeded(&bytes, &self.0) }
+        HashedKey { words, hash: rapidhash_v3_seeded(&bytes, &self.0) }
     }
 }
 
@@ -179,8 +204,8 @@ impl FlowTable {
     /// # Errors
     /// When the memory cannot be mapped.
     pub fn new(capacity: u32, secret: TableSecret) -> Result<Self, MappingError> {
-        let entries = (capacity as usize).max(PLACES);
-        let buckets = (entries * 100).div_ceil(PLACES * LOAD_PERCENT).max(2);
+        let entries = capacity.max(PLACES) as usize;
+        let buckets = (entries * 100).div_ceil(PLACES as usize * LOAD_PERCENT).max(2);
         Ok(Self { secret, buckets: Mapping::zeroed(buckets)?, entries: Mapping::zeroed(entries)? })
     }
 
@@ -201,23 +226,27 @@ impl FlowTable {
 
     /// First stage of a batched look-up: asks for the bucket line.
     #[inline]
-    pub fn prefetch_bucket(&self, hash: u64) {
-        if let Some(line) = self.buckets.get(self.first_bucket(hash)) {
+    pub fn prefetch_bucket(&self, key: &HashedKey) {
+        if let Some(line) = self.buckets.get(self.first_bucket(key.hash)) {
             cpu::prefetch(line);
         }
     }
 
-    /// Second stage: asks for the entry line, if the first bucket has the tag.
+    /// Second stage: asks for the entry line, if the first bucket has the tag; says where it
+    /// looked, which [`FlowTable::find_at`] takes as a hint.
     #[inline]
-    pub fn prefetch_entry(&self, hash: u64) {
-        let bucket = self.first_bucket(hash);
-        if let Some(slot) = self.places(bucket).find_map(|place| place_slot(place, tag_of(hash))) {
-            if let Some(line) = self.entries.get(slot.0 as usize) {
-                cpu::prefetch(line);
-            }
-        } else if let Some(line) = self.buckets.get(self.other_bucket(bucket, tag_of(hash))) {
+    pub fn prefetch_entry(&self, key: &HashedKey) -> Option<Slot> {
+        let bucket = self.first_bucket(key.hash);
+        let tag = tag_of(key.hash);
+        let places = self.buckets.get(bucket).map_or(Places(0), |line| Places::with(line, tag));
+        if let Some(slot) = places.first(self.buckets.get(bucket)?) {
+            cpu::prefetch(self.entries.get(slot.0 as usize)?);
+            return Some(slot);
+        }
+        if let Some(line) = self.buckets.get(self.other_bucket(bucket, tag)) {
             cpu::prefetch(line);
         }
+        None
     }
 
     /// The entry of a key. Any thread may call it; in other threads than the writer's the answer
@@ -225,10 +254,15 @@ impl FlowTable {
     #[inline]
     pub fn find(&self, key: &HashedKey) -> Option<Slot> {
         let tag = tag_of(key.hash);
-        let words = key.key.words();
         let first = self.first_bucket(key.hash);
-        self.find_in(first, tag, &words)
-            .or_else(|| self.find_in(self.other_bucket(first, tag), tag, &words))
+        self.find_in(first, tag, &key.words)
+            .or_else(|| self.find_in(self.other_bucket(first, tag), tag, &key.words))
+    }
+
+    /// As [`FlowTable::find`], for who has a hint where the entry may be.
+    #[inline]
+    pub fn find_at(&self, key: &HashedKey, hint: Option<Slot>) -> Option<Slot> {
+        hint.filter(|slot| self.holds(*slot, &key.words)).or_else(|| self.find(key))
     }
 
     /// A consistent copy of an entry; `None` if it is free, or changes all the time.
@@ -254,7 +288,7 @@ impl FlowTable {
     /// A copy of the entry of a key, for threads other than the writer's.
     pub fn lookup(&self, key: &HashedKey) -> Option<(Slot, Entry)> {
         let slot = self.find(key)?;
-        self.read(slot).filter(|entry| entry.key == key.key).map(|entry| (slot, entry))
+        self.read(slot).filter(|entry| entry.key.words() == key.words).map(|entry| (slot, entry))
     }
 
     /// The pin (no alias) at position `number` of the table, if one is there.
@@ -302,28 +336,24 @@ impl FlowTable {
 
     /// The other bucket of a flow, from either of them: `other(other(b)) == b`.
     #[inline]
-    fn other_bucket(&self, bucket: usize, tag: u32) -> usize {
+    fn other_bucket(&self, bucket: usize, tag: u16) -> usize {
         let n = self.buckets.len();
-        let mixed = (u64::from(tag.wrapping_mul(0x9e37_79b1)) * n as u64) >> 32;
+        let mixed = (u64::from(u32::from(tag).wrapping_mul(0x9e37_79b1)) * n as u64) >> 32;
         let sum = usize::try_from(mixed).unwrap_or_default();
         if sum >= bucket { sum - bucket } else { sum + n - bucket }
     }
 
     #[inline]
-    fn places(&self, bucket: usize) -> impl Iterator<Item = u64> + '_ {
-        // Acquire pairs with the release store of `Writer::publish`: who sees a place sees its entry.
-        self.buckets
-            .get(bucket)
-            .into_iter()
-            .flat_map(|line| line.words.iter())
-            .map(|place| place.load(Ordering::Acquire))
-    }
-
-    #[inline]
-    fn find_in(&self, bucket: usize, tag: u32, words: &[u64; 5]) -> Option<Slot> {
-        self.places(bucket)
-            .filter_map(|place| place_slot(place, tag))
-            .find(|slot| self.holds(*slot, words))
+    fn find_in(&self, bucket: usize, tag: u16, words: &[u64; 5]) -> Option<Slot> {
+        let line = self.buckets.get(bucket)?;
+        let mut places = Places::with(line, tag);
+        while let Some(slot) = places.first(line) {
+            if self.holds(slot, words) {
+                return Some(slot);
+            }
+            places = places.rest();
+        }
+        None
     }
 
     /// Whether the entry has this key. A torn read can only be wrong in other threads than the
@@ -335,6 +365,67 @@ impl FlowTable {
         let [k0, k1, k2, k3, k4] = *words;
         (c0 ^ k0) | (c1 ^ k1) | (v0 ^ k2) | (v1 ^ k3) | ((tail & TAIL_KEY) ^ k4) == 0
     }
+}
+
+/// Places of a bucket: the top bit of each 16 of 128.
+#[derive(Clone, Copy)]
+struct Places(u128);
+
+impl Places {
+    const ONES: u128 = u128::MAX / 0xffff;
+    const TOPS: u128 = Self::ONES << 15;
+
+    /// The places that hold `tag`; tag 0 is that of free ones.
+    ///
+    /// All eight are compared at once: a 16-bit lane of `tags ^ tag` is zero where they are equal,
+    /// and `(lane & 0x7fff) + 0x7fff | lane` has its top bit clear for zero only.
+    #[inline]
+    fn with(line: &Line, tag: u16) -> Self {
+        let [low, high, ..] = &line.words;
+        // Acquire pairs with the release store of `FlowWriter::set_place`: who sees a tag sees the
+        // entry number, and the entry, that came with it.
+        let tags = u128::from(low.load(Ordering::Acquire))
+            | u128::from(high.load(Ordering::Acquire)) << 64;
+        let differing = tags ^ (Self::ONES * u128::from(tag));
+        let nonzero = ((differing & !Self::TOPS) + !Self::TOPS) | differing;
+        Self(!nonzero & Self::TOPS)
+    }
+
+    /// Number of the first place, 0..8; 8 if there is none.
+    #[inline]
+    const fn number(self) -> u32 {
+        self.0.trailing_zeros() / 16
+    }
+
+    /// The entry that the first place names.
+    #[inline]
+    fn first(self, line: &Line) -> Option<Slot> {
+        if self.0 == 0 { None } else { Some(slot_of(line, self.number())) }
+    }
+
+    /// All but the first.
+    #[inline]
+    const fn rest(self) -> Self {
+        Self(self.0 & self.0.wrapping_sub(1))
+    }
+}
+
+/// The entry number of a place.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "half of a word is wanted")]
+fn slot_of(line: &Line, place: u32) -> Slot {
+    let word = line.words.get(2 + place as usize / 2);
+    // Relaxed: ordered by the acquire load of the tag.
+    let pair = word.map_or(0, |word| word.load(Ordering::Relaxed));
+    Slot((pair >> (32 * (place % 2))) as u32)
+}
+
+/// The tag of a place; 0: free.
+#[expect(clippy::cast_possible_truncation, reason = "a quarter of a word is wanted")]
+fn tag_at(line: &Line, place: u32) -> u16 {
+    let word = line.words.get(place as usize / 4);
+    let tags = word.map_or(0, |word| word.load(Ordering::Relaxed));
+    (tags >> (16 * (place % 4))) as u16
 }
 
 /// The writing half of a flow table. One per table.
@@ -409,7 +500,7 @@ impl FlowWriter {
             .ok_or(Full)?;
         self.take_slot(slot);
         self.write(slot, entry);
-        self.publish(bucket, place, u64::from(tag) << 32 | u64::from(slot.0 + 1));
+        self.set_place(bucket, place, tag, slot);
         self.len += 1;
         Ok(slot)
     }
@@ -447,10 +538,9 @@ impl FlowWriter {
         let key = self.table.secret.hash(entry.key);
         let tag = tag_of(key.hash);
         let first = self.table.first_bucket(key.hash);
-        let wanted = u64::from(tag) << 32 | u64::from(slot.0 + 1);
         for bucket in [first, self.table.other_bucket(first, tag)] {
-            if let Some(place) = self.table.places(bucket).position(|place| place == wanted) {
-                self.publish(bucket, place, 0);
+            if let Some(place) = self.place_of(bucket, tag, slot) {
+                self.free(bucket, place);
                 break;
             }
         }
@@ -492,41 +582,79 @@ impl FlowWriter {
         }
     }
 
-    fn free_place(&self, bucket: usize) -> Option<(usize, usize)> {
-        self.table.places(bucket).position(|place| place == 0).map(|place| (bucket, place))
+    fn line(&self, bucket: usize) -> Option<&Line> {
+        self.table.buckets.get(bucket)
+    }
+
+    fn place_of(&self, bucket: usize, tag: u16, slot: Slot) -> Option<u32> {
+        let line = self.line(bucket)?;
+        let mut places = Places::with(line, tag);
+        while let Some(found) = places.first(line) {
+            if found == slot {
+                return Some(places.number());
+            }
+            places = places.rest();
+        }
+        None
+    }
+
+    fn free_place(&self, bucket: usize) -> Option<(usize, u32)> {
+        let place = Places::with(self.line(bucket)?, 0).number();
+        (place < PLACES).then_some((bucket, place))
     }
 
     /// Frees a place in a full bucket: moves one of its flows to that flow's other bucket, where
     /// up to `depth` more flows may have to make room in turn (cuckoo hashing).
     #[cold]
-    fn make_place(&mut self, bucket: usize, depth: u32) -> Option<(usize, usize)> {
+    fn make_place(&self, bucket: usize, depth: u32) -> Option<(usize, u32)> {
         for place in 0..PLACES {
-            let content = self.place(bucket, place);
-            let other = self.table.other_bucket(bucket, tag_of(content >> 32));
+            let (tag, slot) = self.content(bucket, place)?;
+            let other = self.table.other_bucket(bucket, tag);
             let target = self
                 .free_place(other)
                 .or_else(|| depth.checked_sub(1).and_then(|depth| self.make_place(other, depth)));
             let Some((other, free)) = target else { continue };
             // Making room may have come around to this very bucket.
-            if other == bucket || self.place(bucket, place) != content {
+            if other == bucket || self.content(bucket, place) != Some((tag, slot)) {
                 return self.free_place(bucket);
             }
             // In the new place first: a reader may see it twice, but never miss it.
-            self.publish(other, free, content);
-            self.publish(bucket, place, 0);
+            self.set_place(other, free, tag, slot);
+            self.free(bucket, place);
             return Some((bucket, place));
         }
         None
     }
 
-    fn place(&self, bucket: usize, place: usize) -> u64 {
-        self.table.places(bucket).nth(place).unwrap_or_default()
+    fn content(&self, bucket: usize, place: u32) -> Option<(u16, Slot)> {
+        let line = self.line(bucket)?;
+        Some((tag_at(line, place), slot_of(line, place)))
     }
 
-    fn publish(&self, bucket: usize, place: usize, content: u64) {
-        if let Some(word) = self.table.buckets.get(bucket).and_then(|line| line.words.get(place)) {
-            // Release pairs with the acquire load in `FlowTable::places`.
-            word.store(content, Ordering::Release);
+    /// Lets a free place name an entry. The number is there before the tag is.
+    fn set_place(&self, bucket: usize, place: u32, tag: u16, slot: Slot) {
+        let Some(line) = self.line(bucket) else { return };
+        if let Some(word) = line.words.get(2 + place as usize / 2) {
+            let shift = 32 * (place % 2);
+            let others = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift);
+            // Relaxed: ordered by the release store of the tag.
+            word.store(others | u64::from(slot.0) << shift, Ordering::Relaxed);
+        }
+        self.set_tag(line, place, tag);
+    }
+
+    fn free(&self, bucket: usize, place: u32) {
+        if let Some(line) = self.line(bucket) {
+            self.set_tag(line, place, 0);
+        }
+    }
+
+    fn set_tag(&self, line: &Line, place: u32, tag: u16) {
+        if let Some(word) = line.words.get(place as usize / 4) {
+            let shift = 16 * (place % 4);
+            let others = word.load(Ordering::Relaxed) & !(0xffff << shift);
+            // Release pairs with the acquire loads in `Places::with`.
+            word.store(others | u64::from(tag) << shift, Ordering::Release);
         }
     }
 
@@ -576,24 +704,18 @@ fn load(line: &Line) -> [u64; 8] {
     std::array::from_fn(|word| line.words.get(word).map_or(0, |w| w.load(Ordering::Relaxed)))
 }
 
-/// The low half of a hash, or of a bucket place's upper half.
+/// The low bits of a hash, but never 0.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
-const fn tag_of(hash: u64) -> u32 {
-    hash as u32
+#[expect(clippy::cast_possible_truncation, reason = "the low bits are wanted")]
+const fn tag_of(hash: u64) -> u16 {
+    let tag = hash as u16;
+    if tag == 0 { 1 } else { tag }
 }
 
-/// The entry that a place in a bucket names, if it is in use and has this tag.
+/// The first 16 bits of a word.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "two halves of a word")]
-const fn place_slot(place: u64, tag: u32) -> Option<Slot> {
-    if (place >> 32) as u32 != tag {
-        return None;
-    }
-    match (place as u32).checked_sub(1) {
-        Some(slot) => Some(Slot(slot)),
-        None => None,
-    }
+const fn high_u16(word: u64) -> u16 {
+    (word >> 48) as u16
 }
 
 const fn times_word(created: Ticks, last_seen: Ticks) -> u64 {
