@@ -15,7 +15,8 @@ use super::Clock;
 use super::api::Flow;
 use super::state::Registry;
 use crate::flow::Protocol;
-use crate::flow::table::{Entry, FlowTable, State};
+use crate::flow::entry::{Entry, State};
+use crate::flow::table::FlowTable;
 use crate::forwarding::{BackendId, Forward, VipId};
 use crate::units::Ticks;
 
@@ -106,22 +107,23 @@ impl Filter {
     }
 
     /// The flow as the API tells it, if it is wanted.
-    fn pick(&self, pin: &Entry, worker: usize, names: &Names, now: Ticks) -> Option<Flow> {
-        let (vip, forward) = names.vips.get(&pin.vip)?;
-        let backend = names.backends.get(&pin.backend)?;
-        let client = pin.key.client_socket();
+    fn pick(&self, entry: &Entry, worker: usize, names: &Names, now: Ticks) -> Option<Flow> {
+        let Entry { key, pin } = entry;
+        let (vip, forward) = names.vips.get(&pin.vip())?;
+        let backend = names.backends.get(&pin.backend())?;
+        let client = key.client_socket();
         let wanted = self.vip.as_ref().is_none_or(|name| name == vip)
             && self.backend.as_ref().is_none_or(|name| name == backend)
             && self.client.is_none_or(|network| network.contains(&client.ip()));
         wanted.then(|| Flow {
             vip: vip.clone(),
             backend: backend.clone(),
-            protocol: pin.key.protocol,
+            protocol: key.protocol,
             client,
-            destination: pin.key.vip_socket(),
-            state: state_name(pin, *forward).to_owned(),
-            age_ms: now.since(pin.created).as_ms(),
-            idle_ms: now.since(pin.last_seen).as_ms(),
+            destination: key.vip_socket(),
+            state: state_name(key.protocol, pin.state(), *forward).to_owned(),
+            age_ms: now.since(pin.created()).as_ms(),
+            idle_ms: now.since(pin.last_seen()).as_ms(),
             worker,
         })
     }
@@ -159,8 +161,8 @@ fn network(text: &str) -> Result<IpNet, QueryError> {
 }
 
 /// Where a flow is in its life, as its time-out is chosen.
-const fn state_name(pin: &Entry, forward: Forward) -> &'static str {
-    match (pin.key.protocol, pin.state) {
+const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'static str {
+    match (protocol, state) {
         (Protocol::Udp, _) => "udp",
         (_, state) if state.is_closing(forward) => "closing",
         (_, state) if state.has(State::ESTABLISHED) => "established",
@@ -255,6 +257,7 @@ pub(super) mod tests {
 
     use super::super::state::tests::{backend, vip};
     use super::*;
+    use crate::flow::entry::Pin;
     use crate::flow::{Address, FlowKey};
     use crate::forwarding::{BackendIndex, NextHop, PortIndex};
 
@@ -277,17 +280,15 @@ pub(super) mod tests {
                     vip_port: 80,
                     protocol: Protocol::Tcp,
                 },
-                vip: VipId(0),
-                backend: BackendId {
-                    index: BackendIndex(u16::try_from(i % 2).unwrap()),
-                    generation: 0,
-                },
-                state: State::ESTABLISHED,
-                owner: 0,
-                hop: NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
-                stamp: 0,
-                created: Ticks(100),
-                last_seen: Ticks(150),
+                pin: Pin::new(
+                    VipId(0),
+                    BackendId { index: BackendIndex(u16::try_from(i % 2).unwrap()), generation: 0 },
+                    State::ESTABLISHED,
+                    0,
+                    &NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
+                    Ticks(100),
+                )
+                .with_last_seen(Ticks(150)),
             })
         }
     }
@@ -359,11 +360,9 @@ pub(super) mod tests {
 
     #[test]
     fn states_are_named_as_time_outs_are_chosen() {
-        let tcp = FakeTable(1).pin_at(0).unwrap();
-        let mut udp = tcp;
-        udp.key.protocol = Protocol::Udp;
+        let (udp, tcp) = (Protocol::Udp, Protocol::Tcp);
         let both = State::FIN_CLIENT.with(State::FIN_BACKEND);
-        for (pin, bits, forward, expected) in [
+        for (protocol, state, forward, expected) in [
             (udp, State::RST, Forward::Nat, "udp"),
             (tcp, State(0), Forward::Nat, "embryonic"),
             (tcp, State::ESTABLISHED, Forward::Nat, "established"),
@@ -372,7 +371,7 @@ pub(super) mod tests {
             (tcp, State::ESTABLISHED.with(State::FIN_CLIENT), Forward::Dsr, "closing"),
             (tcp, State::RST, Forward::Dsr, "closing"),
         ] {
-            assert_eq!(state_name(&Entry { state: bits, ..pin }, forward), expected);
+            assert_eq!(state_name(protocol, state, forward), expected);
         }
     }
 

@@ -26,7 +26,9 @@ use super::{
     SteerRules, SteeringPort, WorkerEvent, WorkerView, admin, serve,
 };
 use crate::config::{Config, Vip};
-use crate::flow::table::{Entry, FlowTable, FlowWriter, State, TableSecret};
+use crate::flow::entry::{Pin, State};
+use crate::flow::table::{FlowTable, TableSecret};
+use crate::flow::writer::FlowWriter;
 use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::publish::{Publisher, Subscription};
 use crate::forwarding::{BackendId, BackendIndex, ForwardingTable, NextHop, PortIndex, VipId};
@@ -475,18 +477,11 @@ async fn flows_are_json_lines() {
                 vip_port: 80,
                 protocol: Protocol::Tcp,
             };
-            let entry = Entry {
-                key,
-                vip: VipId(0),
-                backend: BackendId { index: BackendIndex(i % 2), generation: i / 8 },
-                state: State::ESTABLISHED,
-                owner: 0,
-                hop: NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
-                created: Ticks(100),
-                last_seen: Ticks(200),
-                stamp: 0,
-            };
-            writer.insert(&table.secret().hash(key), &entry).unwrap();
+            let backend = BackendId { index: BackendIndex(i % 2), generation: i / 8 };
+            let hop = NextHop { port: PortIndex(0), mac: [0; 6], vlan: None };
+            let pin = Pin::new(VipId(0), backend, State::ESTABLISHED, 0, &hop, Ticks(100));
+            let pin = pin.with_last_seen(Ticks(200));
+            writer.insert(&table.secret().hash(key), &pin).unwrap();
         }
         for (query, expected) in
             [("", 8), ("?backend=b", 4), ("?vip=web&limit=3", 3), ("?client=198.51.100.0/31", 2)]

@@ -18,7 +18,9 @@ use std::sync::Arc;
 use super::batch::{Batch, Miss, Packet, Target, TcpFlags, Way};
 use super::classify::answered_flow;
 use crate::flow::Protocol;
-use crate::flow::table::{Entry, FlowTable, FlowWriter, Full, HashedKey, Slot, State, TableSecret};
+use crate::flow::entry::{Pin, State};
+use crate::flow::table::{FlowTable, HashedKey, Slot, TableSecret};
+use crate::flow::writer::{FlowWriter, Full};
 use crate::forwarding::table::{Backend, Vip};
 use crate::forwarding::{BackendIndex, Forward, ForwardingTable};
 use crate::stats::{Drop, FlowStats, WorkerStats};
@@ -96,48 +98,74 @@ impl Conntrack {
     /// A packet from a client.
     #[inline]
     fn track_request(&mut self, packet: &Packet, context: Context<'_>) -> Target {
-        let Some((slot, entry)) = self.find_at(&packet.flow, packet.hint) else {
+        let Some((slot, pin)) = self.find_at(&packet.flow, packet.hint) else {
             return self.request_without_pin(packet, context);
         };
-        let Some((vip, backend)) = living(&entry, context) else {
-            count_end(&entry, context);
-            self.remove(slot, &entry, context.stats);
-            return self.request_without_pin(packet, context);
+        let Some((vip, backend)) = living(packet.flow.protocol(), &pin, context) else {
+            return self.request_after_end(slot, &pin, packet, context);
         };
-        // What an alias stands for decides, if the packet may begin another flow.
-        let pin = if entry.state.has(State::ALIAS) {
-            match self.refresh(slot, &entry, &packet.flow, request_news(packet), context) {
-                Some(pin) => pin,
-                None => return self.request_without_pin(packet, context),
-            }
-        } else {
-            entry
-        };
+        if pin.state().has(State::ALIAS) {
+            return self.track_alias(slot, &pin, packet, (vip, backend), context);
+        }
         if begins_anew(packet, &pin, vip, backend) {
-            self.remove(slot, &entry, context.stats);
+            self.remove(slot, &pin, context.stats);
             return Target::Wanted(Miss::Open);
         }
-        if entry.state.has(State::ALIAS) {
-            return Target::Backend(entry.backend.index);
-        }
-        self.note_request(slot, &entry, packet, vip, context.now);
-        Target::Backend(entry.backend.index)
+        self.note_request(slot, &pin, packet, vip, context.now);
+        Target::Backend(backend.id.index)
     }
 
-    /// Keeps a pin's entry up to date with a packet of its client.
+    /// Keeps a pin up to date with a packet of its client.
     #[inline]
-    fn note_request(&mut self, slot: Slot, entry: &Entry, packet: &Packet, vip: &Vip, now: Ticks) {
-        let state = request_state(packet, entry.state);
-        let hop = packet.headers.came_from(packet.port);
-        if vip.forward == Forward::Nat && hop != entry.hop {
-            // The client's packets come another way now (its router changed): replies follow.
-            self.writer.update(slot, &Entry { hop, state, last_seen: now, ..*entry });
-            return;
+    fn note_request(&mut self, slot: Slot, pin: &Pin, packet: &Packet, vip: &Vip, now: Ticks) {
+        let state = request_state(packet, pin.state());
+        if state != pin.state() {
+            self.writer.set_state(slot, pin.state(), state);
         }
-        if state != entry.state {
-            self.writer.set_state(slot, entry.state, state);
+        if vip.forward == Forward::Nat {
+            let hop = packet.headers.came_from(packet.port);
+            if !pin.comes_from(&hop) {
+                // The client's packets come another way now (its router changed): replies follow.
+                self.writer.set_hop(slot, &hop);
+            }
         }
-        self.writer.seen(slot, entry, now);
+        self.writer.seen(slot, pin, now);
+    }
+
+    /// A client's packet for which this worker has an alias. What it stands for decides, if the
+    /// packet may begin another flow.
+    #[cold]
+    fn track_alias(
+        &mut self,
+        slot: Slot,
+        alias: &Pin,
+        packet: &Packet,
+        (vip, backend): (&Vip, &Backend),
+        context: Context<'_>,
+    ) -> Target {
+        let Some(pin) = self.refresh(slot, alias, &packet.flow, request_news(packet), context)
+        else {
+            return self.request_without_pin(packet, context);
+        };
+        if begins_anew(packet, &pin, vip, backend) {
+            self.remove(slot, alias, context.stats);
+            return Target::Wanted(Miss::Open);
+        }
+        Target::Backend(backend.id.index)
+    }
+
+    /// A client's packet for a pin that no longer lives.
+    #[cold]
+    fn request_after_end(
+        &mut self,
+        slot: Slot,
+        pin: &Pin,
+        packet: &Packet,
+        context: Context<'_>,
+    ) -> Target {
+        count_end(packet.flow.protocol(), pin, context);
+        self.remove(slot, pin, context.stats);
+        self.request_without_pin(packet, context)
     }
 
     /// A client's packet for which this worker has no pin.
@@ -146,11 +174,11 @@ impl Conntrack {
         if packet.flow.protocol() == Protocol::Udp || packet.headers.flags.opens() {
             return Target::Wanted(Miss::Open);
         }
-        let found = self.find_elsewhere(&packet.flow, context, |entry| entry.vip == packet.vip);
+        let found = self.find_elsewhere(&packet.flow, context, |pin| pin.vip() == packet.vip);
         let Some((slot, pin)) = found else { return Target::Wanted(Miss::Midflow) };
         context.stats.flows_found_elsewhere.add(1);
         self.add_alias(slot, &pin, &packet.flow, request_news(packet), context);
-        Target::Backend(pin.backend.index)
+        Target::Backend(pin.backend().index)
     }
 
     /// A packet from a NAT backend: finds the flow that it answers among those that it may answer.
@@ -164,9 +192,9 @@ impl Conntrack {
                 hashed.take().unwrap_or_else(|| self.secret().hash(answered_flow(packet, path)));
             if let Some(pin) = self.answered(&flow, path.backend, packet, context) {
                 packet.flow = flow;
-                packet.vip = pin.vip;
+                packet.vip = pin.vip();
                 packet.backend = Some(path.backend);
-                packet.target = Target::Client(pin.hop);
+                packet.target = Target::Client(pin.hop());
                 return;
             }
         }
@@ -181,42 +209,50 @@ impl Conntrack {
         backend: BackendIndex,
         packet: &Packet,
         context: Context<'_>,
-    ) -> Option<Entry> {
+    ) -> Option<Pin> {
         let news = reply_news(packet);
-        if let Some((slot, entry)) = self.find_at(flow, packet.hint)
-            && entry.backend.index == backend
-            && living(&entry, context).is_some()
-        {
-            if entry.state.has(State::ALIAS) {
-                if let Some(pin) = self.refresh(slot, &entry, flow, news, context) {
-                    return Some(pin);
+        let found = self.find_at(flow, packet.hint).filter(|(_, pin)| {
+            pin.backend().index == backend && living(flow.protocol(), pin, context).is_some()
+        });
+        match found {
+            Some((slot, pin)) if !pin.state().has(State::ALIAS) => {
+                if !pin.state().has(news.bits()) {
+                    self.writer.set_state(slot, pin.state(), pin.state().with(news.bits()));
                 }
-            } else {
-                if !entry.state.has(news.bits()) {
-                    self.writer.set_state(slot, entry.state, entry.state.with(news.bits()));
-                }
-                self.writer.seen(slot, &entry, context.now);
-                return Some(entry);
+                self.writer.seen(slot, &pin, context.now);
+                Some(pin)
             }
+            Some((slot, alias)) => self
+                .refresh(slot, &alias, flow, news, context)
+                .or_else(|| self.answered_elsewhere(flow, backend, news, context)),
+            None => self.answered_elsewhere(flow, backend, news, context),
         }
+    }
+
+    #[cold]
+    fn answered_elsewhere(
+        &mut self,
+        flow: &HashedKey,
+        backend: BackendIndex,
+        news: News,
+        context: Context<'_>,
+    ) -> Option<Pin> {
         let (slot, pin) =
-            self.find_elsewhere(flow, context, |entry| entry.backend.index == backend)?;
+            self.find_elsewhere(flow, context, |pin| pin.backend().index == backend)?;
         self.add_alias(slot, &pin, flow, news, context);
         Some(pin)
     }
 
-    /// The entry of a flow in this worker's table.
-    #[inline]
-    fn find(&self, flow: &HashedKey) -> Option<(Slot, Entry)> {
-        let slot = self.writer.table().find(flow)?;
-        self.writer.get(slot).map(|entry| (slot, entry))
+    /// The pin of a flow in this worker's table.
+    fn find(&self, flow: &HashedKey) -> Option<(Slot, Pin)> {
+        self.find_at(flow, None)
     }
 
     /// As `find`, for a packet whose entry was asked for.
-    #[inline(always)]
-    fn find_at(&self, flow: &HashedKey, hint: Option<Slot>) -> Option<(Slot, Entry)> {
+    #[inline]
+    fn find_at(&self, flow: &HashedKey, hint: Option<Slot>) -> Option<(Slot, Pin)> {
         let slot = self.writer.table().find_at(flow, hint)?;
-        self.writer.get(slot).map(|entry| (slot, entry))
+        self.writer.get(slot).map(|pin| (slot, pin))
     }
 
     /// A living pin of the flow, in another worker's table, that `wanted` takes.
@@ -225,33 +261,41 @@ impl Conntrack {
         &self,
         flow: &HashedKey,
         context: Context<'_>,
-        wanted: impl Fn(&Entry) -> bool,
-    ) -> Option<(Slot, Entry)> {
+        wanted: impl Fn(&Pin) -> bool,
+    ) -> Option<(Slot, Pin)> {
         let others = (0_u8..).zip(self.tables.iter()).filter(|(worker, _)| *worker != self.me);
-        others.filter_map(|(_, table)| table.lookup(flow)).find(|(_, entry)| {
-            !entry.state.has(State::ALIAS) && wanted(entry) && living(entry, context).is_some()
+        others.filter_map(|(_, table)| table.lookup(flow)).find(|(_, pin)| {
+            !pin.state().has(State::ALIAS)
+                && wanted(pin)
+                && living(flow.protocol(), pin, context).is_some()
         })
     }
 
     /// Notes that another worker has `pin` at `slot`, and tells it of the packet. If there is no
-    /// room for a note, the next packet looks again.
+    /// room for a note, or the flow is pinned here as well (to another backend, since), the next
+    /// packet looks again.
     fn add_alias(
         &mut self,
         slot: Slot,
-        pin: &Entry,
+        pin: &Pin,
         flow: &HashedKey,
         news: News,
         context: Context<'_>,
     ) {
-        if let Some(owner) = self.tables.get(usize::from(pin.owner)) {
-            tell(owner, slot, pin, news.bits(), context.now);
+        if let Some(owner) = self.tables.get(usize::from(pin.owner())) {
+            tell(owner, slot, flow, pin, news.bits(), context.now);
         }
-        if let Some((own, entry)) = self.find(flow) {
-            self.remove(own, &entry, context.stats);
-        }
-        let alias = Entry { state: State::ALIAS, last_seen: context.now, ..*pin };
-        if self.writer.insert(flow, &alias).is_ok() {
-            context.stats.flow_aliases.add(1);
+        let alias = pin.with_state(State::ALIAS).with_last_seen(context.now);
+        match self.find(flow) {
+            Some((own, old)) if old.state().has(State::ALIAS) => {
+                self.writer.update(own, flow, &alias);
+            }
+            Some(_) => {}
+            None => {
+                if self.writer.insert(flow, &alias).is_ok() {
+                    context.stats.flow_aliases.add(1);
+                }
+            }
         }
     }
 
@@ -262,34 +306,34 @@ impl Conntrack {
     fn refresh(
         &mut self,
         slot: Slot,
-        alias: &Entry,
+        alias: &Pin,
         flow: &HashedKey,
         news: News,
         context: Context<'_>,
-    ) -> Option<Entry> {
-        let recent = context.now.since(alias.last_seen).0 < ALIAS_REFRESH.0;
+    ) -> Option<Pin> {
+        let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
         if recent && matches!(news, News::Alive(_)) {
             return Some(*alias);
         }
-        let owner = self.tables.get(usize::from(alias.owner)).map(Arc::as_ref);
+        let owner = self.tables.get(usize::from(alias.owner())).map(Arc::as_ref);
         let pin = owner
             .and_then(|owner| owner.lookup(flow))
-            .filter(|(_, pin)| !pin.state.has(State::ALIAS) && pin.backend == alias.backend);
+            .filter(|(_, pin)| !pin.state().has(State::ALIAS) && pin.backend() == alias.backend());
         let (Some(owner), Some((pin_slot, pin))) = (owner, pin) else {
             self.remove(slot, alias, context.stats);
             return None;
         };
         if news != News::Opening {
-            tell(owner, pin_slot, &pin, news.bits(), context.now);
+            tell(owner, pin_slot, flow, &pin, news.bits(), context.now);
         }
-        self.writer.update(slot, &Entry { state: State::ALIAS, last_seen: context.now, ..pin });
+        let alias = pin.with_state(State::ALIAS).with_last_seen(context.now);
+        self.writer.update(slot, flow, &alias);
         Some(pin)
     }
 
     /// The backend that the flow is pinned to in this worker's table.
-    #[inline]
     pub fn pinned(&self, flow: &HashedKey) -> Option<BackendIndex> {
-        self.find(flow).map(|(_, entry)| entry.backend.index)
+        self.find(flow).map(|(_, pin)| pin.backend().index)
     }
 
     /// Whether any worker has a living pin of the flow on this backend.
@@ -300,11 +344,11 @@ impl Conntrack {
         backend: BackendIndex,
         context: Context<'_>,
     ) -> bool {
-        let here = |(_, entry): &(Slot, Entry)| {
-            entry.backend.index == backend && living(entry, context).is_some()
-        };
-        self.find(flow).filter(here).is_some()
-            || self.find_elsewhere(flow, context, |entry| entry.backend.index == backend).is_some()
+        let on_it = |pin: &Pin| pin.backend().index == backend;
+        let here = self
+            .find(flow)
+            .filter(|(_, pin)| on_it(pin) && living(flow.protocol(), pin, context).is_some());
+        here.is_some() || self.find_elsewhere(flow, context, on_it).is_some()
     }
 
     /// Pins the packet's flow, which has no entry, to `backend`.
@@ -322,19 +366,10 @@ impl Conntrack {
             // A flow whose pin was lost proves itself with its next packet.
             Protocol::Tcp => request_state(packet, State::default()).without(State::ESTABLISHED),
         };
-        let entry = Entry {
-            key: packet.flow.key(),
-            vip: packet.vip,
-            backend: backend.id,
-            state,
-            owner: self.me,
-            hop: packet.headers.came_from(packet.port),
-            created: context.now,
-            last_seen: context.now,
-            stamp: 0,
-        };
-        self.writer.insert(&packet.flow, &entry)?;
-        count_pin(&entry, context.stats);
+        let hop = packet.headers.came_from(packet.port);
+        let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now);
+        self.writer.insert(&packet.flow, &pin)?;
+        count_pin(&pin, context.stats);
         Ok(())
     }
 
@@ -355,10 +390,10 @@ impl Conntrack {
         if count > 0 {
             self.sweep_debt -= count;
             self.writer.sweep(count, |entry| {
-                let keep = living(entry, context).is_some();
+                let keep = living(entry.protocol(), &entry.pin, context).is_some();
                 if !keep {
-                    count_end(entry, context);
-                    count_removal(entry, context.stats);
+                    count_end(entry.protocol(), &entry.pin, context);
+                    count_removal(&entry.pin, context.stats);
                 }
                 keep
             });
@@ -366,31 +401,36 @@ impl Conntrack {
         self.sweep_debt > 0
     }
 
-    fn remove(&mut self, slot: Slot, entry: &Entry, stats: &WorkerStats) {
+    fn remove(&mut self, slot: Slot, pin: &Pin, stats: &WorkerStats) {
         self.writer.remove(slot);
-        count_removal(entry, stats);
+        count_removal(pin, stats);
     }
 }
 
-/// The VIP and backend of an entry, unless it is stale or was idle for too long.
+/// The VIP and backend of a pin, unless it is stale or was idle for too long.
 #[inline]
-fn living<'t>(entry: &Entry, context: Context<'t>) -> Option<(&'t Vip, &'t Backend)> {
-    let backend = context.table.pinned(entry.backend)?;
-    let vip = context.table.vip(entry.vip).filter(|vip| vip.id == backend.vip)?;
-    let idle = context.now.since(entry.last_seen);
-    (idle.0 <= timeout(entry, vip).0).then_some((vip, backend))
+fn living<'t>(
+    protocol: Protocol,
+    pin: &Pin,
+    context: Context<'t>,
+) -> Option<(&'t Vip, &'t Backend)> {
+    let backend = context.table.pinned(pin.backend())?;
+    let vip = context.table.vip(pin.vip()).filter(|vip| vip.id == backend.vip)?;
+    let idle = context.now.since(pin.last_seen());
+    (idle.0 <= timeout(protocol, pin.state(), vip).0).then_some((vip, backend))
 }
 
 /// How long the flow may be idle.
 #[inline]
-fn timeout(entry: &Entry, vip: &Vip) -> Ticks {
-    match (entry.key.protocol, entry.state) {
-        (Protocol::Udp, _) => vip.timeouts.udp,
-        // The state is the owner's to know; it outlives no pin, as it is refreshed from it.
-        (Protocol::Tcp, state) if state.has(State::ALIAS) => vip.timeouts.established,
-        (Protocol::Tcp, state) if state.is_closing(vip.forward) => vip.timeouts.closing,
-        (Protocol::Tcp, state) if state.has(State::ESTABLISHED) => vip.timeouts.established,
-        (Protocol::Tcp, _) => vip.timeouts.embryonic,
+fn timeout(protocol: Protocol, state: State, vip: &Vip) -> Ticks {
+    match protocol {
+        Protocol::Udp => vip.timeouts.udp,
+        Protocol::Tcp if state == State::ESTABLISHED => vip.timeouts.established,
+        // The state is the owner's to know; an alias outlives no pin, as it is refreshed from it.
+        Protocol::Tcp if state.has(State::ALIAS) => vip.timeouts.established,
+        Protocol::Tcp if state.is_closing(vip.forward) => vip.timeouts.closing,
+        Protocol::Tcp if state.has(State::ESTABLISHED) => vip.timeouts.established,
+        Protocol::Tcp => vip.timeouts.embryonic,
     }
 }
 
@@ -401,10 +441,10 @@ fn timeout(entry: &Entry, vip: &Vip) -> Ticks {
 /// anybody can forge one, and the backend answers it (RFC 5961 4). Any UDP packet does if the
 /// backend does not answer: its own traffic would keep a dead pin alive.
 #[inline]
-fn begins_anew(packet: &Packet, entry: &Entry, vip: &Vip, backend: &Backend) -> bool {
-    match entry.key.protocol {
+fn begins_anew(packet: &Packet, pin: &Pin, vip: &Vip, backend: &Backend) -> bool {
+    match packet.flow.protocol() {
         Protocol::Tcp if !packet.headers.flags.opens() => false,
-        Protocol::Tcp => !backend.up || entry.state.is_closing(vip.forward),
+        Protocol::Tcp => !backend.up || pin.state().is_closing(vip.forward),
         Protocol::Udp => !backend.up,
     }
 }
@@ -473,49 +513,53 @@ fn reply_news(packet: &Packet) -> News {
 }
 
 /// Tells the owner of a pin that a packet of its flow came.
-fn tell(owner: &FlowTable, slot: Slot, pin: &Entry, news: State, now: Ticks) {
+fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, pin: &Pin, news: State, now: Ticks) {
     owner.touch(slot, pin, now);
-    if !pin.state.has(news) {
-        owner.add_state(slot, pin, news);
+    if !pin.state().has(news) {
+        owner.add_state(slot, flow, pin, news);
     }
 }
 
 /// Counts why a pin that no longer lives has ended.
 #[cold]
-fn count_end(entry: &Entry, context: Context<'_>) {
-    if entry.state.has(State::ALIAS) {
+fn count_end(protocol: Protocol, pin: &Pin, context: Context<'_>) {
+    if pin.state().has(State::ALIAS) {
         return;
     }
-    match context.table.pinned(entry.backend) {
-        Some(_) => context.stats.flows_idled_out.add(1),
-        None => context.stats.flows_stale.add(1),
+    let stats = context.stats;
+    let vip = context.table.vip(pin.vip());
+    let closing = vip.is_some_and(|vip| pin.state().is_closing(vip.forward));
+    match context.table.pinned(pin.backend()) {
+        None => stats.flows_stale.add(1),
+        Some(_) if protocol == Protocol::Tcp && closing => stats.flows_closed.add(1),
+        Some(_) => stats.flows_idled_out.add(1),
     }
 }
 
 /// Keeps the gauges when a flow is pinned.
-fn count_pin(entry: &Entry, stats: &WorkerStats) {
+fn count_pin(pin: &Pin, stats: &WorkerStats) {
     stats.flows_active.add(1);
-    for counters in flow_stats(entry, stats) {
+    for counters in flow_stats(pin, stats) {
         counters.flows_total.add(1);
         counters.flows_active.add(1);
     }
 }
 
 /// Keeps the gauges when an entry is removed.
-fn count_removal(entry: &Entry, stats: &WorkerStats) {
-    if entry.state.has(State::ALIAS) {
+fn count_removal(pin: &Pin, stats: &WorkerStats) {
+    if pin.state().has(State::ALIAS) {
         stats.flow_aliases.sub(1);
         return;
     }
     stats.flows_active.sub(1);
-    for counters in flow_stats(entry, stats) {
+    for counters in flow_stats(pin, stats) {
         counters.flows_active.sub(1);
     }
 }
 
-/// The counters of the entry's VIP and backend.
-fn flow_stats<'s>(entry: &Entry, stats: &'s WorkerStats) -> impl Iterator<Item = &'s FlowStats> {
-    let vip = stats.vips.get(usize::from(entry.vip.0));
-    let backend = stats.backends.get(usize::from(entry.backend.index.0));
+/// The counters of the pin's VIP and backend.
+fn flow_stats<'s>(pin: &Pin, stats: &'s WorkerStats) -> impl Iterator<Item = &'s FlowStats> {
+    let vip = stats.vips.get(usize::from(pin.vip().0));
+    let backend = stats.backends.get(usize::from(pin.backend().index.0));
     [vip, backend].into_iter().flatten()
 }
