@@ -33,6 +33,20 @@ struct Verdict {
     bad: Vec<String>,
 }
 
+// Values of the status fields; empty or another where there is no checksum.
+const BAD: &str = "0";
+const GOOD: &str = "1";
+const FIELDS: [&str; 8] = [
+    "ip.checksum.status",
+    "tcp.checksum.status",
+    "udp.checksum.status",
+    "_ws.malformed",
+    "tcp.checksum",
+    "tcp.checksum_calculated",
+    "frame.number",
+    "_ws.col.Info",
+];
+
 fn judge(file: &Path) -> Verdict {
     let mut command = Command::new("tshark");
     for protocol in ["ip", "tcp", "udp"] {
@@ -41,20 +55,22 @@ fn judge(file: &Path) -> Verdict {
     let [first, second] = BALANCER_MACS;
     let from_balancer = format!("eth.src == {first} || eth.src == {second}");
     command.arg("-r").arg(file).args(["-Y", &from_balancer, "-T", "fields"]);
-    for field in
-        ["ip.checksum", "tcp.checksum", "udp.checksum"].map(|name| format!("{name}.status"))
-    {
-        command.args(["-e", &field]);
+    for field in FIELDS {
+        command.args(["-e", field]);
     }
-    command.args(["-e", "_ws.malformed", "-e", "frame.number", "-e", "_ws.col.Info"]);
     let output = command.output().unwrap();
     let mut verdict = Verdict::default();
     for line in succeeded("tshark", &output).lines() {
-        // Checksum fields: 0 is bad, 1 is good, empty or else is not there.
         let fields: Vec<&str> = line.split('\t').collect();
-        if fields[..3].contains(&"0") || !fields[3].is_empty() {
+        let [ip, tcp, udp, malformed, checksum, calculated, ..] = fields[..] else {
+            panic!("{line}")
+        };
+        // Linux writes a TCP checksum of 0 as 0xffff, which is the same number in one's complement
+        // (RFC 1071); tshark warns of it.
+        let tcp = if (checksum, calculated) == ("0xffff", "0x0000") { GOOD } else { tcp };
+        if [ip, tcp, udp].contains(&BAD) || !malformed.is_empty() {
             verdict.bad.push(line.to_owned());
-        } else if fields[1..3].contains(&"1") {
+        } else if [tcp, udp].contains(&GOOD) {
             verdict.good += 1;
         }
     }
