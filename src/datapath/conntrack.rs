@@ -22,7 +22,7 @@ use crate::flow::entry::{Pin, State};
 use crate::flow::table::{FlowTable, HashedKey, Slot, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
 use crate::forwarding::table::{Backend, Vip};
-use crate::forwarding::{BackendIndex, Forward, ForwardingTable};
+use crate::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
 
@@ -32,6 +32,8 @@ const SWEEP: Ticks = Ticks(400);
 const SWEEP_MAX: u32 = 512;
 /// How often an alias tells the owner that its flow lives. The shortest time-out is 1 s.
 const ALIAS_REFRESH: Ticks = Ticks(50);
+/// An alias is a note: when it was not wanted for this long, looking again is cheaper than memory.
+const ALIAS_TIMEOUT: Ticks = Ticks(1000);
 
 /// A worker's connection tracking.
 #[derive(Debug)]
@@ -143,8 +145,8 @@ impl Conntrack {
         (vip, backend): (&Vip, &Backend),
         context: Context<'_>,
     ) -> Target {
-        let Some(pin) = self.refresh(slot, alias, &packet.flow, request_news(packet), context)
-        else {
+        let news = request_news(packet, alias);
+        let Some(pin) = self.refresh(slot, alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
         if begins_anew(packet, &pin, vip, backend) {
@@ -177,7 +179,7 @@ impl Conntrack {
         let found = self.find_elsewhere(&packet.flow, context, |pin| pin.vip() == packet.vip);
         let Some((slot, pin)) = found else { return Target::Wanted(Miss::Midflow) };
         context.stats.flows_found_elsewhere.add(1);
-        self.add_alias(slot, &pin, &packet.flow, request_news(packet), context);
+        self.add_alias(slot, &pin, &packet.flow, &request_news(packet, &pin), context);
         Target::Backend(pin.backend().index)
     }
 
@@ -210,22 +212,22 @@ impl Conntrack {
         packet: &Packet,
         context: Context<'_>,
     ) -> Option<Pin> {
-        let news = reply_news(packet);
         let found = self.find_at(flow, packet.hint).filter(|(_, pin)| {
             pin.backend().index == backend && living(flow.protocol(), pin, context).is_some()
         });
         match found {
             Some((slot, pin)) if !pin.state().has(State::ALIAS) => {
-                if !pin.state().has(news.bits()) {
-                    self.writer.set_state(slot, pin.state(), pin.state().with(news.bits()));
+                let state = reply_state(packet, pin.state());
+                if state != pin.state() {
+                    self.writer.set_state(slot, pin.state(), state);
                 }
                 self.writer.seen(slot, &pin, context.now);
                 Some(pin)
             }
             Some((slot, alias)) => self
-                .refresh(slot, &alias, flow, news, context)
-                .or_else(|| self.answered_elsewhere(flow, backend, news, context)),
-            None => self.answered_elsewhere(flow, backend, news, context),
+                .refresh(slot, &alias, flow, &reply_news(packet, &alias), context)
+                .or_else(|| self.answered_elsewhere(flow, backend, packet, context)),
+            None => self.answered_elsewhere(flow, backend, packet, context),
         }
     }
 
@@ -234,12 +236,12 @@ impl Conntrack {
         &mut self,
         flow: &HashedKey,
         backend: BackendIndex,
-        news: News,
+        packet: &Packet,
         context: Context<'_>,
     ) -> Option<Pin> {
         let (slot, pin) =
             self.find_elsewhere(flow, context, |pin| pin.backend().index == backend)?;
-        self.add_alias(slot, &pin, flow, news, context);
+        self.add_alias(slot, &pin, flow, &reply_news(packet, &pin), context);
         Some(pin)
     }
 
@@ -279,20 +281,22 @@ impl Conntrack {
         slot: Slot,
         pin: &Pin,
         flow: &HashedKey,
-        news: News,
+        news: &News,
         context: Context<'_>,
     ) {
         if let Some(owner) = self.tables.get(usize::from(pin.owner())) {
-            tell(owner, slot, flow, pin, news.bits(), context.now);
+            tell(owner, slot, flow, pin, news, context.now);
         }
-        let alias = pin.with_state(State::ALIAS).with_last_seen(context.now);
+        let alias = alias_of(pin, news, context.now);
         match self.find(flow) {
             Some((own, old)) if old.state().has(State::ALIAS) => {
                 self.writer.update(own, flow, &alias);
             }
             Some(_) => {}
+            // Notes leave the last eighth of the table to pins.
             None => {
-                if self.writer.insert(flow, &alias).is_ok() {
+                let room = self.writer.len() < self.writer.table().capacity() / 8 * 7;
+                if room && self.writer.insert(flow, &alias).is_ok() {
                     context.stats.flow_aliases.add(1);
                 }
             }
@@ -300,19 +304,18 @@ impl Conntrack {
     }
 
     /// What an alias stands for: the owner's pin if there is news to tell, or nothing was told for
-    /// a while, or the flow may begin anew; else the alias itself. Removes the alias, and returns
-    /// `None`, when that pin is gone.
+    /// a while; else the alias itself. Removes the alias, and returns `None`, when that pin is gone.
     #[inline]
     fn refresh(
         &mut self,
         slot: Slot,
         alias: &Pin,
         flow: &HashedKey,
-        news: News,
+        news: &News,
         context: Context<'_>,
     ) -> Option<Pin> {
         let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
-        if recent && matches!(news, News::Alive(_)) {
+        if recent && news.is_known(alias) {
             return Some(*alias);
         }
         let owner = self.tables.get(usize::from(alias.owner())).map(Arc::as_ref);
@@ -323,17 +326,21 @@ impl Conntrack {
             self.remove(slot, alias, context.stats);
             return None;
         };
-        if news != News::Opening {
-            tell(owner, pin_slot, flow, &pin, news.bits(), context.now);
+        if !news.opening {
+            tell(owner, pin_slot, flow, &pin, news, context.now);
         }
-        let alias = pin.with_state(State::ALIAS).with_last_seen(context.now);
-        self.writer.update(slot, flow, &alias);
+        self.writer.update(slot, flow, &alias_of(&pin, news, context.now));
         Some(pin)
     }
 
-    /// The backend that the flow is pinned to in this worker's table.
-    pub fn pinned(&self, flow: &HashedKey) -> Option<BackendIndex> {
-        self.find(flow).map(|(_, pin)| pin.backend().index)
+    /// For a packet whose flow had no pin when its batch was tracked: the backend, if an earlier
+    /// packet of the batch has pinned it since.
+    pub fn track_again(&mut self, packet: &Packet, context: Context<'_>) -> Option<BackendIndex> {
+        self.find(&packet.flow)?;
+        match self.track_request(packet, context) {
+            Target::Backend(backend) => Some(backend),
+            _ => None,
+        }
     }
 
     /// Whether any worker has a living pin of the flow on this backend.
@@ -424,10 +431,9 @@ fn living<'t>(
 #[inline]
 fn timeout(protocol: Protocol, state: State, vip: &Vip) -> Ticks {
     match protocol {
+        _ if state.has(State::ALIAS) => ALIAS_TIMEOUT,
         Protocol::Udp => vip.timeouts.udp,
         Protocol::Tcp if state == State::ESTABLISHED => vip.timeouts.established,
-        // The state is the owner's to know; an alias outlives no pin, as it is refreshed from it.
-        Protocol::Tcp if state.has(State::ALIAS) => vip.timeouts.established,
         Protocol::Tcp if state.is_closing(vip.forward) => vip.timeouts.closing,
         Protocol::Tcp if state.has(State::ESTABLISHED) => vip.timeouts.established,
         Protocol::Tcp => vip.timeouts.embryonic,
@@ -464,59 +470,74 @@ fn request_state(packet: &Packet, state: State) -> State {
     if flags.any(TcpFlags::FIN) { state.with(State::FIN_CLIENT) } else { state }
 }
 
+/// The state after a packet from the backend.
+///
+/// An answer other than a RST proves that the backend has the connection: it makes a flow whose
+/// pin was lost an established one.
+#[inline]
+fn reply_state(packet: &Packet, state: State) -> State {
+    let flags = packet.headers.flags;
+    if flags.any(TcpFlags::RST) {
+        return state.with(State::RST);
+    }
+    if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
+        return state;
+    }
+    let state = state.with(State::ESTABLISHED);
+    if flags.any(TcpFlags::FIN) { state.with(State::FIN_BACKEND) } else { state }
+}
+
 /// What a packet tells of its flow, to whoever has the pin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum News {
-    /// That it lives, and what its state has at least.
-    Alive(State),
-    /// That it may be another one: a SYN.
-    Opening,
-    /// That it is ending.
-    Ending(State),
+struct News {
+    /// The state after it, but for [`State::ALIAS`].
+    state: State,
+    /// It may begin another flow: a SYN.
+    opening: bool,
+    /// Where the client's packets come from, if the packet is one.
+    hop: Option<NextHop>,
 }
 
 impl News {
-    const fn bits(self) -> State {
-        match self {
-            Self::Opening => State(0),
-            Self::Alive(bits) | Self::Ending(bits) => bits,
-        }
+    /// Whether an alias says all that.
+    #[inline]
+    fn is_known(&self, alias: &Pin) -> bool {
+        !self.opening
+            && self.state == alias.state().without(State::ALIAS)
+            && self.hop.as_ref().is_none_or(|hop| alias.comes_from(hop))
     }
 }
 
-/// What a packet from the client tells.
+/// What a packet from the client tells to who knows `pin` (or its alias).
 #[inline]
-fn request_news(packet: &Packet) -> News {
-    let flags = packet.headers.flags;
-    if flags.any(TcpFlags::RST) {
-        News::Ending(State::RST)
-    } else if flags.any(TcpFlags::FIN) {
-        News::Ending(State::FIN_CLIENT)
-    } else if flags.opens() {
-        News::Opening
-    } else {
-        News::Alive(request_state(packet, State(0)))
+fn request_news(packet: &Packet, pin: &Pin) -> News {
+    News {
+        state: request_state(packet, pin.state().without(State::ALIAS)),
+        opening: packet.headers.flags.opens(),
+        hop: Some(packet.headers.came_from(packet.port)),
     }
 }
 
-/// What a packet from the backend tells.
+/// What a packet from the backend tells to who knows `pin` (or its alias).
 #[inline]
-fn reply_news(packet: &Packet) -> News {
-    let flags = packet.headers.flags;
-    if flags.any(TcpFlags::RST) {
-        News::Ending(State::RST)
-    } else if flags.any(TcpFlags::FIN) {
-        News::Ending(State::FIN_BACKEND)
-    } else {
-        News::Alive(State(0))
-    }
+fn reply_news(packet: &Packet, pin: &Pin) -> News {
+    let state = reply_state(packet, pin.state().without(State::ALIAS));
+    News { state, opening: false, hop: None }
+}
+
+/// The note of a pin, after a packet.
+fn alias_of(pin: &Pin, news: &News, now: Ticks) -> Pin {
+    let alias = pin.with_state(news.state.with(State::ALIAS)).with_last_seen(now);
+    news.hop.map_or(alias, |hop| alias.with_hop(&hop))
 }
 
 /// Tells the owner of a pin that a packet of its flow came.
-fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, pin: &Pin, news: State, now: Ticks) {
+fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, pin: &Pin, news: &News, now: Ticks) {
     owner.touch(slot, pin, now);
-    if !pin.state().has(news) {
-        owner.add_state(slot, flow, pin, news);
+    if let Some(hop) = &news.hop {
+        owner.change_hop(slot, pin, hop);
+    }
+    if news.state != pin.state() {
+        owner.change_state(slot, flow, pin, news.state);
     }
 }
 

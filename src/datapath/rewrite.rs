@@ -46,7 +46,9 @@ fn to_backend(
 ) -> Result<NextHop, Drop> {
     let backend = context.table.backend(index).ok_or(Drop::NoBackend)?;
     let hop = backend.next_hop.ok_or(Drop::NoNextHop)?;
-    let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
+    // Of the backend, not of the listener: a reload may have given the port to another VIP.
+    let vip = context.table.vip(backend.vip).ok_or(Drop::NoVip)?;
+    packet.vip = vip.id;
     if vip.forward == Forward::Nat {
         let port = backend.port.unwrap_or(packet.headers.destination_port);
         translate(packet, Side::Destination, backend.address, port)?;

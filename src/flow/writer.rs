@@ -19,7 +19,7 @@ const MOVES: u32 = 2;
 #[derive(Debug)]
 pub struct FlowWriter {
     table: Arc<FlowTable>,
-    /// First of the entries that were freed; they are chained through their `HOP` word.
+    /// First of the entries that were freed; they are chained through their `LINK` word.
     free: Option<Slot>,
     /// Entries from here on were never used.
     unused: u32,
@@ -86,7 +86,7 @@ impl FlowWriter {
             .or_else(|| self.free_place(other))
             .or_else(|| (0..=MOVES).find_map(|depth| self.make_place(first, depth)))
             .ok_or(Full)?;
-        // The link to the next free entry lies where the hop will be.
+        // The link to the next free entry lies where the key will be.
         let next = self.link(slot);
         self.update(slot, key, pin);
         bucket::set_place(bucket, place, tag, slot);
@@ -179,7 +179,7 @@ impl FlowWriter {
 
     /// The free entry after `slot`, if `slot` was freed.
     fn link(&self, slot: Slot) -> Option<Slot> {
-        let link = self.table.word(slot, word::HOP)?.load(Ordering::Relaxed);
+        let link = self.table.word(slot, word::LINK)?.load(Ordering::Relaxed);
         u32::try_from(link).ok().and_then(|link| link.checked_sub(1)).map(Slot)
     }
 
@@ -224,7 +224,7 @@ impl FlowWriter {
     /// Frees an entry: no key, and a link to the next free one.
     fn clear(&mut self, slot: Slot) {
         let next = self.free.map_or(0, |slot| u64::from(slot.0) + 1);
-        self.store(slot, [next, 0, 0, 0, 0, 0, 0, 0]);
+        self.store(slot, [0, next, 0, 0, 0, 0, 0, 0]);
         self.free = Some(slot);
     }
 
@@ -372,7 +372,12 @@ mod tests {
         assert_eq!(writer.get(slot).unwrap().state(), State::FIN_CLIENT);
         let table = Arc::clone(&writer.table);
         let read = table.read(slot).unwrap().pin;
-        table.add_state(slot, &writer.hashed(1), &read, State::FIN_BACKEND);
+        table.change_state(
+            slot,
+            &writer.hashed(1),
+            &read,
+            State::FIN_CLIENT.with(State::FIN_BACKEND),
+        );
         table.touch(slot, &read, Ticks(99));
         let now = writer.get(slot).unwrap();
         assert!(now.state().has(State::FIN_CLIENT.with(State::FIN_BACKEND)));
@@ -381,8 +386,14 @@ mod tests {
         writer.set_hop(slot, &hop);
         let moved = writer.get(slot).unwrap();
         assert_eq!((moved.hop(), moved.state()), (hop, now.state()));
-        table.add_state(slot, &writer.hashed(1), &moved, State::RST);
-        assert!(writer.get(slot).unwrap().state().has(State::RST), "the entry is the same");
+        table.change_state(slot, &writer.hashed(1), &moved, State::RST);
+        assert_eq!(writer.get(slot).unwrap().state(), State::RST, "the entry is the same");
+        let moved = writer.get(slot).unwrap();
+        let back = NextHop { mac: [6; 6], ..hop };
+        table.change_hop(slot, &moved, &back);
+        assert_eq!(writer.get(slot).unwrap().hop(), back);
+        table.change_hop(slot, &moved, &hop);
+        assert_eq!(writer.get(slot).unwrap().hop(), back, "that was outdated");
     }
 
     #[test]
@@ -394,7 +405,7 @@ mod tests {
         assert_eq!(writer.add(2, 2), Ok(slot), "the entry is used again");
         let fresh = writer.get(slot).unwrap();
         writer.table.touch(slot, &old, Ticks(99));
-        writer.table.add_state(slot, &writer.hashed(2), &old, State::RST);
+        writer.table.change_state(slot, &writer.hashed(2), &old, State::RST);
         assert_eq!(writer.get(slot), Some(fresh));
     }
 
