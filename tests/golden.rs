@@ -91,19 +91,52 @@ fn replies_that_arrive_at_another_worker_are_right_and_keep_the_flow_alive() {
     rig.assert_accounted();
 }
 
+/// Both FINs in both orders, with and without a last ACK, each seen by the one or the other worker.
 #[test]
-fn ends_seen_by_another_worker_close_the_flow() {
+fn ends_seen_by_two_workers_close_the_flow() {
+    for client_first in [true, false] {
+        for last_ack in [true, false] {
+            let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+            let client = |flags| tcp(Family::V4, 40_000, 80, flags);
+            let request = rig.send(0, 0, &client(SYN));
+            rig.send(1, 0, &request[0].reply("SA"));
+            rig.send(0, 0, &client(ACK));
+            for from_client in [client_first, !client_first] {
+                match from_client {
+                    true => rig.send(0, 0, &client(FIN)),
+                    false => rig.send(1, 0, &request[0].reply("FA")),
+                };
+            }
+            if last_ack {
+                rig.send(0, 0, &client(ACK));
+                rig.send(1, 0, &request[0].reply("A"));
+            }
+            // Longer than the closing time-out (2 s), shorter than the established one (10 s).
+            rig.advance(700);
+            let stats = rig.stats(0);
+            let name = format!("client first: {client_first}, last ACK: {last_ack}");
+            assert_eq!(stats.flows_active.get(), 0, "{name}");
+            assert_eq!((stats.flows_closed.get(), stats.flows_idled_out.get()), (1, 0), "{name}");
+        }
+    }
+}
+
+/// The port is used again at another worker, while the old pin is still closing.
+#[test]
+fn replies_close_the_newer_of_two_pins() {
     let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
-    let request = rig.send(0, 0, &tcp(Family::V4, 40_000, 80, SYN));
-    rig.send(0, 0, &tcp(Family::V4, 40_000, 80, ACK));
-    rig.send(1, 0, &request[0].reply("A"));
-    rig.send(1, 0, &request[0].reply("FA"));
-    rig.send(0, 0, &tcp(Family::V4, 40_000, 80, FIN));
-    // Longer than the closing time-out (2 s), shorter than the established one (10 s).
+    let client = |flags| tcp(Family::V4, 40_000, 80, flags);
+    let old = rig.send(0, 0, &client(SYN));
+    rig.send(0, 0, &client(FIN));
+    rig.send(0, 0, &old[0].reply("FA"));
+    rig.advance(10);
+    let new = rig.send(1, 0, &client(SYN));
+    assert_eq!(new[0].destination_mac(), old[0].destination_mac(), "the hash is the same");
+    rig.send(1, 0, &client(ACK));
+    rig.send(1, 0, &client(FIN));
+    rig.send(0, 0, &new[0].reply("FA"));
     rig.advance(700);
-    rig.idle();
-    assert_eq!(rig.stats(0).flows_active.get(), 0, "closed");
-    assert_eq!((rig.stats(0).flows_closed.get(), rig.stats(0).flows_idled_out.get()), (1, 0));
+    assert_eq!((rig.stats(0).flows_active.get(), rig.stats(1).flows_active.get()), (0, 0));
 }
 
 #[test]

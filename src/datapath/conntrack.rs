@@ -28,8 +28,10 @@ use crate::units::Ticks;
 
 /// Time in which the sweep goes once around the table: how late an idle flow may be removed.
 const SWEEP: Ticks = Ticks(400);
-/// Most entries that one poll looks at: bounds the pause (about 2 us).
+/// Most entries that one poll looks at, and most that it removes: each bounds the pause to about
+/// 10 us (a removal costs as much as eight looks).
 const SWEEP_MAX: u32 = 512;
+const REMOVALS_MAX: u32 = 64;
 /// How often an alias tells the owner that its flow lives. The shortest time-out is 1 s.
 const ALIAS_REFRESH: Ticks = Ticks(50);
 /// An alias is a note: when it was not wanted for this long, looking again is cheaper than memory.
@@ -120,7 +122,7 @@ impl Conntrack {
     /// Keeps a pin up to date with a packet of its client.
     #[inline]
     fn note_request(&mut self, slot: Slot, pin: &Pin, packet: &Packet, vip: &Vip, now: Ticks) {
-        let state = request_state(packet, pin.state());
+        let state = request_change(packet).apply(pin.state());
         if state != pin.state() {
             self.writer.set_state(slot, pin.state(), state);
         }
@@ -145,7 +147,7 @@ impl Conntrack {
         (vip, backend): (&Vip, &Backend),
         context: Context<'_>,
     ) -> Target {
-        let news = request_news(packet, alias);
+        let news = News::of_request(packet);
         let Some(pin) = self.refresh(slot, alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
@@ -179,7 +181,7 @@ impl Conntrack {
         let found = self.find_elsewhere(&packet.flow, context, |pin| pin.vip() == packet.vip);
         let Some((slot, pin)) = found else { return Target::Wanted(Miss::Midflow) };
         context.stats.flows_found_elsewhere.add(1);
-        self.add_alias(slot, &pin, &packet.flow, &request_news(packet, &pin), context);
+        self.add_alias(slot, &pin, &packet.flow, &News::of_request(packet), context);
         Target::Backend(pin.backend().index)
     }
 
@@ -217,7 +219,14 @@ impl Conntrack {
         });
         match found {
             Some((slot, pin)) if !pin.state().has(State::ALIAS) => {
-                let state = reply_state(packet, pin.state());
+                // The client's port may be in use again, and pinned by another worker by now.
+                if pin.state().has(State::FIN_CLIENT)
+                    && let Some(newer) = self.answered_elsewhere(flow, backend, packet, context)
+                    && pin.created().since(newer.created()) == Ticks(0)
+                {
+                    return Some(newer);
+                }
+                let state = reply_change(packet).apply(pin.state());
                 if state != pin.state() {
                     self.writer.set_state(slot, pin.state(), state);
                 }
@@ -225,7 +234,7 @@ impl Conntrack {
                 Some(pin)
             }
             Some((slot, alias)) => self
-                .refresh(slot, &alias, flow, &reply_news(packet, &alias), context)
+                .refresh(slot, &alias, flow, &News::of_reply(packet), context)
                 .or_else(|| self.answered_elsewhere(flow, backend, packet, context)),
             None => self.answered_elsewhere(flow, backend, packet, context),
         }
@@ -241,7 +250,7 @@ impl Conntrack {
     ) -> Option<Pin> {
         let (slot, pin) =
             self.find_elsewhere(flow, context, |pin| pin.backend().index == backend)?;
-        self.add_alias(slot, &pin, flow, &reply_news(packet, &pin), context);
+        self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
         Some(pin)
     }
 
@@ -287,7 +296,7 @@ impl Conntrack {
         if let Some(owner) = self.tables.get(usize::from(pin.owner())) {
             tell(owner, slot, flow, pin, news, context.now);
         }
-        let alias = alias_of(pin, news, context.now);
+        let alias = alias_of(&news.apply(pin, context.now));
         match self.find(flow) {
             Some((own, old)) if old.state().has(State::ALIAS) => {
                 self.writer.update(own, flow, &alias);
@@ -326,10 +335,13 @@ impl Conntrack {
             self.remove(slot, alias, context.stats);
             return None;
         };
-        if !news.opening {
-            tell(owner, pin_slot, flow, &pin, news, context.now);
+        if news.opening {
+            // The caller decides whether it is this flow's at all.
+            return Some(pin);
         }
-        self.writer.update(slot, flow, &alias_of(&pin, news, context.now));
+        tell(owner, pin_slot, flow, &pin, news, context.now);
+        let pin = news.apply(&pin, context.now);
+        self.writer.update(slot, flow, &alias_of(&pin));
         Some(pin)
     }
 
@@ -371,7 +383,7 @@ impl Conntrack {
         let state = match packet.flow.protocol() {
             Protocol::Udp => State::default(),
             // A flow whose pin was lost proves itself with its next packet.
-            Protocol::Tcp => request_state(packet, State::default()).without(State::ESTABLISHED),
+            Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };
         let hop = packet.headers.came_from(packet.port);
         let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now);
@@ -395,8 +407,7 @@ impl Conntrack {
         }
         let count = self.sweep_debt.min(SWEEP_MAX);
         if count > 0 {
-            self.sweep_debt -= count;
-            self.writer.sweep(count, |entry| {
+            self.sweep_debt -= self.writer.sweep(count, REMOVALS_MAX, |entry| {
                 let keep = living(entry.protocol(), &entry.pin, context).is_some();
                 if !keep {
                     count_end(entry.protocol(), &entry.pin, context);
@@ -455,42 +466,58 @@ fn begins_anew(packet: &Packet, pin: &Pin, vip: &Vip, backend: &Backend) -> bool
     }
 }
 
-/// The state after a packet from the client.
-#[inline]
-fn request_state(packet: &Packet, state: State) -> State {
-    let flags = packet.headers.flags;
-    if flags.any(TcpFlags::RST) {
-        return state.with(State::RST);
-    }
-    if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
-        return state;
-    }
-    // A client that goes on after a RST never sent it: it was forged, or the backend's stray.
-    let state = state.with(State::ESTABLISHED).without(State::RST);
-    if flags.any(TcpFlags::FIN) { state.with(State::FIN_CLIENT) } else { state }
+/// What a packet changes in the state of its flow, whatever that was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Change {
+    set: State,
+    clear: State,
 }
 
-/// The state after a packet from the backend.
+impl Change {
+    #[inline]
+    const fn apply(self, state: State) -> State {
+        state.with(self.set).without(self.clear)
+    }
+}
+
+/// What a packet from the client changes.
+#[inline]
+fn request_change(packet: &Packet) -> Change {
+    let flags = packet.headers.flags;
+    if flags.any(TcpFlags::RST) {
+        return Change { set: State::RST, ..Change::default() };
+    }
+    if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
+        return Change::default();
+    }
+    let fin = if flags.any(TcpFlags::FIN) { State::FIN_CLIENT } else { State(0) };
+    // A client that goes on after a RST never sent it: it was forged, or the backend's stray.
+    Change { set: State::ESTABLISHED.with(fin), clear: State::RST }
+}
+
+/// What a packet from the backend changes.
 ///
 /// An answer other than a RST proves that the backend has the connection: it makes a flow whose
 /// pin was lost an established one.
 #[inline]
-fn reply_state(packet: &Packet, state: State) -> State {
+fn reply_change(packet: &Packet) -> Change {
     let flags = packet.headers.flags;
-    if flags.any(TcpFlags::RST) {
-        return state.with(State::RST);
-    }
-    if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
-        return state;
-    }
-    let state = state.with(State::ESTABLISHED);
-    if flags.any(TcpFlags::FIN) { state.with(State::FIN_BACKEND) } else { state }
+    let set = if flags.any(TcpFlags::RST) {
+        State::RST
+    } else if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
+        State(0)
+    } else if flags.any(TcpFlags::FIN) {
+        State::ESTABLISHED.with(State::FIN_BACKEND)
+    } else {
+        State::ESTABLISHED
+    };
+    Change { set, ..Change::default() }
 }
 
 /// What a packet tells of its flow, to whoever has the pin.
+#[derive(Clone, Copy)]
 struct News {
-    /// The state after it, but for [`State::ALIAS`].
-    state: State,
+    change: Change,
     /// It may begin another flow: a SYN.
     opening: bool,
     /// Where the client's packets come from, if the packet is one.
@@ -498,36 +525,35 @@ struct News {
 }
 
 impl News {
+    /// Of a packet from the client.
+    #[inline]
+    fn of_request(packet: &Packet) -> Self {
+        Self {
+            change: request_change(packet),
+            opening: packet.headers.flags.opens(),
+            hop: Some(packet.headers.came_from(packet.port)),
+        }
+    }
+
+    /// Of a packet from the backend.
+    #[inline]
+    fn of_reply(packet: &Packet) -> Self {
+        Self { change: reply_change(packet), opening: false, hop: None }
+    }
+
     /// Whether an alias says all that.
     #[inline]
     fn is_known(&self, alias: &Pin) -> bool {
         !self.opening
-            && self.state == alias.state().without(State::ALIAS)
+            && self.change.apply(alias.state()) == alias.state()
             && self.hop.as_ref().is_none_or(|hop| alias.comes_from(hop))
     }
-}
 
-/// What a packet from the client tells to who knows `pin` (or its alias).
-#[inline]
-fn request_news(packet: &Packet, pin: &Pin) -> News {
-    News {
-        state: request_state(packet, pin.state().without(State::ALIAS)),
-        opening: packet.headers.flags.opens(),
-        hop: Some(packet.headers.came_from(packet.port)),
+    /// The pin as it is after the packet.
+    fn apply(&self, pin: &Pin, now: Ticks) -> Pin {
+        let pin = pin.with_state(self.change.apply(pin.state())).with_last_seen(now);
+        self.hop.map_or(pin, |hop| pin.with_hop(&hop))
     }
-}
-
-/// What a packet from the backend tells to who knows `pin` (or its alias).
-#[inline]
-fn reply_news(packet: &Packet, pin: &Pin) -> News {
-    let state = reply_state(packet, pin.state().without(State::ALIAS));
-    News { state, opening: false, hop: None }
-}
-
-/// The note of a pin, after a packet.
-fn alias_of(pin: &Pin, news: &News, now: Ticks) -> Pin {
-    let alias = pin.with_state(news.state.with(State::ALIAS)).with_last_seen(now);
-    news.hop.map_or(alias, |hop| alias.with_hop(&hop))
 }
 
 /// Tells the owner of a pin that a packet of its flow came.
@@ -536,9 +562,12 @@ fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, pin: &Pin, news: &News,
     if let Some(hop) = &news.hop {
         owner.change_hop(slot, pin, hop);
     }
-    if news.state != pin.state() {
-        owner.change_state(slot, flow, pin, news.state);
-    }
+    owner.change_state(slot, flow, pin, news.change.set, news.change.clear);
+}
+
+/// The note of another worker's pin.
+const fn alias_of(pin: &Pin) -> Pin {
+    pin.with_state(pin.state().with(State::ALIAS))
 }
 
 /// Counts why a pin that no longer lives has ended.

@@ -43,8 +43,8 @@ mod extension {
 /// Parses every packet of the batch.
 #[inline]
 pub fn parse(batch: &mut Batch) {
-    for packet in batch.in_flight() {
-        match headers(packet.frame.data()) {
+    for (packet, frame) in batch.in_flight_with_frames() {
+        match headers(frame.data()) {
             Ok(headers) => packet.headers = headers,
             Err(reason) => packet.drop(reason),
         }

@@ -121,7 +121,9 @@ fn check_source(headers: &Headers) -> Result<(), Drop> {
         }
         IpAddr::V6(ip) => ip.is_multicast() || ip.is_loopback() || ip.is_unspecified(),
     };
-    if bad {
+    // A group address as the source MAC (IEEE 802.3 3.2.3): replies would go to the group.
+    let [first, ..] = headers.source_mac;
+    if bad || first & 1 == 1 {
         return Err(Drop::BadSource);
     }
     if headers.from() == headers.to() {

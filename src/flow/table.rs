@@ -179,11 +179,14 @@ impl FlowTable {
     /// may be outdated when it arrives, so [`FlowTable::read`] checks again.
     pub fn find(&self, key: &HashedKey) -> Option<Slot> {
         let (first, tag) = (self.first_bucket(key.hash), tag_of(key.hash));
-        let find_in = |bucket| {
-            let line = self.buckets.get(bucket)?;
-            bucket::find(line, tag, |slot| self.holds(slot, key)).map(|(_, slot)| slot)
-        };
-        find_in(first).or_else(|| find_in(self.other_bucket(first, tag)))
+        self.find_in(first, key).or_else(|| self.find_in(self.other_bucket(first, tag), key))
+    }
+
+    #[inline]
+    fn find_in(&self, bucket: usize, key: &HashedKey) -> Option<Slot> {
+        let line = self.buckets.get(bucket)?;
+        let found = bucket::find(line, tag_of(key.hash), |slot| self.holds(slot, key));
+        found.map(|(_, slot)| slot)
     }
 
     /// As [`FlowTable::find`], for who has a hint where the entry may be.
@@ -216,7 +219,9 @@ impl FlowTable {
 
     /// The entry of a key, for threads other than the writer's.
     pub fn lookup(&self, key: &HashedKey) -> Option<(Slot, Pin)> {
-        let slot = self.find(key)?;
+        // A flow that moves from its other bucket to its first, between the two looks, is missed by
+        // both: the first is looked at again.
+        let slot = self.find(key).or_else(|| self.find_in(self.first_bucket(key.hash), key))?;
         let entry = self.read(slot)?;
         (entry.key.words() == key.words).then_some((slot, entry.pin))
     }
@@ -246,11 +251,13 @@ impl FlowTable {
         }
     }
 
-    /// Changes the flow's state from that of `pin` to `state`, bit by bit. Any thread; does nothing
-    /// if the entry has changed hands since `pin` was read from `slot`.
-    pub fn change_state(&self, slot: Slot, key: &HashedKey, pin: &Pin, state: State) {
+    /// Sets and clears bits of the flow's state. Any thread; does nothing if the entry has changed
+    /// hands since `pin` was read from `slot`.
+    pub fn change_state(&self, slot: Slot, key: &HashedKey, pin: &Pin, set: State, clear: State) {
+        if pin.state().with(set).without(clear) == pin.state() {
+            return;
+        }
         let Some(tail) = self.word(slot, word::TAIL) else { return };
-        let (set, clear) = (state.without(pin.state()), pin.state().without(state));
         let [.., key_tail] = key.words;
         let mut old = key_tail | pin.tail;
         // A few tries: the only competitors are other state changes.
