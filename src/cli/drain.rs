@@ -27,7 +27,8 @@ pub struct DrainArgs {
     // With a hyphen, so that -1s is told what a time is, not what an option is.
     #[arg(long, value_name = "TIME", value_parser = seconds, allow_hyphen_values = true)]
     pub deadline: Option<u64>,
-    /// Wait until no flow is left
+    /// Wait until no flow is left; a connection counts for its closing time-out (closing_s, 30 s by
+    /// default) after its end. Ctrl-C ends the waiting, not the drain
     #[arg(long)]
     pub wait: bool,
     /// Where holdfast listens.

@@ -248,7 +248,8 @@ fn status_as_tables() {
     let server = Server::new([ok(&sample(backends))]);
     let printed = server.run("status").unwrap();
     assert_eq!(printed, include_str!("status.golden.txt"), "found:\n{printed}");
-    assert!(printed.lines().all(|line| line.len() <= 120), "it fits a terminal");
+    // A reason is as long as it is; what is always there fits a terminal.
+    assert!(printed.lines().filter(|line| !line.contains("refused")).all(|line| line.len() < 100));
     let printed = server.run("status --all").unwrap();
     assert_eq!(printed, include_str!("status-all.golden.txt"), "found:\n{printed}");
     assert_eq!(server.requests(), ["GET /v1/status", "GET /v1/status"]);

@@ -387,7 +387,7 @@ mod tests {
             capabilities: Some(u64::MAX),
             af_xdp: Some(true),
             socket_answers: false,
-            memory_available: Some(200_000_000),
+            memory_available: Some(300_000_000),
         }
     }
 
@@ -452,7 +452,7 @@ mod tests {
                 "more memory than there is",
                 "frames = 6208",
                 "flows = 2097152",
-                "workers.flows: flow tables take 311 MB, packet memory 26 MB, and 200 MB are \
+                "workers.flows: flow tables take 311 MB, packet memory 26 MB, and 300 MB are \
                  available; lower [workers] flows, use smaller rings, or fewer workers",
             ),
         ] {
