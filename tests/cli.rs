@@ -52,7 +52,9 @@ fn check_accepts_the_files_that_are_shipped() {
     ] {
         let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
         let run = holdfast(&["check", "--config", &path, "--offline"]);
-        let expected = format!("{path}: good (the machine was not looked at): {counts}\n");
+        let memory = "156 MB of flow tables, 26 MB of packet memory";
+        let expected =
+            format!("{path}: good (the machine was not looked at): {counts}; {memory}\n");
         assert_eq!(
             (run.code, run.stdout, run.stderr),
             (Some(0), expected, String::new()),
@@ -105,7 +107,8 @@ fn check_looks_at_the_machine_unless_it_is_offline() {
 #[test]
 fn check_of_a_file_that_is_not_there() {
     let run = holdfast(&["check", "--config", "/nowhere/holdfast.toml"]);
-    let expected = "error: /nowhere/holdfast.toml: no such file; name one with --config\n";
+    let expected =
+        "error: /nowhere/holdfast.toml: no such file; check the path, or put the file there\n";
     assert_eq!((run.code, run.stderr.as_str()), (Some(1), expected));
 }
 
@@ -145,7 +148,7 @@ fn commands_that_nobody_answers_exit_1() {
     {
         let run = holdfast(&[command, &["--socket", &socket]].concat());
         let expected = format!(
-            "error: nobody listens at {socket}: is holdfast running? Start it with \
+            "error: nobody listens at {socket}: there is no such socket: is holdfast running? Start it with \
              `holdfast run --config F`, or name its socket with --socket\n"
         );
         assert_eq!((run.code, run.stderr), (Some(1), expected), "{command:?}");

@@ -36,7 +36,7 @@ pub struct Query {
     /// Only flows from this network or address.
     pub client: Option<String>,
     /// At most so many; default and maximum: [`MAX_LIMIT`].
-    pub limit: Option<usize>,
+    pub limit: Option<String>,
 }
 
 /// The names of everything that a flow may refer to.
@@ -75,9 +75,9 @@ pub enum QueryError {
     /// Not an address.
     #[error("client = {0:?}: neither an address nor a network such as 198.51.100.0/24")]
     Client(String),
-    /// Too many.
-    #[error("limit = {0}: at most {MAX_LIMIT}")]
-    Limit(usize),
+    /// No number, or too large.
+    #[error("limit = {0}: write a number, at most {MAX_LIMIT}")]
+    Limit(String),
 }
 
 /// A checked query.
@@ -99,10 +99,11 @@ impl Filter {
         known("VIP", vip.as_deref(), names.vips.values().map(|(name, _)| name))?;
         known("backend", backend.as_deref(), names.backends.values())?;
         let client = client.map(|text| network(&text)).transpose()?;
-        let limit = limit.unwrap_or(MAX_LIMIT);
-        if limit > MAX_LIMIT {
-            return Err(QueryError::Limit(limit));
-        }
+        let number = |text: String| match text.parse() {
+            Ok(limit) if limit <= MAX_LIMIT => Ok(limit),
+            _ => Err(QueryError::Limit(text)),
+        };
+        let limit = limit.map_or(Ok(MAX_LIMIT), number)?;
         Ok(Self { vip, backend, client, limit })
     }
 
@@ -337,9 +338,9 @@ pub(super) mod tests {
             ("address", Query { client: text("198.51.100.7"), ..all.clone() }, 5),
             ("network", Query { client: text("198.51.100.0/31"), ..all.clone() }, 10),
             ("other family", Query { client: text("::/0"), ..all.clone() }, 0),
-            ("limit", Query { limit: Some(7), ..all.clone() }, 7),
-            ("limit 0", Query { limit: Some(0), ..all.clone() }, 0),
-            ("limit over chunks", Query { limit: Some(999), ..all }, 999),
+            ("limit", Query { limit: text("7"), ..all.clone() }, 7),
+            ("limit 0", Query { limit: text("0"), ..all.clone() }, 0),
+            ("limit over chunks", Query { limit: text("999"), ..all }, 999),
         ] {
             assert_eq!(scan(query, &[400, 600]).await.len(), expected, "{name}");
         }
@@ -391,7 +392,10 @@ pub(super) mod tests {
         assert!(
             error(Query { client: Some("198.51".to_owned()), ..all.clone() }).contains("198.51")
         );
-        assert!(error(Query { limit: Some(1_000_001), ..all }).contains("at most 1000000"));
+        for limit in ["1000001", "x", "-1", ""] {
+            let expected = format!("limit = {limit}: write a number, at most 1000000");
+            assert_eq!(error(Query { limit: Some(limit.to_owned()), ..all.clone() }), expected);
+        }
     }
 
     #[test]
