@@ -96,7 +96,7 @@ drop_reasons! {
     ZeroPort = "zero_port",
     /// Source and destination are the same address and port.
     Land = "land",
-    /// The source is a multicast, broadcast, loopback or unspecified address.
+    /// The source is a multicast, broadcast, loopback, unspecified or IPv4-mapped address.
     BadSource = "bad_source",
     /// The packet is for no VIP and from no NAT backend.
     NoVip = "no_vip",

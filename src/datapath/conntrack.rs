@@ -22,16 +22,20 @@ use crate::flow::entry::{Pin, State};
 use crate::flow::table::{FlowTable, HashedKey, Slot, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
 use crate::forwarding::table::{Backend, Vip};
-use crate::forwarding::{BackendIndex, Forward, ForwardingTable};
+use crate::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
 
 /// Time in which the sweep goes once around the table: how late an idle flow may be removed.
 const SWEEP: Ticks = Ticks(400);
-/// Most entries that one poll looks at: bounds the pause (about 2 us).
+/// Most entries that one poll looks at, and most that it removes: each bounds the pause to about
+/// 10 us (a removal costs as much as eight looks).
 const SWEEP_MAX: u32 = 512;
+const REMOVALS_MAX: u32 = 64;
 /// How often an alias tells the owner that its flow lives. The shortest time-out is 1 s.
 const ALIAS_REFRESH: Ticks = Ticks(50);
+/// An alias is a note: when it was not wanted for this long, looking again is cheaper than memory.
+const ALIAS_TIMEOUT: Ticks = Ticks(1000);
 
 /// A worker's connection tracking.
 #[derive(Debug)]
@@ -118,7 +122,7 @@ impl Conntrack {
     /// Keeps a pin up to date with a packet of its client.
     #[inline]
     fn note_request(&mut self, slot: Slot, pin: &Pin, packet: &Packet, vip: &Vip, now: Ticks) {
-        let state = request_state(packet, pin.state());
+        let state = request_change(packet).apply(pin.state());
         if state != pin.state() {
             self.writer.set_state(slot, pin.state(), state);
         }
@@ -143,8 +147,8 @@ impl Conntrack {
         (vip, backend): (&Vip, &Backend),
         context: Context<'_>,
     ) -> Target {
-        let Some(pin) = self.refresh(slot, alias, &packet.flow, request_news(packet), context)
-        else {
+        let news = News::of_request(packet);
+        let Some(pin) = self.refresh(slot, alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
         if begins_anew(packet, &pin, vip, backend) {
@@ -177,7 +181,7 @@ impl Conntrack {
         let found = self.find_elsewhere(&packet.flow, context, |pin| pin.vip() == packet.vip);
         let Some((slot, pin)) = found else { return Target::Wanted(Miss::Midflow) };
         context.stats.flows_found_elsewhere.add(1);
-        self.add_alias(slot, &pin, &packet.flow, request_news(packet), context);
+        self.add_alias(slot, &pin, &packet.flow, &News::of_request(packet), context);
         Target::Backend(pin.backend().index)
     }
 
@@ -210,22 +214,29 @@ impl Conntrack {
         packet: &Packet,
         context: Context<'_>,
     ) -> Option<Pin> {
-        let news = reply_news(packet);
         let found = self.find_at(flow, packet.hint).filter(|(_, pin)| {
             pin.backend().index == backend && living(flow.protocol(), pin, context).is_some()
         });
         match found {
             Some((slot, pin)) if !pin.state().has(State::ALIAS) => {
-                if !pin.state().has(news.bits()) {
-                    self.writer.set_state(slot, pin.state(), pin.state().with(news.bits()));
+                // The client's port may be in use again, and pinned by another worker by now.
+                if pin.state().has(State::FIN_CLIENT)
+                    && let Some(newer) = self.answered_elsewhere(flow, backend, packet, context)
+                    && pin.created().since(newer.created()) == Ticks(0)
+                {
+                    return Some(newer);
+                }
+                let state = reply_change(packet).apply(pin.state());
+                if state != pin.state() {
+                    self.writer.set_state(slot, pin.state(), state);
                 }
                 self.writer.seen(slot, &pin, context.now);
                 Some(pin)
             }
             Some((slot, alias)) => self
-                .refresh(slot, &alias, flow, news, context)
-                .or_else(|| self.answered_elsewhere(flow, backend, news, context)),
-            None => self.answered_elsewhere(flow, backend, news, context),
+                .refresh(slot, &alias, flow, &News::of_reply(packet), context)
+                .or_else(|| self.answered_elsewhere(flow, backend, packet, context)),
+            None => self.answered_elsewhere(flow, backend, packet, context),
         }
     }
 
@@ -234,12 +245,12 @@ impl Conntrack {
         &mut self,
         flow: &HashedKey,
         backend: BackendIndex,
-        news: News,
+        packet: &Packet,
         context: Context<'_>,
     ) -> Option<Pin> {
         let (slot, pin) =
             self.find_elsewhere(flow, context, |pin| pin.backend().index == backend)?;
-        self.add_alias(slot, &pin, flow, news, context);
+        self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
         Some(pin)
     }
 
@@ -279,20 +290,22 @@ impl Conntrack {
         slot: Slot,
         pin: &Pin,
         flow: &HashedKey,
-        news: News,
+        news: &News,
         context: Context<'_>,
     ) {
         if let Some(owner) = self.tables.get(usize::from(pin.owner())) {
-            tell(owner, slot, flow, pin, news.bits(), context.now);
+            tell(owner, slot, flow, pin, news, context.now);
         }
-        let alias = pin.with_state(State::ALIAS).with_last_seen(context.now);
+        let alias = alias_of(&news.apply(pin, context.now));
         match self.find(flow) {
             Some((own, old)) if old.state().has(State::ALIAS) => {
                 self.writer.update(own, flow, &alias);
             }
             Some(_) => {}
+            // Notes leave the last eighth of the table to pins.
             None => {
-                if self.writer.insert(flow, &alias).is_ok() {
+                let room = self.writer.len() < self.writer.table().capacity() / 8 * 7;
+                if room && self.writer.insert(flow, &alias).is_ok() {
                     context.stats.flow_aliases.add(1);
                 }
             }
@@ -300,19 +313,18 @@ impl Conntrack {
     }
 
     /// What an alias stands for: the owner's pin if there is news to tell, or nothing was told for
-    /// a while, or the flow may begin anew; else the alias itself. Removes the alias, and returns
-    /// `None`, when that pin is gone.
+    /// a while; else the alias itself. Removes the alias, and returns `None`, when that pin is gone.
     #[inline]
     fn refresh(
         &mut self,
         slot: Slot,
         alias: &Pin,
         flow: &HashedKey,
-        news: News,
+        news: &News,
         context: Context<'_>,
     ) -> Option<Pin> {
         let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
-        if recent && matches!(news, News::Alive(_)) {
+        if recent && news.is_known(alias) {
             return Some(*alias);
         }
         let owner = self.tables.get(usize::from(alias.owner())).map(Arc::as_ref);
@@ -323,17 +335,24 @@ impl Conntrack {
             self.remove(slot, alias, context.stats);
             return None;
         };
-        if news != News::Opening {
-            tell(owner, pin_slot, flow, &pin, news.bits(), context.now);
+        if news.opening {
+            // The caller decides whether it is this flow's at all.
+            return Some(pin);
         }
-        let alias = pin.with_state(State::ALIAS).with_last_seen(context.now);
-        self.writer.update(slot, flow, &alias);
+        tell(owner, pin_slot, flow, &pin, news, context.now);
+        let pin = news.apply(&pin, context.now);
+        self.writer.update(slot, flow, &alias_of(&pin));
         Some(pin)
     }
 
-    /// The backend that the flow is pinned to in this worker's table.
-    pub fn pinned(&self, flow: &HashedKey) -> Option<BackendIndex> {
-        self.find(flow).map(|(_, pin)| pin.backend().index)
+    /// For a packet whose flow had no pin when its batch was tracked: the backend, if an earlier
+    /// packet of the batch has pinned it since.
+    pub fn track_again(&mut self, packet: &Packet, context: Context<'_>) -> Option<BackendIndex> {
+        self.find(&packet.flow)?;
+        match self.track_request(packet, context) {
+            Target::Backend(backend) => Some(backend),
+            _ => None,
+        }
     }
 
     /// Whether any worker has a living pin of the flow on this backend.
@@ -364,7 +383,7 @@ impl Conntrack {
         let state = match packet.flow.protocol() {
             Protocol::Udp => State::default(),
             // A flow whose pin was lost proves itself with its next packet.
-            Protocol::Tcp => request_state(packet, State::default()).without(State::ESTABLISHED),
+            Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };
         let hop = packet.headers.came_from(packet.port);
         let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now);
@@ -388,8 +407,7 @@ impl Conntrack {
         }
         let count = self.sweep_debt.min(SWEEP_MAX);
         if count > 0 {
-            self.sweep_debt -= count;
-            self.writer.sweep(count, |entry| {
+            self.sweep_debt -= self.writer.sweep(count, REMOVALS_MAX, |entry| {
                 let keep = living(entry.protocol(), &entry.pin, context).is_some();
                 if !keep {
                     count_end(entry.protocol(), &entry.pin, context);
@@ -424,10 +442,9 @@ fn living<'t>(
 #[inline]
 fn timeout(protocol: Protocol, state: State, vip: &Vip) -> Ticks {
     match protocol {
+        _ if state.has(State::ALIAS) => ALIAS_TIMEOUT,
         Protocol::Udp => vip.timeouts.udp,
         Protocol::Tcp if state == State::ESTABLISHED => vip.timeouts.established,
-        // The state is the owner's to know; an alias outlives no pin, as it is refreshed from it.
-        Protocol::Tcp if state.has(State::ALIAS) => vip.timeouts.established,
         Protocol::Tcp if state.is_closing(vip.forward) => vip.timeouts.closing,
         Protocol::Tcp if state.has(State::ESTABLISHED) => vip.timeouts.established,
         Protocol::Tcp => vip.timeouts.embryonic,
@@ -449,75 +466,108 @@ fn begins_anew(packet: &Packet, pin: &Pin, vip: &Vip, backend: &Backend) -> bool
     }
 }
 
-/// The state after a packet from the client.
+/// What a packet changes in the state of its flow, whatever that was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Change {
+    set: State,
+    clear: State,
+}
+
+impl Change {
+    #[inline]
+    const fn apply(self, state: State) -> State {
+        state.with(self.set).without(self.clear)
+    }
+}
+
+/// What a packet from the client changes.
 #[inline]
-fn request_state(packet: &Packet, state: State) -> State {
+fn request_change(packet: &Packet) -> Change {
     let flags = packet.headers.flags;
     if flags.any(TcpFlags::RST) {
-        return state.with(State::RST);
+        return Change { set: State::RST, ..Change::default() };
     }
     if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
-        return state;
+        return Change::default();
     }
+    let fin = if flags.any(TcpFlags::FIN) { State::FIN_CLIENT } else { State(0) };
     // A client that goes on after a RST never sent it: it was forged, or the backend's stray.
-    let state = state.with(State::ESTABLISHED).without(State::RST);
-    if flags.any(TcpFlags::FIN) { state.with(State::FIN_CLIENT) } else { state }
+    Change { set: State::ESTABLISHED.with(fin), clear: State::RST }
+}
+
+/// What a packet from the backend changes.
+///
+/// An answer other than a RST proves that the backend has the connection: it makes a flow whose
+/// pin was lost an established one.
+#[inline]
+fn reply_change(packet: &Packet) -> Change {
+    let flags = packet.headers.flags;
+    let set = if flags.any(TcpFlags::RST) {
+        State::RST
+    } else if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
+        State(0)
+    } else if flags.any(TcpFlags::FIN) {
+        State::ESTABLISHED.with(State::FIN_BACKEND)
+    } else {
+        State::ESTABLISHED
+    };
+    Change { set, ..Change::default() }
 }
 
 /// What a packet tells of its flow, to whoever has the pin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum News {
-    /// That it lives, and what its state has at least.
-    Alive(State),
-    /// That it may be another one: a SYN.
-    Opening,
-    /// That it is ending.
-    Ending(State),
+#[derive(Clone, Copy)]
+struct News {
+    change: Change,
+    /// It may begin another flow: a SYN.
+    opening: bool,
+    /// Where the client's packets come from, if the packet is one.
+    hop: Option<NextHop>,
 }
 
 impl News {
-    const fn bits(self) -> State {
-        match self {
-            Self::Opening => State(0),
-            Self::Alive(bits) | Self::Ending(bits) => bits,
+    /// Of a packet from the client.
+    #[inline]
+    fn of_request(packet: &Packet) -> Self {
+        Self {
+            change: request_change(packet),
+            opening: packet.headers.flags.opens(),
+            hop: Some(packet.headers.came_from(packet.port)),
         }
     }
-}
 
-/// What a packet from the client tells.
-#[inline]
-fn request_news(packet: &Packet) -> News {
-    let flags = packet.headers.flags;
-    if flags.any(TcpFlags::RST) {
-        News::Ending(State::RST)
-    } else if flags.any(TcpFlags::FIN) {
-        News::Ending(State::FIN_CLIENT)
-    } else if flags.opens() {
-        News::Opening
-    } else {
-        News::Alive(request_state(packet, State(0)))
+    /// Of a packet from the backend.
+    #[inline]
+    fn of_reply(packet: &Packet) -> Self {
+        Self { change: reply_change(packet), opening: false, hop: None }
     }
-}
 
-/// What a packet from the backend tells.
-#[inline]
-fn reply_news(packet: &Packet) -> News {
-    let flags = packet.headers.flags;
-    if flags.any(TcpFlags::RST) {
-        News::Ending(State::RST)
-    } else if flags.any(TcpFlags::FIN) {
-        News::Ending(State::FIN_BACKEND)
-    } else {
-        News::Alive(State(0))
+    /// Whether an alias says all that.
+    #[inline]
+    fn is_known(&self, alias: &Pin) -> bool {
+        !self.opening
+            && self.change.apply(alias.state()) == alias.state()
+            && self.hop.as_ref().is_none_or(|hop| alias.comes_from(hop))
+    }
+
+    /// The pin as it is after the packet.
+    fn apply(&self, pin: &Pin, now: Ticks) -> Pin {
+        let pin = pin.with_state(self.change.apply(pin.state())).with_last_seen(now);
+        self.hop.map_or(pin, |hop| pin.with_hop(&hop))
     }
 }
 
 /// Tells the owner of a pin that a packet of its flow came.
-fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, pin: &Pin, news: State, now: Ticks) {
+fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, pin: &Pin, news: &News, now: Ticks) {
     owner.touch(slot, pin, now);
-    if !pin.state().has(news) {
-        owner.add_state(slot, flow, pin, news);
+    if let Some(hop) = &news.hop {
+        owner.change_hop(slot, pin, hop);
     }
+    owner.change_state(slot, flow, pin, news.change.set, news.change.clear);
+}
+
+/// The note of another worker's pin.
+const fn alias_of(pin: &Pin) -> Pin {
+    pin.with_state(pin.state().with(State::ALIAS))
 }
 
 /// Counts why a pin that no longer lives has ended.

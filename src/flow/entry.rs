@@ -167,6 +167,13 @@ impl Pin {
         Self { tail: self.tail & !STATE | (state.0 as u64) << STATE_SHIFT, ..self }
     }
 
+    /// The same with another way back.
+    #[inline]
+    #[must_use]
+    pub fn with_hop(self, hop: &NextHop) -> Self {
+        Self { hop: encode_hop(hop), ..self }
+    }
+
     /// The same, seen at `now`.
     #[inline]
     #[must_use]

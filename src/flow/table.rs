@@ -18,8 +18,8 @@
 //! A look-up touches one bucket line and one entry line (two bucket lines for the few flows that
 //! did not fit into their first). Every word is an atomic: plain loads and stores on x86-64 and
 //! aarch64, and no data race. Entries are sequence-checked by the `version` in `pin`: odd while
-//! the writer changes the entry. Other threads may read everything, and write two things only:
-//! `last seen` and bits of `state`, by compare-and-swap against what they have read.
+//! the writer changes the entry. Other threads may read everything, and write three things only:
+//! `hop`, `last seen` and bits of `state`, by compare-and-swap against what they have read.
 //!
 //! Memory: 64 bytes an entry and 9.4 bytes of bucket (8 places a bucket, filled to 85 %), for
 //! either family. All of it is mapped and touched at start.
@@ -31,6 +31,7 @@ use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 use super::bucket::{self, PLACES, Places, tag_of};
 use super::entry::{self, Entry, Pin, State};
 use super::{Address, FlowKey, Protocol};
+use crate::forwarding::NextHop;
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Line, Mapping, MappingError};
@@ -116,6 +117,8 @@ pub struct FlowTable {
 /// Words of an entry line; the key's addresses are words 1 to 4.
 pub(super) mod word {
     pub const HOP: usize = 0;
+    /// Of a free entry: the number of the next free one, plus 1. Never written by other threads.
+    pub const LINK: usize = 1;
     pub const TAIL: usize = 5;
     pub const PLACE: usize = 6;
     pub const TIMES: usize = 7;
@@ -176,11 +179,14 @@ impl FlowTable {
     /// may be outdated when it arrives, so [`FlowTable::read`] checks again.
     pub fn find(&self, key: &HashedKey) -> Option<Slot> {
         let (first, tag) = (self.first_bucket(key.hash), tag_of(key.hash));
-        let find_in = |bucket| {
-            let line = self.buckets.get(bucket)?;
-            bucket::find(line, tag, |slot| self.holds(slot, key)).map(|(_, slot)| slot)
-        };
-        find_in(first).or_else(|| find_in(self.other_bucket(first, tag)))
+        self.find_in(first, key).or_else(|| self.find_in(self.other_bucket(first, tag), key))
+    }
+
+    #[inline]
+    fn find_in(&self, bucket: usize, key: &HashedKey) -> Option<Slot> {
+        let line = self.buckets.get(bucket)?;
+        let found = bucket::find(line, tag_of(key.hash), |slot| self.holds(slot, key));
+        found.map(|(_, slot)| slot)
     }
 
     /// As [`FlowTable::find`], for who has a hint where the entry may be.
@@ -213,7 +219,9 @@ impl FlowTable {
 
     /// The entry of a key, for threads other than the writer's.
     pub fn lookup(&self, key: &HashedKey) -> Option<(Slot, Pin)> {
-        let slot = self.find(key)?;
+        // A flow that moves from its other bucket to its first, between the two looks, is missed by
+        // both: the first is looked at again.
+        let slot = self.find(key).or_else(|| self.find_in(self.first_bucket(key.hash), key))?;
         let entry = self.read(slot)?;
         (entry.key.words() == key.words).then_some((slot, entry.pin))
     }
@@ -233,15 +241,29 @@ impl FlowTable {
         }
     }
 
-    /// Sets bits of the flow's state. Any thread; does nothing if the entry has changed hands since
-    /// `pin` was read from `slot`.
-    pub fn add_state(&self, slot: Slot, key: &HashedKey, pin: &Pin, bits: State) {
+    /// Changes where the client's packets come from. Any thread; does nothing if the entry has
+    /// changed hands since `pin` was read from `slot`.
+    pub fn change_hop(&self, slot: Slot, pin: &Pin, hop: &NextHop) {
+        if let Some(word) = self.word(slot, word::HOP) {
+            let new = pin.with_hop(hop).hop;
+            // Relaxed: a way back publishes nothing, and stands for itself.
+            let _ = word.compare_exchange(pin.hop, new, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets and clears bits of the flow's state. Any thread; does nothing if the entry has changed
+    /// hands since `pin` was read from `slot`.
+    pub fn change_state(&self, slot: Slot, key: &HashedKey, pin: &Pin, set: State, clear: State) {
+        if pin.state().with(set).without(clear) == pin.state() {
+            return;
+        }
         let Some(tail) = self.word(slot, word::TAIL) else { return };
         let [.., key_tail] = key.words;
         let mut old = key_tail | pin.tail;
         // A few tries: the only competitors are other state changes.
         for _ in 0..4 {
-            let new = old | u64::from(bits.0) << entry::STATE_SHIFT;
+            let new = (old | u64::from(set.0) << entry::STATE_SHIFT)
+                & !(u64::from(clear.0) << entry::STATE_SHIFT);
             // Relaxed: state bits publish nothing.
             match tail.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed) {
                 Err(now) if now & !entry::STATE == old & !entry::STATE => old = now,

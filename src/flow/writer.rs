@@ -19,7 +19,7 @@ const MOVES: u32 = 2;
 #[derive(Debug)]
 pub struct FlowWriter {
     table: Arc<FlowTable>,
-    /// First of the entries that were freed; they are chained through their `HOP` word.
+    /// First of the entries that were freed; they are chained through their `LINK` word.
     free: Option<Slot>,
     /// Entries from here on were never used.
     unused: u32,
@@ -86,7 +86,7 @@ impl FlowWriter {
             .or_else(|| self.free_place(other))
             .or_else(|| (0..=MOVES).find_map(|depth| self.make_place(first, depth)))
             .ok_or(Full)?;
-        // The link to the next free entry lies where the hop will be.
+        // The link to the next free entry lies where the key will be.
         let next = self.link(slot);
         self.update(slot, key, pin);
         bucket::set_place(bucket, place, tag, slot);
@@ -153,11 +153,21 @@ impl FlowWriter {
         self.len -= 1;
     }
 
-    /// Shows the next `count` entries to `keep`, and removes those that it does not want.
+    /// Shows the next `count` entries to `keep`, and removes those that it does not want, at most
+    /// `removals` of them; returns how many it has shown.
     ///
     /// A clock hand: it goes around the table without end. Cost: one line per entry, read in order.
-    pub fn sweep(&mut self, count: u32, mut keep: impl FnMut(&Entry) -> bool) {
-        for _ in 0..count {
+    pub fn sweep(
+        &mut self,
+        count: u32,
+        removals: u32,
+        mut keep: impl FnMut(&Entry) -> bool,
+    ) -> u32 {
+        let mut removed = 0;
+        for shown in 0..count {
+            if removed == removals {
+                return shown;
+            }
             // Entries beyond `unused` never held a flow.
             if self.hand >= self.unused {
                 self.hand = 0;
@@ -169,8 +179,10 @@ impl FlowWriter {
                 && !keep(&entry)
             {
                 self.remove(slot);
+                removed += 1;
             }
         }
+        count
     }
 
     fn free_slot(&self) -> Option<Slot> {
@@ -179,7 +191,7 @@ impl FlowWriter {
 
     /// The free entry after `slot`, if `slot` was freed.
     fn link(&self, slot: Slot) -> Option<Slot> {
-        let link = self.table.word(slot, word::HOP)?.load(Ordering::Relaxed);
+        let link = self.table.word(slot, word::LINK)?.load(Ordering::Relaxed);
         u32::try_from(link).ok().and_then(|link| link.checked_sub(1)).map(Slot)
     }
 
@@ -213,7 +225,8 @@ impl FlowWriter {
             if other == bucket || bucket::content(line, place) != (tag, slot) {
                 return self.free_place(bucket);
             }
-            // In the new place first: a reader may see it twice, but never miss it.
+            // In the new place first: a reader may see it twice, and misses it only if it moves against
+            // the reader's own way (see `FlowTable::lookup`).
             bucket::set_place(target, free, tag, slot);
             bucket::free(line, place);
             return Some((line, place));
@@ -224,7 +237,7 @@ impl FlowWriter {
     /// Frees an entry: no key, and a link to the next free one.
     fn clear(&mut self, slot: Slot) {
         let next = self.free.map_or(0, |slot| u64::from(slot.0) + 1);
-        self.store(slot, [next, 0, 0, 0, 0, 0, 0, 0]);
+        self.store(slot, [0, next, 0, 0, 0, 0, 0, 0]);
         self.free = Some(slot);
     }
 
@@ -342,7 +355,7 @@ mod tests {
         assert_eq!(held, 1000, "every entry can be used at the table's load");
         assert_eq!(writer.add(2_000_000, 1), Err(Full));
         assert!((0..1000).all(|n| writer.found(n).is_some()));
-        writer.sweep(1000, |entry| entry.key != key(500));
+        writer.sweep(1000, 1000, |entry| entry.key != key(500));
         assert!(writer.found(500).is_none());
         assert!(writer.add(2_000_000, 1).is_ok());
     }
@@ -356,7 +369,7 @@ mod tests {
             let full = (first..first + 100_000).filter(|&n| writer.add(n, 1).is_err()).count();
             assert_eq!(full, 0, "round {round}");
             assert_eq!(writer.len(), 100_000);
-            writer.sweep(100_000, |_| false);
+            assert_eq!(writer.sweep(100_000, 100_000, |_| false), 100_000);
             assert!(writer.is_empty());
         }
     }
@@ -372,7 +385,7 @@ mod tests {
         assert_eq!(writer.get(slot).unwrap().state(), State::FIN_CLIENT);
         let table = Arc::clone(&writer.table);
         let read = table.read(slot).unwrap().pin;
-        table.add_state(slot, &writer.hashed(1), &read, State::FIN_BACKEND);
+        table.change_state(slot, &writer.hashed(1), &read, State::FIN_BACKEND, State(0));
         table.touch(slot, &read, Ticks(99));
         let now = writer.get(slot).unwrap();
         assert!(now.state().has(State::FIN_CLIENT.with(State::FIN_BACKEND)));
@@ -381,8 +394,15 @@ mod tests {
         writer.set_hop(slot, &hop);
         let moved = writer.get(slot).unwrap();
         assert_eq!((moved.hop(), moved.state()), (hop, now.state()));
-        table.add_state(slot, &writer.hashed(1), &moved, State::RST);
-        assert!(writer.get(slot).unwrap().state().has(State::RST), "the entry is the same");
+        table.change_state(slot, &writer.hashed(1), &moved, State::RST, State::FIN_CLIENT);
+        let reset = State::RST.with(State::FIN_BACKEND);
+        assert_eq!(writer.get(slot).unwrap().state(), reset, "the entry is the same");
+        let moved = writer.get(slot).unwrap();
+        let back = NextHop { mac: [6; 6], ..hop };
+        table.change_hop(slot, &moved, &back);
+        assert_eq!(writer.get(slot).unwrap().hop(), back);
+        table.change_hop(slot, &moved, &hop);
+        assert_eq!(writer.get(slot).unwrap().hop(), back, "that was outdated");
     }
 
     #[test]
@@ -394,7 +414,7 @@ mod tests {
         assert_eq!(writer.add(2, 2), Ok(slot), "the entry is used again");
         let fresh = writer.get(slot).unwrap();
         writer.table.touch(slot, &old, Ticks(99));
-        writer.table.add_state(slot, &writer.hashed(2), &old, State::RST);
+        writer.table.change_state(slot, &writer.hashed(2), &old, State::RST, State(0));
         assert_eq!(writer.get(slot), Some(fresh));
     }
 
@@ -456,7 +476,7 @@ mod tests {
                         }
                     }
                     Step::Sweep(backend) => {
-                        writer.sweep(256, |entry| entry.pin.backend().index.0 != backend);
+                        writer.sweep(256, 256, |entry| entry.pin.backend().index.0 != backend);
                         model.retain(|_, value| *value != backend);
                     }
                 }
