@@ -531,8 +531,9 @@ fn sighup_reloads_and_takes_addresses_away() {
 #[test]
 fn survey_finds_what_the_network_lacks() {
     isolated("survey_finds_what_the_network_lacks", |inside| {
-        inside.ip("link add eth9 type dummy");
+        inside.ip("link add eth9 type veth peer name eth10");
         inside.ip("link set eth9 up");
+        inside.ip("link set eth10 up");
         inside.ip("address add 203.0.113.1/24 dev eth9");
         inside.ip("link set nic0 mtu 1900");
         let backends = ["198.18.0.2", "198.18.0.1", "10.9.9.9", "203.0.113.7"];
