@@ -64,6 +64,22 @@ fn check_accepts_the_files_that_are_shipped() {
 }
 
 #[test]
+fn check_notes_what_may_not_be_meant() {
+    let folder = Folder::new("notes");
+    let good =
+        fs::read_to_string(format!("{}/config/example-nat.toml", env!("CARGO_MANIFEST_DIR")));
+    let text = good.unwrap().replace("port = 8080", "port = 8080\n  weight = 0");
+    let file = folder.file("idle.toml", &text);
+    let run = holdfast(&["check", "--config", &file, "--offline"]);
+    let expected = format!(
+        "note: {file}: vip.backend.weight: VIP web: every backend has weight 0: it takes no new \
+         flows; give one of them a weight\n{file}: good (the machine was not looked at): "
+    );
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+    assert!(run.stdout.starts_with(&expected), "{}", run.stdout);
+}
+
+#[test]
 fn check_reports_every_mistake_and_exits_1() {
     let folder = Folder::new("mistakes");
     let file = folder.file(

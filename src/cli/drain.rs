@@ -74,11 +74,12 @@ pub fn drain(args: &DrainArgs, terminal: bool, out: &mut impl Write) -> Result<(
     let Target { vip, backend } = args.target.clone();
     let request = DrainRequest { vip, backend, deadline_s: args.deadline };
     let status: BackendStatus = client.post("/v1/drain", &request)?;
-    if args.deadline.is_none() && status.deadline_in_s.is_some() {
-        let Target { vip, backend } = &args.target;
+    if let (None, Some(left)) = (args.deadline, status.deadline_in_s) {
+        let (target, left) = (&args.target, span(left));
+        let name = format!("{}/{}", target.vip, target.backend);
         writeln!(
             out,
-            "{vip}/{backend}: drains already, and keeps its deadline; --deadline sets another"
+            "{name}: drains already, its deadline stays: in {left}; --deadline moves it"
         )?;
     }
     if !args.wait {

@@ -299,7 +299,7 @@ fn a_drain_that_goes_on_says_that_its_deadline_holds() {
     let server = Server::new([ok(&status)]);
     assert_eq!(
         server.run("drain web/a").unwrap(),
-        "web/a: drains already, and keeps its deadline; --deadline sets another\n\
+        "web/a: drains already, its deadline stays: in 59s; --deadline moves it\n\
          web/a: draining, 2 flows left, deadline in 59s\n"
     );
     status.deadline_in_s = Some(0);

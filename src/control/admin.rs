@@ -254,6 +254,7 @@ async fn flow_lines(
 ) -> Result<Response, Refusal> {
     let Query(query) = query.map_err(|error| {
         let what = error.body_text();
+        let what = what.trim_start_matches("Failed to deserialize query string: ");
         let keys = "the keys are vip, backend, client and limit, each once; see docs/API.md";
         Refusal::new(StatusCode::BAD_REQUEST, format!("query: {what}; {keys}"))
     })?;

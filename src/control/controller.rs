@@ -282,7 +282,8 @@ impl Controller {
             let most = FIRST_RESOLUTION.as_secs();
             info!("waiting for the next hops of backends, {most} s at most");
             // Late is no error: backends without a next hop take no new flows until they have one.
-            let _ = timeout(FIRST_RESOLUTION, network.wait_for(known)).await;
+            let rest = FIRST_RESOLUTION.saturating_sub(QUIET_RESOLUTION);
+            let _ = timeout(rest, network.wait_for(known)).await;
         }
         self.follow(network);
         self.tell_unresolved();
