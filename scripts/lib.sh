@@ -55,6 +55,9 @@ die() {
     exit 1
 }
 
+# print_usage: the comment at the head of the script that runs.
+print_usage() { sed -n '2,/^set /{ /^#/s/^# \{0,1\}//p; }' "$0"; }
+
 require_root() {
     ((EUID == 0)) || die "must run as root (network namespaces, AF_XDP); try: sudo $0"
 }

@@ -10,7 +10,7 @@ fn a_full_flow_table_harms_no_established_flow() {
     nat.timeouts = "{ embryonic_s = 2, closing_s = 2 }";
     let config = Config { flows: 1024, ..Config::new(&lab, 1, vec![nat.clone()]) };
     let holdfast = Holdfast::start(&lab, &config);
-    let mut transfer = download(&lab, &nat, Some("4m"));
+    let mut transfer = download(&lab, &nat, Some("3m"));
     transfer.backend();
 
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/syn_flood.py");

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Output};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::Instant;
 
 use holdfast::control::api::{BackendState, BackendStatus, HealthState, Status};
 
-use super::{Config, Lab, SOON, failed, signal, succeeded, wait_for};
+use super::{Config, Lab, POLL, SOON, failed, signal, succeeded, wait_for};
 
 /// The binary that cargo built for these tests.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_holdfast");
@@ -92,14 +93,14 @@ impl<'l> Holdfast<'l> {
     /// Waits until the status is as wanted.
     pub fn wait_until(&self, what: &str, mut wanted: impl FnMut(&Status) -> bool) {
         let mut last = None;
-        let end = std::time::Instant::now() + SOON;
-        while std::time::Instant::now() < end {
+        let end = Instant::now() + SOON;
+        while Instant::now() < end {
             let status = self.status();
             if wanted(&status) {
                 return;
             }
             last = Some(status);
-            std::thread::sleep(Duration::from_millis(20));
+            sleep(POLL);
         }
         panic!("after {SOON:?} still not: {what}\n{last:#?}\n{}", self.log());
     }
@@ -113,9 +114,12 @@ impl<'l> Holdfast<'l> {
 
     /// Waits until a backend is active, draining or drained.
     pub fn wait_for_state(&self, vip: &str, backend: &str, state: BackendState) {
-        wait_for(&format!("{vip}/{backend} {state:?}"), SOON, || {
-            self.backend(vip, backend).state == state
-        });
+        let end = Instant::now() + SOON;
+        while self.backend(vip, backend).state != state {
+            let flows = || self.ok(&["flows", "--vip", vip, "--backend", backend]);
+            assert!(Instant::now() < end, "{vip}/{backend}: still not {state:?}:\n{}", flows());
+            sleep(POLL);
+        }
     }
 
     /// Every packet that was received has ended in one counter, in every worker.

@@ -200,9 +200,11 @@ pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + limit;
     while !done() {
         assert!(Instant::now() < end, "after {limit:?} still not: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(POLL);
     }
 }
 
+/// Between two looks at whatever is waited for.
+pub const POLL: Duration = Duration::from_millis(20);
 /// Most things happen within this time, on a busy machine too.
 pub const SOON: Duration = Duration::from_secs(10);

@@ -1,6 +1,7 @@
 """syn_flood.py INTERFACE MAC ADDRESS COUNT: sends COUNT SYNs to port 80 of ADDRESS (IPv4).
 
-Each from a port of its own, so each is a new flow. Needs Debian's python3-scapy.
+Each from a port of its own, so each is a new flow. Their TCP checksums are wrong, so no
+backend answers. Needs Debian's python3-scapy.
 """
 
 import sys
@@ -8,13 +9,15 @@ import sys
 from scapy.all import IP, TCP, Ether, Raw, conf
 
 CLIENT = "198.18.1.10"
+SOURCE_PORT_AT = 14 + 20
 
 
 def main(interface, mac, address, count):
     socket = conf.L2socket(iface=interface)
+    frame = bytearray(bytes(Ether(dst=mac) / IP(src=CLIENT, dst=address) / TCP(dport=80, flags="S")))
     for port in range(1024, 1024 + count):
-        syn = TCP(sport=port, dport=80, flags="S")
-        socket.send(Raw(bytes(Ether(dst=mac) / IP(src=CLIENT, dst=address) / syn)))
+        frame[SOURCE_PORT_AT:SOURCE_PORT_AT + 2] = port.to_bytes(2, "big")
+        socket.send(Raw(bytes(frame)))
 
 
 if __name__ == "__main__":
