@@ -58,7 +58,7 @@ fn measure(plan: Plan, flows: u64) -> Vec<Row> {
     let secret = TableSecret::new(1);
     let (mut ours, filled_ours) = OurTable::filled(flows, &secret);
     let (mut theirs, filled_theirs) = Hashbrown::filled(flows, &secret);
-    let mut look = |wanted: Wanted, order: Order| {
+    let look = |wanted: Wanted, order: Order| {
         let ours = &mut OurLookup { table: &ours, keys: Keys::new(wanted, flows), found: 0 };
         let theirs =
             &mut TheirLookup { table: &theirs, keys: Keys::new(wanted, flows), order, found: 0 };
@@ -215,7 +215,8 @@ struct OurReplace<'t> {
 
 impl Subject for OurReplace<'_> {
     fn prepare(&mut self) {
-        self.keys = (self.next..self.next + ROUND as u64).map(|f| flow_key(Family::V4, f)).collect();
+        self.keys =
+            (self.next..self.next + ROUND as u64).map(|f| flow_key(Family::V4, f)).collect();
         self.next += ROUND as u64;
     }
 
@@ -338,7 +339,8 @@ struct TheirReplace<'t> {
 
 impl Subject for TheirReplace<'_> {
     fn prepare(&mut self) {
-        self.keys = (self.next..self.next + ROUND as u64).map(|f| flow_key(Family::V4, f)).collect();
+        self.keys =
+            (self.next..self.next + ROUND as u64).map(|f| flow_key(Family::V4, f)).collect();
         self.next += ROUND as u64;
     }
 
@@ -420,7 +422,8 @@ impl<'s, I: FnMut(&[HashedKey])> Fill<'s, I> {
 
 impl<I: FnMut(&[HashedKey])> Subject for Fill<'_, I> {
     fn prepare(&mut self) {
-        self.keys = (self.next..self.next + ROUND as u64).map(|f| flow_key(Family::V4, f)).collect();
+        self.keys =
+            (self.next..self.next + ROUND as u64).map(|f| flow_key(Family::V4, f)).collect();
         self.next += ROUND as u64;
     }
 

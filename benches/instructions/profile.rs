@@ -109,11 +109,21 @@ impl Symbols {
     fn place(&self, address: u64) -> String {
         let ours = self.frames(address).iter().find(|frame| frame.file.starts_with(OURS));
         match (ours, self.frames(address).first()) {
-            (Some(frame), _) => format!("src/{}:{}", &frame.file[OURS.len()..], frame.line),
+            (Some(frame), _) => {
+                format!("src/{}:{}{}", &frame.file[OURS.len()..], frame.line, source(frame))
+            }
             (None, Some(frame)) => format!("{} in {}:{}", frame.function, frame.file, frame.line),
             (None, None) => "elsewhere".to_owned(),
         }
     }
+}
+
+/// The text of a line, if the file is where it was compiled.
+fn source(frame: &Frame) -> String {
+    let text = std::fs::read_to_string(&frame.file).unwrap_or_default();
+    let number: usize = frame.line.parse().unwrap_or_default();
+    let line = number.checked_sub(1).and_then(|before| text.lines().nth(before));
+    line.map_or(String::new(), |line| format!("   {}", line.trim()))
 }
 
 /// `h` and 16 digits: what older compilers put after a function's name.
@@ -205,11 +215,13 @@ impl Profile {
         stages
     }
 
-    /// Instructions by the line of this crate that they belong to, the most first.
+    /// Instructions by stage and the line of this crate that they belong to, the most first.
     pub fn lines(&self) -> Vec<(String, u64)> {
         let mut lines = HashMap::<String, u64>::new();
         for (address, cost) in self.functions.values().flat_map(|function| &function.own) {
-            *lines.entry(self.symbols.place(*address)).or_default() += cost;
+            let stage = self.symbols.stage(*address).unwrap_or("-");
+            let line = format!("{stage:<10} {}", self.symbols.place(*address));
+            *lines.entry(line).or_default() += cost;
         }
         let mut lines: Vec<_> = lines.into_iter().collect();
         lines.sort_by_key(|(place, cost)| (std::cmp::Reverse(*cost), place.clone()));
