@@ -33,12 +33,14 @@ pub const FRAMES: u32 = 6 * RING + 64;
 const BACKENDS: u16 = 100;
 /// Slots of the Maglev table: the configuration's default.
 const TABLE_SIZE: u32 = 65_537;
-/// Embryonic flows live for 1 s, and until the sweep, which goes around in 4 s, finds them.
+/// Flows that send one SYN live for 1 s, and then until the sweep finds them.
 const EMBRYONIC: Ticks = Ticks(100);
-/// Mean life of a flow that sends one SYN.
-const MEAN_LIFE: u64 = 100 + 400 / 2;
-/// Share of the table that new flows fill, in percent.
-const NEW_FLOW_LOAD: u64 = 70;
+/// Ticks in which the sweep goes around.
+const SWEEP: u64 = 400;
+/// The longest life of a flow that sends one SYN, in ticks.
+const LONGEST_LIFE: u64 = 100 + SWEEP;
+/// Share of the table that new flows would fill if all lived for the longest, in percent.
+const NEW_FLOW_LOAD: u64 = 90;
 /// A tick of the worker's clock.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -129,10 +131,8 @@ impl Bed {
             batch: BATCH,
         };
         let clock = match (case.traffic, clock) {
-            // So fast that the table is as full as it shall be.
-            (Traffic::Open, _) => {
-                Clock::EveryPolls((flows * NEW_FLOW_LOAD / 100 / MEAN_LIFE / BATCH as u64).max(1))
-            }
+            // As fast as the table can bear.
+            (Traffic::Open, _) => Clock::EveryPolls(polls_per_tick(flows)),
             (_, clock) => clock,
         };
         Self {
@@ -180,11 +180,10 @@ impl Bed {
         self.clock = before;
     }
 
-    /// Opens flows for as long as it takes until as many expire.
+    /// Opens flows until as many expire as are opened: after five sweeps that is even.
     fn fill(&mut self) {
-        let Clock::EveryPolls(polls) = self.clock else { return };
-        let rounds = polls * 2 * MEAN_LIFE * BATCH as u64 / ROUND as u64;
-        for _ in 0..=rounds {
+        let polls = polls_per_tick(self.flows) * SWEEP * 5;
+        for _ in 0..=polls * BATCH as u64 / ROUND as u64 {
             self.prepare();
             self.poll_and_drop();
         }
@@ -303,6 +302,11 @@ impl Bed {
     }
 }
 
+/// Polls of new flows in a tick, so that a table for `flows` flows is never full.
+fn polls_per_tick(flows: u64) -> u64 {
+    (flows * NEW_FLOW_LOAD / 100 / LONGEST_LIFE / BATCH as u64).max(1)
+}
+
 /// What is measured: one poll, as `Worker::run` makes it, with its look at the clock. Not inlined,
 /// so that callgrind can find it; the warm-up calls the worker by itself.
 #[inline(never)]
@@ -324,6 +328,10 @@ impl Subject for Bed {
 
     fn finish(&mut self, took: Duration) {
         let sent = self.nic.collect(|_| {});
+        if sent != ROUND {
+            // Says which counter it was.
+            self.assert_accounted();
+        }
         assert_eq!(sent, ROUND, "{}: every packet is sent", self.case.name);
         if matches!(self.clock, Clock::Timed) {
             self.untold += took;

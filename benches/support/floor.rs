@@ -65,7 +65,8 @@ fn lines_of(header: &[u8], buckets: usize, entries: usize) -> (usize, usize) {
     // Client address and VIP; VIP and ports.
     let hash = (word(26) ^ word(30).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let other = hash.rotate_left(32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    let pick = |hash: u64, len: usize| ((u128::from(hash) * len as u128) >> 64) as u64 as usize;
+    let pick =
+        |hash: u64, len: usize| usize::try_from((u128::from(hash) * len as u128) >> 64).unwrap();
     (pick(hash, buckets), pick(other, entries))
 }
 
