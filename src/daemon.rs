@@ -118,7 +118,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let threads = start(&config, workers, &stop, &events)?;
     let result = control::run(Inputs {
         config_path: path.to_owned(),
-        load: Box::new(|path| config::load(path).map_err(|errors| errors.to_string())),
+        load: Box::new(|path| config::load(path).map_err(|errors| errors.messages())),
         claim,
         workers: views,
         nics: nic_views,
@@ -135,7 +135,9 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
         // A worker that panicked has told its story by then.
         let _ = thread.join();
     }
-    Ok(result?)
+    result?;
+    info!("stopped");
+    Ok(())
 }
 
 /// The clock that flow ages are kept in: monotonic, and the same for every process.

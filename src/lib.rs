@@ -14,4 +14,5 @@ pub mod stats;
 pub mod steering;
 pub mod units;
 pub mod wire;
+pub mod words;
 pub mod xdp;

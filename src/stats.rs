@@ -96,7 +96,7 @@ drop_reasons! {
     ZeroPort = "zero_port",
     /// Source and destination are the same address and port.
     Land = "land",
-    /// The source is a multicast, broadcast, loopback or unspecified address.
+    /// The source is a multicast, broadcast, loopback, unspecified or IPv4-mapped address.
     BadSource = "bad_source",
     /// The packet is for no VIP and from no NAT backend.
     NoVip = "no_vip",
@@ -135,7 +135,9 @@ pub struct WorkerStats {
     pub flows_found_elsewhere: Counter,
     /// Mid-flow TCP packets without a pin anywhere, pinned anew by hash.
     pub flows_by_hash: Counter,
-    /// Pins removed because the flow was idle for longer than its time-out.
+    /// Pins removed after their connection had ended by FINs or a RST, and its closing time-out.
+    pub flows_closed: Counter,
+    /// Pins removed because an open flow was idle for longer than its time-out.
     pub flows_idled_out: Counter,
     /// Pins removed because their backend's generation had ended.
     pub flows_stale: Counter,
@@ -211,6 +213,7 @@ impl WorkerStats {
             flows_new: Counter::default(),
             flows_found_elsewhere: Counter::default(),
             flows_by_hash: Counter::default(),
+            flows_closed: Counter::default(),
             flows_idled_out: Counter::default(),
             flows_stale: Counter::default(),
             flows_active: Counter::default(),

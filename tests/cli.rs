@@ -52,13 +52,31 @@ fn check_accepts_the_files_that_are_shipped() {
     ] {
         let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
         let run = holdfast(&["check", "--config", &path, "--offline"]);
-        let expected = format!("{path}: good (the machine was not looked at): {counts}\n");
+        let memory = "156 MB of flow tables, 26 MB of packet memory";
+        let expected =
+            format!("{path}: good (the machine was not looked at): {counts}; {memory}\n");
         assert_eq!(
             (run.code, run.stdout, run.stderr),
             (Some(0), expected, String::new()),
             "{file}"
         );
     }
+}
+
+#[test]
+fn check_notes_what_may_not_be_meant() {
+    let folder = Folder::new("notes");
+    let good =
+        fs::read_to_string(format!("{}/config/example-nat.toml", env!("CARGO_MANIFEST_DIR")));
+    let text = good.unwrap().replace("port = 8080", "port = 8080\n  weight = 0");
+    let file = folder.file("idle.toml", &text);
+    let run = holdfast(&["check", "--config", &file, "--offline"]);
+    let expected = format!(
+        "note: {file}: vip.backend.weight: VIP web: every backend has weight 0: it takes no new \
+         flows; give one of them a weight\n{file}: good (the machine was not looked at): "
+    );
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+    assert!(run.stdout.starts_with(&expected), "{}", run.stdout);
 }
 
 #[test]
@@ -105,7 +123,8 @@ fn check_looks_at_the_machine_unless_it_is_offline() {
 #[test]
 fn check_of_a_file_that_is_not_there() {
     let run = holdfast(&["check", "--config", "/nowhere/holdfast.toml"]);
-    let expected = "error: /nowhere/holdfast.toml: no such file; name one with --config\n";
+    let expected =
+        "error: /nowhere/holdfast.toml: no such file; check the path, or put the file there\n";
     assert_eq!((run.code, run.stderr.as_str()), (Some(1), expected));
 }
 
@@ -145,7 +164,7 @@ fn commands_that_nobody_answers_exit_1() {
     {
         let run = holdfast(&[command, &["--socket", &socket]].concat());
         let expected = format!(
-            "error: nobody listens at {socket}: is holdfast running? Start it with \
+            "error: nobody listens at {socket}: there is no such socket: is holdfast running? Start it with \
              `holdfast run --config F`, or name its socket with --socket\n"
         );
         assert_eq!((run.code, run.stderr), (Some(1), expected), "{command:?}");

@@ -527,6 +527,39 @@ fn sighup_reloads_and_takes_addresses_away() {
     });
 }
 
+/// What `holdfast check` says of a network, without starting.
+#[test]
+fn survey_finds_what_the_network_lacks() {
+    isolated("survey_finds_what_the_network_lacks", |inside| {
+        inside.ip("link add eth9 type veth peer name eth10");
+        inside.ip("link set eth9 up");
+        inside.ip("link set eth10 up");
+        inside.ip("address add 203.0.113.1/24 dev eth9");
+        inside.ip("link set nic0 mtu 1900");
+        let backends = ["198.18.0.2", "198.18.0.1", "10.9.9.9", "203.0.113.7"];
+        let config = config(vec![
+            vip("web", "192.0.2.10", on_nic(), &backends),
+            vip("mail", "198.18.0.255", on_nic(), &["198.18.0.2"]),
+            vip("ssh", "198.18.0.1", on_nic(), &["198.18.0.2"]),
+        ]);
+        let found = control::survey::survey(&config).unwrap();
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        let expected = [
+            "nic.interface: nic0 has an MTU of 1900, and frames of 2048 bytes hold packets of 1774",
+            "vip.address: VIP mail: 198.18.0.255 is the broadcast address of the network on nic0",
+            "vip.address: VIP ssh: 198.18.0.1 is this box's own address on nic0",
+            "vip.backend.address: web/b1 (198.18.0.1): its address is one of this box",
+            "vip.backend.address: web/b2 (10.9.9.9): no route to its address",
+            "vip.backend.address: web/b3 (203.0.113.7): its route goes out by eth9",
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{expected} is not the start of\n{found}");
+        }
+        assert!(inside.addresses().contains("198.18.0.1"), "nothing is changed");
+    });
+}
+
 #[test]
 fn an_interface_that_is_not_there_is_refused_and_nothing_is_left() {
     isolated("an_interface_that_is_not_there_is_refused_and_nothing_is_left", |inside| {

@@ -91,19 +91,52 @@ fn replies_that_arrive_at_another_worker_are_right_and_keep_the_flow_alive() {
     rig.assert_accounted();
 }
 
+/// Both FINs in both orders, with and without a last ACK, each seen by the one or the other worker.
 #[test]
-fn ends_seen_by_another_worker_close_the_flow() {
+fn ends_seen_by_two_workers_close_the_flow() {
+    for client_first in [true, false] {
+        for last_ack in [true, false] {
+            let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+            let client = |flags| tcp(Family::V4, 40_000, 80, flags);
+            let request = rig.send(0, 0, &client(SYN));
+            rig.send(1, 0, &request[0].reply("SA"));
+            rig.send(0, 0, &client(ACK));
+            for from_client in [client_first, !client_first] {
+                match from_client {
+                    true => rig.send(0, 0, &client(FIN)),
+                    false => rig.send(1, 0, &request[0].reply("FA")),
+                };
+            }
+            if last_ack {
+                rig.send(0, 0, &client(ACK));
+                rig.send(1, 0, &request[0].reply("A"));
+            }
+            // Longer than the closing time-out (2 s), shorter than the established one (10 s).
+            rig.advance(700);
+            let stats = rig.stats(0);
+            let name = format!("client first: {client_first}, last ACK: {last_ack}");
+            assert_eq!(stats.flows_active.get(), 0, "{name}");
+            assert_eq!((stats.flows_closed.get(), stats.flows_idled_out.get()), (1, 0), "{name}");
+        }
+    }
+}
+
+/// The port is used again at another worker, while the old pin is still closing.
+#[test]
+fn replies_close_the_newer_of_two_pins() {
     let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
-    let request = rig.send(0, 0, &tcp(Family::V4, 40_000, 80, SYN));
-    rig.send(0, 0, &tcp(Family::V4, 40_000, 80, ACK));
-    rig.send(1, 0, &request[0].reply("A"));
-    rig.send(1, 0, &request[0].reply("FA"));
-    rig.send(0, 0, &tcp(Family::V4, 40_000, 80, FIN));
-    // Longer than the closing time-out (2 s), shorter than the established one (10 s).
+    let client = |flags| tcp(Family::V4, 40_000, 80, flags);
+    let old = rig.send(0, 0, &client(SYN));
+    rig.send(0, 0, &client(FIN));
+    rig.send(0, 0, &old[0].reply("FA"));
+    rig.advance(10);
+    let new = rig.send(1, 0, &client(SYN));
+    assert_eq!(new[0].destination_mac(), old[0].destination_mac(), "the hash is the same");
+    rig.send(1, 0, &client(ACK));
+    rig.send(1, 0, &client(FIN));
+    rig.send(0, 0, &new[0].reply("FA"));
     rig.advance(700);
-    rig.idle();
-    assert_eq!(rig.stats(0).flows_active.get(), 0, "closed");
-    assert_eq!(rig.stats(0).flows_idled_out.get(), 1);
+    assert_eq!((rig.stats(0).flows_active.get(), rig.stats(1).flows_active.get()), (0, 0));
 }
 
 #[test]
@@ -120,6 +153,107 @@ fn a_flow_that_moves_to_another_worker_keeps_its_backend() {
         assert_eq!(rig.stats(1).flows_by_hash.get(), 0);
         rig.assert_accounted();
     }
+}
+
+#[test]
+fn aliases_go_soon_after_their_flows_and_leave_room_for_pins() {
+    let mut rig = Rig::with_flows(2, 1, 128, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+    for port in 1000..1120 {
+        let request = rig.send(0, 0, &tcp(Family::V4, port, 80, SYN));
+        assert_eq!(rig.send(1, 0, &request[0].reply("SA")).len(), 1);
+    }
+    let aliases = rig.stats(1).flow_aliases.get();
+    assert!((100..=112).contains(&aliases), "{aliases}: an eighth is left to pins");
+    assert_eq!(rig.send(1, 0, &tcp(Family::V4, 5000, 80, SYN)).len(), 1);
+    rig.advance(1500);
+    assert_eq!((rig.stats(0).flows_active.get(), rig.stats(1).flow_aliases.get()), (0, 0));
+    rig.assert_accounted();
+}
+
+#[test]
+fn an_alias_tells_the_owner_what_it_sees_at_once() {
+    let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+    let request = rig.send(0, 0, &tcp(Family::V4, 5000, 80, SYN));
+    // The alias is fresh when the client's ACK comes to it, from another router.
+    rig.send(1, 0, &request[0].reply("SA"));
+    let mut ack = tcp(Family::V4, 5000, 80, ACK);
+    ack[6..12].copy_from_slice(&[2, 9, 9, 9, 9, 9]);
+    rig.send(1, 0, &ack);
+    rig.advance(900);
+    assert_eq!(rig.stats(0).flows_active.get(), 1, "established, not embryonic");
+    let reply = rig.send(0, 0, &request[0].reply("A"));
+    assert_eq!(reply[0].destination_mac(), [2, 9, 9, 9, 9, 9]);
+    // A forged RST at the one worker, the living client at the other.
+    rig.send(0, 0, &tcp(Family::V4, 5000, 80, RST));
+    rig.send(1, 0, &ack);
+    rig.advance(900);
+    assert_eq!(rig.stats(0).flows_active.get(), 1, "not closing");
+    rig.assert_accounted();
+}
+
+#[test]
+fn a_lost_pin_is_established_again_by_the_backends_answer() {
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+    let request = rig.send(0, 0, &tcp(Family::V4, 5000, 80, ACK));
+    assert_eq!(rig.stats(0).flows_by_hash.get(), 1);
+    rig.send(0, 0, &request[0].reply("A"));
+    rig.advance(900);
+    assert_eq!(rig.send(0, 0, &request[0].reply("A")).len(), 1, "beyond the embryonic time-out");
+}
+
+#[test]
+fn what_ends_or_is_no_flow_leaves_no_pin() {
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Dsr, Family::V4, 1, 3)]);
+    for flags in [RST, "SA", "F"] {
+        assert_eq!(rig.send(0, 0, &tcp(Family::V4, 5000, 80, flags)).len(), 1, "{flags}");
+        assert_eq!(active(&rig), 0, "{flags}");
+    }
+}
+
+#[test]
+fn the_whole_of_a_connection_in_one_batch_is_noted() {
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Dsr, Family::V4, 1, 3)]);
+    let packets = [SYN, ACK, FIN].map(|flags| tcp(Family::V4, 5000, 80, flags));
+    assert_eq!(rig.send_all(0, 0, &packets).len(), 3);
+    rig.advance(700);
+    assert_eq!((active(&rig), rig.stats(0).flows_closed.get()), (0, 1));
+}
+
+/// A reload gives port 80 of an all-ports VIP to another VIP with another mode.
+#[test]
+fn pinned_flows_keep_the_mode_of_their_own_vip() {
+    let mut all = spec(0, Forward::Dsr, Family::V4, 1, 3);
+    all.ports = Ports::All;
+    let mut web = spec(1, Forward::Nat, Family::V4, 1, 3);
+    web.ports = Ports::List(vec![443]);
+    let mut rig = Rig::new(1, 1, vec![all, web]);
+    let before = rig.send(0, 0, &tcp(Family::V4, 5000, 80, SYN));
+    rig.change(|specs| specs[1].ports = Ports::List(vec![80]));
+    let after = rig.send(0, 0, &tcp(Family::V4, 5000, 80, ACK));
+    assert_eq!(after[0].destination(), before[0].destination(), "still dsr");
+    assert_eq!(rig.stats(0).vips[0].packets_in.get(), 2);
+    let new = rig.send(0, 0, &tcp(Family::V4, 5001, 80, SYN));
+    assert_eq!(new[0].destination().1, 8080, "new flows are the new VIP's");
+}
+
+/// Two pins of one five-tuple, on two backends: a late reply of the old connection must not end
+/// the new one's pin, where the reply arrives at the worker that has it.
+#[test]
+fn a_late_reply_of_an_old_connection_leaves_the_new_one_alone() {
+    let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
+    let old = rig.send(0, 0, &tcp(Family::V4, 5000, 80, SYN));
+    let old_backend = usize::from(old[0].destination_mac()[5]);
+    rig.change(|specs| specs[0].backends[old_backend].service = Service::Draining);
+    let new = rig.send(1, 0, &tcp(Family::V4, 5000, 80, SYN));
+    assert_ne!(new[0].destination_mac(), old[0].destination_mac());
+    for _ in 0..2 {
+        assert_eq!(rig.send(1, 0, &old[0].reply("A")).len(), 1, "late, but translated");
+        let next = rig.send(1, 0, &tcp(Family::V4, 5000, 80, ACK));
+        assert_eq!(next[0].destination_mac(), new[0].destination_mac());
+        assert_eq!(rig.send(0, 0, &new[0].reply("A"))[0].source(), (Family::V4.vip(), 80));
+    }
+    assert_eq!(rig.stats(1).flows_active.get(), 1);
+    rig.assert_accounted();
 }
 
 #[test]

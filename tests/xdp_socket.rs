@@ -666,6 +666,8 @@ fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
 
     let rows: &[(&str, &str, Vec<u8>)] = &[
         ("a VIP's port", STEERED, udp(PEER, VIP, VIP_PORT)),
+        ("a frame for somebody else", PASSED, changed(udp(PEER, VIP, VIP_PORT), 5, 9)),
+        ("a frame for everybody", PASSED, changed(udp(PEER, VIP, VIP_PORT), 0, 0xff)),
         ("another port of it", PASSED, udp(PEER, VIP, VIP_PORT + 1)),
         ("the other protocol", PASSED, tcp(VIP, VIP_PORT)),
         ("a VIP with all ports", STEERED, tcp(all_ports, 1)),

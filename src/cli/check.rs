@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::CliError;
-use crate::config::machine::{self, Finding, Machine};
+use crate::config::machine::{self, Finding, Level, Machine, Memory};
 use crate::config::{self, Config};
+use crate::control::survey;
+use crate::words::{bytes, counted};
 
 /// The arguments.
 #[derive(Debug, Args)]
@@ -20,35 +22,61 @@ pub struct CheckArgs {
     pub offline: bool,
 }
 
-/// Checks the file and, unless offline, the machine.
+/// Checks the file and, unless offline, the machine and its network. Warnings and notes are
+/// written to `out`.
 ///
 /// # Errors
 /// Every mistake in the file; if there is none, everything of it that this machine cannot run.
 pub fn check(args: &CheckArgs, out: &mut impl Write) -> Result<(), CliError> {
     let config = config::load(&args.config)?;
     let file = args.config.display();
-    let findings =
-        if args.offline { Vec::new() } else { machine::check(&config, &Machine::read(&config)) };
-    let (fatal, notes): (Vec<&Finding>, Vec<_>) = findings.iter().partition(|f| f.fatal);
-    for note in notes {
-        writeln!(out, "note: {note}")?;
+    let machine = if args.offline { Machine::default() } else { Machine::read(&config) };
+    let mut findings = machine::hints(&config);
+    if !args.offline {
+        findings.extend(fit(&config, &machine));
     }
-    if !fatal.is_empty() {
-        let messages = fatal.iter().map(|finding| format!("{file}: {finding}")).collect();
+    let (errors, others): (Vec<&Finding>, Vec<_>) =
+        findings.iter().partition(|finding| finding.level == Level::Error);
+    for other in &others {
+        writeln!(out, "{}: {file}: {other}", other.level.as_str())?;
+    }
+    if !errors.is_empty() {
+        let messages = errors.iter().map(|finding| format!("{file}: {finding}")).collect();
         return Err(CliError::Machine(messages));
     }
-    let scope = if args.offline { "good (the machine was not looked at)" } else { "good" };
-    Ok(writeln!(out, "{file}: {scope}: {}", summary(&config))?)
+    let warnings = others.iter().filter(|finding| finding.level == Level::Warning).count();
+    let verdict = match (args.offline, warnings) {
+        (true, _) => "good (the machine was not looked at)".to_owned(),
+        (false, 0) => "good".to_owned(),
+        (false, n) => format!("would run, with {}", counted(n, "warning")),
+    };
+    Ok(writeln!(out, "{file}: {verdict}: {}", summary(&config, &machine))?)
 }
 
-fn summary(config: &Config) -> String {
-    let backends = config.vips.iter().map(|vip| vip.backends.len()).sum();
+/// What of a configuration does not fit this machine and its network.
+pub(super) fn fit(config: &Config, machine: &Machine) -> Vec<Finding> {
+    let mut findings = machine::check(config, machine);
+    match survey::survey(config) {
+        Ok(found) => findings.extend(found),
+        Err(error) => {
+            let what = format!("routes and addresses were not looked at: {error}");
+            findings.push(Finding::new(Level::Note, "network", what, "run as root to see them"));
+        }
+    }
+    findings
+}
+
+/// `2 workers, 1 NIC, 1 VIP, 2 backends; 156 MB of flow tables, 26 MB of packet memory`.
+fn summary(config: &Config, machine: &Machine) -> String {
+    let backends: usize = config.vips.iter().map(|vip| vip.backends.len()).sum();
     let counts = [
         (config.workers.cores.len(), "worker"),
         (config.nics.len(), "NIC"),
         (config.vips.len(), "VIP"),
         (backends, "backend"),
     ];
-    let words = counts.map(|(n, noun)| format!("{n} {noun}{}", if n == 1 { "" } else { "s" }));
-    words.join(", ")
+    let words = counts.map(|(n, noun)| counted(n, noun)).join(", ");
+    let Memory { flows, packets } = Memory::of(config, machine);
+    let (flows, packets) = (bytes(flows), bytes(packets));
+    format!("{words}; {flows} of flow tables, {packets} of packet memory")
 }

@@ -1,6 +1,8 @@
 //! A client of the control API: HTTP/1.1 over its Unix socket, one connection per request.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::control::api::ApiError;
+use crate::words::reason;
 
 /// Longest wait for an answer to begin, or to go on. The control thread answers within
 /// milliseconds; a reload may have to build thousands of lookup tables.
@@ -32,20 +35,34 @@ pub enum ClientError {
         .0.display()
     )]
     NobodyListens(PathBuf),
+    /// There is no file of that name.
+    #[error(
+        "nobody listens at {}: there is no such socket: is holdfast running? Start it with \
+         `holdfast run --config F`, or name its socket with --socket",
+        .0.display()
+    )]
+    NoSocket(PathBuf),
+    /// There is a file, but no socket.
+    #[error("{} is not a socket; name holdfast's control socket with --socket", .0.display())]
+    NotASocket(PathBuf),
     /// The socket belongs to somebody else.
     #[error("{}: permission denied; run as root", .0.display())]
     PermissionDenied(PathBuf),
     /// Anything else that keeps us from the socket.
-    #[error("{}: cannot connect: {source}; name a control socket with --socket", socket.display())]
+    #[error(
+        "{}: cannot connect: {}; name a control socket with --socket",
+        socket.display(),
+        reason(source)
+    )]
     Connect {
         /// The socket.
         socket: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// holdfast said no.
-    #[error("{0}")]
-    Refused(String),
+    /// holdfast said no; one text per mistake.
+    #[error("{}", .0.join("\n"))]
+    Refused(Vec<String>),
     /// The answer is none of ours.
     #[error(
         "the answer is not understood ({0}); is it another version of holdfast, or no holdfast?"
@@ -157,7 +174,10 @@ impl Client {
         let status = answer.status();
         let body = read_all(answer).await?;
         match serde_json::from_slice::<ApiError>(&body) {
-            Ok(refusal) => Err(ClientError::Refused(refusal.error)),
+            Ok(ApiError { error, errors }) if errors.is_empty() => {
+                Err(ClientError::Refused(vec![error]))
+            }
+            Ok(refusal) => Err(ClientError::Refused(refusal.errors)),
             Err(_) => Err(ClientError::NotUnderstood(format!("HTTP status {status}"))),
         }
     }
@@ -165,13 +185,20 @@ impl Client {
     fn connect_error(&self, source: io::Error) -> ClientError {
         let socket = self.socket.clone();
         match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            io::ErrorKind::NotFound => ClientError::NoSocket(socket),
+            // The kernel says the same of a file that is no socket, and of one without a listener.
+            io::ErrorKind::ConnectionRefused if is_socket(&socket) => {
                 ClientError::NobodyListens(socket)
             }
+            io::ErrorKind::ConnectionRefused => ClientError::NotASocket(socket),
             io::ErrorKind::PermissionDenied => ClientError::PermissionDenied(socket),
             _ => ClientError::Connect { socket, source },
         }
     }
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
 /// The next bytes of an answer.

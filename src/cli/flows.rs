@@ -7,7 +7,7 @@ use clap::Args;
 use ipnet::IpNet;
 
 use super::client::{ClientError, document};
-use super::table::{Columns, span, text};
+use super::table::{Columns, Look, span, text};
 use super::{CliError, SocketArgs, name};
 use crate::control::api::Flow;
 
@@ -95,7 +95,7 @@ fn table(flows: &[Flow]) -> Columns {
         ">IDLE",
         ">WORKER",
     ];
-    let mut columns = Columns::new(&headers, false);
+    let mut columns = Columns::new(&headers, Look::default());
     for flow in flows {
         columns.row([
             text(&flow.vip),

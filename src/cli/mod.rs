@@ -125,7 +125,7 @@ pub enum CliError {
     #[error("{0}")]
     Drain(String),
     /// The output could not be written.
-    #[error("cannot write the output: {0}")]
+    #[error("cannot write the output: {}", crate::words::reason(.0))]
     Output(#[from] io::Error),
     /// `run` could not start or had to stop.
     #[error("{0}")]
@@ -136,8 +136,9 @@ impl CliError {
     /// One message per mistake.
     pub fn messages(&self) -> Vec<String> {
         match self {
-            Self::Config(errors) => errors.0.iter().map(ToString::to_string).collect(),
+            Self::Config(errors) => errors.messages(),
             Self::Machine(findings) => findings.clone(),
+            Self::Client(ClientError::Refused(mistakes)) => mistakes.clone(),
             other => vec![other.to_string()],
         }
     }

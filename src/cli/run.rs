@@ -4,8 +4,8 @@ use std::io::stderr;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{CliError, RunArgs, colours};
-use crate::config::machine::{self, Machine};
+use super::{CliError, RunArgs, check, colours};
+use crate::config::machine::{Level, Machine};
 use crate::{config, daemon};
 
 /// Forwards until it is told to stop. What it has to say goes to the standard error stream;
@@ -16,11 +16,11 @@ use crate::{config, daemon};
 /// [`CliError::Run`].
 pub fn run(args: &RunArgs) -> Result<(), CliError> {
     let config = config::load(&args.config)?;
-    let findings = machine::check(&config, &Machine::read(&config));
+    let findings = check::fit(&config, &Machine::read(&config));
     let file = args.config.display();
     let fatal: Vec<String> = findings
         .iter()
-        .filter(|finding| finding.fatal)
+        .filter(|finding| finding.level == Level::Error)
         .map(|finding| format!("{file}: {finding}"))
         .collect();
     if !fatal.is_empty() {

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use clap::Args;
 use comfy_table::{Cell, Color};
 
-use super::table::{Columns, coloured, count, grouped, span, text};
+use super::table::{Columns, Look, coloured, count, grouped, span, text};
 use super::{CliError, SocketArgs};
 use crate::control::api::{
     BackendState, BackendStatus, HealthState, NextHopStatus, NicStatus, Status, Totals, VipStatus,
@@ -20,6 +20,9 @@ pub struct StatusArgs {
     /// One JSON document with every counter
     #[arg(long)]
     pub json: bool,
+    /// Every column and row, also those that say nothing
+    #[arg(long, conflicts_with = "json")]
+    pub all: bool,
     /// Where holdfast listens.
     #[command(flatten)]
     pub socket: SocketArgs,
@@ -35,21 +38,22 @@ pub fn status(args: &StatusArgs, colours: bool, out: &mut impl Write) -> Result<
         let document: serde_json::Value = client.get("/v1/status")?;
         return Ok(writeln!(out, "{document:#}")?);
     }
-    Ok(print(&client.get("/v1/status")?, colours, out)?)
+    let look = Look { colours, all: args.all };
+    Ok(print(&client.get("/v1/status")?, look, out)?)
 }
 
-pub(super) fn print(status: &Status, colours: bool, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Result<()> {
     let Status { version, pid, uptime_s, config, generation, .. } = status;
     let up = span(*uptime_s);
     writeln!(out, "holdfast {version}, pid {pid}, up {up}, {config}, generation {generation}")?;
-    section("VIPS", vips(&status.vips, colours), out)?;
-    section("BACKENDS", backends(&status.vips, colours), out)?;
-    section("WORKERS", workers(&status.workers, colours), out)?;
-    section("NICS", nics(&status.nics, colours), out)?;
-    section("NIC RINGS AND PROGRAM", nic_counters(&status.nics, colours), out)?;
-    section("PACKETS AND FLOWS", totals(&status.totals, colours), out)?;
+    section("VIPS", vips(&status.vips, look), out)?;
+    section("BACKENDS", backends(&status.vips, look), out)?;
+    section("WORKERS", workers(&status.workers, look), out)?;
+    section("NICS", nics(&status.nics, look), out)?;
+    section("NIC RINGS AND PROGRAM", nic_counters(&status.nics, look), out)?;
+    section("PACKETS AND FLOWS", totals(&status.totals, look), out)?;
     if status.totals.dropped > 0 {
-        section("DROPS", drops(&status.drops, colours), out)?;
+        section("DROPS", drops(&status.drops, look), out)?;
     }
     Ok(())
 }
@@ -59,21 +63,21 @@ fn section(title: &str, columns: Columns, out: &mut impl Write) -> io::Result<()
     columns.lines().iter().try_for_each(|line| writeln!(out, "  {line}"))
 }
 
-fn vips(vips: &[VipStatus], colours: bool) -> Columns {
+fn vips(vips: &[VipStatus], look: Look) -> Columns {
     let headers = [
         "VIP",
         "ADDRESS",
         "PORTS",
         "PROTOCOL",
         "FORWARD",
-        "ANNOUNCED",
+        "!ANNOUNCED",
         ">FLOWS",
-        ">FLOWS EVER",
+        "!>FLOWS EVER",
         ">PACKETS IN",
-        ">PACKETS OUT",
-        ">DROPPED",
+        "?>PACKETS OUT",
+        "?>DROPPED",
     ];
-    let mut columns = Columns::new(&headers, colours);
+    let mut columns = Columns::new(&headers, look);
     for vip in vips {
         columns.row([
             text(&vip.name),
@@ -105,7 +109,7 @@ fn ports(ports: &[u16]) -> String {
     }
 }
 
-fn backends(vips: &[VipStatus], colours: bool) -> Columns {
+fn backends(vips: &[VipStatus], look: Look) -> Columns {
     let headers = [
         "BACKEND",
         "ADDRESS",
@@ -114,11 +118,11 @@ fn backends(vips: &[VipStatus], colours: bool) -> Columns {
         "STATE",
         ">FLOWS",
         ">PACKETS IN",
-        ">PACKETS OUT",
-        "NEXT HOP",
-        "WHY",
+        "!>PACKETS OUT",
+        "!NEXT HOP",
+        "?WHY",
     ];
-    let mut columns = Columns::new(&headers, colours);
+    let mut columns = Columns::new(&headers, look);
     for backend in vips.iter().flat_map(|vip| &vip.backends) {
         columns.row([
             text(format!("{}/{}", backend.vip, backend.name)),
@@ -130,10 +134,18 @@ fn backends(vips: &[VipStatus], colours: bool) -> Columns {
             count(backend.traffic.packets_in),
             count(backend.traffic.packets_out),
             next_hop(backend.next_hop.as_ref()),
-            text(&backend.health_detail),
+            text(why(backend)),
         ]);
     }
     columns
+}
+
+/// Why a backend takes no new flows, as far as it is known.
+fn why(backend: &BackendStatus) -> String {
+    let reasons = [&backend.health_detail, &backend.next_hop_detail];
+    let reasons: Vec<&str> =
+        reasons.into_iter().map(String::as_str).filter(|reason| !reason.is_empty()).collect();
+    reasons.join("; ")
 }
 
 fn address(backend: &BackendStatus) -> String {
@@ -172,21 +184,21 @@ fn next_hop(hop: Option<&NextHopStatus>) -> Cell {
     text(format!("{} on {}{vlan}", hop.mac, hop.interface))
 }
 
-fn workers(workers: &[WorkerStatus], colours: bool) -> Columns {
+fn workers(workers: &[WorkerStatus], look: Look) -> Columns {
     let headers = [
         "WORKER",
         ">CORE",
         ">RECEIVED",
         ">TRANSMITTED",
-        ">HANDED OVER",
-        ">DROPPED",
+        "?>HANDED OVER",
+        "?>DROPPED",
         ">FLOWS",
         ">OF",
-        ">BATCHES",
-        ">IDLE POLLS",
-        ">SLEEPS",
+        "!>BATCHES",
+        "!>IDLE POLLS",
+        "!>SLEEPS",
     ];
-    let mut columns = Columns::new(&headers, colours);
+    let mut columns = Columns::new(&headers, look);
     for (index, worker) in workers.iter().enumerate() {
         columns.row([
             text(index),
@@ -205,7 +217,7 @@ fn workers(workers: &[WorkerStatus], colours: bool) -> Columns {
     columns
 }
 
-fn nics(nics: &[NicStatus], colours: bool) -> Columns {
+fn nics(nics: &[NicStatus], look: Look) -> Columns {
     let headers = [
         "NIC",
         "DRIVER",
@@ -213,11 +225,11 @@ fn nics(nics: &[NicStatus], colours: bool) -> Columns {
         "MODE",
         "QUEUES",
         ">RX PACKETS",
-        ">RX BYTES",
+        "!>RX BYTES",
         ">TX PACKETS",
-        ">TX BYTES",
+        "!>TX BYTES",
     ];
-    let mut columns = Columns::new(&headers, colours);
+    let mut columns = Columns::new(&headers, look);
     for nic in nics {
         let queues: Vec<_> = nic.queues.iter().map(u32::to_string).collect();
         columns.row([
@@ -235,20 +247,20 @@ fn nics(nics: &[NicStatus], colours: bool) -> Columns {
     columns
 }
 
-fn nic_counters(nics: &[NicStatus], colours: bool) -> Columns {
+fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
     let headers = [
         "NIC",
         ">STEERED",
         ">TO KERNEL",
-        ">NO SOCKET",
-        ">RX DROPPED",
-        ">RX RING FULL",
-        ">FILL EMPTY",
-        ">INVALID",
-        ">NO FREE FRAME",
-        ">TX WAKEUPS",
+        "?>NO SOCKET",
+        "?>RX DROPPED",
+        "?>RX RING FULL",
+        "?>FILL EMPTY",
+        "?>INVALID",
+        "?>NO FREE FRAME",
+        "!>TX WAKEUPS",
     ];
-    let mut columns = Columns::new(&headers, colours);
+    let mut columns = Columns::new(&headers, look);
     for nic in nics {
         let invalid = [nic.kernel_rx_invalid, nic.kernel_tx_invalid, nic.bad_descriptors];
         columns.row([
@@ -267,8 +279,8 @@ fn nic_counters(nics: &[NicStatus], colours: bool) -> Columns {
     columns
 }
 
-fn totals(totals: &Totals, colours: bool) -> Columns {
-    let mut columns = Columns::new(&["WHAT", ">COUNT", "MEANING"], colours);
+fn totals(totals: &Totals, look: Look) -> Columns {
+    let mut columns = Columns::new(&["WHAT", ">COUNT", "MEANING"], look);
     for (what, number, meaning) in [
         ("received", totals.received, "packets taken from the NICs"),
         ("transmitted", totals.transmitted, "packets sent on"),
@@ -278,17 +290,21 @@ fn totals(totals: &Totals, colours: bool) -> Columns {
         ("new", totals.flows_new, "flows that began here"),
         ("found elsewhere", totals.flows_found_elsewhere, "flows that another worker had pinned"),
         ("by hash", totals.flows_by_hash, "flows without a pin anywhere, pinned anew"),
-        ("idled out", totals.flows_idled_out, "pins given up after silence"),
+        ("closed", totals.flows_closed, "flows that ended by FIN or RST, and a while ago"),
+        ("idled out", totals.flows_idled_out, "flows given up after silence while open"),
         ("stale", totals.flows_stale, "pins given up because their backend had left"),
     ] {
-        columns.row([text(what), count(number), text(meaning)]);
+        let always = ["received", "transmitted", "flows"];
+        if look.all || number > 0 || always.contains(&what) {
+            columns.row([text(what), count(number), text(meaning)]);
+        }
     }
     columns
 }
 
 /// Only reasons that have occurred, the most frequent first.
-fn drops(drops: &BTreeMap<String, u64>, colours: bool) -> Columns {
-    let mut columns = Columns::new(&["REASON", ">PACKETS", "MEANING"], colours);
+fn drops(drops: &BTreeMap<String, u64>, look: Look) -> Columns {
+    let mut columns = Columns::new(&["REASON", ">PACKETS", "MEANING"], look);
     let mut seen: Vec<_> = drops.iter().filter(|(_, count)| **count > 0).collect();
     seen.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     for (name, &number) in seen {

@@ -2,46 +2,78 @@
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table};
 
-/// A table without rules, whose columns line up and never wrap; `>` before a header aligns its
-/// column right.
+/// How a table is to look.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Look {
+    /// With colours.
+    pub(super) colours: bool,
+    /// With every column, also with those that say nothing.
+    pub(super) all: bool,
+}
+
+/// A table without rules, whose columns line up and never wrap. Before a header, `>` aligns its
+/// column right, `?` leaves it out where all it says is nothing (0, - or blank), and `!` where not
+/// everything is wanted; `?` and `!` come first.
 pub(super) struct Columns {
-    table: Table,
-    right: Vec<bool>,
+    look: Look,
+    headers: Vec<&'static str>,
+    rows: Vec<Vec<Cell>>,
 }
 
 impl Columns {
-    pub(super) fn new(headers: &[&str], colours: bool) -> Self {
-        let mut table = Table::new();
-        table.load_preset(comfy_table::presets::NOTHING);
-        if colours {
-            table.enforce_styling();
-        } else {
-            table.force_no_tty();
-        }
-        let right: Vec<bool> = headers.iter().map(|header| header.starts_with('>')).collect();
-        let cells = headers
-            .iter()
-            .map(|header| Cell::new(header.trim_start_matches('>')).add_attribute(Attribute::Bold));
-        table.set_header(cells.zip(&right).map(|(cell, &right)| align(cell, right)));
-        for column in table.column_iter_mut() {
-            column.set_padding((0, 2));
-            column.set_constraint(ColumnConstraint::ContentWidth);
-        }
-        Self { table, right }
+    pub(super) fn new(headers: &[&'static str], look: Look) -> Self {
+        Self { look, headers: headers.to_vec(), rows: Vec::new() }
     }
 
     pub(super) fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
-        let aligned = cells.into_iter().zip(&self.right).map(|(cell, &right)| align(cell, right));
-        self.table.add_row(aligned);
+        self.rows.push(cells.into_iter().collect());
     }
 
     /// The lines, without blanks at their ends.
     pub(super) fn lines(&self) -> Vec<String> {
-        self.table.lines().map(|line| line.trim_end().to_owned()).collect()
+        let mut table = Table::new();
+        table.load_preset(comfy_table::presets::NOTHING);
+        if self.look.colours {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        let shown: Vec<bool> = (0..self.headers.len()).map(|index| self.is_shown(index)).collect();
+        let headers = self.headers.iter().zip(&shown).filter(|(_, shown)| **shown);
+        table.set_header(headers.map(|(header, _)| {
+            let title = Cell::new(header.trim_start_matches(['?', '!', '>']));
+            align(title.add_attribute(Attribute::Bold), header)
+        }));
+        for row in &self.rows {
+            let cells = row.iter().zip(&self.headers).zip(&shown).filter(|(_, shown)| **shown);
+            table.add_row(cells.map(|((cell, header), _)| align(cell.clone(), header)));
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+        table.lines().map(|line| line.trim_end().to_owned()).collect()
+    }
+
+    fn is_shown(&self, index: usize) -> bool {
+        let header = self.headers.get(index).copied().unwrap_or_default();
+        let says_something =
+            |row: &Vec<Cell>| row.get(index).is_some_and(|cell| !is_nothing(&cell.content()));
+        match header.chars().next() {
+            _ if self.look.all => true,
+            Some('?') => self.rows.iter().any(says_something),
+            Some('!') => false,
+            _ => true,
+        }
     }
 }
 
-fn align(cell: Cell, right: bool) -> Cell {
+fn is_nothing(content: &str) -> bool {
+    matches!(content, "0" | "-" | "")
+}
+
+fn align(cell: Cell, header: &str) -> Cell {
+    let right = header.trim_start_matches(['?', '!']).starts_with('>');
     cell.set_alignment(if right { CellAlignment::Right } else { CellAlignment::Left })
 }
 
@@ -103,11 +135,25 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let mut columns = Columns::new(&["NAME", ">COUNT", "WHY"], false);
+        let mut columns = Columns::new(&["NAME", ">COUNT", "WHY"], Look::default());
         columns.row([text("a"), count(1_000_000), text("")]);
         columns.row([text("longer"), count(1), text("because")]);
         let expected =
             ["NAME        COUNT  WHY", "a       1,000,000", "longer          1  because"];
         assert_eq!(columns.lines(), expected);
+    }
+
+    #[test]
+    fn columns_that_say_nothing_are_left_out() {
+        let lines = |all| {
+            let headers = ["NAME", "?>NONE", "?>SOME", "!>MORE"];
+            let mut columns = Columns::new(&headers, Look { colours: false, all });
+            columns.row([text("a"), count(0), count(0), count(7)]);
+            columns.row([text("b"), count(0), count(5), count(7)]);
+            columns.lines()
+        };
+        assert_eq!(lines(false), ["NAME  SOME", "a        0", "b        5"]);
+        let all = ["NAME  NONE  SOME  MORE", "a        0     0     7", "b        0     5     7"];
+        assert_eq!(lines(true), all);
     }
 }

@@ -20,6 +20,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
+use super::table::Look;
 use super::*;
 use crate::control::api::{self, BackendState, BackendStatus, HealthState};
 use crate::flow::Protocol;
@@ -145,6 +146,7 @@ fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus 
             mac: "02:00:00:00:00:11".to_owned(),
             vlan: None,
         }),
+        next_hop_detail: String::new(),
         traffic: api::Traffic { packets_in: 1_234_567, flows_active, ..Default::default() },
     }
 }
@@ -239,13 +241,18 @@ fn status_as_tables() {
     down.health = HealthState::Down;
     down.health_detail = "connection refused".to_owned();
     down.next_hop = None;
+    down.next_hop_detail = "no route to its address; add one (ip route)".to_owned();
     let mut draining = backend("c", BackendState::Draining, 12);
     draining.deadline_in_s = Some(90);
     let backends = vec![backend("a", BackendState::Active, 3), down, draining];
     let server = Server::new([ok(&sample(backends))]);
     let printed = server.run("status").unwrap();
     assert_eq!(printed, include_str!("status.golden.txt"), "found:\n{printed}");
-    assert_eq!(server.requests(), ["GET /v1/status"]);
+    // A reason is as long as it is; what is always there fits a terminal.
+    assert!(printed.lines().filter(|line| !line.contains("refused")).all(|line| line.len() < 100));
+    let printed = server.run("status --all").unwrap();
+    assert_eq!(printed, include_str!("status-all.golden.txt"), "found:\n{printed}");
+    assert_eq!(server.requests(), ["GET /v1/status", "GET /v1/status"]);
 }
 
 #[test]
@@ -255,7 +262,7 @@ fn colours_mark_what_is_down() {
     let status = sample(vec![down]);
     let print = |colours| {
         let mut out = Vec::new();
-        status::print(&status, colours, &mut out).unwrap();
+        status::print(&status, Look { colours, all: false }, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     };
     assert!(!print(false).contains('\x1b'));
@@ -283,6 +290,33 @@ fn drain_orders_and_says_what_is_left() {
     assert_eq!(printed, "web/a: draining, 1 flow left, deadline in 30m 0s\n");
     let request = r#"POST /v1/drain {"vip":"web","backend":"a","deadline_s":1800}"#;
     assert_eq!(server.requests(), [request]);
+}
+
+#[test]
+fn a_drain_that_goes_on_says_that_its_deadline_holds() {
+    let mut status = backend("a", BackendState::Draining, 2);
+    status.deadline_in_s = Some(59);
+    let server = Server::new([ok(&status)]);
+    assert_eq!(
+        server.run("drain web/a").unwrap(),
+        "web/a: drains already, its deadline stays: in 59s; --deadline moves it\n\
+         web/a: draining, 2 flows left, deadline in 59s\n"
+    );
+    status.deadline_in_s = Some(0);
+    let server = Server::new([ok(&status)]);
+    let printed = server.run("drain web/a --deadline 1h30m").unwrap();
+    assert_eq!(printed, "web/a: draining, 2 flows left, deadline now\n");
+    assert!(server.requests().concat().contains(r#""deadline_s":5400"#));
+}
+
+#[test]
+fn a_refusal_is_told_mistake_by_mistake() {
+    let errors = ["f.toml:1:1: a", "f.toml:2:1: b"].map(str::to_owned).to_vec();
+    let refusal = api::ApiError { error: errors.join("\n"), errors: errors.clone() };
+    let server = Server::new([(422, serde_json::to_string(&refusal).unwrap())]);
+    let client = Client::new(&server.socket()).unwrap();
+    let error = client.order::<api::Reloaded>("/v1/reload").unwrap_err();
+    assert_eq!(CliError::from(error).messages(), errors);
 }
 
 /// Waits for the drain of `web/a` on a server that tells these states, one per look.
@@ -386,14 +420,24 @@ fn nobody_listens() {
     let folder = folder();
     let left_over = folder.join("left-over");
     drop(UnixListener::bind(&left_over).unwrap());
-    for socket in [folder.join("none"), left_over] {
+    let file = folder.join("file");
+    fs::write(&file, "").unwrap();
+    let cure = "is holdfast running? Start it with `holdfast run --config F`, or name its socket \
+                with --socket";
+    let none = folder.join("none");
+    for (socket, expected) in [
+        (&none, format!("nobody listens at {}: there is no such socket: {cure}", none.display())),
+        (&left_over, format!("nobody listens at {}: {cure}", left_over.display())),
+        (
+            &file,
+            format!(
+                "{} is not a socket; name holdfast's control socket with --socket",
+                file.display()
+            ),
+        ),
+    ] {
         for line in ["status", "drain web/a", "undrain web/a", "reload", "flows"] {
-            let expected = format!(
-                "nobody listens at {}: is holdfast running? Start it with `holdfast run --config F`, \
-                 or name its socket with --socket",
-                socket.display()
-            );
-            assert_eq!(run(line, &socket).unwrap_err(), expected, "{line}");
+            assert_eq!(run(line, socket).unwrap_err(), expected, "{line}");
         }
     }
     let message = ClientError::PermissionDenied("/run/x".into()).to_string();
@@ -406,7 +450,10 @@ fn words_that_are_no_arguments() {
     for (line, part) in [
         ("drain web", "name the backend as VIP/BACKEND, such as web/a"),
         ("drain web/", "\"\" is not a name"),
-        ("drain web/a --deadline soon", "write 90, 90s, 30m or 2h"),
+        ("drain web/a --deadline soon", "write 90, 90s, 30m, 2h or 1h30m"),
+        ("drain web/a --deadline -1s", "write 90, 90s, 30m, 2h or 1h30m"),
+        ("drain web/a --deadline 0", "use at least 1s"),
+        ("status --all --json", "cannot be used with"),
         ("flows --client here", "write an address or a prefix, such as 198.51.100.0/24"),
         ("flows --vip a&b", "\"a&b\" is not a name"),
         ("flows --limit 0", "0 is not in 1.."),
@@ -441,7 +488,7 @@ fn the_documentation_has_every_key_and_route() {
         json!(api::UndrainRequest { vip: String::new(), backend: String::new() }),
         json!(api::Reloaded { changes: Vec::new() }),
         json!(flow()),
-        json!(api::ApiError { error: String::new() }),
+        json!(api::ApiError { error: String::new(), errors: Vec::new() }),
     ];
     let mut found = Vec::new();
     documents.iter().for_each(|document| keys(document, &mut found));

@@ -10,20 +10,50 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::{Announce, Config, Nic};
+use super::{Announce, Config, Nic, Vip};
 use crate::forwarding::PortIndex;
+use crate::words::{bytes, counted};
+
+/// How bad a [`Finding`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// `run` would fail.
+    Error,
+    /// `run` would start, but something in the file would not work.
+    Warning,
+    /// May well be meant.
+    Note,
+}
+
+impl Level {
+    /// As it is printed.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Note => "note",
+        }
+    }
+}
 
 /// What does not fit, and how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether `run` would fail.
-    pub fatal: bool,
+    /// How bad it is.
+    pub level: Level,
     /// What it is about: a key of the configuration, or the machine.
     pub key: String,
     /// What does not fit.
     pub what: String,
     /// How to fix it.
     pub fix: String,
+}
+
+impl Finding {
+    /// With these words.
+    pub fn new(level: Level, key: &str, what: String, fix: impl Into<String>) -> Self {
+        Self { level, key: key.to_owned(), what, fix: fix.into() }
+    }
 }
 
 impl fmt::Display for Finding {
@@ -47,6 +77,8 @@ pub struct Machine {
     pub af_xdp: Option<bool>,
     /// Whether somebody answers at the control socket.
     pub socket_answers: bool,
+    /// Bytes that processes can have without swapping (`MemAvailable` of /proc/meminfo).
+    pub memory_available: Option<u64>,
 }
 
 /// What `run` needs (include/uapi/linux/capability.h) and for what.
@@ -55,6 +87,9 @@ const CAPABILITIES: [(u32, &str, &str); 3] = [
     (13, "CAP_NET_RAW", "open AF_XDP sockets"),
     (39, "CAP_BPF", "load the XDP program"),
 ];
+/// Bytes that an entry of a flow table takes: 64, and its share of the buckets
+/// ([`crate::flow::table`]).
+const FLOW_BYTES: u64 = 74;
 /// Stands for CAP_BPF, too.
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -70,7 +105,16 @@ impl Machine {
                 .and_then(|hex| u64::from_str_radix(hex, 16).ok()),
             af_xdp: af_xdp(),
             socket_answers: UnixStream::connect(&config.control.socket).is_ok(),
+            memory_available: memory_available(),
         }
+    }
+
+    /// The queues of a NIC that are served: those of the configuration, else all of the NIC's; one
+    /// per worker, the least that can be, where neither says.
+    fn served_queues(&self, nic: &Nic, workers: usize) -> usize {
+        let there = self.interfaces.as_ref().and_then(|all| *all.get(&nic.interface)?);
+        let there = there.and_then(|queues| usize::try_from(queues).ok());
+        nic.queues.as_ref().map(Vec::len).or(there).unwrap_or(workers)
     }
 }
 
@@ -114,6 +158,54 @@ fn af_xdp() -> Option<bool> {
     Some(text.lines().any(|line| line.split_whitespace().next() == Some("XDP")))
 }
 
+fn memory_available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Bytes that a configuration takes, all workers together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Flow tables.
+    pub flows: u64,
+    /// Packet memory (UMEM).
+    pub packets: u64,
+}
+
+impl Memory {
+    /// What `config` takes on `machine`.
+    pub fn of(config: &Config, machine: &Machine) -> Self {
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let workers = config.workers.cores.len();
+        let (each, workers_count) = (&config.workers, count(workers));
+        let frames = each.frames.map_or_else(
+            || {
+                let rings = config.nics.iter().map(|nic| {
+                    let queues = count(machine.served_queues(nic, workers));
+                    queues.saturating_mul(u64::from(nic.ring) * 3)
+                });
+                rings.fold(workers_count.saturating_mul(count(each.batch)), u64::saturating_add)
+            },
+            |frames| workers_count.saturating_mul(frames.into()),
+        );
+        Self {
+            flows: workers_count.saturating_mul(count(each.flows)).saturating_mul(FLOW_BYTES),
+            packets: frames.saturating_mul(each.frame_size.into()),
+        }
+    }
+}
+
+/// What is no mistake in a file, and yet may not be meant; asks no machine.
+pub fn hints(config: &Config) -> Vec<Finding> {
+    let idle = |vip: &&Vip| vip.backends.iter().all(|backend| backend.weight == 0);
+    let told = config.vips.iter().filter(idle).map(|vip| {
+        let what = format!("VIP {}: every backend has weight 0: it takes no new flows", vip.name);
+        Finding::new(Level::Note, "vip.backend.weight", what, "give one of them a weight")
+    });
+    told.collect()
+}
+
 /// Everything that does not fit.
 pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -124,19 +216,35 @@ pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
     }
     announcements(config, machine, &mut findings);
     if machine.socket_answers {
-        findings.push(Finding {
-            fatal: false,
-            key: "control.socket".to_owned(),
-            what: format!("a holdfast runs and answers at {}", config.control.socket.display()),
-            fix: "apply this file with `holdfast reload`, or stop it before you run another"
-                .to_owned(),
-        });
+        let what = format!("a holdfast runs and answers at {}", config.control.socket.display());
+        let fix = "apply this file with `holdfast reload`, or stop it before you run another";
+        findings.push(Finding::new(Level::Note, "control.socket", what, fix));
     }
+    memory(config, machine, &mut findings);
     findings
 }
 
+fn memory(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
+    let Memory { flows, packets } = Memory::of(config, machine);
+    let needed = flows.saturating_add(packets);
+    // One that runs already has such memory, and gives it back before this one starts.
+    let Some(available) = machine.memory_available.filter(|_| !machine.socket_answers) else {
+        return;
+    };
+    if needed > available {
+        let what = format!(
+            "flow tables take {}, packet memory {}, and {} are available",
+            bytes(flows),
+            bytes(packets),
+            bytes(available)
+        );
+        let fix = "lower [workers] flows, use smaller rings, or fewer workers";
+        findings.push(fatal("workers.flows", what, fix));
+    }
+}
+
 fn fatal(key: &str, what: String, fix: impl Into<String>) -> Finding {
-    Finding { fatal: true, key: key.to_owned(), what, fix: fix.into() }
+    Finding::new(Level::Error, key, what, fix)
 }
 
 fn privileges(machine: &Machine, findings: &mut Vec<Finding>) {
@@ -195,7 +303,10 @@ fn interface(
     let Some(queues) = *queues else { return };
     let workers = u32::try_from(config.workers.cores.len()).unwrap_or(u32::MAX);
     if queues < workers && nic.queues.is_none() {
-        let what = format!("too few queues: {name} has {queues}, and there are {workers} workers");
+        let what = format!(
+            "too few queues: {name} has {queues}, and there are {}",
+            counted(workers, "worker")
+        );
         let fix =
             format!("`ethtool -L {name} combined {workers}`, or name fewer cores in [workers]");
         findings.push(fatal("nic.interface", what, fix));
@@ -276,6 +387,7 @@ mod tests {
             capabilities: Some(u64::MAX),
             af_xdp: Some(true),
             socket_answers: false,
+            memory_available: Some(300_000_000),
         }
     }
 
@@ -336,6 +448,13 @@ mod tests {
                 "vip.announce: VIP v: there is no interface dummy0; there are: eth0, eth1, lo; or \
                  use announce = \"none\"",
             ),
+            (
+                "more memory than there is",
+                "frames = 6208",
+                "flows = 2097152",
+                "workers.flows: flow tables take 311 MB, packet memory 26 MB, and 300 MB are \
+                 available; lower [workers] flows, use smaller rings, or fewer workers",
+            ),
         ] {
             let expected: Vec<_> = [expected].into_iter().filter(|e| !e.is_empty()).collect();
             assert_eq!(findings(from, to, &machine()), expected, "{name}");
@@ -371,7 +490,37 @@ mod tests {
     fn one_that_runs_already_is_no_error() {
         let config = crate::config::parse(TEXT, "f").unwrap();
         let found = check(&config, &Machine { socket_answers: true, ..machine() });
-        assert_eq!(found.iter().map(|finding| finding.fatal).collect::<Vec<_>>(), [false]);
+        assert_eq!(found.iter().map(|finding| finding.level).collect::<Vec<_>>(), [Level::Note]);
+    }
+
+    #[test]
+    fn a_vip_that_takes_nothing_is_noted() {
+        let text = TEXT.replace("address = \"10.0.0.1\"", "address = \"10.0.0.1\", weight = 0");
+        let told = |text: &str| {
+            let hints = hints(&crate::config::parse(text, "f").unwrap());
+            hints.iter().map(Finding::to_string).collect::<Vec<_>>()
+        };
+        let expected = "vip.backend.weight: VIP v: every backend has weight 0: it takes no new \
+                        flows; give one of them a weight";
+        assert_eq!(told(&text), [expected]);
+        assert_eq!(told(TEXT), [""; 0]);
+    }
+
+    #[test]
+    fn memory_is_that_of_all_workers() {
+        let config = crate::config::parse(TEXT, "f").unwrap();
+        let flows = 2 * 1_048_576 * 74;
+        let expected = Memory { flows, packets: 2 * 6208 * 2048 };
+        assert_eq!(Memory::of(&config, &machine()), expected);
+        let text = TEXT.replace("frames = 6208", "frame_size = 4096");
+        let config = crate::config::parse(&text, "f").unwrap();
+        let expected = Memory { flows, packets: 2 * 6208 * 4096 };
+        assert_eq!(Memory::of(&config, &machine()), expected, "a queue of each worker");
+        assert_eq!(Memory::of(&config, &Machine::default()), expected, "where nobody knows");
+        let mut more = machine();
+        more.interfaces = Some([("eth1".to_owned(), Some(4))].into());
+        let expected = Memory { flows, packets: (2 * 64 + 4 * 3 * 2048) * 4096 };
+        assert_eq!(Memory::of(&config, &more), expected);
     }
 
     #[test]
@@ -389,5 +538,6 @@ mod tests {
         assert!(machine.cores_allowed.is_some_and(|cores| !cores.is_empty()));
         assert!(machine.interfaces.is_some_and(|all| all.contains_key("lo")));
         assert!(machine.capabilities.is_some() && machine.af_xdp.is_some());
+        assert!(machine.memory_available.is_some_and(|bytes| bytes > 0));
     }
 }

@@ -17,6 +17,7 @@ mod place;
 mod reference;
 mod report;
 mod rules;
+mod syntax;
 #[cfg(test)]
 mod tests;
 mod timeouts;
@@ -33,6 +34,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
 use crate::forwarding::{Forward, PortIndex, Ports, Secret};
+use crate::words::reason;
 
 use place::{Place, Value};
 use report::Report;
@@ -79,15 +81,17 @@ fn read_text(path: &Path) -> Result<String, (String, &'static str)> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
     read.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => ("no such file".to_owned(), "name one with --config"),
+        io::ErrorKind::NotFound => {
+            ("no such file".to_owned(), "check the path, or put the file there")
+        }
         io::ErrorKind::PermissionDenied => {
             ("permission denied".to_owned(), "run as a user who may read it, such as root")
         }
         io::ErrorKind::IsADirectory => ("a directory".to_owned(), "name a file in it"),
-        _ => (format!("cannot be read: {error}"), "name a TOML file with --config"),
+        _ => (format!("cannot be read: {}", reason(&error)), "it must be a TOML file"),
     })?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE) {
-        return Err(("larger than 16 MiB".to_owned(), "name a TOML file with --config"));
+        return Err(("larger than 16 MiB".to_owned(), "it must be a TOML file"));
     }
     String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();

@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, ConfigErrors};
 use super::place::{Lines, Place, Value, read};
+use super::syntax;
 
 /// Longest name of a VIP or backend, in bytes: it has to fit a table column and a command line.
 const MAX_NAME: usize = 64;
@@ -44,7 +45,9 @@ impl<'a> Report<'a> {
         let mut report = Self { file, lines, document, errors: Vec::new(), left_out: Vec::new() };
         let Some(error) = error else { return Ok(report) };
         let start = error.span().unwrap_or_default().start;
-        report.push(start, String::new(), format!("not TOML: {}", error.message()), "");
+        let line = report.lines.find(start).2;
+        let (what, fix) = syntax::explain(line, error.message());
+        report.push(start, String::new(), what, &fix);
         Err(report.into_errors())
     }
 
@@ -247,6 +250,12 @@ fn in_words(message: &str) -> (String, String) {
     let what = what.replace("unknown field", "unknown key");
     let expected = expected.replace('`', "");
     let expected = expected.trim_start_matches("one of ");
+    if let Some(range) = what.strip_prefix("invalid type: string ").filter(|text| is_range(text))
+        && expected == "i64"
+    {
+        let what = format!("{range}: ranges are not possible in this version");
+        return (what, "list every number, such as [8000, 8001]".to_owned());
+    }
     let fix = match expected {
         "" => String::new(),
         "i64" => "write a whole number".to_owned(),
@@ -256,6 +265,12 @@ fn in_words(message: &str) -> (String, String) {
         _ => format!("write {expected}"),
     };
     (what, fix)
+}
+
+/// Whether a text, in its quotes, is two numbers with a hyphen between.
+fn is_range(quoted: &str) -> bool {
+    let number = |text: &str| text.trim().parse::<u32>().is_ok();
+    quoted.trim_matches('"').split_once('-').is_some_and(|(a, b)| number(a) && number(b))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::flow::Protocol;
 use crate::forwarding::{
     Forward, MAX_BACKENDS, MAX_NICS, MAX_RETURN_PATHS, MAX_VIPS, PortIndex, Ports,
 };
+use crate::words::counted;
 
 /// Entries of a lookup table per backend, at least: with fewer, shares are off by a tenth or more.
 const MIN_ENTRIES_PER_BACKEND: usize = 10;
@@ -71,7 +72,8 @@ fn table_size(config: &Config, report: &mut Report<'_>) {
     let most = config.vips.iter().map(|vip| vip.backends.len()).max().unwrap_or(0);
     let wanted = most.saturating_mul(MIN_ENTRIES_PER_BACKEND);
     if usize::try_from(size).is_ok_and(|size| size < wanted) {
-        let what = format!("{size} entries are too few for a VIP with {most} backends");
+        let what =
+            format!("{size} entries are too few for a VIP with {}", counted(most, "backend"));
         report.error(&place, what, &format!("use a prime of at least {wanted}"));
     }
     let entries =
@@ -92,7 +94,8 @@ fn nics(sections: &Sections<'_>, report: &mut Report<'_>) {
         }
         let too_few = |queues: &&Vec<u32>| (1..workers).contains(&queues.len());
         if let Some(queues) = nic.queues.as_ref().filter(too_few) {
-            let what = format!("{} queues for {workers} workers", queues.len());
+            let what =
+                format!("{} for {}", counted(queues.len(), "queue"), counted(workers, "worker"));
             let fix = "list a queue for each worker, or name fewer cores in [workers]";
             report.error(&place.key("queues"), what, fix);
         }

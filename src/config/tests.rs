@@ -171,7 +171,10 @@ fn files_that_cannot_be_read() {
     let latin1 = folder.join("latin1.toml");
     fs::write(&latin1, b"[workers]\n# caf\xe9\n").unwrap();
     for (path, what) in [
-        (folder.join("none.toml"), "none.toml: no such file; name one with --config"),
+        (
+            folder.join("none.toml"),
+            "none.toml: no such file; check the path, or put the file there",
+        ),
         (folder.clone(), ": a directory; name a file in it"),
         (latin1, "latin1.toml: not UTF-8 in line 2; save the file as UTF-8"),
     ] {

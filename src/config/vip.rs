@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use toml::de::DeValue;
 
 use super::backend::RawBackend;
@@ -41,6 +41,8 @@ pub(super) struct RawVip {
     health: RawHealth,
     timeouts: RawTimeouts,
     announce: Option<String>,
+    /// Taken out and read before; it is here to be named with the other keys.
+    backend: Option<IgnoredAny>,
 }
 
 /// `ports` as written.
@@ -161,8 +163,12 @@ impl RawVip {
 fn check_port_known(tcp: &TcpHealth, backends: &[Backend], place: &Place, report: &mut Report<'_>) {
     let unknown = backends.iter().find(|backend| backend.port.is_none());
     if let (None, Some(backend)) = (tcp.port, unknown) {
-        let what = format!("missing: with ports = \"all\", which port of {}?", backend.name);
-        report.error(place, what, "give health a port, or use health = { kind = \"none\" }");
+        let what = format!(
+            "missing: ports = \"all\" names no port at which backend \"{}\" could be checked",
+            backend.name
+        );
+        let fix = "write health = { port = 80 } or another, or health = { kind = \"none\" }";
+        report.error(place, what, fix);
     }
 }
 
@@ -171,6 +177,10 @@ fn ports(raw: Option<RawPorts>, place: &Place, report: &mut Report<'_>) -> Optio
     match raw {
         None => report.missing(place, FIX),
         Some(RawPorts::Word(word)) if word == "all" => return Some(Ports::All),
+        Some(RawPorts::Word(word)) if word.contains('-') => {
+            let what = format!("\"{word}\": ranges of ports are not possible in this version");
+            report.error(place, what, "list every port, such as [8000, 8001], or write \"all\"");
+        }
         Some(RawPorts::Word(word)) => {
             report.error(place, format!("\"{word}\" is no list of ports"), FIX);
         }

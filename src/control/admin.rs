@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::api::{ApiError, BackendStatus, DrainRequest, Reloaded, Status, UndrainRequest};
 use super::flows::{self, Filter, Names, Pins, QueryError, Scan};
 use super::{Clock, ControlError};
+use crate::words::reason;
 
 /// Largest body of a request, in bytes: names and numbers, nothing that grows.
 const MAX_BODY: usize = 64 * 1024;
@@ -53,20 +54,21 @@ pub enum Request {
 pub struct Refusal {
     /// HTTP status.
     pub status: StatusCode,
-    /// What went wrong, where, and how to fix it.
-    pub error: String,
+    /// What went wrong, where, and how to fix it; never empty.
+    pub errors: Vec<String>,
 }
 
 impl Refusal {
-    /// With this status and text.
+    /// With this status and one text.
     pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, error: error.into() }
+        Self { status, errors: vec![error.into()] }
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.status, Json(ApiError { error: self.error })).into_response()
+        let error = self.errors.join("\n");
+        (self.status, Json(ApiError { error, errors: self.errors })).into_response()
     }
 }
 
@@ -94,7 +96,10 @@ impl Drop for Claim {
 pub fn claim(path: &Path) -> Result<Claim, ControlError> {
     let failed = |what: &str| {
         let (path, what) = (path.to_owned(), what.to_owned());
-        move |error: io::Error| ControlError::Socket { path, reason: format!("{what}: {error}") }
+        move |error: io::Error| ControlError::Socket {
+            path,
+            reason: format!("{what}: {}", reason(&error)),
+        }
     };
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
@@ -118,7 +123,7 @@ fn lock(socket: &Path) -> Result<File, ControlError> {
     let path = PathBuf::from(path);
     let failed = |error: io::Error| ControlError::Socket {
         path: path.clone(),
-        reason: format!("cannot be locked: {error}"),
+        reason: format!("cannot be locked: {}", reason(&error)),
     };
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -189,8 +194,8 @@ impl Claim {
     pub fn serve(&mut self, door: Door) -> Result<(), ControlError> {
         let failed = |reason: String| ControlError::Socket { path: self.path.clone(), reason };
         let listener = self.listener.take().ok_or_else(|| failed("served twice".to_owned()))?;
-        let listener = tokio::net::UnixListener::from_std(listener)
-            .map_err(|error| failed(error.to_string()))?;
+        let listener =
+            tokio::net::UnixListener::from_std(listener).map_err(|error| failed(reason(&error)))?;
         tokio::spawn(axum::serve(listener, router(door)).into_future());
         Ok(())
     }
@@ -247,8 +252,12 @@ async fn flow_lines(
     State(door): State<Door>,
     query: Result<Query<flows::Query>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(query) =
-        query.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.body_text()))?;
+    let Query(query) = query.map_err(|error| {
+        let what = error.body_text();
+        let what = what.trim_start_matches("Failed to deserialize query string: ");
+        let keys = "the keys are vip, backend, client and limit, each once; see docs/API.md";
+        Refusal::new(StatusCode::BAD_REQUEST, format!("query: {what}; {keys}"))
+    })?;
     let names = ask(&door, Request::Names).await?;
     let filter = Filter::new(query, &names).map_err(|error| {
         let status = match error {

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::NicView;
 use super::netlink::{self, InterfaceAddress, Link, Netlink};
 use crate::config::{Announce, Vip};
+use crate::words;
 
 /// Ethernet broadcast.
 const BROADCAST: [u8; 6] = [0xff; 6];
@@ -263,7 +264,7 @@ fn find<'a>(links: &'a [Link], place: &Place) -> Result<&'a Link, AnnounceError>
 /// The kernel's word without the crate's wrapping.
 fn reason(error: &netlink::Error) -> String {
     match error {
-        netlink::Error::NetlinkError(message) => message.to_io().to_string(),
+        netlink::Error::NetlinkError(message) => words::reason(&message.to_io()),
         other => other.to_string(),
     }
 }

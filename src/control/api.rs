@@ -1,7 +1,8 @@
 //! The documents of the control API, as the server writes and the command line reads them.
 //!
 //! HTTP/1.1 over the Unix socket of `[control] socket`. Field names are a contract
-//! (`docs/API.md`): fields are added, never renamed.
+//! (`docs/API.md`): fields are added, never renamed. Those that were added have a default, for
+//! a command line is often newer than the process that it asks.
 //!
 //! | request | body | answer |
 //! |---|---|---|
@@ -58,6 +59,8 @@ pub struct Totals {
     pub flows_new: u64,
     pub flows_found_elsewhere: u64,
     pub flows_by_hash: u64,
+    #[serde(default)]
+    pub flows_closed: u64,
     pub flows_idled_out: u64,
     pub flows_stale: u64,
 }
@@ -108,6 +111,9 @@ pub struct BackendStatus {
     pub flows_cut: u64,
     /// Where frames for it go; `None`: unresolved.
     pub next_hop: Option<NextHopStatus>,
+    /// Why there is no next hop, in words; empty when there is one.
+    #[serde(default)]
+    pub next_hop_detail: String,
     /// Traffic of the backend.
     pub traffic: Traffic,
 }
@@ -227,7 +233,8 @@ pub struct DrainRequest {
     pub vip: String,
     /// Name of the backend.
     pub backend: String,
-    /// Seconds after which the flows that are left are cut; `None`: they end by themselves.
+    /// Seconds, at least 1, after which the flows that are left are cut; `None`: a drain that goes
+    /// on keeps its deadline, and a new one has none.
     pub deadline_s: Option<u64>,
 }
 
@@ -274,6 +281,9 @@ pub struct Flow {
 /// Body of every error answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ApiError {
-    /// What went wrong, where, and how to fix it.
+    /// What went wrong, where, and how to fix it; of several mistakes, one per line.
     pub error: String,
+    /// The same, one entry per mistake.
+    #[serde(default)]
+    pub errors: Vec<String>,
 }

@@ -28,6 +28,7 @@ use super::{
 use crate::config::{self, Config};
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{BackendIndex, ForwardingTable, PortIndex, Service};
+use crate::words::counted;
 
 /// Drain deadlines and workers' events are looked at this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -35,11 +36,16 @@ const TICK: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 /// How long a start or a reload waits for the next hops of new backends before it goes on.
 const FIRST_RESOLUTION: Duration = Duration::from_secs(1);
+/// Of that time, how long it does so without a word.
+const QUIET_RESOLUTION: Duration = Duration::from_millis(200);
 /// An address is announced again after this time: the first frames may be lost while a switch
 /// learns. In [`SECOND`]s.
 const REPEATS: u8 = 1;
 /// Results of health checks that may wait; more wait in their tasks.
 const OUTCOMES: usize = 1024;
+
+/// The last word of every reload that is refused.
+const NOTHING_APPLIED: &str = "nothing was applied: the configuration of before stays in force";
 
 /// What wakes the loop.
 struct Events {
@@ -170,8 +176,9 @@ impl Controller {
         self.announcer.remove_leftovers(&places).await?;
         self.announce().await?;
         claim.serve(door)?;
-        let (vips, backends) = (self.config.vips.len(), self.registry.backends().count());
-        info!("control: {vips} VIPs, {backends} backends, {} workers", self.workers.len());
+        let vips = counted(self.config.vips.len(), "VIP");
+        let backends = counted(self.registry.backends().count(), "backend");
+        info!("control: {vips}, {backends}, {}", counted(self.workers.len(), "worker"));
         Ok(())
     }
 
@@ -180,7 +187,10 @@ impl Controller {
             tokio::select! {
                 signal = events.signals.recv() => match signal {
                     Some(Signal::Reload) => self.reload_by_signal(&mut events.network).await,
-                    Some(Signal::Stop) | None => return Ok(()),
+                    Some(Signal::Stop) | None => {
+                        info!("stopping, as a signal asked for");
+                        return Ok(());
+                    }
                 },
                 Some(request) = events.requests.recv() => {
                     self.answer(request, &mut events.network).await;
@@ -268,9 +278,28 @@ impl Controller {
                 hop.is_some_and(|hop| *hop != Err(Problem::Resolving))
             })
         };
-        // Late is no error: backends without a next hop take no new flows until they have one.
-        let _ = timeout(FIRST_RESOLUTION, network.wait_for(known)).await;
+        if timeout(QUIET_RESOLUTION, network.wait_for(known)).await.is_err() {
+            let most = FIRST_RESOLUTION.as_secs();
+            info!("waiting for the next hops of backends, {most} s at most");
+            // Late is no error: backends without a next hop take no new flows until they have one.
+            let rest = FIRST_RESOLUTION.saturating_sub(QUIET_RESOLUTION);
+            let _ = timeout(rest, network.wait_for(known)).await;
+        }
         self.follow(network);
+        self.tell_unresolved();
+    }
+
+    /// Says whose next hops are still being looked up; other problems have been told by then.
+    fn tell_unresolved(&self) {
+        let resolving = Err(Problem::Resolving);
+        let hop = |address: &IpAddr| self.network.hops.get(address).unwrap_or(&resolving);
+        let late = self.registry.backends().filter(|(_, b)| *hop(&b.config.address) == resolving);
+        let late = late.map(|(vip, b)| format!("{}/{}", vip.config.name, b.config.name));
+        let late: Vec<String> = late.collect();
+        if !late.is_empty() {
+            let late = list(late.into_iter());
+            warn!("going on without next hops of {late}: no new flows for them until they answer");
+        }
     }
 
     /// Takes over what the resolver has found.
@@ -281,6 +310,8 @@ impl Controller {
                 let next_hop = hop.as_ref().ok().copied();
                 self.dirty |= backend.next_hop != next_hop;
                 backend.next_hop = next_hop;
+                let problem = hop.as_ref().err().map(Problem::to_string);
+                backend.next_hop_detail = problem.unwrap_or_default();
                 tell_problem(vip, backend, hop.as_ref().err());
             }
         }
@@ -317,15 +348,22 @@ impl Controller {
 
     fn drain(&mut self, order: &DrainRequest) -> Result<BackendStatus, Refusal> {
         let DrainRequest { vip, backend, deadline_s } = order;
+        if *deadline_s == Some(0) {
+            let error = "deadline_s = 0: use at least 1; without it, flows end by themselves";
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, error));
+        }
         let Some(entry) = self.registry.find_mut(vip, backend) else {
             return Err(self.unknown(vip, backend));
         };
-        let begun = entry.drain.begin(deadline_s.map(Duration::from_secs), Instant::now());
+        let now = Instant::now();
+        let begun = entry.drain.begin(deadline_s.map(Duration::from_secs), now);
         let index = entry.id.index;
-        let until = deadline_s.map_or_else(String::new, |s| format!(", at most for {s} s"));
+        let deadline = entry.drain.deadline_in_s(now);
+        let until =
+            deadline.map_or_else(|| ", no deadline".to_owned(), |s| format!(", deadline in {s} s"));
         if begun {
-            let flows = status::flows_active(&self.workers, index);
-            info!("backend {backend} of VIP {vip} drains: {flows} flows{until}");
+            let flows = counted(status::flows_active(&self.workers, index), "flow");
+            info!("backend {backend} of VIP {vip} drains: {flows}{until}");
             // At once, not at the end of the turn: the answer says that it is so.
             self.publish();
         } else {
@@ -359,7 +397,8 @@ impl Controller {
                 None => {}
                 Some(DrainEnd::Drained) => info!("backend {name} of VIP {} is drained", vip.name),
                 Some(DrainEnd::Deadline { flows_cut }) => {
-                    warn!("backend {name} of VIP {}: deadline, {flows_cut} flows cut", vip.name);
+                    let flows = counted(flows_cut, "flow");
+                    warn!("backend {name} of VIP {}: deadline, {flows} cut", vip.name);
                     ended.push(entry.id.index);
                 }
             }
@@ -443,21 +482,39 @@ impl Controller {
 
     async fn reload_by_signal(&mut self, network: &mut watch::Receiver<Arc<Snapshot>>) {
         if let Err(refusal) = self.reload(network).await {
-            error!("reload: {}", refusal.error);
+            for error in refusal.errors {
+                error!("reload: {error}");
+            }
         }
     }
 
-    /// All or nothing: what can be wrong is found before anything changes.
+    /// All or nothing: what can be wrong is found before anything changes, and a refusal says so.
     async fn reload(
         &mut self,
         network: &mut watch::Receiver<Arc<Snapshot>>,
     ) -> Result<Reloaded, Refusal> {
-        let refused = |error: String| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error);
-        let new = (self.load)(&self.config_path).map_err(refused)?;
+        let changes = self.take_over().await.map_err(|mut refusal| {
+            refusal.errors.push(NOTHING_APPLIED.to_owned());
+            refusal
+        })?;
+        for change in &changes {
+            info!("reload: {change}");
+        }
+        info!("reload: {}", counted(changes.len(), "change"));
+        self.put_into_force(network).await?;
+        Ok(Reloaded { changes })
+    }
+
+    /// Reads the file again and makes it the configuration, if all of it can be: what changes.
+    async fn take_over(&mut self) -> Result<Vec<String>, Refusal> {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        let refused = |error: String| Refusal::new(status, error);
+        let new = (self.load)(&self.config_path).map_err(|errors| Refusal { status, errors })?;
         let frozen = reload::frozen(&self.config, &new);
         if !frozen.is_empty() {
-            let error =
-                format!("{} cannot change while running: restart holdfast", frozen.join(", "));
+            let keys = frozen.join(", ");
+            let what = "cannot change while running: restart holdfast, or take the change back";
+            let error = format!("{keys} {what} (a reload changes [[vip]] sections only)");
             return Err(Refusal::new(StatusCode::CONFLICT, error));
         }
         let places = Place::all(&new.vips);
@@ -466,12 +523,7 @@ impl Controller {
         let applied = self.registry.apply(&new.vips, &self.workers);
         applied.map_err(|error| refused(error.to_string()))?;
         self.config = new;
-        for change in &changes {
-            info!("reload: {change}");
-        }
-        info!("reload: {} changes", changes.len());
-        self.put_into_force(network).await?;
-        Ok(Reloaded { changes })
+        Ok(changes)
     }
 
     /// What goes leaves the XDP program before the table; what comes enters it after.

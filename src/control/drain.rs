@@ -61,15 +61,15 @@ impl Drain {
         Some(left.as_secs() + u64::from(left.subsec_nanos() > 0))
     }
 
-    /// Starts a drain, or gives one that goes on another deadline. One that has met its deadline
-    /// stays out. True if the forwarding table changes.
+    /// Starts a drain, or gives one that goes on another deadline; without one, it keeps that which
+    /// it has. One that has met its deadline stays out. True if the forwarding table changes.
     pub fn begin(&mut self, deadline: Option<Duration>, now: Instant) -> bool {
         if self.service == Service::Out {
             return false;
         }
         let begins = self.service == Service::Active;
         // A deadline beyond what the clock can hold is none.
-        let deadline = deadline.and_then(|span| now.checked_add(span));
+        let deadline = deadline.map_or(self.deadline, |span| now.checked_add(span));
         let told = self.told && !begins;
         *self = Self { service: Service::Draining, deadline, flows_cut: 0, told };
         begins
@@ -147,9 +147,12 @@ mod tests {
         drain.begin(Some(SECOND), now);
         assert!(!drain.begin(Some(SECOND * 10), now), "the table does not change");
         assert_eq!(drain.advance(1, now + SECOND), None);
-        drain.begin(None, now);
-        assert_eq!(drain.advance(1, now + SECOND * 100), None, "no deadline any more");
+        drain.begin(None, now + SECOND);
+        assert_eq!(drain.deadline_in_s(now + SECOND), Some(9), "an order without one keeps it");
         drain.begin(Some(Duration::MAX), now);
         assert_eq!(drain.advance(1, now + SECOND * 100), None);
+        drain.cancel();
+        drain.begin(None, now);
+        assert_eq!(drain.deadline_in_s(now), None, "a new drain has no deadline of an old one");
     }
 }

@@ -15,7 +15,8 @@ use super::Clock;
 use super::api::Flow;
 use super::state::Registry;
 use crate::flow::Protocol;
-use crate::flow::table::{Entry, FlowTable, State};
+use crate::flow::entry::{Entry, State};
+use crate::flow::table::FlowTable;
 use crate::forwarding::{BackendId, Forward, VipId};
 use crate::units::Ticks;
 
@@ -35,7 +36,7 @@ pub struct Query {
     /// Only flows from this network or address.
     pub client: Option<String>,
     /// At most so many; default and maximum: [`MAX_LIMIT`].
-    pub limit: Option<usize>,
+    pub limit: Option<String>,
 }
 
 /// The names of everything that a flow may refer to.
@@ -74,9 +75,9 @@ pub enum QueryError {
     /// Not an address.
     #[error("client = {0:?}: neither an address nor a network such as 198.51.100.0/24")]
     Client(String),
-    /// Too many.
-    #[error("limit = {0}: at most {MAX_LIMIT}")]
-    Limit(usize),
+    /// No number, or too large.
+    #[error("limit = {0}: write a number, at most {MAX_LIMIT}")]
+    Limit(String),
 }
 
 /// A checked query.
@@ -98,30 +99,32 @@ impl Filter {
         known("VIP", vip.as_deref(), names.vips.values().map(|(name, _)| name))?;
         known("backend", backend.as_deref(), names.backends.values())?;
         let client = client.map(|text| network(&text)).transpose()?;
-        let limit = limit.unwrap_or(MAX_LIMIT);
-        if limit > MAX_LIMIT {
-            return Err(QueryError::Limit(limit));
-        }
+        let number = |text: String| match text.parse() {
+            Ok(limit) if limit <= MAX_LIMIT => Ok(limit),
+            _ => Err(QueryError::Limit(text)),
+        };
+        let limit = limit.map_or(Ok(MAX_LIMIT), number)?;
         Ok(Self { vip, backend, client, limit })
     }
 
     /// The flow as the API tells it, if it is wanted.
-    fn pick(&self, pin: &Entry, worker: usize, names: &Names, now: Ticks) -> Option<Flow> {
-        let (vip, forward) = names.vips.get(&pin.vip)?;
-        let backend = names.backends.get(&pin.backend)?;
-        let client = pin.key.client_socket();
+    fn pick(&self, entry: &Entry, worker: usize, names: &Names, now: Ticks) -> Option<Flow> {
+        let Entry { key, pin } = entry;
+        let (vip, forward) = names.vips.get(&pin.vip())?;
+        let backend = names.backends.get(&pin.backend())?;
+        let client = key.client_socket();
         let wanted = self.vip.as_ref().is_none_or(|name| name == vip)
             && self.backend.as_ref().is_none_or(|name| name == backend)
             && self.client.is_none_or(|network| network.contains(&client.ip()));
         wanted.then(|| Flow {
             vip: vip.clone(),
             backend: backend.clone(),
-            protocol: pin.key.protocol,
+            protocol: key.protocol,
             client,
-            destination: pin.key.vip_socket(),
-            state: state_name(pin, *forward).to_owned(),
-            age_ms: now.since(pin.created).as_ms(),
-            idle_ms: now.since(pin.last_seen).as_ms(),
+            destination: key.vip_socket(),
+            state: state_name(key.protocol, pin.state(), *forward).to_owned(),
+            age_ms: now.since(pin.created()).as_ms(),
+            idle_ms: now.since(pin.last_seen()).as_ms(),
             worker,
         })
     }
@@ -159,8 +162,8 @@ fn network(text: &str) -> Result<IpNet, QueryError> {
 }
 
 /// Where a flow is in its life, as its time-out is chosen.
-const fn state_name(pin: &Entry, forward: Forward) -> &'static str {
-    match (pin.key.protocol, pin.state) {
+const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'static str {
+    match (protocol, state) {
         (Protocol::Udp, _) => "udp",
         (_, state) if state.is_closing(forward) => "closing",
         (_, state) if state.has(State::ESTABLISHED) => "established",
@@ -255,6 +258,7 @@ pub(super) mod tests {
 
     use super::super::state::tests::{backend, vip};
     use super::*;
+    use crate::flow::entry::Pin;
     use crate::flow::{Address, FlowKey};
     use crate::forwarding::{BackendIndex, NextHop, PortIndex};
 
@@ -277,17 +281,15 @@ pub(super) mod tests {
                     vip_port: 80,
                     protocol: Protocol::Tcp,
                 },
-                vip: VipId(0),
-                backend: BackendId {
-                    index: BackendIndex(u16::try_from(i % 2).unwrap()),
-                    generation: 0,
-                },
-                state: State::ESTABLISHED,
-                owner: 0,
-                hop: NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
-                stamp: 0,
-                created: Ticks(100),
-                last_seen: Ticks(150),
+                pin: Pin::new(
+                    VipId(0),
+                    BackendId { index: BackendIndex(u16::try_from(i % 2).unwrap()), generation: 0 },
+                    State::ESTABLISHED,
+                    0,
+                    &NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
+                    Ticks(100),
+                )
+                .with_last_seen(Ticks(150)),
             })
         }
     }
@@ -336,9 +338,9 @@ pub(super) mod tests {
             ("address", Query { client: text("198.51.100.7"), ..all.clone() }, 5),
             ("network", Query { client: text("198.51.100.0/31"), ..all.clone() }, 10),
             ("other family", Query { client: text("::/0"), ..all.clone() }, 0),
-            ("limit", Query { limit: Some(7), ..all.clone() }, 7),
-            ("limit 0", Query { limit: Some(0), ..all.clone() }, 0),
-            ("limit over chunks", Query { limit: Some(999), ..all }, 999),
+            ("limit", Query { limit: text("7"), ..all.clone() }, 7),
+            ("limit 0", Query { limit: text("0"), ..all.clone() }, 0),
+            ("limit over chunks", Query { limit: text("999"), ..all }, 999),
         ] {
             assert_eq!(scan(query, &[400, 600]).await.len(), expected, "{name}");
         }
@@ -359,11 +361,9 @@ pub(super) mod tests {
 
     #[test]
     fn states_are_named_as_time_outs_are_chosen() {
-        let tcp = FakeTable(1).pin_at(0).unwrap();
-        let mut udp = tcp;
-        udp.key.protocol = Protocol::Udp;
+        let (udp, tcp) = (Protocol::Udp, Protocol::Tcp);
         let both = State::FIN_CLIENT.with(State::FIN_BACKEND);
-        for (pin, bits, forward, expected) in [
+        for (protocol, state, forward, expected) in [
             (udp, State::RST, Forward::Nat, "udp"),
             (tcp, State(0), Forward::Nat, "embryonic"),
             (tcp, State::ESTABLISHED, Forward::Nat, "established"),
@@ -372,7 +372,7 @@ pub(super) mod tests {
             (tcp, State::ESTABLISHED.with(State::FIN_CLIENT), Forward::Dsr, "closing"),
             (tcp, State::RST, Forward::Dsr, "closing"),
         ] {
-            assert_eq!(state_name(&Entry { state: bits, ..pin }, forward), expected);
+            assert_eq!(state_name(protocol, state, forward), expected);
         }
     }
 
@@ -392,7 +392,10 @@ pub(super) mod tests {
         assert!(
             error(Query { client: Some("198.51".to_owned()), ..all.clone() }).contains("198.51")
         );
-        assert!(error(Query { limit: Some(1_000_001), ..all }).contains("at most 1000000"));
+        for limit in ["1000001", "x", "-1", ""] {
+            let expected = format!("limit = {limit}: write a number, at most 1000000");
+            assert_eq!(error(Query { limit: Some(limit.to_owned()), ..all.clone() }), expected);
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::api::HealthState;
 use crate::config::{Backend, Health, TcpHealth, Vip};
 use crate::forwarding::{BackendId, BackendIndex};
+use crate::words::reason;
 
 /// Most checks at one time: half of the usual limit of 1024 open files. When that many backends
 /// keep silent at once, the others' checks come late, by at most the time-out.
@@ -190,7 +191,7 @@ async fn connect(spec: &CheckSpec) -> Result<TcpStream, String> {
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
             Err(format!("connect to {target}: connection refused"))
         }
-        Ok(Err(error)) => Err(format!("connect to {target}: {error}")),
+        Ok(Err(error)) => Err(format!("connect to {target}: {}", reason(&error))),
         Err(_) => {
             Err(format!("connect to {target}: no answer within {} ms", health.timeout.as_millis()))
         }

@@ -28,6 +28,7 @@ pub mod netlink;
 pub mod reload;
 pub mod state;
 pub mod status;
+pub mod survey;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,8 +47,8 @@ use crate::units::Ticks;
 
 pub use admin::Claim;
 
-/// Reads and checks a configuration file; an error is the whole text for the operator.
-pub type Load = Box<dyn Fn(&Path) -> Result<Config, String>>;
+/// Reads and checks a configuration file; errors are texts for the operator, one per mistake.
+pub type Load = Box<dyn Fn(&Path) -> Result<Config, Vec<String>>>;
 /// The flow tables' clock: the one whose [`Ticks`] their records carry.
 pub type Clock = Arc<dyn Fn() -> Ticks + Send + Sync>;
 

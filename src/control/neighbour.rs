@@ -33,7 +33,7 @@ const VERIFY: Duration = Duration::from_secs(15);
 /// Everything is resolved again this often, in case an event was lost.
 const SAFETY_NET: Duration = Duration::from_secs(5);
 /// Route look-ups that are under way at one time; their answers fit into a default socket buffer.
-const LOOKUPS: usize = 64;
+pub(super) const LOOKUPS: usize = 64;
 
 /// What the network looked like at the end of a pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,23 +67,40 @@ pub enum Problem {
     },
 }
 
+impl Problem {
+    /// What is wrong.
+    pub fn what(&self) -> String {
+        match self {
+            Self::Resolving => "its route and MAC are being looked up".to_owned(),
+            Self::NoAnswer { hop, interface } => {
+                let question = if hop.is_ipv4() { "ARP" } else { "neighbour discovery" };
+                format!("{hop} does not answer {question} on {interface}")
+            }
+            Self::Local => "its address is one of this box".to_owned(),
+            Self::NoRoute => "no route to its address".to_owned(),
+            Self::NotOurNic { interface } => {
+                format!("its route goes out by {interface}, which is no [[nic]]")
+            }
+        }
+    }
+
+    /// How to mend it; empty when there is nothing to do but wait.
+    pub const fn cure(&self) -> &'static str {
+        match self {
+            Self::Resolving => "",
+            Self::NoAnswer { .. } => "is the host up, and in this network?",
+            Self::Local => "a backend must be another host",
+            Self::NoRoute => "add one (ip route)",
+            Self::NotOurNic { .. } => "add it or fix the route",
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Resolving => write!(f, "its MAC is being asked for"),
-            Self::NoAnswer { hop, interface } => write!(
-                f,
-                "{hop} does not answer {} on {interface}; is the host up, and in this network?",
-                if hop.is_ipv4() { "ARP" } else { "neighbour discovery" }
-            ),
-            Self::Local => {
-                write!(f, "its address is one of this box; a backend must be another host")
-            }
-            Self::NoRoute => write!(f, "no route to its address; add one (ip route)"),
-            Self::NotOurNic { interface } => write!(
-                f,
-                "its route goes out by {interface}, which is no [[nic]]; add it or fix the route"
-            ),
+        match self.cure() {
+            "" => write!(f, "{}", self.what()),
+            cure => write!(f, "{}; {cure}", self.what()),
         }
     }
 }
@@ -239,7 +256,7 @@ fn awaits_an_answer(hop: &Result<NextHop, Problem>) -> bool {
 }
 
 /// The NIC and VLAN that an outgoing interface stands for.
-fn out_of(
+pub(super) fn out_of(
     ifindex: u32,
     links: &HashMap<u32, Link>,
     nics: &HashMap<u32, PortIndex>,
@@ -261,7 +278,7 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str, vlan: Option<(u32, u16)>) -> (u32, Link) {
-        (index, Link { index, name: name.to_owned(), mac: None, loopback: false, vlan })
+        (index, Link { index, name: name.to_owned(), mac: None, loopback: false, mtu: 1500, vlan })
     }
 
     #[test]

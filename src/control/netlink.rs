@@ -43,6 +43,8 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// The loopback device.
     pub loopback: bool,
+    /// Largest packet, in bytes without the Ethernet header; 0 if the kernel does not say.
+    pub mtu: u32,
     /// A VLAN device: the index of the device below, and the VLAN identifier.
     pub vlan: Option<(u32, u16)>,
 }
@@ -283,6 +285,7 @@ fn link(message: LinkMessage) -> Link {
         name: String::new(),
         mac: None,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
+        mtu: 0,
         vlan: None,
     };
     let (mut below, mut vlan_id) = (None, None);
@@ -290,6 +293,7 @@ fn link(message: LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Link(index) => below = Some(index),
             LinkAttribute::LinkInfo(infos) => vlan_id = infos.into_iter().find_map(vlan),
             _ => {}
@@ -382,6 +386,7 @@ mod tests {
         message.attributes = vec![
             LinkAttribute::IfName("eth1.7".to_owned()),
             LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+            LinkAttribute::Mtu(1500),
             LinkAttribute::Link(3),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Vlan),
@@ -393,6 +398,7 @@ mod tests {
             name: "eth1.7".to_owned(),
             mac: Some([2, 0, 0, 0, 0, 1]),
             loopback: false,
+            mtu: 1500,
             vlan: Some((3, 7)),
         };
         assert_eq!(link(message), expected);

@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use super::state::same_server;
 use crate::config::{Announce, Backend, Config, Health, TcpHealth, Vip};
 use crate::forwarding::Ports;
+use crate::words::counted;
 
 /// The keys whose change needs a restart, of all that differ; empty if a reload can do it.
 ///
@@ -73,7 +74,7 @@ fn describe(vip: &Vip) -> String {
     let Vip { address, protocol, forward, backends, .. } = vip;
     let (protocol, forward) = (protocol.as_str(), forward.as_str());
     let ports = ports(&vip.ports);
-    format!("{address}, {protocol} {ports}, {forward}, {} backends", backends.len())
+    format!("{address}, {protocol} {ports}, {forward}, {}", counted(backends.len(), "backend"))
 }
 
 fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
@@ -270,7 +271,7 @@ pub(super) mod tests {
         let (old, new) = (vip("old", &[]), vip("new", &[backend("a", 1)]));
         assert_eq!(
             changes(&config(vec![old]), &config(vec![new])),
-            ["VIP old removed", "VIP new added: 192.0.2.10, tcp 80, nat, 1 backends"]
+            ["VIP old removed", "VIP new added: 192.0.2.10, tcp 80, nat, 1 backend"]
         );
     }
 

@@ -12,6 +12,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::drain::Drain;
 use super::health::{CheckSpec, Hysteresis};
+use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::status::{self, Baseline};
 use super::{SteerRules, WorkerView};
@@ -100,6 +101,8 @@ pub struct BackendEntry {
     pub drain: Drain,
     /// Where frames for it go.
     pub next_hop: Option<NextHop>,
+    /// Why there is none, in words; empty when there is one.
+    pub next_hop_detail: String,
     /// The problem that was logged last, until it is resolved.
     pub problem: Option<String>,
     /// Counters of whoever had the index before.
@@ -263,6 +266,7 @@ impl Registry {
             health_detail: String::new(),
             drain: Drain::default(),
             next_hop: None,
+            next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
             base: status::backend_baseline(workers, index),
         })

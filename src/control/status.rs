@@ -158,6 +158,7 @@ pub fn backend_status(
         deadline_in_s: entry.drain.deadline_in_s(now),
         flows_cut: entry.drain.flows_cut(),
         next_hop: entry.next_hop.map(|hop| next_hop_status(hop, nics)),
+        next_hop_detail: entry.next_hop_detail.clone(),
         traffic,
     }
 }
@@ -197,6 +198,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_new: stats.flows_new.get(),
         flows_found_elsewhere: stats.flows_found_elsewhere.get(),
         flows_by_hash: stats.flows_by_hash.get(),
+        flows_closed: stats.flows_closed.get(),
         flows_idled_out: stats.flows_idled_out.get(),
         flows_stale: stats.flows_stale.get(),
     }
@@ -212,6 +214,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_new: a.flows_new + b.flows_new,
         flows_found_elsewhere: a.flows_found_elsewhere + b.flows_found_elsewhere,
         flows_by_hash: a.flows_by_hash + b.flows_by_hash,
+        flows_closed: a.flows_closed + b.flows_closed,
         flows_idled_out: a.flows_idled_out + b.flows_idled_out,
         flows_stale: a.flows_stale + b.flows_stale,
     }

@@ -26,7 +26,9 @@ use super::{
     SteerRules, SteeringPort, WorkerEvent, WorkerView, admin, serve,
 };
 use crate::config::{Config, Vip};
-use crate::flow::table::{Entry, FlowTable, FlowWriter, State, TableSecret};
+use crate::flow::entry::{Pin, State};
+use crate::flow::table::{FlowTable, TableSecret};
+use crate::flow::writer::FlowWriter;
 use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::publish::{Publisher, Subscription};
 use crate::forwarding::{BackendId, BackendIndex, ForwardingTable, NextHop, PortIndex, VipId};
@@ -82,7 +84,7 @@ struct Bench {
     scratch: Scratch,
     signals: mpsc::Sender<Signal>,
     /// What the next reload reads.
-    file: Arc<Mutex<Result<Config, String>>>,
+    file: Arc<Mutex<Result<Config, Vec<String>>>>,
     notes: Arc<Mutex<Notes>>,
     worker: WorkerView,
     tables: Subscription,
@@ -200,6 +202,8 @@ async fn status_tells_everything() {
     with_control(web(), async |bench| {
         let stats = &bench.worker.stats;
         stats.received.add(10);
+        stats.flows_closed.add(2);
+        stats.flows_idled_out.add(1);
         stats.drop_counter(crate::stats::Drop::NoVip).add(4);
         stats.transmitted.add(6);
         stats.vips.first().unwrap().packets_in.add(3);
@@ -211,6 +215,7 @@ async fn status_tells_everything() {
         assert_eq!(status.generation, bench.tables.current().generation());
         let totals = &status.totals;
         assert_eq!((totals.received, totals.transmitted, totals.dropped), (10, 6, 4));
+        assert_eq!((totals.flows_closed, totals.flows_idled_out), (2, 1));
         assert_eq!(status.drops.len(), crate::stats::Drop::ALL.len());
         assert_eq!(status.drops.get("no_vip"), Some(&4));
         let [vip] = status.vips.as_slice() else { unreachable!("one VIP") };
@@ -248,7 +253,16 @@ async fn wrong_requests_are_told_what_is_wrong() {
             (&get, "/v1/flows?backend=x", "", 404, "there are: a, b"),
             (&get, "/v1/flows?client=x", "", 400, "neither an address nor a network"),
             (&get, "/v1/flows?limit=1000001", "", 400, "at most 1000000"),
+            (&get, "/v1/flows?limit=x", "", 400, "limit = x: write a number, at most 1000000"),
+            (
+                &post,
+                "/v1/drain",
+                r#"{"vip":"web","backend":"a","deadline_s":0}"#,
+                400,
+                "at least 1",
+            ),
             (&get, "/v1/flows?colour=1", "", 400, "colour"),
+            (&get, "/v1/flows?vip=a&vip=b", "", 400, "each once"),
         ] {
             let (got, error) = bench.refused(method.clone(), path, body).await;
             assert_eq!(got, status, "{method} {path}: {error}");
@@ -273,6 +287,8 @@ async fn a_drain_ends_when_its_flows_have() {
         let moved = json!({ "vip": "web", "backend": "a", "deadline_s": 60 });
         let moved: BackendStatus = bench.post("/v1/drain", moved).await;
         assert_eq!(moved.deadline_in_s, Some(60));
+        let again: BackendStatus = bench.post("/v1/drain", order.clone()).await;
+        assert!(again.deadline_in_s.is_some_and(|s| s > 50), "an order without one keeps it");
         pinned.sub(2);
         assert_eq!(bench.backend("a").await.state, BackendState::Drained);
         let (status, _) = bench.ask(Method::POST, "/v1/reload", "").await;
@@ -310,23 +326,30 @@ async fn a_reload_is_all_or_nothing() {
     with_control(web(), async |bench| {
         let _: Status = bench.get("/v1/status").await;
         let before = bench.tables.current().generation();
-        *bench.file.lock().unwrap() = Err("holdfast.toml:3: colour: unknown key".to_owned());
-        let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
-        assert_eq!((status, error.as_str()), (422, "holdfast.toml:3: colour: unknown key"));
+        let nothing = "nothing was applied: the configuration of before stays in force";
+        let mistakes = ["holdfast.toml:3: colour: unknown key", "holdfast.toml:4: not TOML"];
+        *bench.file.lock().unwrap() = Err(mistakes.map(str::to_owned).to_vec());
+        let (status, body) = bench.ask(Method::POST, "/v1/reload", "").await;
+        let refusal: ApiError = serde_json::from_slice(&body).unwrap();
+        assert_eq!(status, 422);
+        assert_eq!(refusal.errors, [mistakes[0], mistakes[1], nothing]);
+        assert_eq!(refusal.error, refusal.errors.join("\n"));
 
         let mut restart = config(vec![vip("other", &[])]);
         restart.workers.cores = vec![1];
         *bench.file.lock().unwrap() = Ok(restart);
         let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
         assert_eq!(status, 409);
-        assert_eq!(error, "[workers] cores cannot change while running: restart holdfast");
+        let expected = "[workers] cores cannot change while running: restart holdfast, or take the \
+                        change back (a reload changes [[vip]] sections only)";
+        assert_eq!(error, format!("{expected}\n{nothing}"));
 
         let mut nowhere = vip("web", &[]);
         nowhere.announce = crate::config::Announce::Interface("hf-none".to_owned());
         *bench.file.lock().unwrap() = Ok(config(vec![nowhere]));
         let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
         assert_eq!(status, 422);
-        assert!(error.contains("hf-none does not exist"), "{error}");
+        assert!(error.contains("hf-none does not exist") && error.contains(nothing), "{error}");
 
         assert_eq!(bench.backend("b").await.name, "b");
         assert_eq!(bench.tables.current().generation(), before);
@@ -437,6 +460,8 @@ async fn health_is_told_with_its_reason() {
         assert!(table.backend(BackendIndex(0)).unwrap().up);
         assert!(!table.backend(BackendIndex(1)).unwrap().up);
         assert!(table.backend(BackendIndex(0)).unwrap().next_hop.is_none(), "it is this box");
+        let expected = "its address is one of this box; a backend must be another host";
+        assert_eq!((up.next_hop.is_none(), up.next_hop_detail.as_str()), (true, expected));
     })
     .await;
 }
@@ -475,18 +500,11 @@ async fn flows_are_json_lines() {
                 vip_port: 80,
                 protocol: Protocol::Tcp,
             };
-            let entry = Entry {
-                key,
-                vip: VipId(0),
-                backend: BackendId { index: BackendIndex(i % 2), generation: i / 8 },
-                state: State::ESTABLISHED,
-                owner: 0,
-                hop: NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
-                created: Ticks(100),
-                last_seen: Ticks(200),
-                stamp: 0,
-            };
-            writer.insert(&table.secret().hash(key), &entry).unwrap();
+            let backend = BackendId { index: BackendIndex(i % 2), generation: i / 8 };
+            let hop = NextHop { port: PortIndex(0), mac: [0; 6], vlan: None };
+            let pin = Pin::new(VipId(0), backend, State::ESTABLISHED, 0, &hop, Ticks(100));
+            let pin = pin.with_last_seen(Ticks(200));
+            writer.insert(&table.secret().hash(key), &pin).unwrap();
         }
         for (query, expected) in
             [("", 8), ("?backend=b", 4), ("?vip=web&limit=3", 3), ("?client=198.51.100.0/31", 2)]

@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use crate::flow::table::HashedKey;
+use crate::flow::table::{HashedKey, Slot};
 use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::{BackendIndex, ListenKey, NextHop, PortIndex, VipId};
 use crate::stats::Drop;
@@ -11,48 +11,76 @@ use crate::xdp::umem::Frame;
 /// Most packets in a batch. More hide no more memory latency, and fall out of the L1 cache.
 pub const BATCH: usize = 64;
 
-/// The packets of one poll of one NIC queue.
-#[derive(Debug, Default)]
+/// The packets of one poll of one NIC queue: their frames, and beside them what is known of each.
+///
+/// The records stay where they are from batch to batch; a stage writes its own fields only.
+#[derive(Debug)]
 pub struct Batch {
-    packets: ArrayVec<Packet, BATCH>,
+    frames: ArrayVec<Frame, BATCH>,
+    packets: [Packet; BATCH],
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { frames: ArrayVec::new(), packets: [Packet::NONE; BATCH] }
+    }
 }
 
 impl Batch {
-    /// Adds a packet; one beyond [`BATCH`] comes back.
+    /// Adds a packet that has just been received from `port`; a frame beyond [`BATCH`] comes back.
     #[inline]
-    #[expect(clippy::result_large_err, reason = "inlined; the error is the packet itself")]
-    pub fn push(&mut self, packet: Packet) -> Result<(), Packet> {
-        self.packets.try_push(packet).map_err(|full| full.element())
+    pub fn push(&mut self, frame: Frame, port: PortIndex) -> Result<(), Frame> {
+        let received_len = u16::try_from(frame.len()).unwrap_or(u16::MAX);
+        let place = self.frames.len();
+        self.frames.try_push(frame).map_err(|full| full.element())?;
+        if let Some(packet) = self.packets.get_mut(place) {
+            packet.port = port;
+            packet.received_len = received_len;
+            packet.verdict = Verdict::Continue;
+            packet.hint = None;
+            packet.vip = VipId(u16::MAX);
+            packet.way = Way::ToBackend;
+            packet.target = Target::Unknown;
+            packet.backend = None;
+        }
+        Ok(())
     }
 
     /// Number of packets.
+    #[inline]
     pub fn len(&self) -> usize {
-        self.packets.len()
+        self.frames.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.packets.is_empty()
+        self.frames.is_empty()
     }
 
     /// The packets that no stage has dropped, in order.
     #[inline]
     pub fn in_flight(&mut self) -> impl Iterator<Item = &mut Packet> {
-        self.packets.iter_mut().filter(|packet| packet.verdict == Verdict::Continue)
+        let packets = self.packets.iter_mut().take(self.frames.len());
+        packets.filter(|packet| packet.verdict == Verdict::Continue)
     }
 
-    /// Takes all packets out, in order.
+    /// The same, each with its frame.
     #[inline]
-    pub fn drain(&mut self) -> impl Iterator<Item = Packet> + '_ {
-        self.packets.drain(..)
+    pub fn in_flight_with_frames(&mut self) -> impl Iterator<Item = (&mut Packet, &mut Frame)> {
+        let packets = self.packets.iter_mut().zip(&mut self.frames);
+        packets.filter(|(packet, _)| packet.verdict == Verdict::Continue)
+    }
+
+    /// Takes all frames out, in order, each with what is known of its packet.
+    #[inline]
+    pub fn drain(&mut self) -> impl Iterator<Item = (Frame, &Packet)> + '_ {
+        self.frames.drain(..).zip(&self.packets)
     }
 }
 
-/// One packet: its frame, and what the stages have found out.
-#[derive(Debug)]
+/// What the stages have found out about one packet. Its bytes are in its frame.
+#[derive(Debug, Clone, Copy)]
 pub struct Packet {
-    /// The bytes, from the Ethernet header on.
-    pub frame: Frame,
     /// The NIC that it came from.
     pub port: PortIndex,
     /// Bytes received.
@@ -63,6 +91,8 @@ pub struct Packet {
     pub headers: Headers,
     /// By classify: the flow, from the client's side.
     pub flow: HashedKey,
+    /// By prefetch: where in the flow table the flow may be.
+    pub hint: Option<Slot>,
     /// By classify.
     pub vip: VipId,
     /// By classify.
@@ -218,23 +248,19 @@ impl TcpFlags {
 }
 
 impl Packet {
-    /// A packet that has just been received from `port`.
-    #[inline]
-    pub fn new(frame: Frame, port: PortIndex) -> Self {
-        let received_len = u16::try_from(frame.len()).unwrap_or(u16::MAX);
-        Self {
-            frame,
-            port,
-            received_len,
-            verdict: Verdict::Continue,
-            headers: Headers::NONE,
-            flow: HashedKey { key: Headers::NONE.client_flow(), hash: 0 },
-            vip: VipId(u16::MAX),
-            way: Way::ToBackend,
-            target: Target::Unknown,
-            backend: None,
-        }
-    }
+    /// Of no packet.
+    const NONE: Self = Self {
+        port: PortIndex(0),
+        received_len: 0,
+        verdict: Verdict::Continue,
+        headers: Headers::NONE,
+        flow: HashedKey::NONE,
+        hint: None,
+        vip: VipId(u16::MAX),
+        way: Way::ToBackend,
+        target: Target::Unknown,
+        backend: None,
+    };
 
     /// Ends the packet's way.
     #[inline]

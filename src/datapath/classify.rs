@@ -7,15 +7,17 @@
 use super::batch::{Batch, Packet, Way};
 use crate::flow::FlowKey;
 use crate::flow::table::TableSecret;
-use crate::forwarding::ForwardingTable;
 use crate::forwarding::table::ReturnPath;
+use crate::forwarding::{ForwardingTable, ListenKey, VipId};
 use crate::stats::Drop;
 
 /// Classifies every packet in flight.
 #[inline]
 pub fn classify(batch: &mut Batch, table: &ForwardingTable, secret: &TableSecret) {
+    // Most packets of a batch are for the same VIP: the last answer is worth keeping.
+    let mut last = None;
     for packet in batch.in_flight() {
-        match client_flow(packet, table) {
+        match client_flow(packet, table, &mut last) {
             Some(key) => packet.flow = secret.hash(key),
             None => packet.drop(Drop::NoVip),
         }
@@ -25,8 +27,15 @@ pub fn classify(batch: &mut Batch, table: &ForwardingTable, secret: &TableSecret
 /// The flow from its client's side. A VIP as the destination comes first: a NAT backend may be a
 /// client of another VIP.
 #[inline]
-fn client_flow(packet: &mut Packet, table: &ForwardingTable) -> Option<FlowKey> {
-    if let Some(vip) = table.listener(packet.headers.to()) {
+fn client_flow(
+    packet: &mut Packet,
+    table: &ForwardingTable,
+    last: &mut Option<(ListenKey, VipId)>,
+) -> Option<FlowKey> {
+    let to = packet.headers.to();
+    let known = last.filter(|(key, _)| *key == to).map(|(_, vip)| vip);
+    if let Some(vip) = known.or_else(|| table.listener(to)) {
+        *last = Some((to, vip));
         packet.vip = vip;
         return Some(packet.headers.client_flow());
     }

@@ -18,18 +18,24 @@ use std::sync::Arc;
 use super::batch::{Batch, Miss, Packet, Target, TcpFlags, Way};
 use super::classify::answered_flow;
 use crate::flow::Protocol;
-use crate::flow::table::{Entry, FlowTable, FlowWriter, Full, HashedKey, Slot, State, TableSecret};
+use crate::flow::entry::{Pin, State};
+use crate::flow::table::{FlowTable, HashedKey, Slot, TableSecret};
+use crate::flow::writer::{FlowWriter, Full};
 use crate::forwarding::table::{Backend, Vip};
-use crate::forwarding::{BackendIndex, Forward, ForwardingTable};
+use crate::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
 
 /// Time in which the sweep goes once around the table: how late an idle flow may be removed.
 const SWEEP: Ticks = Ticks(400);
-/// Most entries that one poll looks at: bounds the pause (about 2 us).
+/// Most entries that one poll looks at, and most that it removes: each bounds the pause to about
+/// 10 us (a removal costs as much as eight looks).
 const SWEEP_MAX: u32 = 512;
+const REMOVALS_MAX: u32 = 64;
 /// How often an alias tells the owner that its flow lives. The shortest time-out is 1 s.
 const ALIAS_REFRESH: Ticks = Ticks(50);
+/// An alias is a note: when it was not wanted for this long, looking again is cheaper than memory.
+const ALIAS_TIMEOUT: Ticks = Ticks(1000);
 
 /// A worker's connection tracking.
 #[derive(Debug)]
@@ -72,10 +78,10 @@ impl Conntrack {
     pub fn prefetch(&self, batch: &mut Batch) {
         let table = self.writer.table();
         for packet in batch.in_flight() {
-            table.prefetch_bucket(packet.flow.hash);
+            table.prefetch_bucket(&packet.flow);
         }
         for packet in batch.in_flight() {
-            table.prefetch_entry(packet.flow.hash);
+            packet.hint = table.prefetch_entry(&packet.flow);
         }
     }
 
@@ -96,61 +102,87 @@ impl Conntrack {
     /// A packet from a client.
     #[inline]
     fn track_request(&mut self, packet: &Packet, context: Context<'_>) -> Target {
-        let Some((slot, entry)) = self.find(&packet.flow) else {
+        let Some((slot, pin)) = self.find_at(&packet.flow, packet.hint) else {
             return self.request_without_pin(packet, context);
         };
-        let Some((vip, backend)) = living(&entry, context) else {
-            count_end(&entry, context);
-            self.remove(slot, &entry, context.stats);
-            return self.request_without_pin(packet, context);
+        let Some((vip, backend)) = living(packet.flow.protocol(), &pin, context) else {
+            return self.request_after_end(slot, &pin, packet, context);
         };
-        // What an alias stands for decides, if the packet may begin another flow.
-        let pin = if entry.state.has(State::ALIAS) {
-            match self.refresh(slot, &entry, &packet.flow, request_news(packet), context) {
-                Some(pin) => pin,
-                None => return self.request_without_pin(packet, context),
-            }
-        } else {
-            entry
-        };
+        if pin.state().has(State::ALIAS) {
+            return self.track_alias(slot, &pin, packet, (vip, backend), context);
+        }
         if begins_anew(packet, &pin, vip, backend) {
-            self.remove(slot, &entry, context.stats);
+            self.remove(slot, &pin, context.stats);
             return Target::Wanted(Miss::Open);
         }
-        if entry.state.has(State::ALIAS) {
-            return Target::Backend(entry.backend.index);
-        }
-        self.note_request(slot, &entry, packet, vip, context.now);
-        Target::Backend(entry.backend.index)
+        self.note_request(slot, &pin, packet, vip, context.now);
+        Target::Backend(backend.id.index)
     }
 
-    /// Keeps a pin's entry up to date with a packet of its client.
+    /// Keeps a pin up to date with a packet of its client.
     #[inline]
-    fn note_request(&mut self, slot: Slot, entry: &Entry, packet: &Packet, vip: &Vip, now: Ticks) {
-        let state = request_state(packet, entry.state);
-        let hop = packet.headers.came_from(packet.port);
-        if vip.forward == Forward::Nat && hop != entry.hop {
-            // The client's packets come another way now (its router changed): replies follow.
-            self.writer.update(slot, &Entry { hop, state, last_seen: now, ..*entry });
-            return;
+    fn note_request(&mut self, slot: Slot, pin: &Pin, packet: &Packet, vip: &Vip, now: Ticks) {
+        let state = request_change(packet).apply(pin.state());
+        if state != pin.state() {
+            self.writer.set_state(slot, pin.state(), state);
         }
-        if state != entry.state {
-            self.writer.set_state(slot, entry.state, state);
+        if vip.forward == Forward::Nat {
+            let hop = packet.headers.came_from(packet.port);
+            if !pin.comes_from(&hop) {
+                // The client's packets come another way now (its router changed): replies follow.
+                self.writer.set_hop(slot, &hop);
+            }
         }
-        self.writer.seen(slot, entry, now);
+        self.writer.seen(slot, pin, now);
+    }
+
+    /// A client's packet for which this worker has an alias. What it stands for decides, if the
+    /// packet may begin another flow.
+    #[cold]
+    fn track_alias(
+        &mut self,
+        slot: Slot,
+        alias: &Pin,
+        packet: &Packet,
+        (vip, backend): (&Vip, &Backend),
+        context: Context<'_>,
+    ) -> Target {
+        let news = News::of_request(packet);
+        let Some(pin) = self.refresh(slot, alias, &packet.flow, &news, context) else {
+            return self.request_without_pin(packet, context);
+        };
+        if begins_anew(packet, &pin, vip, backend) {
+            self.remove(slot, alias, context.stats);
+            return Target::Wanted(Miss::Open);
+        }
+        Target::Backend(backend.id.index)
+    }
+
+    /// A client's packet for a pin that no longer lives.
+    #[cold]
+    fn request_after_end(
+        &mut self,
+        slot: Slot,
+        pin: &Pin,
+        packet: &Packet,
+        context: Context<'_>,
+    ) -> Target {
+        count_end(packet.flow.protocol(), pin, context);
+        self.remove(slot, pin, context.stats);
+        self.request_without_pin(packet, context)
     }
 
     /// A client's packet for which this worker has no pin.
     #[cold]
     fn request_without_pin(&mut self, packet: &Packet, context: Context<'_>) -> Target {
-        if packet.flow.key.protocol == Protocol::Udp || packet.headers.flags.opens() {
+        if packet.flow.protocol() == Protocol::Udp || packet.headers.flags.opens() {
             return Target::Wanted(Miss::Open);
         }
-        let found = self.find_elsewhere(&packet.flow, context, |entry| entry.vip == packet.vip);
+        let found = self.find_elsewhere(&packet.flow, context, |pin| pin.vip() == packet.vip);
         let Some((slot, pin)) = found else { return Target::Wanted(Miss::Midflow) };
         context.stats.flows_found_elsewhere.add(1);
-        self.add_alias(slot, &pin, &packet.flow, request_news(packet), context);
-        Target::Backend(pin.backend.index)
+        self.add_alias(slot, &pin, &packet.flow, &News::of_request(packet), context);
+        Target::Backend(pin.backend().index)
     }
 
     /// A packet from a NAT backend: finds the flow that it answers among those that it may answer.
@@ -164,9 +196,9 @@ impl Conntrack {
                 hashed.take().unwrap_or_else(|| self.secret().hash(answered_flow(packet, path)));
             if let Some(pin) = self.answered(&flow, path.backend, packet, context) {
                 packet.flow = flow;
-                packet.vip = pin.vip;
+                packet.vip = pin.vip();
                 packet.backend = Some(path.backend);
-                packet.target = Target::Client(pin.hop);
+                packet.target = Target::Client(pin.hop());
                 return;
             }
         }
@@ -181,35 +213,57 @@ impl Conntrack {
         backend: BackendIndex,
         packet: &Packet,
         context: Context<'_>,
-    ) -> Option<Entry> {
-        let news = reply_news(packet);
-        if let Some((slot, entry)) = self.find(flow)
-            && entry.backend.index == backend
-            && living(&entry, context).is_some()
-        {
-            if entry.state.has(State::ALIAS) {
-                if let Some(pin) = self.refresh(slot, &entry, flow, news, context) {
-                    return Some(pin);
+    ) -> Option<Pin> {
+        let found = self.find_at(flow, packet.hint).filter(|(_, pin)| {
+            pin.backend().index == backend && living(flow.protocol(), pin, context).is_some()
+        });
+        match found {
+            Some((slot, pin)) if !pin.state().has(State::ALIAS) => {
+                // The client's port may be in use again, and pinned by another worker by now.
+                if pin.state().has(State::FIN_CLIENT)
+                    && let Some(newer) = self.answered_elsewhere(flow, backend, packet, context)
+                    && pin.created().since(newer.created()) == Ticks(0)
+                {
+                    return Some(newer);
                 }
-            } else {
-                if !entry.state.has(news.bits()) {
-                    self.writer.set_state(slot, entry.state, entry.state.with(news.bits()));
+                let state = reply_change(packet).apply(pin.state());
+                if state != pin.state() {
+                    self.writer.set_state(slot, pin.state(), state);
                 }
-                self.writer.seen(slot, &entry, context.now);
-                return Some(entry);
+                self.writer.seen(slot, &pin, context.now);
+                Some(pin)
             }
+            Some((slot, alias)) => self
+                .refresh(slot, &alias, flow, &News::of_reply(packet), context)
+                .or_else(|| self.answered_elsewhere(flow, backend, packet, context)),
+            None => self.answered_elsewhere(flow, backend, packet, context),
         }
+    }
+
+    #[cold]
+    fn answered_elsewhere(
+        &mut self,
+        flow: &HashedKey,
+        backend: BackendIndex,
+        packet: &Packet,
+        context: Context<'_>,
+    ) -> Option<Pin> {
         let (slot, pin) =
-            self.find_elsewhere(flow, context, |entry| entry.backend.index == backend)?;
-        self.add_alias(slot, &pin, flow, news, context);
+            self.find_elsewhere(flow, context, |pin| pin.backend().index == backend)?;
+        self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
         Some(pin)
     }
 
-    /// The entry of a flow in this worker's table.
+    /// The pin of a flow in this worker's table.
+    fn find(&self, flow: &HashedKey) -> Option<(Slot, Pin)> {
+        self.find_at(flow, None)
+    }
+
+    /// As `find`, for a packet whose entry was asked for.
     #[inline]
-    fn find(&self, flow: &HashedKey) -> Option<(Slot, Entry)> {
-        let slot = self.writer.table().find(flow)?;
-        self.writer.get(slot).map(|entry| (slot, entry))
+    fn find_at(&self, flow: &HashedKey, hint: Option<Slot>) -> Option<(Slot, Pin)> {
+        let slot = self.writer.table().find_at(flow, hint)?;
+        self.writer.get(slot).map(|pin| (slot, pin))
     }
 
     /// A living pin of the flow, in another worker's table, that `wanted` takes.
@@ -218,71 +272,87 @@ impl Conntrack {
         &self,
         flow: &HashedKey,
         context: Context<'_>,
-        wanted: impl Fn(&Entry) -> bool,
-    ) -> Option<(Slot, Entry)> {
+        wanted: impl Fn(&Pin) -> bool,
+    ) -> Option<(Slot, Pin)> {
         let others = (0_u8..).zip(self.tables.iter()).filter(|(worker, _)| *worker != self.me);
-        others.filter_map(|(_, table)| table.lookup(flow)).find(|(_, entry)| {
-            !entry.state.has(State::ALIAS) && wanted(entry) && living(entry, context).is_some()
+        others.filter_map(|(_, table)| table.lookup(flow)).find(|(_, pin)| {
+            !pin.state().has(State::ALIAS)
+                && wanted(pin)
+                && living(flow.protocol(), pin, context).is_some()
         })
     }
 
     /// Notes that another worker has `pin` at `slot`, and tells it of the packet. If there is no
-    /// room for a note, the next packet looks again.
+    /// room for a note, or the flow is pinned here as well (to another backend, since), the next
+    /// packet looks again.
     fn add_alias(
         &mut self,
         slot: Slot,
-        pin: &Entry,
+        pin: &Pin,
         flow: &HashedKey,
-        news: News,
+        news: &News,
         context: Context<'_>,
     ) {
-        if let Some(owner) = self.tables.get(usize::from(pin.owner)) {
-            tell(owner, slot, pin, news.bits(), context.now);
+        if let Some(owner) = self.tables.get(usize::from(pin.owner())) {
+            tell(owner, slot, flow, pin, news, context.now);
         }
-        if let Some((own, entry)) = self.find(flow) {
-            self.remove(own, &entry, context.stats);
-        }
-        let alias = Entry { state: State::ALIAS, last_seen: context.now, ..*pin };
-        if self.writer.insert(flow, &alias).is_ok() {
-            context.stats.flow_aliases.add(1);
+        let alias = alias_of(&news.apply(pin, context.now));
+        match self.find(flow) {
+            Some((own, old)) if old.state().has(State::ALIAS) => {
+                self.writer.update(own, flow, &alias);
+            }
+            Some(_) => {}
+            // Notes leave the last eighth of the table to pins.
+            None => {
+                let room = self.writer.len() < self.writer.table().capacity() / 8 * 7;
+                if room && self.writer.insert(flow, &alias).is_ok() {
+                    context.stats.flow_aliases.add(1);
+                }
+            }
         }
     }
 
     /// What an alias stands for: the owner's pin if there is news to tell, or nothing was told for
-    /// a while, or the flow may begin anew; else the alias itself. Removes the alias, and returns
-    /// `None`, when that pin is gone.
+    /// a while; else the alias itself. Removes the alias, and returns `None`, when that pin is gone.
     #[inline]
     fn refresh(
         &mut self,
         slot: Slot,
-        alias: &Entry,
+        alias: &Pin,
         flow: &HashedKey,
-        news: News,
+        news: &News,
         context: Context<'_>,
-    ) -> Option<Entry> {
-        let recent = context.now.since(alias.last_seen).0 < ALIAS_REFRESH.0;
-        if recent && matches!(news, News::Alive(_)) {
+    ) -> Option<Pin> {
+        let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
+        if recent && news.is_known(alias) {
             return Some(*alias);
         }
-        let owner = self.tables.get(usize::from(alias.owner)).map(Arc::as_ref);
+        let owner = self.tables.get(usize::from(alias.owner())).map(Arc::as_ref);
         let pin = owner
             .and_then(|owner| owner.lookup(flow))
-            .filter(|(_, pin)| !pin.state.has(State::ALIAS) && pin.backend == alias.backend);
+            .filter(|(_, pin)| !pin.state().has(State::ALIAS) && pin.backend() == alias.backend());
         let (Some(owner), Some((pin_slot, pin))) = (owner, pin) else {
             self.remove(slot, alias, context.stats);
             return None;
         };
-        if news != News::Opening {
-            tell(owner, pin_slot, &pin, news.bits(), context.now);
+        if news.opening {
+            // The caller decides whether it is this flow's at all.
+            return Some(pin);
         }
-        self.writer.update(slot, &Entry { state: State::ALIAS, last_seen: context.now, ..pin });
+        tell(owner, pin_slot, flow, &pin, news, context.now);
+        let pin = news.apply(&pin, context.now);
+        self.writer.update(slot, flow, &alias_of(&pin));
         Some(pin)
     }
 
-    /// The backend that the flow is pinned to in this worker's table.
-    #[inline]
-    pub fn pinned(&self, flow: &HashedKey) -> Option<BackendIndex> {
-        self.find(flow).map(|(_, entry)| entry.backend.index)
+    /// For a packet whose flow had no pin when its batch was tracked: the backend, if an earlier
+    /// packet of the batch has pinned it since.
+    pub fn track_again(&mut self, packet: &Packet, context: Context<'_>) -> Option<BackendIndex> {
+        self.find(&packet.flow)?;
+        match self.track_request(packet, context) {
+            Target::Backend(backend) => Some(backend),
+            _ => None,
+        }
     }
 
     /// Whether any worker has a living pin of the flow on this backend.
@@ -293,11 +363,11 @@ impl Conntrack {
         backend: BackendIndex,
         context: Context<'_>,
     ) -> bool {
-        let here = |(_, entry): &(Slot, Entry)| {
-            entry.backend.index == backend && living(entry, context).is_some()
-        };
-        self.find(flow).filter(here).is_some()
-            || self.find_elsewhere(flow, context, |entry| entry.backend.index == backend).is_some()
+        let on_it = |pin: &Pin| pin.backend().index == backend;
+        let here = self
+            .find(flow)
+            .filter(|(_, pin)| on_it(pin) && living(flow.protocol(), pin, context).is_some());
+        here.is_some() || self.find_elsewhere(flow, context, on_it).is_some()
     }
 
     /// Pins the packet's flow, which has no entry, to `backend`.
@@ -310,24 +380,15 @@ impl Conntrack {
         backend: &Backend,
         context: Context<'_>,
     ) -> Result<(), Full> {
-        let state = match packet.flow.key.protocol {
+        let state = match packet.flow.protocol() {
             Protocol::Udp => State::default(),
             // A flow whose pin was lost proves itself with its next packet.
-            Protocol::Tcp => request_state(packet, State::default()).without(State::ESTABLISHED),
+            Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };
-        let entry = Entry {
-            key: packet.flow.key,
-            vip: packet.vip,
-            backend: backend.id,
-            state,
-            owner: self.me,
-            hop: packet.headers.came_from(packet.port),
-            created: context.now,
-            last_seen: context.now,
-            stamp: 0,
-        };
-        self.writer.insert(&packet.flow, &entry)?;
-        count_pin(&entry, context.stats);
+        let hop = packet.headers.came_from(packet.port);
+        let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now);
+        self.writer.insert(&packet.flow, &pin)?;
+        count_pin(&pin, context.stats);
         Ok(())
     }
 
@@ -346,12 +407,11 @@ impl Conntrack {
         }
         let count = self.sweep_debt.min(SWEEP_MAX);
         if count > 0 {
-            self.sweep_debt -= count;
-            self.writer.sweep(count, |entry| {
-                let keep = living(entry, context).is_some();
+            self.sweep_debt -= self.writer.sweep(count, REMOVALS_MAX, |entry| {
+                let keep = living(entry.protocol(), &entry.pin, context).is_some();
                 if !keep {
-                    count_end(entry, context);
-                    count_removal(entry, context.stats);
+                    count_end(entry.protocol(), &entry.pin, context);
+                    count_removal(&entry.pin, context.stats);
                 }
                 keep
             });
@@ -359,31 +419,35 @@ impl Conntrack {
         self.sweep_debt > 0
     }
 
-    fn remove(&mut self, slot: Slot, entry: &Entry, stats: &WorkerStats) {
+    fn remove(&mut self, slot: Slot, pin: &Pin, stats: &WorkerStats) {
         self.writer.remove(slot);
-        count_removal(entry, stats);
+        count_removal(pin, stats);
     }
 }
 
-/// The VIP and backend of an entry, unless it is stale or was idle for too long.
+/// The VIP and backend of a pin, unless it is stale or was idle for too long.
 #[inline]
-fn living<'t>(entry: &Entry, context: Context<'t>) -> Option<(&'t Vip, &'t Backend)> {
-    let backend = context.table.pinned(entry.backend)?;
-    let vip = context.table.vip(entry.vip).filter(|vip| vip.id == backend.vip)?;
-    let idle = context.now.since(entry.last_seen);
-    (idle.0 <= timeout(entry, vip).0).then_some((vip, backend))
+fn living<'t>(
+    protocol: Protocol,
+    pin: &Pin,
+    context: Context<'t>,
+) -> Option<(&'t Vip, &'t Backend)> {
+    let backend = context.table.pinned(pin.backend())?;
+    let vip = context.table.vip(pin.vip()).filter(|vip| vip.id == backend.vip)?;
+    let idle = context.now.since(pin.last_seen());
+    (idle.0 <= timeout(protocol, pin.state(), vip).0).then_some((vip, backend))
 }
 
 /// How long the flow may be idle.
 #[inline]
-fn timeout(entry: &Entry, vip: &Vip) -> Ticks {
-    match (entry.key.protocol, entry.state) {
-        (Protocol::Udp, _) => vip.timeouts.udp,
-        // The state is the owner's to know; it outlives no pin, as it is refreshed from it.
-        (Protocol::Tcp, state) if state.has(State::ALIAS) => vip.timeouts.established,
-        (Protocol::Tcp, state) if state.is_closing(vip.forward) => vip.timeouts.closing,
-        (Protocol::Tcp, state) if state.has(State::ESTABLISHED) => vip.timeouts.established,
-        (Protocol::Tcp, _) => vip.timeouts.embryonic,
+fn timeout(protocol: Protocol, state: State, vip: &Vip) -> Ticks {
+    match protocol {
+        _ if state.has(State::ALIAS) => ALIAS_TIMEOUT,
+        Protocol::Udp => vip.timeouts.udp,
+        Protocol::Tcp if state == State::ESTABLISHED => vip.timeouts.established,
+        Protocol::Tcp if state.is_closing(vip.forward) => vip.timeouts.closing,
+        Protocol::Tcp if state.has(State::ESTABLISHED) => vip.timeouts.established,
+        Protocol::Tcp => vip.timeouts.embryonic,
     }
 }
 
@@ -394,121 +458,158 @@ fn timeout(entry: &Entry, vip: &Vip) -> Ticks {
 /// anybody can forge one, and the backend answers it (RFC 5961 4). Any UDP packet does if the
 /// backend does not answer: its own traffic would keep a dead pin alive.
 #[inline]
-fn begins_anew(packet: &Packet, entry: &Entry, vip: &Vip, backend: &Backend) -> bool {
-    match entry.key.protocol {
+fn begins_anew(packet: &Packet, pin: &Pin, vip: &Vip, backend: &Backend) -> bool {
+    match packet.flow.protocol() {
         Protocol::Tcp if !packet.headers.flags.opens() => false,
-        Protocol::Tcp => !backend.up || entry.state.is_closing(vip.forward),
+        Protocol::Tcp => !backend.up || pin.state().is_closing(vip.forward),
         Protocol::Udp => !backend.up,
     }
 }
 
-/// The state after a packet from the client.
+/// What a packet changes in the state of its flow, whatever that was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Change {
+    set: State,
+    clear: State,
+}
+
+impl Change {
+    #[inline]
+    const fn apply(self, state: State) -> State {
+        state.with(self.set).without(self.clear)
+    }
+}
+
+/// What a packet from the client changes.
 #[inline]
-fn request_state(packet: &Packet, state: State) -> State {
+fn request_change(packet: &Packet) -> Change {
     let flags = packet.headers.flags;
     if flags.any(TcpFlags::RST) {
-        return state.with(State::RST);
+        return Change { set: State::RST, ..Change::default() };
     }
     if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
-        return state;
+        return Change::default();
     }
+    let fin = if flags.any(TcpFlags::FIN) { State::FIN_CLIENT } else { State(0) };
     // A client that goes on after a RST never sent it: it was forged, or the backend's stray.
-    let state = state.with(State::ESTABLISHED).without(State::RST);
-    if flags.any(TcpFlags::FIN) { state.with(State::FIN_CLIENT) } else { state }
+    Change { set: State::ESTABLISHED.with(fin), clear: State::RST }
+}
+
+/// What a packet from the backend changes.
+///
+/// An answer other than a RST proves that the backend has the connection: it makes a flow whose
+/// pin was lost an established one.
+#[inline]
+fn reply_change(packet: &Packet) -> Change {
+    let flags = packet.headers.flags;
+    let set = if flags.any(TcpFlags::RST) {
+        State::RST
+    } else if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
+        State(0)
+    } else if flags.any(TcpFlags::FIN) {
+        State::ESTABLISHED.with(State::FIN_BACKEND)
+    } else {
+        State::ESTABLISHED
+    };
+    Change { set, ..Change::default() }
 }
 
 /// What a packet tells of its flow, to whoever has the pin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum News {
-    /// That it lives, and what its state has at least.
-    Alive(State),
-    /// That it may be another one: a SYN.
-    Opening,
-    /// That it is ending.
-    Ending(State),
+#[derive(Clone, Copy)]
+struct News {
+    change: Change,
+    /// It may begin another flow: a SYN.
+    opening: bool,
+    /// Where the client's packets come from, if the packet is one.
+    hop: Option<NextHop>,
 }
 
 impl News {
-    const fn bits(self) -> State {
-        match self {
-            Self::Opening => State(0),
-            Self::Alive(bits) | Self::Ending(bits) => bits,
+    /// Of a packet from the client.
+    #[inline]
+    fn of_request(packet: &Packet) -> Self {
+        Self {
+            change: request_change(packet),
+            opening: packet.headers.flags.opens(),
+            hop: Some(packet.headers.came_from(packet.port)),
         }
     }
-}
 
-/// What a packet from the client tells.
-#[inline]
-fn request_news(packet: &Packet) -> News {
-    let flags = packet.headers.flags;
-    if flags.any(TcpFlags::RST) {
-        News::Ending(State::RST)
-    } else if flags.any(TcpFlags::FIN) {
-        News::Ending(State::FIN_CLIENT)
-    } else if flags.opens() {
-        News::Opening
-    } else {
-        News::Alive(request_state(packet, State(0)))
+    /// Of a packet from the backend.
+    #[inline]
+    fn of_reply(packet: &Packet) -> Self {
+        Self { change: reply_change(packet), opening: false, hop: None }
     }
-}
 
-/// What a packet from the backend tells.
-#[inline]
-fn reply_news(packet: &Packet) -> News {
-    let flags = packet.headers.flags;
-    if flags.any(TcpFlags::RST) {
-        News::Ending(State::RST)
-    } else if flags.any(TcpFlags::FIN) {
-        News::Ending(State::FIN_BACKEND)
-    } else {
-        News::Alive(State(0))
+    /// Whether an alias says all that.
+    #[inline]
+    fn is_known(&self, alias: &Pin) -> bool {
+        !self.opening
+            && self.change.apply(alias.state()) == alias.state()
+            && self.hop.as_ref().is_none_or(|hop| alias.comes_from(hop))
+    }
+
+    /// The pin as it is after the packet.
+    fn apply(&self, pin: &Pin, now: Ticks) -> Pin {
+        let pin = pin.with_state(self.change.apply(pin.state())).with_last_seen(now);
+        self.hop.map_or(pin, |hop| pin.with_hop(&hop))
     }
 }
 
 /// Tells the owner of a pin that a packet of its flow came.
-fn tell(owner: &FlowTable, slot: Slot, pin: &Entry, news: State, now: Ticks) {
+fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, pin: &Pin, news: &News, now: Ticks) {
     owner.touch(slot, pin, now);
-    if !pin.state.has(news) {
-        owner.add_state(slot, pin, news);
+    if let Some(hop) = &news.hop {
+        owner.change_hop(slot, pin, hop);
     }
+    owner.change_state(slot, flow, pin, news.change.set, news.change.clear);
+}
+
+/// The note of another worker's pin.
+const fn alias_of(pin: &Pin) -> Pin {
+    pin.with_state(pin.state().with(State::ALIAS))
 }
 
 /// Counts why a pin that no longer lives has ended.
 #[cold]
-fn count_end(entry: &Entry, context: Context<'_>) {
-    if entry.state.has(State::ALIAS) {
+fn count_end(protocol: Protocol, pin: &Pin, context: Context<'_>) {
+    if pin.state().has(State::ALIAS) {
         return;
     }
-    match context.table.pinned(entry.backend) {
-        Some(_) => context.stats.flows_idled_out.add(1),
-        None => context.stats.flows_stale.add(1),
+    let stats = context.stats;
+    let vip = context.table.vip(pin.vip());
+    let closing = vip.is_some_and(|vip| pin.state().is_closing(vip.forward));
+    match context.table.pinned(pin.backend()) {
+        None => stats.flows_stale.add(1),
+        Some(_) if protocol == Protocol::Tcp && closing => stats.flows_closed.add(1),
+        Some(_) => stats.flows_idled_out.add(1),
     }
 }
 
 /// Keeps the gauges when a flow is pinned.
-fn count_pin(entry: &Entry, stats: &WorkerStats) {
+fn count_pin(pin: &Pin, stats: &WorkerStats) {
     stats.flows_active.add(1);
-    for counters in flow_stats(entry, stats) {
+    for counters in flow_stats(pin, stats) {
         counters.flows_total.add(1);
         counters.flows_active.add(1);
     }
 }
 
 /// Keeps the gauges when an entry is removed.
-fn count_removal(entry: &Entry, stats: &WorkerStats) {
-    if entry.state.has(State::ALIAS) {
+fn count_removal(pin: &Pin, stats: &WorkerStats) {
+    if pin.state().has(State::ALIAS) {
         stats.flow_aliases.sub(1);
         return;
     }
     stats.flows_active.sub(1);
-    for counters in flow_stats(entry, stats) {
+    for counters in flow_stats(pin, stats) {
         counters.flows_active.sub(1);
     }
 }
 
-/// The counters of the entry's VIP and backend.
-fn flow_stats<'s>(entry: &Entry, stats: &'s WorkerStats) -> impl Iterator<Item = &'s FlowStats> {
-    let vip = stats.vips.get(usize::from(entry.vip.0));
-    let backend = stats.backends.get(usize::from(entry.backend.index.0));
+/// The counters of the pin's VIP and backend.
+fn flow_stats<'s>(pin: &Pin, stats: &'s WorkerStats) -> impl Iterator<Item = &'s FlowStats> {
+    let vip = stats.vips.get(usize::from(pin.vip().0));
+    let backend = stats.backends.get(usize::from(pin.backend().index.0));
     [vip, backend].into_iter().flatten()
 }

@@ -43,8 +43,8 @@ mod extension {
 /// Parses every packet of the batch.
 #[inline]
 pub fn parse(batch: &mut Batch) {
-    for packet in batch.in_flight() {
-        match headers(packet.frame.data()) {
+    for (packet, frame) in batch.in_flight_with_frames() {
+        match headers(frame.data()) {
             Ok(headers) => packet.headers = headers,
             Err(reason) => packet.drop(reason),
         }
@@ -146,9 +146,15 @@ fn network_v6(packet: &[u8]) -> Result<Network<'_>, Drop> {
     let end = 40 + usize::from(header.payload_length());
     let payload = packet.get(40..end).ok_or(Drop::BadIpv6Length)?;
     let (protocol, skipped) = skip_extensions(header.next_header().0, payload)?;
+    let source = Address::from_v6(header.source());
+    let destination = Address::from_v6(header.destination());
+    // An IPv4-mapped address is for use inside of hosts; here it would pass for an IPv4 packet.
+    if source.is_v4() || destination.is_v4() {
+        return Err(Drop::BadSource);
+    }
     Ok(Network {
-        source: Address::from_v6(header.source()),
-        destination: Address::from_v6(header.destination()),
+        source,
+        destination,
         protocol,
         header_len: 40 + skipped,
         payload: payload.get(usize::from(skipped)..).ok_or(Drop::Ipv6Extension)?,
@@ -260,6 +266,22 @@ mod tests {
         bytes
     }
 
+    /// Makes the source of an IPv6 packet ::ffff:1.1.1.1.
+    const MAPPED: [(usize, u8); 12] = [
+        (22, 0),
+        (23, 0),
+        (24, 0),
+        (25, 0),
+        (26, 0),
+        (27, 0),
+        (28, 0),
+        (29, 0),
+        (30, 0),
+        (31, 0),
+        (32, 0xff),
+        (33, 0xff),
+    ];
+
     #[test]
     fn finds_every_header() {
         for (v6, vlan, ip, transport) in [
@@ -331,6 +353,7 @@ mod tests {
             ("ICMPv6", &v6, &[(20, 58)], Drop::UnsupportedProtocol),
             ("fragment header", &v6, &[(20, 44)], Drop::Fragment),
             ("routing header", &v6, &[(20, 43)], Drop::Ipv6Extension),
+            ("IPv4-mapped source", &v6, &MAPPED, Drop::BadSource),
             (
                 "hop-by-hop beyond the packet",
                 &v6,
@@ -340,7 +363,7 @@ mod tests {
             (
                 "hop-by-hop without end",
                 &v6,
-                &[(20, 0), (54, 0), (55, 0), (62, 0), (63, 0), (70, 0), (71, 0)],
+                &[(20, 0), (54, 0), (55, 0), (62, 0), (63, 0), (70, 0), (71, 0), (78, 0), (79, 0)],
                 Drop::Ipv6Extension,
             ),
         ] {

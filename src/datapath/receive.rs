@@ -3,7 +3,7 @@
 //! Reads: the RX ring. Writes: the batch, `received` counters.
 //! Cost: one acquire load and one release store per batch.
 
-use super::batch::{Batch, Packet};
+use super::batch::Batch;
 use super::worker::WorkerPort;
 use crate::stats::WorkerStats;
 
@@ -15,7 +15,7 @@ pub fn receive(batch: &mut Batch, port: &mut WorkerPort, max: usize, stats: &Wor
     let count = port.port.receive(max, |frame| {
         bytes += frame.len() as u64;
         // The port gives at most `max` frames, and `max <= BATCH`: there is room for each.
-        let _ = batch.push(Packet::new(frame, nic));
+        let _ = batch.push(frame, nic);
     });
     stats.received.add(count as u64);
     if let Some(counters) = stats.ports.get(usize::from(nic.0)) {

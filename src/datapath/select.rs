@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::batch::{Batch, Headers, Miss, Packet, Target, TcpFlags};
 use super::conntrack::{Conntrack, Context};
-use crate::flow::FlowKey;
+use crate::flow::{FlowKey, Protocol};
 use crate::forwarding::select::{affinity_hash, choose};
 use crate::forwarding::table::{Backend, Vip};
 use crate::forwarding::{BackendIndex, Forward, ListenKey};
@@ -39,13 +39,12 @@ fn backend_for(
 ) -> Result<BackendIndex, Drop> {
     check_source(&packet.headers)?;
     // An earlier packet of this batch may have pinned the flow.
-    if let Some(backend) = conntrack.pinned(&packet.flow) {
+    if let Some(backend) = conntrack.track_again(packet, context) {
         return Ok(backend);
     }
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
     let backend = choose_backend(packet, miss, vip, conntrack, context)?;
-    // A RST ends a flow that is not known here: it is forwarded, and leaves nothing behind.
-    if !packet.headers.flags.any(TcpFlags::RST) {
+    if deserves_pin(packet) {
         conntrack.pin(packet, backend, context).map_err(|_| Drop::TableFull)?;
         match miss {
             Miss::Open => context.stats.flows_new.add(1),
@@ -53,6 +52,14 @@ fn backend_for(
         }
     }
     Ok(backend.id.index)
+}
+
+/// Whether a packet may leave a pin behind. What ends a flow that is not known here, or is no part
+/// of any (an answer to a SYN that we never sent), is forwarded without.
+fn deserves_pin(packet: &Packet) -> bool {
+    let flags = packet.headers.flags;
+    let goes_on = flags.any(TcpFlags::ACK) && !flags.any(TcpFlags::SYN | TcpFlags::RST);
+    packet.flow.protocol() == Protocol::Udp || flags.opens() || goes_on
 }
 
 /// Chooses among the backends in service. For a flow whose pin was lost a draining backend is as
@@ -64,7 +71,7 @@ fn choose_backend<'t>(
     conntrack: &Conntrack,
     context: Context<'t>,
 ) -> Result<&'t Backend, Drop> {
-    let hash = affinity_hash(context.table.secret(), &packet.flow.key);
+    let hash = affinity_hash(context.table.secret(), &packet.flow.key());
     let mut collided = false;
     let accept = |backend: &Backend| {
         let in_service = match miss {
@@ -73,7 +80,7 @@ fn choose_backend<'t>(
         };
         let collides = in_service
             && vip.forward == Forward::Nat
-            && collides(&packet.flow.key, backend, conntrack, context);
+            && collides(&packet.flow.key(), backend, conntrack, context);
         collided |= collides;
         in_service && !collides
     };
@@ -114,7 +121,9 @@ fn check_source(headers: &Headers) -> Result<(), Drop> {
         }
         IpAddr::V6(ip) => ip.is_multicast() || ip.is_loopback() || ip.is_unspecified(),
     };
-    if bad {
+    // A group address as the source MAC (IEEE 802.3 3.2.3): replies would go to the group.
+    let [first, ..] = headers.source_mac;
+    if bad || first & 1 == 1 {
         return Err(Drop::BadSource);
     }
     if headers.from() == headers.to() {

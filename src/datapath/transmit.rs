@@ -11,80 +11,55 @@ use crate::xdp::umem::FramePool;
 /// Queues packets on their NICs, and gives the frames of dropped ones back to the pool.
 #[inline]
 pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
-    for packet in batch.drain() {
-        match packet.verdict {
-            Verdict::Transmit(nic) => {
-                let summary = Summary::of(&packet);
-                match ports.queue(nic, packet.frame, pool, stats) {
-                    Ok(()) => count_transmitted(&summary, stats),
-                    Err(frame) => {
-                        pool.push(frame);
-                        count_dropped(&summary, Drop::TxFull, stats);
-                    }
+    let (mut transmitted, mut flushed) = (0, false);
+    for (frame, packet) in batch.drain() {
+        let (frame, reason) = match packet.verdict {
+            Verdict::Transmit(nic) => match ports.queue(nic, frame, pool, &mut flushed, stats) {
+                Ok(()) => {
+                    transmitted += 1;
+                    count_traffic(packet, stats);
+                    continue;
                 }
-            }
-            Verdict::Drop(reason) => {
-                let summary = Summary::of(&packet);
-                pool.push(packet.frame);
-                count_dropped(&summary, reason, stats);
-            }
+                Err(frame) => (frame, Drop::TxFull),
+            },
+            Verdict::Drop(reason) => (frame, reason),
             // Rewrite gives every packet a verdict; were one left, it would be a drop.
-            Verdict::Continue => {
-                let summary = Summary::of(&packet);
-                pool.push(packet.frame);
-                count_dropped(&summary, Drop::NoBackend, stats);
-            }
-        }
+            Verdict::Continue => (frame, Drop::NoBackend),
+        };
+        pool.push(frame);
+        count_drop(packet, reason, stats);
     }
+    stats.transmitted.add(transmitted);
 }
 
-/// What the counters need to know of a packet whose frame has gone.
-struct Summary {
-    vip: usize,
-    backend: Option<usize>,
-    way: Way,
-    bytes: u64,
-}
-
-impl Summary {
-    #[inline]
-    fn of(packet: &Packet) -> Self {
-        Self {
-            vip: usize::from(packet.vip.0),
-            backend: packet.backend.map(|backend| usize::from(backend.0)),
-            way: packet.way,
-            bytes: u64::from(packet.received_len),
-        }
-    }
-
-    #[inline]
-    fn counters<'s>(&self, stats: &'s WorkerStats) -> impl Iterator<Item = &'s FlowStats> {
-        let backend = self.backend.and_then(|backend| stats.backends.get(backend));
-        [stats.vips.get(self.vip), backend].into_iter().flatten()
-    }
+/// The counters of the packet's VIP and backend.
+#[inline]
+fn counters<'s>(packet: &Packet, stats: &'s WorkerStats) -> impl Iterator<Item = &'s FlowStats> {
+    let backend = packet.backend.and_then(|index| stats.backends.get(usize::from(index.0)));
+    [stats.vips.get(usize::from(packet.vip.0)), backend].into_iter().flatten()
 }
 
 #[inline]
-fn count_transmitted(summary: &Summary, stats: &WorkerStats) {
-    stats.transmitted.add(1);
-    for counters in summary.counters(stats) {
-        match summary.way {
+fn count_traffic(packet: &Packet, stats: &WorkerStats) {
+    let bytes = u64::from(packet.received_len);
+    for counters in counters(packet, stats) {
+        match packet.way {
             Way::ToBackend => {
                 counters.packets_in.add(1);
-                counters.bytes_in.add(summary.bytes);
+                counters.bytes_in.add(bytes);
             }
             Way::ToClient(_) => {
                 counters.packets_out.add(1);
-                counters.bytes_out.add(summary.bytes);
+                counters.bytes_out.add(bytes);
             }
         }
     }
 }
 
 #[cold]
-fn count_dropped(summary: &Summary, reason: Drop, stats: &WorkerStats) {
+fn count_drop(packet: &Packet, reason: Drop, stats: &WorkerStats) {
     stats.drop_counter(reason).add(1);
-    for counters in summary.counters(stats) {
+    for counters in counters(packet, stats) {
         counters.dropped.add(1);
     }
 }

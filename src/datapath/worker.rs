@@ -68,7 +68,8 @@ impl Ports {
         Self { ports, sender }
     }
 
-    /// Queues a frame on the NIC's TX ring; a full ring is given to the kernel and tried once more.
+    /// Queues a frame on the NIC's TX ring. A full ring is given to the kernel and tried once more,
+    /// unless `flushed` says that this was done in this batch already.
     ///
     /// # Errors
     /// The frame, when the ring stays full, or the worker has no queue on that NIC.
@@ -78,6 +79,7 @@ impl Ports {
         nic: PortIndex,
         frame: Frame,
         pool: &mut FramePool,
+        flushed: &mut bool,
         stats: &WorkerStats,
     ) -> Result<(), Frame> {
         let index = self.sender.get(usize::from(nic.0)).copied().flatten();
@@ -89,7 +91,9 @@ impl Ports {
         let counters = stats.ports.get(usize::from(nic.0));
         match port.transmit(frame) {
             Ok(()) => {}
+            Err(frame) if *flushed => return Err(frame),
             Err(frame) => {
+                *flushed = true;
                 flush(port, counters);
                 port.reclaim(pool);
                 port.transmit(frame)?;

@@ -4,7 +4,10 @@
 //! protocol. Replies of a NAT backend are turned into that key before any look-up, so that one
 //! entry serves both directions.
 
+mod bucket;
+pub mod entry;
 pub mod table;
+pub mod writer;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

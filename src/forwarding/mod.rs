@@ -26,8 +26,9 @@ pub use table::ForwardingTable;
 pub const MAX_VIPS: usize = 4096;
 /// Most backends in one configuration, over all VIPs.
 pub const MAX_BACKENDS: usize = 16_384;
-/// Most VIP ports that may lead to one port of a NAT backend: each costs a reply a look-up.
-pub const MAX_RETURN_PATHS: usize = 64;
+/// Most VIP ports that may lead to one port of a NAT backend: each costs a new flow, and a reply, a
+/// look-up in the table of every worker.
+pub const MAX_RETURN_PATHS: usize = 16;
 /// Most NICs.
 pub const MAX_NICS: usize = 15;
 

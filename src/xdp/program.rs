@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use aya::maps::{HashMap, Map, MapError, PerCpuArray, XskMap};
 use aya::programs::{ProgramFd, ProgramInfo, Xdp, loaded_programs};
-use aya::{Ebpf, EbpfError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::netlink::{NetlinkError, Rtnetlink};
 use super::nic::Nic;
@@ -261,7 +261,10 @@ impl Steering {
     pub fn load(nic: &Nic, mode: AttachMode) -> Result<Self, ProgramError> {
         let interface = nic.name().to_owned();
         let netlink = Rtnetlink::open().map_err(|error| query_error(&interface, &error))?;
-        let mut ebpf = Ebpf::load(OBJECT).map_err(|error| load_error(&interface, error))?;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("nic_mac", &nic.mac(), true)
+            .load(OBJECT)
+            .map_err(|error| load_error(&interface, error))?;
         let program =
             load_program(&mut ebpf).map_err(|error| load_error(&interface, error.into()))?;
         let steering = Self {

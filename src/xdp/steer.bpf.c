@@ -3,7 +3,7 @@
 // The XDP program of one NIC: what is for a VIP, or comes back from a NAT backend, goes to the
 // AF_XDP socket of its queue; everything else stays in the kernel.
 //
-//   Ethernet, up to 2 VLAN tags
+//   Ethernet to this NIC's own address, up to 2 VLAN tags
 //     IPv4, IPv6
 //       TCP, UDP, whole    destination in `vips` (port, then any port)      -> redirect
 //                          source in `returns`, destination not of this box -> redirect
@@ -67,6 +67,11 @@ struct counters {
 #define HAS_TCP 1
 #define HAS_UDP 2
 #define HAS_ANY (HAS_TCP | HAS_UDP)
+
+/* The NIC's address, set when the program is loaded. A NIC that is promiscuous, or behind a switch
+ * that floods, also sees frames for others: the kernel ignores those, and two balancers that did
+ * not would send one packet around for ever. */
+const volatile __u8 nic_mac[ETH_ALEN] = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -160,7 +165,7 @@ static __always_inline int read_ipv4(struct packet *packet, void *header, void *
 	map_v4(packet->source.address, ip->saddr);
 	map_v4(packet->destination.address, ip->daddr);
 	set_protocol(packet, ip->protocol);
-	packet->multicast |= (bpf_ntohl(ip->daddr) >> 28) >= 14;
+	packet->multicast = (bpf_ntohl(ip->daddr) >> 28) >= 14;
 	len = ip->ihl * 4;
 	fragment = bpf_ntohs(ip->frag_off);
 	if (fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) || len < sizeof(*ip))
@@ -210,7 +215,7 @@ static __always_inline int read_ipv6(struct packet *packet, void *header, void *
 		return 0;
 	__builtin_memcpy(packet->source.address, &ip->saddr, 16);
 	__builtin_memcpy(packet->destination.address, &ip->daddr, 16);
-	packet->multicast |= packet->destination.address[0] == 0xff;
+	packet->multicast = packet->destination.address[0] == 0xff;
 	if (protocol_bit(ip->nexthdr)) {
 		set_protocol(packet, ip->nexthdr);
 		packet->ports = ip + 1;
@@ -259,12 +264,23 @@ static __always_inline int redirect(struct xdp_md *ctx, struct counters *count)
 	return action;
 }
 
-/* The first byte of the network header, its protocol in `protocol`; 0 if it was cut off. */
+static __always_inline int is_to_nic(const struct ethhdr *ethernet)
+{
+	__u8 difference = 0;
+
+#pragma unroll
+	for (int i = 0; i < ETH_ALEN; i++)
+		difference |= ethernet->h_dest[i] ^ nic_mac[i];
+	return !difference;
+}
+
+/* The first byte of the network header, its protocol in `protocol`; 0 if it was cut off, or the
+ * frame is for somebody else. */
 static __always_inline void *skip_link(struct ethhdr *ethernet, void *end, __be16 *protocol)
 {
 	struct vlan_tag *tag;
 
-	if ((void *)(ethernet + 1) > end)
+	if ((void *)(ethernet + 1) > end || !is_to_nic(ethernet))
 		return 0;
 	*protocol = ethernet->h_proto;
 	tag = (void *)(ethernet + 1);
@@ -289,7 +305,6 @@ static __always_inline int read_packet(struct packet *packet, void *start, void 
 
 	if (!network)
 		return 0;
-	packet->multicast = ethernet->h_dest[0] & 1;
 	if (protocol == bpf_htons(ETH_P_IP)) {
 		if (!read_ipv4(packet, network, end))
 			return 0;

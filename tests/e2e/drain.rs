@@ -1,5 +1,7 @@
 //! Draining: no new flow from the next packet on; old flows end by themselves or at the deadline.
 
+use std::process::Stdio;
+
 use holdfast::control::api::BackendState;
 
 use crate::lab::{
@@ -55,7 +57,7 @@ fn drain_wait_returns_when_the_last_flow_has_ended() {
     let mut transfer = download(&lab, &nat, Some("8m"));
     let target = format!("nat4/{}", transfer.backend());
     let mut command = lab.command("lb", env!("CARGO_BIN_EXE_holdfast"));
-    command.args(["drain", &target, "--wait", "--socket", &config.socket]);
+    command.args(["drain", &target, "--wait", "--socket", &config.socket]).stdout(Stdio::null());
     let mut waiting = Running::start(&mut command);
     while transfer.goes_on() {
         // A flow stays for a while after its last packet, so there is no race here.

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 use super::{Family, Lab, Running, SOON, Vip, wait_for};
 
@@ -82,7 +83,9 @@ pub fn download(lab: &Lab, vip: &Vip, rate: Option<&str>) -> Download {
     // Made anew, so that nothing of an earlier download is taken for this one's.
     File::create(&headers).unwrap();
     let mut command = curl(lab);
-    command.args(["--max-time", "30", "--interface", &vip.family.client(0)]);
+    // Given up after 3 s of silence.
+    command.args(["--max-time", "30", "--speed-limit", "1000", "--speed-time", "3"]);
+    command.args(["--interface", &vip.family.client(0)]);
     command.arg("--dump-header").arg(&headers).arg("--output").arg(&body);
     command.arg(format!("{}/big?rate={}", vip.url(), rate.unwrap_or("")));
     command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -119,6 +122,35 @@ impl Download {
         let output = Command::new("sha256sum").arg(&self.body).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         text.split_whitespace().next().unwrap().to_owned()
+    }
+}
+
+/// An HTTP connection that stays open.
+pub struct Conversation {
+    // Ended, and its pipes closed, with this value.
+    _running: Running,
+    questions: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// Opens a connection.
+pub fn conversation(lab: &Lab, vip: &Vip) -> Conversation {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/keepalive_client.py");
+    let mut command = lab.command("client", "/usr/bin/python3");
+    command.args([script, &vip.address()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut running = Running::start(&mut command);
+    let questions = running.0.stdin.take().unwrap();
+    let answers = BufReader::new(running.0.stdout.take().unwrap());
+    Conversation { _running: running, questions, answers }
+}
+
+impl Conversation {
+    /// One request over the connection: the backend that answered, or what went wrong.
+    pub fn ask(&mut self) -> String {
+        self.questions.write_all(b"\n").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        answer.trim().to_owned()
     }
 }
 

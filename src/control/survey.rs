@@ -1,0 +1,298 @@
+//! What of a configuration does not fit this machine's network: found without starting.
+//!
+//! [`survey`] asks rtnetlink once for links, addresses and the routes to all backends; the findings
+//! are worked out by [`findings`], pure, so that tests make up networks. A running holdfast logs the
+//! same problems of next hops as they come and go ([`super::neighbour`]).
+
+use std::net::IpAddr;
+
+use futures_util::stream::{StreamExt, TryStreamExt, iter};
+use hashbrown::{HashMap, HashSet};
+use ipnet::Ipv4Net;
+
+use super::ControlError;
+use super::neighbour::{self, Problem};
+use super::netlink::{self, InterfaceAddress, Link, Netlink, Route};
+use crate::config::machine::{Finding, Level};
+use crate::config::{Announce, Config, Vip};
+use crate::forwarding::PortIndex;
+
+/// What of a frame of packet memory is not for the packet: the kernel's headroom
+/// (`XDP_PACKET_HEADROOM` in include/uapi/linux/bpf.h), an Ethernet header and a VLAN tag.
+const OVERHEAD: u32 = 256 + 14 + 4;
+/// The largest frames that there are.
+const LARGEST_FRAME: u32 = 4096;
+
+/// The network as the kernel tells it.
+#[derive(Debug, Clone, Default)]
+pub struct Network {
+    /// Every link.
+    pub links: Vec<Link>,
+    /// Every address of this box.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Ways to backends, by address.
+    pub routes: HashMap<IpAddr, Route>,
+}
+
+/// Looks at the network of this machine. Needs no privileges and changes nothing. Blocks: about
+/// 20 us per backend.
+///
+/// # Errors
+/// When netlink cannot be asked.
+pub fn survey(config: &Config) -> Result<Vec<Finding>, ControlError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let network = runtime.map_err(ControlError::Runtime)?.block_on(async {
+        let netlink = Netlink::open()?;
+        look(config, &netlink).await.map_err(|error| ControlError::Netlink(error.to_string()))
+    })?;
+    Ok(findings(config, &network))
+}
+
+async fn look(config: &Config, netlink: &Netlink) -> Result<Network, netlink::Error> {
+    let links = netlink.links().await?;
+    let addresses = netlink.addresses().await?;
+    let backends = config.vips.iter().flat_map(|vip| &vip.backends);
+    let targets: HashSet<IpAddr> = backends.map(|backend| backend.address).collect();
+    let routes = iter(targets)
+        .map(
+            |target| async move { Ok::<_, netlink::Error>((target, netlink.route(target).await?)) },
+        )
+        .buffer_unordered(neighbour::LOOKUPS)
+        .try_collect()
+        .await?;
+    Ok(Network { links, addresses, routes })
+}
+
+/// Everything that does not fit.
+pub fn findings(config: &Config, network: &Network) -> Vec<Finding> {
+    let mut found = Vec::new();
+    packet_sizes(config, network, &mut found);
+    for vip in &config.vips {
+        vip_address(vip, network, &mut found);
+    }
+    next_hops(config, network, &mut found);
+    found
+}
+
+/// A packet of the NIC's MTU must fit into a frame, or the kernel drops it.
+fn packet_sizes(config: &Config, network: &Network, found: &mut Vec<Finding>) {
+    let frame = config.workers.frame_size;
+    let most = frame.saturating_sub(OVERHEAD);
+    for nic in &config.nics {
+        let name = &nic.interface;
+        let Some(link) = network.links.iter().find(|link| link.name == *name) else { continue };
+        if link.mtu <= most {
+            continue;
+        }
+        let larger = LARGEST_FRAME - OVERHEAD;
+        let what = format!(
+            "{name} has an MTU of {}, and frames of {frame} bytes hold packets of {most} at most",
+            link.mtu
+        );
+        let fix = match link.mtu {
+            mtu if mtu <= larger => {
+                format!(
+                    "use [workers] frame_size = {LARGEST_FRAME}, or `ip link set {name} mtu {most}`"
+                )
+            }
+            _ if frame < LARGEST_FRAME => format!(
+                "`ip link set {name} mtu {most}`, or {larger} with [workers] frame_size = \
+                 {LARGEST_FRAME}"
+            ),
+            _ => format!("`ip link set {name} mtu {most}`"),
+        };
+        found.push(Finding::new(Level::Error, "nic.interface", what, fix));
+    }
+}
+
+fn vip_address(vip: &Vip, network: &Network, found: &mut Vec<Finding>) {
+    let Vip { name, address, .. } = vip;
+    let mut tell = |level, what, fix: &str| {
+        found.push(Finding::new(
+            level,
+            "vip.address",
+            format!("VIP {name}: {address} {what}"),
+            fix,
+        ));
+    };
+    for own in &network.addresses {
+        let link = network.links.iter().find(|link| link.index == own.ifindex);
+        let on = link.map_or("an interface", |link| &link.name);
+        let single = own.prefix_len == netlink::full_prefix(own.address);
+        if own.address == *address && !own.ours {
+            match (single, &vip.announce) {
+                (true, Announce::None) => {}
+                (true, Announce::Interface(_)) => {
+                    let what = format!("is on {on} already, and stays there when holdfast stops");
+                    tell(Level::Note, what, "set announce = \"none\" if that is meant");
+                }
+                (false, _) => {
+                    let what = format!(
+                        "is this box's own address on {on}: holdfast takes the VIP's ports from it"
+                    );
+                    tell(Level::Warning, what, "give the VIP an address of its own");
+                }
+            }
+        }
+        if let Some(role) = special_in(own, *address) {
+            let what = format!("is the {role} address of the network on {on}");
+            tell(Level::Warning, what, "use an address that a host may have");
+        }
+    }
+}
+
+/// What `address` is in the IPv4 network of one of our addresses, if no host may have it.
+fn special_in(own: &InterfaceAddress, address: IpAddr) -> Option<&'static str> {
+    let (IpAddr::V4(own_address), IpAddr::V4(address)) = (own.address, address) else {
+        return None;
+    };
+    // Networks of two addresses have neither (RFC 3021).
+    let network = Ipv4Net::new(own_address, own.prefix_len).ok().filter(|n| n.prefix_len() < 31)?;
+    match address {
+        _ if address == network.broadcast() => Some("broadcast"),
+        _ if address == network.network() => Some("network"),
+        _ => None,
+    }
+}
+
+/// Backends that no frame can be sent to, as far as routes tell.
+fn next_hops(config: &Config, network: &Network, found: &mut Vec<Finding>) {
+    let links: HashMap<u32, Link> =
+        network.links.iter().map(|link| (link.index, link.clone())).collect();
+    let index = |name: &str| network.links.iter().find(|link| link.name == name);
+    let nics = config.nics.iter().zip((0..).map(PortIndex));
+    let nics: HashMap<u32, PortIndex> =
+        nics.filter_map(|(nic, port)| Some((index(&nic.interface)?.index, port))).collect();
+    for vip in &config.vips {
+        for backend in &vip.backends {
+            let problem = match network.routes.get(&backend.address) {
+                Some(Route::Local) => Some(Problem::Local),
+                Some(Route::None) => Some(Problem::NoRoute),
+                Some(Route::Via { ifindex, .. }) => {
+                    neighbour::out_of(*ifindex, &links, &nics).err()
+                }
+                None => None,
+            };
+            let Some(problem) = problem else { continue };
+            let what =
+                format!("{}/{} ({}): {}", vip.name, backend.name, backend.address, problem.what());
+            let fix = problem.cure();
+            found.push(Finding::new(Level::Warning, "vip.backend.address", what, fix));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reload::tests::config;
+    use super::super::state::tests::{backend, vip};
+    use super::*;
+
+    fn link(index: u32, name: &str, mtu: u32) -> Link {
+        Link { index, name: name.to_owned(), mac: None, loopback: false, mtu, vlan: None }
+    }
+
+    fn address(text: &str, prefix_len: u8, ours: bool) -> InterfaceAddress {
+        let address = IpAddr::from(text.parse::<std::net::Ipv4Addr>().unwrap_or([0; 4].into()));
+        InterfaceAddress { ifindex: 1, address, prefix_len, ours }
+    }
+
+    /// `eth1` is the configuration's NIC, `eth9` is not.
+    fn network(mtu: u32) -> Network {
+        let links = vec![link(1, "eth1", mtu), link(9, "eth9", 1500)];
+        Network { links, ..Network::default() }
+    }
+
+    fn told(config: &Config, network: &Network) -> Vec<String> {
+        let word = |finding: &Finding| format!("{} {finding}", finding.level.as_str());
+        findings(config, network).iter().map(word).collect()
+    }
+
+    #[test]
+    fn packets_must_fit_into_frames() {
+        let too_large = |mtu, frame, most| {
+            format!(
+                "error nic.interface: eth1 has an MTU of {mtu}, and frames of {frame} bytes hold \
+                 packets of {most} at most; "
+            )
+        };
+        for (mtu, frame_size, expected) in [
+            (1500, 2048, None),
+            (1774, 2048, None),
+            (1775, 2048, Some("use [workers] frame_size = 4096, or `ip link set eth1 mtu 1774`")),
+            (3822, 4096, None),
+            (
+                9000,
+                2048,
+                Some("`ip link set eth1 mtu 1774`, or 3822 with [workers] frame_size = 4096"),
+            ),
+            (9000, 4096, Some("`ip link set eth1 mtu 3822`")),
+        ] {
+            let mut config = config(Vec::new());
+            config.workers.frame_size = frame_size;
+            let most = frame_size - 274;
+            let expected = expected.map(|fix| too_large(mtu, frame_size, most) + fix);
+            assert_eq!(told(&config, &network(mtu)), Vec::from_iter(expected), "{mtu}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_a_vip_should_not_have() {
+        let shared = "warning vip.address: VIP web: 192.0.2.10 is this box's own address on eth1: \
+                      holdfast takes the VIP's ports from it; give the VIP an address of its own";
+        let stays = "note vip.address: VIP web: 192.0.2.10 is on eth1 already, and stays there \
+                     when holdfast stops; set announce = \"none\" if that is meant";
+        let special = |role| {
+            format!(
+                "warning vip.address: VIP web: 192.0.2.10 is the {role} address of the network on \
+                 eth1; use an address that a host may have"
+            )
+        };
+        let on = || Announce::Interface("eth1".to_owned());
+        for (name, own, announce, expected) in [
+            ("another", address("192.0.2.9", 24, false), on(), None),
+            ("the box's", address("192.0.2.10", 24, false), on(), Some(shared.to_owned())),
+            ("of a holdfast that runs", address("192.0.2.10", 32, true), on(), None),
+            ("an operator's", address("192.0.2.10", 32, false), on(), Some(stays.to_owned())),
+            ("as meant", address("192.0.2.10", 32, false), Announce::None, None),
+            ("last", address("192.0.2.9", 29, false), on(), None),
+            ("broadcast", address("192.0.2.9", 31, false), on(), None),
+            ("broadcast of four", address("192.0.2.8", 30, false), on(), None),
+            ("network of two", address("192.0.2.11", 31, false), on(), None),
+        ] {
+            let mut web = vip("web", &[]);
+            web.announce = announce;
+            let network = Network { addresses: vec![own], ..network(1500) };
+            assert_eq!(told(&config(vec![web]), &network), Vec::from_iter(expected), "{name}");
+        }
+        for (vip_address, role) in [("192.0.2.15", "broadcast"), ("192.0.2.8", "network")] {
+            let mut web = vip("web", &[]);
+            web.address = address(vip_address, 32, false).address;
+            let network =
+                Network { addresses: vec![address("192.0.2.9", 29, false)], ..network(1500) };
+            let expected = special(role).replace("192.0.2.10", vip_address);
+            assert_eq!(told(&config(vec![web]), &network), [expected]);
+        }
+    }
+
+    #[test]
+    fn backends_that_no_frame_can_be_sent_to() {
+        let via = |ifindex| Route::Via { ifindex, hop: [10, 0, 0, 1].into() };
+        for (route, expected) in [
+            (via(1), None),
+            (
+                via(9),
+                Some("its route goes out by eth9, which is no [[nic]]; add it or fix the route"),
+            ),
+            (Route::None, Some("no route to its address; add one (ip route)")),
+            (Route::Local, Some("its address is one of this box; a backend must be another host")),
+        ] {
+            let config = config(vec![vip("web", &[backend("a", 1)])]);
+            let mut network = network(1500);
+            network.routes.insert([127, 0, 1, 1].into(), route);
+            let start = "warning vip.backend.address: web/a (127.0.1.1): ";
+            let expected = expected.map(|text| format!("{start}{text}"));
+            assert_eq!(told(&config, &network), Vec::from_iter(expected), "{route:?}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! A bucket of a flow table: one line, in which eight flows are named.
+//!
+//! ```text
+//! word   0, 1              2, 3, 4, 5                 6, 7
+//!        8 tags of 16 bits 8 entry numbers of 32 bits not used
+//! ```
+//!
+//! A tag is 16 bits of the flow's hash, and never 0, which is that of a free place.
+
+use std::sync::atomic::Ordering;
+
+use super::table::Slot;
+use crate::xdp::memory::Line;
+
+/// Places in a bucket.
+pub(super) const PLACES: u32 = 8;
+
+/// The tag of a flow.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the low bits are wanted")]
+pub(super) const fn tag_of(hash: u64) -> u16 {
+    let tag = hash as u16;
+    if tag == 0 { 1 } else { tag }
+}
+
+/// Places of a bucket: the top bit of each 16 of 128.
+#[derive(Clone, Copy)]
+pub(super) struct Places(u128);
+
+impl Places {
+    const ONES: u128 = u128::MAX / 0xffff;
+    const TOPS: u128 = Self::ONES << 15;
+
+    /// The places that hold `tag`; tag 0 is that of free ones.
+    ///
+    /// All eight are compared at once: a 16-bit lane of `tags ^ tag` is zero where they are equal,
+    /// and `(lane & 0x7fff) + 0x7fff | lane` has its top bit clear for zero only.
+    #[inline]
+    pub(super) fn with(line: &Line, tag: u16) -> Self {
+        let [low, high, ..] = &line.words;
+        // Acquire pairs with the release store of `set_place`: who sees a tag sees the
+        // entry number, and the entry, that came with it.
+        let tags = u128::from(low.load(Ordering::Acquire))
+            | u128::from(high.load(Ordering::Acquire)) << 64;
+        let differing = tags ^ (Self::ONES * u128::from(tag));
+        let nonzero = ((differing & !Self::TOPS) + !Self::TOPS) | differing;
+        Self(!nonzero & Self::TOPS)
+    }
+
+    /// Number of the first place, 0..8; 8 if there is none.
+    #[inline]
+    pub(super) const fn number(self) -> u32 {
+        self.0.trailing_zeros() / 16
+    }
+
+    /// The entry that the first place names.
+    #[inline]
+    pub(super) fn first(self, line: &Line) -> Option<Slot> {
+        if self.0 == 0 { None } else { Some(slot_of(line, self.number())) }
+    }
+
+    /// All but the first.
+    #[inline]
+    pub(super) const fn rest(self) -> Self {
+        Self(self.0 & self.0.wrapping_sub(1))
+    }
+}
+
+/// The first place in `line` that holds `tag` and satisfies `wanted`.
+#[inline]
+pub(super) fn find(line: &Line, tag: u16, wanted: impl Fn(Slot) -> bool) -> Option<(u32, Slot)> {
+    let mut places = Places::with(line, tag);
+    while let Some(slot) = places.first(line) {
+        if wanted(slot) {
+            return Some((places.number(), slot));
+        }
+        places = places.rest();
+    }
+    None
+}
+
+/// A free place.
+pub(super) fn free_place(line: &Line) -> Option<u32> {
+    let place = Places::with(line, 0).number();
+    (place < PLACES).then_some(place)
+}
+
+/// What a place holds.
+pub(super) fn content(line: &Line, place: u32) -> (u16, Slot) {
+    (tag_at(line, place), slot_of(line, place))
+}
+
+/// Lets a free place name an entry; the bucket's one writer only. The number is there before the
+/// tag is.
+pub(super) fn set_place(line: &Line, place: u32, tag: u16, slot: Slot) {
+    if let Some(word) = line.words.get(2 + place as usize / 2) {
+        let shift = 32 * (place % 2);
+        let others = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift);
+        // Relaxed: ordered by the release store of the tag.
+        word.store(others | u64::from(slot.0) << shift, Ordering::Relaxed);
+    }
+    set_tag(line, place, tag);
+}
+
+/// Frees a place; the bucket's one writer only.
+pub(super) fn free(line: &Line, place: u32) {
+    set_tag(line, place, 0);
+}
+
+fn set_tag(line: &Line, place: u32, tag: u16) {
+    if let Some(word) = line.words.get(place as usize / 4) {
+        let shift = 16 * (place % 4);
+        let others = word.load(Ordering::Relaxed) & !(0xffff << shift);
+        // Release pairs with the acquire loads in `Places::with`.
+        word.store(others | u64::from(tag) << shift, Ordering::Release);
+    }
+}
+
+/// The entry number of a place.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "half of a word is wanted")]
+fn slot_of(line: &Line, place: u32) -> Slot {
+    let word = line.words.get(2 + place as usize / 2);
+    // Relaxed: ordered by the acquire load of the tag.
+    let pair = word.map_or(0, |word| word.load(Ordering::Relaxed));
+    Slot((pair >> (32 * (place % 2))) as u32)
+}
+
+/// The tag of a place; 0: free.
+#[expect(clippy::cast_possible_truncation, reason = "a quarter of a word is wanted")]
+fn tag_at(line: &Line, place: u32) -> u16 {
+    let word = line.words.get(place as usize / 4);
+    let tags = word.map_or(0, |word| word.load(Ordering::Relaxed));
+    (tags >> (16 * (place % 4))) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_holds_what_it_was_given() {
+        let line = Line::default();
+        assert_eq!(free_place(&line), Some(0));
+        for place in 0..PLACES {
+            // Tags that differ by one bit, and from 0 by one bit: no lane may spill into another.
+            set_place(&line, place, 0x8000 | 1 << place, Slot(u32::MAX - place));
+        }
+        assert_eq!(free_place(&line), None);
+        for place in 0..PLACES {
+            let (tag, slot) = (0x8000 | 1 << place, Slot(u32::MAX - place));
+            assert_eq!(content(&line, place), (tag, slot));
+            assert_eq!(find(&line, tag, |_| true), Some((place, slot)));
+            free(&line, place);
+            assert_eq!(find(&line, tag, |_| true), None);
+            assert_eq!(free_place(&line), Some(place));
+            set_place(&line, place, tag, slot);
+        }
+    }
+
+    #[test]
+    fn equal_tags_are_all_looked_at() {
+        let line = Line::default();
+        for place in [1, 4, 7] {
+            set_place(&line, place, 9, Slot(place));
+        }
+        for place in [1, 4, 7] {
+            assert_eq!(find(&line, 9, |slot| slot == Slot(place)), Some((place, Slot(place))));
+        }
+        assert_eq!(find(&line, 9, |slot| slot == Slot(2)), None);
+    }
+
+    /// The comparison of eight lanes at once against the plain one, for every tag.
+    #[test]
+    fn all_lanes_are_compared_exactly() {
+        let line = Line::default();
+        let tags = [1, 0x7fff, 0x8000, 0xffff, 0, 2, 0x8001, 0x7ffe];
+        for (place, tag) in (0..).zip(tags) {
+            set_tag(&line, place, tag);
+        }
+        for tag in 0..=u16::MAX {
+            let expected =
+                (0..8).zip(tags).find(|(_, held)| *held == tag).map_or(8, |(place, _)| place);
+            assert_eq!(Places::with(&line, tag).number(), expected, "tag {tag:#x}");
+        }
+    }
+}

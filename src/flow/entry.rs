@@ -1,0 +1,256 @@
+//! What a flow table keeps of a flow: four words besides the key, packed as they are stored.
+
+use std::fmt;
+
+use super::{FlowKey, Protocol};
+use crate::forwarding::{BackendId, BackendIndex, Forward, NextHop, PortIndex, VipId};
+use crate::units::Ticks;
+
+/// Where a flow is in its life: bits in the entry's `state`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct State(pub u8);
+
+impl State {
+    /// The client has answered the handshake.
+    pub const ESTABLISHED: Self = Self(1);
+    /// A FIN from the client was seen.
+    pub const FIN_CLIENT: Self = Self(2);
+    /// A FIN from the backend was seen.
+    pub const FIN_BACKEND: Self = Self(4);
+    /// A RST was seen, and no packet of the client after it.
+    pub const RST: Self = Self(8);
+    /// Not a pin: a note of where another worker's pin is.
+    pub const ALIAS: Self = Self(16);
+
+    /// Whether all of `bits` are set.
+    #[inline]
+    pub const fn has(self, bits: Self) -> bool {
+        self.0 & bits.0 == bits.0
+    }
+
+    /// Whether a TCP flow in this state has ended: a RST, or both FINs; with `dsr`, where replies
+    /// are not seen, the client's FIN. Packets that still come keep it alive a while.
+    #[inline]
+    pub const fn is_closing(self, forward: Forward) -> bool {
+        let fins = match forward {
+            Forward::Nat => Self::FIN_CLIENT.with(Self::FIN_BACKEND),
+            Forward::Dsr => Self::FIN_CLIENT,
+        };
+        self.has(Self::RST) || self.has(fins)
+    }
+
+    /// With `bits` set.
+    #[inline]
+    #[must_use]
+    pub const fn with(self, bits: Self) -> Self {
+        Self(self.0 | bits.0)
+    }
+
+    /// With `bits` cleared.
+    #[inline]
+    #[must_use]
+    pub const fn without(self, bits: Self) -> Self {
+        Self(self.0 & !bits.0)
+    }
+}
+
+/// What is known of a flow: where it is pinned, where it is in its life, where its client is.
+///
+/// ```text
+/// hop    MAC:48 nic:4 vlan:12                     VLAN 0 stands for untagged (802.1Q 9.6)
+/// tail   (key:32) state:8 owner:8 stamp:8 (key:8) the key's bits are 0 here
+/// place  backend:16 generation:16 vip:16 (version:16)
+/// times  created:32 last seen:32                  ticks
+/// ```
+///
+/// Copied as it is and taken apart only where a field is wanted: most packets want few of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Pin {
+    pub(super) hop: u64,
+    pub(super) tail: u64,
+    pub(super) place: u64,
+    pub(super) times: u64,
+}
+
+pub(super) const TAIL_KEY: u64 = 0xffff_ffff_0000_00ff;
+pub(super) const STATE_SHIFT: u32 = 24;
+pub(super) const STATE: u64 = 0xff << STATE_SHIFT;
+const OWNER_SHIFT: u32 = 16;
+pub(super) const STAMP_SHIFT: u32 = 8;
+/// Changes whenever an entry is written anew; the table's business.
+pub(super) const STAMP: u64 = 0xff << STAMP_SHIFT;
+/// The part of `place` that counts writes; the table's business.
+pub(super) const VERSION: u64 = 0xffff;
+
+#[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
+impl Pin {
+    /// A flow of `vip` that worker `owner` pins to `backend` now.
+    pub fn new(
+        vip: VipId,
+        backend: BackendId,
+        state: State,
+        owner: u8,
+        hop: &NextHop,
+        now: Ticks,
+    ) -> Self {
+        Self {
+            hop: encode_hop(hop),
+            tail: u64::from(state.0) << STATE_SHIFT | u64::from(owner) << OWNER_SHIFT,
+            place: u64::from(backend.index.0) << 48
+                | u64::from(backend.generation) << 32
+                | u64::from(vip.0) << 16,
+            times: u64::from(now.0) << 32 | u64::from(now.0),
+        }
+    }
+
+    /// The VIP.
+    #[inline]
+    pub const fn vip(&self) -> VipId {
+        VipId((self.place >> 16) as u16)
+    }
+
+    /// The backend and its generation.
+    #[inline]
+    pub const fn backend(&self) -> BackendId {
+        BackendId {
+            index: BackendIndex((self.place >> 48) as u16),
+            generation: (self.place >> 32) as u16,
+        }
+    }
+
+    /// Where the flow is in its life.
+    #[inline]
+    pub const fn state(&self) -> State {
+        State((self.tail >> STATE_SHIFT) as u8)
+    }
+
+    /// The worker that has the pin; for an alias, another one.
+    #[inline]
+    pub const fn owner(&self) -> u8 {
+        (self.tail >> OWNER_SHIFT) as u8
+    }
+
+    /// Where the client's packets come from, and so where replies go.
+    #[inline]
+    pub const fn hop(&self) -> NextHop {
+        let [a, b, c, d, e, f, _, _] = self.hop.to_be_bytes();
+        let vlan = (self.hop & 0xfff) as u16;
+        NextHop {
+            port: PortIndex((self.hop >> 12 & 0xf) as u8),
+            mac: [a, b, c, d, e, f],
+            vlan: if vlan == 0 { None } else { Some(vlan) },
+        }
+    }
+
+    /// Whether the client's packets come from `hop`.
+    #[inline]
+    pub fn comes_from(&self, hop: &NextHop) -> bool {
+        self.hop == encode_hop(hop)
+    }
+
+    /// When it was pinned.
+    #[inline]
+    pub const fn created(&self) -> Ticks {
+        Ticks((self.times >> 32) as u32)
+    }
+
+    /// When its last packet came.
+    #[inline]
+    pub const fn last_seen(&self) -> Ticks {
+        Ticks(self.times as u32)
+    }
+
+    /// The same with another state.
+    #[inline]
+    #[must_use]
+    pub const fn with_state(self, state: State) -> Self {
+        Self { tail: self.tail & !STATE | (state.0 as u64) << STATE_SHIFT, ..self }
+    }
+
+    /// The same with another way back.
+    #[inline]
+    #[must_use]
+    pub fn with_hop(self, hop: &NextHop) -> Self {
+        Self { hop: encode_hop(hop), ..self }
+    }
+
+    /// The same, seen at `now`.
+    #[inline]
+    #[must_use]
+    pub const fn with_last_seen(self, now: Ticks) -> Self {
+        Self { times: self.times & !0xffff_ffff | now.0 as u64, ..self }
+    }
+}
+
+#[inline]
+pub(super) fn encode_hop(hop: &NextHop) -> u64 {
+    let [a, b, c, d, e, f] = hop.mac;
+    let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
+    mac << 16 | u64::from(hop.port.0 & 0xf) << 12 | u64::from(hop.vlan.unwrap_or(0) & 0xfff)
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pin")
+            .field("vip", &self.vip())
+            .field("backend", &self.backend())
+            .field("state", &self.state())
+            .field("owner", &self.owner())
+            .field("hop", &self.hop())
+            .field("created", &self.created())
+            .field("last_seen", &self.last_seen())
+            .finish()
+    }
+}
+
+/// A flow as it is copied out of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The five-tuple.
+    pub key: FlowKey,
+    /// What is known of it.
+    pub pin: Pin,
+}
+
+impl Entry {
+    /// Whether it is TCP or UDP.
+    pub const fn protocol(&self) -> Protocol {
+        self.key.protocol
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_come_back_as_they_went_in() {
+        let backend = BackendId { index: BackendIndex(0xfffe), generation: 0xabcd };
+        for vlan in [None, Some(1), Some(4095)] {
+            let hop = NextHop { port: PortIndex(14), mac: [0xff, 2, 3, 4, 5, 6], vlan };
+            let pin = Pin::new(VipId(0x1234), backend, State::RST, 250, &hop, Ticks(u32::MAX));
+            let pin = pin.with_last_seen(Ticks(7)).with_state(State::FIN_CLIENT);
+            assert_eq!((pin.vip(), pin.backend(), pin.owner()), (VipId(0x1234), backend, 250));
+            assert_eq!((pin.state(), pin.hop()), (State::FIN_CLIENT, hop));
+            assert_eq!((pin.created(), pin.last_seen()), (Ticks(u32::MAX), Ticks(7)));
+            assert!(pin.comes_from(&hop));
+            assert!(!pin.comes_from(&NextHop { vlan: Some(9), ..hop }));
+        }
+    }
+
+    #[test]
+    fn closing_is_a_reset_or_every_fin_that_can_be_seen() {
+        let fins = State::FIN_CLIENT.with(State::FIN_BACKEND);
+        for (state, nat, dsr) in [
+            (State::ESTABLISHED, false, false),
+            (State::RST, true, true),
+            (State::FIN_CLIENT, false, true),
+            (State::FIN_BACKEND, false, false),
+            (fins, true, true),
+            (State::RST.without(State::RST), false, false),
+        ] {
+            assert_eq!(state.is_closing(Forward::Nat), nat, "{state:?}");
+            assert_eq!(state.is_closing(Forward::Dsr), dsr, "{state:?}");
+        }
+    }
+}
