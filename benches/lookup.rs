@@ -23,26 +23,32 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use holdfast::flow::FlowKey;
-use holdfast::flow::table::{Entry, FlowTable, FlowWriter, HashedKey, State, TableSecret};
+use holdfast::flow::entry::{Pin, State};
+use holdfast::flow::table::{FlowTable, HashedKey, Slot, TableSecret};
+use holdfast::flow::writer::FlowWriter;
 use holdfast::forwarding::{BackendId, BackendIndex, NextHop, PortIndex, VipId};
 use holdfast::units::Ticks;
+use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 use support::bed::{BATCH, ROUND};
 use support::measure::{Plan, Samples, Subject, interleave};
 use support::packets::{Random, flow_key};
 use support::report::{Document, Row};
 use support::rig::Family;
-use support::{Args, args, pin, say};
+use support::{Args, args, pin_to_core, say};
 
 const FULL: Plan = Plan { repetitions: 21, rounds: 100 };
 const QUICK: Plan = Plan { repetitions: 7, rounds: 50 };
+/// Of the hash, in both tables.
+const SEED: u64 = 1;
 const SMOKE: Plan = Plan { repetitions: 2, rounds: 2 };
 /// Rows of the document.
 const ROWS: [&str; 4] = ["lookup", "lookup_miss", "insert", "insert_expire"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let Some(args) = args::<Args>() else { return smoke() };
-    pin(args.core)?;
+    pin_to_core(args.core)?;
     let plan = if args.quick { QUICK } else { FULL };
     let mut document = Document::default();
     for flows in [1_000_000, 10_000_000] {
@@ -55,9 +61,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn measure(plan: Plan, flows: u64) -> Vec<Row> {
-    let secret = TableSecret::new(1);
-    let (mut ours, filled_ours) = OurTable::filled(flows, &secret);
-    let (mut theirs, filled_theirs) = Hashbrown::filled(flows, &secret);
+    let (mut ours, filled_ours) = OurTable::filled(flows);
+    let (mut theirs, filled_theirs) = Hashbrown::filled(flows);
     let look = |wanted: Wanted, order: Order| {
         let ours = &mut OurLookup { table: &ours, keys: Keys::new(wanted, flows), found: 0 };
         let theirs =
@@ -82,18 +87,10 @@ fn measure(plan: Plan, flows: u64) -> Vec<Row> {
     ]
 }
 
-fn entry(key: FlowKey) -> Entry {
-    Entry {
-        key,
-        vip: VipId(0),
-        backend: BackendId { index: BackendIndex(7), generation: 0 },
-        state: State::ESTABLISHED,
-        owner: 0,
-        hop: NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None },
-        created: Ticks(0),
-        last_seen: Ticks(0),
-        stamp: 0,
-    }
+fn pin() -> Pin {
+    let backend = BackendId { index: BackendIndex(7), generation: 0 };
+    let hop = NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
+    Pin::new(VipId(0), backend, State::ESTABLISHED, 0, &hop, Ticks(0))
 }
 
 /// Which keys are looked up.
@@ -139,29 +136,41 @@ struct OurTable {
 
 impl OurTable {
     /// Holds as many flows as it has room for: its buckets are 85 % full. Filling it is timed.
-    fn filled(flows: u64, secret: &TableSecret) -> (Self, Samples) {
+    fn filled(flows: u64) -> (Self, Samples) {
+        let secret = TableSecret::new(SEED);
         let table = FlowTable::new(u32::try_from(flows).unwrap(), secret.clone()).unwrap();
         let writer = FlowWriter::new(Arc::new(table)).unwrap();
-        let mut table = Self { writer, secret: secret.clone() };
-        let mut fill = Fill::new(flows, |keys: &[HashedKey]| table.insert(keys), secret);
+        let mut table = Self { writer, secret };
+        let mut fill = Fill::new(flows, |keys: &[FlowKey]| table.insert(keys));
         let samples = fill.timed();
         fill.rest();
         assert_eq!(u64::from(table.writer.len()), flows);
         (table, samples)
     }
 
-    /// As a worker meets a new flow: prefetch, a look-up that finds nothing, an insertion.
-    fn insert(&mut self, keys: &[HashedKey]) {
-        for key in keys {
-            self.writer.table().prefetch_bucket(key.hash);
+    /// As a worker meets new flows: prefetch, look-ups that find nothing, insertions.
+    fn insert(&mut self, keys: &[FlowKey]) {
+        let batch = self.prefetched(keys);
+        for (key, hint) in &batch {
+            assert!(self.writer.table().find_at(key, *hint).is_none(), "a new flow");
+            self.writer.insert(key, &pin()).unwrap();
         }
+    }
+
+    /// The two stages before a look-up.
+    #[inline(always)]
+    fn prefetched(&self, keys: &[FlowKey]) -> ArrayVec<(HashedKey, Option<Slot>), BATCH> {
+        let table = self.writer.table();
+        let mut batch = ArrayVec::new();
         for key in keys {
-            self.writer.table().prefetch_entry(key.hash);
+            let key = self.secret.hash(*key);
+            table.prefetch_bucket(&key);
+            batch.push((key, None));
         }
-        for key in keys {
-            assert!(self.writer.table().find(key).is_none(), "a new flow");
-            self.writer.insert(key, &entry(key.key)).unwrap();
+        for (key, hint) in &mut batch {
+            *hint = table.prefetch_entry(key);
         }
+        batch
     }
 }
 
@@ -189,21 +198,15 @@ impl Subject for OurLookup<'_> {
     }
 }
 
-/// One batch in two stages; returns how many were found.
+/// One batch; returns how many were found.
 #[inline(never)]
-fn our_batch(OurTable { writer, secret }: &OurTable, keys: &[FlowKey]) -> usize {
-    let table = writer.table();
-    let mut hashed = arrayvec::ArrayVec::<HashedKey, BATCH>::new();
-    for key in keys {
-        let key = secret.hash(*key);
-        table.prefetch_bucket(key.hash);
-        hashed.push(key);
-    }
-    for key in &hashed {
-        table.prefetch_entry(key.hash);
-    }
-    let entries = hashed.iter().filter_map(|key| writer.get(table.find(key)?));
-    entries.filter(|entry| black_box(entry.backend.index) == BackendIndex(7)).count()
+fn our_batch(table: &OurTable, keys: &[FlowKey]) -> usize {
+    let batch = table.prefetched(keys);
+    let find = |(key, hint): &(HashedKey, Option<Slot>)| {
+        table.writer.get(table.writer.table().find_at(key, *hint)?)
+    };
+    let pins = batch.iter().filter_map(find);
+    pins.filter(|pin| black_box(pin.backend().index) == BackendIndex(7)).count()
 }
 
 /// Removes the oldest flows by the sweep, and inserts as many new ones.
@@ -215,8 +218,7 @@ struct OurReplace<'t> {
 
 impl Subject for OurReplace<'_> {
     fn prepare(&mut self) {
-        self.keys =
-            (self.next..self.next + ROUND as u64).map(|f| flow_key(Family::V4, f)).collect();
+        self.keys = keys(self.next..self.next + ROUND as u64);
         self.next += ROUND as u64;
     }
 
@@ -225,11 +227,10 @@ impl Subject for OurReplace<'_> {
             // Freed entries lie in the hand's way; most are in use.
             let room = self.table.writer.table().capacity() - u32::try_from(BATCH).unwrap();
             while self.table.writer.len() > room {
-                self.table.writer.sweep(1, |entry| black_box(entry.last_seen) == Ticks(1));
+                let idle = |last: Ticks| black_box(last) == Ticks(0);
+                self.table.writer.sweep(1, 1, |entry| !idle(entry.pin.last_seen()));
             }
-            let hashed: arrayvec::ArrayVec<_, BATCH> =
-                keys.iter().map(|key| self.table.secret.hash(*key)).collect();
-            self.table.insert(&hashed);
+            self.table.insert(keys);
         }
         ROUND
     }
@@ -240,11 +241,21 @@ impl Subject for OurReplace<'_> {
 // ---- hashbrown ----
 
 /// Key words, and as many more as make 64 bytes.
-type Slot = ([u64; 5], [u64; 3]);
+type Theirs = ([u64; 5], [u64; 3]);
 
 struct Hashbrown {
-    table: hashbrown::HashTable<Slot>,
-    secret: TableSecret,
+    table: hashbrown::HashTable<Theirs>,
+    secret: RapidSecrets,
+}
+
+/// The hash that `TableSecret` makes: that one is not to be had.
+#[inline]
+fn hash(secret: &RapidSecrets, words: &[u64; 5]) -> u64 {
+    let mut bytes = [0; 40];
+    for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    rapidhash_v3_seeded(&bytes, secret)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,24 +268,31 @@ enum Order {
 
 impl Hashbrown {
     /// With capacity for the flows from the start. (Its load is what powers of two make of it.)
-    fn filled(flows: u64, secret: &TableSecret) -> (Self, Samples) {
+    fn filled(flows: u64) -> (Self, Samples) {
         let table = hashbrown::HashTable::with_capacity(usize::try_from(flows).unwrap() + ROUND);
-        let mut table = Self { table, secret: secret.clone() };
-        let mut fill = Fill::new(flows, |keys: &[HashedKey]| table.insert(keys), secret);
+        let mut table = Self { table, secret: RapidSecrets::seed(SEED) };
+        let mut fill = Fill::new(flows, |keys: &[FlowKey]| table.insert(keys));
         let samples = fill.timed();
         fill.rest();
         assert_eq!(table.table.len() as u64, flows);
         (table, samples)
     }
 
-    fn insert(&mut self, keys: &[HashedKey]) {
+    fn insert(&mut self, keys: &[FlowKey]) {
+        let secret = &self.secret;
         for key in keys {
-            let words = key.key.words();
-            assert!(self.table.find(key.hash, |slot| slot.0 == words).is_none(), "a new flow");
-            self.table.insert_unique(key.hash, (words, [7, 0, 0]), |_| {
-                unreachable!("it was made with room for all")
-            });
+            let words = key.words();
+            let hashed = hash(secret, &words);
+            assert!(self.table.find(hashed, |theirs| theirs.0 == words).is_none(), "a new flow");
+            // Removals make it clean up now and then.
+            self.table.insert_unique(hashed, (words, [7, 0, 0]), |theirs| hash(secret, &theirs.0));
         }
+    }
+
+    fn remove(&mut self, key: &FlowKey) {
+        let words = key.words();
+        let found = self.table.find_entry(hash(&self.secret, &words), |theirs| theirs.0 == words);
+        assert!(found.is_ok_and(|found| found.remove().0.0 == words), "an old flow");
     }
 }
 
@@ -310,21 +328,21 @@ impl Subject for TheirLookup<'_> {
 fn their_batch(Hashbrown { table, secret }: &Hashbrown, keys: &[FlowKey]) -> usize {
     let find = |key: &FlowKey| {
         let words = key.words();
-        table.find(secret.hash(*key).hash, |slot| slot.0 == words)
+        table.find(hash(secret, &words), |theirs| theirs.0 == words)
     };
-    keys.iter().filter_map(find).filter(|slot| black_box(slot.1[0]) == 7).count()
+    keys.iter().filter_map(find).filter(|theirs| black_box(theirs.1[0]) == 7).count()
 }
 
 #[inline(never)]
 fn their_chain(Hashbrown { table, secret }: &Hashbrown, keys: &[FlowKey]) -> usize {
     let (mut found, mut carried) = (0, 0);
     for key in keys {
-        // 0, but the processor has to wait for the last entry to know it.
-        let hash = secret.hash(*key).hash.wrapping_add(carried);
         let words = key.words();
-        if let Some(slot) = table.find(hash, |slot| slot.0 == words) {
-            found += usize::from(slot.1[0] == 7);
-            carried = black_box(slot.1[1]);
+        // 0, but the processor has to wait for the last entry to know it.
+        let hash = hash(secret, &words).wrapping_add(carried);
+        if let Some(theirs) = table.find(hash, |theirs| theirs.0 == words) {
+            found += usize::from(theirs.1[0] == 7);
+            carried = black_box(theirs.1[1]);
         }
     }
     found
@@ -339,8 +357,7 @@ struct TheirReplace<'t> {
 
 impl Subject for TheirReplace<'_> {
     fn prepare(&mut self) {
-        self.keys =
-            (self.next..self.next + ROUND as u64).map(|f| flow_key(Family::V4, f)).collect();
+        self.keys = keys(self.next..self.next + ROUND as u64);
         self.next += ROUND as u64;
     }
 
@@ -349,19 +366,9 @@ impl Subject for TheirReplace<'_> {
         let oldest = self.next - ROUND as u64 - self.flows;
         for (keys, first) in self.keys.chunks(BATCH).zip((oldest..).step_by(BATCH)) {
             for old in first..first + BATCH as u64 {
-                let key = self.table.secret.hash(flow_key(Family::V4, old));
-                let words = key.key.words();
-                let found = self.table.table.find_entry(key.hash, |slot| slot.0 == words);
-                assert!(found.is_ok_and(|found| found.remove().0.0 == words), "an old flow");
+                self.table.remove(&flow_key(Family::V4, old));
             }
-            for key in keys {
-                let key = self.table.secret.hash(*key);
-                let words = key.key.words();
-                assert!(self.table.table.find(key.hash, |slot| slot.0 == words).is_none());
-                let secret = &self.table.secret;
-                let rehash = |slot: &Slot| rehashed(secret, slot);
-                self.table.table.insert_unique(key.hash, (words, [7, 0, 0]), rehash);
-            }
+            self.table.insert(keys);
         }
         ROUND
     }
@@ -369,36 +376,19 @@ impl Subject for TheirReplace<'_> {
     fn finish(&mut self, _took: Duration) {}
 }
 
-/// The hash of a slot: the table cleans up after removals now and then.
-fn rehashed(secret: &TableSecret, slot: &Slot) -> u64 {
-    let [high, low, vip_high, vip_low, tail] = slot.0;
-    let port = |shift: u32| u16::try_from(tail >> shift & 0xffff).unwrap();
-    let address = |high, low| holdfast::flow::Address { high, low };
-    secret
-        .hash(FlowKey {
-            client: address(high, low),
-            vip: address(vip_high, vip_low),
-            client_port: port(48),
-            vip_port: port(32),
-            protocol: holdfast::flow::Protocol::Tcp,
-        })
-        .hash
-}
-
 // ---- filling ----
 
 /// Inserts flows 0, 1, 2... batch by batch; a round is timed.
-struct Fill<'s, I> {
+struct Fill<I> {
     insert: I,
-    secret: &'s TableSecret,
     next: u64,
     flows: u64,
     keys: Vec<FlowKey>,
 }
 
-impl<'s, I: FnMut(&[HashedKey])> Fill<'s, I> {
-    fn new(flows: u64, insert: I, secret: &'s TableSecret) -> Self {
-        Self { insert, secret, next: 0, flows, keys: Vec::new() }
+impl<I: FnMut(&[FlowKey])> Fill<I> {
+    fn new(flows: u64, insert: I) -> Self {
+        Self { insert, next: 0, flows, keys: Vec::new() }
     }
 
     /// All rounds that fit, in up to 20 repetitions.
@@ -412,31 +402,28 @@ impl<'s, I: FnMut(&[HashedKey])> Fill<'s, I> {
     fn rest(&mut self) {
         while self.next < self.flows {
             let next = (self.next + BATCH as u64).min(self.flows);
-            let keys: Vec<_> =
-                (self.next..next).map(|f| self.secret.hash(flow_key(Family::V4, f))).collect();
-            (self.insert)(&keys);
+            (self.insert)(&keys(self.next..next));
             self.next = next;
         }
     }
 }
 
-impl<I: FnMut(&[HashedKey])> Subject for Fill<'_, I> {
+impl<I: FnMut(&[FlowKey])> Subject for Fill<I> {
     fn prepare(&mut self) {
-        self.keys =
-            (self.next..self.next + ROUND as u64).map(|f| flow_key(Family::V4, f)).collect();
+        self.keys = keys(self.next..self.next + ROUND as u64);
         self.next += ROUND as u64;
     }
 
     fn run(&mut self) -> usize {
-        for keys in self.keys.chunks(BATCH) {
-            let hashed: arrayvec::ArrayVec<_, BATCH> =
-                keys.iter().map(|key| self.secret.hash(*key)).collect();
-            (self.insert)(&hashed);
-        }
+        self.keys.chunks(BATCH).for_each(|keys| (self.insert)(keys));
         ROUND
     }
 
     fn finish(&mut self, _took: Duration) {}
+}
+
+fn keys(flows: std::ops::Range<u64>) -> Vec<FlowKey> {
+    flows.map(|flow| flow_key(Family::V4, flow)).collect()
 }
 
 /// Under `cargo test`: every row works, and the document has what its readers look for.

@@ -21,7 +21,7 @@ use support::cases::{CASES, Case, Traffic};
 use support::floor::Floor;
 use support::measure::{Plan, interleave};
 use support::report::{Document, Row};
-use support::{Args, args, pin, say};
+use support::{Args, args, pin_to_core, say};
 
 const FULL: Plan = Plan { repetitions: 21, rounds: 40 };
 const QUICK: Plan = Plan { repetitions: 7, rounds: 20 };
@@ -29,7 +29,7 @@ const SMOKE: Plan = Plan { repetitions: 2, rounds: 2 };
 
 fn main() -> Result<(), Box<dyn Error>> {
     let Some(args) = args::<Args>() else { return smoke() };
-    pin(args.core)?;
+    pin_to_core(args.core)?;
     let (plan, flows) = match args.quick {
         true => (QUICK, &[1, 100_000, 1_000_000][..]),
         false => (FULL, &[1, 100_000, 1_000_000, 10_000_000][..]),

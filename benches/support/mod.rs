@@ -45,7 +45,7 @@ pub fn say(text: &str) {
 }
 
 /// Pins this thread to `core`, or to the last core.
-pub fn pin(core: Option<usize>) -> Result<(), holdfast::xdp::cpu::CpuError> {
+pub fn pin_to_core(core: Option<usize>) -> Result<(), holdfast::xdp::cpu::CpuError> {
     use holdfast::xdp::cpu;
     match core.or(cpu::available_cores().last().copied()) {
         Some(core) => cpu::pin_to_core(core),
