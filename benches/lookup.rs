@@ -1,0 +1,442 @@
+//! The flow table alone, beside hashbrown's with the same keys, hash and entry size.
+//!
+//! Batches of 64, as a worker makes them: hash all and ask for the bucket lines, ask for the entry
+//! lines, then look up. A line of a found entry is read. hashbrown has no prefetch: its look-ups of
+//! a batch follow each other in a tight loop, so that the processor overlaps what it can; `one by
+//! one` is each waiting for the one before, as a packet at a time would.
+//!
+//! ```sh
+//! cargo bench --bench lookup                    # a table
+//! cargo bench --bench lookup -- --json --quick
+//! ```
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a bench stops at the first surprise"
+)]
+
+mod support;
+
+use std::error::Error;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use holdfast::flow::FlowKey;
+use holdfast::flow::entry::{Pin, State};
+use holdfast::flow::table::{FlowTable, HashedKey, Slot, TableSecret};
+use holdfast::flow::writer::FlowWriter;
+use holdfast::forwarding::{BackendId, BackendIndex, NextHop, PortIndex, VipId};
+use holdfast::units::Ticks;
+use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
+use support::bed::{BATCH, ROUND};
+use support::measure::{Plan, Samples, Subject, interleave};
+use support::packets::{Random, flow_key};
+use support::report::{Document, Row};
+use support::rig::Family;
+use support::{Args, args, pin_to_core, say};
+
+const FULL: Plan = Plan { repetitions: 21, rounds: 100 };
+const QUICK: Plan = Plan { repetitions: 7, rounds: 50 };
+/// Of the hash, in both tables.
+const SEED: u64 = 1;
+const SMOKE: Plan = Plan { repetitions: 2, rounds: 2 };
+/// Rows of the document.
+const ROWS: [&str; 4] = ["lookup", "lookup_miss", "insert", "insert_expire"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Some(args) = args::<Args>() else { return smoke() };
+    pin_to_core(args.core)?;
+    let plan = if args.quick { QUICK } else { FULL };
+    let mut document = Document::default();
+    for flows in [1_000_000, 10_000_000] {
+        say(&format!("  flow table alone, {flows} flows"));
+        document.rows.extend(measure(plan, flows));
+    }
+    document.rows.sort_by_key(|row| ROWS.iter().position(|name| *name == row.name));
+    document.print(args.json)?;
+    Ok(())
+}
+
+fn measure(plan: Plan, flows: u64) -> Vec<Row> {
+    let (mut ours, filled_ours) = OurTable::filled(flows);
+    let (mut theirs, filled_theirs) = Hashbrown::filled(flows);
+    let look = |wanted: Wanted, order: Order| {
+        let ours = &mut OurLookup { table: &ours, keys: Keys::new(wanted, flows), found: 0 };
+        let theirs =
+            &mut TheirLookup { table: &theirs, keys: Keys::new(wanted, flows), order, found: 0 };
+        interleave(plan, &mut [ours, theirs])
+    };
+    let (hit, one_by_one) =
+        (look(Wanted::Present, Order::Batch), look(Wanted::Present, Order::OneByOne));
+    let miss = look(Wanted::Absent, Order::Batch);
+    let replace = interleave(
+        plan,
+        &mut [
+            &mut OurReplace { table: &mut ours, next: flows, keys: Vec::new() },
+            &mut TheirReplace { table: &mut theirs, next: flows, flows, keys: Vec::new() },
+        ],
+    );
+    vec![
+        Row::new(ROWS[0], flows, hit.ns(0)).with_hashbrown(hit.ns(1), Some(one_by_one.ns(1))),
+        Row::new(ROWS[1], flows, miss.ns(0)).with_hashbrown(miss.ns(1), None),
+        Row::new(ROWS[2], flows, filled_ours.ns(0)).with_hashbrown(filled_theirs.ns(0), None),
+        Row::new(ROWS[3], flows, replace.ns(0)).with_hashbrown(replace.ns(1), None),
+    ]
+}
+
+fn pin() -> Pin {
+    let backend = BackendId { index: BackendIndex(7), generation: 0 };
+    let hop = NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
+    Pin::new(VipId(0), backend, State::ESTABLISHED, 0, &hop, Ticks(0))
+}
+
+/// Which keys are looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Present,
+    Absent,
+}
+
+/// The keys of a round.
+struct Keys {
+    wanted: Wanted,
+    flows: u64,
+    random: Random,
+    keys: Vec<FlowKey>,
+}
+
+impl Keys {
+    fn new(wanted: Wanted, flows: u64) -> Self {
+        Self { wanted, flows, random: Random::new(0x100c), keys: Vec::with_capacity(ROUND) }
+    }
+
+    fn prepare(&mut self) {
+        let first = if self.wanted == Wanted::Present { 0 } else { 1 << 40 };
+        self.keys.clear();
+        for _ in 0..ROUND {
+            self.keys.push(flow_key(Family::V4, first + self.random.below(self.flows)));
+        }
+    }
+
+    fn check(&self, found: usize) {
+        let expected = if self.wanted == Wanted::Present { ROUND } else { 0 };
+        assert_eq!(found, expected, "flows that were found");
+    }
+}
+
+// ---- ours ----
+
+struct OurTable {
+    writer: FlowWriter,
+    secret: TableSecret,
+}
+
+impl OurTable {
+    /// Holds as many flows as it has room for: its buckets are 85 % full. Filling it is timed.
+    fn filled(flows: u64) -> (Self, Samples) {
+        let secret = TableSecret::new(SEED);
+        let table = FlowTable::new(u32::try_from(flows).unwrap(), secret.clone()).unwrap();
+        let writer = FlowWriter::new(Arc::new(table)).unwrap();
+        let mut table = Self { writer, secret };
+        let mut fill = Fill::new(flows, |keys: &[FlowKey]| table.insert(keys));
+        let samples = fill.timed();
+        fill.rest();
+        assert_eq!(u64::from(table.writer.len()), flows);
+        (table, samples)
+    }
+
+    /// As a worker meets new flows: prefetch, look-ups that find nothing, insertions.
+    fn insert(&mut self, keys: &[FlowKey]) {
+        let batch = self.prefetched(keys);
+        for (key, hint) in &batch {
+            assert!(self.writer.table().find_at(key, *hint).is_none(), "a new flow");
+            self.writer.insert(key, &pin()).unwrap();
+        }
+    }
+
+    /// The two stages before a look-up.
+    #[inline(always)]
+    fn prefetched(&self, keys: &[FlowKey]) -> ArrayVec<(HashedKey, Option<Slot>), BATCH> {
+        let table = self.writer.table();
+        let mut batch = ArrayVec::new();
+        for key in keys {
+            let key = self.secret.hash(*key);
+            table.prefetch_bucket(&key);
+            batch.push((key, None));
+        }
+        for (key, hint) in &mut batch {
+            *hint = table.prefetch_entry(key);
+        }
+        batch
+    }
+}
+
+struct OurLookup<'t> {
+    table: &'t OurTable,
+    keys: Keys,
+    found: usize,
+}
+
+impl Subject for OurLookup<'_> {
+    fn prepare(&mut self) {
+        self.keys.prepare();
+    }
+
+    fn run(&mut self) -> usize {
+        self.found = 0;
+        for keys in self.keys.keys.chunks(BATCH) {
+            self.found += our_batch(self.table, black_box(keys));
+        }
+        ROUND
+    }
+
+    fn finish(&mut self, _took: Duration) {
+        self.keys.check(self.found);
+    }
+}
+
+/// One batch; returns how many were found.
+#[inline(never)]
+fn our_batch(table: &OurTable, keys: &[FlowKey]) -> usize {
+    let batch = table.prefetched(keys);
+    let find = |(key, hint): &(HashedKey, Option<Slot>)| {
+        table.writer.get(table.writer.table().find_at(key, *hint)?)
+    };
+    let pins = batch.iter().filter_map(find);
+    pins.filter(|pin| black_box(pin.backend().index) == BackendIndex(7)).count()
+}
+
+/// Removes the oldest flows by the sweep, and inserts as many new ones.
+struct OurReplace<'t> {
+    table: &'t mut OurTable,
+    next: u64,
+    keys: Vec<FlowKey>,
+}
+
+impl Subject for OurReplace<'_> {
+    fn prepare(&mut self) {
+        self.keys = keys(self.next..self.next + ROUND as u64);
+        self.next += ROUND as u64;
+    }
+
+    fn run(&mut self) -> usize {
+        for keys in self.keys.chunks(BATCH) {
+            // Freed entries lie in the hand's way; most are in use.
+            let room = self.table.writer.table().capacity() - u32::try_from(BATCH).unwrap();
+            while self.table.writer.len() > room {
+                let idle = |last: Ticks| black_box(last) == Ticks(0);
+                self.table.writer.sweep(1, 1, |entry| !idle(entry.pin.last_seen()));
+            }
+            self.table.insert(keys);
+        }
+        ROUND
+    }
+
+    fn finish(&mut self, _took: Duration) {}
+}
+
+// ---- hashbrown ----
+
+/// Key words, and as many more as make 64 bytes.
+type Theirs = ([u64; 5], [u64; 3]);
+
+struct Hashbrown {
+    table: hashbrown::HashTable<Theirs>,
+    secret: RapidSecrets,
+}
+
+/// The hash that `TableSecret` makes: that one is not to be had.
+#[inline]
+fn hash(secret: &RapidSecrets, words: &[u64; 5]) -> u64 {
+    let mut bytes = [0; 40];
+    for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    rapidhash_v3_seeded(&bytes, secret)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Look-ups do not depend on each other.
+    Batch,
+    /// Each look-up waits for the one before.
+    OneByOne,
+}
+
+impl Hashbrown {
+    /// With capacity for the flows from the start. (Its load is what powers of two make of it.)
+    fn filled(flows: u64) -> (Self, Samples) {
+        let table = hashbrown::HashTable::with_capacity(usize::try_from(flows).unwrap() + ROUND);
+        let mut table = Self { table, secret: RapidSecrets::seed(SEED) };
+        let mut fill = Fill::new(flows, |keys: &[FlowKey]| table.insert(keys));
+        let samples = fill.timed();
+        fill.rest();
+        assert_eq!(table.table.len() as u64, flows);
+        (table, samples)
+    }
+
+    fn insert(&mut self, keys: &[FlowKey]) {
+        let secret = &self.secret;
+        for key in keys {
+            let words = key.words();
+            let hashed = hash(secret, &words);
+            assert!(self.table.find(hashed, |theirs| theirs.0 == words).is_none(), "a new flow");
+            // Removals make it clean up now and then.
+            self.table.insert_unique(hashed, (words, [7, 0, 0]), |theirs| hash(secret, &theirs.0));
+        }
+    }
+
+    fn remove(&mut self, key: &FlowKey) {
+        let words = key.words();
+        let found = self.table.find_entry(hash(&self.secret, &words), |theirs| theirs.0 == words);
+        assert!(found.is_ok_and(|found| found.remove().0.0 == words), "an old flow");
+    }
+}
+
+struct TheirLookup<'t> {
+    table: &'t Hashbrown,
+    keys: Keys,
+    order: Order,
+    found: usize,
+}
+
+impl Subject for TheirLookup<'_> {
+    fn prepare(&mut self) {
+        self.keys.prepare();
+    }
+
+    fn run(&mut self) -> usize {
+        self.found = 0;
+        for keys in self.keys.keys.chunks(BATCH) {
+            self.found += match self.order {
+                Order::Batch => their_batch(self.table, black_box(keys)),
+                Order::OneByOne => their_chain(self.table, black_box(keys)),
+            };
+        }
+        ROUND
+    }
+
+    fn finish(&mut self, _took: Duration) {
+        self.keys.check(self.found);
+    }
+}
+
+#[inline(never)]
+fn their_batch(Hashbrown { table, secret }: &Hashbrown, keys: &[FlowKey]) -> usize {
+    let find = |key: &FlowKey| {
+        let words = key.words();
+        table.find(hash(secret, &words), |theirs| theirs.0 == words)
+    };
+    keys.iter().filter_map(find).filter(|theirs| black_box(theirs.1[0]) == 7).count()
+}
+
+#[inline(never)]
+fn their_chain(Hashbrown { table, secret }: &Hashbrown, keys: &[FlowKey]) -> usize {
+    let (mut found, mut carried) = (0, 0);
+    for key in keys {
+        let words = key.words();
+        // 0, but the processor has to wait for the last entry to know it.
+        let hash = hash(secret, &words).wrapping_add(carried);
+        if let Some(theirs) = table.find(hash, |theirs| theirs.0 == words) {
+            found += usize::from(theirs.1[0] == 7);
+            carried = black_box(theirs.1[1]);
+        }
+    }
+    found
+}
+
+struct TheirReplace<'t> {
+    table: &'t mut Hashbrown,
+    next: u64,
+    flows: u64,
+    keys: Vec<FlowKey>,
+}
+
+impl Subject for TheirReplace<'_> {
+    fn prepare(&mut self) {
+        self.keys = keys(self.next..self.next + ROUND as u64);
+        self.next += ROUND as u64;
+    }
+
+    fn run(&mut self) -> usize {
+        // It has no clock hand: it is told which flow is the oldest.
+        let oldest = self.next - ROUND as u64 - self.flows;
+        for (keys, first) in self.keys.chunks(BATCH).zip((oldest..).step_by(BATCH)) {
+            for old in first..first + BATCH as u64 {
+                self.table.remove(&flow_key(Family::V4, old));
+            }
+            self.table.insert(keys);
+        }
+        ROUND
+    }
+
+    fn finish(&mut self, _took: Duration) {}
+}
+
+// ---- filling ----
+
+/// Inserts flows 0, 1, 2... batch by batch; a round is timed.
+struct Fill<I> {
+    insert: I,
+    next: u64,
+    flows: u64,
+    keys: Vec<FlowKey>,
+}
+
+impl<I: FnMut(&[FlowKey])> Fill<I> {
+    fn new(flows: u64, insert: I) -> Self {
+        Self { insert, next: 0, flows, keys: Vec::new() }
+    }
+
+    /// All rounds that fit, in up to 20 repetitions.
+    fn timed(&mut self) -> Samples {
+        let rounds = usize::try_from(self.flows).unwrap() / ROUND - 1;
+        let repetitions = rounds.clamp(1, 20);
+        interleave(Plan { repetitions, rounds: rounds / repetitions }, &mut [self])
+    }
+
+    /// What is left.
+    fn rest(&mut self) {
+        while self.next < self.flows {
+            let next = (self.next + BATCH as u64).min(self.flows);
+            (self.insert)(&keys(self.next..next));
+            self.next = next;
+        }
+    }
+}
+
+impl<I: FnMut(&[FlowKey])> Subject for Fill<I> {
+    fn prepare(&mut self) {
+        self.keys = keys(self.next..self.next + ROUND as u64);
+        self.next += ROUND as u64;
+    }
+
+    fn run(&mut self) -> usize {
+        self.keys.chunks(BATCH).for_each(|keys| (self.insert)(keys));
+        ROUND
+    }
+
+    fn finish(&mut self, _took: Duration) {}
+}
+
+fn keys(flows: std::ops::Range<u64>) -> Vec<FlowKey> {
+    flows.map(|flow| flow_key(Family::V4, flow)).collect()
+}
+
+/// Under `cargo test`: every row works, and the document has what its readers look for.
+fn smoke() -> Result<(), Box<dyn Error>> {
+    let document = Document { rows: measure(SMOKE, 20_000) };
+    let json: serde_json::Value = serde_json::from_str(&serde_json::to_string(&document)?)?;
+    let rows = json["rows"].as_array().ok_or("no rows")?;
+    for name in ROWS {
+        let row = rows.iter().find(|row| row["name"] == name).ok_or("a row is missing")?;
+        for key in ["flows", "ns_per_packet", "hashbrown_ns"] {
+            assert!(row[key].as_f64().is_some_and(|number| number > 0.0), "{name}: {key}");
+        }
+    }
+    println!("lookup: {} rows, as expected", rows.len());
+    Ok(())
+}

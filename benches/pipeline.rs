@@ -1,0 +1,89 @@
+//! The whole pipeline without a NIC: a worker on fake rings, from receive to transmit, beside the
+//! floor of the same run. What is measured, and how, is in docs/PERFORMANCE.md.
+//!
+//! ```sh
+//! cargo bench --bench pipeline                    # a table
+//! cargo bench --bench pipeline -- --json --quick
+//! ```
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a bench stops at the first surprise"
+)]
+
+mod support;
+
+use std::error::Error;
+
+use support::bed::{Bed, Clock};
+use support::cases::{CASES, Case, Traffic};
+use support::floor::Floor;
+use support::measure::{Plan, interleave};
+use support::report::{Document, Row};
+use support::{Args, args, pin_to_core, say};
+
+const FULL: Plan = Plan { repetitions: 21, rounds: 40 };
+const QUICK: Plan = Plan { repetitions: 7, rounds: 20 };
+const SMOKE: Plan = Plan { repetitions: 2, rounds: 2 };
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Some(args) = args::<Args>() else { return smoke() };
+    pin_to_core(args.core)?;
+    let (plan, flows) = match args.quick {
+        true => (QUICK, &[1, 100_000, 1_000_000][..]),
+        false => (FULL, &[1, 100_000, 1_000_000, 10_000_000][..]),
+    };
+    measure(plan, flows, &args.only).print(args.json)?;
+    Ok(())
+}
+
+/// All cases whose name contains `only`. By number of flows, so that one floor serves all.
+fn measure(plan: Plan, flows: &[u64], only: &str) -> Document {
+    let mut document = Document::default();
+    for &flows in flows {
+        let cases: Vec<Case> = CASES
+            .into_iter()
+            .filter(|case| case.name.contains(only) && fits(case, flows))
+            .collect();
+        if cases.is_empty() {
+            continue;
+        }
+        let mut floor = Floor::new(flows, usize::try_from(flows).unwrap().max(8));
+        for case in cases {
+            say(&format!("  {} with {flows} flows", case.name));
+            document.rows.push(row(plan, case, flows, &mut floor));
+        }
+    }
+    document.rows.sort_by_key(|row| CASES.iter().position(|case| case.name == row.name));
+    document
+}
+
+/// New flows need a table that they do not fill; a very large one takes too long to be even.
+fn fits(case: &Case, flows: u64) -> bool {
+    case.traffic != Traffic::Open || (40_000..=1_000_000).contains(&flows)
+}
+
+fn row(plan: Plan, case: Case, flows: u64, floor: &mut Floor) -> Row {
+    let mut bed = Bed::new(case, flows, Clock::Timed);
+    assert_eq!(bed.memory(), floor.memory(), "the floor's table is as large as the worker's");
+    let samples = interleave(plan, &mut [&mut bed, floor]);
+    bed.assert_accounted();
+    Row::new(case.name, flows, samples.ns(0)).with_floor(samples.ns(1), samples.ratio(0, 1))
+}
+
+/// Under `cargo test`: every case works, and the document has what its readers look for.
+fn smoke() -> Result<(), Box<dyn Error>> {
+    let document = measure(SMOKE, &[1, 40_000], "");
+    let json: serde_json::Value = serde_json::from_str(&serde_json::to_string(&document)?)?;
+    let rows = json["rows"].as_array().ok_or("no rows")?;
+    for case in CASES {
+        let row = rows.iter().find(|row| row["name"] == case.name && row["flows"] == 40_000);
+        let row = row.ok_or_else(|| format!("no row {}", case.name))?;
+        for key in ["ns_per_packet", "ns_min", "ns_max", "floor_ns", "ratio_to_floor"] {
+            assert!(row[key].as_f64().is_some_and(|number| number > 0.0), "{}: {key}", case.name);
+        }
+    }
+    println!("pipeline: {} rows, as expected", rows.len());
+    Ok(())
+}

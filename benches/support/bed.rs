@@ -1,0 +1,345 @@
+//! A worker on fake rings, from receive to transmit, with the traffic of one case.
+//!
+//! A round: as many packets as the RX ring has slots are written into frames, then the worker
+//! polls until it has sent them all, then the fake NIC takes them. Only the polls are timed.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
+use holdfast::flow::table::{FlowTable, TableSecret};
+use holdfast::forwarding::publish::Publisher;
+use holdfast::forwarding::{Forward, ForwardingTable, PortIndex, Timeouts};
+use holdfast::stats::{Drop, WorkerStats};
+use holdfast::units::Ticks;
+use holdfast::xdp::cpu;
+use holdfast::xdp::fake::FakeNic;
+use holdfast::xdp::umem::Umem;
+
+use super::cases::{Case, Traffic};
+use super::measure::Subject;
+use super::packets::{BACKEND_PORT, Random, Template, VIP_PORT, client};
+use super::rig::{CLIENT_MAC, Sent, backend_mac, nic_mac, spec};
+
+/// Packets per batch.
+pub const BATCH: usize = 64;
+/// Slots of the RX and TX rings, and packets in a round: the configuration's default.
+const RING: u32 = 2048;
+/// The same as a number of packets.
+pub const ROUND: usize = 2048;
+/// As the daemon has for one NIC queue: four rings, and what is on its way.
+pub const FRAMES: u32 = 6 * RING + 64;
+const BACKENDS: u16 = 100;
+/// Slots of the Maglev table: the configuration's default.
+const TABLE_SIZE: u32 = 65_537;
+/// Flows that send one SYN live for 1 s, and then until the sweep finds them.
+const EMBRYONIC: Ticks = Ticks(100);
+/// Ticks in which the sweep goes around.
+const SWEEP: u64 = 400;
+/// Ticks that a flow with one SYN may live. More while the table grows: the hand that sweeps then
+/// has further to go than it thought (555 ticks were seen).
+const LONGEST_LIFE: u64 = 100 + SWEEP;
+/// Share of the table that new flows would fill if all lived that long, in percent.
+const NEW_FLOW_LOAD: u64 = 75;
+/// A tick of the worker's clock.
+const TICK: Duration = Duration::from_millis(10);
+
+/// How the worker's clock goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Clock {
+    /// By the time that the polls took: a sweep is paid by the packets of its time.
+    Timed,
+    /// One tick after this many polls.
+    EveryPolls(u64),
+}
+
+/// A worker and its traffic.
+pub struct Bed {
+    case: Case,
+    worker: Worker,
+    nic: FakeNic,
+    stats: Arc<WorkerStats>,
+    /// Kept, as the worker only borrows what it publishes.
+    _publisher: Publisher,
+    memory: usize,
+    flows: u64,
+    /// The next flow that was never seen.
+    unseen: u64,
+    random: Random,
+    packets: Packets,
+    clock: Clock,
+    now: u32,
+    polls: u64,
+    untold: Duration,
+}
+
+/// The packets of a case.
+struct Packets {
+    syn: Template,
+    request: Template,
+    replies: Vec<Template>,
+    /// Of each flow, for replies.
+    backends: Vec<u8>,
+}
+
+impl Packets {
+    fn new(case: Case) -> Self {
+        let replies = (0..BACKENDS).map(|backend| Template::reply(case.family, backend));
+        Self {
+            syn: Template::request(case.family, true),
+            request: Template::request(case.family, false),
+            replies: replies.collect(),
+            backends: Vec::new(),
+        }
+    }
+}
+
+impl Bed {
+    /// A worker whose table has `flows` established flows, for hits and replies; or one whose
+    /// table has room for `flows`, and is as full as it will be, for new flows.
+    pub fn new(case: Case, flows: u64, clock: Clock) -> Self {
+        let mut bed = Self::empty(case, flows, clock);
+        match case.traffic {
+            Traffic::Open => bed.fill(),
+            Traffic::Hit | Traffic::Reply => bed.establish(),
+        }
+        bed.verify();
+        bed
+    }
+
+    fn empty(case: Case, flows: u64, clock: Clock) -> Self {
+        let mut vip = spec(0, case.forward, case.family, 1, BACKENDS);
+        vip.table_size = TABLE_SIZE;
+        let hour = Ticks(360_000);
+        vip.timeouts =
+            Timeouts { embryonic: EMBRYONIC, established: hour, closing: hour, udp: hour };
+        let (publisher, tables) = Publisher::new(ForwardingTable::build(1, [7; 16], &[vip], None));
+        let capacity = u32::try_from(flows).unwrap();
+        let table = Arc::new(FlowTable::new(capacity, TableSecret::new(1)).unwrap());
+        let memory = table.memory();
+        let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
+        let stats = Arc::new(WorkerStats::new(1, usize::from(BACKENDS), 1));
+        let (port, nic) = FakeNic::new(&umem, RING).unwrap();
+        let parts = Parts {
+            ports: vec![WorkerPort::new(PortIndex(0), port)],
+            pool,
+            macs: vec![nic_mac(0)],
+            flows: Arc::from([table]),
+            index: 0,
+            tables,
+            stats: Arc::clone(&stats),
+            batch: BATCH,
+        };
+        let clock = match (case.traffic, clock) {
+            // As fast as the table can bear.
+            (Traffic::Open, _) => Clock::EveryPolls(polls_per_tick(flows)),
+            (_, clock) => clock,
+        };
+        Self {
+            case,
+            worker: Worker::new(parts, Ticks(0)).unwrap(),
+            nic,
+            stats,
+            _publisher: publisher,
+            memory,
+            flows,
+            unseen: 0,
+            random: Random::new(0xbed),
+            packets: Packets::new(case),
+            clock,
+            now: 0,
+            polls: 0,
+            untold: Duration::ZERO,
+        }
+    }
+
+    /// Bytes of the flow table.
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Flows that are in the table.
+    pub fn active(&self) -> u64 {
+        self.stats.flows_active.get()
+    }
+
+    /// Opens every flow, and lets its client answer the handshake.
+    fn establish(&mut self) {
+        let before = std::mem::replace(&mut self.clock, Clock::EveryPolls(u64::MAX));
+        for first in (0..self.flows).step_by(ROUND) {
+            let flows = first..self.flows.min(first + ROUND as u64);
+            for flow in flows.clone() {
+                self.deliver(flow, |packets| &packets.syn);
+            }
+            self.poll_and_drop();
+            for flow in flows {
+                self.deliver(flow, |packets| &packets.request);
+            }
+            self.poll_and_note_backends();
+        }
+        self.clock = before;
+    }
+
+    /// Opens flows until as many expire as are opened: after five sweeps that is even.
+    fn fill(&mut self) {
+        let polls = polls_per_tick(self.flows) * SWEEP * 5;
+        for _ in 0..=polls * BATCH as u64 / ROUND as u64 {
+            self.prepare();
+            self.poll_and_drop();
+        }
+    }
+
+    fn poll_and_drop(&mut self) {
+        self.poll(Worker::poll);
+        self.nic.collect(|_| {});
+    }
+
+    fn poll_and_note_backends(&mut self) {
+        self.poll(Worker::poll);
+        let backends = &mut self.packets.backends;
+        // What a backend's MAC ends with is its number.
+        self.nic.collect(|bytes| backends.push(bytes[5]));
+    }
+
+    fn deliver(&mut self, flow: u64, template: impl FnOnce(&Packets) -> &Template) {
+        let template = template(&self.packets);
+        let delivered =
+            self.nic.deliver_in_place(template.len(), |data| template.write(flow, data));
+        assert!(delivered, "the fake NIC has a frame and a slot");
+    }
+
+    /// Delivers the next packet of the case's traffic; returns its flow.
+    #[inline]
+    fn deliver_next(&mut self) -> u64 {
+        if self.case.traffic == Traffic::Open {
+            let flow = self.unseen;
+            self.unseen += 1;
+            self.deliver(flow, |packets| &packets.syn);
+            return flow;
+        }
+        let flow = self.random.below(self.flows);
+        let reply = self.case.traffic == Traffic::Reply;
+        self.deliver(flow, |packets| {
+            if !reply {
+                return &packets.request;
+            }
+            let backend = packets.backends[usize::try_from(flow).unwrap()];
+            &packets.replies[usize::from(backend)]
+        });
+        flow
+    }
+
+    /// Polls until a round's packets are through; returns how many they were.
+    #[inline(always)]
+    fn poll(&mut self, poll: impl Fn(&mut Worker, Ticks) -> usize) -> usize {
+        let mut packets = 0;
+        for _ in 0..ROUND / BATCH {
+            packets += poll(&mut self.worker, Ticks(self.now));
+            self.polls += 1;
+            if let Clock::EveryPolls(polls) = self.clock
+                && self.polls.is_multiple_of(polls)
+            {
+                self.now += 1;
+            }
+        }
+        packets
+    }
+
+    /// Sends a sample, and compares every packet that comes out with what must.
+    fn verify(&mut self) {
+        let mut sample: Vec<u64> = (0..ROUND).map(|_| self.deliver_next()).collect();
+        sample.reverse();
+        self.poll(Worker::poll);
+        let mut sent = Vec::new();
+        self.nic.collect(|bytes| sent.push(Sent { nic: 0, bytes: bytes.to_vec() }));
+        assert_eq!(sent.len(), ROUND, "{}: every packet is sent", self.case.name);
+        for sent in sent {
+            self.verify_one(sample.pop().unwrap(), &sent);
+        }
+        self.assert_accounted();
+    }
+
+    fn verify_one(&self, flow: u64, sent: &Sent) {
+        let Case { name, forward, family, traffic } = self.case;
+        sent.assert_checksums();
+        let (address, port) = client(family, flow);
+        let client = (std::net::IpAddr::from(address), port);
+        let (to, to_port, ttl) = sent.destination();
+        assert_eq!(sent.source_mac(), nic_mac(0), "{name}");
+        assert_eq!(ttl, if forward == Forward::Nat { 63 } else { 64 }, "{name}");
+        if traffic == Traffic::Reply {
+            assert_eq!(sent.destination_mac(), CLIENT_MAC, "{name}");
+            assert_eq!(sent.source(), (family.vip(), VIP_PORT), "{name}");
+            assert_eq!((to, to_port), client, "{name}");
+            return;
+        }
+        let backend = u16::from(sent.destination_mac()[5]);
+        assert_eq!(sent.destination_mac(), backend_mac(backend), "{name}");
+        assert_eq!(sent.source(), client, "{name}");
+        let expected = match forward {
+            Forward::Dsr => (family.vip(), VIP_PORT),
+            Forward::Nat => (family.backend(backend), BACKEND_PORT),
+        };
+        assert_eq!((to, to_port), expected, "{name}");
+        if traffic == Traffic::Hit {
+            let pinned = self.packets.backends[usize::try_from(flow).unwrap()];
+            assert_eq!(backend, u16::from(pinned), "{name}: flow {flow} keeps its backend");
+        }
+    }
+
+    /// Everything that came was sent, by flows that are in the table.
+    pub fn assert_accounted(&self) {
+        let (stats, name) = (&self.stats, self.case.name);
+        for &reason in Drop::ALL {
+            assert_eq!(stats.drop_counter(reason).get(), 0, "{name}: {}", reason.as_str());
+        }
+        assert_eq!(stats.received.get(), stats.transmitted.get(), "{name}");
+        assert_eq!(self.worker.frames(), FRAMES as usize, "{name}: lost frames");
+        match self.case.traffic {
+            Traffic::Open => assert_eq!(stats.flows_new.get(), self.unseen, "{name}"),
+            Traffic::Hit | Traffic::Reply => assert_eq!(self.active(), self.flows, "{name}"),
+        }
+    }
+}
+
+/// Polls of new flows in a tick, so that a table for `flows` flows is never full.
+fn polls_per_tick(flows: u64) -> u64 {
+    (flows * NEW_FLOW_LOAD / 100 / LONGEST_LIFE / BATCH as u64).max(1)
+}
+
+/// What is measured: one poll, as `Worker::run` makes it, with its look at the clock. Not inlined,
+/// so that callgrind can find it; the warm-up calls the worker by itself.
+#[inline(never)]
+pub fn measured_poll(worker: &mut Worker, now: Ticks) -> usize {
+    black_box(cpu::monotonic_ms());
+    worker.poll(now)
+}
+
+impl Subject for Bed {
+    fn prepare(&mut self) {
+        for _ in 0..ROUND {
+            self.deliver_next();
+        }
+    }
+
+    fn run(&mut self) -> usize {
+        self.poll(measured_poll)
+    }
+
+    fn finish(&mut self, took: Duration) {
+        let sent = self.nic.collect(|_| {});
+        if sent != ROUND {
+            // Says which counter it was.
+            self.assert_accounted();
+        }
+        assert_eq!(sent, ROUND, "{}: every packet is sent", self.case.name);
+        if matches!(self.clock, Clock::Timed) {
+            self.untold += took;
+            while self.untold >= TICK {
+                self.untold -= TICK;
+                self.now += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The rows of the pipeline: which packets, forwarded how.
+
+use holdfast::forwarding::Forward;
+
+use super::rig::Family;
+
+/// What the packets of a case are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// From clients, of flows that are pinned and established.
+    Hit,
+    /// From NAT backends, of flows that are pinned.
+    Reply,
+    /// SYNs, each of a flow that was never seen.
+    Open,
+}
+
+/// One case.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    pub name: &'static str,
+    pub forward: Forward,
+    pub family: Family,
+    pub traffic: Traffic,
+}
+
+const fn case(name: &'static str, forward: Forward, family: Family, traffic: Traffic) -> Case {
+    Case { name, forward, family, traffic }
+}
+
+/// All cases. Names are those of the JSON document.
+pub const CASES: [Case; 8] = [
+    case("pipeline_dsr", Forward::Dsr, Family::V4, Traffic::Hit),
+    case("pipeline_nat", Forward::Nat, Family::V4, Traffic::Hit),
+    case("pipeline_nat_reply", Forward::Nat, Family::V4, Traffic::Reply),
+    case("pipeline_new_flow", Forward::Dsr, Family::V4, Traffic::Open),
+    case("pipeline_dsr_v6", Forward::Dsr, Family::V6, Traffic::Hit),
+    case("pipeline_nat_v6", Forward::Nat, Family::V6, Traffic::Hit),
+    case("pipeline_nat_reply_v6", Forward::Nat, Family::V6, Traffic::Reply),
+    case("pipeline_new_flow_nat", Forward::Nat, Family::V4, Traffic::Open),
+];
