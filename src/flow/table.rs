@@ -140,6 +140,11 @@ impl FlowTable {
         u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
     }
 
+    /// Bytes of memory, all of it in use from the start.
+    pub fn memory(&self) -> usize {
+        (self.buckets.len() + self.entries.len()) * size_of::<Line>()
+    }
+
     /// The secret of this table's hashes.
     #[inline]
     pub fn secret(&self) -> &TableSecret {
