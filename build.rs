@@ -1,30 +1,31 @@
-//! Compiles the XDP program with clang; the result is embedded in the binary.
+//! Compiles the XDP programs with clang; the results are embedded in the binary.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
 
-const SOURCE: &str = "src/xdp/steer.bpf.c";
+/// The balancer's program, and the traffic generator's.
+const SOURCES: [&str; 2] = ["src/xdp/steer.bpf.c", "src/xdp/generate.bpf.c"];
 const CURE: &str = "install them with `apt install clang libbpf-dev` (Debian, Ubuntu) or \
                     `dnf install clang libbpf-devel` (Fedora), or name a clang in $CLANG";
 
 fn main() -> ExitCode {
-    println!("cargo:rerun-if-changed={SOURCE}");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=CLANG");
-    match compile() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("error: cannot compile {SOURCE}: {message}");
-            ExitCode::FAILURE
+    for source in SOURCES {
+        println!("cargo:rerun-if-changed={source}");
+        if let Err(message) = compile(source) {
+            eprintln!("error: cannot compile {source}: {message}");
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }
 
-fn compile() -> Result<(), String> {
+fn compile(source: &str) -> Result<(), String> {
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
-    let object = PathBuf::from(env::var("OUT_DIR").map_err(|_| "cargo sets no OUT_DIR")?)
-        .join("steer.bpf.o");
+    let mut object = PathBuf::from(env::var("OUT_DIR").map_err(|_| "cargo sets no OUT_DIR")?);
+    object.push(Path::new(source).with_extension("o").file_name().unwrap_or_default());
     let mut command = Command::new(&clang);
     // v3 instructions (32-bit ALU, atomics): since kernel 5.12. -g is for BTF, which describes maps.
     command.args(["-O2", "-g", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-target"]);
@@ -32,7 +33,7 @@ fn compile() -> Result<(), String> {
     for folder in system_includes(&clang)? {
         command.arg("-idirafter").arg(folder);
     }
-    let output = run(command.args(["-c", SOURCE, "-o"]).arg(&object), &clang)?;
+    let output = run(command.args(["-c", source, "-o"]).arg(&object), &clang)?;
     if output.status.success() { Ok(()) } else { Err(explain(&output, &object)) }
 }
 

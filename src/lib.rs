@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod flow;
 pub mod forwarding;
+pub mod generator;
 pub mod stats;
 pub mod steering;
 pub mod units;

@@ -132,7 +132,7 @@ fn check_of_a_file_that_is_not_there() {
 fn help_lists_the_commands() {
     let run = holdfast(&["--help"]);
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
-    for command in ["run", "check", "status", "drain", "undrain", "reload", "flows"] {
+    for command in ["run", "check", "status", "drain", "undrain", "reload", "flows", "generate"] {
         assert!(run.stdout.contains(&format!("\n  {command} ")), "{command}\n{}", run.stdout);
         assert_eq!(holdfast(&[command, "--help"]).code, Some(0), "{command}");
     }

@@ -35,7 +35,7 @@ pub struct FlowsArgs {
     pub socket: SocketArgs,
 }
 
-fn prefix(text: &str) -> Result<IpNet, String> {
+pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
     let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     net.map_err(|_| "write an address or a prefix, such as 198.51.100.0/24".to_owned())
 }

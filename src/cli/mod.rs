@@ -8,6 +8,7 @@ pub mod check;
 pub mod client;
 pub mod drain;
 pub mod flows;
+pub mod generate;
 pub mod reload;
 pub mod run;
 pub mod status;
@@ -55,6 +56,8 @@ enum Command {
     Reload(SocketArgs),
     /// List pinned flows
     Flows(flows::FlowsArgs),
+    /// Generate traffic for a balancer, and judge what it does with it
+    Generate(Box<generate::GenerateArgs>),
 }
 
 /// The arguments of `holdfast run`.
@@ -127,6 +130,9 @@ pub enum CliError {
     /// The output could not be written.
     #[error("cannot write the output: {}", crate::words::reason(.0))]
     Output(#[from] io::Error),
+    /// Traffic could not be generated.
+    #[error("{0}")]
+    Generate(String),
     /// `run` could not start or had to stop.
     #[error("{0}")]
     Run(Box<dyn std::error::Error + Send + Sync>),
@@ -180,6 +186,7 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Undrain(args) => undrain::undrain(&args, &mut out)?,
         Command::Reload(args) => reload::reload(&args, &mut out)?,
         Command::Flows(args) => flows::flows(&args, &mut out)?,
+        Command::Generate(args) => generate::generate(&args, &mut out)?,
     }
     Ok(out.flush()?)
 }

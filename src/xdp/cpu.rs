@@ -69,12 +69,20 @@ pub fn prefetch<T: ?Sized>(value: &T) {
 /// Cost: about 20 ns, in the vDSO; meant for once per batch.
 #[inline]
 pub fn monotonic_ms() -> u64 {
+    monotonic_ns() / 1_000_000
+}
+
+/// Nanoseconds of the same clock.
+///
+/// Cost: about 20 ns.
+#[inline]
+pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a live timespec. The clock exists on every Linux, so the call cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     // The kernel's values are never negative.
     let (seconds, nanos) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
-    seconds * 1000 + nanos / 1_000_000
+    seconds * 1_000_000_000 + nanos
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 
 pub mod cpu;
 pub mod fake;
+pub mod generate;
 pub mod memory;
 pub mod nic;
 pub mod packet;

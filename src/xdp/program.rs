@@ -182,6 +182,17 @@ pub enum ProgramError {
         /// The kernel's reason.
         reason: String,
     },
+    /// The traffic generator's program could not be run.
+    #[error(
+        "{interface}: cannot send by BPF_PROG_RUN: {reason}; live frames need kernel 5.18 or newer, \
+         root, and a driver with XDP redirect (a veth end has it while its peer has an XDP program)"
+    )]
+    Run {
+        /// The NIC.
+        interface: String,
+        /// The kernel's reason.
+        reason: String,
+    },
     /// A fake port has no socket to redirect to.
     #[error("{interface} queue {queue}: this port is a fake, so no packet can be sent to it")]
     NoSocket {
@@ -587,15 +598,15 @@ fn find_program(id: u32) -> Option<ProgramInfo> {
     loaded_programs().filter_map(Result::ok).find(|program| program.id() == id)
 }
 
-fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map, MapError> {
+pub(super) fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map, MapError> {
     ebpf.map_mut(name).ok_or_else(|| no_map(name))
 }
 
-fn no_map(name: &str) -> MapError {
+pub(super) fn no_map(name: &str) -> MapError {
     MapError::InvalidName { name: name.to_owned() }
 }
 
-fn map_error(
+pub(super) fn map_error(
     interface: &str,
     step: &'static str,
     map: &'static str,
@@ -610,7 +621,7 @@ fn query_error(interface: &str, reason: &impl ToString) -> ProgramError {
     ProgramError::Query { interface: interface.to_owned(), reason: reason.to_string() }
 }
 
-fn load_error(interface: &str, error: EbpfError) -> ProgramError {
+pub(super) fn load_error(interface: &str, error: EbpfError) -> ProgramError {
     let interface = interface.to_owned();
     match io_cause(&error).filter(|cause| is_permission(cause)) {
         Some(cause) => {
@@ -636,12 +647,12 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 }
 
 /// The first I/O error among an error and its causes.
-fn io_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+pub(super) fn io_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
     chain(error).find_map(|error| error.downcast_ref())
 }
 
 /// An error and its causes in one line, without those that are already told.
-fn with_causes(error: &(dyn Error + 'static)) -> String {
+pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     for cause in chain(error).map(ToString::to_string) {
         if text.is_empty() {

@@ -1,0 +1,322 @@
+//! A worker of the generator: one thread, with one queue of each NIC, client and backends at once.
+//!
+//! After its start it neither allocates nor locks, and makes no system call but ring wake-ups and
+//! the clock's, which is none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arrayvec::ArrayVec;
+
+use super::client::Client;
+use super::judge::Judge;
+use super::pace::Pacer;
+use super::packet::Template;
+use super::signature::Signature;
+use super::tuple::Clients;
+use crate::xdp::cpu;
+use crate::xdp::port::Port;
+use crate::xdp::umem::{Frame, FramePool};
+
+/// Packets that are sent or received together.
+pub const BATCH: u32 = 64;
+/// After the end of a trial: how long packets may still be sent that were due before it, in ns.
+const GRACE_NS: u64 = 500_000_000;
+/// After the end of a trial: how long nothing may have arrived for it to be over, in ns.
+const QUIET_NS: u64 = 100_000_000;
+/// After the end of a trial: when it is over in any case, in ns.
+const PATIENCE_NS: u64 = 1_000_000_000;
+
+/// One trial, as a worker needs to know it. Times are ns since the generator's start.
+#[derive(Debug, Clone)]
+pub struct Trial {
+    /// Its number.
+    pub run: u16,
+    /// First packet.
+    pub start: u64,
+    /// No packet is due after that.
+    pub end: u64,
+    /// When packets are sent.
+    pub pacer: Pacer,
+    /// When flows are replaced.
+    pub renewals: Pacer,
+    /// Flows are only closed.
+    pub closing: bool,
+}
+
+/// What other threads may know of a worker while it runs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Live {
+    /// Packets sent.
+    pub sent: AtomicU64,
+    /// Packets that arrived at backends.
+    pub received: AtomicU64,
+    /// Flows seen at two backends.
+    pub violations: AtomicU64,
+}
+
+/// What a worker sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SentCounts {
+    /// Packets of clients.
+    pub packets: u64,
+    /// Their bytes, without FCS.
+    pub bytes: u64,
+    /// Answers of backends.
+    pub replies: u64,
+    /// Answers for which the TX ring had no room.
+    pub replies_dropped: u64,
+    /// How late a packet was sent at most, in ns, by the generator's own fault.
+    pub behind_ns: u64,
+    /// How long after the trial's end the worker gave up sending what was due before it, in ns; 0
+    /// if it sent everything.
+    pub overrun_ns: u64,
+}
+
+/// What a worker is made of.
+pub struct Parts {
+    /// Its queue of the client-side NIC.
+    pub client_port: Port,
+    /// Its queue of the backend-side NIC, if that is another.
+    pub backend_port: Option<Port>,
+    /// Slots of a TX ring.
+    pub ring: u32,
+    /// Free frames.
+    pub pool: FramePool,
+    /// Packets by size, in the order in which they are sent.
+    pub templates: Arc<[Template]>,
+    /// Where clients come from.
+    pub clients: Clients,
+    /// Decides what is sent.
+    pub client: Client,
+    /// Judges what arrives.
+    pub judge: Judge,
+    /// The generator's start on the monotonic clock.
+    pub epoch_ns: u64,
+}
+
+/// One worker.
+pub struct Worker {
+    parts: Parts,
+    next_template: usize,
+    /// Of the current trial.
+    sent: SentCounts,
+}
+
+impl Worker {
+    /// Makes a worker and fills its fill rings.
+    pub fn new(parts: Parts) -> Self {
+        let mut worker = Self { parts, next_template: 0, sent: SentCounts::default() };
+        worker.refill();
+        worker
+    }
+
+    /// The client-side queue.
+    pub fn client_port(&self) -> &Port {
+        &self.parts.client_port
+    }
+
+    /// The backend-side queue, if there is one.
+    pub fn backend_port(&self) -> Option<&Port> {
+        self.parts.backend_port.as_ref()
+    }
+
+    /// What arrived in the current trial.
+    pub fn judge(&self) -> &Judge {
+        &self.parts.judge
+    }
+
+    /// What clients did in the current trial.
+    pub fn client(&self) -> &Client {
+        &self.parts.client
+    }
+
+    /// What was sent in the current trial.
+    pub fn sent(&self) -> &SentCounts {
+        &self.sent
+    }
+
+    /// Runs a trial to its end, and until nothing arrives any more. Setting `stop` ends it early.
+    pub fn run(&mut self, trial: &Trial, live: &Live, stop: &AtomicBool) {
+        self.begin(trial);
+        let mut pacer = trial.pacer.clone();
+        let mut last_arrival = self.now();
+        let mut end = trial.end;
+        loop {
+            let arrived = self.receive();
+            let now = self.now();
+            if arrived > 0 {
+                last_arrival = now;
+            }
+            // Relaxed: the flag publishes nothing else.
+            if now < end && (stop.load(Ordering::Relaxed) || self.has_closed(trial)) {
+                end = now;
+            }
+            if now < end {
+                self.send(now, &mut pacer, trial.run);
+            } else if end == trial.end && now < end + GRACE_NS && !pacer.is_finished(end) {
+                // What is due at the end, and no more.
+                self.sent.behind_ns = self.sent.behind_ns.max(pacer.behind(now));
+                self.send(end - 1, &mut pacer, trial.run);
+                self.sent.overrun_ns = if pacer.is_finished(end) { 0 } else { now - end };
+                last_arrival = now;
+            } else if self.is_over(now, end, last_arrival) {
+                break;
+            }
+            self.flush();
+            self.publish(live);
+        }
+        self.publish(live);
+    }
+
+    fn begin(&mut self, trial: &Trial) {
+        // What is left in the rings belongs to an earlier trial.
+        self.receive();
+        self.parts.judge.begin(trial.run);
+        self.parts.client.begin(trial.renewals.clone());
+        self.sent = SentCounts::default();
+        if trial.closing {
+            self.parts.client.close();
+        }
+    }
+
+    fn has_closed(&self, trial: &Trial) -> bool {
+        trial.closing && self.parts.client.is_closed()
+    }
+
+    fn is_over(&self, now: u64, end: u64, last_arrival: u64) -> bool {
+        let quiet = now.saturating_sub(last_arrival.max(end)) > QUIET_NS;
+        let outstanding = self.parts.client_port.outstanding();
+        quiet && outstanding == 0 || now.saturating_sub(end) > PATIENCE_NS
+    }
+
+    #[inline]
+    fn now(&self) -> u64 {
+        cpu::monotonic_ns().saturating_sub(self.parts.epoch_ns)
+    }
+
+    /// Sends what is due, at most a batch.
+    #[inline]
+    fn send(&mut self, now: u64, pacer: &mut Pacer, run: u16) {
+        let parts = &mut self.parts;
+        parts.client_port.reclaim(&mut parts.pool);
+        let room = parts.ring.saturating_sub(parts.client_port.outstanding());
+        let due = pacer.due(now, room.min(BATCH));
+        for _ in 0..due {
+            if !self.send_one(now, pacer, run) {
+                break;
+            }
+        }
+        self.sent.behind_ns = self.sent.behind_ns.max(pacer.behind(now));
+    }
+
+    /// False when there is no frame.
+    #[inline]
+    fn send_one(&mut self, now: u64, pacer: &mut Pacer, run: u16) -> bool {
+        let parts = &mut self.parts;
+        let Some(template) = parts.templates.get(self.next_template) else { return false };
+        let Some(mut frame) = parts.pool.pop() else { return false };
+        let time = pacer.take(now);
+        let outgoing = parts.client.next(now, template.payload_len());
+        let Some(outgoing) = outgoing.filter(|_| frame.set_len(template.len())) else {
+            parts.pool.push(frame);
+            return true;
+        };
+        let signature = Signature { flow: outgoing.flow, sequence: outgoing.sequence, run, time };
+        let source = parts.clients.source(outgoing.flow);
+        template.write(frame.data_mut(), source, outgoing.segment, &signature);
+        self.next_template =
+            if self.next_template + 1 < parts.templates.len() { self.next_template + 1 } else { 0 };
+        let bytes = frame.len() as u64;
+        match parts.client_port.transmit(frame) {
+            Ok(()) => {
+                self.sent.packets += 1;
+                self.sent.bytes += bytes;
+                true
+            }
+            // Never, since room was looked for; such a packet counts as not sent.
+            Err(frame) => {
+                parts.pool.push(frame);
+                false
+            }
+        }
+    }
+
+    /// Takes what has arrived on both NICs, and answers it; returns how many packets.
+    #[inline]
+    fn receive(&mut self) -> usize {
+        let epoch_ns = self.parts.epoch_ns;
+        let Parts { client_port, backend_port, judge, pool, ring, .. } = &mut self.parts;
+        let mut arrived = 0;
+        for port in [Some(client_port), backend_port.as_mut()].into_iter().flatten() {
+            let mut frames = ArrayVec::<Frame, { BATCH as usize }>::new();
+            port.receive(BATCH as usize, |frame| frames.push(frame));
+            if !frames.is_empty() {
+                arrived += frames.len();
+                let now = cpu::monotonic_ns().saturating_sub(epoch_ns);
+                answer(port, *ring, frames, judge, pool, &mut self.sent, now);
+            }
+            port.refill(pool);
+        }
+        arrived
+    }
+
+    fn refill(&mut self) {
+        let Parts { client_port, backend_port, pool, .. } = &mut self.parts;
+        client_port.refill(pool);
+        if let Some(port) = backend_port {
+            port.refill(pool);
+        }
+    }
+
+    #[inline]
+    fn flush(&mut self) {
+        let Parts { client_port, backend_port, pool, .. } = &mut self.parts;
+        client_port.flush();
+        client_port.reclaim(pool);
+        if let Some(port) = backend_port {
+            port.flush();
+            port.reclaim(pool);
+        }
+    }
+
+    #[inline]
+    fn publish(&self, live: &Live) {
+        let received = self.parts.judge.requests.counts();
+        // Relaxed: three numbers for people.
+        live.sent.store(self.sent.packets, Ordering::Relaxed);
+        live.received.store(received.received, Ordering::Relaxed);
+        live.violations.store(received.violations, Ordering::Relaxed);
+    }
+}
+
+/// Shows frames to the judge, and sends back those that have become answers.
+#[inline]
+fn answer(
+    port: &mut Port,
+    ring: u32,
+    frames: ArrayVec<Frame, { BATCH as usize }>,
+    judge: &mut Judge,
+    pool: &mut FramePool,
+    sent: &mut SentCounts,
+    now: u64,
+) {
+    for mut frame in frames {
+        if !judge.arrive(frame.data_mut(), now) {
+            pool.push(frame);
+            continue;
+        }
+        if port.outstanding() >= ring {
+            port.flush();
+            port.reclaim(pool);
+        }
+        match port.transmit(frame) {
+            Ok(()) => sent.replies += 1,
+            Err(frame) => {
+                sent.replies_dropped += 1;
+                pool.push(frame);
+            }
+        }
+    }
+}
