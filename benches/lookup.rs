@@ -24,9 +24,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use holdfast::flow::FlowKey;
 use holdfast::flow::entry::{Pin, State};
-use holdfast::flow::table::{FlowTable, HashedKey, Slot, TableSecret};
+use holdfast::flow::table::{Families, FlowTable, Slot};
+use holdfast::flow::tuple::{HashedKey, TableSecret, Tuple};
 use holdfast::flow::writer::FlowWriter;
 use holdfast::forwarding::{BackendId, BackendIndex, NextHop, PortIndex, VipId};
 use holdfast::units::Ticks;
@@ -105,7 +105,7 @@ struct Keys {
     wanted: Wanted,
     flows: u64,
     random: Random,
-    keys: Vec<FlowKey>,
+    keys: Vec<Tuple>,
 }
 
 impl Keys {
@@ -117,7 +117,7 @@ impl Keys {
         let first = if self.wanted == Wanted::Present { 0 } else { 1 << 40 };
         self.keys.clear();
         for _ in 0..ROUND {
-            self.keys.push(flow_key(Family::V4, first + self.random.below(self.flows)));
+            self.keys.push(tuple(first + self.random.below(self.flows)));
         }
     }
 
@@ -138,10 +138,11 @@ impl OurTable {
     /// Holds as many flows as it has room for: its buckets are 85 % full. Filling it is timed.
     fn filled(flows: u64) -> (Self, Samples) {
         let secret = TableSecret::new(SEED);
-        let table = FlowTable::new(u32::try_from(flows).unwrap(), secret.clone()).unwrap();
+        let v4 = Families { v4: true, v6: false };
+        let table = FlowTable::new(u32::try_from(flows).unwrap(), secret.clone(), v4).unwrap();
         let writer = FlowWriter::new(Arc::new(table)).unwrap();
         let mut table = Self { writer, secret };
-        let mut fill = Fill::new(flows, |keys: &[FlowKey]| table.insert(keys));
+        let mut fill = Fill::new(flows, |keys: &[Tuple]| table.insert(keys));
         let samples = fill.timed();
         fill.rest();
         assert_eq!(u64::from(table.writer.len()), flows);
@@ -149,7 +150,7 @@ impl OurTable {
     }
 
     /// As a worker meets new flows: prefetch, look-ups that find nothing, insertions.
-    fn insert(&mut self, keys: &[FlowKey]) {
+    fn insert(&mut self, keys: &[Tuple]) {
         let batch = self.prefetched(keys);
         for (key, hint) in &batch {
             assert!(self.writer.table().find_at(key, *hint).is_none(), "a new flow");
@@ -157,18 +158,25 @@ impl OurTable {
         }
     }
 
-    /// The two stages before a look-up.
+    /// The stages before a look-up.
     #[inline(always)]
-    fn prefetched(&self, keys: &[FlowKey]) -> ArrayVec<(HashedKey, Option<Slot>), BATCH> {
+    fn prefetched(&self, keys: &[Tuple]) -> ArrayVec<(HashedKey, Slot), BATCH> {
         let table = self.writer.table();
         let mut batch = ArrayVec::new();
         for key in keys {
             let key = self.secret.hash(*key);
             table.prefetch_bucket(&key);
-            batch.push((key, None));
+            batch.push((key, Slot::NOWHERE));
         }
+        let mut elsewhere = ArrayVec::<_, BATCH>::new();
         for (key, hint) in &mut batch {
-            *hint = table.prefetch_entry(key);
+            match table.prefetch_entry(key) {
+                Some(slot) => *hint = slot,
+                None => elsewhere.push((key, hint)),
+            }
+        }
+        for (key, hint) in elsewhere {
+            *hint = table.prefetch_entry_elsewhere(key).unwrap_or(Slot::NOWHERE);
         }
         batch
     }
@@ -200,20 +208,18 @@ impl Subject for OurLookup<'_> {
 
 /// One batch; returns how many were found.
 #[inline(never)]
-fn our_batch(table: &OurTable, keys: &[FlowKey]) -> usize {
+fn our_batch(table: &OurTable, keys: &[Tuple]) -> usize {
     let batch = table.prefetched(keys);
-    let find = |(key, hint): &(HashedKey, Option<Slot>)| {
-        table.writer.get(table.writer.table().find_at(key, *hint)?)
-    };
-    let pins = batch.iter().filter_map(find);
-    pins.filter(|pin| black_box(pin.backend().index) == BackendIndex(7)).count()
+    let find = |(key, hint): &(HashedKey, Slot)| table.writer.table().find_at(key, *hint);
+    let found = batch.iter().filter_map(find);
+    found.filter(|(_, track)| black_box(track.backend().index) == BackendIndex(7)).count()
 }
 
 /// Removes the oldest flows by the sweep, and inserts as many new ones.
 struct OurReplace<'t> {
     table: &'t mut OurTable,
     next: u64,
-    keys: Vec<FlowKey>,
+    keys: Vec<Tuple>,
 }
 
 impl Subject for OurReplace<'_> {
@@ -228,7 +234,7 @@ impl Subject for OurReplace<'_> {
             let room = self.table.writer.table().capacity() - u32::try_from(BATCH).unwrap();
             while self.table.writer.len() > room {
                 let idle = |last: Ticks| black_box(last) == Ticks(0);
-                self.table.writer.sweep(1, 1, |entry| !idle(entry.pin.last_seen()));
+                self.table.writer.sweep(1, 1, |_, track| !idle(track.last_seen()), |_, _| {});
             }
             self.table.insert(keys);
         }
@@ -240,8 +246,8 @@ impl Subject for OurReplace<'_> {
 
 // ---- hashbrown ----
 
-/// Key words, and as many more as make 64 bytes.
-type Theirs = ([u64; 5], [u64; 3]);
+/// The words of an IPv4 tuple, and as many more as make 32 bytes.
+type Theirs = ([u64; 2], [u64; 2]);
 
 struct Hashbrown {
     table: hashbrown::HashTable<Theirs>,
@@ -250,12 +256,17 @@ struct Hashbrown {
 
 /// The hash that `TableSecret` makes: that one is not to be had.
 #[inline]
-fn hash(secret: &RapidSecrets, words: &[u64; 5]) -> u64 {
-    let mut bytes = [0; 40];
+fn hash(secret: &RapidSecrets, words: &[u64; 2]) -> u64 {
+    let mut bytes = [0; 16];
     for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
         chunk.copy_from_slice(&word.to_ne_bytes());
     }
     rapidhash_v3_seeded(&bytes, secret)
+}
+
+fn words(tuple: Tuple) -> [u64; 2] {
+    let Tuple::V4(words) = tuple else { unreachable!("only IPv4 flows are made") };
+    words
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -271,26 +282,26 @@ impl Hashbrown {
     fn filled(flows: u64) -> (Self, Samples) {
         let table = hashbrown::HashTable::with_capacity(usize::try_from(flows).unwrap() + ROUND);
         let mut table = Self { table, secret: RapidSecrets::seed(SEED) };
-        let mut fill = Fill::new(flows, |keys: &[FlowKey]| table.insert(keys));
+        let mut fill = Fill::new(flows, |keys: &[Tuple]| table.insert(keys));
         let samples = fill.timed();
         fill.rest();
         assert_eq!(table.table.len() as u64, flows);
         (table, samples)
     }
 
-    fn insert(&mut self, keys: &[FlowKey]) {
+    fn insert(&mut self, keys: &[Tuple]) {
         let secret = &self.secret;
         for key in keys {
-            let words = key.words();
+            let words = words(*key);
             let hashed = hash(secret, &words);
             assert!(self.table.find(hashed, |theirs| theirs.0 == words).is_none(), "a new flow");
             // Removals make it clean up now and then.
-            self.table.insert_unique(hashed, (words, [7, 0, 0]), |theirs| hash(secret, &theirs.0));
+            self.table.insert_unique(hashed, (words, [7, 0]), |theirs| hash(secret, &theirs.0));
         }
     }
 
-    fn remove(&mut self, key: &FlowKey) {
-        let words = key.words();
+    fn remove(&mut self, key: &Tuple) {
+        let words = words(*key);
         let found = self.table.find_entry(hash(&self.secret, &words), |theirs| theirs.0 == words);
         assert!(found.is_ok_and(|found| found.remove().0.0 == words), "an old flow");
     }
@@ -325,19 +336,19 @@ impl Subject for TheirLookup<'_> {
 }
 
 #[inline(never)]
-fn their_batch(Hashbrown { table, secret }: &Hashbrown, keys: &[FlowKey]) -> usize {
-    let find = |key: &FlowKey| {
-        let words = key.words();
+fn their_batch(Hashbrown { table, secret }: &Hashbrown, keys: &[Tuple]) -> usize {
+    let find = |key: &Tuple| {
+        let words = words(*key);
         table.find(hash(secret, &words), |theirs| theirs.0 == words)
     };
     keys.iter().filter_map(find).filter(|theirs| black_box(theirs.1[0]) == 7).count()
 }
 
 #[inline(never)]
-fn their_chain(Hashbrown { table, secret }: &Hashbrown, keys: &[FlowKey]) -> usize {
+fn their_chain(Hashbrown { table, secret }: &Hashbrown, keys: &[Tuple]) -> usize {
     let (mut found, mut carried) = (0, 0);
     for key in keys {
-        let words = key.words();
+        let words = words(*key);
         // 0, but the processor has to wait for the last entry to know it.
         let hash = hash(secret, &words).wrapping_add(carried);
         if let Some(theirs) = table.find(hash, |theirs| theirs.0 == words) {
@@ -352,7 +363,7 @@ struct TheirReplace<'t> {
     table: &'t mut Hashbrown,
     next: u64,
     flows: u64,
-    keys: Vec<FlowKey>,
+    keys: Vec<Tuple>,
 }
 
 impl Subject for TheirReplace<'_> {
@@ -366,7 +377,7 @@ impl Subject for TheirReplace<'_> {
         let oldest = self.next - ROUND as u64 - self.flows;
         for (keys, first) in self.keys.chunks(BATCH).zip((oldest..).step_by(BATCH)) {
             for old in first..first + BATCH as u64 {
-                self.table.remove(&flow_key(Family::V4, old));
+                self.table.remove(&tuple(old));
             }
             self.table.insert(keys);
         }
@@ -383,10 +394,10 @@ struct Fill<I> {
     insert: I,
     next: u64,
     flows: u64,
-    keys: Vec<FlowKey>,
+    keys: Vec<Tuple>,
 }
 
-impl<I: FnMut(&[FlowKey])> Fill<I> {
+impl<I: FnMut(&[Tuple])> Fill<I> {
     fn new(flows: u64, insert: I) -> Self {
         Self { insert, next: 0, flows, keys: Vec::new() }
     }
@@ -408,7 +419,7 @@ impl<I: FnMut(&[FlowKey])> Fill<I> {
     }
 }
 
-impl<I: FnMut(&[FlowKey])> Subject for Fill<I> {
+impl<I: FnMut(&[Tuple])> Subject for Fill<I> {
     fn prepare(&mut self) {
         self.keys = keys(self.next..self.next + ROUND as u64);
         self.next += ROUND as u64;
@@ -422,8 +433,12 @@ impl<I: FnMut(&[FlowKey])> Subject for Fill<I> {
     fn finish(&mut self, _took: Duration) {}
 }
 
-fn keys(flows: std::ops::Range<u64>) -> Vec<FlowKey> {
-    flows.map(|flow| flow_key(Family::V4, flow)).collect()
+fn keys(flows: std::ops::Range<u64>) -> Vec<Tuple> {
+    flows.map(tuple).collect()
+}
+
+fn tuple(flow: u64) -> Tuple {
+    flow_key(Family::V4, flow).into()
 }
 
 /// Under `cargo test`: every row works, and the document has what its readers look for.

@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// All cases whose name contains `only`. By number of flows, so that one floor serves all.
+/// All cases whose name contains `only`.
 fn measure(plan: Plan, flows: &[u64], only: &str) -> Document {
     let mut document = Document::default();
     for &flows in flows {
@@ -49,10 +49,9 @@ fn measure(plan: Plan, flows: &[u64], only: &str) -> Document {
         if cases.is_empty() {
             continue;
         }
-        let mut floor = Floor::new(flows, usize::try_from(flows).unwrap().max(8));
         for case in cases {
             say(&format!("  {} with {flows} flows", case.name));
-            document.rows.push(row(plan, case, flows, &mut floor));
+            document.rows.push(row(plan, case, flows));
         }
     }
     document.rows.sort_by_key(|row| CASES.iter().position(|case| case.name == row.name));
@@ -64,10 +63,10 @@ fn fits(case: &Case, flows: u64) -> bool {
     case.traffic != Traffic::Open || (40_000..=1_000_000).contains(&flows)
 }
 
-fn row(plan: Plan, case: Case, flows: u64, floor: &mut Floor) -> Row {
+fn row(plan: Plan, case: Case, flows: u64) -> Row {
     let mut bed = Bed::new(case, flows, Clock::Timed);
-    assert_eq!(bed.memory(), floor.memory(), "the floor's table is as large as the worker's");
-    let samples = interleave(plan, &mut [&mut bed, floor]);
+    let mut floor = Floor::new(flows, usize::try_from(flows).unwrap().max(8), bed.memory());
+    let samples = interleave(plan, &mut [&mut bed, &mut floor]);
     bed.assert_accounted();
     Row::new(case.name, flows, samples.ns(0)).with_floor(samples.ns(1), samples.ratio(0, 1))
 }

@@ -18,14 +18,14 @@ use tracing::{info, warn};
 use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
 use crate::control::{self, ControlError, Inputs, NicView, WorkerEvent, WorkerView};
 use crate::datapath::worker::{Parts, Worker, WorkerPort};
-use crate::flow::table::{FlowTable, TableSecret};
+use crate::flow::table::{FlowTable, TableError};
+use crate::flow::tuple::TableSecret;
 use crate::forwarding::publish::{Publisher, Subscription};
 use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, PortIndex};
 use crate::stats::WorkerStats;
 use crate::steering::Steerings;
 use crate::units::Ticks;
 use crate::xdp::cpu::{self, CpuError};
-use crate::xdp::memory::MappingError;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::port::Port;
 use crate::xdp::program::{AttachMode, ProgramError, Steering};
@@ -54,7 +54,7 @@ pub enum DaemonError {
     Umem(#[from] UmemError),
     /// No memory for a flow table.
     #[error("[workers] flows: {0}")]
-    Flows(#[from] MappingError),
+    Flows(#[from] TableError),
     /// An AF_XDP socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -198,7 +198,7 @@ fn flow_tables(
     secret: &TableSecret,
 ) -> Result<Arc<[Arc<FlowTable>]>, DaemonError> {
     let capacity = u32::try_from(config.workers.flows).unwrap_or(u32::MAX);
-    let table = |_| Ok(Arc::new(FlowTable::new(capacity, secret.clone())?));
+    let table = |_| Ok(Arc::new(FlowTable::new(capacity, secret.clone(), config.families())?));
     config.workers.cores.iter().map(table).collect()
 }
 

@@ -71,7 +71,7 @@ fn the_worker_lists_the_stages_in_order() {
         "conntrack.track(",
         "select(",
         "rewrite(",
-        "transmit(",
+        "exit.transmit(",
     ];
     let places: Vec<usize> = stages.iter().map(|stage| body.find(stage).unwrap()).collect();
     assert!(places.is_sorted(), "{places:?}");

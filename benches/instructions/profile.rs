@@ -98,7 +98,8 @@ impl Symbols {
                 "worker" | "batch" | "mod" => None,
                 "conntrack" => {
                     let name = frame.function.rsplit("::").find(|part| !is_hash(part))?;
-                    ["prefetch", "track", "sweep"].into_iter().find(|stage| *stage == name)
+                    let of = |stage: &&str| name.starts_with(*stage);
+                    ["prefetch", "sweep"].into_iter().find(of).or(Some("track"))
                 }
                 stage => Some(stage),
             }

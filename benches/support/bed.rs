@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
-use holdfast::flow::table::{FlowTable, TableSecret};
+use holdfast::flow::table::{Families, FlowTable};
+use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{Forward, ForwardingTable, PortIndex, Timeouts};
 use holdfast::stats::{Drop, WorkerStats};
@@ -20,7 +21,7 @@ use holdfast::xdp::umem::Umem;
 use super::cases::{Case, Traffic};
 use super::measure::Subject;
 use super::packets::{BACKEND_PORT, Random, Template, VIP_PORT, client};
-use super::rig::{CLIENT_MAC, Sent, backend_mac, nic_mac, spec};
+use super::rig::{CLIENT_MAC, Family, Sent, backend_mac, nic_mac, spec};
 
 /// Packets per batch.
 pub const BATCH: usize = 64;
@@ -116,8 +117,9 @@ impl Bed {
             Timeouts { embryonic: EMBRYONIC, established: hour, closing: hour, udp: hour };
         let (publisher, tables) = Publisher::new(ForwardingTable::build(1, [7; 16], &[vip], None));
         let capacity = u32::try_from(flows).unwrap();
-        let table = Arc::new(FlowTable::new(capacity, TableSecret::new(1)).unwrap());
-        let memory = table.memory();
+        let families = Families { v4: case.family == Family::V4, v6: case.family == Family::V6 };
+        let table = Arc::new(FlowTable::new(capacity, TableSecret::new(1), families).unwrap());
+        let memory = table.memory(families);
         let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
         let stats = Arc::new(WorkerStats::new(1, usize::from(BACKENDS), 1));
         let (port, nic) = FakeNic::new(&umem, RING).unwrap();

@@ -33,16 +33,18 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// For `flows` flows in a table of `capacity` entries.
-    pub fn new(flows: u64, capacity: usize) -> Self {
+    /// For `flows` flows in a table of `capacity` entries that takes `memory` bytes.
+    pub fn new(flows: u64, capacity: usize, memory: usize) -> Self {
         let (_, mut pool) = Umem::create(FRAMES, 2048).unwrap();
         let template = Template::request(Family::V4, false);
         // As many as the fill ring of the worker has.
         let frames = (0..2 * ROUND).map(|_| pool.pop().unwrap()).collect();
+        // 8 places a bucket, filled to 85 %: the flow table's own shape.
+        let buckets = (capacity * 100).div_ceil(8 * 85).max(2);
         Self {
-            // 8 places a bucket, filled to 85 %: the flow table's own shape.
-            buckets: Mapping::zeroed((capacity * 100).div_ceil(8 * 85).max(2)).unwrap(),
-            entries: Mapping::zeroed(capacity).unwrap(),
+            buckets: Mapping::zeroed(buckets).unwrap(),
+            entries: Mapping::zeroed((memory / size_of::<Line>()).saturating_sub(buckets).max(1))
+                .unwrap(),
             frames,
             next: 0,
             template,
@@ -50,11 +52,6 @@ impl Floor {
             random: Random::new(0xf100),
             _pool: pool,
         }
-    }
-
-    /// Bytes of the table.
-    pub fn memory(&self) -> usize {
-        (self.buckets.len() + self.entries.len()) * size_of::<Line>()
     }
 }
 

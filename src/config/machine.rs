@@ -87,9 +87,9 @@ const CAPABILITIES: [(u32, &str, &str); 3] = [
     (13, "CAP_NET_RAW", "open AF_XDP sockets"),
     (39, "CAP_BPF", "load the XDP program"),
 ];
-/// Bytes that an entry of a flow table takes: 64, and its share of the buckets
-/// ([`crate::flow::table`]).
-const FLOW_BYTES: u64 = 74;
+/// Bytes that a flow of either family takes in a flow table, rounded up ([`crate::flow::table`]).
+const FLOW_BYTES_V4: u64 = 50;
+const FLOW_BYTES_V6: u64 = 82;
 /// Stands for CAP_BPF, too.
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -179,6 +179,9 @@ impl Memory {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let workers = config.workers.cores.len();
         let (each, workers_count) = (&config.workers, count(workers));
+        let families = config.families();
+        let of = |wanted, bytes| if wanted { bytes } else { 0 };
+        let flow_bytes = of(families.v4, FLOW_BYTES_V4) + of(families.v6, FLOW_BYTES_V6);
         let frames = each.frames.map_or_else(
             || {
                 let rings = config.nics.iter().map(|nic| {
@@ -190,7 +193,7 @@ impl Memory {
             |frames| workers_count.saturating_mul(frames.into()),
         );
         Self {
-            flows: workers_count.saturating_mul(count(each.flows)).saturating_mul(FLOW_BYTES),
+            flows: workers_count.saturating_mul(count(each.flows)).saturating_mul(flow_bytes),
             packets: frames.saturating_mul(each.frame_size.into()),
         }
     }
@@ -387,7 +390,7 @@ mod tests {
             capabilities: Some(u64::MAX),
             af_xdp: Some(true),
             socket_answers: false,
-            memory_available: Some(300_000_000),
+            memory_available: Some(200_000_000),
         }
     }
 
@@ -452,7 +455,7 @@ mod tests {
                 "more memory than there is",
                 "frames = 6208",
                 "flows = 2097152",
-                "workers.flows: flow tables take 311 MB, packet memory 26 MB, and 300 MB are \
+                "workers.flows: flow tables take 210 MB, packet memory 26 MB, and 200 MB are \
                  available; lower [workers] flows, use smaller rings, or fewer workers",
             ),
         ] {
@@ -509,7 +512,7 @@ mod tests {
     #[test]
     fn memory_is_that_of_all_workers() {
         let config = crate::config::parse(TEXT, "f").unwrap();
-        let flows = 2 * 1_048_576 * 74;
+        let flows = 2 * 1_048_576 * 50;
         let expected = Memory { flows, packets: 2 * 6208 * 2048 };
         assert_eq!(Memory::of(&config, &machine()), expected);
         let text = TEXT.replace("frames = 6208", "frame_size = 4096");

@@ -33,6 +33,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
+use crate::flow::table::Families;
 use crate::forwarding::{Forward, PortIndex, Ports, Secret};
 use crate::words::reason;
 
@@ -205,6 +206,12 @@ impl Config {
         let batch = u32::try_from(self.workers.batch).unwrap_or(u32::MAX);
         let rings = sockets.into_iter().filter_map(|port| self.nics.get(usize::from(port.0)));
         rings.fold(batch, |sum, nic| sum.saturating_add(nic.ring.saturating_mul(3)))
+    }
+
+    /// The address families of the VIPs: those for which flow tables need memory.
+    pub fn families(&self) -> Families {
+        let any = |v4: bool| self.vips.iter().any(|vip| vip.address.is_ipv4() == v4);
+        Families { v4: any(true), v6: any(false) }
     }
 }
 

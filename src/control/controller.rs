@@ -519,6 +519,10 @@ impl Controller {
         }
         let places = Place::all(&new.vips);
         self.announcer.check(&places).await.map_err(|error| refused(error.to_string()))?;
+        for worker in &self.workers {
+            let populated = worker.flows.populate(new.families());
+            populated.map_err(|error| refused(format!("[workers] flows: {error}")))?;
+        }
         let changes = reload::changes(&self.config, &new);
         let applied = self.registry.apply(&new.vips, &self.workers);
         applied.map_err(|error| refused(error.to_string()))?;

@@ -110,8 +110,8 @@ impl Filter {
     /// The flow as the API tells it, if it is wanted.
     fn pick(&self, entry: &Entry, worker: usize, names: &Names, now: Ticks) -> Option<Flow> {
         let Entry { key, pin } = entry;
-        let (vip, forward) = names.vips.get(&pin.vip())?;
-        let backend = names.backends.get(&pin.backend())?;
+        let (vip, forward) = names.vips.get(&pin.vip)?;
+        let backend = names.backends.get(&pin.track.backend())?;
         let client = key.client_socket();
         let wanted = self.vip.as_ref().is_none_or(|name| name == vip)
             && self.backend.as_ref().is_none_or(|name| name == backend)
@@ -122,9 +122,9 @@ impl Filter {
             protocol: key.protocol,
             client,
             destination: key.vip_socket(),
-            state: state_name(key.protocol, pin.state(), *forward).to_owned(),
-            age_ms: now.since(pin.created()).as_ms(),
-            idle_ms: now.since(pin.last_seen()).as_ms(),
+            state: state_name(key.protocol, pin.track.state(), *forward).to_owned(),
+            age_ms: now.since(pin.created).as_ms(),
+            idle_ms: now.since(pin.track.last_seen()).as_ms(),
             worker,
         })
     }
@@ -174,14 +174,14 @@ const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'sta
 /// What a scan reads: a flow table.
 pub trait Pins: Send + Sync {
     /// Number of positions.
-    fn capacity(&self) -> u32;
-    /// The pin at a position (`0..capacity`), if one is there.
+    fn positions(&self) -> u32;
+    /// The pin at a position (`0..positions`), if one is there.
     fn pin_at(&self, number: u32) -> Option<Entry>;
 }
 
 impl Pins for FlowTable {
-    fn capacity(&self) -> u32 {
-        Self::capacity(self)
+    fn positions(&self) -> u32 {
+        Self::positions(self)
     }
 
     fn pin_at(&self, number: u32) -> Option<Entry> {
@@ -232,7 +232,7 @@ impl Cursor {
     fn chunk(&mut self) -> Option<Result<Vec<u8>, serde_json::Error>> {
         let Scan { tables, filter, names, clock } = &self.scan;
         let table = tables.get(self.worker)?;
-        let end = self.slot.saturating_add(CHUNK).min(table.capacity());
+        let end = self.slot.saturating_add(CHUNK).min(table.positions());
         let now = clock();
         let pins = (self.slot..end).filter_map(|slot| table.pin_at(slot));
         let flows = pins.filter_map(|pin| filter.pick(&pin, self.worker, names, now));
@@ -246,7 +246,7 @@ impl Cursor {
             self.left -= 1;
         }
         (self.worker, self.slot) =
-            if end == table.capacity() { (self.worker + 1, 0) } else { (self.worker, end) };
+            if end == table.positions() { (self.worker + 1, 0) } else { (self.worker, end) };
         Some(Ok(piece))
     }
 }
@@ -267,7 +267,7 @@ pub(super) mod tests {
     pub struct FakeTable(pub u32);
 
     impl Pins for FakeTable {
-        fn capacity(&self) -> u32 {
+        fn positions(&self) -> u32 {
             self.0 * 3
         }
 

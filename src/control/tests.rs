@@ -27,7 +27,8 @@ use super::{
 };
 use crate::config::{Config, Vip};
 use crate::flow::entry::{Pin, State};
-use crate::flow::table::{FlowTable, TableSecret};
+use crate::flow::table::{Families, FlowTable};
+use crate::flow::tuple::TableSecret;
 use crate::flow::writer::FlowWriter;
 use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::publish::{Publisher, Subscription};
@@ -92,7 +93,7 @@ struct Bench {
 }
 
 fn worker() -> WorkerView {
-    let flows = Arc::new(FlowTable::new(64, TableSecret::new(1)).unwrap());
+    let flows = Arc::new(FlowTable::new(64, TableSecret::new(1), Families::BOTH).unwrap());
     WorkerView { core: 3, stats: Arc::new(WorkerStats::new(8, 8, 1)), flows }
 }
 
@@ -504,7 +505,7 @@ async fn flows_are_json_lines() {
             let hop = NextHop { port: PortIndex(0), mac: [0; 6], vlan: None };
             let pin = Pin::new(VipId(0), backend, State::ESTABLISHED, 0, &hop, Ticks(100));
             let pin = pin.with_last_seen(Ticks(200));
-            writer.insert(&table.secret().hash(key), &pin).unwrap();
+            writer.insert(&table.secret().hash(key.into()), &pin).unwrap();
         }
         for (query, expected) in
             [("", 8), ("?backend=b", 4), ("?vip=web&limit=3", 3), ("?client=198.51.100.0/31", 2)]

@@ -1,58 +1,87 @@
 //! Stage 3 of 7, classify: which flow is this, and which way does the packet go?
 //!
-//! Reads: `headers`, the VIPs and return paths of the forwarding table.
+//! Reads: the five-tuple, the VIPs and return paths of the forwarding table.
 //! Writes: `vip`, `way` and the hashed flow key, or drops what is for no VIP.
-//! Cost: one hash look-up for the VIP (two when it listens on all ports), one hash of the flow key.
+//! Cost: one comparison for another packet to the last VIP; else one hash look-up for the VIP (two
+//! when it listens on all ports); one hash of the flow key.
 
-use super::batch::{Batch, Packet, Way};
-use crate::flow::FlowKey;
-use crate::flow::table::TableSecret;
+use super::batch::{Packet, Way};
+use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
+use crate::flow::{Address, FlowKey};
 use crate::forwarding::table::ReturnPath;
 use crate::forwarding::{ForwardingTable, ListenKey, VipId};
 use crate::stats::Drop;
 
-/// Classifies every packet in flight.
-#[inline]
-pub fn classify(batch: &mut Batch, table: &ForwardingTable, secret: &TableSecret) {
-    // Most packets of a batch are for the same VIP: the last answer is worth keeping.
-    let mut last = None;
-    for packet in batch.in_flight() {
-        match client_flow(packet, table, &mut last) {
-            Some(key) => packet.flow = secret.hash(key),
-            None => packet.drop(Drop::NoVip),
-        }
-    }
+/// The last VIP that was found. Most packets of a batch are for the same one.
+#[derive(Debug)]
+pub struct LastVip {
+    destination: Tuple,
+    vip: VipId,
 }
 
-/// The flow from its client's side. A VIP as the destination comes first: a NAT backend may be a
-/// client of another VIP.
+impl LastVip {
+    /// None: what no packet has for a destination.
+    pub const NONE: Self = Self { destination: HashedKey::NONE.tuple, vip: VipId::NONE };
+}
+
+/// Classifies a packet with this five-tuple. A VIP as the destination comes first: a NAT backend may
+/// be a client of another VIP.
+///
+/// # Errors
+/// [`Drop::NoVip`].
 #[inline]
-fn client_flow(
+pub fn classify(
     packet: &mut Packet,
+    tuple: Tuple,
     table: &ForwardingTable,
-    last: &mut Option<(ListenKey, VipId)>,
-) -> Option<FlowKey> {
-    let to = packet.headers.to();
-    let known = last.filter(|(key, _)| *key == to).map(|(_, vip)| vip);
-    if let Some(vip) = known.or_else(|| table.listener(to)) {
-        *last = Some((to, vip));
-        packet.vip = vip;
-        return Some(packet.headers.client_flow());
+    secret: &TableSecret,
+    last: &mut LastVip,
+) -> Result<(), Drop> {
+    let destination = tuple.destination();
+    if destination != last.destination {
+        let Some(vip) = table.listener(tuple.listen_key()) else {
+            return classify_reply(packet, tuple, table, secret);
+        };
+        *last = LastVip { destination, vip };
     }
-    let path = table.return_paths(packet.headers.from()).next()?;
-    packet.vip = path.vip;
-    packet.way = Way::ToClient(packet.headers.from());
-    Some(answered_flow(packet, path))
+    packet.vip = last.vip;
+    packet.way = Way::ToBackend;
+    packet.flow = secret.hash(tuple);
+    Ok(())
 }
 
-/// The flow that a packet from a NAT backend answers, if it answers for this VIP port.
+/// What is for no VIP may come from a NAT backend.
+#[inline(never)]
+fn classify_reply(
+    packet: &mut Packet,
+    tuple: Tuple,
+    table: &ForwardingTable,
+    secret: &TableSecret,
+) -> Result<(), Drop> {
+    packet.vip = VipId::NONE;
+    let source = tuple.reply_key();
+    let path = table.return_paths(source).next().ok_or(Drop::NoVip)?;
+    packet.vip = path.vip;
+    packet.way = Way::ToClient(source);
+    let FlowKey { vip: client, vip_port: client_port, .. } = tuple.key();
+    packet.flow = secret.hash(answered_flow(client, client_port, source, path));
+    Ok(())
+}
+
+/// The flow that a packet from `source`, a NAT backend's, to a client answers, if it answers for this
+/// VIP port.
 #[inline]
-pub fn answered_flow(packet: &Packet, path: &ReturnPath) -> FlowKey {
-    FlowKey {
-        client: packet.headers.destination,
+pub fn answered_flow(
+    client: Address,
+    client_port: u16,
+    source: ListenKey,
+    path: &ReturnPath,
+) -> Tuple {
+    Tuple::from(FlowKey {
+        client,
         vip: path.vip_address,
-        client_port: packet.headers.destination_port,
-        vip_port: path.vip_port.unwrap_or(packet.headers.source_port),
-        protocol: packet.headers.protocol,
-    }
+        client_port,
+        vip_port: path.vip_port.unwrap_or(source.port),
+        protocol: source.protocol,
+    })
 }

@@ -1,7 +1,7 @@
 //! Stage 4 of 7, conntrack: which backend holds this flow?
 //!
 //! Reads: the flow key, this worker's flow table, and the other workers' on a miss.
-//! Writes: `target` and `backend`; time stamps and states of flows.
+//! Gives the target. Writes: time stamps and states of flows.
 //! Cost: two prefetched cache lines per packet; a mid-flow miss looks once into every other table.
 //!
 //! ```text
@@ -15,15 +15,18 @@
 
 use std::sync::Arc;
 
-use super::batch::{Batch, Miss, Packet, Target, TcpFlags, Way};
+use arrayvec::ArrayVec;
+
+use super::batch::{BATCH, Batch, Packet, TcpFlags, Way};
 use super::classify::answered_flow;
 use crate::flow::Protocol;
-use crate::flow::entry::{Pin, State};
-use crate::flow::table::{FlowTable, HashedKey, Slot, TableSecret};
+use crate::flow::entry::{Pin, State, Track};
+use crate::flow::table::{FlowTable, Slot};
+use crate::flow::tuple::{HashedKey, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
-use crate::forwarding::table::{Backend, Vip};
-use crate::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop};
-use crate::stats::{Drop, FlowStats, WorkerStats};
+use crate::forwarding::table::Backend;
+use crate::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop, PortIndex};
+use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
 
 /// Time in which the sweep goes once around the table: how late an idle flow may be removed.
@@ -37,6 +40,37 @@ const ALIAS_REFRESH: Ticks = Ticks(50);
 /// An alias is a note: when it was not wanted for this long, looking again is cheaper than memory.
 const ALIAS_TIMEOUT: Ticks = Ticks(1000);
 
+/// Where a packet is to go.
+#[derive(Debug, Clone, Copy)]
+pub enum Target<'t> {
+    /// To this backend.
+    Backend(&'t Backend),
+    /// From this backend back to the client.
+    Client(BackendIndex, NextHop),
+}
+
+impl Target<'_> {
+    /// The backend that the packet goes to or comes from.
+    #[inline]
+    pub const fn backend(&self) -> BackendIndex {
+        match self {
+            Self::Backend(backend) => backend.id.index,
+            Self::Client(index, _) => *index,
+        }
+    }
+}
+
+/// Why a packet has no target yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Miss {
+    /// Its flow begins: a SYN, or a UDP packet.
+    Open,
+    /// A TCP packet in the middle of a flow whose pin was lost.
+    Midflow,
+    /// A backend's answer to a flow that nobody knows.
+    Reply,
+}
+
 /// A worker's connection tracking.
 #[derive(Debug)]
 pub struct Conntrack {
@@ -49,11 +83,13 @@ pub struct Conntrack {
     sweep_debt: u32,
 }
 
-/// What a stage needs to look around: the forwarding table, the clock, the counters.
+/// What a stage needs to look around: the forwarding table, the NIC, the clock, the counters.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The forwarding table of this batch.
     pub table: &'a ForwardingTable,
+    /// The NIC that the batch came from.
+    pub nic: PortIndex,
     /// Now.
     pub now: Ticks,
     /// The worker's counters.
@@ -62,7 +98,7 @@ pub struct Context<'a> {
 
 impl Conntrack {
     /// Connection tracking of worker `me`, whose table is `tables[me]`; `None` if there is no such
-    /// table, or it is not empty.
+    /// table, or another worker writes it.
     pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
         Some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
@@ -73,171 +109,240 @@ impl Conntrack {
         self.writer.table().secret()
     }
 
-    /// Asks for the memory that [`Conntrack::track`] will need, for all packets before any.
+    /// Asks for the first line that a packet's look-up will need.
+    #[inline]
+    pub fn prefetch_bucket(&self, packet: &Packet) {
+        self.writer.table().prefetch_bucket(&packet.flow);
+    }
+
+    /// Asks for the other lines, for all packets before any is looked up.
     #[inline]
     pub fn prefetch(&self, batch: &mut Batch) {
         let table = self.writer.table();
+        let mut elsewhere = ArrayVec::<&mut Packet, BATCH>::new();
         for packet in batch.in_flight() {
-            table.prefetch_bucket(&packet.flow);
+            match table.prefetch_entry(&packet.flow) {
+                Some(slot) => packet.hint = slot,
+                // There is room for every packet of the batch.
+                None => drop(elsewhere.try_push(packet)),
+            }
         }
-        for packet in batch.in_flight() {
-            packet.hint = table.prefetch_entry(&packet.flow);
+        for packet in elsewhere {
+            packet.hint = table.prefetch_entry_elsewhere(&packet.flow).unwrap_or(Slot::NOWHERE);
         }
     }
 
-    /// Finds the pin of every packet in flight.
+    /// Where the packet is to go, by the pin of its flow.
+    ///
+    /// # Errors
+    /// [`Miss`] when there is no pin.
     #[inline]
-    pub fn track(&mut self, batch: &mut Batch, context: Context<'_>) {
-        for packet in batch.in_flight() {
-            match packet.way {
-                Way::ToBackend => packet.target = self.track_request(packet, context),
-                Way::ToClient(_) => self.track_reply(packet, context),
-            }
-            if let Target::Backend(backend) = packet.target {
-                packet.backend = Some(backend);
-            }
+    pub fn track<'t>(
+        &mut self,
+        packet: &mut Packet,
+        context: Context<'t>,
+    ) -> Result<Target<'t>, Miss> {
+        match packet.way {
+            Way::ToBackend => self.track_request(packet, context).map(Target::Backend),
+            Way::ToClient(_) => self.track_reply(packet, context).ok_or(Miss::Reply),
         }
     }
 
     /// A packet from a client.
     #[inline]
-    fn track_request(&mut self, packet: &Packet, context: Context<'_>) -> Target {
-        let Some((slot, pin)) = self.find_at(&packet.flow, packet.hint) else {
+    fn track_request<'t>(
+        &mut self,
+        packet: &Packet,
+        context: Context<'t>,
+    ) -> Result<&'t Backend, Miss> {
+        let Some((slot, track)) = self.find_at(&packet.flow, packet.hint) else {
             return self.request_without_pin(packet, context);
         };
-        let Some((vip, backend)) = living(packet.flow.protocol(), &pin, context) else {
-            return self.request_after_end(slot, &pin, packet, context);
+        if let Some(backend) = steady(packet, &track, context) {
+            self.note(slot, &track, packet, backend, context);
+            return Ok(backend);
+        }
+        self.track_change(slot, &track, packet, context)
+    }
+
+    /// A packet from a client that begins, changes or ends something.
+    #[inline(never)]
+    fn track_change<'t>(
+        &mut self,
+        slot: Slot,
+        track: &Track,
+        packet: &Packet,
+        context: Context<'t>,
+    ) -> Result<&'t Backend, Miss> {
+        let Some(backend) = living(packet.flow.protocol(), track, context) else {
+            return self.request_after_end(slot, track, packet, context);
         };
-        if pin.state().has(State::ALIAS) {
-            return self.track_alias(slot, &pin, packet, (vip, backend), context);
+        if track.state().has(State::ALIAS) {
+            return self.track_alias(slot, track, packet, backend, context);
         }
-        if begins_anew(packet, &pin, vip, backend) {
-            self.remove(slot, &pin, context.stats);
-            return Target::Wanted(Miss::Open);
+        if begins_anew(packet, track, backend) {
+            self.remove(slot, context.stats);
+            return Err(Miss::Open);
         }
-        self.note_request(slot, &pin, packet, vip, context.now);
-        Target::Backend(backend.id.index)
+        let state = request_change(packet).apply(track.state());
+        if state != track.state() {
+            self.writer.set_state(slot, track.state(), state);
+        }
+        self.note(slot, track, packet, backend, context);
+        Ok(backend)
     }
 
     /// Keeps a pin up to date with a packet of its client.
     #[inline]
-    fn note_request(&mut self, slot: Slot, pin: &Pin, packet: &Packet, vip: &Vip, now: Ticks) {
-        let state = request_change(packet).apply(pin.state());
-        if state != pin.state() {
-            self.writer.set_state(slot, pin.state(), state);
-        }
-        if vip.forward == Forward::Nat {
-            let hop = packet.headers.came_from(packet.port);
-            if !pin.comes_from(&hop) {
+    fn note(
+        &self,
+        slot: Slot,
+        track: &Track,
+        packet: &Packet,
+        backend: &Backend,
+        context: Context<'_>,
+    ) {
+        if backend.forward == Forward::Nat {
+            let hop = packet.came_from(context.nic);
+            if !track.comes_from(&hop) {
                 // The client's packets come another way now (its router changed): replies follow.
                 self.writer.set_hop(slot, &hop);
             }
         }
-        self.writer.seen(slot, pin, now);
+        self.writer.seen(slot, track, context.now);
     }
 
     /// A client's packet for which this worker has an alias. What it stands for decides, if the
     /// packet may begin another flow.
     #[cold]
-    fn track_alias(
+    fn track_alias<'t>(
         &mut self,
         slot: Slot,
-        alias: &Pin,
+        alias: &Track,
         packet: &Packet,
-        (vip, backend): (&Vip, &Backend),
-        context: Context<'_>,
-    ) -> Target {
-        let news = News::of_request(packet);
-        let Some(pin) = self.refresh(slot, alias, &packet.flow, &news, context) else {
+        backend: &'t Backend,
+        context: Context<'t>,
+    ) -> Result<&'t Backend, Miss> {
+        let news = News::of_request(packet, context.nic);
+        let Some(track) = self.refresh(slot, alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
-        if begins_anew(packet, &pin, vip, backend) {
-            self.remove(slot, alias, context.stats);
-            return Target::Wanted(Miss::Open);
+        if begins_anew(packet, &track, backend) {
+            self.remove(slot, context.stats);
+            return Err(Miss::Open);
         }
-        Target::Backend(backend.id.index)
+        Ok(backend)
     }
 
     /// A client's packet for a pin that no longer lives.
     #[cold]
-    fn request_after_end(
+    fn request_after_end<'t>(
         &mut self,
         slot: Slot,
-        pin: &Pin,
+        track: &Track,
         packet: &Packet,
-        context: Context<'_>,
-    ) -> Target {
-        count_end(packet.flow.protocol(), pin, context);
-        self.remove(slot, pin, context.stats);
+        context: Context<'t>,
+    ) -> Result<&'t Backend, Miss> {
+        count_end(packet.flow.protocol(), track, context);
+        self.remove(slot, context.stats);
         self.request_without_pin(packet, context)
     }
 
     /// A client's packet for which this worker has no pin.
     #[cold]
-    fn request_without_pin(&mut self, packet: &Packet, context: Context<'_>) -> Target {
-        if packet.flow.protocol() == Protocol::Udp || packet.headers.flags.opens() {
-            return Target::Wanted(Miss::Open);
+    fn request_without_pin<'t>(
+        &mut self,
+        packet: &Packet,
+        context: Context<'t>,
+    ) -> Result<&'t Backend, Miss> {
+        if packet.flow.protocol() == Protocol::Udp || packet.shape.flags.opens() {
+            return Err(Miss::Open);
         }
-        let found = self.find_elsewhere(&packet.flow, context, |pin| pin.vip() == packet.vip);
-        let Some((slot, pin)) = found else { return Target::Wanted(Miss::Midflow) };
+        let on_vip = |pin: &Pin| pin.vip == packet.vip;
+        let (slot, pin, backend) =
+            self.find_elsewhere(&packet.flow, context, on_vip).ok_or(Miss::Midflow)?;
         context.stats.flows_found_elsewhere.add(1);
-        self.add_alias(slot, &pin, &packet.flow, &News::of_request(packet), context);
-        Target::Backend(pin.backend().index)
+        let news = News::of_request(packet, context.nic);
+        self.add_alias(slot, &pin, &packet.flow, &news, context);
+        Ok(backend)
     }
 
     /// A packet from a NAT backend: finds the flow that it answers among those that it may answer.
     #[inline]
-    fn track_reply(&mut self, packet: &mut Packet, context: Context<'_>) {
-        let Way::ToClient(source) = packet.way else { return };
-        let mut hashed = Some(packet.flow);
+    fn track_reply<'t>(&mut self, packet: &mut Packet, context: Context<'t>) -> Option<Target<'t>> {
+        let Way::ToClient(source) = packet.way else { return None };
+        let mut hashed = Some((packet.flow, packet.hint));
         for path in context.table.return_paths(source) {
             // Classify has hashed the first of them.
-            let flow =
-                hashed.take().unwrap_or_else(|| self.secret().hash(answered_flow(packet, path)));
-            if let Some(pin) = self.answered(&flow, path.backend, packet, context) {
+            let (flow, hint) = hashed.take().unwrap_or_else(|| {
+                let key = packet.flow.key();
+                let flow = answered_flow(key.client, key.client_port, source, path);
+                (self.secret().hash(flow), Slot::NOWHERE)
+            });
+            if let Some(hop) = self.answered(&flow, hint, path.backend, packet, context) {
                 packet.flow = flow;
-                packet.vip = pin.vip();
-                packet.backend = Some(path.backend);
-                packet.target = Target::Client(pin.hop());
-                return;
+                packet.vip = path.vip;
+                return Some(Target::Client(path.backend, hop));
             }
         }
-        packet.drop(Drop::ReturnNoFlow);
+        None
     }
 
-    /// The pin of `flow` on `backend`, wherever it is; notes the reply in it.
+    /// Where the client of `flow` is, if the flow is pinned to `backend`, by whatever worker; notes
+    /// the reply in the pin.
     #[inline]
     fn answered(
         &mut self,
         flow: &HashedKey,
+        hint: Slot,
         backend: BackendIndex,
         packet: &Packet,
         context: Context<'_>,
-    ) -> Option<Pin> {
-        let found = self.find_at(flow, packet.hint).filter(|(_, pin)| {
-            pin.backend().index == backend && living(flow.protocol(), pin, context).is_some()
+    ) -> Option<NextHop> {
+        let found = self.find_at(flow, hint).filter(|(_, track)| {
+            track.backend().index == backend && living(flow.protocol(), track, context).is_some()
         });
-        match found {
-            Some((slot, pin)) if !pin.state().has(State::ALIAS) => {
-                // The client's port may be in use again, and pinned by another worker by now.
-                if pin.state().has(State::FIN_CLIENT)
-                    && let Some(newer) = self.answered_elsewhere(flow, backend, packet, context)
-                    && pin.created().since(newer.created()) == Ticks(0)
-                {
-                    return Some(newer);
+        let Some((slot, track)) = found else {
+            return self
+                .answered_elsewhere(flow, backend, packet, context)
+                .map(|pin| pin.track.hop());
+        };
+        if track.state().has(State::ALIAS) {
+            let news = News::of_reply(packet);
+            return match self.refresh(slot, &track, flow, &news, context) {
+                Some(track) => Some(track.hop()),
+                None => {
+                    let pin = self.answered_elsewhere(flow, backend, packet, context)?;
+                    Some(pin.track.hop())
                 }
-                let state = reply_change(packet).apply(pin.state());
-                if state != pin.state() {
-                    self.writer.set_state(slot, pin.state(), state);
-                }
-                self.writer.seen(slot, &pin, context.now);
-                Some(pin)
-            }
-            Some((slot, alias)) => self
-                .refresh(slot, &alias, flow, &News::of_reply(packet), context)
-                .or_else(|| self.answered_elsewhere(flow, backend, packet, context)),
-            None => self.answered_elsewhere(flow, backend, packet, context),
+            };
         }
+        if track.state().has(State::FIN_CLIENT)
+            && let Some(newer) = self.answered_by_newer(slot, flow, backend, packet, context)
+        {
+            return Some(newer);
+        }
+        let state = reply_change(packet).apply(track.state());
+        if state != track.state() {
+            self.writer.set_state(slot, track.state(), state);
+        }
+        self.writer.seen(slot, &track, context.now);
+        Some(track.hop())
+    }
+
+    /// The client's port may be in use again, and pinned by another worker by now.
+    #[cold]
+    fn answered_by_newer(
+        &mut self,
+        slot: Slot,
+        flow: &HashedKey,
+        backend: BackendIndex,
+        packet: &Packet,
+        context: Context<'_>,
+    ) -> Option<NextHop> {
+        let own = self.writer.table().read(slot)?.pin;
+        let newer = self.answered_elsewhere(flow, backend, packet, context)?;
+        (own.created.since(newer.created) == Ticks(0)).then(|| newer.track.hop())
     }
 
     #[cold]
@@ -248,37 +353,33 @@ impl Conntrack {
         packet: &Packet,
         context: Context<'_>,
     ) -> Option<Pin> {
-        let (slot, pin) =
-            self.find_elsewhere(flow, context, |pin| pin.backend().index == backend)?;
+        let on_it = |pin: &Pin| pin.track.backend().index == backend;
+        let (slot, pin, _) = self.find_elsewhere(flow, context, on_it)?;
         self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
         Some(pin)
     }
 
-    /// The pin of a flow in this worker's table.
-    fn find(&self, flow: &HashedKey) -> Option<(Slot, Pin)> {
-        self.find_at(flow, None)
-    }
-
-    /// As `find`, for a packet whose entry was asked for.
+    /// The pin of a flow in this worker's table, for a packet whose entry was asked for.
     #[inline]
-    fn find_at(&self, flow: &HashedKey, hint: Option<Slot>) -> Option<(Slot, Pin)> {
-        let slot = self.writer.table().find_at(flow, hint)?;
-        self.writer.get(slot).map(|pin| (slot, pin))
+    fn find_at(&self, flow: &HashedKey, hint: Slot) -> Option<(Slot, Track)> {
+        self.writer.table().find_at(flow, hint)
     }
 
-    /// A living pin of the flow, in another worker's table, that `wanted` takes.
+    /// A living pin of the flow, in another worker's table, that `wanted` takes, and its backend.
     #[cold]
-    fn find_elsewhere(
+    fn find_elsewhere<'t>(
         &self,
         flow: &HashedKey,
-        context: Context<'_>,
+        context: Context<'t>,
         wanted: impl Fn(&Pin) -> bool,
-    ) -> Option<(Slot, Pin)> {
+    ) -> Option<(Slot, Pin, &'t Backend)> {
         let others = (0_u8..).zip(self.tables.iter()).filter(|(worker, _)| *worker != self.me);
-        others.filter_map(|(_, table)| table.lookup(flow)).find(|(_, pin)| {
-            !pin.state().has(State::ALIAS)
-                && wanted(pin)
-                && living(flow.protocol(), pin, context).is_some()
+        others.filter_map(|(_, table)| table.lookup(flow)).find_map(|(slot, pin)| {
+            if pin.track.state().has(State::ALIAS) || !wanted(&pin) {
+                return None;
+            }
+            let backend = living(flow.protocol(), &pin.track, context)?;
+            Some((slot, pin, backend))
         })
     }
 
@@ -293,18 +394,18 @@ impl Conntrack {
         news: &News,
         context: Context<'_>,
     ) {
-        if let Some(owner) = self.tables.get(usize::from(pin.owner())) {
-            tell(owner, slot, flow, pin, news, context.now);
+        if let Some(owner) = self.tables.get(usize::from(pin.track.owner())) {
+            tell(owner, slot, flow, &pin.track, news, context.now);
         }
         let alias = alias_of(&news.apply(pin, context.now));
-        match self.find(flow) {
+        match self.find_at(flow, Slot::NOWHERE) {
             Some((own, old)) if old.state().has(State::ALIAS) => {
                 self.writer.update(own, flow, &alias);
             }
             Some(_) => {}
             // Notes leave the last eighth of the table to pins.
             None => {
-                let room = self.writer.len() < self.writer.table().capacity() / 8 * 7;
+                let room = self.writer.used(flow) < self.writer.table().capacity() / 8 * 7;
                 if room && self.writer.insert(flow, &alias).is_ok() {
                     context.stats.flow_aliases.add(1);
                 }
@@ -318,41 +419,31 @@ impl Conntrack {
     fn refresh(
         &mut self,
         slot: Slot,
-        alias: &Pin,
+        alias: &Track,
         flow: &HashedKey,
         news: &News,
         context: Context<'_>,
-    ) -> Option<Pin> {
+    ) -> Option<Track> {
         let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
         if recent && news.is_known(alias) {
             return Some(*alias);
         }
         let owner = self.tables.get(usize::from(alias.owner())).map(Arc::as_ref);
-        let pin = owner
-            .and_then(|owner| owner.lookup(flow))
-            .filter(|(_, pin)| !pin.state().has(State::ALIAS) && pin.backend() == alias.backend());
+        let pin = owner.and_then(|owner| owner.lookup(flow)).filter(|(_, pin)| {
+            !pin.track.state().has(State::ALIAS) && pin.track.backend() == alias.backend()
+        });
         let (Some(owner), Some((pin_slot, pin))) = (owner, pin) else {
-            self.remove(slot, alias, context.stats);
+            self.remove(slot, context.stats);
             return None;
         };
         if news.opening {
             // The caller decides whether it is this flow's at all.
-            return Some(pin);
+            return Some(pin.track);
         }
-        tell(owner, pin_slot, flow, &pin, news, context.now);
+        tell(owner, pin_slot, flow, &pin.track, news, context.now);
         let pin = news.apply(&pin, context.now);
         self.writer.update(slot, flow, &alias_of(&pin));
-        Some(pin)
-    }
-
-    /// For a packet whose flow had no pin when its batch was tracked: the backend, if an earlier
-    /// packet of the batch has pinned it since.
-    pub fn track_again(&mut self, packet: &Packet, context: Context<'_>) -> Option<BackendIndex> {
-        self.find(&packet.flow)?;
-        match self.track_request(packet, context) {
-            Target::Backend(backend) => Some(backend),
-            _ => None,
-        }
+        Some(pin.track)
     }
 
     /// Whether any worker has a living pin of the flow on this backend.
@@ -363,10 +454,10 @@ impl Conntrack {
         backend: BackendIndex,
         context: Context<'_>,
     ) -> bool {
-        let on_it = |pin: &Pin| pin.backend().index == backend;
-        let here = self
-            .find(flow)
-            .filter(|(_, pin)| on_it(pin) && living(flow.protocol(), pin, context).is_some());
+        let here = self.find_at(flow, Slot::NOWHERE).filter(|(_, track)| {
+            track.backend().index == backend && living(flow.protocol(), track, context).is_some()
+        });
+        let on_it = |pin: &Pin| pin.track.backend().index == backend;
         here.is_some() || self.find_elsewhere(flow, context, on_it).is_some()
     }
 
@@ -385,7 +476,7 @@ impl Conntrack {
             // A flow whose pin was lost proves itself with its next packet.
             Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };
-        let hop = packet.headers.came_from(packet.port);
+        let hop = packet.came_from(context.nic);
         let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now);
         self.writer.insert(&packet.flow, &pin)?;
         count_pin(&pin, context.stats);
@@ -407,47 +498,60 @@ impl Conntrack {
         }
         let count = self.sweep_debt.min(SWEEP_MAX);
         if count > 0 {
-            self.sweep_debt -= self.writer.sweep(count, REMOVALS_MAX, |entry| {
-                let keep = living(entry.protocol(), &entry.pin, context).is_some();
-                if !keep {
-                    count_end(entry.protocol(), &entry.pin, context);
-                    count_removal(&entry.pin, context.stats);
-                }
-                keep
-            });
+            let shown = self.writer.sweep(
+                count,
+                REMOVALS_MAX,
+                |protocol, track| living(protocol, track, context).is_some(),
+                |protocol, pin| {
+                    count_end(protocol, &pin.track, context);
+                    count_removal(pin, context.stats);
+                },
+            );
+            self.sweep_debt -= shown;
         }
         self.sweep_debt > 0
     }
 
-    fn remove(&mut self, slot: Slot, pin: &Pin, stats: &WorkerStats) {
-        self.writer.remove(slot);
-        count_removal(pin, stats);
+    fn remove(&mut self, slot: Slot, stats: &WorkerStats) {
+        if let Some(pin) = self.writer.remove(slot) {
+            count_removal(&pin, stats);
+        }
     }
 }
 
-/// The VIP and backend of a pin, unless it is stale or was idle for too long.
+/// The backend of a packet that changes nothing but the time of its flow: one of an established TCP
+/// connection, or UDP. Nearly all are.
 #[inline]
-fn living<'t>(
-    protocol: Protocol,
-    pin: &Pin,
-    context: Context<'t>,
-) -> Option<(&'t Vip, &'t Backend)> {
-    let backend = context.table.pinned(pin.backend())?;
-    let vip = context.table.vip(pin.vip()).filter(|vip| vip.id == backend.vip)?;
-    let idle = context.now.since(pin.last_seen());
-    (idle.0 <= timeout(protocol, pin.state(), vip).0).then_some((vip, backend))
+fn steady<'t>(packet: &Packet, track: &Track, context: Context<'t>) -> Option<&'t Backend> {
+    let backend = context.table.pinned(track.backend())?;
+    let timeout = match packet.flow.protocol() {
+        Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
+            backend.timeouts.established
+        }
+        Protocol::Udp if track.state() == State::default() && backend.up => backend.timeouts.udp,
+        _ => return None,
+    };
+    (context.now.since(track.last_seen()).0 <= timeout.0).then_some(backend)
+}
+
+/// The backend of a pin, unless it is stale or was idle for too long.
+#[inline]
+fn living<'t>(protocol: Protocol, track: &Track, context: Context<'t>) -> Option<&'t Backend> {
+    let backend = context.table.pinned(track.backend())?;
+    let idle = context.now.since(track.last_seen());
+    (idle.0 <= timeout(protocol, track.state(), backend).0).then_some(backend)
 }
 
 /// How long the flow may be idle.
 #[inline]
-fn timeout(protocol: Protocol, state: State, vip: &Vip) -> Ticks {
+fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
     match protocol {
         _ if state.has(State::ALIAS) => ALIAS_TIMEOUT,
-        Protocol::Udp => vip.timeouts.udp,
-        Protocol::Tcp if state == State::ESTABLISHED => vip.timeouts.established,
-        Protocol::Tcp if state.is_closing(vip.forward) => vip.timeouts.closing,
-        Protocol::Tcp if state.has(State::ESTABLISHED) => vip.timeouts.established,
-        Protocol::Tcp => vip.timeouts.embryonic,
+        Protocol::Udp => backend.timeouts.udp,
+        Protocol::Tcp if state == State::ESTABLISHED => backend.timeouts.established,
+        Protocol::Tcp if state.is_closing(backend.forward) => backend.timeouts.closing,
+        Protocol::Tcp if state.has(State::ESTABLISHED) => backend.timeouts.established,
+        Protocol::Tcp => backend.timeouts.embryonic,
     }
 }
 
@@ -458,10 +562,10 @@ fn timeout(protocol: Protocol, state: State, vip: &Vip) -> Ticks {
 /// anybody can forge one, and the backend answers it (RFC 5961 4). Any UDP packet does if the
 /// backend does not answer: its own traffic would keep a dead pin alive.
 #[inline]
-fn begins_anew(packet: &Packet, pin: &Pin, vip: &Vip, backend: &Backend) -> bool {
+fn begins_anew(packet: &Packet, track: &Track, backend: &Backend) -> bool {
     match packet.flow.protocol() {
-        Protocol::Tcp if !packet.headers.flags.opens() => false,
-        Protocol::Tcp => !backend.up || pin.state().is_closing(vip.forward),
+        Protocol::Tcp if !packet.shape.flags.opens() => false,
+        Protocol::Tcp => !backend.up || track.state().is_closing(backend.forward),
         Protocol::Udp => !backend.up,
     }
 }
@@ -483,7 +587,7 @@ impl Change {
 /// What a packet from the client changes.
 #[inline]
 fn request_change(packet: &Packet) -> Change {
-    let flags = packet.headers.flags;
+    let flags = packet.shape.flags;
     if flags.any(TcpFlags::RST) {
         return Change { set: State::RST, ..Change::default() };
     }
@@ -501,7 +605,7 @@ fn request_change(packet: &Packet) -> Change {
 /// pin was lost an established one.
 #[inline]
 fn reply_change(packet: &Packet) -> Change {
-    let flags = packet.headers.flags;
+    let flags = packet.shape.flags;
     let set = if flags.any(TcpFlags::RST) {
         State::RST
     } else if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
@@ -527,11 +631,11 @@ struct News {
 impl News {
     /// Of a packet from the client.
     #[inline]
-    fn of_request(packet: &Packet) -> Self {
+    fn of_request(packet: &Packet, nic: PortIndex) -> Self {
         Self {
             change: request_change(packet),
-            opening: packet.headers.flags.opens(),
-            hop: Some(packet.headers.came_from(packet.port)),
+            opening: packet.shape.flags.opens(),
+            hop: Some(packet.came_from(nic)),
         }
     }
 
@@ -543,7 +647,7 @@ impl News {
 
     /// Whether an alias says all that.
     #[inline]
-    fn is_known(&self, alias: &Pin) -> bool {
+    fn is_known(&self, alias: &Track) -> bool {
         !self.opening
             && self.change.apply(alias.state()) == alias.state()
             && self.hop.as_ref().is_none_or(|hop| alias.comes_from(hop))
@@ -551,37 +655,37 @@ impl News {
 
     /// The pin as it is after the packet.
     fn apply(&self, pin: &Pin, now: Ticks) -> Pin {
-        let pin = pin.with_state(self.change.apply(pin.state())).with_last_seen(now);
-        self.hop.map_or(pin, |hop| pin.with_hop(&hop))
+        let track = pin.track.with_state(self.change.apply(pin.track.state())).with_last_seen(now);
+        Pin { track: self.hop.map_or(track, |hop| track.with_hop(&hop)), ..*pin }
     }
 }
 
 /// Tells the owner of a pin that a packet of its flow came.
-fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, pin: &Pin, news: &News, now: Ticks) {
-    owner.touch(slot, pin, now);
+fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, track: &Track, news: &News, now: Ticks) {
+    owner.touch(slot, track, now);
     if let Some(hop) = &news.hop {
-        owner.change_hop(slot, pin, hop);
+        owner.change_hop(slot, track, hop);
     }
-    owner.change_state(slot, flow, pin, news.change.set, news.change.clear);
+    owner.change_state(slot, flow, track, news.change.set, news.change.clear);
 }
 
 /// The note of another worker's pin.
 const fn alias_of(pin: &Pin) -> Pin {
-    pin.with_state(pin.state().with(State::ALIAS))
+    Pin { track: pin.track.with_state(pin.track.state().with(State::ALIAS)), ..*pin }
 }
 
 /// Counts why a pin that no longer lives has ended.
 #[cold]
-fn count_end(protocol: Protocol, pin: &Pin, context: Context<'_>) {
-    if pin.state().has(State::ALIAS) {
+fn count_end(protocol: Protocol, track: &Track, context: Context<'_>) {
+    let (stats, state) = (context.stats, track.state());
+    if state.has(State::ALIAS) {
         return;
     }
-    let stats = context.stats;
-    let vip = context.table.vip(pin.vip());
-    let closing = vip.is_some_and(|vip| pin.state().is_closing(vip.forward));
-    match context.table.pinned(pin.backend()) {
+    match context.table.pinned(track.backend()) {
         None => stats.flows_stale.add(1),
-        Some(_) if protocol == Protocol::Tcp && closing => stats.flows_closed.add(1),
+        Some(backend) if protocol == Protocol::Tcp && state.is_closing(backend.forward) => {
+            stats.flows_closed.add(1);
+        }
         Some(_) => stats.flows_idled_out.add(1),
     }
 }
@@ -597,7 +701,7 @@ fn count_pin(pin: &Pin, stats: &WorkerStats) {
 
 /// Keeps the gauges when an entry is removed.
 fn count_removal(pin: &Pin, stats: &WorkerStats) {
-    if pin.state().has(State::ALIAS) {
+    if pin.track.state().has(State::ALIAS) {
         stats.flow_aliases.sub(1);
         return;
     }
@@ -609,7 +713,7 @@ fn count_removal(pin: &Pin, stats: &WorkerStats) {
 
 /// The counters of the pin's VIP and backend.
 fn flow_stats<'s>(pin: &Pin, stats: &'s WorkerStats) -> impl Iterator<Item = &'s FlowStats> {
-    let vip = stats.vips.get(usize::from(pin.vip().0));
-    let backend = stats.backends.get(usize::from(pin.backend().index.0));
+    let vip = stats.vips.get(usize::from(pin.vip.0));
+    let backend = stats.backends.get(usize::from(pin.track.backend().index.0));
     [vip, backend].into_iter().flatten()
 }

@@ -6,95 +6,88 @@
 //! nat  to the client   MAC, source address and port, TTL, checksums
 //! ```
 //!
-//! Reads: `target`. Writes: the frame, and the NIC that it leaves by.
+//! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
-use super::batch::{Batch, Packet, Target, Verdict};
-use super::conntrack::Context;
-use crate::flow::Address;
-use crate::forwarding::{BackendIndex, Forward, NextHop};
+use super::batch::{Packet, Shape};
+use super::conntrack::Target;
+use crate::flow::{Address, Protocol};
+use crate::forwarding::table::Backend;
+use crate::forwarding::{Forward, NextHop, PortIndex};
 use crate::stats::Drop;
 use crate::wire::ethernet;
 use crate::wire::ip::{self, IpError, Side};
 use crate::wire::transport;
 use crate::xdp::umem::Frame;
 
-/// MAC addresses of the NICs, by [`PortIndex`](crate::forwarding::PortIndex).
+/// MAC addresses of the NICs, by [`PortIndex`].
 pub type Macs = [[u8; 6]];
 
-/// Rewrites every packet in flight.
+/// Rewrites a packet for its target.
+///
+/// # Errors
+/// Why it cannot be sent; it may have been changed.
 #[inline]
-pub fn rewrite(batch: &mut Batch, context: Context<'_>, macs: &Macs) {
-    for (packet, frame) in batch.in_flight_with_frames() {
-        let result = match packet.target {
-            Target::Backend(backend) => to_backend(packet, frame, backend, context, macs),
-            Target::Client(hop) => to_client(packet, frame, hop, macs),
-            Target::Unknown | Target::Wanted(_) => Err(Drop::NoBackend),
-        };
-        packet.verdict = match result {
-            Ok(hop) => Verdict::Transmit(hop.port),
-            Err(reason) => Verdict::Drop(reason),
-        };
+pub fn rewrite(packet: &mut Packet, target: Target<'_>, macs: &Macs) -> Result<PortIndex, Drop> {
+    match target {
+        Target::Backend(backend) => {
+            // Of the backend, not of the listener: a reload may have given the port to another VIP.
+            packet.vip = backend.vip;
+            to_backend(packet, backend, macs)
+        }
+        Target::Client(_, hop) => to_client(packet, hop, macs),
     }
 }
 
 #[inline]
-fn to_backend(
-    packet: &mut Packet,
-    frame: &mut Frame,
-    index: BackendIndex,
-    context: Context<'_>,
-    macs: &Macs,
-) -> Result<NextHop, Drop> {
-    let backend = context.table.backend(index).ok_or(Drop::NoBackend)?;
-    let hop = backend.next_hop.ok_or(Drop::NoNextHop)?;
-    // Of the backend, not of the listener: a reload may have given the port to another VIP.
-    let vip = context.table.vip(backend.vip).ok_or(Drop::NoVip)?;
-    packet.vip = vip.id;
-    if vip.forward == Forward::Nat {
-        let port = backend.port.unwrap_or(packet.headers.destination_port);
-        translate(packet, frame, Side::Destination, backend.address, port)?;
+fn to_backend(packet: &mut Packet, backend: &Backend, macs: &Macs) -> Result<PortIndex, Drop> {
+    let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
+    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
+        return Err(Drop::NoBackend);
+    };
+    if backend.forward == Forward::Nat {
+        let port = backend.port.unwrap_or(flow.key().vip_port);
+        translate(frame, shape, flow.protocol(), Side::Destination, backend.address, port)?;
     }
-    address_frame(packet, frame, hop, macs)
+    address_frame(frame, packet.shape.tag, hop, macs)
 }
 
 #[inline]
-fn to_client(
-    packet: &Packet,
-    frame: &mut Frame,
-    hop: NextHop,
-    macs: &Macs,
-) -> Result<NextHop, Drop> {
-    let key = packet.flow.key();
-    translate(packet, frame, Side::Source, key.vip, key.vip_port)?;
-    address_frame(packet, frame, hop, macs)
+fn to_client(packet: &mut Packet, hop: NextHop, macs: &Macs) -> Result<PortIndex, Drop> {
+    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
+        return Err(Drop::NoBackend);
+    };
+    let key = flow.key();
+    translate(frame, shape, key.protocol, Side::Source, key.vip, key.vip_port)?;
+    address_frame(frame, packet.shape.tag, &hop, macs)
 }
 
 /// Replaces the address and port of one side.
 #[inline]
 fn translate(
-    packet: &Packet,
     frame: &mut Frame,
+    shape: &Shape,
+    protocol: Protocol,
     side: Side,
     address: Address,
     port: u16,
 ) -> Result<(), Drop> {
-    let headers = &packet.headers;
     let data = frame.data_mut();
+    let v4 = address.is_v4();
     // Parse has found both headers whole; the offsets are its own.
-    let network = data.get_mut(usize::from(headers.ip)..).ok_or(Drop::TruncatedEthernet)?;
-    let delta = if headers.source.is_v4() {
+    let network = data.get_mut(usize::from(shape.ip)..).ok_or(Drop::TruncatedEthernet)?;
+    let translated = if v4 {
         ip::rewrite_v4(network, side, address)
     } else {
         ip::rewrite_v6(network, side, address)
     };
-    let delta = delta.map_err(|error| match error {
+    let delta = translated.map_err(|error| match error {
         IpError::HopsExceeded => Drop::TtlExceeded,
-        IpError::Truncated if headers.source.is_v4() => Drop::TruncatedIpv4,
+        IpError::Truncated if v4 => Drop::TruncatedIpv4,
         IpError::Truncated => Drop::TruncatedIpv6,
     })?;
-    let segment = data.get_mut(usize::from(headers.transport)..).unwrap_or_default();
-    if transport::rewrite(headers.protocol, segment, side, port, delta) {
+    let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
+    if transport::rewrite(protocol, segment, side, port, delta) {
         Ok(())
     } else {
         Err(Drop::TruncatedTcp)
@@ -103,15 +96,14 @@ fn translate(
 
 #[inline]
 fn address_frame(
-    packet: &Packet,
     frame: &mut Frame,
-    hop: NextHop,
+    tag: Option<u16>,
+    hop: &NextHop,
     macs: &Macs,
-) -> Result<NextHop, Drop> {
+) -> Result<PortIndex, Drop> {
     let source = macs.get(usize::from(hop.port.0)).copied().ok_or(Drop::NoNextHop)?;
-    let tag = packet.headers.tag;
     if ethernet::readdress(frame, tag, hop.vlan, hop.mac, source) {
-        Ok(hop)
+        Ok(hop.port)
     } else {
         Err(Drop::NoHeadroom)
     }

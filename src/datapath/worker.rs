@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::batch::{BATCH, Batch};
-use super::classify::classify;
-use super::conntrack::{Conntrack, Context};
+use super::batch::{BATCH, Batch, Packet};
+use super::classify::{LastVip, classify};
+use super::conntrack::{Conntrack, Context, Target};
 use super::parse::parse;
 use super::receive::receive;
 use super::rewrite::rewrite;
 use super::select::select;
-use super::transmit::transmit;
+use super::transmit::Exit;
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Subscription;
-use crate::forwarding::{MAX_NICS, PortIndex};
-use crate::stats::{PortStats, WorkerStats};
+use crate::forwarding::{MAX_NICS, PortIndex, VipId};
+use crate::stats::WorkerStats;
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::port::{Port, wait};
@@ -33,12 +33,16 @@ pub struct WorkerPort {
     pub port: Port,
     /// Bad descriptors that were counted.
     bad_descriptors: u64,
+    /// Packets and bytes that were queued, and are not counted yet.
+    queued: (u64, u64),
+    /// The TX ring was full, and has been given to the kernel, since the last flush.
+    was_full: bool,
 }
 
 impl WorkerPort {
     /// A queue of `nic`.
     pub fn new(nic: PortIndex, port: Port) -> Self {
-        Self { nic, port, bad_descriptors: 0 }
+        Self { nic, port, bad_descriptors: 0, queued: (0, 0), was_full: false }
     }
 
     /// Bad descriptors since the last call.
@@ -46,6 +50,52 @@ impl WorkerPort {
     fn new_bad_descriptors(&mut self) -> u64 {
         let now = self.port.bad_descriptors();
         now - std::mem::replace(&mut self.bad_descriptors, now)
+    }
+
+    /// Queues a frame. A full ring is given to the kernel and tried once more, once per batch.
+    #[inline]
+    fn queue(
+        &mut self,
+        frame: Frame,
+        pool: &mut FramePool,
+        stats: &WorkerStats,
+    ) -> Result<(), Frame> {
+        let bytes = frame.len() as u64;
+        if let Err(frame) = self.port.transmit(frame) {
+            self.make_room(pool, stats);
+            self.port.transmit(frame)?;
+        }
+        self.queued.0 += 1;
+        self.queued.1 += bytes;
+        Ok(())
+    }
+
+    #[cold]
+    fn make_room(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
+        if !std::mem::replace(&mut self.was_full, true) {
+            self.hand_over(stats);
+            self.port.reclaim(pool);
+        }
+    }
+
+    /// Hands what was queued to the kernel.
+    #[inline]
+    fn flush(&mut self, stats: &WorkerStats) {
+        self.was_full = false;
+        self.hand_over(stats);
+    }
+
+    #[inline]
+    fn hand_over(&mut self, stats: &WorkerStats) {
+        let woken = self.port.flush();
+        let (packets, bytes) = std::mem::take(&mut self.queued);
+        if (packets > 0 || woken)
+            && let Some(counters) = stats.ports.get(usize::from(self.nic.0))
+        {
+            counters.tx_packets.add(packets);
+            counters.tx_bytes.add(bytes);
+            counters.tx_wakeups.add(woken.into());
+        }
     }
 }
 
@@ -68,8 +118,7 @@ impl Ports {
         Self { ports, sender }
     }
 
-    /// Queues a frame on the NIC's TX ring. A full ring is given to the kernel and tried once more,
-    /// unless `flushed` says that this was done in this batch already.
+    /// Queues a frame on the NIC's TX ring.
     ///
     /// # Errors
     /// The frame, when the ring stays full, or the worker has no queue on that NIC.
@@ -79,31 +128,13 @@ impl Ports {
         nic: PortIndex,
         frame: Frame,
         pool: &mut FramePool,
-        flushed: &mut bool,
         stats: &WorkerStats,
     ) -> Result<(), Frame> {
         let index = self.sender.get(usize::from(nic.0)).copied().flatten();
-        let Some(WorkerPort { port, .. }) = index.and_then(|index| self.ports.get_mut(index))
-        else {
-            return Err(frame);
-        };
-        let bytes = frame.len() as u64;
-        let counters = stats.ports.get(usize::from(nic.0));
-        match port.transmit(frame) {
-            Ok(()) => {}
-            Err(frame) if *flushed => return Err(frame),
-            Err(frame) => {
-                *flushed = true;
-                flush(port, counters);
-                port.reclaim(pool);
-                port.transmit(frame)?;
-            }
+        match index.and_then(|index| self.ports.get_mut(index)) {
+            Some(port) => port.queue(frame, pool, stats),
+            None => Err(frame),
         }
-        if let Some(counters) = counters {
-            counters.tx_packets.add(1);
-            counters.tx_bytes.add(bytes);
-        }
-        Ok(())
     }
 }
 
@@ -144,7 +175,7 @@ pub struct Worker {
 impl Worker {
     /// Makes a worker and fills its fill rings.
     ///
-    /// `None` if `flows` has no table for `index`, or that table is not empty.
+    /// `None` if `flows` has no table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
         let mut worker = Self {
             conntrack: Conntrack::new(parts.flows, parts.index, now)?,
@@ -171,30 +202,44 @@ impl Worker {
         for index in 0..self.ports.ports.len() {
             packets += self.poll_port(index, now);
         }
-        self.flush();
-        let table = self.tables.current();
-        self.sweep_behind = self.conntrack.sweep(Context { table, now, stats: &self.stats });
+        for port in &mut self.ports.ports {
+            port.flush(&self.stats);
+        }
+        // The NIC is of no interest to the sweep.
+        let context =
+            Context { table: self.tables.current(), nic: PortIndex(0), now, stats: &self.stats };
+        self.sweep_behind = self.conntrack.sweep(context);
         packets
     }
 
-    /// The packet's way, stage by stage.
+    /// The packet's way, stage by stage. Each of the three passes asks for the memory that the next
+    /// one will need, of all packets, before that one begins.
     #[inline]
     fn poll_port(&mut self, index: usize, now: Ticks) -> usize {
-        let Some(port) = self.ports.ports.get_mut(index) else { return 0 };
-        port.port.reclaim(&mut self.pool);
-        receive(&mut self.batch, port, self.max_batch, &self.stats);
-        let packets = self.batch.len();
+        let Self { ports, pool, macs, conntrack, tables, stats, batch, .. } = self;
+        let Some(port) = ports.ports.get_mut(index) else { return 0 };
+        port.port.reclaim(pool);
+        receive(batch, port, self.max_batch, stats);
+        let packets = batch.len();
         if packets > 0 {
-            let table = self.tables.current();
-            let context = Context { table, now, stats: &self.stats };
-            parse(&mut self.batch);
-            classify(&mut self.batch, table, self.conntrack.secret());
-            self.conntrack.prefetch(&mut self.batch);
-            self.conntrack.track(&mut self.batch, context);
-            select(&mut self.batch, &mut self.conntrack, context);
-            rewrite(&mut self.batch, context, &self.macs);
-            transmit(&mut self.batch, &mut self.ports, &mut self.pool, &self.stats);
-            self.stats.batches.add(1);
+            let context = Context { table: tables.current(), nic: port.nic, now, stats };
+            let mut exit = Exit::new(ports, pool, stats);
+            let mut last = LastVip::NONE;
+            for packet in batch.in_flight() {
+                let known = parse(packet).and_then(|tuple| {
+                    classify(packet, tuple, context.table, conntrack.secret(), &mut last)
+                });
+                match known {
+                    Ok(()) => conntrack.prefetch_bucket(packet),
+                    Err(reason) => exit.drop(packet, VipId::NONE, None, reason),
+                }
+            }
+            conntrack.prefetch(batch);
+            for packet in batch.in_flight() {
+                forward(packet, conntrack, context, macs, &mut exit);
+            }
+            exit.finish();
+            stats.batches.add(1);
         }
         self.refill(index);
         packets
@@ -212,14 +257,6 @@ impl Worker {
             if bad > 0 {
                 counters.bad_descriptors.add(bad);
             }
-        }
-    }
-
-    /// Hands what was queued to the kernel, on every NIC.
-    #[inline]
-    fn flush(&mut self) {
-        for WorkerPort { nic, port, .. } in &mut self.ports.ports {
-            flush(port, self.stats.ports.get(usize::from(nic.0)));
         }
     }
 
@@ -251,15 +288,30 @@ impl Worker {
     /// Frames that this worker holds, here and in the kernel's rings: a constant.
     pub fn frames(&self) -> usize {
         let with_kernel: u32 = self.ports.ports.iter().map(|port| port.port.with_kernel()).sum();
-        self.pool.len() + self.batch.len() + with_kernel as usize
+        self.pool.len() + with_kernel as usize
     }
 }
 
+/// The last pass for one packet: to the backend of its pin, or of a new one.
 #[inline]
-fn flush(port: &mut Port, counters: Option<&PortStats>) {
-    if port.flush()
-        && let Some(counters) = counters
-    {
-        counters.tx_wakeups.add(1);
+fn forward(
+    packet: &mut Packet,
+    conntrack: &mut Conntrack,
+    context: Context<'_>,
+    macs: &[[u8; 6]],
+    exit: &mut Exit<'_>,
+) {
+    let bytes = packet.data().len();
+    let target = match conntrack.track(packet, context) {
+        Ok(target) => Ok(target),
+        Err(miss) => select(packet, miss, conntrack, context).map(Target::Backend),
+    };
+    let target = match target {
+        Ok(target) => target,
+        Err(reason) => return exit.drop(packet, packet.vip, None, reason),
+    };
+    match rewrite(packet, target, macs) {
+        Ok(nic) => exit.transmit(packet, target, nic, bytes),
+        Err(reason) => exit.drop(packet, packet.vip, Some(target.backend()), reason),
     }
 }

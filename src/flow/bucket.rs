@@ -9,7 +9,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::table::Slot;
+use crate::xdp::cpu;
 use crate::xdp::memory::Line;
 
 /// Places in a bucket.
@@ -23,56 +23,48 @@ pub(super) const fn tag_of(hash: u64) -> u16 {
     if tag == 0 { 1 } else { tag }
 }
 
-/// Places of a bucket: the top bit of each 16 of 128.
+/// Places of a bucket: two bits for each, both set or both clear.
 #[derive(Clone, Copy)]
-pub(super) struct Places(u128);
+pub(super) struct Places(u32);
 
 impl Places {
-    const ONES: u128 = u128::MAX / 0xffff;
-    const TOPS: u128 = Self::ONES << 15;
-
     /// The places that hold `tag`; tag 0 is that of free ones.
-    ///
-    /// All eight are compared at once: a 16-bit lane of `tags ^ tag` is zero where they are equal,
-    /// and `(lane & 0x7fff) + 0x7fff | lane` has its top bit clear for zero only.
     #[inline]
     pub(super) fn with(line: &Line, tag: u16) -> Self {
         let [low, high, ..] = &line.words;
         // Acquire pairs with the release store of `set_place`: who sees a tag sees the
         // entry number, and the entry, that came with it.
-        let tags = u128::from(low.load(Ordering::Acquire))
-            | u128::from(high.load(Ordering::Acquire)) << 64;
-        let differing = tags ^ (Self::ONES * u128::from(tag));
-        let nonzero = ((differing & !Self::TOPS) + !Self::TOPS) | differing;
-        Self(!nonzero & Self::TOPS)
+        let tags = [low.load(Ordering::Acquire), high.load(Ordering::Acquire)];
+        Self(cpu::equal_lanes(tags, tag))
     }
 
-    /// Number of the first place, 0..8; 8 if there is none.
+    /// Number of the first place, 0..8; 16 if there is none.
     #[inline]
     pub(super) const fn number(self) -> u32 {
-        self.0.trailing_zeros() / 16
+        self.0.trailing_zeros() / 2
     }
 
     /// The entry that the first place names.
     #[inline]
-    pub(super) fn first(self, line: &Line) -> Option<Slot> {
-        if self.0 == 0 { None } else { Some(slot_of(line, self.number())) }
+    pub(super) fn first(self, line: &Line) -> Option<u32> {
+        if self.0 == 0 { None } else { Some(entry_at(line, self.number())) }
     }
 
     /// All but the first.
     #[inline]
     pub(super) const fn rest(self) -> Self {
-        Self(self.0 & self.0.wrapping_sub(1))
+        let one_bit_less = self.0 & self.0.wrapping_sub(1);
+        Self(one_bit_less & one_bit_less.wrapping_sub(1))
     }
 }
 
 /// The first place in `line` that holds `tag` and satisfies `wanted`.
 #[inline]
-pub(super) fn find(line: &Line, tag: u16, wanted: impl Fn(Slot) -> bool) -> Option<(u32, Slot)> {
+pub(super) fn find(line: &Line, tag: u16, wanted: impl Fn(u32) -> bool) -> Option<(u32, u32)> {
     let mut places = Places::with(line, tag);
-    while let Some(slot) = places.first(line) {
-        if wanted(slot) {
-            return Some((places.number(), slot));
+    while let Some(entry) = places.first(line) {
+        if wanted(entry) {
+            return Some((places.number(), entry));
         }
         places = places.rest();
     }
@@ -85,19 +77,19 @@ pub(super) fn free_place(line: &Line) -> Option<u32> {
     (place < PLACES).then_some(place)
 }
 
-/// What a place holds.
-pub(super) fn content(line: &Line, place: u32) -> (u16, Slot) {
-    (tag_at(line, place), slot_of(line, place))
+/// What a place holds: a tag and an entry number.
+pub(super) fn content(line: &Line, place: u32) -> (u16, u32) {
+    (tag_at(line, place), entry_at(line, place))
 }
 
 /// Lets a free place name an entry; the bucket's one writer only. The number is there before the
 /// tag is.
-pub(super) fn set_place(line: &Line, place: u32, tag: u16, slot: Slot) {
+pub(super) fn set_place(line: &Line, place: u32, tag: u16, entry: u32) {
     if let Some(word) = line.words.get(2 + place as usize / 2) {
         let shift = 32 * (place % 2);
         let others = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift);
         // Relaxed: ordered by the release store of the tag.
-        word.store(others | u64::from(slot.0) << shift, Ordering::Relaxed);
+        word.store(others | u64::from(entry) << shift, Ordering::Relaxed);
     }
     set_tag(line, place, tag);
 }
@@ -119,11 +111,11 @@ fn set_tag(line: &Line, place: u32, tag: u16) {
 /// The entry number of a place.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "half of a word is wanted")]
-fn slot_of(line: &Line, place: u32) -> Slot {
+fn entry_at(line: &Line, place: u32) -> u32 {
     let word = line.words.get(2 + place as usize / 2);
     // Relaxed: ordered by the acquire load of the tag.
     let pair = word.map_or(0, |word| word.load(Ordering::Relaxed));
-    Slot((pair >> (32 * (place % 2))) as u32)
+    (pair >> (32 * (place % 2))) as u32
 }
 
 /// The tag of a place; 0: free.
@@ -144,17 +136,17 @@ mod tests {
         assert_eq!(free_place(&line), Some(0));
         for place in 0..PLACES {
             // Tags that differ by one bit, and from 0 by one bit: no lane may spill into another.
-            set_place(&line, place, 0x8000 | 1 << place, Slot(u32::MAX - place));
+            set_place(&line, place, 0x8000 | 1 << place, u32::MAX - place);
         }
         assert_eq!(free_place(&line), None);
         for place in 0..PLACES {
-            let (tag, slot) = (0x8000 | 1 << place, Slot(u32::MAX - place));
-            assert_eq!(content(&line, place), (tag, slot));
-            assert_eq!(find(&line, tag, |_| true), Some((place, slot)));
+            let (tag, entry) = (0x8000 | 1 << place, u32::MAX - place);
+            assert_eq!(content(&line, place), (tag, entry));
+            assert_eq!(find(&line, tag, |_| true), Some((place, entry)));
             free(&line, place);
             assert_eq!(find(&line, tag, |_| true), None);
             assert_eq!(free_place(&line), Some(place));
-            set_place(&line, place, tag, slot);
+            set_place(&line, place, tag, entry);
         }
     }
 
@@ -162,12 +154,12 @@ mod tests {
     fn equal_tags_are_all_looked_at() {
         let line = Line::default();
         for place in [1, 4, 7] {
-            set_place(&line, place, 9, Slot(place));
+            set_place(&line, place, 9, place);
         }
         for place in [1, 4, 7] {
-            assert_eq!(find(&line, 9, |slot| slot == Slot(place)), Some((place, Slot(place))));
+            assert_eq!(find(&line, 9, |entry| entry == place), Some((place, place)));
         }
-        assert_eq!(find(&line, 9, |slot| slot == Slot(2)), None);
+        assert_eq!(find(&line, 9, |entry| entry == 2), None);
     }
 
     /// The comparison of eight lanes at once against the plain one, for every tag.
@@ -180,7 +172,7 @@ mod tests {
         }
         for tag in 0..=u16::MAX {
             let expected =
-                (0..8).zip(tags).find(|(_, held)| *held == tag).map_or(8, |(place, _)| place);
+                (0..8).zip(tags).find(|(_, held)| *held == tag).map_or(16, |(place, _)| place);
             assert_eq!(Places::with(&line, tag).number(), expected, "tag {tag:#x}");
         }
     }

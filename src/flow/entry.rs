@@ -1,8 +1,8 @@
-//! What a flow table keeps of a flow: four words besides the key, packed as they are stored.
+//! What a flow table keeps of a flow besides its tuple: four words, packed as they are stored.
 
 use std::fmt;
 
-use super::{FlowKey, Protocol};
+use super::FlowKey;
 use crate::forwarding::{BackendId, BackendIndex, Forward, NextHop, PortIndex, VipId};
 use crate::units::Ticks;
 
@@ -54,61 +54,31 @@ impl State {
     }
 }
 
-/// What is known of a flow: where it is pinned, where it is in its life, where its client is.
+/// What every packet of a flow wants to know of it: three words of its entry.
 ///
 /// ```text
-/// hop    MAC:48 nic:4 vlan:12                     VLAN 0 stands for untagged (802.1Q 9.6)
-/// tail   (key:32) state:8 owner:8 stamp:8 (key:8) the key's bits are 0 here
-/// place  backend:16 generation:16 vip:16 (version:16)
-/// times  created:32 last seen:32                  ticks
+/// hop    MAC:48 nic:4 vlan:12                         VLAN 0 stands for untagged (802.1Q 9.6)
+/// tail   (tuple:32) state:8 owner:8 stamp:8 (tuple:8) the tuple's bits are 0 here
+/// place  backend:16 generation:16 last seen:32        ticks
 /// ```
 ///
 /// Copied as it is and taken apart only where a field is wanted: most packets want few of them.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Pin {
+#[derive(Clone, Copy)]
+pub struct Track {
     pub(super) hop: u64,
     pub(super) tail: u64,
     pub(super) place: u64,
-    pub(super) times: u64,
 }
 
-pub(super) const TAIL_KEY: u64 = 0xffff_ffff_0000_00ff;
 pub(super) const STATE_SHIFT: u32 = 24;
 pub(super) const STATE: u64 = 0xff << STATE_SHIFT;
 const OWNER_SHIFT: u32 = 16;
 pub(super) const STAMP_SHIFT: u32 = 8;
 /// Changes whenever an entry is written anew; the table's business.
 pub(super) const STAMP: u64 = 0xff << STAMP_SHIFT;
-/// The part of `place` that counts writes; the table's business.
-pub(super) const VERSION: u64 = 0xffff;
 
 #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
-impl Pin {
-    /// A flow of `vip` that worker `owner` pins to `backend` now.
-    pub fn new(
-        vip: VipId,
-        backend: BackendId,
-        state: State,
-        owner: u8,
-        hop: &NextHop,
-        now: Ticks,
-    ) -> Self {
-        Self {
-            hop: encode_hop(hop),
-            tail: u64::from(state.0) << STATE_SHIFT | u64::from(owner) << OWNER_SHIFT,
-            place: u64::from(backend.index.0) << 48
-                | u64::from(backend.generation) << 32
-                | u64::from(vip.0) << 16,
-            times: u64::from(now.0) << 32 | u64::from(now.0),
-        }
-    }
-
-    /// The VIP.
-    #[inline]
-    pub const fn vip(&self) -> VipId {
-        VipId((self.place >> 16) as u16)
-    }
-
+impl Track {
     /// The backend and its generation.
     #[inline]
     pub const fn backend(&self) -> BackendId {
@@ -148,16 +118,10 @@ impl Pin {
         self.hop == encode_hop(hop)
     }
 
-    /// When it was pinned.
-    #[inline]
-    pub const fn created(&self) -> Ticks {
-        Ticks((self.times >> 32) as u32)
-    }
-
     /// When its last packet came.
     #[inline]
     pub const fn last_seen(&self) -> Ticks {
-        Ticks(self.times as u32)
+        Ticks(self.place as u32)
     }
 
     /// The same with another state.
@@ -178,7 +142,85 @@ impl Pin {
     #[inline]
     #[must_use]
     pub const fn with_last_seen(self, now: Ticks) -> Self {
-        Self { times: self.times & !0xffff_ffff | now.0 as u64, ..self }
+        Self { place: self.place & !0xffff_ffff | now.0 as u64, ..self }
+    }
+}
+
+/// Two are equal if they say the same: how often their entries were written does not matter.
+impl PartialEq for Track {
+    fn eq(&self, other: &Self) -> bool {
+        let same_tail = (self.tail ^ other.tail) & !STAMP == 0;
+        self.hop == other.hop && same_tail && self.place == other.place
+    }
+}
+
+impl Eq for Track {}
+
+impl fmt::Debug for Track {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Track")
+            .field("backend", &self.backend())
+            .field("state", &self.state())
+            .field("owner", &self.owner())
+            .field("hop", &self.hop())
+            .field("last_seen", &self.last_seen())
+            .finish()
+    }
+}
+
+/// All that is known of a flow: what packets want, and what only control and the end of the flow
+/// ask for.
+///
+/// ```text
+/// birth  created:32 vip:16 (version:16)               ticks
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pin {
+    /// Where the flow is pinned, where it is in its life, where its client is.
+    pub track: Track,
+    /// The VIP.
+    pub vip: VipId,
+    /// When it was pinned.
+    pub created: Ticks,
+}
+
+/// The part of `birth` that counts writes; the table's business.
+pub(super) const VERSION: u64 = 0xffff;
+
+impl Pin {
+    /// A flow of `vip` that worker `owner` pins to `backend` now.
+    pub fn new(
+        vip: VipId,
+        backend: BackendId,
+        state: State,
+        owner: u8,
+        hop: &NextHop,
+        now: Ticks,
+    ) -> Self {
+        let track = Track {
+            hop: encode_hop(hop),
+            tail: u64::from(state.0) << STATE_SHIFT | u64::from(owner) << OWNER_SHIFT,
+            place: u64::from(backend.index.0) << 48
+                | u64::from(backend.generation) << 32
+                | u64::from(now.0),
+        };
+        Self { track, vip, created: now }
+    }
+
+    /// The same, seen at `now`.
+    #[must_use]
+    pub const fn with_last_seen(self, now: Ticks) -> Self {
+        Self { track: self.track.with_last_seen(now), ..self }
+    }
+
+    /// The `birth` word, without a version.
+    pub(super) fn birth(&self) -> u64 {
+        u64::from(self.created.0) << 32 | u64::from(self.vip.0) << 16
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of a word")]
+    pub(super) const fn from_words(track: Track, birth: u64) -> Self {
+        Self { track, vip: VipId((birth >> 16) as u16), created: Ticks((birth >> 32) as u32) }
     }
 }
 
@@ -189,20 +231,6 @@ pub(super) fn encode_hop(hop: &NextHop) -> u64 {
     mac << 16 | u64::from(hop.port.0 & 0xf) << 12 | u64::from(hop.vlan.unwrap_or(0) & 0xfff)
 }
 
-impl fmt::Debug for Pin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pin")
-            .field("vip", &self.vip())
-            .field("backend", &self.backend())
-            .field("state", &self.state())
-            .field("owner", &self.owner())
-            .field("hop", &self.hop())
-            .field("created", &self.created())
-            .field("last_seen", &self.last_seen())
-            .finish()
-    }
-}
-
 /// A flow as it is copied out of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
@@ -210,13 +238,6 @@ pub struct Entry {
     pub key: FlowKey,
     /// What is known of it.
     pub pin: Pin,
-}
-
-impl Entry {
-    /// Whether it is TCP or UDP.
-    pub const fn protocol(&self) -> Protocol {
-        self.key.protocol
-    }
 }
 
 #[cfg(test)]
@@ -229,12 +250,13 @@ mod tests {
         for vlan in [None, Some(1), Some(4095)] {
             let hop = NextHop { port: PortIndex(14), mac: [0xff, 2, 3, 4, 5, 6], vlan };
             let pin = Pin::new(VipId(0x1234), backend, State::RST, 250, &hop, Ticks(u32::MAX));
-            let pin = pin.with_last_seen(Ticks(7)).with_state(State::FIN_CLIENT);
-            assert_eq!((pin.vip(), pin.backend(), pin.owner()), (VipId(0x1234), backend, 250));
-            assert_eq!((pin.state(), pin.hop()), (State::FIN_CLIENT, hop));
-            assert_eq!((pin.created(), pin.last_seen()), (Ticks(u32::MAX), Ticks(7)));
-            assert!(pin.comes_from(&hop));
-            assert!(!pin.comes_from(&NextHop { vlan: Some(9), ..hop }));
+            let track = pin.track.with_last_seen(Ticks(7)).with_state(State::FIN_CLIENT);
+            assert_eq!((track.backend(), track.owner()), (backend, 250));
+            assert_eq!((track.state(), track.hop()), (State::FIN_CLIENT, hop));
+            assert_eq!(track.last_seen(), Ticks(7));
+            assert!(track.comes_from(&hop));
+            assert!(!track.comes_from(&NextHop { vlan: Some(9), ..hop }));
+            assert_eq!(Pin::from_words(pin.track, pin.birth() | VERSION), pin);
         }
     }
 

@@ -6,7 +6,10 @@
 
 mod bucket;
 pub mod entry;
+mod family;
+mod layout;
 pub mod table;
+pub mod tuple;
 pub mod writer;
 
 use std::fmt;
@@ -132,26 +135,13 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
-    /// The key as five words, equal if and only if the keys are; the form that is stored and hashed.
+    /// The key as five words, equal if and only if the keys are: what chooses a backend is hashed
+    /// from these, on every box alike.
     #[inline]
     pub const fn words(&self) -> [u64; 5] {
         let tail =
             (self.client_port as u64) << 48 | (self.vip_port as u64) << 32 | self.protocol as u64;
         [self.client.high, self.client.low, self.vip.high, self.vip.low, tail]
-    }
-
-    /// The key whose [`words`](Self::words) these are; `None` if they are not a key's.
-    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of a word")]
-    pub const fn from_words(words: [u64; 5]) -> Option<Self> {
-        let [client_high, client_low, vip_high, vip_low, tail] = words;
-        let Some(protocol) = Protocol::from_number(tail as u8) else { return None };
-        Some(Self {
-            client: Address { high: client_high, low: client_low },
-            vip: Address { high: vip_high, low: vip_low },
-            client_port: (tail >> 48) as u16,
-            vip_port: (tail >> 32) as u16,
-            protocol,
-        })
     }
 
     /// The client's address and port.
@@ -178,20 +168,5 @@ mod tests {
             assert_eq!(IpAddr::from(address), ip);
             assert_eq!(address.is_v4(), ip.is_ipv4(), "{text}");
         }
-    }
-
-    #[test]
-    fn key_words_there_and_back() {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let key = FlowKey {
-                client: Address::from_v4([192, 0, 2, 1]),
-                vip: Address::from_v6([0x20; 16]),
-                client_port: 0xffff,
-                vip_port: 1,
-                protocol,
-            };
-            assert_eq!(FlowKey::from_words(key.words()), Some(key));
-        }
-        assert_eq!(FlowKey::from_words([0; 5]), None);
     }
 }

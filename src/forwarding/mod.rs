@@ -36,6 +36,11 @@ pub const MAX_NICS: usize = 15;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VipId(pub u16);
 
+impl VipId {
+    /// Of no VIP: one more than there can be.
+    pub const NONE: Self = Self(u16::MAX);
+}
+
 /// Index of a backend (of one VIP). Given by the control thread; stable across reloads while the
 /// backend exists, and used again after that with another generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -40,13 +40,18 @@ pub struct Vip {
     pub weighted: Box<[BackendIndex]>,
 }
 
-/// A backend of one VIP.
+/// A backend of one VIP, and all that a packet of a pinned flow wants to know of either.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct Backend {
     /// What a pin on it names.
     pub id: BackendId,
     /// Its VIP.
     pub vip: VipId,
+    /// How packets reach it: as its VIP says.
+    pub forward: Forward,
+    /// Idle time-outs of its flows: as its VIP says.
+    pub timeouts: Timeouts,
     /// Its own address.
     pub address: Address,
     /// NAT: its port; `None` keeps the port that the client connected to.
@@ -210,6 +215,8 @@ impl Backend {
         Self {
             id: spec.id,
             vip: vip.id,
+            forward: vip.forward,
+            timeouts: vip.timeouts,
             address: spec.address.into(),
             port: spec.port,
             next_hop: spec.next_hop,

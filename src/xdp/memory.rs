@@ -1,39 +1,48 @@
-//! Large zeroed tables: anonymous memory on huge pages, present before the first packet.
+//! Large tables in memory that another process could map: a memfd, on huge pages if there are any.
 //!
-//! A flow table is read at random, so page faults and TLB misses are its cost; this mapping is
-//! aligned for transparent huge pages and populated when it is made.
+//! ```text
+//! arena (one memfd, mapped once)
+//! | part of T | part of U | ...          each a `Mapping`, backed by memory when it is populated
+//! ```
+//!
+//! A flow table is read at random, so page faults and TLB misses are its cost: an arena begins at a
+//! huge page, is made of huge pages if the pool has them or the kernel gives them to shared memory
+//! (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`), and a part is populated before it is used.
 #![allow(unsafe_code, reason = "turns mapped bytes into values")]
 
 use std::io;
 use std::mem::{align_of, needs_drop, size_of};
 use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
-use super::os::Region;
+use super::os::{Region, check};
 
-/// Size and alignment of a transparent huge page on x86-64, and on aarch64 with 4 KiB pages.
-const HUGE_PAGE: usize = 2 << 20;
+/// Size and alignment of a huge page on x86-64, and on aarch64 with 4 KiB pages.
+pub const HUGE_PAGE: usize = 2 << 20;
 
 /// Alignment that every page of the kernels that we support has.
 const PAGE: usize = 4096;
 
-/// A type of which all-zero bytes are a valid value.
+/// A type that may lie in memory of which other processes write a part: atomic integers.
 ///
 /// # Safety
-/// All-zero bytes must be a valid value, and the type must need no drop.
-pub unsafe trait Zeroable {}
+/// Every bit pattern, all zeros among them, must be a valid value; the type must need no drop, and
+/// change through atomic operations only.
+pub unsafe trait Shareable: Sync + Send {}
 
-// SAFETY: an atomic integer of zeros is 0.
-unsafe impl Zeroable for AtomicU8 {}
-// SAFETY: an atomic integer of zeros is 0.
-unsafe impl Zeroable for AtomicU16 {}
-// SAFETY: an atomic integer of zeros is 0.
-unsafe impl Zeroable for AtomicU32 {}
-// SAFETY: an atomic integer of zeros is 0.
-unsafe impl Zeroable for AtomicU64 {}
-// SAFETY: an array of zeros is zero in each element.
-unsafe impl<T: Zeroable, const N: usize> Zeroable for [T; N] {}
+// SAFETY: an atomic integer takes every bit pattern.
+unsafe impl Shareable for AtomicU8 {}
+// SAFETY: an atomic integer takes every bit pattern.
+unsafe impl Shareable for AtomicU16 {}
+// SAFETY: an atomic integer takes every bit pattern.
+unsafe impl Shareable for AtomicU32 {}
+// SAFETY: an atomic integer takes every bit pattern.
+unsafe impl Shareable for AtomicU64 {}
+// SAFETY: an array of such integers, too.
+unsafe impl<T: Shareable, const N: usize> Shareable for [T; N] {}
 
 /// One cache line of eight words.
 #[derive(Debug, Default)]
@@ -44,14 +53,14 @@ pub struct Line {
 }
 
 // SAFETY: an array of atomic integers, as above.
-unsafe impl Zeroable for Line {}
+unsafe impl Shareable for Line {}
 
-/// Declares a struct whose fields are all [`Zeroable`], and makes it so too.
+/// Declares a struct whose fields are all [`Shareable`], and makes it so too.
 ///
 /// A file without unsafe code can thus lay out its own table entries:
 ///
 /// ```
-/// holdfast::zeroable_struct! {
+/// holdfast::shareable_struct! {
 ///     /// Two counters on a line of their own.
 ///     #[repr(C, align(64))]
 ///     pub struct Entry {
@@ -65,7 +74,7 @@ unsafe impl Zeroable for Line {}
 /// assert_eq!(entries.len(), 16);
 /// ```
 #[macro_export]
-macro_rules! zeroable_struct {
+macro_rules! shareable_struct {
     ($(#[$meta:meta])* $visibility:vis struct $name:ident {
         $($(#[$field_meta:meta])* $field_visibility:vis $field:ident: $type:ty,)+
     }) => {
@@ -75,18 +84,18 @@ macro_rules! zeroable_struct {
         }
 
         const _: () = {
-            const fn all_zeroable<T: $crate::xdp::memory::Zeroable>() {}
-            $(all_zeroable::<$type>();)+
+            const fn all_shareable<T: $crate::xdp::memory::Shareable>() {}
+            $(all_shareable::<$type>();)+
         };
 
-        // SAFETY: each field is `Zeroable`, which the constant above checks, and padding may
+        // SAFETY: each field is `Shareable`, which the constant above checks, and padding may
         // hold anything.
         #[allow(unsafe_code, reason = "the claim is checked by the macro itself")]
-        unsafe impl $crate::xdp::memory::Zeroable for $name {}
+        unsafe impl $crate::xdp::memory::Shareable for $name {}
     };
 }
 
-/// Why a table could not be mapped.
+/// Why memory for a table could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum MappingError {
     /// `len * size_of::<T>()` does not fit the address space.
@@ -97,14 +106,22 @@ pub enum MappingError {
         /// Bytes of one.
         entry: usize,
     },
+    /// A part does not lie inside its arena, or not at a page.
+    #[error("a part of {bytes} bytes at {offset} does not fit into {arena} bytes")]
+    Outside {
+        /// First byte of the part.
+        offset: usize,
+        /// Its size.
+        bytes: usize,
+        /// Bytes of the whole.
+        arena: usize,
+    },
     /// The kernel refused.
     #[error(
-        "cannot map {bytes} bytes for a table of {len} entries: {source}; \
+        "cannot get {bytes} bytes of memory for a table: {source}; \
          free memory, raise the memory limit of the service, or configure smaller tables"
     )]
     Refused {
-        /// Entries asked for.
-        len: usize,
         /// Bytes asked for.
         bytes: usize,
         /// The kernel's reason.
@@ -112,61 +129,186 @@ pub enum MappingError {
     },
 }
 
-/// A fixed slice of `T` in memory of its own: zeroed, aligned to a huge page where it fills one,
-/// backed by memory from the start. Freed when dropped.
-pub struct Mapping<T: Zeroable> {
+/// Which pages an arena is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Those of the huge page pool (`vm.nr_hugepages`).
+    Pool,
+    /// The kernel's choice: transparent huge pages where shared memory may have them.
+    Ordinary,
+}
+
+/// A file in memory, mapped as a whole, and unmapped with the last of its parts.
+#[derive(Debug)]
+pub struct Arena {
+    /// Begins at the first huge page inside of it.
+    region: Region,
+    start: NonNull<u8>,
+    bytes: usize,
+    file: OwnedFd,
+}
+
+// SAFETY: an arena gives out its bytes only as `Mapping`s, which make their own claim.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Maps a new memfd of `bytes` zeros (rounded up to whole huge pages), not yet backed by memory,
+    /// whose size nobody can change.
+    ///
+    /// # Errors
+    /// [`MappingError::Refused`]: too large, or the kernel has no huge page pool.
+    pub fn new(bytes: usize, pages: Pages) -> Result<Arc<Self>, MappingError> {
+        let bytes = bytes
+            .checked_next_multiple_of(HUGE_PAGE)
+            .ok_or(MappingError::TooLarge { len: bytes, entry: 1 })?;
+        let flags = match pages {
+            Pages::Pool => libc::MFD_HUGETLB,
+            Pages::Ordinary => 0,
+        };
+        let refused = |source| MappingError::Refused { bytes, source };
+        let file = memfd(flags, bytes).map_err(refused)?;
+        Self::map(file, bytes)
+    }
+
+    /// Maps a file that [`Arena::file`] gave out, here or in an earlier process. Nobody may shrink
+    /// it while it is mapped; a memfd of ours is sealed against that.
+    ///
+    /// # Errors
+    /// [`MappingError::Refused`] says what the kernel has against it.
+    pub fn of_file(file: OwnedFd) -> Result<Arc<Self>, MappingError> {
+        let file = std::fs::File::from(file);
+        let len = file.metadata().map(|metadata| metadata.len());
+        let len = len.map_err(|source| MappingError::Refused { bytes: 0, source })?;
+        let bytes = usize::try_from(len)
+            .map_err(|_| MappingError::TooLarge { len: usize::MAX, entry: 1 })?;
+        Self::map(file.into(), bytes)
+    }
+
+    fn map(file: OwnedFd, bytes: usize) -> Result<Arc<Self>, MappingError> {
+        let refused = |source| MappingError::Refused { bytes, source };
+        let reserved =
+            bytes.checked_add(HUGE_PAGE).ok_or(MappingError::TooLarge { len: bytes, entry: 1 })?;
+        // Addresses first, so that the file can begin at a huge page.
+        let region = Region::reserve(reserved).map_err(refused)?;
+        let skipped = region.start().addr().get().wrapping_neg() % HUGE_PAGE;
+        region.place(file.as_fd(), skipped, bytes).map_err(refused)?;
+        // A kernel without transparent huge pages says EINVAL; small pages work too, only slower.
+        let _ = region.advise(skipped, bytes, libc::MADV_HUGEPAGE);
+        // SAFETY: `skipped < HUGE_PAGE`, and `bytes + HUGE_PAGE` were reserved.
+        let start = unsafe { region.start().add(skipped) };
+        Ok(Arc::new(Self { region, start, bytes, file }))
+    }
+
+    /// The file, to be given to another process.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Bytes of the file.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// `len` values from `offset` bytes on, which must be a whole number of pages.
+    ///
+    /// # Errors
+    /// [`MappingError::Outside`] when they do not lie inside.
+    pub fn part<T: Shareable>(
+        self: &Arc<Self>,
+        offset: usize,
+        len: usize,
+    ) -> Result<Mapping<T>, MappingError> {
+        const { Mapping::<T>::FITS };
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or(MappingError::TooLarge { len, entry: size_of::<T>() })?;
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        if !inside || !offset.is_multiple_of(PAGE) {
+            return Err(MappingError::Outside { offset, bytes, arena: self.bytes });
+        }
+        // SAFETY: the part was just found to lie inside the mapping.
+        let start = unsafe { self.start.add(offset) }.cast();
+        Ok(Mapping { start, len, arena: Arc::clone(self) })
+    }
+}
+
+/// A memfd of `bytes` zeros, sealed against another size.
+fn memfd(flags: libc::c_uint, bytes: usize) -> io::Result<OwnedFd> {
+    let len = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags;
+    // SAFETY: the name is a C string literal.
+    let fd = check(unsafe { libc::memfd_create(c"holdfast-table".as_ptr(), flags) })?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::ftruncate(file.as_raw_fd(), len) })?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })?;
+    Ok(file)
+}
+
+/// A slice of `T` inside an [`Arena`].
+pub struct Mapping<T: Shareable> {
     start: NonNull<T>,
     len: usize,
     /// Keeps the memory mapped.
-    _region: Region,
+    arena: Arc<Arena>,
 }
 
-// SAFETY: the mapping owns its `T`s like a `Box<[T]>`.
-unsafe impl<T: Zeroable + Send> Send for Mapping<T> {}
-// SAFETY: `&Mapping<T>` gives out `&[T]` only.
-unsafe impl<T: Zeroable + Sync> Sync for Mapping<T> {}
+// SAFETY: `&Mapping<T>` gives out `&[T]` only, and `Shareable` types are `Sync`.
+unsafe impl<T: Shareable> Send for Mapping<T> {}
+// SAFETY: as above.
+unsafe impl<T: Shareable> Sync for Mapping<T> {}
 
-impl<T: Zeroable> Mapping<T> {
+impl<T: Shareable> Mapping<T> {
     const FITS: () = {
         assert!(align_of::<T>() <= PAGE, "a mapping is aligned to a page only");
         assert!(!needs_drop::<T>(), "a mapping is freed without dropping its entries");
     };
 
-    /// Maps `len` zeroed entries.
+    /// `len` zeroed entries in an arena of their own, backed by memory.
     ///
     /// # Errors
     /// [`MappingError`] when the size is impossible or the kernel has no memory.
     pub fn zeroed(len: usize) -> Result<Self, MappingError> {
-        const { Self::FITS };
-        let too_large = || MappingError::TooLarge { len, entry: size_of::<T>() };
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(too_large)?.max(1);
-        // Room to begin at a huge page; what lies before it is never touched, so it costs nothing.
-        let slack = if bytes >= HUGE_PAGE { HUGE_PAGE } else { 0 };
-        let reserved = bytes.checked_add(slack).ok_or_else(too_large)?;
-        let refused = |source| MappingError::Refused { len, bytes, source };
-        let region = Region::anonymous(reserved).map_err(refused)?;
-        let skipped = region.start().addr().get().wrapping_neg() % slack.max(1);
-        // A kernel without transparent huge pages says EINVAL; small pages work too, only slower.
-        let _ = region.advise(skipped, bytes, libc::MADV_HUGEPAGE);
-        region.advise(skipped, bytes, libc::MADV_POPULATE_WRITE).map_err(refused)?;
-        // SAFETY: `skipped < slack`, and `bytes + slack` were mapped.
-        let start = unsafe { region.start().add(skipped) }.cast();
-        Ok(Self { start, len, _region: region })
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or(MappingError::TooLarge { len, entry: size_of::<T>() })?;
+        let part = Arena::new(bytes.max(1), Pages::Ordinary)?.part(0, len)?;
+        part.populate()?;
+        Ok(part)
+    }
+
+    /// Backs all of it with memory, so that no access faults. May be called while it is in use.
+    ///
+    /// # Errors
+    /// [`MappingError::Refused`] when there is too little.
+    pub fn populate(&self) -> Result<(), MappingError> {
+        let bytes = self.len * size_of::<T>();
+        let region = &self.arena.region;
+        let offset = self.start.addr().get() - region.start().addr().get();
+        region
+            .advise(offset, bytes, libc::MADV_POPULATE_WRITE)
+            .map_err(|source| MappingError::Refused { bytes, source })
     }
 }
 
-impl<T: Zeroable> Deref for Mapping<T> {
+impl<T: Shareable> Deref for Mapping<T> {
     type Target = [T];
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: `zeroed` mapped `len` entries at `start`, aligned to a page (`FITS`), as zeros,
-        // which are valid (`Zeroable`); they change only through `&T` and live as long as `self`.
+        // SAFETY: `Arena::part` found `len` entries at `start` inside the mapping, aligned to a page
+        // (`FITS`); whatever is there is valid (`Shareable`), changes only through atomics, and
+        // stays mapped as long as `self.arena`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
-impl<T: Zeroable> std::fmt::Debug for Mapping<T> {
+impl<T: Shareable> std::fmt::Debug for Mapping<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Mapping").field("len", &self.len).finish_non_exhaustive()
     }
@@ -179,7 +321,7 @@ mod tests {
 
     use super::*;
 
-    zeroable_struct! {
+    shareable_struct! {
         #[repr(C, align(64))]
         struct Entry {
             small: AtomicU8,
@@ -219,5 +361,33 @@ mod tests {
         assert!(matches!(too_large, MappingError::TooLarge { .. }), "{too_large}");
         let refused = Mapping::<Line>::zeroed(1 << 50).unwrap_err();
         assert!(refused.to_string().contains("smaller tables"), "{refused}");
+    }
+
+    #[test]
+    fn parts_lie_inside_their_arena_and_begin_at_a_page() {
+        let arena = Arena::new(1, Pages::Ordinary).unwrap();
+        assert_eq!(arena.bytes(), HUGE_PAGE);
+        let lines = HUGE_PAGE / 64;
+        assert!(arena.part::<Line>(0, lines).is_ok());
+        assert!(arena.part::<Line>(PAGE, lines - PAGE / 64).is_ok());
+        for (offset, len) in [(0, lines + 1), (PAGE, lines), (64, 1), (HUGE_PAGE + PAGE, 0)] {
+            let outside = arena.part::<Line>(offset, len).unwrap_err();
+            assert!(matches!(outside, MappingError::Outside { .. }), "{offset} {len}: {outside}");
+        }
+        assert!(arena.part::<Line>(usize::MAX - PAGE + 1, 64).is_err());
+        assert!(matches!(arena.part::<Line>(0, usize::MAX), Err(MappingError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_file_is_mapped_again_with_what_was_written_and_cannot_be_shrunk() {
+        let arena = Arena::new(1, Pages::Ordinary).unwrap();
+        let words = arena.part::<AtomicU64>(0, 8).unwrap();
+        words.last().unwrap().store(7, Relaxed);
+        let file = std::fs::File::from(arena.file().try_clone_to_owned().unwrap());
+        assert!(file.set_len(0).is_err() && file.set_len(1 << 30).is_err());
+        drop((arena, words));
+        let again = Arena::of_file(file.into()).unwrap().part::<AtomicU64>(0, 8).unwrap();
+        again.populate().unwrap();
+        assert_eq!(again.last().unwrap().load(Relaxed), 7);
     }
 }

@@ -91,6 +91,7 @@ pub(super) fn get_option<T: Plain>(
 }
 
 /// A memory mapping, unmapped when dropped.
+#[derive(Debug)]
 pub(super) struct Region {
     start: NonNull<u8>,
     len: usize,
@@ -103,9 +104,25 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Maps `len` bytes of zeros that are not yet backed by memory.
-    pub(super) fn anonymous(len: usize) -> io::Result<Self> {
-        Self::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
+    /// Takes `len` bytes of address space, without memory or access.
+    pub(super) fn reserve(len: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        Self::map(len, libc::PROT_NONE, flags, -1, 0)
+    }
+
+    /// Maps the first `len` bytes of `file`, shared, at `offset` (a whole number of pages) of this
+    /// reserved space. They are not yet backed by memory.
+    pub(super) fn place(&self, file: BorrowedFd<'_>, offset: usize, len: usize) -> io::Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // SAFETY: `offset + len <= self.len`, so the pointer stays inside our own mapping.
+        let at = unsafe { self.start.add(offset) }.as_ptr().cast();
+        // SAFETY: what is replaced is our own reserved space, which nobody has had access to.
+        let start = unsafe { libc::mmap(at, len, access, flags, file.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Maps `len` bytes of `file` from `offset`, shared and backed by memory at once.
@@ -114,11 +131,18 @@ impl Region {
         len: usize,
         offset: libc::off_t,
     ) -> io::Result<Self> {
-        Self::map(len, libc::MAP_SHARED | libc::MAP_POPULATE, file.as_raw_fd(), offset)
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        Self::map(len, access, flags, file.as_raw_fd(), offset)
     }
 
-    fn map(len: usize, flags: c_int, fd: c_int, offset: libc::off_t) -> io::Result<Self> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
+    fn map(
+        len: usize,
+        access: c_int,
+        flags: c_int,
+        fd: c_int,
+        offset: libc::off_t,
+    ) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), len, access, flags, fd, offset) };
         if start == libc::MAP_FAILED {

@@ -10,7 +10,8 @@ use etherparse::{
 };
 use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
 use holdfast::flow::Protocol;
-use holdfast::flow::table::{FlowTable, TableSecret};
+use holdfast::flow::table::{Families, FlowTable};
+use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{
     BackendId, BackendIndex, BackendSpec, Forward, ForwardingTable, NextHop, PortIndex, Ports,
@@ -285,7 +286,7 @@ impl Rig {
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
-            .map(|_| Arc::new(FlowTable::new(flows, secret.clone()).unwrap()))
+            .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;

@@ -1,0 +1,389 @@
+//! The part of a flow table that holds the flows of one address family.
+//!
+//! Everything here may be called by any thread; what only the writer may do is in
+//! [`writer`](super::writer).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::bucket::{self, Places, tag_of};
+use super::entry::{self, Entry, Pin, State, Track};
+use super::layout::{HEADER_LINES, Span};
+use super::table::Slot;
+use super::tuple::{TAIL, Tuple};
+use crate::forwarding::NextHop;
+use crate::units::Ticks;
+use crate::xdp::cpu;
+use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Shareable};
+
+crate::shareable_struct! {
+    /// An IPv4 flow: hop, both addresses, tail, place. Two to a line.
+    #[derive(Debug)]
+    #[repr(C, align(32))]
+    pub(super) struct EntryV4 {
+        words: [AtomicU64; 4],
+    }
+}
+
+/// An IPv6 flow: hop, client's address (2), VIP's address (2), tail, place, and a word that is not
+/// used.
+pub(super) type EntryV6 = Line;
+
+/// The words of an entry that both families have.
+pub(super) struct Common<'e> {
+    pub hop: &'e AtomicU64,
+    pub tail: &'e AtomicU64,
+    pub place: &'e AtomicU64,
+}
+
+/// What differs between the families: how a tuple lies in an entry.
+pub(super) trait Family {
+    /// A flow.
+    type Entry: Shareable;
+    /// The words of its [`Tuple`].
+    type Words: Copy + PartialEq;
+    /// Set in the [`Slot`]s of this family.
+    const FLAG: u32;
+    /// Its word in the second line of the header.
+    const MARK: usize;
+
+    fn common(entry: &Self::Entry) -> Common<'_>;
+    /// The tuple of an entry; all zeros in a free one, but for the word that `link` is.
+    fn words(entry: &Self::Entry) -> Self::Words;
+    fn holds(entry: &Self::Entry, words: &Self::Words) -> bool;
+    /// Writes the addresses, not the tail.
+    fn set_addresses(entry: &Self::Entry, words: &Self::Words);
+    /// Of a free entry: the number of the next free one, plus 1. Lies where an address will be, which
+    /// no other thread writes.
+    fn link(entry: &Self::Entry) -> &AtomicU64;
+    fn tuple(words: Self::Words) -> Tuple;
+    fn tail(words: &Self::Words) -> u64;
+}
+
+/// IPv4.
+#[derive(Debug)]
+pub(super) struct V4;
+/// IPv6.
+#[derive(Debug)]
+pub(super) struct V6;
+
+// Relaxed, here and below: the callers order these accesses, where it matters, by the version.
+use Ordering::Relaxed;
+
+impl Family for V4 {
+    type Entry = EntryV4;
+    type Words = [u64; 2];
+    const FLAG: u32 = 0;
+    const MARK: usize = 0;
+
+    #[inline]
+    fn common(entry: &EntryV4) -> Common<'_> {
+        let [hop, _, tail, place] = &entry.words;
+        Common { hop, tail, place }
+    }
+
+    #[inline]
+    fn words(entry: &EntryV4) -> [u64; 2] {
+        let [_, addresses, tail, _] = &entry.words;
+        [addresses.load(Relaxed), tail.load(Relaxed) & TAIL]
+    }
+
+    #[inline]
+    fn holds(entry: &EntryV4, words: &[u64; 2]) -> bool {
+        let ([a, t], [b, u]) = (Self::words(entry), *words);
+        (a ^ b) | (t ^ u) == 0
+    }
+
+    #[inline]
+    fn set_addresses(entry: &EntryV4, words: &[u64; 2]) {
+        let ([_, addresses, ..], [value, _]) = (&entry.words, *words);
+        addresses.store(value, Relaxed);
+    }
+
+    #[inline]
+    fn link(entry: &EntryV4) -> &AtomicU64 {
+        let [_, link, ..] = &entry.words;
+        link
+    }
+
+    #[inline]
+    fn tuple(words: [u64; 2]) -> Tuple {
+        Tuple::V4(words)
+    }
+
+    #[inline]
+    fn tail(&[_, tail]: &[u64; 2]) -> u64 {
+        tail
+    }
+}
+
+impl Family for V6 {
+    type Entry = EntryV6;
+    type Words = [u64; 5];
+    const FLAG: u32 = 1 << 31;
+    const MARK: usize = 1;
+
+    #[inline]
+    fn common(entry: &EntryV6) -> Common<'_> {
+        let [hop, _, _, _, _, tail, place, _] = &entry.words;
+        Common { hop, tail, place }
+    }
+
+    #[inline]
+    fn words(entry: &EntryV6) -> [u64; 5] {
+        let [_, c0, c1, v0, v1, tail, ..] = &entry.words;
+        let [c0, c1, v0, v1] = [c0, c1, v0, v1].map(|word| word.load(Relaxed));
+        [c0, c1, v0, v1, tail.load(Relaxed) & TAIL]
+    }
+
+    #[inline]
+    fn holds(entry: &EntryV6, words: &[u64; 5]) -> bool {
+        let ([a, b, c, d, e], [v, w, x, y, z]) = (Self::words(entry), *words);
+        (a ^ v) | (b ^ w) | (c ^ x) | (d ^ y) | (e ^ z) == 0
+    }
+
+    #[inline]
+    fn set_addresses(entry: &EntryV6, words: &[u64; 5]) {
+        let ([_, c0, c1, v0, v1, ..], [a, b, c, d, _]) = (&entry.words, *words);
+        for (word, value) in [(c0, a), (c1, b), (v0, c), (v1, d)] {
+            word.store(value, Relaxed);
+        }
+    }
+
+    #[inline]
+    fn link(entry: &EntryV6) -> &AtomicU64 {
+        let [_, link, ..] = &entry.words;
+        link
+    }
+
+    #[inline]
+    fn tuple(words: [u64; 5]) -> Tuple {
+        Tuple::V6(words)
+    }
+
+    #[inline]
+    fn tail(&[.., tail]: &[u64; 5]) -> u64 {
+        tail
+    }
+}
+
+/// Buckets and entries of one family.
+#[derive(Debug)]
+pub(super) struct FamilyTable<F: Family> {
+    pub(super) buckets: Mapping<Line>,
+    pub(super) entries: Mapping<F::Entry>,
+    /// The `birth` word of each entry: apart, as packets do not want it.
+    pub(super) births: Mapping<AtomicU64>,
+    header: Mapping<Line>,
+}
+
+impl<F: Family> FamilyTable<F> {
+    /// Over a part of the arena, which is not yet backed by memory.
+    pub(super) fn new(arena: &Arc<Arena>, span: &Span) -> Result<Self, MappingError> {
+        Ok(Self {
+            buckets: arena.part(span.buckets_at, span.buckets)?,
+            entries: arena.part(span.entries_at, span.entries)?,
+            births: arena.part(span.births_at, span.entries)?,
+            header: arena.part(0, HEADER_LINES)?,
+        })
+    }
+
+    /// Entries from here on were never used. Kept in the header, so that nobody reads (and thereby
+    /// makes the kernel find memory for) what is empty.
+    pub(super) fn ever_used(&self) -> u32 {
+        // Relaxed: a bound for the one writer.
+        let mark = self.mark().map_or(0, |mark| mark.load(Relaxed));
+        u32::try_from(mark).unwrap_or(u32::MAX).min(self.capacity())
+    }
+
+    /// Moves that bound; the writer only, before it uses the entry.
+    pub(super) fn set_ever_used(&self, entries: u32) {
+        if let Some(mark) = self.mark() {
+            mark.store(entries.into(), Relaxed);
+        }
+    }
+
+    fn mark(&self) -> Option<&AtomicU64> {
+        self.header.get(1)?.words.get(F::MARK)
+    }
+
+    pub(super) fn capacity(&self) -> u32 {
+        u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn populate(&self) -> Result<(), MappingError> {
+        self.buckets.populate()?;
+        self.entries.populate()?;
+        self.births.populate()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.buckets) + size_of_val(&*self.entries) + size_of_val(&*self.births)
+    }
+
+    #[inline]
+    pub(super) fn entry(&self, number: u32) -> Option<&F::Entry> {
+        self.entries.get(number as usize)
+    }
+
+    #[inline]
+    pub(super) fn prefetch_bucket(&self, hash: u64) {
+        if let Some(line) = self.buckets.get(self.first_bucket(hash)) {
+            cpu::prefetch(line);
+        }
+    }
+
+    #[inline]
+    pub(super) fn prefetch_entry(&self, hash: u64) -> Option<Slot> {
+        let (first, tag) = (self.first_bucket(hash), tag_of(hash));
+        let line = self.buckets.get(first)?;
+        if let Some(number) = Places::with(line, tag).first(line) {
+            cpu::prefetch(self.entry(number)?);
+            return Some(Slot::new::<F>(number));
+        }
+        if let Some(line) = self.buckets.get(self.other_bucket(first, tag)) {
+            cpu::prefetch(line);
+        }
+        None
+    }
+
+    #[inline]
+    pub(super) fn prefetch_entry_elsewhere(&self, hash: u64) -> Option<Slot> {
+        let tag = tag_of(hash);
+        let line = self.buckets.get(self.other_bucket(self.first_bucket(hash), tag))?;
+        let number = Places::with(line, tag).first(line)?;
+        cpu::prefetch(self.entry(number)?);
+        Some(Slot::new::<F>(number))
+    }
+
+    /// The entry of a tuple, and where it is named.
+    pub(super) fn find(&self, words: &F::Words, hash: u64) -> Option<Found> {
+        let (first, tag) = (self.first_bucket(hash), tag_of(hash));
+        let other = || self.find_in(self.other_bucket(first, tag), words, tag);
+        self.find_in(first, words, tag).or_else(other)
+    }
+
+    #[inline]
+    fn find_in(&self, bucket: usize, words: &F::Words, tag: u16) -> Option<Found> {
+        let line = self.buckets.get(bucket)?;
+        let holds = |number| self.entry(number).is_some_and(|entry| F::holds(entry, words));
+        let (place, number) = bucket::find(line, tag, holds)?;
+        Some(Found { bucket, place, number })
+    }
+
+    /// As [`FamilyTable::find`], for who has a hint where the entry may be; with what it says, which
+    /// only the writer may take for whole.
+    #[inline]
+    pub(super) fn find_at(&self, words: &F::Words, hash: u64, hint: Slot) -> Option<(Slot, Track)> {
+        if let Some(entry) = self.entry(hint.number())
+            && F::holds(entry, words)
+        {
+            return Some((hint, track_of::<F>(entry)));
+        }
+        let number = self.find(words, hash)?.number;
+        Some((Slot::new::<F>(number), track_of::<F>(self.entry(number)?)))
+    }
+
+    /// A consistent copy of an entry; `None` if it is free, or changes all the time.
+    pub(super) fn read(&self, number: u32) -> Option<Entry> {
+        let (entry, birth) = (self.entry(number)?, self.births.get(number as usize)?);
+        for _ in 0..8 {
+            // Acquire pairs with the release store that ends a write: the words below are at
+            // least as new as this version.
+            let before = birth.load(Ordering::Acquire);
+            let (words, track) = (F::words(entry), track_of::<F>(entry));
+            // The loads above are done before the version is looked at again.
+            fence(Ordering::Acquire);
+            if before & 1 == 0 && birth.load(Relaxed) == before {
+                // A free entry has no protocol.
+                let used = F::tail(&words) != 0;
+                let pin = Pin::from_words(track, before);
+                return used.then(|| Entry { key: F::tuple(words).key(), pin });
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    /// The entry of a tuple, for threads other than the writer's.
+    pub(super) fn lookup(&self, words: &F::Words, hash: u64) -> Option<(Slot, Pin)> {
+        // A flow that moves from its other bucket to its first, between the two looks, is missed by
+        // both: the first is looked at again.
+        let again = || self.find_in(self.first_bucket(hash), words, tag_of(hash));
+        let number = self.find(words, hash).or_else(again)?.number;
+        let entry = self.read(number)?;
+        // It may have changed hands between finding and reading.
+        let same = Tuple::from(entry.key) == F::tuple(*words);
+        same.then_some((Slot::new::<F>(number), entry.pin))
+    }
+
+    pub(super) fn touch(&self, number: u32, track: &Track, now: Ticks) {
+        if let Some(entry) = self.entry(number) {
+            let place = F::common(entry).place;
+            let new = track.with_last_seen(now).place;
+            // A time publishes nothing. A lost race means that somebody else touched it.
+            let _ = place.compare_exchange(track.place, new, Relaxed, Relaxed);
+        }
+    }
+
+    pub(super) fn change_hop(&self, number: u32, track: &Track, hop: &NextHop) {
+        if let Some(entry) = self.entry(number) {
+            let new = track.with_hop(hop).hop;
+            // A way back publishes nothing, and stands for itself.
+            let _ = F::common(entry).hop.compare_exchange(track.hop, new, Relaxed, Relaxed);
+        }
+    }
+
+    pub(super) fn change_state(
+        &self,
+        number: u32,
+        words: &F::Words,
+        track: &Track,
+        set: State,
+        clear: State,
+    ) {
+        let Some(entry) = self.entry(number) else { return };
+        let tail = F::common(entry).tail;
+        let mut old = F::tail(words) | track.tail;
+        // A few tries: the only competitors are other state changes.
+        for _ in 0..4 {
+            let new = (old | u64::from(set.0) << entry::STATE_SHIFT)
+                & !(u64::from(clear.0) << entry::STATE_SHIFT);
+            // State bits publish nothing.
+            match tail.compare_exchange(old, new, Relaxed, Relaxed) {
+                Err(now) if now & !entry::STATE == old & !entry::STATE => old = now,
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn first_bucket(&self, hash: u64) -> usize {
+        let bucket = (u128::from(hash) * self.buckets.len() as u128) >> 64;
+        usize::try_from(bucket).unwrap_or_default()
+    }
+
+    /// The other bucket of a flow, from either of them: `other(other(b)) == b`.
+    #[inline]
+    pub(super) fn other_bucket(&self, bucket: usize, tag: u16) -> usize {
+        let n = self.buckets.len();
+        let mixed = (u64::from(u32::from(tag).wrapping_mul(0x9e37_79b1)) * n as u64) >> 32;
+        let sum = usize::try_from(mixed).unwrap_or_default();
+        if sum >= bucket { sum - bucket } else { sum + n - bucket }
+    }
+}
+
+/// Where an entry is, and which place of which bucket names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    pub bucket: usize,
+    pub place: u32,
+    pub number: u32,
+}
+
+/// What an entry says besides its tuple.
+#[inline]
+pub(super) fn track_of<F: Family>(entry: &F::Entry) -> Track {
+    let Common { hop, tail, place } = F::common(entry);
+    Track { hop: hop.load(Relaxed), tail: tail.load(Relaxed) & !TAIL, place: place.load(Relaxed) }
+}

@@ -1,0 +1,283 @@
+//! A five-tuple as packets carry it and flow tables keep it: packed words, by family.
+//!
+//! ```text
+//! V4   client:32 vip:32                         tail
+//! V6   client:128           vip:128             tail
+//! tail client port:16 vip port:16 (state:8 owner:8 stamp:8) protocol:8
+//! ```
+//!
+//! The bits in brackets belong to a table's entries, and are 0 in a tuple. All fields are numbers
+//! (host byte order), so two tuples are the same flow if and only if their words are equal.
+
+use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
+
+use super::{Address, FlowKey, Protocol};
+use crate::forwarding::ListenKey;
+
+/// A five-tuple. "Client" is who sent the packet, and "vip" to whom, as long as nobody has looked
+/// which way the packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tuple {
+    /// Both addresses are IPv4.
+    V4([u64; 2]),
+    /// Both addresses are IPv6.
+    V6([u64; 5]),
+}
+
+/// The part of a tail word that is a tuple's.
+pub(super) const TAIL: u64 = 0xffff_ffff_0000_00ff;
+/// The part of it that is the VIP's: port and protocol.
+const VIP_TAIL: u64 = 0x0000_ffff_0000_00ff;
+
+/// The tail word, from the four bytes in which TCP and UDP headers begin.
+#[inline]
+const fn tail(ports: [u8; 4], protocol: Protocol) -> u64 {
+    (u32::from_be_bytes(ports) as u64) << 32 | protocol as u64
+}
+
+impl Tuple {
+    /// From the bytes of packet headers: source and destination address, source and destination
+    /// port.
+    #[inline]
+    pub const fn v4(addresses: [u8; 8], ports: [u8; 4], protocol: Protocol) -> Self {
+        Self::V4([u64::from_be_bytes(addresses), tail(ports, protocol)])
+    }
+
+    /// The same for IPv6.
+    #[inline]
+    pub const fn v6(
+        source: [u8; 16],
+        destination: [u8; 16],
+        ports: [u8; 4],
+        protocol: Protocol,
+    ) -> Self {
+        let (source, destination) = (Address::from_v6(source), Address::from_v6(destination));
+        let tail = tail(ports, protocol);
+        Self::V6([source.high, source.low, destination.high, destination.low, tail])
+    }
+
+    #[inline]
+    const fn tail(&self) -> u64 {
+        match self {
+            Self::V4([_, tail]) | Self::V6([.., tail]) => *tail,
+        }
+    }
+
+    /// TCP or UDP.
+    #[inline]
+    pub const fn protocol(&self) -> Protocol {
+        // Every tuple was made with one of the two.
+        if self.tail() & 0xff == Protocol::Udp as u64 { Protocol::Udp } else { Protocol::Tcp }
+    }
+
+    /// Whether the addresses are IPv4.
+    #[inline]
+    pub const fn is_v4(&self) -> bool {
+        matches!(self, Self::V4(_))
+    }
+
+    /// The same with nothing but the destination: equal for all packets to one VIP and port.
+    #[inline]
+    #[must_use]
+    pub const fn destination(&self) -> Self {
+        match *self {
+            Self::V4([addresses, tail]) => Self::V4([addresses & 0xffff_ffff, tail & VIP_TAIL]),
+            Self::V6([_, _, high, low, tail]) => Self::V6([0, 0, high, low, tail & VIP_TAIL]),
+        }
+    }
+
+    /// The destination as something that a VIP may listen on.
+    #[inline]
+    pub const fn listen_key(&self) -> ListenKey {
+        let key = self.key();
+        ListenKey { address: key.vip, port: key.vip_port, protocol: key.protocol }
+    }
+
+    /// The source as something that a NAT backend may answer from.
+    #[inline]
+    pub const fn reply_key(&self) -> ListenKey {
+        let key = self.key();
+        ListenKey { address: key.client, port: key.client_port, protocol: key.protocol }
+    }
+
+    /// Whether source or destination port is 0.
+    #[inline]
+    pub const fn has_zero_port(&self) -> bool {
+        let tail = self.tail();
+        tail >> 48 == 0 || tail & 0xffff_0000_0000 == 0
+    }
+
+    /// Taken apart.
+    #[inline]
+    pub const fn key(&self) -> FlowKey {
+        let (client, vip) = match *self {
+            Self::V4([addresses, _]) => (v4_address(addresses >> 32), v4_address(addresses)),
+            Self::V6([c0, c1, v0, v1, _]) => {
+                (Address { high: c0, low: c1 }, Address { high: v0, low: v1 })
+            }
+        };
+        let [c0, c1, v0, v1, ..] = self.tail().to_be_bytes();
+        FlowKey {
+            client,
+            vip,
+            client_port: u16::from_be_bytes([c0, c1]),
+            vip_port: u16::from_be_bytes([v0, v1]),
+            protocol: self.protocol(),
+        }
+    }
+}
+
+/// The last 32 bits as an IPv4 address.
+#[inline]
+const fn v4_address(word: u64) -> Address {
+    let [.., a, b, c, d] = word.to_be_bytes();
+    Address::from_v4([a, b, c, d])
+}
+
+impl From<FlowKey> for Tuple {
+    /// A key whose addresses are of two families has no packet; it becomes one that none has.
+    #[inline]
+    fn from(key: FlowKey) -> Self {
+        let FlowKey { client, vip, client_port, vip_port, protocol } = key;
+        let tail =
+            u64::from(client_port) << 48 | u64::from(vip_port) << 32 | u64::from(protocol as u8);
+        if client.is_v4() && vip.is_v4() {
+            return Self::V4([client.low << 32 | vip.low & 0xffff_ffff, tail]);
+        }
+        Self::V6([client.high, client.low, vip.high, vip.low, tail])
+    }
+}
+
+/// A tuple with its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HashedKey {
+    /// The five-tuple.
+    pub tuple: Tuple,
+    pub(super) hash: u64,
+}
+
+impl HashedKey {
+    /// A place holder that no table has.
+    pub const NONE: Self = Self { tuple: Tuple::V4([0; 2]), hash: 0 };
+
+    /// The five-tuple, taken apart.
+    #[inline]
+    pub const fn key(&self) -> FlowKey {
+        self.tuple.key()
+    }
+
+    /// TCP or UDP.
+    #[inline]
+    pub const fn protocol(&self) -> Protocol {
+        self.tuple.protocol()
+    }
+}
+
+/// The secret of the flow tables of one process. Attackers who do not know it cannot aim flows at
+/// one bucket.
+#[derive(Debug, Clone)]
+pub struct TableSecret {
+    seed: u64,
+    secrets: RapidSecrets,
+}
+
+impl TableSecret {
+    /// From a random seed.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, secrets: RapidSecrets::seed(seed) }
+    }
+
+    /// The seed that it was made from.
+    pub(super) const fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Hashes a tuple: rapidhash v3 of its words. All tables of a process share one secret, so a
+    /// hash serves to look into any of them.
+    #[inline]
+    pub fn hash(&self, tuple: Tuple) -> HashedKey {
+        let hash = match &tuple {
+            Tuple::V4(words) => self.hash_words::<16>(words),
+            Tuple::V6(words) => self.hash_words::<40>(words),
+        };
+        HashedKey { tuple, hash }
+    }
+
+    #[inline]
+    fn hash_words<const BYTES: usize>(&self, words: &[u64]) -> u64 {
+        let mut bytes = [0; BYTES];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        rapidhash_v3_seeded(&bytes, &self.secrets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> Vec<FlowKey> {
+        let v4 = |bytes| Address::from_v4(bytes);
+        let v6 = |byte| Address::from_v6([byte; 16]);
+        [(v4([192, 0, 2, 1]), v4([255; 4])), (v6(0xff), v6(0x20)), (v6(0), v6(1))]
+            .into_iter()
+            .flat_map(|(client, vip)| {
+                [Protocol::Tcp, Protocol::Udp].into_iter().flat_map(move |protocol| {
+                    [(0xffff, 1), (1, 0xffff), (0, 0)].map(|(client_port, vip_port)| FlowKey {
+                        client,
+                        vip,
+                        client_port,
+                        vip_port,
+                        protocol,
+                    })
+                })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn keys_there_and_back() {
+        for key in keys() {
+            let tuple = Tuple::from(key);
+            assert_eq!((tuple.key(), tuple.protocol()), (key, key.protocol));
+            assert_eq!(tuple.is_v4(), key.client.is_v4());
+            assert_eq!(tuple.listen_key().address, key.vip);
+            assert_eq!(
+                (tuple.reply_key().address, tuple.reply_key().port),
+                (key.client, key.client_port)
+            );
+            assert_eq!(tuple.has_zero_port(), key.vip_port == 0);
+        }
+    }
+
+    #[test]
+    fn different_keys_are_different_words_and_hashes() {
+        let secret = TableSecret::new(1);
+        let hashed: Vec<HashedKey> =
+            keys().into_iter().map(|key| secret.hash(key.into())).collect();
+        for (at, one) in hashed.iter().enumerate() {
+            for other in hashed.iter().skip(at + 1) {
+                assert_ne!(one.tuple, other.tuple);
+                assert_ne!(one.hash, other.hash);
+            }
+        }
+    }
+
+    #[test]
+    fn the_destination_is_equal_for_all_clients_and_only_then() {
+        let key = FlowKey {
+            client: Address::from_v4([198, 18, 0, 1]),
+            vip: Address::from_v4([192, 0, 2, 10]),
+            client_port: 1000,
+            vip_port: 80,
+            protocol: Protocol::Tcp,
+        };
+        let of = |key: FlowKey| Tuple::from(key).destination();
+        let client = Address::from_v4([198, 18, 255, 255]);
+        assert_eq!(of(key), of(FlowKey { client, client_port: 2, ..key }));
+        assert_ne!(of(key), of(FlowKey { vip_port: 81, ..key }));
+        assert_ne!(of(key), of(FlowKey { vip: client, ..key }));
+        assert_ne!(of(key), of(FlowKey { protocol: Protocol::Udp, ..key }));
+    }
+}
