@@ -53,7 +53,8 @@ impl Batch {
     /// The packets that no stage has dropped, in order.
     #[inline]
     pub fn in_flight(&mut self) -> impl Iterator<Item = &mut Packet> {
-        self.packets.iter_mut().take(self.len).filter(|packet| packet.frame.is_some())
+        let packets = self.packets.get_mut(..self.len).unwrap_or_default();
+        packets.iter_mut().filter(|packet| packet.frame.is_some())
     }
 }
 

@@ -29,7 +29,7 @@ impl LastVip {
 ///
 /// # Errors
 /// [`Drop::NoVip`].
-#[inline]
+#[inline(always)]
 pub fn classify(
     packet: &mut Packet,
     tuple: Tuple,
@@ -37,12 +37,11 @@ pub fn classify(
     secret: &TableSecret,
     last: &mut LastVip,
 ) -> Result<(), Drop> {
-    let destination = tuple.destination();
-    if destination != last.destination {
+    if !tuple.goes_to(&last.destination) {
         let Some(vip) = table.listener(tuple.listen_key()) else {
             return classify_reply(packet, tuple, table, secret);
         };
-        *last = LastVip { destination, vip };
+        *last = LastVip { destination: tuple.destination(), vip };
     }
     packet.vip = last.vip;
     packet.way = Way::ToBackend;

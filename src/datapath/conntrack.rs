@@ -110,13 +110,13 @@ impl Conntrack {
     }
 
     /// Asks for the first line that a packet's look-up will need.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch_bucket(&self, packet: &Packet) {
         self.writer.table().prefetch_bucket(&packet.flow);
     }
 
     /// Asks for the other lines, for all packets before any is looked up.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch(&self, batch: &mut Batch) {
         let table = self.writer.table();
         let mut elsewhere = ArrayVec::<&mut Packet, BATCH>::new();
@@ -136,7 +136,7 @@ impl Conntrack {
     ///
     /// # Errors
     /// [`Miss`] when there is no pin.
-    #[inline]
+    #[inline(always)]
     pub fn track<'t>(
         &mut self,
         packet: &mut Packet,
@@ -149,7 +149,7 @@ impl Conntrack {
     }
 
     /// A packet from a client.
-    #[inline]
+    #[inline(always)]
     fn track_request<'t>(
         &mut self,
         packet: &Packet,
@@ -193,7 +193,7 @@ impl Conntrack {
     }
 
     /// Keeps a pin up to date with a packet of its client.
-    #[inline]
+    #[inline(always)]
     fn note(
         &self,
         slot: Slot,
@@ -360,7 +360,7 @@ impl Conntrack {
     }
 
     /// The pin of a flow in this worker's table, for a packet whose entry was asked for.
-    #[inline]
+    #[inline(always)]
     fn find_at(&self, flow: &HashedKey, hint: Slot) -> Option<(Slot, Track)> {
         self.writer.table().find_at(flow, hint)
     }
@@ -521,7 +521,7 @@ impl Conntrack {
 
 /// The backend of a packet that changes nothing but the time of its flow: one of an established TCP
 /// connection, or UDP. Nearly all are.
-#[inline]
+#[inline(always)]
 fn steady<'t>(packet: &Packet, track: &Track, context: Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
     let timeout = match packet.flow.protocol() {

@@ -48,20 +48,15 @@ mod extension {
 ///
 /// # Errors
 /// What is wrong with it.
-#[inline]
+#[inline(always)]
 pub fn parse(packet: &mut Packet) -> Result<Tuple, Drop> {
-    let (shape, tuple) = headers(packet.data())?;
+    let headers = plain_v4(packet.data()).or_else(|| plain_v6(packet.data()));
+    let (shape, tuple) = match headers {
+        Some(headers) => headers,
+        None => any_headers(packet.data())?,
+    };
     packet.shape = shape;
     Ok(tuple)
-}
-
-/// The headers of one packet.
-#[inline]
-fn headers(packet: &[u8]) -> Result<(Shape, Tuple), Drop> {
-    match plain_v4(packet).or_else(|| plain_v6(packet)) {
-        Some(headers) => Ok(headers),
-        None => any_headers(packet),
-    }
 }
 
 /// TCP flag combinations that some stack sends, by the low five bits: each has FIN, SYN, RST or
@@ -78,7 +73,7 @@ const SENSIBLE_FLAGS: u32 = {
 };
 
 /// An untagged IPv4 packet without options or fragments, with a whole TCP or UDP header.
-#[inline]
+#[inline(always)]
 fn plain_v4(packet: &[u8]) -> Option<(Shape, Tuple)> {
     let (ethernet, rest) = packet.split_first_chunk::<14>()?;
     let (ip, rest) = rest.split_first_chunk::<20>()?;
@@ -98,7 +93,7 @@ fn plain_v4(packet: &[u8]) -> Option<(Shape, Tuple)> {
 }
 
 /// An untagged IPv6 packet without extensions, with a whole TCP or UDP header.
-#[inline]
+#[inline(always)]
 fn plain_v6(packet: &[u8]) -> Option<(Shape, Tuple)> {
     let (ethernet, rest) = packet.split_first_chunk::<14>()?;
     let (ip, rest) = rest.split_first_chunk::<40>()?;
@@ -120,7 +115,7 @@ fn plain_v6(packet: &[u8]) -> Option<(Shape, Tuple)> {
 }
 
 /// Protocol, ports and flags of a header that lies inside of its segment of `len` bytes.
-#[inline]
+#[inline(always)]
 fn plain_transport(
     protocol: u8,
     header: &[u8; 20],
@@ -354,6 +349,11 @@ mod tests {
             .write(&mut bytes, b"payload")
             .unwrap();
         bytes
+    }
+
+    fn headers(packet: &[u8]) -> Result<(Shape, Tuple), Drop> {
+        let short = plain_v4(packet).or_else(|| plain_v6(packet));
+        short.map_or_else(|| any_headers(packet), Ok)
     }
 
     /// Makes the source of an IPv6 packet ::ffff:1.1.1.1.

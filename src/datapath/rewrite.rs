@@ -27,7 +27,7 @@ pub type Macs = [[u8; 6]];
 ///
 /// # Errors
 /// Why it cannot be sent; it may have been changed.
-#[inline]
+#[inline(always)]
 pub fn rewrite(packet: &mut Packet, target: Target<'_>, macs: &Macs) -> Result<PortIndex, Drop> {
     match target {
         Target::Backend(backend) => {
@@ -39,7 +39,7 @@ pub fn rewrite(packet: &mut Packet, target: Target<'_>, macs: &Macs) -> Result<P
     }
 }
 
-#[inline]
+#[inline(always)]
 fn to_backend(packet: &mut Packet, backend: &Backend, macs: &Macs) -> Result<PortIndex, Drop> {
     let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
@@ -52,7 +52,7 @@ fn to_backend(packet: &mut Packet, backend: &Backend, macs: &Macs) -> Result<Por
     address_frame(frame, packet.shape.tag, hop, macs)
 }
 
-#[inline]
+#[inline(always)]
 fn to_client(packet: &mut Packet, hop: NextHop, macs: &Macs) -> Result<PortIndex, Drop> {
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
@@ -63,7 +63,7 @@ fn to_client(packet: &mut Packet, hop: NextHop, macs: &Macs) -> Result<PortIndex
 }
 
 /// Replaces the address and port of one side.
-#[inline]
+#[inline(always)]
 fn translate(
     frame: &mut Frame,
     shape: &Shape,
@@ -94,15 +94,15 @@ fn translate(
     }
 }
 
-#[inline]
+#[inline(always)]
 fn address_frame(
     frame: &mut Frame,
     tag: Option<u16>,
     hop: &NextHop,
     macs: &Macs,
 ) -> Result<PortIndex, Drop> {
-    let source = macs.get(usize::from(hop.port.0)).copied().ok_or(Drop::NoNextHop)?;
-    if ethernet::readdress(frame, tag, hop.vlan, hop.mac, source) {
+    let source = macs.get(usize::from(hop.port.0)).ok_or(Drop::NoNextHop)?;
+    if ethernet::readdress(frame, tag, hop.vlan, &hop.mac, source) {
         Ok(hop.port)
     } else {
         Err(Drop::NoHeadroom)

@@ -40,7 +40,7 @@ impl<'w> Exit<'w> {
     }
 
     /// Queues a packet, of which `bytes` were received, on the TX ring of `nic`.
-    #[inline]
+    #[inline(always)]
     pub fn transmit(
         &mut self,
         packet: &mut Packet,
@@ -78,7 +78,7 @@ impl<'w> Exit<'w> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn count(&mut self, vip: VipId, way: Way, backend: BackendIndex, bytes: u64) {
         let to_client = way != Way::ToBackend;
         self.transmitted += 1;

@@ -53,7 +53,7 @@ impl WorkerPort {
     }
 
     /// Queues a frame. A full ring is given to the kernel and tried once more, once per batch.
-    #[inline]
+    #[inline(always)]
     fn queue(
         &mut self,
         frame: Frame,
@@ -122,7 +122,7 @@ impl Ports {
     ///
     /// # Errors
     /// The frame, when the ring stays full, or the worker has no queue on that NIC.
-    #[inline]
+    #[inline(always)]
     pub fn queue(
         &mut self,
         nic: PortIndex,
@@ -293,7 +293,7 @@ impl Worker {
 }
 
 /// The last pass for one packet: to the backend of its pin, or of a new one.
-#[inline]
+#[inline(always)]
 fn forward(
     packet: &mut Packet,
     conntrack: &mut Conntrack,

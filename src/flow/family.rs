@@ -221,19 +221,19 @@ impl<F: Family> FamilyTable<F> {
         size_of_val(&*self.buckets) + size_of_val(&*self.entries) + size_of_val(&*self.births)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn entry(&self, number: u32) -> Option<&F::Entry> {
         self.entries.get(number as usize)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn prefetch_bucket(&self, hash: u64) {
         if let Some(line) = self.buckets.get(self.first_bucket(hash)) {
             cpu::prefetch(line);
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn prefetch_entry(&self, hash: u64) -> Option<Slot> {
         let (first, tag) = (self.first_bucket(hash), tag_of(hash));
         let line = self.buckets.get(first)?;
@@ -273,7 +273,7 @@ impl<F: Family> FamilyTable<F> {
 
     /// As [`FamilyTable::find`], for who has a hint where the entry may be; with what it says, which
     /// only the writer may take for whole.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find_at(&self, words: &F::Words, hash: u64, hint: Slot) -> Option<(Slot, Track)> {
         if let Some(entry) = self.entry(hint.number())
             && F::holds(entry, words)
@@ -357,14 +357,14 @@ impl<F: Family> FamilyTable<F> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn first_bucket(&self, hash: u64) -> usize {
         let bucket = (u128::from(hash) * self.buckets.len() as u128) >> 64;
         usize::try_from(bucket).unwrap_or_default()
     }
 
     /// The other bucket of a flow, from either of them: `other(other(b)) == b`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn other_bucket(&self, bucket: usize, tag: u16) -> usize {
         let n = self.buckets.len();
         let mixed = (u64::from(u32::from(tag).wrapping_mul(0x9e37_79b1)) * n as u64) >> 32;

@@ -174,7 +174,7 @@ impl FlowTable {
     }
 
     /// First stage of a batched look-up: asks for the bucket line.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch_bucket(&self, key: &HashedKey) {
         match key.tuple {
             Tuple::V4(_) => self.v4.prefetch_bucket(key.hash),
@@ -185,7 +185,7 @@ impl FlowTable {
     /// Second stage: asks for the entry line, if the first bucket has the tag, and says where that
     /// is, which [`FlowTable::find_at`] takes as a hint. If it has not, asks for the other bucket's
     /// line, for [`FlowTable::prefetch_entry_elsewhere`].
-    #[inline]
+    #[inline(always)]
     pub fn prefetch_entry(&self, key: &HashedKey) -> Option<Slot> {
         match key.tuple {
             Tuple::V4(_) => self.v4.prefetch_entry(key.hash),
@@ -204,7 +204,7 @@ impl FlowTable {
 
     /// The entry of a key, and what it says, for the writer's thread: others use
     /// [`FlowTable::lookup`]. [`Slot::NOWHERE`] is a hint, too.
-    #[inline]
+    #[inline(always)]
     pub fn find_at(&self, key: &HashedKey, hint: Slot) -> Option<(Slot, Track)> {
         match &key.tuple {
             Tuple::V4(words) => self.v4.find_at(words, key.hash, hint),

@@ -86,6 +86,20 @@ impl Tuple {
         }
     }
 
+    /// Whether [`Tuple::destination`] of this one is `destination`.
+    #[inline(always)]
+    pub fn goes_to(&self, destination: &Self) -> bool {
+        match (self, destination) {
+            (Self::V4([addresses, tail]), Self::V4([to, to_tail])) => {
+                (addresses ^ to) & 0xffff_ffff | (tail ^ to_tail) & VIP_TAIL == 0
+            }
+            (Self::V6([_, _, high, low, tail]), Self::V6([_, _, to_high, to_low, to_tail])) => {
+                (high ^ to_high) | (low ^ to_low) | (tail ^ to_tail) & VIP_TAIL == 0
+            }
+            _ => false,
+        }
+    }
+
     /// The destination as something that a VIP may listen on.
     #[inline]
     pub const fn listen_key(&self) -> ListenKey {
@@ -275,6 +289,17 @@ mod tests {
         };
         let of = |key: FlowKey| Tuple::from(key).destination();
         let client = Address::from_v4([198, 18, 255, 255]);
+        let others = [
+            FlowKey { client, client_port: 2, ..key },
+            FlowKey { vip_port: 81, ..key },
+            FlowKey { vip: client, ..key },
+            FlowKey { protocol: Protocol::Udp, ..key },
+            FlowKey { client: Address::from_v6([9; 16]), vip: Address::from_v6([9; 16]), ..key },
+        ];
+        for other in others {
+            let goes_to = Tuple::from(other).goes_to(&of(key));
+            assert_eq!(goes_to, of(other) == of(key), "{other:?}");
+        }
         assert_eq!(of(key), of(FlowKey { client, client_port: 2, ..key }));
         assert_ne!(of(key), of(FlowKey { vip_port: 81, ..key }));
         assert_ne!(of(key), of(FlowKey { vip: client, ..key }));

@@ -18,13 +18,13 @@ const TPID: [u8; 2] = [0x81, 0x00];
 /// `tag` is the VLAN tag's value (priority and VLAN) that the frame has now. A tag that stays keeps
 /// its priority; one that is added has priority 0. Returns false, with the frame unchanged, when a
 /// tag must be added and there is no headroom for it.
-#[inline]
+#[inline(always)]
 pub fn readdress(
     frame: &mut Frame,
     tag: Option<u16>,
     vlan: Option<u16>,
-    dst: [u8; 6],
-    src: [u8; 6],
+    dst: &[u8; 6],
+    src: &[u8; 6],
 ) -> bool {
     let fits = match (tag, vlan) {
         (None, Some(_)) => frame.push_front(TAG_LEN),
@@ -35,9 +35,11 @@ pub fn readdress(
         return false;
     }
     let data = frame.data_mut();
-    if let Some(addresses) = data.first_chunk_mut::<12>() {
-        let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (dst, src);
-        *addresses = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5];
+    if let Some((to, rest)) = data.split_first_chunk_mut::<6>()
+        && let Some(from) = rest.first_chunk_mut::<6>()
+    {
+        *to = *dst;
+        *from = *src;
     }
     if let Some(vlan) = vlan
         && let Some(bytes) = data.get_mut(12..16)

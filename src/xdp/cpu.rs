@@ -90,7 +90,7 @@ pub fn equal_lanes(lanes: [u64; 2], value: u16) -> u32 {
 /// The same in plain arithmetic: a 16-bit lane of `lanes ^ value` is zero where they are equal, and
 /// `(lane & 0x7fff) + 0x7fff | lane` has its top bit clear for zero only.
 #[cfg(any(test, not(target_arch = "x86_64")))]
-#[expect(clippy::cast_possible_truncation, reason = "a byte is left")]
+#[allow(clippy::cast_possible_truncation, reason = "a byte is left")]
 fn equal_lanes_by_words(lanes: [u64; 2], value: u16) -> u32 {
     const ONES: u64 = u64::MAX / 0xffff;
     const TOPS: u64 = ONES << 15;

@@ -118,15 +118,16 @@ impl Port {
     /// header, or the frame belongs to another UMEM.
     #[inline]
     pub fn transmit(&mut self, frame: Frame) -> Result<(), Frame> {
-        if self.rings.tx.free(1) == 0 || frame.len() < SHORTEST {
+        if frame.len() < SHORTEST {
             return Err(frame);
         }
         #[expect(clippy::cast_possible_truncation, reason = "a frame is at most 4096 bytes")]
         let len = frame.len() as u32;
-        let address = self.memory.give(frame, self.transmit)?;
-        // A slot is free, as was just seen, and nobody else takes one.
-        let pushed = self.rings.tx.push(Descriptor { address, len, options: 0 });
-        debug_assert!(pushed, "a free slot cannot be lost");
+        let (memory, holder) = (self.memory, self.transmit);
+        self.rings.tx.push_made(frame, |frame| {
+            let address = memory.give(frame, holder)?;
+            Ok(Descriptor { address, len, options: 0 })
+        })?;
         self.transmitting += 1;
         self.queued += 1;
         Ok(())
@@ -158,20 +159,16 @@ impl Port {
     /// Takes back the frames that have been sent; returns how many.
     #[inline]
     pub fn reclaim(&mut self, pool: &mut FramePool) -> usize {
-        if self.transmitting == 0 {
+        if self.transmitting == 0 || !pool.is_of(self.memory) {
             return 0;
         }
-        let (memory, holder) = (self.memory, self.transmit);
-        let (mut reclaimed, mut bad) = (0, 0);
-        self.rings.completion.take(u32::MAX, |address| match memory.take(address, 0, holder) {
-            Some(frame) => {
-                reclaimed += 1;
-                pool.push(frame);
-            }
-            None => bad += 1,
+        let (holder, mut bad) = (self.transmit, 0);
+        let taken = self.rings.completion.take(u32::MAX, |address| {
+            bad += u32::from(!pool.take_back(address, holder));
         });
+        let reclaimed = taken - bad;
         self.transmitting = self.transmitting.wrapping_sub(reclaimed);
-        self.bad_descriptors += bad;
+        self.bad_descriptors += u64::from(bad);
         reclaimed as usize
     }
 
@@ -194,20 +191,13 @@ impl Port {
         given as usize
     }
 
-    fn fill(&mut self, pool: &mut FramePool, free: u32) -> u32 {
-        let mut given = 0;
-        while given < free {
-            let Some(frame) = pool.pop() else { break };
-            match self.memory.give(frame, self.receive) {
-                Ok(address) => {
-                    let pushed = self.rings.fill.push(address);
-                    debug_assert!(pushed, "a free slot cannot be lost");
-                    given += 1;
-                }
-                // A frame of another UMEM in this pool: of no use to this port, ever.
-                Err(_foreign) => self.bad_descriptors += 1,
-            }
+    /// Gives up to `most` frames, for which there is room; those of another UMEM are of no use.
+    fn fill(&mut self, pool: &mut FramePool, most: u32) -> u32 {
+        if !pool.is_of(self.memory) {
+            return 0;
         }
+        let holder = self.receive;
+        let given = self.rings.fill.push_up_to(most, || pool.lend(holder));
         self.receiving += given;
         if given > 0 {
             self.rings.fill.publish();

@@ -228,6 +228,41 @@ impl<T: Entry> Producer<T> {
         true
     }
 
+    /// As [`push`](Self::push), of what `make` makes out of `value`, if there is room.
+    ///
+    /// # Errors
+    /// `value` when the ring is full, or what `make` gives back.
+    #[inline(always)]
+    pub fn push_made<V>(
+        &mut self,
+        value: V,
+        make: impl FnOnce(V) -> Result<T, V>,
+    ) -> Result<(), V> {
+        if self.free(1) == 0 {
+            return Err(value);
+        }
+        let entry = make(value)?;
+        // SAFETY: as in `push`.
+        unsafe { self.ring.slot(self.next).write(entry) };
+        self.next = self.next.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Writes what `next` gives into free slots, unpublished, until it gives nothing or `most`, or
+    /// all slots, are written; returns how many.
+    #[inline(always)]
+    pub fn push_up_to(&mut self, most: u32, mut next: impl FnMut() -> Option<T>) -> u32 {
+        let most = self.free(most).min(most);
+        let start = self.next;
+        for ahead in 0..most {
+            let Some(entry) = next() else { break };
+            // SAFETY: as in `push`; there are `most` free slots.
+            unsafe { self.ring.slot(start.wrapping_add(ahead)).write(entry) };
+            self.next = start.wrapping_add(ahead + 1);
+        }
+        self.next.wrapping_sub(start)
+    }
+
     /// Shows the consumer everything that was pushed. Once per batch.
     #[inline]
     pub fn publish(&mut self) {

@@ -108,10 +108,9 @@ impl Umem {
             ports: AtomicU8::new(0),
             on_huge_pages,
         }));
-        // The first frames of the stack are the first chunks of the memory.
-        // SAFETY: each chunk exists, is ours, and gets its one frame here.
-        let free = (0..frames as usize).rev().map(|chunk| unsafe { memory.frame(chunk, 0, 0) });
-        Ok((Self { memory }, FramePool { free: free.collect() }))
+        // The top of the stack is the first chunk of the memory.
+        let free: Box<[u32]> = (0..frames).rev().collect();
+        Ok((Self { memory }, FramePool { memory, len: free.len(), free }))
     }
 
     /// Number of chunks.
@@ -224,6 +223,15 @@ impl Memory {
         let Some(entry) = self.ledger.get(start >> self.shift) else { return Err(frame) };
         entry.store(holder.0, Ordering::Relaxed);
         Ok(start as u64 + u64::from(frame.offset))
+    }
+
+    /// The number of a frame's chunk; `None` for a frame of another UMEM.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "chunks are numbered by a u32")]
+    fn chunk_of(&self, frame: &Frame) -> Option<u32> {
+        let start = frame.chunk.addr().get().wrapping_sub(self.start().addr().get());
+        let chunk = start >> self.shift;
+        (chunk < self.ledger.len()).then_some(chunk as u32)
     }
 
     /// The one frame of a chunk.
@@ -364,49 +372,97 @@ impl Frame {
         self.data_mut().copy_from_slice(packet);
         true
     }
-
-    /// An empty frame with the usual headroom.
-    #[inline]
-    fn cleared(mut self) -> Self {
-        (self.offset, self.len) = (HEADROOM, 0);
-        self
-    }
 }
 
 /// The free frames of a worker: a stack, so that the frame in use is the one still in the cache.
-#[derive(Debug)]
+///
+/// Holds numbers of chunks that are ours and that no [`Frame`] names.
 pub struct FramePool {
-    /// Never grows: its capacity is the number of chunks.
-    free: Vec<Frame>,
+    memory: &'static Memory,
+    /// As many places as there are chunks, of which the first `len` are in use.
+    free: Box<[u32]>,
+    len: usize,
 }
 
 impl FramePool {
     /// An empty frame with [`HEADROOM`] in front.
     #[inline]
     pub fn pop(&mut self) -> Option<Frame> {
-        self.free.pop().map(Frame::cleared)
+        let chunk = self.pop_chunk()?;
+        // SAFETY: a number in the pool is that of a chunk that exists, is ours, and has no frame.
+        Some(unsafe { self.memory.frame(chunk as usize, HEADROOM, 0) })
     }
 
-    /// Takes a frame back.
+    /// Takes a frame back. One of another UMEM is lost.
     #[inline]
     pub fn push(&mut self, frame: Frame) {
-        // Always true for frames of this UMEM, of which there are no more than the capacity; the
-        // check keeps the vector from ever growing.
-        if self.free.len() < self.free.capacity() {
-            self.free.push(frame);
+        if let Some(chunk) = self.memory.chunk_of(&frame) {
+            self.push_chunk(chunk);
+        }
+    }
+
+    /// Gives a free chunk to `holder`; returns its address for a descriptor.
+    #[inline(always)]
+    pub(super) fn lend(&mut self, holder: Holder) -> Option<u64> {
+        let chunk = self.pop_chunk()?;
+        self.memory.ledger.get(chunk as usize)?.store(holder.0, Ordering::Relaxed);
+        Some(u64::from(chunk) << self.memory.shift)
+    }
+
+    /// Takes the chunk at `address` back from `holder`; false if `holder` does not have it.
+    #[inline(always)]
+    pub(super) fn take_back(&mut self, address: u64, holder: Holder) -> bool {
+        let Some((chunk, _)) = self.memory.split(address) else { return false };
+        match self.memory.ledger.get(chunk) {
+            Some(entry) if entry.load(Ordering::Relaxed) == holder.0 => {
+                entry.store(OURS, Ordering::Relaxed);
+                #[expect(clippy::cast_possible_truncation, reason = "chunks are numbered by a u32")]
+                self.push_chunk(chunk as u32);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether its frames are of `memory`.
+    #[inline(always)]
+    pub(super) fn is_of(&self, memory: &'static Memory) -> bool {
+        std::ptr::eq(self.memory, memory)
+    }
+
+    #[inline(always)]
+    fn pop_chunk(&mut self) -> Option<u32> {
+        let top = self.len.checked_sub(1)?;
+        let chunk = *self.free.get(top)?;
+        self.len = top;
+        Some(chunk)
+    }
+
+    #[inline(always)]
+    fn push_chunk(&mut self, chunk: u32) {
+        // There is a place for every chunk, and no chunk is here twice.
+        if let Some(place) = self.free.get_mut(self.len) {
+            *place = chunk;
+            self.len += 1;
         }
     }
 
     /// Free frames.
     #[inline]
     pub fn len(&self) -> usize {
-        self.free.len()
+        self.len
     }
 
     /// Whether no frame is free.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.free.is_empty()
+        self.len == 0
+    }
+}
+
+impl std::fmt::Debug for FramePool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FramePool").field("len", &self.len).finish_non_exhaustive()
     }
 }
 
