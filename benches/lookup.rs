@@ -153,7 +153,8 @@ impl OurTable {
     fn insert(&mut self, keys: &[Tuple]) {
         let batch = self.prefetched(keys);
         for (key, hint) in &batch {
-            assert!(self.writer.table().find_at(key, *hint).is_none(), "a new flow");
+            let view = self.writer.table().view();
+            assert!(view.find_at(key, *hint).is_none(), "a new flow");
             self.writer.insert(key, &pin()).unwrap();
         }
     }
@@ -161,7 +162,7 @@ impl OurTable {
     /// The stages before a look-up.
     #[inline(always)]
     fn prefetched(&self, keys: &[Tuple]) -> ArrayVec<(HashedKey, Slot), BATCH> {
-        let table = self.writer.table();
+        let table = self.writer.table().view();
         let mut batch = ArrayVec::new();
         for key in keys {
             let key = self.secret.hash(*key);
@@ -210,9 +211,9 @@ impl Subject for OurLookup<'_> {
 #[inline(never)]
 fn our_batch(table: &OurTable, keys: &[Tuple]) -> usize {
     let batch = table.prefetched(keys);
-    let find = |(key, hint): &(HashedKey, Slot)| table.writer.table().find_at(key, *hint);
-    let found = batch.iter().filter_map(find);
-    found.filter(|(_, track)| black_box(track.backend().index) == BackendIndex(7)).count()
+    let view = table.writer.table().view();
+    let found = batch.iter().filter_map(|(key, hint)| view.find_at(key, *hint));
+    found.filter(|hit| black_box(hit.track.backend().index) == BackendIndex(7)).count()
 }
 
 /// Removes the oldest flows by the sweep, and inserts as many new ones.

@@ -65,13 +65,14 @@ fn the_worker_lists_the_stages_in_order() {
     let body = text.split("fn poll_port").nth(1).unwrap();
     let stages = [
         "receive(",
-        "parse(",
+        "parse_plain(",
         "classify(",
-        "conntrack.prefetch(",
+        "prefetch(",
+        "forward(",
+        "transmit(",
         "conntrack.track(",
         "select(",
-        "rewrite(",
-        "exit.transmit(",
+        "rewrite_to_backend(",
     ];
     let places: Vec<usize> = stages.iter().map(|stage| body.find(stage).unwrap()).collect();
     assert!(places.is_sorted(), "{places:?}");

@@ -2,7 +2,7 @@
 
 use crate::flow::table::Slot;
 use crate::flow::tuple::HashedKey;
-use crate::forwarding::{ListenKey, NextHop, PortIndex, VipId};
+use crate::forwarding::{BackendIndex, ListenKey, NextHop, PortIndex, VipId};
 use crate::xdp::umem::Frame;
 
 /// Most packets in a batch. More hide no more memory latency, and fall out of the L1 cache.
@@ -53,8 +53,13 @@ impl Batch {
     /// The packets that no stage has dropped, in order.
     #[inline]
     pub fn in_flight(&mut self) -> impl Iterator<Item = &mut Packet> {
-        let packets = self.packets.get_mut(..self.len).unwrap_or_default();
-        packets.iter_mut().filter(|packet| packet.frame.is_some())
+        self.packets().iter_mut().filter(|packet| packet.frame.is_some())
+    }
+
+    /// All packets, in order; of those that are not in flight the frame is gone.
+    #[inline]
+    pub fn packets(&mut self) -> &mut [Packet] {
+        self.packets.get_mut(..self.len).unwrap_or_default()
     }
 }
 
@@ -69,10 +74,16 @@ pub struct Packet {
     pub flow: HashedKey,
     /// By prefetch: where in the flow table the flow may be.
     pub hint: Slot,
-    /// By classify; rewrite may know better.
+    /// By classify; of its backend, once that is known.
     pub vip: VipId,
     /// By classify.
     pub way: Way,
+    /// By rewrite: the backend that it goes to or comes from, for the counters.
+    pub backend: BackendIndex,
+    /// By rewrite: the NIC that it leaves by.
+    pub nic: PortIndex,
+    /// By rewrite: bytes as received.
+    pub bytes: u16,
 }
 
 /// Which way a packet goes.
@@ -87,14 +98,20 @@ pub enum Way {
 /// Where the headers are, and what they say besides the five-tuple.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// Offset of the IP header in the frame.
-    pub ip: u16,
     /// Offset of the TCP or UDP header in the frame.
     pub transport: u16,
     /// Value of the VLAN tag, if there is one.
     pub tag: Option<u16>,
     /// TCP only.
     pub flags: TcpFlags,
+}
+
+impl Shape {
+    /// Offset of the IP header in the frame.
+    #[inline]
+    pub const fn ip(&self) -> usize {
+        if self.tag.is_some() { 18 } else { 14 }
+    }
 }
 
 /// The TCP flags byte (RFC 9293 3.1).
@@ -141,12 +158,21 @@ impl Packet {
     /// Of no packet.
     const NONE: Self = Self {
         frame: None,
-        shape: Shape { ip: 0, transport: 0, tag: None, flags: TcpFlags(0) },
+        shape: Shape { transport: 0, tag: None, flags: TcpFlags(0) },
         flow: HashedKey::NONE,
         hint: Slot::NOWHERE,
         vip: VipId::NONE,
         way: Way::ToBackend,
+        backend: BackendIndex(u16::MAX),
+        nic: PortIndex(0),
+        bytes: 0,
     };
+
+    /// Forgets VIP and backend, which the record still has of an earlier packet.
+    pub const fn forget(&mut self) {
+        self.vip = VipId::NONE;
+        self.backend = BackendIndex(u16::MAX);
+    }
 
     /// Its bytes; none after its way has ended.
     #[inline]

@@ -1,15 +1,17 @@
 //! Stage 3 of 7, classify: which flow is this, and which way does the packet go?
 //!
 //! Reads: the five-tuple, the VIPs and return paths of the forwarding table.
-//! Writes: `vip`, `way` and the hashed flow key, or drops what is for no VIP.
+//! Writes: `vip`, `way` and the hashed flow key, or drops what is for no VIP. Asks for the first line of
+//! the flow's look-up.
 //! Cost: one comparison for another packet to the last VIP; else one hash look-up for the VIP (two
 //! when it listens on all ports); one hash of the flow key.
 
 use super::batch::{Packet, Way};
+use super::conntrack::Context;
 use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
 use crate::flow::{Address, FlowKey};
 use crate::forwarding::table::ReturnPath;
-use crate::forwarding::{ForwardingTable, ListenKey, VipId};
+use crate::forwarding::{BackendIndex, ListenKey, VipId};
 use crate::stats::Drop;
 
 /// The last VIP that was found. Most packets of a batch are for the same one.
@@ -33,19 +35,21 @@ impl LastVip {
 pub fn classify(
     packet: &mut Packet,
     tuple: Tuple,
-    table: &ForwardingTable,
+    context: Context<'_>,
     secret: &TableSecret,
     last: &mut LastVip,
 ) -> Result<(), Drop> {
     if !tuple.goes_to(&last.destination) {
-        let Some(vip) = table.listener(tuple.listen_key()) else {
-            return classify_reply(packet, tuple, table, secret);
+        let Some(vip) = context.table.listener(tuple.listen_key()) else {
+            return classify_reply(packet, tuple, context, secret);
         };
         *last = LastVip { destination: tuple.destination(), vip };
     }
     packet.vip = last.vip;
     packet.way = Way::ToBackend;
+    packet.backend = BackendIndex(u16::MAX);
     packet.flow = secret.hash(tuple);
+    context.flows.prefetch_bucket(&packet.flow);
     Ok(())
 }
 
@@ -54,16 +58,17 @@ pub fn classify(
 fn classify_reply(
     packet: &mut Packet,
     tuple: Tuple,
-    table: &ForwardingTable,
+    context: Context<'_>,
     secret: &TableSecret,
 ) -> Result<(), Drop> {
-    packet.vip = VipId::NONE;
     let source = tuple.reply_key();
-    let path = table.return_paths(source).next().ok_or(Drop::NoVip)?;
+    let path = context.table.return_paths(source).next().ok_or(Drop::NoVip)?;
     packet.vip = path.vip;
     packet.way = Way::ToClient(source);
     let FlowKey { vip: client, vip_port: client_port, .. } = tuple.key();
+    packet.backend = BackendIndex(u16::MAX);
     packet.flow = secret.hash(answered_flow(client, client_port, source, path));
+    context.flows.prefetch_bucket(&packet.flow);
     Ok(())
 }
 

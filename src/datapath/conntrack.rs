@@ -17,15 +17,15 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use super::batch::{BATCH, Batch, Packet, TcpFlags, Way};
+use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
 use crate::flow::Protocol;
 use crate::flow::entry::{Pin, State, Track};
-use crate::flow::table::{FlowTable, Slot};
+use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
 use crate::forwarding::table::Backend;
-use crate::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop, PortIndex};
+use crate::forwarding::{BackendIndex, Forward, ForwardingTable, ListenKey, NextHop, PortIndex};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
 
@@ -40,35 +40,13 @@ const ALIAS_REFRESH: Ticks = Ticks(50);
 /// An alias is a note: when it was not wanted for this long, looking again is cheaper than memory.
 const ALIAS_TIMEOUT: Ticks = Ticks(1000);
 
-/// Where a packet is to go.
-#[derive(Debug, Clone, Copy)]
-pub enum Target<'t> {
-    /// To this backend.
-    Backend(&'t Backend),
-    /// From this backend back to the client.
-    Client(BackendIndex, NextHop),
-}
-
-impl Target<'_> {
-    /// The backend that the packet goes to or comes from.
-    #[inline]
-    pub const fn backend(&self) -> BackendIndex {
-        match self {
-            Self::Backend(backend) => backend.id.index,
-            Self::Client(index, _) => *index,
-        }
-    }
-}
-
-/// Why a packet has no target yet.
+/// Why a client's packet has no pin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Miss {
     /// Its flow begins: a SYN, or a UDP packet.
     Open,
     /// A TCP packet in the middle of a flow whose pin was lost.
     Midflow,
-    /// A backend's answer to a flow that nobody knows.
-    Reply,
 }
 
 /// A worker's connection tracking.
@@ -88,6 +66,8 @@ pub struct Conntrack {
 pub struct Context<'a> {
     /// The forwarding table of this batch.
     pub table: &'a ForwardingTable,
+    /// This worker's flow table.
+    pub flows: FlowView<'a>,
     /// The NIC that the batch came from.
     pub nic: PortIndex,
     /// Now.
@@ -109,107 +89,49 @@ impl Conntrack {
         self.writer.table().secret()
     }
 
-    /// Asks for the first line that a packet's look-up will need.
-    #[inline(always)]
-    pub fn prefetch_bucket(&self, packet: &Packet) {
-        self.writer.table().prefetch_bucket(&packet.flow);
-    }
-
-    /// Asks for the other lines, for all packets before any is looked up.
-    #[inline(always)]
-    pub fn prefetch(&self, batch: &mut Batch) {
-        let table = self.writer.table();
-        let mut elsewhere = ArrayVec::<&mut Packet, BATCH>::new();
-        for packet in batch.in_flight() {
-            match table.prefetch_entry(&packet.flow) {
-                Some(slot) => packet.hint = slot,
-                // There is room for every packet of the batch.
-                None => drop(elsewhere.try_push(packet)),
-            }
-        }
-        for packet in elsewhere {
-            packet.hint = table.prefetch_entry_elsewhere(&packet.flow).unwrap_or(Slot::NOWHERE);
-        }
-    }
-
-    /// Where the packet is to go, by the pin of its flow.
+    /// Where a client's packet is to go, by the pin of its flow.
     ///
     /// # Errors
     /// [`Miss`] when there is no pin.
     #[inline(always)]
     pub fn track<'t>(
         &mut self,
-        packet: &mut Packet,
-        context: Context<'t>,
-    ) -> Result<Target<'t>, Miss> {
-        match packet.way {
-            Way::ToBackend => self.track_request(packet, context).map(Target::Backend),
-            Way::ToClient(_) => self.track_reply(packet, context).ok_or(Miss::Reply),
-        }
-    }
-
-    /// A packet from a client.
-    #[inline(always)]
-    fn track_request<'t>(
-        &mut self,
         packet: &Packet,
         context: Context<'t>,
     ) -> Result<&'t Backend, Miss> {
-        let Some((slot, track)) = self.find_at(&packet.flow, packet.hint) else {
+        let Some(hit) = context.flows.find_at(&packet.flow, packet.hint) else {
             return self.request_without_pin(packet, context);
         };
-        if let Some(backend) = steady(packet, &track, context) {
-            self.note(slot, &track, packet, backend, context);
-            return Ok(backend);
+        match steady(packet, &hit.track, context) {
+            Some(backend) => {
+                note(&hit, packet, backend, context);
+                Ok(backend)
+            }
+            None => self.track_change(&hit, packet, context),
         }
-        self.track_change(slot, &track, packet, context)
     }
 
     /// A packet from a client that begins, changes or ends something.
     #[inline(never)]
     fn track_change<'t>(
         &mut self,
-        slot: Slot,
-        track: &Track,
+        hit: &Hit<'_>,
         packet: &Packet,
         context: Context<'t>,
     ) -> Result<&'t Backend, Miss> {
-        let Some(backend) = living(packet.flow.protocol(), track, context) else {
-            return self.request_after_end(slot, track, packet, context);
+        let Some(backend) = living(packet.flow.protocol(), &hit.track, context) else {
+            return self.request_after_end(hit, packet, context);
         };
-        if track.state().has(State::ALIAS) {
-            return self.track_alias(slot, track, packet, backend, context);
+        if hit.track.state().has(State::ALIAS) {
+            return self.track_alias(hit, packet, backend, context);
         }
-        if begins_anew(packet, track, backend) {
-            self.remove(slot, context.stats);
+        if begins_anew(packet, &hit.track, backend) {
+            self.remove(hit.slot, context.stats);
             return Err(Miss::Open);
         }
-        let state = request_change(packet).apply(track.state());
-        if state != track.state() {
-            self.writer.set_state(slot, track.state(), state);
-        }
-        self.note(slot, track, packet, backend, context);
+        hit.set_state(request_change(packet).apply(hit.track.state()));
+        note(hit, packet, backend, context);
         Ok(backend)
-    }
-
-    /// Keeps a pin up to date with a packet of its client.
-    #[inline(always)]
-    fn note(
-        &self,
-        slot: Slot,
-        track: &Track,
-        packet: &Packet,
-        backend: &Backend,
-        context: Context<'_>,
-    ) {
-        if backend.forward == Forward::Nat {
-            let hop = packet.came_from(context.nic);
-            if !track.comes_from(&hop) {
-                // The client's packets come another way now (its router changed): replies follow.
-                self.writer.set_hop(slot, &hop);
-            }
-        }
-        self.writer.seen(slot, track, context.now);
     }
 
     /// A client's packet for which this worker has an alias. What it stands for decides, if the
@@ -217,18 +139,17 @@ impl Conntrack {
     #[cold]
     fn track_alias<'t>(
         &mut self,
-        slot: Slot,
-        alias: &Track,
+        alias: &Hit<'_>,
         packet: &Packet,
         backend: &'t Backend,
         context: Context<'t>,
     ) -> Result<&'t Backend, Miss> {
         let news = News::of_request(packet, context.nic);
-        let Some(track) = self.refresh(slot, alias, &packet.flow, &news, context) else {
+        let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
         if begins_anew(packet, &track, backend) {
-            self.remove(slot, context.stats);
+            self.remove(alias.slot, context.stats);
             return Err(Miss::Open);
         }
         Ok(backend)
@@ -238,13 +159,12 @@ impl Conntrack {
     #[cold]
     fn request_after_end<'t>(
         &mut self,
-        slot: Slot,
-        track: &Track,
+        hit: &Hit<'_>,
         packet: &Packet,
         context: Context<'t>,
     ) -> Result<&'t Backend, Miss> {
-        count_end(packet.flow.protocol(), track, context);
-        self.remove(slot, context.stats);
+        count_end(packet.flow.protocol(), &hit.track, context);
+        self.remove(hit.slot, context.stats);
         self.request_without_pin(packet, context)
     }
 
@@ -267,10 +187,14 @@ impl Conntrack {
         Ok(backend)
     }
 
-    /// A packet from a NAT backend: finds the flow that it answers among those that it may answer.
-    #[inline]
-    fn track_reply<'t>(&mut self, packet: &mut Packet, context: Context<'t>) -> Option<Target<'t>> {
-        let Way::ToClient(source) = packet.way else { return None };
+    /// Where the client of a NAT backend's packet is: finds the flow that it answers among those that
+    /// it may answer.
+    pub fn track_reply(
+        &mut self,
+        packet: &mut Packet,
+        source: ListenKey,
+        context: Context<'_>,
+    ) -> Option<NextHop> {
         let mut hashed = Some((packet.flow, packet.hint));
         for path in context.table.return_paths(source) {
             // Classify has hashed the first of them.
@@ -282,7 +206,8 @@ impl Conntrack {
             if let Some(hop) = self.answered(&flow, hint, path.backend, packet, context) {
                 packet.flow = flow;
                 packet.vip = path.vip;
-                return Some(Target::Client(path.backend, hop));
+                packet.backend = path.backend;
+                return Some(hop);
             }
         }
         None
@@ -299,35 +224,30 @@ impl Conntrack {
         packet: &Packet,
         context: Context<'_>,
     ) -> Option<NextHop> {
-        let found = self.find_at(flow, hint).filter(|(_, track)| {
-            track.backend().index == backend && living(flow.protocol(), track, context).is_some()
-        });
-        let Some((slot, track)) = found else {
-            return self
-                .answered_elsewhere(flow, backend, packet, context)
-                .map(|pin| pin.track.hop());
+        let on_it = |hit: &Hit<'_>| {
+            hit.track.backend().index == backend
+                && living(flow.protocol(), &hit.track, context).is_some()
         };
-        if track.state().has(State::ALIAS) {
+        let Some(hit) = context.flows.find_at(flow, hint).filter(on_it) else {
+            let pin = self.answered_elsewhere(flow, backend, packet, context)?;
+            return Some(pin.track.hop());
+        };
+        if hit.track.state().has(State::ALIAS) {
             let news = News::of_reply(packet);
-            return match self.refresh(slot, &track, flow, &news, context) {
-                Some(track) => Some(track.hop()),
-                None => {
-                    let pin = self.answered_elsewhere(flow, backend, packet, context)?;
-                    Some(pin.track.hop())
-                }
+            let track = match self.refresh(&hit, flow, &news, context) {
+                Some(track) => track,
+                None => self.answered_elsewhere(flow, backend, packet, context)?.track,
             };
+            return Some(track.hop());
         }
-        if track.state().has(State::FIN_CLIENT)
-            && let Some(newer) = self.answered_by_newer(slot, flow, backend, packet, context)
+        if hit.track.state().has(State::FIN_CLIENT)
+            && let Some(newer) = self.answered_by_newer(hit.slot, flow, backend, packet, context)
         {
             return Some(newer);
         }
-        let state = reply_change(packet).apply(track.state());
-        if state != track.state() {
-            self.writer.set_state(slot, track.state(), state);
-        }
-        self.writer.seen(slot, &track, context.now);
-        Some(track.hop())
+        hit.set_state(reply_change(packet).apply(hit.track.state()));
+        hit.seen(context.now);
+        Some(hit.track.hop())
     }
 
     /// The client's port may be in use again, and pinned by another worker by now.
@@ -357,12 +277,6 @@ impl Conntrack {
         let (slot, pin, _) = self.find_elsewhere(flow, context, on_it)?;
         self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
         Some(pin)
-    }
-
-    /// The pin of a flow in this worker's table, for a packet whose entry was asked for.
-    #[inline(always)]
-    fn find_at(&self, flow: &HashedKey, hint: Slot) -> Option<(Slot, Track)> {
-        self.writer.table().find_at(flow, hint)
     }
 
     /// A living pin of the flow, in another worker's table, that `wanted` takes, and its backend.
@@ -398,9 +312,9 @@ impl Conntrack {
             tell(owner, slot, flow, &pin.track, news, context.now);
         }
         let alias = alias_of(&news.apply(pin, context.now));
-        match self.find_at(flow, Slot::NOWHERE) {
-            Some((own, old)) if old.state().has(State::ALIAS) => {
-                self.writer.update(own, flow, &alias);
+        match context.flows.find_at(flow, Slot::NOWHERE) {
+            Some(old) if old.track.state().has(State::ALIAS) => {
+                self.writer.update(old.slot, flow, &alias);
             }
             Some(_) => {}
             // Notes leave the last eighth of the table to pins.
@@ -418,12 +332,12 @@ impl Conntrack {
     #[inline]
     fn refresh(
         &mut self,
-        slot: Slot,
-        alias: &Track,
+        hit: &Hit<'_>,
         flow: &HashedKey,
         news: &News,
         context: Context<'_>,
     ) -> Option<Track> {
+        let alias = &hit.track;
         let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
         if recent && news.is_known(alias) {
             return Some(*alias);
@@ -433,7 +347,7 @@ impl Conntrack {
             !pin.track.state().has(State::ALIAS) && pin.track.backend() == alias.backend()
         });
         let (Some(owner), Some((pin_slot, pin))) = (owner, pin) else {
-            self.remove(slot, context.stats);
+            self.remove(hit.slot, context.stats);
             return None;
         };
         if news.opening {
@@ -442,7 +356,7 @@ impl Conntrack {
         }
         tell(owner, pin_slot, flow, &pin.track, news, context.now);
         let pin = news.apply(&pin, context.now);
-        self.writer.update(slot, flow, &alias_of(&pin));
+        self.writer.update(hit.slot, flow, &alias_of(&pin));
         Some(pin.track)
     }
 
@@ -454,8 +368,9 @@ impl Conntrack {
         backend: BackendIndex,
         context: Context<'_>,
     ) -> bool {
-        let here = self.find_at(flow, Slot::NOWHERE).filter(|(_, track)| {
-            track.backend().index == backend && living(flow.protocol(), track, context).is_some()
+        let here = context.flows.find_at(flow, Slot::NOWHERE).filter(|hit| {
+            hit.track.backend().index == backend
+                && living(flow.protocol(), &hit.track, context).is_some()
         });
         let on_it = |pin: &Pin| pin.track.backend().index == backend;
         here.is_some() || self.find_elsewhere(flow, context, on_it).is_some()
@@ -517,6 +432,35 @@ impl Conntrack {
             count_removal(&pin, stats);
         }
     }
+}
+
+/// Asks for the other lines of the look-ups, for all packets before any is looked up.
+#[inline(always)]
+pub fn prefetch(batch: &mut Batch, flows: FlowView<'_>) {
+    let mut elsewhere = ArrayVec::<&mut Packet, BATCH>::new();
+    for packet in batch.in_flight() {
+        match flows.prefetch_entry(&packet.flow) {
+            Some(slot) => packet.hint = slot,
+            // There is room for every packet of the batch.
+            None => drop(elsewhere.try_push(packet)),
+        }
+    }
+    for packet in elsewhere {
+        packet.hint = flows.prefetch_entry_elsewhere(&packet.flow).unwrap_or(Slot::NOWHERE);
+    }
+}
+
+/// Keeps a pin up to date with a packet of its client.
+#[inline(always)]
+fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: Context<'_>) {
+    if backend.forward == Forward::Nat {
+        let hop = packet.came_from(context.nic);
+        if !hit.track.comes_from(&hop) {
+            // The client's packets come another way now (its router changed): replies follow.
+            hit.set_hop(&hop);
+        }
+    }
+    hit.seen(context.now);
 }
 
 /// The backend of a packet that changes nothing but the time of its flow: one of an established TCP

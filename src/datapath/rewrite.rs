@@ -10,56 +10,54 @@
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
 use super::batch::{Packet, Shape};
-use super::conntrack::Target;
 use crate::flow::{Address, Protocol};
 use crate::forwarding::table::Backend;
-use crate::forwarding::{Forward, NextHop, PortIndex};
+use crate::forwarding::{Forward, NextHop};
 use crate::stats::Drop;
 use crate::wire::ethernet;
 use crate::wire::ip::{self, IpError, Side};
 use crate::wire::transport;
 use crate::xdp::umem::Frame;
 
-/// MAC addresses of the NICs, by [`PortIndex`].
+/// MAC addresses of the NICs, by [`PortIndex`](crate::forwarding::PortIndex).
 pub type Macs = [[u8; 6]];
 
-/// Rewrites a packet for its target.
+/// Rewrites a client's packet for its backend.
 ///
 /// # Errors
 /// Why it cannot be sent; it may have been changed.
 #[inline(always)]
-pub fn rewrite(packet: &mut Packet, target: Target<'_>, macs: &Macs) -> Result<PortIndex, Drop> {
-    match target {
-        Target::Backend(backend) => {
-            // Of the backend, not of the listener: a reload may have given the port to another VIP.
-            packet.vip = backend.vip;
-            to_backend(packet, backend, macs)
-        }
-        Target::Client(_, hop) => to_client(packet, hop, macs),
-    }
-}
-
-#[inline(always)]
-fn to_backend(packet: &mut Packet, backend: &Backend, macs: &Macs) -> Result<PortIndex, Drop> {
+pub fn rewrite_to_backend(packet: &mut Packet, backend: &Backend, macs: &Macs) -> Result<(), Drop> {
+    // Of the backend, not of the listener: a reload may have given the port to another VIP.
+    packet.vip = backend.vip;
+    packet.backend = backend.id.index;
     let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
+    packet.bytes = frame.bytes();
     if backend.forward == Forward::Nat {
         let port = backend.port.unwrap_or(flow.key().vip_port);
         translate(frame, shape, flow.protocol(), Side::Destination, backend.address, port)?;
     }
-    address_frame(frame, packet.shape.tag, hop, macs)
+    packet.nic = hop.port;
+    address_frame(frame, shape.tag, hop, macs)
 }
 
-#[inline(always)]
-fn to_client(packet: &mut Packet, hop: NextHop, macs: &Macs) -> Result<PortIndex, Drop> {
+/// Rewrites a NAT backend's packet for the client that is at `hop`.
+///
+/// # Errors
+/// As [`rewrite_to_backend`].
+#[inline]
+pub fn rewrite_to_client(packet: &mut Packet, hop: &NextHop, macs: &Macs) -> Result<(), Drop> {
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
+    packet.bytes = frame.bytes();
     let key = flow.key();
     translate(frame, shape, key.protocol, Side::Source, key.vip, key.vip_port)?;
-    address_frame(frame, packet.shape.tag, &hop, macs)
+    packet.nic = hop.port;
+    address_frame(frame, shape.tag, hop, macs)
 }
 
 /// Replaces the address and port of one side.
@@ -75,7 +73,7 @@ fn translate(
     let data = frame.data_mut();
     let v4 = address.is_v4();
     // Parse has found both headers whole; the offsets are its own.
-    let network = data.get_mut(usize::from(shape.ip)..).ok_or(Drop::TruncatedEthernet)?;
+    let network = data.get_mut(shape.ip()..).ok_or(Drop::TruncatedEthernet)?;
     let translated = if v4 {
         ip::rewrite_v4(network, side, address)
     } else {
@@ -100,10 +98,10 @@ fn address_frame(
     tag: Option<u16>,
     hop: &NextHop,
     macs: &Macs,
-) -> Result<PortIndex, Drop> {
+) -> Result<(), Drop> {
     let source = macs.get(usize::from(hop.port.0)).ok_or(Drop::NoNextHop)?;
     if ethernet::readdress(frame, tag, hop.vlan, &hop.mac, source) {
-        Ok(hop.port)
+        Ok(())
     } else {
         Err(Drop::NoHeadroom)
     }

@@ -24,9 +24,6 @@ pub fn select<'t>(
     conntrack: &mut Conntrack,
     context: Context<'t>,
 ) -> Result<&'t Backend, Drop> {
-    if miss == Miss::Reply {
-        return Err(Drop::ReturnNoFlow);
-    }
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
@@ -35,7 +32,7 @@ pub fn select<'t>(
         conntrack.pin(packet, backend, context).map_err(|_| Drop::TableFull)?;
         match miss {
             Miss::Midflow => context.stats.flows_by_hash.add(1),
-            Miss::Open | Miss::Reply => context.stats.flows_new.add(1),
+            Miss::Open => context.stats.flows_new.add(1),
         }
     }
     Ok(backend)
@@ -63,7 +60,7 @@ fn choose_backend<'t>(
     let accept = |backend: &Backend| {
         let in_service = match miss {
             Miss::Midflow => backend.takes_midflow,
-            Miss::Open | Miss::Reply => backend.takes_new,
+            Miss::Open => backend.takes_new,
         };
         let collides =
             in_service && vip.forward == Forward::Nat && collides(key, backend, conntrack, context);

@@ -1,23 +1,59 @@
 //! Stage 7 of 7, transmit: every packet ends here, in one counter.
 //!
 //! Writes: TX rings, the frame pool, counters.
-//! Cost: one descriptor per packet; counters of a VIP once for each run of its packets; rings are
-//! published, and the kernel woken, once per poll.
+//! Cost: one descriptor per packet; packets that follow each other to one NIC, or belong to one VIP,
+//! share the look for it; rings are published, and the kernel woken, once per poll.
 
-use super::batch::{Packet, Way};
-use super::conntrack::Target;
+use super::batch::{Batch, Packet, Way};
 use super::worker::Ports;
-use crate::forwarding::{BackendIndex, PortIndex, VipId};
+use crate::forwarding::{BackendIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::xdp::umem::FramePool;
 
-/// The way out for the packets of one batch.
-pub struct Exit<'w> {
-    ports: &'w mut Ports,
-    pool: &'w mut FramePool,
-    stats: &'w WorkerStats,
-    transmitted: u64,
-    run: Run,
+/// Queues the packets in flight on their NICs' TX rings; those that find no room are dropped.
+#[inline]
+pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
+    count(batch, stats);
+    for run in batch.packets().chunk_by_mut(|a, b| a.nic == b.nic) {
+        let Some(nic) = run.first().map(|packet| packet.nic) else { continue };
+        let sent = ports.queue(nic, run, pool, stats);
+        stats.transmitted.add(sent);
+    }
+    for packet in batch.in_flight() {
+        uncount(packet, stats);
+        end(packet, Drop::TxFull, pool, stats);
+    }
+}
+
+/// Ends the way of a packet that cannot be forwarded: its frame goes back to the pool.
+#[cold]
+pub fn end(packet: &mut Packet, reason: Drop, pool: &mut FramePool, stats: &WorkerStats) {
+    if let Some(frame) = packet.frame.take() {
+        pool.push(frame);
+    }
+    stats.drop_counter(reason).add(1);
+    for counters in vip(packet.vip, stats).into_iter().chain(backend(packet.backend, stats)) {
+        counters.dropped.add(1);
+    }
+}
+
+/// Counts every packet in flight for its VIP and backend.
+#[inline]
+fn count(batch: &mut Batch, stats: &WorkerStats) {
+    let mut run = Run { vip: VipId::NONE, to_client: false, packets: 0, bytes: 0 };
+    for packet in batch.in_flight() {
+        let (to_client, bytes) = (packet.way != Way::ToBackend, u64::from(packet.bytes));
+        if let Some(counters) = backend(packet.backend, stats) {
+            add(counters, to_client, 1, bytes);
+        }
+        if run.vip != packet.vip || run.to_client != to_client {
+            run.end(stats);
+            run = Run { vip: packet.vip, to_client, packets: 0, bytes: 0 };
+        }
+        run.packets += 1;
+        run.bytes += bytes;
+    }
+    run.end(stats);
 }
 
 /// Packets of one VIP, one way, that followed each other and are not counted yet.
@@ -29,86 +65,33 @@ struct Run {
 }
 
 impl Run {
-    const NONE: Self = Self { vip: VipId::NONE, to_client: false, packets: 0, bytes: 0 };
-}
-
-impl<'w> Exit<'w> {
-    /// For a new batch.
-    #[inline]
-    pub fn new(ports: &'w mut Ports, pool: &'w mut FramePool, stats: &'w WorkerStats) -> Self {
-        Self { ports, pool, stats, transmitted: 0, run: Run::NONE }
-    }
-
-    /// Queues a packet, of which `bytes` were received, on the TX ring of `nic`.
-    #[inline(always)]
-    pub fn transmit(
-        &mut self,
-        packet: &mut Packet,
-        target: Target<'_>,
-        nic: PortIndex,
-        bytes: usize,
-    ) {
-        let Some(frame) = packet.frame.take() else { return };
-        let backend = target.backend();
-        match self.ports.queue(nic, frame, self.pool, self.stats) {
-            Ok(()) => self.count(packet.vip, packet.way, backend, bytes as u64),
-            Err(frame) => {
-                packet.frame = Some(frame);
-                self.drop(packet, packet.vip, Some(backend), Drop::TxFull);
-            }
+    fn end(&self, stats: &WorkerStats) {
+        if let Some(counters) = vip(self.vip, stats) {
+            add(counters, self.to_client, self.packets, self.bytes);
         }
-    }
-
-    /// Gives the frame of a packet back to the pool.
-    #[cold]
-    pub fn drop(
-        &mut self,
-        packet: &mut Packet,
-        vip: VipId,
-        backend: Option<BackendIndex>,
-        reason: Drop,
-    ) {
-        if let Some(frame) = packet.frame.take() {
-            self.pool.push(frame);
-        }
-        self.stats.drop_counter(reason).add(1);
-        let backend = backend.and_then(|index| self.stats.backends.get(usize::from(index.0)));
-        for counters in self.stats.vips.get(usize::from(vip.0)).into_iter().chain(backend) {
-            counters.dropped.add(1);
-        }
-    }
-
-    #[inline(always)]
-    fn count(&mut self, vip: VipId, way: Way, backend: BackendIndex, bytes: u64) {
-        let to_client = way != Way::ToBackend;
-        self.transmitted += 1;
-        if let Some(counters) = self.stats.backends.get(usize::from(backend.0)) {
-            add(counters, to_client, 1, bytes);
-        }
-        if (self.run.vip, self.run.to_client) != (vip, to_client) {
-            self.end_run();
-            self.run = Run { vip, to_client, packets: 0, bytes: 0 };
-        }
-        self.run.packets += 1;
-        self.run.bytes += bytes;
-    }
-
-    #[inline]
-    fn end_run(&self) {
-        let Run { vip, to_client, packets, bytes } = self.run;
-        if let Some(counters) = self.stats.vips.get(usize::from(vip.0)) {
-            add(counters, to_client, packets, bytes);
-        }
-    }
-
-    /// Writes down what the batch has added to the counters.
-    #[inline]
-    pub fn finish(self) {
-        self.end_run();
-        self.stats.transmitted.add(self.transmitted);
     }
 }
 
+/// Takes back what [`count`] has counted for a packet that was not sent.
+#[cold]
+fn uncount(packet: &Packet, stats: &WorkerStats) {
+    let less = u64::from(packet.bytes).wrapping_neg();
+    for counters in vip(packet.vip, stats).into_iter().chain(backend(packet.backend, stats)) {
+        add(counters, packet.way != Way::ToBackend, 1_u64.wrapping_neg(), less);
+    }
+}
+
+#[inline]
+fn vip(id: VipId, stats: &WorkerStats) -> Option<&FlowStats> {
+    stats.vips.get(usize::from(id.0))
+}
+
+#[inline]
+fn backend(index: BackendIndex, stats: &WorkerStats) -> Option<&FlowStats> {
+    stats.backends.get(usize::from(index.0))
+}
+
+/// Adds to two counters; they wrap, so that taking back is adding, too.
 #[inline]
 fn add(counters: &FlowStats, to_client: bool, packets: u64, bytes: u64) {
     let (packet_counter, byte_counter) = if to_client {

@@ -3,22 +3,22 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::batch::{BATCH, Batch, Packet};
+use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
-use super::conntrack::{Conntrack, Context, Target};
-use super::parse::parse;
+use super::conntrack::{Conntrack, Context, prefetch};
+use super::parse::{parse, parse_plain};
 use super::receive::receive;
-use super::rewrite::rewrite;
+use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
-use super::transmit::Exit;
+use super::transmit::{end, transmit};
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Subscription;
-use crate::forwarding::{MAX_NICS, PortIndex, VipId};
-use crate::stats::WorkerStats;
+use crate::forwarding::{MAX_NICS, PortIndex};
+use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::port::{Port, wait};
-use crate::xdp::umem::{Frame, FramePool};
+use crate::xdp::umem::FramePool;
 
 /// Polls without a packet after which a worker that may sleep does.
 const IDLE_POLLS: u32 = 64;
@@ -52,30 +52,27 @@ impl WorkerPort {
         now - std::mem::replace(&mut self.bad_descriptors, now)
     }
 
-    /// Queues a frame. A full ring is given to the kernel and tried once more, once per batch.
-    #[inline(always)]
-    fn queue(
-        &mut self,
-        frame: Frame,
-        pool: &mut FramePool,
-        stats: &WorkerStats,
-    ) -> Result<(), Frame> {
-        let bytes = frame.len() as u64;
-        if let Err(frame) = self.port.transmit(frame) {
-            self.make_room(pool, stats);
-            self.port.transmit(frame)?;
-        }
-        self.queued.0 += 1;
-        self.queued.1 += bytes;
-        Ok(())
-    }
-
-    #[cold]
-    fn make_room(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
-        if !std::mem::replace(&mut self.was_full, true) {
+    /// Queues the frames of these packets; those that find no room stay. A full ring is given to the
+    /// kernel and tried once more, once per poll. Returns how many were queued.
+    #[inline]
+    fn queue(&mut self, packets: &mut [Packet], pool: &mut FramePool, stats: &WorkerStats) -> u64 {
+        let mut sent = self.try_queue(packets);
+        if !self.was_full && self.port.is_full() {
+            self.was_full = true;
             self.hand_over(stats);
             self.port.reclaim(pool);
+            sent += self.try_queue(packets);
         }
+        sent
+    }
+
+    #[inline]
+    fn try_queue(&mut self, packets: &mut [Packet]) -> u64 {
+        let frames = packets.iter_mut().map(|packet| &mut packet.frame);
+        let (sent, bytes) = self.port.transmit_all(frames);
+        self.queued.0 += u64::from(sent);
+        self.queued.1 += bytes;
+        sent.into()
     }
 
     /// Hands what was queued to the kernel.
@@ -118,23 +115,19 @@ impl Ports {
         Self { ports, sender }
     }
 
-    /// Queues a frame on the NIC's TX ring.
-    ///
-    /// # Errors
-    /// The frame, when the ring stays full, or the worker has no queue on that NIC.
-    #[inline(always)]
+    /// Queues the frames of packets that leave by `nic` on its TX ring; returns how many. Those that
+    /// find the ring full, or no queue of this worker on that NIC, stay.
+    #[inline]
     pub fn queue(
         &mut self,
         nic: PortIndex,
-        frame: Frame,
+        packets: &mut [Packet],
         pool: &mut FramePool,
         stats: &WorkerStats,
-    ) -> Result<(), Frame> {
+    ) -> u64 {
         let index = self.sender.get(usize::from(nic.0)).copied().flatten();
-        match index.and_then(|index| self.ports.get_mut(index)) {
-            Some(port) => port.queue(frame, pool, stats),
-            None => Err(frame),
-        }
+        let port = index.and_then(|index| self.ports.get_mut(index));
+        port.map_or(0, |port| port.queue(packets, pool, stats))
     }
 }
 
@@ -164,6 +157,8 @@ pub struct Worker {
     pool: FramePool,
     macs: Vec<[u8; 6]>,
     conntrack: Conntrack,
+    /// Its own flow table.
+    flows: Arc<FlowTable>,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
@@ -178,6 +173,7 @@ impl Worker {
     /// `None` if `flows` has no table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
         let mut worker = Self {
+            flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
             conntrack: Conntrack::new(parts.flows, parts.index, now)?,
             ports: Ports::new(parts.ports),
             pool: parts.pool,
@@ -206,39 +202,50 @@ impl Worker {
             port.flush(&self.stats);
         }
         // The NIC is of no interest to the sweep.
-        let context =
-            Context { table: self.tables.current(), nic: PortIndex(0), now, stats: &self.stats };
+        let context = Context {
+            table: self.tables.current(),
+            flows: self.flows.view(),
+            nic: PortIndex(0),
+            now,
+            stats: &self.stats,
+        };
         self.sweep_behind = self.conntrack.sweep(context);
         packets
     }
 
-    /// The packet's way, stage by stage. Each of the three passes asks for the memory that the next
-    /// one will need, of all packets, before that one begins.
+    /// The packet's way, stage by stage. Each pass asks for the memory that the next one will need, of
+    /// all packets, before that one begins.
     #[inline]
     fn poll_port(&mut self, index: usize, now: Ticks) -> usize {
-        let Self { ports, pool, macs, conntrack, tables, stats, batch, .. } = self;
+        let Self { ports, pool, macs, conntrack, tables, flows, stats, batch, .. } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         port.port.reclaim(pool);
         receive(batch, port, self.max_batch, stats);
         let packets = batch.len();
         if packets > 0 {
-            let context = Context { table: tables.current(), nic: port.nic, now, stats };
-            let mut exit = Exit::new(ports, pool, stats);
+            let table = tables.current();
+            let context = Context { table, flows: flows.view(), nic: port.nic, now, stats };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
-                let known = parse(packet).and_then(|tuple| {
-                    classify(packet, tuple, context.table, conntrack.secret(), &mut last)
-                });
-                match known {
-                    Ok(()) => conntrack.prefetch_bucket(packet),
-                    Err(reason) => exit.drop(packet, VipId::NONE, None, reason),
+                // Twice the same, so that it is compiled for the plainest packets by itself.
+                let known = match parse_plain(packet) {
+                    Some(tuple) => classify(packet, tuple, context, flows.secret(), &mut last),
+                    None => parse(packet).and_then(|tuple| {
+                        classify(packet, tuple, context, flows.secret(), &mut last)
+                    }),
+                };
+                if let Err(reason) = known {
+                    packet.forget();
+                    end(packet, reason, pool, stats);
                 }
             }
-            conntrack.prefetch(batch);
+            prefetch(batch, context.flows);
             for packet in batch.in_flight() {
-                forward(packet, conntrack, context, macs, &mut exit);
+                if let Err(reason) = forward(packet, conntrack, context, macs) {
+                    end(packet, reason, pool, stats);
+                }
             }
-            exit.finish();
+            transmit(batch, ports, pool, stats);
             stats.batches.add(1);
         }
         self.refill(index);
@@ -292,26 +299,21 @@ impl Worker {
     }
 }
 
-/// The last pass for one packet: to the backend of its pin, or of a new one.
+/// From the flow to the headers that the packet leaves with.
 #[inline(always)]
 fn forward(
     packet: &mut Packet,
     conntrack: &mut Conntrack,
     context: Context<'_>,
-    macs: &[[u8; 6]],
-    exit: &mut Exit<'_>,
-) {
-    let bytes = packet.data().len();
-    let target = match conntrack.track(packet, context) {
-        Ok(target) => Ok(target),
-        Err(miss) => select(packet, miss, conntrack, context).map(Target::Backend),
+    macs: &Macs,
+) -> Result<(), Drop> {
+    let Way::ToClient(source) = packet.way else {
+        let backend = match conntrack.track(packet, context) {
+            Ok(backend) => backend,
+            Err(miss) => select(packet, miss, conntrack, context)?,
+        };
+        return rewrite_to_backend(packet, backend, macs);
     };
-    let target = match target {
-        Ok(target) => target,
-        Err(reason) => return exit.drop(packet, packet.vip, None, reason),
-    };
-    match rewrite(packet, target, macs) {
-        Ok(nic) => exit.transmit(packet, target, nic, bytes),
-        Err(reason) => exit.drop(packet, packet.vip, Some(target.backend()), reason),
-    }
+    let hop = conntrack.track_reply(packet, source, context).ok_or(Drop::ReturnNoFlow)?;
+    rewrite_to_client(packet, &hop, macs)
 }

@@ -221,8 +221,108 @@ impl<F: Family> FamilyTable<F> {
         size_of_val(&*self.buckets) + size_of_val(&*self.entries) + size_of_val(&*self.births)
     }
 
-    #[inline(always)]
     pub(super) fn entry(&self, number: u32) -> Option<&F::Entry> {
+        self.entries.get(number as usize)
+    }
+
+    #[inline(always)]
+    pub(super) fn view(&self) -> View<'_, F> {
+        View { buckets: &self.buckets, entries: &self.entries }
+    }
+
+    /// A consistent copy of an entry; `None` if it is free, or changes all the time.
+    pub(super) fn read(&self, number: u32) -> Option<Entry> {
+        let (entry, birth) = (self.entry(number)?, self.births.get(number as usize)?);
+        for _ in 0..8 {
+            // Acquire pairs with the release store that ends a write: the words below are at
+            // least as new as this version.
+            let before = birth.load(Ordering::Acquire);
+            let (words, track) = (F::words(entry), track_of::<F>(entry));
+            // The loads above are done before the version is looked at again.
+            fence(Ordering::Acquire);
+            if before & 1 == 0 && birth.load(Relaxed) == before {
+                // A free entry has no protocol.
+                let used = F::tail(&words) != 0;
+                let pin = Pin::from_words(track, before);
+                return used.then(|| Entry { key: F::tuple(words).key(), pin });
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    /// The entry of a tuple, for threads other than the writer's.
+    pub(super) fn lookup(&self, words: &F::Words, hash: u64) -> Option<(Slot, Pin)> {
+        // A flow that moves from its other bucket to its first, between the two looks, is missed by
+        // both: the first is looked at again.
+        let view = self.view();
+        let again = || view.find_in(view.first_bucket(hash), words, tag_of(hash));
+        let number = view.find(words, hash).or_else(again)?.number;
+        let entry = self.read(number)?;
+        // It may have changed hands between finding and reading.
+        let same = Tuple::from(entry.key) == F::tuple(*words);
+        same.then_some((Slot::new::<F>(number), entry.pin))
+    }
+
+    pub(super) fn touch(&self, number: u32, track: &Track, now: Ticks) {
+        if let Some(entry) = self.entry(number) {
+            let place = F::common(entry).place;
+            let new = track.with_last_seen(now).place;
+            // A time publishes nothing. A lost race means that somebody else touched it.
+            let _ = place.compare_exchange(track.place, new, Relaxed, Relaxed);
+        }
+    }
+
+    pub(super) fn change_hop(&self, number: u32, track: &Track, hop: &NextHop) {
+        if let Some(entry) = self.entry(number) {
+            let new = track.with_hop(hop).hop;
+            // A way back publishes nothing, and stands for itself.
+            let _ = F::common(entry).hop.compare_exchange(track.hop, new, Relaxed, Relaxed);
+        }
+    }
+
+    pub(super) fn change_state(
+        &self,
+        number: u32,
+        words: &F::Words,
+        track: &Track,
+        set: State,
+        clear: State,
+    ) {
+        let Some(entry) = self.entry(number) else { return };
+        let tail = F::common(entry).tail;
+        let mut old = F::tail(words) | track.tail;
+        // A few tries: the only competitors are other state changes.
+        for _ in 0..4 {
+            let new = (old | u64::from(set.0) << entry::STATE_SHIFT)
+                & !(u64::from(clear.0) << entry::STATE_SHIFT);
+            // State bits publish nothing.
+            match tail.compare_exchange(old, new, Relaxed, Relaxed) {
+                Err(now) if now & !entry::STATE == old & !entry::STATE => old = now,
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// The parts of a family's table that look-ups touch: copied once per batch, so that their places are
+/// not read again for each packet.
+pub(super) struct View<'t, F: Family> {
+    pub(super) buckets: &'t [Line],
+    entries: &'t [F::Entry],
+}
+
+impl<F: Family> Clone for View<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F: Family> Copy for View<'_, F> {}
+
+impl<'t, F: Family> View<'t, F> {
+    #[inline(always)]
+    pub(super) fn entry(&self, number: u32) -> Option<&'t F::Entry> {
         self.entries.get(number as usize)
     }
 
@@ -271,90 +371,20 @@ impl<F: Family> FamilyTable<F> {
         Some(Found { bucket, place, number })
     }
 
-    /// As [`FamilyTable::find`], for who has a hint where the entry may be; with what it says, which
-    /// only the writer may take for whole.
+    /// As [`View::find`], for who has a hint where the entry may be; with what it says, which only
+    /// the writer may take for whole.
     #[inline(always)]
-    pub(super) fn find_at(&self, words: &F::Words, hash: u64, hint: Slot) -> Option<(Slot, Track)> {
-        if let Some(entry) = self.entry(hint.number())
-            && F::holds(entry, words)
-        {
-            return Some((hint, track_of::<F>(entry)));
+    pub(super) fn find_at(&self, words: &F::Words, hash: u64, hint: Slot) -> Option<Hit<'t>> {
+        match self.entry(hint.number()) {
+            Some(entry) if F::holds(entry, words) => Some(Hit::new::<F>(hint.number(), entry)),
+            _ => self.find_slowly(words, hash),
         }
+    }
+
+    #[inline(never)]
+    fn find_slowly(&self, words: &F::Words, hash: u64) -> Option<Hit<'t>> {
         let number = self.find(words, hash)?.number;
-        Some((Slot::new::<F>(number), track_of::<F>(self.entry(number)?)))
-    }
-
-    /// A consistent copy of an entry; `None` if it is free, or changes all the time.
-    pub(super) fn read(&self, number: u32) -> Option<Entry> {
-        let (entry, birth) = (self.entry(number)?, self.births.get(number as usize)?);
-        for _ in 0..8 {
-            // Acquire pairs with the release store that ends a write: the words below are at
-            // least as new as this version.
-            let before = birth.load(Ordering::Acquire);
-            let (words, track) = (F::words(entry), track_of::<F>(entry));
-            // The loads above are done before the version is looked at again.
-            fence(Ordering::Acquire);
-            if before & 1 == 0 && birth.load(Relaxed) == before {
-                // A free entry has no protocol.
-                let used = F::tail(&words) != 0;
-                let pin = Pin::from_words(track, before);
-                return used.then(|| Entry { key: F::tuple(words).key(), pin });
-            }
-            std::hint::spin_loop();
-        }
-        None
-    }
-
-    /// The entry of a tuple, for threads other than the writer's.
-    pub(super) fn lookup(&self, words: &F::Words, hash: u64) -> Option<(Slot, Pin)> {
-        // A flow that moves from its other bucket to its first, between the two looks, is missed by
-        // both: the first is looked at again.
-        let again = || self.find_in(self.first_bucket(hash), words, tag_of(hash));
-        let number = self.find(words, hash).or_else(again)?.number;
-        let entry = self.read(number)?;
-        // It may have changed hands between finding and reading.
-        let same = Tuple::from(entry.key) == F::tuple(*words);
-        same.then_some((Slot::new::<F>(number), entry.pin))
-    }
-
-    pub(super) fn touch(&self, number: u32, track: &Track, now: Ticks) {
-        if let Some(entry) = self.entry(number) {
-            let place = F::common(entry).place;
-            let new = track.with_last_seen(now).place;
-            // A time publishes nothing. A lost race means that somebody else touched it.
-            let _ = place.compare_exchange(track.place, new, Relaxed, Relaxed);
-        }
-    }
-
-    pub(super) fn change_hop(&self, number: u32, track: &Track, hop: &NextHop) {
-        if let Some(entry) = self.entry(number) {
-            let new = track.with_hop(hop).hop;
-            // A way back publishes nothing, and stands for itself.
-            let _ = F::common(entry).hop.compare_exchange(track.hop, new, Relaxed, Relaxed);
-        }
-    }
-
-    pub(super) fn change_state(
-        &self,
-        number: u32,
-        words: &F::Words,
-        track: &Track,
-        set: State,
-        clear: State,
-    ) {
-        let Some(entry) = self.entry(number) else { return };
-        let tail = F::common(entry).tail;
-        let mut old = F::tail(words) | track.tail;
-        // A few tries: the only competitors are other state changes.
-        for _ in 0..4 {
-            let new = (old | u64::from(set.0) << entry::STATE_SHIFT)
-                & !(u64::from(clear.0) << entry::STATE_SHIFT);
-            // State bits publish nothing.
-            match tail.compare_exchange(old, new, Relaxed, Relaxed) {
-                Err(now) if now & !entry::STATE == old & !entry::STATE => old = now,
-                Ok(_) | Err(_) => return,
-            }
-        }
+        Some(Hit::new::<F>(number, self.entry(number)?))
     }
 
     #[inline(always)]
@@ -379,6 +409,52 @@ pub(super) struct Found {
     pub bucket: usize,
     pub place: u32,
     pub number: u32,
+}
+
+/// An entry that was found, for the writer's thread: what it says, and the words in which that can be
+/// changed.
+pub struct Hit<'t> {
+    /// Which it is.
+    pub slot: Slot,
+    /// What it says.
+    pub track: Track,
+    words: Common<'t>,
+}
+
+impl<'t> Hit<'t> {
+    #[inline(always)]
+    fn new<F: Family>(number: u32, entry: &'t F::Entry) -> Self {
+        let slot = Slot::new::<F>(number);
+        Self { slot, track: track_of::<F>(entry), words: F::common(entry) }
+    }
+
+    /// Notes that a packet of the flow came at `now`.
+    #[inline(always)]
+    pub fn seen(&self, now: Ticks) {
+        if self.track.last_seen() != now {
+            // A time publishes nothing.
+            self.words.place.store(self.track.with_last_seen(now).place, Relaxed);
+        }
+    }
+
+    /// Changes the flow's state to `new`. Other bits, that other threads set at the same time, are
+    /// not lost.
+    pub fn set_state(&self, new: State) {
+        let old = self.track.state();
+        if old == new {
+            return;
+        }
+        let (set, clear) = (new.without(old), old.without(new));
+        // State bits publish nothing.
+        self.words.tail.fetch_or(u64::from(set.0) << entry::STATE_SHIFT, Relaxed);
+        self.words.tail.fetch_and(!(u64::from(clear.0) << entry::STATE_SHIFT), Relaxed);
+    }
+
+    /// Changes where the client's packets come from.
+    pub fn set_hop(&self, to: &NextHop) {
+        // A way back publishes nothing, and stands for itself.
+        self.words.hop.store(entry::encode_hop(to), Relaxed);
+    }
 }
 
 /// What an entry says besides its tuple.

@@ -31,7 +31,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::entry::{Entry, Pin, State, Track};
-use super::family::{Family, FamilyTable, V4, V6};
+pub use super::family::Hit;
+use super::family::{Family, FamilyTable, V4, V6, View};
 pub use super::layout::TableError;
 use super::layout::{Header, Layout};
 use super::tuple::{HashedKey, TableSecret, Tuple};
@@ -173,43 +174,10 @@ impl FlowTable {
         &self.secret
     }
 
-    /// First stage of a batched look-up: asks for the bucket line.
+    /// What look-ups in the writer's thread need: to be taken once per batch.
     #[inline(always)]
-    pub fn prefetch_bucket(&self, key: &HashedKey) {
-        match key.tuple {
-            Tuple::V4(_) => self.v4.prefetch_bucket(key.hash),
-            Tuple::V6(_) => self.v6.prefetch_bucket(key.hash),
-        }
-    }
-
-    /// Second stage: asks for the entry line, if the first bucket has the tag, and says where that
-    /// is, which [`FlowTable::find_at`] takes as a hint. If it has not, asks for the other bucket's
-    /// line, for [`FlowTable::prefetch_entry_elsewhere`].
-    #[inline(always)]
-    pub fn prefetch_entry(&self, key: &HashedKey) -> Option<Slot> {
-        match key.tuple {
-            Tuple::V4(_) => self.v4.prefetch_entry(key.hash),
-            Tuple::V6(_) => self.v6.prefetch_entry(key.hash),
-        }
-    }
-
-    /// Third stage, for those that the second did not find: the same in the other bucket.
-    #[inline]
-    pub fn prefetch_entry_elsewhere(&self, key: &HashedKey) -> Option<Slot> {
-        match key.tuple {
-            Tuple::V4(_) => self.v4.prefetch_entry_elsewhere(key.hash),
-            Tuple::V6(_) => self.v6.prefetch_entry_elsewhere(key.hash),
-        }
-    }
-
-    /// The entry of a key, and what it says, for the writer's thread: others use
-    /// [`FlowTable::lookup`]. [`Slot::NOWHERE`] is a hint, too.
-    #[inline(always)]
-    pub fn find_at(&self, key: &HashedKey, hint: Slot) -> Option<(Slot, Track)> {
-        match &key.tuple {
-            Tuple::V4(words) => self.v4.find_at(words, key.hash, hint),
-            Tuple::V6(words) => self.v6.find_at(words, key.hash, hint),
-        }
+    pub fn view(&self) -> FlowView<'_> {
+        FlowView { v4: self.v4.view(), v6: self.v6.view() }
     }
 
     /// A consistent copy of an entry; `None` if it is free, or changes all the time.
@@ -270,6 +238,54 @@ impl FlowTable {
         match &key.tuple {
             Tuple::V4(words) => self.v4.change_state(slot.number(), words, track, set, clear),
             Tuple::V6(words) => self.v6.change_state(slot.number(), words, track, set, clear),
+        }
+    }
+}
+
+/// The parts of a table that look-ups touch.
+#[derive(Clone, Copy)]
+pub struct FlowView<'t> {
+    v4: View<'t, V4>,
+    v6: View<'t, V6>,
+}
+
+impl<'t> FlowView<'t> {
+    /// First stage of a batched look-up: asks for the bucket line.
+    #[inline(always)]
+    pub fn prefetch_bucket(&self, key: &HashedKey) {
+        match key.tuple {
+            Tuple::V4(_) => self.v4.prefetch_bucket(key.hash),
+            Tuple::V6(_) => self.v6.prefetch_bucket(key.hash),
+        }
+    }
+
+    /// Second stage: asks for the entry line, if the first bucket has the tag, and says where that
+    /// is, which [`FlowView::find_at`] takes as a hint. If it has not, asks for the other bucket's
+    /// line, for [`FlowView::prefetch_entry_elsewhere`].
+    #[inline(always)]
+    pub fn prefetch_entry(&self, key: &HashedKey) -> Option<Slot> {
+        match key.tuple {
+            Tuple::V4(_) => self.v4.prefetch_entry(key.hash),
+            Tuple::V6(_) => self.v6.prefetch_entry(key.hash),
+        }
+    }
+
+    /// Third stage, for those that the second did not find: the same in the other bucket.
+    #[inline]
+    pub fn prefetch_entry_elsewhere(&self, key: &HashedKey) -> Option<Slot> {
+        match key.tuple {
+            Tuple::V4(_) => self.v4.prefetch_entry_elsewhere(key.hash),
+            Tuple::V6(_) => self.v6.prefetch_entry_elsewhere(key.hash),
+        }
+    }
+
+    /// The entry of a key, and what it says, for the writer's thread: others use
+    /// [`FlowTable::lookup`]. [`Slot::NOWHERE`] is a hint, too.
+    #[inline(always)]
+    pub fn find_at(&self, key: &HashedKey, hint: Slot) -> Option<Hit<'t>> {
+        match &key.tuple {
+            Tuple::V4(words) => self.v4.find_at(words, key.hash, hint),
+            Tuple::V6(words) => self.v6.find_at(words, key.hash, hint),
         }
     }
 }

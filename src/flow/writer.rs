@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::Protocol;
 use super::bucket::{self, PLACES, tag_of};
-use super::entry::{self, Pin, State, Track};
+use super::entry::{self, Pin, Track};
 use super::family::{Common, Family, FamilyTable, Found, track_of};
 use super::table::{FlowTable, Slot};
 use super::tuple::{HashedKey, TAIL, TableSecret, Tuple};
-use super::{Protocol, family};
-use crate::forwarding::NextHop;
-use crate::units::Ticks;
 use crate::xdp::memory::Line;
 
 /// Flows that may have to move, one after the other, before a new one has a place. At the load
@@ -103,45 +101,6 @@ impl FlowWriter {
             Tuple::V4(words) => store(&self.table.v4, slot.number(), Some((words, pin))),
             Tuple::V6(words) => store(&self.table.v6, slot.number(), Some((words, pin))),
         }
-    }
-
-    /// Notes that a packet of the entry came at `now`.
-    #[inline]
-    pub fn seen(&self, slot: Slot, track: &Track, now: Ticks) {
-        if track.last_seen() != now
-            && let Some(Common { place, .. }) = self.words(slot)
-        {
-            // Relaxed: a time publishes nothing.
-            place.store(track.with_last_seen(now).place, Ordering::Relaxed);
-        }
-    }
-
-    /// Changes the entry's state from `old` to `new`. Other bits, that other threads set at the
-    /// same time, are not lost.
-    pub fn set_state(&self, slot: Slot, old: State, new: State) {
-        let (set, clear) = (new.without(old), old.without(new));
-        if let Some(Common { tail, .. }) = self.words(slot) {
-            // Relaxed: state bits publish nothing.
-            tail.fetch_or(u64::from(set.0) << entry::STATE_SHIFT, Ordering::Relaxed);
-            tail.fetch_and(!(u64::from(clear.0) << entry::STATE_SHIFT), Ordering::Relaxed);
-        }
-    }
-
-    /// Changes where the client's packets come from.
-    pub fn set_hop(&self, slot: Slot, to: &NextHop) {
-        if let Some(Common { hop, .. }) = self.words(slot) {
-            // Relaxed: a way back publishes nothing, and stands for itself.
-            hop.store(entry::encode_hop(to), Ordering::Relaxed);
-        }
-    }
-
-    #[inline]
-    fn words(&self, slot: Slot) -> Option<Common<'_>> {
-        Some(if slot.is_v6() {
-            family::V6::common(self.table.v6.entry(slot.number())?)
-        } else {
-            family::V4::common(self.table.v4.entry(slot.number())?)
-        })
     }
 
     /// Removes an entry; returns what it said.
@@ -241,7 +200,7 @@ impl Free {
             return None;
         }
         let hash = secret.hash(F::tuple(words)).hash;
-        let found = table.find(&words, hash)?;
+        let found = table.view().find(&words, hash)?;
         (found.number == number).then_some((found.bucket, found.place))
     }
 
@@ -254,9 +213,9 @@ impl Free {
     ) -> Result<Slot, Full> {
         let number = self.next(table).ok_or(Full)?;
         let tag = tag_of(hash);
-        let first = table.first_bucket(hash);
+        let first = table.view().first_bucket(hash);
         let (line, place) = free_place(table, first)
-            .or_else(|| free_place(table, table.other_bucket(first, tag)))
+            .or_else(|| free_place(table, table.view().other_bucket(first, tag)))
             .or_else(|| (0..=MOVES).find_map(|depth| make_place(table, first, depth)))
             .ok_or(Full)?;
         self.take(table, number);
@@ -276,7 +235,7 @@ impl Free {
         let entry = table.entry(number)?;
         let words = F::words(entry);
         let hash = secret.hash(F::tuple(words)).hash;
-        if let Some(Found { bucket, place, .. }) = table.find(&words, hash)
+        if let Some(Found { bucket, place, .. }) = table.view().find(&words, hash)
             && let Some(line) = table.buckets.get(bucket)
         {
             bucket::free(line, place);
@@ -367,7 +326,7 @@ fn make_place<F: Family>(
     let line = table.buckets.get(bucket)?;
     for place in 0..PLACES {
         let (tag, number) = bucket::content(line, place);
-        let other = table.other_bucket(bucket, tag);
+        let other = table.view().other_bucket(bucket, tag);
         let target = free_place(table, other)
             .or_else(|| depth.checked_sub(1).and_then(|depth| make_place(table, other, depth)));
         let Some((target, free)) = target else { continue };
@@ -422,11 +381,12 @@ mod tests {
     use hashbrown::HashMap;
     use proptest::prelude::*;
 
-    use super::super::entry::Entry;
-    use super::super::table::{Families, TableError};
-    use super::super::{Address, FlowKey};
+    use super::super::entry::{Entry, State};
+    use super::super::table::{Families, Hit, TableError};
+    use super::super::{Address, FlowKey, family};
     use super::*;
-    use crate::forwarding::{BackendId, BackendIndex, PortIndex, VipId};
+    use crate::forwarding::{BackendId, BackendIndex, NextHop, PortIndex, VipId};
+    use crate::units::Ticks;
 
     /// Even numbers are IPv4 flows, odd ones IPv6.
     fn key(number: u32) -> FlowKey {
@@ -472,7 +432,11 @@ mod tests {
         }
 
         fn find(&self, number: u32) -> Option<Slot> {
-            self.table.find_at(&self.hashed(number), Slot::NOWHERE).map(|(slot, _)| slot)
+            self.hit(number).map(|hit| hit.slot)
+        }
+
+        fn hit(&self, number: u32) -> Option<Hit<'_>> {
+            self.table.view().find_at(&self.hashed(number), Slot::NOWHERE)
         }
 
         fn get(&self, slot: Slot) -> Option<Pin> {
@@ -499,11 +463,12 @@ mod tests {
             assert_eq!(writer.table.read(slot), Some(Entry { key: wanted, pin: pin(9) }));
             assert_eq!(hashed.key(), wanted);
             for hint in [Slot::NOWHERE, slot, Slot::new::<family::V6>(5)] {
-                let found = writer.table.find_at(&hashed, hint);
-                assert_eq!(found, Some((slot, pin(9).track)), "{hint:?}");
+                let found = writer.table.view().find_at(&hashed, hint).unwrap();
+                assert_eq!((found.slot, found.track), (slot, pin(9).track), "{hint:?}");
             }
-            let in_first = writer.table.prefetch_entry(&hashed);
-            let hint = in_first.or_else(|| writer.table.prefetch_entry_elsewhere(&hashed));
+            let view = writer.table.view();
+            let in_first = view.prefetch_entry(&hashed);
+            let hint = in_first.or_else(|| view.prefetch_entry_elsewhere(&hashed));
             assert_eq!(hint, Some(slot));
         }
         let positions = 0..writer.table.positions();
@@ -584,7 +549,7 @@ mod tests {
         for (number, clear_place) in [(2, true), (4, false)] {
             let hashed = writer.hashed(number);
             let Tuple::V4(words) = hashed.tuple else { unreachable!() };
-            let found = writer.table.v4.find(&words, hashed.hash).unwrap();
+            let found = writer.table.v4.view().find(&words, hashed.hash).unwrap();
             if clear_place {
                 bucket::free(&writer.table.v4.buckets[found.bucket], found.place);
             } else {
@@ -594,8 +559,8 @@ mod tests {
         // ... and while a flow moved to its other bucket.
         let hashed = writer.hashed(8);
         let Tuple::V4(words) = hashed.tuple else { unreachable!() };
-        let found = writer.table.v4.find(&words, hashed.hash).unwrap();
-        let other = writer.table.v4.other_bucket(found.bucket, tag_of(hashed.hash));
+        let found = writer.table.v4.view().find(&words, hashed.hash).unwrap();
+        let other = writer.table.v4.view().other_bucket(found.bucket, tag_of(hashed.hash));
         let line = &writer.table.v4.buckets[other];
         let twice = bucket::free_place(line).unwrap();
         bucket::set_place(line, twice, tag_of(hashed.hash), found.number);
@@ -661,10 +626,9 @@ mod tests {
     fn state_and_times_change_in_place() {
         let mut writer = table(8);
         let slot = writer.add(1, 1).unwrap();
-        let seen = writer.get(slot).unwrap().track;
-        writer.seen(slot, &seen, Ticks(77));
+        writer.hit(1).unwrap().seen(Ticks(77));
         assert_eq!(writer.get(slot).unwrap().track.last_seen(), Ticks(77));
-        writer.set_state(slot, State::ESTABLISHED, State::FIN_CLIENT);
+        writer.hit(1).unwrap().set_state(State::FIN_CLIENT);
         assert_eq!(writer.get(slot).unwrap().track.state(), State::FIN_CLIENT);
         let table = Arc::clone(&writer.table);
         let read = table.read(slot).unwrap().pin.track;
@@ -674,7 +638,7 @@ mod tests {
         assert!(now.state().has(State::FIN_CLIENT.with(State::FIN_BACKEND)));
         assert_eq!(now.last_seen(), Ticks(99));
         let hop = NextHop { port: PortIndex(1), mac: [4; 6], vlan: None };
-        writer.set_hop(slot, &hop);
+        writer.hit(1).unwrap().set_hop(&hop);
         let moved = writer.get(slot).unwrap().track;
         assert_eq!((moved.hop(), moved.state()), (hop, now.state()));
         table.change_state(slot, &writer.hashed(1), &moved, State::RST, State::FIN_CLIENT);
@@ -705,7 +669,7 @@ mod tests {
     fn the_two_buckets_of_a_flow_lead_to_each_other() {
         for capacity in [8, 9, 1000, 12_345] {
             let writer = table(capacity);
-            let half = &writer.table.v4;
+            let half = writer.table.v4.view();
             for hash in (0..1000_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
                 let first = half.first_bucket(hash);
                 let other = half.other_bucket(first, tag_of(hash));

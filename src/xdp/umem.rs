@@ -225,6 +225,12 @@ impl Memory {
         Ok(start as u64 + u64::from(frame.offset))
     }
 
+    /// Whether a frame is of this UMEM.
+    #[inline(always)]
+    pub(super) fn owns(&self, frame: &Frame) -> bool {
+        self.chunk_of(frame).is_some()
+    }
+
     /// The number of a frame's chunk; `None` for a frame of another UMEM.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "chunks are numbered by a u32")]
@@ -303,6 +309,12 @@ impl Frame {
     #[inline]
     pub fn len(&self) -> usize {
         usize::from(self.len)
+    }
+
+    /// The same, in the size that it is kept in.
+    #[inline]
+    pub fn bytes(&self) -> u16 {
+        self.len
     }
 
     /// Whether there is no data.
@@ -416,7 +428,10 @@ impl FramePool {
         match self.memory.ledger.get(chunk) {
             Some(entry) if entry.load(Ordering::Relaxed) == holder.0 => {
                 entry.store(OURS, Ordering::Relaxed);
-                #[expect(clippy::cast_possible_truncation, reason = "chunks are numbered by a u32")]
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "chunks are numbered by a u32"
+                )]
                 self.push_chunk(chunk as u32);
                 true
             }
