@@ -149,7 +149,7 @@ fn latency_is_measured_where_the_time_fits_into_the_packet() {
     let percentiles = ["min", "p50", "p90", "p99", "p99_9", "p99_99", "max"];
     let values = percentiles.map(|name| latency[name].as_f64().unwrap());
     assert!(values.is_sorted() && values[0] > 0.0, "{latency}");
-    let short = "--target 192.0.2.10:80 --protocol tcp --rate 2000 --seconds 0.5";
+    let short = "--target 192.0.2.10:80 --protocol tcp --size 64 --rate 2000 --seconds 0.5";
     let report = spaces.generate(short);
     assert_eq!(report["latency_us"], Value::Null);
     assert!(report["not_measured"][0].as_str().unwrap().contains("--size 76"), "{report}");
@@ -562,8 +562,8 @@ fn what_is_out_of_range_is_refused_before_anything_is_opened() {
         ("--target 192.0.2.10:80 --clients 1.0.0.0/24", &["--i-own-this-network"]),
         ("--target 192.0.2.10:80 --rate 1Tbit", &["write packets per second"]),
         ("--target 192.0.2.10:80 --rate 200M", &["use 1 to 100000000 pps"]),
-        ("--target 192.0.2.10:80 --size 9001", &["use 64 to 3844 bytes"]),
-        ("--target 192.0.2.10:80 --size 9000", &["use 64 to 3844 bytes", "one memory page"]),
+        ("--target 192.0.2.10:80 --size 9001", &["use 64 to 9000 bytes"]),
+        ("--target 192.0.2.10:80 --size 4000 --method prog-run", &["64 to 3076", "af-xdp"]),
         ("--target 192.0.2.10:80 --size small", &["write bytes"]),
         ("--target 192.0.2.10:80 --flows 10000001", &["use 1 to 10000000"]),
         ("--target 192.0.2.10:80 --seconds 4000", &["use 0.1 to 3600 s"]),

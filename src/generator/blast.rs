@@ -198,7 +198,7 @@ fn next_chunk(times: u32, took: Duration, left: Duration) -> u32 {
 
 /// The packet before the program writes into it, and its sums as the program takes them.
 fn prepared(template: &Template, settings: &Settings) -> (Vec<u8>, u32, u32) {
-    let mut frame = vec![0; template.len()];
+    let mut frame = template.bytes().to_vec();
     let flags = match settings.traffic {
         Traffic::Syn => flags::SYN,
         Traffic::Tcp | Traffic::Udp => flags::ACK,
@@ -207,7 +207,7 @@ fn prepared(template: &Template, settings: &Settings) -> (Vec<u8>, u32, u32) {
     let signature = Signature { flow: 0, sequence: 0, run: 0, time: 0 };
     // Without address and port: these, and the flow number, the program adds.
     template.write(&mut frame, Source { tail: 0, port: 0 }, segment, &signature);
-    let (_, ip_sum, mut sum) = template.prepared();
+    let (ip_sum, mut sum) = template.sums();
     if settings.layout.tcp {
         sum = sum.word(u16::from(flags));
     }
@@ -290,7 +290,7 @@ mod tests {
         use super::super::sum::Sum;
         for (traffic, tcp) in [(Traffic::Udp, false), (Traffic::Tcp, true), (Traffic::Syn, true)] {
             let mut request = request();
-            (request.traffic, request.size) = (traffic, Size::Fixed(100));
+            (request.traffic, request.size) = (traffic, Some(Size::Fixed(100)));
             let Ok(settings) = Settings::check(request) else { unreachable!("a good request") };
             let common: Common = common(false, tcp);
             let Some(template) = Template::new(&common, 100) else { unreachable!("it fits") };

@@ -23,9 +23,10 @@ use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::generate::Catcher;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::port::Port;
+use crate::xdp::port::frames::frames_for;
 use crate::xdp::program::ProgramError;
 use crate::xdp::socket::{BindMode, SocketError};
-use crate::xdp::umem::{HEADROOM, Umem, UmemError};
+use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Slots of RX and TX rings.
 const RING: u32 = 2048;
@@ -177,15 +178,17 @@ impl Engine {
         let templates: Arc<[Template]> = templates(&settings, &client)?.into();
         let slots = if settings.traffic == Traffic::Tcp { settings.flows } else { 1 };
         let board = Arc::new(Board::new(slots));
+        let memory = FrameUse::of(&settings);
         let epoch_ns = cpu::monotonic_ns();
         let mut workers = Vec::new();
         for index in 0..settings.workers {
             let (client_port, backend_port, pool) =
-                open_ports(&settings, &client, backend.as_ref(), index)?;
+                open_ports(&memory, &client, backend.as_ref(), index)?;
             workers.push(Worker::new(Parts {
                 client_port,
                 backend_port,
                 ring: RING,
+                frames_each: memory.frames_each,
                 pool,
                 templates: Arc::clone(&templates),
                 clients: settings.clients,
@@ -435,21 +438,36 @@ pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// How the packets of a run lie in frames.
+struct FrameUse {
+    frame_size: u32,
+    /// Frames of the longest packet.
+    frames_each: u32,
+    /// Multi-buffer only where it is needed: older kernels and some drivers do not have it.
+    mode: BindMode,
+}
+
+impl FrameUse {
+    fn of(settings: &Settings) -> Self {
+        let longest = settings.sizes.iter().max().copied().unwrap_or(0).saturating_sub(FCS);
+        let frame_size = if frames_for(longest, 2048) <= 1 { 2048 } else { 4096 };
+        let frames = frames_for(longest, frame_size);
+        let mode = if frames <= 1 { BindMode::Auto } else { BindMode::MultiBuffer };
+        Self { frame_size, frames_each: u32::try_from(frames).unwrap_or(u32::MAX), mode }
+    }
+}
+
 /// A socket on each NIC, and the packet memory that both share.
 fn open_ports(
-    settings: &Settings,
+    memory: &FrameUse,
     client: &Nic,
     backend: Option<&Nic>,
     queue: u32,
-) -> Result<(Port, Option<Port>, crate::xdp::umem::FramePool), EngineError> {
-    let longest = settings.sizes.iter().max().copied().unwrap_or(0) - FCS;
-    let frame_size = if longest + usize::from(HEADROOM) <= 2048 { 2048 } else { 4096 };
+) -> Result<(Port, Option<Port>, FramePool), EngineError> {
     let ports = 1 + u32::from(backend.is_some());
-    let (umem, pool) = Umem::create(ports * FRAMES_PER_PORT + FRAMES_IN_HAND, frame_size)?;
-    let client = Port::open(&umem, client, queue, RING, BindMode::Auto)?;
-    let backend =
-        backend.map(|nic| Port::open(&umem, nic, queue, RING, BindMode::Auto)).transpose()?;
-    Ok((client, backend, pool))
+    let (umem, pool) = Umem::create(ports * FRAMES_PER_PORT + FRAMES_IN_HAND, memory.frame_size)?;
+    let open = |nic: &Nic| Port::open(&umem, nic, queue, RING, memory.mode);
+    Ok((open(client)?, backend.map(open).transpose()?, pool))
 }
 
 /// Attaches a program to each NIC.
