@@ -215,10 +215,12 @@ impl Engine {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Outcome, EngineError> {
         let trials = self.plan(rate, duration, false);
+        let dropped_before = self.receiver_dropped();
         let (samples, seconds) = self.run_all(&trials, duration, stop, progress)?;
         let overrun = self.workers.iter().map(|worker| worker.sent().overrun_ns).max();
         let seconds = seconds + overrun.unwrap_or(0) as f64 / 1e9;
         let mut outcome = self.add_up(rate, seconds);
+        outcome.receiver_dropped = Some(self.receiver_dropped() - dropped_before);
         outcome.samples = samples;
         Ok(outcome)
     }
@@ -334,6 +336,10 @@ impl Engine {
         outcome
     }
 
+    fn receiver_dropped(&self) -> u64 {
+        self.workers.iter().map(Worker::receiver_dropped).sum()
+    }
+
     fn replies(&self) -> Replies {
         let mut received = Counts::default();
         let mut replies = Replies::default();
@@ -388,7 +394,7 @@ impl Engine {
         let key = |worker: &Worker, number: BackendNumber| -> Option<BackendKey> {
             worker.judge().backends.get(number).map(|(key, _)| *key)
         };
-        let seen = |worker: &Worker| -> Vec<Option<(u32, Option<BackendKey>)>> {
+        let seen = |worker: &Worker| -> Vec<Seen> {
             let flows = worker.judge().requests.flows();
             flows.map(|entry| entry.map(|(flow, number)| (flow, key(worker, number)))).collect()
         };
@@ -397,7 +403,7 @@ impl Engine {
         for worker in others {
             for (known, found) in newest.iter_mut().zip(seen(worker)) {
                 violations += u64::from(differ(*known, found));
-                *known = (*known).max_by_flow(found);
+                *known = newer(*known, found);
             }
         }
         violations
@@ -407,19 +413,9 @@ impl Engine {
 /// The newest flow of a slot, and its backend.
 type Seen = Option<(u32, Option<BackendKey>)>;
 
-trait MaxByFlow {
-    /// The later of two flows of a slot.
-    fn max_by_flow(self, other: Self) -> Self;
-}
-
-impl MaxByFlow for Seen {
-    fn max_by_flow(self, other: Self) -> Self {
-        match (self, other) {
-            (Some((a, _)), Some((b, _))) if b > a => other,
-            (None, _) => other,
-            _ => self,
-        }
-    }
+/// The later of two flows of a slot.
+fn newer(a: Seen, b: Seen) -> Seen {
+    std::cmp::max_by_key(a, b, |seen| seen.map(|(flow, _)| flow))
 }
 
 /// Whether two workers saw the same flow at different backends.

@@ -115,6 +115,14 @@ impl Worker {
         worker
     }
 
+    /// Packets that the kernel has dropped so far for want of a free frame or of room in the RX
+    /// rings; 0 where it does not tell.
+    pub fn receiver_dropped(&self) -> u64 {
+        let ports = [Some(self.client_port()), self.backend_port()];
+        let statistics = ports.into_iter().flatten().flat_map(Port::statistics);
+        statistics.map(|socket| socket.rx_dropped + socket.rx_ring_full).sum()
+    }
+
     /// The client-side queue.
     pub fn client_port(&self) -> &Port {
         &self.parts.client_port

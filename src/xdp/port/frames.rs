@@ -58,13 +58,15 @@ impl Port {
     ///
     /// # Errors
     /// The frames come back, and nothing is queued, when the TX ring has no room for all of them,
-    /// there is none, or one is shorter than an Ethernet header. A frame of another UMEM is lost.
+    /// there is none, the first is shorter than an Ethernet header, or another is empty. A frame of
+    /// another UMEM is lost.
     #[inline]
     pub fn transmit_frames(&mut self, frames: Frames) -> Result<(), Frames> {
-        let too_short = frames.iter().any(|frame| frame.len() < SHORTEST);
+        let too_short = frames.first().is_none_or(|frame| frame.len() < SHORTEST)
+            || frames.iter().any(Frame::is_empty);
         #[expect(clippy::cast_possible_truncation, reason = "at most 3")]
         let count = frames.len() as u32;
-        if count == 0 || too_short || self.rings.tx.free(count) < count {
+        if too_short || self.rings.tx.free(count) < count {
             return Err(frames);
         }
         for (left, frame) in (0..count).rev().zip(frames) {
@@ -220,13 +222,14 @@ mod tests {
     #[test]
     fn a_packet_is_sent_whole_or_not_at_all() {
         let mut rig = Rig::new();
-        for lens in [&[60][..], &[1700, 1700, 14], &[1700, 99]] {
+        for lens in [&[60][..], &[1700, 1700, 1], &[1700, 99]] {
             let packet = rig.packet(lens);
             rig.port.transmit_frames(packet).unwrap();
         }
         for (lens, reason) in [
             (&[1700, 1700, 99][..], "two slots are free"),
-            (&[60, 13], "too short"),
+            (&[60, 0], "an empty one"),
+            (&[13, 60], "too short"),
             (&[], "nothing"),
         ] {
             let packet = rig.packet(lens);
@@ -241,7 +244,7 @@ mod tests {
             sent.push((packet.len, packet.options));
             assert!(rig.completed.push(packet.address));
         });
-        let expected = [(60, 0), (1700, MORE), (1700, MORE), (14, 0), (1700, MORE), (99, 0)];
+        let expected = [(60, 0), (1700, MORE), (1700, MORE), (1, 0), (1700, MORE), (99, 0)];
         assert_eq!(sent, expected);
         rig.completed.publish();
         assert_eq!(rig.port.reclaim(&mut rig.pool), 6);
