@@ -582,6 +582,49 @@ fn reports_are_written_in_every_form() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// `scripts/trafficgen` with these options: whether it ended well, what it printed, and its errors.
+fn script(options: &str) -> (bool, String, String) {
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/trafficgen"))
+        .args(options.split(' '))
+        .env("HOLDFAST_BINARY", HOLDFAST)
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn the_script_makes_its_own_lab_and_prints_one_document() {
+    for (options, backends) in
+        [("--json", 3), ("--json --ipv6 --mode nat", 3), ("--json --mode kernel", 1)]
+    {
+        let options = format!("{options} --idle sleep --seconds 1 --rate 20k");
+        let (good, printed, errors) = script(&options);
+        assert!(good, "{options}: {errors}");
+        let report: Value = serde_json::from_str(&printed).unwrap();
+        for rate in ["pps_sent", "pps_received"] {
+            assert!(report[rate].as_f64().unwrap() > 0.0, "{options}: {rate}: {report}");
+        }
+        assert!(number(&report, "/lost") <= number(&report, "/sent"), "{options}: {report}");
+        assert_eq!(number(&report, "/affinity_violations"), 0, "{options}: {report}");
+        assert!(report["latency_us"]["p99"].as_f64().unwrap() > 0.0, "{options}: {report}");
+        assert_eq!(report["backends"].as_array().unwrap().len(), backends, "{options}: {report}");
+    }
+}
+
+#[test]
+fn the_script_refuses_what_its_lab_cannot_do() {
+    for (options, part) in [
+        ("--target 8.8.8.8:80", "--i-own-this-network"),
+        ("--size 9001", "use 64 to 9000"),
+        ("--size 9000 --mode nat", "at most 3524 bytes; use --mode kernel"),
+        ("--mode magic", "use dsr, nat or kernel"),
+    ] {
+        let (good, printed, errors) = script(options);
+        assert!(!good && printed.is_empty() && errors.contains(part), "{options}: {errors}");
+    }
+}
+
 #[test]
 fn what_is_out_of_range_is_refused_before_anything_is_opened() {
     let refused = |options: &str| {

@@ -15,9 +15,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::CliError;
 use crate::generator::blast::BlastEngine;
 use crate::generator::draw::Distribution;
-use crate::generator::engine::{Engine, EngineError, Progress};
+use crate::generator::engine::{Engine, EngineError};
 use crate::generator::outcome::Outcome;
 use crate::generator::report::{chart, csv, html, number, table};
+use crate::generator::sampler::Progress;
 use crate::generator::search::Search;
 use crate::generator::settings::{Method, Rate, Request, Settings, Size, Traffic, float_in_range};
 

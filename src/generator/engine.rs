@@ -15,6 +15,7 @@ use super::next_hop::{self, NextHopError};
 use super::outcome::{BackendShare, Connections, Outcome, Percentiles, Replies, Sample};
 use super::pace::Pacer;
 use super::packet::{Common, Template};
+use super::sampler::{LOOK, Progress, Sampler, Totals};
 use super::settings::{Settings, Traffic};
 use super::slots::Board;
 use super::tracker::{BackendNumber, Counts};
@@ -34,10 +35,6 @@ const RING: u32 = 2048;
 const FRAMES_PER_PORT: u32 = 4 * RING;
 /// Frames in the workers' own hands.
 const FRAMES_IN_HAND: u32 = 128;
-/// Time between two looks at running workers.
-const LOOK: Duration = Duration::from_millis(50);
-/// Samples of a run, at most about.
-const SAMPLES: u32 = 60;
 /// Time for all threads to be there before the first packet, in ns.
 const LEAD_NS: u64 = 20_000_000;
 /// Longest closing of connections at the end.
@@ -97,17 +94,6 @@ pub enum EngineError {
     /// A worker that is no more.
     #[error("a worker thread has ended early")]
     Worker,
-}
-
-/// What is told while a run is on.
-#[derive(Debug, Clone, Copy)]
-pub struct Progress {
-    /// How far it is, and how fast.
-    pub sample: Sample,
-    /// How long it will be, in seconds.
-    pub of_s: f64,
-    /// Sent and not (yet) received.
-    pub missing: u64,
 }
 
 /// Opens NICs and checks that they can carry the run's packets.
@@ -270,7 +256,8 @@ impl Engine {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<(Vec<Sample>, f64), EngineError> {
         let (live, cores) = (&self.live, &self.settings.cores);
-        let mut sampler = Sampler::new(live, duration);
+        live.iter().for_each(Live::reset);
+        let mut sampler = Sampler::new(duration);
         let epoch_ns = self.epoch_ns;
         let start = trials.first().map_or(0, |trial| trial.start);
         let mut seconds = duration.as_secs_f64();
@@ -296,7 +283,7 @@ impl Engine {
                     stopped = true;
                     seconds = seconds.min(elapsed);
                 }
-                sampler.look(elapsed, progress);
+                sampler.look(totals(live, elapsed), progress);
             }
             threads.into_iter().try_for_each(|thread| {
                 thread.join().map_err(|_| EngineError::Worker)?.map_err(EngineError::from)
@@ -410,6 +397,17 @@ impl Engine {
     }
 }
 
+/// What all workers together have done.
+fn totals(live: &[Live], time_s: f64) -> Totals {
+    live.iter().fold(Totals { time_s, ..Totals::default() }, |sum, live| Totals {
+        // Relaxed: numbers for people.
+        sent: sum.sent + live.sent.load(Ordering::Relaxed),
+        received: sum.received + live.received.load(Ordering::Relaxed),
+        violations: sum.violations + live.violations.load(Ordering::Relaxed),
+        ..sum
+    })
+}
+
 /// The newest flow of a slot, and its backend.
 type Seen = Option<(u32, Option<BackendKey>)>;
 
@@ -483,78 +481,6 @@ fn catch(
     Ok(catchers)
 }
 
-/// Looks at running workers from time to time.
-struct Sampler<'a> {
-    live: &'a [Live],
-    samples: Vec<Sample>,
-    interval_s: f64,
-    of_s: f64,
-    /// At the last sample, and at the last word to `progress`.
-    last: Totals,
-    told: Totals,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Totals {
-    time_s: f64,
-    sent: u64,
-    received: u64,
-    violations: u64,
-}
-
-impl Totals {
-    fn since(&self, earlier: &Self) -> Sample {
-        let seconds = (self.time_s - earlier.time_s).max(1e-9);
-        let rate = |now: u64, then: u64| (now.saturating_sub(then) as f64 / seconds).round();
-        Sample {
-            time_s: (self.time_s * 1000.0).round() / 1000.0,
-            pps_sent: rate(self.sent, earlier.sent),
-            pps_received: rate(self.received, earlier.received),
-            affinity_violations: self.violations,
-        }
-    }
-}
-
-impl<'a> Sampler<'a> {
-    fn new(live: &'a [Live], duration: Duration) -> Self {
-        for worker in live {
-            // Relaxed, here and below: numbers for people.
-            worker.sent.store(0, Ordering::Relaxed);
-            worker.received.store(0, Ordering::Relaxed);
-            worker.violations.store(0, Ordering::Relaxed);
-        }
-        let of_s = duration.as_secs_f64();
-        let interval_s = (of_s / f64::from(SAMPLES)).max(LOOK.as_secs_f64());
-        let (last, told) = (Totals::default(), Totals::default());
-        Self { live, samples: Vec::new(), interval_s, of_s, last, told }
-    }
-
-    fn look(&mut self, elapsed: f64, progress: &mut dyn FnMut(&Progress)) {
-        if elapsed > self.of_s {
-            return;
-        }
-        let now = self.totals(elapsed);
-        if elapsed - self.last.time_s >= self.interval_s {
-            self.samples.push(now.since(&self.last));
-            self.last = now;
-        }
-        if elapsed - self.told.time_s >= 1.0 {
-            let missing = now.sent.saturating_sub(now.received);
-            progress(&Progress { sample: now.since(&self.told), of_s: self.of_s, missing });
-            self.told = now;
-        }
-    }
-
-    fn totals(&self, time_s: f64) -> Totals {
-        self.live.iter().fold(Totals { time_s, ..Totals::default() }, |sum, live| Totals {
-            sent: sum.sent + live.sent.load(Ordering::Relaxed),
-            received: sum.received + live.received.load(Ordering::Relaxed),
-            violations: sum.violations + live.violations.load(Ordering::Relaxed),
-            ..sum
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -575,14 +501,5 @@ mod tests {
         ] {
             assert_eq!(differ(a, b), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn rates_are_those_of_the_last_interval() {
-        let early = Totals { time_s: 1.0, sent: 100, received: 90, violations: 0 };
-        let late = Totals { time_s: 3.0, sent: 300, received: 190, violations: 2 };
-        let expected =
-            Sample { time_s: 3.0, pps_sent: 100.0, pps_received: 50.0, affinity_violations: 2 };
-        assert_eq!(late.since(&early), expected);
     }
 }

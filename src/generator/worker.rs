@@ -57,6 +57,16 @@ pub struct Live {
     pub violations: AtomicU64,
 }
 
+impl Live {
+    /// Back to 0, before a trial.
+    pub fn reset(&self) {
+        // Relaxed: numbers for people.
+        self.sent.store(0, Ordering::Relaxed);
+        self.received.store(0, Ordering::Relaxed);
+        self.violations.store(0, Ordering::Relaxed);
+    }
+}
+
 /// What a worker sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SentCounts {
