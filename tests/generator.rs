@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -52,11 +52,11 @@ impl Spaces {
     }
 
     /// A veth pair of two queues: NIC and namespace of each end.
-    fn connect(&self, a: (&str, usize), b: (&str, usize), number: u32) {
-        let queues = "numrxqueues 2 numtxqueues 2 mtu 3500";
+    fn connect(&self, a: (&str, usize), b: (&str, usize), number: u32, mtu: u32) {
+        let both = format!("numrxqueues 2 numtxqueues 2 mtu {mtu}");
         run(&format!(
-            "ip link add {} netns {} address 02:00:00:00:0{number}:01 {queues} type veth \
-             peer name {} netns {} address 02:00:00:00:0{number}:02 {queues}",
+            "ip link add {} netns {} address 02:00:00:00:0{number}:01 {both} type veth \
+             peer name {} netns {} address 02:00:00:00:0{number}:02 {both}",
             a.0, self.0[a.1], b.0, self.0[b.1]
         ));
         for (nic, space) in [a, b] {
@@ -68,21 +68,25 @@ impl Spaces {
     /// Generator and balancer, by two pairs.
     fn with_device() -> Self {
         let spaces = Self::new(&["gen", "dut"]);
-        spaces.connect(("client0", 0), ("front", 1), 1);
-        spaces.connect(("backend0", 0), ("back", 1), 2);
+        spaces.connect(("client0", 0), ("front", 1), 1, 3500);
+        spaces.connect(("backend0", 0), ("back", 1), 2, 3500);
         spaces
     }
 
     /// What `holdfast generate` says, as JSON.
     fn generate(&self, options: &str) -> Value {
+        let output = self.output(options);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{options}: {errors}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn output(&self, options: &str) -> Output {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.0[0], HOLDFAST, "generate", "--json"]);
         command.args(["--interface", "client0", "--receive", "backend0"]);
         command.args(["--warm-up", "0", "--next-hop", "02:00:00:00:01:02"]);
-        let output = command.args(options.split(' ')).output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{options}: {errors}");
-        serde_json::from_slice(&output.stdout).unwrap()
+        command.args(options.split(' ')).output().unwrap()
     }
 }
 
@@ -112,32 +116,65 @@ fn number(document: &Value, pointer: &str) -> u64 {
 /// One namespace, and nothing between the two NICs.
 fn wire() -> Spaces {
     let spaces = Spaces::new(&["wire"]);
-    spaces.connect(("client0", 0), ("backend0", 0), 1);
+    spaces.connect(("client0", 0), ("backend0", 0), 1, 9000);
     spaces
 }
 
 #[test]
 fn on_a_wire_every_packet_arrives_once_and_in_order() {
     let spaces = wire();
-    for (options, packets) in [
-        ("--target 192.0.2.10:80", 1000),
-        ("--target 192.0.2.10:80 --size imix --distribution zipf", 1000),
-        ("--target [2001:db8::10]:80 --size 3000 --distribution sequential", 1000),
-        ("--target 192.0.2.10:80 --protocol syn --new-flows 500", 1000),
-        ("--target [2001:db8::10]:80 --protocol syn --size 84", 1000),
-        ("--target 192.0.2.10:80 --workers 2 --flows 3", 1000),
+    for options in [
+        "--target 192.0.2.10:80",
+        "--target [2001:db8::10]:80",
+        "--target 192.0.2.10:80 --size imix --distribution zipf",
+        "--target [2001:db8::10]:80 --size 3000 --distribution sequential",
+        "--target 192.0.2.10:80 --protocol syn --new-flows 500",
+        "--target [2001:db8::10]:80 --protocol syn --size 84",
+        "--target 192.0.2.10:80 --workers 2 --flows 3",
     ] {
-        let report = spaces.generate(&format!("{options} --rate 2000 --seconds 0.5"));
-        let sent = number(&report, "/sent");
-        assert!(sent.abs_diff(packets) <= 2, "all that were due: {options}: {report}");
-        assert_eq!(number(&report, "/received"), sent, "{options}: {report}");
-        for zero in ["lost", "duplicates", "reordered", "affinity_violations"] {
-            assert_eq!(number(&report, &format!("/{zero}")), 0, "{options}: {zero}: {report}");
-        }
-        let backends = report["backends"].as_array().unwrap();
-        assert_eq!(backends.len(), 1, "{options}: {report}");
-        assert_eq!(backends[0]["mac"], "02:00:00:00:01:02");
+        all_arrive(&spaces, options);
     }
+}
+
+/// 1000 packets, of which none is lost, doubled or late.
+fn all_arrive(spaces: &Spaces, options: &str) {
+    let report = spaces.generate(&format!("{options} --rate 2000 --seconds 0.5"));
+    let sent = number(&report, "/sent");
+    assert!(sent.abs_diff(1000) <= 2, "all that were due: {options}: {report}");
+    assert_eq!(number(&report, "/received"), sent, "{options}: {report}");
+    assert_eq!(report["bps_received"], report["bps_sent"], "{options}: {report}");
+    for zero in ["lost", "receiver_dropped", "duplicates", "reordered", "affinity_violations"] {
+        assert_eq!(number(&report, &format!("/{zero}")), 0, "{options}: {zero}: {report}");
+    }
+    let backends = report["backends"].as_array().unwrap();
+    assert_eq!(backends.len(), 1, "{options}: {report}");
+    assert_eq!(backends[0]["mac"], "02:00:00:00:01:02");
+}
+
+/// From kernel 6.6 on; an older one is told so.
+#[test]
+fn jumbo_frames_lie_in_several_frames_of_memory() {
+    let spaces = wire();
+    if kernel() < (6, 6) {
+        let output = spaces.output("--target 192.0.2.10:80 --size 9000");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && errors.contains("need kernel 6.6"), "{errors}");
+        return;
+    }
+    for options in [
+        "--target 192.0.2.10:80 --size 3845",
+        "--target 192.0.2.10:80 --size 9000",
+        "--target [2001:db8::10]:80 --size 9000 --protocol tcp --flows 50 --workers 2",
+    ] {
+        all_arrive(&spaces, options);
+    }
+}
+
+/// Its major and minor version.
+fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|part| part.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
 #[test]
@@ -149,7 +186,7 @@ fn latency_is_measured_where_the_time_fits_into_the_packet() {
     let percentiles = ["min", "p50", "p90", "p99", "p99_9", "p99_99", "max"];
     let values = percentiles.map(|name| latency[name].as_f64().unwrap());
     assert!(values.is_sorted() && values[0] > 0.0, "{latency}");
-    let short = "--target 192.0.2.10:80 --protocol tcp --rate 2000 --seconds 0.5";
+    let short = "--target 192.0.2.10:80 --protocol tcp --size 64 --rate 2000 --seconds 0.5";
     let report = spaces.generate(short);
     assert_eq!(report["latency_us"], Value::Null);
     assert!(report["not_measured"][0].as_str().unwrap().contains("--size 76"), "{report}");
@@ -493,8 +530,7 @@ fn the_next_hop_is_found_by_arp() {
             .output()
             .unwrap()
     };
-    let errors =
-        |output: std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let errors = |output: Output| String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors(attempt()).contains("no route to 192.0.2.10 out of client0"));
     run(&format!("ip -n {generator} addr add 192.0.2.1/24 dev client0"));
     assert!(errors(attempt()).contains("192.0.2.10 does not answer ARP or ND on client0"));
@@ -546,6 +582,49 @@ fn reports_are_written_in_every_form() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// `scripts/trafficgen` with these options: whether it ended well, what it printed, and its errors.
+fn script(options: &str) -> (bool, String, String) {
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/trafficgen"))
+        .args(options.split(' '))
+        .env("HOLDFAST_BINARY", HOLDFAST)
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn the_script_makes_its_own_lab_and_prints_one_document() {
+    for (options, backends) in
+        [("--json", 3), ("--json --ipv6 --mode nat", 3), ("--json --mode kernel", 1)]
+    {
+        let options = format!("{options} --idle sleep --seconds 1 --rate 20k");
+        let (good, printed, errors) = script(&options);
+        assert!(good, "{options}: {errors}");
+        let report: Value = serde_json::from_str(&printed).unwrap();
+        for rate in ["pps_sent", "pps_received"] {
+            assert!(report[rate].as_f64().unwrap() > 0.0, "{options}: {rate}: {report}");
+        }
+        assert!(number(&report, "/lost") <= number(&report, "/sent"), "{options}: {report}");
+        assert_eq!(number(&report, "/affinity_violations"), 0, "{options}: {report}");
+        assert!(report["latency_us"]["p99"].as_f64().unwrap() > 0.0, "{options}: {report}");
+        assert_eq!(report["backends"].as_array().unwrap().len(), backends, "{options}: {report}");
+    }
+}
+
+#[test]
+fn the_script_refuses_what_its_lab_cannot_do() {
+    for (options, part) in [
+        ("--target 8.8.8.8:80", "--i-own-this-network"),
+        ("--size 9001", "use 64 to 9000"),
+        ("--size 9000 --mode nat", "at most 3524 bytes; use --mode kernel"),
+        ("--mode magic", "use dsr, nat or kernel"),
+    ] {
+        let (good, printed, errors) = script(options);
+        assert!(!good && printed.is_empty() && errors.contains(part), "{options}: {errors}");
+    }
+}
+
 #[test]
 fn what_is_out_of_range_is_refused_before_anything_is_opened() {
     let refused = |options: &str| {
@@ -562,8 +641,8 @@ fn what_is_out_of_range_is_refused_before_anything_is_opened() {
         ("--target 192.0.2.10:80 --clients 1.0.0.0/24", &["--i-own-this-network"]),
         ("--target 192.0.2.10:80 --rate 1Tbit", &["write packets per second"]),
         ("--target 192.0.2.10:80 --rate 200M", &["use 1 to 100000000 pps"]),
-        ("--target 192.0.2.10:80 --size 9001", &["use 64 to 3844 bytes"]),
-        ("--target 192.0.2.10:80 --size 9000", &["use 64 to 3844 bytes", "one memory page"]),
+        ("--target 192.0.2.10:80 --size 9001", &["use 64 to 9000 bytes"]),
+        ("--target 192.0.2.10:80 --size 4000 --method prog-run", &["64 to 3076", "af-xdp"]),
         ("--target 192.0.2.10:80 --size small", &["write bytes"]),
         ("--target 192.0.2.10:80 --flows 10000001", &["use 1 to 10000000"]),
         ("--target 192.0.2.10:80 --seconds 4000", &["use 0.1 to 3600 s"]),

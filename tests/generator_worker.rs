@@ -1,13 +1,14 @@
-//! A worker of the traffic generator on fake NICs: it loses nothing, keeps its frames, and neither
-//! allocates nor frees once it runs.
+//! A worker of the traffic generator on fake NICs: it loses nothing, keeps its frames, neither
+//! allocates nor frees once it runs, and tells what a device between the NICs does wrong.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 #![expect(unsafe_code, reason = "a global allocator is an unsafe trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use holdfast::generator::client::Client;
 use holdfast::generator::draw::Distribution;
@@ -47,6 +48,9 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const RING: u32 = 512;
+/// Length of a trial, in ns, and packets per second in it.
+const TRIAL_NS: u64 = 300_000_000;
+const RATE: u32 = 20_000;
 
 fn settings(traffic: Traffic, size: Size, distribution: Distribution) -> Settings {
     let request = Request {
@@ -59,8 +63,8 @@ fn settings(traffic: Traffic, size: Size, distribution: Distribution) -> Setting
         flows: 500,
         distribution,
         new_flows: 2000.0,
-        size,
-        rate: Rate::Packets(20_000.0),
+        size: Some(size),
+        rate: Rate::Packets(f64::from(RATE)),
         seconds: 0.3,
         warm_up: 0.0,
         workers: 1,
@@ -91,6 +95,7 @@ fn parts(settings: &Settings) -> (Parts, FakeNic, FakeNic) {
         client_port,
         backend_port: Some(backend_port),
         ring: RING,
+        frames_each: 1,
         pool,
         templates: templates.collect(),
         clients: settings.clients,
@@ -101,38 +106,49 @@ fn parts(settings: &Settings) -> (Parts, FakeNic, FakeNic) {
     (parts, client_nic, backend_nic)
 }
 
-/// Carries packets from one NIC to the other until it is told to stop.
-fn wire(client: &mut FakeNic, backend: &mut FakeNic, stop: &AtomicBool) {
-    let mut packets: Vec<Vec<u8>> = Vec::new();
+/// What a device between the two NICs makes of a packet: puts what comes out behind what is there.
+trait Device: FnMut(Vec<u8>, &mut VecDeque<Vec<u8>>) + Send {}
+impl<T: FnMut(Vec<u8>, &mut VecDeque<Vec<u8>>) + Send> Device for T {}
+
+/// A device that does nothing.
+fn wire(packet: Vec<u8>, out: &mut VecDeque<Vec<u8>>) {
+    out.push_back(packet);
+}
+
+/// Carries packets from one NIC to the other, through a device, until it is told to stop.
+fn carry(client: &mut FakeNic, backend: &mut FakeNic, stop: &AtomicBool, mut device: impl Device) {
+    let mut packets = VecDeque::new();
     while !stop.load(Ordering::Acquire) {
-        client.collect(|packet| packets.push(packet.to_vec()));
-        // What does not fit yet waits: this wire loses nothing.
-        while let Some(packet) = packets.first() {
-            if !backend.deliver(packet) {
-                break;
-            }
-            packets.remove(0);
+        client.collect(|packet| device(packet.to_vec(), &mut packets));
+        // What does not fit yet waits: nothing is lost here.
+        while packets.front().is_some_and(|packet| backend.deliver(packet)) {
+            packets.pop_front();
         }
         std::thread::yield_now();
     }
 }
 
-/// Runs a trial on a wire; returns the worker, and how often it allocated or freed meanwhile.
-fn run(settings: &Settings) -> (Worker, u64) {
+/// Runs a trial through a device; returns the worker, and how often it allocated or freed
+/// meanwhile.
+fn run(settings: &Settings, device: impl Device) -> (Worker, u64) {
     let (parts, mut client_nic, mut backend_nic) = parts(settings);
     let start = cpu::monotonic_ns() - parts.epoch_ns;
     let mut worker = Worker::new(parts);
+    let renewals = match settings.new_flows {
+        rate if rate > 0.0 => Pacer::new(Some(rate), start),
+        _ => Pacer::never(),
+    };
     let trial = Trial {
         run: 1,
         start,
-        end: start + 300_000_000,
+        end: start + TRIAL_NS,
         pacer: Pacer::new(settings.rate_pps, start),
-        renewals: Pacer::new(Some(settings.new_flows), start),
+        renewals,
         closing: false,
     };
     let (live, stop, over) = (Live::default(), AtomicBool::new(false), AtomicBool::new(false));
     let calls = std::thread::scope(|scope| {
-        scope.spawn(|| wire(&mut client_nic, &mut backend_nic, &over));
+        scope.spawn(|| carry(&mut client_nic, &mut backend_nic, &over, device));
         let before = CALLS.with(Cell::get);
         worker.run(&trial, &live, &stop);
         let calls = CALLS.with(Cell::get) - before;
@@ -152,7 +168,7 @@ fn a_worker_on_a_wire_loses_nothing_and_never_allocates() {
         (Traffic::Syn, Size::Fixed(100), Distribution::Uniform),
     ] {
         let name = format!("{traffic:?} {size:?}");
-        let (worker, calls) = run(&settings(traffic, size, distribution));
+        let (worker, calls) = run(&settings(traffic, size, distribution), wire);
         let (sent, received) = (worker.sent(), worker.judge().requests.counts());
         assert!(sent.packets > 1000, "{name}: {sent:?}");
         assert_eq!(received.received, sent.packets, "{name}");
@@ -161,4 +177,107 @@ fn a_worker_on_a_wire_loses_nothing_and_never_allocates() {
         assert_eq!(calls, 0, "{name}: allocations");
     }
     assert!(CALLS.with(Cell::get) > 0, "the allocator counts");
+}
+
+/// What a device did wrong, in packets.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Errors {
+    dropped: u64,
+    doubled: u64,
+    swapped: u64,
+    moved: u64,
+}
+
+/// Errs at the third packet of most flows, and at nothing else: by the flow's number it drops the
+/// packet, doubles it, swaps it with the flow's next one, or sends it to another backend.
+struct Erring<'a> {
+    payload: usize,
+    seen: HashMap<u32, u32>,
+    held: HashMap<u32, Vec<u8>>,
+    errors: &'a Mutex<Errors>,
+}
+
+impl Erring<'_> {
+    fn forward(&mut self, mut packet: Vec<u8>, out: &mut VecDeque<Vec<u8>>) {
+        let number = packet.get(self.payload + 2..).and_then(|rest| rest.first_chunk()).unwrap();
+        let flow = u32::from_be_bytes(*number);
+        let count = self.seen.entry(flow).or_default();
+        *count += 1;
+        let mut errors = self.errors.lock().unwrap();
+        match (*count, flow % 5) {
+            (3, 1) => errors.dropped += 1,
+            (3, 2) => {
+                errors.doubled += 1;
+                out.extend([packet.clone(), packet]);
+            }
+            (3, 3) => {
+                self.held.insert(flow, packet);
+            }
+            (4, 3) => {
+                errors.swapped += 1;
+                out.push_back(packet);
+                out.extend(self.held.remove(&flow));
+            }
+            (3, 4) => {
+                // One violation there, one back.
+                errors.moved += 1;
+                *packet.get_mut(5).unwrap() = 0x99;
+                out.push_back(packet);
+            }
+            _ => out.push_back(packet),
+        }
+    }
+}
+
+/// With the whole signature, and with the short one, whose sequence number is half of one.
+#[test]
+fn each_error_of_a_device_is_counted_exactly() {
+    for traffic in [Traffic::Udp, Traffic::Syn] {
+        let mut settings = settings(traffic, Size::Fixed(64), Distribution::Sequential);
+        (settings.new_flows, settings.replies) = (0.0, false);
+        let errors = Mutex::new(Errors::default());
+        let (payload, seen, held) = (settings.layout.payload(), HashMap::new(), HashMap::new());
+        let mut erring = Erring { payload, seen, held, errors: &errors };
+        let (worker, _) = run(&settings, |packet, out| erring.forward(packet, out));
+        let (sent, received) = (worker.sent().packets, worker.judge().requests.counts());
+        let packets = sent / u64::from(settings.flows);
+        assert!(packets > 5, "the flows have gone on after the errors: {sent}");
+        let errors = errors.into_inner().unwrap();
+        let each = Errors { dropped: 100, doubled: 100, swapped: 100, moved: 100 };
+        assert_eq!(errors, each, "500 flows");
+        assert_eq!(sent - received.unique(), errors.dropped, "{traffic:?}: lost");
+        assert_eq!(received.duplicates, errors.doubled, "{traffic:?}");
+        assert_eq!(received.reordered, errors.swapped, "{traffic:?}");
+        assert_eq!(received.violations, 2 * errors.moved, "{traffic:?}: there and back");
+    }
+}
+
+/// Coordinated omission: while the device stands still the TX ring is full, so that most packets
+/// that are due meanwhile are sent only after it. All of them must tell the wait.
+#[test]
+fn a_stall_shows_in_the_latency_of_every_packet_that_was_due_in_it() {
+    const STALL_NS: u64 = 100_000_000;
+    let mut settings = settings(Traffic::Udp, Size::Fixed(64), Distribution::Uniform);
+    settings.replies = false;
+    let begin = cpu::monotonic_ns();
+    let stall = OnceLock::new();
+    let (worker, _) = run(&settings, |packet, out| {
+        // At the first packet.
+        let now = cpu::monotonic_ns();
+        if stall.set(now).is_ok() {
+            while cpu::monotonic_ns() < now + STALL_NS {
+                std::thread::yield_now();
+            }
+        }
+        out.push_back(packet);
+    });
+    // Who was due in the first half of the stall waited for half of it, at least.
+    let from = *stall.get().unwrap();
+    let to = (from + STALL_NS / 2).min(begin + TRIAL_NS);
+    let due = (to - from) * u64::from(RATE) / 1_000_000_000;
+    let latency = &worker.judge().latency;
+    let late = latency.len() - latency.count_between(0, STALL_NS / 2 * 99 / 100);
+    assert!(late + 1 >= due, "{late} of {due} packets tell the stall");
+    assert!(due > u64::from(RING), "more than were sent into the stall");
+    assert_eq!(latency.len(), worker.sent().packets, "none is left out");
 }

@@ -15,9 +15,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::CliError;
 use crate::generator::blast::BlastEngine;
 use crate::generator::draw::Distribution;
-use crate::generator::engine::{Engine, EngineError, Progress};
+use crate::generator::engine::{Engine, EngineError};
 use crate::generator::outcome::Outcome;
 use crate::generator::report::{chart, csv, html, number, table};
+use crate::generator::sampler::Progress;
 use crate::generator::search::Search;
 use crate::generator::settings::{Method, Rate, Request, Settings, Size, Traffic, float_in_range};
 
@@ -58,9 +59,10 @@ pub struct GenerateArgs {
     /// Flows that are ended and replaced by new ones, per second
     #[arg(long, value_name = "N", default_value_t = 0.0)]
     pub new_flows: f64,
-    /// Bytes of a frame with FCS, 64 to 9000 (as far as the method goes), or imix
-    #[arg(long, value_name = "BYTES", default_value = "64", value_parser = size)]
-    pub size: Size,
+    /// Bytes of a frame with FCS, 64 to 9000, or imix [default: the shortest of which everything is
+    /// measured: 64; IPv6 84; TCP 76; TCP over IPv6 96]
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub size: Option<Size>,
     /// 500k, 1.5Mpps, 10Gbit, or max; with --search, the highest rate to try
     #[arg(long, value_name = "RATE", default_value = "max", value_parser = number::rate)]
     pub rate: Rate,

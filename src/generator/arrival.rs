@@ -203,7 +203,7 @@ mod tests {
     fn request(ipv6: bool, tcp: bool, size: usize) -> (Vec<u8>, Layout, u32) {
         let common = common(ipv6, tcp);
         let template = Template::new(&common, size).unwrap();
-        let mut bytes = vec![0; template.len()];
+        let mut bytes = template.bytes().to_vec();
         let source = Source { tail: 0xc612_8005, port: 2000 };
         template.write(&mut bytes, source, SEGMENT, &SIGNATURE);
         (bytes, common.layout, template.payload_len())

@@ -10,9 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::draw::Distribution;
-use super::engine::{EngineError, Progress, open_nics, templates};
+use super::engine::{EngineError, open_nics, templates};
 use super::outcome::{Outcome, Sample};
 use super::packet::{Segment, Template, flags};
+use super::sampler::{LOOK, Progress, Sampler, Totals};
 use super::settings::{Settings, Traffic};
 use super::signature::Signature;
 use super::tracker::Counts;
@@ -28,8 +29,6 @@ const FIRST_CHUNK: u32 = 1 << 14;
 /// some 20 ms, in which nothing is sent: the kernel tears down a page pool. The program itself stops
 /// sending when the trial is over.
 const CHUNK_S: f64 = 1.0;
-/// Time between two looks at the counters.
-const LOOK: Duration = Duration::from_millis(50);
 /// After the end: how long nothing may have arrived for the run to be over.
 const QUIET: Duration = Duration::from_millis(100);
 /// After the end: when it is over in any case.
@@ -112,7 +111,8 @@ impl BlastEngine {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<(u64, Vec<Sample>), EngineError> {
         let cores = &self.settings.cores;
-        let mut sampler = Sampler::new(self.sink.counters()?, run.duration);
+        let first = self.sink.counters()?;
+        let mut sampler = Sampler::new(run.duration);
         thread::scope(|scope| {
             let threads: Vec<_> = blasters
                 .iter_mut()
@@ -124,7 +124,7 @@ impl BlastEngine {
                 .collect();
             while !threads.iter().all(thread::ScopedJoinHandle::is_finished) {
                 thread::sleep(LOOK);
-                sampler.look(run, self.sink.counters()?, progress);
+                sampler.look(totals(&first, &self.sink.counters()?, run.seconds()), progress);
             }
             threads
                 .into_iter()
@@ -198,7 +198,7 @@ fn next_chunk(times: u32, took: Duration, left: Duration) -> u32 {
 
 /// The packet before the program writes into it, and its sums as the program takes them.
 fn prepared(template: &Template, settings: &Settings) -> (Vec<u8>, u32, u32) {
-    let mut frame = vec![0; template.len()];
+    let mut frame = template.bytes().to_vec();
     let flags = match settings.traffic {
         Traffic::Syn => flags::SYN,
         Traffic::Tcp | Traffic::Udp => flags::ACK,
@@ -207,7 +207,7 @@ fn prepared(template: &Template, settings: &Settings) -> (Vec<u8>, u32, u32) {
     let signature = Signature { flow: 0, sequence: 0, run: 0, time: 0 };
     // Without address and port: these, and the flow number, the program adds.
     template.write(&mut frame, Source { tail: 0, port: 0 }, segment, &signature);
-    let (_, ip_sum, mut sum) = template.prepared();
+    let (ip_sum, mut sum) = template.sums();
     if settings.layout.tcp {
         sum = sum.word(u16::from(flags));
     }
@@ -221,43 +221,13 @@ fn interval(rate: f64) -> u64 {
     ((256e9 / rate).round() as u64).max(1)
 }
 
-/// What the sink counted over time. What was sent is known at the end only, so samples tell the
-/// packets received.
-struct Sampler {
-    samples: Vec<Sample>,
-    first: SinkCounters,
-    last: (f64, u64),
-    told: (f64, u64),
-    interval_s: f64,
-}
-
-impl Sampler {
-    fn new(first: SinkCounters, duration: Duration) -> Self {
-        let interval_s = (duration.as_secs_f64() / 60.0).max(LOOK.as_secs_f64());
-        let last = (0.0, first.packets);
-        Self { samples: Vec::new(), first, last, told: last, interval_s }
-    }
-
-    fn look(&mut self, run: &Run<'_>, now: SinkCounters, progress: &mut dyn FnMut(&Progress)) {
-        let time = run.seconds();
-        let of_s = run.duration.as_secs_f64();
-        if time > of_s {
-            return;
-        }
-        let sample = |(then, packets): (f64, u64)| Sample {
-            time_s: (time * 1000.0).round() / 1000.0,
-            pps_sent: 0.0,
-            pps_received: ((now.packets - packets) as f64 / (time - then).max(1e-9)).round(),
-            affinity_violations: now.violations - self.first.violations,
-        };
-        if time - self.last.0 >= self.interval_s {
-            self.samples.push(sample(self.last));
-            self.last = (time, now.packets);
-        }
-        if time - self.told.0 >= 1.0 {
-            progress(&Progress { sample: sample(self.told), of_s, missing: 0 });
-            self.told = (time, now.packets);
-        }
+/// What the sink has counted since `first`. What was sent is known at the end only.
+fn totals(first: &SinkCounters, now: &SinkCounters, time_s: f64) -> Totals {
+    Totals {
+        time_s,
+        sent: 0,
+        received: now.packets - first.packets,
+        violations: now.violations - first.violations,
     }
 }
 
@@ -290,7 +260,7 @@ mod tests {
         use super::super::sum::Sum;
         for (traffic, tcp) in [(Traffic::Udp, false), (Traffic::Tcp, true), (Traffic::Syn, true)] {
             let mut request = request();
-            (request.traffic, request.size) = (traffic, Size::Fixed(100));
+            (request.traffic, request.size) = (traffic, Some(Size::Fixed(100)));
             let Ok(settings) = Settings::check(request) else { unreachable!("a good request") };
             let common: Common = common(false, tcp);
             let Some(template) = Template::new(&common, 100) else { unreachable!("it fits") };

@@ -15,6 +15,7 @@ use super::next_hop::{self, NextHopError};
 use super::outcome::{BackendShare, Connections, Outcome, Percentiles, Replies, Sample};
 use super::pace::Pacer;
 use super::packet::{Common, Template};
+use super::sampler::{LOOK, Progress, Sampler, Totals};
 use super::settings::{Settings, Traffic};
 use super::slots::Board;
 use super::tracker::{BackendNumber, Counts};
@@ -23,9 +24,10 @@ use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::generate::Catcher;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::port::Port;
+use crate::xdp::port::frames::frames_for;
 use crate::xdp::program::ProgramError;
 use crate::xdp::socket::{BindMode, SocketError};
-use crate::xdp::umem::{HEADROOM, Umem, UmemError};
+use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Slots of RX and TX rings.
 const RING: u32 = 2048;
@@ -33,10 +35,6 @@ const RING: u32 = 2048;
 const FRAMES_PER_PORT: u32 = 4 * RING;
 /// Frames in the workers' own hands.
 const FRAMES_IN_HAND: u32 = 128;
-/// Time between two looks at running workers.
-const LOOK: Duration = Duration::from_millis(50);
-/// Samples of a run, at most about.
-const SAMPLES: u32 = 60;
 /// Time for all threads to be there before the first packet, in ns.
 const LEAD_NS: u64 = 20_000_000;
 /// Longest closing of connections at the end.
@@ -96,17 +94,6 @@ pub enum EngineError {
     /// A worker that is no more.
     #[error("a worker thread has ended early")]
     Worker,
-}
-
-/// What is told while a run is on.
-#[derive(Debug, Clone, Copy)]
-pub struct Progress {
-    /// How far it is, and how fast.
-    pub sample: Sample,
-    /// How long it will be, in seconds.
-    pub of_s: f64,
-    /// Sent and not (yet) received.
-    pub missing: u64,
 }
 
 /// Opens NICs and checks that they can carry the run's packets.
@@ -177,15 +164,17 @@ impl Engine {
         let templates: Arc<[Template]> = templates(&settings, &client)?.into();
         let slots = if settings.traffic == Traffic::Tcp { settings.flows } else { 1 };
         let board = Arc::new(Board::new(slots));
+        let memory = FrameUse::of(&settings);
         let epoch_ns = cpu::monotonic_ns();
         let mut workers = Vec::new();
         for index in 0..settings.workers {
             let (client_port, backend_port, pool) =
-                open_ports(&settings, &client, backend.as_ref(), index)?;
+                open_ports(&memory, &client, backend.as_ref(), index)?;
             workers.push(Worker::new(Parts {
                 client_port,
                 backend_port,
                 ring: RING,
+                frames_each: memory.frames_each,
                 pool,
                 templates: Arc::clone(&templates),
                 clients: settings.clients,
@@ -212,10 +201,12 @@ impl Engine {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Outcome, EngineError> {
         let trials = self.plan(rate, duration, false);
+        let dropped_before = self.receiver_dropped();
         let (samples, seconds) = self.run_all(&trials, duration, stop, progress)?;
         let overrun = self.workers.iter().map(|worker| worker.sent().overrun_ns).max();
         let seconds = seconds + overrun.unwrap_or(0) as f64 / 1e9;
         let mut outcome = self.add_up(rate, seconds);
+        outcome.receiver_dropped = Some(self.receiver_dropped() - dropped_before);
         outcome.samples = samples;
         Ok(outcome)
     }
@@ -265,7 +256,8 @@ impl Engine {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<(Vec<Sample>, f64), EngineError> {
         let (live, cores) = (&self.live, &self.settings.cores);
-        let mut sampler = Sampler::new(live, duration);
+        live.iter().for_each(Live::reset);
+        let mut sampler = Sampler::new(duration);
         let epoch_ns = self.epoch_ns;
         let start = trials.first().map_or(0, |trial| trial.start);
         let mut seconds = duration.as_secs_f64();
@@ -291,7 +283,7 @@ impl Engine {
                     stopped = true;
                     seconds = seconds.min(elapsed);
                 }
-                sampler.look(elapsed, progress);
+                sampler.look(totals(live, elapsed), progress);
             }
             threads.into_iter().try_for_each(|thread| {
                 thread.join().map_err(|_| EngineError::Worker)?.map_err(EngineError::from)
@@ -329,6 +321,10 @@ impl Engine {
         outcome.latency_us = self.percentiles(|judge| &judge.latency);
         outcome.round_trip_us = self.percentiles(|judge| &judge.round_trip);
         outcome
+    }
+
+    fn receiver_dropped(&self) -> u64 {
+        self.workers.iter().map(Worker::receiver_dropped).sum()
     }
 
     fn replies(&self) -> Replies {
@@ -385,7 +381,7 @@ impl Engine {
         let key = |worker: &Worker, number: BackendNumber| -> Option<BackendKey> {
             worker.judge().backends.get(number).map(|(key, _)| *key)
         };
-        let seen = |worker: &Worker| -> Vec<Option<(u32, Option<BackendKey>)>> {
+        let seen = |worker: &Worker| -> Vec<Seen> {
             let flows = worker.judge().requests.flows();
             flows.map(|entry| entry.map(|(flow, number)| (flow, key(worker, number)))).collect()
         };
@@ -394,29 +390,30 @@ impl Engine {
         for worker in others {
             for (known, found) in newest.iter_mut().zip(seen(worker)) {
                 violations += u64::from(differ(*known, found));
-                *known = (*known).max_by_flow(found);
+                *known = newer(*known, found);
             }
         }
         violations
     }
 }
 
+/// What all workers together have done.
+fn totals(live: &[Live], time_s: f64) -> Totals {
+    live.iter().fold(Totals { time_s, ..Totals::default() }, |sum, live| Totals {
+        // Relaxed: numbers for people.
+        sent: sum.sent + live.sent.load(Ordering::Relaxed),
+        received: sum.received + live.received.load(Ordering::Relaxed),
+        violations: sum.violations + live.violations.load(Ordering::Relaxed),
+        ..sum
+    })
+}
+
 /// The newest flow of a slot, and its backend.
 type Seen = Option<(u32, Option<BackendKey>)>;
 
-trait MaxByFlow {
-    /// The later of two flows of a slot.
-    fn max_by_flow(self, other: Self) -> Self;
-}
-
-impl MaxByFlow for Seen {
-    fn max_by_flow(self, other: Self) -> Self {
-        match (self, other) {
-            (Some((a, _)), Some((b, _))) if b > a => other,
-            (None, _) => other,
-            _ => self,
-        }
-    }
+/// The later of two flows of a slot.
+fn newer(a: Seen, b: Seen) -> Seen {
+    std::cmp::max_by_key(a, b, |seen| seen.map(|(flow, _)| flow))
 }
 
 /// Whether two workers saw the same flow at different backends.
@@ -435,21 +432,36 @@ pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// How the packets of a run lie in frames.
+struct FrameUse {
+    frame_size: u32,
+    /// Frames of the longest packet.
+    frames_each: u32,
+    /// Multi-buffer only where it is needed: older kernels and some drivers do not have it.
+    mode: BindMode,
+}
+
+impl FrameUse {
+    fn of(settings: &Settings) -> Self {
+        let longest = settings.sizes.iter().max().copied().unwrap_or(0).saturating_sub(FCS);
+        let frame_size = if frames_for(longest, 2048) <= 1 { 2048 } else { 4096 };
+        let frames = frames_for(longest, frame_size);
+        let mode = if frames <= 1 { BindMode::Auto } else { BindMode::MultiBuffer };
+        Self { frame_size, frames_each: u32::try_from(frames).unwrap_or(u32::MAX), mode }
+    }
+}
+
 /// A socket on each NIC, and the packet memory that both share.
 fn open_ports(
-    settings: &Settings,
+    memory: &FrameUse,
     client: &Nic,
     backend: Option<&Nic>,
     queue: u32,
-) -> Result<(Port, Option<Port>, crate::xdp::umem::FramePool), EngineError> {
-    let longest = settings.sizes.iter().max().copied().unwrap_or(0) - FCS;
-    let frame_size = if longest + usize::from(HEADROOM) <= 2048 { 2048 } else { 4096 };
+) -> Result<(Port, Option<Port>, FramePool), EngineError> {
     let ports = 1 + u32::from(backend.is_some());
-    let (umem, pool) = Umem::create(ports * FRAMES_PER_PORT + FRAMES_IN_HAND, frame_size)?;
-    let client = Port::open(&umem, client, queue, RING, BindMode::Auto)?;
-    let backend =
-        backend.map(|nic| Port::open(&umem, nic, queue, RING, BindMode::Auto)).transpose()?;
-    Ok((client, backend, pool))
+    let (umem, pool) = Umem::create(ports * FRAMES_PER_PORT + FRAMES_IN_HAND, memory.frame_size)?;
+    let open = |nic: &Nic| Port::open(&umem, nic, queue, RING, memory.mode);
+    Ok((open(client)?, backend.map(open).transpose()?, pool))
 }
 
 /// Attaches a program to each NIC.
@@ -467,78 +479,6 @@ fn catch(
         )?);
     }
     Ok(catchers)
-}
-
-/// Looks at running workers from time to time.
-struct Sampler<'a> {
-    live: &'a [Live],
-    samples: Vec<Sample>,
-    interval_s: f64,
-    of_s: f64,
-    /// At the last sample, and at the last word to `progress`.
-    last: Totals,
-    told: Totals,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Totals {
-    time_s: f64,
-    sent: u64,
-    received: u64,
-    violations: u64,
-}
-
-impl Totals {
-    fn since(&self, earlier: &Self) -> Sample {
-        let seconds = (self.time_s - earlier.time_s).max(1e-9);
-        let rate = |now: u64, then: u64| (now.saturating_sub(then) as f64 / seconds).round();
-        Sample {
-            time_s: (self.time_s * 1000.0).round() / 1000.0,
-            pps_sent: rate(self.sent, earlier.sent),
-            pps_received: rate(self.received, earlier.received),
-            affinity_violations: self.violations,
-        }
-    }
-}
-
-impl<'a> Sampler<'a> {
-    fn new(live: &'a [Live], duration: Duration) -> Self {
-        for worker in live {
-            // Relaxed, here and below: numbers for people.
-            worker.sent.store(0, Ordering::Relaxed);
-            worker.received.store(0, Ordering::Relaxed);
-            worker.violations.store(0, Ordering::Relaxed);
-        }
-        let of_s = duration.as_secs_f64();
-        let interval_s = (of_s / f64::from(SAMPLES)).max(LOOK.as_secs_f64());
-        let (last, told) = (Totals::default(), Totals::default());
-        Self { live, samples: Vec::new(), interval_s, of_s, last, told }
-    }
-
-    fn look(&mut self, elapsed: f64, progress: &mut dyn FnMut(&Progress)) {
-        if elapsed > self.of_s {
-            return;
-        }
-        let now = self.totals(elapsed);
-        if elapsed - self.last.time_s >= self.interval_s {
-            self.samples.push(now.since(&self.last));
-            self.last = now;
-        }
-        if elapsed - self.told.time_s >= 1.0 {
-            let missing = now.sent.saturating_sub(now.received);
-            progress(&Progress { sample: now.since(&self.told), of_s: self.of_s, missing });
-            self.told = now;
-        }
-    }
-
-    fn totals(&self, time_s: f64) -> Totals {
-        self.live.iter().fold(Totals { time_s, ..Totals::default() }, |sum, live| Totals {
-            sent: sum.sent + live.sent.load(Ordering::Relaxed),
-            received: sum.received + live.received.load(Ordering::Relaxed),
-            violations: sum.violations + live.violations.load(Ordering::Relaxed),
-            ..sum
-        })
-    }
 }
 
 #[cfg(test)]
@@ -561,14 +501,5 @@ mod tests {
         ] {
             assert_eq!(differ(a, b), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn rates_are_those_of_the_last_interval() {
-        let early = Totals { time_s: 1.0, sent: 100, received: 90, violations: 0 };
-        let late = Totals { time_s: 3.0, sent: 300, received: 190, violations: 2 };
-        let expected =
-            Sample { time_s: 3.0, pps_sent: 100.0, pps_received: 50.0, affinity_violations: 2 };
-        assert_eq!(late.since(&early), expected);
     }
 }

@@ -155,11 +155,12 @@ impl Judge {
         self.counts = JudgeCounts::default();
     }
 
-    /// Looks at a frame that arrived at `now`, in ns since the generator's start. True if it has
-    /// become an answer, which is to be sent out of the NIC by which the frame came.
+    /// Looks at a packet of `len` bytes that arrived at `now`, in ns since the generator's start;
+    /// `frame` is its first frame. True if it has become an answer, which is to be sent out of the
+    /// NIC by which it came.
     #[inline]
     #[must_use]
-    pub fn arrive(&mut self, frame: &mut [u8], now: u64) -> bool {
+    pub fn arrive(&mut self, frame: &mut [u8], len: usize, now: u64) -> bool {
         let Some(arrival) = arrival::read(frame, self.layout) else {
             self.counts.unreadable += 1;
             return false;
@@ -171,25 +172,25 @@ impl Judge {
             return false;
         }
         if arrival.reply {
-            self.reply(frame.len(), &arrival, now);
+            self.reply(len, &arrival, now);
             false
         } else {
-            self.request(frame, &arrival, now)
+            self.request(frame, len, &arrival, now)
         }
     }
 
-    fn request(&mut self, frame: &mut [u8], arrival: &Arrival, now: u64) -> bool {
+    fn request(&mut self, frame: &mut [u8], len: usize, arrival: &Arrival, now: u64) -> bool {
         // A server of somebody else's has sent our own bytes back.
         let echoed = arrival.source == self.target && arrival.source_port == self.target_port;
         let backend = if echoed { 0 } else { self.backends.count(arrival.to) };
-        let flow = note(&mut self.requests, &mut self.latency, arrival, backend, frame.len(), now);
+        let flow = note(&mut self.requests, &mut self.latency, arrival, backend, len, now);
         if echoed || !self.answers {
             return false;
         }
         if self.traffic == Traffic::Tcp && !wants_answer(arrival.segment.flags) {
             return false;
         }
-        let payload = payload_len(frame.len(), self.layout);
+        let payload = payload_len(len, self.layout);
         // With DSR the backend has the VIP's address, and answers past the balancer.
         if arrival.to.address == self.target {
             let place = arrival.segment.sequence.wrapping_sub(client_start(flow));
@@ -247,8 +248,8 @@ fn note(
 }
 
 #[inline]
-fn payload_len(frame: usize, layout: Layout) -> u32 {
-    u32::try_from(frame.saturating_sub(layout.payload())).unwrap_or(0)
+fn payload_len(packet: usize, layout: Layout) -> u32 {
+    u32::try_from(packet.saturating_sub(layout.payload())).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -273,7 +274,7 @@ mod tests {
             let mut request = request();
             (request.traffic, request.flows, request.replies) = (traffic, 16, replies);
             request.target = "192.0.2.10:4433".parse().unwrap();
-            request.size = Size::Fixed(100);
+            request.size = Some(Size::Fixed(100));
             let settings = Settings::check(request).unwrap();
             let board = Arc::new(Board::new(16));
             let mut judge = Judge::new(&settings, Arc::clone(&board)).unwrap();
@@ -282,9 +283,13 @@ mod tests {
             Self { judge, template, board }
         }
 
+        fn arrive(&mut self, packet: &mut [u8], now: u64) -> bool {
+            self.judge.arrive(packet, packet.len(), now)
+        }
+
         /// A packet as the client sends it.
         fn packet(&self, flow: u32, sequence: u32, flags: u8) -> Vec<u8> {
-            let mut bytes = vec![0; self.template.len()];
+            let mut bytes = self.template.bytes().to_vec();
             let signature = Signature { flow, sequence, run: 7, time: 1000 };
             let segment = Segment { sequence: client_start(flow), acknowledgement: 0, flags };
             let source = Source { tail: 0xc612_8001, port: 1024 };
@@ -308,7 +313,7 @@ mod tests {
     fn latency_is_counted_from_the_intended_time() {
         let mut rig = Rig::new(Traffic::Udp, false);
         let mut packet = rig.packet(3, 0, 0);
-        assert!(!rig.judge.arrive(&mut packet, 51_000));
+        assert!(!rig.arrive(&mut packet, 51_000));
         assert_eq!((rig.judge.latency.len(), rig.judge.latency.max() / 100), (1, 500));
         assert_eq!(rig.judge.requests.counts().received, 1);
     }
@@ -318,13 +323,13 @@ mod tests {
         let mut rig = Rig::new(Traffic::Udp, false);
         for (sequence, backend) in [(0, 11), (1, 11), (2, 12)] {
             let mut packet = translated(rig.packet(1, sequence, 0), backend, false);
-            assert!(!rig.judge.arrive(&mut packet, 2000));
+            assert!(!rig.arrive(&mut packet, 2000));
         }
         assert_eq!(rig.judge.requests.counts().violations, 1, "by address");
         for (sequence, mac) in [(0, 1), (1, 1), (2, 2)] {
             let mut packet = rig.packet(2, sequence, 0);
             packet[5] = mac;
-            assert!(!rig.judge.arrive(&mut packet, 2000));
+            assert!(!rig.arrive(&mut packet, 2000));
         }
         assert_eq!(rig.judge.requests.counts().violations, 2, "by MAC");
         let packets: Vec<u64> = rig.judge.backends.iter().map(|(_, packets)| *packets).collect();
@@ -336,8 +341,8 @@ mod tests {
         let mut rig = Rig::new(Traffic::Udp, false);
         let mut packet = rig.packet(1, 0, 0);
         rig.judge.begin(8);
-        assert!(!rig.judge.arrive(&mut packet, 2000));
-        assert!(!rig.judge.arrive(&mut [0; 60], 2000));
+        assert!(!rig.arrive(&mut packet, 2000));
+        assert!(!rig.arrive(&mut [0; 60], 2000));
         assert_eq!(rig.judge.counts, JudgeCounts { unreadable: 1, stale: 1 });
         assert_eq!(rig.judge.requests.counts().received, 0);
     }
@@ -349,11 +354,11 @@ mod tests {
             let mut rig = Rig::new(traffic, true);
             rig.board.set(5, State::SynSent);
             let mut packet = translated(rig.packet(5, 0, flags::SYN), 11, tcp);
-            assert!(rig.judge.arrive(&mut packet, 3000), "an answer");
+            assert!(rig.arrive(&mut packet, 3000), "an answer");
             assert_checksums(&packet);
             assert_eq!(packet[26..30], [198, 18, 2, 11], "from the backend's address");
             assert_eq!(rig.board.state(5), State::SynSent, "nobody has received it yet");
-            assert!(!rig.judge.arrive(&mut packet, 9000), "at the client");
+            assert!(!rig.arrive(&mut packet, 9000), "at the client");
             let replies = rig.judge.replies.as_ref().unwrap().counts();
             assert_eq!((replies.received, rig.judge.round_trip.len()), (1, 1));
             if tcp {
@@ -367,11 +372,11 @@ mod tests {
         let mut rig = Rig::new(Traffic::Tcp, true);
         rig.board.set(5, State::SynSent);
         let mut syn = rig.packet(5, 0, flags::SYN);
-        assert!(!rig.judge.arrive(&mut syn, 3000));
+        assert!(!rig.arrive(&mut syn, 3000));
         assert_eq!(rig.board.state(5), State::Established);
         rig.board.set(5, State::FinSent);
         let mut fin = rig.packet(5, 1, flags::FIN | flags::ACK);
-        assert!(!rig.judge.arrive(&mut fin, 3000));
+        assert!(!rig.arrive(&mut fin, 3000));
         assert_eq!(rig.board.state(5), State::Closed);
     }
 
@@ -381,7 +386,7 @@ mod tests {
         let mut packet = rig.packet(1, 0, 0);
         packet[26..30].copy_from_slice(&[192, 0, 2, 10]);
         packet[34..36].copy_from_slice(&4433_u16.to_be_bytes());
-        assert!(!rig.judge.arrive(&mut packet, 2000));
+        assert!(!rig.arrive(&mut packet, 2000));
         assert_eq!(rig.judge.requests.counts().received, 1);
         assert_eq!(rig.judge.backends.iter().count(), 0);
     }

@@ -28,6 +28,7 @@ pub mod outcome;
 pub mod pace;
 pub mod packet;
 pub mod report;
+pub mod sampler;
 pub mod search;
 pub mod settings;
 pub mod signature;

@@ -214,6 +214,9 @@ pub struct Outcome {
     pub lost: u64,
     /// Of those sent.
     pub loss_ratio: f64,
+    /// Dropped in front of the generator, answers included, because it did not take them in time:
+    /// its own fault, not the balancer's. `None`: not measured.
+    pub receiver_dropped: Option<u64>,
     /// Received more than once; `None`: not measured.
     pub duplicates: Option<u64>,
     /// Received behind later ones of their flow.

@@ -104,20 +104,22 @@ impl Template {
         self.whole_signature
     }
 
-    /// The frame before anything is written over, and its sums: IPv4 header, transport.
-    pub fn prepared(&self) -> (&[u8], Sum, Sum) {
-        (&self.bytes, self.ip_sum, self.transport_sum)
+    /// The sums of what is not written over: IPv4 header, transport.
+    pub fn sums(&self) -> (Sum, Sum) {
+        (self.ip_sum, self.transport_sum)
     }
 
-    /// Writes a packet into `frame`, which must have [`len`](Self::len) bytes (else the result is
-    /// unusable, but nothing else happens).
+    /// The frame before anything is written over.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Writes over, in a copy of [`bytes`](Self::bytes) or the first part of one, what differs
+    /// between packets: all of it lies in headers and signature.
     ///
-    /// Cost: a copy of the template, and a sum over ten words.
+    /// Cost: a sum over ten words.
     #[inline]
     pub fn write(&self, frame: &mut [u8], source: Source, segment: Segment, signature: &Signature) {
-        if frame.len() == self.bytes.len() {
-            frame.copy_from_slice(&self.bytes);
-        }
         let layout = self.layout;
         put(frame, layout.source_tail(), source.tail.to_be_bytes());
         put(frame, layout.transport(), source.port.to_be_bytes());
@@ -291,8 +293,7 @@ pub(super) mod tests {
             acknowledgement: number.wrapping_mul(0x7654_3211),
             flags: flags::ACK,
         };
-        // Whatever a frame has held before must not matter.
-        let mut bytes = vec![0xa5; template.len()];
+        let mut bytes = template.bytes().to_vec();
         template.write(&mut bytes, source, segment, &signature);
         (bytes, signature)
     }
@@ -302,7 +303,7 @@ pub(super) mod tests {
         for (ipv6, tcp, smallest) in
             [(false, false, 64), (false, true, 64), (true, false, 84), (true, true, 84)]
         {
-            for size in [smallest, 85, 96, 128, 594, 1518, 3000] {
+            for size in [smallest, 85, 96, 128, 594, 1518, 3000, 9000] {
                 let template = Template::new(&common(ipv6, tcp), size).unwrap();
                 for number in 0..500 {
                     let (bytes, signature) = packet(&template, number);
@@ -325,7 +326,7 @@ pub(super) mod tests {
         let mut seen = 0;
         for port in 0..=u16::MAX {
             let signature = Signature { flow: 1, sequence: 2, run: 3, time: 4 };
-            let mut bytes = vec![0; template.len()];
+            let mut bytes = template.bytes().to_vec();
             let source = Source { tail: 0xc612_8001, port };
             template.write(&mut bytes, source, Segment::default(), &signature);
             assert_ne!(&bytes[40..42], [0, 0]);

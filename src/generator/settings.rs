@@ -11,7 +11,6 @@ use super::layout::{FCS, Layout};
 use super::signature::{SHORT, WHOLE};
 use super::tuple::Clients;
 use crate::xdp::generate::BLAST_MAX;
-use crate::xdp::umem::HEADROOM;
 
 /// Most flows at a time: 36 bytes each, for every worker.
 pub const MAX_FLOWS: u64 = 10_000_000;
@@ -110,8 +109,8 @@ pub struct Request {
     pub distribution: Distribution,
     /// Flows that are replaced by new ones, per second.
     pub new_flows: f64,
-    /// Frame sizes.
-    pub size: Size,
+    /// Frame sizes; `None`: the shortest of which everything is measured that the method measures.
+    pub size: Option<Size>,
     /// Packets per second.
     pub rate: Rate,
     /// Length of a run, or of each trial of a search.
@@ -231,7 +230,9 @@ impl Settings {
             String::new()
         };
         let flows = ranged("--flows", request.flows, (u64::from(workers), most), "", reason)?;
-        let sizes = sizes(request.size, layout, request.method)?;
+        let shortest = Size::Fixed(shortest_measured(layout, request.method) as u64);
+        let size = request.size.unwrap_or(shortest);
+        let sizes = sizes(size, layout, request.method)?;
         check_floats(&request)?;
         check_combination(&request)?;
         Ok(Self {
@@ -247,7 +248,7 @@ impl Settings {
             distribution: request.distribution,
             new_flows: request.new_flows,
             sizes,
-            size: request.size,
+            size,
             duration: Duration::from_secs_f64(request.seconds),
             warm_up: Duration::from_secs_f64(request.warm_up),
             workers,
@@ -277,7 +278,7 @@ impl Settings {
             ];
         }
         let smallest = self.sizes.iter().min().copied().unwrap_or(0);
-        let whole = self.layout.payload() + WHOLE + FCS;
+        let whole = smallest_with_time(self.layout);
         if smallest >= whole {
             return Vec::new();
         }
@@ -361,7 +362,7 @@ fn check_combination(request: &Request) -> Result<(), Refusal> {
             "--method prog-run draws flows uniformly or in turn; use --method af-xdp for zipf",
         );
     }
-    if request.replies || request.new_flows > 0.0 || request.size == Size::Imix {
+    if request.replies || request.new_flows > 0.0 || request.size == Some(Size::Imix) {
         return contradiction(
             "--method prog-run has no --replies, no --new-flows and no --size imix; use --method \
              af-xdp for them",
@@ -376,24 +377,32 @@ fn smallest(layout: Layout) -> usize {
     (layout.payload() + signature + FCS).max(64)
 }
 
-/// The largest frame that a method sends and receives.
-fn largest(method: Method) -> usize {
+/// The smallest frame that has room for the time of sending too.
+fn smallest_with_time(layout: Layout) -> usize {
+    (layout.payload() + WHOLE + FCS).max(64)
+}
+
+/// The smallest frame of which a method measures all that it can.
+fn shortest_measured(layout: Layout, method: Method) -> usize {
     match method {
-        // The largest UMEM frame, a page, less what the kernel leaves free in front.
-        Method::AfXdp => 4096 - usize::from(HEADROOM) + FCS,
-        Method::ProgRun => BLAST_MAX + FCS,
+        Method::AfXdp => smallest_with_time(layout),
+        Method::ProgRun => smallest(layout),
     }
 }
 
 fn sizes(size: Size, layout: Layout, method: Method) -> Result<Vec<usize>, Refusal> {
-    let (smallest, largest) = (smallest(layout), largest(method));
+    let smallest = smallest(layout);
+    let largest = match method {
+        Method::AfXdp => SIZES.1,
+        Method::ProgRun => (BLAST_MAX + FCS) as u64,
+    };
     match size {
         Size::Imix => {
             let counted = IMIX.map(|(size, count)| (size.max(smallest), count));
             Ok(spread(&counted))
         }
         Size::Fixed(size) => {
-            let (low, high) = (SIZES.0.max(smallest as u64), SIZES.1.min(largest as u64));
+            let (low, high) = (smallest as u64, largest);
             let reason = match size {
                 _ if size < SIZES.0 || size > SIZES.1 => String::new(),
                 _ if size < low => format!(
@@ -402,9 +411,8 @@ fn sizes(size: Size, layout: Layout, method: Method) -> Result<Vec<usize>, Refus
                     smallest - layout.payload() - FCS
                 ),
                 _ => format!(
-                    ": --method {} sends and receives frames of one memory page, and multi-buffer \
-                     frames (up to {}) are not supported, here or in holdfast",
-                    method.as_str(),
+                    ": --method prog-run makes frames of one memory page; use --method af-xdp for \
+                     up to {}",
                     SIZES.1
                 ),
             };
@@ -512,7 +520,7 @@ pub(super) mod tests {
             flows: 1000,
             distribution: Distribution::Uniform,
             new_flows: 0.0,
-            size: Size::Fixed(64),
+            size: Some(Size::Fixed(64)),
             rate: Rate::Packets(1000.0),
             seconds: 1.0,
             warm_up: 0.0,
@@ -545,8 +553,14 @@ pub(super) mod tests {
                     r.clients = Some("198.18.0.1/32".parse().unwrap());
                 }),
             ),
-            ("--size 63: use 64 to 3844 bytes with FCS", refusal(|r| r.size = Size::Fixed(63))),
-            ("--size 9001: use 64 to 3844 bytes with FCS", refusal(|r| r.size = Size::Fixed(9001))),
+            (
+                "--size 63: use 64 to 9000 bytes with FCS",
+                refusal(|r| r.size = Some(Size::Fixed(63))),
+            ),
+            (
+                "--size 9001: use 64 to 9000 bytes with FCS",
+                refusal(|r| r.size = Some(Size::Fixed(9001))),
+            ),
             ("--rate 0.5: use 1 to 100000000 pps", refusal(|r| r.rate = Rate::Packets(0.5))),
             (
                 "--rate 100000001: use 1 to 100000000 pps",
@@ -575,21 +589,36 @@ pub(super) mod tests {
     fn sizes_that_a_layout_or_method_cannot_have_say_why() {
         let v6 = |r: &mut Request| r.target = "[2001:db8::1]:80".parse().unwrap();
         for (start, reason, refusal) in [
-            ("--size 64: use 84 to 3844", "has no room for the 18 bytes", refusal(v6)),
-            (
-                "--size 9000: use 64 to 3844",
-                "one memory page",
-                refusal(|r| r.size = Size::Fixed(9000)),
-            ),
+            ("--size 64: use 84 to 9000", "has no room for the 18 bytes", refusal(v6)),
             (
                 "--size 3500: use 64 to 3076",
-                "--method prog-run",
+                "use --method af-xdp for up to 9000",
                 refusal(|r| {
-                    (r.size, r.method) = (Size::Fixed(3500), Method::ProgRun);
+                    (r.size, r.method) = (Some(Size::Fixed(3500)), Method::ProgRun);
                 }),
             ),
         ] {
             assert!(refusal.starts_with(start) && refusal.contains(reason), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn without_a_size_frames_are_the_shortest_that_tell_everything() {
+        for (target, traffic, method, size) in [
+            ("192.0.2.10:80", Traffic::Udp, Method::AfXdp, 64),
+            ("192.0.2.10:80", Traffic::Tcp, Method::AfXdp, 76),
+            ("[2001:db8::1]:80", Traffic::Udp, Method::AfXdp, 84),
+            ("[2001:db8::1]:80", Traffic::Syn, Method::AfXdp, 96),
+            ("192.0.2.10:80", Traffic::Tcp, Method::ProgRun, 64),
+            ("[2001:db8::1]:80", Traffic::Tcp, Method::ProgRun, 84),
+        ] {
+            let mut plain = request();
+            (plain.target, plain.traffic, plain.method) =
+                (target.parse().unwrap(), traffic, method);
+            plain.size = None;
+            let settings = Settings::check(plain).unwrap();
+            assert_eq!(settings.sizes, [size], "{target} {traffic:?} {method:?}");
+            assert_eq!(settings.not_measured().is_empty(), method == Method::AfXdp);
         }
     }
 
@@ -653,7 +682,7 @@ pub(super) mod tests {
     #[test]
     fn imix_is_seven_four_one() {
         let mut mixed = request();
-        mixed.size = Size::Imix;
+        mixed.size = Some(Size::Imix);
         let settings = Settings::check(mixed.clone()).unwrap();
         let count = |size| settings.sizes.iter().filter(|&&s| s == size).count();
         assert_eq!((count(64), count(594), count(1518), settings.sizes.len()), (7, 4, 1, 12));
@@ -667,7 +696,7 @@ pub(super) mod tests {
     fn what_a_short_frame_cannot_tell_is_said() {
         let said = |traffic, size| {
             let mut short = request();
-            (short.traffic, short.size) = (traffic, Size::Fixed(size));
+            (short.traffic, short.size) = (traffic, Some(Size::Fixed(size)));
             Settings::check(short).unwrap().not_measured()
         };
         assert_eq!(said(Traffic::Udp, 64), Vec::<String>::new());

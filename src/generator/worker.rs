@@ -16,6 +16,7 @@ use super::signature::Signature;
 use super::tuple::Clients;
 use crate::xdp::cpu;
 use crate::xdp::port::Port;
+use crate::xdp::port::frames::{self, Frames, MAX_FRAMES};
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Packets that are sent or received together.
@@ -56,6 +57,16 @@ pub struct Live {
     pub violations: AtomicU64,
 }
 
+impl Live {
+    /// Back to 0, before a trial.
+    pub fn reset(&self) {
+        // Relaxed: numbers for people.
+        self.sent.store(0, Ordering::Relaxed);
+        self.received.store(0, Ordering::Relaxed);
+        self.violations.store(0, Ordering::Relaxed);
+    }
+}
+
 /// What a worker sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SentCounts {
@@ -82,6 +93,8 @@ pub struct Parts {
     pub backend_port: Option<Port>,
     /// Slots of a TX ring.
     pub ring: u32,
+    /// Frames of the longest packet.
+    pub frames_each: u32,
     /// Free frames.
     pub pool: FramePool,
     /// Packets by size, in the order in which they are sent.
@@ -110,6 +123,14 @@ impl Worker {
         let mut worker = Self { parts, next_template: 0, sent: SentCounts::default() };
         worker.refill();
         worker
+    }
+
+    /// Packets that the kernel has dropped so far for want of a free frame or of room in the RX
+    /// rings; 0 where it does not tell.
+    pub fn receiver_dropped(&self) -> u64 {
+        let ports = [Some(self.client_port()), self.backend_port()];
+        let statistics = ports.into_iter().flatten().flat_map(Port::statistics);
+        statistics.map(|socket| socket.rx_dropped + socket.rx_ring_full).sum()
     }
 
     /// The client-side queue.
@@ -202,7 +223,7 @@ impl Worker {
         let parts = &mut self.parts;
         parts.client_port.reclaim(&mut parts.pool);
         let room = parts.ring.saturating_sub(parts.client_port.outstanding());
-        let due = pacer.due(now, room.min(BATCH));
+        let due = pacer.due(now, (room / parts.frames_each.max(1)).min(BATCH));
         for _ in 0..due {
             if !self.send_one(now, pacer, run) {
                 break;
@@ -216,28 +237,30 @@ impl Worker {
     fn send_one(&mut self, now: u64, pacer: &mut Pacer, run: u16) -> bool {
         let parts = &mut self.parts;
         let Some(template) = parts.templates.get(self.next_template) else { return false };
-        let Some(mut frame) = parts.pool.pop() else { return false };
+        if parts.pool.len() < MAX_FRAMES {
+            return false;
+        }
         let time = pacer.take(now);
-        let outgoing = parts.client.next(now, template.payload_len());
-        let Some(outgoing) = outgoing.filter(|_| frame.set_len(template.len())) else {
-            parts.pool.push(frame);
-            return true;
+        let Some(outgoing) = parts.client.next(now, template.payload_len()) else { return true };
+        let Some(mut packet) = frames::copy(&mut parts.pool, template.bytes()) else {
+            return false;
         };
         let signature = Signature { flow: outgoing.flow, sequence: outgoing.sequence, run, time };
         let source = parts.clients.source(outgoing.flow);
-        template.write(frame.data_mut(), source, outgoing.segment, &signature);
+        if let Some(head) = packet.first_mut() {
+            template.write(head.data_mut(), source, outgoing.segment, &signature);
+        }
         self.next_template =
             if self.next_template + 1 < parts.templates.len() { self.next_template + 1 } else { 0 };
-        let bytes = frame.len() as u64;
-        match parts.client_port.transmit(frame) {
+        match parts.client_port.transmit_frames(packet) {
             Ok(()) => {
                 self.sent.packets += 1;
-                self.sent.bytes += bytes;
+                self.sent.bytes += template.len() as u64;
                 true
             }
             // Never, since room was looked for; such a packet counts as not sent.
-            Err(frame) => {
-                parts.pool.push(frame);
+            Err(packet) => {
+                frames::release(&mut parts.pool, packet);
                 false
             }
         }
@@ -247,15 +270,20 @@ impl Worker {
     #[inline]
     fn receive(&mut self) -> usize {
         let epoch_ns = self.parts.epoch_ns;
-        let Parts { client_port, backend_port, judge, pool, ring, .. } = &mut self.parts;
+        let Parts { client_port, backend_port, judge, pool, ring, frames_each, .. } =
+            &mut self.parts;
         let mut arrived = 0;
         for port in [Some(client_port), backend_port.as_mut()].into_iter().flatten() {
-            let mut frames = ArrayVec::<Frame, { BATCH as usize }>::new();
-            port.receive(BATCH as usize, |frame| frames.push(frame));
-            if !frames.is_empty() {
-                arrived += frames.len();
+            // As many packets as are sent in between, of which each may have several frames.
+            for _ in 0..*frames_each {
+                let mut packets = ArrayVec::<Frames, { BATCH as usize }>::new();
+                port.receive_frames(BATCH, |packet| packets.push(packet));
+                if packets.is_empty() {
+                    break;
+                }
+                arrived += packets.len();
                 let now = cpu::monotonic_ns().saturating_sub(epoch_ns);
-                answer(port, *ring, frames, judge, pool, &mut self.sent, now);
+                answer(port, *ring, packets, judge, pool, &mut self.sent, now);
             }
             port.refill(pool);
         }
@@ -291,31 +319,34 @@ impl Worker {
     }
 }
 
-/// Shows frames to the judge, and sends back those that have become answers.
+/// Shows packets to the judge, and sends back those that have become answers.
 #[inline]
 fn answer(
     port: &mut Port,
     ring: u32,
-    frames: ArrayVec<Frame, { BATCH as usize }>,
+    packets: ArrayVec<Frames, { BATCH as usize }>,
     judge: &mut Judge,
     pool: &mut FramePool,
     sent: &mut SentCounts,
     now: u64,
 ) {
-    for mut frame in frames {
-        if !judge.arrive(frame.data_mut(), now) {
-            pool.push(frame);
+    for mut packet in packets {
+        let len = packet.iter().map(Frame::len).sum();
+        let is_answer =
+            packet.first_mut().is_some_and(|head| judge.arrive(head.data_mut(), len, now));
+        if !is_answer {
+            frames::release(pool, packet);
             continue;
         }
-        if port.outstanding() >= ring {
+        if port.outstanding() as usize + MAX_FRAMES > ring as usize {
             port.flush();
             port.reclaim(pool);
         }
-        match port.transmit(frame) {
+        match port.transmit_frames(packet) {
             Ok(()) => sent.replies += 1,
-            Err(frame) => {
+            Err(packet) => {
                 sent.replies_dropped += 1;
-                pool.push(frame);
+                frames::release(pool, packet);
             }
         }
     }

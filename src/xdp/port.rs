@@ -11,6 +11,8 @@
 //! [UMEM](super::umem): a descriptor that names no frame of this port is counted and ignored.
 #![allow(unsafe_code, reason = "poll(2)")]
 
+pub mod frames;
+
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use arrayvec::ArrayVec;

@@ -36,6 +36,8 @@ pub enum BindMode {
     Copy,
     /// The NIC reads and writes packet memory itself, or the bind fails.
     ZeroCopy,
+    /// As `Auto`, and a packet may lie in several frames. Kernel 6.6.
+    MultiBuffer,
 }
 
 impl BindMode {
@@ -44,6 +46,7 @@ impl BindMode {
             Self::Auto => libc::XDP_USE_NEED_WAKEUP,
             Self::Copy => libc::XDP_USE_NEED_WAKEUP | libc::XDP_COPY,
             Self::ZeroCopy => libc::XDP_USE_NEED_WAKEUP | libc::XDP_ZEROCOPY,
+            Self::MultiBuffer => libc::XDP_USE_NEED_WAKEUP | libc::XDP_USE_SG,
         }
     }
 }
@@ -123,6 +126,17 @@ pub enum SocketError {
         queue: u32,
         /// Its driver.
         driver: String,
+    },
+    /// The kernel has no packets of several frames.
+    #[error(
+        "{interface} queue {queue}: bind(XDP_USE_SG) refused (EINVAL): packets longer than a frame \
+         need kernel 6.6 or newer; use packets of at most 3840 bytes (3844 with FCS)"
+    )]
+    NoMultiBuffer {
+        /// The NIC.
+        interface: String,
+        /// The queue.
+        queue: u32,
     },
     /// Anything else that the kernel refuses.
     #[error("{interface} queue {queue}: {step} refused: {source}; {hint}")]
@@ -379,6 +393,9 @@ impl Opening<'_> {
             Some(libc::EOPNOTSUPP) if self.mode == BindMode::ZeroCopy => {
                 SocketError::NoZeroCopy { interface, queue, driver: self.nic.driver().to_owned() }
             }
+            Some(libc::EINVAL) if self.mode == BindMode::MultiBuffer => {
+                SocketError::NoMultiBuffer { interface, queue }
+            }
             _ => self.error("bind", error),
         }
     }
@@ -421,6 +438,9 @@ mod tests {
     #[test]
     fn every_refusal_says_where_why_and_what_to_do() {
         let nic = Nic::for_tests("eth2", "veth", 4);
+        let old_kernel = Opening { mode: BindMode::MultiBuffer, ..opening(&nic) };
+        let error = old_kernel.bind_error(io::Error::from_raw_os_error(libc::EINVAL)).to_string();
+        assert!(error.contains("kernel 6.6") && error.contains("at most 3840"), "{error}");
         for (errno, parts) in [
             (libc::EBUSY, ["eth2 queue 3", "another process", "ss --xdp"]),
             (libc::EOPNOTSUPP, ["eth2 queue 3", "driver veth has", "set mode = \"copy\""]),

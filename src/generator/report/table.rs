@@ -61,6 +61,10 @@ fn packets(out: &mut String, outcome: &Outcome) -> std::fmt::Result {
     row(out, "sent", line(outcome.sent, outcome.pps_sent, outcome.bps_sent))?;
     row(out, "received", line(outcome.received, outcome.pps_received, outcome.bps_received))?;
     row(out, "lost", format!("{:>12}  {:.5} %", outcome.lost, outcome.loss_ratio * 100.0))?;
+    if let Some(dropped) = outcome.receiver_dropped.filter(|&dropped| dropped > 0) {
+        let text = format!("{dropped:>12}  arrived, and the generator did not take them in time");
+        row(out, "its own loss", text)?;
+    }
     if let Some(duplicates) = outcome.duplicates {
         row(out, "duplicates", format!("{duplicates:>12}"))?;
     }
