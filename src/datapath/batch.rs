@@ -1,5 +1,6 @@
 //! The packets that a worker carries through all stages together, and what is known of each.
 
+use crate::flow::entry::WayBack;
 use crate::flow::table::Slot;
 use crate::flow::tuple::HashedKey;
 use crate::forwarding::{BackendIndex, ListenKey, NextHop, PortIndex, VipId};
@@ -63,8 +64,9 @@ impl Batch {
     }
 }
 
-/// What the stages have found out about one packet.
+/// What the stages have found out about one packet. Two lines.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct Packet {
     /// Its bytes, until its way ends.
     pub frame: Option<Frame>,
@@ -93,6 +95,14 @@ pub enum Way {
     ToBackend,
     /// From a NAT backend, whose service address and port this is, to a client.
     ToClient(ListenKey),
+}
+
+impl Way {
+    /// Whether it is the way to a client.
+    #[inline(always)]
+    pub const fn is_reply(self) -> bool {
+        matches!(self, Self::ToClient(_))
+    }
 }
 
 /// Where the headers are, and what they say besides the five-tuple.
@@ -154,6 +164,8 @@ impl TcpFlags {
     }
 }
 
+const _: () = assert!(size_of::<Packet>() == 128);
+
 impl Packet {
     /// Of no packet.
     const NONE: Self = Self {
@@ -187,6 +199,14 @@ impl Packet {
             return [0; 6];
         };
         [*a, *b, *c, *d, *e, *f]
+    }
+
+    /// Where the packet, received on `port`, came from on the wire, packed.
+    #[inline(always)]
+    pub fn way_back(&self, port: PortIndex) -> WayBack {
+        let [_, _, _, _, rest @ ..] = self.data().first_chunk::<12>().unwrap_or(&[0; 12]);
+        let mac = u64::from_be_bytes(*rest) & 0xffff_ffff_ffff;
+        WayBack::new(mac, port, self.shape.tag.unwrap_or(0))
     }
 
     /// Where the packet, received on `port`, came from on the wire, and so where answers to it go.

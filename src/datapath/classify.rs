@@ -35,7 +35,7 @@ impl LastVip {
 pub fn classify(
     packet: &mut Packet,
     tuple: Tuple,
-    context: Context<'_>,
+    context: &Context<'_>,
     secret: &TableSecret,
     last: &mut LastVip,
 ) -> Result<(), Drop> {
@@ -58,7 +58,7 @@ pub fn classify(
 fn classify_reply(
     packet: &mut Packet,
     tuple: Tuple,
-    context: Context<'_>,
+    context: &Context<'_>,
     secret: &TableSecret,
 ) -> Result<(), Drop> {
     let source = tuple.reply_key();

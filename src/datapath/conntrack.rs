@@ -97,40 +97,39 @@ impl Conntrack {
     pub fn track<'t>(
         &mut self,
         packet: &Packet,
-        context: Context<'t>,
+        context: &Context<'t>,
+    ) -> Result<&'t Backend, Miss> {
+        if let Some(hit) = context.flows.at(&packet.flow, packet.hint)
+            && let Some(backend) = steady(packet, &hit.track, context)
+        {
+            note(&hit, packet, backend, context);
+            return Ok(backend);
+        }
+        self.track_unsteady(packet, context)
+    }
+
+    /// A packet from a client that begins, changes or ends something, or was not found at once.
+    #[inline(never)]
+    fn track_unsteady<'t>(
+        &mut self,
+        packet: &Packet,
+        context: &Context<'t>,
     ) -> Result<&'t Backend, Miss> {
         let Some(hit) = context.flows.find_at(&packet.flow, packet.hint) else {
             return self.request_without_pin(packet, context);
         };
-        match steady(packet, &hit.track, context) {
-            Some(backend) => {
-                note(&hit, packet, backend, context);
-                Ok(backend)
-            }
-            None => self.track_change(&hit, packet, context),
-        }
-    }
-
-    /// A packet from a client that begins, changes or ends something.
-    #[inline(never)]
-    fn track_change<'t>(
-        &mut self,
-        hit: &Hit<'_>,
-        packet: &Packet,
-        context: Context<'t>,
-    ) -> Result<&'t Backend, Miss> {
         let Some(backend) = living(packet.flow.protocol(), &hit.track, context) else {
-            return self.request_after_end(hit, packet, context);
+            return self.request_after_end(&hit, packet, context);
         };
         if hit.track.state().has(State::ALIAS) {
-            return self.track_alias(hit, packet, backend, context);
+            return self.track_alias(&hit, packet, backend, context);
         }
         if begins_anew(packet, &hit.track, backend) {
             self.remove(hit.slot, context.stats);
             return Err(Miss::Open);
         }
         hit.set_state(request_change(packet).apply(hit.track.state()));
-        note(hit, packet, backend, context);
+        note(&hit, packet, backend, context);
         Ok(backend)
     }
 
@@ -142,7 +141,7 @@ impl Conntrack {
         alias: &Hit<'_>,
         packet: &Packet,
         backend: &'t Backend,
-        context: Context<'t>,
+        context: &Context<'t>,
     ) -> Result<&'t Backend, Miss> {
         let news = News::of_request(packet, context.nic);
         let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
@@ -161,7 +160,7 @@ impl Conntrack {
         &mut self,
         hit: &Hit<'_>,
         packet: &Packet,
-        context: Context<'t>,
+        context: &Context<'t>,
     ) -> Result<&'t Backend, Miss> {
         count_end(packet.flow.protocol(), &hit.track, context);
         self.remove(hit.slot, context.stats);
@@ -173,7 +172,7 @@ impl Conntrack {
     fn request_without_pin<'t>(
         &mut self,
         packet: &Packet,
-        context: Context<'t>,
+        context: &Context<'t>,
     ) -> Result<&'t Backend, Miss> {
         if packet.flow.protocol() == Protocol::Udp || packet.shape.flags.opens() {
             return Err(Miss::Open);
@@ -193,7 +192,7 @@ impl Conntrack {
         &mut self,
         packet: &mut Packet,
         source: ListenKey,
-        context: Context<'_>,
+        context: &Context<'_>,
     ) -> Option<NextHop> {
         let mut hashed = Some((packet.flow, packet.hint));
         for path in context.table.return_paths(source) {
@@ -222,7 +221,7 @@ impl Conntrack {
         hint: Slot,
         backend: BackendIndex,
         packet: &Packet,
-        context: Context<'_>,
+        context: &Context<'_>,
     ) -> Option<NextHop> {
         let on_it = |hit: &Hit<'_>| {
             hit.track.backend().index == backend
@@ -258,7 +257,7 @@ impl Conntrack {
         flow: &HashedKey,
         backend: BackendIndex,
         packet: &Packet,
-        context: Context<'_>,
+        context: &Context<'_>,
     ) -> Option<NextHop> {
         let own = self.writer.table().read(slot)?.pin;
         let newer = self.answered_elsewhere(flow, backend, packet, context)?;
@@ -271,7 +270,7 @@ impl Conntrack {
         flow: &HashedKey,
         backend: BackendIndex,
         packet: &Packet,
-        context: Context<'_>,
+        context: &Context<'_>,
     ) -> Option<Pin> {
         let on_it = |pin: &Pin| pin.track.backend().index == backend;
         let (slot, pin, _) = self.find_elsewhere(flow, context, on_it)?;
@@ -284,7 +283,7 @@ impl Conntrack {
     fn find_elsewhere<'t>(
         &self,
         flow: &HashedKey,
-        context: Context<'t>,
+        context: &Context<'t>,
         wanted: impl Fn(&Pin) -> bool,
     ) -> Option<(Slot, Pin, &'t Backend)> {
         let others = (0_u8..).zip(self.tables.iter()).filter(|(worker, _)| *worker != self.me);
@@ -306,7 +305,7 @@ impl Conntrack {
         pin: &Pin,
         flow: &HashedKey,
         news: &News,
-        context: Context<'_>,
+        context: &Context<'_>,
     ) {
         if let Some(owner) = self.tables.get(usize::from(pin.track.owner())) {
             tell(owner, slot, flow, &pin.track, news, context.now);
@@ -335,7 +334,7 @@ impl Conntrack {
         hit: &Hit<'_>,
         flow: &HashedKey,
         news: &News,
-        context: Context<'_>,
+        context: &Context<'_>,
     ) -> Option<Track> {
         let alias = &hit.track;
         let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
@@ -366,7 +365,7 @@ impl Conntrack {
         &self,
         flow: &HashedKey,
         backend: BackendIndex,
-        context: Context<'_>,
+        context: &Context<'_>,
     ) -> bool {
         let here = context.flows.find_at(flow, Slot::NOWHERE).filter(|hit| {
             hit.track.backend().index == backend
@@ -384,7 +383,7 @@ impl Conntrack {
         &mut self,
         packet: &Packet,
         backend: &Backend,
-        context: Context<'_>,
+        context: &Context<'_>,
     ) -> Result<(), Full> {
         let state = match packet.flow.protocol() {
             Protocol::Udp => State::default(),
@@ -401,7 +400,7 @@ impl Conntrack {
     /// Removes flows that are idle for too long or whose backend is gone, a bounded number per call;
     /// returns whether more is due at once.
     #[inline]
-    pub fn sweep(&mut self, context: Context<'_>) -> bool {
+    pub fn sweep(&mut self, context: &Context<'_>) -> bool {
         let elapsed = context.now.since(self.swept_at).0;
         if elapsed > 0 {
             self.swept_at = context.now;
@@ -452,13 +451,10 @@ pub fn prefetch(batch: &mut Batch, flows: FlowView<'_>) {
 
 /// Keeps a pin up to date with a packet of its client.
 #[inline(always)]
-fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: Context<'_>) {
+fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>) {
     if backend.forward == Forward::Nat {
-        let hop = packet.came_from(context.nic);
-        if !hit.track.comes_from(&hop) {
-            // The client's packets come another way now (its router changed): replies follow.
-            hit.set_hop(&hop);
-        }
+        // The client's packets may come another way now (its router changed): replies follow.
+        hit.set_way_back(packet.way_back(context.nic));
     }
     hit.seen(context.now);
 }
@@ -466,7 +462,7 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: Context<'_>)
 /// The backend of a packet that changes nothing but the time of its flow: one of an established TCP
 /// connection, or UDP. Nearly all are.
 #[inline(always)]
-fn steady<'t>(packet: &Packet, track: &Track, context: Context<'t>) -> Option<&'t Backend> {
+fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
     let timeout = match packet.flow.protocol() {
         Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
@@ -480,7 +476,7 @@ fn steady<'t>(packet: &Packet, track: &Track, context: Context<'t>) -> Option<&'
 
 /// The backend of a pin, unless it is stale or was idle for too long.
 #[inline]
-fn living<'t>(protocol: Protocol, track: &Track, context: Context<'t>) -> Option<&'t Backend> {
+fn living<'t>(protocol: Protocol, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
     let idle = context.now.since(track.last_seen());
     (idle.0 <= timeout(protocol, track.state(), backend).0).then_some(backend)
@@ -620,7 +616,7 @@ const fn alias_of(pin: &Pin) -> Pin {
 
 /// Counts why a pin that no longer lives has ended.
 #[cold]
-fn count_end(protocol: Protocol, track: &Track, context: Context<'_>) {
+fn count_end(protocol: Protocol, track: &Track, context: &Context<'_>) {
     let (stats, state) = (context.stats, track.state());
     if state.has(State::ALIAS) {
         return;

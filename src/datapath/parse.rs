@@ -97,7 +97,10 @@ fn plain_v4(packet: &[u8]) -> Option<(Shape, Tuple)> {
     let (protocol, ports, flags) = plain_transport(*protocol, rest.first_chunk()?, segment)?;
     let shape = Shape { transport: 34, tag: None, flags };
     let tuple = Tuple::v4(*addresses, ports, protocol);
-    (!tuple.has_zero_port()).then_some((shape, tuple))
+    if tuple.has_zero_port() {
+        return None;
+    }
+    Some((shape, tuple))
 }
 
 /// An untagged IPv6 packet without extensions, with a whole TCP or UDP header.
@@ -119,7 +122,10 @@ fn plain_v6(packet: &[u8]) -> Option<(Shape, Tuple)> {
     let (protocol, ports, flags) = plain_transport(*protocol, rest.first_chunk()?, segment)?;
     let shape = Shape { transport: 54, tag: None, flags };
     let tuple = Tuple::v6(*source, *destination, ports, protocol);
-    (!tuple.has_zero_port()).then_some((shape, tuple))
+    if tuple.has_zero_port() {
+        return None;
+    }
+    Some((shape, tuple))
 }
 
 /// Protocol, ports and flags of a header that lies inside of its segment of `len` bytes.
@@ -131,21 +137,20 @@ fn plain_transport(
 ) -> Option<(Protocol, [u8; 4], TcpFlags)> {
     let [p0, p1, p2, p3, u0, u1, _, _, _, _, _, _, offset, flags, ..] = *header;
     let ports = [p0, p1, p2, p3];
+    // Branches that are never taken are cheaper than values that are chosen.
     if protocol == Protocol::Tcp as u8 {
         let header_len = usize::from(offset >> 4) * 4;
         let sensible = SENSIBLE_FLAGS >> (flags & 0x1f) & 1 != 0;
-        return ((20..=len).contains(&header_len) && sensible).then_some((
-            Protocol::Tcp,
-            ports,
-            TcpFlags(flags),
-        ));
+        if header_len < 20 || header_len > len || !sensible {
+            return None;
+        }
+        return Some((Protocol::Tcp, ports, TcpFlags(flags)));
     }
     let length = usize::from(u16::from_be_bytes([u0, u1]));
-    (protocol == Protocol::Udp as u8 && (8..=len).contains(&length)).then_some((
-        Protocol::Udp,
-        ports,
-        TcpFlags(0),
-    ))
+    if protocol != Protocol::Udp as u8 || length < 8 || length > len {
+        return None;
+    }
+    Some((Protocol::Udp, ports, TcpFlags(0)))
 }
 
 /// The headers of any packet.

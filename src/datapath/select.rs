@@ -22,7 +22,7 @@ pub fn select<'t>(
     packet: &Packet,
     miss: Miss,
     conntrack: &mut Conntrack,
-    context: Context<'t>,
+    context: &Context<'t>,
 ) -> Result<&'t Backend, Drop> {
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
@@ -53,7 +53,7 @@ fn choose_backend<'t>(
     miss: Miss,
     vip: &Vip,
     conntrack: &Conntrack,
-    context: Context<'t>,
+    context: &Context<'t>,
 ) -> Result<&'t Backend, Drop> {
     let hash = affinity_hash(context.table.secret(), key);
     let mut collided = false;
@@ -76,7 +76,12 @@ fn choose_backend<'t>(
 
 /// Whether the backend already has a flow from this client address and port, by another VIP or
 /// another port of this one: it could not tell the two apart, nor could we tell its replies.
-fn collides(key: &FlowKey, backend: &Backend, conntrack: &Conntrack, context: Context<'_>) -> bool {
+fn collides(
+    key: &FlowKey,
+    backend: &Backend,
+    conntrack: &Conntrack,
+    context: &Context<'_>,
+) -> bool {
     let port = backend.port.unwrap_or(key.vip_port);
     let source = ListenKey { address: backend.address, port, protocol: key.protocol };
     let paths = context.table.return_paths(source);

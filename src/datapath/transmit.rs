@@ -4,7 +4,7 @@
 //! Cost: one descriptor per packet; packets that follow each other to one NIC, or belong to one VIP,
 //! share the look for it; rings are published, and the kernel woken, once per poll.
 
-use super::batch::{Batch, Packet, Way};
+use super::batch::{Batch, Packet};
 use super::worker::Ports;
 use crate::forwarding::{BackendIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
@@ -13,15 +13,18 @@ use crate::xdp::umem::FramePool;
 /// Queues the packets in flight on their NICs' TX rings; those that find no room are dropped.
 #[inline]
 pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
-    count(batch, stats);
+    let mut left = count(batch, stats);
     for run in batch.packets().chunk_by_mut(|a, b| a.nic == b.nic) {
         let Some(nic) = run.first().map(|packet| packet.nic) else { continue };
         let sent = ports.queue(nic, run, pool, stats);
         stats.transmitted.add(sent);
+        left -= sent;
     }
-    for packet in batch.in_flight() {
-        uncount(packet, stats);
-        end(packet, Drop::TxFull, pool, stats);
+    if left > 0 {
+        for packet in batch.in_flight() {
+            uncount(packet, stats);
+            end(packet, Drop::TxFull, pool, stats);
+        }
     }
 }
 
@@ -37,12 +40,13 @@ pub fn end(packet: &mut Packet, reason: Drop, pool: &mut FramePool, stats: &Work
     }
 }
 
-/// Counts every packet in flight for its VIP and backend.
+/// Counts every packet in flight for its VIP and backend; returns how many.
 #[inline]
-fn count(batch: &mut Batch, stats: &WorkerStats) {
+fn count(batch: &mut Batch, stats: &WorkerStats) -> u64 {
+    let mut all = 0;
     let mut run = Run { vip: VipId::NONE, to_client: false, packets: 0, bytes: 0 };
     for packet in batch.in_flight() {
-        let (to_client, bytes) = (packet.way != Way::ToBackend, u64::from(packet.bytes));
+        let (to_client, bytes) = (packet.way.is_reply(), u64::from(packet.bytes));
         if let Some(counters) = backend(packet.backend, stats) {
             add(counters, to_client, 1, bytes);
         }
@@ -50,10 +54,12 @@ fn count(batch: &mut Batch, stats: &WorkerStats) {
             run.end(stats);
             run = Run { vip: packet.vip, to_client, packets: 0, bytes: 0 };
         }
+        all += 1;
         run.packets += 1;
         run.bytes += bytes;
     }
     run.end(stats);
+    all
 }
 
 /// Packets of one VIP, one way, that followed each other and are not counted yet.
@@ -77,7 +83,7 @@ impl Run {
 fn uncount(packet: &Packet, stats: &WorkerStats) {
     let less = u64::from(packet.bytes).wrapping_neg();
     for counters in vip(packet.vip, stats).into_iter().chain(backend(packet.backend, stats)) {
-        add(counters, packet.way != Way::ToBackend, 1_u64.wrapping_neg(), less);
+        add(counters, packet.way.is_reply(), 1_u64.wrapping_neg(), less);
     }
 }
 

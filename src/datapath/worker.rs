@@ -202,7 +202,7 @@ impl Worker {
             port.flush(&self.stats);
         }
         // The NIC is of no interest to the sweep.
-        let context = Context {
+        let context = &Context {
             table: self.tables.current(),
             flows: self.flows.view(),
             nic: PortIndex(0),
@@ -224,7 +224,7 @@ impl Worker {
         let packets = batch.len();
         if packets > 0 {
             let table = tables.current();
-            let context = Context { table, flows: flows.view(), nic: port.nic, now, stats };
+            let context = &Context { table, flows: flows.view(), nic: port.nic, now, stats };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
@@ -304,7 +304,7 @@ impl Worker {
 fn forward(
     packet: &mut Packet,
     conntrack: &mut Conntrack,
-    context: Context<'_>,
+    context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
     let Way::ToClient(source) = packet.way else {

@@ -228,7 +228,20 @@ impl Pin {
 pub(super) fn encode_hop(hop: &NextHop) -> u64 {
     let [a, b, c, d, e, f] = hop.mac;
     let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
-    mac << 16 | u64::from(hop.port.0 & 0xf) << 12 | u64::from(hop.vlan.unwrap_or(0) & 0xfff)
+    WayBack::new(mac, hop.port, hop.vlan.unwrap_or(0)).0
+}
+
+/// Where a client's packets come from, packed as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WayBack(pub(super) u64);
+
+impl WayBack {
+    /// From a MAC address as a number of 48 bits, a NIC, and a VLAN (0: untagged; its low 12 bits
+    /// count).
+    #[inline(always)]
+    pub const fn new(mac: u64, port: PortIndex, vlan: u16) -> Self {
+        Self(mac << 16 | (port.0 as u64 & 0xf) << 12 | vlan as u64 & 0xfff)
+    }
 }
 
 /// A flow as it is copied out of a table.
@@ -256,6 +269,8 @@ mod tests {
             assert_eq!(track.last_seen(), Ticks(7));
             assert!(track.comes_from(&hop));
             assert!(!track.comes_from(&NextHop { vlan: Some(9), ..hop }));
+            let way_back = WayBack::new(0xff02_0304_0506, hop.port, vlan.unwrap_or(0) | 0xf000);
+            assert_eq!(way_back.0, track.hop);
             assert_eq!(Pin::from_words(pin.track, pin.birth() | VERSION), pin);
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::bucket::{self, Places, tag_of};
-use super::entry::{self, Entry, Pin, State, Track};
+use super::entry::{self, Entry, Pin, State, Track, WayBack};
 use super::layout::{HEADER_LINES, Span};
 use super::table::Slot;
 use super::tuple::{TAIL, Tuple};
@@ -371,20 +371,21 @@ impl<'t, F: Family> View<'t, F> {
         Some(Found { bucket, place, number })
     }
 
-    /// As [`View::find`], for who has a hint where the entry may be; with what it says, which only
-    /// the writer may take for whole.
+    /// The entry of a tuple, if it is the one at `hint`; with what it says, which only the writer may
+    /// take for whole.
     #[inline(always)]
-    pub(super) fn find_at(&self, words: &F::Words, hash: u64, hint: Slot) -> Option<Hit<'t>> {
-        match self.entry(hint.number()) {
-            Some(entry) if F::holds(entry, words) => Some(Hit::new::<F>(hint.number(), entry)),
-            _ => self.find_slowly(words, hash),
-        }
+    pub(super) fn at(&self, words: &F::Words, hint: Slot) -> Option<Hit<'t>> {
+        let entry = self.entry(hint.number())?;
+        F::holds(entry, words).then(|| Hit::new::<F>(hint.number(), entry))
     }
 
-    #[inline(never)]
-    fn find_slowly(&self, words: &F::Words, hash: u64) -> Option<Hit<'t>> {
-        let number = self.find(words, hash)?.number;
-        Some(Hit::new::<F>(number, self.entry(number)?))
+    /// The entry of a tuple, wherever it is.
+    #[inline]
+    pub(super) fn find_at(&self, words: &F::Words, hash: u64, hint: Slot) -> Option<Hit<'t>> {
+        self.at(words, hint).or_else(|| {
+            let number = self.find(words, hash)?.number;
+            Some(Hit::new::<F>(number, self.entry(number)?))
+        })
     }
 
     #[inline(always)]
@@ -450,10 +451,13 @@ impl<'t> Hit<'t> {
         self.words.tail.fetch_and(!(u64::from(clear.0) << entry::STATE_SHIFT), Relaxed);
     }
 
-    /// Changes where the client's packets come from.
-    pub fn set_hop(&self, to: &NextHop) {
-        // A way back publishes nothing, and stands for itself.
-        self.words.hop.store(entry::encode_hop(to), Relaxed);
+    /// Notes where the client's packets come from.
+    #[inline(always)]
+    pub fn set_way_back(&self, to: WayBack) {
+        if self.track.hop != to.0 {
+            // A way back publishes nothing, and stands for itself.
+            self.words.hop.store(to.0, Relaxed);
+        }
     }
 }
 

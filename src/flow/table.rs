@@ -279,9 +279,18 @@ impl<'t> FlowView<'t> {
         }
     }
 
+    /// The entry of a key, and what it says, if it is the one at `hint`; for the writer's thread.
+    #[inline(always)]
+    pub fn at(&self, key: &HashedKey, hint: Slot) -> Option<Hit<'t>> {
+        match &key.tuple {
+            Tuple::V4(words) => self.v4.at(words, hint),
+            Tuple::V6(words) => self.v6.at(words, hint),
+        }
+    }
+
     /// The entry of a key, and what it says, for the writer's thread: others use
     /// [`FlowTable::lookup`]. [`Slot::NOWHERE`] is a hint, too.
-    #[inline(always)]
+    #[inline]
     pub fn find_at(&self, key: &HashedKey, hint: Slot) -> Option<Hit<'t>> {
         match &key.tuple {
             Tuple::V4(words) => self.v4.find_at(words, key.hash, hint),

@@ -381,7 +381,7 @@ mod tests {
     use hashbrown::HashMap;
     use proptest::prelude::*;
 
-    use super::super::entry::{Entry, State};
+    use super::super::entry::{Entry, State, WayBack};
     use super::super::table::{Families, Hit, TableError};
     use super::super::{Address, FlowKey, family};
     use super::*;
@@ -638,7 +638,7 @@ mod tests {
         assert!(now.state().has(State::FIN_CLIENT.with(State::FIN_BACKEND)));
         assert_eq!(now.last_seen(), Ticks(99));
         let hop = NextHop { port: PortIndex(1), mac: [4; 6], vlan: None };
-        writer.hit(1).unwrap().set_hop(&hop);
+        writer.hit(1).unwrap().set_way_back(WayBack(entry::encode_hop(&hop)));
         let moved = writer.get(slot).unwrap().track;
         assert_eq!((moved.hop(), moved.state()), (hop, now.state()));
         table.change_state(slot, &writer.hashed(1), &moved, State::RST, State::FIN_CLIENT);

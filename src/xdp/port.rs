@@ -145,17 +145,24 @@ impl Port {
         frames: impl Iterator<Item = &'f mut Option<Frame>>,
     ) -> (u32, u64) {
         let (memory, holder) = (self.memory, self.transmit);
-        let mut bytes = 0;
-        let mut frames = frames.filter(|frame| {
-            frame.as_ref().is_some_and(|frame| frame.len() >= SHORTEST && memory.owns(frame))
-        });
-        let most = self.rings.tx.size();
-        let queued = self.rings.tx.push_up_to(most, || {
-            let frame = frames.next()?.take()?;
-            let len = u32::from(frame.bytes());
-            let address = memory.give(frame, holder).ok()?;
-            bytes += u64::from(len);
-            Some(Descriptor { address, len, options: 0 })
+        let (mut frames, mut bytes) = (frames, 0);
+        let queued = self.rings.tx.push_up_to(self.rings.tx.size(), || {
+            for place in frames.by_ref() {
+                let Some(frame) = place.take() else { continue };
+                let len = u32::from(frame.bytes());
+                if frame.len() < SHORTEST {
+                    *place = Some(frame);
+                    continue;
+                }
+                match memory.give(frame, holder) {
+                    Ok(address) => {
+                        bytes += u64::from(len);
+                        return Some(Descriptor { address, len, options: 0 });
+                    }
+                    Err(foreign) => *place = Some(foreign),
+                }
+            }
+            None
         });
         self.transmitting += queued;
         self.queued += queued;

@@ -73,6 +73,7 @@ pub(super) struct Memory {
     region: Region,
     /// log2 of the chunk size.
     shift: u32,
+    chunk_size: u32,
     /// Per chunk, who has it. Relaxed throughout: the value [`OURS`] is changed only by the
     /// owner of the chunk's one frame, and a holder's value only by that holder's one port; who
     /// moves a frame or a port to another thread brings the order along.
@@ -104,6 +105,7 @@ impl Umem {
         let memory: &'static Memory = Box::leak(Box::new(Memory {
             region,
             shift: frame_size.trailing_zeros(),
+            chunk_size: frame_size,
             ledger: (0..frames).map(|_| AtomicU8::new(OURS)).collect(),
             ports: AtomicU8::new(0),
             on_huge_pages,
@@ -176,7 +178,7 @@ impl Memory {
     /// Bytes of a chunk.
     #[inline(always)]
     pub(super) fn chunk_size(&self) -> u32 {
-        1 << self.shift
+        self.chunk_size
     }
 
     /// Two ledger values for a new port, for receive and transmit; `None` after 127 ports.
@@ -223,12 +225,6 @@ impl Memory {
         let Some(entry) = self.ledger.get(start >> self.shift) else { return Err(frame) };
         entry.store(holder.0, Ordering::Relaxed);
         Ok(start as u64 + u64::from(frame.offset))
-    }
-
-    /// Whether a frame is of this UMEM.
-    #[inline(always)]
-    pub(super) fn owns(&self, frame: &Frame) -> bool {
-        self.chunk_of(frame).is_some()
     }
 
     /// The number of a frame's chunk; `None` for a frame of another UMEM.
