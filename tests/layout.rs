@@ -5,7 +5,8 @@ use std::mem::{align_of, size_of};
 use std::sync::atomic::AtomicBool;
 
 use holdfast::datapath::worker::WorkerPort;
-use holdfast::flow::table::{FlowTable, TableSecret};
+use holdfast::flow::table::{Families, FlowTable};
+use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::ForwardingTable;
 use holdfast::forwarding::table::Backend;
 use holdfast::line::OwnLine;
@@ -59,9 +60,13 @@ fn the_lists_of_counters_begin_at_a_line() {
 #[test]
 fn a_flow_table_takes_what_the_documents_say() {
     for flows in [1_000_u32, 1_048_576] {
-        let table = FlowTable::new(flows, TableSecret::new(1));
-        let bytes = table.map(|table| table.memory()).unwrap_or_default();
-        let expected = flows as usize * 64 + (flows as usize * 100).div_ceil(8 * 85) * 64;
-        assert_eq!(bytes, expected, "{flows} flows");
+        for (v4, entry) in [(true, 32), (false, 64)] {
+            let families = Families { v4, v6: !v4 };
+            let table = FlowTable::new(flows, TableSecret::new(1), families);
+            let bytes = table.map(|table| table.memory(families)).unwrap_or_default();
+            let flows = flows as usize;
+            let buckets = (flows * 100).div_ceil(8 * 85) * LINE;
+            assert_eq!(bytes, flows * (entry + 8) + buckets, "{flows} flows of {families:?}");
+        }
     }
 }
