@@ -20,8 +20,9 @@ use crate::control::{self, ControlError, Inputs, NicView, WorkerEvent, WorkerVie
 use crate::datapath::worker::{Parts, Worker, WorkerPort};
 use crate::flow::table::{FlowTable, TableError};
 use crate::flow::tuple::TableSecret;
-use crate::forwarding::publish::{Publisher, Subscription};
+use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
 use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, PortIndex};
+use crate::line::OwnLine;
 use crate::stats::WorkerStats;
 use crate::steering::Steerings;
 use crate::units::Ticks;
@@ -106,13 +107,16 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let first = ForwardingTable::build(0, config.hash.secret, &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
-    let stop = Arc::new(AtomicBool::new(false));
+    let stop = Arc::new(OwnLine(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
-    for index in 0..config.workers.cores.len() {
-        let stats = Arc::new(WorkerStats::new(MAX_VIPS, MAX_BACKENDS, nics.len()));
-        workers.push(make_worker(&config, index, &mut nics, &flows, &tables, &stats)?);
+    for (index, &core) in config.workers.cores.iter().enumerate() {
+        let (worker, stats) =
+            on_core(core, || make_worker(&config, index, &mut nics, &flows, &tables))?;
+        workers.push(worker);
         views.extend(view(&config, index, &stats, &flows));
     }
+    // It would keep the first table.
+    drop(tables);
     let nic_views = nics.iter().map(nic_view).collect();
     let steerings = nics.into_iter().map(|nic| (nic.steering, nic.monitors)).collect();
     let threads = start(&config, workers, &stop, &events)?;
@@ -198,19 +202,38 @@ fn flow_tables(
     secret: &TableSecret,
 ) -> Result<Arc<[Arc<FlowTable>]>, DaemonError> {
     let capacity = u32::try_from(config.workers.flows).unwrap_or(u32::MAX);
-    let table = |_| Ok(Arc::new(FlowTable::new(capacity, secret.clone(), config.families())?));
+    let families = config.families();
+    let table =
+        |&core| on_core(core, || Ok(Arc::new(FlowTable::new(capacity, secret.clone(), families)?)));
     config.workers.cores.iter().map(table).collect()
 }
 
-/// Makes a worker: its packet memory, and a socket on each queue that it serves.
+/// Makes something on a core: its memory is then of that core's NUMA node, where the kernel puts
+/// what is touched there first.
+fn on_core<T: Send>(
+    core: usize,
+    make: impl FnOnce() -> Result<T, DaemonError> + Send,
+) -> Result<T, DaemonError> {
+    let pinned = || {
+        cpu::pin_to_core(core)?;
+        make()
+    };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, pinned);
+        let thread =
+            thread.map_err(|source| DaemonError::Os { what: "cannot start a thread", source })?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Makes a worker: its packet memory, its counters, and a socket on each queue that it serves.
 fn make_worker(
     config: &Config,
     index: usize,
     nics: &mut [ServedNic],
     flows: &Arc<[Arc<FlowTable>]>,
     tables: &Subscription,
-    stats: &Arc<WorkerStats>,
-) -> Result<Worker, DaemonError> {
+) -> Result<(Worker, Arc<WorkerStats>), DaemonError> {
     let workers = config.workers.cores.len();
     let macs = nics.iter().map(|served| served.nic.mac()).collect();
     let sockets: Vec<(PortIndex, u32)> = (0..)
@@ -231,6 +254,7 @@ fn make_worker(
         };
         ports.push(WorkerPort::new(nic, open_port(&umem, served, wanted, queue)?));
     }
+    let stats = Arc::new(WorkerStats::new(MAX_VIPS, MAX_BACKENDS, nics.len()));
     let parts = Parts {
         ports,
         pool,
@@ -238,10 +262,11 @@ fn make_worker(
         flows: Arc::clone(flows),
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
         tables: tables.clone(),
-        stats: Arc::clone(stats),
+        stats: Arc::clone(&stats),
         batch: config.workers.batch,
     };
-    Worker::new(parts, now()).ok_or(DaemonError::Worker(index))
+    let worker = Worker::new(parts, now()).ok_or(DaemonError::Worker(index))?;
+    Ok((worker, stats))
 }
 
 fn open_port(
@@ -294,7 +319,7 @@ fn nic_view(served: &ServedNic) -> NicView {
 fn start(
     config: &Config,
     workers: Vec<Worker>,
-    stop: &Arc<AtomicBool>,
+    stop: &Arc<OwnLine<AtomicBool>>,
     events: &Sender<WorkerEvent>,
 ) -> Result<Vec<JoinHandle<()>>, DaemonError> {
     let may_sleep = config.workers.idle == Idle::Sleep;
@@ -320,6 +345,7 @@ fn work(
     events: &Sender<WorkerEvent>,
 ) {
     let mut end = End { worker: index, error: "it panicked".to_owned(), stop, events };
+    prepare_thread();
     match cpu::pin_to_core(core) {
         Ok(()) => worker.run(stop, may_sleep),
         Err(error) => end.error = error.to_string(),

@@ -11,6 +11,7 @@ pub mod datapath;
 pub mod flow;
 pub mod forwarding;
 pub mod generator;
+pub mod line;
 pub mod stats;
 pub mod steering;
 pub mod units;

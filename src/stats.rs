@@ -118,8 +118,10 @@ drop_reasons! {
     TxFull = "tx_full",
 }
 
-/// What one worker counts. Shared: the worker writes, the control thread reads.
+/// What one worker counts. Shared: the worker writes, the control thread reads. On lines of its
+/// own, so that a reader disturbs one worker at a time.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct WorkerStats {
     /// Packets taken from RX rings.
     pub received: Counter,

@@ -7,7 +7,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use holdfast::forwarding::Forward;
+use holdfast::forwarding::publish::{Publisher, prepare_thread};
+use holdfast::forwarding::{Forward, ForwardingTable};
 
 mod rig;
 
@@ -70,4 +71,21 @@ fn polling_never_allocates_or_frees() {
         assert_eq!(CALLS.with(Cell::get), before, "{forward:?}: a new table");
         assert!(CALLS.with(Cell::get) > 0, "the allocator counts");
     }
+}
+
+/// In a thread that has never taken up a table: arc-swap allocates there once, unless it is
+/// prepared. And old tables are freed by their publisher.
+#[test]
+fn a_prepared_thread_takes_up_tables_without_allocating() {
+    let table = |generation| ForwardingTable::build(generation, [7; 16], &[], None);
+    let (mut publisher, mut tables) = Publisher::new(table(1));
+    publisher.publish(table(2));
+    let worker = std::thread::spawn(move || {
+        prepare_thread();
+        let before = CALLS.with(Cell::get);
+        let generation = tables.current().generation();
+        (generation, CALLS.with(Cell::get) - before)
+    });
+    assert_eq!(worker.join().ok(), Some((2, 0)));
+    assert_eq!(publisher.retained(), 1, "it was not the worker that freed the first table");
 }

@@ -5,13 +5,13 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
-use holdfast::forwarding::publish::Publisher;
-use holdfast::forwarding::{Forward, ForwardingTable, PortIndex, Timeouts};
+use holdfast::forwarding::publish::{Publisher, Subscription};
+use holdfast::forwarding::{Forward, ForwardingTable, PortIndex, Timeouts, VipSpec};
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
 use holdfast::xdp::cpu;
@@ -31,6 +31,7 @@ const RING: u32 = 2048;
 pub const ROUND: usize = 2048;
 /// As the daemon has for one NIC queue: four rings, and what is on its way.
 pub const FRAMES: u32 = 6 * RING + 64;
+/// Backends of the VIP, unless a bench wants others.
 const BACKENDS: u16 = 100;
 /// Slots of the Maglev table: the configuration's default.
 const TABLE_SIZE: u32 = 65_537;
@@ -55,18 +56,63 @@ pub enum Clock {
     EveryPolls(u64),
 }
 
+/// Secret of the hash that chooses backends.
+const SECRET: [u8; 16] = [7; 16];
+
+/// What the workers of one process share: the forwarding table, and each other's flow tables.
+#[derive(Clone)]
+pub struct Shared {
+    case: Case,
+    vip: VipSpec,
+    tables: Subscription,
+    flows: Arc<[Arc<FlowTable>]>,
+}
+
+impl Shared {
+    /// One VIP with `backends` backends, and flow tables for `capacity` flows each.
+    pub fn new(case: Case, workers: usize, backends: u16, capacity: u64) -> (Publisher, Self) {
+        let mut vip = spec(0, case.forward, case.family, 1, backends);
+        vip.table_size = TABLE_SIZE;
+        let hour = Ticks(360_000);
+        vip.timeouts =
+            Timeouts { embryonic: EMBRYONIC, established: hour, closing: hour, udp: hour };
+        let first = ForwardingTable::build(1, SECRET, std::slice::from_ref(&vip), None);
+        let (publisher, tables) = Publisher::new(first);
+        let (capacity, secret) = (u32::try_from(capacity).unwrap(), TableSecret::new(1));
+        let flows = (0..workers)
+            .map(|_| Arc::new(FlowTable::new(capacity, secret.clone(), families(case)).unwrap()))
+            .collect();
+        (publisher, Self { case, vip, tables, flows })
+    }
+
+    /// The table that follows `previous`, if this backend is up or down.
+    pub fn with_health(
+        &mut self,
+        backend: usize,
+        up: bool,
+        previous: &ForwardingTable,
+    ) -> ForwardingTable {
+        self.vip.backends[backend].up = up;
+        let specs = std::slice::from_ref(&self.vip);
+        ForwardingTable::build(previous.generation() + 1, SECRET, specs, Some(previous))
+    }
+}
+
 /// A worker and its traffic.
 pub struct Bed {
     case: Case,
     worker: Worker,
     nic: FakeNic,
     stats: Arc<WorkerStats>,
-    /// Kept, as the worker only borrows what it publishes.
-    _publisher: Publisher,
     memory: usize,
+    /// The first of its flows, and how many it has.
+    first: u64,
     flows: u64,
-    /// The next flow that was never seen.
+    /// Flows that it has established.
+    established: u64,
+    /// The next flow that was never seen, and how many it has seen.
     unseen: u64,
+    opened: u64,
     random: Random,
     packets: Packets,
     clock: Clock,
@@ -81,12 +127,12 @@ struct Packets {
     request: Template,
     replies: Vec<Template>,
     /// Of each flow, for replies.
-    backends: Vec<u8>,
+    backends: Vec<u16>,
 }
 
 impl Packets {
-    fn new(case: Case) -> Self {
-        let replies = (0..BACKENDS).map(|backend| Template::reply(case.family, backend));
+    fn new(case: Case, backends: u16) -> Self {
+        let replies = (0..backends).map(|backend| Template::reply(case.family, backend));
         Self {
             syn: Template::request(case.family, true),
             request: Template::request(case.family, false),
@@ -100,36 +146,35 @@ impl Bed {
     /// A worker whose table has `flows` established flows, for hits and replies; or one whose
     /// table has room for `flows`, and is as full as it will be, for new flows.
     pub fn new(case: Case, flows: u64, clock: Clock) -> Self {
-        let mut bed = Self::empty(case, flows, clock);
-        match case.traffic {
+        let (_, shared) = Shared::new(case, 1, BACKENDS, flows);
+        Self::worker(&shared, 0, flows, clock)
+    }
+
+    /// Worker `index` of those that share `shared`, with flows that no other one has.
+    pub fn worker(shared: &Shared, index: u8, flows: u64, clock: Clock) -> Self {
+        let mut bed = Self::empty(shared, index, flows, clock);
+        match bed.case.traffic {
             Traffic::Open => bed.fill(),
-            Traffic::Hit | Traffic::Reply => bed.establish(),
+            _ => bed.establish(),
         }
         bed.verify();
         bed
     }
 
-    fn empty(case: Case, flows: u64, clock: Clock) -> Self {
-        let mut vip = spec(0, case.forward, case.family, 1, BACKENDS);
-        vip.table_size = TABLE_SIZE;
-        let hour = Ticks(360_000);
-        vip.timeouts =
-            Timeouts { embryonic: EMBRYONIC, established: hour, closing: hour, udp: hour };
-        let (publisher, tables) = Publisher::new(ForwardingTable::build(1, [7; 16], &[vip], None));
-        let capacity = u32::try_from(flows).unwrap();
-        let families = Families { v4: case.family == Family::V4, v6: case.family == Family::V6 };
-        let table = Arc::new(FlowTable::new(capacity, TableSecret::new(1), families).unwrap());
-        let memory = table.memory(families);
+    fn empty(shared: &Shared, index: u8, flows: u64, clock: Clock) -> Self {
+        let case = shared.case;
+        let backends = shared.vip.backends.len();
+        let memory = shared.flows[usize::from(index)].memory(families(case));
         let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
-        let stats = Arc::new(WorkerStats::new(1, usize::from(BACKENDS), 1));
+        let stats = Arc::new(WorkerStats::new(1, backends, 1));
         let (port, nic) = FakeNic::new(&umem, RING).unwrap();
         let parts = Parts {
             ports: vec![WorkerPort::new(PortIndex(0), port)],
             pool,
             macs: vec![nic_mac(0)],
-            flows: Arc::from([table]),
-            index: 0,
-            tables,
+            flows: Arc::clone(&shared.flows),
+            index,
+            tables: shared.tables.clone(),
             stats: Arc::clone(&stats),
             batch: BATCH,
         };
@@ -138,21 +183,50 @@ impl Bed {
             (Traffic::Open, _) => Clock::EveryPolls(polls_per_tick(flows)),
             (_, clock) => clock,
         };
+        let first = u64::from(index) * flows;
         Self {
             case,
             worker: Worker::new(parts, Ticks(0)).unwrap(),
             nic,
             stats,
-            _publisher: publisher,
             memory,
+            first,
             flows,
-            unseen: 0,
+            established: 0,
+            // Far from the flows of any worker.
+            unseen: if case.traffic == Traffic::Open { first } else { 1 << 32 },
+            opened: 0,
             random: Random::new(0xbed),
-            packets: Packets::new(case),
+            packets: Packets::new(case, u16::try_from(backends).unwrap()),
             clock,
             now: 0,
             polls: 0,
             untold: Duration::ZERO,
+        }
+    }
+
+    /// From now on, sends other packets.
+    pub fn turn_to(&mut self, traffic: Traffic) {
+        self.case.traffic = traffic;
+        self.opened = 0;
+        if traffic == Traffic::Lost {
+            self.clock = Clock::EveryPolls(polls_per_tick(self.flows));
+        }
+    }
+
+    /// From now on, replies are of the flows of `owner`.
+    pub fn answer_for(&mut self, owner: &Self) {
+        (self.first, self.flows) = (owner.first, owner.flows);
+        self.packets.backends.clone_from(&owner.packets.backends);
+    }
+
+    /// Lets time go by without packets, until what only points to other workers' flows is gone.
+    pub fn forget_aliases(&mut self) {
+        let start = self.now;
+        while self.stats.flow_aliases.get() > 0 {
+            self.now += 1;
+            self.worker.poll(Ticks(self.now));
+            assert!(self.now - start < 100_000, "aliases go");
         }
     }
 
@@ -169,8 +243,9 @@ impl Bed {
     /// Opens every flow, and lets its client answer the handshake.
     fn establish(&mut self) {
         let before = std::mem::replace(&mut self.clock, Clock::EveryPolls(u64::MAX));
-        for first in (0..self.flows).step_by(ROUND) {
-            let flows = first..self.flows.min(first + ROUND as u64);
+        let end = self.first + self.flows;
+        for first in (self.first..end).step_by(ROUND) {
+            let flows = first..end.min(first + ROUND as u64);
             for flow in flows.clone() {
                 self.deliver(flow, |packets| &packets.syn);
             }
@@ -180,6 +255,7 @@ impl Bed {
             }
             self.poll_and_note_backends();
         }
+        self.established = self.flows;
         self.clock = before;
     }
 
@@ -200,8 +276,8 @@ impl Bed {
     fn poll_and_note_backends(&mut self) {
         self.poll(Worker::poll);
         let backends = &mut self.packets.backends;
-        // What a backend's MAC ends with is its number.
-        self.nic.collect(|bytes| backends.push(bytes[5]));
+        // A backend's MAC ends with its number.
+        self.nic.collect(|bytes| backends.push(u16::from_be_bytes([bytes[4], bytes[5]])));
     }
 
     fn deliver(&mut self, flow: u64, template: impl FnOnce(&Packets) -> &Template) {
@@ -214,19 +290,36 @@ impl Bed {
     /// Delivers the next packet of the case's traffic; returns its flow.
     #[inline]
     fn deliver_next(&mut self) -> u64 {
-        if self.case.traffic == Traffic::Open {
-            let flow = self.unseen;
-            self.unseen += 1;
-            self.deliver(flow, |packets| &packets.syn);
-            return flow;
-        }
-        let flow = self.random.below(self.flows);
-        let reply = self.case.traffic == Traffic::Reply;
-        self.deliver(flow, |packets| {
-            if !reply {
-                return &packets.request;
+        match self.case.traffic {
+            Traffic::Hit => {
+                let flow = self.first + self.random.below(self.flows);
+                self.deliver(flow, |packets| &packets.request);
+                flow
             }
-            let backend = packets.backends[usize::try_from(flow).unwrap()];
+            Traffic::Reply => {
+                let flow = self.random.below(self.flows);
+                self.deliver_reply(flow)
+            }
+            Traffic::FirstReply => {
+                let flow = self.opened % self.flows;
+                self.opened += 1;
+                self.deliver_reply(flow)
+            }
+            Traffic::Open | Traffic::Lost => {
+                let (flow, opens) = (self.unseen, self.case.traffic == Traffic::Open);
+                self.unseen += 1;
+                self.opened += 1;
+                self.deliver(flow, |packets| if opens { &packets.syn } else { &packets.request });
+                flow
+            }
+        }
+    }
+
+    /// Delivers a reply of a flow, told by its place among the worker's; returns its number.
+    fn deliver_reply(&mut self, place: u64) -> u64 {
+        let flow = self.first + place;
+        self.deliver(flow, |packets| {
+            let backend = packets.backends[usize::try_from(place).unwrap()];
             &packets.replies[usize::from(backend)]
         });
         flow
@@ -246,6 +339,19 @@ impl Bed {
             }
         }
         packets
+    }
+
+    /// Polls until a round's packets are through, and tells the time of each poll; returns the sum.
+    pub fn timed_polls(&mut self, mut each: impl FnMut(usize, Duration)) -> Duration {
+        let mut sum = Duration::ZERO;
+        for number in 0..ROUND / BATCH {
+            let start = Instant::now();
+            measured_poll(&mut self.worker, Ticks(self.now));
+            let took = start.elapsed();
+            each(number, took);
+            sum += took;
+        }
+        sum
     }
 
     /// Sends a sample, and compares every packet that comes out with what must.
@@ -276,7 +382,8 @@ impl Bed {
             assert_eq!((to, to_port), client, "{name}");
             return;
         }
-        let backend = u16::from(sent.destination_mac()[5]);
+        let [.., high, low] = sent.destination_mac();
+        let backend = u16::from_be_bytes([high, low]);
         assert_eq!(sent.destination_mac(), backend_mac(backend), "{name}");
         assert_eq!(sent.source(), client, "{name}");
         let expected = match forward {
@@ -285,8 +392,8 @@ impl Bed {
         };
         assert_eq!((to, to_port), expected, "{name}");
         if traffic == Traffic::Hit {
-            let pinned = self.packets.backends[usize::try_from(flow).unwrap()];
-            assert_eq!(backend, u16::from(pinned), "{name}: flow {flow} keeps its backend");
+            let pinned = self.packets.backends[usize::try_from(flow - self.first).unwrap()];
+            assert_eq!(backend, pinned, "{name}: flow {flow} keeps its backend");
         }
     }
 
@@ -299,10 +406,16 @@ impl Bed {
         assert_eq!(stats.received.get(), stats.transmitted.get(), "{name}");
         assert_eq!(self.worker.frames(), FRAMES as usize, "{name}: lost frames");
         match self.case.traffic {
-            Traffic::Open => assert_eq!(stats.flows_new.get(), self.unseen, "{name}"),
-            Traffic::Hit | Traffic::Reply => assert_eq!(self.active(), self.flows, "{name}"),
+            Traffic::Open => assert_eq!(stats.flows_new.get(), self.opened, "{name}"),
+            Traffic::Lost => assert_eq!(stats.flows_by_hash.get(), self.opened, "{name}"),
+            _ => assert_eq!(self.active(), self.established, "{name}"),
         }
     }
+}
+
+/// The families that a flow table needs memory for.
+fn families(case: Case) -> Families {
+    Families { v4: case.family == Family::V4, v6: case.family == Family::V6 }
 }
 
 /// Polls of new flows in a tick, so that a table for `flows` flows is never full.

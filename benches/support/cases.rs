@@ -13,6 +13,10 @@ pub enum Traffic {
     Reply,
     /// SYNs, each of a flow that was never seen.
     Open,
+    /// From clients, each of a flow that was never seen and is said to be in its middle.
+    Lost,
+    /// From NAT backends, each the first that this worker sees of a flow that another one pinned.
+    FirstReply,
 }
 
 /// One case.

@@ -37,7 +37,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    fn of(mut values: Vec<f64>) -> Self {
+    /// Of at least one value.
+    pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         Self { median: values[values.len() / 2], min: values[0], max: values[values.len() - 1] }
     }
@@ -77,7 +78,7 @@ pub fn interleave(plan: Plan, subjects: &mut [&mut dyn Subject]) -> Samples {
 }
 
 /// Nanoseconds per packet of one round.
-fn round(subject: &mut dyn Subject) -> f64 {
+pub fn round(subject: &mut dyn Subject) -> f64 {
     subject.prepare();
     let start = Instant::now();
     let packets = subject.run();
@@ -86,7 +87,8 @@ fn round(subject: &mut dyn Subject) -> f64 {
     took.as_secs_f64() * 1e9 / packets as f64
 }
 
-fn mean_of_uninterrupted(rounds: &[f64]) -> f64 {
+/// The mean of rounds, without those that were interrupted.
+pub fn mean_of_uninterrupted(rounds: &[f64]) -> f64 {
     let limit = Spread::of(rounds.to_vec()).median * INTERRUPTED;
     let kept = rounds.iter().filter(|&&ns| ns <= limit);
     kept.clone().sum::<f64>() / kept.count() as f64

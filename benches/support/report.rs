@@ -26,6 +26,55 @@ pub struct Row {
     pub hashbrown_one_by_one_ns: Option<f64>,
 }
 
+/// A figure that is not a time per packet.
+#[derive(Debug, Serialize)]
+pub struct Figure {
+    pub name: &'static str,
+    /// What it depends on: workers, or backends.
+    pub of: u64,
+    pub unit: &'static str,
+    pub value: f64,
+    pub min: f64,
+    pub max: f64,
+    /// It should be below this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goal: Option<f64>,
+}
+
+impl Figure {
+    /// A figure that was measured several times.
+    pub fn new(name: &'static str, of: u64, unit: &'static str, spread: Spread) -> Self {
+        let Spread { median, min, max } = spread;
+        Self { name, of, unit, value: round(median), min: round(min), max: round(max), goal: None }
+    }
+
+    /// With its goal.
+    pub fn below(self, goal: f64) -> Self {
+        Self { goal: Some(goal), ..self }
+    }
+}
+
+/// The document of a bench of such figures.
+#[derive(Debug, Default, Serialize)]
+pub struct Figures {
+    pub rows: Vec<Figure>,
+}
+
+impl Figures {
+    /// Prints the document in the form that was asked for.
+    pub fn print(&self, json: bool) -> Result<(), serde_json::Error> {
+        if json {
+            println!("{}", serde_json::to_string_pretty(self)?);
+            return Ok(());
+        }
+        for Figure { name, of, unit, value, min, max, goal } in &self.rows {
+            let goal = goal.map_or_else(String::new, |goal| format!("  goal: below {goal}"));
+            println!("{name:<28}{of:>8}{value:>12.2} {unit:<8}({min:.2}-{max:.2}){goal}");
+        }
+        Ok(())
+    }
+}
+
 /// The document of one bench.
 #[derive(Debug, Default, Serialize)]
 pub struct Document {

@@ -552,4 +552,11 @@ pub(super) mod tests {
         );
         assert_eq!(rules.locals, [Address::from_v4([10, 0, 0, 1])]);
     }
+
+    /// What docs/PERFORMANCE.md says of the control thread's memory, without names.
+    #[test]
+    fn what_an_entry_takes() {
+        let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
+        assert!(vip <= 320 && backend <= 320, "{vip} bytes per VIP, {backend} per backend");
+    }
 }

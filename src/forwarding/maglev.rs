@@ -10,6 +10,9 @@
 //!        B1 B0 B1 B0 B2 B2 B0        the worked example of the paper
 //! ```
 
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
@@ -18,42 +21,50 @@ use super::{BackendIndex, Secret};
 
 /// Who wants slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
+pub struct Candidate<'a> {
     /// Who gets the slots.
     pub backend: BackendIndex,
     /// What is hashed: stable, and the same on every box.
-    pub name: String,
+    pub name: Cow<'a, str>,
     /// Share of the slots relative to the others; 0 gets none.
     pub weight: u32,
+}
+
+impl Candidate<'_> {
+    fn into_owned(self) -> Candidate<'static> {
+        Candidate { name: Cow::Owned(self.name.into_owned()), ..self }
+    }
 }
 
 /// Slots, each of which names a backend. Two bytes a slot: 128 KiB at M = 65537.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LookupTable {
     slots: Box<[BackendIndex]>,
-    candidates: Vec<Candidate>,
+    candidates: Box<[Candidate<'static>]>,
 }
 
 impl LookupTable {
     /// Builds a table of `size` slots (a prime, at least 2); empty if nobody has weight.
     ///
-    /// The order of `candidates` does not matter. Cost: O(size * ln size), off the data path.
-    pub fn build(size: u32, secret: &Secret, mut candidates: Vec<Candidate>) -> Self {
+    /// The order of `candidates` does not matter. Cost: O(size * ln size), a few
+    /// milliseconds at 65537; off the data path.
+    pub fn build(size: u32, secret: &Secret, mut candidates: Vec<Candidate<'_>>) -> Self {
         candidates.sort_by(|a, b| a.name.cmp(&b.name));
         let walks: Vec<Walk> = candidates
             .iter()
             .filter(|candidate| candidate.weight > 0)
             .map(|candidate| Walk::of(candidate, size, secret))
             .collect();
-        Self { slots: fill(size, walks), candidates }
+        let candidates = candidates.into_iter().map(Candidate::into_owned);
+        Self { slots: fill(size, walks), candidates: candidates.collect() }
     }
 
     /// Whether [`LookupTable::build`] with these arguments would give this table again.
-    pub fn is_built_from(&self, size: u32, candidates: &[Candidate]) -> bool {
+    pub fn is_built_from(&self, size: u32, candidates: &[Candidate<'_>]) -> bool {
         let mut sorted = candidates.to_vec();
         sorted.sort_by(|a, b| a.name.cmp(&b.name));
         let expected = if sorted.iter().any(|c| c.weight > 0) { size as usize } else { 0 };
-        self.slots.len() == expected && self.candidates == sorted
+        self.slots.len() == expected && *self.candidates == *sorted
     }
 
     /// The backend of the slot that `hash` (64 well-mixed bits) falls into.
@@ -77,12 +88,12 @@ struct Walk {
     /// Next slot that it prefers.
     position: u32,
     skip: u32,
-    /// Turns that it has had, times the largest weight.
-    spent: u64,
+    /// Turns that it has had.
+    turns: u64,
 }
 
 impl Walk {
-    fn of(candidate: &Candidate, size: u32, secret: &Secret) -> Self {
+    fn of(candidate: &Candidate<'_>, size: u32, secret: &Secret) -> Self {
         let hash = |purpose: u8| {
             let mut hasher = SipHasher13::new_with_key(secret);
             hasher.write(&[purpose]);
@@ -97,16 +108,77 @@ impl Walk {
             weight: u64::from(candidate.weight),
             position: below(hash(0), size),
             skip: below(hash(1), size - 1) + 1,
-            spent: 0,
+            turns: 0,
         }
     }
 
-    /// The slot it prefers now; moves on to the next.
-    fn advance(&mut self, size: u32) -> usize {
-        let slot = self.position;
-        // Both are below `size`, which is far below 2^31: no overflow.
-        self.position = (slot + self.skip) % size;
-        slot as usize
+    /// The round of its next turn: a backend of weight w has had its due of turns after
+    /// `round * w / heaviest` of them.
+    const fn next_turn(&self, heaviest: u64) -> u64 {
+        ((self.turns + 1) * heaviest).div_ceil(self.weight)
+    }
+
+    /// Takes the next slot of its way that is free. The way leads to every slot, as the size is
+    /// prime, so there is one if any slot is free.
+    fn take(&mut self, free: &mut Bits, size: u32) -> u32 {
+        self.turns += 1;
+        loop {
+            let slot = self.position;
+            // Both are below `size`, which is far below 2^31: no overflow, and no division.
+            let next = slot + self.skip;
+            self.position = if next >= size { next - size } else { next };
+            if free.take(slot) {
+                return slot;
+            }
+        }
+    }
+}
+
+/// The slots that are free, one bit each: 8 KiB at M = 65537, so that the search, which looks at
+/// 11 slots for each that it takes, stays in the first level cache.
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn all(count: u32) -> Self {
+        Self(vec![u64::MAX; count as usize / 64 + 1])
+    }
+
+    /// Takes a bit out; whether it was there.
+    fn take(&mut self, bit: u32) -> bool {
+        let mask = 1 << (bit % 64);
+        // A bit that is not there counts as taken by whoever asks: no search goes on for ever.
+        let Some(word) = self.0.get_mut(bit as usize / 64) else { return true };
+        let there = *word & mask != 0;
+        *word &= !mask;
+        there
+    }
+}
+
+/// Whose turn it is: by rounds, and in each by the number of the walk.
+#[derive(Default)]
+struct Turns {
+    /// Turns of the round after the one in which they were added: they come in order. With equal
+    /// weights this is all.
+    next: VecDeque<(u64, usize)>,
+    later: BinaryHeap<Reverse<(u64, usize)>>,
+}
+
+impl Turns {
+    fn add(&mut self, now: u64, turn: (u64, usize)) {
+        if turn.0 == now + 1 {
+            self.next.push_back(turn);
+        } else {
+            self.later.push(Reverse(turn));
+        }
+    }
+
+    fn pop(&mut self) -> Option<(u64, usize)> {
+        match (self.next.front(), self.later.peek()) {
+            (Some(next), Some(Reverse(later))) if later < next => {}
+            (Some(_), _) => return self.next.pop_front(),
+            (None, _) => {}
+        }
+        self.later.pop().map(|Reverse(turn)| turn)
     }
 }
 
@@ -115,28 +187,22 @@ fn fill(size: u32, mut walks: Vec<Walk>) -> Box<[BackendIndex]> {
     let Some(heaviest) = walks.iter().map(|walk| walk.weight).max() else {
         return Box::default();
     };
-    let mut slots: Vec<Option<BackendIndex>> = vec![None; size as usize];
-    let mut left = size;
-    let mut round = 0;
-    while left > 0 {
-        round += 1;
-        for walk in &mut walks {
-            // A backend of weight w has had its due of turns after `round * w / heaviest` of them.
-            if left == 0 || round * walk.weight < walk.spent + heaviest {
-                continue;
-            }
-            walk.spent += heaviest;
-            // The walk visits every slot (size is prime), so a free one is found.
-            while let Some(slot) = slots.get_mut(walk.advance(size)) {
-                if slot.is_none() {
-                    *slot = Some(walk.backend);
-                    left -= 1;
-                    break;
-                }
-            }
+    let mut slots = vec![BackendIndex(0); size as usize];
+    let mut free = Bits::all(size);
+    let mut turns = Turns::default();
+    for (number, walk) in walks.iter().enumerate() {
+        turns.add(0, (walk.next_turn(heaviest), number));
+    }
+    for _ in 0..size {
+        let Some((round, number)) = turns.pop() else { break };
+        let Some(walk) = walks.get_mut(number) else { break };
+        let slot = walk.take(&mut free, size);
+        turns.add(round, (walk.next_turn(heaviest), number));
+        if let Some(slot) = slots.get_mut(slot as usize) {
+            *slot = walk.backend;
         }
     }
-    slots.into_iter().flatten().collect()
+    slots.into()
 }
 
 #[cfg(test)]
@@ -147,14 +213,14 @@ mod tests {
     const SECRET: Secret = *b"holdfast testkey";
 
     fn walk(index: u16, position: u32, skip: u32) -> Walk {
-        Walk { backend: BackendIndex(index), weight: 1, position, skip, spent: 0 }
+        Walk { backend: BackendIndex(index), weight: 1, position, skip, turns: 0 }
     }
 
-    fn candidates(count: u16) -> Vec<Candidate> {
+    fn candidates(count: u16) -> Vec<Candidate<'static>> {
         (0..count)
             .map(|index| Candidate {
                 backend: BackendIndex(index),
-                name: format!("backend-{index}"),
+                name: format!("backend-{index}").into(),
                 weight: 1,
             })
             .collect()
@@ -176,6 +242,26 @@ mod tests {
         assert_eq!(*all, b([1, 0, 1, 0, 2, 2, 0]));
         let without_b1 = fill(7, vec![walk(0, 3, 4), walk(2, 3, 1)]);
         assert_eq!(*without_b1, b([0, 0, 0, 0, 2, 2, 2]));
+    }
+
+    /// Fixed answers: two boxes, and two versions of holdfast, must agree.
+    #[test]
+    fn tables_are_the_same_in_every_version() {
+        let digest = |size, count, weight: fn(u16) -> u32| {
+            let mut candidates = candidates(count);
+            candidates.iter_mut().zip(0..).for_each(|(c, index)| c.weight = weight(index));
+            let table = LookupTable::build(size, &SECRET, candidates);
+            table.slots().iter().fold(0_u64, |sum, slot| {
+                sum.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(slot.0) + 1)
+            })
+        };
+        assert_eq!(digest(65537, 1000, |_| 1), 1_149_928_639_922_958_487);
+        assert_eq!(digest(65537, 100, |index| u32::from(index) % 7), 15_873_610_941_134_896_761);
+        assert_eq!(digest(251, 1000, |_| 3), 17_414_595_338_546_912_196);
+        assert_eq!(
+            digest(1009, 50, |index| if index == 0 { 1000 } else { 1 }),
+            9_135_392_233_253_088_338
+        );
     }
 
     #[test]

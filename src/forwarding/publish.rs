@@ -3,16 +3,32 @@
 //! A worker looks once per batch whether the pointer has moved. It never frees a table: the
 //! publisher keeps every table that it has published until it is the last who holds it.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
 
 use super::ForwardingTable;
+use crate::line::OwnLine;
+
+/// Where the pointer lies. Workers read it once per batch, so nothing that changes more often may
+/// lie beside it.
+#[derive(Debug, Clone)]
+struct Place(Arc<OwnLine<ArcSwap<ForwardingTable>>>);
+
+impl Deref for Place {
+    type Target = ArcSwap<ForwardingTable>;
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
 
 /// The control thread's side.
 #[derive(Debug)]
 pub struct Publisher {
-    current: Arc<ArcSwap<ForwardingTable>>,
+    current: Place,
     /// Tables that were replaced and may still be held by a worker.
     old: Vec<Arc<ForwardingTable>>,
 }
@@ -20,14 +36,14 @@ pub struct Publisher {
 /// A worker's side. Clone it once per worker.
 #[derive(Debug, Clone)]
 pub struct Subscription {
-    cache: Cache<Arc<ArcSwap<ForwardingTable>>, Arc<ForwardingTable>>,
+    cache: Cache<Place, Arc<ForwardingTable>>,
 }
 
 impl Publisher {
     /// Publishes the first table.
     pub fn new(table: ForwardingTable) -> (Self, Subscription) {
-        let current = Arc::new(ArcSwap::from_pointee(table));
-        let cache = Cache::new(Arc::clone(&current));
+        let current = Place(Arc::new(OwnLine(ArcSwap::from_pointee(table))));
+        let cache = Cache::new(current.clone());
         (Self { current, old: Vec::new() }, Subscription { cache })
     }
 
@@ -59,6 +75,12 @@ impl Subscription {
     pub fn current(&mut self) -> &ForwardingTable {
         self.cache.load()
     }
+}
+
+/// Prepares the calling thread, which will use a [`Subscription`]: the first table that a thread
+/// takes up costs arc-swap a small allocation, and a worker must not allocate later on.
+pub fn prepare_thread() {
+    drop(ArcSwap::from_pointee(()).load_full());
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The forwarding table itself: VIPs, backends and return paths, found in O(1).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -15,7 +16,10 @@ use crate::flow::{Address, Protocol};
 ///
 /// Memory: about 2 bytes per lookup table slot and VIP (shared between generations), 64 per
 /// backend, 64 per VIP port, 64 per NAT backend and port.
+/// Lines of its own: what the control thread counts references with is not on those that workers
+/// read.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct ForwardingTable {
     generation: u64,
     secret: Secret,
@@ -40,7 +44,8 @@ pub struct Vip {
     pub weighted: Box<[BackendIndex]>,
 }
 
-/// A backend of one VIP, and all that a packet of a pinned flow wants to know of either.
+/// A backend of one VIP, and all that a packet of a pinned flow wants to know of either:
+/// one cache line.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Backend {
@@ -165,7 +170,9 @@ impl ForwardingTable {
     fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
         for &port in spec.ports.listen() {
             let key = return_key(backend, port, spec.protocol);
-            self.returns.entry(key).or_default().push(ReturnPath {
+            // As a rule there is one.
+            let paths = self.returns.entry(key).or_insert_with(|| Vec::with_capacity(1));
+            paths.push(ReturnPath {
                 backend: backend.id.index,
                 vip: spec.id,
                 vip_address: spec.address.into(),
@@ -182,31 +189,32 @@ pub fn return_key(backend: &BackendSpec, port: u16, protocol: Protocol) -> Liste
 
 impl Vip {
     fn new(spec: &VipSpec, secret: &Secret, previous: Option<&Self>) -> Self {
-        let candidates: Vec<Candidate> = spec
-            .backends
-            .iter()
-            .map(|backend| Candidate {
-                backend: backend.id.index,
-                name: backend.name.clone(),
-                weight: backend.weight,
-            })
-            .collect();
+        let mut backends: Vec<&BackendSpec> = spec.backends.iter().collect();
+        backends.sort_by(|a, b| a.name.cmp(&b.name));
+        let candidates: Vec<Candidate<'_>> = backends.iter().map(|b| candidate(b)).collect();
         let lookup = previous
             .map(|vip| &vip.lookup)
             .filter(|lookup| lookup.is_built_from(spec.table_size, &candidates))
             .cloned();
-        let mut weighted: Vec<&BackendSpec> =
-            spec.backends.iter().filter(|backend| backend.weight > 0).collect();
-        weighted.sort_by(|a, b| a.name.cmp(&b.name));
+        let weighted = backends.iter().filter(|backend| backend.weight > 0);
         Self {
             id: spec.id,
             forward: spec.forward,
             timeouts: spec.timeouts,
-            weighted: weighted.iter().map(|backend| backend.id.index).collect(),
+            weighted: weighted.map(|backend| backend.id.index).collect(),
             lookup: lookup.unwrap_or_else(|| {
                 Arc::new(LookupTable::build(spec.table_size, secret, candidates))
             }),
         }
+    }
+}
+
+/// What the lookup table wants to know of a backend.
+fn candidate(backend: &BackendSpec) -> Candidate<'_> {
+    Candidate {
+        backend: backend.id.index,
+        name: Cow::Borrowed(&backend.name),
+        weight: backend.weight,
     }
 }
 

@@ -34,7 +34,9 @@ const SHORTEST: usize = 14;
 /// a ring only when it is woken again.
 const TRANSMIT_WAIT_MS: u32 = 1;
 
-/// The four rings of one (NIC, queue), and the frames that are in them.
+/// The four rings of one (NIC, queue), and the frames that are in them. On lines of its own, as it
+/// changes with every packet.
+#[repr(align(128))]
 pub struct Port {
     memory: &'static Memory,
     rings: Rings,

@@ -80,6 +80,14 @@ struct PlainMemory<T> {
 #[derive(Default)]
 struct OnOneLine(AtomicU32);
 
+// Each index is written by one side and read by the other, and no two share a line.
+const _: () = assert!(
+    std::mem::offset_of!(PlainMemory<u64>, producer).is_multiple_of(64)
+        && std::mem::offset_of!(PlainMemory<u64>, consumer).is_multiple_of(64)
+        && std::mem::offset_of!(PlainMemory<u64>, flags).is_multiple_of(64)
+        && size_of::<OnOneLine>() == 64
+);
+
 // SAFETY: a slot is written by the one producer while it is free, and read by the one consumer
 // while it is ready; the indices hand it over (see the orderings in `publish` and `take`).
 unsafe impl<T: Entry> Sync for PlainMemory<T> {}

@@ -68,7 +68,8 @@ pub struct Umem {
     memory: &'static Memory,
 }
 
-/// The mapping and its ledger.
+/// The mapping and its ledger. On lines of its own: read for every packet.
+#[repr(align(128))]
 pub(super) struct Memory {
     region: Region,
     /// log2 of the chunk size.

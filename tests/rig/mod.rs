@@ -58,7 +58,8 @@ pub fn nic_mac(nic: usize) -> [u8; 6] {
 }
 
 pub fn backend_mac(index: u16) -> [u8; 6] {
-    [2, 0xb, 0, 0, 0, u8::try_from(index).unwrap()]
+    let [high, low] = index.to_be_bytes();
+    [2, 0xb, 0, 0, high, low]
 }
 
 /// A TCP VIP on port 80 with backends (NAT port 8080) behind the last of `nics` NICs.
@@ -322,6 +323,15 @@ impl Rig {
             rig.stats.push(stats);
         }
         rig
+    }
+
+    /// The publisher and what it publishes, for a thread of its own; there is no
+    /// [`change`](Self::change) after that.
+    #[allow(dead_code, reason = "not every test has a control thread")]
+    pub fn take_control(&mut self) -> (Publisher, Vec<VipSpec>) {
+        let unused = ForwardingTable::build(0, [7; 16], &[], None);
+        let publisher = std::mem::replace(&mut self.publisher, Publisher::new(unused).0);
+        (publisher, self.specs.clone())
     }
 
     /// Publishes a changed configuration.

@@ -1,0 +1,72 @@
+//! No false sharing: whatever two threads touch, and one of them writes, has cache lines of its
+//! own (docs/SCALING.md has the list).
+
+use std::mem::{align_of, size_of};
+use std::sync::atomic::AtomicBool;
+
+use holdfast::datapath::worker::WorkerPort;
+use holdfast::flow::table::{Families, FlowTable};
+use holdfast::flow::tuple::TableSecret;
+use holdfast::forwarding::ForwardingTable;
+use holdfast::forwarding::table::Backend;
+use holdfast::line::OwnLine;
+use holdfast::stats::{FlowStats, PortStats, WorkerStats};
+use holdfast::xdp::memory::Line;
+use holdfast::xdp::port::Port;
+
+const LINE: usize = 64;
+/// Processors fetch lines in pairs: what is there once, or changes most, has a pair.
+const PAIR: usize = 2 * LINE;
+
+/// Where a value starts decides which line it is on; where it ends, what may follow it.
+fn has_lines_of_its_own<T>(align: usize) {
+    let name = std::any::type_name::<T>();
+    assert!(align_of::<T>() >= align, "{name} is aligned to {}", align_of::<T>());
+    assert_eq!(size_of::<T>() % align, 0, "{name} ends in the middle of a line");
+}
+
+#[test]
+fn what_a_worker_writes_and_others_read_is_on_lines_of_its_own() {
+    has_lines_of_its_own::<WorkerStats>(PAIR);
+    has_lines_of_its_own::<FlowStats>(LINE);
+    has_lines_of_its_own::<PortStats>(LINE);
+    has_lines_of_its_own::<Line>(LINE);
+}
+
+#[test]
+fn what_the_control_thread_writes_and_workers_read_is_on_lines_of_its_own() {
+    has_lines_of_its_own::<ForwardingTable>(PAIR);
+    has_lines_of_its_own::<OwnLine<AtomicBool>>(PAIR);
+    has_lines_of_its_own::<Option<Backend>>(LINE);
+    assert_eq!(size_of::<Option<Backend>>(), LINE, "one line is all that a packet needs of it");
+}
+
+/// They lie in lists that are made one worker after the other.
+#[test]
+fn what_changes_with_every_packet_of_one_worker_is_not_beside_that_of_another() {
+    has_lines_of_its_own::<Port>(PAIR);
+    has_lines_of_its_own::<WorkerPort>(PAIR);
+}
+
+#[test]
+fn the_lists_of_counters_begin_at_a_line() {
+    let stats = WorkerStats::new(3, 3, 3);
+    assert_eq!(stats.vips.as_ptr().addr() % LINE, 0);
+    assert_eq!(stats.backends.as_ptr().addr() % LINE, 0);
+    assert_eq!(stats.ports.as_ptr().addr() % LINE, 0);
+}
+
+/// A table has pages of its own, so no two share a line, and it fits the formula in the documents.
+#[test]
+fn a_flow_table_takes_what_the_documents_say() {
+    for flows in [1_000_u32, 1_048_576] {
+        for (v4, entry) in [(true, 32), (false, 64)] {
+            let families = Families { v4, v6: !v4 };
+            let table = FlowTable::new(flows, TableSecret::new(1), families);
+            let bytes = table.map(|table| table.memory(families)).unwrap_or_default();
+            let flows = flows as usize;
+            let buckets = (flows * 100).div_ceil(8 * 85) * LINE;
+            assert_eq!(bytes, flows * (entry + 8) + buckets, "{flows} flows of {families:?}");
+        }
+    }
+}
