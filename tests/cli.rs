@@ -52,7 +52,7 @@ fn check_accepts_the_files_that_are_shipped() {
     ] {
         let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
         let run = holdfast(&["check", "--config", &path, "--offline"]);
-        let memory = "156 MB of flow tables, 26 MB of packet memory";
+        let memory = "105 MB of flow tables, 26 MB of packet memory";
         let expected =
             format!("{path}: good (the machine was not looked at): {counts}; {memory}\n");
         assert_eq!(

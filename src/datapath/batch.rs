@@ -25,19 +25,11 @@ impl Default for Batch {
 }
 
 impl Batch {
-    /// Forgets the last batch, whose frames are all gone.
-    #[inline]
-    pub fn clear(&mut self) {
-        self.len = 0;
-    }
-
-    /// Adds a packet that has just been received; a frame beyond [`BATCH`] comes back.
-    #[inline]
-    pub fn push(&mut self, frame: Frame) -> Result<(), Frame> {
-        let Some(packet) = self.packets.get_mut(self.len) else { return Err(frame) };
-        packet.frame = Some(frame);
-        self.len += 1;
-        Ok(())
+    /// Takes the next packets of `receive`, which gives a frame to each place that it is shown and
+    /// returns how many it gave, into the places of the last ones, whose frames are all gone.
+    #[inline(always)]
+    pub fn fill(&mut self, receive: impl FnOnce(&mut std::slice::IterMut<'_, Packet>) -> usize) {
+        self.len = receive(&mut self.packets.iter_mut()).min(BATCH);
     }
 
     /// Number of packets.

@@ -11,18 +11,22 @@ use crate::xdp::cpu;
 /// Moves up to `max` packets from the port's RX ring into `batch`, of which all is gone.
 #[inline]
 pub fn receive(batch: &mut Batch, port: &mut WorkerPort, max: usize, stats: &WorkerStats) {
-    batch.clear();
     let mut bytes = 0;
-    let count = port.port.receive(max, |frame| {
-        bytes += frame.len() as u64;
-        cpu::prefetch(frame.data());
-        // The port gives at most `max` frames, and `max <= BATCH`: there is room for each.
-        let _ = batch.push(frame);
+    batch.fill(|places| {
+        // No more than there are places: what the port gives is lost otherwise.
+        port.port.receive(max.min(places.len()), |frame| {
+            bytes += frame.len() as u64;
+            cpu::prefetch(frame.data());
+            if let Some(packet) = places.next() {
+                packet.frame = Some(frame);
+            }
+        })
     });
+    let count = batch.len() as u64;
     if count > 0 {
-        stats.received.add(count as u64);
+        stats.received.add(count);
         if let Some(counters) = stats.ports.get(usize::from(port.nic.0)) {
-            counters.rx_packets.add(count as u64);
+            counters.rx_packets.add(count);
             counters.rx_bytes.add(bytes);
         }
     }

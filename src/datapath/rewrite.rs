@@ -10,7 +10,8 @@
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
 use super::batch::{Packet, Shape};
-use crate::flow::{Address, Protocol};
+use crate::flow::Address;
+use crate::flow::tuple::HashedKey;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop};
 use crate::stats::Drop;
@@ -38,7 +39,7 @@ pub fn rewrite_to_backend(packet: &mut Packet, backend: &Backend, macs: &Macs) -
     packet.bytes = frame.bytes();
     if backend.forward == Forward::Nat {
         let port = backend.port.unwrap_or(flow.key().vip_port);
-        translate(frame, shape, flow.protocol(), Side::Destination, backend.address, port)?;
+        translate(frame, shape, flow, Side::Destination, backend.address, port)?;
     }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
@@ -55,7 +56,7 @@ pub fn rewrite_to_client(packet: &mut Packet, hop: &NextHop, macs: &Macs) -> Res
     };
     packet.bytes = frame.bytes();
     let key = flow.key();
-    translate(frame, shape, key.protocol, Side::Source, key.vip, key.vip_port)?;
+    translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
 }
@@ -65,13 +66,13 @@ pub fn rewrite_to_client(packet: &mut Packet, hop: &NextHop, macs: &Macs) -> Res
 fn translate(
     frame: &mut Frame,
     shape: &Shape,
-    protocol: Protocol,
+    flow: &HashedKey,
     side: Side,
     address: Address,
     port: u16,
 ) -> Result<(), Drop> {
     let data = frame.data_mut();
-    let v4 = address.is_v4();
+    let v4 = flow.tuple.is_v4();
     // Parse has found both headers whole; the offsets are its own.
     let network = data.get_mut(shape.ip()..).ok_or(Drop::TruncatedEthernet)?;
     let translated = if v4 {
@@ -85,7 +86,7 @@ fn translate(
         IpError::Truncated => Drop::TruncatedIpv6,
     })?;
     let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
-    if transport::rewrite(protocol, segment, side, port, delta) {
+    if transport::rewrite(flow.protocol(), segment, side, port, delta) {
         Ok(())
     } else {
         Err(Drop::TruncatedTcp)

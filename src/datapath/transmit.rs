@@ -1,8 +1,8 @@
 //! Stage 7 of 7, transmit: every packet ends here, in one counter.
 //!
 //! Writes: TX rings, the frame pool, counters.
-//! Cost: one descriptor per packet; packets that follow each other to one NIC, or belong to one VIP,
-//! share the look for it; rings are published, and the kernel woken, once per poll.
+//! Cost: one descriptor per packet; packets that follow each other to one NIC share the look for it;
+//! rings are published, and the kernel woken, once per poll.
 
 use super::batch::{Batch, Packet};
 use super::worker::Ports;
@@ -13,18 +13,30 @@ use crate::xdp::umem::FramePool;
 /// Queues the packets in flight on their NICs' TX rings; those that find no room are dropped.
 #[inline]
 pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
-    let mut left = count(batch, stats);
+    let mut left = 0;
     for run in batch.packets().chunk_by_mut(|a, b| a.nic == b.nic) {
         let Some(nic) = run.first().map(|packet| packet.nic) else { continue };
         let sent = ports.queue(nic, run, pool, stats);
         stats.transmitted.add(sent);
-        left -= sent;
+        left += run.len() as u64 - sent;
     }
     if left > 0 {
         for packet in batch.in_flight() {
             uncount(packet, stats);
             end(packet, Drop::TxFull, pool, stats);
         }
+    }
+}
+
+/// Counts a packet that is to be transmitted for its VIP and backend.
+#[inline(always)]
+pub fn count(packet: &Packet, stats: &WorkerStats) {
+    let (to_client, bytes) = (packet.way.is_reply(), u64::from(packet.bytes));
+    if let Some(counters) = backend(packet.backend, stats) {
+        add(counters, to_client, 1, bytes);
+    }
+    if let Some(counters) = vip(packet.vip, stats) {
+        add(counters, to_client, 1, bytes);
     }
 }
 
@@ -40,44 +52,6 @@ pub fn end(packet: &mut Packet, reason: Drop, pool: &mut FramePool, stats: &Work
     }
 }
 
-/// Counts every packet in flight for its VIP and backend; returns how many.
-#[inline]
-fn count(batch: &mut Batch, stats: &WorkerStats) -> u64 {
-    let mut all = 0;
-    let mut run = Run { vip: VipId::NONE, to_client: false, packets: 0, bytes: 0 };
-    for packet in batch.in_flight() {
-        let (to_client, bytes) = (packet.way.is_reply(), u64::from(packet.bytes));
-        if let Some(counters) = backend(packet.backend, stats) {
-            add(counters, to_client, 1, bytes);
-        }
-        if run.vip != packet.vip || run.to_client != to_client {
-            run.end(stats);
-            run = Run { vip: packet.vip, to_client, packets: 0, bytes: 0 };
-        }
-        all += 1;
-        run.packets += 1;
-        run.bytes += bytes;
-    }
-    run.end(stats);
-    all
-}
-
-/// Packets of one VIP, one way, that followed each other and are not counted yet.
-struct Run {
-    vip: VipId,
-    to_client: bool,
-    packets: u64,
-    bytes: u64,
-}
-
-impl Run {
-    fn end(&self, stats: &WorkerStats) {
-        if let Some(counters) = vip(self.vip, stats) {
-            add(counters, self.to_client, self.packets, self.bytes);
-        }
-    }
-}
-
 /// Takes back what [`count`] has counted for a packet that was not sent.
 #[cold]
 fn uncount(packet: &Packet, stats: &WorkerStats) {
@@ -87,18 +61,18 @@ fn uncount(packet: &Packet, stats: &WorkerStats) {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn vip(id: VipId, stats: &WorkerStats) -> Option<&FlowStats> {
     stats.vips.get(usize::from(id.0))
 }
 
-#[inline]
+#[inline(always)]
 fn backend(index: BackendIndex, stats: &WorkerStats) -> Option<&FlowStats> {
     stats.backends.get(usize::from(index.0))
 }
 
 /// Adds to two counters; they wrap, so that taking back is adding, too.
-#[inline]
+#[inline(always)]
 fn add(counters: &FlowStats, to_client: bool, packets: u64, bytes: u64) {
     let (packet_counter, byte_counter) = if to_client {
         (&counters.packets_out, &counters.bytes_out)

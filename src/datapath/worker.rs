@@ -10,7 +10,7 @@ use super::parse::{parse, parse_plain};
 use super::receive::receive;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
-use super::transmit::{end, transmit};
+use super::transmit::{count, end, transmit};
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Subscription;
 use crate::forwarding::{MAX_NICS, PortIndex};
@@ -312,8 +312,12 @@ fn forward(
             Ok(backend) => backend,
             Err(miss) => select(packet, miss, conntrack, context)?,
         };
-        return rewrite_to_backend(packet, backend, macs);
+        rewrite_to_backend(packet, backend, macs)?;
+        count(packet, context.stats);
+        return Ok(());
     };
     let hop = conntrack.track_reply(packet, source, context).ok_or(Drop::ReturnNoFlow)?;
-    rewrite_to_client(packet, &hop, macs)
+    rewrite_to_client(packet, &hop, macs)?;
+    count(packet, context.stats);
+    Ok(())
 }

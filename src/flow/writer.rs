@@ -752,7 +752,7 @@ mod tests {
             random ^= random << 25;
             random ^= random >> 27;
             let high = random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-            u32::try_from(high * u64::from(below) >> 32).unwrap()
+            u32::try_from((high * u64::from(below)) >> 32).unwrap()
         };
         let mut refused = 0;
         for step in 0..2_000_000_u32 {
