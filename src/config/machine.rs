@@ -79,6 +79,8 @@ pub struct Machine {
     pub socket_answers: bool,
     /// Bytes that processes can have without swapping (`MemAvailable` of /proc/meminfo).
     pub memory_available: Option<u64>,
+    /// Whether shared memory can have huge pages: from the pool, or by the kernel.
+    pub huge_pages: Option<bool>,
 }
 
 /// What `run` needs (include/uapi/linux/capability.h) and for what.
@@ -105,7 +107,8 @@ impl Machine {
                 .and_then(|hex| u64::from_str_radix(hex, 16).ok()),
             af_xdp: af_xdp(),
             socket_answers: UnixStream::connect(&config.control.socket).is_ok(),
-            memory_available: memory_available(),
+            memory_available: meminfo("MemAvailable").and_then(|kb| kb.checked_mul(1024)),
+            huge_pages: huge_pages(),
         }
     }
 
@@ -158,10 +161,20 @@ fn af_xdp() -> Option<bool> {
     Some(text.lines().any(|line| line.split_whitespace().next() == Some("XDP")))
 }
 
-fn memory_available() -> Option<u64> {
+/// A value of /proc/meminfo, in kB or pages.
+fn meminfo(key: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let value = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    value.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// Documentation/admin-guide/mm/transhuge.rst: the value in force is in brackets.
+fn huge_pages() -> Option<bool> {
+    if meminfo("HugePages_Total").is_some_and(|pages| pages > 0) {
+        return Some(true);
+    }
+    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").ok()?;
+    Some(!text.contains("[never]") && !text.contains("[deny]"))
 }
 
 /// Bytes that a configuration takes, all workers together.
@@ -224,6 +237,12 @@ pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
         findings.push(Finding::new(Level::Note, "control.socket", what, fix));
     }
     memory(config, machine, &mut findings);
+    if machine.huge_pages == Some(false) {
+        let what = "flow tables get small pages: look-ups among many flows take longer";
+        let fix = "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled, or reserve a \
+                   pool (vm.nr_hugepages), before the start";
+        findings.push(Finding::new(Level::Note, "workers.flows", what.to_owned(), fix));
+    }
     findings
 }
 
@@ -391,6 +410,7 @@ mod tests {
             af_xdp: Some(true),
             socket_answers: false,
             memory_available: Some(200_000_000),
+            huge_pages: Some(true),
         }
     }
 
@@ -507,6 +527,14 @@ mod tests {
                         flows; give one of them a weight";
         assert_eq!(told(&text), [expected]);
         assert_eq!(told(TEXT), [""; 0]);
+    }
+
+    #[test]
+    fn small_pages_are_noted() {
+        let small = Machine { huge_pages: Some(false), ..machine() };
+        let small = Machine { memory_available: None, ..small };
+        let [found] = &findings("", "", &small)[..] else { panic!("one finding") };
+        assert!(found.contains("small pages") && found.contains("shmem_enabled"), "{found}");
     }
 
     #[test]
