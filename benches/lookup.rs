@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use holdfast::flow::entry::{Pin, State};
+use holdfast::flow::entry::{Pin, State, Track};
 use holdfast::flow::table::{Families, FlowTable, Slot};
 use holdfast::flow::tuple::{HashedKey, TableSecret, Tuple};
 use holdfast::flow::writer::FlowWriter;
@@ -234,8 +234,10 @@ impl Subject for OurReplace<'_> {
             // Freed entries lie in the hand's way; most are in use.
             let room = self.table.writer.table().capacity() - u32::try_from(BATCH).unwrap();
             while self.table.writer.len() > room {
+                let over = self.table.writer.len() - room;
                 let idle = |last: Ticks| black_box(last) == Ticks(0);
-                self.table.writer.sweep(1, 1, |_, track| !idle(track.last_seen()), |_, _| {});
+                let keep = |_, track: &Track| !idle(track.last_seen());
+                self.table.writer.sweep(512, over, keep, |_, _| {});
             }
             self.table.insert(keys);
         }

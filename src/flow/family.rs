@@ -356,6 +356,15 @@ impl<'t, F: Family> View<'t, F> {
         Some(Slot::new::<F>(number))
     }
 
+    /// The place that names an entry whose tuple has this hash.
+    pub(super) fn named(&self, number: u32, hash: u64) -> Option<(&'t Line, u32)> {
+        let (first, tag) = (self.first_bucket(hash), tag_of(hash));
+        [first, self.other_bucket(first, tag)].into_iter().find_map(|bucket| {
+            let line = self.buckets.get(bucket)?;
+            bucket::find(line, tag, |named| named == number).map(|(place, _)| (line, place))
+        })
+    }
+
     /// The entry of a tuple, and where it is named.
     pub(super) fn find(&self, words: &F::Words, hash: u64) -> Option<Found> {
         let (first, tag) = (self.first_bucket(hash), tag_of(hash));

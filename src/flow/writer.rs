@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use arrayvec::ArrayVec;
+
 use super::Protocol;
 use super::bucket::{self, PLACES, tag_of};
 use super::entry::{self, Pin, Track};
-use super::family::{Common, Family, FamilyTable, Found, track_of};
+use super::family::{Common, Family, FamilyTable, track_of};
 use super::table::{FlowTable, Slot};
 use super::tuple::{HashedKey, TAIL, TableSecret, Tuple};
 use crate::xdp::memory::Line;
@@ -15,6 +17,10 @@ use crate::xdp::memory::Line;
 /// that tables are made for this is enough
 /// (test `filling_emptying_and_filling_again_reaches_the_full_capacity`).
 const MOVES: u32 = 2;
+
+/// Entries that the sweep removes together, so that their bucket lines are on their way while it
+/// goes on looking.
+const TOGETHER: usize = 16;
 
 /// The writing half of a flow table. One per table.
 #[derive(Debug)]
@@ -231,13 +237,15 @@ impl Free {
         number: u32,
         secret: &TableSecret,
     ) -> Option<Pin> {
-        let pin = table.read(number)?.pin;
         let entry = table.entry(number)?;
         let words = F::words(entry);
+        if F::tail(&words) == 0 {
+            return None;
+        }
+        let birth = table.births.get(number as usize)?.load(Ordering::Relaxed);
+        let pin = Pin::from_words(track_of::<F>(entry), birth);
         let hash = secret.hash(F::tuple(words)).hash;
-        if let Some(Found { bucket, place, .. }) = table.view().find(&words, hash)
-            && let Some(line) = table.buckets.get(bucket)
-        {
+        if let Some((line, place)) = table.view().named(number, hash) {
             bucket::free(line, place);
         }
         store(table, number, None);
@@ -259,6 +267,8 @@ impl Free {
         mut removed: impl FnMut(Protocol, &Pin),
     ) -> u32 {
         let end = self.unused.min(from.saturating_add(count));
+        let mut victims = ArrayVec::<(u32, Protocol), TOGETHER>::new();
+        let mut passed = end.saturating_sub(from);
         for number in from..end {
             let Some(entry) = table.entry(number) else { break };
             // Relaxed: nobody else writes what is looked at here, but times and states.
@@ -268,14 +278,32 @@ impl Free {
                 continue;
             }
             if *removals == 0 {
-                return number - from;
+                passed = number - from;
+                break;
             }
             *removals -= 1;
+            table.view().prefetch_bucket(secret.hash(F::tuple(F::words(entry))).hash);
+            victims.push((number, protocol));
+            if victims.is_full() {
+                self.remove_all(table, secret, &mut victims, &mut removed);
+            }
+        }
+        self.remove_all(table, secret, &mut victims, &mut removed);
+        passed
+    }
+
+    fn remove_all<F: Family>(
+        &mut self,
+        table: &FamilyTable<F>,
+        secret: &TableSecret,
+        victims: &mut ArrayVec<(u32, Protocol), TOGETHER>,
+        mut removed: impl FnMut(Protocol, &Pin),
+    ) {
+        for (number, protocol) in victims.drain(..) {
             if let Some(pin) = self.remove(table, number, secret) {
                 removed(protocol, &pin);
             }
         }
-        end.saturating_sub(from)
     }
 
     /// The entry that the next flow gets.
