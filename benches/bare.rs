@@ -1,29 +1,35 @@
 //! A bare AF_XDP layer-2 forwarder: holdfast's own rings with every stage left out.
 //!
-//! What a worker is measured against on a NIC (`scripts/pps`): receive on one queue, write the MAC
-//! addresses, transmit. It steers by the same XDP program, by one rule.
+//! What a worker is measured against on a NIC (`scripts/compare`): receive on one queue, write the
+//! MAC addresses, transmit. It steers by the same XDP program, by one rule, and runs until SIGTERM.
 //!
 //! ```sh
-//! cargo bench --bench bare -- --receive eth0 --transmit eth0 --vip 192.0.2.10:80 \
-//!     --to 02:00:00:00:02:11 --core 1 --seconds 5
+//! cargo bench --bench bare -- --receive eth0 --transmit eth1 --vip 192.0.2.10:80 \
+//!     --to 02:00:00:00:0b:11 --core 1
 //! ```
 
 use std::error::Error;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use arrayvec::ArrayVec;
 use clap::Parser;
 use holdfast::flow::Protocol;
 use holdfast::forwarding::ListenKey;
 use holdfast::xdp::cpu;
 use holdfast::xdp::nic::Nic;
-use holdfast::xdp::port::Port;
+use holdfast::xdp::port::{Port, wait};
 use holdfast::xdp::program::{AttachMode, SteerRules, Steering};
-use holdfast::xdp::socket::BindMode;
+use holdfast::xdp::socket::Io;
 use holdfast::xdp::umem::{FramePool, Umem};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 const RING: u32 = 2048;
 const BATCH: usize = 64;
+/// As in the worker.
+const IDLE_POLLS: u32 = 64;
+const SLEEP_MS: u32 = 100;
 
 #[derive(Parser)]
 struct Args {
@@ -42,12 +48,39 @@ struct Args {
     /// Core to run on
     #[arg(long)]
     core: usize,
-    /// How long
+    /// Sleep in poll(2) without packets
     #[arg(long)]
-    seconds: u64,
+    sleep: bool,
+    /// Packets per poll, at most 64
+    #[arg(long, default_value_t = BATCH)]
+    batch: usize,
+    /// As in the configuration
+    #[arg(long, default_value_t = Io::default().tx_budget)]
+    tx_budget: u32,
+    /// As in the configuration
+    #[arg(long, default_value_t = Io::default().tx_kick)]
+    tx_kick: u32,
+    /// As need_wakeup = false in the configuration
+    #[arg(long)]
+    no_need_wakeup: bool,
+    /// As in the configuration
+    #[arg(long, default_value_t = Io::default().busy_poll)]
+    busy_poll: u16,
     /// cargo bench adds this
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+impl Args {
+    fn io(&self) -> Io {
+        Io {
+            need_wakeup: !self.no_need_wakeup,
+            tx_budget: self.tx_budget,
+            tx_kick: self.tx_kick,
+            busy_poll: self.busy_poll,
+            ..Io::default()
+        }
+    }
 }
 
 fn mac(text: &str) -> Result<[u8; 6], String> {
@@ -59,36 +92,33 @@ fn mac(text: &str) -> Result<[u8; 6], String> {
 fn main() -> Result<(), Box<dyn Error>> {
     // `cargo test --benches` starts it without arguments: there is nothing to measure then.
     if std::env::args().len() <= 2 {
-        println!("bare: needs a NIC; see scripts/pps");
+        println!("bare: needs a NIC; see scripts/compare");
         return Ok(());
     }
     let args = Args::parse();
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
     cpu::pin_to_core(args.core)?;
     let (receive, transmit) = (Nic::open(&args.receive)?, Nic::open(&args.transmit)?);
     let same = receive.index() == transmit.index();
-    let (umem, mut pool) = Umem::create(RING * 6 + 64, 2048)?;
-    let mut input = Port::open(&umem, &receive, 0, RING, BindMode::Auto)?;
-    let mut output = match same {
-        true => None,
-        false => Some(Port::open(&umem, &transmit, 0, RING, BindMode::Auto)?),
-    };
+    let (umem, pool) = Umem::create(RING * 6 + 64, 2048)?;
+    let input = Port::open(&umem, &receive, 0, RING, args.io())?;
     let mut steering = Steering::load(&receive, AttachMode::Auto)?;
     steering.set_socket(0, &input)?;
+    let output = match same {
+        true => None,
+        false => Some(Port::open(&umem, &transmit, 0, RING, args.io())?),
+    };
     let key =
         |protocol| ListenKey { address: args.vip.ip().into(), port: args.vip.port(), protocol };
     let vips = vec![key(Protocol::Udp), key(Protocol::Tcp)];
     steering.sync(&SteerRules { vips, ..SteerRules::default() })?;
     let mode = steering.attach()?;
+    println!("ready, XDP {}", mode.as_str());
     let header = Header { to: args.to, from: transmit.mac() };
-    let started = Instant::now();
-    let mut forwarded = 0;
-    while started.elapsed() < Duration::from_secs(args.seconds) {
-        for _ in 0..256 {
-            forwarded += poll(&mut input, output.as_mut(), &mut pool, &header);
-        }
-    }
-    let pps = forwarded as f64 / started.elapsed().as_secs_f64();
-    println!("{{\"forwarded\":{forwarded},\"pps\":{pps:.0},\"xdp\":\"{}\"}}", mode.as_str());
+    Forwarder { input, output, pool, header, batch: args.batch.min(BATCH) }.run(&stop, args.sleep);
     Ok(())
 }
 
@@ -97,41 +127,63 @@ struct Header {
     from: [u8; 6],
 }
 
-/// Forwards one batch; the order of calls is the worker's.
-fn poll(
-    input: &mut Port,
-    mut output: Option<&mut Port>,
-    pool: &mut FramePool,
-    header: &Header,
-) -> u64 {
-    let mut frames = arrayvec::ArrayVec::<_, BATCH>::new();
-    input.reclaim(pool);
-    if let Some(output) = &mut output {
-        output.reclaim(pool);
-    }
-    input.receive(BATCH, |frame| frames.push(frame));
-    let mut sent = 0;
-    for mut frame in frames {
-        if let Some(addresses) = frame.data_mut().first_chunk_mut::<12>() {
-            let (to, from) = addresses.split_at_mut(6);
-            to.copy_from_slice(&header.to);
-            from.copy_from_slice(&header.from);
-        }
-        let port = output.as_deref_mut().unwrap_or(input);
-        let refused = port.transmit(frame).err().and_then(|frame| {
-            port.flush();
-            port.reclaim(pool);
-            port.transmit(frame).err()
-        });
-        match refused {
-            Some(frame) => pool.push(frame),
-            None => sent += 1,
+struct Forwarder {
+    input: Port,
+    output: Option<Port>,
+    pool: FramePool,
+    header: Header,
+    batch: usize,
+}
+
+impl Forwarder {
+    /// As the worker's.
+    fn run(&mut self, stop: &AtomicBool, may_sleep: bool) {
+        let mut idle = 0_u32;
+        while !stop.load(Ordering::Relaxed) {
+            if self.poll() > 0 {
+                idle = 0;
+                continue;
+            }
+            idle = idle.saturating_add(1);
+            if may_sleep && idle > IDLE_POLLS {
+                wait([&self.input].into_iter().chain(&self.output), SLEEP_MS);
+            } else {
+                std::hint::spin_loop();
+            }
         }
     }
-    input.flush();
-    if let Some(output) = output {
-        output.flush();
+
+    /// Forwards one batch; returns how many packets. The order of calls is the worker's.
+    fn poll(&mut self) -> usize {
+        let Self { input, output, pool, header, batch } = self;
+        let mut frames = ArrayVec::<_, BATCH>::new();
+        input.reclaim(pool);
+        if let Some(output) = output {
+            output.reclaim(pool);
+        }
+        let received = input.receive(*batch, |frame| frames.push(frame));
+        for mut frame in frames {
+            if let Some(addresses) = frame.data_mut().first_chunk_mut::<12>() {
+                let (to, from) = addresses.split_at_mut(6);
+                to.copy_from_slice(&header.to);
+                from.copy_from_slice(&header.from);
+            }
+            let port = output.as_mut().unwrap_or(input);
+            let refused = port.transmit(frame).err().and_then(|frame| {
+                port.flush();
+                port.reclaim(pool);
+                port.transmit(frame).err()
+            });
+            if let Some(frame) = refused {
+                pool.push(frame);
+            }
+        }
+        input.refill(pool);
+        if let Some(output) = output {
+            output.refill(pool);
+            output.flush();
+        }
+        input.flush();
+        received
     }
-    input.refill(pool);
-    sent
 }

@@ -30,7 +30,7 @@ use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::port::Port;
 use crate::xdp::program::{AttachMode, ProgramError, Steering};
-use crate::xdp::socket::{BindMode, Monitor, SocketError};
+use crate::xdp::socket::{BindMode, Io, Monitor, SocketError};
 use crate::xdp::umem::{Umem, UmemError};
 
 /// Why the daemon could not start, or had to stop.
@@ -252,7 +252,10 @@ fn make_worker(
         let (Some(served), Some(wanted)) = (nics.get_mut(at), config.nics.get(at)) else {
             continue;
         };
-        ports.push(WorkerPort::new(nic, open_port(&umem, served, wanted, queue)?));
+        ports.push(WorkerPort::new(
+            nic,
+            open_port(&umem, served, wanted, config.workers.io, queue)?,
+        ));
     }
     let stats = Arc::new(WorkerStats::new(MAX_VIPS, MAX_BACKENDS, nics.len()));
     let parts = Parts {
@@ -273,6 +276,7 @@ fn open_port(
     umem: &Umem,
     served: &mut ServedNic,
     wanted: &NicConfig,
+    io: config::Io,
     queue: u32,
 ) -> Result<Port, DaemonError> {
     let mode = match wanted.mode {
@@ -280,7 +284,9 @@ fn open_port(
         CopyMode::Copy => BindMode::Copy,
         CopyMode::Auto => BindMode::Auto,
     };
-    let port = Port::open(umem, &served.nic, queue, wanted.ring, mode)?;
+    let config::Io { need_wakeup, tx_budget, tx_kick, busy_poll } = io;
+    let io = Io { mode, need_wakeup, tx_budget, tx_kick, busy_poll };
+    let port = Port::open(umem, &served.nic, queue, wanted.ring, io)?;
     served.steering.set_socket(queue, &port)?;
     served.zero_copy.push(port.zero_copy());
     let monitor = port.monitor();

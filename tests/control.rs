@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast::config::{
-    Announce, Backend, Config, Control, CopyMode, Hash, Health, Idle, Nic, TcpHealth, Timeouts,
+    Announce, Backend, Config, Control, CopyMode, Hash, Health, Idle, Io, Nic, TcpHealth, Timeouts,
     Vip, Workers, XdpMode,
 };
 use holdfast::control::{
@@ -258,6 +258,7 @@ fn config(vips: Vec<Vip>) -> Config {
             frames: None,
             frame_size: 2048,
             batch: 64,
+            io: Io { tx_budget: 256, tx_kick: 1, need_wakeup: true, busy_poll: 0 },
         },
         nics: vec![Nic {
             interface: "nic0".to_owned(),

@@ -25,7 +25,7 @@ use holdfast::xdp::port::{Port, wait};
 use holdfast::xdp::program::{
     AttachMode, Attached, PROGRAM_NAME, ProgramError, SteerCounters, SteerRules, Steering,
 };
-use holdfast::xdp::socket::{BindMode, SocketError};
+use holdfast::xdp::socket::{BindMode, Io, SocketError};
 use holdfast::xdp::umem::{Frame, FramePool, Umem};
 
 const BOX: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -220,7 +220,8 @@ impl Bench {
     fn open(name: &str, mode: AttachMode, rules: &SteerRules) -> Self {
         let (umem, mut pool) = Umem::create(FRAMES, 2048).unwrap();
         let nic = Nic::open(name).unwrap();
-        let open = |queue| Port::open(&umem, &nic, queue, RING, BindMode::Copy).unwrap();
+        let io = Io { mode: BindMode::Copy, ..Io::default() };
+        let open = |queue| Port::open(&umem, &nic, queue, RING, io).unwrap();
         let mut ports = vec![open(0), open(1)];
         let mut steering = Steering::load(&nic, mode).unwrap();
         for (queue, port) in (0..).zip(&mut ports) {
@@ -522,7 +523,10 @@ fn what_the_kernel_refuses_is_told_with_its_cure() {
     lab.inside(|| {
         let (umem, _pool) = Umem::create(FRAMES, 2048).unwrap();
         let nic = Nic::open("box0").unwrap();
-        let refusal = |queue, mode| Port::open(&umem, &nic, queue, RING, mode).err().unwrap();
+        let refusal = |queue, mode| {
+            let io = Io { mode, ..Io::default() };
+            Port::open(&umem, &nic, queue, RING, io).err().unwrap()
+        };
 
         let error = refusal(2, BindMode::Copy);
         assert!(matches!(error, SocketError::NoSuchQueue { queues: 2, .. }), "{error}");
@@ -534,7 +538,7 @@ fn what_the_kernel_refuses_is_told_with_its_cure() {
              set mode = \"copy\" for this NIC"
         );
 
-        let first = Port::open(&umem, &nic, 0, RING, BindMode::Auto).unwrap();
+        let first = Port::open(&umem, &nic, 0, RING, Io::default()).unwrap();
         assert!(!first.zero_copy());
         let error = refusal(0, BindMode::Auto);
         assert!(matches!(error, SocketError::Busy { queue: 0, .. }), "{error}");
@@ -542,7 +546,7 @@ fn what_the_kernel_refuses_is_told_with_its_cure() {
         // Waits for an owner that is about to go.
         let open = std::thread::scope(|scope| {
             scope.spawn(move || drop(first));
-            Port::open(&umem, &nic, 0, RING, BindMode::Auto)
+            Port::open(&umem, &nic, 0, RING, Io::default())
         });
         assert!(open.is_ok(), "{:?}", open.err());
     });

@@ -231,6 +231,21 @@ pub struct Workers {
     pub frame_size: u32,
     /// Packets per batch, 1..=64.
     pub batch: usize,
+    /// How its sockets and the kernel wake each other.
+    pub io: Io,
+}
+
+/// `tx_budget`, `tx_kick`, `need_wakeup` and `busy_poll` of `[workers]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Io {
+    /// Packets that the kernel sends per wake-up in copy mode.
+    pub tx_budget: u32,
+    /// Packets in a TX ring that are worth a wake-up while more are being added.
+    pub tx_kick: u32,
+    /// Whether the kernel says when it has to be woken.
+    pub need_wakeup: bool,
+    /// Packets per poll of the NIC when the worker runs it; 0: it does not.
+    pub busy_poll: u16,
 }
 
 /// `idle`.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::place::Place;
 use super::report::Report;
-use super::{Idle, Workers};
+use super::{Idle, Io, Workers};
 
 /// Polling has the lowest latency, and the box is dedicated.
 const IDLE: Idle = Idle::Busy;
@@ -16,6 +16,18 @@ const FLOWS: usize = 1_048_576;
 const FRAME_SIZE: u32 = 2048;
 /// The prefetch of one batch then covers the memory latency of the flow table.
 const BATCH: usize = 64;
+/// Four batches: with the kernel's own 32 a full batch takes two wake-ups.
+const TX_BUDGET: u32 = 256;
+/// Nothing waits for company.
+const TX_KICK: u32 = 1;
+/// Without it every send takes a system call, also where the driver needs none.
+const NEED_WAKEUP: bool = true;
+/// It is for boxes whose interrupts are deferred, and costs the others a system call per poll.
+const BUSY_POLL: u16 = 0;
+/// The largest ring.
+const MAX_RING: u32 = 32_768;
+/// Four times the weight of a poll in the kernel's own loop (`NAPI_POLL_WEIGHT`, 64).
+const MAX_BUSY_POLL: u16 = 256;
 /// Highest core number: `cpu_set_t` of sched_setaffinity(2) holds 1024.
 const MAX_CORE: usize = 1023;
 /// Most frames: 4,194,304 of 4096 bytes are 16 GiB per worker.
@@ -31,6 +43,10 @@ pub(super) struct RawWorkers {
     frames: Option<i64>,
     frame_size: Option<i64>,
     batch: Option<i64>,
+    tx_budget: Option<i64>,
+    tx_kick: Option<i64>,
+    need_wakeup: Option<bool>,
+    busy_poll: Option<i64>,
 }
 
 impl RawWorkers {
@@ -54,6 +70,22 @@ impl RawWorkers {
             }),
             frame_size,
             batch: report.integer(&place.key("batch"), self.batch, BATCH, 1..=64),
+            io: Io {
+                tx_budget: report.integer(
+                    &place.key("tx_budget"),
+                    self.tx_budget,
+                    TX_BUDGET,
+                    32..=MAX_RING,
+                ),
+                tx_kick: report.integer(&place.key("tx_kick"), self.tx_kick, TX_KICK, 1..=MAX_RING),
+                need_wakeup: self.need_wakeup.unwrap_or(NEED_WAKEUP),
+                busy_poll: report.integer(
+                    &place.key("busy_poll"),
+                    self.busy_poll,
+                    BUSY_POLL,
+                    0..=MAX_BUSY_POLL,
+                ),
+            },
         }
     }
 }

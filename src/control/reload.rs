@@ -28,6 +28,10 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.frames != b.frames, "[workers] frames");
     check(a.frame_size != b.frame_size, "[workers] frame_size");
     check(a.batch != b.batch, "[workers] batch");
+    check(a.io.tx_budget != b.io.tx_budget, "[workers] tx_budget");
+    check(a.io.tx_kick != b.io.tx_kick, "[workers] tx_kick");
+    check(a.io.need_wakeup != b.io.need_wakeup, "[workers] need_wakeup");
+    check(a.io.busy_poll != b.io.busy_poll, "[workers] busy_poll");
     check(old.control.socket != new.control.socket, "[control] socket");
     check(old.hash.secret != new.hash.secret, "[hash] secret");
     check(old.hash.table_size != new.hash.table_size, "[hash] table_size");
@@ -177,7 +181,7 @@ pub(super) mod tests {
 
     use super::super::state::tests::{backend, tcp_health, vip};
     use super::*;
-    use crate::config::{Control, CopyMode, Hash, Idle, Nic, Workers, XdpMode};
+    use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
     use crate::forwarding::Forward;
 
@@ -191,6 +195,7 @@ pub(super) mod tests {
                 frames: None,
                 frame_size: 2048,
                 batch: 64,
+                io: Io { tx_budget: 256, tx_kick: 1, need_wakeup: true, busy_poll: 0 },
             },
             nics: vec![Nic {
                 interface: "eth1".to_owned(),
@@ -278,10 +283,11 @@ pub(super) mod tests {
     #[test]
     fn what_needs_a_restart_is_named() {
         type Change = fn(&mut Config);
-        let rows: [(Change, &str); 8] = [
+        let rows: [(Change, &str); 9] = [
             (|c| c.workers.cores.push(1), "[workers] cores"),
             (|c| c.workers.idle = Idle::Busy, "[workers] idle"),
             (|c| c.workers.flows = 1, "[workers] flows"),
+            (|c| c.workers.io.busy_poll = 64, "[workers] busy_poll"),
             (|c| c.control.socket = "/x".into(), "[control] socket"),
             (|c| c.hash.secret = [1; 16], "[hash] secret"),
             (|c| c.hash.table_size = 13, "[hash] table_size"),

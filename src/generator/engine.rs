@@ -26,7 +26,7 @@ use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::port::Port;
 use crate::xdp::port::frames::frames_for;
 use crate::xdp::program::ProgramError;
-use crate::xdp::socket::{BindMode, SocketError};
+use crate::xdp::socket::{BindMode, Io, SocketError};
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Slots of RX and TX rings.
@@ -460,7 +460,8 @@ fn open_ports(
 ) -> Result<(Port, Option<Port>, FramePool), EngineError> {
     let ports = 1 + u32::from(backend.is_some());
     let (umem, pool) = Umem::create(ports * FRAMES_PER_PORT + FRAMES_IN_HAND, memory.frame_size)?;
-    let open = |nic: &Nic| Port::open(&umem, nic, queue, RING, memory.mode);
+    let io = Io { mode: memory.mode, ..Io::default() };
+    let open = |nic: &Nic| Port::open(&umem, nic, queue, RING, io);
     Ok((open(client)?, backend.map(open).transpose()?, pool))
 }
 

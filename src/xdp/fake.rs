@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 
 use super::port::Port;
 use super::ring::{Consumer, Descriptor, Producer, in_plain_memory};
-use super::socket::{Rings, SocketError, check_ring_size};
+use super::socket::{Io, Rings, SocketError, check_ring_size};
 use super::umem::{HEADROOM, Memory, Umem};
 
 /// Plays the kernel and the wire for one [`Port`].
@@ -39,7 +39,7 @@ impl FakeNic {
         let rings =
             Rings { rx: port_rx, tx: port_tx, fill: port_fill, completion: port_completion };
         let memory = umem.memory();
-        let port = Port::new(memory, rings, None)
+        let port = Port::new(memory, rings, None, Io::default())
             .ok_or_else(|| SocketError::TooManyPorts { interface: "fake".to_owned(), queue: 0 })?;
         let tainted = vec![false; memory.chunks()].into();
         let nic = Self { memory, fill, rx, tx, completion, tainted };

@@ -19,7 +19,7 @@ use arrayvec::ArrayVec;
 
 use super::nic::Nic;
 use super::ring::Descriptor;
-use super::socket::{BindMode, Monitor, Rings, Socket, SocketError, SocketStatistics};
+use super::socket::{Io, Monitor, Rings, Socket, SocketError, SocketStatistics};
 use super::umem::{Frame, FramePool, Holder, Memory, Umem};
 use crate::forwarding::MAX_NICS;
 
@@ -51,6 +51,8 @@ pub struct Port {
     transmitting: u32,
     /// Packets pushed to the TX ring and not yet published.
     queued: u32,
+    /// What of [`Io`] concerns wake-ups; `tx_kick` is at most the TX ring.
+    io: Io,
     bad_descriptors: u64,
 }
 
@@ -67,10 +69,10 @@ impl Port {
         nic: &Nic,
         queue: u32,
         ring: u32,
-        mode: BindMode,
+        io: Io,
     ) -> Result<Self, SocketError> {
-        let (socket, rings) = Socket::open(umem, nic, queue, ring, mode)?;
-        Self::new(umem.memory(), rings, Some(socket))
+        let (socket, rings) = Socket::open(umem, nic, queue, ring, io)?;
+        Self::new(umem.memory(), rings, Some(socket), io)
             .ok_or_else(|| SocketError::TooManyPorts { interface: nic.name().to_owned(), queue })
     }
 
@@ -79,8 +81,10 @@ impl Port {
         memory: &'static Memory,
         rings: Rings,
         socket: Option<Socket>,
+        io: Io,
     ) -> Option<Self> {
         let (receive, transmit) = memory.new_holders()?;
+        let io = Io { tx_kick: io.tx_kick.min(rings.tx.size()), ..io };
         Some(Self {
             memory,
             rings,
@@ -90,6 +94,7 @@ impl Port {
             receiving: 0,
             transmitting: 0,
             queued: 0,
+            io,
             bad_descriptors: 0,
         })
     }
@@ -181,18 +186,23 @@ impl Port {
     /// ring; returns whether that took a system call.
     ///
     /// To be called in every poll, also in those that sent nothing: in copy mode a wake-up sends
-    /// a bounded number of packets, and only the next one sends the rest.
+    /// a bounded number of packets, and only the next one sends the rest. For the same reason fewer
+    /// than `tx_kick` packets wait only as long as each call finds new ones.
     #[inline]
     pub fn flush(&mut self) -> bool {
-        if self.queued > 0 {
+        let queued = std::mem::take(&mut self.queued);
+        if queued > 0 {
             self.rings.tx.publish();
-            self.queued = 0;
         }
-        if self.transmitting == 0 || self.rings.tx.pending() == 0 {
+        if self.transmitting == 0 {
+            return false;
+        }
+        let pending = self.rings.tx.pending();
+        if pending == 0 || (queued > 0 && pending < self.io.tx_kick) {
             return false;
         }
         match &self.socket {
-            Some(socket) if self.rings.tx.needs_wakeup() => {
+            Some(socket) if !self.io.need_wakeup || self.rings.tx.needs_wakeup() => {
                 socket.wake_transmit();
                 true
             }
@@ -217,7 +227,7 @@ impl Port {
     }
 
     /// Gives free frames to the kernel to receive into, and wakes it if it ran out and asks for
-    /// that; returns how many frames. Waits for a batch's worth of room, so that the index is
+    /// that, or if its poll function is to run here (`busy_poll`); returns how many frames. Waits for a batch's worth of room, so that the index is
     /// not moved for every packet.
     #[inline]
     pub fn refill(&mut self, pool: &mut FramePool) -> usize {
@@ -228,7 +238,7 @@ impl Port {
             given = self.fill(pool, free);
         }
         if let Some(socket) = &self.socket
-            && self.rings.fill.needs_wakeup()
+            && (self.io.busy_poll > 0 || self.rings.fill.needs_wakeup())
         {
             socket.wake_receive();
         }

@@ -20,8 +20,13 @@ use super::umem::Umem;
 /// Socket option 9, `XDP_MAX_TX_SKB_BUDGET`: packets sent per wake-up in copy mode. Kernel 6.18.
 const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
 
-/// Four worker batches of 64. The kernel's own default is 32, which makes a full TX ring of it.
-const TX_BUDGET: u32 = 256;
+/// The least that the kernel takes for it, and its own default (`TX_BATCH_SIZE` of net/xdp/xsk.c).
+/// The most is the number of slots of the TX ring.
+const LEAST_TX_BUDGET: u32 = 32;
+
+/// `SO_BUSY_POLL` in microseconds. Any value but 0 lets our non-blocking calls run the NIC's poll
+/// function once; how long a blocking call would go on is not our case.
+const BUSY_POLL_US: c_int = 20;
 
 /// Waits between two attempts to bind, in milliseconds: about 3 s together. The kernel frees the
 /// queue of a process that has just ended after a grace period, in a kernel thread.
@@ -40,14 +45,40 @@ pub enum BindMode {
     MultiBuffer,
 }
 
-impl BindMode {
-    fn flags(self) -> u16 {
-        match self {
-            Self::Auto => libc::XDP_USE_NEED_WAKEUP,
-            Self::Copy => libc::XDP_USE_NEED_WAKEUP | libc::XDP_COPY,
-            Self::ZeroCopy => libc::XDP_USE_NEED_WAKEUP | libc::XDP_ZEROCOPY,
-            Self::MultiBuffer => libc::XDP_USE_NEED_WAKEUP | libc::XDP_USE_SG,
-        }
+/// How a socket and the kernel deal with each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Io {
+    /// How packets get between the NIC and packet memory.
+    pub mode: BindMode,
+    /// Let the kernel say when it has to be woken; else it is woken whenever there is something to
+    /// send, and expected to receive by itself.
+    pub need_wakeup: bool,
+    /// Packets that the kernel sends per wake-up in copy mode, at least 32; more than the TX ring
+    /// has slots count as all of them. Kernel 6.18; older ones send 32.
+    pub tx_budget: u32,
+    /// Packets in the TX ring that are worth a wake-up while more are being added to it. 1: always.
+    pub tx_kick: u32,
+    /// Packets that the NIC's poll function takes at a time when the worker runs it, instead of an
+    /// interrupt (`SO_PREFER_BUSY_POLL`); 0: it does not.
+    pub busy_poll: u16,
+}
+
+impl Default for Io {
+    /// What docs/PERFORMANCE.md found to be best.
+    fn default() -> Self {
+        Self { mode: BindMode::Auto, need_wakeup: true, tx_budget: 256, tx_kick: 1, busy_poll: 0 }
+    }
+}
+
+impl Io {
+    fn bind_flags(self) -> u16 {
+        let mode = match self.mode {
+            BindMode::Auto => 0,
+            BindMode::Copy => libc::XDP_COPY,
+            BindMode::ZeroCopy => libc::XDP_ZEROCOPY,
+            BindMode::MultiBuffer => libc::XDP_USE_SG,
+        };
+        if self.need_wakeup { mode | libc::XDP_USE_NEED_WAKEUP } else { mode }
     }
 }
 
@@ -199,7 +230,7 @@ struct Opening<'a> {
     nic: &'a Nic,
     queue: u32,
     ring: u32,
-    mode: BindMode,
+    io: Io,
 }
 
 impl Socket {
@@ -212,9 +243,9 @@ impl Socket {
         nic: &Nic,
         queue: u32,
         ring: u32,
-        mode: BindMode,
+        io: Io,
     ) -> Result<(Self, Rings), SocketError> {
-        let opening = Opening { nic, queue, ring, mode };
+        let opening = Opening { nic, queue, ring, io };
         opening.check()?;
         let fd = match socket(libc::AF_XDP, libc::SOCK_RAW, 0) {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
@@ -225,8 +256,7 @@ impl Socket {
         opening.set_up(fd.as_fd(), umem)?;
         let rings = opening.map_rings(fd.as_fd())?;
         opening.bind(fd.as_fd())?;
-        // An older kernel does not know the option (ENOPROTOOPT): then it sends 32 per wake-up.
-        let _ = set_option(fd.as_fd(), SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &TX_BUDGET);
+        opening.tune(fd.as_fd())?;
         let options: u32 = get_option(fd.as_fd(), SOL_XDP, libc::XDP_OPTIONS)
             .map_err(|error| opening.error("XDP_OPTIONS", error))?;
         Ok((Self { fd, zero_copy: options & libc::XDP_OPTIONS_ZEROCOPY != 0 }, rings))
@@ -369,10 +399,30 @@ impl Opening<'_> {
         })
     }
 
+    /// Sets what may be set on a bound socket.
+    fn tune(&self, socket: BorrowedFd<'_>) -> Result<(), SocketError> {
+        let budget = self.io.tx_budget.min(self.ring).max(LEAST_TX_BUDGET);
+        // An older kernel does not know the option (ENOPROTOOPT), and one with a ring of fewer
+        // slots does not take it (EACCES): then it sends 32 per wake-up.
+        let _ = set_option(socket, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget);
+        if self.io.busy_poll == 0 {
+            return Ok(());
+        }
+        for (name, step, value) in [
+            (libc::SO_PREFER_BUSY_POLL, "SO_PREFER_BUSY_POLL", 1),
+            (libc::SO_BUSY_POLL, "SO_BUSY_POLL", BUSY_POLL_US),
+            (libc::SO_BUSY_POLL_BUDGET, "SO_BUSY_POLL_BUDGET", c_int::from(self.io.busy_poll)),
+        ] {
+            set_option(socket, libc::SOL_SOCKET, name, &value)
+                .map_err(|error| self.error(step, error))?;
+        }
+        Ok(())
+    }
+
     fn bind(&self, socket: BorrowedFd<'_>) -> Result<(), SocketError> {
         let address = libc::sockaddr_xdp {
             sxdp_family: u16::try_from(libc::AF_XDP).unwrap_or_default(),
-            sxdp_flags: self.mode.flags(),
+            sxdp_flags: self.io.bind_flags(),
             sxdp_ifindex: self.nic.index(),
             sxdp_queue_id: self.queue,
             sxdp_shared_umem_fd: 0,
@@ -390,10 +440,10 @@ impl Opening<'_> {
         let (interface, queue) = (self.nic.name().to_owned(), self.queue);
         match error.raw_os_error() {
             Some(libc::EBUSY) => SocketError::Busy { interface, queue },
-            Some(libc::EOPNOTSUPP) if self.mode == BindMode::ZeroCopy => {
+            Some(libc::EOPNOTSUPP) if self.io.mode == BindMode::ZeroCopy => {
                 SocketError::NoZeroCopy { interface, queue, driver: self.nic.driver().to_owned() }
             }
-            Some(libc::EINVAL) if self.mode == BindMode::MultiBuffer => {
+            Some(libc::EINVAL) if self.io.mode == BindMode::MultiBuffer => {
                 SocketError::NoMultiBuffer { interface, queue }
             }
             _ => self.error("bind", error),
@@ -410,6 +460,9 @@ impl Opening<'_> {
                 "raise RLIMIT_MEMLOCK (`LimitMEMLOCK=infinity` in the service) or add CAP_IPC_LOCK"
             }
             Some(libc::ENOMEM) => "free memory, or configure fewer frames and smaller rings",
+            Some(libc::ENOPROTOOPT) => {
+                "the kernel was built without it (CONFIG_NET_RX_BUSY_POLL): set busy_poll = 0"
+            }
             Some(libc::ENODEV) => "has the NIC been removed or renamed?",
             Some(libc::ENETDOWN) => "set the NIC up (`ip link set dev NAME up`)",
             Some(libc::EINVAL) => {
@@ -432,7 +485,8 @@ mod tests {
     use super::*;
 
     fn opening(nic: &Nic) -> Opening<'_> {
-        Opening { nic, queue: 3, ring: 64, mode: BindMode::ZeroCopy }
+        let io = Io { mode: BindMode::ZeroCopy, ..Io::default() };
+        Opening { nic, queue: 3, ring: 64, io }
     }
 
     #[test]
@@ -447,6 +501,7 @@ mod tests {
             (libc::EPERM, ["eth2 queue 3", "CAP_NET_ADMIN", "run as root"]),
             (libc::ENETDOWN, ["eth2 queue 3", "bind refused", "ip link set"]),
             (libc::ENOBUFS, ["eth2 queue 3", "bind refused", "RLIMIT_MEMLOCK"]),
+            (libc::ENOPROTOOPT, ["eth2 queue 3", "bind refused", "busy_poll = 0"]),
         ] {
             let error = opening(&nic).bind_error(io::Error::from_raw_os_error(errno)).to_string();
             for part in parts {
@@ -464,6 +519,19 @@ mod tests {
             assert_eq!(check_ring_size(ring).is_ok(), good, "{ring}");
         }
         assert!(check_ring_size(1 << 20).is_err(), "twice as many slots would be too many");
+    }
+
+    #[test]
+    fn settings_become_the_kernels_flags() {
+        use libc::{XDP_COPY, XDP_USE_NEED_WAKEUP, XDP_ZEROCOPY};
+        for (mode, need_wakeup, flags) in [
+            (BindMode::Auto, true, XDP_USE_NEED_WAKEUP),
+            (BindMode::Copy, true, XDP_USE_NEED_WAKEUP | XDP_COPY),
+            (BindMode::ZeroCopy, false, XDP_ZEROCOPY),
+        ] {
+            let io = Io { mode, need_wakeup, ..Io::default() };
+            assert_eq!(io.bind_flags(), flags, "{io:?}");
+        }
     }
 
     #[test]
