@@ -479,12 +479,17 @@ impl Balancer {
     fn is_ready(&mut self) -> bool {
         let log = || std::fs::read_to_string(self.folder.join("log")).unwrap();
         assert!(self.process.try_wait().unwrap().is_none(), "holdfast ended: {}", log());
-        let mut command = Command::new(HOLDFAST);
-        command.args(["status", "--json", "--socket"]).arg(self.folder.join("control.sock"));
-        let output = command.output().unwrap();
-        let Ok(status) = serde_json::from_slice::<Value>(&output.stdout) else { return false };
+        let Ok(status) = serde_json::from_slice::<Value>(&self.status()) else { return false };
         let backends = status.pointer("/vips/0/backends").and_then(Value::as_array);
         backends.is_some_and(|all| all.iter().all(|backend| !backend["next_hop"].is_null()))
+    }
+}
+
+impl Balancer {
+    fn status(&self) -> Vec<u8> {
+        let mut command = Command::new(HOLDFAST);
+        command.args(["status", "--json", "--socket"]).arg(self.folder.join("control.sock"));
+        command.output().unwrap().stdout
     }
 }
 
@@ -515,6 +520,32 @@ fn through_holdfast_connections_hold_fast_to_their_backends() {
         assert_eq!(number(replies, "/received"), number(replies, "/sent"), "{report}");
         assert_eq!(number(replies, "/sent") > 1000, answered, "{forward}: {report}");
         assert_eq!(report["round_trip_us"].is_object(), answered, "{forward}: {report}");
+    }
+}
+
+/// Several times more than it carries, twice over: it goes on meanwhile, and afterwards, with all its
+/// frames, loses nothing.
+#[test]
+fn after_an_overload_every_packet_comes_through_again() {
+    const TARGET: &str = "--target 192.0.2.10:80 --protocol tcp --size 100";
+    for forward in ["nat", "dsr"] {
+        let spaces = Spaces::with_device();
+        let balancer = Balancer::start(&spaces.0[1], forward);
+        for _ in 0..2 {
+            let flood = format!("{TARGET} --flows 1000 --method prog-run --seconds 2");
+            let flood = spaces.generate(&flood);
+            assert!(number(&flood, "/lost") > 0, "{forward}: that was no overload: {flood}");
+            // More than all its frames hold: it did not stop in between.
+            assert!(number(&flood, "/received") > 20_000, "{forward}: {flood}");
+            let calm = spaces.generate(&format!("{TARGET} --flows 50 --rate 2000 --seconds 1"));
+            assert_eq!(number(&calm, "/lost"), 0, "{forward}: {calm}");
+            assert!(number(&calm, "/received") > 1000, "{forward}: {calm}");
+        }
+        let status: Value = serde_json::from_slice(&balancer.status()).unwrap();
+        for nic in status["nics"].as_array().unwrap() {
+            assert_eq!(number(nic, "/bad_descriptors"), 0, "{forward}: {status}");
+            assert_eq!(number(nic, "/kernel_tx_invalid"), 0, "{forward}: {status}");
+        }
     }
 }
 

@@ -209,18 +209,21 @@ struct Bench {
 impl Bench {
     /// On the box, with the rules of [`rules`].
     fn start(mode: AttachMode) -> Self {
-        let bench = Self::open("box0", mode, &rules());
+        Self::start_with(mode, Io { mode: BindMode::Copy, ..Io::default() })
+    }
+
+    fn start_with(mode: AttachMode, io: Io) -> Self {
+        let bench = Self::open("box0", mode, io, &rules());
         let nic = Nic::open("box0").unwrap();
         assert_eq!((nic.rx_queues(), nic.driver(), nic.mac()), (2, "veth", BOX_MAC));
         assert!(nic.is_up() && nic.mtu() == 1500);
         bench
     }
 
-    /// Two sockets in copy mode, and the program.
-    fn open(name: &str, mode: AttachMode, rules: &SteerRules) -> Self {
+    /// Two sockets, and the program.
+    fn open(name: &str, mode: AttachMode, io: Io, rules: &SteerRules) -> Self {
         let (umem, mut pool) = Umem::create(FRAMES, 2048).unwrap();
         let nic = Nic::open(name).unwrap();
-        let io = Io { mode: BindMode::Copy, ..Io::default() };
         let open = |queue| Port::open(&umem, &nic, queue, RING, io).unwrap();
         let mut ports = vec![open(0), open(1)];
         let mut steering = Steering::load(&nic, mode).unwrap();
@@ -340,7 +343,8 @@ fn packets_go_both_ways_in_the_mode_that_auto_finds() {
 fn a_full_transmit_ring_drains_over_several_polls() {
     let lab = Lab::new();
     lab.inside(|| {
-        let mut bench = Bench::start(AttachMode::Native);
+        let io = Io { tx_budget: 32, ..Io::default() };
+        let mut bench = Bench::start_with(AttachMode::Native, io);
         let mut queued = 0;
         while let Some(mut frame) = bench.pool.pop() {
             assert!(frame.copy_from(&udp(PEER, VIP, VIP_PORT)));
@@ -359,6 +363,27 @@ fn a_full_transmit_ring_drains_over_several_polls() {
     });
 }
 
+#[test]
+fn fewer_packets_than_tx_kick_wait_only_as_long_as_more_are_added() {
+    let lab = Lab::new();
+    lab.inside(|| {
+        let io = Io { tx_kick: 3, ..Io::default() };
+        let mut bench = Bench::start_with(AttachMode::Native, io);
+        let mut poll = |sends: bool| {
+            let port = bench.ports.first_mut().unwrap();
+            if sends {
+                let mut frame = bench.pool.pop().unwrap();
+                assert!(frame.copy_from(&udp(PEER, VIP, VIP_PORT)));
+                port.transmit(frame).unwrap();
+            }
+            port.flush()
+        };
+        let polls = [true, true, true, true, false, true, false, false];
+        let kicks = [false, false, true, false, true, false, true, false];
+        assert_eq!(polls.map(&mut poll), kicks);
+    });
+}
+
 /// Does something also when a test fails.
 struct OnDrop<F: Fn()>(F);
 
@@ -369,15 +394,14 @@ impl<F: Fn()> Drop for OnDrop<F> {
 }
 
 /// Both sides at once, as fast as they can: frames are conserved, and neither side gets stuck.
-#[test]
-fn a_reflector_under_full_load_keeps_every_frame() {
-    const ENOUGH: u64 = 200_000;
+fn reflect_under_full_load(io: Io) {
+    const ENOUGH: u64 = 100_000;
     let lab = Lab::new();
     let done = AtomicBool::new(false);
     let sent_back = std::thread::scope(|scope| {
         let reflector = scope.spawn(|| {
             lab.inside(|| {
-                let mut bench = Bench::start(AttachMode::Native);
+                let mut bench = Bench::start_with(AttachMode::Native, io);
                 let mut reflected = 0u64;
                 while !done.load(Ordering::Relaxed) {
                     bench.poll(|frame| {
@@ -392,7 +416,7 @@ fn a_reflector_under_full_load_keeps_every_frame() {
         let received = lab.outside(|| {
             let all = ListenKey { address: address(PEER), port: 0, protocol: Protocol::Udp };
             let rules = SteerRules { vips: vec![all], ..SteerRules::default() };
-            let mut bench = Bench::open("peer0", AttachMode::Native, &rules);
+            let mut bench = Bench::open("peer0", AttachMode::Native, io, &rules);
             let packet = udp(PEER, VIP, VIP_PORT);
             let mut received = 0;
             until("packets that come back", || {
@@ -422,6 +446,16 @@ fn a_reflector_under_full_load_keeps_every_frame() {
     });
     let (reflected, received) = sent_back;
     assert!(received <= reflected, "{received} of {reflected}");
+}
+
+#[test]
+fn a_reflector_under_full_load_keeps_every_frame_with_any_setting() {
+    let default = Io::default();
+    reflect_under_full_load(default);
+    reflect_under_full_load(Io { tx_budget: 32, ..default });
+    reflect_under_full_load(Io { tx_budget: 32_768, tx_kick: 32_768, ..default });
+    reflect_under_full_load(Io { need_wakeup: false, ..default });
+    reflect_under_full_load(Io { busy_poll: 64, ..default });
 }
 
 /// Attaches a program with sockets in `lab`, and ends like a process that is killed: the sockets
