@@ -492,7 +492,8 @@ mod tests {
     #[test]
     fn every_refusal_says_where_why_and_what_to_do() {
         let nic = Nic::for_tests("eth2", "veth", 4);
-        let old_kernel = Opening { mode: BindMode::MultiBuffer, ..opening(&nic) };
+        let io = Io { mode: BindMode::MultiBuffer, ..Io::default() };
+        let old_kernel = Opening { io, ..opening(&nic) };
         let error = old_kernel.bind_error(io::Error::from_raw_os_error(libc::EINVAL)).to_string();
         assert!(error.contains("kernel 6.6") && error.contains("at most 3840"), "{error}");
         for (errno, parts) in [

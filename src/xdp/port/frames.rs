@@ -132,7 +132,7 @@ impl Port {
 mod tests {
     use super::*;
     use crate::xdp::ring::{Consumer, Producer, in_plain_memory};
-    use crate::xdp::socket::Rings;
+    use crate::xdp::socket::{Io, Rings};
     use crate::xdp::umem::Umem;
 
     const RING: u32 = 8;
@@ -156,7 +156,7 @@ mod tests {
             let (fill, filled) = in_plain_memory(2 * RING, 0);
             let (completed, completion) = in_plain_memory(2 * RING, 0);
             let rings = Rings { rx, tx, fill, completion };
-            let mut port = Port::new(umem.memory(), rings, None).unwrap();
+            let mut port = Port::new(umem.memory(), rings, None, Io::default()).unwrap();
             let mut pool = pool;
             port.refill(&mut pool);
             Self { port, pool, filled, received, sent, completed }
