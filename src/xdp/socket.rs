@@ -64,7 +64,7 @@ pub struct Io {
 }
 
 impl Default for Io {
-    /// What docs/PERFORMANCE.md found to be best.
+    /// As in the configuration; docs/PERFORMANCE.md says what each does.
     fn default() -> Self {
         Self { mode: BindMode::Auto, need_wakeup: true, tx_budget: 256, tx_kick: 1, busy_poll: 0 }
     }
