@@ -27,6 +27,10 @@ pub struct ForwardingTable {
     backends: Vec<Option<Backend>>,
     listen: HashMap<ListenKey, VipId>,
     returns: HashMap<ListenKey, Vec<ReturnPath>>,
+    /// Whether some VIP listens on all ports, and whether some backend answers from all: where none
+    /// does, nobody has to look.
+    any_listens: bool,
+    any_returns: bool,
 }
 
 /// A VIP.
@@ -102,6 +106,8 @@ impl ForwardingTable {
             backends: Vec::new(),
             listen: HashMap::new(),
             returns: HashMap::new(),
+            any_listens: false,
+            any_returns: false,
         };
         let previous = previous.filter(|previous| previous.secret == secret);
         for spec in specs {
@@ -142,14 +148,15 @@ impl ForwardingTable {
     #[inline]
     pub fn listener(&self, key: ListenKey) -> Option<VipId> {
         let exact = self.listen.get(&key);
-        exact.or_else(|| self.listen.get(&ListenKey { port: 0, ..key })).copied()
+        exact.or_else(|| self.listen.get(&any_port(key, self.any_listens)?)).copied()
     }
 
     /// What a packet whose *source* is `key` may be answering: exact ports first, then all ports.
     #[inline]
     pub fn return_paths(&self, key: ListenKey) -> impl Iterator<Item = &ReturnPath> + Clone {
         let exact = self.returns.get(&key).map_or(&[][..], Vec::as_slice);
-        let any = self.returns.get(&ListenKey { port: 0, ..key }).map_or(&[][..], Vec::as_slice);
+        let any = any_port(key, self.any_returns).and_then(|key| self.returns.get(&key));
+        let any = any.map_or(&[][..], Vec::as_slice);
         exact.iter().chain(any)
     }
 
@@ -157,6 +164,7 @@ impl ForwardingTable {
         for &port in spec.ports.listen() {
             let key = ListenKey { address: spec.address.into(), port, protocol: spec.protocol };
             self.listen.insert(key, spec.id);
+            self.any_listens |= port == 0;
         }
         for backend in &spec.backends {
             place(&mut self.backends, backend.id.index.0, Backend::new(spec, backend));
@@ -170,6 +178,7 @@ impl ForwardingTable {
     fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
         for &port in spec.ports.listen() {
             let key = return_key(backend, port, spec.protocol);
+            self.any_returns |= key.port == 0;
             // As a rule there is one.
             let paths = self.returns.entry(key).or_insert_with(|| Vec::with_capacity(1));
             paths.push(ReturnPath {
@@ -180,6 +189,12 @@ impl ForwardingTable {
             });
         }
     }
+}
+
+/// The key for every port, if there are such keys.
+#[inline]
+fn any_port(key: ListenKey, there_are: bool) -> Option<ListenKey> {
+    there_are.then_some(ListenKey { port: 0, ..key })
 }
 
 /// Where a NAT backend's replies come from, for clients of the VIP's `port` (0: every port).
