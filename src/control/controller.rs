@@ -26,6 +26,7 @@ use super::{
     WorkerEvent, WorkerView, reload,
 };
 use crate::config::{self, Config};
+use crate::flow::table::Families;
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{BackendIndex, ForwardingTable, PortIndex, Service};
 use crate::words::counted;
@@ -519,15 +520,29 @@ impl Controller {
         }
         let places = Place::all(&new.vips);
         self.announcer.check(&places).await.map_err(|error| refused(error.to_string()))?;
-        for worker in &self.workers {
-            let populated = worker.flows.populate(new.families());
-            populated.map_err(|error| refused(format!("[workers] flows: {error}")))?;
-        }
         let changes = reload::changes(&self.config, &new);
+        self.populate(new.families()).await.map_err(refused)?;
         let applied = self.registry.apply(&new.vips, &self.workers);
         applied.map_err(|error| refused(error.to_string()))?;
         self.config = new;
         Ok(changes)
+    }
+
+    /// Memory for the flows of these address families, where the tables have none yet. Apart from this
+    /// thread, as it may take a second per worker.
+    async fn populate(&self, families: Families) -> Result<(), String> {
+        let tables: Vec<_> = self.workers.iter().map(|worker| Arc::clone(&worker.flows)).collect();
+        let all = move || tables.iter().try_for_each(|table| table.populate(families));
+        let populated = tokio::task::spawn_blocking(all).await;
+        let told = |error: &dyn std::fmt::Display| {
+            format!(
+                "[workers] flows: {error}; if they lie on a pool of huge pages, raise vm.nr_hugepages"
+            )
+        };
+        match populated {
+            Ok(done) => done.map_err(|error| told(&error)),
+            Err(error) => Err(told(&error)),
+        }
     }
 
     /// What goes leaves the XDP program before the table; what comes enters it after.

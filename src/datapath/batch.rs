@@ -62,6 +62,8 @@ impl Batch {
 pub struct Packet {
     /// Its bytes, until its way ends.
     pub frame: Option<Frame>,
+    /// It ended by a drop.
+    pub dropped: bool,
     /// By parse.
     pub shape: Shape,
     /// By classify: the flow, from the client's side.
@@ -162,6 +164,7 @@ impl Packet {
     /// Of no packet.
     const NONE: Self = Self {
         frame: None,
+        dropped: false,
         shape: Shape { transport: 0, tag: None, flags: TcpFlags(0) },
         flow: HashedKey::NONE,
         hint: Slot::NOWHERE,

@@ -11,7 +11,7 @@
 //!
 //! A packet may arrive at another worker than the one that pinned its flow: replies of NAT backends
 //! do as a rule, as the NIC hashes another tuple. The worker then reads the owner's table, notes
-//! what it found as an *alias* in its own, and once a second tells the owner that the flow lives.
+//! what it found as an *alias* in its own, and twice a second tells the owner that the flow lives.
 
 use std::sync::Arc;
 
@@ -78,10 +78,11 @@ pub struct Context<'a> {
 
 impl Conntrack {
     /// Connection tracking of worker `me`, whose table is `tables[me]`; `None` if there is no such
-    /// table, or another worker writes it.
+    /// table, another worker writes it, or it has flows already: they would be of another process's
+    /// backends.
     pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
-        Some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
+        writer.is_empty().then_some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
     }
 
     /// The secret of the flow hashes.

@@ -19,6 +19,7 @@ pub fn receive(batch: &mut Batch, port: &mut WorkerPort, max: usize, stats: &Wor
             cpu::prefetch(frame.data());
             if let Some(packet) = places.next() {
                 packet.frame = Some(frame);
+                packet.dropped = false;
             }
         })
     });

@@ -13,6 +13,7 @@ use crate::xdp::umem::FramePool;
 /// Queues the packets in flight on their NICs' TX rings; those that find no room are dropped.
 #[inline]
 pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
+    ports.begin_batch();
     let mut left = 0;
     for run in batch.packets().chunk_by_mut(|a, b| a.nic == b.nic) {
         let Some(nic) = run.first().map(|packet| packet.nic) else { continue };
@@ -20,23 +21,13 @@ pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stat
         stats.transmitted.add(sent);
         left += run.len() as u64 - sent;
     }
+    for packet in batch.packets() {
+        count(packet, stats);
+    }
     if left > 0 {
         for packet in batch.in_flight() {
-            uncount(packet, stats);
             end(packet, Drop::TxFull, pool, stats);
         }
-    }
-}
-
-/// Counts a packet that is to be transmitted for its VIP and backend.
-#[inline(always)]
-pub fn count(packet: &Packet, stats: &WorkerStats) {
-    let (to_client, bytes) = (packet.way.is_reply(), u64::from(packet.bytes));
-    if let Some(counters) = backend(packet.backend, stats) {
-        add(counters, to_client, 1, bytes);
-    }
-    if let Some(counters) = vip(packet.vip, stats) {
-        add(counters, to_client, 1, bytes);
     }
 }
 
@@ -46,18 +37,29 @@ pub fn end(packet: &mut Packet, reason: Drop, pool: &mut FramePool, stats: &Work
     if let Some(frame) = packet.frame.take() {
         pool.push(frame);
     }
+    packet.dropped = true;
     stats.drop_counter(reason).add(1);
     for counters in vip(packet.vip, stats).into_iter().chain(backend(packet.backend, stats)) {
         counters.dropped.add(1);
     }
 }
 
-/// Takes back what [`count`] has counted for a packet that was not sent.
-#[cold]
-fn uncount(packet: &Packet, stats: &WorkerStats) {
-    let less = u64::from(packet.bytes).wrapping_neg();
-    for counters in vip(packet.vip, stats).into_iter().chain(backend(packet.backend, stats)) {
-        add(counters, packet.way.is_reply(), 1_u64.wrapping_neg(), less);
+/// Counts a packet for its VIP and backend, if it was queued: its frame is gone, and not by a drop.
+#[inline(always)]
+fn count(packet: &Packet, stats: &WorkerStats) {
+    if packet.frame.is_some() || packet.dropped {
+        return;
+    }
+    let (to_client, bytes) = (packet.way.is_reply(), u64::from(packet.bytes));
+    let counters = [backend(packet.backend, stats), vip(packet.vip, stats)];
+    for counters in counters.into_iter().flatten() {
+        let (packet_counter, byte_counter) = if to_client {
+            (&counters.packets_out, &counters.bytes_out)
+        } else {
+            (&counters.packets_in, &counters.bytes_in)
+        };
+        packet_counter.add(1);
+        byte_counter.add(bytes);
     }
 }
 
@@ -69,16 +71,4 @@ fn vip(id: VipId, stats: &WorkerStats) -> Option<&FlowStats> {
 #[inline(always)]
 fn backend(index: BackendIndex, stats: &WorkerStats) -> Option<&FlowStats> {
     stats.backends.get(usize::from(index.0))
-}
-
-/// Adds to two counters; they wrap, so that taking back is adding, too.
-#[inline(always)]
-fn add(counters: &FlowStats, to_client: bool, packets: u64, bytes: u64) {
-    let (packet_counter, byte_counter) = if to_client {
-        (&counters.packets_out, &counters.bytes_out)
-    } else {
-        (&counters.packets_in, &counters.bytes_in)
-    };
-    packet_counter.add(packets);
-    byte_counter.add(bytes);
 }

@@ -10,7 +10,7 @@ use super::parse::{parse, parse_plain};
 use super::receive::receive;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
-use super::transmit::{count, end, transmit};
+use super::transmit::{end, transmit};
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Subscription;
 use crate::forwarding::{MAX_NICS, PortIndex};
@@ -35,7 +35,7 @@ pub struct WorkerPort {
     bad_descriptors: u64,
     /// Packets and bytes that were queued, and are not counted yet.
     queued: (u64, u64),
-    /// The TX ring was full, and has been given to the kernel, since the last flush.
+    /// The TX ring was full, and has been given to the kernel, in this batch.
     was_full: bool,
 }
 
@@ -53,11 +53,12 @@ impl WorkerPort {
     }
 
     /// Queues the frames of these packets; those that find no room stay. A full ring is given to the
-    /// kernel and tried once more, once per poll. Returns how many were queued.
+    /// kernel and tried once more, once per batch. Returns how many were queued.
     #[inline]
     fn queue(&mut self, packets: &mut [Packet], pool: &mut FramePool, stats: &WorkerStats) -> u64 {
         let mut sent = self.try_queue(packets);
-        if !self.was_full && self.port.is_full() {
+        let left = || packets.iter().any(|packet| packet.frame.is_some());
+        if !self.was_full && self.port.is_full() && left() {
             self.was_full = true;
             self.hand_over(stats);
             self.port.reclaim(pool);
@@ -78,7 +79,6 @@ impl WorkerPort {
     /// Hands what was queued to the kernel.
     #[inline]
     fn flush(&mut self, stats: &WorkerStats) {
-        self.was_full = false;
         self.hand_over(stats);
     }
 
@@ -113,6 +113,14 @@ impl Ports {
             }
         }
         Self { ports, sender }
+    }
+
+    /// Every full ring may be given to the kernel once more.
+    #[inline]
+    pub fn begin_batch(&mut self) {
+        for port in &mut self.ports {
+            port.was_full = false;
+        }
     }
 
     /// Queues the frames of packets that leave by `nic` on its TX ring; returns how many. Those that
@@ -312,12 +320,8 @@ fn forward(
             Ok(backend) => backend,
             Err(miss) => select(packet, miss, conntrack, context)?,
         };
-        rewrite_to_backend(packet, backend, macs)?;
-        count(packet, context.stats);
-        return Ok(());
+        return rewrite_to_backend(packet, backend, macs);
     };
     let hop = conntrack.track_reply(packet, source, context).ok_or(Drop::ReturnNoFlow)?;
-    rewrite_to_client(packet, &hop, macs)?;
-    count(packet, context.stats);
-    Ok(())
+    rewrite_to_client(packet, &hop, macs)
 }

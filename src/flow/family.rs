@@ -4,7 +4,7 @@
 //! [`writer`](super::writer).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use super::bucket::{self, Places, tag_of};
 use super::entry::{self, Entry, Pin, State, Track, WayBack};
@@ -175,6 +175,7 @@ pub(super) struct FamilyTable<F: Family> {
     /// The `birth` word of each entry: apart, as packets do not want it.
     pub(super) births: Mapping<AtomicU64>,
     header: Mapping<Line>,
+    populated: AtomicBool,
 }
 
 impl<F: Family> FamilyTable<F> {
@@ -185,6 +186,7 @@ impl<F: Family> FamilyTable<F> {
             entries: arena.part(span.entries_at, span.entries)?,
             births: arena.part(span.births_at, span.entries)?,
             header: arena.part(0, HEADER_LINES)?,
+            populated: AtomicBool::new(false),
         })
     }
 
@@ -212,9 +214,14 @@ impl<F: Family> FamilyTable<F> {
     }
 
     pub(super) fn populate(&self) -> Result<(), MappingError> {
-        self.buckets.populate()?;
-        self.entries.populate()?;
-        self.births.populate()
+        // Relaxed: done twice at worst.
+        if !self.populated.load(Relaxed) {
+            self.buckets.populate()?;
+            self.entries.populate()?;
+            self.births.populate()?;
+            self.populated.store(true, Relaxed);
+        }
+        Ok(())
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -228,6 +235,11 @@ impl<F: Family> FamilyTable<F> {
     #[inline(always)]
     pub(super) fn view(&self) -> View<'_, F> {
         View { buckets: &self.buckets, entries: &self.entries }
+    }
+
+    /// As [`FamilyTable::read`], for who walks over all entries: does not touch what was never used.
+    pub(super) fn read_used(&self, number: u32) -> Option<Entry> {
+        if number < self.ever_used() { self.read(number) } else { None }
     }
 
     /// A consistent copy of an entry; `None` if it is free, or changes all the time.

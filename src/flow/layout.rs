@@ -4,7 +4,7 @@
 //! | header | buckets v4 | entries v4 | births v4 | buckets v6 | entries v6 | births v6 |
 //!
 //! header   magic (2 words), layout version, flows per family, seed of the hash, boot (2 words),
-//!          whether somebody writes; entries that were ever used, v4 and v6
+//!          who writes (0: nobody); entries that were ever used, v4 and v6
 //! ```
 //!
 //! All places are numbers, none is a pointer, so the memory may be mapped anywhere. A part begins at
@@ -27,7 +27,9 @@ const MAGIC: [u64; 2] = [u64::from_ne_bytes(*b"holdfast"), u64::from_ne_bytes(*b
 /// Buckets are made for this share of places in use, in percent.
 const LOAD_PERCENT: usize = 85;
 
-const PAGE: usize = 4096;
+/// The largest page that a kernel may have (aarch64): parts begin at one, so that each can be populated
+/// by itself.
+const PAGE: usize = 65536;
 
 /// Fewest and most flows per family.
 const FLOWS: std::ops::RangeInclusive<u32> = PLACES..=1 << 30;
@@ -149,25 +151,29 @@ impl Header {
         if [b0, b1] != boot() {
             return Err(TableError::OtherBoot);
         }
-        header.set_writer(false);
         Ok((header, capacity, seed))
     }
 
-    /// Takes the right to write; false if somebody in this process has it.
-    pub(super) fn take_writer(&self) -> bool {
+    /// Takes the right to write, for `owner` (not 0); false while somebody else has it.
+    pub(super) fn take_writer(&self, owner: u64) -> bool {
         // AcqRel: what the last writer wrote is seen by the next.
-        self.writer().is_some_and(|word| word.swap(1, Ordering::AcqRel) == 0)
+        self.writer().is_some_and(|word| {
+            word.compare_exchange(0, owner, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
     }
 
-    /// Gives that right back.
-    pub(super) fn give_writer(&self) {
-        self.set_writer(false);
-    }
-
-    fn set_writer(&self, taken: bool) {
+    /// Takes that right from whoever has it.
+    pub(super) fn seize_writer(&self, owner: u64) {
         if let Some(word) = self.writer() {
-            // Release pairs with `take_writer`.
-            word.store(taken.into(), Ordering::Release);
+            word.swap(owner, Ordering::AcqRel);
+        }
+    }
+
+    /// Gives that right back, if `owner` still has it.
+    pub(super) fn give_writer(&self, owner: u64) {
+        if let Some(word) = self.writer() {
+            // Release pairs with `take_writer`. Who does not have it any more gives nothing back.
+            let _ = word.compare_exchange(owner, 0, Ordering::Release, Ordering::Relaxed);
         }
     }
 

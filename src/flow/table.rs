@@ -108,17 +108,19 @@ impl FlowTable {
         on(Pages::Pool).or_else(|_: TableError| on(Pages::Ordinary))
     }
 
-    /// Takes over the table in `file`, which [`FlowTable::file`] gave out in another process: with all
-    /// its flows, for whoever takes its writing half next. That process must not write any more.
+    /// Maps the table in `file`, which [`FlowTable::file`] gave out in another process, to be read, and
+    /// to be written once that process is gone ([`FlowWriter::take_over`](super::writer::FlowWriter)).
+    /// Its pins name VIPs, backends and workers of that process: those must be handed over as well.
     ///
-    /// Cost: none that grows with the table; the writing half reads all of it once.
     ///
     /// # Errors
     /// [`TableError`] when it is not a table, or of another version, size or boot.
     pub fn attach(file: OwnedFd) -> Result<Self, TableError> {
         let arena = Arena::of_file(file)?;
         let (header, capacity, seed) = Header::check(&arena)?;
-        Self::over(arena, header, &Layout::of(capacity), TableSecret::new(seed))
+        let table = Self::over(arena, header, &Layout::of(capacity), TableSecret::new(seed))?;
+        table.populate(Families { v4: table.v4.ever_used() > 0, v6: table.v6.ever_used() > 0 })?;
+        Ok(table)
     }
 
     fn over(
@@ -196,8 +198,8 @@ impl FlowTable {
     /// The pin (no alias) at a position (`0..positions()`), if one is there.
     pub fn pin_at(&self, position: u32) -> Option<Entry> {
         let entry = match position.checked_sub(self.capacity()) {
-            None => self.v4.read(position),
-            Some(number) => self.v6.read(number),
+            None => self.v4.read_used(position),
+            Some(number) => self.v6.read_used(number),
         };
         entry.filter(|entry| !entry.pin.track.state().has(State::ALIAS))
     }

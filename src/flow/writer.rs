@@ -1,7 +1,7 @@
 //! The writing half of a flow table: insertion, removal, changes, and the sweep.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use arrayvec::ArrayVec;
 
@@ -26,6 +26,8 @@ const TOGETHER: usize = 16;
 #[derive(Debug)]
 pub struct FlowWriter {
     table: Arc<FlowTable>,
+    /// Its name in the header.
+    owner: u64,
     v4: Free,
     v6: Free,
     /// Next entry that [`FlowWriter::sweep`] looks at: those of IPv4, then those of IPv6.
@@ -50,15 +52,24 @@ pub struct Full;
 impl FlowWriter {
     /// Takes the writing half of a table, with all its flows; `None` while somebody else has it.
     ///
-    /// Cost: one look at every bucket and entry that was ever used. What an earlier process left
-    /// half written is removed.
+    /// Cost: one look at every bucket and entry that was ever used.
     pub fn new(table: Arc<FlowTable>) -> Option<Self> {
-        if !table.header.take_writer() {
-            return None;
-        }
+        let owner = new_owner();
+        table.header.take_writer(owner).then(|| Self::adopt(table, owner))
+    }
+
+    /// As [`FlowWriter::new`], from a writer that the caller knows to be gone, killed perhaps in the
+    /// middle of something: what it left half written is removed.
+    pub fn take_over(table: Arc<FlowTable>) -> Self {
+        let owner = new_owner();
+        table.header.seize_writer(owner);
+        Self::adopt(table, owner)
+    }
+
+    fn adopt(table: Arc<FlowTable>, owner: u64) -> Self {
         let v4 = Free::adopt(&table.v4, table.secret());
         let v6 = Free::adopt(&table.v6, table.secret());
-        Some(Self { table, v4, v6, hand: 0 })
+        Self { table, owner, v4, v6, hand: 0 }
     }
 
     /// The shared half.
@@ -161,8 +172,15 @@ impl FlowWriter {
 
 impl Drop for FlowWriter {
     fn drop(&mut self) {
-        self.table.header.give_writer();
+        self.table.header.give_writer(self.owner);
     }
+}
+
+/// A name that no other writer on this machine has: process and number.
+fn new_owner() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    // Relaxed: only the number itself matters.
+    u64::from(std::process::id()) << 32 | NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Free {
@@ -595,9 +613,11 @@ mod tests {
 
         let file = writer.table.file().try_clone_to_owned().unwrap();
         std::mem::forget(writer);
-        let table = FlowTable::attach(file).unwrap();
+        let table = Arc::new(FlowTable::attach(file).unwrap());
         assert_eq!(table.capacity(), 1000);
-        let mut writer = FlowWriter::new(Arc::new(table)).unwrap();
+        assert!(FlowWriter::new(Arc::clone(&table)).is_none(), "to map it is not to take it over");
+        let mut writer = FlowWriter::take_over(Arc::clone(&table));
+        assert!(FlowWriter::new(table).is_none());
         let lost = |number: u32| number.is_multiple_of(3) || [1, 2, 4].contains(&number);
         for number in 0..2000 {
             assert_eq!(writer.found(number), (!lost(number)).then(|| pin(1)), "{number}");
@@ -609,6 +629,17 @@ mod tests {
         }
         assert_eq!(writer.add(2000, 2), Err(Full), "full to the last entry");
         assert_eq!(writer.purge(|_| false), 2000);
+    }
+
+    #[test]
+    fn who_was_relieved_does_not_give_back_what_is_not_his() {
+        let first = table(8);
+        let shared = Arc::clone(&first.table);
+        let second = FlowWriter::take_over(Arc::clone(&shared));
+        drop(first);
+        assert!(FlowWriter::new(Arc::clone(&shared)).is_none(), "the second has it");
+        drop(second);
+        assert!(FlowWriter::new(shared).is_some());
     }
 
     #[test]
@@ -643,6 +674,8 @@ mod tests {
         };
         let table = FlowTable::new(1_000_000, TableSecret::new(1), v4).unwrap();
         let writer = FlowWriter::new(Arc::new(table)).unwrap();
+        let positions = 0..writer.table.positions();
+        assert_eq!(positions.filter_map(|at| writer.table.pin_at(at)).count(), 0);
         let (first, huge) = (resident(&writer.table), 4 * crate::xdp::memory::HUGE_PAGE as u64);
         assert!(first >= writer.table.memory(v4) as u64);
         assert!(first <= writer.table.memory(v4) as u64 + huge, "{first}");

@@ -5,8 +5,7 @@
 //!            pool <-reclaim-- completion <--- kernel <---- TX ring <-transmit-- frame
 //! ```
 //!
-//! A worker calls, once per poll: `reclaim`, `refill`, `receive`, then `transmit` for each packet,
-//! then `flush`. Nothing here allocates, blocks or panics; a system call is made only to wake a
+//! A worker calls, once per poll: `reclaim`, `receive`, `transmit_all`, `refill`, then `flush`. Nothing here allocates, blocks or panics; a system call is made only to wake a
 //! kernel that asks for it. What the rings say is checked against the ledger of the
 //! [UMEM](super::umem): a descriptor that names no frame of this port is counted and ignored.
 #![allow(unsafe_code, reason = "poll(2)")]
@@ -149,11 +148,12 @@ impl Port {
     #[inline]
     pub fn transmit_all<'f>(
         &mut self,
-        frames: impl Iterator<Item = &'f mut Option<Frame>>,
+        frames: impl ExactSizeIterator<Item = &'f mut Option<Frame>>,
     ) -> (u32, u64) {
         let (memory, holder) = (self.memory, self.transmit);
         let (mut frames, mut bytes) = (frames, 0);
-        let queued = self.rings.tx.push_up_to(self.rings.tx.size(), || {
+        let most = u32::try_from(frames.len()).unwrap_or(u32::MAX);
+        let queued = self.rings.tx.push_up_to(most, || {
             for place in frames.by_ref() {
                 let Some(frame) = place.take() else { continue };
                 let len = u32::from(frame.bytes());
