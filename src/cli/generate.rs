@@ -259,6 +259,7 @@ pub fn generate(args: &GenerateArgs, out: &mut impl Write) -> Result<(), CliErro
         |error: crate::generator::settings::Refusal| CliError::Generate(error.to_string());
     let settings = Settings::check(args.request()).map_err(refused)?;
     args.check_search().map_err(refused)?;
+    check_outputs(args)?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
@@ -334,6 +335,24 @@ fn tell_trial(rate: Option<f64>, outcome: &Outcome, bound: f64) {
         number::short(outcome.pps_sent),
         outcome.lost,
     );
+}
+
+/// Whether the reports will find their places: better known before the first packet than after the
+/// last.
+fn check_outputs(args: &GenerateArgs) -> Result<(), CliError> {
+    let stdout = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new(STDOUT));
+    if stdout(&args.json) && stdout(&args.csv) {
+        let what = "--json and --csv cannot both go to the standard output; name a file behind one";
+        return Err(CliError::Generate(what.to_owned()));
+    }
+    let files = [&args.json, &args.csv, &args.report].into_iter().flatten();
+    for path in files.filter(|path| *path != Path::new(STDOUT)) {
+        let opened = fs::OpenOptions::new().create(true).append(true).open(path);
+        opened.map_err(|error| {
+            CliError::Generate(format!("cannot write {}: {error}", path.display()))
+        })?;
+    }
+    Ok(())
 }
 
 fn write_reports(
