@@ -222,7 +222,7 @@ pub struct Workers {
     pub cores: Vec<usize>,
     /// What a worker does when no packet is there.
     pub idle: Idle,
-    /// Entries of each worker's flow table.
+    /// Flows of each address family in each worker's flow table.
     pub flows: usize,
     /// UMEM frames of each worker; `None`: as many as its rings can hold, see
     /// [`Config::frames_needed`].

@@ -489,7 +489,8 @@ impl Controller {
         }
     }
 
-    /// All or nothing: what can be wrong is found before anything changes, and a refusal says so.
+    /// All or nothing: what can be wrong is found before anything changes (but memory, that was found for a new
+    /// address family), and a refusal says so.
     async fn reload(
         &mut self,
         network: &mut watch::Receiver<Arc<Snapshot>>,
