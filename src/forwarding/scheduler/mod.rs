@@ -52,6 +52,14 @@ pub enum Note {
     Slot(u32),
 }
 
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slot(slot) => write!(f, "slot {slot}"),
+        }
+    }
+}
+
 /// Who wants flows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate<'a> {
@@ -77,6 +85,14 @@ pub enum SchedulerKind {
         /// Slots: a prime.
         size: u32,
     },
+}
+
+impl fmt::Display for SchedulerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Maglev { size } => write!(f, "maglev of {size} slots"),
+        }
+    }
 }
 
 /// A scheduler with what it was built from.
