@@ -69,6 +69,14 @@ pub enum Note {
     Full(BackendIndex),
 }
 
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slot(slot) => write!(f, "slot {slot}"),
+        }
+    }
+}
+
 /// Who wants flows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate<'a> {
@@ -164,6 +172,14 @@ impl fmt::Display for SchedulerKind {
                 let e = f64::from(e_permille) / 1000.0;
                 write!(f, "{word} (e {e}, table_size {size})")
             }
+        }
+    }
+}
+
+impl fmt::Display for SchedulerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Maglev { size } => write!(f, "maglev of {size} slots"),
         }
     }
 }
