@@ -13,6 +13,7 @@ mod health;
 pub mod machine;
 mod nic;
 mod place;
+mod quic;
 #[cfg(test)]
 mod reference;
 mod report;
@@ -34,7 +35,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
 use crate::flow::table::Families;
-use crate::forwarding::{Forward, PortIndex, Ports, Secret};
+use crate::forwarding::{Forward, PortIndex, Ports, Secret, ServerId, quic_lb};
 use crate::words::reason;
 
 use place::{Place, Value};
@@ -314,6 +315,8 @@ pub struct Vip {
     pub timeouts: Timeouts,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
+    /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.
+    pub quic: Vec<quic_lb::Config>,
     /// Backends, in the file's order.
     pub backends: Vec<Backend>,
 }
@@ -375,6 +378,8 @@ pub struct Backend {
     pub port: Option<u16>,
     /// Share of new flows relative to the other backends; 0 takes none.
     pub weight: u32,
+    /// What names it in QUIC connection ids, at most one of each length.
+    pub server_ids: Vec<ServerId>,
 }
 
 /// `[control]`.

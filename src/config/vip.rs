@@ -12,7 +12,7 @@ use super::health::RawHealth;
 use super::place::{Place, Value};
 use super::report::Report;
 use super::timeouts::RawTimeouts;
-use super::{Announce, Backend, Health, TcpHealth, Vip};
+use super::{Announce, Backend, Health, TcpHealth, Vip, quic};
 use crate::flow::Protocol;
 use crate::forwarding::{Forward, Ports};
 
@@ -41,7 +41,8 @@ pub(super) struct RawVip {
     health: RawHealth,
     timeouts: RawTimeouts,
     announce: Option<String>,
-    /// Taken out and read before; it is here to be named with the other keys.
+    /// Taken out and read by themselves; they are here to be named with the other keys.
+    quic: Option<IgnoredAny>,
     backend: Option<IgnoredAny>,
 }
 
@@ -91,15 +92,18 @@ pub(super) fn check(
     first_nic: Option<&str>,
     report: &mut Report<'_>,
 ) -> (Option<Placed<Vip>>, Vec<Placed<Backend>>) {
-    let backends = match section.get_mut() {
-        DeValue::Table(table) => table.remove("backend"),
+    let [backends, quic] = ["backend", "quic"].map(|list| match section.get_mut() {
+        DeValue::Table(table) => table.remove(list),
         _ => None,
-    };
+    });
     let raw: RawVip = report.read(section, place);
     let forward = forward(raw.forward.as_deref(), &place.key("forward"), report);
     let backends = check_backends(backends, &place.key("backend"), forward, report);
     let values = backends.iter().map(|backend| backend.value.clone()).collect();
-    let vip = raw.check(place, forward, first_nic, values, report);
+    let mut vip = raw.check(place, forward, first_nic, values, report);
+    if let Some(vip) = &mut vip {
+        vip.quic = quic::check(quic, &place.key("quic"), vip.protocol, &backends, report);
+    }
     (vip.map(|value| Placed { value, place: place.clone() }), backends)
 }
 
@@ -154,6 +158,7 @@ impl RawVip {
             health,
             timeouts,
             announce,
+            quic: Vec::new(),
             backends,
         })
     }

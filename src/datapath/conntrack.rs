@@ -19,6 +19,7 @@ use arrayvec::ArrayVec;
 
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
+use super::quic::{answers_for, named};
 use crate::flow::Protocol;
 use crate::flow::entry::{Pin, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
@@ -125,7 +126,7 @@ impl Conntrack {
         if hit.track.state().has(State::ALIAS) {
             return self.track_alias(&hit, packet, backend, context);
         }
-        if begins_anew(packet, &hit.track, backend) {
+        if begins_anew(packet, &hit.track, backend, context) {
             self.remove(hit.slot, context.stats);
             return Err(Miss::Open);
         }
@@ -148,7 +149,7 @@ impl Conntrack {
         let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
-        if begins_anew(packet, &track, backend) {
+        if begins_anew(packet, &track, backend, context) {
             self.remove(alias.slot, context.stats);
             return Err(Miss::Open);
         }
@@ -225,8 +226,8 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> Option<NextHop> {
         let on_it = |hit: &Hit<'_>| {
-            hit.track.backend().index == backend
-                && living(flow.protocol(), &hit.track, context).is_some()
+            living(flow.protocol(), &hit.track, context)
+                .is_some_and(|pinned| answers_for(backend, pinned, context))
         };
         let Some(hit) = context.flows.find_at(flow, hint).filter(on_it) else {
             let pin = self.answered_elsewhere(flow, backend, packet, context)?;
@@ -273,7 +274,10 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Pin> {
-        let on_it = |pin: &Pin| pin.track.backend().index == backend;
+        let on_it = |pin: &Pin| {
+            let pinned = context.table.pinned(pin.track.backend());
+            pinned.is_some_and(|pinned| answers_for(backend, pinned, context))
+        };
         let (slot, pin, _) = self.find_elsewhere(flow, context, on_it)?;
         self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
         Some(pin)
@@ -469,7 +473,9 @@ fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&
         Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
             backend.timeouts.established
         }
-        Protocol::Udp if track.state() == State::default() && backend.up => backend.timeouts.udp,
+        Protocol::Udp if track.state() == State::default() && backend.up && !backend.quic => {
+            backend.timeouts.udp
+        }
         _ => return None,
     };
     (context.now.since(track.last_seen()).0 <= timeout.0).then_some(backend)
@@ -501,13 +507,17 @@ fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
 /// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
 /// not answer (the client tries again, and shall succeed). A SYN for an established flow does not:
 /// anybody can forge one, and the backend answers it (RFC 5961 4). Any UDP packet does if the
-/// backend does not answer: its own traffic would keep a dead pin alive.
+/// backend does not answer: its own traffic would keep a dead pin alive; and one whose connection id
+/// names another backend.
 #[inline]
-fn begins_anew(packet: &Packet, track: &Track, backend: &Backend) -> bool {
+fn begins_anew(packet: &Packet, track: &Track, backend: &Backend, context: &Context<'_>) -> bool {
     match packet.flow.protocol() {
         Protocol::Tcp if !packet.shape.flags.opens() => false,
         Protocol::Tcp => !backend.up || track.state().is_closing(backend.forward),
-        Protocol::Udp => !backend.up,
+        Protocol::Udp => {
+            let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
+            !backend.up || (backend.quic && elsewhere())
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod batch;
 pub mod classify;
 pub mod conntrack;
 pub mod parse;
+pub mod quic;
 pub mod receive;
 pub mod rewrite;
 pub mod select;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use super::batch::{Packet, TcpFlags};
 use super::conntrack::{Conntrack, Context, Miss};
+use super::quic::named;
 use crate::flow::{FlowKey, Protocol};
 use crate::forwarding::select::{affinity_hash, choose};
 use crate::forwarding::table::{Backend, Vip};
@@ -27,10 +28,13 @@ pub fn select<'t>(
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
-    let backend = choose_backend(&key, miss, vip, conntrack, context)?;
+    // Where the connection is counts for more than a collision: elsewhere nobody knows it.
+    let named = named(packet, context);
+    let backend = named.map_or_else(|| choose_backend(&key, miss, vip, conntrack, context), Ok)?;
     if deserves_pin(packet) {
         conntrack.pin(packet, backend, context).map_err(|_| Drop::TableFull)?;
         match miss {
+            _ if named.is_some() => context.stats.flows_by_cid.add(1),
             Miss::Midflow => context.stats.flows_by_hash.add(1),
             Miss::Open => context.stats.flows_new.add(1),
         }

@@ -10,6 +10,7 @@
 
 pub mod maglev;
 pub mod publish;
+pub mod quic_lb;
 pub mod select;
 pub mod table;
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::flow::{Address, Protocol};
 use crate::units::Ticks;
 
+pub use quic_lb::ServerId;
 pub use table::ForwardingTable;
 
 /// Most VIPs in one configuration.
@@ -166,6 +168,8 @@ pub struct VipSpec {
     pub timeouts: Timeouts,
     /// Size of the Maglev lookup table, a prime.
     pub table_size: u32,
+    /// How its QUIC connection ids are made, by rotation; empty: they are not looked at.
+    pub quic: Vec<quic_lb::Config>,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
 }
@@ -189,4 +193,6 @@ pub struct BackendSpec {
     pub service: Service,
     /// Where frames for it go, if route and neighbour are known.
     pub next_hop: Option<NextHop>,
+    /// What names it in QUIC connection ids.
+    pub server_ids: Vec<ServerId>,
 }

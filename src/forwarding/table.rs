@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::maglev::{Candidate, LookupTable};
+use super::quic_lb::QuicLb;
 use super::{
     BackendId, BackendIndex, BackendSpec, Forward, ListenKey, NextHop, Secret, Service, Timeouts,
     VipId, VipSpec,
@@ -46,6 +47,8 @@ pub struct Vip {
     pub lookup: Arc<LookupTable>,
     /// The same backends as a list, in the order of their names.
     pub weighted: Box<[BackendIndex]>,
+    /// How its clients' QUIC connection ids name backends, if they do.
+    pub quic: Option<Box<QuicLb>>,
 }
 
 /// A backend of one VIP, and all that a packet of a pinned flow wants to know of either:
@@ -73,6 +76,8 @@ pub struct Backend {
     pub takes_new: bool,
     /// Packets of flows whose pin was lost may go to it: up, and not out of service.
     pub takes_midflow: bool,
+    /// A connection id may take a flow to another backend of its VIP.
+    pub quic: bool,
 }
 
 /// A VIP address and port for which a NAT backend may be answering.
@@ -217,6 +222,7 @@ impl Vip {
             forward: spec.forward,
             timeouts: spec.timeouts,
             weighted: weighted.map(|backend| backend.id.index).collect(),
+            quic: QuicLb::new(&spec.quic, &spec.backends),
             lookup: lookup.unwrap_or_else(|| {
                 Arc::new(LookupTable::build(spec.table_size, secret, candidates))
             }),
@@ -249,6 +255,7 @@ impl Backend {
                 && spec.service == Service::Active
                 && spec.next_hop.is_some(),
             takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
+            quic: !vip.quic.is_empty(),
         }
     }
 }
@@ -286,6 +293,7 @@ pub(crate) mod testing {
                 udp: Ticks(12_000),
             },
             table_size: 65537,
+            quic: Vec::new(),
             backends: Vec::new(),
         }
     }
@@ -306,6 +314,7 @@ pub(crate) mod testing {
                 mac: [2, 0, 0, 0, high, low],
                 vlan: None,
             }),
+            server_ids: Vec::new(),
         }
     }
 }

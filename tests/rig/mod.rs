@@ -77,6 +77,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             mac: backend_mac(index),
             vlan: None,
         }),
+        server_ids: Vec::new(),
     };
     VipSpec {
         id: VipId(id),
@@ -92,6 +93,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             udp: Ticks(100),
         },
         table_size: 1009,
+        quic: Vec::new(),
         backends: (0..backends).map(backend).collect(),
     }
 }
