@@ -21,7 +21,9 @@ use holdfast::control::{
 };
 use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, Subscription};
-use holdfast::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports};
+use holdfast::forwarding::{
+    Affinity, BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind,
+};
 use holdfast::units::Ticks;
 
 /// Set in the process that runs inside the namespace: the name of the two namespaces.
@@ -280,16 +282,20 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         address: address.parse().unwrap(),
         port: Some(8080),
         weight: 1,
+        server_ids: Vec::new(),
     });
     Vip {
         name: name.to_owned(),
         address: address.parse().unwrap(),
         ports: Ports::List(vec![80]),
         protocol: Protocol::Tcp,
+        scheduler: SchedulerKind::Maglev { size: 251 },
+        affinity: Affinity::Flow,
         forward: Forward::Nat,
         health: Health::None,
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },
         announce,
+        quic: Vec::new(),
         backends: backends.collect(),
     }
 }

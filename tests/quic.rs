@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use etherparse::PacketBuilder;
 use holdfast::flow::Protocol;
 use holdfast::forwarding::quic_lb::{Codec, Config};
-use holdfast::forwarding::{Forward, ServerId, Service, VipSpec};
+use holdfast::forwarding::{Affinity, Forward, ServerId, Service, VipSpec};
 use holdfast::stats::Drop;
 use proptest::prelude::*;
 use rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec};
@@ -52,6 +52,7 @@ fn naming(config: &Config, index: u16) -> Vec<u8> {
 fn quic_spec(forward: Forward, family: Family) -> VipSpec {
     let mut spec = VipSpec {
         protocol: Protocol::Udp,
+        affinity: Affinity::QuicCid,
         quic: CONFIGS.to_vec(),
         ..spec(0, forward, family, 1, BACKENDS)
     };
@@ -239,7 +240,7 @@ fn replies_pass_from_every_backend_that_a_client_port_has_connections_with() {
     }
     // Of a VIP that does not go by connection ids, only the pinned backend's.
     let mut plain = quic_spec(Forward::Nat, Family::V4);
-    plain.quic.clear();
+    plain.affinity = Affinity::Flow;
     let mut rig = Rig::new(1, 1, vec![plain]);
     let sent = Sent::of(0, &quic(5000, SHORT, &naming(&CONFIGS[0], 0)), &mut rig);
     assert_eq!(rig.send(0, 0, &reply(&sent)).len(), 1);

@@ -11,9 +11,8 @@ use super::hash::secret;
 use super::place::{Place, Value};
 use super::report::Report;
 use super::vip::Placed;
-use crate::flow::Protocol;
-use crate::forwarding::ServerId;
 use crate::forwarding::quic_lb::{Config, MAX_PLAINTEXT, MAX_SERVER_ID, MIN_NONCE};
+use crate::forwarding::{Affinity, ServerId};
 
 /// Rotation 7 is for connection ids that name nobody.
 const MAX_ROTATION: u8 = 6;
@@ -84,7 +83,7 @@ fn server_id(text: &str, place: &Place, report: &mut Report<'_>) -> Option<Serve
 pub(super) fn check(
     list: Option<Value<'_>>,
     place: &Place,
-    protocol: Protocol,
+    affinity: Affinity,
     backends: &[Placed<Backend>],
     report: &mut Report<'_>,
 ) -> Vec<Config> {
@@ -95,13 +94,21 @@ pub(super) fn check(
         let raw: RawQuic = report.read(section, &place);
         configs.extend(raw.check(&place, report).map(|value| Placed { value, place }));
     }
-    if given && protocol != Protocol::Udp {
-        report.error(place, "QUIC goes over UDP", "set protocol = \"udp\" for this [[vip]]");
+    match (given, affinity == Affinity::QuicCid) {
+        (true, false) => {
+            let fix = "set affinity = \"quic_cid\" for this [[vip]], or remove it";
+            report.error(place, "the VIP does not look at connection ids", fix);
+        }
+        (false, true) => {
+            let fix = "add a [[vip.quic]] that says how connection ids are made";
+            report.missing(place, fix);
+        }
+        _ => {}
     }
     rotations(&configs, report);
     missing_ids(&configs, backends, report);
     unique_ids(backends, report);
-    if configs.is_empty() && !given {
+    if !given && affinity != Affinity::QuicCid {
         useless_ids(backends, report);
     }
     configs.into_iter().map(|config| config.value).collect()
@@ -191,7 +198,7 @@ fn unique_ids(backends: &[Placed<Backend>], report: &mut Report<'_>) {
 fn useless_ids(backends: &[Placed<Backend>], report: &mut Report<'_>) {
     if let Some(backend) = backends.iter().find(|backend| !backend.value.server_ids.is_empty()) {
         let what = "the VIP does not look at connection ids";
-        let fix = "add a [[vip.quic]] that says how they are made, or remove the server id";
+        let fix = "set affinity = \"quic_cid\" and add a [[vip.quic]], or remove the server id";
         report.error(&backend.place.key("server_id"), what, fix);
     }
 }

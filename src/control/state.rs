@@ -20,8 +20,8 @@ use crate::config;
 use crate::flow::Address;
 use crate::forwarding::table::return_key;
 use crate::forwarding::{
-    BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS, NextHop,
-    Timeouts, VipId, VipSpec,
+    BackendId, BackendIndex, BackendSpec, FULL_SHARE, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
+    NextHop, Splits, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -286,8 +286,8 @@ impl Registry {
     }
 
     /// What the forwarding table is built from.
-    pub fn specs(&self, table_size: u32) -> Vec<VipSpec> {
-        self.vips.iter().map(|vip| vip.spec(table_size)).collect()
+    pub fn specs(&self) -> Vec<VipSpec> {
+        self.vips.iter().map(VipEntry::spec).collect()
     }
 
     /// What the XDP program is to do.
@@ -325,7 +325,7 @@ impl VipEntry {
         })
     }
 
-    fn spec(&self, table_size: u32) -> VipSpec {
+    fn spec(&self) -> VipSpec {
         let timeouts = &self.config.timeouts;
         VipSpec {
             id: self.id,
@@ -339,7 +339,9 @@ impl VipEntry {
                 closing: Ticks::span(timeouts.closing),
                 udp: Ticks::span(timeouts.udp),
             },
-            table_size,
+            scheduler: self.config.scheduler,
+            affinity: self.config.affinity,
+            splits: Splits::default(),
             quic: self.config.quic.clone(),
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
@@ -354,6 +356,7 @@ impl BackendEntry {
             address: self.config.address,
             port: self.config.port,
             weight: self.config.weight,
+            share: FULL_SHARE,
             up: self.check.is_none() || self.health.usable(),
             service: self.drain.service(),
             next_hop: self.next_hop,
@@ -393,7 +396,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
     use crate::flow::Protocol;
-    use crate::forwarding::{Ports, Service};
+    use crate::forwarding::{Affinity, Ports, SchedulerKind, Service};
 
     /// A backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
@@ -416,6 +419,8 @@ pub(super) mod tests {
             ports: Ports::List(vec![80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
+            scheduler: SchedulerKind::Maglev { size: 251 },
+            affinity: Affinity::Flow,
             health: Health::None,
             timeouts: config::Timeouts {
                 embryonic: second,
@@ -566,6 +571,6 @@ pub(super) mod tests {
     #[test]
     fn what_an_entry_takes() {
         let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
-        assert!(vip <= 320 && backend <= 320, "{vip} bytes per VIP, {backend} per backend");
+        assert!(vip <= 512 && backend <= 512, "{vip} bytes per VIP, {backend} per backend");
     }
 }

@@ -21,11 +21,11 @@ use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
 use super::quic::{answers_for, named};
 use crate::flow::Protocol;
-use crate::flow::entry::{Pin, State, Track};
+use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
-use crate::forwarding::table::Backend;
+use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{BackendIndex, Forward, ForwardingTable, ListenKey, NextHop, PortIndex};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
@@ -84,6 +84,11 @@ impl Conntrack {
     pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
         writer.is_empty().then_some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
+    }
+
+    /// Whose it is.
+    pub const fn worker(&self) -> u8 {
+        self.me
     }
 
     /// The secret of the flow hashes.
@@ -388,6 +393,7 @@ impl Conntrack {
         &mut self,
         packet: &Packet,
         backend: &Backend,
+        rule: Rule,
         context: &Context<'_>,
     ) -> Result<(), Full> {
         let state = match packet.flow.protocol() {
@@ -396,7 +402,7 @@ impl Conntrack {
             Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };
         let hop = packet.came_from(context.nic);
-        let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now);
+        let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now).by(rule);
         self.writer.insert(&packet.flow, &pin)?;
         count_pin(&pin, context.stats);
         Ok(())
@@ -469,13 +475,14 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
 #[inline(always)]
 fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
+    if !backend.quirks.none() {
+        return None;
+    }
     let timeout = match packet.flow.protocol() {
         Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
             backend.timeouts.established
         }
-        Protocol::Udp if track.state() == State::default() && backend.up && !backend.quic => {
-            backend.timeouts.udp
-        }
+        Protocol::Udp if track.state() == State::default() && backend.up => backend.timeouts.udp,
         _ => return None,
     };
     (context.now.since(track.last_seen()).0 <= timeout.0).then_some(backend)
@@ -516,7 +523,7 @@ fn begins_anew(packet: &Packet, track: &Track, backend: &Backend, context: &Cont
         Protocol::Tcp => !backend.up || track.state().is_closing(backend.forward),
         Protocol::Udp => {
             let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
-            !backend.up || (backend.quic && elsewhere())
+            !backend.up || (backend.quirks.has(Quirks::QUIC) && elsewhere())
         }
     }
 }

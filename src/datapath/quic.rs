@@ -7,7 +7,7 @@ use super::batch::Packet;
 use super::conntrack::Context;
 use crate::flow::Protocol;
 use crate::forwarding::BackendIndex;
-use crate::forwarding::table::Backend;
+use crate::forwarding::table::{Backend, Quirks};
 use crate::wire::quic::server_chosen_id;
 
 /// Bytes of a UDP header.
@@ -28,7 +28,7 @@ pub fn named<'t>(packet: &Packet, context: &Context<'t>) -> Option<&'t Backend> 
 #[inline]
 pub fn answers_for(backend: BackendIndex, pinned: &Backend, context: &Context<'_>) -> bool {
     let shares_vip = || context.table.backend(backend).is_some_and(|it| it.vip == pinned.vip);
-    pinned.id.index == backend || (pinned.quic && shares_vip())
+    pinned.id.index == backend || (pinned.quirks.has(Quirks::QUIC) && shares_vip())
 }
 
 /// What the UDP header says is payload. Parsing has checked that it is all there.

@@ -19,7 +19,7 @@ use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 
-use super::{BackendIndex, BackendSpec};
+use super::{Affinity, BackendIndex, BackendSpec, VipSpec};
 use crate::wire::quic::MAX_CONNECTION_ID;
 
 /// Rotations that a configuration can have; the eighth, 0b111, is for ids that name nobody.
@@ -250,13 +250,13 @@ pub struct QuicLb {
 }
 
 impl QuicLb {
-    /// Of these configurations and backends; `None` without a configuration.
-    pub fn new(configs: &[Config], backends: &[BackendSpec]) -> Option<Box<Self>> {
-        if configs.is_empty() {
+    /// Of a VIP; `None` if connection ids mean nothing to it.
+    pub fn new(vip: &VipSpec) -> Option<Box<Self>> {
+        if vip.affinity != Affinity::QuicCid {
             return None;
         }
         let mut codecs = [const { None }; ROTATIONS];
-        for config in configs {
+        for config in &vip.quic {
             if let Some(place) = codecs.get_mut(usize::from(config.rotation)) {
                 *place = Codec::new(config);
             }
@@ -265,7 +265,7 @@ impl QuicLb {
             let index = backend.id.index;
             backend.server_ids.clone().into_iter().map(move |id| (id, index))
         };
-        Some(Box::new(Self { codecs, servers: backends.iter().flat_map(ids).collect() }))
+        Some(Box::new(Self { codecs, servers: vip.backends.iter().flat_map(ids).collect() }))
     }
 
     /// The backend that a connection id names: of a rotation that is configured, long enough, and
@@ -286,7 +286,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::forwarding::table::testing::backend;
+    use crate::forwarding::table::testing::{backend, spec};
 
     const KEY: &str = "8f95f09245765f80256934e50c66207f";
 
@@ -374,7 +374,9 @@ mod tests {
                 backend
             })
             .collect();
-        let quic = QuicLb::new(&configs, &backends).unwrap();
+        let quic = configs.clone();
+        let vip = VipSpec { affinity: Affinity::QuicCid, quic, backends, ..spec(0) };
+        let quic = QuicLb::new(&vip).unwrap();
         (configs, quic)
     }
 
@@ -414,7 +416,7 @@ mod tests {
         assert_eq!(quic.backend(&hex("07335a0001020304")), None, "no such server");
         assert_eq!(quic.backend(&hex("47005a0001020304")), None, "no such rotation");
         assert_eq!(quic.backend(&hex("e7005a0001020304")), None, "unroutable, 0b111");
-        assert!(QuicLb::new(&[], &[backend(0)]).is_none());
+        assert!(QuicLb::new(&spec(0)).is_none(), "another affinity");
     }
 
     proptest! {
