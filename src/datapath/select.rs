@@ -10,6 +10,7 @@ use super::conntrack::{Conntrack, Context, Miss};
 use super::quic::named;
 use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};
+use crate::forwarding::affinity::Sample;
 use crate::forwarding::scheduler::{Note, Pool};
 use crate::forwarding::table::{Backend, Vip};
 use crate::forwarding::{BackendIndex, Forward, ListenKey};
@@ -37,6 +38,10 @@ pub fn select<'t>(
     if deserves_pin(packet) {
         conntrack.pin(packet, backend, rule, context).map_err(|_| Drop::TableFull)?;
         count(rule, vip, backend, miss, context);
+        if vip.sampled && miss == Miss::Open {
+            let source = vip.client_key(&key).client;
+            context.stats.samples.offer(Sample { vip: vip.id, source });
+        }
     }
     Ok(backend)
 }

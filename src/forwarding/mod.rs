@@ -177,6 +177,8 @@ pub struct VipSpec {
     pub affinity: Affinity,
     /// Sources that are spread over several backends.
     pub splits: Splits,
+    /// Whether workers tell of its new flows ([`affinity::Sample`]).
+    pub sampled: bool,
     /// How its QUIC connection ids are made, by rotation, for [`Affinity::QuicCid`].
     pub quic: Vec<quic_lb::Config>,
     /// The backends; their order does not matter.

@@ -48,6 +48,8 @@ pub struct Vip {
     pub affinity: Affinity,
     /// Sources that are spread over several backends.
     pub splits: Splits,
+    /// Whether workers tell of its new flows.
+    pub sampled: bool,
     /// How connection ids name its backends, for [`Affinity::QuicCid`].
     pub quic: Option<Box<QuicLb>>,
 }
@@ -246,6 +248,7 @@ impl Vip {
             scheduler: Built::build(spec.scheduler, secret, candidates, previous),
             affinity: spec.affinity,
             splits: spec.splits.clone(),
+            sampled: spec.sampled,
             quic: QuicLb::new(spec),
         }
     }
@@ -334,6 +337,7 @@ pub(crate) mod testing {
             scheduler: SchedulerKind::Maglev { size: 65537 },
             affinity: Affinity::Flow,
             splits: Splits::default(),
+            sampled: false,
             quic: Vec::new(),
             backends: Vec::new(),
         }
