@@ -283,6 +283,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         address: address.parse().unwrap(),
         port: Some(8080),
         weight: 1,
+        server_ids: Vec::new(),
     });
     Vip {
         name: name.to_owned(),
@@ -296,6 +297,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         health: Health::None,
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },
         announce,
+        quic: Vec::new(),
         backends: backends.collect(),
     }
 }

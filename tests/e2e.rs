@@ -22,5 +22,6 @@ mod e2e {
     mod limits;
     mod malformed;
     mod oracle;
+    mod quic;
     mod reload;
 }

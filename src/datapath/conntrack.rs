@@ -19,13 +19,14 @@ use arrayvec::ArrayVec;
 
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
+use super::quic::{answers_for, named};
 use crate::flow::Protocol;
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
 use crate::forwarding::explain::Trace;
-use crate::forwarding::table::Backend;
+use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{BackendIndex, Forward, ForwardingTable, ListenKey, NextHop, PortIndex};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
@@ -138,7 +139,7 @@ impl Conntrack {
         if hit.track.state().has(State::ALIAS) {
             return self.track_alias(&hit, packet, backend, context);
         }
-        if begins_anew(packet, &hit.track, backend) {
+        if begins_anew(packet, &hit.track, backend, context) {
             self.remove(hit.slot, context.stats);
             return Err(Miss::Open);
         }
@@ -161,7 +162,7 @@ impl Conntrack {
         let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
-        if begins_anew(packet, &track, backend) {
+        if begins_anew(packet, &track, backend, context) {
             self.remove(alias.slot, context.stats);
             return Err(Miss::Open);
         }
@@ -238,8 +239,8 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> Option<NextHop> {
         let on_it = |hit: &Hit<'_>| {
-            hit.track.backend().index == backend
-                && living(flow.protocol(), &hit.track, context).is_some()
+            living(flow.protocol(), &hit.track, context)
+                .is_some_and(|pinned| answers_for(backend, pinned, context))
         };
         let Some(hit) = context.flows.find_at(flow, hint).filter(on_it) else {
             let pin = self.answered_elsewhere(flow, backend, packet, context)?;
@@ -286,7 +287,10 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Pin> {
-        let on_it = |pin: &Pin| pin.track.backend().index == backend;
+        let on_it = |pin: &Pin| {
+            let pinned = context.table.pinned(pin.track.backend());
+            pinned.is_some_and(|pinned| answers_for(backend, pinned, context))
+        };
         let (slot, pin, _) = self.find_elsewhere(flow, context, on_it)?;
         self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
         Some(pin)
@@ -524,13 +528,17 @@ fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
 /// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
 /// not answer (the client tries again, and shall succeed). A SYN for an established flow does not:
 /// anybody can forge one, and the backend answers it (RFC 5961 4). Any UDP packet does if the
-/// backend does not answer: its own traffic would keep a dead pin alive.
+/// backend does not answer: its own traffic would keep a dead pin alive; and one whose connection id
+/// names another backend.
 #[inline]
-fn begins_anew(packet: &Packet, track: &Track, backend: &Backend) -> bool {
+fn begins_anew(packet: &Packet, track: &Track, backend: &Backend, context: &Context<'_>) -> bool {
     match packet.flow.protocol() {
         Protocol::Tcp if !packet.shape.flags.opens() => false,
         Protocol::Tcp => !backend.up || track.state().is_closing(backend.forward),
-        Protocol::Udp => !backend.up,
+        Protocol::Udp => {
+            let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
+            !backend.up || (backend.quirks.has(Quirks::QUIC) && elsewhere())
+        }
     }
 }
 

@@ -13,6 +13,7 @@ pub mod classify;
 pub mod conntrack;
 pub mod explain;
 pub mod parse;
+pub mod quic;
 pub mod receive;
 pub mod rewrite;
 pub mod select;

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use hashbrown::HashMap;
 
+use super::quic_lb::QuicLb;
 use super::scheduler::{Built, Candidate};
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, Forward, ListenKey,
@@ -49,6 +50,8 @@ pub struct Vip {
     pub splits: Splits,
     /// Whether workers tell of its new flows.
     pub sampled: bool,
+    /// How connection ids name its backends, for [`Affinity::QuicCid`].
+    pub quic: Option<Box<QuicLb>>,
 }
 
 /// What a backend's packets need beyond what all packets do; bits.
@@ -246,6 +249,7 @@ impl Vip {
             affinity: spec.affinity,
             splits: spec.splits.clone(),
             sampled: spec.sampled,
+            quic: QuicLb::new(spec),
         }
     }
 
@@ -342,6 +346,7 @@ pub(crate) mod testing {
             affinity: Affinity::Flow,
             splits: Splits::default(),
             sampled: false,
+            quic: Vec::new(),
             backends: Vec::new(),
         }
     }
@@ -363,6 +368,7 @@ pub(crate) mod testing {
                 mac: [2, 0, 0, 0, high, low],
                 vlan: None,
             }),
+            server_ids: Vec::new(),
         }
     }
 }
