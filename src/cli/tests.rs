@@ -119,6 +119,7 @@ fn run(line: &str, socket: &Path) -> Result<String, String> {
         Command::Undrain(args) => undrain::undrain(&args, &mut out),
         Command::Reload(args) => reload::reload(&args, &mut out),
         Command::Flows(args) => flows::flows(&args, &mut out),
+        Command::Clients(args) => clients::clients(&args, &mut out),
         other => return Err(format!("{other:?} asks no server")),
     };
     result.map_err(|error| error.to_string())?;

@@ -17,6 +17,7 @@ mod place;
 mod reference;
 mod report;
 mod rules;
+mod sticky;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
 use crate::flow::table::Families;
+use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::{Forward, PortIndex, Ports, Secret};
 use crate::words::reason;
 
@@ -224,6 +226,8 @@ pub struct Workers {
     pub idle: Idle,
     /// Flows of each address family in each worker's flow table.
     pub flows: usize,
+    /// Clients whose backends are remembered, all workers together.
+    pub clients: usize,
     /// UMEM frames of each worker; `None`: as many as its rings can hold, see
     /// [`Config::frames_needed`].
     pub frames: Option<u32>,
@@ -312,6 +316,10 @@ pub struct Vip {
     pub health: Health,
     /// Idle time-outs of its flows.
     pub timeouts: Timeouts,
+    /// Whether clients keep their backends.
+    pub sticky: Option<Sticky>,
+    /// Where the flows of a client go that comes back after its time-out.
+    pub on_reentry: Reentry,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// Backends, in the file's order.
@@ -362,6 +370,17 @@ pub struct Timeouts {
     pub closing: Duration,
     /// UDP.
     pub udp: Duration,
+}
+
+/// `sticky` of a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sticky {
+    /// A client is forgotten after so long without a packet.
+    pub timeout: Duration,
+    /// What a client does whose backend drains.
+    pub on_drain: Hold,
+    /// What a client does whose backend is down.
+    pub on_down: Hold,
 }
 
 /// `[[vip.backend]]`: a server.

@@ -11,6 +11,7 @@ use super::backend::RawBackend;
 use super::health::RawHealth;
 use super::place::{Place, Value};
 use super::report::Report;
+use super::sticky::{RawSticky, on_reentry};
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip};
 use crate::flow::Protocol;
@@ -40,6 +41,8 @@ pub(super) struct RawVip {
     affinity: Option<String>,
     health: RawHealth,
     timeouts: RawTimeouts,
+    sticky: Option<RawSticky>,
+    on_reentry: Option<String>,
     announce: Option<String>,
     /// Taken out and read before; it is here to be named with the other keys.
     backend: Option<IgnoredAny>,
@@ -140,6 +143,8 @@ impl RawVip {
         only(self.affinity, &place.key("affinity"), "flow", AFFINITIES_LATER, report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
+        let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), report));
+        let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
         let announce = announce(self.announce, &place.key("announce"), first_nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -153,6 +158,8 @@ impl RawVip {
             forward: forward.unwrap_or(Forward::Dsr),
             health,
             timeouts,
+            sticky,
+            on_reentry,
             announce,
             backends,
         })

@@ -124,6 +124,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
         }],
         publisher,
         steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
+        clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
         events: failures,
         clock: Arc::new(|| Ticks(300)),
         ready: Box::new(|| {}),

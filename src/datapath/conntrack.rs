@@ -20,6 +20,7 @@ use arrayvec::ArrayVec;
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
 use crate::flow::Protocol;
+use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret};
@@ -68,6 +69,8 @@ pub struct Context<'a> {
     pub table: &'a ForwardingTable,
     /// This worker's flow table.
     pub flows: FlowView<'a>,
+    /// The clients of all workers.
+    pub clients: &'a Clients,
     /// The NIC that the batch came from.
     pub nic: PortIndex,
     /// Now.

@@ -11,6 +11,7 @@
 pub mod maglev;
 pub mod publish;
 pub mod select;
+pub mod sticky;
 pub mod table;
 
 use std::net::IpAddr;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::flow::{Address, Protocol};
 use crate::units::Ticks;
 
+pub use sticky::Remember;
 pub use table::ForwardingTable;
 
 /// Most VIPs in one configuration.
@@ -164,6 +166,8 @@ pub struct VipSpec {
     pub forward: Forward,
     /// Idle time-outs.
     pub timeouts: Timeouts,
+    /// What is remembered of its clients, if anything.
+    pub remember: Option<Remember>,
     /// Size of the Maglev lookup table, a prime.
     pub table_size: u32,
     /// The backends; their order does not matter.

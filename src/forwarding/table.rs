@@ -7,8 +7,8 @@ use hashbrown::HashMap;
 
 use super::maglev::{Candidate, LookupTable};
 use super::{
-    BackendId, BackendIndex, BackendSpec, Forward, ListenKey, NextHop, Secret, Service, Timeouts,
-    VipId, VipSpec,
+    BackendId, BackendIndex, BackendSpec, Forward, ListenKey, NextHop, Remember, Secret, Service,
+    Timeouts, VipId, VipSpec,
 };
 use crate::flow::{Address, Protocol};
 
@@ -42,6 +42,8 @@ pub struct Vip {
     pub forward: Forward,
     /// Idle time-outs of its flows.
     pub timeouts: Timeouts,
+    /// What is remembered of its clients, if anything.
+    pub remember: Option<Remember>,
     /// All backends that have weight, in service or not.
     pub lookup: Arc<LookupTable>,
     /// The same backends as a list, in the order of their names.
@@ -73,6 +75,8 @@ pub struct Backend {
     pub takes_new: bool,
     /// Packets of flows whose pin was lost may go to it: up, and not out of service.
     pub takes_midflow: bool,
+    /// Its VIP remembers its clients.
+    pub remembers: bool,
 }
 
 /// A VIP address and port for which a NAT backend may be answering.
@@ -216,6 +220,7 @@ impl Vip {
             id: spec.id,
             forward: spec.forward,
             timeouts: spec.timeouts,
+            remember: spec.remember,
             weighted: weighted.map(|backend| backend.id.index).collect(),
             lookup: lookup.unwrap_or_else(|| {
                 Arc::new(LookupTable::build(spec.table_size, secret, candidates))
@@ -249,6 +254,7 @@ impl Backend {
                 && spec.service == Service::Active
                 && spec.next_hop.is_some(),
             takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
+            remembers: vip.remember.is_some(),
         }
     }
 }
@@ -285,6 +291,7 @@ pub(crate) mod testing {
                 closing: Ticks(6_000),
                 udp: Ticks(12_000),
             },
+            remember: None,
             table_size: 65537,
             backends: Vec::new(),
         }

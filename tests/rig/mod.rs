@@ -91,6 +91,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             closing: Ticks(200),
             udp: Ticks(100),
         },
+        remember: None,
         table_size: 1009,
         backends: (0..backends).map(backend).collect(),
     }
