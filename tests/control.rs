@@ -24,7 +24,9 @@ use holdfast::flow::clients::Clients;
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::sticky::Reentry;
-use holdfast::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports};
+use holdfast::forwarding::{
+    Affinity, BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind,
+};
 use holdfast::units::Ticks;
 
 /// Set in the process that runs inside the namespace: the name of the two namespaces.
@@ -291,6 +293,8 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         address: address.parse().unwrap(),
         ports: Ports::List(vec![80]),
         protocol: Protocol::Tcp,
+        scheduler: SchedulerKind::Maglev { size: 251 },
+        affinity: Affinity::Flow,
         forward: Forward::Nat,
         health: Health::None,
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },

@@ -242,7 +242,7 @@ impl Controller {
     /// Builds a table of all that is known, and publishes it.
     fn publish(&mut self) {
         let current = self.publisher.current();
-        let specs = self.registry.specs(self.config.hash.table_size);
+        let specs = self.registry.specs();
         let generation = current.generation() + 1;
         let secret = self.config.hash.secret;
         let table = ForwardingTable::build(generation, secret, &specs, Some(&current));

@@ -21,8 +21,8 @@ use crate::flow::{Address, Protocol};
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_key;
 use crate::forwarding::{
-    BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS, NextHop,
-    Timeouts, VipId, VipSpec,
+    BackendId, BackendIndex, BackendSpec, FULL_SHARE, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
+    NextHop, Splits, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -287,8 +287,8 @@ impl Registry {
     }
 
     /// What the forwarding table is built from.
-    pub fn specs(&self, table_size: u32) -> Vec<VipSpec> {
-        self.vips.iter().map(|vip| vip.spec(table_size)).collect()
+    pub fn specs(&self) -> Vec<VipSpec> {
+        self.vips.iter().map(VipEntry::spec).collect()
     }
 
     /// What the XDP program is to do.
@@ -326,7 +326,7 @@ impl VipEntry {
         })
     }
 
-    fn spec(&self, table_size: u32) -> VipSpec {
+    fn spec(&self) -> VipSpec {
         let timeouts = &self.config.timeouts;
         VipSpec {
             id: self.id,
@@ -341,7 +341,9 @@ impl VipEntry {
                 udp: Ticks::span(timeouts.udp),
             },
             remember: remember(&self.config),
-            table_size,
+            scheduler: self.config.scheduler,
+            affinity: self.config.affinity,
+            splits: Splits::default(),
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
@@ -372,6 +374,7 @@ impl BackendEntry {
             address: self.config.address,
             port: self.config.port,
             weight: self.config.weight,
+            share: FULL_SHARE,
             up: self.check.is_none() || self.health.usable(),
             service: self.drain.service(),
             next_hop: self.next_hop,
@@ -410,7 +413,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
     use crate::flow::Protocol;
-    use crate::forwarding::{Ports, Service};
+    use crate::forwarding::{Affinity, Ports, SchedulerKind, Service};
 
     /// A backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
@@ -427,6 +430,8 @@ pub(super) mod tests {
             ports: Ports::List(vec![80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
+            scheduler: SchedulerKind::Maglev { size: 251 },
+            affinity: Affinity::Flow,
             health: Health::None,
             timeouts: config::Timeouts {
                 embryonic: second,
@@ -578,6 +583,6 @@ pub(super) mod tests {
     #[test]
     fn what_an_entry_takes() {
         let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
-        assert!(vip <= 320 && backend <= 320, "{vip} bytes per VIP, {backend} per backend");
+        assert!(vip <= 512 && backend <= 512, "{vip} bytes per VIP, {backend} per backend");
     }
 }
