@@ -147,6 +147,8 @@ pub struct WorkerStats {
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
     pub flow_aliases: Counter,
+    /// Clients that were not noted because proven ones had all places of their bucket.
+    pub clients_full: Counter,
     /// Batches with at least one packet.
     pub batches: Counter,
     /// Polls that found nothing.
@@ -222,6 +224,7 @@ impl WorkerStats {
             flows_stale: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
+            clients_full: Counter::default(),
             batches: Counter::default(),
             idle_polls: Counter::default(),
             sleeps: Counter::default(),

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::Sticky;
 use super::place::Place;
 use super::report::Report;
+use crate::flow::Protocol;
 use crate::forwarding::sticky::{Hold, Reentry};
 use crate::units::Ticks;
 
@@ -17,7 +18,7 @@ const MAX_S: u64 = Ticks::MAX_SPAN.as_secs();
 
 /// The table as written.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table, such as { timeout_s = 300 }")]
 pub(super) struct RawSticky {
     timeout_s: Option<i64>,
     on_drain: Option<String>,
@@ -26,12 +27,22 @@ pub(super) struct RawSticky {
 
 impl RawSticky {
     /// The table as the program relies on it.
-    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Sticky {
+    pub(super) fn check(
+        self,
+        place: &Place,
+        protocol: Protocol,
+        report: &mut Report<'_>,
+    ) -> Sticky {
         let timeout = report.integer(&place.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_S);
+        let on_down = hold(self.on_down, &place.key("on_down"), report);
+        if (on_down, protocol) == (Hold::Keep, Protocol::Udp) {
+            let what = "\"keep\" on a UDP VIP: its clients would go on sending to nobody";
+            report.error(&place.key("on_down"), what, "use \"release\"");
+        }
         Sticky {
             timeout: Duration::from_secs(timeout),
             on_drain: hold(self.on_drain, &place.key("on_drain"), report),
-            on_down: hold(self.on_down, &place.key("on_down"), report),
+            on_down,
         }
     }
 }

@@ -155,7 +155,7 @@ impl RawVip {
         let affinity = self.affinity.0.check(&place.key("affinity"), protocol, report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
-        let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), report));
+        let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
         let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
         let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {

@@ -143,7 +143,7 @@ mod tests {
             let id = BackendId { index, generation: u16::from(number == 9) };
             let used = Ticks(if number < 3 { 399 } else { 400 + u32::from(number) });
             clients.assign(&key(number), id, used, |_, _| true).unwrap();
-            clients.touch(&key(number), id, used, number == 4);
+            clients.touch(&key(number), Some(id), used, number == 4);
         }
         (clients, Arc::new(Names::of(&registry)))
     }

@@ -26,6 +26,7 @@ use super::{
     SteerRules, SteeringPort, WorkerEvent, WorkerView, admin, serve,
 };
 use crate::config::{Config, Vip};
+use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, State};
 use crate::flow::table::{Families, FlowTable};
 use crate::flow::tuple::TableSecret;

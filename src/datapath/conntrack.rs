@@ -19,13 +19,14 @@ use arrayvec::ArrayVec;
 
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
+use super::clients::{self, is_due};
 use crate::flow::Protocol;
 use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
-use crate::forwarding::table::Backend;
+use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{BackendIndex, Forward, ForwardingTable, ListenKey, NextHop, PortIndex};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
@@ -137,7 +138,12 @@ impl Conntrack {
             self.remove(hit.slot, context.stats);
             return Err(Miss::Open);
         }
-        hit.set_state(request_change(packet).apply(hit.track.state()));
+        let before = hit.track.state();
+        let state = request_change(packet).apply(before);
+        hit.set_state(state);
+        if backend.quirks.has(Quirks::REMEMBERS) {
+            clients::seen(&packet.flow, backend, (before, state), context);
+        }
         note(&hit, packet, backend, context);
         Ok(backend)
     }
@@ -232,11 +238,12 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<NextHop> {
-        let on_it = |hit: &Hit<'_>| {
-            hit.track.backend().index == backend
-                && living(flow.protocol(), &hit.track, context).is_some()
-        };
-        let Some(hit) = context.flows.find_at(flow, hint).filter(on_it) else {
+        let on_it = |hit: &Hit<'_>| hit.track.backend().index == backend;
+        let found = context.flows.find_at(flow, hint).filter(on_it).and_then(|hit| {
+            let backend = living(flow.protocol(), &hit.track, context)?;
+            Some((hit, backend))
+        });
+        let Some((hit, on)) = found else {
             let pin = self.answered_elsewhere(flow, backend, packet, context)?;
             return Some(pin.track.hop());
         };
@@ -253,7 +260,11 @@ impl Conntrack {
         {
             return Some(newer);
         }
-        hit.set_state(reply_change(packet).apply(hit.track.state()));
+        let state = reply_change(packet).apply(hit.track.state());
+        hit.set_state(state);
+        if is_due(&hit.track, context) {
+            clients::seen_again(flow, on, state, context);
+        }
         hit.seen(context.now);
         Some(hit.track.hop())
     }
@@ -364,6 +375,9 @@ impl Conntrack {
         }
         tell(owner, pin_slot, flow, &pin.track, news, context.now);
         let pin = news.apply(&pin, context.now);
+        if let Some(backend) = context.table.pinned(alias.backend()) {
+            clients::seen_again(flow, backend, pin.track.state(), context);
+        }
         self.writer.update(hit.slot, flow, &alias_of(&pin));
         Some(pin.track)
     }
@@ -474,7 +488,7 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
 #[inline(always)]
 fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
-    if !backend.quirks.none() {
+    if !backend.quirks.none() && (backend.quirks.has(Quirks::QUIC) || is_due(track, context)) {
         return None;
     }
     let timeout = match packet.flow.protocol() {

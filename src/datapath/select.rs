@@ -6,10 +6,11 @@
 use std::net::IpAddr;
 
 use super::batch::{Packet, TcpFlags};
+use super::clients::Known;
 use super::conntrack::{Conntrack, Context, Miss};
 use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};
-use crate::forwarding::scheduler::{Note, Pool};
+use crate::forwarding::scheduler::{Candidate, Note, Pool};
 use crate::forwarding::table::{Backend, Vip};
 use crate::forwarding::{BackendIndex, Forward, ListenKey};
 use crate::stats::{Counter, Drop, FlowStats};
@@ -28,10 +29,14 @@ pub fn select<'t>(
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
-    let (backend, rule) = choose(&key, miss, vip, conntrack, context)?;
+    let client = Known::of(&key, vip, context);
+    let (backend, rule) = choose(&key, miss, vip, client.as_ref(), conntrack, context)?;
     if deserves_pin(packet) {
         conntrack.pin(packet, backend, rule, context).map_err(|_| Drop::TableFull)?;
         count(rule, vip, backend, miss, context);
+        if let Some(client) = client {
+            client.note(backend, context);
+        }
     }
     Ok(backend)
 }
@@ -63,12 +68,16 @@ fn choose<'t>(
     key: &FlowKey,
     miss: Miss,
     vip: &Vip,
+    client: Option<&Known<'t>>,
     conntrack: &Conntrack,
     context: &Context<'t>,
 ) -> Result<(&'t Backend, Rule), Drop> {
     let hash = vip.affinity_hash(context.table.secret(), key);
     let mut candidates =
         Candidates { key, miss, vip, hash, conntrack, context, slow_start: true, collided: false };
+    if let Some(chosen) = client.and_then(|client| candidates.by_client(client)) {
+        return Ok(chosen);
+    }
     let scheduler = vip.scheduler.scheduler();
     let chosen = scheduler.choose(hash, &mut candidates).or_else(|| {
         // Better one that starts slowly than none.
@@ -101,7 +110,26 @@ struct Candidates<'c, 't> {
     collided: bool,
 }
 
-impl Candidates<'_, '_> {
+impl<'t> Candidates<'_, 't> {
+    /// What is remembered of the client decides, if it is to.
+    fn by_client(&mut self, client: &Known<'t>) -> Option<(&'t Backend, Rule)> {
+        if let Some(backend) = client.stays_at(self.miss == Miss::Midflow) {
+            return (!self.collides_at(backend)).then_some((backend, Rule::Sticky));
+        }
+        if self.miss == Miss::Midflow || !client.returns_to_freest() {
+            return None;
+        }
+        let index = freest(self.vip.scheduler.candidates(), self)?;
+        Some((self.context.table.backend(index)?, Rule::Freest))
+    }
+
+    fn collides_at(&mut self, backend: &Backend) -> bool {
+        let collides = self.vip.forward == Forward::Nat
+            && collides(self.key, backend, self.conntrack, self.context);
+        self.collided |= collides;
+        collides
+    }
+
     /// For a flow whose pin was lost a draining backend is as good as any: it most probably is the
     /// one that had it.
     fn in_service(&self, backend: &Backend) -> bool {
@@ -118,10 +146,7 @@ impl Pool for Candidates<'_, '_> {
         let Some(backend) = backend.filter(|backend| self.in_service(backend)) else {
             return false;
         };
-        let collides = self.vip.forward == Forward::Nat
-            && collides(self.key, backend, self.conntrack, self.context);
-        self.collided |= collides;
-        !collides
+        !self.collides_at(backend)
     }
 
     fn active(&self, backend: BackendIndex) -> u64 {
@@ -139,6 +164,24 @@ impl Pool for Candidates<'_, '_> {
     }
 
     fn note(&mut self, _note: Note) {}
+}
+
+/// The backend with the fewest flows for its weight, of those in service; the first in the order of
+/// their names.
+fn freest(candidates: &[Candidate<'_>], pool: &mut dyn Pool) -> Option<BackendIndex> {
+    let mut best: Option<(u64, &Candidate<'_>)> = None;
+    for candidate in candidates.iter().filter(|candidate| candidate.weight > 0) {
+        // With this flow: an idle backend of more weight is the freer one.
+        let flows = pool.active(candidate.backend) + 1;
+        let is_freer = best.is_none_or(|(most, other)| {
+            let (ours, theirs) = (u128::from(flows), u128::from(most));
+            ours * u128::from(other.weight) < theirs * u128::from(candidate.weight)
+        });
+        if is_freer && pool.accepts(candidate.backend) {
+            best = Some((flows, candidate));
+        }
+    }
+    best.map(|(_, candidate)| candidate.backend)
 }
 
 fn gauge(counters: Option<&FlowStats>, which: impl Fn(&FlowStats) -> &Counter) -> u64 {

@@ -146,14 +146,14 @@ impl Clients {
         bucket.write(place, head, key, tag, &mapping)
     }
 
-    /// Notes a packet of a client that has `backend`; `proven` if it shows that the client is there. A
-    /// client that has another backend by now, or was forgotten, stays so.
+    /// Notes a packet of a client that has `backend` (`None`: whichever); `proven` if it shows that
+    /// the client is there. A client that has another backend by now, or was forgotten, stays so.
     ///
     /// Returns whether the client is known.
-    pub fn touch(&self, key: &Key, backend: BackendId, now: Ticks, proven: bool) -> bool {
+    pub fn touch(&self, key: &Key, backend: Option<BackendId>, now: Ticks, proven: bool) -> bool {
         let Some((bucket, tag)) = self.bucket(key) else { return false };
         let Some((place, head, mapping)) = bucket.find(key, tag) else { return false };
-        if mapping.backend == backend {
+        if backend.is_none_or(|backend| backend == mapping.backend) {
             let last_used = mapping.last_used.after(now.since(mapping.last_used));
             let flags = if proven { PROVEN } else { 0 };
             let new = head & (VERSION | TAG | USED | PROVEN) | flags | used_at(last_used);
@@ -406,7 +406,7 @@ mod tests {
         let table = table(16);
         let (one, now) = (Key { client: Address::from_v6([0xfe; 16]), ..key(u64::MAX) }, Ticks(7));
         assert_eq!(table.find(&one), None);
-        assert!(!table.touch(&one, backend(1), now, true), "nobody is made by a touch");
+        assert!(!table.touch(&one, Some(backend(1)), now, true), "nobody is made by a touch");
         table.assign(&one, backend(0xfffe), now, living(now)).unwrap();
         let noted =
             Mapping { backend: backend(0xfffe), created: now, last_used: now, proven: false };
@@ -420,9 +420,12 @@ mod tests {
             assert_eq!(table.find(&other), None, "{other:?}");
         }
 
-        assert!(table.touch(&one, backend(0xfffe), Ticks(9), true));
-        assert!(table.touch(&one, backend(0xfffe), Ticks(8), false), "an older clock");
-        assert!(table.touch(&one, backend(3), Ticks(20), true), "an old flow, on its old backend");
+        assert!(table.touch(&one, Some(backend(0xfffe)), Ticks(9), true));
+        assert!(table.touch(&one, Some(backend(0xfffe)), Ticks(8), false), "an older clock");
+        assert!(
+            table.touch(&one, Some(backend(3)), Ticks(20), true),
+            "an old flow, on its old backend"
+        );
         let used = Mapping { last_used: Ticks(9), proven: true, ..noted };
         assert_eq!(table.find(&one), Some(used));
 
@@ -438,7 +441,7 @@ mod tests {
     fn what_a_client_has_proven_stays_with_it_while_its_mapping_lives() {
         let (table, one) = (table(16), key(1));
         table.assign(&one, backend(1), Ticks(0), living(Ticks(0))).unwrap();
-        table.touch(&one, backend(1), Ticks(0), true);
+        table.touch(&one, Some(backend(1)), Ticks(0), true);
         let row = |now: u32, proven, name: &str| {
             table.assign(&one, backend(2), Ticks(now), living(Ticks(now))).unwrap();
             let mapping = table.find(&one).unwrap();
@@ -457,7 +460,7 @@ mod tests {
             table.assign(&key(number * 4), backend(1), Ticks(now), living(Ticks(now)))
         };
         let prove = |number: u64, now: u32| {
-            table.touch(&key(number * 4), backend(1), Ticks(now), true);
+            table.touch(&key(number * 4), Some(backend(1)), Ticks(now), true);
         };
         let known = |numbers: &[u64]| {
             let mut found: Vec<u64> =
@@ -518,7 +521,7 @@ mod tests {
                 }
                 3..6 => {
                     let proven = next() % 2 == 0;
-                    let known = table.touch(&key, id, now, proven);
+                    let known = table.touch(&key, Some(id), now, proven);
                     if let Some(old) = model.get_mut(&key).filter(|old| known && old.backend == id)
                     {
                         old.last_used = now;
@@ -584,7 +587,7 @@ mod tests {
                         });
                         noted += u32::from(noted_now.is_ok());
                     }
-                    3 => _ = table.touch(&key, id, now, true),
+                    3 => _ = table.touch(&key, Some(id), now, true),
                     4 => {
                         let at = usize::try_from(next()).unwrap() % table.positions();
                         if let Some((key, mapping)) = table.at(at) {
@@ -628,7 +631,7 @@ mod tests {
         for number in 0..65_536 {
             let key = key(number * 4);
             match table.assign(&key, backend(1), now, living(now)) {
-                Ok(()) => _ = table.touch(&key, backend(1), now, true),
+                Ok(()) => _ = table.touch(&key, Some(backend(1)), now, true),
                 Err(_) => refused += 1,
             }
         }

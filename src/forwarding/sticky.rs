@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::BackendId;
 use super::table::Backend;
 use crate::units::Ticks;
 
@@ -14,6 +15,14 @@ pub struct Remember {
     pub sticky: Option<Sticky>,
     /// Where the flows of a client that comes back go.
     pub on_reentry: Reentry,
+}
+
+impl Remember {
+    /// Whose flows keep a client remembered that has `backend`: where clients stick, those that are
+    /// there, too; elsewhere (`None`) all of its flows.
+    pub fn kept_by(&self, backend: BackendId) -> Option<BackendId> {
+        self.sticky.map(|_| backend)
+    }
 }
 
 /// What becomes of a client whose backend takes no new flows.

@@ -10,6 +10,7 @@ use etherparse::{
 };
 use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
 use holdfast::flow::Protocol;
+use holdfast::flow::clients::Clients;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
@@ -293,6 +294,7 @@ impl Rig {
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
+        let clients = Arc::new(Clients::new(1024, secret));
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
         let mut rig = Self {
@@ -317,6 +319,7 @@ impl Rig {
                 pool,
                 macs: (0..nics).map(nic_mac).collect(),
                 flows: Arc::clone(&flow_tables),
+                clients: Arc::clone(&clients),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),
                 stats: Arc::clone(&stats),
