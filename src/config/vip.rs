@@ -14,6 +14,7 @@ use super::health::RawHealth;
 use super::place::{Place, Value};
 use super::report::Report;
 use super::scheduler::RawScheduler;
+use super::split::RawSplit;
 use super::sticky::{RawSticky, on_reentry};
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip};
@@ -42,6 +43,7 @@ pub(super) struct RawVip {
     forward: Option<String>,
     scheduler: Choice<RawScheduler>,
     affinity: Choice<RawAffinity>,
+    split: Choice<RawSplit>,
     health: RawHealth,
     timeouts: RawTimeouts,
     sticky: Option<RawSticky>,
@@ -153,6 +155,7 @@ impl RawVip {
         let scheduler_at = place.key("scheduler");
         let scheduler = self.scheduler.0.check(&scheduler_at, defaults.table_size, report);
         let affinity = self.affinity.0.check(&place.key("affinity"), protocol, report);
+        let split = self.split.0.check(&place.key("split"), report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
         let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
@@ -170,6 +173,7 @@ impl RawVip {
             forward: forward.unwrap_or(Forward::Dsr),
             scheduler,
             affinity,
+            split,
             health,
             timeouts,
             sticky,

@@ -10,6 +10,7 @@ use super::clients::Known;
 use super::conntrack::{Conntrack, Context, Miss};
 use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};
+use crate::forwarding::affinity::Sample;
 use crate::forwarding::scheduler::{Candidate, Note, Pool};
 use crate::forwarding::table::{Backend, Vip};
 use crate::forwarding::{BackendIndex, Forward, ListenKey};
@@ -36,6 +37,10 @@ pub fn select<'t>(
         count(rule, vip, backend, miss, context);
         if let Some(client) = client {
             client.note(backend, context);
+        }
+        if vip.sampled && miss == Miss::Open {
+            let source = vip.client_key(&key).client;
+            context.stats.samples.offer(Sample { vip: vip.id, source });
         }
     }
     Ok(backend)

@@ -97,6 +97,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         scheduler: SchedulerKind::Maglev { size: 1009 },
         affinity: Affinity::Flow,
         splits: Splits::default(),
+        sampled: false,
         backends: (0..backends).map(backend).collect(),
     }
 }
@@ -104,6 +105,12 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
 /// A TCP segment from the client to the VIP; flags as in tcpdump, `S`, `A`, `F`, `R`.
 pub fn tcp(family: Family, client_port: u16, port: u16, flags: &str) -> Vec<u8> {
     build_tcp((CLIENT_MAC, nic_mac(0)), (family.client(), client_port), (family.vip(), port), flags)
+}
+
+/// The same from any client of the VIP's family.
+#[allow(dead_code, reason = "not every test has many clients")]
+pub fn tcp_of(client: (IpAddr, u16), vip: (IpAddr, u16), flags: &str) -> Vec<u8> {
+    build_tcp((CLIENT_MAC, nic_mac(0)), client, vip, flags)
 }
 
 /// A UDP datagram from the client to the VIP, with or without a checksum.
@@ -278,6 +285,7 @@ pub struct Rig {
     nics: Vec<Vec<FakeNic>>,
     stats: Vec<Arc<WorkerStats>>,
     specs: Vec<VipSpec>,
+    clients: Arc<Clients>,
     publisher: Publisher,
     now: u32,
 }
@@ -302,6 +310,7 @@ impl Rig {
             nics: Vec::new(),
             stats: Vec::new(),
             specs,
+            clients: Arc::clone(&clients),
             publisher,
             now,
         };
@@ -348,6 +357,12 @@ impl Rig {
         let generation = previous.generation() + 1;
         let table = ForwardingTable::build(generation, [7; 16], &self.specs, Some(&previous));
         self.publisher.publish(table);
+    }
+
+    /// The table in force.
+    #[allow(dead_code, reason = "not every test reads it")]
+    pub fn table(&self) -> Arc<ForwardingTable> {
+        self.publisher.current()
     }
 
     /// Lets ticks of 10 ms go by.
@@ -422,6 +437,12 @@ impl Rig {
     pub fn backend_of(&mut self, packet: &[u8]) -> Option<u16> {
         let sent = self.send(0, 0, packet);
         sent.first().map(|sent| u16::from(sent.destination_mac()[5]))
+    }
+
+    /// The clients table of all workers.
+    #[allow(dead_code, reason = "not every test has sticky clients")]
+    pub fn clients(&self) -> Arc<Clients> {
+        Arc::clone(&self.clients)
     }
 
     pub fn stats(&self, worker: usize) -> &WorkerStats {
