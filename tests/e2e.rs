@@ -23,4 +23,5 @@ mod e2e {
     mod malformed;
     mod oracle;
     mod reload;
+    mod sticky;
 }

@@ -65,6 +65,8 @@ pub struct Totals {
     pub flows_closed: u64,
     pub flows_idled_out: u64,
     pub flows_stale: u64,
+    #[serde(default)]
+    pub clients_full: u64,
 }
 
 /// One VIP.

@@ -265,6 +265,12 @@ async fn wrong_requests_are_told_what_is_wrong() {
                 "at least 1",
             ),
             (&get, "/v1/flows?colour=1", "", 400, "colour"),
+            (&get, "/v1/clients?vip=x", "", 404, "there are: web"),
+            (&get, "/v1/clients?all=true", "", 400, "all"),
+            (&Method::DELETE, "/v1/clients", "", 400, "all=true"),
+            (&Method::DELETE, "/v1/clients?backend=x", "", 404, "there are: a, b"),
+            (&Method::DELETE, "/v1/clients?limit=1", "", 400, "limit"),
+            (&post, "/v1/clients", "", 405, "POST"),
             (&get, "/v1/flows?vip=a&vip=b", "", 400, "each once"),
         ] {
             let (got, error) = bench.refused(method.clone(), path, body).await;
