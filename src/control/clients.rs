@@ -67,7 +67,7 @@ fn told(key: &Key, mapping: &Mapping, lens: &Lens<'_>) -> Client {
     let Lens { names, now, .. } = lens;
     let vip = names.vip(key.vip);
     let idle = now.since(mapping.last_used);
-    let lives = vip.and_then(|vip| vip.remembered_for).is_some_and(|most| idle.0 <= most.0);
+    let lives = vip.and_then(|vip| vip.remember).is_some_and(|remember| !remember.is_over(idle));
     Client {
         vip: vip.map(|vip| vip.name.clone()),
         client: IpAddr::from(key.client),
@@ -125,10 +125,10 @@ mod tests {
     use crate::forwarding::sticky::Hold;
     use crate::forwarding::{BackendId, BackendIndex, VipId};
 
-    const NOW: Ticks = Ticks(500);
+    const NOW: Ticks = Ticks(628);
 
     /// Clients 198.51.100.0 to .9 of VIP 0, by turns at backends `a` and `b`; the first three were
-    /// silent for longer than the VIP's second, and one has a backend that is gone.
+    /// silent for longer than the VIP's second and a period, and one has a backend that is gone.
     fn some() -> (Arc<Clients>, Arc<Names>) {
         let mut registry = Registry::default();
         let timeout = Duration::from_secs(1);
@@ -181,7 +181,7 @@ mod tests {
         let fourth = listed.get(4).unwrap();
         assert_eq!(fourth.vip.as_deref(), Some("web"));
         assert_eq!((fourth.backend.as_deref(), fourth.part), (Some("a"), 1));
-        assert_eq!((fourth.age_ms, fourth.idle_ms), (960, 960));
+        assert_eq!((fourth.age_ms, fourth.idle_ms), (2240, 2240));
         let with = |flag: fn(&Client) -> bool| listed.iter().filter(|c| flag(c)).count();
         assert_eq!((with(|c| c.expired), with(|c| c.proven)), (3, 1));
         assert_eq!(listed.last().unwrap().backend, None, "its backend is gone");

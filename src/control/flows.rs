@@ -17,7 +17,7 @@ use super::state::{Registry, remember};
 use crate::flow::Protocol;
 use crate::flow::entry::{Entry, State};
 use crate::flow::table::FlowTable;
-use crate::forwarding::{BackendId, Forward, VipId};
+use crate::forwarding::{BackendId, Forward, Remember, VipId};
 use crate::units::Ticks;
 
 /// Most flows in one answer.
@@ -46,8 +46,8 @@ pub struct NamedVip {
     pub name: String,
     /// How packets reach its backends.
     pub forward: Forward,
-    /// How long its clients are remembered without a packet, if at all.
-    pub remembered_for: Option<Ticks>,
+    /// What is remembered of its clients, if anything.
+    pub remember: Option<Remember>,
 }
 
 /// The names of everything that a flow or a client may refer to.
@@ -62,9 +62,8 @@ impl Names {
     /// As they are now.
     pub fn of(registry: &Registry) -> Self {
         let vips = registry.vips().iter().map(|vip| {
-            let remembered_for = remember(&vip.config).map(|remember| remember.timeout);
             let (name, forward) = (vip.config.name.clone(), vip.config.forward);
-            (vip.id, NamedVip { name, forward, remembered_for })
+            (vip.id, NamedVip { name, forward, remember: remember(&vip.config) })
         });
         let backends = registry.backends();
         Self {

@@ -9,13 +9,9 @@ use crate::flow::clients::{Key, Mapping, NotNoted};
 use crate::flow::entry::{State, Track};
 use crate::flow::tuple::HashedKey;
 use crate::flow::{FlowKey, Protocol};
-use crate::forwarding::sticky::Reentry;
+use crate::forwarding::sticky::{PERIOD_BITS, Reentry};
 use crate::forwarding::table::{Backend, Quirks, Vip};
 use crate::forwarding::{BackendId, Remember};
-
-/// Ticks of 10 ms in which a flow notes its client once, as a power of two: 1.28 s. The shortest
-/// time-out is 1 s; a client is forgotten later by that, never earlier.
-const PERIOD_BITS: u32 = 7;
 
 /// What is known of the client of a new flow, at a VIP that remembers its clients.
 #[derive(Clone, Copy)]
@@ -35,8 +31,7 @@ impl<'t> Known<'t> {
         let remember = vip.remember?;
         let key = key_of(key, vip);
         let mapping = context.clients.find(&key);
-        let expired =
-            mapping.is_some_and(|m| context.now.since(m.last_used).0 > remember.timeout.0);
+        let expired = mapping.is_some_and(|m| remember.is_over(context.now.since(m.last_used)));
         let backend = mapping.and_then(|mapping| context.table.pinned(mapping.backend));
         Some(Self { remember, key, mapping, backend, expired })
     }
@@ -106,7 +101,7 @@ fn assign(key: &Key, backend: BackendId, context: &Context<'_>) {
     let Context { table, clients, now, stats, .. } = *context;
     let lives = |key: &Key, mapping: &Mapping| {
         let remember = table.vip(key.vip).and_then(|vip| vip.remember);
-        remember.is_some_and(|remember| now.since(mapping.last_used).0 <= remember.timeout.0)
+        remember.is_some_and(|remember| !remember.is_over(now.since(mapping.last_used)))
             && table.pinned(mapping.backend).is_some()
     };
     if clients.assign(key, backend, now, lives) == Err(NotNoted::Full) {

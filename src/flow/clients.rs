@@ -558,7 +558,7 @@ mod tests {
     /// there twice, and nobody waits.
     #[test]
     fn threads_never_see_half_of_a_mapping_nor_make_two_of_one_client() {
-        const OPERATIONS: u32 = 300_000;
+        const OPERATIONS: u32 = 100_000;
         let table = table(8);
         let of = |key: &Key, n: u64| {
             let index = u16::try_from((key.client.low & 0xff) << 4 | n & 0xf).unwrap();

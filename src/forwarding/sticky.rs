@@ -17,7 +17,17 @@ pub struct Remember {
     pub on_reentry: Reentry,
 }
 
+/// A flow notes its client at its first packet in each period of so many ticks of 10 ms, as a power
+/// of two: 1.28 s.
+pub const PERIOD_BITS: u32 = 7;
+
 impl Remember {
+    /// Whether a client that was noted `idle` ago was silent for longer than the time-out: it may
+    /// have sent until the end of that period.
+    pub const fn is_over(&self, idle: Ticks) -> bool {
+        idle.0 > self.timeout.0 + (1 << PERIOD_BITS)
+    }
+
     /// Whose flows keep a client remembered that has `backend`: where clients stick, those that are
     /// there, too; elsewhere (`None`) all of its flows.
     pub fn kept_by(&self, backend: BackendId) -> Option<BackendId> {
