@@ -247,6 +247,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
         events,
         clock: Arc::new(|| Ticks(0)),
+        explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
         ready: Box::new(move || {
             // Release: pairs with the test's Acquire. The sender lives until control has started.
             drop(sender);

@@ -8,6 +8,7 @@ pub mod check;
 pub mod client;
 pub mod clients;
 pub mod drain;
+pub mod explain;
 pub mod flows;
 pub mod generate;
 pub mod reload;
@@ -59,6 +60,8 @@ enum Command {
     Flows(flows::FlowsArgs),
     /// List which client has which backend, or forget it
     Clients(clients::ClientsArgs),
+    /// Say which backend a flow gets, and each step of why
+    Explain(explain::ExplainArgs),
     /// Generate traffic for a balancer, and judge what it does with it
     Generate(Box<generate::GenerateArgs>),
 }
@@ -193,6 +196,7 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Reload(args) => reload::reload(&args, &mut out)?,
         Command::Flows(args) => flows::flows(&args, &mut out)?,
         Command::Clients(args) => clients::clients(&args, &mut out)?,
+        Command::Explain(args) => explain::explain(&args, &mut out)?,
         Command::Generate(args) => generate::generate(&args, &mut out)?,
     }
     Ok(out.flush()?)

@@ -22,9 +22,10 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{
-    ApiError, BackendStatus, DrainRequest, Forgotten, Reloaded, Status, UndrainRequest,
+    ApiError, BackendStatus, DrainRequest, Explained, Forgotten, Reloaded, Status, UndrainRequest,
 };
 use super::clients::{self, ForgetQuery};
+use super::explain::{self, Explain, Prepared};
 use super::flows::{self, Filter, Names, Pins, QueryError, Scan, Source};
 use super::{Clock, ControlError};
 use crate::flow::clients::Clients;
@@ -49,6 +50,8 @@ pub enum Request {
     Undrain(UndrainRequest, Reply<Result<BackendStatus, Refusal>>),
     /// `POST /v1/reload`.
     Reload(Reply<Result<Reloaded, Refusal>>),
+    /// What `GET /v1/explain` is to ask the data path.
+    Explain(explain::Query, Reply<Result<Prepared, Refusal>>),
     /// What `GET /v1/flows` needs to know.
     Names(Reply<Arc<Names>>),
 }
@@ -202,6 +205,8 @@ pub struct Door {
     pub clients: Arc<Clients>,
     /// Their clock.
     pub clock: Clock,
+    /// Who says what becomes of a packet.
+    pub explain: Explain,
 }
 
 impl Claim {
@@ -227,6 +232,7 @@ fn router(door: Door) -> Router {
         .route("/v1/reload", post(reload))
         .route("/v1/flows", get(flow_lines))
         .route("/v1/clients", get(client_lines).delete(forget_clients))
+        .route("/v1/explain", get(explained))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -316,6 +322,19 @@ fn understood<T>(query: Result<Query<T>, QueryRejection>, keys: &str) -> Result<
         Refusal::new(StatusCode::BAD_REQUEST, error)
     })?;
     Ok(query)
+}
+
+async fn explained(
+    State(door): State<Door>,
+    query: Result<Query<explain::Query>, QueryRejection>,
+) -> Result<Json<Explained>, Refusal> {
+    let query = understood(query, "vip, client, port, midflow and payload")?;
+    let prepared = ask(&door, |reply| Request::Explain(query, reply)).await??;
+    let asked = tokio::task::spawn_blocking(move || prepared.ask(&door.explain)).await;
+    let failed = |error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("nobody could answer: {error}"))
+    };
+    asked.map_err(failed)?.map(Json)
 }
 
 /// Asks the control task.

@@ -5,12 +5,14 @@
 //! the first packet of every 1.28 s; a new flow looks its client up.
 
 use super::conntrack::Context;
+use super::select::out_of_service;
 use crate::flow::clients::{Key, Mapping, NotNoted};
-use crate::flow::entry::{State, Track};
+use crate::flow::entry::{Rule, State, Track};
 use crate::flow::tuple::HashedKey;
 use crate::flow::{FlowKey, Protocol};
-use crate::forwarding::sticky::{PERIOD_BITS, Reentry};
-use crate::forwarding::table::{Backend, Quirks, Vip};
+use crate::forwarding::explain::Trace;
+use crate::forwarding::sticky::PERIOD_BITS;
+use crate::forwarding::table::{Backend, Quirks, Vip, name};
 use crate::forwarding::{BackendId, Remember};
 
 /// What is known of the client of a new flow, at a VIP that remembers its clients.
@@ -42,9 +44,35 @@ impl<'t> Known<'t> {
         self.backend.filter(|backend| sticky.stays(backend, midflow))
     }
 
-    /// Whether the client comes back after its time-out, and is to go to the freest backend.
-    pub fn returns_to_freest(&self) -> bool {
-        self.expired && self.remember.on_reentry == Reentry::Freest
+    /// Whether the client comes back after its time-out.
+    pub const fn comes_back(&self) -> bool {
+        self.expired
+    }
+
+    /// Tells what is known of the client, and what came of it.
+    pub fn tell(&self, chosen: Option<(&Backend, Rule)>, context: &Context<'_>, trace: &Trace) {
+        let Some(mapping) = self.mapping else {
+            return trace.tell("clients", "not known", "the client was not here, or is forgotten");
+        };
+        let name = |backend| name(backend, context.table);
+        let seconds = |since| context.now.since(since).as_ms() / 1000;
+        let has = self.backend.map_or("a backend that has left", name);
+        let (since, idle) = (seconds(mapping.created), seconds(mapping.last_used));
+        let known = format!("it has {has} for {since} s, its last packet was {idle} s ago");
+        match (chosen, self.expired) {
+            (Some((backend, Rule::Freest)), _) => {
+                let why = format!("{known}: it comes back, and goes to the freest backend");
+                trace.tell("clients", name(backend), why);
+            }
+            (Some((backend, _)), _) => trace.tell("clients", name(backend), known),
+            (None, true) => trace.tell("clients", "comes back", format!("{known}: too long")),
+            (None, false) => {
+                let why = self.backend.map_or("gone", out_of_service);
+                let sticks = self.remember.sticky.is_some();
+                let why = if sticks { why } else { "clients do not stick at this VIP" };
+                trace.tell("clients", "is free", format!("{known}: {why}"));
+            }
+        }
     }
 
     /// Notes that the flow went to `backend`.
@@ -109,7 +137,8 @@ fn assign(key: &Key, backend: BackendId, context: &Context<'_>) {
     }
 }
 
-fn key_of(key: &FlowKey, vip: &Vip) -> Key {
+/// Whom a flow is counted to.
+pub fn key_of(key: &FlowKey, vip: &Vip) -> Key {
     let client = vip.client_key(key);
     Key { vip: vip.id, client: client.client, part: client.part }
 }

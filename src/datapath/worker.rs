@@ -222,6 +222,7 @@ impl Worker {
             nic: PortIndex(0),
             now,
             stats: &self.stats,
+            trace: None,
         };
         self.sweep_behind = self.conntrack.sweep(context);
         packets
@@ -239,7 +240,8 @@ impl Worker {
         if packets > 0 {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
-            let context = &Context { table, flows: flows_view, clients, nic, now, stats };
+            let context =
+                &Context { table, flows: flows_view, clients, nic, now, stats, trace: None };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
@@ -316,7 +318,7 @@ impl Worker {
 
 /// From the flow to the headers that the packet leaves with.
 #[inline(always)]
-fn forward(
+pub(super) fn forward(
     packet: &mut Packet,
     conntrack: &mut Conntrack,
     context: &Context<'_>,

@@ -146,6 +146,19 @@ impl Clients {
         bucket.write(place, head, key, tag, &mapping)
     }
 
+    /// An own table for one client, with what is known of it here.
+    #[must_use]
+    pub fn scratch(&self, key: &Key) -> Self {
+        let scratch = Self::new(1, self.secret.clone());
+        if let (Some(mapping), Some((bucket, tag))) = (self.find(key), scratch.bucket(key))
+            && let Some(place) = bucket.places().next()
+        {
+            // Nobody else has it yet.
+            let _ = bucket.write(place, 0, key, tag, &mapping);
+        }
+        scratch
+    }
+
     /// Notes a packet of a client that has `backend` (`None`: whichever); `proven` if it shows that
     /// the client is there. A client that has another backend by now, or was forgotten, stays so.
     ///
@@ -189,7 +202,7 @@ impl Clients {
     /// The bucket of a client, and its tag there, in its place in a head.
     fn bucket(&self, key: &Key) -> Option<(&Bucket, u64)> {
         let hash = self.secret.hash_words::<24>(&[key.client.high, key.client.low, key.name()]);
-        let number = u128::from(hash) * self.buckets.len() as u128 >> 64;
+        let number = (u128::from(hash) * self.buckets.len() as u128) >> 64;
         let bucket = self.buckets.get(usize::try_from(number).ok()?)?;
         Some((bucket, hash << TAG_SHIFT & TAG))
     }

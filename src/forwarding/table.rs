@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use hashbrown::HashMap;
 
+use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
+use super::sticky::Reentry;
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, Forward, ListenKey,
     NextHop, Remember, Secret, Service, Splits, Timeouts, VipId, VipSpec,
@@ -45,6 +47,8 @@ pub struct Vip {
     pub remember: Option<Remember>,
     /// Chooses among all backends that have weight, in service or not.
     pub scheduler: Built,
+    /// Chooses for clients that come back, where they are to have the freest backend.
+    pub freest: Option<LeastConnections>,
     /// Which flows belong together.
     pub affinity: Affinity,
     /// Sources that are spread over several backends.
@@ -244,12 +248,15 @@ impl Vip {
     fn new(spec: &VipSpec, secret: &Secret, previous: Option<&Self>) -> Self {
         let candidates = spec.backends.iter().map(candidate).collect();
         let previous = previous.map(|vip| &vip.scheduler);
+        let scheduler = Built::build(spec.scheduler, secret, candidates, previous);
+        let freest = spec.remember.filter(|remember| remember.on_reentry == Reentry::Freest);
         Self {
             id: spec.id,
             forward: spec.forward,
             timeouts: spec.timeouts,
             remember: spec.remember,
-            scheduler: Built::build(spec.scheduler, secret, candidates, previous),
+            freest: freest.map(|_| LeastConnections::build(scheduler.candidates())),
+            scheduler,
             affinity: spec.affinity,
             splits: spec.splits.clone(),
             sampled: spec.sampled,
@@ -303,6 +310,14 @@ impl Backend {
             share: spec.share,
         }
     }
+}
+
+/// The name of a backend.
+pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
+    let vip = table.vip(backend.vip).map(|vip| vip.scheduler.candidates());
+    let mut candidates = vip.unwrap_or_default().iter();
+    let found = candidates.find(|candidate| candidate.backend == backend.id.index);
+    found.map_or("?", |candidate| &candidate.name)
 }
 
 /// Puts `value` at `index`, growing the list as needed.

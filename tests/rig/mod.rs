@@ -8,6 +8,7 @@ use std::sync::Arc;
 use etherparse::{
     LinkExtSlice, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
 };
+use holdfast::datapath::explain::Explainer;
 use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
 use holdfast::flow::Protocol;
 use holdfast::flow::clients::Clients;
@@ -284,6 +285,7 @@ pub struct Rig {
     workers: Vec<Worker>,
     nics: Vec<Vec<FakeNic>>,
     stats: Vec<Arc<WorkerStats>>,
+    flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
     clients: Arc<Clients>,
     publisher: Publisher,
@@ -309,6 +311,7 @@ impl Rig {
             workers: Vec::new(),
             nics: Vec::new(),
             stats: Vec::new(),
+            flows: Arc::clone(&flow_tables),
             specs,
             clients: Arc::clone(&clients),
             publisher,
@@ -359,10 +362,30 @@ impl Rig {
         self.publisher.publish(table);
     }
 
+    /// What the table in force was built from.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub fn specs(&self) -> Vec<VipSpec> {
+        self.specs.clone()
+    }
+
     /// The table in force.
     #[allow(dead_code, reason = "not every test reads it")]
     pub fn table(&self) -> Arc<ForwardingTable> {
         self.publisher.current()
+    }
+
+    /// Answers questions about this rig's flows.
+    #[allow(dead_code, reason = "not every test asks")]
+    pub fn explainer(&self) -> Explainer {
+        let macs = (0..self.nics[0].len()).map(nic_mac).collect();
+        let (flows, clients) = (Arc::clone(&self.flows), Arc::clone(&self.clients));
+        Explainer::new(macs, flows, clients, self.stats.clone()).unwrap()
+    }
+
+    /// The time.
+    #[allow(dead_code, reason = "not every test asks")]
+    pub fn now(&self) -> Ticks {
+        Ticks(self.now)
     }
 
     /// Lets ticks of 10 ms go by.
