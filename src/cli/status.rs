@@ -317,6 +317,7 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("closed", totals.flows_closed, "flows that ended by FIN or RST, and a while ago"),
         ("idled out", totals.flows_idled_out, "flows given up after silence while open"),
         ("stale", totals.flows_stale, "pins given up because their backend had left"),
+        ("clients full", totals.clients_full, "clients that found no room to be remembered"),
     ] {
         let always = ["received", "transmitted", "flows"];
         if look.all || number > 0 || always.contains(&what) {

@@ -15,6 +15,7 @@ use super::place::{Place, Value};
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
+use super::sticky::{RawSticky, on_reentry};
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip, quic};
 use crate::flow::Protocol;
@@ -45,6 +46,8 @@ pub(super) struct RawVip {
     split: Choice<RawSplit>,
     health: RawHealth,
     timeouts: RawTimeouts,
+    sticky: Option<RawSticky>,
+    on_reentry: Option<String>,
     announce: Option<String>,
     /// Taken out and read by themselves; they are here to be named with the other keys.
     quic: Option<IgnoredAny>,
@@ -161,6 +164,8 @@ impl RawVip {
         let split = self.split.0.check(&place.key("split"), report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
+        let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
+        let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
         let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -177,6 +182,8 @@ impl RawVip {
             split,
             health,
             timeouts,
+            sticky,
+            on_reentry,
             announce,
             quic: Vec::new(),
             backends,

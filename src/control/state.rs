@@ -17,7 +17,8 @@ use super::netlink::InterfaceAddress;
 use super::status::{self, Baseline};
 use super::{SteerRules, WorkerView};
 use crate::config;
-use crate::flow::Address;
+use crate::flow::{Address, Protocol};
+use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_key;
 use crate::forwarding::{
     Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, Forward, ListenKey, MAX_BACKENDS,
@@ -362,6 +363,7 @@ impl VipEntry {
                 closing: Ticks::span(timeouts.closing),
                 udp: Ticks::span(timeouts.udp),
             },
+            remember: remember(&self.config),
             scheduler: self.config.scheduler,
             affinity: self.config.affinity,
             splits: self.splits.clone(),
@@ -370,6 +372,23 @@ impl VipEntry {
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
+}
+
+/// What a VIP wants remembered of its clients. Without `sticky`, they come back after the idle
+/// time-out of their flows.
+pub fn remember(vip: &config::Vip) -> Option<Remember> {
+    let idle = match vip.protocol {
+        Protocol::Tcp => vip.timeouts.established,
+        Protocol::Udp => vip.timeouts.udp,
+    };
+    let wanted = vip.sticky.is_some() || vip.on_reentry == Reentry::Freest;
+    wanted.then(|| Remember {
+        timeout: Ticks::span(vip.sticky.map_or(idle, |sticky| sticky.timeout)),
+        sticky: vip
+            .sticky
+            .map(|sticky| Sticky { on_drain: sticky.on_drain, on_down: sticky.on_down }),
+        on_reentry: vip.on_reentry,
+    })
 }
 
 impl BackendEntry {
@@ -453,6 +472,8 @@ pub(super) mod tests {
                 closing: second,
                 udp: second,
             },
+            sticky: None,
+            on_reentry: Reentry::Hash,
             announce: Announce::None,
             quic: Vec::new(),
             backends: backends.to_vec(),

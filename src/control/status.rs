@@ -217,6 +217,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_closed: stats.flows_closed.get(),
         flows_idled_out: stats.flows_idled_out.get(),
         flows_stale: stats.flows_stale.get(),
+        clients_full: stats.clients_full.get(),
     }
 }
 
@@ -234,6 +235,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_closed: a.flows_closed + b.flows_closed,
         flows_idled_out: a.flows_idled_out + b.flows_idled_out,
         flows_stale: a.flows_stale + b.flows_stale,
+        clients_full: a.clients_full + b.clients_full,
     }
 }
 
