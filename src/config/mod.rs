@@ -44,6 +44,7 @@ use place::{Place, Value};
 use report::Report;
 use vip::Placed;
 
+pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
 pub use error::{ConfigError, ConfigErrors};
 

@@ -83,6 +83,17 @@ impl Affinity {
         }
     }
 
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Flow => "flow",
+            Self::Client => "client",
+            Self::ClientPrefix { .. } => "client_prefix",
+            Self::ClientPorts { .. } => "client_ports",
+            Self::QuicCid => "quic_cid",
+        }
+    }
+
     /// Whether flows of one client belong together.
     pub const fn is_of_client(self) -> bool {
         matches!(self, Self::Client | Self::ClientPrefix { .. } | Self::ClientPorts { .. })

@@ -79,6 +79,20 @@ pub enum SchedulerKind {
     },
 }
 
+impl SchedulerKind {
+    /// Every scheduler, with its default settings; `table_size` is that of `[hash]`.
+    pub fn all(table_size: u32) -> Vec<Self> {
+        vec![Self::Maglev { size: table_size }]
+    }
+
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Maglev { .. } => "maglev",
+        }
+    }
+}
+
 /// A scheduler with what it was built from.
 #[derive(Debug, Clone)]
 pub struct Built {
