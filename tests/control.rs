@@ -290,6 +290,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         protocol: Protocol::Tcp,
         scheduler: SchedulerKind::Maglev { size: 251 },
         affinity: Affinity::Flow,
+        split: None,
         forward: Forward::Nat,
         health: Health::None,
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },
