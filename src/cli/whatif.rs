@@ -188,7 +188,7 @@ fn kinds(
             let names = names.iter().filter(|name| seen.insert(name.as_str()));
             names.map(|name| named(name, table_size)).collect::<Result<_, _>>()?
         }
-        Some(Which::All) | None => SchedulerKind::all(table_size),
+        Some(Which::All) | None => config::schedulers(table_size),
     };
     let own = |kind: SchedulerKind| kind.as_str() == configured.as_str();
     Ok(all.into_iter().map(|kind| if own(kind) { configured } else { kind }).collect())

@@ -78,6 +78,12 @@ pub struct VipStatus {
     pub protocol: Protocol,
     /// Forwarding mode.
     pub forward: Forward,
+    /// How it chooses a backend for a new flow.
+    #[serde(default)]
+    pub scheduler: String,
+    /// Which flows belong together.
+    #[serde(default)]
+    pub affinity: String,
     /// The interface that has the address, if holdfast put it there.
     pub announced_on: Option<String>,
     /// Sources (an address, or the first of a network) that are too large for one backend, and so

@@ -203,7 +203,7 @@ fn put_in_service(vip: &mut VipSpec, drained: &[String]) {
 /// # Errors
 /// The names that there are.
 pub fn named(name: &str, table_size: u32) -> Result<SchedulerKind, String> {
-    let kinds = SchedulerKind::all(table_size);
+    let kinds = config::schedulers(table_size);
     kinds.iter().copied().find(|kind| kind.as_str() == name).ok_or_else(|| {
         let known = list(kinds.iter().map(|kind| kind.as_str()));
         format!("there is no scheduler {name}; there are: {known}")
