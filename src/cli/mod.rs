@@ -18,6 +18,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 pub mod undrain;
+pub mod whatif;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -64,6 +65,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Generate traffic for a balancer, and judge what it does with it
     Generate(Box<generate::GenerateArgs>),
+    /// Simulate what a change would do: broken flows, moved flows, imbalance, per scheduler
+    Whatif(Box<whatif::WhatifArgs>),
 }
 
 /// The arguments of `holdfast run`.
@@ -142,6 +145,12 @@ pub enum CliError {
     /// Traffic could not be generated.
     #[error("{0}")]
     Generate(String),
+    /// A change could not be simulated.
+    #[error("{0}")]
+    Whatif(String),
+    /// A simulated change does what it must not; one message per finding.
+    #[error("{}", .0.join("\n"))]
+    Bound(Vec<String>),
     /// `run` could not start or had to stop.
     #[error("{0}")]
     Run(Box<dyn std::error::Error + Send + Sync>),
@@ -152,10 +161,15 @@ impl CliError {
     pub fn messages(&self) -> Vec<String> {
         match self {
             Self::Config(errors) => errors.messages(),
-            Self::Machine(findings) => findings.clone(),
+            Self::Machine(findings) | Self::Bound(findings) => findings.clone(),
             Self::Client(ClientError::Refused(mistakes)) => mistakes.clone(),
             other => vec![other.to_string()],
         }
+    }
+
+    /// The exit code: 1, but 3 for what was simulated well and found bad.
+    pub const fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Bound(_)) { 3 } else { 1 }
     }
 
     /// Whether the reader of our output closed it.
@@ -198,6 +212,7 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Clients(args) => clients::clients(&args, &mut out)?,
         Command::Explain(args) => explain::explain(&args, &mut out)?,
         Command::Generate(args) => generate::generate(&args, &mut out)?,
+        Command::Whatif(args) => whatif::whatif(&args, colours, &mut out)?,
     }
     Ok(out.flush()?)
 }

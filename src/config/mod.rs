@@ -50,8 +50,10 @@ use place::{Place, Value};
 use report::Report;
 use vip::Placed;
 
+pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
 pub use error::{ConfigError, ConfigErrors};
+pub use scheduler::schedulers;
 
 /// Largest file, in bytes: the most VIPs and backends take about 4 MiB.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
