@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod client;
+pub mod clients;
 pub mod drain;
 pub mod explain;
 pub mod flows;
@@ -17,6 +18,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 pub mod undrain;
+pub mod whatif;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -57,10 +59,14 @@ enum Command {
     Reload(SocketArgs),
     /// List pinned flows
     Flows(flows::FlowsArgs),
+    /// List which client has which backend, or forget it
+    Clients(clients::ClientsArgs),
     /// Say which backend a flow gets, and each step of why
     Explain(explain::ExplainArgs),
     /// Generate traffic for a balancer, and judge what it does with it
     Generate(Box<generate::GenerateArgs>),
+    /// Simulate what a change would do: broken flows, moved flows, imbalance, per scheduler
+    Whatif(Box<whatif::WhatifArgs>),
 }
 
 /// The arguments of `holdfast run`.
@@ -130,12 +136,21 @@ pub enum CliError {
     /// The drain that was waited for did not come to its end.
     #[error("{0}")]
     Drain(String),
+    /// The arguments do not say what is to be done.
+    #[error("{0}")]
+    Usage(String),
     /// The output could not be written.
     #[error("cannot write the output: {}", crate::words::reason(.0))]
     Output(#[from] io::Error),
     /// Traffic could not be generated.
     #[error("{0}")]
     Generate(String),
+    /// A change could not be simulated.
+    #[error("{0}")]
+    Whatif(String),
+    /// A simulated change does what it must not; one message per finding.
+    #[error("{}", .0.join("\n"))]
+    Bound(Vec<String>),
     /// `run` could not start or had to stop.
     #[error("{0}")]
     Run(Box<dyn std::error::Error + Send + Sync>),
@@ -146,10 +161,15 @@ impl CliError {
     pub fn messages(&self) -> Vec<String> {
         match self {
             Self::Config(errors) => errors.messages(),
-            Self::Machine(findings) => findings.clone(),
+            Self::Machine(findings) | Self::Bound(findings) => findings.clone(),
             Self::Client(ClientError::Refused(mistakes)) => mistakes.clone(),
             other => vec![other.to_string()],
         }
+    }
+
+    /// The exit code: 1, but 3 for what was simulated well and found bad.
+    pub const fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Bound(_)) { 3 } else { 1 }
     }
 
     /// Whether the reader of our output closed it.
@@ -189,8 +209,10 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Undrain(args) => undrain::undrain(&args, &mut out)?,
         Command::Reload(args) => reload::reload(&args, &mut out)?,
         Command::Flows(args) => flows::flows(&args, &mut out)?,
+        Command::Clients(args) => clients::clients(&args, &mut out)?,
         Command::Explain(args) => explain::explain(&args, &mut out)?,
         Command::Generate(args) => generate::generate(&args, &mut out)?,
+        Command::Whatif(args) => whatif::whatif(&args, colours, &mut out)?,
     }
     Ok(out.flush()?)
 }

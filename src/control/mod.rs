@@ -19,6 +19,7 @@
 pub mod admin;
 pub mod announce;
 pub mod api;
+pub mod clients;
 pub mod controller;
 pub mod drain;
 pub mod explain;
@@ -41,6 +42,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::flow::Address;
+use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{ListenKey, PortIndex};
@@ -72,6 +74,8 @@ pub struct Inputs {
     pub publisher: Publisher,
     /// The XDP program, its sockets, and a way to send single frames.
     pub steering: Box<dyn SteeringPort>,
+    /// The clients table of all workers.
+    pub clients: Arc<Clients>,
     /// What happens to workers.
     pub events: crossbeam_channel::Receiver<WorkerEvent>,
     /// The clock of the flow tables.

@@ -19,13 +19,16 @@ use arrayvec::ArrayVec;
 
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
+use super::clients::{self, is_due};
+use super::quic::{answers_for, named};
 use crate::flow::Protocol;
+use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
 use crate::forwarding::explain::Trace;
-use crate::forwarding::table::Backend;
+use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{BackendIndex, Forward, ForwardingTable, ListenKey, NextHop, PortIndex};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
@@ -69,6 +72,8 @@ pub struct Context<'a> {
     pub table: &'a ForwardingTable,
     /// This worker's flow table.
     pub flows: FlowView<'a>,
+    /// The clients of all workers.
+    pub clients: &'a Clients,
     /// The NIC that the batch came from.
     pub nic: PortIndex,
     /// Now.
@@ -138,11 +143,16 @@ impl Conntrack {
         if hit.track.state().has(State::ALIAS) {
             return self.track_alias(&hit, packet, backend, context);
         }
-        if begins_anew(packet, &hit.track, backend) {
+        if begins_anew(packet, &hit.track, backend, context) {
             self.remove(hit.slot, context.stats);
             return Err(Miss::Open);
         }
-        hit.set_state(request_change(packet).apply(hit.track.state()));
+        let before = hit.track.state();
+        let state = request_change(packet).apply(before);
+        hit.set_state(state);
+        if backend.quirks.has(Quirks::REMEMBERS) {
+            clients::seen(&packet.flow, backend, (before, state), context);
+        }
         note(&hit, packet, backend, context);
         Ok(backend)
     }
@@ -161,7 +171,7 @@ impl Conntrack {
         let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
-        if begins_anew(packet, &track, backend) {
+        if begins_anew(packet, &track, backend, context) {
             self.remove(alias.slot, context.stats);
             return Err(Miss::Open);
         }
@@ -237,11 +247,11 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<NextHop> {
-        let on_it = |hit: &Hit<'_>| {
-            hit.track.backend().index == backend
-                && living(flow.protocol(), &hit.track, context).is_some()
-        };
-        let Some(hit) = context.flows.find_at(flow, hint).filter(on_it) else {
+        let found = context.flows.find_at(flow, hint).and_then(|hit| {
+            let pinned = living(flow.protocol(), &hit.track, context)?;
+            answers_for(backend, pinned, context).then_some((hit, pinned))
+        });
+        let Some((hit, on)) = found else {
             let pin = self.answered_elsewhere(flow, backend, packet, context)?;
             return Some(pin.track.hop());
         };
@@ -258,7 +268,11 @@ impl Conntrack {
         {
             return Some(newer);
         }
-        hit.set_state(reply_change(packet).apply(hit.track.state()));
+        let state = reply_change(packet).apply(hit.track.state());
+        hit.set_state(state);
+        if is_due(&hit.track, context) {
+            clients::seen_again(flow, on, state, context);
+        }
         hit.seen(context.now);
         Some(hit.track.hop())
     }
@@ -286,7 +300,10 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Pin> {
-        let on_it = |pin: &Pin| pin.track.backend().index == backend;
+        let on_it = |pin: &Pin| {
+            let pinned = context.table.pinned(pin.track.backend());
+            pinned.is_some_and(|pinned| answers_for(backend, pinned, context))
+        };
         let (slot, pin, _) = self.find_elsewhere(flow, context, on_it)?;
         self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
         Some(pin)
@@ -369,6 +386,9 @@ impl Conntrack {
         }
         tell(owner, pin_slot, flow, &pin.track, news, context.now);
         let pin = news.apply(&pin, context.now);
+        if let Some(backend) = context.table.pinned(alias.backend()) {
+            clients::seen_again(flow, backend, pin.track.state(), context);
+        }
         self.writer.update(hit.slot, flow, &alias_of(&pin));
         Some(pin.track)
     }
@@ -479,7 +499,7 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
 #[inline(always)]
 fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
-    if !backend.quirks.none() {
+    if !backend.quirks.none() && (backend.quirks.has(Quirks::QUIC) || is_due(track, context)) {
         return None;
     }
     let timeout = match packet.flow.protocol() {
@@ -524,13 +544,17 @@ fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
 /// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
 /// not answer (the client tries again, and shall succeed). A SYN for an established flow does not:
 /// anybody can forge one, and the backend answers it (RFC 5961 4). Any UDP packet does if the
-/// backend does not answer: its own traffic would keep a dead pin alive.
+/// backend does not answer: its own traffic would keep a dead pin alive; and one whose connection id
+/// names another backend.
 #[inline]
-fn begins_anew(packet: &Packet, track: &Track, backend: &Backend) -> bool {
+fn begins_anew(packet: &Packet, track: &Track, backend: &Backend, context: &Context<'_>) -> bool {
     match packet.flow.protocol() {
         Protocol::Tcp if !packet.shape.flags.opens() => false,
         Protocol::Tcp => !backend.up || track.state().is_closing(backend.forward),
-        Protocol::Udp => !backend.up,
+        Protocol::Udp => {
+            let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
+            !backend.up || (backend.quirks.has(Quirks::QUIC) && elsewhere())
+        }
     }
 }
 
