@@ -41,7 +41,7 @@ impl Rendezvous {
 }
 
 impl Scheduler for Rendezvous {
-    /// Cost: linear in the backends, 3 ns each; `pool` is only asked for those that are better than
+    /// Cost: linear in the backends; `pool` is only asked for those that are better than
     /// all before, ln(n) on average.
     fn choose(&self, hash: u64, pool: &mut dyn Pool) -> Option<BackendIndex> {
         let mut best: Option<(u64, &Drawer)> = None;
@@ -92,6 +92,11 @@ fn minus_log2(drawn: u64) -> u64 {
 
 /// Bit by bit: a mantissa is squared, and if that is 2 or more, the next bit is 1 and it is halved
 /// (Knuth, vol. 1, 1.2.2, exercise 25).
+#[allow(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "evaluated at compile time; a mantissa is below 2^63"
+)]
 const fn log2_table() -> [u64; STEPS + 1] {
     let mut table = [0; STEPS + 1];
     let mut index = 0;
@@ -103,22 +108,14 @@ const fn log2_table() -> [u64; STEPS + 1] {
         while bit < FRACTION {
             let square = (mantissa as u128 * mantissa as u128) >> 62;
             let two_or_more = square >> 63 != 0;
-            #[expect(clippy::cast_possible_truncation, reason = "below 2^63 in units of 2^-62")]
-            let next = if two_or_more { (square >> 1) as u64 } else { square as u64 };
-            mantissa = next;
+            mantissa = if two_or_more { (square >> 1) as u64 } else { square as u64 };
             log2 = log2 << 1 | two_or_more as u64;
             bit += 1;
         }
-        #[expect(clippy::indexing_slicing, reason = "evaluated at compile time")]
-        {
-            table[index] = log2;
-        }
+        table[index] = log2;
         index += 1;
     }
-    #[expect(clippy::indexing_slicing, reason = "evaluated at compile time")]
-    {
-        table[STEPS] = 1 << FRACTION;
-    }
+    table[STEPS] = 1 << FRACTION;
     table
 }
 
