@@ -172,6 +172,8 @@ pub struct WorkerStats {
     pub flows_found_elsewhere: Counter,
     /// Mid-flow TCP packets without a pin anywhere, pinned anew by hash.
     pub flows_by_hash: Counter,
+    /// Flows pinned to the backend that their QUIC connection id names.
+    pub flows_by_cid: Counter,
     /// Pins removed after their connection had ended by FINs or a RST, and its closing time-out.
     pub flows_closed: Counter,
     /// Pins removed because an open flow was idle for longer than its time-out.
@@ -182,6 +184,8 @@ pub struct WorkerStats {
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
     pub flow_aliases: Counter,
+    /// Clients that were not noted because proven ones had all places of their bucket.
+    pub clients_full: Counter,
     /// New flows of VIPs whose sources are watched.
     pub samples: Samples,
     /// Batches with at least one packet.
@@ -254,11 +258,13 @@ impl WorkerStats {
             flows_new: Counter::default(),
             flows_found_elsewhere: Counter::default(),
             flows_by_hash: Counter::default(),
+            flows_by_cid: Counter::default(),
             flows_closed: Counter::default(),
             flows_idled_out: Counter::default(),
             flows_stale: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
+            clients_full: Counter::default(),
             samples: Samples::default(),
             batches: Counter::default(),
             idle_polls: Counter::default(),

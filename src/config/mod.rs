@@ -15,12 +15,14 @@ mod health;
 pub mod machine;
 mod nic;
 mod place;
+mod quic;
 #[cfg(test)]
 mod reference;
 mod report;
 mod rules;
 mod scheduler;
 mod split;
+mod sticky;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -38,7 +40,10 @@ use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
 use crate::flow::table::Families;
-use crate::forwarding::{Affinity, Forward, PortIndex, Ports, SchedulerKind, Secret};
+use crate::forwarding::sticky::{Hold, Reentry};
+use crate::forwarding::{
+    Affinity, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, quic_lb,
+};
 use crate::words::reason;
 
 use place::{Place, Value};
@@ -241,6 +246,8 @@ pub struct Workers {
     pub idle: Idle,
     /// Flows of each address family in each worker's flow table.
     pub flows: usize,
+    /// Clients whose backends are remembered, all workers together.
+    pub clients: usize,
     /// UMEM frames of each worker; `None`: as many as its rings can hold, see
     /// [`Config::frames_needed`].
     pub frames: Option<u32>,
@@ -335,8 +342,14 @@ pub struct Vip {
     pub health: Health,
     /// Idle time-outs of its flows.
     pub timeouts: Timeouts,
+    /// Whether clients keep their backends.
+    pub sticky: Option<Sticky>,
+    /// Where the flows of a client go that comes back after its time-out.
+    pub on_reentry: Reentry,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
+    /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.
+    pub quic: Vec<quic_lb::Config>,
     /// Backends, in the file's order.
     pub backends: Vec<Backend>,
 }
@@ -387,6 +400,17 @@ pub struct Timeouts {
     pub udp: Duration,
 }
 
+/// `sticky` of a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sticky {
+    /// A client is forgotten after so long without a packet.
+    pub timeout: Duration,
+    /// What a client does whose backend drains.
+    pub on_drain: Hold,
+    /// What a client does whose backend is down.
+    pub on_down: Hold,
+}
+
 /// `[[vip.backend]]`: a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
@@ -398,6 +422,8 @@ pub struct Backend {
     pub port: Option<u16>,
     /// Share of new flows relative to the other backends; 0 takes none.
     pub weight: u32,
+    /// What names it in QUIC connection ids, at most one of each length.
+    pub server_ids: Vec<ServerId>,
 }
 
 /// `[control]`.

@@ -15,8 +15,9 @@ use super::place::{Place, Value};
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
+use super::sticky::{RawSticky, on_reentry};
 use super::timeouts::RawTimeouts;
-use super::{Announce, Backend, Health, TcpHealth, Vip};
+use super::{Announce, Backend, Health, TcpHealth, Vip, quic};
 use crate::flow::Protocol;
 use crate::forwarding::{Forward, Ports};
 
@@ -45,8 +46,11 @@ pub(super) struct RawVip {
     split: Choice<RawSplit>,
     health: RawHealth,
     timeouts: RawTimeouts,
+    sticky: Option<RawSticky>,
+    on_reentry: Option<String>,
     announce: Option<String>,
-    /// Taken out and read before; it is here to be named with the other keys.
+    /// Taken out and read by themselves; they are here to be named with the other keys.
+    quic: Option<IgnoredAny>,
     backend: Option<IgnoredAny>,
 }
 
@@ -104,15 +108,18 @@ pub(super) fn check(
     defaults: Defaults<'_>,
     report: &mut Report<'_>,
 ) -> (Option<Placed<Vip>>, Vec<Placed<Backend>>) {
-    let backends = match section.get_mut() {
-        DeValue::Table(table) => table.remove("backend"),
+    let [backends, quic] = ["backend", "quic"].map(|list| match section.get_mut() {
+        DeValue::Table(table) => table.remove(list),
         _ => None,
-    };
+    });
     let raw: RawVip = report.read(section, place);
     let forward = forward(raw.forward.as_deref(), &place.key("forward"), report);
     let backends = check_backends(backends, &place.key("backend"), forward, report);
     let values = backends.iter().map(|backend| backend.value.clone()).collect();
-    let vip = raw.check(place, forward, defaults, values, report);
+    let mut vip = raw.check(place, forward, defaults, values, report);
+    if let Some(vip) = &mut vip {
+        vip.quic = quic::check(quic, &place.key("quic"), vip.affinity, &backends, report);
+    }
     (vip.map(|value| Placed { value, place: place.clone() }), backends)
 }
 
@@ -157,6 +164,8 @@ impl RawVip {
         let split = self.split.0.check(&place.key("split"), report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
+        let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
+        let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
         let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -173,7 +182,10 @@ impl RawVip {
             split,
             health,
             timeouts,
+            sticky,
+            on_reentry,
             announce,
+            quic: Vec::new(),
             backends,
         })
     }

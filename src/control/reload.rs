@@ -6,7 +6,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 
 use super::state::same_server;
-use crate::config::{Announce, Backend, Config, Health, TcpHealth, Vip};
+use crate::config::{Announce, Backend, Config, Health, Sticky, TcpHealth, Vip};
 use crate::forwarding::Ports;
 use crate::words::counted;
 
@@ -25,6 +25,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.cores != b.cores, "[workers] cores");
     check(a.idle != b.idle, "[workers] idle");
     check(a.flows != b.flows, "[workers] flows");
+    check(a.clients != b.clients, "[workers] clients");
     check(a.frames != b.frames, "[workers] frames");
     check(a.frame_size != b.frame_size, "[workers] frame_size");
     check(a.batch != b.batch, "[workers] batch");
@@ -104,6 +105,8 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     ] {
         field(name, span(a), span(b));
     }
+    field("sticky", sticky(old.sticky), sticky(new.sticky));
+    field("on_reentry", old.on_reentry.as_str().to_owned(), new.on_reentry.as_str().to_owned());
     if old.forward != new.forward {
         told.push(format!("VIP {}: another forwarding mode; its flows are cut", new.name));
     }
@@ -134,6 +137,16 @@ fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
             told.push(format!("backend {name} of VIP {vip}: weight {} -> {weight}", old.weight));
         }
     }
+}
+
+fn sticky(sticky: Option<Sticky>) -> String {
+    sticky.map_or_else(
+        || "off".to_owned(),
+        |Sticky { timeout, on_drain, on_down }| {
+            let (drain, down) = (on_drain.as_str(), on_down.as_str());
+            format!("{} (on_drain {drain}, on_down {down})", span(timeout))
+        },
+    )
 }
 
 fn place(backend: &Backend) -> String {
@@ -194,6 +207,7 @@ pub(super) mod tests {
                 cores: vec![0],
                 idle: Idle::Sleep,
                 flows: 1024,
+                clients: 1024,
                 frames: None,
                 frame_size: 2048,
                 batch: 64,

@@ -213,9 +213,11 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_new: stats.flows_new.get(),
         flows_found_elsewhere: stats.flows_found_elsewhere.get(),
         flows_by_hash: stats.flows_by_hash.get(),
+        flows_by_cid: stats.flows_by_cid.get(),
         flows_closed: stats.flows_closed.get(),
         flows_idled_out: stats.flows_idled_out.get(),
         flows_stale: stats.flows_stale.get(),
+        clients_full: stats.clients_full.get(),
     }
 }
 
@@ -229,9 +231,11 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_new: a.flows_new + b.flows_new,
         flows_found_elsewhere: a.flows_found_elsewhere + b.flows_found_elsewhere,
         flows_by_hash: a.flows_by_hash + b.flows_by_hash,
+        flows_by_cid: a.flows_by_cid + b.flows_by_cid,
         flows_closed: a.flows_closed + b.flows_closed,
         flows_idled_out: a.flows_idled_out + b.flows_idled_out,
         flows_stale: a.flows_stale + b.flows_stale,
+        clients_full: a.clients_full + b.clients_full,
     }
 }
 

@@ -19,12 +19,16 @@ use arrayvec::ArrayVec;
 
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
+use super::clients::{self, is_due};
+use super::quic::{answers_for, named};
 use crate::flow::Protocol;
+use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
-use crate::forwarding::table::Backend;
+use crate::forwarding::explain::Trace;
+use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{BackendIndex, Forward, ForwardingTable, ListenKey, NextHop, PortIndex};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
@@ -68,12 +72,16 @@ pub struct Context<'a> {
     pub table: &'a ForwardingTable,
     /// This worker's flow table.
     pub flows: FlowView<'a>,
+    /// The clients of all workers.
+    pub clients: &'a Clients,
     /// The NIC that the batch came from.
     pub nic: PortIndex,
     /// Now.
     pub now: Ticks,
     /// The worker's counters.
     pub stats: &'a WorkerStats,
+    /// To whom reasons are told, where somebody asks.
+    pub trace: Option<&'a Trace>,
 }
 
 impl Conntrack {
@@ -81,8 +89,13 @@ impl Conntrack {
     /// table, another worker writes it, or it has flows already: they would be of another process's
     /// backends.
     pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
+        Self::adopt(tables, me, now).filter(|conntrack| conntrack.writer.is_empty())
+    }
+
+    /// The same with the flows that the table has, which must be of this process's backends.
+    pub(super) fn adopt(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
-        writer.is_empty().then_some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
+        Some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
     }
 
     /// Whose it is.
@@ -130,11 +143,16 @@ impl Conntrack {
         if hit.track.state().has(State::ALIAS) {
             return self.track_alias(&hit, packet, backend, context);
         }
-        if begins_anew(packet, &hit.track, backend) {
+        if begins_anew(packet, &hit.track, backend, context) {
             self.remove(hit.slot, context.stats);
             return Err(Miss::Open);
         }
-        hit.set_state(request_change(packet).apply(hit.track.state()));
+        let before = hit.track.state();
+        let state = request_change(packet).apply(before);
+        hit.set_state(state);
+        if backend.quirks.has(Quirks::REMEMBERS) {
+            clients::seen(&packet.flow, backend, (before, state), context);
+        }
         note(&hit, packet, backend, context);
         Ok(backend)
     }
@@ -153,7 +171,7 @@ impl Conntrack {
         let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
-        if begins_anew(packet, &track, backend) {
+        if begins_anew(packet, &track, backend, context) {
             self.remove(alias.slot, context.stats);
             return Err(Miss::Open);
         }
@@ -229,11 +247,11 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<NextHop> {
-        let on_it = |hit: &Hit<'_>| {
-            hit.track.backend().index == backend
-                && living(flow.protocol(), &hit.track, context).is_some()
-        };
-        let Some(hit) = context.flows.find_at(flow, hint).filter(on_it) else {
+        let found = context.flows.find_at(flow, hint).and_then(|hit| {
+            let pinned = living(flow.protocol(), &hit.track, context)?;
+            answers_for(backend, pinned, context).then_some((hit, pinned))
+        });
+        let Some((hit, on)) = found else {
             let pin = self.answered_elsewhere(flow, backend, packet, context)?;
             return Some(pin.track.hop());
         };
@@ -250,7 +268,11 @@ impl Conntrack {
         {
             return Some(newer);
         }
-        hit.set_state(reply_change(packet).apply(hit.track.state()));
+        let state = reply_change(packet).apply(hit.track.state());
+        hit.set_state(state);
+        if is_due(&hit.track, context) {
+            clients::seen_again(flow, on, state, context);
+        }
         hit.seen(context.now);
         Some(hit.track.hop())
     }
@@ -278,7 +300,10 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Pin> {
-        let on_it = |pin: &Pin| pin.track.backend().index == backend;
+        let on_it = |pin: &Pin| {
+            let pinned = context.table.pinned(pin.track.backend());
+            pinned.is_some_and(|pinned| answers_for(backend, pinned, context))
+        };
         let (slot, pin, _) = self.find_elsewhere(flow, context, on_it)?;
         self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
         Some(pin)
@@ -361,6 +386,9 @@ impl Conntrack {
         }
         tell(owner, pin_slot, flow, &pin.track, news, context.now);
         let pin = news.apply(&pin, context.now);
+        if let Some(backend) = context.table.pinned(alias.backend()) {
+            clients::seen_again(flow, backend, pin.track.state(), context);
+        }
         self.writer.update(hit.slot, flow, &alias_of(&pin));
         Some(pin.track)
     }
@@ -471,7 +499,7 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
 #[inline(always)]
 fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
-    if !backend.quirks.none() {
+    if !backend.quirks.none() && (backend.quirks.has(Quirks::QUIC) || is_due(track, context)) {
         return None;
     }
     let timeout = match packet.flow.protocol() {
@@ -492,6 +520,12 @@ fn living<'t>(protocol: Protocol, track: &Track, context: &Context<'t>) -> Optio
     (idle.0 <= timeout(protocol, track.state(), backend).0).then_some(backend)
 }
 
+/// Whether a pin on `backend` has not been idle for too long.
+pub(super) fn is_living(protocol: Protocol, pin: &Pin, backend: &Backend, now: Ticks) -> bool {
+    let idle = now.since(pin.track.last_seen());
+    idle.0 <= timeout(protocol, pin.track.state(), backend).0
+}
+
 /// How long the flow may be idle.
 #[inline]
 fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
@@ -510,13 +544,17 @@ fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
 /// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
 /// not answer (the client tries again, and shall succeed). A SYN for an established flow does not:
 /// anybody can forge one, and the backend answers it (RFC 5961 4). Any UDP packet does if the
-/// backend does not answer: its own traffic would keep a dead pin alive.
+/// backend does not answer: its own traffic would keep a dead pin alive; and one whose connection id
+/// names another backend.
 #[inline]
-fn begins_anew(packet: &Packet, track: &Track, backend: &Backend) -> bool {
+fn begins_anew(packet: &Packet, track: &Track, backend: &Backend, context: &Context<'_>) -> bool {
     match packet.flow.protocol() {
         Protocol::Tcp if !packet.shape.flags.opens() => false,
         Protocol::Tcp => !backend.up || track.state().is_closing(backend.forward),
-        Protocol::Udp => !backend.up,
+        Protocol::Udp => {
+            let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
+            !backend.up || (backend.quirks.has(Quirks::QUIC) && elsewhere())
+        }
     }
 }
 

@@ -10,8 +10,11 @@
 
 pub mod batch;
 pub mod classify;
+pub mod clients;
 pub mod conntrack;
+pub mod explain;
 pub mod parse;
+pub mod quic;
 pub mod receive;
 pub mod rewrite;
 pub mod select;

@@ -167,7 +167,10 @@ impl Edit {
                 "VIP {vip} has backend {known} at {at}; use another name and address"
             ));
         }
-        self.new.backends.push(config::Backend { name: name.to_owned(), address, port, weight: 1 });
+        // Connection ids are not simulated.
+        let server_ids = Vec::new();
+        let name = name.to_owned();
+        self.new.backends.push(config::Backend { name, address, port, weight: 1, server_ids });
         Ok(())
     }
 

@@ -33,7 +33,8 @@ impl Family {
         }
     }
 
-    fn backend(self, backend: &str) -> String {
+    /// The address of a backend.
+    pub fn backend(self, backend: &str) -> String {
         let number = backend.trim_start_matches('b');
         match self {
             Self::V4 => format!("198.18.2.1{number}"),
@@ -64,6 +65,8 @@ pub struct Vip {
     pub backends: Vec<&'static str>,
     /// `timeouts` as TOML.
     pub timeouts: &'static str,
+    /// More keys, as TOML.
+    pub keys: &'static str,
 }
 
 /// A VIP with all backends.
@@ -72,7 +75,7 @@ pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     let name = format!("{forward}{digit}{}", if udp { "-udp" } else { "" });
     // Short, so that a drain can be seen to end.
     let timeouts = "{ closing_s = 1, udp_s = 60 }";
-    Vip { name, forward, family, udp, backends: BACKENDS.to_vec(), timeouts }
+    Vip { name, forward, family, udp, backends: BACKENDS.to_vec(), timeouts, keys: "" }
 }
 
 impl Vip {
@@ -103,8 +106,8 @@ impl Vip {
 
     fn toml(&self) -> String {
         let (protocol, port) = if self.udp { ("udp", 7) } else { ("tcp", 80) };
-        let (name, address, forward, timeouts) =
-            (&self.name, self.address(), self.forward, self.timeouts);
+        let Self { name, forward, timeouts, keys, .. } = self;
+        let address = self.address();
         let mut text = format!(
             r#"
 [[vip]]
@@ -114,6 +117,7 @@ ports = [{port}]
 protocol = "{protocol}"
 forward = "{forward}"
 timeouts = {timeouts}
+{keys}
 health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 2, port = 80 }}
 "#
         );
@@ -145,6 +149,8 @@ pub struct Config {
     pub socket: String,
     /// VIPs.
     pub vips: Vec<Vip>,
+    /// More sections, as TOML.
+    pub more: String,
 }
 
 impl Config {
@@ -153,7 +159,7 @@ impl Config {
         let interfaces = lab.topology.interfaces().iter().map(|&name| name.to_owned()).collect();
         let socket = lab.state().join("control.sock").to_str().unwrap().to_owned();
         let cores = (0..workers).collect();
-        Self { cores, flows: 65_536, interfaces, nic_keys: "", socket, vips }
+        Self { cores, flows: 65_536, interfaces, nic_keys: "", socket, vips, more: String::new() }
     }
 
     /// As TOML.
@@ -164,7 +170,7 @@ impl Config {
         for interface in &self.interfaces {
             writeln!(text, "[[nic]]\ninterface = \"{interface}\"\n{keys}").unwrap();
         }
-        text + &self.vips.iter().map(Vip::toml).collect::<String>()
+        text + &self.vips.iter().map(Vip::toml).collect::<String>() + &self.more
     }
 }
 

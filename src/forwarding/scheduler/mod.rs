@@ -69,6 +69,16 @@ pub enum Note {
     Full(BackendIndex),
 }
 
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slot(slot) => write!(f, "slot {slot}"),
+            Self::Point(point) => write!(f, "point {point} of the ring"),
+            Self::Full(backend) => write!(f, "backend number {} is at its bound", backend.0),
+        }
+    }
+}
+
 /// Who wants flows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate<'a> {
