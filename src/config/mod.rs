@@ -7,6 +7,7 @@
 
 mod backend;
 mod control;
+mod drain;
 mod error;
 mod hash;
 mod health;
@@ -42,6 +43,7 @@ use report::Report;
 use vip::Placed;
 
 pub use control::SOCKET;
+pub use drain::Drain;
 pub use error::{ConfigError, ConfigErrors};
 
 /// Largest file, in bytes: the most VIPs and backends take about 4 MiB.
@@ -312,6 +314,8 @@ pub struct Vip {
     pub health: Health,
     /// Idle time-outs of its flows.
     pub timeouts: Timeouts,
+    /// How its backends are drained, and come back.
+    pub drain: Drain,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// Backends, in the file's order.
@@ -382,6 +386,8 @@ pub struct Backend {
 pub struct Control {
     /// Path of the control socket.
     pub socket: PathBuf,
+    /// Command and arguments that are run when a backend is drained; empty: none.
+    pub on_drained: Vec<String>,
 }
 
 /// `[hash]`: what every box of a fleet must have in common.

@@ -96,6 +96,7 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["vip"], keys_of::<super::vip::RawVip>()),
         (&["vip", "health"], keys_of::<super::health::RawHealth>()),
         (&["vip", "timeouts"], keys_of::<super::timeouts::RawTimeouts>()),
+        (&["vip", "drain"], keys_of::<super::drain::RawDrain>()),
         (&["vip", "backend"], keys_of::<super::backend::RawBackend>()),
         (&["control"], keys_of::<super::control::RawControl>()),
         (&["hash"], keys_of::<super::hash::RawHash>()),

@@ -8,6 +8,7 @@ use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use toml::de::DeValue;
 
 use super::backend::RawBackend;
+use super::drain::RawDrain;
 use super::health::RawHealth;
 use super::place::{Place, Value};
 use super::report::Report;
@@ -40,6 +41,7 @@ pub(super) struct RawVip {
     affinity: Option<String>,
     health: RawHealth,
     timeouts: RawTimeouts,
+    drain: RawDrain,
     announce: Option<String>,
     /// Taken out and read before; it is here to be named with the other keys.
     backend: Option<IgnoredAny>,
@@ -140,6 +142,7 @@ impl RawVip {
         only(self.affinity, &place.key("affinity"), "flow", AFFINITIES_LATER, report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
+        let drain = self.drain.check(&place.key("drain"), protocol, report);
         let announce = announce(self.announce, &place.key("announce"), first_nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -153,6 +156,7 @@ impl RawVip {
             forward: forward.unwrap_or(Forward::Dsr),
             health,
             timeouts,
+            drain,
             announce,
             backends,
         })

@@ -126,7 +126,7 @@ impl Conntrack {
             return self.track_alias(&hit, packet, backend, context);
         }
         if begins_anew(packet, &hit.track, backend) {
-            self.remove(hit.slot, context.stats);
+            self.remove(hit.slot, context);
             return Err(Miss::Open);
         }
         hit.set_state(request_change(packet).apply(hit.track.state()));
@@ -149,7 +149,7 @@ impl Conntrack {
             return self.request_without_pin(packet, context);
         };
         if begins_anew(packet, &track, backend) {
-            self.remove(alias.slot, context.stats);
+            self.remove(alias.slot, context);
             return Err(Miss::Open);
         }
         Ok(backend)
@@ -164,7 +164,7 @@ impl Conntrack {
         context: &Context<'t>,
     ) -> Result<&'t Backend, Miss> {
         count_end(packet.flow.protocol(), &hit.track, context);
-        self.remove(hit.slot, context.stats);
+        self.remove(hit.slot, context);
         self.request_without_pin(packet, context)
     }
 
@@ -347,7 +347,7 @@ impl Conntrack {
             !pin.track.state().has(State::ALIAS) && pin.track.backend() == alias.backend()
         });
         let (Some(owner), Some((pin_slot, pin))) = (owner, pin) else {
-            self.remove(hit.slot, context.stats);
+            self.remove(hit.slot, context);
             return None;
         };
         if news.opening {
@@ -419,7 +419,7 @@ impl Conntrack {
                 |protocol, track| living(protocol, track, context).is_some(),
                 |protocol, pin| {
                     count_end(protocol, &pin.track, context);
-                    count_removal(pin, context.stats);
+                    count_removal(pin, context);
                 },
             );
             self.sweep_debt -= shown;
@@ -427,9 +427,9 @@ impl Conntrack {
         self.sweep_debt > 0
     }
 
-    fn remove(&mut self, slot: Slot, stats: &WorkerStats) {
+    fn remove(&mut self, slot: Slot, context: &Context<'_>) {
         if let Some(pin) = self.writer.remove(slot) {
-            count_removal(&pin, stats);
+            count_removal(&pin, context);
         }
     }
 }
@@ -640,8 +640,9 @@ fn count_pin(pin: &Pin, stats: &WorkerStats) {
     }
 }
 
-/// Keeps the gauges when an entry is removed.
-fn count_removal(pin: &Pin, stats: &WorkerStats) {
+/// Keeps the gauges when an entry is removed, and notes how long a flow lasted that was not cut.
+fn count_removal(pin: &Pin, context: &Context<'_>) {
+    let stats = context.stats;
     if pin.track.state().has(State::ALIAS) {
         stats.flow_aliases.sub(1);
         return;
@@ -649,6 +650,10 @@ fn count_removal(pin: &Pin, stats: &WorkerStats) {
     stats.flows_active.sub(1);
     for counters in flow_stats(pin, stats) {
         counters.flows_active.sub(1);
+    }
+    let ended = context.table.pinned(pin.track.backend()).is_some();
+    if let Some(lifetimes) = stats.lifetimes.get(usize::from(pin.vip.0)).filter(|_| ended) {
+        lifetimes.add(context.now.since(pin.created));
     }
 }
 

@@ -146,6 +146,33 @@ pub enum Service {
     Out,
 }
 
+/// What becomes of the flows that are pinned to a backend which does not serve them any longer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowsLeft {
+    /// Their packets go to it as before.
+    #[default]
+    Keep,
+    /// TCP: both ends are told, by a RST. UDP has none: as [`FlowsLeft::Rehash`].
+    Reset,
+    /// The next packet of each finds another backend.
+    Rehash,
+}
+
+impl FlowsLeft {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Reset => "reset",
+            Self::Rehash => "rehash",
+        }
+    }
+}
+
+/// How long a flow that is reset keeps its pin, so that an end which missed its RST is told again.
+pub const RESET_TIME: Ticks = Ticks(1200);
+
 /// The key of every hash that chooses a backend: 16 bytes from the configuration.
 pub type Secret = [u8; 16];
 
