@@ -183,6 +183,8 @@ pub struct FlowStats {
     pub flows_active: Counter,
     /// Packets dropped after the VIP was known.
     pub dropped: Counter,
+    /// Flows that the scheduler has placed: those that no other rule did.
+    pub flows_scheduled: Counter,
 }
 
 /// Classes of time spans: two per octave, so that none is wider than half of its start.

@@ -13,15 +13,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast::config::{
-    Announce, Backend, Config, Control, CopyMode, Hash, Health, Idle, Io, Nic, TcpHealth, Timeouts,
-    Vip, Workers, XdpMode,
+    Announce, Backend, Config, Control, CopyMode, Drain, Hash, Health, Idle, Io, Nic, TcpHealth,
+    Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
     self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteerRules, SteeringPort,
 };
 use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, Subscription};
-use holdfast::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports};
+use holdfast::forwarding::{
+    Affinity, BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind,
+};
 use holdfast::units::Ticks;
 
 /// Set in the process that runs inside the namespace: the name of the two namespaces.
@@ -268,7 +270,7 @@ fn config(vips: Vec<Vip>) -> Config {
             ring: 64,
         }],
         vips,
-        control: Control { socket: PathBuf::from("unused") },
+        control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
         hash: Hash { secret: [0; 16], table_size: 251 },
     }
 }
@@ -286,9 +288,12 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         address: address.parse().unwrap(),
         ports: Ports::List(vec![80]),
         protocol: Protocol::Tcp,
+        scheduler: SchedulerKind::Maglev { size: 251 },
+        affinity: Affinity::Flow,
         forward: Forward::Nat,
         health: Health::None,
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },
+        drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
         announce,
         backends: backends.collect(),
     }

@@ -65,11 +65,8 @@ fn then(
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> FlowsLeft {
-    const WORDS: &[(&str, FlowsLeft)] = &[
-        ("keep", FlowsLeft::Keep),
-        ("reset", FlowsLeft::Reset),
-        ("rehash", FlowsLeft::Rehash),
-    ];
+    const WORDS: &[(&str, FlowsLeft)] =
+        &[("keep", FlowsLeft::Keep), ("reset", FlowsLeft::Reset), ("rehash", FlowsLeft::Rehash)];
     let by_default = match protocol {
         Protocol::Tcp => FlowsLeft::Reset,
         Protocol::Udp => FlowsLeft::Rehash,

@@ -18,10 +18,11 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::api::{ApiError, BackendStatus, DrainRequest, Reloaded, Status, UndrainRequest};
+use super::api::{ApiError, DrainRequest, EventList, Ordered, Reloaded, Status, UndrainRequest};
 use super::flows::{self, Filter, Names, Pins, QueryError, Scan};
 use super::{Clock, ControlError};
 use crate::words::reason;
@@ -40,11 +41,13 @@ pub enum Request {
     /// `GET /v1/status`.
     Status(Reply<Status>),
     /// `POST /v1/drain`.
-    Drain(DrainRequest, Reply<Result<BackendStatus, Refusal>>),
+    Drain(DrainRequest, Reply<Result<Ordered, Refusal>>),
     /// `POST /v1/undrain`.
-    Undrain(UndrainRequest, Reply<Result<BackendStatus, Refusal>>),
+    Undrain(UndrainRequest, Reply<Result<Ordered, Refusal>>),
     /// `POST /v1/reload`.
     Reload(Reply<Result<Reloaded, Refusal>>),
+    /// `GET /v1/events`: those after this number.
+    Events(u64, Reply<EventList>),
     /// What `GET /v1/flows` needs to know.
     Names(Reply<Arc<Names>>),
 }
@@ -207,6 +210,7 @@ fn router(door: Door) -> Router {
         .route("/v1/drain", post(drain))
         .route("/v1/undrain", post(undrain))
         .route("/v1/reload", post(reload))
+        .route("/v1/events", get(events))
         .route("/v1/flows", get(flow_lines))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
@@ -231,7 +235,7 @@ async fn status(State(door): State<Door>) -> Result<Json<Status>, Refusal> {
 async fn drain(
     State(door): State<Door>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<BackendStatus>, Refusal> {
+) -> Result<Json<Ordered>, Refusal> {
     let order = parse(body)?;
     ask(&door, |reply| Request::Drain(order, reply)).await?.map(Json)
 }
@@ -239,7 +243,7 @@ async fn drain(
 async fn undrain(
     State(door): State<Door>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<BackendStatus>, Refusal> {
+) -> Result<Json<Ordered>, Refusal> {
     let order = parse(body)?;
     ask(&door, |reply| Request::Undrain(order, reply)).await?.map(Json)
 }
@@ -248,16 +252,35 @@ async fn reload(State(door): State<Door>) -> Result<Json<Reloaded>, Refusal> {
     ask(&door, Request::Reload).await?.map(Json)
 }
 
+/// The query of `GET /v1/events`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Since {
+    #[serde(default)]
+    since: u64,
+}
+
+async fn events(
+    State(door): State<Door>,
+    query: Result<Query<Since>, QueryRejection>,
+) -> Result<Json<EventList>, Refusal> {
+    let Query(Since { since }) = query.map_err(|error| query_error(&error, "since, once"))?;
+    ask(&door, |reply| Request::Events(since, reply)).await.map(Json)
+}
+
+fn query_error(error: &QueryRejection, keys: &str) -> Refusal {
+    let what = error.body_text();
+    let what = what.trim_start_matches("Failed to deserialize query string: ");
+    let error = format!("query: {what}; the keys are {keys}; see docs/API.md");
+    Refusal::new(StatusCode::BAD_REQUEST, error)
+}
+
 async fn flow_lines(
     State(door): State<Door>,
     query: Result<Query<flows::Query>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(query) = query.map_err(|error| {
-        let what = error.body_text();
-        let what = what.trim_start_matches("Failed to deserialize query string: ");
-        let keys = "the keys are vip, backend, client and limit, each once; see docs/API.md";
-        Refusal::new(StatusCode::BAD_REQUEST, format!("query: {what}; {keys}"))
-    })?;
+    let keys = "vip, backend, client and limit, each once";
+    let Query(query) = query.map_err(|error| query_error(&error, keys))?;
     let names = ask(&door, Request::Names).await?;
     let filter = Filter::new(query, &names).map_err(|error| {
         let status = match error {

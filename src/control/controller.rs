@@ -1,5 +1,7 @@
 //! The control loop: one event at a time, and after each, at most one new forwarding table.
 
+mod drains;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,10 +15,12 @@ use tracing::{debug, error, info, warn};
 
 use super::admin::{self, Door, Refusal, Request};
 use super::announce::{Announcement, Announcer, Place};
-use super::api::{BackendStatus, DrainRequest, Reloaded, Status, UndrainRequest};
-use super::drain::DrainEnd;
+use super::api::{Reloaded, Status};
+use super::events::{Journal, Kind, News};
 use super::flows::{Names, Pins, list};
+use super::forecast::Forecaster;
 use super::health::{Checks, Outcome};
+use super::hook::Hook;
 use super::neighbour::{self, Problem, Snapshot};
 use super::netlink::{self, Netlink};
 use super::state::{BackendEntry, Registry, VipEntry};
@@ -28,7 +32,7 @@ use super::{
 use crate::config::{self, Config};
 use crate::flow::table::Families;
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{BackendIndex, ForwardingTable, PortIndex, Service};
+use crate::forwarding::{ForwardingTable, PortIndex};
 use crate::words::counted;
 
 /// Drain deadlines and workers' events are looked at this often.
@@ -86,6 +90,9 @@ struct Controller {
     announce_pending: bool,
     /// What is to be announced again, and how often.
     repeats: Vec<(Announcement, u8)>,
+    journal: Journal,
+    hook: Hook,
+    forecaster: Forecaster,
 }
 
 /// Runs the control thread's work to its end; see [`super::run`].
@@ -93,10 +100,7 @@ pub(super) async fn serve(
     inputs: Inputs,
     signals: mpsc::Receiver<Signal>,
 ) -> Result<(), ControlError> {
-    let door_parts = (inputs.workers.clone(), Arc::clone(&inputs.clock));
-    let (mut controller, mut events, requests, mut claim, ready) = assemble(inputs, signals)?;
-    let tables = door_parts.0.into_iter().map(|worker| worker.flows as Arc<dyn Pins>).collect();
-    let door = Door { requests, tables, clock: door_parts.1 };
+    let (mut controller, mut events, door, mut claim, ready) = assemble(inputs, signals)?;
     let result = match controller.start(&mut events, &mut claim, door).await {
         Ok(()) => {
             ready();
@@ -108,7 +112,7 @@ pub(super) async fn serve(
     result
 }
 
-type Assembled = (Controller, Events, mpsc::Sender<Request>, Claim, Box<dyn FnOnce()>);
+type Assembled = (Controller, Events, Door, Claim, Box<dyn FnOnce()>);
 
 /// Opens netlink and connects the parts; nothing outside of the process has changed yet.
 fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled, ControlError> {
@@ -120,6 +124,10 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     registry.apply(&inputs.config.vips, &inputs.workers)?;
     let (targets, target_receiver) = watch::channel(registry.targets());
     let network = neighbour::start(netlink.clone(), bell, &inputs.nics, target_receiver);
+    let tables: Vec<_> =
+        inputs.workers.iter().map(|worker| Arc::clone(&worker.flows) as Arc<dyn Pins>).collect();
+    let forecaster = Forecaster::new(tables.clone(), Arc::clone(&inputs.clock));
+    let door = Door { requests, tables, clock: inputs.clock };
     let events = Events {
         signals,
         requests: request_receiver,
@@ -131,6 +139,9 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     };
     let controller = Controller {
         started: Instant::now(),
+        journal: Journal::default(),
+        hook: Hook::new(&inputs.config.control.on_drained),
+        forecaster,
         config: inputs.config,
         config_path: inputs.config_path,
         load: inputs.load,
@@ -150,7 +161,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         nics: inputs.nics,
         attached: Vec::new(),
     };
-    Ok((controller, events, requests, inputs.claim, inputs.ready))
+    Ok((controller, events, door, inputs.claim, inputs.ready))
 }
 
 fn patient(period: Duration) -> Interval {
@@ -210,6 +221,7 @@ impl Controller {
                 _ = events.tick.tick() => {
                     worker_failure(&events.workers)?;
                     self.advance_drains();
+                    self.advance_slow_starts();
                 }
                 _ = events.second.tick() => self.housekeep().await,
             }
@@ -234,7 +246,7 @@ impl Controller {
     /// Builds a table of all that is known, and publishes it.
     fn publish(&mut self) {
         let current = self.publisher.current();
-        let specs = self.registry.specs(self.config.hash.table_size);
+        let specs = self.registry.specs();
         let generation = current.generation() + 1;
         let secret = self.config.hash.secret;
         let table = ForwardingTable::build(generation, secret, &specs, Some(&current));
@@ -335,104 +347,22 @@ impl Controller {
             Ok(()) => {}
         }
         let Some(up) = verdict else { return };
-        let (name, vip, detail) = (&backend.config.name, &vip.name, &backend.health_detail);
-        match up {
-            true if was_known => info!("backend {name} of VIP {vip} is up"),
-            true => debug!("backend {name} of VIP {vip} is up"),
-            false => warn!("backend {name} of VIP {vip} is down: {detail}"),
-        }
         // Not yet checked counts as up, so a first success changes nothing.
-        self.dirty |= was_known || !up;
-    }
-
-    // ---- drain ----
-
-    fn drain(&mut self, order: &DrainRequest) -> Result<BackendStatus, Refusal> {
-        let DrainRequest { vip, backend, deadline_s } = order;
-        if *deadline_s == Some(0) {
-            let error = "deadline_s = 0: use at least 1; without it, flows end by themselves";
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, error));
+        if !was_known && up {
+            return debug!("backend {} of VIP {} is up", backend.config.name, vip.name);
         }
-        let Some(entry) = self.registry.find_mut(vip, backend) else {
-            return Err(self.unknown(vip, backend));
-        };
-        let now = Instant::now();
-        let begun = entry.drain.begin(deadline_s.map(Duration::from_secs), now);
-        let index = entry.id.index;
-        let deadline = entry.drain.deadline_in_s(now);
-        let until =
-            deadline.map_or_else(|| ", no deadline".to_owned(), |s| format!(", deadline in {s} s"));
-        if begun {
-            let flows = counted(status::flows_active(&self.workers, index), "flow");
-            info!("backend {backend} of VIP {vip} drains: {flows}{until}");
-            // At once, not at the end of the turn: the answer says that it is so.
-            self.publish();
+        let (name, vip_name, detail) = (&backend.config.name, &vip.name, &backend.health_detail);
+        let (kind, text) = if up {
+            (Kind::BackendUp, format!("backend {name} of VIP {vip_name} is up"))
         } else {
-            info!("backend {backend} of VIP {vip}: another drain was asked for{until}");
-        }
-        self.backend_status(vip, backend)
-    }
-
-    fn undrain(&mut self, order: &UndrainRequest) -> Result<BackendStatus, Refusal> {
-        let UndrainRequest { vip, backend } = order;
-        let Some(entry) = self.registry.find_mut(vip, backend) else {
-            return Err(self.unknown(vip, backend));
+            (Kind::BackendDown, format!("backend {name} of VIP {vip_name} is down: {detail}"))
         };
-        if entry.drain.cancel() {
-            info!("backend {backend} of VIP {vip} is back in service");
-            self.publish();
+        let news = News::of(kind, vip_name, name);
+        if up {
+            backend.slow_start.begin(vip.drain.slow_start, Instant::now());
         }
-        self.backend_status(vip, backend)
-    }
-
-    fn advance_drains(&mut self) {
-        let mut ended = Vec::new();
-        let now = Instant::now();
-        for (vip, entry) in self.registry.backends_mut() {
-            if entry.drain.service() != Service::Draining {
-                continue;
-            }
-            let flows = status::flows_active(&self.workers, entry.id.index);
-            let name = &entry.config.name;
-            match entry.drain.advance(flows, now) {
-                None => {}
-                Some(DrainEnd::Drained) => info!("backend {name} of VIP {} is drained", vip.name),
-                Some(DrainEnd::Deadline { flows_cut }) => {
-                    let flows = counted(flows_cut, "flow");
-                    warn!("backend {name} of VIP {}: deadline, {flows} cut", vip.name);
-                    ended.push(entry.id.index);
-                }
-            }
-        }
-        self.end_generations(&ended);
-    }
-
-    fn end_generations(&mut self, ended: &[BackendIndex]) {
-        if ended.is_empty() {
-            return;
-        }
-        for &index in ended {
-            self.registry.end_generation(index);
-        }
-        self.checks.sync(self.registry.checks());
+        self.journal.tell(news, text);
         self.dirty = true;
-    }
-
-    /// The names that exist, for somebody who has used another.
-    fn unknown(&self, vip: &str, backend: &str) -> Refusal {
-        let entry = self.registry.vips().iter().find(|entry| entry.config.name == vip);
-        let error = match entry {
-            None => {
-                let vips = self.registry.vips().iter().map(|entry| entry.config.name.clone());
-                format!("no VIP is named {vip:?}; there are: {}", list(vips))
-            }
-            Some(entry) => {
-                let backends = entry.backends.iter().map(|entry| entry.config.name.clone());
-                let backends = list(backends);
-                format!("VIP {vip} has no backend named {backend:?}; there are: {backends}")
-            }
-        };
-        Refusal::new(StatusCode::NOT_FOUND, error)
     }
 
     // ---- announcements ----
@@ -502,7 +432,9 @@ impl Controller {
         for change in &changes {
             info!("reload: {change}");
         }
-        info!("reload: {}", counted(changes.len(), "change"));
+        let text = format!("reload: {}", counted(changes.len(), "change"));
+        let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
+        self.journal.tell(News::new(Kind::Reload).with("changes", count), text);
         self.put_into_force(network).await?;
         Ok(Reloaded { changes })
     }
@@ -577,15 +509,10 @@ impl Controller {
             Request::Status(reply) => _ = reply.send(self.status()),
             Request::Drain(order, reply) => _ = reply.send(self.drain(&order)),
             Request::Undrain(order, reply) => _ = reply.send(self.undrain(&order)),
+            Request::Events(since, reply) => _ = reply.send(self.journal.since(since)),
             Request::Reload(reply) => _ = reply.send(self.reload(network).await),
             Request::Names(reply) => _ = reply.send(Arc::new(Names::of(&self.registry))),
         }
-    }
-
-    fn backend_status(&self, vip: &str, backend: &str) -> Result<BackendStatus, Refusal> {
-        let (vip_entry, entry) =
-            self.registry.find(vip, backend).ok_or_else(|| self.unknown(vip, backend))?;
-        Ok(status::backend_status(vip_entry, entry, &self.workers, &self.nics, Instant::now()))
     }
 
     fn status(&mut self) -> Status {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 
 use super::state::same_server;
-use crate::config::{Announce, Backend, Config, Health, TcpHealth, Vip};
+use crate::config::{Announce, Backend, Config, Drain, Health, TcpHealth, Vip};
 use crate::forwarding::Ports;
 use crate::words::counted;
 
@@ -33,6 +33,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.io.need_wakeup != b.io.need_wakeup, "[workers] need_wakeup");
     check(a.io.busy_poll != b.io.busy_poll, "[workers] busy_poll");
     check(old.control.socket != new.control.socket, "[control] socket");
+    check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
     check(old.hash.secret != new.hash.secret, "[hash] secret");
     check(old.hash.table_size != new.hash.table_size, "[hash] table_size");
     let names = |config: &Config| {
@@ -91,8 +92,11 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("ports", ports(&old.ports), ports(&new.ports));
     field("protocol", old.protocol.as_str().to_owned(), new.protocol.as_str().to_owned());
     field("forward", old.forward.as_str().to_owned(), new.forward.as_str().to_owned());
+    field("scheduler", format!("{:?}", old.scheduler), format!("{:?}", new.scheduler));
+    field("affinity", format!("{:?}", old.affinity), format!("{:?}", new.affinity));
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
+    field("drain", drain(&old.drain), drain(&new.drain));
     let (a, b) = (&old.timeouts, &new.timeouts);
     for (name, a, b) in [
         ("timeouts.embryonic", a.embryonic, b.embryonic),
@@ -157,6 +161,12 @@ fn announce(announce: &Announce) -> String {
     }
 }
 
+fn drain(drain: &Drain) -> String {
+    let deadline =
+        drain.deadline.map_or_else(|| "no deadline".to_owned(), |s| format!("{} at most", span(s)));
+    format!("({deadline}, then {}, slow start {})", drain.then.as_str(), span(drain.slow_start))
+}
+
 fn health(health: &Health) -> String {
     let Health::Tcp(TcpHealth { interval, timeout, rise, fall, port }) = health else {
         return "none".to_owned();
@@ -205,7 +215,10 @@ pub(super) mod tests {
                 ring: 2048,
             }],
             vips,
-            control: Control { socket: "/run/holdfast/control.sock".into() },
+            control: Control {
+                socket: "/run/holdfast/control.sock".into(),
+                on_drained: Vec::new(),
+            },
             hash: Hash { secret: [0; 16], table_size: 251 },
         }
     }
@@ -226,7 +239,12 @@ pub(super) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 11] = [
+        let rows: [(Change, &str); 12] = [
+            (
+                |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
+                "VIP web: drain (no deadline, then rehash, slow start 0 s) -> (60 s at most, then \
+                 rehash, slow start 0 s)",
+            ),
             (
                 |vip| vip.address = IpAddr::from([192, 0, 2, 11]),
                 "VIP web: address 192.0.2.10 -> 192.0.2.11",
@@ -283,7 +301,8 @@ pub(super) mod tests {
     #[test]
     fn what_needs_a_restart_is_named() {
         type Change = fn(&mut Config);
-        let rows: [(Change, &str); 9] = [
+        let rows: [(Change, &str); 10] = [
+            (|c| c.control.on_drained.push("x".to_owned()), "[control] on_drained"),
             (|c| c.workers.cores.push(1), "[workers] cores"),
             (|c| c.workers.idle = Idle::Busy, "[workers] idle"),
             (|c| c.workers.flows = 1, "[workers] flows"),

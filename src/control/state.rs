@@ -11,9 +11,11 @@ use std::net::IpAddr;
 use hashbrown::{HashMap, HashSet};
 
 use super::drain::Drain;
+use super::forecast::Forecast;
 use super::health::{CheckSpec, Hysteresis};
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
+use super::slow_start::SlowStart;
 use super::status::{self, Baseline};
 use super::{SteerRules, WorkerView};
 use crate::config;
@@ -21,7 +23,7 @@ use crate::flow::Address;
 use crate::forwarding::table::return_key;
 use crate::forwarding::{
     BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS, NextHop,
-    Timeouts, VipId, VipSpec,
+    Service, Splits, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -99,6 +101,10 @@ pub struct BackendEntry {
     pub health_detail: String,
     /// Active, draining or out.
     pub drain: Drain,
+    /// What is known of how its drain goes; `None`: nothing yet, or no drain.
+    pub forecast: Option<Forecast>,
+    /// How much of its new flows it is given.
+    pub slow_start: SlowStart,
     /// Where frames for it go.
     pub next_hop: Option<NextHop>,
     /// Why there is none, in words; empty when there is one.
@@ -265,6 +271,8 @@ impl Registry {
             health: Hysteresis::default(),
             health_detail: String::new(),
             drain: Drain::default(),
+            forecast: None,
+            slow_start: SlowStart::default(),
             next_hop: None,
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
@@ -286,8 +294,8 @@ impl Registry {
     }
 
     /// What the forwarding table is built from.
-    pub fn specs(&self, table_size: u32) -> Vec<VipSpec> {
-        self.vips.iter().map(|vip| vip.spec(table_size)).collect()
+    pub fn specs(&self) -> Vec<VipSpec> {
+        self.vips.iter().map(VipEntry::spec).collect()
     }
 
     /// What the XDP program is to do.
@@ -325,7 +333,7 @@ impl VipEntry {
         })
     }
 
-    fn spec(&self, table_size: u32) -> VipSpec {
+    fn spec(&self) -> VipSpec {
         let timeouts = &self.config.timeouts;
         VipSpec {
             id: self.id,
@@ -339,13 +347,25 @@ impl VipEntry {
                 closing: Ticks::span(timeouts.closing),
                 udp: Ticks::span(timeouts.udp),
             },
-            table_size,
+            scheduler: self.config.scheduler,
+            affinity: self.config.affinity,
+            splits: Splits::default(),
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
 }
 
 impl BackendEntry {
+    /// Whether it may be given new flows: no drain, no weight of 0, and it answers.
+    pub fn serves(&self) -> bool {
+        self.drain.service() == Service::Active && self.config.weight > 0 && self.is_up()
+    }
+
+    /// Whether its health check, if there is one, says that it answers.
+    pub fn is_up(&self) -> bool {
+        self.check.is_none() || self.health.usable()
+    }
+
     fn spec(&self) -> BackendSpec {
         BackendSpec {
             id: self.id,
@@ -353,7 +373,8 @@ impl BackendEntry {
             address: self.config.address,
             port: self.config.port,
             weight: self.config.weight,
-            up: self.check.is_none() || self.health.usable(),
+            share: self.slow_start.share(),
+            up: self.is_up(),
             service: self.drain.service(),
             next_hop: self.next_hop,
         }
@@ -391,7 +412,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
     use crate::flow::Protocol;
-    use crate::forwarding::{Ports, Service};
+    use crate::forwarding::{Affinity, FlowsLeft, Ports, SchedulerKind};
 
     /// A backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
@@ -408,12 +429,19 @@ pub(super) mod tests {
             ports: Ports::List(vec![80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
+            scheduler: SchedulerKind::Maglev { size: 251 },
+            affinity: Affinity::Flow,
             health: Health::None,
             timeouts: config::Timeouts {
                 embryonic: second,
                 established: second * 1800,
                 closing: second,
                 udp: second,
+            },
+            drain: config::Drain {
+                deadline: None,
+                then: FlowsLeft::Rehash,
+                slow_start: Duration::ZERO,
             },
             announce: Announce::None,
             backends: backends.to_vec(),
@@ -510,7 +538,7 @@ pub(super) mod tests {
         registry.apply(std::slice::from_ref(&checked), &[]).unwrap();
         let entry = registry.find_mut("web", "a").unwrap();
         entry.health.observe(false, 1, 1);
-        entry.drain.begin(None, tokio::time::Instant::now());
+        entry.drain.begin(None, 0, tokio::time::Instant::now());
         registry.apply(std::slice::from_ref(&checked), &[]).unwrap();
         let spec = registry.find("web", "a").unwrap().1.spec();
         assert_eq!((spec.up, spec.service), (false, Service::Draining));
@@ -557,6 +585,6 @@ pub(super) mod tests {
     #[test]
     fn what_an_entry_takes() {
         let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
-        assert!(vip <= 320 && backend <= 320, "{vip} bytes per VIP, {backend} per backend");
+        assert!(vip <= 512 && backend <= 512, "{vip} bytes per VIP, {backend} per backend");
     }
 }

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::api::{
-    BackendState, BackendStatus, HealthState, NextHopStatus, NicStatus, Status, Totals, Traffic,
-    VipStatus, WorkerStatus,
+    BackendState, BackendStatus, DrainStatus, HealthState, NextHopStatus, NicStatus, Status,
+    Totals, Traffic, VipStatus, WorkerStatus,
 };
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
-use crate::forwarding::{BackendIndex, NextHop, Ports, VipId};
+use crate::forwarding::{BackendIndex, FlowsLeft, NextHop, Ports, VipId};
 use crate::stats::{FlowStats, PortStats, WorkerStats};
 
 /// The counters of an index when its present owner got it.
@@ -157,10 +157,43 @@ pub fn backend_status(
         state: BackendState::of(entry.drain.service(), traffic.flows_active),
         deadline_in_s: entry.drain.deadline_in_s(now),
         flows_cut: entry.drain.flows_cut(),
+        drain: drain_status(vip, entry, traffic.flows_active, now),
+        share_percent: entry.slow_start.percent(),
         next_hop: entry.next_hop.map(|hop| next_hop_status(hop, nics)),
         next_hop_detail: entry.next_hop_detail.clone(),
         traffic,
     }
+}
+
+/// How the drain of a backend goes, if it drains.
+fn drain_status(
+    vip: &VipEntry,
+    entry: &BackendEntry,
+    flows_left: u64,
+    now: Instant,
+) -> Option<DrainStatus> {
+    let (begun, flows_at_start) = entry.drain.begun()?;
+    let forecast = entry.forecast.filter(|_| flows_left > 0);
+    let then = vip.config.drain.then;
+    let deadline_in_s = entry.drain.deadline_in_s(now);
+    let ends = forecast.and_then(|forecast| forecast.ends);
+    let by_itself = ends.map(|ends| ends.saturating_duration_since(now).as_secs());
+    let by_deadline = deadline_in_s.filter(|_| then != FlowsLeft::Keep);
+    let ends_in_s = match (by_itself, by_deadline) {
+        _ if flows_left == 0 => Some(0),
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    Some(DrainStatus {
+        for_s: now.saturating_duration_since(begun).as_secs(),
+        flows_at_start,
+        flows_left,
+        oldest_flow_s: forecast.map(|forecast| forecast.oldest.as_secs()),
+        ends_in_s,
+        deadline_in_s,
+        then,
+        flows_cut: entry.drain.flows_cut(),
+    })
 }
 
 /// A next hop in words.

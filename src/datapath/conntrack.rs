@@ -20,7 +20,7 @@ use arrayvec::ArrayVec;
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
 use crate::flow::Protocol;
-use crate::flow::entry::{Pin, State, Track};
+use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
@@ -83,6 +83,11 @@ impl Conntrack {
     pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
         writer.is_empty().then_some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
+    }
+
+    /// Whose it is.
+    pub const fn worker(&self) -> u8 {
+        self.me
     }
 
     /// The secret of the flow hashes.
@@ -384,6 +389,7 @@ impl Conntrack {
         &mut self,
         packet: &Packet,
         backend: &Backend,
+        rule: Rule,
         context: &Context<'_>,
     ) -> Result<(), Full> {
         let state = match packet.flow.protocol() {
@@ -392,7 +398,7 @@ impl Conntrack {
             Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };
         let hop = packet.came_from(context.nic);
-        let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now);
+        let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now).by(rule);
         self.writer.insert(&packet.flow, &pin)?;
         count_pin(&pin, context.stats);
         Ok(())
@@ -465,6 +471,9 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
 #[inline(always)]
 fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
+    if !backend.quirks.none() {
+        return None;
+    }
     let timeout = match packet.flow.protocol() {
         Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
             backend.timeouts.established

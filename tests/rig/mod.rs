@@ -14,8 +14,8 @@ use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{
-    BackendId, BackendIndex, BackendSpec, Forward, ForwardingTable, NextHop, PortIndex, Ports,
-    Service, Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, Forward, ForwardingTable, NextHop,
+    PortIndex, Ports, SchedulerKind, Service, Splits, Timeouts, VipId, VipSpec,
 };
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
@@ -70,6 +70,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         address: family.backend(index),
         port: (forward == Forward::Nat).then_some(8080),
         weight: 1,
+        share: FULL_SHARE,
         up: true,
         service: Service::Active,
         next_hop: Some(NextHop {
@@ -91,7 +92,9 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             closing: Ticks(200),
             udp: Ticks(100),
         },
-        table_size: 1009,
+        scheduler: SchedulerKind::Maglev { size: 1009 },
+        affinity: Affinity::Flow,
+        splits: Splits::default(),
         backends: (0..backends).map(backend).collect(),
     }
 }
