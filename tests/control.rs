@@ -22,7 +22,7 @@ use holdfast::control::{
 use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::{
-    Affinity, BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind,
+    Affinity, BackendIndex, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind,
 };
 use holdfast::units::Ticks;
 

@@ -34,12 +34,14 @@ pub struct EventsArgs {
 /// [`CliError::Client`], also when holdfast ends while it is followed.
 pub fn events(args: &EventsArgs, out: &mut impl Write) -> Result<(), CliError> {
     let client = args.socket.client()?;
-    let mut last = print(&client, 0, args.json, out)?;
-    while args.follow {
-        thread::sleep(POLL);
+    let mut last = 0;
+    loop {
         last = print(&client, last, args.json, out)?;
+        if !args.follow {
+            return Ok(());
+        }
+        thread::sleep(POLL);
     }
-    Ok(())
 }
 
 /// Prints the events after `since`; the number of the last one.
