@@ -21,6 +21,7 @@ mod reference;
 mod report;
 mod rules;
 mod scheduler;
+mod split;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -188,6 +189,15 @@ fn vips(
     vips
 }
 
+/// When a source is too large for one backend.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Split {
+    /// What a backend may bear, as a multiple of its due by weight; above 1.
+    pub max_load: f64,
+    /// New flows a second below which a source is left alone.
+    pub min_rate: f64,
+}
+
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -319,6 +329,8 @@ pub struct Vip {
     pub scheduler: SchedulerKind,
     /// Which flows belong together.
     pub affinity: Affinity,
+    /// How sources that are too large for one backend are spread, if they are.
+    pub split: Option<Split>,
     /// Health check of its backends.
     pub health: Health,
     /// Idle time-outs of its flows.

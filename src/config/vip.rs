@@ -15,6 +15,7 @@ use super::health::RawHealth;
 use super::place::{Place, Value};
 use super::report::Report;
 use super::scheduler::RawScheduler;
+use super::split::RawSplit;
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip};
 use crate::flow::Protocol;
@@ -42,6 +43,7 @@ pub(super) struct RawVip {
     forward: Option<String>,
     scheduler: Choice<RawScheduler>,
     affinity: Choice<RawAffinity>,
+    split: Choice<RawSplit>,
     health: RawHealth,
     timeouts: RawTimeouts,
     drain: RawDrain,
@@ -152,6 +154,7 @@ impl RawVip {
         let scheduler_at = place.key("scheduler");
         let scheduler = self.scheduler.0.check(&scheduler_at, defaults.table_size, report);
         let affinity = self.affinity.0.check(&place.key("affinity"), protocol, report);
+        let split = self.split.0.check(&place.key("split"), report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
         let drain = self.drain.check(&place.key("drain"), protocol, report);
@@ -168,6 +171,7 @@ impl RawVip {
             forward: forward.unwrap_or(Forward::Dsr),
             scheduler,
             affinity,
+            split,
             health,
             timeouts,
             drain,

@@ -29,6 +29,10 @@ pub enum Kind {
     BackendDown,
     /// Another configuration is in force.
     Reload,
+    /// The new flows of a large source are spread, or spread otherwise.
+    Split,
+    /// A source counts as one client again.
+    Unsplit,
 }
 
 impl Kind {
@@ -42,6 +46,8 @@ impl Kind {
             Self::BackendUp => "backend_up",
             Self::BackendDown => "backend_down",
             Self::Reload => "reload",
+            Self::Split => "split",
+            Self::Unsplit => "unsplit",
         }
     }
 
@@ -66,9 +72,14 @@ impl News {
         Self { kind, vip: None, backend: None, numbers: BTreeMap::new() }
     }
 
+    /// Of a VIP.
+    pub fn of_vip(kind: Kind, vip: &str) -> Self {
+        Self { vip: Some(vip.to_owned()), ..Self::new(kind) }
+    }
+
     /// Of one backend.
     pub fn of(kind: Kind, vip: &str, backend: &str) -> Self {
-        Self { vip: Some(vip.to_owned()), backend: Some(backend.to_owned()), ..Self::new(kind) }
+        Self { backend: Some(backend.to_owned()), ..Self::of_vip(kind, vip) }
     }
 
     /// With a number that belongs to it.

@@ -31,6 +31,7 @@ pub mod neighbour;
 pub mod netlink;
 pub mod reload;
 pub mod slow_start;
+pub mod split;
 pub mod state;
 pub mod status;
 pub mod survey;

@@ -22,8 +22,8 @@ use crate::config;
 use crate::flow::Address;
 use crate::forwarding::table::return_key;
 use crate::forwarding::{
-    BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS, NextHop,
-    Service, Splits, Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
+    NextHop, Service, Splits, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -82,6 +82,8 @@ pub struct VipEntry {
     pub config: config::Vip,
     /// Its backends, in the configuration's order.
     pub backends: Vec<BackendEntry>,
+    /// Sources that are spread over several backends.
+    pub splits: Splits,
     /// Counters of whoever had the index before.
     pub base: Baseline,
 }
@@ -253,7 +255,8 @@ impl Registry {
     fn new_vip(&mut self, config: &config::Vip, workers: &[WorkerView]) -> Option<VipEntry> {
         let id = VipId(self.vip_indices.take()?);
         let base = status::vip_baseline(workers, id);
-        Some(VipEntry { id, config: config.clone(), backends: Vec::new(), base })
+        let (config, backends) = (config.clone(), Vec::new());
+        Some(VipEntry { id, config, backends, splits: Splits::default(), base })
     }
 
     fn new_backend(
@@ -290,7 +293,15 @@ impl Registry {
                 entry.backends.push(known);
             }
         }
+        if (entry.config.affinity, entry.config.split) != (new.affinity, new.split) {
+            entry.splits = Splits::default();
+        }
         entry.config = new.clone();
+    }
+
+    /// The VIPs, to be changed, in the configuration's order.
+    pub fn vips_mut(&mut self) -> &mut [VipEntry] {
+        &mut self.vips
     }
 
     /// What the forwarding table is built from.
@@ -333,6 +344,13 @@ impl VipEntry {
         })
     }
 
+    /// How its large sources are split: only where all flows of one are to go to one backend.
+    pub fn split(&self) -> Option<&config::Split> {
+        let affinity = self.config.affinity;
+        let one = matches!(affinity, Affinity::Client | Affinity::ClientPrefix { .. });
+        self.config.split.as_ref().filter(|_| one)
+    }
+
     fn spec(&self) -> VipSpec {
         let timeouts = &self.config.timeouts;
         VipSpec {
@@ -349,7 +367,8 @@ impl VipEntry {
             },
             scheduler: self.config.scheduler,
             affinity: self.config.affinity,
-            splits: Splits::default(),
+            splits: self.splits.clone(),
+            sampled: self.split().is_some(),
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
@@ -431,6 +450,7 @@ pub(super) mod tests {
             forward: Forward::Nat,
             scheduler: SchedulerKind::Maglev { size: 251 },
             affinity: Affinity::Flow,
+            split: None,
             health: Health::None,
             timeouts: config::Timeouts {
                 embryonic: second,

@@ -9,6 +9,7 @@ use super::batch::{Packet, TcpFlags};
 use super::conntrack::{Conntrack, Context, Miss};
 use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};
+use crate::forwarding::affinity::Sample;
 use crate::forwarding::scheduler::{Note, Pool};
 use crate::forwarding::table::{Backend, Vip};
 use crate::forwarding::{BackendIndex, Forward, ListenKey};
@@ -32,6 +33,10 @@ pub fn select<'t>(
     if deserves_pin(packet) {
         conntrack.pin(packet, backend, rule, context).map_err(|_| Drop::TableFull)?;
         count(rule, vip, backend, miss, context);
+        if vip.sampled && miss == Miss::Open {
+            let source = vip.client_key(&key).client;
+            context.stats.samples.offer(Sample { vip: vip.id, source });
+        }
     }
     Ok(backend)
 }

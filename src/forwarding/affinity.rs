@@ -16,7 +16,7 @@ use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
 
-use super::Secret;
+use super::{Secret, VipId};
 use crate::flow::{Address, FlowKey};
 
 /// Most bits by which the ports of a split source are told apart: blocks of [`BLOCK`] ports.
@@ -57,6 +57,15 @@ pub struct ClientKey {
     /// Which part of its ports, numbered as in a heap: 1 is all of them, 2 and 3 the halves, and so
     /// on.
     pub part: u16,
+}
+
+/// A new flow, as a worker tells of it so that large sources are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// Its VIP.
+    pub vip: VipId,
+    /// Its client's address, masked as the VIP's affinity says.
+    pub source: Address,
 }
 
 impl Affinity {

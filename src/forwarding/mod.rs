@@ -202,6 +202,8 @@ pub struct VipSpec {
     pub affinity: Affinity,
     /// Sources that are spread over several backends.
     pub splits: Splits,
+    /// Whether workers tell of its new flows ([`affinity::Sample`]).
+    pub sampled: bool,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
 }

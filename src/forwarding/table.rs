@@ -47,6 +47,8 @@ pub struct Vip {
     pub affinity: Affinity,
     /// Sources that are spread over several backends.
     pub splits: Splits,
+    /// Whether workers tell of its new flows.
+    pub sampled: bool,
 }
 
 /// What a backend's packets need beyond what all packets do; bits.
@@ -243,6 +245,7 @@ impl Vip {
             scheduler: Built::build(spec.scheduler, secret, candidates, previous),
             affinity: spec.affinity,
             splits: spec.splits.clone(),
+            sampled: spec.sampled,
         }
     }
 
@@ -330,6 +333,7 @@ pub(crate) mod testing {
             scheduler: SchedulerKind::Maglev { size: 65537 },
             affinity: Affinity::Flow,
             splits: Splits::default(),
+            sampled: false,
             backends: Vec::new(),
         }
     }
