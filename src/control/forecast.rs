@@ -85,7 +85,7 @@ impl Forecaster {
     }
 }
 
-/// Reads every entry of every table. Cost: some nanoseconds an entry that was ever used.
+/// Reads every entry of every table that was ever used.
 fn see(mut look: Look, tables: &[Arc<dyn Pins>], clock: &Clock) -> Look {
     let now = clock();
     for table in tables {
