@@ -244,6 +244,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         steering: Box::new(Frames),
         events,
         clock: Arc::new(|| Ticks(0)),
+        explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
         ready: Box::new(move || {
             // Release: pairs with the test's Acquire. The sender lives until control has started.
             drop(sender);

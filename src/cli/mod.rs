@@ -8,6 +8,7 @@ pub mod check;
 pub mod client;
 pub mod drain;
 pub mod events;
+pub mod explain;
 pub mod flows;
 pub mod generate;
 pub mod reload;
@@ -60,6 +61,8 @@ enum Command {
     Events(events::EventsArgs),
     /// List pinned flows
     Flows(flows::FlowsArgs),
+    /// Say which backend a flow gets, and each step of why
+    Explain(explain::ExplainArgs),
     /// Generate traffic for a balancer, and judge what it does with it
     Generate(Box<generate::GenerateArgs>),
 }
@@ -200,6 +203,7 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Reload(args) => reload::reload(&args, &mut out)?,
         Command::Events(args) => events::events(&args, &mut out)?,
         Command::Flows(args) => flows::flows(&args, &mut out)?,
+        Command::Explain(args) => explain::explain(&args, &mut out)?,
         Command::Generate(args) => generate::generate(&args, &mut out)?,
     }
     Ok(out.flush()?)

@@ -106,6 +106,16 @@ fn every_key_of_the_code_is_in_the_reference() {
     }
 }
 
+/// Settings that are words, or tables of them, are described in the text above their keys.
+#[test]
+fn keys_within_a_choice_are_in_the_reference() {
+    let keys =
+        [keys_of::<super::scheduler::RawScheduler>(), keys_of::<super::affinity::RawAffinity>()];
+    for key in keys.into_iter().flatten() {
+        assert!(REFERENCE.contains(&format!(" {key} = ")), "{key}");
+    }
+}
+
 #[test]
 fn examples_are_valid() {
     for text in [

@@ -22,7 +22,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::api::{ApiError, DrainRequest, EventList, Ordered, Reloaded, Status, UndrainRequest};
+use super::api::{
+    ApiError, DrainRequest, EventList, Explained, Ordered, Reloaded, Status, UndrainRequest,
+};
+use super::explain::{self, Explain, Prepared};
 use super::flows::{self, Filter, Names, Pins, QueryError, Scan};
 use super::{Clock, ControlError};
 use crate::words::reason;
@@ -48,6 +51,8 @@ pub enum Request {
     Reload(Reply<Result<Reloaded, Refusal>>),
     /// `GET /v1/events`: those after this number.
     Events(u64, Reply<EventList>),
+    /// What `GET /v1/explain` is to ask the data path.
+    Explain(explain::Query, Reply<Result<Prepared, Refusal>>),
     /// What `GET /v1/flows` needs to know.
     Names(Reply<Arc<Names>>),
 }
@@ -187,6 +192,8 @@ pub struct Door {
     pub tables: Vec<Arc<dyn Pins>>,
     /// Their clock.
     pub clock: Clock,
+    /// Who says what becomes of a packet.
+    pub explain: Explain,
 }
 
 impl Claim {
@@ -212,6 +219,7 @@ fn router(door: Door) -> Router {
         .route("/v1/reload", post(reload))
         .route("/v1/events", get(events))
         .route("/v1/flows", get(flow_lines))
+        .route("/v1/explain", get(explained))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -264,23 +272,18 @@ async fn events(
     State(door): State<Door>,
     query: Result<Query<Since>, QueryRejection>,
 ) -> Result<Json<EventList>, Refusal> {
-    let Query(Since { since }) = query.map_err(|error| query_error(&error, "since, once"))?;
+    let Query(Since { since }) =
+        query.map_err(|error| bad_query(&error, "the key is since, once"))?;
     ask(&door, |reply| Request::Events(since, reply)).await.map(Json)
-}
-
-fn query_error(error: &QueryRejection, keys: &str) -> Refusal {
-    let what = error.body_text();
-    let what = what.trim_start_matches("Failed to deserialize query string: ");
-    let error = format!("query: {what}; the keys are {keys}; see docs/API.md");
-    Refusal::new(StatusCode::BAD_REQUEST, error)
 }
 
 async fn flow_lines(
     State(door): State<Door>,
     query: Result<Query<flows::Query>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let keys = "vip, backend, client and limit, each once";
-    let Query(query) = query.map_err(|error| query_error(&error, keys))?;
+    let Query(query) = query.map_err(|error| {
+        bad_query(&error, "the keys are vip, backend, client and limit, each once")
+    })?;
     let names = ask(&door, Request::Names).await?;
     let filter = Filter::new(query, &names).map_err(|error| {
         let status = match error {
@@ -292,6 +295,28 @@ async fn flow_lines(
     let scan = Scan { tables: door.tables, filter, names, clock: door.clock };
     let kind = [(header::CONTENT_TYPE, "application/jsonl")];
     Ok((kind, Body::from_stream(scan.lines())).into_response())
+}
+
+async fn explained(
+    State(door): State<Door>,
+    query: Result<Query<explain::Query>, QueryRejection>,
+) -> Result<Json<Explained>, Refusal> {
+    let Query(query) = query.map_err(|error| {
+        let keys = "the keys are vip, client, port, midflow and payload, each once";
+        bad_query(&error, keys)
+    })?;
+    let prepared = ask(&door, |reply| Request::Explain(query, reply)).await??;
+    let asked = tokio::task::spawn_blocking(move || prepared.ask(&door.explain)).await;
+    let failed = |error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("nobody could answer: {error}"))
+    };
+    asked.map_err(failed)?.map(Json)
+}
+
+fn bad_query(error: &QueryRejection, keys: &str) -> Refusal {
+    let what = error.body_text();
+    let what = what.trim_start_matches("Failed to deserialize query string: ");
+    Refusal::new(StatusCode::BAD_REQUEST, format!("query: {what}; {keys}; see docs/API.md"))
 }
 
 /// Asks the control task.

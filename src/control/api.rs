@@ -12,6 +12,7 @@
 //! | `GET /v1/events?since=` | | [`EventList`] |
 //! | `POST /v1/reload` | | [`Reloaded`] |
 //! | `GET /v1/flows?vip=&backend=&client=&limit=` | | JSON lines of [`Flow`] |
+//! | `GET /v1/explain?vip=&client=&port=&midflow=&payload=` | | [`Explained`] |
 //!
 //! Every error is a 4xx or 5xx with an [`ApiError`] body.
 
@@ -21,6 +22,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
+use crate::forwarding::explain::Step;
 use crate::forwarding::{FlowsLeft, Forward, Service};
 
 /// `GET /v1/status`.
@@ -79,6 +81,12 @@ pub struct VipStatus {
     pub protocol: Protocol,
     /// Forwarding mode.
     pub forward: Forward,
+    /// How it chooses a backend for a new flow.
+    #[serde(default)]
+    pub scheduler: String,
+    /// Which flows belong together.
+    #[serde(default)]
+    pub affinity: String,
     /// The interface that has the address, if holdfast put it there.
     pub announced_on: Option<String>,
     /// Sources (an address, or the first of a network) that are too large for one backend, and so
@@ -385,6 +393,25 @@ pub struct Flow {
     pub idle_ms: u64,
     /// Index of the worker that pins it.
     pub worker: usize,
+}
+
+/// `GET /v1/explain`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Explained {
+    /// Name of the VIP.
+    pub vip: String,
+    /// Who opens the flow, or has opened it.
+    pub client: SocketAddr,
+    /// Where to.
+    pub destination: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Name of the backend that the packet is sent to; `None`: it is dropped.
+    pub backend: Option<String>,
+    /// The decisions, in their order.
+    pub steps: Vec<Step>,
+    /// The frame as it leaves, in hex digits; empty for one that is dropped.
+    pub frame: String,
 }
 
 /// Body of every error answer.

@@ -17,6 +17,7 @@ use super::admin::{self, Door, Refusal, Request};
 use super::announce::{Announcement, Announcer, Place};
 use super::api::{Reloaded, Status};
 use super::events::{Journal, Kind, News};
+use super::explain::Prepared;
 use super::flows::{Names, Pins, list};
 use super::forecast::Forecaster;
 use super::health::{Checks, Outcome};
@@ -134,7 +135,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let tables: Vec<_> =
         inputs.workers.iter().map(|worker| Arc::clone(&worker.flows) as Arc<dyn Pins>).collect();
     let forecaster = Forecaster::new(tables.clone(), Arc::clone(&inputs.clock));
-    let door = Door { requests, tables, clock: inputs.clock };
+    let door = Door { requests, tables, clock: inputs.clock, explain: inputs.explain };
     let events = Events {
         signals,
         requests: request_receiver,
@@ -553,6 +554,11 @@ impl Controller {
             Request::Undrain(order, reply) => _ = reply.send(self.undrain(&order)),
             Request::Events(since, reply) => _ = reply.send(self.journal.since(since)),
             Request::Reload(reply) => _ = reply.send(self.reload(network).await),
+            Request::Explain(query, reply) => {
+                let table = self.publisher.current();
+                let prepared = Prepared::new(query, &self.registry, table, &self.nics);
+                _ = reply.send(prepared);
+            }
             Request::Names(reply) => _ = reply.send(Arc::new(Names::of(&self.registry))),
         }
     }

@@ -23,6 +23,7 @@ pub mod controller;
 pub mod drain;
 pub mod estimate;
 pub mod events;
+pub mod explain;
 pub mod flows;
 pub mod forecast;
 pub mod health;
@@ -80,6 +81,8 @@ pub struct Inputs {
     pub events: crossbeam_channel::Receiver<WorkerEvent>,
     /// The clock of the flow tables.
     pub clock: Clock,
+    /// Who says what becomes of a packet.
+    pub explain: explain::Explain,
     /// Called once, when the first table is published, steered and announced.
     pub ready: Box<dyn FnOnce()>,
 }

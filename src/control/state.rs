@@ -163,9 +163,14 @@ impl Registry {
         vip.backends.iter_mut().find(|entry| entry.config.name == backend)
     }
 
+    /// A VIP by its name.
+    pub fn vip(&self, name: &str) -> Option<&VipEntry> {
+        self.vips.iter().find(|entry| entry.config.name == name)
+    }
+
     /// A backend by its names, with its VIP.
     pub fn find(&self, vip: &str, backend: &str) -> Option<(&VipEntry, &BackendEntry)> {
-        let vip = self.vips.iter().find(|entry| entry.config.name == vip)?;
+        let vip = self.vip(vip)?;
         let backend = vip.backends.iter().find(|entry| entry.config.name == backend)?;
         Some((vip, backend))
     }

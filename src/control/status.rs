@@ -136,6 +136,8 @@ fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus 
         },
         protocol: vip.config.protocol,
         forward: vip.config.forward,
+        scheduler: vip.config.scheduler.to_string(),
+        affinity: vip.config.affinity.to_string(),
         announced_on: (sources.announced_on)(vip),
         splits: sources.splitter.shown(vip.id).into_iter().map(split_status).collect(),
         traffic: since(vip_traffic(sources.workers, vip.id), &vip.base),

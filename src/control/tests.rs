@@ -130,6 +130,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
         steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
         events: failures,
         clock: Arc::new(|| Ticks(300)),
+        explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
         ready: Box::new(|| {}),
     };
     let bench = Bench { scratch, signals, file, notes, worker, tables, events };
@@ -396,7 +397,7 @@ async fn the_vips_deadline_holds_and_keep_keeps() {
         let since: EventList = bench.get("/v1/events?since=2").await;
         assert_eq!((since.events.len(), since.last, since.lost), (1, 3, 0));
         let (status, error) = bench.refused(Method::GET, "/v1/events?after=1", "").await;
-        assert!(status == 400 && error.contains("the keys are since"), "{error}");
+        assert!(status == 400 && error.contains("the key is since"), "{error}");
     })
     .await;
 }

@@ -24,6 +24,7 @@ use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
+use crate::forwarding::explain::Trace;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{BackendIndex, Forward, ForwardingTable, ListenKey, NextHop, PortIndex};
 use crate::stats::{FlowStats, WorkerStats};
@@ -74,6 +75,8 @@ pub struct Context<'a> {
     pub now: Ticks,
     /// The worker's counters.
     pub stats: &'a WorkerStats,
+    /// To whom reasons are told, where somebody asks.
+    pub trace: Option<&'a Trace>,
 }
 
 impl Conntrack {
@@ -81,8 +84,13 @@ impl Conntrack {
     /// table, another worker writes it, or it has flows already: they would be of another process's
     /// backends.
     pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
+        Self::adopt(tables, me, now).filter(|conntrack| conntrack.writer.is_empty())
+    }
+
+    /// The same with the flows that the table has, which must be of this process's backends.
+    pub(super) fn adopt(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
-        writer.is_empty().then_some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
+        Some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
     }
 
     /// Whose it is.
@@ -490,6 +498,12 @@ fn living<'t>(protocol: Protocol, track: &Track, context: &Context<'t>) -> Optio
     let backend = context.table.pinned(track.backend())?;
     let idle = context.now.since(track.last_seen());
     (idle.0 <= timeout(protocol, track.state(), backend).0).then_some(backend)
+}
+
+/// Whether a pin on `backend` has not been idle for too long.
+pub(super) fn is_living(protocol: Protocol, pin: &Pin, backend: &Backend, now: Ticks) -> bool {
+    let idle = now.since(pin.track.last_seen());
+    idle.0 <= timeout(protocol, pin.track.state(), backend).0
 }
 
 /// How long the flow may be idle.

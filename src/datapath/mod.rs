@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod classify;
 pub mod conntrack;
+pub mod explain;
 pub mod parse;
 pub mod receive;
 pub mod rewrite;

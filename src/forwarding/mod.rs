@@ -9,6 +9,7 @@
 //! check once per batch whether a newer one is there ([`publish`]). Pure values: no I/O, no clock.
 
 pub mod affinity;
+pub mod explain;
 pub mod publish;
 pub mod scheduler;
 pub mod table;

@@ -298,6 +298,14 @@ impl Backend {
     }
 }
 
+/// The name of a backend.
+pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
+    let vip = table.vip(backend.vip).map(|vip| vip.scheduler.candidates());
+    let mut candidates = vip.unwrap_or_default().iter();
+    let found = candidates.find(|candidate| candidate.backend == backend.id.index);
+    found.map_or("?", |candidate| &candidate.name)
+}
+
 /// Puts `value` at `index`, growing the list as needed.
 fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
     let index = usize::from(index);
