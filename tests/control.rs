@@ -21,7 +21,9 @@ use holdfast::control::{
 };
 use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, Subscription};
-use holdfast::forwarding::{BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports};
+use holdfast::forwarding::{
+    BackendIndex, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex, Ports,
+};
 use holdfast::units::Ticks;
 
 /// Set in the process that runs inside the namespace: the name of the two namespaces.
@@ -289,6 +291,8 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         forward: Forward::Nat,
         health: Health::None,
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },
+        on_down: FlowsLeft::Keep,
+        reset_idle: false,
         announce,
         backends: backends.collect(),
     }

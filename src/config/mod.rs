@@ -13,6 +13,7 @@ mod health;
 pub mod machine;
 mod nic;
 mod place;
+mod policy;
 #[cfg(test)]
 mod reference;
 mod report;
@@ -34,7 +35,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
 use crate::flow::table::Families;
-use crate::forwarding::{Forward, PortIndex, Ports, Secret};
+use crate::forwarding::{FlowsLeft, Forward, PortIndex, Ports, Secret};
 use crate::words::reason;
 
 use place::{Place, Value};
@@ -312,6 +313,10 @@ pub struct Vip {
     pub health: Health,
     /// Idle time-outs of its flows.
     pub timeouts: Timeouts,
+    /// What becomes of the flows of a backend that is down.
+    pub on_down: FlowsLeft,
+    /// Whether both ends of a TCP flow that idled out are told, by a RST.
+    pub reset_idle: bool,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// Backends, in the file's order.

@@ -10,6 +10,7 @@ use toml::de::DeValue;
 use super::backend::RawBackend;
 use super::health::RawHealth;
 use super::place::{Place, Value};
+use super::policy;
 use super::report::Report;
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip};
@@ -40,6 +41,8 @@ pub(super) struct RawVip {
     affinity: Option<String>,
     health: RawHealth,
     timeouts: RawTimeouts,
+    on_down: Option<String>,
+    on_idle: Option<String>,
     announce: Option<String>,
     /// Taken out and read before; it is here to be named with the other keys.
     backend: Option<IgnoredAny>,
@@ -140,6 +143,10 @@ impl RawVip {
         only(self.affinity, &place.key("affinity"), "flow", AFFINITIES_LATER, report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
+        let on_down = self.on_down.as_deref();
+        let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
+        let on_idle = self.on_idle.as_deref();
+        let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
         let announce = announce(self.announce, &place.key("announce"), first_nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -153,6 +160,8 @@ impl RawVip {
             forward: forward.unwrap_or(Forward::Dsr),
             health,
             timeouts,
+            on_down,
+            reset_idle,
             announce,
             backends,
         })

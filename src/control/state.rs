@@ -20,8 +20,8 @@ use crate::config;
 use crate::flow::Address;
 use crate::forwarding::table::return_key;
 use crate::forwarding::{
-    BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS, NextHop,
-    Timeouts, VipId, VipSpec,
+    BackendId, BackendIndex, BackendSpec, FlowsLeft, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
+    NextHop, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -339,6 +339,8 @@ impl VipEntry {
                 closing: Ticks::span(timeouts.closing),
                 udp: Ticks::span(timeouts.udp),
             },
+            on_down: self.config.on_down,
+            reset_idle: self.config.reset_idle,
             table_size,
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
@@ -355,6 +357,7 @@ impl BackendEntry {
             weight: self.config.weight,
             up: self.check.is_none() || self.health.usable(),
             service: self.drain.service(),
+            left: FlowsLeft::Keep,
             next_hop: self.next_hop,
         }
     }
@@ -415,6 +418,8 @@ pub(super) mod tests {
                 closing: second,
                 udp: second,
             },
+            on_down: FlowsLeft::Keep,
+            reset_idle: false,
             announce: Announce::None,
             backends: backends.to_vec(),
         }

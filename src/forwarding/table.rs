@@ -7,8 +7,8 @@ use hashbrown::HashMap;
 
 use super::maglev::{Candidate, LookupTable};
 use super::{
-    BackendId, BackendIndex, BackendSpec, Forward, ListenKey, NextHop, Secret, Service, Timeouts,
-    VipId, VipSpec,
+    BackendId, BackendIndex, BackendSpec, FlowsLeft, Forward, ListenKey, NextHop, Secret, Service,
+    Timeouts, VipId, VipSpec,
 };
 use crate::flow::{Address, Protocol};
 
@@ -69,6 +69,10 @@ pub struct Backend {
     pub next_hop: Option<NextHop>,
     /// Its health check says that it answers.
     pub up: bool,
+    /// What becomes of the flows that it has, as things are now.
+    pub left: FlowsLeft,
+    /// TCP: whether both ends of a flow that idled out are told: as its VIP says.
+    pub reset_idle: bool,
     /// New flows may go to it: up, active, with weight, and its next hop is known.
     pub takes_new: bool,
     /// Packets of flows whose pin was lost may go to it: up, and not out of service.
@@ -244,12 +248,27 @@ impl Backend {
             port: spec.port,
             next_hop: spec.next_hop,
             up: spec.up,
+            left: flows_left(vip, spec),
+            reset_idle: vip.reset_idle,
             takes_new: spec.up
                 && spec.weight > 0
                 && spec.service == Service::Active
                 && spec.next_hop.is_some(),
             takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
         }
+    }
+}
+
+/// What becomes of a backend's flows: what its drain says, else its VIP's word for one that is down.
+fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
+    let left = match spec.left {
+        FlowsLeft::Keep if spec.up => return FlowsLeft::Keep,
+        FlowsLeft::Keep => vip.on_down,
+        left => left,
+    };
+    match vip.protocol {
+        Protocol::Tcp => left,
+        Protocol::Udp => FlowsLeft::Rehash,
     }
 }
 
@@ -285,6 +304,8 @@ pub(crate) mod testing {
                 closing: Ticks(6_000),
                 udp: Ticks(12_000),
             },
+            on_down: FlowsLeft::Keep,
+            reset_idle: false,
             table_size: 65537,
             backends: Vec::new(),
         }
@@ -301,6 +322,7 @@ pub(crate) mod testing {
             weight: 1,
             up: true,
             service: Service::Active,
+            left: FlowsLeft::Keep,
             next_hop: Some(NextHop {
                 port: PortIndex(0),
                 mac: [2, 0, 0, 0, high, low],
@@ -364,6 +386,27 @@ mod tests {
         row("down", |b| b.up = false, false, false);
         row("weight 0", |b| b.weight = 0, false, true);
         row("unresolved", |b| b.next_hop = None, false, false);
+    }
+
+    #[test]
+    fn what_becomes_of_flows() {
+        use FlowsLeft::{Keep, Rehash, Reset};
+        for (protocol, up, on_down, drained, left) in [
+            (Protocol::Tcp, true, Reset, Keep, Keep),
+            (Protocol::Tcp, false, Keep, Keep, Keep),
+            (Protocol::Tcp, false, Reset, Keep, Reset),
+            (Protocol::Tcp, false, Rehash, Keep, Rehash),
+            (Protocol::Tcp, true, Keep, Reset, Reset),
+            (Protocol::Tcp, false, Keep, Rehash, Rehash),
+            (Protocol::Udp, true, Rehash, Keep, Keep),
+            (Protocol::Udp, false, Keep, Keep, Rehash),
+            (Protocol::Udp, true, Rehash, Reset, Rehash),
+        ] {
+            let vip = VipSpec { protocol, on_down, ..spec(0) };
+            let spec = BackendSpec { up, left: drained, ..backend(0) };
+            let name = format!("{protocol:?}, up: {up}, {on_down:?}, {drained:?}");
+            assert_eq!(Backend::new(&vip, &spec).left, left, "{name}");
+        }
     }
 
     #[test]

@@ -14,8 +14,8 @@ use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{
-    BackendId, BackendIndex, BackendSpec, Forward, ForwardingTable, NextHop, PortIndex, Ports,
-    Service, Timeouts, VipId, VipSpec,
+    BackendId, BackendIndex, BackendSpec, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex,
+    Ports, Service, Timeouts, VipId, VipSpec,
 };
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
@@ -72,6 +72,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         weight: 1,
         up: true,
         service: Service::Active,
+        left: FlowsLeft::Keep,
         next_hop: Some(NextHop {
             port: PortIndex(u8::try_from(nics - 1).unwrap()),
             mac: backend_mac(index),
@@ -91,6 +92,8 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             closing: Ticks(200),
             udp: Ticks(100),
         },
+        on_down: FlowsLeft::Keep,
+        reset_idle: false,
         table_size: 1009,
         backends: (0..backends).map(backend).collect(),
     }
