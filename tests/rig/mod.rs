@@ -142,6 +142,19 @@ fn build_tcp(
     packet
 }
 
+/// The TCP packet, untagged, with other numbers. Its checksum is wrong then, which no stage looks at.
+pub fn numbered(
+    family: Family,
+    mut packet: Vec<u8>,
+    sequence: u32,
+    acknowledgment: u32,
+) -> Vec<u8> {
+    let tcp = if family == Family::V4 { 34 } else { 54 };
+    packet[tcp + 4..tcp + 8].copy_from_slice(&sequence.to_be_bytes());
+    packet[tcp + 8..tcp + 12].copy_from_slice(&acknowledgment.to_be_bytes());
+    packet
+}
+
 /// The packet with a VLAN tag.
 pub fn tagged(mut packet: Vec<u8>, vlan: Option<u16>) -> Vec<u8> {
     if let Some(vlan) = vlan {
@@ -209,6 +222,13 @@ impl Sent {
             other => unreachable!("{other:?}"),
         };
         (address, self.ports().1, ttl)
+    }
+
+    pub fn tcp(&self) -> TcpHeader {
+        match self.sliced().transport.unwrap() {
+            TransportSlice::Tcp(tcp) => tcp.to_header(),
+            other => unreachable!("{other:?}"),
+        }
     }
 
     pub fn udp_checksum(&self) -> u16 {
