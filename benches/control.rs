@@ -24,7 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
-use holdfast::forwarding::{Forward, ForwardingTable, VipId, VipSpec};
+use holdfast::forwarding::{Forward, ForwardingTable, SchedulerKind, VipId, VipSpec};
 use holdfast::line::OwnLine;
 use holdfast::xdp::cpu;
 use support::bed::{Bed, Clock, Shared};
@@ -125,7 +125,10 @@ fn measure(plan: Plan, cores: Cores) -> Figures {
 
 /// One VIP, with NAT or DSR.
 fn vip(forward: Forward, backends: u16) -> VipSpec {
-    VipSpec { table_size: TABLE_SIZE, ..spec(0, forward, Family::V4, 1, backends) }
+    VipSpec {
+        scheduler: SchedulerKind::Maglev { size: TABLE_SIZE },
+        ..spec(0, forward, Family::V4, 1, backends)
+    }
 }
 
 fn build(specs: &[VipSpec], previous: Option<&ForwardingTable>) -> ForwardingTable {

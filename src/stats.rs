@@ -6,6 +6,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::forwarding::affinity::Sample;
+
 /// A counter with one writing thread.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -28,6 +32,37 @@ impl Counter {
     #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Samples that wait for the control thread, which takes them every 100 ms: 40,000 a second and
+/// worker, many more than it takes to know a share to a percent.
+const SAMPLES: usize = 4096;
+
+/// A bounded channel from one worker to the control thread, for what may be lost.
+#[derive(Debug)]
+pub struct Samples {
+    sender: Sender<Sample>,
+    receiver: Receiver<Sample>,
+}
+
+impl Default for Samples {
+    fn default() -> Self {
+        let (sender, receiver) = bounded(SAMPLES);
+        Self { sender, receiver }
+    }
+}
+
+impl Samples {
+    /// Tells of a new flow; it is lost if the channel is full. Never waits.
+    #[inline]
+    pub fn offer(&self, sample: Sample) {
+        let _ = self.sender.try_send(sample);
+    }
+
+    /// What has come.
+    pub fn take(&self) -> impl Iterator<Item = Sample> + '_ {
+        self.receiver.try_iter().take(SAMPLES)
     }
 }
 
@@ -155,6 +190,8 @@ pub struct WorkerStats {
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
     pub flow_aliases: Counter,
+    /// New flows of VIPs whose sources are watched.
+    pub samples: Samples,
     /// Batches with at least one packet.
     pub batches: Counter,
     /// Polls that found nothing.
@@ -187,6 +224,8 @@ pub struct FlowStats {
     pub flows_active: Counter,
     /// Packets dropped after the VIP was known.
     pub dropped: Counter,
+    /// Flows that the scheduler has placed: those that no other rule did.
+    pub flows_scheduled: Counter,
 }
 
 /// What a worker counts per NIC.
@@ -231,6 +270,7 @@ impl WorkerStats {
             probes_sent: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
+            samples: Samples::default(),
             batches: Counter::default(),
             idle_polls: Counter::default(),
             sleeps: Counter::default(),

@@ -22,7 +22,8 @@ use holdfast::control::{
 use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::{
-    BackendIndex, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex, Ports,
+    Affinity, BackendIndex, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex, Ports,
+    SchedulerKind,
 };
 use holdfast::units::Ticks;
 
@@ -288,6 +289,9 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         address: address.parse().unwrap(),
         ports: Ports::List(vec![80]),
         protocol: Protocol::Tcp,
+        scheduler: SchedulerKind::Maglev { size: 251 },
+        affinity: Affinity::Flow,
+        split: None,
         forward: Forward::Nat,
         health: Health::None,
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },

@@ -11,7 +11,7 @@ use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
-use holdfast::forwarding::{Forward, ForwardingTable, PortIndex, Timeouts, VipSpec};
+use holdfast::forwarding::{Forward, ForwardingTable, PortIndex, SchedulerKind, Timeouts, VipSpec};
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
 use holdfast::xdp::cpu;
@@ -72,7 +72,7 @@ impl Shared {
     /// One VIP with `backends` backends, and flow tables for `capacity` flows each.
     pub fn new(case: Case, workers: usize, backends: u16, capacity: u64) -> (Publisher, Self) {
         let mut vip = spec(0, case.forward, case.family, 1, backends);
-        vip.table_size = TABLE_SIZE;
+        vip.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE };
         let hour = Ticks(360_000);
         vip.timeouts =
             Timeouts { embryonic: EMBRYONIC, established: hour, closing: hour, udp: hour };

@@ -48,6 +48,9 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
     writeln!(out, "holdfast {version}, pid {pid}, up {up}, {config}, generation {generation}")?;
     section("VIPS", vips(&status.vips, look), out)?;
     section("BACKENDS", backends(&status.vips, look), out)?;
+    if status.vips.iter().any(|vip| !vip.splits.is_empty()) {
+        section("SPLIT CLIENTS", splits(&status.vips, look), out)?;
+    }
     section("WORKERS", workers(&status.workers, look), out)?;
     section("NICS", nics(&status.nics, look), out)?;
     section("NIC RINGS AND PROGRAM", nic_counters(&status.nics, look), out)?;
@@ -92,6 +95,22 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
             count(vip.traffic.packets_out),
             count(vip.traffic.dropped),
         ]);
+    }
+    columns
+}
+
+/// Sources that are too large for one backend.
+fn splits(vips: &[VipStatus], look: Look) -> Columns {
+    let mut columns = Columns::new(&["VIP", "SOURCE", ">PARTS", ">SHARE OF NEW FLOWS"], look);
+    for vip in vips {
+        for split in &vip.splits {
+            columns.row([
+                text(&vip.name),
+                text(split.source),
+                count(split.parts.into()),
+                text(format!("{:.1} %", split.share * 100.0)),
+            ]);
+        }
     }
     columns
 }

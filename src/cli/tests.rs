@@ -159,6 +159,7 @@ fn vip(backends: Vec<BackendStatus>) -> api::VipStatus {
         protocol: Protocol::Tcp,
         forward: Forward::Nat,
         announced_on: Some("eth1".to_owned()),
+        splits: Vec::new(),
         traffic: api::Traffic::default(),
         backends,
     }

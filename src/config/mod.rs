@@ -5,7 +5,9 @@
 //! each with line and column; [`machine`] finds what does not fit the machine.
 //! `config/holdfast.toml` is the reference for users, tested against this code.
 
+mod affinity;
 mod backend;
+mod choice;
 mod control;
 mod error;
 mod hash;
@@ -18,6 +20,8 @@ mod policy;
 mod reference;
 mod report;
 mod rules;
+mod scheduler;
+mod split;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -35,7 +39,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
 use crate::flow::table::Families;
-use crate::forwarding::{FlowsLeft, Forward, PortIndex, Ports, Secret};
+use crate::forwarding::{Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret};
 use crate::words::reason;
 
 use place::{Place, Value};
@@ -111,9 +115,11 @@ fn check(report: &mut Report<'_>) -> Config {
     let workers = workers.check(&root.key("workers"), report);
     let nics = nics(document.remove("nic"), report);
     let first_nic = nics.first().map(|nic| nic.value.interface.clone());
-    let vips = vips(document.remove("vip"), first_nic.as_deref(), report);
-    let control: control::RawControl = table(&mut document, "control", report);
     let hash: hash::RawHash = table(&mut document, "hash", report);
+    let hash = hash.check(&root.key("hash"), report);
+    let defaults = vip::Defaults { nic: first_nic.as_deref(), table_size: hash.table_size };
+    let vips = vips(document.remove("vip"), defaults, report);
+    let control: control::RawControl = table(&mut document, "control", report);
     for key in document.keys() {
         let what = "unknown section or key";
         let fix = "the sections are: [workers], [[nic]], [[vip]], [control], [hash]";
@@ -124,7 +130,7 @@ fn check(report: &mut Report<'_>) -> Config {
         nics: nics.iter().map(|nic| nic.value.clone()).collect(),
         vips: vips.iter().map(|(vip, _)| vip.value.clone()).collect(),
         control: control.check(&root.key("control"), report),
-        hash: hash.check(&root.key("hash"), report),
+        hash,
     };
     rules::check(&rules::Sections { config: &config, nics: &nics, vips: &vips }, report);
     config
@@ -166,7 +172,7 @@ fn nics(list: Option<Value<'_>>, report: &mut Report<'_>) -> Vec<Placed<Nic>> {
 
 fn vips(
     list: Option<Value<'_>>,
-    first_nic: Option<&str>,
+    defaults: vip::Defaults<'_>,
     report: &mut Report<'_>,
 ) -> Vec<(Placed<Vip>, Vec<Placed<Backend>>)> {
     let place = Place::root().key("vip");
@@ -176,10 +182,19 @@ fn vips(
     }
     let mut vips = Vec::with_capacity(list.len());
     for (index, section) in list.into_iter().enumerate() {
-        let (vip, backends) = vip::check(section, &place.index(index), first_nic, report);
+        let (vip, backends) = vip::check(section, &place.index(index), defaults, report);
         vips.extend(vip.map(|vip| (vip, backends)));
     }
     vips
+}
+
+/// When a source is too large for one backend.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Split {
+    /// What a backend may bear, as a multiple of its due by weight; above 1.
+    pub max_load: f64,
+    /// New flows a second below which a source is left alone.
+    pub min_rate: f64,
 }
 
 /// A checked configuration.
@@ -309,6 +324,12 @@ pub struct Vip {
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,
+    /// How a backend is chosen for a new flow.
+    pub scheduler: SchedulerKind,
+    /// Which flows belong together.
+    pub affinity: Affinity,
+    /// How sources that are too large for one backend are spread, if they are.
+    pub split: Option<Split>,
     /// Health check of its backends.
     pub health: Health,
     /// Idle time-outs of its flows.

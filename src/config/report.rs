@@ -158,6 +158,23 @@ impl<'a> Report<'a> {
         }
     }
 
+    /// A number within `range`; integers count as numbers.
+    pub(super) fn real(
+        &mut self,
+        place: &Place,
+        value: Option<f64>,
+        default: f64,
+        range: RangeInclusive<f64>,
+    ) -> f64 {
+        let Some(value) = value else { return default };
+        if range.contains(&value) {
+            return value;
+        }
+        let fix = format!("use {} to {}", range.start(), range.end());
+        self.error(place, format!("{value} is out of range"), &fix);
+        default
+    }
+
     /// One of `words`. `later` are words that the design knows and this version does not.
     pub(super) fn word<T: Copy>(
         &mut self,

@@ -7,11 +7,15 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use toml::de::DeValue;
 
+use super::affinity::RawAffinity;
 use super::backend::RawBackend;
+use super::choice::Choice;
 use super::health::RawHealth;
 use super::place::{Place, Value};
 use super::policy;
 use super::report::Report;
+use super::scheduler::RawScheduler;
+use super::split::RawSplit;
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip};
 use crate::flow::Protocol;
@@ -37,8 +41,9 @@ pub(super) struct RawVip {
     ports: Option<RawPorts>,
     protocol: Option<String>,
     forward: Option<String>,
-    scheduler: Option<String>,
-    affinity: Option<String>,
+    scheduler: Choice<RawScheduler>,
+    affinity: Choice<RawAffinity>,
+    split: Choice<RawSplit>,
     health: RawHealth,
     timeouts: RawTimeouts,
     on_down: Option<String>,
@@ -86,12 +91,20 @@ impl<'de> Deserialize<'de> for RawPorts {
     }
 }
 
-/// Reads and checks one `[[vip]]` with its backends; `first_nic` announces it unless it says
-/// otherwise. `None` for a VIP without an address for the other rules to go by.
+/// What other sections say for VIPs that do not say otherwise.
+#[derive(Clone, Copy)]
+pub(super) struct Defaults<'a> {
+    /// The interface that announces it: the first NIC.
+    pub(super) nic: Option<&'a str>,
+    /// Slots of a lookup table.
+    pub(super) table_size: u32,
+}
+
+/// Reads and checks one `[[vip]]` with its backends. `None` for a VIP without an address for the other rules to go by.
 pub(super) fn check(
     mut section: Value<'_>,
     place: &Place,
-    first_nic: Option<&str>,
+    defaults: Defaults<'_>,
     report: &mut Report<'_>,
 ) -> (Option<Placed<Vip>>, Vec<Placed<Backend>>) {
     let backends = match section.get_mut() {
@@ -102,7 +115,7 @@ pub(super) fn check(
     let forward = forward(raw.forward.as_deref(), &place.key("forward"), report);
     let backends = check_backends(backends, &place.key("backend"), forward, report);
     let values = backends.iter().map(|backend| backend.value.clone()).collect();
-    let vip = raw.check(place, forward, first_nic, values, report);
+    let vip = raw.check(place, forward, defaults, values, report);
     (vip.map(|value| Placed { value, place: place.clone() }), backends)
 }
 
@@ -131,7 +144,7 @@ impl RawVip {
         self,
         place: &Place,
         forward: Option<Forward>,
-        first_nic: Option<&str>,
+        defaults: Defaults<'_>,
         backends: Vec<Backend>,
         report: &mut Report<'_>,
     ) -> Option<Vip> {
@@ -139,15 +152,17 @@ impl RawVip {
         let address = report.address(&place.key("address"), self.address.as_deref());
         let ports = ports(self.ports, &place.key("ports"), report);
         let protocol = protocol(self.protocol, &place.key("protocol"), report);
-        only(self.scheduler, &place.key("scheduler"), "maglev", SCHEDULERS_LATER, report);
-        only(self.affinity, &place.key("affinity"), "flow", AFFINITIES_LATER, report);
+        let scheduler_at = place.key("scheduler");
+        let scheduler = self.scheduler.0.check(&scheduler_at, defaults.table_size, report);
+        let affinity = self.affinity.0.check(&place.key("affinity"), protocol, report);
+        let split = self.split.0.check(&place.key("split"), report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
         let on_down = self.on_down.as_deref();
         let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
         let on_idle = self.on_idle.as_deref();
         let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
-        let announce = announce(self.announce, &place.key("announce"), first_nic, report);
+        let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
         }
@@ -158,6 +173,9 @@ impl RawVip {
             ports: ports.unwrap_or(Ports::List(Vec::new())),
             protocol,
             forward: forward.unwrap_or(Forward::Dsr),
+            scheduler,
+            affinity,
+            split,
             health,
             timeouts,
             on_down,
@@ -236,20 +254,6 @@ fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<
         return None;
     };
     report.word(place, word, WORDS, LATER)
-}
-
-/// Schedulers of the design that this version does not have.
-const SCHEDULERS_LATER: &[&str] =
-    &["round_robin", "weighted_round_robin", "least_connections", "rendezvous", "ring", "jump"];
-/// Affinities of the design that this version does not have.
-const AFFINITIES_LATER: &[&str] =
-    &["client", "client_prefix", "client_port_range", "quic", "quic_connection_id"];
-
-/// A key that has one value so far: it is written down so that later versions mean the same.
-fn only(raw: Option<String>, at: &Place, word: &str, later: &[&str], report: &mut Report<'_>) {
-    if let Some(raw) = raw {
-        report.word(at, &raw, &[(word, ())], later);
-    }
 }
 
 fn announce(

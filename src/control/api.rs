@@ -86,10 +86,25 @@ pub struct VipStatus {
     pub forward: Forward,
     /// The interface that has the address, if holdfast put it there.
     pub announced_on: Option<String>,
+    /// Sources (an address, or the first of a network) that are too large for one backend, and so
+    /// are spread over several.
+    #[serde(default)]
+    pub splits: Vec<SplitStatus>,
     /// Traffic of the VIP.
     pub traffic: Traffic,
     /// Backends in the configuration's order.
     pub backends: Vec<BackendStatus>,
+}
+
+/// A source whose new flows are spread by ranges of its ports.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SplitStatus {
+    /// The client, masked as the VIP's affinity says.
+    pub source: IpAddr,
+    /// Into how many parts.
+    pub parts: u16,
+    /// Its share of the VIP's new flows in the last two seconds, 0 to 1.
+    pub share: f64,
 }
 
 /// One backend.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 use tracing::{debug, error, info, warn};
@@ -19,6 +19,7 @@ use super::flows::{Names, Pins, list};
 use super::health::{Checks, Outcome};
 use super::neighbour::{self, Problem, Snapshot};
 use super::netlink::{self, Netlink};
+use super::split::Splitter;
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::status::{self, Process, Sources};
 use super::{
@@ -28,7 +29,7 @@ use super::{
 use crate::config::{self, Config};
 use crate::flow::table::Families;
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{BackendIndex, ForwardingTable, PortIndex, Service};
+use crate::forwarding::{BackendIndex, ForwardingTable, PortIndex, Service, Splits, VipId};
 use crate::words::counted;
 
 /// Drain deadlines and workers' events are looked at this often.
@@ -39,6 +40,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const FIRST_RESOLUTION: Duration = Duration::from_secs(1);
 /// Of that time, how long it does so without a word.
 const QUIET_RESOLUTION: Duration = Duration::from_millis(200);
+/// How long the new flows of a source are counted before a verdict.
+const SPLIT_WINDOW: Duration = Duration::from_secs(2);
 /// An address is announced again after this time: the first frames may be lost while a switch
 /// learns. In [`SECOND`]s.
 const REPEATS: u8 = 1;
@@ -73,6 +76,10 @@ struct Controller {
     publisher: Publisher,
     /// Something that the forwarding table says has changed.
     dirty: bool,
+    /// Finds sources that are too large for one backend.
+    splitter: Splitter,
+    /// When the window ends in which they are counted, and the flows of each VIP at its start.
+    split_window: (Instant, HashMap<VipId, u64>),
     steering: Box<dyn SteeringPort>,
     /// What the XDP program was told last.
     rules: SteerRules,
@@ -137,6 +144,8 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         registry,
         publisher: inputs.publisher,
         dirty: true,
+        splitter: Splitter::default(),
+        split_window: (Instant::now(), HashMap::new()),
         steering: inputs.steering,
         rules: SteerRules::default(),
         rules_pending: false,
@@ -210,6 +219,7 @@ impl Controller {
                 _ = events.tick.tick() => {
                     worker_failure(&events.workers)?;
                     self.advance_drains();
+                    self.split_sources();
                 }
                 _ = events.second.tick() => self.housekeep().await,
             }
@@ -234,7 +244,7 @@ impl Controller {
     /// Builds a table of all that is known, and publishes it.
     fn publish(&mut self) {
         let current = self.publisher.current();
-        let specs = self.registry.specs(self.config.hash.table_size);
+        let specs = self.registry.specs();
         let generation = current.generation() + 1;
         let secret = self.config.hash.secret;
         let table = ForwardingTable::build(generation, secret, &specs, Some(&current));
@@ -416,6 +426,38 @@ impl Controller {
         }
         self.checks.sync(self.registry.checks());
         self.dirty = true;
+    }
+
+    // ---- mega-proxies ----
+
+    /// Takes the workers' samples, and at the end of a window says which sources are split.
+    fn split_sources(&mut self) {
+        let samples = self.workers.iter().flat_map(|worker| worker.stats.samples.take());
+        samples.for_each(|sample| self.splitter.observe(sample));
+        let now = Instant::now();
+        let elapsed = now.saturating_duration_since(self.split_window.0);
+        if elapsed < SPLIT_WINDOW {
+            return;
+        }
+        let table = self.publisher.current();
+        let counts = std::mem::take(&mut self.split_window.1);
+        self.split_window.0 = now;
+        for vip in self.registry.vips_mut() {
+            let Some(settings) = vip.split().copied() else { continue };
+            let total = status::flows_total(&self.workers, vip.id);
+            let before = counts.get(&vip.id).copied().unwrap_or(total);
+            self.split_window.1.insert(vip.id, total);
+            #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
+            let rate = total.saturating_sub(before) as f64 / elapsed.as_secs_f64();
+            let Some(known) = table.vip(vip.id) else { continue };
+            if let Some(splits) = self.splitter.judge(known, &table, &settings, rate) {
+                tell_splits(&vip.config, &vip.splits, &splits);
+                vip.splits = splits;
+                self.dirty = true;
+            }
+        }
+        let counted = &self.split_window.1;
+        self.splitter.retain(|vip| counted.contains_key(&vip));
     }
 
     /// The names that exist, for somebody who has used another.
@@ -608,6 +650,7 @@ impl Controller {
             nics: &self.nics,
             attached: &self.attached,
             nic_counters,
+            splitter: &self.splitter,
             announced_on: &announced_on,
         };
         status::status(&process, &sources)
@@ -620,6 +663,17 @@ fn worker_failure(events: &crossbeam_channel::Receiver<WorkerEvent>) -> Result<(
     match events.try_recv() {
         Ok(WorkerEvent::Failed { worker, error }) => Err(ControlError::Worker { worker, error }),
         Err(_) => Ok(()),
+    }
+}
+
+/// Says which sources are split from now on, and which no longer.
+fn tell_splits(vip: &config::Vip, old: &Splits, new: &Splits) {
+    for (source, bits) in new.iter().filter(|(source, bits)| old.bits(*source) != *bits) {
+        let parts = 1_u32 << bits;
+        info!("VIP {}: new flows of {source} are spread as {parts} parts by port", vip.name);
+    }
+    for (source, _) in old.iter().filter(|(source, _)| new.bits(*source) == 0) {
+        info!("VIP {}: {source} is one client again", vip.name);
     }
 }
 

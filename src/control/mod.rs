@@ -26,6 +26,7 @@ pub mod health;
 pub mod neighbour;
 pub mod netlink;
 pub mod reload;
+pub mod split;
 pub mod state;
 pub mod status;
 pub mod survey;

@@ -91,6 +91,8 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("ports", ports(&old.ports), ports(&new.ports));
     field("protocol", old.protocol.as_str().to_owned(), new.protocol.as_str().to_owned());
     field("forward", old.forward.as_str().to_owned(), new.forward.as_str().to_owned());
+    field("scheduler", format!("{:?}", old.scheduler), format!("{:?}", new.scheduler));
+    field("affinity", format!("{:?}", old.affinity), format!("{:?}", new.affinity));
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
     field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());

@@ -20,8 +20,8 @@ use crate::config;
 use crate::flow::Address;
 use crate::forwarding::table::return_key;
 use crate::forwarding::{
-    BackendId, BackendIndex, BackendSpec, FlowsLeft, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
-    NextHop, Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, FlowsLeft, Forward, ListenKey,
+    MAX_BACKENDS, MAX_VIPS, NextHop, Splits, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -80,6 +80,8 @@ pub struct VipEntry {
     pub config: config::Vip,
     /// Its backends, in the configuration's order.
     pub backends: Vec<BackendEntry>,
+    /// Sources that are spread over several backends.
+    pub splits: Splits,
     /// Counters of whoever had the index before.
     pub base: Baseline,
 }
@@ -247,7 +249,8 @@ impl Registry {
     fn new_vip(&mut self, config: &config::Vip, workers: &[WorkerView]) -> Option<VipEntry> {
         let id = VipId(self.vip_indices.take()?);
         let base = status::vip_baseline(workers, id);
-        Some(VipEntry { id, config: config.clone(), backends: Vec::new(), base })
+        let (config, backends) = (config.clone(), Vec::new());
+        Some(VipEntry { id, config, backends, splits: Splits::default(), base })
     }
 
     fn new_backend(
@@ -282,12 +285,20 @@ impl Registry {
                 entry.backends.push(known);
             }
         }
+        if (entry.config.affinity, entry.config.split) != (new.affinity, new.split) {
+            entry.splits = Splits::default();
+        }
         entry.config = new.clone();
     }
 
+    /// The VIPs, to be changed, in the configuration's order.
+    pub fn vips_mut(&mut self) -> &mut [VipEntry] {
+        &mut self.vips
+    }
+
     /// What the forwarding table is built from.
-    pub fn specs(&self, table_size: u32) -> Vec<VipSpec> {
-        self.vips.iter().map(|vip| vip.spec(table_size)).collect()
+    pub fn specs(&self) -> Vec<VipSpec> {
+        self.vips.iter().map(VipEntry::spec).collect()
     }
 
     /// What the XDP program is to do.
@@ -325,7 +336,14 @@ impl VipEntry {
         })
     }
 
-    fn spec(&self, table_size: u32) -> VipSpec {
+    /// How its large sources are split: only where all flows of one are to go to one backend.
+    pub fn split(&self) -> Option<&config::Split> {
+        let affinity = self.config.affinity;
+        let one = matches!(affinity, Affinity::Client | Affinity::ClientPrefix { .. });
+        self.config.split.as_ref().filter(|_| one)
+    }
+
+    fn spec(&self) -> VipSpec {
         let timeouts = &self.config.timeouts;
         VipSpec {
             id: self.id,
@@ -341,7 +359,10 @@ impl VipEntry {
             },
             on_down: self.config.on_down,
             reset_idle: self.config.reset_idle,
-            table_size,
+            scheduler: self.config.scheduler,
+            affinity: self.config.affinity,
+            splits: self.splits.clone(),
+            sampled: self.split().is_some(),
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
@@ -355,6 +376,7 @@ impl BackendEntry {
             address: self.config.address,
             port: self.config.port,
             weight: self.config.weight,
+            share: FULL_SHARE,
             up: self.check.is_none() || self.health.usable(),
             service: self.drain.service(),
             left: FlowsLeft::Keep,
@@ -394,7 +416,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
     use crate::flow::Protocol;
-    use crate::forwarding::{Ports, Service};
+    use crate::forwarding::{Affinity, Ports, SchedulerKind, Service};
 
     /// A backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
@@ -411,6 +433,9 @@ pub(super) mod tests {
             ports: Ports::List(vec![80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
+            scheduler: SchedulerKind::Maglev { size: 251 },
+            affinity: Affinity::Flow,
+            split: None,
             health: Health::None,
             timeouts: config::Timeouts {
                 embryonic: second,
@@ -562,6 +587,6 @@ pub(super) mod tests {
     #[test]
     fn what_an_entry_takes() {
         let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
-        assert!(vip <= 320 && backend <= 320, "{vip} bytes per VIP, {backend} per backend");
+        assert!(vip <= 512 && backend <= 512, "{vip} bytes per VIP, {backend} per backend");
     }
 }

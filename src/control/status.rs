@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::api::{
-    BackendState, BackendStatus, HealthState, NextHopStatus, NicStatus, Status, Totals, Traffic,
-    VipStatus, WorkerStatus,
+    BackendState, BackendStatus, HealthState, NextHopStatus, NicStatus, SplitStatus, Status,
+    Totals, Traffic, VipStatus, WorkerStatus,
 };
+use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::forwarding::{BackendIndex, NextHop, Ports, VipId};
@@ -36,6 +37,11 @@ pub fn flows_active(workers: &[WorkerView], index: BackendIndex) -> u64 {
         worker.stats.backends.get(usize::from(index.0)).map_or(0, |stats| stats.flows_active.get())
     };
     workers.iter().map(of).sum()
+}
+
+/// Flows that were ever pinned for a VIP's index, over all workers.
+pub fn flows_total(workers: &[WorkerView], id: VipId) -> u64 {
+    vip_traffic(workers, id).flows_total
 }
 
 fn vip_traffic(workers: &[WorkerView], id: VipId) -> Traffic {
@@ -84,6 +90,8 @@ pub struct Sources<'a> {
     pub attached: &'a [AttachedView],
     /// Per NIC, in the same order.
     pub nic_counters: Vec<(SteerCounters, SocketStatistics)>,
+    /// Large sources.
+    pub splitter: &'a Splitter,
     /// The interface that has a VIP's address, if holdfast put it there.
     pub announced_on: &'a dyn Fn(&VipEntry) -> Option<String>,
 }
@@ -129,9 +137,14 @@ fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus 
         protocol: vip.config.protocol,
         forward: vip.config.forward,
         announced_on: (sources.announced_on)(vip),
+        splits: sources.splitter.shown(vip.id).into_iter().map(split_status).collect(),
         traffic: since(vip_traffic(sources.workers, vip.id), &vip.base),
         backends: vip.backends.iter().map(backend).collect(),
     }
+}
+
+fn split_status(Shown { source, parts, share }: Shown) -> SplitStatus {
+    SplitStatus { source: source.into(), parts, share }
 }
 
 /// One backend.

@@ -22,7 +22,7 @@ use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
 use super::reset::{Cut, Outbox};
 use crate::flow::Protocol;
-use crate::flow::entry::{Pin, State, Track};
+use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
 use crate::flow::writer::{FlowWriter, Full, Verdict};
@@ -114,6 +114,11 @@ impl Conntrack {
     pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
         writer.is_empty().then_some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
+    }
+
+    /// Whose it is.
+    pub const fn worker(&self) -> u8 {
+        self.me
     }
 
     /// The secret of the flow hashes.
@@ -441,6 +446,7 @@ impl Conntrack {
         &mut self,
         packet: &Packet,
         backend: &Backend,
+        rule: Rule,
         context: &Context<'_>,
     ) -> Result<(), Full> {
         let state = match packet.flow.protocol() {
@@ -449,7 +455,7 @@ impl Conntrack {
             Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };
         let hop = packet.came_from(context.nic);
-        let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now);
+        let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now).by(rule);
         self.writer.insert(&packet.flow, &pin)?;
         count_pin(&pin, context.stats);
         Ok(())
@@ -522,7 +528,7 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
 #[inline(always)]
 fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
-    if backend.left != FlowsLeft::Keep {
+    if !backend.quirks.none() {
         return None;
     }
     let timeout = match packet.flow.protocol() {

@@ -1,17 +1,19 @@
 //! Stage 5 of 7, select: a backend for every flow without a pin, and the pin.
 //!
-//! Reads: the flow key, the lookup table of the VIP. Writes: the flow table.
+//! Reads: the flow key, the VIP's affinity and scheduler. Writes: the flow table.
 //! Cost: nothing for a packet of a pinned flow; SipHash, a slot look-up and an insertion otherwise.
 
 use std::net::IpAddr;
 
 use super::batch::{Packet, TcpFlags};
 use super::conntrack::{Conntrack, Context, Miss};
+use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};
-use crate::forwarding::select::{affinity_hash, choose};
+use crate::forwarding::affinity::Sample;
+use crate::forwarding::scheduler::{Note, Pool};
 use crate::forwarding::table::{Backend, Vip};
-use crate::forwarding::{Forward, ListenKey};
-use crate::stats::Drop;
+use crate::forwarding::{BackendIndex, Forward, ListenKey};
+use crate::stats::{Counter, Drop, FlowStats};
 
 /// The backend of a packet whose flow has no pin, which it leaves behind.
 ///
@@ -27,15 +29,30 @@ pub fn select<'t>(
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
-    let backend = choose_backend(&key, miss, vip, conntrack, context)?;
+    let (backend, rule) = choose(&key, miss, vip, conntrack, context)?;
     if deserves_pin(packet) {
-        conntrack.pin(packet, backend, context).map_err(|_| Drop::TableFull)?;
-        match miss {
-            Miss::Midflow => context.stats.flows_by_hash.add(1),
-            Miss::Open => context.stats.flows_new.add(1),
+        conntrack.pin(packet, backend, rule, context).map_err(|_| Drop::TableFull)?;
+        count(rule, vip, backend, miss, context);
+        if vip.sampled && miss == Miss::Open {
+            let source = vip.client_key(&key).client;
+            context.stats.samples.offer(Sample { vip: vip.id, source });
         }
     }
     Ok(backend)
+}
+
+/// Counts a flow that was pinned.
+fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context<'_>) {
+    let stats = context.stats;
+    match miss {
+        Miss::Midflow => stats.flows_by_hash.add(1),
+        Miss::Open => stats.flows_new.add(1),
+    }
+    if matches!(rule, Rule::Scheduler | Rule::Midflow) {
+        let vip = stats.vips.get(usize::from(vip.id.0));
+        let backend = stats.backends.get(usize::from(backend.id.index.0));
+        vip.into_iter().chain(backend).for_each(|counters| counters.flows_scheduled.add(1));
+    }
 }
 
 /// Whether a packet may leave a pin behind. What ends a flow that is not known here, or is no part
@@ -46,32 +63,91 @@ fn deserves_pin(packet: &Packet) -> bool {
     packet.flow.protocol() == Protocol::Udp || flags.opens() || goes_on
 }
 
-/// Chooses among the backends in service. For a flow whose pin was lost a draining backend is as
-/// good as any: it most probably is the one that had it.
-fn choose_backend<'t>(
+/// Chooses a backend, and says by what rule.
+fn choose<'t>(
     key: &FlowKey,
     miss: Miss,
     vip: &Vip,
     conntrack: &Conntrack,
     context: &Context<'t>,
-) -> Result<&'t Backend, Drop> {
-    let hash = affinity_hash(context.table.secret(), key);
-    let mut collided = false;
-    let accept = |backend: &Backend| {
-        let in_service = match miss {
-            Miss::Midflow => backend.takes_midflow,
-            Miss::Open => backend.takes_new,
-        };
-        let collides =
-            in_service && vip.forward == Forward::Nat && collides(key, backend, conntrack, context);
-        collided |= collides;
-        in_service && !collides
+) -> Result<(&'t Backend, Rule), Drop> {
+    let hash = vip.affinity_hash(context.table.secret(), key);
+    let mut candidates =
+        Candidates { key, miss, vip, hash, conntrack, context, slow_start: true, collided: false };
+    let scheduler = vip.scheduler.scheduler();
+    let chosen = scheduler.choose(hash, &mut candidates).or_else(|| {
+        // Better one that starts slowly than none.
+        candidates.slow_start = false;
+        scheduler.choose(hash, &mut candidates)
+    });
+    let rule = match miss {
+        Miss::Open => Rule::Scheduler,
+        Miss::Midflow => Rule::Midflow,
     };
-    choose(context.table, vip, hash, accept).ok_or(if collided {
+    let backend = chosen.and_then(|index| context.table.backend(index));
+    backend.map(|backend| (backend, rule)).ok_or(if candidates.collided {
         Drop::NatCollision
     } else {
         Drop::NoBackend
     })
+}
+
+/// What the scheduler may ask about, for one packet.
+struct Candidates<'c, 't> {
+    key: &'c FlowKey,
+    miss: Miss,
+    vip: &'c Vip,
+    hash: u64,
+    conntrack: &'c Conntrack,
+    context: &'c Context<'t>,
+    /// Backends that start slowly take their share only.
+    slow_start: bool,
+    /// Some backend could not tell the flow from another one.
+    collided: bool,
+}
+
+impl Candidates<'_, '_> {
+    /// For a flow whose pin was lost a draining backend is as good as any: it most probably is the
+    /// one that had it.
+    fn in_service(&self, backend: &Backend) -> bool {
+        match self.miss {
+            Miss::Midflow => backend.takes_midflow,
+            Miss::Open => backend.takes_new && (!self.slow_start || backend.admits(self.hash)),
+        }
+    }
+}
+
+impl Pool for Candidates<'_, '_> {
+    fn accepts(&mut self, backend: BackendIndex) -> bool {
+        let backend = self.context.table.backend(backend);
+        let Some(backend) = backend.filter(|backend| self.in_service(backend)) else {
+            return false;
+        };
+        let collides = self.vip.forward == Forward::Nat
+            && collides(self.key, backend, self.conntrack, self.context);
+        self.collided |= collides;
+        !collides
+    }
+
+    fn active(&self, backend: BackendIndex) -> u64 {
+        gauge(self.context.stats.backends.get(usize::from(backend.0)), |c| &c.flows_active)
+    }
+
+    fn active_total(&self) -> u64 {
+        gauge(self.context.stats.vips.get(usize::from(self.vip.id.0)), |c| &c.flows_active)
+    }
+
+    /// Workers begin at different places, so that the first flows of each do not meet.
+    fn turn(&self) -> u64 {
+        let placed = self.context.stats.vips.get(usize::from(self.vip.id.0));
+        gauge(placed, |c| &c.flows_scheduled).wrapping_add(self.conntrack.worker().into())
+    }
+
+    fn note(&mut self, _note: Note) {}
+}
+
+fn gauge(counters: Option<&FlowStats>, which: impl Fn(&FlowStats) -> &Counter) -> u64 {
+    counters.map_or(0, |counters| which(counters).get())
 }
 
 /// Whether the backend already has a flow from this client address and port, by another VIP or

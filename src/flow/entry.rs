@@ -190,7 +190,7 @@ impl fmt::Debug for Track {
 /// ask for.
 ///
 /// ```text
-/// birth  created:32 vip:16 (version:16)               ticks
+/// birth  created:32 vip:16 rule:4 (version:12)        ticks
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pin {
@@ -200,10 +200,54 @@ pub struct Pin {
     pub vip: VipId,
     /// When it was pinned.
     pub created: Ticks,
+    /// By what rule its backend was chosen.
+    pub rule: Rule,
 }
 
+/// By what rule the backend of a flow was chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Rule {
+    /// The VIP's scheduler.
+    #[default]
+    Scheduler,
+    /// The same, for a flow whose pin was lost.
+    Midflow,
+    /// The client had this backend already.
+    Sticky,
+    /// The client came back after a long time: the least loaded backend.
+    Freest,
+    /// A QUIC connection id names it.
+    QuicCid,
+}
+
+impl Rule {
+    /// As it is shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Scheduler => "scheduler",
+            Self::Midflow => "midflow",
+            Self::Sticky => "sticky",
+            Self::Freest => "freest",
+            Self::QuicCid => "quic_cid",
+        }
+    }
+
+    const fn from_bits(bits: u64) -> Self {
+        match bits & 0xf {
+            1 => Self::Midflow,
+            2 => Self::Sticky,
+            3 => Self::Freest,
+            4 => Self::QuicCid,
+            // Nobody writes others.
+            _ => Self::Scheduler,
+        }
+    }
+}
+
+const RULE_SHIFT: u32 = 12;
 /// The part of `birth` that counts writes; the table's business.
-pub(super) const VERSION: u64 = 0xffff;
+pub(super) const VERSION: u64 = 0xfff;
 
 impl Pin {
     /// A flow of `vip` that worker `owner` pins to `backend` now.
@@ -222,7 +266,7 @@ impl Pin {
                 | u64::from(backend.generation) << 32
                 | u64::from(now.0),
         };
-        Self { track, vip, created: now }
+        Self { track, vip, created: now, rule: Rule::default() }
     }
 
     /// The same, seen at `now`.
@@ -231,14 +275,27 @@ impl Pin {
         Self { track: self.track.with_last_seen(now), ..self }
     }
 
+    /// The same, chosen by `rule`.
+    #[must_use]
+    pub const fn by(self, rule: Rule) -> Self {
+        Self { rule, ..self }
+    }
+
     /// The `birth` word, without a version.
     pub(super) fn birth(&self) -> u64 {
-        u64::from(self.created.0) << 32 | u64::from(self.vip.0) << 16
+        u64::from(self.created.0) << 32
+            | u64::from(self.vip.0) << 16
+            | (self.rule as u64) << RULE_SHIFT
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of a word")]
     pub(super) const fn from_words(track: Track, birth: u64) -> Self {
-        Self { track, vip: VipId((birth >> 16) as u16), created: Ticks((birth >> 32) as u32) }
+        Self {
+            track,
+            vip: VipId((birth >> 16) as u16),
+            created: Ticks((birth >> 32) as u32),
+            rule: Rule::from_bits(birth >> RULE_SHIFT),
+        }
     }
 }
 
@@ -289,7 +346,11 @@ mod tests {
             assert!(!track.comes_from(&NextHop { vlan: Some(9), ..hop }));
             let way_back = WayBack::new(0xff02_0304_0506, hop.port, vlan.unwrap_or(0) | 0xf000);
             assert_eq!(way_back.0, track.hop);
-            assert_eq!(Pin::from_words(pin.track, pin.birth() | VERSION), pin);
+            for rule in [Rule::Scheduler, Rule::Midflow, Rule::Sticky, Rule::Freest, Rule::QuicCid]
+            {
+                let pin = pin.by(rule);
+                assert_eq!(Pin::from_words(pin.track, pin.birth() | VERSION), pin);
+            }
         }
     }
 

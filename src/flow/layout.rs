@@ -20,7 +20,7 @@ use crate::xdp::memory::{Arena, HUGE_PAGE, Line, Mapping, MappingError};
 
 /// Number of the layout that is described here and in [`entry`](super::entry). Any change to either
 /// takes the next number.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// `holdfast`, `flows`: in memory, whatever the byte order of the machine is.
 const MAGIC: [u64; 2] = [u64::from_ne_bytes(*b"holdfast"), u64::from_ne_bytes(*b"flows\0\0\0")];
 

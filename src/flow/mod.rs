@@ -49,6 +49,12 @@ impl Address {
         self.high == 0 && self.low >> 32 == Self::MAPPED >> 32
     }
 
+    /// The address as two words, the high one first.
+    #[inline]
+    pub const fn words(self) -> [u64; 2] {
+        [self.high, self.low]
+    }
+
     /// The IPv4 bytes (the last 32 bits, whatever the family).
     #[inline]
     pub const fn v4_octets(self) -> [u8; 4] {

@@ -13,7 +13,8 @@
 //!                                                              owner:8 stamp:8 protocol:8
 //!                                                     place  = backend:16 generation:16 last seen:32
 //!                                                   births (8 bytes), beside the entries
-//!                                                     birth  = created:32 vip:16 version:16
+//!                                                     birth  = created:32 vip:16 rule:4
+//!                                                              version:12
 //! ```
 //!
 //! A look-up touches one bucket line and one entry line (two bucket lines for the flows that did

@@ -1,16 +1,16 @@
 //! What the data path needs to know to forward: an immutable table, published by pointer.
 //!
 //! ```text
-//! listen key (address, port, protocol) -> VIP -> lookup table -> backend -> next hop
+//! listen key (address, port, protocol) -> VIP -> affinity -> scheduler -> backend -> next hop
 //! return key (address, port, protocol) -> NAT backend -> the VIP ports it may answer for
 //! ```
 //!
 //! The control thread builds a [`ForwardingTable`] from [`VipSpec`]s and publishes it; workers
 //! check once per batch whether a newer one is there ([`publish`]). Pure values: no I/O, no clock.
 
-pub mod maglev;
+pub mod affinity;
 pub mod publish;
-pub mod select;
+pub mod scheduler;
 pub mod table;
 
 use std::net::IpAddr;
@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::flow::{Address, Protocol};
 use crate::units::Ticks;
 
+pub use affinity::{Affinity, ClientKey, Splits};
+pub use scheduler::SchedulerKind;
 pub use table::ForwardingTable;
 
 /// Most VIPs in one configuration.
@@ -31,6 +33,9 @@ pub const MAX_BACKENDS: usize = 16_384;
 pub const MAX_RETURN_PATHS: usize = 16;
 /// Most NICs.
 pub const MAX_NICS: usize = 15;
+
+/// All of a backend's new flows ([`BackendSpec::share`]).
+pub const FULL_SHARE: u16 = 1024;
 
 /// Index of a VIP. Given by the control thread; stable across reloads while the VIP exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -196,8 +201,14 @@ pub struct VipSpec {
     pub on_down: FlowsLeft,
     /// TCP: whether both ends of a flow that idled out are told, by a RST.
     pub reset_idle: bool,
-    /// Size of the Maglev lookup table, a prime.
-    pub table_size: u32,
+    /// How it chooses a backend for a new flow.
+    pub scheduler: SchedulerKind,
+    /// Which flows belong together.
+    pub affinity: Affinity,
+    /// Sources that are spread over several backends.
+    pub splits: Splits,
+    /// Whether workers tell of its new flows ([`affinity::Sample`]).
+    pub sampled: bool,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
 }
@@ -207,7 +218,7 @@ pub struct VipSpec {
 pub struct BackendSpec {
     /// Index and generation, the index unique in the table.
     pub id: BackendId,
-    /// Name, unique in its VIP; what the lookup table hashes.
+    /// Name, unique in its VIP; what schedulers hash.
     pub name: String,
     /// Its own address.
     pub address: IpAddr,
@@ -215,6 +226,9 @@ pub struct BackendSpec {
     pub port: Option<u16>,
     /// Share of new flows relative to the other backends of the VIP; 0 takes none.
     pub weight: u32,
+    /// Of the new flows that are its own, how many of [`FULL_SHARE`] it takes: less than all while
+    /// it starts slowly.
+    pub share: u16,
     /// Whether its health check says that it answers.
     pub up: bool,
     /// In service, draining, or out.

@@ -1,16 +1,15 @@
 //! The forwarding table itself: VIPs, backends and return paths, found in O(1).
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::maglev::{Candidate, LookupTable};
+use super::scheduler::{Built, Candidate};
 use super::{
-    BackendId, BackendIndex, BackendSpec, FlowsLeft, Forward, ListenKey, NextHop, Secret, Service,
-    Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
+    ListenKey, NextHop, Secret, Service, Splits, Timeouts, VipId, VipSpec,
 };
-use crate::flow::{Address, Protocol};
+use crate::flow::{Address, FlowKey, Protocol};
 
 /// Everything that a worker needs to know to forward. Immutable.
 ///
@@ -42,10 +41,43 @@ pub struct Vip {
     pub forward: Forward,
     /// Idle time-outs of its flows.
     pub timeouts: Timeouts,
-    /// All backends that have weight, in service or not.
-    pub lookup: Arc<LookupTable>,
-    /// The same backends as a list, in the order of their names.
-    pub weighted: Box<[BackendIndex]>,
+    /// Chooses among all backends that have weight, in service or not.
+    pub scheduler: Built,
+    /// Which flows belong together.
+    pub affinity: Affinity,
+    /// Sources that are spread over several backends.
+    pub splits: Splits,
+    /// Whether workers tell of its new flows.
+    pub sampled: bool,
+}
+
+/// What a backend's packets need beyond what all packets do; bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quirks(u8);
+
+impl Quirks {
+    /// Their connection ids may name another backend ([`Affinity::QuicCid`]).
+    pub const QUIC: Self = Self(1);
+    /// They do not just go to it: [`Backend::left`] is not [`FlowsLeft::Keep`].
+    pub const LEFT: Self = Self(2);
+
+    /// Whether there are none.
+    #[inline]
+    pub const fn none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether all of `bits` are there.
+    #[inline]
+    pub const fn has(self, bits: Self) -> bool {
+        self.0 & bits.0 == bits.0
+    }
+
+    fn of(vip: &VipSpec, left: FlowsLeft) -> Self {
+        let quic = if vip.affinity == Affinity::QuicCid { Self::QUIC } else { Self::default() };
+        let left = if left == FlowsLeft::Keep { Self::default() } else { Self::LEFT };
+        Self(quic.0 | left.0)
+    }
 }
 
 /// A backend of one VIP, and all that a packet of a pinned flow wants to know of either:
@@ -77,6 +109,10 @@ pub struct Backend {
     pub takes_new: bool,
     /// Packets of flows whose pin was lost may go to it: up, and not out of service.
     pub takes_midflow: bool,
+    /// What its packets need besides.
+    pub quirks: Quirks,
+    /// How many of [`FULL_SHARE`] of its own new flows it takes.
+    pub share: u16,
 }
 
 /// A VIP address and port for which a NAT backend may be answering.
@@ -208,27 +244,31 @@ pub fn return_key(backend: &BackendSpec, port: u16, protocol: Protocol) -> Liste
 
 impl Vip {
     fn new(spec: &VipSpec, secret: &Secret, previous: Option<&Self>) -> Self {
-        let mut backends: Vec<&BackendSpec> = spec.backends.iter().collect();
-        backends.sort_by(|a, b| a.name.cmp(&b.name));
-        let candidates: Vec<Candidate<'_>> = backends.iter().map(|b| candidate(b)).collect();
-        let lookup = previous
-            .map(|vip| &vip.lookup)
-            .filter(|lookup| lookup.is_built_from(spec.table_size, &candidates))
-            .cloned();
-        let weighted = backends.iter().filter(|backend| backend.weight > 0);
+        let candidates = spec.backends.iter().map(candidate).collect();
+        let previous = previous.map(|vip| &vip.scheduler);
         Self {
             id: spec.id,
             forward: spec.forward,
             timeouts: spec.timeouts,
-            weighted: weighted.map(|backend| backend.id.index).collect(),
-            lookup: lookup.unwrap_or_else(|| {
-                Arc::new(LookupTable::build(spec.table_size, secret, candidates))
-            }),
+            scheduler: Built::build(spec.scheduler, secret, candidates, previous),
+            affinity: spec.affinity,
+            splits: spec.splits.clone(),
+            sampled: spec.sampled,
         }
+    }
+
+    /// Whom the sender of a flow counts as.
+    pub fn client_key(&self, key: &FlowKey) -> ClientKey {
+        self.affinity.client_key(key, &self.splits)
+    }
+
+    /// The affinity hash of a flow.
+    pub fn affinity_hash(&self, secret: &Secret, key: &FlowKey) -> u64 {
+        self.affinity.hash(secret, key, &self.splits)
     }
 }
 
-/// What the lookup table wants to know of a backend.
+/// What the scheduler wants to know of a backend.
 fn candidate(backend: &BackendSpec) -> Candidate<'_> {
     Candidate {
         backend: backend.id.index,
@@ -238,6 +278,13 @@ fn candidate(backend: &BackendSpec) -> Candidate<'_> {
 }
 
 impl Backend {
+    /// Whether it takes a new flow with this affinity hash, given its share.
+    #[inline]
+    pub const fn admits(&self, hash: u64) -> bool {
+        // Low bits: tables are looked into with the high ones.
+        hash & (FULL_SHARE as u64 - 1) < self.share as u64
+    }
+
     fn new(vip: &VipSpec, spec: &BackendSpec) -> Self {
         Self {
             id: spec.id,
@@ -255,6 +302,8 @@ impl Backend {
                 && spec.service == Service::Active
                 && spec.next_hop.is_some(),
             takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
+            quirks: Quirks::of(vip, flows_left(vip, spec)),
+            share: spec.share,
         }
     }
 }
@@ -287,7 +336,7 @@ fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
 pub(crate) mod testing {
     //! Specs for tests.
     use super::*;
-    use crate::forwarding::{PortIndex, Ports};
+    use crate::forwarding::{PortIndex, Ports, SchedulerKind};
     use crate::units::Ticks;
 
     /// A NAT VIP 192.0.2.`10 + id` on TCP port 80, without backends.
@@ -306,7 +355,10 @@ pub(crate) mod testing {
             },
             on_down: FlowsLeft::Keep,
             reset_idle: false,
-            table_size: 65537,
+            scheduler: SchedulerKind::Maglev { size: 65537 },
+            affinity: Affinity::Flow,
+            splits: Splits::default(),
+            sampled: false,
             backends: Vec::new(),
         }
     }
@@ -320,6 +372,7 @@ pub(crate) mod testing {
             address: [10, 0, high, low].into(),
             port: Some(8080),
             weight: 1,
+            share: FULL_SHARE,
             up: true,
             service: Service::Active,
             left: FlowsLeft::Keep,
@@ -429,15 +482,31 @@ mod tests {
         let build = |vip: &VipSpec, secret, previous| {
             ForwardingTable::build(1, secret, std::slice::from_ref(vip), previous)
         };
-        let lookup = |table: &ForwardingTable| Arc::clone(&table.vip(VipId(0)).unwrap().lookup);
+        let slots = |table: &ForwardingTable| {
+            table.vip(VipId(0)).unwrap().scheduler.scheduler().slots().as_ptr()
+        };
         let first = build(&vip, [0; 16], None);
         vip.backends.first_mut().unwrap().up = false;
+        vip.backends.reverse();
         let flapped = build(&vip, [0; 16], Some(&first));
-        assert!(Arc::ptr_eq(&lookup(&first), &lookup(&flapped)), "a flap rebuilds nothing");
+        assert_eq!(slots(&first), slots(&flapped), "a flap rebuilds nothing");
         let rekeyed = build(&vip, [1; 16], Some(&first));
-        assert!(!Arc::ptr_eq(&lookup(&first), &lookup(&rekeyed)));
+        assert_ne!(slots(&first), slots(&rekeyed));
         vip.backends.first_mut().unwrap().weight = 2;
         let reweighted = build(&vip, [0; 16], Some(&first));
-        assert!(!Arc::ptr_eq(&lookup(&first), &lookup(&reweighted)));
+        assert_ne!(slots(&first), slots(&reweighted));
+    }
+
+    #[test]
+    fn a_share_admits_that_part_of_the_hashes() {
+        let made = |share| Backend::new(&spec(0), &BackendSpec { share, ..backend(0) });
+        let admitted = |share| {
+            let made = made(share);
+            let hashes = (0..10_240_u64).map(crate::forwarding::affinity::mix);
+            hashes.filter(|&hash| made.admits(hash)).count()
+        };
+        assert_eq!(admitted(0), 0);
+        assert_eq!(admitted(FULL_SHARE), 10_240);
+        assert!(admitted(FULL_SHARE / 4).abs_diff(2560) < 150, "{}", admitted(FULL_SHARE / 4));
     }
 }

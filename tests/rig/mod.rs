@@ -14,8 +14,9 @@ use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{
-    BackendId, BackendIndex, BackendSpec, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex,
-    Ports, Service, Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, FlowsLeft, Forward,
+    ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind, Service, Splits, Timeouts, VipId,
+    VipSpec,
 };
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
@@ -70,6 +71,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         address: family.backend(index),
         port: (forward == Forward::Nat).then_some(8080),
         weight: 1,
+        share: FULL_SHARE,
         up: true,
         service: Service::Active,
         left: FlowsLeft::Keep,
@@ -94,7 +96,10 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         },
         on_down: FlowsLeft::Keep,
         reset_idle: false,
-        table_size: 1009,
+        scheduler: SchedulerKind::Maglev { size: 1009 },
+        affinity: Affinity::Flow,
+        splits: Splits::default(),
+        sampled: false,
         backends: (0..backends).map(backend).collect(),
     }
 }
@@ -102,6 +107,12 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
 /// A TCP segment from the client to the VIP; flags as in tcpdump, `S`, `A`, `F`, `R`.
 pub fn tcp(family: Family, client_port: u16, port: u16, flags: &str) -> Vec<u8> {
     build_tcp((CLIENT_MAC, nic_mac(0)), (family.client(), client_port), (family.vip(), port), flags)
+}
+
+/// The same from any client of the VIP's family.
+#[allow(dead_code, reason = "not every test has many clients")]
+pub fn tcp_of(client: (IpAddr, u16), vip: (IpAddr, u16), flags: &str) -> Vec<u8> {
+    build_tcp((CLIENT_MAC, nic_mac(0)), client, vip, flags)
 }
 
 /// A UDP datagram from the client to the VIP, with or without a checksum.
@@ -364,6 +375,12 @@ impl Rig {
         let generation = previous.generation() + 1;
         let table = ForwardingTable::build(generation, [7; 16], &self.specs, Some(&previous));
         self.publisher.publish(table);
+    }
+
+    /// The table in force.
+    #[allow(dead_code, reason = "not every test reads it")]
+    pub fn table(&self) -> Arc<ForwardingTable> {
+        self.publisher.current()
     }
 
     /// Lets ticks of 10 ms go by.

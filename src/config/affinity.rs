@@ -1,0 +1,100 @@
+//! `affinity` of a VIP: which flows belong together.
+
+use serde::Deserialize;
+
+use super::choice::Kind;
+use super::place::Place;
+use super::report::Report;
+use crate::flow::Protocol;
+use crate::forwarding::Affinity;
+
+/// The smallest IPv4 network that is routed between providers, and what one office or home
+/// connection is given of it at most.
+const V4: u8 = 24;
+/// What one site is given (RFC 6177).
+const V6: u8 = 56;
+/// Ranges of 4096 ports: what gateways with fixed port blocks give one subscriber, or more
+/// (RFC 7422).
+const RANGES: u32 = 16;
+
+/// The table as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawAffinity {
+    kind: Option<String>,
+    v4: Option<i64>,
+    v6: Option<i64>,
+    ranges: Option<i64>,
+}
+
+impl Kind for RawAffinity {
+    fn of(kind: String) -> Self {
+        Self { kind: Some(kind), ..Self::default() }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Flow,
+    Client,
+    ClientPrefix,
+    ClientPorts,
+    QuicCid,
+}
+
+impl RawAffinity {
+    /// The table as the program relies on it.
+    pub(super) fn check(
+        self,
+        place: &Place,
+        protocol: Protocol,
+        report: &mut Report<'_>,
+    ) -> Affinity {
+        const WORDS: &[(&str, Word)] = &[
+            ("flow", Word::Flow),
+            ("client", Word::Client),
+            ("client_prefix", Word::ClientPrefix),
+            ("client_ports", Word::ClientPorts),
+            ("quic_cid", Word::QuicCid),
+        ];
+        let word = self.kind.as_deref().and_then(|word| report.word(place, word, WORDS, &[]));
+        let word = word.unwrap_or(Word::Flow);
+        for (key, value, wanted) in [
+            ("v4", self.v4, Word::ClientPrefix),
+            ("v6", self.v6, Word::ClientPrefix),
+            ("ranges", self.ranges, Word::ClientPorts),
+        ] {
+            if value.is_some() && word != wanted {
+                let kind =
+                    if wanted == Word::ClientPorts { "client_ports" } else { "client_prefix" };
+                let fix = format!("leave it out, or use kind = \"{kind}\"");
+                report.error(&place.key(key), "says nothing with this kind", &fix);
+            }
+        }
+        match word {
+            Word::Flow => Affinity::Flow,
+            Word::Client => Affinity::Client,
+            Word::ClientPrefix => Affinity::ClientPrefix {
+                v4: report.integer(&place.key("v4"), self.v4, V4, 1..=32),
+                v6: report.integer(&place.key("v6"), self.v6, V6, 1..=128),
+            },
+            Word::ClientPorts => self.ports(&place.key("ranges"), report),
+            Word::QuicCid => {
+                if protocol == Protocol::Tcp {
+                    let fix = "use protocol = \"udp\", or another affinity";
+                    report.error(place, "\"quic_cid\" on a TCP VIP: QUIC is UDP", fix);
+                }
+                Affinity::QuicCid
+            }
+        }
+    }
+
+    fn ports(&self, place: &Place, report: &mut Report<'_>) -> Affinity {
+        let ranges = report.integer(place, self.ranges, RANGES, 2..=32_768);
+        if !ranges.is_power_of_two() {
+            let fix = format!("use a power of two, such as {}", ranges.next_power_of_two());
+            report.error(place, format!("{ranges} is not a power of two"), &fix);
+        }
+        Affinity::ClientPorts { bits: u8::try_from(ranges.ilog2()).unwrap_or(15) }
+    }
+}
