@@ -148,6 +148,8 @@ drop_reasons! {
     NoNextHop = "no_next_hop",
     /// TTL or hop limit ran out where holdfast acts as a router (NAT).
     TtlExceeded = "ttl_exceeded",
+    /// Of a TCP flow that is cut: both ends are told by a RST.
+    FlowReset = "flow_reset",
     /// No room in the frame for a VLAN tag.
     NoHeadroom = "no_headroom",
     /// The transmit ring of the NIC is full.
@@ -179,6 +181,12 @@ pub struct WorkerStats {
     pub flows_idled_out: Counter,
     /// Pins removed because their backend's generation had ended.
     pub flows_stale: Counter,
+    /// Pins removed after their flow was cut: its ends were told by a RST, or did not answer a probe.
+    pub flows_reset: Counter,
+    /// RST segments sent to the ends of flows that are cut.
+    pub resets_sent: Counter,
+    /// Probes sent to silent ends of flows that are cut, to be answered with a RST.
+    pub probes_sent: Counter,
     /// Pins in the table now (a gauge).
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
@@ -311,6 +319,9 @@ impl WorkerStats {
             flows_closed: Counter::default(),
             flows_idled_out: Counter::default(),
             flows_stale: Counter::default(),
+            flows_reset: Counter::default(),
+            resets_sent: Counter::default(),
+            probes_sent: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
             samples: Samples::default(),

@@ -297,6 +297,8 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         health: Health::None,
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },
         drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
+        on_down: FlowsLeft::Keep,
+        reset_idle: false,
         announce,
         backends: backends.collect(),
     }

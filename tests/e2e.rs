@@ -21,6 +21,7 @@ mod e2e {
     mod lifecycle;
     mod limits;
     mod malformed;
-    mod oracle;
+    pub mod oracle;
     mod reload;
+    mod resets;
 }

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
+mod golden {
+    mod resets;
+}
 mod rig;
 
 use holdfast::flow::Protocol;

@@ -345,6 +345,9 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("closed", totals.flows_closed, "flows that ended by FIN or RST, and a while ago"),
         ("idled out", totals.flows_idled_out, "flows given up after silence while open"),
         ("stale", totals.flows_stale, "pins given up because their backend had left"),
+        ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
+        ("resets sent", totals.resets_sent, "RST segments that told them"),
+        ("probes sent", totals.probes_sent, "segments that made silent ends speak"),
     ] {
         let always = ["received", "transmitted", "flows"];
         if look.all || number > 0 || always.contains(&what) {

@@ -16,6 +16,7 @@ mod health;
 pub mod machine;
 mod nic;
 mod place;
+mod policy;
 #[cfg(test)]
 mod reference;
 mod report;
@@ -39,7 +40,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
 use crate::flow::table::Families;
-use crate::forwarding::{Affinity, Forward, PortIndex, Ports, SchedulerKind, Secret};
+use crate::forwarding::{Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret};
 use crate::words::reason;
 
 use place::{Place, Value};
@@ -337,6 +338,10 @@ pub struct Vip {
     pub timeouts: Timeouts,
     /// How its backends are drained, and come back.
     pub drain: Drain,
+    /// What becomes of the flows of a backend that is down.
+    pub on_down: FlowsLeft,
+    /// Whether both ends of a TCP flow that idled out are told, by a RST.
+    pub reset_idle: bool,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// Backends, in the file's order.

@@ -13,6 +13,7 @@ use super::choice::Choice;
 use super::drain::RawDrain;
 use super::health::RawHealth;
 use super::place::{Place, Value};
+use super::policy;
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
@@ -47,6 +48,8 @@ pub(super) struct RawVip {
     health: RawHealth,
     timeouts: RawTimeouts,
     drain: RawDrain,
+    on_down: Option<String>,
+    on_idle: Option<String>,
     announce: Option<String>,
     /// Taken out and read before; it is here to be named with the other keys.
     backend: Option<IgnoredAny>,
@@ -160,6 +163,10 @@ impl RawVip {
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
         let drain = self.drain.check(&place.key("drain"), protocol, report);
+        let on_down = self.on_down.as_deref();
+        let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
+        let on_idle = self.on_idle.as_deref();
+        let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
         let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -177,6 +184,8 @@ impl RawVip {
             health,
             timeouts,
             drain,
+            on_down,
+            reset_idle,
             announce,
             backends,
         })

@@ -66,6 +66,12 @@ pub struct Totals {
     pub flows_closed: u64,
     pub flows_idled_out: u64,
     pub flows_stale: u64,
+    #[serde(default)]
+    pub flows_reset: u64,
+    #[serde(default)]
+    pub resets_sent: u64,
+    #[serde(default)]
+    pub probes_sent: u64,
 }
 
 /// One VIP.

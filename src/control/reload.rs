@@ -97,6 +97,8 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
     field("drain", drain(&old.drain), drain(&new.drain));
+    field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());
+    field("on_idle", on_idle(old).to_owned(), on_idle(new).to_owned());
     let (a, b) = (&old.timeouts, &new.timeouts);
     for (name, a, b) in [
         ("timeouts.embryonic", a.embryonic, b.embryonic),
@@ -154,6 +156,10 @@ fn join(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+const fn on_idle(vip: &Vip) -> &'static str {
+    if vip.reset_idle { "reset" } else { "silent" }
+}
+
 fn announce(announce: &Announce) -> String {
     match announce {
         Announce::Interface(name) => name.clone(),
@@ -193,7 +199,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
-    use crate::forwarding::{Affinity, Forward, SchedulerKind};
+    use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind};
 
     /// A configuration of one worker and one NIC.
     pub fn config(vips: Vec<Vip>) -> Config {
@@ -239,7 +245,7 @@ pub(super) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 14] = [
+        let rows: [(Change, &str); 15] = [
             (
                 |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
                 "VIP web: drain (no deadline, then rehash, slow start 0 s) -> (60 s at most, then \
@@ -273,6 +279,8 @@ pub(super) mod tests {
                 |vip| vip.timeouts.established = Duration::from_millis(1500),
                 "VIP web: timeouts.established 1800 s -> 1500 ms",
             ),
+            (|vip| vip.on_down = FlowsLeft::Reset, "VIP web: on_down keep -> reset"),
+            (|vip| vip.reset_idle = true, "VIP web: on_idle silent -> reset"),
             (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
             (
                 |vip| vip.backends.push(backend("c", 3)),

@@ -370,6 +370,8 @@ impl VipEntry {
                 closing: Ticks::span(timeouts.closing),
                 udp: Ticks::span(timeouts.udp),
             },
+            on_down: self.config.on_down,
+            reset_idle: self.config.reset_idle,
             scheduler: self.config.scheduler,
             affinity: self.config.affinity,
             splits: self.splits.clone(),
@@ -400,6 +402,7 @@ impl BackendEntry {
             share: self.slow_start.share(),
             up: self.is_up(),
             service: self.drain.service(),
+            left: self.drain.flows_left(),
             next_hop: self.next_hop,
         }
     }
@@ -468,6 +471,8 @@ pub(super) mod tests {
                 then: FlowsLeft::Rehash,
                 slow_start: Duration::ZERO,
             },
+            on_down: FlowsLeft::Keep,
+            reset_idle: false,
             announce: Announce::None,
             backends: backends.to_vec(),
         }

@@ -249,6 +249,9 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_closed: stats.flows_closed.get(),
         flows_idled_out: stats.flows_idled_out.get(),
         flows_stale: stats.flows_stale.get(),
+        flows_reset: stats.flows_reset.get(),
+        resets_sent: stats.resets_sent.get(),
+        probes_sent: stats.probes_sent.get(),
     }
 }
 
@@ -265,6 +268,9 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_closed: a.flows_closed + b.flows_closed,
         flows_idled_out: a.flows_idled_out + b.flows_idled_out,
         flows_stale: a.flows_stale + b.flows_stale,
+        flows_reset: a.flows_reset + b.flows_reset,
+        resets_sent: a.resets_sent + b.resets_sent,
+        probes_sent: a.probes_sent + b.probes_sent,
     }
 }
 

@@ -197,6 +197,11 @@ pub struct VipSpec {
     pub forward: Forward,
     /// Idle time-outs.
     pub timeouts: Timeouts,
+    /// What becomes of the flows of a backend that is down. UDP flows are never kept: their own
+    /// packets would keep a dead pin alive.
+    pub on_down: FlowsLeft,
+    /// TCP: whether both ends of a flow that idled out are told, by a RST.
+    pub reset_idle: bool,
     /// How it chooses a backend for a new flow.
     pub scheduler: SchedulerKind,
     /// Which flows belong together.
@@ -229,6 +234,10 @@ pub struct BackendSpec {
     pub up: bool,
     /// In service, draining, or out.
     pub service: Service,
+    /// What becomes of the flows that it has, up or down: [`FlowsLeft::Keep`] but for a drain that
+    /// has met its deadline. With [`FlowsLeft::Reset`] its pins are gone after one round of the sweep
+    /// and [`RESET_TIME`], but for those of which nobody speaks.
+    pub left: FlowsLeft,
     /// Where frames for it go, if route and neighbour are known.
     pub next_hop: Option<NextHop>,
 }

@@ -66,6 +66,8 @@ pub struct Vip {
     pub timeouts: &'static str,
     /// `drain` as TOML.
     pub drain: &'static str,
+    /// More keys, as TOML.
+    pub keys: &'static str,
 }
 
 /// A VIP with all backends.
@@ -76,7 +78,7 @@ pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     let timeouts = "{ closing_s = 1, udp_s = 60 }";
     // At once, so that who comes back has all of its share.
     let drain = "{ slow_start_s = 0 }";
-    Vip { name, forward, family, udp, backends: BACKENDS.to_vec(), timeouts, drain }
+    Vip { name, forward, family, udp, backends: BACKENDS.to_vec(), timeouts, drain, keys: "" }
 }
 
 impl Vip {
@@ -107,7 +109,7 @@ impl Vip {
 
     fn toml(&self) -> String {
         let (protocol, port) = if self.udp { ("udp", 7) } else { ("tcp", 80) };
-        let Self { name, forward, timeouts, drain, .. } = self;
+        let Self { name, forward, timeouts, drain, keys, .. } = self;
         let address = self.address();
         let mut text = format!(
             r#"
@@ -119,6 +121,7 @@ protocol = "{protocol}"
 forward = "{forward}"
 timeouts = {timeouts}
 drain = {drain}
+{keys}
 health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 2, port = 80 }}
 "#
         );
