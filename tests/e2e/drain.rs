@@ -146,6 +146,25 @@ fn keep_lets_flows_go_on_after_the_deadline() {
 }
 
 #[test]
+fn reset_tells_both_ends_at_the_deadline_and_wait_exits_well() {
+    let lab = Lab::up(Topology::Stick);
+    // The default of TCP.
+    let nat = vip("nat", Family::V4, false);
+    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vec![nat.clone()]));
+    let transfer = download(&lab, &nat, Some("2m"));
+    let backend = transfer.backend();
+    let target = format!("nat4/{backend}");
+    let printed = holdfast.ok(&["drain", &target, "--deadline", "1s", "--wait"]);
+    assert!(printed.ends_with("drained, 1 flow cut at the deadline\n"), "{printed}");
+    assert!(!transfer.ends_well(), "the transfer went on after the deadline");
+    let events = holdfast.ok(&["events"]);
+    for part in ["deadline, 1 flow left: reset", "is drained: 1 flow cut"] {
+        assert!(events.contains(part), "{part:?} is not in\n{events}");
+    }
+    holdfast.stop();
+}
+
+#[test]
 fn several_drain_together_and_each_runs_the_hook() {
     let lab = Lab::up(Topology::Stick);
     let nat = vip("nat", Family::V4, false);
