@@ -184,6 +184,8 @@ pub struct WorkerStats {
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
     pub flow_aliases: Counter,
+    /// Clients that were not noted because proven ones had all places of their bucket.
+    pub clients_full: Counter,
     /// New flows of VIPs whose sources are watched.
     pub samples: Samples,
     /// Batches with at least one packet.
@@ -262,6 +264,7 @@ impl WorkerStats {
             flows_stale: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
+            clients_full: Counter::default(),
             samples: Samples::default(),
             batches: Counter::default(),
             idle_polls: Counter::default(),

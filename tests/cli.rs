@@ -132,7 +132,9 @@ fn check_of_a_file_that_is_not_there() {
 fn help_lists_the_commands() {
     let run = holdfast(&["--help"]);
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
-    for command in ["run", "check", "status", "drain", "undrain", "reload", "flows", "generate"] {
+    for command in
+        ["run", "check", "status", "drain", "undrain", "reload", "flows", "clients", "generate"]
+    {
         assert!(run.stdout.contains(&format!("\n  {command} ")), "{command}\n{}", run.stdout);
         assert_eq!(holdfast(&[command, "--help"]).code, Some(0), "{command}");
     }
@@ -159,9 +161,14 @@ fn a_wrong_command_line_exits_2() {
 fn commands_that_nobody_answers_exit_1() {
     let folder = Folder::new("nobody");
     let socket = folder.0.join("control.sock").to_str().unwrap().to_owned();
-    for command in
-        [&["status"][..], &["drain", "web/a"], &["undrain", "web/a"], &["reload"], &["flows"]]
-    {
+    for command in [
+        &["status"][..],
+        &["drain", "web/a"],
+        &["undrain", "web/a"],
+        &["reload"],
+        &["flows"],
+        &["clients"],
+    ] {
         let run = holdfast(&[command, &["--socket", &socket]].concat());
         let expected = format!(
             "error: nobody listens at {socket}: there is no such socket: is holdfast running? Start it with \

@@ -20,7 +20,10 @@ use holdfast::control::{
     self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteerRules, SteeringPort,
 };
 use holdfast::flow::Protocol;
+use holdfast::flow::clients::Clients;
+use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
+use holdfast::forwarding::sticky::Reentry;
 use holdfast::forwarding::{
     Affinity, BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind,
 };
@@ -241,8 +244,10 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         }],
         publisher,
         steering: Box::new(Frames),
+        clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
         events,
         clock: Arc::new(|| Ticks(0)),
+        explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
         ready: Box::new(move || {
             // Release: pairs with the test's Acquire. The sender lives until control has started.
             drop(sender);
@@ -257,6 +262,7 @@ fn config(vips: Vec<Vip>) -> Config {
             cores: vec![0],
             idle: Idle::Sleep,
             flows: 64,
+            clients: 1024,
             frames: None,
             frame_size: 2048,
             batch: 64,
@@ -295,6 +301,8 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         forward: Forward::Nat,
         health: Health::None,
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },
+        sticky: None,
+        on_reentry: Reentry::Hash,
         announce,
         quic: Vec::new(),
         backends: backends.collect(),

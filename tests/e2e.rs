@@ -24,4 +24,5 @@ mod e2e {
     mod oracle;
     mod quic;
     mod reload;
+    mod sticky;
 }

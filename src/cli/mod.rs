@@ -6,7 +6,9 @@
 
 pub mod check;
 pub mod client;
+pub mod clients;
 pub mod drain;
+pub mod explain;
 pub mod flows;
 pub mod generate;
 pub mod reload;
@@ -56,6 +58,10 @@ enum Command {
     Reload(SocketArgs),
     /// List pinned flows
     Flows(flows::FlowsArgs),
+    /// List which client has which backend, or forget it
+    Clients(clients::ClientsArgs),
+    /// Say which backend a flow gets, and each step of why
+    Explain(explain::ExplainArgs),
     /// Generate traffic for a balancer, and judge what it does with it
     Generate(Box<generate::GenerateArgs>),
 }
@@ -127,6 +133,9 @@ pub enum CliError {
     /// The drain that was waited for did not come to its end.
     #[error("{0}")]
     Drain(String),
+    /// The arguments do not say what is to be done.
+    #[error("{0}")]
+    Usage(String),
     /// The output could not be written.
     #[error("cannot write the output: {}", crate::words::reason(.0))]
     Output(#[from] io::Error),
@@ -186,6 +195,8 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Undrain(args) => undrain::undrain(&args, &mut out)?,
         Command::Reload(args) => reload::reload(&args, &mut out)?,
         Command::Flows(args) => flows::flows(&args, &mut out)?,
+        Command::Clients(args) => clients::clients(&args, &mut out)?,
+        Command::Explain(args) => explain::explain(&args, &mut out)?,
         Command::Generate(args) => generate::generate(&args, &mut out)?,
     }
     Ok(out.flush()?)

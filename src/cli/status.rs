@@ -73,6 +73,8 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
         "PORTS",
         "PROTOCOL",
         "FORWARD",
+        "!SCHEDULER",
+        "!AFFINITY",
         "!ANNOUNCED",
         ">FLOWS",
         "!>FLOWS EVER",
@@ -88,6 +90,8 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
             text(ports(&vip.ports)),
             text(vip.protocol.as_str()),
             text(vip.forward.as_str()),
+            text(&vip.scheduler),
+            text(&vip.affinity),
             text(vip.announced_on.as_deref().unwrap_or("-")),
             count(vip.traffic.flows_active),
             count(vip.traffic.flows_total),
@@ -313,6 +317,7 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("closed", totals.flows_closed, "flows that ended by FIN or RST, and a while ago"),
         ("idled out", totals.flows_idled_out, "flows given up after silence while open"),
         ("stale", totals.flows_stale, "pins given up because their backend had left"),
+        ("clients full", totals.clients_full, "clients that found no room to be remembered"),
     ] {
         let always = ["received", "transmitted", "flows"];
         if look.all || number > 0 || always.contains(&what) {

@@ -119,6 +119,7 @@ fn run(line: &str, socket: &Path) -> Result<String, String> {
         Command::Undrain(args) => undrain::undrain(&args, &mut out),
         Command::Reload(args) => reload::reload(&args, &mut out),
         Command::Flows(args) => flows::flows(&args, &mut out),
+        Command::Clients(args) => clients::clients(&args, &mut out),
         other => return Err(format!("{other:?} asks no server")),
     };
     result.map_err(|error| error.to_string())?;
@@ -158,6 +159,8 @@ fn vip(backends: Vec<BackendStatus>) -> api::VipStatus {
         ports: vec![80, 443],
         protocol: Protocol::Tcp,
         forward: Forward::Nat,
+        scheduler: "maglev (table_size 65537)".to_owned(),
+        affinity: "flow".to_owned(),
         announced_on: Some("eth1".to_owned()),
         splits: Vec::new(),
         traffic: api::Traffic::default(),
@@ -228,6 +231,19 @@ fn flow() -> api::Flow {
         age_ms: 61_500,
         idle_ms: 10,
         worker: 1,
+    }
+}
+
+fn client() -> api::Client {
+    api::Client {
+        vip: Some("web".to_owned()),
+        client: "198.51.100.7".parse().unwrap(),
+        part: 1,
+        backend: Some("a".to_owned()),
+        age_ms: 61_500,
+        idle_ms: 2010,
+        proven: true,
+        expired: false,
     }
 }
 
@@ -437,13 +453,52 @@ fn nobody_listens() {
             ),
         ),
     ] {
-        for line in ["status", "drain web/a", "undrain web/a", "reload", "flows"] {
+        for line in [
+            "status",
+            "drain web/a",
+            "undrain web/a",
+            "reload",
+            "flows",
+            "clients",
+            "clients --delete --all",
+        ] {
             assert_eq!(run(line, socket).unwrap_err(), expected, "{line}");
         }
     }
     let message = ClientError::PermissionDenied("/run/x".into()).to_string();
     assert_eq!(message, "/run/x: permission denied; run as root");
     fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn clients_are_listed_and_forgotten() {
+    let gone = api::Client { vip: None, backend: None, part: 3, expired: true, ..client() };
+    let (one, two) = (json!(client()), json!(gone));
+    let lines = (200, format!("{one}\n{two}\n"));
+    let forgotten = |forgotten| ok(&api::Forgotten { forgotten });
+    let answers = [lines.clone(), lines, forgotten(1), forgotten(2), (200, String::new())];
+    let server = Server::new(answers);
+    assert_eq!(server.run("clients --json").unwrap(), format!("{one}\n{two}\n"));
+    assert_eq!(
+        server.run("clients --vip web --backend a --client 198.51.100.0/24 --limit 2").unwrap(),
+        "VIP     CLIENT        PART  BACKEND    AGE  IDLE  PROVEN  EXPIRED\n\
+         web     198.51.100.7     -  a        1m 1s    2s  yes     -\n\
+         (gone)  198.51.100.7     3  (gone)   1m 1s    2s  yes     yes\n\
+         these are the first 2; --limit N shows more\n"
+    );
+    assert_eq!(server.run("clients --delete --client ::1").unwrap(), "1 client forgotten\n");
+    assert_eq!(server.run("clients --delete --all --json").unwrap(), "{\"forgotten\":2}\n");
+    assert_eq!(server.run("clients").unwrap(), "no clients\n");
+    assert_eq!(
+        server.requests(),
+        [
+            "GET /v1/clients?limit=1000",
+            "GET /v1/clients?limit=2&vip=web&backend=a&client=198.51.100.0/24",
+            "DELETE /v1/clients?client=::1/128",
+            "DELETE /v1/clients?all=true",
+            "GET /v1/clients?limit=1000",
+        ]
+    );
 }
 
 #[test]
@@ -458,6 +513,10 @@ fn words_that_are_no_arguments() {
         ("flows --client here", "write an address or a prefix, such as 198.51.100.0/24"),
         ("flows --vip a&b", "\"a&b\" is not a name"),
         ("flows --limit 0", "0 is not in 1.."),
+        ("clients --delete", "whom? Name them with --vip, --backend or --client, or everybody"),
+        ("clients --delete --all --vip web", "cannot be used with"),
+        ("clients --delete --limit 3", "cannot be used with"),
+        ("clients --all", "--delete"),
     ] {
         let message = run(line, Path::new("/nowhere")).unwrap_err();
         assert!(message.contains(part), "{part:?} is not in\n{message}");
@@ -489,6 +548,8 @@ fn the_documentation_has_every_key_and_route() {
         json!(api::UndrainRequest { vip: String::new(), backend: String::new() }),
         json!(api::Reloaded { changes: Vec::new() }),
         json!(flow()),
+        json!(client()),
+        json!(api::Forgotten { forgotten: 1 }),
         json!(api::ApiError { error: String::new(), errors: Vec::new() }),
     ];
     let mut found = Vec::new();
@@ -496,9 +557,15 @@ fn the_documentation_has_every_key_and_route() {
     for key in found {
         assert!(doc.contains(&format!("`{key}`")), "`{key}` is not in docs/API.md");
     }
-    for route in
-        ["GET /v1/status", "POST /v1/drain", "POST /v1/undrain", "POST /v1/reload", "GET /v1/flows"]
-    {
+    for route in [
+        "GET /v1/status",
+        "POST /v1/drain",
+        "POST /v1/undrain",
+        "POST /v1/reload",
+        "GET /v1/flows",
+        "GET /v1/clients",
+        "DELETE /v1/clients",
+    ] {
         assert!(doc.contains(&format!("`{route}")), "{route} is not in docs/API.md");
     }
 }

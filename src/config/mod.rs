@@ -22,6 +22,7 @@ mod report;
 mod rules;
 mod scheduler;
 mod split;
+mod sticky;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
 use crate::flow::table::Families;
+use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::{
     Affinity, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, quic_lb,
 };
@@ -242,6 +244,8 @@ pub struct Workers {
     pub idle: Idle,
     /// Flows of each address family in each worker's flow table.
     pub flows: usize,
+    /// Clients whose backends are remembered, all workers together.
+    pub clients: usize,
     /// UMEM frames of each worker; `None`: as many as its rings can hold, see
     /// [`Config::frames_needed`].
     pub frames: Option<u32>,
@@ -336,6 +340,10 @@ pub struct Vip {
     pub health: Health,
     /// Idle time-outs of its flows.
     pub timeouts: Timeouts,
+    /// Whether clients keep their backends.
+    pub sticky: Option<Sticky>,
+    /// Where the flows of a client go that comes back after its time-out.
+    pub on_reentry: Reentry,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.
@@ -388,6 +396,17 @@ pub struct Timeouts {
     pub closing: Duration,
     /// UDP.
     pub udp: Duration,
+}
+
+/// `sticky` of a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sticky {
+    /// A client is forgotten after so long without a packet.
+    pub timeout: Duration,
+    /// What a client does whose backend drains.
+    pub on_drain: Hold,
+    /// What a client does whose backend is down.
+    pub on_down: Hold,
 }
 
 /// `[[vip.backend]]`: a server.

@@ -100,12 +100,23 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["vip", "health"], keys_of::<super::health::RawHealth>()),
         (&["vip", "timeouts"], keys_of::<super::timeouts::RawTimeouts>()),
         (&["vip", "quic"], keys_of::<super::quic::RawQuic>()),
+        (&["vip", "sticky"], keys_of::<super::sticky::RawSticky>()),
         (&["vip", "backend"], keys_of::<super::backend::RawBackend>()),
         (&["control"], keys_of::<super::control::RawControl>()),
         (&["hash"], keys_of::<super::hash::RawHash>()),
     ] {
         let keys: BTreeSet<String> = keys.into_iter().map(str::to_owned).collect();
         assert_eq!(section(path), keys, "{path:?}");
+    }
+}
+
+/// Settings that are words, or tables of them, are described in the text above their keys.
+#[test]
+fn keys_within_a_choice_are_in_the_reference() {
+    let keys =
+        [keys_of::<super::scheduler::RawScheduler>(), keys_of::<super::affinity::RawAffinity>()];
+    for key in keys.into_iter().flatten() {
+        assert!(REFERENCE.contains(&format!(" {key} = ")), "{key}");
     }
 }
 

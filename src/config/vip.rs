@@ -13,8 +13,9 @@ use super::choice::Choice;
 use super::health::RawHealth;
 use super::place::{Place, Value};
 use super::report::Report;
-use super::scheduler::RawScheduler;
+use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
+use super::sticky::{RawSticky, on_reentry};
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip, quic};
 use crate::flow::Protocol;
@@ -45,6 +46,8 @@ pub(super) struct RawVip {
     split: Choice<RawSplit>,
     health: RawHealth,
     timeouts: RawTimeouts,
+    sticky: Option<RawSticky>,
+    on_reentry: Option<String>,
     announce: Option<String>,
     /// Taken out and read by themselves; they are here to be named with the other keys.
     quic: Option<IgnoredAny>,
@@ -155,10 +158,14 @@ impl RawVip {
         let protocol = protocol(self.protocol, &place.key("protocol"), report);
         let scheduler_at = place.key("scheduler");
         let scheduler = self.scheduler.0.check(&scheduler_at, defaults.table_size, report);
-        let affinity = self.affinity.0.check(&place.key("affinity"), protocol, report);
+        let affinity_at = place.key("affinity");
+        let affinity = self.affinity.0.check(&affinity_at, protocol, report);
+        check_affinity(&affinity_at, affinity, scheduler, report);
         let split = self.split.0.check(&place.key("split"), report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
+        let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
+        let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
         let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -175,6 +182,8 @@ impl RawVip {
             split,
             health,
             timeouts,
+            sticky,
+            on_reentry,
             announce,
             quic: Vec::new(),
             backends,

@@ -21,9 +21,14 @@ use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::api::{ApiError, BackendStatus, DrainRequest, Reloaded, Status, UndrainRequest};
-use super::flows::{self, Filter, Names, Pins, QueryError, Scan};
+use super::api::{
+    ApiError, BackendStatus, DrainRequest, Explained, Forgotten, Reloaded, Status, UndrainRequest,
+};
+use super::clients::{self, ForgetQuery};
+use super::explain::{self, Explain, Prepared};
+use super::flows::{self, Filter, Names, Pins, QueryError, Scan, Source};
 use super::{Clock, ControlError};
+use crate::flow::clients::Clients;
 use crate::words::reason;
 
 /// Largest body of a request, in bytes: names and numbers, nothing that grows.
@@ -45,6 +50,8 @@ pub enum Request {
     Undrain(UndrainRequest, Reply<Result<BackendStatus, Refusal>>),
     /// `POST /v1/reload`.
     Reload(Reply<Result<Reloaded, Refusal>>),
+    /// What `GET /v1/explain` is to ask the data path.
+    Explain(explain::Query, Reply<Result<Prepared, Refusal>>),
     /// What `GET /v1/flows` needs to know.
     Names(Reply<Arc<Names>>),
 }
@@ -62,6 +69,18 @@ impl Refusal {
     /// With this status and one text.
     pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, errors: vec![error.into()] }
+    }
+}
+
+impl From<QueryError> for Refusal {
+    fn from(error: QueryError) -> Self {
+        let status = match error {
+            QueryError::Unknown { .. } => StatusCode::NOT_FOUND,
+            QueryError::Client(_) | QueryError::Limit(_) | QueryError::NothingNamed => {
+                StatusCode::BAD_REQUEST
+            }
+        };
+        Self::new(status, error.to_string())
     }
 }
 
@@ -182,8 +201,12 @@ pub struct Door {
     pub requests: mpsc::Sender<Request>,
     /// The workers' flow tables.
     pub tables: Vec<Arc<dyn Pins>>,
+    /// The workers' clients table.
+    pub clients: Arc<Clients>,
     /// Their clock.
     pub clock: Clock,
+    /// Who says what becomes of a packet.
+    pub explain: Explain,
 }
 
 impl Claim {
@@ -208,6 +231,8 @@ fn router(door: Door) -> Router {
         .route("/v1/undrain", post(undrain))
         .route("/v1/reload", post(reload))
         .route("/v1/flows", get(flow_lines))
+        .route("/v1/clients", get(client_lines).delete(forget_clients))
+        .route("/v1/explain", get(explained))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -252,23 +277,64 @@ async fn flow_lines(
     State(door): State<Door>,
     query: Result<Query<flows::Query>, QueryRejection>,
 ) -> Result<Response, Refusal> {
+    let tables = door.tables.clone();
+    list(door, query, tables).await
+}
+
+async fn client_lines(
+    State(door): State<Door>,
+    query: Result<Query<flows::Query>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let clients = vec![Arc::clone(&door.clients)];
+    list(door, query, clients).await
+}
+
+async fn forget_clients(
+    State(door): State<Door>,
+    query: Result<Query<ForgetQuery>, QueryRejection>,
+) -> Result<Json<Forgotten>, Refusal> {
+    let query = understood(query, "vip, backend, client and all")?;
+    let names = ask(&door, Request::Names).await?;
+    let filter = query.filter(&names)?;
+    let forgotten = clients::forget(&door.clients, &filter, &names, &door.clock).await;
+    Ok(Json(Forgotten { forgotten }))
+}
+
+/// What `query` wants of `sources`, as JSON lines.
+async fn list<S: Source + 'static>(
+    door: Door,
+    query: Result<Query<flows::Query>, QueryRejection>,
+    sources: Vec<S>,
+) -> Result<Response, Refusal> {
+    let query = understood(query, "vip, backend, client and limit")?;
+    let names = ask(&door, Request::Names).await?;
+    let filter = Filter::new(query, &names)?;
+    let scan = Scan { sources, filter, names, clock: door.clock };
+    let kind = [(header::CONTENT_TYPE, "application/jsonl")];
+    Ok((kind, Body::from_stream(scan.lines())).into_response())
+}
+
+fn understood<T>(query: Result<Query<T>, QueryRejection>, keys: &str) -> Result<T, Refusal> {
     let Query(query) = query.map_err(|error| {
         let what = error.body_text();
         let what = what.trim_start_matches("Failed to deserialize query string: ");
-        let keys = "the keys are vip, backend, client and limit, each once; see docs/API.md";
-        Refusal::new(StatusCode::BAD_REQUEST, format!("query: {what}; {keys}"))
+        let error = format!("query: {what}; the keys are {keys}, each once; see docs/API.md");
+        Refusal::new(StatusCode::BAD_REQUEST, error)
     })?;
-    let names = ask(&door, Request::Names).await?;
-    let filter = Filter::new(query, &names).map_err(|error| {
-        let status = match error {
-            QueryError::Unknown { .. } => StatusCode::NOT_FOUND,
-            QueryError::Client(_) | QueryError::Limit(_) => StatusCode::BAD_REQUEST,
-        };
-        Refusal::new(status, error.to_string())
-    })?;
-    let scan = Scan { tables: door.tables, filter, names, clock: door.clock };
-    let kind = [(header::CONTENT_TYPE, "application/jsonl")];
-    Ok((kind, Body::from_stream(scan.lines())).into_response())
+    Ok(query)
+}
+
+async fn explained(
+    State(door): State<Door>,
+    query: Result<Query<explain::Query>, QueryRejection>,
+) -> Result<Json<Explained>, Refusal> {
+    let query = understood(query, "vip, client, port, midflow and payload")?;
+    let prepared = ask(&door, |reply| Request::Explain(query, reply)).await??;
+    let asked = tokio::task::spawn_blocking(move || prepared.ask(&door.explain)).await;
+    let failed = |error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("nobody could answer: {error}"))
+    };
+    asked.map_err(failed)?.map(Json)
 }
 
 /// Asks the control task.

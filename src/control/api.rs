@@ -11,6 +11,9 @@
 //! | `POST /v1/undrain` | [`UndrainRequest`] | [`BackendStatus`] |
 //! | `POST /v1/reload` | | [`Reloaded`] |
 //! | `GET /v1/flows?vip=&backend=&client=&limit=` | | JSON lines of [`Flow`] |
+//! | `GET /v1/clients?vip=&backend=&client=&limit=` | | JSON lines of [`Client`] |
+//! | `DELETE /v1/clients?vip=&backend=&client=&all=` | | [`Forgotten`] |
+//! | `GET /v1/explain?vip=&client=&port=&midflow=&payload=` | | [`Explained`] |
 //!
 //! Every error is a 4xx or 5xx with an [`ApiError`] body.
 
@@ -20,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
+use crate::forwarding::explain::Step;
 use crate::forwarding::{Forward, Service};
 
 /// `GET /v1/status`.
@@ -65,6 +69,8 @@ pub struct Totals {
     pub flows_closed: u64,
     pub flows_idled_out: u64,
     pub flows_stale: u64,
+    #[serde(default)]
+    pub clients_full: u64,
 }
 
 /// One VIP.
@@ -80,6 +86,12 @@ pub struct VipStatus {
     pub protocol: Protocol,
     /// Forwarding mode.
     pub forward: Forward,
+    /// How it chooses a backend for a new flow.
+    #[serde(default)]
+    pub scheduler: String,
+    /// Which flows belong together.
+    #[serde(default)]
+    pub affinity: String,
     /// The interface that has the address, if holdfast put it there.
     pub announced_on: Option<String>,
     /// Sources (an address, or the first of a network) that are too large for one backend, and so
@@ -293,6 +305,53 @@ pub struct Flow {
     pub idle_ms: u64,
     /// Index of the worker that pins it.
     pub worker: usize,
+}
+
+/// One line of `GET /v1/clients`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Client {
+    /// Name of the VIP; `None` when it was removed.
+    pub vip: Option<String>,
+    /// The client's address, or its prefix.
+    pub client: IpAddr,
+    /// Which part of the clients behind that address; 1 if it is not divided.
+    pub part: u16,
+    /// Name of the backend; `None` when it was removed, or its drain met the deadline.
+    pub backend: Option<String>,
+    /// Milliseconds since the client was sent there first.
+    pub age_ms: u64,
+    /// Milliseconds since a packet of its flows was noted last, give or take 1.3 s.
+    pub idle_ms: u64,
+    /// The client has shown that it is there.
+    pub proven: bool,
+    /// It was silent for longer than the VIP's time-out.
+    pub expired: bool,
+}
+
+/// `DELETE /v1/clients`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// How many clients were forgotten.
+    pub forgotten: usize,
+}
+
+/// `GET /v1/explain`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Explained {
+    /// Name of the VIP.
+    pub vip: String,
+    /// Who opens the flow, or has opened it.
+    pub client: SocketAddr,
+    /// Where to.
+    pub destination: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Name of the backend that the packet is sent to; `None`: it is dropped.
+    pub backend: Option<String>,
+    /// The decisions, in their order.
+    pub steps: Vec<Step>,
+    /// The frame as it leaves, in hex digits; empty for one that is dropped.
+    pub frame: String,
 }
 
 /// Body of every error answer.

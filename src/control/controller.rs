@@ -14,7 +14,9 @@ use tracing::{debug, error, info, warn};
 use super::admin::{self, Door, Refusal, Request};
 use super::announce::{Announcement, Announcer, Place};
 use super::api::{BackendStatus, DrainRequest, Reloaded, Status, UndrainRequest};
+use super::clients;
 use super::drain::DrainEnd;
+use super::explain::Prepared;
 use super::flows::{Names, Pins, list};
 use super::health::{Checks, Outcome};
 use super::neighbour::{self, Problem, Snapshot};
@@ -23,10 +25,11 @@ use super::split::Splitter;
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::status::{self, Process, Sources};
 use super::{
-    AttachedView, Claim, ControlError, Inputs, Load, NicView, Signal, SteerRules, SteeringPort,
-    WorkerEvent, WorkerView, reload,
+    AttachedView, Claim, Clock, ControlError, Inputs, Load, NicView, Signal, SteerRules,
+    SteeringPort, WorkerEvent, WorkerView, reload,
 };
 use crate::config::{self, Config};
+use crate::flow::clients::Clients;
 use crate::flow::table::Families;
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{BackendIndex, ForwardingTable, PortIndex, Service, Splits, VipId};
@@ -73,6 +76,9 @@ struct Controller {
     nics: Vec<NicView>,
     /// Per NIC, in the same order; empty before the start.
     attached: Vec<AttachedView>,
+    /// Who has which backend, and how far it was looked through for those of long ago.
+    clients: (Arc<Clients>, usize),
+    clock: Clock,
     publisher: Publisher,
     /// Something that the forwarding table says has changed.
     dirty: bool,
@@ -100,10 +106,12 @@ pub(super) async fn serve(
     inputs: Inputs,
     signals: mpsc::Receiver<Signal>,
 ) -> Result<(), ControlError> {
+    let explain = Arc::clone(&inputs.explain);
     let door_parts = (inputs.workers.clone(), Arc::clone(&inputs.clock));
+    let clients = Arc::clone(&inputs.clients);
     let (mut controller, mut events, requests, mut claim, ready) = assemble(inputs, signals)?;
     let tables = door_parts.0.into_iter().map(|worker| worker.flows as Arc<dyn Pins>).collect();
-    let door = Door { requests, tables, clock: door_parts.1 };
+    let door = Door { requests, tables, clients, clock: door_parts.1, explain };
     let result = match controller.start(&mut events, &mut claim, door).await {
         Ok(()) => {
             ready();
@@ -142,6 +150,8 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         config_path: inputs.config_path,
         load: inputs.load,
         registry,
+        clients: (inputs.clients, 0),
+        clock: inputs.clock,
         publisher: inputs.publisher,
         dirty: true,
         splitter: Splitter::default(),
@@ -510,6 +520,8 @@ impl Controller {
 
     async fn housekeep(&mut self) {
         self.publisher.reap();
+        let (clients, aged) = &mut self.clients;
+        *aged = clients::age(clients, *aged, (self.clock)());
         self.repeat_announcements();
         if self.rules_pending {
             self.steer_or_retry();
@@ -620,6 +632,11 @@ impl Controller {
             Request::Drain(order, reply) => _ = reply.send(self.drain(&order)),
             Request::Undrain(order, reply) => _ = reply.send(self.undrain(&order)),
             Request::Reload(reply) => _ = reply.send(self.reload(network).await),
+            Request::Explain(query, reply) => {
+                let table = self.publisher.current();
+                let prepared = Prepared::new(query, &self.registry, table, &self.nics);
+                _ = reply.send(prepared);
+            }
             Request::Names(reply) => _ = reply.send(Arc::new(Names::of(&self.registry))),
         }
     }

@@ -19,8 +19,10 @@
 pub mod admin;
 pub mod announce;
 pub mod api;
+pub mod clients;
 pub mod controller;
 pub mod drain;
+pub mod explain;
 pub mod flows;
 pub mod health;
 pub mod neighbour;
@@ -40,6 +42,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::flow::Address;
+use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{ListenKey, PortIndex};
@@ -71,10 +74,14 @@ pub struct Inputs {
     pub publisher: Publisher,
     /// The XDP program, its sockets, and a way to send single frames.
     pub steering: Box<dyn SteeringPort>,
+    /// The clients table of all workers.
+    pub clients: Arc<Clients>,
     /// What happens to workers.
     pub events: crossbeam_channel::Receiver<WorkerEvent>,
     /// The clock of the flow tables.
     pub clock: Clock,
+    /// Who says what becomes of a packet.
+    pub explain: explain::Explain,
     /// Called once, when the first table is published, steered and announced.
     pub ready: Box<dyn FnOnce()>,
 }

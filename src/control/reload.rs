@@ -6,7 +6,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 
 use super::state::same_server;
-use crate::config::{Announce, Backend, Config, Health, TcpHealth, Vip};
+use crate::config::{Announce, Backend, Config, Health, Sticky, TcpHealth, Vip};
 use crate::forwarding::Ports;
 use crate::words::counted;
 
@@ -25,6 +25,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.cores != b.cores, "[workers] cores");
     check(a.idle != b.idle, "[workers] idle");
     check(a.flows != b.flows, "[workers] flows");
+    check(a.clients != b.clients, "[workers] clients");
     check(a.frames != b.frames, "[workers] frames");
     check(a.frame_size != b.frame_size, "[workers] frame_size");
     check(a.batch != b.batch, "[workers] batch");
@@ -91,8 +92,8 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("ports", ports(&old.ports), ports(&new.ports));
     field("protocol", old.protocol.as_str().to_owned(), new.protocol.as_str().to_owned());
     field("forward", old.forward.as_str().to_owned(), new.forward.as_str().to_owned());
-    field("scheduler", format!("{:?}", old.scheduler), format!("{:?}", new.scheduler));
-    field("affinity", format!("{:?}", old.affinity), format!("{:?}", new.affinity));
+    field("scheduler", old.scheduler.to_string(), new.scheduler.to_string());
+    field("affinity", old.affinity.to_string(), new.affinity.to_string());
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
     let (a, b) = (&old.timeouts, &new.timeouts);
@@ -104,6 +105,8 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     ] {
         field(name, span(a), span(b));
     }
+    field("sticky", sticky(old.sticky), sticky(new.sticky));
+    field("on_reentry", old.on_reentry.as_str().to_owned(), new.on_reentry.as_str().to_owned());
     if old.forward != new.forward {
         told.push(format!("VIP {}: another forwarding mode; its flows are cut", new.name));
     }
@@ -134,6 +137,16 @@ fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
             told.push(format!("backend {name} of VIP {vip}: weight {} -> {weight}", old.weight));
         }
     }
+}
+
+fn sticky(sticky: Option<Sticky>) -> String {
+    sticky.map_or_else(
+        || "off".to_owned(),
+        |Sticky { timeout, on_drain, on_down }| {
+            let (drain, down) = (on_drain.as_str(), on_down.as_str());
+            format!("{} (on_drain {drain}, on_down {down})", span(timeout))
+        },
+    )
 }
 
 fn place(backend: &Backend) -> String {
@@ -185,7 +198,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
-    use crate::forwarding::Forward;
+    use crate::forwarding::{Affinity, Forward, SchedulerKind};
 
     /// A configuration of one worker and one NIC.
     pub fn config(vips: Vec<Vip>) -> Config {
@@ -194,6 +207,7 @@ pub(super) mod tests {
                 cores: vec![0],
                 idle: Idle::Sleep,
                 flows: 1024,
+                clients: 1024,
                 frames: None,
                 frame_size: 2048,
                 batch: 64,
@@ -228,7 +242,7 @@ pub(super) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 11] = [
+        let rows: [(Change, &str); 13] = [
             (
                 |vip| vip.address = IpAddr::from([192, 0, 2, 11]),
                 "VIP web: address 192.0.2.10 -> 192.0.2.11",
@@ -236,6 +250,14 @@ pub(super) mod tests {
             (|vip| vip.ports = Ports::List(vec![80, 443]), "VIP web: ports 80 -> 80, 443"),
             (|vip| vip.ports = Ports::All, "VIP web: ports 80 -> all"),
             (|vip| vip.protocol = Protocol::Udp, "VIP web: protocol tcp -> udp"),
+            (
+                |vip| vip.scheduler = SchedulerKind::Ring { virtual_nodes: 160 },
+                "VIP web: scheduler maglev (table_size 251) -> ring (virtual_nodes 160)",
+            ),
+            (
+                |vip| vip.affinity = Affinity::ClientPrefix { v4: 24, v6: 56 },
+                "VIP web: affinity flow -> client_prefix (v4 24, v6 56)",
+            ),
             (
                 |vip| vip.announce = Announce::Interface("lo".to_owned()),
                 "VIP web: announce none -> lo",

@@ -17,7 +17,8 @@ use super::netlink::InterfaceAddress;
 use super::status::{self, Baseline};
 use super::{SteerRules, WorkerView};
 use crate::config;
-use crate::flow::Address;
+use crate::flow::{Address, Protocol};
+use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_key;
 use crate::forwarding::{
     Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, Forward, ListenKey, MAX_BACKENDS,
@@ -157,9 +158,14 @@ impl Registry {
         vip.backends.iter_mut().find(|entry| entry.config.name == backend)
     }
 
+    /// A VIP by its name.
+    pub fn vip(&self, name: &str) -> Option<&VipEntry> {
+        self.vips.iter().find(|entry| entry.config.name == name)
+    }
+
     /// A backend by its names, with its VIP.
     pub fn find(&self, vip: &str, backend: &str) -> Option<(&VipEntry, &BackendEntry)> {
-        let vip = self.vips.iter().find(|entry| entry.config.name == vip)?;
+        let vip = self.vip(vip)?;
         let backend = vip.backends.iter().find(|entry| entry.config.name == backend)?;
         Some((vip, backend))
     }
@@ -357,6 +363,7 @@ impl VipEntry {
                 closing: Ticks::span(timeouts.closing),
                 udp: Ticks::span(timeouts.udp),
             },
+            remember: remember(&self.config),
             scheduler: self.config.scheduler,
             affinity: self.config.affinity,
             splits: self.splits.clone(),
@@ -365,6 +372,23 @@ impl VipEntry {
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
+}
+
+/// What a VIP wants remembered of its clients. Without `sticky`, they come back after the idle
+/// time-out of their flows.
+pub fn remember(vip: &config::Vip) -> Option<Remember> {
+    let idle = match vip.protocol {
+        Protocol::Tcp => vip.timeouts.established,
+        Protocol::Udp => vip.timeouts.udp,
+    };
+    let wanted = vip.sticky.is_some() || vip.on_reentry == Reentry::Freest;
+    wanted.then(|| Remember {
+        timeout: Ticks::span(vip.sticky.map_or(idle, |sticky| sticky.timeout)),
+        sticky: vip
+            .sticky
+            .map(|sticky| Sticky { on_drain: sticky.on_drain, on_down: sticky.on_down }),
+        on_reentry: vip.on_reentry,
+    })
 }
 
 impl BackendEntry {
@@ -448,6 +472,8 @@ pub(super) mod tests {
                 closing: second,
                 udp: second,
             },
+            sticky: None,
+            on_reentry: Reentry::Hash,
             announce: Announce::None,
             quic: Vec::new(),
             backends: backends.to_vec(),

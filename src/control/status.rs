@@ -136,6 +136,8 @@ fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus 
         },
         protocol: vip.config.protocol,
         forward: vip.config.forward,
+        scheduler: vip.config.scheduler.to_string(),
+        affinity: vip.config.affinity.to_string(),
         announced_on: (sources.announced_on)(vip),
         splits: sources.splitter.shown(vip.id).into_iter().map(split_status).collect(),
         traffic: since(vip_traffic(sources.workers, vip.id), &vip.base),
@@ -215,6 +217,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_closed: stats.flows_closed.get(),
         flows_idled_out: stats.flows_idled_out.get(),
         flows_stale: stats.flows_stale.get(),
+        clients_full: stats.clients_full.get(),
     }
 }
 
@@ -232,6 +235,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_closed: a.flows_closed + b.flows_closed,
         flows_idled_out: a.flows_idled_out + b.flows_idled_out,
         flows_stale: a.flows_stale + b.flows_stale,
+        clients_full: a.clients_full + b.clients_full,
     }
 }
 

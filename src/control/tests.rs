@@ -26,6 +26,7 @@ use super::{
     SteerRules, SteeringPort, WorkerEvent, WorkerView, admin, serve,
 };
 use crate::config::{Config, Vip};
+use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, State};
 use crate::flow::table::{Families, FlowTable};
 use crate::flow::tuple::TableSecret;
@@ -124,8 +125,10 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
         }],
         publisher,
         steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
+        clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
         events: failures,
         clock: Arc::new(|| Ticks(300)),
+        explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
         ready: Box::new(|| {}),
     };
     let bench = Bench { scratch, signals, file, notes, worker, tables, events };
@@ -263,6 +266,12 @@ async fn wrong_requests_are_told_what_is_wrong() {
                 "at least 1",
             ),
             (&get, "/v1/flows?colour=1", "", 400, "colour"),
+            (&get, "/v1/clients?vip=x", "", 404, "there are: web"),
+            (&get, "/v1/clients?all=true", "", 400, "all"),
+            (&Method::DELETE, "/v1/clients", "", 400, "all=true"),
+            (&Method::DELETE, "/v1/clients?backend=x", "", 404, "there are: a, b"),
+            (&Method::DELETE, "/v1/clients?limit=1", "", 400, "limit"),
+            (&post, "/v1/clients", "", 405, "POST"),
             (&get, "/v1/flows?vip=a&vip=b", "", 400, "each once"),
         ] {
             let (got, error) = bench.refused(method.clone(), path, body).await;

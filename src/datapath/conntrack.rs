@@ -19,12 +19,15 @@ use arrayvec::ArrayVec;
 
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
+use super::clients::{self, is_due};
 use super::quic::{answers_for, named};
 use crate::flow::Protocol;
+use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret};
 use crate::flow::writer::{FlowWriter, Full};
+use crate::forwarding::explain::Trace;
 use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{BackendIndex, Forward, ForwardingTable, ListenKey, NextHop, PortIndex};
 use crate::stats::{FlowStats, WorkerStats};
@@ -69,12 +72,16 @@ pub struct Context<'a> {
     pub table: &'a ForwardingTable,
     /// This worker's flow table.
     pub flows: FlowView<'a>,
+    /// The clients of all workers.
+    pub clients: &'a Clients,
     /// The NIC that the batch came from.
     pub nic: PortIndex,
     /// Now.
     pub now: Ticks,
     /// The worker's counters.
     pub stats: &'a WorkerStats,
+    /// To whom reasons are told, where somebody asks.
+    pub trace: Option<&'a Trace>,
 }
 
 impl Conntrack {
@@ -82,8 +89,13 @@ impl Conntrack {
     /// table, another worker writes it, or it has flows already: they would be of another process's
     /// backends.
     pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
+        Self::adopt(tables, me, now).filter(|conntrack| conntrack.writer.is_empty())
+    }
+
+    /// The same with the flows that the table has, which must be of this process's backends.
+    pub(super) fn adopt(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
-        writer.is_empty().then_some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
+        Some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
     }
 
     /// Whose it is.
@@ -135,7 +147,12 @@ impl Conntrack {
             self.remove(hit.slot, context.stats);
             return Err(Miss::Open);
         }
-        hit.set_state(request_change(packet).apply(hit.track.state()));
+        let before = hit.track.state();
+        let state = request_change(packet).apply(before);
+        hit.set_state(state);
+        if backend.quirks.has(Quirks::REMEMBERS) {
+            clients::seen(&packet.flow, backend, (before, state), context);
+        }
         note(&hit, packet, backend, context);
         Ok(backend)
     }
@@ -230,11 +247,11 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<NextHop> {
-        let on_it = |hit: &Hit<'_>| {
-            living(flow.protocol(), &hit.track, context)
-                .is_some_and(|pinned| answers_for(backend, pinned, context))
-        };
-        let Some(hit) = context.flows.find_at(flow, hint).filter(on_it) else {
+        let found = context.flows.find_at(flow, hint).and_then(|hit| {
+            let pinned = living(flow.protocol(), &hit.track, context)?;
+            answers_for(backend, pinned, context).then_some((hit, pinned))
+        });
+        let Some((hit, on)) = found else {
             let pin = self.answered_elsewhere(flow, backend, packet, context)?;
             return Some(pin.track.hop());
         };
@@ -251,7 +268,11 @@ impl Conntrack {
         {
             return Some(newer);
         }
-        hit.set_state(reply_change(packet).apply(hit.track.state()));
+        let state = reply_change(packet).apply(hit.track.state());
+        hit.set_state(state);
+        if is_due(&hit.track, context) {
+            clients::seen_again(flow, on, state, context);
+        }
         hit.seen(context.now);
         Some(hit.track.hop())
     }
@@ -365,6 +386,9 @@ impl Conntrack {
         }
         tell(owner, pin_slot, flow, &pin.track, news, context.now);
         let pin = news.apply(&pin, context.now);
+        if let Some(backend) = context.table.pinned(alias.backend()) {
+            clients::seen_again(flow, backend, pin.track.state(), context);
+        }
         self.writer.update(hit.slot, flow, &alias_of(&pin));
         Some(pin.track)
     }
@@ -475,7 +499,7 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
 #[inline(always)]
 fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
-    if !backend.quirks.none() {
+    if !backend.quirks.none() && (backend.quirks.has(Quirks::QUIC) || is_due(track, context)) {
         return None;
     }
     let timeout = match packet.flow.protocol() {
@@ -494,6 +518,12 @@ fn living<'t>(protocol: Protocol, track: &Track, context: &Context<'t>) -> Optio
     let backend = context.table.pinned(track.backend())?;
     let idle = context.now.since(track.last_seen());
     (idle.0 <= timeout(protocol, track.state(), backend).0).then_some(backend)
+}
+
+/// Whether a pin on `backend` has not been idle for too long.
+pub(super) fn is_living(protocol: Protocol, pin: &Pin, backend: &Backend, now: Ticks) -> bool {
+    let idle = now.since(pin.track.last_seen());
+    idle.0 <= timeout(protocol, pin.track.state(), backend).0
 }
 
 /// How long the flow may be idle.

@@ -10,7 +10,9 @@
 
 pub mod batch;
 pub mod classify;
+pub mod clients;
 pub mod conntrack;
+pub mod explain;
 pub mod parse;
 pub mod quic;
 pub mod receive;

@@ -9,9 +9,11 @@
 //! check once per batch whether a newer one is there ([`publish`]). Pure values: no I/O, no clock.
 
 pub mod affinity;
+pub mod explain;
 pub mod publish;
 pub mod quic_lb;
 pub mod scheduler;
+pub mod sticky;
 pub mod table;
 
 use std::net::IpAddr;
@@ -24,6 +26,7 @@ use crate::units::Ticks;
 pub use affinity::{Affinity, ClientKey, Splits};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
+pub use sticky::Remember;
 pub use table::ForwardingTable;
 
 /// Most VIPs in one configuration.
@@ -171,6 +174,8 @@ pub struct VipSpec {
     pub forward: Forward,
     /// Idle time-outs.
     pub timeouts: Timeouts,
+    /// What is remembered of its clients, if anything.
+    pub remember: Option<Remember>,
     /// How it chooses a backend for a new flow.
     pub scheduler: SchedulerKind,
     /// Which flows belong together.

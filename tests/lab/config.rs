@@ -65,6 +65,8 @@ pub struct Vip {
     pub backends: Vec<&'static str>,
     /// `timeouts` as TOML.
     pub timeouts: &'static str,
+    /// More keys, as TOML.
+    pub keys: &'static str,
 }
 
 /// A VIP with all backends.
@@ -73,7 +75,7 @@ pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     let name = format!("{forward}{digit}{}", if udp { "-udp" } else { "" });
     // Short, so that a drain can be seen to end.
     let timeouts = "{ closing_s = 1, udp_s = 60 }";
-    Vip { name, forward, family, udp, backends: BACKENDS.to_vec(), timeouts }
+    Vip { name, forward, family, udp, backends: BACKENDS.to_vec(), timeouts, keys: "" }
 }
 
 impl Vip {
@@ -104,8 +106,8 @@ impl Vip {
 
     fn toml(&self) -> String {
         let (protocol, port) = if self.udp { ("udp", 7) } else { ("tcp", 80) };
-        let (name, address, forward, timeouts) =
-            (&self.name, self.address(), self.forward, self.timeouts);
+        let Self { name, forward, timeouts, keys, .. } = self;
+        let address = self.address();
         let mut text = format!(
             r#"
 [[vip]]
@@ -115,6 +117,7 @@ ports = [{port}]
 protocol = "{protocol}"
 forward = "{forward}"
 timeouts = {timeouts}
+{keys}
 health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 2, port = 80 }}
 "#
         );

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use etherparse::{
     LinkExtSlice, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
 };
+use holdfast::datapath::explain::Explainer;
 use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
 use holdfast::flow::Protocol;
+use holdfast::flow::clients::Clients;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
@@ -93,6 +95,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             closing: Ticks(200),
             udp: Ticks(100),
         },
+        remember: None,
         scheduler: SchedulerKind::Maglev { size: 1009 },
         affinity: Affinity::Flow,
         splits: Splits::default(),
@@ -284,7 +287,9 @@ pub struct Rig {
     workers: Vec<Worker>,
     nics: Vec<Vec<FakeNic>>,
     stats: Vec<Arc<WorkerStats>>,
+    flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
+    clients: Arc<Clients>,
     publisher: Publisher,
     now: u32,
 }
@@ -301,13 +306,16 @@ impl Rig {
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
+        let clients = Arc::new(Clients::new(1024, secret));
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
         let mut rig = Self {
             workers: Vec::new(),
             nics: Vec::new(),
             stats: Vec::new(),
+            flows: Arc::clone(&flow_tables),
             specs,
+            clients: Arc::clone(&clients),
             publisher,
             now,
         };
@@ -325,6 +333,7 @@ impl Rig {
                 pool,
                 macs: (0..nics).map(nic_mac).collect(),
                 flows: Arc::clone(&flow_tables),
+                clients: Arc::clone(&clients),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),
                 stats: Arc::clone(&stats),
@@ -355,10 +364,30 @@ impl Rig {
         self.publisher.publish(table);
     }
 
+    /// What the table in force was built from.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub fn specs(&self) -> Vec<VipSpec> {
+        self.specs.clone()
+    }
+
     /// The table in force.
     #[allow(dead_code, reason = "not every test reads it")]
     pub fn table(&self) -> Arc<ForwardingTable> {
         self.publisher.current()
+    }
+
+    /// Answers questions about this rig's flows.
+    #[allow(dead_code, reason = "not every test asks")]
+    pub fn explainer(&self) -> Explainer {
+        let macs = (0..self.nics[0].len()).map(nic_mac).collect();
+        let (flows, clients) = (Arc::clone(&self.flows), Arc::clone(&self.clients));
+        Explainer::new(macs, flows, clients, self.stats.clone()).unwrap()
+    }
+
+    /// The time.
+    #[allow(dead_code, reason = "not every test asks")]
+    pub fn now(&self) -> Ticks {
+        Ticks(self.now)
     }
 
     /// Lets ticks of 10 ms go by.
@@ -433,6 +462,12 @@ impl Rig {
     pub fn backend_of(&mut self, packet: &[u8]) -> Option<u16> {
         let sent = self.send(0, 0, packet);
         sent.first().map(|sent| u16::from(sent.destination_mac()[5]))
+    }
+
+    /// The clients table of all workers.
+    #[allow(dead_code, reason = "not every test has sticky clients")]
+    pub fn clients(&self) -> Arc<Clients> {
+        Arc::clone(&self.clients)
     }
 
     pub fn stats(&self, worker: usize) -> &WorkerStats {
