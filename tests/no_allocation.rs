@@ -11,7 +11,9 @@ use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
 use holdfast::forwarding::quic_lb::{Codec, Config};
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::{Affinity, Forward, ForwardingTable, Remember, ServerId, VipSpec};
+use holdfast::forwarding::{
+    Affinity, FlowsLeft, Forward, ForwardingTable, Remember, ServerId, VipSpec,
+};
 use holdfast::units::Ticks;
 
 mod rig;
@@ -112,6 +114,37 @@ fn following_connection_ids_never_allocates() {
         assert_eq!(usize::from(rig.collect(0, 0)[0].destination_mac()[5]), round % 3);
     }
     assert_eq!(rig.stats(0).flows_by_cid.get(), 100);
+}
+
+/// Neither do the resets of flows that are cut, of which a sweep probes the silent ones.
+#[test]
+fn resetting_never_allocates_or_frees() {
+    for forward in [Forward::Dsr, Forward::Nat] {
+        for family in [rig::Family::V4, rig::Family::V6] {
+            let mut vip = rig::spec(0, forward, family, 1, 3);
+            vip.on_down = FlowsLeft::Reset;
+            let mut rig = rig::Rig::new(1, 1, vec![vip]);
+            for port in 1000..1100 {
+                for flags in ["S", "A"] {
+                    rig.send(0, 0, &rig::tcp(family, port, 80, flags));
+                }
+            }
+            rig.change(|specs| specs[0].backends.iter_mut().for_each(|b| b.up = false));
+            let packets: Vec<_> =
+                (1000..1050).map(|port| rig::tcp(family, port, 80, "A")).collect();
+            let mut calls = 0;
+            for packet in &packets {
+                rig.deliver(0, 0, packet);
+                let before = CALLS.with(Cell::get);
+                rig.advance(10);
+                calls += CALLS.with(Cell::get) - before;
+                rig.collect(0, 0);
+            }
+            assert_eq!(calls, 0, "{forward:?} {family:?}");
+            assert!(rig.stats(0).resets_sent.get() >= 100);
+            assert!(rig.stats(0).probes_sent.get() >= 100);
+        }
+    }
 }
 
 /// In a thread that has never taken up a table: arc-swap allocates there once, unless it is
