@@ -8,8 +8,9 @@ use crate::lab::{
     BACKENDS, Config, Family, Holdfast, Lab, SOON, Topology, Vip, download, requests, vip, wait_for,
 };
 
-/// A VIP whose scheduler looks at every connection by itself, and these keys.
-fn sticky(forward: &'static str, family: Family, keys: &'static str) -> Vip {
+/// A VIP that would send every connection elsewhere, and these keys.
+fn sticky(forward: &'static str, family: Family, sticky: &str) -> Vip {
+    let keys = format!("scheduler = \"round_robin\"\n{sticky}");
     Vip { keys, ..vip(forward, family, false) }
 }
 

@@ -65,7 +65,7 @@ pub struct Vip {
     /// `timeouts` as TOML.
     pub timeouts: &'static str,
     /// More keys, as TOML.
-    pub keys: &'static str,
+    pub keys: String,
 }
 
 /// A VIP with all backends.
@@ -74,7 +74,7 @@ pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     let name = format!("{forward}{digit}{}", if udp { "-udp" } else { "" });
     // Short, so that a drain can be seen to end.
     let timeouts = "{ closing_s = 1, udp_s = 60 }";
-    Vip { name, forward, family, udp, backends: BACKENDS.to_vec(), timeouts, keys: "" }
+    Vip { name, forward, family, udp, backends: BACKENDS.to_vec(), timeouts, keys: String::new() }
 }
 
 impl Vip {

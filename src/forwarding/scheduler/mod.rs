@@ -73,6 +73,8 @@ impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Slot(slot) => write!(f, "slot {slot}"),
+            Self::Point(point) => write!(f, "point {point}"),
+            Self::Full(backend) => write!(f, "backend {} is at its bound", backend.0),
         }
     }
 }
@@ -172,14 +174,6 @@ impl fmt::Display for SchedulerKind {
                 let e = f64::from(e_permille) / 1000.0;
                 write!(f, "{word} (e {e}, table_size {size})")
             }
-        }
-    }
-}
-
-impl fmt::Display for SchedulerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Maglev { size } => write!(f, "maglev of {size} slots"),
         }
     }
 }
