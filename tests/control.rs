@@ -288,6 +288,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         address: address.parse().unwrap(),
         port: Some(8080),
         weight: 1,
+        server_ids: Vec::new(),
     });
     Vip {
         name: name.to_owned(),
@@ -303,6 +304,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         sticky: None,
         on_reentry: Reentry::Hash,
         announce,
+        quic: Vec::new(),
         backends: backends.collect(),
     }
 }

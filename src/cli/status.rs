@@ -313,6 +313,7 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("new", totals.flows_new, "flows that began here"),
         ("found elsewhere", totals.flows_found_elsewhere, "flows that another worker had pinned"),
         ("by hash", totals.flows_by_hash, "flows without a pin anywhere, pinned anew"),
+        ("by QUIC id", totals.flows_by_cid, "flows whose connection id names their backend"),
         ("closed", totals.flows_closed, "flows that ended by FIN or RST, and a while ago"),
         ("idled out", totals.flows_idled_out, "flows given up after silence while open"),
         ("stale", totals.flows_stale, "pins given up because their backend had left"),

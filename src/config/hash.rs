@@ -51,7 +51,8 @@ pub(super) fn table_size(
     size
 }
 
-fn secret(text: &str, place: &Place, report: &mut Report<'_>) -> Secret {
+/// 32 hex digits.
+pub(super) fn secret(text: &str, place: &Place, report: &mut Report<'_>) -> Secret {
     let parsed = u128::from_str_radix(text, 16);
     match parsed {
         Ok(number) if text.len() == 32 && !text.starts_with('+') => number.to_be_bytes(),

@@ -17,7 +17,7 @@ use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
 use super::sticky::{RawSticky, on_reentry};
 use super::timeouts::RawTimeouts;
-use super::{Announce, Backend, Health, TcpHealth, Vip};
+use super::{Announce, Backend, Health, TcpHealth, Vip, quic};
 use crate::flow::Protocol;
 use crate::forwarding::{Forward, Ports};
 
@@ -49,7 +49,8 @@ pub(super) struct RawVip {
     sticky: Option<RawSticky>,
     on_reentry: Option<String>,
     announce: Option<String>,
-    /// Taken out and read before; it is here to be named with the other keys.
+    /// Taken out and read by themselves; they are here to be named with the other keys.
+    quic: Option<IgnoredAny>,
     backend: Option<IgnoredAny>,
 }
 
@@ -107,15 +108,18 @@ pub(super) fn check(
     defaults: Defaults<'_>,
     report: &mut Report<'_>,
 ) -> (Option<Placed<Vip>>, Vec<Placed<Backend>>) {
-    let backends = match section.get_mut() {
-        DeValue::Table(table) => table.remove("backend"),
+    let [backends, quic] = ["backend", "quic"].map(|list| match section.get_mut() {
+        DeValue::Table(table) => table.remove(list),
         _ => None,
-    };
+    });
     let raw: RawVip = report.read(section, place);
     let forward = forward(raw.forward.as_deref(), &place.key("forward"), report);
     let backends = check_backends(backends, &place.key("backend"), forward, report);
     let values = backends.iter().map(|backend| backend.value.clone()).collect();
-    let vip = raw.check(place, forward, defaults, values, report);
+    let mut vip = raw.check(place, forward, defaults, values, report);
+    if let Some(vip) = &mut vip {
+        vip.quic = quic::check(quic, &place.key("quic"), vip.affinity, &backends, report);
+    }
     (vip.map(|value| Placed { value, place: place.clone() }), backends)
 }
 
@@ -181,6 +185,7 @@ impl RawVip {
             sticky,
             on_reentry,
             announce,
+            quic: Vec::new(),
             backends,
         })
     }

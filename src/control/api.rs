@@ -64,6 +64,8 @@ pub struct Totals {
     pub flows_found_elsewhere: u64,
     pub flows_by_hash: u64,
     #[serde(default)]
+    pub flows_by_cid: u64,
+    #[serde(default)]
     pub flows_closed: u64,
     pub flows_idled_out: u64,
     pub flows_stale: u64,

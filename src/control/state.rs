@@ -368,6 +368,7 @@ impl VipEntry {
             affinity: self.config.affinity,
             splits: self.splits.clone(),
             sampled: self.split().is_some(),
+            quic: self.config.quic.clone(),
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
@@ -402,6 +403,7 @@ impl BackendEntry {
             up: self.check.is_none() || self.health.usable(),
             service: self.drain.service(),
             next_hop: self.next_hop,
+            server_ids: self.config.server_ids.clone(),
         }
     }
 
@@ -442,7 +444,13 @@ pub(super) mod tests {
     /// A backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
         let address = IpAddr::from([127, 0, 1, host]);
-        config::Backend { name: name.to_owned(), address, port: Some(8080), weight: 1 }
+        config::Backend {
+            name: name.to_owned(),
+            address,
+            port: Some(8080),
+            weight: 1,
+            server_ids: Vec::new(),
+        }
     }
 
     /// A NAT VIP at 192.0.2.10:80 that checks nothing and announces nothing.
@@ -467,6 +475,7 @@ pub(super) mod tests {
             sticky: None,
             on_reentry: Reentry::Hash,
             announce: Announce::None,
+            quic: Vec::new(),
             backends: backends.to_vec(),
         }
     }

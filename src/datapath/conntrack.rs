@@ -20,6 +20,7 @@ use arrayvec::ArrayVec;
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
 use super::clients::{self, is_due};
+use super::quic::{answers_for, named};
 use crate::flow::Protocol;
 use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, Rule, State, Track};
@@ -142,7 +143,7 @@ impl Conntrack {
         if hit.track.state().has(State::ALIAS) {
             return self.track_alias(&hit, packet, backend, context);
         }
-        if begins_anew(packet, &hit.track, backend) {
+        if begins_anew(packet, &hit.track, backend, context) {
             self.remove(hit.slot, context.stats);
             return Err(Miss::Open);
         }
@@ -170,7 +171,7 @@ impl Conntrack {
         let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
-        if begins_anew(packet, &track, backend) {
+        if begins_anew(packet, &track, backend, context) {
             self.remove(alias.slot, context.stats);
             return Err(Miss::Open);
         }
@@ -246,10 +247,9 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<NextHop> {
-        let on_it = |hit: &Hit<'_>| hit.track.backend().index == backend;
-        let found = context.flows.find_at(flow, hint).filter(on_it).and_then(|hit| {
-            let backend = living(flow.protocol(), &hit.track, context)?;
-            Some((hit, backend))
+        let found = context.flows.find_at(flow, hint).and_then(|hit| {
+            let pinned = living(flow.protocol(), &hit.track, context)?;
+            answers_for(backend, pinned, context).then_some((hit, pinned))
         });
         let Some((hit, on)) = found else {
             let pin = self.answered_elsewhere(flow, backend, packet, context)?;
@@ -300,7 +300,10 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Pin> {
-        let on_it = |pin: &Pin| pin.track.backend().index == backend;
+        let on_it = |pin: &Pin| {
+            let pinned = context.table.pinned(pin.track.backend());
+            pinned.is_some_and(|pinned| answers_for(backend, pinned, context))
+        };
         let (slot, pin, _) = self.find_elsewhere(flow, context, on_it)?;
         self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
         Some(pin)
@@ -541,13 +544,17 @@ fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
 /// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
 /// not answer (the client tries again, and shall succeed). A SYN for an established flow does not:
 /// anybody can forge one, and the backend answers it (RFC 5961 4). Any UDP packet does if the
-/// backend does not answer: its own traffic would keep a dead pin alive.
+/// backend does not answer: its own traffic would keep a dead pin alive; and one whose connection id
+/// names another backend.
 #[inline]
-fn begins_anew(packet: &Packet, track: &Track, backend: &Backend) -> bool {
+fn begins_anew(packet: &Packet, track: &Track, backend: &Backend, context: &Context<'_>) -> bool {
     match packet.flow.protocol() {
         Protocol::Tcp if !packet.shape.flags.opens() => false,
         Protocol::Tcp => !backend.up || track.state().is_closing(backend.forward),
-        Protocol::Udp => !backend.up,
+        Protocol::Udp => {
+            let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
+            !backend.up || (backend.quirks.has(Quirks::QUIC) && elsewhere())
+        }
     }
 }
 

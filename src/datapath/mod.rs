@@ -14,6 +14,7 @@ pub mod clients;
 pub mod conntrack;
 pub mod explain;
 pub mod parse;
+pub mod quic;
 pub mod receive;
 pub mod rewrite;
 pub mod select;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use super::batch::{Packet, TcpFlags};
 use super::clients::Known;
 use super::conntrack::{Conntrack, Context, Miss};
+use super::quic::named;
 use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};
 use crate::forwarding::affinity::Sample;
@@ -32,7 +33,11 @@ pub fn select<'t>(
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
     let client = Known::of(&key, vip, context);
-    let (backend, rule) = choose(&key, miss, vip, client.as_ref(), conntrack, context)?;
+    // Where its connection is counts for more than a collision: elsewhere nobody knows it.
+    let (backend, rule) = match named(packet, context) {
+        Some(backend) => (backend, Rule::QuicCid),
+        None => choose(&key, miss, vip, client.as_ref(), conntrack, context)?,
+    };
     if deserves_pin(packet) {
         conntrack.pin(packet, backend, rule, context).map_err(|_| Drop::TableFull)?;
         count(rule, vip, backend, miss, context);
@@ -51,6 +56,7 @@ pub fn select<'t>(
 fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context<'_>) {
     let stats = context.stats;
     match miss {
+        _ if rule == Rule::QuicCid => stats.flows_by_cid.add(1),
         Miss::Midflow => stats.flows_by_hash.add(1),
         Miss::Open => stats.flows_new.add(1),
     }
@@ -224,8 +230,19 @@ impl Pool for Candidates<'_, '_> {
     }
 
     fn note(&mut self, note: Note) {
-        if let Some(trace) = self.context.trace {
-            trace.tell("scheduler", note, self.vip.scheduler.kind());
+        let Some(trace) = self.context.trace else { return };
+        let kind = self.vip.scheduler.kind();
+        match note {
+            Note::Full(full) => {
+                let full = self.context.table.backend(full);
+                let name = full.map_or("?", |backend| name(backend, self.context.table));
+                trace.tell(
+                    "scheduler",
+                    format!("not {name}"),
+                    format!("it is at the bound of {kind}"),
+                );
+            }
+            Note::Slot(_) | Note::Point(_) => trace.tell("scheduler", note, kind),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use hashbrown::HashMap;
 
+use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::sticky::Reentry;
@@ -55,6 +56,8 @@ pub struct Vip {
     pub splits: Splits,
     /// Whether workers tell of its new flows.
     pub sampled: bool,
+    /// How connection ids name its backends, for [`Affinity::QuicCid`].
+    pub quic: Option<Box<QuicLb>>,
 }
 
 /// What a backend's packets need beyond what all packets do; bits.
@@ -260,6 +263,7 @@ impl Vip {
             affinity: spec.affinity,
             splits: spec.splits.clone(),
             sampled: spec.sampled,
+            quic: QuicLb::new(spec),
         }
     }
 
@@ -357,6 +361,7 @@ pub(crate) mod testing {
             affinity: Affinity::Flow,
             splits: Splits::default(),
             sampled: false,
+            quic: Vec::new(),
             backends: Vec::new(),
         }
     }
@@ -378,6 +383,7 @@ pub(crate) mod testing {
                 mac: [2, 0, 0, 0, high, low],
                 vlan: None,
             }),
+            server_ids: Vec::new(),
         }
     }
 }

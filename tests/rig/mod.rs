@@ -80,6 +80,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             mac: backend_mac(index),
             vlan: None,
         }),
+        server_ids: Vec::new(),
     };
     VipSpec {
         id: VipId(id),
@@ -99,6 +100,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         affinity: Affinity::Flow,
         splits: Splits::default(),
         sampled: false,
+        quic: Vec::new(),
         backends: (0..backends).map(backend).collect(),
     }
 }

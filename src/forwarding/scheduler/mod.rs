@@ -73,8 +73,8 @@ impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Slot(slot) => write!(f, "slot {slot}"),
-            Self::Point(point) => write!(f, "point {point}"),
-            Self::Full(backend) => write!(f, "backend {} is at its bound", backend.0),
+            Self::Point(point) => write!(f, "point {point} of the ring"),
+            Self::Full(backend) => write!(f, "backend number {} is at its bound", backend.0),
         }
     }
 }
