@@ -9,7 +9,7 @@ use std::cell::Cell;
 
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::{Forward, ForwardingTable, Remember, VipSpec};
+use holdfast::forwarding::{FlowsLeft, Forward, ForwardingTable, Remember, VipSpec};
 use holdfast::units::Ticks;
 
 mod rig;
@@ -77,6 +77,37 @@ fn polling_never_allocates_or_frees() {
         rig.poll(0);
         assert_eq!(CALLS.with(Cell::get), before, "{forward:?}: a new table");
         assert!(CALLS.with(Cell::get) > 0, "the allocator counts");
+    }
+}
+
+/// Neither do the resets of flows that are cut, of which a sweep probes the silent ones.
+#[test]
+fn resetting_never_allocates_or_frees() {
+    for forward in [Forward::Dsr, Forward::Nat] {
+        for family in [rig::Family::V4, rig::Family::V6] {
+            let mut vip = rig::spec(0, forward, family, 1, 3);
+            vip.on_down = FlowsLeft::Reset;
+            let mut rig = rig::Rig::new(1, 1, vec![vip]);
+            for port in 1000..1100 {
+                for flags in ["S", "A"] {
+                    rig.send(0, 0, &rig::tcp(family, port, 80, flags));
+                }
+            }
+            rig.change(|specs| specs[0].backends.iter_mut().for_each(|b| b.up = false));
+            let packets: Vec<_> =
+                (1000..1050).map(|port| rig::tcp(family, port, 80, "A")).collect();
+            let mut calls = 0;
+            for packet in &packets {
+                rig.deliver(0, 0, packet);
+                let before = CALLS.with(Cell::get);
+                rig.advance(10);
+                calls += CALLS.with(Cell::get) - before;
+                rig.collect(0, 0);
+            }
+            assert_eq!(calls, 0, "{forward:?} {family:?}");
+            assert!(rig.stats(0).resets_sent.get() >= 100);
+            assert!(rig.stats(0).probes_sent.get() >= 100);
+        }
     }
 }
 
