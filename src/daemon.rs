@@ -8,8 +8,8 @@
 //! ```
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Sender;
@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
 use crate::control::{self, ControlError, Inputs, NicView, WorkerEvent, WorkerView};
+use crate::datapath::explain::Explainer;
 use crate::datapath::worker::{Parts, Worker, WorkerPort};
 use crate::flow::table::{FlowTable, TableError};
 use crate::flow::tuple::TableSecret;
@@ -115,6 +116,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
         workers.push(worker);
         views.extend(view(&config, index, &stats, &flows));
     }
+    let explain = explainer(&nics, &flows, &views)?;
     // It would keep the first table.
     drop(tables);
     let nic_views = nics.iter().map(nic_view).collect();
@@ -130,6 +132,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
         steering: Box::new(Steerings::new(steerings)),
         events: failures,
         clock: Arc::new(now),
+        explain,
         ready: Box::new(|| info!("ready")),
         config,
     });
@@ -319,6 +322,22 @@ fn nic_view(served: &ServedNic) -> NicView {
         mode: mode.to_owned(),
         queues: served.queues.clone(),
     }
+}
+
+/// Who says what becomes of a packet: one question at a time.
+fn explainer(
+    nics: &[ServedNic],
+    flows: &Arc<[Arc<FlowTable>]>,
+    workers: &[WorkerView],
+) -> Result<control::explain::Explain, DaemonError> {
+    let macs = nics.iter().map(|served| served.nic.mac()).collect();
+    let stats = workers.iter().map(|worker| Arc::clone(&worker.stats)).collect();
+    let explainer = Mutex::new(Explainer::new(macs, Arc::clone(flows), stats)?);
+    Ok(Arc::new(move |question, table| {
+        let mut explainer =
+            explainer.lock().map_err(|_| "an earlier question failed".to_owned())?;
+        explainer.explain(question, table, now()).map_err(|error| error.to_string())
+    }))
 }
 
 /// Starts a pinned thread for every worker.

@@ -174,6 +174,8 @@ pub struct WorkerStats {
     pub flows_found_elsewhere: Counter,
     /// Mid-flow TCP packets without a pin anywhere, pinned anew by hash.
     pub flows_by_hash: Counter,
+    /// Flows pinned to the backend that their QUIC connection id names.
+    pub flows_by_cid: Counter,
     /// Pins removed after their connection had ended by FINs or a RST, and its closing time-out.
     pub flows_closed: Counter,
     /// Pins removed because an open flow was idle for longer than its time-out.
@@ -262,6 +264,7 @@ impl WorkerStats {
             flows_new: Counter::default(),
             flows_found_elsewhere: Counter::default(),
             flows_by_hash: Counter::default(),
+            flows_by_cid: Counter::default(),
             flows_closed: Counter::default(),
             flows_idled_out: Counter::default(),
             flows_stale: Counter::default(),

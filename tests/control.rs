@@ -244,6 +244,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         steering: Box::new(Frames),
         events,
         clock: Arc::new(|| Ticks(0)),
+        explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
         ready: Box::new(move || {
             // Release: pairs with the test's Acquire. The sender lives until control has started.
             drop(sender);
@@ -283,6 +284,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         address: address.parse().unwrap(),
         port: Some(8080),
         weight: 1,
+        server_ids: Vec::new(),
     });
     Vip {
         name: name.to_owned(),
@@ -298,6 +300,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         on_down: FlowsLeft::Keep,
         reset_idle: false,
         announce,
+        quic: Vec::new(),
         backends: backends.collect(),
     }
 }

@@ -22,6 +22,7 @@ mod e2e {
     mod limits;
     mod malformed;
     pub mod oracle;
+    mod quic;
     mod reload;
     mod resets;
 }

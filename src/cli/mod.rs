@@ -7,6 +7,7 @@
 pub mod check;
 pub mod client;
 pub mod drain;
+pub mod explain;
 pub mod flows;
 pub mod generate;
 pub mod reload;
@@ -56,6 +57,8 @@ enum Command {
     Reload(SocketArgs),
     /// List pinned flows
     Flows(flows::FlowsArgs),
+    /// Say which backend a flow gets, and each step of why
+    Explain(explain::ExplainArgs),
     /// Generate traffic for a balancer, and judge what it does with it
     Generate(Box<generate::GenerateArgs>),
 }
@@ -186,6 +189,7 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Undrain(args) => undrain::undrain(&args, &mut out)?,
         Command::Reload(args) => reload::reload(&args, &mut out)?,
         Command::Flows(args) => flows::flows(&args, &mut out)?,
+        Command::Explain(args) => explain::explain(&args, &mut out)?,
         Command::Generate(args) => generate::generate(&args, &mut out)?,
     }
     Ok(out.flush()?)

@@ -158,6 +158,8 @@ fn vip(backends: Vec<BackendStatus>) -> api::VipStatus {
         ports: vec![80, 443],
         protocol: Protocol::Tcp,
         forward: Forward::Nat,
+        scheduler: "maglev (table_size 65537)".to_owned(),
+        affinity: "flow".to_owned(),
         announced_on: Some("eth1".to_owned()),
         splits: Vec::new(),
         traffic: api::Traffic::default(),

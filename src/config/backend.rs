@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::Backend;
 use super::place::Place;
+use super::quic::RawServerIds;
 use super::report::Report;
 use crate::forwarding::Forward;
 
@@ -20,6 +21,7 @@ pub(super) struct RawBackend {
     address: Option<String>,
     port: Option<i64>,
     weight: Option<i64>,
+    server_id: Option<RawServerIds>,
 }
 
 impl RawBackend {
@@ -39,6 +41,13 @@ impl RawBackend {
             let what = "forward = \"dsr\" leaves the port as the client wrote it";
             report.error(&port_at, what, "remove the port, or use forward = \"nat\"");
         }
-        Some(Backend { name: name.unwrap_or_default(), address: address?, port, weight })
+        let server_ids = self.server_id.map(|ids| ids.check(&place.key("server_id"), report));
+        Some(Backend {
+            name: name.unwrap_or_default(),
+            address: address?,
+            port,
+            weight,
+            server_ids: server_ids.unwrap_or_default(),
+        })
     }
 }

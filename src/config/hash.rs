@@ -12,6 +12,8 @@ use crate::forwarding::Secret;
 const SECRET: Secret = *b"holdfast-default";
 /// The prime of the Maglev paper (NSDI 2016, section 3.4): shares within 1% for 600 backends.
 const TABLE_SIZE: u32 = 65_537;
+/// A prime. 10 MB, and a build of some tenths of a second.
+const LARGEST: u32 = 5_000_011;
 
 /// The section as written.
 #[derive(Debug, Default, Deserialize)]
@@ -26,19 +28,31 @@ impl RawHash {
     pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Hash {
         let secret_at = place.key("secret");
         let secret = self.secret.map(|text| secret(&text, &secret_at, report)).unwrap_or(SECRET);
-        let table_size_at = place.key("table_size");
-        let table_size =
-            report.integer(&table_size_at, self.table_size, TABLE_SIZE, 251..=5_000_011);
-        if !is_prime(table_size) {
-            let next = (table_size..=5_000_011).find(|&n| is_prime(n)).unwrap_or(TABLE_SIZE);
-            let fix = format!("use a prime, such as {next}: a permutation needs one");
-            report.error(&table_size_at, format!("{table_size} is not a prime"), &fix);
-        }
-        Hash { secret, table_size }
+        let size_at = place.key("table_size");
+        Hash { secret, table_size: table_size(&size_at, self.table_size, TABLE_SIZE, report) }
     }
 }
 
-fn secret(text: &str, place: &Place, report: &mut Report<'_>) -> Secret {
+/// Slots of a Maglev table: a prime, or the default.
+pub(super) fn table_size(
+    place: &Place,
+    value: Option<i64>,
+    default: u32,
+    report: &mut Report<'_>,
+) -> u32 {
+    // The default has been checked at its own place.
+    let Some(value) = value else { return default };
+    let size = report.integer(place, Some(value), default, 251..=LARGEST);
+    if !is_prime(size) {
+        let next = (size..=LARGEST).find(|&n| is_prime(n)).unwrap_or(TABLE_SIZE);
+        let fix = format!("use a prime, such as {next}: a permutation needs one");
+        report.error(place, format!("{size} is not a prime"), &fix);
+    }
+    size
+}
+
+/// 32 hex digits.
+pub(super) fn secret(text: &str, place: &Place, report: &mut Report<'_>) -> Secret {
     let parsed = u128::from_str_radix(text, 16);
     match parsed {
         Ok(number) if text.len() == 32 && !text.starts_with('+') => number.to_be_bytes(),
@@ -67,6 +81,6 @@ mod tests {
         {
             assert_eq!(is_prime(number), expected, "{number}");
         }
-        assert!(is_prime(5_000_011), "the upper bound can be used");
+        assert!(is_prime(LARGEST), "the upper bound can be used");
     }
 }

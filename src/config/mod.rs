@@ -16,6 +16,7 @@ pub mod machine;
 mod nic;
 mod place;
 mod policy;
+mod quic;
 #[cfg(test)]
 mod reference;
 mod report;
@@ -39,7 +40,9 @@ use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
 use crate::flow::table::Families;
-use crate::forwarding::{Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret};
+use crate::forwarding::{
+    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, quic_lb,
+};
 use crate::words::reason;
 
 use place::{Place, Value};
@@ -340,6 +343,8 @@ pub struct Vip {
     pub reset_idle: bool,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
+    /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.
+    pub quic: Vec<quic_lb::Config>,
     /// Backends, in the file's order.
     pub backends: Vec<Backend>,
 }
@@ -401,6 +406,8 @@ pub struct Backend {
     pub port: Option<u16>,
     /// Share of new flows relative to the other backends; 0 takes none.
     pub weight: u32,
+    /// What names it in QUIC connection ids, at most one of each length.
+    pub server_ids: Vec<ServerId>,
 }
 
 /// `[control]`.

@@ -9,7 +9,7 @@ use super::vip::Placed;
 use super::{Backend, Config, Nic, Vip};
 use crate::flow::Protocol;
 use crate::forwarding::{
-    Forward, MAX_BACKENDS, MAX_NICS, MAX_RETURN_PATHS, MAX_VIPS, PortIndex, Ports,
+    Forward, MAX_BACKENDS, MAX_NICS, MAX_RETURN_PATHS, MAX_VIPS, PortIndex, Ports, SchedulerKind,
 };
 use crate::words::counted;
 
@@ -17,6 +17,8 @@ use crate::words::counted;
 const MIN_ENTRIES_PER_BACKEND: usize = 10;
 /// Entries of all lookup tables together: at 2 bytes each, 1 GiB.
 const MAX_TABLE_ENTRIES: u64 = 1 << 29;
+/// Points of a VIP's ring: at 10 bytes each, 40 MiB.
+const MAX_RING_POINTS: u64 = 1 << 22;
 
 /// What the sections are, with their places, while the rules between them are checked.
 pub(super) struct Sections<'s> {
@@ -31,6 +33,8 @@ pub(super) struct Sections<'s> {
 /// Notes every rule that is broken. Cost: linear in VIPs and backends, times a map look-up.
 pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
     limits(sections.config, report);
+    table_sizes(sections, report);
+    ring_points(sections, report);
     nics(sections, report);
     frames(sections.config, report);
     vip_names(sections, report);
@@ -63,24 +67,55 @@ fn limits(config: &Config, report: &mut Report<'_>) {
             );
         }
     }
-    table_size(config, report);
 }
 
-fn table_size(config: &Config, report: &mut Report<'_>) {
-    let size = config.hash.table_size;
-    let place = Place::root().key("hash").key("table_size");
-    let most = config.vips.iter().map(|vip| vip.backends.len()).max().unwrap_or(0);
-    let wanted = most.saturating_mul(MIN_ENTRIES_PER_BACKEND);
-    if usize::try_from(size).is_ok_and(|size| size < wanted) {
-        let what =
-            format!("{size} entries are too few for a VIP with {}", counted(most, "backend"));
-        report.error(&place, what, &format!("use a prime of at least {wanted}"));
+/// Every table is large enough for its backends; all together are not too large.
+fn table_sizes(sections: &Sections<'_>, report: &mut Report<'_>) {
+    let common = sections.config.hash.table_size;
+    let common_at = Place::root().key("hash").key("table_size");
+    let (mut entries, mut most) = (0, 0);
+    for (Placed { value: vip, place }, _) in sections.vips {
+        let Some(size) = vip.scheduler.table_size() else { continue };
+        entries += u64::from(size);
+        if size == common {
+            most = most.max(vip.backends.len());
+        } else {
+            let place = place.key("scheduler").key("table_size");
+            large_enough(&place, size, vip.backends.len(), report);
+        }
     }
-    let entries =
-        u64::from(size).saturating_mul(u64::try_from(config.vips.len()).unwrap_or(u64::MAX));
+    large_enough(&common_at, common, most, report);
     if entries > MAX_TABLE_ENTRIES {
-        let what = format!("{size} entries for each of {} VIPs", config.vips.len());
-        report.error(&place, what, "use a smaller prime: their product may be 536870912");
+        let what = format!("{entries} entries in the lookup tables of all VIPs");
+        let fix = format!("use a smaller prime: {MAX_TABLE_ENTRIES} are possible");
+        report.error(&common_at, what, &fix);
+    }
+}
+
+fn large_enough(place: &Place, size: u32, backends: usize, report: &mut Report<'_>) {
+    let wanted = backends.saturating_mul(MIN_ENTRIES_PER_BACKEND);
+    if usize::try_from(size).is_ok_and(|size| size < wanted) {
+        let backends = counted(backends, "backend");
+        let what = format!("{size} entries are too few for a VIP with {backends}");
+        report.error(place, what, &format!("use a prime of at least {wanted}"));
+    }
+}
+
+fn ring_points(sections: &Sections<'_>, report: &mut Report<'_>) {
+    for (Placed { value: vip, place }, _) in sections.vips {
+        let SchedulerKind::Ring { virtual_nodes } = vip.scheduler else { continue };
+        let weights = vip.backends.iter().map(|backend| u64::from(backend.weight)).sum::<u64>();
+        let points = weights.saturating_mul(virtual_nodes.into());
+        if points > MAX_RING_POINTS {
+            let what = format!(
+                "{virtual_nodes} for each of {weights} units of weight make {points} points"
+            );
+            let fix = match MAX_RING_POINTS / weights.max(1) {
+                0 => "use smaller weights".to_owned(),
+                most => format!("use {most} at most, or smaller weights"),
+            };
+            report.error(&place.key("scheduler").key("virtual_nodes"), what, &fix);
+        }
     }
 }
 

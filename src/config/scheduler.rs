@@ -3,40 +3,120 @@
 use serde::Deserialize;
 
 use super::choice::Kind;
+use super::hash::table_size;
 use super::place::Place;
 use super::report::Report;
-use crate::forwarding::SchedulerKind;
+use crate::forwarding::{Affinity, SchedulerKind};
+
+/// What Ketama and most that came after it use: shares within 8 % (standard deviation).
+const VIRTUAL_NODES: u32 = 160;
+/// What the paper's authors recommend for a start, and what HAProxy's users set.
+const E: f64 = 0.25;
 
 /// The table as written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawScheduler {
     kind: Option<String>,
+    table_size: Option<i64>,
+    virtual_nodes: Option<i64>,
+    e: Option<f64>,
 }
 
 impl Kind for RawScheduler {
     fn of(kind: String) -> Self {
-        Self { kind: Some(kind) }
+        Self { kind: Some(kind), ..Self::default() }
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Word {
     Maglev,
+    Rendezvous,
+    Ring,
+    RoundRobin,
+    LeastConnections,
+    PowerOfTwo,
+    Bounded,
+}
+
+impl Word {
+    const ALL: &[(&str, Self)] = &[
+        ("maglev", Self::Maglev),
+        ("rendezvous", Self::Rendezvous),
+        ("ring", Self::Ring),
+        ("round_robin", Self::RoundRobin),
+        ("least_connections", Self::LeastConnections),
+        ("power_of_two", Self::PowerOfTwo),
+        ("bounded", Self::Bounded),
+    ];
 }
 
 impl RawScheduler {
-    /// The table as the program relies on it; `table_size` is that of `[hash]`.
+    /// The table as the program relies on it; `default_size` is the table size of `[hash]`.
     pub(super) fn check(
         self,
         place: &Place,
-        table_size: u32,
+        default_size: u32,
         report: &mut Report<'_>,
     ) -> SchedulerKind {
-        const WORDS: &[(&str, Word)] = &[("maglev", Word::Maglev)];
-        let word = self.kind.and_then(|word| report.word(place, &word, WORDS, &[]));
-        match word.unwrap_or(Word::Maglev) {
-            Word::Maglev => SchedulerKind::Maglev { size: table_size },
+        let word = self.kind.as_deref().and_then(|word| report.word(place, word, Word::ALL, &[]));
+        let word = word.unwrap_or(Word::Maglev);
+        self.check_keys(place, word, report);
+        let size = table_size(&place.key("table_size"), self.table_size, default_size, report);
+        match word {
+            Word::Maglev => SchedulerKind::Maglev { size },
+            Word::Rendezvous => SchedulerKind::Rendezvous,
+            Word::Ring => {
+                let (at, nodes) = (place.key("virtual_nodes"), self.virtual_nodes);
+                let virtual_nodes = report.integer(&at, nodes, VIRTUAL_NODES, 1..=100_000);
+                SchedulerKind::Ring { virtual_nodes }
+            }
+            Word::RoundRobin => SchedulerKind::RoundRobin,
+            Word::LeastConnections => SchedulerKind::LeastConnections,
+            Word::PowerOfTwo => SchedulerKind::PowerOfTwo { size },
+            Word::Bounded => {
+                let e = report.real(&place.key("e"), self.e, E, 0.01..=10.0);
+                SchedulerKind::Bounded { size, e_permille: permille(e) }
+            }
         }
+    }
+
+    /// Complains about keys that say nothing with this kind.
+    fn check_keys(&self, place: &Place, word: Word, report: &mut Report<'_>) {
+        const TABLES: &[Word] = &[Word::Maglev, Word::PowerOfTwo, Word::Bounded];
+        for (key, given, kinds) in [
+            ("table_size", self.table_size.is_some(), TABLES),
+            ("virtual_nodes", self.virtual_nodes.is_some(), &[Word::Ring]),
+            ("e", self.e.is_some(), &[Word::Bounded]),
+        ] {
+            if given && !kinds.contains(&word) {
+                let kinds = Word::ALL.iter().filter(|(_, word)| kinds.contains(word));
+                let kinds: Vec<_> = kinds.map(|(word, _)| format!("\"{word}\"")).collect();
+                let fix = format!("leave it out, or use kind = {}", kinds.join(" or "));
+                report.error(&place.key(key), "says nothing with this kind", &fix);
+            }
+        }
+    }
+}
+
+fn permille(e: f64) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "10 at most")]
+    let permille = (e * 1000.0).round() as u32;
+    permille
+}
+
+/// Which flows belong together must make a difference to somebody.
+pub(super) fn check_affinity(
+    place: &Place,
+    affinity: Affinity,
+    scheduler: SchedulerKind,
+    report: &mut Report<'_>,
+) {
+    if affinity.is_of_client() && !scheduler.heeds_affinity() {
+        let (affinity, scheduler) = (affinity.as_str(), scheduler.as_str());
+        let what = format!("\"{affinity}\" does nothing: scheduler \"{scheduler}\" ignores it");
+        let fix = "use affinity = \"flow\", or a scheduler that hashes, such as \"maglev\"";
+        report.error(place, what, fix);
     }
 }

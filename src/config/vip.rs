@@ -14,10 +14,10 @@ use super::health::RawHealth;
 use super::place::{Place, Value};
 use super::policy;
 use super::report::Report;
-use super::scheduler::RawScheduler;
+use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
 use super::timeouts::RawTimeouts;
-use super::{Announce, Backend, Health, TcpHealth, Vip};
+use super::{Announce, Backend, Health, TcpHealth, Vip, quic};
 use crate::flow::Protocol;
 use crate::forwarding::{Forward, Ports};
 
@@ -49,7 +49,8 @@ pub(super) struct RawVip {
     on_down: Option<String>,
     on_idle: Option<String>,
     announce: Option<String>,
-    /// Taken out and read before; it is here to be named with the other keys.
+    /// Taken out and read by themselves; they are here to be named with the other keys.
+    quic: Option<IgnoredAny>,
     backend: Option<IgnoredAny>,
 }
 
@@ -107,15 +108,18 @@ pub(super) fn check(
     defaults: Defaults<'_>,
     report: &mut Report<'_>,
 ) -> (Option<Placed<Vip>>, Vec<Placed<Backend>>) {
-    let backends = match section.get_mut() {
-        DeValue::Table(table) => table.remove("backend"),
+    let [backends, quic] = ["backend", "quic"].map(|list| match section.get_mut() {
+        DeValue::Table(table) => table.remove(list),
         _ => None,
-    };
+    });
     let raw: RawVip = report.read(section, place);
     let forward = forward(raw.forward.as_deref(), &place.key("forward"), report);
     let backends = check_backends(backends, &place.key("backend"), forward, report);
     let values = backends.iter().map(|backend| backend.value.clone()).collect();
-    let vip = raw.check(place, forward, defaults, values, report);
+    let mut vip = raw.check(place, forward, defaults, values, report);
+    if let Some(vip) = &mut vip {
+        vip.quic = quic::check(quic, &place.key("quic"), vip.affinity, &backends, report);
+    }
     (vip.map(|value| Placed { value, place: place.clone() }), backends)
 }
 
@@ -154,7 +158,9 @@ impl RawVip {
         let protocol = protocol(self.protocol, &place.key("protocol"), report);
         let scheduler_at = place.key("scheduler");
         let scheduler = self.scheduler.0.check(&scheduler_at, defaults.table_size, report);
-        let affinity = self.affinity.0.check(&place.key("affinity"), protocol, report);
+        let affinity_at = place.key("affinity");
+        let affinity = self.affinity.0.check(&affinity_at, protocol, report);
+        check_affinity(&affinity_at, affinity, scheduler, report);
         let split = self.split.0.check(&place.key("split"), report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
@@ -181,6 +187,7 @@ impl RawVip {
             on_down,
             reset_idle,
             announce,
+            quic: Vec::new(),
             backends,
         })
     }

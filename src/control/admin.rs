@@ -21,7 +21,10 @@ use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::api::{ApiError, BackendStatus, DrainRequest, Reloaded, Status, UndrainRequest};
+use super::api::{
+    ApiError, BackendStatus, DrainRequest, Explained, Reloaded, Status, UndrainRequest,
+};
+use super::explain::{self, Explain, Prepared};
 use super::flows::{self, Filter, Names, Pins, QueryError, Scan};
 use super::{Clock, ControlError};
 use crate::words::reason;
@@ -45,6 +48,8 @@ pub enum Request {
     Undrain(UndrainRequest, Reply<Result<BackendStatus, Refusal>>),
     /// `POST /v1/reload`.
     Reload(Reply<Result<Reloaded, Refusal>>),
+    /// What `GET /v1/explain` is to ask the data path.
+    Explain(explain::Query, Reply<Result<Prepared, Refusal>>),
     /// What `GET /v1/flows` needs to know.
     Names(Reply<Arc<Names>>),
 }
@@ -184,6 +189,8 @@ pub struct Door {
     pub tables: Vec<Arc<dyn Pins>>,
     /// Their clock.
     pub clock: Clock,
+    /// Who says what becomes of a packet.
+    pub explain: Explain,
 }
 
 impl Claim {
@@ -208,6 +215,7 @@ fn router(door: Door) -> Router {
         .route("/v1/undrain", post(undrain))
         .route("/v1/reload", post(reload))
         .route("/v1/flows", get(flow_lines))
+        .route("/v1/explain", get(explained))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -253,10 +261,7 @@ async fn flow_lines(
     query: Result<Query<flows::Query>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(query) = query.map_err(|error| {
-        let what = error.body_text();
-        let what = what.trim_start_matches("Failed to deserialize query string: ");
-        let keys = "the keys are vip, backend, client and limit, each once; see docs/API.md";
-        Refusal::new(StatusCode::BAD_REQUEST, format!("query: {what}; {keys}"))
+        bad_query(&error, "the keys are vip, backend, client and limit, each once")
     })?;
     let names = ask(&door, Request::Names).await?;
     let filter = Filter::new(query, &names).map_err(|error| {
@@ -269,6 +274,28 @@ async fn flow_lines(
     let scan = Scan { tables: door.tables, filter, names, clock: door.clock };
     let kind = [(header::CONTENT_TYPE, "application/jsonl")];
     Ok((kind, Body::from_stream(scan.lines())).into_response())
+}
+
+async fn explained(
+    State(door): State<Door>,
+    query: Result<Query<explain::Query>, QueryRejection>,
+) -> Result<Json<Explained>, Refusal> {
+    let Query(query) = query.map_err(|error| {
+        let keys = "the keys are vip, client, port, midflow and payload, each once";
+        bad_query(&error, keys)
+    })?;
+    let prepared = ask(&door, |reply| Request::Explain(query, reply)).await??;
+    let asked = tokio::task::spawn_blocking(move || prepared.ask(&door.explain)).await;
+    let failed = |error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("nobody could answer: {error}"))
+    };
+    asked.map_err(failed)?.map(Json)
+}
+
+fn bad_query(error: &QueryRejection, keys: &str) -> Refusal {
+    let what = error.body_text();
+    let what = what.trim_start_matches("Failed to deserialize query string: ");
+    Refusal::new(StatusCode::BAD_REQUEST, format!("query: {what}; {keys}; see docs/API.md"))
 }
 
 /// Asks the control task.

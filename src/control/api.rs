@@ -11,6 +11,7 @@
 //! | `POST /v1/undrain` | [`UndrainRequest`] | [`BackendStatus`] |
 //! | `POST /v1/reload` | | [`Reloaded`] |
 //! | `GET /v1/flows?vip=&backend=&client=&limit=` | | JSON lines of [`Flow`] |
+//! | `GET /v1/explain?vip=&client=&port=&midflow=&payload=` | | [`Explained`] |
 //!
 //! Every error is a 4xx or 5xx with an [`ApiError`] body.
 
@@ -20,6 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
+use crate::forwarding::explain::Step;
 use crate::forwarding::{Forward, Service};
 
 /// `GET /v1/status`.
@@ -60,6 +62,8 @@ pub struct Totals {
     pub flows_found_elsewhere: u64,
     pub flows_by_hash: u64,
     #[serde(default)]
+    pub flows_by_cid: u64,
+    #[serde(default)]
     pub flows_closed: u64,
     pub flows_idled_out: u64,
     pub flows_stale: u64,
@@ -84,6 +88,12 @@ pub struct VipStatus {
     pub protocol: Protocol,
     /// Forwarding mode.
     pub forward: Forward,
+    /// How it chooses a backend for a new flow.
+    #[serde(default)]
+    pub scheduler: String,
+    /// Which flows belong together.
+    #[serde(default)]
+    pub affinity: String,
     /// The interface that has the address, if holdfast put it there.
     pub announced_on: Option<String>,
     /// Sources (an address, or the first of a network) that are too large for one backend, and so
@@ -297,6 +307,25 @@ pub struct Flow {
     pub idle_ms: u64,
     /// Index of the worker that pins it.
     pub worker: usize,
+}
+
+/// `GET /v1/explain`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Explained {
+    /// Name of the VIP.
+    pub vip: String,
+    /// Who opens the flow, or has opened it.
+    pub client: SocketAddr,
+    /// Where to.
+    pub destination: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Name of the backend that the packet is sent to; `None`: it is dropped.
+    pub backend: Option<String>,
+    /// The decisions, in their order.
+    pub steps: Vec<Step>,
+    /// The frame as it leaves, in hex digits; empty for one that is dropped.
+    pub frame: String,
 }
 
 /// Body of every error answer.

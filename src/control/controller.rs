@@ -15,6 +15,7 @@ use super::admin::{self, Door, Refusal, Request};
 use super::announce::{Announcement, Announcer, Place};
 use super::api::{BackendStatus, DrainRequest, Reloaded, Status, UndrainRequest};
 use super::drain::DrainEnd;
+use super::explain::Prepared;
 use super::flows::{Names, Pins, list};
 use super::health::{Checks, Outcome};
 use super::neighbour::{self, Problem, Snapshot};
@@ -100,10 +101,11 @@ pub(super) async fn serve(
     inputs: Inputs,
     signals: mpsc::Receiver<Signal>,
 ) -> Result<(), ControlError> {
+    let explain = Arc::clone(&inputs.explain);
     let door_parts = (inputs.workers.clone(), Arc::clone(&inputs.clock));
     let (mut controller, mut events, requests, mut claim, ready) = assemble(inputs, signals)?;
     let tables = door_parts.0.into_iter().map(|worker| worker.flows as Arc<dyn Pins>).collect();
-    let door = Door { requests, tables, clock: door_parts.1 };
+    let door = Door { requests, tables, clock: door_parts.1, explain };
     let result = match controller.start(&mut events, &mut claim, door).await {
         Ok(()) => {
             ready();
@@ -620,6 +622,11 @@ impl Controller {
             Request::Drain(order, reply) => _ = reply.send(self.drain(&order)),
             Request::Undrain(order, reply) => _ = reply.send(self.undrain(&order)),
             Request::Reload(reply) => _ = reply.send(self.reload(network).await),
+            Request::Explain(query, reply) => {
+                let table = self.publisher.current();
+                let prepared = Prepared::new(query, &self.registry, table, &self.nics);
+                _ = reply.send(prepared);
+            }
             Request::Names(reply) => _ = reply.send(Arc::new(Names::of(&self.registry))),
         }
     }

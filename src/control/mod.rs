@@ -21,6 +21,7 @@ pub mod announce;
 pub mod api;
 pub mod controller;
 pub mod drain;
+pub mod explain;
 pub mod flows;
 pub mod health;
 pub mod neighbour;
@@ -75,6 +76,8 @@ pub struct Inputs {
     pub events: crossbeam_channel::Receiver<WorkerEvent>,
     /// The clock of the flow tables.
     pub clock: Clock,
+    /// Who says what becomes of a packet.
+    pub explain: explain::Explain,
     /// Called once, when the first table is published, steered and announced.
     pub ready: Box<dyn FnOnce()>,
 }

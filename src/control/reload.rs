@@ -91,8 +91,8 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("ports", ports(&old.ports), ports(&new.ports));
     field("protocol", old.protocol.as_str().to_owned(), new.protocol.as_str().to_owned());
     field("forward", old.forward.as_str().to_owned(), new.forward.as_str().to_owned());
-    field("scheduler", format!("{:?}", old.scheduler), format!("{:?}", new.scheduler));
-    field("affinity", format!("{:?}", old.affinity), format!("{:?}", new.affinity));
+    field("scheduler", old.scheduler.to_string(), new.scheduler.to_string());
+    field("affinity", old.affinity.to_string(), new.affinity.to_string());
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
     field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());
@@ -191,7 +191,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
-    use crate::forwarding::{FlowsLeft, Forward};
+    use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind};
 
     /// A configuration of one worker and one NIC.
     pub fn config(vips: Vec<Vip>) -> Config {
@@ -234,7 +234,7 @@ pub(super) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 13] = [
+        let rows: [(Change, &str); 15] = [
             (
                 |vip| vip.address = IpAddr::from([192, 0, 2, 11]),
                 "VIP web: address 192.0.2.10 -> 192.0.2.11",
@@ -242,6 +242,14 @@ pub(super) mod tests {
             (|vip| vip.ports = Ports::List(vec![80, 443]), "VIP web: ports 80 -> 80, 443"),
             (|vip| vip.ports = Ports::All, "VIP web: ports 80 -> all"),
             (|vip| vip.protocol = Protocol::Udp, "VIP web: protocol tcp -> udp"),
+            (
+                |vip| vip.scheduler = SchedulerKind::Ring { virtual_nodes: 160 },
+                "VIP web: scheduler maglev (table_size 251) -> ring (virtual_nodes 160)",
+            ),
+            (
+                |vip| vip.affinity = Affinity::ClientPrefix { v4: 24, v6: 56 },
+                "VIP web: affinity flow -> client_prefix (v4 24, v6 56)",
+            ),
             (
                 |vip| vip.announce = Announce::Interface("lo".to_owned()),
                 "VIP web: announce none -> lo",

@@ -157,9 +157,14 @@ impl Registry {
         vip.backends.iter_mut().find(|entry| entry.config.name == backend)
     }
 
+    /// A VIP by its name.
+    pub fn vip(&self, name: &str) -> Option<&VipEntry> {
+        self.vips.iter().find(|entry| entry.config.name == name)
+    }
+
     /// A backend by its names, with its VIP.
     pub fn find(&self, vip: &str, backend: &str) -> Option<(&VipEntry, &BackendEntry)> {
-        let vip = self.vips.iter().find(|entry| entry.config.name == vip)?;
+        let vip = self.vip(vip)?;
         let backend = vip.backends.iter().find(|entry| entry.config.name == backend)?;
         Some((vip, backend))
     }
@@ -363,6 +368,7 @@ impl VipEntry {
             affinity: self.config.affinity,
             splits: self.splits.clone(),
             sampled: self.split().is_some(),
+            quic: self.config.quic.clone(),
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
@@ -381,6 +387,7 @@ impl BackendEntry {
             service: self.drain.service(),
             left: FlowsLeft::Keep,
             next_hop: self.next_hop,
+            server_ids: self.config.server_ids.clone(),
         }
     }
 
@@ -421,7 +428,13 @@ pub(super) mod tests {
     /// A backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
         let address = IpAddr::from([127, 0, 1, host]);
-        config::Backend { name: name.to_owned(), address, port: Some(8080), weight: 1 }
+        config::Backend {
+            name: name.to_owned(),
+            address,
+            port: Some(8080),
+            weight: 1,
+            server_ids: Vec::new(),
+        }
     }
 
     /// A NAT VIP at 192.0.2.10:80 that checks nothing and announces nothing.
@@ -446,6 +459,7 @@ pub(super) mod tests {
             on_down: FlowsLeft::Keep,
             reset_idle: false,
             announce: Announce::None,
+            quic: Vec::new(),
             backends: backends.to_vec(),
         }
     }

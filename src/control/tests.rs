@@ -126,6 +126,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
         steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
         events: failures,
         clock: Arc::new(|| Ticks(300)),
+        explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
         ready: Box::new(|| {}),
     };
     let bench = Bench { scratch, signals, file, notes, worker, tables, events };

@@ -162,7 +162,7 @@ const _: () = assert!(size_of::<Packet>() == 128);
 
 impl Packet {
     /// Of no packet.
-    const NONE: Self = Self {
+    pub(super) const NONE: Self = Self {
         frame: None,
         dropped: false,
         shape: Shape { transport: 0, tag: None, flags: TcpFlags(0) },

@@ -20,13 +20,15 @@ use arrayvec::ArrayVec;
 
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
+use super::quic::{answers_for, named};
 use super::reset::{Cut, Outbox};
 use crate::flow::Protocol;
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
 use crate::flow::writer::{FlowWriter, Full, Verdict};
-use crate::forwarding::table::Backend;
+use crate::forwarding::explain::Trace;
+use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{
     BackendIndex, FlowsLeft, Forward, ForwardingTable, ListenKey, NextHop, PortIndex, RESET_TIME,
 };
@@ -105,6 +107,8 @@ pub struct Context<'a> {
     pub now: Ticks,
     /// The worker's counters.
     pub stats: &'a WorkerStats,
+    /// To whom reasons are told, where somebody asks.
+    pub trace: Option<&'a Trace>,
 }
 
 impl Conntrack {
@@ -112,8 +116,13 @@ impl Conntrack {
     /// table, another worker writes it, or it has flows already: they would be of another process's
     /// backends.
     pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
+        Self::adopt(tables, me, now).filter(|conntrack| conntrack.writer.is_empty())
+    }
+
+    /// The same with the flows that the table has, which must be of this process's backends.
+    pub(super) fn adopt(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
-        writer.is_empty().then_some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
+        Some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
     }
 
     /// Whose it is.
@@ -161,9 +170,9 @@ impl Conntrack {
         if hit.track.state().has(State::ALIAS) {
             return self.track_alias(&hit, packet, backend, context);
         }
-        if let Some(miss) = leaves(packet, &hit.track, backend) {
+        if let Some(miss) = leaves(packet, &hit.track, backend, context) {
             if backend.left == FlowsLeft::Rehash {
-                context.stats.flows_stale.add(1);
+                count_rehash(context);
             }
             self.remove(hit.slot, context.stats);
             return Err(miss.into());
@@ -191,7 +200,7 @@ impl Conntrack {
         let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
-        if let Some(miss) = leaves(packet, &track, backend) {
+        if let Some(miss) = leaves(packet, &track, backend, context) {
             self.remove(alias.slot, context.stats);
             return Err(miss.into());
         }
@@ -234,7 +243,7 @@ impl Conntrack {
         let on_vip = |pin: &Pin| pin.vip == packet.vip;
         let (slot, pin, backend) =
             self.find_elsewhere(&packet.flow, context, on_vip).ok_or(Miss::Midflow)?;
-        if let Some(miss) = leaves(packet, &pin.track, backend) {
+        if let Some(miss) = leaves(packet, &pin.track, backend, context) {
             return Err(miss.into());
         }
         context.stats.flows_found_elsewhere.add(1);
@@ -285,8 +294,8 @@ impl Conntrack {
     ) -> Option<Track> {
         let hit = context.flows.find_at(flow, hint);
         let living = hit.as_ref().and_then(|hit| living(flow.protocol(), &hit.track, context));
-        let (Some(hit), Some(living)) = (hit, living.filter(|living| living.id.index == backend))
-        else {
+        let living = living.filter(|pinned| answers_for(backend, pinned, context));
+        let (Some(hit), Some(living)) = (hit, living) else {
             return Some(self.answered_elsewhere(flow, backend, packet, context)?.track);
         };
         if hit.track.state().has(State::ALIAS) {
@@ -334,7 +343,10 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Pin> {
-        let on_it = |pin: &Pin| pin.track.backend().index == backend;
+        let on_it = |pin: &Pin| {
+            let pinned = context.table.pinned(pin.track.backend());
+            pinned.is_some_and(|pinned| answers_for(backend, pinned, context))
+        };
         let (slot, pin, backend) = self.find_elsewhere(flow, context, on_it)?;
         let news = News::of_reply(packet, &pin.track, backend);
         self.add_alias(slot, &pin, flow, &news, context);
@@ -549,6 +561,12 @@ fn living<'t>(protocol: Protocol, track: &Track, context: &Context<'t>) -> Optio
     (idle.0 <= timeout(protocol, track.state(), backend).0).then_some(backend)
 }
 
+/// Whether a pin on `backend` has not been idle for too long.
+pub(super) fn is_living(protocol: Protocol, pin: &Pin, backend: &Backend, now: Ticks) -> bool {
+    let idle = now.since(pin.track.last_seen());
+    idle.0 <= timeout(protocol, pin.track.state(), backend).0
+}
+
 /// How long the flow may be idle.
 #[inline]
 fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
@@ -567,20 +585,30 @@ fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
 ///
 /// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
 /// not answer, or it is cut (the client tries again, and shall succeed). A SYN for an established flow
-/// does not: anybody can forge one, and the backend answers it (RFC 5961 4). Any other packet does if
-/// that is the policy for what its backend has left.
+/// does not: anybody can forge one, and the backend answers it (RFC 5961 4). A UDP packet does if its
+/// connection id names another backend; and any packet does if that is the policy for what its backend
+/// has left.
 #[inline]
-fn leaves(packet: &Packet, track: &Track, backend: &Backend) -> Option<Miss> {
+fn leaves(
+    packet: &Packet,
+    track: &Track,
+    backend: &Backend,
+    context: &Context<'_>,
+) -> Option<Miss> {
     let (protocol, state) = (packet.flow.protocol(), track.state());
-    let opens = protocol == Protocol::Udp || packet.shape.flags.opens();
-    let miss = if opens { Miss::Open } else { Miss::Midflow };
-    let leaves = backend.left == FlowsLeft::Rehash
-        || packet.shape.flags.opens()
-            && protocol == Protocol::Tcp
-            && (!backend.up
-                || state.is_closing(backend.forward)
-                || is_cut(protocol, track, backend));
-    leaves.then_some(miss)
+    let rehash = backend.left == FlowsLeft::Rehash;
+    let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
+    match protocol {
+        Protocol::Tcp if packet.shape.flags.opens() => {
+            let over = state.is_closing(backend.forward) || is_cut(protocol, track, backend);
+            (rehash || over || !backend.up).then_some(Miss::Open)
+        }
+        Protocol::Tcp => rehash.then_some(Miss::Midflow),
+        Protocol::Udp => {
+            let leaves = rehash || (backend.quirks.has(Quirks::QUIC) && elsewhere());
+            leaves.then_some(Miss::Open)
+        }
+    }
 }
 
 /// Whether the flow is cut: for good, or by what is to become of its backend's flows.
@@ -822,6 +850,15 @@ fn count_end(protocol: Protocol, track: &Track, context: &Context<'_>) {
             stats.flows_closed.add(1);
         }
         Some(_) => stats.flows_idled_out.add(1),
+    }
+}
+
+/// Counts, and tells, that a pin is given up by the policy for what its backend has left.
+#[cold]
+fn count_rehash(context: &Context<'_>) {
+    context.stats.flows_stale.add(1);
+    if let Some(trace) = context.trace {
+        trace.tell("conntrack", "the pin is given up", "its backend does not serve: rehash");
     }
 }
 

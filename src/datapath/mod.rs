@@ -11,7 +11,9 @@
 pub mod batch;
 pub mod classify;
 pub mod conntrack;
+pub mod explain;
 pub mod parse;
+pub mod quic;
 pub mod receive;
 pub mod reset;
 pub mod rewrite;

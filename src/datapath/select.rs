@@ -7,12 +7,14 @@ use std::net::IpAddr;
 
 use super::batch::{Packet, TcpFlags};
 use super::conntrack::{Conntrack, Context, Miss};
+use super::quic::named;
 use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};
 use crate::forwarding::affinity::Sample;
+use crate::forwarding::explain::Trace;
 use crate::forwarding::scheduler::{Note, Pool};
-use crate::forwarding::table::{Backend, Vip};
-use crate::forwarding::{BackendIndex, Forward, ListenKey};
+use crate::forwarding::table::{Backend, Vip, name};
+use crate::forwarding::{Affinity, BackendIndex, Forward, ForwardingTable, ListenKey};
 use crate::stats::{Counter, Drop, FlowStats};
 
 /// The backend of a packet whose flow has no pin, which it leaves behind.
@@ -29,7 +31,11 @@ pub fn select<'t>(
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
-    let (backend, rule) = choose(&key, miss, vip, conntrack, context)?;
+    // Where its connection is counts for more than a collision: elsewhere nobody knows it.
+    let (backend, rule) = match named(packet, context) {
+        Some(backend) => (backend, Rule::QuicCid),
+        None => choose(&key, miss, vip, conntrack, context)?,
+    };
     if deserves_pin(packet) {
         conntrack.pin(packet, backend, rule, context).map_err(|_| Drop::TableFull)?;
         count(rule, vip, backend, miss, context);
@@ -45,6 +51,7 @@ pub fn select<'t>(
 fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context<'_>) {
     let stats = context.stats;
     match miss {
+        _ if rule == Rule::QuicCid => stats.flows_by_cid.add(1),
         Miss::Midflow => stats.flows_by_hash.add(1),
         Miss::Open => stats.flows_new.add(1),
     }
@@ -72,6 +79,9 @@ fn choose<'t>(
     context: &Context<'t>,
 ) -> Result<(&'t Backend, Rule), Drop> {
     let hash = vip.affinity_hash(context.table.secret(), key);
+    if let Some(trace) = context.trace {
+        tell_affinity(key, hash, vip, trace);
+    }
     let mut candidates =
         Candidates { key, miss, vip, hash, conntrack, context, slow_start: true, collided: false };
     let scheduler = vip.scheduler.scheduler();
@@ -92,6 +102,25 @@ fn choose<'t>(
     })
 }
 
+/// Tells which flows belong together with this one.
+fn tell_affinity(key: &FlowKey, hash: u64, vip: &Vip, trace: &Trace) {
+    let client = vip.client_key(key);
+    let why = match vip.affinity {
+        Affinity::Flow | Affinity::QuicCid => "every flow for itself: its five-tuple".to_owned(),
+        _ if client.part == 1 => format!("all flows of {}", client.client),
+        Affinity::ClientPorts { .. } => {
+            format!("flows of {} from part {} of its ports", client.client, client.part)
+        }
+        _ => format!(
+            "{} is split, as it has more new flows than one backend should bear: part {} of 2^{}",
+            client.client,
+            client.part,
+            vip.splits.bits(client.client)
+        ),
+    };
+    trace.tell("affinity", format!("hash {hash:016x}"), why);
+}
+
 /// What the scheduler may ask about, for one packet.
 struct Candidates<'c, 't> {
     key: &'c FlowKey,
@@ -107,26 +136,51 @@ struct Candidates<'c, 't> {
 }
 
 impl Candidates<'_, '_> {
-    /// For a flow whose pin was lost a draining backend is as good as any: it most probably is the
-    /// one that had it.
-    fn in_service(&self, backend: &Backend) -> bool {
-        match self.miss {
+    /// Why the flow cannot go there. For one whose pin was lost a draining backend is as good as
+    /// any: it most probably is the one that had it.
+    fn refusal(&mut self, backend: &Backend) -> Option<&'static str> {
+        let in_service = match self.miss {
             Miss::Midflow => backend.takes_midflow,
-            Miss::Open => backend.takes_new && (!self.slow_start || backend.admits(self.hash)),
+            Miss::Open => backend.takes_new,
+        };
+        if !in_service {
+            return Some(out_of_service(backend));
         }
+        if self.miss == Miss::Open && self.slow_start && !backend.admits(self.hash) {
+            return Some("starts slowly, and does not take this one yet");
+        }
+        let collides = self.vip.forward == Forward::Nat
+            && collides(self.key, backend, self.conntrack, self.context);
+        self.collided |= collides;
+        collides.then_some("has a flow that it could not tell from this one")
+    }
+}
+
+/// Why a backend is not in service.
+fn out_of_service(backend: &Backend) -> &'static str {
+    if !backend.up {
+        "down: its health check fails"
+    } else if backend.next_hop.is_none() {
+        "its next hop is not known"
+    } else if backend.takes_midflow {
+        "draining, or without weight"
+    } else {
+        "out of service: its drain met the deadline"
     }
 }
 
 impl Pool for Candidates<'_, '_> {
     fn accepts(&mut self, backend: BackendIndex) -> bool {
-        let backend = self.context.table.backend(backend);
-        let Some(backend) = backend.filter(|backend| self.in_service(backend)) else {
-            return false;
-        };
-        let collides = self.vip.forward == Forward::Nat
-            && collides(self.key, backend, self.conntrack, self.context);
-        self.collided |= collides;
-        !collides
+        let Some(backend) = self.context.table.backend(backend) else { return false };
+        let refusal = self.refusal(backend);
+        if let Some(trace) = self.context.trace {
+            let name = name(backend, self.context.table);
+            match refusal {
+                None => trace.tell("scheduler", format!("{name} takes it"), "in service"),
+                Some(why) => trace.tell("scheduler", format!("not {name}"), why),
+            }
+        }
+        refusal.is_none()
     }
 
     fn active(&self, backend: BackendIndex) -> u64 {
@@ -143,7 +197,22 @@ impl Pool for Candidates<'_, '_> {
         gauge(placed, |c| &c.flows_scheduled).wrapping_add(self.conntrack.worker().into())
     }
 
-    fn note(&mut self, _note: Note) {}
+    fn note(&mut self, note: Note) {
+        let Some(trace) = self.context.trace else { return };
+        let kind = self.vip.scheduler.kind();
+        match note {
+            Note::Full(full) => {
+                let full = self.context.table.backend(full);
+                let name = full.map_or("?", |backend| name(backend, self.context.table));
+                trace.tell(
+                    "scheduler",
+                    format!("not {name}"),
+                    format!("it is at the bound of {kind}"),
+                );
+            }
+            Note::Slot(_) | Note::Point(_) => trace.tell("scheduler", note, kind),
+        }
+    }
 }
 
 fn gauge(counters: Option<&FlowStats>, which: impl Fn(&FlowStats) -> &Counter) -> u64 {
@@ -158,20 +227,29 @@ fn collides(
     conntrack: &Conntrack,
     context: &Context<'_>,
 ) -> bool {
-    let port = backend.port.unwrap_or(key.vip_port);
-    let source = ListenKey { address: backend.address, port, protocol: key.protocol };
-    let paths = context.table.return_paths(source);
-    if paths.clone().nth(1).is_none() {
-        return false;
-    }
-    paths.into_iter().any(|path| {
-        let vip_port = path.vip_port.unwrap_or(port);
-        let other = FlowKey { vip: path.vip_address, vip_port, ..*key };
-        other != *key && {
-            let other = conntrack.secret().hash(other.into());
-            conntrack.is_pinned_anywhere(&other, path.backend, context)
-        }
+    rivals(key, backend, context.table).any(|(rival, backend)| {
+        let rival = conntrack.secret().hash(rival.into());
+        conntrack.is_pinned_anywhere(&rival, backend, context)
     })
+}
+
+/// The flows that a NAT backend could not tell from this one, each with the backend of its VIP that
+/// is the same server.
+pub(super) fn rivals<'t>(
+    key: &FlowKey,
+    backend: &Backend,
+    table: &'t ForwardingTable,
+) -> impl Iterator<Item = (FlowKey, BackendIndex)> + use<'t> {
+    let (key, port) = (*key, backend.port.unwrap_or(key.vip_port));
+    let source = ListenKey { address: backend.address, port, protocol: key.protocol };
+    let paths = table.return_paths(source);
+    // A single path is this flow's own.
+    let several = paths.clone().nth(1).is_some();
+    let rivals = paths.filter(move |_| several).map(move |path| {
+        let vip_port = path.vip_port.unwrap_or(port);
+        (FlowKey { vip: path.vip_address, vip_port, ..key }, path.backend)
+    });
+    rivals.filter(move |(rival, _)| *rival != key)
 }
 
 /// Refuses sources from which nobody may send (RFC 1122 3.2.1.3, RFC 4291 2.5-2.7).

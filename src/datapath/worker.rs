@@ -244,6 +244,7 @@ impl Worker {
             nic: PortIndex(0),
             now,
             stats: &self.stats,
+            trace: None,
         };
         self.sweep_behind = self.conntrack.sweep(context, &mut self.outbox);
         packets
@@ -260,7 +261,8 @@ impl Worker {
         let packets = batch.len();
         if packets > 0 {
             let table = tables.current();
-            let context = &Context { table, flows: flows.view(), nic: port.nic, now, stats };
+            let (flows_view, nic) = (flows.view(), port.nic);
+            let context = &Context { table, flows: flows_view, nic, now, stats, trace: None };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
@@ -337,7 +339,7 @@ impl Worker {
 
 /// From the flow to the headers that the packet leaves with.
 #[inline(always)]
-fn forward(
+pub(super) fn forward(
     packet: &mut Packet,
     conntrack: &mut Conntrack,
     context: &Context<'_>,

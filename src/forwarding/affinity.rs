@@ -12,6 +12,7 @@
 //! a split source   its (masked) address           part 2^n | which of 2^n shares of its ports
 //! ```
 
+use std::fmt;
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
@@ -92,9 +93,31 @@ impl Affinity {
         }
     }
 
+    /// As the configuration calls it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Flow => "flow",
+            Self::Client => "client",
+            Self::ClientPrefix { .. } => "client_prefix",
+            Self::ClientPorts { .. } => "client_ports",
+            Self::QuicCid => "quic_cid",
+        }
+    }
+
     /// Whether flows of one client belong together.
     pub const fn is_of_client(self) -> bool {
         matches!(self, Self::Client | Self::ClientPrefix { .. } | Self::ClientPorts { .. })
+    }
+}
+
+impl fmt::Display for Affinity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.as_str();
+        match *self {
+            Self::Flow | Self::Client | Self::QuicCid => f.write_str(word),
+            Self::ClientPrefix { v4, v6 } => write!(f, "{word} (v4 {v4}, v6 {v6})"),
+            Self::ClientPorts { bits } => write!(f, "{word} (ranges {})", 1_u32 << bits.min(16)),
+        }
     }
 }
 
@@ -241,6 +264,7 @@ mod tests {
         let ports = Affinity::ClientPorts { bits: 4 };
         let part = |port| ports.client_key(&key("198.18.1.10", port), &Splits::default()).part;
         assert_eq!([part(0), part(4095), part(4096), part(65_535)], [16, 16, 17, 31]);
+        assert_eq!(ports.to_string(), "client_ports (ranges 16)");
     }
 
     #[test]

@@ -9,7 +9,9 @@
 //! check once per batch whether a newer one is there ([`publish`]). Pure values: no I/O, no clock.
 
 pub mod affinity;
+pub mod explain;
 pub mod publish;
+pub mod quic_lb;
 pub mod scheduler;
 pub mod table;
 
@@ -21,6 +23,7 @@ use crate::flow::{Address, Protocol};
 use crate::units::Ticks;
 
 pub use affinity::{Affinity, ClientKey, Splits};
+pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
 pub use table::ForwardingTable;
 
@@ -209,6 +212,8 @@ pub struct VipSpec {
     pub splits: Splits,
     /// Whether workers tell of its new flows ([`affinity::Sample`]).
     pub sampled: bool,
+    /// How its QUIC connection ids are made, by rotation, for [`Affinity::QuicCid`].
+    pub quic: Vec<quic_lb::Config>,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
 }
@@ -239,4 +244,6 @@ pub struct BackendSpec {
     pub left: FlowsLeft,
     /// Where frames for it go, if route and neighbour are known.
     pub next_hop: Option<NextHop>,
+    /// What names it in QUIC connection ids.
+    pub server_ids: Vec<ServerId>,
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use hashbrown::HashMap;
 
+use super::quic_lb::QuicLb;
 use super::scheduler::{Built, Candidate};
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
@@ -49,6 +50,8 @@ pub struct Vip {
     pub splits: Splits,
     /// Whether workers tell of its new flows.
     pub sampled: bool,
+    /// How connection ids name its backends, for [`Affinity::QuicCid`].
+    pub quic: Option<Box<QuicLb>>,
 }
 
 /// What a backend's packets need beyond what all packets do; bits.
@@ -254,6 +257,7 @@ impl Vip {
             affinity: spec.affinity,
             splits: spec.splits.clone(),
             sampled: spec.sampled,
+            quic: QuicLb::new(spec),
         }
     }
 
@@ -321,6 +325,14 @@ fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
     }
 }
 
+/// The name of a backend.
+pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
+    let vip = table.vip(backend.vip).map(|vip| vip.scheduler.candidates());
+    let mut candidates = vip.unwrap_or_default().iter();
+    let found = candidates.find(|candidate| candidate.backend == backend.id.index);
+    found.map_or("?", |candidate| &candidate.name)
+}
+
 /// Puts `value` at `index`, growing the list as needed.
 fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
     let index = usize::from(index);
@@ -359,6 +371,7 @@ pub(crate) mod testing {
             affinity: Affinity::Flow,
             splits: Splits::default(),
             sampled: false,
+            quic: Vec::new(),
             backends: Vec::new(),
         }
     }
@@ -381,6 +394,7 @@ pub(crate) mod testing {
                 mac: [2, 0, 0, 0, high, low],
                 vlan: None,
             }),
+            server_ids: Vec::new(),
         }
     }
 }

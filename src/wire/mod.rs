@@ -6,4 +6,5 @@
 pub mod checksum;
 pub mod ethernet;
 pub mod ip;
+pub mod quic;
 pub mod transport;

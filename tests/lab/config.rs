@@ -33,7 +33,8 @@ impl Family {
         }
     }
 
-    fn backend(self, backend: &str) -> String {
+    /// The address of a backend.
+    pub fn backend(self, backend: &str) -> String {
         let number = backend.trim_start_matches('b');
         match self {
             Self::V4 => format!("198.18.2.1{number}"),
@@ -148,6 +149,8 @@ pub struct Config {
     pub socket: String,
     /// VIPs.
     pub vips: Vec<Vip>,
+    /// More sections, as TOML.
+    pub more: String,
 }
 
 impl Config {
@@ -156,7 +159,7 @@ impl Config {
         let interfaces = lab.topology.interfaces().iter().map(|&name| name.to_owned()).collect();
         let socket = lab.state().join("control.sock").to_str().unwrap().to_owned();
         let cores = (0..workers).collect();
-        Self { cores, flows: 65_536, interfaces, nic_keys: "", socket, vips }
+        Self { cores, flows: 65_536, interfaces, nic_keys: "", socket, vips, more: String::new() }
     }
 
     /// As TOML.
@@ -167,7 +170,7 @@ impl Config {
         for interface in &self.interfaces {
             writeln!(text, "[[nic]]\ninterface = \"{interface}\"\n{keys}").unwrap();
         }
-        text + &self.vips.iter().map(Vip::toml).collect::<String>()
+        text + &self.vips.iter().map(Vip::toml).collect::<String>() + &self.more
     }
 }
 

@@ -5,6 +5,9 @@ mod holdfast;
 mod traffic;
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -99,6 +102,19 @@ impl Lab {
         command.args(["netns", "exec", &format!("{}-{host}", self.name)]).arg(program);
         command.stdin(Stdio::null());
         command
+    }
+
+    /// A UDP socket in `host`. It stays there, whatever thread uses it.
+    #[expect(unsafe_code, reason = "setns(2)")]
+    pub fn udp_socket(&self, host: &str, address: SocketAddr) -> UdpSocket {
+        let namespace = File::open(format!("/run/netns/{}-{host}", self.name)).unwrap();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: takes an open descriptor; it changes the namespace of this thread only.
+            let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+            assert_eq!(entered, 0, "setns: {}", std::io::Error::last_os_error());
+            UdpSocket::bind(address).unwrap()
+        });
+        thread.join().unwrap()
     }
 
     /// Runs a command in `host` to its end, whatever that is.

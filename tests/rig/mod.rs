@@ -8,6 +8,7 @@ use std::sync::Arc;
 use etherparse::{
     LinkExtSlice, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
 };
+use holdfast::datapath::explain::Explainer;
 use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
 use holdfast::flow::Protocol;
 use holdfast::flow::table::{Families, FlowTable};
@@ -80,6 +81,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             mac: backend_mac(index),
             vlan: None,
         }),
+        server_ids: Vec::new(),
     };
     VipSpec {
         id: VipId(id),
@@ -100,6 +102,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         affinity: Affinity::Flow,
         splits: Splits::default(),
         sampled: false,
+        quic: Vec::new(),
         backends: (0..backends).map(backend).collect(),
     }
 }
@@ -306,6 +309,7 @@ pub struct Rig {
     workers: Vec<Worker>,
     nics: Vec<Vec<FakeNic>>,
     stats: Vec<Arc<WorkerStats>>,
+    flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
     publisher: Publisher,
     now: u32,
@@ -329,6 +333,7 @@ impl Rig {
             workers: Vec::new(),
             nics: Vec::new(),
             stats: Vec::new(),
+            flows: Arc::clone(&flow_tables),
             specs,
             publisher,
             now,
@@ -377,10 +382,29 @@ impl Rig {
         self.publisher.publish(table);
     }
 
+    /// What the table in force was built from.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub fn specs(&self) -> Vec<VipSpec> {
+        self.specs.clone()
+    }
+
     /// The table in force.
     #[allow(dead_code, reason = "not every test reads it")]
     pub fn table(&self) -> Arc<ForwardingTable> {
         self.publisher.current()
+    }
+
+    /// Answers questions about this rig's flows.
+    #[allow(dead_code, reason = "not every test asks")]
+    pub fn explainer(&self) -> Explainer {
+        let macs = (0..self.nics[0].len()).map(nic_mac).collect();
+        Explainer::new(macs, Arc::clone(&self.flows), self.stats.clone()).unwrap()
+    }
+
+    /// The time.
+    #[allow(dead_code, reason = "not every test asks")]
+    pub fn now(&self) -> Ticks {
+        Ticks(self.now)
     }
 
     /// Lets ticks of 10 ms go by.

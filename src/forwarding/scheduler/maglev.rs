@@ -16,117 +16,43 @@ use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
 
-use super::{Candidate, Note, Pool, Scheduler};
-use crate::forwarding::affinity::mix;
+use super::lookup::LookupTable;
+use super::{Candidate, Pool, Scheduler};
 use crate::forwarding::{BackendIndex, Secret};
 
-/// Slots that are looked at before the list of backends is used.
-///
-/// With half of the backends out, one flow in 256 gets that far.
-const ATTEMPTS: u64 = 8;
-
-/// The lookup table, and whom it was made for.
-///
-/// The table holds every backend that has weight, in service or not. A slot whose backend is out of
-/// service is passed over, and the flow's hash is mixed again, a bounded number of times: the flows
-/// of the backend that left spread over all others, *no other flow moves*, and a health flap
-/// rebuilds nothing. (A rebuilt table moves 0.2-0.6 % of the survivors' slots.)
+/// The lookup table alone.
 #[derive(Debug)]
-pub struct Maglev {
-    table: LookupTable,
-    /// Those that have weight, in the order of their names.
-    weighted: Box<[BackendIndex]>,
-}
+pub struct Maglev(LookupTable);
 
 impl Maglev {
-    /// Builds the table ([`LookupTable::build`]); `candidates` are in the order of their names.
+    /// Builds the table ([`table`]).
     pub fn build(size: u32, secret: &Secret, candidates: &[Candidate<'_>]) -> Self {
-        let weighted = candidates.iter().filter(|candidate| candidate.weight > 0);
-        Self {
-            weighted: weighted.map(|candidate| candidate.backend).collect(),
-            table: LookupTable::build(size, secret, candidates),
-        }
+        Self(table(size, secret, candidates))
     }
 }
 
 impl Scheduler for Maglev {
-    /// Cost: one slot look-up when the first backend is taken; at most 8, then one step through the
-    /// backends.
+    /// Cost: that of [`LookupTable::walk`].
     fn choose(&self, hash: u64, pool: &mut dyn Pool) -> Option<BackendIndex> {
-        for attempt in 0..ATTEMPTS {
-            let slot = self.table.slot(remix(hash, attempt));
-            pool.note(Note::Slot(slot));
-            let backend = self.table.at(slot)?;
-            if pool.accepts(backend) {
-                return Some(backend);
-            }
-        }
-        choose_from_list(&self.weighted, hash, pool)
+        self.0.walk(hash, pool, |pool, backend| pool.accepts(backend))
     }
 
     fn slots(&self) -> &[BackendIndex] {
-        self.table.slots()
+        self.0.slots()
     }
 }
 
-/// The same hash for attempt 0, an unrelated one for every other.
-#[inline]
-const fn remix(hash: u64, attempt: u64) -> u64 {
-    if attempt == 0 {
-        hash
-    } else {
-        mix(hash.wrapping_add(attempt.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
-    }
-}
-
-/// The first backend that `pool` accepts, from a place in `list` that `hash` gives.
-#[cold]
-pub(super) fn choose_from_list(
-    list: &[BackendIndex],
-    hash: u64,
-    pool: &mut dyn Pool,
-) -> Option<BackendIndex> {
-    let start = usize::try_from(hash.checked_rem(list.len() as u64)?).ok()?;
-    let (head, tail) = list.split_at_checked(start)?;
-    tail.iter().chain(head).copied().find(|&backend| pool.accepts(backend))
-}
-
-/// Slots, each of which names a backend. Two bytes a slot: 128 KiB at M = 65537.
-#[derive(Debug, PartialEq, Eq)]
-pub struct LookupTable(Box<[BackendIndex]>);
-
-impl LookupTable {
-    /// Builds a table of `size` slots (a prime, at least 2); empty if nobody has weight.
-    ///
-    /// `candidates` are in the order of their names. Cost: O(size * ln size), a few milliseconds at
-    /// 65537; off the data path.
-    pub fn build(size: u32, secret: &Secret, candidates: &[Candidate<'_>]) -> Self {
-        let walks = candidates
-            .iter()
-            .filter(|candidate| candidate.weight > 0)
-            .map(|candidate| Walk::of(candidate, size, secret))
-            .collect();
-        Self(fill(size, walks))
-    }
-
-    /// The slot that `hash` (64 well-mixed bits) falls into; 0 if there is none.
-    #[inline]
-    pub fn slot(&self, hash: u64) -> u32 {
-        // Multiply-shift instead of modulo: uniform to within size / 2^64, and no division.
-        let slot = (u128::from(hash) * self.0.len() as u128) >> 64;
-        u32::try_from(slot).unwrap_or(u32::MAX)
-    }
-
-    /// The backend of a slot.
-    #[inline]
-    pub fn at(&self, slot: u32) -> Option<BackendIndex> {
-        self.0.get(slot as usize).copied()
-    }
-
-    /// All slots.
-    pub fn slots(&self) -> &[BackendIndex] {
-        &self.0
-    }
+/// Builds a table of `size` slots (a prime, at least 2); empty if nobody has weight.
+///
+/// `candidates` are in the order of their names. Cost: O(size * ln size), a few milliseconds at
+/// 65537; off the data path.
+pub(super) fn table(size: u32, secret: &Secret, candidates: &[Candidate<'_>]) -> LookupTable {
+    let walks = candidates
+        .iter()
+        .filter(|candidate| candidate.weight > 0)
+        .map(|candidate| Walk::of(candidate, size, secret))
+        .collect();
+    LookupTable::new(fill(size, walks), candidates)
 }
 
 /// One backend's way through the table.
@@ -287,7 +213,7 @@ mod tests {
         let digest = |size, count, weight: fn(u16) -> u32| {
             let mut candidates = candidates(count);
             candidates.iter_mut().for_each(|c| c.weight = weight(c.backend.0));
-            let table = LookupTable::build(size, &SECRET, &candidates);
+            let table = table(size, &SECRET, &candidates);
             table.slots().iter().fold(0_u64, |sum, slot| {
                 sum.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(slot.0) + 1)
             })
@@ -304,8 +230,7 @@ mod tests {
     #[test]
     fn equal_weights_differ_by_at_most_one_slot() {
         for count in [1, 2, 3, 10, 100, 1000] {
-            let counts =
-                counts(&LookupTable::build(65537, &SECRET, &candidates(count)), usize::from(count));
+            let counts = counts(&table(65537, &SECRET, &candidates(count)), usize::from(count));
             let (min, max) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
             assert!(max - min <= 1, "{count} backends: {min}..={max}");
         }
@@ -317,33 +242,37 @@ mod tests {
         for (candidate, weight) in weighted.iter_mut().zip([2, 1, 1, 0]) {
             candidate.weight = weight;
         }
-        let counts = counts(&LookupTable::build(65537, &SECRET, &weighted), 4);
+        let counts = counts(&table(65537, &SECRET, &weighted), 4);
         for (count, expected) in counts.iter().zip([32769_i64, 16384, 16384, 0]) {
             assert!((i64::try_from(*count).unwrap() - expected).abs() <= 2, "{counts:?}");
         }
     }
 
     /// Share of the survivors' slots that move when one of N goes, mean over some removals.
-    #[test]
-    fn few_slots_of_survivors_move() {
-        for (size, count, bound) in
-            [(65537, 3, 0.012), (65537, 10, 0.012), (65537, 100, 0.012), (655_373, 100, 0.004)]
-        {
-            let before = LookupTable::build(size, &SECRET, &candidates(count));
-            let (mut moved, mut kept) = (0_u32, 0_u32);
-            for removed in (0..count).step_by(usize::from(count / 3).max(1)) {
-                let mut rest = candidates(count);
-                rest.retain(|candidate| candidate.backend.0 != removed);
-                let after = LookupTable::build(size, &SECRET, &rest);
-                for (old, new) in before.slots().iter().zip(after.slots()) {
-                    if old.0 != removed {
-                        kept += 1;
-                        moved += u32::from(old != new);
-                    }
+    fn moved(size: u32, count: u16, removals: u16) -> f64 {
+        let before = table(size, &SECRET, &candidates(count));
+        let (mut moved, mut kept) = (0_u32, 0_u32);
+        for removed in (0..count).step_by((count / removals).max(1).into()) {
+            let mut rest = candidates(count);
+            rest.retain(|candidate| candidate.backend.0 != removed);
+            let after = table(size, &SECRET, &rest);
+            for (old, new) in before.slots().iter().zip(after.slots()) {
+                if old.0 != removed {
+                    kept += 1;
+                    moved += u32::from(old != new);
                 }
             }
-            let share = f64::from(moved) / f64::from(kept);
-            assert!(share <= bound, "{count} backends at {size}: {share}");
+        }
+        f64::from(moved) / f64::from(kept)
+    }
+
+    #[test]
+    fn few_slots_of_survivors_move() {
+        for (size, bound, removals) in [(65_537, 0.012, 3), (655_373, 0.004, 1)] {
+            for count in [3, 10, 100, 1000] {
+                let share = moved(size, count, removals);
+                assert!(share <= bound, "{count} backends at {size}: {share}");
+            }
         }
     }
 
@@ -351,14 +280,14 @@ mod tests {
     fn nobody_with_weight_is_an_empty_table() {
         let mut idle = candidates(2);
         idle.iter_mut().for_each(|candidate| candidate.weight = 0);
-        assert!(LookupTable::build(251, &SECRET, &idle).slots().is_empty());
+        assert!(table(251, &SECRET, &idle).slots().is_empty());
         let maglev = Maglev::build(251, &SECRET, &idle);
         assert_eq!(maglev.choose(u64::MAX, &mut TestPool::default()), None);
     }
 
     #[test]
     fn every_hash_falls_into_the_table() {
-        let table = LookupTable::build(251, &SECRET, &candidates(2));
+        let table = table(251, &SECRET, &candidates(2));
         for hash in [0, 1, u64::MAX / 2, u64::MAX] {
             assert!(table.at(table.slot(hash)).is_some());
         }

@@ -4,8 +4,21 @@
 //! line in [`build`]. Immutable: what changes (who is in service, how many flows each has, whose
 //! turn it is) is asked of the [`Pool`], which the data path, `explain` and `whatif` each answer
 //! for.
+//!
+//! All that they do follows from the configuration and from what the pool says: no clock, no random
+//! numbers. docs/SCHEDULERS.md says when to use which.
 
+pub mod bounded;
+pub mod least_connections;
+mod load;
+pub mod lookup;
 pub mod maglev;
+pub mod power_of_two;
+pub mod rendezvous;
+pub mod ring;
+pub mod round_robin;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -50,6 +63,20 @@ pub trait Pool {
 pub enum Note {
     /// It looked into this slot of its lookup table.
     Slot(u32),
+    /// It looked at this point of its ring, by number.
+    Point(u32),
+    /// It passed over this backend, which would have taken the flow, because of its bound.
+    Full(BackendIndex),
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slot(slot) => write!(f, "slot {slot}"),
+            Self::Point(point) => write!(f, "point {point} of the ring"),
+            Self::Full(backend) => write!(f, "backend number {} is at its bound", backend.0),
+        }
+    }
 }
 
 /// Who wants flows.
@@ -77,6 +104,78 @@ pub enum SchedulerKind {
         /// Slots: a prime.
         size: u32,
     },
+    /// Consistent hashing by draws of every backend ([`rendezvous`]).
+    Rendezvous,
+    /// Consistent hashing with a ring ([`ring`]).
+    Ring {
+        /// Points per unit of weight, at least 1.
+        virtual_nodes: u32,
+    },
+    /// In turns ([`round_robin`]).
+    RoundRobin,
+    /// The least loaded ([`least_connections`]).
+    LeastConnections,
+    /// The less loaded of two that the hash gives ([`power_of_two`]).
+    PowerOfTwo {
+        /// Slots: a prime.
+        size: u32,
+    },
+    /// Maglev with a bound for the load of each backend ([`bounded`]).
+    Bounded {
+        /// Slots: a prime.
+        size: u32,
+        /// By how much a backend may be above its share, in thousandths of it; at least 1.
+        e_permille: u32,
+    },
+}
+
+impl SchedulerKind {
+    /// As the configuration calls it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Maglev { .. } => "maglev",
+            Self::Rendezvous => "rendezvous",
+            Self::Ring { .. } => "ring",
+            Self::RoundRobin => "round_robin",
+            Self::LeastConnections => "least_connections",
+            Self::PowerOfTwo { .. } => "power_of_two",
+            Self::Bounded { .. } => "bounded",
+        }
+    }
+
+    /// Slots of its lookup table, where the configuration says how many.
+    pub const fn table_size(self) -> Option<u32> {
+        match self {
+            Self::Maglev { size } | Self::PowerOfTwo { size } | Self::Bounded { size, .. } => {
+                Some(size)
+            }
+            Self::Rendezvous | Self::Ring { .. } | Self::RoundRobin | Self::LeastConnections => {
+                None
+            }
+        }
+    }
+
+    /// Whether flows of one hash go to one backend, at least while it is not too loaded.
+    pub const fn heeds_affinity(self) -> bool {
+        !matches!(self, Self::RoundRobin | Self::LeastConnections)
+    }
+}
+
+impl fmt::Display for SchedulerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.as_str();
+        match *self {
+            Self::Rendezvous | Self::RoundRobin | Self::LeastConnections => f.write_str(word),
+            Self::Maglev { size } | Self::PowerOfTwo { size } => {
+                write!(f, "{word} (table_size {size})")
+            }
+            Self::Ring { virtual_nodes } => write!(f, "{word} (virtual_nodes {virtual_nodes})"),
+            Self::Bounded { size, e_permille } => {
+                let e = f64::from(e_permille) / 1000.0;
+                write!(f, "{word} (e {e}, table_size {size})")
+            }
+        }
+    }
 }
 
 /// A scheduler with what it was built from.
@@ -129,6 +228,20 @@ impl Built {
 fn build(kind: SchedulerKind, secret: &Secret, candidates: &[Candidate<'_>]) -> Arc<dyn Scheduler> {
     match kind {
         SchedulerKind::Maglev { size } => Arc::new(maglev::Maglev::build(size, secret, candidates)),
+        SchedulerKind::Rendezvous => Arc::new(rendezvous::Rendezvous::build(secret, candidates)),
+        SchedulerKind::Ring { virtual_nodes } => {
+            Arc::new(ring::Ring::build(virtual_nodes, secret, candidates))
+        }
+        SchedulerKind::RoundRobin => Arc::new(round_robin::RoundRobin::build(candidates)),
+        SchedulerKind::LeastConnections => {
+            Arc::new(least_connections::LeastConnections::build(candidates))
+        }
+        SchedulerKind::PowerOfTwo { size } => {
+            Arc::new(power_of_two::PowerOfTwo::build(size, secret, candidates))
+        }
+        SchedulerKind::Bounded { size, e_permille } => {
+            Arc::new(bounded::Bounded::build(size, e_permille, secret, candidates))
+        }
     }
 }
 
@@ -153,6 +266,16 @@ pub(crate) mod testing {
         candidates
     }
 
+    /// `backend-0` and so on, with these weights.
+    pub fn with_weights(weights: &[u32]) -> Vec<Candidate<'static>> {
+        let mut candidates = candidates(u16::try_from(weights.len()).unwrap_or(u16::MAX));
+        for candidate in &mut candidates {
+            let weight = weights.get(usize::from(candidate.backend.0));
+            candidate.weight = weight.copied().unwrap_or(0);
+        }
+        candidates
+    }
+
     /// Well-mixed hashes, always the same.
     pub fn hashes(count: u64) -> impl Iterator<Item = u64> {
         (1..=count).map(crate::forwarding::affinity::mix)
@@ -167,6 +290,17 @@ pub(crate) mod testing {
         pub out: Vec<u16>,
         /// Flows that were placed before.
         pub turn: u64,
+    }
+
+    impl TestPool {
+        /// Places a flow, and counts it.
+        pub fn place(&mut self, scheduler: &dyn Scheduler, hash: u64) -> Option<BackendIndex> {
+            let chosen = scheduler.choose(hash, self)?;
+            self.turn += 1;
+            let active = self.active.iter_mut().nth(chosen.0.into());
+            active.into_iter().for_each(|active| *active += 1);
+            Some(chosen)
+        }
     }
 
     impl Pool for TestPool {

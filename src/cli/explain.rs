@@ -1,0 +1,78 @@
+//! `holdfast explain`: which backend a flow gets, and why.
+
+use std::io::Write;
+use std::net::SocketAddr;
+
+use clap::Args;
+
+use super::table::{Columns, Look, text};
+use super::{CliError, SocketArgs, name};
+use crate::control::api::Explained;
+
+/// The arguments.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The VIP
+    #[arg(long, value_name = "VIP", value_parser = name)]
+    pub vip: String,
+    /// The client, such as 198.51.100.7:40000 or [2001:db8::7]:40000
+    #[arg(long, value_name = "IP:PORT")]
+    pub client: SocketAddr,
+    /// The VIP's port, if it has several: its first one by default
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// Ask about a TCP packet in mid-flow, also if the flow has no pin
+    #[arg(long)]
+    pub midflow: bool,
+    /// What a UDP packet carries, such as a QUIC header, in hex digits
+    #[arg(long, value_name = "HEX", conflicts_with = "midflow")]
+    pub payload: Option<String>,
+    /// One JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// Where holdfast listens.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+impl ExplainArgs {
+    /// Nothing in it needs quoting: `[`, `]` and `:` of addresses are written out.
+    fn path(&self) -> String {
+        let client = self.client.to_string().replace('[', "%5B").replace(']', "%5D");
+        let mut path = format!("/v1/explain?vip={}&client={client}", self.vip);
+        if let Some(port) = self.port {
+            path += &format!("&port={port}");
+        }
+        if self.midflow {
+            path += "&midflow=true";
+        }
+        if let Some(payload) = &self.payload {
+            // What is no digit would be refused by the other side, but must not bend the path.
+            let digits = |c: char| if c.is_ascii_hexdigit() { c } else { '-' };
+            path += &format!("&payload={}", payload.chars().map(digits).collect::<String>());
+        }
+        path
+    }
+}
+
+/// Prints each step.
+///
+/// # Errors
+/// [`CliError::Client`].
+pub fn explain(args: &ExplainArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let client = args.socket.client()?;
+    if args.json {
+        let document: serde_json::Value = client.get(&args.path())?;
+        return Ok(writeln!(out, "{document:#}")?);
+    }
+    let explained: Explained = client.get(&args.path())?;
+    let Explained { vip, client, destination, protocol, backend, steps, .. } = &explained;
+    let protocol = protocol.as_str();
+    let end = backend.as_ref().map_or("dropped".to_owned(), |name| format!("{vip}/{name}"));
+    writeln!(out, "{protocol} {client} -> {destination}: {end}\n")?;
+    let mut columns = Columns::new(&["STAGE", "OUTCOME", "WHY"], Look::default());
+    for step in steps {
+        columns.row([text(&step.stage), text(&step.outcome), text(&step.why)]);
+    }
+    Ok(columns.lines().iter().try_for_each(|line| writeln!(out, "{line}"))?)
+}

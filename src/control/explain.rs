@@ -1,0 +1,215 @@
+//! `GET /v1/explain`: which backend a flow gets, and each step of why.
+//!
+//! The control thread says which table is in force and where the VIP is; the data path's own stages
+//! answer, on a thread of their own.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+use super::NicView;
+use super::admin::Refusal;
+use super::api::Explained;
+use super::state::{Registry, VipEntry};
+use crate::flow::Protocol;
+use crate::forwarding::explain::{Explanation, Question, Step};
+use crate::forwarding::table::name;
+use crate::forwarding::{ForwardingTable, NextHop, Ports};
+
+/// Who answers: the data path's stages.
+pub type Explain =
+    Arc<dyn Fn(&Question, &ForwardingTable) -> Result<Explanation, String> + Send + Sync>;
+
+/// The query of the request.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// Name of the VIP.
+    pub vip: String,
+    /// `address:port`, IPv6 addresses in brackets.
+    pub client: String,
+    /// The VIP's port; default: its first.
+    pub port: Option<u16>,
+    /// A TCP packet in mid-flow, also if the flow has no pin.
+    #[serde(default)]
+    pub midflow: bool,
+    /// Hex digits of what a UDP packet carries.
+    pub payload: Option<String>,
+}
+
+/// A question that can be asked, and what it takes to put the answer in words.
+#[derive(Debug)]
+pub struct Prepared {
+    question: Question,
+    table: Arc<ForwardingTable>,
+    first: Step,
+    vip: String,
+    interfaces: Vec<String>,
+}
+
+impl Prepared {
+    /// Checks a query against what exists.
+    ///
+    /// # Errors
+    /// What is unknown or malformed, and what to write instead.
+    pub fn new(
+        query: Query,
+        registry: &Registry,
+        table: Arc<ForwardingTable>,
+        nics: &[NicView],
+    ) -> Result<Self, Refusal> {
+        let vip = registry.vip(&query.vip).ok_or_else(|| unknown(&query.vip, registry))?;
+        let config = &vip.config;
+        let client = client(&query.client, config.address)?;
+        let port = port(query.port, vip)?;
+        let payload = query.payload.map_or(Ok(Vec::new()), |text| payload(&text))?;
+        if !payload.is_empty() && config.protocol == Protocol::Tcp {
+            return Err(bad("payload: only of UDP VIPs: nobody looks at what TCP carries"));
+        }
+        if query.midflow && config.protocol == Protocol::Udp {
+            return Err(bad("midflow: only of TCP VIPs: every UDP packet may begin a flow"));
+        }
+        let destination = SocketAddr::new(config.address, port);
+        let why = format!("listens on {destination} {}", config.protocol.as_str());
+        let outcome = format!("VIP {}", config.name);
+        Ok(Self {
+            question: Question {
+                client,
+                destination,
+                protocol: config.protocol,
+                midflow: query.midflow,
+                payload,
+            },
+            table,
+            first: Step { stage: "classify".to_owned(), outcome, why },
+            vip: config.name.clone(),
+            interfaces: nics.iter().map(|nic| nic.interface.clone()).collect(),
+        })
+    }
+
+    /// Asks. Blocks for about a millisecond.
+    ///
+    /// # Errors
+    /// When the packet cannot be tried.
+    pub fn ask(self, explain: &Explain) -> Result<Explained, Refusal> {
+        let Self { question, table, first, vip, interfaces } = self;
+        let answer = explain(&question, &table);
+        let answer =
+            answer.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))?;
+        let Explanation { mut steps, backend, next_hop, frame } = answer;
+        let backend = backend.and_then(|index| table.backend(index));
+        let backend = backend.map(|backend| name(backend, &table).to_owned());
+        steps.insert(0, first);
+        steps.extend(next_hop.zip(backend.as_ref()).map(|(hop, backend)| {
+            let interface = interfaces.get(usize::from(hop.port.0)).map_or("?", String::as_str);
+            transmit(&hop, interface, backend)
+        }));
+        let Question { client, destination, protocol, .. } = question;
+        let frame = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Explained { vip, client, destination, protocol, backend, steps, frame })
+    }
+}
+
+fn transmit(hop: &NextHop, interface: &str, backend: &str) -> Step {
+    let [a, b, c, d, e, f] = hop.mac;
+    let vlan = hop.vlan.map(|vlan| format!(", VLAN {vlan}")).unwrap_or_default();
+    Step {
+        stage: "transmit".to_owned(),
+        outcome: format!("{interface} to {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}{vlan}"),
+        why: format!("the next hop of {backend}"),
+    }
+}
+
+fn bad(error: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, error)
+}
+
+fn unknown(vip: &str, registry: &Registry) -> Refusal {
+    let names = registry.vips().iter().map(|entry| entry.config.name.clone());
+    let names = super::flows::list(names);
+    Refusal::new(StatusCode::NOT_FOUND, format!("no VIP is named {vip:?}; there are: {names}"))
+}
+
+fn client(text: &str, vip: IpAddr) -> Result<SocketAddr, Refusal> {
+    let client: SocketAddr = text.parse().map_err(|_| {
+        bad(format!(
+            "client = {text:?}: write address:port, such as 198.51.100.7:40000 or [2001:db8::7]:40000"
+        ))
+    })?;
+    if client.is_ipv4() != vip.is_ipv4() {
+        return Err(bad(format!("client = {client}: not of the address family of the VIP, {vip}")));
+    }
+    Ok(client)
+}
+
+fn port(port: Option<u16>, vip: &VipEntry) -> Result<u16, Refusal> {
+    let name = &vip.config.name;
+    match (&vip.config.ports, port) {
+        (Ports::All, None) => Err(bad(format!("port: VIP {name} listens on all ports; name one"))),
+        (_, Some(0)) => Err(bad("port = 0: use 1 to 65535")),
+        (Ports::All, Some(port)) => Ok(port),
+        (Ports::List(ports), Some(port)) if ports.contains(&port) => Ok(port),
+        (Ports::List(ports), Some(port)) => {
+            let ports = super::flows::list(ports.iter().map(ToString::to_string));
+            Err(bad(format!("port = {port}: VIP {name} does not listen there; it does on {ports}")))
+        }
+        (Ports::List(ports), None) => {
+            ports.first().copied().ok_or_else(|| bad(format!("VIP {name} has no port")))
+        }
+    }
+}
+
+fn payload(text: &str) -> Result<Vec<u8>, Refusal> {
+    /// Most bytes of a payload: what fits into a frame.
+    const MOST: usize = 1400;
+    let digits = text.as_bytes().chunks(2);
+    let byte = |pair: &[u8]| {
+        let pair = std::str::from_utf8(pair).ok().filter(|pair| pair.len() == 2)?;
+        u8::from_str_radix(pair, 16).ok().filter(|_| !pair.starts_with('+'))
+    };
+    let bytes: Option<Vec<u8>> = digits.map(byte).collect();
+    bytes
+        .filter(|bytes| bytes.len() <= MOST)
+        .ok_or_else(|| bad(format!("payload: write up to {MOST} bytes as pairs of hex digits")))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::super::state::tests::{backend, vip};
+    use super::*;
+
+    fn query(client: &str) -> Query {
+        let (vip, client) = ("web".to_owned(), client.to_owned());
+        Query { vip, client, port: None, midflow: false, payload: None }
+    }
+
+    fn prepare(query: Query) -> Result<Prepared, String> {
+        let mut registry = Registry::default();
+        registry.apply(&[vip("web", &[backend("a", 1)])], &[]).unwrap();
+        let table = Arc::new(ForwardingTable::build(1, [0; 16], &[], None));
+        Prepared::new(query, &registry, table, &[]).map_err(|refusal| refusal.errors.join("\n"))
+    }
+
+    #[test]
+    fn questions_that_cannot_be_asked_say_what_to_write() {
+        let error = |query| prepare(query).err().unwrap();
+        let ask = || query("198.51.100.7:40000");
+        assert!(prepare(ask()).is_ok());
+        for (wrong, told) in [
+            (Query { vip: "mail".to_owned(), ..ask() }, "no VIP is named \"mail\"; there are: web"),
+            (query("198.51.100.7"), "write address:port"),
+            (query("[2001:db8::7]:1"), "not of the address family"),
+            (Query { port: Some(81), ..ask() }, "does not listen there; it does on 80"),
+            (Query { port: Some(0), ..ask() }, "use 1 to 65535"),
+            (Query { payload: Some("00".to_owned()), ..ask() }, "only of UDP VIPs"),
+            (Query { payload: Some("0".to_owned()), ..ask() }, "pairs of hex digits"),
+            (Query { payload: Some("+1".to_owned()), ..ask() }, "pairs of hex digits"),
+        ] {
+            let error = error(wrong);
+            assert!(error.contains(told), "{error}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! A side door: what would become of a packet, and why.
+//!
+//! The stages themselves answer. They run on a made-up packet and on scratch flow tables, into which
+//! every pin that they may look at is copied, with a [`Trace`] to tell their reasons to. Nothing
+//! that a worker has is changed; a worker does not notice.
+
+use std::fmt::{self, Display};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
+
+use super::batch::Packet;
+use super::classify::{LastVip, classify};
+use super::conntrack::{Conntrack, Context, is_living};
+use super::parse::parse;
+use super::reset::Outbox;
+use super::rewrite::Macs;
+use super::select::rivals;
+use super::worker::forward;
+use crate::flow::entry::{Pin, State};
+use crate::flow::table::{Families, FlowTable, TableError};
+use crate::flow::tuple::{HashedKey, Tuple};
+use crate::flow::writer::FlowWriter;
+use crate::flow::{FlowKey, Protocol};
+use crate::forwarding::explain::{Explanation, Question, Trace};
+use crate::forwarding::table::{Vip, name};
+use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex};
+use crate::stats::{FlowStats, WorkerStats};
+use crate::units::Ticks;
+use crate::xdp::umem::{FramePool, Umem, UmemError};
+
+/// Where a client is taken to be that has no flow yet: a locally administered address.
+const SOMEWHERE: NextHop = NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
+
+/// Answers questions about flows.
+#[derive(Debug)]
+pub struct Explainer {
+    pool: FramePool,
+    macs: Vec<[u8; 6]>,
+    flows: Arc<[Arc<FlowTable>]>,
+    stats: Vec<Arc<WorkerStats>>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ExplainError {
+    /// No memory for scratch tables.
+    #[error("no memory to try it in: {0}")]
+    Memory(#[from] TableError),
+    /// A packet like this cannot be made.
+    #[error("no such packet: {0}")]
+    Packet(String),
+}
+
+/// A pin as it was found.
+struct Found {
+    worker: usize,
+    key: HashedKey,
+    pin: Pin,
+}
+
+impl Explainer {
+    /// For workers with these flow tables and counters, and NICs with these addresses.
+    ///
+    /// # Errors
+    /// When there is no memory for one packet, which is never given back.
+    pub fn new(
+        macs: Vec<[u8; 6]>,
+        flows: Arc<[Arc<FlowTable>]>,
+        stats: Vec<Arc<WorkerStats>>,
+    ) -> Result<Self, UmemError> {
+        let (_, pool) = Umem::create(1, 4096)?;
+        Ok(Self { pool, macs, flows, stats })
+    }
+
+    /// What becomes of a packet of the flow now. Cost: about a millisecond.
+    ///
+    /// # Errors
+    /// [`ExplainError`].
+    pub fn explain(
+        &mut self,
+        question: &Question,
+        table: &ForwardingTable,
+        now: Ticks,
+    ) -> Result<Explanation, ExplainError> {
+        let trace = Trace::default();
+        let key = key(question);
+        let vip = table.listener(Tuple::from(key).listen_key()).and_then(|id| table.vip(id));
+        let found = self.pins(&key, vip, table);
+        let scratch = self.scratch(&found)?;
+        let (worker, pinned) = tell_pin(&found, &key, table, now, &trace);
+        let stats = self.loads(worker, vip);
+        let me = u8::try_from(worker).unwrap_or_default();
+        let Some(flows) = scratch.get(worker).cloned() else {
+            return Err(ExplainError::Packet("there is no worker".to_owned()));
+        };
+        let Some(mut conntrack) = Conntrack::adopt(scratch, me, now) else {
+            return Err(ExplainError::Packet("the scratch table is in use".to_owned()));
+        };
+        let hop = pinned.map_or(SOMEWHERE, |pin| pin.track.hop());
+        let mut packet = self.packet(question, pinned.is_some(), &hop)?;
+        let nic = hop.port;
+        let trace_of = Some(&trace);
+        let context =
+            &Context { table, flows: flows.view(), nic, now, stats: &stats, trace: trace_of };
+        let verdict = run(&mut packet, &mut conntrack, context, &flows, &self.macs);
+        let sent = verdict.is_ok();
+        match verdict {
+            Ok(()) => tell_rewrite(&packet, question, context),
+            Err(reason) => trace.tell("drop", reason.as_str(), reason.describe()),
+        }
+        let frame = if sent { packet.data().to_vec() } else { Vec::new() };
+        let backend = Some(packet.backend).filter(|_| sent);
+        let next_hop = backend.and_then(|backend| table.backend(backend)?.next_hop);
+        if let Some(frame) = packet.frame.take() {
+            self.pool.push(frame);
+        }
+        Ok(Explanation { steps: trace.into_steps(), backend, next_hop, frame })
+    }
+
+    /// Every pin that the stages may look at.
+    fn pins(&self, key: &FlowKey, vip: Option<&Vip>, table: &ForwardingTable) -> Vec<Found> {
+        let backends = vip.into_iter().flat_map(|vip| vip.scheduler.candidates());
+        let backends = backends.filter_map(|candidate| table.backend(candidate.backend));
+        let rivals = backends.flat_map(|backend| rivals(key, backend, table)).map(|(key, _)| key);
+        let mut keys: Vec<FlowKey> = rivals.collect();
+        keys.push(*key);
+        let mut found = Vec::new();
+        for (worker, flows) in self.flows.iter().enumerate() {
+            for key in &keys {
+                let key = flows.secret().hash((*key).into());
+                found.extend(flows.lookup(&key).map(|(_, pin)| Found { worker, key, pin }));
+            }
+        }
+        found
+    }
+
+    /// Tables with these pins, one per worker.
+    fn scratch(&self, found: &[Found]) -> Result<Arc<[Arc<FlowTable>]>, ExplainError> {
+        let capacity = u32::try_from(found.len()).unwrap_or(u32::MAX / 4) * 2 + 64;
+        let table = |(worker, flows): (usize, &Arc<FlowTable>)| {
+            let secret = flows.secret().clone();
+            let table = Arc::new(FlowTable::new(capacity, secret, Families::BOTH)?);
+            if let Some(mut writer) = FlowWriter::new(Arc::clone(&table)) {
+                for found in found.iter().filter(|found| found.worker == worker) {
+                    // It has room for all.
+                    let _ = writer.insert(&found.key, &found.pin);
+                }
+            }
+            Ok(table)
+        };
+        self.flows.iter().enumerate().map(table).collect()
+    }
+
+    /// Counters of our own, with what schedulers ask for as the worker has it.
+    fn loads(&self, worker: usize, vip: Option<&Vip>) -> WorkerStats {
+        let Some(theirs) = self.stats.get(worker) else { return WorkerStats::new(0, 0, 0) };
+        let ours = WorkerStats::new(theirs.vips.len(), theirs.backends.len(), theirs.ports.len());
+        let Some(vip) = vip else { return ours };
+        copy(&theirs.vips, &ours.vips, vip.id.0);
+        for candidate in vip.scheduler.candidates() {
+            copy(&theirs.backends, &ours.backends, candidate.backend.0);
+        }
+        ours
+    }
+
+    /// The packet that is asked about.
+    fn packet(
+        &mut self,
+        question: &Question,
+        midflow: bool,
+        hop: &NextHop,
+    ) -> Result<Packet, ExplainError> {
+        let mut bytes = Vec::new();
+        let mac = self.macs.get(usize::from(hop.port.0)).copied().unwrap_or_default();
+        let ethernet = PacketBuilder::ethernet2(hop.mac, mac);
+        let (from, to) = (question.client, question.destination);
+        let builder = match (from.ip(), to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
+            (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
+            _ => return Err(ExplainError::Packet(format!("{from} and {to} are of two families"))),
+        };
+        write(builder, question, midflow, &mut bytes).map_err(ExplainError::Packet)?;
+        let mut frame = self.pool.pop();
+        if !frame.as_mut().is_some_and(|frame| frame.copy_from(&bytes)) {
+            frame.into_iter().for_each(|frame| self.pool.push(frame));
+            return Err(ExplainError::Packet(format!("{} bytes are too many", bytes.len())));
+        }
+        Ok(Packet { frame, ..Packet::NONE })
+    }
+}
+
+/// The stages, from parse to rewrite.
+fn run(
+    packet: &mut Packet,
+    conntrack: &mut Conntrack,
+    context: &Context<'_>,
+    flows: &FlowTable,
+    macs: &Macs,
+) -> Result<(), crate::stats::Drop> {
+    let tuple = parse(packet)?;
+    let mut last = LastVip::NONE;
+    classify(packet, tuple, context, flows.secret(), &mut last)?;
+    // What would be sent to the ends of a flow that is cut is not.
+    forward(packet, conntrack, context, macs, &mut Outbox::default())
+}
+
+fn key(question: &Question) -> FlowKey {
+    FlowKey {
+        client: question.client.ip().into(),
+        vip: question.destination.ip().into(),
+        client_port: question.client.port(),
+        vip_port: question.destination.port(),
+        protocol: question.protocol,
+    }
+}
+
+/// Tells which worker has the flow's pin, if one lives, and returns both; else the first worker.
+fn tell_pin<'f>(
+    found: &'f [Found],
+    key: &FlowKey,
+    table: &ForwardingTable,
+    now: Ticks,
+    trace: &Trace,
+) -> (usize, Option<&'f Pin>) {
+    let own =
+        |found: &&Found| found.key.key() == *key && !found.pin.track.state().has(State::ALIAS);
+    let Some(Found { worker, pin, .. }) = found.iter().find(own) else {
+        trace.tell("conntrack", "no pin", "no worker has this flow");
+        return (0, None);
+    };
+    let ago = |then: Ticks| Seconds(now.since(then));
+    let said = format!(
+        "pinned {} ago by rule {}, last packet {} ago, worker {worker}",
+        ago(pin.created),
+        pin.rule.as_str(),
+        ago(pin.track.last_seen())
+    );
+    match table.pinned(pin.track.backend()) {
+        None => trace.tell("conntrack", "no pin", format!("{said}: its backend has left")),
+        Some(backend) if is_living(key.protocol, pin, backend, now) => {
+            trace.tell("conntrack", format!("pinned to {}", name(backend, table)), said);
+            return (*worker, Some(pin));
+        }
+        Some(_) => trace.tell("conntrack", "no pin", format!("{said}: idle for too long")),
+    }
+    (*worker, None)
+}
+
+/// Ticks, in seconds.
+struct Seconds(Ticks);
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:02} s", self.0.0 / 100, self.0.0 % 100)
+    }
+}
+
+fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
+    let Some((trace, backend)) = context.trace.zip(context.table.backend(packet.backend)) else {
+        return;
+    };
+    let name = name(backend, context.table);
+    let to = SocketAddr::new(
+        backend.address.into(),
+        backend.port.unwrap_or_else(|| question.destination.port()),
+    );
+    let outcome = match backend.forward {
+        Forward::Dsr => format!("{} -> {}", question.client, question.destination),
+        Forward::Nat => format!("{} -> {to}", question.client),
+    };
+    let why = match backend.forward {
+        Forward::Dsr => format!("dsr: only the destination MAC changes, to that of {name}"),
+        Forward::Nat => format!("nat: to the address and port of {name}"),
+    };
+    trace.tell("rewrite", outcome, why);
+}
+
+/// The packet's transport header, and what it carries.
+fn write(
+    builder: PacketBuilderStep<IpHeaders>,
+    question: &Question,
+    midflow: bool,
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
+    let (from, to) = (question.client.port(), question.destination.port());
+    let payload = &question.payload;
+    match question.protocol {
+        Protocol::Udp => builder.udp(from, to).write(out, payload),
+        Protocol::Tcp if midflow || question.midflow => {
+            builder.tcp(from, to, 1, u16::MAX).ack(1).write(out, &[])
+        }
+        Protocol::Tcp => builder.tcp(from, to, 1, u16::MAX).syn().write(out, &[]),
+    }
+    .map_err(|error| error.to_string())
+}
+
+/// Copies what schedulers look at.
+fn copy(theirs: &[FlowStats], ours: &[FlowStats], index: u16) {
+    let index = usize::from(index);
+    if let Some((theirs, ours)) = theirs.get(index).zip(ours.get(index)) {
+        ours.flows_active.add(theirs.flows_active.get());
+        ours.flows_scheduled.add(theirs.flows_scheduled.get());
+    }
+}

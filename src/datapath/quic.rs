@@ -1,0 +1,43 @@
+//! Part of the stages conntrack and select: the backend that a QUIC connection id names.
+//!
+//! Reads: the UDP payload, the VIP's configurations of connection ids.
+//! Cost: nothing for a VIP without them; else see [`QuicLb::backend`](crate::forwarding::quic_lb::QuicLb::backend).
+
+use super::batch::Packet;
+use super::conntrack::Context;
+use crate::flow::Protocol;
+use crate::forwarding::BackendIndex;
+use crate::forwarding::table::{Backend, Quirks};
+use crate::wire::quic::server_chosen_id;
+
+/// Bytes of a UDP header.
+const UDP_HEADER: usize = 8;
+
+/// The backend that the packet's connection id names, if its VIP goes by them and that backend still
+/// takes packets of its flows; a draining one does.
+#[inline]
+pub fn named<'t>(packet: &Packet, context: &Context<'t>) -> Option<&'t Backend> {
+    let quic = context.table.vip(packet.vip)?.quic.as_deref()?;
+    let index = quic.backend(server_chosen_id(udp_payload(packet)?)?)?;
+    context.table.backend(index).filter(|backend| backend.takes_midflow)
+}
+
+/// Whether `backend` may answer for a flow that is pinned to `pinned`: it is the one, or they share
+/// a VIP that goes by connection ids. There one client port may have connections on several
+/// backends, and the pin is the one whose packet came last.
+#[inline]
+pub fn answers_for(backend: BackendIndex, pinned: &Backend, context: &Context<'_>) -> bool {
+    let shares_vip = || context.table.backend(backend).is_some_and(|it| it.vip == pinned.vip);
+    pinned.id.index == backend || (pinned.quirks.has(Quirks::QUIC) && shares_vip())
+}
+
+/// What the UDP header says is payload. Parsing has checked that it is all there.
+#[inline]
+fn udp_payload(packet: &Packet) -> Option<&[u8]> {
+    if packet.flow.protocol() != Protocol::Udp {
+        return None;
+    }
+    let datagram = packet.data().get(usize::from(packet.shape.transport)..)?;
+    let [_, _, _, _, high, low, ..] = *datagram else { return None };
+    datagram.get(UDP_HEADER..usize::from(u16::from_be_bytes([high, low])))
+}

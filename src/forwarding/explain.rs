@@ -1,0 +1,72 @@
+//! What a question about one flow, and its answer, are made of.
+//!
+//! The data path answers by doing what it does with packets, to a made-up one; while it does, the
+//! places that decide something tell a [`Trace`] why, if there is one. Workers have none.
+
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BackendIndex, NextHop};
+use crate::flow::Protocol;
+
+/// Which flow is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Who opens it, or has opened it.
+    pub client: SocketAddr,
+    /// Where it is opened to; of the client's address family.
+    pub destination: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// A TCP packet in mid-flow is made up, also if no pin is known.
+    pub midflow: bool,
+    /// What a UDP packet carries.
+    pub payload: Vec<u8>,
+}
+
+/// One decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// The stage that decided.
+    pub stage: String,
+    /// What.
+    pub outcome: String,
+    /// Why.
+    pub why: String,
+}
+
+/// What becomes of the packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// The decisions, in their order.
+    pub steps: Vec<Step>,
+    /// The backend that it is sent to.
+    pub backend: Option<BackendIndex>,
+    /// Where the frame goes.
+    pub next_hop: Option<NextHop>,
+    /// The frame as it leaves; empty for one that is dropped.
+    pub frame: Vec<u8>,
+}
+
+/// Collects decisions.
+#[derive(Debug, Default)]
+pub struct Trace(RefCell<Vec<Step>>);
+
+impl Trace {
+    /// Notes a decision.
+    pub fn tell(&self, stage: &str, outcome: impl Display, why: impl Display) {
+        let (stage, outcome, why) = (stage.to_owned(), outcome.to_string(), why.to_string());
+        // Nobody holds it while the stages run.
+        if let Ok(mut steps) = self.0.try_borrow_mut() {
+            steps.push(Step { stage, outcome, why });
+        }
+    }
+
+    /// What was noted.
+    pub fn into_steps(self) -> Vec<Step> {
+        self.0.into_inner()
+    }
+}

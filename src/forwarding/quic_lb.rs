@@ -1,0 +1,449 @@
+//! Connection ids that name a backend (QUIC-LB, draft-ietf-quic-load-balancers-21).
+//!
+//! ```text
+//! first octet: 3 bits config rotation, 5 bits length of the rest
+//! then server id and nonce, together 5 to 19 bytes:
+//!     no key              as they are
+//!     key, 16 bytes       one block of AES-128
+//!     key, other lengths  a Feistel network of four rounds, AES-128 in each
+//! ```
+//!
+//! The server makes such ids ([`Codec::encode`]), the balancer reads them ([`QuicLb::backend`]). The
+//! encryption hides from observers which server a connection is on; it proves nothing: whoever knows
+//! an id can send it, and a random one names a server now and then.
+
+use std::fmt;
+
+use aes::Aes128;
+use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
+use arrayvec::ArrayVec;
+use hashbrown::HashMap;
+
+use super::{Affinity, BackendIndex, BackendSpec, VipSpec};
+use crate::wire::quic::MAX_CONNECTION_ID;
+
+/// Rotations that a configuration can have; the eighth, 0b111, is for ids that name nobody.
+pub const ROTATIONS: usize = 7;
+/// Fewest bytes of a nonce: each id of a server has another.
+pub const MIN_NONCE: usize = 4;
+/// Most bytes of server id and nonce.
+pub const MAX_PLAINTEXT: usize = MAX_CONNECTION_ID - 1;
+/// Most bytes of a server id.
+pub const MAX_SERVER_ID: usize = MAX_PLAINTEXT - MIN_NONCE;
+/// Bytes of an AES block.
+const BLOCK: usize = 16;
+
+/// A connection id as a server sends it.
+pub type ConnectionId = ArrayVec<u8, MAX_CONNECTION_ID>;
+
+/// The name of a backend in connection ids: 1 to 15 bytes, of no meaning but to be equal.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServerId {
+    /// The bytes, first to last, with zeros after them.
+    bytes: u128,
+    len: u8,
+}
+
+impl ServerId {
+    /// A server id; `None` if it is empty or longer than 15 bytes.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let len = u8::try_from(bytes.len()).ok().filter(|&len| len > 0)?;
+        let mut block = [0; BLOCK];
+        block.get_mut(..MAX_SERVER_ID)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(Self { bytes: u128::from_be_bytes(block), len })
+    }
+
+    /// Its length in bytes.
+    pub const fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Never: it has at least one byte.
+    pub const fn is_empty(&self) -> bool {
+        false
+    }
+
+    fn padded(self) -> [u8; BLOCK] {
+        self.bytes.to_be_bytes()
+    }
+}
+
+/// Its bytes in hex, as in the configuration.
+impl fmt::Display for ServerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.padded().iter().take(self.len()).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ServerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ServerId({self})")
+    }
+}
+
+/// One QUIC-LB configuration: how connection ids of one rotation are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Which configuration an id is of: 0 to 6, its first three bits.
+    pub rotation: u8,
+    /// Bytes of the server id, at least 1.
+    pub server_id_bytes: u8,
+    /// Bytes of the nonce, at least 4.
+    pub nonce_bytes: u8,
+    /// AES-128 key; `None`: not encrypted.
+    pub key: Option<[u8; 16]>,
+}
+
+/// Makes and reads the connection ids of one configuration.
+#[derive(Debug)]
+pub struct Codec {
+    rotation: u8,
+    server_id_len: usize,
+    /// Server id and nonce.
+    len: usize,
+    cipher: Option<Aes128>,
+}
+
+impl Codec {
+    /// Prepares a configuration; `None` if its rotation is above 6 or its lengths do not fit.
+    pub fn new(config: &Config) -> Option<Self> {
+        let server_id_len = usize::from(config.server_id_bytes);
+        let nonce_len = usize::from(config.nonce_bytes);
+        let len = server_id_len + nonce_len;
+        let fits = server_id_len > 0 && nonce_len >= MIN_NONCE && len <= MAX_PLAINTEXT;
+        (fits && usize::from(config.rotation) < ROTATIONS).then(|| Self {
+            rotation: config.rotation,
+            server_id_len,
+            len,
+            cipher: config.key.map(|key| Aes128::new(&key.into())),
+        })
+    }
+
+    /// The connection id that `server` gives out with this nonce; `None` if their lengths are not
+    /// the configuration's. The first octet tells the length.
+    ///
+    /// A nonce must never come twice; without a key it must look random, too.
+    pub fn encode(&self, server: ServerId, nonce: &[u8]) -> Option<ConnectionId> {
+        if server.len() != self.server_id_len || server.len() + nonce.len() != self.len {
+            return None;
+        }
+        let mut text = [0; MAX_PLAINTEXT];
+        let (id, rest) = text.split_at_mut_checked(self.server_id_len)?;
+        id.copy_from_slice(server.padded().get(..self.server_id_len)?);
+        rest.get_mut(..nonce.len())?.copy_from_slice(nonce);
+        match &self.cipher {
+            None => {}
+            Some(cipher) if self.len == BLOCK => {
+                cipher.encrypt_block(text.first_chunk_mut::<BLOCK>()?.into());
+            }
+            Some(cipher) => {
+                let mut halves = Halves::split(&text, self.len);
+                for pass in 1..=4 {
+                    halves.pass(cipher, pass);
+                }
+                text = halves.join();
+            }
+        }
+        let len = u8::try_from(self.len).ok()?;
+        let mut id = ConnectionId::new();
+        id.push(self.rotation << 5 | len);
+        id.try_extend_from_slice(text.get(..self.len)?).ok()?;
+        Some(id)
+    }
+
+    /// The server id in a connection id of this configuration, with or without bytes after it that
+    /// are the server's own; `None` if it is too short.
+    ///
+    /// Cost: nothing to speak of without a key; one AES block with 16 bytes; else three, or four if
+    /// the server id is longer than the nonce, each after the other.
+    #[inline]
+    pub fn decode(&self, id: &[u8]) -> Option<ServerId> {
+        let (_, bytes) = id.split_first()?;
+        let bytes = bytes.get(..self.len)?;
+        let mut text = [0; MAX_PLAINTEXT];
+        text.get_mut(..self.len)?.copy_from_slice(bytes);
+        match &self.cipher {
+            None => {}
+            Some(cipher) if self.len == BLOCK => {
+                cipher.decrypt_block(text.first_chunk_mut::<BLOCK>()?.into());
+            }
+            Some(cipher) => {
+                let mut halves = Halves::split(&text, self.len);
+                for pass in [4, 3, 2] {
+                    halves.pass(cipher, pass);
+                }
+                if self.server_id_len > self.len / 2 {
+                    halves.pass(cipher, 1);
+                }
+                text = halves.join();
+            }
+        }
+        ServerId::new(text.get(..self.server_id_len)?)
+    }
+}
+
+/// The two halves of server id and nonce, each of up to 10 bytes at the front of a block. Of an odd
+/// length each has half of the byte in the middle.
+struct Halves {
+    left: [u8; BLOCK],
+    right: [u8; BLOCK],
+    /// Of both together.
+    len: usize,
+}
+
+impl Halves {
+    /// Of the first `len` bytes, 5 to 19, of `text`; the others are 0.
+    #[inline]
+    fn split(text: &[u8; MAX_PLAINTEXT], len: usize) -> Self {
+        let (mut left, mut right) = ([0; BLOCK], [0; BLOCK]);
+        left.iter_mut().zip(text).take(len.div_ceil(2)).for_each(|(to, from)| *to = *from);
+        right.iter_mut().zip(text.iter().skip(len / 2)).for_each(|(to, from)| *to = *from);
+        let mut halves = Self { left, right, len };
+        halves.clear_middle();
+        halves
+    }
+
+    /// The opposite of [`split`](Self::split).
+    #[inline]
+    fn join(&self) -> [u8; MAX_PLAINTEXT] {
+        let mut text = [0; MAX_PLAINTEXT];
+        text.iter_mut().zip(&self.left).for_each(|(to, from)| *to = *from);
+        // The middle byte of an odd length is in both halves, a half each.
+        let right = text.iter_mut().skip(self.len / 2).zip(&self.right);
+        right.take(self.len.div_ceil(2)).for_each(|(to, from)| *to |= *from);
+        text
+    }
+
+    /// One round: odd ones change the right half by the left one, even ones the left by the right.
+    /// Each is its own inverse.
+    #[inline]
+    fn pass(&mut self, cipher: &Aes128, pass: u8) {
+        let odd_pass = pass % 2 == 1;
+        let (from, to) =
+            if odd_pass { (&self.left, &mut self.right) } else { (&self.right, &mut self.left) };
+        // Section 5.4.2.2, "expand": the half, zeros, both lengths in one, the number of the pass.
+        let mut block = *from;
+        if let Some(end) = block.last_chunk_mut() {
+            *end = [u8::try_from(self.len).unwrap_or_default(), pass];
+        }
+        cipher.encrypt_block((&mut block).into());
+        to.iter_mut().zip(block).take(self.len.div_ceil(2)).for_each(|(to, by)| *to ^= by);
+        self.clear_middle();
+    }
+
+    /// Of an odd length, the half of the middle byte that belongs to the other side.
+    #[inline]
+    fn clear_middle(&mut self) {
+        if self.len % 2 == 1 {
+            self.left.iter_mut().skip(self.len / 2).take(1).for_each(|byte| *byte &= 0xf0);
+            self.right.iter_mut().take(1).for_each(|byte| *byte &= 0x0f);
+        }
+    }
+}
+
+/// What a VIP knows of connection ids: up to seven configurations, and the backend of each server id.
+#[derive(Debug)]
+pub struct QuicLb {
+    codecs: [Option<Codec>; ROTATIONS],
+    /// Ids of different lengths are different: one map serves all configurations.
+    servers: HashMap<ServerId, BackendIndex>,
+}
+
+impl QuicLb {
+    /// Of a VIP; `None` if connection ids mean nothing to it.
+    pub fn new(vip: &VipSpec) -> Option<Box<Self>> {
+        if vip.affinity != Affinity::QuicCid {
+            return None;
+        }
+        let mut codecs = [const { None }; ROTATIONS];
+        for config in &vip.quic {
+            if let Some(place) = codecs.get_mut(usize::from(config.rotation)) {
+                *place = Codec::new(config);
+            }
+        }
+        let ids = |backend: &BackendSpec| {
+            let index = backend.id.index;
+            backend.server_ids.clone().into_iter().map(move |id| (id, index))
+        };
+        Some(Box::new(Self { codecs, servers: vip.backends.iter().flat_map(ids).collect() }))
+    }
+
+    /// The backend that a connection id names: of a rotation that is configured, long enough, and
+    /// with a server id that a backend has. Bytes after the id do not matter.
+    ///
+    /// Cost: that of [`Codec::decode`] and one look-up in a hash map. No allocation.
+    #[inline]
+    pub fn backend(&self, id: &[u8]) -> Option<BackendIndex> {
+        let rotation = id.first()? >> 5;
+        let codec = self.codecs.get(usize::from(rotation))?.as_ref()?;
+        self.servers.get(&codec.decode(id)?).copied()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::forwarding::table::testing::{backend, spec};
+
+    const KEY: &str = "8f95f09245765f80256934e50c66207f";
+
+    fn hex(text: &str) -> Vec<u8> {
+        let digits = text.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+        digits.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
+    }
+
+    fn config(rotation: u8, server_id_bytes: usize, nonce_bytes: usize, key: &str) -> Config {
+        Config {
+            rotation,
+            server_id_bytes: u8::try_from(server_id_bytes).unwrap(),
+            nonce_bytes: u8::try_from(nonce_bytes).unwrap(),
+            key: (!key.is_empty()).then(|| hex(key).try_into().unwrap()),
+        }
+    }
+
+    fn server(text: &str) -> ServerId {
+        ServerId::new(&hex(text)).unwrap()
+    }
+
+    /// Appendix B of the draft, the example of its section 5.4.2, and `shared/conformance` C.
+    #[test]
+    fn known_answers() {
+        const EXAMPLE_KEY: &str = "fdf726a9893ec05c0632d3956680baf0";
+        for (rotation, key, id, nonce, expected) in [
+            (0, "", "c4605e", "4504cc4f", "07c4605e4504cc4f"),
+            (0, KEY, "ed793a", "ee080dbf", "0720b1d07b359d3c"),
+            (1, KEY, "ed793a51d49b8f5fab65", "ee080dbf48", "2fcc381bc74cb4fbad2823a3d1f8fed2"),
+            (2, KEY, "ed793a51d49b8f5f", "ee080dbf48c0d1e5", "504dd2d05a7b0de9b2b9907afb5ecf8cc3"),
+            (
+                0,
+                KEY,
+                "ed793a51d49b8f5fab",
+                "ee080dbf48c0d1e55d",
+                "125779c9cc86beb3a3a4a3ca96fce4bfe0cdbc",
+            ),
+            (0, EXAMPLE_KEY, "31441a", "9c69c275", "0767947d29be054a"),
+        ] {
+            let config = config(rotation, id.len() / 2, nonce.len() / 2, key);
+            let codec = Codec::new(&config).unwrap();
+            let made = codec.encode(server(id), &hex(nonce)).unwrap();
+            assert_eq!(made.as_slice(), hex(expected), "{rotation} {id} {nonce}");
+            assert_eq!(codec.decode(&hex(expected)), Some(server(id)), "{expected}");
+        }
+    }
+
+    #[test]
+    fn what_a_configuration_can_be() {
+        for (rotation, server_id, nonce, good) in [
+            (0, 1, 4, true),
+            (6, 15, 4, true),
+            (6, 1, 18, true),
+            (7, 1, 4, false),
+            (0, 0, 8, false),
+            (0, 8, 3, false),
+            (0, 16, 4, false),
+            (0, 1, 19, false),
+            (0, 255, 255, false),
+        ] {
+            let made = Codec::new(&config(rotation, server_id, nonce, KEY));
+            assert_eq!(made.is_some(), good, "{rotation} {server_id} {nonce}");
+        }
+        let codec = Codec::new(&config(0, 3, 4, "")).unwrap();
+        assert!(codec.encode(server("c4605e"), &[0; 5]).is_none(), "nonce too long");
+        assert!(codec.encode(server("c4605e11"), &[0; 4]).is_none(), "server id too long");
+        assert!(codec.encode(server("c460"), &[0; 5]).is_none(), "server id too short");
+    }
+
+    #[test]
+    fn server_ids_are_equal_only_with_their_lengths() {
+        assert_ne!(server("c4"), server("c400"));
+        assert_eq!(server("c40060").to_string(), "c40060");
+        assert!(ServerId::new(&[]).is_none() && ServerId::new(&[1; 16]).is_none());
+        assert_eq!(ServerId::new(&[1; 15]).unwrap().len(), 15);
+    }
+
+    /// Three rotations at once: plain, one block, and four passes, with ids of three lengths.
+    fn three() -> (Vec<Config>, Box<QuicLb>) {
+        let configs = vec![config(0, 3, 4, ""), config(1, 8, 8, KEY), config(6, 10, 5, KEY)];
+        let backends: Vec<_> = (0..50)
+            .map(|index| {
+                let mut backend = backend(index);
+                backend.server_ids = [3, 8, 10].map(|len| id_of(index, len)).to_vec();
+                backend
+            })
+            .collect();
+        let quic = configs.clone();
+        let vip = VipSpec { affinity: Affinity::QuicCid, quic, backends, ..spec(0) };
+        let quic = QuicLb::new(&vip).unwrap();
+        (configs, quic)
+    }
+
+    fn id_of(index: u16, len: usize) -> ServerId {
+        let [high, low] = index.to_be_bytes();
+        let mut bytes = vec![low, 0x5a, high];
+        bytes.resize(len, 0x77);
+        ServerId::new(&bytes).unwrap()
+    }
+
+    #[test]
+    fn every_rotation_names_every_backend() {
+        let (configs, quic) = three();
+        for config in configs {
+            let codec = Codec::new(&config).unwrap();
+            for index in 0..50 {
+                let server = id_of(index, usize::from(config.server_id_bytes));
+                let nonce = vec![0x3c; usize::from(config.nonce_bytes)];
+                let mut id = codec.encode(server, &nonce).unwrap().to_vec();
+                assert_eq!(quic.backend(&id), Some(BackendIndex(index)));
+                // The length bits are the server's affair, and so are bytes after the id.
+                id[0] ^= 0x1f;
+                id.extend([1, 2, 3]);
+                assert_eq!(quic.backend(&id), Some(BackendIndex(index)));
+            }
+        }
+    }
+
+    #[test]
+    fn ids_that_name_nobody() {
+        let (_, quic) = three();
+        let good = hex("07005a0001020304");
+        assert_eq!(quic.backend(&good), Some(BackendIndex(0)));
+        for length in 0..good.len() {
+            assert_eq!(quic.backend(&good[..length]), None, "cut to {length}");
+        }
+        assert_eq!(quic.backend(&hex("07335a0001020304")), None, "no such server");
+        assert_eq!(quic.backend(&hex("47005a0001020304")), None, "no such rotation");
+        assert_eq!(quic.backend(&hex("e7005a0001020304")), None, "unroutable, 0b111");
+        assert!(QuicLb::new(&spec(0)).is_none(), "another affinity");
+    }
+
+    proptest! {
+        /// Every pair of lengths, with and without a key: what is made can be read.
+        #[test]
+        fn decode_reverses_encode(
+            rotation in 0_u8..7,
+            key in any::<Option<[u8; 16]>>(),
+            server in proptest::collection::vec(any::<u8>(), 1..=15),
+            nonce in proptest::collection::vec(any::<u8>(), 4..=18),
+        ) {
+            let nonce = &nonce[..nonce.len().min(19 - server.len())];
+            let config = Config { key, ..config(rotation, server.len(), nonce.len(), "") };
+            let codec = Codec::new(&config).unwrap();
+            let server = ServerId::new(&server).unwrap();
+            let id = codec.encode(server, nonce).unwrap();
+            prop_assert_eq!(id.len(), 1 + server.len() + nonce.len());
+            prop_assert_eq!(usize::from(id[0]), usize::from(rotation) << 5 | (id.len() - 1));
+            prop_assert_eq!(codec.decode(&id), Some(server));
+        }
+
+        #[test]
+        fn any_bytes_are_safe(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let (_, quic) = three();
+            if let Some(backend) = quic.backend(&bytes) {
+                prop_assert!(backend.0 < 50 && bytes[0] >> 5 != 7);
+            }
+        }
+    }
+}

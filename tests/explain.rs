@@ -1,0 +1,164 @@
+//! `explain` says what the workers then do: the same flows are asked about, and sent.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+#![allow(dead_code, reason = "the rig has more than these tests need")]
+
+use std::net::SocketAddr;
+
+use holdfast::flow::Protocol;
+use holdfast::forwarding::explain::{Explanation, Question};
+use holdfast::forwarding::{Affinity, Forward, Service, Splits};
+
+mod rig;
+
+use rig::{Family, Rig, spec, tcp, tcp_of};
+
+const CASES: [(Forward, Family); 4] = [
+    (Forward::Dsr, Family::V4),
+    (Forward::Dsr, Family::V6),
+    (Forward::Nat, Family::V4),
+    (Forward::Nat, Family::V6),
+];
+
+fn question(family: Family, client_port: u16) -> Question {
+    Question {
+        client: SocketAddr::new(family.client(), client_port),
+        destination: SocketAddr::new(family.vip(), 80),
+        protocol: Protocol::Tcp,
+        midflow: false,
+        payload: Vec::new(),
+    }
+}
+
+fn ask(rig: &Rig, question: &Question) -> Explanation {
+    rig.explainer().explain(question, &rig.table(), rig.now()).unwrap()
+}
+
+fn said(answer: &Explanation, stage: &str, text: &str) -> bool {
+    let all = |step: &&holdfast::forwarding::explain::Step| {
+        step.stage == stage && format!("{} {}", step.outcome, step.why).contains(text)
+    };
+    answer.steps.iter().any(|step| all(&step))
+}
+
+#[test]
+fn what_is_explained_is_what_is_sent() {
+    for (forward, family) in CASES {
+        let mut rig = Rig::new(2, 1, vec![spec(0, forward, family, 1, 5)]);
+        for port in 1000..1200 {
+            let new = ask(&rig, &question(family, port));
+            assert!(said(&new, "conntrack", "no pin"), "{:?}", new.steps);
+            assert!(said(&new, "scheduler", "slot"), "{:?}", new.steps);
+            let sent = rig.send(0, 0, &tcp(family, port, 80, "S")).remove(0);
+            assert_eq!(new.frame[..6], sent.bytes[..6], "the backend's MAC");
+            assert_eq!(new.backend.unwrap().0, u16::from(sent.bytes[5]));
+            // Addresses and ports, where NAT changes them.
+            let addresses = if family == Family::V4 { 26..38 } else { 22..58 };
+            assert_eq!(new.frame[addresses.clone()], sent.bytes[addresses]);
+            let pinned = ask(&rig, &question(family, port));
+            assert!(said(&pinned, "conntrack", "by rule scheduler"), "{:?}", pinned.steps);
+            assert!(!said(&pinned, "scheduler", ""), "nothing is chosen: {:?}", pinned.steps);
+            assert_eq!(pinned.backend, new.backend);
+        }
+        rig.assert_accounted();
+    }
+}
+
+#[test]
+fn asking_changes_nothing() {
+    for (forward, family) in CASES {
+        let mut rig = Rig::new(2, 1, vec![spec(0, forward, family, 1, 5)]);
+        rig.send(0, 0, &tcp(family, 1000, 80, "S"));
+        let counted = |rig: &Rig| {
+            let stats = rig.stats(0);
+            (stats.received.get(), stats.flows_new.get(), stats.flows_active.get())
+        };
+        let before = counted(&rig);
+        for port in [1000, 1001, 1002] {
+            for midflow in [false, true] {
+                ask(&rig, &Question { midflow, ..question(family, port) });
+            }
+        }
+        assert_eq!(counted(&rig), before);
+        // The embryonic flow of port 1000 ends 1 s after its SYN: nobody has refreshed it.
+        rig.advance(99);
+        ask(&rig, &question(family, 1000));
+        rig.advance(2);
+        let ended = ask(&rig, &question(family, 1000));
+        assert!(
+            said(&ended, "conntrack", "idle for too long")
+                || said(&ended, "conntrack", "no worker")
+        );
+    }
+}
+
+#[test]
+fn reasons_are_told() {
+    let family = Family::V4;
+    let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, family, 1, 2)]);
+    let first = ask(&rig, &question(family, 1000)).backend.unwrap();
+    let chosen = usize::from(first.0);
+    for (text, change) in [
+        (
+            "its health check fails",
+            (|b| b.up = false) as fn(&mut holdfast::forwarding::BackendSpec),
+        ),
+        ("draining", |b| b.service = Service::Draining),
+        ("deadline", |b| b.service = Service::Out),
+        ("next hop is not known", |b| b.next_hop = None),
+        ("starts slowly", |b| b.share = 0),
+    ] {
+        let whole = rig.specs();
+        rig.change(|specs| change(&mut specs[0].backends[chosen]));
+        let answer = ask(&rig, &question(family, 1000));
+        assert!(said(&answer, "scheduler", text), "{text}: {:?}", answer.steps);
+        assert_ne!(answer.backend, Some(first), "{text}");
+        rig.change(|specs| specs.clone_from_slice(&whole));
+    }
+    rig.change(|specs| specs[0].backends.iter_mut().for_each(|b| b.up = false));
+    let answer = ask(&rig, &question(family, 1000));
+    assert_eq!((answer.backend, answer.frame.len()), (None, 0));
+    assert!(said(&answer, "drop", "no_backend"));
+}
+
+#[test]
+fn affinity_and_splits_are_told() {
+    let family = Family::V4;
+    let mut vip = spec(0, Forward::Dsr, family, 1, 5);
+    vip.affinity = Affinity::Client;
+    let mut rig = Rig::new(1, 1, vec![vip]);
+    let whole = ask(&rig, &question(family, 1000));
+    assert!(said(&whole, "affinity", "all flows of"), "{:?}", whole.steps);
+    let gateway = family.client().into();
+    rig.change(|specs| specs[0].splits = Splits::new(vec![(gateway, 4)]));
+    let mut backends = std::collections::BTreeSet::new();
+    for port in (1000..60_000).step_by(1000) {
+        let answer = ask(&rig, &question(family, port));
+        assert!(said(&answer, "affinity", "is split"), "{:?}", answer.steps);
+        let sent = rig.backend_of(&tcp_of((family.client(), port), (family.vip(), 80), "S"));
+        assert_eq!(answer.backend.map(|backend| backend.0), sent);
+        backends.insert(sent);
+    }
+    assert!(backends.len() > 2, "{backends:?}");
+}
+
+/// A NAT backend behind two ports of a VIP can have a client's port only once: the rival's pin is
+/// looked at as a worker does.
+#[test]
+fn a_rival_flow_is_seen() {
+    let family = Family::V4;
+    let mut vip = spec(0, Forward::Nat, family, 1, 2);
+    vip.ports = holdfast::forwarding::Ports::List(vec![80, 443]);
+    let mut rig = Rig::new(2, 1, vec![vip]);
+    for port in 1000..1050 {
+        rig.send(1, 0, &tcp(family, port, 443, "S"));
+        let answer = ask(&rig, &question(family, port));
+        let sent = rig.backend_of(&tcp(family, port, 80, "S"));
+        assert_eq!(answer.backend.map(|backend| backend.0), sent);
+        let other = ask(
+            &rig,
+            &Question { destination: SocketAddr::new(family.vip(), 443), ..question(family, port) },
+        );
+        assert_ne!(other.backend, answer.backend, "two flows, two backends");
+    }
+}
