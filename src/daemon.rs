@@ -19,6 +19,7 @@ use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
 use crate::control::{self, ControlError, Inputs, NicView, WorkerEvent, WorkerView};
 use crate::datapath::explain::Explainer;
 use crate::datapath::worker::{Parts, Worker, WorkerPort};
+use crate::flow::clients::Clients;
 use crate::flow::table::{FlowTable, TableError};
 use crate::flow::tuple::TableSecret;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
@@ -105,20 +106,22 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let mut nics = open_nics(&config)?;
     let secret = TableSecret::new(random_seed()?);
     let flows = flow_tables(&config, &secret)?;
+    let clients = Arc::new(Clients::new(config.workers.clients, secret));
     let first = ForwardingTable::build(0, config.hash.secret, &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(OwnLine(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
+    let shared = Shared { flows, clients, tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
-        let (worker, stats) =
-            on_core(core, || make_worker(&config, index, &mut nics, &flows, &tables))?;
+        let (worker, stats) = on_core(core, || make_worker(&config, index, &mut nics, &shared))?;
         workers.push(worker);
-        views.extend(view(&config, index, &stats, &flows));
+        views.extend(view(&config, index, &stats, &shared.flows));
     }
-    let explain = explainer(&nics, &flows, &views)?;
+    let clients = Arc::clone(&shared.clients);
+    let explain = explainer(&nics, &shared, &views)?;
     // It would keep the first table.
-    drop(tables);
+    drop(shared);
     let nic_views = nics.iter().map(nic_view).collect();
     let steerings = nics.into_iter().map(|nic| (nic.steering, nic.monitors)).collect();
     let threads = start(&config, workers, &stop, &events)?;
@@ -129,6 +132,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
         workers: views,
         nics: nic_views,
         publisher,
+        clients,
         steering: Box::new(Steerings::new(steerings)),
         events: failures,
         clock: Arc::new(now),
@@ -229,13 +233,19 @@ fn on_core<T: Send>(
     })
 }
 
+/// What all workers have in common.
+struct Shared {
+    flows: Arc<[Arc<FlowTable>]>,
+    clients: Arc<Clients>,
+    tables: Subscription,
+}
+
 /// Makes a worker: its packet memory, its counters, and a socket on each queue that it serves.
 fn make_worker(
     config: &Config,
     index: usize,
     nics: &mut [ServedNic],
-    flows: &Arc<[Arc<FlowTable>]>,
-    tables: &Subscription,
+    shared: &Shared,
 ) -> Result<(Worker, Arc<WorkerStats>), DaemonError> {
     let workers = config.workers.cores.len();
     let macs = nics.iter().map(|served| served.nic.mac()).collect();
@@ -265,9 +275,10 @@ fn make_worker(
         ports,
         pool,
         macs,
-        flows: Arc::clone(flows),
+        flows: Arc::clone(&shared.flows),
+        clients: Arc::clone(&shared.clients),
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
-        tables: tables.clone(),
+        tables: shared.tables.clone(),
         stats: Arc::clone(&stats),
         batch: config.workers.batch,
     };
@@ -327,12 +338,13 @@ fn nic_view(served: &ServedNic) -> NicView {
 /// Who says what becomes of a packet: one question at a time.
 fn explainer(
     nics: &[ServedNic],
-    flows: &Arc<[Arc<FlowTable>]>,
+    shared: &Shared,
     workers: &[WorkerView],
 ) -> Result<control::explain::Explain, DaemonError> {
     let macs = nics.iter().map(|served| served.nic.mac()).collect();
     let stats = workers.iter().map(|worker| Arc::clone(&worker.stats)).collect();
-    let explainer = Mutex::new(Explainer::new(macs, Arc::clone(flows), stats)?);
+    let (flows, clients) = (Arc::clone(&shared.flows), Arc::clone(&shared.clients));
+    let explainer = Mutex::new(Explainer::new(macs, flows, clients, stats)?);
     Ok(Arc::new(move |question, table| {
         let mut explainer =
             explainer.lock().map_err(|_| "an earlier question failed".to_owned())?;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use holdfast::cli::{self, Cli};
 
-/// 0: done; 1: failed; 2: the command line is wrong (clap exits with it).
+/// 0: done; 1: failed; 2: the command line is wrong (clap exits with it); 3: `whatif --fail-if`.
 fn main() -> ExitCode {
     let Err(error) = cli::execute(Cli::parse()) else { return ExitCode::SUCCESS };
     if error.is_closed_pipe() {
@@ -19,5 +19,5 @@ fn main() -> ExitCode {
         // Where not even errors can be printed, only the exit code is left.
         let _ = writeln!(stderr, "{label} {message}");
     }
-    ExitCode::FAILURE
+    ExitCode::from(error.exit_code())
 }

@@ -30,6 +30,17 @@ pub fn bytes(number: u64) -> String {
     }
 }
 
+/// A share of 1 as `33.3 %`, `0.25 %` or `0 %`: with as many digits as say something.
+pub fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    match percent {
+        _ if percent == 0.0 => "0 %".to_owned(),
+        _ if percent < 0.01 => "< 0.01 %".to_owned(),
+        _ if percent < 0.995 => format!("{percent:.2} %"),
+        _ => format!("{percent:.1} %"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +69,20 @@ mod tests {
             (1_234_000_000, "1.3 GB"),
         ] {
             assert_eq!(bytes(number), expected);
+        }
+    }
+
+    #[test]
+    fn percentages_have_the_digits_that_matter() {
+        for (share, expected) in [
+            (0.0, "0 %"),
+            (0.000_01, "< 0.01 %"),
+            (0.002_5, "0.25 %"),
+            (0.009_99, "1.0 %"),
+            (1.0 / 3.0, "33.3 %"),
+            (1.0, "100.0 %"),
+        ] {
+            assert_eq!(percent(share), expected);
         }
     }
 }

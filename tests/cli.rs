@@ -132,7 +132,10 @@ fn check_of_a_file_that_is_not_there() {
 fn help_lists_the_commands() {
     let run = holdfast(&["--help"]);
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
-    for command in ["run", "check", "status", "drain", "undrain", "reload", "flows", "generate"] {
+    for command in [
+        "run", "check", "status", "drain", "undrain", "reload", "flows", "clients", "explain",
+        "generate", "whatif",
+    ] {
         assert!(run.stdout.contains(&format!("\n  {command} ")), "{command}\n{}", run.stdout);
         assert_eq!(holdfast(&[command, "--help"]).code, Some(0), "{command}");
     }
@@ -159,9 +162,14 @@ fn a_wrong_command_line_exits_2() {
 fn commands_that_nobody_answers_exit_1() {
     let folder = Folder::new("nobody");
     let socket = folder.0.join("control.sock").to_str().unwrap().to_owned();
-    for command in
-        [&["status"][..], &["drain", "web/a"], &["undrain", "web/a"], &["reload"], &["flows"]]
-    {
+    for command in [
+        &["status"][..],
+        &["drain", "web/a"],
+        &["undrain", "web/a"],
+        &["reload"],
+        &["flows"],
+        &["clients"],
+    ] {
         let run = holdfast(&[command, &["--socket", &socket]].concat());
         let expected = format!(
             "error: nobody listens at {socket}: there is no such socket: is holdfast running? Start it with \
@@ -169,4 +177,95 @@ fn commands_that_nobody_answers_exit_1() {
         );
         assert_eq!((run.code, run.stderr), (Some(1), expected), "{command:?}");
     }
+}
+
+/// A small simulation of the NAT example, with more arguments.
+fn whatif(more: &[&str]) -> Run {
+    let path = format!("{}/config/example-nat.toml", env!("CARGO_MANIFEST_DIR"));
+    let small = ["whatif", "--config", &path, "--flows", "2000", "--clients", "500"];
+    holdfast(&[&small[..], more].concat())
+}
+
+#[test]
+fn whatif_tells_people_and_programs() {
+    let run = whatif(&["--change", "remove web/a"]);
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+    let start = "VIP web: 2,000 flows of 500 clients, 20.0 % of them behind gateways; affinity flow; \
+                 seed 1\nSCHEDULER ";
+    assert!(run.stdout.starts_with(start), "{}", run.stdout);
+    assert!(run.stdout.contains("\nmaglev *"), "{}", run.stdout);
+    assert!(run.stdout.contains("\nremove web/a: "), "{}", run.stdout);
+
+    let run = whatif(&["--change", "drain web/a", "--json", "--schedulers", "all"]);
+    let document: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let rows = document["schedulers"].as_array().unwrap();
+    for row in rows {
+        assert_eq!(row["flows"], 2000);
+        assert_eq!(row["broken_with_conntrack"], 0);
+        for key in [
+            "name",
+            "broken_without_conntrack",
+            "new_flows_moved_share",
+            "max_over_mean",
+            "max_over_mean_after",
+            "build_ms",
+        ] {
+            assert!(!row[key].is_null(), "{key} of {row}");
+        }
+    }
+    let configured = whatif(&["--change", "drain web/a", "--json", "--schedulers", "configured"]);
+    assert_eq!(configured.stdout.matches("\"name\":").count(), 1, "{}", configured.stdout);
+}
+
+#[test]
+fn whatif_exits_3_where_a_bound_is_broken() {
+    let good = whatif(&["--change", "drain web/a", "--fail-if", "broken>0.1%"]);
+    assert_eq!((good.code, good.stderr.as_str()), (Some(0), ""));
+    let bad = whatif(&["--change", "remove web/a", "--fail-if", "broken>0.1%"]);
+    assert_eq!(bad.code, Some(3));
+    assert!(
+        bad.stderr.starts_with("error: VIP web, scheduler maglev: broken is "),
+        "{}",
+        bad.stderr
+    );
+    assert_eq!(bad.stderr.lines().count(), 1, "the configured scheduler only: {}", bad.stderr);
+    assert!(bad.stdout.starts_with("VIP web: "), "the report is there all the same");
+}
+
+#[test]
+fn whatif_refuses_what_cannot_be() {
+    for (arguments, code, said) in [
+        (
+            &["--change", "remove web/x"][..],
+            1,
+            "--change 'remove web/x': VIP web has no backend x; it has: a, b",
+        ),
+        (&["--change", "drop web/a"], 2, "write 'remove VIP/BACKEND', "),
+        (
+            &["--change", "drain web/a", "--schedulers", "fair"],
+            1,
+            "--schedulers: there is no scheduler fair",
+        ),
+        (&["--change", "drain web/a", "--fail-if", "lost>1%"], 2, "\"lost\" is no figure; "),
+        (&["--change", "drain web/a", "--flows", "0"], 2, "0 is not in 1..="),
+        (
+            &["--change", "drain web/a", "--svg", "/nowhere/x.svg"],
+            1,
+            "cannot write /nowhere/x.svg: ",
+        ),
+        (&[], 2, "--change <CHANGE>"),
+    ] {
+        let run = whatif(arguments);
+        assert_eq!(run.code, Some(code), "{arguments:?}\n{}", run.stderr);
+        assert!(run.stderr.contains(said), "{arguments:?}\n{}", run.stderr);
+    }
+}
+
+#[test]
+fn whatif_draws_a_chart() {
+    let folder = Folder::new("whatif");
+    let file = folder.file("chart.svg", "");
+    let run = whatif(&["--change", "drain web/a", "--svg", &file]);
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+    assert!(fs::read_to_string(&file).unwrap().starts_with("<svg "));
 }

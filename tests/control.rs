@@ -13,14 +13,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast::config::{
-    Announce, Backend, Config, Control, CopyMode, Hash, Health, Idle, Io, Nic, TcpHealth, Timeouts,
-    Vip, Workers, XdpMode,
+    Announce, Backend, Config, Control, CopyMode, Drain, Hash, Health, Idle, Io, Nic, TcpHealth,
+    Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
     self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteerRules, SteeringPort,
 };
 use holdfast::flow::Protocol;
+use holdfast::flow::clients::Clients;
+use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
+use holdfast::forwarding::sticky::Reentry;
 use holdfast::forwarding::{
     Affinity, BackendIndex, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex, Ports,
     SchedulerKind,
@@ -242,6 +245,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         }],
         publisher,
         steering: Box::new(Frames),
+        clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
         events,
         clock: Arc::new(|| Ticks(0)),
         explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
@@ -259,6 +263,7 @@ fn config(vips: Vec<Vip>) -> Config {
             cores: vec![0],
             idle: Idle::Sleep,
             flows: 64,
+            clients: 1024,
             frames: None,
             frame_size: 2048,
             batch: 64,
@@ -272,7 +277,7 @@ fn config(vips: Vec<Vip>) -> Config {
             ring: 64,
         }],
         vips,
-        control: Control { socket: PathBuf::from("unused") },
+        control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
         hash: Hash { secret: [0; 16], table_size: 251 },
     }
 }
@@ -297,6 +302,9 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         forward: Forward::Nat,
         health: Health::None,
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },
+        sticky: None,
+        on_reentry: Reentry::Hash,
+        drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
         on_down: FlowsLeft::Keep,
         reset_idle: false,
         announce,

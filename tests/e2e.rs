@@ -25,4 +25,5 @@ mod e2e {
     mod quic;
     mod reload;
     mod resets;
+    mod sticky;
 }

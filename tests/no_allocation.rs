@@ -8,7 +8,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
-use holdfast::forwarding::{FlowsLeft, Forward, ForwardingTable};
+use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
+use holdfast::forwarding::{FlowsLeft, Forward, ForwardingTable, Remember, VipSpec};
+use holdfast::units::Ticks;
 
 mod rig;
 
@@ -39,8 +41,13 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn polling_never_allocates_or_frees() {
-    for forward in [Forward::Dsr, Forward::Nat] {
-        let mut rig = rig::Rig::new(2, 1, vec![rig::spec(0, forward, rig::Family::V4, 1, 3)]);
+    let sticky = Some(Sticky { on_drain: Hold::Release, on_down: Hold::Release });
+    let remember = Remember { timeout: Ticks(1), sticky, on_reentry: Reentry::Freest };
+    for (forward, remember) in
+        [(Forward::Dsr, None), (Forward::Nat, None), (Forward::Nat, Some(remember))]
+    {
+        let spec = rig::spec(0, forward, rig::Family::V4, 1, 3);
+        let mut rig = rig::Rig::new(2, 1, vec![VipSpec { remember, ..spec }]);
         let packets: Vec<Vec<u8>> = (1000..1100)
             .flat_map(|port| {
                 ["S", "A", "FA", "R"].map(|flags| rig::tcp(rig::Family::V4, port, 80, flags))

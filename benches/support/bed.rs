@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
+use holdfast::flow::clients::Clients;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
@@ -173,6 +174,7 @@ impl Bed {
             pool,
             macs: vec![nic_mac(0)],
             flows: Arc::clone(&shared.flows),
+            clients: Arc::new(Clients::new(1, TableSecret::new(1))),
             index,
             tables: shared.tables.clone(),
             stats: Arc::clone(&stats),

@@ -126,6 +126,14 @@ impl Client {
         document(&self.request(Method::POST, path, Bytes::new())?)
     }
 
+    /// `DELETE path`, the answer as one document.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        document(&self.request(Method::DELETE, path, Bytes::new())?)
+    }
+
     /// `GET path`, each line of the answer as it comes.
     ///
     /// # Errors

@@ -11,18 +11,26 @@ use super::table::{Columns, Look, span, text};
 use super::{CliError, SocketArgs, name};
 use crate::control::api::Flow;
 
+/// Which flows, or clients.
+#[derive(Debug, Args)]
+pub struct Filters {
+    /// Only those of this VIP
+    #[arg(long, value_name = "VIP", value_parser = name)]
+    pub vip: Option<String>,
+    /// Only those of this backend
+    #[arg(long, value_name = "BACKEND", value_parser = name)]
+    pub backend: Option<String>,
+    /// Only those from this address or prefix
+    #[arg(long, value_name = "CIDR", value_parser = prefix)]
+    pub client: Option<IpNet>,
+}
+
 /// The arguments.
 #[derive(Debug, Args)]
 pub struct FlowsArgs {
-    /// Only flows of this VIP
-    #[arg(long, value_name = "VIP", value_parser = name)]
-    pub vip: Option<String>,
-    /// Only flows that are pinned to this backend
-    #[arg(long, value_name = "BACKEND", value_parser = name)]
-    pub backend: Option<String>,
-    /// Only flows from this address or prefix
-    #[arg(long, value_name = "CIDR", value_parser = prefix)]
-    pub client: Option<IpNet>,
+    /// Which flows.
+    #[command(flatten)]
+    pub filters: Filters,
     /// At most this many
     #[arg(long, value_name = "N", default_value_t = 1000)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
@@ -40,20 +48,18 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
     net.map_err(|_| "write an address or a prefix, such as 198.51.100.0/24".to_owned())
 }
 
-impl FlowsArgs {
-    /// Nothing in it needs quoting: names and prefixes have none but unreserved characters, `/`
-    /// and `:` (RFC 3986, section 3.4).
-    fn path(&self) -> String {
-        let mut path = format!("/v1/flows?limit={}", self.limit);
+impl Filters {
+    /// As a part of a query, each with a `&` before. Nothing in it needs quoting: names and prefixes
+    /// have none but unreserved characters, `/` and `:` (RFC 3986, section 3.4).
+    pub(super) fn query(&self) -> String {
         let filters = [
             ("vip", self.vip.clone()),
             ("backend", self.backend.clone()),
             ("client", self.client.map(|net| net.to_string())),
         ];
-        for (key, value) in filters {
-            path += &value.map(|value| format!("&{key}={value}")).unwrap_or_default();
-        }
-        path
+        let given =
+            filters.into_iter().filter_map(|(key, value)| Some(format!("&{key}={}", value?)));
+        given.collect()
     }
 }
 
@@ -63,11 +69,12 @@ impl FlowsArgs {
 /// [`CliError::Client`].
 pub fn flows(args: &FlowsArgs, out: &mut impl Write) -> Result<(), CliError> {
     let client = args.socket.client()?;
+    let path = format!("/v1/flows?limit={}{}", args.limit, args.filters.query());
     if args.json {
-        return Ok(client.lines(&args.path(), |line| Ok(writeln!(out, "{line}")?))?);
+        return Ok(client.lines(&path, |line| Ok(writeln!(out, "{line}")?))?);
     }
     let mut flows: Vec<Flow> = Vec::new();
-    client.lines(&args.path(), |line| {
+    client.lines(&path, |line| {
         flows.push(document(line.as_bytes())?);
         Ok::<(), ClientError>(())
     })?;

@@ -6,7 +6,9 @@
 
 pub mod check;
 pub mod client;
+pub mod clients;
 pub mod drain;
+pub mod events;
 pub mod explain;
 pub mod flows;
 pub mod generate;
@@ -17,6 +19,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 pub mod undrain;
+pub mod whatif;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -25,6 +28,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ConfigErrors, SOCKET};
+use crate::control::api::Name;
 use client::{Client, ClientError};
 
 /// The arguments of `holdfast`.
@@ -49,18 +53,24 @@ enum Command {
     Check(check::CheckArgs),
     /// Show VIPs, backends, workers, NICs and what was dropped
     Status(status::StatusArgs),
-    /// Send a backend no new flows and let its old ones end
+    /// Send backends no new flows and let their old ones end
     Drain(drain::DrainArgs),
-    /// Give a drained or draining backend new flows again
+    /// Give drained or draining backends new flows again
     Undrain(undrain::UndrainArgs),
     /// Read the configuration file again, all or nothing, and print what changed
     Reload(SocketArgs),
+    /// Show what has happened: drains, backends up and down, reloads
+    Events(events::EventsArgs),
     /// List pinned flows
     Flows(flows::FlowsArgs),
+    /// List which client has which backend, or forget it
+    Clients(clients::ClientsArgs),
     /// Say which backend a flow gets, and each step of why
     Explain(explain::ExplainArgs),
     /// Generate traffic for a balancer, and judge what it does with it
     Generate(Box<generate::GenerateArgs>),
+    /// Simulate what a change would do: broken flows, moved flows, imbalance, per scheduler
+    Whatif(Box<whatif::WhatifArgs>),
 }
 
 /// The arguments of `holdfast run`.
@@ -105,6 +115,15 @@ impl FromStr for Target {
     }
 }
 
+/// The first backend, and the others as the API names them.
+fn names(targets: &[Target]) -> (Target, Vec<Name>) {
+    let mut targets = targets.iter().cloned();
+    // The command line has at least one.
+    let first =
+        targets.next().unwrap_or_else(|| Target { vip: String::new(), backend: String::new() });
+    (first, targets.map(|Target { vip, backend }| Name { vip, backend }).collect())
+}
+
 /// A name of a VIP or backend, with the characters that the configuration allows: they need no
 /// quoting in a URI.
 fn name(text: &str) -> Result<String, String> {
@@ -130,12 +149,21 @@ pub enum CliError {
     /// The drain that was waited for did not come to its end.
     #[error("{0}")]
     Drain(String),
+    /// The arguments do not say what is to be done.
+    #[error("{0}")]
+    Usage(String),
     /// The output could not be written.
     #[error("cannot write the output: {}", crate::words::reason(.0))]
     Output(#[from] io::Error),
     /// Traffic could not be generated.
     #[error("{0}")]
     Generate(String),
+    /// A change could not be simulated.
+    #[error("{0}")]
+    Whatif(String),
+    /// A simulated change does what it must not; one message per finding.
+    #[error("{}", .0.join("\n"))]
+    Bound(Vec<String>),
     /// `run` could not start or had to stop.
     #[error("{0}")]
     Run(Box<dyn std::error::Error + Send + Sync>),
@@ -146,10 +174,15 @@ impl CliError {
     pub fn messages(&self) -> Vec<String> {
         match self {
             Self::Config(errors) => errors.messages(),
-            Self::Machine(findings) => findings.clone(),
+            Self::Machine(findings) | Self::Bound(findings) => findings.clone(),
             Self::Client(ClientError::Refused(mistakes)) => mistakes.clone(),
             other => vec![other.to_string()],
         }
+    }
+
+    /// The exit code: 1, but 3 for what was simulated well and found bad.
+    pub const fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Bound(_)) { 3 } else { 1 }
     }
 
     /// Whether the reader of our output closed it.
@@ -188,9 +221,12 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Drain(args) => drain::drain(&args, terminal, &mut out)?,
         Command::Undrain(args) => undrain::undrain(&args, &mut out)?,
         Command::Reload(args) => reload::reload(&args, &mut out)?,
+        Command::Events(args) => events::events(&args, &mut out)?,
         Command::Flows(args) => flows::flows(&args, &mut out)?,
+        Command::Clients(args) => clients::clients(&args, &mut out)?,
         Command::Explain(args) => explain::explain(&args, &mut out)?,
         Command::Generate(args) => generate::generate(&args, &mut out)?,
+        Command::Whatif(args) => whatif::whatif(&args, colours, &mut out)?,
     }
     Ok(out.flush()?)
 }

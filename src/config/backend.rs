@@ -11,7 +11,7 @@ use crate::forwarding::Forward;
 /// Equal shares.
 const WEIGHT: u32 = 1;
 /// Enough for shares of a tenth of a percent.
-const MAX_WEIGHT: u32 = 1000;
+pub const MAX_WEIGHT: u32 = 1000;
 
 /// The section as written.
 #[derive(Debug, Default, Deserialize)]

@@ -9,6 +9,7 @@ mod affinity;
 mod backend;
 mod choice;
 mod control;
+mod drain;
 mod error;
 mod hash;
 mod health;
@@ -23,6 +24,7 @@ mod report;
 mod rules;
 mod scheduler;
 mod split;
+mod sticky;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::flow::Protocol;
 use crate::flow::table::Families;
+use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::{
     Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, quic_lb,
 };
@@ -49,8 +52,11 @@ use place::{Place, Value};
 use report::Report;
 use vip::Placed;
 
+pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
+pub use drain::Drain;
 pub use error::{ConfigError, ConfigErrors};
+pub use scheduler::schedulers;
 
 /// Largest file, in bytes: the most VIPs and backends take about 4 MiB.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
@@ -243,6 +249,8 @@ pub struct Workers {
     pub idle: Idle,
     /// Flows of each address family in each worker's flow table.
     pub flows: usize,
+    /// Clients whose backends are remembered, all workers together.
+    pub clients: usize,
     /// UMEM frames of each worker; `None`: as many as its rings can hold, see
     /// [`Config::frames_needed`].
     pub frames: Option<u32>,
@@ -337,6 +345,12 @@ pub struct Vip {
     pub health: Health,
     /// Idle time-outs of its flows.
     pub timeouts: Timeouts,
+    /// Whether clients keep their backends.
+    pub sticky: Option<Sticky>,
+    /// Where the flows of a client go that comes back after its time-out.
+    pub on_reentry: Reentry,
+    /// How its backends are drained, and come back.
+    pub drain: Drain,
     /// What becomes of the flows of a backend that is down.
     pub on_down: FlowsLeft,
     /// Whether both ends of a TCP flow that idled out are told, by a RST.
@@ -395,6 +409,17 @@ pub struct Timeouts {
     pub udp: Duration,
 }
 
+/// `sticky` of a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sticky {
+    /// A client is forgotten after so long without a packet.
+    pub timeout: Duration,
+    /// What a client does whose backend drains.
+    pub on_drain: Hold,
+    /// What a client does whose backend is down.
+    pub on_down: Hold,
+}
+
 /// `[[vip.backend]]`: a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
@@ -415,6 +440,8 @@ pub struct Backend {
 pub struct Control {
     /// Path of the control socket.
     pub socket: PathBuf,
+    /// Command and arguments that are run when a backend is drained; empty: none.
+    pub on_drained: Vec<String>,
 }
 
 /// `[hash]`: what every box of a fleet must have in common.

@@ -50,6 +50,23 @@ impl Word {
         ("power_of_two", Self::PowerOfTwo),
         ("bounded", Self::Bounded),
     ];
+
+    fn kind(self, size: u32, virtual_nodes: u32, e: f64) -> SchedulerKind {
+        match self {
+            Self::Maglev => SchedulerKind::Maglev { size },
+            Self::Rendezvous => SchedulerKind::Rendezvous,
+            Self::Ring => SchedulerKind::Ring { virtual_nodes },
+            Self::RoundRobin => SchedulerKind::RoundRobin,
+            Self::LeastConnections => SchedulerKind::LeastConnections,
+            Self::PowerOfTwo => SchedulerKind::PowerOfTwo { size },
+            Self::Bounded => SchedulerKind::Bounded { size, e_permille: permille(e) },
+        }
+    }
+}
+
+/// Every scheduler with its default settings; `table_size` is that of `[hash]`.
+pub fn schedulers(table_size: u32) -> Vec<SchedulerKind> {
+    Word::ALL.iter().map(|(_, word)| word.kind(table_size, VIRTUAL_NODES, E)).collect()
 }
 
 impl RawScheduler {
@@ -64,22 +81,10 @@ impl RawScheduler {
         let word = word.unwrap_or(Word::Maglev);
         self.check_keys(place, word, report);
         let size = table_size(&place.key("table_size"), self.table_size, default_size, report);
-        match word {
-            Word::Maglev => SchedulerKind::Maglev { size },
-            Word::Rendezvous => SchedulerKind::Rendezvous,
-            Word::Ring => {
-                let (at, nodes) = (place.key("virtual_nodes"), self.virtual_nodes);
-                let virtual_nodes = report.integer(&at, nodes, VIRTUAL_NODES, 1..=100_000);
-                SchedulerKind::Ring { virtual_nodes }
-            }
-            Word::RoundRobin => SchedulerKind::RoundRobin,
-            Word::LeastConnections => SchedulerKind::LeastConnections,
-            Word::PowerOfTwo => SchedulerKind::PowerOfTwo { size },
-            Word::Bounded => {
-                let e = report.real(&place.key("e"), self.e, E, 0.01..=10.0);
-                SchedulerKind::Bounded { size, e_permille: permille(e) }
-            }
-        }
+        let (at, nodes) = (place.key("virtual_nodes"), self.virtual_nodes);
+        let virtual_nodes = report.integer(&at, nodes, VIRTUAL_NODES, 1..=100_000);
+        let e = report.real(&place.key("e"), self.e, E, 0.01..=10.0);
+        word.kind(size, virtual_nodes, e)
     }
 
     /// Complains about keys that say nothing with this kind.

@@ -10,12 +10,14 @@ use toml::de::DeValue;
 use super::affinity::RawAffinity;
 use super::backend::RawBackend;
 use super::choice::Choice;
+use super::drain::RawDrain;
 use super::health::RawHealth;
 use super::place::{Place, Value};
 use super::policy;
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
+use super::sticky::{RawSticky, on_reentry};
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip, quic};
 use crate::flow::Protocol;
@@ -46,6 +48,9 @@ pub(super) struct RawVip {
     split: Choice<RawSplit>,
     health: RawHealth,
     timeouts: RawTimeouts,
+    sticky: Option<RawSticky>,
+    on_reentry: Option<String>,
+    drain: RawDrain,
     on_down: Option<String>,
     on_idle: Option<String>,
     announce: Option<String>,
@@ -164,6 +169,9 @@ impl RawVip {
         let split = self.split.0.check(&place.key("split"), report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
+        let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
+        let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
+        let drain = self.drain.check(&place.key("drain"), protocol, report);
         let on_down = self.on_down.as_deref();
         let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
         let on_idle = self.on_idle.as_deref();
@@ -184,6 +192,9 @@ impl RawVip {
             split,
             health,
             timeouts,
+            sticky,
+            on_reentry,
+            drain,
             on_down,
             reset_idle,
             announce,

@@ -12,6 +12,8 @@ use super::{Idle, Io, Workers};
 const IDLE: Idle = Idle::Busy;
 /// About a million flows per worker, at 64 bytes each: 64 MiB.
 const FLOWS: usize = 1_048_576;
+/// A busy site has fewer in five minutes; at 80 bytes each: 5 MiB.
+const CLIENTS: usize = 65_536;
 /// The kernel's smallest aligned chunk, and it holds a 1500-byte packet; 4096 is for larger MTUs.
 const FRAME_SIZE: u32 = 2048;
 /// The prefetch of one batch then covers the memory latency of the flow table.
@@ -40,6 +42,7 @@ pub(super) struct RawWorkers {
     cores: Option<Vec<i64>>,
     idle: Option<String>,
     flows: Option<i64>,
+    clients: Option<i64>,
     frames: Option<i64>,
     frame_size: Option<i64>,
     batch: Option<i64>,
@@ -65,6 +68,12 @@ impl RawWorkers {
             cores: cores(self.cores, &place.key("cores"), report),
             idle: idle(self.idle, &place.key("idle"), report),
             flows: report.integer(&place.key("flows"), self.flows, FLOWS, 1024..=67_108_864),
+            clients: report.integer(
+                &place.key("clients"),
+                self.clients,
+                CLIENTS,
+                1024..=16_777_216,
+            ),
             frames: self.frames.map(|n| {
                 report.integer(&place.key("frames"), Some(n), MAX_FRAMES, 64..=MAX_FRAMES)
             }),

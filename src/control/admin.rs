@@ -18,15 +18,19 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{
-    ApiError, BackendStatus, DrainRequest, Explained, Reloaded, Status, UndrainRequest,
+    ApiError, DrainRequest, EventList, Explained, Forgotten, Ordered, Reloaded, Status,
+    UndrainRequest,
 };
+use super::clients::{self, ForgetQuery};
 use super::explain::{self, Explain, Prepared};
-use super::flows::{self, Filter, Names, Pins, QueryError, Scan};
+use super::flows::{self, Filter, Names, Pins, QueryError, Scan, Source};
 use super::{Clock, ControlError};
+use crate::flow::clients::Clients;
 use crate::words::reason;
 
 /// Largest body of a request, in bytes: names and numbers, nothing that grows.
@@ -43,11 +47,13 @@ pub enum Request {
     /// `GET /v1/status`.
     Status(Reply<Status>),
     /// `POST /v1/drain`.
-    Drain(DrainRequest, Reply<Result<BackendStatus, Refusal>>),
+    Drain(DrainRequest, Reply<Result<Ordered, Refusal>>),
     /// `POST /v1/undrain`.
-    Undrain(UndrainRequest, Reply<Result<BackendStatus, Refusal>>),
+    Undrain(UndrainRequest, Reply<Result<Ordered, Refusal>>),
     /// `POST /v1/reload`.
     Reload(Reply<Result<Reloaded, Refusal>>),
+    /// `GET /v1/events`: those after this number.
+    Events(u64, Reply<EventList>),
     /// What `GET /v1/explain` is to ask the data path.
     Explain(explain::Query, Reply<Result<Prepared, Refusal>>),
     /// What `GET /v1/flows` needs to know.
@@ -67,6 +73,18 @@ impl Refusal {
     /// With this status and one text.
     pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, errors: vec![error.into()] }
+    }
+}
+
+impl From<QueryError> for Refusal {
+    fn from(error: QueryError) -> Self {
+        let status = match error {
+            QueryError::Unknown { .. } => StatusCode::NOT_FOUND,
+            QueryError::Client(_) | QueryError::Limit(_) | QueryError::NothingNamed => {
+                StatusCode::BAD_REQUEST
+            }
+        };
+        Self::new(status, error.to_string())
     }
 }
 
@@ -187,6 +205,8 @@ pub struct Door {
     pub requests: mpsc::Sender<Request>,
     /// The workers' flow tables.
     pub tables: Vec<Arc<dyn Pins>>,
+    /// The workers' clients table.
+    pub clients: Arc<Clients>,
     /// Their clock.
     pub clock: Clock,
     /// Who says what becomes of a packet.
@@ -214,7 +234,9 @@ fn router(door: Door) -> Router {
         .route("/v1/drain", post(drain))
         .route("/v1/undrain", post(undrain))
         .route("/v1/reload", post(reload))
+        .route("/v1/events", get(events))
         .route("/v1/flows", get(flow_lines))
+        .route("/v1/clients", get(client_lines).delete(forget_clients))
         .route("/v1/explain", get(explained))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
@@ -239,7 +261,7 @@ async fn status(State(door): State<Door>) -> Result<Json<Status>, Refusal> {
 async fn drain(
     State(door): State<Door>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<BackendStatus>, Refusal> {
+) -> Result<Json<Ordered>, Refusal> {
     let order = parse(body)?;
     ask(&door, |reply| Request::Drain(order, reply)).await?.map(Json)
 }
@@ -247,7 +269,7 @@ async fn drain(
 async fn undrain(
     State(door): State<Door>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<BackendStatus>, Refusal> {
+) -> Result<Json<Ordered>, Refusal> {
     let order = parse(body)?;
     ask(&door, |reply| Request::Undrain(order, reply)).await?.map(Json)
 }
@@ -256,46 +278,84 @@ async fn reload(State(door): State<Door>) -> Result<Json<Reloaded>, Refusal> {
     ask(&door, Request::Reload).await?.map(Json)
 }
 
+/// The query of `GET /v1/events`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Since {
+    #[serde(default)]
+    since: u64,
+}
+
+async fn events(
+    State(door): State<Door>,
+    query: Result<Query<Since>, QueryRejection>,
+) -> Result<Json<EventList>, Refusal> {
+    let Since { since } = understood(query, "since")?;
+    ask(&door, |reply| Request::Events(since, reply)).await.map(Json)
+}
+
 async fn flow_lines(
     State(door): State<Door>,
     query: Result<Query<flows::Query>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Query(query) = query.map_err(|error| {
-        bad_query(&error, "the keys are vip, backend, client and limit, each once")
-    })?;
+    let tables = door.tables.clone();
+    list(door, query, tables).await
+}
+
+async fn client_lines(
+    State(door): State<Door>,
+    query: Result<Query<flows::Query>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let clients = vec![Arc::clone(&door.clients)];
+    list(door, query, clients).await
+}
+
+async fn forget_clients(
+    State(door): State<Door>,
+    query: Result<Query<ForgetQuery>, QueryRejection>,
+) -> Result<Json<Forgotten>, Refusal> {
+    let query = understood(query, "vip, backend, client and all")?;
     let names = ask(&door, Request::Names).await?;
-    let filter = Filter::new(query, &names).map_err(|error| {
-        let status = match error {
-            QueryError::Unknown { .. } => StatusCode::NOT_FOUND,
-            QueryError::Client(_) | QueryError::Limit(_) => StatusCode::BAD_REQUEST,
-        };
-        Refusal::new(status, error.to_string())
-    })?;
-    let scan = Scan { tables: door.tables, filter, names, clock: door.clock };
+    let filter = query.filter(&names)?;
+    let forgotten = clients::forget(&door.clients, &filter, &names, &door.clock).await;
+    Ok(Json(Forgotten { forgotten }))
+}
+
+/// What `query` wants of `sources`, as JSON lines.
+async fn list<S: Source + 'static>(
+    door: Door,
+    query: Result<Query<flows::Query>, QueryRejection>,
+    sources: Vec<S>,
+) -> Result<Response, Refusal> {
+    let query = understood(query, "vip, backend, client and limit")?;
+    let names = ask(&door, Request::Names).await?;
+    let filter = Filter::new(query, &names)?;
+    let scan = Scan { sources, filter, names, clock: door.clock };
     let kind = [(header::CONTENT_TYPE, "application/jsonl")];
     Ok((kind, Body::from_stream(scan.lines())).into_response())
+}
+
+fn understood<T>(query: Result<Query<T>, QueryRejection>, keys: &str) -> Result<T, Refusal> {
+    let Query(query) = query.map_err(|error| {
+        let what = error.body_text();
+        let what = what.trim_start_matches("Failed to deserialize query string: ");
+        let error = format!("query: {what}; the keys are {keys}, each once; see docs/API.md");
+        Refusal::new(StatusCode::BAD_REQUEST, error)
+    })?;
+    Ok(query)
 }
 
 async fn explained(
     State(door): State<Door>,
     query: Result<Query<explain::Query>, QueryRejection>,
 ) -> Result<Json<Explained>, Refusal> {
-    let Query(query) = query.map_err(|error| {
-        let keys = "the keys are vip, client, port, midflow and payload, each once";
-        bad_query(&error, keys)
-    })?;
+    let query = understood(query, "vip, client, port, midflow and payload")?;
     let prepared = ask(&door, |reply| Request::Explain(query, reply)).await??;
     let asked = tokio::task::spawn_blocking(move || prepared.ask(&door.explain)).await;
     let failed = |error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("nobody could answer: {error}"))
     };
     asked.map_err(failed)?.map(Json)
-}
-
-fn bad_query(error: &QueryRejection, keys: &str) -> Refusal {
-    let what = error.body_text();
-    let what = what.trim_start_matches("Failed to deserialize query string: ");
-    Refusal::new(StatusCode::BAD_REQUEST, format!("query: {what}; {keys}; see docs/API.md"))
 }
 
 /// Asks the control task.

@@ -13,17 +13,17 @@ use serde::Deserialize;
 
 use super::Clock;
 use super::api::Flow;
-use super::state::Registry;
+use super::state::{Registry, remember};
 use crate::flow::Protocol;
 use crate::flow::entry::{Entry, State};
 use crate::flow::table::FlowTable;
-use crate::forwarding::{BackendId, Forward, VipId};
+use crate::forwarding::{BackendId, Forward, Remember, VipId};
 use crate::units::Ticks;
 
 /// Most flows in one answer.
 pub const MAX_LIMIT: usize = 1_000_000;
-/// Slots between two pauses: well below a millisecond of work.
-const CHUNK: u32 = 4096;
+/// Positions between two pauses: well below a millisecond of work.
+const CHUNK: usize = 4096;
 
 /// The query of the request.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -39,10 +39,21 @@ pub struct Query {
     pub limit: Option<String>,
 }
 
-/// The names of everything that a flow may refer to.
+/// What is to be told of a VIP.
+#[derive(Debug)]
+pub struct NamedVip {
+    /// Its name.
+    pub name: String,
+    /// How packets reach its backends.
+    pub forward: Forward,
+    /// What is remembered of its clients, if anything.
+    pub remember: Option<Remember>,
+}
+
+/// The names of everything that a flow or a client may refer to.
 #[derive(Debug, Default)]
 pub struct Names {
-    vips: HashMap<VipId, (String, Forward)>,
+    vips: HashMap<VipId, NamedVip>,
     /// By id, so that stale pins have no name and are left out.
     backends: HashMap<BackendId, String>,
 }
@@ -50,12 +61,25 @@ pub struct Names {
 impl Names {
     /// As they are now.
     pub fn of(registry: &Registry) -> Self {
-        let vips = registry.vips().iter();
+        let vips = registry.vips().iter().map(|vip| {
+            let (name, forward) = (vip.config.name.clone(), vip.config.forward);
+            (vip.id, NamedVip { name, forward, remember: remember(&vip.config) })
+        });
         let backends = registry.backends();
         Self {
-            vips: vips.map(|vip| (vip.id, (vip.config.name.clone(), vip.config.forward))).collect(),
+            vips: vips.collect(),
             backends: backends.map(|(_, entry)| (entry.id, entry.config.name.clone())).collect(),
         }
+    }
+
+    /// The VIP of an index.
+    pub fn vip(&self, id: VipId) -> Option<&NamedVip> {
+        self.vips.get(&id)
+    }
+
+    /// The name of a backend, unless its generation has ended.
+    pub fn backend(&self, id: BackendId) -> Option<&str> {
+        self.backends.get(&id).map(String::as_str)
     }
 }
 
@@ -78,6 +102,9 @@ pub enum QueryError {
     /// No number, or too large.
     #[error("limit = {0}: write a number, at most {MAX_LIMIT}")]
     Limit(String),
+    /// Everything would be forgotten.
+    #[error("name whom to forget with vip, backend or client, or everybody with all=true")]
+    NothingNamed,
 }
 
 /// A checked query.
@@ -96,7 +123,7 @@ impl Filter {
     /// Names what is unknown or malformed.
     pub fn new(query: Query, names: &Names) -> Result<Self, QueryError> {
         let Query { vip, backend, client, limit } = query;
-        known("VIP", vip.as_deref(), names.vips.values().map(|(name, _)| name))?;
+        known("VIP", vip.as_deref(), names.vips.values().map(|vip| &vip.name))?;
         known("backend", backend.as_deref(), names.backends.values())?;
         let client = client.map(|text| network(&text)).transpose()?;
         let number = |text: String| match text.parse() {
@@ -107,27 +134,32 @@ impl Filter {
         Ok(Self { vip, backend, client, limit })
     }
 
-    /// The flow as the API tells it, if it is wanted.
-    fn pick(&self, entry: &Entry, worker: usize, names: &Names, now: Ticks) -> Option<Flow> {
-        let Entry { key, pin } = entry;
-        let (vip, forward) = names.vips.get(&pin.vip)?;
-        let backend = names.backends.get(&pin.track.backend())?;
-        let client = key.client_socket();
-        let wanted = self.vip.as_ref().is_none_or(|name| name == vip)
-            && self.backend.as_ref().is_none_or(|name| name == backend)
-            && self.client.is_none_or(|network| network.contains(&client.ip()));
-        wanted.then(|| Flow {
-            vip: vip.clone(),
-            backend: backend.clone(),
-            protocol: key.protocol,
-            client,
-            destination: key.vip_socket(),
-            state: state_name(key.protocol, pin.track.state(), *forward).to_owned(),
-            age_ms: now.since(pin.created).as_ms(),
-            idle_ms: now.since(pin.track.last_seen()).as_ms(),
-            worker,
-        })
+    /// Whether what has this VIP, backend (by their names, if they have any) and client is wanted.
+    pub fn wants(&self, vip: Option<&str>, backend: Option<&str>, client: IpAddr) -> bool {
+        let is = |wanted: &Option<String>, name| wanted.is_none() || wanted.as_deref() == name;
+        is(&self.vip, vip)
+            && is(&self.backend, backend)
+            && self.client.is_none_or(|network| network.contains(&client))
     }
+}
+
+/// The flow as the API tells it, if it is wanted; stale ones are not.
+fn flow(Entry { key, pin }: &Entry, lens: &Lens<'_>) -> Option<Flow> {
+    let Lens { filter, names, now, table } = lens;
+    let vip = names.vip(pin.vip)?;
+    let backend = names.backend(pin.track.backend())?;
+    let client = key.client_socket();
+    filter.wants(Some(&vip.name), Some(backend), client.ip()).then(|| Flow {
+        vip: vip.name.clone(),
+        backend: backend.to_owned(),
+        protocol: key.protocol,
+        client,
+        destination: key.vip_socket(),
+        state: state_name(key.protocol, pin.track.state(), vip.forward).to_owned(),
+        age_ms: now.since(pin.created).as_ms(),
+        idle_ms: now.since(pin.track.last_seen()).as_ms(),
+        worker: *table,
+    })
 }
 
 fn known<'a>(
@@ -190,10 +222,42 @@ impl Pins for FlowTable {
     }
 }
 
-/// A scan over the flow tables of all workers.
-pub struct Scan {
-    /// One per worker.
-    pub tables: Vec<Arc<dyn Pins>>,
+/// What a scan looks through.
+pub struct Lens<'s> {
+    /// What is wanted.
+    pub filter: &'s Filter,
+    /// The names.
+    pub names: &'s Names,
+    /// The time.
+    pub now: Ticks,
+    /// Which of the sources.
+    pub table: usize,
+}
+
+/// Something that can be listed, position by position.
+pub trait Source: Send {
+    /// Number of positions.
+    fn positions(&self) -> usize;
+    /// What is at a position (`0..positions`) as a document, if something is and it is wanted.
+    fn row(&self, position: usize, lens: &Lens<'_>) -> Option<serde_json::Result<Vec<u8>>>;
+}
+
+impl Source for Arc<dyn Pins> {
+    fn positions(&self) -> usize {
+        // There is no smaller usize where this runs.
+        usize::try_from(self.as_ref().positions()).unwrap_or(usize::MAX)
+    }
+
+    fn row(&self, position: usize, lens: &Lens<'_>) -> Option<serde_json::Result<Vec<u8>>> {
+        let entry = self.pin_at(u32::try_from(position).ok()?)?;
+        flow(&entry, lens).map(|flow| serde_json::to_vec(&flow))
+    }
+}
+
+/// A scan over all of some sources, such as the flow tables of all workers.
+pub struct Scan<S> {
+    /// What is listed, in this order.
+    pub sources: Vec<S>,
     /// What is wanted.
     pub filter: Filter,
     /// The names.
@@ -202,18 +266,18 @@ pub struct Scan {
     pub clock: Clock,
 }
 
-struct Cursor {
-    scan: Scan,
-    worker: usize,
-    slot: u32,
+struct Cursor<S> {
+    scan: Scan<S>,
+    source: usize,
+    position: usize,
     left: usize,
 }
 
-impl Scan {
-    /// The flows as JSON lines, in pieces of one chunk of slots each.
+impl<S: Source> Scan<S> {
+    /// What is found as JSON lines, in pieces of one chunk of positions each.
     pub fn lines(self) -> impl Stream<Item = Result<Vec<u8>, serde_json::Error>> + Send {
         let left = self.filter.limit;
-        let start = Cursor { scan: self, worker: 0, slot: 0, left };
+        let start = Cursor { scan: self, source: 0, position: 0, left };
         unfold(start, |mut cursor| async move {
             while cursor.left > 0 {
                 let piece = cursor.chunk()?;
@@ -228,26 +292,28 @@ impl Scan {
     }
 }
 
-impl Cursor {
-    /// Reads the next chunk; `None` at the end of the last table.
+impl<S: Source> Cursor<S> {
+    /// Reads the next chunk; `None` at the end of the last source.
     fn chunk(&mut self) -> Option<Result<Vec<u8>, serde_json::Error>> {
-        let Scan { tables, filter, names, clock } = &self.scan;
-        let table = tables.get(self.worker)?;
-        let end = self.slot.saturating_add(CHUNK).min(table.positions());
-        let now = clock();
-        let pins = (self.slot..end).filter_map(|slot| table.pin_at(slot));
-        let flows = pins.filter_map(|pin| filter.pick(&pin, self.worker, names, now));
+        let Scan { sources, filter, names, clock } = &self.scan;
+        let source = sources.get(self.source)?;
+        let end = self.position.saturating_add(CHUNK).min(source.positions());
+        let lens = Lens { filter, names, now: clock(), table: self.source };
+        let rows = (self.position..end).filter_map(|position| source.row(position, &lens));
         let mut piece = Vec::new();
-        for flow in flows.take(self.left) {
-            if let Err(error) = serde_json::to_writer(&mut piece, &flow) {
-                self.left = 0;
-                return Some(Err(error));
+        for row in rows.take(self.left) {
+            match row {
+                Ok(row) => piece.extend(row),
+                Err(error) => {
+                    self.left = 0;
+                    return Some(Err(error));
+                }
             }
             piece.push(b'\n');
             self.left -= 1;
         }
-        (self.worker, self.slot) =
-            if end == table.positions() { (self.worker + 1, 0) } else { (self.worker, end) };
+        (self.source, self.position) =
+            if end == source.positions() { (self.source + 1, 0) } else { (self.source, end) };
         Some(Ok(piece))
     }
 }
@@ -304,7 +370,7 @@ pub(super) mod tests {
     async fn scan(query: Query, counts: &[u32]) -> Vec<Flow> {
         let names = names();
         let scan = Scan {
-            tables: counts
+            sources: counts
                 .iter()
                 .map(|&count| Arc::new(FakeTable(count)) as Arc<dyn Pins>)
                 .collect(),
@@ -354,8 +420,8 @@ pub(super) mod tests {
         registry.end_generation(BackendIndex(0));
         let names = Arc::new(Names::of(&registry));
         let filter = Filter::new(Query::default(), &names).unwrap();
-        let tables: Vec<Arc<dyn Pins>> = vec![Arc::new(FakeTable(10))];
-        let scan = Scan { tables, filter, names, clock: Arc::new(|| Ticks(200)) };
+        let sources: Vec<Arc<dyn Pins>> = vec![Arc::new(FakeTable(10))];
+        let scan = Scan { sources, filter, names, clock: Arc::new(|| Ticks(200)) };
         let pieces: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
         assert_eq!(pieces.concat().iter().filter(|&&byte| byte == b'\n').count(), 5);
     }

@@ -2,7 +2,7 @@
 //!
 //! One thread owns everything that changes ([`controller`]): VIPs and backends ([`state`]), what
 //! their checks say ([`health`]), where frames for them go ([`neighbour`]), which addresses are
-//! put on NICs ([`announce`]) and who drains ([`drain`]). Each change ends in a new forwarding
+//! put on NICs ([`announce`]) and who drains ([`drain`]) or comes back ([`slow_start`]). Each change ends in a new forwarding
 //! table, built and published there. What it needs of the planes below comes in through
 //! [`Inputs`], so that this plane knows neither sockets nor the XDP program:
 //!
@@ -19,14 +19,20 @@
 pub mod admin;
 pub mod announce;
 pub mod api;
+pub mod clients;
 pub mod controller;
 pub mod drain;
+pub mod estimate;
+pub mod events;
 pub mod explain;
 pub mod flows;
+pub mod forecast;
 pub mod health;
+pub mod hook;
 pub mod neighbour;
 pub mod netlink;
 pub mod reload;
+pub mod slow_start;
 pub mod split;
 pub mod state;
 pub mod status;
@@ -41,6 +47,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::flow::Address;
+use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{ListenKey, PortIndex};
@@ -72,6 +79,8 @@ pub struct Inputs {
     pub publisher: Publisher,
     /// The XDP program, its sockets, and a way to send single frames.
     pub steering: Box<dyn SteeringPort>,
+    /// The clients table of all workers.
+    pub clients: Arc<Clients>,
     /// What happens to workers.
     pub events: crossbeam_channel::Receiver<WorkerEvent>,
     /// The clock of the flow tables.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 
 use super::state::same_server;
-use crate::config::{Announce, Backend, Config, Health, TcpHealth, Vip};
+use crate::config::{Announce, Backend, Config, Drain, Health, Sticky, TcpHealth, Vip};
 use crate::forwarding::Ports;
 use crate::words::counted;
 
@@ -25,6 +25,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.cores != b.cores, "[workers] cores");
     check(a.idle != b.idle, "[workers] idle");
     check(a.flows != b.flows, "[workers] flows");
+    check(a.clients != b.clients, "[workers] clients");
     check(a.frames != b.frames, "[workers] frames");
     check(a.frame_size != b.frame_size, "[workers] frame_size");
     check(a.batch != b.batch, "[workers] batch");
@@ -33,6 +34,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.io.need_wakeup != b.io.need_wakeup, "[workers] need_wakeup");
     check(a.io.busy_poll != b.io.busy_poll, "[workers] busy_poll");
     check(old.control.socket != new.control.socket, "[control] socket");
+    check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
     check(old.hash.secret != new.hash.secret, "[hash] secret");
     check(old.hash.table_size != new.hash.table_size, "[hash] table_size");
     let names = |config: &Config| {
@@ -95,6 +97,7 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("affinity", old.affinity.to_string(), new.affinity.to_string());
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
+    field("drain", drain(&old.drain), drain(&new.drain));
     field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());
     field("on_idle", on_idle(old).to_owned(), on_idle(new).to_owned());
     let (a, b) = (&old.timeouts, &new.timeouts);
@@ -106,6 +109,8 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     ] {
         field(name, span(a), span(b));
     }
+    field("sticky", sticky(old.sticky), sticky(new.sticky));
+    field("on_reentry", old.on_reentry.as_str().to_owned(), new.on_reentry.as_str().to_owned());
     if old.forward != new.forward {
         told.push(format!("VIP {}: another forwarding mode; its flows are cut", new.name));
     }
@@ -138,6 +143,16 @@ fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     }
 }
 
+fn sticky(sticky: Option<Sticky>) -> String {
+    sticky.map_or_else(
+        || "off".to_owned(),
+        |Sticky { timeout, on_drain, on_down }| {
+            let (drain, down) = (on_drain.as_str(), on_down.as_str());
+            format!("{} (on_drain {drain}, on_down {down})", span(timeout))
+        },
+    )
+}
+
 fn place(backend: &Backend) -> String {
     let Backend { address, port, .. } = backend;
     port.map_or_else(|| address.to_string(), |port| format!("{address} port {port}"))
@@ -163,6 +178,12 @@ fn announce(announce: &Announce) -> String {
         Announce::Interface(name) => name.clone(),
         Announce::None => "none".to_owned(),
     }
+}
+
+fn drain(drain: &Drain) -> String {
+    let deadline =
+        drain.deadline.map_or_else(|| "no deadline".to_owned(), |s| format!("{} at most", span(s)));
+    format!("({deadline}, then {}, slow start {})", drain.then.as_str(), span(drain.slow_start))
 }
 
 fn health(health: &Health) -> String {
@@ -200,6 +221,7 @@ pub(super) mod tests {
                 cores: vec![0],
                 idle: Idle::Sleep,
                 flows: 1024,
+                clients: 1024,
                 frames: None,
                 frame_size: 2048,
                 batch: 64,
@@ -213,7 +235,10 @@ pub(super) mod tests {
                 ring: 2048,
             }],
             vips,
-            control: Control { socket: "/run/holdfast/control.sock".into() },
+            control: Control {
+                socket: "/run/holdfast/control.sock".into(),
+                on_drained: Vec::new(),
+            },
             hash: Hash { secret: [0; 16], table_size: 251 },
         }
     }
@@ -234,7 +259,12 @@ pub(super) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 15] = [
+        let rows: [(Change, &str); 16] = [
+            (
+                |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
+                "VIP web: drain (no deadline, then rehash, slow start 0 s) -> (60 s at most, then \
+                 rehash, slow start 0 s)",
+            ),
             (
                 |vip| vip.address = IpAddr::from([192, 0, 2, 11]),
                 "VIP web: address 192.0.2.10 -> 192.0.2.11",
@@ -301,7 +331,8 @@ pub(super) mod tests {
     #[test]
     fn what_needs_a_restart_is_named() {
         type Change = fn(&mut Config);
-        let rows: [(Change, &str); 9] = [
+        let rows: [(Change, &str); 10] = [
+            (|c| c.control.on_drained.push("x".to_owned()), "[control] on_drained"),
             (|c| c.workers.cores.push(1), "[workers] cores"),
             (|c| c.workers.idle = Idle::Busy, "[workers] idle"),
             (|c| c.workers.flows = 1, "[workers] flows"),

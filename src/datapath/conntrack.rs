@@ -20,9 +20,11 @@ use arrayvec::ArrayVec;
 
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
+use super::clients::{self, is_due};
 use super::quic::{answers_for, named};
 use super::reset::{Cut, Outbox};
 use crate::flow::Protocol;
+use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
@@ -101,6 +103,8 @@ pub struct Context<'a> {
     pub table: &'a ForwardingTable,
     /// This worker's flow table.
     pub flows: FlowView<'a>,
+    /// The clients of all workers.
+    pub clients: &'a Clients,
     /// The NIC that the batch came from.
     pub nic: PortIndex,
     /// Now.
@@ -174,14 +178,19 @@ impl Conntrack {
             if backend.left == FlowsLeft::Rehash {
                 count_rehash(context);
             }
-            self.remove(hit.slot, context.stats);
+            self.remove(hit.slot, context);
             return Err(miss.into());
         }
         if is_cut(packet.flow.protocol(), &hit.track, backend) {
             cut(&hit, context.now);
             return pass_reset(packet, packet.came_from(context.nic), backend);
         }
-        hit.set_state(request_change(packet).apply(hit.track.state()));
+        let before = hit.track.state();
+        let state = request_change(packet).apply(before);
+        hit.set_state(state);
+        if backend.quirks.has(Quirks::REMEMBERS) {
+            clients::seen(&packet.flow, backend, (before, state), context);
+        }
         note(&hit, packet, backend, context);
         Ok(backend)
     }
@@ -201,7 +210,7 @@ impl Conntrack {
             return self.request_without_pin(packet, context);
         };
         if let Some(miss) = leaves(packet, &track, backend, context) {
-            self.remove(alias.slot, context.stats);
+            self.remove(alias.slot, context);
             return Err(miss.into());
         }
         if is_cut(packet.flow.protocol(), &track, backend) {
@@ -226,7 +235,7 @@ impl Conntrack {
             return pass_reset(packet, packet.came_from(context.nic), backend);
         }
         count_end(protocol, &hit.track, context);
-        self.remove(hit.slot, context.stats);
+        self.remove(hit.slot, context);
         self.request_without_pin(packet, context)
     }
 
@@ -292,10 +301,11 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Track> {
-        let hit = context.flows.find_at(flow, hint);
-        let living = hit.as_ref().and_then(|hit| living(flow.protocol(), &hit.track, context));
-        let living = living.filter(|pinned| answers_for(backend, pinned, context));
-        let (Some(hit), Some(living)) = (hit, living) else {
+        let found = context.flows.find_at(flow, hint).and_then(|hit| {
+            let pinned = living(flow.protocol(), &hit.track, context)?;
+            answers_for(backend, pinned, context).then_some((hit, pinned))
+        });
+        let Some((hit, living)) = found else {
             return Some(self.answered_elsewhere(flow, backend, packet, context)?.track);
         };
         if hit.track.state().has(State::ALIAS) {
@@ -314,7 +324,11 @@ impl Conntrack {
         if is_cut {
             cut(&hit, context.now);
         } else {
-            hit.set_state(reply_change(packet).apply(hit.track.state()));
+            let state = reply_change(packet).apply(hit.track.state());
+            hit.set_state(state);
+            if is_due(&hit.track, context) {
+                clients::seen_again(flow, living, state, context);
+            }
             hit.seen(context.now);
         }
         Some(hit.track)
@@ -421,7 +435,7 @@ impl Conntrack {
             !pin.track.state().has(State::ALIAS) && pin.track.backend() == alias.backend()
         });
         let (Some(owner), Some((pin_slot, pin))) = (owner, pin) else {
-            self.remove(hit.slot, context.stats);
+            self.remove(hit.slot, context);
             return None;
         };
         if news.opening {
@@ -430,6 +444,9 @@ impl Conntrack {
         }
         tell(owner, pin_slot, flow, &pin.track, news, context.now);
         let pin = news.apply(&pin, context.now);
+        if let Some(backend) = context.table.pinned(alias.backend()) {
+            clients::seen_again(flow, backend, pin.track.state(), context);
+        }
         self.writer.update(hit.slot, flow, &alias_of(&pin));
         Some(pin.track)
     }
@@ -494,7 +511,7 @@ impl Conntrack {
                 |protocol, hit, tuple| sweep_one(protocol, hit, tuple, context, outbox),
                 |protocol, pin| {
                     count_end(protocol, &pin.track, context);
-                    count_removal(pin, context.stats);
+                    count_removal(pin, context);
                 },
             );
             self.sweep_debt -= shown;
@@ -502,9 +519,9 @@ impl Conntrack {
         self.sweep_debt > 0
     }
 
-    fn remove(&mut self, slot: Slot, stats: &WorkerStats) {
+    fn remove(&mut self, slot: Slot, context: &Context<'_>) {
         if let Some(pin) = self.writer.remove(slot) {
-            count_removal(&pin, stats);
+            count_removal(&pin, context);
         }
     }
 }
@@ -540,7 +557,7 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
 #[inline(always)]
 fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
-    if !backend.quirks.none() {
+    if !backend.quirks.none() && (!backend.quirks.only_remembers() || is_due(track, context)) {
         return None;
     }
     let timeout = match packet.flow.protocol() {
@@ -585,9 +602,9 @@ fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
 ///
 /// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
 /// not answer, or it is cut (the client tries again, and shall succeed). A SYN for an established flow
-/// does not: anybody can forge one, and the backend answers it (RFC 5961 4). A UDP packet does if its
-/// connection id names another backend; and any packet does if that is the policy for what its backend
-/// has left.
+/// does not: anybody can forge one, and the backend answers it (RFC 5961 4). A UDP packet does whose
+/// connection id names another backend. Any other packet does if that is the policy for what its
+/// backend has left.
 #[inline]
 fn leaves(
     packet: &Packet,
@@ -596,19 +613,18 @@ fn leaves(
     context: &Context<'_>,
 ) -> Option<Miss> {
     let (protocol, state) = (packet.flow.protocol(), track.state());
-    let rehash = backend.left == FlowsLeft::Rehash;
+    let opens = protocol == Protocol::Udp || packet.shape.flags.opens();
+    let miss = if opens { Miss::Open } else { Miss::Midflow };
     let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
-    match protocol {
-        Protocol::Tcp if packet.shape.flags.opens() => {
-            let over = state.is_closing(backend.forward) || is_cut(protocol, track, backend);
-            (rehash || over || !backend.up).then_some(Miss::Open)
+    let leaves = match protocol {
+        _ if backend.left == FlowsLeft::Rehash => true,
+        Protocol::Tcp => {
+            let over = || !backend.up || state.is_closing(backend.forward);
+            opens && (over() || is_cut(protocol, track, backend))
         }
-        Protocol::Tcp => rehash.then_some(Miss::Midflow),
-        Protocol::Udp => {
-            let leaves = rehash || (backend.quirks.has(Quirks::QUIC) && elsewhere());
-            leaves.then_some(Miss::Open)
-        }
-    }
+        Protocol::Udp => backend.quirks.has(Quirks::QUIC) && elsewhere(),
+    };
+    leaves.then_some(miss)
 }
 
 /// Whether the flow is cut: for good, or by what is to become of its backend's flows.
@@ -871,8 +887,9 @@ fn count_pin(pin: &Pin, stats: &WorkerStats) {
     }
 }
 
-/// Keeps the gauges when an entry is removed.
-fn count_removal(pin: &Pin, stats: &WorkerStats) {
+/// Keeps the gauges when an entry is removed, and notes how long a flow lasted that was not cut.
+fn count_removal(pin: &Pin, context: &Context<'_>) {
+    let stats = context.stats;
     if pin.track.state().has(State::ALIAS) {
         stats.flow_aliases.sub(1);
         return;
@@ -880,6 +897,10 @@ fn count_removal(pin: &Pin, stats: &WorkerStats) {
     stats.flows_active.sub(1);
     for counters in flow_stats(pin, stats) {
         counters.flows_active.sub(1);
+    }
+    let ended = context.table.pinned(pin.track.backend()).is_some();
+    if let Some(lifetimes) = stats.lifetimes.get(usize::from(pin.vip.0)).filter(|_| ended) {
+        lifetimes.add(context.now.since(pin.created));
     }
 }
 

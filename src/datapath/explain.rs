@@ -12,20 +12,22 @@ use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
+use super::clients::key_of;
 use super::conntrack::{Conntrack, Context, is_living};
 use super::parse::parse;
 use super::reset::Outbox;
 use super::rewrite::Macs;
 use super::select::rivals;
 use super::worker::forward;
+use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
 use crate::flow::table::{Families, FlowTable, TableError};
 use crate::flow::tuple::{HashedKey, Tuple};
 use crate::flow::writer::FlowWriter;
-use crate::flow::{FlowKey, Protocol};
+use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::explain::{Explanation, Question, Trace};
 use crate::forwarding::table::{Vip, name};
-use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex};
+use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
@@ -33,12 +35,16 @@ use crate::xdp::umem::{FramePool, Umem, UmemError};
 /// Where a client is taken to be that has no flow yet: a locally administered address.
 const SOMEWHERE: NextHop = NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
 
+/// Of no VIP.
+const NOBODY: Key = Key { vip: VipId::NONE, client: Address { high: 0, low: 0 }, part: 0 };
+
 /// Answers questions about flows.
 #[derive(Debug)]
 pub struct Explainer {
     pool: FramePool,
     macs: Vec<[u8; 6]>,
     flows: Arc<[Arc<FlowTable>]>,
+    clients: Arc<Clients>,
     stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -68,10 +74,11 @@ impl Explainer {
     pub fn new(
         macs: Vec<[u8; 6]>,
         flows: Arc<[Arc<FlowTable>]>,
+        clients: Arc<Clients>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, UmemError> {
         let (_, pool) = Umem::create(1, 4096)?;
-        Ok(Self { pool, macs, flows, stats })
+        Ok(Self { pool, macs, flows, clients, stats })
     }
 
     /// What becomes of a packet of the flow now. Cost: about a millisecond.
@@ -102,8 +109,16 @@ impl Explainer {
         let mut packet = self.packet(question, pinned.is_some(), &hop)?;
         let nic = hop.port;
         let trace_of = Some(&trace);
-        let context =
-            &Context { table, flows: flows.view(), nic, now, stats: &stats, trace: trace_of };
+        let client = vip.map_or(NOBODY, |vip| key_of(&key, vip));
+        let context = &Context {
+            table,
+            flows: flows.view(),
+            clients: &self.clients.scratch(&client),
+            nic,
+            now,
+            stats: &stats,
+            trace: trace_of,
+        };
         let verdict = run(&mut packet, &mut conntrack, context, &flows, &self.macs);
         let sent = verdict.is_ok();
         match verdict {
@@ -202,7 +217,7 @@ fn run(
     let tuple = parse(packet)?;
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, flows.secret(), &mut last)?;
-    // What would be sent to the ends of a flow that is cut is not.
+    // Resets of a flow that is cut are not sent: only the verdict is told.
     forward(packet, conntrack, context, macs, &mut Outbox::default())
 }
 

@@ -10,6 +10,7 @@
 
 pub mod batch;
 pub mod classify;
+pub mod clients;
 pub mod conntrack;
 pub mod explain;
 pub mod parse;

@@ -6,13 +6,14 @@
 use std::net::IpAddr;
 
 use super::batch::{Packet, TcpFlags};
+use super::clients::Known;
 use super::conntrack::{Conntrack, Context, Miss};
 use super::quic::named;
 use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};
 use crate::forwarding::affinity::Sample;
 use crate::forwarding::explain::Trace;
-use crate::forwarding::scheduler::{Note, Pool};
+use crate::forwarding::scheduler::{Note, Pool, Scheduler};
 use crate::forwarding::table::{Backend, Vip, name};
 use crate::forwarding::{Affinity, BackendIndex, Forward, ForwardingTable, ListenKey};
 use crate::stats::{Counter, Drop, FlowStats};
@@ -31,14 +32,18 @@ pub fn select<'t>(
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
+    let client = Known::of(&key, vip, context);
     // Where its connection is counts for more than a collision: elsewhere nobody knows it.
     let (backend, rule) = match named(packet, context) {
         Some(backend) => (backend, Rule::QuicCid),
-        None => choose(&key, miss, vip, conntrack, context)?,
+        None => choose(&key, miss, vip, client.as_ref(), conntrack, context)?,
     };
     if deserves_pin(packet) {
         conntrack.pin(packet, backend, rule, context).map_err(|_| Drop::TableFull)?;
         count(rule, vip, backend, miss, context);
+        if let Some(client) = client {
+            client.note(backend, context);
+        }
         if vip.sampled && miss == Miss::Open {
             let source = vip.client_key(&key).client;
             context.stats.samples.offer(Sample { vip: vip.id, source });
@@ -75,6 +80,7 @@ fn choose<'t>(
     key: &FlowKey,
     miss: Miss,
     vip: &Vip,
+    client: Option<&Known<'t>>,
     conntrack: &Conntrack,
     context: &Context<'t>,
 ) -> Result<(&'t Backend, Rule), Drop> {
@@ -84,6 +90,15 @@ fn choose<'t>(
     }
     let mut candidates =
         Candidates { key, miss, vip, hash, conntrack, context, slow_start: true, collided: false };
+    if let Some(client) = client {
+        let chosen = candidates.by_client(client);
+        if let Some(trace) = context.trace {
+            client.tell(chosen, context, trace);
+        }
+        if let Some(chosen) = chosen {
+            return Ok(chosen);
+        }
+    }
     let scheduler = vip.scheduler.scheduler();
     let chosen = scheduler.choose(hash, &mut candidates).or_else(|| {
         // Better one that starts slowly than none.
@@ -135,7 +150,27 @@ struct Candidates<'c, 't> {
     collided: bool,
 }
 
-impl Candidates<'_, '_> {
+impl<'t> Candidates<'_, 't> {
+    /// What is remembered of the client decides, if it is to.
+    fn by_client(&mut self, client: &Known<'t>) -> Option<(&'t Backend, Rule)> {
+        if let Some(backend) = client.stays_at(self.miss == Miss::Midflow) {
+            return (!self.collides_at(backend)).then_some((backend, Rule::Sticky));
+        }
+        if self.miss == Miss::Midflow || !client.comes_back() {
+            return None;
+        }
+        let freest = self.vip.freest.as_ref()?;
+        let index = freest.choose(self.hash, self)?;
+        Some((self.context.table.backend(index)?, Rule::Freest))
+    }
+
+    fn collides_at(&mut self, backend: &Backend) -> bool {
+        let collides = self.vip.forward == Forward::Nat
+            && collides(self.key, backend, self.conntrack, self.context);
+        self.collided |= collides;
+        collides
+    }
+
     /// Why the flow cannot go there. For one whose pin was lost a draining backend is as good as
     /// any: it most probably is the one that had it.
     fn refusal(&mut self, backend: &Backend) -> Option<&'static str> {
@@ -149,15 +184,12 @@ impl Candidates<'_, '_> {
         if self.miss == Miss::Open && self.slow_start && !backend.admits(self.hash) {
             return Some("starts slowly, and does not take this one yet");
         }
-        let collides = self.vip.forward == Forward::Nat
-            && collides(self.key, backend, self.conntrack, self.context);
-        self.collided |= collides;
-        collides.then_some("has a flow that it could not tell from this one")
+        self.collides_at(backend).then_some("has a flow that it could not tell from this one")
     }
 }
 
 /// Why a backend is not in service.
-fn out_of_service(backend: &Backend) -> &'static str {
+pub fn out_of_service(backend: &Backend) -> &'static str {
     if !backend.up {
         "down: its health check fails"
     } else if backend.next_hop.is_none() {

@@ -12,6 +12,7 @@ use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
 use super::transmit::{end, transmit};
+use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Subscription;
 use crate::forwarding::{MAX_NICS, PortIndex};
@@ -174,6 +175,8 @@ pub struct Parts {
     pub macs: Vec<[u8; 6]>,
     /// The flow tables of all workers.
     pub flows: Arc<[Arc<FlowTable>]>,
+    /// The clients of all workers.
+    pub clients: Arc<Clients>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -192,6 +195,7 @@ pub struct Worker {
     conntrack: Conntrack,
     /// Its own flow table.
     flows: Arc<FlowTable>,
+    clients: Arc<Clients>,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
@@ -209,6 +213,7 @@ impl Worker {
         let mut worker = Self {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
             conntrack: Conntrack::new(parts.flows, parts.index, now)?,
+            clients: parts.clients,
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -241,6 +246,7 @@ impl Worker {
         let context = &Context {
             table: self.tables.current(),
             flows: self.flows.view(),
+            clients: &self.clients,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -254,7 +260,9 @@ impl Worker {
     /// all packets, before that one begins.
     #[inline]
     fn poll_port(&mut self, index: usize, now: Ticks) -> usize {
-        let Self { ports, pool, macs, conntrack, tables, flows, stats, batch, outbox, .. } = self;
+        let Self {
+            ports, pool, macs, conntrack, tables, flows, clients, stats, batch, outbox, ..
+        } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         port.port.reclaim(pool);
         receive(batch, port, self.max_batch, stats);
@@ -262,7 +270,8 @@ impl Worker {
         if packets > 0 {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
-            let context = &Context { table, flows: flows_view, nic, now, stats, trace: None };
+            let context =
+                &Context { table, flows: flows_view, clients, nic, now, stats, trace: None };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.

@@ -5,6 +5,7 @@
 //! entry serves both directions.
 
 mod bucket;
+pub mod clients;
 pub mod entry;
 mod family;
 mod layout;

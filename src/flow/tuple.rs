@@ -218,7 +218,7 @@ impl TableSecret {
     }
 
     #[inline]
-    fn hash_words<const BYTES: usize>(&self, words: &[u64]) -> u64 {
+    pub(super) fn hash_words<const BYTES: usize>(&self, words: &[u64]) -> u64 {
         let mut bytes = [0; BYTES];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
             chunk.copy_from_slice(&word.to_ne_bytes());

@@ -13,6 +13,7 @@ pub mod explain;
 pub mod publish;
 pub mod quic_lb;
 pub mod scheduler;
+pub mod sticky;
 pub mod table;
 
 use std::net::IpAddr;
@@ -25,6 +26,7 @@ use crate::units::Ticks;
 pub use affinity::{Affinity, ClientKey, Splits};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
+pub use sticky::Remember;
 pub use table::ForwardingTable;
 
 /// Most VIPs in one configuration.
@@ -199,6 +201,8 @@ pub struct VipSpec {
     pub forward: Forward,
     /// Idle time-outs.
     pub timeouts: Timeouts,
+    /// What is remembered of its clients, if anything.
+    pub remember: Option<Remember>,
     /// What becomes of the flows of a backend that is down. UDP flows are never kept: their own
     /// packets would keep a dead pin alive.
     pub on_down: FlowsLeft,

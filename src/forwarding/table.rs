@@ -5,10 +5,12 @@ use std::borrow::Cow;
 use hashbrown::HashMap;
 
 use super::quic_lb::QuicLb;
+use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
+use super::sticky::Reentry;
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
-    ListenKey, NextHop, Secret, Service, Splits, Timeouts, VipId, VipSpec,
+    ListenKey, NextHop, Remember, Secret, Service, Splits, Timeouts, VipId, VipSpec,
 };
 use crate::flow::{Address, FlowKey, Protocol};
 
@@ -42,8 +44,12 @@ pub struct Vip {
     pub forward: Forward,
     /// Idle time-outs of its flows.
     pub timeouts: Timeouts,
+    /// What is remembered of its clients, if anything.
+    pub remember: Option<Remember>,
     /// Chooses among all backends that have weight, in service or not.
     pub scheduler: Built,
+    /// Chooses for clients that come back, where they are to have the freest backend.
+    pub freest: Option<LeastConnections>,
     /// Which flows belong together.
     pub affinity: Affinity,
     /// Sources that are spread over several backends.
@@ -61,13 +67,21 @@ pub struct Quirks(u8);
 impl Quirks {
     /// Their connection ids may name another backend ([`Affinity::QuicCid`]).
     pub const QUIC: Self = Self(1);
+    /// They keep what is remembered of their client alive ([`Vip::remember`]).
+    pub const REMEMBERS: Self = Self(2);
     /// They do not just go to it: [`Backend::left`] is not [`FlowsLeft::Keep`].
-    pub const LEFT: Self = Self(2);
+    pub const LEFT: Self = Self(4);
 
     /// Whether there are none.
     #[inline]
     pub const fn none(self) -> bool {
         self.0 == 0
+    }
+
+    /// Whether the only one is [`Quirks::REMEMBERS`], which most packets need nothing for.
+    #[inline]
+    pub const fn only_remembers(self) -> bool {
+        self.0 == Self::REMEMBERS.0
     }
 
     /// Whether all of `bits` are there.
@@ -77,9 +91,10 @@ impl Quirks {
     }
 
     fn of(vip: &VipSpec, left: FlowsLeft) -> Self {
-        let quic = if vip.affinity == Affinity::QuicCid { Self::QUIC } else { Self::default() };
-        let left = if left == FlowsLeft::Keep { Self::default() } else { Self::LEFT };
-        Self(quic.0 | left.0)
+        let quic = if vip.affinity == Affinity::QuicCid { Self::QUIC.0 } else { 0 };
+        let remembers = if vip.remember.is_some() { Self::REMEMBERS.0 } else { 0 };
+        let left = if left == FlowsLeft::Keep { 0 } else { Self::LEFT.0 };
+        Self(quic | remembers | left)
     }
 }
 
@@ -249,11 +264,15 @@ impl Vip {
     fn new(spec: &VipSpec, secret: &Secret, previous: Option<&Self>) -> Self {
         let candidates = spec.backends.iter().map(candidate).collect();
         let previous = previous.map(|vip| &vip.scheduler);
+        let scheduler = Built::build(spec.scheduler, secret, candidates, previous);
+        let freest = spec.remember.filter(|remember| remember.on_reentry == Reentry::Freest);
         Self {
             id: spec.id,
             forward: spec.forward,
             timeouts: spec.timeouts,
-            scheduler: Built::build(spec.scheduler, secret, candidates, previous),
+            remember: spec.remember,
+            freest: freest.map(|_| LeastConnections::build(scheduler.candidates())),
+            scheduler,
             affinity: spec.affinity,
             splits: spec.splits.clone(),
             sampled: spec.sampled,
@@ -312,6 +331,14 @@ impl Backend {
     }
 }
 
+/// The name of a backend.
+pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
+    let vip = table.vip(backend.vip).map(|vip| vip.scheduler.candidates());
+    let mut candidates = vip.unwrap_or_default().iter();
+    let found = candidates.find(|candidate| candidate.backend == backend.id.index);
+    found.map_or("?", |candidate| &candidate.name)
+}
+
 /// What becomes of a backend's flows: what its drain says, else its VIP's word for one that is down.
 fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
     let left = match spec.left {
@@ -323,14 +350,6 @@ fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
         Protocol::Tcp => left,
         Protocol::Udp => FlowsLeft::Rehash,
     }
-}
-
-/// The name of a backend.
-pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
-    let vip = table.vip(backend.vip).map(|vip| vip.scheduler.candidates());
-    let mut candidates = vip.unwrap_or_default().iter();
-    let found = candidates.find(|candidate| candidate.backend == backend.id.index);
-    found.map_or("?", |candidate| &candidate.name)
 }
 
 /// Puts `value` at `index`, growing the list as needed.
@@ -365,6 +384,7 @@ pub(crate) mod testing {
                 closing: Ticks(6_000),
                 udp: Ticks(12_000),
             },
+            remember: None,
             on_down: FlowsLeft::Keep,
             reset_idle: false,
             scheduler: SchedulerKind::Maglev { size: 65537 },

@@ -93,7 +93,9 @@ impl Draw {
             Distribution::Sequential => Kind::Sequential,
             Distribution::Zipf { exponent } => {
                 let rank = |i: u32| f64::from(first) + f64::from(i) * f64::from(step) + 1.0;
-                Kind::Zipf(alias_table((0..flows).map(|i| rank(i).powf(-exponent)).collect()))
+                // For exponent 1 the power is exact, and so the draws are the same on every machine.
+                let weight = |i: u32| rank(i).powf(exponent).recip();
+                Kind::Zipf(alias_table((0..flows).map(weight).collect()))
             }
         };
         Self { random: Random::new(seed ^ u64::from(first) << 32), flows, next: 0, kind }

@@ -11,6 +11,7 @@ use etherparse::{
 use holdfast::datapath::explain::Explainer;
 use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
 use holdfast::flow::Protocol;
+use holdfast::flow::clients::Clients;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
@@ -96,6 +97,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             closing: Ticks(200),
             udp: Ticks(100),
         },
+        remember: None,
         on_down: FlowsLeft::Keep,
         reset_idle: false,
         scheduler: SchedulerKind::Maglev { size: 1009 },
@@ -311,6 +313,7 @@ pub struct Rig {
     stats: Vec<Arc<WorkerStats>>,
     flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
+    clients: Arc<Clients>,
     publisher: Publisher,
     now: u32,
 }
@@ -327,6 +330,7 @@ impl Rig {
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
+        let clients = Arc::new(Clients::new(1024, secret));
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
         let mut rig = Self {
@@ -335,6 +339,7 @@ impl Rig {
             stats: Vec::new(),
             flows: Arc::clone(&flow_tables),
             specs,
+            clients: Arc::clone(&clients),
             publisher,
             now,
         };
@@ -352,6 +357,7 @@ impl Rig {
                 pool,
                 macs: (0..nics).map(nic_mac).collect(),
                 flows: Arc::clone(&flow_tables),
+                clients: Arc::clone(&clients),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),
                 stats: Arc::clone(&stats),
@@ -398,7 +404,8 @@ impl Rig {
     #[allow(dead_code, reason = "not every test asks")]
     pub fn explainer(&self) -> Explainer {
         let macs = (0..self.nics[0].len()).map(nic_mac).collect();
-        Explainer::new(macs, Arc::clone(&self.flows), self.stats.clone()).unwrap()
+        let (flows, clients) = (Arc::clone(&self.flows), Arc::clone(&self.clients));
+        Explainer::new(macs, flows, clients, self.stats.clone()).unwrap()
     }
 
     /// The time.
@@ -479,6 +486,12 @@ impl Rig {
     pub fn backend_of(&mut self, packet: &[u8]) -> Option<u16> {
         let sent = self.send(0, 0, packet);
         sent.first().map(|sent| u16::from(sent.destination_mac()[5]))
+    }
+
+    /// The clients table of all workers.
+    #[allow(dead_code, reason = "not every test has sticky clients")]
+    pub fn clients(&self) -> Arc<Clients> {
+        Arc::clone(&self.clients)
     }
 
     pub fn stats(&self, worker: usize) -> &WorkerStats {

@@ -1,21 +1,14 @@
 //! Charts as SVG: packets per second over time, latency by percentile, the trials of a search.
 
-use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::super::outcome::{Outcome, Percentiles, SearchResult};
 use super::number::short;
+use crate::plot::{BLUE, Chart, ORANGE, VERMILION, axes, legend, stack, svg};
 
-/// Size of one chart, in pixels.
-const SIZE: (u32, u32) = (760, 300);
-/// Colours that differ in brightness too, for those who do not tell red from green (Okabe, Ito).
-const SENT: RGBColor = RGBColor(0, 114, 178);
-const RECEIVED: RGBColor = RGBColor(230, 159, 0);
-const FAILED: RGBColor = RGBColor(213, 94, 0);
-
-type DrawingError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+const SENT: RGBColor = BLUE;
+const RECEIVED: RGBColor = ORANGE;
+const FAILED: RGBColor = VERMILION;
 
 /// A titled SVG.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,43 +31,7 @@ pub fn charts(outcome: &Outcome) -> Vec<Drawn> {
 
 /// All charts in one SVG, one below the other.
 pub fn combined(outcome: &Outcome) -> String {
-    let charts = charts(outcome);
-    let (width, height) = SIZE;
-    let all = charts.len().max(1) as u64 * u64::from(height);
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{all}\" \
-         viewBox=\"0 0 {width} {all}\">\n"
-    );
-    for (index, chart) in (0_u64..).zip(&charts) {
-        let y = index * u64::from(height);
-        out += &chart.svg.replacen("<svg ", &format!("<svg x=\"0\" y=\"{y}\" "), 1);
-    }
-    out + "</svg>\n"
-}
-
-/// Runs `draw` on an empty area; `None` if drawing failed, which leaves a report without a chart.
-fn svg(draw: impl FnOnce(&Area<'_>) -> Option<()>) -> Option<String> {
-    let mut out = String::new();
-    {
-        let area = SVGBackend::with_string(&mut out, SIZE).into_drawing_area();
-        area.fill(&WHITE).ok()?;
-        draw(&area)?;
-        area.present().ok()?;
-    }
-    Some(out)
-}
-
-/// Axes from 0, with room above.
-fn axes<'a, 'b>(
-    area: &'a Area<'b>,
-    (from, to): (f64, f64),
-    top: f64,
-) -> Result<Chart<'a, 'b>, DrawingError<'b>> {
-    ChartBuilder::on(area)
-        .margin(12)
-        .x_label_area_size(36)
-        .y_label_area_size(72)
-        .build_cartesian_2d(from..to, 0.0..(top * 1.1).max(1.0))
+    stack(charts(outcome).iter().map(|chart| chart.svg.as_str()))
 }
 
 fn rates(outcome: &Outcome) -> Option<String> {
@@ -191,12 +148,6 @@ fn line(
     let series = chart.draw_series(series).ok()?;
     series.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
     Some(())
-}
-
-fn legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>) -> Option<()> {
-    let mut labels = chart.configure_series_labels();
-    labels.background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2));
-    labels.position(SeriesLabelPosition::UpperLeft).draw().ok()
 }
 
 #[cfg(test)]

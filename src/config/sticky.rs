@@ -1,0 +1,59 @@
+//! `sticky` of a VIP: whether its clients keep their backends, and for how long.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Sticky;
+use super::place::Place;
+use super::report::Report;
+use crate::flow::Protocol;
+use crate::forwarding::sticky::{Hold, Reentry};
+use crate::units::Ticks;
+
+/// Five minutes, as IPVS has it for its persistence: longer than a reader's pause between two pages.
+const TIMEOUT_S: u64 = 300;
+/// The clock of the data path cannot tell longer spans.
+const MAX_S: u64 = Ticks::MAX_SPAN.as_secs();
+
+/// The table as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table, such as { timeout_s = 300 }")]
+pub(super) struct RawSticky {
+    timeout_s: Option<i64>,
+    on_drain: Option<String>,
+    on_down: Option<String>,
+}
+
+impl RawSticky {
+    /// The table as the program relies on it.
+    pub(super) fn check(
+        self,
+        place: &Place,
+        protocol: Protocol,
+        report: &mut Report<'_>,
+    ) -> Sticky {
+        let timeout = report.integer(&place.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_S);
+        let on_down = hold(self.on_down, &place.key("on_down"), report);
+        if (on_down, protocol) == (Hold::Keep, Protocol::Udp) {
+            let what = "\"keep\" on a UDP VIP: its clients would go on sending to nobody";
+            report.error(&place.key("on_down"), what, "use \"release\"");
+        }
+        Sticky {
+            timeout: Duration::from_secs(timeout),
+            on_drain: hold(self.on_drain, &place.key("on_drain"), report),
+            on_down,
+        }
+    }
+}
+
+fn hold(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Hold {
+    const WORDS: &[(&str, Hold)] = &[("release", Hold::Release), ("keep", Hold::Keep)];
+    raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or_default()
+}
+
+/// `on_reentry` of a VIP.
+pub(super) fn on_reentry(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Reentry {
+    const WORDS: &[(&str, Reentry)] = &[("hash", Reentry::Hash), ("freest", Reentry::Freest)];
+    raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or_default()
+}

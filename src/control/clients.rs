@@ -1,0 +1,232 @@
+//! `/v1/clients`: which client has which backend, listed and forgotten while workers go on.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::Clock;
+use super::api::Client;
+use super::flows::{self, Filter, Lens, Names, QueryError, Source};
+use crate::flow::clients::{Clients, Key, Mapping};
+use crate::units::Ticks;
+
+/// Places between two pauses of a removal: well below a millisecond of work.
+const CHUNK: usize = 4096;
+/// Places that are looked at per second for mappings of long ago: all of the largest table in six
+/// days.
+const AGEING: usize = 64;
+
+/// What `DELETE /v1/clients` is to forget: at least one filter, or `all`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForgetQuery {
+    /// Clients of this VIP.
+    pub vip: Option<String>,
+    /// Clients of backends with this name.
+    pub backend: Option<String>,
+    /// Clients of this network or address.
+    pub client: Option<String>,
+    /// Everybody.
+    #[serde(default)]
+    pub all: bool,
+}
+
+impl ForgetQuery {
+    /// Checks the query against what exists.
+    ///
+    /// # Errors
+    /// Names what is unknown or malformed, or that nothing was named.
+    pub fn filter(self, names: &Names) -> Result<Filter, QueryError> {
+        let Self { vip, backend, client, all } = self;
+        if !all && vip.is_none() && backend.is_none() && client.is_none() {
+            return Err(QueryError::NothingNamed);
+        }
+        Filter::new(flows::Query { vip, backend, client, limit: None }, names)
+    }
+}
+
+impl Source for Arc<Clients> {
+    fn positions(&self) -> usize {
+        Clients::positions(self)
+    }
+
+    fn row(&self, position: usize, lens: &Lens<'_>) -> Option<serde_json::Result<Vec<u8>>> {
+        let (key, mapping) = self.at(position)?;
+        wanted(&key, &mapping, lens).then(|| serde_json::to_vec(&told(&key, &mapping, lens)))
+    }
+}
+
+fn wanted(key: &Key, mapping: &Mapping, lens: &Lens<'_>) -> bool {
+    let Lens { names, filter, .. } = lens;
+    let vip = names.vip(key.vip).map(|vip| vip.name.as_str());
+    filter.wants(vip, names.backend(mapping.backend), key.client.into())
+}
+
+fn told(key: &Key, mapping: &Mapping, lens: &Lens<'_>) -> Client {
+    let Lens { names, now, .. } = lens;
+    let vip = names.vip(key.vip);
+    let idle = now.since(mapping.last_used);
+    let lives = vip.and_then(|vip| vip.remember).is_some_and(|remember| !remember.is_over(idle));
+    Client {
+        vip: vip.map(|vip| vip.name.clone()),
+        client: IpAddr::from(key.client),
+        part: key.part,
+        backend: names.backend(mapping.backend).map(str::to_owned),
+        age_ms: now.since(mapping.created).as_ms(),
+        idle_ms: idle.as_ms(),
+        proven: mapping.proven,
+        expired: !lives,
+    }
+}
+
+/// Forgets the clients that `filter` wants; returns how many. Connections stay where they are.
+pub async fn forget(clients: &Clients, filter: &Filter, names: &Names, clock: &Clock) -> usize {
+    let mut forgotten = 0;
+    for start in (0..clients.positions()).step_by(CHUNK) {
+        let lens = Lens { filter, names, now: clock(), table: 0 };
+        for position in start..(start + CHUNK).min(clients.positions()) {
+            let found = clients.at(position).filter(|(key, mapping)| wanted(key, mapping, &lens));
+            forgotten += usize::from(found.is_some_and(|(key, _)| clients.forget(position, &key)));
+        }
+        tokio::task::yield_now().await;
+    }
+    forgotten
+}
+
+/// Forgets, a few places per call, who was silent for longer than any time-out: the clock of the
+/// table cannot tell spans without end. Returns where to go on.
+pub fn age(clients: &Clients, from: usize, now: Ticks) -> usize {
+    let end = (from + AGEING).min(clients.positions());
+    for position in from..end {
+        if let Some((key, mapping)) = clients.at(position)
+            && now.since(mapping.last_used).0 > Ticks::span(Ticks::MAX_SPAN).0
+        {
+            clients.forget(position, &key);
+        }
+    }
+    if end == clients.positions() { 0 } else { end }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::stream::StreamExt;
+
+    use super::super::flows::Scan;
+    use super::super::state::Registry;
+    use super::super::state::tests::{backend, vip};
+    use super::*;
+    use crate::config::Sticky;
+    use crate::flow::Address;
+    use crate::flow::tuple::TableSecret;
+    use crate::forwarding::sticky::Hold;
+    use crate::forwarding::{BackendId, BackendIndex, VipId};
+
+    const NOW: Ticks = Ticks(628);
+
+    /// Clients 198.51.100.0 to .9 of VIP 0, by turns at backends `a` and `b`; the first three were
+    /// silent for longer than the VIP's second and a period, and one has a backend that is gone.
+    fn some() -> (Arc<Clients>, Arc<Names>) {
+        let mut registry = Registry::default();
+        let timeout = Duration::from_secs(1);
+        let (on_drain, on_down) = (Hold::Release, Hold::Keep);
+        let sticky = Some(Sticky { timeout, on_drain, on_down });
+        let web = vip("web", &[backend("a", 1), backend("b", 2)]);
+        let web = crate::config::Vip { sticky, ..web };
+        registry.apply(&[web], &[]).unwrap();
+        let clients = Arc::new(Clients::new(1024, TableSecret::new(1)));
+        for number in 0..10_u8 {
+            let index = BackendIndex(u16::from(number % 2));
+            let id = BackendId { index, generation: u16::from(number == 9) };
+            let used = Ticks(if number < 3 { 399 } else { 400 + u32::from(number) });
+            clients.assign(&key(number), id, used, |_, _| true).unwrap();
+            clients.touch(&key(number), Some(id), used, number == 4);
+        }
+        (clients, Arc::new(Names::of(&registry)))
+    }
+
+    fn key(number: u8) -> Key {
+        Key { vip: VipId(0), client: Address::from_v4([198, 51, 100, number]), part: 1 }
+    }
+
+    fn query(vip: &str, backend: &str, client: &str) -> ForgetQuery {
+        let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        ForgetQuery { vip: given(vip), backend: given(backend), client: given(client), all: false }
+    }
+
+    async fn listed(clients: &Arc<Clients>, names: &Arc<Names>) -> Vec<Client> {
+        let scan = Scan {
+            sources: vec![Arc::clone(clients)],
+            filter: Filter::new(flows::Query::default(), names).unwrap(),
+            names: Arc::clone(names),
+            clock: Arc::new(|| NOW),
+        };
+        let pieces: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
+        let lines = pieces.concat();
+        let lines = lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+        let mut clients: Vec<Client> =
+            lines.map(|line| serde_json::from_slice(line).unwrap()).collect();
+        clients.sort_by_key(|client| client.client);
+        clients
+    }
+
+    #[tokio::test]
+    async fn every_client_is_told_once_with_its_backend() {
+        let (clients, names) = some();
+        let listed = listed(&clients, &names).await;
+        assert_eq!(listed.len(), 10);
+        let fourth = listed.get(4).unwrap();
+        assert_eq!(fourth.vip.as_deref(), Some("web"));
+        assert_eq!((fourth.backend.as_deref(), fourth.part), (Some("a"), 1));
+        assert_eq!((fourth.age_ms, fourth.idle_ms), (2240, 2240));
+        let with = |flag: fn(&Client) -> bool| listed.iter().filter(|c| flag(c)).count();
+        assert_eq!((with(|c| c.expired), with(|c| c.proven)), (3, 1));
+        assert_eq!(listed.last().unwrap().backend, None, "its backend is gone");
+    }
+
+    #[tokio::test]
+    async fn who_is_named_is_forgotten_and_nobody_else() {
+        for (query, left) in [
+            (query("web", "", ""), 0),
+            (query("", "b", ""), 6),
+            (query("", "", "198.51.100.0/30"), 6),
+            (query("web", "a", "198.51.100.0/30"), 8),
+            (ForgetQuery { all: true, ..ForgetQuery::default() }, 0),
+        ] {
+            let (clients, names) = some();
+            let name = format!("{query:?}");
+            let filter = query.filter(&names).unwrap();
+            let clock: Clock = Arc::new(|| NOW);
+            assert_eq!(forget(&clients, &filter, &names, &clock).await, 10 - left, "{name}");
+            assert_eq!(listed(&clients, &names).await.len(), left, "{name}");
+        }
+    }
+
+    #[test]
+    fn who_names_nothing_is_refused() {
+        let (_, names) = some();
+        let error = ForgetQuery::default().filter(&names).unwrap_err().to_string();
+        assert!(error.contains("all=true"), "{error}");
+        assert!(query("x", "", "").filter(&names).is_err());
+    }
+
+    #[test]
+    fn mappings_of_long_ago_go() {
+        let (clients, _) = some();
+        let count = || (0..clients.positions()).filter(|&at| clients.at(at).is_some()).count();
+        let around = |now: Ticks| {
+            let mut at = age(&clients, 0, now);
+            while at != 0 {
+                at = age(&clients, at, now);
+            }
+        };
+        let month = Ticks::span(Ticks::MAX_SPAN);
+        around(Ticks(399).after(month));
+        assert_eq!(count(), 10);
+        around(Ticks(400).after(month));
+        assert_eq!(count(), 7);
+    }
+}

@@ -1,0 +1,668 @@
+//! The clients table: which backend a client has at a VIP, across its connections and all workers.
+//!
+//! ```text
+//! hash of (VIP, client, part) --> bucket, five cache lines:
+//!   line 0       8 heads    last used:32 version:20 tag:8 flags:4
+//!   lines 1..5   8 bodies   client:128 (VIP:16 part:16 backend:16 generation:16) (created:32 0:32)
+//! ```
+//!
+//! Fixed memory, any number of writers, no lock. Who writes a body first *claims* its head by
+//! compare-and-swap, and gives it back with the next version: readers check that before and after.
+//! Nobody ever waits: a writer that meets a claim in its bucket leaves the bucket alone, and what it
+//! would have noted is noted by the client's next packet or connection. At most one claim of a
+//! bucket is acted upon, so no client is noted twice.
+//!
+//! What is *proven* (the client has answered a handshake) and lives cannot be pushed out. A newcomer
+//! takes a free place, else that of the mapping that expired longest ago, else that of the unproven
+//! one that was used least recently: a flood of forged SYNs pushes out its own traces. Expired
+//! mappings stay until then, so that a client that comes back is recognised.
+//!
+//! Cost of a look-up: one line of heads, and one body if the client is known.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::Address;
+use super::tuple::TableSecret;
+use crate::forwarding::{BackendId, BackendIndex, VipId};
+use crate::units::Ticks;
+
+/// Places in a bucket: their heads fill a cache line.
+const PLACES: usize = 8;
+/// Places per client that the table is made for: with half of the places taken, 1 newcomer in 100
+/// finds its bucket full (Poisson).
+const PLACES_PER_CLIENT: usize = 2;
+/// Memory per client, in bytes.
+pub const BYTES_PER_CLIENT: usize = size_of::<Bucket>() / PLACES * PLACES_PER_CLIENT;
+
+/// The place holds a mapping.
+const USED: u64 = 1;
+/// The client has shown that it is there.
+const PROVEN: u64 = 2;
+/// Somebody is writing the body.
+const CLAIMED: u64 = 4;
+const TAG_SHIFT: u32 = 4;
+const TAG: u64 = 0xff << TAG_SHIFT;
+const VERSION_SHIFT: u32 = 12;
+/// A reader would have to sleep through a million changes of one place to be deceived.
+const VERSION: u64 = 0xf_ffff << VERSION_SHIFT;
+const USED_SHIFT: u32 = 32;
+
+/// Whom a mapping is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The VIP.
+    pub vip: VipId,
+    /// The client's address, or its prefix with the other bits 0.
+    pub client: Address,
+    /// Which part of the clients behind that address; 1 if it is not divided.
+    pub part: u16,
+}
+
+/// What is known of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapping {
+    /// Its backend.
+    pub backend: BackendId,
+    /// When it was sent there first.
+    pub created: Ticks,
+    /// When a packet of its flows was noted last.
+    pub last_used: Ticks,
+    /// The client has answered a handshake (TCP), or sent for more than a second (UDP).
+    pub proven: bool,
+}
+
+/// Why a client was not noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotNoted {
+    /// All places of its bucket hold proven mappings that live.
+    Full,
+    /// Another worker was just writing in its bucket.
+    Busy,
+}
+
+/// The table. See the module's documentation.
+#[derive(Debug)]
+pub struct Clients {
+    buckets: Box<[Bucket]>,
+    secret: TableSecret,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Bucket {
+    heads: [AtomicU64; PLACES],
+    bodies: [Body; PLACES],
+}
+
+#[derive(Debug, Default)]
+struct Body {
+    high: AtomicU64,
+    low: AtomicU64,
+    names: AtomicU64,
+    created: AtomicU64,
+}
+
+/// A place of a bucket.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    head: &'a AtomicU64,
+    body: &'a Body,
+}
+
+impl Clients {
+    /// A table for so many clients: [`BYTES_PER_CLIENT`] each. `secret` keys its hash, so that nobody
+    /// can aim clients at one bucket.
+    pub fn new(clients: usize, secret: TableSecret) -> Self {
+        let buckets = clients.saturating_mul(PLACES_PER_CLIENT).div_ceil(PLACES).max(1);
+        Self { buckets: (0..buckets).map(|_| Bucket::default()).collect(), secret }
+    }
+
+    /// What is known of a client, living or expired.
+    pub fn find(&self, key: &Key) -> Option<Mapping> {
+        let (bucket, tag) = self.bucket(key)?;
+        bucket.find(key, tag).map(|(_, _, mapping)| mapping)
+    }
+
+    /// Notes that a client is sent to `backend` now, whatever it had before. What a known client has
+    /// proven stays, while its mapping lives (as `lives` says of any mapping of the bucket).
+    ///
+    /// # Errors
+    /// [`NotNoted`]; nothing has changed then.
+    pub fn assign(
+        &self,
+        key: &Key,
+        backend: BackendId,
+        now: Ticks,
+        lives: impl Fn(&Key, &Mapping) -> bool,
+    ) -> Result<(), NotNoted> {
+        let (bucket, tag) = self.bucket(key).ok_or(NotNoted::Full)?;
+        let own = bucket.find(key, tag);
+        let proven = own.is_some_and(|(_, _, old)| old.proven && lives(key, &old));
+        let mapping = Mapping { backend, created: now, last_used: now, proven };
+        let (place, head) = match own {
+            Some((place, head, _)) => (place, head),
+            None => bucket.victim(now, lives)?,
+        };
+        bucket.write(place, head, key, tag, &mapping)
+    }
+
+    /// An own table for one client, with what is known of it here.
+    #[must_use]
+    pub fn scratch(&self, key: &Key) -> Self {
+        let scratch = Self::new(1, self.secret.clone());
+        if let (Some(mapping), Some((bucket, tag))) = (self.find(key), scratch.bucket(key))
+            && let Some(place) = bucket.places().next()
+        {
+            // Nobody else has it yet.
+            let _ = bucket.write(place, 0, key, tag, &mapping);
+        }
+        scratch
+    }
+
+    /// Notes a packet of a client that has `backend` (`None`: whichever); `proven` if it shows that
+    /// the client is there. A client that has another backend by now, or was forgotten, stays so.
+    ///
+    /// Returns whether the client is known.
+    pub fn touch(&self, key: &Key, backend: Option<BackendId>, now: Ticks, proven: bool) -> bool {
+        let Some((bucket, tag)) = self.bucket(key) else { return false };
+        let Some((place, head, mapping)) = bucket.find(key, tag) else { return false };
+        if backend.is_none_or(|backend| backend == mapping.backend) {
+            let last_used = mapping.last_used.after(now.since(mapping.last_used));
+            let flags = if proven { PROVEN } else { 0 };
+            let new = head & (VERSION | TAG | USED | PROVEN) | flags | used_at(last_used);
+            if new != head {
+                // If somebody else was here in between, the place has news enough.
+                let _ = place.swap(head, new);
+            }
+        }
+        true
+    }
+
+    /// Number of places: positions for [`Clients::at`].
+    pub fn positions(&self) -> usize {
+        self.buckets.len() * PLACES
+    }
+
+    /// The mapping at a position, if there is one.
+    pub fn at(&self, position: usize) -> Option<(Key, Mapping)> {
+        self.place(position)?.read().map(|(_, key, mapping)| (key, mapping))
+    }
+
+    /// Forgets the mapping at a position if it is still this client's; returns whether it did.
+    pub fn forget(&self, position: usize, key: &Key) -> bool {
+        let Some(place) = self.place(position) else { return false };
+        let Some((head, found, _)) = place.read() else { return false };
+        found == *key && place.swap(head, next_version(head))
+    }
+
+    fn place(&self, position: usize) -> Option<Place<'_>> {
+        self.buckets.get(position / PLACES)?.places().nth(position % PLACES)
+    }
+
+    /// The bucket of a client, and its tag there, in its place in a head.
+    fn bucket(&self, key: &Key) -> Option<(&Bucket, u64)> {
+        let hash = self.secret.hash_words::<24>(&[key.client.high, key.client.low, key.name()]);
+        let number = (u128::from(hash) * self.buckets.len() as u128) >> 64;
+        let bucket = self.buckets.get(usize::try_from(number).ok()?)?;
+        Some((bucket, hash << TAG_SHIFT & TAG))
+    }
+}
+
+impl Key {
+    /// VIP and part, as the upper half of a word.
+    fn name(&self) -> u64 {
+        u64::from(self.vip.0) << 48 | u64::from(self.part) << 32
+    }
+}
+
+impl Bucket {
+    fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        self.heads.iter().zip(&self.bodies).map(|(head, body)| Place { head, body })
+    }
+
+    /// The client's place, its head, and what it says.
+    fn find(&self, key: &Key, tag: u64) -> Option<(Place<'_>, u64, Mapping)> {
+        let tagged = |place: &Place<'_>| {
+            place.head.load(Ordering::Relaxed) & (TAG | USED | CLAIMED) == tag | USED
+        };
+        self.places().filter(tagged).find_map(|place| {
+            let (head, found, mapping) = place.read()?;
+            (found == *key).then_some((place, head, mapping))
+        })
+    }
+
+    /// The place that a newcomer gets, and its head.
+    fn victim(
+        &self,
+        now: Ticks,
+        lives: impl Fn(&Key, &Mapping) -> bool,
+    ) -> Result<(Place<'_>, u64), NotNoted> {
+        let mut error = NotNoted::Full;
+        let mut best = None;
+        for place in self.places() {
+            let head = place.head.load(Ordering::Acquire);
+            if head & (USED | CLAIMED) == 0 {
+                return Ok((place, head));
+            }
+            let Some((head, key, mapping)) = place.read() else {
+                error = NotNoted::Busy;
+                continue;
+            };
+            let expired = !lives(&key, &mapping);
+            if expired || !mapping.proven {
+                let rank = (expired, now.since(mapping.last_used).0);
+                if best.is_none_or(|(most, _, _)| rank > most) {
+                    best = Some((rank, place, head));
+                }
+            }
+        }
+        best.map(|(_, place, head)| (place, head)).ok_or(error)
+    }
+
+    /// Writes a place whose head is still `head`.
+    fn write(
+        &self,
+        place: Place<'_>,
+        head: u64,
+        key: &Key,
+        tag: u64,
+        mapping: &Mapping,
+    ) -> Result<(), NotNoted> {
+        if !place.swap(head, head | CLAIMED) {
+            return Err(NotNoted::Busy);
+        }
+        if self.is_contested(place, key, tag) {
+            place.head.store(head, Ordering::Release);
+            return Err(NotNoted::Busy);
+        }
+        // Release: who sees one of these words sees the claim, too, when it looks at the head again.
+        fence(Ordering::Release);
+        place.body.write(key, mapping);
+        let flags = USED | if mapping.proven { PROVEN } else { 0 };
+        let version = next_version(head) & VERSION;
+        place.head.store(version | tag | flags | used_at(mapping.last_used), Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether somebody else writes in this bucket, or has just noted the same client.
+    ///
+    /// Of two who claim at the same time at least one sees the other's claim, or what came of it:
+    /// claims, and the looks after them, are in one order (`SeqCst`).
+    fn is_contested(&self, claimed: Place<'_>, key: &Key, tag: u64) -> bool {
+        let others = || self.places().filter(|place| !std::ptr::eq(place.head, claimed.head));
+        others().any(|place| place.head.load(Ordering::SeqCst) & CLAIMED != 0)
+            || self.find(key, tag).is_some()
+    }
+}
+
+impl Place<'_> {
+    /// Head, key and mapping, if there is a mapping and nobody is writing it.
+    fn read(&self) -> Option<(u64, Key, Mapping)> {
+        // Acquire pairs with the release store of `write`: who sees a version sees its body.
+        let head = self.head.load(Ordering::Acquire);
+        if head & (USED | CLAIMED) != USED {
+            return None;
+        }
+        let (key, backend, created) = self.body.read();
+        // Pairs with the fence of `write`: who saw a newer word sees another head now.
+        fence(Ordering::Acquire);
+        let still = self.head.load(Ordering::Relaxed);
+        if (head ^ still) & (VERSION | CLAIMED) != 0 {
+            return None;
+        }
+        let proven = head & PROVEN != 0;
+        Some((head, key, Mapping { backend, created, last_used: last_used(head), proven }))
+    }
+
+    /// Changes the head from `old` to `new`; `false` if it is another by now.
+    fn swap(&self, old: u64, new: u64) -> bool {
+        self.head.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
+impl Body {
+    fn write(&self, key: &Key, mapping: &Mapping) {
+        let BackendId { index, generation } = mapping.backend;
+        let names = key.name() | u64::from(index.0) << 16 | u64::from(generation);
+        for (word, value) in [
+            (&self.high, key.client.high),
+            (&self.low, key.client.low),
+            (&self.names, names),
+            (&self.created, u64::from(mapping.created.0)),
+        ] {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn read(&self) -> (Key, BackendId, Ticks) {
+        let word = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        let names = word(&self.names);
+        let key = Key {
+            vip: VipId((names >> 48) as u16),
+            client: Address { high: word(&self.high), low: word(&self.low) },
+            part: (names >> 32) as u16,
+        };
+        let index = BackendIndex((names >> 16) as u16);
+        let backend = BackendId { index, generation: names as u16 };
+        (key, backend, Ticks(word(&self.created) as u32))
+    }
+}
+
+const fn used_at(ticks: Ticks) -> u64 {
+    (ticks.0 as u64) << USED_SHIFT
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a field is cut out of a word")]
+const fn last_used(head: u64) -> Ticks {
+    Ticks((head >> USED_SHIFT) as u32)
+}
+
+/// The head of a free place, one version later.
+const fn next_version(head: u64) -> u64 {
+    head.wrapping_add(1 << VERSION_SHIFT) & VERSION
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use std::hint::black_box;
+    use std::time::Instant;
+
+    use hashbrown::{HashMap, HashSet};
+
+    use super::*;
+
+    const TIMEOUT: u32 = 1000;
+
+    fn table(clients: usize) -> Clients {
+        Clients::new(clients, TableSecret::new(7))
+    }
+
+    fn key(number: u64) -> Key {
+        let [.., a, b, c, d] = number.to_be_bytes();
+        // Two VIPs and two parts: all of a key counts.
+        let (vip, part) = (VipId(u16::from(d & 1)), 1 + u16::from(d >> 1 & 1));
+        Key { vip, client: Address::from_v4([a, b, c, d & !3]), part }
+    }
+
+    fn backend(index: u16) -> BackendId {
+        BackendId { index: BackendIndex(index), generation: index.wrapping_mul(3) }
+    }
+
+    fn living(now: Ticks) -> impl Fn(&Key, &Mapping) -> bool + Copy {
+        move |_, mapping| now.since(mapping.last_used).0 <= TIMEOUT
+    }
+
+    fn all(table: &Clients) -> Vec<(Key, Mapping)> {
+        (0..table.positions()).filter_map(|position| table.at(position)).collect()
+    }
+
+    /// A pseudo-random sequence (splitmix64).
+    fn numbers(mut state: u64) -> impl FnMut() -> u64 {
+        move || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        }
+    }
+
+    #[test]
+    fn memory_is_what_is_told() {
+        assert_eq!((size_of::<Bucket>(), BYTES_PER_CLIENT), (320, 80));
+        assert_eq!(table(65_536).positions(), 131_072);
+    }
+
+    #[test]
+    fn a_client_is_known_as_it_was_noted_until_it_is_forgotten() {
+        let table = table(16);
+        let (one, now) = (Key { client: Address::from_v6([0xfe; 16]), ..key(u64::MAX) }, Ticks(7));
+        assert_eq!(table.find(&one), None);
+        assert!(!table.touch(&one, Some(backend(1)), now, true), "nobody is made by a touch");
+        table.assign(&one, backend(0xfffe), now, living(now)).unwrap();
+        let noted =
+            Mapping { backend: backend(0xfffe), created: now, last_used: now, proven: false };
+        assert_eq!(table.find(&one), Some(noted));
+        assert_eq!(all(&table), [(one, noted)]);
+        for other in [
+            Key { vip: VipId(9), ..one },
+            Key { part: 9, ..one },
+            Key { client: Address { high: 0, ..one.client }, ..one },
+        ] {
+            assert_eq!(table.find(&other), None, "{other:?}");
+        }
+
+        assert!(table.touch(&one, Some(backend(0xfffe)), Ticks(9), true));
+        assert!(table.touch(&one, Some(backend(0xfffe)), Ticks(8), false), "an older clock");
+        assert!(
+            table.touch(&one, Some(backend(3)), Ticks(20), true),
+            "an old flow, on its old backend"
+        );
+        let used = Mapping { last_used: Ticks(9), proven: true, ..noted };
+        assert_eq!(table.find(&one), Some(used));
+
+        let position = (0..table.positions()).find(|&at| table.at(at).is_some()).unwrap();
+        assert!(!table.forget(position, &Key { part: 9, ..one }));
+        assert!(table.forget(position, &one));
+        assert!(!table.forget(position, &one));
+        assert!(!table.forget(usize::MAX, &one));
+        assert_eq!((table.find(&one), all(&table)), (None, Vec::new()));
+    }
+
+    #[test]
+    fn what_a_client_has_proven_stays_with_it_while_its_mapping_lives() {
+        let (table, one) = (table(16), key(1));
+        table.assign(&one, backend(1), Ticks(0), living(Ticks(0))).unwrap();
+        table.touch(&one, Some(backend(1)), Ticks(0), true);
+        let row = |now: u32, proven, name: &str| {
+            table.assign(&one, backend(2), Ticks(now), living(Ticks(now))).unwrap();
+            let mapping = table.find(&one).unwrap();
+            assert_eq!((mapping.created, mapping.proven), (Ticks(now), proven), "{name}");
+        };
+        row(TIMEOUT, true, "moved while it lived");
+        row(3 * TIMEOUT, false, "came back");
+        assert_eq!(all(&table).len(), 1);
+    }
+
+    /// One bucket, to say who gives way to a newcomer.
+    #[test]
+    fn free_then_expired_then_unproven_places_are_taken_and_proven_ones_never() {
+        let table = table(1);
+        let assign = |number: u64, now: u32| {
+            table.assign(&key(number * 4), backend(1), Ticks(now), living(Ticks(now)))
+        };
+        let prove = |number: u64, now: u32| {
+            table.touch(&key(number * 4), Some(backend(1)), Ticks(now), true);
+        };
+        let known = |numbers: &[u64]| {
+            let mut found: Vec<u64> =
+                (0..100).filter(|number| table.find(&key(number * 4)).is_some()).collect();
+            found.sort_unstable();
+            assert_eq!(found, numbers);
+        };
+        for number in 0..8 {
+            assign(number, 10 + u32::try_from(number).unwrap()).unwrap();
+        }
+        prove(0, 30);
+        prove(2, 20);
+        // Everything lives: the least recently used unproven ones give way.
+        assign(20, 40).unwrap();
+        assign(21, 41).unwrap();
+        known(&[0, 2, 4, 5, 6, 7, 20, 21]);
+        // Expired ones first, the oldest before all, proven or not.
+        let later = TIMEOUT + 25;
+        known(&[0, 2, 4, 5, 6, 7, 20, 21]);
+        for (number, gone) in [(30, 4), (31, 5), (32, 6), (33, 7), (34, 2)] {
+            assign(number, later).unwrap();
+            assert_eq!(table.find(&key(gone * 4)), None, "{number} took the place of another");
+        }
+        known(&[0, 20, 21, 30, 31, 32, 33, 34]);
+        for number in [0, 20, 21, 30, 31, 32, 33, 34] {
+            prove(number, later);
+        }
+        assert_eq!(assign(50, later), Err(NotNoted::Full));
+        known(&[0, 20, 21, 30, 31, 32, 33, 34]);
+        // Who is known already needs no place.
+        assign(20, later).unwrap();
+    }
+
+    /// Against a map without bounds: what is found is what was noted last; who is not found was
+    /// refused, or gave way, and had not proven anything or was expired then.
+    #[test]
+    fn random_operations_agree_with_a_map() {
+        let (table, mut next) = (table(64), numbers(1));
+        let mut model: HashMap<Key, Mapping> = HashMap::new();
+        let (mut refused, mut found) = (0, 0);
+        for step in 0..200_000_u32 {
+            let now = Ticks(step / 16);
+            let lives = living(now);
+            let key = key(next() % 200);
+            let id = backend(u16::try_from(next() % 4).unwrap());
+            match next() % 8 {
+                0..3 => {
+                    let proven = model.get(&key).is_some_and(|old| old.proven && lives(&key, old));
+                    let new = Mapping { backend: id, created: now, last_used: now, proven };
+                    match table.assign(&key, id, now, lives) {
+                        Ok(()) => _ = model.insert(key, new),
+                        Err(error) => {
+                            assert_eq!(error, NotNoted::Full);
+                            assert_eq!(table.find(&key), None);
+                            refused += 1;
+                        }
+                    }
+                }
+                3..6 => {
+                    let proven = next() % 2 == 0;
+                    let known = table.touch(&key, Some(id), now, proven);
+                    if let Some(old) = model.get_mut(&key).filter(|old| known && old.backend == id)
+                    {
+                        old.last_used = now;
+                        old.proven |= proven;
+                    }
+                }
+                6 if next() % 16 == 0 => {
+                    if let Some(position) = (0..table.positions())
+                        .find(|&at| table.at(at).is_some_and(|(found, _)| found == key))
+                    {
+                        assert!(table.forget(position, &key));
+                        model.remove(&key);
+                    }
+                }
+                _ => {}
+            }
+            match (table.find(&key), model.get(&key)) {
+                (Some(mapping), Some(expected)) => {
+                    assert_eq!(mapping, *expected);
+                    found += 1;
+                }
+                (Some(_), None) => unreachable!("made up"),
+                (None, Some(gone)) => {
+                    assert!(!(gone.proven && lives(&key, gone)), "a proven one gave way");
+                    model.remove(&key);
+                }
+                (None, None) => {}
+            }
+        }
+        assert!(refused > 100 && found > 10_000, "both were seen: {refused}, {found}");
+    }
+
+    /// Two threads write and read few places; key and value always belong together, no client is
+    /// there twice, and nobody waits.
+    #[test]
+    fn threads_never_see_half_of_a_mapping_nor_make_two_of_one_client() {
+        const OPERATIONS: u32 = 100_000;
+        let table = table(8);
+        let of = |key: &Key, n: u64| {
+            let index = u16::try_from((key.client.low & 0xff) << 4 | n & 0xf).unwrap();
+            backend(index)
+        };
+        let check = |key: &Key, mapping: &Mapping| {
+            let BackendId { index, generation } = mapping.backend;
+            assert_eq!(u64::from(index.0 >> 4), key.client.low & 0xff, "another client's backend");
+            assert_eq!(generation, index.0.wrapping_mul(3), "half a backend");
+            assert_eq!(mapping.created.0 % 64, u32::from(index.0 % 64), "another one's time");
+        };
+        let work = |seed: u64| {
+            let mut next = numbers(seed);
+            let mut noted = 0_u32;
+            for _ in 0..OPERATIONS {
+                let key = key(next() % 40);
+                let id = of(&key, next());
+                // Any time that goes with the backend; expired or not does not matter.
+                let now =
+                    Ticks(u32::try_from(next() % 64).unwrap() * 64 + u32::from(id.index.0 % 64));
+                match next() % 8 {
+                    0..3 => {
+                        let noted_now = table.assign(&key, id, now, |key, mapping| {
+                            check(key, mapping);
+                            next_bool(mapping)
+                        });
+                        noted += u32::from(noted_now.is_ok());
+                    }
+                    3 => _ = table.touch(&key, Some(id), now, true),
+                    4 => {
+                        let at = usize::try_from(next()).unwrap() % table.positions();
+                        if let Some((key, mapping)) = table.at(at) {
+                            check(&key, &mapping);
+                            table.forget(at, &key);
+                        }
+                    }
+                    _ => {
+                        if let Some(mapping) = table.find(&key) {
+                            check(&key, &mapping);
+                        }
+                    }
+                }
+            }
+            noted
+        };
+        let noted: u32 = std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..=3).map(|seed| scope.spawn(move || work(seed))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert!(noted > OPERATIONS / 4, "writers went on: {noted}");
+        let left = all(&table);
+        let distinct: HashSet<Key> = left.iter().map(|(key, _)| *key).collect();
+        assert_eq!(distinct.len(), left.len(), "a client is there twice");
+        let claimed = |bucket: &Bucket| {
+            bucket.heads.iter().any(|head| head.load(Ordering::Relaxed) & CLAIMED != 0)
+        };
+        assert!(!table.buckets.iter().any(claimed), "every claim was given back");
+    }
+
+    /// Some verdict on whether a mapping lives, so that all kinds of places are taken.
+    fn next_bool(mapping: &Mapping) -> bool {
+        mapping.last_used.0 % 3 != 0
+    }
+
+    /// How many clients find no room when so many came as the table was made for.
+    #[test]
+    fn a_table_has_room_for_whom_it_was_made_for() {
+        let (table, now) = (table(65_536), Ticks(0));
+        let mut refused = 0;
+        for number in 0..65_536 {
+            let key = key(number * 4);
+            match table.assign(&key, backend(1), now, living(now)) {
+                Ok(()) => _ = table.touch(&key, Some(backend(1)), now, true),
+                Err(_) => refused += 1,
+            }
+        }
+        println!("65,536 clients: {refused} found no room");
+        assert!(refused < 65_536 / 100, "{refused} found no room");
+        cost(&table);
+    }
+
+    /// Prints what look-ups cost; asserts nothing, as machines differ.
+    fn cost(table: &Clients) {
+        const ROUNDS: u64 = 1_000_000;
+        let mut next = numbers(3);
+        for (name, base) in [("known clients", 0), ("unknown clients", 1 << 20)] {
+            let keys: Vec<Key> = (0..ROUNDS).map(|_| key((base + next() % 65_536) * 4)).collect();
+            let start = Instant::now();
+            let known = keys.iter().filter(|key| black_box(table.find(key)).is_some()).count();
+            let each = start.elapsed().as_nanos() / u128::from(ROUNDS);
+            println!("{name}: {each} ns per look-up, {known} found");
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! A change to a VIP, and the VIP before and after it.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::config::{self, Config, MAX_WEIGHT};
+use crate::control::state::{Full, Registry};
+use crate::forwarding::{FULL_SHARE, NextHop, PortIndex, SchedulerKind, Service, VipSpec};
+
+/// One change to one VIP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Name of the VIP.
+    pub vip: String,
+    /// What is done to it.
+    pub action: Action,
+}
+
+/// What may be done to a VIP; backends by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Takes a backend out of the configuration.
+    Remove(String),
+    /// Adds a backend of weight 1.
+    Add(String, IpAddr),
+    /// Sends a backend no new flows.
+    Drain(String),
+    /// Gives a backend another weight.
+    Weight(String, u32),
+    /// Gives the VIP another scheduler, by name.
+    Scheduler(String),
+}
+
+impl fmt::Display for Change {
+    /// As it is written on the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let vip = &self.vip;
+        match &self.action {
+            Action::Remove(name) => write!(f, "remove {vip}/{name}"),
+            Action::Add(name, address) => write!(f, "add {vip}/{name}={address}"),
+            Action::Drain(name) => write!(f, "drain {vip}/{name}"),
+            Action::Weight(name, weight) => write!(f, "weight {vip}/{name}={weight}"),
+            Action::Scheduler(name) => write!(f, "scheduler {vip}={name}"),
+        }
+    }
+}
+
+/// Why a change cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The configuration, as the changes before have left it, does not allow it.
+    #[error("--change '{change}': {why}")]
+    Change {
+        /// The change.
+        change: Change,
+        /// What is wrong, and how to fix it.
+        why: String,
+    },
+    /// More backends than there may be.
+    #[error(transparent)]
+    Full(#[from] Full),
+}
+
+/// A VIP before and after its changes: every backend up, its next hop known, no slow start.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Its name.
+    pub name: String,
+    /// As configured.
+    pub before: VipSpec,
+    /// With all changes.
+    pub after: VipSpec,
+    /// The scheduler that it changes to, if a change says so.
+    pub scheduler: Option<SchedulerKind>,
+}
+
+/// The VIPs that `changes` name, in the order in which they are first named.
+///
+/// # Errors
+/// The first change that cannot be made after those before it.
+pub fn scenarios(config: &Config, changes: &[Change]) -> Result<Vec<Scenario>, Refusal> {
+    let mut edits: Vec<Edit> = Vec::new();
+    for change in changes {
+        let refused = |why| Refusal::Change { change: change.clone(), why };
+        let known = edits.iter().position(|edit| edit.old.name == change.vip);
+        let index = known.unwrap_or(edits.len());
+        if known.is_none() {
+            edits.push(Edit::of(config, &change.vip).map_err(refused)?);
+        }
+        let edit = edits.get_mut(index).into_iter();
+        edit.map(|edit| edit.make(&change.action)).collect::<Result<(), _>>().map_err(refused)?;
+    }
+    // The registry that a reload goes through says which backends are the same as before.
+    let mut registry = Registry::default();
+    let mut specs = |vip: fn(&Edit) -> &config::Vip| {
+        registry.apply(&edits.iter().map(|edit| vip(edit).clone()).collect::<Vec<_>>(), &[])?;
+        Ok::<_, Full>(registry.specs())
+    };
+    let (before, after) = (specs(|edit| &edit.old)?, specs(|edit| &edit.new)?);
+    let pairs = before.into_iter().zip(after).zip(edits);
+    Ok(pairs.map(|((before, after), edit)| edit.scenario(before, after)).collect())
+}
+
+/// A VIP as it is being changed.
+struct Edit {
+    old: config::Vip,
+    new: config::Vip,
+    /// Backends that are drained.
+    drained: Vec<String>,
+    scheduler: Option<SchedulerKind>,
+    table_size: u32,
+}
+
+impl Edit {
+    fn of(config: &Config, name: &str) -> Result<Self, String> {
+        let vip = config.vips.iter().find(|vip| vip.name == name).ok_or_else(|| {
+            let known = list(config.vips.iter().map(|vip| vip.name.as_str()));
+            format!("there is no VIP {name} in the configuration; it has: {known}")
+        })?;
+        Ok(Self {
+            old: vip.clone(),
+            new: vip.clone(),
+            drained: Vec::new(),
+            scheduler: None,
+            table_size: config.hash.table_size,
+        })
+    }
+
+    fn make(&mut self, action: &Action) -> Result<(), String> {
+        match action {
+            Action::Remove(name) => {
+                let index = self.find(name)?;
+                self.new.backends.remove(index);
+            }
+            Action::Add(name, address) => self.add(name, *address)?,
+            Action::Drain(name) => {
+                self.find(name)?;
+                self.drained.push(name.clone());
+            }
+            Action::Weight(name, weight) => {
+                if *weight > MAX_WEIGHT {
+                    return Err(format!("{weight} is too much; a weight is 0 to {MAX_WEIGHT}"));
+                }
+                let index = self.find(name)?;
+                let backend = self.new.backends.get_mut(index);
+                backend.into_iter().for_each(|backend| backend.weight = *weight);
+            }
+            Action::Scheduler(name) => self.scheduler = Some(named(name, self.table_size)?),
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, name: &str, address: IpAddr) -> Result<(), String> {
+        let vip = &self.new;
+        if address.is_ipv4() != vip.address.is_ipv4() {
+            let what = "is not of the address family of VIP";
+            return Err(format!("{address} {what} {}; use one of that family", vip.name));
+        }
+        // Ports do not matter to a simulation, but for telling servers apart.
+        let port = vip.backends.first().and_then(|backend| backend.port);
+        let same = |other: &&config::Backend| {
+            other.name == name || (other.address, other.port) == (address, port)
+        };
+        if let Some(other) = vip.backends.iter().find(same) {
+            let (vip, known, at) = (&vip.name, &other.name, other.address);
+            return Err(format!(
+                "VIP {vip} has backend {known} at {at}; use another name and address"
+            ));
+        }
+        // Connection ids are not simulated.
+        let server_ids = Vec::new();
+        let name = name.to_owned();
+        self.new.backends.push(config::Backend { name, address, port, weight: 1, server_ids });
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Result<usize, String> {
+        let vip = &self.new;
+        vip.backends.iter().position(|backend| backend.name == name).ok_or_else(|| {
+            let known = list(vip.backends.iter().map(|backend| backend.name.as_str()));
+            format!("VIP {} has no backend {name}; it has: {known}", vip.name)
+        })
+    }
+
+    fn scenario(self, mut before: VipSpec, mut after: VipSpec) -> Scenario {
+        put_in_service(&mut before, &[]);
+        put_in_service(&mut after, &self.drained);
+        Scenario { name: self.old.name, before, after, scheduler: self.scheduler }
+    }
+}
+
+/// Every backend is up, and frames find it; those in `drained` take no new flows.
+fn put_in_service(vip: &mut VipSpec, drained: &[String]) {
+    for backend in &mut vip.backends {
+        backend.up = true;
+        backend.share = FULL_SHARE;
+        backend.next_hop = Some(NextHop { port: PortIndex(0), mac: [0; 6], vlan: None });
+        if drained.contains(&backend.name) {
+            backend.service = Service::Draining;
+        }
+    }
+}
+
+/// A scheduler by its name, with default settings.
+///
+/// # Errors
+/// The names that there are.
+pub fn named(name: &str, table_size: u32) -> Result<SchedulerKind, String> {
+    let kinds = config::schedulers(table_size);
+    kinds.iter().copied().find(|kind| kind.as_str() == name).ok_or_else(|| {
+        let known = list(kinds.iter().map(|kind| kind.as_str()));
+        format!("there is no scheduler {name}; there are: {known}")
+    })
+}
+
+fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+    use crate::forwarding::BackendId;
+
+    fn config() -> Config {
+        let vip = |name: &str, address: &str| {
+            format!(
+                "[[vip]]\nname = \"{name}\"\naddress = \"{address}\"\nports = [80]\n\
+                 forward = \"nat\"\n[[vip.backend]]\nname = \"a\"\naddress = \"10.0.0.1\"\n\
+                 port = 8080\n[[vip.backend]]\nname = \"b\"\naddress = \"10.0.0.2\"\nport = 8080\n"
+            )
+        };
+        let head = "[workers]\ncores = [0]\n[[nic]]\ninterface = \"eth1\"\n";
+        let vips = vip("web", "192.0.2.10") + &vip("api", "192.0.2.11");
+        parse(&format!("{head}{vips}"), "test").unwrap()
+    }
+
+    fn on(vip: &str, action: Action) -> Change {
+        Change { vip: vip.to_owned(), action }
+    }
+
+    fn ids(vip: &VipSpec) -> Vec<(&str, BackendId)> {
+        vip.backends.iter().map(|backend| (backend.name.as_str(), backend.id)).collect()
+    }
+
+    #[test]
+    fn who_stays_keeps_its_index_and_who_comes_back_does_not() {
+        let again = Action::Add("a".to_owned(), [10, 0, 0, 1].into());
+        let changes = [on("web", Action::Remove("a".to_owned())), on("web", again.clone())];
+        let kept = scenarios(&config(), &changes).unwrap();
+        let kept = kept.first().unwrap();
+        assert_eq!(ids(&kept.before).first(), ids(&kept.after).get(1), "one reload sees no gap");
+        let changes = [
+            on("web", Action::Remove("a".to_owned())),
+            on("web", Action::Add("a".to_owned(), [10, 0, 0, 9].into())),
+        ];
+        let other = scenarios(&config(), &changes).unwrap();
+        let other = other.first().unwrap();
+        let (before, after) = (ids(&other.before), ids(&other.after));
+        assert_eq!(before.get(1), after.first(), "b stays");
+        assert!(!before.iter().any(|(_, id)| after.get(1).unwrap().1 == *id), "another server");
+    }
+
+    #[test]
+    fn every_vip_that_is_named_is_changed_once() {
+        let drain = |name: &str| Action::Drain(name.to_owned());
+        let changes = [on("api", drain("a")), on("web", drain("b")), on("api", drain("b"))];
+        let made = scenarios(&config(), &changes).unwrap();
+        let draining = |vip: &VipSpec| {
+            vip.backends.iter().filter(|backend| backend.service == Service::Draining).count()
+        };
+        let made: Vec<_> = made
+            .iter()
+            .map(|s| (s.name.as_str(), draining(&s.before), draining(&s.after)))
+            .collect();
+        assert_eq!(made, [("api", 0, 2), ("web", 0, 1)]);
+    }
+
+    #[test]
+    fn refusals_say_what_and_what_there_is() {
+        let a = || "a".to_owned();
+        let rows = [
+            (
+                on("db", Action::Drain(a())),
+                "there is no VIP db in the configuration; it has: web, api",
+            ),
+            (on("web", Action::Remove("c".to_owned())), "VIP web has no backend c; it has: a, b"),
+            (on("web", Action::Weight(a(), 1001)), "1001 is too much; a weight is 0 to 1000"),
+            (
+                on("web", Action::Add(a(), [10, 0, 0, 3].into())),
+                "VIP web has backend a at 10.0.0.1; use another name and address",
+            ),
+            (
+                on("web", Action::Add("c".to_owned(), [10, 0, 0, 2].into())),
+                "VIP web has backend b at 10.0.0.2; use another name and address",
+            ),
+            (
+                on("web", Action::Add("c".to_owned(), "2001:db8::1".parse().unwrap())),
+                "2001:db8::1 is not of the address family of VIP web; use one of that family",
+            ),
+        ];
+        for (change, why) in rows {
+            let told = scenarios(&config(), std::slice::from_ref(&change)).unwrap_err();
+            assert_eq!(told.to_string(), format!("--change '{change}': {why}"));
+        }
+        let odd = on("web", Action::Scheduler("random".to_owned()));
+        let told = scenarios(&config(), &[odd]).unwrap_err().to_string();
+        let start =
+            "--change 'scheduler web=random': there is no scheduler random; there are: maglev";
+        assert!(told.starts_with(start), "{told}");
+    }
+}
