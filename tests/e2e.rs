@@ -21,8 +21,9 @@ mod e2e {
     mod lifecycle;
     mod limits;
     mod malformed;
-    mod oracle;
+    pub mod oracle;
     mod quic;
     mod reload;
+    mod resets;
     mod sticky;
 }

@@ -16,8 +16,9 @@ use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{
-    Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, Forward, ForwardingTable, NextHop,
-    PortIndex, Ports, SchedulerKind, Service, Splits, Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, FlowsLeft, Forward,
+    ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind, Service, Splits, Timeouts, VipId,
+    VipSpec,
 };
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
@@ -64,6 +65,17 @@ pub fn backend_mac(index: u16) -> [u8; 6] {
     [2, 0xb, 0, 0, high, low]
 }
 
+/// All of them.
+pub const SCHEDULERS: [SchedulerKind; 7] = [
+    SchedulerKind::Maglev { size: 1009 },
+    SchedulerKind::Rendezvous,
+    SchedulerKind::Ring { virtual_nodes: 160 },
+    SchedulerKind::RoundRobin,
+    SchedulerKind::LeastConnections,
+    SchedulerKind::PowerOfTwo { size: 1009 },
+    SchedulerKind::Bounded { size: 1009, e_permille: 250 },
+];
+
 /// A TCP VIP on port 80 with backends (NAT port 8080) behind the last of `nics` NICs.
 pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u16) -> VipSpec {
     let backend = |index: u16| BackendSpec {
@@ -75,6 +87,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         share: FULL_SHARE,
         up: true,
         service: Service::Active,
+        left: FlowsLeft::Keep,
         next_hop: Some(NextHop {
             port: PortIndex(u8::try_from(nics - 1).unwrap()),
             mac: backend_mac(index),
@@ -96,6 +109,8 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             udp: Ticks(100),
         },
         remember: None,
+        on_down: FlowsLeft::Keep,
+        reset_idle: false,
         scheduler: SchedulerKind::Maglev { size: 1009 },
         affinity: Affinity::Flow,
         splits: Splits::default(),
@@ -151,6 +166,19 @@ fn build_tcp(
         _ => unreachable!("one family"),
     };
     builder.tcp_header(header).write(&mut packet, b"hello, world!").unwrap();
+    packet
+}
+
+/// The TCP packet, untagged, with other numbers. Its checksum is wrong then, which no stage looks at.
+pub fn numbered(
+    family: Family,
+    mut packet: Vec<u8>,
+    sequence: u32,
+    acknowledgment: u32,
+) -> Vec<u8> {
+    let tcp = if family == Family::V4 { 34 } else { 54 };
+    packet[tcp + 4..tcp + 8].copy_from_slice(&sequence.to_be_bytes());
+    packet[tcp + 8..tcp + 12].copy_from_slice(&acknowledgment.to_be_bytes());
     packet
 }
 
@@ -221,6 +249,13 @@ impl Sent {
             other => unreachable!("{other:?}"),
         };
         (address, self.ports().1, ttl)
+    }
+
+    pub fn tcp(&self) -> TcpHeader {
+        match self.sliced().transport.unwrap() {
+            TransportSlice::Tcp(tcp) => tcp.to_header(),
+            other => unreachable!("{other:?}"),
+        }
     }
 
     pub fn udp_checksum(&self) -> u16 {
