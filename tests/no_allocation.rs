@@ -147,6 +147,29 @@ fn resetting_never_allocates_or_frees() {
     }
 }
 
+/// Nor does a choice, with a backend that is out of service.
+#[test]
+fn no_scheduler_allocates() {
+    for scheduler in rig::SCHEDULERS {
+        let mut vip = rig::spec(0, Forward::Dsr, rig::Family::V4, 1, 20);
+        vip.scheduler = scheduler;
+        vip.backends[3].up = false;
+        let mut rig = rig::Rig::new(1, 1, vec![vip]);
+        rig.send(0, 0, &rig::tcp(rig::Family::V4, 999, 80, "S"));
+        let before = CALLS.with(Cell::get);
+        let mut calls = 0;
+        for port in 1000..1200 {
+            rig.deliver(0, 0, &rig::tcp(rig::Family::V4, port, 80, "S"));
+            let before = CALLS.with(Cell::get);
+            rig.poll(0);
+            calls += CALLS.with(Cell::get) - before;
+            assert_eq!(rig.collect(0, 0).len(), 1, "{scheduler}");
+        }
+        assert_eq!(calls, 0, "{scheduler}");
+        assert!(CALLS.with(Cell::get) > before, "the allocator counts");
+    }
+}
+
 /// In a thread that has never taken up a table: arc-swap allocates there once, unless it is
 /// prepared. And old tables are freed by their publisher.
 #[test]
