@@ -66,6 +66,7 @@ pub fn backend_mac(index: u16) -> [u8; 6] {
 }
 
 /// All of them.
+#[allow(dead_code, reason = "not every test goes through all")]
 pub const SCHEDULERS: [SchedulerKind; 7] = [
     SchedulerKind::Maglev { size: 1009 },
     SchedulerKind::Rendezvous,
