@@ -13,6 +13,7 @@
 mod lab;
 
 mod e2e {
+    mod affinity;
     mod drain;
     mod errors;
     mod forwarding;
