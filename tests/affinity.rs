@@ -111,6 +111,70 @@ fn a_mega_proxy_is_spread_and_no_flow_of_it_breaks() {
     rig.assert_accounted();
 }
 
+/// Flows that the backends have, over all workers.
+fn loads(rig: &Rig, workers: usize) -> Vec<u64> {
+    let of = |worker| rig.stats(worker).backends.iter().map(|backend| backend.flows_active.get());
+    let mut loads = vec![0; 4];
+    (0..workers).for_each(|worker| loads.iter_mut().zip(of(worker)).for_each(|(l, n)| *l += n));
+    loads
+}
+
+/// New flows, whose ports begin with `first`, to the workers in turns.
+fn open_flows(rig: &mut Rig, workers: usize, first: u16, count: u16) {
+    for port in first..first + count {
+        let sent = rig.send(usize::from(port) % workers, 0, &rig::tcp(Family::V4, port, 80, "S"));
+        assert_eq!(sent.len(), 1);
+    }
+}
+
+#[test]
+fn workers_give_each_backend_its_weight() {
+    for scheduler in rig::SCHEDULERS {
+        let mut vip = spec(0, Forward::Dsr, Family::V4, 1, 4);
+        vip.scheduler = scheduler;
+        (1..).zip(&mut vip.backends).for_each(|(weight, backend)| backend.weight = weight);
+        let mut rig = Rig::new(2, 1, vec![vip]);
+        open_flows(&mut rig, 2, 1000, 1000);
+        for (load, due) in loads(&rig, 2).into_iter().zip([100_u64, 200, 300, 400]) {
+            let tolerance = match scheduler {
+                SchedulerKind::RoundRobin | SchedulerKind::LeastConnections => 2,
+                SchedulerKind::PowerOfTwo { .. } => 15,
+                SchedulerKind::Ring { .. } => due * 2 / 5,
+                _ => due / 5 + 20,
+            };
+            assert!(load.abs_diff(due) <= tolerance, "{scheduler}: {load}, due {due}");
+        }
+    }
+}
+
+/// What was out of service comes back empty: those that look at loads fill it first.
+#[test]
+fn loads_are_what_the_workers_flow_tables_hold() {
+    for scheduler in [
+        SchedulerKind::LeastConnections,
+        SchedulerKind::PowerOfTwo { size: 1009 },
+        SchedulerKind::Bounded { size: 1009, e_permille: 250 },
+    ] {
+        let mut vip = spec(0, Forward::Dsr, Family::V4, 1, 4);
+        vip.scheduler = scheduler;
+        vip.backends[0].up = false;
+        let mut rig = Rig::new(2, 1, vec![vip]);
+        open_flows(&mut rig, 2, 1000, 300);
+        let before = loads(&rig, 2);
+        assert!(before[0] == 0 && before.iter().all(|load| *load <= 127), "{before:?}");
+        rig.change(|specs| specs[0].backends[0].up = true);
+        open_flows(&mut rig, 2, 2000, 100);
+        let after = loads(&rig, 2);
+        let enough = match scheduler {
+            SchedulerKind::LeastConnections => 98,
+            // One of two candidates in every other choice.
+            SchedulerKind::PowerOfTwo { .. } => 40,
+            _ => 15,
+        };
+        assert!(after[0] >= enough, "{scheduler}: {before:?}, {after:?}");
+    }
+}
+
 #[test]
 fn clients_have_one_backend_whatever_their_ports() {
     for affinity in [Affinity::Client, Affinity::ClientPrefix { v4: 24, v6: 56 }] {

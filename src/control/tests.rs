@@ -405,7 +405,7 @@ async fn the_vips_deadline_holds_and_keep_keeps() {
         let since: EventList = bench.get("/v1/events?since=2").await;
         assert_eq!((since.events.len(), since.last, since.lost), (1, 3, 0));
         let (status, error) = bench.refused(Method::GET, "/v1/events?after=1", "").await;
-        assert!(status == 400 && error.contains("the key is since"), "{error}");
+        assert!(status == 400 && error.contains("the keys are since"), "{error}");
     })
     .await;
 }

@@ -176,7 +176,7 @@ impl Conntrack {
         }
         if let Some(miss) = leaves(packet, &hit.track, backend, context) {
             if backend.left == FlowsLeft::Rehash {
-                context.stats.flows_stale.add(1);
+                count_rehash(context);
             }
             self.remove(hit.slot, context);
             return Err(miss.into());
@@ -866,6 +866,15 @@ fn count_end(protocol: Protocol, track: &Track, context: &Context<'_>) {
             stats.flows_closed.add(1);
         }
         Some(_) => stats.flows_idled_out.add(1),
+    }
+}
+
+/// Counts, and tells, that a pin is given up by the policy for what its backend has left.
+#[cold]
+fn count_rehash(context: &Context<'_>) {
+    context.stats.flows_stale.add(1);
+    if let Some(trace) = context.trace {
+        trace.tell("conntrack", "the pin is given up", "its backend does not serve: rehash");
     }
 }
 

@@ -51,7 +51,7 @@ const TCP_LEN: u16 = 20;
 const HOPS: u8 = 64;
 
 /// A flow that is cut, as far as its ends are to be told.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Cut<'t> {
     /// Where its client is.
     pub client: NextHop,
@@ -270,5 +270,92 @@ impl Segment {
         tcp.ack = acknowledgment.is_some();
         tcp.acknowledgment_number = acknowledgment.unwrap_or_default();
         tcp
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests {
+    use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::forwarding::PortIndex;
+
+    const MACS: &Macs = &[[2, 0xf, 0, 0, 0, 0], [2, 0xf, 0, 0, 0, 1]];
+
+    fn address() -> impl Strategy<Value = (Address, Address)> {
+        let v4 =
+            any::<[[u8; 4]; 2]>().prop_map(|[a, b]| (Address::from_v4(a), Address::from_v4(b)));
+        let v6 = any::<[[u8; 15]; 2]>().prop_map(|pair| {
+            // No IPv4-mapped one.
+            let [a, b] = pair.map(|rest| {
+                let mut bytes = [0x20; 16];
+                bytes[1..].copy_from_slice(&rest);
+                Address::from_v6(bytes)
+            });
+            (a, b)
+        });
+        prop_oneof![v4, v6]
+    }
+
+    fn segment() -> impl Strategy<Value = Segment> {
+        let hop = (0..2_u8, any::<[u8; 6]>(), proptest::option::of(1..4095_u16))
+            .prop_map(|(port, mac, vlan)| NextHop { port: PortIndex(port), mac, vlan });
+        let content = (any::<u32>(), any::<Option<u32>>(), any::<bool>()).prop_map(
+            |(sequence, acknowledgment, reset)| Content { sequence, acknowledgment, reset },
+        );
+        (hop, address(), any::<[u16; 2]>(), content).prop_map(|(hop, (a, b), ports, content)| {
+            Segment { hop, source: (a, ports[0]), destination: (b, ports[1]), content }
+        })
+    }
+
+    proptest! {
+        /// etherparse reads what was meant, and both checksums are those that it computes.
+        #[test]
+        fn segments_are_well_formed(segment in segment()) {
+            let bytes = segment.bytes(MACS).unwrap();
+            prop_assert!(bytes.len() >= SHORTEST);
+            let packet = SlicedPacket::from_ethernet(&bytes).unwrap();
+            let Some(TransportSlice::Tcp(tcp)) = packet.transport else { panic!("{packet:?}") };
+            let (source, destination, checksum): (IpAddr, IpAddr, _) = match packet.net.unwrap() {
+                NetSlice::Ipv4(ip) => {
+                    let header = ip.header().to_header();
+                    prop_assert_eq!(header.header_checksum, header.calc_header_checksum());
+                    let checksum = tcp.calc_checksum_ipv4(header.source, header.destination);
+                    (header.source.into(), header.destination.into(), checksum.unwrap())
+                }
+                NetSlice::Ipv6(ip) => {
+                    let (source, destination) = (ip.header().source(), ip.header().destination());
+                    let checksum = tcp.calc_checksum_ipv6(source, destination);
+                    (source.into(), destination.into(), checksum.unwrap())
+                }
+                other => panic!("{other:?}"),
+            };
+            prop_assert_eq!(tcp.checksum(), checksum);
+            prop_assert_eq!((Address::from(source), tcp.source_port()), segment.source);
+            prop_assert_eq!((Address::from(destination), tcp.destination_port()), segment.destination);
+            let Content { sequence, acknowledgment, reset } = segment.content;
+            prop_assert_eq!(tcp.sequence_number(), sequence);
+            prop_assert_eq!(tcp.ack().then(|| tcp.acknowledgment_number()), acknowledgment);
+            prop_assert_eq!(tcp.rst(), reset);
+            prop_assert!(!tcp.syn() && !tcp.fin() && tcp.payload().is_empty());
+            let vlan = packet.link_exts.first().map(|tag| match tag {
+                etherparse::LinkExtSlice::Vlan(tag) => tag.vlan_identifier().value(),
+                other => panic!("{other:?}"),
+            });
+            prop_assert_eq!(vlan, segment.hop.vlan);
+            prop_assert_eq!(&bytes[..6], &segment.hop.mac[..]);
+            prop_assert_eq!(&bytes[6..12], &MACS[usize::from(segment.hop.port.0)][..]);
+        }
+    }
+
+    #[test]
+    fn a_nic_that_is_not_there_is_no_frame() {
+        let hop = NextHop { port: PortIndex(2), mac: [2; 6], vlan: None };
+        let end = (Address::from_v4([192, 0, 2, 1]), 80);
+        let content = Content { sequence: 1, acknowledgment: None, reset: true };
+        let segment = Segment { hop, source: end, destination: end, content };
+        assert!(segment.bytes(MACS).is_none());
     }
 }

@@ -65,6 +65,17 @@ pub fn backend_mac(index: u16) -> [u8; 6] {
     [2, 0xb, 0, 0, high, low]
 }
 
+/// All of them.
+pub const SCHEDULERS: [SchedulerKind; 7] = [
+    SchedulerKind::Maglev { size: 1009 },
+    SchedulerKind::Rendezvous,
+    SchedulerKind::Ring { virtual_nodes: 160 },
+    SchedulerKind::RoundRobin,
+    SchedulerKind::LeastConnections,
+    SchedulerKind::PowerOfTwo { size: 1009 },
+    SchedulerKind::Bounded { size: 1009, e_permille: 250 },
+];
+
 /// A TCP VIP on port 80 with backends (NAT port 8080) behind the last of `nics` NICs.
 pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u16) -> VipSpec {
     let backend = |index: u16| BackendSpec {
