@@ -317,7 +317,9 @@ mod tests {
             let bytes = segment.bytes(MACS).unwrap();
             prop_assert!(bytes.len() >= SHORTEST);
             let packet = SlicedPacket::from_ethernet(&bytes).unwrap();
-            let Some(TransportSlice::Tcp(tcp)) = packet.transport else { panic!("{packet:?}") };
+            let Some(TransportSlice::Tcp(tcp)) = packet.transport else {
+                unreachable!("{packet:?}")
+            };
             let (source, destination, checksum): (IpAddr, IpAddr, _) = match packet.net.unwrap() {
                 NetSlice::Ipv4(ip) => {
                     let header = ip.header().to_header();

@@ -10,7 +10,7 @@ use crate::lab::{
 
 /// A VIP that would send every connection elsewhere, if it were not for the last of its keys.
 macro_rules! sticky {
-    ($forward:expr, $family:expr, $sticky:literal) => {
+    ($forward:expr, $family:expr, $sticky:literal $(,)?) => {
         Vip {
             keys: concat!("scheduler = \"round_robin\"\nsticky = ", $sticky),
             ..vip($forward, $family, false)

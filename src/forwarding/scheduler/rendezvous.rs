@@ -115,10 +115,7 @@ const fn log2_table() -> [u64; STEPS + 1] {
         }
         index += 1;
     }
-    #[expect(clippy::indexing_slicing, reason = "evaluated at compile time")]
-    {
-        table[STEPS] = 1 << FRACTION;
-    }
+    table[STEPS] = 1 << FRACTION;
     table
 }
 
