@@ -93,7 +93,7 @@ fn a_new_backend_moves_nobody_and_a_drain_releases_at_once() {
 fn keep_waits_for_a_draining_and_for_a_dead_backend() {
     let lab = Lab::up(Topology::Stick);
     let nat =
-        sticky!("nat", Family::V4, "{ timeout_s = 300, on_drain = \"keep\", on_down = \"keep\" }",);
+        sticky!("nat", Family::V4, "{ timeout_s = 300, on_drain = \"keep\", on_down = \"keep\" }");
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vec![nat.clone()]));
     let first = home(&lab, &nat, 0);
     holdfast.ok(&["drain", &format!("nat4/{first}")]);
