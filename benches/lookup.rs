@@ -24,10 +24,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use holdfast::flow::entry::{Pin, State, Track};
-use holdfast::flow::table::{Families, FlowTable, Slot};
+use holdfast::flow::entry::{Pin, State};
+use holdfast::flow::table::{Families, FlowTable, Hit, Slot};
 use holdfast::flow::tuple::{HashedKey, TableSecret, Tuple};
-use holdfast::flow::writer::FlowWriter;
+use holdfast::flow::writer::{FlowWriter, Verdict};
 use holdfast::forwarding::{BackendId, BackendIndex, NextHop, PortIndex, VipId};
 use holdfast::units::Ticks;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
@@ -236,8 +236,10 @@ impl Subject for OurReplace<'_> {
             while self.table.writer.len() > room {
                 let over = self.table.writer.len() - room;
                 let idle = |last: Ticks| black_box(last) == Ticks(0);
-                let keep = |_, track: &Track| !idle(track.last_seen());
-                self.table.writer.sweep(512, over, keep, |_, _| {});
+                let look = |_, hit: &Hit<'_>, _: &dyn Fn() -> Tuple| {
+                    if idle(hit.track.last_seen()) { Verdict::Remove } else { Verdict::Keep }
+                };
+                self.table.writer.sweep(512, over, look, |_, _| {});
             }
             self.table.insert(keys);
         }

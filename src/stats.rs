@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::forwarding::affinity::Sample;
+use crate::units::Ticks;
 
 /// A counter with one writing thread.
 #[derive(Debug, Default)]
@@ -147,6 +148,8 @@ drop_reasons! {
     NoNextHop = "no_next_hop",
     /// TTL or hop limit ran out where holdfast acts as a router (NAT).
     TtlExceeded = "ttl_exceeded",
+    /// Of a TCP flow that is cut: both ends are told by a RST.
+    FlowReset = "flow_reset",
     /// No room in the frame for a VLAN tag.
     NoHeadroom = "no_headroom",
     /// The transmit ring of the NIC is full.
@@ -180,6 +183,12 @@ pub struct WorkerStats {
     pub flows_idled_out: Counter,
     /// Pins removed because their backend's generation had ended.
     pub flows_stale: Counter,
+    /// Pins removed after their flow was cut: its ends were told by a RST, or did not answer a probe.
+    pub flows_reset: Counter,
+    /// RST segments sent to the ends of flows that are cut.
+    pub resets_sent: Counter,
+    /// Probes sent to silent ends of flows that are cut, to be answered with a RST.
+    pub probes_sent: Counter,
     /// Pins in the table now (a gauge).
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
@@ -196,6 +205,8 @@ pub struct WorkerStats {
     pub sleeps: Counter,
     /// Per VIP, by [`VipId`](crate::forwarding::VipId).
     pub vips: Box<[FlowStats]>,
+    /// Per VIP, by [`VipId`](crate::forwarding::VipId): how long its flows were pinned.
+    pub lifetimes: Box<[Lifetimes]>,
     /// Per backend, by [`BackendIndex`](crate::forwarding::BackendIndex).
     pub backends: Box<[FlowStats]>,
     /// Per NIC, by [`PortIndex`](crate::forwarding::PortIndex).
@@ -222,6 +233,57 @@ pub struct FlowStats {
     pub dropped: Counter,
     /// Flows that the scheduler has placed: those that no other rule did.
     pub flows_scheduled: Counter,
+}
+
+/// Classes of time spans: two per octave, so that none is wider than half of its start.
+pub const SPANS: usize = 48;
+/// Binary logarithm of the ticks that the first class takes together (640 ms): the sweep of the flow
+/// table takes longer to notice an end.
+const FIRST_OCTAVE: u32 = 6;
+
+/// The class of a span, `0..SPANS`; the last one has all from 62 days on.
+#[inline]
+pub fn span_class(span: Ticks) -> usize {
+    let Some(octave) = span.0.checked_ilog2().and_then(|log| log.checked_sub(FIRST_OCTAVE)) else {
+        return 0;
+    };
+    let half = span.0 >> (octave + FIRST_OCTAVE - 1) & 1;
+    usize::try_from(1 + 2 * octave + half).map_or(0, |class| class.min(SPANS - 1))
+}
+
+/// The shortest span of a class, in ticks; of `SPANS` and above, where the classes end.
+pub fn span_start(class: usize) -> u64 {
+    match class.min(SPANS).checked_sub(1) {
+        None => 0,
+        Some(step) => (2 + (step as u64 & 1)) << (step as u64 / 2 + u64::from(FIRST_OCTAVE) - 1),
+    }
+}
+
+/// How long the flows of a VIP that have ended were pinned: flows per class of spans. Flows that were
+/// cut are not in it: they did not end by themselves.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Lifetimes([Counter; SPANS]);
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl Lifetimes {
+    /// Counts one flow. To be called by the one writer only.
+    #[inline]
+    pub fn add(&self, span: Ticks) {
+        if let Some(counter) = self.0.get(span_class(span)) {
+            counter.add(1);
+        }
+    }
+
+    /// The flows of each class.
+    pub fn counts(&self) -> [u64; SPANS] {
+        std::array::from_fn(|class| self.0.get(class).map_or(0, Counter::get))
+    }
 }
 
 /// What a worker counts per NIC.
@@ -262,6 +324,9 @@ impl WorkerStats {
             flows_closed: Counter::default(),
             flows_idled_out: Counter::default(),
             flows_stale: Counter::default(),
+            flows_reset: Counter::default(),
+            resets_sent: Counter::default(),
+            probes_sent: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
             clients_full: Counter::default(),
@@ -270,6 +335,7 @@ impl WorkerStats {
             idle_polls: Counter::default(),
             sleeps: Counter::default(),
             vips: zeroed(vips),
+            lifetimes: zeroed(vips),
             backends: zeroed(backends),
             ports: zeroed(ports),
         }
@@ -293,5 +359,35 @@ impl WorkerStats {
             + u128::from(self.handed_over.get())
             + self.drops().map(|(_, count)| u128::from(count)).sum::<u128>();
         i128::from(self.received.get()) - i128::try_from(ended).unwrap_or(i128::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_of_spans_meet_and_are_narrow() {
+        for class in 0..SPANS - 1 {
+            let (start, end) = (span_start(class), span_start(class + 1));
+            assert!(end <= start + (start / 2).max(64), "{class}: {start} to {end}");
+            for (ticks, expected) in [(start, class), (end - 1, class), (end, class + 1)] {
+                let ticks = Ticks(u32::try_from(ticks).unwrap_or(u32::MAX));
+                assert_eq!(span_class(ticks), expected, "{ticks:?}");
+            }
+        }
+        assert_eq!(span_class(Ticks(u32::MAX)), SPANS - 1);
+        assert!(span_start(SPANS - 1) > u64::from(Ticks::span(Ticks::MAX_SPAN).0));
+    }
+
+    #[test]
+    fn lifetimes_are_counted_by_class() {
+        let lifetimes = Lifetimes::default();
+        for ticks in [0, 63, 64, 1_000_000] {
+            lifetimes.add(Ticks(ticks));
+        }
+        let counts = lifetimes.counts();
+        assert_eq!(counts.first_chunk(), Some(&[2, 1]));
+        assert_eq!(counts.iter().sum::<u64>(), 4);
     }
 }

@@ -46,7 +46,7 @@ impl Drop for Folder {
 #[test]
 fn check_accepts_the_files_that_are_shipped() {
     for (file, counts) in [
-        ("config/holdfast.toml", "2 workers, 1 NIC, 1 VIP, 2 backends"),
+        ("config/holdfast.toml", "2 workers, 1 NIC, 2 VIPs, 4 backends"),
         ("config/example-nat.toml", "2 workers, 1 NIC, 1 VIP, 2 backends"),
         ("config/example-dsr.toml", "2 workers, 1 NIC, 2 VIPs, 3 backends"),
     ] {

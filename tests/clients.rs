@@ -5,8 +5,11 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 mod rig;
 
+use std::net::SocketAddr;
+
 use holdfast::flow::Protocol;
 use holdfast::flow::clients::Mapping;
+use holdfast::forwarding::explain::Question;
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
 use holdfast::forwarding::{Affinity, Forward, Remember, Service, VipSpec};
 use holdfast::units::Ticks;
@@ -238,6 +241,39 @@ fn udp_clients_stick_and_are_proven_by_a_later_packet() {
     client.rig.advance(90);
     send(&mut client, 0, 1000);
     assert!(client.mapping().unwrap().proven);
+}
+
+#[test]
+fn explain_says_what_is_known_of_the_client_and_changes_nothing() {
+    let asked = |client: &Client, port: u16| {
+        let question = Question {
+            client: SocketAddr::new(Family::V4.client(), port),
+            destination: SocketAddr::new(Family::V4.vip(), 80),
+            protocol: Protocol::Tcp,
+            midflow: false,
+            payload: Vec::new(),
+        };
+        let rig = &client.rig;
+        let answer = rig.explainer().explain(&question, &rig.table(), rig.now()).unwrap();
+        let step = answer.steps.into_iter().find(|step| step.stage == "clients").unwrap();
+        (answer.backend.unwrap().0, step.outcome, step.why)
+    };
+    let mut client = Client::new(sticky(Hold::Release, Hold::Release));
+    assert_eq!(asked(&client, 1).1, "not known");
+    let first = client.connect(0);
+    client.rig.advance(300);
+    let before = client.mapping();
+    for port in 1..40 {
+        let (backend, outcome, why) = asked(&client, port);
+        assert_eq!((backend, outcome), (first, format!("b{first}")));
+        assert!(why.contains("for 3 s"), "{why}");
+    }
+    client.rig.change(|specs| {
+        specs[0].backends[usize::from(first)].service = Service::Draining;
+    });
+    let (backend, outcome, why) = asked(&client, 1);
+    assert!(backend != first && outcome == "is free" && why.contains("draining"), "{why}");
+    assert_eq!(client.mapping(), before);
 }
 
 #[test]

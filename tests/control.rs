@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast::config::{
-    Announce, Backend, Config, Control, CopyMode, Hash, Health, Idle, Io, Nic, TcpHealth, Timeouts,
-    Vip, Workers, XdpMode,
+    Announce, Backend, Config, Control, CopyMode, Drain, Hash, Health, Idle, Io, Nic, TcpHealth,
+    Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
     self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteerRules, SteeringPort,
@@ -25,7 +25,8 @@ use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::sticky::Reentry;
 use holdfast::forwarding::{
-    Affinity, BackendIndex, Forward, ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind,
+    Affinity, BackendIndex, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex, Ports,
+    SchedulerKind,
 };
 use holdfast::units::Ticks;
 
@@ -276,7 +277,7 @@ fn config(vips: Vec<Vip>) -> Config {
             ring: 64,
         }],
         vips,
-        control: Control { socket: PathBuf::from("unused") },
+        control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
         hash: Hash { secret: [0; 16], table_size: 251 },
     }
 }
@@ -303,6 +304,9 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         timeouts: Timeouts { embryonic: second, established: second, closing: second, udp: second },
         sticky: None,
         on_reentry: Reentry::Hash,
+        drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
+        on_down: FlowsLeft::Keep,
+        reset_idle: false,
         announce,
         quic: Vec::new(),
         backends: backends.collect(),

@@ -13,6 +13,7 @@
 mod lab;
 
 mod e2e {
+    mod affinity;
     mod drain;
     mod errors;
     mod forwarding;
@@ -21,8 +22,9 @@ mod e2e {
     mod lifecycle;
     mod limits;
     mod malformed;
-    mod oracle;
+    pub mod oracle;
     mod quic;
     mod reload;
+    mod resets;
     mod sticky;
 }

@@ -2,11 +2,15 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
+mod golden {
+    mod resets;
+}
 mod rig;
 
 use holdfast::flow::Protocol;
 use holdfast::forwarding::{Forward, NextHop, Ports, Service};
-use holdfast::stats::Drop;
+use holdfast::stats::{Drop, span_class};
+use holdfast::units::Ticks;
 use rig::{CLIENT_MAC, Family, Rig, nic_mac, spec, tcp, udp};
 
 const SYN: &str = "S";
@@ -217,6 +221,9 @@ fn the_whole_of_a_connection_in_one_batch_is_noted() {
     assert_eq!(rig.send_all(0, 0, &packets).len(), 3);
     rig.advance(700);
     assert_eq!((active(&rig), rig.stats(0).flows_closed.get()), (0, 1));
+    let lived = rig.stats(0).lifetimes[0].counts();
+    let class = lived.iter().position(|&flows| flows == 1).unwrap();
+    assert!(class > 0 && class <= span_class(Ticks(700)), "{lived:?}");
 }
 
 /// A reload gives port 80 of an all-ports VIP to another VIP with another mode.
@@ -306,6 +313,8 @@ fn a_deadline_cuts_what_is_left_and_the_client_learns_it() {
     let after = rig.backend_of(&tcp(Family::V4, port, 80, ACK));
     assert!(matches!(after, Some(0 | 2)), "another backend, whose RST ends the connection");
     assert_eq!(rig.stats(0).flows_stale.get(), 1);
+    let ended = rig.stats(0).lifetimes[0].counts();
+    assert_eq!(ended.iter().sum::<u64>(), 0, "it did not end by itself");
     rig.assert_accounted();
 }
 

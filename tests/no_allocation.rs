@@ -1,15 +1,19 @@
 //! A worker does not allocate (architecture invariant 3): a counting allocator watches one.
 
-#![expect(clippy::indexing_slicing, reason = "a test may stop early")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
 #![allow(dead_code, reason = "the rig has more than this test needs")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
+use holdfast::forwarding::quic_lb::{Codec, Config};
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::{Forward, ForwardingTable, Remember, VipSpec};
+use holdfast::forwarding::{
+    Affinity, FlowsLeft, Forward, ForwardingTable, Remember, ServerId, VipSpec,
+};
 use holdfast::units::Ticks;
 
 mod rig;
@@ -77,6 +81,69 @@ fn polling_never_allocates_or_frees() {
         rig.poll(0);
         assert_eq!(CALLS.with(Cell::get), before, "{forward:?}: a new table");
         assert!(CALLS.with(Cell::get) > 0, "the allocator counts");
+    }
+}
+
+/// Connection ids are read in every packet, and each here moves its flow to another backend.
+#[test]
+fn following_connection_ids_never_allocates() {
+    let config = Config { rotation: 0, server_id_bytes: 10, nonce_bytes: 5, key: Some([7; 16]) };
+    let mut spec = rig::spec(0, Forward::Nat, rig::Family::V4, 1, 3);
+    spec.protocol = Protocol::Udp;
+    spec.affinity = Affinity::QuicCid;
+    spec.quic = vec![config];
+    let server_ids = [[1; 10], [2; 10], [3; 10]].map(|bytes| ServerId::new(&bytes).unwrap());
+    for (backend, id) in spec.backends.iter_mut().zip(server_ids) {
+        backend.server_ids = vec![id];
+    }
+    let codec = Codec::new(&config).unwrap();
+    let mut rig = rig::Rig::new(1, 1, vec![spec]);
+    for round in 0..100 {
+        let id = codec.encode(server_ids[round % 3], &[9; 5]).unwrap();
+        let payload = [&[0x40], &id[..], &[1; 20]].concat();
+        let mut packet = Vec::new();
+        etherparse::PacketBuilder::ethernet2(rig::CLIENT_MAC, rig::nic_mac(0))
+            .ipv4([198, 18, 1, 10], [192, 0, 2, 10], 64)
+            .udp(5000, 80)
+            .write(&mut packet, &payload)
+            .unwrap();
+        rig.deliver(0, 0, &packet);
+        let before = CALLS.with(Cell::get);
+        rig.poll(0);
+        assert_eq!(CALLS.with(Cell::get), before, "round {round}");
+        assert_eq!(usize::from(rig.collect(0, 0)[0].destination_mac()[5]), round % 3);
+    }
+    assert_eq!(rig.stats(0).flows_by_cid.get(), 100);
+}
+
+/// Neither do the resets of flows that are cut, of which a sweep probes the silent ones.
+#[test]
+fn resetting_never_allocates_or_frees() {
+    for forward in [Forward::Dsr, Forward::Nat] {
+        for family in [rig::Family::V4, rig::Family::V6] {
+            let mut vip = rig::spec(0, forward, family, 1, 3);
+            vip.on_down = FlowsLeft::Reset;
+            let mut rig = rig::Rig::new(1, 1, vec![vip]);
+            for port in 1000..1100 {
+                for flags in ["S", "A"] {
+                    rig.send(0, 0, &rig::tcp(family, port, 80, flags));
+                }
+            }
+            rig.change(|specs| specs[0].backends.iter_mut().for_each(|b| b.up = false));
+            let packets: Vec<_> =
+                (1000..1050).map(|port| rig::tcp(family, port, 80, "A")).collect();
+            let mut calls = 0;
+            for packet in &packets {
+                rig.deliver(0, 0, packet);
+                let before = CALLS.with(Cell::get);
+                rig.advance(10);
+                calls += CALLS.with(Cell::get) - before;
+                rig.collect(0, 0);
+            }
+            assert_eq!(calls, 0, "{forward:?} {family:?}");
+            assert!(rig.stats(0).resets_sent.get() >= 100);
+            assert!(rig.stats(0).probes_sent.get() >= 100);
+        }
     }
 }
 

@@ -1,15 +1,19 @@
-//! `holdfast drain`: a backend takes no new flows, and its old ones end.
+//! `holdfast drain`: backends take no new flows, and their old ones end.
 
+use std::borrow::Cow;
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::client::Client;
 use super::table::span;
 use super::{CliError, SocketArgs, Target};
-use crate::control::api::{BackendState, BackendStatus, DrainRequest, Status};
+use crate::control::api::{BackendState, BackendStatus, DrainRequest, Ordered, Status};
 use crate::units::Ticks;
 use crate::words::counted;
 
@@ -19,11 +23,11 @@ const POLL: Duration = Duration::from_millis(500);
 /// The arguments.
 #[derive(Debug, Args)]
 pub struct DrainArgs {
-    /// The backend
-    #[arg(value_name = "VIP/BACKEND")]
-    pub target: Target,
-    /// Cut the flows that are left after this time: 90, 90s, 30m or 1h30m [default: they end by
-    /// themselves; a drain that goes on keeps its deadline]
+    /// The backends: all of them are drained, or none
+    #[arg(value_name = "VIP/BACKEND", required = true)]
+    pub targets: Vec<Target>,
+    /// End what is left after this time, as the VIP's drain.then says: 90, 90s, 30m or 1h30m
+    /// [default: the VIP's drain.deadline_s; a drain that goes on keeps its deadline]
     // With a hyphen, so that -1s is told what a time is, not what an option is.
     #[arg(long, value_name = "TIME", value_parser = seconds, allow_hyphen_values = true)]
     pub deadline: Option<u64>,
@@ -31,6 +35,9 @@ pub struct DrainArgs {
     /// default) after its end. Ctrl-C ends the waiting, not the drain
     #[arg(long)]
     pub wait: bool,
+    /// Drain also what leaves a VIP without a backend that takes new flows
+    #[arg(long)]
+    pub force: bool,
     /// Where holdfast listens.
     #[command(flatten)]
     pub socket: SocketArgs,
@@ -64,101 +71,189 @@ fn seconds(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Orders the drain and, if asked to, waits for its end. Progress goes to `out`: one line that is
-/// written over on a terminal, else one line per change.
+/// Orders the drains and, if asked to, waits for their end. Progress is a bar for each backend on a
+/// terminal, else a line in `out` per change.
 ///
 /// # Errors
-/// [`CliError::Client`]; [`CliError::Drain`] if somebody ended the drain while it was waited for.
+/// [`CliError::Client`]; [`CliError::Drain`] if somebody ended a drain while it was waited for, or
+/// Ctrl-C the waiting.
 pub fn drain(args: &DrainArgs, terminal: bool, out: &mut impl Write) -> Result<(), CliError> {
     let client = args.socket.client()?;
-    let Target { vip, backend } = args.target.clone();
-    let request = DrainRequest { vip, backend, deadline_s: args.deadline };
-    let status: BackendStatus = client.post("/v1/drain", &request)?;
-    if let (None, Some(left)) = (args.deadline, status.deadline_in_s) {
-        let (target, left) = (&args.target, span(left));
-        let name = format!("{}/{}", target.vip, target.backend);
-        writeln!(
-            out,
-            "{name}: drains already, its deadline stays: in {left}; --deadline moves it"
-        )?;
+    let (Target { vip, backend }, also) = super::names(&args.targets);
+    let (deadline_s, force) = (args.deadline, args.force);
+    let request = DrainRequest { vip, backend, deadline_s, also, force };
+    let Ordered { backend, also } = client.post("/v1/drain", &request)?;
+    let backends: Vec<BackendStatus> = std::iter::once(backend).chain(also).collect();
+    for status in &backends {
+        if let (None, Some(left), true) = (args.deadline, status.deadline_in_s, is_old(status)) {
+            let (name, left) = (name(status), span(left));
+            writeln!(
+                out,
+                "{name}: drains already, its deadline stays: in {left}; --deadline moves it"
+            )?;
+        }
+        if !args.wait {
+            writeln!(out, "{}", progress(status))?;
+        }
     }
     if !args.wait {
-        return Ok(writeln!(out, "{}", progress(&status))?);
-    }
-    wait(&client, &args.target, status, terminal, POLL, out)
-}
-
-/// Looks at the drain every `poll` until it has come to its end.
-pub(super) fn wait(
-    client: &Client,
-    target: &Target,
-    mut status: BackendStatus,
-    terminal: bool,
-    poll: Duration,
-    out: &mut impl Write,
-) -> Result<(), CliError> {
-    let mut told = String::new();
-    loop {
-        if status.state == BackendState::Active {
-            let what = "takes new flows again: somebody has undrained it";
-            return Err(CliError::Drain(format!("{}/{} {what}", target.vip, target.backend)));
-        }
-        tell(&progress(&status), &mut told, terminal, out)?;
-        if status.state == BackendState::Drained {
-            // The line that was written over is complete now.
-            return Ok(out.write_all(if terminal { b"\n" } else { b"" })?);
-        }
-        thread::sleep(poll);
-        status = look(client, target)?;
-    }
-}
-
-fn look(client: &Client, target: &Target) -> Result<BackendStatus, CliError> {
-    let status: Status = client.get("/v1/status")?;
-    let mut backends = status.vips.into_iter().flat_map(|vip| vip.backends);
-    let found = backends.find(|b| b.vip == target.vip && b.name == target.backend);
-    found.ok_or_else(|| {
-        let what = "is gone: the configuration was reloaded without it";
-        CliError::Drain(format!("{}/{} {what}", target.vip, target.backend))
-    })
-}
-
-fn tell(
-    line: &str,
-    told: &mut String,
-    terminal: bool,
-    out: &mut impl Write,
-) -> Result<(), CliError> {
-    if line == told {
         return Ok(());
     }
-    if terminal {
-        // Back to the first column, and clear what the longer line before has left.
-        write!(out, "\r{line}\x1b[K")?;
-    } else {
-        writeln!(out, "{line}")?;
-    }
-    line.clone_into(told);
-    Ok(out.flush()?)
+    let stop = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&stop))?;
+    let view: &mut dyn View = match terminal {
+        true => &mut Bars::new(&backends)?,
+        false => &mut Lines::new(out, backends.len()),
+    };
+    wait(&client, backends, POLL, &stop, view)
 }
 
-/// `web/a: draining, 12 flows left, deadline in 29m 50s`.
-fn progress(status: &BackendStatus) -> String {
-    let (vip, name) = (&status.vip, &status.name);
+/// Whether a drain had begun before it was ordered; a process that cannot tell is asked rarely.
+fn is_old(status: &BackendStatus) -> bool {
+    status.drain.as_ref().is_none_or(|drain| drain.for_s > 0)
+}
+
+/// What shows the progress of several drains.
+pub(super) trait View {
+    /// Shows the `index`-th of them.
+    fn show(&mut self, index: usize, status: &BackendStatus) -> Result<(), CliError>;
+}
+
+/// Looks at the drains every `poll` until all have come to their ends.
+pub(super) fn wait(
+    client: &Client,
+    mut backends: Vec<BackendStatus>,
+    poll: Duration,
+    stop: &AtomicBool,
+    view: &mut dyn View,
+) -> Result<(), CliError> {
+    loop {
+        for (index, status) in backends.iter().enumerate() {
+            if status.state == BackendState::Active {
+                let what = "takes new flows again: somebody has undrained it";
+                return Err(CliError::Drain(format!("{} {what}", name(status))));
+            }
+            view.show(index, status)?;
+        }
+        if backends.iter().all(|status| status.state == BackendState::Drained) {
+            return Ok(());
+        }
+        thread::sleep(poll);
+        // Relaxed: the flag publishes nothing else.
+        if stop.load(Ordering::Relaxed) {
+            let what = "the drain goes on; `holdfast status` shows it, `holdfast undrain` ends it";
+            return Err(CliError::Drain(format!("waiting was interrupted: {what}")));
+        }
+        look(client, &mut backends)?;
+    }
+}
+
+/// Brings the backends up to date.
+fn look(client: &Client, backends: &mut [BackendStatus]) -> Result<(), CliError> {
+    let status: Status = client.get("/v1/status")?;
+    let now: Vec<BackendStatus> = status.vips.into_iter().flat_map(|vip| vip.backends).collect();
+    for backend in backends {
+        let found = now.iter().find(|b| b.vip == backend.vip && b.name == backend.name);
+        let found = found.ok_or_else(|| {
+            let what = "is gone: the configuration was reloaded without it";
+            CliError::Drain(format!("{} {what}", name(backend)))
+        })?;
+        found.clone_into(backend);
+    }
+    Ok(())
+}
+
+/// One line whenever the flows of a backend, or its state, have changed.
+pub(super) struct Lines<'o, W> {
+    out: &'o mut W,
+    told: Vec<Option<(BackendState, u64)>>,
+}
+
+impl<'o, W: Write> Lines<'o, W> {
+    pub(super) fn new(out: &'o mut W, backends: usize) -> Self {
+        Self { out, told: vec![None; backends] }
+    }
+}
+
+impl<W: Write> View for Lines<'_, W> {
+    fn show(&mut self, index: usize, status: &BackendStatus) -> Result<(), CliError> {
+        let news = Some((status.state, status.traffic.flows_active));
+        let Some(told) = self.told.get_mut(index).filter(|told| **told != news) else {
+            return Ok(());
+        };
+        *told = news;
+        writeln!(self.out, "{}", progress(status))?;
+        Ok(self.out.flush()?)
+    }
+}
+
+/// A progress bar for each backend.
+struct Bars(Vec<ProgressBar>);
+
+impl Bars {
+    fn new(backends: &[BackendStatus]) -> Result<Self, CliError> {
+        let style = ProgressStyle::with_template("{prefix} [{bar:20}] {wide_msg}");
+        let style =
+            style.map_err(|error| CliError::Drain(error.to_string()))?.progress_chars("=> ");
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
+        let longest = backends.iter().map(|status| name(status).len()).max().unwrap_or(0);
+        let bar = |status: &BackendStatus| {
+            let bar = all.add(ProgressBar::new(1).with_style(style.clone()));
+            bar.with_prefix(Cow::from(format!("{:longest$}", name(status))))
+        };
+        Ok(Self(backends.iter().map(bar).collect()))
+    }
+}
+
+impl View for Bars {
+    fn show(&mut self, index: usize, status: &BackendStatus) -> Result<(), CliError> {
+        let Some(bar) = self.0.get(index).filter(|bar| !bar.is_finished()) else { return Ok(()) };
+        let left = status.traffic.flows_active;
+        let at_start = status.drain.as_ref().map_or(left, |drain| drain.flows_at_start.max(left));
+        bar.set_length(at_start.max(1));
+        bar.set_position(at_start - left);
+        let text = progress(status);
+        let text = text.split_once(": ").map_or("", |(_, text)| text).to_owned();
+        if status.state == BackendState::Drained {
+            bar.set_position(at_start.max(1));
+            bar.abandon_with_message(text);
+        } else {
+            bar.set_message(text);
+        }
+        Ok(())
+    }
+}
+
+fn name(status: &BackendStatus) -> String {
+    format!("{}/{}", status.vip, status.name)
+}
+
+/// `web/a: draining, 12 flows left, the oldest 3m 20s, ends in about 2m 0s, deadline in 29m 50s`.
+pub(super) fn progress(status: &BackendStatus) -> String {
+    let name = name(status);
     let flows = |n: u64| counted(n, "flow");
     match status.state {
         BackendState::Drained if status.flows_cut > 0 => {
-            format!("{vip}/{name}: drained, {} cut at the deadline", flows(status.flows_cut))
+            format!("{name}: drained, {} cut at the deadline", flows(status.flows_cut))
         }
-        BackendState::Drained => format!("{vip}/{name}: drained"),
-        BackendState::Active => format!("{vip}/{name}: active"),
+        BackendState::Drained => format!("{name}: drained"),
+        BackendState::Active => format!("{name}: active"),
         BackendState::Draining => {
-            let left = flows(status.traffic.flows_active);
-            let deadline = status.deadline_in_s.map(|s| match s {
+            let mut text = format!("{name}: draining, {} left", flows(status.traffic.flows_active));
+            if let Some(drain) = &status.drain {
+                if let Some(oldest) = drain.oldest_flow_s {
+                    text += &format!(", the oldest {}", span(oldest));
+                }
+                text += &drain.ends_in_s.map_or_else(String::new, |s| match s {
+                    0 => ", ends soon".to_owned(),
+                    s => format!(", ends in about {}", span(s)),
+                });
+            }
+            text += &status.deadline_in_s.map_or_else(String::new, |s| match s {
                 0 => ", deadline now".to_owned(),
                 s => format!(", deadline in {}", span(s)),
             });
-            format!("{vip}/{name}: draining, {left} left{}", deadline.unwrap_or_default())
+            text
         }
     }
 }

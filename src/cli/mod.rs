@@ -8,6 +8,7 @@ pub mod check;
 pub mod client;
 pub mod clients;
 pub mod drain;
+pub mod events;
 pub mod explain;
 pub mod flows;
 pub mod generate;
@@ -27,6 +28,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ConfigErrors, SOCKET};
+use crate::control::api::Name;
 use client::{Client, ClientError};
 
 /// The arguments of `holdfast`.
@@ -51,12 +53,14 @@ enum Command {
     Check(check::CheckArgs),
     /// Show VIPs, backends, workers, NICs and what was dropped
     Status(status::StatusArgs),
-    /// Send a backend no new flows and let its old ones end
+    /// Send backends no new flows and let their old ones end
     Drain(drain::DrainArgs),
-    /// Give a drained or draining backend new flows again
+    /// Give drained or draining backends new flows again
     Undrain(undrain::UndrainArgs),
     /// Read the configuration file again, all or nothing, and print what changed
     Reload(SocketArgs),
+    /// Show what has happened: drains, backends up and down, reloads
+    Events(events::EventsArgs),
     /// List pinned flows
     Flows(flows::FlowsArgs),
     /// List which client has which backend, or forget it
@@ -109,6 +113,15 @@ impl FromStr for Target {
             None => Err("name the backend as VIP/BACKEND, such as web/a".to_owned()),
         }
     }
+}
+
+/// The first backend, and the others as the API names them.
+fn names(targets: &[Target]) -> (Target, Vec<Name>) {
+    let mut targets = targets.iter().cloned();
+    // The command line has at least one.
+    let first =
+        targets.next().unwrap_or_else(|| Target { vip: String::new(), backend: String::new() });
+    (first, targets.map(|Target { vip, backend }| Name { vip, backend }).collect())
 }
 
 /// A name of a VIP or backend, with the characters that the configuration allows: they need no
@@ -208,6 +221,7 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Drain(args) => drain::drain(&args, terminal, &mut out)?,
         Command::Undrain(args) => undrain::undrain(&args, &mut out)?,
         Command::Reload(args) => reload::reload(&args, &mut out)?,
+        Command::Events(args) => events::events(&args, &mut out)?,
         Command::Flows(args) => flows::flows(&args, &mut out)?,
         Command::Clients(args) => clients::clients(&args, &mut out)?,
         Command::Explain(args) => explain::explain(&args, &mut out)?,

@@ -48,6 +48,9 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
     writeln!(out, "holdfast {version}, pid {pid}, up {up}, {config}, generation {generation}")?;
     section("VIPS", vips(&status.vips, look), out)?;
     section("BACKENDS", backends(&status.vips, look), out)?;
+    if status.vips.iter().flat_map(|vip| &vip.backends).any(|backend| backend.drain.is_some()) {
+        section("DRAINS", drains(&status.vips, look), out)?;
+    }
     if status.vips.iter().any(|vip| !vip.splits.is_empty()) {
         section("SPLIT CLIENTS", splits(&status.vips, look), out)?;
     }
@@ -163,6 +166,29 @@ fn backends(vips: &[VipStatus], look: Look) -> Columns {
     columns
 }
 
+/// Only backends that drain.
+fn drains(vips: &[VipStatus], look: Look) -> Columns {
+    let headers =
+        ["BACKEND", ">FLOWS LEFT", ">OF", ">OLDEST", ">ENDS IN", ">DEADLINE IN", "THEN", "?>CUT"];
+    let mut columns = Columns::new(&headers, look);
+    let time = |s: Option<u64>, none: &str| text(s.map_or_else(|| none.to_owned(), span));
+    for backend in vips.iter().flat_map(|vip| &vip.backends) {
+        let Some(drain) = &backend.drain else { continue };
+        let oldest = if drain.flows_left == 0 { "-" } else { "unknown" };
+        columns.row([
+            text(format!("{}/{}", backend.vip, backend.name)),
+            count(drain.flows_left),
+            count(drain.flows_at_start),
+            time(drain.oldest_flow_s, oldest),
+            time(drain.ends_in_s, "unknown"),
+            time(drain.deadline_in_s, "-"),
+            text(drain.then.as_str()),
+            count(drain.flows_cut),
+        ]);
+    }
+    columns
+}
+
 /// Why a backend takes no new flows, as far as it is known.
 fn why(backend: &BackendStatus) -> String {
     let reasons = [&backend.health_detail, &backend.next_hop_detail];
@@ -189,6 +215,9 @@ fn health(health: HealthState) -> Cell {
 
 fn state(backend: &BackendStatus) -> Cell {
     match backend.state {
+        BackendState::Active if backend.share_percent < 100 => {
+            text(format!("active ({}% of its new flows)", backend.share_percent))
+        }
         BackendState::Active => text("active"),
         BackendState::Drained if backend.flows_cut > 0 => {
             coloured(format!("drained ({} cut)", grouped(backend.flows_cut)), Color::Yellow)
@@ -318,6 +347,9 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("idled out", totals.flows_idled_out, "flows given up after silence while open"),
         ("stale", totals.flows_stale, "pins given up because their backend had left"),
         ("clients full", totals.clients_full, "clients that found no room to be remembered"),
+        ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
+        ("resets sent", totals.resets_sent, "RST segments that told them"),
+        ("probes sent", totals.probes_sent, "segments that made silent ends speak"),
     ] {
         let always = ["received", "transmitted", "flows"];
         if look.all || number > 0 || always.contains(&what) {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use super::table::Look;
 use super::*;
 use crate::control::api::{self, BackendState, BackendStatus, HealthState};
 use crate::flow::Protocol;
-use crate::forwarding::Forward;
+use crate::forwarding::{FlowsLeft, Forward};
 
 /// What the server is to say next, and what it was asked.
 #[derive(Default)]
@@ -118,6 +118,7 @@ fn run(line: &str, socket: &Path) -> Result<String, String> {
         Command::Drain(args) => drain::drain(&args, false, &mut out),
         Command::Undrain(args) => undrain::undrain(&args, &mut out),
         Command::Reload(args) => reload::reload(&args, &mut out),
+        Command::Events(args) => events::events(&args, &mut out),
         Command::Flows(args) => flows::flows(&args, &mut out),
         Command::Clients(args) => clients::clients(&args, &mut out),
         other => return Err(format!("{other:?} asks no server")),
@@ -142,6 +143,8 @@ fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus 
         state,
         deadline_in_s: None,
         flows_cut: 0,
+        drain: None,
+        share_percent: 100,
         next_hop: Some(api::NextHopStatus {
             interface: "eth1".to_owned(),
             mac: "02:00:00:00:00:11".to_owned(),
@@ -336,14 +339,126 @@ fn a_refusal_is_told_mistake_by_mistake() {
     assert_eq!(CliError::from(error).messages(), errors);
 }
 
+#[test]
+fn several_are_one_order_and_one_line_each() {
+    let both = api::Ordered {
+        backend: backend("a", BackendState::Draining, 1),
+        also: vec![backend("b", BackendState::Drained, 0)],
+    };
+    let server = Server::new([ok(&both)]);
+    let printed = server.run("drain web/a web/b --deadline 60 --force").unwrap();
+    assert_eq!(printed, "web/a: draining, 1 flow left\nweb/b: drained\n");
+    let printed = server.run("undrain web/a web/b").unwrap();
+    assert_eq!(printed, "web/a: active, takes new flows\nweb/b: active, takes new flows\n");
+    let also = r#""also":[{"vip":"web","backend":"b"}]"#;
+    assert_eq!(
+        server.requests(),
+        [
+            format!(
+                r#"POST /v1/drain {{"vip":"web","backend":"a","deadline_s":60,{also},"force":true}}"#
+            ),
+            format!(r#"POST /v1/undrain {{"vip":"web","backend":"a",{also}}}"#),
+        ]
+    );
+}
+
+/// Of a drain that has begun with 10 flows.
+fn how_it_goes(flows_left: u64, ends_in_s: Option<u64>) -> api::DrainStatus {
+    api::DrainStatus {
+        for_s: 5,
+        flows_at_start: 10,
+        flows_left,
+        oldest_flow_s: Some(200),
+        ends_in_s,
+        deadline_in_s: None,
+        then: FlowsLeft::Rehash,
+        flows_cut: 0,
+    }
+}
+
+#[test]
+fn progress_tells_the_oldest_flow_and_when_it_ends() {
+    let mut status = backend("a", BackendState::Draining, 2);
+    for (drain, expected) in [
+        (None, "web/a: draining, 2 flows left"),
+        (Some(how_it_goes(2, None)), "web/a: draining, 2 flows left, the oldest 3m 20s"),
+        (
+            Some(how_it_goes(2, Some(130))),
+            "web/a: draining, 2 flows left, the oldest 3m 20s, ends in about 2m 10s",
+        ),
+        (
+            Some(how_it_goes(2, Some(0))),
+            "web/a: draining, 2 flows left, the oldest 3m 20s, ends soon",
+        ),
+    ] {
+        status.drain = drain;
+        assert_eq!(drain::progress(&status), expected);
+    }
+}
+
+#[test]
+fn drains_have_a_table_and_slow_start_is_told() {
+    let mut draining = backend("a", BackendState::Draining, 2);
+    draining.drain = Some(how_it_goes(2, None));
+    let mut back = backend("b", BackendState::Active, 3);
+    back.share_percent = 19;
+    let mut out = Vec::new();
+    status::print(&sample(vec![draining, back]), Look::default(), &mut out).unwrap();
+    let printed = String::from_utf8(out).unwrap();
+    let (_, drains) = printed.split_once("\nDRAINS\n").unwrap();
+    let rows: Vec<Vec<&str>> =
+        drains.lines().take(2).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        rows,
+        [
+            "BACKEND FLOWS LEFT OF OLDEST ENDS IN DEADLINE IN THEN".split(' ').collect::<Vec<_>>(),
+            "web/a 2 10 3m 20s unknown - rehash".split(' ').collect(),
+        ],
+        "{printed}"
+    );
+    assert!(printed.contains("active (19% of its new flows)"), "{printed}");
+}
+
+fn event() -> api::Event {
+    api::Event {
+        seq: 7,
+        time: "2026-11-21T15:00:00.250Z".to_owned(),
+        kind: "drained".to_owned(),
+        vip: Some("web".to_owned()),
+        backend: Some("a".to_owned()),
+        numbers: BTreeMap::from([("flows_cut".to_owned(), 3)]),
+        text: "backend a of VIP web is drained: 3 flows cut".to_owned(),
+    }
+}
+
+#[test]
+fn events_are_lines_for_people_or_machines() {
+    let list = api::EventList { last: 7, lost: 6, events: vec![event()] };
+    let server = Server::new([ok(&list)]);
+    assert_eq!(
+        server.run("events").unwrap(),
+        "6 events before these are forgotten\n\
+         2026-11-21T15:00:00.250Z  drained         backend a of VIP web is drained: 3 flows cut\n"
+    );
+    let line: Value = serde_json::from_str(&server.run("events --json").unwrap()).unwrap();
+    assert_eq!(line, json!(event()));
+    let client = Client::new(&server.socket()).unwrap();
+    let mut out = Vec::new();
+    let last = events::print(&client, 9, true, &mut out).unwrap();
+    assert_eq!(last, 7, "of a process that was started anew");
+    let asked = server.requests();
+    let asked: Vec<&str> = asked.iter().skip(2).map(String::as_str).collect();
+    assert_eq!(asked, ["GET /v1/events?since=9", "GET /v1/events?since=0"]);
+}
+
 /// Waits for the drain of `web/a` on a server that tells these states, one per look.
-fn wait(looks: Vec<Vec<BackendStatus>>, terminal: bool) -> Result<String, String> {
+fn wait(looks: Vec<Vec<BackendStatus>>, stop: bool) -> Result<String, String> {
     let server = Server::new(looks.into_iter().map(|backends| ok(&sample(backends))));
     let client = Client::new(&server.socket()).unwrap();
-    let target = "web/a".parse().unwrap();
-    let start = backend("a", BackendState::Draining, 2);
+    let start = vec![backend("a", BackendState::Draining, 2)];
     let mut out = Vec::new();
-    drain::wait(&client, &target, start, terminal, Duration::ZERO, &mut out)
+    let mut lines = drain::Lines::new(&mut out, start.len());
+    drain::wait(&client, start, Duration::ZERO, &AtomicBool::new(stop), &mut lines)
         .map_err(|error| error.to_string())?;
     Ok(String::from_utf8(out).unwrap())
 }
@@ -357,15 +472,16 @@ fn drain_waits_for_the_last_flow() {
     };
     let looks = vec![draining(2), draining(1), draining(1), vec![cut]];
     assert_eq!(
-        wait(looks.clone(), false).unwrap(),
+        wait(looks, false).unwrap(),
         "web/a: draining, 2 flows left\nweb/a: draining, 1 flow left\n\
          web/a: drained, 1 flow cut at the deadline\n"
     );
-    assert_eq!(
-        wait(looks, true).unwrap(),
-        "\rweb/a: draining, 2 flows left\x1b[K\rweb/a: draining, 1 flow left\x1b[K\
-         \rweb/a: drained, 1 flow cut at the deadline\x1b[K\n"
-    );
+}
+
+#[test]
+fn ctrl_c_ends_the_waiting_and_says_that_the_drain_goes_on() {
+    let told = wait(vec![vec![backend("a", BackendState::Draining, 2)]], true).unwrap_err();
+    assert!(told.starts_with("waiting was interrupted: the drain goes on"), "{told}");
 }
 
 #[test]
@@ -458,6 +574,7 @@ fn nobody_listens() {
             "drain web/a",
             "undrain web/a",
             "reload",
+            "events",
             "flows",
             "clients",
             "clients --delete --all",
@@ -529,7 +646,7 @@ fn keys(value: &Value, found: &mut Vec<String>) {
         Value::Object(map) => {
             for (key, value) in map {
                 found.push(key.clone());
-                if key != "drops" {
+                if key != "drops" && key != "numbers" {
                     keys(value, found);
                 }
             }
@@ -542,10 +659,23 @@ fn keys(value: &Value, found: &mut Vec<String>) {
 #[test]
 fn the_documentation_has_every_key_and_route() {
     let doc = include_str!("../../docs/API.md");
+    let name = || api::Name { vip: String::new(), backend: String::new() };
     let documents = [
         json!(sample(vec![backend("a", BackendState::Active, 0)])),
-        json!(api::DrainRequest { vip: String::new(), backend: String::new(), deadline_s: None }),
-        json!(api::UndrainRequest { vip: String::new(), backend: String::new() }),
+        json!(how_it_goes(1, None)),
+        json!(api::DrainRequest {
+            vip: String::new(),
+            backend: String::new(),
+            deadline_s: None,
+            also: vec![name()],
+            force: true,
+        }),
+        json!(api::UndrainRequest {
+            vip: String::new(),
+            backend: String::new(),
+            also: vec![name()]
+        }),
+        json!(api::EventList { last: 7, lost: 6, events: vec![event()] }),
         json!(api::Reloaded { changes: Vec::new() }),
         json!(flow()),
         json!(client()),
@@ -562,9 +692,11 @@ fn the_documentation_has_every_key_and_route() {
         "POST /v1/drain",
         "POST /v1/undrain",
         "POST /v1/reload",
+        "GET /v1/events",
         "GET /v1/flows",
         "GET /v1/clients",
         "DELETE /v1/clients",
+        "GET /v1/explain",
     ] {
         assert!(doc.contains(&format!("`{route}")), "{route} is not in docs/API.md");
     }

@@ -1,36 +1,43 @@
-//! `holdfast undrain`: a backend takes new flows again.
+//! `holdfast undrain`: backends take new flows again.
 
 use std::io::Write;
 
 use clap::Args;
 
 use super::{CliError, SocketArgs, Target};
-use crate::control::api::{BackendStatus, HealthState, UndrainRequest};
+use crate::control::api::{BackendStatus, HealthState, Ordered, UndrainRequest};
 
 /// The arguments.
 #[derive(Debug, Args)]
 pub struct UndrainArgs {
-    /// The backend
-    #[arg(value_name = "VIP/BACKEND")]
-    pub target: Target,
+    /// The backends: all of them are taken back into service, or none
+    #[arg(value_name = "VIP/BACKEND", required = true)]
+    pub targets: Vec<Target>,
     /// Where holdfast listens.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
 
-/// Takes a drain back, and says so.
+/// Takes drains back, and says so.
 ///
 /// # Errors
 /// [`CliError::Client`].
 pub fn undrain(args: &UndrainArgs, out: &mut impl Write) -> Result<(), CliError> {
-    let Target { vip, backend } = args.target.clone();
-    let request = UndrainRequest { vip, backend };
-    let status: BackendStatus = args.socket.client()?.post("/v1/undrain", &request)?;
-    let note = match status.health {
+    let (Target { vip, backend }, also) = super::names(&args.targets);
+    let request = UndrainRequest { vip, backend, also };
+    let ordered: Ordered = args.socket.client()?.post("/v1/undrain", &request)?;
+    for status in std::iter::once(&ordered.backend).chain(&ordered.also) {
+        writeln!(out, "{}/{}: {}", status.vip, status.name, note(status))?;
+    }
+    Ok(())
+}
+
+fn note(status: &BackendStatus) -> &'static str {
+    match status.health {
         HealthState::Down => "active, but its health check says that it is down",
+        _ if status.share_percent < 100 => "active, takes new flows, more of them by and by",
         HealthState::Up | HealthState::Unchecked | HealthState::Unknown => {
             "active, takes new flows"
         }
-    };
-    Ok(writeln!(out, "{}/{}: {note}", status.vip, status.name)?)
+    }
 }

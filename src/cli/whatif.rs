@@ -234,7 +234,7 @@ impl WhatifArgs {
         let row = rows.iter().find(|row| row.configured).or(rows.first());
         let changes = self.changes.iter().filter(|change| change.vip == scenario.name);
         let changes: Vec<String> = changes.map(ToString::to_string).collect();
-        row.map_or(Ok(()), |row| writeln!(out, "{}", verdict(&changes.join(", "), row)))?;
+        row.map_or(Ok(()), |row| writeln!(out, "{}", verdict(&changes, row)))?;
         Ok(())
     }
 
@@ -278,20 +278,20 @@ fn table(rows: &[&Row], colours: bool) -> Vec<String> {
 }
 
 /// `remove web/a: 33.3 % of the flows were on it and break; without connection tracking 34.1 %
-/// would`.
-fn verdict(changes: &str, row: &Row) -> String {
-    let broken = match row.broken_with_conntrack {
-        0 => "no flow breaks".to_owned(),
-        _ => {
-            let share = percent(row.broken_with_conntrack_share);
-            format!("{share} of the flows were on what is removed, and break")
-        }
+/// would. 34.0 % of the new flows go elsewhere (maglev)`.
+fn verdict(changes: &[String], row: &Row) -> String {
+    let share = percent(row.broken_with_conntrack_share);
+    let broken = match (row.broken_with_conntrack, changes) {
+        (0, _) => "no flow breaks".to_owned(),
+        (_, [_]) => format!("{share} of the flows were on it and break"),
+        _ => format!("{share} of the flows were on what is removed and break"),
     };
     let without = percent(row.broken_without_conntrack_share);
     let moved = percent(row.new_flows_moved_share);
     format!(
-        "{changes}: {broken}; without connection tracking {without} would. {moved} of the new flows \
-         go elsewhere ({})",
+        "{}: {broken}; without connection tracking {without} would. {moved} of the new flows go \
+         elsewhere ({})",
+        changes.join(", "),
         row.name
     )
 }
@@ -355,13 +355,18 @@ mod tests {
             new_flows_moved_share: 0.34,
             ..Row::default()
         };
+        let told = |changes: &[&str], row: &Row| {
+            verdict(&changes.iter().map(ToString::to_string).collect::<Vec<_>>(), row)
+        };
         assert_eq!(
-            verdict("remove web/a", &row),
-            "remove web/a: 33.3 % of the flows were on what is removed, and break; without \
-             connection tracking 34.1 % would. 34.0 % of the new flows go elsewhere (maglev)"
+            told(&["remove web/a"], &row),
+            "remove web/a: 33.3 % of the flows were on it and break; without connection tracking \
+             34.1 % would. 34.0 % of the new flows go elsewhere (maglev)"
         );
+        let start = "drain web/b, remove web/a: 33.3 % of the flows were on what is removed and ";
+        assert!(told(&["drain web/b", "remove web/a"], &row).starts_with(start));
         let drained = Row { broken_with_conntrack: 0, ..row };
         let start = "drain web/a: no flow breaks; without connection tracking 34.1 % would. ";
-        assert!(verdict("drain web/a", &drained).starts_with(start));
+        assert!(told(&["drain web/a"], &drained).starts_with(start));
     }
 }

@@ -18,6 +18,7 @@ const MAX_SOCKET: usize = 107;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawControl {
     socket: Option<String>,
+    on_drained: Option<Vec<String>>,
 }
 
 impl RawControl {
@@ -33,6 +34,21 @@ impl RawControl {
             let what = format!("{} bytes are too long for a Unix socket", socket.len());
             report.error(&at, what, "use a path of at most 107 bytes");
         }
-        Control { socket: PathBuf::from(socket) }
+        let on_drained = command(self.on_drained, &place.key("on_drained"), report);
+        Control { socket: PathBuf::from(socket), on_drained }
     }
+}
+
+/// A command that is run without a shell: the program, and its arguments.
+fn command(raw: Option<Vec<String>>, place: &Place, report: &mut Report<'_>) -> Vec<String> {
+    let Some(words) = raw else { return Vec::new() };
+    if words.first().is_none_or(String::is_empty) {
+        let fix = "name a program and its arguments, such as [\"/usr/local/bin/drained\", \"--quiet\"], \
+                   or leave the key out";
+        report.error(place, "no program", fix);
+    }
+    if words.iter().any(|word| word.contains('\0')) {
+        report.error(place, "a NUL character", "no argument of a program can have one");
+    }
+    words
 }

@@ -9,12 +9,14 @@ mod affinity;
 mod backend;
 mod choice;
 mod control;
+mod drain;
 mod error;
 mod hash;
 mod health;
 pub mod machine;
 mod nic;
 mod place;
+mod policy;
 mod quic;
 #[cfg(test)]
 mod reference;
@@ -42,7 +44,7 @@ use crate::flow::Protocol;
 use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::{
-    Affinity, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, quic_lb,
+    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, quic_lb,
 };
 use crate::words::reason;
 
@@ -52,6 +54,7 @@ use vip::Placed;
 
 pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
+pub use drain::Drain;
 pub use error::{ConfigError, ConfigErrors};
 pub use scheduler::schedulers;
 
@@ -346,6 +349,12 @@ pub struct Vip {
     pub sticky: Option<Sticky>,
     /// Where the flows of a client go that comes back after its time-out.
     pub on_reentry: Reentry,
+    /// How its backends are drained, and come back.
+    pub drain: Drain,
+    /// What becomes of the flows of a backend that is down.
+    pub on_down: FlowsLeft,
+    /// Whether both ends of a TCP flow that idled out are told, by a RST.
+    pub reset_idle: bool,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.
@@ -431,6 +440,8 @@ pub struct Backend {
 pub struct Control {
     /// Path of the control socket.
     pub socket: PathBuf,
+    /// Command and arguments that are run when a backend is drained; empty: none.
+    pub on_drained: Vec<String>,
 }
 
 /// `[hash]`: what every box of a fleet must have in common.

@@ -101,6 +101,7 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["vip", "timeouts"], keys_of::<super::timeouts::RawTimeouts>()),
         (&["vip", "quic"], keys_of::<super::quic::RawQuic>()),
         (&["vip", "sticky"], keys_of::<super::sticky::RawSticky>()),
+        (&["vip", "drain"], keys_of::<super::drain::RawDrain>()),
         (&["vip", "backend"], keys_of::<super::backend::RawBackend>()),
         (&["control"], keys_of::<super::control::RawControl>()),
         (&["hash"], keys_of::<super::hash::RawHash>()),

@@ -10,8 +10,10 @@ use toml::de::DeValue;
 use super::affinity::RawAffinity;
 use super::backend::RawBackend;
 use super::choice::Choice;
+use super::drain::RawDrain;
 use super::health::RawHealth;
 use super::place::{Place, Value};
+use super::policy;
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
@@ -48,6 +50,9 @@ pub(super) struct RawVip {
     timeouts: RawTimeouts,
     sticky: Option<RawSticky>,
     on_reentry: Option<String>,
+    drain: RawDrain,
+    on_down: Option<String>,
+    on_idle: Option<String>,
     announce: Option<String>,
     /// Taken out and read by themselves; they are here to be named with the other keys.
     quic: Option<IgnoredAny>,
@@ -166,6 +171,11 @@ impl RawVip {
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
         let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
         let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
+        let drain = self.drain.check(&place.key("drain"), protocol, report);
+        let on_down = self.on_down.as_deref();
+        let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
+        let on_idle = self.on_idle.as_deref();
+        let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
         let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -184,6 +194,9 @@ impl RawVip {
             timeouts,
             sticky,
             on_reentry,
+            drain,
+            on_down,
+            reset_idle,
             announce,
             quic: Vec::new(),
             backends,

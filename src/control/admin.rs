@@ -18,11 +18,13 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{
-    ApiError, BackendStatus, DrainRequest, Explained, Forgotten, Reloaded, Status, UndrainRequest,
+    ApiError, DrainRequest, EventList, Explained, Forgotten, Ordered, Reloaded, Status,
+    UndrainRequest,
 };
 use super::clients::{self, ForgetQuery};
 use super::explain::{self, Explain, Prepared};
@@ -45,11 +47,13 @@ pub enum Request {
     /// `GET /v1/status`.
     Status(Reply<Status>),
     /// `POST /v1/drain`.
-    Drain(DrainRequest, Reply<Result<BackendStatus, Refusal>>),
+    Drain(DrainRequest, Reply<Result<Ordered, Refusal>>),
     /// `POST /v1/undrain`.
-    Undrain(UndrainRequest, Reply<Result<BackendStatus, Refusal>>),
+    Undrain(UndrainRequest, Reply<Result<Ordered, Refusal>>),
     /// `POST /v1/reload`.
     Reload(Reply<Result<Reloaded, Refusal>>),
+    /// `GET /v1/events`: those after this number.
+    Events(u64, Reply<EventList>),
     /// What `GET /v1/explain` is to ask the data path.
     Explain(explain::Query, Reply<Result<Prepared, Refusal>>),
     /// What `GET /v1/flows` needs to know.
@@ -230,6 +234,7 @@ fn router(door: Door) -> Router {
         .route("/v1/drain", post(drain))
         .route("/v1/undrain", post(undrain))
         .route("/v1/reload", post(reload))
+        .route("/v1/events", get(events))
         .route("/v1/flows", get(flow_lines))
         .route("/v1/clients", get(client_lines).delete(forget_clients))
         .route("/v1/explain", get(explained))
@@ -256,7 +261,7 @@ async fn status(State(door): State<Door>) -> Result<Json<Status>, Refusal> {
 async fn drain(
     State(door): State<Door>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<BackendStatus>, Refusal> {
+) -> Result<Json<Ordered>, Refusal> {
     let order = parse(body)?;
     ask(&door, |reply| Request::Drain(order, reply)).await?.map(Json)
 }
@@ -264,13 +269,29 @@ async fn drain(
 async fn undrain(
     State(door): State<Door>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<BackendStatus>, Refusal> {
+) -> Result<Json<Ordered>, Refusal> {
     let order = parse(body)?;
     ask(&door, |reply| Request::Undrain(order, reply)).await?.map(Json)
 }
 
 async fn reload(State(door): State<Door>) -> Result<Json<Reloaded>, Refusal> {
     ask(&door, Request::Reload).await?.map(Json)
+}
+
+/// The query of `GET /v1/events`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Since {
+    #[serde(default)]
+    since: u64,
+}
+
+async fn events(
+    State(door): State<Door>,
+    query: Result<Query<Since>, QueryRejection>,
+) -> Result<Json<EventList>, Refusal> {
+    let Since { since } = understood(query, "since")?;
+    ask(&door, |reply| Request::Events(since, reply)).await.map(Json)
 }
 
 async fn flow_lines(

@@ -7,8 +7,9 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`] |
-//! | `POST /v1/drain` | [`DrainRequest`] | [`BackendStatus`] |
-//! | `POST /v1/undrain` | [`UndrainRequest`] | [`BackendStatus`] |
+//! | `POST /v1/drain` | [`DrainRequest`] | [`Ordered`] |
+//! | `POST /v1/undrain` | [`UndrainRequest`] | [`Ordered`] |
+//! | `GET /v1/events?since=` | | [`EventList`] |
 //! | `POST /v1/reload` | | [`Reloaded`] |
 //! | `GET /v1/flows?vip=&backend=&client=&limit=` | | JSON lines of [`Flow`] |
 //! | `GET /v1/clients?vip=&backend=&client=&limit=` | | JSON lines of [`Client`] |
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
 use crate::forwarding::explain::Step;
-use crate::forwarding::{Forward, Service};
+use crate::forwarding::{FlowsLeft, Forward, Service};
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -71,6 +72,12 @@ pub struct Totals {
     pub flows_stale: u64,
     #[serde(default)]
     pub clients_full: u64,
+    #[serde(default)]
+    pub flows_reset: u64,
+    #[serde(default)]
+    pub resets_sent: u64,
+    #[serde(default)]
+    pub probes_sent: u64,
 }
 
 /// One VIP.
@@ -138,6 +145,12 @@ pub struct BackendStatus {
     pub deadline_in_s: Option<u64>,
     /// Flows that were pinned to it when the drain met its deadline.
     pub flows_cut: u64,
+    /// How its drain goes; `None`: nothing drains.
+    #[serde(default)]
+    pub drain: Option<DrainStatus>,
+    /// How much of its new flows it is given, in per cent: less than 100 during slow start.
+    #[serde(default = "whole")]
+    pub share_percent: u8,
     /// Where frames for it go; `None`: unresolved.
     pub next_hop: Option<NextHopStatus>,
     /// Why there is no next hop, in words; empty when there is one.
@@ -145,6 +158,32 @@ pub struct BackendStatus {
     pub next_hop_detail: String,
     /// Traffic of the backend.
     pub traffic: Traffic,
+}
+
+/// All of its new flows: what a process that knows no slow start gives a backend.
+const fn whole() -> u8 {
+    100
+}
+
+/// How a drain goes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// Seconds since it began.
+    pub for_s: u64,
+    /// Flows that were pinned then.
+    pub flows_at_start: u64,
+    /// Flows that are pinned now.
+    pub flows_left: u64,
+    /// Age of the oldest of them; `None`: not known yet.
+    pub oldest_flow_s: Option<u64>,
+    /// Seconds until the last flow will have ended, or is cut; an estimate, `None`: not known.
+    pub ends_in_s: Option<u64>,
+    /// Seconds until the deadline; `None`: there is none, or it has passed.
+    pub deadline_in_s: Option<u64>,
+    /// What becomes of the flows that are left at the deadline.
+    pub then: FlowsLeft,
+    /// Flows that were left when the deadline came, and do not stay.
+    pub flows_cut: u64,
 }
 
 /// What a health check says.
@@ -265,6 +304,33 @@ pub struct DrainRequest {
     /// Seconds, at least 1, after which the flows that are left are cut; `None`: a drain that goes
     /// on keeps its deadline, and a new one has none.
     pub deadline_s: Option<u64>,
+    /// More backends: all are drained, or none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Name>,
+    /// Also if a VIP is left without a backend that takes new flows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// A backend's name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Name {
+    /// Name of the VIP.
+    pub vip: String,
+    /// Name of the backend.
+    pub backend: String,
+}
+
+/// What became of the backends of an order.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ordered {
+    /// The first one.
+    #[serde(flatten)]
+    pub backend: BackendStatus,
+    /// The others, in the order's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<BackendStatus>,
 }
 
 /// `POST /v1/undrain`.
@@ -275,6 +341,40 @@ pub struct UndrainRequest {
     pub vip: String,
     /// Name of the backend.
     pub backend: String,
+    /// More backends: all are taken back into service, or none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Name>,
+}
+
+/// `GET /v1/events`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventList {
+    /// Number of the latest event; what to ask `since` next.
+    pub last: u64,
+    /// Events after `since` that are forgotten already.
+    pub lost: u64,
+    /// The others, the oldest first.
+    pub events: Vec<Event>,
+}
+
+/// Something that has happened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number, from 1 since the start of the process.
+    pub seq: u64,
+    /// When, in UTC (RFC 3339, with milliseconds).
+    pub time: String,
+    /// One of `events::Kind`, or one that later versions know.
+    pub kind: String,
+    /// Name of the VIP, if it is about one.
+    pub vip: Option<String>,
+    /// Name of the backend, if it is about one.
+    pub backend: Option<String>,
+    /// What was counted, by name.
+    #[serde(default)]
+    pub numbers: BTreeMap<String, u64>,
+    /// All of it in words.
+    pub text: String,
 }
 
 /// `POST /v1/reload`.

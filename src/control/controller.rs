@@ -1,5 +1,7 @@
 //! The control loop: one event at a time, and after each, at most one new forwarding table.
 
+mod drains;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,12 +15,14 @@ use tracing::{debug, error, info, warn};
 
 use super::admin::{self, Door, Refusal, Request};
 use super::announce::{Announcement, Announcer, Place};
-use super::api::{BackendStatus, DrainRequest, Reloaded, Status, UndrainRequest};
+use super::api::{Reloaded, Status};
 use super::clients;
-use super::drain::DrainEnd;
+use super::events::{Journal, Kind, News};
 use super::explain::Prepared;
 use super::flows::{Names, Pins, list};
+use super::forecast::Forecaster;
 use super::health::{Checks, Outcome};
+use super::hook::Hook;
 use super::neighbour::{self, Problem, Snapshot};
 use super::netlink::{self, Netlink};
 use super::split::Splitter;
@@ -32,7 +36,7 @@ use crate::config::{self, Config};
 use crate::flow::clients::Clients;
 use crate::flow::table::Families;
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{BackendIndex, ForwardingTable, PortIndex, Service, Splits, VipId};
+use crate::forwarding::{ForwardingTable, PortIndex, Splits, VipId};
 use crate::words::counted;
 
 /// Drain deadlines and workers' events are looked at this often.
@@ -99,6 +103,9 @@ struct Controller {
     announce_pending: bool,
     /// What is to be announced again, and how often.
     repeats: Vec<(Announcement, u8)>,
+    journal: Journal,
+    hook: Hook,
+    forecaster: Forecaster,
 }
 
 /// Runs the control thread's work to its end; see [`super::run`].
@@ -106,12 +113,7 @@ pub(super) async fn serve(
     inputs: Inputs,
     signals: mpsc::Receiver<Signal>,
 ) -> Result<(), ControlError> {
-    let explain = Arc::clone(&inputs.explain);
-    let door_parts = (inputs.workers.clone(), Arc::clone(&inputs.clock));
-    let clients = Arc::clone(&inputs.clients);
-    let (mut controller, mut events, requests, mut claim, ready) = assemble(inputs, signals)?;
-    let tables = door_parts.0.into_iter().map(|worker| worker.flows as Arc<dyn Pins>).collect();
-    let door = Door { requests, tables, clients, clock: door_parts.1, explain };
+    let (mut controller, mut events, door, mut claim, ready) = assemble(inputs, signals)?;
     let result = match controller.start(&mut events, &mut claim, door).await {
         Ok(()) => {
             ready();
@@ -123,7 +125,7 @@ pub(super) async fn serve(
     result
 }
 
-type Assembled = (Controller, Events, mpsc::Sender<Request>, Claim, Box<dyn FnOnce()>);
+type Assembled = (Controller, Events, Door, Claim, Box<dyn FnOnce()>);
 
 /// Opens netlink and connects the parts; nothing outside of the process has changed yet.
 fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled, ControlError> {
@@ -135,6 +137,16 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     registry.apply(&inputs.config.vips, &inputs.workers)?;
     let (targets, target_receiver) = watch::channel(registry.targets());
     let network = neighbour::start(netlink.clone(), bell, &inputs.nics, target_receiver);
+    let tables: Vec<_> =
+        inputs.workers.iter().map(|worker| Arc::clone(&worker.flows) as Arc<dyn Pins>).collect();
+    let forecaster = Forecaster::new(tables.clone(), Arc::clone(&inputs.clock));
+    let door = Door {
+        requests,
+        tables,
+        clients: Arc::clone(&inputs.clients),
+        clock: Arc::clone(&inputs.clock),
+        explain: inputs.explain,
+    };
     let events = Events {
         signals,
         requests: request_receiver,
@@ -146,6 +158,9 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     };
     let controller = Controller {
         started: Instant::now(),
+        journal: Journal::default(),
+        hook: Hook::new(&inputs.config.control.on_drained),
+        forecaster,
         config: inputs.config,
         config_path: inputs.config_path,
         load: inputs.load,
@@ -169,7 +184,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         nics: inputs.nics,
         attached: Vec::new(),
     };
-    Ok((controller, events, requests, inputs.claim, inputs.ready))
+    Ok((controller, events, door, inputs.claim, inputs.ready))
 }
 
 fn patient(period: Duration) -> Interval {
@@ -229,6 +244,7 @@ impl Controller {
                 _ = events.tick.tick() => {
                     worker_failure(&events.workers)?;
                     self.advance_drains();
+                    self.advance_slow_starts();
                     self.split_sources();
                 }
                 _ = events.second.tick() => self.housekeep().await,
@@ -355,86 +371,21 @@ impl Controller {
             Ok(()) => {}
         }
         let Some(up) = verdict else { return };
-        let (name, vip, detail) = (&backend.config.name, &vip.name, &backend.health_detail);
-        match up {
-            true if was_known => info!("backend {name} of VIP {vip} is up"),
-            true => debug!("backend {name} of VIP {vip} is up"),
-            false => warn!("backend {name} of VIP {vip} is down: {detail}"),
-        }
         // Not yet checked counts as up, so a first success changes nothing.
-        self.dirty |= was_known || !up;
-    }
-
-    // ---- drain ----
-
-    fn drain(&mut self, order: &DrainRequest) -> Result<BackendStatus, Refusal> {
-        let DrainRequest { vip, backend, deadline_s } = order;
-        if *deadline_s == Some(0) {
-            let error = "deadline_s = 0: use at least 1; without it, flows end by themselves";
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, error));
+        if !was_known && up {
+            return debug!("backend {} of VIP {} is up", backend.config.name, vip.name);
         }
-        let Some(entry) = self.registry.find_mut(vip, backend) else {
-            return Err(self.unknown(vip, backend));
-        };
-        let now = Instant::now();
-        let begun = entry.drain.begin(deadline_s.map(Duration::from_secs), now);
-        let index = entry.id.index;
-        let deadline = entry.drain.deadline_in_s(now);
-        let until =
-            deadline.map_or_else(|| ", no deadline".to_owned(), |s| format!(", deadline in {s} s"));
-        if begun {
-            let flows = counted(status::flows_active(&self.workers, index), "flow");
-            info!("backend {backend} of VIP {vip} drains: {flows}{until}");
-            // At once, not at the end of the turn: the answer says that it is so.
-            self.publish();
+        let (name, vip_name, detail) = (&backend.config.name, &vip.name, &backend.health_detail);
+        let (kind, text) = if up {
+            (Kind::BackendUp, format!("backend {name} of VIP {vip_name} is up"))
         } else {
-            info!("backend {backend} of VIP {vip}: another drain was asked for{until}");
-        }
-        self.backend_status(vip, backend)
-    }
-
-    fn undrain(&mut self, order: &UndrainRequest) -> Result<BackendStatus, Refusal> {
-        let UndrainRequest { vip, backend } = order;
-        let Some(entry) = self.registry.find_mut(vip, backend) else {
-            return Err(self.unknown(vip, backend));
+            (Kind::BackendDown, format!("backend {name} of VIP {vip_name} is down: {detail}"))
         };
-        if entry.drain.cancel() {
-            info!("backend {backend} of VIP {vip} is back in service");
-            self.publish();
+        let news = News::of(kind, vip_name, name);
+        if up {
+            backend.slow_start.begin(vip.drain.slow_start, Instant::now());
         }
-        self.backend_status(vip, backend)
-    }
-
-    fn advance_drains(&mut self) {
-        let mut ended = Vec::new();
-        let now = Instant::now();
-        for (vip, entry) in self.registry.backends_mut() {
-            if entry.drain.service() != Service::Draining {
-                continue;
-            }
-            let flows = status::flows_active(&self.workers, entry.id.index);
-            let name = &entry.config.name;
-            match entry.drain.advance(flows, now) {
-                None => {}
-                Some(DrainEnd::Drained) => info!("backend {name} of VIP {} is drained", vip.name),
-                Some(DrainEnd::Deadline { flows_cut }) => {
-                    let flows = counted(flows_cut, "flow");
-                    warn!("backend {name} of VIP {}: deadline, {flows} cut", vip.name);
-                    ended.push(entry.id.index);
-                }
-            }
-        }
-        self.end_generations(&ended);
-    }
-
-    fn end_generations(&mut self, ended: &[BackendIndex]) {
-        if ended.is_empty() {
-            return;
-        }
-        for &index in ended {
-            self.registry.end_generation(index);
-        }
-        self.checks.sync(self.registry.checks());
+        self.journal.tell(news, text);
         self.dirty = true;
     }
 
@@ -461,30 +412,13 @@ impl Controller {
             let rate = total.saturating_sub(before) as f64 / elapsed.as_secs_f64();
             let Some(known) = table.vip(vip.id) else { continue };
             if let Some(splits) = self.splitter.judge(known, &table, &settings, rate) {
-                tell_splits(&vip.config, &vip.splits, &splits);
+                tell_splits(&mut self.journal, &vip.config.name, &vip.splits, &splits);
                 vip.splits = splits;
                 self.dirty = true;
             }
         }
         let counted = &self.split_window.1;
         self.splitter.retain(|vip| counted.contains_key(&vip));
-    }
-
-    /// The names that exist, for somebody who has used another.
-    fn unknown(&self, vip: &str, backend: &str) -> Refusal {
-        let entry = self.registry.vips().iter().find(|entry| entry.config.name == vip);
-        let error = match entry {
-            None => {
-                let vips = self.registry.vips().iter().map(|entry| entry.config.name.clone());
-                format!("no VIP is named {vip:?}; there are: {}", list(vips))
-            }
-            Some(entry) => {
-                let backends = entry.backends.iter().map(|entry| entry.config.name.clone());
-                let backends = list(backends);
-                format!("VIP {vip} has no backend named {backend:?}; there are: {backends}")
-            }
-        };
-        Refusal::new(StatusCode::NOT_FOUND, error)
     }
 
     // ---- announcements ----
@@ -556,7 +490,9 @@ impl Controller {
         for change in &changes {
             info!("reload: {change}");
         }
-        info!("reload: {}", counted(changes.len(), "change"));
+        let text = format!("reload: {}", counted(changes.len(), "change"));
+        let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
+        self.journal.tell(News::new(Kind::Reload).with("changes", count), text);
         self.put_into_force(network).await?;
         Ok(Reloaded { changes })
     }
@@ -631,6 +567,7 @@ impl Controller {
             Request::Status(reply) => _ = reply.send(self.status()),
             Request::Drain(order, reply) => _ = reply.send(self.drain(&order)),
             Request::Undrain(order, reply) => _ = reply.send(self.undrain(&order)),
+            Request::Events(since, reply) => _ = reply.send(self.journal.since(since)),
             Request::Reload(reply) => _ = reply.send(self.reload(network).await),
             Request::Explain(query, reply) => {
                 let table = self.publisher.current();
@@ -639,12 +576,6 @@ impl Controller {
             }
             Request::Names(reply) => _ = reply.send(Arc::new(Names::of(&self.registry))),
         }
-    }
-
-    fn backend_status(&self, vip: &str, backend: &str) -> Result<BackendStatus, Refusal> {
-        let (vip_entry, entry) =
-            self.registry.find(vip, backend).ok_or_else(|| self.unknown(vip, backend))?;
-        Ok(status::backend_status(vip_entry, entry, &self.workers, &self.nics, Instant::now()))
     }
 
     fn status(&mut self) -> Status {
@@ -684,13 +615,15 @@ fn worker_failure(events: &crossbeam_channel::Receiver<WorkerEvent>) -> Result<(
 }
 
 /// Says which sources are split from now on, and which no longer.
-fn tell_splits(vip: &config::Vip, old: &Splits, new: &Splits) {
+fn tell_splits(journal: &mut Journal, vip: &str, old: &Splits, new: &Splits) {
     for (source, bits) in new.iter().filter(|(source, bits)| old.bits(*source) != *bits) {
         let parts = 1_u32 << bits;
-        info!("VIP {}: new flows of {source} are spread as {parts} parts by port", vip.name);
+        let text = format!("VIP {vip}: new flows of {source} are spread as {parts} parts by port");
+        journal.tell(News::of_vip(Kind::Split, vip).with("parts", parts.into()), text);
     }
     for (source, _) in old.iter().filter(|(source, _)| new.bits(*source) == 0) {
-        info!("VIP {}: {source} is one client again", vip.name);
+        let text = format!("VIP {vip}: {source} is one client again");
+        journal.tell(News::of_vip(Kind::Unsplit, vip), text);
     }
 }
 

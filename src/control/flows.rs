@@ -197,6 +197,7 @@ fn network(text: &str) -> Result<IpNet, QueryError> {
 const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'static str {
     match (protocol, state) {
         (Protocol::Udp, _) => "udp",
+        (_, state) if state.has(State::CUT) => "cut",
         (_, state) if state.is_closing(forward) => "closing",
         (_, state) if state.has(State::ESTABLISHED) => "established",
         _ => "embryonic",
@@ -437,6 +438,7 @@ pub(super) mod tests {
             (tcp, State::ESTABLISHED.with(both), Forward::Nat, "closing"),
             (tcp, State::ESTABLISHED.with(State::FIN_CLIENT), Forward::Dsr, "closing"),
             (tcp, State::RST, Forward::Dsr, "closing"),
+            (tcp, State::RST.with(State::CUT), Forward::Dsr, "cut"),
         ] {
             assert_eq!(state_name(protocol, state, forward), expected);
         }

@@ -2,7 +2,7 @@
 //!
 //! One thread owns everything that changes ([`controller`]): VIPs and backends ([`state`]), what
 //! their checks say ([`health`]), where frames for them go ([`neighbour`]), which addresses are
-//! put on NICs ([`announce`]) and who drains ([`drain`]). Each change ends in a new forwarding
+//! put on NICs ([`announce`]) and who drains ([`drain`]) or comes back ([`slow_start`]). Each change ends in a new forwarding
 //! table, built and published there. What it needs of the planes below comes in through
 //! [`Inputs`], so that this plane knows neither sockets nor the XDP program:
 //!
@@ -22,12 +22,17 @@ pub mod api;
 pub mod clients;
 pub mod controller;
 pub mod drain;
+pub mod estimate;
+pub mod events;
 pub mod explain;
 pub mod flows;
+pub mod forecast;
 pub mod health;
+pub mod hook;
 pub mod neighbour;
 pub mod netlink;
 pub mod reload;
+pub mod slow_start;
 pub mod split;
 pub mod state;
 pub mod status;

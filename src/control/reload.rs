@@ -6,7 +6,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 
 use super::state::same_server;
-use crate::config::{Announce, Backend, Config, Health, Sticky, TcpHealth, Vip};
+use crate::config::{Announce, Backend, Config, Drain, Health, Sticky, TcpHealth, Vip};
 use crate::forwarding::Ports;
 use crate::words::counted;
 
@@ -34,6 +34,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.io.need_wakeup != b.io.need_wakeup, "[workers] need_wakeup");
     check(a.io.busy_poll != b.io.busy_poll, "[workers] busy_poll");
     check(old.control.socket != new.control.socket, "[control] socket");
+    check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
     check(old.hash.secret != new.hash.secret, "[hash] secret");
     check(old.hash.table_size != new.hash.table_size, "[hash] table_size");
     let names = |config: &Config| {
@@ -96,6 +97,9 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("affinity", old.affinity.to_string(), new.affinity.to_string());
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
+    field("drain", drain(&old.drain), drain(&new.drain));
+    field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());
+    field("on_idle", on_idle(old).to_owned(), on_idle(new).to_owned());
     let (a, b) = (&old.timeouts, &new.timeouts);
     for (name, a, b) in [
         ("timeouts.embryonic", a.embryonic, b.embryonic),
@@ -165,11 +169,21 @@ fn join(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+const fn on_idle(vip: &Vip) -> &'static str {
+    if vip.reset_idle { "reset" } else { "silent" }
+}
+
 fn announce(announce: &Announce) -> String {
     match announce {
         Announce::Interface(name) => name.clone(),
         Announce::None => "none".to_owned(),
     }
+}
+
+fn drain(drain: &Drain) -> String {
+    let deadline =
+        drain.deadline.map_or_else(|| "no deadline".to_owned(), |s| format!("{} at most", span(s)));
+    format!("({deadline}, then {}, slow start {})", drain.then.as_str(), span(drain.slow_start))
 }
 
 fn health(health: &Health) -> String {
@@ -198,7 +212,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
-    use crate::forwarding::{Affinity, Forward, SchedulerKind};
+    use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind};
 
     /// A configuration of one worker and one NIC.
     pub fn config(vips: Vec<Vip>) -> Config {
@@ -221,7 +235,10 @@ pub(super) mod tests {
                 ring: 2048,
             }],
             vips,
-            control: Control { socket: "/run/holdfast/control.sock".into() },
+            control: Control {
+                socket: "/run/holdfast/control.sock".into(),
+                on_drained: Vec::new(),
+            },
             hash: Hash { secret: [0; 16], table_size: 251 },
         }
     }
@@ -242,7 +259,12 @@ pub(super) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 13] = [
+        let rows: [(Change, &str); 16] = [
+            (
+                |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
+                "VIP web: drain (no deadline, then rehash, slow start 0 s) -> (60 s at most, then \
+                 rehash, slow start 0 s)",
+            ),
             (
                 |vip| vip.address = IpAddr::from([192, 0, 2, 11]),
                 "VIP web: address 192.0.2.10 -> 192.0.2.11",
@@ -271,6 +293,8 @@ pub(super) mod tests {
                 |vip| vip.timeouts.established = Duration::from_millis(1500),
                 "VIP web: timeouts.established 1800 s -> 1500 ms",
             ),
+            (|vip| vip.on_down = FlowsLeft::Reset, "VIP web: on_down keep -> reset"),
+            (|vip| vip.reset_idle = true, "VIP web: on_idle silent -> reset"),
             (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
             (
                 |vip| vip.backends.push(backend("c", 3)),
@@ -307,7 +331,8 @@ pub(super) mod tests {
     #[test]
     fn what_needs_a_restart_is_named() {
         type Change = fn(&mut Config);
-        let rows: [(Change, &str); 9] = [
+        let rows: [(Change, &str); 10] = [
+            (|c| c.control.on_drained.push("x".to_owned()), "[control] on_drained"),
             (|c| c.workers.cores.push(1), "[workers] cores"),
             (|c| c.workers.idle = Idle::Busy, "[workers] idle"),
             (|c| c.workers.flows = 1, "[workers] flows"),

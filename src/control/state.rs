@@ -11,9 +11,11 @@ use std::net::IpAddr;
 use hashbrown::{HashMap, HashSet};
 
 use super::drain::Drain;
+use super::forecast::Forecast;
 use super::health::{CheckSpec, Hysteresis};
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
+use super::slow_start::SlowStart;
 use super::status::{self, Baseline};
 use super::{SteerRules, WorkerView};
 use crate::config;
@@ -21,8 +23,8 @@ use crate::flow::{Address, Protocol};
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_key;
 use crate::forwarding::{
-    Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, Forward, ListenKey, MAX_BACKENDS,
-    MAX_VIPS, NextHop, Splits, Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
+    NextHop, Service, Splits, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -102,6 +104,10 @@ pub struct BackendEntry {
     pub health_detail: String,
     /// Active, draining or out.
     pub drain: Drain,
+    /// What is known of how its drain goes; `None`: nothing yet, or no drain.
+    pub forecast: Option<Forecast>,
+    /// How much of its new flows it is given.
+    pub slow_start: SlowStart,
     /// Where frames for it go.
     pub next_hop: Option<NextHop>,
     /// Why there is none, in words; empty when there is one.
@@ -274,6 +280,8 @@ impl Registry {
             health: Hysteresis::default(),
             health_detail: String::new(),
             drain: Drain::default(),
+            forecast: None,
+            slow_start: SlowStart::default(),
             next_hop: None,
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
@@ -364,6 +372,8 @@ impl VipEntry {
                 udp: Ticks::span(timeouts.udp),
             },
             remember: remember(&self.config),
+            on_down: self.config.on_down,
+            reset_idle: self.config.reset_idle,
             scheduler: self.config.scheduler,
             affinity: self.config.affinity,
             splits: self.splits.clone(),
@@ -392,6 +402,16 @@ pub fn remember(vip: &config::Vip) -> Option<Remember> {
 }
 
 impl BackendEntry {
+    /// Whether it may be given new flows: no drain, no weight of 0, and it answers.
+    pub fn serves(&self) -> bool {
+        self.drain.service() == Service::Active && self.config.weight > 0 && self.is_up()
+    }
+
+    /// Whether its health check, if there is one, says that it answers.
+    pub fn is_up(&self) -> bool {
+        self.check.is_none() || self.health.usable()
+    }
+
     fn spec(&self) -> BackendSpec {
         BackendSpec {
             id: self.id,
@@ -399,9 +419,10 @@ impl BackendEntry {
             address: self.config.address,
             port: self.config.port,
             weight: self.config.weight,
-            share: FULL_SHARE,
-            up: self.check.is_none() || self.health.usable(),
+            share: self.slow_start.share(),
+            up: self.is_up(),
             service: self.drain.service(),
+            left: self.drain.flows_left(),
             next_hop: self.next_hop,
             server_ids: self.config.server_ids.clone(),
         }
@@ -439,7 +460,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
     use crate::flow::Protocol;
-    use crate::forwarding::{Affinity, Ports, SchedulerKind, Service};
+    use crate::forwarding::{Affinity, FlowsLeft, Ports, SchedulerKind};
 
     /// A backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
@@ -474,6 +495,13 @@ pub(super) mod tests {
             },
             sticky: None,
             on_reentry: Reentry::Hash,
+            drain: config::Drain {
+                deadline: None,
+                then: FlowsLeft::Rehash,
+                slow_start: Duration::ZERO,
+            },
+            on_down: FlowsLeft::Keep,
+            reset_idle: false,
             announce: Announce::None,
             quic: Vec::new(),
             backends: backends.to_vec(),
@@ -570,7 +598,7 @@ pub(super) mod tests {
         registry.apply(std::slice::from_ref(&checked), &[]).unwrap();
         let entry = registry.find_mut("web", "a").unwrap();
         entry.health.observe(false, 1, 1);
-        entry.drain.begin(None, tokio::time::Instant::now());
+        entry.drain.begin(None, 0, tokio::time::Instant::now());
         registry.apply(std::slice::from_ref(&checked), &[]).unwrap();
         let spec = registry.find("web", "a").unwrap().1.spec();
         assert_eq!((spec.up, spec.service), (false, Service::Draining));

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::api::{
-    BackendState, BackendStatus, HealthState, NextHopStatus, NicStatus, SplitStatus, Status,
-    Totals, Traffic, VipStatus, WorkerStatus,
+    BackendState, BackendStatus, DrainStatus, HealthState, NextHopStatus, NicStatus, SplitStatus,
+    Status, Totals, Traffic, VipStatus, WorkerStatus,
 };
 use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
-use crate::forwarding::{BackendIndex, NextHop, Ports, VipId};
+use crate::forwarding::{BackendIndex, FlowsLeft, NextHop, Ports, VipId};
 use crate::stats::{FlowStats, PortStats, WorkerStats};
 
 /// The counters of an index when its present owner got it.
@@ -172,10 +172,43 @@ pub fn backend_status(
         state: BackendState::of(entry.drain.service(), traffic.flows_active),
         deadline_in_s: entry.drain.deadline_in_s(now),
         flows_cut: entry.drain.flows_cut(),
+        drain: drain_status(vip, entry, traffic.flows_active, now),
+        share_percent: entry.slow_start.percent(),
         next_hop: entry.next_hop.map(|hop| next_hop_status(hop, nics)),
         next_hop_detail: entry.next_hop_detail.clone(),
         traffic,
     }
+}
+
+/// How the drain of a backend goes, if it drains.
+fn drain_status(
+    vip: &VipEntry,
+    entry: &BackendEntry,
+    flows_left: u64,
+    now: Instant,
+) -> Option<DrainStatus> {
+    let (begun, flows_at_start) = entry.drain.begun()?;
+    let forecast = entry.forecast.filter(|_| flows_left > 0);
+    let then = vip.config.drain.then;
+    let deadline_in_s = entry.drain.deadline_in_s(now);
+    let ends = forecast.and_then(|forecast| forecast.ends);
+    let by_itself = ends.map(|ends| ends.saturating_duration_since(now).as_secs());
+    let by_deadline = deadline_in_s.filter(|_| then != FlowsLeft::Keep);
+    let ends_in_s = match (by_itself, by_deadline) {
+        _ if flows_left == 0 => Some(0),
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    Some(DrainStatus {
+        for_s: now.saturating_duration_since(begun).as_secs(),
+        flows_at_start,
+        flows_left,
+        oldest_flow_s: forecast.map(|forecast| forecast.oldest.as_secs()),
+        ends_in_s,
+        deadline_in_s,
+        then,
+        flows_cut: entry.drain.flows_cut(),
+    })
 }
 
 /// A next hop in words.
@@ -218,6 +251,9 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_idled_out: stats.flows_idled_out.get(),
         flows_stale: stats.flows_stale.get(),
         clients_full: stats.clients_full.get(),
+        flows_reset: stats.flows_reset.get(),
+        resets_sent: stats.resets_sent.get(),
+        probes_sent: stats.probes_sent.get(),
     }
 }
 
@@ -236,6 +272,9 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_idled_out: a.flows_idled_out + b.flows_idled_out,
         flows_stale: a.flows_stale + b.flows_stale,
         clients_full: a.clients_full + b.clients_full,
+        flows_reset: a.flows_reset + b.flows_reset,
+        resets_sent: a.resets_sent + b.resets_sent,
+        probes_sent: a.probes_sent + b.probes_sent,
     }
 }
 

@@ -18,7 +18,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::admin::tests::Scratch;
-use super::api::{ApiError, BackendState, BackendStatus, Flow, HealthState, Reloaded, Status};
+use super::api::{
+    ApiError, BackendState, BackendStatus, EventList, Flow, HealthState, Ordered, Reloaded, Status,
+};
 use super::reload::tests::config;
 use super::state::tests::{backend, tcp_health, vip};
 use super::{
@@ -33,7 +35,9 @@ use crate::flow::tuple::TableSecret;
 use crate::flow::writer::FlowWriter;
 use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::publish::{Publisher, Subscription};
-use crate::forwarding::{BackendId, BackendIndex, ForwardingTable, NextHop, PortIndex, VipId};
+use crate::forwarding::{
+    BackendId, BackendIndex, FULL_SHARE, FlowsLeft, ForwardingTable, NextHop, PortIndex, VipId,
+};
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 
@@ -197,6 +201,20 @@ impl Bench {
     }
 }
 
+impl Bench {
+    async fn wait_for_event(&self, kind: &str) {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let list: EventList = self.get("/v1/events").await;
+            if list.events.iter().any(|event| event.kind == kind) {
+                return;
+            }
+            assert!(Instant::now() < end, "not in time: {kind}: {list:#?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
 fn web() -> Vec<Vip> {
     vec![vip("web", &[backend("a", 1), backend("b", 2)])]
 }
@@ -329,6 +347,116 @@ async fn a_deadline_makes_pins_stale() {
         assert_eq!(table.backend(BackendIndex(0)).unwrap().id.generation, 1);
     })
     .await;
+}
+
+#[tokio::test]
+async fn several_are_drained_together_or_not_at_all() {
+    with_control(web(), async |bench| {
+        let also = |name| json!([{ "vip": "web", "backend": name }]);
+        let order = json!({ "vip": "web", "backend": "a", "also": also("x") }).to_string();
+        let (status, _) = bench.refused(Method::POST, "/v1/drain", &order).await;
+        assert_eq!((status, bench.backend("a").await.state), (404, BackendState::Active));
+        let order = json!({ "vip": "web", "backend": "a", "also": also("b") });
+        let (status, error) = bench.refused(Method::POST, "/v1/drain", &order.to_string()).await;
+        assert_eq!((status, bench.backend("a").await.state), (409, BackendState::Active));
+        assert!(error.starts_with("VIP web would be left without a backend"), "{error}");
+        assert!(error.contains("--force"), "{error}");
+
+        let one = json!({ "vip": "web", "backend": "a" });
+        let _: BackendStatus = bench.post("/v1/drain", one.clone()).await;
+        let last = json!({ "vip": "web", "backend": "b" }).to_string();
+        assert_eq!(bench.refused(Method::POST, "/v1/drain", &last).await.0, 409);
+        let again: BackendStatus = bench.post("/v1/drain", one).await;
+        assert_eq!(again.state, BackendState::Drained, "what drains already may be asked for");
+        let mut forced = order.clone();
+        forced.as_object_mut().unwrap().insert("force".to_owned(), json!(true));
+        let both: Ordered = bench.post("/v1/drain", forced).await;
+        assert_eq!((both.backend.name.as_str(), both.also.len()), ("a", 1));
+        assert_eq!(bench.backend("b").await.state, BackendState::Drained);
+        let both: Ordered = bench.post("/v1/undrain", order).await;
+        assert!(both.also.iter().all(|b| b.name == "b" && b.state == BackendState::Active));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_vips_deadline_holds_and_keep_keeps() {
+    let mut vips = web();
+    let drain = &mut vips.first_mut().unwrap().drain;
+    (drain.deadline, drain.then) = (Some(Duration::from_secs(1)), FlowsLeft::Keep);
+    with_control(vips, async |bench| {
+        bench.worker.stats.backends.first().unwrap().flows_active.add(2);
+        let order = json!({ "vip": "web", "backend": "a" });
+        let begun: BackendStatus = bench.post("/v1/drain", order).await;
+        assert_eq!(begun.deadline_in_s, Some(1));
+        let generation = bench.tables.current().backend(BackendIndex(0)).map(|b| b.id.generation);
+        let drain = begun.drain.unwrap();
+        assert_eq!((drain.flows_at_start, drain.flows_left, drain.flows_cut), (2, 2, 0));
+        assert_eq!((drain.then, drain.ends_in_s), (FlowsLeft::Keep, None));
+        let kept = bench.wait_for("a", |a| a.deadline_in_s.is_none()).await;
+        assert_eq!((kept.state, kept.flows_cut), (BackendState::Draining, 0));
+        let now = bench.tables.current().backend(BackendIndex(0)).map(|b| b.id.generation);
+        assert_eq!(now, generation, "pins are good");
+        bench.worker.stats.backends.first().unwrap().flows_active.sub(2);
+        bench.wait_for_event("drained").await;
+        let list: EventList = bench.get("/v1/events").await;
+        let kinds: Vec<&str> = list.events.iter().map(|event| event.kind.as_str()).collect();
+        assert_eq!(kinds, ["drain_begun", "drain_deadline", "drained"]);
+        let since: EventList = bench.get("/v1/events?since=2").await;
+        assert_eq!((since.events.len(), since.last, since.lost), (1, 3, 0));
+        let (status, error) = bench.refused(Method::GET, "/v1/events?after=1", "").await;
+        assert!(status == 400 && error.contains("the keys are since"), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_comes_back_is_given_more_and_more() {
+    let mut vips = web();
+    vips.first_mut().unwrap().drain.slow_start = Duration::from_secs(2);
+    with_control(vips, async |bench| {
+        let order = json!({ "vip": "web", "backend": "a" });
+        let _: BackendStatus = bench.post("/v1/drain", order.clone()).await;
+        let back: BackendStatus = bench.post("/v1/undrain", order).await;
+        assert_eq!((back.state, back.share_percent), (BackendState::Active, 9));
+        let share = |bench: &mut Bench| {
+            bench.tables.current().backend(BackendIndex(0)).map(|backend| backend.share)
+        };
+        assert_eq!(share(bench), Some(FULL_SHARE / 10));
+        let more = bench.wait_for("a", |a| a.share_percent > 9).await;
+        assert!(more.share_percent < 100, "in steps: {more:?}");
+        bench.wait_for("a", |a| a.share_percent == 100).await;
+        assert_eq!(share(bench), Some(FULL_SHARE));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_hook_is_told_who_is_drained() {
+    let (bench, mut inputs, signals) = bench(web());
+    let told = bench.scratch.socket().with_file_name("told");
+    let script = format!(
+        "echo $HOLDFAST_EVENT $HOLDFAST_VIP $HOLDFAST_BACKEND $HOLDFAST_ADDRESS \
+         $HOLDFAST_FLOWS_CUT $HOLDFAST_SOCKET >{0}.new && mv {0}.new {0}",
+        told.display()
+    );
+    inputs.config.control.on_drained = ["sh", "-c", &script].map(str::to_owned).to_vec();
+    let asks = async {
+        bench.worker.stats.backends.first().unwrap().flows_active.add(4);
+        let order = json!({ "vip": "web", "backend": "a", "deadline_s": 1 });
+        let _: BackendStatus = bench.post("/v1/drain", order).await;
+        bench.wait_for_event("drained").await;
+        while !told.exists() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        bench.signals.send(Signal::Stop).await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(serve(inputs, signals), asks);
+    ended.unwrap();
+    let text = std::fs::read_to_string(&told).unwrap();
+    // The configuration's socket: this one was claimed by hand.
+    let expected = "drained web a 127.0.1.1 4 /run/holdfast/control.sock\n";
+    assert_eq!(text, expected);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //! ```text
 //! TCP:   SYN --> embryonic --client's ACK--> established --FINs or RST--> closing
 //!                                                 ^------- client's packet after a RST
+//!        any of these --policy--> cut: no packet passes, both ends are told (`reset`)
 //! ```
 //!
 //! A packet may arrive at another worker than the one that pinned its flow: replies of NAT backends
@@ -21,15 +22,18 @@ use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
 use super::clients::{self, is_due};
 use super::quic::{answers_for, named};
+use super::reset::{Cut, Outbox};
 use crate::flow::Protocol;
 use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
-use crate::flow::tuple::{HashedKey, TableSecret};
-use crate::flow::writer::{FlowWriter, Full};
+use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
+use crate::flow::writer::{FlowWriter, Full, Verdict};
 use crate::forwarding::explain::Trace;
 use crate::forwarding::table::{Backend, Quirks};
-use crate::forwarding::{BackendIndex, Forward, ForwardingTable, ListenKey, NextHop, PortIndex};
+use crate::forwarding::{
+    BackendIndex, FlowsLeft, Forward, ForwardingTable, ListenKey, NextHop, PortIndex, RESET_TIME,
+};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
 
@@ -44,6 +48,9 @@ const ALIAS_REFRESH: Ticks = Ticks(50);
 /// An alias is a note: when it was not wanted for this long, looking again is cheaper than memory.
 const ALIAS_TIMEOUT: Ticks = Ticks(1000);
 
+/// Between two probes of a silent flow that is cut: they are spread over [`RESET_TIME`].
+const PROBE_GAP: u32 = RESET_TIME.0 / State::MAX_PROBES as u32;
+
 /// Why a client's packet has no pin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Miss {
@@ -51,6 +58,30 @@ pub enum Miss {
     Open,
     /// A TCP packet in the middle of a flow whose pin was lost.
     Midflow,
+}
+
+/// Why a client's packet goes to no backend by a pin.
+#[derive(Debug)]
+pub enum Untracked<'t> {
+    /// It has none.
+    Miss(Miss),
+    /// Its flow is cut.
+    Cut(Cut<'t>),
+}
+
+impl From<Miss> for Untracked<'_> {
+    fn from(miss: Miss) -> Self {
+        Self::Miss(miss)
+    }
+}
+
+/// What is to be done with the packet of a NAT backend.
+#[derive(Debug)]
+pub enum Reply<'t> {
+    /// It goes to the client, which is there.
+    To(NextHop),
+    /// Its flow is cut.
+    Cut(Cut<'t>),
 }
 
 /// A worker's connection tracking.
@@ -111,13 +142,13 @@ impl Conntrack {
     /// Where a client's packet is to go, by the pin of its flow.
     ///
     /// # Errors
-    /// [`Miss`] when there is no pin.
+    /// [`Untracked`] when there is no pin, or the flow is cut.
     #[inline(always)]
     pub fn track<'t>(
         &mut self,
         packet: &Packet,
         context: &Context<'t>,
-    ) -> Result<&'t Backend, Miss> {
+    ) -> Result<&'t Backend, Untracked<'t>> {
         if let Some(hit) = context.flows.at(&packet.flow, packet.hint)
             && let Some(backend) = steady(packet, &hit.track, context)
         {
@@ -133,7 +164,7 @@ impl Conntrack {
         &mut self,
         packet: &Packet,
         context: &Context<'t>,
-    ) -> Result<&'t Backend, Miss> {
+    ) -> Result<&'t Backend, Untracked<'t>> {
         let Some(hit) = context.flows.find_at(&packet.flow, packet.hint) else {
             return self.request_without_pin(packet, context);
         };
@@ -143,9 +174,16 @@ impl Conntrack {
         if hit.track.state().has(State::ALIAS) {
             return self.track_alias(&hit, packet, backend, context);
         }
-        if begins_anew(packet, &hit.track, backend, context) {
-            self.remove(hit.slot, context.stats);
-            return Err(Miss::Open);
+        if let Some(miss) = leaves(packet, &hit.track, backend, context) {
+            if backend.left == FlowsLeft::Rehash {
+                count_rehash(context);
+            }
+            self.remove(hit.slot, context);
+            return Err(miss.into());
+        }
+        if is_cut(packet.flow.protocol(), &hit.track, backend) {
+            cut(&hit, context.now);
+            return pass_reset(packet, packet.came_from(context.nic), backend);
         }
         let before = hit.track.state();
         let state = request_change(packet).apply(before);
@@ -166,14 +204,17 @@ impl Conntrack {
         packet: &Packet,
         backend: &'t Backend,
         context: &Context<'t>,
-    ) -> Result<&'t Backend, Miss> {
-        let news = News::of_request(packet, context.nic);
+    ) -> Result<&'t Backend, Untracked<'t>> {
+        let news = News::of_request(packet, &alias.track, backend, context.nic);
         let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
         };
-        if begins_anew(packet, &track, backend, context) {
-            self.remove(alias.slot, context.stats);
-            return Err(Miss::Open);
+        if let Some(miss) = leaves(packet, &track, backend, context) {
+            self.remove(alias.slot, context);
+            return Err(miss.into());
+        }
+        if is_cut(packet.flow.protocol(), &track, backend) {
+            return pass_reset(packet, packet.came_from(context.nic), backend);
         }
         Ok(backend)
     }
@@ -185,9 +226,16 @@ impl Conntrack {
         hit: &Hit<'_>,
         packet: &Packet,
         context: &Context<'t>,
-    ) -> Result<&'t Backend, Miss> {
-        count_end(packet.flow.protocol(), &hit.track, context);
-        self.remove(hit.slot, context.stats);
+    ) -> Result<&'t Backend, Untracked<'t>> {
+        let protocol = packet.flow.protocol();
+        if let Some(backend) = idled_out_loudly(protocol, &hit.track, context)
+            && !packet.shape.flags.opens()
+        {
+            cut(hit, context.now);
+            return pass_reset(packet, packet.came_from(context.nic), backend);
+        }
+        count_end(protocol, &hit.track, context);
+        self.remove(hit.slot, context);
         self.request_without_pin(packet, context)
     }
 
@@ -197,27 +245,33 @@ impl Conntrack {
         &mut self,
         packet: &Packet,
         context: &Context<'t>,
-    ) -> Result<&'t Backend, Miss> {
+    ) -> Result<&'t Backend, Untracked<'t>> {
         if packet.flow.protocol() == Protocol::Udp || packet.shape.flags.opens() {
-            return Err(Miss::Open);
+            return Err(Miss::Open.into());
         }
         let on_vip = |pin: &Pin| pin.vip == packet.vip;
         let (slot, pin, backend) =
             self.find_elsewhere(&packet.flow, context, on_vip).ok_or(Miss::Midflow)?;
+        if let Some(miss) = leaves(packet, &pin.track, backend, context) {
+            return Err(miss.into());
+        }
         context.stats.flows_found_elsewhere.add(1);
-        let news = News::of_request(packet, context.nic);
+        let news = News::of_request(packet, &pin.track, backend, context.nic);
         self.add_alias(slot, &pin, &packet.flow, &news, context);
+        if is_cut(packet.flow.protocol(), &pin.track, backend) {
+            return pass_reset(packet, packet.came_from(context.nic), backend);
+        }
         Ok(backend)
     }
 
-    /// Where the client of a NAT backend's packet is: finds the flow that it answers among those that
-    /// it may answer.
-    pub fn track_reply(
+    /// What is to be done with a NAT backend's packet: finds the flow that it answers among those that
+    /// it may answer. `None` if there is none.
+    pub fn track_reply<'t>(
         &mut self,
         packet: &mut Packet,
         source: ListenKey,
-        context: &Context<'_>,
-    ) -> Option<NextHop> {
+        context: &Context<'t>,
+    ) -> Option<Reply<'t>> {
         let mut hashed = Some((packet.flow, packet.hint));
         for path in context.table.return_paths(source) {
             // Classify has hashed the first of them.
@@ -226,18 +280,18 @@ impl Conntrack {
                 let flow = answered_flow(key.client, key.client_port, source, path);
                 (self.secret().hash(flow), Slot::NOWHERE)
             });
-            if let Some(hop) = self.answered(&flow, hint, path.backend, packet, context) {
+            if let Some(track) = self.answered(&flow, hint, path.backend, packet, context) {
                 packet.flow = flow;
                 packet.vip = path.vip;
                 packet.backend = path.backend;
-                return Some(hop);
+                return Some(reply(packet, &track, context));
             }
         }
         None
     }
 
-    /// Where the client of `flow` is, if the flow is pinned to `backend`, by whatever worker; notes
-    /// the reply in the pin.
+    /// What is known of `flow`, if it is pinned to `backend`, by whatever worker; notes the reply in the
+    /// pin.
     #[inline]
     fn answered(
         &mut self,
@@ -246,35 +300,38 @@ impl Conntrack {
         backend: BackendIndex,
         packet: &Packet,
         context: &Context<'_>,
-    ) -> Option<NextHop> {
+    ) -> Option<Track> {
         let found = context.flows.find_at(flow, hint).and_then(|hit| {
             let pinned = living(flow.protocol(), &hit.track, context)?;
             answers_for(backend, pinned, context).then_some((hit, pinned))
         });
-        let Some((hit, on)) = found else {
-            let pin = self.answered_elsewhere(flow, backend, packet, context)?;
-            return Some(pin.track.hop());
+        let Some((hit, living)) = found else {
+            return Some(self.answered_elsewhere(flow, backend, packet, context)?.track);
         };
         if hit.track.state().has(State::ALIAS) {
-            let news = News::of_reply(packet);
-            let track = match self.refresh(&hit, flow, &news, context) {
-                Some(track) => track,
-                None => self.answered_elsewhere(flow, backend, packet, context)?.track,
+            let news = News::of_reply(packet, &hit.track, living);
+            return match self.refresh(&hit, flow, &news, context) {
+                Some(track) => Some(track),
+                None => Some(self.answered_elsewhere(flow, backend, packet, context)?.track),
             };
-            return Some(track.hop());
         }
-        if hit.track.state().has(State::FIN_CLIENT)
+        let is_cut = is_cut(flow.protocol(), &hit.track, living);
+        if (is_cut || hit.track.state().has(State::FIN_CLIENT))
             && let Some(newer) = self.answered_by_newer(hit.slot, flow, backend, packet, context)
         {
             return Some(newer);
         }
-        let state = reply_change(packet).apply(hit.track.state());
-        hit.set_state(state);
-        if is_due(&hit.track, context) {
-            clients::seen_again(flow, on, state, context);
+        if is_cut {
+            cut(&hit, context.now);
+        } else {
+            let state = reply_change(packet).apply(hit.track.state());
+            hit.set_state(state);
+            if is_due(&hit.track, context) {
+                clients::seen_again(flow, living, state, context);
+            }
+            hit.seen(context.now);
         }
-        hit.seen(context.now);
-        Some(hit.track.hop())
+        Some(hit.track)
     }
 
     /// The client's port may be in use again, and pinned by another worker by now.
@@ -286,10 +343,10 @@ impl Conntrack {
         backend: BackendIndex,
         packet: &Packet,
         context: &Context<'_>,
-    ) -> Option<NextHop> {
+    ) -> Option<Track> {
         let own = self.writer.table().read(slot)?.pin;
         let newer = self.answered_elsewhere(flow, backend, packet, context)?;
-        (own.created.since(newer.created) == Ticks(0)).then(|| newer.track.hop())
+        (own.created.since(newer.created) == Ticks(0)).then_some(newer.track)
     }
 
     #[cold]
@@ -304,8 +361,9 @@ impl Conntrack {
             let pinned = context.table.pinned(pin.track.backend());
             pinned.is_some_and(|pinned| answers_for(backend, pinned, context))
         };
-        let (slot, pin, _) = self.find_elsewhere(flow, context, on_it)?;
-        self.add_alias(slot, &pin, flow, &News::of_reply(packet), context);
+        let (slot, pin, backend) = self.find_elsewhere(flow, context, on_it)?;
+        let news = News::of_reply(packet, &pin.track, backend);
+        self.add_alias(slot, &pin, flow, &news, context);
         Some(pin)
     }
 
@@ -377,7 +435,7 @@ impl Conntrack {
             !pin.track.state().has(State::ALIAS) && pin.track.backend() == alias.backend()
         });
         let (Some(owner), Some((pin_slot, pin))) = (owner, pin) else {
-            self.remove(hit.slot, context.stats);
+            self.remove(hit.slot, context);
             return None;
         };
         if news.opening {
@@ -432,10 +490,10 @@ impl Conntrack {
         Ok(())
     }
 
-    /// Removes flows that are idle for too long or whose backend is gone, a bounded number per call;
-    /// returns whether more is due at once.
+    /// Removes flows that are idle for too long or whose backend is gone, and probes silent ones that
+    /// are to be cut, a bounded number per call; returns whether more is due at once.
     #[inline]
-    pub fn sweep(&mut self, context: &Context<'_>) -> bool {
+    pub fn sweep(&mut self, context: &Context<'_>, outbox: &mut Outbox) -> bool {
         let elapsed = context.now.since(self.swept_at).0;
         if elapsed > 0 {
             self.swept_at = context.now;
@@ -450,10 +508,10 @@ impl Conntrack {
             let shown = self.writer.sweep(
                 count,
                 REMOVALS_MAX,
-                |protocol, track| living(protocol, track, context).is_some(),
+                |protocol, hit, tuple| sweep_one(protocol, hit, tuple, context, outbox),
                 |protocol, pin| {
                     count_end(protocol, &pin.track, context);
-                    count_removal(pin, context.stats);
+                    count_removal(pin, context);
                 },
             );
             self.sweep_debt -= shown;
@@ -461,9 +519,9 @@ impl Conntrack {
         self.sweep_debt > 0
     }
 
-    fn remove(&mut self, slot: Slot, stats: &WorkerStats) {
+    fn remove(&mut self, slot: Slot, context: &Context<'_>) {
         if let Some(pin) = self.writer.remove(slot) {
-            count_removal(&pin, stats);
+            count_removal(&pin, context);
         }
     }
 }
@@ -499,14 +557,14 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
 #[inline(always)]
 fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
     let backend = context.table.pinned(track.backend())?;
-    if !backend.quirks.none() && (backend.quirks.has(Quirks::QUIC) || is_due(track, context)) {
+    if !backend.quirks.none() && (!backend.quirks.only_remembers() || is_due(track, context)) {
         return None;
     }
     let timeout = match packet.flow.protocol() {
         Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
             backend.timeouts.established
         }
-        Protocol::Udp if track.state() == State::default() && backend.up => backend.timeouts.udp,
+        Protocol::Udp if track.state() == State::default() => backend.timeouts.udp,
         _ => return None,
     };
     (context.now.since(track.last_seen()).0 <= timeout.0).then_some(backend)
@@ -533,29 +591,152 @@ fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
         _ if state.has(State::ALIAS) => ALIAS_TIMEOUT,
         Protocol::Udp => backend.timeouts.udp,
         Protocol::Tcp if state == State::ESTABLISHED => backend.timeouts.established,
+        Protocol::Tcp if state.has(State::CUT) => RESET_TIME,
         Protocol::Tcp if state.is_closing(backend.forward) => backend.timeouts.closing,
         Protocol::Tcp if state.has(State::ESTABLISHED) => backend.timeouts.established,
         Protocol::Tcp => backend.timeouts.embryonic,
     }
 }
 
-/// Whether a packet with the key of a pinned flow begins another one.
+/// Whether a packet with the key of a pinned flow leaves the pin: why it then has none.
 ///
 /// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
-/// not answer (the client tries again, and shall succeed). A SYN for an established flow does not:
-/// anybody can forge one, and the backend answers it (RFC 5961 4). Any UDP packet does if the
-/// backend does not answer: its own traffic would keep a dead pin alive; and one whose connection id
-/// names another backend.
+/// not answer, or it is cut (the client tries again, and shall succeed). A SYN for an established flow
+/// does not: anybody can forge one, and the backend answers it (RFC 5961 4). A UDP packet does whose
+/// connection id names another backend. Any other packet does if that is the policy for what its
+/// backend has left.
 #[inline]
-fn begins_anew(packet: &Packet, track: &Track, backend: &Backend, context: &Context<'_>) -> bool {
-    match packet.flow.protocol() {
-        Protocol::Tcp if !packet.shape.flags.opens() => false,
-        Protocol::Tcp => !backend.up || track.state().is_closing(backend.forward),
-        Protocol::Udp => {
-            let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
-            !backend.up || (backend.quirks.has(Quirks::QUIC) && elsewhere())
+fn leaves(
+    packet: &Packet,
+    track: &Track,
+    backend: &Backend,
+    context: &Context<'_>,
+) -> Option<Miss> {
+    let (protocol, state) = (packet.flow.protocol(), track.state());
+    let opens = protocol == Protocol::Udp || packet.shape.flags.opens();
+    let miss = if opens { Miss::Open } else { Miss::Midflow };
+    let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
+    let leaves = match protocol {
+        _ if backend.left == FlowsLeft::Rehash => true,
+        Protocol::Tcp => {
+            let over = || !backend.up || state.is_closing(backend.forward);
+            opens && (over() || is_cut(protocol, track, backend))
         }
+        Protocol::Udp => backend.quirks.has(Quirks::QUIC) && elsewhere(),
+    };
+    leaves.then_some(miss)
+}
+
+/// Whether the flow is cut: for good, or by what is to become of its backend's flows.
+#[inline]
+fn is_cut(protocol: Protocol, track: &Track, backend: &Backend) -> bool {
+    let cut = track.state().has(State::CUT) || backend.left == FlowsLeft::Reset;
+    cut && protocol == Protocol::Tcp
+}
+
+/// Cuts a flow for good. From now on its pin lives for [`RESET_TIME`], whatever comes.
+#[cold]
+fn cut(hit: &Hit<'_>, now: Ticks) {
+    if !hit.track.state().has(State::CUT) {
+        hit.set_state(hit.track.state().with(State::CUT));
+        hit.seen(now);
     }
+}
+
+/// What becomes of a client's packet of a flow that is cut: a RST may tell the backend, all others are
+/// answered.
+#[cold]
+fn pass_reset<'t>(
+    packet: &Packet,
+    client: NextHop,
+    backend: &'t Backend,
+) -> Result<&'t Backend, Untracked<'t>> {
+    if packet.shape.flags.any(TcpFlags::RST) {
+        return Ok(backend);
+    }
+    Err(Untracked::Cut(Cut { client, backend }))
+}
+
+/// What becomes of a NAT backend's packet, whose flow this is.
+#[inline]
+fn reply<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Reply<'t> {
+    let client = track.hop();
+    match context.table.backend(packet.backend) {
+        Some(backend)
+            if is_cut(packet.flow.protocol(), track, backend)
+                && !packet.shape.flags.any(TcpFlags::RST) =>
+        {
+            Reply::Cut(Cut { client, backend })
+        }
+        _ => Reply::To(client),
+    }
+}
+
+/// The backend of a flow that is no longer living, if its ends are to be told that it idled out.
+#[cold]
+fn idled_out_loudly<'t>(
+    protocol: Protocol,
+    track: &Track,
+    context: &Context<'t>,
+) -> Option<&'t Backend> {
+    let backend = context.table.pinned(track.backend())?;
+    let open = is_open(protocol, track, backend) && !track.state().has(State::CUT);
+    (backend.reset_idle && open).then_some(backend)
+}
+
+/// Whether this is the pin of an established TCP connection: one whose ends are waiting for each other.
+#[inline]
+fn is_open(protocol: Protocol, track: &Track, backend: &Backend) -> bool {
+    let state = track.state();
+    protocol == Protocol::Tcp
+        && state.has(State::ESTABLISHED)
+        && !state.has(State::ALIAS)
+        && !state.is_closing(backend.forward)
+}
+
+/// What the sweep does with one entry.
+#[inline]
+fn sweep_one(
+    protocol: Protocol,
+    hit: &Hit<'_>,
+    tuple: &dyn Fn() -> Tuple,
+    context: &Context<'_>,
+    outbox: &mut Outbox,
+) -> Verdict {
+    match living(protocol, &hit.track, context) {
+        Some(backend) if !is_cut(protocol, &hit.track, backend) => Verdict::Keep,
+        Some(backend) => sweep_cut(protocol, hit, backend, tuple, context, outbox),
+        None => match idled_out_loudly(protocol, &hit.track, context) {
+            Some(backend) => sweep_cut(protocol, hit, backend, tuple, context, outbox),
+            None => Verdict::Remove,
+        },
+    }
+}
+
+/// Cuts a flow that is to be cut, and probes its ends, if it is time. It may be that they said nothing
+/// since, or that what they were told was lost.
+#[cold]
+fn sweep_cut(
+    protocol: Protocol,
+    hit: &Hit<'_>,
+    backend: &Backend,
+    tuple: &dyn Fn() -> Tuple,
+    context: &Context<'_>,
+    outbox: &mut Outbox,
+) -> Verdict {
+    let state = hit.track.state();
+    let age = if state.has(State::CUT) { context.now.since(hit.track.last_seen()).0 } else { 0 };
+    let due = state.probes() < State::MAX_PROBES && age >= u32::from(state.probes()) * PROBE_GAP;
+    if !due || !is_open(protocol, &hit.track, backend) {
+        return Verdict::Keep;
+    }
+    if !outbox.has_room() {
+        return Verdict::Later;
+    }
+    cut(hit, context.now);
+    hit.set_state(state.with(State::CUT).with_probe());
+    outbox.probe(&tuple().key(), &Cut { client: hit.track.hop(), backend }, context.now);
+    Verdict::Keep
 }
 
 /// What a packet changes in the state of its flow, whatever that was.
@@ -566,6 +747,9 @@ struct Change {
 }
 
 impl Change {
+    /// The flow is cut.
+    const CUT: Self = Self { set: State::CUT, clear: State(0) };
+
     #[inline]
     const fn apply(self, state: State) -> State {
         state.with(self.set).without(self.clear)
@@ -617,20 +801,23 @@ struct News {
 }
 
 impl News {
-    /// Of a packet from the client.
+    /// Of a packet from the client, whose flow this is.
     #[inline]
-    fn of_request(packet: &Packet, nic: PortIndex) -> Self {
+    fn of_request(packet: &Packet, track: &Track, backend: &Backend, nic: PortIndex) -> Self {
+        let cut = is_cut(packet.flow.protocol(), track, backend);
         Self {
-            change: request_change(packet),
+            change: if cut { Change::CUT } else { request_change(packet) },
             opening: packet.shape.flags.opens(),
             hop: Some(packet.came_from(nic)),
         }
     }
 
-    /// Of a packet from the backend.
+    /// Of a packet from the backend, whose flow this is.
     #[inline]
-    fn of_reply(packet: &Packet) -> Self {
-        Self { change: reply_change(packet), opening: false, hop: None }
+    fn of_reply(packet: &Packet, track: &Track, backend: &Backend) -> Self {
+        let cut = is_cut(packet.flow.protocol(), track, backend);
+        let change = if cut { Change::CUT } else { reply_change(packet) };
+        Self { change, opening: false, hop: None }
     }
 
     /// Whether an alias says all that.
@@ -648,8 +835,11 @@ impl News {
     }
 }
 
-/// Tells the owner of a pin that a packet of its flow came.
+/// Tells the owner of a pin that a packet of its flow came. One that is cut lives no longer for that.
 fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, track: &Track, news: &News, now: Ticks) {
+    if track.state().has(State::CUT) {
+        return;
+    }
     owner.touch(slot, track, now);
     if let Some(hop) = &news.hop {
         owner.change_hop(slot, track, hop);
@@ -670,11 +860,21 @@ fn count_end(protocol: Protocol, track: &Track, context: &Context<'_>) {
         return;
     }
     match context.table.pinned(track.backend()) {
+        _ if state.has(State::CUT) => stats.flows_reset.add(1),
         None => stats.flows_stale.add(1),
         Some(backend) if protocol == Protocol::Tcp && state.is_closing(backend.forward) => {
             stats.flows_closed.add(1);
         }
         Some(_) => stats.flows_idled_out.add(1),
+    }
+}
+
+/// Counts, and tells, that a pin is given up by the policy for what its backend has left.
+#[cold]
+fn count_rehash(context: &Context<'_>) {
+    context.stats.flows_stale.add(1);
+    if let Some(trace) = context.trace {
+        trace.tell("conntrack", "the pin is given up", "its backend does not serve: rehash");
     }
 }
 
@@ -687,8 +887,9 @@ fn count_pin(pin: &Pin, stats: &WorkerStats) {
     }
 }
 
-/// Keeps the gauges when an entry is removed.
-fn count_removal(pin: &Pin, stats: &WorkerStats) {
+/// Keeps the gauges when an entry is removed, and notes how long a flow lasted that was not cut.
+fn count_removal(pin: &Pin, context: &Context<'_>) {
+    let stats = context.stats;
     if pin.track.state().has(State::ALIAS) {
         stats.flow_aliases.sub(1);
         return;
@@ -696,6 +897,10 @@ fn count_removal(pin: &Pin, stats: &WorkerStats) {
     stats.flows_active.sub(1);
     for counters in flow_stats(pin, stats) {
         counters.flows_active.sub(1);
+    }
+    let ended = context.table.pinned(pin.track.backend()).is_some();
+    if let Some(lifetimes) = stats.lifetimes.get(usize::from(pin.vip.0)).filter(|_| ended) {
+        lifetimes.add(context.now.since(pin.created));
     }
 }
 

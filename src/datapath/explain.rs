@@ -15,6 +15,7 @@ use super::classify::{LastVip, classify};
 use super::clients::key_of;
 use super::conntrack::{Conntrack, Context, is_living};
 use super::parse::parse;
+use super::reset::Outbox;
 use super::rewrite::Macs;
 use super::select::rivals;
 use super::worker::forward;
@@ -216,7 +217,8 @@ fn run(
     let tuple = parse(packet)?;
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, flows.secret(), &mut last)?;
-    forward(packet, conntrack, context, macs)
+    // Resets of a flow that is cut are not sent: only the verdict is told.
+    forward(packet, conntrack, context, macs, &mut Outbox::default())
 }
 
 fn key(question: &Question) -> FlowKey {

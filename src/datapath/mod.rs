@@ -4,7 +4,7 @@
 //! receive -> parse -> classify -> conntrack -> select -> rewrite -> transmit
 //! ```
 //!
-//! One file per stage, in the order in which a packet meets them. A stage is a function over a
+//! One file per stage, in the order in which a packet meets them, and side doors ([`reset`]). A stage is a function over a
 //! [`batch::Batch`]; [`worker::Worker::poll`] is the list of them. After start-up nothing here
 //! allocates, locks, logs, blocks or makes a system call other than ring wake-ups.
 
@@ -16,6 +16,7 @@ pub mod explain;
 pub mod parse;
 pub mod quic;
 pub mod receive;
+pub mod reset;
 pub mod rewrite;
 pub mod select;
 pub mod transmit;

@@ -35,7 +35,13 @@ pub fn select<'t>(
     let client = Known::of(&key, vip, context);
     // Where its connection is counts for more than a collision: elsewhere nobody knows it.
     let (backend, rule) = match named(packet, context) {
-        Some(backend) => (backend, Rule::QuicCid),
+        Some(backend) => {
+            if let Some(trace) = context.trace {
+                let why = "the connection id was made by this backend, and it is up";
+                trace.tell("quic_cid", name(backend, context.table), why);
+            }
+            (backend, Rule::QuicCid)
+        }
         None => choose(&key, miss, vip, client.as_ref(), conntrack, context)?,
     };
     if deserves_pin(packet) {

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
-use super::conntrack::{Conntrack, Context, prefetch};
+use super::conntrack::{Conntrack, Context, Reply, Untracked, prefetch};
 use super::parse::{parse, parse_plain};
 use super::receive::receive;
+use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
 use super::transmit::{end, transmit};
@@ -19,7 +20,7 @@ use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::port::{Port, wait};
-use crate::xdp::umem::FramePool;
+use crate::xdp::umem::{Frame, FramePool};
 
 /// Polls without a packet after which a worker that may sleep does.
 const IDLE_POLLS: u32 = 64;
@@ -75,6 +76,15 @@ impl WorkerPort {
         self.queued.0 += u64::from(sent);
         self.queued.1 += bytes;
         sent.into()
+    }
+
+    /// Queues one frame.
+    fn queue_one(&mut self, frame: Frame) -> Result<(), Frame> {
+        let bytes = u64::from(frame.bytes());
+        self.port.transmit(frame)?;
+        self.queued.0 += 1;
+        self.queued.1 += bytes;
+        Ok(())
     }
 
     /// Hands what was queued to the kernel.
@@ -134,9 +144,24 @@ impl Ports {
         pool: &mut FramePool,
         stats: &WorkerStats,
     ) -> u64 {
-        let index = self.sender.get(usize::from(nic.0)).copied().flatten();
-        let port = index.and_then(|index| self.ports.get_mut(index));
-        port.map_or(0, |port| port.queue(packets, pool, stats))
+        self.sender(nic).map_or(0, |port| port.queue(packets, pool, stats))
+    }
+
+    /// Queues a frame that leaves by `nic`.
+    ///
+    /// # Errors
+    /// The frame comes back when the ring is full, or no queue of this worker is on that NIC.
+    pub fn queue_one(&mut self, nic: PortIndex, frame: Frame) -> Result<(), Frame> {
+        match self.sender(nic) {
+            Some(port) => port.queue_one(frame),
+            None => Err(frame),
+        }
+    }
+
+    #[inline]
+    fn sender(&mut self, nic: PortIndex) -> Option<&mut WorkerPort> {
+        let index = self.sender.get(usize::from(nic.0)).copied().flatten()?;
+        self.ports.get_mut(index)
     }
 }
 
@@ -174,6 +199,7 @@ pub struct Worker {
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
+    outbox: Outbox,
     max_batch: usize,
     /// The sweep of the flow table is behind: no time to sleep.
     sweep_behind: bool,
@@ -194,6 +220,7 @@ impl Worker {
             tables: parts.tables,
             stats: parts.stats,
             batch: Batch::default(),
+            outbox: Outbox::default(),
             max_batch: parts.batch.clamp(1, BATCH),
             sweep_behind: false,
         };
@@ -211,6 +238,7 @@ impl Worker {
         for index in 0..self.ports.ports.len() {
             packets += self.poll_port(index, now);
         }
+        self.outbox.send(&mut self.ports, &mut self.pool, &self.macs, &self.stats);
         for port in &mut self.ports.ports {
             port.flush(&self.stats);
         }
@@ -224,7 +252,7 @@ impl Worker {
             stats: &self.stats,
             trace: None,
         };
-        self.sweep_behind = self.conntrack.sweep(context);
+        self.sweep_behind = self.conntrack.sweep(context, &mut self.outbox);
         packets
     }
 
@@ -232,7 +260,9 @@ impl Worker {
     /// all packets, before that one begins.
     #[inline]
     fn poll_port(&mut self, index: usize, now: Ticks) -> usize {
-        let Self { ports, pool, macs, conntrack, tables, flows, clients, stats, batch, .. } = self;
+        let Self {
+            ports, pool, macs, conntrack, tables, flows, clients, stats, batch, outbox, ..
+        } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         port.port.reclaim(pool);
         receive(batch, port, self.max_batch, stats);
@@ -258,7 +288,7 @@ impl Worker {
             }
             prefetch(batch, context.flows);
             for packet in batch.in_flight() {
-                if let Err(reason) = forward(packet, conntrack, context, macs) {
+                if let Err(reason) = forward(packet, conntrack, context, macs, outbox) {
                     end(packet, reason, pool, stats);
                 }
             }
@@ -323,14 +353,19 @@ pub(super) fn forward(
     conntrack: &mut Conntrack,
     context: &Context<'_>,
     macs: &Macs,
+    outbox: &mut Outbox,
 ) -> Result<(), Drop> {
     let Way::ToClient(source) = packet.way else {
         let backend = match conntrack.track(packet, context) {
             Ok(backend) => backend,
-            Err(miss) => select(packet, miss, conntrack, context)?,
+            Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
+            Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
         };
         return rewrite_to_backend(packet, backend, macs);
     };
-    let hop = conntrack.track_reply(packet, source, context).ok_or(Drop::ReturnNoFlow)?;
-    rewrite_to_client(packet, &hop, macs)
+    match conntrack.track_reply(packet, source, context) {
+        Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, macs),
+        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut)),
+        None => Err(Drop::ReturnNoFlow),
+    }
 }

@@ -353,7 +353,6 @@ const fn used_at(ticks: Ticks) -> u64 {
     (ticks.0 as u64) << USED_SHIFT
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "a field is cut out of a word")]
 const fn last_used(head: u64) -> Ticks {
     Ticks((head >> USED_SHIFT) as u32)
 }
@@ -633,7 +632,7 @@ mod tests {
 
     /// Some verdict on whether a mapping lives, so that all kinds of places are taken.
     fn next_bool(mapping: &Mapping) -> bool {
-        mapping.last_used.0 % 3 != 0
+        !mapping.last_used.0.is_multiple_of(3)
     }
 
     /// How many clients find no room when so many came as the table was made for.

@@ -21,6 +21,12 @@ impl State {
     pub const RST: Self = Self(8);
     /// Not a pin: a note of where another worker's pin is.
     pub const ALIAS: Self = Self(16);
+    /// The flow is cut: whoever sends is told by a RST. Once so, so for good.
+    pub const CUT: Self = Self(32);
+    /// The least of the two bits that count probes.
+    const PROBE: u8 = 64;
+    /// Most probes that are counted.
+    pub const MAX_PROBES: u8 = 3;
 
     /// Whether all of `bits` are set.
     #[inline]
@@ -37,6 +43,18 @@ impl State {
             Forward::Dsr => Self::FIN_CLIENT,
         };
         self.has(Self::RST) || self.has(fins)
+    }
+
+    /// How many probes a flow that is cut was sent.
+    #[inline]
+    pub const fn probes(self) -> u8 {
+        self.0 / Self::PROBE
+    }
+
+    /// With one probe more, of [`State::MAX_PROBES`] at most.
+    #[must_use]
+    pub const fn with_probe(self) -> Self {
+        if self.probes() < Self::MAX_PROBES { Self(self.0 + Self::PROBE) } else { self }
     }
 
     /// With `bits` set.
@@ -333,6 +351,15 @@ mod tests {
                 let pin = pin.by(rule);
                 assert_eq!(Pin::from_words(pin.track, pin.birth() | VERSION), pin);
             }
+        }
+    }
+
+    #[test]
+    fn probes_are_counted_beside_the_other_bits() {
+        let mut state = State::ESTABLISHED.with(State::CUT);
+        for probes in [0, 1, 2, 3, 3] {
+            assert_eq!((state.probes(), state.0 & 63), (probes, 33));
+            state = state.with_probe();
         }
     }
 

@@ -445,7 +445,7 @@ pub struct Hit<'t> {
 
 impl<'t> Hit<'t> {
     #[inline(always)]
-    fn new<F: Family>(number: u32, entry: &'t F::Entry) -> Self {
+    pub(super) fn new<F: Family>(number: u32, entry: &'t F::Entry) -> Self {
         let slot = Slot::new::<F>(number);
         Self { slot, track: track_of::<F>(entry), words: F::common(entry) }
     }

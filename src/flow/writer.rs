@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 use super::Protocol;
 use super::bucket::{self, PLACES, tag_of};
 use super::entry::{self, Pin, Track};
-use super::family::{Common, Family, FamilyTable, track_of};
+use super::family::{Common, Family, FamilyTable, Hit, track_of};
 use super::table::{FlowTable, Slot};
 use super::tuple::{HashedKey, TAIL, TableSecret, Tuple};
 use crate::xdp::memory::Line;
@@ -43,6 +43,18 @@ struct Free {
     unused: u32,
     /// Entries in use.
     used: u32,
+}
+
+/// What is to become of an entry that [`FlowWriter::sweep`] shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays.
+    Keep,
+    /// It goes.
+    Remove,
+    /// It is to be shown again, first of all, by the next sweep: there is something to do for it, and
+    /// no room to do that now.
+    Later,
 }
 
 /// The table has no room for another flow.
@@ -130,8 +142,9 @@ impl FlowWriter {
         }
     }
 
-    /// Shows the next `count` entries to `keep`, and removes those that it does not want, at most
-    /// `removals` of them, each of which it shows to `removed`; returns how many it has shown.
+    /// Shows the next `count` entries to `look`, each with a way to get its tuple, and removes those
+    /// that it does not want, at most `removals` of them, each of which it shows to `removed`; returns
+    /// how many it has shown.
     ///
     /// A clock hand: it goes around the table without end. Cost: one entry after the other, read in
     /// order.
@@ -139,7 +152,7 @@ impl FlowWriter {
         &mut self,
         count: u32,
         removals: u32,
-        keep: impl Fn(Protocol, &Track) -> bool,
+        mut look: impl FnMut(Protocol, &Hit<'_>, &dyn Fn() -> Tuple) -> Verdict,
         mut removed: impl FnMut(Protocol, &Pin),
     ) -> u32 {
         let mut left = removals;
@@ -150,18 +163,18 @@ impl FlowWriter {
                 self.hand = 0;
             }
             let (from, most) = (self.hand, count - shown);
-            let keep = &keep;
+            let look = &mut look;
             let removed = &mut removed;
             let secret = self.table.secret();
             let passed = match from.checked_sub(self.v4.unused) {
-                None => self.v4.sweep(&self.table.v4, secret, from, most, &mut left, keep, removed),
+                None => self.v4.sweep(&self.table.v4, secret, from, most, &mut left, look, removed),
                 Some(from) => {
-                    self.v6.sweep(&self.table.v6, secret, from, most, &mut left, keep, removed)
+                    self.v6.sweep(&self.table.v6, secret, from, most, &mut left, look, removed)
                 }
             };
-            // An empty table: there is nothing to show.
             if passed == 0 {
-                return count;
+                // Stopped at once, or an empty table: there is nothing to show.
+                return if left == 0 { shown } else { count };
             }
             self.hand += passed;
             shown += passed;
@@ -281,7 +294,7 @@ impl Free {
         from: u32,
         count: u32,
         removals: &mut u32,
-        keep: impl Fn(Protocol, &Track) -> bool,
+        mut look: impl FnMut(Protocol, &Hit<'_>, &dyn Fn() -> Tuple) -> Verdict,
         mut removed: impl FnMut(Protocol, &Pin),
     ) -> u32 {
         let end = self.unused.min(from.saturating_add(count));
@@ -292,10 +305,13 @@ impl Free {
             // Relaxed: nobody else writes what is looked at here, but times and states.
             let tail = F::common(entry).tail.load(Ordering::Relaxed);
             let Some(protocol) = protocol_of(tail) else { continue };
-            if keep(protocol, &track_of::<F>(entry)) {
+            let verdict =
+                look(protocol, &Hit::new::<F>(number, entry), &|| F::tuple(F::words(entry)));
+            if verdict == Verdict::Keep {
                 continue;
             }
-            if *removals == 0 {
+            if verdict == Verdict::Later || *removals == 0 {
+                *removals = 0;
                 passed = number - from;
                 break;
             }
@@ -428,7 +444,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::entry::{Entry, State, WayBack};
-    use super::super::table::{Families, Hit, TableError};
+    use super::super::table::{Families, TableError};
     use super::super::{Address, FlowKey, family};
     use super::*;
     use crate::forwarding::{BackendId, BackendIndex, NextHop, PortIndex, VipId};
@@ -493,9 +509,13 @@ mod tests {
         fn purge(&mut self, keep: impl Fn(&Track) -> bool) -> u32 {
             let before = self.len();
             let all = self.span();
-            self.sweep(all, u32::MAX, |_, track| keep(track), |_, _| {});
+            self.sweep(all, u32::MAX, |_, hit, _| keep_if(keep(&hit.track)), |_, _| {});
             before - self.len()
         }
+    }
+
+    const fn keep_if(keep: bool) -> Verdict {
+        if keep { Verdict::Keep } else { Verdict::Remove }
     }
 
     #[test]
@@ -554,24 +574,41 @@ mod tests {
     #[test]
     fn a_sweep_is_bounded_and_shows_every_entry_once_in_a_round() {
         let mut writer = table(100);
-        assert_eq!(writer.sweep(50, 50, |_, _| true, |_, _| {}), 50, "nothing is there");
+        assert_eq!(
+            writer.sweep(50, 50, |_, _, _| Verdict::Keep, |_, _| {}),
+            50,
+            "nothing is there"
+        );
         for number in 0..100 {
             writer.add(number, u16::try_from(number).unwrap()).unwrap();
         }
         for step in [1, 7, 64, 99, 100] {
-            let seen = std::cell::RefCell::new(vec![0; 100]);
-            let note = |_, track: &Track| {
-                seen.borrow_mut()[usize::from(track.backend().index.0)] += 1;
-                true
-            };
+            let mut seen = vec![0; 100];
             let mut left = 100;
             while left > 0 {
+                let note = |_, hit: &Hit<'_>, tuple: &dyn Fn() -> Tuple| {
+                    let index = hit.track.backend().index.0;
+                    assert_eq!(tuple(), Tuple::from(key(index.into())));
+                    seen[usize::from(index)] += 1;
+                    Verdict::Keep
+                };
                 left -= writer.sweep(step.min(left), 9, note, |_, _| {});
             }
-            assert!(seen.into_inner().iter().all(|&times| times == 1), "in steps of {step}");
+            assert!(seen.iter().all(|&times| times == 1), "in steps of {step}");
         }
+        // IPv4 flows, the even ones, come first.
+        let not_four = |_, hit: &Hit<'_>, _: &dyn Fn() -> Tuple| {
+            if hit.track.backend().index.0 == 4 { Verdict::Later } else { Verdict::Keep }
+        };
+        assert_eq!(writer.sweep(100, 9, not_four, |_, _| {}), 2, "stops before it");
+        assert_eq!(writer.sweep(100, 9, not_four, |_, _| {}), 0, "and is there still");
+        assert_eq!(
+            writer.sweep(98, 9, |_, _, _| Verdict::Keep, |_, _| {}),
+            98,
+            "until it may pass"
+        );
         let mut removed = Vec::new();
-        let shown = writer.sweep(100, 10, |_, _| false, |_, pin| removed.push(*pin));
+        let shown = writer.sweep(100, 10, |_, _, _| Verdict::Remove, |_, pin| removed.push(*pin));
         assert_eq!((shown, removed.len(), writer.len()), (10, 10, 90), "removals are bounded");
     }
 

@@ -156,6 +156,33 @@ pub enum Service {
     Out,
 }
 
+/// What becomes of the flows that are pinned to a backend which does not serve them any longer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowsLeft {
+    /// Their packets go to it as before.
+    #[default]
+    Keep,
+    /// TCP: both ends are told, by a RST. UDP has none: as [`FlowsLeft::Rehash`].
+    Reset,
+    /// The next packet of each finds another backend.
+    Rehash,
+}
+
+impl FlowsLeft {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Reset => "reset",
+            Self::Rehash => "rehash",
+        }
+    }
+}
+
+/// How long a flow that is reset keeps its pin, so that an end which missed its RST is told again.
+pub const RESET_TIME: Ticks = Ticks(1200);
+
 /// The key of every hash that chooses a backend: 16 bytes from the configuration.
 pub type Secret = [u8; 16];
 
@@ -176,6 +203,11 @@ pub struct VipSpec {
     pub timeouts: Timeouts,
     /// What is remembered of its clients, if anything.
     pub remember: Option<Remember>,
+    /// What becomes of the flows of a backend that is down. UDP flows are never kept: their own
+    /// packets would keep a dead pin alive.
+    pub on_down: FlowsLeft,
+    /// TCP: whether both ends of a flow that idled out are told, by a RST.
+    pub reset_idle: bool,
     /// How it chooses a backend for a new flow.
     pub scheduler: SchedulerKind,
     /// Which flows belong together.
@@ -210,6 +242,10 @@ pub struct BackendSpec {
     pub up: bool,
     /// In service, draining, or out.
     pub service: Service,
+    /// What becomes of the flows that it has, up or down: [`FlowsLeft::Keep`] but for a drain that
+    /// has met its deadline. With [`FlowsLeft::Reset`] its pins are gone after one round of the sweep
+    /// and [`RESET_TIME`], but for those of which nobody speaks.
+    pub left: FlowsLeft,
     /// Where frames for it go, if route and neighbour are known.
     pub next_hop: Option<NextHop>,
     /// What names it in QUIC connection ids.

@@ -100,7 +100,7 @@ pub struct Codec {
     rotation: u8,
     server_id_len: usize,
     /// Server id and nonce.
-    len: usize,
+    len: u8,
     cipher: Option<Aes128>,
 }
 
@@ -108,9 +108,10 @@ impl Codec {
     /// Prepares a configuration; `None` if its rotation is above 6 or its lengths do not fit.
     pub fn new(config: &Config) -> Option<Self> {
         let server_id_len = usize::from(config.server_id_bytes);
-        let nonce_len = usize::from(config.nonce_bytes);
-        let len = server_id_len + nonce_len;
-        let fits = server_id_len > 0 && nonce_len >= MIN_NONCE && len <= MAX_PLAINTEXT;
+        let len = config.server_id_bytes.saturating_add(config.nonce_bytes);
+        let fits = server_id_len > 0
+            && usize::from(config.nonce_bytes) >= MIN_NONCE
+            && usize::from(len) <= MAX_PLAINTEXT;
         (fits && usize::from(config.rotation) < ROTATIONS).then(|| Self {
             rotation: config.rotation,
             server_id_len,
@@ -119,12 +120,17 @@ impl Codec {
         })
     }
 
+    /// Bytes of server id and nonce.
+    fn len(&self) -> usize {
+        self.len.into()
+    }
+
     /// The connection id that `server` gives out with this nonce; `None` if their lengths are not
     /// the configuration's. The first octet tells the length.
     ///
     /// A nonce must never come twice; without a key it must look random, too.
     pub fn encode(&self, server: ServerId, nonce: &[u8]) -> Option<ConnectionId> {
-        if server.len() != self.server_id_len || server.len() + nonce.len() != self.len {
+        if server.len() != self.server_id_len || server.len() + nonce.len() != self.len() {
             return None;
         }
         let mut text = [0; MAX_PLAINTEXT];
@@ -133,7 +139,7 @@ impl Codec {
         rest.get_mut(..nonce.len())?.copy_from_slice(nonce);
         match &self.cipher {
             None => {}
-            Some(cipher) if self.len == BLOCK => {
+            Some(cipher) if self.len() == BLOCK => {
                 cipher.encrypt_block(text.first_chunk_mut::<BLOCK>()?.into());
             }
             Some(cipher) => {
@@ -144,10 +150,9 @@ impl Codec {
                 text = halves.join();
             }
         }
-        let len = u8::try_from(self.len).ok()?;
         let mut id = ConnectionId::new();
-        id.push(self.rotation << 5 | len);
-        id.try_extend_from_slice(text.get(..self.len)?).ok()?;
+        id.push(self.rotation << 5 | self.len);
+        id.try_extend_from_slice(text.get(..self.len())?).ok()?;
         Some(id)
     }
 
@@ -159,12 +164,12 @@ impl Codec {
     #[inline]
     pub fn decode(&self, id: &[u8]) -> Option<ServerId> {
         let (_, bytes) = id.split_first()?;
-        let bytes = bytes.get(..self.len)?;
+        let bytes = bytes.get(..self.len())?;
         let mut text = [0; MAX_PLAINTEXT];
-        text.get_mut(..self.len)?.copy_from_slice(bytes);
+        text.get_mut(..self.len())?.copy_from_slice(bytes);
         match &self.cipher {
             None => {}
-            Some(cipher) if self.len == BLOCK => {
+            Some(cipher) if self.len() == BLOCK => {
                 cipher.decrypt_block(text.first_chunk_mut::<BLOCK>()?.into());
             }
             Some(cipher) => {
@@ -172,7 +177,7 @@ impl Codec {
                 for pass in [4, 3, 2] {
                     halves.pass(cipher, pass);
                 }
-                if self.server_id_len > self.len / 2 {
+                if self.server_id_len > self.len() / 2 {
                     halves.pass(cipher, 1);
                 }
                 text = halves.join();
@@ -185,60 +190,73 @@ impl Codec {
 /// The two halves of server id and nonce, each of up to 10 bytes at the front of a block. Of an odd
 /// length each has half of the byte in the middle.
 struct Halves {
-    left: [u8; BLOCK],
-    right: [u8; BLOCK],
-    /// Of both together.
-    len: usize,
+    left: u128,
+    right: u128,
+    /// The bits of a block that belong to the left half, and to the right one.
+    masks: [u128; 2],
+    /// Bytes of both together, 5 to 19.
+    len: u8,
 }
 
 impl Halves {
-    /// Of the first `len` bytes, 5 to 19, of `text`; the others are 0.
+    /// Of the first `len` bytes of `text`; the others are 0.
     #[inline]
-    fn split(text: &[u8; MAX_PLAINTEXT], len: usize) -> Self {
-        let (mut left, mut right) = ([0; BLOCK], [0; BLOCK]);
-        left.iter_mut().zip(text).take(len.div_ceil(2)).for_each(|(to, from)| *to = *from);
-        right.iter_mut().zip(text.iter().skip(len / 2)).for_each(|(to, from)| *to = *from);
-        let mut halves = Self { left, right, len };
-        halves.clear_middle();
-        halves
+    fn split(text: &[u8; MAX_PLAINTEXT], len: u8) -> Self {
+        let (front, back) = wide(text);
+        let shift = Self::shift(len);
+        // A half has 20 to 76 bits; of an odd length, 4 modulo 8.
+        let bits = 4 * u32::from(len);
+        let skipped = bits - shift;
+        let masks = [!(u128::MAX >> bits), !(u128::MAX >> bits) >> skipped];
+        let [left, right] = masks;
+        let both = [front & left, (front << shift | back >> (128 - shift)) & right];
+        let [left, right] = both;
+        Self { left, right, masks, len }
     }
 
     /// The opposite of [`split`](Self::split).
     #[inline]
     fn join(&self) -> [u8; MAX_PLAINTEXT] {
+        let shift = Self::shift(self.len);
+        let front = (self.left | self.right >> shift).to_be_bytes();
+        let back = (self.right << (128 - shift)).to_be_bytes();
         let mut text = [0; MAX_PLAINTEXT];
-        text.iter_mut().zip(&self.left).for_each(|(to, from)| *to = *from);
-        // The middle byte of an odd length is in both halves, a half each.
-        let right = text.iter_mut().skip(self.len / 2).zip(&self.right);
-        right.take(self.len.div_ceil(2)).for_each(|(to, from)| *to |= *from);
+        text.iter_mut().zip(front.iter().chain(&back)).for_each(|(to, from)| *to = *from);
         text
+    }
+
+    /// Bits before the byte in which the right half begins: 16 to 72.
+    #[inline]
+    const fn shift(len: u8) -> u32 {
+        8 * (len as u32 / 2)
     }
 
     /// One round: odd ones change the right half by the left one, even ones the left by the right.
     /// Each is its own inverse.
     #[inline]
     fn pass(&mut self, cipher: &Aes128, pass: u8) {
-        let odd_pass = pass % 2 == 1;
-        let (from, to) =
-            if odd_pass { (&self.left, &mut self.right) } else { (&self.right, &mut self.left) };
+        let [left_mask, right_mask] = self.masks;
+        let (from, to, mask) = if pass % 2 == 1 {
+            (self.left, &mut self.right, right_mask)
+        } else {
+            (self.right, &mut self.left, left_mask)
+        };
         // Section 5.4.2.2, "expand": the half, zeros, both lengths in one, the number of the pass.
-        let mut block = *from;
-        if let Some(end) = block.last_chunk_mut() {
-            *end = [u8::try_from(self.len).unwrap_or_default(), pass];
-        }
+        let block = from | u128::from(self.len) << 8 | u128::from(pass);
+        let mut block = block.to_be_bytes();
         cipher.encrypt_block((&mut block).into());
-        to.iter_mut().zip(block).take(self.len.div_ceil(2)).for_each(|(to, by)| *to ^= by);
-        self.clear_middle();
+        *to ^= u128::from_be_bytes(block) & mask;
     }
+}
 
-    /// Of an odd length, the half of the middle byte that belongs to the other side.
-    #[inline]
-    fn clear_middle(&mut self) {
-        if self.len % 2 == 1 {
-            self.left.iter_mut().skip(self.len / 2).take(1).for_each(|byte| *byte &= 0xf0);
-            self.right.iter_mut().take(1).for_each(|byte| *byte &= 0x0f);
-        }
-    }
+/// The bytes as two blocks, with zeros after them.
+#[inline]
+fn wide(text: &[u8; MAX_PLAINTEXT]) -> (u128, u128) {
+    let mut bytes = [0; 2 * BLOCK];
+    bytes.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
+    let [front, back] = [bytes.first_chunk(), bytes.last_chunk()].map(|half| half.copied());
+    let number = |half: Option<[u8; BLOCK]>| u128::from_be_bytes(half.unwrap_or_default());
+    (number(front), number(back))
 }
 
 /// What a VIP knows of connection ids: up to seven configurations, and the backend of each server id.

@@ -9,8 +9,8 @@ use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::sticky::Reentry;
 use super::{
-    Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, Forward, ListenKey,
-    NextHop, Remember, Secret, Service, Splits, Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
+    ListenKey, NextHop, Remember, Secret, Service, Splits, Timeouts, VipId, VipSpec,
 };
 use crate::flow::{Address, FlowKey, Protocol};
 
@@ -69,11 +69,19 @@ impl Quirks {
     pub const QUIC: Self = Self(1);
     /// They keep what is remembered of their client alive ([`Vip::remember`]).
     pub const REMEMBERS: Self = Self(2);
+    /// They do not just go to it: [`Backend::left`] is not [`FlowsLeft::Keep`].
+    pub const LEFT: Self = Self(4);
 
     /// Whether there are none.
     #[inline]
     pub const fn none(self) -> bool {
         self.0 == 0
+    }
+
+    /// Whether the only one is [`Quirks::REMEMBERS`], which most packets need nothing for.
+    #[inline]
+    pub const fn only_remembers(self) -> bool {
+        self.0 == Self::REMEMBERS.0
     }
 
     /// Whether all of `bits` are there.
@@ -82,10 +90,11 @@ impl Quirks {
         self.0 & bits.0 == bits.0
     }
 
-    fn of(vip: &VipSpec) -> Self {
+    fn of(vip: &VipSpec, left: FlowsLeft) -> Self {
         let quic = if vip.affinity == Affinity::QuicCid { Self::QUIC.0 } else { 0 };
         let remembers = if vip.remember.is_some() { Self::REMEMBERS.0 } else { 0 };
-        Self(quic | remembers)
+        let left = if left == FlowsLeft::Keep { 0 } else { Self::LEFT.0 };
+        Self(quic | remembers | left)
     }
 }
 
@@ -110,6 +119,10 @@ pub struct Backend {
     pub next_hop: Option<NextHop>,
     /// Its health check says that it answers.
     pub up: bool,
+    /// What becomes of the flows that it has, as things are now.
+    pub left: FlowsLeft,
+    /// TCP: whether both ends of a flow that idled out are told: as its VIP says.
+    pub reset_idle: bool,
     /// New flows may go to it: up, active, with weight, and its next hop is known.
     pub takes_new: bool,
     /// Packets of flows whose pin was lost may go to it: up, and not out of service.
@@ -305,12 +318,14 @@ impl Backend {
             port: spec.port,
             next_hop: spec.next_hop,
             up: spec.up,
+            left: flows_left(vip, spec),
+            reset_idle: vip.reset_idle,
             takes_new: spec.up
                 && spec.weight > 0
                 && spec.service == Service::Active
                 && spec.next_hop.is_some(),
             takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
-            quirks: Quirks::of(vip),
+            quirks: Quirks::of(vip, flows_left(vip, spec)),
             share: spec.share,
         }
     }
@@ -322,6 +337,19 @@ pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
     let mut candidates = vip.unwrap_or_default().iter();
     let found = candidates.find(|candidate| candidate.backend == backend.id.index);
     found.map_or("?", |candidate| &candidate.name)
+}
+
+/// What becomes of a backend's flows: what its drain says, else its VIP's word for one that is down.
+fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
+    let left = match spec.left {
+        FlowsLeft::Keep if spec.up => return FlowsLeft::Keep,
+        FlowsLeft::Keep => vip.on_down,
+        left => left,
+    };
+    match vip.protocol {
+        Protocol::Tcp => left,
+        Protocol::Udp => FlowsLeft::Rehash,
+    }
 }
 
 /// Puts `value` at `index`, growing the list as needed.
@@ -357,6 +385,8 @@ pub(crate) mod testing {
                 udp: Ticks(12_000),
             },
             remember: None,
+            on_down: FlowsLeft::Keep,
+            reset_idle: false,
             scheduler: SchedulerKind::Maglev { size: 65537 },
             affinity: Affinity::Flow,
             splits: Splits::default(),
@@ -378,6 +408,7 @@ pub(crate) mod testing {
             share: FULL_SHARE,
             up: true,
             service: Service::Active,
+            left: FlowsLeft::Keep,
             next_hop: Some(NextHop {
                 port: PortIndex(0),
                 mac: [2, 0, 0, 0, high, low],
@@ -442,6 +473,27 @@ mod tests {
         row("down", |b| b.up = false, false, false);
         row("weight 0", |b| b.weight = 0, false, true);
         row("unresolved", |b| b.next_hop = None, false, false);
+    }
+
+    #[test]
+    fn what_becomes_of_flows() {
+        use FlowsLeft::{Keep, Rehash, Reset};
+        for (protocol, up, on_down, drained, left) in [
+            (Protocol::Tcp, true, Reset, Keep, Keep),
+            (Protocol::Tcp, false, Keep, Keep, Keep),
+            (Protocol::Tcp, false, Reset, Keep, Reset),
+            (Protocol::Tcp, false, Rehash, Keep, Rehash),
+            (Protocol::Tcp, true, Keep, Reset, Reset),
+            (Protocol::Tcp, false, Keep, Rehash, Rehash),
+            (Protocol::Udp, true, Rehash, Keep, Keep),
+            (Protocol::Udp, false, Keep, Keep, Rehash),
+            (Protocol::Udp, true, Rehash, Reset, Rehash),
+        ] {
+            let vip = VipSpec { protocol, on_down, ..spec(0) };
+            let spec = BackendSpec { up, left: drained, ..backend(0) };
+            let name = format!("{protocol:?}, up: {up}, {on_down:?}, {drained:?}");
+            assert_eq!(Backend::new(&vip, &spec).left, left, "{name}");
+        }
     }
 
     #[test]

@@ -78,7 +78,8 @@ fn drain_wait_returns_when_the_last_flow_has_ended() {
 fn the_deadline_cuts_what_is_left() {
     let lab = Lab::up(Topology::Stick);
     for family in Family::ALL {
-        let nat = vip("nat", family, false);
+        let mut nat = vip("nat", family, false);
+        nat.drain = "{ then = \"rehash\" }";
         let name = nat.name.as_str();
         let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vec![nat.clone()]));
         let transfer = download(&lab, &nat, Some("2m"));
@@ -94,14 +95,17 @@ fn the_deadline_cuts_what_is_left() {
 }
 
 #[test]
-fn draining_the_last_backend_refuses_new_flows_and_keeps_old_ones() {
+fn draining_the_last_backend_wants_force_refuses_new_flows_and_keeps_old_ones() {
     let lab = Lab::up(Topology::Stick);
     let mut nat = vip("nat", Family::V4, false);
     nat.backends = vec!["b2"];
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vec![nat.clone()]));
     let transfer = download(&lab, &nat, Some("8m"));
     assert_eq!(transfer.backend(), "b2");
-    holdfast.ok(&["drain", "nat4/b2"]);
+    let error = holdfast.refused(&["drain", "nat4/b2"]);
+    assert!(error.contains("without a backend that takes new flows; add --force"), "{error}");
+    assert_eq!(holdfast.backend("nat4", "b2").state, BackendState::Active);
+    holdfast.ok(&["drain", "nat4/b2", "--force"]);
     let line = ["curl", "-s", "--noproxy", "*", "--connect-timeout", "1", &nat.url()];
     assert_eq!(lab.try_run("client", &line).status.code(), Some(28), "no new flow is possible");
     assert!(holdfast.status().drops["no_backend"] > 0);
@@ -120,5 +124,131 @@ fn a_drain_of_nothing_is_an_error_that_says_what_there_is() {
             assert!(error.contains(part), "{part:?} missing from {error:?}");
         }
     }
+    holdfast.stop();
+}
+
+#[test]
+fn keep_lets_flows_go_on_after_the_deadline() {
+    let lab = Lab::up(Topology::Stick);
+    let mut nat = vip("nat", Family::V4, false);
+    nat.drain = "{ then = \"keep\", deadline_s = 1 }";
+    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vec![nat.clone()]));
+    let transfer = download(&lab, &nat, Some("8m"));
+    let backend = transfer.backend();
+    let target = format!("nat4/{backend}");
+    // It ends with the last flow, not with the deadline.
+    let printed = holdfast.ok(&["drain", &target, "--wait"]);
+    assert!(printed.ends_with(&format!("{target}: drained\n")), "{printed}");
+    assert!(transfer.ends_well(), "the deadline has cut it");
+    let events = holdfast.ok(&["events"]);
+    assert!(events.contains("deadline, 1 flow left: kept"), "{events}");
+    holdfast.stop();
+}
+
+#[test]
+fn reset_tells_both_ends_at_the_deadline_and_wait_exits_well() {
+    let lab = Lab::up(Topology::Stick);
+    // The default of TCP.
+    let nat = vip("nat", Family::V4, false);
+    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vec![nat.clone()]));
+    let transfer = download(&lab, &nat, Some("2m"));
+    let backend = transfer.backend();
+    let target = format!("nat4/{backend}");
+    let printed = holdfast.ok(&["drain", &target, "--deadline", "1s", "--wait"]);
+    assert!(printed.ends_with("drained, 1 flow cut at the deadline\n"), "{printed}");
+    assert!(!transfer.ends_well(), "the transfer went on after the deadline");
+    for part in ["deadline, 1 flow left: reset", "is drained: 1 flow cut"] {
+        wait_for(part, SOON, || holdfast.ok(&["events"]).contains(part));
+    }
+    holdfast.stop();
+}
+
+#[test]
+fn several_drain_together_and_each_runs_the_hook() {
+    let lab = Lab::up(Topology::Stick);
+    let nat = vip("nat", Family::V4, false);
+    let mut config = Config::new(&lab, 1, vec![nat.clone()]);
+    let told = lab.state().join("told");
+    let script = format!(
+        "echo $HOLDFAST_EVENT $HOLDFAST_VIP/$HOLDFAST_BACKEND $HOLDFAST_FLOWS_CUT >>{told}; \
+         ls -l /proc/self/fd >>{told}; grep Cpus_allowed_list /proc/self/status >>{told}",
+        told = told.display()
+    );
+    config.control_keys = format!("on_drained = [\"/bin/sh\", \"-c\", {script:?}]");
+    let holdfast = Holdfast::start(&lab, &config);
+    requests(&lab, &nat, 0, 50).assert_none_failed("before");
+    let error = holdfast.refused(&["drain", "nat4/b1", "nat4/b9"]);
+    assert!(error.contains("b9"), "{error}");
+    assert_eq!(holdfast.backend("nat4", "b1").state, BackendState::Active, "all or nothing");
+    holdfast.refused(&["drain", "nat4/b1", "nat4/b2", "nat4/b3"]);
+
+    let printed = holdfast.ok(&["drain", "nat4/b1", "nat4/b3", "--wait"]);
+    for name in ["nat4/b1", "nat4/b3"] {
+        assert!(printed.contains(&format!("{name}: drained\n")), "{printed}");
+    }
+    requests(&lab, &nat, 0, 30).assert_from("the others drain", &["b2"]);
+    let mut text = String::new();
+    wait_for("both hooks have run", SOON, || {
+        text = std::fs::read_to_string(&told).unwrap_or_default();
+        text.matches("Cpus_allowed_list").count() == 2
+    });
+    for name in ["drained nat4/b1 0\n", "drained nat4/b3 0\n"] {
+        assert!(text.contains(name), "{text}");
+    }
+    let ours = ["bpf", "xdp", "XDP", "memfd", "socket"];
+    assert!(!ours.iter().any(|word| text.contains(word)), "it has inherited:\n{text}");
+    let allowed = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = allowed.lines().find(|line| line.starts_with("Cpus_allowed_list")).unwrap();
+    assert_eq!(text.matches(allowed).count(), 2, "pinned as a worker is:\n{text}");
+
+    holdfast.ok(&["undrain", "nat4/b1", "nat4/b3"]);
+    requests(&lab, &nat, 0, 100).assert_from("undrained", &BACKENDS);
+    let kinds: Vec<String> = holdfast
+        .ok(&["events", "--json"])
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["kind"].to_string())
+        .collect();
+    let drains = kinds.iter().filter(|kind| kind.contains("drain")).count();
+    assert_eq!(drains, 6, "{kinds:?}");
+    holdfast.stop();
+}
+
+#[test]
+fn who_comes_back_is_given_a_growing_share() {
+    let lab = Lab::up(Topology::Stick);
+    let mut nat = vip("nat", Family::V4, false);
+    nat.drain = "{ slow_start_s = 3600 }";
+    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vec![nat.clone()]));
+    holdfast.ok(&["drain", "nat4/b1"]);
+    let printed = holdfast.ok(&["undrain", "nat4/b1"]);
+    assert!(printed.contains("more of them by and by"), "{printed}");
+    assert_eq!(holdfast.backend("nat4", "b1").share_percent, 9);
+    let answers = requests(&lab, &nat, 0, 600);
+    answers.assert_none_failed("slow start");
+    // A tenth of its third: 20 of 600 are to be expected, and 200 without slow start.
+    let share = answers.by_backend.get("b1").copied().unwrap_or(0);
+    assert!(share < 60, "{answers:?}");
+    holdfast.stop();
+}
+
+#[test]
+fn a_drain_tells_how_it_goes() {
+    let lab = Lab::up(Topology::Stick);
+    let nat = vip("nat", Family::V4, false);
+    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vec![nat.clone()]));
+    requests(&lab, &nat, 0, 30).assert_none_failed("lives to learn from");
+    let mut transfer = download(&lab, &nat, Some("2m"));
+    let backend = transfer.backend();
+    holdfast.ok(&["drain", &format!("nat4/{backend}")]);
+    let mut drain = None;
+    wait_for("the oldest flow is known", SOON, || {
+        drain = holdfast.backend("nat4", &backend).drain;
+        drain.as_ref().is_some_and(|drain| drain.oldest_flow_s.is_some())
+    });
+    let drain = drain.unwrap();
+    assert!(transfer.goes_on() && drain.flows_left >= 1, "{drain:?}");
+    assert!(drain.flows_at_start >= drain.flows_left, "{drain:?}");
+    let table = holdfast.ok(&["status"]);
+    assert!(table.contains("\nDRAINS\n"), "{table}");
     holdfast.stop();
 }

@@ -9,12 +9,24 @@ use crate::lab::{
 };
 
 /// A capture of what arrives at a host.
-struct Capture {
+pub struct Capture {
     tcpdump: Running,
     file: PathBuf,
 }
 
-fn capture(lab: &Lab, host: &str, interface: &str) -> Capture {
+impl Capture {
+    /// Ends it; panics if one of more than `least` packets that the balancer sent is not well-formed.
+    pub fn assert_well_formed(self, least: usize) {
+        let Self { tcpdump, file } = self;
+        tcpdump.interrupt();
+        let Verdict { good, bad } = judge(&file);
+        assert!(bad.is_empty(), "{}:\n{}", file.display(), bad.join("\n"));
+        assert!(good > least, "{}: the judge saw only {good} packets", file.display());
+    }
+}
+
+/// Starts a capture.
+pub fn capture(lab: &Lab, host: &str, interface: &str) -> Capture {
     let file = lab.state().join(format!("{host}.pcap"));
     let mut command = lab.command(host, "tcpdump");
     // -B: a buffer (KiB) for all of it, so that the judge misses nothing.
@@ -99,11 +111,8 @@ fn every_packet_that_is_sent_is_well_formed() {
             }
         }
         holdfast.stop();
-        for Capture { tcpdump, file } in captures {
-            tcpdump.interrupt();
-            let Verdict { good, bad } = judge(&file);
-            assert!(bad.is_empty(), "{}:\n{}", file.display(), bad.join("\n"));
-            assert!(good > 500, "{}: the judge saw only {good} packets", file.display());
+        for capture in captures {
+            capture.assert_well_formed(500);
         }
     }
 }

@@ -8,9 +8,14 @@ use crate::lab::{
     BACKENDS, Config, Family, Holdfast, Lab, SOON, Topology, Vip, download, requests, vip, wait_for,
 };
 
-/// A VIP whose scheduler looks at every connection by itself, and these keys.
-fn sticky(forward: &'static str, family: Family, keys: &'static str) -> Vip {
-    Vip { keys, ..vip(forward, family, false) }
+/// A VIP that would send every connection elsewhere, if it were not for the last of its keys.
+macro_rules! sticky {
+    ($forward:expr, $family:expr, $sticky:literal $(,)?) => {
+        Vip {
+            keys: concat!("scheduler = \"round_robin\"\nsticky = ", $sticky),
+            ..vip($forward, $family, false)
+        }
+    };
 }
 
 /// The backend that answers all of 20 new connections of a client, eight at a time.
@@ -32,7 +37,7 @@ fn a_client_s_connections_go_to_one_backend_in_every_mode() {
     let lab = Lab::up(Topology::Stick);
     let mut vips = Vec::new();
     for forward in ["nat", "dsr"] {
-        vips.extend(Family::ALL.map(|family| sticky(forward, family, "sticky = {}")));
+        vips.extend(Family::ALL.map(|family| sticky!(forward, family, "{}")));
     }
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.clone()));
     for vip in &vips {
@@ -53,7 +58,7 @@ fn a_client_s_connections_go_to_one_backend_in_every_mode() {
 #[test]
 fn a_new_backend_moves_nobody_and_a_drain_releases_at_once() {
     let lab = Lab::up(Topology::TwoNic);
-    let mut nat = sticky("nat", Family::V4, "sticky = { timeout_s = 300 }");
+    let mut nat = sticky!("nat", Family::V4, "{ timeout_s = 300 }");
     nat.backends = vec!["b1", "b2"];
     let mut config = Config::new(&lab, 2, vec![nat.clone()]);
     let holdfast = Holdfast::start(&lab, &config);
@@ -87,11 +92,8 @@ fn a_new_backend_moves_nobody_and_a_drain_releases_at_once() {
 #[test]
 fn keep_waits_for_a_draining_and_for_a_dead_backend() {
     let lab = Lab::up(Topology::Stick);
-    let nat = sticky(
-        "nat",
-        Family::V4,
-        "sticky = { timeout_s = 300, on_drain = \"keep\", on_down = \"keep\" }",
-    );
+    let nat =
+        sticky!("nat", Family::V4, "{ timeout_s = 300, on_drain = \"keep\", on_down = \"keep\" }");
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vec![nat.clone()]));
     let first = home(&lab, &nat, 0);
     holdfast.ok(&["drain", &format!("nat4/{first}")]);
@@ -115,7 +117,7 @@ fn keep_waits_for_a_draining_and_for_a_dead_backend() {
 #[test]
 fn a_client_is_free_when_it_idled_out_or_was_forgotten() {
     let lab = Lab::up(Topology::Stick);
-    let nat = sticky("nat", Family::V6, "sticky = { timeout_s = 2 }");
+    let nat = sticky!("nat", Family::V6, "{ timeout_s = 2 }");
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vec![nat.clone()]));
     for client in 0..4 {
         home(&lab, &nat, client);

@@ -65,6 +65,8 @@ pub struct Vip {
     pub backends: Vec<&'static str>,
     /// `timeouts` as TOML.
     pub timeouts: &'static str,
+    /// `drain` as TOML.
+    pub drain: &'static str,
     /// More keys, as TOML.
     pub keys: &'static str,
 }
@@ -75,7 +77,10 @@ pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     let name = format!("{forward}{digit}{}", if udp { "-udp" } else { "" });
     // Short, so that a drain can be seen to end.
     let timeouts = "{ closing_s = 1, udp_s = 60 }";
-    Vip { name, forward, family, udp, backends: BACKENDS.to_vec(), timeouts, keys: "" }
+    // At once, so that who comes back has all of its share.
+    let drain = "{ slow_start_s = 0 }";
+    let backends = BACKENDS.to_vec();
+    Vip { name, forward, family, udp, backends, timeouts, drain, keys: "" }
 }
 
 impl Vip {
@@ -106,7 +111,7 @@ impl Vip {
 
     fn toml(&self) -> String {
         let (protocol, port) = if self.udp { ("udp", 7) } else { ("tcp", 80) };
-        let Self { name, forward, timeouts, keys, .. } = self;
+        let Self { name, forward, timeouts, drain, keys, .. } = self;
         let address = self.address();
         let mut text = format!(
             r#"
@@ -117,6 +122,7 @@ ports = [{port}]
 protocol = "{protocol}"
 forward = "{forward}"
 timeouts = {timeouts}
+drain = {drain}
 {keys}
 health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 2, port = 80 }}
 "#
@@ -151,6 +157,8 @@ pub struct Config {
     pub vips: Vec<Vip>,
     /// More sections, as TOML.
     pub more: String,
+    /// More keys of `[control]`, as TOML.
+    pub control_keys: String,
 }
 
 impl Config {
@@ -159,14 +167,15 @@ impl Config {
         let interfaces = lab.topology.interfaces().iter().map(|&name| name.to_owned()).collect();
         let socket = lab.state().join("control.sock").to_str().unwrap().to_owned();
         let cores = (0..workers).collect();
-        Self { cores, flows: 65_536, interfaces, nic_keys: "", socket, vips, more: String::new() }
+        let (control_keys, more) = (String::new(), String::new());
+        Self { cores, flows: 65_536, interfaces, nic_keys: "", socket, vips, more, control_keys }
     }
 
     /// As TOML.
     pub fn toml(&self) -> String {
-        let Self { cores, flows, socket, nic_keys: keys, .. } = self;
+        let Self { cores, flows, socket, control_keys, nic_keys: keys, .. } = self;
         let mut text = format!("[workers]\ncores = {cores:?}\nidle = \"sleep\"\nflows = {flows}\n");
-        writeln!(text, "[control]\nsocket = \"{socket}\"").unwrap();
+        writeln!(text, "[control]\nsocket = \"{socket}\"\n{control_keys}").unwrap();
         for interface in &self.interfaces {
             writeln!(text, "[[nic]]\ninterface = \"{interface}\"\n{keys}").unwrap();
         }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use config::{Config, Family, Vip, vip};
 pub use holdfast::Holdfast;
-pub use traffic::{conversation, download, requests, udp_requests};
+pub use traffic::{Blocked, blocked, conversation, download, requests, udp_requests};
 
 /// MAC addresses of the balancer, as `scripts/lab` gives them: first (or only) NIC, second NIC.
 pub const BALANCER_MACS: [&str; 2] = ["02:00:00:00:01:02", "02:00:00:00:02:02"];

@@ -125,6 +125,38 @@ impl Download {
     }
 }
 
+/// A connection whose client waits for its end.
+pub struct Blocked {
+    _running: Running,
+    lines: BufReader<ChildStdout>,
+}
+
+/// Opens a connection; `mode` is what the client does with it: see the script.
+pub fn blocked(lab: &Lab, vip: &Vip, mode: &str) -> Blocked {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/blocked_client.py");
+    let mut command = lab.command("client", "/usr/bin/python3");
+    let source = vip.family.client(0);
+    command.args([script, &vip.address(), &source, mode]).stdout(Stdio::piped());
+    let mut running = Running::start(&mut command);
+    let lines = BufReader::new(running.0.stdout.take().unwrap());
+    let mut blocked = Blocked { _running: running, lines };
+    assert_eq!(blocked.line(), "connected");
+    blocked
+}
+
+impl Blocked {
+    /// Waits for the end of the connection: an error by its name, or "closed".
+    pub fn end(mut self) -> String {
+        self.line()
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+}
+
 /// An HTTP connection that stays open.
 pub struct Conversation {
     // Ended, and its pipes closed, with this value.

@@ -16,8 +16,9 @@ use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{
-    Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, Forward, ForwardingTable, NextHop,
-    PortIndex, Ports, SchedulerKind, Service, Splits, Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, FlowsLeft, Forward,
+    ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind, Service, Splits, Timeouts, VipId,
+    VipSpec,
 };
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
@@ -65,6 +66,7 @@ pub fn backend_mac(index: u16) -> [u8; 6] {
 }
 
 /// All of them.
+#[allow(dead_code, reason = "not every test goes through all")]
 pub const SCHEDULERS: [SchedulerKind; 7] = [
     SchedulerKind::Maglev { size: 1009 },
     SchedulerKind::Rendezvous,
@@ -86,6 +88,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         share: FULL_SHARE,
         up: true,
         service: Service::Active,
+        left: FlowsLeft::Keep,
         next_hop: Some(NextHop {
             port: PortIndex(u8::try_from(nics - 1).unwrap()),
             mac: backend_mac(index),
@@ -107,6 +110,8 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             udp: Ticks(100),
         },
         remember: None,
+        on_down: FlowsLeft::Keep,
+        reset_idle: false,
         scheduler: SchedulerKind::Maglev { size: 1009 },
         affinity: Affinity::Flow,
         splits: Splits::default(),
@@ -162,6 +167,19 @@ fn build_tcp(
         _ => unreachable!("one family"),
     };
     builder.tcp_header(header).write(&mut packet, b"hello, world!").unwrap();
+    packet
+}
+
+/// The TCP packet, untagged, with other numbers. Its checksum is wrong then, which no stage looks at.
+pub fn numbered(
+    family: Family,
+    mut packet: Vec<u8>,
+    sequence: u32,
+    acknowledgment: u32,
+) -> Vec<u8> {
+    let tcp = if family == Family::V4 { 34 } else { 54 };
+    packet[tcp + 4..tcp + 8].copy_from_slice(&sequence.to_be_bytes());
+    packet[tcp + 8..tcp + 12].copy_from_slice(&acknowledgment.to_be_bytes());
     packet
 }
 
@@ -232,6 +250,13 @@ impl Sent {
             other => unreachable!("{other:?}"),
         };
         (address, self.ports().1, ttl)
+    }
+
+    pub fn tcp(&self) -> TcpHeader {
+        match self.sliced().transport.unwrap() {
+            TransportSlice::Tcp(tcp) => tcp.to_header(),
+            other => unreachable!("{other:?}"),
+        }
     }
 
     pub fn udp_checksum(&self) -> u16 {

@@ -1,0 +1,80 @@
+//! `drain` of a VIP: how long a drain may take, what becomes of the flows that are left then, and how
+//! a backend comes back.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::place::Place;
+use super::report::Report;
+use crate::flow::Protocol;
+use crate::forwarding::FlowsLeft;
+use crate::units::Ticks;
+
+/// Enough for connection pools and caches of a server to fill, short enough for a rolling update.
+const SLOW_START_S: u64 = 10;
+/// Above an hour it is another weight that is wanted.
+const MAX_SLOW_START_S: u64 = 3600;
+/// The clock of the data path cannot tell longer spans.
+const MAX_DEADLINE_S: u64 = Ticks::MAX_SPAN.as_secs();
+
+/// `drain` of a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    /// How long a drain takes at most, unless the command says so; `None`: no end.
+    pub deadline: Option<Duration>,
+    /// What becomes of the flows that are left then.
+    pub then: FlowsLeft,
+    /// Time in which a backend that comes back reaches its full share of new flows; 0: at once.
+    pub slow_start: Duration,
+}
+
+/// The table as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawDrain {
+    deadline_s: Option<i64>,
+    then: Option<String>,
+    slow_start_s: Option<i64>,
+}
+
+impl RawDrain {
+    /// The table as the program relies on it.
+    pub(super) fn check(self, place: &Place, protocol: Protocol, report: &mut Report<'_>) -> Drain {
+        let deadline_at = place.key("deadline_s");
+        let deadline =
+            self.deadline_s.map(|s| report.integer(&deadline_at, Some(s), 1, 1..=MAX_DEADLINE_S));
+        let slow_start = report.integer(
+            &place.key("slow_start_s"),
+            self.slow_start_s,
+            SLOW_START_S,
+            0..=MAX_SLOW_START_S,
+        );
+        Drain {
+            deadline: deadline.map(Duration::from_secs),
+            then: then(self.then, &place.key("then"), protocol, report),
+            slow_start: Duration::from_secs(slow_start),
+        }
+    }
+}
+
+/// By default, a client is told where its protocol can tell it, and may go on elsewhere where not.
+fn then(
+    raw: Option<String>,
+    place: &Place,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> FlowsLeft {
+    const WORDS: &[(&str, FlowsLeft)] =
+        &[("keep", FlowsLeft::Keep), ("reset", FlowsLeft::Reset), ("rehash", FlowsLeft::Rehash)];
+    let by_default = match protocol {
+        Protocol::Tcp => FlowsLeft::Reset,
+        Protocol::Udp => FlowsLeft::Rehash,
+    };
+    let then = raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or(by_default);
+    if then == FlowsLeft::Reset && protocol == Protocol::Udp {
+        let fix = "use \"rehash\" (the next datagram goes to another backend) or \"keep\"";
+        report.error(place, "\"reset\" on a UDP VIP: UDP has no resets", fix);
+    }
+    then
+}

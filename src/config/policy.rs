@@ -1,0 +1,51 @@
+//! `on_down` and `on_idle` of a VIP: what becomes of flows that are not served any longer.
+
+use super::place::Place;
+use super::report::Report;
+use crate::flow::Protocol;
+use crate::forwarding::FlowsLeft;
+
+/// Reads `on_down`. TCP keeps by default: a check may fail for a reason that is none of the flows'. UDP
+/// can only find another backend: it has no end that could be told, and the packets of a flow would
+/// keep the pin to a dead backend alive for ever.
+pub(super) fn on_down(
+    raw: Option<&str>,
+    place: &Place,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> FlowsLeft {
+    const WORDS: &[(&str, FlowsLeft)] =
+        &[("keep", FlowsLeft::Keep), ("reset", FlowsLeft::Reset), ("rehash", FlowsLeft::Rehash)];
+    let word = raw.and_then(|word| report.word(place, word, WORDS, &[]));
+    match (protocol, word) {
+        (Protocol::Tcp, word) => word.unwrap_or_default(),
+        (Protocol::Udp, None | Some(FlowsLeft::Rehash)) => FlowsLeft::Rehash,
+        (Protocol::Udp, Some(word)) => {
+            let why = match word {
+                FlowsLeft::Keep => "its packets would keep the pin to a dead backend alive",
+                FlowsLeft::Reset | FlowsLeft::Rehash => "UDP has no reset",
+            };
+            let what =
+                format!("\"{}\" is not possible for protocol = \"udp\": {why}", word.as_str());
+            report.error(place, what, "leave the key out, or use \"rehash\"");
+            FlowsLeft::Rehash
+        }
+    }
+}
+
+/// Reads `on_idle`: whether the ends of a flow that idled out are told.
+pub(super) fn reset_idle(
+    raw: Option<&str>,
+    place: &Place,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> bool {
+    const WORDS: &[(&str, bool)] = &[("silent", false), ("reset", true)];
+    let reset = raw.and_then(|word| report.word(place, word, WORDS, &[])).unwrap_or_default();
+    if reset && protocol == Protocol::Udp {
+        let what = "\"reset\" is not possible for protocol = \"udp\": UDP has no reset";
+        report.error(place, what, "leave the key out, or use \"silent\"");
+        return false;
+    }
+    reset
+}

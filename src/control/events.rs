@@ -1,0 +1,171 @@
+//! What has happened: a bounded list of the latest events, each with a number of its own.
+//!
+//! An event is told twice, in the log and in `GET /v1/events`, in the same words.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::SystemTime;
+
+use tracing::{info, warn};
+
+use super::api::{Event, EventList};
+
+/// Events that are kept; older ones are forgotten. Some 200 bytes each.
+const KEPT: usize = 1024;
+
+/// What can happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A drain has begun, or was given another deadline.
+    DrainBegun,
+    /// A drain has met its deadline with flows left.
+    DrainDeadline,
+    /// The last flow of a draining backend has ended, or was cut.
+    Drained,
+    /// A drain was taken back.
+    Undrained,
+    /// A backend answers its health checks again.
+    BackendUp,
+    /// A backend does not answer its health checks.
+    BackendDown,
+    /// Another configuration is in force.
+    Reload,
+    /// The new flows of a large source are spread, or spread otherwise.
+    Split,
+    /// A source counts as one client again.
+    Unsplit,
+}
+
+impl Kind {
+    /// As in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::DrainBegun => "drain_begun",
+            Self::DrainDeadline => "drain_deadline",
+            Self::Drained => "drained",
+            Self::Undrained => "undrained",
+            Self::BackendUp => "backend_up",
+            Self::BackendDown => "backend_down",
+            Self::Reload => "reload",
+            Self::Split => "split",
+            Self::Unsplit => "unsplit",
+        }
+    }
+
+    /// Whether an operator should look.
+    const fn is_warning(self) -> bool {
+        matches!(self, Self::DrainDeadline | Self::BackendDown)
+    }
+}
+
+/// An event that is to be told.
+#[derive(Debug)]
+pub struct News {
+    kind: Kind,
+    vip: Option<String>,
+    backend: Option<String>,
+    numbers: BTreeMap<String, u64>,
+}
+
+impl News {
+    /// Of nobody in particular.
+    pub const fn new(kind: Kind) -> Self {
+        Self { kind, vip: None, backend: None, numbers: BTreeMap::new() }
+    }
+
+    /// Of a VIP.
+    pub fn of_vip(kind: Kind, vip: &str) -> Self {
+        Self { vip: Some(vip.to_owned()), ..Self::new(kind) }
+    }
+
+    /// Of one backend.
+    pub fn of(kind: Kind, vip: &str, backend: &str) -> Self {
+        Self { backend: Some(backend.to_owned()), ..Self::of_vip(kind, vip) }
+    }
+
+    /// With a number that belongs to it.
+    #[must_use]
+    pub fn with(mut self, name: &str, number: u64) -> Self {
+        self.numbers.insert(name.to_owned(), number);
+        self
+    }
+}
+
+/// The latest events.
+#[derive(Debug, Default)]
+pub struct Journal {
+    events: VecDeque<Event>,
+    last: u64,
+}
+
+impl Journal {
+    /// Logs an event, in words, and keeps it.
+    pub fn tell(&mut self, news: News, text: String) {
+        if news.kind.is_warning() {
+            warn!("{text}");
+        } else {
+            info!("{text}");
+        }
+        self.last += 1;
+        if self.events.len() == KEPT {
+            self.events.pop_front();
+        }
+        let News { kind, vip, backend, numbers } = news;
+        self.events.push_back(Event {
+            seq: self.last,
+            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            kind: kind.as_str().to_owned(),
+            vip,
+            backend,
+            numbers,
+            text,
+        });
+    }
+
+    /// The events after the one with the number `since`, of those that are kept.
+    pub fn since(&self, since: u64) -> EventList {
+        let events = self.events.iter().filter(|event| event.seq > since).cloned().collect();
+        let first = self.events.front().map_or(self.last + 1, |event| event.seq);
+        let lost = first.saturating_sub(1).saturating_sub(since);
+        EventList { last: self.last, lost, events }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(list: &EventList) -> Vec<u64> {
+        list.events.iter().map(|event| event.seq).collect()
+    }
+
+    #[test]
+    fn events_are_numbered_and_told_once() {
+        let mut journal = Journal::default();
+        let nothing = journal.since(0);
+        assert_eq!((nothing.last, nothing.lost, nothing.events.len()), (0, 0, 0));
+        journal.tell(News::of(Kind::Drained, "web", "a").with("flows_cut", 3), "gone".to_owned());
+        journal.tell(News::new(Kind::Reload), "read".to_owned());
+        assert_eq!(numbers(&journal.since(0)), [1, 2]);
+        assert_eq!(numbers(&journal.since(1)), [2]);
+        assert_eq!(numbers(&journal.since(2)), [0; 0]);
+        let all = journal.since(0);
+        let first = all.events.first();
+        let told = first.map(|e| (e.kind.as_str(), e.vip.as_deref(), e.numbers.get("flows_cut")));
+        assert_eq!(told, Some(("drained", Some("web"), Some(&3))));
+        assert!(first.is_some_and(|e| humantime::parse_rfc3339(&e.time).is_ok()), "{first:?}");
+    }
+
+    #[test]
+    fn the_list_is_bounded_and_says_what_it_lost() {
+        let mut journal = Journal::default();
+        for _ in 0..KEPT + 10 {
+            journal.tell(News::new(Kind::Reload), String::new());
+        }
+        let all = journal.since(0);
+        assert_eq!((all.last, all.lost, all.events.len()), (KEPT as u64 + 10, 10, KEPT));
+        assert_eq!(numbers(&all).first(), Some(&11));
+        assert_eq!(journal.since(4).lost, 6);
+        assert_eq!(journal.since(500).lost, 0);
+        assert_eq!(journal.since(u64::MAX).lost, 0);
+    }
+}

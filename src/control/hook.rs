@@ -1,0 +1,132 @@
+//! `[control] on_drained`: a command that is run when a backend is drained.
+//!
+//! It runs beside the control thread, which never waits for it. It gets no shell, no input, and no
+//! file of ours but the log: everything else that holdfast has open is closed on exec.
+
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::words::reason;
+
+/// Commands that run at one time; the others wait.
+const AT_ONCE: usize = 4;
+/// A command that takes longer is killed.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What the command is told, as `HOLDFAST_...` variables.
+pub type Environment = Vec<(&'static str, String)>;
+
+/// The command, and those of it that run.
+#[derive(Debug)]
+pub struct Hook {
+    /// The program and its arguments; empty: no hook.
+    command: Arc<[String]>,
+    permits: Arc<Semaphore>,
+    limit: Duration,
+}
+
+impl Hook {
+    /// A hook that runs `command`: the program and its arguments; none if it is empty.
+    pub fn new(command: &[String]) -> Self {
+        let permits = Arc::new(Semaphore::new(AT_ONCE));
+        Self { command: command.into(), permits, limit: LIMIT }
+    }
+
+    /// Runs the command in the background; `about` says in the log what for. To be called on a tokio
+    /// runtime.
+    pub fn run(&self, about: String, environment: Environment) {
+        if self.command.is_empty() {
+            return;
+        }
+        let (command, permits) = (Arc::clone(&self.command), Arc::clone(&self.permits));
+        let limit = self.limit;
+        tokio::spawn(async move {
+            let Ok(_permit) = permits.acquire().await else { return };
+            match finish(&command, environment, limit).await {
+                Ok(()) => debug!("on_drained for {about}: done"),
+                Err(error) => warn!("[control] on_drained for {about}: {error}"),
+            }
+        });
+    }
+}
+
+/// Why the command failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0} cannot be run: {1}; see that it is there and may be executed")]
+    Start(String, String),
+    #[error("{0} failed: {1}")]
+    Status(String, ExitStatus),
+    #[error("{0} was killed: it took longer than {1:?}")]
+    Limit(String, Duration),
+}
+
+/// Runs the command to its end, or the limit.
+async fn finish(
+    command: &[String],
+    environment: Environment,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let Some((program, arguments)) = command.split_first() else { return Ok(()) };
+    let failed = |error| Failure::Start(program.clone(), reason(&error));
+    let mut command = Command::new(program);
+    command.args(arguments).envs(environment).stdin(Stdio::null()).current_dir("/");
+    // A group of its own: who stops holdfast with Ctrl-C does not stop it.
+    command.process_group(0);
+    let mut child = command.spawn().map_err(failed)?;
+    match timeout(limit, child.wait()).await {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(Failure::Status(program.clone(), status)),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) => {
+            // It fails when it has ended just now, which is what is wanted.
+            let _ = child.kill().await;
+            Err(Failure::Limit(program.clone(), limit))
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    async fn ends(words: &[&str], limit: Duration) -> Result<(), String> {
+        let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        let environment = vec![("HOLDFAST_VIP", "web".to_owned())];
+        finish(&words, environment, limit).await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn the_command_gets_its_arguments_as_they_are_and_an_environment() {
+        let script =
+            "test \"$HOLDFAST_VIP\" = web && test \"$1\" = '$x *' && test ! -t 0 && ! read line";
+        assert_eq!(ends(&["sh", "-c", script, "sh", "$x *"], LIMIT).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn failures_are_told() {
+        let failed = ends(&["sh", "-c", "exit 3"], LIMIT).await.unwrap_err();
+        assert_eq!(failed, "sh failed: exit status: 3");
+        let missing = ends(&["/nowhere/drained"], LIMIT).await.unwrap_err();
+        assert!(missing.starts_with("/nowhere/drained cannot be run: No such file"), "{missing}");
+        let slow = ends(&["sleep", "1000"], Duration::from_millis(20)).await.unwrap_err();
+        assert!(slow.starts_with("sleep was killed"), "{slow}");
+    }
+
+    /// A socket that it inherited would live on in it.
+    #[tokio::test]
+    async fn nothing_of_ours_is_open_in_the_command() {
+        use std::os::fd::AsRawFd as _;
+        let ours = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", ours.as_raw_fd())).unwrap();
+        let script = "! ls -l /proc/self/fd | grep -F \"$1\"";
+        assert_eq!(ends(&["sh", "-c", script, "sh", link.to_str().unwrap()], LIMIT).await, Ok(()));
+    }
+}

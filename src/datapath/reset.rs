@@ -1,0 +1,363 @@
+//! A side door, reset: both ends of a TCP flow that is cut are told so.
+//!
+//! ```text
+//! client --segment SEQ s, ACK a--> flow is cut: not forwarded (flow_reset)
+//!        <--RST SEQ a------------- | ----RST SEQ s, ACK a--> backend
+//!
+//! silent client <--probe---------- | (the sweep)
+//!               ---ACK s, a------> flow is cut: as above
+//! ```
+//!
+//! A RST is believed if its SEQ is exactly what its receiver waits for (RFC 5961 3.2). The segment that is
+//! answered has that number: its ACK field for the end that sent it (RFC 9293 3.10.7.1), its SEQ for
+//! the other one. A silent end is made to send such a segment by a *probe*: an empty segment that
+//! lies outside of its window, which it must answer with an ACK (RFC 9293 3.10.7.4, first check). So
+//! nothing is kept per flow, and packets of flows that are not cut pay nothing.
+//!
+//! What is to be sent waits in an [`Outbox`] until the end of the poll. Such segments were never
+//! received: they are counted apart from the packets that were (`resets_sent`, `probes_sent`).
+//!
+//! Writes: frames from the pool, TX rings. Cost: at most [`OUTBOX`] frames per poll.
+
+use std::net::IpAddr;
+
+use arrayvec::ArrayVec;
+use etherparse::{
+    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, SingleVlanHeader, TcpHeader,
+    VlanId,
+};
+
+use super::batch::{Packet, TcpFlags};
+use super::rewrite::Macs;
+use super::worker::Ports;
+use crate::flow::{Address, FlowKey};
+use crate::forwarding::table::Backend;
+use crate::forwarding::{Forward, NextHop};
+use crate::stats::{Drop, WorkerStats};
+use crate::units::Ticks;
+use crate::xdp::umem::FramePool;
+
+/// Most segments that wait: more are not sent. Who was not told is told at his next packet, or
+/// after the next probe.
+pub const OUTBOX: usize = 64;
+/// One for each end.
+const PER_FLOW: usize = 2;
+/// Ethernet, 802.1Q, IPv6, TCP.
+const LONGEST: usize = 14 + 4 + 40 + 20;
+/// The shortest frame, without its checksum (IEEE 802.3 3.2.7).
+const SHORTEST: usize = 60;
+const TCP_LEN: u16 = 20;
+/// Hops that a segment may go (RFC 1340; most hosts send as many).
+const HOPS: u8 = 64;
+
+/// A flow that is cut, as far as its ends are to be told.
+#[derive(Debug)]
+pub struct Cut<'t> {
+    /// Where its client is.
+    pub client: NextHop,
+    /// Its backend.
+    pub backend: &'t Backend,
+}
+
+/// What a segment says; it has no data.
+#[derive(Debug, Clone, Copy)]
+struct Content {
+    sequence: u32,
+    acknowledgment: Option<u32>,
+    /// A RST; else a probe.
+    reset: bool,
+}
+
+/// A TCP segment that is to be sent.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    hop: NextHop,
+    source: (Address, u16),
+    destination: (Address, u16),
+    content: Content,
+}
+
+/// Segments of the worker's own that are to be sent.
+#[derive(Debug, Default)]
+pub struct Outbox(ArrayVec<Segment, OUTBOX>);
+
+impl Outbox {
+    /// Whether another flow can be probed.
+    pub fn has_room(&self) -> bool {
+        self.0.remaining_capacity() >= PER_FLOW
+    }
+
+    /// Answers a packet of a flow that is cut, with one RST for each end; returns why it is dropped. A
+    /// RST is no reason for another (RFC 9293 3.10.7.1), and who sends no ACK has no connection.
+    #[cold]
+    pub fn answer(&mut self, packet: &mut Packet, cut: &Cut<'_>) -> Drop {
+        packet.vip = cut.backend.vip;
+        packet.backend = cut.backend.id.index;
+        let flags = packet.shape.flags;
+        if flags.any(TcpFlags::ACK)
+            && !flags.any(TcpFlags::RST)
+            && let Some((sequence, acknowledgment)) = numbers(packet)
+        {
+            let back = Content { sequence: acknowledgment, acknowledgment: None, reset: true };
+            let acknowledgment = Some(acknowledgment);
+            let onwards = Content { sequence, acknowledgment, reset: true };
+            let reply = packet.way.is_reply();
+            let (client, backend) = if reply { (onwards, back) } else { (back, onwards) };
+            let flow = packet.flow.key();
+            self.push(Some(cut.to_client(&flow, client)));
+            self.push(cut.to_backend(&flow, backend));
+        }
+        Drop::FlowReset
+    }
+
+    /// Makes the ends of a silent flow speak. With `dsr` only the client: what the backend answers does
+    /// not come by here.
+    #[cold]
+    pub fn probe(&mut self, flow: &FlowKey, cut: &Cut<'_>, now: Ticks) {
+        // Any numbers serve, but for the few inside of the window; every probe has others.
+        let sequence = now.0.wrapping_mul(0x9e37_79b1);
+        let content = Content { sequence, acknowledgment: Some(!sequence), reset: false };
+        self.push(Some(cut.to_client(flow, content)));
+        if cut.backend.forward == Forward::Nat {
+            self.push(cut.to_backend(flow, content));
+        }
+    }
+
+    fn push(&mut self, segment: Option<Segment>) {
+        if let Some(segment) = segment {
+            // No room: see `OUTBOX`.
+            let _ = self.0.try_push(segment);
+        }
+    }
+
+    /// Queues everything on the TX rings, as far as there are free frames and room.
+    #[inline]
+    pub fn send(
+        &mut self,
+        ports: &mut Ports,
+        pool: &mut FramePool,
+        macs: &Macs,
+        stats: &WorkerStats,
+    ) {
+        if !self.0.is_empty() {
+            self.send_all(ports, pool, macs, stats);
+        }
+    }
+
+    #[cold]
+    fn send_all(
+        &mut self,
+        ports: &mut Ports,
+        pool: &mut FramePool,
+        macs: &Macs,
+        stats: &WorkerStats,
+    ) {
+        for segment in self.0.drain(..) {
+            let Some(mut frame) = pool.pop() else { continue };
+            let bytes = segment.bytes(macs);
+            if !bytes.is_some_and(|bytes| frame.copy_from(&bytes)) {
+                pool.push(frame);
+                continue;
+            }
+            match ports.queue_one(segment.hop.port, frame) {
+                Ok(()) if segment.content.reset => stats.resets_sent.add(1),
+                Ok(()) => stats.probes_sent.add(1),
+                Err(frame) => pool.push(frame),
+            }
+        }
+    }
+}
+
+impl Cut<'_> {
+    /// A segment from the VIP to the client.
+    const fn to_client(&self, flow: &FlowKey, content: Content) -> Segment {
+        Segment {
+            hop: self.client,
+            source: (flow.vip, flow.vip_port),
+            destination: (flow.client, flow.client_port),
+            content,
+        }
+    }
+
+    /// A segment from the client to the backend, if it is known where that is.
+    fn to_backend(&self, flow: &FlowKey, content: Content) -> Option<Segment> {
+        let destination = match self.backend.forward {
+            Forward::Dsr => (flow.vip, flow.vip_port),
+            Forward::Nat => (self.backend.address, self.backend.port.unwrap_or(flow.vip_port)),
+        };
+        Some(Segment {
+            hop: self.backend.next_hop?,
+            source: (flow.client, flow.client_port),
+            destination,
+            content,
+        })
+    }
+}
+
+/// SEQ and ACK field of a TCP packet.
+fn numbers(packet: &Packet) -> Option<(u32, u32)> {
+    let header = packet.data().get(usize::from(packet.shape.transport)..)?;
+    let [_, _, _, _, s0, s1, s2, s3, a0, a1, a2, a3] = header.first_chunk::<12>()?;
+    let sequence = u32::from_be_bytes([*s0, *s1, *s2, *s3]);
+    Some((sequence, u32::from_be_bytes([*a0, *a1, *a2, *a3])))
+}
+
+impl Segment {
+    /// The frame. `None` if its parts do not fit together, which those of a flow do.
+    fn bytes(&self, macs: &Macs) -> Option<ArrayVec<u8, LONGEST>> {
+        let mut bytes = ArrayVec::new();
+        let mut put = |part: &[u8]| bytes.try_extend_from_slice(part).ok();
+        let mut tcp = self.tcp();
+        match (IpAddr::from(self.source.0), IpAddr::from(self.destination.0)) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let (source, destination) = (source.octets(), destination.octets());
+                let ip = Ipv4Header::new(TCP_LEN, HOPS, IpNumber::TCP, source, destination);
+                let mut ip = ip.ok()?;
+                ip.header_checksum = ip.calc_header_checksum();
+                tcp.checksum = tcp.calc_checksum_ipv4(&ip, &[]).ok()?;
+                self.link(EtherType::IPV4, macs, &mut put)?;
+                put(&ip.to_bytes())?;
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let ip = Ipv6Header {
+                    payload_length: TCP_LEN,
+                    next_header: IpNumber::TCP,
+                    hop_limit: HOPS,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    ..Ipv6Header::default()
+                };
+                tcp.checksum = tcp.calc_checksum_ipv6(&ip, &[]).ok()?;
+                self.link(EtherType::IPV6, macs, &mut put)?;
+                put(&ip.to_bytes())?;
+            }
+            _ => return None,
+        }
+        put(&tcp.to_bytes())?;
+        let padding = [0; SHORTEST];
+        let padding = padding.get(bytes.len()..).unwrap_or_default();
+        bytes.try_extend_from_slice(padding).ok()?;
+        Some(bytes)
+    }
+
+    fn link(
+        &self,
+        network: EtherType,
+        macs: &Macs,
+        mut put: impl FnMut(&[u8]) -> Option<()>,
+    ) -> Option<()> {
+        let vlan = self.hop.vlan;
+        let ethernet = Ethernet2Header {
+            source: *macs.get(usize::from(self.hop.port.0))?,
+            destination: self.hop.mac,
+            ether_type: if vlan.is_some() { EtherType::VLAN_TAGGED_FRAME } else { network },
+        };
+        put(&ethernet.to_bytes())?;
+        if let Some(vlan) = vlan {
+            let vlan_id = VlanId::try_new(vlan).ok()?;
+            let tag = SingleVlanHeader { vlan_id, ether_type: network, ..Default::default() };
+            put(&tag.to_bytes())?;
+        }
+        Some(())
+    }
+
+    fn tcp(&self) -> TcpHeader {
+        let Content { sequence, acknowledgment, reset } = self.content;
+        // A probe must not look like one that closes the window; a RST has none.
+        let window = if reset { 0 } else { u16::MAX };
+        let mut tcp = TcpHeader::new(self.source.1, self.destination.1, sequence, window);
+        tcp.rst = reset;
+        tcp.ack = acknowledgment.is_some();
+        tcp.acknowledgment_number = acknowledgment.unwrap_or_default();
+        tcp
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests {
+    use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::forwarding::PortIndex;
+
+    const MACS: &Macs = &[[2, 0xf, 0, 0, 0, 0], [2, 0xf, 0, 0, 0, 1]];
+
+    fn address() -> impl Strategy<Value = (Address, Address)> {
+        let v4 =
+            any::<[[u8; 4]; 2]>().prop_map(|[a, b]| (Address::from_v4(a), Address::from_v4(b)));
+        let v6 = any::<[[u8; 15]; 2]>().prop_map(|pair| {
+            // No IPv4-mapped one.
+            let [a, b] = pair.map(|rest| {
+                let mut bytes = [0x20; 16];
+                bytes[1..].copy_from_slice(&rest);
+                Address::from_v6(bytes)
+            });
+            (a, b)
+        });
+        prop_oneof![v4, v6]
+    }
+
+    fn segment() -> impl Strategy<Value = Segment> {
+        let hop = (0..2_u8, any::<[u8; 6]>(), proptest::option::of(1..4095_u16))
+            .prop_map(|(port, mac, vlan)| NextHop { port: PortIndex(port), mac, vlan });
+        let content = (any::<u32>(), any::<Option<u32>>(), any::<bool>()).prop_map(
+            |(sequence, acknowledgment, reset)| Content { sequence, acknowledgment, reset },
+        );
+        (hop, address(), any::<[u16; 2]>(), content).prop_map(|(hop, (a, b), ports, content)| {
+            Segment { hop, source: (a, ports[0]), destination: (b, ports[1]), content }
+        })
+    }
+
+    proptest! {
+        /// etherparse reads what was meant, and both checksums are those that it computes.
+        #[test]
+        fn segments_are_well_formed(segment in segment()) {
+            let bytes = segment.bytes(MACS).unwrap();
+            prop_assert!(bytes.len() >= SHORTEST);
+            let packet = SlicedPacket::from_ethernet(&bytes).unwrap();
+            let Some(TransportSlice::Tcp(tcp)) = packet.transport else {
+                unreachable!("{packet:?}")
+            };
+            let (source, destination, checksum): (IpAddr, IpAddr, _) = match packet.net.unwrap() {
+                NetSlice::Ipv4(ip) => {
+                    let header = ip.header().to_header();
+                    prop_assert_eq!(header.header_checksum, header.calc_header_checksum());
+                    let checksum = tcp.calc_checksum_ipv4(header.source, header.destination);
+                    (header.source.into(), header.destination.into(), checksum.unwrap())
+                }
+                NetSlice::Ipv6(ip) => {
+                    let (source, destination) = (ip.header().source(), ip.header().destination());
+                    let checksum = tcp.calc_checksum_ipv6(source, destination);
+                    (source.into(), destination.into(), checksum.unwrap())
+                }
+                other => panic!("{other:?}"),
+            };
+            prop_assert_eq!(tcp.checksum(), checksum);
+            prop_assert_eq!((Address::from(source), tcp.source_port()), segment.source);
+            prop_assert_eq!((Address::from(destination), tcp.destination_port()), segment.destination);
+            let Content { sequence, acknowledgment, reset } = segment.content;
+            prop_assert_eq!(tcp.sequence_number(), sequence);
+            prop_assert_eq!(tcp.ack().then(|| tcp.acknowledgment_number()), acknowledgment);
+            prop_assert_eq!(tcp.rst(), reset);
+            prop_assert!(!tcp.syn() && !tcp.fin() && tcp.payload().is_empty());
+            let vlan = packet.link_exts.first().map(|tag| match tag {
+                etherparse::LinkExtSlice::Vlan(tag) => tag.vlan_identifier().value(),
+                other => panic!("{other:?}"),
+            });
+            prop_assert_eq!(vlan, segment.hop.vlan);
+            prop_assert_eq!(&bytes[..6], &segment.hop.mac[..]);
+            prop_assert_eq!(&bytes[6..12], &MACS[usize::from(segment.hop.port.0)][..]);
+        }
+    }
+
+    #[test]
+    fn a_nic_that_is_not_there_is_no_frame() {
+        let hop = NextHop { port: PortIndex(2), mac: [2; 6], vlan: None };
+        let end = (Address::from_v4([192, 0, 2, 1]), 80);
+        let content = Content { sequence: 1, acknowledgment: None, reset: true };
+        let segment = Segment { hop, source: end, destination: end, content };
+        assert!(segment.bytes(MACS).is_none());
+    }
+}
