@@ -1,6 +1,10 @@
 //! The real binary, run as a user runs it: what it prints, where, and its exit code.
 
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise"
+)]
 
 use std::fs;
 use std::path::PathBuf;

@@ -355,7 +355,7 @@ mod tests {
             new_flows_moved_share: 0.34,
             ..Row::default()
         };
-        let told = |changes: &[&str], row| {
+        let told = |changes: &[&str], row: &Row| {
             verdict(&changes.iter().map(ToString::to_string).collect::<Vec<_>>(), row)
         };
         assert_eq!(

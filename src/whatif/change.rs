@@ -87,8 +87,8 @@ pub fn scenarios(config: &Config, changes: &[Change]) -> Result<Vec<Scenario>, R
         if known.is_none() {
             edits.push(Edit::of(config, &change.vip).map_err(refused)?);
         }
-        let edit = edits.get_mut(index).into_iter();
-        edit.map(|edit| edit.make(&change.action)).collect::<Result<(), _>>().map_err(refused)?;
+        let mut edit = edits.get_mut(index).into_iter();
+        edit.try_for_each(|edit| edit.make(&change.action)).map_err(refused)?;
     }
     // The registry that a reload goes through says which backends are the same as before.
     let mut registry = Registry::default();

@@ -120,7 +120,7 @@ fn address(source: u32, which: u32, v4: bool) -> Address {
         return Address::from_v4((0x1000_0000 | network << 8 | host).to_be_bytes());
     }
     let high = 0x2001_0db8_u128 << 96 | u128::from(network) << 72;
-    Address::from_v6((high | u128::from(host) + 1).to_be_bytes())
+    Address::from_v6((high | (u128::from(host) + 1)).to_be_bytes())
 }
 
 #[cfg(test)]

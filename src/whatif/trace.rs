@@ -153,7 +153,7 @@ fn life(random: &mut Random) -> f64 {
 /// How long a flow that is met at a random time still lasts (the equilibrium distribution).
 fn ends_after_meeting(random: &mut Random) -> f64 {
     let u = unit(random);
-    if random.bits() % 4 == 0 { u * 0.25 } else { 0.25 / (u * u * u) }
+    if random.bits().is_multiple_of(4) { u * 0.25 } else { 0.25 / (u * u * u) }
 }
 
 #[cfg(test)]
