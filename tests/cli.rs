@@ -251,7 +251,7 @@ fn whatif_refuses_what_cannot_be() {
             "--schedulers: there is no scheduler fair",
         ),
         (&["--change", "drain web/a", "--fail-if", "lost>1%"], 2, "\"lost\" is no figure; "),
-        (&["--change", "drain web/a", "--flows", "0"], 2, "0 is not in 1..="),
+        (&["--change", "drain web/a", "--zipf", "9"], 2, "write an exponent from 0 "),
         (
             &["--change", "drain web/a", "--svg", "/nowhere/x.svg"],
             1,
