@@ -116,12 +116,13 @@ pub(super) fn check_affinity(
     place: &Place,
     affinity: Affinity,
     scheduler: SchedulerKind,
+    remembers: bool,
     report: &mut Report<'_>,
 ) {
-    if affinity.is_of_client() && !scheduler.heeds_affinity() {
+    if affinity.is_of_client() && !scheduler.heeds_affinity() && !remembers {
         let (affinity, scheduler) = (affinity.as_str(), scheduler.as_str());
         let what = format!("\"{affinity}\" does nothing: scheduler \"{scheduler}\" ignores it");
-        let fix = "use affinity = \"flow\", or a scheduler that hashes, such as \"maglev\"";
+        let fix = "add sticky = {}, or use a scheduler that hashes, such as \"maglev\"";
         report.error(place, what, fix);
     }
 }

@@ -126,6 +126,11 @@ fn changes_that_are_good() {
         ("enough frames", "[2, 3]", "[2, 3]\nframes = 6208"),
         ("another port of one server", "10.0.0.12\"", "10.0.0.11\"\nport = 8080"),
         ("somebody else announces", "forward", "announce = \"none\"\nforward"),
+        (
+            "affinity of sticky clients",
+            "forward =",
+            "scheduler = \"round_robin\"\naffinity = \"client_prefix\"\nsticky = {}\nforward =",
+        ),
         ("smallest table", "[[nic]]", "[hash]\ntable_size = 251\n[[nic]]"),
     ] {
         let text = GOOD.replacen(from, to, 1);

@@ -21,6 +21,7 @@ use super::sticky::{RawSticky, on_reentry};
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip, quic};
 use crate::flow::Protocol;
+use crate::forwarding::sticky::Reentry;
 use crate::forwarding::{Forward, Ports};
 
 /// Most VIPs are TCP.
@@ -165,12 +166,14 @@ impl RawVip {
         let scheduler = self.scheduler.0.check(&scheduler_at, defaults.table_size, report);
         let affinity_at = place.key("affinity");
         let affinity = self.affinity.0.check(&affinity_at, protocol, report);
-        check_affinity(&affinity_at, affinity, scheduler, report);
         let split = self.split.0.check(&place.key("split"), report);
         let health = self.health.check(&place.key("health"), protocol, report);
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
         let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
         let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
+        // Whom a mapping is about is the affinity's to say, whatever the scheduler looks at.
+        let remembers = sticky.is_some() || on_reentry == Reentry::Freest;
+        check_affinity(&affinity_at, affinity, scheduler, remembers, report);
         let drain = self.drain.check(&place.key("drain"), protocol, report);
         let on_down = self.on_down.as_deref();
         let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);

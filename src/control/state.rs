@@ -352,9 +352,13 @@ impl VipEntry {
 
     /// How its large sources are split: only where all flows of one are to go to one backend.
     pub fn split(&self) -> Option<&config::Split> {
-        let affinity = self.config.affinity;
-        let one = matches!(affinity, Affinity::Client | Affinity::ClientPrefix { .. });
-        self.config.split.as_ref().filter(|_| one)
+        let together = match self.config.affinity {
+            Affinity::Client | Affinity::ClientPrefix { .. } => true,
+            Affinity::Flow | Affinity::QuicCid => self.config.sticky.is_some(),
+            // They are split from the start.
+            Affinity::ClientPorts { .. } => false,
+        };
+        self.config.split.as_ref().filter(|_| together)
     }
 
     fn spec(&self) -> VipSpec {

@@ -332,7 +332,7 @@ mod tests {
                     let checksum = tcp.calc_checksum_ipv6(source, destination);
                     (source.into(), destination.into(), checksum.unwrap())
                 }
-                other => panic!("{other:?}"),
+                other => unreachable!("{other:?}"),
             };
             prop_assert_eq!(tcp.checksum(), checksum);
             prop_assert_eq!((Address::from(source), tcp.source_port()), segment.source);
@@ -344,7 +344,7 @@ mod tests {
             prop_assert!(!tcp.syn() && !tcp.fin() && tcp.payload().is_empty());
             let vlan = packet.link_exts.first().map(|tag| match tag {
                 etherparse::LinkExtSlice::Vlan(tag) => tag.vlan_identifier().value(),
-                other => panic!("{other:?}"),
+                other => unreachable!("{other:?}"),
             });
             prop_assert_eq!(vlan, segment.hop.vlan);
             prop_assert_eq!(&bytes[..6], &segment.hop.mac[..]);

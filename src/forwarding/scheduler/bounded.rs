@@ -113,7 +113,7 @@ mod tests {
                 flows.push(index);
                 if ends {
                     let gone = flows.swap_remove(usize::try_from(hash >> 33).unwrap_or(0) % flows.len());
-                    pool.active.iter_mut().nth(gone).into_iter().for_each(|active| *active -= 1);
+                    pool.active.get_mut(gone).into_iter().for_each(|active| *active -= 1);
                 }
             }
         }

@@ -297,7 +297,7 @@ pub(crate) mod testing {
         pub fn place(&mut self, scheduler: &dyn Scheduler, hash: u64) -> Option<BackendIndex> {
             let chosen = scheduler.choose(hash, self)?;
             self.turn += 1;
-            let active = self.active.iter_mut().nth(chosen.0.into());
+            let active = self.active.get_mut(usize::from(chosen.0));
             active.into_iter().for_each(|active| *active += 1);
             Some(chosen)
         }
