@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::place::Place;
+use super::policy::FLOWS_LEFT;
 use super::report::Report;
 use crate::flow::Protocol;
 use crate::forwarding::FlowsLeft;
@@ -65,13 +66,12 @@ fn then(
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> FlowsLeft {
-    const WORDS: &[(&str, FlowsLeft)] =
-        &[("keep", FlowsLeft::Keep), ("reset", FlowsLeft::Reset), ("rehash", FlowsLeft::Rehash)];
     let by_default = match protocol {
         Protocol::Tcp => FlowsLeft::Reset,
         Protocol::Udp => FlowsLeft::Rehash,
     };
-    let then = raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or(by_default);
+    let then =
+        raw.and_then(|word| report.word(place, &word, FLOWS_LEFT, &[])).unwrap_or(by_default);
     if then == FlowsLeft::Reset && protocol == Protocol::Udp {
         let fix = "use \"rehash\" (the next datagram goes to another backend) or \"keep\"";
         report.error(place, "\"reset\" on a UDP VIP: UDP has no resets", fix);

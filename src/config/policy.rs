@@ -5,6 +5,10 @@ use super::report::Report;
 use crate::flow::Protocol;
 use crate::forwarding::FlowsLeft;
 
+/// What may become of a backend's flows.
+pub(super) const FLOWS_LEFT: &[(&str, FlowsLeft)] =
+    &[("keep", FlowsLeft::Keep), ("reset", FlowsLeft::Reset), ("rehash", FlowsLeft::Rehash)];
+
 /// Reads `on_down`. TCP keeps by default: a check may fail for a reason that is none of the flows'. UDP
 /// can only find another backend: it has no end that could be told, and the packets of a flow would
 /// keep the pin to a dead backend alive for ever.
@@ -14,9 +18,7 @@ pub(super) fn on_down(
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> FlowsLeft {
-    const WORDS: &[(&str, FlowsLeft)] =
-        &[("keep", FlowsLeft::Keep), ("reset", FlowsLeft::Reset), ("rehash", FlowsLeft::Rehash)];
-    let word = raw.and_then(|word| report.word(place, word, WORDS, &[]));
+    let word = raw.and_then(|word| report.word(place, word, FLOWS_LEFT, &[]));
     match (protocol, word) {
         (Protocol::Tcp, word) => word.unwrap_or_default(),
         (Protocol::Udp, None | Some(FlowsLeft::Rehash)) => FlowsLeft::Rehash,
