@@ -416,7 +416,8 @@ impl Conntrack {
     }
 
     /// What an alias stands for: the owner's pin if there is news to tell, or nothing was told for
-    /// a while; else the alias itself. Removes the alias, and returns `None`, when that pin is gone.
+    /// a while; else the alias itself. Removes the alias, and returns `None`, when that pin is gone or
+    /// may be another one's by now.
     #[inline]
     fn refresh(
         &mut self,
@@ -426,6 +427,11 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> Option<Track> {
         let alias = &hit.track;
+        if alias.state().has(State::CUT) {
+            // The ports may be in use again since, by a flow that nobody has cut.
+            self.remove(hit.slot, context);
+            return None;
+        }
         let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
         if recent && news.is_known(alias) {
             return Some(*alias);

@@ -511,3 +511,31 @@ fn resets_that_find_no_room_are_let_go() {
     assert_eq!(rig.stats(0).resets_sent.get(), collected as u64);
     assert!(collected < delivered * 2, "the ring was full");
 }
+
+/// What another worker noted of a flow that was cut is not true of the next one with its ports.
+#[test]
+fn a_flow_after_one_that_was_cut_is_served_at_every_worker() {
+    for family in [Family::V4, Family::V6] {
+        for pause in [1, 100] {
+            let mut rig = Rig::new(2, 1, vec![resetting(Forward::Nat, family, 1)]);
+            let request = open(&mut rig, family);
+            rig.send(1, 0, &request.reply("A"));
+            down(&mut rig);
+            assert_eq!(rig.send(1, 0, &request.reply("A")).len(), 2, "cut");
+            rig.change(|specs| specs[0].backends[0].up = true);
+            rig.advance(pause);
+            // The sweep's probes of the old flow.
+            rig.idle();
+            rig.collect(0, 0);
+            for flags in ["S", "A", "A"] {
+                let request = rig.send(0, 0, &client(family, flags)).remove(0);
+                let answer = rig.send(1, 0, &request.reply(if flags == "S" { "SA" } else { "A" }));
+                assert_eq!(answer.len(), 1, "{family:?} {pause} {flags}");
+                assert_eq!(answer[0].destination_mac(), CLIENT_MAC);
+                assert!(!answer[0].tcp().rst && !request.tcp().rst);
+                rig.advance(60);
+            }
+            rig.assert_accounted();
+        }
+    }
+}
