@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
+use holdfast::flow::Protocol;
 use holdfast::forwarding::{FlowsLeft, Forward, NextHop, RESET_TIME, Service, VipSpec};
 use holdfast::stats::Drop;
 
-use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, numbered, spec, tagged, tcp};
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, numbered, spec, tagged, tcp, udp};
 
 const PORT: u16 = 40_000;
 /// One round of the sweep, and the time between two probes, in ticks.
@@ -535,6 +536,25 @@ fn a_flow_after_one_that_was_cut_is_served_at_every_worker() {
                 assert!(!answer[0].tcp().rst && !request.tcp().rst);
                 rig.advance(60);
             }
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// A UDP flow's own packets would keep its pin, and so the black hole, alive.
+#[test]
+fn udp_flows_leave_a_backend_whose_next_hop_is_gone() {
+    for forward in [Forward::Dsr, Forward::Nat] {
+        for family in [Family::V4, Family::V6] {
+            let vip = VipSpec { protocol: Protocol::Udp, ..spec(0, forward, family, 1, 3) };
+            let mut rig = Rig::new(1, 1, vec![vip]);
+            let packet = udp(family, PORT, 80, true);
+            let first = rig.backend_of(&packet).unwrap();
+            rig.change(|specs| specs[0].backends[usize::from(first)].next_hop = None);
+            let next = rig.backend_of(&packet).unwrap();
+            assert_ne!(next, first);
+            assert_eq!(rig.backend_of(&packet), Some(next), "and stay");
+            assert_eq!((rig.stats(0).flows_stale.get(), rig.stats(0).flows_active.get()), (1, 1));
             rig.assert_accounted();
         }
     }
