@@ -383,13 +383,20 @@ impl Conntrack {
         wanted: impl Fn(&Pin) -> bool,
     ) -> Option<(Slot, Pin, &'t Backend)> {
         let others = (0_u8..).zip(self.tables.iter()).filter(|(worker, _)| *worker != self.me);
-        others.filter_map(|(_, table)| table.lookup(flow)).find_map(|(slot, pin)| {
-            if pin.track.state().has(State::ALIAS) || !wanted(&pin) {
-                return None;
-            }
-            let backend = living(flow.protocol(), &pin.track, context)?;
-            Some((slot, pin, backend))
-        })
+        let mut found =
+            others.filter_map(|(_, table)| table.lookup(flow)).filter_map(|(slot, pin)| {
+                if pin.track.state().has(State::ALIAS) || !wanted(&pin) {
+                    return None;
+                }
+                let backend = living(flow.protocol(), &pin.track, context)?;
+                Some((slot, pin, backend))
+            });
+        let first = found.next()?;
+        if !first.1.track.state().has(State::CUT) {
+            return Some(first);
+        }
+        // The ports may be in use again since, at yet another worker.
+        Some(found.find(|(_, pin, _)| !pin.track.state().has(State::CUT)).unwrap_or(first))
     }
 
     /// Notes that another worker has `pin` at `slot`, and tells it of the packet. If there is no
