@@ -40,10 +40,12 @@ print(connection.getresponse().headers['X-Backend'])";
 fn what_is_explained_is_what_answers() {
     let lab = Lab::up(Topology::TwoNic);
     let mut vips = Vec::new();
+    // Long enough that a pin is asked about before it ends.
+    let timeouts = "{ closing_s = 60 }";
     for family in Family::ALL {
-        vips.push(vip("nat", family, false));
-        let affinity = "affinity = \"client\"\nscheduler = \"rendezvous\"";
-        vips.push(Vip { keys: affinity, ..vip("dsr", family, false) });
+        vips.push(Vip { timeouts, ..vip("nat", family, false) });
+        let keys = "affinity = \"client\"\nscheduler = \"rendezvous\"";
+        vips.push(Vip { keys, timeouts, ..vip("dsr", family, false) });
     }
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.clone()));
     for vip in &vips {
