@@ -21,7 +21,7 @@ use arrayvec::ArrayVec;
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
 use super::clients::{self, is_due};
-use super::quic::{answers_for, named};
+use super::quic::{Answerer, named};
 use super::reset::{Cut, Outbox};
 use crate::flow::Protocol;
 use crate::flow::clients::Clients;
@@ -273,51 +273,58 @@ impl Conntrack {
         context: &Context<'t>,
     ) -> Option<Reply<'t>> {
         let mut hashed = Some((packet.flow, packet.hint));
-        for path in context.table.return_paths(source) {
-            // Classify has hashed the first of them.
-            let (flow, hint) = hashed.take().unwrap_or_else(|| {
-                let key = packet.flow.key();
-                let flow = answered_flow(key.client, key.client_port, source, path);
-                (self.secret().hash(flow), Slot::NOWHERE)
-            });
-            if let Some(track) = self.answered(&flow, hint, path.backend, packet, context) {
-                packet.flow = flow;
-                packet.vip = path.vip;
-                packet.backend = path.backend;
-                return Some(reply(packet, &track, context));
+        // One client port may have flows with several VIP ports: pins on the very backend come first.
+        for of_its_vip in [false, true] {
+            for path in context.table.return_paths(source) {
+                let answerer = Answerer { backend: path.backend, of_its_vip };
+                if !answerer.exists(context) {
+                    continue;
+                }
+                // Classify has hashed the first of them.
+                let (flow, hint) = hashed.take().unwrap_or_else(|| {
+                    let key = packet.flow.key();
+                    let flow = answered_flow(key.client, key.client_port, source, path);
+                    (self.secret().hash(flow), Slot::NOWHERE)
+                });
+                if let Some(track) = self.answered(&flow, hint, answerer, packet, context) {
+                    packet.flow = flow;
+                    packet.vip = path.vip;
+                    packet.backend = path.backend;
+                    return Some(reply(packet, &track, context));
+                }
             }
         }
         None
     }
 
-    /// What is known of `flow`, if it is pinned to `backend`, by whatever worker; notes the reply in the
-    /// pin.
+    /// What is known of `flow`, if the backend may answer for it, by whatever worker has its pin; notes the
+    /// reply there.
     #[inline]
     fn answered(
         &mut self,
         flow: &HashedKey,
         hint: Slot,
-        backend: BackendIndex,
+        answerer: Answerer,
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Track> {
         let found = context.flows.find_at(flow, hint).and_then(|hit| {
             let pinned = living(flow.protocol(), &hit.track, context)?;
-            answers_for(backend, pinned, context).then_some((hit, pinned))
+            answerer.answers_for(pinned, context).then_some((hit, pinned))
         });
         let Some((hit, living)) = found else {
-            return Some(self.answered_elsewhere(flow, backend, packet, context)?.track);
+            return Some(self.answered_elsewhere(flow, answerer, packet, context)?.track);
         };
         if hit.track.state().has(State::ALIAS) {
             let news = News::of_reply(packet, &hit.track, living);
             return match self.refresh(&hit, flow, &news, context) {
                 Some(track) => Some(track),
-                None => Some(self.answered_elsewhere(flow, backend, packet, context)?.track),
+                None => Some(self.answered_elsewhere(flow, answerer, packet, context)?.track),
             };
         }
         let is_cut = is_cut(flow.protocol(), &hit.track, living);
         if (is_cut || hit.track.state().has(State::FIN_CLIENT))
-            && let Some(newer) = self.answered_by_newer(hit.slot, flow, backend, packet, context)
+            && let Some(newer) = self.answered_by_newer(hit.slot, flow, answerer, packet, context)
         {
             return Some(newer);
         }
@@ -340,12 +347,12 @@ impl Conntrack {
         &mut self,
         slot: Slot,
         flow: &HashedKey,
-        backend: BackendIndex,
+        answerer: Answerer,
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Track> {
         let own = self.writer.table().read(slot)?.pin;
-        let newer = self.answered_elsewhere(flow, backend, packet, context)?;
+        let newer = self.answered_elsewhere(flow, answerer, packet, context)?;
         (own.created.since(newer.created) == Ticks(0)).then_some(newer.track)
     }
 
@@ -353,13 +360,13 @@ impl Conntrack {
     fn answered_elsewhere(
         &mut self,
         flow: &HashedKey,
-        backend: BackendIndex,
+        answerer: Answerer,
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Pin> {
         let on_it = |pin: &Pin| {
             let pinned = context.table.pinned(pin.track.backend());
-            pinned.is_some_and(|pinned| answers_for(backend, pinned, context))
+            pinned.is_some_and(|pinned| answerer.answers_for(pinned, context))
         };
         let (slot, pin, backend) = self.find_elsewhere(flow, context, on_it)?;
         let news = News::of_reply(packet, &pin.track, backend);
@@ -416,7 +423,8 @@ impl Conntrack {
     }
 
     /// What an alias stands for: the owner's pin if there is news to tell, or nothing was told for
-    /// a while; else the alias itself. Removes the alias, and returns `None`, when that pin is gone.
+    /// a while; else the alias itself. Removes the alias, and returns `None`, when that pin is gone or
+    /// may be another one's by now.
     #[inline]
     fn refresh(
         &mut self,
@@ -426,6 +434,11 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> Option<Track> {
         let alias = &hit.track;
+        if alias.state().has(State::CUT) {
+            // The ports may be in use again since, by a flow that nobody has cut.
+            self.remove(hit.slot, context);
+            return None;
+        }
         let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
         if recent && news.is_known(alias) {
             return Some(*alias);
