@@ -4,7 +4,7 @@
 //! Cost: nothing for a VIP without them; else see [`QuicLb::backend`](crate::forwarding::quic_lb::QuicLb::backend).
 
 use super::batch::Packet;
-use super::conntrack::Context;
+use super::context::Context;
 use crate::flow::Protocol;
 use crate::forwarding::BackendIndex;
 use crate::forwarding::table::{Backend, Quirks};

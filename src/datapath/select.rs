@@ -7,7 +7,9 @@ use std::net::IpAddr;
 
 use super::batch::{Packet, TcpFlags};
 use super::clients::Known;
-use super::conntrack::{Conntrack, Context, Miss};
+use super::conntrack::Conntrack;
+use super::context::Context;
+use super::life::Miss;
 use super::quic::named;
 use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};

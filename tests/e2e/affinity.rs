@@ -40,20 +40,23 @@ print(connection.getresponse().headers['X-Backend'])";
 fn what_is_explained_is_what_answers() {
     let lab = Lab::up(Topology::TwoNic);
     let mut vips = Vec::new();
+    // Long enough that a pin is asked about before it ends.
+    let timeouts = "{ closing_s = 60 }";
     for family in Family::ALL {
-        vips.push(vip("nat", family, false));
-        let affinity = "affinity = \"client\"\nscheduler = \"rendezvous\"";
-        vips.push(Vip { keys: affinity, ..vip("dsr", family, false) });
+        vips.push(Vip { timeouts, ..vip("nat", family, false) });
+        let keys = "affinity = \"client\"\nscheduler = \"rendezvous\"";
+        vips.push(Vip { keys, timeouts, ..vip("dsr", family, false) });
     }
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.clone()));
-    for vip in &vips {
+    // A port of its own for each, as the kernel does not give one out again at once.
+    for (ports, vip) in (40_000..).step_by(100).zip(&vips) {
         let mut seen = BTreeSet::new();
         for index in 0..8 {
-            let client = socket(vip.family, index, 40_000 + index);
+            let client = socket(vip.family, index, ports + index);
             let new = explain(&holdfast, vip, &client);
             assert!(said(&new, "conntrack", "no worker has this flow"), "{new:#}");
             let backend = new["backend"].as_str().unwrap().to_owned();
-            assert_eq!(answers(&lab, vip, index, 40_000 + index), backend, "{new:#}");
+            assert_eq!(answers(&lab, vip, index, ports + index), backend, "{new:#}");
             let pinned = explain(&holdfast, vip, &client);
             assert!(said(&pinned, "conntrack", "by rule scheduler"), "{pinned:#}");
             assert_eq!(pinned["backend"], new["backend"]);
