@@ -4,7 +4,7 @@
 use std::mem::{align_of, size_of};
 use std::sync::atomic::AtomicBool;
 
-use holdfast::datapath::worker::WorkerPort;
+use holdfast::datapath::ports::WorkerPort;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::ForwardingTable;

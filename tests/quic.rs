@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use etherparse::PacketBuilder;
 use holdfast::flow::Protocol;
 use holdfast::forwarding::quic_lb::{Codec, Config};
-use holdfast::forwarding::{Affinity, Forward, ServerId, Service, VipSpec};
+use holdfast::forwarding::{Affinity, Forward, Ports, ServerId, Service, VipSpec};
 use holdfast::stats::Drop;
 use proptest::prelude::*;
 use rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec};
@@ -253,6 +253,32 @@ fn replies_pass_from_every_backend_that_a_client_port_has_connections_with() {
     );
     assert_eq!(rig.send(0, 0, &stray).len(), 0);
     assert_eq!(rig.drops(0, Drop::ReturnNoFlow), 1);
+}
+
+/// The same for a client port that has flows with two ports of the VIP, or two VIPs: each backend
+/// answers for the flow that it is pinned to, whatever the other flow is or claims to be.
+#[test]
+fn a_second_flow_of_a_client_port_does_not_take_the_replies_of_the_first() {
+    let to = |port: u16, payload: &[u8]| {
+        let macs = (CLIENT_MAC, nic_mac(0));
+        datagram(macs, (Family::V4.client(), 5000), (Family::V4.vip(), port), payload)
+    };
+    for (first, second) in [(80, 81), (81, 80)] {
+        for worker in [0, 1] {
+            for named in 0..BACKENDS {
+                let mut vip = quic_spec(Forward::Nat, Family::V4);
+                vip.ports = Ports::List(vec![80, 81]);
+                let mut rig = Rig::new(2, 1, vec![vip]);
+                let sent = Sent::of(0, &to(first, &payload(INITIAL, b"anything")), &mut rig);
+                // Anybody can send this in the name of the client.
+                let forged = payload(SHORT, &naming(&CONFIGS[0], named));
+                assert_eq!(rig.send(0, 0, &to(second, &forged)).len(), 1);
+                let answer = Sent::of(worker, &reply(&sent), &mut rig);
+                assert_eq!(answer.source(), (Family::V4.vip(), first), "{worker} {named}");
+                rig.assert_accounted();
+            }
+        }
+    }
 }
 
 /// A worker that only knows of the flow by another's pin follows the id, too.

@@ -7,7 +7,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
+use holdfast::datapath::ports::WorkerPort;
+use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;

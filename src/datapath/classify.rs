@@ -7,7 +7,7 @@
 //! when it listens on all ports); one hash of the flow key.
 
 use super::batch::{Packet, Way};
-use super::conntrack::Context;
+use super::context::Context;
 use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
 use crate::flow::{Address, FlowKey};
 use crate::forwarding::table::ReturnPath;

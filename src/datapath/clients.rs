@@ -4,7 +4,7 @@
 //! flow of such a VIP notes its client at its first packet, at the end of its handshake, and then at
 //! the first packet of every 1.28 s; a new flow looks its client up.
 
-use super::conntrack::Context;
+use super::context::Context;
 use super::select::out_of_service;
 use crate::flow::clients::{Key, Mapping, NotNoted};
 use crate::flow::entry::{Rule, State, Track};

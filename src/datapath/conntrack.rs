@@ -4,11 +4,7 @@
 //! Gives the target. Writes: time stamps and states of flows.
 //! Cost: two prefetched cache lines per packet; a mid-flow miss looks once into every other table.
 //!
-//! ```text
-//! TCP:   SYN --> embryonic --client's ACK--> established --FINs or RST--> closing
-//!                                                 ^------- client's packet after a RST
-//!        any of these --policy--> cut: no packet passes, both ends are told (`reset`)
-//! ```
+//! Where a flow is in its life, and what a packet changes in that, is in [`life`](super::life).
 //!
 //! A packet may arrive at another worker than the one that pinned its flow: replies of NAT backends
 //! do as a rule, as the NIC hashes another tuple. The worker then reads the owner's table, notes
@@ -21,19 +17,20 @@ use arrayvec::ArrayVec;
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
 use super::classify::answered_flow;
 use super::clients::{self, is_due};
-use super::quic::{answers_for, named};
+use super::context::Context;
+use super::life::{
+    Miss, News, alias_of, idled_out_loudly, is_cut, is_open, leaves, living, reply_change,
+    request_change, steady,
+};
+use super::quic::Answerer;
 use super::reset::{Cut, Outbox};
 use crate::flow::Protocol;
-use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
 use crate::flow::writer::{FlowWriter, Full, Verdict};
-use crate::forwarding::explain::Trace;
 use crate::forwarding::table::{Backend, Quirks};
-use crate::forwarding::{
-    BackendIndex, FlowsLeft, Forward, ForwardingTable, ListenKey, NextHop, PortIndex, RESET_TIME,
-};
+use crate::forwarding::{BackendIndex, FlowsLeft, Forward, ListenKey, NextHop, RESET_TIME};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
 
@@ -45,20 +42,8 @@ const SWEEP_MAX: u32 = 512;
 const REMOVALS_MAX: u32 = 64;
 /// How often an alias tells the owner that its flow lives. The shortest time-out is 1 s.
 const ALIAS_REFRESH: Ticks = Ticks(50);
-/// An alias is a note: when it was not wanted for this long, looking again is cheaper than memory.
-const ALIAS_TIMEOUT: Ticks = Ticks(1000);
-
 /// Between two probes of a silent flow that is cut: they are spread over [`RESET_TIME`].
 const PROBE_GAP: u32 = RESET_TIME.0 / State::MAX_PROBES as u32;
-
-/// Why a client's packet has no pin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Miss {
-    /// Its flow begins: a SYN, or a UDP packet.
-    Open,
-    /// A TCP packet in the middle of a flow whose pin was lost.
-    Midflow,
-}
 
 /// Why a client's packet goes to no backend by a pin.
 #[derive(Debug)]
@@ -94,25 +79,6 @@ pub struct Conntrack {
     swept_at: Ticks,
     /// Entries that the sweep is behind by.
     sweep_debt: u32,
-}
-
-/// What a stage needs to look around: the forwarding table, the NIC, the clock, the counters.
-#[derive(Clone, Copy)]
-pub struct Context<'a> {
-    /// The forwarding table of this batch.
-    pub table: &'a ForwardingTable,
-    /// This worker's flow table.
-    pub flows: FlowView<'a>,
-    /// The clients of all workers.
-    pub clients: &'a Clients,
-    /// The NIC that the batch came from.
-    pub nic: PortIndex,
-    /// Now.
-    pub now: Ticks,
-    /// The worker's counters.
-    pub stats: &'a WorkerStats,
-    /// To whom reasons are told, where somebody asks.
-    pub trace: Option<&'a Trace>,
 }
 
 impl Conntrack {
@@ -273,51 +239,58 @@ impl Conntrack {
         context: &Context<'t>,
     ) -> Option<Reply<'t>> {
         let mut hashed = Some((packet.flow, packet.hint));
-        for path in context.table.return_paths(source) {
-            // Classify has hashed the first of them.
-            let (flow, hint) = hashed.take().unwrap_or_else(|| {
-                let key = packet.flow.key();
-                let flow = answered_flow(key.client, key.client_port, source, path);
-                (self.secret().hash(flow), Slot::NOWHERE)
-            });
-            if let Some(track) = self.answered(&flow, hint, path.backend, packet, context) {
-                packet.flow = flow;
-                packet.vip = path.vip;
-                packet.backend = path.backend;
-                return Some(reply(packet, &track, context));
+        // One client port may have flows with several VIP ports: pins on the very backend come first.
+        for of_its_vip in [false, true] {
+            for path in context.table.return_paths(source) {
+                let answerer = Answerer { backend: path.backend, of_its_vip };
+                if !answerer.exists(context) {
+                    continue;
+                }
+                // Classify has hashed the first of them.
+                let (flow, hint) = hashed.take().unwrap_or_else(|| {
+                    let key = packet.flow.key();
+                    let flow = answered_flow(key.client, key.client_port, source, path);
+                    (self.secret().hash(flow), Slot::NOWHERE)
+                });
+                if let Some(track) = self.answered(&flow, hint, answerer, packet, context) {
+                    packet.flow = flow;
+                    packet.vip = path.vip;
+                    packet.backend = path.backend;
+                    return Some(reply(packet, &track, context));
+                }
             }
         }
         None
     }
 
-    /// What is known of `flow`, if it is pinned to `backend`, by whatever worker; notes the reply in the
-    /// pin.
+    /// What is known of `flow`, if the backend may answer for it, by whatever worker has its pin; notes the
+    /// reply there.
     #[inline]
     fn answered(
         &mut self,
         flow: &HashedKey,
         hint: Slot,
-        backend: BackendIndex,
+        answerer: Answerer,
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Track> {
         let found = context.flows.find_at(flow, hint).and_then(|hit| {
             let pinned = living(flow.protocol(), &hit.track, context)?;
-            answers_for(backend, pinned, context).then_some((hit, pinned))
+            answerer.answers_for(pinned, context).then_some((hit, pinned))
         });
         let Some((hit, living)) = found else {
-            return Some(self.answered_elsewhere(flow, backend, packet, context)?.track);
+            return Some(self.answered_elsewhere(flow, answerer, packet, context)?.track);
         };
         if hit.track.state().has(State::ALIAS) {
             let news = News::of_reply(packet, &hit.track, living);
             return match self.refresh(&hit, flow, &news, context) {
                 Some(track) => Some(track),
-                None => Some(self.answered_elsewhere(flow, backend, packet, context)?.track),
+                None => Some(self.answered_elsewhere(flow, answerer, packet, context)?.track),
             };
         }
         let is_cut = is_cut(flow.protocol(), &hit.track, living);
         if (is_cut || hit.track.state().has(State::FIN_CLIENT))
-            && let Some(newer) = self.answered_by_newer(hit.slot, flow, backend, packet, context)
+            && let Some(newer) = self.answered_by_newer(hit.slot, flow, answerer, packet, context)
         {
             return Some(newer);
         }
@@ -340,12 +313,12 @@ impl Conntrack {
         &mut self,
         slot: Slot,
         flow: &HashedKey,
-        backend: BackendIndex,
+        answerer: Answerer,
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Track> {
         let own = self.writer.table().read(slot)?.pin;
-        let newer = self.answered_elsewhere(flow, backend, packet, context)?;
+        let newer = self.answered_elsewhere(flow, answerer, packet, context)?;
         (own.created.since(newer.created) == Ticks(0)).then_some(newer.track)
     }
 
@@ -353,13 +326,13 @@ impl Conntrack {
     fn answered_elsewhere(
         &mut self,
         flow: &HashedKey,
-        backend: BackendIndex,
+        answerer: Answerer,
         packet: &Packet,
         context: &Context<'_>,
     ) -> Option<Pin> {
         let on_it = |pin: &Pin| {
             let pinned = context.table.pinned(pin.track.backend());
-            pinned.is_some_and(|pinned| answers_for(backend, pinned, context))
+            pinned.is_some_and(|pinned| answerer.answers_for(pinned, context))
         };
         let (slot, pin, backend) = self.find_elsewhere(flow, context, on_it)?;
         let news = News::of_reply(packet, &pin.track, backend);
@@ -416,7 +389,8 @@ impl Conntrack {
     }
 
     /// What an alias stands for: the owner's pin if there is news to tell, or nothing was told for
-    /// a while; else the alias itself. Removes the alias, and returns `None`, when that pin is gone.
+    /// a while; else the alias itself. Removes the alias, and returns `None`, when that pin is gone or
+    /// may be another one's by now.
     #[inline]
     fn refresh(
         &mut self,
@@ -426,6 +400,11 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> Option<Track> {
         let alias = &hit.track;
+        if alias.state().has(State::CUT) {
+            // The ports may be in use again since, by a flow that nobody has cut.
+            self.remove(hit.slot, context);
+            return None;
+        }
         let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
         if recent && news.is_known(alias) {
             return Some(*alias);
@@ -552,88 +531,6 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
     hit.seen(context.now);
 }
 
-/// The backend of a packet that changes nothing but the time of its flow: one of an established TCP
-/// connection, or UDP. Nearly all are.
-#[inline(always)]
-fn steady<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
-    let backend = context.table.pinned(track.backend())?;
-    if !backend.quirks.none() && (!backend.quirks.only_remembers() || is_due(track, context)) {
-        return None;
-    }
-    let timeout = match packet.flow.protocol() {
-        Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
-            backend.timeouts.established
-        }
-        Protocol::Udp if track.state() == State::default() => backend.timeouts.udp,
-        _ => return None,
-    };
-    (context.now.since(track.last_seen()).0 <= timeout.0).then_some(backend)
-}
-
-/// The backend of a pin, unless it is stale or was idle for too long.
-#[inline]
-fn living<'t>(protocol: Protocol, track: &Track, context: &Context<'t>) -> Option<&'t Backend> {
-    let backend = context.table.pinned(track.backend())?;
-    let idle = context.now.since(track.last_seen());
-    (idle.0 <= timeout(protocol, track.state(), backend).0).then_some(backend)
-}
-
-/// Whether a pin on `backend` has not been idle for too long.
-pub(super) fn is_living(protocol: Protocol, pin: &Pin, backend: &Backend, now: Ticks) -> bool {
-    let idle = now.since(pin.track.last_seen());
-    idle.0 <= timeout(protocol, pin.track.state(), backend).0
-}
-
-/// How long the flow may be idle.
-#[inline]
-fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
-    match protocol {
-        _ if state.has(State::ALIAS) => ALIAS_TIMEOUT,
-        Protocol::Udp => backend.timeouts.udp,
-        Protocol::Tcp if state == State::ESTABLISHED => backend.timeouts.established,
-        Protocol::Tcp if state.has(State::CUT) => RESET_TIME,
-        Protocol::Tcp if state.is_closing(backend.forward) => backend.timeouts.closing,
-        Protocol::Tcp if state.has(State::ESTABLISHED) => backend.timeouts.established,
-        Protocol::Tcp => backend.timeouts.embryonic,
-    }
-}
-
-/// Whether a packet with the key of a pinned flow leaves the pin: why it then has none.
-///
-/// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
-/// not answer, or it is cut (the client tries again, and shall succeed). A SYN for an established flow
-/// does not: anybody can forge one, and the backend answers it (RFC 5961 4). A UDP packet does whose
-/// connection id names another backend. Any other packet does if that is the policy for what its
-/// backend has left.
-#[inline]
-fn leaves(
-    packet: &Packet,
-    track: &Track,
-    backend: &Backend,
-    context: &Context<'_>,
-) -> Option<Miss> {
-    let (protocol, state) = (packet.flow.protocol(), track.state());
-    let opens = protocol == Protocol::Udp || packet.shape.flags.opens();
-    let miss = if opens { Miss::Open } else { Miss::Midflow };
-    let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
-    let leaves = match protocol {
-        _ if backend.left == FlowsLeft::Rehash => true,
-        Protocol::Tcp => {
-            let over = || !backend.up || state.is_closing(backend.forward);
-            opens && (over() || is_cut(protocol, track, backend))
-        }
-        Protocol::Udp => backend.quirks.has(Quirks::QUIC) && elsewhere(),
-    };
-    leaves.then_some(miss)
-}
-
-/// Whether the flow is cut: for good, or by what is to become of its backend's flows.
-#[inline]
-fn is_cut(protocol: Protocol, track: &Track, backend: &Backend) -> bool {
-    let cut = track.state().has(State::CUT) || backend.left == FlowsLeft::Reset;
-    cut && protocol == Protocol::Tcp
-}
-
 /// Cuts a flow for good. From now on its pin lives for [`RESET_TIME`], whatever comes.
 #[cold]
 fn cut(hit: &Hit<'_>, now: Ticks) {
@@ -670,28 +567,6 @@ fn reply<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Reply<'t>
         }
         _ => Reply::To(client),
     }
-}
-
-/// The backend of a flow that is no longer living, if its ends are to be told that it idled out.
-#[cold]
-fn idled_out_loudly<'t>(
-    protocol: Protocol,
-    track: &Track,
-    context: &Context<'t>,
-) -> Option<&'t Backend> {
-    let backend = context.table.pinned(track.backend())?;
-    let open = is_open(protocol, track, backend) && !track.state().has(State::CUT);
-    (backend.reset_idle && open).then_some(backend)
-}
-
-/// Whether this is the pin of an established TCP connection: one whose ends are waiting for each other.
-#[inline]
-fn is_open(protocol: Protocol, track: &Track, backend: &Backend) -> bool {
-    let state = track.state();
-    protocol == Protocol::Tcp
-        && state.has(State::ESTABLISHED)
-        && !state.has(State::ALIAS)
-        && !state.is_closing(backend.forward)
 }
 
 /// What the sweep does with one entry.
@@ -739,102 +614,6 @@ fn sweep_cut(
     Verdict::Keep
 }
 
-/// What a packet changes in the state of its flow, whatever that was.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Change {
-    set: State,
-    clear: State,
-}
-
-impl Change {
-    /// The flow is cut.
-    const CUT: Self = Self { set: State::CUT, clear: State(0) };
-
-    #[inline]
-    const fn apply(self, state: State) -> State {
-        state.with(self.set).without(self.clear)
-    }
-}
-
-/// What a packet from the client changes.
-#[inline]
-fn request_change(packet: &Packet) -> Change {
-    let flags = packet.shape.flags;
-    if flags.any(TcpFlags::RST) {
-        return Change { set: State::RST, ..Change::default() };
-    }
-    if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
-        return Change::default();
-    }
-    let fin = if flags.any(TcpFlags::FIN) { State::FIN_CLIENT } else { State(0) };
-    // A client that goes on after a RST never sent it: it was forged, or the backend's stray.
-    Change { set: State::ESTABLISHED.with(fin), clear: State::RST }
-}
-
-/// What a packet from the backend changes.
-///
-/// An answer other than a RST proves that the backend has the connection: it makes a flow whose
-/// pin was lost an established one.
-#[inline]
-fn reply_change(packet: &Packet) -> Change {
-    let flags = packet.shape.flags;
-    let set = if flags.any(TcpFlags::RST) {
-        State::RST
-    } else if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
-        State(0)
-    } else if flags.any(TcpFlags::FIN) {
-        State::ESTABLISHED.with(State::FIN_BACKEND)
-    } else {
-        State::ESTABLISHED
-    };
-    Change { set, ..Change::default() }
-}
-
-/// What a packet tells of its flow, to whoever has the pin.
-#[derive(Clone, Copy)]
-struct News {
-    change: Change,
-    /// It may begin another flow: a SYN.
-    opening: bool,
-    /// Where the client's packets come from, if the packet is one.
-    hop: Option<NextHop>,
-}
-
-impl News {
-    /// Of a packet from the client, whose flow this is.
-    #[inline]
-    fn of_request(packet: &Packet, track: &Track, backend: &Backend, nic: PortIndex) -> Self {
-        let cut = is_cut(packet.flow.protocol(), track, backend);
-        Self {
-            change: if cut { Change::CUT } else { request_change(packet) },
-            opening: packet.shape.flags.opens(),
-            hop: Some(packet.came_from(nic)),
-        }
-    }
-
-    /// Of a packet from the backend, whose flow this is.
-    #[inline]
-    fn of_reply(packet: &Packet, track: &Track, backend: &Backend) -> Self {
-        let cut = is_cut(packet.flow.protocol(), track, backend);
-        let change = if cut { Change::CUT } else { reply_change(packet) };
-        Self { change, opening: false, hop: None }
-    }
-
-    /// Whether an alias says all that.
-    #[inline]
-    fn is_known(&self, alias: &Track) -> bool {
-        !self.opening
-            && self.change.apply(alias.state()) == alias.state()
-            && self.hop.as_ref().is_none_or(|hop| alias.comes_from(hop))
-    }
-
-    /// The pin as it is after the packet.
-    fn apply(&self, pin: &Pin, now: Ticks) -> Pin {
-        let track = pin.track.with_state(self.change.apply(pin.track.state())).with_last_seen(now);
-        Pin { track: self.hop.map_or(track, |hop| track.with_hop(&hop)), ..*pin }
-    }
-}
-
 /// Tells the owner of a pin that a packet of its flow came. One that is cut lives no longer for that.
 fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, track: &Track, news: &News, now: Ticks) {
     if track.state().has(State::CUT) {
@@ -845,11 +624,6 @@ fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, track: &Track, news: &N
         owner.change_hop(slot, track, hop);
     }
     owner.change_state(slot, flow, track, news.change.set, news.change.clear);
-}
-
-/// The note of another worker's pin.
-const fn alias_of(pin: &Pin) -> Pin {
-    Pin { track: pin.track.with_state(pin.track.state().with(State::ALIAS)), ..*pin }
 }
 
 /// Counts why a pin that no longer lives has ended.

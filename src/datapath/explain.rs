@@ -13,7 +13,9 @@ use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
-use super::conntrack::{Conntrack, Context, is_living};
+use super::conntrack::Conntrack;
+use super::context::Context;
+use super::life::is_living;
 use super::parse::parse;
 use super::reset::Outbox;
 use super::rewrite::Macs;
@@ -254,7 +256,7 @@ fn tell_pin<'f>(
     );
     match table.pinned(pin.track.backend()) {
         None => trace.tell("conntrack", "no pin", format!("{said}: its backend has left")),
-        Some(backend) if is_living(key.protocol, pin, backend, now) => {
+        Some(backend) if is_living(key.protocol, &pin.track, backend, now) => {
             trace.tell("conntrack", format!("pinned to {}", name(backend, table)), said);
             return (*worker, Some(pin));
         }

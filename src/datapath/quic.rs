@@ -4,7 +4,7 @@
 //! Cost: nothing for a VIP without them; else see [`QuicLb::backend`](crate::forwarding::quic_lb::QuicLb::backend).
 
 use super::batch::Packet;
-use super::conntrack::Context;
+use super::context::Context;
 use crate::flow::Protocol;
 use crate::forwarding::BackendIndex;
 use crate::forwarding::table::{Backend, Quirks};
@@ -22,13 +22,32 @@ pub fn named<'t>(packet: &Packet, context: &Context<'t>) -> Option<&'t Backend> 
     context.table.backend(index).filter(|backend| backend.takes_midflow)
 }
 
-/// Whether `backend` may answer for a flow that is pinned to `pinned`: it is the one, or they share
-/// a VIP that goes by connection ids. There one client port may have connections on several
-/// backends, and the pin is the one whose packet came last.
-#[inline]
-pub fn answers_for(backend: BackendIndex, pinned: &Backend, context: &Context<'_>) -> bool {
-    let shares_vip = || context.table.backend(backend).is_some_and(|it| it.vip == pinned.vip);
-    pinned.id.index == backend || (pinned.quirks.has(Quirks::QUIC) && shares_vip())
+/// A NAT backend that may be answering for a flow.
+#[derive(Debug, Clone, Copy)]
+pub struct Answerer {
+    /// Which one.
+    pub backend: BackendIndex,
+    /// For a flow that is pinned to any backend of its VIP, if that goes by connection ids: there one
+    /// client port may have connections on several backends, and the pin is the one whose packet
+    /// came last. Else for one that is pinned to itself.
+    pub of_its_vip: bool,
+}
+
+impl Answerer {
+    /// Whether there may be such flows.
+    #[inline]
+    pub fn exists(self, context: &Context<'_>) -> bool {
+        let by_ids = |backend: &Backend| backend.quirks.has(Quirks::QUIC);
+        !self.of_its_vip || context.table.backend(self.backend).is_some_and(by_ids)
+    }
+
+    /// Whether it may answer for a flow that is pinned to `pinned`.
+    #[inline]
+    pub fn answers_for(self, pinned: &Backend, context: &Context<'_>) -> bool {
+        let shares_vip =
+            || context.table.backend(self.backend).is_some_and(|it| it.vip == pinned.vip);
+        pinned.id.index == self.backend || (self.of_its_vip && shares_vip())
+    }
 }
 
 /// What the UDP header says is payload. Parsing has checked that it is all there.

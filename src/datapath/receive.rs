@@ -4,7 +4,7 @@
 //! Cost: one acquire load and one release store per batch.
 
 use super::batch::Batch;
-use super::worker::WorkerPort;
+use super::ports::WorkerPort;
 use crate::stats::WorkerStats;
 use crate::xdp::cpu;
 

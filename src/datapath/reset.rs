@@ -28,8 +28,8 @@ use etherparse::{
 };
 
 use super::batch::{Packet, TcpFlags};
+use super::ports::Ports;
 use super::rewrite::Macs;
-use super::worker::Ports;
 use crate::flow::{Address, FlowKey};
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop};

@@ -7,7 +7,9 @@ use std::net::IpAddr;
 
 use super::batch::{Packet, TcpFlags};
 use super::clients::Known;
-use super::conntrack::{Conntrack, Context, Miss};
+use super::conntrack::Conntrack;
+use super::context::Context;
+use super::life::Miss;
 use super::quic::named;
 use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};
@@ -33,8 +35,11 @@ pub fn select<'t>(
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
     let client = Known::of(&key, vip, context);
-    // Where its connection is counts for more than a collision: elsewhere nobody knows it.
-    let (backend, rule) = match named(packet, context) {
+    // Anybody can make an id: it takes nobody else's replies.
+    let tells_apart = |named: &&Backend| {
+        vip.forward == Forward::Dsr || !collides(&key, named, conntrack, context)
+    };
+    let (backend, rule) = match named(packet, context).filter(tells_apart) {
         Some(backend) => {
             if let Some(trace) = context.trace {
                 let why = "the connection id was made by this backend, and it is up";

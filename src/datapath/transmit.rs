@@ -5,7 +5,7 @@
 //! rings are published, and the kernel woken, once per poll.
 
 use super::batch::{Batch, Packet};
-use super::worker::Ports;
+use super::ports::Ports;
 use crate::forwarding::{BackendIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::xdp::umem::FramePool;

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
-use super::conntrack::{Conntrack, Context, Reply, Untracked, prefetch};
+use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
+use super::context::Context;
 use super::parse::{parse, parse_plain};
+use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
@@ -14,156 +16,18 @@ use super::select::select;
 use super::transmit::{end, transmit};
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
+use crate::forwarding::PortIndex;
 use crate::forwarding::publish::Subscription;
-use crate::forwarding::{MAX_NICS, PortIndex};
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::xdp::cpu;
-use crate::xdp::port::{Port, wait};
-use crate::xdp::umem::{Frame, FramePool};
+use crate::xdp::port::wait;
+use crate::xdp::umem::FramePool;
 
 /// Polls without a packet after which a worker that may sleep does.
 const IDLE_POLLS: u32 = 64;
 /// Longest sleep: bounds how late the sweep, and a stop, may be.
 const SLEEP_MS: u32 = 100;
-
-/// One NIC queue that a worker serves.
-pub struct WorkerPort {
-    /// The NIC.
-    pub nic: PortIndex,
-    /// Its socket and rings.
-    pub port: Port,
-    /// Bad descriptors that were counted.
-    bad_descriptors: u64,
-    /// Packets and bytes that were queued, and are not counted yet.
-    queued: (u64, u64),
-    /// The TX ring was full, and has been given to the kernel, in this batch.
-    was_full: bool,
-}
-
-impl WorkerPort {
-    /// A queue of `nic`.
-    pub fn new(nic: PortIndex, port: Port) -> Self {
-        Self { nic, port, bad_descriptors: 0, queued: (0, 0), was_full: false }
-    }
-
-    /// Bad descriptors since the last call.
-    #[inline]
-    fn new_bad_descriptors(&mut self) -> u64 {
-        let now = self.port.bad_descriptors();
-        now - std::mem::replace(&mut self.bad_descriptors, now)
-    }
-
-    /// Queues the frames of these packets; those that find no room stay. A full ring is given to the
-    /// kernel and tried once more, once per batch. Returns how many were queued.
-    #[inline]
-    fn queue(&mut self, packets: &mut [Packet], pool: &mut FramePool, stats: &WorkerStats) -> u64 {
-        let mut sent = self.try_queue(packets);
-        let left = || packets.iter().any(|packet| packet.frame.is_some());
-        if !self.was_full && self.port.is_full() && left() {
-            self.was_full = true;
-            self.hand_over(stats);
-            self.port.reclaim(pool);
-            sent += self.try_queue(packets);
-        }
-        sent
-    }
-
-    #[inline]
-    fn try_queue(&mut self, packets: &mut [Packet]) -> u64 {
-        let frames = packets.iter_mut().map(|packet| &mut packet.frame);
-        let (sent, bytes) = self.port.transmit_all(frames);
-        self.queued.0 += u64::from(sent);
-        self.queued.1 += bytes;
-        sent.into()
-    }
-
-    /// Queues one frame.
-    fn queue_one(&mut self, frame: Frame) -> Result<(), Frame> {
-        let bytes = u64::from(frame.bytes());
-        self.port.transmit(frame)?;
-        self.queued.0 += 1;
-        self.queued.1 += bytes;
-        Ok(())
-    }
-
-    /// Hands what was queued to the kernel.
-    #[inline]
-    fn flush(&mut self, stats: &WorkerStats) {
-        self.hand_over(stats);
-    }
-
-    #[inline]
-    fn hand_over(&mut self, stats: &WorkerStats) {
-        let woken = self.port.flush();
-        let (packets, bytes) = std::mem::take(&mut self.queued);
-        if (packets > 0 || woken)
-            && let Some(counters) = stats.ports.get(usize::from(self.nic.0))
-        {
-            counters.tx_packets.add(packets);
-            counters.tx_bytes.add(bytes);
-            counters.tx_wakeups.add(woken.into());
-        }
-    }
-}
-
-/// All NIC queues of a worker.
-pub struct Ports {
-    ports: Vec<WorkerPort>,
-    /// For each NIC, which of `ports` sends.
-    sender: [Option<usize>; MAX_NICS],
-}
-
-impl Ports {
-    /// The first queue of each NIC becomes its sender.
-    pub fn new(ports: Vec<WorkerPort>) -> Self {
-        let mut sender = [None; MAX_NICS];
-        for (index, port) in ports.iter().enumerate() {
-            if let Some(place) = sender.get_mut(usize::from(port.nic.0)) {
-                place.get_or_insert(index);
-            }
-        }
-        Self { ports, sender }
-    }
-
-    /// Every full ring may be given to the kernel once more.
-    #[inline]
-    pub fn begin_batch(&mut self) {
-        for port in &mut self.ports {
-            port.was_full = false;
-        }
-    }
-
-    /// Queues the frames of packets that leave by `nic` on its TX ring; returns how many. Those that
-    /// find the ring full, or no queue of this worker on that NIC, stay.
-    #[inline]
-    pub fn queue(
-        &mut self,
-        nic: PortIndex,
-        packets: &mut [Packet],
-        pool: &mut FramePool,
-        stats: &WorkerStats,
-    ) -> u64 {
-        self.sender(nic).map_or(0, |port| port.queue(packets, pool, stats))
-    }
-
-    /// Queues a frame that leaves by `nic`.
-    ///
-    /// # Errors
-    /// The frame comes back when the ring is full, or no queue of this worker is on that NIC.
-    pub fn queue_one(&mut self, nic: PortIndex, frame: Frame) -> Result<(), Frame> {
-        match self.sender(nic) {
-            Some(port) => port.queue_one(frame),
-            None => Err(frame),
-        }
-    }
-
-    #[inline]
-    fn sender(&mut self, nic: PortIndex) -> Option<&mut WorkerPort> {
-        let index = self.sender.get(usize::from(nic.0)).copied().flatten()?;
-        self.ports.get_mut(index)
-    }
-}
 
 /// What a worker is made of.
 pub struct Parts {

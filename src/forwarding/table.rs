@@ -340,9 +340,12 @@ pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
 }
 
 /// What becomes of a backend's flows: what its drain says, else its VIP's word for one that is down.
+///
+/// A UDP flow goes on sending to a backend that cannot be reached, and so keeps its pin alive: it leaves.
 fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
+    let reachable = spec.next_hop.is_some() || vip.protocol == Protocol::Tcp;
     let left = match spec.left {
-        FlowsLeft::Keep if spec.up => return FlowsLeft::Keep,
+        FlowsLeft::Keep if spec.up && reachable => return FlowsLeft::Keep,
         FlowsLeft::Keep => vip.on_down,
         left => left,
     };

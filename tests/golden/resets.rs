@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
+use holdfast::flow::Protocol;
 use holdfast::forwarding::{FlowsLeft, Forward, NextHop, RESET_TIME, Service, VipSpec};
 use holdfast::stats::Drop;
 
-use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, numbered, spec, tagged, tcp};
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, numbered, spec, tagged, tcp, udp};
 
 const PORT: u16 = 40_000;
 /// One round of the sweep, and the time between two probes, in ticks.
@@ -510,4 +511,51 @@ fn resets_that_find_no_room_are_let_go() {
     let collected = rig.collect(0, 0).len();
     assert_eq!(rig.stats(0).resets_sent.get(), collected as u64);
     assert!(collected < delivered * 2, "the ring was full");
+}
+
+/// What another worker noted of a flow that was cut is not true of the next one with its ports.
+#[test]
+fn a_flow_after_one_that_was_cut_is_served_at_every_worker() {
+    for family in [Family::V4, Family::V6] {
+        for pause in [1, 100] {
+            let mut rig = Rig::new(2, 1, vec![resetting(Forward::Nat, family, 1)]);
+            let request = open(&mut rig, family);
+            rig.send(1, 0, &request.reply("A"));
+            down(&mut rig);
+            assert_eq!(rig.send(1, 0, &request.reply("A")).len(), 2, "cut");
+            rig.change(|specs| specs[0].backends[0].up = true);
+            rig.advance(pause);
+            // The sweep's probes of the old flow.
+            rig.idle();
+            rig.collect(0, 0);
+            for flags in ["S", "A", "A"] {
+                let request = rig.send(0, 0, &client(family, flags)).remove(0);
+                let answer = rig.send(1, 0, &request.reply(if flags == "S" { "SA" } else { "A" }));
+                assert_eq!(answer.len(), 1, "{family:?} {pause} {flags}");
+                assert_eq!(answer[0].destination_mac(), CLIENT_MAC);
+                assert!(!answer[0].tcp().rst && !request.tcp().rst);
+                rig.advance(60);
+            }
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// A UDP flow's own packets would keep its pin, and so the black hole, alive.
+#[test]
+fn udp_flows_leave_a_backend_whose_next_hop_is_gone() {
+    for forward in [Forward::Dsr, Forward::Nat] {
+        for family in [Family::V4, Family::V6] {
+            let vip = VipSpec { protocol: Protocol::Udp, ..spec(0, forward, family, 1, 3) };
+            let mut rig = Rig::new(1, 1, vec![vip]);
+            let packet = udp(family, PORT, 80, true);
+            let first = rig.backend_of(&packet).unwrap();
+            rig.change(|specs| specs[0].backends[usize::from(first)].next_hop = None);
+            let next = rig.backend_of(&packet).unwrap();
+            assert_ne!(next, first);
+            assert_eq!(rig.backend_of(&packet), Some(next), "and stay");
+            assert_eq!((rig.stats(0).flows_stale.get(), rig.stats(0).flows_active.get()), (1, 1));
+            rig.assert_accounted();
+        }
+    }
 }

@@ -9,7 +9,8 @@ use etherparse::{
     LinkExtSlice, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
 };
 use holdfast::datapath::explain::Explainer;
-use holdfast::datapath::worker::{Parts, Worker, WorkerPort};
+use holdfast::datapath::ports::WorkerPort;
+use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::Protocol;
 use holdfast::flow::clients::Clients;
 use holdfast::flow::table::{Families, FlowTable};
