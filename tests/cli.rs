@@ -217,6 +217,8 @@ fn whatif_tells_people_and_programs() {
             assert!(!row[key].is_null(), "{key} of {row}");
         }
     }
+    let two_words = whatif(&["--change", "remove", "web/a", "--change", "drain", "web/b"]);
+    assert!(two_words.stdout.contains("\nremove web/a, drain web/b: "), "{}", two_words.stdout);
     let configured = whatif(&["--change", "drain web/a", "--json", "--schedulers", "configured"]);
     assert_eq!(configured.stdout.matches("\"name\":").count(), 1, "{}", configured.stdout);
 }
@@ -234,6 +236,10 @@ fn whatif_exits_3_where_a_bound_is_broken() {
     );
     assert_eq!(bad.stderr.lines().count(), 1, "the configured scheduler only: {}", bad.stderr);
     assert!(bad.stdout.starts_with("VIP web: "), "the report is there all the same");
+    let all = ["--change", "drain web/a", "--change", "drain web/b", "--fail-if", "dropped>0"];
+    let bad = whatif(&all);
+    assert_eq!(bad.code, Some(3), "{}", bad.stderr);
+    assert!(bad.stdout.contains("100.0 % of the new flows are DROPPED"), "{}", bad.stdout);
 }
 
 #[test]
@@ -244,6 +250,7 @@ fn whatif_refuses_what_cannot_be() {
             1,
             "--change 'remove web/x': VIP web has no backend x; it has: a, b",
         ),
+        (&["--change", "drop", "web/a"], 1, "--change drop: write 'remove VIP/BACKEND', "),
         (&["--change", "drop web/a"], 2, "write 'remove VIP/BACKEND', "),
         (
             &["--change", "drain web/a", "--schedulers", "fair"],

@@ -119,6 +119,8 @@ fn reasons_are_told() {
     let answer = ask(&rig, &question(family, 1000));
     assert_eq!((answer.backend, answer.frame.len()), (None, 0));
     assert!(said(&answer, "drop", "no_backend"));
+    let words = answer.steps.iter().flat_map(|step| [&step.outcome, &step.why]);
+    words.for_each(|words| assert_eq!(words, words.trim()));
 }
 
 #[test]

@@ -497,6 +497,9 @@ fn undrain_and_reload_say_what_they_did() {
     let server = Server::new([ok(&backend("a", BackendState::Active, 0))]);
     assert_eq!(server.run("undrain web/a").unwrap(), "web/a: active, takes new flows\n");
     assert_eq!(server.requests(), [r#"POST /v1/undrain {"vip":"web","backend":"a"}"#]);
+    let idle = BackendStatus { weight: 0, ..backend("a", BackendState::Active, 0) };
+    let said = Server::new([ok(&idle)]).run("undrain web/a").unwrap();
+    assert_eq!(said, "web/a: active, but its weight is 0: it takes no new flows\n");
 
     let changes = vec!["web/a: weight 1 -> 2".to_owned(), "web/c: added".to_owned()];
     let server = Server::new([ok(&api::Reloaded { changes }), ok(&json!({ "changes": [] }))]);

@@ -35,6 +35,7 @@ pub fn undrain(args: &UndrainArgs, out: &mut impl Write) -> Result<(), CliError>
 fn note(status: &BackendStatus) -> &'static str {
     match status.health {
         HealthState::Down => "active, but its health check says that it is down",
+        _ if status.weight == 0 => "active, but its weight is 0: it takes no new flows",
         _ if status.share_percent < 100 => "active, takes new flows, more of them by and by",
         HealthState::Up | HealthState::Unchecked | HealthState::Unknown => {
             "active, takes new flows"

@@ -29,8 +29,9 @@ pub struct WhatifArgs {
     config: PathBuf,
     /// 'remove VIP/BACKEND', 'add VIP/NAME=ADDRESS', 'drain VIP/BACKEND', 'weight VIP/BACKEND=N' or
     /// 'scheduler VIP=NAME'; repeat it for several, which are made in one reload
-    #[arg(long = "change", value_name = "CHANGE", required = true, value_parser = change)]
-    changes: Vec<Change>,
+    #[arg(long = "change", value_name = "CHANGE", required = true, num_args = 1..=2)]
+    #[arg(value_parser = words)]
+    changes: Vec<Words>,
     /// Flows of each VIP that are live when the change comes
     #[arg(long, value_name = "N", default_value_t = 1_000_000,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_FLOWS)))]
@@ -84,6 +85,38 @@ impl FromStr for Which {
             _ => Self::Named(text.split(',').map(|name| name.trim().to_owned()).collect()),
         })
     }
+}
+
+/// What stands behind `--change`: a change as one argument, or one of the two words of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Words {
+    All(Change),
+    One(String),
+}
+
+fn words(text: &str) -> Result<Words, String> {
+    let is_one = !text.is_empty() && !text.contains(char::is_whitespace);
+    if is_one { Ok(Words::One(text.to_owned())) } else { change(text).map(Words::All) }
+}
+
+/// The changes, put together from their words.
+fn changes(words: &[Words]) -> Result<Vec<Change>, String> {
+    let mut words = words.iter();
+    let mut changes = Vec::new();
+    while let Some(first) = words.next() {
+        changes.push(match first {
+            Words::All(change) => change.clone(),
+            Words::One(verb) => {
+                let what = match words.next() {
+                    Some(Words::One(what)) => what,
+                    Some(Words::All(_)) | None => "",
+                };
+                change(&format!("{verb} {what}"))
+                    .map_err(|fix| format!("--change {verb}: {fix}"))?
+            }
+        });
+    }
+    Ok(changes)
 }
 
 /// Reads a change.
@@ -143,9 +176,10 @@ struct Document<'a> {
 /// The configuration's mistakes; a change or scheduler that is not possible; an output that cannot
 /// be written; [`CliError::Bound`].
 pub fn whatif(args: &WhatifArgs, colours: bool, out: &mut impl Write) -> Result<(), CliError> {
+    let changes = changes(&args.changes).map_err(CliError::Usage)?;
     let config = config::load(&args.config)?;
     let refused = |why: String| CliError::Whatif(format!("{}: {why}", args.config.display()));
-    let scenarios = scenarios(&config, &args.changes).map_err(|e| refused(e.to_string()))?;
+    let scenarios = scenarios(&config, &changes).map_err(|e| refused(e.to_string()))?;
     let settings = args.settings(&config);
     let mut rows = Vec::new();
     for scenario in &scenarios {
@@ -158,7 +192,7 @@ pub fn whatif(args: &WhatifArgs, colours: bool, out: &mut impl Write) -> Result<
         writeln!(out, "{}", document.map_err(|error| CliError::Whatif(error.to_string()))?)?;
     } else {
         for scenario in &scenarios {
-            args.report(scenario, &rows, &config, colours, out)?;
+            args.report(scenario, &changes, &rows, &config, colours, out)?;
         }
     }
     if let Some(path) = &args.svg {
@@ -214,6 +248,7 @@ impl WhatifArgs {
     fn report(
         &self,
         scenario: &Scenario,
+        changes: &[Change],
         rows: &[Row],
         config: &Config,
         colours: bool,
@@ -232,7 +267,7 @@ impl WhatifArgs {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.vip == scenario.name).collect();
         table(&rows, colours).iter().try_for_each(|line| writeln!(out, "{line}"))?;
         let row = rows.iter().find(|row| row.configured).or(rows.first());
-        let changes = self.changes.iter().filter(|change| change.vip == scenario.name);
+        let changes = changes.iter().filter(|change| change.vip == scenario.name);
         let changes: Vec<String> = changes.map(ToString::to_string).collect();
         row.map_or(Ok(()), |row| writeln!(out, "{}", verdict(&changes, row)))?;
         Ok(())
@@ -287,11 +322,14 @@ fn verdict(changes: &[String], row: &Row) -> String {
         _ => format!("{share} of the flows were on what is removed and break"),
     };
     let without = percent(row.broken_without_conntrack_share);
-    let moved = percent(row.new_flows_moved_share);
+    let (share, end) = match row.new_flows_dropped_share {
+        0.0 => (row.new_flows_moved_share, "go elsewhere"),
+        dropped => (dropped, "are DROPPED: no backend takes them"),
+    };
     format!(
-        "{}: {broken}; without connection tracking {without} would. {moved} of the new flows go \
-         elsewhere ({})",
+        "{}: {broken}; without connection tracking {without} would. {} of the new flows {end} ({})",
         changes.join(", "),
+        percent(share),
         row.name
     )
 }
@@ -345,6 +383,20 @@ mod tests {
     }
 
     #[test]
+    fn a_change_may_be_one_argument_or_two() {
+        let all = |texts: &[&str]| {
+            changes(&texts.iter().map(|text| words(text)).collect::<Result<Vec<_>, _>>()?)
+        };
+        let whole = all(&["remove web/a", "drain web/b"]);
+        assert!(whole.is_ok());
+        assert_eq!(all(&["remove", "web/a", "drain", "web/b"]), whole);
+        assert_eq!(all(&["remove web/a", "drain", "web/b"]), whole);
+        for text in [&["remove"][..], &["web/a"], &["remove", "drain web/a"], &["remove", ""]] {
+            assert!(all(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
     fn the_verdict_is_a_sentence() {
         let row = Row {
             name: "maglev",
@@ -365,6 +417,9 @@ mod tests {
         );
         let start = "drain web/b, remove web/a: 33.3 % of the flows were on what is removed and ";
         assert!(told(&["drain web/b", "remove web/a"], &row).starts_with(start));
+        let last = Row { new_flows_dropped_share: 1.0, ..row.clone() };
+        let end = " 100.0 % of the new flows are DROPPED: no backend takes them (maglev)";
+        assert!(told(&["remove web/a"], &last).ends_with(end));
         let drained = Row { broken_with_conntrack: 0, ..row };
         let start = "drain web/a: no flow breaks; without connection tracking 34.1 % would. ";
         assert!(told(&["drain web/a"], &drained).starts_with(start));

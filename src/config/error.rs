@@ -16,7 +16,7 @@ pub struct ConfigError {
     pub what: String,
     /// How to fix it; empty where `what` says it all.
     pub fix: String,
-    /// The line of the file; empty for a mistake without a position.
+    /// The line of the file; empty for a mistake without a position, and for a line with a secret.
     pub line: String,
 }
 

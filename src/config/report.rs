@@ -86,7 +86,7 @@ impl<'a> Report<'a> {
     fn push(&mut self, start: usize, key: String, what: String, fix: &str) {
         let (line, column, text) = self.lines.find(start);
         // A tab is one column wide in the caret's line, too.
-        let text = text.replace('\t', " ");
+        let text = if syntax::has_secret(text) { String::new() } else { text.replace('\t', " ") };
         let (file, fix) = (self.file.to_owned(), fix.to_owned());
         let position = Some((line, column));
         let error = ConfigError { file, position, key, what, fix, line: text };
@@ -278,6 +278,7 @@ fn in_words(message: &str) -> (String, String) {
         "i64" => "write a whole number".to_owned(),
         "a sequence" => "write a list, such as [1, 2]".to_owned(),
         "a string" => "write a text in quotes".to_owned(),
+        _ if expected.starts_with("struct ") => "write a table, as in { key = value }".to_owned(),
         _ if what.starts_with("unknown key") => format!("the keys here are: {expected}"),
         _ => format!("write {expected}"),
     };
@@ -306,6 +307,11 @@ mod tests {
                 "invalid type: string \"x\", expected i64",
                 "invalid type: string \"x\"",
                 "write a whole number",
+            ),
+            (
+                "invalid type: integer `5`, expected struct RawDrain",
+                "invalid type: integer `5`",
+                "write a table, as in { key = value }",
             ),
             ("duplicate key", "duplicate key", ""),
         ] {

@@ -5,7 +5,9 @@
 /// empty where the message says all that is known.
 pub(super) fn explain(line: &str, message: &str) -> (String, String) {
     let line = strip_comment(line);
-    let told = if message.starts_with("duplicate key") {
+    let told = if has_secret(line) {
+        None
+    } else if message.starts_with("duplicate key") {
         Some(duplicate(line))
     } else {
         line.split_once('=').and_then(|(key, value)| value_mistake(key.trim(), value.trim()))
@@ -14,6 +16,14 @@ pub(super) fn explain(line: &str, message: &str) -> (String, String) {
         || (format!("not TOML: {message}"), String::new()),
         |(what, fix)| (format!("not TOML: {what}"), fix),
     )
+}
+
+/// Whether a line of a configuration gives a key of a hash or a cipher: messages end in logs.
+pub(super) fn has_secret(line: &str) -> bool {
+    line.split(['{', ',']).filter_map(|part| part.split_once('=')).any(|(key, _)| {
+        let key = key.rsplit('.').next().unwrap_or_default();
+        matches!(key.trim().trim_matches(['"', '\'']), "secret" | "key")
+    })
 }
 
 /// The line without a comment; good enough for lines without `#` in a text.

@@ -188,3 +188,22 @@ fn files_that_cannot_be_read() {
     }
     fs::remove_dir_all(&folder).unwrap();
 }
+
+/// Messages end in logs: no line that gives a key is shown, whatever is wrong with it.
+#[test]
+fn secrets_are_not_told() {
+    let quic = "affinity = \"quic_cid\"\nprotocol = \"udp\"\nforward = \"nat\"\n[[vip.quic]]\n";
+    for (from, to) in [
+        ("[[nic]]", "[hash]\nsecret = \"5ec2e7\"\n[[nic]]".to_owned()),
+        ("[[nic]]", "[hash]\nsecret = \"5ec2e7\n[[nic]]".to_owned()),
+        ("[[nic]]", "[hash]\nsecret = x5ec2e7\n[[nic]]".to_owned()),
+        ("[workers]", "hash = { secret = \"5ec2e7\", table_size = 4 }\n[workers]".to_owned()),
+        ("[workers]", "hash.\"secret\" = \"5ec2e7\"\n[workers]".to_owned()),
+        ("forward = \"nat\"\n", format!("{quic}key = \"5ec2e7\"\n")),
+        ("forward = \"nat\"\n", format!("{quic}key=[\"5ec2e7\"]\n")),
+    ] {
+        let found = messages(&GOOD.replacen(from, &to, 1)).join("\n");
+        assert_ne!(found, "", "{to}");
+        assert!(!found.contains("5ec2e7"), "{found}");
+    }
+}

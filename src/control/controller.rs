@@ -515,6 +515,10 @@ impl Controller {
         self.populate(new.families()).await.map_err(refused)?;
         let applied = self.registry.apply(&new.vips, &self.workers);
         applied.map_err(|error| refused(error.to_string()))?;
+        // What the registry has given up must not come back from there.
+        let split = |vip: &VipEntry| vip.splits != Splits::default();
+        let vips = self.registry.vips();
+        self.splitter.retain(|id| vips.iter().any(|vip| vip.id == id && split(vip)));
         self.config = new;
         Ok(changes)
     }

@@ -7,6 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -85,7 +86,10 @@ async fn finish(
         Ok(Ok(status)) => Err(Failure::Status(program.clone(), status)),
         Ok(Err(error)) => Err(failed(error)),
         Err(_) => {
-            // It fails when it has ended just now, which is what is wanted.
+            // With all that it started and waits for. Each fails when it has ended just now, which is
+            // what is wanted.
+            let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+            let _ = group.map(|group| kill_process_group(group, Signal::KILL));
             let _ = child.kill().await;
             Err(Failure::Limit(program.clone(), limit))
         }
@@ -95,6 +99,9 @@ async fn finish(
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {
+    use std::io::Read as _;
+    use std::os::fd::AsRawFd as _;
+
     use super::*;
 
     async fn ends(words: &[&str], limit: Duration) -> Result<(), String> {
@@ -120,10 +127,23 @@ mod tests {
         assert!(slow.starts_with("sleep was killed"), "{slow}");
     }
 
+    /// A shell that is killed does not take with it what it waits for.
+    #[tokio::test]
+    async fn what_the_command_started_is_killed_with_it() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let link = format!("/proc/{}/fd/{}", std::process::id(), writer.as_raw_fd());
+        // The pipe ends when the last process that has it open has ended.
+        let script = "exec >\"$1\"; sleep 1000 & sleep 1000";
+        let words = ["sh", "-c", script, "sh", &link];
+        let error = ends(&words, Duration::from_secs(1)).await.unwrap_err();
+        assert!(error.contains("was killed"), "{error}");
+        drop(writer);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    }
+
     /// A socket that it inherited would live on in it.
     #[tokio::test]
     async fn nothing_of_ours_is_open_in_the_command() {
-        use std::os::fd::AsRawFd as _;
         let ours = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let link = std::fs::read_link(format!("/proc/self/fd/{}", ours.as_raw_fd())).unwrap();
         let script = "! ls -l /proc/self/fd | grep -F \"$1\"";

@@ -6,8 +6,8 @@ use std::time::Duration;
 use hashbrown::HashMap;
 
 use super::state::same_server;
-use crate::config::{Announce, Backend, Config, Drain, Health, Sticky, TcpHealth, Vip};
-use crate::forwarding::Ports;
+use crate::config::{Announce, Backend, Config, Drain, Health, Split, Sticky, TcpHealth, Vip};
+use crate::forwarding::{Ports, quic_lb};
 use crate::words::counted;
 
 /// The keys whose change needs a restart, of all that differ; empty if a reload can do it.
@@ -95,6 +95,8 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("forward", old.forward.as_str().to_owned(), new.forward.as_str().to_owned());
     field("scheduler", old.scheduler.to_string(), new.scheduler.to_string());
     field("affinity", old.affinity.to_string(), new.affinity.to_string());
+    field("split", split(old), split(new));
+    field("quic", quic(old), quic(new));
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
     field("drain", drain(&old.drain), drain(&new.drain));
@@ -111,6 +113,9 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     }
     field("sticky", sticky(old.sticky), sticky(new.sticky));
     field("on_reentry", old.on_reentry.as_str().to_owned(), new.on_reentry.as_str().to_owned());
+    if old.quic != new.quic && quic(old) == quic(new) {
+        told.push(format!("VIP {}: quic: another key", new.name));
+    }
     if old.forward != new.forward {
         told.push(format!("VIP {}: another forwarding mode; its flows are cut", new.name));
     }
@@ -140,6 +145,12 @@ fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
         {
             told.push(format!("backend {name} of VIP {vip}: weight {} -> {weight}", old.weight));
         }
+        if let Some(old) = before.get(name.as_str())
+            && old.server_ids != backend.server_ids
+        {
+            let (a, b) = (server_ids(old), server_ids(backend));
+            told.push(format!("backend {name} of VIP {vip}: server_id {a} -> {b}"));
+        }
     }
 }
 
@@ -151,6 +162,29 @@ fn sticky(sticky: Option<Sticky>) -> String {
             format!("{} (on_drain {drain}, on_down {down})", span(timeout))
         },
     )
+}
+
+fn split(vip: &Vip) -> String {
+    vip.split.map_or_else(
+        || "off".to_owned(),
+        |Split { max_load, min_rate }| format!("auto (max_load {max_load}, min_rate {min_rate})"),
+    )
+}
+
+/// Without the keys: changes end in logs.
+fn quic(vip: &Vip) -> String {
+    let config = |config: &quic_lb::Config| {
+        let quic_lb::Config { rotation, server_id_bytes, nonce_bytes, key } = config;
+        let encrypted = if key.is_some() { ", encrypted" } else { "" };
+        format!("rotation {rotation} ({server_id_bytes} + {nonce_bytes} bytes{encrypted})")
+    };
+    let configs: Vec<String> = vip.quic.iter().map(config).collect();
+    if configs.is_empty() { "off".to_owned() } else { configs.join(", ") }
+}
+
+fn server_ids(backend: &Backend) -> String {
+    let ids = &backend.server_ids;
+    if ids.is_empty() { "none".to_owned() } else { join(ids) }
 }
 
 fn place(backend: &Backend) -> String {
@@ -212,7 +246,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
-    use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind};
+    use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind, ServerId};
 
     /// A configuration of one worker and one NIC.
     pub fn config(vips: Vec<Vip>) -> Config {
@@ -243,6 +277,16 @@ pub(super) mod tests {
         }
     }
 
+    const QUIC_ADDED: &str = "VIP web: quic off -> rotation 1 (3 + 4 bytes, encrypted)";
+
+    const fn rotation_1(key: u8) -> quic_lb::Config {
+        quic_lb::Config { rotation: 1, server_id_bytes: 3, nonce_bytes: 4, key: Some([key; 16]) }
+    }
+
+    fn server_id() -> ServerId {
+        ServerId::new(&[0xc4, 0x60, 0x5e]).unwrap()
+    }
+
     fn one(change: impl FnOnce(&mut Vip)) -> Vec<String> {
         let old = vip("web", &[backend("a", 1), backend("b", 2)]);
         let mut new = old.clone();
@@ -259,7 +303,7 @@ pub(super) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 16] = [
+        let rows: [(Change, &str); 19] = [
             (
                 |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
                 "VIP web: drain (no deadline, then rehash, slow start 0 s) -> (60 s at most, then \
@@ -293,6 +337,15 @@ pub(super) mod tests {
                 |vip| vip.timeouts.established = Duration::from_millis(1500),
                 "VIP web: timeouts.established 1800 s -> 1500 ms",
             ),
+            (
+                |vip| vip.split = Some(Split { max_load: 1.25, min_rate: 50.0 }),
+                "VIP web: split off -> auto (max_load 1.25, min_rate 50)",
+            ),
+            (|vip| vip.quic = vec![rotation_1(7)], QUIC_ADDED),
+            (
+                |vip| vip.backends.first_mut().unwrap().server_ids = vec![server_id()],
+                "backend a of VIP web: server_id none -> c4605e",
+            ),
             (|vip| vip.on_down = FlowsLeft::Reset, "VIP web: on_down keep -> reset"),
             (|vip| vip.reset_idle = true, "VIP web: on_idle silent -> reset"),
             (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
@@ -317,6 +370,15 @@ pub(super) mod tests {
             one(|vip| vip.forward = Forward::Dsr),
             ["VIP web: forward nat -> dsr", "VIP web: another forwarding mode; its flows are cut"]
         );
+    }
+
+    #[test]
+    fn a_key_that_changes_is_not_told() {
+        let mut old = vip("web", &[]);
+        old.quic = vec![rotation_1(7)];
+        let new = Vip { quic: vec![rotation_1(8)], ..old.clone() };
+        let told = changes(&config(vec![old]), &config(vec![new]));
+        assert_eq!(told, ["VIP web: quic: another key"]);
     }
 
     #[test]

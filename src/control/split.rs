@@ -26,6 +26,9 @@ use crate::forwarding::{BackendIndex, ForwardingTable, VipId};
 const SOURCES: usize = 65_536;
 /// Sources of one VIP that may be split: more than this many cannot each be too large.
 const SPLIT_SOURCES: usize = 64;
+/// Parts of a VIP's sources that are tried out in one window: each asks the scheduler, which looks at
+/// every backend in the worst case, and the control thread has more to do.
+const TRIED: u32 = 4096;
 /// How far up to the limit a split fills a backend: the flows of a part, and of the other clients,
 /// are not all alike.
 const AIM: f64 = 0.6;
@@ -187,8 +190,8 @@ impl Known {
 }
 
 /// Splits the sources, the one that burdens the fullest backend most first, until no backend has
-/// more than `aim` times its due, or nothing more can be split. The flows of all others are taken to
-/// spread as the weights say.
+/// more than `aim` times its due, nothing more can be split, or [`TRIED`] parts were tried. The flows
+/// of all others are taken to spread as the weights say.
 fn fit(mut sources: Vec<Source>, vip: &Vip, table: &ForwardingTable, aim: f64) -> Vec<Source> {
     let due = due(vip, table);
     // With one backend nothing can be spread.
@@ -196,13 +199,14 @@ fn fit(mut sources: Vec<Source>, vip: &Vip, table: &ForwardingTable, aim: f64) -
         return sources;
     }
     let others = (1.0 - sources.iter().map(|source| source.share).sum::<f64>()).max(0.0);
+    let mut loads: HashMap<_, _> = due.iter().map(|(&it, due)| (it, others * due)).collect();
     for source in &mut sources {
-        source.place(vip, table);
+        source.place(vip, table, &mut loads);
     }
+    let mut tried = 0;
     loop {
         let over = |(backend, due): (&BackendIndex, &f64)| {
-            let given = sources.iter().filter_map(|source| source.given.get(backend));
-            (*backend, (others * due + given.sum::<f64>()) / due)
+            (*backend, loads.get(backend).copied().unwrap_or(0.0) / due)
         };
         let fullest = due.iter().map(over).max_by(|a, b| a.1.total_cmp(&b.1));
         let Some((backend, _)) = fullest.filter(|(_, load)| *load > aim) else { break };
@@ -210,8 +214,12 @@ fn fit(mut sources: Vec<Source>, vip: &Vip, table: &ForwardingTable, aim: f64) -
         let can = sources.iter_mut().filter(|source| source.bits < MAX_SPLIT);
         let source = can.max_by(|a, b| burden(a).total_cmp(&burden(b)));
         let Some(source) = source.filter(|source| burden(source) > 0.0) else { break };
+        tried += 2 << source.bits;
+        if tried > TRIED {
+            break;
+        }
         source.bits += 1;
-        source.place(vip, table);
+        source.place(vip, table, &mut loads);
     }
     sources
 }
@@ -226,9 +234,16 @@ fn due(vip: &Vip, table: &ForwardingTable) -> HashMap<BackendIndex, f64> {
 }
 
 impl Source {
-    /// Asks the VIP's scheduler where each part goes.
-    fn place(&mut self, vip: &Vip, table: &ForwardingTable) {
-        self.given.clear();
+    /// Asks the VIP's scheduler where each part goes, and moves its share of the backends' loads.
+    fn place(
+        &mut self,
+        vip: &Vip,
+        table: &ForwardingTable,
+        loads: &mut HashMap<BackendIndex, f64>,
+    ) {
+        for (backend, given) in self.given.drain() {
+            loads.entry(backend).and_modify(|load| *load -= given);
+        }
         let parts = 1_u16 << self.bits;
         let mut placed = Placed { table, flows: HashMap::new(), turn: 0 };
         for part in parts..parts << 1 {
@@ -236,7 +251,9 @@ impl Source {
             if let Some(backend) = vip.scheduler.scheduler().choose(hash, &mut placed) {
                 *placed.flows.entry(backend).or_default() += 1;
                 placed.turn += 1;
-                *self.given.entry(backend).or_default() += self.share / f64::from(parts);
+                let share = self.share / f64::from(parts);
+                *self.given.entry(backend).or_default() += share;
+                *loads.entry(backend).or_default() += share;
             }
         }
     }
@@ -359,6 +376,22 @@ mod tests {
                 assert_eq!(window(&mut splitter, &table, flows, share), None, "{name}");
             }
         }
+    }
+
+    /// The control thread has more to do.
+    #[test]
+    fn many_large_sources_take_bounded_time() {
+        let (table, mut splitter) = (table(100), Splitter::default());
+        let vip = table.vip(VipId(0)).unwrap();
+        let mut judge = || {
+            (0..64_000).for_each(|number| {
+                splitter.observe(Sample { vip: VipId(0), source: address(number % 64) });
+            });
+            splitter.judge(vip, &table, &SETTINGS, 32_000.0)
+        };
+        assert_eq!(judge(), None);
+        let parts = judge().unwrap().iter().map(|(_, bits)| 1 << bits).sum::<u32>();
+        assert!((64..=TRIED).contains(&parts), "{parts}");
     }
 
     #[test]

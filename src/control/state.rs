@@ -299,10 +299,11 @@ impl Registry {
                 entry.backends.push(known);
             }
         }
-        if (entry.config.affinity, entry.config.split) != (new.affinity, new.split) {
+        let affinity = std::mem::replace(&mut entry.config, new.clone()).affinity;
+        // Sources of another affinity are others; with other limits the next window judges.
+        if affinity != new.affinity || entry.split().is_none() {
             entry.splits = Splits::default();
         }
-        entry.config = new.clone();
     }
 
     /// The VIPs, to be changed, in the configuration's order.
@@ -610,6 +611,33 @@ pub(super) mod tests {
         assert!(registry.find("web", "a").unwrap().1.spec().up, "no check any more");
         registry.apply(&[checked], &[]).unwrap();
         assert!(registry.find("web", "a").unwrap().1.spec().up, "not yet checked again");
+    }
+
+    #[test]
+    fn splits_survive_a_reload_that_leaves_them_their_meaning() {
+        let some = Splits::new(vec![(Address::from_v4([198, 51, 100, 7]), 3)]);
+        let split = config::Split { max_load: 1.25, min_rate: 50.0 };
+        let client = config::Vip {
+            affinity: Affinity::Client,
+            split: Some(split),
+            ..vip("web", &[backend("a", 1)])
+        };
+        type Change = fn(&mut config::Vip);
+        let rows: [(&str, Change, bool); 4] = [
+            ("a backend", |vip| vip.backends.push(backend("b", 2)), true),
+            ("limits", |vip| vip.split.as_mut().unwrap().max_load = 2.0, true),
+            ("off", |vip| vip.split = None, false),
+            ("others", |vip| vip.affinity = Affinity::ClientPrefix { v4: 24, v6: 56 }, false),
+        ];
+        for (name, change, stay) in rows {
+            let mut registry = Registry::default();
+            registry.apply(std::slice::from_ref(&client), &[]).unwrap();
+            registry.vips_mut().first_mut().unwrap().splits = some.clone();
+            let mut new = client.clone();
+            change(&mut new);
+            registry.apply(&[new], &[]).unwrap();
+            assert_eq!(registry.vips().first().unwrap().splits == some, stay, "{name}");
+        }
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Explainer {
         let sent = verdict.is_ok();
         match verdict {
             Ok(()) => tell_rewrite(&packet, question, context),
-            Err(reason) => trace.tell("drop", reason.as_str(), reason.describe()),
+            Err(reason) => trace.tell("drop", reason.as_str(), reason.describe().trim()),
         }
         let frame = if sent { packet.data().to_vec() } else { Vec::new() };
         let backend = Some(packet.backend).filter(|_| sent);

@@ -19,14 +19,16 @@ enum Metric {
     Broken,
     BrokenWithout,
     Moved,
+    Dropped,
     MaxOverMean,
     MaxOverMeanAfter,
 }
 
-const METRICS: [(&str, Metric); 5] = [
+const METRICS: [(&str, Metric); 6] = [
     ("broken", Metric::Broken),
     ("broken_without_conntrack", Metric::BrokenWithout),
     ("moved", Metric::Moved),
+    ("dropped", Metric::Dropped),
     ("max_over_mean", Metric::MaxOverMean),
     ("max_over_mean_after", Metric::MaxOverMeanAfter),
 ];
@@ -37,6 +39,7 @@ impl Metric {
             Self::Broken => row.broken_with_conntrack_share,
             Self::BrokenWithout => row.broken_without_conntrack_share,
             Self::Moved => row.new_flows_moved_share,
+            Self::Dropped => row.new_flows_dropped_share,
             Self::MaxOverMean => row.max_over_mean,
             Self::MaxOverMeanAfter => row.max_over_mean_after,
         }
@@ -116,6 +119,7 @@ mod tests {
             ("broken > 0", Metric::Broken, 0.0),
             ("broken_without_conntrack>0.5", Metric::BrokenWithout, 0.5),
             ("moved>100 %", Metric::Moved, 1.0),
+            ("dropped>0", Metric::Dropped, 0.0),
             ("max_over_mean>1.25", Metric::MaxOverMean, 1.25),
             ("max_over_mean_after>125%", Metric::MaxOverMeanAfter, 1.25),
         ] {

@@ -134,12 +134,16 @@ fn one(scenario: &Scenario, kind: SchedulerKind, trace: &Trace, settings: &Setti
         build_ms: built.as_secs_f64() * 1000.0,
         ..Row::default()
     };
-    let moved = trace.after().filter(|&(slot, hash)| {
+    let (mut moved, mut dropped) = (0, 0);
+    for (slot, hash) in trace.after() {
         // Both worlds have the same flows.
-        kept.open(slot, hash) != changed.open(slot, hash)
-    });
-    let (moved, new_flows) = (moved.count() as u64, trace.after().len() as u64);
-    Row { new_flows, max_over_mean_after: changed.max_over_mean(), ..row }.with_shares(moved)
+        let (before, after) = (kept.open(slot, hash), changed.open(slot, hash));
+        moved += u64::from(before != after);
+        dropped += u64::from(after.is_none());
+    }
+    let new_flows = trace.after().len() as u64;
+    Row { new_flows, max_over_mean_after: changed.max_over_mean(), ..row }
+        .with_shares(moved, dropped)
 }
 
 #[cfg(test)]
@@ -272,8 +276,11 @@ mod tests {
     #[test]
     fn everybody_may_go() {
         for row in rows("flow", 1, Action::Remove(b(1)), &settings(1_000)) {
-            let shares = [row.broken_with_conntrack_share, row.new_flows_moved_share];
+            let shares = [row.broken_with_conntrack_share, row.new_flows_dropped_share];
             assert_eq!((shares, row.max_over_mean_after), ([1.0, 1.0], 0.0), "{}", row.name);
+        }
+        for row in rows("flow", 2, Action::Drain(b(1)), &settings(1_000)) {
+            assert_eq!(row.new_flows_dropped_share, 0.0, "{}", row.name);
         }
     }
 

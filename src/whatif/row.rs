@@ -25,6 +25,8 @@ pub struct Row {
     pub new_flows: u64,
     /// Of these, those that went elsewhere than without the change, of 1.
     pub new_flows_moved_share: f64,
+    /// Of the new flows, those that no backend takes, of 1.
+    pub new_flows_dropped_share: f64,
     /// Flows per weight, of the fullest backend in the mean's, when the change came; 0 if nobody
     /// takes flows.
     pub max_over_mean: f64,
@@ -35,13 +37,15 @@ pub struct Row {
 }
 
 impl Row {
-    /// With the shares that follow from the counts, and from the number of new flows that moved.
+    /// With the shares that follow from the counts, and from the numbers of new flows that moved and
+    /// that were dropped.
     #[must_use]
-    pub(super) fn with_shares(self, moved: u64) -> Self {
+    pub(super) fn with_shares(self, moved: u64, dropped: u64) -> Self {
         Self {
             broken_with_conntrack_share: share(self.broken_with_conntrack, self.flows),
             broken_without_conntrack_share: share(self.broken_without_conntrack, self.flows),
             new_flows_moved_share: share(moved, self.new_flows),
+            new_flows_dropped_share: share(dropped, self.new_flows),
             ..self
         }
     }
