@@ -250,7 +250,7 @@ fn explain_says_what_is_known_of_the_client_and_changes_nothing() {
             client: SocketAddr::new(Family::V4.client(), port),
             destination: SocketAddr::new(Family::V4.vip(), 80),
             protocol: Protocol::Tcp,
-            midflow: false,
+            packet: holdfast::forwarding::explain::Segment::Likely,
             payload: Vec::new(),
         };
         let rig = &client.rig;

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 
 use holdfast::flow::Protocol;
-use holdfast::forwarding::explain::{Explanation, Question};
+use holdfast::forwarding::explain::{Explanation, Question, Segment};
 use holdfast::forwarding::{Affinity, Forward, Service, Splits};
 
 mod rig;
@@ -25,7 +25,7 @@ fn question(family: Family, client_port: u16) -> Question {
         client: SocketAddr::new(family.client(), client_port),
         destination: SocketAddr::new(family.vip(), 80),
         protocol: Protocol::Tcp,
-        midflow: false,
+        packet: Segment::Likely,
         payload: Vec::new(),
     }
 }
@@ -75,8 +75,8 @@ fn asking_changes_nothing() {
         };
         let before = counted(&rig);
         for port in [1000, 1001, 1002] {
-            for midflow in [false, true] {
-                ask(&rig, &Question { midflow, ..question(family, port) });
+            for packet in [Segment::Likely, Segment::Syn, Segment::Midflow] {
+                ask(&rig, &Question { packet, ..question(family, port) });
             }
         }
         assert_eq!(counted(&rig), before);

@@ -24,8 +24,11 @@ pub struct ExplainArgs {
     /// Ask about a TCP packet in mid-flow, also if the flow has no pin
     #[arg(long)]
     pub midflow: bool,
+    /// Ask about a SYN, also if the flow has a pin
+    #[arg(long, conflicts_with = "midflow")]
+    pub syn: bool,
     /// What a UDP packet carries, such as a QUIC header, in hex digits
-    #[arg(long, value_name = "HEX", conflicts_with = "midflow")]
+    #[arg(long, value_name = "HEX", conflicts_with_all = ["midflow", "syn"])]
     pub payload: Option<String>,
     /// One JSON document
     #[arg(long)]
@@ -45,6 +48,9 @@ impl ExplainArgs {
         }
         if self.midflow {
             path += "&midflow=true";
+        }
+        if self.syn {
+            path += "&syn=true";
         }
         if let Some(payload) = &self.payload {
             // What is no digit would be refused by the other side, but must not bend the path.

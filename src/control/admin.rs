@@ -349,7 +349,7 @@ async fn explained(
     State(door): State<Door>,
     query: Result<Query<explain::Query>, QueryRejection>,
 ) -> Result<Json<Explained>, Refusal> {
-    let query = understood(query, "vip, client, port, midflow and payload")?;
+    let query = understood(query, "vip, client, port, midflow, syn and payload")?;
     let prepared = ask(&door, |reply| Request::Explain(query, reply)).await??;
     let asked = tokio::task::spawn_blocking(move || prepared.ask(&door.explain)).await;
     let failed = |error| {

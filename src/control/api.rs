@@ -14,7 +14,7 @@
 //! | `GET /v1/flows?vip=&backend=&client=&limit=` | | JSON lines of [`Flow`] |
 //! | `GET /v1/clients?vip=&backend=&client=&limit=` | | JSON lines of [`Client`] |
 //! | `DELETE /v1/clients?vip=&backend=&client=&all=` | | [`Forgotten`] |
-//! | `GET /v1/explain?vip=&client=&port=&midflow=&payload=` | | [`Explained`] |
+//! | `GET /v1/explain?vip=&client=&port=&midflow=&syn=&payload=` | | [`Explained`] |
 //!
 //! Every error is a 4xx or 5xx with an [`ApiError`] body.
 

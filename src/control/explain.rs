@@ -14,7 +14,7 @@ use super::admin::Refusal;
 use super::api::Explained;
 use super::state::{Registry, VipEntry};
 use crate::flow::Protocol;
-use crate::forwarding::explain::{Explanation, Question, Step};
+use crate::forwarding::explain::{Explanation, Question, Segment, Step};
 use crate::forwarding::table::name;
 use crate::forwarding::{ForwardingTable, NextHop, Ports};
 
@@ -35,6 +35,9 @@ pub struct Query {
     /// A TCP packet in mid-flow, also if the flow has no pin.
     #[serde(default)]
     pub midflow: bool,
+    /// A SYN, also if the flow has a pin.
+    #[serde(default)]
+    pub syn: bool,
     /// Hex digits of what a UDP packet carries.
     pub payload: Option<String>,
 }
@@ -68,20 +71,20 @@ impl Prepared {
         if !payload.is_empty() && config.protocol == Protocol::Tcp {
             return Err(bad("payload: only of UDP VIPs: nobody looks at what TCP carries"));
         }
-        if query.midflow && config.protocol == Protocol::Udp {
-            return Err(bad("midflow: only of TCP VIPs: every UDP packet may begin a flow"));
+        if (query.midflow || query.syn) && config.protocol == Protocol::Udp {
+            return Err(bad("midflow, syn: only of TCP VIPs: every UDP packet may begin a flow"));
         }
+        let packet = match (query.syn, query.midflow) {
+            (true, true) => return Err(bad("syn and midflow: a packet is one or the other")),
+            (true, false) => Segment::Syn,
+            (false, true) => Segment::Midflow,
+            (false, false) => Segment::Likely,
+        };
         let destination = SocketAddr::new(config.address, port);
         let why = format!("listens on {destination} {}", config.protocol.as_str());
         let outcome = format!("VIP {}", config.name);
         Ok(Self {
-            question: Question {
-                client,
-                destination,
-                protocol: config.protocol,
-                midflow: query.midflow,
-                payload,
-            },
+            question: Question { client, destination, protocol: config.protocol, packet, payload },
             table,
             first: Step { stage: "classify".to_owned(), outcome, why },
             vip: config.name.clone(),
@@ -183,7 +186,7 @@ mod tests {
 
     fn query(client: &str) -> Query {
         let (vip, client) = ("web".to_owned(), client.to_owned());
-        Query { vip, client, port: None, midflow: false, payload: None }
+        Query { vip, client, port: None, midflow: false, syn: false, payload: None }
     }
 
     fn prepare(query: Query) -> Result<Prepared, String> {

@@ -27,7 +27,7 @@ use crate::flow::table::{Families, FlowTable, TableError};
 use crate::flow::tuple::{HashedKey, Tuple};
 use crate::flow::writer::FlowWriter;
 use crate::flow::{Address, FlowKey, Protocol};
-use crate::forwarding::explain::{Explanation, Question, Trace};
+use crate::forwarding::explain::{Explanation, Question, Segment, Trace};
 use crate::forwarding::table::{Vip, name};
 use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
 use crate::stats::{FlowStats, WorkerStats};
@@ -108,7 +108,13 @@ impl Explainer {
             return Err(ExplainError::Packet("the scratch table is in use".to_owned()));
         };
         let hop = pinned.map_or(SOMEWHERE, |pin| pin.track.hop());
-        let mut packet = self.packet(question, pinned.is_some(), &hop)?;
+        let opens = match question.packet {
+            Segment::Likely => pinned.is_none(),
+            Segment::Syn => true,
+            Segment::Midflow => false,
+        };
+        tell_packet(question.protocol, opens, &trace);
+        let mut packet = self.packet(question, opens, &hop)?;
         let nic = hop.port;
         let trace_of = Some(&trace);
         let client = vip.map_or(NOBODY, |vip| key_of(&key, vip));
@@ -186,7 +192,7 @@ impl Explainer {
     fn packet(
         &mut self,
         question: &Question,
-        midflow: bool,
+        opens: bool,
         hop: &NextHop,
     ) -> Result<Packet, ExplainError> {
         let mut bytes = Vec::new();
@@ -198,7 +204,7 @@ impl Explainer {
             (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
             _ => return Err(ExplainError::Packet(format!("{from} and {to} are of two families"))),
         };
-        write(builder, question, midflow, &mut bytes).map_err(ExplainError::Packet)?;
+        write(builder, question, opens, &mut bytes).map_err(ExplainError::Packet)?;
         let mut frame = self.pool.pop();
         if !frame.as_mut().is_some_and(|frame| frame.copy_from(&bytes)) {
             frame.into_iter().for_each(|frame| self.pool.push(frame));
@@ -265,6 +271,16 @@ fn tell_pin<'f>(
     (*worker, None)
 }
 
+/// Tells which packet is made up.
+fn tell_packet(protocol: Protocol, opens: bool, trace: &Trace) {
+    let (packet, why) = match (protocol, opens) {
+        (Protocol::Udp, _) => ("a datagram", "each may begin a flow"),
+        (Protocol::Tcp, true) => ("a SYN", "as if the client opened a connection now"),
+        (Protocol::Tcp, false) => ("an ACK", "as if the connection existed, and went on"),
+    };
+    trace.tell("packet", packet, why);
+}
+
 /// Ticks, in seconds.
 struct Seconds(Ticks);
 
@@ -298,17 +314,15 @@ fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
 fn write(
     builder: PacketBuilderStep<IpHeaders>,
     question: &Question,
-    midflow: bool,
+    opens: bool,
     out: &mut Vec<u8>,
 ) -> Result<(), String> {
     let (from, to) = (question.client.port(), question.destination.port());
     let payload = &question.payload;
     match question.protocol {
         Protocol::Udp => builder.udp(from, to).write(out, payload),
-        Protocol::Tcp if midflow || question.midflow => {
-            builder.tcp(from, to, 1, u16::MAX).ack(1).write(out, &[])
-        }
-        Protocol::Tcp => builder.tcp(from, to, 1, u16::MAX).syn().write(out, &[]),
+        Protocol::Tcp if opens => builder.tcp(from, to, 1, u16::MAX).syn().write(out, &[]),
+        Protocol::Tcp => builder.tcp(from, to, 1, u16::MAX).ack(1).write(out, &[]),
     }
     .map_err(|error| error.to_string())
 }

@@ -133,6 +133,10 @@ fn tell_affinity(key: &FlowKey, hash: u64, vip: &Vip, trace: &Trace) {
     let client = vip.client_key(key);
     let why = match vip.affinity {
         Affinity::Flow | Affinity::QuicCid => "every flow for itself: its five-tuple".to_owned(),
+        Affinity::ClientPrefix { v4, v6 } if client.part == 1 => {
+            let bits = if client.client.is_v4() { v4 } else { v6 };
+            format!("all flows of {}/{bits}", client.client)
+        }
         _ if client.part == 1 => format!("all flows of {}", client.client),
         Affinity::ClientPorts { .. } => {
             format!("flows of {} from part {} of its ports", client.client, client.part)

@@ -12,10 +12,8 @@
 //! a split source   its (masked) address           part 2^n | which of 2^n shares of its ports
 //! ```
 
-use std::fmt;
-use std::hash::Hasher;
-
 use siphasher::sip::SipHasher13;
+use std::fmt;
 
 use super::{Secret, VipId};
 use crate::flow::{Address, FlowKey};
@@ -86,7 +84,7 @@ impl Affinity {
     /// The affinity hash of a flow: SipHash-1-3 of its affinity key, words in network byte order.
     pub fn hash(self, secret: &Secret, key: &FlowKey, splits: &Splits) -> u64 {
         match self {
-            Self::Flow | Self::QuicCid => hash_words(secret, &key.words()),
+            Self::Flow | Self::QuicCid => hash_words::<40>(secret, &key.words()),
             Self::Client | Self::ClientPrefix { .. } | Self::ClientPorts { .. } => {
                 self.client_key(key, splits).hash(secret)
             }
@@ -125,16 +123,17 @@ impl ClientKey {
     /// The affinity hash of all flows of the client.
     pub fn hash(&self, secret: &Secret) -> u64 {
         let [high, low] = self.client.words();
-        hash_words(secret, &[high, low, self.part.into()])
+        hash_words::<24>(secret, &[high, low, self.part.into()])
     }
 }
 
-fn hash_words(secret: &Secret, words: &[u64]) -> u64 {
-    let mut hasher = SipHasher13::new_with_key(secret);
-    for word in words {
-        hasher.write(&word.to_be_bytes());
+/// `BYTES` is eight for each word: hashed in one go, which takes half of what word by word does.
+fn hash_words<const BYTES: usize>(secret: &Secret, words: &[u64]) -> u64 {
+    let mut bytes = [0; BYTES];
+    for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+        chunk.copy_from_slice(&word.to_be_bytes());
     }
-    hasher.finish()
+    SipHasher13::new_with_key(secret).hash(&bytes)
 }
 
 /// An unrelated hash from a hash (splitmix64's finalizer, Steele et al. 2014).

@@ -21,10 +21,22 @@ pub struct Question {
     pub destination: SocketAddr,
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// A TCP packet in mid-flow is made up, also if no pin is known.
-    pub midflow: bool,
+    /// Which packet of it, if it is TCP.
+    pub packet: Segment,
     /// What a UDP packet carries.
     pub payload: Vec<u8>,
+}
+
+/// Which TCP segment is asked about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Segment {
+    /// One in mid-flow if the flow has a living pin, else a SYN.
+    #[default]
+    Likely,
+    /// A SYN.
+    Syn,
+    /// One in mid-flow: an ACK.
+    Midflow,
 }
 
 /// One decision.
@@ -56,12 +68,15 @@ pub struct Explanation {
 pub struct Trace(RefCell<Vec<Step>>);
 
 impl Trace {
-    /// Notes a decision.
+    /// Notes a decision, once: a scheduler may ask for a backend again and again.
     pub fn tell(&self, stage: &str, outcome: impl Display, why: impl Display) {
         let (stage, outcome, why) = (stage.to_owned(), outcome.to_string(), why.to_string());
         // Nobody holds it while the stages run.
         if let Ok(mut steps) = self.0.try_borrow_mut() {
-            steps.push(Step { stage, outcome, why });
+            let step = Step { stage, outcome, why };
+            if !steps.contains(&step) {
+                steps.push(step);
+            }
         }
     }
 
