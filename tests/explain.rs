@@ -115,6 +115,10 @@ fn reasons_are_told() {
         assert_ne!(answer.backend, Some(first), "{text}");
         rig.change(|specs| specs.clone_from_slice(&whole));
     }
+    rig.send(0, 0, &tcp(family, 2000, 80, "S"));
+    rig.change(|specs| specs[0].backends.iter_mut().for_each(|b| b.service = Service::Draining));
+    let pinned = ask(&rig, &question(family, 2000));
+    assert!(said(&pinned, "conntrack", "no new flows go there: draining"), "{:?}", pinned.steps);
     rig.change(|specs| specs[0].backends.iter_mut().for_each(|b| b.up = false));
     let answer = ask(&rig, &question(family, 1000));
     assert_eq!((answer.backend, answer.frame.len()), (None, 0));

@@ -19,7 +19,7 @@ use super::life::is_living;
 use super::parse::parse;
 use super::reset::Outbox;
 use super::rewrite::Macs;
-use super::select::rivals;
+use super::select::{out_of_service, rivals};
 use super::worker::forward;
 use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
@@ -263,7 +263,12 @@ fn tell_pin<'f>(
     match table.pinned(pin.track.backend()) {
         None => trace.tell("conntrack", "no pin", format!("{said}: its backend has left")),
         Some(backend) if is_living(key.protocol, &pin.track, backend, now) => {
-            trace.tell("conntrack", format!("pinned to {}", name(backend, table)), said);
+            let overlay = match backend.takes_new {
+                true => String::new(),
+                false => format!("; no new flows go there: {}", out_of_service(backend)),
+            };
+            let outcome = format!("pinned to {}", name(backend, table));
+            trace.tell("conntrack", outcome, said + &overlay);
             return (*worker, Some(pin));
         }
         Some(_) => trace.tell("conntrack", "no pin", format!("{said}: idle for too long")),
