@@ -237,33 +237,15 @@ pub(super) fn forward(
 ) -> Result<(), Drop> {
     let Way::ToClient(source) = packet.way else {
         let backend = match conntrack.track(packet, context) {
-            Ok(backend) => {
-                note_pin(context);
-                backend
-            }
+            Ok(backend) => backend,
             Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
-            Err(Untracked::Cut(cut)) => {
-                note_pin(context);
-                return Err(outbox.answer(packet, &cut));
-            }
+            Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
         };
-        return rewrite_to_backend(packet, backend, macs);
+        return rewrite_to_backend(packet, backend, context, macs);
     };
-    let reply = conntrack.track_reply(packet, source, context);
-    if reply.is_some() {
-        note_pin(context);
-    }
-    match reply {
-        Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, macs),
+    match conntrack.track_reply(packet, source, context) {
+        Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),
         Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut)),
         None => Err(Drop::ReturnNoFlow),
-    }
-}
-
-/// Notes, where somebody asks, that the packet's flow has a pin.
-#[inline(always)]
-fn note_pin(context: &Context<'_>) {
-    if let Some(trace) = context.trace {
-        trace.note_pin();
     }
 }

@@ -68,7 +68,8 @@ pub struct Explanation {
 #[derive(Debug, Default)]
 pub struct Trace {
     steps: RefCell<Vec<Step>>,
-    pinned: Cell<bool>,
+    /// The flow has no pin that lives.
+    missed: Cell<bool>,
 }
 
 impl Trace {
@@ -84,14 +85,14 @@ impl Trace {
         }
     }
 
-    /// Notes that the packet's flow has a pin.
-    pub fn note_pin(&self) {
-        self.pinned.set(true);
+    /// Notes that the packet's flow has no pin that lives.
+    pub fn note_miss(&self) {
+        self.missed.set(true);
     }
 
-    /// Whether the packet's flow has a pin.
-    pub fn is_pinned(&self) -> bool {
-        self.pinned.get()
+    /// Whether the packet's flow had no pin that lives.
+    pub fn missed(&self) -> bool {
+        self.missed.get()
     }
 
     /// What was noted.
