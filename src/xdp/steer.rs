@@ -101,9 +101,7 @@ impl SteerModel {
 
     fn is_return(&self, packet: &Packet<'_>, ports: Option<[u16; 2]>) -> bool {
         let listed = |[port, _]: [u16; 2]| packet.listed(&self.returns, packet.source, port);
-        !packet.multicast
-            && ports.is_some_and(listed)
-            && !self.locals.contains(&packet.destination)
+        !packet.multicast && ports.is_some_and(listed) && !self.locals.contains(&packet.destination)
     }
 }
 
