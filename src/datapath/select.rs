@@ -31,13 +31,16 @@ pub fn select<'t>(
     conntrack: &mut Conntrack,
     context: &Context<'t>,
 ) -> Result<&'t Backend, Drop> {
+    if let Some(trace) = context.trace {
+        trace.note_miss();
+    }
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
     let client = Known::of(&key, vip, context);
     // Anybody can make an id: it takes nobody else's replies.
     let tells_apart = |named: &&Backend| {
-        vip.forward == Forward::Dsr || !collides(&key, named, conntrack, context)
+        vip.forward != Forward::Nat || !collides(&key, named, conntrack, context)
     };
     let (backend, rule) = match named(packet, context).filter(tells_apart) {
         Some(backend) => {

@@ -531,7 +531,7 @@ impl From<&SteerRules> for Rules {
 }
 
 /// `HAS_TCP` and `HAS_UDP` of steer.bpf.c.
-const fn protocol_bit(protocol: Protocol) -> u32 {
+pub(super) const fn protocol_bit(protocol: Protocol) -> u32 {
     match protocol {
         Protocol::Tcp => 1,
         Protocol::Udp => 2,
