@@ -67,8 +67,9 @@ class Case:
             return (folder / config).read_text(), (folder / neighbours).read_text()
         nics = changes.get("nics", 2)
         built = world.config(self.mode, nics, changes.get("vips", world.USUAL))
-        near = world.changed(world.neighbours(nics), neighbours)
-        return world.config_toml(world.changed(built, config)), world.neighbours_toml(near)
+        built = world.changed(built, config)
+        near = world.changed(world.neighbours(nics, built), neighbours)
+        return world.config_toml(built), world.neighbours_toml(near)
 
 
 def read(path):
@@ -147,7 +148,7 @@ class Words:
             raise
         except Exception as error:
             raise Mistake(f"{self.path}: {expression}: {type(error).__name__}: {error}") from None
-        return [as_frame(one) for one in (value if isinstance(value, list) else [value])]
+        return [packets.as_frame(one) for one in (value if isinstance(value, list) else [value])]
 
 
 def _at(items, index):
@@ -161,16 +162,6 @@ def _sent(outcomes, index, frame):
     if frame >= len(sent):
         raise ValueError(f"packet {index} made {len(sent)} frames: {_at(outcomes, index).line}")
     return sent[frame][1]
-
-
-def as_frame(value):
-    """A scapy packet as bytes: MAC addresses that it does not name are those of client and balancer."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, packets.Ether):
-        value.fields.setdefault("src", world.CLIENT_MAC)
-        value.fields.setdefault("dst", world.LB)
-    return bytes(value)
 
 
 def capture(path, name):

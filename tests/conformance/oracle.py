@@ -16,6 +16,11 @@ from segments import SYN, clamped, flags, from_proxied, number, proxy_header, to
 from rewriting import error_to_client, fewer_hops, fragments, framed, translated, with_icmp
 
 OUTER_HOPS = 64
+DROPS = {"expired": "ttl_exceeded", "too_big": "too_big", "no_vip": "no_vip"}
+# Type and code by IP version.
+ERRORS = {"expired": {4: (11, 0), 6: (3, 0)}, "too_big": {4: (3, 4), 6: (2, 0)}}
+# Longest errors: as others do, 98 bytes with Ethernet's header; RFC 4443 2.4 (c).
+ICMP4_PACKET, ICMP6_PACKET = 84, 1280
 PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_GUE = 4, 41, 17
 
 
@@ -40,6 +45,26 @@ class Oracle:
     def __init__(self, facts):
         self.facts = facts
         self.flows = {}
+
+    # ---- what is to be done with a packet ----
+
+    def expect(self, data, backend):
+        """The way of a well-formed packet from a client, if it goes to `backend` (a name): its name in case files.
+
+        One of "kernel", "no_vip", "out", "too_big", "expired".
+        """
+        headers = Headers(data)
+        _, _, destination, port, protocol = headers.flow()
+        vip = self.facts.vip_of(destination, protocol, port)
+        if vip is None:
+            # Behind an extension header the XDP program does not look for ports, so a worker does.
+            return "no_vip" if headers.extensions and self.facts.has_vip_address(destination) else "kernel"
+        if vip.forward in TRANSLATING and headers.hops <= 1:
+            return "expired"
+        hop = vip.backends[backend].hop
+        fixed = headers.dont_fragment or vip.forward not in TUNNELS
+        too_big = len(data) + self._overhead(vip, vip.backends[backend]) > hop.mtu
+        return "too_big" if too_big and fixed else "out"
 
     # ---- from a client to a backend ----
 
@@ -90,7 +115,7 @@ class Oracle:
 
     def _inner_packets(self, data, flow, hop, count, problems):
         """What is to be sent: the packet itself, or its fragments where a tunnel has no room for it."""
-        overhead = self._overhead(flow)
+        overhead = self._overhead(flow.vip, flow.backend)
         if len(data) <= hop.mtu - overhead:
             if count != 1:
                 problems.append(f"{count} frames were sent, not 1")
@@ -104,11 +129,10 @@ class Oracle:
         problems.append(f"{len(data)} bytes and {overhead} of outer headers were sent over an MTU of {hop.mtu}")
         return []
 
-    def _overhead(self, flow):
-        if flow.vip.forward not in TUNNELS:
+    def _overhead(self, vip, backend):
+        if vip.forward not in TUNNELS:
             return 0
-        outer = 20 if flow.backend.address.version == 4 else 40
-        return outer + (12 if flow.vip.forward == "gue" else 0)
+        return (20 if backend.address.version == 4 else 40) + (12 if vip.forward == "gue" else 0)
 
     def _to_backend(self, data, headers, flow, hop, out, problems):
         mode = flow.vip.forward
@@ -140,10 +164,12 @@ class Oracle:
         prefix = self.facts.tunnel_sources[version]
         if prefix is None or source not in prefix:
             problems.append(f"outer source {source} is not in {prefix}")
-        body, next_protocol, entropy = data, protocol, source
+        body, next_protocol, entropy = data, protocol, (source,)
         if flow.vip.forward == "gue":
             body, next_protocol = self._gue(data, protocol, seen, problems), PROTOCOL_GUE
             entropy = source, seen.payload.sport if UDP in seen else None
+        if version == 6:
+            entropy = *entropy, seen.fl
         self._constant(flow, entropy, problems, "outer source")
         if version == 4:
             outer = IP(src=seen.src, dst=str(flow.backend.address), tos=traffic_class, ttl=OUTER_HOPS, id=seen.id,
@@ -201,6 +227,31 @@ class Oracle:
             flow.first = number(data, headers, 4)
         source, source_port, destination, port, _ = headers.flow()
         return to_proxied(data, proxy_header((source, source_port), (destination, port)), flow.first)
+
+    # ---- what the balancer answers itself ----
+
+    def judge_error(self, frame, way, outcome):
+        """`frame` was to be answered with an ICMP error, or dropped where that is limited: `way` is why."""
+        if outcome.verdict == "drop":
+            return [] if outcome.line["reason"] == DROPS[way] else [f"it was to be dropped as {DROPS[way]}"]
+        if outcome.verdict != "reply" or way not in ERRORS or len(outcome.sent) != 1:
+            return [f"it was to be answered or dropped: {way}"]
+        data, out = without_padding(network(frame)), outcome.sent[0][1]
+        problems = faults(out)
+        reply = without_padding(network(Ether(out)))
+        headers = Headers(reply)
+        if headers.destination != Headers(data).source or Ether(out).dst != frame.src:
+            problems.append(f"the error goes to {Ether(out).summary()}, not to the sender of the packet")
+        message, quote = reply[headers.transport:], reply[headers.transport + 8:]
+        expected = ERRORS[way][headers.version]
+        if headers.protocol != (1 if headers.version == 4 else 58) or tuple(message[:2]) != expected:
+            problems.append(f"{Ether(out).summary()}: expected ICMP type and code {expected}")
+        if data[:len(quote)] != quote or len(quote) < min(len(data), Headers(data).transport + 8):
+            problems.append("what is quoted is not the beginning of the packet, headers and 8 bytes at least")
+        longest = ICMP4_PACKET if headers.version == 4 else ICMP6_PACKET
+        if len(reply) > longest:
+            problems.append(f"the error has {len(reply)} bytes, more than {longest}")
+        return problems
 
     # ---- from a backend to a client ----
 

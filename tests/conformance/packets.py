@@ -3,6 +3,8 @@
 import ipaddress
 import logging
 
+import world
+
 logging.getLogger("scapy").setLevel(logging.ERROR)
 # pylint: disable=wrong-import-position
 from scapy.all import IP, TCP, UDP, Dot1AD, Dot1Q, Ether, IPv6, Raw  # noqa: E402
@@ -22,13 +24,11 @@ def mac(text):
 
 
 def ones_sum(data, start=0):
-    """The sum of 16-bit words in one's complement (RFC 1071)."""
+    """The sum of 16-bit words in one's complement (RFC 1071): modulo 65535, as 65536 is 1 there."""
     if len(data) % 2:
         data += b"\0"
-    total = start + sum(int.from_bytes(data[i:i + 2], "big") for i in range(0, len(data), 2))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
+    total = start + int.from_bytes(data, "big")
+    return total % 0xFFFF or (0xFFFF if total else 0)
 
 
 def checksum(data):
@@ -176,6 +176,16 @@ def put_sum(out, at, old, new, udp=False):
 
 # ---- words for the expressions of case files ----
 
+def as_frame(value):
+    """A scapy packet as bytes: MAC addresses that it does not name are those of client and balancer."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, Ether):
+        value.fields.setdefault("src", world.CLIENT_MAC)
+        value.fields.setdefault("dst", world.LB)
+    return bytes(value)
+
+
 def answer(packet, flags="SA", payload=b"", **changes):
     """What the receiver of a TCP or UDP frame answers."""
     net = network(packet)
@@ -206,13 +216,13 @@ def quoted(packet, size=28):
 
 def padded(packet, size=60, byte=b"\0"):
     """The frame with Ethernet padding up to `size` bytes."""
-    data = bytes(packet)
+    data = as_frame(packet)
     return data + byte * (size - len(data))
 
 
 def changed_bytes(packet, at, value):
     """The frame with other bytes from offset `at` on; checksums stay as they were."""
-    data = bytes(packet)
+    data = as_frame(packet)
     return data[:at] + value + data[at + len(value):]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import captures
 
 SECONDS_AT_MOST = 120
+# Most characters of what holdfast has to say about a configuration.
+MESSAGE = 1000
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Replay:
                    self.folder / "neighbours.toml", "--json", "--out", out, given]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_AT_MOST, check=False)
         if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(map(str, command))}\nexit {done.returncode}\n{done.stderr}")
+            raise RuntimeError(f"holdfast replay: exit {done.returncode}: {done.stderr[:MESSAGE]}")
         outcomes = [Outcome(json.loads(line), []) for line in done.stdout.splitlines()]
         if [outcome.line["index"] for outcome in outcomes] != list(range(len(frames))):
             raise RuntimeError(f"{len(frames)} packets in, {len(outcomes)} lines out: every packet must have one")

@@ -79,13 +79,15 @@ def _vip(mode, name):
     return vip
 
 
-def neighbours(nics):
-    """The NICs and where the backends are, as nested dictionaries; neighbours by name: b1, b1v6, ..."""
+def neighbours(nics, config):
+    """The NICs and where the backends of `config` are, as nested dictionaries; neighbours by name: b1, b1v6, ..."""
+    used = {backend["address"] for vip in config["vip"].values() for backend in vip["backend"].values()}
     back = ("front", "back")[nics - 1]
     rows = {}
     for name, mac in BACKEND_MACS.items():
         rows[name] = {"address": BACKENDS4[name], "mac": mac, "interface": back}
         rows[name + "v6"] = {"address": BACKENDS6[name], "mac": mac, "interface": back}
+    rows = {name: row for name, row in rows.items() if row["address"] in used}
     nic = {"front": {"interface": "front", "mac": LB}, "back": {"interface": "back", "mac": LB2}}
     return {"nic": {name: nic[name] for name in ("front", "back")[:nics]}, "neighbour": rows}
 
