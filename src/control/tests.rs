@@ -125,6 +125,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
             mac: [2, 0, 0, 0, 0, 1],
             driver: "veth".to_owned(),
             mode: "copy".to_owned(),
+            multi_buffer: false,
             queues: vec![0, 1],
         }],
         publisher,

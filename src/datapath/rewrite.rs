@@ -36,7 +36,7 @@ pub fn rewrite_to_backend(packet: &mut Packet, backend: &Backend, macs: &Macs) -
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    packet.bytes = frame.bytes();
+    packet.bytes = frame.packet_len();
     if backend.forward == Forward::Nat {
         let port = backend.port.unwrap_or(flow.key().vip_port);
         translate(frame, shape, flow, Side::Destination, backend.address, port)?;
@@ -54,7 +54,7 @@ pub fn rewrite_to_client(packet: &mut Packet, hop: &NextHop, macs: &Macs) -> Res
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    packet.bytes = frame.bytes();
+    packet.bytes = frame.packet_len();
     let key = flow.key();
     translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
     packet.nic = hop.port;
