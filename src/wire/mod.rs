@@ -5,6 +5,13 @@
 
 pub mod checksum;
 pub mod ethernet;
+pub mod headers;
+pub mod icmp;
 pub mod ip;
+pub mod proxy;
 pub mod quic;
+pub mod tcp;
 pub mod transport;
+
+#[cfg(test)]
+mod testing;
