@@ -136,8 +136,8 @@ fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceA
 
 /// The names behind the indices that counters have.
 fn names(config: &Config, specs: &[VipSpec]) -> Names {
-    let mut names = Names::default();
-    names.nics = config.nics.iter().map(|nic| nic.interface.clone()).collect();
+    let nics = config.nics.iter().map(|nic| nic.interface.clone()).collect();
+    let mut names = Names { nics, ..Names::default() };
     for (spec, vip) in specs.iter().zip(&config.vips) {
         Names::put(&mut names.vips, spec.id.0.into(), vip.name.clone());
         for backend in &spec.backends {
