@@ -17,13 +17,19 @@ impl Steerings {
     }
 }
 
-impl SteeringPort for Steerings {
-    fn sync(&mut self, rules: &SteerRules) -> Result<(), String> {
-        let rules = xdp::program::SteerRules {
+impl From<&SteerRules> for xdp::program::SteerRules {
+    fn from(rules: &SteerRules) -> Self {
+        Self {
             vips: rules.vips.clone(),
             returns: rules.returns.clone(),
             locals: rules.locals.clone(),
-        };
+        }
+    }
+}
+
+impl SteeringPort for Steerings {
+    fn sync(&mut self, rules: &SteerRules) -> Result<(), String> {
+        let rules = rules.into();
         self.0
             .iter_mut()
             .try_for_each(|(steering, _)| steering.sync(&rules).map_err(|error| error.to_string()))
