@@ -304,6 +304,7 @@ fn transport(protocol: Protocol, payload: &[u8]) -> Result<Transport, Drop> {
     match protocol {
         Protocol::Tcp => transport_tcp(payload),
         Protocol::Udp => transport_udp(payload),
+        Protocol::Any => Ok(Transport { ports: [0; 4], flags: TcpFlags(0) }),
     }
 }
 
