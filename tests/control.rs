@@ -17,7 +17,7 @@ use holdfast::config::{
     Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
-    self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteerRules, SteeringPort,
+    self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteeringPort,
 };
 use holdfast::flow::Protocol;
 use holdfast::flow::clients::Clients;
@@ -26,7 +26,7 @@ use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::sticky::Reentry;
 use holdfast::forwarding::{
     Affinity, BackendIndex, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex, Ports,
-    SchedulerKind, ThisBox,
+    SchedulerKind, SteerRules, ThisBox,
 };
 use holdfast::units::Ticks;
 

@@ -322,6 +322,7 @@ fn transport(protocol: Protocol, payload: &[u8], len: usize) -> Result<Transport
     match protocol {
         Protocol::Tcp => transport_tcp(payload),
         Protocol::Udp => transport_udp(payload, len),
+        Protocol::Any => Ok(Transport { ports: [0; 4], flags: TcpFlags(0) }),
     }
 }
 

@@ -17,7 +17,6 @@ use crate::forwarding::{
     BackendSpec, ForwardingTable, NextHop, PortIndex, Service, ThisBox, VipSpec,
 };
 use crate::stats::WorkerStats;
-use crate::xdp::program::SteerRules;
 use crate::xdp::socket::SocketError;
 use crate::xdp::steer::SteerModel;
 use crate::xdp::umem::UmemError;
@@ -84,7 +83,7 @@ pub(super) fn setup(
         families: config.families(),
         frame_size: config.workers.frame_size,
     };
-    let rules = SteerRules::from(&registry.steer_rules(&addresses(config, neighbours)));
+    let rules = registry.steer_rules(&addresses(config, neighbours));
     let known = |nic: usize| Some(neighbours?.nics.get(nic)?.mac);
     Ok(Setup {
         steer: SteerModel::new(&rules),
