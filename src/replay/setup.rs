@@ -17,7 +17,6 @@ use crate::forwarding::{
     BackendSpec, ForwardingTable, NextHop, PortIndex, Service, ThisBox, VipSpec,
 };
 use crate::stats::WorkerStats;
-use crate::xdp::program::SteerRules;
 use crate::xdp::socket::SocketError;
 use crate::xdp::steer::SteerModel;
 use crate::xdp::umem::UmemError;
@@ -84,7 +83,7 @@ pub(super) fn setup(
         families: config.families(),
         frame_size: config.workers.frame_size,
     };
-    let rules = SteerRules::from(&registry.steer_rules(&addresses(config, neighbours)));
+    let rules = registry.steer_rules(&addresses(config, neighbours));
     let known = |nic: usize| Some(neighbours?.nics.get(nic)?.mac);
     Ok(Setup {
         steer: SteerModel::new(&rules),
@@ -136,8 +135,8 @@ fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceA
 
 /// The names behind the indices that counters have.
 fn names(config: &Config, specs: &[VipSpec]) -> Names {
-    let mut names = Names::default();
-    names.nics = config.nics.iter().map(|nic| nic.interface.clone()).collect();
+    let nics = config.nics.iter().map(|nic| nic.interface.clone()).collect();
+    let mut names = Names { nics, ..Names::default() };
     for (spec, vip) in specs.iter().zip(&config.vips) {
         Names::put(&mut names.vips, spec.id.0.into(), vip.name.clone());
         for backend in &spec.backends {
