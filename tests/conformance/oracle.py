@@ -66,6 +66,12 @@ class Oracle:
         too_big = len(data) + self._overhead(vip, vip.backends[backend]) > hop.mtu
         return "too_big" if too_big and fixed else "out"
 
+    def any_backend(self, data):
+        """The name of a backend of the packet's VIP; None if it is for none."""
+        _, _, destination, port, protocol = Headers(data).flow()
+        vip = self.facts.vip_of(destination, protocol, port)
+        return next(iter(vip.backends), None) if vip else None
+
     # ---- from a client to a backend ----
 
     def judge_forward(self, frame, interface, name, sent):
