@@ -1,7 +1,7 @@
-//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6, TCP or UDP.
+//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6, TCP, UDP or ICMP.
 //!
-//! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or a drop reason for every
-//! way in which a packet can be malformed.
+//! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or what else the packet is, or
+//! a drop reason for every way in which a packet can be malformed.
 //! Cost: nearly every packet has headers of one shape (no tag, no options or extensions), which is
 //! recognised as a whole with a few comparisons; all others, the malformed among them, go through
 //! etherparse's single header slices. What the short way takes, the long way takes alike (test
@@ -34,6 +34,11 @@ mod ethertype {
     pub const QINQ: u16 = 0x88a8;
 }
 
+mod number {
+    pub const ICMP: u8 = 1;
+    pub const ICMP_V6: u8 = 58;
+}
+
 mod extension {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;
@@ -42,6 +47,26 @@ mod extension {
     pub const AUTHENTICATION: u8 = 51;
     pub const DESTINATION: u8 = 60;
     pub const MOBILITY: u8 = 135;
+}
+
+/// What a packet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parsed {
+    /// One of a flow, with this five-tuple, as its sender sees it.
+    Flow(Tuple),
+    /// An ICMP message, which begins at [`Shape::transport`].
+    Icmp(Message),
+}
+
+/// An ICMP or ICMPv6 message, of which nothing but its length is known to be right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    /// Who sent it.
+    pub source: Address,
+    /// To whom.
+    pub destination: Address,
+    /// Its bytes, which are all in the frame.
+    pub len: u16,
 }
 
 /// Parses a packet of the plainest shape, if it is one; returns its five-tuple, as its sender sees
@@ -53,18 +78,18 @@ pub fn parse_plain(packet: &mut Packet) -> Option<Tuple> {
     Some(tuple)
 }
 
-/// Parses any packet; returns its five-tuple, as its sender sees it.
+/// Parses any packet.
 ///
 /// # Errors
 /// What is wrong with it.
 #[inline]
-pub fn parse(packet: &mut Packet) -> Result<Tuple, Drop> {
-    let (shape, tuple) = match plain_v6(packet.data()) {
-        Some(headers) => headers,
+pub fn parse(packet: &mut Packet) -> Result<Parsed, Drop> {
+    let (shape, parsed) = match plain_v6(packet.data()) {
+        Some((shape, tuple)) => (shape, Parsed::Flow(tuple)),
         None => any_headers(packet.data())?,
     };
     packet.shape = shape;
-    Ok(tuple)
+    Ok(parsed)
 }
 
 /// TCP flag combinations that some stack sends, by the low five bits: each has FIN, SYN, RST or
@@ -155,7 +180,7 @@ fn plain_transport(
 
 /// The headers of any packet.
 #[inline(never)]
-fn any_headers(packet: &[u8]) -> Result<(Shape, Tuple), Drop> {
+fn any_headers(packet: &[u8]) -> Result<(Shape, Parsed), Drop> {
     let link = link(packet)?;
     let payload = packet.get(usize::from(link.len)..).ok_or(Drop::TruncatedEthernet)?;
     let network = match link.ether_type {
@@ -163,23 +188,27 @@ fn any_headers(packet: &[u8]) -> Result<(Shape, Tuple), Drop> {
         ethertype::IPV6 => network_v6(payload)?,
         _ => return Err(Drop::NotIp),
     };
-    let transport = transport(network.protocol, network.payload)?;
+    let shape = Shape {
+        tag: link.tag,
+        transport: link.len + network.header_len,
+        flags: TcpFlags(0),
+        part: Part::Whole,
+    };
+    if let Some(message) = network.icmp() {
+        return Ok((shape, Parsed::Icmp(message)));
+    }
+    let protocol = Protocol::from_number(network.protocol).ok_or(Drop::UnsupportedProtocol)?;
+    let transport = transport(protocol, network.payload)?;
     let tuple = match network.addresses {
-        Addresses::V4(both) => Tuple::v4(both, transport.ports, network.protocol),
+        Addresses::V4(both) => Tuple::v4(both, transport.ports, protocol),
         Addresses::V6(source, destination) => {
-            Tuple::v6(source, destination, transport.ports, network.protocol)
+            Tuple::v6(source, destination, transport.ports, protocol)
         }
     };
     if tuple.has_zero_port() {
         return Err(Drop::ZeroPort);
     }
-    let shape = Shape {
-        tag: link.tag,
-        transport: link.len + network.header_len,
-        flags: transport.flags,
-        part: Part::Whole,
-    };
-    Ok((shape, tuple))
+    Ok((Shape { flags: transport.flags, ..shape }, Parsed::Flow(tuple)))
 }
 
 struct Link {
@@ -217,10 +246,27 @@ enum Addresses {
 
 struct Network<'p> {
     addresses: Addresses,
-    protocol: Protocol,
+    protocol: u8,
     header_len: u16,
     /// What the IP header says is payload: without Ethernet padding.
     payload: &'p [u8],
+}
+
+impl Network<'_> {
+    /// The ICMP message of its family that it carries, if it does.
+    fn icmp(&self) -> Option<Message> {
+        let (number, source, destination) = match self.addresses {
+            Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]) => {
+                let address = Address::from_v4;
+                (number::ICMP, address([s0, s1, s2, s3]), address([d0, d1, d2, d3]))
+            }
+            Addresses::V6(source, destination) => {
+                (number::ICMP_V6, Address::from_v6(source), Address::from_v6(destination))
+            }
+        };
+        let len = u16::try_from(self.payload.len()).ok()?;
+        (self.protocol == number).then_some(Message { source, destination, len })
+    }
 }
 
 #[inline]
@@ -238,7 +284,7 @@ fn network_v4(packet: &[u8]) -> Result<Network<'_>, Drop> {
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (header.source(), header.destination());
     Ok(Network {
         addresses: Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]),
-        protocol: Protocol::from_number(header.protocol().0).ok_or(Drop::UnsupportedProtocol)?,
+        protocol: header.protocol().0,
         // At most 60.
         header_len: u16::try_from(header_len).map_err(|_| Drop::BadIpv4Header)?,
         payload,
@@ -266,23 +312,20 @@ fn network_v6(packet: &[u8]) -> Result<Network<'_>, Drop> {
     })
 }
 
-/// Steps over hop-by-hop and destination options (RFC 8200 4.3, 4.6); returns the upper protocol
-/// and how many bytes were skipped.
+/// Steps over hop-by-hop and destination options (RFC 8200 4.3, 4.6); returns the number of what
+/// follows, and how many bytes were skipped.
 ///
 /// Routing headers are refused: they would name another destination than the VIP.
 #[inline]
-fn skip_extensions(first: u8, payload: &[u8]) -> Result<(Protocol, u16), Drop> {
+fn skip_extensions(first: u8, payload: &[u8]) -> Result<(u8, u16), Drop> {
     use extension::*;
     let (mut next, mut skipped) = (first, 0);
     for _ in 0..=MAX_EXTENSIONS {
-        if let Some(protocol) = Protocol::from_number(next) {
-            return Ok((protocol, skipped));
-        }
         match next {
             HOP_BY_HOP | DESTINATION => {}
             FRAGMENT => return Err(Drop::Fragment),
             ROUTING | ESP | AUTHENTICATION | MOBILITY => return Err(Drop::Ipv6Extension),
-            _ => return Err(Drop::UnsupportedProtocol),
+            _ => return Ok((next, skipped)),
         }
         let rest = payload.get(usize::from(skipped)..).ok_or(Drop::Ipv6Extension)?;
         let [after, len, ..] = *rest else { return Err(Drop::Ipv6Extension) };
