@@ -1,4 +1,7 @@
-//! Incremental internet checksums (RFC 1071, RFC 1624 equation 3: `HC' = ~(~HC + ~m + m')`).
+//! Internet checksums (RFC 1071), incremental (RFC 1624 equation 3: `HC' = ~(~HC + ~m + m')`) and
+//! of whole contents.
+
+pub use etherparse::checksum::Sum16BitWords as Full;
 
 /// What a set of replaced words adds to a one's complement sum.
 ///
@@ -47,6 +50,20 @@ impl Delta {
         let [.., high, low] = sum.to_be_bytes();
         !u16::from_be_bytes([high, low])
     }
+}
+
+/// Begins a sum with a pseudo header. `addresses` are both addresses of the IP header: 8 bytes
+/// (RFC 9293 3.1) or 32 (RFC 8200 8.1), whose words add up alike.
+#[inline]
+pub fn pseudo_header(addresses: &[u8], len: u32, protocol: u8) -> Full {
+    let mut sum = Full::new().add_slice(addresses).add_2bytes([0, protocol]);
+    sum.add_4bytes(len.to_be_bytes())
+}
+
+/// The checksum of everything that was added to `sum`; the field itself counts as 0.
+#[inline]
+pub fn of(sum: &Full) -> u16 {
+    u16::from_be(sum.ones_complement())
 }
 
 #[cfg(test)]

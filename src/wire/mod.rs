@@ -5,6 +5,11 @@
 
 pub mod checksum;
 pub mod ethernet;
+pub mod headers;
+pub mod icmp;
 pub mod ip;
 pub mod quic;
 pub mod transport;
+
+#[cfg(test)]
+mod testing;
