@@ -136,7 +136,7 @@ named! {
     Ipv6Extension = "ipv6_extension",
     /// A fragment of a datagram for a VIP.
     Fragment = "fragment",
-    /// Neither TCP nor UDP.
+    /// Neither TCP, UDP nor ICMP.
     UnsupportedProtocol = "unsupported_protocol",
     /// A TCP header cut short.
     TruncatedTcp = "truncated_tcp",
@@ -170,6 +170,12 @@ named! {
     TtlExceeded = "ttl_exceeded",
     /// Longer than the next link carries.
     TooBig = "too_big",
+    /// An ICMP message that is cut short, or whose checksum is wrong.
+    BadIcmp = "bad_icmp",
+    /// An ICMP message of a type that is not forwarded.
+    IcmpType = "icmp_type",
+    /// An ICMP error about a flow that is not of a VIP.
+    IcmpNoFlow = "icmp_no_flow",
     /// Of a TCP flow that is cut: both ends are told by a RST.
     FlowReset = "flow_reset",
     /// No room in the frame for a VLAN tag.

@@ -13,6 +13,7 @@ mod drain;
 mod error;
 mod hash;
 mod health;
+mod icmp;
 pub mod machine;
 mod nic;
 mod place;
@@ -43,6 +44,7 @@ use toml::de::{DeTable, DeValue};
 use crate::flow::Protocol;
 use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
+use crate::forwarding::this_box::IcmpRate;
 use crate::forwarding::{
     Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, quic_lb,
 };
@@ -128,16 +130,18 @@ fn check(report: &mut Report<'_>) -> Config {
     let hash = hash.check(&root.key("hash"), report);
     let defaults = vip::Defaults { nic: first_nic.as_deref(), table_size: hash.table_size };
     let vips = vips(document.remove("vip"), defaults, report);
+    let icmp: icmp::RawIcmp = table(&mut document, "icmp", report);
     let control: control::RawControl = table(&mut document, "control", report);
     for key in document.keys() {
         let what = "unknown section or key";
-        let fix = "the sections are: [workers], [[nic]], [[vip]], [control], [hash]";
+        let fix = "the sections are: [workers], [[nic]], [[vip]], [icmp], [control], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
         workers,
         nics: nics.iter().map(|nic| nic.value.clone()).collect(),
         vips: vips.iter().map(|(vip, _)| vip.value.clone()).collect(),
+        icmp: icmp.check(&root.key("icmp"), report),
         control: control.check(&root.key("control"), report),
         hash,
     };
@@ -215,6 +219,8 @@ pub struct Config {
     pub nics: Vec<Nic>,
     /// `[[vip]]`, in the file's order.
     pub vips: Vec<Vip>,
+    /// `[icmp]`.
+    pub icmp: IcmpRate,
     /// `[control]`.
     pub control: Control,
     /// `[hash]`.
@@ -355,6 +361,8 @@ pub struct Vip {
     pub on_down: FlowsLeft,
     /// Whether both ends of a TCP flow that idled out are told, by a RST.
     pub reset_idle: bool,
+    /// Whether who finds no backend in service is told.
+    pub rejects: bool,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.

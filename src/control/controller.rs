@@ -282,7 +282,7 @@ impl Controller {
     }
 
     fn this_box(&self) -> ThisBox {
-        ThisBox { mtus: self.nics.iter().map(|nic| nic.mtu).collect() }
+        ThisBox { mtus: self.nics.iter().map(|nic| nic.mtu).collect(), icmp: self.config.icmp }
     }
 
     fn wanted_rules(&self) -> SteerRules {

@@ -18,6 +18,7 @@ pub mod context;
 pub mod explain;
 pub mod icmp;
 pub mod life;
+pub mod limiter;
 pub mod parse;
 pub mod ports;
 pub mod quic;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::answer::{Limiter, answer};
+use super::answer::answer;
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
 use super::context::Context;
 use super::icmp;
+use super::limiter::Limiter;
 use super::parse::{Parsed, parse, parse_plain};
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
@@ -88,7 +89,7 @@ impl Worker {
             stats: parts.stats,
             batch: Batch::default(),
             outbox: Outbox::default(),
-            limiter: Limiter::new(now),
+            limiter: Limiter::default(),
             max_batch: parts.batch.clamp(1, BATCH),
             sweep_behind: false,
         };
