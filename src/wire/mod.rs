@@ -8,7 +8,9 @@ pub mod ethernet;
 pub mod headers;
 pub mod icmp;
 pub mod ip;
+pub mod proxy;
 pub mod quic;
+pub mod tcp;
 pub mod transport;
 
 #[cfg(test)]
