@@ -42,7 +42,7 @@ pub fn rewrite_to_backend(
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    packet.bytes = frame.bytes();
+    packet.bytes = frame.packet_len();
     if !fits(frame, shape, backend.mtu) {
         packet.limit = backend.mtu;
         return Err(Drop::TooBig);
@@ -74,7 +74,7 @@ pub fn rewrite_to_client(
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    packet.bytes = frame.bytes();
+    packet.bytes = frame.packet_len();
     let mtu = context.table.this_box().mtu(hop.port);
     if !fits(frame, shape, mtu) {
         packet.limit = mtu;
@@ -89,7 +89,7 @@ pub fn rewrite_to_client(
 /// Whether the packet may leave as it is by a link that carries `mtu` bytes.
 #[inline(always)]
 pub(super) fn fits(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
-    frame.len() <= shape.ip() + usize::from(mtu) || trim(frame, shape, mtu)
+    usize::from(frame.packet_len()) <= shape.ip() + usize::from(mtu) || trim(frame, shape, mtu)
 }
 
 /// Cuts off what follows the IP packet, if that alone is short enough: what the sender's link added
