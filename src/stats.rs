@@ -116,8 +116,7 @@ named! {
 named! {
     /// Why a worker dropped a packet. One counter each.
     Drop
-    /// A packet of several frames, of which one is missing or empty, or they are more than 17, or it is
-    /// an ICMP message, which must lie in one.
+    /// A packet of several frames, of which one is missing or empty, or they are more than 17.
     NotWhole = "not_whole",
     /// Fewer than 14 bytes, or a VLAN tag cut short.
     TruncatedEthernet = "truncated_ethernet",
@@ -450,10 +449,8 @@ impl WorkerStats {
             received,
             transmitted,
             handed_over,
+            answers,
             drops: _,
-            answers: _,
-            icmp_errors_forwarded,
-            icmp_rate_limited,
             flows_new,
             flows_found_elsewhere,
             flows_by_hash,
@@ -464,6 +461,8 @@ impl WorkerStats {
             flows_reset,
             resets_sent,
             probes_sent,
+            icmp_errors_forwarded,
+            icmp_rate_limited,
             flows_active,
             flow_aliases,
             clients_full,
@@ -476,12 +475,12 @@ impl WorkerStats {
             backends: _,
             ports: _,
         } = self;
+        let answered = answers.iter().map(Counter::get).sum();
         [
             ("received", received.get()),
             ("transmitted", transmitted.get()),
             ("handed_over", handed_over.get()),
-            ("icmp_errors_forwarded", icmp_errors_forwarded.get()),
-            ("icmp_rate_limited", icmp_rate_limited.get()),
+            ("answered", answered),
             ("flows_new", flows_new.get()),
             ("flows_found_elsewhere", flows_found_elsewhere.get()),
             ("flows_by_hash", flows_by_hash.get()),
@@ -492,6 +491,8 @@ impl WorkerStats {
             ("flows_reset", flows_reset.get()),
             ("resets_sent", resets_sent.get()),
             ("probes_sent", probes_sent.get()),
+            ("icmp_errors_forwarded", icmp_errors_forwarded.get()),
+            ("icmp_rate_limited", icmp_rate_limited.get()),
             ("flows_active", flows_active.get()),
             ("flow_aliases", flow_aliases.get()),
             ("clients_full", clients_full.get()),

@@ -200,7 +200,12 @@ impl Cut<'_> {
 /// Makes a segment for which nobody is there its own answer, in its frame: a RST that its sender believes (RFC
 /// 9293 3.10.7.1). False if it deserves none.
 #[cold]
-pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, macs: &Macs) -> bool {
+pub(super) fn refuse(
+    packet: &mut Packet,
+    context: &Context<'_>,
+    macs: &Macs,
+    pool: &mut FramePool,
+) -> bool {
     let flags = packet.shape.flags;
     let client = packet.came_from(context.nic);
     let refusal = if flags.any(TcpFlags::RST) {
@@ -220,24 +225,21 @@ pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, macs: &Macs) ->
         content,
     });
     let bytes = segment.and_then(|segment| segment.bytes(macs));
-    if let (Some(frame), Some(bytes)) = (&mut packet.frame, bytes)
-        && frame.copy_from(&bytes)
-    {
-        packet.nic = context.nic;
-        packet.way = Way::Back(Answer::Rejected);
-        return true;
-    }
-    false
+    let (Some(frame), Some(bytes)) = (&mut packet.frame, bytes) else { return false };
+    pool.cut(frame);
+    packet.nic = context.nic;
+    packet.way = Way::Back(Answer::Rejected);
+    frame.copy_from(&bytes)
 }
 
 /// The number that follows those of a TCP packet: SYN and FIN count as a byte each.
 fn end_of_segment(packet: &Packet) -> Option<u32> {
     let (sequence, _) = numbers(packet)?;
     let ip = packet.shape.ip();
-    let end = ip + Headers::of(packet.data().get(ip..)?).ok()?.end;
-    let segment = packet.data().get(usize::from(packet.shape.transport)..end)?;
-    let header = usize::from(segment.get(12)? >> 4) * 4;
-    let payload = u32::try_from(segment.len().checked_sub(header)?).ok()?;
+    let headers = Headers::of(packet.data().get(ip..)?).ok()?;
+    let offset = packet.data().get(ip + headers.transport + 12)? >> 4;
+    let payload = headers.end.checked_sub(headers.transport + usize::from(offset) * 4)?;
+    let payload = u32::try_from(payload).ok()?;
     let flags = packet.shape.flags;
     let [syn, fin] = [TcpFlags::SYN, TcpFlags::FIN].map(|flag| u32::from(flags.any(flag)));
     Some(sequence.wrapping_add(payload).wrapping_add(syn + fin))

@@ -185,7 +185,7 @@ impl Worker {
             prefetch(batch, context.flows);
             for packet in batch.in_flight() {
                 if let Err(reason) = forward(packet, conntrack, context, macs, outbox)
-                    && let Err(reason) = answer(packet, reason, context, macs, limiter)
+                    && let Err(reason) = answer(packet, reason, context, macs, limiter, pool)
                 {
                     end(packet, reason, pool, stats);
                 }
