@@ -96,6 +96,8 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
+    /// A packet of several frames, of which one is missing or empty, or they are more than 17.
+    NotWhole = "not_whole",
     /// Fewer than 14 bytes, or a VLAN tag cut short.
     TruncatedEthernet = "truncated_ethernet",
     /// More than one VLAN tag.
@@ -152,6 +154,8 @@ drop_reasons! {
     FlowReset = "flow_reset",
     /// No room in the frame for a VLAN tag.
     NoHeadroom = "no_headroom",
+    /// The packet is longer than a frame, and the NIC that it would leave by has no multi-buffer.
+    TooLong = "too_long",
     /// The transmit ring of the NIC is full.
     TxFull = "tx_full",
 }

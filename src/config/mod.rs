@@ -269,6 +269,18 @@ pub struct Workers {
     pub io: Io,
 }
 
+impl Workers {
+    /// The largest MTU, in bytes, of a NIC whose packets all fit into one frame: longer ones need
+    /// multi-buffer.
+    pub const fn largest_mtu(&self) -> u32 {
+        self.frame_size - FRAME_OVERHEAD
+    }
+}
+
+/// What of a frame is not for the packet: the kernel's headroom (`XDP_PACKET_HEADROOM` in
+/// include/uapi/linux/bpf.h), an Ethernet header and two VLAN tags.
+const FRAME_OVERHEAD: u32 = 256 + 14 + 8;
+
 /// `tx_budget`, `tx_kick`, `need_wakeup` and `busy_poll` of `[workers]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Io {
