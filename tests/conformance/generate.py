@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from facts import TCP
 from packets import Headers, checksum, mac, packed, transport_sum, transport_sum_at
+from rewriting import with_icmp
 
 FLOWS = 400
 MTU = 1500
@@ -15,6 +16,10 @@ MTU = 1500
 OPTIONS, EXTENSIONS, TAGGED, PADDED, NO_VIP, NO_SUM = 8, 12, 15, 15, 3, 10
 FLAGS = (0x02, 0xC2, 0x10, 0x18, 0x11, 0x19, 0x14, 0x04, 0x30, 0x50, 0x90, 0x38)
 HOPS = (1, 2, 3, 63, 64, 65, 127, 128, 254, 255)
+
+# Type, code, and the four bytes behind the checksum: an MTU, a pointer or nothing.
+ERRORS4 = ((3, 4, 1400), (3, 3, 0), (3, 1, 0), (11, 0, 0), (12, 0, 8 << 24))
+ERRORS6 = ((2, 0, 1280), (1, 4, 0), (1, 0, 0), (3, 0, 0), (4, 1, 6))
 
 
 @dataclass
@@ -69,6 +74,19 @@ class Generator:
         ends = (server, port), (client, client_port)
         return self.frame(source, destination, [], ends, protocol, extensions=False)
 
+    def error(self, packet, source, destination, ends):
+        """An ICMP error from one to the other of `ends` that quotes some of an IP packet (bytes)."""
+        headers = Headers(packet)
+        least = headers.transport + 8
+        quote = packet[:self.random.choice((least, least + 12, self.random.randint(least, 1200), 1200))]
+        kind, code, rest = self.random.choice(ERRORS4 if headers.version == 4 else ERRORS6)
+        message = bytes([kind, code, 0, 0]) + struct.pack(">I", rest) + quote
+        if headers.version == 4:
+            data = self._ipv4_header(ends, 1, b"", message, 0) + message
+        else:
+            data = self._ipv6_header(ends, 58, b"", message) + message
+        return mac(destination) + mac(source) + _ether_type(data) + with_icmp(data, Headers(data))
+
     def frame(self, source, destination, tags, ends, protocol, extensions=True):
         """A frame with everything random that is not named."""
         segment = self._tcp(ends) if protocol == 6 else self._udp(ends)
@@ -76,7 +94,7 @@ class Generator:
         out = mac(destination) + mac(source)
         for tag in tags:
             out += struct.pack(">HH", 0x8100, tag)
-        out += (b"\x86\xdd" if data[0] >> 4 == 6 else b"\x08\0") + data
+        out += _ether_type(data) + data
         if self._chance(PADDED):
             out += self.random.randbytes(max(60 - len(out), 0) or self.random.randrange(8))
         return out
@@ -107,14 +125,16 @@ class Generator:
 
     def _ipv4(self, ends, protocol, segment):
         options = b"\1" * 4 * self.random.randint(1, 10) if self._chance(OPTIONS) else b""
-        flags = self.random.choice((0, 0x4000))
+        head = self._ipv4_header(ends, protocol, options, segment, self.random.choice((0, 0x4000)))
+        unsummed = protocol == 17 and self._chance(NO_SUM)
+        return head + segment if unsummed else _summed(head + segment)
+
+    def _ipv4_header(self, ends, protocol, options, segment, flags):
         head = struct.pack(">BBHHHBBH", 0x45 + len(options) // 4, self.random.randrange(256),
                            20 + len(options) + len(segment), self.random.randrange(65536), flags,
                            self.random.choice(HOPS), protocol, 0)
         head += packed(ends[0][0]) + packed(ends[1][0]) + options
-        head = head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
-        unsummed = protocol == 17 and self._chance(NO_SUM)
-        return head + segment if unsummed else _summed(head + segment)
+        return head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
 
     def _ipv6(self, ends, protocol, segment, extended):
         extensions, first = b"", protocol
@@ -125,14 +145,21 @@ class Generator:
             for after in following:
                 words = self.random.randrange(4)
                 extensions += bytes([after, words, 1, 4 + 8 * words]) + bytes(4 + 8 * words)
+        return _summed(self._ipv6_header(ends, first, extensions, segment) + segment)
+
+    def _ipv6_header(self, ends, first, extensions, segment):
         word = 6 << 28 | self.random.randrange(2**28)
         head = struct.pack(">IHBB", word, len(extensions) + len(segment), first, self.random.choice(HOPS))
-        return _summed(head + packed(ends[0][0]) + packed(ends[1][0]) + extensions + segment)
+        return head + packed(ends[0][0]) + packed(ends[1][0]) + extensions
 
 
 def mark(run, number):
     """The bytes by which a frame is known when it arrives, whatever has happened to its headers."""
     return b"holdfast" + struct.pack(">II", run, number)
+
+
+def _ether_type(data):
+    return b"\x86\xdd" if data[0] >> 4 == 6 else b"\x08\0"
 
 
 def _summed(data):

@@ -12,7 +12,7 @@ import world
 from facts import TRANSLATING, Facts
 from generate import Generator
 from oracle import Oracle
-from packets import Ether
+from packets import Ether, Headers
 from replay import Outcome, Replay
 
 FAILURES_SHOWN = 10
@@ -22,7 +22,7 @@ MUTANTS = 100
 VIPS = {"web4", "udp4", "web6", "udp6", "all4"}
 CHANGES = {}
 # In a hundred packets that backends get.
-ANSWERED = 33
+ANSWERED, FAILED = 33, 0
 
 
 def main(arguments, folder):
@@ -58,10 +58,8 @@ class Session:
         given = [(START + index * 1000, "front", self.generator.packet(world.CLIENT_MAC, world.LB))
                  for index in range(self.count)]
         outcomes, _ = self.replay.run(given)
-        if self.mode in TRANSLATING:
-            answers = [self._answer(outcome) for outcome in outcomes if self._is_answered(outcome)]
-            given += [(START + (self.count + index) * 1000, "back", frame) for index, frame in enumerate(answers)]
-            outcomes, _ = self.replay.run(given)
+        given += [(START + (self.count + index) * 1000, *late) for index, late in enumerate(self._late(given, outcomes))]
+        outcomes, _ = self.replay.run(given)
         oracle, problems, frames, good = Oracle(self.facts), [], [], []
         for index, ((_, interface, frame), outcome) in enumerate(zip(given, outcomes)):
             found = self._judge_one(oracle, interface, frame, outcome)
@@ -88,20 +86,46 @@ class Session:
                 missed.append(f"the oracle does not see bit {bit % 8} of byte {bit // 8} flipped in {sent.hex()}")
         return missed
 
-    def _is_answered(self, outcome):
-        # A RST of an unknown flow leaves no pin: nobody would know its answer.
-        known = outcome.verdict == "transmit" and outcome.line["flow"] != "none"
-        return known and self.random.randrange(100) < ANSWERED
+    def _late(self, given, outcomes):
+        """(NIC, frame) of what is sent because of packets that were forwarded: answers, and ICMP errors."""
+        for (_, _, frame), outcome in zip(given, outcomes):
+            # A RST of an unknown flow leaves no pin: nobody would know its answer.
+            if outcome.verdict != "transmit" or outcome.line["flow"] == "none" or not self._chance(ANSWERED):
+                continue
+            received = _packet(frame)
+            if self.mode in (*TRANSLATING, "proxy"):
+                yield "back", self._answer(outcome)
+                if self._chance(FAILED):
+                    yield "back", self._error_behind(outcome)
+            if self._chance(FAILED):
+                yield "front", self._error_before(received)
+
+    def _chance(self, percent):
+        return self.random.randrange(100) < percent
 
     def _answer(self, outcome):
-        received = packets.without_padding(packets.network(Ether(outcome.sent[0][1])))
+        received = _packet(outcome.sent[0][1])
         return self.generator.answer(received, world.BACKEND_MACS[outcome.backend], world.LB2)
+
+    def _error_behind(self, outcome):
+        """A router between balancer and backend cannot deliver what was sent."""
+        sent = _packet(outcome.sent[0][1])
+        to = Headers(sent).flow()[0]
+        router = "10.0.9.1" if ":" not in to else "fc00::99"
+        return self.generator.error(sent, world.OTHER_MAC, world.LB2, ((router, 0), (to, 0)))
+
+    def _error_before(self, received):
+        """A router on the client's side cannot deliver what the backend answered."""
+        answer = _packet(self.generator.answer(received, world.CLIENT_MAC, world.LB))
+        vip = Headers(answer).flow()[0]
+        router = world.ROUTER4 if ":" not in vip else world.ROUTER6
+        return self.generator.error(answer, world.ROUTER_MAC, world.LB, ((router, 0), (vip, 0)))
 
     def _judge_one(self, oracle, interface, frame, outcome):
         scapy_frame = Ether(frame)
         if interface == "back":
             return self._judge_answer(oracle, scapy_frame, outcome)
-        data = packets.without_padding(packets.network(scapy_frame))
+        data = _packet(frame)
         way = oracle.expect(data, outcome.backend or "b1")
         if way == "out":
             if outcome.verdict != "transmit":
@@ -115,7 +139,7 @@ class Session:
         key = oracle.flow_of_reply(frame)
         if key is None:
             return ["the oracle knows no flow of this answer"]
-        if packets.Headers(packets.without_padding(packets.network(frame))).hops <= 1:
+        if Headers(_packet(frame)).hops <= 1:
             return oracle.judge_error(frame, "expired", outcome)
         if outcome.verdict != "transmit":
             return ["it was to be forwarded to the client"]
@@ -124,3 +148,7 @@ class Session:
 
 def _client(number, version):
     return f"192.168.{number // 250}.{number % 250 + 1}" if version == 4 else f"fc00:2::{number + 1:x}"
+
+
+def _packet(frame):
+    return packets.without_padding(packets.network(Ether(frame) if isinstance(frame, bytes) else frame))
