@@ -142,7 +142,12 @@ drop_reasons! {
     TableFull = "table_full",
     /// Every backend of the NAT VIP already has a flow from this client address and port.
     NatCollision = "nat_collision",
-    /// From a NAT backend's service port, but no flow is known that it answers.
+    /// Mode full_nat: every source address and port that the worker has for the backend's family is
+    /// in use.
+    NoSourcePort = "no_source_port",
+    /// Mode full_nat: a packet that belongs to no flow that is known here, and begins none.
+    RequestNoFlow = "request_no_flow",
+    /// From a NAT backend's service port or for a full-NAT source, but no flow is known that it answers.
     ReturnNoFlow = "return_no_flow",
     /// The pinned backend has no known next hop (route or neighbour is missing).
     NoNextHop = "no_next_hop",
@@ -193,6 +198,10 @@ pub struct WorkerStats {
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
     pub flow_aliases: Counter,
+    /// IPv4 sources of full-NAT flows in use now (a gauge).
+    pub bindings_v4: Counter,
+    /// The same for IPv6 (a gauge).
+    pub bindings_v6: Counter,
     /// Clients that were not noted because proven ones had all places of their bucket.
     pub clients_full: Counter,
     /// New flows of VIPs whose sources are watched.
@@ -329,6 +338,8 @@ impl WorkerStats {
             probes_sent: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
+            bindings_v4: Counter::default(),
+            bindings_v6: Counter::default(),
             clients_full: Counter::default(),
             samples: Samples::default(),
             batches: Counter::default(),
@@ -339,6 +350,12 @@ impl WorkerStats {
             backends: zeroed(backends),
             ports: zeroed(ports),
         }
+    }
+
+    /// The gauge of the full-NAT sources in use, of one family.
+    #[inline]
+    pub const fn bindings(&self, v4: bool) -> &Counter {
+        if v4 { &self.bindings_v4 } else { &self.bindings_v6 }
     }
 
     /// The counter of one drop reason.

@@ -19,6 +19,7 @@ use super::slow_start::SlowStart;
 use super::status::{self, Baseline};
 use super::{SteerRules, WorkerView};
 use crate::config;
+use crate::flow::bindings::Sources;
 use crate::flow::{Address, Protocol};
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_key;
@@ -127,6 +128,7 @@ pub struct Registry {
     places: HashMap<BackendIndex, (usize, usize)>,
     vip_indices: Indices,
     backend_indices: Indices,
+    sources: Sources,
 }
 
 impl Default for Registry {
@@ -138,7 +140,18 @@ impl Default for Registry {
 impl Registry {
     fn with_room(vips: usize, backends: usize) -> Self {
         let (vip_indices, backend_indices) = (Indices::new(vips), Indices::new(backends));
-        Self { vips: Vec::new(), places: HashMap::new(), vip_indices, backend_indices }
+        let (vips, places, sources) = (Vec::new(), HashMap::new(), Sources::default());
+        Self { vips, places, vip_indices, backend_indices, sources }
+    }
+
+    /// Empty, for full-NAT VIPs with these sources.
+    pub fn new(sources: Sources) -> Self {
+        Self { sources, ..Self::default() }
+    }
+
+    /// The sources of full-NAT flows.
+    pub const fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// The VIPs, in the configuration's order.
@@ -319,11 +332,19 @@ impl Registry {
 
     /// What the XDP program is to do.
     pub fn steer_rules(&self, addresses: &[InterfaceAddress]) -> SteerRules {
-        let vips = distinct(self.vips.iter().flat_map(VipEntry::listen_keys));
+        let vips = self.vips.iter().flat_map(VipEntry::listen_keys);
+        let vips = distinct(vips.chain(self.source_keys()));
         let nat = self.vips.iter().filter(|vip| vip.config.forward == Forward::Nat);
         let returns = distinct(nat.flat_map(VipEntry::return_keys));
         let locals = distinct(addresses.iter().map(|found| Address::from(found.address)));
         SteerRules { vips, returns, locals }
+    }
+
+    /// Where replies to full-NAT sources come: the XDP program takes them for VIPs on every port.
+    fn source_keys(&self) -> impl Iterator<Item = ListenKey> {
+        self.sources.addresses().iter().flat_map(|&address| {
+            [Protocol::Tcp, Protocol::Udp].map(|protocol| ListenKey { address, port: 0, protocol })
+        })
     }
 
     /// The addresses whose next hops are needed.

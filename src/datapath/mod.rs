@@ -9,6 +9,7 @@
 //! allocates, locks, logs, blocks or makes a system call other than ring wake-ups.
 
 pub mod batch;
+pub mod bindings;
 pub mod classify;
 pub mod clients;
 pub mod conntrack;

@@ -14,6 +14,7 @@ use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
 use super::transmit::{end, transmit};
+use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::PortIndex;
@@ -41,6 +42,8 @@ pub struct Parts {
     pub flows: Arc<[Arc<FlowTable>]>,
     /// The clients of all workers.
     pub clients: Arc<Clients>,
+    /// The full-NAT sources of all workers.
+    pub bindings: Arc<Bindings>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -60,6 +63,7 @@ pub struct Worker {
     /// Its own flow table.
     flows: Arc<FlowTable>,
     clients: Arc<Clients>,
+    bindings: Arc<Bindings>,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
@@ -74,10 +78,12 @@ impl Worker {
     ///
     /// `None` if `flows` has no table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
+        let leases = Leases::new(Arc::clone(&parts.bindings), parts.index);
         let mut worker = Self {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
-            conntrack: Conntrack::new(parts.flows, parts.index, now)?,
+            conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,
             clients: parts.clients,
+            bindings: parts.bindings,
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -111,6 +117,7 @@ impl Worker {
             table: self.tables.current(),
             flows: self.flows.view(),
             clients: &self.clients,
+            bindings: &self.bindings,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -125,7 +132,18 @@ impl Worker {
     #[inline]
     fn poll_port(&mut self, index: usize, now: Ticks) -> usize {
         let Self {
-            ports, pool, macs, conntrack, tables, flows, clients, stats, batch, outbox, ..
+            ports,
+            pool,
+            macs,
+            conntrack,
+            tables,
+            flows,
+            clients,
+            bindings,
+            stats,
+            batch,
+            outbox,
+            ..
         } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         port.port.reclaim(pool);
@@ -134,8 +152,16 @@ impl Worker {
         if packets > 0 {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
-            let context =
-                &Context { table, flows: flows_view, clients, nic, now, stats, trace: None };
+            let context = &Context {
+                table,
+                flows: flows_view,
+                clients,
+                bindings,
+                nic,
+                now,
+                stats,
+                trace: None,
+            };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
@@ -219,17 +245,21 @@ pub(super) fn forward(
     macs: &Macs,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
-    let Way::ToClient(source) = packet.way else {
-        let backend = match conntrack.track(packet, context) {
-            Ok(backend) => backend,
-            Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
-            Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
-        };
-        return rewrite_to_backend(packet, backend, context, macs);
+    let reply = match packet.way {
+        Way::ToBackend => {
+            let target = match conntrack.track(packet, context) {
+                Ok(target) => target,
+                Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
+                Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut, context)),
+            };
+            return rewrite_to_backend(packet, &target, context, macs);
+        }
+        Way::ToClient(source) => conntrack.track_reply(packet, source, context),
+        Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
     };
-    match conntrack.track_reply(packet, source, context) {
+    match reply {
         Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut)),
+        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context)),
         None => Err(Drop::ReturnNoFlow),
     }
 }

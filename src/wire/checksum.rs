@@ -35,11 +35,18 @@ impl Delta {
         Self(zip.fold(self.0, |sum, (old, new)| sum + (!old & 0xffff_ffff) + new))
     }
 
+    /// What both change together.
+    #[inline]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The checksum that follows from `checksum`.
     #[inline]
     pub const fn apply(self, checksum: u16) -> u16 {
         let mut sum = (!checksum) as u64 + self.0;
-        // Up to 12 terms of 32 bits: 36 bits fold to 16 in three steps.
+        // Up to 16 terms of 32 bits: 36 bits fold to 16 in three steps.
         sum = (sum & 0xffff_ffff) + (sum >> 32);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);

@@ -27,15 +27,20 @@ pub(super) fn translate(
     } else {
         ip::rewrite_v6(network, side, address)
     };
-    let delta = translated.map_err(|error| match error {
-        IpError::HopsExceeded => Drop::TtlExceeded,
-        IpError::Truncated if v4 => Drop::TruncatedIpv4,
-        IpError::Truncated => Drop::TruncatedIpv6,
-    })?;
+    let delta = translated.map_err(|error| unsent(error, v4))?;
     let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
     if transport::rewrite(flow.protocol(), segment, side, port, delta) {
         Ok(())
     } else {
         Err(Drop::TruncatedTcp)
+    }
+}
+
+/// Why a packet with such an IP header is not sent.
+pub(super) const fn unsent(error: IpError, v4: bool) -> Drop {
+    match error {
+        IpError::HopsExceeded => Drop::TtlExceeded,
+        IpError::Truncated if v4 => Drop::TruncatedIpv4,
+        IpError::Truncated => Drop::TruncatedIpv6,
     }
 }
