@@ -298,7 +298,7 @@ fn full_nat(sections: &Sections<'_>, owners: &BTreeMap<IpAddr, &str>, report: &m
         if let Some(Placed { value: backend, .. }) = backends.iter().find(lacks) {
             let (version, example) = match backend.address {
                 IpAddr::V4(_) => (4, "10.0.0.48/28"),
-                IpAddr::V6(_) => (6, "fd00::48/124"),
+                IpAddr::V6(_) => (6, "fd00::40/124"),
             };
             let what = format!(
                 "no IPv{version} source for backend \"{}\" ({})",

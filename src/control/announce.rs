@@ -322,6 +322,7 @@ fn neighbour_advertisement(mac: [u8; 6], ip: Ipv6Addr) -> Option<Vec<u8>> {
 mod tests {
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
+    use super::super::reload::tests::config;
     use super::super::state::tests::vip;
     use super::*;
 
@@ -370,11 +371,17 @@ mod tests {
     }
 
     #[test]
-    fn vips_share_a_place_and_may_have_none() {
+    fn vips_share_a_place_and_may_have_none_and_sources_have_their_own() {
         let mut web = vip("web", &[]);
         let quiet = web.clone();
         web.announce = Announce::Interface("eth1".to_owned());
         let place = Place { interface: "eth1".to_owned(), address: web.address };
-        assert_eq!(Place::all(&[web.clone(), web, quiet]), HashSet::from([place]));
+        let mut config = config(vec![web.clone(), web, quiet]);
+        assert_eq!(Place::all(&config), HashSet::from([place.clone()]));
+        config.full_nat.sources = vec![[10, 0, 0, 48].into()];
+        assert_eq!(Place::all(&config), HashSet::from([place.clone()]));
+        config.full_nat.announce = Announce::Interface("eth2".to_owned());
+        let source = Place { interface: "eth2".to_owned(), address: [10, 0, 0, 48].into() };
+        assert_eq!(Place::all(&config), HashSet::from([place, source]));
     }
 }

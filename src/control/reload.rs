@@ -249,7 +249,7 @@ pub(super) mod tests {
 
     use super::super::state::tests::{backend, tcp_health, vip};
     use super::*;
-    use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
+    use crate::config::{Control, CopyMode, FullNat, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
     use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind, ServerId};
 
@@ -274,6 +274,7 @@ pub(super) mod tests {
                 ring: 2048,
             }],
             vips,
+            full_nat: FullNat::default(),
             control: Control {
                 socket: "/run/holdfast/control.sock".into(),
                 on_drained: Vec::new(),
