@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use hashbrown::{HashMap, HashSet};
 
+use super::WorkerView;
 use super::drain::Drain;
 use super::forecast::Forecast;
 use super::health::{CheckSpec, Hysteresis};
@@ -17,7 +18,6 @@ use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::slow_start::SlowStart;
 use super::status::{self, Baseline};
-use super::{SteerRules, WorkerView};
 use crate::config;
 use crate::flow::bindings::Sources;
 use crate::flow::{Address, Protocol};
@@ -26,7 +26,7 @@ use crate::forwarding::table::return_key;
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
     Affinity, BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
-    NextHop, Service, Splits, Timeouts, VipId, VipSpec,
+    Network, NextHop, PortRange, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -332,19 +332,14 @@ impl Registry {
 
     /// What the XDP program is to do.
     pub fn steer_rules(&self, addresses: &[InterfaceAddress]) -> SteerRules {
-        let vips = self.vips.iter().flat_map(VipEntry::listen_keys);
-        let vips = distinct(vips.chain(self.source_keys()));
+        let vips = distinct(self.vips.iter().flat_map(VipEntry::listen_keys));
         let nat = self.vips.iter().filter(|vip| vip.config.forward == Forward::Nat);
         let returns = distinct(nat.flat_map(VipEntry::return_keys));
         let locals = distinct(addresses.iter().map(|found| Address::from(found.address)));
-        SteerRules { vips, returns, locals }
-    }
-
-    /// Where replies to full-NAT sources come: the XDP program takes them for VIPs on every port.
-    fn source_keys(&self) -> impl Iterator<Item = ListenKey> {
-        self.sources.addresses().iter().flat_map(|&address| {
-            [Protocol::Tcp, Protocol::Udp].map(|protocol| ListenKey { address, port: 0, protocol })
-        })
+        let (first, last) = self.sources.ports();
+        let single = |&address: &Address| (Network::single(address), PortRange { first, last });
+        let sources = self.sources.addresses().iter().map(single).collect();
+        SteerRules { vips, returns, locals, sources, ..SteerRules::default() }
     }
 
     /// The addresses whose next hops are needed.
@@ -416,7 +411,7 @@ impl VipEntry {
 pub fn remember(vip: &config::Vip) -> Option<Remember> {
     let idle = match vip.protocol {
         Protocol::Tcp => vip.timeouts.established,
-        Protocol::Udp => vip.timeouts.udp,
+        Protocol::Udp | Protocol::Any => vip.timeouts.udp,
     };
     let wanted = vip.sticky.is_some() || vip.on_reentry == Reentry::Freest;
     wanted.then(|| Remember {

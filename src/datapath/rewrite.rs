@@ -44,7 +44,7 @@ pub fn rewrite_to_backend(
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    packet.bytes = frame.bytes();
+    packet.bytes = frame.packet_len();
     match backend.forward {
         Forward::Dsr => {}
         Forward::Nat => {
@@ -78,7 +78,7 @@ pub fn rewrite_to_client(
     let Packet { frame: Some(frame), flow, shape, way, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    packet.bytes = frame.bytes();
+    packet.bytes = frame.packet_len();
     let key = flow.key();
     let (vip, client) = ((key.vip, key.vip_port), (key.client, key.client_port));
     match way {

@@ -79,6 +79,12 @@ impl Sources {
         &self.addresses
     }
 
+    /// First and last port of each address.
+    pub fn ports(&self) -> (u16, u16) {
+        let more = u16::try_from(self.ports.saturating_sub(1)).unwrap_or(u16::MAX);
+        (self.first, self.first.saturating_add(more))
+    }
+
     /// Whether one of the addresses is this one.
     #[inline]
     pub fn has(&self, address: Address) -> bool {
@@ -153,8 +159,8 @@ impl fmt::Display for Sources {
         if !rest.is_empty() {
             write!(f, " and {} more", rest.len())?;
         }
-        let last = usize::from(self.first) + self.ports.saturating_sub(1);
-        write!(f, ", ports {}-{last}", self.first)
+        let (first, last) = self.ports();
+        write!(f, ", ports {first}-{last}")
     }
 }
 
