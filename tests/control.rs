@@ -280,6 +280,7 @@ fn config(vips: Vec<Vip>) -> Config {
         }],
         vips,
         full_nat: FullNat::default(),
+        icmp: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
         hash: Hash { secret: [0; 16], table_size: 251 },
     }
@@ -310,6 +311,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
         on_down: FlowsLeft::Keep,
         reset_idle: false,
+        rejects: false,
         announce,
         quic: Vec::new(),
         backends: backends.collect(),

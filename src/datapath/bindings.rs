@@ -15,13 +15,13 @@ use super::conntrack::{Conntrack, Reply, cut, reply, tell};
 use super::context::Context;
 use super::life::{News, is_cut, living, reply_change};
 use super::reset::numbers;
+use crate::flow::Protocol;
 use crate::flow::bindings::{BindingId, Bound, Lease, Leases};
 use crate::flow::entry::{Pin, State, Track};
 use crate::flow::table::Slot;
 use crate::flow::tuple::Tuple;
-use crate::flow::{FlowKey, Protocol};
+use crate::forwarding::FlowsLeft;
 use crate::forwarding::table::Backend;
-use crate::forwarding::{FlowsLeft, ListenKey};
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 
@@ -138,9 +138,7 @@ fn is_bound(track: &Track, id: BindingId) -> bool {
 
 /// Whether a packet comes from the address and port that the flow's packets are sent to.
 fn comes_from(packet: &Packet, backend: &Backend, bound: &Bound) -> bool {
-    let FlowKey { vip_port, protocol, .. } = bound.flow;
-    let port = backend.port.unwrap_or(vip_port);
-    packet.flow.tuple.reply_key() == ListenKey { address: backend.address, port, protocol }
+    packet.flow.tuple.reply_key() == bound.service(backend)
 }
 
 /// Whether a backend's packet changes nothing in a flow that is in its steady state.

@@ -59,7 +59,7 @@ pub struct Target<'t> {
 impl<'t> Target<'t> {
     /// By a pin on `backend`.
     #[inline(always)]
-    const fn of(backend: &'t Backend, track: &Track) -> Self {
+    pub(super) const fn of(backend: &'t Backend, track: &Track) -> Self {
         Self { backend, binding: track.binding() }
     }
 }
@@ -466,6 +466,23 @@ impl Conntrack {
         }
         self.writer.update(hit.slot, flow, &alias_of(&pin));
         Some(pin.track)
+    }
+
+    /// The living pin of a flow, whoever has it, and its backend. Changes nothing, also not how long it
+    /// lives.
+    #[cold]
+    pub fn peek<'t>(
+        &self,
+        flow: &HashedKey,
+        hint: Slot,
+        context: &Context<'t>,
+    ) -> Option<(Track, &'t Backend)> {
+        let here = context.flows.find_at(flow, hint).map(|hit| hit.track);
+        let here = here.and_then(|track| Some((track, living(flow.protocol(), &track, context)?)));
+        here.or_else(|| {
+            let (_, pin, backend) = self.find_elsewhere(flow, context, |_| true)?;
+            Some((pin.track, backend))
+        })
     }
 
     /// Whether any worker has a living pin of the flow on this backend.

@@ -13,12 +13,13 @@
 mod full_nat;
 mod nat;
 
-use super::batch::{Packet, Way};
+use super::batch::{Packet, Shape, Way};
 use super::conntrack::Target;
 use super::context::Context;
 use crate::forwarding::{Forward, NextHop};
 use crate::stats::Drop;
 use crate::wire::ethernet;
+use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
 use crate::xdp::umem::Frame;
 
@@ -28,7 +29,7 @@ pub type Macs = [[u8; 6]];
 /// Rewrites a client's packet for its backend.
 ///
 /// # Errors
-/// Why it cannot be sent; it may have been changed.
+/// Why it cannot be sent. If that may be answered ([`answer`](super::answer)), the packet is unchanged.
 #[inline(always)]
 pub fn rewrite_to_backend(
     packet: &mut Packet,
@@ -45,6 +46,10 @@ pub fn rewrite_to_backend(
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
+    if !fits(frame, shape, backend.mtu) {
+        packet.limit = backend.mtu;
+        return Err(Drop::TooBig);
+    }
     match backend.forward {
         Forward::Dsr => {}
         Forward::Nat => {
@@ -72,13 +77,18 @@ pub fn rewrite_to_backend(
 pub fn rewrite_to_client(
     packet: &mut Packet,
     hop: &NextHop,
-    _context: &Context<'_>,
+    context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
     let Packet { frame: Some(frame), flow, shape, way, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
+    let mtu = context.table.this_box().mtu(hop.port);
+    if !fits(frame, shape, mtu) {
+        packet.limit = mtu;
+        return Err(Drop::TooBig);
+    }
     let key = flow.key();
     let (vip, client) = ((key.vip, key.vip_port), (key.client, key.client_port));
     match way {
@@ -89,8 +99,26 @@ pub fn rewrite_to_client(
     address_frame(frame, shape.tag, hop, macs)
 }
 
+/// Whether the packet may leave as it is by a link that carries `mtu` bytes.
 #[inline(always)]
-fn address_frame(
+pub(super) fn fits(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
+    usize::from(frame.packet_len()) <= shape.ip() + usize::from(mtu) || trim(frame, shape, mtu)
+}
+
+/// Cuts off what follows the IP packet, if that alone is short enough: what the sender's link added
+/// (an Ethernet trailer) is no part of it.
+#[cold]
+fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
+    if frame.is_long() {
+        return false;
+    }
+    let packet = frame.data().get(shape.ip()..).unwrap_or_default();
+    let end = Headers::of(packet).map_or(usize::MAX, |headers| headers.end);
+    end <= usize::from(mtu) && frame.set_len(shape.ip() + end)
+}
+
+#[inline(always)]
+pub(super) fn address_frame(
     frame: &mut Frame,
     tag: Option<u16>,
     hop: &NextHop,

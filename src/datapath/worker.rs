@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::answer::answer;
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
 use super::context::Context;
-use super::parse::{parse, parse_plain};
+use super::icmp;
+use super::limiter::Limiter;
+use super::parse::{Parsed, parse, parse_plain};
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
@@ -69,6 +72,7 @@ pub struct Worker {
     stats: Arc<WorkerStats>,
     batch: Batch,
     outbox: Outbox,
+    limiter: Limiter,
     max_batch: usize,
     /// The sweep of the flow table is behind: no time to sleep.
     sweep_behind: bool,
@@ -92,6 +96,7 @@ impl Worker {
             stats: parts.stats,
             batch: Batch::default(),
             outbox: Outbox::default(),
+            limiter: Limiter::default(),
             max_batch: parts.batch.clamp(1, BATCH),
             sweep_behind: false,
         };
@@ -155,6 +160,7 @@ impl Worker {
             stats,
             batch,
             outbox,
+            limiter,
             ..
         } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
@@ -171,8 +177,13 @@ impl Worker {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
                 let known = match parse_plain(packet) {
                     Some(tuple) => classify(packet, tuple, context, flows.secret(), &mut last),
-                    None => parse(packet).and_then(|tuple| {
-                        classify(packet, tuple, context, flows.secret(), &mut last)
+                    None => parse(packet).and_then(|parsed| match parsed {
+                        Parsed::Flow(tuple) => {
+                            classify(packet, tuple, context, flows.secret(), &mut last)
+                        }
+                        Parsed::Icmp(message) => {
+                            icmp::classify(packet, &message, context, flows.secret(), macs)
+                        }
                     }),
                 };
                 if let Err(reason) = known {
@@ -182,7 +193,9 @@ impl Worker {
             }
             prefetch(batch, context.flows);
             for packet in batch.in_flight() {
-                if let Err(reason) = forward(packet, conntrack, context, macs, outbox) {
+                if let Err(reason) = forward(packet, conntrack, context, macs, outbox)
+                    && let Err(reason) = answer(packet, reason, context, macs, limiter, pool)
+                {
                     end(packet, reason, pool, stats);
                 }
             }
@@ -265,6 +278,9 @@ pub(super) fn forward(
         }
         Way::ToClient(source) => conntrack.track_reply(packet, source, context),
         Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
+        Way::Related(source) => return icmp::forward(packet, source, conntrack, context, macs),
+        Way::RelatedTo(binding) => return icmp::forward_bound(packet, binding, context, macs),
+        Way::Back(_) => return Ok(()),
     };
     match reply {
         Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),

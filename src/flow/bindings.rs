@@ -24,7 +24,8 @@ use super::entry::{Track, WayBack};
 use super::sources::owner;
 pub use super::sources::{BindingId, MAX_SOURCES, Sources};
 use super::{Address, FlowKey, Protocol};
-use crate::forwarding::{BackendId, BackendIndex, NextHop};
+use crate::forwarding::table::Backend;
+use crate::forwarding::{BackendId, BackendIndex, ListenKey, NextHop};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Pages};
@@ -53,6 +54,15 @@ pub struct Bound {
     pub isn: Option<u32>,
     /// The backend has acknowledged what was put in front of the client's data.
     pub acknowledged: bool,
+}
+
+impl Bound {
+    /// Where the flow's packets are sent, and so where replies come from, if this is its backend.
+    #[inline]
+    pub fn service(&self, backend: &Backend) -> ListenKey {
+        let FlowKey { vip_port, protocol, .. } = self.flow;
+        ListenKey { address: backend.address, port: backend.port.unwrap_or(vip_port), protocol }
+    }
 }
 
 /// A binding as it was read: whose it is, and what else its slot says.
