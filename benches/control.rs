@@ -24,7 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
-use holdfast::forwarding::{Forward, ForwardingTable, SchedulerKind, VipId, VipSpec};
+use holdfast::forwarding::{Forward, ForwardingTable, SchedulerKind, ThisBox, VipId, VipSpec};
 use holdfast::line::OwnLine;
 use holdfast::xdp::cpu;
 use support::bed::{Bed, Clock, Shared};
@@ -132,7 +132,7 @@ fn vip(forward: Forward, backends: u16) -> VipSpec {
 }
 
 fn build(specs: &[VipSpec], previous: Option<&ForwardingTable>) -> ForwardingTable {
-    ForwardingTable::build(1, SECRET, black_box(specs), previous)
+    ForwardingTable::build(1, SECRET, ThisBox::default(), black_box(specs), previous)
 }
 
 /// Milliseconds to build a table.

@@ -24,7 +24,8 @@ use crate::flow::clients::Clients;
 use crate::flow::table::{FlowTable, TableError};
 use crate::flow::tuple::TableSecret;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
-use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, PortIndex};
+use crate::forwarding::this_box::UNLIMITED;
+use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, PortIndex, ThisBox};
 use crate::line::OwnLine;
 use crate::stats::WorkerStats;
 use crate::steering::Steerings;
@@ -108,7 +109,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let secret = TableSecret::new(random_seed()?);
     let flows = flow_tables(&config, &secret)?;
     let clients = Arc::new(Clients::new(config.workers.clients, secret));
-    let first = ForwardingTable::build(0, config.hash.secret, &[], None);
+    let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(OwnLine(AtomicBool::new(false)));
@@ -330,6 +331,7 @@ fn nic_view(served: &ServedNic) -> NicView {
         interface: served.nic.name().to_owned(),
         ifindex: served.nic.index(),
         mac: served.nic.mac(),
+        mtu: u16::try_from(served.nic.mtu()).unwrap_or(UNLIMITED),
         driver: served.nic.driver().to_owned(),
         mode: mode.to_owned(),
         queues: served.queues.clone(),

@@ -26,7 +26,7 @@ use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::sticky::Reentry;
 use holdfast::forwarding::{
     Affinity, BackendIndex, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex, Ports,
-    SchedulerKind,
+    SchedulerKind, ThisBox,
 };
 use holdfast::units::Ticks;
 
@@ -153,7 +153,7 @@ impl Inside {
 
     /// Starts control in a thread of this process and waits until it is ready.
     fn start(&self, config: &Config) -> Running {
-        let first = ForwardingTable::build(0, config.hash.secret, &[], None);
+        let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
         let (publisher, tables) = Publisher::new(first);
         let ready = Arc::new(AtomicBool::new(false));
         let (config, socket, told) = (config.clone(), self.socket(), Arc::clone(&ready));
@@ -239,6 +239,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
             interface: "nic0".to_owned(),
             ifindex: nic_index(),
             mac: NIC_MAC,
+            mtu: 1500,
             driver: "veth".to_owned(),
             mode: "copy".to_owned(),
             queues: vec![0],
@@ -589,7 +590,7 @@ fn an_interface_that_is_not_there_is_refused_and_nothing_is_left() {
             vip("mail", "192.0.2.11", elsewhere, &[]),
         ];
         let config = config(vips);
-        let first = ForwardingTable::build(0, config.hash.secret, &[], None);
+        let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
         let (publisher, _tables) = Publisher::new(first);
         let ready = Arc::new(AtomicBool::new(false));
         let socket = inside.socket();

@@ -40,6 +40,7 @@ fn a_connection_keeps_its_backend_and_its_packets_are_right() {
                             let index = u16::from(sent[0].destination_mac()[5]);
                             assert_eq!((address, port, ttl), (family.backend(index), 8080, 63));
                         }
+                        other => unreachable!("{other:?}"),
                     }
                     assert_eq!(sent[0].source(), (family.client(), 40_000));
                 }

@@ -12,7 +12,7 @@ use holdfast::forwarding::publish::{Publisher, prepare_thread};
 use holdfast::forwarding::quic_lb::{Codec, Config};
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
 use holdfast::forwarding::{
-    Affinity, FlowsLeft, Forward, ForwardingTable, Remember, ServerId, VipSpec,
+    Affinity, FlowsLeft, Forward, ForwardingTable, Remember, ServerId, ThisBox, VipSpec,
 };
 use holdfast::units::Ticks;
 
@@ -174,7 +174,8 @@ fn no_scheduler_allocates() {
 /// prepared. And old tables are freed by their publisher.
 #[test]
 fn a_prepared_thread_takes_up_tables_without_allocating() {
-    let table = |generation| ForwardingTable::build(generation, [7; 16], &[], None);
+    let table =
+        |generation| ForwardingTable::build(generation, [7; 16], ThisBox::default(), &[], None);
     let (mut publisher, mut tables) = Publisher::new(table(1));
     publisher.publish(table(2));
     let worker = std::thread::spawn(move || {

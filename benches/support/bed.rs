@@ -13,7 +13,9 @@ use holdfast::flow::clients::Clients;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
-use holdfast::forwarding::{Forward, ForwardingTable, PortIndex, SchedulerKind, Timeouts, VipSpec};
+use holdfast::forwarding::{
+    Forward, ForwardingTable, PortIndex, SchedulerKind, ThisBox, Timeouts, VipSpec,
+};
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
 use holdfast::xdp::cpu;
@@ -78,7 +80,8 @@ impl Shared {
         let hour = Ticks(360_000);
         vip.timeouts =
             Timeouts { embryonic: EMBRYONIC, established: hour, closing: hour, udp: hour };
-        let first = ForwardingTable::build(1, SECRET, std::slice::from_ref(&vip), None);
+        let first =
+            ForwardingTable::build(1, SECRET, ThisBox::default(), std::slice::from_ref(&vip), None);
         let (publisher, tables) = Publisher::new(first);
         let (capacity, secret) = (u32::try_from(capacity).unwrap(), TableSecret::new(1));
         let flows = (0..workers)
@@ -96,7 +99,13 @@ impl Shared {
     ) -> ForwardingTable {
         self.vip.backends[backend].up = up;
         let specs = std::slice::from_ref(&self.vip);
-        ForwardingTable::build(previous.generation() + 1, SECRET, specs, Some(previous))
+        ForwardingTable::build(
+            previous.generation() + 1,
+            SECRET,
+            ThisBox::default(),
+            specs,
+            Some(previous),
+        )
     }
 }
 

@@ -37,7 +37,7 @@ impl RawBackend {
         let weight = report.integer(&place.key("weight"), self.weight, WEIGHT, 0..=MAX_WEIGHT);
         let port_at = place.key("port");
         let port = self.port.map(|port| report.integer(&port_at, Some(port), 1, 1..=u16::MAX));
-        if port.is_some() && forward == Some(Forward::Dsr) {
+        if port.is_some() && forward.is_some_and(|forward| !forward.translates()) {
             let what = "forward = \"dsr\" leaves the port as the client wrote it";
             report.error(&port_at, what, "remove the port, or use forward = \"nat\"");
         }

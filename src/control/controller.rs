@@ -36,7 +36,7 @@ use crate::config::{self, Config};
 use crate::flow::clients::Clients;
 use crate::flow::table::Families;
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{ForwardingTable, PortIndex, Splits, VipId};
+use crate::forwarding::{ForwardingTable, PortIndex, Splits, ThisBox, VipId};
 use crate::words::counted;
 
 /// Drain deadlines and workers' events are looked at this often.
@@ -273,11 +273,16 @@ impl Controller {
         let specs = self.registry.specs();
         let generation = current.generation() + 1;
         let secret = self.config.hash.secret;
-        let table = ForwardingTable::build(generation, secret, &specs, Some(&current));
+        let table =
+            ForwardingTable::build(generation, secret, self.this_box(), &specs, Some(&current));
         drop(current);
         self.publisher.publish(table);
         self.dirty = false;
         debug!("forwarding table {generation} published");
+    }
+
+    fn this_box(&self) -> ThisBox {
+        ThisBox { mtus: self.nics.iter().map(|nic| nic.mtu).collect() }
     }
 
     fn wanted_rules(&self) -> SteerRules {

@@ -192,7 +192,13 @@ mod tests {
     fn prepare(query: Query) -> Result<Prepared, String> {
         let mut registry = Registry::default();
         registry.apply(&[vip("web", &[backend("a", 1)])], &[]).unwrap();
-        let table = Arc::new(ForwardingTable::build(1, [0; 16], &[], None));
+        let table = Arc::new(ForwardingTable::build(
+            1,
+            [0; 16],
+            crate::forwarding::ThisBox::default(),
+            &[],
+            None,
+        ));
         Prepared::new(query, &registry, table, &[]).map_err(|refusal| refusal.errors.join("\n"))
     }
 

@@ -111,6 +111,8 @@ pub struct NicView {
     pub ifindex: u32,
     /// Its MAC.
     pub mac: [u8; 6],
+    /// Longest IP packet that it sends, in bytes.
+    pub mtu: u16,
     /// Kernel driver.
     pub driver: String,
     /// `"zero_copy"`, `"copy"` or `"mixed"`.

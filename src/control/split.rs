@@ -288,8 +288,8 @@ impl Pool for Placed<'_> {
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {
     use super::*;
-    use crate::forwarding::Affinity;
     use crate::forwarding::table::testing::{backend, spec};
+    use crate::forwarding::{Affinity, ThisBox};
 
     const SETTINGS: Split = Split { max_load: 1.25, min_rate: 50.0 };
 
@@ -302,7 +302,7 @@ mod tests {
         spec.affinity = Affinity::Client;
         spec.splits = splits.clone();
         spec.backends = (0..backends).map(backend).collect();
-        ForwardingTable::build(1, [7; 16], &[spec], None)
+        ForwardingTable::build(1, [7; 16], ThisBox::default(), &[spec], None)
     }
 
     fn address(number: u32) -> Address {

@@ -22,6 +22,7 @@ use crate::config;
 use crate::flow::{Address, Protocol};
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_key;
+use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
     Affinity, BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
     NextHop, Service, Splits, Timeouts, VipId, VipSpec,
@@ -429,6 +430,7 @@ impl BackendEntry {
             service: self.drain.service(),
             left: self.drain.flows_left(),
             next_hop: self.next_hop,
+            mtu: UNLIMITED,
             server_ids: self.config.server_ids.clone(),
         }
     }

@@ -36,7 +36,8 @@ use crate::flow::writer::FlowWriter;
 use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::publish::{Publisher, Subscription};
 use crate::forwarding::{
-    BackendId, BackendIndex, FULL_SHARE, FlowsLeft, ForwardingTable, NextHop, PortIndex, VipId,
+    BackendId, BackendIndex, FULL_SHARE, FlowsLeft, ForwardingTable, NextHop, PortIndex, ThisBox,
+    VipId,
 };
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
@@ -107,7 +108,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
     let config = config(vips);
     let file = Arc::new(Mutex::new(Ok(config.clone())));
     let notes = Arc::new(Mutex::new(Notes::default()));
-    let first = ForwardingTable::build(0, config.hash.secret, &[], None);
+    let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (signals, receiver) = mpsc::channel(4);
     let (events, failures) = crossbeam_channel::bounded(4);
@@ -123,6 +124,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
             interface: "eth1".to_owned(),
             ifindex: 999_999,
             mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
             driver: "veth".to_owned(),
             mode: "copy".to_owned(),
             queues: vec![0, 1],

@@ -108,6 +108,21 @@ pub struct Shape {
     pub tag: Option<u16>,
     /// TCP only.
     pub flags: TcpFlags,
+    /// What of its flow it carries.
+    pub part: Part,
+}
+
+/// What of its flow a packet carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A whole datagram: the transport header can be read and rewritten.
+    Whole,
+    /// The first fragment of one: it has the whole transport header.
+    First,
+    /// A later fragment of one: no transport header. The flow is that of the first one.
+    Later,
+    /// An ICMP error that quotes a packet of the flow.
+    Quoting,
 }
 
 impl Shape {
@@ -165,7 +180,7 @@ impl Packet {
     pub(super) const NONE: Self = Self {
         frame: None,
         dropped: false,
-        shape: Shape { transport: 0, tag: None, flags: TcpFlags(0) },
+        shape: Shape { transport: 0, tag: None, flags: TcpFlags(0), part: Part::Whole },
         flow: HashedKey::NONE,
         hint: Slot::NOWHERE,
         vip: VipId::NONE,

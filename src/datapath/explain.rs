@@ -305,12 +305,17 @@ fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
         backend.port.unwrap_or_else(|| question.destination.port()),
     );
     let outcome = match backend.forward {
-        Forward::Dsr => format!("{} -> {}", question.client, question.destination),
-        Forward::Nat => format!("{} -> {to}", question.client),
+        Forward::Nat | Forward::FullNat => format!("{} -> {to}", question.client),
+        _ => format!("{} -> {}", question.client, question.destination),
     };
     let why = match backend.forward {
         Forward::Dsr => format!("dsr: only the destination MAC changes, to that of {name}"),
         Forward::Nat => format!("nat: to the address and port of {name}"),
+        Forward::FullNat => {
+            format!("full_nat: to the address and port of {name}, from one of ours")
+        }
+        Forward::Ipip => format!("ipip: in an IP packet to {name}"),
+        Forward::Gue => format!("gue: in a UDP packet to {name}"),
     };
     trace.tell("rewrite", outcome, why);
 }

@@ -13,7 +13,7 @@ use etherparse::{
     UdpHeaderSlice,
 };
 
-use super::batch::{Packet, Shape, TcpFlags};
+use super::batch::{Packet, Part, Shape, TcpFlags};
 use crate::flow::tuple::Tuple;
 use crate::flow::{Address, Protocol};
 use crate::stats::Drop;
@@ -95,7 +95,7 @@ fn plain_v4(packet: &[u8]) -> Option<(Shape, Tuple)> {
         return None;
     }
     let (protocol, ports, flags) = plain_transport(*protocol, rest.first_chunk()?, segment)?;
-    let shape = Shape { transport: 34, tag: None, flags };
+    let shape = Shape { transport: 34, tag: None, flags, part: Part::Whole };
     let tuple = Tuple::v4(*addresses, ports, protocol);
     if tuple.has_zero_port() {
         return None;
@@ -120,7 +120,7 @@ fn plain_v6(packet: &[u8]) -> Option<(Shape, Tuple)> {
         return None;
     }
     let (protocol, ports, flags) = plain_transport(*protocol, rest.first_chunk()?, segment)?;
-    let shape = Shape { transport: 54, tag: None, flags };
+    let shape = Shape { transport: 54, tag: None, flags, part: Part::Whole };
     let tuple = Tuple::v6(*source, *destination, ports, protocol);
     if tuple.has_zero_port() {
         return None;
@@ -173,8 +173,12 @@ fn any_headers(packet: &[u8]) -> Result<(Shape, Tuple), Drop> {
     if tuple.has_zero_port() {
         return Err(Drop::ZeroPort);
     }
-    let shape =
-        Shape { tag: link.tag, transport: link.len + network.header_len, flags: transport.flags };
+    let shape = Shape {
+        tag: link.tag,
+        transport: link.len + network.header_len,
+        flags: transport.flags,
+        part: Part::Whole,
+    };
     Ok((shape, tuple))
 }
 

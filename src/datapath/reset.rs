@@ -110,15 +110,14 @@ impl Outbox {
         Drop::FlowReset
     }
 
-    /// Makes the ends of a silent flow speak. With `dsr` only the client: what the backend answers does
-    /// not come by here.
+    /// Makes the ends of a silent flow speak. Where the backend's answers do not come by here, only the client.
     #[cold]
     pub fn probe(&mut self, flow: &FlowKey, cut: &Cut<'_>, now: Ticks) {
         // Any numbers serve, but for the few inside of the window; every probe has others.
         let sequence = now.0.wrapping_mul(0x9e37_79b1);
         let content = Content { sequence, acknowledgment: Some(!sequence), reset: false };
         self.push(Some(cut.to_client(flow, content)));
-        if cut.backend.forward == Forward::Nat {
+        if cut.backend.forward.translates() {
             self.push(cut.to_backend(flow, content));
         }
     }
@@ -182,8 +181,10 @@ impl Cut<'_> {
     /// A segment from the client to the backend, if it is known where that is.
     fn to_backend(&self, flow: &FlowKey, content: Content) -> Option<Segment> {
         let destination = match self.backend.forward {
-            Forward::Dsr => (flow.vip, flow.vip_port),
-            Forward::Nat => (self.backend.address, self.backend.port.unwrap_or(flow.vip_port)),
+            Forward::Dsr | Forward::Ipip | Forward::Gue => (flow.vip, flow.vip_port),
+            Forward::Nat | Forward::FullNat => {
+                (self.backend.address, self.backend.port.unwrap_or(flow.vip_port))
+            }
         };
         Some(Segment {
             hop: self.backend.next_hop?,

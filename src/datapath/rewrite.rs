@@ -9,15 +9,15 @@
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
-use super::batch::{Packet, Shape};
-use crate::flow::Address;
-use crate::flow::tuple::HashedKey;
+mod nat;
+
+use super::batch::Packet;
+use super::context::Context;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop};
 use crate::stats::Drop;
 use crate::wire::ethernet;
-use crate::wire::ip::{self, IpError, Side};
-use crate::wire::transport;
+use crate::wire::ip::Side;
 use crate::xdp::umem::Frame;
 
 /// MAC addresses of the NICs, by [`PortIndex`](crate::forwarding::PortIndex).
@@ -28,7 +28,12 @@ pub type Macs = [[u8; 6]];
 /// # Errors
 /// Why it cannot be sent; it may have been changed.
 #[inline(always)]
-pub fn rewrite_to_backend(packet: &mut Packet, backend: &Backend, macs: &Macs) -> Result<(), Drop> {
+pub fn rewrite_to_backend(
+    packet: &mut Packet,
+    backend: &Backend,
+    _context: &Context<'_>,
+    macs: &Macs,
+) -> Result<(), Drop> {
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
@@ -37,9 +42,14 @@ pub fn rewrite_to_backend(packet: &mut Packet, backend: &Backend, macs: &Macs) -
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.bytes();
-    if backend.forward == Forward::Nat {
-        let port = backend.port.unwrap_or(flow.key().vip_port);
-        translate(frame, shape, flow, Side::Destination, backend.address, port)?;
+    match backend.forward {
+        Forward::Dsr => {}
+        Forward::Nat => {
+            let port = backend.port.unwrap_or(flow.key().vip_port);
+            nat::translate(frame, shape, flow, Side::Destination, backend.address, port)?;
+        }
+        // The configuration refuses them in this version.
+        Forward::FullNat | Forward::Ipip | Forward::Gue => return Err(Drop::NoBackend),
     }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
@@ -50,47 +60,20 @@ pub fn rewrite_to_backend(packet: &mut Packet, backend: &Backend, macs: &Macs) -
 /// # Errors
 /// As [`rewrite_to_backend`].
 #[inline]
-pub fn rewrite_to_client(packet: &mut Packet, hop: &NextHop, macs: &Macs) -> Result<(), Drop> {
+pub fn rewrite_to_client(
+    packet: &mut Packet,
+    hop: &NextHop,
+    _context: &Context<'_>,
+    macs: &Macs,
+) -> Result<(), Drop> {
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.bytes();
     let key = flow.key();
-    translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
+    nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
-}
-
-/// Replaces the address and port of one side.
-#[inline(always)]
-fn translate(
-    frame: &mut Frame,
-    shape: &Shape,
-    flow: &HashedKey,
-    side: Side,
-    address: Address,
-    port: u16,
-) -> Result<(), Drop> {
-    let data = frame.data_mut();
-    let v4 = flow.tuple.is_v4();
-    // Parse has found both headers whole; the offsets are its own.
-    let network = data.get_mut(shape.ip()..).ok_or(Drop::TruncatedEthernet)?;
-    let translated = if v4 {
-        ip::rewrite_v4(network, side, address)
-    } else {
-        ip::rewrite_v6(network, side, address)
-    };
-    let delta = translated.map_err(|error| match error {
-        IpError::HopsExceeded => Drop::TtlExceeded,
-        IpError::Truncated if v4 => Drop::TruncatedIpv4,
-        IpError::Truncated => Drop::TruncatedIpv6,
-    })?;
-    let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
-    if transport::rewrite(flow.protocol(), segment, side, port, delta) {
-        Ok(())
-    } else {
-        Err(Drop::TruncatedTcp)
-    }
 }
 
 #[inline(always)]

@@ -37,7 +37,7 @@ pub fn select<'t>(
     let client = Known::of(&key, vip, context);
     // Anybody can make an id: it takes nobody else's replies.
     let tells_apart = |named: &&Backend| {
-        vip.forward == Forward::Dsr || !collides(&key, named, conntrack, context)
+        vip.forward != Forward::Nat || !collides(&key, named, conntrack, context)
     };
     let (backend, rule) = match named(packet, context).filter(tells_apart) {
         Some(backend) => {

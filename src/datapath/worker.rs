@@ -225,10 +225,10 @@ pub(super) fn forward(
             Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
             Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
         };
-        return rewrite_to_backend(packet, backend, macs);
+        return rewrite_to_backend(packet, backend, context, macs);
     };
     match conntrack.track_reply(packet, source, context) {
-        Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, macs),
+        Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),
         Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut)),
         None => Err(Drop::ReturnNoFlow),
     }

@@ -34,13 +34,14 @@ impl State {
         self.0 & bits.0 == bits.0
     }
 
-    /// Whether a TCP flow in this state has ended: a RST, or both FINs; with `dsr`, where replies
-    /// are not seen, the client's FIN. Packets that still come keep it alive a while.
+    /// Whether a TCP flow in this state has ended: a RST, or both FINs; where replies are not
+    /// seen, the client's FIN. Packets that still come keep it alive a while.
     #[inline]
     pub const fn is_closing(self, forward: Forward) -> bool {
-        let fins = match forward {
-            Forward::Nat => Self::FIN_CLIENT.with(Self::FIN_BACKEND),
-            Forward::Dsr => Self::FIN_CLIENT,
+        let fins = if forward.translates() {
+            Self::FIN_CLIENT.with(Self::FIN_BACKEND)
+        } else {
+            Self::FIN_CLIENT
         };
         self.has(Self::RST) || self.has(fins)
     }

@@ -15,6 +15,7 @@ pub mod quic_lb;
 pub mod scheduler;
 pub mod sticky;
 pub mod table;
+pub mod this_box;
 
 use std::net::IpAddr;
 
@@ -28,6 +29,7 @@ pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
 pub use sticky::Remember;
 pub use table::ForwardingTable;
+pub use this_box::ThisBox;
 
 /// Most VIPs in one configuration.
 pub const MAX_VIPS: usize = 4096;
@@ -78,6 +80,14 @@ pub enum Forward {
     Dsr,
     /// Destination address and port are rewritten; replies come back through holdfast.
     Nat,
+    /// The same, and the source becomes an address and port of this box: replies come back whatever
+    /// the routes of the backend, and the families of VIP and backend may differ.
+    FullNat,
+    /// The packet is put into another IP packet, to the backend (RFC 2003, RFC 2473, RFC 4213); the
+    /// backend answers the client itself.
+    Ipip,
+    /// The same in UDP: generic UDP encapsulation, variant 0.
+    Gue,
 }
 
 impl Forward {
@@ -86,7 +96,22 @@ impl Forward {
         match self {
             Self::Dsr => "dsr",
             Self::Nat => "nat",
+            Self::FullNat => "full_nat",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
         }
+    }
+
+    /// Whether addresses and ports are rewritten, so that the backend answers through holdfast.
+    #[inline(always)]
+    pub const fn translates(self) -> bool {
+        matches!(self, Self::Nat | Self::FullNat)
+    }
+
+    /// Whether packets are put into others.
+    #[inline(always)]
+    pub const fn tunnels(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
     }
 }
 
@@ -248,6 +273,8 @@ pub struct BackendSpec {
     pub left: FlowsLeft,
     /// Where frames for it go, if route and neighbour are known.
     pub next_hop: Option<NextHop>,
+    /// Longest IP packet that may leave towards it, in bytes.
+    pub mtu: u16,
     /// What names it in QUIC connection ids.
     pub server_ids: Vec<ServerId>,
 }

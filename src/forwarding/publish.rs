@@ -88,7 +88,13 @@ mod tests {
     use super::*;
 
     fn table(generation: u64) -> ForwardingTable {
-        ForwardingTable::build(generation, [0; 16], &[], None)
+        ForwardingTable::build(
+            generation,
+            [0; 16],
+            crate::forwarding::ThisBox::default(),
+            &[],
+            None,
+        )
     }
 
     #[test]

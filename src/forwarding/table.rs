@@ -10,7 +10,7 @@ use super::scheduler::{Built, Candidate};
 use super::sticky::Reentry;
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
-    ListenKey, NextHop, Remember, Secret, Service, Splits, Timeouts, VipId, VipSpec,
+    ListenKey, NextHop, Remember, Secret, Service, Splits, ThisBox, Timeouts, VipId, VipSpec,
 };
 use crate::flow::{Address, FlowKey, Protocol};
 
@@ -25,6 +25,7 @@ use crate::flow::{Address, FlowKey, Protocol};
 pub struct ForwardingTable {
     generation: u64,
     secret: Secret,
+    this_box: ThisBox,
     vips: Vec<Option<Vip>>,
     backends: Vec<Option<Backend>>,
     listen: HashMap<ListenKey, VipId>,
@@ -99,9 +100,9 @@ impl Quirks {
 }
 
 /// A backend of one VIP, and all that a packet of a pinned flow wants to know of either:
-/// one cache line.
+/// one cache line, and another for who looks for a backend.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Backend {
     /// What a pin on it names.
     pub id: BackendId,
@@ -109,14 +110,18 @@ pub struct Backend {
     pub vip: VipId,
     /// How packets reach it: as its VIP says.
     pub forward: Forward,
+    /// What its packets need besides.
+    pub quirks: Quirks,
     /// Idle time-outs of its flows: as its VIP says.
     pub timeouts: Timeouts,
     /// Its own address.
     pub address: Address,
-    /// NAT: its port; `None` keeps the port that the client connected to.
-    pub port: Option<u16>,
     /// Where frames for it go.
     pub next_hop: Option<NextHop>,
+    /// Where ports are rewritten: its port; `None` keeps the port that the client connected to.
+    pub port: Option<u16>,
+    /// Longest IP packet that may leave towards it, in bytes.
+    pub mtu: u16,
     /// Its health check says that it answers.
     pub up: bool,
     /// What becomes of the flows that it has, as things are now.
@@ -127,11 +132,12 @@ pub struct Backend {
     pub takes_new: bool,
     /// Packets of flows whose pin was lost may go to it: up, and not out of service.
     pub takes_midflow: bool,
-    /// What its packets need besides.
-    pub quirks: Quirks,
     /// How many of [`FULL_SHARE`] of its own new flows it takes.
     pub share: u16,
 }
+
+// What every packet wants to know is on the first line.
+const _: () = assert!(std::mem::offset_of!(Backend, up) <= 64);
 
 /// A VIP address and port for which a NAT backend may be answering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,12 +160,14 @@ impl ForwardingTable {
     pub fn build(
         generation: u64,
         secret: Secret,
+        this_box: ThisBox,
         specs: &[VipSpec],
         previous: Option<&Self>,
     ) -> Self {
         let mut table = Self {
             generation,
             secret,
+            this_box,
             vips: Vec::new(),
             backends: Vec::new(),
             listen: HashMap::new(),
@@ -182,6 +190,12 @@ impl ForwardingTable {
     /// Key of the hashes that choose a backend.
     pub const fn secret(&self) -> &Secret {
         &self.secret
+    }
+
+    /// What is this box's own.
+    #[inline]
+    pub const fn this_box(&self) -> &ThisBox {
+        &self.this_box
     }
 
     /// The VIP of an index.
@@ -317,6 +331,7 @@ impl Backend {
             address: spec.address.into(),
             port: spec.port,
             next_hop: spec.next_hop,
+            mtu: spec.mtu,
             up: spec.up,
             left: flows_left(vip, spec),
             reset_idle: vip.reset_idle,
@@ -370,6 +385,7 @@ fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
 pub(crate) mod testing {
     //! Specs for tests.
     use super::*;
+    use crate::forwarding::this_box::UNLIMITED;
     use crate::forwarding::{PortIndex, Ports, SchedulerKind};
     use crate::units::Ticks;
 
@@ -417,6 +433,7 @@ pub(crate) mod testing {
                 mac: [2, 0, 0, 0, high, low],
                 vlan: None,
             }),
+            mtu: UNLIMITED,
             server_ids: Vec::new(),
         }
     }
@@ -440,7 +457,7 @@ mod tests {
         let mut rest = spec(1);
         rest.address = web.address;
         rest.ports = Ports::All;
-        let table = ForwardingTable::build(1, [0; 16], &[web, rest], None);
+        let table = ForwardingTable::build(1, [0; 16], ThisBox::default(), &[web, rest], None);
         for (port, vip) in [(80, 0), (443, 0), (22, 1)] {
             assert_eq!(table.listener(key([192, 0, 2, 10], port)), Some(VipId(vip)), "{port}");
         }
@@ -455,7 +472,7 @@ mod tests {
         let mut all = spec(1);
         all.ports = Ports::All;
         all.backends = vec![BackendSpec { port: None, ..backend(1) }];
-        let table = ForwardingTable::build(1, [0; 16], &[web, all], None);
+        let table = ForwardingTable::build(1, [0; 16], ThisBox::default(), &[web, all], None);
         let ports = |key| table.return_paths(key).map(|path| path.vip_port).collect::<Vec<_>>();
         assert_eq!(ports(key([10, 0, 0, 0], 8080)), [Some(80), Some(443)]);
         assert_eq!(ports(key([10, 0, 0, 0], 80)), []);
@@ -504,10 +521,10 @@ mod tests {
         let mut vip = spec(0);
         vip.backends = vec![backend(5)];
         let old = vip.backends.first().unwrap().id;
-        let before = ForwardingTable::build(1, [0; 16], &[vip.clone()], None);
+        let before = ForwardingTable::build(1, [0; 16], ThisBox::default(), &[vip.clone()], None);
         assert!(before.pinned(old).is_some());
         vip.backends.first_mut().unwrap().id.generation += 1;
-        let after = ForwardingTable::build(2, [0; 16], &[vip], Some(&before));
+        let after = ForwardingTable::build(2, [0; 16], ThisBox::default(), &[vip], Some(&before));
         assert!(after.pinned(old).is_none());
         assert!(after.backend(BackendIndex(5)).is_some());
     }
@@ -517,7 +534,13 @@ mod tests {
         let mut vip = spec(0);
         vip.backends = vec![backend(0), backend(1)];
         let build = |vip: &VipSpec, secret, previous| {
-            ForwardingTable::build(1, secret, std::slice::from_ref(vip), previous)
+            ForwardingTable::build(
+                1,
+                secret,
+                ThisBox::default(),
+                std::slice::from_ref(vip),
+                previous,
+            )
         };
         let slots = |table: &ForwardingTable| {
             table.vip(VipId(0)).unwrap().scheduler.scheduler().slots().as_ptr()

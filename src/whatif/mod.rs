@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use crate::forwarding::{ForwardingTable, SchedulerKind, Secret, VipSpec};
+use crate::forwarding::{ForwardingTable, SchedulerKind, Secret, ThisBox, VipSpec};
 
 use change::Scenario;
 use population::{Clients, Population};
@@ -99,7 +99,13 @@ fn take(next: &AtomicUsize, kinds: &[SchedulerKind]) -> Option<(usize, Scheduler
 
 /// The flows of a VIP: they depend on its affinity, not on its scheduler.
 fn trace(vip: &VipSpec, settings: &Settings) -> Trace {
-    let table = ForwardingTable::build(0, settings.secret, std::slice::from_ref(vip), None);
+    let table = ForwardingTable::build(
+        0,
+        settings.secret,
+        ThisBox::default(),
+        std::slice::from_ref(vip),
+        None,
+    );
     let mut population = Population::new(&settings.clients, vip, settings.seed);
     let hash = || {
         let key = population.open();
@@ -113,7 +119,13 @@ fn one(scenario: &Scenario, kind: SchedulerKind, trace: &Trace, settings: &Setti
     let before = VipSpec { scheduler: kind, ..scenario.before.clone() };
     let after = VipSpec { scheduler: scenario.scheduler.unwrap_or(kind), ..scenario.after.clone() };
     let build = |generation, vip, previous| {
-        ForwardingTable::build(generation, settings.secret, std::slice::from_ref(vip), previous)
+        ForwardingTable::build(
+            generation,
+            settings.secret,
+            ThisBox::default(),
+            std::slice::from_ref(vip),
+            previous,
+        )
     };
     let start = Instant::now();
     let old = build(1, &before, None);

@@ -56,6 +56,7 @@ fn backend_end(forward: Forward, family: Family) -> (IpAddr, u16) {
     match forward {
         Forward::Dsr => (family.vip(), 80),
         Forward::Nat => (family.backend(0), 8080),
+        other => unreachable!("{other:?}"),
     }
 }
 

@@ -16,10 +16,11 @@ use holdfast::flow::clients::Clients;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
+use holdfast::forwarding::this_box::UNLIMITED;
 use holdfast::forwarding::{
     Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, FlowsLeft, Forward,
-    ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind, Service, Splits, Timeouts, VipId,
-    VipSpec,
+    ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind, Service, Splits, ThisBox, Timeouts,
+    VipId, VipSpec,
 };
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
@@ -84,7 +85,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         id: BackendId { index: BackendIndex(id * 100 + index), generation: 0 },
         name: format!("b{index}"),
         address: family.backend(index),
-        port: (forward == Forward::Nat).then_some(8080),
+        port: forward.translates().then_some(8080),
         weight: 1,
         share: FULL_SHARE,
         up: true,
@@ -95,6 +96,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
             mac: backend_mac(index),
             vlan: None,
         }),
+        mtu: UNLIMITED,
         server_ids: Vec::new(),
     };
     VipSpec {
@@ -337,7 +339,7 @@ impl Rig {
     }
 
     pub fn with_flows(workers: usize, nics: usize, flows: u32, specs: Vec<VipSpec>) -> Self {
-        let table = ForwardingTable::build(1, [7; 16], &specs, None);
+        let table = ForwardingTable::build(1, [7; 16], ThisBox::default(), &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
@@ -387,7 +389,7 @@ impl Rig {
     /// [`change`](Self::change) after that.
     #[allow(dead_code, reason = "not every test has a control thread")]
     pub fn take_control(&mut self) -> (Publisher, Vec<VipSpec>) {
-        let unused = ForwardingTable::build(0, [7; 16], &[], None);
+        let unused = ForwardingTable::build(0, [7; 16], ThisBox::default(), &[], None);
         let publisher = std::mem::replace(&mut self.publisher, Publisher::new(unused).0);
         (publisher, self.specs.clone())
     }
@@ -397,7 +399,13 @@ impl Rig {
         change(&mut self.specs);
         let previous = self.publisher.current();
         let generation = previous.generation() + 1;
-        let table = ForwardingTable::build(generation, [7; 16], &self.specs, Some(&previous));
+        let table = ForwardingTable::build(
+            generation,
+            [7; 16],
+            ThisBox::default(),
+            &self.specs,
+            Some(&previous),
+        );
         self.publisher.publish(table);
     }
 

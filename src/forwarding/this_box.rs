@@ -1,0 +1,22 @@
+//! What is this box's own, whatever the VIP.
+
+use super::PortIndex;
+
+/// Longest IP packet that there is, in bytes: of a NIC whose limit is not known.
+pub const UNLIMITED: u16 = u16::MAX;
+
+/// What belongs to this box and not to a VIP. Other boxes of a fleet have other values, and still
+/// choose the same backends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ThisBox {
+    /// Longest IP packet that each NIC sends, in bytes, by [`PortIndex`].
+    pub mtus: Vec<u16>,
+}
+
+impl ThisBox {
+    /// Longest IP packet that leaves by `nic`, in bytes.
+    #[inline]
+    pub fn mtu(&self, nic: PortIndex) -> u16 {
+        self.mtus.get(usize::from(nic.0)).copied().unwrap_or(UNLIMITED)
+    }
+}
