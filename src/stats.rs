@@ -150,7 +150,15 @@ drop_reasons! {
     TtlExceeded = "ttl_exceeded",
     /// Of a TCP flow that is cut: both ends are told by a RST.
     FlowReset = "flow_reset",
-    /// No room in the frame for a VLAN tag.
+    /// Longer than what reaches its backend in one piece, and not to be fragmented.
+    TooBig = "too_big",
+    /// A tunnel's packet, which is not put into another tunnel.
+    NestedTunnel = "nested_tunnel",
+    /// An ICMP error about a tunnel packet of ours, from which the path's MTU was learnt.
+    PathMtuLearnt = "path_mtu_learnt",
+    /// Another ICMP error about a tunnel packet of ours.
+    TunnelError = "tunnel_error",
+    /// No room in the frame for a VLAN tag or an outer header.
     NoHeadroom = "no_headroom",
     /// The transmit ring of the NIC is full.
     TxFull = "tx_full",
@@ -189,6 +197,9 @@ pub struct WorkerStats {
     pub resets_sent: Counter,
     /// Probes sent to silent ends of flows that are cut, to be answered with a RST.
     pub probes_sent: Counter,
+    /// Pieces of packets that were too long for their way, but for the first of each, which counts as the
+    /// packet.
+    pub fragments_sent: Counter,
     /// Pins in the table now (a gauge).
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
@@ -327,6 +338,7 @@ impl WorkerStats {
             flows_reset: Counter::default(),
             resets_sent: Counter::default(),
             probes_sent: Counter::default(),
+            fragments_sent: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
             clients_full: Counter::default(),

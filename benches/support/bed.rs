@@ -185,6 +185,7 @@ impl Bed {
             macs: vec![nic_mac(0)],
             flows: Arc::clone(&shared.flows),
             clients: Arc::new(Clients::new(1, TableSecret::new(1))),
+            paths: Arc::default(),
             index,
             tables: shared.tables.clone(),
             stats: Arc::clone(&stats),

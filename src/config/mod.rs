@@ -29,6 +29,7 @@ mod syntax;
 #[cfg(test)]
 mod tests;
 mod timeouts;
+mod tunnel;
 mod vip;
 mod workers;
 
@@ -44,7 +45,7 @@ use crate::flow::Protocol;
 use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::{
-    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, quic_lb,
+    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, Tunnels, quic_lb,
 };
 use crate::words::reason;
 
@@ -129,9 +130,10 @@ fn check(report: &mut Report<'_>) -> Config {
     let defaults = vip::Defaults { nic: first_nic.as_deref(), table_size: hash.table_size };
     let vips = vips(document.remove("vip"), defaults, report);
     let control: control::RawControl = table(&mut document, "control", report);
+    let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
     for key in document.keys() {
         let what = "unknown section or key";
-        let fix = "the sections are: [workers], [[nic]], [[vip]], [control], [hash]";
+        let fix = "the sections are: [workers], [[nic]], [[vip]], [tunnel], [control], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
@@ -139,6 +141,7 @@ fn check(report: &mut Report<'_>) -> Config {
         nics: nics.iter().map(|nic| nic.value.clone()).collect(),
         vips: vips.iter().map(|(vip, _)| vip.value.clone()).collect(),
         control: control.check(&root.key("control"), report),
+        tunnels: tunnel.check(&root.key("tunnel"), report),
         hash,
     };
     rules::check(&rules::Sections { config: &config, nics: &nics, vips: &vips }, report);
@@ -215,6 +218,8 @@ pub struct Config {
     pub nics: Vec<Nic>,
     /// `[[vip]]`, in the file's order.
     pub vips: Vec<Vip>,
+    /// `[tunnel]`.
+    pub tunnels: Tunnels,
     /// `[control]`.
     pub control: Control,
     /// `[hash]`.
@@ -355,6 +360,8 @@ pub struct Vip {
     pub on_down: FlowsLeft,
     /// Whether both ends of a TCP flow that idled out are told, by a RST.
     pub reset_idle: bool,
+    /// TCP: most bytes of data that a segment may have, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.

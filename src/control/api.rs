@@ -78,6 +78,8 @@ pub struct Totals {
     pub resets_sent: u64,
     #[serde(default)]
     pub probes_sent: u64,
+    #[serde(default)]
+    pub fragments_sent: u64,
 }
 
 /// One VIP.

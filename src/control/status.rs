@@ -254,6 +254,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_reset: stats.flows_reset.get(),
         resets_sent: stats.resets_sent.get(),
         probes_sent: stats.probes_sent.get(),
+        fragments_sent: stats.fragments_sent.get(),
     }
 }
 
@@ -275,6 +276,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_reset: a.flows_reset + b.flows_reset,
         resets_sent: a.resets_sent + b.resets_sent,
         probes_sent: a.probes_sent + b.probes_sent,
+        fragments_sent: a.fragments_sent + b.fragments_sent,
     }
 }
 

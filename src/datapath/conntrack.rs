@@ -617,7 +617,7 @@ fn sweep_cut(
     }
     cut(hit, context.now);
     hit.set_state(state.with(State::CUT).with_probe());
-    outbox.probe(&tuple().key(), &Cut { client: hit.track.hop(), backend }, context.now);
+    outbox.probe(&tuple().key(), &Cut { client: hit.track.hop(), backend }, context);
     Verdict::Keep
 }
 

@@ -14,11 +14,12 @@ use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
 use super::conntrack::Conntrack;
-use super::context::Context;
+use super::context::{Context, Identification};
 use super::life::is_living;
 use super::parse::parse;
+use super::path_mtu::PathMtus;
 use super::reset::Outbox;
-use super::rewrite::Macs;
+use super::rewrite::{Macs, mtu_towards, tunnel};
 use super::select::{out_of_service, rivals};
 use super::worker::forward;
 use crate::flow::clients::{Clients, Key};
@@ -32,6 +33,7 @@ use crate::forwarding::table::{Vip, name};
 use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
+use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Where a client is taken to be that has no flow yet: a locally administered address.
@@ -47,6 +49,7 @@ pub struct Explainer {
     macs: Vec<[u8; 6]>,
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
+    paths: Arc<PathMtus>,
     stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -77,10 +80,11 @@ impl Explainer {
         macs: Vec<[u8; 6]>,
         flows: Arc<[Arc<FlowTable>]>,
         clients: Arc<Clients>,
+        paths: Arc<PathMtus>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, UmemError> {
         let (_, pool) = Umem::create(1, 4096)?;
-        Ok(Self { pool, macs, flows, clients, stats })
+        Ok(Self { pool, macs, flows, clients, paths, stats })
     }
 
     /// What becomes of a packet of the flow now. Cost: about a millisecond.
@@ -122,6 +126,8 @@ impl Explainer {
             table,
             flows: flows.view(),
             clients: &self.clients.scratch(&client),
+            paths: &self.paths,
+            identification: &Identification::of(me),
             nic,
             now,
             stats: &stats,
@@ -314,10 +320,26 @@ fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
         Forward::FullNat => {
             format!("full_nat: to the address and port of {name}, from one of ours")
         }
-        Forward::Ipip => format!("ipip: in an IP packet to {name}"),
-        Forward::Gue => format!("gue: in a UDP packet to {name}"),
+        Forward::Ipip => format!("ipip: as it is, in an IP packet to {name}"),
+        Forward::Gue => format!("gue: as it is, in a UDP packet to {name}"),
     };
     trace.tell("rewrite", outcome, why);
+    if backend.forward.tunnels()
+        && let Some(outer) = tunnel::outer(packet.flow.tuple, false, backend, context)
+    {
+        tell_tunnel(&outer, mtu_towards(backend, packet.flow.tuple.is_v4(), context), trace);
+    }
+}
+
+/// Tells what a backend's NIC sees of the flow, and how much fits.
+fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
+    let ports = outer.gue.map(|(from, to)| format!(", UDP port {from} to {to}"));
+    let outcome = format!("{} -> {}", outer.source, outer.destination) + &ports.unwrap_or_default();
+    let limit = match mtu {
+        UNLIMITED => String::new(),
+        _ => format!(", for packets of up to {mtu} bytes"),
+    };
+    trace.tell("tunnel", outcome, format!("the flow's own source{limit}"));
 }
 
 /// The packet's transport header, and what it carries.

@@ -4,12 +4,14 @@
 //! dsr  to the backend  MAC
 //! nat  to the backend  MAC, destination address and port, TTL, checksums
 //! nat  to the client   MAC, source address and port, TTL, checksums
+//! ipip, gue            outer headers and MAC; the packet itself stays as it is
 //! ```
 //!
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
 mod nat;
+pub(super) mod tunnel;
 
 use super::batch::Packet;
 use super::context::Context;
@@ -31,7 +33,7 @@ pub type Macs = [[u8; 6]];
 pub fn rewrite_to_backend(
     packet: &mut Packet,
     backend: &Backend,
-    _context: &Context<'_>,
+    context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
@@ -48,11 +50,32 @@ pub fn rewrite_to_backend(
             let port = backend.port.unwrap_or(flow.key().vip_port);
             nat::translate(frame, shape, flow, Side::Destination, backend.address, port)?;
         }
-        // The configuration refuses them in this version.
-        Forward::FullNat | Forward::Ipip | Forward::Gue => return Err(Drop::NoBackend),
+        Forward::Ipip | Forward::Gue => {
+            tunnel::encapsulate(frame, shape, flow.tuple, backend, context)?;
+        }
+        // The configuration refuses it in this version.
+        Forward::FullNat => return Err(Drop::NoBackend),
     }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
+}
+
+/// Longest packet of a client, IPv4 or IPv6, that reaches `backend` in one piece, in bytes from the IP
+/// header on.
+#[inline]
+pub fn mtu_towards(backend: &Backend, v4: bool, context: &Context<'_>) -> u16 {
+    if backend.forward.tunnels() {
+        tunnel::limit(v4, backend, context)
+    } else {
+        hop_mtu(backend, context)
+    }
+}
+
+/// Longest IP packet that route and NIC send towards a backend.
+#[inline]
+fn hop_mtu(backend: &Backend, context: &Context<'_>) -> u16 {
+    let nic = backend.next_hop.as_ref().map(|hop| context.table.this_box().mtu(hop.port));
+    nic.map_or(backend.mtu, |mtu| backend.mtu.min(mtu))
 }
 
 /// Rewrites a NAT backend's packet for the client that is at `hop`.

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
-use super::context::Context;
+use super::context::{Context, Identification};
+use super::fragment_out::fragment;
 use super::parse::{parse, parse_plain};
+use super::path_mtu::{self, PathMtus};
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
@@ -41,6 +43,8 @@ pub struct Parts {
     pub flows: Arc<[Arc<FlowTable>]>,
     /// The clients of all workers.
     pub clients: Arc<Clients>,
+    /// What was learnt of the paths to tunnels' ends, by all workers.
+    pub paths: Arc<PathMtus>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -60,6 +64,8 @@ pub struct Worker {
     /// Its own flow table.
     flows: Arc<FlowTable>,
     clients: Arc<Clients>,
+    paths: Arc<PathMtus>,
+    identification: Identification,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
@@ -78,6 +84,8 @@ impl Worker {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
             conntrack: Conntrack::new(parts.flows, parts.index, now)?,
             clients: parts.clients,
+            paths: parts.paths,
+            identification: Identification::of(parts.index),
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -111,6 +119,8 @@ impl Worker {
             table: self.tables.current(),
             flows: self.flows.view(),
             clients: &self.clients,
+            paths: &self.paths,
+            identification: &self.identification,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -125,7 +135,19 @@ impl Worker {
     #[inline]
     fn poll_port(&mut self, index: usize, now: Ticks) -> usize {
         let Self {
-            ports, pool, macs, conntrack, tables, flows, clients, stats, batch, outbox, ..
+            ports,
+            pool,
+            macs,
+            conntrack,
+            tables,
+            flows,
+            clients,
+            paths,
+            identification,
+            stats,
+            batch,
+            outbox,
+            ..
         } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         port.port.reclaim(pool);
@@ -134,8 +156,17 @@ impl Worker {
         if packets > 0 {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
-            let context =
-                &Context { table, flows: flows_view, clients, nic, now, stats, trace: None };
+            let context = &Context {
+                table,
+                flows: flows_view,
+                clients,
+                paths,
+                identification,
+                nic,
+                now,
+                stats,
+                trace: None,
+            };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
@@ -147,12 +178,17 @@ impl Worker {
                 };
                 if let Err(reason) = known {
                     packet.forget();
+                    let reason = path_mtu::take(packet, context).unwrap_or(reason);
                     end(packet, reason, pool, stats);
                 }
             }
             prefetch(batch, context.flows);
             for packet in batch.in_flight() {
-                if let Err(reason) = forward(packet, conntrack, context, macs, outbox) {
+                let mut done = forward(packet, conntrack, context, macs, outbox);
+                if done == Err(Drop::TooBig) {
+                    done = fragment(packet, context, macs, pool, outbox);
+                }
+                if let Err(reason) = done {
                     end(packet, reason, pool, stats);
                 }
             }
@@ -223,13 +259,13 @@ pub(super) fn forward(
         let backend = match conntrack.track(packet, context) {
             Ok(backend) => backend,
             Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
-            Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
+            Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut, context)),
         };
         return rewrite_to_backend(packet, backend, context, macs);
     };
     match conntrack.track_reply(packet, source, context) {
         Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut)),
+        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context)),
         None => Err(Drop::ReturnNoFlow),
     }
 }

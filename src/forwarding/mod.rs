@@ -16,6 +16,7 @@ pub mod scheduler;
 pub mod sticky;
 pub mod table;
 pub mod this_box;
+pub mod tunnel;
 
 use std::net::IpAddr;
 
@@ -30,6 +31,7 @@ pub use scheduler::SchedulerKind;
 pub use sticky::Remember;
 pub use table::ForwardingTable;
 pub use this_box::ThisBox;
+pub use tunnel::{OuterDf, Tunnels};
 
 /// Most VIPs in one configuration.
 pub const MAX_VIPS: usize = 4096;

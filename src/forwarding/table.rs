@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::sticky::Reentry;
+use super::tunnel::{Entropy, PathKey};
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
     ListenKey, NextHop, Remember, Secret, Service, Splits, ThisBox, Timeouts, VipId, VipSpec,
@@ -30,6 +31,10 @@ pub struct ForwardingTable {
     backends: Vec<Option<Backend>>,
     listen: HashMap<ListenKey, VipId>,
     returns: HashMap<ListenKey, Vec<ReturnPath>>,
+    /// Where tunnels end.
+    tunnel_ends: HashSet<Address>,
+    /// Tells flows apart in outer headers.
+    entropy: Entropy,
     /// Whether some VIP listens on all ports, and whether some backend answers from all: where none
     /// does, nobody has to look.
     any_listens: bool,
@@ -134,6 +139,8 @@ pub struct Backend {
     pub takes_midflow: bool,
     /// How many of [`FULL_SHARE`] of its own new flows it takes.
     pub share: u16,
+    /// Tunnels: what names the path to it.
+    pub path: PathKey,
 }
 
 // What every packet wants to know is on the first line.
@@ -172,6 +179,8 @@ impl ForwardingTable {
             backends: Vec::new(),
             listen: HashMap::new(),
             returns: HashMap::new(),
+            tunnel_ends: HashSet::new(),
+            entropy: Entropy::new(&secret),
             any_listens: false,
             any_returns: false,
         };
@@ -232,6 +241,17 @@ impl ForwardingTable {
         exact.iter().chain(any)
     }
 
+    /// What tells flows apart in outer headers.
+    #[inline]
+    pub const fn entropy(&self) -> &Entropy {
+        &self.entropy
+    }
+
+    /// The path to `address`, if a tunnel ends there.
+    pub fn tunnel_path(&self, address: Address) -> Option<PathKey> {
+        self.tunnel_ends.get(&address).copied().map(PathKey::new)
+    }
+
     fn add(&mut self, spec: &VipSpec, previous: Option<&Vip>) {
         for &port in spec.ports.listen() {
             let key = ListenKey { address: spec.address.into(), port, protocol: spec.protocol };
@@ -242,6 +262,9 @@ impl ForwardingTable {
             place(&mut self.backends, backend.id.index.0, Backend::new(spec, backend));
             if spec.forward == Forward::Nat {
                 self.add_returns(spec, backend);
+            }
+            if spec.forward.tunnels() {
+                self.tunnel_ends.insert(backend.address.into());
             }
         }
         place(&mut self.vips, spec.id.0, Vip::new(spec, &self.secret, previous));
@@ -342,6 +365,7 @@ impl Backend {
             takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
             quirks: Quirks::of(vip, flows_left(vip, spec)),
             share: spec.share,
+            path: PathKey::new(spec.address.into()),
         }
     }
 }

@@ -8,3 +8,4 @@ pub mod ethernet;
 pub mod ip;
 pub mod quic;
 pub mod transport;
+pub mod tunnel;

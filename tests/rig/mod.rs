@@ -9,6 +9,7 @@ use etherparse::{
     LinkExtSlice, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
 };
 use holdfast::datapath::explain::Explainer;
+use holdfast::datapath::path_mtu::PathMtus;
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::Protocol;
@@ -329,6 +330,7 @@ pub struct Rig {
     flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
     clients: Arc<Clients>,
+    paths: Arc<PathMtus>,
     publisher: Publisher,
     now: u32,
 }
@@ -339,13 +341,25 @@ impl Rig {
     }
 
     pub fn with_flows(workers: usize, nics: usize, flows: u32, specs: Vec<VipSpec>) -> Self {
-        let table = ForwardingTable::build(1, [7; 16], ThisBox::default(), &specs, None);
+        Self::in_box(ThisBox::default(), workers, nics, flows, specs)
+    }
+
+    /// With what is the box's own.
+    pub fn in_box(
+        this_box: ThisBox,
+        workers: usize,
+        nics: usize,
+        flows: u32,
+        specs: Vec<VipSpec>,
+    ) -> Self {
+        let table = ForwardingTable::build(1, [7; 16], this_box, &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
         let clients = Arc::new(Clients::new(1024, secret));
+        let paths = Arc::<PathMtus>::default();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
         let mut rig = Self {
@@ -355,6 +369,7 @@ impl Rig {
             flows: Arc::clone(&flow_tables),
             specs,
             clients: Arc::clone(&clients),
+            paths: Arc::clone(&paths),
             publisher,
             now,
         };
@@ -373,6 +388,7 @@ impl Rig {
                 macs: (0..nics).map(nic_mac).collect(),
                 flows: Arc::clone(&flow_tables),
                 clients: Arc::clone(&clients),
+                paths: Arc::clone(&paths),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),
                 stats: Arc::clone(&stats),
@@ -402,7 +418,7 @@ impl Rig {
         let table = ForwardingTable::build(
             generation,
             [7; 16],
-            ThisBox::default(),
+            previous.this_box().clone(),
             &self.specs,
             Some(&previous),
         );
@@ -426,7 +442,7 @@ impl Rig {
     pub fn explainer(&self) -> Explainer {
         let macs = (0..self.nics[0].len()).map(nic_mac).collect();
         let (flows, clients) = (Arc::clone(&self.flows), Arc::clone(&self.clients));
-        Explainer::new(macs, flows, clients, self.stats.clone()).unwrap()
+        Explainer::new(macs, flows, clients, Arc::clone(&self.paths), self.stats.clone()).unwrap()
     }
 
     /// The time.
