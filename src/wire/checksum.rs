@@ -1,4 +1,7 @@
-//! Incremental internet checksums (RFC 1071, RFC 1624 equation 3: `HC' = ~(~HC + ~m + m')`).
+//! Internet checksums (RFC 1071), incremental (RFC 1624 equation 3: `HC' = ~(~HC + ~m + m')`) and
+//! of whole contents.
+
+pub use etherparse::checksum::Sum16BitWords as Full;
 
 /// What a set of replaced words adds to a one's complement sum.
 ///
@@ -35,11 +38,25 @@ impl Delta {
         Self(zip.fold(self.0, |sum, (old, new)| sum + (!old & 0xffff_ffff) + new))
     }
 
+    /// Adds bytes that were not there, at an even offset. At most 64 KiB.
+    #[inline]
+    #[must_use]
+    pub fn add_bytes(self, bytes: &[u8]) -> Self {
+        words(bytes).fold(self, |delta, word| delta.replace_u16(0, word))
+    }
+
+    /// Takes bytes away that were there, at an even offset. At most 64 KiB.
+    #[inline]
+    #[must_use]
+    pub fn remove_bytes(self, bytes: &[u8]) -> Self {
+        words(bytes).fold(self, |delta, word| delta.replace_u16(word, 0))
+    }
+
     /// The checksum that follows from `checksum`.
     #[inline]
     pub const fn apply(self, checksum: u16) -> u16 {
         let mut sum = (!checksum) as u64 + self.0;
-        // Up to 12 terms of 32 bits: 36 bits fold to 16 in three steps.
+        // Up to 12 terms of 32 bits, or 64 Ki of 16 bits: 36 bits fold to 16 in three steps.
         sum = (sum & 0xffff_ffff) + (sum >> 32);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
@@ -47,6 +64,27 @@ impl Delta {
         let [.., high, low] = sum.to_be_bytes();
         !u16::from_be_bytes([high, low])
     }
+}
+
+/// The words of `bytes`, the last one filled up with 0.
+fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    let (whole, rest) = bytes.as_chunks::<2>();
+    let last = rest.iter().map(|&byte| u16::from(byte) << 8);
+    whole.iter().map(|word| u16::from_be_bytes(*word)).chain(last)
+}
+
+/// Begins a sum with a pseudo header. `addresses` are both addresses of the IP header: 8 bytes
+/// (RFC 9293 3.1) or 32 (RFC 8200 8.1), whose words add up alike.
+#[inline]
+pub fn pseudo_header(addresses: &[u8], len: u32, protocol: u8) -> Full {
+    let mut sum = Full::new().add_slice(addresses).add_2bytes([0, protocol]);
+    sum.add_4bytes(len.to_be_bytes())
+}
+
+/// The checksum of everything that was added to `sum`; the field itself counts as 0.
+#[inline]
+pub fn of(sum: &Full) -> u16 {
+    u16::from_be(sum.ones_complement())
 }
 
 #[cfg(test)]
