@@ -279,6 +279,7 @@ fn config(vips: Vec<Vip>) -> Config {
         }],
         vips,
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
+        tunnels: holdfast::forwarding::Tunnels::default(),
         hash: Hash { secret: [0; 16], table_size: 251 },
     }
 }
@@ -310,6 +311,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         reset_idle: false,
         announce,
         quic: Vec::new(),
+        mss: None,
         backends: backends.collect(),
     }
 }

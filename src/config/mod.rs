@@ -45,7 +45,8 @@ use crate::flow::Protocol;
 use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::{
-    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, Tunnels, quic_lb,
+    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, Tunnels,
+    quic_lb,
 };
 use crate::words::reason;
 

@@ -76,7 +76,8 @@ fn sources(
     let found = Sources::new(address.into(), len);
     let network = IpAddr::from(found.prefix().0);
     if network != address {
-        let fix = format!("write \"{network}/{len}\" for all of the prefix, or \"{address}\" alone");
+        let fix =
+            format!("write \"{network}/{len}\" for all of the prefix, or \"{address}\" alone");
         report.error(place, format!("{text} is an address within its prefix"), &fix);
     }
     Some(found)
@@ -105,9 +106,10 @@ fn needed_sources(sections: &Sections<'_>, report: &mut Report<'_>) {
         (tunnels.source_v4.is_none(), "source_v4", true, "10.0.0.2"),
         (tunnels.source_v6.is_none(), "source_v6", false, "fd00::2"),
     ] {
-        let mut ends = sections.vips.iter().filter(|(vip, _)| vip.value.forward.tunnels()).flat_map(
-            |(vip, backends)| backends.iter().map(move |backend| (&vip.value, &backend.value)),
-        );
+        let mut ends =
+            sections.vips.iter().filter(|(vip, _)| vip.value.forward.tunnels()).flat_map(
+                |(vip, backends)| backends.iter().map(move |backend| (&vip.value, &backend.value)),
+            );
         let Some((vip, backend)) = ends.find(|(_, backend)| backend.address.is_ipv4() == v4) else {
             continue;
         };

@@ -296,6 +296,7 @@ pub(super) mod tests {
                 socket: "/run/holdfast/control.sock".into(),
                 on_drained: Vec::new(),
             },
+            tunnels: Tunnels::default(),
             hash: Hash { secret: [0; 16], table_size: 251 },
         }
     }

@@ -335,11 +335,8 @@ fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
 fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
     let ports = outer.gue.map(|(from, to)| format!(", UDP port {from} to {to}"));
     let outcome = format!("{} -> {}", outer.source, outer.destination) + &ports.unwrap_or_default();
-    let limit = match mtu {
-        UNLIMITED => String::new(),
-        _ => format!(", for packets of up to {mtu} bytes"),
-    };
-    trace.tell("tunnel", outcome, format!("the flow's own source{limit}"));
+    let why = format!("what a NIC sees of the flow; packets of up to {mtu} bytes fit");
+    trace.tell("tunnel", outcome, why);
 }
 
 /// The packet's transport header, and what it carries.

@@ -11,14 +11,13 @@
 //!
 //! Reads and writes: frames. Cost: a copy of the packet. Bound: [`PIECES`] per packet.
 
-use etherparse::checksum::Sum16BitWords;
-
 use super::batch::{Packet, Part, Shape};
 use super::context::Context;
 use super::reset::Outbox;
 use super::rewrite::{Macs, mtu_towards, rewrite_to_backend};
 use crate::forwarding::table::Backend;
 use crate::stats::Drop;
+use crate::wire::checksum::{self, Full};
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Most pieces: a frame of 4 KiB in the least inner MTU that is learnt.
@@ -149,9 +148,8 @@ fn try_patch(header: &mut [u8], plan: &Plan, index: usize, len: usize) -> Option
     if index > 0 {
         blank_options(options);
     }
-    let sum = Sum16BitWords::new().add_slice(header).ones_complement();
-    // It is in network byte order already.
-    header.get_mut(10..12)?.copy_from_slice(&sum.to_ne_bytes());
+    let sum = checksum::of(&Full::new().add_slice(header));
+    header.get_mut(10..12)?.copy_from_slice(&sum.to_be_bytes());
     (offset <= OFFSET).then_some(())
 }
 

@@ -14,20 +14,22 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use etherparse::checksum::Sum16BitWords;
-
 use super::batch::Packet;
 use super::context::Context;
 use crate::flow::Address;
 use crate::forwarding::tunnel::{GUE_SOURCE_PORTS, PathKey};
 use crate::stats::Drop;
 use crate::units::Ticks;
-use crate::wire::tunnel::protocol;
+use crate::wire::checksum::{self, Full, pseudo_header};
+use crate::wire::headers::{Headers, addresses, protocol};
+use crate::wire::icmp::{ICMP_LEN, kind};
 
 /// Places: paths that meet in one forget each other. A box has tens of backends, or hundreds.
 const PLACES: usize = 4096;
 /// VLAN tags that a frame may have.
 const MAX_TAGS: usize = 2;
+/// Code of "destination unreachable" (RFC 792).
+const FRAGMENTATION_NEEDED: u8 = 4;
 /// How long what was learnt counts: ten minutes.
 const LIFETIME: Ticks = Ticks(60_000);
 /// Least inner MTU that is learnt (see above).
@@ -45,7 +47,7 @@ impl Default for PathMtus {
 }
 
 impl PathMtus {
-    /// Longest outer packet that passes the path, if that is known. 
+    /// Longest outer packet that passes the path, if that is known.
     #[inline]
     pub fn learnt(&self, path: PathKey, now: Ticks) -> Option<u16> {
         let entry = Entry::from_word(self.place(path)?.load(Ordering::Relaxed));
@@ -109,37 +111,35 @@ pub(super) fn inner_limit(learnt: Option<u16>, overhead: u16, v4: bool) -> u16 {
 /// Takes an ICMP error about a tunnel packet of ours. Returns how its way ends; `None` if it is none.
 #[cold]
 pub fn take(packet: &Packet, context: &Context<'_>) -> Option<Drop> {
-    let error = read(network(packet.data())?)?;
+    let Complaint { to, mtu, quoted } = read(network(packet.data())?)?;
     let tunnels = &context.table.this_box().tunnels;
-    let Quoted { source, destination, protocol: carried, ports, len } = error.quoted;
-    let is_ours = match carried {
+    let is_ours = match quoted.protocol {
         protocol::IPV4 | protocol::IPV6 => true,
         protocol::UDP => {
-            ports.is_some_and(|(from, to)| from >= GUE_SOURCE_PORTS && to == tunnels.gue_port)
+            let [from, gue] = quoted.ports?;
+            from >= GUE_SOURCE_PORTS && gue == tunnels.gue_port
         }
         _ => false,
     };
-    if !is_ours || error.to != source || !tunnels.is_source(source) {
+    if !is_ours || to != quoted.source || !tunnels.is_source(to) {
         return None;
     }
-    let Some(path) = context.table.tunnel_path(destination) else {
-        return Some(Drop::TunnelError);
-    };
-    match error.mtu {
-        // What did pass needs no message.
-        Some(mtu) if mtu < u32::from(len) => {
-            context.paths.learn(path, u16::try_from(mtu).unwrap_or(u16::MAX), context.now);
-            Some(Drop::PathMtuLearnt)
-        }
-        _ => Some(Drop::TunnelError),
+    let path = context.table.tunnel_path(quoted.destination);
+    // What did pass needs no message.
+    let too_long = mtu.and_then(|mtu| u16::try_from(mtu).ok()).filter(|&mtu| mtu < quoted.len);
+    if let (Some(path), Some(mtu)) = (path, too_long) {
+        context.paths.learn(path, mtu, context.now);
+        return Some(Drop::PathMtuLearnt);
     }
+    Some(Drop::TunnelError)
 }
 
 /// An ICMP error.
-struct IcmpError {
+struct Complaint {
     /// Whom it is for.
     to: Address,
-    /// "Fragmentation needed" or "packet too big": what would fit.
+    /// "Fragmentation needed" or "packet too big": what would fit. A router that does not tell says 0, and
+    /// is taken to mean the least that there is (RFC 1191 5).
     mtu: Option<u32>,
     quoted: Quoted,
 }
@@ -150,8 +150,8 @@ struct Quoted {
     destination: Address,
     protocol: u8,
     /// UDP source and destination port.
-    ports: Option<(u16, u16)>,
-    /// Its bytes, by its own account.
+    ports: Option<[u16; 2]>,
+    /// Bytes of the packet, by its own account.
     len: u16,
 }
 
@@ -168,99 +168,55 @@ fn network(frame: &[u8]) -> Option<&[u8]> {
     None
 }
 
-fn read(packet: &[u8]) -> Option<IcmpError> {
-    if packet.first()? >> 4 == 4 { read_v4(packet) } else { read_v6(packet) }
-}
-
-/// RFC 792; the MTU: RFC 1191 4. A router that does not tell it says 0, and is taken to mean the least that
-/// there is (RFC 1191 5).
-fn read_v4(packet: &[u8]) -> Option<IcmpError> {
-    const ICMP: u8 = 1;
-    const UNREACHABLE: u8 = 3;
-    const FRAGMENTATION_NEEDED: u8 = 4;
-    const TIME_EXCEEDED: u8 = 11;
-    let header = header_v4(packet)?;
-    let icmp = packet.get(header.len..usize::from(header.total))?;
-    let [kind, code, _, _, _, _, m0, m1] = *icmp.first_chunk::<8>()?;
-    let is_error = matches!(kind, UNREACHABLE | TIME_EXCEEDED);
-    let intact = Sum16BitWords::new().add_slice(icmp).ones_complement() == 0;
-    if header.protocol != ICMP || header.is_later_fragment || !is_error || !intact {
-        return None;
-    }
-    let mtu = u32::from(u16::from_be_bytes([m0, m1]));
-    let too_big = (kind, code) == (UNREACHABLE, FRAGMENTATION_NEEDED);
-    let rest = icmp.get(8..)?;
-    let inner = header_v4(rest)?;
-    let quoted = Quoted {
-        source: inner.source,
-        destination: inner.destination,
-        protocol: inner.protocol,
-        ports: ports(rest.get(inner.len..).unwrap_or_default()),
-        len: inner.total,
-    };
-    Some(IcmpError { to: header.destination, mtu: too_big.then_some(mtu), quoted })
-}
-
-/// RFC 4443 3.
-fn read_v6(packet: &[u8]) -> Option<IcmpError> {
-    const ICMPV6: u8 = 58;
-    const TOO_BIG: u8 = 2;
-    const LAST_ERROR: u8 = 127;
-    let (header, rest) = packet.split_first_chunk::<40>()?;
-    let (to, _, next, len) = header_v6(header)?;
-    let icmp = rest.get(..usize::from(len))?;
-    let [kind, _, _, _, m0, m1, m2, m3] = *icmp.first_chunk::<8>()?;
-    let sum = Sum16BitWords::new().add_slice(header.get(8..)?).add_slice(icmp);
-    let intact = sum.add_2bytes(len.to_be_bytes()).add_2bytes([0, next]).ones_complement() == 0;
-    if next != ICMPV6 || kind > LAST_ERROR || !intact {
-        return None;
-    }
+/// An ICMP error (RFC 792, RFC 4443 3) whose checksum is right.
+fn read(packet: &[u8]) -> Option<Complaint> {
+    let headers = Headers::of(packet).ok().filter(Headers::is_whole)?;
+    let message = packet.get(headers.transport..headers.end)?;
+    let [kind, code, _, _, m0, m1, m2, m3] = *message.first_chunk::<ICMP_LEN>()?;
     let mtu = u32::from_be_bytes([m0, m1, m2, m3]);
-    let (inner, rest) = icmp.get(8..)?.split_first_chunk::<40>()?;
-    let (destination, source, protocol, len) = header_v6(inner)?;
-    let len = len.saturating_add(40);
-    let quoted = Quoted { source, destination, protocol, ports: ports(rest), len };
-    Some(IcmpError { to, mtu: (kind == TOO_BIG).then_some(mtu), quoted })
+    let (is_error, too_big, pseudo) = match headers.protocol {
+        protocol::ICMP => {
+            let is_error = matches!(kind, kind::V4_UNREACHABLE | kind::V4_TIME_EXCEEDED);
+            let too_big = (kind, code) == (kind::V4_UNREACHABLE, FRAGMENTATION_NEEDED);
+            (is_error, too_big.then_some(mtu & 0xffff), Full::new())
+        }
+        protocol::ICMP_V6 => {
+            let len = u32::try_from(message.len()).ok()?;
+            let pseudo = pseudo_header(addresses(packet)?, len, protocol::ICMP_V6);
+            let too_big = kind == kind::V6_TOO_BIG;
+            (kind < kind::V6_ECHO_REQUEST, too_big.then_some(mtu), pseudo)
+        }
+        _ => return None,
+    };
+    if !is_error || checksum::of(&pseudo.add_slice(message)) != 0 {
+        return None;
+    }
+    let (_, to) = ends(packet)?;
+    let quoted = quoted(message.get(ICMP_LEN..)?)?;
+    Some(Complaint { to, mtu: too_big, quoted })
 }
 
-struct HeaderV4 {
-    source: Address,
-    destination: Address,
-    protocol: u8,
-    /// Bytes of the header.
-    len: usize,
-    /// Bytes of the packet.
-    total: u16,
-    is_later_fragment: bool,
+fn quoted(packet: &[u8]) -> Option<Quoted> {
+    let headers = Headers::of(packet).ok()?;
+    let (source, destination) = ends(packet)?;
+    let ports = packet.get(headers.transport..).and_then(|udp| udp.first_chunk());
+    let ports = ports.map(|&[s0, s1, d0, d1]| [[s0, s1], [d0, d1]].map(u16::from_be_bytes));
+    let len = u16::try_from(headers.end).unwrap_or(u16::MAX);
+    Some(Quoted { source, destination, protocol: headers.protocol, ports, len })
 }
 
-fn header_v4(packet: &[u8]) -> Option<HeaderV4> {
-    let [first, _, l0, l1, _, _, f0, f1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
-        *packet.first_chunk::<20>()?;
-    Some(HeaderV4 {
-        source: Address::from_v4([s0, s1, s2, s3]),
-        destination: Address::from_v4([d0, d1, d2, d3]),
-        protocol,
-        len: usize::from(first & 0xf) * 4,
-        total: u16::from_be_bytes([l0, l1]),
-        is_later_fragment: u16::from_be_bytes([f0, f1]) & 0x1fff != 0,
+/// Source and destination.
+fn ends(packet: &[u8]) -> Option<(Address, Address)> {
+    let both = addresses(packet)?;
+    Some(match *both {
+        [s0, s1, s2, s3, d0, d1, d2, d3] => {
+            (Address::from_v4([s0, s1, s2, s3]), Address::from_v4([d0, d1, d2, d3]))
+        }
+        _ => {
+            let (source, destination) = both.split_first_chunk()?;
+            (Address::from_v6(*source), Address::from_v6(*destination.first_chunk()?))
+        }
     })
-    .filter(|header| first >> 4 == 4 && header.len >= 20)
-}
-
-/// Destination, source, next header, payload length.
-fn header_v6(header: &[u8; 40]) -> Option<(Address, Address, u8, u16)> {
-    let [first, _, _, _, l0, l1, next, ..] = *header;
-    let (source, destination) = (header.get(8..24)?, header.get(24..)?);
-    let source = Address::from_v6(*source.first_chunk()?);
-    let destination = Address::from_v6(*destination.first_chunk()?);
-    let len = u16::from_be_bytes([l0, l1]);
-    (first >> 4 == 6).then_some((destination, source, next, len))
-}
-
-fn ports(segment: &[u8]) -> Option<(u16, u16)> {
-    let [s0, s1, d0, d1] = *segment.first_chunk()?;
-    Some((u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])))
 }
 
 #[cfg(test)]

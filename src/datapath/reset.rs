@@ -112,12 +112,7 @@ impl Outbox {
     /// Answers a packet of a flow that is cut, with one RST for each end; returns why it is dropped. A
     /// RST is no reason for another (RFC 9293 3.10.7.1), and who sends no ACK has no connection.
     #[cold]
-    pub fn answer(
-        &mut self,
-        packet: &mut Packet,
-        cut: &Cut<'_>,
-        context: &Context<'_>,
-    ) -> Drop {
+    pub fn answer(&mut self, packet: &mut Packet, cut: &Cut<'_>, context: &Context<'_>) -> Drop {
         packet.vip = cut.backend.vip;
         packet.backend = cut.backend.id.index;
         let flags = packet.shape.flags;

@@ -7,19 +7,21 @@
 //! ipip, gue            outer headers and MAC; the packet itself stays as it is
 //! ```
 //!
+//! Where the VIP says so, a SYN's maximum segment size is lowered on the way.
+//!
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
 mod nat;
 pub(super) mod tunnel;
 
-use super::batch::Packet;
+use super::batch::{Packet, Shape, TcpFlags};
 use super::context::Context;
 use crate::forwarding::table::Backend;
-use crate::forwarding::{Forward, NextHop};
+use crate::forwarding::{Forward, NextHop, VipId};
 use crate::stats::Drop;
-use crate::wire::ethernet;
 use crate::wire::ip::Side;
+use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
 
 /// MAC addresses of the NICs, by [`PortIndex`](crate::forwarding::PortIndex).
@@ -44,6 +46,9 @@ pub fn rewrite_to_backend(
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.bytes();
+    if shape.flags.any(TcpFlags::SYN) {
+        lower_mss(frame, shape, packet.vip, context);
+    }
     match backend.forward {
         Forward::Dsr => {}
         Forward::Nat => {
@@ -86,17 +91,30 @@ fn hop_mtu(backend: &Backend, context: &Context<'_>) -> u16 {
 pub fn rewrite_to_client(
     packet: &mut Packet,
     hop: &NextHop,
-    _context: &Context<'_>,
+    context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.bytes();
+    if shape.flags.any(TcpFlags::SYN) {
+        lower_mss(frame, shape, packet.vip, context);
+    }
     let key = flow.key();
     nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
+}
+
+/// Lowers what a handshake says of the longest segments, if the VIP wants that.
+#[cold]
+fn lower_mss(frame: &mut Frame, shape: &Shape, vip: VipId, context: &Context<'_>) {
+    let most = context.table.vip(vip).and_then(|vip| vip.mss);
+    let segment = frame.data_mut().get_mut(usize::from(shape.transport)..);
+    if let Some((most, segment)) = most.zip(segment) {
+        tcp::lower_mss(segment, most);
+    }
 }
 
 #[inline(always)]

@@ -245,6 +245,8 @@ pub struct VipSpec {
     pub sampled: bool,
     /// How its QUIC connection ids are made, by rotation, for [`Affinity::QuicCid`].
     pub quic: Vec<quic_lb::Config>,
+    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
 }

@@ -64,6 +64,8 @@ pub struct Vip {
     pub sampled: bool,
     /// How connection ids name its backends, for [`Affinity::QuicCid`].
     pub quic: Option<Box<QuicLb>>,
+    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
 }
 
 /// What a backend's packets need beyond what all packets do; bits.
@@ -314,6 +316,7 @@ impl Vip {
             splits: spec.splits.clone(),
             sampled: spec.sampled,
             quic: QuicLb::new(spec),
+            mss: spec.mss,
         }
     }
 
@@ -435,6 +438,7 @@ pub(crate) mod testing {
             splits: Splits::default(),
             sampled: false,
             quic: Vec::new(),
+            mss: None,
             backends: Vec::new(),
         }
     }

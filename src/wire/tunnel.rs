@@ -11,29 +11,16 @@
 //! is 0, over IPv6 too: the inner packet has its own (RFC 6935, RFC 6936). The inner packet is not changed:
 //! not its TTL either, as nothing here routes.
 
-use etherparse::checksum::Sum16BitWords;
-
+use super::checksum::{self, Full};
+use super::headers::{Headers, protocol};
 use crate::flow::Address;
 
 /// Hops that an outer packet may go (RFC 1340; most hosts send as many).
 const HOPS: u8 = 64;
 const UDP_LEN: u16 = 8;
 const GUE_LEN: u16 = 4;
-
-/// IP protocol numbers (IANA).
-pub mod protocol {
-    /// IPv4 in IP.
-    pub const IPV4: u8 = 4;
-    /// UDP.
-    pub const UDP: u8 = 17;
-    /// IPv6 in IP.
-    pub const IPV6: u8 = 41;
-    /// Generic routing encapsulation.
-    pub const GRE: u8 = 47;
-}
-
-/// Extension headers that are looked through for what is behind them; parse lets fewer pass.
-const MAX_EXTENSIONS: usize = 8;
+/// In the byte of an IPv4 header that has the flags.
+const DONT_FRAGMENT: u8 = 0x40;
 
 /// What an outer header has to know of the packet that it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,31 +43,24 @@ impl Inner {
     /// Of the packet that `bytes` begin with; `None` if they end before it does.
     #[inline]
     pub fn read(bytes: &[u8]) -> Option<Self> {
-        let (first, _) = bytes.split_first()?;
-        if first >> 4 == 4 { Self::read_v4(bytes) } else { Self::read_v6(bytes) }
-    }
-
-    #[inline]
-    fn read_v4(bytes: &[u8]) -> Option<Self> {
-        let [first, tos, l0, l1, _, _, f0, f1, _, protocol, ..] = *bytes.first_chunk::<20>()?;
-        let len = u16::from_be_bytes([l0, l1]);
-        let fragment = u16::from_be_bytes([f0, f1]);
-        let payload = bytes.get(usize::from(first & 0xf) * 4..usize::from(len))?;
-        let payload = Some(payload).filter(|_| fragment & 0x1fff == 0);
-        let dont_fragment = fragment & 0x4000 != 0;
-        let udp_port = udp_port(protocol, payload.unwrap_or_default());
-        Some(Self { v4: true, len, traffic_class: tos, dont_fragment, udp_port, protocol })
-    }
-
-    #[inline]
-    fn read_v6(bytes: &[u8]) -> Option<Self> {
-        let [t0, t1, _, _, l0, l1, next, ..] = *bytes.first_chunk::<40>()?;
-        let len = u16::from_be_bytes([l0, l1]).checked_add(40)?;
-        let payload = bytes.get(40..usize::from(len))?;
-        let traffic_class = t0 << 4 | t1 >> 4;
-        let (protocol, upper) = upper_layer(next, payload);
-        let udp_port = udp_port(protocol, upper);
-        Some(Self { v4: false, len, traffic_class, dont_fragment: true, udp_port, protocol })
+        let headers = Headers::of(bytes).ok()?;
+        let packet = bytes.get(..headers.end)?;
+        let [first, second, _, _, _, _, flags, ..] = *packet.first_chunk::<20>()?;
+        let v4 = first >> 4 == 4;
+        let udp_port = match packet.get(headers.transport..)? {
+            &[_, _, p0, p1, ..] if headers.protocol == protocol::UDP && headers.is_first() => {
+                Some(u16::from_be_bytes([p0, p1]))
+            }
+            _ => None,
+        };
+        Some(Self {
+            v4,
+            len: u16::try_from(headers.end).ok()?,
+            traffic_class: if v4 { second } else { first << 4 | second >> 4 },
+            dont_fragment: !v4 || flags & DONT_FRAGMENT != 0,
+            udp_port,
+            protocol: headers.protocol,
+        })
     }
 
     /// Whether it is a tunnel's packet itself. `gue_port` is where GUE goes to.
@@ -93,34 +73,6 @@ impl Inner {
     const fn protocol_number(&self) -> u8 {
         if self.v4 { protocol::IPV4 } else { protocol::IPV6 }
     }
-}
-
-fn udp_port(protocol: u8, datagram: &[u8]) -> Option<u16> {
-    let &[_, _, p0, p1] = datagram.first_chunk()?;
-    (protocol == protocol::UDP).then_some(u16::from_be_bytes([p0, p1]))
-}
-
-/// Looks through hop-by-hop options, destination options and fragment headers (RFC 8200 4). Returns the
-/// protocol behind them, and its bytes: none in a later fragment.
-#[inline]
-fn upper_layer(next: u8, payload: &[u8]) -> (u8, &[u8]) {
-    const HOP_BY_HOP: u8 = 0;
-    const FRAGMENT: u8 = 44;
-    const DESTINATION: u8 = 60;
-    let (mut next, mut rest) = (next, payload);
-    for _ in 0..MAX_EXTENSIONS {
-        let len = match (next, rest) {
-            (HOP_BY_HOP | DESTINATION, [_, len, ..]) => 8 + 8 * usize::from(*len),
-            (FRAGMENT, [after, _, o0, o1, ..]) if u16::from_be_bytes([*o0, *o1]) & 0xfff8 != 0 => {
-                return (*after, &[]);
-            }
-            (FRAGMENT, _) => 8,
-            _ => break,
-        };
-        let Some((&after, _)) = rest.split_first() else { break };
-        (next, rest) = (after, rest.get(len..).unwrap_or_default());
-    }
-    (next, rest)
 }
 
 /// The headers that are put in front of a packet.
@@ -193,16 +145,13 @@ impl Outer {
     #[inline]
     fn ipv4(&self, total: u16, next: u8, inner: &Inner) -> [u8; 20] {
         let ([l0, l1], [i0, i1]) = (total.to_be_bytes(), self.identification.to_be_bytes());
-        let flags = if self.dont_fragment { 0x40 } else { 0 };
+        let flags = if self.dont_fragment { DONT_FRAGMENT } else { 0 };
         let ([s0, s1, s2, s3], [d0, d1, d2, d3]) =
             (self.source.v4_octets(), self.destination.v4_octets());
         let tos = inner.traffic_class;
-        let mut ip = [
-            0x45, tos, l0, l1, i0, i1, flags, 0, HOPS, next, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
-        ];
-        let sum = Sum16BitWords::new().add_slice(&ip).ones_complement();
-        // It is in network byte order already.
-        [ip[10], ip[11]] = sum.to_ne_bytes();
+        let mut ip =
+            [0x45, tos, l0, l1, i0, i1, flags, 0, HOPS, next, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
+        [ip[10], ip[11]] = checksum::of(&Full::new().add_slice(&ip)).to_be_bytes();
         ip
     }
 
@@ -289,12 +238,12 @@ mod tests {
         };
         let gue = |proto| [0xc1, 0x23, 0x17, 0xc0, 0, 112, 0, 0, 0, proto, 0, 0];
         for (name, over_v4, is_gue, inner_v4, expected) in [
-            ("4in4", true, false, true, v4_over(4, 120, [0x53, 0xb2])),
-            ("6in4", true, false, false, v4_over(41, 120, [0x53, 0x8d])),
+            ("4in4", true, false, true, v4_over(4, 120, [0x53, 0xc0])),
+            ("6in4", true, false, false, v4_over(41, 120, [0x53, 0x9b])),
             ("4in6", false, false, true, v6_over(4, 100)),
             ("6in6", false, false, false, v6_over(41, 100)),
-            ("gue4 4", true, true, true, [&v4_over(17, 132, [0x53, 0x99])[..], &gue(4)].concat()),
-            ("gue4 6", true, true, false, [&v4_over(17, 132, [0x53, 0x99])[..], &gue(41)].concat()),
+            ("gue4 4", true, true, true, [&v4_over(17, 132, [0x53, 0xa7])[..], &gue(4)].concat()),
+            ("gue4 6", true, true, false, [&v4_over(17, 132, [0x53, 0xa7])[..], &gue(41)].concat()),
             ("gue6 4", false, true, true, [&v6_over(17, 112)[..], &gue(4)].concat()),
             ("gue6 6", false, true, false, [&v6_over(17, 112)[..], &gue(41)].concat()),
         ] {
@@ -362,10 +311,9 @@ mod tests {
             assert!(inner.is_tunnel(53) && !inner.is_tunnel(6080));
         }
         // Behind options, and in the fragments of a datagram.
-        for (header, nested) in [
-            ([4, 0, 1, 4, 0, 0, 0, 0], true),
-            ([17, 0, 1, 4, 0, 0, 0, 0], false),
-        ] {
+        for (header, nested) in
+            [([4, 0, 1, 4, 0, 0, 0, 0], true), ([17, 0, 1, 4, 0, 0, 0, 0], false)]
+        {
             for kind in [0, 60] {
                 let mut packet = v6(&[0; 8]);
                 packet[6] = kind;

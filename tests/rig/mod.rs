@@ -121,6 +121,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         splits: Splits::default(),
         sampled: false,
         quic: Vec::new(),
+        mss: None,
         backends: (0..backends).map(backend).collect(),
     }
 }
