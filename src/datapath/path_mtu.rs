@@ -128,7 +128,8 @@ pub fn take(packet: &Packet, context: &Context<'_>) -> Option<Drop> {
     // What did pass needs no message.
     let too_long = mtu.and_then(|mtu| u16::try_from(mtu).ok()).filter(|&mtu| mtu < quoted.len);
     if let (Some(path), Some(mtu)) = (path, too_long) {
-        context.paths.learn(path, mtu, context.now);
+        // 0 is the value of an empty place.
+        context.paths.learn(path, mtu.max(1), context.now);
         return Some(Drop::PathMtuLearnt);
     }
     Some(Drop::TunnelError)

@@ -462,6 +462,12 @@ impl Rig {
         }
     }
 
+    /// Moves the clock on at once, by ticks of 10 ms.
+    #[allow(dead_code, reason = "not every test waits for long")]
+    pub fn skip(&mut self, ticks: u32) {
+        self.now = self.now.wrapping_add(ticks);
+    }
+
     /// Polls every worker once.
     pub fn idle(&mut self) {
         for worker in &mut self.workers {
