@@ -8,8 +8,9 @@ use super::place::Place;
 use super::report::Report;
 use super::rules::Sections;
 use crate::flow::Protocol;
+use crate::forwarding::network::ADDRESS_BITS;
 use crate::forwarding::tunnel::{GUE_PORT, Sources};
-use crate::forwarding::{Forward, OuterDf, Ports, Tunnels};
+use crate::forwarding::{Forward, Network, OuterDf, Ports, Tunnels};
 
 /// Widest prefixes: more sources than that tell no more flows apart.
 const WIDEST_V4: u8 = 16;
@@ -73,14 +74,12 @@ fn sources(
         report.error(place, format!("{text} is a wide prefix"), &fix);
         return None;
     }
-    let found = Sources::new(address.into(), len);
-    let network = IpAddr::from(found.prefix().0);
-    if network != address {
-        let fix =
-            format!("write \"{network}/{len}\" for all of the prefix, or \"{address}\" alone");
+    let network = Network::of(address.into(), ADDRESS_BITS - (most - len));
+    if network.ip() != address {
+        let fix = format!("write \"{network}\" for all of the prefix, or \"{address}\" alone");
         report.error(place, format!("{text} is an address within its prefix"), &fix);
     }
-    Some(found)
+    Some(Sources::new(network))
 }
 
 /// Tunnels have sources of the families of their backends, which are nobody else's addresses, and do not

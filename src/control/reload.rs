@@ -76,7 +76,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
 
 fn tunnel_changes(old: &Tunnels, new: &Tunnels, told: &mut Vec<String>) {
     let sources = |sources: Option<Sources>| {
-        sources.map_or_else(|| "none".to_owned(), |sources| sources.to_string())
+        sources.map_or_else(|| "none".to_owned(), |sources| sources.network().to_string())
     };
     for (name, a, b) in [
         ("source_v4", sources(old.source_v4), sources(new.source_v4)),

@@ -212,7 +212,7 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'t>,
     ) -> Result<&'t Backend, Untracked<'t>> {
-        if packet.flow.protocol() == Protocol::Udp || packet.shape.flags.opens() {
+        if packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens() {
             return Err(Miss::Open.into());
         }
         let on_vip = |pin: &Pin| pin.vip == packet.vip;
@@ -465,7 +465,7 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> Result<(), Full> {
         let state = match packet.flow.protocol() {
-            Protocol::Udp => State::default(),
+            Protocol::Udp | Protocol::Any => State::default(),
             // A flow whose pin was lost proves itself with its next packet.
             Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };

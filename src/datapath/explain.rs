@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
+use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
@@ -285,6 +285,9 @@ fn tell_pin<'f>(
 /// Tells which packet is made up.
 fn tell_packet(protocol: Protocol, opens: bool, trace: &Trace) {
     let (packet, why) = match (protocol, opens) {
+        (Protocol::Any, _) => {
+            ("an ESP packet", "any protocol will do: each packet may begin a flow")
+        }
         (Protocol::Udp, _) => ("a datagram", "each may begin a flow"),
         (Protocol::Tcp, true) => ("a SYN", "as if the client opened a connection now"),
         (Protocol::Tcp, false) => ("an ACK", "as if the connection existed, and went on"),
@@ -350,6 +353,7 @@ fn write(
     let payload = &question.payload;
     match question.protocol {
         Protocol::Udp => builder.udp(from, to).write(out, payload),
+        Protocol::Any => builder.write(out, IpNumber::ENCAPSULATING_SECURITY_PAYLOAD, payload),
         Protocol::Tcp if opens => builder.tcp(from, to, 1, u16::MAX).syn().write(out, &[]),
         Protocol::Tcp => builder.tcp(from, to, 1, u16::MAX).ack(1).write(out, &[]),
     }

@@ -88,8 +88,11 @@ pub fn fragment(
     Ok(())
 }
 
-/// `None` for a packet that may not be cut, or would be in too many pieces.
+/// `None` for a packet that may not be cut, would be in too many pieces, or is longer than a frame.
 fn plan(packet: &Packet, backend: &Backend, context: &Context<'_>) -> Option<Plan> {
+    if packet.frame.as_ref().is_none_or(Frame::is_long) {
+        return None;
+    }
     let at = packet.shape.ip();
     let ip = packet.data().get(at..)?;
     let [first, _, l0, l1, _, _, f0, f1, ..] = *ip.first_chunk::<20>()?;

@@ -37,7 +37,7 @@ use crate::flow::{Address, FlowKey};
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop, PortIndex};
 use crate::stats::{Drop, WorkerStats};
-use crate::wire::tunnel::{Inner, Outer};
+use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Most segments that wait: more are not sent. Who was not told is told at his next packet, or
@@ -257,8 +257,7 @@ impl Segment {
         }
         let Some(outer) = &self.outer else { return true };
         let at = if self.hop.vlan.is_some() { 18 } else { 14 };
-        let inner = frame.data().get(at..).and_then(Inner::read);
-        inner.is_some_and(|inner| tunnel::wrap(frame, at, &inner, outer))
+        tunnel::inner(frame, at).is_some_and(|inner| tunnel::wrap(frame, at, &inner, outer))
     }
 
     /// The frame without a tunnel. `None` if its parts do not fit together, which those of a flow do.

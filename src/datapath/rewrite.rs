@@ -45,7 +45,7 @@ pub fn rewrite_to_backend(
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    packet.bytes = frame.bytes();
+    packet.bytes = frame.packet_len();
     if shape.flags.any(TcpFlags::SYN) {
         lower_mss(frame, shape, packet.vip, context);
     }
@@ -97,7 +97,7 @@ pub fn rewrite_to_client(
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    packet.bytes = frame.bytes();
+    packet.bytes = frame.packet_len();
     if shape.flags.any(TcpFlags::SYN) {
         lower_mss(frame, shape, packet.vip, context);
     }

@@ -31,6 +31,9 @@ pub fn select<'t>(
     conntrack: &mut Conntrack,
     context: &Context<'t>,
 ) -> Result<&'t Backend, Drop> {
+    if let Some(trace) = context.trace {
+        trace.note_miss();
+    }
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
@@ -83,7 +86,7 @@ fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context
 fn deserves_pin(packet: &Packet) -> bool {
     let flags = packet.shape.flags;
     let goes_on = flags.any(TcpFlags::ACK) && !flags.any(TcpFlags::SYN | TcpFlags::RST);
-    packet.flow.protocol() == Protocol::Udp || flags.opens() || goes_on
+    packet.flow.protocol() != Protocol::Tcp || flags.opens() || goes_on
 }
 
 /// Chooses a backend, and says by what rule.

@@ -10,9 +10,11 @@
 
 pub mod affinity;
 pub mod explain;
+pub mod network;
 pub mod publish;
 pub mod quic_lb;
 pub mod scheduler;
+pub mod steer;
 pub mod sticky;
 pub mod table;
 pub mod this_box;
@@ -26,8 +28,10 @@ use crate::flow::{Address, Protocol};
 use crate::units::Ticks;
 
 pub use affinity::{Affinity, ClientKey, Splits};
+pub use network::{Listen, Network, PortRange};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
+pub use steer::SteerRules;
 pub use sticky::Remember;
 pub use table::ForwardingTable;
 pub use this_box::ThisBox;

@@ -393,7 +393,7 @@ fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
     };
     match vip.protocol {
         Protocol::Tcp => left,
-        Protocol::Udp => FlowsLeft::Rehash,
+        Protocol::Udp | Protocol::Any => FlowsLeft::Rehash,
     }
 }
 

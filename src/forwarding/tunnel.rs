@@ -5,11 +5,11 @@
 //! is a prefix; with GUE the UDP source port; over IPv6 the flow label. All come from one hash, keyed by
 //! the configuration, so that a flow looks alike whichever box of a fleet sends it.
 
-use std::fmt;
-
 use siphasher::sip::SipHasher13;
 
-use super::Secret;
+use super::network::ADDRESS_BITS;
+use super::steer::SteerRules;
+use super::{Network, Secret};
 use crate::flow::Address;
 use crate::flow::tuple::{TableSecret, Tuple};
 
@@ -45,9 +45,17 @@ impl Tunnels {
         if destination.is_v4() { self.source_v4 } else { self.source_v6 }
     }
 
+    /// What the XDP program gives to the workers, with errors about tunnel packets of ours.
+    #[must_use]
+    pub fn steered(&self, rules: SteerRules) -> SteerRules {
+        let sources = [self.source_v4, self.source_v6].into_iter().flatten();
+        let tunnels = sources.map(|sources| sources.network).collect();
+        SteerRules { tunnels, gue_port: self.gue_port, ..rules }
+    }
+
     /// Whether outer packets of ours come from `address`.
     pub fn is_source(&self, address: Address) -> bool {
-        self.sources(address).is_some_and(|sources| sources.contains(address))
+        self.sources(address).is_some_and(|sources| sources.network.contains(address))
     }
 }
 
@@ -78,9 +86,7 @@ impl OuterDf {
 /// and last address where there are more than two (they are nobody's: RFC 1812 4.2.2.11, RFC 4291 2.6.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sources {
-    network: Address,
-    /// Bits of `network` that count, of 128 (IPv4 addresses are IPv4-mapped).
-    prefix_len: u8,
+    network: Network,
     /// Number of the first host.
     first: u32,
     /// How many hosts.
@@ -88,15 +94,11 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The prefix of `prefix_len` bits (of the address as it is written: at most 32 or 128) that
-    /// `address` is in. Of more than 32 host bits the low ones are used.
-    pub fn new(address: Address, prefix_len: u8) -> Self {
-        let prefix_len = if address.is_v4() { prefix_len.saturating_add(96) } else { prefix_len };
-        let prefix_len = prefix_len.min(128);
-        let hosts = 1_u64 << (128 - u32::from(prefix_len)).min(32);
+    /// Those in a network. Of more than 32 host bits the low ones are used.
+    pub fn new(network: Network) -> Self {
+        let hosts = 1_u64 << ADDRESS_BITS.saturating_sub(network.len()).min(32);
         let (first, count) = if hosts > 2 { (1, hosts - 2) } else { (0, hosts) };
-        let network = Address::from_v6((bits(address) & mask(prefix_len)).to_be_bytes());
-        Self { network, prefix_len, first, count: u32::try_from(count).unwrap_or(u32::MAX) }
+        Self { network, first, count: u32::try_from(count).unwrap_or(u32::MAX) }
     }
 
     /// The source of a flow with this hash.
@@ -104,39 +106,13 @@ impl Sources {
     pub const fn of(&self, hash: u64) -> Address {
         // The high half, scaled: no division, and every host as often as any other.
         let host = self.first as u64 + ((hash >> 32) * self.count as u64 >> 32);
-        Address { high: self.network.high, low: self.network.low + host }
+        let [high, low] = self.network.address().words();
+        Address { high, low: low + host }
     }
 
-    /// Whether `address` is in the prefix.
-    pub fn contains(&self, address: Address) -> bool {
-        (bits(address) ^ bits(self.network)) & mask(self.prefix_len) == 0
-    }
-
-    /// The first bits, and how many of 128 count.
-    pub const fn prefix(&self) -> (Address, u8) {
-        (self.network, self.prefix_len)
-    }
-}
-
-impl fmt::Display for Sources {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (network, len) = self.prefix();
-        match if network.is_v4() { len - 96 } else { len } {
-            32 if network.is_v4() => network.fmt(f),
-            128 => network.fmt(f),
-            len => write!(f, "{network}/{len}"),
-        }
-    }
-}
-
-const fn bits(address: Address) -> u128 {
-    u128::from_be_bytes(address.octets())
-}
-
-const fn mask(prefix_len: u8) -> u128 {
-    match u128::MAX.checked_shl(128 - prefix_len as u32) {
-        Some(mask) => mask,
-        None => 0,
+    /// All addresses of the prefix.
+    pub const fn network(&self) -> Network {
+        self.network
     }
 }
 
@@ -170,6 +146,7 @@ impl PathKey {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {
     use super::*;
 
@@ -179,23 +156,21 @@ mod tests {
 
     #[test]
     fn every_host_of_a_prefix_is_a_source_but_the_first_and_the_last() {
-        for (network, prefix_len, text, first, last) in [
-            ("10.0.0.77", 32, "10.0.0.77", "10.0.0.77", "10.0.0.77"),
-            ("10.0.0.77", 31, "10.0.0.76/31", "10.0.0.76", "10.0.0.77"),
-            ("10.0.0.77", 30, "10.0.0.76/30", "10.0.0.77", "10.0.0.78"),
-            ("10.0.0.77", 26, "10.0.0.64/26", "10.0.0.65", "10.0.0.126"),
-            ("10.7.0.77", 16, "10.7.0.0/16", "10.7.0.1", "10.7.255.254"),
-            ("fd00::7", 128, "fd00::7", "fd00::7", "fd00::7"),
-            ("fd00::7", 126, "fd00::4/126", "fd00::5", "fd00::6"),
-            ("fd00::7", 96, "fd00::/96", "fd00::1", "fd00::ffff:fffe"),
-            ("fd00::7", 64, "fd00::/64", "fd00::1", "fd00::ffff:fffe"),
+        for (network, first, last) in [
+            ("10.0.0.77", "10.0.0.77", "10.0.0.77"),
+            ("10.0.0.76/31", "10.0.0.76", "10.0.0.77"),
+            ("10.0.0.76/30", "10.0.0.77", "10.0.0.78"),
+            ("10.0.0.64/26", "10.0.0.65", "10.0.0.126"),
+            ("10.7.0.0/16", "10.7.0.1", "10.7.255.254"),
+            ("fd00::7", "fd00::7", "fd00::7"),
+            ("fd00::4/126", "fd00::5", "fd00::6"),
+            ("fd00::/96", "fd00::1", "fd00::ffff:fffe"),
+            ("fd00::/64", "fd00::1", "fd00::ffff:fffe"),
         ] {
-            let sources = Sources::new(address(network), prefix_len);
-            assert_eq!(sources.of(0), address(first), "{network}/{prefix_len}");
-            assert_eq!(sources.of(u64::MAX), address(last), "{network}/{prefix_len}");
-            assert_eq!(sources.to_string(), text);
-            assert!(sources.contains(address(first)) && sources.contains(address(last)));
-            assert!(!sources.contains(address("10.8.0.1")) && !sources.contains(address("fd01::")));
+            let sources = Sources::new(network.parse().unwrap());
+            assert_eq!(sources.of(0), address(first), "{network}");
+            assert_eq!(sources.of(u64::MAX), address(last), "{network}");
+            assert_eq!(sources.network().to_string(), network);
         }
     }
 

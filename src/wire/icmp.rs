@@ -233,7 +233,8 @@ fn turn_v6(header: &mut [u8]) {
 }
 
 /// Makes `frame`, whose IP header is at `ip`, an ICMP error about its packet, from `source` to the
-/// packet's source. The packet should be as it was received.
+/// packet's source. The packet should be as it was received, but for what is behind the frame's first
+/// chunk, which has to be [cut off](crate::xdp::umem::FramePool::cut).
 ///
 /// Ethernet padding and what does not fit are cut off. IPv4: 98 bytes with an untagged Ethernet
 /// header, and more only if the packet's own options want it; IPv6: a packet of at most 1280.
@@ -247,6 +248,9 @@ pub fn error(
     kind: ErrorKind,
 ) -> Result<(), Unanswered> {
     may_answer(frame.data(), ip)?;
+    if frame.is_long() {
+        return Err(Unanswered::NoRoom);
+    }
     let packet = frame.data().get(ip..).ok_or(Unanswered::Malformed)?;
     let headers = Headers::of(packet)?;
     let v4 = packet.first().is_some_and(|first| first >> 4 == 4);

@@ -10,6 +10,7 @@ pub mod icmp;
 pub mod ip;
 pub mod proxy;
 pub mod quic;
+pub mod quoted;
 pub mod tcp;
 pub mod transport;
 pub mod tunnel;

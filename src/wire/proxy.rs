@@ -15,7 +15,7 @@
 //!
 //! Source: haproxy, doc/proxy-protocol.txt 2.2; RFC 9293 3.4; RFC 2018, RFC 2883 (SACK, D-SACK).
 
-use super::checksum::Delta;
+use super::checksum::{Delta, replace};
 use super::headers::{Headers, protocol};
 use super::{ip, tcp};
 use crate::flow::Address;
@@ -166,15 +166,15 @@ impl Shift {
                 let (Some(left), Some(right)) = edges else { break };
                 let (left, right) = (self.back(left), self.back(right));
                 if left != right {
-                    delta = tcp::replace(segment, kept, &left.to_be_bytes(), delta);
-                    delta = tcp::replace(segment, kept + 4, &right.to_be_bytes(), delta);
+                    delta = replace(segment, kept, &left.to_be_bytes(), delta);
+                    delta = replace(segment, kept + 4, &right.to_be_bytes(), delta);
                     kept += BLOCK;
                 }
             }
             if kept == blocks {
                 kept = place.at;
             } else if let Ok(len) = u8::try_from(kept - place.at) {
-                delta = tcp::replace(segment, place.at + 1, &[len], delta);
+                delta = replace(segment, place.at + 1, &[len], delta);
             }
             delta = tcp::pad(segment, kept, end - kept, delta);
         }
@@ -205,13 +205,15 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(frame: &[u8], at: usize) -> Option<Self> {
-        let packet = frame.get(at..)?;
+    /// The data may go on behind the frame's first chunk.
+    fn of(frame: &Frame, at: usize) -> Option<Self> {
+        let packet = frame.data().get(at..)?;
         let headers = Headers::of(packet).ok()?;
-        if headers.protocol != protocol::TCP || !headers.is_whole() {
+        let is_tcp = headers.protocol == protocol::TCP && headers.is_whole();
+        if !is_tcp || at + headers.end > usize::from(frame.packet_len()) {
             return None;
         }
-        let segment = packet.get(headers.transport..headers.end)?;
+        let segment = packet.get(headers.transport..headers.end.min(packet.len()))?;
         let transport = at + headers.transport;
         let data = transport + tcp::header_len(segment)?;
         Some(Self { transport, data, end: at + headers.end })
@@ -225,7 +227,7 @@ impl Parts {
 /// # Errors
 /// [`ProxyError`]; then nothing has changed.
 pub fn insert(frame: &mut Frame, at: usize, header: &Header) -> Result<(), ProxyError> {
-    let parts = Parts::of(frame.data(), at).ok_or(ProxyError::Malformed)?;
+    let parts = Parts::of(frame, at).ok_or(ProxyError::Malformed)?;
     let added = header.bytes().len();
     // Both in 16 bits: the lengths of an IP packet and of our header.
     let by = u16::try_from(added).map_err(|_| ProxyError::NoRoom)?;
@@ -234,7 +236,8 @@ pub fn insert(frame: &mut Frame, at: usize, header: &Header) -> Result<(), Proxy
     if u16::try_from(parts.end - at + added).is_err() || !frame.push_front(added) {
         return Err(ProxyError::NoRoom);
     }
-    // The end moved by as much as the start: shorter than it is now, or as long.
+    // The end moved by as much as the start: shorter than it is now, or as long. What is longer than
+    // a frame has no padding.
     let _ = frame.set_len(parts.end + added);
     let bytes = frame.data_mut();
     bytes.copy_within(added..added + parts.data, 0);
@@ -255,9 +258,12 @@ pub fn insert(frame: &mut Frame, at: usize, header: &Header) -> Result<(), Proxy
 /// sender repeats the data after the handshake (RFC 7413 4.1.3.1), where the header can go first.
 ///
 /// # Errors
-/// [`ProxyError::Malformed`]; then nothing has changed.
+/// [`ProxyError::Malformed`], also if the data goes on behind the frame; then nothing has changed.
 pub fn strip_syn(frame: &mut Frame, at: usize) -> Result<(), ProxyError> {
-    let parts = Parts::of(frame.data(), at).ok_or(ProxyError::Malformed)?;
+    if frame.is_long() {
+        return Err(ProxyError::Malformed);
+    }
+    let parts = Parts::of(frame, at).ok_or(ProxyError::Malformed)?;
     let lengths =
         (u16::try_from(parts.end - parts.transport), u16::try_from(parts.data - parts.transport));
     let (Ok(old), Ok(new)) = lengths else { return Err(ProxyError::Malformed) };

@@ -41,6 +41,8 @@ pub fn rewrite(
             }
             None => false,
         },
+        // No ports, and no checksum that is known of.
+        Protocol::Any => true,
     }
 }
 

@@ -40,14 +40,15 @@ pub struct Inner {
 }
 
 impl Inner {
-    /// Of the packet that `bytes` begin with; `None` if they end before it does.
+    /// Of a packet whose first bytes these are, and which has `behind` more; `None` if it ends before it
+    /// says that it does.
     #[inline]
-    pub fn read(bytes: &[u8]) -> Option<Self> {
-        let headers = Headers::of(bytes).ok()?;
-        let packet = bytes.get(..headers.end)?;
-        let [first, second, _, _, _, _, flags, ..] = *packet.first_chunk::<20>()?;
+    pub fn read(bytes: &[u8], behind: usize) -> Option<Self> {
+        let headers = Headers::of(bytes).ok().filter(|found| found.end <= bytes.len() + behind)?;
+        let [first, second, _, _, _, _, flags, ..] = *bytes.first_chunk::<20>()?;
         let v4 = first >> 4 == 4;
-        let udp_port = match packet.get(headers.transport..)? {
+        let payload = bytes.get(headers.transport..headers.end.min(bytes.len()));
+        let udp_port = match payload.unwrap_or_default() {
             &[_, _, p0, p1, ..] if headers.protocol == protocol::UDP && headers.is_first() => {
                 Some(u16::from_be_bytes([p0, p1]))
             }
@@ -258,7 +259,7 @@ mod tests {
     fn no_room_and_too_long_are_refused() {
         for (over_v4, gue) in [(true, false), (true, true), (false, false), (false, true)] {
             let outer = outer(over_v4, gue);
-            let mut inner = Inner::read(&v4(b"x")).unwrap();
+            let mut inner = Inner::read(&v4(b"x"), 0).unwrap();
             for len in 0..usize::from(outer.len()) {
                 assert!(!outer.write(&mut vec![0; len], &inner), "{len}");
             }
@@ -282,18 +283,22 @@ mod tests {
             udp_port: Some(53),
             protocol: 17,
         };
-        assert_eq!(Inner::read(&packet), Some(expected));
+        assert_eq!(Inner::read(&packet, 0), Some(expected));
         packet[7] = 1;
         let later = Inner { udp_port: None, ..expected };
-        assert_eq!(Inner::read(&packet), Some(later), "a later fragment");
+        assert_eq!(Inner::read(&packet, 0), Some(later), "a later fragment");
         let mut packet = v6(b"padding follows");
         (packet[0], packet[1]) = (0x68, 0xf0);
         let len = u16::try_from(packet.len()).unwrap();
         packet.extend([0; 9]);
-        assert_eq!(Inner::read(&packet), Some(Inner { v4: false, len, ..expected }));
+        assert_eq!(Inner::read(&packet, 0), Some(Inner { v4: false, len, ..expected }));
         for cut in 0..usize::from(len) {
-            assert_eq!(Inner::read(&packet[..cut]), None, "{cut}");
+            assert_eq!(Inner::read(&packet[..cut], 0), None, "{cut}");
         }
+        // The rest is in other frames.
+        let (head, behind) = (&packet[..48], usize::from(len) - 48);
+        assert_eq!(Inner::read(head, behind), Some(Inner { v4: false, len, ..expected }));
+        assert_eq!(Inner::read(head, behind - 1), None);
     }
 
     #[test]
@@ -301,13 +306,13 @@ mod tests {
         let protocol = |mut packet: Vec<u8>, number: u8| {
             let at = if packet[0] >> 4 == 4 { 9 } else { 6 };
             packet[at] = number;
-            Inner::read(&packet).unwrap().is_tunnel(6080)
+            Inner::read(&packet, 0).unwrap().is_tunnel(6080)
         };
         for packet in [v4(b"data"), v6(b"data")] {
             for (number, nested) in [(4, true), (41, true), (47, true), (6, false), (50, false)] {
                 assert_eq!(protocol(packet.clone(), number), nested, "{number}");
             }
-            let inner = Inner::read(&packet).unwrap();
+            let inner = Inner::read(&packet, 0).unwrap();
             assert!(inner.is_tunnel(53) && !inner.is_tunnel(6080));
         }
         // Behind options, and in the fragments of a datagram.
@@ -318,17 +323,17 @@ mod tests {
                 let mut packet = v6(&[0; 8]);
                 packet[6] = kind;
                 packet[40..48].copy_from_slice(&header);
-                assert_eq!(Inner::read(&packet).unwrap().is_tunnel(6080), nested, "{kind}");
+                assert_eq!(Inner::read(&packet, 0).unwrap().is_tunnel(6080), nested, "{kind}");
             }
         }
         for (offset, port) in [(0, 53), (8, 0)] {
             let mut packet = v6(&[0, 9, 0, 53, 0, 8, 0, 0]);
             packet[6] = 44;
             packet[40..48].copy_from_slice(&[17, 0, 0, offset, 0, 0, 0, 1]);
-            let inner = Inner::read(&packet).unwrap();
+            let inner = Inner::read(&packet, 0).unwrap();
             assert_eq!(inner.udp_port, (port != 0).then_some(port));
             packet[40] = 4;
-            assert!(Inner::read(&packet).unwrap().is_tunnel(6080));
+            assert!(Inner::read(&packet, 0).unwrap().is_tunnel(6080));
         }
     }
 
@@ -380,7 +385,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_read_without_harm(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
-            if let Some(inner) = Inner::read(&bytes) {
+            if let Some(inner) = Inner::read(&bytes, 0) {
                 prop_assert!(usize::from(inner.len) <= bytes.len());
             }
         }

@@ -28,13 +28,13 @@ fn combinations() -> impl Iterator<Item = (Forward, Family, Family)> {
     })
 }
 
-fn sources(text: &str, prefix_len: u8) -> Option<Sources> {
-    Some(Sources::new(text.parse::<IpAddr>().unwrap().into(), prefix_len))
+fn sources(network: &str) -> Option<Sources> {
+    Some(Sources::new(network.parse().unwrap()))
 }
 
 fn tunnels() -> Tunnels {
     let [v4, v6] = SOURCE;
-    Tunnels { source_v4: sources(v4, 32), source_v6: sources(v6, 128), ..Tunnels::default() }
+    Tunnels { source_v4: sources(v4), source_v6: sources(v6), ..Tunnels::default() }
 }
 
 /// A VIP of one family with backends of another.
@@ -281,7 +281,7 @@ fn tags_stay_outside() {
 #[test]
 fn outer_headers_carry_the_flows_entropy() {
     for (mode, inner, outer) in combinations() {
-        let [v4, v6] = [("10.9.0.0", 24), ("fd09::", 64)].map(|(text, len)| sources(text, len));
+        let [v4, v6] = ["10.9.0.0/24", "fd09::/64"].map(sources);
         let tunnels = Tunnels { source_v4: v4, source_v6: v6, ..Tunnels::default() };
         let this_box = ThisBox { mtus: vec![1500], tunnels };
         let vips = vec![vip(mode, inner, outer, 1)];

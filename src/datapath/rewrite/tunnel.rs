@@ -32,7 +32,7 @@ pub(super) fn encapsulate(
 ) -> Result<(), Drop> {
     let at = shape.ip();
     // Parse has found it whole.
-    let inner = frame.data().get(at..).and_then(Inner::read).ok_or(Drop::TruncatedEthernet)?;
+    let inner = inner(frame, at).ok_or(Drop::TruncatedEthernet)?;
     if inner.is_tunnel(context.table.this_box().tunnels.gue_port) {
         return Err(Drop::NestedTunnel);
     }
@@ -103,5 +103,14 @@ pub(in crate::datapath) fn wrap(
         ether_type.copy_from_slice(&outer.ether_type());
     }
     let header = data.get_mut(at..at + added).unwrap_or_default();
-    outer.write(header, inner) && frame.set_len(at + added + usize::from(inner.len))
+    // A packet that is longer than a frame has no padding.
+    outer.write(header, inner)
+        && (frame.is_long() || frame.set_len(at + added + usize::from(inner.len)))
+}
+
+/// The packet behind a link header of `at` bytes.
+#[inline]
+pub(in crate::datapath) fn inner(frame: &Frame, at: usize) -> Option<Inner> {
+    let behind = usize::from(frame.packet_len()).checked_sub(frame.len())?;
+    Inner::read(frame.data().get(at..)?, behind)
 }

@@ -3,6 +3,8 @@ use proptest::prelude::*;
 
 use super::super::testing::*;
 use super::*;
+use crate::xdp::fake::FakeNic;
+use crate::xdp::socket::Io;
 
 fn header(v4: bool) -> Header {
     if v4 {
@@ -68,6 +70,30 @@ fn the_header_goes_in_front_of_the_data() {
         assert_eq!((tcp.sequence_number(), tcp.options()), (78, &[1; 12][..]));
         assert_eq!(tcp.urgent_pointer(), if tcp.urg() { 3 + added } else { 3 });
         assert_eq!(after[ip_len(v4) + 32..], [header(v4).bytes(), &data].concat());
+    }
+}
+
+/// The data that goes on behind the frame is not moved; the checksum holds for all of it.
+#[test]
+fn the_header_goes_in_front_of_data_that_is_longer_than_a_frame() {
+    for v4 in [true, false] {
+        let data: Vec<u8> = (0..=255).cycle().take(8_500).collect();
+        let packet = framed(&segment(v4, 78, |_| {}, &data));
+        let (umem, mut pool) = pool();
+        let io = Io { multi_buffer: true, ..Io::default() };
+        let (mut port, mut nic) = FakeNic::with(&umem, 8, io).unwrap();
+        let mut frame = pool.copy(&packet).unwrap();
+        assert!(frame.is_long());
+        assert_eq!(strip_syn(&mut frame, 14), Err(ProxyError::Malformed));
+        insert(&mut frame, 14, &header(v4)).unwrap();
+        port.transmit(frame).unwrap();
+        port.flush();
+        let mut sent = Vec::new();
+        nic.collect(|packet| sent.push(packet.to_vec()));
+        assert_eq!(sent.len(), 1);
+        let after = &sent[0];
+        assert_right(&after[14..]);
+        assert_eq!(after[14 + ip_len(v4) + 20..], [header(v4).bytes(), &data].concat());
     }
 }
 
