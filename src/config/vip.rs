@@ -55,6 +55,7 @@ pub(super) struct RawVip {
     on_down: Option<String>,
     on_idle: Option<String>,
     mss: Option<i64>,
+    on_no_backend: Option<String>,
     announce: Option<String>,
     /// Taken out and read by themselves; they are here to be named with the other keys.
     quic: Option<IgnoredAny>,
@@ -181,6 +182,8 @@ impl RawVip {
         let on_idle = self.on_idle.as_deref();
         let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
         let mss = mss(self.mss, &place.key("mss"), protocol, report);
+        let rejects = self.on_no_backend.as_deref();
+        let rejects = policy::rejects(rejects, &place.key("on_no_backend"), report);
         let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -203,6 +206,7 @@ impl RawVip {
             on_down,
             reset_idle,
             mss,
+            rejects,
             announce,
             quic: Vec::new(),
             backends,

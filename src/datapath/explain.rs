@@ -16,7 +16,7 @@ use super::clients::key_of;
 use super::conntrack::Conntrack;
 use super::context::{Context, Identification};
 use super::life::is_living;
-use super::parse::parse;
+use super::parse::{Parsed, parse};
 use super::path_mtu::PathMtus;
 use super::reset::Outbox;
 use super::rewrite::{Macs, mtu_towards, tunnel};
@@ -31,7 +31,7 @@ use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::explain::{Explanation, Question, Segment, Trace};
 use crate::forwarding::table::{Vip, name};
 use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
-use crate::stats::{FlowStats, WorkerStats};
+use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
 use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
@@ -227,8 +227,9 @@ fn run(
     context: &Context<'_>,
     flows: &FlowTable,
     macs: &Macs,
-) -> Result<(), crate::stats::Drop> {
-    let tuple = parse(packet)?;
+) -> Result<(), Drop> {
+    // A packet of a flow was asked about.
+    let Parsed::Flow(tuple) = parse(packet)? else { return Err(Drop::UnsupportedProtocol) };
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, flows.secret(), &mut last)?;
     // Resets of a flow that is cut are not sent: only the verdict is told.

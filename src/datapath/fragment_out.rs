@@ -11,11 +11,10 @@
 //!
 //! Reads and writes: frames. Cost: a copy of the packet. Bound: [`PIECES`] per packet.
 
-use super::batch::{Packet, Part, Shape};
+use super::batch::{Packet, Part, Shape, Way};
 use super::context::Context;
 use super::reset::Outbox;
-use super::rewrite::{Macs, mtu_towards, rewrite_to_backend};
-use crate::forwarding::table::Backend;
+use super::rewrite::{Macs, rewrite_to_backend};
 use crate::stats::Drop;
 use crate::wire::checksum::{self, Full};
 use crate::xdp::umem::{Frame, FramePool};
@@ -42,27 +41,28 @@ struct Plan {
     pieces: usize,
 }
 
-/// Sends a packet on whose way ended by [`Drop::TooBig`], if it may be cut in pieces: the first piece is
-/// `packet` itself, rewritten, the others are in `outbox`.
+/// Sends a packet on that cannot be forwarded as it is too big, if it may be cut in pieces: the first one
+/// is `packet` itself, rewritten, the others are in `outbox`.
 ///
 /// # Errors
-/// Why it cannot be sent.
+/// The reason itself, or why a piece cannot be sent.
 #[cold]
 pub fn fragment(
     packet: &mut Packet,
+    reason: Drop,
     context: &Context<'_>,
     macs: &Macs,
     pool: &mut FramePool,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
-    let backend = context.table.backend(packet.backend).ok_or(Drop::TooBig)?;
-    let plan = plan(packet, backend, context).ok_or(Drop::TooBig)?;
+    let backend = context.table.backend(packet.backend).ok_or(reason)?;
+    let plan = plan(packet).filter(|_| reason == Drop::TooBig).ok_or(reason)?;
     if pool.len() < plan.pieces || outbox.room_for_pieces() < plan.pieces {
-        return Err(Drop::TooBig);
+        return Err(reason);
     }
     let mut sent = Ok(());
     for index in 1..plan.pieces {
-        let Some(frame) = cut(packet.data(), &plan, index, pool) else { return Err(Drop::TooBig) };
+        let Some(frame) = cut(packet.data(), &plan, index, pool) else { return Err(reason) };
         let shape = Shape { part: Part::Later, ..packet.shape };
         let mut piece = Packet { frame: Some(frame), shape, flow: packet.flow, ..Packet::NONE };
         let rewritten = rewrite_to_backend(&mut piece, backend, context, macs);
@@ -74,11 +74,11 @@ pub fn fragment(
     }
     sent?;
     let received = packet.bytes;
-    let frame = packet.frame.as_mut().ok_or(Drop::TooBig)?;
+    let frame = packet.frame.as_mut().ok_or(reason)?;
     if !frame.set_len(plan.at + plan.header + plan.room)
         || !patch(frame.data_mut(), &plan, 0, plan.room)
     {
-        return Err(Drop::TooBig);
+        return Err(reason);
     }
     if packet.shape.part == Part::Whole {
         packet.shape.part = Part::First;
@@ -89,8 +89,8 @@ pub fn fragment(
 }
 
 /// `None` for a packet that may not be cut, would be in too many pieces, or is longer than a frame.
-fn plan(packet: &Packet, backend: &Backend, context: &Context<'_>) -> Option<Plan> {
-    if packet.frame.as_ref().is_none_or(Frame::is_long) {
+fn plan(packet: &Packet) -> Option<Plan> {
+    if packet.way != Way::ToBackend || packet.frame.as_ref().is_none_or(Frame::is_long) {
         return None;
     }
     let at = packet.shape.ip();
@@ -102,8 +102,7 @@ fn plan(packet: &Packet, backend: &Backend, context: &Context<'_>) -> Option<Pla
     }
     let header = usize::from(first & 0xf) * 4;
     let payload = usize::from(u16::from_be_bytes([l0, l1])).checked_sub(header)?;
-    let limit = usize::from(mtu_towards(backend, true, context));
-    let room = limit.checked_sub(header)? / UNIT * UNIT;
+    let room = usize::from(packet.limit).checked_sub(header)? / UNIT * UNIT;
     if room == 0 {
         return None;
     }

@@ -29,14 +29,15 @@ use etherparse::{
     VlanId,
 };
 
-use super::batch::{Packet, TcpFlags};
+use super::batch::{Packet, TcpFlags, Way};
 use super::context::Context;
 use super::ports::Ports;
 use super::rewrite::{Macs, tunnel};
 use crate::flow::{Address, FlowKey};
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop, PortIndex};
-use crate::stats::{Drop, WorkerStats};
+use crate::stats::{Answer, Drop, WorkerStats};
+use crate::wire::headers::Headers;
 use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{Frame, FramePool};
 
@@ -239,6 +240,53 @@ impl Cut<'_> {
             outer,
         })
     }
+}
+
+/// Makes a segment for which nobody is there its own answer, in its frame: a RST that its sender believes (RFC
+/// 9293 3.10.7.1). False if it deserves none.
+#[cold]
+pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, macs: &Macs) -> bool {
+    let flags = packet.shape.flags;
+    let client = packet.came_from(context.nic);
+    let refusal = if flags.any(TcpFlags::RST) {
+        None
+    } else if flags.any(TcpFlags::ACK) {
+        let numbers = numbers(packet);
+        numbers.map(|(_, sequence)| Content { sequence, acknowledgment: None, reset: true })
+    } else {
+        let end = end_of_segment(packet);
+        end.map(|end| Content { sequence: 0, acknowledgment: Some(end), reset: true })
+    };
+    let key = packet.flow.key();
+    let segment = refusal.map(|content| Segment {
+        hop: client,
+        source: (key.vip, key.vip_port),
+        destination: (key.client, key.client_port),
+        content,
+        outer: None,
+    });
+    let bytes = segment.and_then(|segment| segment.bytes(macs));
+    if let (Some(frame), Some(bytes)) = (&mut packet.frame, bytes)
+        && frame.copy_from(&bytes)
+    {
+        packet.nic = context.nic;
+        packet.way = Way::Back(Answer::Rejected);
+        return true;
+    }
+    false
+}
+
+/// The number that follows those of a TCP packet: SYN and FIN count as a byte each.
+fn end_of_segment(packet: &Packet) -> Option<u32> {
+    let (sequence, _) = numbers(packet)?;
+    let ip = packet.shape.ip();
+    let end = ip + Headers::of(packet.data().get(ip..)?).ok()?.end;
+    let segment = packet.data().get(usize::from(packet.shape.transport)..end)?;
+    let header = usize::from(segment.get(12)? >> 4) * 4;
+    let payload = u32::try_from(segment.len().checked_sub(header)?).ok()?;
+    let flags = packet.shape.flags;
+    let [syn, fin] = [TcpFlags::SYN, TcpFlags::FIN].map(|flag| u32::from(flags.any(flag)));
+    Some(sequence.wrapping_add(payload).wrapping_add(syn + fin))
 }
 
 /// SEQ and ACK field of a TCP packet.

@@ -20,6 +20,7 @@ use super::context::Context;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop, VipId};
 use crate::stats::Drop;
+use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
 use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
@@ -30,7 +31,7 @@ pub type Macs = [[u8; 6]];
 /// Rewrites a client's packet for its backend.
 ///
 /// # Errors
-/// Why it cannot be sent; it may have been changed.
+/// Why it cannot be sent. If that may be answered ([`answer`](super::answer)), the packet is unchanged.
 #[inline(always)]
 pub fn rewrite_to_backend(
     packet: &mut Packet,
@@ -46,6 +47,11 @@ pub fn rewrite_to_backend(
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
+    let mtu = mtu_towards(backend, flow.tuple.is_v4(), context);
+    if !fits(frame, shape, mtu) {
+        packet.limit = mtu;
+        return Err(Drop::TooBig);
+    }
     if shape.flags.any(TcpFlags::SYN) {
         lower_mss(frame, shape, packet.vip, context);
     }
@@ -69,18 +75,7 @@ pub fn rewrite_to_backend(
 /// header on.
 #[inline]
 pub fn mtu_towards(backend: &Backend, v4: bool, context: &Context<'_>) -> u16 {
-    if backend.forward.tunnels() {
-        tunnel::limit(v4, backend, context)
-    } else {
-        hop_mtu(backend, context)
-    }
-}
-
-/// Longest IP packet that route and NIC send towards a backend.
-#[inline]
-fn hop_mtu(backend: &Backend, context: &Context<'_>) -> u16 {
-    let nic = backend.next_hop.as_ref().map(|hop| context.table.this_box().mtu(hop.port));
-    nic.map_or(backend.mtu, |mtu| backend.mtu.min(mtu))
+    if backend.forward.tunnels() { tunnel::limit(v4, backend, context) } else { backend.mtu }
 }
 
 /// Rewrites a NAT backend's packet for the client that is at `hop`.
@@ -98,6 +93,11 @@ pub fn rewrite_to_client(
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
+    let mtu = context.table.this_box().mtu(hop.port);
+    if !fits(frame, shape, mtu) {
+        packet.limit = mtu;
+        return Err(Drop::TooBig);
+    }
     if shape.flags.any(TcpFlags::SYN) {
         lower_mss(frame, shape, packet.vip, context);
     }
@@ -117,8 +117,26 @@ fn lower_mss(frame: &mut Frame, shape: &Shape, vip: VipId, context: &Context<'_>
     }
 }
 
+/// Whether the packet may leave as it is by a link that carries `mtu` bytes.
 #[inline(always)]
-fn address_frame(
+pub(super) fn fits(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
+    usize::from(frame.packet_len()) <= shape.ip() + usize::from(mtu) || trim(frame, shape, mtu)
+}
+
+/// Cuts off what follows the IP packet, if that alone is short enough: what the sender's link added
+/// (an Ethernet trailer) is no part of it.
+#[cold]
+fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
+    if frame.is_long() {
+        return false;
+    }
+    let packet = frame.data().get(shape.ip()..).unwrap_or_default();
+    let end = Headers::of(packet).map_or(usize::MAX, |headers| headers.end);
+    end <= usize::from(mtu) && frame.set_len(shape.ip() + end)
+}
+
+#[inline(always)]
+pub(super) fn address_frame(
     frame: &mut Frame,
     tag: Option<u16>,
     hop: &NextHop,

@@ -30,6 +30,8 @@ pub struct ForwardingTable {
     vips: Vec<Option<Vip>>,
     backends: Vec<Option<Backend>>,
     listen: HashMap<ListenKey, VipId>,
+    /// Addresses of VIPs.
+    addresses: HashSet<Address>,
     returns: HashMap<ListenKey, Vec<ReturnPath>>,
     /// Where tunnels end.
     tunnel_ends: HashSet<Address>,
@@ -60,6 +62,8 @@ pub struct Vip {
     pub affinity: Affinity,
     /// Sources that are spread over several backends.
     pub splits: Splits,
+    /// Whether who finds no backend in service is told.
+    pub rejects: bool,
     /// Whether workers tell of its new flows.
     pub sampled: bool,
     /// How connection ids name its backends, for [`Affinity::QuicCid`].
@@ -180,6 +184,7 @@ impl ForwardingTable {
             vips: Vec::new(),
             backends: Vec::new(),
             listen: HashMap::new(),
+            addresses: HashSet::new(),
             returns: HashMap::new(),
             tunnel_ends: HashSet::new(),
             entropy: Entropy::new(&secret),
@@ -234,6 +239,12 @@ impl ForwardingTable {
         exact.or_else(|| self.listen.get(&any_port(key, self.any_listens)?)).copied()
     }
 
+    /// Whether some VIP has this address.
+    #[inline]
+    pub fn is_vip(&self, address: Address) -> bool {
+        self.addresses.contains(&address)
+    }
+
     /// What a packet whose *source* is `key` may be answering: exact ports first, then all ports.
     #[inline]
     pub fn return_paths(&self, key: ListenKey) -> impl Iterator<Item = &ReturnPath> + Clone {
@@ -255,13 +266,18 @@ impl ForwardingTable {
     }
 
     fn add(&mut self, spec: &VipSpec, previous: Option<&Vip>) {
+        self.addresses.insert(spec.address.into());
         for &port in spec.ports.listen() {
             let key = ListenKey { address: spec.address.into(), port, protocol: spec.protocol };
             self.listen.insert(key, spec.id);
             self.any_listens |= port == 0;
         }
         for backend in &spec.backends {
-            place(&mut self.backends, backend.id.index.0, Backend::new(spec, backend));
+            place(
+                &mut self.backends,
+                backend.id.index.0,
+                Backend::new(spec, backend, &self.this_box),
+            );
             if spec.forward == Forward::Nat {
                 self.add_returns(spec, backend);
             }
@@ -314,6 +330,7 @@ impl Vip {
             scheduler,
             affinity: spec.affinity,
             splits: spec.splits.clone(),
+            rejects: spec.rejects,
             sampled: spec.sampled,
             quic: QuicLb::new(spec),
             mss: spec.mss,
@@ -348,7 +365,8 @@ impl Backend {
         hash & (FULL_SHARE as u64 - 1) < self.share as u64
     }
 
-    fn new(vip: &VipSpec, spec: &BackendSpec) -> Self {
+    fn new(vip: &VipSpec, spec: &BackendSpec, this_box: &ThisBox) -> Self {
+        let nic = spec.next_hop.as_ref().map(|hop| this_box.mtu(hop.port));
         Self {
             id: spec.id,
             vip: vip.id,
@@ -357,7 +375,7 @@ impl Backend {
             address: spec.address.into(),
             port: spec.port,
             next_hop: spec.next_hop,
-            mtu: spec.mtu,
+            mtu: nic.map_or(spec.mtu, |mtu| spec.mtu.min(mtu)),
             up: spec.up,
             left: flows_left(vip, spec),
             reset_idle: vip.reset_idle,
@@ -412,7 +430,6 @@ fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
 pub(crate) mod testing {
     //! Specs for tests.
     use super::*;
-    use crate::forwarding::this_box::UNLIMITED;
     use crate::forwarding::{PortIndex, Ports, SchedulerKind};
     use crate::units::Ticks;
 
@@ -433,6 +450,7 @@ pub(crate) mod testing {
             remember: None,
             on_down: FlowsLeft::Keep,
             reset_idle: false,
+            rejects: false,
             scheduler: SchedulerKind::Maglev { size: 65537 },
             affinity: Affinity::Flow,
             splits: Splits::default(),

@@ -36,20 +36,17 @@ pub(super) fn encapsulate(
     if inner.is_tunnel(context.table.this_box().tunnels.gue_port) {
         return Err(Drop::NestedTunnel);
     }
-    if inner.len > limit(inner.v4, backend, context) {
-        return Err(Drop::TooBig);
-    }
     let outer = outer(flow, inner.dont_fragment, backend, context).ok_or(Drop::NoBackend)?;
     if wrap(frame, at, &inner, &outer) { Ok(()) } else { Err(Drop::NoHeadroom) }
 }
 
-/// Longest packet that the tunnel to a backend takes, in bytes: what its NIC and route send, and what
-/// was learnt of the path, less the outer headers.
+/// Longest packet that the tunnel to a backend takes, in bytes: what route and NIC send towards it, and
+/// what was learnt of the path, less the outer headers.
 #[inline]
 pub(super) fn limit(v4: bool, backend: &Backend, context: &Context<'_>) -> u16 {
     let overhead = overhead(backend.address.is_v4(), backend.forward == Forward::Gue);
     let learnt = context.paths.learnt(backend.path, context.now);
-    let known = super::hop_mtu(backend, context).saturating_sub(overhead);
+    let known = backend.mtu.saturating_sub(overhead);
     known.min(inner_limit(learnt, overhead, v4))
 }
 
