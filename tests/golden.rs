@@ -5,6 +5,7 @@
 mod golden {
     mod full_nat;
     mod resets;
+    mod tunnel;
 }
 mod rig;
 

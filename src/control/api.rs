@@ -113,6 +113,7 @@ pub struct Totals {
     #[serde(default)]
     pub probes_sent: u64,
     #[serde(default)]
+    pub fragments_sent: u64,
     pub icmp_errors_forwarded: u64,
     #[serde(default)]
     pub icmp_rate_limited: u64,

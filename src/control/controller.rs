@@ -289,7 +289,7 @@ impl Controller {
     }
 
     fn wanted_rules(&self) -> SteerRules {
-        self.registry.steer_rules(&self.network.addresses)
+        self.config.tunnels.steered(self.registry.steer_rules(&self.network.addresses))
     }
 
     fn steer(&mut self, rules: SteerRules) -> Result<(), String> {

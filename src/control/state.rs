@@ -402,6 +402,7 @@ impl VipEntry {
             splits: self.splits.clone(),
             sampled: self.split().is_some(),
             quic: self.config.quic.clone(),
+            mss: self.config.mss,
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
@@ -526,6 +527,7 @@ pub(super) mod tests {
             },
             on_down: FlowsLeft::Keep,
             reset_idle: false,
+            mss: None,
             rejects: false,
             announce: Announce::None,
             quic: Vec::new(),

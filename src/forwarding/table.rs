@@ -8,6 +8,7 @@ use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::sticky::Reentry;
+use super::tunnel::{Entropy, PathKey};
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
     ListenKey, NextHop, Remember, Secret, Service, Splits, ThisBox, Timeouts, VipId, VipSpec,
@@ -32,6 +33,10 @@ pub struct ForwardingTable {
     /// Addresses of VIPs.
     addresses: HashSet<Address>,
     returns: HashMap<ListenKey, Vec<ReturnPath>>,
+    /// Where tunnels end.
+    tunnel_ends: HashSet<Address>,
+    /// Tells flows apart in outer headers.
+    entropy: Entropy,
     /// Whether some VIP listens on all ports, and whether some backend answers from all: where none
     /// does, nobody has to look.
     any_listens: bool,
@@ -63,6 +68,8 @@ pub struct Vip {
     pub sampled: bool,
     /// How connection ids name its backends, for [`Affinity::QuicCid`].
     pub quic: Option<Box<QuicLb>>,
+    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
 }
 
 /// What a backend's packets need beyond what all packets do; bits.
@@ -138,6 +145,8 @@ pub struct Backend {
     pub takes_midflow: bool,
     /// How many of [`FULL_SHARE`] of its own new flows it takes.
     pub share: u16,
+    /// Tunnels: what names the path to it.
+    pub path: PathKey,
 }
 
 // What every packet wants to know is on the first line.
@@ -177,6 +186,8 @@ impl ForwardingTable {
             listen: HashMap::new(),
             addresses: HashSet::new(),
             returns: HashMap::new(),
+            tunnel_ends: HashSet::new(),
+            entropy: Entropy::new(&secret),
             any_listens: false,
             any_returns: false,
         };
@@ -243,6 +254,17 @@ impl ForwardingTable {
         exact.iter().chain(any)
     }
 
+    /// What tells flows apart in outer headers.
+    #[inline]
+    pub const fn entropy(&self) -> &Entropy {
+        &self.entropy
+    }
+
+    /// The path to `address`, if a tunnel ends there.
+    pub fn tunnel_path(&self, address: Address) -> Option<PathKey> {
+        self.tunnel_ends.get(&address).copied().map(PathKey::new)
+    }
+
     fn add(&mut self, spec: &VipSpec, previous: Option<&Vip>) {
         self.addresses.insert(spec.address.into());
         for &port in spec.ports.listen() {
@@ -251,9 +273,16 @@ impl ForwardingTable {
             self.any_listens |= port == 0;
         }
         for backend in &spec.backends {
-            place(&mut self.backends, backend.id.index.0, Backend::new(spec, backend));
+            place(
+                &mut self.backends,
+                backend.id.index.0,
+                Backend::new(spec, backend, &self.this_box),
+            );
             if spec.forward == Forward::Nat {
                 self.add_returns(spec, backend);
+            }
+            if spec.forward.tunnels() {
+                self.tunnel_ends.insert(backend.address.into());
             }
         }
         place(&mut self.vips, spec.id.0, Vip::new(spec, &self.secret, previous));
@@ -304,6 +333,7 @@ impl Vip {
             rejects: spec.rejects,
             sampled: spec.sampled,
             quic: QuicLb::new(spec),
+            mss: spec.mss,
         }
     }
 
@@ -335,7 +365,8 @@ impl Backend {
         hash & (FULL_SHARE as u64 - 1) < self.share as u64
     }
 
-    fn new(vip: &VipSpec, spec: &BackendSpec) -> Self {
+    fn new(vip: &VipSpec, spec: &BackendSpec, this_box: &ThisBox) -> Self {
+        let nic = spec.next_hop.as_ref().map(|hop| this_box.mtu(hop.port));
         Self {
             id: spec.id,
             vip: vip.id,
@@ -344,7 +375,7 @@ impl Backend {
             address: spec.address.into(),
             port: spec.port,
             next_hop: spec.next_hop,
-            mtu: spec.mtu,
+            mtu: nic.map_or(spec.mtu, |mtu| spec.mtu.min(mtu)),
             up: spec.up,
             left: flows_left(vip, spec),
             reset_idle: vip.reset_idle,
@@ -355,6 +386,7 @@ impl Backend {
             takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
             quirks: Quirks::of(vip, flows_left(vip, spec)),
             share: spec.share,
+            path: PathKey::new(spec.address.into()),
         }
     }
 }
@@ -425,6 +457,7 @@ pub(crate) mod testing {
             splits: Splits::default(),
             sampled: false,
             quic: Vec::new(),
+            mss: None,
             backends: Vec::new(),
         }
     }
@@ -498,7 +531,7 @@ mod tests {
         let row = |name, change: fn(&mut BackendSpec), new, midflow| {
             let mut backend = backend(0);
             change(&mut backend);
-            let made = Backend::new(&spec(0), &backend);
+            let made = Backend::new(&spec(0), &backend, &ThisBox::default());
             assert_eq!((made.takes_new, made.takes_midflow), (new, midflow), "{name}");
         };
         row("in service", |_| {}, true, true);
@@ -526,7 +559,7 @@ mod tests {
             let vip = VipSpec { protocol, on_down, ..spec(0) };
             let spec = BackendSpec { up, left: drained, ..backend(0) };
             let name = format!("{protocol:?}, up: {up}, {on_down:?}, {drained:?}");
-            assert_eq!(Backend::new(&vip, &spec).left, left, "{name}");
+            assert_eq!(Backend::new(&vip, &spec, &ThisBox::default()).left, left, "{name}");
         }
     }
 
@@ -573,7 +606,9 @@ mod tests {
 
     #[test]
     fn a_share_admits_that_part_of_the_hashes() {
-        let made = |share| Backend::new(&spec(0), &BackendSpec { share, ..backend(0) });
+        let made = |share| {
+            Backend::new(&spec(0), &BackendSpec { share, ..backend(0) }, &ThisBox::default())
+        };
         let admitted = |share| {
             let made = made(share);
             let hashes = (0..10_240_u64).map(crate::forwarding::affinity::mix);

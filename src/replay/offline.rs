@@ -80,6 +80,7 @@ impl Offline {
             flows,
             clients: Arc::new(Clients::new(clients, secret)),
             bindings: Arc::new(bindings),
+            paths: Arc::default(),
             index: 0,
             tables,
             stats: Arc::clone(&stats),

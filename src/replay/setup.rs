@@ -88,6 +88,7 @@ pub(super) fn setup(
         frame_size: config.workers.frame_size,
     };
     let rules = registry.steer_rules(&addresses(config, neighbours));
+    let rules = config.tunnels.steered(rules);
     let known = |nic: usize| Some(neighbours?.nics.get(nic)?.mac);
     Ok(Setup {
         steer: SteerModel::new(&rules),
