@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
 mod golden {
+    mod answers;
+    mod icmp;
     mod resets;
 }
 mod rig;

@@ -53,7 +53,7 @@ impl Family {
         }
     }
 
-    fn pick(self, v4: &str, v6: &str) -> IpAddr {
+    pub fn pick(self, v4: &str, v6: &str) -> IpAddr {
         if self == Self::V4 { v4 } else { v6 }.parse().unwrap()
     }
 }
@@ -329,6 +329,7 @@ pub struct Rig {
     stats: Vec<Arc<WorkerStats>>,
     flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
+    this_box: ThisBox,
     clients: Arc<Clients>,
     publisher: Publisher,
     now: u32,
@@ -355,6 +356,7 @@ impl Rig {
             stats: Vec::new(),
             flows: Arc::clone(&flow_tables),
             specs,
+            this_box: ThisBox::default(),
             clients: Arc::clone(&clients),
             publisher,
             now,
@@ -395,6 +397,13 @@ impl Rig {
         (publisher, self.specs.clone())
     }
 
+    /// Publishes what is changed of this box.
+    #[allow(dead_code, reason = "not every test has another box")]
+    pub fn change_box(&mut self, change: impl FnOnce(&mut ThisBox)) {
+        change(&mut self.this_box);
+        self.change(|_| {});
+    }
+
     /// Publishes a changed configuration.
     pub fn change(&mut self, change: impl FnOnce(&mut [VipSpec])) {
         change(&mut self.specs);
@@ -403,7 +412,7 @@ impl Rig {
         let table = ForwardingTable::build(
             generation,
             [7; 16],
-            ThisBox::default(),
+            self.this_box.clone(),
             &self.specs,
             Some(&previous),
         );
