@@ -441,8 +441,8 @@ impl WorkerStats {
         &self.drops[reason as usize]
     }
 
-    /// What is counted of packets and flows, by the names of `docs/API.md`; [`drops`](Self::drops)
-    /// and the lists aside, and how often it polled and slept.
+    /// What is counted of packets and flows, by the names of `docs/API.md`; [`drops`](Self::drops),
+    /// [`answers`](Self::answers) and the lists aside, and how often it polled and slept.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         // Every field is named, so that none can be forgotten here.
         let Self {

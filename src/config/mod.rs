@@ -47,7 +47,8 @@ use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::this_box::IcmpRate;
 use crate::forwarding::{
-    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, quic_lb,
+    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, ThisBox,
+    quic_lb,
 };
 use crate::words::reason;
 
@@ -244,6 +245,11 @@ impl Config {
         let batch = u32::try_from(self.workers.batch).unwrap_or(u32::MAX);
         let rings = sockets.into_iter().filter_map(|port| self.nics.get(usize::from(port.0)));
         rings.fold(batch, |sum, nic| sum.saturating_add(nic.ring.saturating_mul(3)))
+    }
+
+    /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes.
+    pub fn this_box(&self, mtus: Vec<u16>) -> ThisBox {
+        ThisBox { mtus, icmp: self.icmp }
     }
 
     /// The address families of the VIPs: those for which flow tables need memory.

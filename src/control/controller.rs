@@ -290,7 +290,7 @@ impl Controller {
         if mtus.is_empty() {
             mtus = self.nics.iter().map(|nic| nic.mtu).collect();
         }
-        ThisBox { mtus, icmp: self.config.icmp }
+        self.config.this_box(mtus)
     }
 
     fn wanted_rules(&self) -> SteerRules {

@@ -57,7 +57,8 @@ impl Limiter {
     pub fn take(&mut self, source: Address, rate: IcmpRate, now: Ticks) -> bool {
         let part = |whole: u32| (whole / PART).max(1.min(whole));
         let share = IcmpRate { per_second: part(rate.per_second), burst: part(rate.burst) };
-        let place = self.hasher.hash_one(network(source)) as usize % NETWORKS;
+        let hash = self.hasher.hash_one(network(source)) % NETWORKS as u64;
+        let place = usize::try_from(hash).unwrap_or_default();
         let Some(own) = self.networks.get_mut(place) else { return false };
         if !own.refresh(share, now) || !self.all.refresh(rate, now) {
             return false;

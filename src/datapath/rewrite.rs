@@ -96,6 +96,9 @@ pub(super) fn fits(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
 /// (an Ethernet trailer) is no part of it.
 #[cold]
 fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
+    if frame.is_long() {
+        return false;
+    }
     let packet = frame.data().get(shape.ip()..).unwrap_or_default();
     let end = Headers::of(packet).map_or(usize::MAX, |headers| headers.end);
     end <= usize::from(mtu) && frame.set_len(shape.ip() + end)

@@ -13,9 +13,7 @@ use crate::config::{Announce, BackendFacts, BackendState, Config, Neighbours};
 use crate::control::netlink::InterfaceAddress;
 use crate::control::state::{Full, Registry};
 use crate::flow::table::TableError;
-use crate::forwarding::{
-    BackendSpec, ForwardingTable, NextHop, PortIndex, Service, ThisBox, VipSpec,
-};
+use crate::forwarding::{BackendSpec, ForwardingTable, NextHop, PortIndex, Service, VipSpec};
 use crate::stats::WorkerStats;
 use crate::xdp::socket::SocketError;
 use crate::xdp::steer::SteerModel;
@@ -73,7 +71,7 @@ pub(super) fn setup(
     }
     let names = names(config, &specs);
     let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
-    let this_box = ThisBox { mtus, icmp: config.icmp };
+    let this_box = config.this_box(mtus);
     let blueprint = Blueprint {
         table: ForwardingTable::build(1, config.hash.secret, this_box, &specs, None),
         macs: macs(config, neighbours),
