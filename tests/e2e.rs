@@ -19,6 +19,7 @@ mod e2e {
     mod forwarding;
     mod full_nat;
     mod health;
+    mod icmp;
     pub mod kernel;
     mod lifecycle;
     mod limits;

@@ -71,6 +71,8 @@ pub struct Vip {
     pub drain: &'static str,
     /// More keys, as TOML.
     pub keys: &'static str,
+    /// NAT: port of the backends; another one than the VIP's, so that ports are rewritten too.
+    pub nat_port: u16,
 }
 
 /// A VIP with all backends.
@@ -81,8 +83,9 @@ pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     let timeouts = "{ closing_s = 1, udp_s = 60 }";
     // At once, so that who comes back has all of its share.
     let drain = "{ slow_start_s = 0 }";
-    let backends = BACKENDS.to_vec();
-    Vip { name, forward, family, inner: family, udp, backends, timeouts, drain, keys: "" }
+    let (backends, nat_port) = (BACKENDS.to_vec(), if udp { 7007 } else { 8080 });
+    let inner = family;
+    Vip { name, forward, family, inner, udp, backends, timeouts, drain, keys: "", nat_port }
 }
 
 impl Vip {
@@ -138,8 +141,7 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
             write!(text, "[[vip.backend]]\nname = \"{backend}\"\naddress = \"{address}\"\n")
                 .unwrap();
             if self.forward != "dsr" {
-                // Another port than the VIP's: NAT rewrites ports too.
-                writeln!(text, "port = {}", if self.udp { 7007 } else { 8080 }).unwrap();
+                writeln!(text, "port = {}", self.nat_port).unwrap();
             }
         }
         text

@@ -61,7 +61,7 @@ impl Family {
         self.pick("198.18.9.1", "2001:db8:9::1")
     }
 
-    fn pick(self, v4: &str, v6: &str) -> IpAddr {
+    pub fn pick(self, v4: &str, v6: &str) -> IpAddr {
         if self == Self::V4 { v4 } else { v6 }.parse().unwrap()
     }
 }
@@ -354,6 +354,7 @@ pub struct Rig {
     stats: Vec<Arc<WorkerStats>>,
     flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
+    this_box: ThisBox,
     clients: Arc<Clients>,
     bindings: Arc<Bindings>,
     paths: Arc<PathMtus>,
@@ -403,7 +404,7 @@ impl Rig {
         let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
         let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
         let bindings = Arc::new(bindings);
-        let table = ForwardingTable::build(1, [7; 16], this_box, &specs, None);
+        let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
@@ -419,6 +420,7 @@ impl Rig {
             stats: Vec::new(),
             flows: Arc::clone(&flow_tables),
             specs,
+            this_box,
             clients: Arc::clone(&clients),
             bindings: Arc::clone(&bindings),
             paths: Arc::clone(&paths),
@@ -463,6 +465,13 @@ impl Rig {
         (publisher, self.specs.clone())
     }
 
+    /// Publishes what is changed of this box.
+    #[allow(dead_code, reason = "not every test has another box")]
+    pub fn change_box(&mut self, change: impl FnOnce(&mut ThisBox)) {
+        change(&mut self.this_box);
+        self.change(|_| {});
+    }
+
     /// Publishes a changed configuration.
     pub fn change(&mut self, change: impl FnOnce(&mut [VipSpec])) {
         change(&mut self.specs);
@@ -471,7 +480,7 @@ impl Rig {
         let table = ForwardingTable::build(
             generation,
             [7; 16],
-            previous.this_box().clone(),
+            self.this_box.clone(),
             &self.specs,
             Some(&previous),
         );
