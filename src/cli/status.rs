@@ -12,7 +12,7 @@ use crate::control::api::{
     BackendState, BackendStatus, HealthState, NextHopStatus, NicStatus, Status, Totals, VipStatus,
     WorkerStatus,
 };
-use crate::stats::Drop;
+use crate::stats::{Answer, Drop};
 
 /// The arguments.
 #[derive(Debug, Args)]
@@ -58,8 +58,19 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
     section("NICS", nics(&status.nics, look), out)?;
     section("NIC RINGS AND PROGRAM", nic_counters(&status.nics, look), out)?;
     section("PACKETS AND FLOWS", totals(&status.totals, look), out)?;
+    if status.totals.answered > 0 {
+        let meaning = |name: &str| {
+            let kind = Answer::ALL.iter().find(|kind| kind.as_str() == name);
+            kind.map_or("", |kind| kind.describe().trim())
+        };
+        section("ANSWERS", endings("ANSWER", &status.answers, meaning, look), out)?;
+    }
     if status.totals.dropped > 0 {
-        section("DROPS", drops(&status.drops, look), out)?;
+        let meaning = |name: &str| {
+            let reason = Drop::ALL.iter().find(|reason| reason.as_str() == name);
+            reason.map_or("", |reason| reason.describe().trim())
+        };
+        section("DROPS", endings("REASON", &status.drops, meaning, look), out)?;
     }
     Ok(())
 }
@@ -337,6 +348,7 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("received", totals.received, "packets taken from the NICs"),
         ("transmitted", totals.transmitted, "packets sent on"),
         ("handed over", totals.handed_over, "packets given to another worker"),
+        ("answered", totals.answered, "packets sent back as their own answer"),
         ("dropped", totals.dropped, "packets dropped, each for a reason"),
         ("flows", totals.flows_active, "flows pinned now"),
         ("new", totals.flows_new, "flows that began here"),
@@ -350,6 +362,16 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
         ("resets sent", totals.resets_sent, "RST segments that told them"),
         ("probes sent", totals.probes_sent, "segments that made silent ends speak"),
+        (
+            "ICMP errors",
+            totals.icmp_errors_forwarded,
+            "ICMP errors sent on to an end of their flow",
+        ),
+        (
+            "rate limited",
+            totals.icmp_rate_limited,
+            "packets that got no ICMP error, as too many did",
+        ),
     ] {
         let always = ["received", "transmitted", "flows"];
         if look.all || number > 0 || always.contains(&what) {
@@ -359,15 +381,18 @@ fn totals(totals: &Totals, look: Look) -> Columns {
     columns
 }
 
-/// Only reasons that have occurred, the most frequent first.
-fn drops(drops: &BTreeMap<String, u64>, look: Look) -> Columns {
-    let mut columns = Columns::new(&["REASON", ">PACKETS", "MEANING"], look);
-    let mut seen: Vec<_> = drops.iter().filter(|(_, count)| **count > 0).collect();
+/// How packets ended. Only what has occurred, the most frequent first.
+fn endings(
+    what: &'static str,
+    endings: &BTreeMap<String, u64>,
+    meaning: impl Fn(&str) -> &'static str,
+    look: Look,
+) -> Columns {
+    let mut columns = Columns::new(&[what, ">PACKETS", "MEANING"], look);
+    let mut seen: Vec<_> = endings.iter().filter(|(_, count)| **count > 0).collect();
     seen.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     for (name, &number) in seen {
-        let reason = Drop::ALL.iter().find(|reason| reason.as_str() == name);
-        let meaning = reason.map_or("", |reason| reason.describe().trim());
-        columns.row([text(name), count(number), text(meaning)]);
+        columns.row([text(name), count(number), text(meaning(name))]);
     }
     columns
 }

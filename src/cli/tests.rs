@@ -198,7 +198,13 @@ fn nic() -> api::NicStatus {
 }
 
 fn sample(backends: Vec<BackendStatus>) -> api::Status {
-    let totals = api::Totals { received: 1000, transmitted: 998, dropped: 2, ..Default::default() };
+    let totals = api::Totals {
+        received: 1000,
+        transmitted: 997,
+        answered: 1,
+        dropped: 2,
+        ..Default::default()
+    };
     let drops = BTreeMap::from([("no_vip".to_owned(), 2), ("fragment".to_owned(), 0)]);
     let worker = api::WorkerStatus {
         core: 2,
@@ -217,6 +223,7 @@ fn sample(backends: Vec<BackendStatus>) -> api::Status {
         config: "/etc/holdfast.toml".to_owned(),
         generation: 3,
         totals,
+        answers: BTreeMap::from([("echo_replies".to_owned(), 1)]),
         drops,
         vips: vec![vip(backends)],
         workers: vec![worker],
@@ -644,13 +651,13 @@ fn words_that_are_no_arguments() {
     }
 }
 
-/// Every key of a document but those of the drop reasons, which are data.
+/// Every key of a document but those of the drop reasons and answers, which are data.
 fn keys(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
                 found.push(key.clone());
-                if key != "drops" && key != "numbers" {
+                if !["answers", "drops", "numbers"].contains(&key.as_str()) {
                     keys(value, found);
                 }
             }

@@ -42,6 +42,9 @@ pub struct Status {
     pub generation: u64,
     /// Packets, all workers together.
     pub totals: Totals,
+    /// Packets that went back as their own answer, by kind, all workers together; every kind is present.
+    #[serde(default)]
+    pub answers: BTreeMap<String, u64>,
     /// Dropped packets by reason, all workers together; every reason is present.
     pub drops: BTreeMap<String, u64>,
     /// VIPs in the configuration's order.
@@ -52,13 +55,15 @@ pub struct Status {
     pub nics: Vec<NicStatus>,
 }
 
-/// Packet sums: `received = transmitted + handed_over + dropped`, but for what is in flight.
+/// Packet sums: `received = transmitted + handed_over + answered + dropped`, but for what is in flight.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "named as in WorkerStats")]
 pub struct Totals {
     pub received: u64,
     pub transmitted: u64,
     pub handed_over: u64,
+    #[serde(default)]
+    pub answered: u64,
     pub dropped: u64,
     pub flows_active: u64,
     pub flows_new: u64,
@@ -78,6 +83,10 @@ pub struct Totals {
     pub resets_sent: u64,
     #[serde(default)]
     pub probes_sent: u64,
+    #[serde(default)]
+    pub icmp_errors_forwarded: u64,
+    #[serde(default)]
+    pub icmp_rate_limited: u64,
 }
 
 /// One VIP.

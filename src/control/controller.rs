@@ -285,7 +285,7 @@ impl Controller {
     }
 
     fn this_box(&self) -> ThisBox {
-        ThisBox { mtus: self.nics.iter().map(|nic| nic.mtu).collect() }
+        self.config.this_box(self.nics.iter().map(|nic| nic.mtu).collect())
     }
 
     fn wanted_rules(&self) -> SteerRules {

@@ -197,6 +197,7 @@ fn network(text: &str) -> Result<IpNet, QueryError> {
 const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'static str {
     match (protocol, state) {
         (Protocol::Udp, _) => "udp",
+        (Protocol::Any, _) => "any",
         (_, state) if state.has(State::CUT) => "cut",
         (_, state) if state.is_closing(forward) => "closing",
         (_, state) if state.has(State::ESTABLISHED) => "established",

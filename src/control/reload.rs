@@ -69,6 +69,13 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
             Some(old) => vip_changes(old, vip, &mut told),
         }
     }
+    let mut number = |key: &str, a: u32, b: u32| {
+        if a != b {
+            told.push(format!("[icmp] {key} {a} -> {b}"));
+        }
+    };
+    number("per_second", old.icmp.per_second, new.icmp.per_second);
+    number("burst", old.icmp.burst, new.icmp.burst);
     told
 }
 
@@ -102,6 +109,7 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("drain", drain(&old.drain), drain(&new.drain));
     field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());
     field("on_idle", on_idle(old).to_owned(), on_idle(new).to_owned());
+    field("on_no_backend", on_no_backend(old).to_owned(), on_no_backend(new).to_owned());
     let (a, b) = (&old.timeouts, &new.timeouts);
     for (name, a, b) in [
         ("timeouts.embryonic", a.embryonic, b.embryonic),
@@ -203,6 +211,10 @@ fn join(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+const fn on_no_backend(vip: &Vip) -> &'static str {
+    if vip.rejects { "reject" } else { "drop" }
+}
+
 const fn on_idle(vip: &Vip) -> &'static str {
     if vip.reset_idle { "reset" } else { "silent" }
 }
@@ -246,6 +258,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
+    use crate::forwarding::this_box::IcmpRate;
     use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind, ServerId};
 
     /// A configuration of one worker and one NIC.
@@ -269,6 +282,7 @@ pub(super) mod tests {
                 ring: 2048,
             }],
             vips,
+            icmp: IcmpRate::default(),
             control: Control {
                 socket: "/run/holdfast/control.sock".into(),
                 on_drained: Vec::new(),
@@ -301,9 +315,17 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_change_of_the_icmp_rate_is_told() {
+        let old = config(Vec::new());
+        let mut new = old.clone();
+        new.icmp = IcmpRate { per_second: 10, burst: 5 };
+        assert_eq!(changes(&old, &new), ["[icmp] per_second 1000 -> 10", "[icmp] burst 50 -> 5"]);
+    }
+
+    #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 19] = [
+        let rows: [(Change, &str); 20] = [
             (
                 |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
                 "VIP web: drain (no deadline, then rehash, slow start 0 s) -> (60 s at most, then \
@@ -348,6 +370,7 @@ pub(super) mod tests {
             ),
             (|vip| vip.on_down = FlowsLeft::Reset, "VIP web: on_down keep -> reset"),
             (|vip| vip.reset_idle = true, "VIP web: on_idle silent -> reset"),
+            (|vip| vip.rejects = true, "VIP web: on_no_backend drop -> reject"),
             (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
             (
                 |vip| vip.backends.push(backend("c", 3)),

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use hashbrown::{HashMap, HashSet};
 
+use super::WorkerView;
 use super::drain::Drain;
 use super::forecast::Forecast;
 use super::health::{CheckSpec, Hysteresis};
@@ -17,7 +18,6 @@ use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::slow_start::SlowStart;
 use super::status::{self, Baseline};
-use super::{SteerRules, WorkerView};
 use crate::config;
 use crate::flow::{Address, Protocol};
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
@@ -25,7 +25,7 @@ use crate::forwarding::table::return_key;
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
     Affinity, BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
-    NextHop, Service, Splits, Timeouts, VipId, VipSpec,
+    NextHop, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -323,7 +323,7 @@ impl Registry {
         let nat = self.vips.iter().filter(|vip| vip.config.forward == Forward::Nat);
         let returns = distinct(nat.flat_map(VipEntry::return_keys));
         let locals = distinct(addresses.iter().map(|found| Address::from(found.address)));
-        SteerRules { vips, returns, locals }
+        SteerRules { vips, returns, locals, ..SteerRules::default() }
     }
 
     /// The addresses whose next hops are needed.
@@ -380,6 +380,7 @@ impl VipEntry {
             remember: remember(&self.config),
             on_down: self.config.on_down,
             reset_idle: self.config.reset_idle,
+            rejects: self.config.rejects,
             scheduler: self.config.scheduler,
             affinity: self.config.affinity,
             splits: self.splits.clone(),
@@ -395,7 +396,7 @@ impl VipEntry {
 pub fn remember(vip: &config::Vip) -> Option<Remember> {
     let idle = match vip.protocol {
         Protocol::Tcp => vip.timeouts.established,
-        Protocol::Udp => vip.timeouts.udp,
+        Protocol::Udp | Protocol::Any => vip.timeouts.udp,
     };
     let wanted = vip.sticky.is_some() || vip.on_reentry == Reentry::Freest;
     wanted.then(|| Remember {
@@ -509,6 +510,7 @@ pub(super) mod tests {
             },
             on_down: FlowsLeft::Keep,
             reset_idle: false,
+            rejects: false,
             announce: Announce::None,
             quic: Vec::new(),
             backends: backends.to_vec(),

@@ -117,6 +117,7 @@ pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
         config: process.config.clone(),
         generation: process.generation,
         totals: workers.iter().fold(Totals::default(), |sum, worker| plus(sum, &worker.totals)),
+        answers: all_answers(sources.workers),
         drops: all_drops(&workers),
         vips: sources.registry.vips().iter().map(|vip| vip_status(vip, sources, now)).collect(),
         workers,
@@ -241,6 +242,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         received: stats.received.get(),
         transmitted: stats.transmitted.get(),
         handed_over: stats.handed_over.get(),
+        answered: stats.answers().map(|(_, count)| count).sum(),
         dropped: stats.drops().map(|(_, count)| count).sum(),
         flows_active: stats.flows_active.get(),
         flows_new: stats.flows_new.get(),
@@ -254,6 +256,8 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_reset: stats.flows_reset.get(),
         resets_sent: stats.resets_sent.get(),
         probes_sent: stats.probes_sent.get(),
+        icmp_errors_forwarded: stats.icmp_errors_forwarded.get(),
+        icmp_rate_limited: stats.icmp_rate_limited.get(),
     }
 }
 
@@ -262,6 +266,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         received: a.received + b.received,
         transmitted: a.transmitted + b.transmitted,
         handed_over: a.handed_over + b.handed_over,
+        answered: a.answered + b.answered,
         dropped: a.dropped + b.dropped,
         flows_active: a.flows_active + b.flows_active,
         flows_new: a.flows_new + b.flows_new,
@@ -275,7 +280,20 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_reset: a.flows_reset + b.flows_reset,
         resets_sent: a.resets_sent + b.resets_sent,
         probes_sent: a.probes_sent + b.probes_sent,
+        icmp_errors_forwarded: a.icmp_errors_forwarded + b.icmp_errors_forwarded,
+        icmp_rate_limited: a.icmp_rate_limited + b.icmp_rate_limited,
     }
+}
+
+/// Every kind is present, also without workers.
+fn all_answers(workers: &[WorkerView]) -> BTreeMap<String, u64> {
+    let kinds = crate::stats::Answer::ALL.iter();
+    kinds
+        .map(|&kind| {
+            let sum = workers.iter().map(|worker| worker.stats.answer_counter(kind).get()).sum();
+            (kind.as_str().to_owned(), sum)
+        })
+        .collect()
 }
 
 /// Every reason is present, also without workers.

@@ -4,6 +4,7 @@ use crate::flow::entry::WayBack;
 use crate::flow::table::Slot;
 use crate::flow::tuple::HashedKey;
 use crate::forwarding::{BackendIndex, ListenKey, NextHop, PortIndex, VipId};
+use crate::stats::Answer;
 use crate::xdp::umem::Frame;
 
 /// Most packets in a batch. More hide no more memory latency, and fall out of the L1 cache.
@@ -80,6 +81,9 @@ pub struct Packet {
     pub nic: PortIndex,
     /// By rewrite: bytes as received.
     pub bytes: u16,
+    /// By rewrite, when that found it too long ([`Drop::TooBig`](crate::stats::Drop::TooBig)): bytes of an
+    /// IP packet that would have passed.
+    pub limit: u16,
 }
 
 /// Which way a packet goes.
@@ -89,6 +93,12 @@ pub enum Way {
     ToBackend,
     /// From a NAT backend, whose service address and port this is, to a client.
     ToClient(ListenKey),
+    /// An ICMP error about a flow, until it is known whose: it then becomes one of the above, and
+    /// the packet's part [`Part::Quoting`]. It goes to the backend that sent what it quotes, or, if the
+    /// quoted packet was for the NAT backend with this service address and port, to the client.
+    Related(Option<ListenKey>),
+    /// Back to where it came from, as it has been made its own answer.
+    Back(Answer),
 }
 
 impl Way {
@@ -188,6 +198,7 @@ impl Packet {
         backend: BackendIndex(u16::MAX),
         nic: PortIndex(0),
         bytes: 0,
+        limit: 0,
     };
 
     /// Forgets VIP and backend, which the record still has of an earlier packet.

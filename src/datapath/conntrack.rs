@@ -212,7 +212,7 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'t>,
     ) -> Result<&'t Backend, Untracked<'t>> {
-        if packet.flow.protocol() == Protocol::Udp || packet.shape.flags.opens() {
+        if packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens() {
             return Err(Miss::Open.into());
         }
         let on_vip = |pin: &Pin| pin.vip == packet.vip;
@@ -437,6 +437,23 @@ impl Conntrack {
         Some(pin.track)
     }
 
+    /// The living pin of a flow, whoever has it, and its backend. Changes nothing, also not how long it
+    /// lives.
+    #[cold]
+    pub fn peek<'t>(
+        &self,
+        flow: &HashedKey,
+        hint: Slot,
+        context: &Context<'t>,
+    ) -> Option<(Track, &'t Backend)> {
+        let here = context.flows.find_at(flow, hint).map(|hit| hit.track);
+        let here = here.and_then(|track| Some((track, living(flow.protocol(), &track, context)?)));
+        here.or_else(|| {
+            let (_, pin, backend) = self.find_elsewhere(flow, context, |_| true)?;
+            Some((pin.track, backend))
+        })
+    }
+
     /// Whether any worker has a living pin of the flow on this backend.
     #[cold]
     pub fn is_pinned_anywhere(
@@ -465,7 +482,7 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> Result<(), Full> {
         let state = match packet.flow.protocol() {
-            Protocol::Udp => State::default(),
+            Protocol::Udp | Protocol::Any => State::default(),
             // A flow whose pin was lost proves itself with its next packet.
             Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };

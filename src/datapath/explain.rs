@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
+use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
@@ -16,7 +16,7 @@ use super::clients::key_of;
 use super::conntrack::Conntrack;
 use super::context::Context;
 use super::life::is_living;
-use super::parse::parse;
+use super::parse::{Parsed, parse};
 use super::reset::Outbox;
 use super::rewrite::Macs;
 use super::select::{out_of_service, rivals};
@@ -30,7 +30,7 @@ use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::explain::{Explanation, Question, Segment, Trace};
 use crate::forwarding::table::{Vip, name};
 use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
-use crate::stats::{FlowStats, WorkerStats};
+use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
@@ -221,8 +221,9 @@ fn run(
     context: &Context<'_>,
     flows: &FlowTable,
     macs: &Macs,
-) -> Result<(), crate::stats::Drop> {
-    let tuple = parse(packet)?;
+) -> Result<(), Drop> {
+    // A packet of a flow was asked about.
+    let Parsed::Flow(tuple) = parse(packet)? else { return Err(Drop::UnsupportedProtocol) };
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, flows.secret(), &mut last)?;
     // Resets of a flow that is cut are not sent: only the verdict is told.
@@ -279,6 +280,9 @@ fn tell_pin<'f>(
 /// Tells which packet is made up.
 fn tell_packet(protocol: Protocol, opens: bool, trace: &Trace) {
     let (packet, why) = match (protocol, opens) {
+        (Protocol::Any, _) => {
+            ("an ESP packet", "any protocol will do: each packet may begin a flow")
+        }
         (Protocol::Udp, _) => ("a datagram", "each may begin a flow"),
         (Protocol::Tcp, true) => ("a SYN", "as if the client opened a connection now"),
         (Protocol::Tcp, false) => ("an ACK", "as if the connection existed, and went on"),
@@ -331,6 +335,7 @@ fn write(
     let payload = &question.payload;
     match question.protocol {
         Protocol::Udp => builder.udp(from, to).write(out, payload),
+        Protocol::Any => builder.write(out, IpNumber::ENCAPSULATING_SECURITY_PAYLOAD, payload),
         Protocol::Tcp if opens => builder.tcp(from, to, 1, u16::MAX).syn().write(out, &[]),
         Protocol::Tcp => builder.tcp(from, to, 1, u16::MAX).ack(1).write(out, &[]),
     }

@@ -27,14 +27,16 @@ use etherparse::{
     VlanId,
 };
 
-use super::batch::{Packet, TcpFlags};
+use super::batch::{Packet, TcpFlags, Way};
+use super::context::Context;
 use super::ports::Ports;
 use super::rewrite::Macs;
 use crate::flow::{Address, FlowKey};
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop};
-use crate::stats::{Drop, WorkerStats};
+use crate::stats::{Answer, Drop, WorkerStats};
 use crate::units::Ticks;
+use crate::wire::headers::Headers;
 use crate::xdp::umem::FramePool;
 
 /// Most segments that wait: more are not sent. Who was not told is told at his next packet, or
@@ -193,6 +195,54 @@ impl Cut<'_> {
             content,
         })
     }
+}
+
+/// Makes a segment for which nobody is there its own answer, in its frame: a RST that its sender believes (RFC
+/// 9293 3.10.7.1). False if it deserves none.
+#[cold]
+pub(super) fn refuse(
+    packet: &mut Packet,
+    context: &Context<'_>,
+    macs: &Macs,
+    pool: &mut FramePool,
+) -> bool {
+    let flags = packet.shape.flags;
+    let client = packet.came_from(context.nic);
+    let refusal = if flags.any(TcpFlags::RST) {
+        None
+    } else if flags.any(TcpFlags::ACK) {
+        let numbers = numbers(packet);
+        numbers.map(|(_, sequence)| Content { sequence, acknowledgment: None, reset: true })
+    } else {
+        let end = end_of_segment(packet);
+        end.map(|end| Content { sequence: 0, acknowledgment: Some(end), reset: true })
+    };
+    let key = packet.flow.key();
+    let segment = refusal.map(|content| Segment {
+        hop: client,
+        source: (key.vip, key.vip_port),
+        destination: (key.client, key.client_port),
+        content,
+    });
+    let bytes = segment.and_then(|segment| segment.bytes(macs));
+    let (Some(frame), Some(bytes)) = (&mut packet.frame, bytes) else { return false };
+    pool.cut(frame);
+    packet.nic = context.nic;
+    packet.way = Way::Back(Answer::Rejected);
+    frame.copy_from(&bytes)
+}
+
+/// The number that follows those of a TCP packet: SYN and FIN count as a byte each.
+fn end_of_segment(packet: &Packet) -> Option<u32> {
+    let (sequence, _) = numbers(packet)?;
+    let ip = packet.shape.ip();
+    let headers = Headers::of(packet.data().get(ip..)?).ok()?;
+    let offset = packet.data().get(ip + headers.transport + 12)? >> 4;
+    let payload = headers.end.checked_sub(headers.transport + usize::from(offset) * 4)?;
+    let payload = u32::try_from(payload).ok()?;
+    let flags = packet.shape.flags;
+    let [syn, fin] = [TcpFlags::SYN, TcpFlags::FIN].map(|flag| u32::from(flags.any(flag)));
+    Some(sequence.wrapping_add(payload).wrapping_add(syn + fin))
 }
 
 /// SEQ and ACK field of a TCP packet.

@@ -11,12 +11,13 @@
 
 mod nat;
 
-use super::batch::Packet;
+use super::batch::{Packet, Shape};
 use super::context::Context;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop};
 use crate::stats::Drop;
 use crate::wire::ethernet;
+use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
 use crate::xdp::umem::Frame;
 
@@ -26,7 +27,7 @@ pub type Macs = [[u8; 6]];
 /// Rewrites a client's packet for its backend.
 ///
 /// # Errors
-/// Why it cannot be sent; it may have been changed.
+/// Why it cannot be sent. If that may be answered ([`answer`](super::answer)), the packet is unchanged.
 #[inline(always)]
 pub fn rewrite_to_backend(
     packet: &mut Packet,
@@ -42,6 +43,10 @@ pub fn rewrite_to_backend(
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
+    if !fits(frame, shape, backend.mtu) {
+        packet.limit = backend.mtu;
+        return Err(Drop::TooBig);
+    }
     match backend.forward {
         Forward::Dsr => {}
         Forward::Nat => {
@@ -63,21 +68,44 @@ pub fn rewrite_to_backend(
 pub fn rewrite_to_client(
     packet: &mut Packet,
     hop: &NextHop,
-    _context: &Context<'_>,
+    context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
+    let mtu = context.table.this_box().mtu(hop.port);
+    if !fits(frame, shape, mtu) {
+        packet.limit = mtu;
+        return Err(Drop::TooBig);
+    }
     let key = flow.key();
     nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
 }
 
+/// Whether the packet may leave as it is by a link that carries `mtu` bytes.
 #[inline(always)]
-fn address_frame(
+pub(super) fn fits(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
+    usize::from(frame.packet_len()) <= shape.ip() + usize::from(mtu) || trim(frame, shape, mtu)
+}
+
+/// Cuts off what follows the IP packet, if that alone is short enough: what the sender's link added
+/// (an Ethernet trailer) is no part of it.
+#[cold]
+fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
+    if frame.is_long() {
+        return false;
+    }
+    let packet = frame.data().get(shape.ip()..).unwrap_or_default();
+    let end = Headers::of(packet).map_or(usize::MAX, |headers| headers.end);
+    end <= usize::from(mtu) && frame.set_len(shape.ip() + end)
+}
+
+#[inline(always)]
+pub(super) fn address_frame(
     frame: &mut Frame,
     tag: Option<u16>,
     hop: &NextHop,

@@ -66,6 +66,24 @@ pub fn select<'t>(
     Ok(backend)
 }
 
+/// The backend that a packet in the middle of this flow would get, which has no pin. Leaves none.
+///
+/// # Errors
+/// Why there is none.
+#[cold]
+pub fn guess<'t>(
+    packet: &Packet,
+    conntrack: &Conntrack,
+    context: &Context<'t>,
+) -> Result<&'t Backend, Drop> {
+    let key = packet.flow.key();
+    check_source(&key, packet.source_mac())?;
+    let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
+    let client = Known::of(&key, vip, context);
+    let chosen = choose(&key, Miss::Midflow, vip, client.as_ref(), conntrack, context)?;
+    Ok(chosen.0)
+}
+
 /// Counts a flow that was pinned.
 fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context<'_>) {
     let stats = context.stats;
@@ -86,7 +104,7 @@ fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context
 fn deserves_pin(packet: &Packet) -> bool {
     let flags = packet.shape.flags;
     let goes_on = flags.any(TcpFlags::ACK) && !flags.any(TcpFlags::SYN | TcpFlags::RST);
-    packet.flow.protocol() == Protocol::Udp || flags.opens() || goes_on
+    packet.flow.protocol() != Protocol::Tcp || flags.opens() || goes_on
 }
 
 /// Chooses a backend, and says by what rule.

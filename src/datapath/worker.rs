@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::answer::answer;
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
 use super::context::Context;
-use super::parse::{parse, parse_plain};
+use super::icmp;
+use super::limiter::Limiter;
+use super::parse::{Parsed, parse, parse_plain};
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
@@ -65,6 +68,7 @@ pub struct Worker {
     stats: Arc<WorkerStats>,
     batch: Batch,
     outbox: Outbox,
+    limiter: Limiter,
     max_batch: usize,
     /// The sweep of the flow table is behind: no time to sleep.
     sweep_behind: bool,
@@ -86,6 +90,7 @@ impl Worker {
             stats: parts.stats,
             batch: Batch::default(),
             outbox: Outbox::default(),
+            limiter: Limiter::default(),
             max_batch: parts.batch.clamp(1, BATCH),
             sweep_behind: false,
         };
@@ -137,7 +142,18 @@ impl Worker {
     #[inline(always)]
     fn poll_port(&mut self, index: usize, now: Ticks, trace: Option<&Trace>) -> usize {
         let Self {
-            ports, pool, macs, conntrack, tables, flows, clients, stats, batch, outbox, ..
+            ports,
+            pool,
+            macs,
+            conntrack,
+            tables,
+            flows,
+            clients,
+            stats,
+            batch,
+            outbox,
+            limiter,
+            ..
         } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         port.port.reclaim(pool);
@@ -152,8 +168,13 @@ impl Worker {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
                 let known = match parse_plain(packet) {
                     Some(tuple) => classify(packet, tuple, context, flows.secret(), &mut last),
-                    None => parse(packet).and_then(|tuple| {
-                        classify(packet, tuple, context, flows.secret(), &mut last)
+                    None => parse(packet).and_then(|parsed| match parsed {
+                        Parsed::Flow(tuple) => {
+                            classify(packet, tuple, context, flows.secret(), &mut last)
+                        }
+                        Parsed::Icmp(message) => {
+                            icmp::classify(packet, &message, context, flows.secret(), macs)
+                        }
                     }),
                 };
                 if let Err(reason) = known {
@@ -163,7 +184,9 @@ impl Worker {
             }
             prefetch(batch, context.flows);
             for packet in batch.in_flight() {
-                if let Err(reason) = forward(packet, conntrack, context, macs, outbox) {
+                if let Err(reason) = forward(packet, conntrack, context, macs, outbox)
+                    && let Err(reason) = answer(packet, reason, context, macs, limiter, pool)
+                {
                     end(packet, reason, pool, stats);
                 }
             }
@@ -235,13 +258,18 @@ pub(super) fn forward(
     macs: &Macs,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
-    let Way::ToClient(source) = packet.way else {
-        let backend = match conntrack.track(packet, context) {
-            Ok(backend) => backend,
-            Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
-            Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
-        };
-        return rewrite_to_backend(packet, backend, context, macs);
+    let source = match packet.way {
+        Way::ToBackend => {
+            let backend = match conntrack.track(packet, context) {
+                Ok(backend) => backend,
+                Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
+                Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
+            };
+            return rewrite_to_backend(packet, backend, context, macs);
+        }
+        Way::ToClient(source) => source,
+        Way::Related(source) => return icmp::forward(packet, source, conntrack, context, macs),
+        Way::Back(_) => return Ok(()),
     };
     match conntrack.track_reply(packet, source, context) {
         Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),

@@ -63,11 +63,17 @@ impl Tuple {
         }
     }
 
-    /// TCP or UDP.
+    /// TCP, UDP or any.
     #[inline]
     pub const fn protocol(&self) -> Protocol {
-        // Every tuple was made with one of the two.
-        if self.tail() & 0xff == Protocol::Udp as u64 { Protocol::Udp } else { Protocol::Tcp }
+        const TCP: u64 = Protocol::Tcp as u64;
+        const UDP: u64 = Protocol::Udp as u64;
+        // Every tuple was made with one of the three.
+        match self.tail() & 0xff {
+            TCP => Protocol::Tcp,
+            UDP => Protocol::Udp,
+            _ => Protocol::Any,
+        }
     }
 
     /// Whether the addresses are IPv4.

@@ -13,11 +13,8 @@ use crate::config::{Announce, BackendFacts, BackendState, Config, Neighbours};
 use crate::control::netlink::InterfaceAddress;
 use crate::control::state::{Full, Registry};
 use crate::flow::table::TableError;
-use crate::forwarding::{
-    BackendSpec, ForwardingTable, NextHop, PortIndex, Service, ThisBox, VipSpec,
-};
+use crate::forwarding::{BackendSpec, ForwardingTable, NextHop, PortIndex, Service, VipSpec};
 use crate::stats::WorkerStats;
-use crate::xdp::program::SteerRules;
 use crate::xdp::socket::SocketError;
 use crate::xdp::steer::SteerModel;
 use crate::xdp::umem::UmemError;
@@ -75,7 +72,7 @@ pub(super) fn setup(
     let names = names(config, &specs);
     let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
     let nics = nics(config, neighbours, &mtus);
-    let this_box = ThisBox { mtus };
+    let this_box = config.this_box(mtus);
     let blueprint = Blueprint {
         table: ForwardingTable::build(1, config.hash.secret, this_box, &specs, None),
         nics,
@@ -85,7 +82,7 @@ pub(super) fn setup(
         families: config.families(),
         frame_size: config.workers.frame_size,
     };
-    let rules = SteerRules::from(&registry.steer_rules(&addresses(config, neighbours)));
+    let rules = registry.steer_rules(&addresses(config, neighbours));
     let known = |nic: usize| Some(neighbours?.nics.get(nic)?.mac);
     Ok(Setup {
         steer: SteerModel::new(&rules),

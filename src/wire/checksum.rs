@@ -86,6 +86,18 @@ pub fn replace(bytes: &mut [u8], at: usize, new: &[u8], mut delta: Delta) -> Del
     delta
 }
 
+/// Patches the checksum at `at`, if it is there, by `delta`; returns `all` with that change.
+#[inline]
+pub fn patch(bytes: &mut [u8], at: usize, delta: Delta, all: Delta) -> Delta {
+    match bytes.get(at..).and_then(|rest| rest.first_chunk::<2>()) {
+        Some(&old) => {
+            let new = delta.apply(u16::from_be_bytes(old));
+            replace(bytes, at, &new.to_be_bytes(), all)
+        }
+        None => all,
+    }
+}
+
 /// The words of `bytes`, the last one filled up with 0.
 fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {
     let (whole, rest) = bytes.as_chunks::<2>();

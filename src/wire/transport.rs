@@ -1,7 +1,9 @@
 //! TCP and UDP headers: replacing a port and patching the checksum.
 
-use super::checksum::Delta;
+use super::checksum::{Delta, replace};
+use super::headers::protocol;
 use super::ip::Side;
+use super::tcp;
 use crate::flow::Protocol;
 
 /// Replaces one port of the header at the start of `segment`, and patches its checksum by that and
@@ -41,6 +43,8 @@ pub fn rewrite(
             }
             None => false,
         },
+        // No ports, and no checksum that is known of.
+        Protocol::Any => true,
     }
 }
 
@@ -59,6 +63,41 @@ fn replace_port(
     let old = u16::from_be_bytes([*high, *low]);
     [*high, *low] = port.to_be_bytes();
     addresses.replace_u16(old, port)
+}
+
+/// The same for a header that may be cut short, as in a quote, and for both ports: replaces those
+/// that are given, adds `sequence` to a TCP sequence number, and patches the checksum, if it is
+/// there. `segment` has none of what follows the packet. Returns what all that changes in a sum over
+/// `segment`.
+pub fn rewrite_short(
+    segment: &mut [u8],
+    protocol: u8,
+    ports: [Option<u16>; 2],
+    sequence: i32,
+    addresses: Delta,
+) -> Delta {
+    let mut delta = Delta::default();
+    for (at, port) in [0, 2].into_iter().zip(ports) {
+        if let Some(port) = port {
+            delta = replace(segment, at, &port.to_be_bytes(), delta);
+        }
+    }
+    let tcp = protocol == protocol::TCP;
+    if tcp && let Some(number) = tcp::sequence(segment) {
+        let shifted = number.wrapping_add_signed(sequence);
+        delta = tcp::set_sequence(segment, shifted, delta);
+    }
+    let at = if tcp { 16 } else { 6 };
+    let old = segment.get(at..).and_then(|rest| rest.first_chunk::<2>()).copied();
+    let new = match old.map(u16::from_be_bytes) {
+        None => return delta,
+        Some(0) if !tcp => return delta,
+        Some(old) => match addresses.and(delta).apply(old) {
+            0 if !tcp => 0xffff,
+            new => new,
+        },
+    };
+    replace(segment, at, &new.to_be_bytes(), delta)
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::program::{SteerRules, protocol_bit};
 use crate::flow::{Address, Protocol};
 use crate::forwarding::ListenKey;
+use crate::forwarding::steer::SteerRules;
 
 mod ethertype {
     pub const IPV4: u16 = 0x0800;
@@ -27,6 +27,15 @@ const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
 const HAS_ANY: u32 = 3;
 /// VLAN tags that are stepped over.
 const MAX_TAGS: usize = 2;
+
+/// `HAS_TCP` and `HAS_UDP`.
+const fn protocol_bit(protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::Any => 0,
+        Protocol::Tcp => 1,
+        Protocol::Udp => 2,
+    }
+}
 
 /// Where the program sends a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

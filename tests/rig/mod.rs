@@ -115,6 +115,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         remember: None,
         on_down: FlowsLeft::Keep,
         reset_idle: false,
+        rejects: false,
         scheduler: SchedulerKind::Maglev { size: 1009 },
         affinity: Affinity::Flow,
         splits: Splits::default(),

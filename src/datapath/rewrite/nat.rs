@@ -1,10 +1,13 @@
 //! Part of the stage rewrite: address and port of one side, for mode nat.
 
-use crate::datapath::batch::Shape;
+use crate::datapath::batch::{Part, Shape};
 use crate::flow::Address;
 use crate::flow::tuple::HashedKey;
 use crate::stats::Drop;
+use crate::wire::checksum::Delta;
+use crate::wire::headers::Headers;
 use crate::wire::ip::{self, IpError, Side};
+use crate::wire::quoted::{self, End, Replacement};
 use crate::wire::transport;
 use crate::xdp::umem::Frame;
 
@@ -32,10 +35,36 @@ pub(super) fn translate(
         IpError::Truncated if v4 => Drop::TruncatedIpv4,
         IpError::Truncated => Drop::TruncatedIpv6,
     })?;
+    if shape.part == Part::Quoting {
+        return translate_quote(data, shape, side, (address, port), delta);
+    }
     let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
     if transport::rewrite(flow.protocol(), segment, side, port, delta) {
         Ok(())
     } else {
         Err(Drop::TruncatedTcp)
     }
+}
+
+/// Translates the packet that an ICMP error quotes: what goes to an end was sent by it. `outer` is the
+/// change of the addresses, which ICMPv6 has in its checksum.
+#[cold]
+fn translate_quote(
+    data: &mut [u8],
+    shape: &Shape,
+    side: Side,
+    end: End,
+    outer: Delta,
+) -> Result<(), Drop> {
+    // What follows the packet in its frame is no part of the quote.
+    let packet = data.get(shape.ip()..).unwrap_or_default();
+    let len = shape.ip() + Headers::of(packet).map_err(|_| Drop::BadIcmp)?.end;
+    let message = data.get_mut(usize::from(shape.transport)..len).ok_or(Drop::BadIcmp)?;
+    let mut replacement = Replacement::default();
+    match side {
+        Side::Destination => replacement.source = Some(end),
+        Side::Source => replacement.destination = Some(end),
+    }
+    let outer = if end.0.is_v4() { Delta::default() } else { outer };
+    quoted::translate(message, &replacement, outer).map_err(|_| Drop::BadIcmp)
 }
