@@ -164,7 +164,12 @@ named! {
     TableFull = "table_full",
     /// Every backend of the NAT VIP already has a flow from this client address and port.
     NatCollision = "nat_collision",
-    /// From a NAT backend's service port, but no flow is known that it answers.
+    /// Mode full_nat: every source address and port that the worker has for the backend's family is
+    /// in use.
+    NoSourcePort = "no_source_port",
+    /// Mode full_nat: a packet that belongs to no flow that is known here, and begins none.
+    RequestNoFlow = "request_no_flow",
+    /// From a NAT backend's service port or for a full-NAT source, but no flow is known that it answers.
     ReturnNoFlow = "return_no_flow",
     /// The pinned backend has no known next hop (route or neighbour is missing).
     NoNextHop = "no_next_hop",
@@ -231,6 +236,10 @@ pub struct WorkerStats {
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
     pub flow_aliases: Counter,
+    /// IPv4 sources of full-NAT flows in use now (a gauge).
+    pub bindings_v4: Counter,
+    /// The same for IPv6 (a gauge).
+    pub bindings_v6: Counter,
     /// Clients that were not noted because proven ones had all places of their bucket.
     pub clients_full: Counter,
     /// New flows of VIPs whose sources are watched.
@@ -422,6 +431,8 @@ impl WorkerStats {
             icmp_rate_limited: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
+            bindings_v4: Counter::default(),
+            bindings_v6: Counter::default(),
             clients_full: Counter::default(),
             samples: Samples::default(),
             batches: Counter::default(),
@@ -432,6 +443,12 @@ impl WorkerStats {
             backends: zeroed(backends),
             ports: zeroed(ports),
         }
+    }
+
+    /// The gauge of the full-NAT sources in use, of one family.
+    #[inline]
+    pub const fn bindings(&self, v4: bool) -> &Counter {
+        if v4 { &self.bindings_v4 } else { &self.bindings_v6 }
     }
 
     /// The counter of one drop reason.
@@ -465,6 +482,8 @@ impl WorkerStats {
             icmp_rate_limited,
             flows_active,
             flow_aliases,
+            bindings_v4,
+            bindings_v6,
             clients_full,
             samples: _,
             batches: _,
@@ -495,6 +514,8 @@ impl WorkerStats {
             ("icmp_rate_limited", icmp_rate_limited.get()),
             ("flows_active", flows_active.get()),
             ("flow_aliases", flow_aliases.get()),
+            ("bindings_v4", bindings_v4.get()),
+            ("bindings_v6", bindings_v6.get()),
             ("clients_full", clients_full.get()),
         ]
         .into_iter()

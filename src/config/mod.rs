@@ -11,6 +11,7 @@ mod choice;
 mod control;
 mod drain;
 mod error;
+mod full_nat;
 mod hash;
 mod health;
 mod icmp;
@@ -60,6 +61,7 @@ pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
 pub use drain::Drain;
 pub use error::{ConfigError, ConfigErrors};
+pub use full_nat::FullNat;
 pub use neighbours::{
     BackendFacts, BackendState, Neighbours, NicFacts, load_neighbours, parse_neighbours,
 };
@@ -134,6 +136,9 @@ fn check(report: &mut Report<'_>) -> Config {
     let workers = workers.check(&root.key("workers"), report);
     let nics = nics(document.remove("nic"), report);
     let first_nic = nics.first().map(|nic| nic.value.interface.clone());
+    let last_nic = nics.last().map(|nic| nic.value.interface.as_str());
+    let full_nat: full_nat::RawFullNat = table(&mut document, "full_nat", report);
+    let full_nat = full_nat.check(&root.key("full_nat"), last_nic, workers.cores.len(), report);
     let hash: hash::RawHash = table(&mut document, "hash", report);
     let hash = hash.check(&root.key("hash"), report);
     let defaults = vip::Defaults { nic: first_nic.as_deref(), table_size: hash.table_size };
@@ -142,13 +147,15 @@ fn check(report: &mut Report<'_>) -> Config {
     let control: control::RawControl = table(&mut document, "control", report);
     for key in document.keys() {
         let what = "unknown section or key";
-        let fix = "the sections are: [workers], [[nic]], [[vip]], [icmp], [control], [hash]";
+        let fix =
+            "the sections are: [workers], [[nic]], [[vip]], [full_nat], [icmp], [control], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
         workers,
         nics: nics.iter().map(|nic| nic.value.clone()).collect(),
         vips: vips.iter().map(|(vip, _)| vip.value.clone()).collect(),
+        full_nat,
         icmp: icmp.check(&root.key("icmp"), report),
         control: control.check(&root.key("control"), report),
         hash,
@@ -227,6 +234,8 @@ pub struct Config {
     pub nics: Vec<Nic>,
     /// `[[vip]]`, in the file's order.
     pub vips: Vec<Vip>,
+    /// `[full_nat]`.
+    pub full_nat: FullNat,
     /// `[icmp]`.
     pub icmp: IcmpRate,
     /// `[control]`.

@@ -270,8 +270,9 @@ fn protocol(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Prot
 }
 
 fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<Forward> {
-    const WORDS: &[(&str, Forward)] = &[("dsr", Forward::Dsr), ("nat", Forward::Nat)];
-    const LATER: &[&str] = &["full_nat", "ipip", "gue"];
+    const WORDS: &[(&str, Forward)] =
+        &[("dsr", Forward::Dsr), ("nat", Forward::Nat), ("full_nat", Forward::FullNat)];
+    const LATER: &[&str] = &["ipip", "gue"];
     let Some(word) = raw else {
         let fix = "say how packets reach the backends: \"nat\" rewrites addresses, \"dsr\" only \
                    the destination MAC (the backends then need the VIP's address on loopback)";
@@ -281,10 +282,10 @@ fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<
     report.word(place, word, WORDS, LATER)
 }
 
-fn announce(
+pub(super) fn announce(
     raw: Option<String>,
     place: &Place,
-    first_nic: Option<&str>,
+    default: Option<&str>,
     report: &mut Report<'_>,
 ) -> Announce {
     match raw {
@@ -293,6 +294,6 @@ fn announce(
             report.interface(place, &name);
             Announce::Interface(name)
         }
-        None => first_nic.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
+        None => default.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
     }
 }

@@ -28,14 +28,13 @@ use etherparse::{
 };
 
 use super::batch::{Packet, TcpFlags, Way};
+use super::conntrack::Target;
 use super::context::Context;
 use super::ports::Ports;
 use super::rewrite::Macs;
 use crate::flow::{Address, FlowKey};
-use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop};
 use crate::stats::{Answer, Drop, WorkerStats};
-use crate::units::Ticks;
 use crate::wire::headers::Headers;
 use crate::xdp::umem::FramePool;
 
@@ -57,8 +56,8 @@ const HOPS: u8 = 64;
 pub struct Cut<'t> {
     /// Where its client is.
     pub client: NextHop,
-    /// Its backend.
-    pub backend: &'t Backend,
+    /// Where its packets go.
+    pub target: Target<'t>,
 }
 
 /// What a segment says; it has no data.
@@ -92,9 +91,9 @@ impl Outbox {
     /// Answers a packet of a flow that is cut, with one RST for each end; returns why it is dropped. A
     /// RST is no reason for another (RFC 9293 3.10.7.1), and who sends no ACK has no connection.
     #[cold]
-    pub fn answer(&mut self, packet: &mut Packet, cut: &Cut<'_>) -> Drop {
-        packet.vip = cut.backend.vip;
-        packet.backend = cut.backend.id.index;
+    pub fn answer(&mut self, packet: &mut Packet, cut: &Cut<'_>, context: &Context<'_>) -> Drop {
+        packet.vip = cut.target.backend.vip;
+        packet.backend = cut.target.backend.id.index;
         let flags = packet.shape.flags;
         if flags.any(TcpFlags::ACK)
             && !flags.any(TcpFlags::RST)
@@ -107,20 +106,20 @@ impl Outbox {
             let (client, backend) = if reply { (onwards, back) } else { (back, onwards) };
             let flow = packet.flow.key();
             self.push(Some(cut.to_client(&flow, client)));
-            self.push(cut.to_backend(&flow, backend));
+            self.push(cut.to_backend(&flow, backend, context));
         }
         Drop::FlowReset
     }
 
     /// Makes the ends of a silent flow speak. Where the backend's answers do not come by here, only the client.
     #[cold]
-    pub fn probe(&mut self, flow: &FlowKey, cut: &Cut<'_>, now: Ticks) {
+    pub fn probe(&mut self, flow: &FlowKey, cut: &Cut<'_>, context: &Context<'_>) {
         // Any numbers serve, but for the few inside of the window; every probe has others.
-        let sequence = now.0.wrapping_mul(0x9e37_79b1);
+        let sequence = context.now.0.wrapping_mul(0x9e37_79b1);
         let content = Content { sequence, acknowledgment: Some(!sequence), reset: false };
         self.push(Some(cut.to_client(flow, content)));
-        if cut.backend.forward.translates() {
-            self.push(cut.to_backend(flow, content));
+        if cut.target.backend.forward.translates() {
+            self.push(cut.to_backend(flow, content, context));
         }
     }
 
@@ -181,19 +180,24 @@ impl Cut<'_> {
     }
 
     /// A segment from the client to the backend, if it is known where that is.
-    fn to_backend(&self, flow: &FlowKey, content: Content) -> Option<Segment> {
-        let destination = match self.backend.forward {
+    fn to_backend(
+        &self,
+        flow: &FlowKey,
+        content: Content,
+        context: &Context<'_>,
+    ) -> Option<Segment> {
+        let Target { backend, binding } = self.target;
+        let destination = match backend.forward {
             Forward::Dsr | Forward::Ipip | Forward::Gue => (flow.vip, flow.vip_port),
             Forward::Nat | Forward::FullNat => {
-                (self.backend.address, self.backend.port.unwrap_or(flow.vip_port))
+                (backend.address, backend.port.unwrap_or(flow.vip_port))
             }
         };
-        Some(Segment {
-            hop: self.backend.next_hop?,
-            source: (flow.client, flow.client_port),
-            destination,
-            content,
-        })
+        let source = match binding {
+            Some(id) => context.bindings.sources().source(id)?,
+            None => (flow.client, flow.client_port),
+        };
+        Some(Segment { hop: backend.next_hop?, source, destination, content })
     }
 }
 
@@ -246,7 +250,7 @@ fn end_of_segment(packet: &Packet) -> Option<u32> {
 }
 
 /// SEQ and ACK field of a TCP packet.
-fn numbers(packet: &Packet) -> Option<(u32, u32)> {
+pub(super) fn numbers(packet: &Packet) -> Option<(u32, u32)> {
     let header = packet.data().get(usize::from(packet.shape.transport)..)?;
     let [_, _, _, _, s0, s1, s2, s3, a0, a1, a2, a3] = header.first_chunk::<12>()?;
     let sequence = u32::from_be_bytes([*s0, *s1, *s2, *s3]);

@@ -4,16 +4,18 @@
 //! dsr  to the backend  MAC
 //! nat  to the backend  MAC, destination address and port, TTL, checksums
 //! nat  to the client   MAC, source address and port, TTL, checksums
+//! full_nat  either way MAC, both addresses and ports, TTL, checksums
 //! ```
 //!
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
+mod full_nat;
 mod nat;
 
-use super::batch::{Packet, Shape};
+use super::batch::{Packet, Shape, Way};
+use super::conntrack::Target;
 use super::context::Context;
-use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop};
 use crate::stats::Drop;
 use crate::wire::ethernet;
@@ -31,10 +33,11 @@ pub type Macs = [[u8; 6]];
 #[inline(always)]
 pub fn rewrite_to_backend(
     packet: &mut Packet,
-    backend: &Backend,
-    _context: &Context<'_>,
+    target: &Target<'_>,
+    context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
+    let Target { backend, binding } = *target;
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
@@ -53,14 +56,20 @@ pub fn rewrite_to_backend(
             let port = backend.port.unwrap_or(flow.key().vip_port);
             nat::translate(frame, shape, flow, Side::Destination, backend.address, port)?;
         }
+        Forward::FullNat => {
+            let source = binding.and_then(|id| context.bindings.sources().source(id));
+            let source = source.ok_or(Drop::RequestNoFlow)?;
+            let port = backend.port.unwrap_or(flow.key().vip_port);
+            full_nat::translate(frame, shape, flow, source, (backend.address, port))?;
+        }
         // The configuration refuses them in this version.
-        Forward::FullNat | Forward::Ipip | Forward::Gue => return Err(Drop::NoBackend),
+        Forward::Ipip | Forward::Gue => return Err(Drop::NoBackend),
     }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
 }
 
-/// Rewrites a NAT backend's packet for the client that is at `hop`.
+/// Rewrites a backend's packet for the client that is at `hop`.
 ///
 /// # Errors
 /// As [`rewrite_to_backend`].
@@ -71,7 +80,7 @@ pub fn rewrite_to_client(
     context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
-    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
+    let Packet { frame: Some(frame), flow, shape, way, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
@@ -81,7 +90,11 @@ pub fn rewrite_to_client(
         return Err(Drop::TooBig);
     }
     let key = flow.key();
-    nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
+    let (vip, client) = ((key.vip, key.vip_port), (key.client, key.client_port));
+    match way {
+        Way::ToClientOf(_) => full_nat::translate(frame, shape, flow, vip, client)?,
+        _ => nat::translate(frame, shape, flow, Side::Source, vip.0, vip.1)?,
+    }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
 }

@@ -17,6 +17,7 @@ use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
 use super::transmit::{end, transmit};
+use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::PortIndex;
@@ -45,6 +46,8 @@ pub struct Parts {
     pub flows: Arc<[Arc<FlowTable>]>,
     /// The clients of all workers.
     pub clients: Arc<Clients>,
+    /// The full-NAT sources of all workers.
+    pub bindings: Arc<Bindings>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -64,6 +67,7 @@ pub struct Worker {
     /// Its own flow table.
     flows: Arc<FlowTable>,
     clients: Arc<Clients>,
+    bindings: Arc<Bindings>,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
@@ -79,10 +83,12 @@ impl Worker {
     ///
     /// `None` if `flows` has no table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
+        let leases = Leases::new(Arc::clone(&parts.bindings), parts.index);
         let mut worker = Self {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
-            conntrack: Conntrack::new(parts.flows, parts.index, now)?,
+            conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,
             clients: parts.clients,
+            bindings: parts.bindings,
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -128,6 +134,7 @@ impl Worker {
             table: self.tables.current(),
             flows: self.flows.view(),
             clients: &self.clients,
+            bindings: &self.bindings,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -149,6 +156,7 @@ impl Worker {
             tables,
             flows,
             clients,
+            bindings,
             stats,
             batch,
             outbox,
@@ -162,7 +170,8 @@ impl Worker {
         if packets > 0 {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
-            let context = &Context { table, flows: flows_view, clients, nic, now, stats, trace };
+            let context =
+                &Context { table, flows: flows_view, clients, bindings, nic, now, stats, trace };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
@@ -258,22 +267,24 @@ pub(super) fn forward(
     macs: &Macs,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
-    let source = match packet.way {
+    let reply = match packet.way {
         Way::ToBackend => {
-            let backend = match conntrack.track(packet, context) {
-                Ok(backend) => backend,
+            let target = match conntrack.track(packet, context) {
+                Ok(target) => target,
                 Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
-                Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
+                Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut, context)),
             };
-            return rewrite_to_backend(packet, backend, context, macs);
+            return rewrite_to_backend(packet, &target, context, macs);
         }
-        Way::ToClient(source) => source,
+        Way::ToClient(source) => conntrack.track_reply(packet, source, context),
+        Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
         Way::Related(source) => return icmp::forward(packet, source, conntrack, context, macs),
+        Way::RelatedTo(binding) => return icmp::forward_bound(packet, binding, context, macs),
         Way::Back(_) => return Ok(()),
     };
-    match conntrack.track_reply(packet, source, context) {
+    match reply {
         Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut)),
+        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context)),
         None => Err(Drop::ReturnNoFlow),
     }
 }
