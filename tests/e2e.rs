@@ -26,6 +26,7 @@ mod e2e {
     mod malformed;
     pub mod oracle;
     mod quic;
+    mod random_packets;
     mod reload;
     mod resets;
     mod sticky;
