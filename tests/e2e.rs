@@ -18,6 +18,7 @@ mod e2e {
     mod errors;
     mod forwarding;
     mod health;
+    mod jumbo;
     pub mod kernel;
     mod lifecycle;
     mod limits;
