@@ -1,8 +1,8 @@
 //! What the control plane sees of the XDP programs and sockets: the joint between `control` and
 //! `xdp`, which do not know each other.
 
-use crate::control::{AttachedView, SocketStatistics, SteerCounters, SteerRules, SteeringPort};
-use crate::forwarding::PortIndex;
+use crate::control::{AttachedView, SocketStatistics, SteerCounters, SteeringPort};
+use crate::forwarding::{PortIndex, SteerRules};
 use crate::xdp;
 use crate::xdp::program::Steering;
 use crate::xdp::socket::Monitor;
@@ -19,14 +19,9 @@ impl Steerings {
 
 impl SteeringPort for Steerings {
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String> {
-        let rules = xdp::program::SteerRules {
-            vips: rules.vips.clone(),
-            returns: rules.returns.clone(),
-            locals: rules.locals.clone(),
-        };
         self.0
             .iter_mut()
-            .try_for_each(|(steering, _)| steering.sync(&rules).map_err(|error| error.to_string()))
+            .try_for_each(|(steering, _)| steering.sync(rules).map_err(|error| error.to_string()))
     }
 
     fn attach(&mut self) -> Result<Vec<AttachedView>, String> {

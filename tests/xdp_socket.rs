@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use etherparse::{IpFragOffset, IpNumber, PacketBuilder, VlanId};
 use holdfast::flow::{Address, Protocol};
-use holdfast::forwarding::ListenKey;
+use holdfast::forwarding::{Listen, ListenKey, PortRange};
 use holdfast::xdp::nic::Nic;
 use holdfast::xdp::packet::send_frame;
 use holdfast::xdp::port::{Port, wait};
@@ -196,7 +196,7 @@ fn address(ip: Ipv4Addr) -> Address {
 }
 
 fn rules() -> SteerRules {
-    SteerRules { vips: vec![vip_key()], returns: vec![], locals: vec![address(BOX)] }
+    SteerRules { vips: vec![vip_key()], locals: vec![address(BOX)], ..SteerRules::default() }
 }
 
 /// What a worker has, without the worker.
@@ -686,13 +686,14 @@ fn changed(mut bytes: Vec<u8>, at: usize, value: u8) -> Vec<u8> {
     bytes
 }
 
+const STEERED: &str = "steered";
+const RETURNED: &str = "returned";
+const PASSED: &str = "passed";
+
 /// One row per rule of the program: what it is, and what becomes of it. Without a socket, so that
 /// what is redirected is dropped, and counted as such.
 #[test]
 fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
-    const STEERED: &str = "steered";
-    const RETURNED: &str = "returned";
-    const PASSED: &str = "passed";
     const FRAGMENT: u8 = IpNumber::IPV6_FRAGMENTATION_HEADER.0;
     const OPTIONS: u8 = IpNumber::IPV6_HEADER_HOP_BY_HOP.0;
     let [udp_number, tcp_number, icmp6] = [IpNumber::UDP.0, IpNumber::TCP.0, IpNumber::IPV6_ICMP.0];
@@ -717,8 +718,8 @@ fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
         ("two VLAN tags", STEERED, tagged(udp6(VIP6, VIP_PORT), 2)),
         ("three VLAN tags", PASSED, tagged(udp(PEER, VIP, VIP_PORT), 3)),
         ("a VLAN tag that is cut short", PASSED, cut(tagged(udp(PEER, VIP, VIP_PORT), 1), 16)),
-        ("ICMP to a VIP", PASSED, changed(udp(PEER, VIP, VIP_PORT), 23, 1)),
-        ("ICMPv6 to a VIP", PASSED, changed(udp6(VIP6, VIP_PORT), 20, icmp6)),
+        ("an ICMP type that nobody knows", PASSED, changed(udp(PEER, VIP, VIP_PORT), 23, 1)),
+        ("an ICMPv6 type that nobody knows", PASSED, changed(udp6(VIP6, VIP_PORT), 20, icmp6)),
         ("ARP", PASSED, changed(udp(PEER, VIP, VIP_PORT), 13, 6)),
         ("an IP header that is cut short", PASSED, cut(udp(PEER, VIP, VIP_PORT), 33)),
         ("an IPv6 header that is cut short", PASSED, cut(udp6(VIP6, VIP_PORT), 53)),
@@ -793,7 +794,7 @@ fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
         ),
         (
             "a later fragment of an answer",
-            PASSED,
+            RETURNED,
             as_fragment(answer(backend, 53, client), 100, true),
         ),
         ("an answer that is cut short", PASSED, cut(answer(backend, 53, client), 37)),
@@ -807,11 +808,17 @@ fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
         vips: vec![vip_key(), on_v6, key(all_ports, 0, Protocol::Tcp)],
         returns: vec![key(backend, 53, Protocol::Udp), key(open_backend, 0, Protocol::Udp)],
         locals: vec![address(BOX), address(VIP)],
+        ..SteerRules::default()
     };
+    judge(rows, &rules);
+}
+
+/// Sends the packet of every row to a program with these rules, and looks at what it counted.
+fn judge(rows: &[(&str, &str, Vec<u8>)], rules: &SteerRules) {
     let lab = Lab::new();
     let mut steering =
         lab.inside(|| Steering::load(&Nic::open("box0").unwrap(), AttachMode::Native)).unwrap();
-    steering.sync(&rules).unwrap();
+    steering.sync(rules).unwrap();
     steering.attach().unwrap();
     let peer = lab.outside(|| Nic::open("peer0")).unwrap().index();
     let mut before = steering.counters().unwrap();
@@ -838,4 +845,180 @@ fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
         });
         before = after;
     }
+}
+
+/// A packet of any protocol: what is behind the IP header is `payload`.
+fn ip(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    PacketBuilder::ethernet2(PEER_MAC, BOX_MAC)
+        .ipv4(source.octets(), destination.octets(), 64)
+        .write(&mut bytes, IpNumber(protocol), payload)
+        .unwrap();
+    bytes
+}
+
+fn ip6(destination: [u8; 16], next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    PacketBuilder::ethernet2(PEER_MAC, BOX_MAC)
+        .ipv6(PEER6, destination, 64)
+        .write(&mut bytes, IpNumber(next), payload)
+        .unwrap();
+    bytes
+}
+
+/// An ICMP message of this type that quotes an Ethernet frame's packet, or begins to.
+fn icmp(kind: u8, quoted: &[u8]) -> Vec<u8> {
+    let header = [kind, 0, 0, 0, 0, 0, 0, 0];
+    header.iter().chain(quoted.get(14..).unwrap_or_default()).copied().collect()
+}
+
+/// The same for what is known of an address by its prefix, for ICMP, and for what comes back to
+/// addresses of this box.
+#[test]
+fn the_program_steers_by_prefixes_ranges_and_quoted_packets() {
+    const ICMP: u8 = IpNumber::ICMP.0;
+    const ICMP6: u8 = IpNumber::IPV6_ICMP.0;
+    const ESP: u8 = IpNumber::ENCAPSULATING_SECURITY_PAYLOAD.0;
+    const SCTP: u8 = IpNumber::SCTP.0;
+    const GRE: u8 = IpNumber::GRE.0;
+    const FRAGMENT: u8 = IpNumber::IPV6_FRAGMENTATION_HEADER.0;
+    let v4 = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+    let (client, elsewhere) = (v4("198.51.100.1"), v4("198.51.100.2"));
+    // A VIP /28 with ports 8000-8999 TCP, one address of which has UDP 53 besides, and one of which
+    // is this box's own.
+    let (inside, exact, own) = (v4("203.0.113.5"), v4("203.0.113.6"), v4("203.0.113.7"));
+    let (all, any, pool, tunnel) =
+        (v4("192.0.2.64"), v4("192.0.2.11"), v4("10.0.0.50"), v4("10.0.0.1"));
+    let (nat, nat_range) = (v4("10.0.1.1"), v4("10.0.1.2"));
+    let any6 = [0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let nat6 = [0x20, 1, 0xd, 0xb8, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let to = |destination, port| tcp(destination, port);
+    let error = |destination, quoted: &[u8]| ip(PEER, destination, ICMP, &icmp(3, quoted));
+    let options = |mut quoted: Vec<u8>| {
+        quoted.splice(14..15, [0x46]);
+        quoted.splice(34..34, [1; 4]);
+        quoted
+    };
+    let fragment = [IpNumber::UDP.0, 0, 0, 8, 0, 0, 0, 1];
+
+    let rows: &[(&str, &str, Vec<u8>)] = &[
+        ("the first port of a range", STEERED, to(inside, 8000)),
+        ("the last port of a range", STEERED, to(inside, 8999)),
+        ("the port before a range", PASSED, to(inside, 7999)),
+        ("the port after a range", PASSED, to(inside, 9000)),
+        ("a range, the other protocol", PASSED, udp(PEER, inside, 8000)),
+        ("the first address of a prefix", STEERED, to(v4("203.0.113.0"), 8500)),
+        ("the last address of a prefix", STEERED, to(v4("203.0.113.15"), 8500)),
+        ("the address before a prefix", PASSED, to(v4("203.0.112.255"), 8500)),
+        ("the address after a prefix", PASSED, to(v4("203.0.113.16"), 8500)),
+        ("an address with a port of its own", STEERED, udp(PEER, exact, 53)),
+        ("the port of its prefix", STEERED, to(exact, 8500)),
+        ("an address of this box in a prefix", PASSED, to(own, 8500)),
+        ("all ports of a prefix", STEERED, udp(PEER, all, 1)),
+        ("all ports, the other protocol", PASSED, to(all, 1)),
+        ("a fragment for a prefix", STEERED, as_fragment(to(inside, 1), 9, true)),
+        ("a fragment, the other protocol", PASSED, as_fragment(udp(PEER, inside, 1), 9, true)),
+        ("cut short, for a prefix", STEERED, cut(to(inside, 8000), 37)),
+        ("ESP to a VIP without it", PASSED, ip(PEER, inside, ESP, &[0; 8])),
+        ("ESP", STEERED, ip(PEER, any, ESP, &[0; 8])),
+        ("SCTP", STEERED, ip(PEER, any, SCTP, &[0; 12])),
+        ("GRE", STEERED, ip(PEER, any, GRE, &[0; 4])),
+        ("TCP to all protocols", STEERED, to(any, 7)),
+        ("UDP to all protocols", STEERED, udp(PEER, any, 7)),
+        ("a fragment of ESP", STEERED, as_fragment(ip(PEER, any, ESP, &[0; 8]), 9, true)),
+        ("IPv6 ESP", STEERED, ip6(any6, ESP, &[0; 8])),
+        ("IPv6 AH", STEERED, ip6(any6, IpNumber::AUTHENTICATION_HEADER.0, &[0; 16])),
+        ("IPv6 without next header", STEERED, ip6(any6, IpNumber::IPV6_NO_NEXT_HEADER.0, &[])),
+        ("an IPv6 fragment of ESP", STEERED, ip6(any6, FRAGMENT, &[ESP, 0, 0, 8, 0, 0, 0, 1])),
+        ("neighbour discovery", PASSED, ip6(any6, ICMP6, &icmp(135, &[]))),
+        ("an advertisement", PASSED, ip6(any6, ICMP6, &icmp(136, &[]))),
+        ("echo to a VIP", STEERED, ip(PEER, inside, ICMP, &icmp(8, &[]))),
+        ("echo to all protocols", STEERED, ip6(any6, ICMP6, &icmp(128, &[]))),
+        ("an echo reply to a VIP", PASSED, ip(PEER, any, ICMP, &icmp(0, &[]))),
+        ("a redirect to a VIP", PASSED, ip(PEER, any, ICMP, &icmp(5, &[]))),
+        ("echo that is cut short", PASSED, ip(PEER, inside, ICMP, &[8, 0, 0, 0])),
+        (
+            "a fragment of an echo",
+            PASSED,
+            as_fragment(ip(PEER, inside, ICMP, &icmp(8, &[])), 0, true),
+        ),
+        ("echo to this box", PASSED, ip(PEER, own, ICMP, &icmp(8, &[]))),
+        ("unreachable", STEERED, error(inside, &udp(inside, client, 9))),
+        ("time exceeded", STEERED, ip(PEER, inside, ICMP, &icmp(11, &[]))),
+        ("parameter problem", STEERED, ip(PEER, inside, ICMP, &icmp(12, &[]))),
+        ("packet too big", STEERED, ip6(any6, ICMP6, &icmp(2, &[]))),
+        ("to a full-NAT source", STEERED, to(pool, 2000)),
+        ("to one, UDP", STEERED, udp(PEER, pool, 65_535)),
+        ("to one, below its ports", PASSED, to(pool, 1023)),
+        ("a fragment to one", STEERED, as_fragment(udp(PEER, pool, 2000), 9, false)),
+        ("an error to one", STEERED, error(pool, &[])),
+        ("echo to one", PASSED, ip(PEER, pool, ICMP, &icmp(8, &[]))),
+        ("TCP to a tunnel source", PASSED, to(tunnel, 2000)),
+        ("an error about IPIP", STEERED, error(tunnel, &ip(tunnel, nat, 4, &[]))),
+        ("an error about IPv6 in IPv4", STEERED, error(tunnel, &ip(tunnel, nat, 41, &[]))),
+        ("an error about GUE", STEERED, error(tunnel, &udp(tunnel, elsewhere, 6080))),
+        ("an error about other UDP", PASSED, error(tunnel, &udp(tunnel, elsewhere, 53))),
+        ("an error about TCP of this box", PASSED, error(tunnel, &tcp(elsewhere, 80))),
+        ("an error of a NAT backend", RETURNED, error(client, &udp(client, nat, 53))),
+        ("the same with options", RETURNED, error(client, &options(udp(client, nat, 53)))),
+        ("the same for a range", RETURNED, error(client, &tcp(nat_range, 8999))),
+        ("the same below the range", PASSED, error(client, &tcp(nat_range, 7999))),
+        ("the same about another port", PASSED, error(client, &udp(client, nat, 54))),
+        ("the same to this box", PASSED, error(tunnel, &udp(tunnel, nat, 53))),
+        ("about a fragment", RETURNED, error(client, &as_fragment(udp(client, nat, 1), 9, true))),
+        ("quoting too little", PASSED, error(client, &cut(udp(client, nat, 53), 33))),
+        ("quoting no ports", PASSED, error(client, &cut(udp(client, nat, 53), 37))),
+        (
+            "quoting a wrong header length",
+            PASSED,
+            error(client, &changed(udp(client, nat, 53), 14, 0x44)),
+        ),
+        ("an IPv6 error of a NAT backend", RETURNED, ip6(PEER6, ICMP6, &icmp(1, &udp6(nat6, 53)))),
+        (
+            "the same about a fragment",
+            RETURNED,
+            ip6(PEER6, ICMP6, &icmp(3, &with_extension(udp6(nat6, 53), FRAGMENT, fragment))),
+        ),
+        ("an IPv6 error that quotes nothing", PASSED, ip6(PEER6, ICMP6, &icmp(1, &[]))),
+        ("a range's answer", RETURNED, {
+            let mut bytes = ip(nat_range, client, IpNumber::TCP.0, &[0; 20]);
+            bytes.splice(34..36, 8000u16.to_be_bytes());
+            bytes
+        }),
+        ("a fragment of an answer", RETURNED, as_fragment(answer(nat, 1, client), 9, false)),
+        ("the first fragment", RETURNED, as_fragment(answer(nat, 1, client), 0, true)),
+        ("a fragment to this box", PASSED, as_fragment(answer(nat, 1, tunnel), 9, false)),
+        (
+            "a fragment of another protocol",
+            PASSED,
+            as_fragment(ip(nat, client, IpNumber::TCP.0, &[0; 20]), 9, false),
+        ),
+    ];
+
+    let network = |text: &str| text.parse().unwrap();
+    let listen = |text, protocol, first, last| Listen {
+        network: network(text),
+        protocol,
+        ports: PortRange { first, last },
+    };
+    let key = |address, port, protocol| ListenKey { address, port, protocol };
+    let rules = SteerRules {
+        vips: vec![key(address(exact), 53, Protocol::Udp)],
+        networks: vec![
+            listen("203.0.113.0/28", Protocol::Tcp, 8000, 8999),
+            listen("192.0.2.64/26", Protocol::Udp, 0, u16::MAX),
+            listen("192.0.2.11", Protocol::Any, 0, u16::MAX),
+            listen("2001:db8:9::/96", Protocol::Any, 0, u16::MAX),
+        ],
+        returns: vec![
+            key(address(nat), 53, Protocol::Udp),
+            key(Address::from_v6(nat6), 53, Protocol::Udp),
+        ],
+        return_ranges: vec![listen("10.0.1.2", Protocol::Tcp, 8000, 8999)],
+        sources: vec![(network("10.0.0.48/28"), PortRange { first: 1024, last: u16::MAX })],
+        tunnels: vec![network("10.0.0.1")],
+        gue_port: 6080,
+        locals: [BOX, own, tunnel, exact].map(address).into(),
+    };
+    judge(rows, &rules);
 }

@@ -68,13 +68,17 @@ fn then(
 ) -> FlowsLeft {
     let by_default = match protocol {
         Protocol::Tcp => FlowsLeft::Reset,
-        Protocol::Udp => FlowsLeft::Rehash,
+        Protocol::Udp | Protocol::Any => FlowsLeft::Rehash,
     };
     let then =
         raw.and_then(|word| report.word(place, &word, FLOWS_LEFT, &[])).unwrap_or(by_default);
-    if then == FlowsLeft::Reset && protocol == Protocol::Udp {
+    if then == FlowsLeft::Reset && protocol != Protocol::Tcp {
         let fix = "use \"rehash\" (the next datagram goes to another backend) or \"keep\"";
-        report.error(place, "\"reset\" on a UDP VIP: UDP has no resets", fix);
+        let what = match protocol {
+            Protocol::Any => "\"reset\" with protocol = \"any\": only TCP VIPs have resets",
+            _ => "\"reset\" on a UDP VIP: UDP has no resets",
+        };
+        report.error(place, what, fix);
     }
     then
 }

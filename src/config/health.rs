@@ -57,8 +57,8 @@ impl RawHealth {
         let kind_at = place.key("kind");
         let told = self.kind.and_then(|word| report.word(&kind_at, &word, KINDS, LATER));
         let by_default = match protocol {
-            Protocol::Udp if self.port.is_none() => Kind::None,
-            Protocol::Tcp | Protocol::Udp => Kind::Tcp,
+            Protocol::Udp | Protocol::Any if self.port.is_none() => Kind::None,
+            _ => Kind::Tcp,
         };
         let interval_ms = report.integer(
             &place.key("interval_ms"),
@@ -75,9 +75,13 @@ impl RawHealth {
         );
         let port_at = place.key("port");
         let port = self.port.map(|port| report.integer(&port_at, Some(port), 1, 1..=u16::MAX));
-        if told == Some(Kind::Tcp) && protocol == Protocol::Udp && port.is_none() {
+        if told == Some(Kind::Tcp) && protocol != Protocol::Tcp && port.is_none() {
             let fix = "give the TCP port to connect to, or use kind = \"none\"";
-            report.error(&port_at, "missing: a UDP VIP says nothing about TCP ports", fix);
+            let what = match protocol {
+                Protocol::Any => "missing: protocol = \"any\" says nothing about TCP ports",
+                _ => "missing: a UDP VIP says nothing about TCP ports",
+            };
+            report.error(&port_at, what, fix);
         }
         let tcp = TcpHealth {
             interval: Duration::from_millis(interval_ms),

@@ -1,4 +1,4 @@
-//! `on_down` and `on_idle` of a VIP: what becomes of flows that are not served any longer.
+//! `on_down`, `on_idle` and `on_no_backend` of a VIP: what becomes of flows that are not served.
 
 use super::place::Place;
 use super::report::Report;
@@ -21,14 +21,14 @@ pub(super) fn on_down(
     let word = raw.and_then(|word| report.word(place, word, FLOWS_LEFT, &[]));
     match (protocol, word) {
         (Protocol::Tcp, word) => word.unwrap_or_default(),
-        (Protocol::Udp, None | Some(FlowsLeft::Rehash)) => FlowsLeft::Rehash,
-        (Protocol::Udp, Some(word)) => {
+        (_, None | Some(FlowsLeft::Rehash)) => FlowsLeft::Rehash,
+        (_, Some(word)) => {
             let why = match word {
                 FlowsLeft::Keep => "its packets would keep the pin to a dead backend alive",
-                FlowsLeft::Reset | FlowsLeft::Rehash => "UDP has no reset",
+                FlowsLeft::Reset | FlowsLeft::Rehash => "only TCP has resets",
             };
-            let what =
-                format!("\"{}\" is not possible for protocol = \"udp\": {why}", word.as_str());
+            let (word, protocol) = (word.as_str(), protocol.as_str());
+            let what = format!("\"{word}\" is not possible for protocol = \"{protocol}\": {why}");
             report.error(place, what, "leave the key out, or use \"rehash\"");
             FlowsLeft::Rehash
         }
@@ -44,10 +44,19 @@ pub(super) fn reset_idle(
 ) -> bool {
     const WORDS: &[(&str, bool)] = &[("silent", false), ("reset", true)];
     let reset = raw.and_then(|word| report.word(place, word, WORDS, &[])).unwrap_or_default();
-    if reset && protocol == Protocol::Udp {
-        let what = "\"reset\" is not possible for protocol = \"udp\": UDP has no reset";
+    if reset && protocol != Protocol::Tcp {
+        let what = format!(
+            "\"reset\" is not possible for protocol = \"{}\": only TCP has resets",
+            protocol.as_str()
+        );
         report.error(place, what, "leave the key out, or use \"silent\"");
         return false;
     }
     reset
+}
+
+/// Reads `on_no_backend`: whether who finds no backend in service is told.
+pub(super) fn rejects(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> bool {
+    const WORDS: &[(&str, bool)] = &[("drop", false), ("reject", true)];
+    raw.and_then(|word| report.word(place, word, WORDS, &[])).unwrap_or_default()
 }

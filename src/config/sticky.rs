@@ -35,8 +35,9 @@ impl RawSticky {
     ) -> Sticky {
         let timeout = report.integer(&place.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_S);
         let on_down = hold(self.on_down, &place.key("on_down"), report);
-        if (on_down, protocol) == (Hold::Keep, Protocol::Udp) {
-            let what = "\"keep\" on a UDP VIP: its clients would go on sending to nobody";
+        if on_down == Hold::Keep && protocol != Protocol::Tcp {
+            let what =
+                "\"keep\" on a VIP that is not TCP: its clients would go on sending to nobody";
             report.error(&place.key("on_down"), what, "use \"release\"");
         }
         Sticky {

@@ -54,6 +54,7 @@ pub(super) struct RawVip {
     drain: RawDrain,
     on_down: Option<String>,
     on_idle: Option<String>,
+    on_no_backend: Option<String>,
     announce: Option<String>,
     /// Taken out and read by themselves; they are here to be named with the other keys.
     quic: Option<IgnoredAny>,
@@ -179,6 +180,8 @@ impl RawVip {
         let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
         let on_idle = self.on_idle.as_deref();
         let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
+        let rejects = self.on_no_backend.as_deref();
+        let rejects = policy::rejects(rejects, &place.key("on_no_backend"), report);
         let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
         if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -200,6 +203,7 @@ impl RawVip {
             drain,
             on_down,
             reset_idle,
+            rejects,
             announce,
             quic: Vec::new(),
             backends,
@@ -266,8 +270,9 @@ fn protocol(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Prot
 }
 
 fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<Forward> {
-    const WORDS: &[(&str, Forward)] = &[("dsr", Forward::Dsr), ("nat", Forward::Nat)];
-    const LATER: &[&str] = &["full_nat", "ipip", "gue"];
+    const WORDS: &[(&str, Forward)] =
+        &[("dsr", Forward::Dsr), ("nat", Forward::Nat), ("full_nat", Forward::FullNat)];
+    const LATER: &[&str] = &["ipip", "gue"];
     let Some(word) = raw else {
         let fix = "say how packets reach the backends: \"nat\" rewrites addresses, \"dsr\" only \
                    the destination MAC (the backends then need the VIP's address on loopback)";
@@ -277,10 +282,10 @@ fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<
     report.word(place, word, WORDS, LATER)
 }
 
-fn announce(
+pub(super) fn announce(
     raw: Option<String>,
     place: &Place,
-    first_nic: Option<&str>,
+    default: Option<&str>,
     report: &mut Report<'_>,
 ) -> Announce {
     match raw {
@@ -289,6 +294,6 @@ fn announce(
             report.interface(place, &name);
             Announce::Interface(name)
         }
-        None => first_nic.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
+        None => default.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
     }
 }

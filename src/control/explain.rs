@@ -68,11 +68,15 @@ impl Prepared {
         let client = client(&query.client, config.address)?;
         let port = port(query.port, vip)?;
         let payload = query.payload.map_or(Ok(Vec::new()), |text| payload(&text))?;
-        if !payload.is_empty() && config.protocol == Protocol::Tcp {
-            return Err(bad("payload: only of UDP VIPs: nobody looks at what TCP carries"));
+        if !payload.is_empty() && config.protocol != Protocol::Udp {
+            return Err(bad(
+                "payload: only of UDP VIPs: nobody looks at what other protocols carry",
+            ));
         }
-        if (query.midflow || query.syn) && config.protocol == Protocol::Udp {
-            return Err(bad("midflow, syn: only of TCP VIPs: every UDP packet may begin a flow"));
+        if (query.midflow || query.syn) && config.protocol != Protocol::Tcp {
+            return Err(bad(
+                "midflow, syn: only of TCP VIPs: elsewhere every packet may begin a flow",
+            ));
         }
         let packet = match (query.syn, query.midflow) {
             (true, true) => return Err(bad("syn and midflow: a packet is one or the other")),

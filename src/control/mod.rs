@@ -46,11 +46,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::flow::Address;
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{ListenKey, PortIndex};
+use crate::forwarding::{PortIndex, SteerRules};
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 
@@ -130,34 +129,6 @@ pub struct AttachedView {
     pub xdp: String,
     /// Why it is less than was hoped for, in one sentence.
     pub fallback: Option<String>,
-}
-
-/// What the XDP program is to give to the workers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SteerRules {
-    /// Where VIPs listen; port 0 stands for every port.
-    pub vips: Vec<ListenKey>,
-    /// Where replies of NAT backends come from; port 0 stands for every port.
-    pub returns: Vec<ListenKey>,
-    /// Addresses of this box: what is for them and for no VIP stays with the kernel.
-    pub locals: Vec<Address>,
-}
-
-impl SteerRules {
-    /// The rules that are in both. A reload passes through it, so that rules go before the table
-    /// that served them does, and come after the one that will.
-    #[must_use]
-    pub fn intersection(&self, other: &Self) -> Self {
-        fn common<T: Copy + Eq + std::hash::Hash>(left: &[T], right: &[T]) -> Vec<T> {
-            let right: hashbrown::HashSet<&T> = right.iter().collect();
-            left.iter().filter(|item| right.contains(item)).copied().collect()
-        }
-        Self {
-            vips: common(&self.vips, &other.vips),
-            returns: common(&self.returns, &other.returns),
-            locals: common(&self.locals, &other.locals),
-        }
-    }
 }
 
 /// Packets that the XDP program counted on one NIC.

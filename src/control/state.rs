@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use hashbrown::{HashMap, HashSet};
 
+use super::WorkerView;
 use super::drain::Drain;
 use super::forecast::Forecast;
 use super::health::{CheckSpec, Hysteresis};
@@ -17,15 +18,15 @@ use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::slow_start::SlowStart;
 use super::status::{self, Baseline};
-use super::{SteerRules, WorkerView};
 use crate::config;
+use crate::flow::bindings::Sources;
 use crate::flow::{Address, Protocol};
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_key;
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
     Affinity, BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
-    NextHop, Service, Splits, Timeouts, VipId, VipSpec,
+    Network, NextHop, PortRange, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -127,6 +128,7 @@ pub struct Registry {
     places: HashMap<BackendIndex, (usize, usize)>,
     vip_indices: Indices,
     backend_indices: Indices,
+    sources: Sources,
 }
 
 impl Default for Registry {
@@ -138,7 +140,18 @@ impl Default for Registry {
 impl Registry {
     fn with_room(vips: usize, backends: usize) -> Self {
         let (vip_indices, backend_indices) = (Indices::new(vips), Indices::new(backends));
-        Self { vips: Vec::new(), places: HashMap::new(), vip_indices, backend_indices }
+        let (vips, places, sources) = (Vec::new(), HashMap::new(), Sources::default());
+        Self { vips, places, vip_indices, backend_indices, sources }
+    }
+
+    /// Empty, for full-NAT VIPs with these sources.
+    pub fn new(sources: Sources) -> Self {
+        Self { sources, ..Self::default() }
+    }
+
+    /// The sources of full-NAT flows.
+    pub const fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// The VIPs, in the configuration's order.
@@ -323,7 +336,10 @@ impl Registry {
         let nat = self.vips.iter().filter(|vip| vip.config.forward == Forward::Nat);
         let returns = distinct(nat.flat_map(VipEntry::return_keys));
         let locals = distinct(addresses.iter().map(|found| Address::from(found.address)));
-        SteerRules { vips, returns, locals }
+        let (first, last) = self.sources.ports();
+        let single = |&address: &Address| (Network::single(address), PortRange { first, last });
+        let sources = self.sources.addresses().iter().map(single).collect();
+        SteerRules { vips, returns, locals, sources, ..SteerRules::default() }
     }
 
     /// The addresses whose next hops are needed.
@@ -380,6 +396,7 @@ impl VipEntry {
             remember: remember(&self.config),
             on_down: self.config.on_down,
             reset_idle: self.config.reset_idle,
+            rejects: self.config.rejects,
             scheduler: self.config.scheduler,
             affinity: self.config.affinity,
             splits: self.splits.clone(),
@@ -395,7 +412,7 @@ impl VipEntry {
 pub fn remember(vip: &config::Vip) -> Option<Remember> {
     let idle = match vip.protocol {
         Protocol::Tcp => vip.timeouts.established,
-        Protocol::Udp => vip.timeouts.udp,
+        Protocol::Udp | Protocol::Any => vip.timeouts.udp,
     };
     let wanted = vip.sticky.is_some() || vip.on_reentry == Reentry::Freest;
     wanted.then(|| Remember {
@@ -509,6 +526,7 @@ pub(super) mod tests {
             },
             on_down: FlowsLeft::Keep,
             reset_idle: false,
+            rejects: false,
             announce: Announce::None,
             quic: Vec::new(),
             backends: backends.to_vec(),

@@ -107,7 +107,7 @@ pub fn seen(
     let Some(vip) = context.table.vip(backend.vip) else { return };
     let Some(remember) = vip.remember else { return };
     let key = key_of(&flow.key(), vip);
-    let proven = flow.protocol() == Protocol::Udp || state.has(State::ESTABLISHED);
+    let proven = flow.protocol() != Protocol::Tcp || state.has(State::ESTABLISHED);
     let touch = || context.clients.touch(&key, remember.kept_by(backend.id), context.now, proven);
     // A flood may have pushed out what the SYN has left.
     let answered = proven && !before.has(State::ESTABLISHED) && flow.protocol() == Protocol::Tcp;

@@ -46,7 +46,7 @@ pub(super) fn steady<'t>(
         Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
             backend.timeouts.established
         }
-        Protocol::Udp if track.state() == State::default() => backend.timeouts.udp,
+        Protocol::Udp | Protocol::Any if track.state() == State::default() => backend.timeouts.udp,
         _ => return None,
     };
     (context.now.since(track.last_seen()).0 <= timeout.0).then_some(backend)
@@ -74,7 +74,7 @@ pub(super) fn is_living(protocol: Protocol, track: &Track, backend: &Backend, no
 pub(super) fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
     match protocol {
         _ if state.has(State::ALIAS) => ALIAS_TIMEOUT,
-        Protocol::Udp => backend.timeouts.udp,
+        Protocol::Udp | Protocol::Any => backend.timeouts.udp,
         Protocol::Tcp if state == State::ESTABLISHED => backend.timeouts.established,
         Protocol::Tcp if state.has(State::CUT) => RESET_TIME,
         Protocol::Tcp if state.is_closing(backend.forward) => backend.timeouts.closing,
@@ -98,7 +98,7 @@ pub(super) fn leaves(
     context: &Context<'_>,
 ) -> Option<Miss> {
     let (protocol, state) = (packet.flow.protocol(), track.state());
-    let opens = protocol == Protocol::Udp || packet.shape.flags.opens();
+    let opens = protocol != Protocol::Tcp || packet.shape.flags.opens();
     let miss = if opens { Miss::Open } else { Miss::Midflow };
     let elsewhere = || named(packet, context).is_some_and(|named| named.id != backend.id);
     let leaves = match protocol {
@@ -108,6 +108,7 @@ pub(super) fn leaves(
             opens && (over() || is_cut(protocol, track, backend))
         }
         Protocol::Udp => backend.quirks.has(Quirks::QUIC) && elsewhere(),
+        Protocol::Any => false,
     };
     leaves.then_some(miss)
 }
@@ -215,7 +216,8 @@ impl News {
         Self {
             change: if cut { Change::CUT } else { request_change(packet) },
             opening: packet.shape.flags.opens(),
-            hop: Some(packet.came_from(nic)),
+            // Of a bound flow the binding has it.
+            hop: track.binding().is_none().then(|| packet.came_from(nic)),
         }
     }
 

@@ -1,7 +1,7 @@
-//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6, TCP or UDP.
+//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6, TCP, UDP or ICMP.
 //!
-//! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or a drop reason for every
-//! way in which a packet can be malformed.
+//! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or what else the packet is, or
+//! a drop reason for every way in which a packet can be malformed.
 //! Cost: nearly every packet has headers of one shape (no tag, no options or extensions), which is
 //! recognised as a whole with a few comparisons; all others, the malformed among them, go through
 //! etherparse's single header slices. What the short way takes, the long way takes alike (test
@@ -37,6 +37,11 @@ mod ethertype {
     pub const QINQ: u16 = 0x88a8;
 }
 
+mod number {
+    pub const ICMP: u8 = 1;
+    pub const ICMP_V6: u8 = 58;
+}
+
 mod extension {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;
@@ -45,6 +50,26 @@ mod extension {
     pub const AUTHENTICATION: u8 = 51;
     pub const DESTINATION: u8 = 60;
     pub const MOBILITY: u8 = 135;
+}
+
+/// What a packet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parsed {
+    /// One of a flow, with this five-tuple, as its sender sees it.
+    Flow(Tuple),
+    /// An ICMP message, which begins at [`Shape::transport`].
+    Icmp(Message),
+}
+
+/// An ICMP or ICMPv6 message, of which nothing but its length is known to be right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    /// Who sent it.
+    pub source: Address,
+    /// To whom.
+    pub destination: Address,
+    /// Its bytes, in the first frame or not.
+    pub len: u16,
 }
 
 /// Parses a packet of the plainest shape, if it is one; returns its five-tuple, as its sender sees
@@ -57,20 +82,20 @@ pub fn parse_plain(packet: &mut Packet) -> Option<Tuple> {
     Some(tuple)
 }
 
-/// Parses any packet; returns its five-tuple, as its sender sees it.
+/// Parses any packet.
 ///
 /// # Errors
 /// What is wrong with it.
 #[inline]
-pub fn parse(packet: &mut Packet) -> Result<Tuple, Drop> {
+pub fn parse(packet: &mut Packet) -> Result<Parsed, Drop> {
     let Some(frame) = &packet.frame else { return Err(Drop::TruncatedEthernet) };
-    let (shape, tuple) = match plain_v6(frame.data()).filter(|_| !frame.is_long()) {
-        Some(headers) => headers,
+    let (shape, parsed) = match plain_v6(frame.data()).filter(|_| !frame.is_long()) {
+        Some((shape, tuple)) => (shape, Parsed::Flow(tuple)),
         None if frame.is_whole() => any_headers(frame.data(), frame.packet_len().into())?,
         None => return Err(Drop::NotWhole),
     };
     packet.shape = shape;
-    Ok(tuple)
+    Ok(parsed)
 }
 
 /// TCP flag combinations that some stack sends, by the low five bits: each has FIN, SYN, RST or
@@ -161,7 +186,7 @@ fn plain_transport(
 
 /// The headers of any packet of `len` bytes, of which all headers must be among the first ones here.
 #[inline(never)]
-fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Tuple), Drop> {
+fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
     let link = link(packet)?;
     let payload = packet.get(usize::from(link.len)..).ok_or(Drop::TruncatedEthernet)?;
     let behind = len.saturating_sub(packet.len());
@@ -170,23 +195,27 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Tuple), Drop> {
         ethertype::IPV6 => network_v6(payload, behind)?,
         _ => return Err(Drop::NotIp),
     };
-    let transport = transport(network.protocol, network.payload, network.len)?;
+    let shape = Shape {
+        tag: link.tag,
+        transport: link.len + network.header_len,
+        flags: TcpFlags(0),
+        part: Part::Whole,
+    };
+    if let Some(message) = network.icmp() {
+        return Ok((shape, Parsed::Icmp(message)));
+    }
+    let protocol = Protocol::from_number(network.protocol).ok_or(Drop::UnsupportedProtocol)?;
+    let transport = transport(protocol, network.payload, network.len)?;
     let tuple = match network.addresses {
-        Addresses::V4(both) => Tuple::v4(both, transport.ports, network.protocol),
+        Addresses::V4(both) => Tuple::v4(both, transport.ports, protocol),
         Addresses::V6(source, destination) => {
-            Tuple::v6(source, destination, transport.ports, network.protocol)
+            Tuple::v6(source, destination, transport.ports, protocol)
         }
     };
     if tuple.has_zero_port() {
         return Err(Drop::ZeroPort);
     }
-    let shape = Shape {
-        tag: link.tag,
-        transport: link.len + network.header_len,
-        flags: transport.flags,
-        part: Part::Whole,
-    };
-    Ok((shape, tuple))
+    Ok((Shape { flags: transport.flags, ..shape }, Parsed::Flow(tuple)))
 }
 
 struct Link {
@@ -224,7 +253,7 @@ enum Addresses {
 
 struct Network<'p> {
     addresses: Addresses,
-    protocol: Protocol,
+    protocol: u8,
     header_len: u16,
     /// What the IP header says is payload, without Ethernet padding, as far as it is here.
     payload: &'p [u8],
@@ -237,6 +266,23 @@ struct Network<'p> {
 fn here(packet: &[u8], range: Range<usize>, behind: usize) -> Option<&[u8]> {
     let end = range.end.min(packet.len());
     if range.end > packet.len() + behind { None } else { packet.get(range.start..end) }
+}
+
+impl Network<'_> {
+    /// The ICMP message of its family that it carries, if it does.
+    fn icmp(&self) -> Option<Message> {
+        let (number, source, destination) = match self.addresses {
+            Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]) => {
+                let address = Address::from_v4;
+                (number::ICMP, address([s0, s1, s2, s3]), address([d0, d1, d2, d3]))
+            }
+            Addresses::V6(source, destination) => {
+                (number::ICMP_V6, Address::from_v6(source), Address::from_v6(destination))
+            }
+        };
+        let len = u16::try_from(self.len).ok()?;
+        (self.protocol == number).then_some(Message { source, destination, len })
+    }
 }
 
 #[inline]
@@ -254,7 +300,7 @@ fn network_v4(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (header.source(), header.destination());
     Ok(Network {
         addresses: Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]),
-        protocol: Protocol::from_number(header.protocol().0).ok_or(Drop::UnsupportedProtocol)?,
+        protocol: header.protocol().0,
         // At most 60.
         header_len: u16::try_from(header_len).map_err(|_| Drop::BadIpv4Header)?,
         payload,
@@ -284,23 +330,20 @@ fn network_v6(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     })
 }
 
-/// Steps over hop-by-hop and destination options (RFC 8200 4.3, 4.6); returns the upper protocol
-/// and how many bytes were skipped.
+/// Steps over hop-by-hop and destination options (RFC 8200 4.3, 4.6); returns the number of what
+/// follows, and how many bytes were skipped.
 ///
 /// Routing headers are refused: they would name another destination than the VIP.
 #[inline]
-fn skip_extensions(first: u8, payload: &[u8]) -> Result<(Protocol, u16), Drop> {
+fn skip_extensions(first: u8, payload: &[u8]) -> Result<(u8, u16), Drop> {
     use extension::*;
     let (mut next, mut skipped) = (first, 0);
     for _ in 0..=MAX_EXTENSIONS {
-        if let Some(protocol) = Protocol::from_number(next) {
-            return Ok((protocol, skipped));
-        }
         match next {
             HOP_BY_HOP | DESTINATION => {}
             FRAGMENT => return Err(Drop::Fragment),
             ROUTING | ESP | AUTHENTICATION | MOBILITY => return Err(Drop::Ipv6Extension),
-            _ => return Err(Drop::UnsupportedProtocol),
+            _ => return Ok((next, skipped)),
         }
         let rest = payload.get(usize::from(skipped)..).ok_or(Drop::Ipv6Extension)?;
         let [after, len, ..] = *rest else { return Err(Drop::Ipv6Extension) };
@@ -322,6 +365,7 @@ fn transport(protocol: Protocol, payload: &[u8], len: usize) -> Result<Transport
     match protocol {
         Protocol::Tcp => transport_tcp(payload),
         Protocol::Udp => transport_udp(payload, len),
+        Protocol::Any => Ok(Transport { ports: [0; 4], flags: TcpFlags(0) }),
     }
 }
 
@@ -382,9 +426,12 @@ mod tests {
         bytes
     }
 
-    fn headers(packet: &[u8]) -> Result<(Shape, Tuple), Drop> {
+    fn headers(packet: &[u8]) -> Result<(Shape, Parsed), Drop> {
         let short = plain_v4(packet).or_else(|| plain_v6(packet));
-        short.map_or_else(|| any_headers(packet, packet.len()), Ok)
+        short.map_or_else(
+            || any_headers(packet, packet.len()),
+            |(shape, tuple)| Ok((shape, Parsed::Flow(tuple))),
+        )
     }
 
     /// Makes the source of an IPv6 packet ::ffff:1.1.1.1.
@@ -411,7 +458,9 @@ mod tests {
             (true, false, 14, 54),
             (true, true, 18, 58),
         ] {
-            let (shape, tuple) = headers(&tcp(v6, vlan)).unwrap();
+            let Ok((shape, Parsed::Flow(tuple))) = headers(&tcp(v6, vlan)) else {
+                unreachable!("TCP")
+            };
             let key = tuple.key();
             assert_eq!((shape.ip(), shape.transport), (ip, transport));
             assert_eq!(shape.tag, vlan.then_some(100));
@@ -465,7 +514,8 @@ mod tests {
             ("total length ends in TCP", &v4, &[(17, 39)], Drop::TruncatedTcp),
             ("more fragments", &v4, &[(20, 0x20)], Drop::Fragment),
             ("fragment offset", &v4, &[(20, 0), (21, 1)], Drop::Fragment),
-            ("ICMP", &v4, &[(23, 1)], Drop::UnsupportedProtocol),
+            ("GRE", &v4, &[(23, 47)], Drop::UnsupportedProtocol),
+            ("ICMPv6 in IPv4", &v4, &[(23, 58)], Drop::UnsupportedProtocol),
             ("data offset 4", &v4, &[(46, 0x40)], Drop::BadTcpOffset),
             ("data offset beyond the segment", &v4, &[(46, 0xf0)], Drop::BadTcpOffset),
             ("no flags", &v4, &[(47, 0)], Drop::BadTcpFlags),
@@ -476,7 +526,8 @@ mod tests {
             ("version 4 in 86dd", &v6, &[(14, 0x45)], Drop::TruncatedIpv6),
             ("payload beyond the packet", &v6, &[(18, 9)], Drop::BadIpv6Length),
             ("payload ends in TCP", &v6, &[(19, 19)], Drop::TruncatedTcp),
-            ("ICMPv6", &v6, &[(20, 58)], Drop::UnsupportedProtocol),
+            ("GRE in IPv6", &v6, &[(20, 47)], Drop::UnsupportedProtocol),
+            ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
             ("fragment header", &v6, &[(20, 44)], Drop::Fragment),
             ("routing header", &v6, &[(20, 43)], Drop::Ipv6Extension),
             ("IPv4-mapped source", &v6, &MAPPED, Drop::BadSource),
@@ -580,7 +631,11 @@ mod tests {
         #[test]
         fn the_short_way_agrees_with_the_long_way(packet in nearly_valid()) {
             for short in [plain_v4(&packet), plain_v6(&packet)].into_iter().flatten() {
-                prop_assert_eq!(any_headers(&packet, packet.len()), Ok(short));
+                let (shape, tuple) = short;
+                prop_assert_eq!(
+                    any_headers(&packet, packet.len()),
+                    Ok((shape, Parsed::Flow(tuple)))
+                );
             }
         }
     }

@@ -3,20 +3,25 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::answer::answer;
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
 use super::context::Context;
-use super::parse::{parse, parse_plain};
+use super::icmp;
+use super::limiter::Limiter;
+use super::parse::{Parsed, parse, parse_plain};
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
 use super::transmit::{end, transmit};
+use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::PortIndex;
+use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Subscription;
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
@@ -41,6 +46,8 @@ pub struct Parts {
     pub flows: Arc<[Arc<FlowTable>]>,
     /// The clients of all workers.
     pub clients: Arc<Clients>,
+    /// The full-NAT sources of all workers.
+    pub bindings: Arc<Bindings>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -60,10 +67,12 @@ pub struct Worker {
     /// Its own flow table.
     flows: Arc<FlowTable>,
     clients: Arc<Clients>,
+    bindings: Arc<Bindings>,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
     outbox: Outbox,
+    limiter: Limiter,
     max_batch: usize,
     /// The sweep of the flow table is behind: no time to sleep.
     sweep_behind: bool,
@@ -74,10 +83,12 @@ impl Worker {
     ///
     /// `None` if `flows` has no table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
+        let leases = Leases::new(Arc::clone(&parts.bindings), parts.index);
         let mut worker = Self {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
-            conntrack: Conntrack::new(parts.flows, parts.index, now)?,
+            conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,
             clients: parts.clients,
+            bindings: parts.bindings,
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -85,6 +96,7 @@ impl Worker {
             stats: parts.stats,
             batch: Batch::default(),
             outbox: Outbox::default(),
+            limiter: Limiter::default(),
             max_batch: parts.batch.clamp(1, BATCH),
             sweep_behind: false,
         };
@@ -98,9 +110,20 @@ impl Worker {
     ///
     /// `now` is the time on the clock that flow ages are kept in.
     pub fn poll(&mut self, now: Ticks) -> usize {
+        self.poll_with(now, None)
+    }
+
+    /// As [`poll`](Self::poll), and the places that decide something tell `trace` why.
+    pub fn poll_traced(&mut self, now: Ticks, trace: &Trace) -> usize {
+        self.poll_with(now, Some(trace))
+    }
+
+    /// Compiled twice, so that a worker to whom nobody listens does not even ask.
+    #[inline(always)]
+    fn poll_with(&mut self, now: Ticks, trace: Option<&Trace>) -> usize {
         let mut packets = 0;
         for index in 0..self.ports.ports.len() {
-            packets += self.poll_port(index, now);
+            packets += self.poll_port(index, now, trace);
         }
         self.outbox.send(&mut self.ports, &mut self.pool, &self.macs, &self.stats);
         for port in &mut self.ports.ports {
@@ -111,6 +134,7 @@ impl Worker {
             table: self.tables.current(),
             flows: self.flows.view(),
             clients: &self.clients,
+            bindings: &self.bindings,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -122,10 +146,22 @@ impl Worker {
 
     /// The packet's way, stage by stage. Each pass asks for the memory that the next one will need, of
     /// all packets, before that one begins.
-    #[inline]
-    fn poll_port(&mut self, index: usize, now: Ticks) -> usize {
+    #[inline(always)]
+    fn poll_port(&mut self, index: usize, now: Ticks, trace: Option<&Trace>) -> usize {
         let Self {
-            ports, pool, macs, conntrack, tables, flows, clients, stats, batch, outbox, ..
+            ports,
+            pool,
+            macs,
+            conntrack,
+            tables,
+            flows,
+            clients,
+            bindings,
+            stats,
+            batch,
+            outbox,
+            limiter,
+            ..
         } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         port.port.reclaim(pool);
@@ -135,14 +171,19 @@ impl Worker {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
             let context =
-                &Context { table, flows: flows_view, clients, nic, now, stats, trace: None };
+                &Context { table, flows: flows_view, clients, bindings, nic, now, stats, trace };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
                 let known = match parse_plain(packet) {
                     Some(tuple) => classify(packet, tuple, context, flows.secret(), &mut last),
-                    None => parse(packet).and_then(|tuple| {
-                        classify(packet, tuple, context, flows.secret(), &mut last)
+                    None => parse(packet).and_then(|parsed| match parsed {
+                        Parsed::Flow(tuple) => {
+                            classify(packet, tuple, context, flows.secret(), &mut last)
+                        }
+                        Parsed::Icmp(message) => {
+                            icmp::classify(packet, &message, context, flows.secret(), macs)
+                        }
                     }),
                 };
                 if let Err(reason) = known {
@@ -152,7 +193,9 @@ impl Worker {
             }
             prefetch(batch, context.flows);
             for packet in batch.in_flight() {
-                if let Err(reason) = forward(packet, conntrack, context, macs, outbox) {
+                if let Err(reason) = forward(packet, conntrack, context, macs, outbox)
+                    && let Err(reason) = answer(packet, reason, context, macs, limiter, pool)
+                {
                     end(packet, reason, pool, stats);
                 }
             }
@@ -203,6 +246,11 @@ impl Worker {
         wait(self.ports.ports.iter().map(|port| &port.port), SLEEP_MS);
     }
 
+    /// Whether the sweep of the flow table has more to do at this time: poll again.
+    pub fn is_behind(&self) -> bool {
+        self.sweep_behind
+    }
+
     /// Frames that this worker holds, here and in the kernel's rings: a constant.
     pub fn frames(&self) -> usize {
         let with_kernel: u32 = self.ports.ports.iter().map(|port| port.port.with_kernel()).sum();
@@ -219,17 +267,24 @@ pub(super) fn forward(
     macs: &Macs,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
-    let Way::ToClient(source) = packet.way else {
-        let backend = match conntrack.track(packet, context) {
-            Ok(backend) => backend,
-            Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
-            Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
-        };
-        return rewrite_to_backend(packet, backend, context, macs);
+    let reply = match packet.way {
+        Way::ToBackend => {
+            let target = match conntrack.track(packet, context) {
+                Ok(target) => target,
+                Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
+                Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut, context)),
+            };
+            return rewrite_to_backend(packet, &target, context, macs);
+        }
+        Way::ToClient(source) => conntrack.track_reply(packet, source, context),
+        Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
+        Way::Related(source) => return icmp::forward(packet, source, conntrack, context, macs),
+        Way::RelatedTo(binding) => return icmp::forward_bound(packet, binding, context, macs),
+        Way::Back(_) => return Ok(()),
     };
-    match conntrack.track_reply(packet, source, context) {
+    match reply {
         Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut)),
+        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context)),
         None => Err(Drop::ReturnNoFlow),
     }
 }

@@ -4,11 +4,13 @@
 //! protocol. Replies of a NAT backend are turned into that key before any look-up, so that one
 //! entry serves both directions.
 
+pub mod bindings;
 mod bucket;
 pub mod clients;
 pub mod entry;
 mod family;
 mod layout;
+pub mod sources;
 pub mod table;
 pub mod tuple;
 pub mod writer;
@@ -95,11 +97,14 @@ impl fmt::Display for Address {
     }
 }
 
-/// Transport protocol; the value is the IP protocol number (IANA).
+/// Transport protocol; the value is the IP protocol number (IANA), but for [`Protocol::Any`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Protocol {
+    /// All of an address, whatever their number: a flow is then all packets from a client to it,
+    /// without ports. (0 is the number of a header that no packet ends with: RFC 8200 4.3.)
+    Any = 0,
     /// TCP (RFC 9293).
     Tcp = 6,
     /// UDP (RFC 768).
@@ -107,15 +112,16 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// `"tcp"` or `"udp"`, as in the configuration.
+    /// `"tcp"`, `"udp"` or `"any"`, as in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Any => "any",
             Self::Tcp => "tcp",
             Self::Udp => "udp",
         }
     }
 
-    /// From an IP protocol number.
+    /// From an IP protocol number, if it is one that has ports for us.
     #[inline]
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {

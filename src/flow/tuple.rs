@@ -63,11 +63,17 @@ impl Tuple {
         }
     }
 
-    /// TCP or UDP.
+    /// TCP, UDP or any.
     #[inline]
     pub const fn protocol(&self) -> Protocol {
-        // Every tuple was made with one of the two.
-        if self.tail() & 0xff == Protocol::Udp as u64 { Protocol::Udp } else { Protocol::Tcp }
+        const TCP: u64 = Protocol::Tcp as u64;
+        const UDP: u64 = Protocol::Udp as u64;
+        // Every tuple was made with one of the three.
+        match self.tail() & 0xff {
+            TCP => Protocol::Tcp,
+            UDP => Protocol::Udp,
+            _ => Protocol::Any,
+        }
     }
 
     /// Whether the addresses are IPv4.
@@ -173,6 +179,11 @@ pub struct HashedKey {
 impl HashedKey {
     /// A place holder that no table has.
     pub const NONE: Self = Self { tuple: Tuple::V4([0; 2]), hash: 0 };
+
+    /// Of a tuple that is not to be looked for.
+    pub const fn unhashed(tuple: Tuple) -> Self {
+        Self { tuple, ..Self::NONE }
+    }
 
     /// The five-tuple, taken apart.
     #[inline]

@@ -10,9 +10,11 @@
 
 pub mod affinity;
 pub mod explain;
+pub mod network;
 pub mod publish;
 pub mod quic_lb;
 pub mod scheduler;
+pub mod steer;
 pub mod sticky;
 pub mod table;
 pub mod this_box;
@@ -25,8 +27,10 @@ use crate::flow::{Address, Protocol};
 use crate::units::Ticks;
 
 pub use affinity::{Affinity, ClientKey, Splits};
+pub use network::{Listen, Network, PortRange};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
+pub use steer::SteerRules;
 pub use sticky::Remember;
 pub use table::ForwardingTable;
 pub use this_box::ThisBox;
@@ -233,6 +237,8 @@ pub struct VipSpec {
     pub on_down: FlowsLeft,
     /// TCP: whether both ends of a flow that idled out are told, by a RST.
     pub reset_idle: bool,
+    /// Whether who finds no backend in service is told: by a RST (TCP) or port unreachable (UDP).
+    pub rejects: bool,
     /// How it chooses a backend for a new flow.
     pub scheduler: SchedulerKind,
     /// Which flows belong together.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
@@ -29,6 +29,8 @@ pub struct ForwardingTable {
     vips: Vec<Option<Vip>>,
     backends: Vec<Option<Backend>>,
     listen: HashMap<ListenKey, VipId>,
+    /// Addresses of VIPs.
+    addresses: HashSet<Address>,
     returns: HashMap<ListenKey, Vec<ReturnPath>>,
     /// Whether some VIP listens on all ports, and whether some backend answers from all: where none
     /// does, nobody has to look.
@@ -55,6 +57,8 @@ pub struct Vip {
     pub affinity: Affinity,
     /// Sources that are spread over several backends.
     pub splits: Splits,
+    /// Whether who finds no backend in service is told.
+    pub rejects: bool,
     /// Whether workers tell of its new flows.
     pub sampled: bool,
     /// How connection ids name its backends, for [`Affinity::QuicCid`].
@@ -171,6 +175,7 @@ impl ForwardingTable {
             vips: Vec::new(),
             backends: Vec::new(),
             listen: HashMap::new(),
+            addresses: HashSet::new(),
             returns: HashMap::new(),
             any_listens: false,
             any_returns: false,
@@ -223,6 +228,12 @@ impl ForwardingTable {
         exact.or_else(|| self.listen.get(&any_port(key, self.any_listens)?)).copied()
     }
 
+    /// Whether some VIP has this address.
+    #[inline]
+    pub fn is_vip(&self, address: Address) -> bool {
+        self.addresses.contains(&address)
+    }
+
     /// What a packet whose *source* is `key` may be answering: exact ports first, then all ports.
     #[inline]
     pub fn return_paths(&self, key: ListenKey) -> impl Iterator<Item = &ReturnPath> + Clone {
@@ -233,6 +244,7 @@ impl ForwardingTable {
     }
 
     fn add(&mut self, spec: &VipSpec, previous: Option<&Vip>) {
+        self.addresses.insert(spec.address.into());
         for &port in spec.ports.listen() {
             let key = ListenKey { address: spec.address.into(), port, protocol: spec.protocol };
             self.listen.insert(key, spec.id);
@@ -289,6 +301,7 @@ impl Vip {
             scheduler,
             affinity: spec.affinity,
             splits: spec.splits.clone(),
+            rejects: spec.rejects,
             sampled: spec.sampled,
             quic: QuicLb::new(spec),
         }
@@ -366,7 +379,7 @@ fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
     };
     match vip.protocol {
         Protocol::Tcp => left,
-        Protocol::Udp => FlowsLeft::Rehash,
+        Protocol::Udp | Protocol::Any => FlowsLeft::Rehash,
     }
 }
 
@@ -406,6 +419,7 @@ pub(crate) mod testing {
             remember: None,
             on_down: FlowsLeft::Keep,
             reset_idle: false,
+            rejects: false,
             scheduler: SchedulerKind::Maglev { size: 65537 },
             affinity: Affinity::Flow,
             splits: Splits::default(),

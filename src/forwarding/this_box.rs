@@ -11,6 +11,24 @@ pub const UNLIMITED: u16 = u16::MAX;
 pub struct ThisBox {
     /// Longest IP packet that each NIC sends, in bytes, by [`PortIndex`].
     pub mtus: Vec<u16>,
+    /// How many ICMP errors each worker sends.
+    pub icmp: IcmpRate,
+}
+
+/// A limit on ICMP errors that a worker makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IcmpRate {
+    /// In the long run; 0: none.
+    pub per_second: u32,
+    /// At once.
+    pub burst: u32,
+}
+
+impl Default for IcmpRate {
+    /// As Linux has them: `icmp_msgs_per_sec` and `icmp_msgs_burst`.
+    fn default() -> Self {
+        Self { per_second: 1000, burst: 50 }
+    }
 }
 
 impl ThisBox {

@@ -38,6 +38,13 @@ impl Delta {
         Self(zip.fold(self.0, |sum, (old, new)| sum + (!old & 0xffff_ffff) + new))
     }
 
+    /// Both changes together.
+    #[inline]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// Adds bytes that were not there, at an even offset. At most 64 KiB.
     #[inline]
     #[must_use]
@@ -56,13 +63,38 @@ impl Delta {
     #[inline]
     pub const fn apply(self, checksum: u16) -> u16 {
         let mut sum = (!checksum) as u64 + self.0;
-        // Up to 12 terms of 32 bits, or 64 Ki of 16 bits: 36 bits fold to 16 in three steps.
+        // Up to 16 terms of 32 bits, or 64 Ki of 16 bits: 36 bits fold to 16 in three steps.
         sum = (sum & 0xffff_ffff) + (sum >> 32);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
         let [.., high, low] = sum.to_be_bytes();
         !u16::from_be_bytes([high, low])
+    }
+}
+
+/// Replaces the bytes at `at` of what a checksum covers from an even offset on, and adds that to `delta`.
+/// `at` may be even or odd. Nothing is replaced if the bytes are not all there.
+#[inline]
+pub fn replace(bytes: &mut [u8], at: usize, new: &[u8], mut delta: Delta) -> Delta {
+    let place = bytes.get_mut(at..).and_then(|rest| rest.get_mut(..new.len()));
+    for (index, (byte, &new)) in place.unwrap_or_default().iter_mut().zip(new).enumerate() {
+        let word = |byte: u8| if (at + index).is_multiple_of(2) { [byte, 0] } else { [0, byte] };
+        delta = delta.replace_u16(u16::from_be_bytes(word(*byte)), u16::from_be_bytes(word(new)));
+        *byte = new;
+    }
+    delta
+}
+
+/// Patches the checksum at `at`, if it is there, by `delta`; returns `all` with that change.
+#[inline]
+pub fn patch(bytes: &mut [u8], at: usize, delta: Delta, all: Delta) -> Delta {
+    match bytes.get(at..).and_then(|rest| rest.first_chunk::<2>()) {
+        Some(&old) => {
+            let new = delta.apply(u16::from_be_bytes(old));
+            replace(bytes, at, &new.to_be_bytes(), all)
+        }
+        None => all,
     }
 }
 

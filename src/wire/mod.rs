@@ -10,6 +10,8 @@ pub mod icmp;
 pub mod ip;
 pub mod proxy;
 pub mod quic;
+pub mod quoted;
+pub mod siit;
 pub mod tcp;
 pub mod transport;
 

@@ -15,7 +15,7 @@
 //!
 //! Source: haproxy, doc/proxy-protocol.txt 2.2; RFC 9293 3.4; RFC 2018, RFC 2883 (SACK, D-SACK).
 
-use super::checksum::Delta;
+use super::checksum::{Delta, replace};
 use super::headers::{Headers, protocol};
 use super::{ip, tcp};
 use crate::flow::Address;
@@ -166,15 +166,15 @@ impl Shift {
                 let (Some(left), Some(right)) = edges else { break };
                 let (left, right) = (self.back(left), self.back(right));
                 if left != right {
-                    delta = tcp::replace(segment, kept, &left.to_be_bytes(), delta);
-                    delta = tcp::replace(segment, kept + 4, &right.to_be_bytes(), delta);
+                    delta = replace(segment, kept, &left.to_be_bytes(), delta);
+                    delta = replace(segment, kept + 4, &right.to_be_bytes(), delta);
                     kept += BLOCK;
                 }
             }
             if kept == blocks {
                 kept = place.at;
             } else if let Ok(len) = u8::try_from(kept - place.at) {
-                delta = tcp::replace(segment, place.at + 1, &[len], delta);
+                delta = replace(segment, place.at + 1, &[len], delta);
             }
             delta = tcp::pad(segment, kept, end - kept, delta);
         }

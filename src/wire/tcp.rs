@@ -4,7 +4,7 @@
 //! A *segment* is a slice that begins with a TCP header. It may go on behind its last byte, with
 //! Ethernet padding: only what is changed is looked at.
 
-use super::checksum::Delta;
+use super::checksum::{Delta, replace};
 
 /// Bytes of a header without options.
 pub const MIN_LEN: usize = 20;
@@ -143,21 +143,6 @@ pub(super) fn move_urgent(segment: &mut [u8], by: u16, delta: Delta) -> Delta {
         }
         _ => delta,
     }
-}
-
-/// Replaces the bytes at `at`, even or odd, and adds that to `delta`. Nothing is replaced if they
-/// are not all there.
-#[inline]
-pub fn replace(segment: &mut [u8], at: usize, new: &[u8], mut delta: Delta) -> Delta {
-    let place = segment.get_mut(at..).and_then(|rest| rest.get_mut(..new.len()));
-    for (index, (byte, &new)) in place.unwrap_or_default().iter_mut().zip(new).enumerate() {
-        let word = |byte: u8| {
-            if (at + index).is_multiple_of(2) { [byte, 0] } else { [0, byte] }
-        };
-        delta = delta.replace_u16(u16::from_be_bytes(word(*byte)), u16::from_be_bytes(word(new)));
-        *byte = new;
-    }
-    delta
 }
 
 /// Patches the checksum; false if the header is cut short.

@@ -13,30 +13,28 @@
 //! For the same reason it is attached through rtnetlink and not by a bpf_link, which would end
 //! with the process. What the program decides is told in `steer.bpf.c`.
 
-use std::collections::BTreeMap;
+mod rules;
+
 use std::error::Error;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use aya::maps::{HashMap, Map, MapError, PerCpuArray, XskMap};
-use aya::programs::{ProgramFd, ProgramInfo, Xdp, loaded_programs};
+use aya::maps::{Map, MapError, PerCpuArray, XskMap};
+use aya::programs::{ProgramFd, ProgramInfo, TestRun as _, TestRunOptions, Xdp, loaded_programs};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::netlink::{NetlinkError, Rtnetlink};
 use super::nic::Nic;
 use super::port::Port;
-use crate::flow::{Address, Protocol};
-use crate::forwarding::ListenKey;
+use rules::Rules;
+
+pub use crate::forwarding::SteerRules;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
 /// The program's name, in the object and in the kernel (which keeps 15 bytes of one). By it a
 /// program that a killed process left behind is recognised.
 pub const PROGRAM_NAME: &str = "holdfast_steer";
-
-// Sizes of the maps; keep in step with steer.bpf.c.
-const MAX_SERVICES: usize = 65_536;
-const MAX_LOCALS: usize = 4096;
 
 // Flags of include/uapi/linux/if_link.h.
 const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1;
@@ -203,18 +201,6 @@ pub enum ProgramError {
     },
 }
 
-/// What the program sends to the workers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SteerRules {
-    /// Destinations: where VIPs listen. At most 65,536.
-    pub vips: Vec<ListenKey>,
-    /// Sources: where NAT backends answer from. At most 65,536.
-    pub returns: Vec<ListenKey>,
-    /// Addresses of this box. What a backend sends there (answers to health checks) is the
-    /// kernel's. At most 4,096.
-    pub locals: Vec<Address>,
-}
-
 /// What the program has decided, in packets, since it was loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SteerCounters {
@@ -240,20 +226,6 @@ pub struct Steering {
     attached: Option<Attached>,
     fallback_reason: Option<String>,
     loaded: Rules,
-}
-
-/// `struct service` of steer.bpf.c.
-type ServiceKey = [u8; 20];
-/// `struct address` of steer.bpf.c.
-type AddressKey = [u8; 16];
-
-/// The contents of the rule maps.
-#[derive(Debug, Default)]
-struct Rules {
-    vips: BTreeMap<ServiceKey, u32>,
-    vip_addresses: BTreeMap<AddressKey, u32>,
-    returns: BTreeMap<ServiceKey, u32>,
-    locals: BTreeMap<AddressKey, u32>,
 }
 
 /// A program that a killed process left on the NIC.
@@ -307,23 +279,16 @@ impl Steering {
         result.map_err(map_error(interface, "set a socket", "xsks"))
     }
 
-    /// Makes the maps say `rules`: first adds what is new, then removes what is gone.
+    /// Makes the maps say `rules`: first adds what is new, then removes what is gone, so that what is
+    /// in both is never gone between.
     ///
     /// # Errors
     /// [`ProgramError::TooManyRules`] before anything is changed; [`ProgramError::Map`] if the
     /// kernel refuses an entry, with a part of the changes done (a later call does the rest).
     pub fn sync(&mut self, rules: &SteerRules) -> Result<(), ProgramError> {
-        let wanted = Rules::from(rules);
+        let wanted = Rules::new(rules, &self.loaded);
         wanted.check()?;
-        for adding in [true, false] {
-            let (ebpf, interface, loaded) = (&mut self.ebpf, &self.interface, &mut self.loaded);
-            change(ebpf, interface, "locals", adding, &wanted.locals, &mut loaded.locals)?;
-            let (new, old) = (&wanted.vip_addresses, &mut loaded.vip_addresses);
-            change(ebpf, interface, "vip_addresses", adding, new, old)?;
-            change(ebpf, interface, "vips", adding, &wanted.vips, &mut loaded.vips)?;
-            change(ebpf, interface, "returns", adding, &wanted.returns, &mut loaded.returns)?;
-        }
-        Ok(())
+        self.loaded.change_to(wanted, &mut self.ebpf, &self.interface)
     }
 
     /// Attaches the program to the NIC. A program that a killed process left there is replaced,
@@ -387,6 +352,18 @@ impl Steering {
             sum.no_socket += no_socket;
         }
         Ok(sum)
+    }
+
+    /// Runs the program on a packet of at least 14 bytes that nobody has sent (`BPF_PROG_TEST_RUN`);
+    /// [`counters`](Self::counters) say what it decided. For the test of [`super::steer`].
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn try_packet(&mut self, packet: &[u8]) -> io::Result<()> {
+        let program = self.ebpf.program_mut(PROGRAM_NAME).ok_or(io::ErrorKind::NotFound)?;
+        let program: &mut Xdp = program.try_into().map_err(io::Error::other)?;
+        let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
+        program.test_run(options).map(drop).map_err(io::Error::other)
     }
 
     /// Attaches to a NIC without a program.
@@ -499,92 +476,6 @@ impl Drop for Steering {
     }
 }
 
-impl Rules {
-    fn check(&self) -> Result<(), ProgramError> {
-        for (map, got, max, what) in [
-            ("vips", self.vips.len(), MAX_SERVICES, "VIP ports"),
-            ("returns", self.returns.len(), MAX_SERVICES, "NAT backends"),
-            ("locals", self.locals.len(), MAX_LOCALS, "addresses on this box"),
-        ] {
-            if got > max {
-                return Err(ProgramError::TooManyRules { map, got, max, what });
-            }
-        }
-        Ok(())
-    }
-}
-
-impl From<&SteerRules> for Rules {
-    fn from(rules: &SteerRules) -> Self {
-        let services = |keys: &[ListenKey]| keys.iter().map(|key| (service(key), 1)).collect();
-        let mut vip_addresses = BTreeMap::new();
-        for vip in &rules.vips {
-            *vip_addresses.entry(vip.address.octets()).or_insert(0) |= protocol_bit(vip.protocol);
-        }
-        Self {
-            vips: services(&rules.vips),
-            vip_addresses,
-            returns: services(&rules.returns),
-            locals: rules.locals.iter().map(|address| (address.octets(), 1)).collect(),
-        }
-    }
-}
-
-/// `HAS_TCP` and `HAS_UDP` of steer.bpf.c.
-const fn protocol_bit(protocol: Protocol) -> u32 {
-    match protocol {
-        Protocol::Tcp => 1,
-        Protocol::Udp => 2,
-    }
-}
-
-/// Address, port in network byte order, protocol, 0.
-fn service(key: &ListenKey) -> ServiceKey {
-    let mut bytes = [0; 20];
-    let tail = [key.port.to_be_bytes(), [key.protocol as u8, 0]];
-    let source = key.address.octets().into_iter().chain(tail.into_iter().flatten());
-    bytes.iter_mut().zip(source).for_each(|(to, from)| *to = from);
-    bytes
-}
-
-/// Adds what `wanted` has and `loaded` has not (or with another value), or removes the rest.
-fn change<const N: usize>(
-    ebpf: &mut Ebpf,
-    interface: &str,
-    name: &'static str,
-    adding: bool,
-    wanted: &BTreeMap<[u8; N], u32>,
-    loaded: &mut BTreeMap<[u8; N], u32>,
-) -> Result<(), ProgramError> {
-    let mut entries = map(ebpf, name)
-        .and_then(HashMap::<_, [u8; N], u32>::try_from)
-        .map_err(map_error(interface, "change entries", name))?;
-    let new: Vec<_> = wanted
-        .iter()
-        .filter(|(key, value)| loaded.get(*key) != Some(*value))
-        .map(|(key, value)| (*key, *value))
-        .collect();
-    // Old and new do not fit in together: then the old must go first.
-    let crowded = adding && loaded.len() + new.len() > map_capacity(name);
-    if !adding || crowded {
-        let gone: Vec<_> =
-            loaded.keys().filter(|key| !wanted.contains_key(*key)).copied().collect();
-        for key in gone {
-            entries.remove(&key).map_err(map_error(interface, "remove an entry", name))?;
-            loaded.remove(&key);
-        }
-    }
-    for (key, value) in new {
-        entries.insert(key, value, 0).map_err(map_error(interface, "add an entry", name))?;
-        loaded.insert(key, value);
-    }
-    Ok(())
-}
-
-fn map_capacity(name: &str) -> usize {
-    if name == "locals" { MAX_LOCALS } else { MAX_SERVICES }
-}
-
 fn load_program(ebpf: &mut Ebpf) -> Result<ProgramFd, aya::programs::ProgramError> {
     let program = ebpf.program_mut(PROGRAM_NAME);
     let program = program.ok_or(aya::programs::ProgramError::UnexpectedProgramType)?;
@@ -667,40 +558,6 @@ pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_are_laid_out_like_the_programs() {
-        let key = ListenKey {
-            address: Address::from_v4([192, 0, 2, 10]),
-            port: 443,
-            protocol: Protocol::Tcp,
-        };
-        assert_eq!(
-            service(&key),
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 10, 1, 187, 6, 0]
-        );
-    }
-
-    #[test]
-    fn an_address_has_one_entry_for_all_its_protocols() {
-        let address = Address::from_v6([7; 16]);
-        let key = |port, protocol| ListenKey { address, port, protocol };
-        let rules = SteerRules {
-            vips: vec![key(53, Protocol::Udp), key(53, Protocol::Tcp), key(80, Protocol::Tcp)],
-            ..SteerRules::default()
-        };
-        let rules = Rules::from(&rules);
-        assert_eq!(rules.vips.len(), 3);
-        assert_eq!(rules.vip_addresses, [([7; 16], 3)].into());
-    }
-
-    #[test]
-    fn too_many_rules_are_refused_with_the_number_that_fits() {
-        let locals = (0..4097u32).map(|n| Address::from_v4(n.to_be_bytes())).collect();
-        let rules = SteerRules { locals, ..SteerRules::default() };
-        let error = Rules::from(&rules).check().err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(error.contains("4097 entries") && error.contains("holds 4096"), "{error}");
-    }
 
     #[test]
     fn the_object_is_embedded_and_its_name_fits_the_kernels_15_bytes() {

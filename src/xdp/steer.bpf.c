@@ -1,15 +1,37 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 //
-// The XDP program of one NIC: what is for a VIP, or comes back from a NAT backend, goes to the
-// AF_XDP socket of its queue; everything else stays in the kernel.
+// The XDP program of one NIC: what is for a VIP, or comes back from a backend, goes to the AF_XDP
+// socket of its queue; everything else stays in the kernel.
 //
 //   Ethernet to this NIC's own address, up to 2 VLAN tags
-//     IPv4, IPv6
-//       TCP, UDP, whole    destination in `vips` (port, then any port)      -> redirect
-//                          source in `returns`, destination not of this box -> redirect
-//       fragments, extension headers, ports cut off:
-//                          destination in `vip_addresses`                   -> redirect
-//   all else                                                                -> XDP_PASS
+//     IPv4, IPv6; the first line that fits decides:
+//       ICMP   whole; echo request or error (v4: 8; 3, 11, 12. v6: 128; 1, 2, 3, 4)
+//                area of the destination has ICMP                             -> redirect
+//                an error, area of the destination has ERRORS                 -> redirect
+//                an error, area has TUNNEL, quotes IPIP or our GUE port       -> redirect
+//                an error, destination not of this box, quotes a packet to a
+//                NAT backend (its ports, or a fragment to its address)        -> redirect
+//       TCP, UDP with ports
+//                destination in `vips` (its port, then port 0: any)           -> redirect
+//       fragments (the first one too), IPv6 extension headers, ports cut off:
+//                area of the destination has a port of the protocol           -> redirect
+//       any protocol but ICMP
+//                area of the destination has ALL_PROTOCOLS                    -> redirect
+//       TCP, UDP with ports
+//                source in `returns` (its port, any, or in a range of its
+//                address), destination not of this box                        -> redirect
+//       fragments
+//                source in `return_addresses` with the protocol, destination
+//                not of this box                                              -> redirect
+//       TCP, UDP with ports
+//                area of the destination has all ports of the protocol, or a
+//                range with this one                                          -> redirect
+//   all else                                                                  -> XDP_PASS
+//
+// The *area* of an address is the longest prefix in `areas` that it lies in; what wider prefixes
+// have, it has too (program.rs sees to that). An address of this box that is no VIP by itself, but
+// lies in a VIP's prefix, is an area without anything: it stays the kernel's.
+// "Not of this box": not in `locals`, not multicast or broadcast.
 //
 // What cannot be forwarded but is for a VIP is redirected too, so that the worker drops it by
 // name, and the kernel does not answer it with a RST. A redirect finds no socket when the process
@@ -24,12 +46,16 @@
 
 /* Keep the sizes in step with program.rs. */
 #define MAX_SERVICES 65536
+#define MAX_AREAS 65536
+#define MAX_PORT_RANGES 65536
 #define MAX_LOCALS 4096
 #define MAX_QUEUES 256
 
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV6_FRAGMENT_OFFSET 0xfff8
+/* The 8 bytes in front of what an ICMP error quotes (RFC 792, RFC 4443). */
+#define ICMP_LEN 8
 
 /* Where somebody listens. Port 0: any. IPv4 addresses are IPv4-mapped (RFC 4291, 2.5.5.2). */
 struct service {
@@ -42,6 +68,48 @@ struct service {
 struct address {
 	__u8 bytes[16];
 };
+
+/* Key of `areas`: the first `len` bits of an address, as an LPM trie has it. */
+struct prefix {
+	__u32 len;
+	__u8 address[16];
+};
+
+/* Key of `port_ranges`: the first `len` bits of the rest. A range of ports is the prefixes that
+ * make it up, 30 at most. */
+struct port_prefix {
+	__u32 len;
+	__u32 group;
+	__u8 protocol;
+	__u8 zero;
+	__be16 port;
+};
+
+#define PORT_PREFIX_BITS 64
+
+/* What is wanted of the packets of an address. */
+struct area {
+	/* Whose ranges of ports in `port_ranges`; 0: there are none. */
+	__u32 group;
+	/* Below. */
+	__u16 flags;
+	/* With TUNNEL: the port of the GUE packets that this box sends; 0: none. */
+	__be16 gue_port;
+};
+
+/* Some port of it: what fragments are judged by. */
+#define HAS_TCP 0x01
+#define HAS_UDP 0x02
+#define ALL_TCP 0x04
+#define ALL_UDP 0x08
+/* All but ICMP. */
+#define ALL_PROTOCOLS 0x10
+/* Echo requests and errors. */
+#define ICMP 0x20
+#define ERRORS 0x40
+/* Errors about packets of our tunnels. */
+#define TUNNEL 0x80
+#define HAS_ANY (HAS_TCP | HAS_UDP | ALL_PROTOCOLS)
 
 struct vlan_tag {
 	__be16 control;
@@ -63,11 +131,6 @@ struct counters {
 	__u64 no_socket;
 };
 
-/* Bits in `vip_addresses`: which protocols have a VIP there. */
-#define HAS_TCP 1
-#define HAS_UDP 2
-#define HAS_ANY (HAS_TCP | HAS_UDP)
-
 /* The NIC's address, set when the program is loaded. A NIC that is promiscuous, or behind a switch
  * that floods, also sees frames for others: the kernel ignores those, and two balancers that did
  * not would send one packet around for ever. */
@@ -81,13 +144,22 @@ struct {
 	__type(value, __u32);
 } vips SEC(".maps");
 
+/* All that is known of destinations, VIPs of single addresses among them. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_SERVICES);
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_AREAS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct address);
+	__type(key, struct prefix);
+	__type(value, struct area);
+} areas SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_PORT_RANGES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct port_prefix);
 	__type(value, __u32);
-} vip_addresses SEC(".maps");
+} port_ranges SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -96,6 +168,15 @@ struct {
 	__type(key, struct service);
 	__type(value, __u32);
 } returns SEC(".maps");
+
+/* The addresses of `returns`; of the flags, HAS_TCP and HAS_UDP. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SERVICES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address);
+	__type(value, struct area);
+} return_addresses SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -126,8 +207,12 @@ struct packet {
 	/* The first byte behind the IP headers, or 0 when there are no ports to be read: in a later
 	 * fragment, or behind an extension header. */
 	void *ports;
-	/* To be redirected by destination address alone, for these protocols; 0 for none. */
+	/* To be redirected by destination address alone, if its area has one of these; 0 for none. */
 	__u32 opaque;
+	/* The header of an ICMP message that is whole, or 0. */
+	void *icmp;
+	/* A fragment, the first one too. */
+	__u8 fragment;
 	/* To many receivers. */
 	__u8 multicast;
 };
@@ -159,18 +244,21 @@ static __always_inline int read_ipv4(struct packet *packet, void *header, void *
 
 	if ((void *)(ip + 1) > end)
 		return 0;
-	bit = protocol_bit(ip->protocol);
-	if (!bit)
-		return 0;
 	map_v4(packet->source.address, ip->saddr);
 	map_v4(packet->destination.address, ip->daddr);
 	set_protocol(packet, ip->protocol);
 	packet->multicast = (bpf_ntohl(ip->daddr) >> 28) >= 14;
 	len = ip->ihl * 4;
 	fragment = bpf_ntohs(ip->frag_off);
-	if (fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) || len < sizeof(*ip))
-		packet->opaque = bit;
-	if (!(fragment & IPV4_FRAGMENT_OFFSET) && len >= sizeof(*ip))
+	packet->fragment = (fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS)) != 0;
+	if (ip->protocol == IPPROTO_ICMP) {
+		packet->icmp = header + len;
+		return !packet->fragment && len >= sizeof(*ip);
+	}
+	bit = protocol_bit(ip->protocol);
+	if (!bit || packet->fragment || len < sizeof(*ip))
+		packet->opaque = bit | ALL_PROTOCOLS;
+	if (bit && !(fragment & IPV4_FRAGMENT_OFFSET) && len >= sizeof(*ip))
 		packet->ports = header + len;
 	return 1;
 }
@@ -195,16 +283,18 @@ static __always_inline int is_extension(__u8 next)
 static __always_inline int read_fragment(struct packet *packet, struct fragment_header *header,
 					 void *end)
 {
+	__u32 bit;
+
 	packet->opaque = HAS_ANY;
+	packet->fragment = 1;
 	if ((void *)(header + 1) > end || is_extension(header->next))
 		return 1;
-	packet->opaque = protocol_bit(header->next);
-	if (!packet->opaque)
-		return 0;
+	bit = protocol_bit(header->next);
+	packet->opaque = bit | ALL_PROTOCOLS;
 	set_protocol(packet, header->next);
-	if (!(header->offset & bpf_htons(IPV6_FRAGMENT_OFFSET)))
+	if (bit && !(header->offset & bpf_htons(IPV6_FRAGMENT_OFFSET)))
 		packet->ports = header + 1;
-	return 1;
+	return header->next != IPPROTO_ICMPV6;
 }
 
 static __always_inline int read_ipv6(struct packet *packet, void *header, void *end)
@@ -216,43 +306,228 @@ static __always_inline int read_ipv6(struct packet *packet, void *header, void *
 	__builtin_memcpy(packet->source.address, &ip->saddr, 16);
 	__builtin_memcpy(packet->destination.address, &ip->daddr, 16);
 	packet->multicast = packet->destination.address[0] == 0xff;
+	set_protocol(packet, ip->nexthdr);
 	if (protocol_bit(ip->nexthdr)) {
-		set_protocol(packet, ip->nexthdr);
 		packet->ports = ip + 1;
+		return 1;
+	}
+	if (ip->nexthdr == IPPROTO_ICMPV6) {
+		packet->icmp = ip + 1;
 		return 1;
 	}
 	if (ip->nexthdr == IPPROTO_FRAGMENT)
 		return read_fragment(packet, (void *)(ip + 1), end);
-	packet->opaque = HAS_ANY;
-	return is_extension(ip->nexthdr);
+	packet->opaque = is_extension(ip->nexthdr) ? HAS_ANY : ALL_PROTOCOLS;
+	return 1;
 }
 
-/* The exact port, then any. Leaves the port at 0 when it was not found. */
+/* The exact port, then any. */
 static __always_inline int listed(void *map, struct service *service)
 {
+	__be16 port = service->port;
+	int found;
+
 	if (bpf_map_lookup_elem(map, service))
 		return 1;
 	service->port = 0;
-	return bpf_map_lookup_elem(map, service) != 0;
+	found = bpf_map_lookup_elem(map, service) != 0;
+	service->port = port;
+	return found;
+}
+
+static __always_inline struct area *area_of(const struct service *service)
+{
+	struct prefix key = { .len = 128 };
+
+	__builtin_memcpy(key.address, service->address, 16);
+	return bpf_map_lookup_elem(&areas, &key);
+}
+
+static __always_inline int in_range(const struct area *area, const struct service *service)
+{
+	struct port_prefix key = {
+		.len = PORT_PREFIX_BITS,
+		.group = area->group,
+		.protocol = service->protocol,
+		.port = service->port,
+	};
+
+	return key.group && bpf_map_lookup_elem(&port_ranges, &key);
 }
 
 static __always_inline int is_for_vip(struct packet *packet)
 {
-	__u32 *protocols;
+	struct area *area;
 
 	if (packet->ports && listed(&vips, &packet->destination))
 		return 1;
 	if (!packet->opaque)
 		return 0;
-	protocols = bpf_map_lookup_elem(&vip_addresses, packet->destination.address);
-	return protocols && *protocols & packet->opaque;
+	area = area_of(&packet->destination);
+	return area && area->flags & packet->opaque;
+}
+
+static __always_inline int is_in_area(struct packet *packet)
+{
+	__u32 all = packet->destination.protocol == IPPROTO_TCP ? ALL_TCP : ALL_UDP;
+	struct area *area;
+
+	/* Others have been judged by their address. */
+	if (!packet->ports || packet->opaque)
+		return 0;
+	area = area_of(&packet->destination);
+	if (!area)
+		return 0;
+	return area->flags & (all | ALL_PROTOCOLS) || in_range(area, &packet->destination);
+}
+
+/* Whether a NAT backend has this address and port; any port, for a part without ports. */
+static __always_inline int is_backend(struct service *service, int ports, int fragment)
+{
+	struct area *area;
+
+	if (ports && listed(&returns, service))
+		return 1;
+	area = bpf_map_lookup_elem(&return_addresses, service->address);
+	if (!area)
+		return 0;
+	if (fragment && area->flags & protocol_bit(service->protocol))
+		return 1;
+	return ports && in_range(area, service);
 }
 
 static __always_inline int is_return(struct packet *packet)
 {
-	if (!packet->ports || packet->multicast || !listed(&returns, &packet->source))
+	if (packet->multicast || !(packet->ports || packet->fragment))
+		return 0;
+	if (!is_backend(&packet->source, packet->ports != 0, packet->fragment))
 		return 0;
 	return !bpf_map_lookup_elem(&locals, packet->destination.address);
+}
+
+/* What an ICMP error quotes: where that packet went. */
+struct quote {
+	struct service destination;
+	__u8 has_ports;
+	__u8 fragment;
+};
+
+static __always_inline void read_quoted_ports(struct quote *quote, __be16 *ports, void *end)
+{
+	if ((void *)(ports + 2) > end || !protocol_bit(quote->destination.protocol))
+		return;
+	quote->destination.port = ports[1];
+	quote->has_ports = 1;
+}
+
+static __always_inline int read_quoted_ipv4(struct quote *quote, struct iphdr *ip, void *end)
+{
+	__u16 fragment;
+
+	if ((void *)(ip + 1) > end || ip->ihl < 5)
+		return 0;
+	map_v4(quote->destination.address, ip->daddr);
+	quote->destination.protocol = ip->protocol;
+	fragment = bpf_ntohs(ip->frag_off);
+	quote->fragment = (fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS)) != 0;
+	if (!(fragment & IPV4_FRAGMENT_OFFSET))
+		read_quoted_ports(quote, (void *)ip + ip->ihl * 4, end);
+	return 1;
+}
+
+static __always_inline int read_quoted_ipv6(struct quote *quote, struct ipv6hdr *ip, void *end)
+{
+	struct fragment_header *fragment = (void *)(ip + 1);
+
+	if ((void *)(ip + 1) > end)
+		return 0;
+	__builtin_memcpy(quote->destination.address, &ip->daddr, 16);
+	quote->destination.protocol = ip->nexthdr;
+	if (ip->nexthdr != IPPROTO_FRAGMENT) {
+		read_quoted_ports(quote, (void *)(ip + 1), end);
+		return 1;
+	}
+	if ((void *)(fragment + 1) > end)
+		return 0;
+	quote->fragment = 1;
+	quote->destination.protocol = fragment->next;
+	if (!(fragment->offset & bpf_htons(IPV6_FRAGMENT_OFFSET)))
+		read_quoted_ports(quote, (void *)(fragment + 1), end);
+	return 1;
+}
+
+static __always_inline int is_tunnels(const struct quote *quote, const struct area *area)
+{
+	switch (quote->destination.protocol) {
+	case IPPROTO_IPIP:
+	case IPPROTO_IPV6:
+		return 1;
+	case IPPROTO_UDP:
+		return quote->has_ports && area->gue_port && quote->destination.port == area->gue_port;
+	}
+	return 0;
+}
+
+enum message { OTHER, ECHO, ERROR };
+
+static __always_inline enum message icmp_message(__u8 protocol, __u8 type)
+{
+	/* RFC 792: echo; unreachable, time exceeded, parameter problem. */
+	if (protocol == IPPROTO_ICMP)
+		switch (type) {
+		case 8:
+			return ECHO;
+		case 3:
+		case 11:
+		case 12:
+			return ERROR;
+		default:
+			return OTHER;
+		}
+	/* RFC 4443, 2.1: unreachable, packet too big, time exceeded, parameter problem; echo. */
+	return type >= 1 && type <= 4 ? ERROR : type == 128 ? ECHO : OTHER;
+}
+
+/* 0, or which counter an ICMP message that goes to a worker moves. */
+static __always_inline __u64 *judge_icmp(struct packet *packet, void *end, struct counters *count)
+{
+	__u8 protocol = packet->destination.protocol, *header = packet->icmp;
+	struct quote quote = {};
+	enum message message;
+	struct area *area;
+	int whole;
+
+	if ((void *)header + ICMP_LEN > end)
+		return 0;
+	message = icmp_message(protocol, *header);
+	if (message == OTHER)
+		return 0;
+	area = area_of(&packet->destination);
+	if (area && area->flags & (message == ERROR ? ICMP | ERRORS : ICMP))
+		return &count->steered;
+	if (message != ERROR || packet->multicast)
+		return 0;
+	whole = protocol == IPPROTO_ICMP ? read_quoted_ipv4(&quote, (void *)header + ICMP_LEN, end)
+					 : read_quoted_ipv6(&quote, (void *)header + ICMP_LEN, end);
+	if (!whole)
+		return 0;
+	if (area && area->flags & TUNNEL && is_tunnels(&quote, area))
+		return &count->steered;
+	if (!is_backend(&quote.destination, quote.has_ports, quote.fragment))
+		return 0;
+	return bpf_map_lookup_elem(&locals, packet->destination.address) ? 0 : &count->returned;
+}
+
+/* 0, or which counter a packet that goes to a worker moves. */
+static __always_inline __u64 *judge(struct packet *packet, void *end, struct counters *count)
+{
+	if (packet->icmp)
+		return judge_icmp(packet, end, count);
+	if (is_for_vip(packet))
+		return &count->steered;
+	if (is_return(packet))
+		return &count->returned;
+	return is_in_area(packet) ? &count->steered : 0;
 }
 
 static __always_inline int redirect(struct xdp_md *ctx, struct counters *count)
@@ -319,7 +594,7 @@ static __always_inline int read_packet(struct packet *packet, void *start, void 
 		return 1;
 	if ((void *)(ports + 2) > end) {
 		packet->ports = 0;
-		packet->opaque |= protocol_bit(packet->destination.protocol);
+		packet->opaque |= protocol_bit(packet->destination.protocol) | ALL_PROTOCOLS;
 		return 1;
 	}
 	packet->source.port = ports[0];
@@ -332,23 +607,20 @@ int holdfast_steer(struct xdp_md *ctx)
 {
 	void *start = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct packet packet = {};
+	__u64 *counter = 0;
 	__u32 only = 0;
 	struct counters *count = bpf_map_lookup_elem(&counts, &only);
 
 	if (!count)
 		return XDP_PASS;
-	if (read_packet(&packet, start, end)) {
-		if (is_for_vip(&packet)) {
-			count->steered++;
-			return redirect(ctx, count);
-		}
-		if (is_return(&packet)) {
-			count->returned++;
-			return redirect(ctx, count);
-		}
+	if (read_packet(&packet, start, end))
+		counter = judge(&packet, end, count);
+	if (!counter) {
+		count->passed++;
+		return XDP_PASS;
 	}
-	count->passed++;
-	return XDP_PASS;
+	(*counter)++;
+	return redirect(ctx, count);
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

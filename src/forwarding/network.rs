@@ -1,0 +1,282 @@
+//! Prefixes of addresses and ranges of ports: what a VIP listens on besides single ones.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::flow::{Address, Protocol};
+
+/// Bits of an address; an IPv4 address is the last 32 of them ([`Address`]).
+pub const ADDRESS_BITS: u8 = 128;
+/// How much longer a prefix is than IPv4 has it.
+const MAPPED_BITS: u8 = 96;
+
+/// All addresses that begin alike, or a single one. The bits behind the prefix are 0.
+///
+/// As a text, a prefix is `192.0.2.0/24`, and a single address has no length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Network {
+    address: Address,
+    len: u8,
+}
+
+impl Network {
+    /// The single address.
+    #[inline]
+    pub const fn single(address: Address) -> Self {
+        Self { address, len: ADDRESS_BITS }
+    }
+
+    /// The first `len` bits of an address (of 128 bits, also for IPv4; more are taken for 128).
+    #[inline]
+    pub const fn of(address: Address, len: u8) -> Self {
+        let len = if len > ADDRESS_BITS { ADDRESS_BITS } else { len };
+        let [high, low] = address.words();
+        let bits = ((high as u128) << 64 | low as u128) & mask(len);
+        Self { address: Address::from_v6(bits.to_be_bytes()), len }
+    }
+
+    /// The lowest address.
+    #[inline]
+    pub const fn address(self) -> Address {
+        self.address
+    }
+
+    /// Bits that its addresses have in common, of 128 also for IPv4.
+    #[inline]
+    pub const fn len(self) -> u8 {
+        self.len
+    }
+
+    /// Whether this is every address there is.
+    pub const fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether it is one address.
+    #[inline]
+    pub const fn is_single(self) -> bool {
+        self.len == ADDRESS_BITS
+    }
+
+    /// Whether its addresses are IPv4.
+    #[inline]
+    pub const fn is_v4(self) -> bool {
+        self.len >= MAPPED_BITS && self.address.is_v4()
+    }
+
+    /// Whether an address is one of these.
+    #[inline]
+    pub fn contains(self, address: Address) -> bool {
+        Self::of(address, self.len).address == self.address
+    }
+
+    /// Whether all addresses of `other` are some of these.
+    #[inline]
+    pub fn covers(self, other: Self) -> bool {
+        self.len <= other.len && self.contains(other.address)
+    }
+
+    /// The lowest address, as the rest of the program has it.
+    pub fn ip(self) -> IpAddr {
+        self.address.into()
+    }
+
+    /// Bits as its family counts them.
+    const fn family_len(self) -> u8 {
+        if self.is_v4() { self.len - MAPPED_BITS } else { self.len }
+    }
+}
+
+/// The first `len` (at most 128) of 128 bits.
+#[inline]
+const fn mask(len: u8) -> u128 {
+    match u128::MAX.checked_shr(len as u32) {
+        Some(rest) => !rest,
+        None => u128::MAX,
+    }
+}
+
+impl From<IpAddr> for Network {
+    fn from(ip: IpAddr) -> Self {
+        Self::single(ip.into())
+    }
+}
+
+impl From<IpNet> for Network {
+    fn from(net: IpNet) -> Self {
+        let more = if net.addr().is_ipv4() { MAPPED_BITS } else { 0 };
+        Self::of(net.addr().into(), net.prefix_len() + more)
+    }
+}
+
+impl FromStr for Network {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse::<IpAddr>() {
+            Ok(ip) => Ok(ip.into()),
+            Err(_) => text.parse::<IpNet>().map(Self::from),
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_single() {
+            return self.address.fmt(f);
+        }
+        write!(f, "{}/{}", self.address, self.family_len())
+    }
+}
+
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// The ports from one to another, both of them included; `first` is not above `last`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Every port.
+    pub const ALL: Self = Self { first: 0, last: u16::MAX };
+
+    /// One port.
+    #[inline]
+    pub const fn single(port: u16) -> Self {
+        Self { first: port, last: port }
+    }
+
+    /// Whether it is one port.
+    #[inline]
+    pub const fn is_single(self) -> bool {
+        self.first == self.last
+    }
+
+    /// Whether a port is one of these.
+    #[inline]
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+
+    /// Whether some port is one of both.
+    pub const fn meets(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
+    /// How many there are, 1 to 65,536.
+    pub fn count(self) -> usize {
+        usize::from(self.last.saturating_sub(self.first)) + 1
+    }
+
+    /// The ports as numbers of which the first bits are fixed: (port, bits). 30 at most.
+    pub fn prefixes(self) -> impl Iterator<Item = (u16, u8)> {
+        let mut next = Some(u32::from(self.first));
+        let end = u32::from(self.last) + 1;
+        std::iter::from_fn(move || {
+            let first = next.filter(|&first| first < end)?;
+            // The largest block that begins here and does not end behind the range.
+            let aligned = first.trailing_zeros().min(16);
+            let bits = (0..=aligned).rev().find(|bits| first + (1 << bits) <= end)?;
+            next = Some(first + (1 << bits));
+            Some((u16::try_from(first).ok()?, u8::try_from(16 - bits).ok()?))
+        })
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_single() {
+            return self.first.fmt(f);
+        }
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+/// Where somebody listens: the general form of [`ListenKey`](super::ListenKey).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Listen {
+    /// The addresses.
+    pub network: Network,
+    /// The protocol; with [`Protocol::Any`] the ports say nothing.
+    pub protocol: Protocol,
+    /// The ports.
+    pub ports: PortRange,
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_there_and_back() {
+        for (text, shown, bits) in [
+            ("192.0.2.10", "192.0.2.10", 128),
+            ("192.0.2.10/32", "192.0.2.10", 128),
+            ("192.0.2.10/24", "192.0.2.0/24", 120),
+            ("0.0.0.0/0", "0.0.0.0/0", 96),
+            ("2001:db8::1", "2001:db8::1", 128),
+            ("2001:db8:1::/96", "2001:db8:1::/96", 96),
+            ("2001:db8:1::9/96", "2001:db8:1::/96", 96),
+            ("::/0", "::/0", 0),
+        ] {
+            let network: Network = text.parse().unwrap();
+            assert_eq!((network.to_string().as_str(), network.len()), (shown, bits), "{text}");
+            assert_eq!(network.is_v4(), text.contains('.'), "{text}");
+        }
+        for text in ["", "192.0.2.0/33", "2001:db8::/129", "192.0.2/24", "a"] {
+            assert!(text.parse::<Network>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_in_a_network_or_not() {
+        let contains = |network: &str, address: &str| {
+            let address = address.parse::<IpAddr>().unwrap().into();
+            network.parse::<Network>().unwrap().contains(address)
+        };
+        assert!(contains("192.0.2.0/24", "192.0.2.0") && contains("192.0.2.0/24", "192.0.2.255"));
+        assert!(!contains("192.0.2.0/24", "192.0.3.0"));
+        assert!(!contains("192.0.2.0/24", "::c000:201"), "an IPv6 address that ends alike");
+        assert!(contains("2001:db8::/96", "2001:db8::ffff:ffff"));
+        assert!(!contains("2001:db8::/96", "2001:db8:0:0:0:1::"));
+        assert!(contains("0.0.0.0/0", "1.2.3.4") && !contains("0.0.0.0/0", "::1"));
+    }
+
+    #[test]
+    fn a_range_is_the_prefixes_that_make_it_up() {
+        for (first, last, most) in
+            [(1, 65_535, 16), (0, 65_535, 1), (80, 80, 1), (8000, 8999, 30), (1, 65_534, 30)]
+        {
+            let range = PortRange { first, last };
+            let prefixes: Vec<_> = range.prefixes().collect();
+            assert!(prefixes.len() <= most, "{range}: {prefixes:?}");
+            for port in 0..=u16::MAX {
+                let within = |&&(start, bits): &&(u16, u8)| {
+                    u32::from(port ^ start) >> (16 - u32::from(bits)) == 0
+                };
+                let found = prefixes.iter().filter(within).count();
+                assert_eq!(found, usize::from(range.contains(port)), "{range}: {port}");
+            }
+        }
+    }
+}
