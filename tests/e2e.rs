@@ -20,6 +20,7 @@ mod e2e {
     mod full_nat;
     mod health;
     mod icmp;
+    mod jumbo;
     pub mod kernel;
     mod lifecycle;
     mod limits;

@@ -161,6 +161,8 @@ pub struct Config {
     pub cores: Vec<usize>,
     /// Entries of each worker's flow table.
     pub flows: usize,
+    /// More keys of `[workers]`, as TOML.
+    pub worker_keys: &'static str,
     /// Interfaces to serve.
     pub interfaces: Vec<String>,
     /// More keys for every `[[nic]]`, as TOML.
@@ -182,13 +184,16 @@ impl Config {
         let socket = lab.state().join("control.sock").to_str().unwrap().to_owned();
         let cores = (0..workers).collect();
         let (control_keys, more) = (String::new(), String::new());
-        Self { cores, flows: 65_536, interfaces, nic_keys: "", socket, vips, more, control_keys }
+        let (worker_keys, nic_keys) = ("", "");
+        let flows = 65_536;
+        Self { cores, flows, worker_keys, interfaces, nic_keys, socket, vips, more, control_keys }
     }
 
     /// As TOML.
     pub fn toml(&self) -> String {
-        let Self { cores, flows, socket, control_keys, nic_keys: keys, .. } = self;
+        let Self { cores, flows, worker_keys, socket, control_keys, nic_keys: keys, .. } = self;
         let mut text = format!("[workers]\ncores = {cores:?}\nidle = \"sleep\"\nflows = {flows}\n");
+        writeln!(text, "{worker_keys}").unwrap();
         writeln!(text, "[control]\nsocket = \"{socket}\"\n{control_keys}").unwrap();
         for interface in &self.interfaces {
             writeln!(text, "[[nic]]\ninterface = \"{interface}\"\n{keys}").unwrap();
