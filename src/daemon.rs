@@ -21,6 +21,7 @@ use crate::datapath::explain::Explainer;
 use crate::datapath::path_mtu::PathMtus;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
+use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
 use crate::flow::table::{FlowTable, TableError};
 use crate::flow::tuple::TableSecret;
@@ -32,6 +33,7 @@ use crate::stats::WorkerStats;
 use crate::steering::Steerings;
 use crate::units::Ticks;
 use crate::xdp::cpu::{self, CpuError};
+use crate::xdp::memory::MappingError;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::port::Port;
 use crate::xdp::program::{AttachMode, ProgramError, Steering};
@@ -61,6 +63,9 @@ pub enum DaemonError {
     /// No memory for a flow table.
     #[error("[workers] flows: {0}")]
     Flows(#[from] TableError),
+    /// No memory for the sources of full-NAT flows.
+    #[error("[full_nat] sources: {0}")]
+    Bindings(#[from] MappingError),
     /// An AF_XDP socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -112,12 +117,13 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let secret = TableSecret::new(random_seed()?);
     let flows = flow_tables(&config, &secret)?;
     let clients = Arc::new(Clients::new(config.workers.clients, secret));
+    let bindings = Arc::new(bindings(&config)?);
     let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(OwnLine(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
-    let shared = Shared { flows, clients, paths: Arc::default(), tables };
+    let shared = Shared { flows, clients, paths: Arc::default(), bindings, tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
         let (worker, stats) = on_core(core, || make_worker(&config, index, &mut nics, &shared))?;
         workers.push(worker);
@@ -222,6 +228,12 @@ fn flow_tables(
     config.workers.cores.iter().map(table).collect()
 }
 
+/// The source addresses and ports of full-NAT flows.
+fn bindings(config: &Config) -> Result<Bindings, DaemonError> {
+    let workers = u8::try_from(config.workers.cores.len()).unwrap_or(u8::MAX);
+    Ok(Bindings::new(config.full_nat.numbered(), workers)?)
+}
+
 /// Makes something on a core: its memory is then of that core's NUMA node, where the kernel puts
 /// what is touched there first.
 fn on_core<T: Send>(
@@ -245,6 +257,7 @@ struct Shared {
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
     paths: Arc<PathMtus>,
+    bindings: Arc<Bindings>,
     tables: Subscription,
 }
 
@@ -286,6 +299,7 @@ fn make_worker(
         flows: Arc::clone(&shared.flows),
         clients: Arc::clone(&shared.clients),
         paths: Arc::clone(&shared.paths),
+        bindings: Arc::clone(&shared.bindings),
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
         tables: shared.tables.clone(),
         stats: Arc::clone(&stats),
@@ -365,7 +379,8 @@ fn explainer(
     let stats = workers.iter().map(|worker| Arc::clone(&worker.stats)).collect();
     let (flows, clients) = (Arc::clone(&shared.flows), Arc::clone(&shared.clients));
     let paths = Arc::clone(&shared.paths);
-    let explainer = Mutex::new(Explainer::new(macs, flows, clients, paths, stats)?);
+    let bindings = Arc::clone(&shared.bindings);
+    let explainer = Mutex::new(Explainer::new(macs, flows, clients, paths, bindings, stats)?);
     Ok(Arc::new(move |question, table| {
         let mut explainer =
             explainer.lock().map_err(|_| "an earlier question failed".to_owned())?;

@@ -116,8 +116,7 @@ named! {
 named! {
     /// Why a worker dropped a packet. One counter each.
     Drop
-    /// A packet of several frames, of which one is missing or empty, or they are more than 17, or it is
-    /// an ICMP message, which must lie in one.
+    /// A packet of several frames, of which one is missing or empty, or they are more than 17.
     NotWhole = "not_whole",
     /// Fewer than 14 bytes, or a VLAN tag cut short.
     TruncatedEthernet = "truncated_ethernet",
@@ -165,7 +164,12 @@ named! {
     TableFull = "table_full",
     /// Every backend of the NAT VIP already has a flow from this client address and port.
     NatCollision = "nat_collision",
-    /// From a NAT backend's service port, but no flow is known that it answers.
+    /// Mode full_nat: every source address and port that the worker has for the backend's family is
+    /// in use.
+    NoSourcePort = "no_source_port",
+    /// Mode full_nat: a packet that belongs to no flow that is known here, and begins none.
+    RequestNoFlow = "request_no_flow",
+    /// From a NAT backend's service port or for a full-NAT source, but no flow is known that it answers.
     ReturnNoFlow = "return_no_flow",
     /// The pinned backend has no known next hop (route or neighbour is missing).
     NoNextHop = "no_next_hop",
@@ -241,6 +245,10 @@ pub struct WorkerStats {
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
     pub flow_aliases: Counter,
+    /// IPv4 sources of full-NAT flows in use now (a gauge).
+    pub bindings_v4: Counter,
+    /// The same for IPv6 (a gauge).
+    pub bindings_v6: Counter,
     /// Clients that were not noted because proven ones had all places of their bucket.
     pub clients_full: Counter,
     /// New flows of VIPs whose sources are watched.
@@ -433,6 +441,8 @@ impl WorkerStats {
             icmp_rate_limited: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
+            bindings_v4: Counter::default(),
+            bindings_v6: Counter::default(),
             clients_full: Counter::default(),
             samples: Samples::default(),
             batches: Counter::default(),
@@ -443,6 +453,12 @@ impl WorkerStats {
             backends: zeroed(backends),
             ports: zeroed(ports),
         }
+    }
+
+    /// The gauge of the full-NAT sources in use, of one family.
+    #[inline]
+    pub const fn bindings(&self, v4: bool) -> &Counter {
+        if v4 { &self.bindings_v4 } else { &self.bindings_v6 }
     }
 
     /// The counter of one drop reason.
@@ -460,10 +476,8 @@ impl WorkerStats {
             received,
             transmitted,
             handed_over,
+            answers,
             drops: _,
-            answers: _,
-            icmp_errors_forwarded,
-            icmp_rate_limited,
             flows_new,
             flows_found_elsewhere,
             flows_by_hash,
@@ -475,8 +489,12 @@ impl WorkerStats {
             resets_sent,
             probes_sent,
             fragments_sent,
+            icmp_errors_forwarded,
+            icmp_rate_limited,
             flows_active,
             flow_aliases,
+            bindings_v4,
+            bindings_v6,
             clients_full,
             samples: _,
             batches: _,
@@ -487,12 +505,12 @@ impl WorkerStats {
             backends: _,
             ports: _,
         } = self;
+        let answered = answers.iter().map(Counter::get).sum();
         [
             ("received", received.get()),
             ("transmitted", transmitted.get()),
             ("handed_over", handed_over.get()),
-            ("icmp_errors_forwarded", icmp_errors_forwarded.get()),
-            ("icmp_rate_limited", icmp_rate_limited.get()),
+            ("answered", answered),
             ("flows_new", flows_new.get()),
             ("flows_found_elsewhere", flows_found_elsewhere.get()),
             ("flows_by_hash", flows_by_hash.get()),
@@ -504,8 +522,12 @@ impl WorkerStats {
             ("resets_sent", resets_sent.get()),
             ("probes_sent", probes_sent.get()),
             ("fragments_sent", fragments_sent.get()),
+            ("icmp_errors_forwarded", icmp_errors_forwarded.get()),
+            ("icmp_rate_limited", icmp_rate_limited.get()),
             ("flows_active", flows_active.get()),
             ("flow_aliases", flow_aliases.get()),
+            ("bindings_v4", bindings_v4.get()),
+            ("bindings_v6", bindings_v6.get()),
             ("clients_full", clients_full.get()),
         ]
         .into_iter()

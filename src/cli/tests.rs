@@ -226,6 +226,7 @@ fn sample(backends: Vec<BackendStatus>) -> api::Status {
         answers: BTreeMap::from([("echo_replies".to_owned(), 1)]),
         drops,
         vips: vec![vip(backends)],
+        full_nat: None,
         workers: vec![worker],
         nics: vec![nic()],
     }
@@ -238,6 +239,7 @@ fn flow() -> api::Flow {
         protocol: Protocol::Tcp,
         client: "198.51.100.7:40000".parse().unwrap(),
         destination: "192.0.2.10:80".parse().unwrap(),
+        source: None,
         state: "established".to_owned(),
         age_ms: 61_500,
         idle_ms: 10,

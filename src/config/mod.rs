@@ -11,6 +11,7 @@ mod choice;
 mod control;
 mod drain;
 mod error;
+mod full_nat;
 mod hash;
 mod health;
 mod icmp;
@@ -61,6 +62,7 @@ pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
 pub use drain::Drain;
 pub use error::{ConfigError, ConfigErrors};
+pub use full_nat::FullNat;
 pub use neighbours::{
     BackendFacts, BackendState, Neighbours, NicFacts, load_neighbours, parse_neighbours,
 };
@@ -135,6 +137,9 @@ fn check(report: &mut Report<'_>) -> Config {
     let workers = workers.check(&root.key("workers"), report);
     let nics = nics(document.remove("nic"), report);
     let first_nic = nics.first().map(|nic| nic.value.interface.clone());
+    let last_nic = nics.last().map(|nic| nic.value.interface.as_str());
+    let full_nat: full_nat::RawFullNat = table(&mut document, "full_nat", report);
+    let full_nat = full_nat.check(&root.key("full_nat"), last_nic, workers.cores.len(), report);
     let hash: hash::RawHash = table(&mut document, "hash", report);
     let hash = hash.check(&root.key("hash"), report);
     let defaults = vip::Defaults { nic: first_nic.as_deref(), table_size: hash.table_size };
@@ -144,14 +149,15 @@ fn check(report: &mut Report<'_>) -> Config {
     let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
     for key in document.keys() {
         let what = "unknown section or key";
-        let fix =
-            "the sections are: [workers], [[nic]], [[vip]], [tunnel], [icmp], [control], [hash]";
+        let fix = "the sections are: [workers], [[nic]], [[vip]], [full_nat], [tunnel], [icmp], [control], \
+             [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
         workers,
         nics: nics.iter().map(|nic| nic.value.clone()).collect(),
         vips: vips.iter().map(|(vip, _)| vip.value.clone()).collect(),
+        full_nat,
         icmp: icmp.check(&root.key("icmp"), report),
         control: control.check(&root.key("control"), report),
         tunnels: tunnel.check(&root.key("tunnel"), report),
@@ -233,6 +239,8 @@ pub struct Config {
     pub vips: Vec<Vip>,
     /// `[tunnel]`.
     pub tunnels: Tunnels,
+    /// `[full_nat]`.
+    pub full_nat: FullNat,
     /// `[icmp]`.
     pub icmp: IcmpRate,
     /// `[control]`.

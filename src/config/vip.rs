@@ -276,24 +276,24 @@ fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<
     const WORDS: &[(&str, Forward)] = &[
         ("dsr", Forward::Dsr),
         ("nat", Forward::Nat),
+        ("full_nat", Forward::FullNat),
         ("ipip", Forward::Ipip),
         ("gue", Forward::Gue),
     ];
-    const LATER: &[&str] = &["full_nat"];
     let Some(word) = raw else {
         let fix = "say how packets reach the backends: \"nat\" rewrites addresses, \"dsr\" only \
-                   the destination MAC, \"ipip\" and \"gue\" put them into others (but for \"nat\", \
-                   the backends need the VIP's address on loopback)";
+                   the destination MAC, \"ipip\" and \"gue\" put them into others (but for \"nat\" \
+                   and \"full_nat\", the backends need the VIP's address on loopback)";
         report.missing(place, fix);
         return None;
     };
-    report.word(place, word, WORDS, LATER)
+    report.word(place, word, WORDS, &[])
 }
 
-fn announce(
+pub(super) fn announce(
     raw: Option<String>,
     place: &Place,
-    first_nic: Option<&str>,
+    default: Option<&str>,
     report: &mut Report<'_>,
 ) -> Announce {
     match raw {
@@ -302,7 +302,7 @@ fn announce(
             report.interface(place, &name);
             Announce::Interface(name)
         }
-        None => first_nic.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
+        None => default.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
     }
 }
 

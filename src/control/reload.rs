@@ -34,6 +34,10 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.io.tx_kick != b.io.tx_kick, "[workers] tx_kick");
     check(a.io.need_wakeup != b.io.need_wakeup, "[workers] need_wakeup");
     check(a.io.busy_poll != b.io.busy_poll, "[workers] busy_poll");
+    let (a, b) = (&old.full_nat, &new.full_nat);
+    check(a.sources != b.sources, "[full_nat] sources");
+    check(a.ports != b.ports, "[full_nat] ports");
+    check(a.announce != b.announce, "[full_nat] announce");
     check(old.control.socket != new.control.socket, "[control] socket");
     check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
     check(old.hash.secret != new.hash.secret, "[hash] secret");
@@ -50,10 +54,11 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     }
     // A key that this list does not know yet must not pass unnoticed either.
     let same = |a: &Config, b: &Config| {
-        (&a.workers, &a.nics, &a.control, &a.hash) == (&b.workers, &b.nics, &b.control, &b.hash)
+        (&a.workers, &a.nics, &a.full_nat) == (&b.workers, &b.nics, &b.full_nat)
+            && (&a.control, &a.hash) == (&b.control, &b.hash)
     };
     if keys.is_empty() && !same(old, new) {
-        keys.push("[workers], [[nic]], [control] or [hash]".to_owned());
+        keys.push("[workers], [[nic]], [full_nat], [control] or [hash]".to_owned());
     }
     keys
 }
@@ -279,7 +284,7 @@ pub(super) mod tests {
 
     use super::super::state::tests::{backend, tcp_health, vip};
     use super::*;
-    use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
+    use crate::config::{Control, CopyMode, FullNat, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
     use crate::forwarding::this_box::IcmpRate;
     use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind, ServerId};
@@ -305,6 +310,7 @@ pub(super) mod tests {
                 ring: 2048,
             }],
             vips,
+            full_nat: FullNat::default(),
             icmp: IcmpRate::default(),
             control: Control {
                 socket: "/run/holdfast/control.sock".into(),

@@ -19,13 +19,14 @@ use super::netlink::InterfaceAddress;
 use super::slow_start::SlowStart;
 use super::status::{self, Baseline};
 use crate::config;
+use crate::flow::bindings::Sources;
 use crate::flow::{Address, Protocol};
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_key;
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
     Affinity, BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
-    NextHop, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
+    Network, NextHop, PortRange, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -127,6 +128,7 @@ pub struct Registry {
     places: HashMap<BackendIndex, (usize, usize)>,
     vip_indices: Indices,
     backend_indices: Indices,
+    sources: Sources,
 }
 
 impl Default for Registry {
@@ -138,7 +140,18 @@ impl Default for Registry {
 impl Registry {
     fn with_room(vips: usize, backends: usize) -> Self {
         let (vip_indices, backend_indices) = (Indices::new(vips), Indices::new(backends));
-        Self { vips: Vec::new(), places: HashMap::new(), vip_indices, backend_indices }
+        let (vips, places, sources) = (Vec::new(), HashMap::new(), Sources::default());
+        Self { vips, places, vip_indices, backend_indices, sources }
+    }
+
+    /// Empty, for full-NAT VIPs with these sources.
+    pub fn new(sources: Sources) -> Self {
+        Self { sources, ..Self::default() }
+    }
+
+    /// The sources of full-NAT flows.
+    pub const fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// The VIPs, in the configuration's order.
@@ -323,7 +336,10 @@ impl Registry {
         let nat = self.vips.iter().filter(|vip| vip.config.forward == Forward::Nat);
         let returns = distinct(nat.flat_map(VipEntry::return_keys));
         let locals = distinct(addresses.iter().map(|found| Address::from(found.address)));
-        SteerRules { vips, returns, locals, ..SteerRules::default() }
+        let (first, last) = self.sources.ports();
+        let single = |&address: &Address| (Network::single(address), PortRange { first, last });
+        let sources = self.sources.addresses().iter().map(single).collect();
+        SteerRules { vips, returns, locals, sources, ..SteerRules::default() }
     }
 
     /// The addresses whose next hops are needed.

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The answer is made in the packet's own frame and leaves by where the packet came from; its source is
-//! the VIP. What deserves none (RFC 1122 3.2.2, RFC 4443 2.4 e), or finds the limit reached, is
+//! the VIP, or the full-NAT source that the packet was for. What deserves none (RFC 1122 3.2.2, RFC 4443 2.4 e), or finds the limit reached, is
 //! dropped for the reason that it had.
 //!
 //! Writes: the frame, the limiter. Cost: only for packets that are not forwarded.
@@ -21,6 +21,7 @@ use crate::flow::Protocol;
 use crate::forwarding::NextHop;
 use crate::stats::{Answer, Drop};
 use crate::wire::icmp::{self, ErrorKind};
+use crate::xdp::umem::FramePool;
 
 /// Makes a packet that cannot be forwarded, and is as it was received, its own answer.
 ///
@@ -33,18 +34,21 @@ pub fn answer(
     context: &Context<'_>,
     macs: &Macs,
     limiter: &mut Limiter,
+    pool: &mut FramePool,
 ) -> Result<(), Drop> {
+    let mut send =
+        |packet: &mut Packet, kind| send_error(packet, kind, context, macs, limiter, pool);
     let answered = match reason {
         Drop::TooBig => {
             let kind = ErrorKind::TooBig { mtu: packet.limit };
-            must_not_be_fragmented(packet) && send_error(packet, kind, context, macs, limiter)
+            must_not_be_fragmented(packet) && send(packet, kind)
         }
-        Drop::TtlExceeded => send_error(packet, ErrorKind::TimeExceeded, context, macs, limiter),
+        Drop::TtlExceeded => send(packet, ErrorKind::TimeExceeded),
         Drop::NoBackend if rejects(packet, context) => match packet.flow.protocol() {
-            Protocol::Tcp => reset::refuse(packet, context, macs),
-            Protocol::Udp | Protocol::Any => {
-                send_error(packet, ErrorKind::PortUnreachable, context, macs, limiter)
-            }
+            Protocol::Tcp => reset::refuse(packet, context, macs, pool),
+            Protocol::Udp => send(packet, ErrorKind::PortUnreachable),
+            // A protocol that we do not know has no ports.
+            Protocol::Any => false,
         },
         _ => false,
     };
@@ -69,6 +73,7 @@ fn send_error(
     context: &Context<'_>,
     macs: &Macs,
     limiter: &mut Limiter,
+    pool: &mut FramePool,
 ) -> bool {
     let key = packet.flow.key();
     let (ip, hop) = (packet.shape.ip(), packet.came_from(context.nic));
@@ -91,7 +96,15 @@ fn send_error(
         ErrorKind::TimeExceeded => Answer::TimeExceeded,
         ErrorKind::PortUnreachable => Answer::Unreachable,
     };
-    icmp::error(frame, ip, key.vip, kind).is_ok() && send_back(packet, answer, &hop, context, macs)
+    // What is behind the first frame is more than an error quotes.
+    pool.cut(frame);
+    // To a full-NAT backend we are the source that its flow has.
+    let ours = match packet.way {
+        Way::ToClientOf(id) => context.bindings.sources().source(id).map(|(address, _)| address),
+        _ => None,
+    };
+    icmp::error(frame, ip, ours.unwrap_or(key.vip), kind).is_ok()
+        && send_back(packet, answer, &hop, context, macs)
 }
 
 /// Sends the frame, which is an answer now, back to where the packet came from: to `hop`.

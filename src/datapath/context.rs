@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use super::path_mtu::PathMtus;
+use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowView;
 use crate::forwarding::explain::Trace;
@@ -23,6 +24,8 @@ pub struct Context<'a> {
     pub paths: &'a PathMtus,
     /// Of the worker's IPv4 packets that may be fragmented.
     pub identification: &'a Identification,
+    /// The full-NAT sources of all workers.
+    pub bindings: &'a Bindings,
     /// The NIC that the batch came from.
     pub nic: PortIndex,
     /// Now.

@@ -22,6 +22,7 @@ use super::reset::Outbox;
 use super::rewrite::{Macs, mtu_towards, tunnel};
 use super::select::{out_of_service, rivals};
 use super::worker::forward;
+use crate::flow::bindings::Bindings;
 use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
 use crate::flow::table::{Families, FlowTable, TableError};
@@ -50,6 +51,7 @@ pub struct Explainer {
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
     paths: Arc<PathMtus>,
+    bindings: Arc<Bindings>,
     stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -81,10 +83,11 @@ impl Explainer {
         flows: Arc<[Arc<FlowTable>]>,
         clients: Arc<Clients>,
         paths: Arc<PathMtus>,
+        bindings: Arc<Bindings>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, UmemError> {
         let (_, pool) = Umem::create(1, 4096)?;
-        Ok(Self { pool, macs, flows, clients, paths, stats })
+        Ok(Self { pool, macs, flows, clients, paths, bindings, stats })
     }
 
     /// What becomes of a packet of the flow now. Cost: about a millisecond.
@@ -105,13 +108,15 @@ impl Explainer {
         let (worker, pinned) = tell_pin(&found, &key, table, now, &trace);
         let stats = self.loads(worker, vip);
         let me = u8::try_from(worker).unwrap_or_default();
+        let bound = found.iter().filter_map(|found| found.pin.track.binding());
+        let (bindings, leases) = self.bindings.scratch(bound, me).map_err(TableError::from)?;
         let Some(flows) = scratch.get(worker).cloned() else {
             return Err(ExplainError::Packet("there is no worker".to_owned()));
         };
-        let Some(mut conntrack) = Conntrack::adopt(scratch, me, now) else {
+        let Some(mut conntrack) = Conntrack::adopt(scratch, leases, me, now) else {
             return Err(ExplainError::Packet("the scratch table is in use".to_owned()));
         };
-        let hop = pinned.map_or(SOMEWHERE, |pin| pin.track.hop());
+        let hop = pinned.map_or(SOMEWHERE, |pin| self.bindings.way_back(&pin.track));
         let opens = match question.packet {
             Segment::Likely => pinned.is_none(),
             Segment::Syn => true,
@@ -128,6 +133,7 @@ impl Explainer {
             clients: &self.clients.scratch(&client),
             paths: &self.paths,
             identification: &Identification::of(me),
+            bindings: &bindings,
             nic,
             now,
             stats: &stats,
@@ -136,7 +142,7 @@ impl Explainer {
         let verdict = run(&mut packet, &mut conntrack, context, &flows, &self.macs);
         let sent = verdict.is_ok();
         match verdict {
-            Ok(()) => tell_rewrite(&packet, question, context),
+            Ok(()) => tell_rewrite(&packet, pinned, question, context),
             Err(reason) => trace.tell("drop", reason.as_str(), reason.describe().trim()),
         }
         let frame = if sent { packet.data().to_vec() } else { Vec::new() };
@@ -305,7 +311,7 @@ impl Display for Seconds {
     }
 }
 
-fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
+fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, context: &Context<'_>) {
     let Some((trace, backend)) = context.trace.zip(context.table.backend(packet.backend)) else {
         return;
     };
@@ -314,15 +320,21 @@ fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
         backend.address.into(),
         backend.port.unwrap_or_else(|| question.destination.port()),
     );
+    let sources = context.bindings.sources();
+    let source = pinned.and_then(|pin| sources.source(pin.track.binding()?));
+    let source = source.map(|(address, port)| SocketAddr::new(address.into(), port));
     let outcome = match backend.forward {
-        Forward::Nat | Forward::FullNat => format!("{} -> {to}", question.client),
+        Forward::Nat => format!("{} -> {to}", question.client),
+        Forward::FullNat => source
+            .map_or_else(|| format!("{sources} -> {to}"), |source| format!("{source} -> {to}")),
         _ => format!("{} -> {}", question.client, question.destination),
     };
     let why = match backend.forward {
         Forward::Dsr => format!("dsr: only the destination MAC changes, to that of {name}"),
         Forward::Nat => format!("nat: to the address and port of {name}"),
         Forward::FullNat => {
-            format!("full_nat: to the address and port of {name}, from one of ours")
+            let from = if source.is_some() { "the source of this flow" } else { "a free source" };
+            format!("full_nat: to the address and port of {name}, from {from}")
         }
         Forward::Ipip => format!("ipip: as it is, in an IP packet to {name}"),
         Forward::Gue => format!("gue: as it is, in a UDP packet to {name}"),

@@ -12,6 +12,7 @@
 //! Reads and writes: frames. Cost: a copy of the packet. Bound: [`PIECES`] per packet.
 
 use super::batch::{Packet, Part, Shape, Way};
+use super::conntrack::Target;
 use super::context::Context;
 use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend};
@@ -55,7 +56,10 @@ pub fn fragment(
     pool: &mut FramePool,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
-    let backend = context.table.backend(packet.backend).ok_or(reason)?;
+    // Where addresses are translated, a piece without ports would need those of its datagram.
+    let backend = context.table.backend(packet.backend);
+    let backend = backend.filter(|backend| !backend.forward.translates()).ok_or(reason)?;
+    let target = Target { backend, binding: None };
     let plan = plan(packet).filter(|_| reason == Drop::TooBig).ok_or(reason)?;
     if pool.len() < plan.pieces || outbox.room_for_pieces() < plan.pieces {
         return Err(reason);
@@ -65,7 +69,7 @@ pub fn fragment(
         let Some(frame) = cut(packet.data(), &plan, index, pool) else { return Err(reason) };
         let shape = Shape { part: Part::Later, ..packet.shape };
         let mut piece = Packet { frame: Some(frame), shape, flow: packet.flow, ..Packet::NONE };
-        let rewritten = rewrite_to_backend(&mut piece, backend, context, macs);
+        let rewritten = rewrite_to_backend(&mut piece, &target, context, macs);
         match piece.frame.take() {
             Some(frame) if rewritten.is_ok() => outbox.push_piece(piece.nic, frame, pool),
             frame => frame.into_iter().for_each(|frame| pool.push(frame)),
@@ -83,7 +87,7 @@ pub fn fragment(
     if packet.shape.part == Part::Whole {
         packet.shape.part = Part::First;
     }
-    rewrite_to_backend(packet, backend, context, macs)?;
+    rewrite_to_backend(packet, &target, context, macs)?;
     packet.bytes = received;
     Ok(())
 }

@@ -11,6 +11,7 @@
 
 pub mod answer;
 pub mod batch;
+pub mod bindings;
 pub mod classify;
 pub mod clients;
 pub mod conntrack;

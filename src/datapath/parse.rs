@@ -68,7 +68,7 @@ pub struct Message {
     pub source: Address,
     /// To whom.
     pub destination: Address,
-    /// Its bytes, which are all in the frame.
+    /// Its bytes, in the first frame or not.
     pub len: u16,
 }
 
@@ -201,7 +201,7 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
         flags: TcpFlags(0),
         part: Part::Whole,
     };
-    if let Some(message) = network.icmp()? {
+    if let Some(message) = network.icmp() {
         return Ok((shape, Parsed::Icmp(message)));
     }
     let protocol = Protocol::from_number(network.protocol).ok_or(Drop::UnsupportedProtocol)?;
@@ -269,9 +269,8 @@ fn here(packet: &[u8], range: Range<usize>, behind: usize) -> Option<&[u8]> {
 }
 
 impl Network<'_> {
-    /// The ICMP message of its family that it carries, if it does. It must lie in one frame, to be
-    /// checked.
-    fn icmp(&self) -> Result<Option<Message>, Drop> {
+    /// The ICMP message of its family that it carries, if it does.
+    fn icmp(&self) -> Option<Message> {
         let (number, source, destination) = match self.addresses {
             Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]) => {
                 let address = Address::from_v4;
@@ -281,14 +280,8 @@ impl Network<'_> {
                 (number::ICMP_V6, Address::from_v6(source), Address::from_v6(destination))
             }
         };
-        if self.protocol != number {
-            return Ok(None);
-        }
-        if self.payload.len() < self.len {
-            return Err(Drop::NotWhole);
-        }
-        let len = u16::try_from(self.len).map_err(|_| Drop::NotWhole)?;
-        Ok(Some(Message { source, destination, len }))
+        let len = u16::try_from(self.len).ok()?;
+        (self.protocol == number).then_some(Message { source, destination, len })
     }
 }
 

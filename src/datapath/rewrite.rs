@@ -5,6 +5,7 @@
 //! nat  to the backend  MAC, destination address and port, TTL, checksums
 //! nat  to the client   MAC, source address and port, TTL, checksums
 //! ipip, gue            outer headers and MAC; the packet itself stays as it is
+//! full_nat  either way MAC, both addresses and ports, TTL, checksums
 //! ```
 //!
 //! Where the VIP says so, a SYN's maximum segment size is lowered on the way.
@@ -12,10 +13,12 @@
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
+mod full_nat;
 mod nat;
 pub(super) mod tunnel;
 
-use super::batch::{Packet, Shape, TcpFlags};
+use super::batch::{Packet, Shape, TcpFlags, Way};
+use super::conntrack::Target;
 use super::context::Context;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop, VipId};
@@ -35,10 +38,11 @@ pub type Macs = [[u8; 6]];
 #[inline(always)]
 pub fn rewrite_to_backend(
     packet: &mut Packet,
-    backend: &Backend,
+    target: &Target<'_>,
     context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
+    let Target { backend, binding } = *target;
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
@@ -61,11 +65,15 @@ pub fn rewrite_to_backend(
             let port = backend.port.unwrap_or(flow.key().vip_port);
             nat::translate(frame, shape, flow, Side::Destination, backend.address, port)?;
         }
+        Forward::FullNat => {
+            let source = binding.and_then(|id| context.bindings.sources().source(id));
+            let source = source.ok_or(Drop::RequestNoFlow)?;
+            let port = backend.port.unwrap_or(flow.key().vip_port);
+            full_nat::translate(frame, shape, flow, source, (backend.address, port))?;
+        }
         Forward::Ipip | Forward::Gue => {
             tunnel::encapsulate(frame, shape, flow.tuple, backend, context)?;
         }
-        // The configuration refuses it in this version.
-        Forward::FullNat => return Err(Drop::NoBackend),
     }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
@@ -78,7 +86,7 @@ pub fn mtu_towards(backend: &Backend, v4: bool, context: &Context<'_>) -> u16 {
     if backend.forward.tunnels() { tunnel::limit(v4, backend, context) } else { backend.mtu }
 }
 
-/// Rewrites a NAT backend's packet for the client that is at `hop`.
+/// Rewrites a backend's packet for the client that is at `hop`.
 ///
 /// # Errors
 /// As [`rewrite_to_backend`].
@@ -89,7 +97,7 @@ pub fn rewrite_to_client(
     context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
-    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
+    let Packet { frame: Some(frame), flow, shape, way, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
@@ -102,7 +110,11 @@ pub fn rewrite_to_client(
         lower_mss(frame, shape, packet.vip, context);
     }
     let key = flow.key();
-    nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
+    let (vip, client) = ((key.vip, key.vip_port), (key.client, key.client_port));
+    match way {
+        Way::ToClientOf(_) => full_nat::translate(frame, shape, flow, vip, client)?,
+        _ => nat::translate(frame, shape, flow, Side::Source, vip.0, vip.1)?,
+    }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
 }

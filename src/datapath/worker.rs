@@ -19,6 +19,7 @@ use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
 use super::transmit::{end, transmit};
+use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::PortIndex;
@@ -49,6 +50,8 @@ pub struct Parts {
     pub clients: Arc<Clients>,
     /// What was learnt of the paths to tunnels' ends, by all workers.
     pub paths: Arc<PathMtus>,
+    /// The full-NAT sources of all workers.
+    pub bindings: Arc<Bindings>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -70,6 +73,7 @@ pub struct Worker {
     clients: Arc<Clients>,
     paths: Arc<PathMtus>,
     identification: Identification,
+    bindings: Arc<Bindings>,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
@@ -85,12 +89,14 @@ impl Worker {
     ///
     /// `None` if `flows` has no table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
+        let leases = Leases::new(Arc::clone(&parts.bindings), parts.index);
         let mut worker = Self {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
-            conntrack: Conntrack::new(parts.flows, parts.index, now)?,
+            conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,
             clients: parts.clients,
             paths: parts.paths,
             identification: Identification::of(parts.index),
+            bindings: parts.bindings,
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -138,6 +144,7 @@ impl Worker {
             clients: &self.clients,
             paths: &self.paths,
             identification: &self.identification,
+            bindings: &self.bindings,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -161,6 +168,7 @@ impl Worker {
             clients,
             paths,
             identification,
+            bindings,
             stats,
             batch,
             outbox,
@@ -180,6 +188,7 @@ impl Worker {
                 clients,
                 paths,
                 identification,
+                bindings,
                 nic,
                 now,
                 stats,
@@ -208,7 +217,7 @@ impl Worker {
             prefetch(batch, context.flows);
             for packet in batch.in_flight() {
                 if let Err(reason) = forward(packet, conntrack, context, macs, outbox)
-                    && let Err(reason) = answer(packet, reason, context, macs, limiter)
+                    && let Err(reason) = answer(packet, reason, context, macs, limiter, pool)
                     && let Err(reason) = fragment(packet, reason, context, macs, pool, outbox)
                 {
                     end(packet, reason, pool, stats);
@@ -282,20 +291,22 @@ pub(super) fn forward(
     macs: &Macs,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
-    let source = match packet.way {
+    let reply = match packet.way {
         Way::ToBackend => {
-            let backend = match conntrack.track(packet, context) {
-                Ok(backend) => backend,
+            let target = match conntrack.track(packet, context) {
+                Ok(target) => target,
                 Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
                 Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut, context)),
             };
-            return rewrite_to_backend(packet, backend, context, macs);
+            return rewrite_to_backend(packet, &target, context, macs);
         }
-        Way::ToClient(source) => source,
+        Way::ToClient(source) => conntrack.track_reply(packet, source, context),
+        Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
         Way::Related(source) => return icmp::forward(packet, source, conntrack, context, macs),
+        Way::RelatedTo(binding) => return icmp::forward_bound(packet, binding, context, macs),
         Way::Back(_) => return Ok(()),
     };
-    match conntrack.track_reply(packet, source, context) {
+    match reply {
         Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),
         Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context)),
         None => Err(Drop::ReturnNoFlow),
