@@ -28,4 +28,5 @@ mod e2e {
     mod reload;
     mod resets;
     mod sticky;
+    mod tunnel;
 }
