@@ -31,4 +31,5 @@ mod e2e {
     mod reload;
     mod resets;
     mod sticky;
+    mod tunnel;
 }

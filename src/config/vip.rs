@@ -282,8 +282,8 @@ fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<
     ];
     let Some(word) = raw else {
         let fix = "say how packets reach the backends: \"nat\" rewrites addresses, \"dsr\" only \
-                   the destination MAC, \"ipip\" and \"gue\" put them into others (but for \"nat\", \
-                   the backends need the VIP's address on loopback)";
+                   the destination MAC, \"ipip\" and \"gue\" put them into others (but for \"nat\" \
+                   and \"full_nat\", the backends need the VIP's address on loopback)";
         report.missing(place, fix);
         return None;
     };

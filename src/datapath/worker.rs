@@ -189,6 +189,7 @@ impl Worker {
                 bindings,
                 paths,
                 identification,
+                bindings,
                 nic,
                 now,
                 stats,

@@ -8,6 +8,7 @@ use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::sticky::Reentry;
+use super::this_box::UNLIMITED;
 use super::tunnel::{Entropy, PathKey};
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
@@ -273,11 +274,8 @@ impl ForwardingTable {
             self.any_listens |= port == 0;
         }
         for backend in &spec.backends {
-            place(
-                &mut self.backends,
-                backend.id.index.0,
-                Backend::new(spec, backend, &self.this_box),
-            );
+            let built = self.backend_of(spec, backend);
+            place(&mut self.backends, backend.id.index.0, built);
             if spec.forward == Forward::Nat {
                 self.add_returns(spec, backend);
             }
@@ -286,6 +284,13 @@ impl ForwardingTable {
             }
         }
         place(&mut self.vips, spec.id.0, Vip::new(spec, &self.secret, previous));
+    }
+
+    /// A backend, to which no longer packets leave than its NIC sends.
+    fn backend_of(&self, vip: &VipSpec, spec: &BackendSpec) -> Backend {
+        let backend = Backend::new(vip, spec);
+        let nic = spec.next_hop.map_or(UNLIMITED, |hop| self.this_box.mtu(hop.port));
+        Backend { mtu: spec.mtu.min(nic), ..backend }
     }
 
     fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
@@ -365,8 +370,7 @@ impl Backend {
         hash & (FULL_SHARE as u64 - 1) < self.share as u64
     }
 
-    fn new(vip: &VipSpec, spec: &BackendSpec, this_box: &ThisBox) -> Self {
-        let nic = spec.next_hop.as_ref().map(|hop| this_box.mtu(hop.port));
+    fn new(vip: &VipSpec, spec: &BackendSpec) -> Self {
         Self {
             id: spec.id,
             vip: vip.id,
@@ -375,7 +379,7 @@ impl Backend {
             address: spec.address.into(),
             port: spec.port,
             next_hop: spec.next_hop,
-            mtu: nic.map_or(spec.mtu, |mtu| spec.mtu.min(mtu)),
+            mtu: spec.mtu,
             up: spec.up,
             left: flows_left(vip, spec),
             reset_idle: vip.reset_idle,

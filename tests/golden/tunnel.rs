@@ -285,8 +285,8 @@ fn outer_headers_carry_the_flows_entropy() {
         let tunnels = Tunnels { source_v4: v4, source_v6: v6, ..Tunnels::default() };
         let this_box = ThisBox { mtus: vec![1500], tunnels, ..ThisBox::default() };
         let vips = vec![vip(mode, inner, outer, 1)];
-        let mut rig = Rig::in_box(this_box.clone(), 2, 1, 4096, vips.clone());
-        let mut other_box = Rig::in_box(this_box, 1, 1, 4096, vips);
+        let mut rig = Rig::in_box(this_box.clone(), 2, 1, vips.clone());
+        let mut other_box = Rig::in_box(this_box, 1, 1, vips);
         let mut seen = BTreeSet::new();
         for client_port in 1000..1256 {
             let look = |rig: &mut Rig, worker, len| {
