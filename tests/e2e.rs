@@ -19,6 +19,8 @@ mod e2e {
     mod forwarding;
     mod full_nat;
     mod health;
+    mod icmp;
+    mod jumbo;
     pub mod kernel;
     mod lifecycle;
     mod limits;
@@ -29,4 +31,5 @@ mod e2e {
     mod reload;
     mod resets;
     mod sticky;
+    mod tunnel;
 }

@@ -23,11 +23,13 @@ impl Capture {
     }
 
     /// Ends it; panics if one of more than `least` packets that the balancer sent is not well-formed.
-    pub fn assert_well_formed(self, least: usize) {
+    /// Returns its file.
+    pub fn assert_well_formed(self, least: usize) -> PathBuf {
         let file = self.end();
         let Verdict { good, bad } = judge(&file);
         assert!(bad.is_empty(), "{}:\n{}", file.display(), bad.join("\n"));
         assert!(good > least, "{}: the judge saw only {good} packets", file.display());
+        file
     }
 }
 
