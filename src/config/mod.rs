@@ -44,7 +44,8 @@ use crate::flow::Protocol;
 use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::{
-    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, quic_lb,
+    Affinity, FlowsLeft, Forward, Network, PortIndex, Ports, SchedulerKind, Secret, ServerId,
+    quic_lb,
 };
 use crate::words::reason;
 
@@ -235,7 +236,7 @@ impl Config {
 
     /// The address families of the VIPs: those for which flow tables need memory.
     pub fn families(&self) -> Families {
-        let any = |v4: bool| self.vips.iter().any(|vip| vip.address.is_ipv4() == v4);
+        let any = |v4: bool| self.vips.iter().any(|vip| vip.address.is_v4() == v4);
         Families { v4: any(true), v6: any(false) }
     }
 }
@@ -327,11 +328,11 @@ pub enum XdpMode {
 pub struct Vip {
     /// Unique name.
     pub name: String,
-    /// Address that clients connect to.
-    pub address: IpAddr,
+    /// Addresses that clients connect to: one, or a prefix.
+    pub address: Network,
     /// Ports that clients connect to.
     pub ports: Ports,
-    /// TCP or UDP.
+    /// TCP, UDP or any.
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,

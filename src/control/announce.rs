@@ -71,7 +71,7 @@ impl Place {
     pub fn of(vip: &Vip) -> Option<Self> {
         match &vip.announce {
             Announce::Interface(interface) => {
-                Some(Self { interface: interface.clone(), address: vip.address })
+                Some(Self { interface: interface.clone(), address: vip.address.ip() })
             }
             Announce::None => None,
         }
@@ -367,7 +367,7 @@ mod tests {
         let mut web = vip("web", &[]);
         let quiet = web.clone();
         web.announce = Announce::Interface("eth1".to_owned());
-        let place = Place { interface: "eth1".to_owned(), address: web.address };
+        let place = Place { interface: "eth1".to_owned(), address: web.address.ip() };
         assert_eq!(Place::all(&[web.clone(), web, quiet]), HashSet::from([place]));
     }
 }

@@ -282,7 +282,10 @@ impl Controller {
     }
 
     fn this_box(&self) -> ThisBox {
-        ThisBox { mtus: self.nics.iter().map(|nic| nic.mtu).collect() }
+        ThisBox {
+            mtus: self.nics.iter().map(|nic| nic.mtu).collect(),
+            macs: self.nics.iter().map(|nic| nic.mac).collect(),
+        }
     }
 
     fn wanted_rules(&self) -> SteerRules {

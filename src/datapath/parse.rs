@@ -1,4 +1,5 @@
-//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6, TCP or UDP.
+//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6; TCP, UDP, or anything else but
+//! ICMP, of which nothing is read.
 //!
 //! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or a drop reason for every
 //! way in which a packet can be malformed.
@@ -34,15 +35,19 @@ mod ethertype {
     pub const QINQ: u16 = 0x88a8;
 }
 
+use extension::*;
+
 mod extension {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
-    pub const ESP: u8 = 50;
-    pub const AUTHENTICATION: u8 = 51;
     pub const DESTINATION: u8 = 60;
     pub const MOBILITY: u8 = 135;
 }
+
+/// They say something about other packets, and have no flow of their own.
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 
 /// Parses a packet of the plainest shape, if it is one; returns its five-tuple, as its sender sees
 /// it. Apart from [`parse`], so that what follows can be compiled for this case by itself.
@@ -170,7 +175,7 @@ fn any_headers(packet: &[u8]) -> Result<(Shape, Tuple), Drop> {
             Tuple::v6(source, destination, transport.ports, network.protocol)
         }
     };
-    if tuple.has_zero_port() {
+    if network.protocol != Protocol::Any && tuple.has_zero_port() {
         return Err(Drop::ZeroPort);
     }
     let shape = Shape {
@@ -232,13 +237,15 @@ fn network_v4(packet: &[u8]) -> Result<Network<'_>, Drop> {
     let header_len = header.slice().len();
     let payload =
         packet.get(header_len..usize::from(header.total_len())).ok_or(Drop::BadIpv4Length)?;
-    if header.is_fragmenting_payload() {
+    let protocol = upper(header.protocol().0)?;
+    // Where there are no ports, each fragment says by itself whose it is.
+    if header.is_fragmenting_payload() && protocol != Protocol::Any {
         return Err(Drop::Fragment);
     }
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (header.source(), header.destination());
     Ok(Network {
         addresses: Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]),
-        protocol: Protocol::from_number(header.protocol().0).ok_or(Drop::UnsupportedProtocol)?,
+        protocol,
         // At most 60.
         header_len: u16::try_from(header_len).map_err(|_| Drop::BadIpv4Header)?,
         payload,
@@ -266,13 +273,21 @@ fn network_v6(packet: &[u8]) -> Result<Network<'_>, Drop> {
     })
 }
 
+/// What is behind the IP headers: a protocol whose ports are read, or any other but ICMP.
+#[inline]
+fn upper(number: u8) -> Result<Protocol, Drop> {
+    match number {
+        ICMP | ICMPV6 => Err(Drop::UnsupportedProtocol),
+        number => Ok(Protocol::from_number(number).unwrap_or(Protocol::Any)),
+    }
+}
+
 /// Steps over hop-by-hop and destination options (RFC 8200 4.3, 4.6); returns the upper protocol
 /// and how many bytes were skipped.
 ///
 /// Routing headers are refused: they would name another destination than the VIP.
 #[inline]
 fn skip_extensions(first: u8, payload: &[u8]) -> Result<(Protocol, u16), Drop> {
-    use extension::*;
     let (mut next, mut skipped) = (first, 0);
     for _ in 0..=MAX_EXTENSIONS {
         if let Some(protocol) = Protocol::from_number(next) {
@@ -280,9 +295,9 @@ fn skip_extensions(first: u8, payload: &[u8]) -> Result<(Protocol, u16), Drop> {
         }
         match next {
             HOP_BY_HOP | DESTINATION => {}
-            FRAGMENT => return Err(Drop::Fragment),
-            ROUTING | ESP | AUTHENTICATION | MOBILITY => return Err(Drop::Ipv6Extension),
-            _ => return Err(Drop::UnsupportedProtocol),
+            FRAGMENT => return fragment(payload, skipped),
+            ROUTING | MOBILITY => return Err(Drop::Ipv6Extension),
+            number => return Ok((upper(number)?, skipped)),
         }
         let rest = payload.get(usize::from(skipped)..).ok_or(Drop::Ipv6Extension)?;
         let [after, len, ..] = *rest else { return Err(Drop::Ipv6Extension) };
@@ -291,6 +306,18 @@ fn skip_extensions(first: u8, payload: &[u8]) -> Result<(Protocol, u16), Drop> {
         next = after;
     }
     Err(Drop::Ipv6Extension)
+}
+
+/// Behind a fragment header: where there are no ports, each fragment says by itself whose it is.
+#[cold]
+fn fragment(payload: &[u8], skipped: u16) -> Result<(Protocol, u16), Drop> {
+    let header = payload.get(usize::from(skipped)..).and_then(<[u8]>::first_chunk::<8>);
+    let [next, ..] = header.ok_or(Drop::Ipv6Extension)?;
+    match *next {
+        HOP_BY_HOP | DESTINATION | ROUTING | FRAGMENT | MOBILITY => Err(Drop::Fragment),
+        next if upper(next) == Ok(Protocol::Any) => Ok((Protocol::Any, skipped + 8)),
+        _ => Err(Drop::Fragment),
+    }
 }
 
 struct Transport {

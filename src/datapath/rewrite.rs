@@ -37,7 +37,7 @@ pub fn rewrite_to_backend(
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
-    let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
+    let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
@@ -53,6 +53,12 @@ pub fn rewrite_to_backend(
     }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
+}
+
+/// Why a backend has no next hop.
+#[cold]
+fn no_hop(backend: &Backend) -> Drop {
+    if backend.loops { Drop::Loop } else { Drop::NoNextHop }
 }
 
 /// Rewrites a NAT backend's packet for the client that is at `hop`.

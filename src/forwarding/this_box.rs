@@ -11,6 +11,8 @@ pub const UNLIMITED: u16 = u16::MAX;
 pub struct ThisBox {
     /// Longest IP packet that each NIC sends, in bytes, by [`PortIndex`].
     pub mtus: Vec<u16>,
+    /// MAC address of each NIC: a backend that has one of them is this box.
+    pub macs: Vec<[u8; 6]>,
 }
 
 impl ThisBox {

@@ -101,8 +101,8 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
     };
     VipSpec {
         id: VipId(id),
-        address: family.vip(),
-        ports: Ports::List(vec![80]),
+        address: family.vip().into(),
+        ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
         // 1 s, 10 s, 2 s, 1 s.
