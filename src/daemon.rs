@@ -94,6 +94,8 @@ struct ServedNic {
     /// The queues that are served; number `i` of them by worker `i % workers`.
     queues: Vec<u32>,
     steering: Steering,
+    /// Whether its sockets take packets of several frames.
+    multi_buffer: bool,
     /// Whether each socket has zero copy.
     zero_copy: Vec<bool>,
     monitors: Vec<Monitor>,
@@ -182,7 +184,9 @@ fn open_nic(config: &Config, wanted: &NicConfig) -> Result<ServedNic, DaemonErro
     if !nic.is_up() {
         warn!("{0} is down; bring it up with: ip link set {0} up", nic.name());
     }
-    Ok(ServedNic { nic, queues, steering, zero_copy: Vec::new(), monitors: Vec::new() })
+    let multi_buffer = nic.mtu() > config.workers.largest_mtu();
+    let (zero_copy, monitors) = (Vec::new(), Vec::new());
+    Ok(ServedNic { nic, queues, steering, multi_buffer, zero_copy, monitors })
 }
 
 /// The queues of a NIC that are served; every worker needs one to transmit.
@@ -301,8 +305,17 @@ fn open_port(
         CopyMode::Auto => BindMode::Auto,
     };
     let config::Io { need_wakeup, tx_budget, tx_kick, busy_poll } = io;
-    let io = Io { mode, need_wakeup, tx_budget, tx_kick, busy_poll };
-    let port = Port::open(umem, &served.nic, queue, wanted.ring, io)?;
+    let multi_buffer = served.multi_buffer;
+    let io = Io { mode, multi_buffer, need_wakeup, tx_budget, tx_kick, busy_poll };
+    let port = match Port::open(umem, &served.nic, queue, wanted.ring, io) {
+        Err(error @ SocketError::NoMultiBuffer { .. }) => {
+            let (name, mtu) = (served.nic.name(), served.nic.mtu());
+            warn!("{error}; {name} has an MTU of {mtu}: the kernel will drop what does not fit");
+            served.multi_buffer = false;
+            Port::open(umem, &served.nic, queue, wanted.ring, Io { multi_buffer: false, ..io })?
+        }
+        opened => opened?,
+    };
     served.steering.set_socket(queue, &port)?;
     served.zero_copy.push(port.zero_copy());
     let monitor = port.monitor();
@@ -334,6 +347,7 @@ fn nic_view(served: &ServedNic) -> NicView {
         mtu: u16::try_from(served.nic.mtu()).unwrap_or(UNLIMITED),
         driver: served.nic.driver().to_owned(),
         mode: mode.to_owned(),
+        multi_buffer: served.multi_buffer,
         queues: served.queues.clone(),
     }
 }

@@ -13,6 +13,7 @@ pub mod forwarding;
 pub mod generator;
 pub mod line;
 mod plot;
+pub mod replay;
 pub mod stats;
 pub mod steering;
 pub mod units;

@@ -96,6 +96,8 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
+    /// A packet of several frames, of which one is missing or empty, or they are more than 17.
+    NotWhole = "not_whole",
     /// Fewer than 14 bytes, or a VLAN tag cut short.
     TruncatedEthernet = "truncated_ethernet",
     /// More than one VLAN tag.
@@ -156,6 +158,8 @@ drop_reasons! {
     FlowReset = "flow_reset",
     /// No room in the frame for a VLAN tag.
     NoHeadroom = "no_headroom",
+    /// The packet is longer than a frame, and the NIC that it would leave by has no multi-buffer.
+    TooLong = "too_long",
     /// The transmit ring of the NIC is full.
     TxFull = "tx_full",
 }
@@ -239,6 +243,33 @@ pub struct FlowStats {
     pub flows_scheduled: Counter,
 }
 
+impl FlowStats {
+    /// Every counter by its name.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let Self {
+            packets_in,
+            bytes_in,
+            packets_out,
+            bytes_out,
+            flows_total,
+            flows_active,
+            dropped,
+            flows_scheduled,
+        } = self;
+        [
+            ("packets_in", packets_in.get()),
+            ("bytes_in", bytes_in.get()),
+            ("packets_out", packets_out.get()),
+            ("bytes_out", bytes_out.get()),
+            ("flows_total", flows_total.get()),
+            ("flows_active", flows_active.get()),
+            ("dropped", dropped.get()),
+            ("flows_scheduled", flows_scheduled.get()),
+        ]
+        .into_iter()
+    }
+}
+
 /// Classes of time spans: two per octave, so that none is wider than half of its start.
 pub const SPANS: usize = 48;
 /// Binary logarithm of the ticks that the first class takes together (640 ms): the sweep of the flow
@@ -310,6 +341,31 @@ pub struct PortStats {
     pub no_free_frame: Counter,
 }
 
+impl PortStats {
+    /// Every counter by its name.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let Self {
+            rx_packets,
+            rx_bytes,
+            tx_packets,
+            tx_bytes,
+            tx_wakeups,
+            bad_descriptors,
+            no_free_frame,
+        } = self;
+        [
+            ("rx_packets", rx_packets.get()),
+            ("rx_bytes", rx_bytes.get()),
+            ("tx_packets", tx_packets.get()),
+            ("tx_bytes", tx_bytes.get()),
+            ("tx_wakeups", tx_wakeups.get()),
+            ("bad_descriptors", bad_descriptors.get()),
+            ("no_free_frame", no_free_frame.get()),
+        ]
+        .into_iter()
+    }
+}
+
 impl WorkerStats {
     /// Zeroed counters for up to `vips`, `backends` and `ports` (NICs).
     pub fn new(vips: usize, backends: usize, ports: usize) -> Self {
@@ -350,6 +406,58 @@ impl WorkerStats {
     #[expect(clippy::indexing_slicing, reason = "the array has one place per reason")]
     pub fn drop_counter(&self, reason: Drop) -> &Counter {
         &self.drops[reason as usize]
+    }
+
+    /// What is counted of packets and flows, by the names of `docs/API.md`; [`drops`](Self::drops)
+    /// and the lists aside, and how often it polled and slept.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        // Every field is named, so that none can be forgotten here.
+        let Self {
+            received,
+            transmitted,
+            handed_over,
+            drops: _,
+            flows_new,
+            flows_found_elsewhere,
+            flows_by_hash,
+            flows_by_cid,
+            flows_closed,
+            flows_idled_out,
+            flows_stale,
+            flows_reset,
+            resets_sent,
+            probes_sent,
+            flows_active,
+            flow_aliases,
+            clients_full,
+            samples: _,
+            batches: _,
+            idle_polls: _,
+            sleeps: _,
+            vips: _,
+            lifetimes: _,
+            backends: _,
+            ports: _,
+        } = self;
+        [
+            ("received", received.get()),
+            ("transmitted", transmitted.get()),
+            ("handed_over", handed_over.get()),
+            ("flows_new", flows_new.get()),
+            ("flows_found_elsewhere", flows_found_elsewhere.get()),
+            ("flows_by_hash", flows_by_hash.get()),
+            ("flows_by_cid", flows_by_cid.get()),
+            ("flows_closed", flows_closed.get()),
+            ("flows_idled_out", flows_idled_out.get()),
+            ("flows_stale", flows_stale.get()),
+            ("flows_reset", flows_reset.get()),
+            ("resets_sent", resets_sent.get()),
+            ("probes_sent", probes_sent.get()),
+            ("flows_active", flows_active.get()),
+            ("flow_aliases", flow_aliases.get()),
+            ("clients_full", clients_full.get()),
+        ]
+        .into_iter()
     }
 
     /// Every reason with its count.

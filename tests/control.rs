@@ -242,6 +242,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
             mtu: 1500,
             driver: "veth".to_owned(),
             mode: "copy".to_owned(),
+            multi_buffer: false,
             queues: vec![0],
         }],
         publisher,
@@ -566,7 +567,7 @@ fn survey_finds_what_the_network_lacks() {
         let found = control::survey::survey(&config).unwrap();
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         let expected = [
-            "nic.interface: nic0 has an MTU of 1900, and frames of 2048 bytes hold packets of 1774",
+            "nic.interface: nic0 has an MTU of 1900, and frames of 2048 bytes hold packets of 1770",
             "vip.address: VIP mail: 198.18.0.255 is the broadcast address of the network on nic0",
             "vip.address: VIP ssh: 198.18.0.1 is this box's own address on nic0",
             "vip.backend.address: web/b1 (198.18.0.1): its address is one of this box",

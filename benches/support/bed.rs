@@ -401,6 +401,7 @@ impl Bed {
         let expected = match forward {
             Forward::Dsr => (family.vip(), VIP_PORT),
             Forward::Nat => (family.backend(backend), BACKEND_PORT),
+            other => unreachable!("{other:?}"),
         };
         assert_eq!((to, to_port), expected, "{name}");
         if traffic == Traffic::Hit {

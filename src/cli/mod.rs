@@ -13,6 +13,7 @@ pub mod explain;
 pub mod flows;
 pub mod generate;
 pub mod reload;
+pub mod replay;
 pub mod run;
 pub mod status;
 mod table;
@@ -67,6 +68,8 @@ enum Command {
     Clients(clients::ClientsArgs),
     /// Say which backend a flow gets, and each step of why
     Explain(explain::ExplainArgs),
+    /// Say what would become of the packets of a capture, by the worker itself, and why
+    Replay(replay::ReplayArgs),
     /// Generate traffic for a balancer, and judge what it does with it
     Generate(Box<generate::GenerateArgs>),
     /// Simulate what a change would do: broken flows, moved flows, imbalance, per scheduler
@@ -158,6 +161,9 @@ pub enum CliError {
     /// Traffic could not be generated.
     #[error("{0}")]
     Generate(String),
+    /// A capture could not be replayed, or not to its end.
+    #[error("{0}")]
+    Replay(String),
     /// A change could not be simulated.
     #[error("{0}")]
     Whatif(String),
@@ -225,6 +231,7 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Flows(args) => flows::flows(&args, &mut out)?,
         Command::Clients(args) => clients::clients(&args, &mut out)?,
         Command::Explain(args) => explain::explain(&args, &mut out)?,
+        Command::Replay(args) => replay::replay(&args, colours, &mut out)?,
         Command::Generate(args) => generate::generate(&args, &mut out)?,
         Command::Whatif(args) => whatif::whatif(&args, colours, &mut out)?,
     }

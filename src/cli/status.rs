@@ -289,7 +289,7 @@ fn nics(nics: &[NicStatus], look: Look) -> Columns {
             text(&nic.interface),
             text(&nic.driver),
             text(&nic.xdp),
-            text(nic.mode.replace('_', " ")),
+            text(nic.mode.replace('_', " ") + if nic.multi_buffer { ", multi-buffer" } else { "" }),
             text(queues.join(",")),
             count(nic.rx_packets),
             count(nic.rx_bytes),

@@ -177,6 +177,7 @@ fn nic() -> api::NicStatus {
         driver: "veth".to_owned(),
         xdp: "native".to_owned(),
         mode: "copy".to_owned(),
+        multi_buffer: true,
         queues: vec![0, 1],
         rx_packets: 1000,
         rx_bytes: 64_000,

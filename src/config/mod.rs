@@ -14,6 +14,7 @@ mod error;
 mod hash;
 mod health;
 pub mod machine;
+mod neighbours;
 mod nic;
 mod place;
 mod policy;
@@ -57,6 +58,9 @@ pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
 pub use drain::Drain;
 pub use error::{ConfigError, ConfigErrors};
+pub use neighbours::{
+    BackendFacts, BackendState, Neighbours, NicFacts, load_neighbours, parse_neighbours,
+};
 pub use scheduler::schedulers;
 
 /// Largest file, in bytes: the most VIPs and backends take about 4 MiB.
@@ -67,19 +71,22 @@ const MAX_FILE: u64 = 16 * 1024 * 1024;
 /// # Errors
 /// Every mistake that can be found without looking at the machine; one if the file cannot be read.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
-    let file_name = path.display().to_string();
-    let text = read_text(path).map_err(|(what, fix)| {
-        let (key, line) = (String::new(), String::new());
-        ConfigErrors(vec![ConfigError {
-            file: file_name.clone(),
-            position: None,
-            key,
-            what,
-            fix: fix.to_owned(),
-            line,
-        }])
-    })?;
+    let (text, file_name) = load_text(path)?;
     parse(&text, &file_name)
+}
+
+/// The text of a file, and what messages call the file.
+fn load_text(path: &Path) -> Result<(String, String), ConfigErrors> {
+    let file_name = path.display().to_string();
+    match read_text(path) {
+        Ok(text) => Ok((text, file_name)),
+        Err((what, fix)) => {
+            let (key, line) = (String::new(), String::new());
+            let fix = fix.to_owned();
+            let error = ConfigError { file: file_name, position: None, key, what, fix, line };
+            Err(ConfigErrors(vec![error]))
+        }
+    }
 }
 
 /// Checks a configuration; `file_name` is what messages call it.
@@ -262,6 +269,18 @@ pub struct Workers {
     /// How its sockets and the kernel wake each other.
     pub io: Io,
 }
+
+impl Workers {
+    /// The largest MTU, in bytes, of a NIC whose packets all fit into one frame: longer ones need
+    /// multi-buffer.
+    pub const fn largest_mtu(&self) -> u32 {
+        self.frame_size - FRAME_OVERHEAD
+    }
+}
+
+/// What of a frame is not for the packet: the kernel's headroom (`XDP_PACKET_HEADROOM` in
+/// include/uapi/linux/bpf.h), an Ethernet header and two VLAN tags.
+const FRAME_OVERHEAD: u32 = 256 + 14 + 8;
 
 /// `tx_budget`, `tx_kick`, `need_wakeup` and `busy_poll` of `[workers]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -271,6 +271,8 @@ pub struct NicStatus {
     pub xdp: String,
     /// `"zero_copy"`, `"copy"`, or `"mixed"` when queues differ.
     pub mode: String,
+    /// Whether a packet may lie in several frames of memory.
+    pub multi_buffer: bool,
     /// Queues that are served.
     pub queues: Vec<u32>,
     pub rx_packets: u64,

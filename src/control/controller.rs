@@ -257,8 +257,11 @@ impl Controller {
 
     fn tell_nics(&self) {
         for (nic, AttachedView { xdp, fallback }) in self.nics.iter().zip(&self.attached) {
-            let NicView { interface, driver, mode, queues, .. } = nic;
-            info!("NIC {interface}: driver {driver}, {xdp} XDP, {mode}, queues {queues:?}");
+            let NicView { interface, driver, mode, multi_buffer, queues, .. } = nic;
+            let frames = if *multi_buffer { "multi-buffer" } else { "one frame per packet" };
+            info!(
+                "NIC {interface}: driver {driver}, {xdp} XDP, {mode}, {frames}, queues {queues:?}"
+            );
             if let Some(reason) = fallback {
                 warn!("NIC {interface}: {reason}");
             }

@@ -116,6 +116,8 @@ pub struct NicView {
     pub driver: String,
     /// `"zero_copy"`, `"copy"` or `"mixed"`.
     pub mode: String,
+    /// Whether a packet may lie in several frames.
+    pub multi_buffer: bool,
     /// Queues that are served.
     pub queues: Vec<u32>,
 }

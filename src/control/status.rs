@@ -312,6 +312,7 @@ fn nic_status(
         driver: nic.driver.clone(),
         xdp: attached.xdp.clone(),
         mode: nic.mode.clone(),
+        multi_buffer: nic.multi_buffer,
         queues: nic.queues.clone(),
         rx_packets: sum(|port| port.rx_packets.get()),
         rx_bytes: sum(|port| port.rx_bytes.get()),

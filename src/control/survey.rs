@@ -14,14 +14,11 @@ use super::ControlError;
 use super::neighbour::{self, Problem};
 use super::netlink::{self, InterfaceAddress, Link, Netlink, Route};
 use crate::config::machine::{Finding, Level};
-use crate::config::{Announce, Config, Vip};
+use crate::config::{Announce, Config, Vip, Workers};
 use crate::forwarding::PortIndex;
 
-/// What of a frame of packet memory is not for the packet: the kernel's headroom
-/// (`XDP_PACKET_HEADROOM` in include/uapi/linux/bpf.h), an Ethernet header and a VLAN tag.
-const OVERHEAD: u32 = 256 + 14 + 4;
-/// The largest frames that there are.
-const LARGEST_FRAME: u32 = 4096;
+/// The first kernel with packets of several frames (multi-buffer).
+const MULTI_BUFFER: (u32, u32) = (6, 6);
 
 /// The network as the kernel tells it.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +29,8 @@ pub struct Network {
     pub addresses: Vec<InterfaceAddress>,
     /// Ways to backends, by address.
     pub routes: HashMap<IpAddr, Route>,
+    /// First two numbers of the kernel's version, if it says one.
+    pub kernel: Option<(u32, u32)>,
 }
 
 /// Looks at the network of this machine. Needs no privileges and changes nothing. Blocks: about
@@ -60,7 +59,13 @@ async fn look(config: &Config, netlink: &Netlink) -> Result<Network, netlink::Er
         .buffer_unordered(neighbour::LOOKUPS)
         .try_collect()
         .await?;
-    Ok(Network { links, addresses, routes })
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Ok(Network { links, addresses, routes, kernel: version(&release) })
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// Everything that does not fit.
@@ -74,34 +79,32 @@ pub fn findings(config: &Config, network: &Network) -> Vec<Finding> {
     found
 }
 
-/// A packet of the NIC's MTU must fit into a frame, or the kernel drops it.
+/// A packet of the NIC's MTU must fit into a frame, or the kernel have packets of several.
 fn packet_sizes(config: &Config, network: &Network, found: &mut Vec<Finding>) {
-    let frame = config.workers.frame_size;
-    let most = frame.saturating_sub(OVERHEAD);
+    let workers = &config.workers;
+    let large = Workers { frame_size: 4096, ..workers.clone() };
+    let (most, larger) = (workers.largest_mtu(), large.largest_mtu());
     for nic in &config.nics {
         let name = &nic.interface;
         let Some(link) = network.links.iter().find(|link| link.name == *name) else { continue };
         if link.mtu <= most {
             continue;
         }
-        let larger = LARGEST_FRAME - OVERHEAD;
         let what = format!(
-            "{name} has an MTU of {}, and frames of {frame} bytes hold packets of {most} at most",
-            link.mtu
+            "{name} has an MTU of {}, and frames of {} bytes hold packets of {most} at most",
+            link.mtu, workers.frame_size
         );
-        let fix = match link.mtu {
-            mtu if mtu <= larger => {
-                format!(
-                    "use [workers] frame_size = {LARGEST_FRAME}, or `ip link set {name} mtu {most}`"
-                )
-            }
-            _ if frame < LARGEST_FRAME => format!(
-                "`ip link set {name} mtu {most}`, or {larger} with [workers] frame_size = \
-                 {LARGEST_FRAME}"
-            ),
-            _ => format!("`ip link set {name} mtu {most}`"),
+        let grow = format!("use [workers] frame_size = {}", large.frame_size);
+        let shrink = format!("`ip link set {name} mtu {most}`");
+        let several = network.kernel.is_none_or(|version| version >= MULTI_BUFFER);
+        let (level, fix) = match (several, most < larger) {
+            (true, false) => continue,
+            (true, true) => (Level::Note, format!("longer ones take several frames; {grow}")),
+            (false, _) if link.mtu <= larger => (Level::Error, format!("{grow}, or {shrink}")),
+            (false, true) => (Level::Error, format!("{shrink}, or {larger} and {grow}")),
+            (false, false) => (Level::Error, format!("{shrink}, or boot a kernel of 6.6 or newer")),
         };
-        found.push(Finding::new(Level::Error, "nic.interface", what, fix));
+        found.push(Finding::new(level, "nic.interface", what, fix));
     }
 }
 
@@ -213,30 +216,63 @@ mod tests {
     }
 
     #[test]
-    fn packets_must_fit_into_frames() {
+    fn packets_must_fit_into_frames_or_the_kernel_have_several() {
         let too_large = |mtu, frame, most| {
             format!(
-                "error nic.interface: eth1 has an MTU of {mtu}, and frames of {frame} bytes hold \
+                "nic.interface: eth1 has an MTU of {mtu}, and frames of {frame} bytes hold \
                  packets of {most} at most; "
             )
         };
-        for (mtu, frame_size, expected) in [
-            (1500, 2048, None),
-            (1774, 2048, None),
-            (1775, 2048, Some("use [workers] frame_size = 4096, or `ip link set eth1 mtu 1774`")),
-            (3822, 4096, None),
+        let (old, new) = (Some((6, 1)), Some((6, 6)));
+        let several = "longer ones take several frames; use [workers] frame_size = 4096";
+        for (mtu, frame_size, kernel, expected) in [
+            (1500, 2048, old, None),
+            (1770, 2048, old, None),
+            (
+                1771,
+                2048,
+                old,
+                Some(("error", "use [workers] frame_size = 4096, or `ip link set eth1 mtu 1770`")),
+            ),
+            (1771, 2048, new, Some(("note", several))),
+            (9000, 2048, None, Some(("note", several))),
+            (3818, 4096, old, None),
             (
                 9000,
                 2048,
-                Some("`ip link set eth1 mtu 1774`, or 3822 with [workers] frame_size = 4096"),
+                old,
+                Some((
+                    "error",
+                    "`ip link set eth1 mtu 1770`, or 3818 and use [workers] frame_size = 4096",
+                )),
             ),
-            (9000, 4096, Some("`ip link set eth1 mtu 3822`")),
+            (
+                9000,
+                4096,
+                old,
+                Some(("error", "`ip link set eth1 mtu 3818`, or boot a kernel of 6.6 or newer")),
+            ),
+            (9000, 4096, new, None),
         ] {
             let mut config = config(Vec::new());
             config.workers.frame_size = frame_size;
-            let most = frame_size - 274;
-            let expected = expected.map(|fix| too_large(mtu, frame_size, most) + fix);
-            assert_eq!(told(&config, &network(mtu)), Vec::from_iter(expected), "{mtu}");
+            let network = Network { kernel, ..network(mtu) };
+            let what = too_large(mtu, frame_size, frame_size - 278);
+            let expected = expected.map(|(level, fix)| format!("{level} {what}{fix}"));
+            assert_eq!(told(&config, &network), Vec::from_iter(expected), "{mtu} {kernel:?}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_says_its_version() {
+        for (release, expected) in [
+            ("6.18.2-amd64", Some((6, 18))),
+            ("6.6\n", Some((6, 6))),
+            ("6", None),
+            ("next-20260101", None),
+            ("", None),
+        ] {
+            assert_eq!(version(release), expected, "{release:?}");
         }
     }
 

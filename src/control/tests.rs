@@ -127,6 +127,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
             mtu: 1500,
             driver: "veth".to_owned(),
             mode: "copy".to_owned(),
+            multi_buffer: false,
             queues: vec![0, 1],
         }],
         publisher,

@@ -6,7 +6,10 @@
 //! Cost: nearly every packet has headers of one shape (no tag, no options or extensions), which is
 //! recognised as a whole with a few comparisons; all others, the malformed among them, go through
 //! etherparse's single header slices. What the short way takes, the long way takes alike (test
-//! `the_short_way_agrees_with_the_long_way`). Every check is made once, here.
+//! `the_short_way_agrees_with_the_long_way`). Every check is made once, here. A packet that is longer
+//! than a frame goes the long way: its headers must lie in the first frame, or they are cut short.
+
+use std::ops::Range;
 
 use etherparse::err::{LenError, ipv4, ipv6, tcp};
 use etherparse::{
@@ -53,7 +56,8 @@ const ICMPV6: u8 = 58;
 /// it. Apart from [`parse`], so that what follows can be compiled for this case by itself.
 #[inline(always)]
 pub fn parse_plain(packet: &mut Packet) -> Option<Tuple> {
-    let (shape, tuple) = plain_v4(packet.data())?;
+    let frame = packet.frame.as_ref().filter(|frame| !frame.is_long())?;
+    let (shape, tuple) = plain_v4(frame.data())?;
     packet.shape = shape;
     Some(tuple)
 }
@@ -64,9 +68,11 @@ pub fn parse_plain(packet: &mut Packet) -> Option<Tuple> {
 /// What is wrong with it.
 #[inline]
 pub fn parse(packet: &mut Packet) -> Result<Tuple, Drop> {
-    let (shape, tuple) = match plain_v6(packet.data()) {
+    let Some(frame) = &packet.frame else { return Err(Drop::TruncatedEthernet) };
+    let (shape, tuple) = match plain_v6(frame.data()).filter(|_| !frame.is_long()) {
         Some(headers) => headers,
-        None => any_headers(packet.data())?,
+        None if frame.is_whole() => any_headers(frame.data(), frame.packet_len().into())?,
+        None => return Err(Drop::NotWhole),
     };
     packet.shape = shape;
     Ok(tuple)
@@ -158,17 +164,18 @@ fn plain_transport(
     Some((Protocol::Udp, ports, TcpFlags(0)))
 }
 
-/// The headers of any packet.
+/// The headers of any packet of `len` bytes, of which all headers must be among the first ones here.
 #[inline(never)]
-fn any_headers(packet: &[u8]) -> Result<(Shape, Tuple), Drop> {
+fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Tuple), Drop> {
     let link = link(packet)?;
     let payload = packet.get(usize::from(link.len)..).ok_or(Drop::TruncatedEthernet)?;
+    let behind = len.saturating_sub(packet.len());
     let network = match link.ether_type {
-        ethertype::IPV4 => network_v4(payload)?,
-        ethertype::IPV6 => network_v6(payload)?,
+        ethertype::IPV4 => network_v4(payload, behind)?,
+        ethertype::IPV6 => network_v6(payload, behind)?,
         _ => return Err(Drop::NotIp),
     };
-    let transport = transport(network.protocol, network.payload)?;
+    let transport = transport(network.protocol, network.payload, network.len)?;
     let tuple = match network.addresses {
         Addresses::V4(both) => Tuple::v4(both, transport.ports, network.protocol),
         Addresses::V6(source, destination) => {
@@ -224,19 +231,28 @@ struct Network<'p> {
     addresses: Addresses,
     protocol: Protocol,
     header_len: u16,
-    /// What the IP header says is payload: without Ethernet padding.
+    /// What the IP header says is payload, without Ethernet padding, as far as it is here.
     payload: &'p [u8],
+    /// Bytes of the payload, here or not.
+    len: usize,
+}
+
+/// The bytes of `packet` in `range`, as far as they are here and not among the `behind` that follow.
+#[inline]
+fn here(packet: &[u8], range: Range<usize>, behind: usize) -> Option<&[u8]> {
+    let end = range.end.min(packet.len());
+    if range.end > packet.len() + behind { None } else { packet.get(range.start..end) }
 }
 
 #[inline]
-fn network_v4(packet: &[u8]) -> Result<Network<'_>, Drop> {
+fn network_v4(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     let header = Ipv4HeaderSlice::from_slice(packet).map_err(|error| match error {
         ipv4::HeaderSliceError::Len(_) => Drop::TruncatedIpv4,
         ipv4::HeaderSliceError::Content(_) => Drop::BadIpv4Header,
     })?;
     let header_len = header.slice().len();
-    let payload =
-        packet.get(header_len..usize::from(header.total_len())).ok_or(Drop::BadIpv4Length)?;
+    let range = header_len..usize::from(header.total_len());
+    let payload = here(packet, range.clone(), behind).ok_or(Drop::BadIpv4Length)?;
     let protocol = upper(header.protocol().0)?;
     // Where there are no ports, each fragment says by itself whose it is.
     if header.is_fragmenting_payload() && protocol != Protocol::Any {
@@ -249,16 +265,17 @@ fn network_v4(packet: &[u8]) -> Result<Network<'_>, Drop> {
         // At most 60.
         header_len: u16::try_from(header_len).map_err(|_| Drop::BadIpv4Header)?,
         payload,
+        len: range.len(),
     })
 }
 
 #[inline]
-fn network_v6(packet: &[u8]) -> Result<Network<'_>, Drop> {
+fn network_v6(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     let header = Ipv6HeaderSlice::from_slice(packet).map_err(|error| match error {
         ipv6::HeaderSliceError::Len(_) | ipv6::HeaderSliceError::Content(_) => Drop::TruncatedIpv6,
     })?;
-    let end = 40 + usize::from(header.payload_length());
-    let payload = packet.get(40..end).ok_or(Drop::BadIpv6Length)?;
+    let range = 40..40 + usize::from(header.payload_length());
+    let payload = here(packet, range.clone(), behind).ok_or(Drop::BadIpv6Length)?;
     let (protocol, skipped) = skip_extensions(header.next_header().0, payload)?;
     let (source, destination) = (header.source(), header.destination());
     // An IPv4-mapped address is for use inside of hosts; elsewhere it passes for an IPv4 one.
@@ -270,6 +287,7 @@ fn network_v6(packet: &[u8]) -> Result<Network<'_>, Drop> {
         protocol,
         header_len: 40 + skipped,
         payload: payload.get(usize::from(skipped)..).ok_or(Drop::Ipv6Extension)?,
+        len: range.len() - usize::from(skipped),
     })
 }
 
@@ -327,10 +345,10 @@ struct Transport {
 }
 
 #[inline]
-fn transport(protocol: Protocol, payload: &[u8]) -> Result<Transport, Drop> {
+fn transport(protocol: Protocol, payload: &[u8], len: usize) -> Result<Transport, Drop> {
     match protocol {
         Protocol::Tcp => transport_tcp(payload),
-        Protocol::Udp => transport_udp(payload),
+        Protocol::Udp => transport_udp(payload, len),
         Protocol::Any => Ok(Transport { ports: [0; 4], flags: TcpFlags(0) }),
     }
 }
@@ -352,9 +370,9 @@ fn transport_tcp(segment: &[u8]) -> Result<Transport, Drop> {
 }
 
 #[inline]
-fn transport_udp(datagram: &[u8]) -> Result<Transport, Drop> {
+fn transport_udp(datagram: &[u8], len: usize) -> Result<Transport, Drop> {
     let header = UdpHeaderSlice::from_slice(datagram).map_err(|_| Drop::TruncatedUdp)?;
-    if !(8..=datagram.len()).contains(&usize::from(header.length())) {
+    if !(8..=len).contains(&usize::from(header.length())) {
         return Err(Drop::BadUdpLength);
     }
     let ports = datagram.first_chunk().copied().ok_or(Drop::TruncatedUdp)?;
@@ -394,7 +412,7 @@ mod tests {
 
     fn headers(packet: &[u8]) -> Result<(Shape, Tuple), Drop> {
         let short = plain_v4(packet).or_else(|| plain_v6(packet));
-        short.map_or_else(|| any_headers(packet), Ok)
+        short.map_or_else(|| any_headers(packet, packet.len()), Ok)
     }
 
     /// Makes the source of an IPv6 packet ::ffff:1.1.1.1.
@@ -527,6 +545,28 @@ mod tests {
         assert_eq!(headers(&v6).unwrap().0.transport, 62);
     }
 
+    #[test]
+    fn of_a_long_packet_the_headers_must_be_in_the_first_frame() {
+        for packet in [tcp(false, false), tcp(false, true), tcp(true, false), tcp(true, true)] {
+            let transport = usize::from(headers(&packet).unwrap().0.transport);
+            for len in 0..packet.len() {
+                let found = any_headers(&packet[..len], packet.len());
+                assert_eq!(found.is_ok(), len >= transport + 20, "{len} of {}", packet.len());
+                if found.is_ok() {
+                    assert_eq!(found, headers(&packet));
+                    any_headers(&packet[..len], packet.len() - 1).unwrap_err();
+                }
+            }
+        }
+        let packet = udp();
+        assert_eq!(any_headers(&packet[..42], packet.len()), headers(&packet));
+        assert_eq!(any_headers(&packet[..41], packet.len()), Err(Drop::TruncatedUdp));
+        assert_eq!(any_headers(&packet[..42], packet.len() - 1), Err(Drop::BadIpv4Length));
+        let mut long = packet.clone();
+        long[39] += 1;
+        assert_eq!(any_headers(&long[..42], packet.len() + 99), Err(Drop::BadUdpLength));
+    }
+
     /// Valid packets with a few bytes changed and cut or padded, most of them at the edge of something.
     fn nearly_valid() -> impl Strategy<Value = Vec<u8>> {
         let valid = prop_oneof![
@@ -568,7 +608,7 @@ mod tests {
         #[test]
         fn the_short_way_agrees_with_the_long_way(packet in nearly_valid()) {
             for short in [plain_v4(&packet), plain_v6(&packet)].into_iter().flatten() {
-                prop_assert_eq!(any_headers(&packet), Ok(short));
+                prop_assert_eq!(any_headers(&packet, packet.len()), Ok(short));
             }
         }
     }

@@ -59,7 +59,7 @@ impl WorkerPort {
 
     /// Queues one frame.
     fn queue_one(&mut self, frame: Frame) -> Result<(), Frame> {
-        let bytes = u64::from(frame.bytes());
+        let bytes = u64::from(frame.packet_len());
         self.port.transmit(frame)?;
         self.queued.0 += 1;
         self.queued.1 += bytes;
@@ -135,6 +135,11 @@ impl Ports {
             Some(port) => port.queue_one(frame),
             None => Err(frame),
         }
+    }
+
+    /// Whether a packet could leave by `nic` if its ring had room.
+    pub fn can_send(&mut self, nic: PortIndex, frame: &Frame) -> bool {
+        self.sender(nic).is_none_or(|port| port.port.can_send(frame))
     }
 
     #[inline]

@@ -15,7 +15,7 @@ pub fn receive(batch: &mut Batch, port: &mut WorkerPort, max: usize, stats: &Wor
     batch.fill(|places| {
         // No more than there are places: what the port gives is lost otherwise.
         port.port.receive(max.min(places.len()), |frame| {
-            bytes += frame.len() as u64;
+            bytes += u64::from(frame.packet_len());
             cpu::prefetch(frame.data());
             if let Some(packet) = places.next() {
                 packet.frame = Some(frame);

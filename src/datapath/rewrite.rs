@@ -41,7 +41,7 @@ pub fn rewrite_to_backend(
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    packet.bytes = frame.bytes();
+    packet.bytes = frame.packet_len();
     match backend.forward {
         Forward::Dsr => {}
         Forward::Nat => {
@@ -75,7 +75,7 @@ pub fn rewrite_to_client(
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    packet.bytes = frame.bytes();
+    packet.bytes = frame.packet_len();
     let key = flow.key();
     nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
     packet.nic = hop.port;

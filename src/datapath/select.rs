@@ -31,6 +31,9 @@ pub fn select<'t>(
     conntrack: &mut Conntrack,
     context: &Context<'t>,
 ) -> Result<&'t Backend, Drop> {
+    if let Some(trace) = context.trace {
+        trace.note_miss();
+    }
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     if context.table.is_vip(key.client) {

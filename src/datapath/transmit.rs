@@ -26,7 +26,8 @@ pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stat
     }
     if left > 0 {
         for packet in batch.in_flight() {
-            end(packet, Drop::TxFull, pool, stats);
+            let can = packet.frame.as_ref().is_none_or(|frame| ports.can_send(packet.nic, frame));
+            end(packet, if can { Drop::TxFull } else { Drop::TooLong }, pool, stats);
         }
     }
 }

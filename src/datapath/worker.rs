@@ -17,6 +17,7 @@ use super::transmit::{end, transmit};
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::PortIndex;
+use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Subscription;
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
@@ -98,9 +99,20 @@ impl Worker {
     ///
     /// `now` is the time on the clock that flow ages are kept in.
     pub fn poll(&mut self, now: Ticks) -> usize {
+        self.poll_with(now, None)
+    }
+
+    /// As [`poll`](Self::poll), and the places that decide something tell `trace` why.
+    pub fn poll_traced(&mut self, now: Ticks, trace: &Trace) -> usize {
+        self.poll_with(now, Some(trace))
+    }
+
+    /// Compiled twice, so that a worker to whom nobody listens does not even ask.
+    #[inline(always)]
+    fn poll_with(&mut self, now: Ticks, trace: Option<&Trace>) -> usize {
         let mut packets = 0;
         for index in 0..self.ports.ports.len() {
-            packets += self.poll_port(index, now);
+            packets += self.poll_port(index, now, trace);
         }
         self.outbox.send(&mut self.ports, &mut self.pool, &self.macs, &self.stats);
         for port in &mut self.ports.ports {
@@ -122,8 +134,8 @@ impl Worker {
 
     /// The packet's way, stage by stage. Each pass asks for the memory that the next one will need, of
     /// all packets, before that one begins.
-    #[inline]
-    fn poll_port(&mut self, index: usize, now: Ticks) -> usize {
+    #[inline(always)]
+    fn poll_port(&mut self, index: usize, now: Ticks, trace: Option<&Trace>) -> usize {
         let Self {
             ports, pool, macs, conntrack, tables, flows, clients, stats, batch, outbox, ..
         } = self;
@@ -134,8 +146,7 @@ impl Worker {
         if packets > 0 {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
-            let context =
-                &Context { table, flows: flows_view, clients, nic, now, stats, trace: None };
+            let context = &Context { table, flows: flows_view, clients, nic, now, stats, trace };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
@@ -201,6 +212,11 @@ impl Worker {
     fn sleep(&self) {
         self.stats.sleeps.add(1);
         wait(self.ports.ports.iter().map(|port| &port.port), SLEEP_MS);
+    }
+
+    /// Whether the sweep of the flow table has more to do at this time: poll again.
+    pub fn is_behind(&self) -> bool {
+        self.sweep_behind
     }
 
     /// Frames that this worker holds, here and in the kernel's rings: a constant.

@@ -1,9 +1,10 @@
 //! What a question about one flow, and its answer, are made of.
 //!
 //! The data path answers by doing what it does with packets, to a made-up one; while it does, the
-//! places that decide something tell a [`Trace`] why, if there is one. Workers have none.
+//! places that decide something tell a [`Trace`] why, if there is one. Workers have none, but for one that
+//! replays a capture.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::net::SocketAddr;
 
@@ -65,14 +66,18 @@ pub struct Explanation {
 
 /// Collects decisions.
 #[derive(Debug, Default)]
-pub struct Trace(RefCell<Vec<Step>>);
+pub struct Trace {
+    steps: RefCell<Vec<Step>>,
+    /// The flow has no pin that lives.
+    missed: Cell<bool>,
+}
 
 impl Trace {
     /// Notes a decision, once: a scheduler may ask for a backend again and again.
     pub fn tell(&self, stage: &str, outcome: impl Display, why: impl Display) {
         let (stage, outcome, why) = (stage.to_owned(), outcome.to_string(), why.to_string());
         // Nobody holds it while the stages run.
-        if let Ok(mut steps) = self.0.try_borrow_mut() {
+        if let Ok(mut steps) = self.steps.try_borrow_mut() {
             let step = Step { stage, outcome, why };
             if !steps.contains(&step) {
                 steps.push(step);
@@ -80,8 +85,18 @@ impl Trace {
         }
     }
 
+    /// Notes that the packet's flow has no pin that lives.
+    pub fn note_miss(&self) {
+        self.missed.set(true);
+    }
+
+    /// Whether the packet's flow had no pin that lives.
+    pub fn missed(&self) -> bool {
+        self.missed.get()
+    }
+
     /// What was noted.
     pub fn into_steps(self) -> Vec<Step> {
-        self.0.into_inner()
+        self.steps.into_inner()
     }
 }

@@ -24,9 +24,9 @@ use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::generate::Catcher;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::port::Port;
-use crate::xdp::port::frames::frames_for;
 use crate::xdp::program::ProgramError;
-use crate::xdp::socket::{BindMode, Io, SocketError};
+use crate::xdp::socket::{Io, SocketError};
+use crate::xdp::umem::chain::frames_for;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Slots of RX and TX rings.
@@ -438,7 +438,7 @@ struct FrameUse {
     /// Frames of the longest packet.
     frames_each: u32,
     /// Multi-buffer only where it is needed: older kernels and some drivers do not have it.
-    mode: BindMode,
+    multi_buffer: bool,
 }
 
 impl FrameUse {
@@ -446,8 +446,8 @@ impl FrameUse {
         let longest = settings.sizes.iter().max().copied().unwrap_or(0).saturating_sub(FCS);
         let frame_size = if frames_for(longest, 2048) <= 1 { 2048 } else { 4096 };
         let frames = frames_for(longest, frame_size);
-        let mode = if frames <= 1 { BindMode::Auto } else { BindMode::MultiBuffer };
-        Self { frame_size, frames_each: u32::try_from(frames).unwrap_or(u32::MAX), mode }
+        let frames_each = u32::try_from(frames).unwrap_or(u32::MAX);
+        Self { frame_size, frames_each, multi_buffer: frames > 1 }
     }
 }
 
@@ -460,7 +460,7 @@ fn open_ports(
 ) -> Result<(Port, Option<Port>, FramePool), EngineError> {
     let ports = 1 + u32::from(backend.is_some());
     let (umem, pool) = Umem::create(ports * FRAMES_PER_PORT + FRAMES_IN_HAND, memory.frame_size)?;
-    let io = Io { mode: memory.mode, ..Io::default() };
+    let io = Io { multi_buffer: memory.multi_buffer, ..Io::default() };
     let open = |nic: &Nic| Port::open(&umem, nic, queue, RING, io);
     Ok((open(client)?, backend.map(open).transpose()?, pool))
 }

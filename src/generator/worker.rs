@@ -16,7 +16,7 @@ use super::signature::Signature;
 use super::tuple::Clients;
 use crate::xdp::cpu;
 use crate::xdp::port::Port;
-use crate::xdp::port::frames::{self, Frames, MAX_FRAMES};
+use crate::xdp::umem::chain::MAX_FRAMES;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Packets that are sent or received together.
@@ -237,22 +237,18 @@ impl Worker {
     fn send_one(&mut self, now: u64, pacer: &mut Pacer, run: u16) -> bool {
         let parts = &mut self.parts;
         let Some(template) = parts.templates.get(self.next_template) else { return false };
-        if parts.pool.len() < MAX_FRAMES {
+        if parts.pool.len() < parts.frames_each as usize {
             return false;
         }
         let time = pacer.take(now);
         let Some(outgoing) = parts.client.next(now, template.payload_len()) else { return true };
-        let Some(mut packet) = frames::copy(&mut parts.pool, template.bytes()) else {
-            return false;
-        };
+        let Some(mut packet) = parts.pool.copy(template.bytes()) else { return false };
         let signature = Signature { flow: outgoing.flow, sequence: outgoing.sequence, run, time };
         let source = parts.clients.source(outgoing.flow);
-        if let Some(head) = packet.first_mut() {
-            template.write(head.data_mut(), source, outgoing.segment, &signature);
-        }
+        template.write(packet.data_mut(), source, outgoing.segment, &signature);
         self.next_template =
             if self.next_template + 1 < parts.templates.len() { self.next_template + 1 } else { 0 };
-        match parts.client_port.transmit_frames(packet) {
+        match parts.client_port.transmit(packet) {
             Ok(()) => {
                 self.sent.packets += 1;
                 self.sent.bytes += template.len() as u64;
@@ -260,7 +256,7 @@ impl Worker {
             }
             // Never, since room was looked for; such a packet counts as not sent.
             Err(packet) => {
-                frames::release(&mut parts.pool, packet);
+                parts.pool.push(packet);
                 false
             }
         }
@@ -276,8 +272,8 @@ impl Worker {
         for port in [Some(client_port), backend_port.as_mut()].into_iter().flatten() {
             // As many packets as are sent in between, of which each may have several frames.
             for _ in 0..*frames_each {
-                let mut packets = ArrayVec::<Frames, { BATCH as usize }>::new();
-                port.receive_frames(BATCH, |packet| packets.push(packet));
+                let mut packets = ArrayVec::<Frame, { BATCH as usize }>::new();
+                port.receive(BATCH as usize, |packet| packets.push(packet));
                 if packets.is_empty() {
                     break;
                 }
@@ -324,29 +320,27 @@ impl Worker {
 fn answer(
     port: &mut Port,
     ring: u32,
-    packets: ArrayVec<Frames, { BATCH as usize }>,
+    packets: ArrayVec<Frame, { BATCH as usize }>,
     judge: &mut Judge,
     pool: &mut FramePool,
     sent: &mut SentCounts,
     now: u64,
 ) {
     for mut packet in packets {
-        let len = packet.iter().map(Frame::len).sum();
-        let is_answer =
-            packet.first_mut().is_some_and(|head| judge.arrive(head.data_mut(), len, now));
-        if !is_answer {
-            frames::release(pool, packet);
+        let len = usize::from(packet.packet_len());
+        if !packet.is_whole() || !judge.arrive(packet.data_mut(), len, now) {
+            pool.push(packet);
             continue;
         }
-        if port.outstanding() as usize + MAX_FRAMES > ring as usize {
+        if port.outstanding() + MAX_FRAMES > ring {
             port.flush();
             port.reclaim(pool);
         }
-        match port.transmit_frames(packet) {
+        match port.transmit(packet) {
             Ok(()) => sent.replies += 1,
             Err(packet) => {
                 sent.replies_dropped += 1;
-                frames::release(pool, packet);
+                pool.push(packet);
             }
         }
     }

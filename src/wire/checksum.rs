@@ -1,4 +1,7 @@
-//! Incremental internet checksums (RFC 1071, RFC 1624 equation 3: `HC' = ~(~HC + ~m + m')`).
+//! Internet checksums (RFC 1071), incremental (RFC 1624 equation 3: `HC' = ~(~HC + ~m + m')`) and
+//! of whole contents.
+
+pub use etherparse::checksum::Sum16BitWords as Full;
 
 /// What a set of replaced words adds to a one's complement sum.
 ///
@@ -35,11 +38,32 @@ impl Delta {
         Self(zip.fold(self.0, |sum, (old, new)| sum + (!old & 0xffff_ffff) + new))
     }
 
+    /// Both changes together.
+    #[inline]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// Adds bytes that were not there, at an even offset. At most 64 KiB.
+    #[inline]
+    #[must_use]
+    pub fn add_bytes(self, bytes: &[u8]) -> Self {
+        words(bytes).fold(self, |delta, word| delta.replace_u16(0, word))
+    }
+
+    /// Takes bytes away that were there, at an even offset. At most 64 KiB.
+    #[inline]
+    #[must_use]
+    pub fn remove_bytes(self, bytes: &[u8]) -> Self {
+        words(bytes).fold(self, |delta, word| delta.replace_u16(word, 0))
+    }
+
     /// The checksum that follows from `checksum`.
     #[inline]
     pub const fn apply(self, checksum: u16) -> u16 {
         let mut sum = (!checksum) as u64 + self.0;
-        // Up to 12 terms of 32 bits: 36 bits fold to 16 in three steps.
+        // Up to 12 terms of 32 bits, or 64 Ki of 16 bits: 36 bits fold to 16 in three steps.
         sum = (sum & 0xffff_ffff) + (sum >> 32);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
@@ -47,6 +71,40 @@ impl Delta {
         let [.., high, low] = sum.to_be_bytes();
         !u16::from_be_bytes([high, low])
     }
+}
+
+/// Replaces the bytes at `at` of what a checksum covers from an even offset on, and adds that to `delta`.
+/// `at` may be even or odd. Nothing is replaced if the bytes are not all there.
+#[inline]
+pub fn replace(bytes: &mut [u8], at: usize, new: &[u8], mut delta: Delta) -> Delta {
+    let place = bytes.get_mut(at..).and_then(|rest| rest.get_mut(..new.len()));
+    for (index, (byte, &new)) in place.unwrap_or_default().iter_mut().zip(new).enumerate() {
+        let word = |byte: u8| if (at + index).is_multiple_of(2) { [byte, 0] } else { [0, byte] };
+        delta = delta.replace_u16(u16::from_be_bytes(word(*byte)), u16::from_be_bytes(word(new)));
+        *byte = new;
+    }
+    delta
+}
+
+/// The words of `bytes`, the last one filled up with 0.
+fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    let (whole, rest) = bytes.as_chunks::<2>();
+    let last = rest.iter().map(|&byte| u16::from(byte) << 8);
+    whole.iter().map(|word| u16::from_be_bytes(*word)).chain(last)
+}
+
+/// Begins a sum with a pseudo header. `addresses` are both addresses of the IP header: 8 bytes
+/// (RFC 9293 3.1) or 32 (RFC 8200 8.1), whose words add up alike.
+#[inline]
+pub fn pseudo_header(addresses: &[u8], len: u32, protocol: u8) -> Full {
+    let mut sum = Full::new().add_slice(addresses).add_2bytes([0, protocol]);
+    sum.add_4bytes(len.to_be_bytes())
+}
+
+/// The checksum of everything that was added to `sum`; the field itself counts as 0.
+#[inline]
+pub fn of(sum: &Full) -> u16 {
+    u16::from_be(sum.ones_complement())
 }
 
 #[cfg(test)]

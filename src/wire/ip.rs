@@ -63,6 +63,26 @@ pub fn rewrite_v6(packet: &mut [u8], side: Side, address: Address) -> Result<Del
     Ok(delta)
 }
 
+/// Writes the length of the IP packet at the start of `packet` into its header: `len` bytes with the
+/// header, at most 65,535. Does nothing to a header that is cut short.
+#[inline]
+pub fn set_len(packet: &mut [u8], len: usize) {
+    let v4 = packet.first().is_some_and(|first| first >> 4 == 4);
+    let field = u16::try_from(if v4 { len } else { len.saturating_sub(40) });
+    let new = field.unwrap_or(u16::MAX);
+    if !v4 {
+        if let Some([_, _, _, _, l0, l1, ..]) = packet.first_chunk_mut::<40>() {
+            [*l0, *l1] = new.to_be_bytes();
+        }
+    } else if let Some([_, _, l0, l1, _, _, _, _, _, _, c0, c1, ..]) =
+        packet.first_chunk_mut::<20>()
+    {
+        let delta = Delta::default().replace_u16(u16::from_be_bytes([*l0, *l1]), new);
+        [*c0, *c1] = delta.apply(u16::from_be_bytes([*c0, *c1])).to_be_bytes();
+        [*l0, *l1] = new.to_be_bytes();
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {

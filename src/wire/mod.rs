@@ -5,6 +5,14 @@
 
 pub mod checksum;
 pub mod ethernet;
+pub mod headers;
+pub mod icmp;
 pub mod ip;
+pub mod proxy;
 pub mod quic;
+pub mod quoted;
+pub mod tcp;
 pub mod transport;
+
+#[cfg(test)]
+mod testing;

@@ -21,6 +21,8 @@ pub struct FakeNic {
     /// Chunks that a lie has named. They are never touched again, since the lie may have given
     /// them to the port while they were in a ring of ours.
     tainted: Box<[bool]>,
+    /// A packet of several frames that is being sent.
+    whole: Vec<u8>,
 }
 
 impl FakeNic {
@@ -29,6 +31,14 @@ impl FakeNic {
     /// # Errors
     /// [`SocketError::RingSize`], and [`SocketError::TooManyPorts`] after 127 ports of one UMEM.
     pub fn new(umem: &Umem, ring: u32) -> Result<(Port, Self), SocketError> {
+        Self::with(umem, ring, Io::default())
+    }
+
+    /// As [`new`](Self::new), for a port with these settings.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with(umem: &Umem, ring: u32, io: Io) -> Result<(Port, Self), SocketError> {
         // Close to the wrap, so that every test crosses it.
         const START: u32 = u32::MAX - 100;
         check_ring_size(ring)?;
@@ -39,10 +49,10 @@ impl FakeNic {
         let rings =
             Rings { rx: port_rx, tx: port_tx, fill: port_fill, completion: port_completion };
         let memory = umem.memory();
-        let port = Port::new(memory, rings, None, Io::default())
+        let port = Port::new(memory, rings, None, io)
             .ok_or_else(|| SocketError::TooManyPorts { interface: "fake".to_owned(), queue: 0 })?;
         let tainted = vec![false; memory.chunks()].into();
-        let nic = Self { memory, fill, rx, tx, completion, tainted };
+        let nic = Self { memory, fill, rx, tx, completion, tainted, whole: Vec::new() };
         Ok((port, nic))
     }
 
@@ -52,30 +62,71 @@ impl FakeNic {
         self.deliver_in_place(packet.len(), |data| data.copy_from_slice(packet))
     }
 
+    /// Lets `packet` arrive in as many frames as it takes, as the kernel does for a port with
+    /// multi-buffer: false, and nothing arrives, if the RX ring has no room for all of them, and if the
+    /// fill ring has too few, which are then used up.
+    pub fn deliver_long(&mut self, packet: &[u8]) -> bool {
+        let room = (self.memory.chunk_size() - u32::from(HEADROOM)) as usize;
+        let count = u32::try_from(packet.len().div_ceil(room)).unwrap_or(u32::MAX);
+        if self.rx.free(count) < count {
+            return false;
+        }
+        let mut parts = packet.chunks(room).peekable();
+        let mut descriptors = Vec::new();
+        while let Some(part) = parts.next() {
+            let write = |data: &mut [u8]| data.copy_from_slice(part);
+            let Some(mut descriptor) = self.fill_frame(part.len(), write) else { return false };
+            descriptor.options = if parts.peek().is_some() { libc::XDP_PKT_CONTD } else { 0 };
+            descriptors.push(descriptor);
+        }
+        descriptors.into_iter().all(|descriptor| self.post(descriptor))
+    }
+
     /// Lets a packet of `len` bytes arrive that `write` makes in place, out of whatever the
     /// frame last held. False as for [`deliver`](Self::deliver), and `write` was not called.
     #[inline]
     pub fn deliver_in_place(&mut self, len: usize, write: impl FnOnce(&mut [u8])) -> bool {
-        let room = self.memory.chunk_size() - u32::from(HEADROOM);
-        let Some(len) = u32::try_from(len).ok().filter(|&len| len <= room) else { return false };
         if self.rx.free(1) == 0 {
             return false;
         }
-        let Some(address) = self.take_filled() else { return false };
-        let address = address + u64::from(HEADROOM);
+        self.fill_frame(len, write).is_some_and(|descriptor| self.post(descriptor))
+    }
+
+    /// Writes `len` bytes into the next frame of the fill ring, if there is one and they fit.
+    #[inline]
+    fn fill_frame(&mut self, len: usize, write: impl FnOnce(&mut [u8])) -> Option<Descriptor> {
+        let room = self.memory.chunk_size() - u32::from(HEADROOM);
+        let len = u32::try_from(len).ok().filter(|&len| len <= room)?;
+        let address = self.take_filled()? + u64::from(HEADROOM);
         if let Some(mut data) = chunk_bytes(self.memory, address, len) {
             // SAFETY: inside the memory; the port gave this chunk away through the fill ring, from
             // which it was taken just now, and no lie has named it, so that neither a frame nor a
             // ring names it.
             write(unsafe { data.as_mut() });
         }
-        self.post(Descriptor { address, len, options: 0 })
+        Some(Descriptor { address, len, options: 0 })
     }
 
     /// Puts a descriptor on the RX ring, true or not; false when the ring is full.
     pub fn deliver_raw(&mut self, address: u64, len: u32) -> bool {
-        self.taint(address);
-        self.post(Descriptor { address, len, options: 0 })
+        self.deliver_descriptor(Descriptor { address, len, options: 0 })
+    }
+
+    /// As [`deliver_raw`](Self::deliver_raw), with options.
+    pub fn deliver_descriptor(&mut self, descriptor: Descriptor) -> bool {
+        self.taint(descriptor.address);
+        self.post(descriptor)
+    }
+
+    /// Takes the next frame of the fill ring, `len` bytes of it as they are, and says that `more` of its
+    /// packet are to come, true or not; false when a ring does not have it.
+    pub fn deliver_part(&mut self, len: usize, more: bool) -> bool {
+        if self.rx.free(1) == 0 {
+            return false;
+        }
+        let Some(mut descriptor) = self.fill_frame(len, |_| ()) else { return false };
+        descriptor.options = if more { libc::XDP_PKT_CONTD } else { 0 };
+        self.post(descriptor)
     }
 
     /// Puts an address on the completion ring, true or not; false when the ring is full.
@@ -87,18 +138,28 @@ impl FakeNic {
     }
 
     /// Sends everything on the TX ring: shows each packet to `each`, and gives the frames back.
-    /// Returns how many. Who does not call it has a NIC that is stuck, and a TX ring that fills.
+    /// Returns how many frames. Who does not call it has a NIC that is stuck, and a TX ring that fills.
     #[inline]
     pub fn collect(&mut self, mut each: impl FnMut(&[u8])) -> usize {
         let room = self.completion.free(self.tx.size());
-        let (memory, tainted, completion) = (self.memory, &self.tainted, &mut self.completion);
+        let Self { memory, tainted, completion, whole, .. } = self;
         let sent = self.tx.take(room, |packet| {
             let chunk = memory.split(packet.address).map(|(chunk, _)| chunk);
+            let more = packet.options & libc::XDP_PKT_CONTD != 0;
             if chunk.and_then(|chunk| tainted.get(chunk)) == Some(&false) {
                 let data = chunk_bytes(memory, packet.address, packet.len);
                 // SAFETY: inside the memory; the port gave this chunk away through the TX ring,
                 // and gets it back only by the line below; no lie has named it.
-                each(data.map_or(&[], |data| unsafe { data.as_ref() }));
+                let data = data.map_or(&[][..], |data| unsafe { data.as_ref() });
+                if more || !whole.is_empty() {
+                    whole.extend_from_slice(data);
+                } else {
+                    each(data);
+                }
+            }
+            if !more && !whole.is_empty() {
+                each(whole);
+                whole.clear();
             }
             let pushed = completion.push(packet.address);
             debug_assert!(pushed, "room was looked for above");

@@ -25,6 +25,7 @@ pub mod port;
 pub mod program;
 pub mod ring;
 pub mod socket;
+pub mod steer;
 pub mod umem;
 
 mod netlink;

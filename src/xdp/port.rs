@@ -10,7 +10,7 @@
 //! [UMEM](super::umem): a descriptor that names no frame of this port is counted and ignored.
 #![allow(unsafe_code, reason = "poll(2)")]
 
-pub mod frames;
+mod long;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -19,6 +19,7 @@ use arrayvec::ArrayVec;
 use super::nic::Nic;
 use super::ring::Descriptor;
 use super::socket::{Io, Monitor, Rings, Socket, SocketError, SocketStatistics};
+use super::umem::chain::{Growing, MAX_FRAMES};
 use super::umem::{Frame, FramePool, Holder, Memory, Umem};
 use crate::forwarding::MAX_NICS;
 
@@ -44,12 +45,14 @@ pub struct Port {
     /// Ledger values of this port.
     receive: Holder,
     transmit: Holder,
-    /// Frames in the fill ring, the RX ring, or with the NIC to be received into.
+    /// Frames in the fill ring, the RX ring, in `growing`, or with the NIC to be received into.
     receiving: u32,
     /// Frames in the TX ring, the completion ring, or with the NIC to be sent.
     transmitting: u32,
-    /// Packets pushed to the TX ring and not yet published.
+    /// Frames pushed to the TX ring and not yet published.
     queued: u32,
+    /// A packet of several frames, of which the kernel has not yet shown the last.
+    growing: Growing,
     /// What of [`Io`] concerns wake-ups; `tx_kick` is at most the TX ring.
     io: Io,
     bad_descriptors: u64,
@@ -93,41 +96,52 @@ impl Port {
             receiving: 0,
             transmitting: 0,
             queued: 0,
+            growing: Growing::default(),
             io,
             bad_descriptors: 0,
         })
     }
 
-    /// Takes up to `max` received packets and shows each to `each`; returns how many.
+    /// Takes up to `max` received frames and shows each packet to `each`; returns how many packets,
+    /// `max` at most. One whose last frame has not come yet is shown by a later call.
     ///
-    /// Cost: one index read and one index write per call, one ledger byte per packet.
+    /// Cost: one index read and one index write per call, one ledger byte per frame.
     #[inline]
     pub fn receive(&mut self, max: usize, mut each: impl FnMut(Frame)) -> usize {
-        let (memory, holder) = (self.memory, self.receive);
-        let (mut received, mut bad) = (0, 0);
+        let (memory, holder, growing) = (self.memory, self.receive, &mut self.growing);
+        let (mut packets, mut received, mut bad) = (0, 0, 0);
         self.rings.rx.take(u32::try_from(max).unwrap_or(u32::MAX), |descriptor| {
-            match memory.take(descriptor.address, descriptor.len, holder) {
-                Some(frame) => {
-                    received += 1;
-                    each(frame);
-                }
-                None => bad += 1,
+            let frame = memory.take(descriptor.address, descriptor.len, holder);
+            bad += u64::from(frame.is_none());
+            let more = descriptor.options & libc::XDP_PKT_CONTD != 0;
+            let (packet, frames) = if more || growing.is_open() {
+                growing.add(memory, frame, more)
+            } else {
+                (frame, 1)
+            };
+            if let Some(packet) = packet {
+                packets += 1;
+                received += frames;
+                each(packet);
             }
         });
         self.receiving = self.receiving.wrapping_sub(received);
         self.bad_descriptors += bad;
-        received as usize
+        packets
     }
 
     /// Queues a packet for [`flush`](Self::flush).
     ///
     /// # Errors
     /// The frame comes back when the TX ring is full, the packet is shorter than an Ethernet
-    /// header, or the frame belongs to another UMEM.
+    /// header, has more frames than [may be sent](Self::can_send), or belongs to another UMEM.
     #[inline]
     pub fn transmit(&mut self, frame: Frame) -> Result<(), Frame> {
         if frame.len() < SHORTEST {
             return Err(frame);
+        }
+        if frame.is_long() {
+            return self.transmit_long(frame);
         }
         #[expect(clippy::cast_possible_truncation, reason = "a frame is at most 4096 bytes")]
         let len = frame.len() as u32;
@@ -148,22 +162,57 @@ impl Port {
     #[inline]
     pub fn transmit_all<'f>(
         &mut self,
-        frames: impl ExactSizeIterator<Item = &'f mut Option<Frame>>,
+        mut frames: impl ExactSizeIterator<Item = &'f mut Option<Frame>>,
     ) -> (u32, u64) {
+        let (mut packets, mut bytes) = (0, 0);
+        loop {
+            let (queued, long) = self.transmit_short(&mut frames, &mut bytes);
+            packets += queued;
+            let Some((place, frame)) = long else { return (packets, bytes) };
+            let len = frame.packet_len();
+            match self.transmit_long(frame) {
+                Ok(()) => {
+                    packets += 1;
+                    bytes += u64::from(len);
+                }
+                Err(frame) => {
+                    *place = Some(frame);
+                    // Those behind it must not overtake it.
+                    if self.is_full() {
+                        return (packets, bytes);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Queues packets of one frame, as far as there is room; returns how many, and the packet of several
+    /// that comes next, with its place.
+    #[inline(always)]
+    fn transmit_short<'f>(
+        &mut self,
+        frames: &mut impl ExactSizeIterator<Item = &'f mut Option<Frame>>,
+        bytes: &mut u64,
+    ) -> (u32, Option<(&'f mut Option<Frame>, Frame)>) {
         let (memory, holder) = (self.memory, self.transmit);
-        let (mut frames, mut bytes) = (frames, 0);
         let most = u32::try_from(frames.len()).unwrap_or(u32::MAX);
+        let mut long = None;
         let queued = self.rings.tx.push_up_to(most, || {
             for place in frames.by_ref() {
                 let Some(frame) = place.take() else { continue };
-                let len = u32::from(frame.bytes());
+                if frame.is_long() {
+                    long = Some((place, frame));
+                    return None;
+                }
+                #[expect(clippy::cast_possible_truncation, reason = "at most 4096 bytes")]
+                let len = frame.len() as u32;
                 if frame.len() < SHORTEST {
                     *place = Some(frame);
                     continue;
                 }
                 match memory.give(frame, holder) {
                     Ok(address) => {
-                        bytes += u64::from(len);
+                        *bytes += u64::from(len);
                         return Some(Descriptor { address, len, options: 0 });
                     }
                     Err(foreign) => *place = Some(foreign),
@@ -173,13 +222,14 @@ impl Port {
         });
         self.transmitting += queued;
         self.queued += queued;
-        (queued, bytes)
+        (queued, long)
     }
 
-    /// Whether the TX ring has no free slot.
+    /// Whether the TX ring may have no room for a packet: for the longest that this port sends.
     #[inline]
     pub fn is_full(&mut self) -> bool {
-        self.rings.tx.free(1) == 0
+        let most = self.most_frames();
+        self.rings.tx.free(most) < most
     }
 
     /// Publishes what was queued, and wakes the kernel if it sleeps while packets wait in the TX
@@ -302,6 +352,11 @@ impl Port {
     /// Whether the NIC works on packet memory itself, without a copy.
     pub fn zero_copy(&self) -> bool {
         self.socket.as_ref().is_some_and(Socket::zero_copy)
+    }
+
+    /// Whether packets may have several frames.
+    pub fn multi_buffer(&self) -> bool {
+        self.io.multi_buffer
     }
 
     /// Whether there is a fake NIC behind this port.

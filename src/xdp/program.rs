@@ -20,7 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use aya::maps::{Map, MapError, PerCpuArray, XskMap};
-use aya::programs::{ProgramFd, ProgramInfo, Xdp, loaded_programs};
+use aya::programs::{ProgramFd, ProgramInfo, TestRun as _, TestRunOptions, Xdp, loaded_programs};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::netlink::{NetlinkError, Rtnetlink};
@@ -352,6 +352,18 @@ impl Steering {
             sum.no_socket += no_socket;
         }
         Ok(sum)
+    }
+
+    /// Runs the program on a packet of at least 14 bytes that nobody has sent (`BPF_PROG_TEST_RUN`);
+    /// [`counters`](Self::counters) say what it decided. For the test of [`super::steer`].
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn try_packet(&mut self, packet: &[u8]) -> io::Result<()> {
+        let program = self.ebpf.program_mut(PROGRAM_NAME).ok_or(io::ErrorKind::NotFound)?;
+        let program: &mut Xdp = program.try_into().map_err(io::Error::other)?;
+        let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
+        program.test_run(options).map(drop).map_err(io::Error::other)
     }
 
     /// Attaches to a NIC without a program.

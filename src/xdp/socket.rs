@@ -15,7 +15,7 @@ use libc::{SOL_XDP, c_int};
 use super::nic::Nic;
 use super::os::{Region, bind, get_option, set_option, socket, zeroed};
 use super::ring::{self, Consumer, Descriptor, Producer};
-use super::umem::Umem;
+use super::umem::{HEADROOM, Umem};
 
 /// Socket option 9, `XDP_MAX_TX_SKB_BUDGET`: packets sent per wake-up in copy mode. Kernel 6.18.
 const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
@@ -32,6 +32,9 @@ const BUSY_POLL_US: c_int = 20;
 /// queue of a process that has just ended after a grace period, in a kernel thread.
 const BIND_WAITS_MS: [u64; 10] = [5, 10, 20, 50, 100, 200, 400, 600, 800, 800];
 
+/// Without multi-buffer, in bytes: what a frame of 4096 holds, less Ethernet header and two VLAN tags.
+const LARGEST_MTU: u32 = 4096 - HEADROOM as u32 - 22;
+
 /// How packets get between the NIC and packet memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BindMode {
@@ -41,8 +44,6 @@ pub enum BindMode {
     Copy,
     /// The NIC reads and writes packet memory itself, or the bind fails.
     ZeroCopy,
-    /// As `Auto`, and a packet may lie in several frames. Kernel 6.6.
-    MultiBuffer,
 }
 
 /// How a socket and the kernel deal with each other.
@@ -50,6 +51,8 @@ pub enum BindMode {
 pub struct Io {
     /// How packets get between the NIC and packet memory.
     pub mode: BindMode,
+    /// Packets may lie in several frames. Kernel 6.6; a driver whose zero copy cannot do it copies.
+    pub multi_buffer: bool,
     /// Let the kernel say when it has to be woken; else it is woken whenever there is something to
     /// send, and expected to receive by itself.
     pub need_wakeup: bool,
@@ -66,7 +69,14 @@ pub struct Io {
 impl Default for Io {
     /// As in the configuration; docs/PERFORMANCE.md says what each does.
     fn default() -> Self {
-        Self { mode: BindMode::Auto, need_wakeup: true, tx_budget: 256, tx_kick: 1, busy_poll: 0 }
+        Self {
+            mode: BindMode::Auto,
+            multi_buffer: false,
+            need_wakeup: true,
+            tx_budget: 256,
+            tx_kick: 1,
+            busy_poll: 0,
+        }
     }
 }
 
@@ -76,9 +86,10 @@ impl Io {
             BindMode::Auto => 0,
             BindMode::Copy => libc::XDP_COPY,
             BindMode::ZeroCopy => libc::XDP_ZEROCOPY,
-            BindMode::MultiBuffer => libc::XDP_USE_SG,
         };
-        if self.need_wakeup { mode | libc::XDP_USE_NEED_WAKEUP } else { mode }
+        let wakeup = if self.need_wakeup { libc::XDP_USE_NEED_WAKEUP } else { 0 };
+        let multi_buffer = if self.multi_buffer { libc::XDP_USE_SG } else { 0 };
+        mode | wakeup | multi_buffer
     }
 }
 
@@ -158,16 +169,21 @@ pub enum SocketError {
         /// Its driver.
         driver: String,
     },
-    /// The kernel has no packets of several frames.
+    /// The kernel, or the driver's zero copy, has no packets of several frames.
     #[error(
-        "{interface} queue {queue}: bind(XDP_USE_SG) refused (EINVAL): packets longer than a frame \
-         need kernel 6.6 or newer; use packets of at most 3840 bytes (3844 with FCS)"
+        "{interface} queue {queue}: bind(XDP_USE_SG) refused ({source}): packets longer than a frame \
+         need kernel 6.6 or newer and, for zero copy, a driver that can do it (driver {driver}); \
+         without, the largest MTU is {LARGEST_MTU}, with frames of 4096 bytes"
     )]
     NoMultiBuffer {
         /// The NIC.
         interface: String,
         /// The queue.
         queue: u32,
+        /// Its driver.
+        driver: String,
+        /// The kernel's reason.
+        source: io::Error,
     },
     /// Anything else that the kernel refuses.
     #[error("{interface} queue {queue}: {step} refused: {source}; {hint}")]
@@ -440,11 +456,12 @@ impl Opening<'_> {
         let (interface, queue) = (self.nic.name().to_owned(), self.queue);
         match error.raw_os_error() {
             Some(libc::EBUSY) => SocketError::Busy { interface, queue },
+            Some(libc::EINVAL | libc::EOPNOTSUPP) if self.io.multi_buffer => {
+                let driver = self.nic.driver().to_owned();
+                SocketError::NoMultiBuffer { interface, queue, driver, source: error }
+            }
             Some(libc::EOPNOTSUPP) if self.io.mode == BindMode::ZeroCopy => {
                 SocketError::NoZeroCopy { interface, queue, driver: self.nic.driver().to_owned() }
-            }
-            Some(libc::EINVAL) if self.io.mode == BindMode::MultiBuffer => {
-                SocketError::NoMultiBuffer { interface, queue }
             }
             _ => self.error("bind", error),
         }
@@ -492,10 +509,15 @@ mod tests {
     #[test]
     fn every_refusal_says_where_why_and_what_to_do() {
         let nic = Nic::for_tests("eth2", "veth", 4);
-        let io = Io { mode: BindMode::MultiBuffer, ..Io::default() };
-        let old_kernel = Opening { io, ..opening(&nic) };
-        let error = old_kernel.bind_error(io::Error::from_raw_os_error(libc::EINVAL)).to_string();
-        assert!(error.contains("kernel 6.6") && error.contains("at most 3840"), "{error}");
+        let io = Io { mode: BindMode::ZeroCopy, multi_buffer: true, ..Io::default() };
+        for errno in [libc::EINVAL, libc::EOPNOTSUPP] {
+            let opening = Opening { io, ..opening(&nic) };
+            let error = opening.bind_error(io::Error::from_raw_os_error(errno)).to_string();
+            assert!(
+                error.contains("kernel 6.6") && error.contains("largest MTU is 3818"),
+                "{error}"
+            );
+        }
         for (errno, parts) in [
             (libc::EBUSY, ["eth2 queue 3", "another process", "ss --xdp"]),
             (libc::EOPNOTSUPP, ["eth2 queue 3", "driver veth has", "set mode = \"copy\""]),
@@ -524,13 +546,14 @@ mod tests {
 
     #[test]
     fn settings_become_the_kernels_flags() {
-        use libc::{XDP_COPY, XDP_USE_NEED_WAKEUP, XDP_ZEROCOPY};
-        for (mode, need_wakeup, flags) in [
-            (BindMode::Auto, true, XDP_USE_NEED_WAKEUP),
-            (BindMode::Copy, true, XDP_USE_NEED_WAKEUP | XDP_COPY),
-            (BindMode::ZeroCopy, false, XDP_ZEROCOPY),
+        use libc::{XDP_COPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG, XDP_ZEROCOPY};
+        for (mode, multi_buffer, need_wakeup, flags) in [
+            (BindMode::Auto, false, true, XDP_USE_NEED_WAKEUP),
+            (BindMode::Auto, true, false, XDP_USE_SG),
+            (BindMode::Copy, true, true, XDP_USE_NEED_WAKEUP | XDP_COPY | XDP_USE_SG),
+            (BindMode::ZeroCopy, false, false, XDP_ZEROCOPY),
         ] {
-            let io = Io { mode, need_wakeup, ..Io::default() };
+            let io = Io { mode, multi_buffer, need_wakeup, ..Io::default() };
             assert_eq!(io.bind_flags(), flags, "{io:?}");
         }
     }

@@ -12,11 +12,14 @@
 //! So two live frames for one chunk are impossible, whatever the kernel (or a fake) claims.
 #![allow(unsafe_code, reason = "frames are slices of memory shared with the kernel")]
 
+pub mod chain;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use self::chain::Links;
 use super::os::{Region, check};
 
 /// Free bytes in front of a received packet: `XDP_PACKET_HEADROOM` of include/uapi/linux/bpf.h.
@@ -29,7 +32,7 @@ const MAX_PORTS: u8 = 127;
 #[derive(Debug, thiserror::Error)]
 pub enum UmemError {
     /// The kernel takes only these chunk sizes.
-    #[error("frame size {got}: use 2048 (MTU up to 1774) or 4096 (MTU up to 3822)")]
+    #[error("frame size {got}: use 2048 or 4096")]
     FrameSize {
         /// Bytes asked for.
         got: u32,
@@ -79,6 +82,8 @@ pub(super) struct Memory {
     /// owner of the chunk's one frame, and a holder's value only by that holder's one port; who
     /// moves a frame or a port to another thread brings the order along.
     ledger: Box<[AtomicU8]>,
+    /// Per chunk, which one follows in a packet that is longer than a frame.
+    links: Links,
     /// Holders given out.
     ports: AtomicU8,
     on_huge_pages: bool,
@@ -108,6 +113,7 @@ impl Umem {
             shift: frame_size.trailing_zeros(),
             chunk_size: frame_size,
             ledger: (0..frames).map(|_| AtomicU8::new(OURS)).collect(),
+            links: Links::new(frames),
             ports: AtomicU8::new(0),
             on_huge_pages,
         }));
@@ -228,10 +234,17 @@ impl Memory {
         Ok(start as u64 + u64::from(frame.offset))
     }
 
+    /// Gives a chunk behind a packet's first to `holder`.
+    pub(super) fn give_behind(&self, chunk: u32, holder: Holder) {
+        if let Some(entry) = self.ledger.get(chunk as usize) {
+            entry.store(holder.0, Ordering::Relaxed);
+        }
+    }
+
     /// The number of a frame's chunk; `None` for a frame of another UMEM.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "chunks are numbered by a u32")]
-    fn chunk_of(&self, frame: &Frame) -> Option<u32> {
+    pub(super) fn chunk_of(&self, frame: &Frame) -> Option<u32> {
         let start = frame.chunk.addr().get().wrapping_sub(self.start().addr().get());
         let chunk = start >> self.shift;
         (chunk < self.ledger.len()).then_some(chunk as u32)
@@ -247,11 +260,12 @@ impl Memory {
     unsafe fn frame(&self, chunk: usize, offset: u16, len: u16) -> Frame {
         // SAFETY: `chunk` is below the number of chunks that the mapping was made for.
         let start = unsafe { self.start().add(chunk << self.shift) };
-        Frame { chunk: start, offset, len, size: self.chunk_size() as u16 }
+        Frame { chunk: start, offset, len, size: self.chunk_size() as u16, behind: 0 }
     }
 }
 
-/// A packet, or room for one: a chunk of packet memory that this value owns.
+/// A packet, or room for one: a chunk of packet memory that this value owns, and, if the packet is
+/// longer than a frame, the chunks that its rest lies in (see [`chain`]).
 ///
 /// Move-only, so that a chunk cannot be queued twice. Give it back, to a [`FramePool`] or a
 /// [`Port`](super::port::Port): a frame that is dropped is lost until the process ends.
@@ -266,6 +280,8 @@ pub struct Frame {
     len: u16,
     /// Bytes of the chunk.
     size: u16,
+    /// Bytes of the packet behind the data, in chunks that belong to this frame too: see [`chain`].
+    behind: u16,
 }
 
 // SAFETY: a frame owns its chunk like a `Box<[u8]>`, and the memory is never unmapped.
@@ -276,7 +292,7 @@ unsafe impl Sync for Frame {}
 const _: () = assert!(size_of::<Frame>() == 16 && size_of::<Option<Frame>>() == 16);
 
 impl Frame {
-    /// The packet, from the Ethernet header on.
+    /// The packet, from the Ethernet header on, as far as it lies in the first chunk.
     #[inline]
     pub fn data(&self) -> &[u8] {
         // SAFETY: `offset + len <= size`, so the range lies inside our chunk, which was mapped
@@ -290,7 +306,7 @@ impl Frame {
         }
     }
 
-    /// The packet, to be changed in place.
+    /// The same, to be changed in place.
     #[inline]
     pub fn data_mut(&mut self) -> &mut [u8] {
         // SAFETY: as `data`, and we are borrowed mutably.
@@ -308,12 +324,6 @@ impl Frame {
         usize::from(self.len)
     }
 
-    /// The same, in the size that it is kept in.
-    #[inline]
-    pub fn bytes(&self) -> u16 {
-        self.len
-    }
-
     /// Whether there is no data.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -326,10 +336,10 @@ impl Frame {
         usize::from(self.offset)
     }
 
-    /// Free bytes behind the data.
+    /// Bytes that the data can grow by at its end: none if the packet goes on behind it.
     #[inline]
     pub fn tailroom(&self) -> usize {
-        usize::from(self.size - self.offset - self.len)
+        if self.is_long() { 0 } else { usize::from(self.size - self.offset - self.len) }
     }
 
     /// Grows the data by `count` bytes at the front, whose contents are left over from before.
@@ -356,12 +366,12 @@ impl Frame {
     }
 
     /// Cuts or grows the data at the end; new bytes are left over from before. False, and
-    /// nothing changed, if the chunk ends earlier.
+    /// nothing changed, if the chunk ends earlier, or the packet goes on behind it.
     #[inline]
     #[must_use]
     pub fn set_len(&mut self, len: usize) -> bool {
         let Ok(len) = u16::try_from(len) else { return false };
-        if len > self.size - self.offset {
+        if len > self.size - self.offset || self.is_long() {
             return false;
         }
         self.len = len;
@@ -369,12 +379,12 @@ impl Frame {
     }
 
     /// Makes the data a copy of `packet`, with the usual [`HEADROOM`]. False, and nothing
-    /// changed, if it does not fit.
+    /// changed, if it does not fit, or the packet goes on behind the data.
     #[inline]
     #[must_use]
     pub fn copy_from(&mut self, packet: &[u8]) -> bool {
         let Ok(len) = u16::try_from(packet.len()) else { return false };
-        if len > self.size - HEADROOM {
+        if len > self.size - HEADROOM || self.is_long() {
             return false;
         }
         (self.offset, self.len) = (HEADROOM, len);
@@ -406,6 +416,9 @@ impl FramePool {
     #[inline]
     pub fn push(&mut self, frame: Frame) {
         if let Some(chunk) = self.memory.chunk_of(&frame) {
+            if frame.is_long() {
+                self.push_behind(chunk);
+            }
             self.push_chunk(chunk);
         }
     }

@@ -1,0 +1,286 @@
+//! `holdfast replay`: what would become of the packets of a capture, and why.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write, stderr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::CliError;
+use super::table::grouped;
+use crate::config::{self, Config};
+use crate::forwarding::PortIndex;
+use crate::replay::{Capture, Captured, Decision, Replay, Story, Verdict};
+use crate::words::{counted, reason};
+
+/// What is said where the next hops were not told.
+const INVENTED: &str = "next hops are invented, every backend is up, and every frame is for the NIC \
+                        that it came by: name a neighbours file for the real ones (--neighbours)";
+/// Files of this size show how far they are read.
+const WORTH_A_BAR: u64 = 4 << 20;
+
+/// The arguments.
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The capture: pcap or pcapng, of an Ethernet
+    #[arg(value_name = "IN.pcap")]
+    capture: PathBuf,
+    /// Write what was sent, dropped and left to the kernel, with the reasons as packet comments
+    #[arg(long, value_name = "OUT.pcapng")]
+    out: Option<PathBuf>,
+    /// Print one JSON document per packet, each in its line
+    #[arg(long)]
+    json: bool,
+    /// MACs of NICs and backends, MTUs, and who is up (TOML)
+    #[arg(long, value_name = "FILE")]
+    neighbours: Option<PathBuf>,
+    /// The NIC by which packets came, where the capture names none of the configuration; the first
+    /// one by default
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+}
+
+/// Replays a capture.
+///
+/// # Errors
+/// What is wrong with one of the files; what was read before is printed by then.
+pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<(), CliError> {
+    let config = config::load(&args.config)?;
+    let neighbours = args.neighbours.as_deref();
+    let neighbours = neighbours.map(|path| config::load_neighbours(path, &config)).transpose()?;
+    let nic = nic(args, &config)?;
+    let mut replay = Replay::new(&config, neighbours.as_ref())
+        .map_err(|error| CliError::Replay(error.to_string()))?;
+    let note = if neighbours.is_none() { INVENTED } else { "" };
+    let interfaces = replay.interfaces().to_vec();
+    let in_capture = |what: &dyn std::fmt::Display| {
+        CliError::Replay(format!("{}: {what}", args.capture.display()))
+    };
+    let file = File::open(&args.capture).map_err(|error| in_capture(&reason(&error)))?;
+    let bar = bar(&file);
+    let capture = Capture::new(bar.wrap_read(file), interfaces.clone(), nic);
+    let mut capture = capture.map_err(|error| in_capture(&error))?;
+    let mut story = open_story(args, &interfaces, note)?;
+    // A terminal gets its lines at once, a file in larger pieces.
+    let mut out = BufWriter::new(out);
+    let mut teller = Teller::new(args.json, colours, interfaces, &mut out);
+    teller.begin(note)?;
+    let end = loop {
+        match capture.next_packet() {
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(in_capture(&error)),
+            Ok(Some(captured)) => {
+                let decision = replay.packet(&captured);
+                if let Some(story) = &mut story {
+                    story.tell(&captured, &decision).map_err(|error| in_story(args, &error))?;
+                }
+                teller.tell(&captured, &decision)?;
+            }
+        }
+    };
+    bar.finish_and_clear();
+    if let Some(story) = story {
+        story.finish().map_err(|error| in_story(args, &error))?;
+    }
+    teller.end()?;
+    out.flush()?;
+    end
+}
+
+fn in_story(args: &ReplayArgs, error: &dyn std::fmt::Display) -> CliError {
+    let path = args.out.as_deref().unwrap_or(std::path::Path::new("-"));
+    CliError::Replay(format!("{}: {error}", path.display()))
+}
+
+/// The NIC of what the capture does not say.
+fn nic(args: &ReplayArgs, config: &Config) -> Result<PortIndex, CliError> {
+    let Some(name) = &args.interface else { return Ok(PortIndex(0)) };
+    let found = (0..).zip(&config.nics).find(|(_, nic)| nic.interface == *name);
+    found.map(|(index, _)| PortIndex(index)).ok_or_else(|| {
+        let names: Vec<&str> = config.nics.iter().map(|nic| nic.interface.as_str()).collect();
+        CliError::Usage(format!(
+            "--interface {name}: no [[nic]] of {}; there are: {}",
+            args.config.display(),
+            names.join(", ")
+        ))
+    })
+}
+
+fn open_story(
+    args: &ReplayArgs,
+    interfaces: &[String],
+    note: &str,
+) -> Result<Option<Story<BufWriter<File>>>, CliError> {
+    let Some(path) = &args.out else { return Ok(None) };
+    let file = File::create(path).map_err(|error| in_story(args, &reason(&error)))?;
+    let story = Story::new(BufWriter::new(file), interfaces, note);
+    Ok(Some(story.map_err(|error| in_story(args, &error))?))
+}
+
+/// How far the file is read: shown on a terminal, of a file that takes a while.
+fn bar(file: &File) -> ProgressBar {
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let hidden = !stderr().is_terminal() || std::io::stdout().is_terminal();
+    if hidden || length < WORTH_A_BAR {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    let template = "replay {bar:30} {bytes} of {total_bytes}, {eta} left";
+    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| {
+        // The template above is a good one.
+        ProgressStyle::default_bar()
+    }))
+}
+
+/// Writes the output.
+struct Teller<'o, W: Write> {
+    json: bool,
+    colours: bool,
+    interfaces: Vec<String>,
+    out: &'o mut W,
+    /// Of the first packet.
+    start: Option<Duration>,
+    packets: u64,
+    /// Packets by verdict and reason.
+    sums: BTreeMap<(Verdict, &'static str), u64>,
+}
+
+impl<'o, W: Write> Teller<'o, W> {
+    fn new(json: bool, colours: bool, interfaces: Vec<String>, out: &'o mut W) -> Self {
+        Self { json, colours, interfaces, out, start: None, packets: 0, sums: BTreeMap::new() }
+    }
+
+    fn begin(&mut self, note: &str) -> Result<(), CliError> {
+        if !note.is_empty() {
+            match self.json {
+                // There is one document per packet, and nothing else.
+                true => writeln!(stderr(), "note: {note}")?,
+                false => writeln!(self.out, "note: {note}\n")?,
+            }
+        }
+        if !self.json {
+            let line =
+                line(["INDEX", "TIME", "VERDICT", "REASON", "VIP/BACKEND", "FLOW", "PACKET"]);
+            writeln!(self.out, "{line}")?;
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, captured: &Captured<'_>, decision: &Decision) -> Result<(), CliError> {
+        if self.json {
+            let text = decision.json(&self.interfaces).map_err(std::io::Error::from)?;
+            return Ok(writeln!(self.out, "{text}")?);
+        }
+        let start = *self.start.get_or_insert(decision.time);
+        self.packets += 1;
+        let why = decision.reason.unwrap_or("-");
+        *self.sums.entry((decision.verdict, why)).or_default() += 1;
+        let time = decision.time.saturating_sub(start);
+        let line = line([
+            &decision.index.to_string(),
+            &format!("{}.{:06}", time.as_secs(), time.subsec_micros()),
+            decision.verdict.as_str(),
+            why,
+            &decision.place(),
+            decision.flow.as_str(),
+            &describe(captured.data),
+        ]);
+        match colour(decision.verdict).filter(|_| self.colours) {
+            Some(colour) => writeln!(self.out, "\x1b[{colour}m{line}\x1b[0m")?,
+            None => writeln!(self.out, "{line}")?,
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), CliError> {
+        if self.json {
+            return Ok(());
+        }
+        let packets = counted(self.packets, "packet");
+        writeln!(self.out, "\n{packets}")?;
+        for ((verdict, why), count) in &self.sums {
+            let why = if *why == "-" { "" } else { why };
+            let text = format!("{:>9}  {:<9}  {why}", grouped(*count), verdict.as_str());
+            writeln!(self.out, "{}", text.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// One line of the table, whose columns are as wide as what is usual: it is never in memory as a whole.
+fn line(cells: [&str; 7]) -> String {
+    let [index, time, verdict, reason, place, flow, packet] = cells;
+    format!("{index:>7}  {time:>12}  {verdict:<9}  {reason:<19}  {place:<15}  {flow:<7}  {packet}")
+}
+
+/// Of a verdict that is worth one.
+const fn colour(verdict: Verdict) -> Option<u8> {
+    match verdict {
+        Verdict::Transmit => None,
+        Verdict::Reply => Some(32),
+        Verdict::Drop => Some(31),
+        Verdict::Kernel | Verdict::Truncated => Some(90),
+    }
+}
+
+/// `198.51.100.7:40000 > 192.0.2.10:80 tcp S`, as far as the headers can be read.
+fn describe(packet: &[u8]) -> String {
+    let Ok(sliced) = LaxSlicedPacket::from_ethernet(packet) else {
+        return counted(packet.len(), "byte");
+    };
+    let mut text = String::new();
+    let (source, destination, next) = match &sliced.net {
+        Some(LaxNetSlice::Ipv4(ip)) => {
+            let header = ip.header();
+            let (a, b) = (header.source_addr().to_string(), header.destination_addr().to_string());
+            (a, b, ip.payload_ip_number().0)
+        }
+        Some(LaxNetSlice::Ipv6(ip)) => {
+            let header = ip.header();
+            let (a, b) = (header.source_addr(), header.destination_addr());
+            (format!("[{a}]"), format!("[{b}]"), ip.payload().ip_number.0)
+        }
+        Some(LaxNetSlice::Arp(_)) => return "arp".to_owned(),
+        None => return link(packet),
+    };
+    // A text takes what is written to it.
+    let _ = match &sliced.transport {
+        Some(TransportSlice::Tcp(tcp)) => {
+            let (from, to) = (tcp.source_port(), tcp.destination_port());
+            let flags = [
+                (tcp.syn(), 'S'),
+                (tcp.ack(), 'A'),
+                (tcp.fin(), 'F'),
+                (tcp.rst(), 'R'),
+                (tcp.psh(), 'P'),
+            ];
+            let flags = flags.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag);
+            let flags: String = flags.collect();
+            write!(text, "{source}:{from} > {destination}:{to} tcp {flags}")
+        }
+        Some(TransportSlice::Udp(udp)) => {
+            let (from, to) = (udp.source_port(), udp.destination_port());
+            write!(text, "{source}:{from} > {destination}:{to} udp")
+        }
+        Some(TransportSlice::Icmpv4(_)) => write!(text, "{source} > {destination} icmp"),
+        Some(TransportSlice::Icmpv6(_)) => write!(text, "{source} > {destination} icmpv6"),
+        None => write!(text, "{source} > {destination} protocol {next}"),
+    };
+    text.trim_end().to_owned()
+}
+
+/// What is no IP.
+fn link(packet: &[u8]) -> String {
+    match packet.get(12..14) {
+        Some([a, b]) => format!("ethertype 0x{a:02x}{b:02x}, {}", counted(packet.len(), "byte")),
+        _ => counted(packet.len(), "byte"),
+    }
+}

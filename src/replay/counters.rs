@@ -1,0 +1,109 @@
+//! Which counters of the worker moved, and by how much.
+
+use crate::stats::{Drop, WorkerStats};
+
+/// A counter of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Name {
+    /// Of the worker itself.
+    Worker(&'static str),
+    /// Packets dropped for a reason.
+    Drop(Drop),
+    /// Of a VIP, by its index.
+    Vip(usize, &'static str),
+    /// Of a backend, by its index.
+    Backend(usize, &'static str),
+    /// Of a NIC, by its index.
+    Nic(usize, &'static str),
+}
+
+/// The names behind indices.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// VIPs.
+    pub(super) vips: Vec<String>,
+    /// VIP and name of backends.
+    pub(super) backends: Vec<(String, String)>,
+    /// NICs.
+    pub(super) nics: Vec<String>,
+}
+
+impl Names {
+    /// Puts a name at its place.
+    pub(super) fn put<T: Default + Clone>(list: &mut Vec<T>, index: usize, name: T) {
+        if list.len() <= index {
+            list.resize(index + 1, T::default());
+        }
+        list.get_mut(index).into_iter().for_each(|place| *place = name.clone());
+    }
+
+    pub(super) fn vip(&self, index: usize) -> &str {
+        self.vips.get(index).map_or("", String::as_str)
+    }
+
+    pub(super) fn backend(&self, index: usize) -> &str {
+        self.backends.get(index).map_or("", |(_, name)| name)
+    }
+
+    /// A counter as it is called in `docs/REPLAY.md`.
+    pub(super) fn text(&self, name: Name) -> String {
+        match name {
+            Name::Worker(name) => format!("workers.{name}"),
+            Name::Drop(reason) => format!("workers.drops.{}", reason.as_str()),
+            Name::Vip(index, name) => format!("vips.{}.{name}", self.vip(index)),
+            Name::Backend(index, name) => {
+                let (vip, backend) = self.backends.get(index).cloned().unwrap_or_default();
+                format!("vips.{vip}.backends.{backend}.{name}")
+            }
+            Name::Nic(index, name) => {
+                format!("nics.{}.{name}", self.nics.get(index).map_or("", String::as_str))
+            }
+        }
+    }
+}
+
+/// What a worker had counted when it was looked at last.
+#[derive(Debug)]
+pub(super) struct Counters {
+    names: Names,
+    /// In the order of [`walk`].
+    last: Vec<u64>,
+}
+
+impl Counters {
+    pub(super) fn new(names: Names, stats: &WorkerStats) -> Self {
+        Self { names, last: walk(stats).map(|(_, value)| value).collect() }
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// What moved since the last call, and by how much. Cost: every counter is read.
+    pub(super) fn moved(&mut self, stats: &WorkerStats) -> Vec<(Name, i64)> {
+        let mut moved = Vec::new();
+        for ((name, now), last) in walk(stats).zip(&mut self.last) {
+            let before = std::mem::replace(last, now);
+            if now != before {
+                moved.push((name, now.wrapping_sub(before).cast_signed()));
+            }
+        }
+        moved
+    }
+}
+
+/// Every counter that tells of packets and flows, always in the same order.
+fn walk(stats: &WorkerStats) -> impl Iterator<Item = (Name, u64)> + '_ {
+    let worker = stats.named().map(|(name, value)| (Name::Worker(name), value));
+    let drops = stats.drops().map(|(reason, value)| (Name::Drop(reason), value));
+    let vips = stats.vips.iter().enumerate().flat_map(|(index, stats)| {
+        stats.named().map(move |(name, value)| (Name::Vip(index, name), value))
+    });
+    let backends = stats.backends.iter().enumerate().flat_map(|(index, stats)| {
+        stats.named().map(move |(name, value)| (Name::Backend(index, name), value))
+    });
+    let nics = stats.ports.iter().enumerate().flat_map(|(index, stats)| {
+        stats.named().map(move |(name, value)| (Name::Nic(index, name), value))
+    });
+    worker.chain(drops).chain(vips).chain(backends).chain(nics)
+}

@@ -1,0 +1,167 @@
+//! `holdfast replay`: the worker itself on a capture, without a network, with every decision told.
+//!
+//! ```text
+//! configuration, neighbours file --setup--> forwarding table, rules of the XDP program
+//! capture --> model of the XDP program --> kernel
+//!                       |
+//!                       +--> offline: the Worker on fake rings, one packet per poll --> frames
+//!                                      |
+//!                                      +--> counters that moved, trace --> Decision --> JSON, pcapng
+//! ```
+//!
+//! Nothing decides here what becomes of a packet: verdict, VIP and backend are read off the worker's
+//! own counters, the reasons are those that the stages tell. Like the daemon, this folder knows every
+//! plane.
+
+mod capture;
+mod counters;
+mod decision;
+mod offline;
+mod setup;
+mod story;
+
+use std::time::Duration;
+
+pub use capture::{Capture, CaptureError, Captured};
+pub use decision::{Decision, FlowState, Sent, Verdict};
+pub use setup::ReplayError;
+pub use story::{Story, StoryError};
+
+use crate::config::{Config, Neighbours};
+use crate::forwarding::PortIndex;
+use crate::forwarding::explain::{Step, Trace};
+use crate::units::{TICK_MS, Ticks};
+use crate::xdp::steer::{SteerModel, Steered};
+use counters::{Counters, Name};
+use decision::Facts;
+use offline::Offline;
+
+/// Longest step of the clock between two packets: all time-outs are over then, and the clock of the
+/// data path does not reach further than 248 days.
+const LONGEST_GAP: Duration = Duration::from_secs(31 * 24 * 3600);
+
+/// Replays packets, in the order of their capture.
+pub struct Replay {
+    steer: SteerModel,
+    /// Of each NIC; `None`: not known, so every unicast frame is for it.
+    nic_macs: Vec<Option<[u8; 6]>>,
+    offline: Offline,
+    counters: Counters,
+    index: u64,
+    /// Of the packet before, since the epoch.
+    time: Option<Duration>,
+    /// Since the first packet.
+    elapsed: Duration,
+}
+
+impl Replay {
+    /// A replay that has seen no packet. Without `neighbours` every backend is up and has an invented
+    /// MAC, see [`setup`].
+    ///
+    /// # Errors
+    /// [`ReplayError`]: more VIPs or backends than there may be, or no memory.
+    pub fn new(config: &Config, neighbours: Option<&Neighbours>) -> Result<Self, ReplayError> {
+        let setup::Setup { steer, nic_macs, offline, names } = setup::setup(config, neighbours)?;
+        let counters = Counters::new(names, offline.stats());
+        let (index, time, elapsed) = (0, None, Duration::ZERO);
+        Ok(Self { steer, nic_macs, offline, counters, index, time, elapsed })
+    }
+
+    /// Names of the NICs, by `PortIndex`.
+    pub fn interfaces(&self) -> &[String] {
+        &self.counters.names().nics
+    }
+
+    /// What becomes of the next packet.
+    pub fn packet(&mut self, captured: &Captured<'_>) -> Decision {
+        let unasked = self.advance(captured.time);
+        let index = self.index;
+        self.index += 1;
+        let mut decision = self.decide(captured);
+        (decision.index, decision.unasked) = (index, unasked);
+        decision
+    }
+
+    /// Moves the clock to `time`; what the worker sends on the way (probes of flows that are cut) was
+    /// not asked for by a packet.
+    fn advance(&mut self, time: Duration) -> Vec<Sent> {
+        let before = self.time.unwrap_or(time);
+        // Of packets that were captured out of order the later time counts.
+        self.time = Some(before.max(time));
+        self.elapsed += time.saturating_sub(before).min(LONGEST_GAP);
+        let tick_ns = u128::from(TICK_MS) * 1_000_000;
+        #[expect(clippy::cast_possible_truncation, reason = "a point wraps by design")]
+        let now = Ticks((self.elapsed.as_nanos() / tick_ns) as u32);
+        let sent = self.offline.advance(now);
+        // What moved belongs to no packet.
+        self.counters.moved(self.offline.stats());
+        sent
+    }
+
+    fn decide(&mut self, captured: &Captured<'_>) -> Decision {
+        let Captured { nic, original_len, data, .. } = *captured;
+        if data.len() < original_len as usize {
+            let why = format!("{} of {original_len} bytes were captured", data.len());
+            return self.untouched(captured, Verdict::Truncated, "truncated_capture", why);
+        }
+        let steered = self.steer.decide(self.mac_for(nic, data), data);
+        if steered == Steered::Kernel {
+            let name = Name::Nic(usize::from(nic.0), "passed");
+            let mut decision = self.bare(captured, Verdict::Kernel);
+            decision.counters.push((self.counters.names().text(name), 1));
+            decision.tell("xdp", "left to the kernel", "for no VIP, and from no NAT backend");
+            return decision;
+        }
+        let trace = Trace::default();
+        let Some(sent) = self.offline.packet(nic, data, &trace) else {
+            let why =
+                format!("{} bytes do not fit into a frame of [workers] frame_size", data.len());
+            return self.untouched(captured, Verdict::Drop, "longer_than_a_frame", why);
+        };
+        let moved = self.counters.moved(self.offline.stats());
+        let facts = Facts::of(&moved, &trace);
+        let mut decision = self.bare(captured, facts.verdict());
+        let names = self.counters.names();
+        decision.reason = facts.reason.map(|reason| reason.as_str());
+        decision.vip = facts.vip.map(|vip| names.vip(vip).to_owned());
+        decision.backend = facts.backend.map(|backend| names.backend(backend).to_owned());
+        decision.flow = facts.flow(&trace);
+        decision.own_frame = facts.own_frame;
+        let steered_name = names.text(Name::Nic(usize::from(nic.0), "steered"));
+        decision.counters = moved.iter().map(|(name, by)| (names.text(*name), *by)).collect();
+        decision.counters.push((steered_name, 1));
+        decision.sent = sent;
+        decision.tell_steering(steered);
+        decision.steps.extend(trace.into_steps());
+        decision.tell_end(facts.reason);
+        decision
+    }
+
+    /// The MAC that the XDP program of a NIC looks for.
+    fn mac_for(&self, nic: PortIndex, data: &[u8]) -> [u8; 6] {
+        let known = self.nic_macs.get(usize::from(nic.0)).copied().flatten();
+        let destination =
+            data.first_chunk().copied().filter(|[first, ..]: &[u8; 6]| first & 1 == 0);
+        known.or(destination).unwrap_or_default()
+    }
+
+    fn bare(&self, captured: &Captured<'_>, verdict: Verdict) -> Decision {
+        let interface = self.interfaces().get(usize::from(captured.nic.0));
+        Decision::new(captured.time, interface.cloned().unwrap_or_default(), verdict)
+    }
+
+    /// Of a packet that no program and no worker saw.
+    fn untouched(
+        &self,
+        captured: &Captured<'_>,
+        verdict: Verdict,
+        reason: &'static str,
+        why: String,
+    ) -> Decision {
+        let mut decision = self.bare(captured, verdict);
+        decision.reason = Some(reason);
+        let step = Step { stage: "capture".to_owned(), outcome: reason.to_owned(), why };
+        decision.steps.push(step);
+        decision
+    }
+}

@@ -1,0 +1,135 @@
+//! The worker, on fake rings: one packet per poll, and a clock that the capture moves.
+
+use std::sync::Arc;
+
+use super::decision::Sent;
+use super::setup::ReplayError;
+use crate::datapath::ports::WorkerPort;
+use crate::datapath::worker::{Parts, Worker};
+use crate::flow::clients::Clients;
+use crate::flow::table::FlowTable;
+use crate::flow::tuple::TableSecret;
+use crate::forwarding::explain::Trace;
+use crate::forwarding::publish::Publisher;
+use crate::forwarding::{ForwardingTable, PortIndex};
+use crate::stats::WorkerStats;
+use crate::units::Ticks;
+use crate::xdp::fake::FakeNic;
+use crate::xdp::umem::Umem;
+
+/// Slots of each ring: more than a worker sends in one poll.
+const RING: u32 = 256;
+/// Steps in which the clock goes over a gap between packets. The sweep is let finish its work at each.
+const STEPS: u32 = 64;
+/// Seeds the hash of the flow table, whose places of flows nobody sees.
+const SEED: u64 = 1;
+
+/// What a worker offline is made of.
+pub(super) struct Blueprint {
+    /// The forwarding table.
+    pub(super) table: ForwardingTable,
+    /// MAC of each NIC.
+    pub(super) macs: Vec<[u8; 6]>,
+    /// Its counters, with room for every VIP, backend and NIC.
+    pub(super) stats: Arc<WorkerStats>,
+    /// Room of its flow table and of the clients table.
+    pub(super) flows: u32,
+    /// See `flows`.
+    pub(super) clients: usize,
+    /// Address families that the flow table has room for.
+    pub(super) families: crate::flow::table::Families,
+    /// Bytes per frame.
+    pub(super) frame_size: u32,
+}
+
+/// A worker and its NICs.
+pub(super) struct Offline {
+    worker: Worker,
+    nics: Vec<FakeNic>,
+    stats: Arc<WorkerStats>,
+    now: Ticks,
+    /// Keeps the table.
+    _publisher: Publisher,
+}
+
+impl Offline {
+    pub(super) fn new(blueprint: Blueprint) -> Result<Self, ReplayError> {
+        let Blueprint { table, macs, stats, flows, clients, families, frame_size } = blueprint;
+        let (publisher, tables) = Publisher::new(table);
+        let secret = TableSecret::new(SEED);
+        let flows: Arc<[Arc<FlowTable>]> =
+            Arc::from([Arc::new(FlowTable::new(flows, secret.clone(), families)?)]);
+        // Fill ring, TX ring, and what is in the worker's hands.
+        let frames = u32::try_from(macs.len()).unwrap_or(1) * 3 * RING + RING;
+        let (umem, pool) = Umem::create(frames, frame_size)?;
+        let (mut ports, mut nics) = (Vec::new(), Vec::new());
+        for (index, _) in (0..).zip(&macs) {
+            let (port, nic) = FakeNic::new(&umem, RING)?;
+            ports.push(WorkerPort::new(PortIndex(index), port));
+            nics.push(nic);
+        }
+        let now = Ticks(0);
+        let parts = Parts {
+            ports,
+            pool,
+            macs,
+            flows,
+            clients: Arc::new(Clients::new(clients, secret)),
+            index: 0,
+            tables,
+            stats: Arc::clone(&stats),
+            batch: 1,
+        };
+        let worker = Worker::new(parts, now).ok_or(ReplayError::Worker)?;
+        Ok(Self { worker, nics, stats, now, _publisher: publisher })
+    }
+
+    /// The worker's counters.
+    pub(super) fn stats(&self) -> &WorkerStats {
+        &self.stats
+    }
+
+    /// Lets the time pass until `now`, as a worker without packets; returns what it sent.
+    pub(super) fn advance(&mut self, now: Ticks) -> Vec<Sent> {
+        let mut sent = Vec::new();
+        let gap = now.since(self.now).0;
+        let step = gap.div_ceil(STEPS).max(1);
+        let mut left = gap;
+        while left > 0 {
+            let ticks = step.min(left);
+            left -= ticks;
+            self.now = self.now.after(Ticks(ticks));
+            loop {
+                self.worker.poll(self.now);
+                sent.extend(self.collect());
+                if !self.worker.is_behind() {
+                    break;
+                }
+            }
+        }
+        sent
+    }
+
+    /// What the worker sends for a packet; `None` if it does not fit into a frame.
+    pub(super) fn packet(
+        &mut self,
+        nic: PortIndex,
+        packet: &[u8],
+        trace: &Trace,
+    ) -> Option<Vec<Sent>> {
+        let arrived = self.nics.get_mut(usize::from(nic.0))?.deliver(packet);
+        if !arrived {
+            return None;
+        }
+        self.worker.poll_traced(self.now, trace);
+        Some(self.collect())
+    }
+
+    fn collect(&mut self) -> Vec<Sent> {
+        let mut sent = Vec::new();
+        for (index, nic) in (0..).zip(&mut self.nics) {
+            nic.collect(|bytes| sent.push(Sent { nic: PortIndex(index), bytes: bytes.to_vec() }));
+        }
+        sent
+    }
+}

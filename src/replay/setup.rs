@@ -1,0 +1,148 @@
+//! What the control thread would have made of a configuration, once every backend is known.
+//!
+//! Without a neighbours file, what the kernel would know is invented, with locally administered
+//! addresses: NIC number `n`, from 0 in the file's order, has `02:00:00:01:00:nn`, backend number `n`,
+//! from 0 over all VIPs, `02:00:00:00:nn:nn`, by the first NIC and untagged. All backends are up.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::counters::Names;
+use super::offline::{Blueprint, Offline};
+use crate::config::{Announce, BackendFacts, BackendState, Config, Neighbours};
+use crate::control::netlink::InterfaceAddress;
+use crate::control::state::{Full, Registry};
+use crate::flow::table::TableError;
+use crate::forwarding::{
+    BackendSpec, ForwardingTable, NextHop, PortIndex, Service, ThisBox, VipSpec,
+};
+use crate::stats::WorkerStats;
+use crate::xdp::socket::SocketError;
+use crate::xdp::steer::SteerModel;
+use crate::xdp::umem::UmemError;
+
+/// What an Ethernet carries.
+const MTU: u16 = 1500;
+
+/// Why nothing can be replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// More than the forwarding table has room for.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// No memory for the flow table.
+    #[error("[workers] flows: {0}")]
+    Flows(#[from] TableError),
+    /// No packet memory.
+    #[error("[workers]: {0}")]
+    Umem(#[from] UmemError),
+    /// No fake NIC.
+    #[error(transparent)]
+    Nic(#[from] SocketError),
+    /// A bug.
+    #[error("the worker could not be made: its flow table is in use")]
+    Worker,
+}
+
+/// The parts of a replay.
+pub(super) struct Setup {
+    pub(super) steer: SteerModel,
+    pub(super) nic_macs: Vec<Option<[u8; 6]>>,
+    pub(super) offline: Offline,
+    pub(super) names: Names,
+}
+
+/// Makes them.
+pub(super) fn setup(
+    config: &Config,
+    neighbours: Option<&Neighbours>,
+) -> Result<Setup, ReplayError> {
+    let mut registry = Registry::default();
+    registry.apply(&config.vips, &[])?;
+    let mut specs = registry.specs();
+    let mtus: Vec<u16> = match neighbours {
+        Some(neighbours) => neighbours.nics.iter().map(|nic| nic.mtu).collect(),
+        None => config.nics.iter().map(|_| MTU).collect(),
+    };
+    for (number, backend) in specs.iter_mut().flat_map(|spec| &mut spec.backends).enumerate() {
+        let facts = match neighbours {
+            Some(neighbours) => neighbours.backends.get(&backend.address).copied(),
+            None => Some(invented(number)),
+        };
+        know(backend, facts, &mtus);
+    }
+    let names = names(config, &specs);
+    let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
+    let this_box = ThisBox { mtus };
+    let blueprint = Blueprint {
+        table: ForwardingTable::build(1, config.hash.secret, this_box, &specs, None),
+        macs: macs(config, neighbours),
+        stats: Arc::new(stats),
+        flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
+        clients: config.workers.clients,
+        families: config.families(),
+        frame_size: config.workers.frame_size,
+    };
+    let rules = registry.steer_rules(&addresses(config, neighbours));
+    let known = |nic: usize| Some(neighbours?.nics.get(nic)?.mac);
+    Ok(Setup {
+        steer: SteerModel::new(&rules),
+        nic_macs: (0..config.nics.len()).map(known).collect(),
+        offline: Offline::new(blueprint)?,
+        names,
+    })
+}
+
+/// What is said of a backend without a neighbours file.
+fn invented(number: usize) -> BackendFacts {
+    let [.., high, low] = number.to_be_bytes();
+    let hop = NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None };
+    BackendFacts { hop, mtu: None, state: BackendState::Up }
+}
+
+fn macs(config: &Config, neighbours: Option<&Neighbours>) -> Vec<[u8; 6]> {
+    match neighbours {
+        Some(neighbours) => neighbours.nics.iter().map(|nic| nic.mac).collect(),
+        None => (0..).zip(&config.nics).map(|(number, _)| [2, 0, 0, 1, 0, number]).collect(),
+    }
+}
+
+/// Tells a backend what the kernel and its health check say; `None`: its next hop is not known.
+fn know(backend: &mut BackendSpec, facts: Option<BackendFacts>, mtus: &[u16]) {
+    backend.next_hop = facts.map(|facts| facts.hop);
+    let Some(BackendFacts { hop, mtu, state }) = facts else { return };
+    let nic = mtus.get(usize::from(hop.port.0)).copied().unwrap_or(MTU);
+    backend.mtu = mtu.unwrap_or(nic);
+    match state {
+        BackendState::Up => {}
+        BackendState::Down => backend.up = false,
+        BackendState::Draining => backend.service = Service::Draining,
+    }
+}
+
+/// Addresses of the box: those that the file tells, and VIPs that are put on a NIC.
+fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceAddress> {
+    let told = neighbours.into_iter().flat_map(|n| &n.nics).flat_map(|nic| &nic.addresses);
+    let vips = config.vips.iter().filter(|vip| vip.announce != Announce::None);
+    let one = |address: IpAddr| InterfaceAddress {
+        ifindex: 0,
+        address,
+        prefix_len: if address.is_ipv4() { 32 } else { 128 },
+        ours: false,
+    };
+    told.copied().chain(vips.map(|vip| vip.address)).map(one).collect()
+}
+
+/// The names behind the indices that counters have.
+fn names(config: &Config, specs: &[VipSpec]) -> Names {
+    let nics = config.nics.iter().map(|nic| nic.interface.clone()).collect();
+    let mut names = Names { nics, ..Names::default() };
+    for (spec, vip) in specs.iter().zip(&config.vips) {
+        Names::put(&mut names.vips, spec.id.0.into(), vip.name.clone());
+        for backend in &spec.backends {
+            let name = (vip.name.clone(), backend.name.clone());
+            Names::put(&mut names.backends, backend.id.index.0.into(), name);
+        }
+    }
+    names
+}

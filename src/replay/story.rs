@@ -1,0 +1,171 @@
+//! Writes a pcapng file that tells what became of every packet, in packet comments.
+//!
+//! One interface per NIC, with the frames that were sent by it; and one for each way not to be sent,
+//! with the packets as they came.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::time::Duration;
+
+use pcap_file::pcapng::PcapNgWriter;
+use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
+use pcap_file::pcapng::blocks::interface_description::{
+    InterfaceDescriptionBlock, InterfaceDescriptionOption, InterfaceTsResolution,
+};
+use pcap_file::pcapng::blocks::opt_common::CommonOption;
+use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeaderOption};
+use pcap_file::{DataLink, Endianness};
+
+use super::capture::Captured;
+use super::decision::{Decision, Sent, Verdict};
+
+/// Interfaces that are no NICs, and what is on them.
+const PSEUDO: [(&str, &str); 3] = [
+    ("dropped", "packets that a worker dropped, as they came"),
+    ("kernel", "packets that the XDP program leaves to the kernel, as they came"),
+    ("truncated", "packets that were not replayed: the capture does not have all of them"),
+];
+/// libpcap's MAXIMUM_SNAPLEN.
+const SNAPLEN: u32 = 262_144;
+/// Longest comment, in bytes: an option of pcapng has a length of 16 bits.
+const MAX_COMMENT: usize = 32_000;
+
+/// Why the story could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot be written: {0}")]
+pub struct StoryError(String);
+
+impl From<pcap_file::pcapng::PcapNgWriteError> for StoryError {
+    fn from(error: pcap_file::pcapng::PcapNgWriteError) -> Self {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        Self(cause.unwrap_or_else(|| error.to_string()))
+    }
+}
+
+/// A file that is being written.
+pub struct Story<W: Write> {
+    writer: PcapNgWriter<W>,
+    /// Interfaces that are NICs; the others follow.
+    nics: u32,
+}
+
+impl<W: Write> Story<W> {
+    /// Begins a file. `interfaces` are the NICs; `note` is said of the whole file.
+    ///
+    /// # Errors
+    /// [`StoryError`].
+    pub fn new(writer: W, interfaces: &[String], note: &str) -> Result<Self, StoryError> {
+        let application = concat!("holdfast ", env!("CARGO_PKG_VERSION"), " replay");
+        let mut options = vec![SectionHeaderOption::UserApplication(Cow::Borrowed(application))];
+        if !note.is_empty() {
+            let comment = CommonOption::Comment(Cow::Borrowed(note));
+            options.push(SectionHeaderOption::Common(comment));
+        }
+        let header = SectionHeaderBlock {
+            endianness: Endianness::Little,
+            options,
+            ..SectionHeaderBlock::default()
+        };
+        let mut writer = PcapNgWriter::with_section_header(writer, header)?;
+        let nics =
+            interfaces.iter().map(|name| (name.as_str(), "frames that were sent by this NIC"));
+        for (name, description) in nics.chain(PSEUDO) {
+            writer.write_pcapng_block(InterfaceDescriptionBlock {
+                linktype: DataLink::ETHERNET,
+                snaplen: SNAPLEN,
+                options: vec![
+                    InterfaceDescriptionOption::IfName(Cow::Borrowed(name)),
+                    InterfaceDescriptionOption::IfDescription(Cow::Borrowed(description)),
+                    InterfaceDescriptionOption::IfTsResol(InterfaceTsResolution::NANO),
+                ],
+            })?;
+        }
+        Ok(Self { writer, nics: u32::try_from(interfaces.len()).unwrap_or(u32::MAX) })
+    }
+
+    /// Tells what became of a packet.
+    ///
+    /// # Errors
+    /// [`StoryError`].
+    pub fn tell(&mut self, captured: &Captured<'_>, decision: &Decision) -> Result<(), StoryError> {
+        for sent in &decision.unasked {
+            self.sent(sent, decision.time, UNASKED)?;
+        }
+        let comment = comment(decision);
+        let pseudo = match decision.verdict {
+            Verdict::Kernel => Some(1),
+            Verdict::Truncated => Some(2),
+            Verdict::Transmit | Verdict::Drop | Verdict::Reply => {
+                (!decision.own_frame).then_some(0)
+            }
+        };
+        if let Some(pseudo) = pseudo {
+            let (data, len) = (captured.data, captured.original_len);
+            self.packet(self.nics + pseudo, decision.time, data, len, &comment)?;
+        }
+        for sent in &decision.sent {
+            self.sent(sent, decision.time, &comment)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is still in memory.
+    ///
+    /// # Errors
+    /// [`StoryError`].
+    pub fn finish(self) -> Result<(), StoryError> {
+        self.writer.into_inner().flush().map_err(|error| StoryError(crate::words::reason(&error)))
+    }
+
+    fn sent(&mut self, sent: &Sent, time: Duration, comment: &str) -> Result<(), StoryError> {
+        let len = u32::try_from(sent.bytes.len()).unwrap_or(u32::MAX);
+        self.packet(sent.nic.0.into(), time, &sent.bytes, len, comment)
+    }
+
+    fn packet(
+        &mut self,
+        interface_id: u32,
+        timestamp: Duration,
+        data: &[u8],
+        original_len: u32,
+        comment: &str,
+    ) -> Result<(), StoryError> {
+        let captured = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let comment = CommonOption::Comment(Cow::Borrowed(comment));
+        self.writer.write_pcapng_block(EnhancedPacketBlock {
+            interface_id,
+            timestamp,
+            // Of a capture that lies about it.
+            original_len: original_len.max(captured),
+            data: Cow::Borrowed(data),
+            options: vec![EnhancedPacketOption::Common(comment)],
+        })?;
+        Ok(())
+    }
+}
+
+/// Of a frame that no packet is the cause of.
+const UNASKED: &str = "index=- verdict=- vip=- backend=- flow=- reason=-\n\
+                       sweep: sent between packets: a probe to a silent end of a flow that is cut";
+
+/// The first line is for programs, the others are the steps of why.
+fn comment(decision: &Decision) -> String {
+    let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let mut comment = format!(
+        "index={} verdict={} vip={} backend={} flow={} reason={}",
+        decision.index,
+        decision.verdict.as_str(),
+        or(&decision.vip),
+        or(&decision.backend),
+        decision.flow.as_str(),
+        decision.reason.unwrap_or("-")
+    );
+    for step in &decision.steps {
+        comment += &format!("\n{}: {}: {}", step.stage, step.outcome, step.why);
+    }
+    if comment.len() > MAX_COMMENT {
+        comment.truncate(comment.floor_char_boundary(MAX_COMMENT));
+        comment += "\n...";
+    }
+    comment
+}

@@ -1,0 +1,384 @@
+//! The packet that an ICMP error quotes: which flow it is of, and its translation in place.
+//!
+//! ```text
+//! | type code sum ... 8 bytes | IP header | first bytes of TCP or UDP ...
+//!             |                  |  sum          ports  sum
+//!             +- covers all of this, both inner checksums too
+//! ```
+//!
+//! A *message* is a slice from the ICMP type to the end of the packet, without padding. Quotes may be
+//! cut short behind the 8th byte of the transport header (RFC 792, RFC 1122 3.2.2); a checksum that is cut
+//! off needs no patching. What follows the quote (RFC 4884) stays, as lengths do.
+
+use super::checksum::{Delta, replace};
+use super::headers::{Headers, V4_LEN, addresses, protocol};
+use super::icmp::ICMP_LEN;
+use crate::flow::Address;
+
+/// Bytes of a transport header that are always quoted: ports, and what else TCP needs to tell its own
+/// messages from forged ones, the sequence number.
+pub const MIN_TRANSPORT: usize = 8;
+
+/// An address and a port.
+pub type End = (Address, u16);
+
+/// Why a quote says nothing of a flow; the message is unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuoteError {
+    /// Cut short before the 8th byte of the transport header.
+    Truncated,
+    /// Its headers cannot be, or are not known.
+    Malformed,
+    /// A later fragment: without ports.
+    Fragment,
+    /// Neither TCP nor UDP.
+    Protocol,
+    /// The new address is of the other family.
+    Family,
+}
+
+/// What a quoted packet says of its flow: it was sent from `source` to `destination`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quoted {
+    /// TCP (6) or UDP (17).
+    pub protocol: u8,
+    /// Who has sent it.
+    pub source: End,
+    /// To whom.
+    pub destination: End,
+}
+
+/// What is to be replaced in a quoted packet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Replacement {
+    /// Its source.
+    pub source: Option<End>,
+    /// Its destination.
+    pub destination: Option<End>,
+    /// Added to its sequence number, if it is TCP's.
+    pub sequence: i32,
+}
+
+/// Where everything is; offsets in the message.
+struct Places {
+    v4: bool,
+    protocol: u8,
+    source: usize,
+    destination: usize,
+    ports: usize,
+    /// End of what is quoted.
+    end: usize,
+}
+
+impl Places {
+    fn of(message: &[u8]) -> Result<Self, QuoteError> {
+        let packet = message.get(ICMP_LEN..).ok_or(QuoteError::Truncated)?;
+        let headers = Headers::of(packet).map_err(|error| match error {
+            super::headers::HeaderError::Truncated => QuoteError::Truncated,
+            _ => QuoteError::Malformed,
+        })?;
+        if !headers.is_first() {
+            return Err(QuoteError::Fragment);
+        }
+        if !matches!(headers.protocol, protocol::TCP | protocol::UDP) {
+            return Err(QuoteError::Protocol);
+        }
+        if headers.end < headers.transport + MIN_TRANSPORT {
+            return Err(QuoteError::Malformed);
+        }
+        let end = headers.end.min(packet.len());
+        if end < headers.transport + MIN_TRANSPORT {
+            return Err(QuoteError::Truncated);
+        }
+        let v4 = packet.first().is_some_and(|first| first >> 4 == 4);
+        let (source, len) = if v4 { (12, 4) } else { (8, 16) };
+        Ok(Self {
+            v4,
+            protocol: headers.protocol,
+            source: ICMP_LEN + source,
+            destination: ICMP_LEN + source + len,
+            ports: ICMP_LEN + headers.transport,
+            end: ICMP_LEN + end,
+        })
+    }
+
+    /// Where the transport checksum is, if it is quoted.
+    fn checksum(&self) -> Option<usize> {
+        let at = self.ports + if self.protocol == protocol::TCP { 16 } else { 6 };
+        (at + 2 <= self.end).then_some(at)
+    }
+}
+
+/// Reads the flow of the packet that `message` quotes.
+///
+/// # Errors
+/// [`QuoteError`], but not of the family.
+pub fn read(message: &[u8]) -> Result<Quoted, QuoteError> {
+    let places = Places::of(message)?;
+    let packet = message.get(ICMP_LEN..).ok_or(QuoteError::Truncated)?;
+    let both = addresses(packet).ok_or(QuoteError::Truncated)?;
+    let (source, destination) = if let [s0, s1, s2, s3, d @ ..] = both
+        && let Ok(destination) = <[u8; 4]>::try_from(d)
+    {
+        (Address::from_v4([*s0, *s1, *s2, *s3]), Address::from_v4(destination))
+    } else if let Some((source, rest)) = both.split_first_chunk::<16>()
+        && let Some(destination) = rest.first_chunk::<16>()
+    {
+        (Address::from_v6(*source), Address::from_v6(*destination))
+    } else {
+        return Err(QuoteError::Truncated);
+    };
+    let ports = message.get(places.ports..).and_then(|rest| rest.first_chunk::<4>());
+    let [s0, s1, d0, d1] = *ports.ok_or(QuoteError::Truncated)?;
+    Ok(Quoted {
+        protocol: places.protocol,
+        source: (source, u16::from_be_bytes([s0, s1])),
+        destination: (destination, u16::from_be_bytes([d0, d1])),
+    })
+}
+
+/// Translates the packet that `message` quotes, and patches the checksums: of its IPv4 header, of its
+/// TCP or UDP header as far as it is there (a UDP checksum of 0 stays), and of the message itself.
+///
+/// `outer` is what the pseudo header of the message changes by: for ICMPv6 the change of the outer
+/// addresses, for ICMP nothing.
+///
+/// # Errors
+/// [`QuoteError`].
+pub fn translate(
+    message: &mut [u8],
+    replacement: &Replacement,
+    outer: Delta,
+) -> Result<(), QuoteError> {
+    let places = Places::of(message)?;
+    let ends = [
+        (replacement.source, places.source, places.ports),
+        (replacement.destination, places.destination, places.ports + 2),
+    ];
+    if ends.iter().any(|(end, ..)| end.is_some_and(|end| end.0.is_v4() != places.v4)) {
+        return Err(QuoteError::Family);
+    }
+    // The quoted packet begins at an even offset: what its checksums cover is at even offsets in the
+    // message too.
+    let (mut network, mut transport) = (Delta::default(), Delta::default());
+    for (end, at, port_at) in ends {
+        let Some((address, port)) = end else { continue };
+        network = if places.v4 {
+            replace(message, at, &address.v4_octets(), network)
+        } else {
+            replace(message, at, &address.octets(), network)
+        };
+        transport = replace(message, port_at, &port.to_be_bytes(), transport);
+    }
+    if places.protocol == protocol::TCP && replacement.sequence != 0 {
+        transport = shift(message, places.ports + 4, replacement.sequence, transport);
+    }
+    let mut all = outer.and(network).and(transport);
+    if places.v4 {
+        all = patch(message, ICMP_LEN + V4_LEN - 10, network, false, all);
+    }
+    if let Some(at) = places.checksum() {
+        let udp = places.protocol == protocol::UDP;
+        all = patch(message, at, network.and(transport), udp, all);
+    }
+    patch(message, 2, all, false, Delta::default());
+    Ok(())
+}
+
+/// Adds `by` to the number at `at`.
+fn shift(message: &mut [u8], at: usize, by: i32, delta: Delta) -> Delta {
+    let number = message.get(at..).and_then(|rest| rest.first_chunk::<4>());
+    let Some(&number) = number else { return delta };
+    let shifted = u32::from_be_bytes(number).wrapping_add_signed(by);
+    replace(message, at, &shifted.to_be_bytes(), delta)
+}
+
+/// Patches the checksum at `at` by `delta`; returns `all` with that change. A UDP checksum of 0
+/// means "none" (RFC 768), and one that becomes 0 is written as 0xffff.
+fn patch(message: &mut [u8], at: usize, delta: Delta, udp: bool, all: Delta) -> Delta {
+    let old = message.get(at..).and_then(|rest| rest.first_chunk::<2>());
+    let Some(&old) = old else { return all };
+    let new = match (u16::from_be_bytes(old), udp) {
+        (0, true) => return all,
+        (old, udp) => match delta.apply(old) {
+            0 if udp => 0xffff,
+            new => new,
+        },
+    };
+    replace(message, at, &new.to_be_bytes(), all)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::headers::V6_LEN;
+    use super::super::testing::*;
+    use super::*;
+
+    fn end(v4: bool, last: u8, port: u16) -> End {
+        let mut v6 = VIP_V6;
+        v6[15] = last;
+        let address = if v4 { Address::from_v4([10, 0, 0, last]) } else { Address::from_v6(v6) };
+        (address, port)
+    }
+
+    /// An ICMP message about `packet`, with a right checksum, without a pseudo header.
+    fn quoting(packet: &[u8]) -> Vec<u8> {
+        let mut message = [&[3, 4, 0, 0, 0, 0, 5, 0], packet].concat();
+        let sum = !sum(&[&message]);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        message
+    }
+
+    fn assert_sum(message: &[u8]) {
+        assert_eq!(sum(&[message]), 0xffff, "checksum of the message");
+    }
+
+    #[test]
+    fn whole_quotes_come_out_right_on_every_side() {
+        for (v4, protocol) in [(true, 6), (true, 17), (false, 6), (false, 17)] {
+            for (source, destination) in [(false, true), (true, false), (true, true)] {
+                let original = packet(v4, protocol, b"odd");
+                let mut message = quoting(&original);
+                let before = read(&message).unwrap();
+                let replacement = Replacement {
+                    source: source.then_some(end(v4, 7, 7777)),
+                    destination: destination.then_some(end(v4, 9, 9999)),
+                    sequence: -28,
+                };
+                translate(&mut message, &replacement, Delta::default()).unwrap();
+                assert_sum(&message);
+                assert_right(&message[8..]);
+                let after = read(&message).unwrap();
+                assert_eq!(after.source, replacement.source.unwrap_or(before.source));
+                assert_eq!(
+                    after.destination,
+                    replacement.destination.unwrap_or(before.destination)
+                );
+                let ip = if v4 { V4_LEN } else { V6_LEN };
+                if protocol == 6 {
+                    let number = super::super::tcp::sequence(&message[8 + ip..]);
+                    assert_eq!(number, Some(0x0102_0304 - 28));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn quotes_cut_short_at_every_byte() {
+        for (v4, protocol) in [(true, 6), (true, 17), (false, 6), (false, 17)] {
+            let original = packet(v4, protocol, b"data");
+            let ip = if v4 { V4_LEN } else { V6_LEN };
+            let replacement = Replacement {
+                source: Some(end(v4, 7, 7)),
+                destination: Some(end(v4, 9, 9)),
+                sequence: 52,
+            };
+            let mut whole = quoting(&original);
+            translate(&mut whole, &replacement, Delta::default()).unwrap();
+            for len in 0..original.len() {
+                let mut message = quoting(&original[..len]);
+                let before = message.clone();
+                let result = translate(&mut message, &replacement, Delta::default());
+                assert_sum(&message);
+                if len < ip + 8 {
+                    assert_eq!((result, &message), (Err(QuoteError::Truncated), &before));
+                    continue;
+                }
+                assert_eq!(result, Ok(()));
+                let sums = len >= ip + if protocol == 6 { 18 } else { 8 };
+                // Cut off, or cut through, the checksum stays; all else is as in the whole quote.
+                let until = if sums { 8 + len } else { 8 + len.min(ip + 16) };
+                assert_eq!(message[8..until], whole[8..until], "{len} bytes");
+                assert_eq!(message[until..], before[until..], "{len} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn an_absent_checksum_stays_and_a_zero_goes_out_as_all_ones() {
+        let mut original = packet(true, 17, b"data");
+        original[26..28].fill(0);
+        let mut message = quoting(&original);
+        let to = |port| Replacement { source: Some(end(true, 1, port)), ..Default::default() };
+        translate(&mut message, &to(99), Delta::default()).unwrap();
+        assert_sum(&message);
+        assert_eq!(message[8 + 26..8 + 28], [0, 0]);
+        let mut all_ones = 0;
+        for port in 0..=u16::MAX {
+            let mut message = quoting(&packet(true, 17, b"data"));
+            translate(&mut message, &to(port), Delta::default()).unwrap();
+            assert_ne!(message[8 + 26..8 + 28], [0, 0]);
+            all_ones += u32::from(message[8 + 26..8 + 28] == [0xff, 0xff]);
+        }
+        assert_eq!(all_ones, 1);
+    }
+
+    #[test]
+    fn the_outer_addresses_are_in_icmp_v6_checksums() {
+        let addresses = |vip: [u8; 16]| [CLIENT_V6, vip].concat();
+        let original = packet(false, 6, b"data");
+        let mut message = [&[2, 0, 0, 0, 0, 0, 5, 0], original.as_slice()].concat();
+        let sum_with = |message: &[u8], vip| sum(&[&addresses(vip), &[0, 58], message]);
+        let right = !sum_with(&message, VIP_V6);
+        message[2..4].copy_from_slice(&right.to_be_bytes());
+        let outer = Delta::default().replace_v6(VIP_V6, [9; 16]);
+        let replacement = Replacement { source: Some(end(false, 3, 4)), ..Default::default() };
+        translate(&mut message, &replacement, outer).unwrap();
+        assert_eq!(sum_with(&message, [9; 16]), 0xffff);
+        assert_right(&message[8..]);
+    }
+
+    #[test]
+    fn what_is_no_quote_of_a_flow() {
+        let edit = |at: usize, byte| {
+            let mut original = packet(true, 17, b"data");
+            original[at] = byte;
+            quoting(&original)
+        };
+        for (name, mut message, expected) in [
+            ("another protocol", edit(9, 47), QuoteError::Protocol),
+            ("a later fragment", edit(7, 1), QuoteError::Fragment),
+            ("another version", edit(0, 0x75), QuoteError::Malformed),
+            ("no room for a header", edit(3, 27), QuoteError::Malformed),
+            ("a short IHL", edit(0, 0x44), QuoteError::Malformed),
+            ("nothing", vec![3; 7], QuoteError::Truncated),
+        ] {
+            let before = message.clone();
+            let result = translate(&mut message, &Replacement::default(), Delta::default());
+            assert_eq!((result, message), (Err(expected), before), "{name}");
+        }
+        let mut message = quoting(&packet(true, 17, b"data"));
+        let replacement = Replacement { source: Some(end(false, 1, 1)), ..Default::default() };
+        let result = translate(&mut message, &replacement, Delta::default());
+        assert_eq!(result, Err(QuoteError::Family));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_keep_their_length_and_their_sum(
+            mut quote: Vec<u8>,
+            start in prop::sample::select(vec![0x45_u8, 0x48, 0x60]),
+            protocol in prop::sample::select(vec![6_u8, 17]),
+            sequence: i32,
+        ) {
+            quote.get_mut(..1).unwrap_or_default().fill(start);
+            let v4 = start != 0x60;
+            let at = if v4 { 9 } else { 6 };
+            quote.get_mut(at..=at).unwrap_or_default().fill(protocol);
+            let mut message = quoting(&quote);
+            let destination = Some(end(v4, 5, 5));
+            let replacement = Replacement { source: None, destination, sequence };
+            let before = message.clone();
+            match translate(&mut message, &replacement, Delta::default()) {
+                Ok(()) => {
+                    assert_sum(&message);
+                    prop_assert_eq!(read(&message).unwrap().destination, end(v4, 5, 5));
+                }
+                Err(_) => prop_assert_eq!(message, before),
+            }
+        }
+    }
+}
