@@ -4,6 +4,7 @@
 
 mod golden {
     mod resets;
+    mod vips;
 }
 mod rig;
 

@@ -126,8 +126,14 @@ mod tests {
             (
                 "ports = [80, 8000-8100]",
                 "invalid date",
+                "a range of ports is a text",
+                "write it in quotes, such as ports = [\"8000-8999\"]",
+            ),
+            (
+                "cores = [0-3]",
+                "invalid date",
                 "ranges are not possible in this version",
-                "list every number, such as ports = [8000, 8001]",
+                "list every number, such as cores = [8000, 8001]",
             ),
             ("ports = [http]", "x", "a text without quotes", "write ports = [\"http\"]"),
             ("name = \"web", "x", "the quotes are not closed", "write name = \"web\""),

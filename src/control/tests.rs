@@ -1,7 +1,6 @@
 //! The whole control plane in one thread, asked over its real socket, with a steering port that
 //! only takes notes. Backends have loopback addresses: nothing on this machine is changed.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -505,7 +505,7 @@ mod tests {
             ("payload beyond the packet", &v6, &[(18, 9)], Drop::BadIpv6Length),
             ("payload ends in TCP", &v6, &[(19, 19)], Drop::TruncatedTcp),
             ("ICMPv6", &v6, &[(20, 58)], Drop::UnsupportedProtocol),
-            ("fragment header", &v6, &[(20, 44)], Drop::Fragment),
+            ("fragment header", &v6, &[(20, 44), (54, 6)], Drop::Fragment),
             ("routing header", &v6, &[(20, 43)], Drop::Ipv6Extension),
             ("IPv4-mapped source", &v6, &MAPPED, Drop::BadSource),
             (
@@ -528,6 +528,44 @@ mod tests {
             ("length beyond", &[(38, 0), (39, 16)], Drop::BadUdpLength),
         ] {
             assert_eq!(patch(udp(), changes), Err(reason), "{name}");
+        }
+    }
+
+    /// What has no ports, or none that are read: one flow of two addresses, fragments too.
+    #[test]
+    fn of_other_protocols_the_addresses_are_read() {
+        let patch = |mut packet: Vec<u8>, changes: &[(usize, u8)]| {
+            for &(offset, value) in changes {
+                packet[offset] = value;
+            }
+            packet
+        };
+        let (v4, v6) = (tcp(false, false), tcp(true, false));
+        for (name, packet, changes) in [
+            ("ESP", &v4, &[(23, 50)][..]),
+            ("SCTP", &v4, &[(23, 132)]),
+            ("a protocol that nobody knows", &v4, &[(23, 255)]),
+            ("a fragment of ESP", &v4, &[(23, 50), (20, 0x20), (21, 9)]),
+            ("ESP, IPv6", &v6, &[(20, 50)]),
+            ("AH", &v6, &[(20, 51)]),
+            ("no next header", &v6, &[(20, 59)]),
+            ("a fragment of ESP, IPv6", &v6, &[(20, 44), (54, 50), (57, 9)]),
+            ("ESP behind options", &v6, &[(20, 60), (54, 50), (55, 0)]),
+        ] {
+            let (shape, tuple) = headers(&patch(packet.clone(), changes)).unwrap();
+            let key = tuple.key();
+            assert_eq!(key.protocol, Protocol::Any, "{name}");
+            assert_eq!((key.client_port, key.vip_port), (0, 0), "{name}");
+            assert_eq!(tuple.without_ports(), tuple, "{name}");
+            assert!(shape.transport >= 34, "{name}");
+        }
+        for (name, packet, changes, reason) in [
+            ("ICMP", &v4, &[(23, 1)][..], Drop::UnsupportedProtocol),
+            ("ICMPv6", &v6, &[(20, 58)], Drop::UnsupportedProtocol),
+            ("a fragment of ICMPv6", &v6, &[(20, 44), (54, 58)], Drop::Fragment),
+            ("mobility", &v6, &[(20, 135)], Drop::Ipv6Extension),
+        ] {
+            assert_eq!(headers(&patch(packet.clone(), changes)).err(), Some(reason), "{name}");
         }
     }
 

@@ -73,10 +73,11 @@ pub(super) fn setup(
     }
     let names = names(config, &specs);
     let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
-    let this_box = ThisBox { mtus };
+    let macs = macs(config, neighbours);
+    let this_box = ThisBox { mtus, macs: macs.clone() };
     let blueprint = Blueprint {
         table: ForwardingTable::build(1, config.hash.secret, this_box, &specs, None),
-        macs: macs(config, neighbours),
+        macs,
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
         clients: config.workers.clients,
@@ -130,7 +131,7 @@ fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceA
         prefix_len: if address.is_ipv4() { 32 } else { 128 },
         ours: false,
     };
-    told.copied().chain(vips.map(|vip| vip.address)).map(one).collect()
+    told.copied().chain(vips.map(|vip| vip.address.ip())).map(one).collect()
 }
 
 /// The names behind the indices that counters have.

@@ -339,7 +339,9 @@ impl Rig {
     }
 
     pub fn with_flows(workers: usize, nics: usize, flows: u32, specs: Vec<VipSpec>) -> Self {
-        let table = ForwardingTable::build(1, [7; 16], ThisBox::default(), &specs, None);
+        let macs = (0..nics).map(nic_mac).collect();
+        let this_box = ThisBox { macs, ..ThisBox::default() };
+        let table = ForwardingTable::build(1, [7; 16], this_box, &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
@@ -402,7 +404,7 @@ impl Rig {
         let table = ForwardingTable::build(
             generation,
             [7; 16],
-            ThisBox::default(),
+            previous.this_box().clone(),
             &self.specs,
             Some(&previous),
         );
