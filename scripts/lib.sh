@@ -32,10 +32,14 @@ QUICKSTART_PACKAGES=(
     'iputils-ping|ping|pings the balancer'
 )
 # shellcheck disable=SC2034
-TEST_PACKAGES=(
-    'tcpdump|tcpdump|captures what arrives at clients and backends'
+CONFORMANCE_PACKAGES=(
     'tshark|tshark|judges captured packets independently of our code'
-    'python3-scapy|/usr/lib/python3/dist-packages/scapy|makes malformed packets'
+    'python3-scapy|/usr/lib/python3/dist-packages/scapy|makes packets, and judges them independently of our code'
+)
+# shellcheck disable=SC2034
+TEST_PACKAGES=(
+    "${CONFORMANCE_PACKAGES[@]}"
+    'tcpdump|tcpdump|captures what arrives at clients and backends'
     'bpftool|bpftool|lists the XDP programs that are left after a stop'
     'util-linux|setpriv|runs holdfast without privileges'
     'shellcheck|shellcheck|checks the scripts'

@@ -20,6 +20,7 @@ use crate::control::{self, ControlError, Inputs, NicView, WorkerEvent, WorkerVie
 use crate::datapath::explain::Explainer;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
+use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
 use crate::flow::table::{FlowTable, TableError};
 use crate::flow::tuple::TableSecret;
@@ -31,6 +32,7 @@ use crate::stats::WorkerStats;
 use crate::steering::Steerings;
 use crate::units::Ticks;
 use crate::xdp::cpu::{self, CpuError};
+use crate::xdp::memory::MappingError;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::port::Port;
 use crate::xdp::program::{AttachMode, ProgramError, Steering};
@@ -60,6 +62,9 @@ pub enum DaemonError {
     /// No memory for a flow table.
     #[error("[workers] flows: {0}")]
     Flows(#[from] TableError),
+    /// No memory for the sources of full-NAT flows.
+    #[error("[full_nat] sources: {0}")]
+    Bindings(#[from] MappingError),
     /// An AF_XDP socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -111,12 +116,13 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let secret = TableSecret::new(random_seed()?);
     let flows = flow_tables(&config, &secret)?;
     let clients = Arc::new(Clients::new(config.workers.clients, secret));
+    let bindings = Arc::new(bindings(&config)?);
     let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(OwnLine(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
-    let shared = Shared { flows, clients, tables };
+    let shared = Shared { flows, clients, bindings, tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
         let (worker, stats) = on_core(core, || make_worker(&config, index, &mut nics, &shared))?;
         workers.push(worker);
@@ -221,6 +227,12 @@ fn flow_tables(
     config.workers.cores.iter().map(table).collect()
 }
 
+/// The source addresses and ports of full-NAT flows.
+fn bindings(config: &Config) -> Result<Bindings, DaemonError> {
+    let workers = u8::try_from(config.workers.cores.len()).unwrap_or(u8::MAX);
+    Ok(Bindings::new(config.full_nat.numbered(), workers)?)
+}
+
 /// Makes something on a core: its memory is then of that core's NUMA node, where the kernel puts
 /// what is touched there first.
 fn on_core<T: Send>(
@@ -243,6 +255,7 @@ fn on_core<T: Send>(
 struct Shared {
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
+    bindings: Arc<Bindings>,
     tables: Subscription,
 }
 
@@ -283,6 +296,7 @@ fn make_worker(
         macs,
         flows: Arc::clone(&shared.flows),
         clients: Arc::clone(&shared.clients),
+        bindings: Arc::clone(&shared.bindings),
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
         tables: shared.tables.clone(),
         stats: Arc::clone(&stats),
@@ -361,7 +375,8 @@ fn explainer(
     let macs = nics.iter().map(|served| served.nic.mac()).collect();
     let stats = workers.iter().map(|worker| Arc::clone(&worker.stats)).collect();
     let (flows, clients) = (Arc::clone(&shared.flows), Arc::clone(&shared.clients));
-    let explainer = Mutex::new(Explainer::new(macs, flows, clients, stats)?);
+    let bindings = Arc::clone(&shared.bindings);
+    let explainer = Mutex::new(Explainer::new(macs, flows, clients, bindings, stats)?);
     Ok(Arc::new(move |question, table| {
         let mut explainer =
             explainer.lock().map_err(|_| "an earlier question failed".to_owned())?;

@@ -1,8 +1,8 @@
 //! Counters of the data path: one writer each, read by anyone.
 //!
-//! Every packet that a worker receives ends in exactly one of `transmitted`, `handed_over` or one
-//! [`Drop`] reason (architecture invariant 6), so for each worker
-//! `received = transmitted + handed_over + sum(drops)` whenever it is between two polls.
+//! Every packet that a worker receives ends in exactly one of `transmitted`, `handed_over`, one kind of
+//! [`Answer`] or one [`Drop`] reason (architecture invariant 6), so for each worker
+//! `received = transmitted + handed_over + answered + sum(drops)` whenever it is between two polls.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -67,19 +67,22 @@ impl Samples {
     }
 }
 
-/// Declares [`Drop`] with its names, so that reason, label and list cannot drift apart.
-macro_rules! drop_reasons {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// Why a worker dropped a packet. One counter each; the names are the labels in
-        /// `status --json` and in `docs/COUNTERS.md`.
+/// Declares an enum of ways in which packets end with their names, so that variant, label and list
+/// cannot drift apart. The names are the labels in `status --json` and in `docs/COUNTERS.md`.
+macro_rules! named {
+    (
+        $(#[doc = $about:literal])+ $enum:ident
+        $($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+
+    ) => {
+        $(#[doc = $about])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
-        pub enum Drop {
+        pub enum $enum {
             $($(#[doc = $doc])+ $variant,)+
         }
 
-        impl Drop {
-            /// Every reason, in the order of their numbers.
+        impl $enum {
+            /// Every one, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
             /// The counter's name.
@@ -95,7 +98,24 @@ macro_rules! drop_reasons {
     };
 }
 
-drop_reasons! {
+named! {
+    /// How a packet was answered, by what was made of it. One counter each.
+    Answer
+    /// Echo requests to a VIP that went back as replies.
+    EchoReply = "echo_replies",
+    /// Packets too long for the next link that went back as fragmentation needed or packet too big.
+    TooBig = "icmp_too_big_sent",
+    /// Packets without hops left that went back as time exceeded.
+    TimeExceeded = "icmp_time_exceeded_sent",
+    /// UDP packets that no backend takes that went back as port unreachable.
+    Unreachable = "icmp_unreachable_sent",
+    /// TCP segments that no backend takes that went back as a RST.
+    Rejected = "rejects_sent",
+}
+
+named! {
+    /// Why a worker dropped a packet. One counter each.
+    Drop
     /// A packet of several frames, of which one is missing or empty, or they are more than 17.
     NotWhole = "not_whole",
     /// Fewer than 14 bytes, or a VLAN tag cut short.
@@ -118,7 +138,7 @@ drop_reasons! {
     Ipv6Extension = "ipv6_extension",
     /// A fragment of a datagram for a VIP.
     Fragment = "fragment",
-    /// Neither TCP nor UDP, and no VIP takes all protocols of the address.
+    /// Neither TCP, UDP nor ICMP, and no VIP takes all protocols of the address.
     UnsupportedProtocol = "unsupported_protocol",
     /// A TCP header cut short.
     TruncatedTcp = "truncated_tcp",
@@ -148,12 +168,25 @@ drop_reasons! {
     TableFull = "table_full",
     /// Every backend of the NAT VIP already has a flow from this client address and port.
     NatCollision = "nat_collision",
-    /// From a NAT backend's service port, but no flow is known that it answers.
+    /// Mode full_nat: every source address and port that the worker has for the backend's family is
+    /// in use.
+    NoSourcePort = "no_source_port",
+    /// Mode full_nat: a packet that belongs to no flow that is known here, and begins none.
+    RequestNoFlow = "request_no_flow",
+    /// From a NAT backend's service port or for a full-NAT source, but no flow is known that it answers.
     ReturnNoFlow = "return_no_flow",
     /// The pinned backend has no known next hop (route or neighbour is missing).
     NoNextHop = "no_next_hop",
     /// TTL or hop limit ran out where holdfast acts as a router (NAT).
     TtlExceeded = "ttl_exceeded",
+    /// Longer than the next link carries.
+    TooBig = "too_big",
+    /// An ICMP message that is cut short, or whose checksum is wrong.
+    BadIcmp = "bad_icmp",
+    /// An ICMP message of a type that is not forwarded.
+    IcmpType = "icmp_type",
+    /// An ICMP error about a flow that is not of a VIP.
+    IcmpNoFlow = "icmp_no_flow",
     /// Of a TCP flow that is cut: both ends are told by a RST.
     FlowReset = "flow_reset",
     /// No room in the frame for a VLAN tag.
@@ -175,6 +208,8 @@ pub struct WorkerStats {
     pub transmitted: Counter,
     /// Packets given to another worker.
     pub handed_over: Counter,
+    /// Packets that went back as their own answer, by kind; see [`WorkerStats::answers`].
+    answers: [Counter; Answer::ALL.len()],
     /// Dropped packets by reason; see [`WorkerStats::drops`].
     drops: [Counter; Drop::ALL.len()],
     /// New flows that began as the protocol says: a SYN, or any UDP packet.
@@ -197,10 +232,18 @@ pub struct WorkerStats {
     pub resets_sent: Counter,
     /// Probes sent to silent ends of flows that are cut, to be answered with a RST.
     pub probes_sent: Counter,
+    /// ICMP errors sent on to the end of the flow that they are about.
+    pub icmp_errors_forwarded: Counter,
+    /// Packets that were dropped without the ICMP error that they deserved, as too many were sent.
+    pub icmp_rate_limited: Counter,
     /// Pins in the table now (a gauge).
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
     pub flow_aliases: Counter,
+    /// IPv4 sources of full-NAT flows in use now (a gauge).
+    pub bindings_v4: Counter,
+    /// The same for IPv6 (a gauge).
+    pub bindings_v6: Counter,
     /// Clients that were not noted because proven ones had all places of their bucket.
     pub clients_full: Counter,
     /// New flows of VIPs whose sources are watched.
@@ -376,6 +419,7 @@ impl WorkerStats {
             received: Counter::default(),
             transmitted: Counter::default(),
             handed_over: Counter::default(),
+            answers: std::array::from_fn(|_| Counter::default()),
             drops: std::array::from_fn(|_| Counter::default()),
             flows_new: Counter::default(),
             flows_found_elsewhere: Counter::default(),
@@ -387,8 +431,12 @@ impl WorkerStats {
             flows_reset: Counter::default(),
             resets_sent: Counter::default(),
             probes_sent: Counter::default(),
+            icmp_errors_forwarded: Counter::default(),
+            icmp_rate_limited: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
+            bindings_v4: Counter::default(),
+            bindings_v6: Counter::default(),
             clients_full: Counter::default(),
             samples: Samples::default(),
             batches: Counter::default(),
@@ -401,6 +449,12 @@ impl WorkerStats {
         }
     }
 
+    /// The gauge of the full-NAT sources in use, of one family.
+    #[inline]
+    pub const fn bindings(&self, v4: bool) -> &Counter {
+        if v4 { &self.bindings_v4 } else { &self.bindings_v6 }
+    }
+
     /// The counter of one drop reason.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "the array has one place per reason")]
@@ -408,14 +462,15 @@ impl WorkerStats {
         &self.drops[reason as usize]
     }
 
-    /// What is counted of packets and flows, by the names of `docs/API.md`; [`drops`](Self::drops)
-    /// and the lists aside, and how often it polled and slept.
+    /// What is counted of packets and flows, by the names of `docs/API.md`; [`drops`](Self::drops),
+    /// [`answers`](Self::answers) and the lists aside, and how often it polled and slept.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         // Every field is named, so that none can be forgotten here.
         let Self {
             received,
             transmitted,
             handed_over,
+            answers,
             drops: _,
             flows_new,
             flows_found_elsewhere,
@@ -427,8 +482,12 @@ impl WorkerStats {
             flows_reset,
             resets_sent,
             probes_sent,
+            icmp_errors_forwarded,
+            icmp_rate_limited,
             flows_active,
             flow_aliases,
+            bindings_v4,
+            bindings_v6,
             clients_full,
             samples: _,
             batches: _,
@@ -439,10 +498,12 @@ impl WorkerStats {
             backends: _,
             ports: _,
         } = self;
+        let answered = answers.iter().map(Counter::get).sum();
         [
             ("received", received.get()),
             ("transmitted", transmitted.get()),
             ("handed_over", handed_over.get()),
+            ("answered", answered),
             ("flows_new", flows_new.get()),
             ("flows_found_elsewhere", flows_found_elsewhere.get()),
             ("flows_by_hash", flows_by_hash.get()),
@@ -453,8 +514,12 @@ impl WorkerStats {
             ("flows_reset", flows_reset.get()),
             ("resets_sent", resets_sent.get()),
             ("probes_sent", probes_sent.get()),
+            ("icmp_errors_forwarded", icmp_errors_forwarded.get()),
+            ("icmp_rate_limited", icmp_rate_limited.get()),
             ("flows_active", flows_active.get()),
             ("flow_aliases", flow_aliases.get()),
+            ("bindings_v4", bindings_v4.get()),
+            ("bindings_v6", bindings_v6.get()),
             ("clients_full", clients_full.get()),
         ]
         .into_iter()
@@ -465,10 +530,23 @@ impl WorkerStats {
         Drop::ALL.iter().zip(&self.drops).map(|(&reason, counter)| (reason, counter.get()))
     }
 
+    /// The counter of one kind of answer.
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "the array has one place per kind")]
+    pub fn answer_counter(&self, answer: Answer) -> &Counter {
+        &self.answers[answer as usize]
+    }
+
+    /// Every kind of answer with its count.
+    pub fn answers(&self) -> impl Iterator<Item = (Answer, u64)> + '_ {
+        Answer::ALL.iter().zip(&self.answers).map(|(&answer, counter)| (answer, counter.get()))
+    }
+
     /// Received packets that have not yet ended in a counter; 0 between two polls.
     pub fn unaccounted(&self) -> i128 {
         let ended = u128::from(self.transmitted.get())
             + u128::from(self.handed_over.get())
+            + self.answers().map(|(_, count)| u128::from(count)).sum::<u128>()
             + self.drops().map(|(_, count)| u128::from(count)).sum::<u128>();
         i128::from(self.received.get()) - i128::try_from(ended).unwrap_or(i128::MAX)
     }

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast::config::{
-    Announce, Backend, Config, Control, CopyMode, Drain, Hash, Health, Idle, Io, Nic, TcpHealth,
-    Timeouts, Vip, Workers, XdpMode,
+    Announce, Backend, Config, Control, CopyMode, Drain, FullNat, Hash, Health, Idle, Io, Nic,
+    TcpHealth, Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
     self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteeringPort,
@@ -279,6 +279,8 @@ fn config(vips: Vec<Vip>) -> Config {
             ring: 64,
         }],
         vips,
+        full_nat: FullNat::default(),
+        icmp: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
         hash: Hash { secret: [0; 16], table_size: 251 },
     }
@@ -309,6 +311,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
         on_down: FlowsLeft::Keep,
         reset_idle: false,
+        rejects: false,
         announce,
         quic: Vec::new(),
         backends: backends.collect(),

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
-use holdfast::stats::Drop;
+use holdfast::stats::{Answer, Drop};
 
 fn document(name: &str) -> String {
     let path = format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -26,6 +26,16 @@ fn every_drop_reason_is_documented() {
         Drop::ALL.len(),
         "a row for no reason"
     );
+}
+
+/// Each kind of answer has a row with its description.
+#[test]
+fn every_answer_is_documented() {
+    let text = document("COUNTERS.md");
+    for answer in Answer::ALL {
+        let row = format!("| `{}` | {} |", answer.as_str(), answer.describe().trim());
+        assert!(text.lines().any(|line| line == row), "docs/COUNTERS.md lacks a row {row:?}");
+    }
 }
 
 /// Links between the documents, and from them to files, lead somewhere.

@@ -17,6 +17,7 @@ mod e2e {
     mod drain;
     mod errors;
     mod forwarding;
+    mod full_nat;
     mod health;
     pub mod kernel;
     mod lifecycle;

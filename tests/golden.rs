@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
 mod golden {
+    mod full_nat;
     mod resets;
     mod vips;
 }
@@ -514,7 +515,6 @@ fn every_other_drop_has_its_name() {
         (Drop::NoBackend, |b| b.weight = 0, syn.clone()),
         (Drop::NoBackend, |b| b.next_hop = None, syn.clone()),
         (Drop::NoVip, |_| {}, tcp(Family::V4, 1000, 81, SYN)),
-        (Drop::TtlExceeded, |_| {}, with(22..23, &[1])),
         (Drop::BadSource, |_| {}, with(26..30, &[224, 0, 0, 1])),
         (Drop::BadSource, |_| {}, with(26..30, &[255; 4])),
         (Drop::BadSource, |_| {}, with(26..30, &[127, 0, 0, 1])),

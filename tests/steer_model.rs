@@ -67,6 +67,7 @@ fn rules() -> SteerRules {
             key("2001:db8:2::11", 8080, Protocol::Tcp),
         ],
         locals: locals.to_vec(),
+        ..SteerRules::default()
     }
 }
 

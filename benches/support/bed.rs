@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
+use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
@@ -185,6 +186,7 @@ impl Bed {
             macs: vec![nic_mac(0)],
             flows: Arc::clone(&shared.flows),
             clients: Arc::new(Clients::new(1, TableSecret::new(1))),
+            bindings: Arc::new(Bindings::new(Sources::default(), 1).unwrap()),
             index,
             tables: shared.tables.clone(),
             stats: Arc::clone(&stats),

@@ -9,11 +9,11 @@ use comfy_table::{Cell, Color};
 use super::table::{Columns, Look, coloured, count, grouped, span, text};
 use super::{CliError, SocketArgs};
 use crate::control::api::{
-    BackendState, BackendStatus, HealthState, NextHopStatus, NicStatus, Status, Totals, VipStatus,
-    WorkerStatus,
+    BackendState, BackendStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus, Status,
+    Totals, VipStatus, WorkerStatus,
 };
 use crate::forwarding::PortRange;
-use crate::stats::Drop;
+use crate::stats::{Answer, Drop};
 
 /// The arguments.
 #[derive(Debug, Args)]
@@ -55,12 +55,26 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
     if status.vips.iter().any(|vip| !vip.splits.is_empty()) {
         section("SPLIT CLIENTS", splits(&status.vips, look), out)?;
     }
+    if let Some(full_nat) = &status.full_nat {
+        section("FULL NAT SOURCES", full_nat_sources(full_nat, look), out)?;
+    }
     section("WORKERS", workers(&status.workers, look), out)?;
     section("NICS", nics(&status.nics, look), out)?;
     section("NIC RINGS AND PROGRAM", nic_counters(&status.nics, look), out)?;
     section("PACKETS AND FLOWS", totals(&status.totals, look), out)?;
+    if status.totals.answered > 0 {
+        let meaning = |name: &str| {
+            let kind = Answer::ALL.iter().find(|kind| kind.as_str() == name);
+            kind.map_or("", |kind| kind.describe().trim())
+        };
+        section("ANSWERS", endings("ANSWER", &status.answers, meaning, look), out)?;
+    }
     if status.totals.dropped > 0 {
-        section("DROPS", drops(&status.drops, look), out)?;
+        let meaning = |name: &str| {
+            let reason = Drop::ALL.iter().find(|reason| reason.as_str() == name);
+            reason.map_or("", |reason| reason.describe().trim())
+        };
+        section("DROPS", endings("REASON", &status.drops, meaning, look), out)?;
     }
     Ok(())
 }
@@ -332,12 +346,33 @@ fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
     columns
 }
 
+fn full_nat_sources(full_nat: &FullNatStatus, look: Look) -> Columns {
+    let headers = ["FAMILY", ">ADDRESSES", "PORTS", ">IN USE", ">FREE"];
+    let mut columns = Columns::new(&headers, look);
+    let (first, last) = full_nat.ports;
+    for (family, v4, pool) in [("IPv4", true, full_nat.v4), ("IPv6", false, full_nat.v6)] {
+        let addresses = full_nat.sources.iter().filter(|source| source.is_ipv4() == v4).count();
+        if addresses > 0 {
+            let ports = format!("{first}-{last}");
+            columns.row([
+                text(family),
+                text(addresses),
+                text(ports),
+                count(pool.used),
+                count(pool.free),
+            ]);
+        }
+    }
+    columns
+}
+
 fn totals(totals: &Totals, look: Look) -> Columns {
     let mut columns = Columns::new(&["WHAT", ">COUNT", "MEANING"], look);
     for (what, number, meaning) in [
         ("received", totals.received, "packets taken from the NICs"),
         ("transmitted", totals.transmitted, "packets sent on"),
         ("handed over", totals.handed_over, "packets given to another worker"),
+        ("answered", totals.answered, "packets sent back as their own answer"),
         ("dropped", totals.dropped, "packets dropped, each for a reason"),
         ("flows", totals.flows_active, "flows pinned now"),
         ("new", totals.flows_new, "flows that began here"),
@@ -351,6 +386,16 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
         ("resets sent", totals.resets_sent, "RST segments that told them"),
         ("probes sent", totals.probes_sent, "segments that made silent ends speak"),
+        (
+            "ICMP errors",
+            totals.icmp_errors_forwarded,
+            "ICMP errors sent on to an end of their flow",
+        ),
+        (
+            "rate limited",
+            totals.icmp_rate_limited,
+            "packets that got no ICMP error, as too many did",
+        ),
     ] {
         let always = ["received", "transmitted", "flows"];
         if look.all || number > 0 || always.contains(&what) {
@@ -360,15 +405,18 @@ fn totals(totals: &Totals, look: Look) -> Columns {
     columns
 }
 
-/// Only reasons that have occurred, the most frequent first.
-fn drops(drops: &BTreeMap<String, u64>, look: Look) -> Columns {
-    let mut columns = Columns::new(&["REASON", ">PACKETS", "MEANING"], look);
-    let mut seen: Vec<_> = drops.iter().filter(|(_, count)| **count > 0).collect();
+/// How packets ended. Only what has occurred, the most frequent first.
+fn endings(
+    what: &'static str,
+    endings: &BTreeMap<String, u64>,
+    meaning: impl Fn(&str) -> &'static str,
+    look: Look,
+) -> Columns {
+    let mut columns = Columns::new(&[what, ">PACKETS", "MEANING"], look);
+    let mut seen: Vec<_> = endings.iter().filter(|(_, count)| **count > 0).collect();
     seen.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     for (name, &number) in seen {
-        let reason = Drop::ALL.iter().find(|reason| reason.as_str() == name);
-        let meaning = reason.map_or("", |reason| reason.describe().trim());
-        columns.row([text(name), count(number), text(meaning)]);
+        columns.row([text(name), count(number), text(meaning(name))]);
     }
     columns
 }

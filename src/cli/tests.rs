@@ -198,7 +198,13 @@ fn nic() -> api::NicStatus {
 }
 
 fn sample(backends: Vec<BackendStatus>) -> api::Status {
-    let totals = api::Totals { received: 1000, transmitted: 998, dropped: 2, ..Default::default() };
+    let totals = api::Totals {
+        received: 1000,
+        transmitted: 997,
+        answered: 1,
+        dropped: 2,
+        ..Default::default()
+    };
     let drops = BTreeMap::from([("no_vip".to_owned(), 2), ("fragment".to_owned(), 0)]);
     let worker = api::WorkerStatus {
         core: 2,
@@ -217,8 +223,10 @@ fn sample(backends: Vec<BackendStatus>) -> api::Status {
         config: "/etc/holdfast.toml".to_owned(),
         generation: 3,
         totals,
+        answers: BTreeMap::from([("echo_replies".to_owned(), 1)]),
         drops,
         vips: vec![vip(backends)],
+        full_nat: None,
         workers: vec![worker],
         nics: vec![nic()],
     }
@@ -231,6 +239,7 @@ fn flow() -> api::Flow {
         protocol: Protocol::Tcp,
         client: "198.51.100.7:40000".parse().unwrap(),
         destination: "192.0.2.10:80".parse().unwrap(),
+        source: None,
         state: "established".to_owned(),
         age_ms: 61_500,
         idle_ms: 10,
@@ -644,13 +653,13 @@ fn words_that_are_no_arguments() {
     }
 }
 
-/// Every key of a document but those of the drop reasons, which are data.
+/// Every key of a document but those of the drop reasons and answers, which are data.
 fn keys(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
                 found.push(key.clone());
-                if key != "drops" && key != "numbers" {
+                if !["answers", "drops", "numbers"].contains(&key.as_str()) {
                     keys(value, found);
                 }
             }

@@ -11,8 +11,10 @@ mod choice;
 mod control;
 mod drain;
 mod error;
+mod full_nat;
 mod hash;
 mod health;
+mod icmp;
 pub mod machine;
 mod neighbours;
 mod nic;
@@ -44,9 +46,10 @@ use toml::de::{DeTable, DeValue};
 use crate::flow::Protocol;
 use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
+use crate::forwarding::this_box::IcmpRate;
 use crate::forwarding::{
     Affinity, FlowsLeft, Forward, Network, PortIndex, Ports, SchedulerKind, Secret, ServerId,
-    quic_lb,
+    ThisBox, quic_lb,
 };
 use crate::words::reason;
 
@@ -58,6 +61,7 @@ pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
 pub use drain::Drain;
 pub use error::{ConfigError, ConfigErrors};
+pub use full_nat::FullNat;
 pub use neighbours::{
     BackendFacts, BackendState, Neighbours, NicFacts, load_neighbours, parse_neighbours,
 };
@@ -132,20 +136,27 @@ fn check(report: &mut Report<'_>) -> Config {
     let workers = workers.check(&root.key("workers"), report);
     let nics = nics(document.remove("nic"), report);
     let first_nic = nics.first().map(|nic| nic.value.interface.clone());
+    let last_nic = nics.last().map(|nic| nic.value.interface.as_str());
+    let full_nat: full_nat::RawFullNat = table(&mut document, "full_nat", report);
+    let full_nat = full_nat.check(&root.key("full_nat"), last_nic, workers.cores.len(), report);
     let hash: hash::RawHash = table(&mut document, "hash", report);
     let hash = hash.check(&root.key("hash"), report);
     let defaults = vip::Defaults { nic: first_nic.as_deref(), table_size: hash.table_size };
     let vips = vips(document.remove("vip"), defaults, report);
+    let icmp: icmp::RawIcmp = table(&mut document, "icmp", report);
     let control: control::RawControl = table(&mut document, "control", report);
     for key in document.keys() {
         let what = "unknown section or key";
-        let fix = "the sections are: [workers], [[nic]], [[vip]], [control], [hash]";
+        let fix =
+            "the sections are: [workers], [[nic]], [[vip]], [full_nat], [icmp], [control], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
         workers,
         nics: nics.iter().map(|nic| nic.value.clone()).collect(),
         vips: vips.iter().map(|(vip, _)| vip.value.clone()).collect(),
+        full_nat,
+        icmp: icmp.check(&root.key("icmp"), report),
         control: control.check(&root.key("control"), report),
         hash,
     };
@@ -223,6 +234,10 @@ pub struct Config {
     pub nics: Vec<Nic>,
     /// `[[vip]]`, in the file's order.
     pub vips: Vec<Vip>,
+    /// `[full_nat]`.
+    pub full_nat: FullNat,
+    /// `[icmp]`.
+    pub icmp: IcmpRate,
     /// `[control]`.
     pub control: Control,
     /// `[hash]`.
@@ -239,6 +254,11 @@ impl Config {
         let batch = u32::try_from(self.workers.batch).unwrap_or(u32::MAX);
         let rings = sockets.into_iter().filter_map(|port| self.nics.get(usize::from(port.0)));
         rings.fold(batch, |sum, nic| sum.saturating_add(nic.ring.saturating_mul(3)))
+    }
+
+    /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes, from `macs`.
+    pub fn this_box(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> ThisBox {
+        ThisBox { mtus, macs, icmp: self.icmp }
     }
 
     /// The address families of the VIPs: those for which flow tables need memory.
@@ -375,6 +395,8 @@ pub struct Vip {
     pub on_down: FlowsLeft,
     /// Whether both ends of a TCP flow that idled out are told, by a RST.
     pub reset_idle: bool,
+    /// Whether who finds no backend in service is told.
+    pub rejects: bool,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.

@@ -1,4 +1,4 @@
-//! `on_down` and `on_idle` of a VIP: what becomes of flows that are not served any longer.
+//! `on_down`, `on_idle` and `on_no_backend` of a VIP: what becomes of flows that are not served.
 
 use super::place::Place;
 use super::report::Report;
@@ -53,4 +53,10 @@ pub(super) fn reset_idle(
         return false;
     }
     reset
+}
+
+/// Reads `on_no_backend`: whether who finds no backend in service is told.
+pub(super) fn rejects(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> bool {
+    const WORDS: &[(&str, bool)] = &[("drop", false), ("reject", true)];
+    raw.and_then(|word| report.word(place, word, WORDS, &[])).unwrap_or_default()
 }

@@ -103,6 +103,7 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["vip", "sticky"], keys_of::<super::sticky::RawSticky>()),
         (&["vip", "drain"], keys_of::<super::drain::RawDrain>()),
         (&["vip", "backend"], keys_of::<super::backend::RawBackend>()),
+        (&["full_nat"], keys_of::<super::full_nat::RawFullNat>()),
         (&["control"], keys_of::<super::control::RawControl>()),
         (&["hash"], keys_of::<super::hash::RawHash>()),
     ] {

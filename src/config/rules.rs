@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::place::Place;
 use super::report::Report;
 use super::vip::Placed;
-use super::{Backend, Config, Nic, Vip};
+use super::{Backend, Config, FullNat, Nic, Vip};
 use crate::flow::Protocol;
 use crate::forwarding::{
     Forward, MAX_BACKENDS, MAX_NICS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Network,
@@ -50,6 +50,7 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
         }
     }
     return_paths(sections, report);
+    full_nat(sections, &owners, report);
 }
 
 fn limits(config: &Config, report: &mut Report<'_>) {
@@ -261,10 +262,15 @@ impl<'s> Owners<'s> {
         Self { names, lens }
     }
 
-    /// The VIP in whose network an address is, and that network: the longest of them.
-    fn find(&self, address: IpAddr) -> Option<(Network, &'s str)> {
-        let networks = self.lens.iter().rev().map(|&len| Network::of(address.into(), len));
-        networks.into_iter().find_map(|network| Some((network, *self.names.get(&network)?)))
+    /// Which VIP has an address, by itself or in its prefix, in words.
+    fn tell(&self, address: IpAddr) -> Option<String> {
+        let mut networks = self.lens.iter().rev().map(|&len| Network::of(address.into(), len));
+        let (network, name) =
+            networks.find_map(|network| Some((network, self.names.get(&network)?)))?;
+        Some(match network.is_single() {
+            true => format!("{address} is the address of VIP \"{name}\""),
+            false => format!("{address} is in {network} of VIP \"{name}\""),
+        })
     }
 }
 
@@ -320,16 +326,49 @@ fn backend_address(
             format!("use an IPv{theirs} address: addresses are not translated across families");
         report.error(&at, what, &fix);
     }
-    if let Some((network, name)) = owners.find(address) {
-        let what = match network.is_single() {
-            true => {
-                format!("{address} is the address of VIP \"{name}\": packets would come back here")
-            }
-            false => {
-                format!("{address} is in {network} of VIP \"{name}\": packets would come back here")
-            }
-        };
+    if let Some(what) = owners.tell(address) {
+        let what = format!("{what}: packets would come back here");
         report.error(&at, what, "use the server's own address");
+    }
+}
+
+/// Every full-NAT backend has sources of its family, and no source is somebody's already.
+fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_>) {
+    let FullNat { sources, .. } = &sections.config.full_nat;
+    let place = Place::root().key("full_nat").key("sources");
+    let ours: BTreeSet<&IpAddr> = sources.iter().collect();
+    for what in sources.iter().filter_map(|&source| owners.tell(source)) {
+        report.error(&place, what, "use addresses that nobody else has");
+    }
+    for (vip, backends) in sections.vips {
+        for backend in backends {
+            let Backend { name, address, .. } = &backend.value;
+            if ours.contains(address) {
+                let what = format!("{address} is the address of backend \"{name}\"");
+                report.error(&place, what, "use addresses that nobody else has");
+            }
+        }
+        if vip.value.forward != Forward::FullNat {
+            continue;
+        }
+        let lacks = |backend: &&Placed<Backend>| {
+            !sources.iter().any(|source| source.is_ipv4() == backend.value.address.is_ipv4())
+        };
+        if let Some(Placed { value: backend, .. }) = backends.iter().find(lacks) {
+            let (version, example) = match backend.address {
+                IpAddr::V4(_) => (4, "10.0.0.48/28"),
+                IpAddr::V6(_) => (6, "fd00::40/124"),
+            };
+            let what = format!(
+                "no IPv{version} source for backend \"{}\" ({})",
+                backend.name, backend.address
+            );
+            let fix = format!(
+                "write sources = [\"{example}\"] or the like in [full_nat]: addresses of this box \
+                 that backends can reach"
+            );
+            report.error(&vip.place.key("forward"), what, &fix);
+        }
     }
 }
 

@@ -54,6 +54,7 @@ pub(super) struct RawVip {
     drain: RawDrain,
     on_down: Option<String>,
     on_idle: Option<String>,
+    on_no_backend: Option<String>,
     announce: Option<String>,
     /// Taken out and read by themselves; they are here to be named with the other keys.
     quic: Option<IgnoredAny>,
@@ -211,8 +212,17 @@ impl RawVip {
         let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
         let on_idle = self.on_idle.as_deref();
         let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
+        let rejects = self.on_no_backend.as_deref();
+        let rejects = policy::rejects(rejects, &place.key("on_no_backend"), report);
         let announce_at = place.key("announce");
-        let announce = announce(self.announce, &announce_at, address, defaults.nic, report);
+        let prefix = address.filter(|address| !address.is_single());
+        let nic = defaults.nic.filter(|_| prefix.is_none());
+        let announce = announce(self.announce, &announce_at, nic, report);
+        if let Some(prefix) = prefix.filter(|_| announce != Announce::None) {
+            // It would be up to 16,777,216 addresses.
+            let what = format!("{prefix} is a prefix: the kernel does not answer ARP for it");
+            report.error(&announce_at, what, "leave the key out, and route the prefix to this box");
+        }
         let ported = protocol != Protocol::Any;
         if let (Some(Ports::All), Health::Tcp(tcp), true) = (&ports, &health, ported) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
@@ -234,6 +244,7 @@ impl RawVip {
             drain,
             on_down,
             reset_idle,
+            rejects,
             announce,
             quic: Vec::new(),
             backends,
@@ -342,8 +353,9 @@ fn protocol(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Prot
 }
 
 fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<Forward> {
-    const WORDS: &[(&str, Forward)] = &[("dsr", Forward::Dsr), ("nat", Forward::Nat)];
-    const LATER: &[&str] = &["full_nat", "ipip", "gue"];
+    const WORDS: &[(&str, Forward)] =
+        &[("dsr", Forward::Dsr), ("nat", Forward::Nat), ("full_nat", Forward::FullNat)];
+    const LATER: &[&str] = &["ipip", "gue"];
     let Some(word) = raw else {
         let fix = "say how packets reach the backends: \"nat\" rewrites addresses, \"dsr\" only \
                    the destination MAC (the backends then need the VIP's address on loopback)";
@@ -377,25 +389,18 @@ fn translatable(
     }
 }
 
-/// A prefix is not put anywhere: it would be up to 16,777,216 addresses.
-fn announce(
+pub(super) fn announce(
     raw: Option<String>,
     place: &Place,
-    address: Option<Network>,
-    first_nic: Option<&str>,
+    default: Option<&str>,
     report: &mut Report<'_>,
 ) -> Announce {
     match raw {
         Some(word) if word == "none" => Announce::None,
         Some(name) => {
             report.interface(place, &name);
-            if let Some(prefix) = address.filter(|address| !address.is_single()) {
-                let what = format!("{prefix} is a prefix: the kernel does not answer ARP for it");
-                report.error(place, what, "leave the key out, and route the prefix to this box");
-            }
             Announce::Interface(name)
         }
-        None if address.is_some_and(|address| !address.is_single()) => Announce::None,
-        None => first_nic.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
+        None => default.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
     }
 }

@@ -42,23 +42,53 @@ pub struct Status {
     pub generation: u64,
     /// Packets, all workers together.
     pub totals: Totals,
+    /// Packets that went back as their own answer, by kind, all workers together; every kind is present.
+    #[serde(default)]
+    pub answers: BTreeMap<String, u64>,
     /// Dropped packets by reason, all workers together; every reason is present.
     pub drops: BTreeMap<String, u64>,
     /// VIPs in the configuration's order.
     pub vips: Vec<VipStatus>,
+    /// The sources of full-NAT flows; `None` if there are none.
+    #[serde(default)]
+    pub full_nat: Option<FullNatStatus>,
     /// Workers in the configuration's order.
     pub workers: Vec<WorkerStatus>,
     /// NICs in the configuration's order.
     pub nics: Vec<NicStatus>,
 }
 
-/// Packet sums: `received = transmitted + handed_over + dropped`, but for what is in flight.
+/// The sources of full-NAT flows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FullNatStatus {
+    /// Their addresses.
+    pub sources: Vec<IpAddr>,
+    /// First and last of their ports.
+    pub ports: (u16, u16),
+    /// Addresses and ports of IPv4, all workers together.
+    pub v4: PoolStatus,
+    /// The same for IPv6.
+    pub v6: PoolStatus,
+}
+
+/// How much of a pool is in use.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Taken by flows.
+    pub used: u64,
+    /// For the next ones.
+    pub free: u64,
+}
+
+/// Packet sums: `received = transmitted + handed_over + answered + dropped`, but for what is in flight.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "named as in WorkerStats")]
 pub struct Totals {
     pub received: u64,
     pub transmitted: u64,
     pub handed_over: u64,
+    #[serde(default)]
+    pub answered: u64,
     pub dropped: u64,
     pub flows_active: u64,
     pub flows_new: u64,
@@ -71,6 +101,10 @@ pub struct Totals {
     pub flows_idled_out: u64,
     pub flows_stale: u64,
     #[serde(default)]
+    pub bindings_v4: u64,
+    #[serde(default)]
+    pub bindings_v6: u64,
+    #[serde(default)]
     pub clients_full: u64,
     #[serde(default)]
     pub flows_reset: u64,
@@ -78,6 +112,10 @@ pub struct Totals {
     pub resets_sent: u64,
     #[serde(default)]
     pub probes_sent: u64,
+    #[serde(default)]
+    pub icmp_errors_forwarded: u64,
+    #[serde(default)]
+    pub icmp_rate_limited: u64,
 }
 
 /// One VIP.
@@ -399,6 +437,9 @@ pub struct Flow {
     pub client: SocketAddr,
     /// Where it was opened to.
     pub destination: SocketAddr,
+    /// Full NAT: the address and port of ours that the backend knows it by; else `None`.
+    #[serde(default)]
+    pub source: Option<SocketAddr>,
     /// `"embryonic"`, `"established"`, `"closing"` or `"udp"`.
     pub state: String,
     /// Milliseconds since it was pinned.

@@ -133,7 +133,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let bell = netlink::watch()?;
     let (requests, request_receiver) = mpsc::channel(admin::QUEUE);
     let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
-    let mut registry = Registry::default();
+    let mut registry = Registry::new(inputs.config.full_nat.numbered());
     registry.apply(&inputs.config.vips, &inputs.workers)?;
     let (targets, target_receiver) = watch::channel(registry.targets());
     let network = neighbour::start(netlink.clone(), bell, &inputs.nics, target_receiver);
@@ -207,7 +207,7 @@ impl Controller {
         self.attached = self.steering.attach().map_err(ControlError::Attach)?;
         self.tell_nics();
         self.checks.sync(self.registry.checks());
-        let places = Place::all(&self.config.vips);
+        let places = Place::all(&self.config);
         self.announcer.remove_leftovers(&places).await?;
         self.announce().await?;
         claim.serve(door)?;
@@ -285,10 +285,11 @@ impl Controller {
     }
 
     fn this_box(&self) -> ThisBox {
-        ThisBox {
-            mtus: self.nics.iter().map(|nic| nic.mtu).collect(),
-            macs: self.nics.iter().map(|nic| nic.mac).collect(),
-        }
+        let nics = &self.nics;
+        self.config.this_box(
+            nics.iter().map(|nic| nic.mtu).collect(),
+            nics.iter().map(|nic| nic.mac).collect(),
+        )
     }
 
     fn wanted_rules(&self) -> SteerRules {
@@ -436,7 +437,7 @@ impl Controller {
 
     /// Makes the VIPs' addresses be where they should be, and tells the network.
     async fn announce(&mut self) -> Result<(), ControlError> {
-        let places = Place::all(&self.config.vips);
+        let places = Place::all(&self.config);
         let (news, result) = self.announcer.sync(&places).await;
         for announcement in news {
             self.tell(&announcement);
@@ -520,7 +521,7 @@ impl Controller {
             let error = format!("{keys} {what} (a reload changes [[vip]] sections only)");
             return Err(Refusal::new(StatusCode::CONFLICT, error));
         }
-        let places = Place::all(&new.vips);
+        let places = Place::all(&new);
         self.announcer.check(&places).await.map_err(|error| refused(error.to_string()))?;
         let changes = reload::changes(&self.config, &new);
         self.populate(new.families()).await.map_err(refused)?;
@@ -609,6 +610,7 @@ impl Controller {
         };
         let sources = Sources {
             registry: &self.registry,
+            full_nat: &self.config.full_nat,
             workers: &self.workers,
             nics: &self.nics,
             attached: &self.attached,

@@ -33,6 +33,10 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.io.tx_kick != b.io.tx_kick, "[workers] tx_kick");
     check(a.io.need_wakeup != b.io.need_wakeup, "[workers] need_wakeup");
     check(a.io.busy_poll != b.io.busy_poll, "[workers] busy_poll");
+    let (a, b) = (&old.full_nat, &new.full_nat);
+    check(a.sources != b.sources, "[full_nat] sources");
+    check(a.ports != b.ports, "[full_nat] ports");
+    check(a.announce != b.announce, "[full_nat] announce");
     check(old.control.socket != new.control.socket, "[control] socket");
     check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
     check(old.hash.secret != new.hash.secret, "[hash] secret");
@@ -49,10 +53,11 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     }
     // A key that this list does not know yet must not pass unnoticed either.
     let same = |a: &Config, b: &Config| {
-        (&a.workers, &a.nics, &a.control, &a.hash) == (&b.workers, &b.nics, &b.control, &b.hash)
+        (&a.workers, &a.nics, &a.full_nat) == (&b.workers, &b.nics, &b.full_nat)
+            && (&a.control, &a.hash) == (&b.control, &b.hash)
     };
     if keys.is_empty() && !same(old, new) {
-        keys.push("[workers], [[nic]], [control] or [hash]".to_owned());
+        keys.push("[workers], [[nic]], [full_nat], [control] or [hash]".to_owned());
     }
     keys
 }
@@ -69,6 +74,13 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
             Some(old) => vip_changes(old, vip, &mut told),
         }
     }
+    let mut number = |key: &str, a: u32, b: u32| {
+        if a != b {
+            told.push(format!("[icmp] {key} {a} -> {b}"));
+        }
+    };
+    number("per_second", old.icmp.per_second, new.icmp.per_second);
+    number("burst", old.icmp.burst, new.icmp.burst);
     told
 }
 
@@ -102,6 +114,7 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("drain", drain(&old.drain), drain(&new.drain));
     field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());
     field("on_idle", on_idle(old).to_owned(), on_idle(new).to_owned());
+    field("on_no_backend", on_no_backend(old).to_owned(), on_no_backend(new).to_owned());
     let (a, b) = (&old.timeouts, &new.timeouts);
     for (name, a, b) in [
         ("timeouts.embryonic", a.embryonic, b.embryonic),
@@ -196,6 +209,10 @@ fn join(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+const fn on_no_backend(vip: &Vip) -> &'static str {
+    if vip.rejects { "reject" } else { "drop" }
+}
+
 const fn on_idle(vip: &Vip) -> &'static str {
     if vip.reset_idle { "reset" } else { "silent" }
 }
@@ -237,8 +254,9 @@ pub(super) mod tests {
 
     use super::super::state::tests::{backend, tcp_health, vip};
     use super::*;
-    use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
+    use crate::config::{Control, CopyMode, FullNat, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
+    use crate::forwarding::this_box::IcmpRate;
     use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind, ServerId};
 
     /// A configuration of one worker and one NIC.
@@ -262,6 +280,8 @@ pub(super) mod tests {
                 ring: 2048,
             }],
             vips,
+            full_nat: FullNat::default(),
+            icmp: IcmpRate::default(),
             control: Control {
                 socket: "/run/holdfast/control.sock".into(),
                 on_drained: Vec::new(),
@@ -294,9 +314,17 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_change_of_the_icmp_rate_is_told() {
+        let old = config(Vec::new());
+        let mut new = old.clone();
+        new.icmp = IcmpRate { per_second: 10, burst: 5 };
+        assert_eq!(changes(&old, &new), ["[icmp] per_second 1000 -> 10", "[icmp] burst 50 -> 5"]);
+    }
+
+    #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 19] = [
+        let rows: [(Change, &str); 20] = [
             (
                 |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
                 "VIP web: drain (no deadline, then rehash, slow start 0 s) -> (60 s at most, then \
@@ -341,6 +369,7 @@ pub(super) mod tests {
             ),
             (|vip| vip.on_down = FlowsLeft::Reset, "VIP web: on_down keep -> reset"),
             (|vip| vip.reset_idle = true, "VIP web: on_idle silent -> reset"),
+            (|vip| vip.rejects = true, "VIP web: on_no_backend drop -> reject"),
             (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
             (
                 |vip| vip.backends.push(backend("c", 3)),

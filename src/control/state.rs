@@ -19,6 +19,7 @@ use super::netlink::InterfaceAddress;
 use super::slow_start::SlowStart;
 use super::status::{self, Baseline};
 use crate::config;
+use crate::flow::bindings::Sources;
 use crate::flow::{Address, Protocol};
 use crate::forwarding::listeners::exact;
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
@@ -26,7 +27,7 @@ use crate::forwarding::table::return_listen;
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
     Affinity, BackendId, BackendIndex, BackendSpec, Forward, Listen, ListenKey, MAX_BACKENDS,
-    MAX_VIPS, NextHop, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
+    MAX_VIPS, Network, NextHop, PortRange, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -128,6 +129,7 @@ pub struct Registry {
     places: HashMap<BackendIndex, (usize, usize)>,
     vip_indices: Indices,
     backend_indices: Indices,
+    sources: Sources,
 }
 
 impl Default for Registry {
@@ -139,7 +141,18 @@ impl Default for Registry {
 impl Registry {
     fn with_room(vips: usize, backends: usize) -> Self {
         let (vip_indices, backend_indices) = (Indices::new(vips), Indices::new(backends));
-        Self { vips: Vec::new(), places: HashMap::new(), vip_indices, backend_indices }
+        let (vips, places, sources) = (Vec::new(), HashMap::new(), Sources::default());
+        Self { vips, places, vip_indices, backend_indices, sources }
+    }
+
+    /// Empty, for full-NAT VIPs with these sources.
+    pub fn new(sources: Sources) -> Self {
+        Self { sources, ..Self::default() }
+    }
+
+    /// The sources of full-NAT flows.
+    pub const fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// The VIPs, in the configuration's order.
@@ -324,7 +337,18 @@ impl Registry {
         let nat = self.vips.iter().filter(|vip| vip.config.forward == Forward::Nat);
         let (returns, return_ranges) = by_kind(nat.flat_map(VipEntry::returns));
         let locals = distinct(addresses.iter().map(|found| Address::from(found.address)));
-        SteerRules { vips, networks, returns, return_ranges, locals, ..SteerRules::default() }
+        let (first, last) = self.sources.ports();
+        let single = |&address: &Address| (Network::single(address), PortRange { first, last });
+        let sources = self.sources.addresses().iter().map(single).collect();
+        SteerRules {
+            vips,
+            networks,
+            returns,
+            return_ranges,
+            locals,
+            sources,
+            ..SteerRules::default()
+        }
     }
 
     /// The addresses whose next hops are needed.
@@ -381,6 +405,7 @@ impl VipEntry {
             remember: remember(&self.config),
             on_down: self.config.on_down,
             reset_idle: self.config.reset_idle,
+            rejects: self.config.rejects,
             scheduler: self.config.scheduler,
             affinity: self.config.affinity,
             splits: self.splits.clone(),
@@ -517,6 +542,7 @@ pub(super) mod tests {
             },
             on_down: FlowsLeft::Keep,
             reset_idle: false,
+            rejects: false,
             announce: Announce::None,
             quic: Vec::new(),
             backends: backends.to_vec(),

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::api::{
-    BackendState, BackendStatus, DrainStatus, HealthState, NextHopStatus, NicStatus, SplitStatus,
-    Status, Totals, Traffic, VipStatus, WorkerStatus,
+    BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus,
+    PoolStatus, SplitStatus, Status, Totals, Traffic, VipStatus, WorkerStatus,
 };
 use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
+use crate::config::FullNat;
 use crate::forwarding::{BackendIndex, FlowsLeft, NextHop, Ports, VipId};
 use crate::stats::{FlowStats, PortStats, WorkerStats};
 
@@ -82,6 +83,8 @@ fn since(now: Traffic, Baseline(base): &Baseline) -> Traffic {
 pub struct Sources<'a> {
     /// VIPs and backends.
     pub registry: &'a Registry,
+    /// What full-NAT flows come from.
+    pub full_nat: &'a FullNat,
     /// Workers.
     pub workers: &'a [WorkerView],
     /// NICs.
@@ -110,18 +113,37 @@ pub struct Process {
 pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
     let now = Instant::now();
     let workers: Vec<WorkerStatus> = sources.workers.iter().map(worker_status).collect();
+    let totals = workers.iter().fold(Totals::default(), |sum, worker| plus(sum, &worker.totals));
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_s: now.saturating_duration_since(process.started).as_secs(),
         config: process.config.clone(),
         generation: process.generation,
-        totals: workers.iter().fold(Totals::default(), |sum, worker| plus(sum, &worker.totals)),
+        full_nat: full_nat_status(sources.full_nat, &totals),
+        totals,
+        answers: all_answers(sources.workers),
         drops: all_drops(&workers),
         vips: sources.registry.vips().iter().map(|vip| vip_status(vip, sources, now)).collect(),
         workers,
         nics: nic_statuses(sources),
     }
+}
+
+fn full_nat_status(config: &FullNat, totals: &Totals) -> Option<FullNatStatus> {
+    let FullNat { sources, ports, .. } = config;
+    let pool = |v4, used| {
+        let addresses = sources.iter().filter(|source| source.is_ipv4() == v4).count();
+        // At most 256 addresses.
+        let all = u64::try_from(addresses * ports.len()).unwrap_or(u64::MAX);
+        PoolStatus { used, free: all.saturating_sub(used) }
+    };
+    (!sources.is_empty()).then(|| FullNatStatus {
+        sources: sources.clone(),
+        ports: (*ports.start(), *ports.end()),
+        v4: pool(true, totals.bindings_v4),
+        v6: pool(false, totals.bindings_v6),
+    })
 }
 
 fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus {
@@ -241,6 +263,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         received: stats.received.get(),
         transmitted: stats.transmitted.get(),
         handed_over: stats.handed_over.get(),
+        answered: stats.answers().map(|(_, count)| count).sum(),
         dropped: stats.drops().map(|(_, count)| count).sum(),
         flows_active: stats.flows_active.get(),
         flows_new: stats.flows_new.get(),
@@ -250,10 +273,14 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_closed: stats.flows_closed.get(),
         flows_idled_out: stats.flows_idled_out.get(),
         flows_stale: stats.flows_stale.get(),
+        bindings_v4: stats.bindings_v4.get(),
+        bindings_v6: stats.bindings_v6.get(),
         clients_full: stats.clients_full.get(),
         flows_reset: stats.flows_reset.get(),
         resets_sent: stats.resets_sent.get(),
         probes_sent: stats.probes_sent.get(),
+        icmp_errors_forwarded: stats.icmp_errors_forwarded.get(),
+        icmp_rate_limited: stats.icmp_rate_limited.get(),
     }
 }
 
@@ -262,6 +289,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         received: a.received + b.received,
         transmitted: a.transmitted + b.transmitted,
         handed_over: a.handed_over + b.handed_over,
+        answered: a.answered + b.answered,
         dropped: a.dropped + b.dropped,
         flows_active: a.flows_active + b.flows_active,
         flows_new: a.flows_new + b.flows_new,
@@ -271,11 +299,26 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_closed: a.flows_closed + b.flows_closed,
         flows_idled_out: a.flows_idled_out + b.flows_idled_out,
         flows_stale: a.flows_stale + b.flows_stale,
+        bindings_v4: a.bindings_v4 + b.bindings_v4,
+        bindings_v6: a.bindings_v6 + b.bindings_v6,
         clients_full: a.clients_full + b.clients_full,
         flows_reset: a.flows_reset + b.flows_reset,
         resets_sent: a.resets_sent + b.resets_sent,
         probes_sent: a.probes_sent + b.probes_sent,
+        icmp_errors_forwarded: a.icmp_errors_forwarded + b.icmp_errors_forwarded,
+        icmp_rate_limited: a.icmp_rate_limited + b.icmp_rate_limited,
     }
+}
+
+/// Every kind is present, also without workers.
+fn all_answers(workers: &[WorkerView]) -> BTreeMap<String, u64> {
+    let kinds = crate::stats::Answer::ALL.iter();
+    kinds
+        .map(|&kind| {
+            let sum = workers.iter().map(|worker| worker.stats.answer_counter(kind).get()).sum();
+            (kind.as_str().to_owned(), sum)
+        })
+        .collect()
 }
 
 /// Every reason is present, also without workers.

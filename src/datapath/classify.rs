@@ -4,8 +4,8 @@
 //! Writes: `vip`, `way` and the hashed flow key, or drops what is for no VIP. Asks for the first line of
 //! the flow's look-up.
 //! Cost: one comparison for another packet to the last VIP; else one hash look-up for the VIP (a few
-//! when it listens on more than single ports, see [`ForwardingTable::listener`]); one hash of the flow
-//! key.
+//! when it listens on more than single ports, see [`ForwardingTable::listener`]), and one for what is
+//! to our own sources; one hash of the flow key.
 //!
 //! [`ForwardingTable::listener`]: crate::forwarding::ForwardingTable::listener
 
@@ -69,7 +69,7 @@ fn takes_all_protocols(vip: VipId, context: &Context<'_>) -> bool {
     context.table.vip(vip).is_some_and(|vip| vip.protocol == Protocol::Any)
 }
 
-/// What is for no VIP may come from a NAT backend.
+/// What is for no VIP may be for a full-NAT source, or come from a NAT backend.
 #[inline(never)]
 fn classify_reply(
     packet: &mut Packet,
@@ -77,10 +77,19 @@ fn classify_reply(
     context: &Context<'_>,
     secret: &TableSecret,
 ) -> Result<(), Drop> {
-    let source = tuple.reply_key();
-    if source.protocol == Protocol::Any {
+    let ListenKey { address, port, protocol } = tuple.listen_key();
+    if protocol == Protocol::Any {
         return Err(Drop::UnsupportedProtocol);
     }
+    if let Some(id) = context.bindings.sources().find(address, port) {
+        // Whose it is, conntrack asks when it has been fetched.
+        context.bindings.prefetch(id);
+        packet.forget();
+        packet.way = Way::ToClientOf(id);
+        packet.flow = HashedKey::unhashed(tuple);
+        return Ok(());
+    }
+    let source = tuple.reply_key();
     let path = context.table.return_paths(source).next().ok_or(Drop::NoVip)?;
     packet.vip = path.vip;
     packet.way = Way::ToClient(source);

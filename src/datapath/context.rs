@@ -1,5 +1,6 @@
 //! What the stages look around with.
 
+use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowView;
 use crate::forwarding::explain::Trace;
@@ -16,6 +17,8 @@ pub struct Context<'a> {
     pub flows: FlowView<'a>,
     /// The clients of all workers.
     pub clients: &'a Clients,
+    /// The full-NAT sources of all workers.
+    pub bindings: &'a Bindings,
     /// The NIC that the batch came from.
     pub nic: PortIndex,
     /// Now.

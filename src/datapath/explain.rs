@@ -16,11 +16,12 @@ use super::clients::key_of;
 use super::conntrack::Conntrack;
 use super::context::Context;
 use super::life::is_living;
-use super::parse::parse;
+use super::parse::{Parsed, parse};
 use super::reset::Outbox;
 use super::rewrite::Macs;
 use super::select::{out_of_service, rivals};
 use super::worker::forward;
+use crate::flow::bindings::Bindings;
 use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
 use crate::flow::table::{Families, FlowTable, TableError};
@@ -30,7 +31,7 @@ use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::explain::{Explanation, Question, Segment, Trace};
 use crate::forwarding::table::{Vip, name};
 use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
-use crate::stats::{FlowStats, WorkerStats};
+use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
@@ -47,6 +48,7 @@ pub struct Explainer {
     macs: Vec<[u8; 6]>,
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
+    bindings: Arc<Bindings>,
     stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -77,10 +79,11 @@ impl Explainer {
         macs: Vec<[u8; 6]>,
         flows: Arc<[Arc<FlowTable>]>,
         clients: Arc<Clients>,
+        bindings: Arc<Bindings>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, UmemError> {
         let (_, pool) = Umem::create(1, 4096)?;
-        Ok(Self { pool, macs, flows, clients, stats })
+        Ok(Self { pool, macs, flows, clients, bindings, stats })
     }
 
     /// What becomes of a packet of the flow now. Cost: about a millisecond.
@@ -101,13 +104,15 @@ impl Explainer {
         let (worker, pinned) = tell_pin(&found, &key, table, now, &trace);
         let stats = self.loads(worker, vip);
         let me = u8::try_from(worker).unwrap_or_default();
+        let bound = found.iter().filter_map(|found| found.pin.track.binding());
+        let (bindings, leases) = self.bindings.scratch(bound, me).map_err(TableError::from)?;
         let Some(flows) = scratch.get(worker).cloned() else {
             return Err(ExplainError::Packet("there is no worker".to_owned()));
         };
-        let Some(mut conntrack) = Conntrack::adopt(scratch, me, now) else {
+        let Some(mut conntrack) = Conntrack::adopt(scratch, leases, me, now) else {
             return Err(ExplainError::Packet("the scratch table is in use".to_owned()));
         };
-        let hop = pinned.map_or(SOMEWHERE, |pin| pin.track.hop());
+        let hop = pinned.map_or(SOMEWHERE, |pin| self.bindings.way_back(&pin.track));
         let opens = match question.packet {
             Segment::Likely => pinned.is_none(),
             Segment::Syn => true,
@@ -122,6 +127,7 @@ impl Explainer {
             table,
             flows: flows.view(),
             clients: &self.clients.scratch(&client),
+            bindings: &bindings,
             nic,
             now,
             stats: &stats,
@@ -130,7 +136,7 @@ impl Explainer {
         let verdict = run(&mut packet, &mut conntrack, context, &flows, &self.macs);
         let sent = verdict.is_ok();
         match verdict {
-            Ok(()) => tell_rewrite(&packet, question, context),
+            Ok(()) => tell_rewrite(&packet, pinned, question, context),
             Err(reason) => trace.tell("drop", reason.as_str(), reason.describe().trim()),
         }
         let frame = if sent { packet.data().to_vec() } else { Vec::new() };
@@ -221,8 +227,9 @@ fn run(
     context: &Context<'_>,
     flows: &FlowTable,
     macs: &Macs,
-) -> Result<(), crate::stats::Drop> {
-    let tuple = parse(packet)?;
+) -> Result<(), Drop> {
+    // A packet of a flow was asked about.
+    let Parsed::Flow(tuple) = parse(packet)? else { return Err(Drop::UnsupportedProtocol) };
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, flows.secret(), &mut last)?;
     // Resets of a flow that is cut are not sent: only the verdict is told.
@@ -303,7 +310,7 @@ impl Display for Seconds {
     }
 }
 
-fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
+fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, context: &Context<'_>) {
     let Some((trace, backend)) = context.trace.zip(context.table.backend(packet.backend)) else {
         return;
     };
@@ -312,15 +319,21 @@ fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
         backend.address.into(),
         backend.port.unwrap_or_else(|| question.destination.port()),
     );
+    let sources = context.bindings.sources();
+    let source = pinned.and_then(|pin| sources.source(pin.track.binding()?));
+    let source = source.map(|(address, port)| SocketAddr::new(address.into(), port));
     let outcome = match backend.forward {
-        Forward::Nat | Forward::FullNat => format!("{} -> {to}", question.client),
+        Forward::Nat => format!("{} -> {to}", question.client),
+        Forward::FullNat => source
+            .map_or_else(|| format!("{sources} -> {to}"), |source| format!("{source} -> {to}")),
         _ => format!("{} -> {}", question.client, question.destination),
     };
     let why = match backend.forward {
         Forward::Dsr => format!("dsr: only the destination MAC changes, to that of {name}"),
         Forward::Nat => format!("nat: to the address and port of {name}"),
         Forward::FullNat => {
-            format!("full_nat: to the address and port of {name}, from one of ours")
+            let from = if source.is_some() { "the source of this flow" } else { "a free source" };
+            format!("full_nat: to the address and port of {name}, from {from}")
         }
         Forward::Ipip => format!("ipip: in an IP packet to {name}"),
         Forward::Gue => format!("gue: in a UDP packet to {name}"),

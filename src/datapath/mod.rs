@@ -4,17 +4,22 @@
 //! receive -> parse -> classify -> conntrack -> select -> rewrite -> transmit
 //! ```
 //!
-//! One file per stage, in the order in which a packet meets them, and side doors ([`reset`]). A stage is a function over a
+//! One file per stage, in the order in which a packet meets them, and side doors ([`icmp`], [`answer`],
+//! [`reset`]). A stage is a function over a
 //! [`batch::Batch`]; [`worker::Worker::poll`] is the list of them. After start-up nothing here
 //! allocates, locks, logs, blocks or makes a system call other than ring wake-ups.
 
+pub mod answer;
 pub mod batch;
+pub mod bindings;
 pub mod classify;
 pub mod clients;
 pub mod conntrack;
 pub mod context;
 pub mod explain;
+pub mod icmp;
 pub mod life;
+pub mod limiter;
 pub mod parse;
 pub mod ports;
 pub mod quic;

@@ -1,8 +1,8 @@
-//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6; TCP, UDP, or anything else but
-//! ICMP, of which nothing is read.
+//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6; TCP, UDP, ICMP, or anything else,
+//! of which nothing is read.
 //!
-//! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or a drop reason for every
-//! way in which a packet can be malformed.
+//! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or what else the packet is, or
+//! a drop reason for every way in which a packet can be malformed.
 //! Cost: nearly every packet has headers of one shape (no tag, no options or extensions), which is
 //! recognised as a whole with a few comparisons; all others, the malformed among them, go through
 //! etherparse's single header slices. What the short way takes, the long way takes alike (test
@@ -40,6 +40,11 @@ mod ethertype {
 
 use extension::*;
 
+mod number {
+    pub const ICMP: u8 = 1;
+    pub const ICMP_V6: u8 = 58;
+}
+
 mod extension {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;
@@ -48,9 +53,25 @@ mod extension {
     pub const MOBILITY: u8 = 135;
 }
 
-/// They say something about other packets, and have no flow of their own.
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
+/// What a packet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parsed {
+    /// One of a flow, with this five-tuple, as its sender sees it.
+    Flow(Tuple),
+    /// An ICMP message, which begins at [`Shape::transport`].
+    Icmp(Message),
+}
+
+/// An ICMP or ICMPv6 message, of which nothing but its length is known to be right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    /// Who sent it.
+    pub source: Address,
+    /// To whom.
+    pub destination: Address,
+    /// Its bytes, in the first frame or not.
+    pub len: u16,
+}
 
 /// Parses a packet of the plainest shape, if it is one; returns its five-tuple, as its sender sees
 /// it. Apart from [`parse`], so that what follows can be compiled for this case by itself.
@@ -62,20 +83,20 @@ pub fn parse_plain(packet: &mut Packet) -> Option<Tuple> {
     Some(tuple)
 }
 
-/// Parses any packet; returns its five-tuple, as its sender sees it.
+/// Parses any packet.
 ///
 /// # Errors
 /// What is wrong with it.
 #[inline]
-pub fn parse(packet: &mut Packet) -> Result<Tuple, Drop> {
+pub fn parse(packet: &mut Packet) -> Result<Parsed, Drop> {
     let Some(frame) = &packet.frame else { return Err(Drop::TruncatedEthernet) };
-    let (shape, tuple) = match plain_v6(frame.data()).filter(|_| !frame.is_long()) {
-        Some(headers) => headers,
+    let (shape, parsed) = match plain_v6(frame.data()).filter(|_| !frame.is_long()) {
+        Some((shape, tuple)) => (shape, Parsed::Flow(tuple)),
         None if frame.is_whole() => any_headers(frame.data(), frame.packet_len().into())?,
         None => return Err(Drop::NotWhole),
     };
     packet.shape = shape;
-    Ok(tuple)
+    Ok(parsed)
 }
 
 /// TCP flag combinations that some stack sends, by the low five bits: each has FIN, SYN, RST or
@@ -166,7 +187,7 @@ fn plain_transport(
 
 /// The headers of any packet of `len` bytes, of which all headers must be among the first ones here.
 #[inline(never)]
-fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Tuple), Drop> {
+fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
     let link = link(packet)?;
     let payload = packet.get(usize::from(link.len)..).ok_or(Drop::TruncatedEthernet)?;
     let behind = len.saturating_sub(packet.len());
@@ -175,23 +196,31 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Tuple), Drop> {
         ethertype::IPV6 => network_v6(payload, behind)?,
         _ => return Err(Drop::NotIp),
     };
-    let transport = transport(network.protocol, network.payload, network.len)?;
-    let tuple = match network.addresses {
-        Addresses::V4(both) => Tuple::v4(both, transport.ports, network.protocol),
-        Addresses::V6(source, destination) => {
-            Tuple::v6(source, destination, transport.ports, network.protocol)
-        }
-    };
-    if network.protocol != Protocol::Any && tuple.has_zero_port() {
-        return Err(Drop::ZeroPort);
-    }
     let shape = Shape {
         tag: link.tag,
         transport: link.len + network.header_len,
-        flags: transport.flags,
+        flags: TcpFlags(0),
         part: Part::Whole,
     };
-    Ok((shape, tuple))
+    if let Some(message) = network.icmp() {
+        return Ok((shape, Parsed::Icmp(message)));
+    }
+    let protocol = match network.protocol {
+        number if is_opaque(number) => Protocol::Any,
+        // Of the other family, if it is ICMP.
+        number => Protocol::from_number(number).ok_or(Drop::UnsupportedProtocol)?,
+    };
+    let transport = transport(protocol, network.payload, network.len)?;
+    let tuple = match network.addresses {
+        Addresses::V4(both) => Tuple::v4(both, transport.ports, protocol),
+        Addresses::V6(source, destination) => {
+            Tuple::v6(source, destination, transport.ports, protocol)
+        }
+    };
+    if protocol != Protocol::Any && tuple.has_zero_port() {
+        return Err(Drop::ZeroPort);
+    }
+    Ok((Shape { flags: transport.flags, ..shape }, Parsed::Flow(tuple)))
 }
 
 struct Link {
@@ -229,7 +258,7 @@ enum Addresses {
 
 struct Network<'p> {
     addresses: Addresses,
-    protocol: Protocol,
+    protocol: u8,
     header_len: u16,
     /// What the IP header says is payload, without Ethernet padding, as far as it is here.
     payload: &'p [u8],
@@ -244,6 +273,23 @@ fn here(packet: &[u8], range: Range<usize>, behind: usize) -> Option<&[u8]> {
     if range.end > packet.len() + behind { None } else { packet.get(range.start..end) }
 }
 
+impl Network<'_> {
+    /// The ICMP message of its family that it carries, if it does.
+    fn icmp(&self) -> Option<Message> {
+        let (number, source, destination) = match self.addresses {
+            Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]) => {
+                let address = Address::from_v4;
+                (number::ICMP, address([s0, s1, s2, s3]), address([d0, d1, d2, d3]))
+            }
+            Addresses::V6(source, destination) => {
+                (number::ICMP_V6, Address::from_v6(source), Address::from_v6(destination))
+            }
+        };
+        let len = u16::try_from(self.len).ok()?;
+        (self.protocol == number).then_some(Message { source, destination, len })
+    }
+}
+
 #[inline]
 fn network_v4(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     let header = Ipv4HeaderSlice::from_slice(packet).map_err(|error| match error {
@@ -253,15 +299,13 @@ fn network_v4(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     let header_len = header.slice().len();
     let range = header_len..usize::from(header.total_len());
     let payload = here(packet, range.clone(), behind).ok_or(Drop::BadIpv4Length)?;
-    let protocol = upper(header.protocol().0)?;
-    // Where there are no ports, each fragment says by itself whose it is.
-    if header.is_fragmenting_payload() && protocol != Protocol::Any {
+    if header.is_fragmenting_payload() && !is_opaque(header.protocol().0) {
         return Err(Drop::Fragment);
     }
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (header.source(), header.destination());
     Ok(Network {
         addresses: Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]),
-        protocol,
+        protocol: header.protocol().0,
         // At most 60.
         header_len: u16::try_from(header_len).map_err(|_| Drop::BadIpv4Header)?,
         payload,
@@ -291,31 +335,26 @@ fn network_v6(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     })
 }
 
-/// What is behind the IP headers: a protocol whose ports are read, or any other but ICMP.
+/// Whether a protocol is of those of which nothing is read: each packet, and each fragment, says by
+/// its addresses whose it is.
 #[inline]
-fn upper(number: u8) -> Result<Protocol, Drop> {
-    match number {
-        ICMP | ICMPV6 => Err(Drop::UnsupportedProtocol),
-        number => Ok(Protocol::from_number(number).unwrap_or(Protocol::Any)),
-    }
+fn is_opaque(number: u8) -> bool {
+    !matches!(number, number::ICMP | number::ICMP_V6) && Protocol::from_number(number).is_none()
 }
 
-/// Steps over hop-by-hop and destination options (RFC 8200 4.3, 4.6); returns the upper protocol
-/// and how many bytes were skipped.
+/// Steps over hop-by-hop and destination options (RFC 8200 4.3, 4.6); returns the number of what
+/// follows, and how many bytes were skipped.
 ///
 /// Routing headers are refused: they would name another destination than the VIP.
 #[inline]
-fn skip_extensions(first: u8, payload: &[u8]) -> Result<(Protocol, u16), Drop> {
+fn skip_extensions(first: u8, payload: &[u8]) -> Result<(u8, u16), Drop> {
     let (mut next, mut skipped) = (first, 0);
     for _ in 0..=MAX_EXTENSIONS {
-        if let Some(protocol) = Protocol::from_number(next) {
-            return Ok((protocol, skipped));
-        }
         match next {
             HOP_BY_HOP | DESTINATION => {}
             FRAGMENT => return fragment(payload, skipped),
             ROUTING | MOBILITY => return Err(Drop::Ipv6Extension),
-            number => return Ok((upper(number)?, skipped)),
+            _ => return Ok((next, skipped)),
         }
         let rest = payload.get(usize::from(skipped)..).ok_or(Drop::Ipv6Extension)?;
         let [after, len, ..] = *rest else { return Err(Drop::Ipv6Extension) };
@@ -326,14 +365,14 @@ fn skip_extensions(first: u8, payload: &[u8]) -> Result<(Protocol, u16), Drop> {
     Err(Drop::Ipv6Extension)
 }
 
-/// Behind a fragment header: where there are no ports, each fragment says by itself whose it is.
+/// Behind a fragment header.
 #[cold]
-fn fragment(payload: &[u8], skipped: u16) -> Result<(Protocol, u16), Drop> {
+fn fragment(payload: &[u8], skipped: u16) -> Result<(u8, u16), Drop> {
     let header = payload.get(usize::from(skipped)..).and_then(<[u8]>::first_chunk::<8>);
     let [next, ..] = header.ok_or(Drop::Ipv6Extension)?;
     match *next {
         HOP_BY_HOP | DESTINATION | ROUTING | FRAGMENT | MOBILITY => Err(Drop::Fragment),
-        next if upper(next) == Ok(Protocol::Any) => Ok((Protocol::Any, skipped + 8)),
+        next if is_opaque(next) => Ok((next, skipped + 8)),
         _ => Err(Drop::Fragment),
     }
 }
@@ -410,9 +449,12 @@ mod tests {
         bytes
     }
 
-    fn headers(packet: &[u8]) -> Result<(Shape, Tuple), Drop> {
+    fn headers(packet: &[u8]) -> Result<(Shape, Parsed), Drop> {
         let short = plain_v4(packet).or_else(|| plain_v6(packet));
-        short.map_or_else(|| any_headers(packet, packet.len()), Ok)
+        short.map_or_else(
+            || any_headers(packet, packet.len()),
+            |(shape, tuple)| Ok((shape, Parsed::Flow(tuple))),
+        )
     }
 
     /// Makes the source of an IPv6 packet ::ffff:1.1.1.1.
@@ -439,7 +481,9 @@ mod tests {
             (true, false, 14, 54),
             (true, true, 18, 58),
         ] {
-            let (shape, tuple) = headers(&tcp(v6, vlan)).unwrap();
+            let Ok((shape, Parsed::Flow(tuple))) = headers(&tcp(v6, vlan)) else {
+                unreachable!("TCP")
+            };
             let key = tuple.key();
             assert_eq!((shape.ip(), shape.transport), (ip, transport));
             assert_eq!(shape.tag, vlan.then_some(100));
@@ -493,7 +537,8 @@ mod tests {
             ("total length ends in TCP", &v4, &[(17, 39)], Drop::TruncatedTcp),
             ("more fragments", &v4, &[(20, 0x20)], Drop::Fragment),
             ("fragment offset", &v4, &[(20, 0), (21, 1)], Drop::Fragment),
-            ("ICMP", &v4, &[(23, 1)], Drop::UnsupportedProtocol),
+            ("GRE", &v4, &[(23, 47)], Drop::UnsupportedProtocol),
+            ("ICMPv6 in IPv4", &v4, &[(23, 58)], Drop::UnsupportedProtocol),
             ("data offset 4", &v4, &[(46, 0x40)], Drop::BadTcpOffset),
             ("data offset beyond the segment", &v4, &[(46, 0xf0)], Drop::BadTcpOffset),
             ("no flags", &v4, &[(47, 0)], Drop::BadTcpFlags),
@@ -504,7 +549,7 @@ mod tests {
             ("version 4 in 86dd", &v6, &[(14, 0x45)], Drop::TruncatedIpv6),
             ("payload beyond the packet", &v6, &[(18, 9)], Drop::BadIpv6Length),
             ("payload ends in TCP", &v6, &[(19, 19)], Drop::TruncatedTcp),
-            ("ICMPv6", &v6, &[(20, 58)], Drop::UnsupportedProtocol),
+            ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
             ("fragment header", &v6, &[(20, 44), (54, 6)], Drop::Fragment),
             ("routing header", &v6, &[(20, 43)], Drop::Ipv6Extension),
             ("IPv4-mapped source", &v6, &MAPPED, Drop::BadSource),
@@ -552,7 +597,8 @@ mod tests {
             ("a fragment of ESP, IPv6", &v6, &[(20, 44), (54, 50), (57, 9)]),
             ("ESP behind options", &v6, &[(20, 60), (54, 50), (55, 0)]),
         ] {
-            let (shape, tuple) = headers(&patch(packet.clone(), changes)).unwrap();
+            let (shape, parsed) = headers(&patch(packet.clone(), changes)).unwrap();
+            let Parsed::Flow(tuple) = parsed else { unreachable!("{name}: {parsed:?}") };
             let key = tuple.key();
             assert_eq!(key.protocol, Protocol::Any, "{name}");
             assert_eq!((key.client_port, key.vip_port), (0, 0), "{name}");
@@ -560,8 +606,8 @@ mod tests {
             assert!(shape.transport >= 34, "{name}");
         }
         for (name, packet, changes, reason) in [
-            ("ICMP", &v4, &[(23, 1)][..], Drop::UnsupportedProtocol),
-            ("ICMPv6", &v6, &[(20, 58)], Drop::UnsupportedProtocol),
+            ("ICMPv6 in IPv4", &v4, &[(23, 58)][..], Drop::UnsupportedProtocol),
+            ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
             ("a fragment of ICMPv6", &v6, &[(20, 44), (54, 58)], Drop::Fragment),
             ("mobility", &v6, &[(20, 135)], Drop::Ipv6Extension),
         ] {
@@ -646,7 +692,11 @@ mod tests {
         #[test]
         fn the_short_way_agrees_with_the_long_way(packet in nearly_valid()) {
             for short in [plain_v4(&packet), plain_v6(&packet)].into_iter().flatten() {
-                prop_assert_eq!(any_headers(&packet, packet.len()), Ok(short));
+                let (shape, tuple) = short;
+                prop_assert_eq!(
+                    any_headers(&packet, packet.len()),
+                    Ok((shape, Parsed::Flow(tuple)))
+                );
             }
         }
     }

@@ -27,14 +27,15 @@ use etherparse::{
     VlanId,
 };
 
-use super::batch::{Packet, TcpFlags};
+use super::batch::{Packet, TcpFlags, Way};
+use super::conntrack::Target;
+use super::context::Context;
 use super::ports::Ports;
 use super::rewrite::Macs;
 use crate::flow::{Address, FlowKey};
-use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop};
-use crate::stats::{Drop, WorkerStats};
-use crate::units::Ticks;
+use crate::stats::{Answer, Drop, WorkerStats};
+use crate::wire::headers::Headers;
 use crate::xdp::umem::FramePool;
 
 /// Most segments that wait: more are not sent. Who was not told is told at his next packet, or
@@ -55,8 +56,8 @@ const HOPS: u8 = 64;
 pub struct Cut<'t> {
     /// Where its client is.
     pub client: NextHop,
-    /// Its backend.
-    pub backend: &'t Backend,
+    /// Where its packets go.
+    pub target: Target<'t>,
 }
 
 /// What a segment says; it has no data.
@@ -90,9 +91,9 @@ impl Outbox {
     /// Answers a packet of a flow that is cut, with one RST for each end; returns why it is dropped. A
     /// RST is no reason for another (RFC 9293 3.10.7.1), and who sends no ACK has no connection.
     #[cold]
-    pub fn answer(&mut self, packet: &mut Packet, cut: &Cut<'_>) -> Drop {
-        packet.vip = cut.backend.vip;
-        packet.backend = cut.backend.id.index;
+    pub fn answer(&mut self, packet: &mut Packet, cut: &Cut<'_>, context: &Context<'_>) -> Drop {
+        packet.vip = cut.target.backend.vip;
+        packet.backend = cut.target.backend.id.index;
         let flags = packet.shape.flags;
         if flags.any(TcpFlags::ACK)
             && !flags.any(TcpFlags::RST)
@@ -105,20 +106,20 @@ impl Outbox {
             let (client, backend) = if reply { (onwards, back) } else { (back, onwards) };
             let flow = packet.flow.key();
             self.push(Some(cut.to_client(&flow, client)));
-            self.push(cut.to_backend(&flow, backend));
+            self.push(cut.to_backend(&flow, backend, context));
         }
         Drop::FlowReset
     }
 
     /// Makes the ends of a silent flow speak. Where the backend's answers do not come by here, only the client.
     #[cold]
-    pub fn probe(&mut self, flow: &FlowKey, cut: &Cut<'_>, now: Ticks) {
+    pub fn probe(&mut self, flow: &FlowKey, cut: &Cut<'_>, context: &Context<'_>) {
         // Any numbers serve, but for the few inside of the window; every probe has others.
-        let sequence = now.0.wrapping_mul(0x9e37_79b1);
+        let sequence = context.now.0.wrapping_mul(0x9e37_79b1);
         let content = Content { sequence, acknowledgment: Some(!sequence), reset: false };
         self.push(Some(cut.to_client(flow, content)));
-        if cut.backend.forward.translates() {
-            self.push(cut.to_backend(flow, content));
+        if cut.target.backend.forward.translates() {
+            self.push(cut.to_backend(flow, content, context));
         }
     }
 
@@ -179,24 +180,77 @@ impl Cut<'_> {
     }
 
     /// A segment from the client to the backend, if it is known where that is.
-    fn to_backend(&self, flow: &FlowKey, content: Content) -> Option<Segment> {
-        let destination = match self.backend.forward {
+    fn to_backend(
+        &self,
+        flow: &FlowKey,
+        content: Content,
+        context: &Context<'_>,
+    ) -> Option<Segment> {
+        let Target { backend, binding } = self.target;
+        let destination = match backend.forward {
             Forward::Dsr | Forward::Ipip | Forward::Gue => (flow.vip, flow.vip_port),
             Forward::Nat | Forward::FullNat => {
-                (self.backend.address, self.backend.port.unwrap_or(flow.vip_port))
+                (backend.address, backend.port.unwrap_or(flow.vip_port))
             }
         };
-        Some(Segment {
-            hop: self.backend.next_hop?,
-            source: (flow.client, flow.client_port),
-            destination,
-            content,
-        })
+        let source = match binding {
+            Some(id) => context.bindings.sources().source(id)?,
+            None => (flow.client, flow.client_port),
+        };
+        Some(Segment { hop: backend.next_hop?, source, destination, content })
     }
 }
 
+/// Makes a segment for which nobody is there its own answer, in its frame: a RST that its sender believes (RFC
+/// 9293 3.10.7.1). False if it deserves none.
+#[cold]
+pub(super) fn refuse(
+    packet: &mut Packet,
+    context: &Context<'_>,
+    macs: &Macs,
+    pool: &mut FramePool,
+) -> bool {
+    let flags = packet.shape.flags;
+    let client = packet.came_from(context.nic);
+    let refusal = if flags.any(TcpFlags::RST) {
+        None
+    } else if flags.any(TcpFlags::ACK) {
+        let numbers = numbers(packet);
+        numbers.map(|(_, sequence)| Content { sequence, acknowledgment: None, reset: true })
+    } else {
+        let end = end_of_segment(packet);
+        end.map(|end| Content { sequence: 0, acknowledgment: Some(end), reset: true })
+    };
+    let key = packet.flow.key();
+    let segment = refusal.map(|content| Segment {
+        hop: client,
+        source: (key.vip, key.vip_port),
+        destination: (key.client, key.client_port),
+        content,
+    });
+    let bytes = segment.and_then(|segment| segment.bytes(macs));
+    let (Some(frame), Some(bytes)) = (&mut packet.frame, bytes) else { return false };
+    pool.cut(frame);
+    packet.nic = context.nic;
+    packet.way = Way::Back(Answer::Rejected);
+    frame.copy_from(&bytes)
+}
+
+/// The number that follows those of a TCP packet: SYN and FIN count as a byte each.
+fn end_of_segment(packet: &Packet) -> Option<u32> {
+    let (sequence, _) = numbers(packet)?;
+    let ip = packet.shape.ip();
+    let headers = Headers::of(packet.data().get(ip..)?).ok()?;
+    let offset = packet.data().get(ip + headers.transport + 12)? >> 4;
+    let payload = headers.end.checked_sub(headers.transport + usize::from(offset) * 4)?;
+    let payload = u32::try_from(payload).ok()?;
+    let flags = packet.shape.flags;
+    let [syn, fin] = [TcpFlags::SYN, TcpFlags::FIN].map(|flag| u32::from(flags.any(flag)));
+    Some(sequence.wrapping_add(payload).wrapping_add(syn + fin))
+}
+
 /// SEQ and ACK field of a TCP packet.
-fn numbers(packet: &Packet) -> Option<(u32, u32)> {
+pub(super) fn numbers(packet: &Packet) -> Option<(u32, u32)> {
     let header = packet.data().get(usize::from(packet.shape.transport)..)?;
     let [_, _, _, _, s0, s1, s2, s3, a0, a1, a2, a3] = header.first_chunk::<12>()?;
     let sequence = u32::from_be_bytes([*s0, *s1, *s2, *s3]);

@@ -4,19 +4,23 @@
 //! dsr  to the backend  MAC
 //! nat  to the backend  MAC, destination address and port, TTL, checksums
 //! nat  to the client   MAC, source address and port, TTL, checksums
+//! full_nat  either way MAC, both addresses and ports, TTL, checksums
 //! ```
 //!
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
+mod full_nat;
 mod nat;
 
-use super::batch::Packet;
+use super::batch::{Packet, Shape, Way};
+use super::conntrack::Target;
 use super::context::Context;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop};
 use crate::stats::Drop;
 use crate::wire::ethernet;
+use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
 use crate::xdp::umem::Frame;
 
@@ -26,14 +30,15 @@ pub type Macs = [[u8; 6]];
 /// Rewrites a client's packet for its backend.
 ///
 /// # Errors
-/// Why it cannot be sent; it may have been changed.
+/// Why it cannot be sent. If that may be answered ([`answer`](super::answer)), the packet is unchanged.
 #[inline(always)]
 pub fn rewrite_to_backend(
     packet: &mut Packet,
-    backend: &Backend,
-    _context: &Context<'_>,
+    target: &Target<'_>,
+    context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
+    let Target { backend, binding } = *target;
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
@@ -42,14 +47,24 @@ pub fn rewrite_to_backend(
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
+    if !fits(frame, shape, backend.mtu) {
+        packet.limit = backend.mtu;
+        return Err(Drop::TooBig);
+    }
     match backend.forward {
         Forward::Dsr => {}
         Forward::Nat => {
             let port = backend.port.unwrap_or(flow.key().vip_port);
             nat::translate(frame, shape, flow, Side::Destination, backend.address, port)?;
         }
+        Forward::FullNat => {
+            let source = binding.and_then(|id| context.bindings.sources().source(id));
+            let source = source.ok_or(Drop::RequestNoFlow)?;
+            let port = backend.port.unwrap_or(flow.key().vip_port);
+            full_nat::translate(frame, shape, flow, source, (backend.address, port))?;
+        }
         // The configuration refuses them in this version.
-        Forward::FullNat | Forward::Ipip | Forward::Gue => return Err(Drop::NoBackend),
+        Forward::Ipip | Forward::Gue => return Err(Drop::NoBackend),
     }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
@@ -61,7 +76,7 @@ fn no_hop(backend: &Backend) -> Drop {
     if backend.loops { Drop::Loop } else { Drop::NoNextHop }
 }
 
-/// Rewrites a NAT backend's packet for the client that is at `hop`.
+/// Rewrites a backend's packet for the client that is at `hop`.
 ///
 /// # Errors
 /// As [`rewrite_to_backend`].
@@ -69,21 +84,48 @@ fn no_hop(backend: &Backend) -> Drop {
 pub fn rewrite_to_client(
     packet: &mut Packet,
     hop: &NextHop,
-    _context: &Context<'_>,
+    context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
-    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
+    let Packet { frame: Some(frame), flow, shape, way, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
+    let mtu = context.table.this_box().mtu(hop.port);
+    if !fits(frame, shape, mtu) {
+        packet.limit = mtu;
+        return Err(Drop::TooBig);
+    }
     let key = flow.key();
-    nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
+    let (vip, client) = ((key.vip, key.vip_port), (key.client, key.client_port));
+    match way {
+        Way::ToClientOf(_) => full_nat::translate(frame, shape, flow, vip, client)?,
+        _ => nat::translate(frame, shape, flow, Side::Source, vip.0, vip.1)?,
+    }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
 }
 
+/// Whether the packet may leave as it is by a link that carries `mtu` bytes.
 #[inline(always)]
-fn address_frame(
+pub(super) fn fits(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
+    usize::from(frame.packet_len()) <= shape.ip() + usize::from(mtu) || trim(frame, shape, mtu)
+}
+
+/// Cuts off what follows the IP packet, if that alone is short enough: what the sender's link added
+/// (an Ethernet trailer) is no part of it.
+#[cold]
+fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
+    if frame.is_long() {
+        return false;
+    }
+    let packet = frame.data().get(shape.ip()..).unwrap_or_default();
+    let end = Headers::of(packet).map_or(usize::MAX, |headers| headers.end);
+    end <= usize::from(mtu) && frame.set_len(shape.ip() + end)
+}
+
+#[inline(always)]
+pub(super) fn address_frame(
     frame: &mut Frame,
     tag: Option<u16>,
     hop: &NextHop,

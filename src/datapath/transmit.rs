@@ -4,7 +4,7 @@
 //! Cost: one descriptor per packet; packets that follow each other to one NIC share the look for it;
 //! rings are published, and the kernel woken, once per poll.
 
-use super::batch::{Batch, Packet};
+use super::batch::{Batch, Packet, Way};
 use super::ports::Ports;
 use crate::forwarding::{BackendIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
@@ -14,16 +14,15 @@ use crate::xdp::umem::FramePool;
 #[inline]
 pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
     ports.begin_batch();
-    let mut left = 0;
+    let (mut sent, mut left) = (0, 0);
     for run in batch.packets().chunk_by_mut(|a, b| a.nic == b.nic) {
         let Some(nic) = run.first().map(|packet| packet.nic) else { continue };
-        let sent = ports.queue(nic, run, pool, stats);
-        stats.transmitted.add(sent);
-        left += run.len() as u64 - sent;
+        let queued = ports.queue(nic, run, pool, stats);
+        sent += queued;
+        left += run.len() as u64 - queued;
     }
-    for packet in batch.packets() {
-        count(packet, stats);
-    }
+    let answered: u64 = batch.packets().iter().map(|packet| count(packet, stats)).sum();
+    stats.transmitted.add(sent - answered);
     if left > 0 {
         for packet in batch.in_flight() {
             let can = packet.frame.as_ref().is_none_or(|frame| ports.can_send(packet.nic, frame));
@@ -46,10 +45,15 @@ pub fn end(packet: &mut Packet, reason: Drop, pool: &mut FramePool, stats: &Work
 }
 
 /// Counts a packet for its VIP and backend, if it was queued: its frame is gone, and not by a drop.
+/// Returns 1 for one that is an answer, which are counted by kind only.
 #[inline(always)]
-fn count(packet: &Packet, stats: &WorkerStats) {
+fn count(packet: &Packet, stats: &WorkerStats) -> u64 {
     if packet.frame.is_some() || packet.dropped {
-        return;
+        return 0;
+    }
+    if let Way::Back(answer) = packet.way {
+        stats.answer_counter(answer).add(1);
+        return 1;
     }
     let (to_client, bytes) = (packet.way.is_reply(), u64::from(packet.bytes));
     let counters = [backend(packet.backend, stats), vip(packet.vip, stats)];
@@ -62,6 +66,7 @@ fn count(packet: &Packet, stats: &WorkerStats) {
         packet_counter.add(1);
         byte_counter.add(bytes);
     }
+    0
 }
 
 #[inline(always)]

@@ -3,17 +3,21 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::answer::answer;
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
 use super::context::Context;
-use super::parse::{parse, parse_plain};
+use super::icmp;
+use super::limiter::Limiter;
+use super::parse::{Parsed, parse, parse_plain};
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
 use super::transmit::{end, transmit};
+use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::PortIndex;
@@ -42,6 +46,8 @@ pub struct Parts {
     pub flows: Arc<[Arc<FlowTable>]>,
     /// The clients of all workers.
     pub clients: Arc<Clients>,
+    /// The full-NAT sources of all workers.
+    pub bindings: Arc<Bindings>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -61,10 +67,12 @@ pub struct Worker {
     /// Its own flow table.
     flows: Arc<FlowTable>,
     clients: Arc<Clients>,
+    bindings: Arc<Bindings>,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
     outbox: Outbox,
+    limiter: Limiter,
     max_batch: usize,
     /// The sweep of the flow table is behind: no time to sleep.
     sweep_behind: bool,
@@ -75,10 +83,12 @@ impl Worker {
     ///
     /// `None` if `flows` has no table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
+        let leases = Leases::new(Arc::clone(&parts.bindings), parts.index);
         let mut worker = Self {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
-            conntrack: Conntrack::new(parts.flows, parts.index, now)?,
+            conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,
             clients: parts.clients,
+            bindings: parts.bindings,
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -86,6 +96,7 @@ impl Worker {
             stats: parts.stats,
             batch: Batch::default(),
             outbox: Outbox::default(),
+            limiter: Limiter::default(),
             max_batch: parts.batch.clamp(1, BATCH),
             sweep_behind: false,
         };
@@ -123,6 +134,7 @@ impl Worker {
             table: self.tables.current(),
             flows: self.flows.view(),
             clients: &self.clients,
+            bindings: &self.bindings,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -137,7 +149,19 @@ impl Worker {
     #[inline(always)]
     fn poll_port(&mut self, index: usize, now: Ticks, trace: Option<&Trace>) -> usize {
         let Self {
-            ports, pool, macs, conntrack, tables, flows, clients, stats, batch, outbox, ..
+            ports,
+            pool,
+            macs,
+            conntrack,
+            tables,
+            flows,
+            clients,
+            bindings,
+            stats,
+            batch,
+            outbox,
+            limiter,
+            ..
         } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         port.port.reclaim(pool);
@@ -146,14 +170,20 @@ impl Worker {
         if packets > 0 {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
-            let context = &Context { table, flows: flows_view, clients, nic, now, stats, trace };
+            let context =
+                &Context { table, flows: flows_view, clients, bindings, nic, now, stats, trace };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
                 let known = match parse_plain(packet) {
                     Some(tuple) => classify(packet, tuple, context, flows.secret(), &mut last),
-                    None => parse(packet).and_then(|tuple| {
-                        classify(packet, tuple, context, flows.secret(), &mut last)
+                    None => parse(packet).and_then(|parsed| match parsed {
+                        Parsed::Flow(tuple) => {
+                            classify(packet, tuple, context, flows.secret(), &mut last)
+                        }
+                        Parsed::Icmp(message) => {
+                            icmp::classify(packet, &message, context, flows.secret(), macs)
+                        }
                     }),
                 };
                 if let Err(reason) = known {
@@ -163,7 +193,9 @@ impl Worker {
             }
             prefetch(batch, context.flows);
             for packet in batch.in_flight() {
-                if let Err(reason) = forward(packet, conntrack, context, macs, outbox) {
+                if let Err(reason) = forward(packet, conntrack, context, macs, outbox)
+                    && let Err(reason) = answer(packet, reason, context, macs, limiter, pool)
+                {
                     end(packet, reason, pool, stats);
                 }
             }
@@ -235,17 +267,24 @@ pub(super) fn forward(
     macs: &Macs,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
-    let Way::ToClient(source) = packet.way else {
-        let backend = match conntrack.track(packet, context) {
-            Ok(backend) => backend,
-            Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
-            Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
-        };
-        return rewrite_to_backend(packet, backend, context, macs);
+    let reply = match packet.way {
+        Way::ToBackend => {
+            let target = match conntrack.track(packet, context) {
+                Ok(target) => target,
+                Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
+                Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut, context)),
+            };
+            return rewrite_to_backend(packet, &target, context, macs);
+        }
+        Way::ToClient(source) => conntrack.track_reply(packet, source, context),
+        Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
+        Way::Related(source) => return icmp::forward(packet, source, conntrack, context, macs),
+        Way::RelatedTo(binding) => return icmp::forward_bound(packet, binding, context, macs),
+        Way::Back(_) => return Ok(()),
     };
-    match conntrack.track_reply(packet, source, context) {
+    match reply {
         Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut)),
+        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context)),
         None => Err(Drop::ReturnNoFlow),
     }
 }

@@ -191,6 +191,11 @@ impl HashedKey {
     /// A place holder that no table has.
     pub const NONE: Self = Self { tuple: Tuple::V4([0; 2]), hash: 0 };
 
+    /// Of a tuple that is not to be looked for.
+    pub const fn unhashed(tuple: Tuple) -> Self {
+        Self { tuple, ..Self::NONE }
+    }
+
     /// The five-tuple, taken apart.
     #[inline]
     pub const fn key(&self) -> FlowKey {

@@ -271,6 +271,8 @@ pub struct VipSpec {
     pub on_down: FlowsLeft,
     /// TCP: whether both ends of a flow that idled out are told, by a RST.
     pub reset_idle: bool,
+    /// Whether who finds no backend in service is told: by a RST (TCP) or port unreachable (UDP).
+    pub rejects: bool,
     /// How it chooses a backend for a new flow.
     pub scheduler: SchedulerKind,
     /// Which flows belong together.

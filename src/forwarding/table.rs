@@ -59,6 +59,8 @@ pub struct Vip {
     pub affinity: Affinity,
     /// Sources that are spread over several backends.
     pub splits: Splits,
+    /// Whether who finds no backend in service is told.
+    pub rejects: bool,
     /// Whether workers tell of its new flows.
     pub sampled: bool,
     /// How connection ids name its backends, for [`Affinity::QuicCid`].
@@ -333,6 +335,7 @@ impl Vip {
             scheduler,
             affinity: spec.affinity,
             splits: spec.splits.clone(),
+            rejects: spec.rejects,
             sampled: spec.sampled,
             quic: QuicLb::new(spec),
         }
@@ -459,6 +462,7 @@ pub(crate) mod testing {
             remember: None,
             on_down: FlowsLeft::Keep,
             reset_idle: false,
+            rejects: false,
             scheduler: SchedulerKind::Maglev { size: 65537 },
             affinity: Affinity::Flow,
             splits: Splits::default(),

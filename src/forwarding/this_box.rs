@@ -13,6 +13,24 @@ pub struct ThisBox {
     pub mtus: Vec<u16>,
     /// MAC address of each NIC: a backend that has one of them is this box.
     pub macs: Vec<[u8; 6]>,
+    /// How many ICMP errors each worker sends.
+    pub icmp: IcmpRate,
+}
+
+/// A limit on ICMP errors that a worker makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IcmpRate {
+    /// In the long run; 0: none.
+    pub per_second: u32,
+    /// At once.
+    pub burst: u32,
+}
+
+impl Default for IcmpRate {
+    /// As Linux has them: `icmp_msgs_per_sec` and `icmp_msgs_burst`.
+    fn default() -> Self {
+        Self { per_second: 1000, burst: 50 }
+    }
 }
 
 impl ThisBox {

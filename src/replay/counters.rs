@@ -1,12 +1,14 @@
 //! Which counters of the worker moved, and by how much.
 
-use crate::stats::{Drop, WorkerStats};
+use crate::stats::{Answer, Drop, WorkerStats};
 
 /// A counter of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Name {
     /// Of the worker itself.
     Worker(&'static str),
+    /// Packets answered in a way.
+    Answer(Answer),
     /// Packets dropped for a reason.
     Drop(Drop),
     /// Of a VIP, by its index.
@@ -49,6 +51,7 @@ impl Names {
     pub(super) fn text(&self, name: Name) -> String {
         match name {
             Name::Worker(name) => format!("workers.{name}"),
+            Name::Answer(answer) => format!("workers.answers.{}", answer.as_str()),
             Name::Drop(reason) => format!("workers.drops.{}", reason.as_str()),
             Name::Vip(index, name) => format!("vips.{}.{name}", self.vip(index)),
             Name::Backend(index, name) => {
@@ -95,6 +98,7 @@ impl Counters {
 /// Every counter that tells of packets and flows, always in the same order.
 fn walk(stats: &WorkerStats) -> impl Iterator<Item = (Name, u64)> + '_ {
     let worker = stats.named().map(|(name, value)| (Name::Worker(name), value));
+    let answers = stats.answers().map(|(answer, value)| (Name::Answer(answer), value));
     let drops = stats.drops().map(|(reason, value)| (Name::Drop(reason), value));
     let vips = stats.vips.iter().enumerate().flat_map(|(index, stats)| {
         stats.named().map(move |(name, value)| (Name::Vip(index, name), value))
@@ -105,5 +109,5 @@ fn walk(stats: &WorkerStats) -> impl Iterator<Item = (Name, u64)> + '_ {
     let nics = stats.ports.iter().enumerate().flat_map(|(index, stats)| {
         stats.named().map(move |(name, value)| (Name::Nic(index, name), value))
     });
-    worker.chain(drops).chain(vips).chain(backends).chain(nics)
+    worker.chain(answers).chain(drops).chain(vips).chain(backends).chain(nics)
 }

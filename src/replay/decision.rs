@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::counters::Name;
 use crate::forwarding::PortIndex;
 use crate::forwarding::explain::{Step, Trace};
-use crate::stats::Drop;
+use crate::stats::{Answer, Drop};
 use crate::xdp::steer::Steered;
 
 /// What became of a packet.
@@ -139,13 +139,16 @@ impl Decision {
     }
 
     /// Tells what the stages do not tell by themselves.
-    pub(super) fn tell_end(&mut self, reason: Option<Drop>) {
+    pub(super) fn tell_end(&mut self, reason: Option<Drop>, answer: Option<Answer>) {
         if self.flow == FlowState::Pinned {
             let name = self.place();
             self.tell("conntrack", name, "the flow has a pin");
         }
         if let Some(reason) = reason {
             self.tell("drop", reason.as_str(), reason.describe().trim());
+        }
+        if let Some(answer) = answer {
+            return self.tell("reply", answer.as_str(), answer.describe().trim());
         }
         let frames = self.sent.len();
         if self.verdict == Verdict::Reply {
@@ -219,6 +222,10 @@ impl Serialize for Moved<'_> {
 pub(super) struct Facts {
     /// Why it was dropped.
     pub(super) reason: Option<Drop>,
+    /// What it was made, to be its own answer.
+    pub(super) answer: Option<Answer>,
+    /// It is an ICMP error, which was forwarded.
+    related: bool,
     /// Index of its VIP.
     pub(super) vip: Option<usize>,
     /// Index of its backend.
@@ -237,6 +244,10 @@ impl Facts {
         for &(name, by) in moved.iter().filter(|(_, by)| *by > 0) {
             match name {
                 Name::Drop(reason) => facts.reason = Some(reason),
+                Name::Answer(answer) => {
+                    (facts.answer, facts.own_frame) = (Some(answer), true);
+                }
+                Name::Worker("icmp_errors_forwarded") => facts.related = true,
                 Name::Worker("transmitted") => facts.own_frame = by > 0,
                 Name::Worker("resets_sent") => facts.resets = true,
                 Name::Worker("flows_new" | "flows_by_hash" | "flows_by_cid") => {
@@ -256,8 +267,10 @@ impl Facts {
 
     pub(super) fn verdict(&self) -> Verdict {
         match self {
+            Self { answer: Some(_), .. } | Self { resets: true, own_frame: false, .. } => {
+                Verdict::Reply
+            }
             Self { own_frame: true, .. } => Verdict::Transmit,
-            Self { resets: true, .. } => Verdict::Reply,
             _ => Verdict::Drop,
         }
     }
@@ -265,6 +278,7 @@ impl Facts {
     /// Whoever has a VIP and neither missed nor is a reply to nothing has met a pin.
     pub(super) fn flow(&self, trace: &Trace) -> FlowState {
         match self.vip {
+            Some(_) if self.related => FlowState::Related,
             Some(_) if self.pinned_now => FlowState::New,
             Some(_) if !trace.missed() && self.reason != Some(Drop::ReturnNoFlow) => {
                 FlowState::Pinned

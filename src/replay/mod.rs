@@ -30,6 +30,7 @@ pub use story::{Story, StoryError};
 use crate::config::{Config, Neighbours};
 use crate::forwarding::PortIndex;
 use crate::forwarding::explain::{Step, Trace};
+use crate::stats::{Answer, Drop};
 use crate::units::{TICK_MS, Ticks};
 use crate::xdp::steer::{SteerModel, Steered};
 use counters::{Counters, Name};
@@ -122,7 +123,8 @@ impl Replay {
         let facts = Facts::of(&moved, &trace);
         let mut decision = self.bare(captured, facts.verdict());
         let names = self.counters.names();
-        decision.reason = facts.reason.map(|reason| reason.as_str());
+        let answer = facts.answer.map(Answer::as_str);
+        decision.reason = facts.reason.map(Drop::as_str).or(answer);
         decision.vip = facts.vip.map(|vip| names.vip(vip).to_owned());
         decision.backend = facts.backend.map(|backend| names.backend(backend).to_owned());
         decision.flow = facts.flow(&trace);
@@ -133,7 +135,7 @@ impl Replay {
         decision.sent = sent;
         decision.tell_steering(steered);
         decision.steps.extend(trace.into_steps());
-        decision.tell_end(facts.reason);
+        decision.tell_end(facts.reason, facts.answer);
         decision
     }
 

@@ -6,6 +6,7 @@ use super::decision::Sent;
 use super::setup::ReplayError;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
+use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::flow::tuple::TableSecret;
@@ -36,6 +37,8 @@ pub(super) struct Blueprint {
     pub(super) flows: u32,
     /// See `flows`.
     pub(super) clients: usize,
+    /// What full-NAT flows come from.
+    pub(super) bindings: Bindings,
     /// Address families that the flow table has room for.
     pub(super) families: crate::flow::table::Families,
     /// Bytes per frame.
@@ -54,7 +57,8 @@ pub(super) struct Offline {
 
 impl Offline {
     pub(super) fn new(blueprint: Blueprint) -> Result<Self, ReplayError> {
-        let Blueprint { table, macs, stats, flows, clients, families, frame_size } = blueprint;
+        let Blueprint { table, macs, stats, flows, clients, bindings, families, frame_size } =
+            blueprint;
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(SEED);
         let flows: Arc<[Arc<FlowTable>]> =
@@ -75,6 +79,7 @@ impl Offline {
             macs,
             flows,
             clients: Arc::new(Clients::new(clients, secret)),
+            bindings: Arc::new(bindings),
             index: 0,
             tables,
             stats: Arc::clone(&stats),

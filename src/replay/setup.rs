@@ -12,11 +12,11 @@ use super::offline::{Blueprint, Offline};
 use crate::config::{Announce, BackendFacts, BackendState, Config, Neighbours};
 use crate::control::netlink::InterfaceAddress;
 use crate::control::state::{Full, Registry};
+use crate::flow::bindings::Bindings;
 use crate::flow::table::TableError;
-use crate::forwarding::{
-    BackendSpec, ForwardingTable, NextHop, PortIndex, Service, ThisBox, VipSpec,
-};
+use crate::forwarding::{BackendSpec, ForwardingTable, NextHop, PortIndex, Service, VipSpec};
 use crate::stats::WorkerStats;
+use crate::xdp::memory::MappingError;
 use crate::xdp::socket::SocketError;
 use crate::xdp::steer::SteerModel;
 use crate::xdp::umem::UmemError;
@@ -33,6 +33,9 @@ pub enum ReplayError {
     /// No memory for the flow table.
     #[error("[workers] flows: {0}")]
     Flows(#[from] TableError),
+    /// No memory for the sources of full-NAT flows.
+    #[error("[full_nat] sources: {0}")]
+    Bindings(#[from] MappingError),
     /// No packet memory.
     #[error("[workers]: {0}")]
     Umem(#[from] UmemError),
@@ -57,7 +60,7 @@ pub(super) fn setup(
     config: &Config,
     neighbours: Option<&Neighbours>,
 ) -> Result<Setup, ReplayError> {
-    let mut registry = Registry::default();
+    let mut registry = Registry::new(config.full_nat.numbered());
     registry.apply(&config.vips, &[])?;
     let mut specs = registry.specs();
     let mtus: Vec<u16> = match neighbours {
@@ -74,13 +77,14 @@ pub(super) fn setup(
     let names = names(config, &specs);
     let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
     let macs = macs(config, neighbours);
-    let this_box = ThisBox { mtus, macs: macs.clone() };
+    let this_box = config.this_box(mtus, macs.clone());
     let blueprint = Blueprint {
         table: ForwardingTable::build(1, config.hash.secret, this_box, &specs, None),
         macs,
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
         clients: config.workers.clients,
+        bindings: Bindings::new(config.full_nat.numbered(), 1)?,
         families: config.families(),
         frame_size: config.workers.frame_size,
     };
@@ -121,7 +125,7 @@ fn know(backend: &mut BackendSpec, facts: Option<BackendFacts>, mtus: &[u16]) {
     }
 }
 
-/// Addresses of the box: those that the file tells, and VIPs that are put on a NIC.
+/// Addresses of the box: those that the file tells, and VIPs and sources that are put on a NIC.
 fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceAddress> {
     let told = neighbours.into_iter().flat_map(|n| &n.nics).flat_map(|nic| &nic.addresses);
     let vips = config.vips.iter().filter(|vip| vip.announce != Announce::None);
@@ -131,7 +135,10 @@ fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceA
         prefix_len: if address.is_ipv4() { 32 } else { 128 },
         ours: false,
     };
-    told.copied().chain(vips.map(|vip| vip.address.ip())).map(one).collect()
+    let sources = &config.full_nat;
+    let sources = sources.sources.iter().filter(|_| sources.announce != Announce::None);
+    let ours = vips.map(|vip| vip.address.ip()).chain(sources.copied());
+    told.copied().chain(ours).map(one).collect()
 }
 
 /// The names behind the indices that counters have.

@@ -63,7 +63,7 @@ impl Delta {
     #[inline]
     pub const fn apply(self, checksum: u16) -> u16 {
         let mut sum = (!checksum) as u64 + self.0;
-        // Up to 12 terms of 32 bits, or 64 Ki of 16 bits: 36 bits fold to 16 in three steps.
+        // Up to 16 terms of 32 bits, or 64 Ki of 16 bits: 36 bits fold to 16 in three steps.
         sum = (sum & 0xffff_ffff) + (sum >> 32);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
@@ -84,6 +84,18 @@ pub fn replace(bytes: &mut [u8], at: usize, new: &[u8], mut delta: Delta) -> Del
         *byte = new;
     }
     delta
+}
+
+/// Patches the checksum at `at`, if it is there, by `delta`; returns `all` with that change.
+#[inline]
+pub fn patch(bytes: &mut [u8], at: usize, delta: Delta, all: Delta) -> Delta {
+    match bytes.get(at..).and_then(|rest| rest.first_chunk::<2>()) {
+        Some(&old) => {
+            let new = delta.apply(u16::from_be_bytes(old));
+            replace(bytes, at, &new.to_be_bytes(), all)
+        }
+        None => all,
+    }
 }
 
 /// The words of `bytes`, the last one filled up with 0.

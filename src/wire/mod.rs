@@ -11,6 +11,7 @@ pub mod ip;
 pub mod proxy;
 pub mod quic;
 pub mod quoted;
+pub mod siit;
 pub mod tcp;
 pub mod transport;
 

@@ -10,14 +10,18 @@
 //! cut short behind the 8th byte of the transport header (RFC 792, RFC 1122 3.2.2); a checksum that is cut
 //! off needs no patching. What follows the quote (RFC 4884) stays, as lengths do.
 
-use super::checksum::{Delta, replace};
-use super::headers::{Headers, V4_LEN, addresses, protocol};
+use super::checksum::{Delta, patch, replace};
+use super::headers::{Headers, addresses, protocol};
 use super::icmp::ICMP_LEN;
+use super::transport;
 use crate::flow::Address;
 
 /// Bytes of a transport header that are always quoted: ports, and what else TCP needs to tell its own
 /// messages from forged ones, the sequence number.
 pub const MIN_TRANSPORT: usize = 8;
+
+/// Where an IPv4 header has its checksum.
+const V4_CHECKSUM: usize = 10;
 
 /// An address and a port.
 pub type End = (Address, u16);
@@ -101,12 +105,6 @@ impl Places {
             end: ICMP_LEN + end,
         })
     }
-
-    /// Where the transport checksum is, if it is quoted.
-    fn checksum(&self) -> Option<usize> {
-        let at = self.ports + if self.protocol == protocol::TCP { 16 } else { 6 };
-        (at + 2 <= self.end).then_some(at)
-    }
 }
 
 /// Reads the flow of the packet that `message` quotes.
@@ -151,61 +149,31 @@ pub fn translate(
     outer: Delta,
 ) -> Result<(), QuoteError> {
     let places = Places::of(message)?;
-    let ends = [
-        (replacement.source, places.source, places.ports),
-        (replacement.destination, places.destination, places.ports + 2),
-    ];
-    if ends.iter().any(|(end, ..)| end.is_some_and(|end| end.0.is_v4() != places.v4)) {
+    let ends = [replacement.source, replacement.destination];
+    if ends.iter().flatten().any(|end| end.0.is_v4() != places.v4) {
         return Err(QuoteError::Family);
     }
     // The quoted packet begins at an even offset: what its checksums cover is at even offsets in the
     // message too.
-    let (mut network, mut transport) = (Delta::default(), Delta::default());
-    for (end, at, port_at) in ends {
-        let Some((address, port)) = end else { continue };
+    let mut network = Delta::default();
+    for (end, at) in ends.into_iter().zip([places.source, places.destination]) {
+        let Some((address, _)) = end else { continue };
         network = if places.v4 {
             replace(message, at, &address.v4_octets(), network)
         } else {
             replace(message, at, &address.octets(), network)
         };
-        transport = replace(message, port_at, &port.to_be_bytes(), transport);
     }
-    if places.protocol == protocol::TCP && replacement.sequence != 0 {
-        transport = shift(message, places.ports + 4, replacement.sequence, transport);
-    }
+    let ports = ends.map(|end| end.map(|(_, port)| port));
+    let segment = message.get_mut(places.ports..places.end).unwrap_or_default();
+    let sequence = replacement.sequence;
+    let transport = transport::rewrite_short(segment, places.protocol, ports, sequence, network);
     let mut all = outer.and(network).and(transport);
     if places.v4 {
-        all = patch(message, ICMP_LEN + V4_LEN - 10, network, false, all);
+        all = patch(message, ICMP_LEN + V4_CHECKSUM, network, all);
     }
-    if let Some(at) = places.checksum() {
-        let udp = places.protocol == protocol::UDP;
-        all = patch(message, at, network.and(transport), udp, all);
-    }
-    patch(message, 2, all, false, Delta::default());
+    let _ = patch(message, 2, all, Delta::default());
     Ok(())
-}
-
-/// Adds `by` to the number at `at`.
-fn shift(message: &mut [u8], at: usize, by: i32, delta: Delta) -> Delta {
-    let number = message.get(at..).and_then(|rest| rest.first_chunk::<4>());
-    let Some(&number) = number else { return delta };
-    let shifted = u32::from_be_bytes(number).wrapping_add_signed(by);
-    replace(message, at, &shifted.to_be_bytes(), delta)
-}
-
-/// Patches the checksum at `at` by `delta`; returns `all` with that change. A UDP checksum of 0
-/// means "none" (RFC 768), and one that becomes 0 is written as 0xffff.
-fn patch(message: &mut [u8], at: usize, delta: Delta, udp: bool, all: Delta) -> Delta {
-    let old = message.get(at..).and_then(|rest| rest.first_chunk::<2>());
-    let Some(&old) = old else { return all };
-    let new = match (u16::from_be_bytes(old), udp) {
-        (0, true) => return all,
-        (old, udp) => match delta.apply(old) {
-            0 if udp => 0xffff,
-            new => new,
-        },
-    };
-    replace(message, at, &new.to_be_bytes(), all)
 }
 
 #[cfg(test)]
@@ -213,7 +181,7 @@ fn patch(message: &mut [u8], at: usize, delta: Delta, udp: bool, all: Delta) -> 
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::headers::V6_LEN;
+    use super::super::headers::{V4_LEN, V6_LEN};
     use super::super::testing::*;
     use super::*;
 

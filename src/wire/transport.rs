@@ -1,7 +1,9 @@
 //! TCP and UDP headers: replacing a port and patching the checksum.
 
-use super::checksum::Delta;
+use super::checksum::{Delta, replace};
+use super::headers::protocol;
 use super::ip::Side;
+use super::tcp;
 use crate::flow::Protocol;
 
 /// Replaces one port of the header at the start of `segment`, and patches its checksum by that and
@@ -46,6 +48,25 @@ pub fn rewrite(
     }
 }
 
+/// As [`rewrite`], both ports at once: source, destination.
+#[inline]
+pub fn readdress(
+    protocol: Protocol,
+    segment: &mut [u8],
+    (source, destination): (u16, u16),
+    addresses: Delta,
+) -> bool {
+    let Some([s0, s1, ..]) = segment.first_chunk::<4>() else { return false };
+    let delta = addresses.replace_u16(u16::from_be_bytes([*s0, *s1]), source);
+    if !rewrite(protocol, segment, Side::Destination, destination, delta) {
+        return false;
+    }
+    if let Some(port) = segment.first_chunk_mut::<2>() {
+        *port = source.to_be_bytes();
+    }
+    true
+}
+
 #[inline]
 fn replace_port(
     side: Side,
@@ -61,6 +82,41 @@ fn replace_port(
     let old = u16::from_be_bytes([*high, *low]);
     [*high, *low] = port.to_be_bytes();
     addresses.replace_u16(old, port)
+}
+
+/// The same for a header that may be cut short, as in a quote, and for both ports: replaces those
+/// that are given, adds `sequence` to a TCP sequence number, and patches the checksum, if it is
+/// there. `segment` has none of what follows the packet. Returns what all that changes in a sum over
+/// `segment`.
+pub fn rewrite_short(
+    segment: &mut [u8],
+    protocol: u8,
+    ports: [Option<u16>; 2],
+    sequence: i32,
+    addresses: Delta,
+) -> Delta {
+    let mut delta = Delta::default();
+    for (at, port) in [0, 2].into_iter().zip(ports) {
+        if let Some(port) = port {
+            delta = replace(segment, at, &port.to_be_bytes(), delta);
+        }
+    }
+    let tcp = protocol == protocol::TCP;
+    if tcp && let Some(number) = tcp::sequence(segment) {
+        let shifted = number.wrapping_add_signed(sequence);
+        delta = tcp::set_sequence(segment, shifted, delta);
+    }
+    let at = if tcp { 16 } else { 6 };
+    let old = segment.get(at..).and_then(|rest| rest.first_chunk::<2>()).copied();
+    let new = match old.map(u16::from_be_bytes) {
+        None => return delta,
+        Some(0) if !tcp => return delta,
+        Some(old) => match addresses.and(delta).apply(old) {
+            0 if !tcp => 0xffff,
+            new => new,
+        },
+    };
+    replace(segment, at, &new.to_be_bytes(), delta)
 }
 
 #[cfg(test)]
@@ -97,6 +153,29 @@ mod tests {
             let slice = TcpSlice::from_slice(&bytes[20..]).unwrap();
             let expected = slice.calc_checksum_ipv4([198, 18, 0, 1], [10, 0, 0, 7]).unwrap();
             assert_eq!((slice.destination_port(), slice.checksum()), (port, expected));
+        }
+    }
+
+    #[test]
+    fn both_ports_at_once_leave_checksums_right() {
+        for (udp, protocol) in [(false, Protocol::Tcp), (true, Protocol::Udp)] {
+            for port in 1..=u16::MAX {
+                let mut bytes = packet(udp, b"odd");
+                let target = Address::from_v4([10, 0, 0, 7]);
+                let delta = rewrite_v4(&mut bytes, Side::Destination, target).unwrap();
+                assert!(readdress(protocol, &mut bytes[20..], (port, !port), delta));
+                let (a, b) = ([198, 18, 0, 1], [10, 0, 0, 7]);
+                let (ports, sum, expected) = if udp {
+                    let header = UdpSlice::from_slice(&bytes[20..]).unwrap().to_header();
+                    let expected = header.calc_checksum_ipv4_raw(a, b, b"odd").unwrap();
+                    ((header.source_port, header.destination_port), header.checksum, expected)
+                } else {
+                    let slice = TcpSlice::from_slice(&bytes[20..]).unwrap();
+                    let expected = slice.calc_checksum_ipv4(a, b).unwrap();
+                    ((slice.source_port(), slice.destination_port()), slice.checksum(), expected)
+                };
+                assert_eq!((ports, sum), ((port, !port), expected), "{protocol:?}");
+            }
         }
     }
 

@@ -55,10 +55,12 @@ impl Family {
 pub struct Vip {
     /// Mode, family, and `-udp` if so.
     pub name: String,
-    /// `dsr` or `nat`.
+    /// `dsr`, `nat` or `full_nat`.
     pub forward: &'static str,
-    /// Of VIP and backends.
+    /// Of the VIP.
     pub family: Family,
+    /// Of its backends.
+    pub inner: Family,
     /// HTTP over TCP, or UDP echo.
     pub udp: bool,
     /// Its backends, of `b1`, `b2`, `b3`.
@@ -80,14 +82,14 @@ pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     // At once, so that who comes back has all of its share.
     let drain = "{ slow_start_s = 0 }";
     let backends = BACKENDS.to_vec();
-    Vip { name, forward, family, udp, backends, timeouts, drain, keys: "" }
+    Vip { name, forward, family, inner: family, udp, backends, timeouts, drain, keys: "" }
 }
 
 impl Vip {
     /// Every mode, family and protocol.
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
-        for forward in ["dsr", "nat"] {
+        for forward in ["dsr", "nat", "full_nat"] {
             for family in Family::ALL {
                 all.extend([false, true].map(|udp| vip(forward, family, udp)));
             }
@@ -98,7 +100,11 @@ impl Vip {
     /// Its address.
     pub fn address(&self) -> String {
         // Backends have .10 to .19 on their loopback, for DSR.
-        self.family.vip(if self.forward == "dsr" { 10 } else { 20 })
+        self.family.vip(match self.forward {
+            "dsr" => 10,
+            "nat" => 20,
+            _ => 30,
+        })
     }
 
     /// `http://` and the address.
@@ -128,10 +134,10 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
 "#
         );
         for backend in &self.backends {
-            let address = self.family.backend(backend);
+            let address = self.inner.backend(backend);
             write!(text, "[[vip.backend]]\nname = \"{backend}\"\naddress = \"{address}\"\n")
                 .unwrap();
-            if self.forward == "nat" {
+            if self.forward != "dsr" {
                 // Another port than the VIP's: NAT rewrites ports too.
                 writeln!(text, "port = {}", if self.udp { 7007 } else { 8080 }).unwrap();
             }
@@ -139,6 +145,12 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
         text
     }
 }
+
+/// Addresses of the lab that full-NAT flows come from.
+const SOURCES: &str = r#"
+[full_nat]
+sources = ["198.18.2.48/30", "2001:db8:2::48/126"]
+"#;
 
 /// A whole configuration.
 #[derive(Debug, Clone)]
@@ -179,6 +191,8 @@ impl Config {
         for interface in &self.interfaces {
             writeln!(text, "[[nic]]\ninterface = \"{interface}\"\n{keys}").unwrap();
         }
+        let full_nat = self.vips.iter().any(|vip| vip.forward == "full_nat");
+        text.push_str(if full_nat { SOURCES } else { "" });
         text + &self.vips.iter().map(Vip::toml).collect::<String>() + &self.more
     }
 }

@@ -124,12 +124,13 @@ impl<'l> Holdfast<'l> {
 
     /// Every packet that was received has ended in one counter, in every worker.
     pub fn assert_packets_accounted_for(&self) {
-        self.wait_until("received = transmitted + handed over + dropped", |status| {
+        self.wait_until("received = transmitted + handed over + answered + dropped", |status| {
             status.workers.iter().all(|worker| {
                 let totals = &worker.totals;
                 let dropped: u64 = worker.drops.values().sum();
                 totals.dropped == dropped
-                    && totals.received == totals.transmitted + totals.handed_over + dropped
+                    && totals.received
+                        == totals.transmitted + totals.handed_over + totals.answered + dropped
             })
         });
         for nic in self.status().nics {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use etherparse::{
@@ -12,6 +13,7 @@ use holdfast::datapath::explain::Explainer;
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::Protocol;
+use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
@@ -51,6 +53,11 @@ impl Family {
             IpAddr::V4(ip) => IpAddr::from((u32::from(ip) + u32::from(index) + 11).to_be_bytes()),
             IpAddr::V6(ip) => IpAddr::from((u128::from(ip) + u128::from(index) + 11).to_be_bytes()),
         }
+    }
+
+    /// Where full-NAT flows come from.
+    pub fn source(self) -> IpAddr {
+        self.pick("198.18.9.1", "2001:db8:9::1")
     }
 
     fn pick(self, v4: &str, v6: &str) -> IpAddr {
@@ -115,6 +122,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         remember: None,
         on_down: FlowsLeft::Keep,
         reset_idle: false,
+        rejects: false,
         scheduler: SchedulerKind::Maglev { size: 1009 },
         affinity: Affinity::Flow,
         splits: Splits::default(),
@@ -319,6 +327,22 @@ impl Sent {
         );
         tagged(packet, self.vlan())
     }
+
+    /// What the backend answers to this datagram.
+    #[allow(dead_code, reason = "not every test answers datagrams")]
+    pub fn udp_reply(&self) -> Vec<u8> {
+        let (source, port, _) = self.destination();
+        let (destination, destination_port) = self.source();
+        let builder = PacketBuilder::ethernet2(self.destination_mac(), self.source_mac());
+        let builder = match (source, destination) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => builder.ipv4(a.octets(), b.octets(), 64),
+            (IpAddr::V6(a), IpAddr::V6(b)) => builder.ipv6(a.octets(), b.octets(), 64),
+            _ => unreachable!("one family"),
+        };
+        let mut packet = Vec::new();
+        builder.udp(port, destination_port).write(&mut packet, b"answer").unwrap();
+        packet
+    }
 }
 
 /// Workers on fake NICs.
@@ -329,6 +353,7 @@ pub struct Rig {
     flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
     clients: Arc<Clients>,
+    bindings: Arc<Bindings>,
     publisher: Publisher,
     now: u32,
 }
@@ -339,6 +364,20 @@ impl Rig {
     }
 
     pub fn with_flows(workers: usize, nics: usize, flows: u32, specs: Vec<VipSpec>) -> Self {
+        Self::with_ports(workers, nics, flows, 20_000..=21_999, specs)
+    }
+
+    /// With these ports for full-NAT flows.
+    pub fn with_ports(
+        workers: usize,
+        nics: usize,
+        flows: u32,
+        ports: RangeInclusive<u16>,
+        specs: Vec<VipSpec>,
+    ) -> Self {
+        let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
+        let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
+        let bindings = Arc::new(bindings);
         let macs = (0..nics).map(nic_mac).collect();
         let this_box = ThisBox { macs, ..ThisBox::default() };
         let table = ForwardingTable::build(1, [7; 16], this_box, &specs, None);
@@ -357,6 +396,7 @@ impl Rig {
             flows: Arc::clone(&flow_tables),
             specs,
             clients: Arc::clone(&clients),
+            bindings: Arc::clone(&bindings),
             publisher,
             now,
         };
@@ -375,6 +415,7 @@ impl Rig {
                 macs: (0..nics).map(nic_mac).collect(),
                 flows: Arc::clone(&flow_tables),
                 clients: Arc::clone(&clients),
+                bindings: Arc::clone(&bindings),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),
                 stats: Arc::clone(&stats),
@@ -428,7 +469,8 @@ impl Rig {
     pub fn explainer(&self) -> Explainer {
         let macs = (0..self.nics[0].len()).map(nic_mac).collect();
         let (flows, clients) = (Arc::clone(&self.flows), Arc::clone(&self.clients));
-        Explainer::new(macs, flows, clients, self.stats.clone()).unwrap()
+        let bindings = Arc::clone(&self.bindings);
+        Explainer::new(macs, flows, clients, bindings, self.stats.clone()).unwrap()
     }
 
     /// The time.

@@ -1,0 +1,30 @@
+//! `[icmp]`: how many ICMP errors the workers send.
+
+use serde::Deserialize;
+
+use super::place::Place;
+use super::report::Report;
+use crate::forwarding::this_box::IcmpRate;
+
+/// More than any path change wants, and little beside what a worker forwards.
+const MAX: u32 = 1_000_000;
+
+/// The section as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawIcmp {
+    per_second: Option<i64>,
+    burst: Option<i64>,
+}
+
+impl RawIcmp {
+    /// The section as the program relies on it.
+    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> IcmpRate {
+        let default = IcmpRate::default();
+        let mut number = |key, raw, default| report.integer(&place.key(key), raw, default, 0..=MAX);
+        IcmpRate {
+            per_second: number("per_second", self.per_second, default.per_second),
+            burst: number("burst", self.burst, default.burst),
+        }
+    }
+}

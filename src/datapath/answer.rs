@@ -1,0 +1,122 @@
+//! A side door, answer: a packet that cannot be forwarded goes back as what its sender should know.
+//!
+//! ```text
+//! too_big        fragmentation needed / packet too big, with the length that would pass
+//! ttl_exceeded   time exceeded
+//! no_backend     where the VIP says on_no_backend = "reject": RST (TCP), port unreachable (UDP)
+//! ```
+//!
+//! The answer is made in the packet's own frame and leaves by where the packet came from; its source is
+//! the VIP, or the full-NAT source that the packet was for. What deserves none (RFC 1122 3.2.2, RFC 4443 2.4 e), or finds the limit reached, is
+//! dropped for the reason that it had.
+//!
+//! Writes: the frame, the limiter. Cost: only for packets that are not forwarded.
+
+use super::batch::{Packet, Way};
+use super::context::Context;
+use super::limiter::Limiter;
+use super::reset;
+use super::rewrite::{Macs, address_frame};
+use crate::flow::Protocol;
+use crate::forwarding::NextHop;
+use crate::stats::{Answer, Drop};
+use crate::wire::icmp::{self, ErrorKind};
+use crate::xdp::umem::FramePool;
+
+/// Makes a packet that cannot be forwarded, and is as it was received, its own answer.
+///
+/// # Errors
+/// The reason itself, when there is none.
+#[cold]
+pub fn answer(
+    packet: &mut Packet,
+    reason: Drop,
+    context: &Context<'_>,
+    macs: &Macs,
+    limiter: &mut Limiter,
+    pool: &mut FramePool,
+) -> Result<(), Drop> {
+    let mut send =
+        |packet: &mut Packet, kind| send_error(packet, kind, context, macs, limiter, pool);
+    let answered = match reason {
+        Drop::TooBig => {
+            let kind = ErrorKind::TooBig { mtu: packet.limit };
+            must_not_be_fragmented(packet) && send(packet, kind)
+        }
+        Drop::TtlExceeded => send(packet, ErrorKind::TimeExceeded),
+        Drop::NoBackend if rejects(packet, context) => match packet.flow.protocol() {
+            Protocol::Tcp => reset::refuse(packet, context, macs, pool),
+            Protocol::Udp => send(packet, ErrorKind::PortUnreachable),
+            // A protocol that we do not know has no ports.
+            Protocol::Any => false,
+        },
+        _ => false,
+    };
+    if answered { Ok(()) } else { Err(reason) }
+}
+
+/// Whether the packet's VIP answers for backends that are not there.
+fn rejects(packet: &Packet, context: &Context<'_>) -> bool {
+    packet.way == Way::ToBackend && context.table.vip(packet.vip).is_some_and(|vip| vip.rejects)
+}
+
+/// Whether no router may fragment the packet: IPv4 with DF, and IPv6.
+fn must_not_be_fragmented(packet: &Packet) -> bool {
+    let header = packet.data().get(packet.shape.ip()..).and_then(<[u8]>::first_chunk::<8>);
+    !matches!(header, Some([version, _, _, _, _, _, flags, _]) if version >> 4 == 4 && flags & 0x40 == 0)
+}
+
+/// Makes the packet an ICMP error about itself, if it deserves one and the limit allows.
+fn send_error(
+    packet: &mut Packet,
+    kind: ErrorKind,
+    context: &Context<'_>,
+    macs: &Macs,
+    limiter: &mut Limiter,
+    pool: &mut FramePool,
+) -> bool {
+    let key = packet.flow.key();
+    let (ip, hop) = (packet.shape.ip(), packet.came_from(context.nic));
+    let Some(frame) = &mut packet.frame else { return false };
+    // Nobody is at a group address (IEEE 802.3 3.2.3).
+    if hop.mac.first().is_some_and(|first| first & 1 == 1)
+        || icmp::may_answer(frame.data(), ip).is_err()
+    {
+        return false;
+    }
+    // Of the network that the error goes to: of a reply, that is the backend's.
+    let backend = context.table.backend(packet.backend).filter(|_| packet.way.is_reply());
+    let to = backend.map_or(key.client, |backend| backend.address);
+    if !limiter.take(to, context.table.this_box().icmp, context.now) {
+        context.stats.icmp_rate_limited.add(1);
+        return false;
+    }
+    let answer = match kind {
+        ErrorKind::TooBig { .. } => Answer::TooBig,
+        ErrorKind::TimeExceeded => Answer::TimeExceeded,
+        ErrorKind::PortUnreachable => Answer::Unreachable,
+    };
+    // What is behind the first frame is more than an error quotes.
+    pool.cut(frame);
+    // To a full-NAT backend we are the source that its flow has.
+    let ours = match packet.way {
+        Way::ToClientOf(id) => context.bindings.sources().source(id).map(|(address, _)| address),
+        _ => None,
+    };
+    icmp::error(frame, ip, ours.unwrap_or(key.vip), kind).is_ok()
+        && send_back(packet, answer, &hop, context, macs)
+}
+
+/// Sends the frame, which is an answer now, back to where the packet came from: to `hop`.
+pub(super) fn send_back(
+    packet: &mut Packet,
+    answer: Answer,
+    hop: &NextHop,
+    context: &Context<'_>,
+    macs: &Macs,
+) -> bool {
+    let Some(frame) = &mut packet.frame else { return false };
+    packet.nic = context.nic;
+    packet.way = Way::Back(answer);
+    address_frame(frame, packet.shape.tag, hop, macs).is_ok()
+}

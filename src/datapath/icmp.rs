@@ -1,0 +1,270 @@
+//! A side door, icmp: messages to a VIP, and those about its flows ([ICMP.md](../../docs/ICMP.md)).
+//!
+//! ```text
+//! echo request to a VIP            -> its reply, in place
+//! error to a VIP                   quotes VIP -> client:      to the flow's backend
+//! error from a NAT backend's side  quotes client -> backend:  to the client, from the VIP
+//! error to a full-NAT source       quotes source -> backend:  to the client, from the VIP
+//! ```
+//!
+//! An error walks the way of the flow that it is about, as classify and conntrack name it, and changes
+//! nothing there: anybody can send one. Whoever its addresses say that it is for must be who sent the
+//! packet that it quotes (RFC 5927 4.1), and its checksum must be right.
+//!
+//! Reads: the message, the flow tables. Cost: for these messages only; a checksum over the message, and
+//! one look-up in the table of every worker.
+
+use super::answer::send_back;
+use super::batch::{Packet, Part, Way};
+use super::classify::answered_flow;
+use super::conntrack::{Conntrack, Target};
+use super::context::Context;
+use super::parse::Message;
+use super::quic::Answerer;
+use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
+use super::select::guess;
+use crate::flow::bindings::{BindingId, Lease};
+use crate::flow::table::Slot;
+use crate::flow::tuple::{TableSecret, Tuple};
+use crate::flow::{Address, FlowKey, Protocol};
+use crate::forwarding::table::ReturnPath;
+use crate::forwarding::{ListenKey, NextHop};
+use crate::stats::{Answer, Drop};
+use crate::wire::checksum::{self, Full};
+use crate::wire::headers::protocol::ICMP_V6;
+use crate::wire::icmp::{self, ICMP_LEN, Unanswered, kind};
+use crate::wire::quoted::{self, QuoteError, Quoted};
+
+/// What a message is to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Echo,
+    Error,
+}
+
+/// Finds out what becomes of an ICMP message: answers it, or finds out whose flow it is about.
+///
+/// # Errors
+/// Why it is dropped.
+#[cold]
+pub fn classify(
+    packet: &mut Packet,
+    message: &Message,
+    context: &Context<'_>,
+    secret: &TableSecret,
+    macs: &Macs,
+) -> Result<(), Drop> {
+    packet.forget();
+    // A group address as the source MAC (IEEE 802.3 3.2.3): answers would go to the group.
+    if packet.source_mac().first().is_some_and(|first| first & 1 == 1) {
+        return Err(Drop::BadSource);
+    }
+    match kind_of(body(packet, message)?, message)? {
+        Kind::Echo => answer_echo(packet, message, context, macs),
+        Kind::Error => relate(packet, message, context, secret),
+    }
+}
+
+/// The message, without what follows it in the frame.
+fn body<'p>(packet: &'p Packet, message: &Message) -> Result<&'p [u8], Drop> {
+    let start = usize::from(packet.shape.transport);
+    packet.data().get(start..start + usize::from(message.len)).ok_or(Drop::BadIcmp)
+}
+
+/// Redirects and source quench are not for hosts behind a balancer (RFC 6633): they end here.
+fn kind_of(body: &[u8], message: &Message) -> Result<Kind, Drop> {
+    let head = body.first_chunk::<ICMP_LEN>().ok_or(Drop::BadIcmp)?;
+    match (message.source.is_v4(), head.first().copied().unwrap_or_default()) {
+        (true, kind::V4_ECHO_REQUEST) | (false, kind::V6_ECHO_REQUEST) => Ok(Kind::Echo),
+        (true, kind::V4_UNREACHABLE | kind::V4_TIME_EXCEEDED | kind::V4_PARAMETER_PROBLEM)
+        | (false, kind::V6_UNREACHABLE..=kind::V6_PARAMETER_PROBLEM) => Ok(Kind::Error),
+        _ => Err(Drop::IcmpType),
+    }
+}
+
+fn answer_echo(
+    packet: &mut Packet,
+    message: &Message,
+    context: &Context<'_>,
+    macs: &Macs,
+) -> Result<(), Drop> {
+    if !context.table.is_vip(message.destination) {
+        return Err(Drop::NoVip);
+    }
+    if message.source == message.destination {
+        return Err(Drop::Land);
+    }
+    let (ip, hop) = (packet.shape.ip(), packet.came_from(context.nic));
+    let Some(frame) = &mut packet.frame else { return Err(Drop::BadIcmp) };
+    match icmp::echo_reply(frame.data_mut(), ip) {
+        Ok(()) if send_back(packet, Answer::EchoReply, &hop, context, macs) => Ok(()),
+        Ok(()) => Err(Drop::NoHeadroom),
+        Err(Unanswered::BadSource) => Err(Drop::BadSource),
+        Err(_) => Err(Drop::BadIcmp),
+    }
+}
+
+/// Finds out which flow an error is about, and which way it goes.
+fn relate(
+    packet: &mut Packet,
+    message: &Message,
+    context: &Context<'_>,
+    secret: &TableSecret,
+) -> Result<(), Drop> {
+    let body = body(packet, message)?;
+    if !is_sum_right(body, message) {
+        return Err(Drop::BadIcmp);
+    }
+    let quoted = quoted::read(body).map_err(|error| match error {
+        QuoteError::Truncated | QuoteError::Malformed => Drop::BadIcmp,
+        QuoteError::Fragment | QuoteError::Protocol | QuoteError::Family => Drop::IcmpNoFlow,
+    })?;
+    if quoted.source.0 != message.destination {
+        return Err(Drop::IcmpNoFlow);
+    }
+    let flow = relate_to_backend(packet, &quoted, context);
+    let flow = flow.or_else(|| relate_to_bound(packet, &quoted, context));
+    let flow = flow.or_else(|| relate_to_client(packet, &quoted, context));
+    packet.flow = secret.hash(flow.ok_or(Drop::IcmpNoFlow)?);
+    context.flows.prefetch_bucket(&packet.flow);
+    Ok(())
+}
+
+/// The quoted packet was sent by a VIP: what is about it goes to the backend that sent it.
+fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
+    let (vip, client) = (quoted.source, quoted.destination);
+    let flow = FlowKey {
+        client: client.0,
+        vip: vip.0,
+        client_port: client.1,
+        vip_port: vip.1,
+        protocol: Protocol::from_number(quoted.protocol)?,
+    };
+    let flow = Tuple::from(flow);
+    packet.vip = context.table.listener(flow.listen_key())?;
+    packet.way = Way::Related(None);
+    Some(flow).filter(|flow| !flow.has_zero_port())
+}
+
+/// The quoted packet was sent by a full-NAT source: what is about it goes to the client.
+fn relate_to_bound(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
+    let (source, (address, port)) = (quoted.source, quoted.destination);
+    let id = context.bindings.sources().find(source.0, source.1)?;
+    let lease = context.bindings.read(id)?;
+    let backend = context.table.pinned(lease.bound.backend)?;
+    let protocol = Protocol::from_number(quoted.protocol)?;
+    if lease.bound.service(backend) != (ListenKey { address, port, protocol }) {
+        return None;
+    }
+    (packet.vip, packet.backend) = (backend.vip, backend.id.index);
+    packet.way = Way::RelatedTo(id);
+    Some(Tuple::from(lease.bound.flow))
+}
+
+/// The quoted packet was sent to a NAT backend: what is about it goes to the client.
+fn relate_to_client(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
+    let (client, backend) = (quoted.source, quoted.destination);
+    let protocol = Protocol::from_number(quoted.protocol)?;
+    let source = ListenKey { address: backend.0, port: backend.1, protocol };
+    let path = context.table.return_paths(source).next()?;
+    packet.vip = path.vip;
+    packet.way = Way::Related(Some(source));
+    Some(answered_flow(client.0, client.1, source, path))
+}
+
+/// Whether the checksum of a message is right (RFC 792; RFC 4443 2.3: with the pseudo header).
+fn is_sum_right(body: &[u8], message: &Message) -> bool {
+    let sum = if message.source.is_v4() {
+        Full::new()
+    } else {
+        let [source, destination] = [message.source, message.destination].map(Address::octets);
+        // The words of both addresses may be added one after the other.
+        checksum::pseudo_header(&source, message.len.into(), ICMP_V6).add_16bytes(destination)
+    };
+    checksum::of(&sum.add_slice(body)) == 0
+}
+
+/// Sends an ICMP error to the end of its flow that sent the packet which it quotes.
+///
+/// # Errors
+/// Why it cannot be sent.
+#[cold]
+pub fn forward(
+    packet: &mut Packet,
+    source: Option<ListenKey>,
+    conntrack: &Conntrack,
+    context: &Context<'_>,
+    macs: &Macs,
+) -> Result<(), Drop> {
+    packet.shape.part = Part::Quoting;
+    match source {
+        None => {
+            let pinned = conntrack.peek(&packet.flow, packet.hint, context);
+            let target = match pinned {
+                Some((track, backend)) => Target::of(backend, &track),
+                None => Target { backend: guess(packet, conntrack, context)?, binding: None },
+            };
+            packet.way = Way::ToBackend;
+            rewrite_to_backend(packet, &target, context, macs)?;
+        }
+        Some(source) => {
+            let client = to_client(packet, source, conntrack, context).ok_or(Drop::IcmpNoFlow)?;
+            packet.way = Way::ToClient(source);
+            rewrite_to_client(packet, &client, context, macs)?;
+        }
+    }
+    context.stats.icmp_errors_forwarded.add(1);
+    Ok(())
+}
+
+/// Sends an ICMP error about a packet of a full-NAT source to the client that has it.
+///
+/// # Errors
+/// Why it cannot be sent.
+#[cold]
+pub fn forward_bound(
+    packet: &mut Packet,
+    id: BindingId,
+    context: &Context<'_>,
+    macs: &Macs,
+) -> Result<(), Drop> {
+    let lease = context.bindings.read(id);
+    let same = |lease: &Lease| Tuple::from(lease.bound.flow) == packet.flow.tuple;
+    let lease = lease.filter(same).ok_or(Drop::IcmpNoFlow)?;
+    packet.shape.part = Part::Quoting;
+    packet.way = Way::ToClientOf(id);
+    rewrite_to_client(packet, &lease.bound.way_back.next_hop(), context, macs)?;
+    context.stats.icmp_errors_forwarded.add(1);
+    Ok(())
+}
+
+/// Finds the flow among those whose packets the NAT backend at `source` gets, and where its client is.
+fn to_client(
+    packet: &mut Packet,
+    source: ListenKey,
+    conntrack: &Conntrack,
+    context: &Context<'_>,
+) -> Option<NextHop> {
+    let key = packet.flow.key();
+    // As for its replies: pins on the very backend come first.
+    for of_its_vip in [false, true] {
+        for path in context.table.return_paths(source) {
+            let answerer = Answerer { backend: path.backend, of_its_vip };
+            if !answerer.exists(context) {
+                continue;
+            }
+            let flow = answered_flow(key.client, key.client_port, source, path);
+            let flow = conntrack.secret().hash(flow);
+            let pinned = conntrack.peek(&flow, Slot::NOWHERE, context);
+            if let Some((track, _)) =
+                pinned.filter(|(_, pinned)| answerer.answers_for(pinned, context))
+            {
+                packet.flow = flow;
+                let ReturnPath { vip, backend, .. } = *path;
+                (packet.vip, packet.backend) = (vip, backend);
+                return Some(track.hop());
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,260 @@
+//! ICMP messages and their counterparts in ICMPv6 (RFC 7915 4.2, 4.3, 5.2, 5.3).
+
+use super::*;
+use crate::wire::icmp::kind;
+
+/// An ICMP header, but for the checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) kind: u8,
+    pub(super) code: u8,
+    /// MTU or pointer; of an echo, identifier and sequence number.
+    pub(super) word: u32,
+}
+
+impl Message {
+    fn bytes(self) -> [u8; ICMP_LEN] {
+        let [w0, w1, w2, w3] = self.word.to_be_bytes();
+        [self.kind, self.code, 0, 0, w0, w1, w2, w3]
+    }
+
+    /// Whether it is an echo, and not about another packet.
+    fn is_echo(self, v4: bool) -> bool {
+        if v4 {
+            matches!(self.kind, kind::V4_ECHO_REQUEST | kind::V4_ECHO_REPLY)
+        } else {
+            matches!(self.kind, kind::V6_ECHO_REQUEST | kind::V6_ECHO_REPLY)
+        }
+    }
+}
+
+/// Translates an ICMP message. `ip` is what its own header is to say, but for the length.
+pub(super) fn translate(
+    frame: &mut Frame,
+    at: usize,
+    headers: &Headers,
+    ip: Ip,
+    target: &Target,
+) -> Result<(), SiitError> {
+    if !headers.is_whole() {
+        return Err(SiitError::Fragment);
+    }
+    let packet = frame.data().get(at..at + headers.end).ok_or(SiitError::Malformed)?;
+    let body = packet.get(headers.transport..).ok_or(SiitError::Malformed)?;
+    let [kind, code, _, _, w0, w1, w2, w3] =
+        *body.first_chunk::<ICMP_LEN>().ok_or(SiitError::Malformed)?;
+    let old = Message { kind, code, word: u32::from_be_bytes([w0, w1, w2, w3]) };
+    let from_v4 = !target.source.0.is_v4();
+    // A whole message needs no fragment header.
+    let ip = Ip { fragment: None, ..ip };
+    if old.is_echo(from_v4) {
+        return echo(frame, at, headers, ip, old, target);
+    }
+    error(frame, at, headers, ip, old, target)
+}
+
+/// An echo keeps its data; the type changes, and whether there is a pseudo header.
+fn echo(
+    frame: &mut Frame,
+    at: usize,
+    headers: &Headers,
+    ip: Ip,
+    old: Message,
+    target: &Target,
+) -> Result<(), SiitError> {
+    let to_v4 = target.source.0.is_v4();
+    let packet = frame.data().get(at..).ok_or(SiitError::Malformed)?;
+    let new = match (old.kind, to_v4) {
+        (kind::V4_ECHO_REQUEST, false) => kind::V6_ECHO_REQUEST,
+        (_, false) => kind::V6_ECHO_REPLY,
+        (kind::V6_ECHO_REQUEST, true) => kind::V4_ECHO_REQUEST,
+        (_, true) => kind::V4_ECHO_REPLY,
+    };
+    let header = ip.header(target.source, target.destination, target.identification)?;
+    let v6_addresses = addresses(if to_v4 { packet } else { &header });
+    let v6_addresses = v6_addresses.ok_or(SiitError::Malformed)?;
+    let len = u16::try_from(ip.payload).map_err(|_| SiitError::Malformed)?;
+    let pseudo = [len.to_be_bytes(), [0, protocol::ICMP_V6]];
+    let change = if to_v4 {
+        Delta::default().remove_bytes(v6_addresses).remove_bytes(pseudo.as_flattened())
+    } else {
+        Delta::default().add_bytes(v6_addresses).add_bytes(pseudo.as_flattened())
+    };
+    check_mtu(headers, header.len(), target.mtu)?;
+    replace_front(frame, at, headers.transport, headers.end, &header)?;
+    let message = frame.data_mut().get_mut(at + header.len()..).unwrap_or_default();
+    let change = checksum::replace(message, 0, &[new], change);
+    let _ = checksum::patch(message, 2, change, Delta::default());
+    Ok(())
+}
+
+/// An error is about a packet, which is translated too.
+fn error(
+    frame: &mut Frame,
+    at: usize,
+    headers: &Headers,
+    ip: Ip,
+    old: Message,
+    target: &Target,
+) -> Result<(), SiitError> {
+    let to_v4 = target.source.0.is_v4();
+    let packet = frame.data().get(at..at + headers.end).ok_or(SiitError::Malformed)?;
+    let body = packet.get(headers.transport..).ok_or(SiitError::Malformed)?;
+    let quote = body.get(ICMP_LEN..).ok_or(SiitError::Malformed)?;
+    let new = if to_v4 { to_icmp(old) } else { to_icmp_v6(old, quote) };
+    let (new, to) = new.zip(target.quoted).ok_or(SiitError::Message)?;
+    if !is_right(packet, body, to_v4) {
+        return Err(SiitError::BadChecksum);
+    }
+    let quote = quote.get(..quote_len(old, to_v4, quote.len())).ok_or(SiitError::Malformed)?;
+    let inner = Headers::of(quote)?;
+    if !inner.is_first() {
+        return Err(SiitError::Fragment);
+    }
+    let inner_ip = Ip::read(quote, &inner)?;
+    if !matches!(inner_ip.protocol, protocol::TCP | protocol::UDP) {
+        return Err(SiitError::Protocol);
+    }
+    let v6 = quote.first().is_some_and(|first| first >> 4 == 6);
+    if v6 != to_v4 || to.source.0.is_v4() != to_v4 || to.destination.0.is_v4() != to_v4 {
+        return Err(SiitError::Family);
+    }
+    let quoted = quote.len().min(inner.end).saturating_sub(inner.transport);
+    if quoted < MIN_TRANSPORT {
+        return Err(SiitError::Malformed);
+    }
+    let inner_header = inner_ip.header(to.source, to.destination, 0)?;
+    let outer = if to_v4 { V4_LEN } else { V6_LEN };
+    let most = if to_v4 { LONGEST_ERROR_V4 } else { MIN_MTU_V6 };
+    let quoted = quoted.min(most - outer - ICMP_LEN - inner_header.len());
+    let ip = Ip { payload: ICMP_LEN + inner_header.len() + quoted, ..ip };
+    let header = ip.header(target.source, target.destination, target.identification)?;
+    let change = change_of_addresses(quote, &inner_header)?;
+    let mut front = ArrayVec::<u8, LONGEST_FRONT>::new();
+    front.extend(header.iter().copied().chain(new.bytes()).chain(inner_header));
+    let (from, end) = (headers.transport + ICMP_LEN + inner.transport, quoted);
+    replace_front(frame, at, from, from + end, &front)?;
+    let packet = frame.data_mut().get_mut(at..).unwrap_or_default();
+    let segment = packet.get_mut(front.len()..).unwrap_or_default();
+    let new_ports = [Some(to.source.1), Some(to.destination.1)];
+    let _ = transport::rewrite_short(segment, inner_ip.protocol, new_ports, to.sequence, change);
+    write_checksum(packet, header.len());
+    Ok(())
+}
+
+/// The message's sum, with ICMPv6's pseudo header.
+fn sum(packet: &[u8], body: &[u8], v6: bool) -> u16 {
+    let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    let pseudo = match addresses(packet) {
+        Some(both) if v6 => checksum::pseudo_header(both, len, protocol::ICMP_V6),
+        _ => Full::new(),
+    };
+    checksum::of(&pseudo.add_slice(body))
+}
+
+/// Whether a message that contains its checksum has the right one.
+fn is_right(packet: &[u8], body: &[u8], v6: bool) -> bool {
+    sum(packet, body, v6) == 0
+}
+
+/// Writes the checksum of the message at `transport`, whose field is 0.
+fn write_checksum(packet: &mut [u8], transport: usize) {
+    let Some((head, body)) = packet.split_at_mut_checked(transport) else { return };
+    let v6 = head.first().is_some_and(|first| first >> 4 == 6);
+    let sum = sum(head, body, v6);
+    let _ = checksum::replace(body, 2, &sum.to_be_bytes(), Delta::default());
+}
+
+/// How much of what follows the ICMP header is the quote: what its length attribute says (RFC 4884 4),
+/// if it has one, else all. What comes behind it is not taken along.
+fn quote_len(message: Message, v6: bool, all: usize) -> usize {
+    let [b0, b1, ..] = message.word.to_be_bytes();
+    let (kinds, words): (&[u8], _) = if v6 {
+        (&[kind::V6_UNREACHABLE, kind::V6_TIME_EXCEEDED], usize::from(b0) * 8)
+    } else {
+        let kinds = &[kind::V4_UNREACHABLE, kind::V4_TIME_EXCEEDED, kind::V4_PARAMETER_PROBLEM];
+        (kinds, usize::from(b1) * 4)
+    };
+    if kinds.contains(&message.kind) && words != 0 { words.min(all) } else { all }
+}
+
+/// ICMP to ICMPv6 (RFC 7915 4.2). `quote` is needed for routers that do not tell the MTU.
+pub(super) fn to_icmp_v6(old: Message, quote: &[u8]) -> Option<Message> {
+    let unreachable = |code| Some(Message { kind: kind::V6_UNREACHABLE, code, word: 0 });
+    let problem = |code, word| Some(Message { kind: kind::V6_PARAMETER_PROBLEM, code, word });
+    match (old.kind, old.code) {
+        // No route: network, host, source route failed, unknown, isolated, for this ToS.
+        (kind::V4_UNREACHABLE, 0 | 1 | 5..=8 | 11 | 12) => unreachable(0),
+        // The protocol: the pointer names the next header field.
+        (kind::V4_UNREACHABLE, 2) => problem(1, 6),
+        (kind::V4_UNREACHABLE, 3) => unreachable(4),
+        (kind::V4_UNREACHABLE, 4) => {
+            let mtu = match old.word & 0xffff {
+                0 => plateau(quote),
+                mtu => mtu,
+            };
+            let word = (mtu + u32::from(GROWTH)).max(1280);
+            Some(Message { kind: kind::V6_TOO_BIG, code: 0, word })
+        }
+        // Administratively prohibited, precedence cut-off.
+        (kind::V4_UNREACHABLE, 9 | 10 | 13 | 15) => unreachable(1),
+        (kind::V4_TIME_EXCEEDED, code) => {
+            Some(Message { kind: kind::V6_TIME_EXCEEDED, code, word: 0 })
+        }
+        (kind::V4_PARAMETER_PROBLEM, 0 | 2) => {
+            let pointer = match old.word >> 24 {
+                0 => 0,
+                1 => 1,
+                2 | 3 => 4,
+                8 => 7,
+                9 => 6,
+                12..=15 => 8,
+                16..=19 => 24,
+                _ => return None,
+            };
+            problem(0, pointer)
+        }
+        _ => None,
+    }
+}
+
+/// The next smaller of the MTUs that links have (RFC 1191 7.1), in bytes, below the length of the packet
+/// that was too big.
+fn plateau(quote: &[u8]) -> u32 {
+    const PLATEAUS: [u16; 10] = [32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68];
+    let len = quote.get(2..).and_then(|rest| rest.first_chunk::<2>());
+    let len = len.map_or(0, |len| u16::from_be_bytes(*len));
+    PLATEAUS.into_iter().find(|&mtu| mtu < len).unwrap_or(68).into()
+}
+
+/// ICMPv6 to ICMP (RFC 7915 5.2).
+pub(super) fn to_icmp(old: Message) -> Option<Message> {
+    let unreachable = |code, word| Some(Message { kind: kind::V4_UNREACHABLE, code, word });
+    match (old.kind, old.code) {
+        (kind::V6_UNREACHABLE, 0 | 2 | 3) => unreachable(1, 0),
+        (kind::V6_UNREACHABLE, 1) => unreachable(10, 0),
+        (kind::V6_UNREACHABLE, 4) => unreachable(3, 0),
+        (kind::V6_TOO_BIG, _) => {
+            let mtu = old.word.saturating_sub(GROWTH.into());
+            unreachable(4, mtu.min(u16::MAX.into()))
+        }
+        (kind::V6_TIME_EXCEEDED, code) => {
+            Some(Message { kind: kind::V4_TIME_EXCEEDED, code, word: 0 })
+        }
+        (kind::V6_PARAMETER_PROBLEM, 0) => {
+            let pointer: u32 = match old.word {
+                0 => 0,
+                1 => 1,
+                4 | 5 => 2,
+                6 => 9,
+                7 => 8,
+                8..=23 => 12,
+                24..=39 => 16,
+                _ => return None,
+            };
+            Some(Message { kind: kind::V4_PARAMETER_PROBLEM, code: 0, word: pointer << 24 })
+        }
+        (kind::V6_PARAMETER_PROBLEM, 1) => unreachable(2, 0),
+        _ => None,
+    }
+}

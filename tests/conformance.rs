@@ -1,0 +1,68 @@
+//! The conformance pack: golden cases and random packets through `holdfast replay`, judged by a model in
+//! Python with scapy (`tests/conformance/oracle.py`) and by tshark: by code that is not ours.
+//!
+//! Needs neither root nor a network; python3-scapy and tshark are in `scripts/lib.sh`. What the files
+//! of `tests/conformance/cases` say is in docs/CONFORMANCE.md.
+
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The same packets in every run; `HOLDFAST_SEED` is for others.
+const SEED: &str = "1";
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Runs `tests/conformance/conformance.py`; what it printed. Panics with that when something is wrong.
+fn conformance(arguments: &[&str]) -> String {
+    // Debian's Python has scapy, another one in PATH may not.
+    let output = Command::new("/usr/bin/python3")
+        .arg("-B")
+        .arg(root().join("tests/conformance/conformance.py"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {}\n{stdout}{stderr}", output.status);
+    stdout
+}
+
+#[test]
+fn every_golden_case_holds() {
+    let cases = std::fs::read_dir(root().join("tests/conformance/cases")).unwrap();
+    let cases = cases.map(|entry| entry.unwrap().path().to_str().unwrap().to_owned());
+    let mut cases: Vec<String> = cases.filter(|path| path.ends_with(".toml")).collect();
+    cases.sort();
+    let mut arguments = vec!["cases", "--binary", env!("CARGO_BIN_EXE_holdfast")];
+    arguments.extend(cases.iter().map(String::as_str));
+    conformance(&arguments);
+}
+
+/// Thousands of packets of one mode.
+fn random(mode: &str) {
+    let seed = std::env::var("HOLDFAST_SEED").unwrap_or_else(|_| SEED.to_owned());
+    let binary = env!("CARGO_BIN_EXE_holdfast");
+    conformance(&["random", "--binary", binary, "--mode", mode, "--seed", &seed]);
+}
+
+#[test]
+fn random_packets_in_mode_dsr() {
+    random("dsr");
+}
+
+#[test]
+fn random_packets_in_mode_nat() {
+    random("nat");
+}
+
+/// The rows of facts and the cases that show them.
+#[test]
+fn the_table_of_cases_is_as_documented() {
+    let text = std::fs::read_to_string(root().join("docs/CONFORMANCE.md")).unwrap();
+    let table = conformance(&["table"]);
+    assert!(text.contains(&table), "docs/CONFORMANCE.md: the table of rows is to be:\n\n{table}");
+}

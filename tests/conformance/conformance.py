@@ -1,0 +1,114 @@
+"""Golden cases and random packets through `holdfast replay`, judged by the oracle and by tshark.
+
+  conformance.py cases  --binary B FILE...                      golden cases
+  conformance.py random --binary B --mode M [--seed S]          random packets
+  conformance.py table                                          the rows and their cases, for docs/CONFORMANCE.md
+
+Needs Debian's python3-scapy and tshark; no root, no network. See docs/CONFORMANCE.md.
+"""
+
+import argparse
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import casefile
+import tshark
+from runner import Run
+
+HERE = Path(__file__).parent
+LINES_PER_CASE = 25
+
+
+def main():
+    """Runs what the command line asks for; the exit code says whether all held."""
+    arguments = parse()
+    if arguments.command == "table":
+        print(table(), end="")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="holdfast-conformance-") as folder:
+        folder = arguments.keep or Path(folder)
+        if arguments.command == "cases":
+            return cases(arguments, folder)
+        import random_packets  # pylint: disable=import-outside-toplevel
+        return random_packets.main(arguments, folder)
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("table")
+    golden = commands.add_parser("cases")
+    golden.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    golden.add_argument("--mode", choices=casefile.MODES, help="this one only")
+    rand = commands.add_parser("random")
+    rand.add_argument("--mode", required=True, choices=casefile.MODES)
+    rand.add_argument("--seed", type=int, default=None, help="of the failure that is to be seen again")
+    rand.add_argument("--count", type=int, default=2000, help="packets")
+    for command in (golden, rand):
+        command.add_argument("--binary", required=True, type=Path, help="holdfast")
+        command.add_argument("--keep", type=Path, help="where captures and configurations are to stay")
+    return parser.parse_args()
+
+
+def cases(arguments, folder):
+    """Runs every case of the files; prints what is wrong."""
+    try:
+        found = [case for file in arguments.files for case in casefile.read(file)
+                 if arguments.mode in (None, case.mode)]
+    except casefile.Mistake as mistake:
+        print(mistake, file=sys.stderr)
+        return 2
+    numbered = list(enumerate(found))
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        results = list(pool.map(lambda item: run(item[1], arguments.binary, folder / f"{item[0]:03}"), numbered))
+    frames = [(case, title, frame) for case, (_, sent) in zip(found, results) for title, frame in sent]
+    objections = tshark.objections(folder / "sent.pcap", [frame for _, _, frame in frames]) if frames else {}
+    problems = [list(lines) for lines, _ in results]
+    place = {id(case): index for index, case in numbered}
+    for index, text in objections.items():
+        case, title, _ = frames[index]
+        problems[place[id(case)]].append(f"{title}: tshark objects to what was sent: {text}")
+    return report(found, problems, len(frames), folder)
+
+
+def run(case, binary, folder):
+    """One case: what is wrong, and what was sent."""
+    try:
+        return Run(case, binary, folder).judge()
+    except (casefile.Mistake, RuntimeError, ValueError, KeyError) as error:
+        return [f"{type(error).__name__}: {error}"], []
+
+
+def report(found, problems, frames, folder):
+    """Prints the failures; the exit code."""
+    failed = 0
+    for index, (case, lines) in enumerate(zip(found, problems)):
+        if not lines:
+            continue
+        failed += 1
+        print(f"FAILED {case.title}   (files: {folder / f'{index:03}'})")
+        for line in lines[:LINES_PER_CASE]:
+            print(f"    {line}")
+        if len(lines) > LINES_PER_CASE:
+            print(f"    ... and {len(lines) - LINES_PER_CASE} more")
+    print(f"{len(found) - failed} of {len(found)} cases hold; tshark saw {frames} frames")
+    return 1 if failed or not found else 0
+
+
+def table():
+    """Rows of facts and the cases that show them, as a table of Markdown."""
+    text = "| row | what | cases | modes |\n|---|---|---|---|\n"
+    for path in sorted((HERE / "cases").glob("*.toml")):
+        row, what = casefile.heading(path)
+        by_name = {}
+        for case in casefile.read(path):
+            by_name.setdefault(case.name, []).append(case.mode)
+        modes = [mode for mode in casefile.MODES if any(mode in used for used in by_name.values())]
+        text += f"| {row} | {what} | `{path.name}`: {'; '.join(by_name)} | {', '.join(modes)} |\n"
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""The oracle: what must come out of a balancer, written from the RFCs and docs/, not from its code.
+
+`Oracle.judge_forward` and `judge_reply` build, with scapy, the packet that must have been sent, and say what is
+different in the one that was. Fields that the balancer may choose (outer source inside of its prefix, GUE source
+port, full-NAT source, identification) are taken from the packet that was sent, after they were checked: in
+range, constant within a flow. All else is compared byte for byte.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+
+from facts import ANY, TRANSLATING, TUNNELS
+from compare import differences, faults
+from packets import IP, UDP, Ether, Headers, IPv6, network, padding, readdressed, tags, without_padding
+from segments import SYN, clamped, flags, from_proxied, number, proxy_header, to_proxied
+from rewriting import error_to_client, fewer_hops, fragments, framed, translated, with_icmp
+
+OUTER_HOPS = 64
+DROPS = {"expired": "ttl_exceeded", "too_big": "too_big", "no_vip": "no_vip"}
+# Type and code by IP version.
+ERRORS = {"expired": {4: (11, 0), 6: (3, 0)}, "too_big": {4: (3, 4), 6: (2, 0)}}
+# Longest errors: as others do, 98 bytes with Ethernet's header; RFC 4443 2.4 (c).
+ICMP4_PACKET, ICMP6_PACKET = 84, 1280
+PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_GUE = 4, 41, 17
+
+
+@dataclass
+class Flow:
+    """What the oracle remembers of a flow."""
+
+    vip: object
+    backend: object
+    client_mac: str
+    client_tags: list
+    interface: str
+    # The field that differs from flow to flow: outer source, GUE source port, or full-NAT source.
+    entropy: object = None
+    # With PROXY protocol: the client's initial sequence number.
+    first: int | None = None
+
+
+class Oracle:
+    """Judges packets of one configuration, in their order."""
+
+    def __init__(self, facts):
+        self.facts = facts
+        self.flows = {}
+
+    # ---- what is to be done with a packet ----
+
+    def expect(self, data, backend):
+        """The way of a well-formed packet from a client, if it goes to `backend` (a name): its name in case files.
+
+        One of "kernel", "no_vip", "out", "too_big", "expired".
+        """
+        headers = Headers(data)
+        _, _, destination, port, protocol = headers.flow()
+        vip = self.facts.vip_of(destination, protocol, port)
+        if vip is None:
+            # Behind an extension header the XDP program does not look for ports, so a worker does.
+            return "no_vip" if headers.extensions and self.facts.has_vip_address(destination) else "kernel"
+        if vip.forward in TRANSLATING and headers.hops <= 1:
+            return "expired"
+        hop = vip.backends[backend].hop
+        fixed = headers.dont_fragment or vip.forward not in TUNNELS
+        too_big = len(data) + self._overhead(vip, vip.backends[backend]) > hop.mtu
+        return "too_big" if too_big and fixed else "out"
+
+    # ---- from a client to a backend ----
+
+    def judge_forward(self, frame, interface, name, sent):
+        """`frame` (scapy) came from a client on `interface`; `sent` are (interface, bytes) to backend `name`."""
+        data = without_padding(network(frame))
+        headers = Headers(data)
+        flow = self._flow_of(frame, headers, interface, name)
+        if isinstance(flow, str):
+            return [flow]
+        hop = flow.backend.hop
+        if hop is None:
+            return [f"{name} has no neighbour, so nothing can be sent to it"]
+        problems, outs = [], []
+        for nic, out in sent:
+            if nic not in (None, hop.interface):
+                problems.append(f"sent out of {nic}, but {name} is behind {hop.interface}")
+            outs.append(Ether(out))
+        inners = self._inner_packets(data, flow, hop, len(sent), problems)
+        for inner, out in zip(inners, outs):
+            expected = self._to_backend(inner, headers, flow, hop, out, problems)
+            if expected is not None:
+                whole = framed(expected, hop.mac, self.facts.nics[hop.interface].mac, hop.tags, frame)
+                problems += differences(whole, bytes(out), padding(frame))
+                problems += faults(bytes(out), data)
+        return problems
+
+    def _flow_of(self, frame, headers, interface, name):
+        key = headers.flow()
+        if headers.is_error():
+            quoted = Headers(headers.data[headers.transport + 8:]).flow()
+            key = quoted[2], quoted[3], quoted[0], quoted[1], quoted[4]
+        vip = self.facts.vip_of(key[2], key[4], key[3])
+        if vip is None:
+            return f"forwarded to {name}, but no VIP listens at {key[2]} port {key[3]} protocol {key[4]}"
+        if name not in vip.backends:
+            return f"forwarded to {name}, which is no backend of {vip.name}"
+        if vip.protocol == ANY:
+            key = key[0], 0, key[2], 0, ANY
+        flow = self.flows.get(key)
+        if flow is None or flow.backend.name != name or flow.vip.name != vip.name:
+            flow = Flow(vip, vip.backends[name], frame.src, tags(frame), interface)
+            if not headers.is_error():
+                self.flows[key] = flow
+        if not headers.is_error():
+            flow.client_mac, flow.client_tags, flow.interface = frame.src, tags(frame), interface
+        return flow
+
+    def _inner_packets(self, data, flow, hop, count, problems):
+        """What is to be sent: the packet itself, or its fragments where a tunnel has no room for it."""
+        overhead = self._overhead(flow.vip, flow.backend)
+        if len(data) <= hop.mtu - overhead:
+            if count != 1:
+                problems.append(f"{count} frames were sent, not 1")
+            return [data]
+        headers = Headers(data)
+        if headers.version == 4 and not headers.dont_fragment and flow.vip.forward in TUNNELS:
+            pieces = fragments(data, hop.mtu - overhead)
+            if count != len(pieces):
+                problems.append(f"{count} frames were sent, not {len(pieces)} fragments")
+            return pieces
+        problems.append(f"{len(data)} bytes and {overhead} of outer headers were sent over an MTU of {hop.mtu}")
+        return []
+
+    def _overhead(self, vip, backend):
+        if vip.forward not in TUNNELS:
+            return 0
+        return (20 if backend.address.version == 4 else 40) + (12 if vip.forward == "gue" else 0)
+
+    def _to_backend(self, data, headers, flow, hop, out, problems):
+        mode = flow.vip.forward
+        seen = network(out)
+        if seen is None:
+            problems.append(f"what was sent is no IP packet: {out.summary()}")
+            return None
+        data = clamped(data, flow.vip.keys.get("mss"), headers)
+        if mode == "dsr":
+            return data
+        if mode in TUNNELS:
+            return self._encapsulated(data, flow, seen, problems)
+        port = flow.backend.port
+        if headers.is_error():
+            return self._error_to_backend(data, headers, flow, seen, problems)
+        if mode == "nat":
+            return fewer_hops(readdressed(data, destination=(str(flow.backend.address), port)))
+        return self._full_nat(data, headers, flow, seen, problems)
+
+    def _encapsulated(self, data, flow, seen, problems):
+        """RFC 2003, RFC 2473, and GUE (draft-ietf-intarea-gue, variant 0, as Linux' fou module reads it)."""
+        inner_version, version = data[0] >> 4, flow.backend.address.version
+        protocol = PROTOCOL_IPV4 if inner_version == 4 else PROTOCOL_IPV6
+        traffic_class = data[1] if inner_version == 4 else (data[0] & 15) << 4 | data[1] >> 4
+        if seen.version != version:
+            problems.append(f"outer IPv{seen.version}, but {flow.backend.address} is IPv{version}")
+            return None
+        source = ipaddress.ip_address(seen.src)
+        prefix = self.facts.tunnel_sources[version]
+        if prefix is None or source not in prefix:
+            problems.append(f"outer source {source} is not in {prefix}")
+        body, next_protocol, entropy = data, protocol, (source,)
+        if flow.vip.forward == "gue":
+            body, next_protocol = self._gue(data, protocol, seen, problems), PROTOCOL_GUE
+            entropy = source, seen.payload.sport if UDP in seen else None
+        if version == 6:
+            entropy = *entropy, seen.fl
+        self._constant(flow, entropy, problems, "outer source")
+        if version == 4:
+            outer = IP(src=seen.src, dst=str(flow.backend.address), tos=traffic_class, ttl=OUTER_HOPS, id=seen.id,
+                       flags="DF" if self._outer_df(data) else 0, proto=next_protocol)
+        else:
+            # RFC 6438: the flow label carries the flow's entropy.
+            outer = IPv6(src=seen.src, dst=str(flow.backend.address), tc=traffic_class, hlim=OUTER_HOPS, fl=seen.fl,
+                         nh=next_protocol)
+        return bytes(outer / body)
+
+    def _gue(self, data, protocol, seen, problems):
+        if UDP not in seen:
+            problems.append("no UDP header behind the outer IP header")
+            return data
+        udp = seen[UDP]
+        if udp.sport < 0xC000:
+            problems.append(f"GUE source port {udp.sport} is not in the ephemeral range 49152-65535 (RFC 8086 3.2.1)")
+        header = bytes([0, protocol, 0, 0])
+        # RFC 6935, RFC 6936: a checksum of 0, also over IPv6.
+        return UDP(sport=udp.sport, dport=self.facts.gue_port, chksum=0, len=8 + 4 + len(data)) / (header + data)
+
+    def _outer_df(self, data):
+        if self.facts.tunnel_df == "inner":
+            return data[0] >> 4 == 6 or bool(data[6] & 0x40)
+        return self.facts.tunnel_df == "set"
+
+    def _constant(self, flow, entropy, problems, what):
+        if flow.entropy is None:
+            flow.entropy = entropy
+        elif flow.entropy != entropy:
+            problems.append(f"{what} was {flow.entropy} in this flow, and is {entropy}")
+
+    # ---- full NAT ----
+
+    def _full_nat(self, data, headers, flow, seen, problems):
+        backend, port = flow.backend, flow.backend.port or headers.ports[1]
+        source = ipaddress.ip_address(seen.src)
+        seen_headers = Headers(without_padding(seen))
+        source_port = seen_headers.ports[0] if seen_headers.ports else None
+        if not any(source in prefix for prefix in self.facts.pool):
+            problems.append(f"source {source} is not in the pool {self.facts.pool}")
+        if source_port not in self.facts.pool_ports:
+            problems.append(f"source port {source_port} is not in {self.facts.pool_ports}")
+        self._constant(flow, (source, source_port), problems, "full-NAT source")
+        ends = (str(source), source_port), (str(backend.address), port)
+        if flow.vip.keys.get("proxy") == "v2":
+            data = self._proxied(data, headers, flow)
+            headers = Headers(data)
+        if headers.version == backend.address.version:
+            return fewer_hops(readdressed(data, *ends))
+        return translated(data, headers, *ends, seen)
+
+    def _proxied(self, data, headers, flow):
+        if flags(data, headers) & SYN:
+            flow.first = number(data, headers, 4)
+        source, source_port, destination, port, _ = headers.flow()
+        return to_proxied(data, proxy_header((source, source_port), (destination, port)), flow.first)
+
+    # ---- what the balancer answers itself ----
+
+    def judge_error(self, frame, way, outcome):
+        """`frame` was to be answered with an ICMP error, or dropped where that is limited: `way` is why."""
+        if outcome.verdict == "drop":
+            return [] if outcome.line["reason"] == DROPS[way] else [f"it was to be dropped as {DROPS[way]}"]
+        if outcome.verdict != "reply" or way not in ERRORS or len(outcome.sent) != 1:
+            return [f"it was to be answered or dropped: {way}"]
+        data, out = without_padding(network(frame)), outcome.sent[0][1]
+        problems = faults(out)
+        reply = without_padding(network(Ether(out)))
+        headers = Headers(reply)
+        if headers.destination != Headers(data).source or Ether(out).dst != frame.src:
+            problems.append(f"the error goes to {Ether(out).summary()}, not to the sender of the packet")
+        message, quote = reply[headers.transport:], reply[headers.transport + 8:]
+        expected = ERRORS[way][headers.version]
+        if headers.protocol != (1 if headers.version == 4 else 58) or tuple(message[:2]) != expected:
+            problems.append(f"{Ether(out).summary()}: expected ICMP type and code {expected}")
+        if data[:len(quote)] != quote or len(quote) < min(len(data), Headers(data).transport + 8):
+            problems.append("what is quoted is not the beginning of the packet, headers and 8 bytes at least")
+        longest = ICMP4_PACKET if headers.version == 4 else ICMP6_PACKET
+        if len(reply) > longest:
+            problems.append(f"the error has {len(reply)} bytes, more than {longest}")
+        return problems
+
+    # ---- from a backend to a client ----
+
+    def judge_reply(self, frame, key, sent):
+        """`frame` is a backend's answer in the flow `key`; `sent` are (interface, bytes) to the client."""
+        flow = self.flows[key]
+        if len(sent) != 1:
+            return [f"{len(sent)} frames were sent, not 1"]
+        nic, out = sent[0]
+        problems = [] if nic in (None, flow.interface) else [f"sent out of {nic}; the client is at {flow.interface}"]
+        data = without_padding(network(frame))
+        headers = Headers(data)
+        client, client_port, vip, vip_port, _ = key
+        ends = (vip, vip_port), (client, client_port)
+        data = clamped(data, flow.vip.keys.get("mss"), headers)
+        if flow.first is not None and not headers.is_error():
+            data = from_proxied(data, len(proxy_header(ends[1], ends[0])), flow.first)
+        headers = Headers(data)
+        if headers.is_error():
+            expected = error_to_client(data, headers, ends)
+        elif headers.version == ipaddress.ip_address(client).version:
+            expected = fewer_hops(readdressed(data, *ends))
+        else:
+            expected = translated(data, headers, *ends, network(Ether(out)))
+        vlans = [tag.vlan for tag in flow.client_tags]
+        whole = framed(expected, flow.client_mac, self.facts.nics[flow.interface].mac, vlans, frame)
+        return problems + differences(whole, out, padding(frame)) + faults(out, data)
+
+    def flow_of_reply(self, frame):
+        """The key of the flow that a backend's frame answers; None if there is none."""
+        headers = Headers(without_padding(network(frame)))
+        flow = headers.flow()
+        if headers.is_error():
+            quoted = Headers(headers.data[headers.transport + 8:]).flow()
+            flow = quoted[2], quoted[3], quoted[0], quoted[1], quoted[4]
+        source, source_port, destination, port, protocol = flow
+        for key, known in self.flows.items():
+            if known.vip.forward not in TRANSLATING or key[4] != protocol:
+                continue
+            if (source, source_port) != (str(known.backend.address), known.backend.port or key[3]):
+                continue
+            expected = known.entropy or (ipaddress.ip_address(key[0]), key[1])
+            if (ipaddress.ip_address(destination), port) == expected:
+                return key
+        return None
+
+    # ---- ICMP errors ----
+
+    def _error_to_backend(self, data, headers, flow, seen, problems):
+        """An error about VIP -> client: what is quoted becomes what the backend has sent (RFC 5508, RFC 7915 4.2)."""
+        at = headers.transport + 8
+        backend = str(flow.backend.address), flow.backend.port
+        if flow.vip.forward == "nat":
+            quoted = readdressed(data[at:], source=backend)
+            return fewer_hops(with_icmp(data[:at] + quoted, headers, destination=backend[0]))
+        if flow.entropy is None:
+            problems.append("an error about a flow that has no source of ours")
+            return None
+        source, port = str(flow.entropy[0]), flow.entropy[1]
+        quoted = readdressed(data[at:], source=backend, destination=(source, port))
+        return fewer_hops(with_icmp(data[:at] + quoted, headers, source=seen.src, destination=backend[0]))

@@ -1,0 +1,72 @@
+"""Runs `holdfast replay` on a capture: what was decided of each packet, and what was sent for it."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import captures
+
+SECONDS_AT_MOST = 120
+# Most characters of what holdfast has to say about a configuration.
+MESSAGE = 1000
+
+
+@dataclass
+class Outcome:
+    """What became of one packet: the JSON line, and (interface, bytes) of each frame that it made."""
+
+    line: dict
+    sent: list
+
+    @property
+    def verdict(self):
+        return self.line["verdict"]
+
+    @property
+    def backend(self):
+        return self.line.get("backend")
+
+
+class Replay:
+    """One configuration, as files in a folder."""
+
+    def __init__(self, binary, folder, config, neighbours, interfaces):
+        self.binary, self.folder, self.interfaces = binary, Path(folder), interfaces
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.toml").write_text(config)
+        (self.folder / "neighbours.toml").write_text(neighbours)
+
+    def run(self, frames):
+        """Replays (microseconds, interface, bytes); an Outcome for each, and the counters' sums."""
+        given, out = self.folder / "in.pcapng", self.folder / "out.pcapng"
+        captures.write(given, frames, self.interfaces)
+        command = [self.binary, "replay", "--config", self.folder / "config.toml", "--neighbours",
+                   self.folder / "neighbours.toml", "--json", "--out", out, given]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_AT_MOST, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"holdfast replay: exit {done.returncode}: {done.stderr[:MESSAGE]}")
+        outcomes = [Outcome(json.loads(line), []) for line in done.stdout.splitlines()]
+        if [outcome.line["index"] for outcome in outcomes] != list(range(len(frames))):
+            raise RuntimeError(f"{len(frames)} packets in, {len(outcomes)} lines out: every packet must have one")
+        for frame in captures.read(out):
+            # On the other interfaces are packets that were not sent.
+            if frame.interface in self.interfaces:
+                _cause(outcomes, frame).sent.append((frame.interface, frame.data))
+        return outcomes, _sums(outcomes)
+
+
+def _cause(outcomes, frame):
+    """The packet that a frame was sent for: the comment's first line says its index."""
+    index = frame.comment.partition(" ")[0].removeprefix("index=")
+    if not index.isdigit():
+        raise RuntimeError(f"a frame that no packet has caused was sent: {frame.comment}")
+    return outcomes[int(index)]
+
+
+def _sums(outcomes):
+    sums = {}
+    for outcome in outcomes:
+        for name, value in outcome.line.get("counters", {}).items():
+            sums[name] = sums.get(name, 0) + value
+    return sums

@@ -1,0 +1,84 @@
+"""What routers and translators do to packets, as the RFCs say it; on bytes, from the IP header on."""
+
+from packets import IP, Headers, IPv6, checksum, mac, readdressed, tags, transport_sum, transport_sum_at
+
+# RFC 7915 5.1: a translated packet of at most this many bytes may be fragmented on its way.
+SMALL_V4 = 1260
+
+
+def framed(data, destination, source, vlans, frame):
+    """An IP packet as a frame to a next hop; the tags keep the priority of those that `frame` came with."""
+    came_with = tags(frame)
+    out = mac(destination) + mac(source)
+    kinds = [0x8100] if len(vlans) == 1 else [0x88A8, 0x8100]
+    for index, vlan in enumerate(vlans):
+        tag = came_with[index] if index < len(came_with) else None
+        priority = tag.prio << 13 | tag.id << 12 if tag else 0
+        out += kinds[index].to_bytes(2, "big") + (priority | vlan).to_bytes(2, "big")
+    return out + (b"\x08\x00" if data[0] >> 4 == 4 else b"\x86\xdd") + data
+
+
+def fewer_hops(data):
+    """What a router sends on: TTL or hop limit one less (RFC 1812 5.3.1, RFC 8200 3)."""
+    out = bytearray(data)
+    out[8 if data[0] >> 4 == 4 else 7] -= 1
+    return with_header_sum(out) if data[0] >> 4 == 4 else bytes(out)
+
+
+def with_header_sum(data):
+    """The IPv4 packet with its header checksum computed anew."""
+    out, length = bytearray(data), (data[0] & 15) * 4
+    out[10:12] = bytes(2)
+    out[10:12] = checksum(bytes(out[:length])).to_bytes(2, "big")
+    return bytes(out)
+
+
+def with_icmp(data, headers, source=None, destination=None):
+    """An ICMP packet with other addresses, and its ICMP checksum computed anew."""
+    ends = [(address, None) if address else None for address in (source, destination)]
+    out = bytearray(readdressed(data, *ends))
+    at = headers.transport
+    out[at + 2:at + 4] = bytes(2)
+    message = bytes(out[at:])
+    pseudo = b""
+    if headers.version == 6:
+        pseudo = bytes(out[8:40]) + len(message).to_bytes(4, "big") + (58).to_bytes(4, "big")
+    out[at + 2:at + 4] = checksum(pseudo + message).to_bytes(2, "big")
+    return bytes(out)
+
+
+def error_to_client(data, headers, ends):
+    """An ICMP error from the backend's side, as the client gets it: from the VIP, about its own packet."""
+    vip, client = ends
+    at = headers.transport + 8
+    quoted = readdressed(data[at:], source=client, destination=vip)
+    return fewer_hops(with_icmp(data[:at] + quoted, headers, source=vip[0], destination=client[0]))
+
+
+def translated(data, headers, source, destination, seen):
+    """The packet in the other family (RFC 7915), from and to (address, port); `seen` gives what is free to choose."""
+    segment = bytearray(data[headers.transport:])
+    for at, (_, port) in ((0, source), (2, destination)):
+        segment[at:at + 2] = port.to_bytes(2, "big")
+    hops = headers.hops - 1
+    if headers.version == 4:
+        header = IPv6(src=source[0], dst=destination[0], tc=data[1], hlim=hops, nh=headers.protocol,
+                      fl=getattr(seen, "fl", 0), plen=len(segment))
+    else:
+        traffic_class = (data[0] & 15) << 4 | data[1] >> 4
+        flags = "DF" if 20 + len(segment) > SMALL_V4 else 0
+        header = IP(src=source[0], dst=destination[0], tos=traffic_class, ttl=hops, proto=headers.protocol,
+                    id=getattr(seen, "id", 0), flags=flags, len=20 + len(segment))
+    out = bytearray(bytes(header) + segment)
+    new = Headers(bytes(out))
+    # RFC 7915 4.5: over IPv6 a UDP checksum is computed where IPv4 had none.
+    at = transport_sum_at(new)
+    out[at:at + 2] = transport_sum(bytes(out), new).to_bytes(2, "big")
+    return bytes(out)
+
+
+def fragments(data, mtu):
+    """The fragments of an IPv4 packet for links of `mtu` bytes (RFC 791 3.2)."""
+    packet = IP(data)
+    room = (mtu - packet.ihl * 4) // 8 * 8
+    return [bytes(piece) for piece in packet.fragment(room)]

@@ -1,0 +1,179 @@
+"""Runs cases: packets are built, replayed, and judged; what was sent can be used to build the packets after it."""
+
+from dataclasses import dataclass
+
+import casefile
+import packets
+from compare import differences, faults
+from facts import Facts
+from oracle import Oracle
+from replay import Replay
+
+START_SECONDS = 1_700_000_000
+STEP_SECONDS = 0.001
+# Packets that nobody forwards may be anything: they are not taken apart.
+SHORTEST = 14
+
+
+@dataclass
+class Given:
+    """One frame of a case and what is expected of it."""
+
+    packet: int
+    spec: dict
+    frame: bytes
+    micros: int
+    interface: str
+    cut: bool
+
+    @property
+    def title(self):
+        return f"packet {self.packet}" + (f", cut to {len(self.frame)} bytes" if self.cut else "")
+
+
+class Run:
+    """A case in one mode."""
+
+    def __init__(self, case, binary, folder):
+        self.case = case
+        self.specs = case.packets()
+        config, neighbours = case.texts()
+        self.facts = Facts(config, neighbours)
+        self.replay = Replay(binary, folder, config, neighbours, list(self.facts.nics))
+        self.words = None
+
+    def judge(self):
+        """What is wrong, as lines; and every frame that was sent, with the packet that made it."""
+        given, outcomes, counters = self._replay()
+        oracle, problems, sent = Oracle(self.facts), [], []
+        for one, outcome in zip(given, outcomes):
+            found = self._judge_one(oracle, one, outcome, given, outcomes)
+            problems += [f"{one.title}: {line}" for line in found]
+            sent += [(one.title, frame) for _, frame in outcome.sent]
+        problems += self._judge_spread(given, outcomes)
+        return problems + self._judge_counters(counters), sent
+
+    def _replay(self):
+        """Builds as many packets as can be, replays, builds those that needed that, and so on."""
+        given, outcomes, counters, ready = [], [], {}, -1
+        while True:
+            given, complete = self._build(given, outcomes)
+            if complete and len(given) == len(outcomes):
+                return given, outcomes, counters
+            if len(given) == ready:
+                raise casefile.Mistake(f"{self.case.title}: a packet is built from what one after it has sent")
+            ready = len(given)
+            outcomes, counters = self.replay.run([(one.micros, one.interface, one.frame) for one in given])
+
+    def _build(self, before, outcomes):
+        """The frames whose expressions can be evaluated; whether those are all."""
+        self.words = self._words(before, outcomes)
+        given, seconds = [], 0.0
+        for index, spec in enumerate(self.specs):
+            seconds = spec.get("at", seconds + STEP_SECONDS)
+            try:
+                frames = self._frames(spec, before, index)
+            except casefile.Pending:
+                return given, False
+            for frame, cut in frames:
+                micros = int((START_SECONDS + seconds) * 1_000_000) + len(given)
+                given.append(Given(index, spec, frame, micros, self._arrival(spec, frame), cut))
+        return given, True
+
+    def _frames(self, spec, before, index):
+        known = [(one.frame, one.cut) for one in before if one.packet == index]
+        if known:
+            return known
+        if "pcap" in spec:
+            frames = casefile.capture(self.case.path, spec["pcap"])
+        else:
+            frames = self.words.frames(spec["in"])
+        if "cut" in spec:
+            return [(frame[:length], True) for frame in frames for length in range(len(frame))]
+        return [(frame, False) for frame in frames * spec.get("repeat", 1)]
+
+    def _arrival(self, spec, frame):
+        """The NIC whose MAC the frame is for, else the first one."""
+        return spec.get("nic", self.facts.interface_of(":".join(f"{byte:02x}" for byte in frame[:6])))
+
+    def _words(self, given, outcomes):
+        received, results = [None] * len(self.specs), [None] * len(self.specs)
+        for one, outcome in reversed(list(zip(given, outcomes))):
+            received[one.packet], results[one.packet] = one.frame, outcome
+        return casefile.Words(self.case.path, received, results)
+
+    # ---- judging ----
+
+    def _judge_one(self, oracle, one, outcome, given, outcomes):
+        spec, line = one.spec, outcome.line
+        way, wanted = self._expected(one)
+        verdict = {"out": "transmit"}.get(way, way)
+        if outcome.verdict != verdict:
+            return [f"expected {verdict} {wanted if way == 'drop' else ''}, but: {line}"]
+        problems = self._judge_line(spec, line, given, outcomes)
+        if way == "drop" and line.get("reason") not in ([wanted] if isinstance(wanted, str) else wanted):
+            problems.append(f"dropped as {line.get('reason')}, expected {wanted}")
+        if way in ("out", "reply"):
+            problems += self._judge_sent(oracle, one, outcome, wanted)
+        elif outcome.sent and way == "kernel":
+            problems.append(f"{len(outcome.sent)} frames were sent for a packet that stays in the kernel")
+        return problems
+
+    def _expected(self, one):
+        spec = one.spec
+        if one.cut:
+            rows = [row for row in spec["cut"] if row[0] <= len(one.frame)]
+            wanted = rows[-1][1]
+            return ("kernel", True) if wanted == "kernel" else ("drop", wanted)
+        for way in ("drop", "kernel", "reply", "out"):
+            if way in spec:
+                return way, spec[way]
+        return "out", "backend"
+
+    def _judge_line(self, spec, line, given, outcomes):
+        problems = [f"{key}: expected {spec[key]}, reported {line.get(key)}" for key in ("flow", "vip", "backend")
+                    if key in spec and line.get(key) != spec[key]]
+        if "never" in spec and line.get("backend") == spec["never"]:
+            problems.append(f"went to {spec['never']}")
+        for key, same in (("same_backend_as", True), ("other_backend_than", False)):
+            if key not in spec:
+                continue
+            before = next(outcome for one, outcome in zip(given, outcomes) if one.packet == spec[key])
+            if (before.backend == line.get("backend")) != same:
+                problems.append(f"{key} {spec[key]}: that went to {before.backend}, this to {line.get('backend')}")
+        return problems
+
+    def _judge_sent(self, oracle, one, outcome, wanted):
+        frame = packets.Ether(one.frame)
+        if wanted == "backend":
+            return oracle.judge_forward(frame, one.interface, outcome.backend, outcome.sent)
+        if wanted == "client":
+            key = oracle.flow_of_reply(frame)
+            if key is None:
+                return [f"no flow has this answer: {frame.summary()}"]
+            return oracle.judge_reply(frame, key, outcome.sent)
+        expected = [frame for text in (wanted if isinstance(wanted, list) else [wanted])
+                    for frame in self.words.frames(text)]
+        if len(expected) != len(outcome.sent):
+            return [f"{len(outcome.sent)} frames were sent, expected {len(expected)}"]
+        problems = []
+        for want, (_, out) in zip(expected, outcome.sent):
+            problems += differences(want, out, free=one.spec.get("free", ())) + faults(out, one.frame[SHORTEST:])
+        return problems
+
+    def _judge_spread(self, given, outcomes):
+        """What of the outer header makes flows differ, in the packets that say how many values there must be."""
+        problems = []
+        for index, spec in enumerate(self.specs):
+            sent = [packets.Ether(frame) for one, outcome in zip(given, outcomes) if one.packet == index
+                    for _, frame in outcome.sent]
+            values = {(packets.network(frame).src, getattr(packets.network(frame).payload, "sport", None))
+                      for frame in sent if packets.network(frame)}
+            if len(values) < spec.get("spread", 0):
+                problems.append(f"packet {index}: {len(values)} values of the outer source in {len(sent)} flows, "
+                                f"expected {spec['spread']} at least: {sorted(map(str, values))}")
+        return problems
+
+    def _judge_counters(self, counters):
+        return [f"counter {name}: expected {value}, is {counters.get(name, 0)}"
+                for name, value in self.case.counters().items() if counters.get(name, 0) != value]

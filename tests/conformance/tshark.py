@@ -1,0 +1,71 @@
+"""tshark's opinion of frames: malformed packets and bad checksums."""
+
+import functools
+import subprocess
+
+import captures
+import packets
+
+FIELDS = ("frame.number", "ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "icmp.checksum.status",
+          "icmpv6.checksum.status", "_ws.malformed", "_ws.expert.severity", "tcp.checksum", "tcp.checksum_calculated",
+          "_ws.col.Info")
+BAD = "0"
+# PI_ERROR of epan/proto.h: what tshark is sure to be wrong.
+ERROR = 0x00800000
+GUE_PORT = 6080
+# What we write, and so is to be looked at.
+HEADERS = {"eth", "vlan", "ieee8021ad", "ip", "ipv6", "icmp", "icmpv6", "tcp", "udp", "data"}
+# Tables by which tshark finds out what TCP and UDP carry: by port, and by looks.
+PAYLOAD_TABLES = ("tcp.port", "udp.port", "tcp", "udp", "tcp.payload", "udp.payload")
+
+
+@functools.cache
+def payload_protocols():
+    """Every protocol that tshark might see in the payload, which is random bytes."""
+    lines = []
+    for listing in ("decodes", "heuristic-decodes"):
+        done = subprocess.run(["tshark", "-G", listing], capture_output=True, text=True, check=True)
+        lines += [line.split("\t") for line in done.stdout.splitlines()]
+    # decodes: table, selector, protocol; heuristic-decodes: table, protocol, enabled.
+    return sorted({row[1] if row[2] in "TF" else row[2] for row in lines if row[0] in PAYLOAD_TABLES} - HEADERS)
+
+
+def objections(path, frames):
+    """{index: what tshark objects to} of frames (bytes), which are written to `path`."""
+    shown = [(index, form) for index, frame in enumerate(frames) for form in (frame, *_inside(frame))]
+    captures.write(path, [(at, "-", frame) for at, (_, frame) in enumerate(shown)])
+    command = ["tshark", "-n", "-r", str(path), "-T", "fields"]
+    for protocol in ("ip", "tcp", "udp"):
+        command += ["-o", f"{protocol}.check_checksum:TRUE"]
+    # What the payload means is nobody's business here.
+    command += ["-o", "tcp.analyze_sequence_numbers:FALSE", "-o", "ip.defragment:FALSE", "-o", "ipv6.defragment:FALSE"]
+    for protocol in payload_protocols():
+        command += ["--disable-protocol", protocol]
+    for name in FIELDS:
+        command += ["-e", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = {}
+    for line in done.stdout.splitlines():
+        number, *sums, malformed, severities, tcp_sum, tcp_computed, info = line.split("\t")
+        # Every tunnelled packet has several headers of a kind: fields are lists.
+        bad = [name for name, status in zip(FIELDS[1:], sums) if BAD in status.split(",")]
+        # 0xffff and 0 are the same number in one's complement (RFC 1071).
+        if (tcp_sum, tcp_computed) == ("0xffff", "0x0000"):
+            bad = [name for name in bad if not name.startswith("tcp")]
+        if malformed:
+            bad.append("malformed")
+        if any(int(severity) >= ERROR for severity in severities.split(",") if severity) and not bad:
+            bad.append("expert error")
+        if bad:
+            found[shown[int(number) - 1][0]] = f"{', '.join(bad)}: {info}"
+    return found
+
+
+def _inside(frame):
+    """The packet inside of GUE as a frame of its own: tshark 4.0 knows no GUE."""
+    outer = packets.network(packets.Ether(frame))
+    if outer is None or packets.UDP not in outer or outer[packets.UDP].dport != GUE_PORT:
+        return
+    inner = bytes(outer[packets.UDP].payload)[4:]
+    if inner:
+        yield frame[:12] + (b"\x08\0" if inner[0] >> 4 == 4 else b"\x86\xdd") + inner

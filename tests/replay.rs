@@ -1,0 +1,762 @@
+//! `holdfast replay`: the decisions, the captures that it reads, and what it writes.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
+
+use std::fs;
+use std::io::Cursor;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use etherparse::{PacketBuilder, TcpHeader};
+use holdfast::config::{self, Config, Neighbours};
+use holdfast::forwarding::PortIndex;
+use holdfast::replay::{
+    Capture, CaptureError, Captured, Decision, FlowState, Replay, Story, Verdict,
+};
+use pcap_file::pcapng::{Block, PcapNgReader};
+
+const NIC1: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const NIC2: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const CLIENT: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
+const ETH1: PortIndex = PortIndex(0);
+const ETH2: PortIndex = PortIndex(1);
+
+/// A file of this test.
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/replay").join(name)
+}
+
+fn config() -> Config {
+    config::load(&path("config.toml")).unwrap()
+}
+
+fn neighbours() -> Neighbours {
+    config::load_neighbours(&path("neighbours.toml"), &config()).unwrap()
+}
+
+fn replay() -> Replay {
+    Replay::new(&config(), Some(&neighbours())).unwrap()
+}
+
+/// A TCP segment; flags as in tcpdump.
+fn tcp(macs: ([u8; 6], [u8; 6]), from: &str, to: &str, flags: &str) -> Vec<u8> {
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+    let mut header = TcpHeader::new(from.port(), to.port(), 1_000, 65_000);
+    header.syn = flags.contains('S');
+    header.ack = flags.contains('A');
+    header.fin = flags.contains('F');
+    header.rst = flags.contains('R');
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ethernet2(macs.0, macs.1);
+    let builder = match (from, to) {
+        (SocketAddr::V4(a), SocketAddr::V4(b)) => {
+            builder.ipv4(a.ip().octets(), b.ip().octets(), 64)
+        }
+        (SocketAddr::V6(a), SocketAddr::V6(b)) => {
+            builder.ipv6(a.ip().octets(), b.ip().octets(), 64)
+        }
+        _ => panic!("one family"),
+    };
+    builder.tcp_header(header).write(&mut packet, b"hello").unwrap();
+    packet
+}
+
+fn client(port: u16, flags: &str) -> Vec<u8> {
+    tcp((CLIENT, NIC1), &format!("198.51.100.7:{port}"), "192.0.2.10:80", flags)
+}
+
+fn backend(port: u16, flags: &str) -> Vec<u8> {
+    let macs = ([2, 0, 0, 0, 0, 0x12], NIC2);
+    tcp(macs, "10.0.0.12:8080", &format!("198.51.100.7:{port}"), flags)
+}
+
+fn dns() -> Vec<u8> {
+    let mut packet = Vec::new();
+    let (client, vip) = ("2001:db8:1::7", "2001:db8::10");
+    let address = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    PacketBuilder::ethernet2(CLIENT, NIC1)
+        .ipv6(address(client), address(vip), 64)
+        .udp(4000, 53)
+        .write(&mut packet, b"query")
+        .unwrap();
+    packet
+}
+
+fn arp() -> Vec<u8> {
+    let mut packet = vec![0xff; 6];
+    packet.extend(CLIENT);
+    packet.extend([0x08, 0x06]);
+    packet.resize(60, 0);
+    packet
+}
+
+/// A packet as it is captured, whole.
+fn captured(nic: PortIndex, seconds: u64, data: &[u8]) -> Captured<'_> {
+    let original_len = u32::try_from(data.len()).unwrap();
+    Captured { nic, time: Duration::from_secs(seconds), original_len, data }
+}
+
+/// What is said of packets, each with its NIC and second.
+fn decide(replay: &mut Replay, packets: &[(PortIndex, u64, Vec<u8>)]) -> Vec<Decision> {
+    packets.iter().map(|(nic, at, data)| replay.packet(&captured(*nic, *at, data))).collect()
+}
+
+fn counter(decision: &Decision, name: &str) -> i64 {
+    decision.counters.iter().find(|(found, _)| found == name).map_or(0, |(_, by)| *by)
+}
+
+// ---- decisions ----
+
+/// The traffic of the golden test: one packet of each kind.
+fn mixed() -> Vec<(PortIndex, u64, Vec<u8>)> {
+    let to_lost = tcp((CLIENT, NIC1), "198.51.100.7:5000", "192.0.2.11:80", "S");
+    let other_port = tcp((CLIENT, NIC1), "198.51.100.7:5000", "192.0.2.10:81", "S");
+    let other_mac = tcp((CLIENT, CLIENT), "198.51.100.7:5000", "192.0.2.10:80", "S");
+    let martian = tcp((CLIENT, NIC1), "127.0.0.1:5000", "192.0.2.10:80", "S");
+    let to_box = tcp(([2, 0, 0, 0, 0, 0x12], NIC2), "10.0.0.12:8080", "10.0.0.1:5000", "SA");
+    let mut cut = client(40_000, "A");
+    cut.truncate(40);
+    vec![
+        (ETH1, 0, client(40_000, "S")),
+        (ETH2, 0, backend(40_000, "SA")),
+        (ETH1, 0, client(40_000, "A")),
+        (ETH1, 1, client(40_001, "A")),
+        (ETH1, 1, client(40_002, "R")),
+        (ETH1, 1, dns()),
+        (ETH1, 2, to_lost),
+        (ETH1, 2, other_port),
+        (ETH1, 2, other_mac),
+        (ETH1, 2, martian),
+        (ETH2, 3, backend(50_000, "A")),
+        (ETH2, 3, to_box),
+        (ETH1, 3, arp()),
+        (ETH1, 3, cut),
+        // After more than the 60 s of silence that the VIP allows.
+        (ETH1, 62, client(40_000, "A")),
+        (ETH1, 62, client(40_000, "R")),
+    ]
+}
+
+#[test]
+fn every_kind_of_packet_gets_its_verdict() {
+    use FlowState::{New, None as Nothing, Pinned};
+    use Verdict::{Drop, Kernel, Reply, Transmit};
+    let decisions = decide(&mut replay(), &mixed());
+    let found: Vec<_> = decisions
+        .iter()
+        .map(|d| (d.verdict, d.reason.unwrap_or("-"), d.place(), d.flow, d.sent.len()))
+        .collect();
+    let expected = [
+        (Transmit, "-", "web/b", New, 1),
+        (Transmit, "-", "web/b", Pinned, 1),
+        (Transmit, "-", "web/b", Pinned, 1),
+        (Transmit, "-", "web/b", New, 1),
+        (Transmit, "-", "web/b", Nothing, 1),
+        (Transmit, "-", "dns/c", New, 1),
+        (Drop, "no_backend", "lost", Nothing, 0),
+        (Kernel, "-", "-", Nothing, 0),
+        (Kernel, "-", "-", Nothing, 0),
+        (Drop, "bad_source", "web", Nothing, 0),
+        (Drop, "return_no_flow", "web", Nothing, 0),
+        (Kernel, "-", "-", Nothing, 0),
+        (Kernel, "-", "-", Nothing, 0),
+        (Drop, "bad_ipv4_length", "-", Nothing, 0),
+        (Reply, "flow_reset", "web/b", Pinned, 2),
+        (Transmit, "-", "web/b", Pinned, 1),
+    ];
+    for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let (verdict, reason, place, flow, sent) = *expected;
+        assert_eq!(found, &(verdict, reason, place.to_owned(), flow, sent), "packet {index}");
+    }
+    assert_eq!(found.len(), expected.len());
+    let indices: Vec<u64> = decisions.iter().map(|decision| decision.index).collect();
+    assert!(indices.iter().copied().eq(0..16), "{indices:?}");
+    assert_eq!(decisions[14].unasked.len(), 2, "both ends of the silent flow were probed");
+}
+
+#[test]
+fn frames_leave_as_the_neighbours_file_says() {
+    let decisions = decide(&mut replay(), &mixed());
+    let first = &decisions[0].sent[0];
+    assert_eq!(first.nic, ETH2);
+    assert_eq!(first.bytes[..12], [2, 0, 0, 0, 0, 0x12, 2, 0, 0, 0, 0, 2], "to b, from eth2");
+    assert_eq!(first.bytes[12..16], [0x81, 0, 0, 100], "in its VLAN");
+    let back = &decisions[1].sent[0];
+    assert_eq!((back.nic, &back.bytes[..6]), (ETH1, &CLIENT[..]), "replies go where clients are");
+}
+
+#[test]
+fn counters_are_those_that_the_packet_moved() {
+    let decisions = decide(&mut replay(), &mixed());
+    for (index, name, by) in [
+        (0, "workers.flows_new", 1),
+        (0, "vips.web.backends.b.packets_in", 1),
+        (0, "nics.eth1.steered", 1),
+        (0, "nics.eth2.tx_packets", 1),
+        (1, "vips.web.packets_out", 1),
+        (1, "workers.flows_new", 0),
+        (3, "workers.flows_by_hash", 1),
+        (6, "workers.drops.no_backend", 1),
+        (6, "vips.lost.dropped", 1),
+        (7, "nics.eth1.passed", 1),
+        (7, "workers.received", 0),
+        (14, "workers.resets_sent", 2),
+        (14, "workers.probes_sent", 0),
+    ] {
+        assert_eq!(counter(&decisions[index], name), by, "packet {index}: {name}");
+    }
+}
+
+#[test]
+fn reasons_are_told_step_by_step() {
+    let decisions = decide(&mut replay(), &mixed());
+    let steps = |index: usize| {
+        let steps = decisions[index].steps.iter();
+        steps.map(|step| format!("{}: {}: {}", step.stage, step.outcome, step.why)).collect()
+    };
+    let chosen: Vec<String> = steps(4);
+    for part in ["xdp: to the worker", "not a: down: its health check fails", "b takes it"] {
+        assert!(chosen.iter().any(|step| step.contains(part)), "{part}: {chosen:#?}");
+    }
+    let dropped: Vec<String> = steps(9);
+    assert!(dropped.last().unwrap().starts_with("drop: bad_source: The source is"), "{dropped:?}");
+    let pinned: Vec<String> = steps(2);
+    assert!(pinned.iter().any(|step| step == "conntrack: web/b: the flow has a pin"), "{pinned:?}");
+}
+
+#[test]
+fn without_a_neighbours_file_hops_are_invented_and_all_backends_are_up() {
+    let mut replay = Replay::new(&config(), None).unwrap();
+    // To a MAC that nobody told: every unicast frame is for the NIC.
+    let other_mac = tcp((CLIENT, CLIENT), "198.51.100.7:5000", "192.0.2.11:80", "S");
+    let decision = replay.packet(&captured(ETH1, 0, &other_mac));
+    assert_eq!((decision.verdict, decision.place().as_str()), (Verdict::Transmit, "lost/gone"));
+    let Some(sent) = decision.sent.first() else { panic!("{decision:?}") };
+    // Backend number 3 of the file, from 0, by NIC number 0.
+    assert_eq!(sent.bytes[..12], [2, 0, 0, 0, 0, 3, 2, 0, 0, 1, 0, 0]);
+    let group = tcp((CLIENT, [0xff; 6]), "198.51.100.7:5000", "192.0.2.11:80", "S");
+    assert_eq!(replay.packet(&captured(ETH1, 0, &group)).verdict, Verdict::Kernel);
+}
+
+#[test]
+fn the_state_of_a_backend_is_what_the_file_says() {
+    for (state, flow, places) in [
+        ("up", "S", &["web/a", "web/b"][..]),
+        ("down", "S", &["web/b"]),
+        ("draining", "S", &["web/b"]),
+        ("draining", "A", &["web/a", "web/b"]),
+    ] {
+        let text = fs::read_to_string(path("neighbours.toml")).unwrap();
+        let text = text.replace("state = \"down\"", &format!("state = \"{state}\""));
+        let known = config::parse_neighbours(&text, "n.toml", &config()).unwrap();
+        let mut replay = Replay::new(&config(), Some(&known)).unwrap();
+        let mut seen: Vec<String> = (0..64)
+            .map(|port| replay.packet(&captured(ETH1, 0, &client(40_000 + port, flow))).place())
+            .collect();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen, places, "{state}, {flow}");
+    }
+}
+
+#[test]
+fn packets_that_the_capture_cut_and_those_too_long_are_not_given_to_the_worker() {
+    let mut replay = replay();
+    let packet = client(40_000, "S");
+    let long = Captured { original_len: 1500, ..captured(ETH1, 0, &packet) };
+    let decision = replay.packet(&long);
+    assert_eq!(decision.verdict, Verdict::Truncated);
+    assert_eq!(decision.reason, Some("truncated_capture"));
+    assert!(decision.counters.is_empty() && decision.sent.is_empty());
+    let mut jumbo = packet.clone();
+    jumbo.resize(9000, 0);
+    let decision = replay.packet(&captured(ETH1, 0, &jumbo));
+    assert_eq!((decision.verdict, decision.reason), (Verdict::Drop, Some("longer_than_a_frame")));
+    assert_eq!(replay.packet(&captured(ETH1, 0, &packet)).flow, FlowState::New, "it goes on");
+}
+
+#[test]
+fn the_clock_follows_the_capture_and_never_runs_back() {
+    let mut replay = replay();
+    let mut at = |seconds, flags| replay.packet(&captured(ETH1, seconds, &client(40_000, flags)));
+    assert_eq!(at(1_000_000, "S").flow, FlowState::New);
+    assert_eq!(at(1_000_004, "S").flow, FlowState::Pinned, "within the 5 s of a SYN");
+    assert_eq!(at(999_000, "S").flow, FlowState::Pinned, "captured out of order");
+    assert_eq!(at(1_000_008, "S").flow, FlowState::Pinned, "the clock stood still meanwhile");
+    assert_eq!(at(1_000_014, "S").flow, FlowState::New, "it had ended");
+    assert_eq!(at(u64::MAX / 2, "S").flow, FlowState::New, "any time will do");
+    assert_eq!(at(0, "S").flow, FlowState::Pinned);
+}
+
+/// A flow that a later packet finds has not ended, however many packets came between.
+#[test]
+fn time_passes_alike_in_many_small_steps_and_in_one_large_one() {
+    for steps in [1, 1000] {
+        let mut replay = replay();
+        replay.packet(&captured(ETH1, 0, &client(40_000, "S")));
+        let (mut idled_out, packet) = (0, arp());
+        for step in 1..=steps {
+            let time = Duration::from_secs(20) * step / steps;
+            let decision = replay.packet(&Captured { time, ..captured(ETH1, 0, &packet) });
+            idled_out += counter(&decision, "workers.flows_idled_out");
+        }
+        assert_eq!(idled_out, 0, "what the sweep does belongs to no packet");
+        let decision = replay.packet(&captured(ETH1, 20, &client(40_000, "S")));
+        assert_eq!(decision.flow, FlowState::New, "{steps} steps");
+        assert_eq!(counter(&decision, "workers.flows_active"), 1, "the old pin is long gone");
+    }
+}
+
+// ---- captures ----
+
+/// How a capture is written.
+#[derive(Debug, Clone, Copy)]
+struct Dialect {
+    big: bool,
+    nanoseconds: bool,
+}
+
+impl Dialect {
+    fn word(self, value: u32) -> [u8; 4] {
+        if self.big { value.to_be_bytes() } else { value.to_le_bytes() }
+    }
+
+    fn half(self, value: u16) -> [u8; 2] {
+        if self.big { value.to_be_bytes() } else { value.to_le_bytes() }
+    }
+
+    /// Pcap by hand: the crate that reads it does not write it here.
+    fn pcap(self, link: u32, packets: &[(PortIndex, u64, Vec<u8>)]) -> Vec<u8> {
+        let magic = if self.nanoseconds { 0xa1b2_3c4d } else { 0xa1b2_c3d4 };
+        let mut file = Vec::new();
+        file.extend(self.word(magic));
+        file.extend([self.half(2), self.half(4)].concat());
+        for word in [0, 0, 65_535, link] {
+            file.extend(self.word(word));
+        }
+        for (_, seconds, data) in packets {
+            let len = u32::try_from(data.len()).unwrap();
+            for word in [u32::try_from(*seconds).unwrap(), 500, len, len] {
+                file.extend(self.word(word));
+            }
+            file.extend(data);
+        }
+        file
+    }
+
+    fn block(self, kind: u32, body: &[u8]) -> Vec<u8> {
+        let mut body = body.to_vec();
+        body.resize(body.len().next_multiple_of(4), 0);
+        let len = self.word(u32::try_from(body.len() + 12).unwrap());
+        [&self.word(kind)[..], &len, &body, &len].concat()
+    }
+
+    fn option(self, code: u16, value: &[u8]) -> Vec<u8> {
+        let len = self.half(u16::try_from(value.len()).unwrap());
+        let mut option = [&self.half(code)[..], &len, value].concat();
+        option.resize(option.len().next_multiple_of(4), 0);
+        option
+    }
+
+    /// Pcapng with an interface for each of `names`, in the order of their link types.
+    fn pcapng(self, names: &[(&str, u16)], packets: &[(PortIndex, u64, Vec<u8>)]) -> Vec<u8> {
+        let header = [&self.word(0x1a2b_3c4d)[..], &self.half(1), &self.half(0), &[0xff; 8]];
+        let mut file = self.block(0x0a0d_0d0a, &header.concat());
+        for (name, link) in names {
+            let resolution = if self.nanoseconds { 9 } else { 6 };
+            file.extend(
+                self.block(
+                    1,
+                    &[
+                        &self.half(*link)[..],
+                        &[0, 0],
+                        &self.word(0),
+                        &self.option(2, name.as_bytes()),
+                        &self.option(9, &[resolution]),
+                        &self.option(0, &[]),
+                    ]
+                    .concat(),
+                ),
+            );
+        }
+        // Names of hosts: nothing that a worker would see.
+        file.extend(self.block(4, &[0; 4]));
+        for (interface, seconds, data) in packets {
+            let unit = if self.nanoseconds { 1_000_000_000 } else { 1_000_000 };
+            let time = seconds * unit + 500;
+            let len = self.word(u32::try_from(data.len()).unwrap());
+            let [high, low] = [time >> 32, time & 0xffff_ffff];
+            let words = [high, low].map(|half| self.word(u32::try_from(half).unwrap()));
+            let interface = self.word(u32::from(interface.0));
+            let mut data = data.clone();
+            data.resize(data.len().next_multiple_of(4), 0);
+            let body = [&interface[..], &words[0], &words[1], &len, &len, &data].concat();
+            file.extend(self.block(6, &body));
+        }
+        file
+    }
+}
+
+const DIALECTS: [Dialect; 4] = [
+    Dialect { big: false, nanoseconds: false },
+    Dialect { big: true, nanoseconds: false },
+    Dialect { big: false, nanoseconds: true },
+    Dialect { big: true, nanoseconds: true },
+];
+const ETHERNET: u32 = 1;
+
+type Packets = Vec<(PortIndex, Duration, Vec<u8>)>;
+
+/// All packets of a file, and how its end was.
+fn read(file: &[u8]) -> (Packets, Result<(), CaptureError>) {
+    let nics = vec!["eth1".to_owned(), "eth2".to_owned()];
+    let mut packets = Vec::new();
+    let mut capture = match Capture::new(Cursor::new(file), nics, ETH1) {
+        Ok(capture) => capture,
+        Err(error) => return (packets, Err(error)),
+    };
+    loop {
+        match capture.next_packet() {
+            Ok(None) => return (packets, Ok(())),
+            Ok(Some(packet)) => packets.push((packet.nic, packet.time, packet.data.to_vec())),
+            Err(error) => return (packets, Err(error)),
+        }
+    }
+}
+
+fn expected(dialect: Dialect, nics: bool) -> Packets {
+    let unit = if dialect.nanoseconds { 1 } else { 1000 };
+    mixed()
+        .into_iter()
+        .map(|(nic, seconds, data)| {
+            let time = Duration::from_secs(seconds) + Duration::from_nanos(500 * unit);
+            (if nics { nic } else { ETH1 }, time, data)
+        })
+        .collect()
+}
+
+#[test]
+fn captures_of_every_dialect_are_read_alike() {
+    for dialect in DIALECTS {
+        let (packets, end) = read(&dialect.pcap(ETHERNET, &mixed()));
+        end.unwrap();
+        assert_eq!(packets, expected(dialect, false), "pcap, {dialect:?}");
+        let file = dialect.pcapng(&[("eth1", 1), ("eth2", 1)], &mixed());
+        let (packets, end) = read(&file);
+        end.unwrap();
+        assert_eq!(packets, expected(dialect, true), "pcapng, {dialect:?}");
+        // Two sections of other dialects in one file.
+        let both = [file, DIALECTS[0].pcapng(&[("eth1", 1), ("eth2", 1)], &mixed())].concat();
+        let (packets, end) = read(&both);
+        end.unwrap();
+        assert_eq!(packets.len(), 2 * mixed().len());
+    }
+}
+
+#[test]
+fn interfaces_are_nics_by_name() {
+    let packets = [(PortIndex(0), 0, arp()), (PortIndex(1), 0, arp()), (PortIndex(2), 0, arp())];
+    let file = DIALECTS[0].pcapng(&[("eth2", 1), ("any", 1), ("eth1", 1)], &packets);
+    let (packets, end) = read(&file);
+    end.unwrap();
+    let nics: Vec<_> = packets.iter().map(|(nic, ..)| *nic).collect();
+    assert_eq!(nics, [ETH2, ETH1, ETH1], "by name, else the first");
+}
+
+#[test]
+fn only_ethernet_is_replayed() {
+    let linux_cooked = 113;
+    let (_, end) = read(&DIALECTS[0].pcap(linux_cooked, &mixed()));
+    let message = end.unwrap_err().to_string();
+    assert!(message.contains("LINUX_SLL (113)") && message.contains("tcpdump -i"), "{message}");
+    let file = DIALECTS[0].pcapng(&[("eth1", 1), ("any", 113)], &mixed());
+    let (packets, end) = read(&file);
+    assert_eq!(packets.len(), 1, "up to the first packet of the other interface");
+    assert!(matches!(end, Err(CaptureError::LinkType(_))));
+    // The frame check sequence at the end of every packet is told in the upper bits.
+    let (packets, end) = read(&DIALECTS[0].pcap(0x2400_0001, &mixed()));
+    end.unwrap();
+    assert_eq!(packets.len(), mixed().len());
+}
+
+#[test]
+fn a_capture_cut_at_any_byte_is_read_up_to_there() {
+    for file in [
+        DIALECTS[1].pcap(ETHERNET, &mixed()),
+        DIALECTS[2].pcapng(&[("eth1", 1), ("eth2", 1)], &mixed()),
+    ] {
+        let (whole, _) = read(&file);
+        let mut last = 0;
+        for cut in 0..file.len() {
+            let (packets, _) = read(&file[..cut]);
+            assert!(packets.len() >= last && whole.starts_with(&packets), "cut at {cut}");
+            last = packets.len();
+        }
+        assert_eq!(last, whole.len() - 1);
+    }
+    let file = DIALECTS[0].pcap(ETHERNET, &mixed());
+    let message = read(&file[..file.len() - 1]).1.unwrap_err().to_string();
+    assert!(message.contains("cut short") && message.contains("after packet 14"), "{message}");
+    assert!(matches!(read(b"").1, Err(CaptureError::Format)));
+    assert!(matches!(read(b"index,time,verdict\n0,1,drop").1, Err(CaptureError::Format)));
+}
+
+/// Every word of a file at its limits, and thousands of random changes: packets or an error, never
+/// more than there are bytes in the file.
+#[test]
+fn files_that_lie_end_in_an_error_or_in_packets() {
+    for file in [
+        DIALECTS[0].pcap(ETHERNET, &mixed()),
+        DIALECTS[0].pcapng(&[("eth1", 1), ("eth2", 1)], &mixed()),
+    ] {
+        let check = |file: &[u8], what: &dyn Fn() -> String| {
+            let (packets, _) = read(file);
+            let bytes: usize = packets.iter().map(|(_, _, data)| data.len()).sum();
+            assert!(bytes <= file.len(), "{}: {bytes} bytes", what());
+        };
+        for place in (0..file.len().min(600)).step_by(2) {
+            for value in [0, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_fff0, u32::MAX] {
+                let mut file = file.clone();
+                let end = (place + 4).min(file.len());
+                file[place..end].copy_from_slice(&value.to_le_bytes()[..end - place]);
+                check(&file, &|| format!("{value:#x} at {place}"));
+            }
+        }
+        let mut seed = 1_u64;
+        for round in 0..2000 {
+            let mut file = file.clone();
+            for _ in 0..4 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let place = usize::try_from(seed >> 33).unwrap() % file.len();
+                file[place] = seed.to_le_bytes()[2];
+            }
+            check(&file, &|| format!("round {round}"));
+        }
+    }
+}
+
+#[test]
+fn interfaces_do_not_pile_up_in_memory() {
+    let names = vec![("eth1", 1); 1025];
+    let (_, end) = read(&DIALECTS[0].pcapng(&names, &mixed()));
+    assert!(matches!(end, Err(CaptureError::Malformed(..))), "{end:?}");
+    let long = "x".repeat(60_000);
+    let (_, end) = read(&DIALECTS[0].pcapng(&vec![(long.as_str(), 1); 20], &mixed()));
+    assert!(matches!(end, Err(CaptureError::Malformed(..))), "{end:?}");
+}
+
+// ---- what is written ----
+
+/// What the story of a replay says: interface, comment and bytes of each packet.
+fn story() -> (Vec<u8>, Vec<(String, String, Vec<u8>)>) {
+    let mut replay = replay();
+    let mut file = Vec::new();
+    let interfaces = replay.interfaces().to_vec();
+    let mut story = Story::new(&mut file, &interfaces, "a note").unwrap();
+    for (nic, at, data) in mixed() {
+        let captured = captured(nic, at, &data);
+        let decision = replay.packet(&captured);
+        story.tell(&captured, &decision).unwrap();
+    }
+    story.finish().unwrap();
+    let mut told = Vec::new();
+    let mut reader = PcapNgReader::new(Cursor::new(file.clone())).unwrap();
+    while let Some(block) = reader.next_block() {
+        let (block, state) = block.unwrap();
+        let Block::EnhancedPacket(packet) = block else { continue };
+        let interface = &state.interfaces()[packet.interface_id as usize];
+        let name = format!("{:?}", interface.options[0]);
+        let name = name.split('"').nth(1).unwrap().to_owned();
+        let comment = format!("{:?}", packet.options[0]);
+        told.push((name, comment, packet.data.to_vec()));
+    }
+    (file, told)
+}
+
+#[test]
+fn the_story_has_every_packet_where_it_went() {
+    let (_, told) = story();
+    let found: Vec<(&str, &str)> = told
+        .iter()
+        .map(|(interface, comment, _)| {
+            let index = comment.split("index=").nth(1).unwrap().split(' ').next().unwrap();
+            (interface.as_str(), index)
+        })
+        .collect();
+    let expected = [
+        ("eth2", "0"),
+        ("eth1", "1"),
+        ("eth2", "2"),
+        ("eth2", "3"),
+        ("eth2", "4"),
+        ("eth1", "5"),
+        ("dropped", "6"),
+        ("kernel", "7"),
+        ("kernel", "8"),
+        ("dropped", "9"),
+        ("dropped", "10"),
+        ("kernel", "11"),
+        ("kernel", "12"),
+        ("dropped", "13"),
+        ("eth1", "-"),
+        ("eth2", "-"),
+        ("dropped", "14"),
+        ("eth1", "14"),
+        ("eth2", "14"),
+        ("eth2", "15"),
+    ];
+    assert_eq!(found, expected);
+    let (_, _, kept) = &told[7];
+    assert_eq!(*kept, mixed()[7].2, "what is left to the kernel is as it came");
+}
+
+/// A temporary folder that is gone after the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("holdfast-{test}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn tshark_reads_the_story() {
+    let folder = Folder::new("replay-tshark");
+    let file = folder.file("out.pcapng", &story().0);
+    let output = Command::new("tshark")
+        .args(["-r", &file, "-T", "fields", "-E", "separator=|"])
+        .args(["-e", "frame.interface_name", "-e", "frame.comment"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 20, "{text}");
+    let first = "eth2|index=0 verdict=transmit vip=web backend=b flow=new reason=-";
+    assert!(lines[0].starts_with(first), "{text}");
+    let last = "eth2|index=15 verdict=transmit vip=web backend=b flow=pinned reason=-";
+    assert!(lines[19].starts_with(last), "{text}");
+}
+
+// ---- the command ----
+
+/// Exit code, output and errors.
+fn holdfast(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_holdfast")).args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// `holdfast replay` with the files of this test, a capture, and more.
+fn command(capture: &str, more: &[&str]) -> (Option<i32>, String, String) {
+    let [config, neighbours] =
+        ["config.toml", "neighbours.toml"].map(|name| path(name).display().to_string());
+    let mut arguments = vec!["replay", "--config", &config, "--neighbours", &neighbours, capture];
+    arguments.extend(more);
+    holdfast(&arguments)
+}
+
+#[test]
+fn the_output_is_the_golden_one() {
+    let folder = Folder::new("replay-golden");
+    let names = [("eth1", 1), ("eth2", 1)];
+    let capture = folder.file("in.pcapng", &DIALECTS[2].pcapng(&names, &mixed()));
+    for (golden, more) in [("golden.jsonl", &["--json"][..]), ("golden.txt", &[])] {
+        let (code, output, errors) = command(&capture, more);
+        assert_eq!((code, errors.as_str()), (Some(0), ""));
+        let expected = fs::read_to_string(path(golden)).unwrap();
+        for (line, (found, expected)) in output.lines().zip(expected.lines()).enumerate() {
+            assert_eq!(found, expected, "{golden}, line {line}");
+        }
+        assert_eq!(output.lines().count(), expected.lines().count(), "{golden}");
+    }
+}
+
+#[test]
+fn json_has_the_documented_keys() {
+    let document = fs::read_to_string(path("../../docs/REPLAY.md")).unwrap();
+    let line = fs::read_to_string(path("golden.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
+    for key in line.as_object().unwrap().keys() {
+        assert!(document.contains(&format!("| `{key}` | ")), "docs/REPLAY.md lacks {key}");
+    }
+}
+
+#[test]
+fn mistakes_are_told_with_the_file_and_exit_code_1() {
+    let folder = Folder::new("replay-mistakes");
+    let good = DIALECTS[0].pcap(ETHERNET, &mixed());
+    let capture = folder.file("in.pcap", &good);
+    let cut = folder.file("cut.pcap", &good[..good.len() - 1]);
+    let text = folder.file("text.pcap", b"not a capture at all");
+    let out = folder.0.join("no/such/folder.pcapng").display().to_string();
+    for (row, (code, output, errors), part) in [
+        ("no capture", command("/no/such.pcap", &[]), "/no/such.pcap: No such file"),
+        ("text", command(&text, &[]), "text.pcap: not a capture"),
+        ("out", command(&capture, &["--out", &out]), "folder.pcapng: No such file"),
+        (
+            "interface",
+            command(&capture, &["--interface", "eth9"]),
+            "--interface eth9: no [[nic]] of",
+        ),
+    ] {
+        assert_eq!((code, output.as_str()), (Some(1), ""), "{row}");
+        assert!(errors.contains(part) && errors.contains("error:"), "{row}: {errors}");
+    }
+    let (code, output, errors) = command(&cut, &["--json"]);
+    assert_eq!((code, output.lines().count()), (Some(1), 15), "what is good is told");
+    assert!(errors.contains("cut.pcap: cut short"), "{errors}");
+    let config = path("config.toml").display().to_string();
+    let bad = folder.file("n.toml", b"[[nic]]\ninterface = \"eth9\"\nmac = \"x\"\n");
+    let (code, _, errors) =
+        holdfast(&["replay", "--config", &config, "--neighbours", &bad, &capture]);
+    assert_eq!(code, Some(1));
+    for part in ["n.toml:2:13: nic.interface: \"eth9\"", "n.toml:3:7: nic.mac: \"x\""] {
+        assert!(errors.contains(part), "{part}: {errors}");
+    }
+}
+
+#[test]
+fn invented_next_hops_are_said_once() {
+    let folder = Folder::new("replay-invented");
+    let capture = folder.file("in.pcap", &DIALECTS[0].pcap(ETHERNET, &mixed()));
+    let config = path("config.toml").display().to_string();
+    let (code, output, errors) = holdfast(&["replay", "--config", &config, &capture]);
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert_eq!(output.matches("invented").count(), 1, "{output}");
+    let (code, output, errors) = holdfast(&["replay", "--config", &config, "--json", &capture]);
+    assert_eq!(code, Some(0));
+    assert_eq!((output.matches("invented").count(), errors.matches("invented").count()), (0, 1));
+    assert_eq!(output.lines().count(), mixed().len(), "one document per packet, nothing else");
+}
+
+#[test]
+fn a_capture_of_one_nic_may_be_said_to_be_of_another() {
+    let folder = Folder::new("replay-interface");
+    let capture = folder.file("in.pcap", &DIALECTS[0].pcap(ETHERNET, &mixed()[1..2]));
+    // Of eth1 the MAC is another one.
+    let (_, output, _) = command(&capture, &["--json"]);
+    assert!(output.contains(r#""interface":"eth1","verdict":"kernel""#), "{output}");
+    let (_, output, _) = command(&capture, &["--json", "--interface", "eth2"]);
+    assert!(output.contains(r#""interface":"eth2","verdict":"drop""#), "{output}");
+}
