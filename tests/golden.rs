@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
 mod golden {
+    mod fragments;
     mod resets;
 }
 mod rig;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::clients::Clients;
+use holdfast::flow::fragments::Datagrams;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
@@ -185,6 +186,8 @@ impl Bed {
             macs: vec![nic_mac(0)],
             flows: Arc::clone(&shared.flows),
             clients: Arc::new(Clients::new(1, TableSecret::new(1))),
+            datagrams: Arc::new(Datagrams::new(1, Ticks(0), TableSecret::new(1))),
+            parked: 0,
             index,
             tables: shared.tables.clone(),
             stats: Arc::clone(&stats),

@@ -104,6 +104,7 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["vip", "drain"], keys_of::<super::drain::RawDrain>()),
         (&["vip", "backend"], keys_of::<super::backend::RawBackend>()),
         (&["control"], keys_of::<super::control::RawControl>()),
+        (&["fragments"], keys_of::<super::fragments::RawFragments>()),
         (&["hash"], keys_of::<super::hash::RawHash>()),
     ] {
         let keys: BTreeSet<String> = keys.into_iter().map(str::to_owned).collect();

@@ -1,6 +1,7 @@
 //! What the stages look around with.
 
 use crate::flow::clients::Clients;
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::FlowView;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::{ForwardingTable, PortIndex};
@@ -16,6 +17,8 @@ pub struct Context<'a> {
     pub flows: FlowView<'a>,
     /// The clients of all workers.
     pub clients: &'a Clients,
+    /// The datagrams of all workers that come in fragments.
+    pub datagrams: &'a Datagrams,
     /// The NIC that the batch came from.
     pub nic: PortIndex,
     /// Now.

@@ -16,6 +16,7 @@ pub mod clients;
 pub mod conntrack;
 pub mod context;
 pub mod explain;
+pub mod fragments;
 pub mod icmp;
 pub mod life;
 pub mod limiter;

@@ -8,6 +8,7 @@ use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
 use super::context::Context;
+use super::fragments::{Fate, Fragments, note};
 use super::icmp;
 use super::limiter::Limiter;
 use super::parse::{Parsed, parse, parse_plain};
@@ -18,6 +19,7 @@ use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
 use super::transmit::{end, transmit};
 use crate::flow::clients::Clients;
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::FlowTable;
 use crate::forwarding::PortIndex;
 use crate::forwarding::explain::Trace;
@@ -45,6 +47,10 @@ pub struct Parts {
     pub flows: Arc<[Arc<FlowTable>]>,
     /// The clients of all workers.
     pub clients: Arc<Clients>,
+    /// The datagrams of all workers that come in fragments.
+    pub datagrams: Arc<Datagrams>,
+    /// Most fragments that it parks.
+    pub parked: usize,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -64,6 +70,8 @@ pub struct Worker {
     /// Its own flow table.
     flows: Arc<FlowTable>,
     clients: Arc<Clients>,
+    datagrams: Arc<Datagrams>,
+    fragments: Fragments,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
@@ -83,6 +91,8 @@ impl Worker {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
             conntrack: Conntrack::new(parts.flows, parts.index, now)?,
             clients: parts.clients,
+            datagrams: parts.datagrams,
+            fragments: Fragments::new(parts.parked),
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -116,6 +126,7 @@ impl Worker {
     #[inline(always)]
     fn poll_with(&mut self, now: Ticks, trace: Option<&Trace>) -> usize {
         let mut packets = 0;
+        self.fragments.look(&self.datagrams, now, &mut self.pool, &self.stats);
         for index in 0..self.ports.ports.len() {
             packets += self.poll_port(index, now, trace);
         }
@@ -128,6 +139,7 @@ impl Worker {
             table: self.tables.current(),
             flows: self.flows.view(),
             clients: &self.clients,
+            datagrams: &self.datagrams,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -149,6 +161,8 @@ impl Worker {
             tables,
             flows,
             clients,
+            datagrams,
+            fragments,
             stats,
             batch,
             outbox,
@@ -157,12 +171,13 @@ impl Worker {
         } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         port.port.reclaim(pool);
-        receive(batch, port, self.max_batch, stats);
+        receive(batch, port, fragments, self.max_batch, stats);
         let packets = batch.len();
         if packets > 0 {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
-            let context = &Context { table, flows: flows_view, clients, nic, now, stats, trace };
+            let context =
+                &Context { table, flows: flows_view, clients, datagrams, nic, now, stats, trace };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
@@ -174,6 +189,15 @@ impl Worker {
                         }
                         Parsed::Icmp(message) => {
                             icmp::classify(packet, &message, context, flows.secret(), macs)
+                        }
+                        Parsed::Fragment(piece) => {
+                            match fragments.flow_of(packet, &piece, context, pool)? {
+                                Fate::Parked => Ok(()),
+                                Fate::Flow(tuple) => {
+                                    classify(packet, tuple, context, flows.secret(), &mut last)?;
+                                    note(&piece, context)
+                                }
+                            }
                         }
                     }),
                 };
@@ -223,7 +247,7 @@ impl Worker {
             }
             self.stats.idle_polls.add(1);
             idle = idle.saturating_add(1);
-            if may_sleep && idle > IDLE_POLLS && !self.sweep_behind {
+            if may_sleep && idle > IDLE_POLLS && !self.sweep_behind && self.fragments.is_empty() {
                 self.sleep();
             } else {
                 std::hint::spin_loop();
@@ -245,7 +269,7 @@ impl Worker {
     /// Frames that this worker holds, here and in the kernel's rings: a constant.
     pub fn frames(&self) -> usize {
         let with_kernel: u32 = self.ports.ports.iter().map(|port| port.port.with_kernel()).sum();
-        self.pool.len() + with_kernel as usize
+        self.pool.len() + with_kernel as usize + self.fragments.frames(&self.pool)
     }
 }
 

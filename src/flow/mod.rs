@@ -8,6 +8,7 @@ mod bucket;
 pub mod clients;
 pub mod entry;
 mod family;
+pub mod fragments;
 mod layout;
 pub mod table;
 pub mod tuple;

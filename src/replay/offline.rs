@@ -7,6 +7,7 @@ use super::setup::ReplayError;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::clients::Clients;
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::FlowTable;
 use crate::flow::tuple::TableSecret;
 use crate::forwarding::explain::Trace;
@@ -36,6 +37,8 @@ pub(super) struct Blueprint {
     pub(super) flows: u32,
     /// See `flows`.
     pub(super) clients: usize,
+    /// Its table of datagrams.
+    pub(super) datagrams: crate::config::Fragments,
     /// Address families that the flow table has room for.
     pub(super) families: crate::flow::table::Families,
     /// Bytes per frame.
@@ -54,7 +57,8 @@ pub(super) struct Offline {
 
 impl Offline {
     pub(super) fn new(blueprint: Blueprint) -> Result<Self, ReplayError> {
-        let Blueprint { table, macs, stats, flows, clients, families, frame_size } = blueprint;
+        let Blueprint { table, macs, stats, flows, clients, datagrams, families, frame_size } =
+            blueprint;
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(SEED);
         let flows: Arc<[Arc<FlowTable>]> =
@@ -74,7 +78,10 @@ impl Offline {
             pool,
             macs,
             flows,
-            clients: Arc::new(Clients::new(clients, secret)),
+            clients: Arc::new(Clients::new(clients, secret.clone())),
+            datagrams: Arc::new(Datagrams::new(datagrams.datagrams, datagrams.timeout, secret)),
+            // Every packet of a capture is to end before the next one comes.
+            parked: 0,
             index: 0,
             tables,
             stats: Arc::clone(&stats),

@@ -78,6 +78,7 @@ pub(super) fn setup(
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
         clients: config.workers.clients,
+        datagrams: config.fragments,
         families: config.families(),
         frame_size: config.workers.frame_size,
     };

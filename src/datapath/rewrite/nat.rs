@@ -38,6 +38,10 @@ pub(super) fn translate(
     if shape.part == Part::Quoting {
         return translate_quote(data, shape, side, (address, port), delta);
     }
+    if shape.part == Part::Later {
+        // Ports and checksum are in the first one: the same change of addresses is right for all.
+        return Ok(());
+    }
     let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
     if transport::rewrite(flow.protocol(), segment, side, port, delta) {
         Ok(())
