@@ -18,8 +18,10 @@ use tracing::{info, warn};
 use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
 use crate::control::{self, ControlError, Inputs, NicView, WorkerEvent, WorkerView};
 use crate::datapath::explain::Explainer;
+use crate::datapath::path_mtu::PathMtus;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
+use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
 use crate::flow::table::{FlowTable, TableError};
@@ -32,6 +34,7 @@ use crate::stats::WorkerStats;
 use crate::steering::Steerings;
 use crate::units::Ticks;
 use crate::xdp::cpu::{self, CpuError};
+use crate::xdp::memory::MappingError;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::port::Port;
 use crate::xdp::program::{AttachMode, ProgramError, Steering};
@@ -61,6 +64,9 @@ pub enum DaemonError {
     /// No memory for a flow table.
     #[error("[workers] flows: {0}")]
     Flows(#[from] TableError),
+    /// No memory for the sources of full-NAT flows.
+    #[error("[full_nat] sources: {0}")]
+    Bindings(#[from] MappingError),
     /// An AF_XDP socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -114,12 +120,13 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let clients = Arc::new(Clients::new(config.workers.clients, secret.clone()));
     let config::Fragments { timeout, datagrams, .. } = config.fragments;
     let datagrams = Arc::new(Datagrams::new(datagrams, timeout, secret));
+    let bindings = Arc::new(bindings(&config)?);
     let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(OwnLine(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
-    let shared = Shared { flows, clients, datagrams, tables };
+    let shared = Shared { flows, clients, datagrams, bindings, paths: Arc::default(), tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
         let (worker, stats) = on_core(core, || make_worker(&config, index, &mut nics, &shared))?;
         workers.push(worker);
@@ -224,6 +231,12 @@ fn flow_tables(
     config.workers.cores.iter().map(table).collect()
 }
 
+/// The source addresses and ports of full-NAT flows.
+fn bindings(config: &Config) -> Result<Bindings, DaemonError> {
+    let workers = u8::try_from(config.workers.cores.len()).unwrap_or(u8::MAX);
+    Ok(Bindings::new(config.full_nat.numbered(), workers)?)
+}
+
 /// Makes something on a core: its memory is then of that core's NUMA node, where the kernel puts
 /// what is touched there first.
 fn on_core<T: Send>(
@@ -247,6 +260,8 @@ struct Shared {
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
     datagrams: Arc<Datagrams>,
+    bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
     tables: Subscription,
 }
 
@@ -292,6 +307,8 @@ fn make_worker(
         clients: Arc::clone(&shared.clients),
         datagrams: Arc::clone(&shared.datagrams),
         parked,
+        bindings: Arc::clone(&shared.bindings),
+        paths: Arc::clone(&shared.paths),
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
         tables: shared.tables.clone(),
         stats: Arc::clone(&stats),
@@ -370,7 +387,9 @@ fn explainer(
     let macs = nics.iter().map(|served| served.nic.mac()).collect();
     let stats = workers.iter().map(|worker| Arc::clone(&worker.stats)).collect();
     let (flows, clients) = (Arc::clone(&shared.flows), Arc::clone(&shared.clients));
-    let explainer = Mutex::new(Explainer::new(macs, flows, clients, stats)?);
+    let (bindings, paths) = (Arc::clone(&shared.bindings), Arc::clone(&shared.paths));
+    let explainer = Explainer::new(macs, flows, clients, bindings, paths, stats)?;
+    let explainer = Mutex::new(explainer);
     Ok(Arc::new(move |question, table| {
         let mut explainer =
             explainer.lock().map_err(|_| "an earlier question failed".to_owned())?;

@@ -173,7 +173,12 @@ named! {
     TableFull = "table_full",
     /// Every backend of the NAT VIP already has a flow from this client address and port.
     NatCollision = "nat_collision",
-    /// From a NAT backend's service port, but no flow is known that it answers.
+    /// Mode full_nat: every source address and port that the worker has for the backend's family is
+    /// in use.
+    NoSourcePort = "no_source_port",
+    /// Mode full_nat: a packet that belongs to no flow that is known here, and begins none.
+    RequestNoFlow = "request_no_flow",
+    /// From a NAT backend's service port or for a full-NAT source, but no flow is known that it answers.
     ReturnNoFlow = "return_no_flow",
     /// The pinned backend has no known next hop (route or neighbour is missing).
     NoNextHop = "no_next_hop",
@@ -189,7 +194,13 @@ named! {
     IcmpNoFlow = "icmp_no_flow",
     /// Of a TCP flow that is cut: both ends are told by a RST.
     FlowReset = "flow_reset",
-    /// No room in the frame for a VLAN tag.
+    /// A tunnel's packet, which is not put into another tunnel.
+    NestedTunnel = "nested_tunnel",
+    /// An ICMP error about a tunnel packet of ours, from which the path's MTU was learnt.
+    PathMtuLearnt = "path_mtu_learnt",
+    /// Another ICMP error about a tunnel packet of ours.
+    TunnelError = "tunnel_error",
+    /// No room in the frame for a VLAN tag or an outer header.
     NoHeadroom = "no_headroom",
     /// The packet is longer than a frame, and the NIC that it would leave by has no multi-buffer.
     TooLong = "too_long",
@@ -232,6 +243,9 @@ pub struct WorkerStats {
     pub resets_sent: Counter,
     /// Probes sent to silent ends of flows that are cut, to be answered with a RST.
     pub probes_sent: Counter,
+    /// Pieces of packets that were too long for their way, but for the first of each, which counts as the
+    /// packet.
+    pub fragments_sent: Counter,
     /// ICMP errors sent on to the end of the flow that they are about.
     pub icmp_errors_forwarded: Counter,
     /// Packets that were dropped without the ICMP error that they deserved, as too many were sent.
@@ -242,6 +256,10 @@ pub struct WorkerStats {
     pub flow_aliases: Counter,
     /// Later fragments that wait for their first one now (a gauge).
     pub fragments_parked: Counter,
+    /// IPv4 sources of full-NAT flows in use now (a gauge).
+    pub bindings_v4: Counter,
+    /// The same for IPv6 (a gauge).
+    pub bindings_v6: Counter,
     /// Clients that were not noted because proven ones had all places of their bucket.
     pub clients_full: Counter,
     /// New flows of VIPs whose sources are watched.
@@ -429,11 +447,14 @@ impl WorkerStats {
             flows_reset: Counter::default(),
             resets_sent: Counter::default(),
             probes_sent: Counter::default(),
+            fragments_sent: Counter::default(),
             icmp_errors_forwarded: Counter::default(),
             icmp_rate_limited: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
             fragments_parked: Counter::default(),
+            bindings_v4: Counter::default(),
+            bindings_v6: Counter::default(),
             clients_full: Counter::default(),
             samples: Samples::default(),
             batches: Counter::default(),
@@ -444,6 +465,12 @@ impl WorkerStats {
             backends: zeroed(backends),
             ports: zeroed(ports),
         }
+    }
+
+    /// The gauge of the full-NAT sources in use, of one family.
+    #[inline]
+    pub const fn bindings(&self, v4: bool) -> &Counter {
+        if v4 { &self.bindings_v4 } else { &self.bindings_v6 }
     }
 
     /// The counter of one drop reason.
@@ -475,9 +502,12 @@ impl WorkerStats {
             probes_sent,
             icmp_errors_forwarded,
             icmp_rate_limited,
+            fragments_sent,
             flows_active,
             flow_aliases,
             fragments_parked: _,
+            bindings_v4,
+            bindings_v6,
             clients_full,
             samples: _,
             batches: _,
@@ -506,8 +536,11 @@ impl WorkerStats {
             ("probes_sent", probes_sent.get()),
             ("icmp_errors_forwarded", icmp_errors_forwarded.get()),
             ("icmp_rate_limited", icmp_rate_limited.get()),
+            ("fragments_sent", fragments_sent.get()),
             ("flows_active", flows_active.get()),
             ("flow_aliases", flow_aliases.get()),
+            ("bindings_v4", bindings_v4.get()),
+            ("bindings_v6", bindings_v6.get()),
             ("clients_full", clients_full.get()),
         ]
         .into_iter()

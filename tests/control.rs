@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast::config::{
-    Announce, Backend, Config, Control, CopyMode, Drain, Fragments, Hash, Health, Idle, Io, Nic,
-    TcpHealth, Timeouts, Vip, Workers, XdpMode,
+    Announce, Backend, Config, Control, CopyMode, Drain, Fragments, FullNat, Hash, Health, Idle,
+    Io, Nic, TcpHealth, Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
     self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteeringPort,
@@ -280,8 +280,10 @@ fn config(vips: Vec<Vip>) -> Config {
         }],
         vips,
         fragments: Fragments { timeout: Ticks(3000), datagrams: 64, parked: 0 },
+        full_nat: FullNat::default(),
         icmp: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
+        tunnels: holdfast::forwarding::Tunnels::default(),
         hash: Hash { secret: [0; 16], table_size: 251 },
     }
 }
@@ -314,6 +316,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         rejects: false,
         announce,
         quic: Vec::new(),
+        mss: None,
         backends: backends.collect(),
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
+use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::fragments::Datagrams;
 use holdfast::flow::table::{Families, FlowTable};
@@ -188,6 +189,8 @@ impl Bed {
             clients: Arc::new(Clients::new(1, TableSecret::new(1))),
             datagrams: Arc::new(Datagrams::new(1, Ticks(0), TableSecret::new(1))),
             parked: 0,
+            bindings: Arc::new(Bindings::new(Sources::default(), 1).unwrap()),
+            paths: Arc::default(),
             index,
             tables: shared.tables.clone(),
             stats: Arc::clone(&stats),

@@ -9,8 +9,8 @@ use comfy_table::{Cell, Color};
 use super::table::{Columns, Look, coloured, count, grouped, span, text};
 use super::{CliError, SocketArgs};
 use crate::control::api::{
-    BackendState, BackendStatus, HealthState, NextHopStatus, NicStatus, Status, Totals, VipStatus,
-    WorkerStatus,
+    BackendState, BackendStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus, Status,
+    Totals, VipStatus, WorkerStatus,
 };
 use crate::stats::{Answer, Drop};
 
@@ -53,6 +53,9 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
     }
     if status.vips.iter().any(|vip| !vip.splits.is_empty()) {
         section("SPLIT CLIENTS", splits(&status.vips, look), out)?;
+    }
+    if let Some(full_nat) = &status.full_nat {
+        section("FULL NAT SOURCES", full_nat_sources(full_nat, look), out)?;
     }
     section("WORKERS", workers(&status.workers, look), out)?;
     section("NICS", nics(&status.nics, look), out)?;
@@ -342,6 +345,26 @@ fn nic_counters(nics: &[NicStatus], look: Look) -> Columns {
     columns
 }
 
+fn full_nat_sources(full_nat: &FullNatStatus, look: Look) -> Columns {
+    let headers = ["FAMILY", ">ADDRESSES", "PORTS", ">IN USE", ">FREE"];
+    let mut columns = Columns::new(&headers, look);
+    let (first, last) = full_nat.ports;
+    for (family, v4, pool) in [("IPv4", true, full_nat.v4), ("IPv6", false, full_nat.v6)] {
+        let addresses = full_nat.sources.iter().filter(|source| source.is_ipv4() == v4).count();
+        if addresses > 0 {
+            let ports = format!("{first}-{last}");
+            columns.row([
+                text(family),
+                text(addresses),
+                text(ports),
+                count(pool.used),
+                count(pool.free),
+            ]);
+        }
+    }
+    columns
+}
+
 fn totals(totals: &Totals, look: Look) -> Columns {
     let mut columns = Columns::new(&["WHAT", ">COUNT", "MEANING"], look);
     for (what, number, meaning) in [
@@ -362,6 +385,7 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
         ("resets sent", totals.resets_sent, "RST segments that told them"),
         ("probes sent", totals.probes_sent, "segments that made silent ends speak"),
+        ("fragments sent", totals.fragments_sent, "further pieces of packets that were too long"),
         (
             "ICMP errors",
             totals.icmp_errors_forwarded,

@@ -149,6 +149,7 @@ fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus 
             interface: "eth1".to_owned(),
             mac: "02:00:00:00:00:11".to_owned(),
             vlan: None,
+            mtu: 1500,
         }),
         next_hop_detail: String::new(),
         traffic: api::Traffic { packets_in: 1_234_567, flows_active, ..Default::default() },
@@ -226,6 +227,7 @@ fn sample(backends: Vec<BackendStatus>) -> api::Status {
         answers: BTreeMap::from([("echo_replies".to_owned(), 1)]),
         drops,
         vips: vec![vip(backends)],
+        full_nat: None,
         workers: vec![worker],
         nics: vec![nic()],
     }
@@ -238,6 +240,7 @@ fn flow() -> api::Flow {
         protocol: Protocol::Tcp,
         client: "198.51.100.7:40000".parse().unwrap(),
         destination: "192.0.2.10:80".parse().unwrap(),
+        source: None,
         state: "established".to_owned(),
         age_ms: 61_500,
         idle_ms: 10,

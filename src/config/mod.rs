@@ -12,6 +12,7 @@ mod control;
 mod drain;
 mod error;
 mod fragments;
+mod full_nat;
 mod hash;
 mod health;
 mod icmp;
@@ -32,6 +33,7 @@ mod syntax;
 #[cfg(test)]
 mod tests;
 mod timeouts;
+mod tunnel;
 mod vip;
 mod workers;
 
@@ -49,7 +51,7 @@ use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::this_box::IcmpRate;
 use crate::forwarding::{
     Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, ThisBox,
-    quic_lb,
+    Tunnels, quic_lb,
 };
 use crate::units::Ticks;
 use crate::words::reason;
@@ -62,6 +64,7 @@ pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
 pub use drain::Drain;
 pub use error::{ConfigError, ConfigErrors};
+pub use full_nat::FullNat;
 pub use neighbours::{
     BackendFacts, BackendState, Neighbours, NicFacts, load_neighbours, parse_neighbours,
 };
@@ -136,6 +139,9 @@ fn check(report: &mut Report<'_>) -> Config {
     let workers = workers.check(&root.key("workers"), report);
     let nics = nics(document.remove("nic"), report);
     let first_nic = nics.first().map(|nic| nic.value.interface.clone());
+    let last_nic = nics.last().map(|nic| nic.value.interface.as_str());
+    let full_nat: full_nat::RawFullNat = table(&mut document, "full_nat", report);
+    let full_nat = full_nat.check(&root.key("full_nat"), last_nic, workers.cores.len(), report);
     let hash: hash::RawHash = table(&mut document, "hash", report);
     let hash = hash.check(&root.key("hash"), report);
     let defaults = vip::Defaults { nic: first_nic.as_deref(), table_size: hash.table_size };
@@ -143,10 +149,11 @@ fn check(report: &mut Report<'_>) -> Config {
     let fragments: fragments::RawFragments = table(&mut document, "fragments", report);
     let icmp: icmp::RawIcmp = table(&mut document, "icmp", report);
     let control: control::RawControl = table(&mut document, "control", report);
+    let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
     for key in document.keys() {
         let what = "unknown section or key";
-        let fix =
-            "the sections are: [workers], [[nic]], [[vip]], [fragments], [icmp], [control], [hash]";
+        let fix = "the sections are: [workers], [[nic]], [[vip]], [full_nat], [tunnel], [fragments], [icmp], \
+             [control], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
@@ -154,8 +161,10 @@ fn check(report: &mut Report<'_>) -> Config {
         nics: nics.iter().map(|nic| nic.value.clone()).collect(),
         vips: vips.iter().map(|(vip, _)| vip.value.clone()).collect(),
         fragments: fragments.check(&root.key("fragments"), report),
+        full_nat,
         icmp: icmp.check(&root.key("icmp"), report),
         control: control.check(&root.key("control"), report),
+        tunnels: tunnel.check(&root.key("tunnel"), report),
         hash,
     };
     rules::check(&rules::Sections { config: &config, nics: &nics, vips: &vips }, report);
@@ -234,6 +243,10 @@ pub struct Config {
     pub vips: Vec<Vip>,
     /// `[fragments]`.
     pub fragments: Fragments,
+    /// `[full_nat]`.
+    pub full_nat: FullNat,
+    /// `[tunnel]`.
+    pub tunnels: Tunnels,
     /// `[icmp]`.
     pub icmp: IcmpRate,
     /// `[control]`.
@@ -256,7 +269,7 @@ impl Config {
 
     /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes.
     pub fn this_box(&self, mtus: Vec<u16>) -> ThisBox {
-        ThisBox { mtus, icmp: self.icmp }
+        ThisBox { mtus, tunnels: self.tunnels, icmp: self.icmp }
     }
 
     /// The address families of the VIPs: those for which flow tables need memory.
@@ -404,6 +417,8 @@ pub struct Vip {
     pub on_down: FlowsLeft,
     /// Whether both ends of a TCP flow that idled out are told, by a RST.
     pub reset_idle: bool,
+    /// TCP: most bytes of data that a segment may have, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
     /// Whether who finds no backend in service is told.
     pub rejects: bool,
     /// Where the address is put so that the kernel answers ARP and ND for it.

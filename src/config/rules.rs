@@ -1,12 +1,12 @@
 //! Rules between sections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::place::Place;
 use super::report::Report;
 use super::vip::Placed;
-use super::{Backend, Config, Nic, Vip};
+use super::{Backend, Config, FullNat, Nic, Vip, tunnel};
 use crate::flow::Protocol;
 use crate::forwarding::{
     Forward, MAX_BACKENDS, MAX_NICS, MAX_RETURN_PATHS, MAX_VIPS, PortIndex, Ports, SchedulerKind,
@@ -49,6 +49,8 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
         }
     }
     return_paths(sections, report);
+    full_nat(sections, &owners, report);
+    tunnel::rules(sections, report);
 }
 
 fn limits(config: &Config, report: &mut Report<'_>) {
@@ -252,20 +254,64 @@ fn backend_address(
 ) {
     let address = backend.value.address;
     let at = backend.place.key("address");
-    if address.is_ipv4() != vip.value.address.is_ipv4() {
+    if address.is_ipv4() != vip.value.address.is_ipv4() && !vip.value.forward.tunnels() {
         let (ours, theirs) = if address.is_ipv4() { (4, 6) } else { (6, 4) };
         let what = format!(
             "{address} is IPv{ours}, but VIP \"{}\" is IPv{theirs} ({})",
             vip.value.name, vip.value.address
         );
-        let fix =
-            format!("use an IPv{theirs} address: addresses are not translated across families");
+        let fix = format!(
+            "use an IPv{theirs} address, or forward = \"ipip\" or \"gue\", which carry IPv{theirs} in IPv{ours}"
+        );
         report.error(&at, what, &fix);
     }
     if let Some(name) = owners.get(&address) {
         let what =
             format!("{address} is the address of VIP \"{name}\": packets would come back here");
         report.error(&at, what, "use the server's own address");
+    }
+}
+
+/// Every full-NAT backend has sources of its family, and no source is somebody's already.
+fn full_nat(sections: &Sections<'_>, owners: &BTreeMap<IpAddr, &str>, report: &mut Report<'_>) {
+    let FullNat { sources, .. } = &sections.config.full_nat;
+    let place = Place::root().key("full_nat").key("sources");
+    let ours: BTreeSet<&IpAddr> = sources.iter().collect();
+    for (name, address) in owners.iter().map(|(address, name)| (name, address)) {
+        if ours.contains(address) {
+            let what = format!("{address} is the address of VIP \"{name}\"");
+            report.error(&place, what, "use addresses that nobody else has");
+        }
+    }
+    for (vip, backends) in sections.vips {
+        for backend in backends {
+            let Backend { name, address, .. } = &backend.value;
+            if ours.contains(address) {
+                let what = format!("{address} is the address of backend \"{name}\"");
+                report.error(&place, what, "use addresses that nobody else has");
+            }
+        }
+        if vip.value.forward != Forward::FullNat {
+            continue;
+        }
+        let lacks = |backend: &&Placed<Backend>| {
+            !sources.iter().any(|source| source.is_ipv4() == backend.value.address.is_ipv4())
+        };
+        if let Some(Placed { value: backend, .. }) = backends.iter().find(lacks) {
+            let (version, example) = match backend.address {
+                IpAddr::V4(_) => (4, "10.0.0.48/28"),
+                IpAddr::V6(_) => (6, "fd00::40/124"),
+            };
+            let what = format!(
+                "no IPv{version} source for backend \"{}\" ({})",
+                backend.name, backend.address
+            );
+            let fix = format!(
+                "write sources = [\"{example}\"] or the like in [full_nat]: addresses of this box \
+                 that backends can reach"
+            );
+            report.error(&vip.place.key("forward"), what, &fix);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::NicView;
 use super::netlink::{self, InterfaceAddress, Link, Netlink};
-use crate::config::{Announce, Vip};
+use crate::config::{Announce, Config, Vip};
 use crate::words;
 
 /// Ethernet broadcast.
@@ -30,22 +30,22 @@ const ND_HOP_LIMIT: u8 = 255;
 pub enum AnnounceError {
     /// No such interface.
     #[error(
-        "VIP address {address}: interface {interface} does not exist; set announce to one that \
+        "address {address}: interface {interface} does not exist; set announce to one that \
          does, or to \"none\""
     )]
     NoInterface {
-        /// The VIP's address.
+        /// The VIP's address, or a source of full NAT.
         address: IpAddr,
         /// What `announce` says.
         interface: String,
     },
     /// The kernel refused.
     #[error(
-        "VIP address {address} cannot be added to {interface}: {reason}; holdfast needs \
+        "address {address} cannot be added to {interface}: {reason}; holdfast needs \
          CAP_NET_ADMIN, and for IPv6 net.ipv6.conf.{interface}.disable_ipv6 = 0"
     )]
     Refused {
-        /// The VIP's address.
+        /// The VIP's address, or a source of full NAT.
         address: IpAddr,
         /// The interface.
         interface: String,
@@ -62,7 +62,7 @@ pub enum AnnounceError {
 pub struct Place {
     /// Interface name.
     pub interface: String,
-    /// VIP address.
+    /// Address of a VIP, or source of full NAT.
     pub address: IpAddr,
 }
 
@@ -77,9 +77,16 @@ impl Place {
         }
     }
 
-    /// Where all of them want to be announced.
-    pub fn all(vips: &[Vip]) -> HashSet<Self> {
-        vips.iter().filter_map(Self::of).collect()
+    /// Where all of them want to be announced, and the sources of full NAT.
+    pub fn all(config: &Config) -> HashSet<Self> {
+        let sources = match &config.full_nat.announce {
+            Announce::Interface(interface) => {
+                let place = |&address| Self { interface: interface.clone(), address };
+                config.full_nat.sources.iter().map(place).collect()
+            }
+            Announce::None => Vec::new(),
+        };
+        config.vips.iter().filter_map(Self::of).chain(sources).collect()
     }
 }
 
@@ -315,6 +322,7 @@ fn neighbour_advertisement(mac: [u8; 6], ip: Ipv6Addr) -> Option<Vec<u8>> {
 mod tests {
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
+    use super::super::reload::tests::config;
     use super::super::state::tests::vip;
     use super::*;
 
@@ -363,11 +371,17 @@ mod tests {
     }
 
     #[test]
-    fn vips_share_a_place_and_may_have_none() {
+    fn vips_share_a_place_and_may_have_none_and_sources_have_their_own() {
         let mut web = vip("web", &[]);
         let quiet = web.clone();
         web.announce = Announce::Interface("eth1".to_owned());
         let place = Place { interface: "eth1".to_owned(), address: web.address };
-        assert_eq!(Place::all(&[web.clone(), web, quiet]), HashSet::from([place]));
+        let mut config = config(vec![web.clone(), web, quiet]);
+        assert_eq!(Place::all(&config), HashSet::from([place.clone()]));
+        config.full_nat.sources = vec![[10, 0, 0, 48].into()];
+        assert_eq!(Place::all(&config), HashSet::from([place.clone()]));
+        config.full_nat.announce = Announce::Interface("eth2".to_owned());
+        let source = Place { interface: "eth2".to_owned(), address: [10, 0, 0, 48].into() };
+        assert_eq!(Place::all(&config), HashSet::from([place, source]));
     }
 }

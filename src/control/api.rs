@@ -49,10 +49,35 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// VIPs in the configuration's order.
     pub vips: Vec<VipStatus>,
+    /// The sources of full-NAT flows; `None` if there are none.
+    #[serde(default)]
+    pub full_nat: Option<FullNatStatus>,
     /// Workers in the configuration's order.
     pub workers: Vec<WorkerStatus>,
     /// NICs in the configuration's order.
     pub nics: Vec<NicStatus>,
+}
+
+/// The sources of full-NAT flows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FullNatStatus {
+    /// Their addresses.
+    pub sources: Vec<IpAddr>,
+    /// First and last of their ports.
+    pub ports: (u16, u16),
+    /// Addresses and ports of IPv4, all workers together.
+    pub v4: PoolStatus,
+    /// The same for IPv6.
+    pub v6: PoolStatus,
+}
+
+/// How much of a pool is in use.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Taken by flows.
+    pub used: u64,
+    /// For the next ones.
+    pub free: u64,
 }
 
 /// Packet sums: `received = transmitted + handed_over + answered + dropped`, but for what is in flight.
@@ -76,6 +101,10 @@ pub struct Totals {
     pub flows_idled_out: u64,
     pub flows_stale: u64,
     #[serde(default)]
+    pub bindings_v4: u64,
+    #[serde(default)]
+    pub bindings_v6: u64,
+    #[serde(default)]
     pub clients_full: u64,
     #[serde(default)]
     pub flows_reset: u64,
@@ -84,6 +113,7 @@ pub struct Totals {
     #[serde(default)]
     pub probes_sent: u64,
     #[serde(default)]
+    pub fragments_sent: u64,
     pub icmp_errors_forwarded: u64,
     #[serde(default)]
     pub icmp_rate_limited: u64,
@@ -241,6 +271,9 @@ pub struct NextHopStatus {
     pub mac: String,
     /// VLAN, if tagged.
     pub vlan: Option<u16>,
+    /// Longest IP packet that may leave towards the backend, in bytes; 0 from a process that knows none.
+    #[serde(default)]
+    pub mtu: u16,
 }
 
 /// Counters of a VIP or backend.
@@ -408,6 +441,9 @@ pub struct Flow {
     pub client: SocketAddr,
     /// Where it was opened to.
     pub destination: SocketAddr,
+    /// Full NAT: the address and port of ours that the backend knows it by; else `None`.
+    #[serde(default)]
+    pub source: Option<SocketAddr>,
     /// `"embryonic"`, `"established"`, `"closing"` or `"udp"`.
     pub state: String,
     /// Milliseconds since it was pinned.

@@ -133,7 +133,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let bell = netlink::watch()?;
     let (requests, request_receiver) = mpsc::channel(admin::QUEUE);
     let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
-    let mut registry = Registry::default();
+    let mut registry = Registry::new(inputs.config.full_nat.numbered());
     registry.apply(&inputs.config.vips, &inputs.workers)?;
     let (targets, target_receiver) = watch::channel(registry.targets());
     let network = neighbour::start(netlink.clone(), bell, &inputs.nics, target_receiver);
@@ -207,7 +207,7 @@ impl Controller {
         self.attached = self.steering.attach().map_err(ControlError::Attach)?;
         self.tell_nics();
         self.checks.sync(self.registry.checks());
-        let places = Place::all(&self.config.vips);
+        let places = Place::all(&self.config);
         self.announcer.remove_leftovers(&places).await?;
         self.announce().await?;
         claim.serve(door)?;
@@ -285,11 +285,16 @@ impl Controller {
     }
 
     fn this_box(&self) -> ThisBox {
-        self.config.this_box(self.nics.iter().map(|nic| nic.mtu).collect())
+        // Until the network has been looked at: as at start.
+        let mut mtus = self.network.nic_mtus.clone();
+        if mtus.is_empty() {
+            mtus = self.nics.iter().map(|nic| nic.mtu).collect();
+        }
+        self.config.this_box(mtus)
     }
 
     fn wanted_rules(&self) -> SteerRules {
-        self.registry.steer_rules(&self.network.addresses)
+        self.config.tunnels.steered(self.registry.steer_rules(&self.network.addresses))
     }
 
     fn steer(&mut self, rules: SteerRules) -> Result<(), String> {
@@ -349,12 +354,17 @@ impl Controller {
 
     /// Takes over what the resolver has found.
     fn follow(&mut self, network: &mut watch::Receiver<Arc<Snapshot>>) {
-        self.network = Arc::clone(&network.borrow_and_update());
+        let before = std::mem::replace(&mut self.network, Arc::clone(&network.borrow_and_update()));
+        self.dirty |= before.nic_mtus != self.network.nic_mtus;
         for (vip, backend) in self.registry.backends_mut() {
             if let Some(hop) = self.network.hops.get(&backend.config.address) {
                 let next_hop = hop.as_ref().ok().copied();
                 self.dirty |= backend.next_hop != next_hop;
                 backend.next_hop = next_hop;
+                let mtu = self.network.mtus.get(&backend.config.address).copied();
+                let mtu = mtu.unwrap_or(backend.mtu);
+                self.dirty |= backend.mtu != mtu;
+                backend.mtu = mtu;
                 let problem = hop.as_ref().err().map(Problem::to_string);
                 backend.next_hop_detail = problem.unwrap_or_default();
                 tell_problem(vip, backend, hop.as_ref().err());
@@ -433,7 +443,7 @@ impl Controller {
 
     /// Makes the VIPs' addresses be where they should be, and tells the network.
     async fn announce(&mut self) -> Result<(), ControlError> {
-        let places = Place::all(&self.config.vips);
+        let places = Place::all(&self.config);
         let (news, result) = self.announcer.sync(&places).await;
         for announcement in news {
             self.tell(&announcement);
@@ -517,7 +527,7 @@ impl Controller {
             let error = format!("{keys} {what} (a reload changes [[vip]] sections only)");
             return Err(Refusal::new(StatusCode::CONFLICT, error));
         }
-        let places = Place::all(&new.vips);
+        let places = Place::all(&new);
         self.announcer.check(&places).await.map_err(|error| refused(error.to_string()))?;
         let changes = reload::changes(&self.config, &new);
         self.populate(new.families()).await.map_err(refused)?;
@@ -606,6 +616,7 @@ impl Controller {
         };
         let sources = Sources {
             registry: &self.registry,
+            full_nat: &self.config.full_nat,
             workers: &self.workers,
             nics: &self.nics,
             attached: &self.attached,

@@ -3,7 +3,7 @@
 //! A scan never holds more than one chunk, and lets other tasks run between two of them, so that
 //! tables of any size cost control neither memory nor its punctuality.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use futures_util::stream::{Stream, unfold};
@@ -15,7 +15,8 @@ use super::Clock;
 use super::api::Flow;
 use super::state::{Registry, remember};
 use crate::flow::Protocol;
-use crate::flow::entry::{Entry, State};
+use crate::flow::bindings::Sources;
+use crate::flow::entry::{Entry, State, Track};
 use crate::flow::table::FlowTable;
 use crate::forwarding::{BackendId, Forward, Remember, VipId};
 use crate::units::Ticks;
@@ -56,6 +57,7 @@ pub struct Names {
     vips: HashMap<VipId, NamedVip>,
     /// By id, so that stale pins have no name and are left out.
     backends: HashMap<BackendId, String>,
+    sources: Sources,
 }
 
 impl Names {
@@ -69,12 +71,19 @@ impl Names {
         Self {
             vips: vips.collect(),
             backends: backends.map(|(_, entry)| (entry.id, entry.config.name.clone())).collect(),
+            sources: registry.sources().clone(),
         }
     }
 
     /// The VIP of an index.
     pub fn vip(&self, id: VipId) -> Option<&NamedVip> {
         self.vips.get(&id)
+    }
+
+    /// Full NAT: the address and port that the backend knows a flow by.
+    fn source(&self, track: &Track) -> Option<SocketAddr> {
+        let (address, port) = self.sources.source(track.binding()?)?;
+        Some(SocketAddr::new(address.into(), port))
     }
 
     /// The name of a backend, unless its generation has ended.
@@ -155,6 +164,7 @@ fn flow(Entry { key, pin }: &Entry, lens: &Lens<'_>) -> Option<Flow> {
         protocol: key.protocol,
         client,
         destination: key.vip_socket(),
+        source: names.source(&pin.track),
         state: state_name(key.protocol, pin.track.state(), vip.forward).to_owned(),
         age_ms: now.since(pin.created).as_ms(),
         idle_ms: now.since(pin.track.last_seen()).as_ms(),

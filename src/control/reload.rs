@@ -7,7 +7,8 @@ use hashbrown::HashMap;
 
 use super::state::same_server;
 use crate::config::{Announce, Backend, Config, Drain, Health, Split, Sticky, TcpHealth, Vip};
-use crate::forwarding::{Ports, quic_lb};
+use crate::forwarding::tunnel::Sources;
+use crate::forwarding::{Ports, Tunnels, quic_lb};
 use crate::words::counted;
 
 /// The keys whose change needs a restart, of all that differ; empty if a reload can do it.
@@ -33,6 +34,10 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.io.tx_kick != b.io.tx_kick, "[workers] tx_kick");
     check(a.io.need_wakeup != b.io.need_wakeup, "[workers] need_wakeup");
     check(a.io.busy_poll != b.io.busy_poll, "[workers] busy_poll");
+    let (a, b) = (&old.full_nat, &new.full_nat);
+    check(a.sources != b.sources, "[full_nat] sources");
+    check(a.ports != b.ports, "[full_nat] ports");
+    check(a.announce != b.announce, "[full_nat] announce");
     check(old.control.socket != new.control.socket, "[control] socket");
     check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
     let (a, b) = (&old.fragments, &new.fragments);
@@ -53,10 +58,11 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     }
     // A key that this list does not know yet must not pass unnoticed either.
     let same = |a: &Config, b: &Config| {
-        (&a.workers, &a.nics, &a.control, &a.hash) == (&b.workers, &b.nics, &b.control, &b.hash)
+        (&a.workers, &a.nics, &a.full_nat) == (&b.workers, &b.nics, &b.full_nat)
+            && (&a.control, &a.hash) == (&b.control, &b.hash)
     };
     if keys.is_empty() && !same(old, new) {
-        keys.push("[workers], [[nic]], [control] or [hash]".to_owned());
+        keys.push("[workers], [[nic]], [full_nat], [control] or [hash]".to_owned());
     }
     keys
 }
@@ -73,6 +79,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
             Some(old) => vip_changes(old, vip, &mut told),
         }
     }
+    tunnel_changes(&old.tunnels, &new.tunnels, &mut told);
     let mut number = |key: &str, a: u32, b: u32| {
         if a != b {
             told.push(format!("[icmp] {key} {a} -> {b}"));
@@ -81,6 +88,22 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     number("per_second", old.icmp.per_second, new.icmp.per_second);
     number("burst", old.icmp.burst, new.icmp.burst);
     told
+}
+
+fn tunnel_changes(old: &Tunnels, new: &Tunnels, told: &mut Vec<String>) {
+    let sources = |sources: Option<Sources>| {
+        sources.map_or_else(|| "none".to_owned(), |sources| sources.network().to_string())
+    };
+    for (name, a, b) in [
+        ("source_v4", sources(old.source_v4), sources(new.source_v4)),
+        ("source_v6", sources(old.source_v6), sources(new.source_v6)),
+        ("gue_port", old.gue_port.to_string(), new.gue_port.to_string()),
+        ("df", old.outer_df.as_str().to_owned(), new.outer_df.as_str().to_owned()),
+    ] {
+        if a != b {
+            told.push(format!("[tunnel] {name} {a} -> {b}"));
+        }
+    }
 }
 
 fn by_name<T>(items: &[T], name: fn(&T) -> &String) -> HashMap<&str, &T> {
@@ -113,6 +136,7 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("drain", drain(&old.drain), drain(&new.drain));
     field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());
     field("on_idle", on_idle(old).to_owned(), on_idle(new).to_owned());
+    field("mss", mss(old), mss(new));
     field("on_no_backend", on_no_backend(old).to_owned(), on_no_backend(new).to_owned());
     let (a, b) = (&old.timeouts, &new.timeouts);
     for (name, a, b) in [
@@ -223,6 +247,10 @@ const fn on_idle(vip: &Vip) -> &'static str {
     if vip.reset_idle { "reset" } else { "silent" }
 }
 
+fn mss(vip: &Vip) -> String {
+    vip.mss.map_or_else(|| "as the ends say".to_owned(), |bytes| format!("at most {bytes}"))
+}
+
 fn announce(announce: &Announce) -> String {
     match announce {
         Announce::Interface(name) => name.clone(),
@@ -260,7 +288,7 @@ pub(super) mod tests {
 
     use super::super::state::tests::{backend, tcp_health, vip};
     use super::*;
-    use crate::config::{Control, CopyMode, Hash, Idle, Io, Nic, Workers, XdpMode};
+    use crate::config::{Control, CopyMode, FullNat, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::flow::Protocol;
     use crate::forwarding::this_box::IcmpRate;
     use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind, ServerId};
@@ -291,11 +319,13 @@ pub(super) mod tests {
                 datagrams: 64,
                 parked: 0,
             },
+            full_nat: FullNat::default(),
             icmp: IcmpRate::default(),
             control: Control {
                 socket: "/run/holdfast/control.sock".into(),
                 on_drained: Vec::new(),
             },
+            tunnels: Tunnels::default(),
             hash: Hash { secret: [0; 16], table_size: 251 },
         }
     }

@@ -19,13 +19,14 @@ use super::netlink::InterfaceAddress;
 use super::slow_start::SlowStart;
 use super::status::{self, Baseline};
 use crate::config;
+use crate::flow::bindings::Sources;
 use crate::flow::{Address, Protocol};
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_key;
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
     Affinity, BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
-    NextHop, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
+    Network, NextHop, PortRange, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -111,6 +112,8 @@ pub struct BackendEntry {
     pub slow_start: SlowStart,
     /// Where frames for it go.
     pub next_hop: Option<NextHop>,
+    /// Longest IP packet that may leave towards it, in bytes.
+    pub mtu: u16,
     /// Why there is none, in words; empty when there is one.
     pub next_hop_detail: String,
     /// The problem that was logged last, until it is resolved.
@@ -127,6 +130,7 @@ pub struct Registry {
     places: HashMap<BackendIndex, (usize, usize)>,
     vip_indices: Indices,
     backend_indices: Indices,
+    sources: Sources,
 }
 
 impl Default for Registry {
@@ -138,7 +142,18 @@ impl Default for Registry {
 impl Registry {
     fn with_room(vips: usize, backends: usize) -> Self {
         let (vip_indices, backend_indices) = (Indices::new(vips), Indices::new(backends));
-        Self { vips: Vec::new(), places: HashMap::new(), vip_indices, backend_indices }
+        let (vips, places, sources) = (Vec::new(), HashMap::new(), Sources::default());
+        Self { vips, places, vip_indices, backend_indices, sources }
+    }
+
+    /// Empty, for full-NAT VIPs with these sources.
+    pub fn new(sources: Sources) -> Self {
+        Self { sources, ..Self::default() }
+    }
+
+    /// The sources of full-NAT flows.
+    pub const fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// The VIPs, in the configuration's order.
@@ -284,6 +299,7 @@ impl Registry {
             forecast: None,
             slow_start: SlowStart::default(),
             next_hop: None,
+            mtu: UNLIMITED,
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
             base: status::backend_baseline(workers, index),
@@ -323,7 +339,10 @@ impl Registry {
         let nat = self.vips.iter().filter(|vip| vip.config.forward == Forward::Nat);
         let returns = distinct(nat.flat_map(VipEntry::return_keys));
         let locals = distinct(addresses.iter().map(|found| Address::from(found.address)));
-        SteerRules { vips, returns, locals, ..SteerRules::default() }
+        let (first, last) = self.sources.ports();
+        let single = |&address: &Address| (Network::single(address), PortRange { first, last });
+        let sources = self.sources.addresses().iter().map(single).collect();
+        SteerRules { vips, returns, locals, sources, ..SteerRules::default() }
     }
 
     /// The addresses whose next hops are needed.
@@ -386,6 +405,7 @@ impl VipEntry {
             splits: self.splits.clone(),
             sampled: self.split().is_some(),
             quic: self.config.quic.clone(),
+            mss: self.config.mss,
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
@@ -431,7 +451,7 @@ impl BackendEntry {
             service: self.drain.service(),
             left: self.drain.flows_left(),
             next_hop: self.next_hop,
-            mtu: UNLIMITED,
+            mtu: self.mtu,
             server_ids: self.config.server_ids.clone(),
         }
     }
@@ -510,6 +530,7 @@ pub(super) mod tests {
             },
             on_down: FlowsLeft::Keep,
             reset_idle: false,
+            mss: None,
             rejects: false,
             announce: Announce::None,
             quic: Vec::new(),

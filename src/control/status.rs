@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::api::{
-    BackendState, BackendStatus, DrainStatus, HealthState, NextHopStatus, NicStatus, SplitStatus,
-    Status, Totals, Traffic, VipStatus, WorkerStatus,
+    BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus,
+    PoolStatus, SplitStatus, Status, Totals, Traffic, VipStatus, WorkerStatus,
 };
 use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
+use crate::config::FullNat;
 use crate::forwarding::{BackendIndex, FlowsLeft, NextHop, Ports, VipId};
 use crate::stats::{FlowStats, PortStats, WorkerStats};
 
@@ -82,6 +83,8 @@ fn since(now: Traffic, Baseline(base): &Baseline) -> Traffic {
 pub struct Sources<'a> {
     /// VIPs and backends.
     pub registry: &'a Registry,
+    /// What full-NAT flows come from.
+    pub full_nat: &'a FullNat,
     /// Workers.
     pub workers: &'a [WorkerView],
     /// NICs.
@@ -110,19 +113,37 @@ pub struct Process {
 pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
     let now = Instant::now();
     let workers: Vec<WorkerStatus> = sources.workers.iter().map(worker_status).collect();
+    let totals = workers.iter().fold(Totals::default(), |sum, worker| plus(sum, &worker.totals));
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_s: now.saturating_duration_since(process.started).as_secs(),
         config: process.config.clone(),
         generation: process.generation,
-        totals: workers.iter().fold(Totals::default(), |sum, worker| plus(sum, &worker.totals)),
+        full_nat: full_nat_status(sources.full_nat, &totals),
+        totals,
         answers: all_answers(sources.workers),
         drops: all_drops(&workers),
         vips: sources.registry.vips().iter().map(|vip| vip_status(vip, sources, now)).collect(),
         workers,
         nics: nic_statuses(sources),
     }
+}
+
+fn full_nat_status(config: &FullNat, totals: &Totals) -> Option<FullNatStatus> {
+    let FullNat { sources, ports, .. } = config;
+    let pool = |v4, used| {
+        let addresses = sources.iter().filter(|source| source.is_ipv4() == v4).count();
+        // At most 256 addresses.
+        let all = u64::try_from(addresses * ports.len()).unwrap_or(u64::MAX);
+        PoolStatus { used, free: all.saturating_sub(used) }
+    };
+    (!sources.is_empty()).then(|| FullNatStatus {
+        sources: sources.clone(),
+        ports: (*ports.start(), *ports.end()),
+        v4: pool(true, totals.bindings_v4),
+        v6: pool(false, totals.bindings_v6),
+    })
 }
 
 fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus {
@@ -175,7 +196,7 @@ pub fn backend_status(
         flows_cut: entry.drain.flows_cut(),
         drain: drain_status(vip, entry, traffic.flows_active, now),
         share_percent: entry.slow_start.percent(),
-        next_hop: entry.next_hop.map(|hop| next_hop_status(hop, nics)),
+        next_hop: entry.next_hop.map(|hop| next_hop_status(hop, entry.mtu, nics)),
         next_hop_detail: entry.next_hop_detail.clone(),
         traffic,
     }
@@ -213,13 +234,14 @@ fn drain_status(
 }
 
 /// A next hop in words.
-pub fn next_hop_status(hop: NextHop, nics: &[NicView]) -> NextHopStatus {
+pub fn next_hop_status(hop: NextHop, mtu: u16, nics: &[NicView]) -> NextHopStatus {
     let nic = nics.get(usize::from(hop.port.0));
     let [a, b, c, d, e, f] = hop.mac;
     NextHopStatus {
         interface: nic.map_or_else(String::new, |nic| nic.interface.clone()),
         mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
         vlan: hop.vlan,
+        mtu,
     }
 }
 
@@ -252,10 +274,13 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_closed: stats.flows_closed.get(),
         flows_idled_out: stats.flows_idled_out.get(),
         flows_stale: stats.flows_stale.get(),
+        bindings_v4: stats.bindings_v4.get(),
+        bindings_v6: stats.bindings_v6.get(),
         clients_full: stats.clients_full.get(),
         flows_reset: stats.flows_reset.get(),
         resets_sent: stats.resets_sent.get(),
         probes_sent: stats.probes_sent.get(),
+        fragments_sent: stats.fragments_sent.get(),
         icmp_errors_forwarded: stats.icmp_errors_forwarded.get(),
         icmp_rate_limited: stats.icmp_rate_limited.get(),
     }
@@ -276,10 +301,13 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_closed: a.flows_closed + b.flows_closed,
         flows_idled_out: a.flows_idled_out + b.flows_idled_out,
         flows_stale: a.flows_stale + b.flows_stale,
+        bindings_v4: a.bindings_v4 + b.bindings_v4,
+        bindings_v6: a.bindings_v6 + b.bindings_v6,
         clients_full: a.clients_full + b.clients_full,
         flows_reset: a.flows_reset + b.flows_reset,
         resets_sent: a.resets_sent + b.resets_sent,
         probes_sent: a.probes_sent + b.probes_sent,
+        fragments_sent: a.fragments_sent + b.fragments_sent,
         icmp_errors_forwarded: a.icmp_errors_forwarded + b.icmp_errors_forwarded,
         icmp_rate_limited: a.icmp_rate_limited + b.icmp_rate_limited,
     }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The answer is made in the packet's own frame and leaves by where the packet came from; its source is
-//! the VIP. What deserves none (RFC 1122 3.2.2, RFC 4443 2.4 e), or finds the limit reached, is
+//! the VIP, or the full-NAT source that the packet was for. What deserves none (RFC 1122 3.2.2, RFC 4443 2.4 e), or finds the limit reached, is
 //! dropped for the reason that it had.
 //!
 //! Writes: the frame, the limiter. Cost: only for packets that are not forwarded.
@@ -98,7 +98,13 @@ fn send_error(
     };
     // What is behind the first frame is more than an error quotes.
     pool.cut(frame);
-    icmp::error(frame, ip, key.vip, kind).is_ok() && send_back(packet, answer, &hop, context, macs)
+    // To a full-NAT backend we are the source that its flow has.
+    let ours = match packet.way {
+        Way::ToClientOf(id) => context.bindings.sources().source(id).map(|(address, _)| address),
+        _ => None,
+    };
+    icmp::error(frame, ip, ours.unwrap_or(key.vip), kind).is_ok()
+        && send_back(packet, answer, &hop, context, macs)
 }
 
 /// Sends the frame, which is an answer now, back to where the packet came from: to `hop`.

@@ -1,5 +1,6 @@
 //! The packets that a worker carries through all stages together, and what is known of each.
 
+use crate::flow::bindings::BindingId;
 use crate::flow::entry::WayBack;
 use crate::flow::table::Slot;
 use crate::flow::tuple::HashedKey;
@@ -67,7 +68,8 @@ pub struct Packet {
     pub dropped: bool,
     /// By parse.
     pub shape: Shape,
-    /// By classify: the flow, from the client's side.
+    /// By classify: the flow, from the client's side; for a full-NAT source it is conntrack that finds it,
+    /// and the tuple is the packet's own until then.
     pub flow: HashedKey,
     /// By prefetch: where in the flow table the flow may be.
     pub hint: Slot,
@@ -93,10 +95,14 @@ pub enum Way {
     ToBackend,
     /// From a NAT backend, whose service address and port this is, to a client.
     ToClient(ListenKey),
+    /// From a full-NAT backend, for this source of ours, to a client.
+    ToClientOf(BindingId),
     /// An ICMP error about a flow, until it is known whose: it then becomes one of the above, and
     /// the packet's part [`Part::Quoting`]. It goes to the backend that sent what it quotes, or, if the
     /// quoted packet was for the NAT backend with this service address and port, to the client.
     Related(Option<ListenKey>),
+    /// The same, if what it quotes came from this full-NAT source: it goes to the client.
+    RelatedTo(BindingId),
     /// Back to where it came from, as it has been made its own answer.
     Back(Answer),
 }
@@ -105,7 +111,7 @@ impl Way {
     /// Whether it is the way to a client.
     #[inline(always)]
     pub const fn is_reply(self) -> bool {
-        matches!(self, Self::ToClient(_))
+        matches!(self, Self::ToClient(_) | Self::ToClientOf(_))
     }
 }
 

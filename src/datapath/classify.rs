@@ -4,7 +4,7 @@
 //! Writes: `vip`, `way` and the hashed flow key, or drops what is for no VIP. Asks for the first line of
 //! the flow's look-up.
 //! Cost: one comparison for another packet to the last VIP; else one hash look-up for the VIP (two
-//! when it listens on all ports); one hash of the flow key.
+//! when it listens on all ports), and one for what is to our own sources; one hash of the flow key.
 
 use super::batch::{Packet, Way};
 use super::context::Context;
@@ -53,7 +53,7 @@ pub fn classify(
     Ok(())
 }
 
-/// What is for no VIP may come from a NAT backend.
+/// What is for no VIP may be for a full-NAT source, or come from a NAT backend.
 #[inline(never)]
 fn classify_reply(
     packet: &mut Packet,
@@ -61,6 +61,15 @@ fn classify_reply(
     context: &Context<'_>,
     secret: &TableSecret,
 ) -> Result<(), Drop> {
+    let ListenKey { address, port, .. } = tuple.listen_key();
+    if let Some(id) = context.bindings.sources().find(address, port) {
+        // Whose it is, conntrack asks when it has been fetched.
+        context.bindings.prefetch(id);
+        packet.forget();
+        packet.way = Way::ToClientOf(id);
+        packet.flow = HashedKey::unhashed(tuple);
+        return Ok(());
+    }
     let source = tuple.reply_key();
     let path = context.table.return_paths(source).next().ok_or(Drop::NoVip)?;
     packet.vip = path.vip;

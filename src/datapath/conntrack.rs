@@ -15,6 +15,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use super::batch::{BATCH, Batch, Packet, TcpFlags};
+use super::bindings;
 use super::classify::answered_flow;
 use super::clients::{self, is_due};
 use super::context::Context;
@@ -25,13 +26,14 @@ use super::life::{
 use super::quic::Answerer;
 use super::reset::{Cut, Outbox};
 use crate::flow::Protocol;
+use crate::flow::bindings::{BindingId, Leases};
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
 use crate::flow::writer::{FlowWriter, Full, Verdict};
 use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{BackendIndex, FlowsLeft, Forward, ListenKey, NextHop, RESET_TIME};
-use crate::stats::{FlowStats, WorkerStats};
+use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
 
 /// Time in which the sweep goes once around the table: how late an idle flow may be removed.
@@ -44,6 +46,23 @@ const REMOVALS_MAX: u32 = 64;
 const ALIAS_REFRESH: Ticks = Ticks(50);
 /// Between two probes of a silent flow that is cut: they are spread over [`RESET_TIME`].
 const PROBE_GAP: u32 = RESET_TIME.0 / State::MAX_PROBES as u32;
+
+/// Where a client's packet goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'t> {
+    /// Its backend.
+    pub backend: &'t Backend,
+    /// Full NAT: the source of ours that it comes from.
+    pub binding: Option<BindingId>,
+}
+
+impl<'t> Target<'t> {
+    /// By a pin on `backend`.
+    #[inline(always)]
+    pub(super) const fn of(backend: &'t Backend, track: &Track) -> Self {
+        Self { backend, binding: track.binding() }
+    }
+}
 
 /// Why a client's packet goes to no backend by a pin.
 #[derive(Debug)]
@@ -72,27 +91,34 @@ pub enum Reply<'t> {
 /// A worker's connection tracking.
 #[derive(Debug)]
 pub struct Conntrack {
-    writer: FlowWriter,
+    pub(super) writer: FlowWriter,
     /// The flow tables of all workers, in their order.
-    tables: Arc<[Arc<FlowTable>]>,
-    me: u8,
+    pub(super) tables: Arc<[Arc<FlowTable>]>,
+    /// The full-NAT sources that are this worker's to give.
+    pub(super) leases: Leases,
+    pub(super) me: u8,
     swept_at: Ticks,
     /// Entries that the sweep is behind by.
     sweep_debt: u32,
 }
 
 impl Conntrack {
-    /// Connection tracking of worker `me`, whose table is `tables[me]`; `None` if there is no such
-    /// table, another worker writes it, or it has flows already: they would be of another process's
-    /// backends.
-    pub fn new(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
-        Self::adopt(tables, me, now).filter(|conntrack| conntrack.writer.is_empty())
+    /// Connection tracking of worker `me`, whose table is `tables[me]`, and which has `leases`; `None`
+    /// if there is no such table, another worker writes it, or it has flows already: they would be of
+    /// another process's backends.
+    pub fn new(tables: Arc<[Arc<FlowTable>]>, leases: Leases, me: u8, now: Ticks) -> Option<Self> {
+        Self::adopt(tables, leases, me, now).filter(|conntrack| conntrack.writer.is_empty())
     }
 
     /// The same with the flows that the table has, which must be of this process's backends.
-    pub(super) fn adopt(tables: Arc<[Arc<FlowTable>]>, me: u8, now: Ticks) -> Option<Self> {
+    pub(super) fn adopt(
+        tables: Arc<[Arc<FlowTable>]>,
+        leases: Leases,
+        me: u8,
+        now: Ticks,
+    ) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(tables.get(usize::from(me))?))?;
-        Some(Self { writer, tables, me, swept_at: now, sweep_debt: 0 })
+        Some(Self { writer, tables, leases, me, swept_at: now, sweep_debt: 0 })
     }
 
     /// Whose it is.
@@ -114,12 +140,12 @@ impl Conntrack {
         &mut self,
         packet: &Packet,
         context: &Context<'t>,
-    ) -> Result<&'t Backend, Untracked<'t>> {
+    ) -> Result<Target<'t>, Untracked<'t>> {
         if let Some(hit) = context.flows.at(&packet.flow, packet.hint)
             && let Some(backend) = steady(packet, &hit.track, context)
         {
             note(&hit, packet, backend, context);
-            return Ok(backend);
+            return Ok(Target::of(backend, &hit.track));
         }
         self.track_unsteady(packet, context)
     }
@@ -130,7 +156,7 @@ impl Conntrack {
         &mut self,
         packet: &Packet,
         context: &Context<'t>,
-    ) -> Result<&'t Backend, Untracked<'t>> {
+    ) -> Result<Target<'t>, Untracked<'t>> {
         let Some(hit) = context.flows.find_at(&packet.flow, packet.hint) else {
             return self.request_without_pin(packet, context);
         };
@@ -149,7 +175,7 @@ impl Conntrack {
         }
         if is_cut(packet.flow.protocol(), &hit.track, backend) {
             cut(&hit, context.now);
-            return pass_reset(packet, packet.came_from(context.nic), backend);
+            return pass_reset(packet, &hit.track, backend, context);
         }
         let before = hit.track.state();
         let state = request_change(packet).apply(before);
@@ -158,7 +184,7 @@ impl Conntrack {
             clients::seen(&packet.flow, backend, (before, state), context);
         }
         note(&hit, packet, backend, context);
-        Ok(backend)
+        Ok(Target::of(backend, &hit.track))
     }
 
     /// A client's packet for which this worker has an alias. What it stands for decides, if the
@@ -170,7 +196,11 @@ impl Conntrack {
         packet: &Packet,
         backend: &'t Backend,
         context: &Context<'t>,
-    ) -> Result<&'t Backend, Untracked<'t>> {
+    ) -> Result<Target<'t>, Untracked<'t>> {
+        if !bindings::note_elsewhere(&alias.track, packet, context) {
+            self.remove(alias.slot, context);
+            return self.request_without_pin(packet, context);
+        }
         let news = News::of_request(packet, &alias.track, backend, context.nic);
         let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
             return self.request_without_pin(packet, context);
@@ -180,9 +210,9 @@ impl Conntrack {
             return Err(miss.into());
         }
         if is_cut(packet.flow.protocol(), &track, backend) {
-            return pass_reset(packet, packet.came_from(context.nic), backend);
+            return pass_reset(packet, &track, backend, context);
         }
-        Ok(backend)
+        Ok(Target::of(backend, &track))
     }
 
     /// A client's packet for a pin that no longer lives.
@@ -192,13 +222,13 @@ impl Conntrack {
         hit: &Hit<'_>,
         packet: &Packet,
         context: &Context<'t>,
-    ) -> Result<&'t Backend, Untracked<'t>> {
+    ) -> Result<Target<'t>, Untracked<'t>> {
         let protocol = packet.flow.protocol();
         if let Some(backend) = idled_out_loudly(protocol, &hit.track, context)
             && !packet.shape.flags.opens()
         {
             cut(hit, context.now);
-            return pass_reset(packet, packet.came_from(context.nic), backend);
+            return pass_reset(packet, &hit.track, backend, context);
         }
         count_end(protocol, &hit.track, context);
         self.remove(hit.slot, context);
@@ -211,7 +241,7 @@ impl Conntrack {
         &mut self,
         packet: &Packet,
         context: &Context<'t>,
-    ) -> Result<&'t Backend, Untracked<'t>> {
+    ) -> Result<Target<'t>, Untracked<'t>> {
         let tcp = packet.flow.protocol() == Protocol::Tcp;
         // NICs send fragments to another worker than whole packets of their flow, so both kinds look
         // for each other once fragments are about.
@@ -227,12 +257,13 @@ impl Conntrack {
             return Err(miss.into());
         }
         context.stats.flows_found_elsewhere.add(1);
+        bindings::note_elsewhere(&pin.track, packet, context);
         let news = News::of_request(packet, &pin.track, backend, context.nic);
         self.add_alias(slot, &pin, &packet.flow, &news, context);
         if is_cut(packet.flow.protocol(), &pin.track, backend) {
-            return pass_reset(packet, packet.came_from(context.nic), backend);
+            return pass_reset(packet, &pin.track, backend, context);
         }
-        Ok(backend)
+        Ok(Target::of(backend, &pin.track))
     }
 
     /// What is to be done with a NAT backend's packet: finds the flow that it answers among those that
@@ -261,7 +292,7 @@ impl Conntrack {
                     packet.flow = flow;
                     packet.vip = path.vip;
                     packet.backend = path.backend;
-                    return Some(reply(packet, &track, context));
+                    return Some(reply(packet, &track, track.hop(), context));
                 }
             }
         }
@@ -475,27 +506,33 @@ impl Conntrack {
         here.is_some() || self.find_elsewhere(flow, context, on_it).is_some()
     }
 
-    /// Pins the packet's flow, which has no entry, to `backend`.
+    /// Pins the packet's flow, which has no entry, to `backend`; a full-NAT flow gets its source.
     ///
     /// # Errors
-    /// [`Full`]: the table has no room.
-    pub fn pin(
+    /// Why there is no room for it: [`Drop::NoSourcePort`], [`Drop::TableFull`].
+    pub fn pin<'t>(
         &mut self,
         packet: &Packet,
-        backend: &Backend,
+        backend: &'t Backend,
         rule: Rule,
         context: &Context<'_>,
-    ) -> Result<(), Full> {
+    ) -> Result<Target<'t>, Drop> {
         let state = match packet.flow.protocol() {
             Protocol::Udp | Protocol::Any => State::default(),
             // A flow whose pin was lost proves itself with its next packet.
             Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };
         let hop = packet.came_from(context.nic);
-        let pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now).by(rule);
-        self.writer.insert(&packet.flow, &pin)?;
+        let mut pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now).by(rule);
+        if backend.forward == Forward::FullNat {
+            pin = pin.with_binding(self.bind(packet, backend, context)?);
+        }
+        if let Err(Full) = self.writer.insert(&packet.flow, &pin) {
+            bindings::release(&mut self.leases, &pin, context.stats);
+            return Err(Drop::TableFull);
+        }
         count_pin(&pin, context.stats);
-        Ok(())
+        Ok(Target::of(backend, &pin.track))
     }
 
     /// Removes flows that are idle for too long or whose backend is gone, and probes silent ones that
@@ -513,12 +550,14 @@ impl Conntrack {
         }
         let count = self.sweep_debt.min(SWEEP_MAX);
         if count > 0 {
+            let leases = &mut self.leases;
             let shown = self.writer.sweep(
                 count,
                 REMOVALS_MAX,
                 |protocol, hit, tuple| sweep_one(protocol, hit, tuple, context, outbox),
                 |protocol, pin| {
                     count_end(protocol, &pin.track, context);
+                    bindings::release(leases, pin, context.stats);
                     count_removal(pin, context);
                 },
             );
@@ -529,6 +568,7 @@ impl Conntrack {
 
     fn remove(&mut self, slot: Slot, context: &Context<'_>) {
         if let Some(pin) = self.writer.remove(slot) {
+            bindings::release(&mut self.leases, &pin, context.stats);
             count_removal(&pin, context);
         }
     }
@@ -553,16 +593,18 @@ pub fn prefetch(batch: &mut Batch, flows: FlowView<'_>) {
 /// Keeps a pin up to date with a packet of its client.
 #[inline(always)]
 fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>) {
-    if backend.forward == Forward::Nat {
-        // The client's packets may come another way now (its router changed): replies follow.
-        hit.set_way_back(packet.way_back(context.nic));
+    // The client's packets may come another way now (its router changed): replies follow.
+    match backend.forward {
+        Forward::Nat => hit.set_way_back(packet.way_back(context.nic)),
+        Forward::FullNat => bindings::note(&hit.track, packet, context),
+        Forward::Dsr | Forward::Ipip | Forward::Gue => {}
     }
     hit.seen(context.now);
 }
 
 /// Cuts a flow for good. From now on its pin lives for [`RESET_TIME`], whatever comes.
 #[cold]
-fn cut(hit: &Hit<'_>, now: Ticks) {
+pub(super) fn cut(hit: &Hit<'_>, now: Ticks) {
     if !hit.track.state().has(State::CUT) {
         hit.set_state(hit.track.state().with(State::CUT));
         hit.seen(now);
@@ -574,25 +616,31 @@ fn cut(hit: &Hit<'_>, now: Ticks) {
 #[cold]
 fn pass_reset<'t>(
     packet: &Packet,
-    client: NextHop,
+    track: &Track,
     backend: &'t Backend,
-) -> Result<&'t Backend, Untracked<'t>> {
+    context: &Context<'_>,
+) -> Result<Target<'t>, Untracked<'t>> {
+    let target = Target::of(backend, track);
     if packet.shape.flags.any(TcpFlags::RST) {
-        return Ok(backend);
+        return Ok(target);
     }
-    Err(Untracked::Cut(Cut { client, backend }))
+    Err(Untracked::Cut(Cut { client: packet.came_from(context.nic), target }))
 }
 
 /// What becomes of a NAT backend's packet, whose flow this is.
 #[inline]
-fn reply<'t>(packet: &Packet, track: &Track, context: &Context<'t>) -> Reply<'t> {
-    let client = track.hop();
+pub(super) fn reply<'t>(
+    packet: &Packet,
+    track: &Track,
+    client: NextHop,
+    context: &Context<'t>,
+) -> Reply<'t> {
     match context.table.backend(packet.backend) {
         Some(backend)
             if is_cut(packet.flow.protocol(), track, backend)
                 && !packet.shape.flags.any(TcpFlags::RST) =>
         {
-            Reply::Cut(Cut { client, backend })
+            Reply::Cut(Cut { client, target: Target::of(backend, track) })
         }
         _ => Reply::To(client),
     }
@@ -639,12 +687,21 @@ fn sweep_cut(
     }
     cut(hit, context.now);
     hit.set_state(state.with(State::CUT).with_probe());
-    outbox.probe(&tuple().key(), &Cut { client: hit.track.hop(), backend }, context.now);
+    let client = context.bindings.way_back(&hit.track);
+    let target = Target::of(backend, &hit.track);
+    outbox.probe(&tuple().key(), &Cut { client, target }, context);
     Verdict::Keep
 }
 
 /// Tells the owner of a pin that a packet of its flow came. One that is cut lives no longer for that.
-fn tell(owner: &FlowTable, slot: Slot, flow: &HashedKey, track: &Track, news: &News, now: Ticks) {
+pub(super) fn tell(
+    owner: &FlowTable,
+    slot: Slot,
+    flow: &HashedKey,
+    track: &Track,
+    news: &News,
+    now: Ticks,
+) {
     if track.state().has(State::CUT) {
         return;
     }

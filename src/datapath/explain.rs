@@ -14,13 +14,15 @@ use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
 use super::conntrack::Conntrack;
-use super::context::Context;
+use super::context::{Context, Identification};
 use super::life::is_living;
 use super::parse::{Parsed, parse};
+use super::path_mtu::PathMtus;
 use super::reset::Outbox;
-use super::rewrite::Macs;
+use super::rewrite::{Macs, mtu_towards, tunnel};
 use super::select::{out_of_service, rivals};
 use super::worker::forward;
+use crate::flow::bindings::Bindings;
 use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
 use crate::flow::fragments::Datagrams;
@@ -33,6 +35,7 @@ use crate::forwarding::table::{Vip, name};
 use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
+use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Where a client is taken to be that has no flow yet: a locally administered address.
@@ -48,6 +51,8 @@ pub struct Explainer {
     macs: Vec<[u8; 6]>,
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
+    bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
     stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -78,10 +83,12 @@ impl Explainer {
         macs: Vec<[u8; 6]>,
         flows: Arc<[Arc<FlowTable>]>,
         clients: Arc<Clients>,
+        bindings: Arc<Bindings>,
+        paths: Arc<PathMtus>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, UmemError> {
         let (_, pool) = Umem::create(1, 4096)?;
-        Ok(Self { pool, macs, flows, clients, stats })
+        Ok(Self { pool, macs, flows, clients, bindings, paths, stats })
     }
 
     /// What becomes of a packet of the flow now. Cost: about a millisecond.
@@ -102,13 +109,15 @@ impl Explainer {
         let (worker, pinned) = tell_pin(&found, &key, table, now, &trace);
         let stats = self.loads(worker, vip);
         let me = u8::try_from(worker).unwrap_or_default();
+        let bound = found.iter().filter_map(|found| found.pin.track.binding());
+        let (bindings, leases) = self.bindings.scratch(bound, me).map_err(TableError::from)?;
         let Some(flows) = scratch.get(worker).cloned() else {
             return Err(ExplainError::Packet("there is no worker".to_owned()));
         };
-        let Some(mut conntrack) = Conntrack::adopt(scratch, me, now) else {
+        let Some(mut conntrack) = Conntrack::adopt(scratch, leases, me, now) else {
             return Err(ExplainError::Packet("the scratch table is in use".to_owned()));
         };
-        let hop = pinned.map_or(SOMEWHERE, |pin| pin.track.hop());
+        let hop = pinned.map_or(SOMEWHERE, |pin| self.bindings.way_back(&pin.track));
         let opens = match question.packet {
             Segment::Likely => pinned.is_none(),
             Segment::Syn => true,
@@ -126,6 +135,9 @@ impl Explainer {
             datagrams,
             flows: flows.view(),
             clients: &self.clients.scratch(&client),
+            bindings: &bindings,
+            paths: &self.paths,
+            identification: &Identification::of(me),
             nic,
             now,
             stats: &stats,
@@ -134,7 +146,7 @@ impl Explainer {
         let verdict = run(&mut packet, &mut conntrack, context, &flows, &self.macs);
         let sent = verdict.is_ok();
         match verdict {
-            Ok(()) => tell_rewrite(&packet, question, context),
+            Ok(()) => tell_rewrite(&packet, pinned, question, context),
             Err(reason) => trace.tell("drop", reason.as_str(), reason.describe().trim()),
         }
         let frame = if sent { packet.data().to_vec() } else { Vec::new() };
@@ -303,7 +315,7 @@ impl Display for Seconds {
     }
 }
 
-fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
+fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, context: &Context<'_>) {
     let Some((trace, backend)) = context.trace.zip(context.table.backend(packet.backend)) else {
         return;
     };
@@ -312,20 +324,39 @@ fn tell_rewrite(packet: &Packet, question: &Question, context: &Context<'_>) {
         backend.address.into(),
         backend.port.unwrap_or_else(|| question.destination.port()),
     );
+    let sources = context.bindings.sources();
+    let source = pinned.and_then(|pin| sources.source(pin.track.binding()?));
+    let source = source.map(|(address, port)| SocketAddr::new(address.into(), port));
     let outcome = match backend.forward {
-        Forward::Nat | Forward::FullNat => format!("{} -> {to}", question.client),
+        Forward::Nat => format!("{} -> {to}", question.client),
+        Forward::FullNat => source
+            .map_or_else(|| format!("{sources} -> {to}"), |source| format!("{source} -> {to}")),
         _ => format!("{} -> {}", question.client, question.destination),
     };
     let why = match backend.forward {
         Forward::Dsr => format!("dsr: only the destination MAC changes, to that of {name}"),
         Forward::Nat => format!("nat: to the address and port of {name}"),
         Forward::FullNat => {
-            format!("full_nat: to the address and port of {name}, from one of ours")
+            let from = if source.is_some() { "the source of this flow" } else { "a free source" };
+            format!("full_nat: to the address and port of {name}, from {from}")
         }
-        Forward::Ipip => format!("ipip: in an IP packet to {name}"),
-        Forward::Gue => format!("gue: in a UDP packet to {name}"),
+        Forward::Ipip => format!("ipip: as it is, in an IP packet to {name}"),
+        Forward::Gue => format!("gue: as it is, in a UDP packet to {name}"),
     };
     trace.tell("rewrite", outcome, why);
+    if backend.forward.tunnels()
+        && let Some(outer) = tunnel::outer(packet.flow.tuple, false, backend, context)
+    {
+        tell_tunnel(&outer, mtu_towards(backend, packet.flow.tuple.is_v4(), context), trace);
+    }
+}
+
+/// Tells what a backend's NIC sees of the flow, and how much fits.
+fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
+    let ports = outer.gue.map(|(from, to)| format!(", UDP port {from} to {to}"));
+    let outcome = format!("{} -> {}", outer.source, outer.destination) + &ports.unwrap_or_default();
+    let why = format!("what a NIC sees of the flow; packets of up to {mtu} bytes fit");
+    trace.tell("tunnel", outcome, why);
 }
 
 /// The packet's transport header, and what it carries.

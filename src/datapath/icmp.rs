@@ -4,6 +4,7 @@
 //! echo request to a VIP            -> its reply, in place
 //! error to a VIP                   quotes VIP -> client:      to the flow's backend
 //! error from a NAT backend's side  quotes client -> backend:  to the client, from the VIP
+//! error to a full-NAT source       quotes source -> backend:  to the client, from the VIP
 //! ```
 //!
 //! An error walks the way of the flow that it is about, as classify and conntrack name it, and changes
@@ -16,12 +17,13 @@
 use super::answer::send_back;
 use super::batch::{Packet, Part, Way};
 use super::classify::answered_flow;
-use super::conntrack::Conntrack;
+use super::conntrack::{Conntrack, Target};
 use super::context::Context;
 use super::parse::Message;
 use super::quic::Answerer;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::guess;
+use crate::flow::bindings::{BindingId, Lease};
 use crate::flow::table::Slot;
 use crate::flow::tuple::{TableSecret, Tuple};
 use crate::flow::{Address, FlowKey, Protocol};
@@ -121,6 +123,7 @@ fn relate(
         return Err(Drop::IcmpNoFlow);
     }
     let flow = relate_to_backend(packet, &quoted, context);
+    let flow = flow.or_else(|| relate_to_bound(packet, &quoted, context));
     let flow = flow.or_else(|| relate_to_client(packet, &quoted, context));
     packet.flow = secret.hash(flow.ok_or(Drop::IcmpNoFlow)?);
     context.flows.prefetch_bucket(&packet.flow);
@@ -141,6 +144,21 @@ fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>
     packet.vip = context.table.listener(flow.listen_key())?;
     packet.way = Way::Related(None);
     Some(flow).filter(|flow| !flow.has_zero_port())
+}
+
+/// The quoted packet was sent by a full-NAT source: what is about it goes to the client.
+fn relate_to_bound(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
+    let (source, (address, port)) = (quoted.source, quoted.destination);
+    let id = context.bindings.sources().find(source.0, source.1)?;
+    let lease = context.bindings.read(id)?;
+    let backend = context.table.pinned(lease.bound.backend)?;
+    let protocol = Protocol::from_number(quoted.protocol)?;
+    if lease.bound.service(backend) != (ListenKey { address, port, protocol }) {
+        return None;
+    }
+    (packet.vip, packet.backend) = (backend.vip, backend.id.index);
+    packet.way = Way::RelatedTo(id);
+    Some(Tuple::from(lease.bound.flow))
 }
 
 /// The quoted packet was sent to a NAT backend: what is about it goes to the client.
@@ -182,12 +200,12 @@ pub fn forward(
     match source {
         None => {
             let pinned = conntrack.peek(&packet.flow, packet.hint, context);
-            let backend = match pinned {
-                Some((_, backend)) => backend,
-                None => guess(packet, conntrack, context)?,
+            let target = match pinned {
+                Some((track, backend)) => Target::of(backend, &track),
+                None => Target { backend: guess(packet, conntrack, context)?, binding: None },
             };
             packet.way = Way::ToBackend;
-            rewrite_to_backend(packet, backend, context, macs)?;
+            rewrite_to_backend(packet, &target, context, macs)?;
         }
         Some(source) => {
             let client = to_client(packet, source, conntrack, context).ok_or(Drop::IcmpNoFlow)?;
@@ -195,6 +213,27 @@ pub fn forward(
             rewrite_to_client(packet, &client, context, macs)?;
         }
     }
+    context.stats.icmp_errors_forwarded.add(1);
+    Ok(())
+}
+
+/// Sends an ICMP error about a packet of a full-NAT source to the client that has it.
+///
+/// # Errors
+/// Why it cannot be sent.
+#[cold]
+pub fn forward_bound(
+    packet: &mut Packet,
+    id: BindingId,
+    context: &Context<'_>,
+    macs: &Macs,
+) -> Result<(), Drop> {
+    let lease = context.bindings.read(id);
+    let same = |lease: &Lease| Tuple::from(lease.bound.flow) == packet.flow.tuple;
+    let lease = lease.filter(same).ok_or(Drop::IcmpNoFlow)?;
+    packet.shape.part = Part::Quoting;
+    packet.way = Way::ToClientOf(id);
+    rewrite_to_client(packet, &lease.bound.way_back.next_hop(), context, macs)?;
     context.stats.icmp_errors_forwarded.add(1);
     Ok(())
 }

@@ -216,7 +216,8 @@ impl News {
         Self {
             change: if cut { Change::CUT } else { request_change(packet) },
             opening: packet.shape.flags.opens(),
-            hop: Some(packet.came_from(nic)),
+            // Of a bound flow the binding has it.
+            hop: track.binding().is_none().then(|| packet.came_from(nic)),
         }
     }
 

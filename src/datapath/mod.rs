@@ -11,16 +11,19 @@
 
 pub mod answer;
 pub mod batch;
+pub mod bindings;
 pub mod classify;
 pub mod clients;
 pub mod conntrack;
 pub mod context;
 pub mod explain;
+pub mod fragment_out;
 pub mod fragments;
 pub mod icmp;
 pub mod life;
 pub mod limiter;
 pub mod parse;
+pub mod path_mtu;
 pub mod ports;
 pub mod quic;
 pub mod receive;

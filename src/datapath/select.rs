@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::batch::{Packet, TcpFlags};
 use super::clients::Known;
-use super::conntrack::Conntrack;
+use super::conntrack::{Conntrack, Target};
 use super::context::Context;
 use super::life::Miss;
 use super::quic::named;
@@ -20,7 +20,7 @@ use crate::forwarding::table::{Backend, Vip, name};
 use crate::forwarding::{Affinity, BackendIndex, Forward, ForwardingTable, ListenKey};
 use crate::stats::{Counter, Drop, FlowStats};
 
-/// The backend of a packet whose flow has no pin, which it leaves behind.
+/// Where a packet goes whose flow has no pin, which it leaves behind.
 ///
 /// # Errors
 /// Why there is none.
@@ -30,7 +30,7 @@ pub fn select<'t>(
     miss: Miss,
     conntrack: &mut Conntrack,
     context: &Context<'t>,
-) -> Result<&'t Backend, Drop> {
+) -> Result<Target<'t>, Drop> {
     if let Some(trace) = context.trace {
         trace.note_miss();
     }
@@ -52,18 +52,23 @@ pub fn select<'t>(
         }
         None => choose(&key, miss, vip, client.as_ref(), conntrack, context)?,
     };
-    if deserves_pin(packet) {
-        conntrack.pin(packet, backend, rule, context).map_err(|_| Drop::TableFull)?;
-        count(rule, vip, backend, miss, context);
-        if let Some(client) = client {
-            client.note(backend, context);
-        }
-        if vip.sampled && miss == Miss::Open {
-            let source = vip.client_key(&key).client;
-            context.stats.samples.offer(Sample { vip: vip.id, source });
-        }
+    if !deserves_pin(packet) {
+        return match backend.forward {
+            // Nobody knows what source it would have to come from.
+            Forward::FullNat => Err(Drop::RequestNoFlow),
+            _ => Ok(Target { backend, binding: None }),
+        };
     }
-    Ok(backend)
+    let target = conntrack.pin(packet, backend, rule, context)?;
+    count(rule, vip, backend, miss, context);
+    if let Some(client) = client {
+        client.note(backend, context);
+    }
+    if vip.sampled && miss == Miss::Open {
+        let source = vip.client_key(&key).client;
+        context.stats.samples.offer(Sample { vip: vip.id, source });
+    }
+    Ok(target)
 }
 
 /// The backend that a packet in the middle of this flow would get, which has no pin. Leaves none.

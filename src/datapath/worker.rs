@@ -7,17 +7,20 @@ use super::answer::answer;
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
-use super::context::Context;
+use super::context::{Context, Identification};
+use super::fragment_out::fragment;
 use super::fragments::{Fate, Fragments, note};
 use super::icmp;
 use super::limiter::Limiter;
 use super::parse::{Parsed, parse, parse_plain};
+use super::path_mtu::{self, PathMtus};
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
 use super::transmit::{end, transmit};
+use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
 use crate::flow::table::FlowTable;
@@ -51,6 +54,10 @@ pub struct Parts {
     pub datagrams: Arc<Datagrams>,
     /// Most fragments that it parks.
     pub parked: usize,
+    /// The full-NAT sources of all workers.
+    pub bindings: Arc<Bindings>,
+    /// What was learnt of the paths to tunnels' ends, by all workers.
+    pub paths: Arc<PathMtus>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -72,6 +79,9 @@ pub struct Worker {
     clients: Arc<Clients>,
     datagrams: Arc<Datagrams>,
     fragments: Fragments,
+    bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
+    identification: Identification,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
@@ -87,12 +97,16 @@ impl Worker {
     ///
     /// `None` if `flows` has no table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
+        let leases = Leases::new(Arc::clone(&parts.bindings), parts.index);
         let mut worker = Self {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
-            conntrack: Conntrack::new(parts.flows, parts.index, now)?,
+            conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,
             clients: parts.clients,
             datagrams: parts.datagrams,
             fragments: Fragments::new(parts.parked),
+            bindings: parts.bindings,
+            paths: parts.paths,
+            identification: Identification::of(parts.index),
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -140,6 +154,9 @@ impl Worker {
             flows: self.flows.view(),
             clients: &self.clients,
             datagrams: &self.datagrams,
+            bindings: &self.bindings,
+            paths: &self.paths,
+            identification: &self.identification,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -163,6 +180,9 @@ impl Worker {
             clients,
             datagrams,
             fragments,
+            bindings,
+            paths,
+            identification,
             stats,
             batch,
             outbox,
@@ -176,8 +196,19 @@ impl Worker {
         if packets > 0 {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
-            let context =
-                &Context { table, flows: flows_view, clients, datagrams, nic, now, stats, trace };
+            let context = &Context {
+                table,
+                flows: flows_view,
+                clients,
+                datagrams,
+                bindings,
+                paths,
+                identification,
+                nic,
+                now,
+                stats,
+                trace,
+            };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
@@ -203,6 +234,7 @@ impl Worker {
                 };
                 if let Err(reason) = known {
                     packet.forget();
+                    let reason = path_mtu::take(packet, context).unwrap_or(reason);
                     end(packet, reason, pool, stats);
                 }
             }
@@ -210,6 +242,7 @@ impl Worker {
             for packet in batch.in_flight() {
                 if let Err(reason) = forward(packet, conntrack, context, macs, outbox)
                     && let Err(reason) = answer(packet, reason, context, macs, limiter, pool)
+                    && let Err(reason) = fragment(packet, reason, context, macs, pool, outbox)
                 {
                     end(packet, reason, pool, stats);
                 }
@@ -282,22 +315,24 @@ pub(super) fn forward(
     macs: &Macs,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
-    let source = match packet.way {
+    let reply = match packet.way {
         Way::ToBackend => {
-            let backend = match conntrack.track(packet, context) {
-                Ok(backend) => backend,
+            let target = match conntrack.track(packet, context) {
+                Ok(target) => target,
                 Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
-                Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut)),
+                Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut, context)),
             };
-            return rewrite_to_backend(packet, backend, context, macs);
+            return rewrite_to_backend(packet, &target, context, macs);
         }
-        Way::ToClient(source) => source,
+        Way::ToClient(source) => conntrack.track_reply(packet, source, context),
+        Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
         Way::Related(source) => return icmp::forward(packet, source, conntrack, context, macs),
+        Way::RelatedTo(binding) => return icmp::forward_bound(packet, binding, context, macs),
         Way::Back(_) => return Ok(()),
     };
-    match conntrack.track_reply(packet, source, context) {
+    match reply {
         Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut)),
+        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context)),
         None => Err(Drop::ReturnNoFlow),
     }
 }

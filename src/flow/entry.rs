@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::FlowKey;
-use crate::forwarding::{BackendId, BackendIndex, Forward, NextHop, PortIndex, VipId};
+use super::sources::BindingId;
+use crate::forwarding::{BackendId, BackendIndex, Forward, MAX_NICS, NextHop, PortIndex, VipId};
 use crate::units::Ticks;
 
 /// Where a flow is in its life: bits in the entry's `state`.
@@ -77,6 +78,7 @@ impl State {
 ///
 /// ```text
 /// hop    MAC:48 nic:4 vlan:12                         VLAN 0 stands for untagged (802.1Q 9.6)
+///        binding:32 0:16 15:4 0:12                    full NAT: its binding has the way back
 /// tail   (tuple:32) state:8 owner:8 stamp:8 (tuple:8) the tuple's bits are 0 here
 /// place  backend:16 generation:16 last seen:32        ticks
 /// ```
@@ -93,6 +95,9 @@ pub(super) const STATE_SHIFT: u32 = 24;
 pub(super) const STATE: u64 = 0xff << STATE_SHIFT;
 const OWNER_SHIFT: u32 = 16;
 pub(super) const STAMP_SHIFT: u32 = 8;
+/// In a `hop` word that names a binding: a NIC that there cannot be.
+const BOUND: u64 = 0xf << 12;
+const _: () = assert!(MAX_NICS <= 15);
 /// Changes whenever an entry is written anew; the table's business.
 pub(super) const STAMP: u64 = 0xff << STAMP_SHIFT;
 
@@ -119,16 +124,16 @@ impl Track {
         (self.tail >> OWNER_SHIFT) as u8
     }
 
-    /// Where the client's packets come from, and so where replies go.
+    /// Where the client's packets come from, and so where replies go; unless the flow is bound.
     #[inline]
     pub const fn hop(&self) -> NextHop {
-        let [a, b, c, d, e, f, _, _] = self.hop.to_be_bytes();
-        let vlan = (self.hop & 0xfff) as u16;
-        NextHop {
-            port: PortIndex((self.hop >> 12 & 0xf) as u8),
-            mac: [a, b, c, d, e, f],
-            vlan: if vlan == 0 { None } else { Some(vlan) },
-        }
+        WayBack(self.hop).next_hop()
+    }
+
+    /// Full NAT: what the flow is bound to; its client's way back is there.
+    #[inline]
+    pub const fn binding(&self) -> Option<BindingId> {
+        if self.hop & BOUND == BOUND { Some(BindingId((self.hop >> 32) as u32)) } else { None }
     }
 
     /// Whether the client's packets come from `hop`.
@@ -157,6 +162,12 @@ impl Track {
         Self { hop: encode_hop(hop), ..self }
     }
 
+    /// The same, bound to a source of this box.
+    #[must_use]
+    pub const fn with_binding(self, id: BindingId) -> Self {
+        Self { hop: (id.0 as u64) << 32 | BOUND, ..self }
+    }
+
     /// The same, seen at `now`.
     #[inline]
     #[must_use]
@@ -182,6 +193,7 @@ impl fmt::Debug for Track {
             .field("state", &self.state())
             .field("owner", &self.owner())
             .field("hop", &self.hop())
+            .field("binding", &self.binding())
             .field("last_seen", &self.last_seen())
             .finish()
     }
@@ -276,6 +288,12 @@ impl Pin {
         Self { track: self.track.with_last_seen(now), ..self }
     }
 
+    /// The same, bound to a source of this box.
+    #[must_use]
+    pub const fn with_binding(self, id: BindingId) -> Self {
+        Self { track: self.track.with_binding(id), ..self }
+    }
+
     /// The same, chosen by `rule`.
     #[must_use]
     pub const fn by(self, rule: Rule) -> Self {
@@ -317,6 +335,18 @@ impl WayBack {
     #[inline(always)]
     pub const fn new(mac: u64, port: PortIndex, vlan: u16) -> Self {
         Self(mac << 16 | (port.0 as u64 & 0xf) << 12 | vlan as u64 & 0xfff)
+    }
+
+    /// Taken apart.
+    #[inline]
+    pub const fn next_hop(self) -> NextHop {
+        let [a, b, c, d, e, f, _, _] = self.0.to_be_bytes();
+        let vlan = (self.0 & 0xfff) as u16;
+        NextHop {
+            port: PortIndex((self.0 >> 12 & 0xf) as u8),
+            mac: [a, b, c, d, e, f],
+            vlan: if vlan == 0 { None } else { Some(vlan) },
+        }
     }
 }
 

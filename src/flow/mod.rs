@@ -4,12 +4,14 @@
 //! protocol. Replies of a NAT backend are turned into that key before any look-up, so that one
 //! entry serves both directions.
 
+pub mod bindings;
 mod bucket;
 pub mod clients;
 pub mod entry;
 mod family;
 pub mod fragments;
 mod layout;
+pub mod sources;
 pub mod table;
 pub mod tuple;
 pub mod writer;

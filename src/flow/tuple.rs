@@ -180,6 +180,11 @@ impl HashedKey {
     /// A place holder that no table has.
     pub const NONE: Self = Self { tuple: Tuple::V4([0; 2]), hash: 0 };
 
+    /// Of a tuple that is not to be looked for.
+    pub const fn unhashed(tuple: Tuple) -> Self {
+        Self { tuple, ..Self::NONE }
+    }
+
     /// The five-tuple, taken apart.
     #[inline]
     pub const fn key(&self) -> FlowKey {
@@ -190,6 +195,12 @@ impl HashedKey {
     #[inline]
     pub const fn protocol(&self) -> Protocol {
         self.tuple.protocol()
+    }
+
+    /// The hash.
+    #[inline]
+    pub const fn value(&self) -> u64 {
+        self.hash
     }
 }
 

@@ -12,9 +12,11 @@ use super::offline::{Blueprint, Offline};
 use crate::config::{Announce, BackendFacts, BackendState, Config, Neighbours};
 use crate::control::netlink::InterfaceAddress;
 use crate::control::state::{Full, Registry};
+use crate::flow::bindings::Bindings;
 use crate::flow::table::TableError;
 use crate::forwarding::{BackendSpec, ForwardingTable, NextHop, PortIndex, Service, VipSpec};
 use crate::stats::WorkerStats;
+use crate::xdp::memory::MappingError;
 use crate::xdp::socket::SocketError;
 use crate::xdp::steer::SteerModel;
 use crate::xdp::umem::UmemError;
@@ -31,6 +33,9 @@ pub enum ReplayError {
     /// No memory for the flow table.
     #[error("[workers] flows: {0}")]
     Flows(#[from] TableError),
+    /// No memory for the sources of full-NAT flows.
+    #[error("[full_nat] sources: {0}")]
+    Bindings(#[from] MappingError),
     /// No packet memory.
     #[error("[workers]: {0}")]
     Umem(#[from] UmemError),
@@ -55,7 +60,7 @@ pub(super) fn setup(
     config: &Config,
     neighbours: Option<&Neighbours>,
 ) -> Result<Setup, ReplayError> {
-    let mut registry = Registry::default();
+    let mut registry = Registry::new(config.full_nat.numbered());
     registry.apply(&config.vips, &[])?;
     let mut specs = registry.specs();
     let mtus: Vec<u16> = match neighbours {
@@ -71,18 +76,21 @@ pub(super) fn setup(
     }
     let names = names(config, &specs);
     let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
+    let nics = nics(config, neighbours, &mtus);
     let this_box = config.this_box(mtus);
     let blueprint = Blueprint {
         table: ForwardingTable::build(1, config.hash.secret, this_box, &specs, None),
-        macs: macs(config, neighbours),
+        nics,
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
         clients: config.workers.clients,
         datagrams: config.fragments,
+        bindings: Bindings::new(config.full_nat.numbered(), 1)?,
         families: config.families(),
         frame_size: config.workers.frame_size,
     };
     let rules = registry.steer_rules(&addresses(config, neighbours));
+    let rules = config.tunnels.steered(rules);
     let known = |nic: usize| Some(neighbours?.nics.get(nic)?.mac);
     Ok(Setup {
         steer: SteerModel::new(&rules),
@@ -99,11 +107,16 @@ fn invented(number: usize) -> BackendFacts {
     BackendFacts { hop, mtu: None, state: BackendState::Up }
 }
 
-fn macs(config: &Config, neighbours: Option<&Neighbours>) -> Vec<[u8; 6]> {
-    match neighbours {
-        Some(neighbours) => neighbours.nics.iter().map(|nic| nic.mac).collect(),
-        None => (0..).zip(&config.nics).map(|(number, _)| [2, 0, 0, 1, 0, number]).collect(),
-    }
+/// MAC of each NIC, and whether it gives packets that are longer than a frame: as `run` decides it, for
+/// a driver that can.
+fn nics(config: &Config, neighbours: Option<&Neighbours>, mtus: &[u16]) -> Vec<([u8; 6], bool)> {
+    let largest = config.workers.largest_mtu();
+    let mac = |number: u8| match neighbours {
+        Some(neighbours) => neighbours.nics.get(usize::from(number)).map(|nic| nic.mac),
+        None => Some([2, 0, 0, 1, 0, number]),
+    };
+    let plan = |(number, &mtu)| (mac(number).unwrap_or_default(), u32::from(mtu) > largest);
+    (0..).zip(mtus).map(plan).collect()
 }
 
 /// Tells a backend what the kernel and its health check say; `None`: its next hop is not known.
@@ -119,7 +132,7 @@ fn know(backend: &mut BackendSpec, facts: Option<BackendFacts>, mtus: &[u16]) {
     }
 }
 
-/// Addresses of the box: those that the file tells, and VIPs that are put on a NIC.
+/// Addresses of the box: those that the file tells, and VIPs and sources that are put on a NIC.
 fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceAddress> {
     let told = neighbours.into_iter().flat_map(|n| &n.nics).flat_map(|nic| &nic.addresses);
     let vips = config.vips.iter().filter(|vip| vip.announce != Announce::None);
@@ -129,7 +142,10 @@ fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceA
         prefix_len: if address.is_ipv4() { 32 } else { 128 },
         ours: false,
     };
-    told.copied().chain(vips.map(|vip| vip.address)).map(one).collect()
+    let sources = &config.full_nat;
+    let sources = sources.sources.iter().filter(|_| sources.announce != Announce::None);
+    let ours = vips.map(|vip| vip.address).chain(sources.copied());
+    told.copied().chain(ours).map(one).collect()
 }
 
 /// The names behind the indices that counters have.

@@ -63,7 +63,7 @@ impl Delta {
     #[inline]
     pub const fn apply(self, checksum: u16) -> u16 {
         let mut sum = (!checksum) as u64 + self.0;
-        // Up to 12 terms of 32 bits, or 64 Ki of 16 bits: 36 bits fold to 16 in three steps.
+        // Up to 16 terms of 32 bits, or 64 Ki of 16 bits: 36 bits fold to 16 in three steps.
         sum = (sum & 0xffff_ffff) + (sum >> 32);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);

@@ -63,6 +63,41 @@ pub fn rewrite_v6(packet: &mut [u8], side: Side, address: Address) -> Result<Del
     Ok(delta)
 }
 
+/// As [`rewrite_v4`], both addresses at once.
+#[inline]
+pub fn readdress_v4(
+    packet: &mut [u8],
+    source: Address,
+    destination: Address,
+) -> Result<Delta, IpError> {
+    let delta = rewrite_v4(packet, Side::Source, source)?;
+    let header = packet.first_chunk_mut::<20>().ok_or(IpError::Truncated)?;
+    let [_, _, _, _, _, _, _, _, _, _, c0, c1, _, _, _, _, d0, d1, d2, d3] = header;
+    let new = destination.v4_octets();
+    let more = Delta::default().replace_v4([*d0, *d1, *d2, *d3], new);
+    let sum = more.apply(u16::from_be_bytes([*c0, *c1]));
+    [*d0, *d1, *d2, *d3] = new;
+    [*c0, *c1] = sum.to_be_bytes();
+    Ok(delta.and(more))
+}
+
+/// As [`rewrite_v6`], both addresses at once.
+#[inline]
+pub fn readdress_v6(
+    packet: &mut [u8],
+    source: Address,
+    destination: Address,
+) -> Result<Delta, IpError> {
+    let delta = rewrite_v6(packet, Side::Source, source)?;
+    let header = packet.first_chunk_mut::<40>().ok_or(IpError::Truncated)?;
+    let (_, bytes) = header.split_at_mut(24);
+    let bytes = bytes.first_chunk_mut::<16>().ok_or(IpError::Truncated)?;
+    let new = destination.octets();
+    let delta = delta.replace_v6(*bytes, new);
+    *bytes = new;
+    Ok(delta)
+}
+
 /// Writes the length of the IP packet at the start of `packet` into its header: `len` bytes with the
 /// header, at most 65,535. Does nothing to a header that is cut short.
 #[inline]
@@ -133,6 +168,28 @@ mod tests {
         assert_eq!(
             (slice.source(), slice.destination(), slice.hop_limit()),
             ([1; 16], [2; 16], 62)
+        );
+    }
+
+    #[test]
+    fn both_addresses_at_once_are_one_hop() {
+        for ttl in [2, 64, 255] {
+            let mut bytes = v4(ttl);
+            let ends = [[10, 0, 0, 1], [255; 4]].map(Address::from_v4);
+            let [source, destination] = ends;
+            readdress_v4(&mut bytes, source, destination).unwrap();
+            let slice = Ipv4HeaderSlice::from_slice(&bytes).unwrap();
+            assert_eq!(slice.header_checksum(), slice.to_header().calc_header_checksum(), "{ttl}");
+            assert_eq!((slice.source(), slice.destination()), ([10, 0, 0, 1], [255; 4]));
+            assert_eq!(slice.ttl(), ttl - 1);
+        }
+        let mut bytes = Ipv6Header { hop_limit: 64, ..Default::default() }.to_bytes();
+        let [source, destination] = [[1; 16], [2; 16]].map(Address::from_v6);
+        readdress_v6(&mut bytes, source, destination).unwrap();
+        let slice = Ipv6HeaderSlice::from_slice(&bytes).unwrap();
+        assert_eq!(
+            (slice.source(), slice.destination(), slice.hop_limit()),
+            ([1; 16], [2; 16], 63)
         );
     }
 

@@ -48,6 +48,25 @@ pub fn rewrite(
     }
 }
 
+/// As [`rewrite`], both ports at once: source, destination.
+#[inline]
+pub fn readdress(
+    protocol: Protocol,
+    segment: &mut [u8],
+    (source, destination): (u16, u16),
+    addresses: Delta,
+) -> bool {
+    let Some([s0, s1, ..]) = segment.first_chunk::<4>() else { return false };
+    let delta = addresses.replace_u16(u16::from_be_bytes([*s0, *s1]), source);
+    if !rewrite(protocol, segment, Side::Destination, destination, delta) {
+        return false;
+    }
+    if let Some(port) = segment.first_chunk_mut::<2>() {
+        *port = source.to_be_bytes();
+    }
+    true
+}
+
 #[inline]
 fn replace_port(
     side: Side,
@@ -134,6 +153,29 @@ mod tests {
             let slice = TcpSlice::from_slice(&bytes[20..]).unwrap();
             let expected = slice.calc_checksum_ipv4([198, 18, 0, 1], [10, 0, 0, 7]).unwrap();
             assert_eq!((slice.destination_port(), slice.checksum()), (port, expected));
+        }
+    }
+
+    #[test]
+    fn both_ports_at_once_leave_checksums_right() {
+        for (udp, protocol) in [(false, Protocol::Tcp), (true, Protocol::Udp)] {
+            for port in 1..=u16::MAX {
+                let mut bytes = packet(udp, b"odd");
+                let target = Address::from_v4([10, 0, 0, 7]);
+                let delta = rewrite_v4(&mut bytes, Side::Destination, target).unwrap();
+                assert!(readdress(protocol, &mut bytes[20..], (port, !port), delta));
+                let (a, b) = ([198, 18, 0, 1], [10, 0, 0, 7]);
+                let (ports, sum, expected) = if udp {
+                    let header = UdpSlice::from_slice(&bytes[20..]).unwrap().to_header();
+                    let expected = header.calc_checksum_ipv4_raw(a, b, b"odd").unwrap();
+                    ((header.source_port, header.destination_port), header.checksum, expected)
+                } else {
+                    let slice = TcpSlice::from_slice(&bytes[20..]).unwrap();
+                    let expected = slice.calc_checksum_ipv4(a, b).unwrap();
+                    ((slice.source_port(), slice.destination_port()), slice.checksum(), expected)
+                };
+                assert_eq!((ports, sum), ((port, !port), expected), "{protocol:?}");
+            }
         }
     }
 

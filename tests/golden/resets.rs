@@ -16,7 +16,8 @@ const FIRST_PROBE: u32 = ROUND - 10;
 
 fn every_mode() -> impl Iterator<Item = (Forward, Family)> {
     let families = [Family::V4, Family::V6];
-    families.into_iter().flat_map(|family| [Forward::Dsr, Forward::Nat].map(|mode| (mode, family)))
+    let modes = [Forward::Dsr, Forward::Nat, Forward::FullNat];
+    families.into_iter().flat_map(move |family| modes.map(|mode| (mode, family)))
 }
 
 /// One backend, and the policy "reset" for everything.
@@ -55,7 +56,7 @@ fn says(sent: &Sent) -> (String, u32, u32) {
 fn backend_end(forward: Forward, family: Family) -> (IpAddr, u16) {
     match forward {
         Forward::Dsr => (family.vip(), 80),
-        Forward::Nat => (family.backend(0), 8080),
+        Forward::Nat | Forward::FullNat => (family.backend(0), 8080),
         other => unreachable!("{other:?}"),
     }
 }
@@ -81,7 +82,10 @@ fn assert_told(
             assert_eq!(one.source(), (family.vip(), 80), "{name}");
         } else {
             assert_eq!((address, port), backend_end(forward, family), "{name}");
-            assert_eq!(one.source(), (family.client(), PORT), "{name}");
+            match forward {
+                Forward::FullNat => assert_eq!(one.source().0, family.source(), "{name}"),
+                _ => assert_eq!(one.source(), (family.client(), PORT), "{name}"),
+            }
         }
         let (flags, sequence, acknowledgment) = if to_the_client { to_client } else { to_backend };
         assert_eq!(says(one), (flags.to_owned(), sequence, acknowledgment), "{name}");
@@ -116,11 +120,11 @@ fn a_packet_of_a_client_whose_backend_is_down_resets_both_ends() {
 /// Health says that it is down, and yet it speaks.
 #[test]
 fn a_packet_of_a_nat_backend_resets_both_ends_at_whichever_worker_it_arrives() {
-    for family in [Family::V4, Family::V6] {
+    for (forward, family) in every_mode().filter(|(forward, _)| forward.translates()) {
         for worker in [0, 1] {
             for known in [false, true] {
-                let mode = (Forward::Nat, family);
-                let mut rig = Rig::new(2, 1, vec![resetting(Forward::Nat, family, 1)]);
+                let mode = (forward, family);
+                let mut rig = Rig::new(2, 1, vec![resetting(forward, family, 1)]);
                 let request = open(&mut rig, family);
                 if known {
                     assert_eq!(rig.send(worker, 0, &request.reply("A")).len(), 1);
@@ -193,7 +197,7 @@ fn a_reset_is_passed_on_and_never_answered() {
             let sent = rig.send(0, 0, &numbered(family, client(family, flags), 5, 9));
             assert_eq!(sent.len(), 1, "{forward:?}");
             assert_eq!(sent[0].destination_mac(), request.destination_mac());
-            if forward == Forward::Nat {
+            if forward.translates() {
                 let sent = rig.send(0, 0, &request.reply(flags));
                 assert_eq!(sent.len(), 1);
                 assert_eq!(sent[0].destination_mac(), CLIENT_MAC);
@@ -245,7 +249,7 @@ fn silent_ends_are_probed_and_their_answer_is_answered() {
         open(&mut rig, family);
         down(&mut rig);
         let mut probes = meanwhile(&mut rig, FIRST_PROBE);
-        let ends = if forward == Forward::Nat { 2 } else { 1 };
+        let ends = if forward.translates() { 2 } else { 1 };
         assert_eq!(probes.len(), ends, "{forward:?} {family:?}");
         for probe in &probes {
             probe.assert_checksums();
@@ -300,7 +304,7 @@ fn a_flow_that_idles_out_is_cut_if_the_policy_says_so() {
             // The established time-out is 10 s.
             assert_eq!(meanwhile(&mut rig, 1000), []);
             let probes = meanwhile(&mut rig, FIRST_PROBE);
-            let ends = if forward == Forward::Nat { 2 } else { 1 };
+            let ends = if forward.translates() { 2 } else { 1 };
             assert_eq!(probes.len(), if reset_idle { ends } else { 0 });
             let sent = rig.send(0, 0, &segment(family, 5, 9));
             if reset_idle {

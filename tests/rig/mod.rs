@@ -3,15 +3,18 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use etherparse::{
     LinkExtSlice, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
 };
 use holdfast::datapath::explain::Explainer;
+use holdfast::datapath::path_mtu::PathMtus;
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::Protocol;
+use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::fragments::Datagrams;
 use holdfast::flow::table::{Families, FlowTable};
@@ -56,7 +59,12 @@ impl Family {
         }
     }
 
-    fn pick(self, v4: &str, v6: &str) -> IpAddr {
+    /// Where full-NAT flows come from.
+    pub fn source(self) -> IpAddr {
+        self.pick("198.18.9.1", "2001:db8:9::1")
+    }
+
+    pub fn pick(self, v4: &str, v6: &str) -> IpAddr {
         if self == Self::V4 { v4 } else { v6 }.parse().unwrap()
     }
 }
@@ -124,6 +132,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         splits: Splits::default(),
         sampled: false,
         quic: Vec::new(),
+        mss: None,
         backends: (0..backends).map(backend).collect(),
     }
 }
@@ -323,6 +332,22 @@ impl Sent {
         );
         tagged(packet, self.vlan())
     }
+
+    /// What the backend answers to this datagram.
+    #[allow(dead_code, reason = "not every test answers datagrams")]
+    pub fn udp_reply(&self) -> Vec<u8> {
+        let (source, port, _) = self.destination();
+        let (destination, destination_port) = self.source();
+        let builder = PacketBuilder::ethernet2(self.destination_mac(), self.source_mac());
+        let builder = match (source, destination) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => builder.ipv4(a.octets(), b.octets(), 64),
+            (IpAddr::V6(a), IpAddr::V6(b)) => builder.ipv6(a.octets(), b.octets(), 64),
+            _ => unreachable!("one family"),
+        };
+        let mut packet = Vec::new();
+        builder.udp(port, destination_port).write(&mut packet, b"answer").unwrap();
+        packet
+    }
 }
 
 /// Workers on fake NICs.
@@ -332,7 +357,10 @@ pub struct Rig {
     stats: Vec<Arc<WorkerStats>>,
     flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
+    this_box: ThisBox,
     clients: Arc<Clients>,
+    bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
     publisher: Publisher,
     now: u32,
 }
@@ -343,7 +371,43 @@ impl Rig {
     }
 
     pub fn with_flows(workers: usize, nics: usize, flows: u32, specs: Vec<VipSpec>) -> Self {
-        let table = ForwardingTable::build(1, [7; 16], ThisBox::default(), &specs, None);
+        Self::with_ports(workers, nics, flows, 20_000..=21_999, specs)
+    }
+
+    /// With these ports for full-NAT flows.
+    pub fn with_ports(
+        workers: usize,
+        nics: usize,
+        flows: u32,
+        ports: RangeInclusive<u16>,
+        specs: Vec<VipSpec>,
+    ) -> Self {
+        Self::build(ThisBox::default(), workers, nics, flows, ports, specs)
+    }
+
+    /// With what is the box's own.
+    pub fn in_box(
+        this_box: ThisBox,
+        workers: usize,
+        nics: usize,
+        flows: u32,
+        specs: Vec<VipSpec>,
+    ) -> Self {
+        Self::build(this_box, workers, nics, flows, 20_000..=21_999, specs)
+    }
+
+    fn build(
+        this_box: ThisBox,
+        workers: usize,
+        nics: usize,
+        flows: u32,
+        ports: RangeInclusive<u16>,
+        specs: Vec<VipSpec>,
+    ) -> Self {
+        let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
+        let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
+        let bindings = Arc::new(bindings);
+        let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
@@ -351,6 +415,7 @@ impl Rig {
             .collect();
         let clients = Arc::new(Clients::new(1024, secret.clone()));
         let datagrams = Arc::new(Datagrams::new(64, Ticks(3000), secret));
+        let paths = Arc::<PathMtus>::default();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
         let mut rig = Self {
@@ -359,7 +424,10 @@ impl Rig {
             stats: Vec::new(),
             flows: Arc::clone(&flow_tables),
             specs,
+            this_box,
             clients: Arc::clone(&clients),
+            bindings: Arc::clone(&bindings),
+            paths: Arc::clone(&paths),
             publisher,
             now,
         };
@@ -380,6 +448,8 @@ impl Rig {
                 clients: Arc::clone(&clients),
                 datagrams: Arc::clone(&datagrams),
                 parked: PARKED,
+                bindings: Arc::clone(&bindings),
+                paths: Arc::clone(&paths),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),
                 stats: Arc::clone(&stats),
@@ -401,6 +471,13 @@ impl Rig {
         (publisher, self.specs.clone())
     }
 
+    /// Publishes what is changed of this box.
+    #[allow(dead_code, reason = "not every test has another box")]
+    pub fn change_box(&mut self, change: impl FnOnce(&mut ThisBox)) {
+        change(&mut self.this_box);
+        self.change(|_| {});
+    }
+
     /// Publishes a changed configuration.
     pub fn change(&mut self, change: impl FnOnce(&mut [VipSpec])) {
         change(&mut self.specs);
@@ -409,7 +486,7 @@ impl Rig {
         let table = ForwardingTable::build(
             generation,
             [7; 16],
-            ThisBox::default(),
+            self.this_box.clone(),
             &self.specs,
             Some(&previous),
         );
@@ -433,7 +510,8 @@ impl Rig {
     pub fn explainer(&self) -> Explainer {
         let macs = (0..self.nics[0].len()).map(nic_mac).collect();
         let (flows, clients) = (Arc::clone(&self.flows), Arc::clone(&self.clients));
-        Explainer::new(macs, flows, clients, self.stats.clone()).unwrap()
+        let (bindings, paths) = (Arc::clone(&self.bindings), Arc::clone(&self.paths));
+        Explainer::new(macs, flows, clients, bindings, paths, self.stats.clone()).unwrap()
     }
 
     /// The time.
@@ -450,6 +528,12 @@ impl Rig {
                 worker.poll(Ticks(self.now));
             }
         }
+    }
+
+    /// Moves the clock on at once, by ticks of 10 ms.
+    #[allow(dead_code, reason = "not every test waits for long")]
+    pub fn skip(&mut self, ticks: u32) {
+        self.now = self.now.wrapping_add(ticks);
     }
 
     /// Polls every worker once.

@@ -7,7 +7,7 @@ use crate::stats::Drop;
 use crate::wire::checksum::Delta;
 use crate::wire::headers::Headers;
 use crate::wire::ip::{self, IpError, Side};
-use crate::wire::quoted::{self, End, Replacement};
+use crate::wire::quoted::{self, Replacement};
 use crate::wire::transport;
 use crate::xdp::umem::Frame;
 
@@ -30,13 +30,15 @@ pub(super) fn translate(
     } else {
         ip::rewrite_v6(network, side, address)
     };
-    let delta = translated.map_err(|error| match error {
-        IpError::HopsExceeded => Drop::TtlExceeded,
-        IpError::Truncated if v4 => Drop::TruncatedIpv4,
-        IpError::Truncated => Drop::TruncatedIpv6,
-    })?;
+    let delta = translated.map_err(|error| unsent(error, v4))?;
     if shape.part == Part::Quoting {
-        return translate_quote(data, shape, side, (address, port), delta);
+        // What goes to an end was sent by it.
+        let (end, none) = (Some((address, port)), Replacement::default());
+        let replacement = match side {
+            Side::Destination => Replacement { source: end, ..none },
+            Side::Source => Replacement { destination: end, ..none },
+        };
+        return translate_quote(data, shape, &replacement, delta);
     }
     if shape.part == Part::Later {
         // Ports and checksum are in the first one: the same change of addresses is right for all.
@@ -50,25 +52,29 @@ pub(super) fn translate(
     }
 }
 
-/// Translates the packet that an ICMP error quotes: what goes to an end was sent by it. `outer` is the
-/// change of the addresses, which ICMPv6 has in its checksum.
+/// Why a packet with such an IP header is not sent.
+pub(super) const fn unsent(error: IpError, v4: bool) -> Drop {
+    match error {
+        IpError::HopsExceeded => Drop::TtlExceeded,
+        IpError::Truncated if v4 => Drop::TruncatedIpv4,
+        IpError::Truncated => Drop::TruncatedIpv6,
+    }
+}
+
+/// Translates the packet that an ICMP error quotes. `outer` is the change of the addresses, which
+/// ICMPv6 has in its checksum.
 #[cold]
-fn translate_quote(
+pub(super) fn translate_quote(
     data: &mut [u8],
     shape: &Shape,
-    side: Side,
-    end: End,
+    replacement: &Replacement,
     outer: Delta,
 ) -> Result<(), Drop> {
     // What follows the packet in its frame is no part of the quote.
     let packet = data.get(shape.ip()..).unwrap_or_default();
+    let v4 = packet.first().is_some_and(|first| first >> 4 == 4);
     let len = shape.ip() + Headers::of(packet).map_err(|_| Drop::BadIcmp)?.end;
     let message = data.get_mut(usize::from(shape.transport)..len).ok_or(Drop::BadIcmp)?;
-    let mut replacement = Replacement::default();
-    match side {
-        Side::Destination => replacement.source = Some(end),
-        Side::Source => replacement.destination = Some(end),
-    }
-    let outer = if end.0.is_v4() { Delta::default() } else { outer };
-    quoted::translate(message, &replacement, outer).map_err(|_| Drop::BadIcmp)
+    let outer = if v4 { Delta::default() } else { outer };
+    quoted::translate(message, replacement, outer).map_err(|_| Drop::BadIcmp)
 }

@@ -1,0 +1,182 @@
+//! Part of the stage conntrack, for mode full_nat: the sources of flows, and replies to them.
+//!
+//! ```text
+//! reply to source s --> binding of s --> its flow, backend and way back
+//!                                   '--> twice a second, and when its state changes: the pin
+//! ```
+//!
+//! Reads: bindings of all workers. Writes: this worker's bindings; of others the way back only.
+//! Cost: one prefetched line for most replies, whichever worker they arrive at; else the owner's pin
+//! too, which is found by the flow's key in the owner's table. Nothing is searched.
+
+use super::batch::Packet;
+use super::clients;
+use super::conntrack::{Conntrack, Reply, cut, reply, tell};
+use super::context::Context;
+use super::life::{News, is_cut, living, reply_change};
+use super::reset::numbers;
+use crate::flow::Protocol;
+use crate::flow::bindings::{BindingId, Bound, Lease, Leases};
+use crate::flow::entry::{Pin, State, Track};
+use crate::flow::table::Slot;
+use crate::flow::tuple::Tuple;
+use crate::forwarding::FlowsLeft;
+use crate::forwarding::table::Backend;
+use crate::stats::{Drop, WorkerStats};
+use crate::units::Ticks;
+
+/// How often the pin is told that its flow lives. The shortest time-out is 1 s.
+const TELL: Ticks = Ticks(50);
+
+impl Conntrack {
+    /// Gives a packet's flow, which is to be pinned to `backend`, a source.
+    pub(super) fn bind(
+        &mut self,
+        packet: &Packet,
+        backend: &Backend,
+        context: &Context<'_>,
+    ) -> Result<BindingId, Drop> {
+        let bound = Bound {
+            flow: packet.flow.key(),
+            backend: backend.id,
+            way_back: packet.way_back(context.nic),
+            isn: packet.shape.flags.opens().then(|| numbers(packet)).flatten().map(|(seq, _)| seq),
+            acknowledged: false,
+        };
+        let v4 = backend.address.is_v4();
+        let id = self.leases.bind(v4, &bound).ok_or(Drop::NoSourcePort)?;
+        context.stats.bindings(v4).add(1);
+        Ok(id)
+    }
+
+    /// What is to be done with a packet for a source of ours. `None` if that is nobody's, or the packet
+    /// does not come from the backend of its flow.
+    pub fn track_bound<'t>(
+        &mut self,
+        packet: &mut Packet,
+        id: BindingId,
+        context: &Context<'t>,
+    ) -> Option<Reply<'t>> {
+        let lease = context.bindings.read(id)?;
+        let backend = context.table.pinned(lease.bound.backend)?;
+        if !comes_from(packet, backend, &lease.bound) {
+            return None;
+        }
+        let client = lease.bound.way_back.next_hop();
+        packet.flow = self.secret().hash(Tuple::from(lease.bound.flow));
+        packet.vip = backend.vip;
+        packet.backend = backend.id.index;
+        if changes_nothing(packet, backend) && lease.told_within(TELL, context.now) {
+            return Some(Reply::To(client));
+        }
+        let track = self.answered_bound(packet, &lease, context)?;
+        Some(reply(packet, &track, client, context))
+    }
+
+    /// Tells the pin of a binding's flow of a reply; what it says then. `None` if there is none that
+    /// lives.
+    fn answered_bound(
+        &mut self,
+        packet: &Packet,
+        lease: &Lease,
+        context: &Context<'_>,
+    ) -> Option<Track> {
+        let owner = context.bindings.owner(lease.id);
+        let track = if owner == self.me {
+            answered_here(packet, lease.id, context)?
+        } else {
+            self.answered_there(packet, lease.id, owner, context)?
+        };
+        if is_steady(packet.flow.protocol(), track.state()) {
+            context.bindings.tell(lease, context.now);
+        }
+        Some(track)
+    }
+
+    fn answered_there(
+        &self,
+        packet: &Packet,
+        id: BindingId,
+        owner: u8,
+        context: &Context<'_>,
+    ) -> Option<Track> {
+        let flow = &packet.flow;
+        let owner = self.tables.get(usize::from(owner))?;
+        let (slot, pin) = owner.lookup(flow).filter(|(_, pin)| is_bound(&pin.track, id))?;
+        let backend = living(flow.protocol(), &pin.track, context)?;
+        let news = News::of_reply(packet, &pin.track, backend);
+        tell(owner, slot, flow, &pin.track, &news, context.now);
+        let track = news.apply(&pin, context.now).track;
+        clients::seen_again(flow, backend, track.state(), context);
+        Some(track)
+    }
+}
+
+/// The same, by the worker that has the pin.
+fn answered_here(packet: &Packet, id: BindingId, context: &Context<'_>) -> Option<Track> {
+    let flow = &packet.flow;
+    let hit = context.flows.find_at(flow, Slot::NOWHERE)?;
+    if !is_bound(&hit.track, id) {
+        return None;
+    }
+    let backend = living(flow.protocol(), &hit.track, context)?;
+    if is_cut(flow.protocol(), &hit.track, backend) {
+        cut(&hit, context.now);
+        return Some(hit.track);
+    }
+    let state = reply_change(packet).apply(hit.track.state());
+    hit.set_state(state);
+    clients::seen_again(flow, backend, state, context);
+    hit.seen(context.now);
+    Some(hit.track.with_state(state))
+}
+
+/// Whether this is the pin that has the binding.
+fn is_bound(track: &Track, id: BindingId) -> bool {
+    track.binding() == Some(id) && !track.state().has(State::ALIAS)
+}
+
+/// Whether a packet comes from the address and port that the flow's packets are sent to.
+fn comes_from(packet: &Packet, backend: &Backend, bound: &Bound) -> bool {
+    packet.flow.tuple.reply_key() == bound.service(backend)
+}
+
+/// Whether a backend's packet changes nothing in a flow that is in its steady state.
+fn changes_nothing(packet: &Packet, backend: &Backend) -> bool {
+    let tcp = packet.flow.protocol() == Protocol::Tcp;
+    backend.left == FlowsLeft::Keep && (!tcp || packet.shape.flags.goes_on())
+}
+
+fn is_steady(protocol: Protocol, state: State) -> bool {
+    match protocol {
+        Protocol::Tcp => state == State::ESTABLISHED,
+        _ => state == State::default(),
+    }
+}
+
+/// Keeps the way back to a flow's client, once per tick at most, by a packet of its pin.
+#[inline]
+pub fn note(track: &Track, packet: &Packet, context: &Context<'_>) {
+    if let Some(id) = track.binding().filter(|_| track.last_seen() != context.now) {
+        context.bindings.set_way_back(id, packet.way_back(context.nic));
+    }
+}
+
+/// The same by a worker that does not have the pin; false if the binding is another flow's by now.
+pub fn note_elsewhere(track: &Track, packet: &Packet, context: &Context<'_>) -> bool {
+    let Some(id) = track.binding() else { return true };
+    let lease = context.bindings.read(id);
+    let same = lease.is_some_and(|lease| Tuple::from(lease.bound.flow) == packet.flow.tuple);
+    if same {
+        context.bindings.set_way_back(id, packet.way_back(context.nic));
+    }
+    same
+}
+
+/// Frees the source of a flow whose pin was removed, if it had one.
+pub fn release(leases: &mut Leases, pin: &Pin, stats: &WorkerStats) {
+    let bound = pin.track.binding().filter(|_| !pin.track.state().has(State::ALIAS));
+    if let Some(v4) = bound.and_then(|id| leases.release(id)) {
+        stats.bindings(v4).sub(1);
+    }
+}

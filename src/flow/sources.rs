@@ -1,0 +1,217 @@
+//! The source addresses and ports of this box that full-NAT flows get, and how they are numbered.
+//!
+//! ```text
+//! binding   address:16 port:16      address: its place among the sources, IPv4 first
+//! ```
+//!
+//! So a binding is turned into its address and port, and a reply's destination into its binding,
+//! without a search. A port is its owner's: worker `port % workers`.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use hashbrown::HashMap;
+
+use super::Address;
+
+/// Most source addresses. With all ports of each, their bindings take 1.1 GiB.
+pub const MAX_SOURCES: usize = 256;
+
+/// A source address and port, by number: what a full-NAT flow is known by to its backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BindingId(pub(super) u32);
+
+impl BindingId {
+    /// The port.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+    pub const fn port(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline]
+    const fn address(self) -> usize {
+        (self.0 >> 16) as usize
+    }
+}
+
+/// The source addresses, and their ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// IPv4 first.
+    addresses: Vec<Address>,
+    /// How many are IPv4.
+    v4: usize,
+    by_address: HashMap<Address, u16>,
+    first: u16,
+    /// Ports of each address.
+    ports: usize,
+}
+
+impl Sources {
+    /// Of these addresses, [`MAX_SOURCES`] at most (more are left out), and these ports of each; without
+    /// port 0.
+    pub fn new(addresses: impl IntoIterator<Item = IpAddr>, ports: &RangeInclusive<u16>) -> Self {
+        // IPv4 comes before IPv6.
+        let sorted: BTreeSet<IpAddr> = addresses.into_iter().collect();
+        let addresses: Vec<Address> =
+            sorted.into_iter().take(MAX_SOURCES).map(Address::from).collect();
+        let first = (*ports.start()).max(1);
+        Self {
+            v4: addresses.iter().filter(|address| address.is_v4()).count(),
+            by_address: (0..).zip(&addresses).map(|(number, &address)| (address, number)).collect(),
+            addresses,
+            first,
+            ports: (first..=*ports.end()).len(),
+        }
+    }
+
+    /// Whether there is none.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.addresses.is_empty() || self.ports == 0
+    }
+
+    /// The addresses, IPv4 first.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// First and last port of each address.
+    pub fn ports(&self) -> (u16, u16) {
+        let more = u16::try_from(self.ports.saturating_sub(1)).unwrap_or(u16::MAX);
+        (self.first, self.first.saturating_add(more))
+    }
+
+    /// Whether one of the addresses is this one.
+    #[inline]
+    pub fn has(&self, address: Address) -> bool {
+        !self.is_empty() && self.by_address.contains_key(&address)
+    }
+
+    /// The binding of an address and port, if it is one.
+    #[inline]
+    pub fn find(&self, address: Address, port: u16) -> Option<BindingId> {
+        if self.is_empty() || usize::from(port.checked_sub(self.first)?) >= self.ports {
+            return None;
+        }
+        let number = self.by_address.get(&address)?;
+        Some(BindingId(u32::from(*number) << 16 | u32::from(port)))
+    }
+
+    /// Address and port of a binding.
+    #[inline]
+    pub fn source(&self, id: BindingId) -> Option<(Address, u16)> {
+        Some((*self.addresses.get(id.address())?, id.port()))
+    }
+
+    /// Place of a binding among all, below [`Sources::len`].
+    #[inline]
+    pub(super) fn place(&self, id: BindingId) -> Option<usize> {
+        let port = usize::from(id.port().checked_sub(self.first)?);
+        (port < self.ports).then_some(id.address() * self.ports + port)
+    }
+
+    /// How many bindings there are.
+    pub const fn len(&self) -> usize {
+        self.addresses.len() * self.ports
+    }
+
+    /// How many of them a worker has, of one family.
+    pub fn share(&self, worker: u8, workers: u8, v4: bool) -> usize {
+        self.of_worker(worker, workers, v4).count()
+    }
+
+    /// The bindings of a worker, of one family: port by port, so that those which follow each other are
+    /// of different addresses.
+    pub(super) fn of_worker(
+        &self,
+        worker: u8,
+        workers: u8,
+        v4: bool,
+    ) -> impl Iterator<Item = BindingId> + '_ {
+        let numbers = if v4 { 0..self.v4 } else { self.v4..self.addresses.len() };
+        let ports = (self.first..=u16::MAX).take(self.ports);
+        let mine = ports.filter(move |&port| owner(port, workers) == worker);
+        mine.flat_map(move |port| {
+            let numbers = numbers.clone();
+            // Below `MAX_SOURCES`.
+            let numbers = numbers.filter_map(|number| u16::try_from(number).ok());
+            numbers.map(move |number| BindingId(u32::from(number) << 16 | u32::from(port)))
+        })
+    }
+}
+
+/// The worker that has a port.
+#[inline]
+pub(super) fn owner(port: u16, workers: u8) -> u8 {
+    // The rest of a division by a `u8` is one.
+    u8::try_from(port % u16::from(workers.max(1))).unwrap_or_default()
+}
+
+impl fmt::Display for Sources {
+    /// As an operator would say it: `10.0.0.48 and 3 more, ports 1024-65535`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((first, rest)) = self.addresses.split_first() else { return f.write_str("none") };
+        write!(f, "{first}")?;
+        if !rest.is_empty() {
+            write!(f, " and {} more", rest.len())?;
+        }
+        let (first, last) = self.ports();
+        write!(f, ", ports {first}-{last}")
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn sources(ports: RangeInclusive<u16>) -> Sources {
+        let addresses = ["2001:db8::50", "198.18.9.1", "198.18.9.2", "198.18.9.1"];
+        Sources::new(addresses.map(|text| text.parse().unwrap()), &ports)
+    }
+
+    #[test]
+    fn every_binding_has_one_worker_one_place_and_one_source() {
+        for ports in [1024..=1024, 1024..=1100, 65_000..=65_535, 0..=9] {
+            for workers in [1, 2, 3, 64] {
+                let sources = sources(ports.clone());
+                let (mut places, mut of) = (HashSet::new(), 0);
+                for worker in 0..workers {
+                    for v4 in [true, false] {
+                        let ids: Vec<BindingId> = sources.of_worker(worker, workers, v4).collect();
+                        assert_eq!(ids.len(), sources.share(worker, workers, v4));
+                        of += ids.len();
+                        for id in ids {
+                            let (address, port) = sources.source(id).unwrap();
+                            assert_eq!(sources.find(address, port), Some(id));
+                            assert_eq!(address.is_v4(), v4);
+                            assert_eq!(owner(port, workers), worker);
+                            assert!(port != 0 && ports.contains(&port));
+                            let place = sources.place(id).unwrap();
+                            assert!(place < sources.len() && places.insert(place));
+                        }
+                    }
+                }
+                assert_eq!((of, places.len()), (sources.len(), sources.len()));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_source_has_no_binding() {
+        let sources = sources(1024..=1100);
+        let v4 = Address::from_v4([198, 18, 9, 1]);
+        for (address, port) in [(v4, 1023), (v4, 1101), (v4, 0), (Address::default(), 1024)] {
+            assert_eq!(sources.find(address, port), None);
+        }
+        assert_eq!(Sources::default().find(Address::default(), 0), None);
+        assert!(Sources::default().is_empty() && !sources.has(Address::default()));
+        assert_eq!(sources.to_string(), "198.18.9.1 and 2 more, ports 1024-1100");
+    }
+}

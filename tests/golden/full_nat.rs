@@ -1,0 +1,339 @@
+//! Mode full_nat: what the backend sees, how replies find their flow, and what becomes of sources.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use holdfast::flow::Protocol;
+use holdfast::forwarding::explain::{Question, Segment};
+use holdfast::forwarding::{FlowsLeft, Forward, NextHop, VipSpec};
+use holdfast::stats::Drop;
+
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec, tagged, tcp, udp};
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+/// One round of the sweep, in ticks.
+const ROUND: u32 = 400;
+
+fn full_nat(family: Family, nics: usize, backends: u16) -> VipSpec {
+    spec(0, Forward::FullNat, family, nics, backends)
+}
+
+fn udp_vip(family: Family) -> VipSpec {
+    VipSpec { protocol: Protocol::Udp, ..full_nat(family, 1, 3) }
+}
+
+fn client(family: Family, port: u16, flags: &str) -> Vec<u8> {
+    tcp(family, port, 80, flags)
+}
+
+/// What of the packet the backend sees: from a source of ours, to its own address and port.
+fn assert_to_backend(sent: &[Sent], family: Family, nic: usize) -> (IpAddr, u16) {
+    assert_eq!(sent.len(), 1, "{family:?}: {sent:?}");
+    let [one] = sent else { unreachable!() };
+    one.assert_checksums();
+    assert_eq!((one.nic, one.source_mac()), (nic, nic_mac(nic)));
+    let index = u16::from(one.destination_mac()[5]);
+    let (address, port, hops) = one.destination();
+    assert_eq!((address, hops), (family.backend(index), 63));
+    assert!(port == 8080 || port == 80, "{port}");
+    assert_eq!(one.source().0, family.source());
+    assert!((20_000..=21_999).contains(&one.source().1));
+    one.source()
+}
+
+fn assert_to_client(sent: &[Sent], family: Family, port: u16) {
+    assert_eq!(sent.len(), 1, "{family:?}: {sent:?}");
+    let [one] = sent else { unreachable!() };
+    one.assert_checksums();
+    assert_eq!(one.source(), (family.vip(), 80));
+    assert_eq!(one.destination(), (family.client(), port, 63));
+    assert_eq!((one.destination_mac(), one.source_mac()), (CLIENT_MAC, nic_mac(0)));
+}
+
+/// Packets of the client and of the backend, each at either worker, in every combination.
+#[test]
+fn a_connection_has_one_source_and_its_replies_come_from_the_vip() {
+    for family in FAMILIES {
+        for nics in [1, 2] {
+            for (of_client, of_backend) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let mut rig = Rig::new(2, nics, vec![full_nat(family, nics, 3)]);
+                let request = rig.send(0, 0, &client(family, 40_000, "S"));
+                let source = assert_to_backend(&request, family, nics - 1);
+                assert_eq!(source.1 % 2, 0, "worker 0 has the even ports");
+                let reply = rig.send(of_backend, nics - 1, &request[0].reply("SA"));
+                assert_to_client(&reply, family, 40_000);
+                for flags in ["A", "A", "FA"] {
+                    let sent = rig.send(of_client, 0, &client(family, 40_000, flags));
+                    assert_eq!(assert_to_backend(&sent, family, nics - 1), source);
+                    assert_eq!(sent[0].destination_mac(), request[0].destination_mac());
+                    let reply = rig.send(of_backend, nics - 1, &request[0].reply(flags));
+                    assert_to_client(&reply, family, 40_000);
+                }
+                let stats = rig.stats(0);
+                assert_eq!((stats.bindings(family == Family::V4).get()), 1);
+                assert_eq!((stats.flows_new.get(), stats.flows_active.get()), (1, 1));
+                assert_eq!(rig.stats(1).flow_aliases.get(), u64::from(of_client == 1));
+                // Both FINs were seen, by whichever workers: it closes (2 s), and its source is free.
+                rig.advance(200 + ROUND);
+                let stats = rig.stats(0);
+                assert_eq!((stats.flows_active.get(), stats.flows_closed.get()), (0, 1));
+                assert_eq!((stats.bindings_v4.get(), stats.bindings_v6.get()), (0, 0));
+                assert_eq!(rig.send(0, nics - 1, &request[0].reply("A")), [], "nobody's by now");
+                assert_eq!(rig.drops(0, Drop::ReturnNoFlow), 1);
+                rig.assert_accounted();
+            }
+        }
+    }
+}
+
+#[test]
+fn datagrams_are_translated_both_ways() {
+    for family in FAMILIES {
+        for checksum in [true, false] {
+            let mut rig = Rig::new(2, 1, vec![udp_vip(family)]);
+            if family == Family::V6 && !checksum {
+                continue;
+            }
+            let request = rig.send(0, 0, &udp(family, 5353, 80, checksum));
+            assert_eq!(request.len(), 1);
+            assert_eq!(request[0].source().0, family.source());
+            assert_eq!(request[0].udp_checksum() == 0, !checksum, "absent stays absent");
+            for worker in [0, 1, 1] {
+                let reply = rig.send(worker, 0, &request[0].udp_reply());
+                assert_eq!(reply.len(), 1);
+                reply[0].assert_checksums();
+                assert_eq!(reply[0].source(), (family.vip(), 80));
+                assert_eq!(reply[0].destination(), (family.client(), 5353, 63));
+            }
+            // Replies alone keep it alive: 1 s is its time-out.
+            for _ in 0..5 {
+                rig.advance(90);
+                assert_eq!(rig.send(1, 0, &request[0].udp_reply()).len(), 1);
+            }
+            rig.assert_accounted();
+        }
+    }
+}
+
+#[test]
+fn replies_from_elsewhere_than_the_flows_backend_are_dropped() {
+    let family = Family::V4;
+    let mut rig = Rig::new(2, 1, vec![full_nat(family, 1, 1)]);
+    let request = rig.send(0, 0, &client(family, 40_000, "S"));
+    let good = request[0].reply("SA");
+    let mut other_address = good.clone();
+    other_address[26..30].copy_from_slice(&[198, 18, 2, 99]);
+    let mut other_port = good.clone();
+    other_port[34..36].copy_from_slice(&8081_u16.to_be_bytes());
+    let mut free_source = good.clone();
+    free_source[36..38].copy_from_slice(&21_000_u16.to_be_bytes());
+    for packet in [&other_address, &other_port, &free_source, &request[0].udp_reply()] {
+        for worker in [0, 1] {
+            assert_eq!(rig.send(worker, 0, packet), []);
+        }
+    }
+    for worker in [0, 1] {
+        assert_eq!(rig.drops(worker, Drop::ReturnNoFlow), 4);
+    }
+    let mut no_source = good.clone();
+    no_source[36..38].copy_from_slice(&19_999_u16.to_be_bytes());
+    assert_eq!(rig.send(0, 0, &no_source), []);
+    assert_eq!(rig.drops(0, Drop::NoVip), 1);
+    assert_to_client(&rig.send(1, 0, &good), family, 40_000);
+    rig.assert_accounted();
+}
+
+/// What never comes in the middle of a connection has no source, and takes none.
+#[test]
+fn packets_of_no_flow_are_dropped_or_reset_by_a_backend() {
+    let mut rig = Rig::new(1, 1, vec![full_nat(Family::V4, 1, 3)]);
+    for flags in ["R", "RA", "SA", "F"] {
+        assert_eq!(rig.send(0, 0, &client(Family::V4, 40_000, flags)), [], "{flags}");
+    }
+    assert_eq!(rig.drops(0, Drop::RequestNoFlow), 4);
+    assert_eq!(rig.stats(0).bindings_v4.get(), 0);
+    // A connection whose pin was lost: the backend does not know the new source, and says so.
+    let sent = rig.send(0, 0, &client(Family::V4, 40_000, "A"));
+    assert_to_backend(&sent, Family::V4, 0);
+    assert_eq!(rig.stats(0).flows_by_hash.get(), 1);
+    let reset = rig.send(0, 0, &sent[0].reply("R"));
+    assert_to_client(&reset, Family::V4, 40_000);
+    assert!(reset[0].tcp().rst);
+    rig.advance(200 + ROUND);
+    assert_eq!(rig.stats(0).bindings_v4.get(), 0);
+    rig.assert_accounted();
+}
+
+#[test]
+fn sources_run_out_by_name_and_are_used_again_in_the_order_in_which_they_were_left() {
+    for family in FAMILIES {
+        // Two workers: five ports are worker 0's.
+        let mut rig = Rig::with_ports(2, 1, 4096, 20_000..=20_009, vec![full_nat(family, 1, 3)]);
+        let open = |rig: &mut Rig, port| rig.send(0, 0, &client(family, port, "S"));
+        let first: Vec<u16> = (1..=5).map(|port| open(&mut rig, port)[0].source().1).collect();
+        assert_eq!(first.iter().collect::<HashSet<_>>().len(), 5);
+        assert_eq!(open(&mut rig, 6), []);
+        assert_eq!(rig.drops(0, Drop::NoSourcePort), 1);
+        assert_eq!(rig.stats(0).bindings(family == Family::V4).get(), 5);
+        // Those that are there go on.
+        assert_eq!(rig.send(0, 0, &client(family, 1, "A")).len(), 1);
+        // The third ends, then the first; the others idle out.
+        for port in [3, 1] {
+            rig.send(0, 0, &client(family, port, "R"));
+            rig.advance(200 + ROUND);
+        }
+        let again: Vec<u16> = (11..=15).map(|port| open(&mut rig, port)[0].source().1).collect();
+        assert_eq!(again.iter().collect::<HashSet<_>>().len(), 5);
+        assert_eq!(again.last(), Some(&first[0]), "it has rested for the shortest time");
+        rig.assert_accounted();
+    }
+}
+
+/// A client's port that is used again is a new flow, with a source that the backend has not seen lately.
+#[test]
+fn a_new_connection_from_the_same_port_gets_a_new_source() {
+    let mut rig = Rig::new(1, 1, vec![full_nat(Family::V4, 1, 3)]);
+    let old = rig.send(0, 0, &client(Family::V4, 40_000, "S"));
+    rig.send(0, 0, &client(Family::V4, 40_000, "FA"));
+    rig.send(0, 0, &old[0].reply("FA"));
+    let new = rig.send(0, 0, &client(Family::V4, 40_000, "S"));
+    assert_ne!(old[0].source(), new[0].source());
+    assert_eq!(rig.send(0, 0, &old[0].reply("A")), [], "the old source is free");
+    assert_to_client(&rig.send(0, 0, &new[0].reply("SA")), Family::V4, 40_000);
+    assert_eq!(rig.stats(0).bindings_v4.get(), 1);
+    // A repeated SYN is the same flow.
+    let again = rig.send(0, 0, &client(Family::V4, 40_000, "S"));
+    assert_eq!(again[0].source(), new[0].source());
+    rig.assert_accounted();
+}
+
+#[test]
+fn a_flow_that_moves_to_another_backend_gets_a_new_source() {
+    for family in FAMILIES {
+        let vip = VipSpec { on_down: FlowsLeft::Rehash, ..full_nat(family, 1, 3) };
+        let mut rig = Rig::new(2, 1, vec![vip]);
+        let old = rig.send(0, 0, &client(family, 40_000, "S"));
+        rig.send(1, 0, &client(family, 40_000, "A"));
+        let index = usize::from(old[0].destination_mac()[5]);
+        rig.change(|specs| specs[0].backends[index].up = false);
+        let new = rig.send(0, 0, &client(family, 40_000, "A"));
+        assert_ne!(old[0].destination_mac(), new[0].destination_mac());
+        assert_ne!(old[0].source(), new[0].source());
+        assert_eq!(rig.stats(0).bindings(family == Family::V4).get(), 1);
+        assert_eq!(rig.send(0, 0, &old[0].reply("A")), []);
+        assert_to_client(&rig.send(1, 0, &new[0].reply("A")), family, 40_000);
+        rig.assert_accounted();
+    }
+}
+
+#[test]
+fn a_backend_that_leaves_gives_its_sources_back() {
+    let mut rig = Rig::new(2, 1, vec![full_nat(Family::V4, 1, 3)]);
+    let requests: Vec<Sent> =
+        (1..=100).flat_map(|port| rig.send(0, 0, &client(Family::V4, port, "S"))).collect();
+    for request in &requests {
+        rig.send(1, 0, &request.reply("SA"));
+    }
+    rig.change(|specs| specs[0].backends.iter_mut().for_each(|b| b.id.generation += 1));
+    assert_eq!(rig.send(1, 0, &requests[0].reply("A")), [], "stale at once");
+    // A packet finds its pin stale, the sweep the others.
+    rig.send(0, 0, &client(Family::V4, 1, "S"));
+    rig.advance(ROUND);
+    assert_eq!((rig.stats(0).bindings_v4.get(), rig.stats(0).flows_active.get()), (0, 0));
+    assert_eq!(rig.stats(0).flows_stale.get(), 100);
+    rig.assert_accounted();
+}
+
+/// The client's router changes, also at the other worker; and the VLANs of both sides are their own.
+#[test]
+fn replies_follow_the_client() {
+    for (client_vlan, backend_vlan) in [(None, None), (Some(100), None), (None, Some(200))] {
+        for worker in [0, 1] {
+            let mut vip = full_nat(Family::V4, 1, 1);
+            let hop = vip.backends[0].next_hop.unwrap();
+            vip.backends[0].next_hop = Some(NextHop { vlan: backend_vlan, ..hop });
+            let mut rig = Rig::new(2, 1, vec![vip]);
+            let packet = |flags| tagged(client(Family::V4, 40_000, flags), client_vlan);
+            let request = rig.send(0, 0, &packet("S"));
+            assert_eq!(request[0].vlan(), backend_vlan);
+            let reply = rig.send(1, 0, &request[0].reply("SA"));
+            assert_eq!(reply[0].vlan(), client_vlan);
+            rig.advance(1);
+            let mut moved = packet("A");
+            moved[6..12].copy_from_slice(&[2, 9, 9, 9, 9, 9]);
+            rig.send(worker, 0, &moved);
+            for worker in [0, 1] {
+                let reply = rig.send(worker, 0, &request[0].reply("A"));
+                assert_eq!(reply[0].destination_mac(), [2, 9, 9, 9, 9, 9]);
+            }
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// Replies alone keep a connection alive, at whichever worker they arrive.
+#[test]
+fn replies_keep_a_flow_alive() {
+    for worker in [0, 1] {
+        let mut rig = Rig::new(2, 1, vec![full_nat(Family::V4, 1, 3)]);
+        let request = rig.send(0, 0, &client(Family::V4, 40_000, "S"));
+        rig.send(0, 0, &client(Family::V4, 40_000, "A"));
+        // The established time-out is 10 s: 18 s in sum.
+        for _ in 0..20 {
+            rig.advance(90);
+            assert_to_client(&rig.send(worker, 0, &request[0].reply("A")), Family::V4, 40_000);
+        }
+        assert_eq!(rig.stats(0).flows_active.get(), 1);
+        rig.advance(1000 + ROUND);
+        assert_eq!(rig.stats(0).flows_idled_out.get(), 1);
+        assert_eq!(rig.send(worker, 0, &request[0].reply("A")), []);
+        rig.assert_accounted();
+    }
+}
+
+/// Two clients that nat could not tell apart at one backend: same address and port, two VIP ports.
+#[test]
+fn one_client_port_may_have_flows_with_several_vip_ports() {
+    let mut vip = full_nat(Family::V4, 1, 1);
+    vip.ports = holdfast::forwarding::Ports::List(vec![80, 81]);
+    let mut rig = Rig::new(1, 1, vec![vip]);
+    let sent = [80, 81].map(|port| rig.send(0, 0, &tcp(Family::V4, 40_000, port, "S")).remove(0));
+    assert_ne!(sent[0].source(), sent[1].source());
+    for (one, port) in sent.iter().zip([80, 81]) {
+        let reply = rig.send(0, 0, &one.reply("SA"));
+        assert_eq!(reply[0].source(), (Family::V4.vip(), port));
+    }
+    rig.assert_accounted();
+}
+
+#[test]
+fn explain_says_the_source_and_takes_none() {
+    let mut rig = Rig::new(2, 1, vec![full_nat(Family::V4, 1, 3)]);
+    let question = Question {
+        protocol: Protocol::Tcp,
+        client: (Family::V4.client(), 40_000).into(),
+        destination: (Family::V4.vip(), 80).into(),
+        payload: Vec::new(),
+        packet: Segment::Likely,
+    };
+    let rewrite = |rig: &Rig| {
+        let told = rig.explainer().explain(&question, &rig.table(), rig.now()).unwrap();
+        let step = told.steps.iter().find(|step| step.stage == "rewrite").unwrap();
+        (step.outcome.clone(), step.why.clone())
+    };
+    let (outcome, why) = rewrite(&rig);
+    assert!(
+        outcome.starts_with("198.18.9.1 and 1 more, ports 20000-21999 -> 198.18.2."),
+        "{outcome}"
+    );
+    assert!(why.contains("from a free source"), "{why}");
+    assert_eq!(rig.stats(0).bindings_v4.get(), 0);
+    let sent = rig.send(0, 0, &tagged(client(Family::V4, 40_000, "S"), Some(7)));
+    let (address, port) = sent[0].source();
+    let (outcome, why) = rewrite(&rig);
+    assert!(outcome.starts_with(&format!("{address}:{port} -> 198.18.2.")), "{outcome}");
+    assert!(why.contains("the source of this flow"), "{why}");
+    // The way back is as it was.
+    assert_eq!(rig.send(1, 0, &sent[0].reply("SA"))[0].vlan(), Some(7));
+    rig.assert_accounted();
+}
