@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use super::batch::Packet;
+use super::batch::{Packet, Shape};
 use super::context::Context;
 use super::parse::Piece;
 use crate::flow::fragments::{Datagrams, Joined, Key};
@@ -21,6 +21,8 @@ use crate::flow::tuple::Tuple;
 use crate::forwarding::PortIndex;
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
+use crate::wire::checksum::{self, Delta};
+use crate::wire::headers::{self, Headers};
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Most parked fragments of one datagram: as many as 64 KiB have on a link of 1280 bytes, and some.
@@ -202,6 +204,34 @@ fn give_up(parked: Parked, reason: Drop, pool: &mut FramePool, stats: &WorkerSta
     pool.push(parked.frame);
     stats.fragments_parked.sub(1);
     stats.drop_counter(reason).add(1);
+}
+
+/// The number that a fragment, whose source is about to become another, gets at that: two clients behind
+/// one full-NAT source, or two backends behind one VIP, may have chosen the same. `None`: it keeps its
+/// own, as its datagram is not known.
+#[cold]
+pub fn number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
+    let packet = frame.data().get(shape.ip()..)?;
+    let headers = Headers::of(packet).ok()?;
+    let (source, destination) = headers::ends(packet)?;
+    let protocol = if source.is_v4() { headers.protocol } else { 0 };
+    let identification = headers.fragment?.identification;
+    context.datagrams.number(&Key { source, destination, identification, protocol })
+}
+
+/// Gives it that number.
+#[cold]
+pub fn renumber(frame: &mut Frame, shape: &Shape, number: u32) {
+    let Some(packet) = frame.data_mut().get_mut(shape.ip()..) else { return };
+    let Ok(Headers { fragment: Some(fragment), .. }) = Headers::of(packet) else { return };
+    if packet.first().is_some_and(|first| first >> 4 == 4) {
+        let [.., low0, low1] = number.to_be_bytes();
+        let delta = checksum::replace(packet, 4, &[low0, low1], Delta::default());
+        let _ = checksum::patch(packet, 10, delta, Delta::default());
+    } else {
+        let at = fragment.header + 4;
+        let _ = checksum::replace(packet, at, &number.to_be_bytes(), Delta::default());
+    }
 }
 
 /// Notes the flow of a first fragment that is for a VIP, or from a NAT backend.

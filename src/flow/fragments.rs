@@ -202,16 +202,30 @@ impl Datagrams {
         self.find(key, now).is_some()
     }
 
+    /// A number of our own for the datagram, living or just complete: no other that lives has it, as long
+    /// as there are no more places than numbers (65,536 in IPv4).
+    pub fn number(&self, key: &Key) -> Option<u32> {
+        let bucket = self.bucket_number(key)?;
+        let mut places = self.buckets.get(bucket)?.iter();
+        let place =
+            places.position(|place| place.read().is_some_and(|entry| entry.key == key.words()))?;
+        u32::try_from(bucket * PLACES + place).ok()
+    }
+
     /// A number that changes whenever a first fragment is noted; 0 before the first.
     #[inline]
     pub fn generation(&self) -> u64 {
         self.noted.0.load(Ordering::Acquire)
     }
 
-    fn bucket(&self, key: &Key) -> Option<&[Place; PLACES]> {
+    fn bucket_number(&self, key: &Key) -> Option<usize> {
         let hash = self.secret.hash_words::<40>(&key.words());
         let number = (u128::from(hash) * self.buckets.len() as u128) >> 64;
-        self.buckets.get(usize::try_from(number).ok()?)
+        usize::try_from(number).ok()
+    }
+
+    fn bucket(&self, key: &Key) -> Option<&[Place; PLACES]> {
+        self.buckets.get(self.bucket_number(key)?)
     }
 
     fn find(&self, key: &Key, now: Ticks) -> Option<(&Place, Entry)> {
@@ -358,6 +372,19 @@ mod tests {
         assert!(!table.knows(&key(1), NOW), "complete");
         assert_eq!(table.note(&key(1), head(5), 80, NOW), Ok(()), "the number is free again");
         assert_eq!(table.join(&key(1), span(80, 8, false), NOW), Joined::Flow(head(5)));
+    }
+
+    #[test]
+    fn datagrams_that_live_have_numbers_of_their_own() {
+        let table = table(4096);
+        let mut numbers = std::collections::BTreeSet::new();
+        for number in 0..200 {
+            assert_eq!(table.number(&key(number)), None);
+            assert_eq!(table.note(&key(number), head(4), 800, NOW), Ok(()));
+            assert!(numbers.insert(table.number(&key(number)).unwrap()));
+        }
+        assert_eq!(table.join(&key(0), span(800, 8, false), NOW), Joined::Flow(head(4)));
+        assert!(numbers.contains(&table.number(&key(0)).unwrap()), "also the last fragment has it");
     }
 
     #[test]
