@@ -4,6 +4,7 @@
 
 mod golden {
     mod answers;
+    mod fragments;
     mod full_nat;
     mod icmp;
     mod resets;

@@ -25,6 +25,7 @@ use super::worker::forward;
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::{Families, FlowTable, TableError};
 use crate::flow::tuple::{HashedKey, Tuple};
 use crate::flow::writer::FlowWriter;
@@ -127,8 +128,11 @@ impl Explainer {
         let nic = hop.port;
         let trace_of = Some(&trace);
         let client = vip.map_or(NOBODY, |vip| key_of(&key, vip));
+        // Nobody asks about fragments.
+        let datagrams = &Datagrams::new(0, Ticks(0), conntrack.secret().clone());
         let context = &Context {
             table,
+            datagrams,
             flows: flows.view(),
             clients: &self.clients.scratch(&client),
             bindings: &bindings,

@@ -9,6 +9,7 @@ mod bucket;
 pub mod clients;
 pub mod entry;
 mod family;
+pub mod fragments;
 mod layout;
 pub mod sources;
 pub mod table;

@@ -16,6 +16,7 @@ use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::Protocol;
 use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
+use holdfast::flow::fragments::Datagrams;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
@@ -33,6 +34,8 @@ use holdfast::xdp::umem::Umem;
 pub const CLIENT_MAC: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
 const FRAMES: u32 = 1024;
 const RING: u32 = 256;
+/// Most fragments that a worker parks.
+pub const PARKED: usize = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -406,7 +409,8 @@ impl Rig {
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
-        let clients = Arc::new(Clients::new(1024, secret));
+        let clients = Arc::new(Clients::new(1024, secret.clone()));
+        let datagrams = Arc::new(Datagrams::new(64, Ticks(3000), secret));
         let paths = Arc::<PathMtus>::default();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
@@ -438,6 +442,8 @@ impl Rig {
                 macs: (0..nics).map(nic_mac).collect(),
                 flows: Arc::clone(&flow_tables),
                 clients: Arc::clone(&clients),
+                datagrams: Arc::clone(&datagrams),
+                parked: PARKED,
                 bindings: Arc::clone(&bindings),
                 paths: Arc::clone(&paths),
                 index: u8::try_from(index).unwrap(),
