@@ -282,6 +282,7 @@ fn config(vips: Vec<Vip>) -> Config {
         full_nat: FullNat::default(),
         icmp: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
+        tunnels: holdfast::forwarding::Tunnels::default(),
         hash: Hash { secret: [0; 16], table_size: 251 },
     }
 }
@@ -314,6 +315,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         rejects: false,
         announce,
         quic: Vec::new(),
+        mss: None,
         backends: backends.collect(),
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::place::Place;
 use super::report::Report;
 use super::vip::Placed;
-use super::{Backend, Config, FullNat, Nic, Vip};
+use super::{Backend, Config, FullNat, Nic, Vip, tunnel};
 use crate::flow::Protocol;
 use crate::forwarding::{
     Forward, MAX_BACKENDS, MAX_NICS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Network,
@@ -51,6 +51,7 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
     return_paths(sections, report);
     full_nat(sections, &owners, report);
+    tunnel::rules(sections, report);
 }
 
 fn limits(config: &Config, report: &mut Report<'_>) {
@@ -316,14 +317,15 @@ fn backend_address(
 ) {
     let address = backend.value.address;
     let at = backend.place.key("address");
-    if address.is_ipv4() != vip.value.address.is_v4() {
+    if address.is_ipv4() != vip.value.address.is_v4() && !vip.value.forward.tunnels() {
         let (ours, theirs) = if address.is_ipv4() { (4, 6) } else { (6, 4) };
         let what = format!(
             "{address} is IPv{ours}, but VIP \"{}\" is IPv{theirs} ({})",
             vip.value.name, vip.value.address
         );
-        let fix =
-            format!("use an IPv{theirs} address: addresses are not translated across families");
+        let fix = format!(
+            "use an IPv{theirs} address, or forward = \"ipip\" or \"gue\", which carry IPv{theirs} in IPv{ours}"
+        );
         report.error(&at, what, &fix);
     }
     if let Some(what) = owners.tell(address) {

@@ -19,6 +19,7 @@ pub mod steer;
 pub mod sticky;
 pub mod table;
 pub mod this_box;
+pub mod tunnel;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -37,6 +38,7 @@ pub use steer::SteerRules;
 pub use sticky::Remember;
 pub use table::ForwardingTable;
 pub use this_box::ThisBox;
+pub use tunnel::{OuterDf, Tunnels};
 
 /// Most VIPs in one configuration.
 pub const MAX_VIPS: usize = 4096;
@@ -283,6 +285,8 @@ pub struct VipSpec {
     pub sampled: bool,
     /// How its QUIC connection ids are made, by rotation, for [`Affinity::QuicCid`].
     pub quic: Vec<quic_lb::Config>,
+    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
 }

@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::listeners::{Listeners, exact};
 use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::sticky::Reentry;
+use super::this_box::UNLIMITED;
+use super::tunnel::{Entropy, PathKey};
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
     Listen, ListenKey, MAX_RETURN_PATHS, NextHop, PortRange, Remember, Secret, Service, Splits,
@@ -32,6 +34,10 @@ pub struct ForwardingTable {
     backends: Vec<Option<Backend>>,
     listeners: Listeners,
     returns: HashMap<ListenKey, Vec<ReturnPath>>,
+    /// Where tunnels end.
+    tunnel_ends: HashSet<Address>,
+    /// Tells flows apart in outer headers.
+    entropy: Entropy,
     /// By address and protocol: backends that answer from ranges of ports.
     return_ranges: HashMap<(Address, Protocol), Vec<(PortRange, ReturnPath)>>,
     /// Whether some backend answers from all ports: where none does, nobody has to look.
@@ -65,6 +71,8 @@ pub struct Vip {
     pub sampled: bool,
     /// How connection ids name its backends, for [`Affinity::QuicCid`].
     pub quic: Option<Box<QuicLb>>,
+    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
 }
 
 /// What a backend's packets need beyond what all packets do; bits.
@@ -140,6 +148,8 @@ pub struct Backend {
     pub takes_midflow: bool,
     /// How many of [`FULL_SHARE`] of its own new flows it takes.
     pub share: u16,
+    /// Tunnels: what names the path to it.
+    pub path: PathKey,
     /// Frames for it would come back to this box: it takes nothing, and `next_hop` is not known.
     pub loops: bool,
 }
@@ -180,6 +190,8 @@ impl ForwardingTable {
             backends: Vec::new(),
             listeners: Listeners::default(),
             returns: HashMap::new(),
+            tunnel_ends: HashSet::new(),
+            entropy: Entropy::new(&secret),
             return_ranges: HashMap::new(),
             any_returns: false,
         };
@@ -259,20 +271,41 @@ impl ForwardingTable {
         exact.iter().chain(any).chain(ranges)
     }
 
+    /// What tells flows apart in outer headers.
+    #[inline]
+    pub const fn entropy(&self) -> &Entropy {
+        &self.entropy
+    }
+
+    /// The path to `address`, if a tunnel ends there.
+    pub fn tunnel_path(&self, address: Address) -> Option<PathKey> {
+        self.tunnel_ends.get(&address).copied().map(PathKey::new)
+    }
+
     fn add(&mut self, spec: &VipSpec, previous: Option<&Vip>) {
         for &ports in spec.ports.ranges() {
             let listen = Listen { network: spec.address, protocol: spec.protocol, ports };
             self.listeners.add(listen, spec.id);
         }
         for backend in &spec.backends {
-            let mut built = Backend::new(spec, backend);
+            let mut built = self.backend_of(spec, backend);
             built.stay_off(&self.this_box);
             place(&mut self.backends, backend.id.index.0, built);
             if spec.forward == Forward::Nat {
                 self.add_returns(spec, backend);
             }
+            if spec.forward.tunnels() {
+                self.tunnel_ends.insert(backend.address.into());
+            }
         }
         place(&mut self.vips, spec.id.0, Vip::new(spec, &self.secret, previous));
+    }
+
+    /// A backend, to which no longer packets leave than its NIC sends.
+    fn backend_of(&self, vip: &VipSpec, spec: &BackendSpec) -> Backend {
+        let backend = Backend::new(vip, spec);
+        let nic = spec.next_hop.map_or(UNLIMITED, |hop| self.this_box.mtu(hop.port));
+        Backend { mtu: spec.mtu.min(nic), ..backend }
     }
 
     fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
@@ -338,6 +371,7 @@ impl Vip {
             rejects: spec.rejects,
             sampled: spec.sampled,
             quic: QuicLb::new(spec),
+            mss: spec.mss,
         }
     }
 
@@ -389,6 +423,7 @@ impl Backend {
             takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
             quirks: Quirks::of(vip, flows_left(vip, spec)),
             share: spec.share,
+            path: PathKey::new(spec.address.into()),
             loops: false,
         }
     }
@@ -468,6 +503,7 @@ pub(crate) mod testing {
             splits: Splits::default(),
             sampled: false,
             quic: Vec::new(),
+            mss: None,
             backends: Vec::new(),
         }
     }
