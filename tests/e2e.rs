@@ -32,4 +32,5 @@ mod e2e {
     mod resets;
     mod sticky;
     mod tunnel;
+    mod vips;
 }

@@ -617,7 +617,6 @@ mod tests {
             ("total length ends in TCP", &v4, &[(17, 39)], Drop::TruncatedTcp),
             ("more fragments", &v4, &[(20, 0x20)], Drop::Fragment),
             ("a fragment beyond 64 KiB", &v4, &[(20, 0x1f), (21, 0xff)], Drop::Fragment),
-            ("GRE", &v4, &[(23, 47)], Drop::UnsupportedProtocol),
             ("ICMPv6 in IPv4", &v4, &[(23, 58)], Drop::UnsupportedProtocol),
             ("data offset 4", &v4, &[(46, 0x40)], Drop::BadTcpOffset),
             ("data offset beyond the segment", &v4, &[(46, 0xf0)], Drop::BadTcpOffset),
