@@ -96,7 +96,8 @@ fn answer_echo(
     }
     let (ip, hop) = (packet.shape.ip(), packet.came_from(context.nic));
     let Some(frame) = &mut packet.frame else { return Err(Drop::BadIcmp) };
-    match icmp::echo_reply(frame.data_mut(), ip) {
+    let len = frame.packet_len().into();
+    match icmp::echo_reply(frame.data_mut(), ip, len) {
         Ok(()) if send_back(packet, Answer::EchoReply, &hop, context, macs) => Ok(()),
         Ok(()) => Err(Drop::NoHeadroom),
         Err(Unanswered::BadSource) => Err(Drop::BadSource),
