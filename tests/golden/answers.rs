@@ -67,7 +67,11 @@ fn what_is_too_long_for_the_backends_link_tells_the_client_its_mtu() {
                 assert_eq!((message.source, message.destination), (family.vip(), family.client()));
                 assert_eq!((message.kind, message.rest), (too_big(family), 1400));
                 assert_quotes(&message, family, &packet);
-                assert_eq!(answered(&rig, Answer::TooBig), 1);
+                // In several frames, of which the first is enough.
+                let packet = long(family, 5000);
+                let message = Message::of(&rig.send(0, 0, &tagged(packet.clone(), vlan))[0]);
+                assert_quotes(&message, family, &packet);
+                assert_eq!(answered(&rig, Answer::TooBig), 2);
                 rig.assert_accounted();
             }
         }

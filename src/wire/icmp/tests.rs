@@ -54,6 +54,16 @@ fn echo_replies_of_both_families_for_every_length() {
 }
 
 #[test]
+fn an_echo_request_of_several_frames_is_answered_in_the_first() {
+    let mut whole = framed(&packet(true, 1, &[0xa5; 3000]));
+    let len = whole.len();
+    let (first, _) = whole.split_at_mut(1792);
+    assert_eq!(echo_reply(first, 14, 1792), Err(Unanswered::Malformed), "the rest is missing");
+    echo_reply(first, 14, len).unwrap();
+    assert_right(&whole[14..]);
+}
+
+#[test]
 fn what_is_no_whole_echo_request_is_left_alone() {
     let edit = |v4, at: usize, byte| {
         let mut bytes = framed(&packet(v4, 1, b"echo"));
