@@ -290,11 +290,11 @@ impl Controller {
         if mtus.is_empty() {
             mtus = self.nics.iter().map(|nic| nic.mtu).collect();
         }
-        self.config.this_box(mtus)
+        self.config.this_box(mtus, self.nics.iter().map(|nic| nic.mac).collect())
     }
 
     fn wanted_rules(&self) -> SteerRules {
-        self.registry.steer_rules(&self.network.addresses)
+        self.config.tunnels.steered(self.registry.steer_rules(&self.network.addresses))
     }
 
     fn steer(&mut self, rules: SteerRules) -> Result<(), String> {

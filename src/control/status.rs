@@ -280,6 +280,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_reset: stats.flows_reset.get(),
         resets_sent: stats.resets_sent.get(),
         probes_sent: stats.probes_sent.get(),
+        fragments_sent: stats.fragments_sent.get(),
         icmp_errors_forwarded: stats.icmp_errors_forwarded.get(),
         icmp_rate_limited: stats.icmp_rate_limited.get(),
     }
@@ -306,6 +307,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_reset: a.flows_reset + b.flows_reset,
         resets_sent: a.resets_sent + b.resets_sent,
         probes_sent: a.probes_sent + b.probes_sent,
+        fragments_sent: a.fragments_sent + b.fragments_sent,
         icmp_errors_forwarded: a.icmp_errors_forwarded + b.icmp_errors_forwarded,
         icmp_rate_limited: a.icmp_rate_limited + b.icmp_rate_limited,
     }
