@@ -56,7 +56,7 @@ pub fn answer(
 }
 
 /// Whether the packet's VIP answers for backends that are not there.
-fn rejects(packet: &Packet, context: &Context<'_>) -> bool {
+pub(super) fn rejects(packet: &Packet, context: &Context<'_>) -> bool {
     packet.way == Way::ToBackend && context.table.vip(packet.vip).is_some_and(|vip| vip.rejects)
 }
 

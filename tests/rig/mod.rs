@@ -558,9 +558,13 @@ impl Rig {
         (0..self.nics[worker].len()).flat_map(|nic| self.collect(worker, nic)).collect()
     }
 
-    /// Lets a packet arrive.
+    /// Lets a packet arrive, in several frames if it is long.
     pub fn deliver(&mut self, worker: usize, nic: usize, packet: &[u8]) {
-        assert!(self.nics[worker][nic].deliver(packet), "the NIC takes the packet");
+        let nic = &mut self.nics[worker][nic];
+        // Of nothing there is no long packet.
+        let delivered =
+            if packet.is_empty() { nic.deliver(packet) } else { nic.deliver_long(packet) };
+        assert!(delivered, "the NIC takes the packet");
     }
 
     /// Polls one worker once.
