@@ -51,7 +51,8 @@ fn carries_everything(topology: Topology, forward: &'static str) {
     }
     let status = holdfast.status();
     assert!(status.answers["icmp_too_big_sent"] >= 2, "{:#?}", status.answers);
-    assert_eq!(status.drops["too_big"], 0, "{:#?}", status.drops);
+    // A whole window may be too long: of that no more than the limit of [icmp] is answered.
+    assert_eq!(status.drops["too_big"], status.totals.icmp_rate_limited, "{:#?}", status.drops);
     holdfast.stop();
 }
 
