@@ -123,7 +123,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(OwnLine(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
-    let shared = Shared { flows, clients, paths: Arc::default(), bindings, tables };
+    let shared = Shared { flows, clients, bindings, paths: Arc::default(), tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
         let (worker, stats) = on_core(core, || make_worker(&config, index, &mut nics, &shared))?;
         workers.push(worker);
@@ -256,8 +256,8 @@ fn on_core<T: Send>(
 struct Shared {
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
-    paths: Arc<PathMtus>,
     bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
     tables: Subscription,
 }
 
@@ -298,8 +298,8 @@ fn make_worker(
         macs,
         flows: Arc::clone(&shared.flows),
         clients: Arc::clone(&shared.clients),
-        paths: Arc::clone(&shared.paths),
         bindings: Arc::clone(&shared.bindings),
+        paths: Arc::clone(&shared.paths),
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
         tables: shared.tables.clone(),
         stats: Arc::clone(&stats),
@@ -378,9 +378,9 @@ fn explainer(
     let macs = nics.iter().map(|served| served.nic.mac()).collect();
     let stats = workers.iter().map(|worker| Arc::clone(&worker.stats)).collect();
     let (flows, clients) = (Arc::clone(&shared.flows), Arc::clone(&shared.clients));
-    let paths = Arc::clone(&shared.paths);
-    let bindings = Arc::clone(&shared.bindings);
-    let explainer = Mutex::new(Explainer::new(macs, flows, clients, paths, bindings, stats)?);
+    let (bindings, paths) = (Arc::clone(&shared.bindings), Arc::clone(&shared.paths));
+    let explainer = Explainer::new(macs, flows, clients, bindings, paths, stats)?;
+    let explainer = Mutex::new(explainer);
     Ok(Arc::new(move |question, table| {
         let mut explainer =
             explainer.lock().map_err(|_| "an earlier question failed".to_owned())?;

@@ -237,10 +237,10 @@ pub struct Config {
     pub nics: Vec<Nic>,
     /// `[[vip]]`, in the file's order.
     pub vips: Vec<Vip>,
-    /// `[tunnel]`.
-    pub tunnels: Tunnels,
     /// `[full_nat]`.
     pub full_nat: FullNat,
+    /// `[tunnel]`.
+    pub tunnels: Tunnels,
     /// `[icmp]`.
     pub icmp: IcmpRate,
     /// `[control]`.

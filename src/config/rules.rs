@@ -49,8 +49,8 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
         }
     }
     return_paths(sections, report);
-    tunnel::rules(sections, report);
     full_nat(sections, &owners, report);
+    tunnel::rules(sections, report);
 }
 
 fn limits(config: &Config, report: &mut Report<'_>) {

@@ -271,6 +271,9 @@ pub struct NextHopStatus {
     pub mac: String,
     /// VLAN, if tagged.
     pub vlan: Option<u16>,
+    /// Longest IP packet that may leave towards the backend, in bytes; 0 from a process that knows none.
+    #[serde(default)]
+    pub mtu: u16,
 }
 
 /// Counters of a VIP or backend.

@@ -112,6 +112,8 @@ pub struct BackendEntry {
     pub slow_start: SlowStart,
     /// Where frames for it go.
     pub next_hop: Option<NextHop>,
+    /// Longest IP packet that may leave towards it, in bytes.
+    pub mtu: u16,
     /// Why there is none, in words; empty when there is one.
     pub next_hop_detail: String,
     /// The problem that was logged last, until it is resolved.
@@ -297,6 +299,7 @@ impl Registry {
             forecast: None,
             slow_start: SlowStart::default(),
             next_hop: None,
+            mtu: UNLIMITED,
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
             base: status::backend_baseline(workers, index),
@@ -448,7 +451,7 @@ impl BackendEntry {
             service: self.drain.service(),
             left: self.drain.flows_left(),
             next_hop: self.next_hop,
-            mtu: UNLIMITED,
+            mtu: self.mtu,
             server_ids: self.config.server_ids.clone(),
         }
     }

@@ -196,7 +196,7 @@ pub fn backend_status(
         flows_cut: entry.drain.flows_cut(),
         drain: drain_status(vip, entry, traffic.flows_active, now),
         share_percent: entry.slow_start.percent(),
-        next_hop: entry.next_hop.map(|hop| next_hop_status(hop, nics)),
+        next_hop: entry.next_hop.map(|hop| next_hop_status(hop, entry.mtu, nics)),
         next_hop_detail: entry.next_hop_detail.clone(),
         traffic,
     }
@@ -234,13 +234,14 @@ fn drain_status(
 }
 
 /// A next hop in words.
-pub fn next_hop_status(hop: NextHop, nics: &[NicView]) -> NextHopStatus {
+pub fn next_hop_status(hop: NextHop, mtu: u16, nics: &[NicView]) -> NextHopStatus {
     let nic = nics.get(usize::from(hop.port.0));
     let [a, b, c, d, e, f] = hop.mac;
     NextHopStatus {
         interface: nic.map_or_else(String::new, |nic| nic.interface.clone()),
         mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
         vlan: hop.vlan,
+        mtu,
     }
 }
 

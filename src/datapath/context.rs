@@ -20,12 +20,12 @@ pub struct Context<'a> {
     pub flows: FlowView<'a>,
     /// The clients of all workers.
     pub clients: &'a Clients,
+    /// The full-NAT sources of all workers.
+    pub bindings: &'a Bindings,
     /// What was learnt of the paths to tunnels' ends.
     pub paths: &'a PathMtus,
     /// Of the worker's IPv4 packets that may be fragmented.
     pub identification: &'a Identification,
-    /// The full-NAT sources of all workers.
-    pub bindings: &'a Bindings,
     /// The NIC that the batch came from.
     pub nic: PortIndex,
     /// Now.

@@ -50,8 +50,8 @@ pub struct Explainer {
     macs: Vec<[u8; 6]>,
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
-    paths: Arc<PathMtus>,
     bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
     stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -82,12 +82,12 @@ impl Explainer {
         macs: Vec<[u8; 6]>,
         flows: Arc<[Arc<FlowTable>]>,
         clients: Arc<Clients>,
-        paths: Arc<PathMtus>,
         bindings: Arc<Bindings>,
+        paths: Arc<PathMtus>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, UmemError> {
         let (_, pool) = Umem::create(1, 4096)?;
-        Ok(Self { pool, macs, flows, clients, paths, bindings, stats })
+        Ok(Self { pool, macs, flows, clients, bindings, paths, stats })
     }
 
     /// What becomes of a packet of the flow now. Cost: about a millisecond.
@@ -131,9 +131,9 @@ impl Explainer {
             table,
             flows: flows.view(),
             clients: &self.clients.scratch(&client),
+            bindings: &bindings,
             paths: &self.paths,
             identification: &Identification::of(me),
-            bindings: &bindings,
             nic,
             now,
             stats: &stats,

@@ -16,6 +16,7 @@ use super::conntrack::Target;
 use super::context::Context;
 use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend};
+use crate::flow::table::Slot;
 use crate::stats::Drop;
 use crate::wire::checksum::{self, Full};
 use crate::xdp::umem::{Frame, FramePool};
@@ -59,8 +60,9 @@ pub fn fragment(
     // Where addresses are translated, a piece without ports would need those of its datagram.
     let backend = context.table.backend(packet.backend);
     let backend = backend.filter(|backend| !backend.forward.translates()).ok_or(reason)?;
-    let target = Target { backend, binding: None };
     let plan = plan(packet).filter(|_| reason == Drop::TooBig).ok_or(reason)?;
+    let pin = context.flows.find_at(&packet.flow, Slot::NOWHERE);
+    let target = Target { backend, binding: pin.and_then(|hit| hit.track.binding()) };
     if pool.len() < plan.pieces || outbox.room_for_pieces() < plan.pieces {
         return Err(reason);
     }

@@ -4,8 +4,8 @@
 //! dsr  to the backend  MAC
 //! nat  to the backend  MAC, destination address and port, TTL, checksums
 //! nat  to the client   MAC, source address and port, TTL, checksums
-//! ipip, gue            outer headers and MAC; the packet itself stays as it is
 //! full_nat  either way MAC, both addresses and ports, TTL, checksums
+//! ipip, gue            outer headers and MAC; the packet itself stays as it is
 //! ```
 //!
 //! Where the VIP says so, a SYN's maximum segment size is lowered on the way.

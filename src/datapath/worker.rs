@@ -48,10 +48,10 @@ pub struct Parts {
     pub flows: Arc<[Arc<FlowTable>]>,
     /// The clients of all workers.
     pub clients: Arc<Clients>,
-    /// What was learnt of the paths to tunnels' ends, by all workers.
-    pub paths: Arc<PathMtus>,
     /// The full-NAT sources of all workers.
     pub bindings: Arc<Bindings>,
+    /// What was learnt of the paths to tunnels' ends, by all workers.
+    pub paths: Arc<PathMtus>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -71,9 +71,9 @@ pub struct Worker {
     /// Its own flow table.
     flows: Arc<FlowTable>,
     clients: Arc<Clients>,
+    bindings: Arc<Bindings>,
     paths: Arc<PathMtus>,
     identification: Identification,
-    bindings: Arc<Bindings>,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
@@ -94,9 +94,9 @@ impl Worker {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
             conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,
             clients: parts.clients,
+            bindings: parts.bindings,
             paths: parts.paths,
             identification: Identification::of(parts.index),
-            bindings: parts.bindings,
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -142,9 +142,9 @@ impl Worker {
             table: self.tables.current(),
             flows: self.flows.view(),
             clients: &self.clients,
+            bindings: &self.bindings,
             paths: &self.paths,
             identification: &self.identification,
-            bindings: &self.bindings,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -166,9 +166,9 @@ impl Worker {
             tables,
             flows,
             clients,
+            bindings,
             paths,
             identification,
-            bindings,
             stats,
             batch,
             outbox,
@@ -186,9 +186,9 @@ impl Worker {
                 table,
                 flows: flows_view,
                 clients,
+                bindings,
                 paths,
                 identification,
-                bindings,
                 nic,
                 now,
                 stats,

@@ -434,6 +434,7 @@ fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
 pub(crate) mod testing {
     //! Specs for tests.
     use super::*;
+    use crate::forwarding::this_box::UNLIMITED;
     use crate::forwarding::{PortIndex, Ports, SchedulerKind};
     use crate::units::Ticks;
 

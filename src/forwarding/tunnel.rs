@@ -105,7 +105,7 @@ impl Sources {
     #[inline]
     pub const fn of(&self, hash: u64) -> Address {
         // The high half, scaled: no division, and every host as often as any other.
-        let host = self.first as u64 + ((hash >> 32) * self.count as u64 >> 32);
+        let host = self.first as u64 + (((hash >> 32) * self.count as u64) >> 32);
         let [high, low] = self.network.address().words();
         Address { high, low: low + host }
     }

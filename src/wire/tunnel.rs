@@ -103,7 +103,7 @@ pub const fn overhead(v4: bool, gue: bool) -> u16 {
 impl Outer {
     /// Bytes of the headers.
     #[inline]
-    pub const fn len(&self) -> u16 {
+    pub const fn overhead(&self) -> u16 {
         overhead(self.destination.is_v4(), self.gue.is_some())
     }
 
@@ -122,7 +122,7 @@ impl Outer {
 
     #[inline]
     fn try_write(&self, header: &mut [u8], inner: &Inner) -> Option<()> {
-        let total = inner.len.checked_add(self.len())?;
+        let total = inner.len.checked_add(self.overhead())?;
         let next = if self.gue.is_some() { protocol::UDP } else { inner.protocol_number() };
         let rest = if self.destination.is_v4() {
             let (ip, rest) = header.split_first_chunk_mut::<20>()?;
@@ -249,7 +249,7 @@ mod tests {
             ("gue6 6", false, true, false, [&v6_over(17, 112)[..], &gue(41)].concat()),
         ] {
             let outer = outer(over_v4, is_gue);
-            let mut header = vec![0xee; usize::from(outer.len())];
+            let mut header = vec![0xee; usize::from(outer.overhead())];
             assert!(outer.write(&mut header, &inner(inner_v4)), "{name}");
             assert_eq!(header, expected, "{name}");
         }
@@ -260,7 +260,7 @@ mod tests {
         for (over_v4, gue) in [(true, false), (true, true), (false, false), (false, true)] {
             let outer = outer(over_v4, gue);
             let mut inner = Inner::read(&v4(b"x"), 0).unwrap();
-            for len in 0..usize::from(outer.len()) {
+            for len in 0..usize::from(outer.overhead()) {
                 assert!(!outer.write(&mut vec![0; len], &inner), "{len}");
             }
             inner.len = u16::MAX;
@@ -353,12 +353,12 @@ mod tests {
             let outer = Outer { gue, flow_label, dont_fragment, identification, ..outer(over_v4, false) };
             let inner =
                 Inner { v4: inner_v4, len, traffic_class, dont_fragment, udp_port: None, protocol: 6 };
-            let mut header = vec![0xee; usize::from(outer.len())];
+            let mut header = vec![0xee; usize::from(outer.overhead())];
             prop_assert!(outer.write(&mut header, &inner));
             let (next, rest) = if over_v4 {
                 let ip = Ipv4HeaderSlice::from_slice(&header).unwrap().to_header();
                 prop_assert_eq!(ip.header_checksum, ip.calc_header_checksum());
-                prop_assert_eq!(ip.total_len, len + outer.len());
+                prop_assert_eq!(ip.total_len, len + outer.overhead());
                 prop_assert_eq!((ip.dscp.value() << 2) | ip.ecn.value(), traffic_class);
                 prop_assert_eq!((ip.dont_fragment, ip.identification), (dont_fragment, identification));
                 prop_assert_eq!((ip.time_to_live, ip.source), (64, outer.source.v4_octets()));
@@ -366,7 +366,7 @@ mod tests {
                 (ip.protocol.0, &header[20..])
             } else {
                 let ip = Ipv6HeaderSlice::from_slice(&header).unwrap().to_header();
-                prop_assert_eq!(ip.payload_length, len + outer.len() - 40);
+                prop_assert_eq!(ip.payload_length, len + outer.overhead() - 40);
                 prop_assert_eq!((ip.traffic_class, ip.flow_label.value()), (traffic_class, flow_label));
                 prop_assert_eq!((ip.hop_limit, ip.source), (64, outer.source.octets()));
                 prop_assert_eq!(ip.destination, outer.destination.octets());

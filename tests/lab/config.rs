@@ -75,6 +75,8 @@ pub struct Vip {
     pub drain: &'static str,
     /// More keys, as TOML.
     pub keys: &'static str,
+    /// NAT: port of the backends; another one than the VIP's, so that ports are rewritten too.
+    pub nat_port: u16,
 }
 
 /// A VIP with all backends.
@@ -84,8 +86,9 @@ pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     let timeouts = "{ closing_s = 1, udp_s = 60 }";
     // At once, so that who comes back has all of its share.
     let drain = "{ slow_start_s = 0 }";
-    let backends = BACKENDS.to_vec();
-    Vip { name, forward, family, inner: family, udp, backends, timeouts, drain, keys: "" }
+    let (backends, nat_port) = (BACKENDS.to_vec(), if udp { 7007 } else { 8080 });
+    let inner = family;
+    Vip { name, forward, family, inner, udp, backends, timeouts, drain, keys: "", nat_port }
 }
 
 /// A TCP VIP behind a tunnel, `ipip` or `gue`, to backends at addresses of the family `outer`. Besides
@@ -160,9 +163,8 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
             let address = self.inner.backend(backend);
             write!(text, "[[vip.backend]]\nname = \"{backend}\"\naddress = \"{address}\"\n")
                 .unwrap();
-            if self.translates() {
-                // Another port than the VIP's: NAT rewrites ports too.
-                writeln!(text, "port = {}", if self.udp { 7007 } else { 8080 }).unwrap();
+            if self.forward != "dsr" {
+                writeln!(text, "port = {}", self.nat_port).unwrap();
             }
         }
         text
@@ -189,6 +191,8 @@ pub struct Config {
     pub cores: Vec<usize>,
     /// Entries of each worker's flow table.
     pub flows: usize,
+    /// More keys of `[workers]`, as TOML.
+    pub worker_keys: &'static str,
     /// Interfaces to serve.
     pub interfaces: Vec<String>,
     /// More keys for every `[[nic]]`, as TOML.
@@ -210,7 +214,9 @@ impl Config {
         let socket = lab.state().join("control.sock").to_str().unwrap().to_owned();
         let cores = (0..workers).collect();
         let (control_keys, more) = (String::new(), String::new());
-        Self { cores, flows: 65_536, interfaces, nic_keys: "", socket, vips, more, control_keys }
+        let (worker_keys, nic_keys) = ("", "");
+        let flows = 65_536;
+        Self { cores, flows, worker_keys, interfaces, nic_keys, socket, vips, more, control_keys }
     }
 
     /// All that depends on the VIPs, as TOML.
@@ -224,8 +230,9 @@ impl Config {
 
     /// As TOML.
     pub fn toml(&self) -> String {
-        let Self { cores, flows, socket, control_keys, nic_keys: keys, .. } = self;
+        let Self { cores, flows, worker_keys, socket, control_keys, nic_keys: keys, .. } = self;
         let mut text = format!("[workers]\ncores = {cores:?}\nidle = \"sleep\"\nflows = {flows}\n");
+        writeln!(text, "{worker_keys}").unwrap();
         writeln!(text, "[control]\nsocket = \"{socket}\"\n{control_keys}").unwrap();
         for interface in &self.interfaces {
             writeln!(text, "[[nic]]\ninterface = \"{interface}\"\n{keys}").unwrap();

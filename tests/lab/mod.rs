@@ -2,6 +2,7 @@
 
 mod config;
 mod holdfast;
+mod router;
 mod traffic;
 
 use std::ffi::OsStr;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 pub use config::{Config, Family, Vip, tunnel, vip};
 pub use holdfast::Holdfast;
-pub use traffic::{Blocked, blocked, conversation, download, requests, udp_requests};
+pub use traffic::{Blocked, blocked, conversation, download, requests, udp_requests, upload};
 
 /// MAC addresses of the balancer, as `scripts/lab` gives them: first (or only) NIC, second NIC.
 pub const BALANCER_MACS: [&str; 2] = ["02:00:00:00:01:02", "02:00:00:00:02:02"];
@@ -140,6 +141,21 @@ impl Lab {
     /// Starts them again.
     pub fn start_backend(&self, backend: &str) {
         self.script(&["backend", backend, "start"]);
+    }
+
+    /// Removes what was uploaded.
+    pub fn clear_uploads(&self) {
+        for backend in BACKENDS {
+            // Of one there is a file, of the others none.
+            let _ = std::fs::remove_file(self.state().join(backend).join("upload/big"));
+        }
+    }
+
+    /// Makes a host forget what routers have told it.
+    pub fn forget_path_mtus(&self, host: &str) {
+        for option in ["-4", "-6"] {
+            self.run(host, &["ip", option, "route", "flush", "cache"]);
+        }
     }
 
     fn script(&self, arguments: &[&str]) {

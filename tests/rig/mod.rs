@@ -61,7 +61,7 @@ impl Family {
         self.pick("198.18.9.1", "2001:db8:9::1")
     }
 
-    fn pick(self, v4: &str, v6: &str) -> IpAddr {
+    pub fn pick(self, v4: &str, v6: &str) -> IpAddr {
         if self == Self::V4 { v4 } else { v6 }.parse().unwrap()
     }
 }
@@ -354,9 +354,10 @@ pub struct Rig {
     stats: Vec<Arc<WorkerStats>>,
     flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
+    this_box: ThisBox,
     clients: Arc<Clients>,
-    paths: Arc<PathMtus>,
     bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
     publisher: Publisher,
     now: u32,
 }
@@ -378,27 +379,26 @@ impl Rig {
         ports: RangeInclusive<u16>,
         specs: Vec<VipSpec>,
     ) -> Self {
-        Self::make(workers, nics, flows, ports, ThisBox::default(), specs)
+        Self::build(ThisBox::default(), workers, nics, flows, ports, specs)
     }
 
     /// With what is the box's own.
-    #[allow(dead_code, reason = "not every test has a box of its own")]
     pub fn in_box(this_box: ThisBox, workers: usize, nics: usize, specs: Vec<VipSpec>) -> Self {
-        Self::make(workers, nics, 4096, 20_000..=21_999, this_box, specs)
+        Self::build(this_box, workers, nics, 4096, 20_000..=21_999, specs)
     }
 
-    fn make(
+    fn build(
+        this_box: ThisBox,
         workers: usize,
         nics: usize,
         flows: u32,
         ports: RangeInclusive<u16>,
-        this_box: ThisBox,
         specs: Vec<VipSpec>,
     ) -> Self {
         let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
         let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
         let bindings = Arc::new(bindings);
-        let table = ForwardingTable::build(1, [7; 16], this_box, &specs, None);
+        let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
@@ -414,9 +414,10 @@ impl Rig {
             stats: Vec::new(),
             flows: Arc::clone(&flow_tables),
             specs,
+            this_box,
             clients: Arc::clone(&clients),
-            paths: Arc::clone(&paths),
             bindings: Arc::clone(&bindings),
+            paths: Arc::clone(&paths),
             publisher,
             now,
         };
@@ -435,8 +436,8 @@ impl Rig {
                 macs: (0..nics).map(nic_mac).collect(),
                 flows: Arc::clone(&flow_tables),
                 clients: Arc::clone(&clients),
-                paths: Arc::clone(&paths),
                 bindings: Arc::clone(&bindings),
+                paths: Arc::clone(&paths),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),
                 stats: Arc::clone(&stats),
@@ -458,6 +459,13 @@ impl Rig {
         (publisher, self.specs.clone())
     }
 
+    /// Publishes what is changed of this box.
+    #[allow(dead_code, reason = "not every test has another box")]
+    pub fn change_box(&mut self, change: impl FnOnce(&mut ThisBox)) {
+        change(&mut self.this_box);
+        self.change(|_| {});
+    }
+
     /// Publishes a changed configuration.
     pub fn change(&mut self, change: impl FnOnce(&mut [VipSpec])) {
         change(&mut self.specs);
@@ -466,7 +474,7 @@ impl Rig {
         let table = ForwardingTable::build(
             generation,
             [7; 16],
-            previous.this_box().clone(),
+            self.this_box.clone(),
             &self.specs,
             Some(&previous),
         );
@@ -490,8 +498,8 @@ impl Rig {
     pub fn explainer(&self) -> Explainer {
         let macs = (0..self.nics[0].len()).map(nic_mac).collect();
         let (flows, clients) = (Arc::clone(&self.flows), Arc::clone(&self.clients));
-        let (paths, bindings) = (Arc::clone(&self.paths), Arc::clone(&self.bindings));
-        Explainer::new(macs, flows, clients, paths, bindings, self.stats.clone()).unwrap()
+        let (bindings, paths) = (Arc::clone(&self.bindings), Arc::clone(&self.paths));
+        Explainer::new(macs, flows, clients, bindings, paths, self.stats.clone()).unwrap()
     }
 
     /// The time.

@@ -90,7 +90,7 @@ pub(in crate::datapath) fn wrap(
     inner: &Inner,
     outer: &Outer,
 ) -> bool {
-    let added = usize::from(outer.len());
+    let added = usize::from(outer.overhead());
     if !frame.push_front(added) {
         return false;
     }
