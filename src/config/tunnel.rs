@@ -134,11 +134,14 @@ fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
     };
     let mut tell = |address: IpAddr, whose: String| {
         if tunnels.is_source(address.into()) {
-            let what = format!("{address} is in it, the address of {whose}");
+            let what = format!("{address} is in it, an address of {whose}");
             let fix = "use addresses that are nobody else's";
             report.error(&place(address), what, fix);
         }
     };
+    for &address in &sections.config.full_nat.sources {
+        tell(address, "[full_nat]".to_owned());
+    }
     for (vip, backends) in sections.vips {
         tell(vip.value.address, format!("VIP \"{}\"", vip.value.name));
         for backend in backends {
