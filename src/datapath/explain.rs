@@ -243,11 +243,16 @@ fn run(
 }
 
 fn key(question: &Question) -> FlowKey {
+    // All packets of a client to an address are one flow, where ports mean nothing.
+    let port = |socket: SocketAddr| match question.protocol {
+        Protocol::Any => 0,
+        Protocol::Tcp | Protocol::Udp => socket.port(),
+    };
     FlowKey {
         client: question.client.ip().into(),
         vip: question.destination.ip().into(),
-        client_port: question.client.port(),
-        vip_port: question.destination.port(),
+        client_port: port(question.client),
+        vip_port: port(question.destination),
         protocol: question.protocol,
     }
 }

@@ -1,4 +1,5 @@
-//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6, TCP, UDP or ICMP.
+//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6; TCP, UDP, ICMP, or anything else,
+//! of which nothing is read.
 //!
 //! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or what else the packet is, or
 //! a drop reason for every way in which a packet can be malformed.
@@ -37,6 +38,8 @@ mod ethertype {
     pub const QINQ: u16 = 0x88a8;
 }
 
+use extension::*;
+
 mod number {
     pub const ICMP: u8 = 1;
     pub const ICMP_V6: u8 = 58;
@@ -46,8 +49,6 @@ mod extension {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
-    pub const ESP: u8 = 50;
-    pub const AUTHENTICATION: u8 = 51;
     pub const DESTINATION: u8 = 60;
     pub const MOBILITY: u8 = 135;
 }
@@ -204,7 +205,11 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
     if let Some(message) = network.icmp() {
         return Ok((shape, Parsed::Icmp(message)));
     }
-    let protocol = Protocol::from_number(network.protocol).ok_or(Drop::UnsupportedProtocol)?;
+    let protocol = match network.protocol {
+        number if is_opaque(number) => Protocol::Any,
+        // Of the other family, if it is ICMP.
+        number => Protocol::from_number(number).ok_or(Drop::UnsupportedProtocol)?,
+    };
     let transport = transport(protocol, network.payload, network.len)?;
     let tuple = match network.addresses {
         Addresses::V4(both) => Tuple::v4(both, transport.ports, protocol),
@@ -212,7 +217,7 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
             Tuple::v6(source, destination, transport.ports, protocol)
         }
     };
-    if tuple.has_zero_port() {
+    if protocol != Protocol::Any && tuple.has_zero_port() {
         return Err(Drop::ZeroPort);
     }
     Ok((Shape { flags: transport.flags, ..shape }, Parsed::Flow(tuple)))
@@ -294,7 +299,7 @@ fn network_v4(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     let header_len = header.slice().len();
     let range = header_len..usize::from(header.total_len());
     let payload = here(packet, range.clone(), behind).ok_or(Drop::BadIpv4Length)?;
-    if header.is_fragmenting_payload() {
+    if header.is_fragmenting_payload() && !is_opaque(header.protocol().0) {
         return Err(Drop::Fragment);
     }
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (header.source(), header.destination());
@@ -330,19 +335,25 @@ fn network_v6(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     })
 }
 
+/// Whether a protocol is of those of which nothing is read: each packet, and each fragment, says by
+/// its addresses whose it is.
+#[inline]
+fn is_opaque(number: u8) -> bool {
+    !matches!(number, number::ICMP | number::ICMP_V6) && Protocol::from_number(number).is_none()
+}
+
 /// Steps over hop-by-hop and destination options (RFC 8200 4.3, 4.6); returns the number of what
 /// follows, and how many bytes were skipped.
 ///
 /// Routing headers are refused: they would name another destination than the VIP.
 #[inline]
 fn skip_extensions(first: u8, payload: &[u8]) -> Result<(u8, u16), Drop> {
-    use extension::*;
     let (mut next, mut skipped) = (first, 0);
     for _ in 0..=MAX_EXTENSIONS {
         match next {
             HOP_BY_HOP | DESTINATION => {}
-            FRAGMENT => return Err(Drop::Fragment),
-            ROUTING | ESP | AUTHENTICATION | MOBILITY => return Err(Drop::Ipv6Extension),
+            FRAGMENT => return fragment(payload, skipped),
+            ROUTING | MOBILITY => return Err(Drop::Ipv6Extension),
             _ => return Ok((next, skipped)),
         }
         let rest = payload.get(usize::from(skipped)..).ok_or(Drop::Ipv6Extension)?;
@@ -352,6 +363,18 @@ fn skip_extensions(first: u8, payload: &[u8]) -> Result<(u8, u16), Drop> {
         next = after;
     }
     Err(Drop::Ipv6Extension)
+}
+
+/// Behind a fragment header.
+#[cold]
+fn fragment(payload: &[u8], skipped: u16) -> Result<(u8, u16), Drop> {
+    let header = payload.get(usize::from(skipped)..).and_then(<[u8]>::first_chunk::<8>);
+    let [next, ..] = header.ok_or(Drop::Ipv6Extension)?;
+    match *next {
+        HOP_BY_HOP | DESTINATION | ROUTING | FRAGMENT | MOBILITY => Err(Drop::Fragment),
+        next if is_opaque(next) => Ok((next, skipped + 8)),
+        _ => Err(Drop::Fragment),
+    }
 }
 
 struct Transport {
@@ -526,9 +549,8 @@ mod tests {
             ("version 4 in 86dd", &v6, &[(14, 0x45)], Drop::TruncatedIpv6),
             ("payload beyond the packet", &v6, &[(18, 9)], Drop::BadIpv6Length),
             ("payload ends in TCP", &v6, &[(19, 19)], Drop::TruncatedTcp),
-            ("GRE in IPv6", &v6, &[(20, 47)], Drop::UnsupportedProtocol),
             ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
-            ("fragment header", &v6, &[(20, 44)], Drop::Fragment),
+            ("fragment header", &v6, &[(20, 44), (54, 6)], Drop::Fragment),
             ("routing header", &v6, &[(20, 43)], Drop::Ipv6Extension),
             ("IPv4-mapped source", &v6, &MAPPED, Drop::BadSource),
             (
@@ -551,6 +573,45 @@ mod tests {
             ("length beyond", &[(38, 0), (39, 16)], Drop::BadUdpLength),
         ] {
             assert_eq!(patch(udp(), changes), Err(reason), "{name}");
+        }
+    }
+
+    /// What has no ports, or none that are read: one flow of two addresses, fragments too.
+    #[test]
+    fn of_other_protocols_the_addresses_are_read() {
+        let patch = |mut packet: Vec<u8>, changes: &[(usize, u8)]| {
+            for &(offset, value) in changes {
+                packet[offset] = value;
+            }
+            packet
+        };
+        let (v4, v6) = (tcp(false, false), tcp(true, false));
+        for (name, packet, changes) in [
+            ("ESP", &v4, &[(23, 50)][..]),
+            ("SCTP", &v4, &[(23, 132)]),
+            ("a protocol that nobody knows", &v4, &[(23, 255)]),
+            ("a fragment of ESP", &v4, &[(23, 50), (20, 0x20), (21, 9)]),
+            ("ESP, IPv6", &v6, &[(20, 50)]),
+            ("AH", &v6, &[(20, 51)]),
+            ("no next header", &v6, &[(20, 59)]),
+            ("a fragment of ESP, IPv6", &v6, &[(20, 44), (54, 50), (57, 9)]),
+            ("ESP behind options", &v6, &[(20, 60), (54, 50), (55, 0)]),
+        ] {
+            let (shape, parsed) = headers(&patch(packet.clone(), changes)).unwrap();
+            let Parsed::Flow(tuple) = parsed else { unreachable!("{name}: {parsed:?}") };
+            let key = tuple.key();
+            assert_eq!(key.protocol, Protocol::Any, "{name}");
+            assert_eq!((key.client_port, key.vip_port), (0, 0), "{name}");
+            assert_eq!(tuple.without_ports(), tuple, "{name}");
+            assert!(shape.transport >= 34, "{name}");
+        }
+        for (name, packet, changes, reason) in [
+            ("ICMPv6 in IPv4", &v4, &[(23, 58)][..], Drop::UnsupportedProtocol),
+            ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
+            ("a fragment of ICMPv6", &v6, &[(20, 44), (54, 58)], Drop::Fragment),
+            ("mobility", &v6, &[(20, 135)], Drop::Ipv6Extension),
+        ] {
+            assert_eq!(headers(&patch(packet.clone(), changes)).err(), Some(reason), "{name}");
         }
     }
 

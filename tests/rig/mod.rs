@@ -109,8 +109,8 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
     };
     VipSpec {
         id: VipId(id),
-        address: family.vip(),
-        ports: Ports::List(vec![80]),
+        address: family.vip().into(),
+        ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
         // 1 s, 10 s, 2 s, 1 s.
@@ -398,6 +398,8 @@ impl Rig {
         let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
         let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
         let bindings = Arc::new(bindings);
+        let macs = (0..nics).map(nic_mac).collect();
+        let this_box = ThisBox { macs, ..this_box };
         let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
