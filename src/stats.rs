@@ -120,7 +120,7 @@ named! {
     NotWhole = "not_whole",
     /// Fewer than 14 bytes, or a VLAN tag cut short.
     TruncatedEthernet = "truncated_ethernet",
-    /// More than one VLAN tag.
+    /// More than two VLAN tags, or an 802.1ad tag without an 802.1Q tag behind it.
     NestedVlan = "nested_vlan",
     /// Neither IPv4 nor IPv6.
     NotIp = "not_ip",
@@ -185,6 +185,8 @@ named! {
     IcmpNoFlow = "icmp_no_flow",
     /// Of a TCP flow that is cut: both ends are told by a RST.
     FlowReset = "flow_reset",
+    /// From a client behind two VLAN tags, of which too many pairs are known already (some 4,000).
+    VlanPairsFull = "vlan_pairs_full",
     /// No room in the frame for a VLAN tag.
     NoHeadroom = "no_headroom",
     /// The packet is longer than a frame, and the NIC that it would leave by has no multi-buffer.

@@ -270,6 +270,8 @@ pub struct NextHopStatus {
     pub mac: String,
     /// VLAN, if tagged.
     pub vlan: Option<u16>,
+    /// The outer VLAN, of two tags.
+    pub outer_vlan: Option<u16>,
 }
 
 /// Counters of a VIP or backend.

@@ -21,6 +21,7 @@ use crate::stats::Drop;
 use crate::wire::ethernet;
 use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
+use crate::wire::vlan::Tags;
 use crate::xdp::umem::Frame;
 
 /// MAC addresses of the NICs, by [`PortIndex`](crate::forwarding::PortIndex).
@@ -120,7 +121,7 @@ fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
 #[inline(always)]
 pub(super) fn address_frame(
     frame: &mut Frame,
-    tag: Option<u16>,
+    tag: Option<Tags>,
     hop: &NextHop,
     macs: &Macs,
 ) -> Result<(), Drop> {

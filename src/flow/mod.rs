@@ -11,6 +11,7 @@ pub mod entry;
 mod family;
 mod layout;
 pub mod sources;
+mod stacked;
 pub mod table;
 pub mod tuple;
 pub mod writer;
