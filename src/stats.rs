@@ -121,7 +121,7 @@ named! {
     NotWhole = "not_whole",
     /// Fewer than 14 bytes, or a VLAN tag cut short.
     TruncatedEthernet = "truncated_ethernet",
-    /// More than one VLAN tag.
+    /// More than two VLAN tags, or an 802.1ad tag without an 802.1Q tag behind it.
     NestedVlan = "nested_vlan",
     /// Neither IPv4 nor IPv6.
     NotIp = "not_ip",
@@ -198,6 +198,8 @@ named! {
     IcmpNoFlow = "icmp_no_flow",
     /// Of a TCP flow that is cut: both ends are told by a RST.
     FlowReset = "flow_reset",
+    /// From a client behind two VLAN tags, of which too many pairs are known already (some 4,000).
+    VlanPairsFull = "vlan_pairs_full",
     /// A tunnel's packet, which is not put into another tunnel.
     NestedTunnel = "nested_tunnel",
     /// An ICMP error about a tunnel packet of ours, from which the path's MTU was learnt.

@@ -240,7 +240,8 @@ pub fn next_hop_status(hop: NextHop, mtu: u16, nics: &[NicView]) -> NextHopStatu
     NextHopStatus {
         interface: nic.map_or_else(String::new, |nic| nic.interface.clone()),
         mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
-        vlan: hop.vlan,
+        vlan: hop.vlan.map(|tags| tags.inner),
+        outer_vlan: hop.vlan.and_then(|tags| tags.outer.value()),
         mtu,
     }
 }

@@ -509,7 +509,8 @@ impl Conntrack {
     /// Pins the packet's flow, which has no entry, to `backend`; a full-NAT flow gets its source.
     ///
     /// # Errors
-    /// Why there is no room for it: [`Drop::NoSourcePort`], [`Drop::TableFull`].
+    /// Why there is no room for it: [`Drop::NoSourcePort`], [`Drop::TableFull`],
+    /// [`Drop::VlanPairsFull`].
     pub fn pin<'t>(
         &mut self,
         packet: &Packet,
@@ -522,6 +523,9 @@ impl Conntrack {
             // A flow whose pin was lost proves itself with its next packet.
             Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };
+        if backend.forward.translates() && packet.way_back(context.nic).is_none() {
+            return Err(Drop::VlanPairsFull);
+        }
         let hop = packet.came_from(context.nic);
         let mut pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now).by(rule);
         if backend.forward == Forward::FullNat {
@@ -595,7 +599,11 @@ pub fn prefetch(batch: &mut Batch, flows: FlowView<'_>) {
 fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>) {
     // The client's packets may come another way now (its router changed): replies follow.
     match backend.forward {
-        Forward::Nat => hit.set_way_back(packet.way_back(context.nic)),
+        Forward::Nat => {
+            if let Some(way_back) = packet.way_back(context.nic) {
+                hit.set_way_back(way_back);
+            }
+        }
         Forward::FullNat => bindings::note(&hit.track, packet, context),
         Forward::Dsr | Forward::Ipip | Forward::Gue => {}
     }

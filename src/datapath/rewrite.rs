@@ -26,6 +26,7 @@ use crate::forwarding::{Forward, NextHop, VipId};
 use crate::stats::Drop;
 use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
+use crate::wire::vlan::Tags;
 use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
 
@@ -175,7 +176,7 @@ fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
 #[inline(always)]
 pub(super) fn address_frame(
     frame: &mut Frame,
-    tag: Option<u16>,
+    tag: Option<Tags>,
     hop: &NextHop,
     macs: &Macs,
 ) -> Result<(), Drop> {

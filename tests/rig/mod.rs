@@ -208,6 +208,14 @@ pub fn tagged(mut packet: Vec<u8>, vlan: Option<u16>) -> Vec<u8> {
     packet
 }
 
+/// The packet with VLAN tags, from the outermost on: protocol identifier, priority and VLAN.
+#[allow(dead_code, reason = "not every test has tags")]
+pub fn with_tags(mut packet: Vec<u8>, tags: &[(u16, u16)]) -> Vec<u8> {
+    let bytes = tags.iter().flat_map(|(tpid, value)| [tpid.to_be_bytes(), value.to_be_bytes()]);
+    packet.splice(12..12, bytes.flatten());
+    packet
+}
+
 /// A packet that a worker sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
@@ -238,6 +246,16 @@ impl Sent {
             LinkExtSlice::Vlan(tag) => tag.vlan_identifier().value(),
             other => unreachable!("{other:?}"),
         })
+    }
+
+    /// Its VLAN tags, as in [`with_tags`].
+    pub fn tags(&self) -> Vec<(u16, u16)> {
+        let words = self.bytes[12..].chunks(4);
+        let tags = words.map(|word| {
+            let [a, b, c, d] = *word.first_chunk().unwrap();
+            (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+        });
+        tags.take_while(|&(tpid, _)| matches!(tpid, 0x8100 | 0x88a8)).collect()
     }
 
     fn ports(&self) -> (u16, u16) {
@@ -330,7 +348,7 @@ impl Sent {
             self.source(),
             flags,
         );
-        tagged(packet, self.vlan())
+        with_tags(packet, &self.tags())
     }
 
     /// What the backend answers to this datagram.
