@@ -253,14 +253,15 @@ fn backend_address(
 ) {
     let address = backend.value.address;
     let at = backend.place.key("address");
-    if address.is_ipv4() != vip.value.address.is_ipv4() {
+    let translates = vip.value.forward == Forward::FullNat;
+    if address.is_ipv4() != vip.value.address.is_ipv4() && !translates {
         let (ours, theirs) = if address.is_ipv4() { (4, 6) } else { (6, 4) };
         let what = format!(
             "{address} is IPv{ours}, but VIP \"{}\" is IPv{theirs} ({})",
             vip.value.name, vip.value.address
         );
         let fix =
-            format!("use an IPv{theirs} address: addresses are not translated across families");
+            format!("use an IPv{theirs} address, or forward = \"full_nat\", which translates");
         report.error(&at, what, &fix);
     }
     if let Some(name) = owners.get(&address) {

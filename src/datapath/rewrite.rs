@@ -4,7 +4,7 @@
 //! dsr  to the backend  MAC
 //! nat  to the backend  MAC, destination address and port, TTL, checksums
 //! nat  to the client   MAC, source address and port, TTL, checksums
-//! full_nat  either way MAC, both addresses and ports, TTL, checksums
+//! full_nat  either way MAC, both addresses and ports, TTL, checksums; or another IP header
 //! ```
 //!
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
@@ -22,6 +22,7 @@ use crate::wire::ethernet;
 use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
 use crate::xdp::umem::Frame;
+use full_nat::Ends;
 
 /// MAC addresses of the NICs, by [`PortIndex`](crate::forwarding::PortIndex).
 pub type Macs = [[u8; 6]];
@@ -42,6 +43,13 @@ pub fn rewrite_to_backend(
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
     let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
+    if backend.forward == Forward::FullNat {
+        let source = binding.and_then(|id| context.bindings.sources().source(id));
+        let source = source.ok_or(Drop::RequestNoFlow)?;
+        let port = backend.port.unwrap_or(packet.flow.key().vip_port);
+        let ends = Ends { source, destination: (backend.address, port), mtu: backend.mtu };
+        return rewrite_both(packet, &ends, hop, macs);
+    }
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
@@ -56,14 +64,8 @@ pub fn rewrite_to_backend(
             let port = backend.port.unwrap_or(flow.key().vip_port);
             nat::translate(frame, shape, flow, Side::Destination, backend.address, port)?;
         }
-        Forward::FullNat => {
-            let source = binding.and_then(|id| context.bindings.sources().source(id));
-            let source = source.ok_or(Drop::RequestNoFlow)?;
-            let port = backend.port.unwrap_or(flow.key().vip_port);
-            full_nat::translate(frame, shape, flow, source, (backend.address, port))?;
-        }
-        // The configuration refuses them in this version.
-        Forward::Ipip | Forward::Gue => return Err(Drop::NoBackend),
+        // The configuration refuses the others in this version.
+        Forward::FullNat | Forward::Ipip | Forward::Gue => return Err(Drop::NoBackend),
     }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
@@ -80,23 +82,40 @@ pub fn rewrite_to_client(
     context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
-    let Packet { frame: Some(frame), flow, shape, way, .. } = packet else {
+    let mtu = context.table.this_box().mtu(hop.port);
+    let key = packet.flow.key();
+    if let Way::ToClientOf(_) = packet.way {
+        let (source, destination) = ((key.vip, key.vip_port), (key.client, key.client_port));
+        return rewrite_both(packet, &Ends { source, destination, mtu }, hop, macs);
+    }
+    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
-    let mtu = context.table.this_box().mtu(hop.port);
     if !fits(frame, shape, mtu) {
         packet.limit = mtu;
         return Err(Drop::TooBig);
     }
-    let key = flow.key();
-    let (vip, client) = ((key.vip, key.vip_port), (key.client, key.client_port));
-    match way {
-        Way::ToClientOf(_) => full_nat::translate(frame, shape, flow, vip, client)?,
-        _ => nat::translate(frame, shape, flow, Side::Source, vip.0, vip.1)?,
-    }
+    nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
+}
+
+/// Rewrites a packet of a full-NAT flow.
+#[inline]
+fn rewrite_both(packet: &mut Packet, ends: &Ends, hop: &NextHop, macs: &Macs) -> Result<(), Drop> {
+    let same_family = !full_nat::changes_family(packet, ends);
+    let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
+    packet.bytes = frame.packet_len();
+    // In the other family it has another length.
+    if same_family && !fits(frame, &packet.shape, ends.mtu) {
+        packet.limit = ends.mtu;
+        return Err(Drop::TooBig);
+    }
+    full_nat::translate(packet, ends)?;
+    let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
+    packet.nic = hop.port;
+    address_frame(frame, packet.shape.tag, hop, macs)
 }
 
 /// Whether the packet may leave as it is by a link that carries `mtu` bytes.

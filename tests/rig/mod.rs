@@ -55,6 +55,12 @@ impl Family {
         }
     }
 
+    /// Somebody on the way.
+    #[allow(dead_code, reason = "not every test has routers")]
+    pub fn router(self) -> IpAddr {
+        self.pick("203.0.113.1", "2001:db8:ff::1")
+    }
+
     /// Where full-NAT flows come from.
     pub fn source(self) -> IpAddr {
         self.pick("198.18.9.1", "2001:db8:9::1")
