@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
 use crate::control::{self, ControlError, Inputs, NicView, WorkerEvent, WorkerView};
 use crate::datapath::explain::Explainer;
+use crate::datapath::path_mtu::PathMtus;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::bindings::Bindings;
@@ -122,7 +123,7 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(OwnLine(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
-    let shared = Shared { flows, clients, bindings, tables };
+    let shared = Shared { flows, clients, bindings, paths: Arc::default(), tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
         let (worker, stats) = on_core(core, || make_worker(&config, index, &mut nics, &shared))?;
         workers.push(worker);
@@ -256,6 +257,7 @@ struct Shared {
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
     bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
     tables: Subscription,
 }
 
@@ -297,6 +299,7 @@ fn make_worker(
         flows: Arc::clone(&shared.flows),
         clients: Arc::clone(&shared.clients),
         bindings: Arc::clone(&shared.bindings),
+        paths: Arc::clone(&shared.paths),
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
         tables: shared.tables.clone(),
         stats: Arc::clone(&stats),
@@ -375,8 +378,9 @@ fn explainer(
     let macs = nics.iter().map(|served| served.nic.mac()).collect();
     let stats = workers.iter().map(|worker| Arc::clone(&worker.stats)).collect();
     let (flows, clients) = (Arc::clone(&shared.flows), Arc::clone(&shared.clients));
-    let bindings = Arc::clone(&shared.bindings);
-    let explainer = Mutex::new(Explainer::new(macs, flows, clients, bindings, stats)?);
+    let (bindings, paths) = (Arc::clone(&shared.bindings), Arc::clone(&shared.paths));
+    let explainer = Explainer::new(macs, flows, clients, bindings, paths, stats)?;
+    let explainer = Mutex::new(explainer);
     Ok(Arc::new(move |question, table| {
         let mut explainer =
             explainer.lock().map_err(|_| "an earlier question failed".to_owned())?;

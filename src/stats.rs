@@ -188,7 +188,13 @@ named! {
     IcmpNoFlow = "icmp_no_flow",
     /// Of a TCP flow that is cut: both ends are told by a RST.
     FlowReset = "flow_reset",
-    /// No room in the frame for a VLAN tag.
+    /// A tunnel's packet, which is not put into another tunnel.
+    NestedTunnel = "nested_tunnel",
+    /// An ICMP error about a tunnel packet of ours, from which the path's MTU was learnt.
+    PathMtuLearnt = "path_mtu_learnt",
+    /// Another ICMP error about a tunnel packet of ours.
+    TunnelError = "tunnel_error",
+    /// No room in the frame for a VLAN tag or an outer header.
     NoHeadroom = "no_headroom",
     /// The packet is longer than a frame, and the NIC that it would leave by has no multi-buffer.
     TooLong = "too_long",
@@ -231,6 +237,9 @@ pub struct WorkerStats {
     pub resets_sent: Counter,
     /// Probes sent to silent ends of flows that are cut, to be answered with a RST.
     pub probes_sent: Counter,
+    /// Pieces of packets that were too long for their way, but for the first of each, which counts as the
+    /// packet.
+    pub fragments_sent: Counter,
     /// ICMP errors sent on to the end of the flow that they are about.
     pub icmp_errors_forwarded: Counter,
     /// Packets that were dropped without the ICMP error that they deserved, as too many were sent.
@@ -430,6 +439,7 @@ impl WorkerStats {
             flows_reset: Counter::default(),
             resets_sent: Counter::default(),
             probes_sent: Counter::default(),
+            fragments_sent: Counter::default(),
             icmp_errors_forwarded: Counter::default(),
             icmp_rate_limited: Counter::default(),
             flows_active: Counter::default(),
@@ -483,6 +493,7 @@ impl WorkerStats {
             probes_sent,
             icmp_errors_forwarded,
             icmp_rate_limited,
+            fragments_sent,
             flows_active,
             flow_aliases,
             bindings_v4,
@@ -515,6 +526,7 @@ impl WorkerStats {
             ("probes_sent", probes_sent.get()),
             ("icmp_errors_forwarded", icmp_errors_forwarded.get()),
             ("icmp_rate_limited", icmp_rate_limited.get()),
+            ("fragments_sent", fragments_sent.get()),
             ("flows_active", flows_active.get()),
             ("flow_aliases", flow_aliases.get()),
             ("bindings_v4", bindings_v4.get()),

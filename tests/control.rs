@@ -282,6 +282,7 @@ fn config(vips: Vec<Vip>) -> Config {
         full_nat: FullNat::default(),
         icmp: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
+        tunnels: holdfast::forwarding::Tunnels::default(),
         hash: Hash { secret: [0; 16], table_size: 251 },
     }
 }
@@ -312,8 +313,10 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         on_down: FlowsLeft::Keep,
         reset_idle: false,
         rejects: false,
+        proxy: false,
         announce,
         quic: Vec::new(),
+        mss: None,
         backends: backends.collect(),
     }
 }

@@ -19,13 +19,17 @@ mod e2e {
     mod forwarding;
     mod full_nat;
     mod health;
+    mod icmp;
+    mod jumbo;
     pub mod kernel;
     mod lifecycle;
     mod limits;
     mod malformed;
     pub mod oracle;
     mod quic;
+    mod random_packets;
     mod reload;
     mod resets;
     mod sticky;
+    mod tunnel;
 }

@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
 mod golden {
+    mod answers;
     mod full_nat;
+    mod icmp;
     mod resets;
+    mod tunnel;
 }
 mod rig;
 

@@ -283,6 +283,25 @@ fn packets_that_the_capture_cut_and_those_too_long_are_not_given_to_the_worker()
 }
 
 #[test]
+fn a_nic_with_a_large_mtu_gives_jumbo_frames() {
+    let text = fs::read_to_string(path("neighbours.toml")).unwrap();
+    let large = text.replace("mac = \"02:00:00:00:00:0", "mtu = 9000\nmac = \"02:00:00:00:00:0");
+    let known = config::parse_neighbours(&large, "n.toml", &config()).unwrap();
+    let mut replay = Replay::new(&config(), Some(&known)).unwrap();
+    let mut jumbo = client(40_000, "S");
+    jumbo.resize(9014, 0);
+    jumbo[16..18].copy_from_slice(&9000_u16.to_be_bytes());
+    let decision = replay.packet(&captured(ETH1, 0, &jumbo));
+    assert_eq!(decision.verdict, Verdict::Transmit, "{decision:?}");
+    assert_eq!(decision.sent[0].bytes.len(), jumbo.len() + 4, "with its VLAN tag");
+    for length in [65_536, 4 << 20] {
+        jumbo.resize(length, 0);
+        let decision = replay.packet(&captured(ETH1, 0, &jumbo));
+        assert_eq!(decision.reason, Some("longer_than_a_frame"), "{length}");
+    }
+}
+
+#[test]
 fn the_clock_follows_the_capture_and_never_runs_back() {
     let mut replay = replay();
     let mut at = |seconds, flags| replay.packet(&captured(ETH1, seconds, &client(40_000, flags)));

@@ -187,6 +187,7 @@ impl Bed {
             flows: Arc::clone(&shared.flows),
             clients: Arc::new(Clients::new(1, TableSecret::new(1))),
             bindings: Arc::new(Bindings::new(Sources::default(), 1).unwrap()),
+            paths: Arc::default(),
             index,
             tables: shared.tables.clone(),
             stats: Arc::clone(&stats),

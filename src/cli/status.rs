@@ -385,6 +385,7 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
         ("resets sent", totals.resets_sent, "RST segments that told them"),
         ("probes sent", totals.probes_sent, "segments that made silent ends speak"),
+        ("fragments sent", totals.fragments_sent, "further pieces of packets that were too long"),
         (
             "ICMP errors",
             totals.icmp_errors_forwarded,

@@ -149,6 +149,7 @@ fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus 
             interface: "eth1".to_owned(),
             mac: "02:00:00:00:00:11".to_owned(),
             vlan: None,
+            mtu: 1500,
         }),
         next_hop_detail: String::new(),
         traffic: api::Traffic { packets_in: 1_234_567, flows_active, ..Default::default() },

@@ -32,6 +32,7 @@ mod syntax;
 #[cfg(test)]
 mod tests;
 mod timeouts;
+mod tunnel;
 mod vip;
 mod workers;
 
@@ -49,7 +50,7 @@ use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::this_box::IcmpRate;
 use crate::forwarding::{
     Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, ThisBox,
-    quic_lb,
+    Tunnels, quic_lb,
 };
 use crate::words::reason;
 
@@ -145,10 +146,11 @@ fn check(report: &mut Report<'_>) -> Config {
     let vips = vips(document.remove("vip"), defaults, report);
     let icmp: icmp::RawIcmp = table(&mut document, "icmp", report);
     let control: control::RawControl = table(&mut document, "control", report);
+    let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
     for key in document.keys() {
         let what = "unknown section or key";
-        let fix =
-            "the sections are: [workers], [[nic]], [[vip]], [full_nat], [icmp], [control], [hash]";
+        let fix = "the sections are: [workers], [[nic]], [[vip]], [full_nat], [tunnel], [icmp], [control], \
+             [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
@@ -158,6 +160,7 @@ fn check(report: &mut Report<'_>) -> Config {
         full_nat,
         icmp: icmp.check(&root.key("icmp"), report),
         control: control.check(&root.key("control"), report),
+        tunnels: tunnel.check(&root.key("tunnel"), report),
         hash,
     };
     rules::check(&rules::Sections { config: &config, nics: &nics, vips: &vips }, report);
@@ -236,6 +239,8 @@ pub struct Config {
     pub vips: Vec<Vip>,
     /// `[full_nat]`.
     pub full_nat: FullNat,
+    /// `[tunnel]`.
+    pub tunnels: Tunnels,
     /// `[icmp]`.
     pub icmp: IcmpRate,
     /// `[control]`.
@@ -258,7 +263,7 @@ impl Config {
 
     /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes.
     pub fn this_box(&self, mtus: Vec<u16>) -> ThisBox {
-        ThisBox { mtus, icmp: self.icmp }
+        ThisBox { mtus, tunnels: self.tunnels, icmp: self.icmp }
     }
 
     /// The address families of the VIPs: those for which flow tables need memory.
@@ -395,8 +400,12 @@ pub struct Vip {
     pub on_down: FlowsLeft,
     /// Whether both ends of a TCP flow that idled out are told, by a RST.
     pub reset_idle: bool,
+    /// TCP: most bytes of data that a segment may have, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
     /// Whether who finds no backend in service is told.
     pub rejects: bool,
+    /// Whether backends are told who the client is, by the PROXY protocol.
+    pub proxy: bool,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::place::Place;
 use super::report::Report;
 use super::vip::Placed;
-use super::{Backend, Config, FullNat, Nic, Vip};
+use super::{Backend, Config, FullNat, Nic, Vip, tunnel};
 use crate::flow::Protocol;
 use crate::forwarding::{
     Forward, MAX_BACKENDS, MAX_NICS, MAX_RETURN_PATHS, MAX_VIPS, PortIndex, Ports, SchedulerKind,
@@ -50,6 +50,7 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
     return_paths(sections, report);
     full_nat(sections, &owners, report);
+    tunnel::rules(sections, report);
 }
 
 fn limits(config: &Config, report: &mut Report<'_>) {
@@ -253,15 +254,18 @@ fn backend_address(
 ) {
     let address = backend.value.address;
     let at = backend.place.key("address");
-    let translates = vip.value.forward == Forward::FullNat;
-    if address.is_ipv4() != vip.value.address.is_ipv4() && !translates {
+    let forward = vip.value.forward;
+    let crosses = forward.tunnels() || forward == Forward::FullNat;
+    if address.is_ipv4() != vip.value.address.is_ipv4() && !crosses {
         let (ours, theirs) = if address.is_ipv4() { (4, 6) } else { (6, 4) };
         let what = format!(
             "{address} is IPv{ours}, but VIP \"{}\" is IPv{theirs} ({})",
             vip.value.name, vip.value.address
         );
-        let fix =
-            format!("use an IPv{theirs} address, or forward = \"full_nat\", which translates");
+        let fix = format!(
+            "use an IPv{theirs} address, or forward = \"ipip\" or \"gue\", which carry IPv{theirs} in \
+             IPv{ours}, or \"full_nat\", which translates"
+        );
         report.error(&at, what, &fix);
     }
     if let Some(name) = owners.get(&address) {

@@ -54,7 +54,9 @@ pub(super) struct RawVip {
     drain: RawDrain,
     on_down: Option<String>,
     on_idle: Option<String>,
+    mss: Option<i64>,
     on_no_backend: Option<String>,
+    proxy: Option<String>,
     announce: Option<String>,
     /// Taken out and read by themselves; they are here to be named with the other keys.
     quic: Option<IgnoredAny>,
@@ -180,6 +182,9 @@ impl RawVip {
         let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
         let on_idle = self.on_idle.as_deref();
         let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
+        let mss = mss(self.mss, &place.key("mss"), protocol, report);
+        let proxy_at = place.key("proxy");
+        let proxy = proxy(self.proxy.as_deref(), &proxy_at, forward, protocol, report);
         let rejects = self.on_no_backend.as_deref();
         let rejects = policy::rejects(rejects, &place.key("on_no_backend"), report);
         let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
@@ -203,7 +208,9 @@ impl RawVip {
             drain,
             on_down,
             reset_idle,
+            mss,
             rejects,
+            proxy,
             announce,
             quic: Vec::new(),
             backends,
@@ -270,16 +277,41 @@ fn protocol(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Prot
 }
 
 fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<Forward> {
-    const WORDS: &[(&str, Forward)] =
-        &[("dsr", Forward::Dsr), ("nat", Forward::Nat), ("full_nat", Forward::FullNat)];
-    const LATER: &[&str] = &["ipip", "gue"];
+    const WORDS: &[(&str, Forward)] = &[
+        ("dsr", Forward::Dsr),
+        ("nat", Forward::Nat),
+        ("full_nat", Forward::FullNat),
+        ("ipip", Forward::Ipip),
+        ("gue", Forward::Gue),
+    ];
     let Some(word) = raw else {
         let fix = "say how packets reach the backends: \"nat\" rewrites addresses, \"dsr\" only \
-                   the destination MAC (the backends then need the VIP's address on loopback)";
+                   the destination MAC, \"ipip\" and \"gue\" put them into others (but for \"nat\" \
+                   and \"full_nat\", the backends need the VIP's address on loopback)";
         report.missing(place, fix);
         return None;
     };
-    report.word(place, word, WORDS, LATER)
+    report.word(place, word, WORDS, &[])
+}
+
+/// Whether backends get a PROXY header.
+fn proxy(
+    raw: Option<&str>,
+    place: &Place,
+    forward: Option<Forward>,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> bool {
+    const WORDS: &[(&str, bool)] = &[("none", false), ("v2", true)];
+    let wanted = raw.and_then(|word| report.word(place, word, WORDS, &[])).unwrap_or_default();
+    if wanted && forward.is_some_and(|forward| forward != Forward::FullNat) {
+        let what = "a PROXY header where backends see the client's address anyway";
+        report.error(place, what, "remove the key, or use forward = \"full_nat\"");
+    } else if wanted && protocol != Protocol::Tcp {
+        let fix = "remove the key: it is for protocol = \"tcp\"";
+        report.error(place, "a PROXY header has no place in datagrams", fix);
+    }
+    wanted
 }
 
 pub(super) fn announce(
@@ -296,4 +328,18 @@ pub(super) fn announce(
         }
         None => default.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
     }
+}
+
+/// From the least that any host takes (RFC 9293 3.7.1) to the longest that IPv4 carries.
+fn mss(
+    raw: Option<i64>,
+    place: &Place,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> Option<u16> {
+    let mss = raw.map(|bytes| report.integer(place, Some(bytes), 1220, 536..=65_495))?;
+    if protocol != Protocol::Tcp {
+        report.error(place, "only TCP has segments", "remove it, or use protocol = \"tcp\"");
+    }
+    Some(mss)
 }

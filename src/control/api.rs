@@ -113,6 +113,7 @@ pub struct Totals {
     #[serde(default)]
     pub probes_sent: u64,
     #[serde(default)]
+    pub fragments_sent: u64,
     pub icmp_errors_forwarded: u64,
     #[serde(default)]
     pub icmp_rate_limited: u64,
@@ -270,6 +271,9 @@ pub struct NextHopStatus {
     pub mac: String,
     /// VLAN, if tagged.
     pub vlan: Option<u16>,
+    /// Longest IP packet that may leave towards the backend, in bytes; 0 from a process that knows none.
+    #[serde(default)]
+    pub mtu: u16,
 }
 
 /// Counters of a VIP or backend.

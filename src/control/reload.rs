@@ -7,7 +7,8 @@ use hashbrown::HashMap;
 
 use super::state::same_server;
 use crate::config::{Announce, Backend, Config, Drain, Health, Split, Sticky, TcpHealth, Vip};
-use crate::forwarding::{Ports, quic_lb};
+use crate::forwarding::tunnel::Sources;
+use crate::forwarding::{Ports, Tunnels, quic_lb};
 use crate::words::counted;
 
 /// The keys whose change needs a restart, of all that differ; empty if a reload can do it.
@@ -74,6 +75,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
             Some(old) => vip_changes(old, vip, &mut told),
         }
     }
+    tunnel_changes(&old.tunnels, &new.tunnels, &mut told);
     let mut number = |key: &str, a: u32, b: u32| {
         if a != b {
             told.push(format!("[icmp] {key} {a} -> {b}"));
@@ -82,6 +84,22 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     number("per_second", old.icmp.per_second, new.icmp.per_second);
     number("burst", old.icmp.burst, new.icmp.burst);
     told
+}
+
+fn tunnel_changes(old: &Tunnels, new: &Tunnels, told: &mut Vec<String>) {
+    let sources = |sources: Option<Sources>| {
+        sources.map_or_else(|| "none".to_owned(), |sources| sources.network().to_string())
+    };
+    for (name, a, b) in [
+        ("source_v4", sources(old.source_v4), sources(new.source_v4)),
+        ("source_v6", sources(old.source_v6), sources(new.source_v6)),
+        ("gue_port", old.gue_port.to_string(), new.gue_port.to_string()),
+        ("df", old.outer_df.as_str().to_owned(), new.outer_df.as_str().to_owned()),
+    ] {
+        if a != b {
+            told.push(format!("[tunnel] {name} {a} -> {b}"));
+        }
+    }
 }
 
 fn by_name<T>(items: &[T], name: fn(&T) -> &String) -> HashMap<&str, &T> {
@@ -114,7 +132,9 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("drain", drain(&old.drain), drain(&new.drain));
     field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());
     field("on_idle", on_idle(old).to_owned(), on_idle(new).to_owned());
+    field("mss", mss(old), mss(new));
     field("on_no_backend", on_no_backend(old).to_owned(), on_no_backend(new).to_owned());
+    field("proxy", proxy(old).to_owned(), proxy(new).to_owned());
     let (a, b) = (&old.timeouts, &new.timeouts);
     for (name, a, b) in [
         ("timeouts.embryonic", a.embryonic, b.embryonic),
@@ -216,12 +236,20 @@ fn join(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+const fn proxy(vip: &Vip) -> &'static str {
+    if vip.proxy { "v2" } else { "none" }
+}
+
 const fn on_no_backend(vip: &Vip) -> &'static str {
     if vip.rejects { "reject" } else { "drop" }
 }
 
 const fn on_idle(vip: &Vip) -> &'static str {
     if vip.reset_idle { "reset" } else { "silent" }
+}
+
+fn mss(vip: &Vip) -> String {
+    vip.mss.map_or_else(|| "as the ends say".to_owned(), |bytes| format!("at most {bytes}"))
 }
 
 fn announce(announce: &Announce) -> String {
@@ -293,6 +321,7 @@ pub(super) mod tests {
                 socket: "/run/holdfast/control.sock".into(),
                 on_drained: Vec::new(),
             },
+            tunnels: Tunnels::default(),
             hash: Hash { secret: [0; 16], table_size: 251 },
         }
     }

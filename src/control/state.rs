@@ -112,6 +112,8 @@ pub struct BackendEntry {
     pub slow_start: SlowStart,
     /// Where frames for it go.
     pub next_hop: Option<NextHop>,
+    /// Longest IP packet that may leave towards it, in bytes.
+    pub mtu: u16,
     /// Why there is none, in words; empty when there is one.
     pub next_hop_detail: String,
     /// The problem that was logged last, until it is resolved.
@@ -297,6 +299,7 @@ impl Registry {
             forecast: None,
             slow_start: SlowStart::default(),
             next_hop: None,
+            mtu: UNLIMITED,
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
             base: status::backend_baseline(workers, index),
@@ -397,11 +400,13 @@ impl VipEntry {
             on_down: self.config.on_down,
             reset_idle: self.config.reset_idle,
             rejects: self.config.rejects,
+            proxy: self.config.proxy,
             scheduler: self.config.scheduler,
             affinity: self.config.affinity,
             splits: self.splits.clone(),
             sampled: self.split().is_some(),
             quic: self.config.quic.clone(),
+            mss: self.config.mss,
             backends: self.backends.iter().map(BackendEntry::spec).collect(),
         }
     }
@@ -447,7 +452,7 @@ impl BackendEntry {
             service: self.drain.service(),
             left: self.drain.flows_left(),
             next_hop: self.next_hop,
-            mtu: UNLIMITED,
+            mtu: self.mtu,
             server_ids: self.config.server_ids.clone(),
         }
     }
@@ -526,7 +531,9 @@ pub(super) mod tests {
             },
             on_down: FlowsLeft::Keep,
             reset_idle: false,
+            mss: None,
             rejects: false,
+            proxy: false,
             announce: Announce::None,
             quic: Vec::new(),
             backends: backends.to_vec(),

@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn backends_that_no_frame_can_be_sent_to() {
-        let via = |ifindex| Route::Via { ifindex, hop: [10, 0, 0, 1].into() };
+        let via = |ifindex| Route::Via { ifindex, hop: [10, 0, 0, 1].into(), mtu: None };
         for (route, expected) in [
             (via(1), None),
             (

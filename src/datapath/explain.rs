@@ -14,11 +14,12 @@ use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
 use super::conntrack::Conntrack;
-use super::context::Context;
+use super::context::{Context, Identification};
 use super::life::is_living;
 use super::parse::{Parsed, parse};
+use super::path_mtu::PathMtus;
 use super::reset::Outbox;
-use super::rewrite::Macs;
+use super::rewrite::{Macs, mtu_towards, tunnel};
 use super::select::{out_of_service, rivals};
 use super::worker::forward;
 use crate::flow::bindings::Bindings;
@@ -33,6 +34,7 @@ use crate::forwarding::table::{Vip, name};
 use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
+use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Where a client is taken to be that has no flow yet: a locally administered address.
@@ -49,6 +51,7 @@ pub struct Explainer {
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
     bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
     stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -80,10 +83,11 @@ impl Explainer {
         flows: Arc<[Arc<FlowTable>]>,
         clients: Arc<Clients>,
         bindings: Arc<Bindings>,
+        paths: Arc<PathMtus>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, UmemError> {
         let (_, pool) = Umem::create(1, 4096)?;
-        Ok(Self { pool, macs, flows, clients, bindings, stats })
+        Ok(Self { pool, macs, flows, clients, bindings, paths, stats })
     }
 
     /// What becomes of a packet of the flow now. Cost: about a millisecond.
@@ -128,6 +132,8 @@ impl Explainer {
             flows: flows.view(),
             clients: &self.clients.scratch(&client),
             bindings: &bindings,
+            paths: &self.paths,
+            identification: &Identification::of(me),
             nic,
             now,
             stats: &stats,
@@ -330,10 +336,23 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
             let from = if source.is_some() { "the source of this flow" } else { "a free source" };
             format!("full_nat: to the address and port of {name}, from {from}")
         }
-        Forward::Ipip => format!("ipip: in an IP packet to {name}"),
-        Forward::Gue => format!("gue: in a UDP packet to {name}"),
+        Forward::Ipip => format!("ipip: as it is, in an IP packet to {name}"),
+        Forward::Gue => format!("gue: as it is, in a UDP packet to {name}"),
     };
     trace.tell("rewrite", outcome, why);
+    if backend.forward.tunnels()
+        && let Some(outer) = tunnel::outer(packet.flow.tuple, false, backend, context)
+    {
+        tell_tunnel(&outer, mtu_towards(backend, packet.flow.tuple.is_v4(), context), trace);
+    }
+}
+
+/// Tells what a backend's NIC sees of the flow, and how much fits.
+fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
+    let ports = outer.gue.map(|(from, to)| format!(", UDP port {from} to {to}"));
+    let outcome = format!("{} -> {}", outer.source, outer.destination) + &ports.unwrap_or_default();
+    let why = format!("what a NIC sees of the flow; packets of up to {mtu} bytes fit");
+    trace.tell("tunnel", outcome, why);
 }
 
 /// The packet's transport header, and what it carries.

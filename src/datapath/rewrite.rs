@@ -4,25 +4,30 @@
 //! dsr  to the backend  MAC
 //! nat  to the backend  MAC, destination address and port, TTL, checksums
 //! nat  to the client   MAC, source address and port, TTL, checksums
-//! full_nat  either way MAC, both addresses and ports, TTL, checksums; or another IP header
+//! full_nat  either way MAC, both addresses and ports, TTL, checksums; or another IP header, a PROXY header
+//! ipip, gue            outer headers and MAC; the packet itself stays as it is
 //! ```
+//!
+//! Where the VIP says so, a SYN's maximum segment size is lowered on the way.
 //!
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
 mod full_nat;
 mod nat;
+mod proxy;
+pub(super) mod tunnel;
 
-use super::batch::{Packet, Shape, Way};
+use super::batch::{Packet, Shape, TcpFlags, Way};
 use super::conntrack::Target;
 use super::context::Context;
-use crate::forwarding::{Forward, NextHop};
+use crate::forwarding::table::Backend;
+use crate::forwarding::{Forward, NextHop, VipId};
 use crate::stats::Drop;
-use crate::wire::ethernet;
 use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
+use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
-use full_nat::Ends;
 
 /// MAC addresses of the NICs, by [`PortIndex`](crate::forwarding::PortIndex).
 pub type Macs = [[u8; 6]];
@@ -44,19 +49,20 @@ pub fn rewrite_to_backend(
     packet.backend = backend.id.index;
     let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
     if backend.forward == Forward::FullNat {
-        let source = binding.and_then(|id| context.bindings.sources().source(id));
-        let source = source.ok_or(Drop::RequestNoFlow)?;
-        let port = backend.port.unwrap_or(packet.flow.key().vip_port);
-        let ends = Ends { source, destination: (backend.address, port), mtu: backend.mtu };
-        return rewrite_both(packet, &ends, hop, macs);
+        full_nat::to_backend(packet, backend, binding.ok_or(Drop::RequestNoFlow)?, context)?;
+        return address_packet(packet, hop, macs);
     }
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
-    if !fits(frame, shape, backend.mtu) {
-        packet.limit = backend.mtu;
+    let mtu = mtu_towards(backend, flow.tuple.is_v4(), context);
+    if !fits(frame, shape, mtu) {
+        packet.limit = mtu;
         return Err(Drop::TooBig);
+    }
+    if shape.flags.any(TcpFlags::SYN) {
+        lower_mss(frame, shape, packet.vip, context);
     }
     match backend.forward {
         Forward::Dsr => {}
@@ -64,11 +70,21 @@ pub fn rewrite_to_backend(
             let port = backend.port.unwrap_or(flow.key().vip_port);
             nat::translate(frame, shape, flow, Side::Destination, backend.address, port)?;
         }
-        // The configuration refuses the others in this version.
-        Forward::FullNat | Forward::Ipip | Forward::Gue => return Err(Drop::NoBackend),
+        // Above.
+        Forward::FullNat => return Err(Drop::NoBackend),
+        Forward::Ipip | Forward::Gue => {
+            tunnel::encapsulate(frame, shape, flow.tuple, backend, context)?;
+        }
     }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
+}
+
+/// Longest packet of a client, IPv4 or IPv6, that reaches `backend` in one piece, in bytes from the IP
+/// header on.
+#[inline]
+pub fn mtu_towards(backend: &Backend, v4: bool, context: &Context<'_>) -> u16 {
+    if backend.forward.tunnels() { tunnel::limit(v4, backend, context) } else { backend.mtu }
 }
 
 /// Rewrites a backend's packet for the client that is at `hop`.
@@ -83,10 +99,9 @@ pub fn rewrite_to_client(
     macs: &Macs,
 ) -> Result<(), Drop> {
     let mtu = context.table.this_box().mtu(hop.port);
-    let key = packet.flow.key();
-    if let Way::ToClientOf(_) = packet.way {
-        let (source, destination) = ((key.vip, key.vip_port), (key.client, key.client_port));
-        return rewrite_both(packet, &Ends { source, destination, mtu }, hop, macs);
+    if let Way::ToClientOf(id) = packet.way {
+        full_nat::to_client(packet, id, mtu, context)?;
+        return address_packet(packet, hop, macs);
     }
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
@@ -96,23 +111,26 @@ pub fn rewrite_to_client(
         packet.limit = mtu;
         return Err(Drop::TooBig);
     }
+    if shape.flags.any(TcpFlags::SYN) {
+        lower_mss(frame, shape, packet.vip, context);
+    }
+    let key = flow.key();
     nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
 }
 
-/// Rewrites a packet of a full-NAT flow.
-#[inline]
-fn rewrite_both(packet: &mut Packet, ends: &Ends, hop: &NextHop, macs: &Macs) -> Result<(), Drop> {
-    let same_family = !full_nat::changes_family(packet, ends);
-    let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
-    packet.bytes = frame.packet_len();
-    // In the other family it has another length.
-    if same_family && !fits(frame, &packet.shape, ends.mtu) {
-        packet.limit = ends.mtu;
-        return Err(Drop::TooBig);
+/// Lowers what a handshake says of the longest segments, if the VIP wants that.
+#[cold]
+fn lower_mss(frame: &mut Frame, shape: &Shape, vip: VipId, context: &Context<'_>) {
+    let most = context.table.vip(vip).and_then(|vip| vip.mss);
+    let segment = frame.data_mut().get_mut(usize::from(shape.transport)..);
+    if let Some((most, segment)) = most.zip(segment) {
+        tcp::lower_mss(segment, most);
     }
-    full_nat::translate(packet, ends)?;
+}
+
+fn address_packet(packet: &mut Packet, hop: &NextHop, macs: &Macs) -> Result<(), Drop> {
     let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
     packet.nic = hop.port;
     address_frame(frame, packet.shape.tag, hop, macs)

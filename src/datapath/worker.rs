@@ -7,10 +7,12 @@ use super::answer::answer;
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
-use super::context::Context;
+use super::context::{Context, Identification};
+use super::fragment_out::fragment;
 use super::icmp;
 use super::limiter::Limiter;
 use super::parse::{Parsed, parse, parse_plain};
+use super::path_mtu::{self, PathMtus};
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
@@ -48,6 +50,8 @@ pub struct Parts {
     pub clients: Arc<Clients>,
     /// The full-NAT sources of all workers.
     pub bindings: Arc<Bindings>,
+    /// What was learnt of the paths to tunnels' ends, by all workers.
+    pub paths: Arc<PathMtus>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -68,6 +72,8 @@ pub struct Worker {
     flows: Arc<FlowTable>,
     clients: Arc<Clients>,
     bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
+    identification: Identification,
     tables: Subscription,
     stats: Arc<WorkerStats>,
     batch: Batch,
@@ -89,6 +95,8 @@ impl Worker {
             conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,
             clients: parts.clients,
             bindings: parts.bindings,
+            paths: parts.paths,
+            identification: Identification::of(parts.index),
             ports: Ports::new(parts.ports),
             pool: parts.pool,
             macs: parts.macs,
@@ -135,6 +143,8 @@ impl Worker {
             flows: self.flows.view(),
             clients: &self.clients,
             bindings: &self.bindings,
+            paths: &self.paths,
+            identification: &self.identification,
             nic: PortIndex(0),
             now,
             stats: &self.stats,
@@ -157,6 +167,8 @@ impl Worker {
             flows,
             clients,
             bindings,
+            paths,
+            identification,
             stats,
             batch,
             outbox,
@@ -170,8 +182,19 @@ impl Worker {
         if packets > 0 {
             let table = tables.current();
             let (flows_view, nic) = (flows.view(), port.nic);
-            let context =
-                &Context { table, flows: flows_view, clients, bindings, nic, now, stats, trace };
+            let context = &Context {
+                table,
+                flows: flows_view,
+                clients,
+                bindings,
+                paths,
+                identification,
+                bindings,
+                nic,
+                now,
+                stats,
+                trace,
+            };
             let mut last = LastVip::NONE;
             for packet in batch.in_flight() {
                 // Twice the same, so that it is compiled for the plainest packets by itself.
@@ -188,6 +211,7 @@ impl Worker {
                 };
                 if let Err(reason) = known {
                     packet.forget();
+                    let reason = path_mtu::take(packet, context).unwrap_or(reason);
                     end(packet, reason, pool, stats);
                 }
             }
@@ -195,6 +219,7 @@ impl Worker {
             for packet in batch.in_flight() {
                 if let Err(reason) = forward(packet, conntrack, context, macs, outbox)
                     && let Err(reason) = answer(packet, reason, context, macs, limiter, pool)
+                    && let Err(reason) = fragment(packet, reason, context, macs, pool, outbox)
                 {
                     end(packet, reason, pool, stats);
                 }

@@ -339,7 +339,6 @@ impl WayBack {
 
     /// Taken apart.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of a word")]
     pub const fn next_hop(self) -> NextHop {
         let [a, b, c, d, e, f, _, _] = self.0.to_be_bytes();
         let vlan = (self.0 & 0xfff) as u16;

@@ -196,6 +196,12 @@ impl HashedKey {
     pub const fn protocol(&self) -> Protocol {
         self.tuple.protocol()
     }
+
+    /// The hash.
+    #[inline]
+    pub const fn value(&self) -> u64 {
+        self.hash
+    }
 }
 
 /// The secret of the flow tables of one process. Attackers who do not know it cannot aim flows at

@@ -18,6 +18,7 @@ pub mod steer;
 pub mod sticky;
 pub mod table;
 pub mod this_box;
+pub mod tunnel;
 
 use std::net::IpAddr;
 
@@ -34,6 +35,7 @@ pub use steer::SteerRules;
 pub use sticky::Remember;
 pub use table::ForwardingTable;
 pub use this_box::ThisBox;
+pub use tunnel::{OuterDf, Tunnels};
 
 /// Most VIPs in one configuration.
 pub const MAX_VIPS: usize = 4096;
@@ -239,6 +241,8 @@ pub struct VipSpec {
     pub reset_idle: bool,
     /// Whether who finds no backend in service is told: by a RST (TCP) or port unreachable (UDP).
     pub rejects: bool,
+    /// Full NAT and TCP: whether backends are told who the client is, by the PROXY protocol.
+    pub proxy: bool,
     /// How it chooses a backend for a new flow.
     pub scheduler: SchedulerKind,
     /// Which flows belong together.
@@ -249,6 +253,8 @@ pub struct VipSpec {
     pub sampled: bool,
     /// How its QUIC connection ids are made, by rotation, for [`Affinity::QuicCid`].
     pub quic: Vec<quic_lb::Config>,
+    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
 }

@@ -8,6 +8,8 @@ use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::sticky::Reentry;
+use super::this_box::UNLIMITED;
+use super::tunnel::{Entropy, PathKey};
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
     ListenKey, NextHop, Remember, Secret, Service, Splits, ThisBox, Timeouts, VipId, VipSpec,
@@ -32,6 +34,10 @@ pub struct ForwardingTable {
     /// Addresses of VIPs.
     addresses: HashSet<Address>,
     returns: HashMap<ListenKey, Vec<ReturnPath>>,
+    /// Where tunnels end.
+    tunnel_ends: HashSet<Address>,
+    /// Tells flows apart in outer headers.
+    entropy: Entropy,
     /// Whether some VIP listens on all ports, and whether some backend answers from all: where none
     /// does, nobody has to look.
     any_listens: bool,
@@ -63,6 +69,8 @@ pub struct Vip {
     pub sampled: bool,
     /// How connection ids name its backends, for [`Affinity::QuicCid`].
     pub quic: Option<Box<QuicLb>>,
+    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
 }
 
 /// What a backend's packets need beyond what all packets do; bits.
@@ -132,12 +140,16 @@ pub struct Backend {
     pub left: FlowsLeft,
     /// TCP: whether both ends of a flow that idled out are told: as its VIP says.
     pub reset_idle: bool,
+    /// Whether it is told who the client is, by a PROXY header: as its VIP says.
+    pub proxy: bool,
     /// New flows may go to it: up, active, with weight, and its next hop is known.
     pub takes_new: bool,
     /// Packets of flows whose pin was lost may go to it: up, and not out of service.
     pub takes_midflow: bool,
     /// How many of [`FULL_SHARE`] of its own new flows it takes.
     pub share: u16,
+    /// Tunnels: what names the path to it.
+    pub path: PathKey,
 }
 
 // What every packet wants to know is on the first line.
@@ -177,6 +189,8 @@ impl ForwardingTable {
             listen: HashMap::new(),
             addresses: HashSet::new(),
             returns: HashMap::new(),
+            tunnel_ends: HashSet::new(),
+            entropy: Entropy::new(&secret),
             any_listens: false,
             any_returns: false,
         };
@@ -243,6 +257,17 @@ impl ForwardingTable {
         exact.iter().chain(any)
     }
 
+    /// What tells flows apart in outer headers.
+    #[inline]
+    pub const fn entropy(&self) -> &Entropy {
+        &self.entropy
+    }
+
+    /// The path to `address`, if a tunnel ends there.
+    pub fn tunnel_path(&self, address: Address) -> Option<PathKey> {
+        self.tunnel_ends.get(&address).copied().map(PathKey::new)
+    }
+
     fn add(&mut self, spec: &VipSpec, previous: Option<&Vip>) {
         self.addresses.insert(spec.address.into());
         for &port in spec.ports.listen() {
@@ -251,12 +276,23 @@ impl ForwardingTable {
             self.any_listens |= port == 0;
         }
         for backend in &spec.backends {
-            place(&mut self.backends, backend.id.index.0, Backend::new(spec, backend));
+            let built = self.backend_of(spec, backend);
+            place(&mut self.backends, backend.id.index.0, built);
             if spec.forward == Forward::Nat {
                 self.add_returns(spec, backend);
             }
+            if spec.forward.tunnels() {
+                self.tunnel_ends.insert(backend.address.into());
+            }
         }
         place(&mut self.vips, spec.id.0, Vip::new(spec, &self.secret, previous));
+    }
+
+    /// A backend, to which no longer packets leave than its NIC sends.
+    fn backend_of(&self, vip: &VipSpec, spec: &BackendSpec) -> Backend {
+        let backend = Backend::new(vip, spec);
+        let nic = spec.next_hop.map_or(UNLIMITED, |hop| self.this_box.mtu(hop.port));
+        Backend { mtu: spec.mtu.min(nic), ..backend }
     }
 
     fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
@@ -304,6 +340,7 @@ impl Vip {
             rejects: spec.rejects,
             sampled: spec.sampled,
             quic: QuicLb::new(spec),
+            mss: spec.mss,
         }
     }
 
@@ -348,6 +385,7 @@ impl Backend {
             up: spec.up,
             left: flows_left(vip, spec),
             reset_idle: vip.reset_idle,
+            proxy: vip.proxy,
             takes_new: spec.up
                 && spec.weight > 0
                 && spec.service == Service::Active
@@ -355,6 +393,7 @@ impl Backend {
             takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
             quirks: Quirks::of(vip, flows_left(vip, spec)),
             share: spec.share,
+            path: PathKey::new(spec.address.into()),
         }
     }
 }
@@ -420,11 +459,13 @@ pub(crate) mod testing {
             on_down: FlowsLeft::Keep,
             reset_idle: false,
             rejects: false,
+            proxy: false,
             scheduler: SchedulerKind::Maglev { size: 65537 },
             affinity: Affinity::Flow,
             splits: Splits::default(),
             sampled: false,
             quic: Vec::new(),
+            mss: None,
             backends: Vec::new(),
         }
     }
@@ -498,7 +539,7 @@ mod tests {
         let row = |name, change: fn(&mut BackendSpec), new, midflow| {
             let mut backend = backend(0);
             change(&mut backend);
-            let made = Backend::new(&spec(0), &backend);
+            let made = Backend::new(&spec(0), &backend, &ThisBox::default());
             assert_eq!((made.takes_new, made.takes_midflow), (new, midflow), "{name}");
         };
         row("in service", |_| {}, true, true);
@@ -526,7 +567,7 @@ mod tests {
             let vip = VipSpec { protocol, on_down, ..spec(0) };
             let spec = BackendSpec { up, left: drained, ..backend(0) };
             let name = format!("{protocol:?}, up: {up}, {on_down:?}, {drained:?}");
-            assert_eq!(Backend::new(&vip, &spec).left, left, "{name}");
+            assert_eq!(Backend::new(&vip, &spec, &ThisBox::default()).left, left, "{name}");
         }
     }
 
@@ -573,7 +614,9 @@ mod tests {
 
     #[test]
     fn a_share_admits_that_part_of_the_hashes() {
-        let made = |share| Backend::new(&spec(0), &BackendSpec { share, ..backend(0) });
+        let made = |share| {
+            Backend::new(&spec(0), &BackendSpec { share, ..backend(0) }, &ThisBox::default())
+        };
         let admitted = |share| {
             let made = made(share);
             let hashes = (0..10_240_u64).map(crate::forwarding::affinity::mix);

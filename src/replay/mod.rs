@@ -93,6 +93,9 @@ impl Replay {
         let tick_ns = u128::from(TICK_MS) * 1_000_000;
         #[expect(clippy::cast_possible_truncation, reason = "a point wraps by design")]
         let now = Ticks((self.elapsed.as_nanos() / tick_ns) as u32);
+        if now == self.offline.now() {
+            return Vec::new();
+        }
         let sent = self.offline.advance(now);
         // What moved belongs to no packet.
         self.counters.moved(self.offline.stats());

@@ -54,7 +54,7 @@ class Oracle:
         One of "kernel", "no_vip", "out", "too_big", "expired".
         """
         headers = Headers(data)
-        _, _, destination, port, protocol = headers.flow()
+        _, _, destination, port, protocol = self._key(headers)
         vip = self.facts.vip_of(destination, protocol, port)
         if vip is None:
             # Behind an extension header the XDP program does not look for ports, so a worker does.
@@ -65,6 +65,12 @@ class Oracle:
         fixed = headers.dont_fragment or vip.forward not in TUNNELS
         too_big = len(data) + self._overhead(vip, vip.backends[backend]) > hop.mtu
         return "too_big" if too_big and fixed else "out"
+
+    def any_backend(self, data):
+        """The name of a backend of the packet's VIP; None if it is for none."""
+        _, _, destination, port, protocol = Headers(data).flow()
+        vip = self.facts.vip_of(destination, protocol, port)
+        return next(iter(vip.backends), None) if vip else None
 
     # ---- from a client to a backend ----
 
@@ -92,11 +98,16 @@ class Oracle:
                 problems += faults(bytes(out), data)
         return problems
 
+    @staticmethod
+    def _key(headers):
+        """The flow of a packet as its sender sees it; of an ICMP error, of the packet that it quotes."""
+        if not headers.is_error():
+            return headers.flow()
+        source, source_port, destination, port, protocol = Headers(headers.data[headers.transport + 8:]).flow()
+        return destination, port, source, source_port, protocol
+
     def _flow_of(self, frame, headers, interface, name):
-        key = headers.flow()
-        if headers.is_error():
-            quoted = Headers(headers.data[headers.transport + 8:]).flow()
-            key = quoted[2], quoted[3], quoted[0], quoted[1], quoted[4]
+        key = self._key(headers)
         vip = self.facts.vip_of(key[2], key[4], key[3])
         if vip is None:
             return f"forwarded to {name}, but no VIP listens at {key[2]} port {key[3]} protocol {key[4]}"
@@ -248,7 +259,8 @@ class Oracle:
             problems.append(f"{Ether(out).summary()}: expected ICMP type and code {expected}")
         if data[:len(quote)] != quote or len(quote) < min(len(data), Headers(data).transport + 8):
             problems.append("what is quoted is not the beginning of the packet, headers and 8 bytes at least")
-        longest = ICMP4_PACKET if headers.version == 4 else ICMP6_PACKET
+        # The headers and 8 bytes behind them are quoted in any case (RFC 1122 3.2.2).
+        longest = max(ICMP4_PACKET, 28 + Headers(data).transport + 8) if headers.version == 4 else ICMP6_PACKET
         if len(reply) > longest:
             problems.append(f"the error has {len(reply)} bytes, more than {longest}")
         return problems
@@ -283,11 +295,7 @@ class Oracle:
     def flow_of_reply(self, frame):
         """The key of the flow that a backend's frame answers; None if there is none."""
         headers = Headers(without_padding(network(frame)))
-        flow = headers.flow()
-        if headers.is_error():
-            quoted = Headers(headers.data[headers.transport + 8:]).flow()
-            flow = quoted[2], quoted[3], quoted[0], quoted[1], quoted[4]
-        source, source_port, destination, port, protocol = flow
+        source, source_port, destination, port, protocol = self._key(headers)
         for key, known in self.flows.items():
             if known.vip.forward not in TRANSLATING or key[4] != protocol:
                 continue

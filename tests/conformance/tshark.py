@@ -8,7 +8,7 @@ import packets
 
 FIELDS = ("frame.number", "ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "icmp.checksum.status",
           "icmpv6.checksum.status", "_ws.malformed", "_ws.expert.severity", "tcp.checksum", "tcp.checksum_calculated",
-          "_ws.col.Info")
+          "icmp.type", "icmpv6.type", "_ws.col.Info")
 BAD = "0"
 # PI_ERROR of epan/proto.h: what tshark is sure to be wrong.
 ERROR = 0x00800000
@@ -46,15 +46,18 @@ def objections(path, frames):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = {}
     for line in done.stdout.splitlines():
-        number, *sums, malformed, severities, tcp_sum, tcp_computed, info = line.split("\t")
+        number, *sums, malformed, severities, tcp_sum, tcp_computed, icmp, icmpv6, info = line.split("\t")
         # Every tunnelled packet has several headers of a kind: fields are lists.
         bad = [name for name, status in zip(FIELDS[1:], sums) if BAD in status.split(",")]
         # 0xffff and 0 are the same number in one's complement (RFC 1071).
         if (tcp_sum, tcp_computed) == ("0xffff", "0x0000"):
             bad = [name for name in bad if not name.startswith("tcp")]
+        # What an ICMP error quotes is cut short, and its checksum covers more.
+        if icmp or icmpv6:
+            bad = [name for name in bad if not name.startswith(("tcp", "udp"))]
         if malformed:
             bad.append("malformed")
-        if any(int(severity) >= ERROR for severity in severities.split(",") if severity) and not bad:
+        if any(int(severity) >= ERROR for severity in severities.split(",") if severity) and not (icmp or icmpv6):
             bad.append("expert error")
         if bad:
             found[shown[int(number) - 1][0]] = f"{', '.join(bad)}: {info}"

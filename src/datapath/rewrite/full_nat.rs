@@ -1,9 +1,15 @@
 //! Part of the stage rewrite: addresses and ports of both sides, for mode full_nat; the whole IP header
 //! where the families of client and backend differ (RFC 7915).
 
+use super::fits;
 use super::nat::{translate_quote, unsent};
+use super::proxy;
 use crate::datapath::batch::{Packet, Part, Shape, TcpFlags};
-use crate::flow::Protocol;
+use crate::datapath::bindings::Numbers;
+use crate::datapath::context::Context;
+use crate::flow::FlowKey;
+use crate::flow::bindings::BindingId;
+use crate::forwarding::table::Backend;
 use crate::stats::Drop;
 use crate::wire::quoted::{End, Replacement};
 use crate::wire::siit::{self, Quote, SiitError};
@@ -15,29 +21,87 @@ const GROWTH: u16 = 20;
 
 /// What a packet is to say.
 #[derive(Clone, Copy)]
-pub(super) struct Ends {
-    pub source: End,
-    pub destination: End,
+struct Ends {
+    source: End,
+    destination: End,
     /// Longest IP packet that may be sent, in bytes.
-    pub mtu: u16,
+    mtu: u16,
+    /// Of an ICMP error: added to the TCP sequence number of what it quotes.
+    sequence: i32,
+}
+
+/// Rewrites a client's packet for its backend.
+#[inline]
+pub(super) fn to_backend(
+    packet: &mut Packet,
+    backend: &Backend,
+    id: BindingId,
+    context: &Context<'_>,
+) -> Result<(), Drop> {
+    let source = context.bindings.sources().source(id).ok_or(Drop::RequestNoFlow)?;
+    let port = backend.port.unwrap_or(packet.flow.key().vip_port);
+    let numbers = Numbers::of(backend, id, context);
+    let growth = numbers.as_ref().map_or(0, |numbers| proxy::growth(packet, numbers));
+    let (destination, mtu) = ((backend.address, port), backend.mtu.saturating_sub(growth));
+    translate(packet, &Ends { source, destination, mtu, sequence: 0 }, context)?;
+    match &numbers {
+        Some(numbers) => proxy::to_backend(packet, numbers),
+        None => Ok(()),
+    }
+}
+
+/// Rewrites a backend's packet for its client, to whom `mtu` bytes may be sent.
+#[inline]
+pub(super) fn to_client(
+    packet: &mut Packet,
+    id: BindingId,
+    mtu: u16,
+    context: &Context<'_>,
+) -> Result<(), Drop> {
+    let FlowKey { client, client_port, vip, vip_port, .. } = packet.flow.key();
+    let (source, destination) = ((vip, vip_port), (client, client_port));
+    let backend = context.table.backend(packet.backend);
+    let numbers = backend.and_then(|backend| Numbers::of(backend, id, context));
+    let sequence = numbers.as_ref().map_or(0, proxy::quoted_shift);
+    translate(packet, &Ends { source, destination, mtu, sequence }, context)?;
+    match &numbers {
+        Some(numbers) => proxy::to_client(packet, numbers, context),
+        None => Ok(()),
+    }
 }
 
 /// Whether the packet becomes one of the other family.
 #[inline]
-pub(super) fn changes_family(packet: &Packet, ends: &Ends) -> bool {
+fn changes_family(packet: &Packet, ends: &Ends) -> bool {
     let first = packet.data().get(packet.shape.ip()).copied().unwrap_or_default();
     (first >> 4 == 4) != ends.source.0.is_v4()
 }
 
 /// Replaces the addresses and ports of both sides.
 #[inline]
-pub(super) fn translate(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
-    if changes_family(packet, ends) {
-        return translate_family(packet, ends);
+fn translate(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<(), Drop> {
+    let Some(frame) = &packet.frame else { return Err(Drop::NoBackend) };
+    packet.bytes = frame.packet_len();
+    let crosses = changes_family(packet, ends);
+    let translated = if crosses { translate_family } else { translate_ends };
+    translated(packet, ends)?;
+    // An ICMP error has no flags.
+    if packet.shape.flags.any(TcpFlags::SYN) && packet.shape.part != Part::Quoting {
+        lower_mss(packet, crosses && !ends.source.0.is_v4(), context);
     }
+    Ok(())
+}
+
+/// The same within one family.
+#[inline]
+fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
+    if !fits(frame, shape, ends.mtu) {
+        packet.limit = ends.mtu;
+        return Err(Drop::TooBig);
+    }
     let data = frame.data_mut();
     let (source, destination) = (ends.source, ends.destination);
     let v4 = source.0.is_v4();
@@ -52,7 +116,7 @@ pub(super) fn translate(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
     if shape.part == Part::Quoting {
         // What goes to an end was sent by it.
         let (source, destination) = (Some(destination), Some(source));
-        let replacement = Replacement { source, destination, ..Replacement::default() };
+        let replacement = Replacement { source, destination, sequence: ends.sequence };
         return translate_quote(data, shape, &replacement, delta);
     }
     let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
@@ -67,12 +131,12 @@ pub(super) fn translate(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
 /// The same, from one family to the other. Leaves the packet as it was if that fails.
 #[cold]
 fn translate_family(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
-    let Packet { frame: Some(frame), flow, shape, limit, .. } = packet else {
+    let Packet { frame: Some(frame), shape, limit, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    let Ends { source, destination, mtu } = *ends;
+    let Ends { source, destination, mtu, sequence } = *ends;
     let quoting = shape.part == Part::Quoting;
-    let quoted = Quote { source: destination, destination: source, sequence: 0 };
+    let quoted = Quote { source: destination, destination: source, sequence };
     let target = siit::Target {
         source,
         destination,
@@ -90,15 +154,21 @@ fn translate_family(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
         SiitError::Message => Drop::IcmpType,
         SiitError::Malformed | SiitError::BadChecksum if quoting => Drop::BadIcmp,
         _ => Drop::NotTranslatable,
-    })?;
-    let opens = flow.protocol() == Protocol::Tcp && shape.flags.any(TcpFlags::SYN) && !quoting;
-    if opens && !source.0.is_v4() {
-        // What fits the IPv4 end's link is to fit in front of us, too, with the longer header.
-        let transport = shape.ip() + 40;
-        let segment = frame.data_mut().get_mut(transport..).unwrap_or_default();
-        let _ = tcp::lower_mss_by(segment, GROWTH);
-    }
-    Ok(())
+    })
+}
+
+/// Lowers what a SYN says of the longest segments, if the VIP wants that; and if the header has `grown`, so that
+/// what fits the IPv4 end's link fits that of the other end, too.
+#[cold]
+fn lower_mss(packet: &mut Packet, grown: bool, context: &Context<'_>) {
+    let most = context.table.vip(packet.vip).and_then(|vip| vip.mss);
+    // A SYN is whole: nothing fails here.
+    let _ = proxy::with_segment(packet, |segment| {
+        if grown {
+            tcp::lower_mss_by(segment, GROWTH);
+        }
+        most.map(|most| tcp::lower_mss(segment, most))
+    });
 }
 
 /// An IPv4 identification for a packet that has none: what differs between most packets of a flow, a
