@@ -60,7 +60,6 @@ pub fn fragment(
     // Where addresses are translated, a piece without ports would need those of its datagram.
     let backend = context.table.backend(packet.backend);
     let backend = backend.filter(|backend| !backend.forward.translates()).ok_or(reason)?;
-    let target = Target { backend, binding: None };
     let plan = plan(packet).filter(|_| reason == Drop::TooBig).ok_or(reason)?;
     let pin = context.flows.find_at(&packet.flow, Slot::NOWHERE);
     let target = Target { backend, binding: pin.and_then(|hit| hit.track.binding()) };

@@ -189,7 +189,6 @@ impl Worker {
                 bindings,
                 paths,
                 identification,
-                bindings,
                 nic,
                 now,
                 stats,

@@ -539,7 +539,7 @@ mod tests {
         let row = |name, change: fn(&mut BackendSpec), new, midflow| {
             let mut backend = backend(0);
             change(&mut backend);
-            let made = Backend::new(&spec(0), &backend, &ThisBox::default());
+            let made = Backend::new(&spec(0), &backend);
             assert_eq!((made.takes_new, made.takes_midflow), (new, midflow), "{name}");
         };
         row("in service", |_| {}, true, true);
@@ -567,7 +567,7 @@ mod tests {
             let vip = VipSpec { protocol, on_down, ..spec(0) };
             let spec = BackendSpec { up, left: drained, ..backend(0) };
             let name = format!("{protocol:?}, up: {up}, {on_down:?}, {drained:?}");
-            assert_eq!(Backend::new(&vip, &spec, &ThisBox::default()).left, left, "{name}");
+            assert_eq!(Backend::new(&vip, &spec).left, left, "{name}");
         }
     }
 
@@ -614,9 +614,7 @@ mod tests {
 
     #[test]
     fn a_share_admits_that_part_of_the_hashes() {
-        let made = |share| {
-            Backend::new(&spec(0), &BackendSpec { share, ..backend(0) }, &ThisBox::default())
-        };
+        let made = |share| Backend::new(&spec(0), &BackendSpec { share, ..backend(0) });
         let admitted = |share| {
             let made = made(share);
             let hashes = (0..10_240_u64).map(crate::forwarding::affinity::mix);

@@ -48,7 +48,7 @@ fn vip(mode: Forward, inner: Family, outer: Family, backends: u16) -> VipSpec {
 
 /// A worker behind a NIC with this MTU.
 fn rig_with(tunnels: Tunnels, mtu: u16, vips: Vec<VipSpec>) -> Rig {
-    Rig::in_box(ThisBox { mtus: vec![mtu], tunnels, ..ThisBox::default() }, 1, 1, 4096, vips)
+    Rig::in_box(ThisBox { mtus: vec![mtu], tunnels, ..ThisBox::default() }, 1, 1, vips)
 }
 
 fn rig(mode: Forward, inner: Family, outer: Family) -> Rig {

@@ -390,14 +390,8 @@ impl Rig {
     }
 
     /// With what is the box's own.
-    pub fn in_box(
-        this_box: ThisBox,
-        workers: usize,
-        nics: usize,
-        flows: u32,
-        specs: Vec<VipSpec>,
-    ) -> Self {
-        Self::build(this_box, workers, nics, flows, 20_000..=21_999, specs)
+    pub fn in_box(this_box: ThisBox, workers: usize, nics: usize, specs: Vec<VipSpec>) -> Self {
+        Self::build(this_box, workers, nics, 4096, 20_000..=21_999, specs)
     }
 
     fn build(
