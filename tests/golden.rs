@@ -6,6 +6,7 @@ mod golden {
     mod answers;
     mod full_nat;
     mod icmp;
+    mod proxy;
     mod resets;
     mod tunnel;
 }
