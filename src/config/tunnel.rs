@@ -137,8 +137,10 @@ fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
             report.error(&place(network.address()), what, fix);
         }
     };
-    for &address in &sections.config.full_nat.sources {
-        tell(address.into(), "[full_nat]".to_owned());
+    let mut full_nat = sections.config.full_nat.sources.iter().map(|&source| Network::from(source));
+    // One tells it all.
+    if let Some(source) = full_nat.find(|&source| tunnels.meet(source)) {
+        tell(source, "[full_nat]".to_owned());
     }
     for (vip, backends) in sections.vips {
         tell(vip.value.address, format!("VIP \"{}\"", vip.value.name));
