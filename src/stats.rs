@@ -147,7 +147,7 @@ named! {
     FragmentNoFirst = "fragment_no_first",
     /// A later fragment that found too many others waiting, or made room for a newer one.
     FragmentNoRoom = "fragment_no_room",
-    /// Neither TCP, UDP nor ICMP.
+    /// Neither TCP, UDP nor ICMP, and no VIP takes all protocols of the address.
     UnsupportedProtocol = "unsupported_protocol",
     /// A TCP header cut short.
     TruncatedTcp = "truncated_tcp",
@@ -165,6 +165,10 @@ named! {
     Land = "land",
     /// The source is a multicast, broadcast, loopback, unspecified or IPv4-mapped address.
     BadSource = "bad_source",
+    /// The source is the address of a VIP: an answer would come back here.
+    OwnSource = "own_source",
+    /// The next hop of the pinned backend is this box itself.
+    Loop = "loop",
     /// The packet is for no VIP and from no NAT backend.
     NoVip = "no_vip",
     /// No backend of the VIP is in service.

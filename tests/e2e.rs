@@ -33,4 +33,5 @@ mod e2e {
     mod resets;
     mod sticky;
     mod tunnel;
+    mod vips;
 }

@@ -50,8 +50,8 @@ use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::this_box::IcmpRate;
 use crate::forwarding::{
-    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, ThisBox,
-    Tunnels, quic_lb,
+    Affinity, FlowsLeft, Forward, Network, PortIndex, Ports, SchedulerKind, Secret, ServerId,
+    ThisBox, Tunnels, quic_lb,
 };
 use crate::units::Ticks;
 use crate::words::reason;
@@ -267,14 +267,14 @@ impl Config {
         rings.fold(batch, |sum, nic| sum.saturating_add(nic.ring.saturating_mul(3)))
     }
 
-    /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes.
-    pub fn this_box(&self, mtus: Vec<u16>) -> ThisBox {
-        ThisBox { mtus, tunnels: self.tunnels, icmp: self.icmp }
+    /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes, from `macs`.
+    pub fn this_box(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> ThisBox {
+        ThisBox { mtus, macs, tunnels: self.tunnels, icmp: self.icmp }
     }
 
     /// The address families of the VIPs: those for which flow tables need memory.
     pub fn families(&self) -> Families {
-        let any = |v4: bool| self.vips.iter().any(|vip| vip.address.is_ipv4() == v4);
+        let any = |v4: bool| self.vips.iter().any(|vip| vip.address.is_v4() == v4);
         Families { v4: any(true), v6: any(false) }
     }
 }
@@ -389,11 +389,11 @@ pub enum XdpMode {
 pub struct Vip {
     /// Unique name.
     pub name: String,
-    /// Address that clients connect to.
-    pub address: IpAddr,
+    /// Addresses that clients connect to: one, or a prefix.
+    pub address: Network,
     /// Ports that clients connect to.
     pub ports: Ports,
-    /// TCP or UDP.
+    /// TCP, UDP or any.
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,

@@ -1,4 +1,5 @@
-//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6, TCP, UDP or ICMP.
+//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6; TCP, UDP, ICMP, or anything else,
+//! of which nothing is read.
 //!
 //! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or what else the packet is, or
 //! a drop reason for every way in which a packet can be malformed.
@@ -38,6 +39,8 @@ mod ethertype {
     pub const QINQ: u16 = 0x88a8;
 }
 
+use extension::*;
+
 mod number {
     pub const ICMP: u8 = 1;
     pub const ICMP_V6: u8 = 58;
@@ -47,8 +50,6 @@ mod extension {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
-    pub const ESP: u8 = 50;
-    pub const AUTHENTICATION: u8 = 51;
     pub const DESTINATION: u8 = 60;
     pub const MOBILITY: u8 = 135;
 }
@@ -215,13 +216,17 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
         flags: TcpFlags(0),
         part: Part::Whole,
     };
-    if let Some(fragment) = network.fragment {
+    if let Some(fragment) = network.fragment.filter(|_| !is_opaque(network.protocol)) {
         return piece(&network, fragment, shape);
     }
     if let Some(message) = network.icmp() {
         return Ok((shape, Parsed::Icmp(message)));
     }
-    let protocol = Protocol::from_number(network.protocol).ok_or(Drop::UnsupportedProtocol)?;
+    let protocol = match network.protocol {
+        number if is_opaque(number) => Protocol::Any,
+        // Of the other family, if it is ICMP.
+        number => Protocol::from_number(number).ok_or(Drop::UnsupportedProtocol)?,
+    };
     let transport = transport(protocol, network.payload, network.len)?;
     let tuple = match network.addresses {
         Addresses::V4(both) => Tuple::v4(both, transport.ports, protocol),
@@ -229,7 +234,7 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
             Tuple::v6(source, destination, transport.ports, protocol)
         }
     };
-    if tuple.has_zero_port() {
+    if protocol != Protocol::Any && tuple.has_zero_port() {
         return Err(Drop::ZeroPort);
     }
     Ok((Shape { flags: transport.flags, ..shape }, Parsed::Flow(tuple)))
@@ -403,6 +408,17 @@ fn network_v6(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     })
 }
 
+/// Whether a protocol is of those of which nothing is read: each packet, and each fragment, says by
+/// its addresses whose it is.
+#[inline]
+fn is_opaque(number: u8) -> bool {
+    let read = matches!(
+        number,
+        number::ICMP | number::ICMP_V6 | HOP_BY_HOP | DESTINATION | ROUTING | FRAGMENT | MOBILITY
+    );
+    !read && Protocol::from_number(number).is_none()
+}
+
 /// Steps over hop-by-hop and destination options, and a fragment header (RFC 8200 4.3, 4.6, 4.5); returns
 /// the number of what follows, how many bytes were skipped, and what part of the datagram this is. In a
 /// later fragment there is nothing to step over behind the fragment header.
@@ -410,7 +426,6 @@ fn network_v6(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
 /// Routing headers are refused: they would name another destination than the VIP.
 #[inline]
 fn skip_extensions(first: u8, payload: &[u8]) -> Result<(u8, u16, Option<Fragment>), Drop> {
-    use extension::*;
     let (mut next, mut skipped, mut fragment) = (first, 0, None);
     for _ in 0..=MAX_EXTENSIONS {
         match next {
@@ -429,8 +444,7 @@ fn skip_extensions(first: u8, payload: &[u8]) -> Result<(u8, u16, Option<Fragmen
                 }
                 continue;
             }
-            FRAGMENT => return Err(Drop::Ipv6Extension),
-            ROUTING | ESP | AUTHENTICATION | MOBILITY => return Err(Drop::Ipv6Extension),
+            FRAGMENT | ROUTING | MOBILITY => return Err(Drop::Ipv6Extension),
             // An atomic fragment is a whole datagram (RFC 6946).
             _ => return Ok((next, skipped, fragment.filter(|fragment| fragment.more))),
         }
@@ -603,7 +617,6 @@ mod tests {
             ("total length ends in TCP", &v4, &[(17, 39)], Drop::TruncatedTcp),
             ("more fragments", &v4, &[(20, 0x20)], Drop::Fragment),
             ("a fragment beyond 64 KiB", &v4, &[(20, 0x1f), (21, 0xff)], Drop::Fragment),
-            ("GRE", &v4, &[(23, 47)], Drop::UnsupportedProtocol),
             ("ICMPv6 in IPv4", &v4, &[(23, 58)], Drop::UnsupportedProtocol),
             ("data offset 4", &v4, &[(46, 0x40)], Drop::BadTcpOffset),
             ("data offset beyond the segment", &v4, &[(46, 0xf0)], Drop::BadTcpOffset),
@@ -615,7 +628,6 @@ mod tests {
             ("version 4 in 86dd", &v6, &[(14, 0x45)], Drop::TruncatedIpv6),
             ("payload beyond the packet", &v6, &[(18, 9)], Drop::BadIpv6Length),
             ("payload ends in TCP", &v6, &[(19, 19)], Drop::TruncatedTcp),
-            ("GRE in IPv6", &v6, &[(20, 47)], Drop::UnsupportedProtocol),
             ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
             ("ragged fragment", &v6, &[(20, 44), (57, 0x51)], Drop::Fragment),
             ("routing header", &v6, &[(20, 43)], Drop::Ipv6Extension),
@@ -640,6 +652,45 @@ mod tests {
             ("length beyond", &[(38, 0), (39, 16)], Drop::BadUdpLength),
         ] {
             assert_eq!(patch(udp(), changes), Err(reason), "{name}");
+        }
+    }
+
+    /// What has no ports, or none that are read: one flow of two addresses, fragments too.
+    #[test]
+    fn of_other_protocols_the_addresses_are_read() {
+        let patch = |mut packet: Vec<u8>, changes: &[(usize, u8)]| {
+            for &(offset, value) in changes {
+                packet[offset] = value;
+            }
+            packet
+        };
+        let (v4, v6) = (tcp(false, false), tcp(true, false));
+        for (name, packet, changes) in [
+            ("ESP", &v4, &[(23, 50)][..]),
+            ("SCTP", &v4, &[(23, 132)]),
+            ("a protocol that nobody knows", &v4, &[(23, 255)]),
+            ("a fragment of ESP", &v4, &[(23, 50), (20, 0x20), (21, 9)]),
+            ("ESP, IPv6", &v6, &[(20, 50)]),
+            ("AH", &v6, &[(20, 51)]),
+            ("no next header", &v6, &[(20, 59)]),
+            ("a fragment of ESP, IPv6", &v6, &[(20, 44), (54, 50), (57, 9)]),
+            ("ESP behind options", &v6, &[(20, 60), (54, 50), (55, 0)]),
+        ] {
+            let (shape, parsed) = headers(&patch(packet.clone(), changes)).unwrap();
+            let Parsed::Flow(tuple) = parsed else { unreachable!("{name}: {parsed:?}") };
+            let key = tuple.key();
+            assert_eq!(key.protocol, Protocol::Any, "{name}");
+            assert_eq!((key.client_port, key.vip_port), (0, 0), "{name}");
+            assert_eq!(tuple.without_ports(), tuple, "{name}");
+            assert!(shape.transport >= 34, "{name}");
+        }
+        for (name, packet, changes, reason) in [
+            ("ICMPv6 in IPv4", &v4, &[(23, 58)][..], Drop::UnsupportedProtocol),
+            ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
+            ("a fragment of ICMPv6", &v6, &[(20, 44), (54, 58)], Drop::Fragment),
+            ("mobility", &v6, &[(20, 135)], Drop::Ipv6Extension),
+        ] {
+            assert_eq!(headers(&patch(packet.clone(), changes)).err(), Some(reason), "{name}");
         }
     }
 

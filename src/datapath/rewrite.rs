@@ -47,7 +47,7 @@ pub fn rewrite_to_backend(
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
-    let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
+    let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
@@ -87,6 +87,12 @@ pub fn rewrite_to_backend(
 #[inline]
 pub fn mtu_towards(backend: &Backend, v4: bool, context: &Context<'_>) -> u16 {
     if backend.forward.tunnels() { tunnel::limit(v4, backend, context) } else { backend.mtu }
+}
+
+/// Why a backend has no next hop.
+#[cold]
+fn no_hop(backend: &Backend) -> Drop {
+    if backend.loops { Drop::Loop } else { Drop::NoNextHop }
 }
 
 /// Rewrites a backend's packet for the client that is at `hop`.

@@ -77,7 +77,7 @@ pub(super) fn setup(
     let names = names(config, &specs);
     let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
     let nics = nics(config, neighbours, &mtus);
-    let this_box = config.this_box(mtus);
+    let this_box = config.this_box(mtus, nics.iter().map(|(mac, _)| *mac).collect());
     let blueprint = Blueprint {
         table: ForwardingTable::build(1, config.hash.secret, this_box, &specs, None),
         nics,
@@ -144,7 +144,7 @@ fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceA
     };
     let sources = &config.full_nat;
     let sources = sources.sources.iter().filter(|_| sources.announce != Announce::None);
-    let ours = vips.map(|vip| vip.address).chain(sources.copied());
+    let ours = vips.map(|vip| vip.address.ip()).chain(sources.copied());
     told.copied().chain(ours).map(one).collect()
 }
 

@@ -6,13 +6,12 @@ Two passes: clients' packets, and, where replies come back by the balancer, thos
 import random
 import secrets
 
-import packets
 import tshark
 import world
 from facts import TRANSLATING, Facts
 from generate import Generator
 from oracle import Oracle
-from packets import Ether, Headers
+from packets import Frame, Headers
 from replay import Outcome, Replay
 
 FAILURES_SHOWN = 10
@@ -67,7 +66,7 @@ class Session:
             if not found and outcome.verdict == "transmit":
                 good.append((interface, frame, outcome))
             if found:
-                problems.append(f"packet {index}: {Ether(frame).summary()}\n  {outcome.line}\n    " + "\n    ".join(found))
+                problems.append(f"packet {index}: {Frame(frame).summary()}\n  {outcome.line}\n    " + "\n    ".join(found))
         objections = tshark.objections(self.folder / f"{self.mode}-sent.pcapng", [frame for _, frame in frames])
         problems += [f"packet {frames[at][0]}: tshark objects to what was sent: {text}" for at, text in objections.items()]
         return problems + self._mutants(oracle, good), len(given), len(frames)
@@ -77,7 +76,7 @@ class Session:
         missed = []
         for interface, frame, outcome in self.random.sample(good, min(MUTANTS, len(good))):
             nic, sent = outcome.sent[0]
-            length = len(sent) - len(packets.padding(Ether(sent)))
+            length = len(sent) - len(Frame(sent).padding)
             bit = self.random.randrange(length * 8)
             flipped = bytearray(sent)
             flipped[bit // 8] ^= 1 << bit % 8
@@ -92,7 +91,7 @@ class Session:
             # A RST of an unknown flow leaves no pin: nobody would know its answer.
             if outcome.verdict != "transmit" or outcome.line["flow"] == "none" or not self._chance(ANSWERED):
                 continue
-            received = _packet(frame)
+            received = Frame(frame).data
             if self.mode in (*TRANSLATING, "proxy"):
                 yield "back", self._answer(outcome)
                 if self._chance(FAILED):
@@ -104,42 +103,42 @@ class Session:
         return self.random.randrange(100) < percent
 
     def _answer(self, outcome):
-        received = _packet(outcome.sent[0][1])
+        received = Frame(outcome.sent[0][1]).data
         return self.generator.answer(received, world.BACKEND_MACS[outcome.backend], world.LB2)
 
     def _error_behind(self, outcome):
         """A router between balancer and backend cannot deliver what was sent."""
-        sent = _packet(outcome.sent[0][1])
+        sent = Frame(outcome.sent[0][1]).data
         to = Headers(sent).flow()[0]
         router = "10.0.9.1" if ":" not in to else "fc00::99"
         return self.generator.error(sent, world.OTHER_MAC, world.LB2, ((router, 0), (to, 0)))
 
     def _error_before(self, received):
         """A router on the client's side cannot deliver what the backend answered."""
-        answer = _packet(self.generator.answer(received, world.CLIENT_MAC, world.LB))
+        answer = Frame(self.generator.answer(received, world.CLIENT_MAC, world.LB)).data
         vip = Headers(answer).flow()[0]
         router = world.ROUTER4 if ":" not in vip else world.ROUTER6
         return self.generator.error(answer, world.ROUTER_MAC, world.LB, ((router, 0), (vip, 0)))
 
     def _judge_one(self, oracle, interface, frame, outcome):
-        scapy_frame = Ether(frame)
+        came = Frame(frame)
         if interface == "back":
-            return self._judge_answer(oracle, scapy_frame, outcome)
-        data = _packet(frame)
+            return self._judge_answer(oracle, came, outcome)
+        data = came.data
         way = oracle.expect(data, outcome.backend or "b1")
         if way == "out":
             if outcome.verdict != "transmit":
                 return ["it was to be forwarded"]
-            return oracle.judge_forward(scapy_frame, interface, outcome.backend, outcome.sent)
+            return oracle.judge_forward(came, interface, outcome.backend, outcome.sent)
         if way == "kernel":
             return [] if outcome.verdict == "kernel" and not outcome.sent else ["it was to stay in the kernel"]
-        return oracle.judge_error(scapy_frame, way, outcome)
+        return oracle.judge_error(came, way, outcome)
 
     def _judge_answer(self, oracle, frame, outcome):
         key = oracle.flow_of_reply(frame)
         if key is None:
             return ["the oracle knows no flow of this answer"]
-        if Headers(_packet(frame)).hops <= 1:
+        if Headers(frame.data).hops <= 1:
             return oracle.judge_error(frame, "expired", outcome)
         if outcome.verdict != "transmit":
             return ["it was to be forwarded to the client"]
@@ -148,7 +147,3 @@ class Session:
 
 def _client(number, version):
     return f"192.168.{number // 250}.{number % 250 + 1}" if version == 4 else f"fc00:2::{number + 1:x}"
-
-
-def _packet(frame):
-    return packets.without_padding(packets.network(Ether(frame) if isinstance(frame, bytes) else frame))

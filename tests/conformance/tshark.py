@@ -4,7 +4,8 @@ import functools
 import subprocess
 
 import captures
-import packets
+from compare import GUE_PORT
+from packets import Frame, Headers
 
 FIELDS = ("frame.number", "ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "icmp.checksum.status",
           "icmpv6.checksum.status", "_ws.malformed", "_ws.expert.severity", "tcp.checksum", "tcp.checksum_calculated",
@@ -12,7 +13,6 @@ FIELDS = ("frame.number", "ip.checksum.status", "tcp.checksum.status", "udp.chec
 BAD = "0"
 # PI_ERROR of epan/proto.h: what tshark is sure to be wrong.
 ERROR = 0x00800000
-GUE_PORT = 6080
 # What we write, and so is to be looked at.
 HEADERS = {"eth", "vlan", "ieee8021ad", "ip", "ipv6", "icmp", "icmpv6", "tcp", "udp", "data"}
 # Tables by which tshark finds out what TCP and UDP carry: by port, and by looks.
@@ -66,9 +66,9 @@ def objections(path, frames):
 
 def _inside(frame):
     """The packet inside of GUE as a frame of its own: tshark 4.0 knows no GUE."""
-    outer = packets.network(packets.Ether(frame))
-    if outer is None or packets.UDP not in outer or outer[packets.UDP].dport != GUE_PORT:
+    outer = Headers(Frame(frame).data) if Frame(frame).data else None
+    if outer is None or outer.protocol != 17 or outer.ports is None or outer.ports[1] != GUE_PORT:
         return
-    inner = bytes(outer[packets.UDP].payload)[4:]
+    inner = outer.data[outer.transport + 12:]
     if inner:
         yield frame[:12] + (b"\x08\0" if inner[0] >> 4 == 4 else b"\x86\xdd") + inner

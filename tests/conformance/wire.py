@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 
 import captures
-import packets
 import tshark
 from facts import Facts
 from generate import Generator, mark
 from oracle import Oracle
-from packets import Ether
+from packets import Frame, Headers
+from tshark import GUE_PORT
 
 # The kernel's queue of a veth, and the workers', are longer than what is sent between two pauses.
 BURST, PAUSE_S = 16, 0.002
@@ -89,12 +89,12 @@ def judge(arguments):
         name, _, path = text.partition("=")
         for frame in captures.read(path):
             found = re.search(MARKS, frame.data, re.DOTALL)
-            if found and _source(frame.data) in macs:
+            if found and Frame(frame.data).src in macs and not _is_error(frame.data):
                 arrived.setdefault(found.group(), []).append((name, frame.data))
     oracle, problems, judged = Oracle(facts), [], []
     for frame in sent:
         found = arrived.get(re.search(MARKS, frame.data, re.DOTALL).group(), [])
-        problems += [f"{Ether(frame.data).summary()}: {line}"
+        problems += [f"{Frame(frame.data).summary()}: {line}"
                      for line in _judge(oracle, arguments.interface, frame.data, found)]
         judged += [data for _, data in found]
     objections = tshark.objections(arguments.frames.with_suffix(".judged.pcapng"), judged)
@@ -107,20 +107,23 @@ def judge(arguments):
 MARKS = re.escape(mark(0, 0)[:-8]) + b"." * 8
 
 
-def _source(frame):
-    return ":".join(f"{byte:02x}" for byte in frame[6:12])
+def _is_error(frame):
+    """Whether it is an ICMP error about what a backend has answered: the client's kernel knows nothing of our flows."""
+    headers = Headers(Frame(frame).data)
+    while headers.protocol in (4, 41) or (headers.protocol == 17 and headers.ports[1] == GUE_PORT):
+        headers = Headers(headers.data[headers.transport + (12 if headers.protocol == 17 else 0):])
+    return headers.is_error()
 
 
 def _judge(oracle, interface, frame, found):
-    scapy_frame = Ether(frame)
-    data = packets.without_padding(packets.network(scapy_frame))
+    came = Frame(frame)
     names = {name for name, _ in found}
-    way = oracle.expect(data, next(iter(names), None) or oracle.any_backend(data))
+    way = oracle.expect(came.data, next(iter(names), None) or oracle.any_backend(came.data))
     if way != "out":
         return [f"it arrived at {names}, but: {way}"] if found else []
     if len(names) != 1:
         return [f"it arrived at {names or 'no backend'}"]
-    return oracle.judge_forward(scapy_frame, interface, names.pop(), [(None, out) for _, out in found])
+    return oracle.judge_forward(came, interface, names.pop(), [(None, out) for _, out in found])
 
 
 if __name__ == "__main__":

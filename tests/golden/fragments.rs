@@ -26,7 +26,7 @@ fn every_mode() -> impl Iterator<Item = (Forward, Family)> {
 fn vip(forward: Forward, family: Family) -> VipSpec {
     VipSpec {
         protocol: Protocol::Udp,
-        ports: Ports::List(vec![80]),
+        ports: Ports::List(vec![80.into()]),
         scheduler: SchedulerKind::RoundRobin,
         ..spec(0, forward, family, 1, 3)
     }

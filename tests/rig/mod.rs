@@ -112,8 +112,8 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
     };
     VipSpec {
         id: VipId(id),
-        address: family.vip(),
-        ports: Ports::List(vec![80]),
+        address: family.vip().into(),
+        ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
         // 1 s, 10 s, 2 s, 1 s.
@@ -401,6 +401,8 @@ impl Rig {
         let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
         let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
         let bindings = Arc::new(bindings);
+        let macs = (0..nics).map(nic_mac).collect();
+        let this_box = ThisBox { macs, ..this_box };
         let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
@@ -556,9 +558,13 @@ impl Rig {
         (0..self.nics[worker].len()).flat_map(|nic| self.collect(worker, nic)).collect()
     }
 
-    /// Lets a packet arrive.
+    /// Lets a packet arrive, in several frames if it is long.
     pub fn deliver(&mut self, worker: usize, nic: usize, packet: &[u8]) {
-        assert!(self.nics[worker][nic].deliver(packet), "the NIC takes the packet");
+        let nic = &mut self.nics[worker][nic];
+        // Of nothing there is no long packet.
+        let delivered =
+            if packet.is_empty() { nic.deliver(packet) } else { nic.deliver_long(packet) };
+        assert!(delivered, "the NIC takes the packet");
     }
 
     /// Polls one worker once.
