@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast::config::{
-    Announce, Backend, Config, Control, CopyMode, Drain, FullNat, Hash, Health, Idle, Io, Nic,
-    TcpHealth, Timeouts, Vip, Workers, XdpMode,
+    Announce, Backend, Config, Control, CopyMode, Drain, Fragments, FullNat, Hash, Health, Idle,
+    Io, Nic, TcpHealth, Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
     self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteeringPort,
@@ -279,6 +279,7 @@ fn config(vips: Vec<Vip>) -> Config {
             ring: 64,
         }],
         vips,
+        fragments: Fragments { timeout: Ticks(3000), datagrams: 64, parked: 0 },
         full_nat: FullNat::default(),
         icmp: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },

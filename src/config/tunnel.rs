@@ -132,11 +132,14 @@ fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
     };
     let mut tell = |network: Network, whose: String| {
         if tunnels.meet(network) {
-            let what = format!("{network} is in it, the address of {whose}");
+            let what = format!("{network} is in it, an address of {whose}");
             let fix = "use addresses that are nobody else's";
             report.error(&place(network.address()), what, fix);
         }
     };
+    for &address in &sections.config.full_nat.sources {
+        tell(address.into(), "[full_nat]".to_owned());
+    }
     for (vip, backends) in sections.vips {
         tell(vip.value.address, format!("VIP \"{}\"", vip.value.name));
         for backend in backends {

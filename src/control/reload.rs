@@ -40,6 +40,10 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.announce != b.announce, "[full_nat] announce");
     check(old.control.socket != new.control.socket, "[control] socket");
     check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
+    let (a, b) = (&old.fragments, &new.fragments);
+    check(a.timeout != b.timeout, "[fragments] timeout_s");
+    check(a.datagrams != b.datagrams, "[fragments] datagrams");
+    check(a.parked != b.parked, "[fragments] parked");
     check(old.hash.secret != new.hash.secret, "[hash] secret");
     check(old.hash.table_size != new.hash.table_size, "[hash] table_size");
     let names = |config: &Config| {
@@ -303,6 +307,11 @@ pub(super) mod tests {
                 ring: 2048,
             }],
             vips,
+            fragments: crate::config::Fragments {
+                timeout: crate::units::Ticks(3000),
+                datagrams: 64,
+                parked: 0,
+            },
             full_nat: FullNat::default(),
             icmp: IcmpRate::default(),
             control: Control {

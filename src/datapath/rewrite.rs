@@ -17,14 +17,16 @@ mod full_nat;
 mod nat;
 pub(super) mod tunnel;
 
-use super::batch::{Packet, Shape, TcpFlags, Way};
+use super::batch::{Packet, Part, Shape, TcpFlags, Way};
 use super::conntrack::Target;
 use super::context::Context;
+use super::fragments;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop, VipId};
 use crate::stats::Drop;
 use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
+use crate::wire::vlan::Tags;
 use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
 
@@ -69,7 +71,9 @@ pub fn rewrite_to_backend(
             let source = binding.and_then(|id| context.bindings.sources().source(id));
             let source = source.ok_or(Drop::RequestNoFlow)?;
             let port = backend.port.unwrap_or(flow.key().vip_port);
+            let number = new_number(frame, shape, context);
             full_nat::translate(frame, shape, flow, source, (backend.address, port))?;
+            renumber(frame, shape, number);
         }
         Forward::Ipip | Forward::Gue => {
             tunnel::encapsulate(frame, shape, flow.tuple, backend, context)?;
@@ -115,14 +119,30 @@ pub fn rewrite_to_client(
     if shape.flags.any(TcpFlags::SYN) {
         lower_mss(frame, shape, packet.vip, context);
     }
+    let number = new_number(frame, shape, context);
     let key = flow.key();
     let (vip, client) = ((key.vip, key.vip_port), (key.client, key.client_port));
     match way {
         Way::ToClientOf(_) => full_nat::translate(frame, shape, flow, vip, client)?,
         _ => nat::translate(frame, shape, flow, Side::Source, vip.0, vip.1)?,
     }
+    renumber(frame, shape, number);
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
+}
+
+/// The number that a fragment's datagram gets with its new source, where its own need not be unique.
+#[inline]
+fn new_number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
+    let fragment = matches!(shape.part, Part::First | Part::Later);
+    if fragment { fragments::number(frame, shape, context) } else { None }
+}
+
+#[inline]
+fn renumber(frame: &mut Frame, shape: &Shape, number: Option<u32>) {
+    if let Some(number) = number {
+        fragments::renumber(frame, shape, number);
+    }
 }
 
 /// Lowers what a handshake says of the longest segments, if the VIP wants that.
@@ -156,7 +176,7 @@ fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
 #[inline(always)]
 pub(super) fn address_frame(
     frame: &mut Frame,
-    tag: Option<u16>,
+    tag: Option<Tags>,
     hop: &NextHop,
     macs: &Macs,
 ) -> Result<(), Drop> {

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::flow::{Address, Protocol};
 use crate::units::Ticks;
+use crate::wire::vlan::Tags;
 
 pub use affinity::{Affinity, ClientKey, Splits};
 pub use listeners::MAX_PREFIX_LENGTHS;
@@ -205,8 +206,8 @@ pub struct NextHop {
     pub port: PortIndex,
     /// Destination MAC.
     pub mac: [u8; 6],
-    /// 802.1Q VLAN identifier (1..=4094), or untagged.
-    pub vlan: Option<u16>,
+    /// In which VLAN, or in which one inside of another; the tags have no priorities. Else untagged.
+    pub vlan: Option<Tags>,
 }
 
 /// What an operator or a deadline has said about a backend.

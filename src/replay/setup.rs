@@ -84,6 +84,7 @@ pub(super) fn setup(
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
         clients: config.workers.clients,
+        datagrams: config.fragments,
         bindings: Bindings::new(config.full_nat.numbered(), 1)?,
         families: config.families(),
         frame_size: config.workers.frame_size,

@@ -251,7 +251,7 @@ fn replies_follow_the_client() {
         for worker in [0, 1] {
             let mut vip = full_nat(Family::V4, 1, 1);
             let hop = vip.backends[0].next_hop.unwrap();
-            vip.backends[0].next_hop = Some(NextHop { vlan: backend_vlan, ..hop });
+            vip.backends[0].next_hop = Some(NextHop { vlan: backend_vlan.map(Into::into), ..hop });
             let mut rig = Rig::new(2, 1, vec![vip]);
             let packet = |flags| tagged(client(Family::V4, 40_000, flags), client_vlan);
             let request = rig.send(0, 0, &packet("S"));

@@ -436,6 +436,27 @@ fn tunnels_do_not_carry_tunnels() {
     }
 }
 
+/// A VIP of all protocols takes what is none of TCP and UDP, but for tunnels.
+#[test]
+fn any_protocol_goes_into_a_tunnel_but_a_tunnels() {
+    for (mode, inner, outer) in combinations() {
+        let mut vip = vip(mode, inner, outer, 1);
+        (vip.protocol, vip.ports) = (Protocol::Any, Ports::All);
+        let mut rig = rig_with(tunnels(), 1500, vec![vip]);
+        for (protocol, nested) in [(50, false), (132, false), (4, true), (41, true), (47, true)] {
+            let mut packet = packet(inner, PLAIN);
+            packet[if inner == Family::V4 { 23 } else { 20 }] = protocol;
+            let sent = rig.send(0, 0, &packet);
+            assert_eq!(sent.is_empty(), nested, "{mode:?} {inner:?} {protocol}");
+            for sent in &sent {
+                assert_eq!(open(mode, outer, inner, &sent.bytes).inner, packet[14..]);
+            }
+        }
+        assert_eq!(rig.drops(0, Drop::NestedTunnel), 3);
+        rig.assert_accounted();
+    }
+}
+
 #[test]
 fn a_box_without_a_source_sends_nothing() {
     for (mode, inner, outer) in combinations() {
