@@ -154,7 +154,7 @@ fn affinity_and_splits_are_told() {
 fn a_rival_flow_is_seen() {
     let family = Family::V4;
     let mut vip = spec(0, Forward::Nat, family, 1, 2);
-    vip.ports = holdfast::forwarding::Ports::List(vec![80, 443]);
+    vip.ports = holdfast::forwarding::Ports::of(&[80, 443]);
     let mut rig = Rig::new(2, 1, vec![vip]);
     for port in 1000..1050 {
         rig.send(1, 0, &tcp(family, port, 443, "S"));

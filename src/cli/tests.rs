@@ -160,7 +160,7 @@ fn vip(backends: Vec<BackendStatus>) -> api::VipStatus {
     api::VipStatus {
         name: "web".to_owned(),
         address: "192.0.2.10".parse().unwrap(),
-        ports: vec![80, 443],
+        ports: vec![80.into(), 443.into()],
         protocol: Protocol::Tcp,
         forward: Forward::Nat,
         scheduler: "maglev (table_size 65537)".to_owned(),

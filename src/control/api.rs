@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
 use crate::forwarding::explain::Step;
-use crate::forwarding::{FlowsLeft, Forward, Service};
+use crate::forwarding::{FlowsLeft, Forward, Network, PortRange, Service};
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -124,10 +124,10 @@ pub struct Totals {
 pub struct VipStatus {
     /// Name.
     pub name: String,
-    /// Address.
-    pub address: IpAddr,
-    /// Ports; empty for all.
-    pub ports: Vec<u16>,
+    /// Address, or prefix.
+    pub address: Network,
+    /// Ports, and ranges such as `"8000-8999"`; empty for all.
+    pub ports: Vec<PortRange>,
     /// Protocol.
     pub protocol: Protocol,
     /// Forwarding mode.

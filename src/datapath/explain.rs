@@ -25,6 +25,7 @@ use super::worker::forward;
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::{Families, FlowTable, TableError};
 use crate::flow::tuple::{HashedKey, Tuple};
 use crate::flow::writer::FlowWriter;
@@ -127,8 +128,11 @@ impl Explainer {
         let nic = hop.port;
         let trace_of = Some(&trace);
         let client = vip.map_or(NOBODY, |vip| key_of(&key, vip));
+        // Nobody asks about fragments.
+        let datagrams = &Datagrams::new(0, Ticks(0), conntrack.secret().clone());
         let context = &Context {
             table,
+            datagrams,
             flows: flows.view(),
             clients: &self.clients.scratch(&client),
             bindings: &bindings,
@@ -243,11 +247,16 @@ fn run(
 }
 
 fn key(question: &Question) -> FlowKey {
+    // All packets of a client to an address are one flow, where ports mean nothing.
+    let port = |socket: SocketAddr| match question.protocol {
+        Protocol::Any => 0,
+        Protocol::Tcp | Protocol::Udp => socket.port(),
+    };
     FlowKey {
         client: question.client.ip().into(),
         vip: question.destination.ip().into(),
-        client_port: question.client.port(),
-        vip_port: question.destination.port(),
+        client_port: port(question.client),
+        vip_port: port(question.destination),
         protocol: question.protocol,
     }
 }

@@ -17,9 +17,10 @@ mod full_nat;
 mod nat;
 pub(super) mod tunnel;
 
-use super::batch::{Packet, Shape, TcpFlags, Way};
+use super::batch::{Packet, Part, Shape, TcpFlags, Way};
 use super::conntrack::Target;
 use super::context::Context;
+use super::fragments;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop, VipId};
 use crate::stats::Drop;
@@ -46,7 +47,7 @@ pub fn rewrite_to_backend(
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
-    let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
+    let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
@@ -69,7 +70,9 @@ pub fn rewrite_to_backend(
             let source = binding.and_then(|id| context.bindings.sources().source(id));
             let source = source.ok_or(Drop::RequestNoFlow)?;
             let port = backend.port.unwrap_or(flow.key().vip_port);
+            let number = new_number(frame, shape, context);
             full_nat::translate(frame, shape, flow, source, (backend.address, port))?;
+            renumber(frame, shape, number);
         }
         Forward::Ipip | Forward::Gue => {
             tunnel::encapsulate(frame, shape, flow.tuple, backend, context)?;
@@ -84,6 +87,12 @@ pub fn rewrite_to_backend(
 #[inline]
 pub fn mtu_towards(backend: &Backend, v4: bool, context: &Context<'_>) -> u16 {
     if backend.forward.tunnels() { tunnel::limit(v4, backend, context) } else { backend.mtu }
+}
+
+/// Why a backend has no next hop.
+#[cold]
+fn no_hop(backend: &Backend) -> Drop {
+    if backend.loops { Drop::Loop } else { Drop::NoNextHop }
 }
 
 /// Rewrites a backend's packet for the client that is at `hop`.
@@ -109,14 +118,30 @@ pub fn rewrite_to_client(
     if shape.flags.any(TcpFlags::SYN) {
         lower_mss(frame, shape, packet.vip, context);
     }
+    let number = new_number(frame, shape, context);
     let key = flow.key();
     let (vip, client) = ((key.vip, key.vip_port), (key.client, key.client_port));
     match way {
         Way::ToClientOf(_) => full_nat::translate(frame, shape, flow, vip, client)?,
         _ => nat::translate(frame, shape, flow, Side::Source, vip.0, vip.1)?,
     }
+    renumber(frame, shape, number);
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
+}
+
+/// The number that a fragment's datagram gets with its new source, where its own need not be unique.
+#[inline]
+fn new_number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
+    let fragment = matches!(shape.part, Part::First | Part::Later);
+    if fragment { fragments::number(frame, shape, context) } else { None }
+}
+
+#[inline]
+fn renumber(frame: &mut Frame, shape: &Shape, number: Option<u32>) {
+    if let Some(number) = number {
+        fragments::renumber(frame, shape, number);
+    }
 }
 
 /// Lowers what a handshake says of the longest segments, if the VIP wants that.

@@ -427,7 +427,7 @@ fn many_packets_that_go_in_pieces_at_once() {
 fn tunnels_do_not_carry_tunnels() {
     for (mode, inner, outer) in combinations() {
         let mut vip = vip(mode, inner, outer, 1);
-        (vip.protocol, vip.ports) = (Protocol::Udp, Ports::List(vec![53, 6080]));
+        (vip.protocol, vip.ports) = (Protocol::Udp, Ports::List(vec![53.into(), 6080.into()]));
         let mut rig = rig_with(tunnels(), 1500, vec![vip]);
         assert_eq!(rig.send(0, 0, &udp(inner, 9, 6080, true)).len(), 0, "{mode:?}");
         assert_eq!(rig.drops(0, Drop::NestedTunnel), 1);

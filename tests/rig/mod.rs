@@ -16,6 +16,7 @@ use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::Protocol;
 use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
+use holdfast::flow::fragments::Datagrams;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
@@ -33,6 +34,8 @@ use holdfast::xdp::umem::Umem;
 pub const CLIENT_MAC: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
 const FRAMES: u32 = 1024;
 const RING: u32 = 256;
+/// Most fragments that a worker parks.
+pub const PARKED: usize = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -109,8 +112,8 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
     };
     VipSpec {
         id: VipId(id),
-        address: family.vip(),
-        ports: Ports::List(vec![80]),
+        address: family.vip().into(),
+        ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
         // 1 s, 10 s, 2 s, 1 s.
@@ -398,13 +401,16 @@ impl Rig {
         let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
         let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
         let bindings = Arc::new(bindings);
+        let macs = (0..nics).map(nic_mac).collect();
+        let this_box = ThisBox { macs, ..this_box };
         let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
-        let clients = Arc::new(Clients::new(1024, secret));
+        let clients = Arc::new(Clients::new(1024, secret.clone()));
+        let datagrams = Arc::new(Datagrams::new(64, Ticks(3000), secret));
         let paths = Arc::<PathMtus>::default();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
@@ -436,6 +442,8 @@ impl Rig {
                 macs: (0..nics).map(nic_mac).collect(),
                 flows: Arc::clone(&flow_tables),
                 clients: Arc::clone(&clients),
+                datagrams: Arc::clone(&datagrams),
+                parked: PARKED,
                 bindings: Arc::clone(&bindings),
                 paths: Arc::clone(&paths),
                 index: u8::try_from(index).unwrap(),
