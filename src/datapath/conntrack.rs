@@ -242,12 +242,16 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'t>,
     ) -> Result<Target<'t>, Untracked<'t>> {
-        if packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens() {
+        let opens = packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens();
+        // A SYN that is repeated, at another worker now, chooses the same backend by itself; but a backend
+        // that sees another source takes it for another connection.
+        if opens && !bindings::wanted(packet, context) {
             return Err(Miss::Open.into());
         }
+        let miss = if opens { Miss::Open } else { Miss::Midflow };
         let on_vip = |pin: &Pin| pin.vip == packet.vip;
         let (slot, pin, backend) =
-            self.find_elsewhere(&packet.flow, context, on_vip).ok_or(Miss::Midflow)?;
+            self.find_elsewhere(&packet.flow, context, on_vip).ok_or(miss)?;
         if let Some(miss) = leaves(packet, &pin.track, backend, context) {
             return Err(miss.into());
         }
