@@ -20,8 +20,8 @@ use crate::flow::bindings::{BindingId, Bound, Lease, Leases};
 use crate::flow::entry::{Pin, State, Track};
 use crate::flow::table::Slot;
 use crate::flow::tuple::Tuple;
-use crate::forwarding::FlowsLeft;
 use crate::forwarding::table::Backend;
+use crate::forwarding::{FlowsLeft, Forward};
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::wire::proxy::{Header, Shift};
@@ -178,6 +178,11 @@ fn is_steady(protocol: Protocol, state: State) -> bool {
         Protocol::Tcp => state == State::ESTABLISHED,
         _ => state == State::default(),
     }
+}
+
+/// Whether the flow of a client's packet has a source of ours, or is to get one.
+pub fn wanted(packet: &Packet, context: &Context<'_>) -> bool {
+    context.table.vip(packet.vip).is_some_and(|vip| vip.forward == Forward::FullNat)
 }
 
 /// Keeps the way back to a flow's client, once per tick at most, by a packet of its pin.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use holdfast::flow::Protocol;
 use holdfast::forwarding::explain::{Question, Segment};
-use holdfast::forwarding::{FlowsLeft, Forward, NextHop, VipSpec};
+use holdfast::forwarding::{BackendIndex, FlowsLeft, Forward, NextHop, VipId, VipSpec};
 use holdfast::stats::Drop;
 
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec, tagged, tcp, udp};
@@ -126,6 +126,27 @@ fn datagrams_are_translated_both_ways() {
             }
             rig.assert_accounted();
         }
+    }
+}
+
+/// A SYN that is repeated, or another datagram, by another queue of the NIC.
+#[test]
+fn a_flow_that_begins_at_two_workers_has_one_source() {
+    for family in FAMILIES {
+        let mut dns = VipSpec { protocol: Protocol::Udp, ..full_nat(family, 1, 3) };
+        dns.id = VipId(1);
+        for (backend, index) in dns.backends.iter_mut().zip(10..) {
+            backend.id.index = BackendIndex(index);
+        }
+        let mut rig = Rig::new(2, 1, vec![full_nat(family, 1, 3), dns]);
+        for packet in [client(family, 40_000, "S"), udp(family, 40_000, 80, true)] {
+            let sources = [0, 1, 1, 0].map(|worker| rig.send(worker, 0, &packet)[0].source());
+            assert!(sources.iter().all(|source| *source == sources[0]), "{sources:?}");
+        }
+        let [here, there] =
+            [0, 1].map(|worker| rig.stats(worker).bindings(family == Family::V4).get());
+        assert_eq!((here, there), (2, 0));
+        rig.assert_accounted();
     }
 }
 
