@@ -368,6 +368,7 @@ mod tests {
             let bytes = segment.bytes(MACS).unwrap();
             prop_assert!(bytes.len() >= SHORTEST);
             let packet = SlicedPacket::from_ethernet(&bytes).unwrap();
+            let vlans: Vec<u16> = packet.vlan_ids().iter().map(|vlan| vlan.value()).collect();
             let Some(TransportSlice::Tcp(tcp)) = packet.transport else {
                 unreachable!("{packet:?}")
             };
@@ -393,7 +394,6 @@ mod tests {
             prop_assert_eq!(tcp.ack().then(|| tcp.acknowledgment_number()), acknowledgment);
             prop_assert_eq!(tcp.rst(), reset);
             prop_assert!(!tcp.syn() && !tcp.fin() && tcp.payload().is_empty());
-            let vlans: Vec<u16> = packet.vlan_ids().iter().map(|vlan| vlan.value()).collect();
             let tags = segment.hop.vlan;
             let expected = tags.into_iter().flat_map(|tags| {
                 tags.outer.value().into_iter().chain([tags.inner])

@@ -355,7 +355,6 @@ impl WayBack {
 
     /// Taken apart.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of a word")]
     pub fn next_hop(self) -> NextHop {
         let [a, b, c, d, e, f, _, _] = self.0.to_be_bytes();
         let mac = [a, b, c, d, e, f];
