@@ -2,7 +2,8 @@
 //!
 //! Every packet that a worker receives ends in exactly one of `transmitted`, `handed_over`, one kind of
 //! [`Answer`] or one [`Drop`] reason (architecture invariant 6), so for each worker
-//! `received = transmitted + handed_over + answered + sum(drops)` whenever it is between two polls.
+//! `received = transmitted + handed_over + answered + sum(drops) + fragments_parked` whenever it is between
+//! two polls.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -136,9 +137,17 @@ named! {
     BadIpv6Length = "bad_ipv6_length",
     /// IPv6 extension headers that are cut short, too many, or of a kind that is not forwarded.
     Ipv6Extension = "ipv6_extension",
-    /// A fragment of a datagram for a VIP.
+    /// A fragment whose offset and length cannot be, or one of an ICMP message.
     Fragment = "fragment",
-    /// Neither TCP, UDP nor ICMP.
+    /// A first fragment without the whole transport header.
+    TinyFragment = "tiny_fragment",
+    /// A fragment with bytes that another one has, or behind the end, or another start of its datagram.
+    FragmentOverlap = "fragment_overlap",
+    /// A later fragment whose first one did not come within 2 s.
+    FragmentNoFirst = "fragment_no_first",
+    /// A later fragment that found too many others waiting, or made room for a newer one.
+    FragmentNoRoom = "fragment_no_room",
+    /// Neither TCP, UDP nor ICMP, and no VIP takes all protocols of the address.
     UnsupportedProtocol = "unsupported_protocol",
     /// A TCP header cut short.
     TruncatedTcp = "truncated_tcp",
@@ -156,6 +165,10 @@ named! {
     Land = "land",
     /// The source is a multicast, broadcast, loopback, unspecified or IPv4-mapped address.
     BadSource = "bad_source",
+    /// The source is the address of a VIP: an answer would come back here.
+    OwnSource = "own_source",
+    /// The next hop of the pinned backend is this box itself.
+    Loop = "loop",
     /// The packet is for no VIP and from no NAT backend.
     NoVip = "no_vip",
     /// No backend of the VIP is in service.
@@ -187,7 +200,13 @@ named! {
     FlowReset = "flow_reset",
     /// From a client behind two VLAN tags, of which too many pairs are known already (some 4,000).
     VlanPairsFull = "vlan_pairs_full",
-    /// No room in the frame for a VLAN tag.
+    /// A tunnel's packet, which is not put into another tunnel.
+    NestedTunnel = "nested_tunnel",
+    /// An ICMP error about a tunnel packet of ours, from which the path's MTU was learnt.
+    PathMtuLearnt = "path_mtu_learnt",
+    /// Another ICMP error about a tunnel packet of ours.
+    TunnelError = "tunnel_error",
+    /// No room in the frame for a VLAN tag or an outer header.
     NoHeadroom = "no_headroom",
     /// The packet is longer than a frame, and the NIC that it would leave by has no multi-buffer.
     TooLong = "too_long",
@@ -230,6 +249,9 @@ pub struct WorkerStats {
     pub resets_sent: Counter,
     /// Probes sent to silent ends of flows that are cut, to be answered with a RST.
     pub probes_sent: Counter,
+    /// Pieces of packets that were too long for their way, but for the first of each, which counts as the
+    /// packet.
+    pub fragments_sent: Counter,
     /// ICMP errors sent on to the end of the flow that they are about.
     pub icmp_errors_forwarded: Counter,
     /// Packets that were dropped without the ICMP error that they deserved, as too many were sent.
@@ -238,6 +260,8 @@ pub struct WorkerStats {
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
     pub flow_aliases: Counter,
+    /// Later fragments that wait for their first one now (a gauge).
+    pub fragments_parked: Counter,
     /// IPv4 sources of full-NAT flows in use now (a gauge).
     pub bindings_v4: Counter,
     /// The same for IPv6 (a gauge).
@@ -429,10 +453,12 @@ impl WorkerStats {
             flows_reset: Counter::default(),
             resets_sent: Counter::default(),
             probes_sent: Counter::default(),
+            fragments_sent: Counter::default(),
             icmp_errors_forwarded: Counter::default(),
             icmp_rate_limited: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
+            fragments_parked: Counter::default(),
             bindings_v4: Counter::default(),
             bindings_v6: Counter::default(),
             clients_full: Counter::default(),
@@ -482,8 +508,10 @@ impl WorkerStats {
             probes_sent,
             icmp_errors_forwarded,
             icmp_rate_limited,
+            fragments_sent,
             flows_active,
             flow_aliases,
+            fragments_parked: _,
             bindings_v4,
             bindings_v6,
             clients_full,
@@ -514,6 +542,7 @@ impl WorkerStats {
             ("probes_sent", probes_sent.get()),
             ("icmp_errors_forwarded", icmp_errors_forwarded.get()),
             ("icmp_rate_limited", icmp_rate_limited.get()),
+            ("fragments_sent", fragments_sent.get()),
             ("flows_active", flows_active.get()),
             ("flow_aliases", flow_aliases.get()),
             ("bindings_v4", bindings_v4.get()),
@@ -546,6 +575,7 @@ impl WorkerStats {
             + u128::from(self.handed_over.get())
             + self.answers().map(|(_, count)| u128::from(count)).sum::<u128>()
             + self.drops().map(|(_, count)| u128::from(count)).sum::<u128>();
+        let ended = ended + u128::from(self.fragments_parked.get());
         i128::from(self.received.get()) - i128::try_from(ended).unwrap_or(i128::MAX)
     }
 }

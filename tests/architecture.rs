@@ -27,13 +27,19 @@ fn sources(under: &str) -> Vec<(PathBuf, String)> {
 #[test]
 fn planes_know_only_the_planes_below() {
     for (plane, strangers) in [
-        ("datapath", &["control", "config", "cli", "daemon", "steering"][..]),
-        ("control", &["datapath", "xdp", "cli", "daemon", "steering"]),
-        ("forwarding", &["datapath", "control", "config", "xdp", "cli", "daemon", "steering"]),
-        ("flow", &["datapath", "control", "config", "cli", "daemon", "steering"]),
-        ("wire", &["datapath", "control", "config", "cli", "daemon", "steering", "forwarding"]),
-        ("xdp", &["datapath", "control", "config", "cli", "daemon", "steering", "wire"]),
-        ("config", &["datapath", "control", "xdp", "cli", "daemon", "steering"]),
+        ("datapath", &["control", "config", "cli", "daemon", "steering", "replay"][..]),
+        ("control", &["datapath", "xdp", "cli", "daemon", "steering", "replay"]),
+        (
+            "forwarding",
+            &["datapath", "control", "config", "xdp", "cli", "daemon", "steering", "replay"],
+        ),
+        ("flow", &["datapath", "control", "config", "cli", "daemon", "steering", "replay"]),
+        (
+            "wire",
+            &["datapath", "control", "config", "cli", "daemon", "steering", "replay", "forwarding"],
+        ),
+        ("xdp", &["datapath", "control", "config", "cli", "daemon", "steering", "replay", "wire"]),
+        ("config", &["datapath", "control", "xdp", "cli", "daemon", "steering", "replay"]),
     ] {
         for (path, text) in sources(plane) {
             for stranger in strangers {

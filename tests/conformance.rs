@@ -31,13 +31,13 @@ fn conformance(arguments: &[&str]) -> String {
     stdout
 }
 
-#[test]
-fn every_golden_case_holds() {
+/// Every golden case that there is for a mode.
+fn golden(mode: &str) {
     let cases = std::fs::read_dir(root().join("tests/conformance/cases")).unwrap();
     let cases = cases.map(|entry| entry.unwrap().path().to_str().unwrap().to_owned());
     let mut cases: Vec<String> = cases.filter(|path| path.ends_with(".toml")).collect();
     cases.sort();
-    let mut arguments = vec!["cases", "--binary", env!("CARGO_BIN_EXE_holdfast")];
+    let mut arguments = vec!["cases", "--binary", env!("CARGO_BIN_EXE_holdfast"), "--mode", mode];
     arguments.extend(cases.iter().map(String::as_str));
     conformance(&arguments);
 }
@@ -49,15 +49,24 @@ fn random(mode: &str) {
     conformance(&["random", "--binary", binary, "--mode", mode, "--seed", &seed]);
 }
 
-#[test]
-fn random_packets_in_mode_dsr() {
-    random("dsr");
+/// A module of tests for each mode.
+macro_rules! modes {
+    ($($mode:ident)*) => {
+        $(mod $mode {
+            #[test]
+            fn golden_cases_hold() {
+                super::golden(stringify!($mode));
+            }
+
+            #[test]
+            fn random_packets_are_right() {
+                super::random(stringify!($mode));
+            }
+        })*
+    };
 }
 
-#[test]
-fn random_packets_in_mode_nat() {
-    random("nat");
-}
+modes! { dsr nat }
 
 /// The rows of facts and the cases that show them.
 #[test]

@@ -17,8 +17,10 @@ mod e2e {
     mod drain;
     mod errors;
     mod forwarding;
+    mod fragments;
     mod full_nat;
     mod health;
+    mod icmp;
     mod jumbo;
     pub mod kernel;
     mod lifecycle;
@@ -26,7 +28,10 @@ mod e2e {
     mod malformed;
     pub mod oracle;
     mod quic;
+    mod random_packets;
     mod reload;
     mod resets;
     mod sticky;
+    mod tunnel;
+    mod vips;
 }

@@ -3,8 +3,13 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
 mod golden {
+    mod answers;
+    mod fragments;
     mod full_nat;
+    mod icmp;
     mod resets;
+    mod tunnel;
+    mod vips;
 }
 mod rig;
 
@@ -235,10 +240,10 @@ fn pinned_flows_keep_the_mode_of_their_own_vip() {
     let mut all = spec(0, Forward::Dsr, Family::V4, 1, 3);
     all.ports = Ports::All;
     let mut web = spec(1, Forward::Nat, Family::V4, 1, 3);
-    web.ports = Ports::List(vec![443]);
+    web.ports = Ports::of(&[443]);
     let mut rig = Rig::new(1, 1, vec![all, web]);
     let before = rig.send(0, 0, &tcp(Family::V4, 5000, 80, SYN));
-    rig.change(|specs| specs[1].ports = Ports::List(vec![80]));
+    rig.change(|specs| specs[1].ports = Ports::of(&[80]));
     let after = rig.send(0, 0, &tcp(Family::V4, 5000, 80, ACK));
     assert_eq!(after[0].destination(), before[0].destination(), "still dsr");
     assert_eq!(rig.stats(0).vips[0].packets_in.get(), 2);
@@ -433,7 +438,7 @@ fn a_full_table_drops_new_flows_and_never_harms_established_ones() {
 #[test]
 fn one_backend_port_behind_two_vip_ports_never_mixes_up_two_flows() {
     let mut web = spec(0, Forward::Nat, Family::V4, 1, 3);
-    web.ports = Ports::List(vec![80, 443]);
+    web.ports = Ports::of(&[80, 443]);
     for workers in [1, 2] {
         let mut rig = Rig::new(workers, 1, vec![web.clone()]);
         for port in 1000..1200 {

@@ -245,6 +245,45 @@ fn without_a_neighbours_file_hops_are_invented_and_all_backends_are_up() {
     assert_eq!(replay.packet(&captured(ETH1, 0, &group)).verdict, Verdict::Kernel);
 }
 
+/// The packet's own frame goes back: to a ping, and to what has gone far enough.
+#[test]
+fn answers_and_icmp_errors_have_verdicts_of_their_own() {
+    let mut replay = replay();
+    let mut ping = Vec::new();
+    PacketBuilder::ethernet2(CLIENT, NIC1)
+        .ipv4([198, 51, 100, 7], [192, 0, 2, 10], 64)
+        .icmpv4_echo_request(1, 1)
+        .write(&mut ping, b"ping")
+        .unwrap();
+    let decision = replay.packet(&captured(ETH1, 0, &ping));
+    assert_eq!((decision.verdict, decision.reason), (Verdict::Reply, Some("echo_replies")));
+    assert_eq!(decision.sent[0].bytes[..6], CLIENT);
+    // The first packet of a flow, on its last hop.
+    let mut tired = client(40_000, "S");
+    tired[22] = 1;
+    let fixed = etherparse::Ipv4HeaderSlice::from_slice(&tired[14..]).unwrap().to_header();
+    tired[24..26].copy_from_slice(&fixed.calc_header_checksum().to_be_bytes());
+    let decision = replay.packet(&captured(ETH1, 0, &tired));
+    assert_eq!(decision.reason, Some("icmp_time_exceeded_sent"));
+    assert_eq!((decision.verdict, decision.flow), (Verdict::Reply, FlowState::New));
+    assert_eq!(decision.vip.as_deref(), Some("web"));
+    // What a router says about a packet that the VIP sent to the client.
+    replay.packet(&captured(ETH1, 1, &client(40_001, "S")));
+    let reply = tcp((NIC1, CLIENT), "192.0.2.10:80", "198.51.100.7:40001", "SA");
+    let mut error = Vec::new();
+    let kind = etherparse::Icmpv4Type::TimeExceeded(
+        etherparse::icmpv4::TimeExceededCode::TtlExceededInTransit,
+    );
+    PacketBuilder::ethernet2(CLIENT, NIC1)
+        .ipv4([203, 0, 113, 1], [192, 0, 2, 10], 64)
+        .icmpv4(kind)
+        .write(&mut error, &reply[14..])
+        .unwrap();
+    let decision = replay.packet(&captured(ETH1, 1, &error));
+    assert_eq!((decision.verdict, decision.flow), (Verdict::Transmit, FlowState::Related));
+    assert_eq!(decision.place(), "web/b");
+}
+
 #[test]
 fn the_state_of_a_backend_is_what_the_file_says() {
     for (state, flow, places) in [
@@ -280,6 +319,25 @@ fn packets_that_the_capture_cut_and_those_too_long_are_not_given_to_the_worker()
     let decision = replay.packet(&captured(ETH1, 0, &jumbo));
     assert_eq!((decision.verdict, decision.reason), (Verdict::Drop, Some("longer_than_a_frame")));
     assert_eq!(replay.packet(&captured(ETH1, 0, &packet)).flow, FlowState::New, "it goes on");
+}
+
+#[test]
+fn a_nic_with_a_large_mtu_gives_jumbo_frames() {
+    let text = fs::read_to_string(path("neighbours.toml")).unwrap();
+    let large = text.replace("mac = \"02:00:00:00:00:0", "mtu = 9000\nmac = \"02:00:00:00:00:0");
+    let known = config::parse_neighbours(&large, "n.toml", &config()).unwrap();
+    let mut replay = Replay::new(&config(), Some(&known)).unwrap();
+    let mut jumbo = client(40_000, "S");
+    jumbo.resize(9014, 0);
+    jumbo[16..18].copy_from_slice(&9000_u16.to_be_bytes());
+    let decision = replay.packet(&captured(ETH1, 0, &jumbo));
+    assert_eq!(decision.verdict, Verdict::Transmit, "{decision:?}");
+    assert_eq!(decision.sent[0].bytes.len(), jumbo.len() + 4, "with its VLAN tag");
+    for length in [65_536, 4 << 20] {
+        jumbo.resize(length, 0);
+        let decision = replay.packet(&captured(ETH1, 0, &jumbo));
+        assert_eq!(decision.reason, Some("longer_than_a_frame"), "{length}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::control::api::{
     BackendState, BackendStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus, Status,
     Totals, VipStatus, WorkerStatus,
 };
+use crate::forwarding::PortRange;
 use crate::stats::{Answer, Drop};
 
 /// The arguments.
@@ -137,12 +138,12 @@ fn splits(vips: &[VipStatus], look: Look) -> Columns {
 }
 
 /// `80,443`; of many, the first few and how many more.
-fn ports(ports: &[u16]) -> String {
+fn ports(ports: &[PortRange]) -> String {
     const SHOWN: usize = 6;
     if ports.is_empty() {
         return "all".to_owned();
     }
-    let shown: Vec<_> = ports.iter().take(SHOWN).map(u16::to_string).collect();
+    let shown: Vec<_> = ports.iter().take(SHOWN).map(PortRange::to_string).collect();
     match ports.len().saturating_sub(SHOWN) {
         0 => shown.join(","),
         more => format!("{} and {more} more", shown.join(",")),
@@ -386,6 +387,7 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
         ("resets sent", totals.resets_sent, "RST segments that told them"),
         ("probes sent", totals.probes_sent, "segments that made silent ends speak"),
+        ("fragments sent", totals.fragments_sent, "further pieces of packets that were too long"),
         (
             "ICMP errors",
             totals.icmp_errors_forwarded,

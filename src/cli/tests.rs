@@ -149,6 +149,7 @@ fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus 
             interface: "eth1".to_owned(),
             mac: "02:00:00:00:00:11".to_owned(),
             vlan: None,
+            mtu: 1500,
             outer_vlan: None,
         }),
         next_hop_detail: String::new(),
@@ -160,7 +161,7 @@ fn vip(backends: Vec<BackendStatus>) -> api::VipStatus {
     api::VipStatus {
         name: "web".to_owned(),
         address: "192.0.2.10".parse().unwrap(),
-        ports: vec![80, 443],
+        ports: vec![80.into(), 443.into()],
         protocol: Protocol::Tcp,
         forward: Forward::Nat,
         scheduler: "maglev (table_size 65537)".to_owned(),

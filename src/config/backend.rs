@@ -37,8 +37,10 @@ impl RawBackend {
         let weight = report.integer(&place.key("weight"), self.weight, WEIGHT, 0..=MAX_WEIGHT);
         let port_at = place.key("port");
         let port = self.port.map(|port| report.integer(&port_at, Some(port), 1, 1..=u16::MAX));
-        if port.is_some() && forward.is_some_and(|forward| !forward.translates()) {
-            let what = "forward = \"dsr\" leaves the port as the client wrote it";
+        let kept = forward.filter(|forward| port.is_some() && !forward.translates());
+        if let Some(forward) = kept {
+            let word = forward.as_str();
+            let what = format!("forward = \"{word}\" leaves the port as the client wrote it");
             report.error(&port_at, what, "remove the port, or use forward = \"nat\"");
         }
         let server_ids = self.server_id.map(|ids| ids.check(&place.key("server_id"), report));

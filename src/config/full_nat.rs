@@ -82,7 +82,7 @@ fn sources(list: &[String], place: &Place, report: &mut Report<'_>) -> Vec<IpAdd
         let at = place.index(index);
         let Some(prefix) = prefix(text, &at, report) else { continue };
         let bits = prefix.max_prefix_len() - prefix.prefix_len();
-        if bits > MAX_SOURCES.ilog2() as u8 {
+        if u32::from(bits) > MAX_SOURCES.ilog2() {
             let what = format!("{text} is more than {MAX_SOURCES} addresses");
             let fix = format!("use a longer prefix: {MAX_SOURCES} addresses are possible");
             report.error(&at, what, &fix);

@@ -48,7 +48,7 @@ fn keys_of<T: for<'de> Deserialize<'de> + fmt::Debug>() -> Vec<&'static str> {
 fn uncommented(wanted: impl Fn(&str) -> bool) -> String {
     let is_key = |line: &str| {
         let word = line.split(' ').next().unwrap_or_default();
-        line.contains(" = ") && word.bytes().all(|c| c.is_ascii_lowercase() || c == b'_')
+        line.contains(" = ") && word.bytes().all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_'))
     };
     let lines = REFERENCE.lines().map(|line| match line.strip_prefix("# ") {
         Some(key) if key.split(' ').nth(1) == Some("=") && is_key(key) && wanted(key) => key,
@@ -105,6 +105,8 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["vip", "backend"], keys_of::<super::backend::RawBackend>()),
         (&["full_nat"], keys_of::<super::full_nat::RawFullNat>()),
         (&["control"], keys_of::<super::control::RawControl>()),
+        (&["fragments"], keys_of::<super::fragments::RawFragments>()),
+        (&["tunnel"], keys_of::<super::tunnel::RawTunnel>()),
         (&["hash"], keys_of::<super::hash::RawHash>()),
     ] {
         let keys: BTreeSet<String> = keys.into_iter().map(str::to_owned).collect();

@@ -285,11 +285,16 @@ impl Controller {
     }
 
     fn this_box(&self) -> ThisBox {
-        self.config.this_box(self.nics.iter().map(|nic| nic.mtu).collect())
+        // Until the network has been looked at: as at start.
+        let mut mtus = self.network.nic_mtus.clone();
+        if mtus.is_empty() {
+            mtus = self.nics.iter().map(|nic| nic.mtu).collect();
+        }
+        self.config.this_box(mtus, self.nics.iter().map(|nic| nic.mac).collect())
     }
 
     fn wanted_rules(&self) -> SteerRules {
-        self.registry.steer_rules(&self.network.addresses)
+        self.config.tunnels.steered(self.registry.steer_rules(&self.network.addresses))
     }
 
     fn steer(&mut self, rules: SteerRules) -> Result<(), String> {
@@ -349,12 +354,17 @@ impl Controller {
 
     /// Takes over what the resolver has found.
     fn follow(&mut self, network: &mut watch::Receiver<Arc<Snapshot>>) {
-        self.network = Arc::clone(&network.borrow_and_update());
+        let before = std::mem::replace(&mut self.network, Arc::clone(&network.borrow_and_update()));
+        self.dirty |= before.nic_mtus != self.network.nic_mtus;
         for (vip, backend) in self.registry.backends_mut() {
             if let Some(hop) = self.network.hops.get(&backend.config.address) {
                 let next_hop = hop.as_ref().ok().copied();
                 self.dirty |= backend.next_hop != next_hop;
                 backend.next_hop = next_hop;
+                let mtu = self.network.mtus.get(&backend.config.address).copied();
+                let mtu = mtu.unwrap_or(backend.mtu);
+                self.dirty |= backend.mtu != mtu;
+                backend.mtu = mtu;
                 let problem = hop.as_ref().err().map(Problem::to_string);
                 backend.next_hop_detail = problem.unwrap_or_default();
                 tell_problem(vip, backend, hop.as_ref().err());

@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 
 use super::NicView;
 use super::netlink::{Certainty, Error, InterfaceAddress, Link, Neighbour, Netlink, OnVlan, Route};
+use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{NextHop, PortIndex};
 use crate::wire::vlan::{Outer, Tags};
 
@@ -41,6 +42,11 @@ pub(super) const LOOKUPS: usize = 64;
 pub struct Snapshot {
     /// By backend address.
     pub hops: HashMap<IpAddr, Result<NextHop, Problem>>,
+    /// Longest IP packet that may leave towards a backend, in bytes, by its address; of those that
+    /// have a next hop.
+    pub mtus: HashMap<IpAddr, u16>,
+    /// The same of each NIC, in the configuration's order.
+    pub nic_mtus: Vec<u16>,
     /// Every address of this box.
     pub addresses: Vec<InterfaceAddress>,
 }
@@ -119,7 +125,10 @@ impl fmt::Display for Problem {
 #[derive(Debug)]
 pub struct Resolver {
     netlink: Netlink,
-    nics: HashMap<u32, PortIndex>,
+    /// Interface indices of the NICs, in the configuration's order.
+    nics: Vec<u32>,
+    /// The NICs by interface index.
+    ports: HashMap<u32, PortIndex>,
     targets: watch::Receiver<HashSet<IpAddr>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     probes: Probes,
@@ -161,11 +170,11 @@ pub fn start(
     nics: &[NicView],
     targets: watch::Receiver<HashSet<IpAddr>>,
 ) -> watch::Receiver<Arc<Snapshot>> {
-    let ports = (0..).map(PortIndex);
-    let nics = nics.iter().zip(ports).map(|(nic, port)| (nic.ifindex, port)).collect();
+    let nics: Vec<u32> = nics.iter().map(|nic| nic.ifindex).collect();
+    let ports = nics.iter().copied().zip((0..).map(PortIndex)).collect();
     let (snapshot, receiver) = watch::channel(Arc::default());
     let probes = Probes::default();
-    let resolver = Resolver { netlink, nics, targets, snapshot, probes, failing: false };
+    let resolver = Resolver { netlink, nics, ports, targets, snapshot, probes, failing: false };
     tokio::spawn(resolver.run(bell));
     receiver
 }
@@ -223,11 +232,17 @@ impl Resolver {
             .await?;
         let neighbours = self.netlink.neighbours().await?;
         let mut hops = HashMap::with_capacity(routes.len());
+        let mut mtus = HashMap::with_capacity(routes.len());
         for (target, route) in routes {
-            hops.insert(target, self.next_hop(route, &links, &neighbours).await);
+            let hop = self.next_hop(route, &links, &neighbours).await;
+            if hop.is_ok() {
+                mtus.insert(target, path_mtu(route, &links));
+            }
+            hops.insert(target, hop);
         }
+        let nic_mtus = self.nics.iter().map(|&ifindex| link_mtu(ifindex, &links)).collect();
         self.probes.prune(Instant::now());
-        Ok(Snapshot { hops, addresses })
+        Ok(Snapshot { hops, mtus, nic_mtus, addresses })
     }
 
     async fn next_hop(
@@ -239,9 +254,9 @@ impl Resolver {
         let (ifindex, hop) = match route {
             Route::Local => return Err(Problem::Local),
             Route::None => return Err(Problem::NoRoute),
-            Route::Via { ifindex, hop } => (ifindex, hop),
+            Route::Via { ifindex, hop, .. } => (ifindex, hop),
         };
-        let (port, vlan) = out_of(ifindex, links, &self.nics)?;
+        let (port, vlan) = out_of(ifindex, links, &self.ports)?;
         let known = neighbours.get(&(ifindex, hop)).copied();
         let known = known.unwrap_or(Neighbour { mac: None, certainty: Certainty::Resolving });
         if self.probes.due((ifindex, hop), known.certainty, Instant::now())
@@ -258,6 +273,19 @@ impl Resolver {
             _ => Err(Problem::Resolving),
         }
     }
+}
+
+/// Longest packet that may leave by a route: what it says itself, but no more than its link carries.
+fn path_mtu(route: Route, links: &HashMap<u32, Link>) -> u16 {
+    let Route::Via { ifindex, mtu, .. } = route else { return UNLIMITED };
+    let route = mtu.filter(|&mtu| mtu > 0).and_then(|mtu| u16::try_from(mtu).ok());
+    link_mtu(ifindex, links).min(route.unwrap_or(UNLIMITED))
+}
+
+/// Longest packet that a link carries, as far as the kernel says.
+fn link_mtu(ifindex: u32, links: &HashMap<u32, Link>) -> u16 {
+    let mtu = links.get(&ifindex).map(|link| link.mtu).filter(|&mtu| mtu > 0);
+    mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(UNLIMITED)
 }
 
 /// Whether asking again soon may help.
@@ -338,6 +366,26 @@ mod tests {
             ("one that has just gone", 99, refused("interface 99")),
         ] {
             assert_eq!(out_of(ifindex, &links, &nics), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_shorter_of_route_and_link_counts() {
+        let mut odd = link(2, "eth1.7", Some((1, 7, false)));
+        odd.1.mtu = 0;
+        let links = HashMap::from([link(1, "eth1", None), odd]);
+        let via = |ifindex, mtu| Route::Via { ifindex, hop: [10, 0, 0, 1].into(), mtu };
+        for (name, route, expected) in [
+            ("the link", via(1, None), 1500),
+            ("the route", via(1, Some(1400)), 1400),
+            ("a route that says more", via(1, Some(9000)), 1500),
+            ("a route that says nothing", via(1, Some(0)), 1500),
+            ("a link that says nothing", via(2, Some(1400)), 1400),
+            ("a link that has just gone", via(3, None), UNLIMITED),
+            ("more than a packet has", via(3, Some(70_000)), UNLIMITED),
+            ("no way there", Route::None, UNLIMITED),
+        ] {
+            assert_eq!(path_mtu(route, &links), expected, "{name}");
         }
     }
 

@@ -18,7 +18,7 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
 };
 use rtnetlink::{AddressMessageBuilder, Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::Notify;
@@ -106,6 +106,8 @@ pub enum Route {
         ifindex: u32,
         /// Whose MAC is wanted.
         hop: IpAddr,
+        /// Longest packet, in bytes, if the route says so, or the kernel has learned it.
+        mtu: Option<u32>,
     },
     /// It is an address of this box.
     Local,
@@ -370,7 +372,7 @@ fn neighbour(message: NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
 }
 
 fn route(address: IpAddr, message: &RouteMessage) -> Route {
-    let (mut ifindex, mut hop) = (None, address);
+    let (mut ifindex, mut hop, mut mtu) = (None, address, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
@@ -378,13 +380,21 @@ fn route(address: IpAddr, message: &RouteMessage) -> Route {
             RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => hop = (*ip).into(),
             RouteAttribute::Via(RouteVia::Inet(ip)) => hop = (*ip).into(),
             RouteAttribute::Via(RouteVia::Inet6(ip)) => hop = (*ip).into(),
+            RouteAttribute::Metrics(metrics) => mtu = metrics.iter().find_map(route_mtu),
             _ => {}
         }
     }
     match (message.header.kind, ifindex) {
         (RouteType::Local, _) => Route::Local,
-        (RouteType::Unicast, Some(ifindex)) => Route::Via { ifindex, hop },
+        (RouteType::Unicast, Some(ifindex)) => Route::Via { ifindex, hop, mtu },
         _ => Route::None,
+    }
+}
+
+fn route_mtu(metric: &RouteMetric) -> Option<u32> {
+    match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
     }
 }
 
@@ -460,17 +470,24 @@ mod tests {
         };
         let gateway = Ipv4Addr::new(10, 0, 0, 1);
         let via = RouteAttribute::Gateway(RouteAddress::Inet(gateway));
+        let metrics = [RouteMetric::Hoplimit(64), RouteMetric::Mtu(1400)];
+        let metrics = RouteAttribute::Metrics(metrics.to_vec());
         for (name, answer, expected) in [
             ("local", answer(RouteType::Local, &[RouteAttribute::Oif(1)]), Route::Local),
             (
                 "on link",
                 answer(RouteType::Unicast, &[RouteAttribute::Oif(2)]),
-                Route::Via { ifindex: 2, hop: to },
+                Route::Via { ifindex: 2, hop: to, mtu: None },
             ),
             (
                 "gateway",
                 answer(RouteType::Unicast, &[RouteAttribute::Oif(2), via]),
-                Route::Via { ifindex: 2, hop: gateway.into() },
+                Route::Via { ifindex: 2, hop: gateway.into(), mtu: None },
+            ),
+            (
+                "with an MTU",
+                answer(RouteType::Unicast, &[RouteAttribute::Oif(2), metrics]),
+                Route::Via { ifindex: 2, hop: to, mtu: Some(1400) },
             ),
             ("blackhole", answer(RouteType::BlackHole, &[]), Route::None),
             ("broadcast", answer(RouteType::Broadcast, &[RouteAttribute::Oif(2)]), Route::None),

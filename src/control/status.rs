@@ -196,7 +196,7 @@ pub fn backend_status(
         flows_cut: entry.drain.flows_cut(),
         drain: drain_status(vip, entry, traffic.flows_active, now),
         share_percent: entry.slow_start.percent(),
-        next_hop: entry.next_hop.map(|hop| next_hop_status(hop, nics)),
+        next_hop: entry.next_hop.map(|hop| next_hop_status(hop, entry.mtu, nics)),
         next_hop_detail: entry.next_hop_detail.clone(),
         traffic,
     }
@@ -234,7 +234,7 @@ fn drain_status(
 }
 
 /// A next hop in words.
-pub fn next_hop_status(hop: NextHop, nics: &[NicView]) -> NextHopStatus {
+pub fn next_hop_status(hop: NextHop, mtu: u16, nics: &[NicView]) -> NextHopStatus {
     let nic = nics.get(usize::from(hop.port.0));
     let [a, b, c, d, e, f] = hop.mac;
     NextHopStatus {
@@ -242,6 +242,7 @@ pub fn next_hop_status(hop: NextHop, nics: &[NicView]) -> NextHopStatus {
         mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
         vlan: hop.vlan.map(|tags| tags.inner),
         outer_vlan: hop.vlan.and_then(|tags| tags.outer.value()),
+        mtu,
     }
 }
 
@@ -277,9 +278,11 @@ fn totals(stats: &WorkerStats) -> Totals {
         bindings_v4: stats.bindings_v4.get(),
         bindings_v6: stats.bindings_v6.get(),
         clients_full: stats.clients_full.get(),
+        fragments_parked: stats.fragments_parked.get(),
         flows_reset: stats.flows_reset.get(),
         resets_sent: stats.resets_sent.get(),
         probes_sent: stats.probes_sent.get(),
+        fragments_sent: stats.fragments_sent.get(),
         icmp_errors_forwarded: stats.icmp_errors_forwarded.get(),
         icmp_rate_limited: stats.icmp_rate_limited.get(),
     }
@@ -303,9 +306,11 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         bindings_v4: a.bindings_v4 + b.bindings_v4,
         bindings_v6: a.bindings_v6 + b.bindings_v6,
         clients_full: a.clients_full + b.clients_full,
+        fragments_parked: a.fragments_parked + b.fragments_parked,
         flows_reset: a.flows_reset + b.flows_reset,
         resets_sent: a.resets_sent + b.resets_sent,
         probes_sent: a.probes_sent + b.probes_sent,
+        fragments_sent: a.fragments_sent + b.fragments_sent,
         icmp_errors_forwarded: a.icmp_errors_forwarded + b.icmp_errors_forwarded,
         icmp_rate_limited: a.icmp_rate_limited + b.icmp_rate_limited,
     }

@@ -242,12 +242,17 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'t>,
     ) -> Result<Target<'t>, Untracked<'t>> {
-        if packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens() {
+        let tcp = packet.flow.protocol() == Protocol::Tcp;
+        // NICs send fragments to another worker than whole packets of their flow, so both kinds look
+        // for each other once fragments are about.
+        let fragments = context.datagrams.generation() != 0;
+        if (!tcp && !fragments) || packet.shape.flags.opens() {
             return Err(Miss::Open.into());
         }
+        let miss = if tcp { Miss::Midflow } else { Miss::Open };
         let on_vip = |pin: &Pin| pin.vip == packet.vip;
         let (slot, pin, backend) =
-            self.find_elsewhere(&packet.flow, context, on_vip).ok_or(Miss::Midflow)?;
+            self.find_elsewhere(&packet.flow, context, on_vip).ok_or(miss)?;
         if let Some(miss) = leaves(packet, &pin.track, backend, context) {
             return Err(miss.into());
         }

@@ -10,20 +10,23 @@ use std::sync::Arc;
 
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 
+use super::answer::rejects;
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
 use super::conntrack::Conntrack;
-use super::context::Context;
+use super::context::{Context, Identification};
 use super::life::is_living;
 use super::parse::{Parsed, parse};
+use super::path_mtu::PathMtus;
 use super::reset::Outbox;
-use super::rewrite::Macs;
+use super::rewrite::{Macs, mtu_towards, tunnel};
 use super::select::{out_of_service, rivals};
 use super::worker::forward;
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::{Families, FlowTable, TableError};
 use crate::flow::tuple::{HashedKey, Tuple};
 use crate::flow::writer::FlowWriter;
@@ -33,6 +36,7 @@ use crate::forwarding::table::{Vip, name};
 use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
+use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Where a client is taken to be that has no flow yet: a locally administered address.
@@ -49,6 +53,7 @@ pub struct Explainer {
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
     bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
     stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -80,10 +85,11 @@ impl Explainer {
         flows: Arc<[Arc<FlowTable>]>,
         clients: Arc<Clients>,
         bindings: Arc<Bindings>,
+        paths: Arc<PathMtus>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, UmemError> {
         let (_, pool) = Umem::create(1, 4096)?;
-        Ok(Self { pool, macs, flows, clients, bindings, stats })
+        Ok(Self { pool, macs, flows, clients, bindings, paths, stats })
     }
 
     /// What becomes of a packet of the flow now. Cost: about a millisecond.
@@ -123,11 +129,16 @@ impl Explainer {
         let nic = hop.port;
         let trace_of = Some(&trace);
         let client = vip.map_or(NOBODY, |vip| key_of(&key, vip));
+        // Nobody asks about fragments.
+        let datagrams = &Datagrams::new(0, Ticks(0), conntrack.secret().clone());
         let context = &Context {
             table,
+            datagrams,
             flows: flows.view(),
             clients: &self.clients.scratch(&client),
             bindings: &bindings,
+            paths: &self.paths,
+            identification: &Identification::of(me),
             nic,
             now,
             stats: &stats,
@@ -137,7 +148,7 @@ impl Explainer {
         let sent = verdict.is_ok();
         match verdict {
             Ok(()) => tell_rewrite(&packet, pinned, question, context),
-            Err(reason) => trace.tell("drop", reason.as_str(), reason.describe().trim()),
+            Err(reason) => tell_end(reason, &packet, context, &trace),
         }
         let frame = if sent { packet.data().to_vec() } else { Vec::new() };
         let backend = Some(packet.backend).filter(|_| sent);
@@ -237,11 +248,16 @@ fn run(
 }
 
 fn key(question: &Question) -> FlowKey {
+    // All packets of a client to an address are one flow, where ports mean nothing.
+    let port = |socket: SocketAddr| match question.protocol {
+        Protocol::Any => 0,
+        Protocol::Tcp | Protocol::Udp => socket.port(),
+    };
     FlowKey {
         client: question.client.ip().into(),
         vip: question.destination.ip().into(),
-        client_port: question.client.port(),
-        vip_port: question.destination.port(),
+        client_port: port(question.client),
+        vip_port: port(question.destination),
         protocol: question.protocol,
     }
 }
@@ -330,10 +346,35 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
             let from = if source.is_some() { "the source of this flow" } else { "a free source" };
             format!("full_nat: to the address and port of {name}, from {from}")
         }
-        Forward::Ipip => format!("ipip: in an IP packet to {name}"),
-        Forward::Gue => format!("gue: in a UDP packet to {name}"),
+        Forward::Ipip => format!("ipip: as it is, in an IP packet to {name}"),
+        Forward::Gue => format!("gue: as it is, in a UDP packet to {name}"),
     };
     trace.tell("rewrite", outcome, why);
+    if backend.forward.tunnels()
+        && let Some(outer) = tunnel::outer(packet.flow.tuple, false, backend, context)
+    {
+        tell_tunnel(&outer, mtu_towards(backend, packet.flow.tuple.is_v4(), context), trace);
+    }
+}
+
+/// Tells what a backend's NIC sees of the flow, and how much fits.
+fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
+    let ports = outer.gue.map(|(from, to)| format!(", UDP port {from} to {to}"));
+    let outcome = format!("{} -> {}", outer.source, outer.destination) + &ports.unwrap_or_default();
+    let why = format!("what a NIC sees of the flow; packets of up to {mtu} bytes fit");
+    trace.tell("tunnel", outcome, why);
+}
+
+/// Tells why the packet is not forwarded, and what its sender is told.
+fn tell_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace) {
+    trace.tell("drop", reason.as_str(), reason.describe().trim());
+    if reason == Drop::NoBackend && rejects(packet, context) {
+        let answer = match packet.flow.protocol() {
+            Protocol::Tcp => "a RST",
+            _ => "ICMP port unreachable",
+        };
+        trace.tell("answer", answer, "the VIP says on_no_backend = \"reject\"");
+    }
 }
 
 /// The packet's transport header, and what it carries.

@@ -14,6 +14,8 @@
 //! lies outside of its window, which it must answer with an ACK (RFC 9293 3.10.7.4, first check). So
 //! nothing is kept per flow, and packets of flows that are not cut pay nothing.
 //!
+//! With tunnels, what the backend is told goes through the tunnel.
+//!
 //! What is to be sent waits in an [`Outbox`] until the end of the poll. Such segments were never
 //! received: they are counted apart from the packets that were (`resets_sent`, `probes_sent`).
 //!
@@ -28,12 +30,13 @@ use super::batch::{Packet, TcpFlags, Way};
 use super::conntrack::Target;
 use super::context::Context;
 use super::ports::Ports;
-use super::rewrite::Macs;
+use super::rewrite::{Macs, tunnel};
 use crate::flow::{Address, FlowKey};
-use crate::forwarding::{Forward, NextHop};
+use crate::forwarding::{Forward, NextHop, PortIndex};
 use crate::stats::{Answer, Drop, WorkerStats};
 use crate::wire::headers::Headers;
-use crate::xdp::umem::FramePool;
+use crate::wire::tunnel::Outer;
+use crate::xdp::umem::{Frame, FramePool};
 
 /// Most segments that wait: more are not sent. Who was not told is told at his next packet, or
 /// after the next probe.
@@ -73,16 +76,35 @@ struct Segment {
     source: (Address, u16),
     destination: (Address, u16),
     content: Content,
+    /// The tunnel's headers, if it goes through one.
+    outer: Option<Outer>,
 }
 
-/// Segments of the worker's own that are to be sent.
+/// What a worker sends besides the packets that it received.
 #[derive(Debug, Default)]
-pub struct Outbox(ArrayVec<Segment, OUTBOX>);
+pub struct Outbox {
+    /// Segments of its own.
+    segments: ArrayVec<Segment, OUTBOX>,
+    /// Pieces of packets that were too long ([`fragment_out`](super::fragment_out)).
+    pieces: ArrayVec<(PortIndex, Frame), OUTBOX>,
+}
 
 impl Outbox {
     /// Whether another flow can be probed.
     pub fn has_room(&self) -> bool {
-        self.0.remaining_capacity() >= PER_FLOW
+        self.segments.remaining_capacity() >= PER_FLOW
+    }
+
+    /// How many more pieces can wait.
+    pub const fn room_for_pieces(&self) -> usize {
+        self.pieces.remaining_capacity()
+    }
+
+    /// Takes a piece of a packet, rewritten, that leaves by `nic`.
+    pub fn push_piece(&mut self, nic: PortIndex, frame: Frame, pool: &mut FramePool) {
+        if let Err(error) = self.pieces.try_push((nic, frame)) {
+            pool.push(error.element().1);
+        }
     }
 
     /// Answers a packet of a flow that is cut, with one RST for each end; returns why it is dropped. A
@@ -123,7 +145,7 @@ impl Outbox {
     fn push(&mut self, segment: Option<Segment>) {
         if let Some(segment) = segment {
             // No room: see `OUTBOX`.
-            let _ = self.0.try_push(segment);
+            let _ = self.segments.try_push(segment);
         }
     }
 
@@ -136,23 +158,35 @@ impl Outbox {
         macs: &Macs,
         stats: &WorkerStats,
     ) {
-        if !self.0.is_empty() {
-            self.send_all(ports, pool, macs, stats);
+        if !self.segments.is_empty() {
+            self.send_segments(ports, pool, macs, stats);
+        }
+        if !self.pieces.is_empty() {
+            self.send_pieces(ports, pool, stats);
         }
     }
 
     #[cold]
-    fn send_all(
+    fn send_pieces(&mut self, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
+        for (nic, frame) in self.pieces.drain(..) {
+            match ports.queue_one(nic, frame) {
+                Ok(()) => stats.fragments_sent.add(1),
+                Err(frame) => pool.push(frame),
+            }
+        }
+    }
+
+    #[cold]
+    fn send_segments(
         &mut self,
         ports: &mut Ports,
         pool: &mut FramePool,
         macs: &Macs,
         stats: &WorkerStats,
     ) {
-        for segment in self.0.drain(..) {
+        for segment in self.segments.drain(..) {
             let Some(mut frame) = pool.pop() else { continue };
-            let bytes = segment.bytes(macs);
-            if !bytes.is_some_and(|bytes| frame.copy_from(&bytes)) {
+            if !segment.write(&mut frame, macs) {
                 pool.push(frame);
                 continue;
             }
@@ -173,6 +207,7 @@ impl Cut<'_> {
             source: (flow.vip, flow.vip_port),
             destination: (flow.client, flow.client_port),
             content,
+            outer: None,
         }
     }
 
@@ -184,6 +219,11 @@ impl Cut<'_> {
         context: &Context<'_>,
     ) -> Option<Segment> {
         let Target { backend, binding } = self.target;
+        let outer = if backend.forward.tunnels() {
+            Some(tunnel::outer((*flow).into(), false, backend, context)?)
+        } else {
+            None
+        };
         let destination = match backend.forward {
             Forward::Dsr | Forward::Ipip | Forward::Gue => (flow.vip, flow.vip_port),
             Forward::Nat | Forward::FullNat => {
@@ -194,7 +234,7 @@ impl Cut<'_> {
             Some(id) => context.bindings.sources().source(id)?,
             None => (flow.client, flow.client_port),
         };
-        Some(Segment { hop: backend.next_hop?, source, destination, content })
+        Some(Segment { hop: backend.next_hop?, source, destination, content, outer })
     }
 }
 
@@ -224,6 +264,7 @@ pub(super) fn refuse(
         source: (key.vip, key.vip_port),
         destination: (key.client, key.client_port),
         content,
+        outer: None,
     });
     let bytes = segment.and_then(|segment| segment.bytes(macs));
     let (Some(frame), Some(bytes)) = (&mut packet.frame, bytes) else { return false };
@@ -255,7 +296,17 @@ pub(super) fn numbers(packet: &Packet) -> Option<(u32, u32)> {
 }
 
 impl Segment {
-    /// The frame. `None` if its parts do not fit together, which those of a flow do.
+    /// Fills a frame. False if its parts do not fit together, which those of a flow do.
+    fn write(&self, frame: &mut Frame, macs: &Macs) -> bool {
+        if !self.bytes(macs).is_some_and(|bytes| frame.copy_from(&bytes)) {
+            return false;
+        }
+        let Some(outer) = &self.outer else { return true };
+        let at = if self.hop.vlan.is_some() { 18 } else { 14 };
+        tunnel::inner(frame, at).is_some_and(|inner| tunnel::wrap(frame, at, &inner, outer))
+    }
+
+    /// The frame without a tunnel. `None` if its parts do not fit together, which those of a flow do.
     fn bytes(&self, macs: &Macs) -> Option<ArrayVec<u8, LONGEST>> {
         let mut bytes = ArrayVec::new();
         let mut put = |part: &[u8]| bytes.try_extend_from_slice(part).ok();
@@ -357,7 +408,8 @@ mod tests {
             |(sequence, acknowledgment, reset)| Content { sequence, acknowledgment, reset },
         );
         (hop, address(), any::<[u16; 2]>(), content).prop_map(|(hop, (a, b), ports, content)| {
-            Segment { hop, source: (a, ports[0]), destination: (b, ports[1]), content }
+            let (source, destination) = ((a, ports[0]), (b, ports[1]));
+            Segment { hop, source, destination, content, outer: None }
         })
     }
 
@@ -409,7 +461,7 @@ mod tests {
         let hop = NextHop { port: PortIndex(2), mac: [2; 6], vlan: None };
         let end = (Address::from_v4([192, 0, 2, 1]), 80);
         let content = Content { sequence: 1, acknowledgment: None, reset: true };
-        let segment = Segment { hop, source: end, destination: end, content };
+        let segment = Segment { hop, source: end, destination: end, content, outer: None };
         assert!(segment.bytes(MACS).is_none());
     }
 }

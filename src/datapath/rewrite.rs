@@ -5,23 +5,29 @@
 //! nat  to the backend  MAC, destination address and port, TTL, checksums
 //! nat  to the client   MAC, source address and port, TTL, checksums
 //! full_nat  either way MAC, both addresses and ports, TTL, checksums
+//! ipip, gue            outer headers and MAC; the packet itself stays as it is
 //! ```
+//!
+//! Where the VIP says so, a SYN's maximum segment size is lowered on the way.
 //!
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
 mod full_nat;
 mod nat;
+pub(super) mod tunnel;
 
-use super::batch::{Packet, Shape, Way};
+use super::batch::{Packet, Part, Shape, TcpFlags, Way};
 use super::conntrack::Target;
 use super::context::Context;
-use crate::forwarding::{Forward, NextHop};
+use super::fragments;
+use crate::forwarding::table::Backend;
+use crate::forwarding::{Forward, NextHop, VipId};
 use crate::stats::Drop;
-use crate::wire::ethernet;
 use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
 use crate::wire::vlan::Tags;
+use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
 
 /// MAC addresses of the NICs, by [`PortIndex`](crate::forwarding::PortIndex).
@@ -42,14 +48,18 @@ pub fn rewrite_to_backend(
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
-    let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
+    let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
-    if !fits(frame, shape, backend.mtu) {
-        packet.limit = backend.mtu;
+    let mtu = mtu_towards(backend, flow.tuple.is_v4(), context);
+    if !fits(frame, shape, mtu) {
+        packet.limit = mtu;
         return Err(Drop::TooBig);
+    }
+    if shape.flags.any(TcpFlags::SYN) {
+        lower_mss(frame, shape, packet.vip, context);
     }
     match backend.forward {
         Forward::Dsr => {}
@@ -61,13 +71,29 @@ pub fn rewrite_to_backend(
             let source = binding.and_then(|id| context.bindings.sources().source(id));
             let source = source.ok_or(Drop::RequestNoFlow)?;
             let port = backend.port.unwrap_or(flow.key().vip_port);
+            let number = new_number(frame, shape, context);
             full_nat::translate(frame, shape, flow, source, (backend.address, port))?;
+            renumber(frame, shape, number);
         }
-        // The configuration refuses them in this version.
-        Forward::Ipip | Forward::Gue => return Err(Drop::NoBackend),
+        Forward::Ipip | Forward::Gue => {
+            tunnel::encapsulate(frame, shape, flow.tuple, backend, context)?;
+        }
     }
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
+}
+
+/// Longest packet of a client, IPv4 or IPv6, that reaches `backend` in one piece, in bytes from the IP
+/// header on.
+#[inline]
+pub fn mtu_towards(backend: &Backend, v4: bool, context: &Context<'_>) -> u16 {
+    if backend.forward.tunnels() { tunnel::limit(v4, backend, context) } else { backend.mtu }
+}
+
+/// Why a backend has no next hop.
+#[cold]
+fn no_hop(backend: &Backend) -> Drop {
+    if backend.loops { Drop::Loop } else { Drop::NoNextHop }
 }
 
 /// Rewrites a backend's packet for the client that is at `hop`.
@@ -90,14 +116,43 @@ pub fn rewrite_to_client(
         packet.limit = mtu;
         return Err(Drop::TooBig);
     }
+    if shape.flags.any(TcpFlags::SYN) {
+        lower_mss(frame, shape, packet.vip, context);
+    }
+    let number = new_number(frame, shape, context);
     let key = flow.key();
     let (vip, client) = ((key.vip, key.vip_port), (key.client, key.client_port));
     match way {
         Way::ToClientOf(_) => full_nat::translate(frame, shape, flow, vip, client)?,
         _ => nat::translate(frame, shape, flow, Side::Source, vip.0, vip.1)?,
     }
+    renumber(frame, shape, number);
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
+}
+
+/// The number that a fragment's datagram gets with its new source, where its own need not be unique.
+#[inline]
+fn new_number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
+    let fragment = matches!(shape.part, Part::First | Part::Later);
+    if fragment { fragments::number(frame, shape, context) } else { None }
+}
+
+#[inline]
+fn renumber(frame: &mut Frame, shape: &Shape, number: Option<u32>) {
+    if let Some(number) = number {
+        fragments::renumber(frame, shape, number);
+    }
+}
+
+/// Lowers what a handshake says of the longest segments, if the VIP wants that.
+#[cold]
+fn lower_mss(frame: &mut Frame, shape: &Shape, vip: VipId, context: &Context<'_>) {
+    let most = context.table.vip(vip).and_then(|vip| vip.mss);
+    let segment = frame.data_mut().get_mut(usize::from(shape.transport)..);
+    if let Some((most, segment)) = most.zip(segment) {
+        tcp::lower_mss(segment, most);
+    }
 }
 
 /// Whether the packet may leave as it is by a link that carries `mtu` bytes.

@@ -342,13 +342,13 @@ mod tests {
                 vip: address(low),
                 client_port: number,
                 vip_port: !number,
-                protocol: if number % 2 == 0 { Protocol::Tcp } else { Protocol::Udp },
+                protocol: if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp },
             },
             backend: BackendId { index: BackendIndex(number), generation: !number },
             way_back: WayBack::new(number.into(), PortIndex(high & 7), Some(u16::from(low).into()))
                 .unwrap(),
-            isn: (number % 3 == 0).then_some(u32::from(number) << 16),
-            acknowledged: number % 5 == 0,
+            isn: number.is_multiple_of(3).then_some(u32::from(number) << 16),
+            acknowledged: number.is_multiple_of(5),
         }
     }
 

@@ -10,6 +10,7 @@
 
 pub mod affinity;
 pub mod explain;
+pub mod listeners;
 pub mod network;
 pub mod publish;
 pub mod quic_lb;
@@ -18,7 +19,9 @@ pub mod steer;
 pub mod sticky;
 pub mod table;
 pub mod this_box;
+pub mod tunnel;
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +31,7 @@ use crate::units::Ticks;
 use crate::wire::vlan::Tags;
 
 pub use affinity::{Affinity, ClientKey, Splits};
+pub use listeners::MAX_PREFIX_LENGTHS;
 pub use network::{Listen, Network, PortRange};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
@@ -35,6 +39,7 @@ pub use steer::SteerRules;
 pub use sticky::Remember;
 pub use table::ForwardingTable;
 pub use this_box::ThisBox;
+pub use tunnel::{OuterDf, Tunnels};
 
 /// Most VIPs in one configuration.
 pub const MAX_VIPS: usize = 4096;
@@ -136,17 +141,48 @@ pub struct ListenKey {
 pub enum Ports {
     /// Every port.
     All,
-    /// These ports: at least one, none of them 0, none twice.
-    List(Vec<u16>),
+    /// These ports and ranges: at least one, without port 0; no two single ports are the same, and
+    /// no two ranges meet.
+    List(Vec<PortRange>),
 }
 
 impl Ports {
-    /// The ports to listen on; one 0 for every port.
-    pub fn listen(&self) -> &[u16] {
+    /// A list of single ports.
+    pub fn of(ports: &[u16]) -> Self {
+        Self::List(ports.iter().copied().map(PortRange::single).collect())
+    }
+
+    /// The ports to listen on; [`PortRange::ALL`] for every port.
+    pub fn ranges(&self) -> &[PortRange] {
         match self {
-            Self::All => &[0],
+            Self::All => &[PortRange::ALL],
             Self::List(ports) => ports,
         }
+    }
+
+    /// The port that comes first in the list, if there is a list.
+    pub fn first(&self) -> Option<u16> {
+        match self {
+            Self::All => None,
+            Self::List(ports) => ports.first().map(|range| range.first),
+        }
+    }
+
+    /// Whether a port (not 0) is one of these.
+    pub fn contain(&self, port: u16) -> bool {
+        self.ranges().iter().any(|range| range.contains(port))
+    }
+}
+
+/// `all`, or `80, 8000-8999`.
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::List(ports) = self else { return f.write_str("all") };
+        for (index, range) in ports.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{range}")?;
+        }
+        Ok(())
     }
 }
 
@@ -221,8 +257,8 @@ pub type Secret = [u8; 16];
 pub struct VipSpec {
     /// Index, unique in the table.
     pub id: VipId,
-    /// Address that clients connect to.
-    pub address: IpAddr,
+    /// Addresses that clients connect to: one, or a prefix.
+    pub address: Network,
     /// Ports that clients connect to.
     pub ports: Ports,
     /// TCP or UDP.
@@ -250,6 +286,8 @@ pub struct VipSpec {
     pub sampled: bool,
     /// How its QUIC connection ids are made, by rotation, for [`Affinity::QuicCid`].
     pub quic: Vec<quic_lb::Config>,
+    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
+    pub mss: Option<u16>,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
 }

@@ -1,6 +1,6 @@
 //! What is this box's own, whatever the VIP.
 
-use super::PortIndex;
+use super::{PortIndex, Tunnels};
 
 /// Longest IP packet that there is, in bytes: of a NIC whose limit is not known.
 pub const UNLIMITED: u16 = u16::MAX;
@@ -11,6 +11,10 @@ pub const UNLIMITED: u16 = u16::MAX;
 pub struct ThisBox {
     /// Longest IP packet that each NIC sends, in bytes, by [`PortIndex`].
     pub mtus: Vec<u16>,
+    /// Where tunnels begin.
+    pub tunnels: Tunnels,
+    /// MAC address of each NIC: a backend that has one of them is this box.
+    pub macs: Vec<[u8; 6]>,
     /// How many ICMP errors each worker sends.
     pub icmp: IcmpRate,
 }

@@ -62,7 +62,7 @@ pub fn resolve(nic: &Nic, target: IpAddr) -> Result<[u8; 6], NextHopError> {
         let netlink = Netlink::open().map_err(|error| failed(&error))?;
         let interface = || nic.name().to_owned();
         let hop = match netlink.route(target).await.map_err(|error| failed(&error))? {
-            Route::Via { ifindex, hop } if ifindex == nic.index() => hop,
+            Route::Via { ifindex, hop, .. } if ifindex == nic.index() => hop,
             _ => return Err(NextHopError::NoRoute { target, interface: interface() }),
         };
         let mac = ask(&netlink, nic.index(), hop).await.map_err(|error| failed(&error))?;

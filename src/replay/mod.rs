@@ -93,6 +93,9 @@ impl Replay {
         let tick_ns = u128::from(TICK_MS) * 1_000_000;
         #[expect(clippy::cast_possible_truncation, reason = "a point wraps by design")]
         let now = Ticks((self.elapsed.as_nanos() / tick_ns) as u32);
+        if now == self.offline.now() {
+            return Vec::new();
+        }
         let sent = self.offline.advance(now);
         // What moved belongs to no packet.
         self.counters.moved(self.offline.stats());
@@ -125,8 +128,8 @@ impl Replay {
         let names = self.counters.names();
         let answer = facts.answer.map(Answer::as_str);
         decision.reason = facts.reason.map(Drop::as_str).or(answer);
-        decision.vip = facts.vip.map(|vip| names.vip(vip).to_owned());
-        decision.backend = facts.backend.map(|backend| names.backend(backend).to_owned());
+        decision.vip = facts.vip.and_then(|vip| names.vip(vip)).map(str::to_owned);
+        decision.backend = facts.backend.and_then(|index| names.backend(index)).map(str::to_owned);
         decision.flow = facts.flow(&trace);
         decision.own_frame = facts.own_frame;
         let steered_name = names.text(Name::Nic(usize::from(nic.0), "steered"));

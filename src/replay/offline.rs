@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use super::decision::Sent;
 use super::setup::ReplayError;
+use crate::datapath::batch::BATCH;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::FlowTable;
 use crate::flow::tuple::TableSecret;
 use crate::forwarding::explain::Trace;
@@ -16,6 +18,7 @@ use crate::forwarding::{ForwardingTable, PortIndex};
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 use crate::xdp::fake::FakeNic;
+use crate::xdp::socket::Io;
 use crate::xdp::umem::Umem;
 
 /// Slots of each ring: more than a worker sends in one poll.
@@ -29,14 +32,16 @@ const SEED: u64 = 1;
 pub(super) struct Blueprint {
     /// The forwarding table.
     pub(super) table: ForwardingTable,
-    /// MAC of each NIC.
-    pub(super) macs: Vec<[u8; 6]>,
+    /// MAC of each NIC, and whether it gives packets that are longer than a frame.
+    pub(super) nics: Vec<([u8; 6], bool)>,
     /// Its counters, with room for every VIP, backend and NIC.
     pub(super) stats: Arc<WorkerStats>,
     /// Room of its flow table and of the clients table.
     pub(super) flows: u32,
     /// See `flows`.
     pub(super) clients: usize,
+    /// Its table of datagrams.
+    pub(super) datagrams: crate::config::Fragments,
     /// What full-NAT flows come from.
     pub(super) bindings: Bindings,
     /// Address families that the flow table has room for.
@@ -48,7 +53,8 @@ pub(super) struct Blueprint {
 /// A worker and its NICs.
 pub(super) struct Offline {
     worker: Worker,
-    nics: Vec<FakeNic>,
+    /// Each with whether it gives packets that are longer than a frame.
+    nics: Vec<(FakeNic, bool)>,
     stats: Arc<WorkerStats>,
     now: Ticks,
     /// Keeps the table.
@@ -57,33 +63,37 @@ pub(super) struct Offline {
 
 impl Offline {
     pub(super) fn new(blueprint: Blueprint) -> Result<Self, ReplayError> {
-        let Blueprint { table, macs, stats, flows, clients, bindings, families, frame_size } =
-            blueprint;
+        let Blueprint { table, nics: plans, stats, flows, clients, .. } = blueprint;
+        let Blueprint { datagrams, bindings, families, frame_size, .. } = blueprint;
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(SEED);
         let flows: Arc<[Arc<FlowTable>]> =
             Arc::from([Arc::new(FlowTable::new(flows, secret.clone(), families)?)]);
         // Fill ring, TX ring, and what is in the worker's hands.
-        let frames = u32::try_from(macs.len()).unwrap_or(1) * 3 * RING + RING;
+        let frames = u32::try_from(plans.len()).unwrap_or(1) * 3 * RING + RING;
         let (umem, pool) = Umem::create(frames, frame_size)?;
         let (mut ports, mut nics) = (Vec::new(), Vec::new());
-        for (index, _) in (0..).zip(&macs) {
-            let (port, nic) = FakeNic::new(&umem, RING)?;
+        for (index, &(_, multi_buffer)) in (0..).zip(&plans) {
+            let (port, nic) = FakeNic::with(&umem, RING, Io { multi_buffer, ..Io::default() })?;
             ports.push(WorkerPort::new(PortIndex(index), port));
-            nics.push(nic);
+            nics.push((nic, multi_buffer));
         }
         let now = Ticks(0);
         let parts = Parts {
             ports,
             pool,
-            macs,
+            macs: plans.iter().map(|(mac, _)| *mac).collect(),
             flows,
-            clients: Arc::new(Clients::new(clients, secret)),
+            clients: Arc::new(Clients::new(clients, secret.clone())),
+            datagrams: Arc::new(Datagrams::new(datagrams.datagrams, datagrams.timeout, secret)),
+            // Every packet of a capture is to end before the next one comes.
+            parked: 0,
             bindings: Arc::new(bindings),
+            paths: Arc::default(),
             index: 0,
             tables,
             stats: Arc::clone(&stats),
-            batch: 1,
+            batch: BATCH,
         };
         let worker = Worker::new(parts, now).ok_or(ReplayError::Worker)?;
         Ok(Self { worker, nics, stats, now, _publisher: publisher })
@@ -92,6 +102,11 @@ impl Offline {
     /// The worker's counters.
     pub(super) fn stats(&self) -> &WorkerStats {
         &self.stats
+    }
+
+    /// The worker's time.
+    pub(super) fn now(&self) -> Ticks {
+        self.now
     }
 
     /// Lets the time pass until `now`, as a worker without packets; returns what it sent.
@@ -115,14 +130,20 @@ impl Offline {
         sent
     }
 
-    /// What the worker sends for a packet; `None` if it does not fit into a frame.
+    /// What the worker sends for a packet; `None` if the NIC cannot give it to a worker: it is longer
+    /// than a frame, and the NIC's MTU does not ask for several frames per packet.
     pub(super) fn packet(
         &mut self,
         nic: PortIndex,
         packet: &[u8],
         trace: &Trace,
     ) -> Option<Vec<Sent>> {
-        let arrived = self.nics.get_mut(usize::from(nic.0))?.deliver(packet);
+        let (nic, multi_buffer) = self.nics.get_mut(usize::from(nic.0))?;
+        let arrived = if *multi_buffer && packet.len() <= usize::from(u16::MAX) {
+            nic.deliver_long(packet)
+        } else {
+            nic.deliver(packet)
+        };
         if !arrived {
             return None;
         }
@@ -132,7 +153,7 @@ impl Offline {
 
     fn collect(&mut self) -> Vec<Sent> {
         let mut sent = Vec::new();
-        for (index, nic) in (0..).zip(&mut self.nics) {
+        for (index, (nic, _)) in (0..).zip(&mut self.nics) {
             nic.collect(|bytes| sent.push(Sent { nic: PortIndex(index), bytes: bytes.to_vec() }));
         }
         sent

@@ -76,18 +76,21 @@ pub(super) fn setup(
     }
     let names = names(config, &specs);
     let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
-    let this_box = config.this_box(mtus);
+    let nics = nics(config, neighbours, &mtus);
+    let this_box = config.this_box(mtus, nics.iter().map(|(mac, _)| *mac).collect());
     let blueprint = Blueprint {
         table: ForwardingTable::build(1, config.hash.secret, this_box, &specs, None),
-        macs: macs(config, neighbours),
+        nics,
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
         clients: config.workers.clients,
+        datagrams: config.fragments,
         bindings: Bindings::new(config.full_nat.numbered(), 1)?,
         families: config.families(),
         frame_size: config.workers.frame_size,
     };
     let rules = registry.steer_rules(&addresses(config, neighbours));
+    let rules = config.tunnels.steered(rules);
     let known = |nic: usize| Some(neighbours?.nics.get(nic)?.mac);
     Ok(Setup {
         steer: SteerModel::new(&rules),
@@ -104,11 +107,16 @@ fn invented(number: usize) -> BackendFacts {
     BackendFacts { hop, mtu: None, state: BackendState::Up }
 }
 
-fn macs(config: &Config, neighbours: Option<&Neighbours>) -> Vec<[u8; 6]> {
-    match neighbours {
-        Some(neighbours) => neighbours.nics.iter().map(|nic| nic.mac).collect(),
-        None => (0..).zip(&config.nics).map(|(number, _)| [2, 0, 0, 1, 0, number]).collect(),
-    }
+/// MAC of each NIC, and whether it gives packets that are longer than a frame: as `run` decides it, for
+/// a driver that can.
+fn nics(config: &Config, neighbours: Option<&Neighbours>, mtus: &[u16]) -> Vec<([u8; 6], bool)> {
+    let largest = config.workers.largest_mtu();
+    let mac = |number: u8| match neighbours {
+        Some(neighbours) => neighbours.nics.get(usize::from(number)).map(|nic| nic.mac),
+        None => Some([2, 0, 0, 1, 0, number]),
+    };
+    let plan = |(number, &mtu)| (mac(number).unwrap_or_default(), u32::from(mtu) > largest);
+    (0..).zip(mtus).map(plan).collect()
 }
 
 /// Tells a backend what the kernel and its health check say; `None`: its next hop is not known.
@@ -136,7 +144,7 @@ fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceA
     };
     let sources = &config.full_nat;
     let sources = sources.sources.iter().filter(|_| sources.announce != Announce::None);
-    let ours = vips.map(|vip| vip.address).chain(sources.copied());
+    let ours = vips.map(|vip| vip.address.ip()).chain(sources.copied());
     told.copied().chain(ours).map(one).collect()
 }
 

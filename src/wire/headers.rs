@@ -3,6 +3,8 @@
 //! Any bytes are safe. A length field is taken for what it says, and not compared with the bytes that
 //! are there: a quote has fewer. All offsets count from the IP header.
 
+use crate::flow::Address;
+
 /// IPv6 extension headers that are stepped over before the packet is given up.
 const MAX_EXTENSIONS: usize = 8;
 /// Bytes of an IPv4 header without options.
@@ -18,14 +20,20 @@ pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     /// ICMP.
     pub const ICMP: u8 = 1;
+    /// IPv4 in IP.
+    pub const IPV4: u8 = 4;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6 in IP.
+    pub const IPV6: u8 = 41;
     /// IPv6 routing header.
     pub const ROUTING: u8 = 43;
     /// IPv6 fragment header.
     pub const FRAGMENT: u8 = 44;
+    /// Generic routing encapsulation.
+    pub const GRE: u8 = 47;
     /// ICMPv6.
     pub const ICMP_V6: u8 = 58;
     /// IPv6 destination options.
@@ -184,6 +192,17 @@ pub fn addresses(packet: &[u8]) -> Option<&[u8]> {
         6 => packet.get(8..V6_LEN),
         _ => None,
     }
+}
+
+/// The same as addresses.
+#[inline]
+pub fn ends(packet: &[u8]) -> Option<(Address, Address)> {
+    let both = addresses(packet)?;
+    if let [s0, s1, s2, s3, d0, d1, d2, d3] = *both {
+        return Some((Address::from_v4([s0, s1, s2, s3]), Address::from_v4([d0, d1, d2, d3])));
+    }
+    let (source, rest) = both.split_first_chunk::<16>()?;
+    Some((Address::from_v6(*source), Address::from_v6(*rest.first_chunk()?)))
 }
 
 #[cfg(test)]

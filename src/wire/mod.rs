@@ -14,6 +14,7 @@ pub mod quoted;
 pub mod siit;
 pub mod tcp;
 pub mod transport;
+pub mod tunnel;
 pub mod vlan;
 
 #[cfg(test)]

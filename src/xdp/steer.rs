@@ -1,13 +1,15 @@
 //! What `steer.bpf.c` decides, as a pure function: for `holdfast replay`, which has no kernel.
 //!
-//! Written beside the C code and in its order; `tests/steer_model.rs` runs the real program on
-//! thousands of packets and demands the same answer of both.
+//! It goes by the rules themselves, not by the maps that `program/rules.rs` makes of them, and names
+//! things as the C code does. `tests/steer_model.rs` runs the real program on thousands of packets
+//! and demands the same answer of both.
+
+use std::collections::BTreeSet;
 
 use hashbrown::{HashMap, HashSet};
 
 use crate::flow::{Address, Protocol};
-use crate::forwarding::ListenKey;
-use crate::forwarding::steer::SteerRules;
+use crate::forwarding::{Listen, ListenKey, Network, PortRange, SteerRules};
 
 mod ethertype {
     pub const IPV4: u16 = 0x0800;
@@ -16,31 +18,31 @@ mod ethertype {
     pub const QINQ: u16 = 0x88a8;
 }
 
-/// Next header values, `is_extension` of steer.bpf.c.
-const EXTENSIONS: [u8; 8] = [0, 43, FRAGMENT, 51, 60, 135, 139, 140];
-const FRAGMENT: u8 = 44;
+/// IP protocol numbers.
+mod number {
+    pub const ICMP: u8 = 1;
+    pub const IPIP: u8 = 4;
+    pub const IPV6: u8 = 41;
+    pub const FRAGMENT: u8 = 44;
+    pub const ICMPV6: u8 = 58;
+    /// `is_extension`.
+    pub const EXTENSIONS: [u8; 8] = [0, 43, FRAGMENT, 51, 60, 135, 139, 140];
+}
 
 const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
 const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
-/// `HAS_ANY`.
-const HAS_ANY: u32 = 3;
+/// The bytes in front of what an ICMP error quotes.
+const ICMP_LEN: usize = 8;
 /// VLAN tags that are stepped over.
 const MAX_TAGS: usize = 2;
-
-/// `HAS_TCP` and `HAS_UDP`.
-const fn protocol_bit(protocol: Protocol) -> u32 {
-    match protocol {
-        Protocol::Any => 0,
-        Protocol::Tcp => 1,
-        Protocol::Udp => 2,
-    }
-}
+/// What a packet may be of that is judged by its address: `HAS_ANY`.
+const ANY: &[Protocol] = &[Protocol::Any, Protocol::Tcp, Protocol::Udp];
 
 /// Where the program sends a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Steered {
-    /// To the worker of its queue: it is for a VIP.
+    /// To the worker of its queue: it is for a VIP, or an address of this box that workers use.
     ToVip,
     /// To the worker of its queue: it comes from a NAT backend.
     Return,
@@ -48,88 +50,211 @@ pub enum Steered {
     Kernel,
 }
 
-/// The rules of the program, as it looks them up.
+/// The rules of the program, as they are looked up.
 #[derive(Debug, Default)]
 pub struct SteerModel {
     vips: HashSet<ListenKey>,
-    /// Protocols that have a VIP there, as bits.
-    vip_addresses: HashMap<Address, u32>,
+    /// All of the VIPs, those of `vips` among them.
+    networks: Networks,
+    /// Full-NAT sources.
+    sources: Networks,
+    tunnels: Networks,
+    gue_port: u16,
     returns: HashSet<ListenKey>,
+    /// Of every address in `returns`, what backends have there.
+    return_addresses: HashMap<Address, Vec<(Protocol, Option<PortRange>)>>,
     locals: HashSet<Address>,
 }
 
-/// `struct packet`: what is known of a packet's network and transport headers.
+/// What is wanted of networks.
+#[derive(Debug, Default)]
+struct Networks {
+    said: HashMap<Network, Vec<(Protocol, PortRange)>>,
+    lens: BTreeSet<u8>,
+}
+
+impl Networks {
+    fn add(&mut self, network: Network, wanted: &[(Protocol, PortRange)]) {
+        self.said.entry(network).or_default().extend(wanted);
+        self.lens.insert(network.len());
+    }
+
+    /// What is wanted of the networks that an address lies in, one by one.
+    fn around(&self, address: Address) -> impl Iterator<Item = &[(Protocol, PortRange)]> {
+        let networks = self.lens.iter().map(move |&len| Network::of(address, len));
+        networks.filter_map(|network| self.said.get(&network)).map(Vec::as_slice)
+    }
+
+    fn contain(&self, address: Address) -> bool {
+        self.around(address).next().is_some()
+    }
+}
+
+/// An address, with what is known of protocol and port.
+#[derive(Debug, Clone, Copy)]
+struct Service {
+    address: Address,
+    /// As in the IP header.
+    protocol: u8,
+    port: Option<u16>,
+}
+
+impl Service {
+    /// The exact port, then any.
+    fn is_in(self, map: &HashSet<ListenKey>) -> bool {
+        let Some((protocol, port)) = Protocol::from_number(self.protocol).zip(self.port) else {
+            return false;
+        };
+        let key = |port| ListenKey { address: self.address, port, protocol };
+        map.contains(&key(port)) || map.contains(&key(0))
+    }
+}
+
+/// What is known of a packet.
 struct Packet<'p> {
-    source: Address,
-    destination: Address,
-    /// `None`: neither TCP nor UDP, or not known.
-    protocol: Option<Protocol>,
-    /// From the ports on; `None` when there are none to be read.
-    ports: Option<&'p [u8]>,
-    /// To be redirected by destination address alone, for these protocols.
-    opaque: u32,
+    source: Service,
+    destination: Service,
+    /// To be redirected by destination address alone, if one of these is wanted there.
+    opaque: &'static [Protocol],
+    /// An ICMP message that is whole.
+    icmp: Option<&'p [u8]>,
+    fragment: bool,
     multicast: bool,
 }
 
 impl SteerModel {
     /// The model of a program with these rules.
     pub fn new(rules: &SteerRules) -> Self {
-        let mut vip_addresses = HashMap::new();
-        for vip in &rules.vips {
-            *vip_addresses.entry(vip.address).or_insert(0) |= protocol_bit(vip.protocol);
-        }
-        Self {
+        let mut model = Self {
             vips: rules.vips.iter().copied().collect(),
-            vip_addresses,
+            gue_port: rules.gue_port,
             returns: rules.returns.iter().copied().collect(),
             locals: rules.locals.iter().copied().collect(),
+            ..Self::default()
+        };
+        for &ListenKey { address, port, protocol } in &rules.vips {
+            let ports = if port == 0 { PortRange::ALL } else { PortRange::single(port) };
+            model.networks.add(Network::single(address), &[(protocol, ports)]);
         }
+        for &Listen { network, protocol, ports } in &rules.networks {
+            model.networks.add(network, &[(protocol, ports)]);
+        }
+        for &(network, ports) in &rules.sources {
+            model.sources.add(network, &[(Protocol::Tcp, ports), (Protocol::Udp, ports)]);
+        }
+        for &network in &rules.tunnels {
+            model.tunnels.add(network, &[]);
+        }
+        let single = rules.returns.iter().map(|key| (key.address, key.protocol, None));
+        let ranges = &rules.return_ranges;
+        let ranges = ranges.iter().map(|l| (l.network.address(), l.protocol, Some(l.ports)));
+        for (address, protocol, ports) in single.chain(ranges) {
+            model.return_addresses.entry(address).or_default().push((protocol, ports));
+        }
+        model
     }
 
     /// What the program of a NIC with this MAC decides about a packet.
     pub fn decide(&self, nic_mac: [u8; 6], packet: &[u8]) -> Steered {
-        let Some(mut packet) = read_packet(nic_mac, packet) else { return Steered::Kernel };
-        let ports = packet.read_ports();
-        if self.is_for_vip(&packet, ports) {
-            Steered::ToVip
-        } else if self.is_return(&packet, ports) {
-            Steered::Return
-        } else {
-            Steered::Kernel
+        let Some(packet) = read_packet(nic_mac, packet) else { return Steered::Kernel };
+        match packet.icmp {
+            Some(message) => self.judge_icmp(&packet, message),
+            None if self.is_for_vip(&packet) => Steered::ToVip,
+            None if self.is_return(&packet) => Steered::Return,
+            None if self.is_in_area(&packet) => Steered::ToVip,
+            None => Steered::Kernel,
         }
     }
 
-    fn is_for_vip(&self, packet: &Packet<'_>, ports: Option<[u16; 2]>) -> bool {
-        let listed = |[_, port]: [u16; 2]| packet.listed(&self.vips, packet.destination, port);
-        ports.is_some_and(listed)
-            || self
-                .vip_addresses
-                .get(&packet.destination)
-                .is_some_and(|protocols| protocols & packet.opaque != 0)
+    /// The VIPs of an address. One of this box stays the kernel's, unless it is a VIP by itself.
+    fn vips_of(&self, address: Address) -> impl Iterator<Item = &[(Protocol, PortRange)]> {
+        let single = Network::single(address);
+        let kernels = self.locals.contains(&address) && !self.networks.said.contains_key(&single);
+        self.networks.around(address).filter(move |_| !kernels)
     }
 
-    fn is_return(&self, packet: &Packet<'_>, ports: Option<[u16; 2]>) -> bool {
-        let listed = |[port, _]: [u16; 2]| packet.listed(&self.returns, packet.source, port);
-        !packet.multicast && ports.is_some_and(listed) && !self.locals.contains(&packet.destination)
+    /// Whether something is wanted of an address.
+    fn wants(&self, address: Address, is: impl Fn(Protocol, PortRange) -> bool) -> bool {
+        let mut all = self.vips_of(address).chain(self.sources.around(address)).flatten();
+        all.any(|&(protocol, ports)| is(protocol, ports))
+    }
+
+    fn is_for_vip(&self, packet: &Packet<'_>) -> bool {
+        let Packet { destination, opaque, .. } = packet;
+        destination.is_in(&self.vips)
+            || self.wants(destination.address, |protocol, _| opaque.contains(&protocol))
+    }
+
+    fn is_in_area(&self, packet: &Packet<'_>) -> bool {
+        // Others have been judged by their address.
+        let Service { address, protocol, port: Some(port) } = packet.destination else {
+            return false;
+        };
+        self.wants(address, |wanted, ports| {
+            wanted == Protocol::Any || (wanted as u8 == protocol && ports.contains(port))
+        })
+    }
+
+    /// Whether a NAT backend has this address and port; any port, for a part without ports.
+    fn is_backend(&self, service: Service, fragment: bool) -> bool {
+        let there = self.return_addresses.get(&service.address);
+        let mut there = there.into_iter().flatten();
+        service.is_in(&self.returns)
+            || there.any(|&(protocol, ports)| {
+                let in_range = ports.zip(service.port).is_some_and(|(p, port)| p.contains(port));
+                protocol as u8 == service.protocol && (fragment || in_range)
+            })
+    }
+
+    fn is_return(&self, packet: &Packet<'_>) -> bool {
+        !packet.multicast
+            && self.is_backend(packet.source, packet.fragment)
+            && !self.locals.contains(&packet.destination.address)
+    }
+
+    fn judge_icmp(&self, packet: &Packet<'_>, message: &[u8]) -> Steered {
+        let Service { address, protocol, .. } = packet.destination;
+        let Some(([kind, ..], quoted)) = message.split_first_chunk::<ICMP_LEN>() else {
+            return Steered::Kernel;
+        };
+        let Some(is_error) = is_icmp_error(protocol, *kind) else { return Steered::Kernel };
+        if self.vips_of(address).next().is_some() || (is_error && self.sources.contain(address)) {
+            return Steered::ToVip;
+        }
+        if !is_error || packet.multicast {
+            return Steered::Kernel;
+        }
+        let quote = match protocol {
+            number::ICMP => read_quoted_ipv4(quoted),
+            _ => read_quoted_ipv6(quoted),
+        };
+        match quote {
+            Some((to, _)) if self.tunnels.contain(address) && self.is_tunnels(to) => Steered::ToVip,
+            Some((to, fragment))
+                if self.is_backend(to, fragment) && !self.locals.contains(&address) =>
+            {
+                Steered::Return
+            }
+            _ => Steered::Kernel,
+        }
+    }
+
+    /// Whether a packet to there is one of ours in a tunnel.
+    fn is_tunnels(&self, to: Service) -> bool {
+        let gue = self.gue_port != 0 && to.port == Some(self.gue_port);
+        match to.protocol {
+            number::IPIP | number::IPV6 => true,
+            protocol => protocol == Protocol::Udp as u8 && gue,
+        }
     }
 }
 
-impl Packet<'_> {
-    /// Source and destination port. A packet whose ports are cut off goes by its address.
-    fn read_ports(&mut self) -> Option<[u16; 2]> {
-        let bytes = self.ports?;
-        let Some([s0, s1, d0, d1]) = bytes.first_chunk() else {
-            self.opaque |= self.protocol.map_or(0, protocol_bit);
-            return None;
-        };
-        Some([u16::from_be_bytes([*s0, *s1]), u16::from_be_bytes([*d0, *d1])])
-    }
-
-    /// The exact port, then any.
-    fn listed(&self, map: &HashSet<ListenKey>, address: Address, port: u16) -> bool {
-        self.protocol.is_some_and(|protocol| {
-            [port, 0].iter().any(|&port| map.contains(&ListenKey { address, port, protocol }))
-        })
+/// Whether an ICMP message is an error; `None`: neither that nor an echo request.
+fn is_icmp_error(protocol: u8, kind: u8) -> Option<bool> {
+    match (protocol, kind) {
+        (number::ICMP, 8) | (number::ICMPV6, 128) => Some(false),
+        (number::ICMP, 3 | 11 | 12) | (number::ICMPV6, 1..=4) => Some(true),
+        _ => None,
     }
 }
 
@@ -161,22 +286,70 @@ fn skip_link(nic_mac: [u8; 6], packet: &[u8]) -> Option<(u16, &[u8])> {
     Some((protocol, rest))
 }
 
+/// Of what a packet may be that is judged by its address.
+const fn opaque(protocol: u8) -> &'static [Protocol] {
+    match Protocol::from_number(protocol) {
+        Some(Protocol::Tcp) => &[Protocol::Any, Protocol::Tcp],
+        Some(Protocol::Udp) => &[Protocol::Any, Protocol::Udp],
+        _ => &[Protocol::Any],
+    }
+}
+
+impl<'p> Packet<'p> {
+    fn new(source: Address, destination: Address, protocol: u8, multicast: bool) -> Self {
+        let service = |address| Service { address, protocol, port: None };
+        Self {
+            source: service(source),
+            destination: service(destination),
+            opaque: &[],
+            icmp: None,
+            fragment: false,
+            multicast,
+        }
+    }
+
+    /// A packet whose ports are cut off goes by its address.
+    fn with_ports(mut self, transport: &'p [u8]) -> Self {
+        match ports(transport) {
+            Some((source, destination)) => {
+                self.source.port = Some(source);
+                self.destination.port = Some(destination);
+            }
+            None => self.opaque = opaque(self.destination.protocol),
+        }
+        self
+    }
+}
+
+/// Source and destination port.
+fn ports(transport: &[u8]) -> Option<(u16, u16)> {
+    let [s0, s1, d0, d1] = *transport.first_chunk()?;
+    Some((u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])))
+}
+
+fn has_ports(protocol: u8) -> bool {
+    Protocol::from_number(protocol).is_some()
+}
+
 fn read_ipv4(network: &[u8]) -> Option<Packet<'_>> {
-    let [v, _, _, _, _, _, f0, f1, _, next, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
+    let [v, _, _, _, _, _, f0, f1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
         *network.first_chunk::<20>()?;
-    let protocol = Protocol::from_number(next)?;
+    let (source, destination) = ([s0, s1, s2, s3], [d0, d1, d2, d3]);
+    let (source, destination) = (Address::from_v4(source), Address::from_v4(destination));
+    let mut packet = Packet::new(source, destination, protocol, d0 >= 0xe0);
     let len = usize::from(v & 0xf) * 4;
+    let transport = network.get(len..).unwrap_or_default();
     let fragment = u16::from_be_bytes([f0, f1]);
-    let is_fragment = fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) != 0;
-    let has_ports = fragment & IPV4_FRAGMENT_OFFSET == 0 && len >= 20;
-    Some(Packet {
-        source: Address::from_v4([s0, s1, s2, s3]),
-        destination: Address::from_v4([d0, d1, d2, d3]),
-        protocol: Some(protocol),
-        ports: has_ports.then(|| network.get(len..).unwrap_or_default()),
-        opaque: if is_fragment || len < 20 { protocol_bit(protocol) } else { 0 },
-        multicast: d0 >= 0xe0,
-    })
+    packet.fragment = fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) != 0;
+    if protocol == number::ICMP {
+        packet.icmp = Some(transport);
+        return (!packet.fragment && len >= 20).then_some(packet);
+    }
+    if !has_ports(protocol) || packet.fragment || len < 20 {
+        packet.opaque = opaque(protocol);
+    }
+    let readable = has_ports(protocol) && fragment & IPV4_FRAGMENT_OFFSET == 0 && len >= 20;
+    Some(if readable { packet.with_ports(transport) } else { packet })
 }
 
 fn read_ipv6(network: &[u8]) -> Option<Packet<'_>> {
@@ -185,35 +358,66 @@ fn read_ipv6(network: &[u8]) -> Option<Packet<'_>> {
     let (source, destination) = addresses.split_first_chunk::<16>()?;
     let destination = destination.first_chunk::<16>()?;
     let [first, ..] = *destination;
-    let packet = Packet {
-        source: Address::from_v6(*source),
-        destination: Address::from_v6(*destination),
-        protocol: Protocol::from_number(*next),
-        ports: None,
-        opaque: HAS_ANY,
-        multicast: first == 0xff,
-    };
+    let (source, destination) = (Address::from_v6(*source), Address::from_v6(*destination));
+    let mut packet = Packet::new(source, destination, *next, first == 0xff);
     match *next {
-        _ if packet.protocol.is_some() => Some(Packet { ports: Some(rest), opaque: 0, ..packet }),
-        FRAGMENT => read_fragment(packet, rest),
-        next => EXTENSIONS.contains(&next).then_some(packet),
+        next if has_ports(next) => return Some(packet.with_ports(rest)),
+        number::ICMPV6 => packet.icmp = Some(rest),
+        number::FRAGMENT => return read_fragment(packet, rest),
+        next if number::EXTENSIONS.contains(&next) => packet.opaque = ANY,
+        next => packet.opaque = opaque(next),
     }
+    Some(packet)
 }
 
 /// Behind an IPv6 fragment header: whose fragment is it, and has it the ports?
-fn read_fragment<'p>(packet: Packet<'p>, rest: &'p [u8]) -> Option<Packet<'p>> {
+fn read_fragment<'p>(mut packet: Packet<'p>, rest: &'p [u8]) -> Option<Packet<'p>> {
+    (packet.opaque, packet.fragment) = (ANY, true);
     let Some(([next, _, o0, o1, ..], behind)) = rest.split_first_chunk::<8>() else {
         return Some(packet);
     };
-    if EXTENSIONS.contains(next) {
+    if number::EXTENSIONS.contains(next) {
         return Some(packet);
     }
-    let protocol = Protocol::from_number(*next)?;
+    packet.opaque = opaque(*next);
+    (packet.source.protocol, packet.destination.protocol) = (*next, *next);
     let is_first = u16::from_be_bytes([*o0, *o1]) & IPV6_FRAGMENT_OFFSET == 0;
-    Some(Packet {
-        protocol: Some(protocol),
-        ports: is_first.then_some(behind),
-        opaque: protocol_bit(protocol),
-        ..packet
-    })
+    match *next {
+        number::ICMPV6 => None,
+        next if has_ports(next) && is_first => Some(packet.with_ports(behind)),
+        _ => Some(packet),
+    }
+}
+
+/// Where a quoted packet went, and whether it was a fragment.
+fn read_quoted_ipv4(quoted: &[u8]) -> Option<(Service, bool)> {
+    let [v, _, _, _, _, _, f0, f1, _, protocol, _, _, _, _, _, _, d0, d1, d2, d3] =
+        *quoted.first_chunk::<20>()?;
+    let len = usize::from(v & 0xf) * 4;
+    let fragment = u16::from_be_bytes([f0, f1]);
+    let address = Address::from_v4([d0, d1, d2, d3]);
+    let transport = quoted.get(len..).filter(|_| fragment & IPV4_FRAGMENT_OFFSET == 0);
+    let to = Service { address, protocol, port: quoted_port(protocol, transport) };
+    let is_fragment = fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) != 0;
+    (len >= 20).then_some((to, is_fragment))
+}
+
+fn read_quoted_ipv6(quoted: &[u8]) -> Option<(Service, bool)> {
+    let (header, rest) = quoted.split_first_chunk::<40>()?;
+    let ([_, _, _, _, _, _, next, ..], address) = header.split_first_chunk::<24>()?;
+    let address = Address::from_v6(*address.first_chunk()?);
+    if *next != number::FRAGMENT {
+        let port = quoted_port(*next, Some(rest));
+        return Some((Service { address, protocol: *next, port }, false));
+    }
+    let ([next, _, o0, o1, ..], behind) = rest.split_first_chunk::<8>()?;
+    let is_first = u16::from_be_bytes([*o0, *o1]) & IPV6_FRAGMENT_OFFSET == 0;
+    let port = quoted_port(*next, is_first.then_some(behind));
+    Some((Service { address, protocol: *next, port }, true))
+}
+
+/// The destination port of a quoted packet, as far as it is quoted.
+fn quoted_port(protocol: u8, transport: Option<&[u8]>) -> Option<u16> {
+    let transport = transport.filter(|_| has_ports(protocol))?;
+    ports(transport).map(|(_, destination)| destination)
 }

@@ -8,6 +8,7 @@ import captures
 import packets
 import scapy.all as scapy_all
 import scapy.layers.inet6 as scapy_inet6
+import words
 import world
 
 MODES = ("dsr", "nat", "full_nat", "proxy", "ipip", "gue")
@@ -137,7 +138,7 @@ class Words:
         self.names |= {"received": lambda index: packets.Ether(_at(received, index)),
                        "sent": lambda index, frame=0: packets.Ether(_sent(outcomes, index, frame)),
                        "backend": lambda index: _at(outcomes, index).backend}
-        self.names |= {name: getattr(packets, name) for name in packets.FOR_CASES}
+        self.names |= {name: getattr(words, name) for name in words.FOR_CASES}
 
     def frames(self, expression):
         """The frames (bytes) that an expression describes: one, or a list."""
@@ -148,7 +149,7 @@ class Words:
             raise
         except Exception as error:
             raise Mistake(f"{self.path}: {expression}: {type(error).__name__}: {error}") from None
-        return [packets.as_frame(one) for one in (value if isinstance(value, list) else [value])]
+        return [words.as_frame(one) for one in (value if isinstance(value, list) else [value])]
 
 
 def _at(items, index):

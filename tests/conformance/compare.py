@@ -46,42 +46,41 @@ def fields(packet):
 # Fields that scapy computes when they are absent.
 COMPUTED = {IP: ("chksum", "len", "ihl"), IPv6: ("plen",), TCP: ("chksum", "dataofs"), UDP: ("chksum", "len"),
             ICMP: ("chksum",)}
+GUE_PORT = 6080
 QUOTES = (IPerror, IPerror6, ICMPerror, TCPerror, UDPerror)
 
 
 def faults(frame, received=b""):
-    """Lengths and checksums in `frame` that are not what scapy computes; none if `received` had such too."""
-    wrong = _faults(Ether(frame))
-    if wrong and received and _wrong_in(received):
+    """Lengths and checksums in `frame` that are not what scapy computes; none if `received`, a packet, had such too."""
+    wrong = _faults(Ether, frame)
+    if wrong and received and _faults(IP if received[0] >> 4 == 4 else IPv6, received):
         return []
     return wrong
 
 
-def _wrong_in(packet):
-    return bool(_faults((IP if packet[0] >> 4 == 4 else IPv6)(packet)))
-
-
-def _faults(packet):
-    stripped = packet.copy()
+def _faults(kind, data):
+    stripped = kind(data)
     layer = stripped
     while layer:
         if isinstance(layer, QUOTES) or _is_fragment(layer):
             return []
         layer.raw_packet_cache = None
-        names = next((names for kind, names in COMPUTED.items() if type(layer) is kind), ())
-        if isinstance(layer, _ICMPv6):
-            names = ("cksum",)
-        if type(layer) is UDP and layer.chksum == 0 and (layer.underlayer.version == 4 or layer.dport == 6080):
-            names = ("len",)
-        for name in names:
+        for name in _computed(layer):
             layer.delfieldval(name)
         layer = layer.payload
     computed = bytes(stripped)
-    if computed == bytes(packet):
+    if computed == data:
         return []
-    again = fields(type(packet)(computed))
-    return [f"{key}: scapy computes {again.get(key)}, sent {value}" for key, value in fields(packet).items()
+    again = fields(kind(computed))
+    return [f"{key}: scapy computes {again.get(key)}, sent {value}" for key, value in fields(kind(data)).items()
             if again.get(key) != value]
+
+
+def _computed(layer):
+    """Names of the fields that scapy is to compute."""
+    if type(layer) is UDP and layer.chksum == 0 and (layer.underlayer.version == 4 or layer.dport == GUE_PORT):
+        return ("len",)
+    return ("cksum",) if isinstance(layer, _ICMPv6) else COMPUTED.get(type(layer), ())
 
 
 def _is_fragment(layer):

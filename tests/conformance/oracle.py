@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from facts import ANY, TRANSLATING, TUNNELS
 from compare import differences, faults
-from packets import IP, UDP, Ether, Headers, IPv6, network, padding, readdressed, tags, without_padding
-from segments import SYN, clamped, flags, from_proxied, number, proxy_header, to_proxied
+from packets import IP, UDP, Frame, Headers, IPv6, readdressed
+from segments import ACK, RST, SYN, clamped, flags, from_proxied, number, proxy_header, to_proxied
 from rewriting import error_to_client, fewer_hops, fragments, framed, translated, with_icmp
 
 OUTER_HOPS = 64
-DROPS = {"expired": "ttl_exceeded", "too_big": "too_big", "no_vip": "no_vip"}
+# Bytes of an IP header.
+LEAST = {4: 20, 6: 40}
+DROPS = {"expired": "ttl_exceeded", "too_big": "too_big", "no_vip": "no_vip", "no_flow": "request_no_flow"}
 # Type and code by IP version.
 ERRORS = {"expired": {4: (11, 0), 6: (3, 0)}, "too_big": {4: (3, 4), 6: (2, 0)}}
 # Longest errors: as others do, 98 bytes with Ethernet's header; RFC 4443 2.4 (c).
@@ -51,14 +53,16 @@ class Oracle:
     def expect(self, data, backend):
         """The way of a well-formed packet from a client, if it goes to `backend` (a name): its name in case files.
 
-        One of "kernel", "no_vip", "out", "too_big", "expired".
+        One of "kernel", "no_vip", "no_flow", "out", "too_big", "expired".
         """
         headers = Headers(data)
-        _, _, destination, port, protocol = headers.flow()
+        _, _, destination, port, protocol = self._key(headers)
         vip = self.facts.vip_of(destination, protocol, port)
         if vip is None:
             # Behind an extension header the XDP program does not look for ports, so a worker does.
             return "no_vip" if headers.extensions and self.facts.has_vip_address(destination) else "kernel"
+        if vip.forward == "full_nat" and self._is_lone_reset(data, headers):
+            return "no_flow"
         if vip.forward in TRANSLATING and headers.hops <= 1:
             return "expired"
         hop = vip.backends[backend].hop
@@ -66,11 +70,22 @@ class Oracle:
         too_big = len(data) + self._overhead(vip, vip.backends[backend]) > hop.mtu
         return "too_big" if too_big and fixed else "out"
 
+    def _is_lone_reset(self, data, headers):
+        """Whether it is a RST of a flow that is not known, for which no source is to be taken."""
+        known = self._key(headers) in self.flows
+        return not known and headers.protocol == 6 and bool(flags(data, headers) & RST)
+
+    def any_backend(self, data):
+        """The name of a backend of the packet's VIP; None if it is for none."""
+        _, _, destination, port, protocol = Headers(data).flow()
+        vip = self.facts.vip_of(destination, protocol, port)
+        return next(iter(vip.backends), None) if vip else None
+
     # ---- from a client to a backend ----
 
     def judge_forward(self, frame, interface, name, sent):
-        """`frame` (scapy) came from a client on `interface`; `sent` are (interface, bytes) to backend `name`."""
-        data = without_padding(network(frame))
+        """`frame` came from a client on `interface`; `sent` are (interface, bytes) to backend `name`."""
+        data = frame.data
         headers = Headers(data)
         flow = self._flow_of(frame, headers, interface, name)
         if isinstance(flow, str):
@@ -82,21 +97,26 @@ class Oracle:
         for nic, out in sent:
             if nic not in (None, hop.interface):
                 problems.append(f"sent out of {nic}, but {name} is behind {hop.interface}")
-            outs.append(Ether(out))
+            outs.append(Frame(out))
         inners = self._inner_packets(data, flow, hop, len(sent), problems)
         for inner, out in zip(inners, outs):
             expected = self._to_backend(inner, headers, flow, hop, out, problems)
             if expected is not None:
                 whole = framed(expected, hop.mac, self.facts.nics[hop.interface].mac, hop.tags, frame)
-                problems += differences(whole, bytes(out), padding(frame))
-                problems += faults(bytes(out), data)
+                problems += differences(whole, out.raw, frame.padding)
+                problems += faults(out.raw, data)
         return problems
 
+    @staticmethod
+    def _key(headers):
+        """The flow of a packet as its sender sees it; of an ICMP error, of the packet that it quotes."""
+        if not headers.is_error():
+            return headers.flow()
+        source, source_port, destination, port, protocol = Headers(headers.data[headers.transport + 8:]).flow()
+        return destination, port, source, source_port, protocol
+
     def _flow_of(self, frame, headers, interface, name):
-        key = headers.flow()
-        if headers.is_error():
-            quoted = Headers(headers.data[headers.transport + 8:]).flow()
-            key = quoted[2], quoted[3], quoted[0], quoted[1], quoted[4]
+        key = self._key(headers)
         vip = self.facts.vip_of(key[2], key[4], key[3])
         if vip is None:
             return f"forwarded to {name}, but no VIP listens at {key[2]} port {key[3]} protocol {key[4]}"
@@ -106,11 +126,11 @@ class Oracle:
             key = key[0], 0, key[2], 0, ANY
         flow = self.flows.get(key)
         if flow is None or flow.backend.name != name or flow.vip.name != vip.name:
-            flow = Flow(vip, vip.backends[name], frame.src, tags(frame), interface)
+            flow = Flow(vip, vip.backends[name], frame.src, frame.tags, interface)
             if not headers.is_error():
                 self.flows[key] = flow
         if not headers.is_error():
-            flow.client_mac, flow.client_tags, flow.interface = frame.src, tags(frame), interface
+            flow.client_mac, flow.client_tags, flow.interface = frame.src, frame.tags, interface
         return flow
 
     def _inner_packets(self, data, flow, hop, count, problems):
@@ -136,10 +156,10 @@ class Oracle:
 
     def _to_backend(self, data, headers, flow, hop, out, problems):
         mode = flow.vip.forward
-        seen = network(out)
-        if seen is None:
+        if out.data is None or out.data[0] >> 4 not in (4, 6) or len(out.data) < LEAST[out.data[0] >> 4]:
             problems.append(f"what was sent is no IP packet: {out.summary()}")
             return None
+        seen = Headers(out.data)
         data = clamped(data, flow.vip.keys.get("mss"), headers)
         if mode == "dsr":
             return data
@@ -160,36 +180,36 @@ class Oracle:
         if seen.version != version:
             problems.append(f"outer IPv{seen.version}, but {flow.backend.address} is IPv{version}")
             return None
-        source = ipaddress.ip_address(seen.src)
+        source = ipaddress.ip_address(seen.source)
         prefix = self.facts.tunnel_sources[version]
         if prefix is None or source not in prefix:
             problems.append(f"outer source {source} is not in {prefix}")
         body, next_protocol, entropy = data, protocol, (source,)
         if flow.vip.forward == "gue":
             body, next_protocol = self._gue(data, protocol, seen, problems), PROTOCOL_GUE
-            entropy = source, seen.payload.sport if UDP in seen else None
+            entropy = source, seen.ports and seen.ports[0]
         if version == 6:
-            entropy = *entropy, seen.fl
+            entropy = *entropy, seen.flow_label
         self._constant(flow, entropy, problems, "outer source")
         if version == 4:
-            outer = IP(src=seen.src, dst=str(flow.backend.address), tos=traffic_class, ttl=OUTER_HOPS, id=seen.id,
+            outer = IP(src=seen.source_text, dst=str(flow.backend.address), tos=traffic_class, ttl=OUTER_HOPS, id=seen.identification,
                        flags="DF" if self._outer_df(data) else 0, proto=next_protocol)
         else:
             # RFC 6438: the flow label carries the flow's entropy.
-            outer = IPv6(src=seen.src, dst=str(flow.backend.address), tc=traffic_class, hlim=OUTER_HOPS, fl=seen.fl,
+            outer = IPv6(src=seen.source_text, dst=str(flow.backend.address), tc=traffic_class, hlim=OUTER_HOPS, fl=seen.flow_label,
                          nh=next_protocol)
         return bytes(outer / body)
 
     def _gue(self, data, protocol, seen, problems):
-        if UDP not in seen:
+        if seen.protocol != PROTOCOL_GUE or seen.ports is None:
             problems.append("no UDP header behind the outer IP header")
             return data
-        udp = seen[UDP]
-        if udp.sport < 0xC000:
-            problems.append(f"GUE source port {udp.sport} is not in the ephemeral range 49152-65535 (RFC 8086 3.2.1)")
+        port = seen.ports[0]
+        if port < 0xC000:
+            problems.append(f"GUE source port {port} is not in the ephemeral range 49152-65535 (RFC 8086 3.2.1)")
         header = bytes([0, protocol, 0, 0])
         # RFC 6935, RFC 6936: a checksum of 0, also over IPv6.
-        return UDP(sport=udp.sport, dport=self.facts.gue_port, chksum=0, len=8 + 4 + len(data)) / (header + data)
+        return UDP(sport=port, dport=self.facts.gue_port, chksum=0, len=8 + 4 + len(data)) / (header + data)
 
     def _outer_df(self, data):
         if self.facts.tunnel_df == "inner":
@@ -206,13 +226,15 @@ class Oracle:
 
     def _full_nat(self, data, headers, flow, seen, problems):
         backend, port = flow.backend, flow.backend.port or headers.ports[1]
-        source = ipaddress.ip_address(seen.src)
-        seen_headers = Headers(without_padding(seen))
-        source_port = seen_headers.ports[0] if seen_headers.ports else None
+        source = ipaddress.ip_address(seen.source)
+        source_port = seen.ports and seen.ports[0]
         if not any(source in prefix for prefix in self.facts.pool):
             problems.append(f"source {source} is not in the pool {self.facts.pool}")
         if source_port not in self.facts.pool_ports:
             problems.append(f"source port {source_port} is not in {self.facts.pool_ports}")
+        if headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
+            # Another connection of the same client and port may have another source.
+            flow.entropy = None
         self._constant(flow, (source, source_port), problems, "full-NAT source")
         ends = (str(source), source_port), (str(backend.address), port)
         if flow.vip.keys.get("proxy") == "v2":
@@ -236,19 +258,19 @@ class Oracle:
             return [] if outcome.line["reason"] == DROPS[way] else [f"it was to be dropped as {DROPS[way]}"]
         if outcome.verdict != "reply" or way not in ERRORS or len(outcome.sent) != 1:
             return [f"it was to be answered or dropped: {way}"]
-        data, out = without_padding(network(frame)), outcome.sent[0][1]
-        problems = faults(out)
-        reply = without_padding(network(Ether(out)))
+        data, out = frame.data, Frame(outcome.sent[0][1])
+        problems, reply = faults(out.raw), out.data
         headers = Headers(reply)
-        if headers.destination != Headers(data).source or Ether(out).dst != frame.src:
-            problems.append(f"the error goes to {Ether(out).summary()}, not to the sender of the packet")
+        if headers.destination != Headers(data).source or out.dst != frame.src:
+            problems.append(f"the error goes to {out.summary()}, not to the sender of the packet")
         message, quote = reply[headers.transport:], reply[headers.transport + 8:]
         expected = ERRORS[way][headers.version]
         if headers.protocol != (1 if headers.version == 4 else 58) or tuple(message[:2]) != expected:
-            problems.append(f"{Ether(out).summary()}: expected ICMP type and code {expected}")
+            problems.append(f"{out.summary()}: expected ICMP type and code {expected}")
         if data[:len(quote)] != quote or len(quote) < min(len(data), Headers(data).transport + 8):
             problems.append("what is quoted is not the beginning of the packet, headers and 8 bytes at least")
-        longest = ICMP4_PACKET if headers.version == 4 else ICMP6_PACKET
+        # The headers and 8 bytes behind them are quoted in any case (RFC 1122 3.2.2).
+        longest = max(ICMP4_PACKET, 28 + Headers(data).transport + 8) if headers.version == 4 else ICMP6_PACKET
         if len(reply) > longest:
             problems.append(f"the error has {len(reply)} bytes, more than {longest}")
         return problems
@@ -262,7 +284,7 @@ class Oracle:
             return [f"{len(sent)} frames were sent, not 1"]
         nic, out = sent[0]
         problems = [] if nic in (None, flow.interface) else [f"sent out of {nic}; the client is at {flow.interface}"]
-        data = without_padding(network(frame))
+        data = frame.data
         headers = Headers(data)
         client, client_port, vip, vip_port, _ = key
         ends = (vip, vip_port), (client, client_port)
@@ -275,19 +297,15 @@ class Oracle:
         elif headers.version == ipaddress.ip_address(client).version:
             expected = fewer_hops(readdressed(data, *ends))
         else:
-            expected = translated(data, headers, *ends, network(Ether(out)))
-        vlans = [tag.vlan for tag in flow.client_tags]
+            expected = translated(data, headers, *ends, Headers(Frame(out).data))
+        vlans = [tag & 0xFFF for tag in flow.client_tags]
         whole = framed(expected, flow.client_mac, self.facts.nics[flow.interface].mac, vlans, frame)
-        return problems + differences(whole, out, padding(frame)) + faults(out, data)
+        return problems + differences(whole, out, frame.padding) + faults(out, data)
 
     def flow_of_reply(self, frame):
         """The key of the flow that a backend's frame answers; None if there is none."""
-        headers = Headers(without_padding(network(frame)))
-        flow = headers.flow()
-        if headers.is_error():
-            quoted = Headers(headers.data[headers.transport + 8:]).flow()
-            flow = quoted[2], quoted[3], quoted[0], quoted[1], quoted[4]
-        source, source_port, destination, port, protocol = flow
+        headers = Headers(frame.data)
+        source, source_port, destination, port, protocol = self._key(headers)
         for key, known in self.flows.items():
             if known.vip.forward not in TRANSLATING or key[4] != protocol:
                 continue
@@ -312,4 +330,4 @@ class Oracle:
             return None
         source, port = str(flow.entropy[0]), flow.entropy[1]
         quoted = readdressed(data[at:], source=backend, destination=(source, port))
-        return fewer_hops(with_icmp(data[:at] + quoted, headers, source=seen.src, destination=backend[0]))
+        return fewer_hops(with_icmp(data[:at] + quoted, headers, source=seen.source_text, destination=backend[0]))

@@ -3,13 +3,9 @@
 import ipaddress
 import logging
 
-import world
-
 logging.getLogger("scapy").setLevel(logging.ERROR)
 # pylint: disable=wrong-import-position
-from scapy.all import IP, TCP, UDP, Dot1AD, Dot1Q, Ether, IPv6, Raw  # noqa: E402
-from scapy.layers.inet6 import fragment6  # noqa: E402
-from scapy.packet import Padding  # noqa: E402
+from scapy.all import IP, TCP, UDP, Ether, IPv6  # noqa: E402
 
 # Payload stays bytes: what scapy reads as DNS and writes again need not be the same bytes.
 TCP.payload_guess = []
@@ -46,33 +42,28 @@ def packed(address):
     return ipaddress.ip_address(address).packed
 
 
-def network(frame):
-    """The IPv4 or IPv6 layer of a frame; None if it has none."""
-    layer = frame
-    while isinstance(layer, (Ether, Dot1Q, Dot1AD)):
-        layer = layer.payload
-    return layer if isinstance(layer, (IP, IPv6)) else None
+class Frame:
+    """A frame: addresses, VLAN tags, the IP packet without padding, padding. `data` is None where there is no IP."""
 
+    def __init__(self, raw):
+        self.raw = raw
+        self.dst, self.src = (":".join(f"{byte:02x}" for byte in raw[at:at + 6]) for at in (0, 6))
+        # Priority, drop eligible indicator and VLAN as one number, outermost first.
+        self.tags, at = [], 12
+        while raw[at:at + 2] in (b"\x81\0", b"\x88\xa8"):
+            self.tags.append(int.from_bytes(raw[at + 2:at + 4], "big"))
+            at += 4
+        net = raw[at + 2:]
+        self.data, self.padding = None, b""
+        if raw[at:at + 2] == b"\x08\0" and len(net) >= 20:
+            self.data = net[:int.from_bytes(net[2:4], "big")]
+        elif raw[at:at + 2] == b"\x86\xdd" and len(net) >= 40:
+            self.data = net[:40 + int.from_bytes(net[4:6], "big")]
+        if self.data is not None:
+            self.padding = net[len(self.data):]
 
-def tags(frame):
-    """The VLAN tags of a frame, outermost first."""
-    found, layer = [], frame.payload
-    while isinstance(layer, (Dot1Q, Dot1AD)):
-        found.append(layer)
-        layer = layer.payload
-    return found
-
-
-def padding(frame):
-    """Bytes behind the IP packet."""
-    return bytes(frame[Padding]) if Padding in frame else b""
-
-
-def without_padding(net):
-    """The bytes of an IP packet."""
-    data = bytes(net)
-    trailing = len(bytes(net[Padding])) if Padding in net else 0
-    return data[:len(data) - trailing]
+    def summary(self):
+        return Ether(self.raw).summary()
 
 
 class Headers:
@@ -82,6 +73,7 @@ class Headers:
         self.data = data
         self.version = data[0] >> 4
         self.ports = self.fragment = None
+        self.identification = self.flow_label = 0
         self.extensions = []
         self._read_v4() if self.version == 4 else self._read_v6()
         if self.protocol in (6, 17) and not (self.fragment and self.fragment[0]) and len(data) >= self.transport + 4:
@@ -92,6 +84,7 @@ class Headers:
         data = self.data
         self.transport, self.protocol = (data[0] & 15) * 4, data[9]
         self.source, self.destination, self.hops = data[12:16], data[16:20], data[8]
+        self.identification = int.from_bytes(data[4:6], "big")
         word = int.from_bytes(data[6:8], "big")
         self.dont_fragment = bool(word & 0x4000)
         if word & 0x3FFF:
@@ -100,6 +93,7 @@ class Headers:
     def _read_v6(self):
         data = self.data
         self.source, self.destination, self.hops = data[8:24], data[24:40], data[7]
+        self.flow_label = int.from_bytes(data[1:4], "big") & 0xFFFFF
         self.dont_fragment = True
         at, self.protocol = 40, data[6]
         while self.protocol in EXTENSIONS and at + 8 <= len(data):
@@ -110,6 +104,10 @@ class Headers:
                 self.fragment = word & 0xFFF8, bool(word & 1), int.from_bytes(data[at + 4:at + 8], "big")
             self.protocol, at = data[at], at + length
         self.transport = at
+
+    @property
+    def source_text(self):
+        return str(ipaddress.ip_address(self.source))
 
     def flow(self):
         """Source, source port, destination, destination port, protocol."""
@@ -172,88 +170,3 @@ def put_sum(out, at, old, new, udp=False):
     """Patches the checksum at `at` of a bytearray."""
     total = patched(int.from_bytes(out[at:at + 2], "big"), old, new)
     out[at:at + 2] = (0xFFFF if udp and total == 0 else total).to_bytes(2, "big")
-
-
-# ---- words for the expressions of case files ----
-
-def as_frame(value):
-    """A scapy packet as bytes: MAC addresses that it does not name are those of client and balancer."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, Ether):
-        value.fields.setdefault("src", world.CLIENT_MAC)
-        value.fields.setdefault("dst", world.LB)
-    return bytes(value)
-
-
-def answer(packet, flags="SA", payload=b"", **changes):
-    """What the receiver of a TCP or UDP frame answers."""
-    net = network(packet)
-    out = packet.copy()
-    out.src, out.dst = packet.dst, packet.src
-    layer = network(out)
-    layer.remove_payload()
-    layer.src, layer.dst = net.dst, net.src
-    if layer.version == 4:
-        layer.fields |= {"ttl": 64, "options": [], "ihl": None, "len": None, "chksum": None, "id": 1, "flags": 2}
-    else:
-        layer.fields |= {"hlim": 64, "plen": None, "nh": 6 if TCP in packet else 17, "fl": 0}
-    layer.raw_packet_cache = None
-    if TCP in packet:
-        length = len(bytes(packet[TCP].payload)) if Padding not in packet else 0
-        taken = length + bool(packet[TCP].flags & "SF")
-        values = {"flags": flags, "seq": packet[TCP].ack or 5000, "ack": packet[TCP].seq + taken, "window": 65000}
-        upper = TCP(sport=packet[TCP].dport, dport=packet[TCP].sport, **(values | changes))
-    else:
-        upper = UDP(sport=packet[UDP].dport, dport=packet[UDP].sport, **changes)
-    return out / upper / payload
-
-
-def quoted(packet, size=28):
-    """The first `size` bytes of the IP packet in a frame, as ICMP errors quote it."""
-    return Raw(without_padding(network(packet))[:size])
-
-
-def padded(packet, size=60, byte=b"\0"):
-    """The frame with Ethernet padding up to `size` bytes."""
-    data = as_frame(packet)
-    return data + byte * (size - len(data))
-
-
-def changed_bytes(packet, at, value):
-    """The frame with other bytes from offset `at` on; checksums stay as they were."""
-    data = as_frame(packet)
-    return data[:at] + value + data[at + len(value):]
-
-
-def pieces(packet, size):
-    """The IPv4 fragments of a frame, of `size` payload bytes each."""
-    return packet.fragment(size)
-
-
-def pieces6(packet, size):
-    """The IPv6 fragments (RFC 8200 4.5) of a frame that has an IPv6ExtHdrFragment, of `size` payload bytes each."""
-    return fragment6(packet, size + 48 + 14)
-
-
-def quic_long(kind, connection):
-    """A QUIC long header (RFC 9000 17.2): 0 Initial, 1 0-RTT, 2 Handshake, 3 Retry; and bytes like encrypted ones."""
-    connection = bytes.fromhex(connection)
-    first = 0xC0 | kind << 4
-    return bytes([first, 0, 0, 0, 1, len(connection)]) + connection + b"\x04srce" + b"\x5a" * 40
-
-
-def quic_short(connection):
-    """A QUIC short header (RFC 9000 17.3)."""
-    return b"\x40" + bytes.fromhex(connection) + b"\x5a" * 40
-
-
-def zero_sums(client, client_port, backends, port):
-    """A payload of 2 bytes for each backend that makes the UDP checksum of what it gets compute to 0."""
-    for backend in backends:
-        pseudo = packed(client) + packed(backend) + (17).to_bytes(2, "big") + (10).to_bytes(2, "big")
-        header = client_port.to_bytes(2, "big") + port.to_bytes(2, "big") + (10).to_bytes(2, "big")
-        yield checksum(pseudo + header).to_bytes(2, "big")
-
-
-FOR_CASES = ("answer", "quoted", "padded", "changed_bytes", "pieces", "pieces6", "quic_long", "quic_short", "zero_sums")

@@ -1,43 +1,27 @@
 """Random but seeded packets through `holdfast replay`: each is judged by the oracle, all by tshark.
 
 Two passes: clients' packets, and, where replies come back by the balancer, those and then the backends' answers.
-Headers are built with struct here, as building with scapy takes longer than all the rest.
 """
 
 import random
 import secrets
-import struct
-from dataclasses import dataclass
 
-import packets
 import tshark
 import world
-from facts import TCP, TRANSLATING, Facts
+from facts import TRANSLATING, Facts
+from generate import Generator
 from oracle import Oracle
-from packets import Ether, Headers, checksum, mac, packed, transport_sum, transport_sum_at
+from packets import Frame, Headers
 from replay import Outcome, Replay
 
 FAILURES_SHOWN = 10
 START = 1_700_000_000_000_000
-FLOWS = 400
 MUTANTS = 100
-MTU = 1500
-# In a hundred packets.
-OPTIONS, EXTENSIONS, TAGGED, PADDED, NO_VIP, NO_SUM = 8, 12, 15, 15, 3, 10
-FLAGS = (0x02, 0xC2, 0x10, 0x18, 0x11, 0x19, 0x14, 0x04, 0x30, 0x50, 0x90, 0x38)
-HOPS = (1, 2, 3, 63, 64, 65, 127, 128, 254, 255)
-
-
-@dataclass
-class Flow:
-    """Where a random flow goes."""
-
-    client: str
-    client_port: int
-    vip: str
-    vip_port: int
-    protocol: int
-    tags: list
+# The VIPs of world.py that packets are sent to, and what is changed in its configuration.
+VIPS = {"web4", "udp4", "web6", "udp6", "all4"}
+CHANGES = {}
+# In a hundred packets that backends get.
+ANSWERED, FAILED = 33, 0
 
 
 def main(arguments, folder):
@@ -66,16 +50,15 @@ class Session:
         config, neighbours = world.config_toml(built), world.neighbours_toml(world.neighbours(2, built))
         self.facts = Facts(config, neighbours)
         self.replay = Replay(arguments.binary, folder / self.mode, config, neighbours, list(self.facts.nics))
-        self.flows = [self._flow(number, vips) for number in range(FLOWS)]
+        self.generator = Generator(self.random, self.facts.vips, _client)
 
     def judge(self):
         """Lines about the packets that are wrong, how many packets were judged and frames sent."""
-        given = [(START + index * 1000, "front", self.packet()) for index in range(self.count)]
+        given = [(START + index * 1000, "front", self.generator.packet(world.CLIENT_MAC, world.LB))
+                 for index in range(self.count)]
         outcomes, _ = self.replay.run(given)
-        if self.mode in TRANSLATING:
-            answers = [answer for outcome in outcomes for answer in self.answers(outcome)]
-            given += [(START + (self.count + index) * 1000, "back", frame) for index, frame in enumerate(answers)]
-            outcomes, _ = self.replay.run(given)
+        given += [(START + (self.count + index) * 1000, *late) for index, late in enumerate(self._late(given, outcomes))]
+        outcomes, _ = self.replay.run(given)
         oracle, problems, frames, good = Oracle(self.facts), [], [], []
         for index, ((_, interface, frame), outcome) in enumerate(zip(given, outcomes)):
             found = self._judge_one(oracle, interface, frame, outcome)
@@ -83,7 +66,7 @@ class Session:
             if not found and outcome.verdict == "transmit":
                 good.append((interface, frame, outcome))
             if found:
-                problems.append(f"packet {index}: {Ether(frame).summary()}\n  {outcome.line}\n    " + "\n    ".join(found))
+                problems.append(f"packet {index}: {Frame(frame).summary()}\n  {outcome.line}\n    " + "\n    ".join(found))
         objections = tshark.objections(self.folder / f"{self.mode}-sent.pcapng", [frame for _, frame in frames])
         problems += [f"packet {frames[at][0]}: tshark objects to what was sent: {text}" for at, text in objections.items()]
         return problems + self._mutants(oracle, good), len(given), len(frames)
@@ -93,7 +76,7 @@ class Session:
         missed = []
         for interface, frame, outcome in self.random.sample(good, min(MUTANTS, len(good))):
             nic, sent = outcome.sent[0]
-            length = len(sent) - len(packets.padding(Ether(sent)))
+            length = len(sent) - len(Frame(sent).padding)
             bit = self.random.randrange(length * 8)
             flipped = bytearray(sent)
             flipped[bit // 8] ^= 1 << bit % 8
@@ -102,140 +85,65 @@ class Session:
                 missed.append(f"the oracle does not see bit {bit % 8} of byte {bit // 8} flipped in {sent.hex()}")
         return missed
 
+    def _late(self, given, outcomes):
+        """(NIC, frame) of what is sent because of packets that were forwarded: answers, and ICMP errors."""
+        for (_, _, frame), outcome in zip(given, outcomes):
+            # A RST of an unknown flow leaves no pin: nobody would know its answer.
+            if outcome.verdict != "transmit" or outcome.line["flow"] == "none" or not self._chance(ANSWERED):
+                continue
+            received = Frame(frame).data
+            if self.mode in (*TRANSLATING, "proxy"):
+                yield "back", self._answer(outcome)
+                if self._chance(FAILED):
+                    yield "back", self._error_behind(outcome)
+            if self._chance(FAILED):
+                yield "front", self._error_before(received)
+
+    def _chance(self, percent):
+        return self.random.randrange(100) < percent
+
+    def _answer(self, outcome):
+        received = Frame(outcome.sent[0][1]).data
+        return self.generator.answer(received, world.BACKEND_MACS[outcome.backend], world.LB2)
+
+    def _error_behind(self, outcome):
+        """A router between balancer and backend cannot deliver what was sent."""
+        sent = Frame(outcome.sent[0][1]).data
+        to = Headers(sent).flow()[0]
+        router = "10.0.9.1" if ":" not in to else "fc00::99"
+        return self.generator.error(sent, world.OTHER_MAC, world.LB2, ((router, 0), (to, 0)))
+
+    def _error_before(self, received):
+        """A router on the client's side cannot deliver what the backend answered."""
+        answer = Frame(self.generator.answer(received, world.CLIENT_MAC, world.LB)).data
+        vip = Headers(answer).flow()[0]
+        router = world.ROUTER4 if ":" not in vip else world.ROUTER6
+        return self.generator.error(answer, world.ROUTER_MAC, world.LB, ((router, 0), (vip, 0)))
+
     def _judge_one(self, oracle, interface, frame, outcome):
-        scapy_frame = Ether(frame)
+        came = Frame(frame)
         if interface == "back":
-            return self._judge_answer(oracle, scapy_frame, outcome)
-        data = packets.without_padding(packets.network(scapy_frame))
+            return self._judge_answer(oracle, came, outcome)
+        data = came.data
         way = oracle.expect(data, outcome.backend or "b1")
         if way == "out":
             if outcome.verdict != "transmit":
                 return ["it was to be forwarded"]
-            return oracle.judge_forward(scapy_frame, interface, outcome.backend, outcome.sent)
+            return oracle.judge_forward(came, interface, outcome.backend, outcome.sent)
         if way == "kernel":
             return [] if outcome.verdict == "kernel" and not outcome.sent else ["it was to stay in the kernel"]
-        return oracle.judge_error(scapy_frame, way, outcome)
+        return oracle.judge_error(came, way, outcome)
 
     def _judge_answer(self, oracle, frame, outcome):
         key = oracle.flow_of_reply(frame)
         if key is None:
             return ["the oracle knows no flow of this answer"]
-        if packets.Headers(packets.without_padding(packets.network(frame))).hops <= 1:
+        if Headers(frame.data).hops <= 1:
             return oracle.judge_error(frame, "expired", outcome)
         if outcome.verdict != "transmit":
             return ["it was to be forwarded to the client"]
         return oracle.judge_reply(frame, key, outcome.sent)
 
-    # ---- packets ----
 
-    def _flow(self, number, vips):
-        name = self.random.choice(vips)
-        address, protocol, ports, _, _ = world.VIPS[name]
-        v6 = ":" in address
-        # Each flow has a client of its own: two flows of one client and port can collide behind NAT.
-        client = f"fc00:2::{number + 1:x}" if v6 else f"192.168.{number // 250}.{number % 250 + 1}"
-        port = self.random.choice(ports) if isinstance(ports, list) else self.random.randint(1, 65535)
-        number_of = {"tcp": 6, "udp": 17}[protocol]
-        tags = [self._tag() for _ in range(self._chance(TAGGED))]
-        return Flow(client, self.random.randint(1, 65535), self._within(address), port, number_of, tags)
-
-    def _within(self, address):
-        if "/" not in address:
-            return address
-        network = packets.ipaddress.ip_network(address)
-        return str(network[self.random.randrange(min(network.num_addresses, 2**32))])
-
-    def _tag(self):
-        return self.random.randint(1, 4094) | self.random.randrange(8) << 13
-
-    def _chance(self, percent):
-        return self.random.randrange(100) < percent
-
-    def packet(self):
-        """A client's frame."""
-        flow = self.random.choice(self.flows)
-        port = flow.vip_port
-        if self._chance(NO_VIP) and flow.protocol == TCP and port == 80:
-            port = 81
-        ends = (flow.client, flow.client_port), (flow.vip, port)
-        return self.frame(world.CLIENT_MAC, world.LB, flow.tags, ends, flow.protocol)
-
-    def answers(self, outcome):
-        """What a backend answers to a third of what it gets."""
-        # A RST of an unknown flow leaves no pin: nobody would know its answer.
-        if outcome.verdict != "transmit" or outcome.line["flow"] == "none" or not self._chance(33):
-            return
-        frame = outcome.sent[0][1]
-        headers = Headers(packets.without_padding(packets.network(Ether(frame))))
-        source, source_port, destination, port, protocol = headers.flow()
-        ends = (destination, port), (source, source_port)
-        # The XDP program knows answers by their ports, and does not look for them behind extension headers.
-        yield self.frame(world.BACKEND_MACS[outcome.backend], world.LB2, [], ends, protocol, extensions=False)
-
-    def frame(self, source, destination, tags, ends, protocol, extensions=True):
-        """A frame with everything random that is not named."""
-        segment = self._tcp(ends) if protocol == 6 else self._udp(ends)
-        data = self._ipv6(ends, protocol, segment, extensions) if ":" in ends[0][0] else self._ipv4(ends, protocol, segment)
-        out = mac(destination) + mac(source)
-        for tag in tags:
-            out += struct.pack(">HH", 0x8100, tag)
-        out += (b"\x86\xdd" if data[0] >> 4 == 6 else b"\x08\0") + data
-        if self._chance(PADDED):
-            out += self.random.randbytes(max(60 - len(out), 0) or self.random.randrange(8))
-        return out
-
-    def _payload(self, room):
-        return self.random.randbytes(self.random.choice((0, 1, room - 1, room, self.random.randint(0, room))))
-
-    def _tcp(self, ends):
-        flags, options = self.random.choice(FLAGS), self._tcp_options()
-        head = struct.pack(">HHIIBBHHH", ends[0][1], ends[1][1], self.random.randrange(2**32),
-                           self.random.randrange(2**32), (20 + len(options)) << 2, flags, self.random.randrange(65536),
-                           0, self.random.randrange(65536) if flags & 0x20 else 0)
-        return head + options + self._payload(MTU - 160)
-
-    def _tcp_options(self):
-        kinds = (b"\2\4" + struct.pack(">H", self.random.randint(536, 1460)), b"\4\2", b"\3\3\7", b"\1",
-                 b"\x08\x0a" + self.random.randbytes(8), b"\5\x0a" + self.random.randbytes(8))
-        options = b"".join(self.random.sample(kinds, self.random.randrange(4)))
-        return options + b"\1" * (-len(options) % 4)
-
-    def _udp(self, ends):
-        payload = self._payload(MTU - 120)
-        return struct.pack(">HHHH", ends[0][1], ends[1][1], 8 + len(payload), 0) + payload
-
-    def _ipv4(self, ends, protocol, segment):
-        options = b"\1" * 4 * self.random.randint(1, 10) if self._chance(OPTIONS) else b""
-        flags = self.random.choice((0, 0x4000))
-        head = struct.pack(">BBHHHBBH", 0x45 + len(options) // 4, self.random.randrange(256),
-                           20 + len(options) + len(segment), self.random.randrange(65536), flags,
-                           self.random.choice(HOPS), protocol, 0)
-        head += packed(ends[0][0]) + packed(ends[1][0]) + options
-        head = head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
-        unsummed = protocol == 17 and self._chance(NO_SUM)
-        return head + segment if unsummed else _summed(head + segment)
-
-    def _ipv6(self, ends, protocol, segment, extended):
-        extensions, first = b"", protocol
-        if extended and self._chance(EXTENSIONS):
-            kinds = self.random.choice(((60,), (0,), (0, 60), (60, 60)))
-            following = kinds[1:] + (protocol,)
-            first = kinds[0]
-            for after in following:
-                words = self.random.randrange(4)
-                extensions += bytes([after, words, 1, 4 + 8 * words]) + bytes(4 + 8 * words)
-        word = 6 << 28 | self.random.randrange(2**28)
-        head = struct.pack(">IHBB", word, len(extensions) + len(segment), first, self.random.choice(HOPS))
-        return _summed(head + packed(ends[0][0]) + packed(ends[1][0]) + extensions + segment)
-
-
-def _summed(data):
-    """The packet with its TCP or UDP checksum."""
-    headers = Headers(data)
-    at = transport_sum_at(headers)
-    return data[:at] + transport_sum(data, headers).to_bytes(2, "big") + data[at + 2:]
-
-
-# The VIPs of world.py that packets are sent to, and what is changed in its configuration.
-VIPS = {"web4", "udp4", "web6", "udp6", "all4"}
-CHANGES = {}
+def _client(number, version):
+    return f"192.168.{number // 250}.{number % 250 + 1}" if version == 4 else f"fc00:2::{number + 1:x}"

@@ -1,6 +1,6 @@
 """What routers and translators do to packets, as the RFCs say it; on bytes, from the IP header on."""
 
-from packets import IP, Headers, IPv6, checksum, mac, readdressed, tags, transport_sum, transport_sum_at
+from packets import IP, Headers, IPv6, checksum, mac, readdressed, transport_sum, transport_sum_at
 
 # RFC 7915 5.1: a translated packet of at most this many bytes may be fragmented on its way.
 SMALL_V4 = 1260
@@ -8,12 +8,10 @@ SMALL_V4 = 1260
 
 def framed(data, destination, source, vlans, frame):
     """An IP packet as a frame to a next hop; the tags keep the priority of those that `frame` came with."""
-    came_with = tags(frame)
     out = mac(destination) + mac(source)
     kinds = [0x8100] if len(vlans) == 1 else [0x88A8, 0x8100]
     for index, vlan in enumerate(vlans):
-        tag = came_with[index] if index < len(came_with) else None
-        priority = tag.prio << 13 | tag.id << 12 if tag else 0
+        priority = frame.tags[index] & 0xF000 if index < len(frame.tags) else 0
         out += kinds[index].to_bytes(2, "big") + (priority | vlan).to_bytes(2, "big")
     return out + (b"\x08\x00" if data[0] >> 4 == 4 else b"\x86\xdd") + data
 
@@ -56,19 +54,19 @@ def error_to_client(data, headers, ends):
 
 
 def translated(data, headers, source, destination, seen):
-    """The packet in the other family (RFC 7915), from and to (address, port); `seen` gives what is free to choose."""
+    """The packet in the other family (RFC 7915), from and to (address, port); `seen` (headers) gives what is free to choose."""
     segment = bytearray(data[headers.transport:])
     for at, (_, port) in ((0, source), (2, destination)):
         segment[at:at + 2] = port.to_bytes(2, "big")
     hops = headers.hops - 1
     if headers.version == 4:
         header = IPv6(src=source[0], dst=destination[0], tc=data[1], hlim=hops, nh=headers.protocol,
-                      fl=getattr(seen, "fl", 0), plen=len(segment))
+                      fl=seen.flow_label, plen=len(segment))
     else:
         traffic_class = (data[0] & 15) << 4 | data[1] >> 4
         flags = "DF" if 20 + len(segment) > SMALL_V4 else 0
         header = IP(src=source[0], dst=destination[0], tos=traffic_class, ttl=hops, proto=headers.protocol,
-                    id=getattr(seen, "id", 0), flags=flags, len=20 + len(segment))
+                    id=seen.identification, flags=flags, len=20 + len(segment))
     out = bytearray(bytes(header) + segment)
     new = Headers(bytes(out))
     # RFC 7915 4.5: over IPv6 a UDP checksum is computed where IPv4 had none.

@@ -144,7 +144,7 @@ class Run:
         return problems
 
     def _judge_sent(self, oracle, one, outcome, wanted):
-        frame = packets.Ether(one.frame)
+        frame = packets.Frame(one.frame)
         if wanted == "backend":
             return oracle.judge_forward(frame, one.interface, outcome.backend, outcome.sent)
         if wanted == "client":
@@ -165,10 +165,9 @@ class Run:
         """What of the outer header makes flows differ, in the packets that say how many values there must be."""
         problems = []
         for index, spec in enumerate(self.specs):
-            sent = [packets.Ether(frame) for one, outcome in zip(given, outcomes) if one.packet == index
-                    for _, frame in outcome.sent]
-            values = {(packets.network(frame).src, getattr(packets.network(frame).payload, "sport", None))
-                      for frame in sent if packets.network(frame)}
+            sent = [packets.Headers(packets.Frame(frame).data) for one, outcome in zip(given, outcomes)
+                    if one.packet == index and "spread" in spec for _, frame in outcome.sent]
+            values = {(headers.source_text, headers.ports and headers.ports[0]) for headers in sent}
             if len(values) < spec.get("spread", 0):
                 problems.append(f"packet {index}: {len(values)} values of the outer source in {len(sent)} flows, "
                                 f"expected {spec['spread']} at least: {sorted(map(str, values))}")

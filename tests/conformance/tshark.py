@@ -4,15 +4,15 @@ import functools
 import subprocess
 
 import captures
-import packets
+from compare import GUE_PORT
+from packets import Frame, Headers
 
 FIELDS = ("frame.number", "ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "icmp.checksum.status",
           "icmpv6.checksum.status", "_ws.malformed", "_ws.expert.severity", "tcp.checksum", "tcp.checksum_calculated",
-          "_ws.col.Info")
+          "icmp.type", "icmpv6.type", "_ws.col.Info")
 BAD = "0"
 # PI_ERROR of epan/proto.h: what tshark is sure to be wrong.
 ERROR = 0x00800000
-GUE_PORT = 6080
 # What we write, and so is to be looked at.
 HEADERS = {"eth", "vlan", "ieee8021ad", "ip", "ipv6", "icmp", "icmpv6", "tcp", "udp", "data"}
 # Tables by which tshark finds out what TCP and UDP carry: by port, and by looks.
@@ -46,15 +46,18 @@ def objections(path, frames):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = {}
     for line in done.stdout.splitlines():
-        number, *sums, malformed, severities, tcp_sum, tcp_computed, info = line.split("\t")
+        number, *sums, malformed, severities, tcp_sum, tcp_computed, icmp, icmpv6, info = line.split("\t")
         # Every tunnelled packet has several headers of a kind: fields are lists.
         bad = [name for name, status in zip(FIELDS[1:], sums) if BAD in status.split(",")]
         # 0xffff and 0 are the same number in one's complement (RFC 1071).
         if (tcp_sum, tcp_computed) == ("0xffff", "0x0000"):
             bad = [name for name in bad if not name.startswith("tcp")]
+        # What an ICMP error quotes is cut short, and its checksum covers more.
+        if icmp or icmpv6:
+            bad = [name for name in bad if not name.startswith(("tcp", "udp"))]
         if malformed:
             bad.append("malformed")
-        if any(int(severity) >= ERROR for severity in severities.split(",") if severity) and not bad:
+        if any(int(severity) >= ERROR for severity in severities.split(",") if severity) and not (icmp or icmpv6):
             bad.append("expert error")
         if bad:
             found[shown[int(number) - 1][0]] = f"{', '.join(bad)}: {info}"
@@ -63,9 +66,9 @@ def objections(path, frames):
 
 def _inside(frame):
     """The packet inside of GUE as a frame of its own: tshark 4.0 knows no GUE."""
-    outer = packets.network(packets.Ether(frame))
-    if outer is None or packets.UDP not in outer or outer[packets.UDP].dport != GUE_PORT:
+    outer = Headers(Frame(frame).data) if Frame(frame).data else None
+    if outer is None or outer.protocol != 17 or outer.ports is None or outer.ports[1] != GUE_PORT:
         return
-    inner = bytes(outer[packets.UDP].payload)[4:]
+    inner = outer.data[outer.transport + 12:]
     if inner:
         yield frame[:12] + (b"\x08\0" if inner[0] >> 4 == 4 else b"\x86\xdd") + inner

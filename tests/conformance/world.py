@@ -51,7 +51,7 @@ def config(mode, nics, vips):
         "vip": {name: _vip(mode, name) for name in vips},
     }
     if mode in ("full_nat", "proxy"):
-        built["full_nat"] = {"sources": ["10.0.0.48/28", "fc00::50"], "ports": "1024-65535", "announce": "none"}
+        built["full_nat"] = {"sources": ["10.0.0.48/31", "fc00::50"], "ports": "20000-29999", "announce": "none"}
     if mode in ("ipip", "gue"):
         built["tunnel"] = {"source_v4": "10.0.64.0/24", "source_v6": "fc00:64::/64"}
     return built

@@ -15,11 +15,17 @@ pub struct Capture {
 }
 
 impl Capture {
+    /// Ends it; the file.
+    pub fn end(self) -> PathBuf {
+        let Self { tcpdump, file } = self;
+        tcpdump.interrupt();
+        file
+    }
+
     /// Ends it; panics if one of more than `least` packets that the balancer sent is not well-formed.
     /// Returns its file.
     pub fn assert_well_formed(self, least: usize) -> PathBuf {
-        let Self { tcpdump, file } = self;
-        tcpdump.interrupt();
+        let file = self.end();
         let Verdict { good, bad } = judge(&file);
         assert!(bad.is_empty(), "{}:\n{}", file.display(), bad.join("\n"));
         assert!(good > least, "{}: the judge saw only {good} packets", file.display());

@@ -295,7 +295,7 @@ fn replies_keep_a_flow_alive() {
 #[test]
 fn one_client_port_may_have_flows_with_several_vip_ports() {
     let mut vip = full_nat(Family::V4, 1, 1);
-    vip.ports = holdfast::forwarding::Ports::List(vec![80, 81]);
+    vip.ports = holdfast::forwarding::Ports::of(&[80, 81]);
     let mut rig = Rig::new(1, 1, vec![vip]);
     let sent = [80, 81].map(|port| rig.send(0, 0, &tcp(Family::V4, 40_000, port, "S")).remove(0));
     assert_ne!(sent[0].source(), sent[1].source());

@@ -42,6 +42,10 @@ impl Family {
         }
     }
 
+    fn digit(self) -> u8 {
+        if self == Self::V4 { 4 } else { 6 }
+    }
+
     fn vip(self, number: u32) -> String {
         match self {
             Self::V4 => format!("192.0.2.{number}"),
@@ -71,18 +75,26 @@ pub struct Vip {
     pub drain: &'static str,
     /// More keys, as TOML.
     pub keys: &'static str,
+    /// NAT: port of the backends; another one than the VIP's, so that ports are rewritten too.
+    pub nat_port: u16,
 }
 
 /// A VIP with all backends.
 pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
-    let digit = if family == Family::V4 { 4 } else { 6 };
-    let name = format!("{forward}{digit}{}", if udp { "-udp" } else { "" });
+    let name = format!("{forward}{}{}", family.digit(), if udp { "-udp" } else { "" });
     // Short, so that a drain can be seen to end.
     let timeouts = "{ closing_s = 1, udp_s = 60 }";
     // At once, so that who comes back has all of its share.
     let drain = "{ slow_start_s = 0 }";
-    let backends = BACKENDS.to_vec();
-    Vip { name, forward, family, inner: family, udp, backends, timeouts, drain, keys: "" }
+    let (backends, nat_port) = (BACKENDS.to_vec(), if udp { 7007 } else { 8080 });
+    let inner = family;
+    Vip { name, forward, family, inner, udp, backends, timeouts, drain, keys: "", nat_port }
+}
+
+/// A TCP VIP behind a tunnel, `ipip` or `gue`, to backends at addresses of the family `outer`.
+pub fn tunnel(forward: &'static str, family: Family, outer: Family) -> Vip {
+    let vip = vip(forward, family, false);
+    Vip { name: format!("{}-over-{}", vip.name, outer.digit()), inner: outer, ..vip }
 }
 
 impl Vip {
@@ -99,10 +111,14 @@ impl Vip {
 
     /// Its address.
     pub fn address(&self) -> String {
-        // Backends have .10 to .19 on their loopback, for DSR.
-        self.family.vip(match self.forward {
-            "dsr" => 10,
-            "nat" => 20,
+        // Backends have .10 to .19 on their loopback, for DSR and tunnels.
+        self.family.vip(match (self.forward, self.inner == self.family) {
+            ("dsr", _) => 10,
+            ("ipip", true) => 11,
+            ("ipip", false) => 12,
+            ("gue", true) => 13,
+            ("gue", false) => 14,
+            ("nat", _) => 20,
             _ => 30,
         })
     }
@@ -113,6 +129,11 @@ impl Vip {
             Family::V4 => format!("http://{}", self.address()),
             Family::V6 => format!("http://[{}]", self.address()),
         }
+    }
+
+    /// Whether its backends are sent to ports of their own.
+    fn translates(&self) -> bool {
+        self.forward.ends_with("nat")
     }
 
     fn toml(&self) -> String {
@@ -137,9 +158,8 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
             let address = self.inner.backend(backend);
             write!(text, "[[vip.backend]]\nname = \"{backend}\"\naddress = \"{address}\"\n")
                 .unwrap();
-            if self.forward != "dsr" {
-                // Another port than the VIP's: NAT rewrites ports too.
-                writeln!(text, "port = {}", if self.udp { 7007 } else { 8080 }).unwrap();
+            if self.translates() {
+                writeln!(text, "port = {}", self.nat_port).unwrap();
             }
         }
         text
@@ -150,6 +170,13 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
 const SOURCES: &str = r#"
 [full_nat]
 sources = ["198.18.2.48/30", "2001:db8:2::48/126"]
+"#;
+
+/// Addresses of the lab that tunnels come from.
+const TUNNEL: &str = r#"
+[tunnel]
+source_v4 = "198.18.2.2"
+source_v6 = "2001:db8:2::2"
 "#;
 
 /// A whole configuration.
@@ -187,6 +214,15 @@ impl Config {
         Self { cores, flows, worker_keys, interfaces, nic_keys, socket, vips, more, control_keys }
     }
 
+    /// All that depends on the VIPs, as TOML.
+    pub fn sections(&self) -> String {
+        let some = |modes: &[&str]| self.vips.iter().any(|vip| modes.contains(&vip.forward));
+        let full_nat = if some(&["full_nat"]) { SOURCES } else { "" };
+        let tunnels = if some(&["ipip", "gue"]) { TUNNEL } else { "" };
+        let vips: String = self.vips.iter().map(Vip::toml).collect();
+        format!("{full_nat}{tunnels}{vips}")
+    }
+
     /// As TOML.
     pub fn toml(&self) -> String {
         let Self { cores, flows, worker_keys, socket, control_keys, nic_keys: keys, .. } = self;
@@ -196,9 +232,7 @@ impl Config {
         for interface in &self.interfaces {
             writeln!(text, "[[nic]]\ninterface = \"{interface}\"\n{keys}").unwrap();
         }
-        let full_nat = self.vips.iter().any(|vip| vip.forward == "full_nat");
-        text.push_str(if full_nat { SOURCES } else { "" });
-        text + &self.vips.iter().map(Vip::toml).collect::<String>() + &self.more
+        text + &self.sections() + &self.more
     }
 }
 

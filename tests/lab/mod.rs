@@ -2,6 +2,7 @@
 
 mod config;
 mod holdfast;
+mod router;
 mod traffic;
 
 use std::ffi::OsStr;
@@ -14,9 +15,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-pub use config::{Config, Family, Vip, vip};
+pub use config::{Config, Family, Vip, tunnel, vip};
 pub use holdfast::Holdfast;
-pub use traffic::{Blocked, blocked, conversation, download, requests, udp_requests};
+pub use traffic::{Blocked, blocked, conversation, download, requests, udp_requests, upload};
 
 /// MAC addresses of the balancer, as `scripts/lab` gives them: first (or only) NIC, second NIC.
 pub const BALANCER_MACS: [&str; 2] = ["02:00:00:00:01:02", "02:00:00:00:02:02"];
@@ -96,10 +97,15 @@ impl Lab {
         std::fs::read_to_string(self.state().join("big.sha256")).unwrap().trim().to_owned()
     }
 
+    /// The namespace of a host.
+    pub fn namespace(&self, host: &str) -> String {
+        format!("{}-{host}", self.name)
+    }
+
     /// A command in the namespace of `host`; its process id is that of the program itself.
     pub fn command(&self, host: &str, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &format!("{}-{host}", self.name)]).arg(program);
+        command.args(["netns", "exec", &self.namespace(host)]).arg(program);
         command.stdin(Stdio::null());
         command
     }
@@ -107,7 +113,7 @@ impl Lab {
     /// A UDP socket in `host`. It stays there, whatever thread uses it.
     #[expect(unsafe_code, reason = "setns(2)")]
     pub fn udp_socket(&self, host: &str, address: SocketAddr) -> UdpSocket {
-        let namespace = File::open(format!("/run/netns/{}-{host}", self.name)).unwrap();
+        let namespace = File::open(format!("/run/netns/{}", self.namespace(host))).unwrap();
         let thread = std::thread::spawn(move || {
             // SAFETY: takes an open descriptor; it changes the namespace of this thread only.
             let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
@@ -135,6 +141,21 @@ impl Lab {
     /// Starts them again.
     pub fn start_backend(&self, backend: &str) {
         self.script(&["backend", backend, "start"]);
+    }
+
+    /// Removes what was uploaded.
+    pub fn clear_uploads(&self) {
+        for backend in BACKENDS {
+            // Of one there is a file, of the others none.
+            let _ = std::fs::remove_file(self.state().join(backend).join("upload/big"));
+        }
+    }
+
+    /// Makes a host forget what routers have told it.
+    pub fn forget_path_mtus(&self, host: &str) {
+        for option in ["-4", "-6"] {
+            self.run(host, &["ip", option, "route", "flush", "cache"]);
+        }
     }
 
     fn script(&self, arguments: &[&str]) {

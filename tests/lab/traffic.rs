@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
-use super::{Family, Lab, Running, SOON, Vip, wait_for};
+use super::{BACKENDS, Family, Lab, Running, SOON, Vip, wait_for};
 
 /// What became of a number of requests.
 #[derive(Debug, Default)]
@@ -115,14 +115,25 @@ impl Download {
     /// Waits for its end: whether the whole file arrived, unchanged.
     pub fn ends_well(mut self) -> bool {
         let status = self.running.0.wait().unwrap();
-        status.success() && self.sha256() == self.expected
+        status.success() && sha256(&self.body) == self.expected
     }
+}
 
-    fn sha256(&self) -> String {
-        let output = Command::new("sha256sum").arg(&self.body).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.split_whitespace().next().unwrap().to_owned()
-    }
+fn sha256(file: &Path) -> String {
+    let output = Command::new("sha256sum").arg(file).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().next().unwrap().to_owned()
+}
+
+/// Uploads the big file; whether a backend has it, unchanged.
+pub fn upload(lab: &Lab, vip: &Vip) -> bool {
+    let mut command = curl(lab);
+    command.args(["--max-time", "30", "--interface", &vip.family.client(0), "--upload-file"]);
+    command.arg(lab.state().join("big")).arg(format!("{}/upload/", vip.url()));
+    let went = command.output().unwrap().status.success();
+    let stored = |backend| lab.state().join(backend).join("upload/big");
+    let stored = BACKENDS.into_iter().map(stored).find(|file| file.exists());
+    went && stored.is_some_and(|file| sha256(&file) == lab.big_sha256())
 }
 
 /// A connection whose client waits for its end.

@@ -10,11 +10,13 @@ use etherparse::{
     LinkExtSlice, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
 };
 use holdfast::datapath::explain::Explainer;
+use holdfast::datapath::path_mtu::PathMtus;
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::Protocol;
 use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
+use holdfast::flow::fragments::Datagrams;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
@@ -32,6 +34,8 @@ use holdfast::xdp::umem::Umem;
 pub const CLIENT_MAC: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
 const FRAMES: u32 = 1024;
 const RING: u32 = 256;
+/// Most fragments that a worker parks.
+pub const PARKED: usize = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -60,7 +64,7 @@ impl Family {
         self.pick("198.18.9.1", "2001:db8:9::1")
     }
 
-    fn pick(self, v4: &str, v6: &str) -> IpAddr {
+    pub fn pick(self, v4: &str, v6: &str) -> IpAddr {
         if self == Self::V4 { v4 } else { v6 }.parse().unwrap()
     }
 }
@@ -108,8 +112,8 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
     };
     VipSpec {
         id: VipId(id),
-        address: family.vip(),
-        ports: Ports::List(vec![80]),
+        address: family.vip().into(),
+        ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
         // 1 s, 10 s, 2 s, 1 s.
@@ -128,6 +132,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         splits: Splits::default(),
         sampled: false,
         quic: Vec::new(),
+        mss: None,
         backends: (0..backends).map(backend).collect(),
     }
 }
@@ -370,8 +375,10 @@ pub struct Rig {
     stats: Vec<Arc<WorkerStats>>,
     flows: Arc<[Arc<FlowTable>]>,
     specs: Vec<VipSpec>,
+    this_box: ThisBox,
     clients: Arc<Clients>,
     bindings: Arc<Bindings>,
+    paths: Arc<PathMtus>,
     publisher: Publisher,
     now: u32,
 }
@@ -393,16 +400,36 @@ impl Rig {
         ports: RangeInclusive<u16>,
         specs: Vec<VipSpec>,
     ) -> Self {
+        Self::build(ThisBox::default(), workers, nics, flows, ports, specs)
+    }
+
+    /// With what is the box's own.
+    pub fn in_box(this_box: ThisBox, workers: usize, nics: usize, specs: Vec<VipSpec>) -> Self {
+        Self::build(this_box, workers, nics, 4096, 20_000..=21_999, specs)
+    }
+
+    fn build(
+        this_box: ThisBox,
+        workers: usize,
+        nics: usize,
+        flows: u32,
+        ports: RangeInclusive<u16>,
+        specs: Vec<VipSpec>,
+    ) -> Self {
         let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
         let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
         let bindings = Arc::new(bindings);
-        let table = ForwardingTable::build(1, [7; 16], ThisBox::default(), &specs, None);
+        let macs = (0..nics).map(nic_mac).collect();
+        let this_box = ThisBox { macs, ..this_box };
+        let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
-        let clients = Arc::new(Clients::new(1024, secret));
+        let clients = Arc::new(Clients::new(1024, secret.clone()));
+        let datagrams = Arc::new(Datagrams::new(64, Ticks(3000), secret));
+        let paths = Arc::<PathMtus>::default();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
         let mut rig = Self {
@@ -411,8 +438,10 @@ impl Rig {
             stats: Vec::new(),
             flows: Arc::clone(&flow_tables),
             specs,
+            this_box,
             clients: Arc::clone(&clients),
             bindings: Arc::clone(&bindings),
+            paths: Arc::clone(&paths),
             publisher,
             now,
         };
@@ -431,7 +460,10 @@ impl Rig {
                 macs: (0..nics).map(nic_mac).collect(),
                 flows: Arc::clone(&flow_tables),
                 clients: Arc::clone(&clients),
+                datagrams: Arc::clone(&datagrams),
+                parked: PARKED,
                 bindings: Arc::clone(&bindings),
+                paths: Arc::clone(&paths),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),
                 stats: Arc::clone(&stats),
@@ -453,6 +485,13 @@ impl Rig {
         (publisher, self.specs.clone())
     }
 
+    /// Publishes what is changed of this box.
+    #[allow(dead_code, reason = "not every test has another box")]
+    pub fn change_box(&mut self, change: impl FnOnce(&mut ThisBox)) {
+        change(&mut self.this_box);
+        self.change(|_| {});
+    }
+
     /// Publishes a changed configuration.
     pub fn change(&mut self, change: impl FnOnce(&mut [VipSpec])) {
         change(&mut self.specs);
@@ -461,7 +500,7 @@ impl Rig {
         let table = ForwardingTable::build(
             generation,
             [7; 16],
-            ThisBox::default(),
+            self.this_box.clone(),
             &self.specs,
             Some(&previous),
         );
@@ -485,8 +524,8 @@ impl Rig {
     pub fn explainer(&self) -> Explainer {
         let macs = (0..self.nics[0].len()).map(nic_mac).collect();
         let (flows, clients) = (Arc::clone(&self.flows), Arc::clone(&self.clients));
-        let bindings = Arc::clone(&self.bindings);
-        Explainer::new(macs, flows, clients, bindings, self.stats.clone()).unwrap()
+        let (bindings, paths) = (Arc::clone(&self.bindings), Arc::clone(&self.paths));
+        Explainer::new(macs, flows, clients, bindings, paths, self.stats.clone()).unwrap()
     }
 
     /// The time.
@@ -503,6 +542,12 @@ impl Rig {
                 worker.poll(Ticks(self.now));
             }
         }
+    }
+
+    /// Moves the clock on at once, by ticks of 10 ms.
+    #[allow(dead_code, reason = "not every test waits for long")]
+    pub fn skip(&mut self, ticks: u32) {
+        self.now = self.now.wrapping_add(ticks);
     }
 
     /// Polls every worker once.
@@ -531,9 +576,13 @@ impl Rig {
         (0..self.nics[worker].len()).flat_map(|nic| self.collect(worker, nic)).collect()
     }
 
-    /// Lets a packet arrive.
+    /// Lets a packet arrive, in several frames if it is long.
     pub fn deliver(&mut self, worker: usize, nic: usize, packet: &[u8]) {
-        assert!(self.nics[worker][nic].deliver(packet), "the NIC takes the packet");
+        let nic = &mut self.nics[worker][nic];
+        // Of nothing there is no long packet.
+        let delivered =
+            if packet.is_empty() { nic.deliver(packet) } else { nic.deliver_long(packet) };
+        assert!(delivered, "the NIC takes the packet");
     }
 
     /// Polls one worker once.

@@ -34,6 +34,10 @@ pub(super) fn translate(
         let replacement = Replacement { source, destination, ..Replacement::default() };
         return translate_quote(data, shape, &replacement, delta);
     }
+    if shape.part == Part::Later {
+        // Ports and checksum are in the first one: the same change of addresses is right for all.
+        return Ok(());
+    }
     let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
     let ports = (source.1, destination.1);
     if transport::readdress(flow.protocol(), segment, ports, delta) {

@@ -1,0 +1,199 @@
+//! Tunnels of this box: where outer packets come from, and what they say.
+//!
+//! A backend's NIC spreads tunnel packets over its queues by their outer headers alone. So something in
+//! those varies with the flow, and is constant within it: the host bits of the outer source, where that
+//! is a prefix; with GUE the UDP source port; over IPv6 the flow label. All come from one hash, keyed by
+//! the configuration, so that a flow looks alike whichever box of a fleet sends it.
+
+use siphasher::sip::SipHasher13;
+
+use super::network::ADDRESS_BITS;
+use super::steer::SteerRules;
+use super::{Network, Secret};
+use crate::flow::Address;
+use crate::flow::tuple::{TableSecret, Tuple};
+
+/// UDP port of GUE (IANA).
+pub const GUE_PORT: u16 = 6080;
+/// GUE source ports are those that nobody listens on (RFC 6335 6: dynamic ports).
+pub const GUE_SOURCE_PORTS: u16 = 0xc000;
+
+/// What the tunnels of this box have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tunnels {
+    /// Sources of outer IPv4 packets.
+    pub source_v4: Option<Sources>,
+    /// Sources of outer IPv6 packets.
+    pub source_v6: Option<Sources>,
+    /// UDP port that backends receive GUE on.
+    pub gue_port: u16,
+    /// Whether outer IPv4 packets may be fragmented on their way.
+    pub outer_df: OuterDf,
+}
+
+impl Default for Tunnels {
+    fn default() -> Self {
+        let outer_df = OuterDf::default();
+        Self { source_v4: None, source_v6: None, gue_port: GUE_PORT, outer_df }
+    }
+}
+
+impl Tunnels {
+    /// The sources of outer packets to `destination`.
+    #[inline]
+    pub const fn sources(&self, destination: Address) -> Option<Sources> {
+        if destination.is_v4() { self.source_v4 } else { self.source_v6 }
+    }
+
+    /// What the XDP program gives to the workers, with errors about tunnel packets of ours.
+    #[must_use]
+    pub fn steered(&self, rules: SteerRules) -> SteerRules {
+        let sources = [self.source_v4, self.source_v6].into_iter().flatten();
+        let tunnels = sources.map(|sources| sources.network).collect();
+        SteerRules { tunnels, gue_port: self.gue_port, ..rules }
+    }
+
+    /// Whether outer packets of ours come from an address in `network`.
+    pub fn meet(&self, network: Network) -> bool {
+        self.sources(network.address()).is_some_and(|sources| {
+            sources.network.covers(network) || network.covers(sources.network)
+        })
+    }
+
+    /// Whether outer packets of ours come from `address`.
+    pub fn is_source(&self, address: Address) -> bool {
+        self.sources(address).is_some_and(|sources| sources.network.contains(address))
+    }
+}
+
+/// The "don't fragment" bit of outer IPv4 packets. Routers never fragment IPv6.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OuterDf {
+    /// As the inner packet has it; set for an IPv6 one (RFC 2003 3.1, RFC 4213 3.2.2).
+    #[default]
+    Inner,
+    /// Always set.
+    Set,
+    /// Never set: whoever cannot pass a packet on cuts it in pieces, which the backend has to join.
+    Clear,
+}
+
+impl OuterDf {
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inner => "inner",
+            Self::Set => "set",
+            Self::Clear => "clear",
+        }
+    }
+}
+
+/// The addresses that outer packets of one family come from: the hosts of a prefix, without its first
+/// and last address where there are more than two (they are nobody's: RFC 1812 4.2.2.11, RFC 4291 2.6.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sources {
+    network: Network,
+    /// Number of the first host.
+    first: u32,
+    /// How many hosts.
+    count: u32,
+}
+
+impl Sources {
+    /// Those in a network. Of more than 32 host bits the low ones are used.
+    pub fn new(network: Network) -> Self {
+        let hosts = 1_u64 << ADDRESS_BITS.saturating_sub(network.len()).min(32);
+        let (first, count) = if hosts > 2 { (1, hosts - 2) } else { (0, hosts) };
+        Self { network, first, count: u32::try_from(count).unwrap_or(u32::MAX) }
+    }
+
+    /// The source of a flow with this hash.
+    #[inline]
+    pub const fn of(&self, hash: u64) -> Address {
+        // The high half, scaled: no division, and every host as often as any other.
+        let host = self.first as u64 + (((hash >> 32) * self.count as u64) >> 32);
+        let [high, low] = self.network.address().words();
+        Address { high, low: low + host }
+    }
+
+    /// All addresses of the prefix.
+    pub const fn network(&self) -> Network {
+        self.network
+    }
+}
+
+/// Hashes flows for what tells them apart in outer headers.
+#[derive(Debug)]
+pub struct Entropy(TableSecret);
+
+impl Entropy {
+    /// Keyed by the configuration's secret, of which the hashes show nothing.
+    pub fn new(secret: &Secret) -> Self {
+        Self(TableSecret::new(SipHasher13::new_with_key(secret).hash(b"tunnel entropy")))
+    }
+
+    /// The hash of a flow. Cost: some nanoseconds.
+    #[inline]
+    pub fn hash(&self, flow: Tuple) -> u64 {
+        self.0.hash(flow).value()
+    }
+}
+
+/// What names the path to a tunnel's end among those of which something was learnt: a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathKey(pub u32);
+
+impl PathKey {
+    /// Of the backend at `address`.
+    #[expect(clippy::cast_possible_truncation, reason = "half of the hash is enough")]
+    pub fn new(address: Address) -> Self {
+        Self(SipHasher13::new().hash(&address.octets()) as u32)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        text.parse::<std::net::IpAddr>().map(Address::from).unwrap_or_default()
+    }
+
+    #[test]
+    fn every_host_of_a_prefix_is_a_source_but_the_first_and_the_last() {
+        for (network, first, last) in [
+            ("10.0.0.77", "10.0.0.77", "10.0.0.77"),
+            ("10.0.0.76/31", "10.0.0.76", "10.0.0.77"),
+            ("10.0.0.76/30", "10.0.0.77", "10.0.0.78"),
+            ("10.0.0.64/26", "10.0.0.65", "10.0.0.126"),
+            ("10.7.0.0/16", "10.7.0.1", "10.7.255.254"),
+            ("fd00::7", "fd00::7", "fd00::7"),
+            ("fd00::4/126", "fd00::5", "fd00::6"),
+            ("fd00::/96", "fd00::1", "fd00::ffff:fffe"),
+            ("fd00::/64", "fd00::1", "fd00::ffff:fffe"),
+        ] {
+            let sources = Sources::new(network.parse().unwrap());
+            assert_eq!(sources.of(0), address(first), "{network}");
+            assert_eq!(sources.of(u64::MAX), address(last), "{network}");
+            assert_eq!(sources.network().to_string(), network);
+        }
+    }
+
+    #[test]
+    fn a_path_has_a_name_that_is_its_own() {
+        let keys = ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|text| PathKey::new(address(text)).0);
+        let [a, b, c] = keys;
+        assert!(a != b && b != c && a != c);
+    }
+
+    #[test]
+    fn hashes_tell_flows_and_secrets_apart() {
+        let (one, other) = (Entropy::new(&[1; 16]), Entropy::new(&[2; 16]));
+        let flow = Tuple::V4([1, 2]);
+        assert_eq!(one.hash(flow), Entropy::new(&[1; 16]).hash(flow));
+        assert_ne!(one.hash(flow), other.hash(flow));
+        assert_ne!(one.hash(flow), one.hash(Tuple::V4([1, 3])));
+    }
+}

@@ -1,0 +1,169 @@
+"""Random but seeded packets of clients and backends.
+
+Headers are built with struct here, as building with scapy takes longer than all the rest.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from facts import TCP
+from packets import Headers, checksum, mac, packed, transport_sum, transport_sum_at
+from rewriting import with_icmp
+
+FLOWS = 400
+MTU = 1500
+# In a hundred packets.
+OPTIONS, EXTENSIONS, TAGGED, PADDED, NO_VIP, NO_SUM = 8, 12, 15, 15, 3, 10
+FLAGS = (0x02, 0xC2, 0x10, 0x18, 0x11, 0x19, 0x14, 0x04, 0x30, 0x50, 0x90, 0x38)
+HOPS = (1, 2, 3, 63, 64, 65, 127, 128, 254, 255)
+
+# Type, code, and the four bytes behind the checksum: an MTU, a pointer or nothing.
+ERRORS4 = ((3, 4, 1400), (3, 3, 0), (3, 1, 0), (11, 0, 0), (12, 0, 8 << 24))
+ERRORS6 = ((2, 0, 1280), (1, 4, 0), (1, 0, 0), (3, 0, 0), (4, 1, 6))
+
+
+@dataclass
+class Flow:
+    """Where a random flow goes."""
+
+    client: str
+    client_port: int
+    vip: str
+    vip_port: int
+    protocol: int
+    tags: list
+
+
+class Generator:
+    """Packets for VIPs, from `random`; `clients` gives the address of a flow's client: (number, IP version)."""
+
+    def __init__(self, random, vips, clients, marked=None, tagged=TAGGED):
+        self.random, self.vips, self.clients, self.marked, self.tagged = random, vips, clients, marked, tagged
+        self.made = 0
+        self.flows = [self._flow(number) for number in range(FLOWS)]
+
+    def _flow(self, number):
+        vip = self.random.choice(self.vips)
+        # Each flow has a client of its own: two flows of one client and port can collide behind NAT.
+        client = self.clients(number, vip.network.version)
+        address = vip.network[self.random.randrange(min(vip.network.num_addresses, 2**32))]
+        port = self.random.randint(*self.random.choice(vip.ports))
+        protocol = vip.protocol or self.random.choice((6, 17))
+        tags = [self._tag() for _ in range(self._chance(self.tagged))]
+        return Flow(client, 1 + self.random.randrange(65535), str(address), port, protocol, tags)
+
+    def _tag(self):
+        return self.random.randint(1, 4094) | self.random.randrange(8) << 13
+
+    def _chance(self, percent):
+        return self.random.randrange(100) < percent
+
+    def packet(self, source, destination):
+        """A client's frame between two MACs."""
+        flow = self.random.choice(self.flows)
+        port = flow.vip_port
+        if self._chance(NO_VIP) and flow.protocol == TCP and port == 80:
+            port = 81
+        ends = (flow.client, flow.client_port), (flow.vip, port)
+        return self.frame(source, destination, flow.tags, ends, flow.protocol)
+
+    def answer(self, packet, source, destination):
+        """What the receiver of an IP packet (bytes) answers, or something like it."""
+        client, client_port, server, port, protocol = Headers(packet).flow()
+        # The XDP program knows answers by their ports, and does not look for them behind extension headers.
+        ends = (server, port), (client, client_port)
+        return self.frame(source, destination, [], ends, protocol, extensions=False)
+
+    def error(self, packet, source, destination, ends):
+        """An ICMP error from one to the other of `ends` that quotes some of an IP packet (bytes)."""
+        headers = Headers(packet)
+        least = headers.transport + 8
+        quote = packet[:self.random.choice((least, least + 12, self.random.randint(least, 1200), 1200))]
+        kind, code, rest = self.random.choice(ERRORS4 if headers.version == 4 else ERRORS6)
+        message = bytes([kind, code, 0, 0]) + struct.pack(">I", rest) + quote
+        if headers.version == 4:
+            data = self._ipv4_header(ends, 1, b"", message, 0) + message
+        else:
+            data = self._ipv6_header(ends, 58, b"", message) + message
+        return mac(destination) + mac(source) + _ether_type(data) + with_icmp(data, Headers(data))
+
+    def frame(self, source, destination, tags, ends, protocol, extensions=True):
+        """A frame with everything random that is not named."""
+        segment = self._tcp(ends) if protocol == 6 else self._udp(ends)
+        data = self._ipv6(ends, protocol, segment, extensions) if ":" in ends[0][0] else self._ipv4(ends, protocol, segment)
+        out = mac(destination) + mac(source)
+        for tag in tags:
+            out += struct.pack(">HH", 0x8100, tag)
+        out += _ether_type(data) + data
+        if self._chance(PADDED):
+            out += self.random.randbytes(max(60 - len(out), 0) or self.random.randrange(8))
+        return out
+
+    def _payload(self, room):
+        payload = self.random.randbytes(self.random.choice((0, 1, room - 1, room, self.random.randint(0, room))))
+        if self.marked is None:
+            return payload
+        self.made += 1
+        return mark(self.marked, self.made - 1) + payload
+
+    def _tcp(self, ends):
+        flags, options = self.random.choice(FLAGS), self._tcp_options()
+        head = struct.pack(">HHIIBBHHH", ends[0][1], ends[1][1], self.random.randrange(2**32),
+                           self.random.randrange(2**32), (20 + len(options)) << 2, flags, self.random.randrange(65536),
+                           0, self.random.randrange(65536) if flags & 0x20 else 0)
+        return head + options + self._payload(MTU - 160)
+
+    def _tcp_options(self):
+        kinds = (b"\2\4" + struct.pack(">H", self.random.randint(536, 1460)), b"\4\2", b"\3\3\7", b"\1",
+                 b"\x08\x0a" + self.random.randbytes(8), b"\5\x0a" + self.random.randbytes(8))
+        options = b"".join(self.random.sample(kinds, self.random.randrange(4)))
+        return options + b"\1" * (-len(options) % 4)
+
+    def _udp(self, ends):
+        payload = self._payload(MTU - 120)
+        return struct.pack(">HHHH", ends[0][1], ends[1][1], 8 + len(payload), 0) + payload
+
+    def _ipv4(self, ends, protocol, segment):
+        options = b"\1" * 4 * self.random.randint(1, 10) if self._chance(OPTIONS) else b""
+        head = self._ipv4_header(ends, protocol, options, segment, self.random.choice((0, 0x4000)))
+        unsummed = protocol == 17 and self._chance(NO_SUM)
+        return head + segment if unsummed else _summed(head + segment)
+
+    def _ipv4_header(self, ends, protocol, options, segment, flags):
+        head = struct.pack(">BBHHHBBH", 0x45 + len(options) // 4, self.random.randrange(256),
+                           20 + len(options) + len(segment), self.random.randrange(65536), flags,
+                           self.random.choice(HOPS), protocol, 0)
+        head += packed(ends[0][0]) + packed(ends[1][0]) + options
+        return head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
+
+    def _ipv6(self, ends, protocol, segment, extended):
+        extensions, first = b"", protocol
+        if extended and self._chance(EXTENSIONS):
+            kinds = self.random.choice(((60,), (0,), (0, 60), (60, 60)))
+            following = kinds[1:] + (protocol,)
+            first = kinds[0]
+            for after in following:
+                words = self.random.randrange(4)
+                extensions += bytes([after, words, 1, 4 + 8 * words]) + bytes(4 + 8 * words)
+        return _summed(self._ipv6_header(ends, first, extensions, segment) + segment)
+
+    def _ipv6_header(self, ends, first, extensions, segment):
+        word = 6 << 28 | self.random.randrange(2**28)
+        head = struct.pack(">IHBB", word, len(extensions) + len(segment), first, self.random.choice(HOPS))
+        return head + packed(ends[0][0]) + packed(ends[1][0]) + extensions
+
+
+def mark(run, number):
+    """The bytes by which a frame is known when it arrives, whatever has happened to its headers."""
+    return b"holdfast" + struct.pack(">II", run, number)
+
+
+def _ether_type(data):
+    return b"\x86\xdd" if data[0] >> 4 == 6 else b"\x08\0"
+
+
+def _summed(data):
+    """The packet with its TCP or UDP checksum."""
+    headers = Headers(data)
+    at = transport_sum_at(headers)
+    return data[:at] + transport_sum(data, headers).to_bytes(2, "big") + data[at + 2:]
