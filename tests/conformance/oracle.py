@@ -378,5 +378,9 @@ class Oracle:
             problems.append("an error about a flow that has no source of ours")
             return None
         source, port = str(flow.entropy[0]), flow.entropy[1]
+        if flow.renewed:
+            # From which source its last packet, which did not go on, would have gone is known by this one only.
+            _, _, source, port, _ = Headers(seen.data[seen.transport + 8:]).flow()
+            flow.entropy, flow.renewed = (ipaddress.ip_address(source), port), False
         quoted = readdressed(data[at:], source=backend, destination=(source, port))
         return fewer_hops(with_icmp(data[:at] + quoted, headers, source=seen.source_text, destination=backend[0]))
