@@ -121,7 +121,7 @@ named! {
     NotWhole = "not_whole",
     /// Fewer than 14 bytes, or a VLAN tag cut short.
     TruncatedEthernet = "truncated_ethernet",
-    /// More than one VLAN tag.
+    /// More than two VLAN tags, or an 802.1ad tag without an 802.1Q tag behind it.
     NestedVlan = "nested_vlan",
     /// Neither IPv4 nor IPv6.
     NotIp = "not_ip",
@@ -180,6 +180,9 @@ named! {
     /// Mode full_nat: every source address and port that the worker has for the backend's family is
     /// in use.
     NoSourcePort = "no_source_port",
+    /// Mode full_nat, between IPv4 and IPv6: it has no counterpart in the other family (a source route,
+    /// fragments without a checksum, more than a frame).
+    NotTranslatable = "not_translatable",
     /// Mode full_nat: a packet that belongs to no flow that is known here, and begins none.
     RequestNoFlow = "request_no_flow",
     /// From a NAT backend's service port or for a full-NAT source, but no flow is known that it answers.
@@ -198,6 +201,8 @@ named! {
     IcmpNoFlow = "icmp_no_flow",
     /// Of a TCP flow that is cut: both ends are told by a RST.
     FlowReset = "flow_reset",
+    /// From a client behind two VLAN tags, of which too many pairs are known already (some 4,000).
+    VlanPairsFull = "vlan_pairs_full",
     /// A tunnel's packet, which is not put into another tunnel.
     NestedTunnel = "nested_tunnel",
     /// An ICMP error about a tunnel packet of ours, from which the path's MTU was learnt.

@@ -247,7 +247,8 @@ fn state(backend: &BackendStatus) -> Cell {
 
 fn next_hop(hop: Option<&NextHopStatus>) -> Cell {
     let Some(hop) = hop else { return coloured("unresolved", Color::Red) };
-    let vlan = hop.vlan.map(|vlan| format!(" vlan {vlan}")).unwrap_or_default();
+    let outer = hop.outer_vlan.map(|vlan| format!("{vlan}.")).unwrap_or_default();
+    let vlan = hop.vlan.map(|vlan| format!(" vlan {outer}{vlan}")).unwrap_or_default();
     text(format!("{} on {}{vlan}", hop.mac, hop.interface))
 }
 

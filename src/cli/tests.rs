@@ -150,6 +150,7 @@ fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus 
             mac: "02:00:00:00:00:11".to_owned(),
             vlan: None,
             mtu: 1500,
+            outer_vlan: None,
         }),
         next_hop_detail: String::new(),
         traffic: api::Traffic { packets_in: 1_234_567, flows_active, ..Default::default() },

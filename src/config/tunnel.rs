@@ -132,11 +132,16 @@ fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
     };
     let mut tell = |network: Network, whose: String| {
         if tunnels.meet(network) {
-            let what = format!("{network} is in it, the address of {whose}");
+            let what = format!("{network} is in it, an address of {whose}");
             let fix = "use addresses that are nobody else's";
             report.error(&place(network.address()), what, fix);
         }
     };
+    let mut full_nat = sections.config.full_nat.sources.iter().map(|&source| Network::from(source));
+    // One tells it all.
+    if let Some(source) = full_nat.find(|&source| tunnels.meet(source)) {
+        tell(source, "[full_nat]".to_owned());
+    }
     for (vip, backends) in sections.vips {
         tell(vip.value.address, format!("VIP \"{}\"", vip.value.name));
         for backend in backends {

@@ -107,6 +107,8 @@ pub struct Totals {
     #[serde(default)]
     pub clients_full: u64,
     #[serde(default)]
+    pub fragments_parked: u64,
+    #[serde(default)]
     pub flows_reset: u64,
     #[serde(default)]
     pub resets_sent: u64,
@@ -274,6 +276,8 @@ pub struct NextHopStatus {
     /// Longest IP packet that may leave towards the backend, in bytes; 0 from a process that knows none.
     #[serde(default)]
     pub mtu: u16,
+    /// The outer VLAN, of two tags.
+    pub outer_vlan: Option<u16>,
 }
 
 /// Counters of a VIP or backend.

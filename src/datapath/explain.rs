@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 
+use super::answer::rejects;
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
@@ -147,7 +148,7 @@ impl Explainer {
         let sent = verdict.is_ok();
         match verdict {
             Ok(()) => tell_rewrite(&packet, pinned, question, context),
-            Err(reason) => trace.tell("drop", reason.as_str(), reason.describe().trim()),
+            Err(reason) => tell_end(reason, &packet, context, &trace),
         }
         let frame = if sent { packet.data().to_vec() } else { Vec::new() };
         let backend = Some(packet.backend).filter(|_| sent);
@@ -362,6 +363,18 @@ fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
     let outcome = format!("{} -> {}", outer.source, outer.destination) + &ports.unwrap_or_default();
     let why = format!("what a NIC sees of the flow; packets of up to {mtu} bytes fit");
     trace.tell("tunnel", outcome, why);
+}
+
+/// Tells why the packet is not forwarded, and what its sender is told.
+fn tell_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace) {
+    trace.tell("drop", reason.as_str(), reason.describe().trim());
+    if reason == Drop::NoBackend && rejects(packet, context) {
+        let answer = match packet.flow.protocol() {
+            Protocol::Tcp => "a RST",
+            _ => "ICMP port unreachable",
+        };
+        trace.tell("answer", answer, "the VIP says on_no_backend = \"reject\"");
+    }
 }
 
 /// The packet's transport header, and what it carries.

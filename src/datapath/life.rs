@@ -9,6 +9,7 @@
 //! Reads: the packet's flags, the flow's state and times, its backend. Changes nothing.
 
 use super::batch::{Packet, TcpFlags};
+use super::bindings::begins_anew;
 use super::clients::is_due;
 use super::context::Context;
 use super::quic::named;
@@ -105,7 +106,9 @@ pub(super) fn leaves(
         _ if backend.left == FlowsLeft::Rehash => true,
         Protocol::Tcp => {
             let over = || !backend.up || state.is_closing(backend.forward);
-            opens && (over() || is_cut(protocol, track, backend))
+            let embryonic = || backend.proxy && !state.has(State::ESTABLISHED);
+            let anew = || embryonic() && begins_anew(track, packet, context);
+            opens && (over() || anew() || is_cut(protocol, track, backend))
         }
         Protocol::Udp => backend.quirks.has(Quirks::QUIC) && elsewhere(),
         Protocol::Any => false,
@@ -216,8 +219,9 @@ impl News {
         Self {
             change: if cut { Change::CUT } else { request_change(packet) },
             opening: packet.shape.flags.opens(),
-            // Of a bound flow the binding has it.
-            hop: track.binding().is_none().then(|| packet.came_from(nic)),
+            // Of a bound flow the binding has it. One that cannot be stored is not told.
+            hop: (track.binding().is_none() && packet.way_back(nic).is_some())
+                .then(|| packet.came_from(nic)),
         }
     }
 

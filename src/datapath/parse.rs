@@ -13,8 +13,7 @@ use std::ops::Range;
 
 use etherparse::err::{LenError, ipv4, ipv6, tcp};
 use etherparse::{
-    Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, SingleVlanHeaderSlice, TcpHeaderSlice,
-    UdpHeaderSlice,
+    Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
 };
 
 use super::batch::{Packet, Part, Shape, TcpFlags};
@@ -22,6 +21,7 @@ use crate::flow::fragments::{Head, Key, Span};
 use crate::flow::tuple::Tuple;
 use crate::flow::{Address, Protocol};
 use crate::stats::Drop;
+use crate::wire::vlan::{Outer, Tags, tpid};
 
 /// IPv6 extension headers that are stepped over before the packet is given up.
 ///
@@ -31,12 +31,11 @@ const MAX_EXTENSIONS: usize = 4;
 /// Bytes up to the IP header.
 const UNTAGGED_LEN: u16 = 14;
 const TAGGED_LEN: u16 = 18;
+const TWICE_TAGGED_LEN: u16 = 22;
 
 mod ethertype {
     pub const IPV4: u16 = 0x0800;
     pub const IPV6: u16 = 0x86dd;
-    pub const VLAN: u16 = 0x8100;
-    pub const QINQ: u16 = 0x88a8;
 }
 
 use extension::*;
@@ -281,7 +280,7 @@ fn piece(network: &Network<'_>, fragment: Fragment, shape: Shape) -> Result<(Sha
 }
 
 struct Link {
-    tag: Option<u16>,
+    tag: Option<Tags>,
     ether_type: u16,
     len: u16,
 }
@@ -289,22 +288,32 @@ struct Link {
 #[inline]
 fn link(packet: &[u8]) -> Result<Link, Drop> {
     let ethernet = Ethernet2HeaderSlice::from_slice(packet).map_err(|_| Drop::TruncatedEthernet)?;
-    let ether_type = ethernet.ether_type().0;
-    if ether_type == ethertype::QINQ {
-        return Err(Drop::NestedVlan);
+    let first = ethernet.ether_type().0;
+    if !matches!(first, tpid::CUSTOMER | tpid::SERVICE) {
+        return Ok(Link { tag: None, ether_type: first, len: UNTAGGED_LEN });
     }
-    if ether_type != ethertype::VLAN {
-        return Ok(Link { tag: None, ether_type, len: UNTAGGED_LEN });
+    let (value, second) = tag(packet, UNTAGGED_LEN)?;
+    match (first, second) {
+        (_, tpid::CUSTOMER) => {
+            let (inner, ether_type) = tag(packet, TAGGED_LEN)?;
+            let service = first == tpid::SERVICE;
+            let outer = if service { Outer::Service(value) } else { Outer::Customer(value) };
+            let tags = Tags { inner, outer };
+            match ether_type {
+                tpid::CUSTOMER | tpid::SERVICE => Err(Drop::NestedVlan),
+                _ => Ok(Link { tag: Some(tags), ether_type, len: TWICE_TAGGED_LEN }),
+            }
+        }
+        (tpid::SERVICE, _) | (_, tpid::SERVICE) => Err(Drop::NestedVlan),
+        _ => Ok(Link { tag: Some(value.into()), ether_type: second, len: TAGGED_LEN }),
     }
-    let rest = packet.get(usize::from(UNTAGGED_LEN)..).ok_or(Drop::TruncatedEthernet)?;
-    let vlan = SingleVlanHeaderSlice::from_slice(rest).map_err(|_| Drop::TruncatedEthernet)?;
-    let ether_type = vlan.ether_type().0;
-    if matches!(ether_type, ethertype::VLAN | ethertype::QINQ) {
-        return Err(Drop::NestedVlan);
-    }
-    let [t0, t1, ..] = *vlan.slice() else { return Err(Drop::TruncatedEthernet) };
-    let tag = Some(u16::from_be_bytes([t0, t1]));
-    Ok(Link { tag, ether_type, len: TAGGED_LEN })
+}
+
+/// Value of the tag at `at`, and what follows it.
+fn tag(packet: &[u8], at: u16) -> Result<(u16, u16), Drop> {
+    let rest = packet.get(usize::from(at)..).ok_or(Drop::TruncatedEthernet)?;
+    let [t0, t1, e0, e1, ..] = *rest else { return Err(Drop::TruncatedEthernet) };
+    Ok((u16::from_be_bytes([t0, t1]), u16::from_be_bytes([e0, e1])))
 }
 
 /// In network byte order, source first.
@@ -566,7 +575,7 @@ mod tests {
             };
             let key = tuple.key();
             assert_eq!((shape.ip(), shape.transport), (ip, transport));
-            assert_eq!(shape.tag, vlan.then_some(100));
+            assert_eq!(shape.tag, vlan.then_some(100.into()));
             assert_eq!((key.client_port, key.vip_port), (1000, 80));
             assert!(shape.flags.opens());
             let (client, vip) = if v6 {
@@ -617,7 +626,6 @@ mod tests {
             ("total length ends in TCP", &v4, &[(17, 39)], Drop::TruncatedTcp),
             ("more fragments", &v4, &[(20, 0x20)], Drop::Fragment),
             ("a fragment beyond 64 KiB", &v4, &[(20, 0x1f), (21, 0xff)], Drop::Fragment),
-            ("GRE", &v4, &[(23, 47)], Drop::UnsupportedProtocol),
             ("ICMPv6 in IPv4", &v4, &[(23, 58)], Drop::UnsupportedProtocol),
             ("data offset 4", &v4, &[(46, 0x40)], Drop::BadTcpOffset),
             ("data offset beyond the segment", &v4, &[(46, 0xf0)], Drop::BadTcpOffset),
@@ -630,7 +638,7 @@ mod tests {
             ("payload beyond the packet", &v6, &[(18, 9)], Drop::BadIpv6Length),
             ("payload ends in TCP", &v6, &[(19, 19)], Drop::TruncatedTcp),
             ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
-            ("ragged fragment", &v6, &[(20, 44), (57, 0x51)], Drop::Fragment),
+            ("ragged fragment", &v6, &[(20, 44), (54, 6), (57, 0x51)], Drop::Fragment),
             ("routing header", &v6, &[(20, 43)], Drop::Ipv6Extension),
             ("IPv4-mapped source", &v6, &MAPPED, Drop::BadSource),
             (

@@ -12,6 +12,7 @@ mod family;
 pub mod fragments;
 mod layout;
 pub mod sources;
+mod stacked;
 pub mod table;
 pub mod tuple;
 pub mod writer;

@@ -472,7 +472,7 @@ mod tests {
     }
 
     fn pin(backend: u16) -> Pin {
-        let hop = NextHop { port: PortIndex(2), mac: [2, 0, 0, 0, 0, 9], vlan: Some(100) };
+        let hop = NextHop { port: PortIndex(2), mac: [2, 0, 0, 0, 0, 9], vlan: Some(100.into()) };
         let id = BackendId { index: BackendIndex(backend), generation: backend };
         let pin = Pin::new(VipId(3), id, State::ESTABLISHED, 1, &hop, Ticks(5));
         pin.with_last_seen(Ticks(u32::from(backend)))

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::flow::{Address, Protocol};
 use crate::units::Ticks;
+use crate::wire::vlan::Tags;
 
 pub use affinity::{Affinity, ClientKey, Splits};
 pub use listeners::MAX_PREFIX_LENGTHS;
@@ -205,8 +206,8 @@ pub struct NextHop {
     pub port: PortIndex,
     /// Destination MAC.
     pub mac: [u8; 6],
-    /// 802.1Q VLAN identifier (1..=4094), or untagged.
-    pub vlan: Option<u16>,
+    /// In which VLAN, or in which one inside of another; the tags have no priorities. Else untagged.
+    pub vlan: Option<Tags>,
 }
 
 /// What an operator or a deadline has said about a backend.
@@ -275,6 +276,8 @@ pub struct VipSpec {
     pub reset_idle: bool,
     /// Whether who finds no backend in service is told: by a RST (TCP) or port unreachable (UDP).
     pub rejects: bool,
+    /// Full NAT and TCP: whether backends are told who the client is, by the PROXY protocol.
+    pub proxy: bool,
     /// How it chooses a backend for a new flow.
     pub scheduler: SchedulerKind,
     /// Which flows belong together.

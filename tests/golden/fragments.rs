@@ -18,7 +18,8 @@ const PATIENCE: u32 = 200;
 
 fn every_mode() -> impl Iterator<Item = (Forward, Family)> {
     let families = [Family::V4, Family::V6];
-    families.into_iter().flat_map(|family| [Forward::Dsr, Forward::Nat].map(|mode| (mode, family)))
+    let modes = [Forward::Dsr, Forward::Nat, Forward::FullNat];
+    families.into_iter().flat_map(move |family| modes.map(|mode| (mode, family)))
 }
 
 /// A UDP VIP whose scheduler sends two flows in a row to two backends.
@@ -153,7 +154,10 @@ fn requests_in_every_order_at_every_worker_go_to_one_backend() {
             assert_eq!((sent.len(), backends(&sent).len()), (3, 1), "{name}");
             let together = reassembled(&sent);
             together.assert_checksums();
-            assert_eq!(together.source(), (family.client(), PORT + number), "{name}");
+            match forward {
+                Forward::FullNat => assert_eq!(together.source().0, family.source(), "{name}"),
+                _ => assert_eq!(together.source(), (family.client(), PORT + number), "{name}"),
+            }
             let backend = u16::from(together.destination_mac()[5]);
             let expected = match forward {
                 Forward::Dsr => (family.vip(), 80, 64),
@@ -169,16 +173,16 @@ fn requests_in_every_order_at_every_worker_go_to_one_backend() {
 
 #[test]
 fn replies_in_every_order_at_every_worker_come_from_the_vip() {
-    for family in [Family::V4, Family::V6] {
-        let mut rig = Rig::new(2, 1, vec![vip(Forward::Nat, family)]);
+    for (forward, family) in every_mode().filter(|(mode, _)| mode.translates()) {
+        let mut rig = Rig::new(2, 1, vec![vip(forward, family)]);
         for (number, arrival) in (0_u16..).zip(arrivals()) {
             let sent = rig.send(usize::from(number % 2), 0, &udp(family, PORT + number, 80, true));
             let (address, port, _) = sent[0].destination();
             let macs = [sent[0].destination_mac(), nic_mac(0)];
-            let ends = [(address, port), (family.client(), PORT + number)];
+            let ends = [(address, port), sent[0].source()];
             let whole = datagram(ends, macs, 2 * PART + 5);
             let sent = arrive(&mut rig, &fragments(&whole, number), arrival);
-            assert_eq!(sent.len(), 3, "{family:?} {arrival:?}");
+            assert_eq!(sent.len(), 3, "{forward:?} {family:?} {arrival:?}");
             let together = reassembled(&sent);
             together.assert_checksums();
             assert_eq!(together.source(), (family.vip(), 80));
@@ -186,6 +190,41 @@ fn replies_in_every_order_at_every_worker_come_from_the_vip() {
             assert_eq!(backends(&sent), BTreeSet::from([CLIENT_MAC]));
             rig.assert_accounted();
         }
+    }
+}
+
+/// Two clients choose one identification for datagrams that are under way together.
+#[test]
+fn datagrams_from_one_full_nat_source_are_told_apart() {
+    for family in [Family::V4, Family::V6] {
+        let one_backend = spec(0, Forward::FullNat, family, 1, 1);
+        let vip = VipSpec { protocol: Protocol::Udp, ..one_backend };
+        let mut rig = Rig::new(2, 1, vec![vip]);
+        let other = match family.client() {
+            IpAddr::V4(ip) => IpAddr::from((u32::from(ip) + 1).to_be_bytes()),
+            IpAddr::V6(ip) => IpAddr::from((u128::from(ip) + 1).to_be_bytes()),
+        };
+        let of = |client| {
+            let ends = [(client, PORT), (family.vip(), 80)];
+            fragments(&datagram(ends, [CLIENT_MAC, nic_mac(0)], 2 * PART + 5), 7)
+        };
+        let (ours, theirs) = (of(family.client()), of(other));
+        let mut sent = BTreeMap::<u32, Vec<Sent>>::new();
+        for (worker, part) in ours.iter().zip(&theirs).flat_map(|(a, b)| [(0, a), (1, b)]) {
+            for one in rig.send(worker, 0, part) {
+                let at = if family == Family::V4 { 16 } else { 58 };
+                let id: [u8; 4] = *one.bytes[at..].first_chunk().unwrap();
+                let id =
+                    u32::from_be_bytes(id) & if family == Family::V4 { 0xffff } else { u32::MAX };
+                sent.entry(id).or_default().push(one);
+            }
+        }
+        assert_eq!(sent.len(), 2, "{family:?}");
+        for sent in sent.values() {
+            assert_eq!(sent.len(), 3);
+            reassembled(sent).assert_checksums();
+        }
+        rig.assert_accounted();
     }
 }
 

@@ -170,7 +170,7 @@ fn resets_take_the_vlan_of_each_side() {
         {
             let mut vip = resetting(Forward::Nat, family, 1);
             let hop = vip.backends[0].next_hop.unwrap();
-            vip.backends[0].next_hop = Some(NextHop { vlan: backend_vlan, ..hop });
+            vip.backends[0].next_hop = Some(NextHop { vlan: backend_vlan.map(Into::into), ..hop });
             let mut rig = Rig::new(1, 1, vec![vip]);
             rig.send(0, 0, &tagged(client(family, "S"), client_vlan));
             rig.send(0, 0, &tagged(client(family, "A"), client_vlan));

@@ -59,6 +59,12 @@ impl Family {
         }
     }
 
+    /// Somebody on the way.
+    #[allow(dead_code, reason = "not every test has routers")]
+    pub fn router(self) -> IpAddr {
+        self.pick("203.0.113.1", "2001:db8:ff::1")
+    }
+
     /// Where full-NAT flows come from.
     pub fn source(self) -> IpAddr {
         self.pick("198.18.9.1", "2001:db8:9::1")
@@ -127,6 +133,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         on_down: FlowsLeft::Keep,
         reset_idle: false,
         rejects: false,
+        proxy: false,
         scheduler: SchedulerKind::Maglev { size: 1009 },
         affinity: Affinity::Flow,
         splits: Splits::default(),
@@ -208,6 +215,14 @@ pub fn tagged(mut packet: Vec<u8>, vlan: Option<u16>) -> Vec<u8> {
     packet
 }
 
+/// The packet with VLAN tags, from the outermost on: protocol identifier, priority and VLAN.
+#[allow(dead_code, reason = "not every test has tags")]
+pub fn with_tags(mut packet: Vec<u8>, tags: &[(u16, u16)]) -> Vec<u8> {
+    let bytes = tags.iter().flat_map(|(tpid, value)| [tpid.to_be_bytes(), value.to_be_bytes()]);
+    packet.splice(12..12, bytes.flatten());
+    packet
+}
+
 /// A packet that a worker sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
@@ -238,6 +253,16 @@ impl Sent {
             LinkExtSlice::Vlan(tag) => tag.vlan_identifier().value(),
             other => unreachable!("{other:?}"),
         })
+    }
+
+    /// Its VLAN tags, as in [`with_tags`].
+    pub fn tags(&self) -> Vec<(u16, u16)> {
+        let words = self.bytes[12..].chunks(4);
+        let tags = words.map(|word| {
+            let [a, b, c, d] = *word.first_chunk().unwrap();
+            (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+        });
+        tags.take_while(|&(tpid, _)| matches!(tpid, 0x8100 | 0x88a8)).collect()
     }
 
     fn ports(&self) -> (u16, u16) {
@@ -330,7 +355,7 @@ impl Sent {
             self.source(),
             flags,
         );
-        tagged(packet, self.vlan())
+        with_tags(packet, &self.tags())
     }
 
     /// What the backend answers to this datagram.
@@ -558,9 +583,13 @@ impl Rig {
         (0..self.nics[worker].len()).flat_map(|nic| self.collect(worker, nic)).collect()
     }
 
-    /// Lets a packet arrive.
+    /// Lets a packet arrive, in several frames if it is long.
     pub fn deliver(&mut self, worker: usize, nic: usize, packet: &[u8]) {
-        assert!(self.nics[worker][nic].deliver(packet), "the NIC takes the packet");
+        let nic = &mut self.nics[worker][nic];
+        // Of nothing there is no long packet.
+        let delivered =
+            if packet.is_empty() { nic.deliver(packet) } else { nic.deliver_long(packet) };
+        assert!(delivered, "the NIC takes the packet");
     }
 
     /// Polls one worker once.
