@@ -26,7 +26,7 @@ from packets import Frame, Headers
 from tshark import GUE_PORT
 
 # The kernel's queue of a veth, and the workers', are longer than what is sent between two pauses.
-BURST, PAUSE_S = 16, 0.002
+BURST, PAUSE_S = 8, 0.004
 SHOWN = 10
 CLIENTS = 20
 
