@@ -2,7 +2,7 @@
 
 from packets import IP, TCP, UDP, Ether, IPv6
 from scapy.layers.inet import ICMP, ICMPerror, IPerror, TCPerror, UDPerror
-from scapy.layers.inet6 import IPerror6, _ICMPv6
+from scapy.layers.inet6 import IPerror6, IPv6ExtHdrFragment, _ICMPv6
 
 
 def differences(expected, actual, came_with_padding=b"", free=()):
@@ -84,4 +84,4 @@ def _computed(layer):
 
 
 def _is_fragment(layer):
-    return isinstance(layer, IP) and (layer.frag or layer.flags.MF)
+    return isinstance(layer, IPv6ExtHdrFragment) or (isinstance(layer, IP) and (layer.frag or layer.flags.MF))

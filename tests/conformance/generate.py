@@ -12,6 +12,8 @@ from rewriting import with_icmp
 
 FLOWS = 400
 MTU = 1500
+# Room for a mark: with all options the longest packets fill the MTU.
+MARKED = 32
 # In a hundred packets.
 OPTIONS, EXTENSIONS, TAGGED, PADDED, NO_VIP, NO_SUM = 8, 12, 15, 15, 3, 10
 FLAGS = (0x02, 0xC2, 0x10, 0x18, 0x11, 0x19, 0x14, 0x04, 0x30, 0x50, 0x90, 0x38)
@@ -100,6 +102,7 @@ class Generator:
         return out
 
     def _payload(self, room):
+        room -= MARKED if self.marked is not None else 0
         payload = self.random.randbytes(self.random.choice((0, 1, room - 1, room, self.random.randint(0, room))))
         if self.marked is None:
             return payload

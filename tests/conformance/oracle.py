@@ -13,7 +13,7 @@ from facts import ANY, TRANSLATING, TUNNELS
 from compare import differences, faults
 from packets import IP, UDP, Frame, Headers, IPv6, readdressed
 from segments import ACK, RST, SYN, clamped, flags, from_proxied, number, proxy_header, to_proxied
-from rewriting import error_to_client, fewer_hops, fragments, framed, translated, with_icmp
+from rewriting import error_to_client, fewer_hops, fragments, framed, translated, with_header_sum, with_icmp
 
 OUTER_HOPS = 64
 # Bytes of an IP header.
@@ -49,6 +49,10 @@ class Oracle:
     def __init__(self, facts):
         self.facts = facts
         self.flows = {}
+        # Flows of fragmented datagrams, by source, destination, protocol and identification.
+        self.datagrams = {}
+        # The identification that these have behind full NAT: two clients may have chosen one.
+        self.identifications = {}
         # Flows of which only packets came that did not go on, such as those whose hops had run out.
         self.unseen = set()
 
@@ -119,8 +123,20 @@ class Oracle:
         source, source_port, destination, port, protocol = Headers(headers.data[headers.transport + 8:]).flow()
         return destination, port, source, source_port, protocol
 
-    def _flow_of(self, frame, headers, interface, name):
+    def _datagram(self, headers):
+        """The flow of a packet; of a later fragment, that of the first one; None if that is not known."""
         key = self._key(headers)
+        if headers.fragment is None:
+            return key
+        datagram = key[0], key[2], key[4], headers.fragment[2]
+        if headers.fragment[0] == 0:
+            self.datagrams[datagram] = key
+        return self.datagrams.get(datagram)
+
+    def _flow_of(self, frame, headers, interface, name):
+        key = self._datagram(headers)
+        if key is None:
+            return "forwarded, but the first fragment of its datagram has not been seen"
         vip = self.facts.vip_of(key[2], key[4], key[3])
         if vip is None:
             return f"forwarded to {name}, but no VIP listens at {key[2]} port {key[3]} protocol {key[4]}"
@@ -229,14 +245,17 @@ class Oracle:
     # ---- full NAT ----
 
     def _full_nat(self, data, headers, flow, seen, problems):
-        backend, port = flow.backend, flow.backend.port or headers.ports[1]
+        backend, port = flow.backend, flow.backend.port or (headers.ports and headers.ports[1])
         source = ipaddress.ip_address(seen.source)
         source_port = seen.ports and seen.ports[0]
         if not any(source in prefix for prefix in self.facts.pool):
             problems.append(f"source {source} is not in the pool {self.facts.pool}")
+        if headers.ports is None:
+            # A later fragment has none, in or out.
+            source_port = flow.entropy[1]
         if source_port not in self.facts.pool_ports:
             problems.append(f"source port {source_port} is not in {self.facts.pool_ports}")
-        if headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
+        if headers.ports and headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
             # Another connection of the same client and port may have another source.
             flow.renewed = True
         self._constant(flow, (source, source_port), problems, "full-NAT source")
@@ -245,8 +264,24 @@ class Oracle:
             data = self._proxied(data, headers, flow)
             headers = Headers(data)
         if headers.version == backend.address.version:
-            return fewer_hops(readdressed(data, *ends))
+            return fewer_hops(self._renumbered(readdressed(data, *ends), headers, seen, problems))
         return translated(data, headers, *ends, seen)
+
+    def _renumbered(self, data, headers, seen, problems):
+        """A fragment with the identification that it was given: one for all of the datagram."""
+        if headers.fragment is None or seen.fragment is None:
+            return data
+        came = headers.source, headers.destination, headers.protocol, headers.fragment[2]
+        given = self.identifications.setdefault(came, seen.fragment[2])
+        if given != seen.fragment[2]:
+            problems.append(f"the datagram had identification {given}, and has {seen.fragment[2]}")
+        out = bytearray(data)
+        if headers.version == 4:
+            out[4:6] = given.to_bytes(2, "big")
+            return with_header_sum(out)
+        at = seen.transport - 4
+        out[at:at + 4] = given.to_bytes(4, "big")
+        return bytes(out)
 
     def _proxied(self, data, headers, flow):
         if flags(data, headers) & SYN:
@@ -343,5 +378,9 @@ class Oracle:
             problems.append("an error about a flow that has no source of ours")
             return None
         source, port = str(flow.entropy[0]), flow.entropy[1]
+        if flow.renewed:
+            # From which source its last packet, which did not go on, would have gone is known by this one only.
+            _, _, source, port, _ = Headers(seen.data[seen.transport + 8:]).flow()
+            flow.entropy, flow.renewed = (ipaddress.ip_address(source), port), False
         quoted = readdressed(data[at:], source=backend, destination=(source, port))
         return fewer_hops(with_icmp(data[:at] + quoted, headers, source=seen.source_text, destination=backend[0]))

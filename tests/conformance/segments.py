@@ -36,7 +36,7 @@ def options(data, headers):
 def clamped(data, mss, headers):
     """A SYN or SYN+ACK whose MSS is at most `mss`."""
     out = bytearray(data)
-    if mss is None or headers.protocol != 6 or headers.ports is None or not flags(data, headers) & SYN:
+    if mss is None or headers.protocol != 6 or headers.ports is None or headers.fragment or not flags(data, headers) & SYN:
         return data
     for kind, at, length in options(data, headers):
         if (kind, length) == (OPTION_MSS, 4) and int.from_bytes(data[at + 2:at + 4], "big") > mss:

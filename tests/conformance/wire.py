@@ -1,6 +1,6 @@
 """Random packets through the lab: sent by a raw socket, captured at the backends, judged by the oracle.
 
-  wire.py make  --config F --neighbours N --vip NAME --seed S --count C --source MAC --destination MAC --clients A,B OUT
+  wire.py make  --config F --neighbours N --seed S --count C --source MAC --destination MAC --client A4 --client A6 OUT
   wire.py send  INTERFACE FRAMES
   wire.py judge --config F --neighbours N --interface I FRAMES NAME=CAPTURE...
 
@@ -26,8 +26,9 @@ from packets import Frame, Headers
 from tshark import GUE_PORT
 
 # The kernel's queue of a veth, and the workers', are longer than what is sent between two pauses.
-BURST, PAUSE_S = 16, 0.002
+BURST, PAUSE_S = 8, 0.004
 SHOWN = 10
+CLIENTS = 20
 
 
 def main():
@@ -38,8 +39,9 @@ def main():
     for command in (making, judging):
         command.add_argument("--config", type=Path, required=True)
         command.add_argument("--neighbours", type=Path, required=True)
-    for name in ("--vip", "--source", "--destination", "--clients"):
+    for name in ("--source", "--destination"):
         making.add_argument(name, required=True)
+    making.add_argument("--client", action="append", required=True, type=ipaddress.ip_address, help="the first of each family")
     for name in ("--seed", "--count"):
         making.add_argument(name, type=int, required=True)
     making.add_argument("frames", type=Path)
@@ -57,12 +59,11 @@ def facts_of(arguments):
 
 
 def make(arguments):
-    """Writes the frames. Clients are the addresses from A to B."""
-    first, last = map(ipaddress.ip_address, arguments.clients.split(","))
-    vips = [facts_of(arguments).vip(arguments.vip)]
+    """Writes frames of CLIENTS clients for all VIPs of the configuration."""
+    first = {address.version: address for address in arguments.client}
     # Several flows of one client differ by their ports. Tags would not pass the lab's switch.
-    many = int(last) - int(first) + 1
-    generator = Generator(random.Random(arguments.seed), vips, lambda number, _: str(first + number % many),
+    generator = Generator(random.Random(arguments.seed), facts_of(arguments).vips,
+                          lambda number, version: str(first[version] + number % CLIENTS),
                           marked=arguments.seed, tagged=0)
     frames = [generator.packet(arguments.source, arguments.destination) for _ in range(arguments.count)]
     captures.write(arguments.frames, [(index, "-", frame) for index, frame in enumerate(frames)])
