@@ -23,6 +23,7 @@ use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::{FlowTable, TableError};
 use crate::flow::tuple::TableSecret;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
@@ -116,14 +117,16 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let mut nics = open_nics(&config)?;
     let secret = TableSecret::new(random_seed()?);
     let flows = flow_tables(&config, &secret)?;
-    let clients = Arc::new(Clients::new(config.workers.clients, secret));
+    let clients = Arc::new(Clients::new(config.workers.clients, secret.clone()));
+    let config::Fragments { timeout, datagrams, .. } = config.fragments;
+    let datagrams = Arc::new(Datagrams::new(datagrams, timeout, secret));
     let bindings = Arc::new(bindings(&config)?);
     let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(OwnLine(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
-    let shared = Shared { flows, clients, bindings, paths: Arc::default(), tables };
+    let shared = Shared { flows, clients, datagrams, bindings, paths: Arc::default(), tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
         let (worker, stats) = on_core(core, || make_worker(&config, index, &mut nics, &shared))?;
         workers.push(worker);
@@ -256,6 +259,7 @@ fn on_core<T: Send>(
 struct Shared {
     flows: Arc<[Arc<FlowTable>]>,
     clients: Arc<Clients>,
+    datagrams: Arc<Datagrams>,
     bindings: Arc<Bindings>,
     paths: Arc<PathMtus>,
     tables: Subscription,
@@ -278,7 +282,10 @@ fn make_worker(
         })
         .collect();
     let needed = config.frames_needed(sockets.iter().map(|(nic, _)| *nic));
-    let frames = config.workers.frames.unwrap_or(needed);
+    let parked = config.fragments.parked;
+    // Up to 65,536.
+    let more = u32::try_from(parked).unwrap_or(u32::MAX);
+    let frames = config.workers.frames.unwrap_or(needed.saturating_add(more));
     let (umem, pool) = Umem::create(frames, config.workers.frame_size)?;
     let mut ports = Vec::new();
     for (nic, queue) in sockets {
@@ -298,6 +305,8 @@ fn make_worker(
         macs,
         flows: Arc::clone(&shared.flows),
         clients: Arc::clone(&shared.clients),
+        datagrams: Arc::clone(&shared.datagrams),
+        parked,
         bindings: Arc::clone(&shared.bindings),
         paths: Arc::clone(&shared.paths),
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,

@@ -2,7 +2,8 @@
 //!
 //! Every packet that a worker receives ends in exactly one of `transmitted`, `handed_over`, one kind of
 //! [`Answer`] or one [`Drop`] reason (architecture invariant 6), so for each worker
-//! `received = transmitted + handed_over + answered + sum(drops)` whenever it is between two polls.
+//! `received = transmitted + handed_over + answered + sum(drops) + fragments_parked` whenever it is between
+//! two polls.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -120,7 +121,7 @@ named! {
     NotWhole = "not_whole",
     /// Fewer than 14 bytes, or a VLAN tag cut short.
     TruncatedEthernet = "truncated_ethernet",
-    /// More than one VLAN tag.
+    /// More than two VLAN tags, or an 802.1ad tag without an 802.1Q tag behind it.
     NestedVlan = "nested_vlan",
     /// Neither IPv4 nor IPv6.
     NotIp = "not_ip",
@@ -136,9 +137,17 @@ named! {
     BadIpv6Length = "bad_ipv6_length",
     /// IPv6 extension headers that are cut short, too many, or of a kind that is not forwarded.
     Ipv6Extension = "ipv6_extension",
-    /// A fragment of a datagram for a VIP.
+    /// A fragment whose offset and length cannot be, or one of an ICMP message.
     Fragment = "fragment",
-    /// Neither TCP, UDP nor ICMP.
+    /// A first fragment without the whole transport header.
+    TinyFragment = "tiny_fragment",
+    /// A fragment with bytes that another one has, or behind the end, or another start of its datagram.
+    FragmentOverlap = "fragment_overlap",
+    /// A later fragment whose first one did not come within 2 s.
+    FragmentNoFirst = "fragment_no_first",
+    /// A later fragment that found too many others waiting, or made room for a newer one.
+    FragmentNoRoom = "fragment_no_room",
+    /// Neither TCP, UDP nor ICMP, and no VIP takes all protocols of the address.
     UnsupportedProtocol = "unsupported_protocol",
     /// A TCP header cut short.
     TruncatedTcp = "truncated_tcp",
@@ -156,6 +165,10 @@ named! {
     Land = "land",
     /// The source is a multicast, broadcast, loopback, unspecified or IPv4-mapped address.
     BadSource = "bad_source",
+    /// The source is the address of a VIP: an answer would come back here.
+    OwnSource = "own_source",
+    /// The next hop of the pinned backend is this box itself.
+    Loop = "loop",
     /// The packet is for no VIP and from no NAT backend.
     NoVip = "no_vip",
     /// No backend of the VIP is in service.
@@ -188,6 +201,8 @@ named! {
     IcmpNoFlow = "icmp_no_flow",
     /// Of a TCP flow that is cut: both ends are told by a RST.
     FlowReset = "flow_reset",
+    /// From a client behind two VLAN tags, of which too many pairs are known already (some 4,000).
+    VlanPairsFull = "vlan_pairs_full",
     /// A tunnel's packet, which is not put into another tunnel.
     NestedTunnel = "nested_tunnel",
     /// An ICMP error about a tunnel packet of ours, from which the path's MTU was learnt.
@@ -248,6 +263,8 @@ pub struct WorkerStats {
     pub flows_active: Counter,
     /// Entries in the table that only point to another worker's pin (a gauge).
     pub flow_aliases: Counter,
+    /// Later fragments that wait for their first one now (a gauge).
+    pub fragments_parked: Counter,
     /// IPv4 sources of full-NAT flows in use now (a gauge).
     pub bindings_v4: Counter,
     /// The same for IPv6 (a gauge).
@@ -444,6 +461,7 @@ impl WorkerStats {
             icmp_rate_limited: Counter::default(),
             flows_active: Counter::default(),
             flow_aliases: Counter::default(),
+            fragments_parked: Counter::default(),
             bindings_v4: Counter::default(),
             bindings_v6: Counter::default(),
             clients_full: Counter::default(),
@@ -496,6 +514,7 @@ impl WorkerStats {
             fragments_sent,
             flows_active,
             flow_aliases,
+            fragments_parked: _,
             bindings_v4,
             bindings_v6,
             clients_full,
@@ -559,6 +578,7 @@ impl WorkerStats {
             + u128::from(self.handed_over.get())
             + self.answers().map(|(_, count)| u128::from(count)).sum::<u128>()
             + self.drops().map(|(_, count)| u128::from(count)).sum::<u128>();
+        let ended = ended + u128::from(self.fragments_parked.get());
         i128::from(self.received.get()) - i128::try_from(ended).unwrap_or(i128::MAX)
     }
 }

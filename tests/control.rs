@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast::config::{
-    Announce, Backend, Config, Control, CopyMode, Drain, FullNat, Hash, Health, Idle, Io, Nic,
-    TcpHealth, Timeouts, Vip, Workers, XdpMode,
+    Announce, Backend, Config, Control, CopyMode, Drain, Fragments, FullNat, Hash, Health, Idle,
+    Io, Nic, TcpHealth, Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
     self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteeringPort,
@@ -279,6 +279,7 @@ fn config(vips: Vec<Vip>) -> Config {
             ring: 64,
         }],
         vips,
+        fragments: Fragments { timeout: Ticks(3000), datagrams: 64, parked: 0 },
         full_nat: FullNat::default(),
         icmp: Default::default(),
         control: Control { socket: PathBuf::from("unused"), on_drained: Vec::new() },
@@ -299,7 +300,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
     Vip {
         name: name.to_owned(),
         address: address.parse().unwrap(),
-        ports: Ports::List(vec![80]),
+        ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         scheduler: SchedulerKind::Maglev { size: 251 },
         affinity: Affinity::Flow,
@@ -498,7 +499,7 @@ fn addresses_come_are_announced_and_go() {
         let vips = ["192.0.2.10", "2001:db8:100::10", "192.0.2.12", "192.0.2.13", "192.0.2.10"];
         let vips = vips.iter().zip(0..).map(|(address, i)| {
             let mut vip = vip(&format!("vip{i}"), address, on_nic(), &[]);
-            vip.ports = Ports::List(vec![80 + i]);
+            vip.ports = Ports::of(&[80 + i]);
             vip
         });
         let control = inside.start(&config(vips.collect()));

@@ -17,6 +17,7 @@ mod e2e {
     mod drain;
     mod errors;
     mod forwarding;
+    mod fragments;
     mod full_nat;
     mod health;
     mod icmp;
@@ -32,4 +33,5 @@ mod e2e {
     mod resets;
     mod sticky;
     mod tunnel;
+    mod vips;
 }

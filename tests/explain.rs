@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 
 use holdfast::flow::Protocol;
 use holdfast::forwarding::explain::{Explanation, Question, Segment};
-use holdfast::forwarding::{Affinity, Forward, Service, Splits};
+use holdfast::forwarding::tunnel::Sources;
+use holdfast::forwarding::{Affinity, Forward, Service, Splits, ThisBox, Tunnels};
 
 mod rig;
 
@@ -154,7 +155,7 @@ fn affinity_and_splits_are_told() {
 fn a_rival_flow_is_seen() {
     let family = Family::V4;
     let mut vip = spec(0, Forward::Nat, family, 1, 2);
-    vip.ports = holdfast::forwarding::Ports::List(vec![80, 443]);
+    vip.ports = holdfast::forwarding::Ports::of(&[80, 443]);
     let mut rig = Rig::new(2, 1, vec![vip]);
     for port in 1000..1050 {
         rig.send(1, 0, &tcp(family, port, 443, "S"));
@@ -166,5 +167,35 @@ fn a_rival_flow_is_seen() {
             &Question { destination: SocketAddr::new(family.vip(), 443), ..question(family, port) },
         );
         assert_ne!(other.backend, answer.backend, "two flows, two backends");
+    }
+}
+
+/// What a backend's NIC sees of the flow is told, and is what is sent.
+#[test]
+fn a_tunnel_is_told_with_its_outer_addresses() {
+    let [v4, v6] = ["198.18.2.64/26", "2001:db8:2:1::/64"];
+    let sources = |network: &str| Some(Sources::new(network.parse().unwrap()));
+    let tunnels = Tunnels { source_v4: sources(v4), source_v6: sources(v6), ..Tunnels::default() };
+    for forward in [Forward::Ipip, Forward::Gue] {
+        for family in [Family::V4, Family::V6] {
+            let this_box = ThisBox { mtus: vec![1500], tunnels, ..ThisBox::default() };
+            let mut rig = Rig::in_box(this_box, 1, 1, vec![spec(0, forward, family, 1, 1)]);
+            let answer = ask(&rig, &question(family, 1000));
+            let sent = rig.send(0, 0, &tcp(family, 1000, 80, "S")).remove(0);
+            // Addresses, flow label, and the first four bytes behind: with gue, the ports.
+            let parts = if family == Family::V4 { [26..34, 34..36] } else { [14..18, 22..56] };
+            for part in parts {
+                assert_eq!(answer.frame[part.clone()], sent.bytes[part]);
+            }
+            let fits = match (forward, family) {
+                (Forward::Ipip, Family::V4) => "up to 1480 bytes",
+                (Forward::Ipip, Family::V6) => "up to 1460 bytes",
+                (_, Family::V4) => "up to 1468 bytes",
+                (_, Family::V6) => "up to 1448 bytes",
+            };
+            assert!(said(&answer, "tunnel", fits), "{:?}", answer.steps);
+            let backend = family.backend(0).to_string();
+            assert!(said(&answer, "tunnel", &format!("-> {backend}")), "{:?}", answer.steps);
+        }
     }
 }

@@ -4,11 +4,13 @@
 
 mod golden {
     mod answers;
+    mod fragments;
     mod full_nat;
     mod icmp;
     mod proxy;
     mod resets;
     mod tunnel;
+    mod vips;
 }
 mod rig;
 
@@ -16,6 +18,7 @@ use holdfast::flow::Protocol;
 use holdfast::forwarding::{Forward, NextHop, Ports, Service};
 use holdfast::stats::{Drop, span_class};
 use holdfast::units::Ticks;
+use holdfast::wire::vlan::{Outer, Tags};
 use rig::{CLIENT_MAC, Family, Rig, nic_mac, spec, tcp, udp};
 
 const SYN: &str = "S";
@@ -238,10 +241,10 @@ fn pinned_flows_keep_the_mode_of_their_own_vip() {
     let mut all = spec(0, Forward::Dsr, Family::V4, 1, 3);
     all.ports = Ports::All;
     let mut web = spec(1, Forward::Nat, Family::V4, 1, 3);
-    web.ports = Ports::List(vec![443]);
+    web.ports = Ports::of(&[443]);
     let mut rig = Rig::new(1, 1, vec![all, web]);
     let before = rig.send(0, 0, &tcp(Family::V4, 5000, 80, SYN));
-    rig.change(|specs| specs[1].ports = Ports::List(vec![80]));
+    rig.change(|specs| specs[1].ports = Ports::of(&[80]));
     let after = rig.send(0, 0, &tcp(Family::V4, 5000, 80, ACK));
     assert_eq!(after[0].destination(), before[0].destination(), "still dsr");
     assert_eq!(rig.stats(0).vips[0].packets_in.get(), 2);
@@ -436,7 +439,7 @@ fn a_full_table_drops_new_flows_and_never_harms_established_ones() {
 #[test]
 fn one_backend_port_behind_two_vip_ports_never_mixes_up_two_flows() {
     let mut web = spec(0, Forward::Nat, Family::V4, 1, 3);
-    web.ports = Ports::List(vec![80, 443]);
+    web.ports = Ports::of(&[80, 443]);
     for workers in [1, 2] {
         let mut rig = Rig::new(workers, 1, vec![web.clone()]);
         for port in 1000..1200 {
@@ -471,27 +474,72 @@ fn a_client_whose_router_changes_gets_its_replies_by_the_new_one() {
 
 #[test]
 fn vlan_tags_follow_the_next_hop() {
-    for (name, tagged_in, vlan_out) in [
-        ("untagged to untagged", None, None),
-        ("kept", Some(100), Some(100)),
-        ("changed", Some(100), Some(200)),
-        ("added", None, Some(200)),
-        ("removed", Some(100), None),
-    ] {
-        for family in [Family::V4, Family::V6] {
-            let mut web = spec(0, Forward::Nat, family, 1, 3);
+    const C: u16 = 0x8100;
+    const S: u16 = 0x88a8;
+    let one = |vlan: u16| Some(Tags::from(vlan));
+    let two = |outer, inner| Some(Tags::two(outer, inner));
+    let twice_c = Some(Tags { inner: 200, outer: Outer::Customer(100) });
+    // Tags of the client's packet; of the backend's next hop; of the packet that goes there.
+    let rows: &[(&str, &[(u16, u16)], Option<Tags>, &[(u16, u16)])] = &[
+        ("untagged to untagged", &[], None, &[]),
+        ("kept", &[(C, 100)], one(100), &[(C, 100)]),
+        ("changed, the priority stays", &[(C, 0xa00a)], one(20), &[(C, 0xa014)]),
+        ("added", &[], one(200), &[(C, 200)]),
+        ("removed", &[(C, 100)], None, &[]),
+        ("only a priority", &[(C, 0xe000)], None, &[]),
+        ("QinQ kept", &[(S, 100), (C, 200)], two(100, 200), &[(S, 100), (C, 200)]),
+        ("QinQ of 8100 kept", &[(C, 100), (C, 200)], twice_c, &[(C, 100), (C, 200)]),
+        ("QinQ to one", &[(S, 0x6064), (C, 0xa0c8)], one(300), &[(C, 0xa12c)]),
+        ("QinQ removed", &[(S, 100), (C, 200)], None, &[]),
+        ("QinQ added", &[], two(7, 8), &[(S, 7), (C, 8)]),
+        ("one to QinQ", &[(C, 0x2064)], two(7, 8), &[(S, 0x2007), (C, 0x2008)]),
+        ("QinQ changed", &[(S, 0x6001), (C, 0xa002)], two(3, 4), &[(S, 0x6003), (C, 0xa004)]),
+    ];
+    for &(name, tags, hop, expected) in rows {
+        for (family, forward) in [Family::V4, Family::V6]
+            .into_iter()
+            .flat_map(|family| [(family, Forward::Dsr), (family, Forward::Nat)])
+        {
+            let mut web = spec(0, forward, family, 1, 3);
             for backend in &mut web.backends {
-                backend.next_hop = backend.next_hop.map(|hop| NextHop { vlan: vlan_out, ..hop });
+                backend.next_hop = backend.next_hop.map(|next| NextHop { vlan: hop, ..next });
             }
             let mut rig = Rig::new(1, 1, vec![web]);
-            let sent = rig.send(0, 0, &rig::tagged(tcp(family, 1000, 80, SYN), tagged_in));
-            assert_eq!(sent[0].vlan(), vlan_out, "{name}");
-            sent[0].assert_checksums();
-            let reply = rig.send(0, 0, &sent[0].reply("SA"));
-            assert_eq!(reply[0].vlan(), tagged_in, "{name}, back");
-            reply[0].assert_checksums();
+            for flags in [SYN, ACK] {
+                let sent = rig.send(0, 0, &rig::with_tags(tcp(family, 1000, 80, flags), tags));
+                assert_eq!(sent[0].tags(), expected, "{name} {forward:?}");
+                sent[0].assert_checksums();
+                if forward == Forward::Nat {
+                    let reply = rig.send(0, 0, &sent[0].reply("SA"));
+                    assert_eq!(vlans(&reply[0].tags()), vlans(tags), "{name}, back");
+                    reply[0].assert_checksums();
+                }
+            }
             rig.assert_accounted();
         }
+    }
+}
+
+/// Without priorities; a tag that has only one is none.
+fn vlans(tags: &[(u16, u16)]) -> Vec<(u16, u16)> {
+    let vlans = tags.iter().map(|&(tpid, value)| (tpid, value & 0xfff));
+    vlans.filter(|&(_, vlan)| vlan != 0).collect()
+}
+
+#[test]
+fn more_tags_than_two_are_refused_by_name() {
+    for tags in [
+        &[(0x8100, 1), (0x8100, 2), (0x8100, 3)][..],
+        &[(0x88a8, 1), (0x8100, 2), (0x8100, 3)],
+        &[(0x88a8, 1), (0x88a8, 2), (0x8100, 3)],
+        &[(0x8100, 1), (0x88a8, 2)],
+        &[(0x88a8, 1)],
+    ] {
+        let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 1)]);
+        let packet = rig::with_tags(tcp(Family::V4, 1000, 80, SYN), tags);
+        assert!(rig.send(0, 0, &packet).is_empty(), "{tags:?}");
+        assert_eq!(rig.drops(0, Drop::NestedVlan), 1, "{tags:?}");
+        rig.assert_accounted();
     }
 }
 

@@ -14,6 +14,7 @@ use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
 use holdfast::forwarding::{
     Affinity, FlowsLeft, Forward, ForwardingTable, Remember, ServerId, ThisBox, VipSpec,
 };
+use holdfast::stats::Answer;
 use holdfast::units::Ticks;
 
 mod rig;
@@ -73,6 +74,25 @@ fn polling_never_allocates_or_frees() {
                 rig.collect(1 - worker, 0);
             }
         }
+        // A first fragment, a later one that is parked, and one whose first one comes after it.
+        let whole = rig::tcp(rig::Family::V4, 1000, 80, "A");
+        let part = |word: [u8; 2], id: u8| {
+            let mut part = whole.clone();
+            part.truncate(34 + 24);
+            part[16..18].copy_from_slice(&[0, 44]);
+            (part[19], part[20], part[21]) = (id, word[0], word[1]);
+            part
+        };
+        for (worker, part) in [(0, part([0x20, 0], 1)), (1, part([0, 3], 1)), (1, part([0, 3], 2))]
+        {
+            rig.deliver(worker, 0, &part);
+            let before = CALLS.with(Cell::get);
+            rig.poll(worker);
+            rig.poll(worker);
+            calls += CALLS.with(Cell::get) - before;
+        }
+        assert_eq!(rig.stats(1).fragments_parked.get(), 1, "{forward:?}");
+        (0..2).for_each(|worker| drop(rig.collect(worker, 0)));
         assert_eq!(calls, 0, "{forward:?}");
         // The publisher frees old tables, not the worker that lets go of one.
         rig.change(|specs| specs[0].backends[0].up = false);
@@ -143,6 +163,32 @@ fn resetting_never_allocates_or_frees() {
             assert_eq!(calls, 0, "{forward:?} {family:?}");
             assert!(rig.stats(0).resets_sent.get() >= 100);
             assert!(rig.stats(0).probes_sent.get() >= 100);
+        }
+    }
+}
+
+/// Neither do answers: ICMP errors, RSTs and echo replies.
+#[test]
+fn answering_never_allocates_or_frees() {
+    for family in [rig::Family::V4, rig::Family::V6] {
+        let mut vip = rig::spec(0, Forward::Nat, family, 1, 1);
+        vip.rejects = true;
+        vip.backends[0].mtu = 30;
+        let mut rig = rig::Rig::new(1, 1, vec![vip]);
+        // Too long for the backend at first, and then there is none.
+        for (port, answer) in [(1000, Answer::TooBig), (1001, Answer::Rejected)] {
+            let mut packet = rig::tcp(family, port, 80, "S");
+            if family == rig::Family::V4 {
+                packet[20] |= 0x40;
+            }
+            rig.deliver(0, 0, &packet);
+            let before = CALLS.with(Cell::get);
+            rig.poll(0);
+            assert_eq!(CALLS.with(Cell::get), before, "{answer:?}");
+            assert_eq!(rig.stats(0).answer_counter(answer).get(), 1);
+            rig.collect(0, 0);
+            rig.change(|specs| specs[0].backends[0].up = false);
+            rig.idle();
         }
     }
 }

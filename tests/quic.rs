@@ -267,7 +267,7 @@ fn a_second_flow_of_a_client_port_does_not_take_the_replies_of_the_first() {
         for worker in [0, 1] {
             for named in 0..BACKENDS {
                 let mut vip = quic_spec(Forward::Nat, Family::V4);
-                vip.ports = Ports::List(vec![80, 81]);
+                vip.ports = Ports::of(&[80, 81]);
                 let mut rig = Rig::new(2, 1, vec![vip]);
                 let sent = Sent::of(0, &to(first, &payload(INITIAL, b"anything")), &mut rig);
                 // Anybody can send this in the name of the client.

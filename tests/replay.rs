@@ -245,6 +245,45 @@ fn without_a_neighbours_file_hops_are_invented_and_all_backends_are_up() {
     assert_eq!(replay.packet(&captured(ETH1, 0, &group)).verdict, Verdict::Kernel);
 }
 
+/// The packet's own frame goes back: to a ping, and to what has gone far enough.
+#[test]
+fn answers_and_icmp_errors_have_verdicts_of_their_own() {
+    let mut replay = replay();
+    let mut ping = Vec::new();
+    PacketBuilder::ethernet2(CLIENT, NIC1)
+        .ipv4([198, 51, 100, 7], [192, 0, 2, 10], 64)
+        .icmpv4_echo_request(1, 1)
+        .write(&mut ping, b"ping")
+        .unwrap();
+    let decision = replay.packet(&captured(ETH1, 0, &ping));
+    assert_eq!((decision.verdict, decision.reason), (Verdict::Reply, Some("echo_replies")));
+    assert_eq!(decision.sent[0].bytes[..6], CLIENT);
+    // The first packet of a flow, on its last hop.
+    let mut tired = client(40_000, "S");
+    tired[22] = 1;
+    let fixed = etherparse::Ipv4HeaderSlice::from_slice(&tired[14..]).unwrap().to_header();
+    tired[24..26].copy_from_slice(&fixed.calc_header_checksum().to_be_bytes());
+    let decision = replay.packet(&captured(ETH1, 0, &tired));
+    assert_eq!(decision.reason, Some("icmp_time_exceeded_sent"));
+    assert_eq!((decision.verdict, decision.flow), (Verdict::Reply, FlowState::New));
+    assert_eq!(decision.vip.as_deref(), Some("web"));
+    // What a router says about a packet that the VIP sent to the client.
+    replay.packet(&captured(ETH1, 1, &client(40_001, "S")));
+    let reply = tcp((NIC1, CLIENT), "192.0.2.10:80", "198.51.100.7:40001", "SA");
+    let mut error = Vec::new();
+    let kind = etherparse::Icmpv4Type::TimeExceeded(
+        etherparse::icmpv4::TimeExceededCode::TtlExceededInTransit,
+    );
+    PacketBuilder::ethernet2(CLIENT, NIC1)
+        .ipv4([203, 0, 113, 1], [192, 0, 2, 10], 64)
+        .icmpv4(kind)
+        .write(&mut error, &reply[14..])
+        .unwrap();
+    let decision = replay.packet(&captured(ETH1, 1, &error));
+    assert_eq!((decision.verdict, decision.flow), (Verdict::Transmit, FlowState::Related));
+    assert_eq!(decision.place(), "web/b");
+}
+
 #[test]
 fn the_state_of_a_backend_is_what_the_file_says() {
     for (state, flow, places) in [

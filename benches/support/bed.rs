@@ -11,6 +11,7 @@ use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
+use holdfast::flow::fragments::Datagrams;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
@@ -186,6 +187,8 @@ impl Bed {
             macs: vec![nic_mac(0)],
             flows: Arc::clone(&shared.flows),
             clients: Arc::new(Clients::new(1, TableSecret::new(1))),
+            datagrams: Arc::new(Datagrams::new(1, Ticks(0), TableSecret::new(1))),
+            parked: 0,
             bindings: Arc::new(Bindings::new(Sources::default(), 1).unwrap()),
             paths: Arc::default(),
             index,

@@ -1,7 +1,7 @@
 //! `holdfast explain`: which backend a flow gets, and why.
 
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
 
@@ -15,12 +15,16 @@ pub struct ExplainArgs {
     /// The VIP
     #[arg(long, value_name = "VIP", value_parser = name)]
     pub vip: String,
-    /// The client, such as 198.51.100.7:40000 or [2001:db8::7]:40000
-    #[arg(long, value_name = "IP:PORT")]
-    pub client: SocketAddr,
+    /// The client, such as 198.51.100.7:40000 or [2001:db8::7]:40000; of a VIP with protocol "any",
+    /// its address
+    #[arg(long, value_name = "IP:PORT", value_parser = client)]
+    pub client: String,
     /// The VIP's port, if it has several: its first one by default
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
+    /// Which address of a VIP that is a prefix: the lowest one by default
+    #[arg(long, value_name = "IP")]
+    pub address: Option<IpAddr>,
     /// Ask about a TCP packet in mid-flow, also if the flow has no pin
     #[arg(long)]
     pub midflow: bool,
@@ -41,10 +45,13 @@ pub struct ExplainArgs {
 impl ExplainArgs {
     /// Nothing in it needs quoting: `[`, `]` and `:` of addresses are written out.
     fn path(&self) -> String {
-        let client = self.client.to_string().replace('[', "%5B").replace(']', "%5D");
+        let client = self.client.replace('[', "%5B").replace(']', "%5D");
         let mut path = format!("/v1/explain?vip={}&client={client}", self.vip);
         if let Some(port) = self.port {
             path += &format!("&port={port}");
+        }
+        if let Some(address) = self.address {
+            path += &format!("&address={address}");
         }
         if self.midflow {
             path += "&midflow=true";
@@ -59,6 +66,13 @@ impl ExplainArgs {
         }
         path
     }
+}
+
+/// An address with a port, or without one where there are none; as it is written everywhere.
+fn client(text: &str) -> Result<String, &'static str> {
+    let socket = text.parse::<SocketAddr>().map(|socket| socket.to_string());
+    let known = socket.or_else(|_| text.parse::<IpAddr>().map(|ip| ip.to_string()));
+    known.map_err(|_| "write address:port, such as 198.51.100.7:40000 or [2001:db8::7]:40000")
 }
 
 /// Prints each step.

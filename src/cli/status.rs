@@ -12,6 +12,7 @@ use crate::control::api::{
     BackendState, BackendStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus, Status,
     Totals, VipStatus, WorkerStatus,
 };
+use crate::forwarding::PortRange;
 use crate::stats::{Answer, Drop};
 
 /// The arguments.
@@ -137,12 +138,12 @@ fn splits(vips: &[VipStatus], look: Look) -> Columns {
 }
 
 /// `80,443`; of many, the first few and how many more.
-fn ports(ports: &[u16]) -> String {
+fn ports(ports: &[PortRange]) -> String {
     const SHOWN: usize = 6;
     if ports.is_empty() {
         return "all".to_owned();
     }
-    let shown: Vec<_> = ports.iter().take(SHOWN).map(u16::to_string).collect();
+    let shown: Vec<_> = ports.iter().take(SHOWN).map(PortRange::to_string).collect();
     match ports.len().saturating_sub(SHOWN) {
         0 => shown.join(","),
         more => format!("{} and {more} more", shown.join(",")),
@@ -246,7 +247,8 @@ fn state(backend: &BackendStatus) -> Cell {
 
 fn next_hop(hop: Option<&NextHopStatus>) -> Cell {
     let Some(hop) = hop else { return coloured("unresolved", Color::Red) };
-    let vlan = hop.vlan.map(|vlan| format!(" vlan {vlan}")).unwrap_or_default();
+    let outer = hop.outer_vlan.map(|vlan| format!("{vlan}.")).unwrap_or_default();
+    let vlan = hop.vlan.map(|vlan| format!(" vlan {outer}{vlan}")).unwrap_or_default();
     text(format!("{} on {}{vlan}", hop.mac, hop.interface))
 }
 

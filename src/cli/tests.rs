@@ -150,6 +150,7 @@ fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus 
             mac: "02:00:00:00:00:11".to_owned(),
             vlan: None,
             mtu: 1500,
+            outer_vlan: None,
         }),
         next_hop_detail: String::new(),
         traffic: api::Traffic { packets_in: 1_234_567, flows_active, ..Default::default() },
@@ -160,7 +161,7 @@ fn vip(backends: Vec<BackendStatus>) -> api::VipStatus {
     api::VipStatus {
         name: "web".to_owned(),
         address: "192.0.2.10".parse().unwrap(),
-        ports: vec![80, 443],
+        ports: vec![80.into(), 443.into()],
         protocol: Protocol::Tcp,
         forward: Forward::Nat,
         scheduler: "maglev (table_size 65537)".to_owned(),

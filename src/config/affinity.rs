@@ -58,7 +58,9 @@ impl RawAffinity {
             ("quic_cid", Word::QuicCid),
         ];
         let word = self.kind.as_deref().and_then(|word| report.word(place, word, WORDS, &[]));
-        let word = word.unwrap_or(Word::Flow);
+        // Without ports, all flows of a client to an address are one already.
+        let by_default = if protocol == Protocol::Any { Word::Client } else { Word::Flow };
+        let word = word.unwrap_or(by_default);
         for (key, value, wanted) in [
             ("v4", self.v4, Word::ClientPrefix),
             ("v6", self.v6, Word::ClientPrefix),
@@ -78,11 +80,21 @@ impl RawAffinity {
                 v4: report.integer(&place.key("v4"), self.v4, V4, 1..=32),
                 v6: report.integer(&place.key("v6"), self.v6, V6, 1..=128),
             },
-            Word::ClientPorts => self.ports(&place.key("ranges"), report),
+            Word::ClientPorts => {
+                if protocol == Protocol::Any {
+                    let what = "\"client_ports\" with protocol = \"any\": there are no ports";
+                    report.error(place, what, "use \"client\" or \"client_prefix\"");
+                }
+                self.ports(&place.key("ranges"), report)
+            }
             Word::QuicCid => {
-                if protocol == Protocol::Tcp {
+                if protocol != Protocol::Udp {
                     let fix = "use protocol = \"udp\", or another affinity";
-                    report.error(place, "\"quic_cid\" on a TCP VIP: QUIC is UDP", fix);
+                    let what = match protocol {
+                        Protocol::Any => "\"quic_cid\" with protocol = \"any\": QUIC is UDP",
+                        _ => "\"quic_cid\" on a TCP VIP: QUIC is UDP",
+                    };
+                    report.error(place, what, fix);
                 }
                 Affinity::QuicCid
             }

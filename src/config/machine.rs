@@ -219,7 +219,14 @@ pub fn hints(config: &Config) -> Vec<Finding> {
         let what = format!("VIP {}: every backend has weight 0: it takes no new flows", vip.name);
         Finding::new(Level::Note, "vip.backend.weight", what, "give one of them a weight")
     });
-    told.collect()
+    let routed = config.vips.iter().filter(|vip| !vip.address.is_single()).map(|vip| {
+        let what = format!(
+            "VIP {}: {} is a prefix: no box answers ARP or ND for it",
+            vip.name, vip.address
+        );
+        Finding::new(Level::Note, "vip.address", what, "route it to this box")
+    });
+    told.chain(routed).collect()
 }
 
 /// Everything that does not fit.

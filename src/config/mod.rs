@@ -11,6 +11,7 @@ mod choice;
 mod control;
 mod drain;
 mod error;
+mod fragments;
 mod full_nat;
 mod hash;
 mod health;
@@ -49,9 +50,10 @@ use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::this_box::IcmpRate;
 use crate::forwarding::{
-    Affinity, FlowsLeft, Forward, PortIndex, Ports, SchedulerKind, Secret, ServerId, ThisBox,
-    Tunnels, quic_lb,
+    Affinity, FlowsLeft, Forward, Network, PortIndex, Ports, SchedulerKind, Secret, ServerId,
+    ThisBox, Tunnels, quic_lb,
 };
+use crate::units::Ticks;
 use crate::words::reason;
 
 use place::{Place, Value};
@@ -144,19 +146,21 @@ fn check(report: &mut Report<'_>) -> Config {
     let hash = hash.check(&root.key("hash"), report);
     let defaults = vip::Defaults { nic: first_nic.as_deref(), table_size: hash.table_size };
     let vips = vips(document.remove("vip"), defaults, report);
+    let fragments: fragments::RawFragments = table(&mut document, "fragments", report);
     let icmp: icmp::RawIcmp = table(&mut document, "icmp", report);
     let control: control::RawControl = table(&mut document, "control", report);
     let tunnel: tunnel::RawTunnel = table(&mut document, "tunnel", report);
     for key in document.keys() {
         let what = "unknown section or key";
-        let fix = "the sections are: [workers], [[nic]], [[vip]], [full_nat], [tunnel], [icmp], [control], \
-             [hash]";
+        let fix = "the sections are: [workers], [[nic]], [[vip]], [full_nat], [tunnel], [fragments], [icmp], \
+             [control], [hash]";
         report.unknown(key.get_ref(), key.span().start, what, fix);
     }
     let config = Config {
         workers,
         nics: nics.iter().map(|nic| nic.value.clone()).collect(),
         vips: vips.iter().map(|(vip, _)| vip.value.clone()).collect(),
+        fragments: fragments.check(&root.key("fragments"), report),
         full_nat,
         icmp: icmp.check(&root.key("icmp"), report),
         control: control.check(&root.key("control"), report),
@@ -237,6 +241,8 @@ pub struct Config {
     pub nics: Vec<Nic>,
     /// `[[vip]]`, in the file's order.
     pub vips: Vec<Vip>,
+    /// `[fragments]`.
+    pub fragments: Fragments,
     /// `[full_nat]`.
     pub full_nat: FullNat,
     /// `[tunnel]`.
@@ -261,16 +267,27 @@ impl Config {
         rings.fold(batch, |sum, nic| sum.saturating_add(nic.ring.saturating_mul(3)))
     }
 
-    /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes.
-    pub fn this_box(&self, mtus: Vec<u16>) -> ThisBox {
-        ThisBox { mtus, tunnels: self.tunnels, icmp: self.icmp }
+    /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes, from `macs`.
+    pub fn this_box(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> ThisBox {
+        ThisBox { mtus, macs, tunnels: self.tunnels, icmp: self.icmp }
     }
 
     /// The address families of the VIPs: those for which flow tables need memory.
     pub fn families(&self) -> Families {
-        let any = |v4: bool| self.vips.iter().any(|vip| vip.address.is_ipv4() == v4);
+        let any = |v4: bool| self.vips.iter().any(|vip| vip.address.is_v4() == v4);
         Families { v4: any(true), v6: any(false) }
     }
+}
+
+/// `[fragments]`: datagrams that come in fragments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragments {
+    /// How long the fragments of a datagram belong together.
+    pub timeout: Ticks,
+    /// Datagrams that are known at a time, all workers together.
+    pub datagrams: usize,
+    /// Most fragments of each worker that wait for their first one.
+    pub parked: usize,
 }
 
 /// `[workers]`: the threads of the data path.
@@ -372,11 +389,11 @@ pub enum XdpMode {
 pub struct Vip {
     /// Unique name.
     pub name: String,
-    /// Address that clients connect to.
-    pub address: IpAddr,
+    /// Addresses that clients connect to: one, or a prefix.
+    pub address: Network,
     /// Ports that clients connect to.
     pub ports: Ports,
-    /// TCP or UDP.
+    /// TCP, UDP or any.
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,

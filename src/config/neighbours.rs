@@ -29,6 +29,7 @@ use super::place::Place;
 use super::report::Report;
 use super::{Config, ConfigErrors, load_text};
 use crate::forwarding::{NextHop, PortIndex};
+use crate::wire::vlan::Tags;
 
 /// Of Ethernet.
 const MTU: u16 = 1500;
@@ -303,14 +304,18 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     bytes.next().is_none().then_some(mac)
 }
 
-fn vlan(place: &Place, raw: Option<RawVlan>, report: &mut Report<'_>) -> Option<u16> {
+fn vlan(place: &Place, raw: Option<RawVlan>, report: &mut Report<'_>) -> Option<Tags> {
     let RawVlan(list) = raw?;
-    let [vlan] = list.as_slice() else {
-        let what = format!("{} VLAN tags", list.len());
-        report.error(place, what, "write one, such as vlan = 100");
-        return None;
-    };
-    Some(report.integer(place, Some(*vlan), 1, 1..=LAST_VLAN))
+    let mut check = |vlan: i64| report.integer(place, Some(vlan), 1, 1..=LAST_VLAN);
+    match *list.as_slice() {
+        [vlan] => Some(check(vlan).into()),
+        [outer, inner] => Some(Tags::two(check(outer), check(inner))),
+        _ => {
+            let what = format!("{} VLAN tags", list.len());
+            report.error(place, what, "write one or two, such as vlan = 100 or vlan = [100, 200]");
+            None
+        }
+    }
 }
 
 #[cfg(test)]
@@ -354,6 +359,7 @@ mod tests {
             address = "10.0.0.11"
             mac = "02:00:00:00:00:11"
             interface = "eth1"
+            vlan = [100, 200]
         "#;
         let Neighbours { nics, backends } = read(text).unwrap();
         let nics: Vec<_> =
@@ -365,9 +371,13 @@ mod tests {
         assert_eq!(
             backends,
             [
-                BackendFacts { hop: hop(0, 0x11, None), mtu: None, state: BackendState::Up },
                 BackendFacts {
-                    hop: hop(1, 0x12, Some(100)),
+                    hop: hop(0, 0x11, Some(Tags::two(100, 200))),
+                    mtu: None,
+                    state: BackendState::Up
+                },
+                BackendFacts {
+                    hop: hop(1, 0x12, Some(100.into())),
                     mtu: Some(1400),
                     state: BackendState::Draining
                 },

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -14,11 +15,15 @@ use toml::de::{DeTable, DeValue};
 use super::error::{ConfigError, ConfigErrors};
 use super::place::{Lines, Place, Value, read};
 use super::syntax;
+use crate::forwarding::Network;
 
 /// Longest name of a VIP or backend, in bytes: it has to fit a table column and a command line.
 const MAX_NAME: usize = 64;
 /// Longest interface name, in bytes: the kernel's `IFNAMSIZ` less its NUL.
 const MAX_INTERFACE: usize = 15;
+/// Shortest prefixes of a VIP: no network is larger than what registries allocate.
+const SHORTEST_V4: u8 = 8;
+const SHORTEST_V6: u8 = 16;
 
 /// The mistakes found so far in one file.
 pub(super) struct Report<'a> {
@@ -219,6 +224,36 @@ impl<'a> Report<'a> {
         if !fits || !name.chars().all(allowed) {
             let fix = "use 1 to 15 characters without spaces, '/' and ':'; `ip link` lists them";
             self.error(place, format!("\"{name}\" is not an interface name"), fix);
+        }
+    }
+
+    /// Addresses that hosts can have and others can send to: one, or a prefix.
+    pub(super) fn network(&mut self, place: &Place, value: Option<&str>) -> Option<Network> {
+        let Some(text) = value.filter(|text| text.contains('/')) else {
+            return self.address(place, value).map(Network::from);
+        };
+        let Ok(net) = text.parse::<IpNet>() else {
+            let fix = "write an address such as 192.0.2.10, or a prefix such as 192.0.2.0/24";
+            self.error(place, format!("\"{text}\" is no prefix of addresses"), fix);
+            return None;
+        };
+        if net.trunc() != net {
+            let fix = format!("write \"{}\", or the address without a length", net.trunc());
+            self.error(place, format!("{net} has bits behind its length"), &fix);
+            return None;
+        }
+        let shortest = if net.addr().is_ipv4() { SHORTEST_V4 } else { SHORTEST_V6 };
+        if net.prefix_len() < shortest {
+            let fix = format!("use /{shortest} or longer");
+            self.error(place, format!("{net} is more than a network has"), &fix);
+            return None;
+        }
+        match unusable(net.addr()) {
+            None => Some(net.into()),
+            Some((kind, fix)) => {
+                self.error(place, format!("{net} begins with {kind}"), fix);
+                None
+            }
         }
     }
 

@@ -9,7 +9,8 @@ use super::vip::Placed;
 use super::{Backend, Config, FullNat, Nic, Vip, tunnel};
 use crate::flow::Protocol;
 use crate::forwarding::{
-    Forward, MAX_BACKENDS, MAX_NICS, MAX_RETURN_PATHS, MAX_VIPS, PortIndex, Ports, SchedulerKind,
+    Forward, MAX_BACKENDS, MAX_NICS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Network,
+    PortIndex, PortRange, Ports, SchedulerKind,
 };
 use crate::words::counted;
 
@@ -39,7 +40,7 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
     frames(sections.config, report);
     vip_names(sections, report);
     listeners(sections, report);
-    let owners = vip_addresses(sections);
+    let owners = Owners::of(sections);
     for (vip, backends) in sections.vips {
         backend_names(backends, report);
         backend_targets(vip, backends, report);
@@ -168,51 +169,110 @@ fn vip_names(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
 }
 
-/// No packet may be for two VIPs.
+/// Who listens on the ports of one network and protocol. Of each kind, no two meet.
+#[derive(Default)]
+struct Claims<'s> {
+    /// Ranges, and single ports, by their last ports.
+    ranges: [BTreeMap<u16, (PortRange, &'s Placed<Vip>)>; 2],
+    all: Option<&'s Placed<Vip>>,
+}
+
+impl<'s> Claims<'s> {
+    /// Notes a claim; what it shares with one of the same kind, and with whom.
+    fn add(
+        &mut self,
+        ports: PortRange,
+        vip: &'s Placed<Vip>,
+    ) -> Option<(PortRange, &'s Placed<Vip>)> {
+        if ports == PortRange::ALL {
+            return self.all.replace(vip).map(|other| (ports, other));
+        }
+        let [ranges, singles] = &mut self.ranges;
+        let kind = if ports.is_single() { singles } else { ranges };
+        let other = kind.range(ports.first..).next().map(|(_, other)| *other);
+        if let Some((other, whose)) = other.filter(|(other, _)| other.meets(ports)) {
+            let shared =
+                PortRange { first: ports.first.max(other.first), last: ports.last.min(other.last) };
+            return Some((shared, whose));
+        }
+        kind.insert(ports.last, (ports, vip));
+        None
+    }
+}
+
+/// No packet may be for two VIPs alike: of those that listen for it, one must be more specific.
 fn listeners(sections: &Sections<'_>, report: &mut Report<'_>) {
-    let mut seen: BTreeMap<(IpAddr, Protocol), BTreeMap<u16, &Placed<Vip>>> = BTreeMap::new();
+    let mut claims: BTreeMap<(Network, Protocol), Claims<'_>> = BTreeMap::new();
     for (placed, _) in sections.vips {
         let vip = &placed.value;
-        let ports = seen.entry((vip.address, vip.protocol)).or_default();
-        let other = match &vip.ports {
-            Ports::All => ports.first_key_value().map(|(_, &other)| other),
-            Ports::List(list) => list.iter().chain([&0]).find_map(|port| ports.get(port).copied()),
-        };
-        if let Some(other) = other {
-            overlap(placed, other, report);
-        }
-        for &port in vip.ports.listen() {
-            ports.entry(port).or_insert(placed);
+        let claims = claims.entry((vip.address, vip.protocol)).or_default();
+        let met = vip.ports.ranges().iter().filter_map(|&ports| claims.add(ports, placed));
+        let met: Vec<_> = met.collect();
+        if let Some((shared, other)) = met.first() {
+            overlap(placed, *shared, other, report);
         }
     }
+    prefix_lengths(sections, report);
 }
 
-fn overlap(vip: &Placed<Vip>, other: &Placed<Vip>, report: &mut Report<'_>) {
+fn overlap(vip: &Placed<Vip>, shared: PortRange, other: &Placed<Vip>, report: &mut Report<'_>) {
     let (line, name) = (report.line(&other.place), &other.value.name);
-    let what = format!(
-        "VIP \"{name}\" of line {line} already listens on {} of {}, {}",
-        shared(&vip.value.ports, &other.value.ports),
-        vip.value.address,
-        vip.value.protocol.as_str(),
-    );
+    let Vip { address, protocol, .. } = &vip.value;
+    let (shared, key) = match (protocol, shared) {
+        (Protocol::Any, _) => ("all protocols".to_owned(), "address"),
+        (_, PortRange::ALL) => ("all ports".to_owned(), "ports"),
+        (_, shared) if shared.is_single() => (format!("port {shared}"), "ports"),
+        (_, shared) => (format!("ports {shared}"), "ports"),
+    };
+    let mut what =
+        format!("VIP \"{name}\" of line {line} already listens on {shared} of {address}");
+    if *protocol != Protocol::Any {
+        what = format!("{what}, {}", protocol.as_str());
+    }
     let fix = "use other ports or another address, or put the backends into one VIP";
-    report.error(&vip.place.key("ports"), what, fix);
+    report.error(&vip.place.key(key), what, fix);
 }
 
-fn shared(ports: &Ports, others: &Ports) -> String {
-    match (ports, others) {
-        (Ports::List(ports), Ports::List(others)) => {
-            let port = ports.iter().find(|port| others.contains(port));
-            format!("port {}", port.copied().unwrap_or_default())
+/// Each length of a prefix is a look-up for packets.
+fn prefix_lengths(sections: &Sections<'_>, report: &mut Report<'_>) {
+    for v4 in [true, false] {
+        let networks = sections.vips.iter().map(|(vip, _)| vip.value.address);
+        let lens: BTreeSet<u8> =
+            networks.filter(|network| network.is_v4() == v4).map(Network::len).collect();
+        if lens.len() > MAX_PREFIX_LENGTHS {
+            let family = if v4 { "IPv4" } else { "IPv6" };
+            let what = format!("prefixes of {} lengths among {family} VIPs", lens.len());
+            let fix = format!("use {MAX_PREFIX_LENGTHS} at most: each costs packets a look-up");
+            report.error(&Place::root().key("vip"), what, &fix);
         }
-        (Ports::All, Ports::List(_)) => "some ports".to_owned(),
-        (_, Ports::All) => "all ports".to_owned(),
     }
 }
 
-/// Which VIP has an address.
-fn vip_addresses<'s>(sections: &Sections<'s>) -> BTreeMap<IpAddr, &'s str> {
-    sections.vips.iter().map(|(vip, _)| (vip.value.address, vip.value.name.as_str())).collect()
+/// Whose the addresses of VIPs are.
+struct Owners<'s> {
+    names: BTreeMap<Network, &'s str>,
+    lens: BTreeSet<u8>,
+}
+
+impl<'s> Owners<'s> {
+    fn of(sections: &Sections<'s>) -> Self {
+        let vips = sections.vips.iter();
+        let names: BTreeMap<_, _> =
+            vips.map(|(vip, _)| (vip.value.address, vip.value.name.as_str())).collect();
+        let lens = names.keys().map(|network| network.len()).collect();
+        Self { names, lens }
+    }
+
+    /// Which VIP has an address, by itself or in its prefix, in words.
+    fn tell(&self, address: IpAddr) -> Option<String> {
+        let mut networks = self.lens.iter().rev().map(|&len| Network::of(address.into(), len));
+        let (network, name) =
+            networks.find_map(|network| Some((network, self.names.get(&network)?)))?;
+        Some(match network.is_single() {
+            true => format!("{address} is the address of VIP \"{name}\""),
+            false => format!("{address} is in {network} of VIP \"{name}\""),
+        })
+    }
 }
 
 fn backend_names(backends: &[Placed<Backend>], report: &mut Report<'_>) {
@@ -231,7 +291,10 @@ fn backend_targets(vip: &Placed<Vip>, backends: &[Placed<Backend>], report: &mut
     let mut seen = BTreeMap::new();
     for Placed { value: backend, place } in backends {
         let port = backend.port.or(match &vip.value.ports {
-            Ports::List(ports) => ports.first().copied().filter(|_| ports.len() == 1),
+            Ports::List(ports) => match ports.as_slice() {
+                [only] if only.is_single() => Some(only.first),
+                _ => None,
+            },
             Ports::All => None,
         });
         if let Some(first) = seen.insert((backend.address, port), (&backend.name, place)) {
@@ -249,14 +312,14 @@ fn backend_targets(vip: &Placed<Vip>, backends: &[Placed<Backend>], report: &mut
 fn backend_address(
     vip: &Placed<Vip>,
     backend: &Placed<Backend>,
-    owners: &BTreeMap<IpAddr, &str>,
+    owners: &Owners<'_>,
     report: &mut Report<'_>,
 ) {
     let address = backend.value.address;
     let at = backend.place.key("address");
     let forward = vip.value.forward;
     let crosses = forward.tunnels() || forward == Forward::FullNat;
-    if address.is_ipv4() != vip.value.address.is_ipv4() && !crosses {
+    if address.is_ipv4() != vip.value.address.is_v4() && !crosses {
         let (ours, theirs) = if address.is_ipv4() { (4, 6) } else { (6, 4) };
         let what = format!(
             "{address} is IPv{ours}, but VIP \"{}\" is IPv{theirs} ({})",
@@ -268,23 +331,19 @@ fn backend_address(
         );
         report.error(&at, what, &fix);
     }
-    if let Some(name) = owners.get(&address) {
-        let what =
-            format!("{address} is the address of VIP \"{name}\": packets would come back here");
+    if let Some(what) = owners.tell(address) {
+        let what = format!("{what}: packets would come back here");
         report.error(&at, what, "use the server's own address");
     }
 }
 
 /// Every full-NAT backend has sources of its family, and no source is somebody's already.
-fn full_nat(sections: &Sections<'_>, owners: &BTreeMap<IpAddr, &str>, report: &mut Report<'_>) {
+fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_>) {
     let FullNat { sources, .. } = &sections.config.full_nat;
     let place = Place::root().key("full_nat").key("sources");
     let ours: BTreeSet<&IpAddr> = sources.iter().collect();
-    for (name, address) in owners.iter().map(|(address, name)| (name, address)) {
-        if ours.contains(address) {
-            let what = format!("{address} is the address of VIP \"{name}\"");
-            report.error(&place, what, "use addresses that nobody else has");
-        }
+    for what in sources.iter().filter_map(|&source| owners.tell(source)) {
+        report.error(&place, what, "use addresses that nobody else has");
     }
     for (vip, backends) in sections.vips {
         for backend in backends {
@@ -331,26 +390,57 @@ fn backend_port(vip: &Placed<Vip>, backend: &Placed<Backend>, report: &mut Repor
 /// Every VIP port that shares a backend's port is one more flow that a reply may belong to, and
 /// costs a look-up.
 fn return_paths(sections: &Sections<'_>, report: &mut Report<'_>) {
-    let mut counts: BTreeMap<(IpAddr, u16, Protocol), usize> = BTreeMap::new();
+    let mut paths = Paths::default();
     let nat = sections.vips.iter().filter(|(vip, _)| vip.value.forward == Forward::Nat);
     for (vip, backends) in nat {
         let Ports::List(ports) = &vip.value.ports else { continue };
         for backend in backends {
-            for port in ports {
-                let Backend { address, port: own, .. } = &backend.value;
-                let key = (*address, own.unwrap_or(*port), vip.value.protocol);
-                let count = counts.entry(key).or_default();
-                *count += 1;
-                if *count == MAX_RETURN_PATHS + 1 {
-                    let what = format!(
-                        "more than {MAX_RETURN_PATHS} VIP ports lead to {} port {}: its replies \
-                         could belong to any of them",
-                        key.0, key.1
-                    );
-                    let fix = "give some of them backend ports of their own";
-                    report.error(&backend.place, what, fix);
-                }
+            for &range in ports {
+                paths.add(backend, range, vip.value.protocol, report);
             }
+        }
+    }
+}
+
+/// How many VIP ports lead to a backend's port, and how many ranges to a backend.
+#[derive(Default)]
+struct Paths {
+    ports: BTreeMap<(IpAddr, u16, Protocol), usize>,
+    ranges: BTreeMap<(IpAddr, Protocol), usize>,
+}
+
+impl Paths {
+    fn add(
+        &mut self,
+        backend: &Placed<Backend>,
+        range: PortRange,
+        protocol: Protocol,
+        report: &mut Report<'_>,
+    ) {
+        let Backend { address, port, .. } = backend.value;
+        let (count, more, what) = match port {
+            None if !range.is_single() => {
+                let what = format!(
+                    "more than {MAX_RETURN_PATHS} ranges of VIP ports lead to {address}: its \
+                     replies could belong to any of them"
+                );
+                (self.ranges.entry((address, protocol)).or_default(), 1, what)
+            }
+            _ => {
+                let port = port.unwrap_or(range.first);
+                let what = format!(
+                    "more than {MAX_RETURN_PATHS} VIP ports lead to {address} port {port}: its \
+                     replies could belong to any of them"
+                );
+                (self.ports.entry((address, port, protocol)).or_default(), range.count(), what)
+            }
+        };
+        let before = *count;
+        *count += more;
+        if before <= MAX_RETURN_PATHS && *count > MAX_RETURN_PATHS {
+            let fix = "give some of them backend ports of their own, or remove the backend's port \
+                       (each is then kept)";
+            report.error(&backend.place, what, fix);
         }
     }
 }

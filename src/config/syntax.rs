@@ -64,6 +64,10 @@ fn list_mistake(key: &str, items: &str) -> Option<(String, String)> {
     let range = |item: &str| {
         item.split_once('-').is_some_and(|(a, b)| is_number(a.trim()) && is_number(b.trim()))
     };
+    if items.split(',').any(range) && key == "ports" {
+        let what = "a range of ports is a text".to_owned();
+        return Some((what, "write it in quotes, such as ports = [\"8000-8999\"]".to_owned()));
+    }
     if items.split(',').any(range) {
         let what = "ranges are not possible in this version".to_owned();
         return Some((what, format!("list every number, such as {key} = [8000, 8001]")));
@@ -122,8 +126,14 @@ mod tests {
             (
                 "ports = [80, 8000-8100]",
                 "invalid date",
+                "a range of ports is a text",
+                "write it in quotes, such as ports = [\"8000-8999\"]",
+            ),
+            (
+                "cores = [0-3]",
+                "invalid date",
                 "ranges are not possible in this version",
-                "list every number, such as ports = [8000, 8001]",
+                "list every number, such as cores = [8000, 8001]",
             ),
             ("ports = [http]", "x", "a text without quotes", "write ports = [\"http\"]"),
             ("name = \"web", "x", "the quotes are not closed", "write name = \"web\""),

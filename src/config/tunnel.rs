@@ -1,13 +1,11 @@
 //! `[tunnel]`: the outer packets of VIPs with `forward = "ipip"` or `"gue"`.
 
-use std::net::IpAddr;
-
 use serde::Deserialize;
 
 use super::place::Place;
 use super::report::Report;
 use super::rules::Sections;
-use crate::flow::Protocol;
+use crate::flow::{Address, Protocol};
 use crate::forwarding::network::ADDRESS_BITS;
 use crate::forwarding::tunnel::{GUE_PORT, Sources};
 use crate::forwarding::{Forward, Network, OuterDf, Ports, Tunnels};
@@ -90,7 +88,7 @@ pub(super) fn rules(sections: &Sections<'_>, report: &mut Report<'_>) {
     for (vip, _) in sections.vips.iter().filter(|(vip, _)| vip.value.forward.tunnels()) {
         let gue_port = sections.config.tunnels.gue_port;
         let carried = vip.value.protocol == Protocol::Udp
-            && matches!(&vip.value.ports, Ports::List(ports) if ports.contains(&gue_port));
+            && matches!(&vip.value.ports, Ports::List(ports) if ports.iter().any(|range| range.contains(gue_port)));
         if carried {
             let what = format!("UDP port {gue_port} is GUE's: a tunnel does not carry another one");
             let fix = "use forward = \"dsr\" or \"nat\", or another [tunnel] gue_port";
@@ -128,22 +126,30 @@ fn needed_sources(sections: &Sections<'_>, report: &mut Report<'_>) {
 /// What a source sends must not look as if somebody else did, and errors about it must come back here.
 fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
     let tunnels = &sections.config.tunnels;
-    let place = |address: IpAddr| {
-        let key = if address.is_ipv4() { "source_v4" } else { "source_v6" };
+    let place = |address: Address| {
+        let key = if address.is_v4() { "source_v4" } else { "source_v6" };
         Place::root().key("tunnel").key(key)
     };
-    let mut tell = |address: IpAddr, whose: String| {
-        if tunnels.is_source(address.into()) {
-            let what = format!("{address} is in it, the address of {whose}");
+    let mut tell = |network: Network, whose: String| {
+        if tunnels.meet(network) {
+            let what = format!("{network} is in it, an address of {whose}");
             let fix = "use addresses that are nobody else's";
-            report.error(&place(address), what, fix);
+            report.error(&place(network.address()), what, fix);
         }
     };
+    let mut full_nat = sections.config.full_nat.sources.iter().map(|&source| Network::from(source));
+    // One tells it all.
+    if let Some(source) = full_nat.find(|&source| tunnels.meet(source)) {
+        tell(source, "[full_nat]".to_owned());
+    }
     for (vip, backends) in sections.vips {
         tell(vip.value.address, format!("VIP \"{}\"", vip.value.name));
         for backend in backends {
             let (vip, backend) = (&vip.value.name, &backend.value);
-            tell(backend.address, format!("backend \"{}\" of VIP \"{vip}\"", backend.name));
+            tell(
+                Network::single(backend.address.into()),
+                format!("backend \"{}\" of VIP \"{vip}\"", backend.name),
+            );
         }
     }
 }

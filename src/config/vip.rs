@@ -1,6 +1,6 @@
 //! `[[vip]]`: an address that clients connect to, and its backends.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
@@ -22,7 +22,7 @@ use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip, quic};
 use crate::flow::Protocol;
 use crate::forwarding::sticky::Reentry;
-use crate::forwarding::{Forward, Ports};
+use crate::forwarding::{Forward, Network, PortRange, Ports};
 
 /// Most VIPs are TCP.
 const PROTOCOL: Protocol = Protocol::Tcp;
@@ -68,7 +68,14 @@ pub(super) struct RawVip {
 enum RawPorts {
     Word(String),
     One(i64),
-    List(Vec<i64>),
+    List(Vec<RawPort>),
+}
+
+/// One of them.
+#[derive(Debug)]
+enum RawPort {
+    Word(String),
+    Number(i64),
 }
 
 impl<'de> Deserialize<'de> for RawPorts {
@@ -95,6 +102,28 @@ impl<'de> Deserialize<'de> for RawPorts {
                     ports.push(port);
                 }
                 Ok(RawPorts::List(ports))
+            }
+        }
+        deserializer.deserialize_any(Read)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawPort {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl Visitor<'_> for Read {
+            type Value = RawPort;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port such as 80, or a range such as \"8000-8999\"")
+            }
+
+            fn visit_str<E>(self, word: &str) -> Result<RawPort, E> {
+                Ok(RawPort::Word(word.to_owned()))
+            }
+
+            fn visit_i64<E>(self, port: i64) -> Result<RawPort, E> {
+                Ok(RawPort::Number(port))
             }
         }
         deserializer.deserialize_any(Read)
@@ -162,9 +191,12 @@ impl RawVip {
         report: &mut Report<'_>,
     ) -> Option<Vip> {
         let name = report.name(&place.key("name"), self.name);
-        let address = report.address(&place.key("address"), self.address.as_deref());
-        let ports = ports(self.ports, &place.key("ports"), report);
+        let address = report.network(&place.key("address"), self.address.as_deref());
         let protocol = protocol(self.protocol, &place.key("protocol"), report);
+        let ports = ports(self.ports, protocol, &place.key("ports"), report);
+        if let (Some(forward), Some(address)) = (forward, address) {
+            translatable(forward, address, protocol, place, report);
+        }
         let scheduler_at = place.key("scheduler");
         let scheduler = self.scheduler.0.check(&scheduler_at, defaults.table_size, report);
         let affinity_at = place.key("affinity");
@@ -187,8 +219,17 @@ impl RawVip {
         let proxy = proxy(self.proxy.as_deref(), &proxy_at, forward, protocol, report);
         let rejects = self.on_no_backend.as_deref();
         let rejects = policy::rejects(rejects, &place.key("on_no_backend"), report);
-        let announce = announce(self.announce, &place.key("announce"), defaults.nic, report);
-        if let (Some(Ports::All), Health::Tcp(tcp)) = (&ports, &health) {
+        let announce_at = place.key("announce");
+        let prefix = address.filter(|address| !address.is_single());
+        let nic = defaults.nic.filter(|_| prefix.is_none());
+        let announce = announce(self.announce, &announce_at, nic, report);
+        if let Some(prefix) = prefix.filter(|_| announce != Announce::None) {
+            // It would be up to 16,777,216 addresses.
+            let what = format!("{prefix} is a prefix: the kernel does not answer ARP for it");
+            report.error(&announce_at, what, "leave the key out, and route the prefix to this box");
+        }
+        let ported = protocol != Protocol::Any;
+        if let (Some(Ports::All), Health::Tcp(tcp), true) = (&ports, &health, ported) {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
         }
         Some(Vip {
@@ -231,14 +272,24 @@ fn check_port_known(tcp: &TcpHealth, backends: &[Backend], place: &Place, report
     }
 }
 
-fn ports(raw: Option<RawPorts>, place: &Place, report: &mut Report<'_>) -> Option<Ports> {
+fn ports(
+    raw: Option<RawPorts>,
+    protocol: Protocol,
+    place: &Place,
+    report: &mut Report<'_>,
+) -> Option<Ports> {
     const FIX: &str = "write a list such as [80, 443], or \"all\"";
     match raw {
+        None if protocol == Protocol::Any => return Some(Ports::All),
         None => report.missing(place, FIX),
         Some(RawPorts::Word(word)) if word == "all" => return Some(Ports::All),
+        Some(_) if protocol == Protocol::Any => {
+            let what = "protocol = \"any\" takes all packets of an address, with ports or without";
+            report.error(place, what, "leave the key out");
+            return Some(Ports::All);
+        }
         Some(RawPorts::Word(word)) if word.contains('-') => {
-            let what = format!("\"{word}\": ranges of ports are not possible in this version");
-            report.error(place, what, "list every port, such as [8000, 8001], or write \"all\"");
+            return range(&word, place, report).map(|range| Ports::List(vec![range]));
         }
         Some(RawPorts::Word(word)) => {
             report.error(place, format!("\"{word}\" is no list of ports"), FIX);
@@ -252,27 +303,59 @@ fn ports(raw: Option<RawPorts>, place: &Place, report: &mut Report<'_>) -> Optio
     None
 }
 
-fn port_list(list: &[i64], place: &Place, report: &mut Report<'_>) -> Vec<u16> {
-    let mut seen = BTreeSet::new();
+fn port_list(list: &[RawPort], place: &Place, report: &mut Report<'_>) -> Vec<PortRange> {
+    // By their last ports: those that are here do not meet.
+    let mut seen: BTreeMap<u16, PortRange> = BTreeMap::new();
     let mut ports = Vec::with_capacity(list.len());
-    for (index, &number) in list.iter().enumerate() {
+    for (index, port) in list.iter().enumerate() {
         let at = place.index(index);
-        if number == 0 {
-            report.error(&at, "0 is no port", "use 1 to 65535, or ports = \"all\"");
-            continue;
-        }
-        let port = report.integer(&at, Some(number), 0, 1..=u16::MAX);
-        if port != 0 && !seen.insert(port) {
-            report.error(&at, format!("port {port} is listed twice"), "list each port once");
-        } else if port != 0 {
-            ports.push(port);
+        let Some(range) = port_or_range(port, &at, report) else { continue };
+        let next = seen.range(range.first..).next().map(|(_, other)| *other);
+        match next.filter(|other| other.meets(range)) {
+            Some(other) if other.is_single() && range.is_single() => {
+                let what = format!("port {range} is listed twice");
+                report.error(&at, what, "list each port once");
+            }
+            Some(other) => {
+                let what = format!("{range} meets {other} of the same list");
+                report.error(&at, what, "list each port once");
+            }
+            None => {
+                seen.insert(range.last, range);
+                ports.push(range);
+            }
         }
     }
     ports
 }
 
+fn port_or_range(port: &RawPort, place: &Place, report: &mut Report<'_>) -> Option<PortRange> {
+    match port {
+        RawPort::Word(word) => range(word, place, report),
+        RawPort::Number(0) => {
+            report.error(place, "0 is no port", "use 1 to 65535, or ports = \"all\"");
+            None
+        }
+        RawPort::Number(number) => {
+            let port = report.integer(place, Some(*number), 0, 1..=u16::MAX);
+            (port != 0).then_some(port.into())
+        }
+    }
+}
+
+/// A range is two ports, so that one port has one way to be written.
+fn range(word: &str, place: &Place, report: &mut Report<'_>) -> Option<PortRange> {
+    let range = word.parse().ok().filter(|_| word.contains('-'));
+    if range.is_none() {
+        let fix = "write two ports from 1 to 65535, the lower one first, such as \"8000-8999\"";
+        report.error(place, format!("\"{word}\" is no range of ports"), fix);
+    }
+    range
+}
+
 fn protocol(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Protocol {
-    const WORDS: &[(&str, Protocol)] = &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+    const WORDS: &[(&str, Protocol)] =
+        &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("any", Protocol::Any)];
     raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or(PROTOCOL)
 }
 
@@ -292,6 +375,30 @@ fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<
         return None;
     };
     report.word(place, word, WORDS, &[])
+}
+
+/// Whether addresses and ports can be translated back.
+fn translatable(
+    forward: Forward,
+    address: Network,
+    protocol: Protocol,
+    place: &Place,
+    report: &mut Report<'_>,
+) {
+    let word = forward.as_str();
+    if protocol == Protocol::Any && forward.translates() {
+        let what = format!(
+            "\"{word}\" with protocol = \"any\": there are no ports by which replies could be told apart"
+        );
+        report.error(&place.key("forward"), what, "use \"dsr\", \"ipip\" or \"gue\"");
+    } else if forward == Forward::Nat && !address.is_single() {
+        let what = format!(
+            "{address} with forward = \"nat\": replies would not tell which of the addresses the \
+             client had connected to"
+        );
+        let fix = "use forward = \"full_nat\", \"dsr\", \"ipip\" or \"gue\"";
+        report.error(&place.key("address"), what, fix);
+    }
 }
 
 /// Whether backends get a PROXY header.

@@ -71,7 +71,7 @@ impl Place {
     pub fn of(vip: &Vip) -> Option<Self> {
         match &vip.announce {
             Announce::Interface(interface) => {
-                Some(Self { interface: interface.clone(), address: vip.address })
+                Some(Self { interface: interface.clone(), address: vip.address.ip() })
             }
             Announce::None => None,
         }
@@ -375,7 +375,7 @@ mod tests {
         let mut web = vip("web", &[]);
         let quiet = web.clone();
         web.announce = Announce::Interface("eth1".to_owned());
-        let place = Place { interface: "eth1".to_owned(), address: web.address };
+        let place = Place { interface: "eth1".to_owned(), address: web.address.ip() };
         let mut config = config(vec![web.clone(), web, quiet]);
         assert_eq!(Place::all(&config), HashSet::from([place.clone()]));
         config.full_nat.sources = vec![[10, 0, 0, 48].into()];

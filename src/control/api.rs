@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::flow::Protocol;
 use crate::forwarding::explain::Step;
-use crate::forwarding::{FlowsLeft, Forward, Service};
+use crate::forwarding::{FlowsLeft, Forward, Network, PortRange, Service};
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -107,6 +107,8 @@ pub struct Totals {
     #[serde(default)]
     pub clients_full: u64,
     #[serde(default)]
+    pub fragments_parked: u64,
+    #[serde(default)]
     pub flows_reset: u64,
     #[serde(default)]
     pub resets_sent: u64,
@@ -124,10 +126,10 @@ pub struct Totals {
 pub struct VipStatus {
     /// Name.
     pub name: String,
-    /// Address.
-    pub address: IpAddr,
-    /// Ports; empty for all.
-    pub ports: Vec<u16>,
+    /// Address, or prefix.
+    pub address: Network,
+    /// Ports, and ranges such as `"8000-8999"`; empty for all.
+    pub ports: Vec<PortRange>,
     /// Protocol.
     pub protocol: Protocol,
     /// Forwarding mode.
@@ -274,6 +276,8 @@ pub struct NextHopStatus {
     /// Longest IP packet that may leave towards the backend, in bytes; 0 from a process that knows none.
     #[serde(default)]
     pub mtu: u16,
+    /// The outer VLAN, of two tags.
+    pub outer_vlan: Option<u16>,
 }
 
 /// Counters of a VIP or backend.

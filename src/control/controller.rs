@@ -290,7 +290,7 @@ impl Controller {
         if mtus.is_empty() {
             mtus = self.nics.iter().map(|nic| nic.mtu).collect();
         }
-        self.config.this_box(mtus)
+        self.config.this_box(mtus, self.nics.iter().map(|nic| nic.mac).collect())
     }
 
     fn wanted_rules(&self) -> SteerRules {

@@ -13,10 +13,11 @@ use super::NicView;
 use super::admin::Refusal;
 use super::api::Explained;
 use super::state::{Registry, VipEntry};
+use crate::config;
 use crate::flow::Protocol;
 use crate::forwarding::explain::{Explanation, Question, Segment, Step};
 use crate::forwarding::table::name;
-use crate::forwarding::{ForwardingTable, NextHop, Ports};
+use crate::forwarding::{ForwardingTable, Network, NextHop, Ports};
 
 /// Who answers: the data path's stages.
 pub type Explain =
@@ -38,6 +39,8 @@ pub struct Query {
     /// A SYN, also if the flow has a pin.
     #[serde(default)]
     pub syn: bool,
+    /// Which address of a VIP that is a prefix; the lowest one by default.
+    pub address: Option<IpAddr>,
     /// Hex digits of what a UDP packet carries.
     pub payload: Option<String>,
 }
@@ -65,7 +68,8 @@ impl Prepared {
     ) -> Result<Self, Refusal> {
         let vip = registry.vip(&query.vip).ok_or_else(|| unknown(&query.vip, registry))?;
         let config = &vip.config;
-        let client = client(&query.client, config.address)?;
+        let address = address(query.address, config.address)?;
+        let client = client(&query.client, address, config.protocol)?;
         let port = port(query.port, vip)?;
         let payload = query.payload.map_or(Ok(Vec::new()), |text| payload(&text))?;
         if !payload.is_empty() && config.protocol != Protocol::Udp {
@@ -84,8 +88,13 @@ impl Prepared {
             (false, true) => Segment::Midflow,
             (false, false) => Segment::Likely,
         };
-        let destination = SocketAddr::new(config.address, port);
-        let why = format!("listens on {destination} {}", config.protocol.as_str());
+        let destination = SocketAddr::new(address, port);
+        let config::Vip { address, ports, protocol, .. } = config;
+        let why = match protocol {
+            Protocol::Any => format!("listens on {address}, all protocols"),
+            _ if address.is_single() => format!("listens on {destination} {}", protocol.as_str()),
+            _ => format!("listens on {address} port {ports} {}", protocol.as_str()),
+        };
         let outcome = format!("VIP {}", config.name);
         Ok(Self {
             question: Question { client, destination, protocol: config.protocol, packet, payload },
@@ -139,8 +148,20 @@ fn unknown(vip: &str, registry: &Registry) -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, format!("no VIP is named {vip:?}; there are: {names}"))
 }
 
-fn client(text: &str, vip: IpAddr) -> Result<SocketAddr, Refusal> {
-    let client: SocketAddr = text.parse().map_err(|_| {
+fn address(wanted: Option<IpAddr>, vip: Network) -> Result<IpAddr, Refusal> {
+    match wanted {
+        Some(wanted) if !vip.contains(wanted.into()) => {
+            Err(bad(format!("address = {wanted}: the VIP has {vip}")))
+        }
+        wanted => Ok(wanted.unwrap_or(vip.ip())),
+    }
+}
+
+fn client(text: &str, vip: IpAddr, protocol: Protocol) -> Result<SocketAddr, Refusal> {
+    // Where ports mean nothing, nobody has to invent one.
+    let portless = || text.parse().ok().filter(|_: &IpAddr| protocol == Protocol::Any);
+    let client = text.parse().ok().or_else(|| Some(SocketAddr::new(portless()?, 0)));
+    let client: SocketAddr = client.ok_or_else(|| {
         bad(format!(
             "client = {text:?}: write address:port, such as 198.51.100.7:40000 or [2001:db8::7]:40000"
         ))
@@ -153,18 +174,29 @@ fn client(text: &str, vip: IpAddr) -> Result<SocketAddr, Refusal> {
 
 fn port(port: Option<u16>, vip: &VipEntry) -> Result<u16, Refusal> {
     let name = &vip.config.name;
+    if vip.config.protocol == Protocol::Any {
+        return match port {
+            Some(_) => {
+                Err(bad(format!("port: VIP {name} takes all protocols, with ports or without")))
+            }
+            None => Ok(0),
+        };
+    }
     match (&vip.config.ports, port) {
         (Ports::All, None) => Err(bad(format!("port: VIP {name} listens on all ports; name one"))),
         (_, Some(0)) => Err(bad("port = 0: use 1 to 65535")),
-        (Ports::All, Some(port)) => Ok(port),
-        (Ports::List(ports), Some(port)) if ports.contains(&port) => Ok(port),
-        (Ports::List(ports), Some(port)) => {
-            let ports = super::flows::list(ports.iter().map(ToString::to_string));
+        (ports, Some(port)) if ports.contain(port) => Ok(port),
+        (ports, Some(port)) => {
+            let ports = match ports {
+                Ports::List(ports) => super::flows::list(ports.iter().map(ToString::to_string)),
+                Ports::All => ports.to_string(),
+            };
             Err(bad(format!("port = {port}: VIP {name} does not listen there; it does on {ports}")))
         }
-        (Ports::List(ports), None) => {
-            ports.first().copied().ok_or_else(|| bad(format!("VIP {name} has no port")))
-        }
+        (Ports::List(ports), None) => ports
+            .first()
+            .map(|range| range.first)
+            .ok_or_else(|| bad(format!("VIP {name} has no port"))),
     }
 }
 
@@ -190,7 +222,7 @@ mod tests {
 
     fn query(client: &str) -> Query {
         let (vip, client) = ("web".to_owned(), client.to_owned());
-        Query { vip, client, port: None, midflow: false, syn: false, payload: None }
+        Query { vip, client, port: None, address: None, midflow: false, syn: false, payload: None }
     }
 
     fn prepare(query: Query) -> Result<Prepared, String> {

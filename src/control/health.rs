@@ -81,8 +81,7 @@ impl CheckSpec {
     /// The check of a backend; `None` if there is none, or no port to connect to.
     pub fn of(vip: &Vip, backend: &Backend) -> Option<Self> {
         let Health::Tcp(health) = &vip.health else { return None };
-        let first = vip.ports.listen().first().copied().filter(|&port| port != 0);
-        let port = health.port.or(backend.port).or(first)?;
+        let port = health.port.or(backend.port).or(vip.ports.first())?;
         let target = SocketAddr::new(backend.address, port);
         Some(Self { target, health: health.clone() })
     }

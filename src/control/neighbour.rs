@@ -21,9 +21,10 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::NicView;
-use super::netlink::{Certainty, Error, InterfaceAddress, Link, Neighbour, Netlink, Route};
+use super::netlink::{Certainty, Error, InterfaceAddress, Link, Neighbour, Netlink, OnVlan, Route};
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{NextHop, PortIndex};
+use crate::wire::vlan::{Outer, Tags};
 
 /// Events within this time lead to one pass.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -71,6 +72,11 @@ pub enum Problem {
         /// That interface.
         interface: String,
     },
+    /// The route leaves by a VLAN device of 802.1ad, with no 802.1Q tag inside.
+    ServiceTag {
+        /// That interface.
+        interface: String,
+    },
 }
 
 impl Problem {
@@ -87,6 +93,9 @@ impl Problem {
             Self::NotOurNic { interface } => {
                 format!("its route goes out by {interface}, which is no [[nic]]")
             }
+            Self::ServiceTag { interface } => {
+                format!("its route goes out by {interface}, whose 802.1ad tag is the inner one")
+            }
         }
     }
 
@@ -98,6 +107,7 @@ impl Problem {
             Self::Local => "a backend must be another host",
             Self::NoRoute => "add one (ip route)",
             Self::NotOurNic { .. } => "add it or fix the route",
+            Self::ServiceTag { .. } => "put an 802.1Q device on it, and the route there",
         }
     }
 }
@@ -283,18 +293,33 @@ fn awaits_an_answer(hop: &Result<NextHop, Problem>) -> bool {
     matches!(hop, Err(Problem::Resolving | Problem::NoAnswer { .. }))
 }
 
-/// The NIC and VLAN that an outgoing interface stands for.
+/// The NIC and VLAN tags that an outgoing interface stands for: a NIC, a VLAN device on it, or one on
+/// that. A tag of 802.1ad has to be the outer one of two.
 pub(super) fn out_of(
     ifindex: u32,
     links: &HashMap<u32, Link>,
     nics: &HashMap<u32, PortIndex>,
-) -> Result<(PortIndex, Option<u16>), Problem> {
+) -> Result<(PortIndex, Option<Tags>), Problem> {
     if let Some(&port) = nics.get(&ifindex) {
         return Ok((port, None));
     }
-    let vlan = links.get(&ifindex).and_then(|link| link.vlan);
-    vlan.and_then(|(below, id)| Some((*nics.get(&below)?, Some(id))))
-        .ok_or_else(|| Problem::NotOurNic { interface: name(ifindex, links) })
+    let other = || Problem::NotOurNic { interface: name(ifindex, links) };
+    let device = |ifindex: u32| links.get(&ifindex).and_then(|link| link.vlan);
+    let inner = device(ifindex).ok_or_else(other)?;
+    let (below, outer) = match device(inner.below) {
+        Some(outer) if !nics.contains_key(&inner.below) => (outer.below, Some(outer)),
+        _ => (inner.below, None),
+    };
+    let port = *nics.get(&below).ok_or_else(other)?;
+    if inner.service {
+        return Err(Problem::ServiceTag { interface: name(ifindex, links) });
+    }
+    let outer = match outer {
+        None => Outer::None,
+        Some(OnVlan { id, service: true, .. }) => Outer::Service(id),
+        Some(OnVlan { id, .. }) => Outer::Customer(id),
+    };
+    Ok((port, Some(Tags { inner: inner.id, outer })))
 }
 
 fn name(ifindex: u32, links: &HashMap<u32, Link>) -> String {
@@ -305,7 +330,8 @@ fn name(ifindex: u32, links: &HashMap<u32, Link>) -> String {
 mod tests {
     use super::*;
 
-    fn link(index: u32, name: &str, vlan: Option<(u32, u16)>) -> (u32, Link) {
+    fn link(index: u32, name: &str, vlan: Option<(u32, u16, bool)>) -> (u32, Link) {
+        let vlan = vlan.map(|(below, id, service)| OnVlan { below, id, service });
         (index, Link { index, name: name.to_owned(), mac: None, loopback: false, mtu: 1500, vlan })
     }
 
@@ -313,20 +339,31 @@ mod tests {
     fn the_outgoing_interface_is_a_nic_or_a_vlan_on_one() {
         let links = HashMap::from([
             link(1, "eth1", None),
-            link(2, "eth1.7", Some((1, 7))),
+            link(2, "eth1.7", Some((1, 7, false))),
             link(3, "eth9", None),
-            link(4, "eth9.7", Some((3, 7))),
+            link(4, "eth9.7", Some((3, 7, false))),
+            link(5, "eth1.7.8", Some((2, 8, false))),
+            link(6, "eth1.s9", Some((1, 9, true))),
+            link(7, "eth1.s9.8", Some((6, 8, false))),
+            link(8, "eth1.7.8.9", Some((5, 9, false))),
+            link(9, "loop", Some((9, 9, false))),
         ]);
         let nics = HashMap::from([(1, PortIndex(0))]);
+        let pair = |outer| Tags { inner: 8, outer };
         let refused = |name: &str| {
-            Err::<(PortIndex, Option<u16>), _>(Problem::NotOurNic { interface: name.to_owned() })
+            Err::<(PortIndex, Option<Tags>), _>(Problem::NotOurNic { interface: name.to_owned() })
         };
         for (name, ifindex, expected) in [
             ("the NIC itself", 1, Ok((PortIndex(0), None))),
-            ("a VLAN on it", 2, Ok((PortIndex(0), Some(7)))),
+            ("a VLAN on it", 2, Ok((PortIndex(0), Some(7.into())))),
+            ("one on that", 5, Ok((PortIndex(0), Some(pair(Outer::Customer(7)))))),
+            ("one on one of 802.1ad", 7, Ok((PortIndex(0), Some(pair(Outer::Service(9)))))),
+            ("802.1ad alone", 6, Err(Problem::ServiceTag { interface: "eth1.s9".to_owned() })),
+            ("three", 8, refused("eth1.7.8.9")),
+            ("one on itself", 9, refused("loop")),
             ("another NIC", 3, refused("eth9")),
             ("a VLAN on another NIC", 4, refused("eth9.7")),
-            ("one that has just gone", 5, refused("interface 5")),
+            ("one that has just gone", 99, refused("interface 99")),
         ] {
             assert_eq!(out_of(ifindex, &links, &nics), expected, "{name}");
         }
@@ -334,7 +371,7 @@ mod tests {
 
     #[test]
     fn the_shorter_of_route_and_link_counts() {
-        let mut odd = link(2, "eth1.7", Some((1, 7)));
+        let mut odd = link(2, "eth1.7", Some((1, 7, false)));
         odd.1.mtu = 0;
         let links = HashMap::from([link(1, "eth1", None), odd]);
         let via = |ifindex, mtu| Route::Via { ifindex, hop: [10, 0, 0, 1].into(), mtu };

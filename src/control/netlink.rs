@@ -11,7 +11,9 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, CacheInfo,
 };
 use rtnetlink::packet_route::link::LinkMessage;
-use rtnetlink::packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, VlanProtocol,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -45,8 +47,19 @@ pub struct Link {
     pub loopback: bool,
     /// Largest packet, in bytes without the Ethernet header; 0 if the kernel does not say.
     pub mtu: u32,
-    /// A VLAN device: the index of the device below, and the VLAN identifier.
-    pub vlan: Option<(u32, u16)>,
+    /// What of it is a VLAN device.
+    pub vlan: Option<OnVlan>,
+}
+
+/// A VLAN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnVlan {
+    /// Index of the device below.
+    pub below: u32,
+    /// VLAN identifier.
+    pub id: u16,
+    /// Its tags are of 802.1ad, not of 802.1Q.
+    pub service: bool,
 }
 
 /// An address of an interface.
@@ -301,16 +314,19 @@ fn link(message: LinkMessage) -> Link {
             _ => {}
         }
     }
-    link.vlan = below.zip(vlan_id);
+    link.vlan = below.zip(vlan_id).map(|(below, (id, service))| OnVlan { below, id, service });
     link
 }
 
-fn vlan(info: LinkInfo) -> Option<u16> {
+/// Identifier of a VLAN device, and whether it is of 802.1ad.
+fn vlan(info: LinkInfo) -> Option<(u16, bool)> {
     let LinkInfo::Data(InfoData::Vlan(details)) = info else { return None };
-    details.into_iter().find_map(|detail| match detail {
+    let service = details.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
+    let id = details.into_iter().find_map(|detail| match detail {
         InfoVlan::Id(id) => Some(id),
         _ => None,
-    })
+    })?;
+    Some((id, service))
 }
 
 fn interface_address(message: AddressMessage) -> Option<InterfaceAddress> {
@@ -400,7 +416,10 @@ mod tests {
             LinkAttribute::Link(3),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Vlan),
-                LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(7)])),
+                LinkInfo::Data(InfoData::Vlan(vec![
+                    InfoVlan::Id(7),
+                    InfoVlan::Protocol(VlanProtocol::Ieee8021Ad),
+                ])),
             ]),
         ];
         let expected = Link {
@@ -409,7 +428,7 @@ mod tests {
             mac: Some([2, 0, 0, 0, 0, 1]),
             loopback: false,
             mtu: 1500,
-            vlan: Some((3, 7)),
+            vlan: Some(OnVlan { below: 3, id: 7, service: true }),
         };
         assert_eq!(link(message), expected);
         // One end of a veth names the other one, but is no VLAN.

@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use super::state::same_server;
 use crate::config::{Announce, Backend, Config, Drain, Health, Split, Sticky, TcpHealth, Vip};
 use crate::forwarding::tunnel::Sources;
-use crate::forwarding::{Ports, Tunnels, quic_lb};
+use crate::forwarding::{Tunnels, quic_lb};
 use crate::words::counted;
 
 /// The keys whose change needs a restart, of all that differ; empty if a reload can do it.
@@ -40,6 +40,10 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     check(a.announce != b.announce, "[full_nat] announce");
     check(old.control.socket != new.control.socket, "[control] socket");
     check(old.control.on_drained != new.control.on_drained, "[control] on_drained");
+    let (a, b) = (&old.fragments, &new.fragments);
+    check(a.timeout != b.timeout, "[fragments] timeout_s");
+    check(a.datagrams != b.datagrams, "[fragments] datagrams");
+    check(a.parked != b.parked, "[fragments] parked");
     check(old.hash.secret != new.hash.secret, "[hash] secret");
     check(old.hash.table_size != new.hash.table_size, "[hash] table_size");
     let names = |config: &Config| {
@@ -109,7 +113,7 @@ fn by_name<T>(items: &[T], name: fn(&T) -> &String) -> HashMap<&str, &T> {
 fn describe(vip: &Vip) -> String {
     let Vip { address, protocol, forward, backends, .. } = vip;
     let (protocol, forward) = (protocol.as_str(), forward.as_str());
-    let ports = ports(&vip.ports);
+    let ports = &vip.ports;
     format!("{address}, {protocol} {ports}, {forward}, {}", counted(backends.len(), "backend"))
 }
 
@@ -120,7 +124,7 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
         }
     };
     field("address", old.address.to_string(), new.address.to_string());
-    field("ports", ports(&old.ports), ports(&new.ports));
+    field("ports", old.ports.to_string(), new.ports.to_string());
     field("protocol", old.protocol.as_str().to_owned(), new.protocol.as_str().to_owned());
     field("forward", old.forward.as_str().to_owned(), new.forward.as_str().to_owned());
     field("scheduler", old.scheduler.to_string(), new.scheduler.to_string());
@@ -225,13 +229,6 @@ fn place(backend: &Backend) -> String {
     port.map_or_else(|| address.to_string(), |port| format!("{address} port {port}"))
 }
 
-fn ports(ports: &Ports) -> String {
-    match ports {
-        Ports::All => "all".to_owned(),
-        Ports::List(list) => join(list),
-    }
-}
-
 fn join(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
@@ -285,7 +282,7 @@ fn span(span: Duration) -> String {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 pub(super) mod tests {
-    use std::net::IpAddr;
+    use crate::forwarding::Ports;
 
     use super::super::state::tests::{backend, tcp_health, vip};
     use super::*;
@@ -315,6 +312,11 @@ pub(super) mod tests {
                 ring: 2048,
             }],
             vips,
+            fragments: crate::config::Fragments {
+                timeout: crate::units::Ticks(3000),
+                datagrams: 64,
+                parked: 0,
+            },
             full_nat: FullNat::default(),
             icmp: IcmpRate::default(),
             control: Control {
@@ -367,10 +369,10 @@ pub(super) mod tests {
                  rehash, slow start 0 s)",
             ),
             (
-                |vip| vip.address = IpAddr::from([192, 0, 2, 11]),
+                |vip| vip.address = [192, 0, 2, 11].into(),
                 "VIP web: address 192.0.2.10 -> 192.0.2.11",
             ),
-            (|vip| vip.ports = Ports::List(vec![80, 443]), "VIP web: ports 80 -> 80, 443"),
+            (|vip| vip.ports = Ports::of(&[80, 443]), "VIP web: ports 80 -> 80, 443"),
             (|vip| vip.ports = Ports::All, "VIP web: ports 80 -> all"),
             (|vip| vip.protocol = Protocol::Udp, "VIP web: protocol tcp -> udp"),
             (

@@ -21,12 +21,13 @@ use super::status::{self, Baseline};
 use crate::config;
 use crate::flow::bindings::Sources;
 use crate::flow::{Address, Protocol};
+use crate::forwarding::listeners::exact;
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
-use crate::forwarding::table::return_key;
+use crate::forwarding::table::return_listen;
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
-    Affinity, BackendId, BackendIndex, BackendSpec, Forward, ListenKey, MAX_BACKENDS, MAX_VIPS,
-    Network, NextHop, PortRange, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, Forward, Listen, ListenKey, MAX_BACKENDS,
+    MAX_VIPS, Network, NextHop, PortRange, Service, Splits, SteerRules, Timeouts, VipId, VipSpec,
 };
 use crate::units::Ticks;
 
@@ -335,14 +336,22 @@ impl Registry {
 
     /// What the XDP program is to do.
     pub fn steer_rules(&self, addresses: &[InterfaceAddress]) -> SteerRules {
-        let vips = distinct(self.vips.iter().flat_map(VipEntry::listen_keys));
+        let (vips, networks) = by_kind(self.vips.iter().flat_map(VipEntry::listens));
         let nat = self.vips.iter().filter(|vip| vip.config.forward == Forward::Nat);
-        let returns = distinct(nat.flat_map(VipEntry::return_keys));
+        let (returns, return_ranges) = by_kind(nat.flat_map(VipEntry::returns));
         let locals = distinct(addresses.iter().map(|found| Address::from(found.address)));
         let (first, last) = self.sources.ports();
         let single = |&address: &Address| (Network::single(address), PortRange { first, last });
         let sources = self.sources.addresses().iter().map(single).collect();
-        SteerRules { vips, returns, locals, sources, ..SteerRules::default() }
+        SteerRules {
+            vips,
+            networks,
+            returns,
+            return_ranges,
+            locals,
+            sources,
+            ..SteerRules::default()
+        }
     }
 
     /// The addresses whose next hops are needed.
@@ -357,17 +366,17 @@ impl Registry {
 }
 
 impl VipEntry {
-    fn listen_keys(&self) -> impl Iterator<Item = ListenKey> {
+    fn listens(&self) -> impl Iterator<Item = Listen> {
         let config::Vip { address, protocol, ports, .. } = &self.config;
-        let key = |&port| ListenKey { address: (*address).into(), port, protocol: *protocol };
-        ports.listen().iter().map(key)
+        let listen = |&ports| Listen { network: *address, protocol: *protocol, ports };
+        ports.ranges().iter().map(listen)
     }
 
-    fn return_keys(&self) -> impl Iterator<Item = ListenKey> {
-        let ports = self.config.ports.listen();
+    fn returns(&self) -> impl Iterator<Item = Listen> {
+        let ports = self.config.ports.ranges();
         self.backends.iter().flat_map(move |backend| {
             let spec = backend.spec();
-            ports.iter().map(move |&port| return_key(&spec, port, self.config.protocol))
+            ports.iter().map(move |&ports| return_listen(&spec, ports, self.config.protocol))
         })
     }
 
@@ -476,6 +485,13 @@ pub fn same_server(old: &config::Backend, new: &config::Backend) -> bool {
     (&old.name, old.address, old.port) == (&new.name, new.address, new.port)
 }
 
+/// Those that are single addresses and ports, and the others; each once.
+fn by_kind(listens: impl Iterator<Item = Listen>) -> (Vec<ListenKey>, Vec<Listen>) {
+    let all: Vec<Listen> = listens.collect();
+    let others = all.iter().copied().filter(|&listen| exact(listen).is_none());
+    (distinct(all.iter().copied().filter_map(exact)), distinct(others))
+}
+
 fn distinct<T: Copy + Eq + std::hash::Hash>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = HashSet::new();
     items.filter(|item| seen.insert(*item)).collect()
@@ -508,8 +524,8 @@ pub(super) mod tests {
         let second = Duration::from_secs(1);
         config::Vip {
             name: name.to_owned(),
-            address: IpAddr::from([192, 0, 2, 10]),
-            ports: Ports::List(vec![80]),
+            address: [192, 0, 2, 10].into(),
+            ports: Ports::of(&[80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
             scheduler: SchedulerKind::Maglev { size: 251 },
@@ -673,11 +689,11 @@ pub(super) mod tests {
         let mut keeps_port = backend("b", 2);
         keeps_port.port = None;
         let mut nat = vip("nat", &[backend("a", 1), keeps_port]);
-        nat.ports = Ports::List(vec![80, 443]);
+        nat.ports = Ports::of(&[80, 443]);
         let mut all = vip("all", &[config::Backend { port: None, ..backend("c", 3) }]);
-        (all.ports, all.address) = (Ports::All, IpAddr::from([192, 0, 2, 11]));
+        (all.ports, all.address) = (Ports::All, [192, 0, 2, 11].into());
         let mut dsr = config::Vip { forward: Forward::Dsr, ..vip("dsr", &[backend("d", 4)]) };
-        dsr.address = IpAddr::from([192, 0, 2, 12]);
+        dsr.address = [192, 0, 2, 12].into();
         registry.apply(&[nat, all, dsr], &[]).unwrap();
         let address = InterfaceAddress {
             ifindex: 1,

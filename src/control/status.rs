@@ -240,7 +240,8 @@ pub fn next_hop_status(hop: NextHop, mtu: u16, nics: &[NicView]) -> NextHopStatu
     NextHopStatus {
         interface: nic.map_or_else(String::new, |nic| nic.interface.clone()),
         mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
-        vlan: hop.vlan,
+        vlan: hop.vlan.map(|tags| tags.inner),
+        outer_vlan: hop.vlan.and_then(|tags| tags.outer.value()),
         mtu,
     }
 }
@@ -277,6 +278,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         bindings_v4: stats.bindings_v4.get(),
         bindings_v6: stats.bindings_v6.get(),
         clients_full: stats.clients_full.get(),
+        fragments_parked: stats.fragments_parked.get(),
         flows_reset: stats.flows_reset.get(),
         resets_sent: stats.resets_sent.get(),
         probes_sent: stats.probes_sent.get(),
@@ -304,6 +306,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         bindings_v4: a.bindings_v4 + b.bindings_v4,
         bindings_v6: a.bindings_v6 + b.bindings_v6,
         clients_full: a.clients_full + b.clients_full,
+        fragments_parked: a.fragments_parked + b.fragments_parked,
         flows_reset: a.flows_reset + b.flows_reset,
         resets_sent: a.resets_sent + b.resets_sent,
         probes_sent: a.probes_sent + b.probes_sent,

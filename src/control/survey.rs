@@ -110,6 +110,10 @@ fn packet_sizes(config: &Config, network: &Network, found: &mut Vec<Finding>) {
 
 fn vip_address(vip: &Vip, network: &Network, found: &mut Vec<Finding>) {
     let Vip { name, address, .. } = vip;
+    if !address.is_single() {
+        return;
+    }
+    let address = &address.ip();
     let mut tell = |level, what, fix: &str| {
         found.push(Finding::new(
             level,
@@ -303,7 +307,7 @@ mod tests {
         }
         for (vip_address, role) in [("192.0.2.15", "broadcast"), ("192.0.2.8", "network")] {
             let mut web = vip("web", &[]);
-            web.address = address(vip_address, 32, false).address;
+            web.address = address(vip_address, 32, false).address.into();
             let network =
                 Network { addresses: vec![address("192.0.2.9", 29, false)], ..network(1500) };
             let expected = special(role).replace("192.0.2.10", vip_address);

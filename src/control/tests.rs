@@ -1,7 +1,6 @@
 //! The whole control plane in one thread, asked over its real socket, with a steering port that
 //! only takes notes. Backends have loopback addresses: nothing on this machine is changed.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -504,7 +503,7 @@ async fn what_goes_leaves_the_program_first_and_what_comes_enters_it_last() {
         let _: Status = bench.get("/v1/status").await;
         let published = bench.tables.current().generation();
         let mut added = vip("mail", &[backend("c", 3)]);
-        added.address = IpAddr::from([192, 0, 2, 25]);
+        added.address = [192, 0, 2, 25].into();
         *bench.file.lock().unwrap() = Ok(config(vec![added]));
         let reloaded: Reloaded = bench.post("/v1/reload", json!(null)).await;
         assert_eq!(reloaded.changes.first().unwrap(), "VIP web removed");

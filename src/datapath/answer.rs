@@ -56,7 +56,7 @@ pub fn answer(
 }
 
 /// Whether the packet's VIP answers for backends that are not there.
-fn rejects(packet: &Packet, context: &Context<'_>) -> bool {
+pub(super) fn rejects(packet: &Packet, context: &Context<'_>) -> bool {
     packet.way == Way::ToBackend && context.table.vip(packet.vip).is_some_and(|vip| vip.rejects)
 }
 
@@ -103,8 +103,12 @@ fn send_error(
         Way::ToClientOf(id) => context.bindings.sources().source(id).map(|(address, _)| address),
         _ => None,
     };
-    icmp::error(frame, ip, ours.unwrap_or(key.vip), kind).is_ok()
-        && send_back(packet, answer, &hop, context, macs)
+    let sent = icmp::error(frame, ip, ours.unwrap_or(key.vip), kind).is_ok()
+        && send_back(packet, answer, &hop, context, macs);
+    if let Some(trace) = context.trace.filter(|_| sent) {
+        trace.note_place(packet.vip, packet.backend);
+    }
+    sent
 }
 
 /// Sends the frame, which is an answer now, back to where the packet came from: to `hop`.

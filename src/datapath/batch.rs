@@ -6,6 +6,7 @@ use crate::flow::table::Slot;
 use crate::flow::tuple::HashedKey;
 use crate::forwarding::{BackendIndex, ListenKey, NextHop, PortIndex, VipId};
 use crate::stats::Answer;
+use crate::wire::vlan::Tags;
 use crate::xdp::umem::Frame;
 
 /// Most packets in a batch. More hide no more memory latency, and fall out of the L1 cache.
@@ -120,8 +121,8 @@ impl Way {
 pub struct Shape {
     /// Offset of the TCP or UDP header in the frame.
     pub transport: u16,
-    /// Value of the VLAN tag, if there is one.
-    pub tag: Option<u16>,
+    /// Its VLAN tags, if there are any.
+    pub tag: Option<Tags>,
     /// TCP only.
     pub flags: TcpFlags,
     /// What of its flow it carries.
@@ -145,7 +146,10 @@ impl Shape {
     /// Offset of the IP header in the frame.
     #[inline]
     pub const fn ip(&self) -> usize {
-        if self.tag.is_some() { 18 } else { 14 }
+        match self.tag {
+            None => 14,
+            Some(tags) => 14 + tags.len(),
+        }
     }
 }
 
@@ -228,18 +232,19 @@ impl Packet {
         [*a, *b, *c, *d, *e, *f]
     }
 
-    /// Where the packet, received on `port`, came from on the wire, packed.
+    /// Where the packet, received on `port`, came from on the wire, packed; `None` if it has two tags,
+    /// and there are too many such pairs.
     #[inline(always)]
-    pub fn way_back(&self, port: PortIndex) -> WayBack {
+    pub fn way_back(&self, port: PortIndex) -> Option<WayBack> {
         let [_, _, _, _, rest @ ..] = self.data().first_chunk::<12>().unwrap_or(&[0; 12]);
         let mac = u64::from_be_bytes(*rest) & 0xffff_ffff_ffff;
-        WayBack::new(mac, port, self.shape.tag.unwrap_or(0))
+        WayBack::new(mac, port, self.shape.tag)
     }
 
     /// Where the packet, received on `port`, came from on the wire, and so where answers to it go.
     #[inline]
     pub fn came_from(&self, port: PortIndex) -> NextHop {
-        let vlan = self.shape.tag.map(|tag| tag & 0x0fff).filter(|&vlan| vlan != 0);
+        let vlan = self.shape.tag.and_then(Tags::vlans);
         NextHop { port, mac: self.source_mac(), vlan }
     }
 }

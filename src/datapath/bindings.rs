@@ -65,7 +65,7 @@ impl Conntrack {
         let bound = Bound {
             flow: packet.flow.key(),
             backend: backend.id,
-            way_back: packet.way_back(context.nic),
+            way_back: packet.way_back(context.nic).ok_or(Drop::VlanPairsFull)?,
             isn: packet.shape.flags.opens().then(|| numbers(packet)).flatten().map(|(seq, _)| seq),
             acknowledged: false,
         };
@@ -188,8 +188,10 @@ pub fn wanted(packet: &Packet, context: &Context<'_>) -> bool {
 /// Keeps the way back to a flow's client, once per tick at most, by a packet of its pin.
 #[inline]
 pub fn note(track: &Track, packet: &Packet, context: &Context<'_>) {
-    if let Some(id) = track.binding().filter(|_| track.last_seen() != context.now) {
-        context.bindings.set_way_back(id, packet.way_back(context.nic));
+    if let Some(id) = track.binding().filter(|_| track.last_seen() != context.now)
+        && let Some(way_back) = packet.way_back(context.nic)
+    {
+        context.bindings.set_way_back(id, way_back);
     }
 }
 
@@ -198,8 +200,8 @@ pub fn note_elsewhere(track: &Track, packet: &Packet, context: &Context<'_>) -> 
     let Some(id) = track.binding() else { return true };
     let lease = context.bindings.read(id);
     let same = lease.is_some_and(|lease| Tuple::from(lease.bound.flow) == packet.flow.tuple);
-    if same {
-        context.bindings.set_way_back(id, packet.way_back(context.nic));
+    if same && let Some(way_back) = packet.way_back(context.nic) {
+        context.bindings.set_way_back(id, way_back);
     }
     same
 }

@@ -3,13 +3,16 @@
 //! Reads: the five-tuple, the VIPs and return paths of the forwarding table.
 //! Writes: `vip`, `way` and the hashed flow key, or drops what is for no VIP. Asks for the first line of
 //! the flow's look-up.
-//! Cost: one comparison for another packet to the last VIP; else one hash look-up for the VIP (two
-//! when it listens on all ports), and one for what is to our own sources; one hash of the flow key.
+//! Cost: one comparison for another packet to the last VIP; else one hash look-up for the VIP (a few
+//! when it listens on more than single ports, see [`ForwardingTable::listener`]), and one for what is
+//! to our own sources; one hash of the flow key.
+//!
+//! [`ForwardingTable::listener`]: crate::forwarding::ForwardingTable::listener
 
 use super::batch::{Packet, Way};
 use super::context::Context;
 use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
-use crate::flow::{Address, FlowKey};
+use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::table::ReturnPath;
 use crate::forwarding::{BackendIndex, ListenKey, VipId};
 use crate::stats::Drop;
@@ -30,7 +33,7 @@ impl LastVip {
 /// be a client of another VIP.
 ///
 /// # Errors
-/// [`Drop::NoVip`].
+/// [`Drop::NoVip`]; [`Drop::UnsupportedProtocol`] if the packet has no ports that are known of.
 #[inline(always)]
 pub fn classify(
     packet: &mut Packet,
@@ -39,18 +42,31 @@ pub fn classify(
     secret: &TableSecret,
     last: &mut LastVip,
 ) -> Result<(), Drop> {
-    if !tuple.goes_to(&last.destination) {
+    let mut flow = tuple;
+    if tuple.goes_to(&last.destination) {
+        packet.vip = last.vip;
+    } else {
         let Some(vip) = context.table.listener(tuple.listen_key()) else {
             return classify_reply(packet, tuple, context, secret);
         };
-        *last = LastVip { destination: tuple.destination(), vip };
+        packet.vip = vip;
+        if takes_all_protocols(vip, context) {
+            flow = tuple.without_ports();
+        } else {
+            *last = LastVip { destination: tuple.destination(), vip };
+        }
     }
-    packet.vip = last.vip;
     packet.way = Way::ToBackend;
     packet.backend = BackendIndex(u16::MAX);
-    packet.flow = secret.hash(tuple);
+    packet.flow = secret.hash(flow);
     context.flows.prefetch_bucket(&packet.flow);
     Ok(())
+}
+
+/// Whether the flows of a VIP are all packets of a client to an address.
+#[inline]
+fn takes_all_protocols(vip: VipId, context: &Context<'_>) -> bool {
+    context.table.vip(vip).is_some_and(|vip| vip.protocol == Protocol::Any)
 }
 
 /// What is for no VIP may be for a full-NAT source, or come from a NAT backend.
@@ -61,7 +77,10 @@ fn classify_reply(
     context: &Context<'_>,
     secret: &TableSecret,
 ) -> Result<(), Drop> {
-    let ListenKey { address, port, .. } = tuple.listen_key();
+    let ListenKey { address, port, protocol } = tuple.listen_key();
+    if protocol == Protocol::Any {
+        return Err(Drop::UnsupportedProtocol);
+    }
     if let Some(id) = context.bindings.sources().find(address, port) {
         // Whose it is, conntrack asks when it has been fetched.
         context.bindings.prefetch(id);

@@ -242,10 +242,14 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'t>,
     ) -> Result<Target<'t>, Untracked<'t>> {
-        let opens = packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens();
+        let tcp = packet.flow.protocol() == Protocol::Tcp;
+        let opens = !tcp || packet.shape.flags.opens();
+        // NICs send fragments to another worker than whole packets of their flow, so both kinds look
+        // for each other once fragments are about.
+        let fragments = !tcp && context.datagrams.generation() != 0;
         // A SYN that is repeated, at another worker now, chooses the same backend by itself; but a backend
         // that sees another source takes it for another connection.
-        if opens && !bindings::wanted(packet, context) {
+        if opens && !fragments && !bindings::wanted(packet, context) {
             return Err(Miss::Open.into());
         }
         let miss = if opens { Miss::Open } else { Miss::Midflow };
@@ -508,7 +512,8 @@ impl Conntrack {
     /// Pins the packet's flow, which has no entry, to `backend`; a full-NAT flow gets its source.
     ///
     /// # Errors
-    /// Why there is no room for it: [`Drop::NoSourcePort`], [`Drop::TableFull`].
+    /// Why there is no room for it: [`Drop::NoSourcePort`], [`Drop::TableFull`],
+    /// [`Drop::VlanPairsFull`].
     pub fn pin<'t>(
         &mut self,
         packet: &Packet,
@@ -521,6 +526,9 @@ impl Conntrack {
             // A flow whose pin was lost proves itself with its next packet.
             Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
         };
+        if backend.forward.translates() && packet.way_back(context.nic).is_none() {
+            return Err(Drop::VlanPairsFull);
+        }
         let hop = packet.came_from(context.nic);
         let mut pin = Pin::new(packet.vip, backend.id, state, self.me, &hop, context.now).by(rule);
         if backend.forward == Forward::FullNat {
@@ -594,7 +602,11 @@ pub fn prefetch(batch: &mut Batch, flows: FlowView<'_>) {
 fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>) {
     // The client's packets may come another way now (its router changed): replies follow.
     match backend.forward {
-        Forward::Nat => hit.set_way_back(packet.way_back(context.nic)),
+        Forward::Nat => {
+            if let Some(way_back) = packet.way_back(context.nic) {
+                hit.set_way_back(way_back);
+            }
+        }
         Forward::FullNat => bindings::note(&hit.track, packet, context),
         Forward::Dsr | Forward::Ipip | Forward::Gue => {}
     }

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use super::path_mtu::PathMtus;
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::FlowView;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::{ForwardingTable, PortIndex};
@@ -20,6 +21,8 @@ pub struct Context<'a> {
     pub flows: FlowView<'a>,
     /// The clients of all workers.
     pub clients: &'a Clients,
+    /// The datagrams of all workers that come in fragments.
+    pub datagrams: &'a Datagrams,
     /// The full-NAT sources of all workers.
     pub bindings: &'a Bindings,
     /// What was learnt of the paths to tunnels' ends.

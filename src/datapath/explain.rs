@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 
+use super::answer::rejects;
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
@@ -25,6 +26,7 @@ use super::worker::forward;
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::{Families, FlowTable, TableError};
 use crate::flow::tuple::{HashedKey, Tuple};
 use crate::flow::writer::FlowWriter;
@@ -127,8 +129,11 @@ impl Explainer {
         let nic = hop.port;
         let trace_of = Some(&trace);
         let client = vip.map_or(NOBODY, |vip| key_of(&key, vip));
+        // Nobody asks about fragments.
+        let datagrams = &Datagrams::new(0, Ticks(0), conntrack.secret().clone());
         let context = &Context {
             table,
+            datagrams,
             flows: flows.view(),
             clients: &self.clients.scratch(&client),
             bindings: &bindings,
@@ -143,7 +148,7 @@ impl Explainer {
         let sent = verdict.is_ok();
         match verdict {
             Ok(()) => tell_rewrite(&packet, pinned, question, context),
-            Err(reason) => trace.tell("drop", reason.as_str(), reason.describe().trim()),
+            Err(reason) => tell_end(reason, &packet, context, &trace),
         }
         let frame = if sent { packet.data().to_vec() } else { Vec::new() };
         let backend = Some(packet.backend).filter(|_| sent);
@@ -243,11 +248,16 @@ fn run(
 }
 
 fn key(question: &Question) -> FlowKey {
+    // All packets of a client to an address are one flow, where ports mean nothing.
+    let port = |socket: SocketAddr| match question.protocol {
+        Protocol::Any => 0,
+        Protocol::Tcp | Protocol::Udp => socket.port(),
+    };
     FlowKey {
         client: question.client.ip().into(),
         vip: question.destination.ip().into(),
-        client_port: question.client.port(),
-        vip_port: question.destination.port(),
+        client_port: port(question.client),
+        vip_port: port(question.destination),
         protocol: question.protocol,
     }
 }
@@ -353,6 +363,18 @@ fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
     let outcome = format!("{} -> {}", outer.source, outer.destination) + &ports.unwrap_or_default();
     let why = format!("what a NIC sees of the flow; packets of up to {mtu} bytes fit");
     trace.tell("tunnel", outcome, why);
+}
+
+/// Tells why the packet is not forwarded, and what its sender is told.
+fn tell_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace) {
+    trace.tell("drop", reason.as_str(), reason.describe().trim());
+    if reason == Drop::NoBackend && rejects(packet, context) {
+        let answer = match packet.flow.protocol() {
+            Protocol::Tcp => "a RST",
+            _ => "ICMP port unreachable",
+        };
+        trace.tell("answer", answer, "the VIP says on_no_backend = \"reject\"");
+    }
 }
 
 /// The packet's transport header, and what it carries.

@@ -59,22 +59,24 @@ pub fn classify(
     if packet.source_mac().first().is_some_and(|first| first & 1 == 1) {
         return Err(Drop::BadSource);
     }
-    match kind_of(body(packet, message)?, message)? {
+    match kind_of(packet, message)? {
         Kind::Echo => answer_echo(packet, message, context, macs),
         Kind::Error => relate(packet, message, context, secret),
     }
 }
 
-/// The message, without what follows it in the frame.
+/// The message, without what follows it in the frame. One that lies in several is no error that a router
+/// sends (RFC 1812 4.3.2.3, RFC 4443 2.4 c).
 fn body<'p>(packet: &'p Packet, message: &Message) -> Result<&'p [u8], Drop> {
     let start = usize::from(packet.shape.transport);
     packet.data().get(start..start + usize::from(message.len)).ok_or(Drop::BadIcmp)
 }
 
 /// Redirects and source quench are not for hosts behind a balancer (RFC 6633): they end here.
-fn kind_of(body: &[u8], message: &Message) -> Result<Kind, Drop> {
-    let head = body.first_chunk::<ICMP_LEN>().ok_or(Drop::BadIcmp)?;
-    match (message.source.is_v4(), head.first().copied().unwrap_or_default()) {
+fn kind_of(packet: &Packet, message: &Message) -> Result<Kind, Drop> {
+    let kind = packet.data().get(usize::from(packet.shape.transport));
+    let kind = kind.filter(|_| usize::from(message.len) >= ICMP_LEN).ok_or(Drop::BadIcmp)?;
+    match (message.source.is_v4(), *kind) {
         (true, kind::V4_ECHO_REQUEST) | (false, kind::V6_ECHO_REQUEST) => Ok(Kind::Echo),
         (true, kind::V4_UNREACHABLE | kind::V4_TIME_EXCEEDED | kind::V4_PARAMETER_PROBLEM)
         | (false, kind::V6_UNREACHABLE..=kind::V6_PARAMETER_PROBLEM) => Ok(Kind::Error),
@@ -96,7 +98,8 @@ fn answer_echo(
     }
     let (ip, hop) = (packet.shape.ip(), packet.came_from(context.nic));
     let Some(frame) = &mut packet.frame else { return Err(Drop::BadIcmp) };
-    match icmp::echo_reply(frame.data_mut(), ip) {
+    let len = frame.packet_len().into();
+    match icmp::echo_reply(frame.data_mut(), ip, len) {
         Ok(()) if send_back(packet, Answer::EchoReply, &hop, context, macs) => Ok(()),
         Ok(()) => Err(Drop::NoHeadroom),
         Err(Unanswered::BadSource) => Err(Drop::BadSource),

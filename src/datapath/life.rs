@@ -219,8 +219,9 @@ impl News {
         Self {
             change: if cut { Change::CUT } else { request_change(packet) },
             opening: packet.shape.flags.opens(),
-            // Of a bound flow the binding has it.
-            hop: track.binding().is_none().then(|| packet.came_from(nic)),
+            // Of a bound flow the binding has it. One that cannot be stored is not told.
+            hop: (track.binding().is_none() && packet.way_back(nic).is_some())
+                .then(|| packet.came_from(nic)),
         }
     }
 

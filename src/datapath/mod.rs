@@ -18,6 +18,7 @@ pub mod conntrack;
 pub mod context;
 pub mod explain;
 pub mod fragment_out;
+pub mod fragments;
 pub mod icmp;
 pub mod life;
 pub mod limiter;

@@ -1,4 +1,5 @@
-//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6, TCP, UDP or ICMP.
+//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6; TCP, UDP, ICMP, or anything else,
+//! of which nothing is read.
 //!
 //! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or what else the packet is, or
 //! a drop reason for every way in which a packet can be malformed.
@@ -12,14 +13,15 @@ use std::ops::Range;
 
 use etherparse::err::{LenError, ipv4, ipv6, tcp};
 use etherparse::{
-    Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, SingleVlanHeaderSlice, TcpHeaderSlice,
-    UdpHeaderSlice,
+    Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
 };
 
 use super::batch::{Packet, Part, Shape, TcpFlags};
+use crate::flow::fragments::{Head, Key, Span};
 use crate::flow::tuple::Tuple;
 use crate::flow::{Address, Protocol};
 use crate::stats::Drop;
+use crate::wire::vlan::{Outer, Tags, tpid};
 
 /// IPv6 extension headers that are stepped over before the packet is given up.
 ///
@@ -29,13 +31,14 @@ const MAX_EXTENSIONS: usize = 4;
 /// Bytes up to the IP header.
 const UNTAGGED_LEN: u16 = 14;
 const TAGGED_LEN: u16 = 18;
+const TWICE_TAGGED_LEN: u16 = 22;
 
 mod ethertype {
     pub const IPV4: u16 = 0x0800;
     pub const IPV6: u16 = 0x86dd;
-    pub const VLAN: u16 = 0x8100;
-    pub const QINQ: u16 = 0x88a8;
 }
+
+use extension::*;
 
 mod number {
     pub const ICMP: u8 = 1;
@@ -46,8 +49,6 @@ mod extension {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
-    pub const ESP: u8 = 50;
-    pub const AUTHENTICATION: u8 = 51;
     pub const DESTINATION: u8 = 60;
     pub const MOBILITY: u8 = 135;
 }
@@ -59,6 +60,19 @@ pub enum Parsed {
     Flow(Tuple),
     /// An ICMP message, which begins at [`Shape::transport`].
     Icmp(Message),
+    /// A fragment of a TCP or UDP datagram.
+    Fragment(Piece),
+}
+
+/// A fragment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Its datagram.
+    pub key: Key,
+    /// Which part of that.
+    pub span: Span,
+    /// What the first fragment says of the flow; it has the whole transport header.
+    pub head: Option<Head>,
 }
 
 /// An ICMP or ICMPv6 message, of which nothing but its length is known to be right.
@@ -201,10 +215,17 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
         flags: TcpFlags(0),
         part: Part::Whole,
     };
+    if let Some(fragment) = network.fragment.filter(|_| !is_opaque(network.protocol)) {
+        return piece(&network, fragment, shape);
+    }
     if let Some(message) = network.icmp() {
         return Ok((shape, Parsed::Icmp(message)));
     }
-    let protocol = Protocol::from_number(network.protocol).ok_or(Drop::UnsupportedProtocol)?;
+    let protocol = match network.protocol {
+        number if is_opaque(number) => Protocol::Any,
+        // Of the other family, if it is ICMP.
+        number => Protocol::from_number(number).ok_or(Drop::UnsupportedProtocol)?,
+    };
     let transport = transport(protocol, network.payload, network.len)?;
     let tuple = match network.addresses {
         Addresses::V4(both) => Tuple::v4(both, transport.ports, protocol),
@@ -212,14 +233,54 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
             Tuple::v6(source, destination, transport.ports, protocol)
         }
     };
-    if tuple.has_zero_port() {
+    if protocol != Protocol::Any && tuple.has_zero_port() {
         return Err(Drop::ZeroPort);
     }
     Ok((Shape { flags: transport.flags, ..shape }, Parsed::Flow(tuple)))
 }
 
+/// What is to be known of a fragment. One that is not the last has a multiple of 8 bytes, and none
+/// goes beyond the longest datagram (RFC 791 3.2, RFC 8200 4.5).
+fn piece(network: &Network<'_>, fragment: Fragment, shape: Shape) -> Result<(Shape, Parsed), Drop> {
+    let Fragment { offset, more, identification } = fragment;
+    let len = u16::try_from(network.len).map_err(|_| Drop::Fragment)?;
+    let ragged = more && !len.is_multiple_of(8);
+    // Fragments of ICMP messages are nobody's: an answer, or what they are about, is in one packet.
+    if len == 0 || ragged || offset.checked_add(len).is_none() || network.icmp().is_some() {
+        return Err(Drop::Fragment);
+    }
+    let (source, destination, protocol) = match network.addresses {
+        Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]) => {
+            let address = Address::from_v4;
+            (address([s0, s1, s2, s3]), address([d0, d1, d2, d3]), network.protocol)
+        }
+        Addresses::V6(source, destination) => {
+            (Address::from_v6(source), Address::from_v6(destination), 0)
+        }
+    };
+    let key = Key { source, destination, identification, protocol };
+    let span = Span { offset, len, more };
+    if offset != 0 {
+        let piece = Piece { key, span, head: None };
+        return Ok((Shape { part: Part::Later, ..shape }, Parsed::Fragment(piece)));
+    }
+    let protocol = Protocol::from_number(network.protocol).ok_or(Drop::UnsupportedProtocol)?;
+    // A UDP length is that of the whole datagram.
+    let transport = transport(protocol, network.payload, usize::from(u16::MAX));
+    let Transport { ports, flags } = transport.map_err(|reason| match reason {
+        Drop::TruncatedTcp | Drop::BadTcpOffset | Drop::TruncatedUdp => Drop::TinyFragment,
+        reason => reason,
+    })?;
+    let head = Some(Head { protocol, ports });
+    if let [0, 0, _, _] | [_, _, 0, 0] = ports {
+        return Err(Drop::ZeroPort);
+    }
+    let shape = Shape { part: Part::First, flags, ..shape };
+    Ok((shape, Parsed::Fragment(Piece { key, span, head })))
+}
+
 struct Link {
-    tag: Option<u16>,
+    tag: Option<Tags>,
     ether_type: u16,
     len: u16,
 }
@@ -227,22 +288,32 @@ struct Link {
 #[inline]
 fn link(packet: &[u8]) -> Result<Link, Drop> {
     let ethernet = Ethernet2HeaderSlice::from_slice(packet).map_err(|_| Drop::TruncatedEthernet)?;
-    let ether_type = ethernet.ether_type().0;
-    if ether_type == ethertype::QINQ {
-        return Err(Drop::NestedVlan);
+    let first = ethernet.ether_type().0;
+    if !matches!(first, tpid::CUSTOMER | tpid::SERVICE) {
+        return Ok(Link { tag: None, ether_type: first, len: UNTAGGED_LEN });
     }
-    if ether_type != ethertype::VLAN {
-        return Ok(Link { tag: None, ether_type, len: UNTAGGED_LEN });
+    let (value, second) = tag(packet, UNTAGGED_LEN)?;
+    match (first, second) {
+        (_, tpid::CUSTOMER) => {
+            let (inner, ether_type) = tag(packet, TAGGED_LEN)?;
+            let service = first == tpid::SERVICE;
+            let outer = if service { Outer::Service(value) } else { Outer::Customer(value) };
+            let tags = Tags { inner, outer };
+            match ether_type {
+                tpid::CUSTOMER | tpid::SERVICE => Err(Drop::NestedVlan),
+                _ => Ok(Link { tag: Some(tags), ether_type, len: TWICE_TAGGED_LEN }),
+            }
+        }
+        (tpid::SERVICE, _) | (_, tpid::SERVICE) => Err(Drop::NestedVlan),
+        _ => Ok(Link { tag: Some(value.into()), ether_type: second, len: TAGGED_LEN }),
     }
-    let rest = packet.get(usize::from(UNTAGGED_LEN)..).ok_or(Drop::TruncatedEthernet)?;
-    let vlan = SingleVlanHeaderSlice::from_slice(rest).map_err(|_| Drop::TruncatedEthernet)?;
-    let ether_type = vlan.ether_type().0;
-    if matches!(ether_type, ethertype::VLAN | ethertype::QINQ) {
-        return Err(Drop::NestedVlan);
-    }
-    let [t0, t1, ..] = *vlan.slice() else { return Err(Drop::TruncatedEthernet) };
-    let tag = Some(u16::from_be_bytes([t0, t1]));
-    Ok(Link { tag, ether_type, len: TAGGED_LEN })
+}
+
+/// Value of the tag at `at`, and what follows it.
+fn tag(packet: &[u8], at: u16) -> Result<(u16, u16), Drop> {
+    let rest = packet.get(usize::from(at)..).ok_or(Drop::TruncatedEthernet)?;
+    let [t0, t1, e0, e1, ..] = *rest else { return Err(Drop::TruncatedEthernet) };
+    Ok((u16::from_be_bytes([t0, t1]), u16::from_be_bytes([e0, e1])))
 }
 
 /// In network byte order, source first.
@@ -259,6 +330,17 @@ struct Network<'p> {
     payload: &'p [u8],
     /// Bytes of the payload, here or not.
     len: usize,
+    /// Which part of it that is, unless it is all.
+    fragment: Option<Fragment>,
+}
+
+/// What the IP header says of a fragment.
+#[derive(Debug, Clone, Copy)]
+struct Fragment {
+    /// In bytes.
+    offset: u16,
+    more: bool,
+    identification: u32,
 }
 
 /// The bytes of `packet` in `range`, as far as they are here and not among the `behind` that follow.
@@ -294,9 +376,12 @@ fn network_v4(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     let header_len = header.slice().len();
     let range = header_len..usize::from(header.total_len());
     let payload = here(packet, range.clone(), behind).ok_or(Drop::BadIpv4Length)?;
-    if header.is_fragmenting_payload() {
-        return Err(Drop::Fragment);
-    }
+    let fragment = header.is_fragmenting_payload().then(|| Fragment {
+        // 13 bits, in units of 8 bytes.
+        offset: header.fragments_offset().value() << 3,
+        more: header.more_fragments(),
+        identification: header.identification().into(),
+    });
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (header.source(), header.destination());
     Ok(Network {
         addresses: Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]),
@@ -305,6 +390,7 @@ fn network_v4(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
         header_len: u16::try_from(header_len).map_err(|_| Drop::BadIpv4Header)?,
         payload,
         len: range.len(),
+        fragment,
     })
 }
 
@@ -315,7 +401,7 @@ fn network_v6(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     })?;
     let range = 40..40 + usize::from(header.payload_length());
     let payload = here(packet, range.clone(), behind).ok_or(Drop::BadIpv6Length)?;
-    let (protocol, skipped) = skip_extensions(header.next_header().0, payload)?;
+    let (protocol, skipped, fragment) = skip_extensions(header.next_header().0, payload)?;
     let (source, destination) = (header.source(), header.destination());
     // An IPv4-mapped address is for use inside of hosts; elsewhere it passes for an IPv4 one.
     if Address::from_v6(source).is_v4() || Address::from_v6(destination).is_v4() {
@@ -327,23 +413,49 @@ fn network_v6(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
         header_len: 40 + skipped,
         payload: payload.get(usize::from(skipped)..).ok_or(Drop::Ipv6Extension)?,
         len: range.len() - usize::from(skipped),
+        fragment,
     })
 }
 
-/// Steps over hop-by-hop and destination options (RFC 8200 4.3, 4.6); returns the number of what
-/// follows, and how many bytes were skipped.
+/// Whether a protocol is of those of which nothing is read: each packet, and each fragment, says by
+/// its addresses whose it is.
+#[inline]
+fn is_opaque(number: u8) -> bool {
+    let read = matches!(
+        number,
+        number::ICMP | number::ICMP_V6 | HOP_BY_HOP | DESTINATION | ROUTING | FRAGMENT | MOBILITY
+    );
+    !read && Protocol::from_number(number).is_none()
+}
+
+/// Steps over hop-by-hop and destination options, and a fragment header (RFC 8200 4.3, 4.6, 4.5); returns
+/// the number of what follows, how many bytes were skipped, and what part of the datagram this is. In a
+/// later fragment there is nothing to step over behind the fragment header.
 ///
 /// Routing headers are refused: they would name another destination than the VIP.
 #[inline]
-fn skip_extensions(first: u8, payload: &[u8]) -> Result<(u8, u16), Drop> {
-    use extension::*;
-    let (mut next, mut skipped) = (first, 0);
+fn skip_extensions(first: u8, payload: &[u8]) -> Result<(u8, u16, Option<Fragment>), Drop> {
+    let (mut next, mut skipped, mut fragment) = (first, 0, None);
     for _ in 0..=MAX_EXTENSIONS {
         match next {
             HOP_BY_HOP | DESTINATION => {}
-            FRAGMENT => return Err(Drop::Fragment),
-            ROUTING | ESP | AUTHENTICATION | MOBILITY => return Err(Drop::Ipv6Extension),
-            _ => return Ok((next, skipped)),
+            FRAGMENT if fragment.is_none() => {
+                let rest = payload.get(usize::from(skipped)..).ok_or(Drop::Ipv6Extension)?;
+                let header = rest.first_chunk::<8>().ok_or(Drop::Ipv6Extension)?;
+                let [after, _, o0, o1, i0, i1, i2, i3] = *header;
+                let word = u16::from_be_bytes([o0, o1]);
+                let (offset, more) = (word & 0xfff8, word & 1 != 0);
+                (next, skipped) = (after, skipped + 8);
+                let identification = u32::from_be_bytes([i0, i1, i2, i3]);
+                fragment = Some(Fragment { offset, more, identification });
+                if offset != 0 {
+                    return Ok((next, skipped, fragment));
+                }
+                continue;
+            }
+            FRAGMENT | ROUTING | MOBILITY => return Err(Drop::Ipv6Extension),
+            // An atomic fragment is a whole datagram (RFC 6946).
+            _ => return Ok((next, skipped, fragment.filter(|fragment| fragment.more))),
         }
         let rest = payload.get(usize::from(skipped)..).ok_or(Drop::Ipv6Extension)?;
         let [after, len, ..] = *rest else { return Err(Drop::Ipv6Extension) };
@@ -463,7 +575,7 @@ mod tests {
             };
             let key = tuple.key();
             assert_eq!((shape.ip(), shape.transport), (ip, transport));
-            assert_eq!(shape.tag, vlan.then_some(100));
+            assert_eq!(shape.tag, vlan.then_some(100.into()));
             assert_eq!((key.client_port, key.vip_port), (1000, 80));
             assert!(shape.flags.opens());
             let (client, vip) = if v6 {
@@ -513,8 +625,7 @@ mod tests {
             ("total length beyond the packet", &v4, &[(16, 9)], Drop::BadIpv4Length),
             ("total length ends in TCP", &v4, &[(17, 39)], Drop::TruncatedTcp),
             ("more fragments", &v4, &[(20, 0x20)], Drop::Fragment),
-            ("fragment offset", &v4, &[(20, 0), (21, 1)], Drop::Fragment),
-            ("GRE", &v4, &[(23, 47)], Drop::UnsupportedProtocol),
+            ("a fragment beyond 64 KiB", &v4, &[(20, 0x1f), (21, 0xff)], Drop::Fragment),
             ("ICMPv6 in IPv4", &v4, &[(23, 58)], Drop::UnsupportedProtocol),
             ("data offset 4", &v4, &[(46, 0x40)], Drop::BadTcpOffset),
             ("data offset beyond the segment", &v4, &[(46, 0xf0)], Drop::BadTcpOffset),
@@ -526,9 +637,8 @@ mod tests {
             ("version 4 in 86dd", &v6, &[(14, 0x45)], Drop::TruncatedIpv6),
             ("payload beyond the packet", &v6, &[(18, 9)], Drop::BadIpv6Length),
             ("payload ends in TCP", &v6, &[(19, 19)], Drop::TruncatedTcp),
-            ("GRE in IPv6", &v6, &[(20, 47)], Drop::UnsupportedProtocol),
             ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
-            ("fragment header", &v6, &[(20, 44)], Drop::Fragment),
+            ("ragged fragment", &v6, &[(20, 44), (57, 0x51)], Drop::Fragment),
             ("routing header", &v6, &[(20, 43)], Drop::Ipv6Extension),
             ("IPv4-mapped source", &v6, &MAPPED, Drop::BadSource),
             (
@@ -551,6 +661,45 @@ mod tests {
             ("length beyond", &[(38, 0), (39, 16)], Drop::BadUdpLength),
         ] {
             assert_eq!(patch(udp(), changes), Err(reason), "{name}");
+        }
+    }
+
+    /// What has no ports, or none that are read: one flow of two addresses, fragments too.
+    #[test]
+    fn of_other_protocols_the_addresses_are_read() {
+        let patch = |mut packet: Vec<u8>, changes: &[(usize, u8)]| {
+            for &(offset, value) in changes {
+                packet[offset] = value;
+            }
+            packet
+        };
+        let (v4, v6) = (tcp(false, false), tcp(true, false));
+        for (name, packet, changes) in [
+            ("ESP", &v4, &[(23, 50)][..]),
+            ("SCTP", &v4, &[(23, 132)]),
+            ("a protocol that nobody knows", &v4, &[(23, 255)]),
+            ("a fragment of ESP", &v4, &[(23, 50), (20, 0x20), (21, 9)]),
+            ("ESP, IPv6", &v6, &[(20, 50)]),
+            ("AH", &v6, &[(20, 51)]),
+            ("no next header", &v6, &[(20, 59)]),
+            ("a fragment of ESP, IPv6", &v6, &[(20, 44), (54, 50), (57, 9)]),
+            ("ESP behind options", &v6, &[(20, 60), (54, 50), (55, 0)]),
+        ] {
+            let (shape, parsed) = headers(&patch(packet.clone(), changes)).unwrap();
+            let Parsed::Flow(tuple) = parsed else { unreachable!("{name}: {parsed:?}") };
+            let key = tuple.key();
+            assert_eq!(key.protocol, Protocol::Any, "{name}");
+            assert_eq!((key.client_port, key.vip_port), (0, 0), "{name}");
+            assert_eq!(tuple.without_ports(), tuple, "{name}");
+            assert!(shape.transport >= 34, "{name}");
+        }
+        for (name, packet, changes, reason) in [
+            ("ICMPv6 in IPv4", &v4, &[(23, 58)][..], Drop::UnsupportedProtocol),
+            ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
+            ("a fragment of ICMPv6", &v6, &[(20, 44), (54, 58)], Drop::Fragment),
+            ("mobility", &v6, &[(20, 135)], Drop::Ipv6Extension),
+        ] {
+            assert_eq!(headers(&patch(packet.clone(), changes)).err(), Some(reason), "{name}");
         }
     }
 

@@ -3,7 +3,7 @@
 //! Reads: the UDP payload, the VIP's configurations of connection ids.
 //! Cost: nothing for a VIP without them; else see [`QuicLb::backend`](crate::forwarding::quic_lb::QuicLb::backend).
 
-use super::batch::Packet;
+use super::batch::{Packet, Part};
 use super::context::Context;
 use crate::flow::Protocol;
 use crate::forwarding::BackendIndex;
@@ -50,10 +50,11 @@ impl Answerer {
     }
 }
 
-/// What the UDP header says is payload. Parsing has checked that it is all there.
+/// What the UDP header says is payload. Parsing has checked that it is all there: QUIC is not sent in
+/// fragments (RFC 9000 14).
 #[inline]
 fn udp_payload(packet: &Packet) -> Option<&[u8]> {
-    if packet.flow.protocol() != Protocol::Udp {
+    if packet.flow.protocol() != Protocol::Udp || packet.shape.part != Part::Whole {
         return None;
     }
     let datagram = packet.data().get(usize::from(packet.shape.transport)..)?;

@@ -4,17 +4,26 @@
 //! Cost: one acquire load and one release store per batch.
 
 use super::batch::Batch;
+use super::fragments::Fragments;
 use super::ports::WorkerPort;
 use crate::stats::WorkerStats;
 use crate::xdp::cpu;
 
-/// Moves up to `max` packets from the port's RX ring into `batch`, of which all is gone.
+/// Moves up to `max` packets from the port's RX ring into `batch`, of which all is gone. Fragments that came
+/// in by this port earlier, and wait no longer, go first.
 #[inline]
-pub fn receive(batch: &mut Batch, port: &mut WorkerPort, max: usize, stats: &WorkerStats) {
-    let mut bytes = 0;
+pub fn receive(
+    batch: &mut Batch,
+    port: &mut WorkerPort,
+    fragments: &mut Fragments,
+    max: usize,
+    stats: &WorkerStats,
+) {
+    let (mut bytes, mut back) = (0, 0);
     batch.fill(|places| {
+        back = fragments.rejoin(port.nic, &mut places.by_ref().take(max), stats);
         // No more than there are places: what the port gives is lost otherwise.
-        port.port.receive(max.min(places.len()), |frame| {
+        back + port.port.receive((max - back).min(places.len()), |frame| {
             bytes += u64::from(frame.packet_len());
             cpu::prefetch(frame.data());
             if let Some(packet) = places.next() {
@@ -23,7 +32,7 @@ pub fn receive(batch: &mut Batch, port: &mut WorkerPort, max: usize, stats: &Wor
             }
         })
     });
-    let count = batch.len() as u64;
+    let count = (batch.len() - back) as u64;
     if count > 0 {
         stats.received.add(count);
         if let Some(counters) = stats.ports.get(usize::from(port.nic.0)) {

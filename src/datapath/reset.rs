@@ -24,10 +24,7 @@
 use std::net::IpAddr;
 
 use arrayvec::ArrayVec;
-use etherparse::{
-    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, SingleVlanHeader, TcpHeader,
-    VlanId,
-};
+use etherparse::{EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
 
 use super::batch::{Packet, TcpFlags, Way};
 use super::bindings::Numbers;
@@ -48,8 +45,8 @@ use crate::xdp::umem::{Frame, FramePool};
 pub const OUTBOX: usize = 64;
 /// One for each end.
 const PER_FLOW: usize = 2;
-/// Ethernet, 802.1Q, IPv6, TCP.
-const LONGEST: usize = 14 + 4 + 40 + 20;
+/// Ethernet, two VLAN tags, IPv6, TCP.
+const LONGEST: usize = 14 + 8 + 40 + 20;
 /// The shortest frame, without its checksum (IEEE 802.3 3.2.7).
 const SHORTEST: usize = 60;
 const TCP_LEN: u16 = 20;
@@ -366,18 +363,12 @@ impl Segment {
         macs: &Macs,
         mut put: impl FnMut(&[u8]) -> Option<()>,
     ) -> Option<()> {
-        let vlan = self.hop.vlan;
-        let ethernet = Ethernet2Header {
-            source: *macs.get(usize::from(self.hop.port.0))?,
-            destination: self.hop.mac,
-            ether_type: if vlan.is_some() { EtherType::VLAN_TAGGED_FRAME } else { network },
-        };
-        put(&ethernet.to_bytes())?;
-        if let Some(vlan) = vlan {
-            let vlan_id = VlanId::try_new(vlan).ok()?;
-            let tag = SingleVlanHeader { vlan_id, ether_type: network, ..Default::default() };
-            put(&tag.to_bytes())?;
+        put(&self.hop.mac)?;
+        put(macs.get(usize::from(self.hop.port.0))?)?;
+        if let Some(tags) = self.hop.vlan {
+            put(&tags.bytes())?;
         }
+        put(&network.0.to_be_bytes())?;
         Some(())
     }
 
@@ -401,6 +392,7 @@ mod tests {
 
     use super::*;
     use crate::forwarding::PortIndex;
+    use crate::wire::vlan::Tags;
 
     const MACS: &Macs = &[[2, 0xf, 0, 0, 0, 0], [2, 0xf, 0, 0, 0, 1]];
 
@@ -420,7 +412,11 @@ mod tests {
     }
 
     fn segment() -> impl Strategy<Value = Segment> {
-        let hop = (0..2_u8, any::<[u8; 6]>(), proptest::option::of(1..4095_u16))
+        let tags = prop_oneof![
+            (1..4095_u16).prop_map(Tags::from),
+            (1..4095_u16, 1..4095_u16).prop_map(|(outer, inner)| Tags::two(outer, inner)),
+        ];
+        let hop = (0..2_u8, any::<[u8; 6]>(), proptest::option::of(tags))
             .prop_map(|(port, mac, vlan)| NextHop { port: PortIndex(port), mac, vlan });
         let content = (any::<u32>(), any::<Option<u32>>(), any::<bool>()).prop_map(
             |(sequence, acknowledgment, reset)| Content { sequence, acknowledgment, reset },
@@ -438,6 +434,7 @@ mod tests {
             let bytes = segment.bytes(MACS).unwrap();
             prop_assert!(bytes.len() >= SHORTEST);
             let packet = SlicedPacket::from_ethernet(&bytes).unwrap();
+            let vlans: Vec<u16> = packet.vlan_ids().iter().map(|vlan| vlan.value()).collect();
             let Some(TransportSlice::Tcp(tcp)) = packet.transport else {
                 unreachable!("{packet:?}")
             };
@@ -463,11 +460,11 @@ mod tests {
             prop_assert_eq!(tcp.ack().then(|| tcp.acknowledgment_number()), acknowledgment);
             prop_assert_eq!(tcp.rst(), reset);
             prop_assert!(!tcp.syn() && !tcp.fin() && tcp.payload().is_empty());
-            let vlan = packet.link_exts.first().map(|tag| match tag {
-                etherparse::LinkExtSlice::Vlan(tag) => tag.vlan_identifier().value(),
-                other => unreachable!("{other:?}"),
+            let tags = segment.hop.vlan;
+            let expected = tags.into_iter().flat_map(|tags| {
+                tags.outer.value().into_iter().chain([tags.inner])
             });
-            prop_assert_eq!(vlan, segment.hop.vlan);
+            prop_assert_eq!(vlans, Vec::from_iter(expected));
             prop_assert_eq!(&bytes[..6], &segment.hop.mac[..]);
             prop_assert_eq!(&bytes[6..12], &MACS[usize::from(segment.hop.port.0)][..]);
         }

@@ -18,14 +18,16 @@ mod nat;
 mod proxy;
 pub(super) mod tunnel;
 
-use super::batch::{Packet, Shape, TcpFlags, Way};
+use super::batch::{Packet, Part, Shape, TcpFlags, Way};
 use super::conntrack::Target;
 use super::context::Context;
+use super::fragments;
 use crate::forwarding::table::Backend;
 use crate::forwarding::{Forward, NextHop, VipId};
 use crate::stats::Drop;
 use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
+use crate::wire::vlan::Tags;
 use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
 
@@ -47,7 +49,7 @@ pub fn rewrite_to_backend(
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
-    let hop = backend.next_hop.as_ref().ok_or(Drop::NoNextHop)?;
+    let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
     if backend.forward == Forward::FullNat {
         full_nat::to_backend(packet, backend, binding.ok_or(Drop::RequestNoFlow)?, context)?;
         return address_packet(packet, hop, macs);
@@ -87,6 +89,12 @@ pub fn mtu_towards(backend: &Backend, v4: bool, context: &Context<'_>) -> u16 {
     if backend.forward.tunnels() { tunnel::limit(v4, backend, context) } else { backend.mtu }
 }
 
+/// Why a backend has no next hop.
+#[cold]
+fn no_hop(backend: &Backend) -> Drop {
+    if backend.loops { Drop::Loop } else { Drop::NoNextHop }
+}
+
 /// Rewrites a backend's packet for the client that is at `hop`.
 ///
 /// # Errors
@@ -114,10 +122,26 @@ pub fn rewrite_to_client(
     if shape.flags.any(TcpFlags::SYN) {
         lower_mss(frame, shape, packet.vip, context);
     }
+    let number = new_number(frame, shape, context);
     let key = flow.key();
     nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
+    renumber(frame, shape, number);
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
+}
+
+/// The number that a fragment's datagram gets with its new source, where its own need not be unique.
+#[inline]
+fn new_number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
+    let fragment = matches!(shape.part, Part::First | Part::Later);
+    if fragment { fragments::number(frame, shape, context) } else { None }
+}
+
+#[inline]
+fn renumber(frame: &mut Frame, shape: &Shape, number: Option<u32>) {
+    if let Some(number) = number {
+        fragments::renumber(frame, shape, number);
+    }
 }
 
 /// Lowers what a handshake says of the longest segments, if the VIP wants that.
@@ -157,7 +181,7 @@ fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
 #[inline(always)]
 pub(super) fn address_frame(
     frame: &mut Frame,
-    tag: Option<u16>,
+    tag: Option<Tags>,
     hop: &NextHop,
     macs: &Macs,
 ) -> Result<(), Drop> {

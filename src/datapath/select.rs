@@ -36,6 +36,9 @@ pub fn select<'t>(
     }
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
+    if context.table.is_vip(key.client) {
+        return Err(Drop::OwnSource);
+    }
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
     let client = Known::of(&key, vip, context);
     // Anybody can make an id: it takes nobody else's replies.
@@ -233,6 +236,8 @@ impl<'t> Candidates<'_, 't> {
 pub fn out_of_service(backend: &Backend) -> &'static str {
     if !backend.up {
         "down: its health check fails"
+    } else if backend.loops {
+        "its next hop is this box itself"
     } else if backend.next_hop.is_none() {
         "its next hop is not known"
     } else if backend.takes_midflow {

@@ -9,6 +9,7 @@ use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
 use super::context::{Context, Identification};
 use super::fragment_out::fragment;
+use super::fragments::{Fate, Fragments, note};
 use super::icmp;
 use super::limiter::Limiter;
 use super::parse::{Parsed, parse, parse_plain};
@@ -21,6 +22,7 @@ use super::select::select;
 use super::transmit::{end, transmit};
 use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::FlowTable;
 use crate::forwarding::PortIndex;
 use crate::forwarding::explain::Trace;
@@ -48,6 +50,10 @@ pub struct Parts {
     pub flows: Arc<[Arc<FlowTable>]>,
     /// The clients of all workers.
     pub clients: Arc<Clients>,
+    /// The datagrams of all workers that come in fragments.
+    pub datagrams: Arc<Datagrams>,
+    /// Most fragments that it parks.
+    pub parked: usize,
     /// The full-NAT sources of all workers.
     pub bindings: Arc<Bindings>,
     /// What was learnt of the paths to tunnels' ends, by all workers.
@@ -71,6 +77,8 @@ pub struct Worker {
     /// Its own flow table.
     flows: Arc<FlowTable>,
     clients: Arc<Clients>,
+    datagrams: Arc<Datagrams>,
+    fragments: Fragments,
     bindings: Arc<Bindings>,
     paths: Arc<PathMtus>,
     identification: Identification,
@@ -95,6 +103,8 @@ impl Worker {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
             conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,
             clients: parts.clients,
+            datagrams: parts.datagrams,
+            fragments: Fragments::new(parts.parked),
             bindings: parts.bindings,
             paths: parts.paths,
             identification: Identification::of(parts.index),
@@ -131,6 +141,7 @@ impl Worker {
     #[inline(always)]
     fn poll_with(&mut self, now: Ticks, trace: Option<&Trace>) -> usize {
         let mut packets = 0;
+        self.fragments.look(&self.datagrams, now, &mut self.pool, &self.stats);
         for index in 0..self.ports.ports.len() {
             packets += self.poll_port(index, now, trace);
         }
@@ -143,6 +154,7 @@ impl Worker {
             table: self.tables.current(),
             flows: self.flows.view(),
             clients: &self.clients,
+            datagrams: &self.datagrams,
             bindings: &self.bindings,
             paths: &self.paths,
             identification: &self.identification,
@@ -167,6 +179,8 @@ impl Worker {
             tables,
             flows,
             clients,
+            datagrams,
+            fragments,
             bindings,
             paths,
             identification,
@@ -178,7 +192,7 @@ impl Worker {
         } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         port.port.reclaim(pool);
-        receive(batch, port, self.max_batch, stats);
+        receive(batch, port, fragments, self.max_batch, stats);
         let packets = batch.len();
         if packets > 0 {
             let table = tables.current();
@@ -187,6 +201,7 @@ impl Worker {
                 table,
                 flows: flows_view,
                 clients,
+                datagrams,
                 bindings,
                 paths,
                 identification,
@@ -206,6 +221,15 @@ impl Worker {
                         }
                         Parsed::Icmp(message) => {
                             icmp::classify(packet, &message, context, flows.secret(), macs)
+                        }
+                        Parsed::Fragment(piece) => {
+                            match fragments.flow_of(packet, &piece, context, pool)? {
+                                Fate::Parked => Ok(()),
+                                Fate::Flow(tuple) => {
+                                    classify(packet, tuple, context, flows.secret(), &mut last)?;
+                                    note(&piece, context)
+                                }
+                            }
                         }
                     }),
                 };
@@ -257,7 +281,7 @@ impl Worker {
             }
             self.stats.idle_polls.add(1);
             idle = idle.saturating_add(1);
-            if may_sleep && idle > IDLE_POLLS && !self.sweep_behind {
+            if may_sleep && idle > IDLE_POLLS && !self.sweep_behind && self.fragments.is_empty() {
                 self.sleep();
             } else {
                 std::hint::spin_loop();
@@ -279,7 +303,7 @@ impl Worker {
     /// Frames that this worker holds, here and in the kernel's rings: a constant.
     pub fn frames(&self) -> usize {
         let with_kernel: u32 = self.ports.ports.iter().map(|port| port.port.with_kernel()).sum();
-        self.pool.len() + with_kernel as usize
+        self.pool.len() + with_kernel as usize + self.fragments.frames(&self.pool)
     }
 }
 

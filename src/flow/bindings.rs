@@ -367,7 +367,8 @@ mod tests {
                 protocol: if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp },
             },
             backend: BackendId { index: BackendIndex(number), generation: !number },
-            way_back: WayBack::new(number.into(), PortIndex(high & 7), u16::from(low)),
+            way_back: WayBack::new(number.into(), PortIndex(high & 7), Some(u16::from(low).into()))
+                .unwrap(),
             isn: number.is_multiple_of(3).then_some(u32::from(number) << 16),
             acknowledged: number.is_multiple_of(5),
         }

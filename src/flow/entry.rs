@@ -4,8 +4,10 @@ use std::fmt;
 
 use super::FlowKey;
 use super::sources::BindingId;
+use super::stacked;
 use crate::forwarding::{BackendId, BackendIndex, Forward, MAX_NICS, NextHop, PortIndex, VipId};
 use crate::units::Ticks;
+use crate::wire::vlan::{Outer, Tags};
 
 /// Where a flow is in its life: bits in the entry's `state`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -78,6 +80,7 @@ impl State {
 ///
 /// ```text
 /// hop    MAC:48 nic:4 vlan:12                         VLAN 0 stands for untagged (802.1Q 9.6)
+///        MAC:48 15:4 pair:12                          two tags: their number, from 1 on
 ///        binding:32 0:16 15:4 0:12                    full NAT: its binding has the way back
 /// tail   (tuple:32) state:8 owner:8 stamp:8 (tuple:8) the tuple's bits are 0 here
 /// place  backend:16 generation:16 last seen:32        ticks
@@ -95,8 +98,10 @@ pub(super) const STATE_SHIFT: u32 = 24;
 pub(super) const STATE: u64 = 0xff << STATE_SHIFT;
 const OWNER_SHIFT: u32 = 16;
 pub(super) const STAMP_SHIFT: u32 = 8;
-/// In a `hop` word that names a binding: a NIC that there cannot be.
+/// In a `hop` word that names a binding or a pair of tags: a NIC that there cannot be.
 const BOUND: u64 = 0xf << 12;
+/// The bits of NIC and VLAN.
+const PLACE_BITS: u64 = 0xffff;
 const _: () = assert!(MAX_NICS <= 15);
 /// Changes whenever an entry is written anew; the table's business.
 pub(super) const STAMP: u64 = 0xff << STAMP_SHIFT;
@@ -126,14 +131,14 @@ impl Track {
 
     /// Where the client's packets come from, and so where replies go; unless the flow is bound.
     #[inline]
-    pub const fn hop(&self) -> NextHop {
+    pub fn hop(&self) -> NextHop {
         WayBack(self.hop).next_hop()
     }
 
     /// Full NAT: what the flow is bound to; its client's way back is there.
     #[inline]
     pub const fn binding(&self) -> Option<BindingId> {
-        if self.hop & BOUND == BOUND { Some(BindingId((self.hop >> 32) as u32)) } else { None }
+        if self.hop & PLACE_BITS == BOUND { Some(BindingId((self.hop >> 32) as u32)) } else { None }
     }
 
     /// Whether the client's packets come from `hop`.
@@ -322,7 +327,9 @@ impl Pin {
 pub(super) fn encode_hop(hop: &NextHop) -> u64 {
     let [a, b, c, d, e, f] = hop.mac;
     let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
-    WayBack::new(mac, hop.port, hop.vlan.unwrap_or(0)).0
+    let way_back = WayBack::new(mac, hop.port, hop.vlan);
+    // Who needs the way back has looked before whether its tags have a number.
+    way_back.unwrap_or(WayBack(mac << 16 | u64::from(hop.port.0 & 0xf) << 12)).0
 }
 
 /// Where a client's packets come from, packed as it is stored.
@@ -330,23 +337,35 @@ pub(super) fn encode_hop(hop: &NextHop) -> u64 {
 pub struct WayBack(pub(super) u64);
 
 impl WayBack {
-    /// From a MAC address as a number of 48 bits, a NIC, and a VLAN (0: untagged; its low 12 bits
-    /// count).
+    /// From a MAC address as a number of 48 bits, a NIC, and tags, whose priorities do not count.
+    /// `None` if they are two, and there are too many such pairs.
     #[inline(always)]
-    pub const fn new(mac: u64, port: PortIndex, vlan: u16) -> Self {
-        Self(mac << 16 | (port.0 as u64 & 0xf) << 12 | vlan as u64 & 0xfff)
+    pub fn new(mac: u64, port: PortIndex, tags: Option<Tags>) -> Option<Self> {
+        let place = match tags {
+            Some(tags) if tags.outer != Outer::None => {
+                BOUND | u64::from(stacked::number(port, tags)?.0)
+            }
+            one => {
+                let vlan = one.map_or(0, |tags| tags.inner & 0xfff);
+                u64::from(port.0 & 0xf) << 12 | u64::from(vlan)
+            }
+        };
+        Some(Self(mac << 16 | place))
     }
 
     /// Taken apart.
     #[inline]
-    pub const fn next_hop(self) -> NextHop {
+    pub fn next_hop(self) -> NextHop {
         let [a, b, c, d, e, f, _, _] = self.0.to_be_bytes();
+        let mac = [a, b, c, d, e, f];
         let vlan = (self.0 & 0xfff) as u16;
-        NextHop {
-            port: PortIndex((self.0 >> 12 & 0xf) as u8),
-            mac: [a, b, c, d, e, f],
-            vlan: if vlan == 0 { None } else { Some(vlan) },
+        if self.0 & BOUND == BOUND
+            && let Some((port, tags)) = stacked::pair(stacked::Number(vlan))
+        {
+            return NextHop { port, mac, vlan: Some(tags) };
         }
+        let port = PortIndex((self.0 >> 12 & 0xf) as u8);
+        NextHop { port, mac, vlan: (vlan != 0).then(|| vlan.into()) }
     }
 }
 
@@ -366,7 +385,8 @@ mod tests {
     #[test]
     fn fields_come_back_as_they_went_in() {
         let backend = BackendId { index: BackendIndex(0xfffe), generation: 0xabcd };
-        for vlan in [None, Some(1), Some(4095)] {
+        let pair = Tags { inner: 1, outer: Outer::Customer(4094) };
+        for vlan in [None, Some(1.into()), Some(4095.into()), Some(Tags::two(7, 0)), Some(pair)] {
             let hop = NextHop { port: PortIndex(14), mac: [0xff, 2, 3, 4, 5, 6], vlan };
             let pin = Pin::new(VipId(0x1234), backend, State::RST, 250, &hop, Ticks(u32::MAX));
             let track = pin.track.with_last_seen(Ticks(7)).with_state(State::FIN_CLIENT);
@@ -374,9 +394,14 @@ mod tests {
             assert_eq!((track.state(), track.hop()), (State::FIN_CLIENT, hop));
             assert_eq!(track.last_seen(), Ticks(7));
             assert!(track.comes_from(&hop));
-            assert!(!track.comes_from(&NextHop { vlan: Some(9), ..hop }));
-            let way_back = WayBack::new(0xff02_0304_0506, hop.port, vlan.unwrap_or(0) | 0xf000);
-            assert_eq!(way_back.0, track.hop);
+            assert!(!track.comes_from(&NextHop { vlan: Some(9.into()), ..hop }));
+            assert_eq!(
+                (track.binding(), track.with_binding(BindingId(3)).hop().vlan),
+                (None, None)
+            );
+            let tags = vlan.map(|tags| Tags { inner: tags.inner | 0xf000, ..tags });
+            let way_back = WayBack::new(0xff02_0304_0506, hop.port, tags);
+            assert_eq!(way_back, Some(WayBack(track.hop)));
             for rule in [Rule::Scheduler, Rule::Midflow, Rule::Sticky, Rule::Freest, Rule::QuicCid]
             {
                 let pin = pin.by(rule);

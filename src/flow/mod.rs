@@ -9,8 +9,10 @@ mod bucket;
 pub mod clients;
 pub mod entry;
 mod family;
+pub mod fragments;
 mod layout;
 pub mod sources;
+mod stacked;
 pub mod table;
 pub mod tuple;
 pub mod writer;
@@ -103,8 +105,8 @@ impl fmt::Display for Address {
 #[repr(u8)]
 pub enum Protocol {
     /// All of an address, whatever their number: a flow is then all packets from a client to it,
-    /// without ports. (0 is the number of a header that no packet ends with: RFC 8200 4.3.)
-    Any = 0,
+    /// without ports. (255 is reserved by IANA; 0 marks free entries of flow tables.)
+    Any = 255,
     /// TCP (RFC 9293).
     Tcp = 6,
     /// UDP (RFC 768).

@@ -106,6 +106,17 @@ impl Tuple {
         }
     }
 
+    /// The flow of all packets between the two addresses ([`Protocol::Any`]).
+    #[inline]
+    #[must_use]
+    pub const fn without_ports(&self) -> Self {
+        const TAIL: u64 = Protocol::Any as u64;
+        match *self {
+            Self::V4([addresses, _]) => Self::V4([addresses, TAIL]),
+            Self::V6([c0, c1, v0, v1, _]) => Self::V6([c0, c1, v0, v1, TAIL]),
+        }
+    }
+
     /// The destination as something that a VIP may listen on.
     #[inline]
     pub const fn listen_key(&self) -> ListenKey {
@@ -120,7 +131,7 @@ impl Tuple {
         ListenKey { address: key.client, port: key.client_port, protocol: key.protocol }
     }
 
-    /// Whether source or destination port is 0.
+    /// Whether source or destination port is 0, as both are where there are none.
     #[inline]
     pub const fn has_zero_port(&self) -> bool {
         let tail = self.tail();

@@ -368,8 +368,12 @@ impl Free {
 /// The protocol of an entry by its tail word; `None` if it is free.
 #[inline]
 fn protocol_of(tail: u64) -> Option<Protocol> {
+    const ANY: u8 = Protocol::Any as u8;
     let [.., protocol] = tail.to_be_bytes();
-    Protocol::from_number(protocol)
+    match protocol {
+        ANY => Some(Protocol::Any),
+        protocol => Protocol::from_number(protocol),
+    }
 }
 
 fn free_place<F: Family>(table: &FamilyTable<F>, bucket: usize) -> Option<(&Line, u32)> {
@@ -468,7 +472,7 @@ mod tests {
     }
 
     fn pin(backend: u16) -> Pin {
-        let hop = NextHop { port: PortIndex(2), mac: [2, 0, 0, 0, 0, 9], vlan: Some(100) };
+        let hop = NextHop { port: PortIndex(2), mac: [2, 0, 0, 0, 0, 9], vlan: Some(100.into()) };
         let id = BackendId { index: BackendIndex(backend), generation: backend };
         let pin = Pin::new(VipId(3), id, State::ESTABLISHED, 1, &hop, Ticks(5));
         pin.with_last_seen(Ticks(u32::from(backend)))
@@ -521,7 +525,13 @@ mod tests {
     #[test]
     fn entries_come_back_as_they_went_in() {
         let mut writer = table(8);
-        for (number, protocol) in [(6, Protocol::Udp), (7, Protocol::Udp), (8, Protocol::Tcp)] {
+        for (number, protocol) in [
+            (6, Protocol::Udp),
+            (7, Protocol::Udp),
+            (8, Protocol::Tcp),
+            (9, Protocol::Any),
+            (10, Protocol::Any),
+        ] {
             let wanted = FlowKey { protocol, ..key(number) };
             let hashed = writer.table.secret().hash(wanted.into());
             let slot = writer.insert(&hashed, &pin(9)).unwrap();
@@ -538,7 +548,8 @@ mod tests {
             assert_eq!(hint, Some(slot));
         }
         let positions = 0..writer.table.positions();
-        assert_eq!(positions.filter_map(|at| writer.table.pin_at(at)).count(), 3);
+        assert_eq!(positions.filter_map(|at| writer.table.pin_at(at)).count(), 5);
+        assert_eq!(writer.purge(|_| false), 5, "whatever the protocol");
     }
 
     #[test]

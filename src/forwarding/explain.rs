@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BackendIndex, NextHop};
+use super::{BackendIndex, NextHop, VipId};
 use crate::flow::Protocol;
 
 /// Which flow is asked about.
@@ -70,6 +70,8 @@ pub struct Trace {
     steps: RefCell<Vec<Step>>,
     /// The flow has no pin that lives.
     missed: Cell<bool>,
+    /// Whose packet it was that was answered.
+    place: Cell<Option<(VipId, BackendIndex)>>,
 }
 
 impl Trace {
@@ -93,6 +95,16 @@ impl Trace {
     /// Whether the packet's flow had no pin that lives.
     pub fn missed(&self) -> bool {
         self.missed.get()
+    }
+
+    /// Notes whose packet it is that is answered: VIPs and backends do not count it.
+    pub fn note_place(&self, vip: VipId, backend: BackendIndex) {
+        self.place.set(Some((vip, backend)));
+    }
+
+    /// VIP and backend of a packet that was answered; each may be none that there is.
+    pub fn place(&self) -> Option<(VipId, BackendIndex)> {
+        self.place.get()
     }
 
     /// What was noted.

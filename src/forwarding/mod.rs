@@ -10,6 +10,7 @@
 
 pub mod affinity;
 pub mod explain;
+pub mod listeners;
 pub mod network;
 pub mod publish;
 pub mod quic_lb;
@@ -20,14 +21,17 @@ pub mod table;
 pub mod this_box;
 pub mod tunnel;
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::flow::{Address, Protocol};
 use crate::units::Ticks;
+use crate::wire::vlan::Tags;
 
 pub use affinity::{Affinity, ClientKey, Splits};
+pub use listeners::MAX_PREFIX_LENGTHS;
 pub use network::{Listen, Network, PortRange};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
@@ -137,17 +141,48 @@ pub struct ListenKey {
 pub enum Ports {
     /// Every port.
     All,
-    /// These ports: at least one, none of them 0, none twice.
-    List(Vec<u16>),
+    /// These ports and ranges: at least one, without port 0; no two single ports are the same, and
+    /// no two ranges meet.
+    List(Vec<PortRange>),
 }
 
 impl Ports {
-    /// The ports to listen on; one 0 for every port.
-    pub fn listen(&self) -> &[u16] {
+    /// A list of single ports.
+    pub fn of(ports: &[u16]) -> Self {
+        Self::List(ports.iter().copied().map(PortRange::single).collect())
+    }
+
+    /// The ports to listen on; [`PortRange::ALL`] for every port.
+    pub fn ranges(&self) -> &[PortRange] {
         match self {
-            Self::All => &[0],
+            Self::All => &[PortRange::ALL],
             Self::List(ports) => ports,
         }
+    }
+
+    /// The port that comes first in the list, if there is a list.
+    pub fn first(&self) -> Option<u16> {
+        match self {
+            Self::All => None,
+            Self::List(ports) => ports.first().map(|range| range.first),
+        }
+    }
+
+    /// Whether a port (not 0) is one of these.
+    pub fn contain(&self, port: u16) -> bool {
+        self.ranges().iter().any(|range| range.contains(port))
+    }
+}
+
+/// `all`, or `80, 8000-8999`.
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::List(ports) = self else { return f.write_str("all") };
+        for (index, range) in ports.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{range}")?;
+        }
+        Ok(())
     }
 }
 
@@ -171,8 +206,8 @@ pub struct NextHop {
     pub port: PortIndex,
     /// Destination MAC.
     pub mac: [u8; 6],
-    /// 802.1Q VLAN identifier (1..=4094), or untagged.
-    pub vlan: Option<u16>,
+    /// In which VLAN, or in which one inside of another; the tags have no priorities. Else untagged.
+    pub vlan: Option<Tags>,
 }
 
 /// What an operator or a deadline has said about a backend.
@@ -222,8 +257,8 @@ pub type Secret = [u8; 16];
 pub struct VipSpec {
     /// Index, unique in the table.
     pub id: VipId,
-    /// Address that clients connect to.
-    pub address: IpAddr,
+    /// Addresses that clients connect to: one, or a prefix.
+    pub address: Network,
     /// Ports that clients connect to.
     pub ports: Ports,
     /// TCP or UDP.

@@ -107,6 +107,12 @@ impl From<IpAddr> for Network {
     }
 }
 
+impl From<[u8; 4]> for Network {
+    fn from(bytes: [u8; 4]) -> Self {
+        Self::single(Address::from_v4(bytes))
+    }
+}
+
 impl From<IpNet> for Network {
     fn from(net: IpNet) -> Self {
         let more = if net.addr().is_ipv4() { MAPPED_BITS } else { 0 };
@@ -199,6 +205,56 @@ impl PortRange {
             next = Some(first + (1 << bits));
             Some((u16::try_from(first).ok()?, u8::try_from(16 - bits).ok()?))
         })
+    }
+}
+
+impl From<u16> for PortRange {
+    fn from(port: u16) -> Self {
+        Self::single(port)
+    }
+}
+
+/// As in a configuration: a number, or two with a hyphen.
+impl FromStr for PortRange {
+    type Err = BadPorts;
+
+    fn from_str(text: &str) -> Result<Self, BadPorts> {
+        let port = |text: &str| text.trim().parse::<u16>().map_err(|_| BadPorts);
+        let (first, last) = match text.split_once('-') {
+            Some((first, last)) => (port(first)?, port(last)?),
+            None => (port(text)?, port(text)?),
+        };
+        if first == 0 || first > last { Err(BadPorts) } else { Ok(Self { first, last }) }
+    }
+}
+
+/// A text is no range of ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no port, and no range of ports such as 8000-8999")]
+pub struct BadPorts;
+
+/// One port is a number, more are a text.
+impl Serialize for PortRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.is_single() {
+            return serializer.serialize_u16(self.first);
+        }
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PortRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Port(u16),
+            Range(String),
+        }
+        match Raw::deserialize(deserializer)? {
+            Raw::Port(port) => Ok(port.into()),
+            Raw::Range(text) => text.parse().map_err(D::Error::custom),
+        }
     }
 }
 

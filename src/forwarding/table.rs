@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use hashbrown::{HashMap, HashSet};
 
+use super::listeners::{Listeners, exact};
 use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
@@ -12,7 +13,8 @@ use super::this_box::UNLIMITED;
 use super::tunnel::{Entropy, PathKey};
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
-    ListenKey, NextHop, Remember, Secret, Service, Splits, ThisBox, Timeouts, VipId, VipSpec,
+    Listen, ListenKey, MAX_RETURN_PATHS, NextHop, PortRange, Remember, Secret, Service, Splits,
+    ThisBox, Timeouts, VipId, VipSpec,
 };
 use crate::flow::{Address, FlowKey, Protocol};
 
@@ -30,17 +32,15 @@ pub struct ForwardingTable {
     this_box: ThisBox,
     vips: Vec<Option<Vip>>,
     backends: Vec<Option<Backend>>,
-    listen: HashMap<ListenKey, VipId>,
-    /// Addresses of VIPs.
-    addresses: HashSet<Address>,
+    listeners: Listeners,
     returns: HashMap<ListenKey, Vec<ReturnPath>>,
     /// Where tunnels end.
     tunnel_ends: HashSet<Address>,
     /// Tells flows apart in outer headers.
     entropy: Entropy,
-    /// Whether some VIP listens on all ports, and whether some backend answers from all: where none
-    /// does, nobody has to look.
-    any_listens: bool,
+    /// By address and protocol: backends that answer from ranges of ports.
+    return_ranges: HashMap<(Address, Protocol), Vec<(PortRange, ReturnPath)>>,
+    /// Whether some backend answers from all ports: where none does, nobody has to look.
     any_returns: bool,
 }
 
@@ -49,6 +49,8 @@ pub struct ForwardingTable {
 pub struct Vip {
     /// Its index.
     pub id: VipId,
+    /// The protocol of its flows.
+    pub protocol: Protocol,
     /// How packets reach its backends.
     pub forward: Forward,
     /// Idle time-outs of its flows.
@@ -150,6 +152,8 @@ pub struct Backend {
     pub share: u16,
     /// Tunnels: what names the path to it.
     pub path: PathKey,
+    /// Frames for it would come back to this box: it takes nothing, and `next_hop` is not known.
+    pub loops: bool,
 }
 
 // What every packet wants to know is on the first line.
@@ -186,12 +190,11 @@ impl ForwardingTable {
             this_box,
             vips: Vec::new(),
             backends: Vec::new(),
-            listen: HashMap::new(),
-            addresses: HashSet::new(),
+            listeners: Listeners::default(),
             returns: HashMap::new(),
             tunnel_ends: HashSet::new(),
             entropy: Entropy::new(&secret),
-            any_listens: false,
+            return_ranges: HashMap::new(),
             any_returns: false,
         };
         let previous = previous.filter(|previous| previous.secret == secret);
@@ -235,26 +238,39 @@ impl ForwardingTable {
         self.backend(id.index).filter(|backend| backend.id == id)
     }
 
-    /// The VIP that listens on `key` (its port is not 0): the exact port first, then all ports.
+    /// The VIP that listens on `key`, whose port is 0 with [`Protocol::Any`] and only then: this
+    /// very address and port; else by the longest prefix, and there the port, a range with it, all
+    /// ports, any protocol.
+    ///
+    /// Cost: a hash look-up, and one for each length of prefix ([`MAX_PREFIX_LENGTHS`] at most) if
+    /// nobody listens on this very port.
+    ///
+    /// [`MAX_PREFIX_LENGTHS`]: super::MAX_PREFIX_LENGTHS
     #[inline]
     pub fn listener(&self, key: ListenKey) -> Option<VipId> {
-        let exact = self.listen.get(&key);
-        exact.or_else(|| self.listen.get(&any_port(key, self.any_listens)?)).copied()
+        self.listeners.find(key)
     }
 
-    /// Whether some VIP has this address.
-    #[inline]
+    /// Whether an address is some VIP's, on whatever port.
     pub fn is_vip(&self, address: Address) -> bool {
-        self.addresses.contains(&address)
+        self.listeners.have(address)
     }
 
-    /// What a packet whose *source* is `key` may be answering: exact ports first, then all ports.
+    /// What a packet whose *source* is `key` may be answering: exact ports first, then all ports,
+    /// then ranges.
     #[inline]
     pub fn return_paths(&self, key: ListenKey) -> impl Iterator<Item = &ReturnPath> + Clone {
         let exact = self.returns.get(&key).map_or(&[][..], Vec::as_slice);
         let any = any_port(key, self.any_returns).and_then(|key| self.returns.get(&key));
         let any = any.map_or(&[][..], Vec::as_slice);
-        exact.iter().chain(any)
+        let ranges = match self.return_ranges.is_empty() {
+            true => None,
+            false => self.return_ranges.get(&(key.address, key.protocol)),
+        };
+        let ranges = ranges.map_or(&[][..], Vec::as_slice).iter();
+        let within = move |(range, _): &&(PortRange, ReturnPath)| range.contains(key.port);
+        let ranges = ranges.filter(within).map(|(_, path)| path);
+        exact.iter().chain(any).chain(ranges)
     }
 
     /// What tells flows apart in outer headers.
@@ -269,14 +285,13 @@ impl ForwardingTable {
     }
 
     fn add(&mut self, spec: &VipSpec, previous: Option<&Vip>) {
-        self.addresses.insert(spec.address.into());
-        for &port in spec.ports.listen() {
-            let key = ListenKey { address: spec.address.into(), port, protocol: spec.protocol };
-            self.listen.insert(key, spec.id);
-            self.any_listens |= port == 0;
+        for &ports in spec.ports.ranges() {
+            let listen = Listen { network: spec.address, protocol: spec.protocol, ports };
+            self.listeners.add(listen, spec.id);
         }
         for backend in &spec.backends {
-            let built = self.backend_of(spec, backend);
+            let mut built = self.backend_of(spec, backend);
+            built.stay_off(&self.this_box);
             place(&mut self.backends, backend.id.index.0, built);
             if spec.forward == Forward::Nat {
                 self.add_returns(spec, backend);
@@ -296,18 +311,34 @@ impl ForwardingTable {
     }
 
     fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
-        for &port in spec.ports.listen() {
-            let key = return_key(backend, port, spec.protocol);
-            self.any_returns |= key.port == 0;
-            // As a rule there is one.
-            let paths = self.returns.entry(key).or_insert_with(|| Vec::with_capacity(1));
-            paths.push(ReturnPath {
+        for &ports in spec.ports.ranges() {
+            let path = ReturnPath {
                 backend: backend.id.index,
                 vip: spec.id,
-                vip_address: spec.address.into(),
-                vip_port: Some(port).filter(|&port| port != 0),
-            });
+                vip_address: spec.address.address(),
+                vip_port: Some(ports.first).filter(|_| ports.is_single()),
+            };
+            let listen = return_listen(backend, ports, spec.protocol);
+            match exact(listen) {
+                // One port of the backend for several of the VIP: each is a path of its own.
+                Some(key) if ports != PortRange::ALL && !ports.is_single() => {
+                    for port in (ports.first..=ports.last).take(MAX_RETURN_PATHS) {
+                        self.add_return(key, ReturnPath { vip_port: Some(port), ..path });
+                    }
+                }
+                Some(key) => self.add_return(key, path),
+                None => {
+                    let key = (listen.network.address(), listen.protocol);
+                    self.return_ranges.entry(key).or_default().push((ports, path));
+                }
+            }
         }
+    }
+
+    fn add_return(&mut self, key: ListenKey, path: ReturnPath) {
+        self.any_returns |= key.port == 0;
+        // As a rule there is one.
+        self.returns.entry(key).or_insert_with(|| Vec::with_capacity(1)).push(path);
     }
 }
 
@@ -317,9 +348,10 @@ fn any_port(key: ListenKey, there_are: bool) -> Option<ListenKey> {
     there_are.then_some(ListenKey { port: 0, ..key })
 }
 
-/// Where a NAT backend's replies come from, for clients of the VIP's `port` (0: every port).
-pub fn return_key(backend: &BackendSpec, port: u16, protocol: Protocol) -> ListenKey {
-    ListenKey { address: backend.address.into(), port: backend.port.unwrap_or(port), protocol }
+/// Where a NAT backend's replies come from, for clients of these ports of the VIP.
+pub fn return_listen(backend: &BackendSpec, ports: PortRange, protocol: Protocol) -> Listen {
+    let ports = backend.port.map_or(ports, PortRange::single);
+    Listen { network: backend.address.into(), protocol, ports }
 }
 
 impl Vip {
@@ -330,6 +362,7 @@ impl Vip {
         let freest = spec.remember.filter(|remember| remember.on_reentry == Reentry::Freest);
         Self {
             id: spec.id,
+            protocol: spec.protocol,
             forward: spec.forward,
             timeouts: spec.timeouts,
             remember: spec.remember,
@@ -394,6 +427,15 @@ impl Backend {
             quirks: Quirks::of(vip, flows_left(vip, spec)),
             share: spec.share,
             path: PathKey::new(spec.address.into()),
+            loops: false,
+        }
+    }
+
+    /// Takes no packets if its next hop is this box.
+    fn stay_off(&mut self, this_box: &ThisBox) {
+        self.loops = self.next_hop.is_some_and(|hop| this_box.macs.contains(&hop.mac));
+        if self.loops {
+            (self.next_hop, self.takes_new, self.takes_midflow) = (None, false, false);
         }
     }
 }
@@ -446,7 +488,7 @@ pub(crate) mod testing {
         VipSpec {
             id: VipId(id),
             address: [192, 0, 2, 10 + u8::try_from(id).unwrap_or_default()].into(),
-            ports: Ports::List(vec![80]),
+            ports: Ports::of(&[80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
             timeouts: Timeouts {
@@ -495,7 +537,7 @@ pub(crate) mod testing {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 mod tests {
     use super::testing::{backend, spec};
     use super::*;
@@ -508,7 +550,7 @@ mod tests {
     #[test]
     fn exact_ports_win_over_all_ports() {
         let mut web = spec(0);
-        web.ports = Ports::List(vec![80, 443]);
+        web.ports = Ports::of(&[80, 443]);
         let mut rest = spec(1);
         rest.address = web.address;
         rest.ports = Ports::All;
@@ -520,9 +562,43 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_that_keeps_the_ports_of_a_range_has_one_path_for_it() {
+        let mut web = spec(0);
+        web.ports = Ports::List(vec![80.into(), PortRange { first: 8000, last: 8999 }]);
+        web.backends = vec![BackendSpec { port: None, ..backend(0) }];
+        let mut few = spec(1);
+        few.ports = Ports::List(vec![PortRange { first: 90, last: 92 }]);
+        few.backends = vec![backend(1)];
+        let table = ForwardingTable::build(1, [0; 16], ThisBox::default(), &[web, few], None);
+        let ports = |key| table.return_paths(key).map(|path| path.vip_port).collect::<Vec<_>>();
+        assert_eq!(ports(key([10, 0, 0, 0], 80)), [Some(80)]);
+        for (port, expected) in [(7999, &[][..]), (8000, &[None]), (8999, &[None]), (9000, &[])] {
+            assert_eq!(ports(key([10, 0, 0, 0], port)), expected, "{port}");
+        }
+        assert_eq!(ports(key([10, 0, 0, 1], 8080)), [Some(90), Some(91), Some(92)]);
+    }
+
+    #[test]
+    fn a_backend_whose_next_hop_is_this_box_takes_nothing() {
+        let mut web = spec(0);
+        web.backends = vec![backend(0), backend(1)];
+        let own = web.backends.first().and_then(|backend| backend.next_hop).unwrap().mac;
+        let other = NextHop { mac: [9; 6], ..web.backends[0].next_hop.unwrap() };
+        web.backends[1].next_hop = Some(other);
+        let this_box = ThisBox { macs: vec![own], ..ThisBox::default() };
+        let table = ForwardingTable::build(1, [0; 16], this_box, &[web], None);
+        let state = |index| {
+            let backend = table.backend(BackendIndex(index)).unwrap();
+            (backend.loops, backend.takes_new, backend.takes_midflow, backend.next_hop.is_some())
+        };
+        assert_eq!(state(0), (true, false, false, false));
+        assert_eq!(state(1), (false, true, true, true));
+    }
+
+    #[test]
     fn return_paths_name_every_port_that_a_backend_may_answer_for() {
         let mut web = spec(0);
-        web.ports = Ports::List(vec![80, 443]);
+        web.ports = Ports::of(&[80, 443]);
         web.backends = vec![backend(0)];
         let mut all = spec(1);
         all.ports = Ports::All;

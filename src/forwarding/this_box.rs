@@ -13,6 +13,8 @@ pub struct ThisBox {
     pub mtus: Vec<u16>,
     /// Where tunnels begin.
     pub tunnels: Tunnels,
+    /// MAC address of each NIC: a backend that has one of them is this box.
+    pub macs: Vec<[u8; 6]>,
     /// How many ICMP errors each worker sends.
     pub icmp: IcmpRate,
 }

@@ -53,6 +53,13 @@ impl Tunnels {
         SteerRules { tunnels, gue_port: self.gue_port, ..rules }
     }
 
+    /// Whether outer packets of ours come from an address in `network`.
+    pub fn meet(&self, network: Network) -> bool {
+        self.sources(network.address()).is_some_and(|sources| {
+            sources.network.covers(network) || network.covers(sources.network)
+        })
+    }
+
     /// Whether outer packets of ours come from `address`.
     pub fn is_source(&self, address: Address) -> bool {
         self.sources(address).is_some_and(|sources| sources.network.contains(address))

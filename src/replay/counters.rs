@@ -39,12 +39,12 @@ impl Names {
         list.get_mut(index).into_iter().for_each(|place| *place = name.clone());
     }
 
-    pub(super) fn vip(&self, index: usize) -> &str {
-        self.vips.get(index).map_or("", String::as_str)
+    pub(super) fn vip(&self, index: usize) -> Option<&str> {
+        self.vips.get(index).map(String::as_str)
     }
 
-    pub(super) fn backend(&self, index: usize) -> &str {
-        self.backends.get(index).map_or("", |(_, name)| name)
+    pub(super) fn backend(&self, index: usize) -> Option<&str> {
+        self.backends.get(index).map(|(_, name)| name.as_str())
     }
 
     /// A counter as it is called in `docs/REPLAY.md`.
@@ -53,7 +53,9 @@ impl Names {
             Name::Worker(name) => format!("workers.{name}"),
             Name::Answer(answer) => format!("workers.answers.{}", answer.as_str()),
             Name::Drop(reason) => format!("workers.drops.{}", reason.as_str()),
-            Name::Vip(index, name) => format!("vips.{}.{name}", self.vip(index)),
+            Name::Vip(index, name) => {
+                format!("vips.{}.{name}", self.vip(index).unwrap_or_default())
+            }
             Name::Backend(index, name) => {
                 let (vip, backend) = self.backends.get(index).cloned().unwrap_or_default();
                 format!("vips.{vip}.backends.{backend}.{name}")

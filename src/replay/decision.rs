@@ -262,6 +262,10 @@ impl Facts {
                 _ => {}
             }
         }
+        if let Some((vip, backend)) = trace.place() {
+            facts.vip = Some(usize::from(vip.0));
+            facts.backend = Some(usize::from(backend.0));
+        }
         facts
     }
 

@@ -128,8 +128,8 @@ impl Replay {
         let names = self.counters.names();
         let answer = facts.answer.map(Answer::as_str);
         decision.reason = facts.reason.map(Drop::as_str).or(answer);
-        decision.vip = facts.vip.map(|vip| names.vip(vip).to_owned());
-        decision.backend = facts.backend.map(|backend| names.backend(backend).to_owned());
+        decision.vip = facts.vip.and_then(|vip| names.vip(vip)).map(str::to_owned);
+        decision.backend = facts.backend.and_then(|index| names.backend(index)).map(str::to_owned);
         decision.flow = facts.flow(&trace);
         decision.own_frame = facts.own_frame;
         let steered_name = names.text(Name::Nic(usize::from(nic.0), "steered"));

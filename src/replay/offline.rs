@@ -9,6 +9,7 @@ use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
+use crate::flow::fragments::Datagrams;
 use crate::flow::table::FlowTable;
 use crate::flow::tuple::TableSecret;
 use crate::forwarding::explain::Trace;
@@ -39,6 +40,8 @@ pub(super) struct Blueprint {
     pub(super) flows: u32,
     /// See `flows`.
     pub(super) clients: usize,
+    /// Its table of datagrams.
+    pub(super) datagrams: crate::config::Fragments,
     /// What full-NAT flows come from.
     pub(super) bindings: Bindings,
     /// Address families that the flow table has room for.
@@ -60,8 +63,8 @@ pub(super) struct Offline {
 
 impl Offline {
     pub(super) fn new(blueprint: Blueprint) -> Result<Self, ReplayError> {
-        let Blueprint { table, nics: plans, stats, flows, clients, bindings, families, frame_size } =
-            blueprint;
+        let Blueprint { table, nics: plans, stats, flows, clients, .. } = blueprint;
+        let Blueprint { datagrams, bindings, families, frame_size, .. } = blueprint;
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(SEED);
         let flows: Arc<[Arc<FlowTable>]> =
@@ -81,7 +84,10 @@ impl Offline {
             pool,
             macs: plans.iter().map(|(mac, _)| *mac).collect(),
             flows,
-            clients: Arc::new(Clients::new(clients, secret)),
+            clients: Arc::new(Clients::new(clients, secret.clone())),
+            datagrams: Arc::new(Datagrams::new(datagrams.datagrams, datagrams.timeout, secret)),
+            // Every packet of a capture is to end before the next one comes.
+            parked: 0,
             bindings: Arc::new(bindings),
             paths: Arc::default(),
             index: 0,

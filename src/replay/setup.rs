@@ -77,13 +77,14 @@ pub(super) fn setup(
     let names = names(config, &specs);
     let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
     let nics = nics(config, neighbours, &mtus);
-    let this_box = config.this_box(mtus);
+    let this_box = config.this_box(mtus, nics.iter().map(|(mac, _)| *mac).collect());
     let blueprint = Blueprint {
         table: ForwardingTable::build(1, config.hash.secret, this_box, &specs, None),
         nics,
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
         clients: config.workers.clients,
+        datagrams: config.fragments,
         bindings: Bindings::new(config.full_nat.numbered(), 1)?,
         families: config.families(),
         frame_size: config.workers.frame_size,
@@ -143,7 +144,7 @@ fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceA
     };
     let sources = &config.full_nat;
     let sources = sources.sources.iter().filter(|_| sources.announce != Announce::None);
-    let ours = vips.map(|vip| vip.address).chain(sources.copied());
+    let ours = vips.map(|vip| vip.address.ip()).chain(sources.copied());
     told.copied().chain(ours).map(one).collect()
 }
 

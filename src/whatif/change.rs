@@ -152,7 +152,7 @@ impl Edit {
 
     fn add(&mut self, name: &str, address: IpAddr) -> Result<(), String> {
         let vip = &self.new;
-        if address.is_ipv4() != vip.address.is_ipv4() {
+        if address.is_ipv4() != vip.address.is_v4() {
             let what = "is not of the address family of VIP";
             return Err(format!("{address} {what} {}; use one of that family", vip.name));
         }

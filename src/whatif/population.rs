@@ -5,7 +5,7 @@
 //! affinity has something to put together.
 
 use crate::flow::{Address, FlowKey, Protocol};
-use crate::forwarding::VipSpec;
+use crate::forwarding::{PortRange, VipSpec};
 use crate::generator::draw::{Distribution, Draw, mix};
 
 /// The first port that a client uses: those below are not for clients.
@@ -59,13 +59,17 @@ impl Population {
         let sources = sources(clients, seed);
         let count = sources.iter().max().map_or(0, |last| *last as usize + 1);
         let kind = Distribution::Zipf { exponent: clients.exponent };
-        // A VIP on all ports gets its flows on one of them, whichever.
-        let ports = vip.ports.listen().iter().map(|&port| if port == 0 { 443 } else { port });
+        // A VIP on all ports gets its flows on one of them, and so does a range: whichever.
+        let ports = vip.ports.ranges().iter().map(|range| match *range {
+            _ if vip.protocol == Protocol::Any => 0,
+            PortRange::ALL => 443,
+            range => range.first,
+        });
         Self {
             draw: Draw::new(kind, clients.count, 0, 1, seed),
             sources,
             opened: vec![0; count],
-            vip: vip.address.into(),
+            vip: vip.address.address(),
             protocol: vip.protocol,
             ports: ports.collect(),
             flows: 0,
@@ -85,7 +89,10 @@ impl Population {
         FlowKey {
             client: address(source, number / PORTS, self.vip.is_v4()),
             vip: self.vip,
-            client_port: FIRST_PORT.saturating_add(u16::try_from(number % PORTS).unwrap_or(0)),
+            client_port: match self.protocol {
+                Protocol::Any => 0,
+                _ => FIRST_PORT.saturating_add(u16::try_from(number % PORTS).unwrap_or(0)),
+            },
             vip_port: self.ports.get(port).copied().unwrap_or(443),
             protocol: self.protocol,
         }

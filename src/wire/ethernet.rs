@@ -1,37 +1,26 @@
-//! Ethernet II and one 802.1Q tag: addressing a frame to its next hop.
+//! Ethernet II and up to two VLAN tags: addressing a frame to its next hop.
 //!
 //! ```text
 //! untagged   dst:6 src:6                 type:2 payload
-//! tagged     dst:6 src:6 8100:2 pcp:3 dei:1 vlan:12 type:2 payload
+//! tagged     dst:6 src:6 tags:4 or 8     type:2 payload          see vlan
 //! ```
 
+use super::vlan::Tags;
 use crate::xdp::umem::Frame;
 
-/// Bytes of a tag.
-const TAG_LEN: usize = 4;
-
-/// 802.1Q tag protocol identifier.
-const TPID: [u8; 2] = [0x81, 0x00];
-
-/// Addresses the frame, and gives it the VLAN that its next hop wants.
+/// Addresses the frame, and gives it the VLAN tags that its next hop wants.
 ///
-/// `tag` is the VLAN tag's value (priority and VLAN) that the frame has now. A tag that stays keeps
-/// its priority; one that is added has priority 0. Returns false, with the frame unchanged, when a
-/// tag must be added and there is no headroom for it.
+/// `tags` are those that the frame has now; their priorities stay. Returns false, with the frame
+/// unchanged, when a tag must be added and there is no headroom for it.
 #[inline(always)]
 pub fn readdress(
     frame: &mut Frame,
-    tag: Option<u16>,
-    vlan: Option<u16>,
+    tags: Option<Tags>,
+    wanted: Option<Tags>,
     dst: &[u8; 6],
     src: &[u8; 6],
 ) -> bool {
-    let fits = match (tag, vlan) {
-        (None, Some(_)) => frame.push_front(TAG_LEN),
-        (Some(_), None) => frame.pull_front(TAG_LEN),
-        _ => true,
-    };
-    if !fits {
+    if (tags.is_some() || wanted.is_some()) && !retag(frame, tags, wanted) {
         return false;
     }
     let data = frame.data_mut();
@@ -41,13 +30,20 @@ pub fn readdress(
         *to = *dst;
         *from = *src;
     }
-    if let Some(vlan) = vlan
-        && let Some(bytes) = data.get_mut(12..16)
-    {
-        let tci = tag.unwrap_or(0) & 0xf000 | vlan & 0x0fff;
-        let [t0, t1] = TPID;
-        let [v0, v1] = tci.to_be_bytes();
-        bytes.copy_from_slice(&[t0, t1, v0, v1]);
-    }
     true
+}
+
+/// Gives the frame the tags that are wanted; leaves nothing of use in front of them.
+#[inline(never)]
+fn retag(frame: &mut Frame, tags: Option<Tags>, wanted: Option<Tags>) -> bool {
+    let len = |tags: Option<Tags>| tags.map_or(0, Tags::len);
+    let (old, new) = (len(tags), len(wanted));
+    let fits = if new > old { frame.push_front(new - old) } else { frame.pull_front(old - new) };
+    if fits
+        && let Some(wanted) = wanted
+        && let Some(place) = frame.data_mut().get_mut(12..12 + new)
+    {
+        place.copy_from_slice(&wanted.with_priorities_of(tags).bytes());
+    }
+    fits
 }

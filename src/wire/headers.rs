@@ -3,6 +3,8 @@
 //! Any bytes are safe. A length field is taken for what it says, and not compared with the bytes that
 //! are there: a quote has fewer. All offsets count from the IP header.
 
+use crate::flow::Address;
+
 /// IPv6 extension headers that are stepped over before the packet is given up.
 const MAX_EXTENSIONS: usize = 8;
 /// Bytes of an IPv4 header without options.
@@ -190,6 +192,17 @@ pub fn addresses(packet: &[u8]) -> Option<&[u8]> {
         6 => packet.get(8..V6_LEN),
         _ => None,
     }
+}
+
+/// The same as addresses.
+#[inline]
+pub fn ends(packet: &[u8]) -> Option<(Address, Address)> {
+    let both = addresses(packet)?;
+    if let [s0, s1, s2, s3, d0, d1, d2, d3] = *both {
+        return Some((Address::from_v4([s0, s1, s2, s3]), Address::from_v4([d0, d1, d2, d3])));
+    }
+    let (source, rest) = both.split_first_chunk::<16>()?;
+    Some((Address::from_v6(*source), Address::from_v6(*rest.first_chunk()?)))
 }
 
 #[cfg(test)]

@@ -166,7 +166,8 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
     }
 }
 
-/// Turns the echo request in `frame`, whose IP header is at `ip`, into its reply.
+/// Turns the echo request in `frame`, whose IP header is at `ip`, into its reply. `len` are the bytes of the
+/// whole packet, from the Ethernet header on: what is behind those in `frame` stays.
 ///
 /// Addresses change places; type, TTL (or hop limit) and checksums are rewritten; all else, with the
 /// ToS, identification, options and extension headers, stays. A request with a wrong checksum gets
@@ -174,14 +175,14 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
 ///
 /// # Errors
 /// Why it is not answered; it is unchanged.
-pub fn echo_reply(frame: &mut [u8], ip: usize) -> Result<(), Unanswered> {
+pub fn echo_reply(frame: &mut [u8], ip: usize, len: usize) -> Result<(), Unanswered> {
     may_answer(frame, ip)?;
     let packet = frame.get_mut(ip..).ok_or(Unanswered::Malformed)?;
     let headers = Headers::of(packet)?;
     if !headers.is_whole() {
         return Err(Unanswered::Fragment);
     }
-    if headers.end > packet.len() || headers.end < headers.transport + ICMP_LEN {
+    if ip + headers.end > len || headers.end < headers.transport + ICMP_LEN {
         return Err(Unanswered::Malformed);
     }
     let v4 = packet.first().is_some_and(|first| first >> 4 == 4);

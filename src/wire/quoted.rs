@@ -11,7 +11,7 @@
 //! off needs no patching. What follows the quote (RFC 4884) stays, as lengths do.
 
 use super::checksum::{Delta, patch, replace};
-use super::headers::{Headers, addresses, protocol};
+use super::headers::{Headers, ends, protocol};
 use super::icmp::ICMP_LEN;
 use super::transport;
 use crate::flow::Address;
@@ -114,18 +114,7 @@ impl Places {
 pub fn read(message: &[u8]) -> Result<Quoted, QuoteError> {
     let places = Places::of(message)?;
     let packet = message.get(ICMP_LEN..).ok_or(QuoteError::Truncated)?;
-    let both = addresses(packet).ok_or(QuoteError::Truncated)?;
-    let (source, destination) = if let [s0, s1, s2, s3, d @ ..] = both
-        && let Ok(destination) = <[u8; 4]>::try_from(d)
-    {
-        (Address::from_v4([*s0, *s1, *s2, *s3]), Address::from_v4(destination))
-    } else if let Some((source, rest)) = both.split_first_chunk::<16>()
-        && let Some(destination) = rest.first_chunk::<16>()
-    {
-        (Address::from_v6(*source), Address::from_v6(*destination))
-    } else {
-        return Err(QuoteError::Truncated);
-    };
+    let (source, destination) = ends(packet).ok_or(QuoteError::Truncated)?;
     let ports = message.get(places.ports..).and_then(|rest| rest.first_chunk::<4>());
     let [s0, s1, d0, d1] = *ports.ok_or(QuoteError::Truncated)?;
     Ok(Quoted {

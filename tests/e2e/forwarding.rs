@@ -25,7 +25,11 @@ fn forwards_everything(topology: Topology, workers: usize) {
     }
     for vip in &status.vips {
         let traffic = &vip.traffic;
-        assert_eq!(traffic.flows_total, if vip.ports == [7] { 200 } else { 201 }, "{vip:#?}");
+        assert_eq!(
+            traffic.flows_total,
+            if vip.ports == [7.into()] { 200 } else { 201 },
+            "{vip:#?}"
+        );
         assert_eq!(traffic.dropped, 0, "{vip:#?}");
     }
     holdfast.stop();

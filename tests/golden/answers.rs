@@ -67,7 +67,11 @@ fn what_is_too_long_for_the_backends_link_tells_the_client_its_mtu() {
                 assert_eq!((message.source, message.destination), (family.vip(), family.client()));
                 assert_eq!((message.kind, message.rest), (too_big(family), 1400));
                 assert_quotes(&message, family, &packet);
-                assert_eq!(answered(&rig, Answer::TooBig), 1);
+                // In several frames, of which the first is enough.
+                let packet = long(family, 5000);
+                let message = Message::of(&rig.send(0, 0, &tagged(packet.clone(), vlan))[0]);
+                assert_quotes(&message, family, &packet);
+                assert_eq!(answered(&rig, Answer::TooBig), 2);
                 rig.assert_accounted();
             }
         }
@@ -253,5 +257,44 @@ fn without_a_backend_nobody_is_told_by_default() {
             assert_eq!(rig.drops(0, Drop::NoBackend), 1);
             rig.assert_accounted();
         }
+    }
+}
+
+/// Every truncation, and random bytes with a right checksum, so that they get as far as they can: counted,
+/// never a panic, no frame lost.
+#[test]
+fn malformed_messages_are_counted_and_lose_no_frame() {
+    for family in FAMILIES {
+        let mut rig = Rig::new(1, 1, vec![vip(Forward::Nat, family, Protocol::Tcp)]);
+        let request = rig.send(0, 0, &tcp(family, PORT, 80, "S")).remove(0);
+        let quote = of_vip(family, Protocol::Tcp, PORT);
+        let echo = if family == Family::V4 { (8, 0) } else { (128, 0) };
+        let (mut random, mut sent) = (0x9e37_79b9_7f4a_7c15_u64, 1);
+        for (destination, kind, body) in [
+            (family.vip(), too_big(family), quote.as_slice()),
+            (family.client(), too_big(family), &request.bytes[14..]),
+            (family.vip(), echo, quote.as_slice()),
+        ] {
+            let packet = icmp(router(family), destination, kind, 1400, body);
+            for len in 0..packet.len() {
+                rig.send(0, 0, &packet[..len]);
+            }
+            for _ in 0..5_000 {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let mut body = body.to_vec();
+                let [a, b, c, d, e, f, ..] = random.to_le_bytes();
+                let len = body.len();
+                body[usize::from(a) % len] = b;
+                body[usize::from(c) % len] ^= d;
+                body.truncate(len - usize::from(e) % 16 * usize::from(f & 1));
+                rig.send(0, 0, &icmp(router(family), destination, kind, 1400, &body));
+            }
+            sent += packet.len() as u64 + 5_000;
+        }
+        assert_eq!(rig.stats(0).received.get(), sent);
+        assert!(rig.stats(0).icmp_errors_forwarded.get() > 1_000, "some get through");
+        rig.assert_accounted();
     }
 }

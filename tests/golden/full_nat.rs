@@ -286,7 +286,7 @@ fn replies_follow_the_client() {
         for worker in [0, 1] {
             let mut vip = full_nat(Family::V4, 1, 1);
             let hop = vip.backends[0].next_hop.unwrap();
-            vip.backends[0].next_hop = Some(NextHop { vlan: backend_vlan, ..hop });
+            vip.backends[0].next_hop = Some(NextHop { vlan: backend_vlan.map(Into::into), ..hop });
             let mut rig = Rig::new(2, 1, vec![vip]);
             let packet = |flags| tagged(client(Family::V4, 40_000, flags), client_vlan);
             let request = rig.send(0, 0, &packet("S"));
@@ -330,7 +330,7 @@ fn replies_keep_a_flow_alive() {
 #[test]
 fn one_client_port_may_have_flows_with_several_vip_ports() {
     let mut vip = full_nat(Family::V4, 1, 1);
-    vip.ports = holdfast::forwarding::Ports::List(vec![80, 81]);
+    vip.ports = holdfast::forwarding::Ports::of(&[80, 81]);
     let mut rig = Rig::new(1, 1, vec![vip]);
     let sent = [80, 81].map(|port| rig.send(0, 0, &tcp(Family::V4, 40_000, port, "S")).remove(0));
     assert_ne!(sent[0].source(), sent[1].source());

@@ -170,7 +170,7 @@ fn resets_take_the_vlan_of_each_side() {
         {
             let mut vip = resetting(Forward::Nat, family, 1);
             let hop = vip.backends[0].next_hop.unwrap();
-            vip.backends[0].next_hop = Some(NextHop { vlan: backend_vlan, ..hop });
+            vip.backends[0].next_hop = Some(NextHop { vlan: backend_vlan.map(Into::into), ..hop });
             let mut rig = Rig::new(1, 1, vec![vip]);
             rig.send(0, 0, &tagged(client(family, "S"), client_vlan));
             rig.send(0, 0, &tagged(client(family, "A"), client_vlan));
@@ -431,8 +431,8 @@ fn two_balancers_do_not_reset_each_other_without_end() {
     for family in [Family::V4, Family::V6] {
         let front = resetting(Forward::Nat, family, 1);
         let mut back = resetting(Forward::Nat, family, 1);
-        back.address = family.backend(0);
-        back.ports = holdfast::forwarding::Ports::List(vec![8080]);
+        back.address = family.backend(0).into();
+        back.ports = holdfast::forwarding::Ports::of(&[8080]);
         back.backends[0].address = family.backend(7);
         let (mut front, mut back) = (Rig::new(1, 1, vec![front]), Rig::new(1, 1, vec![back]));
         for flags in ["S", "A"] {

@@ -259,7 +259,7 @@ fn tags_stay_outside() {
     for (mode, inner, outer) in combinations() {
         for (tag, vlan) in [(None, Some(7)), (Some(0xe064), Some(7)), (Some(0xe064), None)] {
             let mut vip = vip(mode, inner, outer, 1);
-            vip.backends[0].next_hop.as_mut().unwrap().vlan = vlan;
+            vip.backends[0].next_hop.as_mut().unwrap().vlan = vlan.map(u16::into);
             let mut rig = rig_with(tunnels(), 1500, vec![vip]);
             let packet = packet(inner, PLAIN);
             let sent = Sent::of(0, &tagged(packet.clone(), tag), &mut rig);
@@ -427,11 +427,32 @@ fn many_packets_that_go_in_pieces_at_once() {
 fn tunnels_do_not_carry_tunnels() {
     for (mode, inner, outer) in combinations() {
         let mut vip = vip(mode, inner, outer, 1);
-        (vip.protocol, vip.ports) = (Protocol::Udp, Ports::List(vec![53, 6080]));
+        (vip.protocol, vip.ports) = (Protocol::Udp, Ports::List(vec![53.into(), 6080.into()]));
         let mut rig = rig_with(tunnels(), 1500, vec![vip]);
         assert_eq!(rig.send(0, 0, &udp(inner, 9, 6080, true)).len(), 0, "{mode:?}");
         assert_eq!(rig.drops(0, Drop::NestedTunnel), 1);
         assert_eq!(rig.send(0, 0, &udp(inner, 9, 53, true)).len(), 1);
+        rig.assert_accounted();
+    }
+}
+
+/// A VIP of all protocols takes what is none of TCP and UDP, but for tunnels.
+#[test]
+fn any_protocol_goes_into_a_tunnel_but_a_tunnels() {
+    for (mode, inner, outer) in combinations() {
+        let mut vip = vip(mode, inner, outer, 1);
+        (vip.protocol, vip.ports) = (Protocol::Any, Ports::All);
+        let mut rig = rig_with(tunnels(), 1500, vec![vip]);
+        for (protocol, nested) in [(50, false), (132, false), (4, true), (41, true), (47, true)] {
+            let mut packet = packet(inner, PLAIN);
+            packet[if inner == Family::V4 { 23 } else { 20 }] = protocol;
+            let sent = rig.send(0, 0, &packet);
+            assert_eq!(sent.is_empty(), nested, "{mode:?} {inner:?} {protocol}");
+            for sent in &sent {
+                assert_eq!(open(mode, outer, inner, &sent.bytes).inner, packet[14..]);
+            }
+        }
+        assert_eq!(rig.drops(0, Drop::NestedTunnel), 3);
         rig.assert_accounted();
     }
 }
@@ -492,7 +513,7 @@ fn resets_go_through_the_tunnel() {
         for vlan in [None, Some(9)] {
             let mut vip = vip(mode, inner, outer, 1);
             vip.on_down = FlowsLeft::Reset;
-            vip.backends[0].next_hop.as_mut().unwrap().vlan = vlan;
+            vip.backends[0].next_hop.as_mut().unwrap().vlan = vlan.map(u16::into);
             let mut rig = rig_with(tunnels(), 1500, vec![vip]);
             let first = Sent::of(0, &tcp(inner, 40_000, 80, "S"), &mut rig);
             Sent::of(0, &tcp(inner, 40_000, 80, "A"), &mut rig);

@@ -91,8 +91,7 @@ pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     Vip { name, forward, family, inner, udp, backends, timeouts, drain, keys: "", nat_port }
 }
 
-/// A TCP VIP behind a tunnel, `ipip` or `gue`, to backends at addresses of the family `outer`. Besides
-/// HTTP, port 9000 is for uploads.
+/// A TCP VIP behind a tunnel, `ipip` or `gue`, to backends at addresses of the family `outer`.
 pub fn tunnel(forward: &'static str, family: Family, outer: Family) -> Vip {
     let vip = vip(forward, family, false);
     Vip { name: format!("{}-over-{}", vip.name, outer.digit()), inner: outer, ..vip }
@@ -139,11 +138,7 @@ impl Vip {
     }
 
     fn toml(&self) -> String {
-        let (protocol, ports) = match (self.udp, self.translates()) {
-            (true, _) => ("udp", "7"),
-            (false, true) => ("tcp", "80"),
-            (false, false) => ("tcp", "80, 9000"),
-        };
+        let (protocol, port) = if self.udp { ("udp", 7) } else { ("tcp", 80) };
         let Self { name, forward, timeouts, drain, keys, .. } = self;
         let address = self.address();
         let mut text = format!(
@@ -151,7 +146,7 @@ impl Vip {
 [[vip]]
 name = "{name}"
 address = "{address}"
-ports = [{ports}]
+ports = [{port}]
 protocol = "{protocol}"
 forward = "{forward}"
 timeouts = {timeouts}
@@ -164,7 +159,7 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
             let address = self.inner.backend(backend);
             write!(text, "[[vip.backend]]\nname = \"{backend}\"\naddress = \"{address}\"\n")
                 .unwrap();
-            if self.forward != "dsr" {
+            if self.translates() {
                 writeln!(text, "port = {}", self.nat_port).unwrap();
             }
         }

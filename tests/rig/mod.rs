@@ -16,6 +16,7 @@ use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::Protocol;
 use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
+use holdfast::flow::fragments::Datagrams;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
@@ -33,6 +34,8 @@ use holdfast::xdp::umem::Umem;
 pub const CLIENT_MAC: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
 const FRAMES: u32 = 1024;
 const RING: u32 = 256;
+/// Most fragments that a worker parks.
+pub const PARKED: usize = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -115,8 +118,8 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
     };
     VipSpec {
         id: VipId(id),
-        address: family.vip(),
-        ports: Ports::List(vec![80]),
+        address: family.vip().into(),
+        ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
         // 1 s, 10 s, 2 s, 1 s.
@@ -212,6 +215,14 @@ pub fn tagged(mut packet: Vec<u8>, vlan: Option<u16>) -> Vec<u8> {
     packet
 }
 
+/// The packet with VLAN tags, from the outermost on: protocol identifier, priority and VLAN.
+#[allow(dead_code, reason = "not every test has tags")]
+pub fn with_tags(mut packet: Vec<u8>, tags: &[(u16, u16)]) -> Vec<u8> {
+    let bytes = tags.iter().flat_map(|(tpid, value)| [tpid.to_be_bytes(), value.to_be_bytes()]);
+    packet.splice(12..12, bytes.flatten());
+    packet
+}
+
 /// A packet that a worker sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
@@ -242,6 +253,16 @@ impl Sent {
             LinkExtSlice::Vlan(tag) => tag.vlan_identifier().value(),
             other => unreachable!("{other:?}"),
         })
+    }
+
+    /// Its VLAN tags, as in [`with_tags`].
+    pub fn tags(&self) -> Vec<(u16, u16)> {
+        let words = self.bytes[12..].chunks(4);
+        let tags = words.map(|word| {
+            let [a, b, c, d] = *word.first_chunk().unwrap();
+            (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+        });
+        tags.take_while(|&(tpid, _)| matches!(tpid, 0x8100 | 0x88a8)).collect()
     }
 
     fn ports(&self) -> (u16, u16) {
@@ -334,7 +355,7 @@ impl Sent {
             self.source(),
             flags,
         );
-        tagged(packet, self.vlan())
+        with_tags(packet, &self.tags())
     }
 
     /// What the backend answers to this datagram.
@@ -405,13 +426,16 @@ impl Rig {
         let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
         let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
         let bindings = Arc::new(bindings);
+        let macs = (0..nics).map(nic_mac).collect();
+        let this_box = ThisBox { macs, ..this_box };
         let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
-        let clients = Arc::new(Clients::new(1024, secret));
+        let clients = Arc::new(Clients::new(1024, secret.clone()));
+        let datagrams = Arc::new(Datagrams::new(64, Ticks(3000), secret));
         let paths = Arc::<PathMtus>::default();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
@@ -443,6 +467,8 @@ impl Rig {
                 macs: (0..nics).map(nic_mac).collect(),
                 flows: Arc::clone(&flow_tables),
                 clients: Arc::clone(&clients),
+                datagrams: Arc::clone(&datagrams),
+                parked: PARKED,
                 bindings: Arc::clone(&bindings),
                 paths: Arc::clone(&paths),
                 index: u8::try_from(index).unwrap(),
@@ -557,9 +583,13 @@ impl Rig {
         (0..self.nics[worker].len()).flat_map(|nic| self.collect(worker, nic)).collect()
     }
 
-    /// Lets a packet arrive.
+    /// Lets a packet arrive, in several frames if it is long.
     pub fn deliver(&mut self, worker: usize, nic: usize, packet: &[u8]) {
-        assert!(self.nics[worker][nic].deliver(packet), "the NIC takes the packet");
+        let nic = &mut self.nics[worker][nic];
+        // Of nothing there is no long packet.
+        let delivered =
+            if packet.is_empty() { nic.deliver(packet) } else { nic.deliver_long(packet) };
+        assert!(delivered, "the NIC takes the packet");
     }
 
     /// Polls one worker once.

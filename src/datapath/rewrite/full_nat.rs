@@ -1,9 +1,9 @@
 //! Part of the stage rewrite: addresses and ports of both sides, for mode full_nat; the whole IP header
 //! where the families of client and backend differ (RFC 7915).
 
-use super::fits;
 use super::nat::{translate_quote, unsent};
 use super::proxy;
+use super::{fits, new_number, renumber};
 use crate::datapath::batch::{Packet, Part, Shape, TcpFlags};
 use crate::datapath::bindings::Numbers;
 use crate::datapath::context::Context;
@@ -83,8 +83,12 @@ fn translate(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<
     let Some(frame) = &packet.frame else { return Err(Drop::NoBackend) };
     packet.bytes = frame.packet_len();
     let crosses = changes_family(packet, ends);
+    let number = new_number(frame, &packet.shape, context).filter(|_| !crosses);
     let translated = if crosses { translate_family } else { translate_ends };
     translated(packet, ends)?;
+    if let Some(frame) = &mut packet.frame {
+        renumber(frame, &packet.shape, number);
+    }
     // An ICMP error has no flags.
     if packet.shape.flags.any(TcpFlags::SYN) && packet.shape.part != Part::Quoting {
         lower_mss(packet, crosses && !ends.source.0.is_v4(), context);
@@ -118,6 +122,10 @@ fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
         let (source, destination) = (Some(destination), Some(source));
         let replacement = Replacement { source, destination, sequence: ends.sequence };
         return translate_quote(data, shape, &replacement, delta);
+    }
+    if shape.part == Part::Later {
+        // Ports and checksum are in the first one: the same change of addresses is right for all.
+        return Ok(());
     }
     let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
     let ports = (source.1, destination.1);

@@ -40,6 +40,10 @@ pub(super) fn translate(
         };
         return translate_quote(data, shape, &replacement, delta);
     }
+    if shape.part == Part::Later {
+        // Ports and checksum are in the first one: the same change of addresses is right for all.
+        return Ok(());
+    }
     let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
     if transport::rewrite(flow.protocol(), segment, side, port, delta) {
         Ok(())

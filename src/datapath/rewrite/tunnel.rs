@@ -111,3 +111,51 @@ pub(in crate::datapath) fn inner(frame: &Frame, at: usize) -> Option<Inner> {
     let behind = usize::from(frame.packet_len()).checked_sub(frame.len())?;
     Inner::read(frame.data().get(at..)?, behind)
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests {
+    use super::*;
+    use crate::flow::Address;
+    use crate::xdp::umem::Umem;
+
+    /// 14 bytes of link header, 20 of IPv4, and Ethernet padding.
+    fn packet() -> Vec<u8> {
+        let mut bytes = vec![0xee; 60];
+        bytes[12..14].copy_from_slice(&[0x08, 0x00]);
+        bytes[14..18].copy_from_slice(&[0x45, 0, 0, 20]);
+        bytes[20..24].copy_from_slice(&[0, 0, 64, 59]);
+        bytes
+    }
+
+    #[test]
+    fn headers_go_into_the_headroom_as_long_as_there_is_some() {
+        let outer = Outer {
+            source: Address::from_v6([0xfd; 16]),
+            destination: Address::from_v6([0xfc; 16]),
+            gue: Some((0xc000, 6080)),
+            flow_label: 0,
+            dont_fragment: true,
+            identification: 0,
+        };
+        let (_, mut pool) = Umem::create(1, 2048).unwrap();
+        let mut frame = pool.pop().unwrap();
+        assert!(frame.copy_from(&packet()));
+        let mut times = 0;
+        while let Some(inner) = inner(&frame, 14) {
+            let before = frame.data().to_vec();
+            if !wrap(&mut frame, 14, &inner, &outer) {
+                assert_eq!(frame.data(), before, "what cannot be sent is left as it is");
+                break;
+            }
+            times += 1;
+            assert_eq!(frame.len(), 34 + 52 * times, "without padding");
+            assert_eq!(frame.data()[..12], packet()[..12]);
+            assert_eq!(frame.data()[12..14], [0x86, 0xdd]);
+            assert_eq!(frame.data()[frame.len() - 20..], packet()[14..34]);
+        }
+        // 256 bytes of headroom.
+        assert_eq!((times, frame.headroom()), (4, 48));
+        pool.push(frame);
+    }
+}

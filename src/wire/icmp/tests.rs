@@ -19,13 +19,19 @@ fn answered(packet: &[u8], kind: ErrorKind) -> Vec<u8> {
     frame.data()[14..].to_vec()
 }
 
+/// Turns an untagged echo request into its reply.
+fn reply(frame: &mut [u8]) -> Result<(), Unanswered> {
+    let len = frame.len();
+    echo_reply(frame, 14, len)
+}
+
 #[test]
 fn echo_replies_of_both_families_for_every_length() {
     for (v4, len) in [true, false].into_iter().flat_map(|v4| (0..70).map(move |len| (v4, len))) {
         let request = packet(v4, 1, &vec![0xa5; len]);
         let mut bytes = framed(&request);
         bytes.extend_from_slice(&[0xff; 9]);
-        echo_reply(&mut bytes, 14).unwrap();
+        reply(&mut bytes).unwrap();
         let reply = &bytes[14..14 + request.len()];
         assert_right(reply);
         assert_eq!(bytes[14 + request.len()..], [0xff; 9], "padding is not touched");
@@ -45,6 +51,16 @@ fn echo_replies_of_both_families_for_every_length() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn an_echo_request_of_several_frames_is_answered_in_the_first() {
+    let mut whole = framed(&packet(true, 1, &[0xa5; 3000]));
+    let len = whole.len();
+    let (first, _) = whole.split_at_mut(1792);
+    assert_eq!(echo_reply(first, 14, 1792), Err(Unanswered::Malformed), "the rest is missing");
+    echo_reply(first, 14, len).unwrap();
+    assert_right(&whole[14..]);
 }
 
 #[test]
@@ -70,7 +86,7 @@ fn what_is_no_whole_echo_request_is_left_alone() {
         ("to a group", edit(false, 24, 0xff), Unanswered::NotUnicast),
     ] {
         let mut after = bytes.clone();
-        assert_eq!(echo_reply(&mut after, 14), Err(expected), "{name}");
+        assert_eq!(reply(&mut after), Err(expected), "{name}");
         assert_eq!(after, bytes, "{name}");
     }
 }
@@ -249,7 +265,7 @@ proptest! {
             place.copy_from_slice(&[kind, 0]);
         }
         let mut echo = bytes.clone();
-        if echo_reply(&mut echo, 14).is_err() {
+        if reply(&mut echo).is_err() {
             prop_assert_eq!(&echo, &bytes);
         }
         let (_umem, mut pool) = pool();

@@ -128,6 +128,12 @@ impl FramePool {
         None
     }
 
+    /// Frames that a packet takes.
+    pub fn frames_of(&self, frame: &Frame) -> usize {
+        let first = self.memory.chunk_of(frame).filter(|_| frame.is_long());
+        1 + first.map_or(0, |chunk| self.memory.behind(chunk).count())
+    }
+
     /// Gives back what is behind the frame's data, so that the data is the whole packet.
     pub fn cut(&mut self, frame: &mut Frame) {
         if let Some(chunk) = self.memory.chunk_of(frame).filter(|_| frame.is_long()) {

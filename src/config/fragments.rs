@@ -1,0 +1,47 @@
+//! `[fragments]`: datagrams that come in fragments.
+
+use serde::Deserialize;
+
+use super::Fragments;
+use super::place::Place;
+use super::report::Report;
+use crate::units::TICK_MS;
+use crate::units::Ticks;
+
+/// What Linux waits (net.ipv4.ipfrag_time).
+const TIMEOUT_S: u32 = 30;
+/// The longest that the RFCs name (RFC 8200 4.5).
+const MAX_TIMEOUT_S: u32 = 60;
+/// Datagrams of 64 KiB that are under way at 10 Gbit/s for half a second; 64 bytes each: 1 MiB.
+const DATAGRAMS: usize = 16_384;
+/// Five datagrams of 64 KiB whose first fragments come last.
+const PARKED: usize = 256;
+
+/// The section as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawFragments {
+    timeout_s: Option<i64>,
+    datagrams: Option<i64>,
+    parked: Option<i64>,
+}
+
+impl RawFragments {
+    /// The section as the program relies on it.
+    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Fragments {
+        let seconds =
+            report.integer(&place.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_TIMEOUT_S);
+        // 60 s are 6000 ticks.
+        let ticks = u64::from(seconds) * 1000 / TICK_MS;
+        Fragments {
+            timeout: Ticks(u32::try_from(ticks).unwrap_or(u32::MAX)),
+            datagrams: report.integer(
+                &place.key("datagrams"),
+                self.datagrams,
+                DATAGRAMS,
+                64..=1_048_576,
+            ),
+            parked: report.integer(&place.key("parked"), self.parked, PARKED, 0..=65_536),
+        }
+    }
+}

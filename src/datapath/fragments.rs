@@ -1,0 +1,246 @@
+//! Part of the stage classify: which flow is a fragment of?
+//!
+//! ```text
+//! first fragment   has the ports: noted in the datagram table of all workers, goes on
+//! later fragment   joins the datagram there, goes on with its ports
+//!                  its first one has not come: parked, and received again when it has
+//! ```
+//!
+//! What is parked stays with the worker that received it, bounded in number and time. A worker looks
+//! at the table only when something is parked and some worker has noted a datagram since.
+//!
+//! Cost: nothing for packets that are no fragments, but one comparison per poll.
+
+use std::collections::VecDeque;
+
+use super::batch::{Packet, Shape};
+use super::context::Context;
+use super::parse::Piece;
+use crate::flow::fragments::{Datagrams, Joined, Key};
+use crate::flow::tuple::Tuple;
+use crate::forwarding::PortIndex;
+use crate::stats::{Drop, WorkerStats};
+use crate::units::Ticks;
+use crate::wire::checksum::{self, Delta};
+use crate::wire::headers::{self, Headers};
+use crate::xdp::umem::{Frame, FramePool};
+
+/// Most parked fragments of one datagram: as many as 64 KiB have on a link of 1280 bytes, and some.
+const PER_DATAGRAM: usize = 64;
+/// Longest time that a fragment is parked: 2 s. Fragments overtake each other by milliseconds.
+const PATIENCE: Ticks = Ticks(200);
+
+/// A fragment that waits for its first one.
+#[derive(Debug)]
+struct Parked {
+    frame: Frame,
+    key: Key,
+    /// Where it came in.
+    nic: PortIndex,
+    since: Ticks,
+    /// The first one has come.
+    ready: bool,
+}
+
+/// The fragments that a worker has parked.
+#[derive(Debug)]
+pub struct Fragments {
+    /// In the order in which they came; never more than `limit`, for which there is room.
+    parked: VecDeque<Parked>,
+    limit: usize,
+    /// The table's generation at the last look.
+    looked_at: u64,
+}
+
+/// What becomes of a fragment now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is of the flow with this five-tuple.
+    Flow(Tuple),
+    /// It is parked: its frame is gone.
+    Parked,
+}
+
+impl Fragments {
+    /// For a worker that parks up to `limit` fragments.
+    pub fn new(limit: usize) -> Self {
+        Self { parked: VecDeque::with_capacity(limit), limit, looked_at: 0 }
+    }
+
+    /// Finds the flow of a fragment, or parks it. A first one is not noted yet: [`note`].
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    #[cold]
+    pub fn flow_of(
+        &mut self,
+        packet: &mut Packet,
+        piece: &Piece,
+        context: &Context<'_>,
+        pool: &mut FramePool,
+    ) -> Result<Fate, Drop> {
+        if let Some(head) = piece.head {
+            return Ok(Fate::Flow(piece.key.tuple(head)));
+        }
+        match context.datagrams.join(&piece.key, piece.span, context.now) {
+            Joined::Flow(head) => Ok(Fate::Flow(piece.key.tuple(head))),
+            Joined::Overlap => Err(Drop::FragmentOverlap),
+            Joined::Unknown => self.park(packet, piece.key, context, pool),
+        }
+    }
+
+    /// Parks a later fragment. The oldest one makes room.
+    fn park(
+        &mut self,
+        packet: &mut Packet,
+        key: Key,
+        context: &Context<'_>,
+        pool: &mut FramePool,
+    ) -> Result<Fate, Drop> {
+        if self.limit == 0 {
+            return Err(Drop::FragmentNoFirst);
+        }
+        if self.parked.iter().filter(|parked| parked.key == key).count() >= PER_DATAGRAM {
+            return Err(Drop::FragmentNoRoom);
+        }
+        if self.parked.len() >= self.limit
+            && let Some(oldest) = self.parked.pop_front()
+        {
+            give_up(oldest, Drop::FragmentNoRoom, pool, context.stats);
+        }
+        if let Some(frame) = packet.frame.take() {
+            let Context { nic, now, .. } = *context;
+            self.parked.push_back(Parked { frame, key, nic, since: now, ready: false });
+            context.stats.fragments_parked.add(1);
+        }
+        // Its way goes on later, with another record.
+        packet.dropped = true;
+        Ok(Fate::Parked)
+    }
+
+    /// Looks, before a poll, whose first fragment has come, and whose time is over.
+    #[inline]
+    pub fn look(
+        &mut self,
+        datagrams: &Datagrams,
+        now: Ticks,
+        pool: &mut FramePool,
+        stats: &WorkerStats,
+    ) {
+        if !self.parked.is_empty() {
+            self.look_at_all(datagrams, now, pool, stats);
+        }
+    }
+
+    #[cold]
+    fn look_at_all(
+        &mut self,
+        datagrams: &Datagrams,
+        now: Ticks,
+        pool: &mut FramePool,
+        stats: &WorkerStats,
+    ) {
+        while let Some(oldest) =
+            self.parked.pop_front_if(|oldest| now.since(oldest.since).0 > PATIENCE.0)
+        {
+            give_up(oldest, Drop::FragmentNoFirst, pool, stats);
+        }
+        let generation = datagrams.generation();
+        if generation != std::mem::replace(&mut self.looked_at, generation) {
+            for parked in self.parked.iter_mut().filter(|parked| !parked.ready) {
+                parked.ready = datagrams.knows(&parked.key, now);
+            }
+        }
+    }
+
+    /// Gives the fragments that came in by `nic` and wait no longer back to the start of the line, into the
+    /// first of `places`; returns how many.
+    #[inline]
+    pub fn rejoin<'p>(
+        &mut self,
+        nic: PortIndex,
+        places: &mut impl Iterator<Item = &'p mut Packet>,
+        stats: &WorkerStats,
+    ) -> usize {
+        if self.parked.is_empty() { 0 } else { self.rejoin_all(nic, places, stats) }
+    }
+
+    #[cold]
+    fn rejoin_all<'p>(
+        &mut self,
+        nic: PortIndex,
+        places: &mut impl Iterator<Item = &'p mut Packet>,
+        stats: &WorkerStats,
+    ) -> usize {
+        let (mut count, mut index) = (0, 0);
+        while let Some(parked) = self.parked.get(index) {
+            if !parked.ready || parked.nic != nic {
+                index += 1;
+                continue;
+            }
+            let Some(place) = places.next() else { break };
+            let Some(parked) = self.parked.remove(index) else { break };
+            place.frame = Some(parked.frame);
+            place.dropped = false;
+            stats.fragments_parked.sub(1);
+            count += 1;
+        }
+        count
+    }
+
+    /// Whether nothing is parked.
+    pub fn is_empty(&self) -> bool {
+        self.parked.is_empty()
+    }
+
+    /// Frames that are parked.
+    pub fn frames(&self, pool: &FramePool) -> usize {
+        self.parked.iter().map(|parked| pool.frames_of(&parked.frame)).sum()
+    }
+}
+
+/// Ends the way of a parked fragment.
+fn give_up(parked: Parked, reason: Drop, pool: &mut FramePool, stats: &WorkerStats) {
+    pool.push(parked.frame);
+    stats.fragments_parked.sub(1);
+    stats.drop_counter(reason).add(1);
+}
+
+/// The number that a fragment, whose source is about to become another, gets at that: two clients behind
+/// one full-NAT source, or two backends behind one VIP, may have chosen the same. `None`: it keeps its
+/// own, as its datagram is not known.
+#[cold]
+pub fn number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
+    let packet = frame.data().get(shape.ip()..)?;
+    let headers = Headers::of(packet).ok()?;
+    let (source, destination) = headers::ends(packet)?;
+    let protocol = if source.is_v4() { headers.protocol } else { 0 };
+    let identification = headers.fragment?.identification;
+    context.datagrams.number(&Key { source, destination, identification, protocol })
+}
+
+/// Gives it that number.
+#[cold]
+pub fn renumber(frame: &mut Frame, shape: &Shape, number: u32) {
+    let Some(packet) = frame.data_mut().get_mut(shape.ip()..) else { return };
+    let Ok(Headers { fragment: Some(fragment), .. }) = Headers::of(packet) else { return };
+    if packet.first().is_some_and(|first| first >> 4 == 4) {
+        let [.., low0, low1] = number.to_be_bytes();
+        let delta = checksum::replace(packet, 4, &[low0, low1], Delta::default());
+        let _ = checksum::patch(packet, 10, delta, Delta::default());
+    } else {
+        let at = fragment.header + 4;
+        let _ = checksum::replace(packet, at, &number.to_be_bytes(), Delta::default());
+    }
+}
+
+/// Notes the flow of a first fragment that is for a VIP, or from a NAT backend.
+///
+/// # Errors
+/// [`Drop::FragmentOverlap`] if its datagram has begun with other ports.
+#[cold]
+pub fn note(piece: &Piece, context: &Context<'_>) -> Result<(), Drop> {
+    let Some(head) = piece.head else { return Ok(()) };
+    let noted = context.datagrams.note(&piece.key, head, piece.span.len, context.now);
+    noted.map_err(|_| Drop::FragmentOverlap)
+}

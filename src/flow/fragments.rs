@@ -1,0 +1,524 @@
+//! The datagram table: which flow the fragments of a datagram are of, across all workers.
+//!
+//! ```text
+//! hash of the key --> bucket, four places of one cache line each:
+//!   version:64  progress:64  addresses:256  (identification:32 protocol:8 of:8 first:16)  (ports:32 noted:32)
+//!                 tag:16 total:24 seen:24
+//! ```
+//!
+//! The first fragment of a datagram has the ports; it *notes* them, and the later ones *join*. Ports and
+//! protocol are all that is kept: with them a later fragment goes the way of any packet of its flow,
+//! in both directions and in every mode.
+//!
+//! Fixed memory, any number of writers, no lock, and nobody waits. A writer claims a place by
+//! compare-and-swap (its version is odd then); readers check the version before and after. What is lost
+//! where two writers meet is one datagram. A newcomer takes a free place, else one whose datagram is
+//! complete or out of time, else the one that was noted longest ago: a flood pushes out its own.
+//!
+//! A datagram ends when as many bytes were seen as its last fragment says, so that its identification
+//! may be used again at once; else after a time-out (RFC 791 3.2, RFC 8200 4.5).
+//!
+//! Cost of a look-up: up to four lines.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::tuple::{TableSecret, Tuple};
+use super::{Address, FlowKey, Protocol};
+use crate::units::Ticks;
+
+/// Places in a bucket.
+const PLACES: usize = 4;
+/// Memory per datagram, in bytes.
+pub const BYTES_PER_DATAGRAM: usize = size_of::<Place>();
+/// Tries to count a fragment while others count theirs; then it goes uncounted.
+const TRIES: usize = 8;
+/// Bits of a number of bytes in `progress`; a datagram has at most 65,535.
+const BYTES_BITS: u32 = 24;
+const BYTES: u64 = (1 << BYTES_BITS) - 1;
+const TAG_SHIFT: u32 = 2 * BYTES_BITS;
+
+/// What the fragments of one datagram have in common (RFC 791 3.2, RFC 8200 4.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Who sent it.
+    pub source: Address,
+    /// To whom.
+    pub destination: Address,
+    /// The sender's number for it; 16 bits for IPv4.
+    pub identification: u32,
+    /// IPv4: the protocol's number. IPv6: 0, as fragments need not agree on it.
+    pub protocol: u8,
+}
+
+/// Which bytes of its datagram a fragment has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Where they begin.
+    pub offset: u16,
+    /// How many; `offset + len` is at most 65,535.
+    pub len: u16,
+    /// Whether others follow.
+    pub more: bool,
+}
+
+/// What only the first fragment tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Source and destination port, in network byte order.
+    pub ports: [u8; 4],
+}
+
+/// What is known of a later fragment's datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joined {
+    /// Its flow.
+    Flow(Head),
+    /// Nothing: its first fragment has not come yet.
+    Unknown,
+    /// It has bytes that others have, or that are behind the end.
+    Overlap,
+}
+
+/// Another fragment at offset 0, of a datagram that has one with other ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OtherPorts;
+
+impl Key {
+    /// The five-tuple of the datagram, as its sender sees it.
+    #[inline]
+    pub fn tuple(&self, head: Head) -> Tuple {
+        let [s0, s1, d0, d1] = head.ports;
+        Tuple::from(FlowKey {
+            client: self.source,
+            vip: self.destination,
+            client_port: u16::from_be_bytes([s0, s1]),
+            vip_port: u16::from_be_bytes([d0, d1]),
+            protocol: head.protocol,
+        })
+    }
+
+    fn words(&self) -> [u64; 5] {
+        let [a, b] = self.source.words();
+        let [c, d] = self.destination.words();
+        [a, b, c, d, u64::from(self.identification) << 32 | u64::from(self.protocol) << 24]
+    }
+}
+
+/// The table. See the module's documentation.
+#[derive(Debug)]
+pub struct Datagrams {
+    buckets: Box<[[Place; PLACES]]>,
+    secret: TableSecret,
+    timeout: Ticks,
+    /// Grows with every datagram that is noted. On a line of its own: workers with parked fragments
+    /// look at it in every poll.
+    noted: Noted,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Noted(AtomicU64);
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Place {
+    /// Even: the words are of one datagram; 0: of none. Odd: somebody is writing them.
+    version: AtomicU64,
+    progress: AtomicU64,
+    words: [AtomicU64; 6],
+}
+
+/// What a place says.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    version: u64,
+    key: [u64; 5],
+    head: Head,
+    /// Bytes of the first fragment.
+    first: u16,
+    noted: Ticks,
+}
+
+impl Datagrams {
+    /// A table for so many datagrams at a time ([`BYTES_PER_DATAGRAM`] each), which end after
+    /// `timeout`. `secret` keys its hash, so that nobody can aim datagrams at one bucket.
+    pub fn new(datagrams: usize, timeout: Ticks, secret: TableSecret) -> Self {
+        let buckets = datagrams.div_ceil(PLACES).max(1);
+        let buckets = (0..buckets).map(|_| <[Place; PLACES]>::default()).collect();
+        Self { buckets, secret, timeout, noted: Noted::default() }
+    }
+
+    /// Notes the first fragment of a datagram, of `len` bytes. One that is known begins anew: its sender
+    /// has used the number again.
+    ///
+    /// # Errors
+    /// [`OtherPorts`]: then nothing is noted.
+    pub fn note(&self, key: &Key, head: Head, len: u16, now: Ticks) -> Result<(), OtherPorts> {
+        let Some(bucket) = self.bucket(key) else { return Ok(()) };
+        let mut best: Option<((bool, u32), &Place, u64)> = None;
+        for place in bucket {
+            let entry = place.read();
+            let (rank, version) = match entry {
+                Some(entry) if self.lives(place, &entry, now) => {
+                    if entry.key == key.words() {
+                        if entry.head != head {
+                            return Err(OtherPorts);
+                        }
+                        best = Some(((true, u32::MAX), place, entry.version));
+                        break;
+                    }
+                    ((false, now.since(entry.noted).0), entry.version)
+                }
+                Some(entry) => ((true, now.since(entry.noted).0), entry.version),
+                None => ((true, u32::MAX - 1), place.version.load(Ordering::Acquire)),
+            };
+            if best.is_none_or(|(most, ..)| rank > most) {
+                best = Some((rank, place, version));
+            }
+        }
+        if let Some((_, place, version)) = best {
+            place.write(version, key, head, len, now);
+            // Release: who sees the number sees the place. Relaxed would do for the count itself.
+            self.noted.0.fetch_add(1, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Counts a later fragment for its datagram; returns what is known of that.
+    pub fn join(&self, key: &Key, span: Span, now: Ticks) -> Joined {
+        let Some((place, entry)) = self.find(key, now) else { return Joined::Unknown };
+        // What the first one has, its transport header first of all, is nobody else's (RFC 1858,
+        // RFC 3128).
+        if span.offset < entry.first {
+            return Joined::Overlap;
+        }
+        if place.count(&entry, span) { Joined::Flow(entry.head) } else { Joined::Overlap }
+    }
+
+    /// Whether the first fragment of a datagram has come, and not all others.
+    pub fn knows(&self, key: &Key, now: Ticks) -> bool {
+        self.find(key, now).is_some()
+    }
+
+    /// A number of our own for the datagram, living or just complete: no other that lives has it, as long
+    /// as there are no more places than numbers (65,536 in IPv4).
+    pub fn number(&self, key: &Key) -> Option<u32> {
+        let bucket = self.bucket_number(key)?;
+        let mut places = self.buckets.get(bucket)?.iter();
+        let place =
+            places.position(|place| place.read().is_some_and(|entry| entry.key == key.words()))?;
+        u32::try_from(bucket * PLACES + place).ok()
+    }
+
+    /// A number that changes whenever a first fragment is noted; 0 before the first.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.noted.0.load(Ordering::Acquire)
+    }
+
+    fn bucket_number(&self, key: &Key) -> Option<usize> {
+        let hash = self.secret.hash_words::<40>(&key.words());
+        let number = (u128::from(hash) * self.buckets.len() as u128) >> 64;
+        usize::try_from(number).ok()
+    }
+
+    fn bucket(&self, key: &Key) -> Option<&[Place; PLACES]> {
+        self.buckets.get(self.bucket_number(key)?)
+    }
+
+    fn find(&self, key: &Key, now: Ticks) -> Option<(&Place, Entry)> {
+        self.bucket(key)?.iter().find_map(|place| {
+            let entry = place.read().filter(|entry| entry.key == key.words())?;
+            self.lives(place, &entry, now).then_some((place, entry))
+        })
+    }
+
+    fn lives(&self, place: &Place, entry: &Entry, now: Ticks) -> bool {
+        now.since(entry.noted).0 <= self.timeout.0 && !place.is_complete(entry)
+    }
+}
+
+/// What tells the progress of one datagram at a place from that of the one before.
+const fn tag(version: u64) -> u64 {
+    (version >> 1 & 0xffff) << TAG_SHIFT
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
+impl Place {
+    /// What it says, if it says something and nobody is writing it.
+    fn read(&self) -> Option<Entry> {
+        // Acquire pairs with the release store of `write`: who sees a version sees its words.
+        let version = self.version.load(Ordering::Acquire);
+        if version == 0 || version % 2 == 1 {
+            return None;
+        }
+        let [a, b, c, d, name, tail] = self.words.each_ref().map(|w| w.load(Ordering::Relaxed));
+        // Pairs with the fence of `write`: who saw a newer word sees another version now.
+        fence(Ordering::Acquire);
+        if self.version.load(Ordering::Relaxed) != version {
+            return None;
+        }
+        let protocol =
+            if name >> 16 & 0xff == Protocol::Tcp as u64 { Protocol::Tcp } else { Protocol::Udp };
+        Some(Entry {
+            version,
+            key: [a, b, c, d, name & !0xff_ffff],
+            head: Head { protocol, ports: ((tail >> 32) as u32).to_be_bytes() },
+            first: name as u16,
+            noted: Ticks(tail as u32),
+        })
+    }
+
+    /// Writes a datagram into the place, if its version is still `version`.
+    fn write(&self, version: u64, key: &Key, head: Head, first: u16, now: Ticks) {
+        let claimed = version.wrapping_add(1);
+        let claim =
+            self.version.compare_exchange(version, claimed, Ordering::Acquire, Ordering::Relaxed);
+        if version % 2 == 1 || claim.is_err() {
+            return;
+        }
+        // Release: who sees one of these words sees the claim, too, when it looks again.
+        fence(Ordering::Release);
+        let [a, b, c, d, name] = key.words();
+        let name = name | (head.protocol as u64) << 16 | u64::from(first);
+        let tail = u64::from(u32::from_be_bytes(head.ports)) << 32 | u64::from(now.0);
+        for (word, value) in self.words.iter().zip([a, b, c, d, name, tail]) {
+            word.store(value, Ordering::Relaxed);
+        }
+        let next = version.wrapping_add(2).max(2);
+        self.progress.store(tag(next) | u64::from(first), Ordering::Relaxed);
+        self.version.store(next, Ordering::Release);
+    }
+
+    /// Counts the bytes of a later fragment; false if they are more than there can be.
+    fn count(&self, entry: &Entry, span: Span) -> bool {
+        let end = u64::from(span.offset) + u64::from(span.len);
+        let mut progress = self.progress.load(Ordering::Relaxed);
+        for _ in 0..TRIES {
+            if progress >> TAG_SHIFT << TAG_SHIFT != tag(entry.version) {
+                return true;
+            }
+            let (known, seen) = (progress >> BYTES_BITS & BYTES, progress & BYTES);
+            let total = if span.more { known } else { end };
+            let seen = seen + u64::from(span.len);
+            if known != 0 && known != total || total != 0 && (end > total || seen > total) {
+                return false;
+            }
+            let new = tag(entry.version) | total << BYTES_BITS | seen & BYTES;
+            let swap = self.progress.compare_exchange_weak(
+                progress,
+                new,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+            match swap {
+                Ok(_) => return true,
+                Err(other) => progress = other,
+            }
+        }
+        true
+    }
+
+    /// Whether all bytes of its datagram were seen.
+    fn is_complete(&self, entry: &Entry) -> bool {
+        let progress = self.progress.load(Ordering::Relaxed);
+        let (total, seen) = (progress >> BYTES_BITS & BYTES, progress & BYTES);
+        progress >> TAG_SHIFT << TAG_SHIFT == tag(entry.version) && total != 0 && seen == total
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop early")]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: Ticks = Ticks(u32::MAX - 10);
+    const TIMEOUT: Ticks = Ticks(3000);
+
+    fn table(datagrams: usize) -> Datagrams {
+        Datagrams::new(datagrams, TIMEOUT, TableSecret::new(1))
+    }
+
+    fn key(identification: u32) -> Key {
+        let source = Address::from_v4([198, 18, 0, 1]);
+        Key { source, destination: Address::from_v6([7; 16]), identification, protocol: 17 }
+    }
+
+    fn head(port: u8) -> Head {
+        Head { protocol: Protocol::Udp, ports: [1, 2, 3, port] }
+    }
+
+    fn span(offset: u16, len: u16, more: bool) -> Span {
+        Span { offset, len, more }
+    }
+
+    #[test]
+    fn later_fragments_find_the_flow_until_all_bytes_were_seen() {
+        let table = table(64);
+        assert_eq!(table.join(&key(1), span(8, 8, true), NOW), Joined::Unknown);
+        assert_eq!(table.generation(), 0);
+        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        assert_eq!(table.generation(), 1);
+        assert!(table.knows(&key(1), NOW) && !table.knows(&key(2), NOW));
+        assert_eq!(table.join(&key(1), span(1600, 10, false), NOW), Joined::Flow(head(4)));
+        assert!(table.knows(&key(1), NOW));
+        assert_eq!(table.join(&key(1), span(800, 800, true), NOW), Joined::Flow(head(4)));
+        assert!(!table.knows(&key(1), NOW), "complete");
+        assert_eq!(table.note(&key(1), head(5), 80, NOW), Ok(()), "the number is free again");
+        assert_eq!(table.join(&key(1), span(80, 8, false), NOW), Joined::Flow(head(5)));
+    }
+
+    #[test]
+    fn datagrams_that_live_have_numbers_of_their_own() {
+        let table = table(4096);
+        let mut numbers = std::collections::BTreeSet::new();
+        for number in 0..200 {
+            assert_eq!(table.number(&key(number)), None);
+            assert_eq!(table.note(&key(number), head(4), 800, NOW), Ok(()));
+            assert!(numbers.insert(table.number(&key(number)).unwrap()));
+        }
+        assert_eq!(table.join(&key(0), span(800, 8, false), NOW), Joined::Flow(head(4)));
+        assert!(numbers.contains(&table.number(&key(0)).unwrap()), "also the last fragment has it");
+    }
+
+    #[test]
+    fn every_part_of_the_key_counts() {
+        let table = table(64);
+        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        let other = Address::from_v4([198, 18, 0, 2]);
+        for other in [
+            Key { source: other, ..key(1) },
+            Key { destination: other, ..key(1) },
+            Key { identification: 2, ..key(1) },
+            Key { protocol: 6, ..key(1) },
+        ] {
+            assert!(!table.knows(&other, NOW), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_overlaps() {
+        for (name, spans) in [
+            ("the transport header", vec![span(8, 800, true)]),
+            ("the first fragment's end", vec![span(792, 80, true)]),
+            (
+                "more bytes than there are",
+                vec![span(800, 8, true), span(808, 8, false), span(800, 8, true)],
+            ),
+            ("behind the end", vec![span(808, 8, false), span(816, 8, true)]),
+            ("another end", vec![span(808, 8, false), span(816, 8, false)]),
+            ("an end before what was seen", vec![span(800, 80, true), span(800, 8, false)]),
+        ] {
+            let table = table(64);
+            assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+            let (last, before) = spans.split_last().unwrap();
+            for span in before {
+                assert_eq!(table.join(&key(1), *span, NOW), Joined::Flow(head(4)), "{name}");
+            }
+            let joined = table.join(&key(1), *last, NOW);
+            let complete = !table.knows(&key(1), NOW);
+            assert!(joined == Joined::Overlap || complete, "{name}: {joined:?}");
+        }
+    }
+
+    #[test]
+    fn another_start_with_other_ports_is_refused_and_with_the_same_begins_anew() {
+        let table = table(64);
+        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        assert_eq!(table.note(&key(1), head(5), 800, NOW), Err(OtherPorts));
+        assert_eq!(table.join(&key(1), span(800, 800, true), NOW), Joined::Flow(head(4)));
+        assert_eq!(table.note(&key(1), head(4), 80, NOW), Ok(()));
+        assert_eq!(table.join(&key(1), span(80, 8, false), NOW), Joined::Flow(head(4)));
+        assert!(!table.knows(&key(1), NOW), "what came before counts no more");
+    }
+
+    #[test]
+    fn datagrams_end_by_time_across_the_wrap_of_the_clock() {
+        let table = table(64);
+        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        let end = NOW.after(TIMEOUT);
+        assert!(table.knows(&key(1), end) && !table.knows(&key(1), end.after(Ticks(1))));
+        assert_eq!(table.note(&key(1), head(5), 800, end.after(Ticks(1))), Ok(()));
+    }
+
+    #[test]
+    fn a_flood_pushes_out_the_oldest_and_the_youngest_stays() {
+        let table = table(4);
+        for number in 0..1000 {
+            let now = NOW.after(Ticks(number));
+            assert_eq!(table.note(&key(number), head(4), 800, now), Ok(()));
+            assert!(table.knows(&key(number), now));
+            assert_eq!(
+                (0..=number).filter(|&n| table.knows(&key(n), now)).count(),
+                4.min(number as usize + 1)
+            );
+        }
+    }
+
+    #[test]
+    fn many_writers_leave_whole_entries() {
+        let table = table(16);
+        std::thread::scope(|scope| {
+            for worker in 0..4_u32 {
+                let table = &table;
+                scope.spawn(move || {
+                    for round in 0..20_000_u32 {
+                        let number = (round * 7 + worker) % 40;
+                        // The port tells whose entry it is.
+                        let port = u8::try_from(number).unwrap_or(0);
+                        let _ = table.note(&key(number), head(port), 800, NOW);
+                        match table.join(&key(number), span(800, 8, true), NOW) {
+                            Joined::Flow(found) => assert_eq!(found, head(port)),
+                            Joined::Unknown | Joined::Overlap => {}
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    proptest! {
+        /// Against a model without a bound.
+        #[test]
+        fn agrees_with_a_model(
+            steps in prop::collection::vec((0_u32..4, 0_u16..6, 1_u16..3, any::<bool>(), any::<bool>()), 0..60),
+        ) {
+            #[derive(Default)]
+            struct Model { seen: u32, total: u32 }
+            let (table, mut model) = (table(4096), BTreeMap::<u32, Model>::new());
+            for (number, at, len, more, first) in steps {
+                let (offset, len) = (at * 8, len * 8);
+                let end = u32::from(offset + len);
+                if first {
+                    prop_assert_eq!(table.note(&key(number), head(1), 8, NOW), Ok(()));
+                    model.insert(number, Model { seen: 8, total: 0 });
+                    continue;
+                }
+                let joined = table.join(&key(number), span(offset, len, more), NOW);
+                let expected = match model.get_mut(&number) {
+                    None => Joined::Unknown,
+                    Some(_) if offset < 8 => Joined::Overlap,
+                    Some(it) => {
+                        let total = if more { it.total } else { end };
+                        let seen = it.seen + u32::from(len);
+                        let other_end = it.total != 0 && it.total != total;
+                        if other_end || total != 0 && (end > total || seen > total) {
+                            Joined::Overlap
+                        } else {
+                            *it = Model { seen, total };
+                            Joined::Flow(head(1))
+                        }
+                    }
+                };
+                prop_assert_eq!(joined, expected);
+                model.retain(|_, it| it.total == 0 || it.seen != it.total);
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Pairs of VLAN tags (QinQ) that clients' packets come with: each pair of a NIC gets a number that fits
+//! into a flow's `hop` word, which has 12 bits for VLANs.
+//!
+//! A table that only grows, for all workers: a place is claimed once and never changes, so that a number
+//! stands for one pair as long as the process lives. It is full after some 4,000 pairs, or when the
+//! [`PROBES`] places of a pair are taken: then the flow is dropped by name.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::forwarding::PortIndex;
+use crate::wire::vlan::{Outer, Tags};
+
+/// Numbers have 12 bits; 0 is none.
+const PLACES: usize = 4096;
+/// Places that are looked at for a pair: bounds what a packet can cost.
+const PROBES: usize = 32;
+/// A place that is taken.
+const USED: u32 = 1 << 31;
+const SERVICE: u32 = 1 << 24;
+
+/// The pairs of this process.
+static PAIRS: Pairs = Pairs::new();
+
+/// Number of a pair: 1..=4095.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Number(pub(super) u16);
+
+/// The number of a pair, given to it now if it has none; `None` if there is no room, or it is no pair.
+pub(super) fn number(port: PortIndex, tags: Tags) -> Option<Number> {
+    PAIRS.number(port, tags)
+}
+
+/// The pair with a number.
+pub(super) fn pair(number: Number) -> Option<(PortIndex, Tags)> {
+    PAIRS.pair(number)
+}
+
+struct Pairs([AtomicU32; PLACES]);
+
+impl Pairs {
+    const fn new() -> Self {
+        Self([const { AtomicU32::new(0) }; PLACES])
+    }
+
+    fn number(&self, port: PortIndex, tags: Tags) -> Option<Number> {
+        let (outer, service) = match tags.outer {
+            Outer::None => return None,
+            Outer::Service(outer) => (outer, SERVICE),
+            Outer::Customer(outer) => (outer, 0),
+        };
+        let (inner, outer) = (u32::from(tags.inner & 0xfff), u32::from(outer & 0xfff));
+        let word = USED | u32::from(port.0 & 0xf) << 25 | service | outer << 12 | inner;
+        let start = word.wrapping_mul(0x9e37_79b1) as usize >> 20;
+        for place in (start..start + PROBES).map(|place| place % PLACES).filter(|&n| n != 0) {
+            // Relaxed: the word is all that there is.
+            let (taken, relaxed) = (self.0.get(place)?, Ordering::Relaxed);
+            let mut there = taken.load(relaxed);
+            if there == 0 {
+                there = taken.compare_exchange(0, word, relaxed, relaxed).err().unwrap_or(word);
+            }
+            if there == word {
+                return u16::try_from(place).ok().map(Number);
+            }
+        }
+        None
+    }
+
+    fn pair(&self, Number(number): Number) -> Option<(PortIndex, Tags)> {
+        let word = self.0.get(usize::from(number))?.load(Ordering::Relaxed);
+        let (outer, inner) = ((word >> 12 & 0xfff) as u16, (word & 0xfff) as u16);
+        let outer =
+            if word & SERVICE != 0 { Outer::Service(outer) } else { Outer::Customer(outer) };
+        let tags = Tags { inner, outer };
+        (word & USED != 0).then_some((PortIndex((word >> 25 & 0xf) as u8), tags))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_keeps_its_number_until_all_are_given() {
+        let pairs = Box::new(Pairs::new());
+        let mut given = Vec::new();
+        for outer in 0..64 {
+            for inner in 0..128 {
+                let port = PortIndex(u8::try_from(inner % 15).unwrap());
+                let (outer, inner) = (outer * 64, inner * 32);
+                let customer = Tags { inner, outer: Outer::Customer(outer) };
+                let tags = if inner % 64 == 0 { Tags::two(outer, inner) } else { customer };
+                given.extend(pairs.number(port, tags).map(|number| (number, port, tags)));
+            }
+        }
+        assert!((3_500..=4_095).contains(&given.len()), "{}", given.len());
+        for &(number, port, tags) in &given {
+            assert!((1..4096).contains(&number.0));
+            assert_eq!(pairs.pair(number), Some((port, tags)));
+            assert_eq!(pairs.number(port, tags), Some(number));
+        }
+        assert_eq!(pairs.number(PortIndex(0), Tags::from(7)), None, "one tag needs no number");
+        assert_eq!(pairs.pair(Number(0)), None);
+    }
+}
