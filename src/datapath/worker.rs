@@ -97,7 +97,8 @@ impl Worker {
     ///
     /// `None` if `flows` has no table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
-        let leases = Leases::new(Arc::clone(&parts.bindings), parts.index);
+        let own = parts.flows.get(usize::from(parts.index))?;
+        let leases = Leases::new(Arc::clone(&parts.bindings), parts.index, own.secret());
         let mut worker = Self {
             flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
             conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use super::entry::{Track, WayBack};
 use super::sources::owner;
 pub use super::sources::{BindingId, MAX_SOURCES, Sources};
+use super::tuple::TableSecret;
 use super::{Address, FlowKey, Protocol};
 use crate::forwarding::table::Backend;
 use crate::forwarding::{BackendId, BackendIndex, ListenKey, NextHop};
@@ -282,11 +283,21 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// Of a worker's bindings, which must all be free.
+    /// Of a worker's bindings, which must all be free. The secret says which is the first, so that a
+    /// process does not begin with the ports that the one before it began with: backends may
+    /// remember those.
     ///
     /// Cost: one step for each.
-    pub fn new(bindings: Arc<Bindings>, worker: u8) -> Self {
-        let mine = |v4| bindings.sources.of_worker(worker, bindings.workers, v4).collect();
+    pub fn new(bindings: Arc<Bindings>, worker: u8, secret: &TableSecret) -> Self {
+        let mine = |v4| {
+            let all = bindings.sources.of_worker(worker, bindings.workers, v4);
+            let mut all: VecDeque<BindingId> = all.collect();
+            let turn = secret.hash_words::<16>(&[worker.into(), v4.into()]);
+            let len = u64::try_from(all.len()).unwrap_or(u64::MAX).max(1);
+            // Less than its length.
+            all.rotate_left(usize::try_from(turn % len).unwrap_or_default());
+            all
+        };
         Self { v4: mine(true), v6: mine(false), bindings }
     }
 
@@ -367,7 +378,7 @@ mod tests {
         #[test]
         fn a_slot_says_what_was_written(number: u16, v6: bool) {
             let bindings = bindings(1, 1);
-            let mut leases = Leases::new(Arc::clone(&bindings), 0);
+            let mut leases = Leases::new(Arc::clone(&bindings), 0, &TableSecret::new(1));
             let bound = bound(number, v6);
             let id = leases.bind(!v6, &bound).unwrap();
             prop_assert_eq!(bindings.read(id).unwrap().bound, bound);
@@ -380,7 +391,7 @@ mod tests {
         #[test]
         fn leases_are_a_queue(steps in proptest::collection::vec((any::<bool>(), 0..8_usize), 0..200)) {
             let bindings = bindings(4, 1);
-            let mut leases = Leases::new(Arc::clone(&bindings), 0);
+            let mut leases = Leases::new(Arc::clone(&bindings), 0, &TableSecret::new(1));
             let mut free: VecDeque<BindingId> = leases.v4.clone();
             let mut taken: Vec<BindingId> = Vec::new();
             for (take, which) in steps {
@@ -403,7 +414,7 @@ mod tests {
     #[test]
     fn a_port_rests_until_all_others_have_been_used() {
         let bindings = bindings(100, 2);
-        let mut leases = Leases::new(Arc::clone(&bindings), 1);
+        let mut leases = Leases::new(Arc::clone(&bindings), 1, &TableSecret::new(1));
         let all = bindings.share(1, true);
         assert_eq!((all, leases.free(true)), (100, 100));
         let mut last_use = HashMap::new();
@@ -418,9 +429,22 @@ mod tests {
     }
 
     #[test]
+    fn another_process_begins_elsewhere() {
+        let bindings = bindings(1000, 1);
+        let first = |seed| {
+            let mut leases = Leases::new(Arc::clone(&bindings), 0, &TableSecret::new(seed));
+            let id = leases.bind(true, &bound(1, false)).unwrap();
+            leases.release(id);
+            id
+        };
+        let different: std::collections::HashSet<BindingId> = (0..10).map(first).collect();
+        assert!(different.len() > 8, "{different:?}");
+    }
+
+    #[test]
     fn what_is_tried_changes_nothing() {
         let bindings = bindings(4, 1);
-        let mut leases = Leases::new(Arc::clone(&bindings), 0);
+        let mut leases = Leases::new(Arc::clone(&bindings), 0, &TableSecret::new(1));
         let used = leases.bind(true, &bound(1, false)).unwrap();
         let (scratch, mut tried) = bindings.scratch([used], 0).unwrap();
         assert_eq!(scratch.read(used).unwrap().bound, bound(1, false));
@@ -434,7 +458,7 @@ mod tests {
     #[test]
     fn what_was_told_is_known_for_a_while_and_only_of_the_same_flow() {
         let bindings = bindings(4, 1);
-        let mut leases = Leases::new(Arc::clone(&bindings), 0);
+        let mut leases = Leases::new(Arc::clone(&bindings), 0, &TableSecret::new(1));
         let id = leases.bind(true, &bound(1, false)).unwrap();
         let before = bindings.read(id).unwrap();
         // Across the wrap of the clock.
@@ -463,7 +487,7 @@ mod tests {
                     let bindings = Arc::clone(&bindings);
                     scope.spawn(move || {
                         let me = u8::try_from(worker).unwrap();
-                        let mut leases = Leases::new(bindings, me);
+                        let mut leases = Leases::new(bindings, me, &TableSecret::new(1));
                         for number in 0..20_000_u16 {
                             let own = bound(number / 2 * 2 + worker, false);
                             let id = leases.bind(true, &own).unwrap();
