@@ -180,6 +180,9 @@ named! {
     /// Mode full_nat: every source address and port that the worker has for the backend's family is
     /// in use.
     NoSourcePort = "no_source_port",
+    /// Mode full_nat, between IPv4 and IPv6: it has no counterpart in the other family (a source route,
+    /// fragments without a checksum, more than a frame).
+    NotTranslatable = "not_translatable",
     /// Mode full_nat: a packet that belongs to no flow that is known here, and begins none.
     RequestNoFlow = "request_no_flow",
     /// From a NAT backend's service port or for a full-NAT source, but no flow is known that it answers.

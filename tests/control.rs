@@ -314,6 +314,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         on_down: FlowsLeft::Keep,
         reset_idle: false,
         rejects: false,
+        proxy: false,
         announce,
         quic: Vec::new(),
         mss: None,

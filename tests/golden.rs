@@ -7,6 +7,7 @@ mod golden {
     mod fragments;
     mod full_nat;
     mod icmp;
+    mod proxy;
     mod resets;
     mod tunnel;
     mod vips;

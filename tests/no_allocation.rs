@@ -74,6 +74,25 @@ fn polling_never_allocates_or_frees() {
                 rig.collect(1 - worker, 0);
             }
         }
+        // A first fragment, a later one that is parked, and one whose first one comes after it.
+        let whole = rig::tcp(rig::Family::V4, 1000, 80, "A");
+        let part = |word: [u8; 2], id: u8| {
+            let mut part = whole.clone();
+            part.truncate(34 + 24);
+            part[16..18].copy_from_slice(&[0, 44]);
+            (part[19], part[20], part[21]) = (id, word[0], word[1]);
+            part
+        };
+        for (worker, part) in [(0, part([0x20, 0], 1)), (1, part([0, 3], 1)), (1, part([0, 3], 2))]
+        {
+            rig.deliver(worker, 0, &part);
+            let before = CALLS.with(Cell::get);
+            rig.poll(worker);
+            rig.poll(worker);
+            calls += CALLS.with(Cell::get) - before;
+        }
+        assert_eq!(rig.stats(1).fragments_parked.get(), 1, "{forward:?}");
+        (0..2).for_each(|worker| drop(rig.collect(worker, 0)));
         assert_eq!(calls, 0, "{forward:?}");
         // The publisher frees old tables, not the worker that lets go of one.
         rig.change(|specs| specs[0].backends[0].up = false);

@@ -421,6 +421,8 @@ pub struct Vip {
     pub mss: Option<u16>,
     /// Whether who finds no backend in service is told.
     pub rejects: bool,
+    /// Whether backends are told who the client is, by the PROXY protocol.
+    pub proxy: bool,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.

@@ -317,14 +317,17 @@ fn backend_address(
 ) {
     let address = backend.value.address;
     let at = backend.place.key("address");
-    if address.is_ipv4() != vip.value.address.is_v4() && !vip.value.forward.tunnels() {
+    let forward = vip.value.forward;
+    let crosses = forward.tunnels() || forward == Forward::FullNat;
+    if address.is_ipv4() != vip.value.address.is_v4() && !crosses {
         let (ours, theirs) = if address.is_ipv4() { (4, 6) } else { (6, 4) };
         let what = format!(
             "{address} is IPv{ours}, but VIP \"{}\" is IPv{theirs} ({})",
             vip.value.name, vip.value.address
         );
         let fix = format!(
-            "use an IPv{theirs} address, or forward = \"ipip\" or \"gue\", which carry IPv{theirs} in IPv{ours}"
+            "use an IPv{theirs} address, or forward = \"ipip\" or \"gue\", which carry IPv{theirs} in \
+             IPv{ours}, or \"full_nat\", which translates"
         );
         report.error(&at, what, &fix);
     }

@@ -56,6 +56,7 @@ pub(super) struct RawVip {
     on_idle: Option<String>,
     mss: Option<i64>,
     on_no_backend: Option<String>,
+    proxy: Option<String>,
     announce: Option<String>,
     /// Taken out and read by themselves; they are here to be named with the other keys.
     quic: Option<IgnoredAny>,
@@ -214,6 +215,8 @@ impl RawVip {
         let on_idle = self.on_idle.as_deref();
         let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
         let mss = mss(self.mss, &place.key("mss"), protocol, report);
+        let proxy_at = place.key("proxy");
+        let proxy = proxy(self.proxy.as_deref(), &proxy_at, forward, protocol, report);
         let rejects = self.on_no_backend.as_deref();
         let rejects = policy::rejects(rejects, &place.key("on_no_backend"), report);
         let announce_at = place.key("announce");
@@ -248,6 +251,7 @@ impl RawVip {
             reset_idle,
             mss,
             rejects,
+            proxy,
             announce,
             quic: Vec::new(),
             backends,
@@ -395,6 +399,26 @@ fn translatable(
         let fix = "use forward = \"full_nat\", \"dsr\", \"ipip\" or \"gue\"";
         report.error(&place.key("address"), what, fix);
     }
+}
+
+/// Whether backends get a PROXY header.
+fn proxy(
+    raw: Option<&str>,
+    place: &Place,
+    forward: Option<Forward>,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> bool {
+    const WORDS: &[(&str, bool)] = &[("none", false), ("v2", true)];
+    let wanted = raw.and_then(|word| report.word(place, word, WORDS, &[])).unwrap_or_default();
+    if wanted && forward.is_some_and(|forward| forward != Forward::FullNat) {
+        let what = "a PROXY header where backends see the client's address anyway";
+        report.error(place, what, "remove the key, or use forward = \"full_nat\"");
+    } else if wanted && protocol != Protocol::Tcp {
+        let fix = "remove the key: it is for protocol = \"tcp\"";
+        report.error(place, "a PROXY header has no place in datagrams", fix);
+    }
+    wanted
 }
 
 pub(super) fn announce(

@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn the_shorter_of_route_and_link_counts() {
-        let mut odd = link(2, "eth1.7", Some((1, 7)));
+        let mut odd = link(2, "eth1.7", Some((1, 7, false)));
         odd.1.mtu = 0;
         let links = HashMap::from([link(1, "eth1", None), odd]);
         let via = |ifindex, mtu| Route::Via { ifindex, hop: [10, 0, 0, 1].into(), mtu };

@@ -138,6 +138,7 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("on_idle", on_idle(old).to_owned(), on_idle(new).to_owned());
     field("mss", mss(old), mss(new));
     field("on_no_backend", on_no_backend(old).to_owned(), on_no_backend(new).to_owned());
+    field("proxy", proxy(old).to_owned(), proxy(new).to_owned());
     let (a, b) = (&old.timeouts, &new.timeouts);
     for (name, a, b) in [
         ("timeouts.embryonic", a.embryonic, b.embryonic),
@@ -230,6 +231,10 @@ fn place(backend: &Backend) -> String {
 
 fn join(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+const fn proxy(vip: &Vip) -> &'static str {
+    if vip.proxy { "v2" } else { "none" }
 }
 
 const fn on_no_backend(vip: &Vip) -> &'static str {

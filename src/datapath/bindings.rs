@@ -20,10 +20,36 @@ use crate::flow::bindings::{BindingId, Bound, Lease, Leases};
 use crate::flow::entry::{Pin, State, Track};
 use crate::flow::table::Slot;
 use crate::flow::tuple::Tuple;
-use crate::forwarding::FlowsLeft;
 use crate::forwarding::table::Backend;
+use crate::forwarding::{FlowsLeft, Forward};
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
+use crate::wire::proxy::{Header, Shift};
+
+/// How the two halves of a flow with a PROXY header count.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers {
+    /// The flow's binding.
+    pub lease: Lease,
+    /// What it says.
+    pub shift: Shift,
+}
+
+impl Numbers {
+    /// Of a flow that `backend` has by this binding; `None` if its VIP wants no header, or the client's SYN
+    /// was not seen: nothing is put in front of its data then, and the backend, which does not know
+    /// the flow, resets it.
+    #[inline]
+    pub fn of(backend: &Backend, id: BindingId, context: &Context<'_>) -> Option<Self> {
+        if !backend.proxy {
+            return None;
+        }
+        let lease = context.bindings.read(id)?;
+        let Bound { flow, isn, acknowledged, .. } = lease.bound;
+        let len = Header::len(flow.vip.is_v4());
+        Some(Self { lease, shift: Shift { isn: isn?, len, acknowledged } })
+    }
+}
 
 /// How often the pin is told that its flow lives. The shortest time-out is 1 s.
 const TELL: Ticks = Ticks(50);
@@ -154,6 +180,11 @@ fn is_steady(protocol: Protocol, state: State) -> bool {
     }
 }
 
+/// Whether the flow of a client's packet has a source of ours, or is to get one.
+pub fn wanted(packet: &Packet, context: &Context<'_>) -> bool {
+    context.table.vip(packet.vip).is_some_and(|vip| vip.forward == Forward::FullNat)
+}
+
 /// Keeps the way back to a flow's client, once per tick at most, by a packet of its pin.
 #[inline]
 pub fn note(track: &Track, packet: &Packet, context: &Context<'_>) {
@@ -173,6 +204,15 @@ pub fn note_elsewhere(track: &Track, packet: &Packet, context: &Context<'_>) -> 
         context.bindings.set_way_back(id, way_back);
     }
     same
+}
+
+/// Whether a SYN is not the one that the flow of a pin began with: another connection's, from the same
+/// port, of which the numbers would be mixed up with this one's.
+#[cold]
+pub fn begins_anew(track: &Track, packet: &Packet, context: &Context<'_>) -> bool {
+    let lease = track.binding().and_then(|id| context.bindings.read(id));
+    let isn = numbers(packet).map(|(sequence, _)| sequence);
+    lease.is_some_and(|lease| lease.bound.isn != isn)
 }
 
 /// Frees the source of a flow whose pin was removed, if it had one.

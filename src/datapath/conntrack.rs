@@ -243,13 +243,16 @@ impl Conntrack {
         context: &Context<'t>,
     ) -> Result<Target<'t>, Untracked<'t>> {
         let tcp = packet.flow.protocol() == Protocol::Tcp;
+        let opens = !tcp || packet.shape.flags.opens();
         // NICs send fragments to another worker than whole packets of their flow, so both kinds look
         // for each other once fragments are about.
-        let fragments = context.datagrams.generation() != 0;
-        if (!tcp && !fragments) || packet.shape.flags.opens() {
+        let fragments = !tcp && context.datagrams.generation() != 0;
+        // A SYN that is repeated, at another worker now, chooses the same backend by itself; but a backend
+        // that sees another source takes it for another connection.
+        if opens && !fragments && !bindings::wanted(packet, context) {
             return Err(Miss::Open.into());
         }
-        let miss = if tcp { Miss::Midflow } else { Miss::Open };
+        let miss = if opens { Miss::Open } else { Miss::Midflow };
         let on_vip = |pin: &Pin| pin.vip == packet.vip;
         let (slot, pin, backend) =
             self.find_elsewhere(&packet.flow, context, on_vip).ok_or(miss)?;

@@ -9,6 +9,7 @@
 //! Reads: the packet's flags, the flow's state and times, its backend. Changes nothing.
 
 use super::batch::{Packet, TcpFlags};
+use super::bindings::begins_anew;
 use super::clients::is_due;
 use super::context::Context;
 use super::quic::named;
@@ -105,7 +106,9 @@ pub(super) fn leaves(
         _ if backend.left == FlowsLeft::Rehash => true,
         Protocol::Tcp => {
             let over = || !backend.up || state.is_closing(backend.forward);
-            opens && (over() || is_cut(protocol, track, backend))
+            let embryonic = || backend.proxy && !state.has(State::ESTABLISHED);
+            let anew = || embryonic() && begins_anew(track, packet, context);
+            opens && (over() || anew() || is_cut(protocol, track, backend))
         }
         Protocol::Udp => backend.quirks.has(Quirks::QUIC) && elsewhere(),
         Protocol::Any => false,

@@ -27,6 +27,7 @@ use arrayvec::ArrayVec;
 use etherparse::{EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
 
 use super::batch::{Packet, TcpFlags, Way};
+use super::bindings::Numbers;
 use super::conntrack::Target;
 use super::context::Context;
 use super::ports::Ports;
@@ -35,7 +36,9 @@ use crate::flow::{Address, FlowKey};
 use crate::forwarding::{Forward, NextHop, PortIndex};
 use crate::stats::{Answer, Drop, WorkerStats};
 use crate::wire::headers::Headers;
+use crate::wire::proxy::Shift;
 use crate::wire::tunnel::Outer;
+use crate::wire::vlan::Tags;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Most segments that wait: more are not sent. Who was not told is told at his next packet, or
@@ -118,10 +121,13 @@ impl Outbox {
             && !flags.any(TcpFlags::RST)
             && let Some((sequence, acknowledgment)) = numbers(packet)
         {
+            let reply = packet.way.is_reply();
+            // All numbers are the client's from here on.
+            let shift = cut.shift(context).filter(|_| reply);
+            let acknowledgment = shift.map_or(acknowledgment, |shift| shift.back(acknowledgment));
             let back = Content { sequence: acknowledgment, acknowledgment: None, reset: true };
             let acknowledgment = Some(acknowledgment);
             let onwards = Content { sequence, acknowledgment, reset: true };
-            let reply = packet.way.is_reply();
             let (client, backend) = if reply { (onwards, back) } else { (back, onwards) };
             let flow = packet.flow.key();
             self.push(Some(cut.to_client(&flow, client)));
@@ -234,7 +240,16 @@ impl Cut<'_> {
             Some(id) => context.bindings.sources().source(id)?,
             None => (flow.client, flow.client_port),
         };
+        let shift = self.shift(context);
+        let sequence = shift.map_or(content.sequence, |shift| shift.forth(content.sequence));
+        let content = Content { sequence, ..content };
         Some(Segment { hop: backend.next_hop?, source, destination, content, outer })
+    }
+
+    /// How the backend counts what the client sends, if it does not as the client does.
+    fn shift(&self, context: &Context<'_>) -> Option<Shift> {
+        let Target { backend, binding } = self.target;
+        Some(Numbers::of(backend, binding?, context)?.shift)
     }
 }
 
@@ -302,7 +317,7 @@ impl Segment {
             return false;
         }
         let Some(outer) = &self.outer else { return true };
-        let at = if self.hop.vlan.is_some() { 18 } else { 14 };
+        let at = 14 + self.hop.vlan.map_or(0, Tags::len);
         tunnel::inner(frame, at).is_some_and(|inner| tunnel::wrap(frame, at, &inner, outer))
     }
 
@@ -378,7 +393,6 @@ mod tests {
 
     use super::*;
     use crate::forwarding::PortIndex;
-    use crate::wire::vlan::Tags;
 
     const MACS: &Macs = &[[2, 0xf, 0, 0, 0, 0], [2, 0xf, 0, 0, 0, 1]];
 
@@ -420,6 +434,7 @@ mod tests {
             let bytes = segment.bytes(MACS).unwrap();
             prop_assert!(bytes.len() >= SHORTEST);
             let packet = SlicedPacket::from_ethernet(&bytes).unwrap();
+            let vlans: Vec<u16> = packet.vlan_ids().iter().map(|vlan| vlan.value()).collect();
             let Some(TransportSlice::Tcp(tcp)) = packet.transport else {
                 unreachable!("{packet:?}")
             };
@@ -445,7 +460,6 @@ mod tests {
             prop_assert_eq!(tcp.ack().then(|| tcp.acknowledgment_number()), acknowledgment);
             prop_assert_eq!(tcp.rst(), reset);
             prop_assert!(!tcp.syn() && !tcp.fin() && tcp.payload().is_empty());
-            let vlans: Vec<u16> = packet.vlan_ids().iter().map(|vlan| vlan.value()).collect();
             let tags = segment.hop.vlan;
             let expected = tags.into_iter().flat_map(|tags| {
                 tags.outer.value().into_iter().chain([tags.inner])

@@ -4,7 +4,7 @@
 //! dsr  to the backend  MAC
 //! nat  to the backend  MAC, destination address and port, TTL, checksums
 //! nat  to the client   MAC, source address and port, TTL, checksums
-//! full_nat  either way MAC, both addresses and ports, TTL, checksums
+//! full_nat  either way MAC, both addresses and ports, TTL, checksums; or another IP header, a PROXY header
 //! ipip, gue            outer headers and MAC; the packet itself stays as it is
 //! ```
 //!
@@ -15,6 +15,7 @@
 
 mod full_nat;
 mod nat;
+mod proxy;
 pub(super) mod tunnel;
 
 use super::batch::{Packet, Part, Shape, TcpFlags, Way};
@@ -49,6 +50,10 @@ pub fn rewrite_to_backend(
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
     let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
+    if backend.forward == Forward::FullNat {
+        full_nat::to_backend(packet, backend, binding.ok_or(Drop::RequestNoFlow)?, context)?;
+        return address_packet(packet, hop, macs);
+    }
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
@@ -67,14 +72,8 @@ pub fn rewrite_to_backend(
             let port = backend.port.unwrap_or(flow.key().vip_port);
             nat::translate(frame, shape, flow, Side::Destination, backend.address, port)?;
         }
-        Forward::FullNat => {
-            let source = binding.and_then(|id| context.bindings.sources().source(id));
-            let source = source.ok_or(Drop::RequestNoFlow)?;
-            let port = backend.port.unwrap_or(flow.key().vip_port);
-            let number = new_number(frame, shape, context);
-            full_nat::translate(frame, shape, flow, source, (backend.address, port))?;
-            renumber(frame, shape, number);
-        }
+        // Above.
+        Forward::FullNat => return Err(Drop::NoBackend),
         Forward::Ipip | Forward::Gue => {
             tunnel::encapsulate(frame, shape, flow.tuple, backend, context)?;
         }
@@ -107,11 +106,15 @@ pub fn rewrite_to_client(
     context: &Context<'_>,
     macs: &Macs,
 ) -> Result<(), Drop> {
-    let Packet { frame: Some(frame), flow, shape, way, .. } = packet else {
+    let mtu = context.table.this_box().mtu(hop.port);
+    if let Way::ToClientOf(id) = packet.way {
+        full_nat::to_client(packet, id, mtu, context)?;
+        return address_packet(packet, hop, macs);
+    }
+    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
-    let mtu = context.table.this_box().mtu(hop.port);
     if !fits(frame, shape, mtu) {
         packet.limit = mtu;
         return Err(Drop::TooBig);
@@ -121,11 +124,7 @@ pub fn rewrite_to_client(
     }
     let number = new_number(frame, shape, context);
     let key = flow.key();
-    let (vip, client) = ((key.vip, key.vip_port), (key.client, key.client_port));
-    match way {
-        Way::ToClientOf(_) => full_nat::translate(frame, shape, flow, vip, client)?,
-        _ => nat::translate(frame, shape, flow, Side::Source, vip.0, vip.1)?,
-    }
+    nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
     renumber(frame, shape, number);
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, macs)
@@ -153,6 +152,12 @@ fn lower_mss(frame: &mut Frame, shape: &Shape, vip: VipId, context: &Context<'_>
     if let Some((most, segment)) = most.zip(segment) {
         tcp::lower_mss(segment, most);
     }
+}
+
+fn address_packet(packet: &mut Packet, hop: &NextHop, macs: &Macs) -> Result<(), Drop> {
+    let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
+    packet.nic = hop.port;
+    address_frame(frame, packet.shape.tag, hop, macs)
 }
 
 /// Whether the packet may leave as it is by a link that carries `mtu` bytes.

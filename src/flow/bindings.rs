@@ -72,6 +72,7 @@ pub struct Lease {
     pub id: BindingId,
     /// Whose it is.
     pub bound: Bound,
+    ports: u64,
     names: u64,
 }
 
@@ -175,7 +176,8 @@ impl Bindings {
             // The loads above are done before the version is looked at again.
             fence(Ordering::Acquire);
             if before & 1 == 0 && version.load(Ordering::Relaxed) == before {
-                return decode(&words).map(|(bound, names)| Lease { id, bound, names });
+                let [.., ports, names, _] = words;
+                return decode(&words).map(|bound| Lease { id, bound, ports, names });
             }
             std::hint::spin_loop();
         }
@@ -189,6 +191,15 @@ impl Bindings {
         let new = lease.names & !0xffff_ffff | u64::from(now.0) & !TOLD | TOLD;
         // A time publishes nothing. A lost race means that somebody else told it.
         let _ = names.compare_exchange(lease.names, new, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Notes that the backend has acknowledged what was put in front of the client's data. Any thread; does
+    /// nothing if the binding has another flow's ports since `lease` was read.
+    pub fn acknowledge(&self, lease: &Lease) {
+        let [_, _, _, _, _, Some(ports), ..] = self.words(lease.id) else { return };
+        let new = lease.ports | ACKNOWLEDGED;
+        // A lost race means that somebody else noted it.
+        let _ = ports.compare_exchange(lease.ports, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Notes where the client's packets come from. Any thread that has just read whose binding it is.
@@ -243,7 +254,7 @@ fn encode(bound: &Bound) -> (u32, [u64; 7]) {
 
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
-fn decode(words: &[u64; 8]) -> Option<(Bound, u64)> {
+fn decode(words: &[u64; 8]) -> Option<Bound> {
     let [head, c0, c1, v0, v1, ports, names, way_back] = *words;
     if ports == 0 {
         return None;
@@ -259,7 +270,7 @@ fn decode(words: &[u64; 8]) -> Option<(Bound, u64)> {
         BackendId { index: BackendIndex((names >> 48) as u16), generation: (names >> 32) as u16 };
     let isn = (ports & NUMBERED != 0).then_some((head >> 32) as u32);
     let acknowledged = ports & ACKNOWLEDGED != 0;
-    Some((Bound { flow, backend, way_back: WayBack(way_back), isn, acknowledged }, names))
+    Some(Bound { flow, backend, way_back: WayBack(way_back), isn, acknowledged })
 }
 
 /// A worker's right to hand out its bindings.

@@ -65,7 +65,6 @@ impl Pairs {
         None
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of a word")]
     fn pair(&self, Number(number): Number) -> Option<(PortIndex, Tags)> {
         let word = self.0.get(usize::from(number))?.load(Ordering::Relaxed);
         let (outer, inner) = ((word >> 12 & 0xfff) as u16, (word & 0xfff) as u16);

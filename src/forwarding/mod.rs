@@ -276,6 +276,8 @@ pub struct VipSpec {
     pub reset_idle: bool,
     /// Whether who finds no backend in service is told: by a RST (TCP) or port unreachable (UDP).
     pub rejects: bool,
+    /// Full NAT and TCP: whether backends are told who the client is, by the PROXY protocol.
+    pub proxy: bool,
     /// How it chooses a backend for a new flow.
     pub scheduler: SchedulerKind,
     /// Which flows belong together.

@@ -142,6 +142,8 @@ pub struct Backend {
     pub left: FlowsLeft,
     /// TCP: whether both ends of a flow that idled out are told: as its VIP says.
     pub reset_idle: bool,
+    /// Whether it is told who the client is, by a PROXY header: as its VIP says.
+    pub proxy: bool,
     /// New flows may go to it: up, active, with weight, and its next hop is known.
     pub takes_new: bool,
     /// Packets of flows whose pin was lost may go to it: up, and not out of service.
@@ -416,6 +418,7 @@ impl Backend {
             up: spec.up,
             left: flows_left(vip, spec),
             reset_idle: vip.reset_idle,
+            proxy: vip.proxy,
             takes_new: spec.up
                 && spec.weight > 0
                 && spec.service == Service::Active
@@ -498,6 +501,7 @@ pub(crate) mod testing {
             on_down: FlowsLeft::Keep,
             reset_idle: false,
             rejects: false,
+            proxy: false,
             scheduler: SchedulerKind::Maglev { size: 65537 },
             affinity: Affinity::Flow,
             splits: Splits::default(),

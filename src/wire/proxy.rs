@@ -65,6 +65,14 @@ impl Header {
         header
     }
 
+    /// How many bytes a header has for a VIP of this family.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "28 or 52")]
+    pub const fn len(v4: bool) -> u8 {
+        if v4 { V4_LEN as u8 } else { V6_LEN as u8 }
+    }
+
     /// Its bytes: 28 or 52.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
@@ -103,6 +111,23 @@ impl Shift {
         self.isn.wrapping_add(1)
     }
 
+    /// Whether the header belongs in front of the data of this segment of the client.
+    #[inline]
+    #[must_use]
+    pub fn begins(&self, segment: &[u8]) -> bool {
+        let first = tcp::sequence(segment) == Some(self.first());
+        first && !self.acknowledged && tcp::flags(segment).is_some_and(|flags| flags & RST == 0)
+    }
+
+    /// A number of the client's, as the backend counts. The SYN's, and that of a keep-alive before any
+    /// data, which repeats the number before the stream, stay.
+    #[inline]
+    #[must_use]
+    pub const fn forth(&self, number: u32) -> u32 {
+        let shifted = self.acknowledged || is_after(number, self.first());
+        if shifted { number.wrapping_add(self.len as u32) } else { number }
+    }
+
     /// Shifts the SEQ of a client's segment, and tells whether the header belongs in front of it.
     ///
     /// `None` if the TCP header is cut short. A RST at the start gets no header: a backend that has
@@ -110,19 +135,12 @@ impl Shift {
     #[inline]
     #[must_use]
     pub fn to_backend(&self, segment: &mut [u8]) -> Option<Start> {
-        let (sequence, flags) = (tcp::sequence(segment)?, tcp::flags(segment)?);
+        let sequence = tcp::sequence(segment)?;
         tcp::header_len(segment)?;
-        if !self.acknowledged {
-            if sequence == self.first() && flags & RST == 0 {
-                return Some(Start::Header);
-            }
-            // The SYN, or a keep-alive before any data: it repeats the number before the stream.
-            if !is_after(sequence, self.first()) {
-                return Some(Start::Within);
-            }
+        if self.begins(segment) {
+            return Some(Start::Header);
         }
-        let shifted = sequence.wrapping_add(self.len.into());
-        let delta = tcp::set_sequence(segment, shifted, Delta::default());
+        let delta = tcp::set_sequence(segment, self.forth(sequence), Delta::default());
         tcp::patch_checksum(segment, delta).then_some(Start::Within)
     }
 
@@ -145,7 +163,9 @@ impl Shift {
     }
 
     /// A number that the backend acknowledges, as the client counts.
-    const fn back(&self, number: u32) -> u32 {
+    #[inline]
+    #[must_use]
+    pub const fn back(&self, number: u32) -> u32 {
         let shifted = number.wrapping_sub(self.len as u32);
         if self.acknowledged || is_after(shifted, self.first()) { shifted } else { self.first() }
     }

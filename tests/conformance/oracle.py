@@ -37,6 +37,8 @@ class Flow:
     interface: str
     # The field that differs from flow to flow: outer source, GUE source port, or full-NAT source.
     entropy: object = None
+    # It may have begun anew, and so have another source in full NAT.
+    renewed: bool = False
     # With PROXY protocol: the client's initial sequence number.
     first: int | None = None
 
@@ -47,6 +49,8 @@ class Oracle:
     def __init__(self, facts):
         self.facts = facts
         self.flows = {}
+        # Flows of which only packets came that did not go on, such as those whose hops had run out.
+        self.unseen = set()
 
     # ---- what is to be done with a packet ----
 
@@ -72,7 +76,7 @@ class Oracle:
 
     def _is_lone_reset(self, data, headers):
         """Whether it is a RST of a flow that is not known, for which no source is to be taken."""
-        known = self._key(headers) in self.flows
+        known = self._key(headers) in self.flows or self._key(headers) in self.unseen
         return not known and headers.protocol == 6 and bool(flags(data, headers) & RST)
 
     def any_backend(self, data):
@@ -217,8 +221,8 @@ class Oracle:
         return self.facts.tunnel_df == "set"
 
     def _constant(self, flow, entropy, problems, what):
-        if flow.entropy is None:
-            flow.entropy = entropy
+        if flow.entropy is None or flow.renewed:
+            flow.entropy, flow.renewed = entropy, False
         elif flow.entropy != entropy:
             problems.append(f"{what} was {flow.entropy} in this flow, and is {entropy}")
 
@@ -234,7 +238,7 @@ class Oracle:
             problems.append(f"source port {source_port} is not in {self.facts.pool_ports}")
         if headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
             # Another connection of the same client and port may have another source.
-            flow.entropy = None
+            flow.renewed = True
         self._constant(flow, (source, source_port), problems, "full-NAT source")
         ends = (str(source), source_port), (str(backend.address), port)
         if flow.vip.keys.get("proxy") == "v2":
@@ -254,6 +258,7 @@ class Oracle:
 
     def judge_error(self, frame, way, outcome):
         """`frame` was to be answered with an ICMP error, or dropped where that is limited: `way` is why."""
+        self._note(Headers(frame.data), frame.data)
         if outcome.verdict == "drop":
             return [] if outcome.line["reason"] == DROPS[way] else [f"it was to be dropped as {DROPS[way]}"]
         if outcome.verdict != "reply" or way not in ERRORS or len(outcome.sent) != 1:
@@ -274,6 +279,15 @@ class Oracle:
         if len(reply) > longest:
             problems.append(f"the error has {len(reply)} bytes, more than {longest}")
         return problems
+
+    def _note(self, headers, data):
+        """A packet that does not go on may have begun a flow all the same, or begun it anew."""
+        if headers.is_error() or self._is_lone_reset(data, headers):
+            return
+        key = self._key(headers)
+        self.unseen.add(key)
+        if key in self.flows and headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
+            self.flows[key].renewed = True
 
     # ---- from a backend to a client ----
 

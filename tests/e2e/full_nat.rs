@@ -37,13 +37,18 @@ fn vips() -> Vec<Vip> {
         .collect()
 }
 
-/// A VIP of one backend whose service says what arrived there.
-fn digests(family: Family, inner: Family) -> String {
-    let (name, address) = match family {
-        Family::V4 => ("up4", "192.0.2.31"),
-        Family::V6 => ("up6", "2001:db8:100::31"),
-    };
-    let backend = inner.backend("b1");
+/// Address of the VIP for uploads.
+const fn upload_address(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "192.0.2.41",
+        Family::V6 => "2001:db8:100::41",
+    }
+}
+
+/// A VIP of one backend whose service, at `port`, says what arrived there.
+fn digests(family: Family, inner: Family, port: u16, keys: &str) -> String {
+    let (address, backend) = (upload_address(family), inner.backend("b1"));
+    let name = if family == Family::V4 { "up4" } else { "up6" };
     format!(
         r#"
 [[vip]]
@@ -51,45 +56,59 @@ name = "{name}"
 address = "{address}"
 ports = [9000]
 forward = "full_nat"
+{keys}
 health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 2 }}
 [[vip.backend]]
 name = "b1"
 address = "{backend}"
+port = {port}
 "#
     )
 }
 
-fn assert_uploads(lab: &Lab, family: Family) {
-    let address = match family {
-        Family::V4 => "192.0.2.31",
-        Family::V6 => "2001:db8:100::31",
-    };
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/digest.py");
-    let big = lab.state().join("big");
-    let send = ["/usr/bin/python3", script, "send", address, "9000", big.to_str().unwrap()];
-    assert_eq!(lab.run("client", &send).trim(), lab.big_sha256(), "{family:?}: upload");
+fn digest_script() -> &'static str {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/digest.py")
 }
 
-/// The service behind [`digests`].
-fn digest_server(lab: &Lab) -> Running {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/digest.py");
-    let mut command = lab.command("b1", "/usr/bin/python3");
-    command.args([script, "serve", "9000"]).stdout(Stdio::null()).stderr(Stdio::null());
-    let server = Running::start(&mut command);
-    wait_for("the service listens", SOON, || {
-        !lab.run("b1", &["ss", "-Hltn", "sport = :9000"]).is_empty()
-    });
-    server
+fn assert_uploads(lab: &Lab, family: Family, what: &str) {
+    let (address, big) = (upload_address(family), lab.state().join("big"));
+    let big = big.to_str().unwrap();
+    let send = ["/usr/bin/python3", digest_script(), "send", address, "9000", big];
+    assert_eq!(lab.run("client", &send).trim(), lab.big_sha256(), "{what}: upload");
+}
+
+/// The services behind [`digests`]: without and with PROXY headers.
+fn digest_servers(lab: &Lab) -> [Running; 2] {
+    [("serve", "9000"), ("serve-proxy", "9001")].map(|(mode, port)| {
+        let mut command = lab.command("b1", "/usr/bin/python3");
+        command.args([digest_script(), mode, port]).stdout(Stdio::null()).stderr(Stdio::null());
+        let server = Running::start(&mut command);
+        wait_for("the service listens", SOON, || {
+            !lab.run("b1", &["ss", "-Hltn", &format!("sport = :{port}")]).is_empty()
+        });
+        server
+    })
+}
+
+/// Of all packets to clients and backends 1 in 200 is lost from now on.
+fn lose_packets(lab: &Lab) {
+    for host in BACKENDS.iter().chain(&["client"]) {
+        lab.run(host, &["nft", "add", "table", "inet", "loss"]);
+        let chain = "{ type filter hook input priority 0; }";
+        lab.run(host, &["nft", "add", "chain", "inet", "loss", "input", chain]);
+        let rule = "meta l4proto tcp numgen random mod 200 < 1 counter drop";
+        lab.run(host, &[&["nft", "add", "rule", "inet", "loss", "input"][..], &[rule]].concat());
+    }
 }
 
 /// 24 MB up and down, requests and datagrams, through one lab.
 fn serves_clients_that_backends_cannot_reach(topology: Topology, workers: usize) {
     let lab = Lab::up(topology);
     forget_clients(&lab);
-    let _server = digest_server(&lab);
+    let _servers = digest_servers(&lab);
     let mut config = Config::new(&lab, workers, vips());
     for family in Family::ALL {
-        config.more.push_str(&digests(family, family));
+        config.more.push_str(&digests(family, family, 9000, ""));
     }
     let holdfast = Holdfast::start(&lab, &config);
     for vip in vips() {
@@ -100,7 +119,7 @@ fn serves_clients_that_backends_cannot_reach(topology: Topology, workers: usize)
         }
         requests(&lab, &vip, 0, 200).assert_from(name, &BACKENDS);
         assert!(download(&lab, &vip, None).ends_well(), "{name}: download");
-        assert_uploads(&lab, vip.family);
+        assert_uploads(&lab, vip.family, name);
     }
     let status = holdfast.status();
     for reason in ["no_source_port", "request_no_flow", "return_no_flow"] {
@@ -124,6 +143,72 @@ fn on_a_stick() {
 #[test]
 fn between_two_nics() {
     serves_clients_that_backends_cannot_reach(Topology::TwoNic, 2);
+}
+
+/// Every pair of families, with and without PROXY headers, while packets are lost.
+#[test]
+fn between_families_and_with_proxy_headers_over_a_lossy_link() {
+    let lab = Lab::up(Topology::TwoNic);
+    forget_clients(&lab);
+    let _servers = digest_servers(&lab);
+    lose_packets(&lab);
+    for proxy in [false, true] {
+        for crossed in [false, true] {
+            let keys = if proxy { "proxy = \"v2\"" } else { "" };
+            let inner = |family| match (family, crossed) {
+                (Family::V4, true) => Family::V6,
+                (Family::V6, true) => Family::V4,
+                (same, false) => same,
+            };
+            let vips: Vec<Vip> = Family::ALL
+                .into_iter()
+                .map(|family| Vip {
+                    inner: inner(family),
+                    keys,
+                    nat_port: if proxy { 8081 } else { 8080 },
+                    ..vip("full_nat", family, false)
+                })
+                .collect();
+            let mut config = Config::new(&lab, 2, vips.clone());
+            let port = if proxy { 9001 } else { 9000 };
+            for family in Family::ALL {
+                config.more.push_str(&digests(family, inner(family), port, keys));
+            }
+            let holdfast = Holdfast::start(&lab, &config);
+            for vip in &vips {
+                let what = format!("{} to {:?}, proxy {proxy}", vip.name, vip.inner);
+                requests(&lab, vip, 0, 100).assert_from(&what, &BACKENDS);
+                assert!(download(&lab, vip, None).ends_well(), "{what}: download");
+                assert_uploads(&lab, vip.family, &what);
+                if proxy {
+                    assert_client_is_known(&lab, vip, &what);
+                }
+            }
+            let drops = holdfast.status().drops;
+            for reason in ["no_source_port", "request_no_flow", "not_translatable", "bad_icmp"] {
+                assert_eq!(drops[reason], 0, "{drops:#?}");
+            }
+            holdfast.stop();
+        }
+    }
+    let lost = lab.run("client", &["nft", "list", "ruleset"]);
+    assert!(!lost.contains("counter packets 0 "), "packets were lost: {lost}");
+}
+
+/// The backends log the client and the VIP by the header, and that the connection is ours.
+fn assert_client_is_known(lab: &Lab, vip: &Vip, what: &str) {
+    let source = match vip.inner {
+        Family::V4 => "198.18.2.",
+        Family::V6 => "2001:db8:2::",
+    };
+    let said = format!("{} {} {source}", vip.family.client(0), vip.address());
+    let logs = BACKENDS.map(|backend| {
+        let log = lab.state().join(backend).join("proxy.log");
+        std::fs::read_to_string(log).unwrap()
+    });
+    let lines = logs.iter().flat_map(|log| log.lines()).filter(|line| line.starts_with(&said));
+    // The requests and the download.
+    assert_eq!(lines.count(), 101, "{what}: {logs:?}");
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use holdfast::flow::Protocol;
 use holdfast::forwarding::explain::{Question, Segment};
-use holdfast::forwarding::{FlowsLeft, Forward, NextHop, VipSpec};
+use holdfast::forwarding::{BackendIndex, FlowsLeft, Forward, NextHop, VipId, VipSpec};
 use holdfast::stats::Drop;
 
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec, tagged, tcp, udp};
@@ -18,8 +19,18 @@ fn full_nat(family: Family, nics: usize, backends: u16) -> VipSpec {
     spec(0, Forward::FullNat, family, nics, backends)
 }
 
-fn udp_vip(family: Family) -> VipSpec {
-    VipSpec { protocol: Protocol::Udp, ..full_nat(family, 1, 3) }
+/// Every pair of a client's family and a backend's.
+fn pairs() -> impl Iterator<Item = (Family, Family)> {
+    FAMILIES.into_iter().flat_map(|family| FAMILIES.map(|inner| (family, inner)))
+}
+
+/// A VIP whose backends are of family `inner`.
+fn across(family: Family, inner: Family, nics: usize, backends: u16) -> VipSpec {
+    let mut vip = full_nat(family, nics, backends);
+    for (backend, index) in vip.backends.iter_mut().zip(0..) {
+        backend.address = inner.backend(index);
+    }
+    vip
 }
 
 fn client(family: Family, port: u16, flags: &str) -> Vec<u8> {
@@ -53,24 +64,24 @@ fn assert_to_client(sent: &[Sent], family: Family, port: u16) {
 /// Packets of the client and of the backend, each at either worker, in every combination.
 #[test]
 fn a_connection_has_one_source_and_its_replies_come_from_the_vip() {
-    for family in FAMILIES {
+    for (family, inner) in pairs() {
         for nics in [1, 2] {
             for (of_client, of_backend) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let mut rig = Rig::new(2, nics, vec![full_nat(family, nics, 3)]);
+                let mut rig = Rig::new(2, nics, vec![across(family, inner, nics, 3)]);
                 let request = rig.send(0, 0, &client(family, 40_000, "S"));
-                let source = assert_to_backend(&request, family, nics - 1);
+                let source = assert_to_backend(&request, inner, nics - 1);
                 assert_eq!(source.1 % 2, 0, "worker 0 has the even ports");
                 let reply = rig.send(of_backend, nics - 1, &request[0].reply("SA"));
                 assert_to_client(&reply, family, 40_000);
                 for flags in ["A", "A", "FA"] {
                     let sent = rig.send(of_client, 0, &client(family, 40_000, flags));
-                    assert_eq!(assert_to_backend(&sent, family, nics - 1), source);
+                    assert_eq!(assert_to_backend(&sent, inner, nics - 1), source);
                     assert_eq!(sent[0].destination_mac(), request[0].destination_mac());
                     let reply = rig.send(of_backend, nics - 1, &request[0].reply(flags));
                     assert_to_client(&reply, family, 40_000);
                 }
                 let stats = rig.stats(0);
-                assert_eq!((stats.bindings(family == Family::V4).get()), 1);
+                assert_eq!(stats.bindings(inner == Family::V4).get(), 1);
                 assert_eq!((stats.flows_new.get(), stats.flows_active.get()), (1, 1));
                 assert_eq!(rig.stats(1).flow_aliases.get(), u64::from(of_client == 1));
                 // Both FINs were seen, by whichever workers: it closes (2 s), and its source is free.
@@ -88,16 +99,19 @@ fn a_connection_has_one_source_and_its_replies_come_from_the_vip() {
 
 #[test]
 fn datagrams_are_translated_both_ways() {
-    for family in FAMILIES {
+    for (family, inner) in pairs() {
         for checksum in [true, false] {
-            let mut rig = Rig::new(2, 1, vec![udp_vip(family)]);
+            let vip = VipSpec { protocol: Protocol::Udp, ..across(family, inner, 1, 3) };
+            let mut rig = Rig::new(2, 1, vec![vip]);
             if family == Family::V6 && !checksum {
                 continue;
             }
             let request = rig.send(0, 0, &udp(family, 5353, 80, checksum));
             assert_eq!(request.len(), 1);
-            assert_eq!(request[0].source().0, family.source());
-            assert_eq!(request[0].udp_checksum() == 0, !checksum, "absent stays absent");
+            assert_eq!(request[0].source().0, inner.source());
+            // IPv6 demands one (RFC 7915 4.5).
+            let absent = !checksum && inner == Family::V4;
+            assert_eq!(request[0].udp_checksum() == 0, absent, "absent stays absent");
             for worker in [0, 1, 1] {
                 let reply = rig.send(worker, 0, &request[0].udp_reply());
                 assert_eq!(reply.len(), 1);
@@ -112,6 +126,27 @@ fn datagrams_are_translated_both_ways() {
             }
             rig.assert_accounted();
         }
+    }
+}
+
+/// A SYN that is repeated, or another datagram, by another queue of the NIC.
+#[test]
+fn a_flow_that_begins_at_two_workers_has_one_source() {
+    for family in FAMILIES {
+        let mut dns = VipSpec { protocol: Protocol::Udp, ..full_nat(family, 1, 3) };
+        dns.id = VipId(1);
+        for (backend, index) in dns.backends.iter_mut().zip(10..) {
+            backend.id.index = BackendIndex(index);
+        }
+        let mut rig = Rig::new(2, 1, vec![full_nat(family, 1, 3), dns]);
+        for packet in [client(family, 40_000, "S"), udp(family, 40_000, 80, true)] {
+            let sources = [0, 1, 1, 0].map(|worker| rig.send(worker, 0, &packet)[0].source());
+            assert!(sources.iter().all(|source| *source == sources[0]), "{sources:?}");
+        }
+        let [here, there] =
+            [0, 1].map(|worker| rig.stats(worker).bindings(family == Family::V4).get());
+        assert_eq!((here, there), (2, 0));
+        rig.assert_accounted();
     }
 }
 
@@ -336,4 +371,164 @@ fn explain_says_the_source_and_takes_none() {
     // The way back is as it was.
     assert_eq!(rig.send(1, 0, &sent[0].reply("SA"))[0].vlan(), Some(7));
     rig.assert_accounted();
+}
+
+/// An ICMP error from `router` to `to` that quotes the packet in `frame`, whose link header is untagged.
+fn icmp_error(frame: &Sent, router: IpAddr, to: IpAddr, kind: (u8, u8), mtu: u16) -> Vec<u8> {
+    let [high, low] = mtu.to_be_bytes();
+    let quote = &frame.bytes[14..];
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ethernet2(frame.destination_mac(), frame.source_mac());
+    match (router, to) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => builder
+            .ipv4(a.octets(), b.octets(), 64)
+            .icmpv4_raw(kind.0, kind.1, [0, 0, high, low])
+            .write(&mut packet, quote),
+        (IpAddr::V6(a), IpAddr::V6(b)) => builder
+            .ipv6(a.octets(), b.octets(), 64)
+            .icmpv6_raw(kind.0, kind.1, [0, 0, high, low])
+            .write(&mut packet, quote),
+        _ => unreachable!("one family"),
+    }
+    .unwrap();
+    packet
+}
+
+const fn too_big(family: Family) -> (u8, u8) {
+    match family {
+        Family::V4 => (3, 4),
+        Family::V6 => (2, 0),
+    }
+}
+
+/// What an ICMP error says: source, destination, kind, MTU, and the packet that it quotes.
+fn read_error(bytes: &[u8]) -> (IpAddr, IpAddr, (u8, u8), u16, Vec<u8>) {
+    let packet = SlicedPacket::from_ethernet(bytes).unwrap();
+    let (source, destination): (IpAddr, IpAddr) = match packet.net.unwrap() {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header().to_header();
+            assert_eq!(header.header_checksum, header.calc_header_checksum());
+            (header.source.into(), header.destination.into())
+        }
+        NetSlice::Ipv6(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into())
+        }
+        other => unreachable!("{other:?}"),
+    };
+    let message = match packet.transport.unwrap() {
+        TransportSlice::Icmpv4(icmp) => {
+            let header = icmp.header();
+            assert_eq!(icmp.checksum(), header.icmp_type.calc_checksum(icmp.payload()));
+            icmp.slice().to_vec()
+        }
+        TransportSlice::Icmpv6(icmp) => {
+            let (IpAddr::V6(a), IpAddr::V6(b)) = (source, destination) else { unreachable!() };
+            assert!(icmp.is_checksum_valid(a.octets(), b.octets()));
+            icmp.slice().to_vec()
+        }
+        other => unreachable!("{other:?}"),
+    };
+    let mtu = u16::from_be_bytes([message[6], message[7]]);
+    (source, destination, (message[0], message[1]), mtu, message[8..].to_vec())
+}
+
+/// What was quoted: source and destination, address and port each.
+fn read_quote(quote: &[u8]) -> [(IpAddr, u16); 2] {
+    let packet = SlicedPacket::from_ip(quote).unwrap();
+    let (source, destination): (IpAddr, IpAddr) = match packet.net.unwrap() {
+        NetSlice::Ipv4(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into())
+        }
+        NetSlice::Ipv6(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into())
+        }
+        other => unreachable!("{other:?}"),
+    };
+    let Some(TransportSlice::Tcp(tcp)) = packet.transport else { unreachable!("no TCP") };
+    [(source, tcp.source_port()), (destination, tcp.destination_port())]
+}
+
+/// A router on either side says that a packet is too big, at either worker.
+#[test]
+fn icmp_errors_follow_the_flow_with_their_quotes_translated() {
+    for (family, inner) in pairs() {
+        for worker in [0, 1] {
+            let mut rig = Rig::new(2, 2, vec![across(family, inner, 2, 3)]);
+            let request = rig.send(0, 0, &client(family, 40_000, "S")).remove(0);
+            let reply = rig.send(0, 1, &request.reply("SA")).remove(0);
+            let (source, index) = (request.source(), u16::from(request.destination_mac()[5]));
+            let backend = (inner.backend(index), 8080);
+            let (vip, end) = ((family.vip(), 80), (family.client(), 40_000));
+            // By what the header's length changes (RFC 7915 4.2, 5.2).
+            let moved = |from: Family, to: Family, mtu: u16| match (from, to) {
+                (Family::V4, Family::V6) => mtu + 20,
+                (Family::V6, Family::V4) => mtu - 20,
+                _ => mtu,
+            };
+            let router = inner.router();
+            let error = icmp_error(&request, router, source.0, too_big(inner), 1400);
+            let sent = rig.send(worker, 1, &error);
+            assert_eq!(sent.len(), 1, "{family:?} {inner:?}");
+            assert_eq!((sent[0].nic, sent[0].destination_mac()), (0, CLIENT_MAC));
+            let (from, to, kind, mtu, quote) = read_error(&sent[0].bytes);
+            assert_eq!((from, to, kind), (vip.0, end.0, too_big(family)));
+            assert_eq!(mtu, moved(inner, family, 1400));
+            assert_eq!(read_quote(&quote), [end, vip]);
+
+            let error = icmp_error(&reply, family.router(), vip.0, too_big(family), 1400);
+            let sent = rig.send(worker, 0, &error);
+            assert_eq!(sent.len(), 1, "{family:?} {inner:?}");
+            assert_eq!((sent[0].nic, sent[0].destination_mac()), (1, request.destination_mac()));
+            let (from, to, kind, mtu, quote) = read_error(&sent[0].bytes);
+            assert_eq!((from, to, kind), (source.0, backend.0, too_big(inner)));
+            assert_eq!(mtu, moved(family, inner, 1400));
+            assert_eq!(read_quote(&quote), [backend, source]);
+            assert_eq!(rig.stats(worker).icmp_errors_forwarded.get(), 2);
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// A packet that is too long for the other side's link, counted in the other family's headers.
+#[test]
+fn too_long_packets_are_answered_with_what_would_pass() {
+    for (family, inner) in pairs() {
+        let mut vip = across(family, inner, 1, 1);
+        vip.backends[0].mtu = 1400;
+        let mut rig = Rig::new(1, 1, vec![vip]);
+        rig.send(0, 0, &client(family, 40_000, "S"));
+        let passes = match (family, inner) {
+            (Family::V4, Family::V6) => 1380,
+            (Family::V6, Family::V4) => 1420,
+            _ => 1400,
+        };
+        let sized = |len: usize| {
+            let bare = client(family, 40_000, "A").len();
+            let mut packet = client(family, 40_000, "A");
+            packet.resize(14 + len, 0);
+            let total = u16::try_from(if family == Family::V4 { len } else { len - 40 }).unwrap();
+            let at = if family == Family::V4 { 16 } else { 18 };
+            packet[at..at + 2].copy_from_slice(&total.to_be_bytes());
+            if family == Family::V4 {
+                // Don't fragment; and the header's checksum anew.
+                packet[20] = 0x40;
+                packet[24..26].fill(0);
+                let sum = packet[14..34].chunks(2).fold(0_u32, |sum, word| {
+                    sum + u32::from(u16::from_be_bytes([word[0], word[1]]))
+                });
+                let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+                packet[24..26].copy_from_slice(&(!folded).to_be_bytes());
+            }
+            assert!(packet.len() > bare);
+            packet
+        };
+        let sent = rig.send(0, 0, &sized(passes));
+        assert_eq!(sent[0].bytes.len(), 14 + 1400, "{family:?} {inner:?}");
+        let sent = rig.send(0, 0, &sized(passes + 1));
+        assert_eq!(sent.len(), 1, "{family:?} {inner:?}");
+        let (from, to, kind, mtu, _) = read_error(&sent[0].bytes);
+        assert_eq!((from, to, kind), (family.vip(), family.client(), too_big(family)));
+        assert_eq!(usize::from(mtu), passes);
+        rig.assert_accounted();
+    }
 }

@@ -259,7 +259,7 @@ fn tags_stay_outside() {
     for (mode, inner, outer) in combinations() {
         for (tag, vlan) in [(None, Some(7)), (Some(0xe064), Some(7)), (Some(0xe064), None)] {
             let mut vip = vip(mode, inner, outer, 1);
-            vip.backends[0].next_hop.as_mut().unwrap().vlan = vlan;
+            vip.backends[0].next_hop.as_mut().unwrap().vlan = vlan.map(u16::into);
             let mut rig = rig_with(tunnels(), 1500, vec![vip]);
             let packet = packet(inner, PLAIN);
             let sent = Sent::of(0, &tagged(packet.clone(), tag), &mut rig);
@@ -513,7 +513,7 @@ fn resets_go_through_the_tunnel() {
         for vlan in [None, Some(9)] {
             let mut vip = vip(mode, inner, outer, 1);
             vip.on_down = FlowsLeft::Reset;
-            vip.backends[0].next_hop.as_mut().unwrap().vlan = vlan;
+            vip.backends[0].next_hop.as_mut().unwrap().vlan = vlan.map(u16::into);
             let mut rig = rig_with(tunnels(), 1500, vec![vip]);
             let first = Sent::of(0, &tcp(inner, 40_000, 80, "S"), &mut rig);
             Sent::of(0, &tcp(inner, 40_000, 80, "A"), &mut rig);

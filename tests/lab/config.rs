@@ -119,7 +119,8 @@ impl Vip {
             ("gue", true) => 13,
             ("gue", false) => 14,
             ("nat", _) => 20,
-            _ => 30,
+            (_, true) => 30,
+            (_, false) => 31,
         })
     }
 

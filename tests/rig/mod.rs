@@ -59,6 +59,12 @@ impl Family {
         }
     }
 
+    /// Somebody on the way.
+    #[allow(dead_code, reason = "not every test has routers")]
+    pub fn router(self) -> IpAddr {
+        self.pick("203.0.113.1", "2001:db8:ff::1")
+    }
+
     /// Where full-NAT flows come from.
     pub fn source(self) -> IpAddr {
         self.pick("198.18.9.1", "2001:db8:9::1")
@@ -127,6 +133,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         on_down: FlowsLeft::Keep,
         reset_idle: false,
         rejects: false,
+        proxy: false,
         scheduler: SchedulerKind::Maglev { size: 1009 },
         affinity: Affinity::Flow,
         splits: Splits::default(),

@@ -1,25 +1,114 @@
-//! Part of the stage rewrite: addresses and ports of both sides, for mode full_nat.
+//! Part of the stage rewrite: addresses and ports of both sides, for mode full_nat; the whole IP header
+//! where the families of client and backend differ (RFC 7915).
 
 use super::nat::{translate_quote, unsent};
-use crate::datapath::batch::{Part, Shape};
-use crate::flow::Address;
-use crate::flow::tuple::HashedKey;
+use super::proxy;
+use super::{fits, new_number, renumber};
+use crate::datapath::batch::{Packet, Part, Shape, TcpFlags};
+use crate::datapath::bindings::Numbers;
+use crate::datapath::context::Context;
+use crate::flow::FlowKey;
+use crate::flow::bindings::BindingId;
+use crate::forwarding::table::Backend;
 use crate::stats::Drop;
-use crate::wire::quoted::Replacement;
-use crate::wire::{ip, transport};
+use crate::wire::quoted::{End, Replacement};
+use crate::wire::siit::{self, Quote, SiitError};
+use crate::wire::{ip, tcp, transport};
 use crate::xdp::umem::Frame;
+
+/// Bytes that an IPv6 header has more than one of IPv4.
+const GROWTH: u16 = 20;
+
+/// What a packet is to say.
+#[derive(Clone, Copy)]
+struct Ends {
+    source: End,
+    destination: End,
+    /// Longest IP packet that may be sent, in bytes.
+    mtu: u16,
+    /// Of an ICMP error: added to the TCP sequence number of what it quotes.
+    sequence: i32,
+}
+
+/// Rewrites a client's packet for its backend.
+#[inline]
+pub(super) fn to_backend(
+    packet: &mut Packet,
+    backend: &Backend,
+    id: BindingId,
+    context: &Context<'_>,
+) -> Result<(), Drop> {
+    let source = context.bindings.sources().source(id).ok_or(Drop::RequestNoFlow)?;
+    let port = backend.port.unwrap_or(packet.flow.key().vip_port);
+    let numbers = Numbers::of(backend, id, context);
+    let growth = numbers.as_ref().map_or(0, |numbers| proxy::growth(packet, numbers));
+    let (destination, mtu) = ((backend.address, port), backend.mtu.saturating_sub(growth));
+    translate(packet, &Ends { source, destination, mtu, sequence: 0 }, context)?;
+    match &numbers {
+        Some(numbers) => proxy::to_backend(packet, numbers),
+        None => Ok(()),
+    }
+}
+
+/// Rewrites a backend's packet for its client, to whom `mtu` bytes may be sent.
+#[inline]
+pub(super) fn to_client(
+    packet: &mut Packet,
+    id: BindingId,
+    mtu: u16,
+    context: &Context<'_>,
+) -> Result<(), Drop> {
+    let FlowKey { client, client_port, vip, vip_port, .. } = packet.flow.key();
+    let (source, destination) = ((vip, vip_port), (client, client_port));
+    let backend = context.table.backend(packet.backend);
+    let numbers = backend.and_then(|backend| Numbers::of(backend, id, context));
+    let sequence = numbers.as_ref().map_or(0, proxy::quoted_shift);
+    translate(packet, &Ends { source, destination, mtu, sequence }, context)?;
+    match &numbers {
+        Some(numbers) => proxy::to_client(packet, numbers, context),
+        None => Ok(()),
+    }
+}
+
+/// Whether the packet becomes one of the other family.
+#[inline]
+fn changes_family(packet: &Packet, ends: &Ends) -> bool {
+    let first = packet.data().get(packet.shape.ip()).copied().unwrap_or_default();
+    (first >> 4 == 4) != ends.source.0.is_v4()
+}
 
 /// Replaces the addresses and ports of both sides.
 #[inline]
-pub(super) fn translate(
-    frame: &mut Frame,
-    shape: &Shape,
-    flow: &HashedKey,
-    source: (Address, u16),
-    destination: (Address, u16),
-) -> Result<(), Drop> {
+fn translate(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<(), Drop> {
+    let Some(frame) = &packet.frame else { return Err(Drop::NoBackend) };
+    packet.bytes = frame.packet_len();
+    let crosses = changes_family(packet, ends);
+    let number = new_number(frame, &packet.shape, context).filter(|_| !crosses);
+    let translated = if crosses { translate_family } else { translate_ends };
+    translated(packet, ends)?;
+    if let Some(frame) = &mut packet.frame {
+        renumber(frame, &packet.shape, number);
+    }
+    // An ICMP error has no flags.
+    if packet.shape.flags.any(TcpFlags::SYN) && packet.shape.part != Part::Quoting {
+        lower_mss(packet, crosses && !ends.source.0.is_v4(), context);
+    }
+    Ok(())
+}
+
+/// The same within one family.
+#[inline]
+fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
+    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
+        return Err(Drop::NoBackend);
+    };
+    if !fits(frame, shape, ends.mtu) {
+        packet.limit = ends.mtu;
+        return Err(Drop::TooBig);
+    }
     let data = frame.data_mut();
-    let v4 = flow.tuple.is_v4();
+    let (source, destination) = (ends.source, ends.destination);
+    let v4 = source.0.is_v4();
     // Parse has found both headers whole; the offsets are its own.
     let network = data.get_mut(shape.ip()..).ok_or(Drop::TruncatedEthernet)?;
     let translated = if v4 {
@@ -31,7 +120,7 @@ pub(super) fn translate(
     if shape.part == Part::Quoting {
         // What goes to an end was sent by it.
         let (source, destination) = (Some(destination), Some(source));
-        let replacement = Replacement { source, destination, ..Replacement::default() };
+        let replacement = Replacement { source, destination, sequence: ends.sequence };
         return translate_quote(data, shape, &replacement, delta);
     }
     if shape.part == Part::Later {
@@ -45,4 +134,56 @@ pub(super) fn translate(
     } else {
         Err(Drop::TruncatedTcp)
     }
+}
+
+/// The same, from one family to the other. Leaves the packet as it was if that fails.
+#[cold]
+fn translate_family(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
+    let Packet { frame: Some(frame), shape, limit, .. } = packet else {
+        return Err(Drop::NoBackend);
+    };
+    let Ends { source, destination, mtu, sequence } = *ends;
+    let quoting = shape.part == Part::Quoting;
+    let quoted = Quote { source: destination, destination: source, sequence };
+    let target = siit::Target {
+        source,
+        destination,
+        quoted: quoting.then_some(quoted),
+        identification: identification(frame, shape),
+        mtu,
+    };
+    siit::translate(frame, shape.ip(), &target).map_err(|error| match error {
+        SiitError::TooBig { mtu } => {
+            *limit = mtu;
+            Drop::TooBig
+        }
+        SiitError::HopsExceeded => Drop::TtlExceeded,
+        SiitError::NoRoom => Drop::NoHeadroom,
+        SiitError::Message => Drop::IcmpType,
+        SiitError::Malformed | SiitError::BadChecksum if quoting => Drop::BadIcmp,
+        _ => Drop::NotTranslatable,
+    })
+}
+
+/// Lowers what a SYN says of the longest segments, if the VIP wants that; and if the header has `grown`, so that
+/// what fits the IPv4 end's link fits that of the other end, too.
+#[cold]
+fn lower_mss(packet: &mut Packet, grown: bool, context: &Context<'_>) {
+    let most = context.table.vip(packet.vip).and_then(|vip| vip.mss);
+    // A SYN is whole: nothing fails here.
+    let _ = proxy::with_segment(packet, |segment| {
+        if grown {
+            tcp::lower_mss_by(segment, GROWTH);
+        }
+        most.map(|most| tcp::lower_mss(segment, most))
+    });
+}
+
+/// An IPv4 identification for a packet that has none: what differs between most packets of a flow, a
+/// part of TCP's sequence number or UDP's checksum. It is wanted only if somebody fragments the packet.
+fn identification(frame: &Frame, shape: &Shape) -> u16 {
+    let segment = frame.data().get(usize::from(shape.transport)..);
+    let numbers = segment.and_then(|segment| segment.get(4..8));
+    let sum = numbers.and_then(|bytes| bytes.last_chunk::<2>());
+    sum.map_or(0, |bytes| u16::from_be_bytes(*bytes))
 }

@@ -1,0 +1,328 @@
+//! PROXY protocol v2 in mode full_nat: one header, first of all, whatever is lost or repeated.
+
+use std::net::IpAddr;
+
+use etherparse::{PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
+use holdfast::forwarding::{FlowsLeft, Forward, VipSpec};
+use proptest::prelude::*;
+
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, nic_mac, spec};
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const PORT: u16 = 40_000;
+/// So that the stream's numbers wrap.
+const ISN: u32 = u32::MAX - 2;
+
+fn first() -> u32 {
+    ISN.wrapping_add(1)
+}
+
+fn vip(family: Family, inner: Family) -> VipSpec {
+    let mut vip = VipSpec { proxy: true, ..spec(0, Forward::FullNat, family, 1, 1) };
+    vip.backends[0].address = inner.backend(0);
+    vip
+}
+
+fn pairs() -> impl Iterator<Item = (Family, Family)> {
+    FAMILIES.into_iter().flat_map(|family| FAMILIES.map(|inner| (family, inner)))
+}
+
+/// What haproxy's document says of the header, by hand.
+fn header(family: Family) -> Vec<u8> {
+    let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
+    match (family.client(), family.vip()) {
+        (IpAddr::V4(client), IpAddr::V4(vip)) => {
+            bytes.extend([0x11, 0, 12]);
+            bytes.extend(client.octets());
+            bytes.extend(vip.octets());
+        }
+        (IpAddr::V6(client), IpAddr::V6(vip)) => {
+            bytes.extend([0x21, 0, 36]);
+            bytes.extend(client.octets());
+            bytes.extend(vip.octets());
+        }
+        _ => unreachable!("one family"),
+    }
+    bytes.extend(PORT.to_be_bytes());
+    bytes.extend(80_u16.to_be_bytes());
+    bytes
+}
+
+fn len(family: Family) -> u32 {
+    u32::try_from(header(family).len()).unwrap()
+}
+
+/// A segment between two ends; flags as in tcpdump.
+fn segment(
+    (source_mac, destination_mac): ([u8; 6], [u8; 6]),
+    source: (IpAddr, u16),
+    destination: (IpAddr, u16),
+    (sequence, acknowledgment, flags): (u32, u32, &str),
+    options: &[TcpOptionElement],
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut tcp = TcpHeader::new(source.1, destination.1, sequence, 65_000);
+    tcp.acknowledgment_number = acknowledgment;
+    tcp.syn = flags.contains('S');
+    tcp.ack = flags.contains('A');
+    tcp.fin = flags.contains('F');
+    tcp.rst = flags.contains('R');
+    tcp.set_options(options).unwrap();
+    let builder = PacketBuilder::ethernet2(source_mac, destination_mac);
+    let builder = match (source.0, destination.0) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => builder.ipv4(a.octets(), b.octets(), 64),
+        (IpAddr::V6(a), IpAddr::V6(b)) => builder.ipv6(a.octets(), b.octets(), 64),
+        _ => unreachable!("one family"),
+    };
+    let mut packet = Vec::new();
+    builder.tcp_header(tcp).write(&mut packet, payload).unwrap();
+    packet
+}
+
+fn from_client(family: Family, said: (u32, u32, &str), payload: &[u8]) -> Vec<u8> {
+    let options = [TcpOptionElement::MaximumSegmentSize(1460)];
+    let options = if said.2.contains('S') { &options[..] } else { &[] };
+    let ends = ((family.client(), PORT), (family.vip(), 80));
+    segment((CLIENT_MAC, nic_mac(0)), ends.0, ends.1, said, options, payload)
+}
+
+/// The backend, as it knows the client.
+struct Peer {
+    source: (IpAddr, u16),
+    backend: (IpAddr, u16),
+}
+
+impl Peer {
+    fn says(&self, said: (u32, u32, &str), options: &[TcpOptionElement]) -> Vec<u8> {
+        segment((backend_mac(0), nic_mac(0)), self.backend, self.source, said, options, b"")
+    }
+}
+
+/// Header and payload of the one TCP packet that was sent, with right checksums.
+fn read(sent: &[Sent]) -> (TcpHeader, Vec<u8>) {
+    let [one] = sent else { unreachable!("{sent:?}") };
+    one.assert_checksums();
+    let packet = SlicedPacket::from_ethernet(&one.bytes).unwrap();
+    let Some(TransportSlice::Tcp(tcp)) = packet.transport else { unreachable!("no TCP") };
+    (tcp.to_header(), tcp.payload().to_vec())
+}
+
+/// Sends a SYN with data and a fast open cookie; who answers.
+fn open(rig: &mut Rig, family: Family) -> Peer {
+    let sent = rig.send(0, 0, &from_client(family, (ISN, 0, "S"), b"early"));
+    let (tcp, payload) = read(&sent);
+    assert_eq!((tcp.sequence_number, payload.len()), (ISN, 0), "data of a SYN wait for the header");
+    let (address, port, _) = sent[0].destination();
+    Peer { source: sent[0].source(), backend: (address, port) }
+}
+
+#[test]
+fn the_header_goes_first_and_numbers_are_shifted() {
+    for (family, inner) in pairs() {
+        for (of_client, of_backend) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let mut rig = Rig::new(2, 1, vec![vip(family, inner)]);
+            let peer = open(&mut rig, family);
+            let (first, added) = (first(), len(family));
+            let mss = [TcpOptionElement::MaximumSegmentSize(1400)];
+            let back = rig.send(of_backend, 0, &peer.says((7, first, "SA"), &mss));
+            let (tcp, _) = read(&back);
+            assert_eq!((tcp.sequence_number, tcp.acknowledgment_number), (7, first));
+            let grown = if (family, inner) == (Family::V6, Family::V4) { 20 } else { 0 };
+            let most = 1400 - u16::try_from(added).unwrap() - grown;
+            let option = tcp.options_iterator().next().unwrap().unwrap();
+            assert_eq!(option, TcpOptionElement::MaximumSegmentSize(most), "{family:?} {inner:?}");
+
+            let forward = |rig: &mut Rig, sequence, flags: &str, payload: &[u8]| {
+                let packet = from_client(family, (sequence, 8, flags), payload);
+                let (tcp, payload) = read(&rig.send(of_client, 0, &packet));
+                assert_eq!(tcp.acknowledgment_number, 8);
+                (tcp.sequence_number, payload)
+            };
+            let mut with_data = header(family);
+            assert_eq!(forward(&mut rig, first, "A", b""), (first, with_data.clone()), "bare ACK");
+            with_data.extend(b"hello");
+            assert_eq!(forward(&mut rig, first, "A", b"hello"), (first, with_data));
+            let second = first.wrapping_add(5);
+            let shifted = second.wrapping_add(added);
+            assert_eq!(forward(&mut rig, second, "A", b"world"), (shifted, b"world".to_vec()));
+            // A keep-alive before any data.
+            assert_eq!(forward(&mut rig, ISN, "A", b""), (ISN, Vec::new()));
+
+            let acknowledged = |rig: &mut Rig, number, options: &[TcpOptionElement]| {
+                let packet = peer.says((8, number, "A"), options);
+                let (tcp, _) = read(&rig.send(of_backend, 0, &packet));
+                let sack = tcp.options_iterator().next().map(Result::unwrap);
+                (tcp.acknowledgment_number, sack)
+            };
+            // A part of the header; all of it, with what came behind a gap; everything.
+            assert_eq!(acknowledged(&mut rig, first.wrapping_add(9), &[]), (first, None));
+            let edge = |n: u32| first.wrapping_add(n);
+            let block = |a, b| TcpOptionElement::SelectiveAcknowledgement((a, b), [None; 3]);
+            let theirs = [block(edge(added + 5), edge(added + 10))];
+            let ours = block(edge(5), edge(10));
+            assert_eq!(acknowledged(&mut rig, edge(added), &theirs), (first, Some(ours)));
+            assert_eq!(acknowledged(&mut rig, edge(added + 10), &[]), (edge(10), None));
+            // What is repeated now is old, and has no header any more.
+            let repeated = forward(&mut rig, first, "A", b"hello");
+            assert_eq!(repeated, (edge(added), b"hello".to_vec()));
+            assert_eq!(forward(&mut rig, edge(10), "FA", b""), (edge(added + 10), Vec::new()));
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// The client's port is used again before the handshake was done: another connection, other numbers.
+#[test]
+fn another_syn_is_another_flow() {
+    let family = Family::V4;
+    let mut rig = Rig::new(1, 1, vec![vip(family, family)]);
+    let old = open(&mut rig, family);
+    let again = rig.send(0, 0, &from_client(family, (ISN, 0, "S"), b""));
+    assert_eq!(again[0].source(), old.source, "the same SYN");
+    let new = rig.send(0, 0, &from_client(family, (77, 0, "S"), b""));
+    assert_ne!(new[0].source(), old.source);
+    let (tcp, payload) = read(&rig.send(0, 0, &from_client(family, (78, 5, "A"), b"")));
+    assert_eq!((tcp.sequence_number, payload), (78, header(family)));
+    assert_eq!(rig.stats(0).bindings_v4.get(), 1);
+    rig.assert_accounted();
+}
+
+/// Nobody knows where the stream begins: the backend gets it as it is, and resets what it does not know.
+#[test]
+fn a_flow_whose_pin_was_lost_gets_no_header() {
+    let mut rig = Rig::new(1, 1, vec![vip(Family::V4, Family::V4)]);
+    let sent = rig.send(0, 0, &from_client(Family::V4, (500, 9, "A"), b"data"));
+    let (tcp, payload) = read(&sent);
+    assert_eq!((tcp.sequence_number, payload), (500, b"data".to_vec()));
+    let reset = rig.send(0, 0, &sent[0].reply("R"));
+    assert!(read(&reset).0.rst);
+    rig.assert_accounted();
+}
+
+/// RSTs of our own carry the numbers that each end expects.
+#[test]
+fn both_ends_are_reset_by_their_own_numbers() {
+    for (family, inner) in pairs() {
+        let vip = VipSpec { on_down: FlowsLeft::Reset, ..vip(family, inner) };
+        let mut rig = Rig::new(1, 1, vec![vip]);
+        let peer = open(&mut rig, family);
+        rig.send(0, 0, &peer.says((7, first(), "SA"), &[]));
+        rig.send(0, 0, &from_client(family, (first(), 8, "A"), b"hello"));
+        let end = first().wrapping_add(5);
+        let theirs = end.wrapping_add(len(family));
+        rig.send(0, 0, &peer.says((8, theirs, "A"), &[]));
+        rig.change(|specs| specs[0].backends[0].up = false);
+        for packet in
+            [from_client(family, (end, 8, "A"), b"more"), peer.says((8, theirs, "A"), &[])]
+        {
+            let sent = rig.send(0, 0, &packet);
+            assert_eq!(sent.len(), 2, "{family:?} {inner:?}");
+            for one in sent {
+                let to_client = one.destination_mac() == CLIENT_MAC;
+                let (tcp, _) = read(&[one]);
+                assert!(tcp.rst);
+                let expected = if to_client { 8 } else { theirs };
+                assert_eq!(tcp.sequence_number, expected, "{family:?} {inner:?}");
+                if tcp.ack {
+                    let expected = if to_client { end } else { 8 };
+                    assert_eq!(tcp.acknowledgment_number, expected);
+                }
+            }
+        }
+        rig.assert_accounted();
+    }
+}
+
+/// A segment that would be too long with the header is told so, with what would pass.
+#[test]
+fn a_first_segment_has_room_for_the_header() {
+    for (family, inner) in pairs() {
+        let mut vip = vip(family, inner);
+        vip.backends[0].mtu = 1000;
+        let mut rig = Rig::new(1, 1, vec![vip]);
+        open(&mut rig, family);
+        let headers = if inner == Family::V4 { 40 } else { 60 };
+        let room = 1000 - headers - header(family).len();
+        let data = vec![7; room];
+        let (_, payload) = read(&rig.send(0, 0, &from_client(family, (first(), 8, "A"), &data)));
+        assert_eq!(payload.len(), 1000 - headers);
+        let mut packet = from_client(family, (first(), 8, "A"), &vec![7; room + 1]);
+        if family == Family::V4 {
+            // Don't fragment; the header's checksum is not looked at.
+            packet[20] |= 0x40;
+        }
+        let sent = rig.send(0, 0, &packet);
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].destination_mac(), CLIENT_MAC, "{family:?} {inner:?}: too big");
+        assert_eq!(rig.stats(0).transmitted.get(), 2);
+        rig.assert_accounted();
+    }
+}
+
+/// What happens next: a segment of the client (from, bytes) or an acknowledgment, each lost or not.
+#[derive(Debug, Clone)]
+enum Step {
+    Segment { from: usize, bytes: usize, lost: bool },
+    Acknowledge { lost: bool },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let segment = (0..200_usize, 0..60_usize, any::<bool>())
+        .prop_map(|(from, bytes, lost)| Step::Segment { from, bytes, lost });
+    prop_oneof![3 => segment, 2 => any::<bool>().prop_map(|lost| Step::Acknowledge { lost })]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+
+    /// The backend gets the header and then the client's bytes, each at its number; the client is told of
+    /// exactly as many bytes as the backend has.
+    #[test]
+    fn any_order_of_loss_and_repetition_gives_one_stream(
+        steps in proptest::collection::vec(step(), 1..60),
+        v6: bool,
+        worker in 0..2_usize,
+    ) {
+        let family = FAMILIES[usize::from(v6)];
+        let mut rig = Rig::new(2, 1, vec![vip(family, family)]);
+        let peer = open(&mut rig, family);
+        let data: Vec<u8> = (0..=255).cycle().take(300).map(|byte: u8| byte ^ 0x5a).collect();
+        let mut stream = header(family);
+        stream.extend(&data);
+        let mut received = vec![false; stream.len()];
+        // What the client knows to have arrived.
+        let mut told = 0;
+        for step in steps {
+            match step {
+                Step::Segment { from, bytes, lost } => {
+                    // Nobody sends what is acknowledged, nor far ahead of it.
+                    let from = told + from % (data.len() - told).max(1);
+                    let part = data.get(from..).unwrap_or_default();
+                    let part = &part[..bytes.min(part.len())];
+                    let sequence = first().wrapping_add(u32::try_from(from).unwrap());
+                    let sent = rig.send(worker, 0, &from_client(family, (sequence, 8, "A"), part));
+                    let (tcp, payload) = read(&sent);
+                    if lost {
+                        continue;
+                    }
+                    let at = usize::try_from(tcp.sequence_number.wrapping_sub(first())).unwrap();
+                    prop_assert_eq!(&stream[at..at + payload.len()], &payload[..]);
+                    received[at..at + payload.len()].fill(true);
+                }
+                Step::Acknowledge { lost } => {
+                    let whole = received.iter().take_while(|here| **here).count();
+                    let number = first().wrapping_add(u32::try_from(whole).unwrap());
+                    if lost {
+                        continue;
+                    }
+                    let sent = rig.send(1 - worker, 0, &peer.says((8, number, "A"), &[]));
+                    let (tcp, _) = read(&sent);
+                    let now = tcp.acknowledgment_number.wrapping_sub(first());
+                    let expected = whole.saturating_sub(header(family).len());
+                    prop_assert_eq!(usize::try_from(now).unwrap(), expected);
+                    told = told.max(expected);
+                }
+            }
+        }
+    }
+}
