@@ -638,7 +638,7 @@ mod tests {
             ("payload beyond the packet", &v6, &[(18, 9)], Drop::BadIpv6Length),
             ("payload ends in TCP", &v6, &[(19, 19)], Drop::TruncatedTcp),
             ("ICMP in IPv6", &v6, &[(20, 1)], Drop::UnsupportedProtocol),
-            ("ragged fragment", &v6, &[(20, 44), (57, 0x51)], Drop::Fragment),
+            ("ragged fragment", &v6, &[(20, 44), (54, 6), (57, 0x51)], Drop::Fragment),
             ("routing header", &v6, &[(20, 43)], Drop::Ipv6Extension),
             ("IPv4-mapped source", &v6, &MAPPED, Drop::BadSource),
             (
