@@ -143,15 +143,16 @@ hf() { "$HOLDFAST" "$@" --socket "$(lab_state)/control.sock"; }
 # hf_status JQ_FILTER [JQ_ARGUMENT...]: a value from the status document.
 hf_status() { hf status --json | jq -r "$@"; }
 
-# start_holdfast CONFIG: in the balancer's namespace; returns when every backend is up.
+# start_holdfast CONFIG: in the balancer's namespace; returns when every backend is up. PATIENCE_S, 10 by
+# default, is for machines that are slow.
 start_holdfast() {
     local log
     log=$(lab_state)/holdfast.log
     # A session of its own: it outlives this script where a script wants that.
     setsid "$REPOSITORY/scripts/lab" --name "$LAB" exec lb "$HOLDFAST" run --config "$1" >"$log" 2>&1 </dev/null &
     HOLDFAST_PID=$!
-    wait_until 10 holdfast_answers || die "holdfast did not start; it said: $(<"$log")"
-    wait_until 10 every_backend_is_up \
+    wait_until "${PATIENCE_S:-10}" holdfast_answers || die "holdfast did not start; it said: $(<"$log")"
+    wait_until "${PATIENCE_S:-10}" every_backend_is_up \
         || die "not every backend came up: $(hf_status -c '[.vips[].backends[] | select(.health != "up") | {vip, name, health_detail}]')"
 }
 

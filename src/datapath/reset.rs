@@ -38,6 +38,7 @@ use crate::stats::{Answer, Drop, WorkerStats};
 use crate::wire::headers::Headers;
 use crate::wire::proxy::Shift;
 use crate::wire::tunnel::Outer;
+use crate::wire::vlan::Tags;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Most segments that wait: more are not sent. Who was not told is told at his next packet, or
@@ -316,7 +317,7 @@ impl Segment {
             return false;
         }
         let Some(outer) = &self.outer else { return true };
-        let at = if self.hop.vlan.is_some() { 18 } else { 14 };
+        let at = 14 + self.hop.vlan.map_or(0, Tags::len);
         tunnel::inner(frame, at).is_some_and(|inner| tunnel::wrap(frame, at, &inner, outer))
     }
 
@@ -392,7 +393,6 @@ mod tests {
 
     use super::*;
     use crate::forwarding::PortIndex;
-    use crate::wire::vlan::Tags;
 
     const MACS: &Macs = &[[2, 0xf, 0, 0, 0, 0], [2, 0xf, 0, 0, 0, 1]];
 
