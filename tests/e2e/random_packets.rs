@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::oracle::capture;
 use crate::lab::{
-    BACKENDS, BALANCER_MACS, Config, Family, Holdfast, Lab, SOON, Topology, Vip, succeeded,
+    BACKENDS, BALANCER_MACS, Config, Family, Holdfast, Lab, SOON, Topology, Vip, succeeded, tunnel,
     wait_for,
 };
 
@@ -13,10 +13,15 @@ use crate::lab::{
 const COUNT: u64 = 2000;
 const CLIENT_MAC: &str = "02:00:00:00:01:10";
 
-/// The modes whose packets arrive as they left the client, or nearly so.
+/// All modes whose sources do not depend on the order of packets, also between the families.
 fn vips() -> Vec<Vip> {
     let mut vips = Vip::all();
-    vips.retain(|vip| ["dsr", "nat"].contains(&vip.forward));
+    vips.retain(|vip| vip.forward != "full_nat");
+    for forward in ["ipip", "gue"] {
+        for family in Family::ALL {
+            vips.extend(Family::ALL.map(|outer| tunnel(forward, family, outer)));
+        }
+    }
     for vip in &mut vips {
         // Servers reset what they do not understand: those flows are to stay known until the end.
         vip.timeouts = "{ closing_s = 60, udp_s = 60 }";
