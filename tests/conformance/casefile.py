@@ -66,7 +66,7 @@ class Case:
         if isinstance(config, str):
             return _beside(self.path, config), _beside(self.path, neighbours)
         nics = changes.get("nics", 2)
-        built = world.config(self.mode, nics, changes.get("vips", world.USUAL))
+        built = world.config(self.mode, nics, changes.get("vips", world.usual(self.mode)))
         built = world.changed(built, config)
         near = world.changed(world.neighbours(nics, built), neighbours)
         return world.config_toml(built), world.neighbours_toml(near)
