@@ -16,7 +16,7 @@
 
 use super::answer::send_back;
 use super::batch::{Packet, Part, Way};
-use super::classify::answered_flow;
+use super::classify::{answered_flow, takes_all_protocols};
 use super::conntrack::{Conntrack, Target};
 use super::context::Context;
 use super::parse::Message;
@@ -136,17 +136,17 @@ fn relate(
 /// The quoted packet was sent by a VIP: what is about it goes to the backend that sent it.
 fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (vip, client) = (quoted.source, quoted.destination);
-    let flow = FlowKey {
-        client: client.0,
-        vip: vip.0,
-        client_port: client.1,
-        vip_port: vip.1,
-        protocol: Protocol::from_number(quoted.protocol)?,
-    };
+    let protocol = Protocol::from_number(quoted.protocol).unwrap_or(Protocol::Any);
+    let flow =
+        FlowKey { client: client.0, vip: vip.0, client_port: client.1, vip_port: vip.1, protocol };
     let flow = Tuple::from(flow);
+    if protocol != Protocol::Any && flow.has_zero_port() {
+        return None;
+    }
     packet.vip = context.table.listener(flow.listen_key())?;
     packet.way = Way::Related(None);
-    Some(flow).filter(|flow| !flow.has_zero_port())
+    let all = takes_all_protocols(packet.vip, context);
+    Some(if all { flow.without_ports() } else { flow })
 }
 
 /// The quoted packet was sent by a full-NAT source: what is about it goes to the client.

@@ -67,7 +67,7 @@ class Case:
             folder = self.path.parent
             return (folder / config).read_text(), (folder / neighbours).read_text()
         nics = changes.get("nics", 2)
-        built = world.config(self.mode, nics, changes.get("vips", world.USUAL))
+        built = world.config(self.mode, nics, changes.get("vips", world.usual(self.mode)))
         built = world.changed(built, config)
         near = world.changed(world.neighbours(nics, built), neighbours)
         return world.config_toml(built), world.neighbours_toml(near)

@@ -49,7 +49,9 @@ class Run:
         for one, outcome in zip(given, outcomes):
             found = self._judge_one(oracle, one, outcome, given, outcomes)
             problems += [f"{one.title}: {line}" for line in found]
-            sent += [(one.title, frame) for _, frame in outcome.sent]
+            for _, frame in outcome.sent:
+                problems += [f"{one.title}: {line}" for line in faults(frame, self._received(one))]
+                sent.append((one.title, frame))
         problems += self._judge_spread(given, outcomes)
         return problems + self._judge_counters(counters), sent
 
@@ -158,8 +160,13 @@ class Run:
             return [f"{len(outcome.sent)} frames were sent, expected {len(expected)}"]
         problems = []
         for want, (_, out) in zip(expected, outcome.sent):
-            problems += differences(want, out, free=one.spec.get("free", ())) + faults(out, one.frame[SHORTEST:])
+            problems += differences(want, out, free=one.spec.get("free", ()))
         return problems
+
+    @staticmethod
+    def _received(one):
+        """The IP packet that came; nothing if there is none."""
+        return (packets.Frame(one.frame).data or b"") if len(one.frame) >= SHORTEST else b""
 
     def _judge_spread(self, given, outcomes):
         """What of the outer header makes flows differ, in the packets that say how many values there must be."""

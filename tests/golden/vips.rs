@@ -8,6 +8,7 @@ use holdfast::forwarding::{Affinity, Forward, PortRange, Ports, VipSpec};
 use holdfast::stats::Drop;
 
 use super::super::rig::{CLIENT_MAC, Family, Rig, nic_mac, spec, tcp_of};
+use super::icmp;
 
 const ESP: IpNumber = IpNumber::ENCAPSULATING_SECURITY_PAYLOAD;
 const SCTP: IpNumber = IpNumber::SCTP;
@@ -182,6 +183,61 @@ fn all_protocols_of_a_client_go_to_one_backend() {
                 // Far longer than the UDP time-out of the rig.
                 rig.advance(1000);
                 assert_eq!(rig.stats(0).flows_active.get(), 0);
+                rig.assert_accounted();
+            }
+        }
+    }
+}
+
+/// A client beside this one.
+fn numbered(client: IpAddr, number: u8) -> IpAddr {
+    match client {
+        IpAddr::V4(ip) => (u32::from(ip) + u32::from(number)).to_be_bytes().into(),
+        IpAddr::V6(ip) => (u128::from(ip) + u128::from(number)).to_be_bytes().into(),
+    }
+}
+
+/// What a router says about a packet that was too long for it.
+fn too_big(family: Family, to: IpAddr, packet: &[u8]) -> Vec<u8> {
+    icmp::icmp(icmp::router(family), to, icmp::too_big(family), 1400, &packet[14..])
+}
+
+/// An error about what the backend sent back, of whatever protocol, finds the one flow: without it,
+/// no IPsec tunnel would learn its path MTU.
+#[test]
+fn errors_go_to_the_backend_that_has_all_protocols_of_the_client() {
+    for family in [Family::V4, Family::V6] {
+        let (client, vip) = (family.client(), family.vip());
+        for pinned in [true, false] {
+            for last in 1..9 {
+                let mut all = spec(0, Forward::Dsr, family, 1, 8);
+                (all.protocol, all.ports) = (Protocol::Any, Ports::All);
+                all.affinity = Affinity::Client;
+                let mut rig = Rig::new(2, 1, vec![all]);
+                let client = numbered(client, last);
+                let answers = [
+                    packet(vip, client, ESP, &[0, 0, 0, 7, 0, 0, 0, 1, 9, 9]),
+                    packet(vip, client, SCTP, &[0, 80, 0x9c, 0x40, 0, 0, 0, 0, 0, 0, 0, 0]),
+                    tcp_of((vip, 22), (client, 40_000), "A"),
+                    udp_of((vip, 4500), (client, 500)),
+                ];
+                let opening = packet(client, vip, ESP, &[0, 0, 0, 7, 0, 0, 0, 1]);
+                let backend = rig.send(0, 0, &opening)[0].destination_mac();
+                if !pinned {
+                    rig.advance(1000);
+                }
+                for answer in &answers {
+                    let error = too_big(family, vip, answer);
+                    let sent = rig.send(1, 0, &error);
+                    assert_eq!(sent.len(), 1, "{family:?} {pinned}");
+                    assert_eq!(sent[0].destination_mac(), backend, "{family:?} {pinned}");
+                }
+                // About our answer to an echo request: nobody's.
+                let kind = if family == Family::V4 { IpNumber::ICMP } else { IpNumber::IPV6_ICMP };
+                let echo = packet(vip, client, kind, &[0; 8]);
+                let error = too_big(family, vip, &echo);
+                assert!(rig.send(1, 0, &error).is_empty());
+                assert_eq!(rig.drops(1, Drop::IcmpNoFlow), 1);
                 rig.assert_accounted();
             }
         }
