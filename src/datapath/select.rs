@@ -36,7 +36,7 @@ pub fn select<'t>(
     }
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
-    if context.table.is_vip(key.client) {
+    if context.table.is_vip(key.client) || context.bindings.sources().has(key.client) {
         return Err(Drop::OwnSource);
     }
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
