@@ -19,12 +19,12 @@ use aya::{Ebpf, Pod};
 
 use super::{ProgramError, map, map_error};
 use crate::flow::{Address, Protocol};
-use crate::forwarding::{Listen, ListenKey, Network, PortRange, SteerRules};
+use crate::forwarding::{Listen, ListenKey, MAX_STEERED, Network, PortRange, SteerRules};
 
 // Sizes of the maps; keep in step with steer.bpf.c.
-const MAX_SERVICES: usize = 65_536;
+const MAX_SERVICES: usize = MAX_STEERED;
 const MAX_AREAS: usize = 65_536;
-const MAX_PORT_RANGES: usize = 65_536;
+const MAX_PORT_RANGES: usize = MAX_STEERED;
 const MAX_LOCALS: usize = 4096;
 
 /// `struct service` of steer.bpf.c.
