@@ -250,11 +250,12 @@ impl Rules {
             if adding {
                 maps.ranges(&wanted.port_ranges, &mut self.port_ranges)?;
             }
-            maps.areas(&wanted.areas, &mut self.areas)?;
+            // Single ports before the areas, which may lose a range that had them.
             maps.hash("vips", MAX_SERVICES, &wanted.vips, &mut self.vips)?;
+            maps.areas(&wanted.areas, &mut self.areas)?;
+            maps.hash("returns", MAX_SERVICES, &wanted.returns, &mut self.returns)?;
             let (new, old) = (&wanted.return_addresses, &mut self.return_addresses);
             maps.hash("return_addresses", MAX_SERVICES, new, old)?;
-            maps.hash("returns", MAX_SERVICES, &wanted.returns, &mut self.returns)?;
             if !adding {
                 maps.ranges(&wanted.port_ranges, &mut self.port_ranges)?;
             }
