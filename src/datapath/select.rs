@@ -40,6 +40,10 @@ pub fn select<'t>(
         return Err(Drop::OwnSource);
     }
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
+    if vip.forward.translates() && expires(packet) {
+        // It will not be sent: it takes no place among the flows, and no source.
+        return Err(Drop::TtlExceeded);
+    }
     let client = Known::of(&key, vip, context);
     // Anybody can make an id: it takes nobody else's replies.
     let tells_apart = |named: &&Backend| {
@@ -72,6 +76,12 @@ pub fn select<'t>(
         context.stats.samples.offer(Sample { vip: vip.id, source });
     }
     Ok(target)
+}
+
+/// Whether a router must not forward the packet (RFC 1812 5.3.1, RFC 8200 3).
+fn expires(packet: &Packet) -> bool {
+    let hops = if packet.flow.tuple.is_v4() { 8 } else { 7 };
+    packet.data().get(packet.shape.ip() + hops).is_none_or(|&hops| hops <= 1)
 }
 
 /// The backend that a packet in the middle of this flow would get, which has no pin. Leaves none.

@@ -18,7 +18,7 @@ FAILURES_SHOWN = 10
 START = 1_700_000_000_000_000
 MUTANTS = 100
 # The VIPs of world.py that packets are sent to, and what is changed in its configuration.
-VIPS = {"web4", "udp4", "web6", "udp6", "all4", "mixed4", "mixed4_udp", "mixed6", "mixed6_udp"}
+VIPS = ("web4", "udp4", "web6", "udp6", "all4", "mixed4", "mixed4_udp", "mixed6", "mixed6_udp", "ranges4", "net4", "net6")
 # So many ICMP errors that none is missing because they are limited.
 CHANGES = {"icmp": {"per_second": 1000000, "burst": 1000000}}
 # In a hundred packets that backends get.
@@ -45,8 +45,7 @@ class Session:
     def __init__(self, arguments, folder, seed):
         self.random = random.Random(f"{arguments.mode} {seed}")
         self.mode, self.count, self.folder = arguments.mode, arguments.count, folder
-        vips = [name for name, vip in world.VIPS.items()
-                if name in VIPS and (vip[4] is None or arguments.mode in vip[4])]
+        vips = [name for name in VIPS if world.has_mode(name, self.mode)]
         built = world.changed(world.config(self.mode, 2, vips), CHANGES)
         config, neighbours = world.config_toml(built), world.neighbours_toml(world.neighbours(2, built))
         self.facts = Facts(config, neighbours)

@@ -57,22 +57,32 @@ def translated(data, headers, source, destination, seen):
     """The packet in the other family (RFC 7915), from and to (address, port); `seen` (headers) gives what is free to choose."""
     segment = bytearray(data[headers.transport:])
     for at, (_, port) in ((0, source), (2, destination)):
-        segment[at:at + 2] = port.to_bytes(2, "big")
-    hops = headers.hops - 1
-    if headers.version == 4:
-        header = IPv6(src=source[0], dst=destination[0], tc=data[1], hlim=hops, nh=headers.protocol,
-                      fl=seen.flow_label, plen=len(segment))
-    else:
-        traffic_class = (data[0] & 15) << 4 | data[1] >> 4
-        flags = "DF" if 20 + len(segment) > SMALL_V4 else 0
-        header = IP(src=source[0], dst=destination[0], tos=traffic_class, ttl=hops, proto=headers.protocol,
-                    id=seen.identification, flags=flags, len=20 + len(segment))
-    out = bytearray(bytes(header) + segment)
-    new = Headers(bytes(out))
+        if headers.ports is not None:
+            segment[at:at + 2] = port.to_bytes(2, "big")
+    header = other_header(headers, source[0], destination[0], len(segment), headers.hops - 1, seen)
+    out = bytearray(header + segment)
     # RFC 7915 4.5: over IPv6 a UDP checksum is computed where IPv4 had none.
+    put_transport_sum(out)
+    return bytes(out)
+
+
+def other_header(headers, source, destination, length, hops, seen):
+    """The IP header of the other family in front of `length` bytes (RFC 7915 4.1, 5.1)."""
+    protocol = {1: 58, 58: 1}.get(headers.protocol, headers.protocol)
+    data = headers.data
+    if headers.version == 4:
+        return bytes(IPv6(src=source, dst=destination, tc=data[1], hlim=hops, nh=protocol, fl=seen.flow_label, plen=length))
+    traffic_class = (data[0] & 15) << 4 | data[1] >> 4
+    flags = "DF" if 20 + length > SMALL_V4 else 0
+    return bytes(IP(src=source, dst=destination, tos=traffic_class, ttl=hops, proto=protocol,
+                    id=seen.identification, flags=flags, len=20 + length))
+
+
+def put_transport_sum(out):
+    """The TCP or UDP checksum of a whole packet (bytearray), computed anew."""
+    new = Headers(bytes(out))
     at = transport_sum_at(new)
     out[at:at + 2] = transport_sum(bytes(out), new).to_bytes(2, "big")
-    return bytes(out)
 
 
 def fragments(data, mtu):

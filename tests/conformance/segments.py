@@ -35,12 +35,21 @@ def options(data, headers):
 
 def clamped(data, mss, headers):
     """A SYN or SYN+ACK whose MSS is at most `mss`."""
-    out = bytearray(data)
-    if mss is None or headers.protocol != 6 or headers.ports is None or headers.fragment or not flags(data, headers) & SYN:
+    return data if mss is None else _with_mss(data, headers, lambda old: min(old, mss))
+
+
+def lowered(data, by, headers):
+    """A SYN or SYN+ACK whose MSS is `by` less."""
+    return _with_mss(data, headers, lambda old: max(old - by, 0))
+
+
+def _with_mss(data, headers, change):
+    if headers.protocol != 6 or headers.ports is None or headers.fragment or not flags(data, headers) & SYN:
         return data
+    out = bytearray(data)
     for kind, at, length in options(data, headers):
-        if (kind, length) == (OPTION_MSS, 4) and int.from_bytes(data[at + 2:at + 4], "big") > mss:
-            out[at + 2:at + 4] = mss.to_bytes(2, "big")
+        if (kind, length) == (OPTION_MSS, 4):
+            out[at + 2:at + 4] = change(int.from_bytes(data[at + 2:at + 4], "big")).to_bytes(2, "big")
     return summed(out)
 
 
