@@ -16,7 +16,7 @@
 
 use super::answer::send_back;
 use super::batch::{Packet, Part, Way};
-use super::classify::answered_flow;
+use super::classify::{answered_flow, takes_all_protocols};
 use super::conntrack::{Conntrack, Target};
 use super::context::Context;
 use super::parse::Message;
@@ -31,7 +31,7 @@ use crate::forwarding::table::ReturnPath;
 use crate::forwarding::{ListenKey, NextHop};
 use crate::stats::{Answer, Drop};
 use crate::wire::checksum::{self, Full};
-use crate::wire::headers::protocol::ICMP_V6;
+use crate::wire::headers::protocol::{ICMP, ICMP_V6};
 use crate::wire::icmp::{self, ICMP_LEN, Unanswered, kind};
 use crate::wire::quoted::{self, QuoteError, Quoted};
 
@@ -136,17 +136,25 @@ fn relate(
 /// The quoted packet was sent by a VIP: what is about it goes to the backend that sent it.
 fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (vip, client) = (quoted.source, quoted.destination);
-    let flow = FlowKey {
+    let protocol = match quoted.protocol {
+        // Ours or the kernel's.
+        ICMP | ICMP_V6 => return None,
+        // Of a VIP of all protocols, or nobody's.
+        number => Protocol::from_number(number).unwrap_or(Protocol::Any),
+    };
+    let flow = Tuple::from(FlowKey {
         client: client.0,
         vip: vip.0,
         client_port: client.1,
         vip_port: vip.1,
-        protocol: Protocol::from_number(quoted.protocol)?,
-    };
-    let flow = Tuple::from(flow);
+        protocol,
+    });
+    if protocol != Protocol::Any && flow.has_zero_port() {
+        return None;
+    }
     packet.vip = context.table.listener(flow.listen_key())?;
     packet.way = Way::Related(None);
-    Some(flow).filter(|flow| !flow.has_zero_port())
+    Some(if takes_all_protocols(packet.vip, context) { flow.without_ports() } else { flow })
 }
 
 /// The quoted packet was sent by a full-NAT source: what is about it goes to the client.

@@ -35,7 +35,7 @@ pub enum QuoteError {
     Malformed,
     /// A later fragment: without ports.
     Fragment,
-    /// Neither TCP nor UDP.
+    /// Neither TCP nor UDP: nothing to translate.
     Protocol,
     /// The new address is of the other family.
     Family,
@@ -44,7 +44,7 @@ pub enum QuoteError {
 /// What a quoted packet says of its flow: it was sent from `source` to `destination`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quoted {
-    /// TCP (6) or UDP (17).
+    /// Its number. Of others than TCP (6) and UDP (17) nothing is read, and both ports are 0.
     pub protocol: u8,
     /// Who has sent it.
     pub source: End,
@@ -110,11 +110,17 @@ impl Places {
 /// Reads the flow of the packet that `message` quotes.
 ///
 /// # Errors
-/// [`QuoteError`], but not of the family.
+/// [`QuoteError`], but not of family or protocol.
 pub fn read(message: &[u8]) -> Result<Quoted, QuoteError> {
-    let places = Places::of(message)?;
     let packet = message.get(ICMP_LEN..).ok_or(QuoteError::Truncated)?;
     let (source, destination) = ends(packet).ok_or(QuoteError::Truncated)?;
+    let places = match Places::of(message) {
+        Err(QuoteError::Protocol) => {
+            let protocol = Headers::of(packet).map_or(0, |headers| headers.protocol);
+            return Ok(Quoted { protocol, source: (source, 0), destination: (destination, 0) });
+        }
+        places => places?,
+    };
     let ports = message.get(places.ports..).and_then(|rest| rest.first_chunk::<4>());
     let [s0, s1, d0, d1] = *ports.ok_or(QuoteError::Truncated)?;
     Ok(Quoted {
@@ -307,6 +313,8 @@ mod tests {
             let result = translate(&mut message, &Replacement::default(), Delta::default());
             assert_eq!((result, message), (Err(expected), before), "{name}");
         }
+        let quoted = read(&edit(9, 50)).unwrap();
+        assert_eq!((quoted.protocol, quoted.source.1, quoted.destination.1), (50, 0, 0));
         let mut message = quoting(&packet(true, 17, b"data"));
         let replacement = Replacement { source: Some(end(false, 1, 1)), ..Default::default() };
         let result = translate(&mut message, &replacement, Delta::default());
