@@ -72,13 +72,12 @@ class Generator:
         ends = (flow.client, flow.client_port), (flow.vip, port)
         return self.frame(source, destination, flow.tags, ends, flow.protocol)
 
-    def answer(self, packet, source, destination):
+    def answer(self, packet, source, destination, extensions):
         """What the receiver of an IP packet (bytes) answers, or something like it."""
         client, client_port, server, port, protocol = Headers(packet).flow()
-        # The XDP program knows answers by their ports, and does not look for them behind extension headers.
         ends = (server, port), (client, client_port)
         numbers = (self.random.randrange(2**32), next_number(packet)) if self.sequenced and protocol == TCP else None
-        return self.frame(source, destination, [], ends, protocol, extensions=False, numbers=numbers)
+        return self.frame(source, destination, [], ends, protocol, extensions, numbers)
 
     def error(self, packet, source, destination, ends):
         """An ICMP error from one to the other of `ends` that quotes some of an IP packet (bytes)."""

@@ -45,6 +45,8 @@ class Session:
     def __init__(self, arguments, folder, seed):
         self.random = random.Random(f"{arguments.mode} {seed}")
         self.mode, self.count, self.folder = arguments.mode, arguments.count, folder
+        # In mode nat the XDP program knows answers by their ports, which it does not look for behind extension headers.
+        self.extended = self.mode != "nat"
         vips = [name for name in VIPS if world.has_mode(name, self.mode)]
         built = world.changed(world.config(self.mode, 2, vips), CHANGES)
         config, neighbours = world.config_toml(built), world.neighbours_toml(world.neighbours(2, built))
@@ -96,8 +98,7 @@ class Session:
             received = Frame(frame).data
             if self.mode in (*TRANSLATING, "proxy"):
                 yield "back", self._answer(outcome)
-                # Nor does it look for ports behind extension headers of what an error quotes.
-                if self._chance(failed) and not Headers(received).extensions:
+                if self._chance(failed) and (self.extended or not Headers(received).extensions):
                     yield "back", self._error_behind(outcome)
             if self._chance(failed):
                 yield "front", self._error_before(received)
@@ -107,7 +108,7 @@ class Session:
 
     def _answer(self, outcome):
         received = Frame(outcome.sent[0][1]).data
-        return self.generator.answer(received, world.BACKEND_MACS[outcome.backend], world.LB2)
+        return self.generator.answer(received, world.BACKEND_MACS[outcome.backend], world.LB2, self.extended)
 
     def _error_behind(self, outcome):
         """A router between balancer and backend cannot deliver what was sent."""
@@ -118,7 +119,7 @@ class Session:
 
     def _error_before(self, received):
         """A router on the client's side cannot deliver what the backend answered."""
-        answer = Frame(self.generator.answer(received, world.CLIENT_MAC, world.LB)).data
+        answer = Frame(self.generator.answer(received, world.CLIENT_MAC, world.LB, True)).data
         vip = Headers(answer).flow()[0]
         router = world.ROUTER4 if ":" not in vip else world.ROUTER6
         return self.generator.error(answer, world.ROUTER_MAC, world.LB, ((router, 0), (vip, 0)))
