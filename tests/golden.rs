@@ -474,6 +474,9 @@ fn a_client_whose_router_changes_gets_its_replies_by_the_new_one() {
     assert_eq!(reply[0].destination_mac(), [2, 9, 9, 9, 9, 9]);
 }
 
+/// What it is, tags that come, those of the next hop, and tags that leave: each as TPID and value.
+type TagRow<'r> = (&'r str, &'r [(u16, u16)], Option<Tags>, &'r [(u16, u16)]);
+
 #[test]
 fn vlan_tags_follow_the_next_hop() {
     const C: u16 = 0x8100;
@@ -482,7 +485,7 @@ fn vlan_tags_follow_the_next_hop() {
     let two = |outer, inner| Some(Tags::two(outer, inner));
     let twice_c = Some(Tags { inner: 200, outer: Outer::Customer(100) });
     // Tags of the client's packet; of the backend's next hop; of the packet that goes there.
-    let rows: &[(&str, &[(u16, u16)], Option<Tags>, &[(u16, u16)])] = &[
+    let rows: &[TagRow<'_>] = &[
         ("untagged to untagged", &[], None, &[]),
         ("kept", &[(C, 100)], one(100), &[(C, 100)]),
         ("changed, the priority stays", &[(C, 0xa00a)], one(20), &[(C, 0xa014)]),

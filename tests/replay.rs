@@ -618,8 +618,11 @@ fn interfaces_do_not_pile_up_in_memory() {
 
 // ---- what is written ----
 
+/// Interface, comment and bytes of a frame in the story.
+type Told = (String, String, Vec<u8>);
+
 /// What the story of a replay says: interface, comment and bytes of each packet.
-fn story() -> (Vec<u8>, Vec<(String, String, Vec<u8>)>) {
+fn story() -> (Vec<u8>, Vec<Told>) {
     let mut replay = replay();
     let mut file = Vec::new();
     let interfaces = replay.interfaces().to_vec();
