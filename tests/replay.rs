@@ -262,14 +262,14 @@ fn answers_and_icmp_errors_have_verdicts_of_their_own() {
     let decision = replay.packet(&captured(ETH1, 0, &ping));
     assert_eq!((decision.verdict, decision.reason), (Verdict::Reply, Some("echo_replies")));
     assert_eq!(decision.sent[0].bytes[..6], CLIENT);
-    // The first packet of a flow, on its last hop.
+    // The first packet of a flow, on its last hop, begins none.
     let mut tired = client(40_000, "S");
     tired[22] = 1;
     let fixed = etherparse::Ipv4HeaderSlice::from_slice(&tired[14..]).unwrap().to_header();
     tired[24..26].copy_from_slice(&fixed.calc_header_checksum().to_be_bytes());
     let decision = replay.packet(&captured(ETH1, 0, &tired));
     assert_eq!(decision.reason, Some("icmp_time_exceeded_sent"));
-    assert_eq!((decision.verdict, decision.flow), (Verdict::Reply, FlowState::New));
+    assert_eq!((decision.verdict, decision.flow), (Verdict::Reply, FlowState::None));
     assert_eq!(decision.vip.as_deref(), Some("web"));
     // What a router says about a packet that the VIP sent to the client.
     replay.packet(&captured(ETH1, 1, &client(40_001, "S")));
