@@ -36,10 +36,14 @@ pub fn select<'t>(
     }
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
-    if context.table.is_vip(key.client) {
+    if is_own_source(&key, context) {
         return Err(Drop::OwnSource);
     }
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
+    if vip.forward.translates() && expires(packet) {
+        // It will not be sent: it takes no place among the flows, and no source.
+        return Err(Drop::TtlExceeded);
+    }
     let client = Known::of(&key, vip, context);
     // Anybody can make an id: it takes nobody else's replies.
     let tells_apart = |named: &&Backend| {
@@ -74,6 +78,12 @@ pub fn select<'t>(
     Ok(target)
 }
 
+/// Whether a router must not forward the packet (RFC 1812 5.3.1, RFC 8200 3).
+fn expires(packet: &Packet) -> bool {
+    let hops = if packet.flow.tuple.is_v4() { 8 } else { 7 };
+    packet.data().get(packet.shape.ip() + hops).is_none_or(|&hops| hops <= 1)
+}
+
 /// The backend that a packet in the middle of this flow would get, which has no pin. Leaves none.
 ///
 /// # Errors
@@ -90,6 +100,13 @@ pub fn guess<'t>(
     let client = Known::of(&key, vip, context);
     let chosen = choose(&key, Miss::Midflow, vip, client.as_ref(), conntrack, context)?;
     Ok(chosen.0)
+}
+
+/// Whether answers would come back here: to a VIP, a tunnel's source, or a full-NAT source.
+fn is_own_source(key: &FlowKey, context: &Context<'_>) -> bool {
+    context.table.is_vip(key.client)
+        || context.table.this_box().tunnels.is_source(key.client)
+        || context.bindings.sources().find(key.client, key.client_port).is_some()
 }
 
 /// Counts a flow that was pinned.

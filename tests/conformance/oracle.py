@@ -10,10 +10,10 @@ import ipaddress
 from dataclasses import dataclass
 
 from facts import ANY, TRANSLATING, TUNNELS
-from compare import differences, faults
+from compare import differences
 from packets import IP, UDP, Frame, Headers, IPv6, readdressed
-from segments import ACK, RST, SYN, clamped, flags, from_proxied, number, proxy_header, to_proxied
-from rewriting import error_to_client, fewer_hops, fragments, framed, translated, with_header_sum, with_icmp
+from segments import ACK, RST, SYN, acknowledges, clamped, flags, from_proxied, lowered, number, proxy_header, to_proxied
+from rewriting import error_across, error_to_client, fewer_hops, fragments, framed, translated, with_header_sum, with_icmp
 
 OUTER_HOPS = 64
 # Bytes of an IP header.
@@ -39,8 +39,12 @@ class Flow:
     entropy: object = None
     # It may have begun anew, and so have another source in full NAT.
     renewed: bool = False
+    # That was changed by this packet.
+    fresh: bool = False
     # With PROXY protocol: the client's initial sequence number.
     first: int | None = None
+    # The backend has acknowledged the header.
+    acknowledged: bool = False
 
 
 class Oracle:
@@ -53,8 +57,6 @@ class Oracle:
         self.datagrams = {}
         # The identification that these have behind full NAT: two clients may have chosen one.
         self.identifications = {}
-        # Flows of which only packets came that did not go on, such as those whose hops had run out.
-        self.unseen = set()
 
     # ---- what is to be done with a packet ----
 
@@ -69,19 +71,29 @@ class Oracle:
         if vip is None:
             # Behind an extension header the XDP program does not look for ports, so a worker does.
             return "no_vip" if headers.extensions and self.facts.has_vip_address(destination) else "kernel"
-        if vip.forward == "full_nat" and self._is_lone_reset(data, headers):
-            return "no_flow"
         if vip.forward in TRANSLATING and headers.hops <= 1:
             return "expired"
+        if vip.forward == "full_nat" and self._is_lone_reset(data, headers):
+            return "no_flow"
         hop = vip.backends[backend].hop
         fixed = headers.dont_fragment or vip.forward not in TUNNELS
-        too_big = len(data) + self._overhead(vip, vip.backends[backend]) > hop.mtu
+        too_big = self._length(data, headers, vip, vip.backends[backend]) > hop.mtu
         return "too_big" if too_big and fixed else "out"
+
+    def _length(self, data, headers, vip, backend):
+        """Bytes of the packet that is to be sent, but for a PROXY header."""
+        if vip.forward == "full_nat" and backend.address.version != headers.version:
+            return LEAST[backend.address.version] + len(data) - headers.transport
+        return len(data) + self._overhead(vip, backend)
 
     def _is_lone_reset(self, data, headers):
         """Whether it is a RST of a flow that is not known, for which no source is to be taken."""
-        known = self._key(headers) in self.flows or self._key(headers) in self.unseen
-        return not known and headers.protocol == 6 and bool(flags(data, headers) & RST)
+        return self._key(headers) not in self.flows and headers.protocol == 6 and bool(flags(data, headers) & RST)
+
+    def may_be_forgotten(self, data):
+        """Whether the packet's flow may have ended: by a SYN after its end that did not go on itself."""
+        flow = self.flows.get(self._key(Headers(data)))
+        return flow is not None and flow.renewed
 
     def any_backend(self, data):
         """The name of a backend of the packet's VIP; None if it is for none."""
@@ -112,7 +124,6 @@ class Oracle:
             if expected is not None:
                 whole = framed(expected, hop.mac, self.facts.nics[hop.interface].mac, hop.tags, frame)
                 problems += differences(whole, out.raw, frame.padding)
-                problems += faults(out.raw, data)
         return problems
 
     @staticmethod
@@ -156,7 +167,7 @@ class Oracle:
     def _inner_packets(self, data, flow, hop, count, problems):
         """What is to be sent: the packet itself, or its fragments where a tunnel has no room for it."""
         overhead = self._overhead(flow.vip, flow.backend)
-        if len(data) <= hop.mtu - overhead:
+        if self._length(data, Headers(data), flow.vip, flow.backend) <= hop.mtu:
             if count != 1:
                 problems.append(f"{count} frames were sent, not 1")
             return [data]
@@ -180,7 +191,8 @@ class Oracle:
             problems.append(f"what was sent is no IP packet: {out.summary()}")
             return None
         seen = Headers(out.data)
-        data = clamped(data, flow.vip.keys.get("mss"), headers)
+        crosses = mode == "full_nat" and flow.backend.address.version != headers.version
+        data = self._with_mss(data, headers, flow, grows=crosses and headers.version == 4)
         if mode == "dsr":
             return data
         if mode in TUNNELS:
@@ -191,6 +203,11 @@ class Oracle:
         if mode == "nat":
             return fewer_hops(readdressed(data, destination=(str(flow.backend.address), port)))
         return self._full_nat(data, headers, flow, seen, problems)
+
+    @staticmethod
+    def _with_mss(data, headers, flow, grows):
+        """The packet with the maximum segment size that the VIP wants, and that fits the other family's header."""
+        return clamped(lowered(data, LEAST[6] - LEAST[4], headers) if grows else data, flow.vip.keys.get("mss"), headers)
 
     def _encapsulated(self, data, flow, seen, problems):
         """RFC 2003, RFC 2473, and GUE (draft-ietf-intarea-gue, variant 0, as Linux' fou module reads it)."""
@@ -238,6 +255,7 @@ class Oracle:
 
     def _constant(self, flow, entropy, problems, what):
         if flow.entropy is None or flow.renewed:
+            flow.fresh = flow.entropy != entropy
             flow.entropy, flow.renewed = entropy, False
         elif flow.entropy != entropy:
             problems.append(f"{what} was {flow.entropy} in this flow, and is {entropy}")
@@ -250,6 +268,9 @@ class Oracle:
         source_port = seen.ports and seen.ports[0]
         if not any(source in prefix for prefix in self.facts.pool):
             problems.append(f"source {source} is not in the pool {self.facts.pool}")
+        if (headers.ports is None) != (seen.ports is None):
+            problems.append("what was sent has ports where none belong, or none where some do")
+            return None
         if headers.ports is None:
             # A later fragment has none, in or out.
             source_port = flow.entropy[1]
@@ -260,12 +281,13 @@ class Oracle:
             flow.renewed = True
         self._constant(flow, (source, source_port), problems, "full-NAT source")
         ends = (str(source), source_port), (str(backend.address), port)
+        came = len(data) - headers.transport
         if flow.vip.keys.get("proxy") == "v2":
             data = self._proxied(data, headers, flow)
             headers = Headers(data)
         if headers.version == backend.address.version:
             return fewer_hops(self._renumbered(readdressed(data, *ends), headers, seen, problems))
-        return translated(data, headers, *ends, seen)
+        return translated(data, headers, *ends, seen, came)
 
     def _renumbered(self, data, headers, seen, problems):
         """A fragment with the identification that it was given: one for all of the datagram."""
@@ -284,10 +306,15 @@ class Oracle:
         return bytes(out)
 
     def _proxied(self, data, headers, flow):
-        if flags(data, headers) & SYN:
-            flow.first = number(data, headers, 4)
+        if flow.fresh:
+            opens = flags(data, headers) & (SYN | ACK) == SYN
+            flow.first, flow.fresh = number(data, headers, 4) if opens else None, False
+            flow.acknowledged = False
         source, source_port, destination, port, _ = headers.flow()
-        return to_proxied(data, proxy_header((source, source_port), (destination, port)), flow.first)
+        if flow.first is None:
+            # The SYN was not seen: what the numbers would have to be is not known.
+            return data
+        return to_proxied(data, proxy_header((source, source_port), (destination, port)), flow.first, flow.acknowledged)
 
     # ---- what the balancer answers itself ----
 
@@ -299,7 +326,7 @@ class Oracle:
         if outcome.verdict != "reply" or way not in ERRORS or len(outcome.sent) != 1:
             return [f"it was to be answered or dropped: {way}"]
         data, out = frame.data, Frame(outcome.sent[0][1])
-        problems, reply = faults(out.raw), out.data
+        problems, reply = [], out.data
         headers = Headers(reply)
         if headers.destination != Headers(data).source or out.dst != frame.src:
             problems.append(f"the error goes to {out.summary()}, not to the sender of the packet")
@@ -316,12 +343,9 @@ class Oracle:
         return problems
 
     def _note(self, headers, data):
-        """A packet that does not go on may have begun a flow all the same, or begun it anew."""
-        if headers.is_error() or self._is_lone_reset(data, headers):
-            return
+        """A packet that does not go on may have ended a flow, which begins anew then."""
         key = self._key(headers)
-        self.unseen.add(key)
-        if key in self.flows and headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
+        if not headers.is_error() and key in self.flows and headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
             self.flows[key].renewed = True
 
     # ---- from a backend to a client ----
@@ -337,31 +361,37 @@ class Oracle:
         headers = Headers(data)
         client, client_port, vip, vip_port, _ = key
         ends = (vip, vip_port), (client, client_port)
-        data = clamped(data, flow.vip.keys.get("mss"), headers)
+        crosses = headers.version != ipaddress.ip_address(client).version
+        data = self._with_mss(data, headers, flow, grows=crosses and headers.version == 4)
         if flow.first is not None and not headers.is_error():
-            data = from_proxied(data, len(proxy_header(ends[1], ends[0])), flow.first)
+            length = len(proxy_header(ends[1], ends[0]))
+            came, data = data, from_proxied(data, length, flow.first, flow.acknowledged)
+            flow.acknowledged |= acknowledges(came, length, flow.first)
         headers = Headers(data)
-        if headers.is_error():
+        if headers.is_error() and crosses:
+            of_quote = (client, client_port), (vip, vip_port)
+            expected = error_across(data, headers, (vip, client), of_quote, Headers(Frame(out).data))
+        elif headers.is_error():
             expected = error_to_client(data, headers, ends)
-        elif headers.version == ipaddress.ip_address(client).version:
+        elif not crosses:
             expected = fewer_hops(readdressed(data, *ends))
         else:
             expected = translated(data, headers, *ends, Headers(Frame(out).data))
         vlans = [tag & 0xFFF for tag in flow.client_tags]
         whole = framed(expected, flow.client_mac, self.facts.nics[flow.interface].mac, vlans, frame)
-        return problems + differences(whole, out, frame.padding) + faults(out, data)
+        return problems + differences(whole, out, frame.padding)
 
     def flow_of_reply(self, frame):
         """The key of the flow that a backend's frame answers; None if there is none."""
         headers = Headers(frame.data)
         source, source_port, destination, port, protocol = self._key(headers)
         for key, known in self.flows.items():
-            if known.vip.forward not in TRANSLATING or key[4] != protocol:
+            # Ports first: they are compared faster.
+            if known.vip.forward not in TRANSLATING or key[4] != protocol or (known.entropy or key)[1] != port:
                 continue
             if (source, source_port) != (str(known.backend.address), known.backend.port or key[3]):
                 continue
-            expected = known.entropy or (ipaddress.ip_address(key[0]), key[1])
-            if (ipaddress.ip_address(destination), port) == expected:
+            if destination == str(known.entropy[0]) if known.entropy else destination == key[0]:
                 return key
         return None
 
@@ -382,5 +412,8 @@ class Oracle:
             # From which source its last packet, which did not go on, would have gone is known by this one only.
             _, _, source, port, _ = Headers(seen.data[seen.transport + 8:]).flow()
             flow.entropy, flow.renewed = (ipaddress.ip_address(source), port), False
+        if headers.version != flow.backend.address.version:
+            backend = backend[0], backend[1] or Headers(data[at:]).ports[0]
+            return error_across(data, headers, (seen.source_text, backend[0]), (backend, (source, port)), seen)
         quoted = readdressed(data[at:], source=backend, destination=(source, port))
         return fewer_hops(with_icmp(data[:at] + quoted, headers, source=seen.source_text, destination=backend[0]))

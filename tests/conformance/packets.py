@@ -47,7 +47,7 @@ class Frame:
 
     def __init__(self, raw):
         self.raw = raw
-        self.dst, self.src = (":".join(f"{byte:02x}" for byte in raw[at:at + 6]) for at in (0, 6))
+        self.dst, self.src = (raw[at:at + 6].hex(":") for at in (0, 6))
         # Priority, drop eligible indicator and VLAN as one number, outermost first.
         self.tags, at = [], 12
         while raw[at:at + 2] in (b"\x81\0", b"\x88\xa8"):

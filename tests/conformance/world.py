@@ -1,4 +1,4 @@
-"""The setting of the golden cases (README.md of this folder): names, addresses, and its configuration per mode.
+"""The setting of the golden cases (docs/CONFORMANCE.md): names, addresses, and its configuration per mode.
 
 A case names the VIPs that it needs, and changes single keys; what it does not change is here.
 """
@@ -18,6 +18,9 @@ BACKENDS6 = {f"b{n}": f"fc00::{n}" for n in (1, 2, 3)}
 # Bytes of a packet that an ICMP error quotes: 98 bytes of frame in all; RFC 4443 3.1, the smallest MTU.
 QUOTE4, QUOTE6 = 56, 1232
 
+# Modes in which client and backend need not be of one family.
+MIXED = ["full_nat", "proxy", "ipip", "gue"]
+
 # name: address, protocol, ports, family of the backends, modes (None: all)
 VIPS = {
     "web4": ("10.200.1.1", "tcp", [80], 4, None),
@@ -25,10 +28,10 @@ VIPS = {
     "web6": ("fc00:1::1", "tcp", [80], 6, None),
     "udp6": ("fc00:1::1", "udp", [80], 6, None),
     "all4": ("10.200.1.2", "tcp", "all", 4, None),
-    "mixed4": ("10.200.1.3", "tcp", [80], 6, ["ipip", "gue"]),
-    "mixed4_udp": ("10.200.1.3", "udp", [80], 6, ["ipip", "gue"]),
-    "mixed6": ("fc00:1::3", "tcp", [80], 4, ["ipip", "gue"]),
-    "mixed6_udp": ("fc00:1::3", "udp", [80], 4, ["ipip", "gue"]),
+    "mixed4": ("10.200.1.3", "tcp", [80], 6, MIXED),
+    "mixed4_udp": ("10.200.1.3", "udp", [80], 6, MIXED),
+    "mixed6": ("fc00:1::3", "tcp", [80], 4, MIXED),
+    "mixed6_udp": ("fc00:1::3", "udp", [80], 4, MIXED),
     "quic4": ("10.200.1.5", "udp", [443], 4, None),
     "ranges4": ("10.200.1.6", "tcp", [443, "8000-8999"], 4, None),
     "any4": ("10.200.1.7", "any", None, 4, ["dsr", "ipip", "gue"]),
@@ -39,6 +42,17 @@ VIPS = {
 USUAL = ["web4", "udp4", "web6", "udp6"]
 # QUIC-LB draft, unencrypted: first octet, server id of 3 bytes, nonce of 4.
 SERVER_IDS = {"b1": "c46051", "b2": "c46052", "b3": "c46053"}
+
+
+def usual(mode):
+    """The VIPs of a case that names none: PROXY protocol is for TCP."""
+    return [name for name in USUAL if has_mode(name, mode)]
+
+
+def has_mode(name, mode):
+    """Whether the VIP of this name can have this mode."""
+    protocol, modes = VIPS[name][1], VIPS[name][4]
+    return (modes is None or mode in modes) and (mode != "proxy" or protocol == "tcp")
 
 
 def config(mode, nics, vips):
@@ -59,8 +73,8 @@ def config(mode, nics, vips):
 
 def _vip(mode, name):
     address, protocol, ports, family, modes = VIPS[name]
-    if modes is not None and mode not in modes:
-        raise ValueError(f"VIP {name} has no mode {mode}; it has {', '.join(modes)}")
+    if not has_mode(name, mode):
+        raise ValueError(f"VIP {name} has no mode {mode}; it has {', '.join(modes or ['all but proxy'])}")
     addresses = BACKENDS4 if family == 4 else BACKENDS6
     vip = {"address": address, "protocol": protocol, "forward": "full_nat" if mode == "proxy" else mode}
     if ports is not None:

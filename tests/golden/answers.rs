@@ -121,20 +121,35 @@ fn what_follows_a_packet_is_cut_off_before_it_is_too_long() {
     }
 }
 
+/// A packet whose hops have run out begins no flow: it leaves no pin, and takes no full-NAT source.
 #[test]
-fn hops_that_run_out_in_nat_are_told() {
-    for family in FAMILIES {
-        let mut rig = Rig::new(1, 1, vec![vip(Forward::Nat, family, Protocol::Tcp)]);
-        let mut packet = tcp(family, PORT, 80, "S");
+fn hops_that_run_out_are_told_by_who_translates() {
+    let all = FAMILIES.into_iter().flat_map(|family| [(family, "S"), (family, "A")]);
+    for ((family, flags), forward) in
+        all.flat_map(|what| [Forward::Nat, Forward::FullNat].map(|forward| (what, forward)))
+    {
+        let mut rig = Rig::new(1, 1, vec![vip(forward, family, Protocol::Tcp)]);
+        let whole = tcp(family, PORT, 80, flags);
+        let mut packet = whole.clone();
         packet[if family == Family::V4 { 22 } else { 21 }] = 1;
-        let sent = rig.send(0, 0, &packet).remove(0);
-        let message = Message::of(&sent);
-        let kind = if family == Family::V4 { (11, 0) } else { (3, 0) };
-        assert_eq!((message.source, message.destination), (family.vip(), family.client()));
-        assert_eq!((message.kind, message.rest, message.hops), (kind, 0, 64));
-        assert_quotes(&message, family, &packet);
-        assert_eq!((answered(&rig, Answer::TimeExceeded), rig.drops(0, Drop::TtlExceeded)), (1, 0));
-        rig.assert_accounted();
+        let expired = |rig: &mut Rig| {
+            let sent = rig.send(0, 0, &packet).remove(0);
+            let message = Message::of(&sent);
+            let kind = if family == Family::V4 { (11, 0) } else { (3, 0) };
+            assert_eq!((message.source, message.destination), (family.vip(), family.client()));
+            assert_eq!((message.kind, message.rest, message.hops), (kind, 0, 64));
+            assert_quotes(&message, family, &packet);
+            assert_eq!(rig.drops(0, Drop::TtlExceeded), 0);
+            rig.assert_accounted();
+        };
+        expired(&mut rig);
+        assert_eq!(rig.stats(0).flows_active.get(), 0, "{forward:?}, {family:?}, {flags}");
+        assert_eq!(rig.stats(0).bindings(family == Family::V4).get(), 0);
+        rig.send(0, 0, &whole);
+        assert_eq!(rig.stats(0).flows_active.get(), 1);
+        expired(&mut rig);
+        assert_eq!(rig.stats(0).flows_active.get(), 1);
+        assert_eq!(answered(&rig, Answer::TimeExceeded), 2);
     }
 }
 
