@@ -31,7 +31,7 @@ use crate::forwarding::table::ReturnPath;
 use crate::forwarding::{ListenKey, NextHop};
 use crate::stats::{Answer, Drop};
 use crate::wire::checksum::{self, Full};
-use crate::wire::headers::protocol::{ICMP, ICMP_V6};
+use crate::wire::headers::protocol::ICMP_V6;
 use crate::wire::icmp::{self, ICMP_LEN, Unanswered, kind};
 use crate::wire::quoted::{self, QuoteError, Quoted};
 

@@ -101,7 +101,7 @@ impl Replay {
 
     /// After the last packet: lets the time pass until no fragment waits any more.
     pub fn end(&mut self) -> Vec<Late> {
-        let patience = u64::from(PATIENCE.0 + 1) * u64::from(TICK_MS);
+        let patience = u64::from(PATIENCE.0 + 1) * TICK_MS;
         if let (false, Some(time)) = (self.waiting.is_empty(), self.time) {
             self.advance(time + Duration::from_millis(patience));
         }
