@@ -89,6 +89,66 @@ fn dns() -> Vec<u8> {
     packet
 }
 
+/// A datagram in two fragments, of 1200 bytes and the rest.
+fn fragments_of_dns() -> [Vec<u8>; 2] {
+    let mut whole = dns();
+    whole.resize(14 + 40 + 8 + 1400, 0);
+    whole[58..60].copy_from_slice(&1408_u16.to_be_bytes());
+    [(0..1200, true), (1200..1408, false)].map(|(range, more)| {
+        let mut part = whole[..54].to_vec();
+        let len = u16::try_from(range.len()).unwrap();
+        part[18..20].copy_from_slice(&(8 + len).to_be_bytes());
+        part[20] = 44;
+        let offset = u16::try_from(range.start).unwrap() | u16::from(more);
+        part.extend([&[17, 0][..], &offset.to_be_bytes(), &7_u32.to_be_bytes()].concat());
+        part.extend(&whole[54..][range]);
+        part
+    })
+}
+
+#[test]
+fn a_fragment_that_overtakes_its_first_one_waits_for_it() {
+    let mut replay = replay();
+    let [first, later] = fragments_of_dns();
+    let decision = replay.packet(&captured(ETH1, 0, &later));
+    assert_eq!((decision.verdict, decision.sent.len()), (Verdict::Parked, 0));
+    assert!(replay.late().is_empty());
+    let decision = replay.packet(&captured(ETH1, 1, &first));
+    assert_eq!((decision.index, decision.verdict), (1, Verdict::Transmit));
+    assert_eq!(decision.sent.len(), 1, "its own frame");
+    let late = replay.late();
+    let [late] = &late[..] else { panic!("{late:?}") };
+    assert_eq!(late.captured().data, later);
+    let Decision { index, verdict, flow, sent, time, ended, .. } = &late.decision;
+    assert_eq!((*index, *verdict, *flow), (0, Verdict::Transmit, FlowState::Pinned));
+    assert_eq!((sent.len(), *ended - *time), (1, Duration::from_secs(1)));
+    assert_eq!(late.decision.backend, decision.backend);
+    let counter = |name: &str| {
+        let of = late.decision.counters.iter().find(|(of, _)| of == name);
+        of.map_or(0, |(_, by)| *by)
+    };
+    assert_eq!((counter("workers.received"), counter("workers.transmitted")), (1, 1));
+    assert_eq!(counter("workers.fragments_parked"), 0);
+    assert!(replay.end().is_empty());
+}
+
+#[test]
+fn a_fragment_waits_no_longer_than_the_worker_does() {
+    let mut replay = replay();
+    let [_, later] = fragments_of_dns();
+    replay.packet(&captured(ETH1, 0, &later));
+    // Another one, which comes when the first has waited too long; that is the last packet.
+    let mut other = later.clone();
+    other[61] = 9;
+    assert_eq!(replay.packet(&captured(ETH1, 3, &other)).verdict, Verdict::Parked);
+    for (index, late) in [(0, replay.late()), (1, replay.end())] {
+        assert_eq!(late.len(), 1);
+        let decision = &late[0].decision;
+        assert_eq!((decision.index, decision.verdict), (index, Verdict::Drop));
+        assert_eq!(decision.reason, Some("fragment_no_first"));
+    }
+}
+
 fn arp() -> Vec<u8> {
     let mut packet = vec![0xff; 6];
     packet.extend(CLIENT);

@@ -75,19 +75,25 @@ pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<
     let mut out = BufWriter::new(out);
     let mut teller = Teller::new(args.json, colours, interfaces, &mut out);
     teller.begin(&note)?;
+    let mut tell = |captured: &Captured<'_>, decision: &Decision| {
+        if let Some(story) = &mut story {
+            story.tell(captured, decision).map_err(|error| in_story(args, &error))?;
+        }
+        // Of a fragment that waits it is told when it does no longer.
+        if decision.verdict == Verdict::Parked { Ok(()) } else { teller.tell(captured, decision) }
+    };
     let end = loop {
         match capture.next_packet() {
             Ok(None) => break Ok(()),
             Err(error) => break Err(in_capture(&error)),
             Ok(Some(captured)) => {
                 let decision = replay.packet(&captured);
-                if let Some(story) = &mut story {
-                    story.tell(&captured, &decision).map_err(|error| in_story(args, &error))?;
-                }
-                teller.tell(&captured, &decision)?;
+                tell(&captured, &decision)?;
+                replay.late().iter().try_for_each(|it| tell(&it.captured(), &it.decision))?;
             }
         }
     };
+    replay.end().iter().try_for_each(|it| tell(&it.captured(), &it.decision))?;
     bar.finish_and_clear();
     if let Some(story) = story {
         story.finish().map_err(|error| in_story(args, &error))?;
@@ -263,7 +269,7 @@ const fn colour(verdict: Verdict) -> Option<u8> {
         Verdict::Transmit => None,
         Verdict::Reply => Some(32),
         Verdict::Drop => Some(31),
-        Verdict::Kernel | Verdict::Truncated => Some(90),
+        Verdict::Kernel | Verdict::Truncated | Verdict::Parked => Some(90),
     }
 }
 

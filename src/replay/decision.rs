@@ -24,6 +24,9 @@ pub enum Verdict {
     Reply,
     /// It was not replayed: the capture does not have all of it.
     Truncated,
+    /// None yet: a fragment that waits for its first one, of which [`Replay::late`](super::Replay::late)
+    /// tells more.
+    Parked,
 }
 
 impl Verdict {
@@ -35,6 +38,7 @@ impl Verdict {
             Self::Kernel => "kernel",
             Self::Reply => "reply",
             Self::Truncated => "truncated",
+            Self::Parked => "parked",
         }
     }
 }
@@ -81,6 +85,8 @@ pub struct Decision {
     pub index: u64,
     /// When it was captured, since the epoch.
     pub time: Duration,
+    /// When that became of it: later, if it had to wait.
+    pub ended: Duration,
     /// The NIC that it is taken to have come by.
     pub interface: String,
     /// What became of it.
@@ -110,6 +116,7 @@ impl Decision {
         Self {
             index: 0,
             time,
+            ended: time,
             interface,
             verdict,
             reason: None,
