@@ -342,7 +342,13 @@ fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_
     let FullNat { sources, .. } = &sections.config.full_nat;
     let place = Place::root().key("full_nat").key("sources");
     let ours: BTreeSet<&IpAddr> = sources.iter().collect();
-    for what in sources.iter().filter_map(|&source| owners.tell(source)) {
+    // A prefix of sources may lie in a VIP's as a whole: that is one mistake.
+    let mut taken = sources.iter().filter_map(|&source| owners.tell(source));
+    if let Some(first) = taken.next() {
+        let what = match taken.count() {
+            0 => first,
+            more => format!("{first}, and {more} more of them are somebody's"),
+        };
         report.error(&place, what, "use addresses that nobody else has");
     }
     for (vip, backends) in sections.vips {

@@ -131,8 +131,8 @@ impl Decision {
 
     pub(super) fn tell_steering(&mut self, steered: Steered) {
         let why = match steered {
-            Steered::ToVip => "its destination is a VIP",
-            Steered::Return => "its source is a NAT backend's",
+            Steered::ToVip => "its destination is a VIP, or a source of ours",
+            Steered::Return => "it comes from a NAT backend, or quotes what went to one",
             Steered::Kernel => return,
         };
         self.tell("xdp", "to the worker", why);
@@ -140,9 +140,11 @@ impl Decision {
 
     /// Tells what the stages do not tell by themselves.
     pub(super) fn tell_end(&mut self, reason: Option<Drop>, answer: Option<Answer>) {
-        if self.flow == FlowState::Pinned {
-            let name = self.place();
-            self.tell("conntrack", name, "the flow has a pin");
+        let name = self.place();
+        match self.flow {
+            FlowState::Pinned => self.tell("conntrack", name, "the flow has a pin"),
+            FlowState::Related => self.tell("icmp", name, "the flow that the message quotes"),
+            FlowState::New | FlowState::None => {}
         }
         if let Some(reason) = reason {
             self.tell("drop", reason.as_str(), reason.describe().trim());

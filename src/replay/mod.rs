@@ -113,7 +113,7 @@ impl Replay {
             let name = Name::Nic(usize::from(nic.0), "passed");
             let mut decision = self.bare(captured, Verdict::Kernel);
             decision.counters.push((self.counters.names().text(name), 1));
-            decision.tell("xdp", "left to the kernel", "for no VIP, and from no NAT backend");
+            decision.tell("xdp", "left to the kernel", self.why_kernel(nic, data));
             return decision;
         }
         let trace = Trace::default();
@@ -148,6 +148,18 @@ impl Replay {
         let destination =
             data.first_chunk().copied().filter(|[first, ..]: &[u8; 6]| first & 1 == 0);
         known.or(destination).unwrap_or_default()
+    }
+
+    /// Why the XDP program leaves a packet to the kernel.
+    fn why_kernel(&self, nic: PortIndex, data: &[u8]) -> &'static str {
+        let known = self.nic_macs.get(usize::from(nic.0)).copied().flatten();
+        match data.first_chunk::<6>() {
+            // A group's, such as ARP's broadcast, is for nobody's MAC.
+            Some(to) if to[0] & 1 == 0 && known.is_some_and(|mac| mac != *to) => {
+                "its destination MAC is not that of the NIC ([[nic]] mac in the neighbours file)"
+            }
+            _ => "for no VIP or source of ours, and from no NAT backend",
+        }
     }
 
     fn bare(&self, captured: &Captured<'_>, verdict: Verdict) -> Decision {

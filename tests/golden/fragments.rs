@@ -37,7 +37,7 @@ fn ip_len(bytes: &[u8]) -> usize {
 }
 
 /// A UDP datagram behind an Ethernet header.
-fn datagram(ends: [(IpAddr, u16); 2], macs: [[u8; 6]; 2], len: usize) -> Vec<u8> {
+pub fn datagram(ends: [(IpAddr, u16); 2], macs: [[u8; 6]; 2], len: usize) -> Vec<u8> {
     let data: Vec<u8> = (0_u8..=255).cycle().take(len).collect();
     let builder = PacketBuilder::ethernet2(macs[0], macs[1]);
     let builder = match (ends[0].0, ends[1].0) {
@@ -77,21 +77,21 @@ fn fragment(whole: &[u8], id: u16, offset: usize, len: usize, more: bool) -> Vec
 }
 
 /// Writes the checksum of an IPv4 header.
-fn set_sum(frame: &mut [u8]) {
+pub fn set_sum(frame: &mut [u8]) {
     frame[24..26].fill(0);
     let header = etherparse::Ipv4Header::from_slice(&frame[14..]).unwrap().0;
     frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
 }
 
 /// The packet in fragments of `PART` bytes.
-fn fragments(whole: &[u8], id: u16) -> Vec<Vec<u8>> {
+pub fn fragments(whole: &[u8], id: u16) -> Vec<Vec<u8>> {
     let len = whole.len() - 14 - ip_len(whole);
     let parts = (0..len).step_by(PART);
     parts.map(|at| fragment(whole, id, at, PART.min(len - at), at + PART < len)).collect()
 }
 
 /// Puts what was sent together again, whatever its order.
-fn reassembled(sent: &[Sent]) -> Sent {
+pub fn reassembled(sent: &[Sent]) -> Sent {
     let mut parts = BTreeMap::new();
     let mut head = Vec::new();
     for one in sent {
