@@ -9,6 +9,10 @@ use super::listeners::exact;
 use super::{Listen, ListenKey, Network, PortRange};
 use crate::flow::{Address, Protocol};
 
+/// Single addresses and ports of VIPs that the XDP program has room for; as many of NAT backends, and parts
+/// of ranges of ports.
+pub const MAX_STEERED: usize = 65_536;
+
 /// The rules of the XDP program; what it makes of them is told in `steer.bpf.c`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SteerRules {

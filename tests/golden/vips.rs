@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::{IpNumber, PacketBuilder};
 use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Affinity, Forward, PortRange, Ports, ThisBox, VipSpec};
+use holdfast::forwarding::{Affinity, Forward, PortRange, Ports, ThisBox, Tunnels, VipSpec};
 use holdfast::stats::Drop;
 
 use super::super::rig::{CLIENT_MAC, Family, Rig, nic_mac, spec, tcp_of};
@@ -336,18 +336,27 @@ fn all_fragments_to_an_l3_vip_go_where_its_client_goes() {
 
 /// An answer to it would come back here, and be answered.
 #[test]
-fn packets_from_a_vip_are_dropped_by_name() {
+fn packets_from_our_own_addresses_are_dropped_by_name() {
     let specs = vec![
         vip(0, "192.0.2.10", Protocol::Tcp, Ports::of(&[80])),
         vip(1, "198.51.100.0/24", Protocol::Udp, Ports::All),
     ];
-    let mut rig = Rig::new(1, 1, specs);
-    for (source, name) in [("198.51.100.9", "a prefix"), ("192.0.2.10", "an address")] {
-        let sent = rig.send(0, 0, &tcp_of((ip(source), 40_000), (ip("192.0.2.10"), 80), "S"));
+    let source_v4 = Some(Sources::new("10.9.0.64/26".parse().unwrap()));
+    let tunnels = Tunnels { source_v4, ..Tunnels::default() };
+    let mut rig = Rig::in_box(ThisBox { tunnels, ..ThisBox::default() }, 1, 1, specs);
+    for (source, port, name) in [
+        (ip("198.51.100.9"), 40_000, "a VIP's prefix"),
+        (ip("192.0.2.10"), 40_000, "a VIP"),
+        (ip("10.9.0.100"), 40_000, "a tunnel's source"),
+        (Family::V4.source(), 20_000, "a full-NAT source"),
+    ] {
+        let sent = rig.send(0, 0, &tcp_of((source, port), (ip("192.0.2.10"), 80), "S"));
         assert!(sent.is_empty(), "{name}");
     }
-    assert_eq!(rig.drops(0, Drop::OwnSource), 2);
+    assert_eq!(rig.drops(0, Drop::OwnSource), 4);
     assert_eq!(rig.stats(0).flows_active.get(), 0, "no pin");
+    let beside = (Family::V4.source(), 19_999);
+    assert_eq!(rig.send(0, 0, &tcp_of(beside, (ip("192.0.2.10"), 80), "S")).len(), 1);
     rig.assert_accounted();
 }
 
