@@ -117,7 +117,9 @@ fn prefix(text: &str, place: &Place, report: &mut Report<'_>) -> Option<IpNet> {
         report.error(place, what, &format!("write {}, or one address", prefix.trunc()));
         return None;
     }
+    // What is reserved begins or ends a prefix of this length, or has all of it.
     report.address(place, Some(&prefix.network().to_string()))?;
+    report.address(place, Some(&prefix.broadcast().to_string()))?;
     Some(prefix)
 }
 

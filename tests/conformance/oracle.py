@@ -43,6 +43,8 @@ class Flow:
     fresh: bool = False
     # With PROXY protocol: the client's initial sequence number.
     first: int | None = None
+    # The backend has answered the SYN.
+    answered: bool = False
     # The backend has acknowledged the header.
     acknowledged: bool = False
 
@@ -309,12 +311,12 @@ class Oracle:
         if flow.fresh:
             opens = flags(data, headers) & (SYN | ACK) == SYN
             flow.first, flow.fresh = number(data, headers, 4) if opens else None, False
-            flow.acknowledged = False
+            flow.answered = flow.acknowledged = False
         source, source_port, destination, port, _ = headers.flow()
         if flow.first is None:
             # The SYN was not seen: what the numbers would have to be is not known.
             return data
-        return to_proxied(data, proxy_header((source, source_port), (destination, port)), flow.first, flow.acknowledged)
+        return to_proxied(data, proxy_header((source, source_port), (destination, port)), flow)
 
     # ---- what the balancer answers itself ----
 
@@ -364,9 +366,10 @@ class Oracle:
         crosses = headers.version != ipaddress.ip_address(client).version
         data = self._with_mss(data, headers, flow, grows=crosses and headers.version == 4)
         if flow.first is not None and not headers.is_error():
+            flow.answered |= bool(flags(data, headers) & SYN)
             length = len(proxy_header(ends[1], ends[0]))
-            came, data = data, from_proxied(data, length, flow.first, flow.acknowledged)
-            flow.acknowledged |= acknowledges(came, length, flow.first)
+            came, data = data, from_proxied(data, length, flow)
+            flow.acknowledged |= flow.answered and acknowledges(came, length, flow.first)
         headers = Headers(data)
         if headers.is_error() and crosses:
             of_quote = (client, client_port), (vip, vip_port)
@@ -380,6 +383,14 @@ class Oracle:
         vlans = [tag & 0xFFF for tag in flow.client_tags]
         whole = framed(expected, flow.client_mac, self.facts.nics[flow.interface].mac, vlans, frame)
         return problems + differences(whole, out, frame.padding)
+
+    def is_stray(self, key, data):
+        """Whether a backend's SYN is no answer to the one that its flow with a PROXY header began with."""
+        flow, headers = self.flows[key], Headers(data)
+        if flow.vip.keys.get("proxy") != "v2" or headers.is_error() or not flags(data, headers) & SYN:
+            return False
+        known = flags(data, headers) & ACK and flow.first is not None and not flow.acknowledged
+        return not known or number(data, headers, 8) != (flow.first + 1) % 2**32
 
     def flow_of_reply(self, frame):
         """The key of the flow that a backend's frame answers; None if there is none."""

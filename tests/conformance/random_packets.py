@@ -148,6 +148,8 @@ class Session:
                 return []
         if key is None:
             return ["the oracle knows no flow of this answer"]
+        if oracle.is_stray(key, frame.data):
+            return [] if outcome.line["reason"] == "return_no_flow" else ["it was to be dropped as return_no_flow"]
         if Headers(frame.data).hops <= 1:
             return oracle.judge_error(frame, "expired", outcome)
         if outcome.verdict != "transmit":

@@ -61,8 +61,9 @@ def proxy_header(client, vip):
     return SIGNATURE + bytes([0x21, family]) + len(body).to_bytes(2, "big") + body
 
 
-def to_proxied(data, header, first, acknowledged):
-    """A client's segment for a backend that gets `header` first, or has `acknowledged` it; `first` is the client's initial number."""
+def to_proxied(data, header, flow):
+    """A client's segment for a backend that gets `header` first, or has it."""
+    first, acknowledged = flow.first, flow.acknowledged
     headers, out = Headers(data), bytearray(data)
     if flags(data, headers) & SYN:
         return summed(without_data(out, headers))
@@ -73,6 +74,9 @@ def to_proxied(data, header, first, acknowledged):
             if flags(data, headers) & URG:
                 urgent = int.from_bytes(data[headers.transport + 18:headers.transport + 20], "big") + len(header)
                 out[headers.transport + 18:headers.transport + 20] = min(urgent, 0xFFFF).to_bytes(2, "big")
+        return summed(out)
+    if flags(data, headers) & RST and not flow.answered:
+        # Of an older connection.
         return summed(out)
     if acknowledged or 0 < (number(data, headers, 4) - first - 1) % 2**32 < 2**31:
         put(out, headers.transport + 4, number(data, headers, 4) + len(header))
@@ -88,9 +92,13 @@ def without_data(out, headers):
     return out
 
 
-def from_proxied(data, length, first, acknowledged):
+def from_proxied(data, length, flow):
     """A backend's segment for the client, who has not sent the `length` bytes of the header."""
+    first, acknowledged = flow.first, flow.acknowledged
     headers, out = Headers(data), bytearray(data)
+    if not flow.answered:
+        # Of an older connection.
+        return summed(out)
     if flags(data, headers) & ACK:
         put(out, headers.transport + 8, mapped_back(number(data, headers, 8), length, first, acknowledged))
     for kind, at, size in options(data, headers):
