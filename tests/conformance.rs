@@ -66,7 +66,7 @@ macro_rules! modes {
     };
 }
 
-modes! { dsr nat full_nat ipip gue }
+modes! { dsr nat full_nat proxy ipip gue }
 
 /// The rows of facts and the cases that show them.
 #[test]

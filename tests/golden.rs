@@ -6,7 +6,9 @@ mod golden {
     mod answers;
     mod fragments;
     mod full_nat;
+    mod hostile;
     mod icmp;
+    mod pieces;
     mod proxy;
     mod resets;
     mod tunnel;

@@ -1,5 +1,5 @@
-//! A side door, fragment_out: an IPv4 packet that is too long for the way to its backend, and may be cut
-//! in pieces, goes in pieces (RFC 791 2.3, RFC 1812 5.2.5).
+//! A side door, fragment_out: an IPv4 packet that is too long for its way, and may be cut in pieces,
+//! goes in pieces (RFC 791 2.3, RFC 1812 5.2.5; RFC 7915 4 where it becomes IPv6).
 //!
 //! ```text
 //! |IP|          payload           |   ->   |IP|payload|  |IP|payload|  |IP|..|    each then rewritten
@@ -7,18 +7,25 @@
 //!
 //! The first piece stays in the packet's frame; the others take frames from the pool, and wait in the
 //! [`Outbox`] until the batch has been sent. In tunnels the inner packet is cut, so that the backend's
-//! kernel joins it as if a router had done it, and no outer packet is ever in pieces.
+//! kernel joins it as if a router had done it, and no outer packet is ever in pieces. All pieces are
+//! sent, or none.
 //!
 //! Reads and writes: frames. Cost: a copy of the packet. Bound: [`PIECES`] per packet.
 
-use super::batch::{Packet, Part, Shape, Way};
+use arrayvec::ArrayVec;
+
+use super::batch::{Packet, Part, Shape, TcpFlags, Way};
 use super::conntrack::Target;
 use super::context::Context;
+use super::fragments;
 use super::reset::Outbox;
-use super::rewrite::{Macs, rewrite_to_backend};
+use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
+use crate::flow::fragments::Span;
 use crate::flow::table::Slot;
+use crate::forwarding::{Forward, NextHop};
 use crate::stats::Drop;
 use crate::wire::checksum::{self, Full};
+use crate::wire::headers::FRAGMENT_LEN;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Most pieces: a frame of 4 KiB in the least inner MTU that is learnt.
@@ -43,11 +50,43 @@ struct Plan {
     pieces: usize,
 }
 
+/// Where all pieces go.
+enum To<'t> {
+    Backend(Target<'t>),
+    Client(NextHop),
+}
+
+impl<'t> To<'t> {
+    /// Where the packet goes; `None` if nothing here says so any more.
+    fn of(packet: &Packet, context: &Context<'t>) -> Option<Self> {
+        let pin = || context.flows.find_at(&packet.flow, Slot::NOWHERE);
+        match packet.way {
+            Way::ToBackend => {
+                let backend = context.table.backend(packet.backend)?;
+                let binding = pin().and_then(|hit| hit.track.binding());
+                Some(Self::Backend(Target { backend, binding }))
+            }
+            Way::ToClient(_) => Some(Self::Client(pin()?.track.hop())),
+            Way::ToClientOf(id) => {
+                Some(Self::Client(context.bindings.read(id)?.bound.way_back.next_hop()))
+            }
+            Way::Related(_) | Way::RelatedTo(_) | Way::Back(_) => None,
+        }
+    }
+
+    fn rewrite(&self, packet: &mut Packet, context: &Context<'_>, macs: &Macs) -> Result<(), Drop> {
+        match self {
+            Self::Backend(target) => rewrite_to_backend(packet, target, context, macs),
+            Self::Client(hop) => rewrite_to_client(packet, hop, context, macs),
+        }
+    }
+}
+
 /// Sends a packet on that cannot be forwarded as it is too big, if it may be cut in pieces: the first one
 /// is `packet` itself, rewritten, the others are in `outbox`.
 ///
 /// # Errors
-/// The reason itself, or why a piece cannot be sent.
+/// The reason itself, or why a piece cannot be sent; then none is.
 #[cold]
 pub fn fragment(
     packet: &mut Packet,
@@ -57,46 +96,62 @@ pub fn fragment(
     pool: &mut FramePool,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
-    // Where addresses are translated, a piece without ports would need those of its datagram.
-    let backend = context.table.backend(packet.backend);
-    let backend = backend.filter(|backend| !backend.forward.translates()).ok_or(reason)?;
-    let plan = plan(packet).filter(|_| reason == Drop::TooBig).ok_or(reason)?;
-    let pin = context.flows.find_at(&packet.flow, Slot::NOWHERE);
-    let target = Target { backend, binding: pin.and_then(|hit| hit.track.binding()) };
+    let plan = plan(packet, context).filter(|_| reason == Drop::TooBig).ok_or(reason)?;
+    let to = To::of(packet, context).ok_or(reason)?;
     if pool.len() < plan.pieces || outbox.room_for_pieces() < plan.pieces {
         return Err(reason);
     }
-    let mut sent = Ok(());
-    for index in 1..plan.pieces {
-        let Some(frame) = cut(packet.data(), &plan, index, pool) else { return Err(reason) };
-        let shape = Shape { part: Part::Later, ..packet.shape };
-        let mut piece = Packet { frame: Some(frame), shape, flow: packet.flow, ..Packet::NONE };
-        let rewritten = rewrite_to_backend(&mut piece, &target, context, macs);
-        match piece.frame.take() {
-            Some(frame) if rewritten.is_ok() => outbox.push_piece(piece.nic, frame, pool),
-            frame => frame.into_iter().for_each(|frame| pool.push(frame)),
+    let mut pieces = ArrayVec::<Packet, PIECES>::new();
+    let cut = (1..plan.pieces).try_for_each(|index| {
+        let frame = cut(packet.data(), &plan, index, pool).ok_or(reason)?;
+        // There are no more of them than `plan` lets be.
+        pieces.try_push(piece(packet, frame)).map_err(|_| reason)
+    });
+    let sent = cut.and_then(|()| {
+        shorten(packet, &plan, context).ok_or(reason)?;
+        pieces.iter_mut().try_for_each(|piece| to.rewrite(piece, context, macs))?;
+        let received = packet.bytes;
+        to.rewrite(packet, context, macs)?;
+        packet.bytes = received;
+        Ok(())
+    });
+    for Packet { frame, nic, .. } in pieces {
+        match (sent, frame) {
+            (Ok(()), Some(frame)) => outbox.push_piece(nic, frame, pool),
+            (_, frame) => frame.into_iter().for_each(|frame| pool.push(frame)),
         }
-        sent = sent.and(rewritten);
     }
-    sent?;
-    let received = packet.bytes;
-    let frame = packet.frame.as_mut().ok_or(reason)?;
+    sent
+}
+
+/// A later piece of the packet: what it is of is known, its frame is its own.
+const fn piece(packet: &Packet, frame: Frame) -> Packet {
+    let shape = Shape { part: Part::Later, flags: TcpFlags(0), ..packet.shape };
+    let Packet { flow, way, vip, backend, .. } = *packet;
+    Packet { frame: Some(frame), shape, flow, way, vip, backend, ..Packet::NONE }
+}
+
+/// Makes the packet its own first piece.
+fn shorten(packet: &mut Packet, plan: &Plan, context: &Context<'_>) -> Option<()> {
+    let frame = packet.frame.as_mut()?;
     if !frame.set_len(plan.at + plan.header + plan.room)
-        || !patch(frame.data_mut(), &plan, 0, plan.room)
+        || !patch(frame.data_mut(), plan, 0, plan.room)
     {
-        return Err(reason);
+        return None;
     }
     if packet.shape.part == Part::Whole {
         packet.shape.part = Part::First;
+        let (offset, rest) = (plan.room, plan.payload - plan.room);
+        let offset = u16::try_from(offset).ok()?;
+        let rest = Span { offset, len: u16::try_from(rest).ok()?, more: false };
+        fragments::note_cut(packet, rest, context);
     }
-    rewrite_to_backend(packet, &target, context, macs)?;
-    packet.bytes = received;
-    Ok(())
+    Some(())
 }
 
 /// `None` for a packet that may not be cut, would be in too many pieces, or is longer than a frame.
-fn plan(packet: &Packet) -> Option<Plan> {
-    if packet.way != Way::ToBackend || packet.frame.as_ref().is_none_or(Frame::is_long) {
+fn plan(packet: &Packet, context: &Context<'_>) -> Option<Plan> {
+    if packet.frame.as_ref().is_none_or(Frame::is_long) {
         return None;
     }
     let at = packet.shape.ip();
@@ -108,12 +163,21 @@ fn plan(packet: &Packet) -> Option<Plan> {
     }
     let header = usize::from(first & 0xf) * 4;
     let payload = usize::from(u16::from_be_bytes([l0, l1])).checked_sub(header)?;
-    let room = usize::from(packet.limit).checked_sub(header)? / UNIT * UNIT;
+    let grown = if becomes_v6(packet, context) { FRAGMENT_LEN } else { 0 };
+    let room = usize::from(packet.limit).checked_sub(header + grown)? / UNIT * UNIT;
     if room == 0 {
         return None;
     }
     let plan = Plan { at, header, payload, room, pieces: payload.div_ceil(room) };
     (2..=PIECES).contains(&plan.pieces).then_some(plan)
+}
+
+/// Whether a packet, which is one of IPv4, leaves as one of IPv6, whose fragments have a header more.
+fn becomes_v6(packet: &Packet, context: &Context<'_>) -> bool {
+    let backend = context.table.backend(packet.backend);
+    backend
+        .filter(|backend| backend.forward == Forward::FullNat)
+        .is_some_and(|backend| backend.address.is_v4() != packet.flow.tuple.is_v4())
 }
 
 /// A later piece of the packet, in a frame of its own.

@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use super::batch::{Packet, Shape};
 use super::context::Context;
 use super::parse::Piece;
-use crate::flow::fragments::{Datagrams, Joined, Key};
+use crate::flow::fragments::{Datagrams, Head, Joined, Key, Span};
 use crate::flow::tuple::Tuple;
 use crate::forwarding::PortIndex;
 use crate::stats::{Drop, WorkerStats};
@@ -211,12 +211,32 @@ fn give_up(parked: Parked, reason: Drop, pool: &mut FramePool, stats: &WorkerSta
 /// own, as its datagram is not known.
 #[cold]
 pub fn number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
+    context.datagrams.number(&key(frame, shape)?)
+}
+
+/// The datagram that a fragment is of.
+fn key(frame: &Frame, shape: &Shape) -> Option<Key> {
     let packet = frame.data().get(shape.ip()..)?;
     let headers = Headers::of(packet).ok()?;
     let (source, destination) = headers::ends(packet)?;
     let protocol = if source.is_v4() { headers.protocol } else { 0 };
     let identification = headers.fragment?.identification;
-    context.datagrams.number(&Key { source, destination, identification, protocol })
+    Some(Key { source, destination, identification, protocol })
+}
+
+/// Notes a datagram that is cut here, of which `packet` is the first fragment by now and `rest` is all
+/// others, so that it has a number as if it had come like this. It is complete at once.
+#[cold]
+pub fn note_cut(packet: &Packet, rest: Span, context: &Context<'_>) {
+    let key = packet.frame.as_ref().and_then(|frame| key(frame, &packet.shape));
+    let transport = packet.data().get(usize::from(packet.shape.transport)..);
+    let ports = transport.and_then(|transport| transport.first_chunk::<4>());
+    if let (Some(key), Some(&ports)) = (key, ports) {
+        let head = Head { protocol: packet.flow.protocol(), ports };
+        // If the sender uses one number twice at a time, that is the number it has.
+        let _ = context.datagrams.note(&key, head, rest.offset, context.now);
+        context.datagrams.join(&key, rest, context.now);
+    }
 }
 
 /// Gives it that number.

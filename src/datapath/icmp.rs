@@ -31,7 +31,7 @@ use crate::forwarding::table::ReturnPath;
 use crate::forwarding::{ListenKey, NextHop};
 use crate::stats::{Answer, Drop};
 use crate::wire::checksum::{self, Full};
-use crate::wire::headers::protocol::ICMP_V6;
+use crate::wire::headers::protocol::{ICMP, ICMP_V6};
 use crate::wire::icmp::{self, ICMP_LEN, Unanswered, kind};
 use crate::wire::quoted::{self, QuoteError, Quoted};
 
@@ -136,17 +136,21 @@ fn relate(
 /// The quoted packet was sent by a VIP: what is about it goes to the backend that sent it.
 fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (vip, client) = (quoted.source, quoted.destination);
+    // Others than TCP and UDP are of a VIP of all protocols, or nobody's.
     let protocol = Protocol::from_number(quoted.protocol).unwrap_or(Protocol::Any);
-    let flow =
-        FlowKey { client: client.0, vip: vip.0, client_port: client.1, vip_port: vip.1, protocol };
-    let flow = Tuple::from(flow);
+    let flow = Tuple::from(FlowKey {
+        client: client.0,
+        vip: vip.0,
+        client_port: client.1,
+        vip_port: vip.1,
+        protocol,
+    });
     if protocol != Protocol::Any && flow.has_zero_port() {
         return None;
     }
     packet.vip = context.table.listener(flow.listen_key())?;
     packet.way = Way::Related(None);
-    let all = takes_all_protocols(packet.vip, context);
-    Some(if all { flow.without_ports() } else { flow })
+    Some(if takes_all_protocols(packet.vip, context) { flow.without_ports() } else { flow })
 }
 
 /// The quoted packet was sent by a full-NAT source: what is about it goes to the client.

@@ -273,10 +273,14 @@ impl Place {
 
     /// Writes a datagram into the place, if its version is still `version`.
     fn write(&self, version: u64, key: &Key, head: Head, first: u16, now: Ticks) {
+        // Who is writing it has it: a claim upon that claim would show readers what is half written.
+        if version % 2 == 1 {
+            return;
+        }
         let claimed = version.wrapping_add(1);
         let claim =
             self.version.compare_exchange(version, claimed, Ordering::Acquire, Ordering::Relaxed);
-        if version % 2 == 1 || claim.is_err() {
+        if claim.is_err() {
             return;
         }
         // Release: who sees one of these words sees the claim, too, when it looks again.
@@ -459,6 +463,18 @@ mod tests {
                 4.min(number as usize + 1)
             );
         }
+    }
+
+    #[test]
+    fn a_place_that_is_being_written_stays_its_writers() {
+        let table = table(1);
+        let bucket = table.bucket(&key(1)).unwrap();
+        for place in bucket {
+            place.version.store(3, Ordering::Relaxed);
+        }
+        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        assert_eq!(bucket.each_ref().map(|place| place.version.load(Ordering::Relaxed)), [3; 4]);
+        assert!(!table.knows(&key(1), NOW));
     }
 
     #[test]

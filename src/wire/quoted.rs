@@ -110,7 +110,7 @@ impl Places {
 /// Reads the flow of the packet that `message` quotes.
 ///
 /// # Errors
-/// [`QuoteError`], but not of the family.
+/// [`QuoteError`], but not of family or protocol.
 pub fn read(message: &[u8]) -> Result<Quoted, QuoteError> {
     let packet = message.get(ICMP_LEN..).ok_or(QuoteError::Truncated)?;
     let (source, destination) = ends(packet).ok_or(QuoteError::Truncated)?;
@@ -324,6 +324,8 @@ mod tests {
             let result = translate(&mut message, &Replacement::default(), Delta::default());
             assert_eq!((result, message), (Err(expected), before), "{name}");
         }
+        let quoted = read(&edit(9, 50)).unwrap();
+        assert_eq!((quoted.protocol, quoted.source.1, quoted.destination.1), (50, 0, 0));
         let mut message = quoting(&packet(true, 17, b"data"));
         let replacement = Replacement { source: Some(end(false, 1, 1)), ..Default::default() };
         let result = translate(&mut message, &replacement, Delta::default());

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from facts import TCP
 from packets import Headers, checksum, mac, packed, transport_sum, transport_sum_at
 from rewriting import with_icmp
+from segments import SYN
 
 FLOWS = 400
 MTU = 1500
@@ -39,7 +40,9 @@ class Flow:
 class Generator:
     """Packets for VIPs, from `random`; `clients` gives the address of a flow's client: (number, IP version)."""
 
-    def __init__(self, random, vips, clients, marked=None, tagged=TAGGED):
+    def __init__(self, random, vips, clients, marked=None, tagged=TAGGED, sequenced=False):
+        """`sequenced`: TCP numbers belong together, and there is room for a PROXY header."""
+        self.sequenced, self.initial = sequenced, {}
         self.random, self.vips, self.clients, self.marked, self.tagged = random, vips, clients, marked, tagged
         self.made = 0
         self.flows = [self._flow(number) for number in range(FLOWS)]
@@ -51,7 +54,7 @@ class Generator:
         address = vip.network[self.random.randrange(min(vip.network.num_addresses, 2**32))]
         port = self.random.randint(*self.random.choice(vip.ports))
         protocol = vip.protocol or self.random.choice((6, 17))
-        tags = [self._tag() for _ in range(self._chance(self.tagged))]
+        tags = [self._tag() for _ in range(self.random.randint(1, 2) if self._chance(self.tagged) else 0)]
         return Flow(client, 1 + self.random.randrange(65535), str(address), port, protocol, tags)
 
     def _tag(self):
@@ -69,12 +72,12 @@ class Generator:
         ends = (flow.client, flow.client_port), (flow.vip, port)
         return self.frame(source, destination, flow.tags, ends, flow.protocol)
 
-    def answer(self, packet, source, destination):
+    def answer(self, packet, source, destination, extensions):
         """What the receiver of an IP packet (bytes) answers, or something like it."""
         client, client_port, server, port, protocol = Headers(packet).flow()
-        # The XDP program knows answers by their ports, and does not look for them behind extension headers.
         ends = (server, port), (client, client_port)
-        return self.frame(source, destination, [], ends, protocol, extensions=False)
+        numbers = (self.random.randrange(2**32), next_number(packet)) if self.sequenced and protocol == TCP else None
+        return self.frame(source, destination, [], ends, protocol, extensions, numbers)
 
     def error(self, packet, source, destination, ends):
         """An ICMP error from one to the other of `ends` that quotes some of an IP packet (bytes)."""
@@ -89,13 +92,13 @@ class Generator:
             data = self._ipv6_header(ends, 58, b"", message) + message
         return mac(destination) + mac(source) + _ether_type(data) + with_icmp(data, Headers(data))
 
-    def frame(self, source, destination, tags, ends, protocol, extensions=True):
-        """A frame with everything random that is not named."""
-        segment = self._tcp(ends) if protocol == 6 else self._udp(ends)
+    def frame(self, source, destination, tags, ends, protocol, extensions=True, numbers=None):
+        """A frame with everything random that is not named; `numbers` are SEQ and ACK."""
+        segment = self._tcp(ends, numbers) if protocol == 6 else self._udp(ends)
         data = self._ipv6(ends, protocol, segment, extensions) if ":" in ends[0][0] else self._ipv4(ends, protocol, segment)
         out = mac(destination) + mac(source)
-        for tag in tags:
-            out += struct.pack(">HH", 0x8100, tag)
+        for index, tag in enumerate(tags):
+            out += struct.pack(">HH", 0x88A8 if index < len(tags) - 1 else 0x8100, tag)
         out += _ether_type(data) + data
         if self._chance(PADDED):
             out += self.random.randbytes(max(60 - len(out), 0) or self.random.randrange(8))
@@ -109,16 +112,26 @@ class Generator:
         self.made += 1
         return mark(self.marked, self.made - 1) + payload
 
-    def _tcp(self, ends):
+    def _numbers(self, ends, flags):
+        number = self.random.randrange(2**32)
+        if self.sequenced:
+            initial = self.initial.setdefault(ends, number)
+            number = initial if flags & SYN else initial + 1 + self.random.choice((0, self.random.randrange(100000)))
+        return number % 2**32, self.random.randrange(2**32)
+
+    def _tcp(self, ends, numbers):
         flags, options = self.random.choice(FLAGS), self._tcp_options()
-        head = struct.pack(">HHIIBBHHH", ends[0][1], ends[1][1], self.random.randrange(2**32),
-                           self.random.randrange(2**32), (20 + len(options)) << 2, flags, self.random.randrange(65536),
+        sequence, acknowledged = numbers or self._numbers(ends, flags)
+        head = struct.pack(">HHIIBBHHH", ends[0][1], ends[1][1], sequence, acknowledged, (20 + len(options)) << 2, flags, self.random.randrange(65536),
                            0, self.random.randrange(65536) if flags & 0x20 else 0)
-        return head + options + self._payload(MTU - 160)
+        return head + options + self._payload(MTU - (220 if self.sequenced else 160))
 
     def _tcp_options(self):
         kinds = (b"\2\4" + struct.pack(">H", self.random.randint(536, 1460)), b"\4\2", b"\3\3\7", b"\1",
                  b"\x08\x0a" + self.random.randbytes(8), b"\5\x0a" + self.random.randbytes(8))
+        if self.sequenced:
+            # Blocks would have to be of numbers that were sent.
+            kinds = kinds[:-1]
         options = b"".join(self.random.sample(kinds, self.random.randrange(4)))
         return options + b"\1" * (-len(options) % 4)
 
@@ -154,6 +167,14 @@ class Generator:
         word = 6 << 28 | self.random.randrange(2**28)
         head = struct.pack(">IHBB", word, len(extensions) + len(segment), first, self.random.choice(HOPS))
         return head + packed(ends[0][0]) + packed(ends[1][0]) + extensions
+
+
+def next_number(packet):
+    """The TCP number that the receiver of an IP packet (bytes) acknowledges."""
+    headers = Headers(packet)
+    start = headers.transport + (packet[headers.transport + 12] >> 4) * 4
+    sequence = int.from_bytes(packet[headers.transport + 4:headers.transport + 8], "big")
+    return (sequence + len(packet) - start + (packet[headers.transport + 13] & (SYN | 1) != 0)) % 2**32
 
 
 def mark(run, number):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from facts import ANY, TRANSLATING, TUNNELS
 from compare import differences
 from packets import IP, UDP, Frame, Headers, IPv6, readdressed
-from segments import ACK, RST, SYN, clamped, flags, from_proxied, lowered, number, proxy_header, to_proxied
-from rewriting import error_to_client, fewer_hops, fragments, framed, translated, with_header_sum, with_icmp
+from segments import ACK, RST, SYN, acknowledges, clamped, flags, from_proxied, lowered, number, proxy_header, to_proxied
+from rewriting import error_across, error_to_client, fewer_hops, fragments, framed, translated, with_header_sum, with_icmp
 
 OUTER_HOPS = 64
 # Bytes of an IP header.
@@ -39,8 +39,12 @@ class Flow:
     entropy: object = None
     # It may have begun anew, and so have another source in full NAT.
     renewed: bool = False
+    # That was changed by this packet.
+    fresh: bool = False
     # With PROXY protocol: the client's initial sequence number.
     first: int | None = None
+    # The backend has acknowledged the header.
+    acknowledged: bool = False
 
 
 class Oracle:
@@ -53,8 +57,6 @@ class Oracle:
         self.datagrams = {}
         # The identification that these have behind full NAT: two clients may have chosen one.
         self.identifications = {}
-        # Flows of which only packets came that did not go on, such as those whose hops had run out.
-        self.unseen = set()
 
     # ---- what is to be done with a packet ----
 
@@ -86,8 +88,12 @@ class Oracle:
 
     def _is_lone_reset(self, data, headers):
         """Whether it is a RST of a flow that is not known, for which no source is to be taken."""
-        known = self._key(headers) in self.flows or self._key(headers) in self.unseen
-        return not known and headers.protocol == 6 and bool(flags(data, headers) & RST)
+        return self._key(headers) not in self.flows and headers.protocol == 6 and bool(flags(data, headers) & RST)
+
+    def may_be_forgotten(self, data):
+        """Whether the packet's flow may have ended: by a SYN after its end that did not go on itself."""
+        flow = self.flows.get(self._key(Headers(data)))
+        return flow is not None and flow.renewed
 
     def any_backend(self, data):
         """The name of a backend of the packet's VIP; None if it is for none."""
@@ -249,6 +255,7 @@ class Oracle:
 
     def _constant(self, flow, entropy, problems, what):
         if flow.entropy is None or flow.renewed:
+            flow.fresh = flow.entropy != entropy
             flow.entropy, flow.renewed = entropy, False
         elif flow.entropy != entropy:
             problems.append(f"{what} was {flow.entropy} in this flow, and is {entropy}")
@@ -261,6 +268,9 @@ class Oracle:
         source_port = seen.ports and seen.ports[0]
         if not any(source in prefix for prefix in self.facts.pool):
             problems.append(f"source {source} is not in the pool {self.facts.pool}")
+        if (headers.ports is None) != (seen.ports is None):
+            problems.append("what was sent has ports where none belong, or none where some do")
+            return None
         if headers.ports is None:
             # A later fragment has none, in or out.
             source_port = flow.entropy[1]
@@ -271,12 +281,13 @@ class Oracle:
             flow.renewed = True
         self._constant(flow, (source, source_port), problems, "full-NAT source")
         ends = (str(source), source_port), (str(backend.address), port)
+        came = len(data) - headers.transport
         if flow.vip.keys.get("proxy") == "v2":
             data = self._proxied(data, headers, flow)
             headers = Headers(data)
         if headers.version == backend.address.version:
             return fewer_hops(self._renumbered(readdressed(data, *ends), headers, seen, problems))
-        return translated(data, headers, *ends, seen)
+        return translated(data, headers, *ends, seen, came)
 
     def _renumbered(self, data, headers, seen, problems):
         """A fragment with the identification that it was given: one for all of the datagram."""
@@ -295,10 +306,15 @@ class Oracle:
         return bytes(out)
 
     def _proxied(self, data, headers, flow):
-        if flags(data, headers) & SYN:
-            flow.first = number(data, headers, 4)
+        if flow.fresh:
+            opens = flags(data, headers) & (SYN | ACK) == SYN
+            flow.first, flow.fresh = number(data, headers, 4) if opens else None, False
+            flow.acknowledged = False
         source, source_port, destination, port, _ = headers.flow()
-        return to_proxied(data, proxy_header((source, source_port), (destination, port)), flow.first)
+        if flow.first is None:
+            # The SYN was not seen: what the numbers would have to be is not known.
+            return data
+        return to_proxied(data, proxy_header((source, source_port), (destination, port)), flow.first, flow.acknowledged)
 
     # ---- what the balancer answers itself ----
 
@@ -327,12 +343,9 @@ class Oracle:
         return problems
 
     def _note(self, headers, data):
-        """A packet that does not go on may have begun a flow all the same, or begun it anew."""
-        if headers.is_error() or self._is_lone_reset(data, headers):
-            return
+        """A packet that does not go on may have ended a flow, which begins anew then."""
         key = self._key(headers)
-        self.unseen.add(key)
-        if key in self.flows and headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
+        if not headers.is_error() and key in self.flows and headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
             self.flows[key].renewed = True
 
     # ---- from a backend to a client ----
@@ -351,9 +364,14 @@ class Oracle:
         crosses = headers.version != ipaddress.ip_address(client).version
         data = self._with_mss(data, headers, flow, grows=crosses and headers.version == 4)
         if flow.first is not None and not headers.is_error():
-            data = from_proxied(data, len(proxy_header(ends[1], ends[0])), flow.first)
+            length = len(proxy_header(ends[1], ends[0]))
+            came, data = data, from_proxied(data, length, flow.first, flow.acknowledged)
+            flow.acknowledged |= acknowledges(came, length, flow.first)
         headers = Headers(data)
-        if headers.is_error():
+        if headers.is_error() and crosses:
+            of_quote = (client, client_port), (vip, vip_port)
+            expected = error_across(data, headers, (vip, client), of_quote, Headers(Frame(out).data))
+        elif headers.is_error():
             expected = error_to_client(data, headers, ends)
         elif not crosses:
             expected = fewer_hops(readdressed(data, *ends))
@@ -394,5 +412,8 @@ class Oracle:
             # From which source its last packet, which did not go on, would have gone is known by this one only.
             _, _, source, port, _ = Headers(seen.data[seen.transport + 8:]).flow()
             flow.entropy, flow.renewed = (ipaddress.ip_address(source), port), False
+        if headers.version != flow.backend.address.version:
+            backend = backend[0], backend[1] or Headers(data[at:]).ports[0]
+            return error_across(data, headers, (seen.source_text, backend[0]), (backend, (source, port)), seen)
         quoted = readdressed(data[at:], source=backend, destination=(source, port))
         return fewer_hops(with_icmp(data[:at] + quoted, headers, source=seen.source_text, destination=backend[0]))

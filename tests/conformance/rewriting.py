@@ -1,6 +1,6 @@
 """What routers and translators do to packets, as the RFCs say it; on bytes, from the IP header on."""
 
-from packets import IP, Headers, IPv6, checksum, mac, readdressed, transport_sum, transport_sum_at
+from packets import IP, Headers, IPv6, checksum, mac, put_sum, readdressed, transport_sum, transport_sum_at
 
 # RFC 7915 5.1: a translated packet of at most this many bytes may be fragmented on its way.
 SMALL_V4 = 1260
@@ -53,29 +53,80 @@ def error_to_client(data, headers, ends):
     return fewer_hops(with_icmp(data[:at] + quoted, headers, source=vip[0], destination=client[0]))
 
 
-def translated(data, headers, source, destination, seen):
-    """The packet in the other family (RFC 7915), from and to (address, port); `seen` (headers) gives what is free to choose."""
+def translated(data, headers, source, destination, seen, came=None):
+    """The packet in the other family (RFC 7915), from and to (address, port); `seen` (headers) gives what is free to choose.
+
+    `came`: how many bytes the client has sent behind its IP header, if the packet has more or fewer now.
+    """
     segment = bytearray(data[headers.transport:])
     for at, (_, port) in ((0, source), (2, destination)):
         if headers.ports is not None:
             segment[at:at + 2] = port.to_bytes(2, "big")
-    header = other_header(headers, source[0], destination[0], len(segment), headers.hops - 1, seen)
+    header = other_header(headers, source[0], destination[0], len(segment), headers.hops - 1, seen, came)
     out = bytearray(header + segment)
     # RFC 7915 4.5: over IPv6 a UDP checksum is computed where IPv4 had none.
     put_transport_sum(out)
     return bytes(out)
 
 
-def other_header(headers, source, destination, length, hops, seen):
+def other_header(headers, source, destination, length, hops, seen, came=None):
     """The IP header of the other family in front of `length` bytes (RFC 7915 4.1, 5.1)."""
     protocol = {1: 58, 58: 1}.get(headers.protocol, headers.protocol)
     data = headers.data
     if headers.version == 4:
-        return bytes(IPv6(src=source, dst=destination, tc=data[1], hlim=hops, nh=protocol, fl=seen.flow_label, plen=length))
+        return bytes(IPv6(src=source, dst=destination, tc=data[1], hlim=hops, nh=protocol, fl=0, plen=length))
     traffic_class = (data[0] & 15) << 4 | data[1] >> 4
-    flags = "DF" if 20 + length > SMALL_V4 else 0
+    flags = "DF" if 20 + (length if came is None else came) > SMALL_V4 else 0
     return bytes(IP(src=source, dst=destination, tos=traffic_class, ttl=hops, proto=protocol,
                     id=seen.identification, flags=flags, len=20 + length))
+
+
+def error_across(data, headers, ends, quoted_ends, seen):
+    """An ICMP error in the other family (RFC 7915 4.2, 5.2), from and to addresses; `quoted_ends` are those of what it quotes."""
+    at = headers.transport
+    kind, code, word = data[at], data[at + 1], int.from_bytes(data[at + 4:at + 8], "big")
+    message = to_icmpv6(kind, code, word) if headers.version == 4 else to_icmp(kind, code, word)
+    quote = quote_across(data[at + 8:], *quoted_ends)
+    longest = 1280 - 40 - 8 if headers.version == 4 else 576 - 20 - 8
+    body = bytes([*message[:2], 0, 0]) + message[2].to_bytes(4, "big") + quote[:longest]
+    packet = other_header(headers, *ends, len(body), headers.hops - 1, seen) + body
+    return with_icmp(packet, Headers(packet))
+
+
+def to_icmpv6(kind, code, word):
+    """Type, code and the word behind the checksum of an ICMP error, in ICMPv6 (RFC 7915 4.2)."""
+    if (kind, code) == (3, 4):
+        return 2, 0, max((word & 0xFFFF) + 20, 1280)
+    if kind == 12:
+        # Of the pointers only the one to the TTL is used here.
+        return 4, 0, {8: 7}[word >> 24]
+    return *{(3, 1): (1, 0), (3, 3): (1, 4), (11, 0): (3, 0)}[kind, code], 0
+
+
+def to_icmp(kind, code, word):
+    """The other way (RFC 7915 5.2)."""
+    if kind == 2:
+        return 3, 4, word - 20
+    return *{(1, 0): (3, 1), (1, 4): (3, 3), (3, 0): (11, 0), (4, 1): (3, 2)}[kind, code], 0
+
+
+def quote_across(quote, source, destination):
+    """What an ICMP error quotes, in the other family; its end may be missing."""
+    old = Headers(quote)
+    whole = int.from_bytes(quote[2:4], "big") if old.version == 4 else 40 + int.from_bytes(quote[4:6], "big")
+    unnumbered = Headers(quote)
+    unnumbered.identification = 0
+    header = other_header(old, source[0], destination[0], whole - old.transport, old.hops, unnumbered)
+    out = bytearray(header + quote[old.transport:whole])
+    new = Headers(bytes(out))
+    at, start = transport_sum_at(new), len(header)
+    changes = [(old.source + old.destination, new.source + new.destination),
+               (quote[old.transport:old.transport + 4], source[1].to_bytes(2, "big") + destination[1].to_bytes(2, "big"))]
+    out[start:start + 4] = changes[1][1]
+    if at is not None and not (old.protocol == 17 and out[at:at + 2] == b"\0\0"):
+        for before, after in changes:
+            put_sum(out, at, before, after, udp=old.protocol == 17)
+    return bytes(out)
 
 
 def put_transport_sum(out):

@@ -6,7 +6,7 @@ PROXY protocol: https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt sect
 from packets import Headers, packed, transport_sum
 from rewriting import with_header_sum
 
-FIN, SYN, RST, ACK = 1, 2, 4, 16
+SYN, RST, ACK, URG = 2, 4, 16, 32
 OPTION_END, OPTION_NOP, OPTION_MSS, OPTION_SACK, OPTION_TFO = 0, 1, 2, 5, 34
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
@@ -61,17 +61,21 @@ def proxy_header(client, vip):
     return SIGNATURE + bytes([0x21, family]) + len(body).to_bytes(2, "big") + body
 
 
-def to_proxied(data, header, first):
-    """A client's segment for a backend that gets `header` first; `first` is the client's initial number."""
+def to_proxied(data, header, first, acknowledged):
+    """A client's segment for a backend that gets `header` first, or has `acknowledged` it; `first` is the client's initial number."""
     headers, out = Headers(data), bytearray(data)
     if flags(data, headers) & SYN:
         return summed(without_data(out, headers))
-    if number(data, headers, 4) == (first + 1) % 2**32:
+    if number(data, headers, 4) == (first + 1) % 2**32 and not acknowledged:
         if flags(data, headers) & ACK and not flags(data, headers) & RST:
             start = headers.transport + (data[headers.transport + 12] >> 4) * 4
             out[start:start] = header
+            if flags(data, headers) & URG:
+                urgent = int.from_bytes(data[headers.transport + 18:headers.transport + 20], "big") + len(header)
+                out[headers.transport + 18:headers.transport + 20] = min(urgent, 0xFFFF).to_bytes(2, "big")
         return summed(out)
-    put(out, headers.transport + 4, number(data, headers, 4) + len(header))
+    if acknowledged or 0 < (number(data, headers, 4) - first - 1) % 2**32 < 2**31:
+        put(out, headers.transport + 4, number(data, headers, 4) + len(header))
     return summed(out)
 
 
@@ -84,26 +88,31 @@ def without_data(out, headers):
     return out
 
 
-def from_proxied(data, length, first):
+def from_proxied(data, length, first, acknowledged):
     """A backend's segment for the client, who has not sent the `length` bytes of the header."""
     headers, out = Headers(data), bytearray(data)
     if flags(data, headers) & ACK:
-        put(out, headers.transport + 8, mapped_back(number(data, headers, 8), length, first))
+        put(out, headers.transport + 8, mapped_back(number(data, headers, 8), length, first, acknowledged))
     for kind, at, size in options(data, headers):
         if kind == OPTION_SACK:
             for edge in range(at + 2, at + size, 4):
-                put(out, edge, mapped_back(int.from_bytes(data[edge:edge + 4], "big"), length, first))
+                put(out, edge, mapped_back(int.from_bytes(data[edge:edge + 4], "big"), length, first, acknowledged))
         if kind == OPTION_MSS and flags(data, headers) & SYN:
             out[at + 2:at + 4] = (int.from_bytes(data[at + 2:at + 4], "big") - length).to_bytes(2, "big")
     return summed(out)
 
 
-def mapped_back(value, length, first):
-    """A number of the client's stream; never one below its first byte."""
-    beyond = (value - first - 1) % 2**32
-    if beyond >= 2**31:
-        return value
-    return first + 1 + max(beyond - length, 0)
+def mapped_back(value, length, first, acknowledged):
+    """A number of the client's stream; never one below its first byte, as long as that is not acknowledged."""
+    beyond = (value - length - first - 1) % 2**32
+    return first + 1 + (beyond if acknowledged or beyond < 2**31 else 0)
+
+
+def acknowledges(data, length, first):
+    """Whether a backend's segment acknowledges all of the header."""
+    headers = Headers(data)
+    beyond = (number(data, headers, 8) - length - first - 1) % 2**32
+    return bool(flags(data, headers) & ACK) and beyond < 2**31
 
 
 def put(out, at, value):

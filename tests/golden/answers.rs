@@ -169,7 +169,6 @@ fn some_packets_get_no_answer() {
     quote.resize(1480, 0);
     let error = icmp(router(Family::V4), Family::V4.vip(), (3, 4), 1000, &quote);
     for (name, packet) in [
-        ("may be fragmented", edit(20, 0)),
         ("an ICMP error", error),
         ("to a group's MAC", edit(0, 3)),
         ("from a group's MAC", edit(6, 3)),

@@ -9,7 +9,8 @@ use holdfast::forwarding::{Affinity, Forward, PortRange, Ports, ThisBox, Tunnels
 use holdfast::stats::Drop;
 
 use super::super::rig::{CLIENT_MAC, Family, Rig, nic_mac, spec, tcp_of};
-use super::icmp;
+use super::fragments::{datagram, fragments};
+use super::icmp::{icmp, router, too_big};
 
 const ESP: IpNumber = IpNumber::ENCAPSULATING_SECURITY_PAYLOAD;
 const SCTP: IpNumber = IpNumber::SCTP;
@@ -199,8 +200,8 @@ fn numbered(client: IpAddr, number: u8) -> IpAddr {
 }
 
 /// What a router says about a packet that was too long for it.
-fn too_big(family: Family, to: IpAddr, packet: &[u8]) -> Vec<u8> {
-    icmp::icmp(icmp::router(family), to, icmp::too_big(family), 1400, &packet[14..])
+fn too_big_about(family: Family, to: IpAddr, packet: &[u8]) -> Vec<u8> {
+    icmp(router(family), to, too_big(family), 1400, &packet[14..])
 }
 
 /// An error about what the backend sent back, of whatever protocol, finds the one flow: without it,
@@ -228,7 +229,7 @@ fn errors_go_to_the_backend_that_has_all_protocols_of_the_client() {
                     rig.advance(1000);
                 }
                 for answer in &answers {
-                    let error = too_big(family, vip, answer);
+                    let error = too_big_about(family, vip, answer);
                     let sent = rig.send(1, 0, &error);
                     assert_eq!(sent.len(), 1, "{family:?} {pinned}");
                     assert_eq!(sent[0].destination_mac(), backend, "{family:?} {pinned}");
@@ -236,7 +237,7 @@ fn errors_go_to_the_backend_that_has_all_protocols_of_the_client() {
                 // About our answer to an echo request: nobody's.
                 let kind = if family == Family::V4 { IpNumber::ICMP } else { IpNumber::IPV6_ICMP };
                 let echo = packet(vip, client, kind, &[0; 8]);
-                let error = too_big(family, vip, &echo);
+                let error = too_big_about(family, vip, &echo);
                 assert!(rig.send(1, 0, &error).is_empty());
                 assert_eq!(rig.drops(1, Drop::IcmpNoFlow), 1);
                 rig.assert_accounted();
@@ -289,6 +290,48 @@ fn fragments_without_ports_go_with_their_flow() {
     }
     assert_eq!(rig.stats(0).flows_new.get(), 1);
     rig.assert_accounted();
+}
+
+/// Of TCP and UDP the first fragment has ports, which do not matter here; of ESP none has any.
+#[test]
+fn all_fragments_to_an_l3_vip_go_where_its_client_goes() {
+    for (mode, family) in [Forward::Dsr, Forward::Ipip, Forward::Gue]
+        .into_iter()
+        .flat_map(|mode| [Family::V4, Family::V6].map(|family| (mode, family)))
+    {
+        let mut all = spec(0, mode, family, 1, 8);
+        (all.protocol, all.ports) = (Protocol::Any, Ports::All);
+        let mut this_box = ThisBox::default();
+        this_box.tunnels.source_v4 = Some(Sources::new("198.18.2.2".parse().unwrap()));
+        this_box.tunnels.source_v6 = Some(Sources::new("2001:db8:2::2".parse().unwrap()));
+        let mut rig = Rig::in_box(this_box, 2, 1, vec![all]);
+        for host in 1..20_u8 {
+            let client = family.pick(&format!("198.18.1.{host}"), &format!("2001:db8:1::{host:x}"));
+            let to = family.vip();
+            let esp = packet(client, to, ESP, &[0; 200]);
+            let backend = rig.send(0, 0, &esp)[0].destination_mac();
+            let mut segment = tcp_of((client, 40_000), (to, 22), "A");
+            segment.truncate(if family == Family::V4 { 54 } else { 74 });
+            segment.extend([0; 100]);
+            let udp = datagram([(client, 500), (to, 4500)], [CLIENT_MAC, nic_mac(0)], 150);
+            for (id, whole) in [(1, &segment), (2, &udp), (3, &esp)] {
+                let parts = fragments(whole, id);
+                let mut sent = Vec::new();
+                // The last one first.
+                for (worker, part) in (0..parts.len()).rev().zip(parts.iter().rev()) {
+                    sent.extend(rig.send(worker % 2, 0, part));
+                }
+                rig.idle();
+                sent.extend((0..2).flat_map(|worker| rig.collect(worker, 0)));
+                let name = format!("{mode:?} {family:?} {id} {host}");
+                assert_eq!(sent.len(), parts.len(), "{name}");
+                assert!(sent.iter().all(|one| one.destination_mac() == backend), "{name}");
+            }
+        }
+        let new: u64 = (0..2).map(|worker| rig.stats(worker).flows_new.get()).sum();
+        assert_eq!(new, 19, "{mode:?} {family:?}: one flow per client");
+        rig.assert_accounted();
+    }
 }
 
 /// An answer to it would come back here, and be answered.

@@ -83,7 +83,7 @@ fn translate(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<
     let Some(frame) = &packet.frame else { return Err(Drop::NoBackend) };
     packet.bytes = frame.packet_len();
     let crosses = changes_family(packet, ends);
-    let number = new_number(frame, &packet.shape, context).filter(|_| !crosses);
+    let number = new_number(frame, &packet.shape, context);
     let translated = if crosses { translate_family } else { translate_ends };
     translated(packet, ends)?;
     if let Some(frame) = &mut packet.frame {

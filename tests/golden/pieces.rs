@@ -1,0 +1,205 @@
+//! IPv4 packets that are too long for their way and may be cut: in every mode, both ways.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use holdfast::flow::Protocol;
+use holdfast::forwarding::{Forward, VipSpec};
+use holdfast::stats::{Answer, Drop};
+
+use super::fragments::{datagram, reassembled, set_sum};
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec, tcp};
+
+const PORT: u16 = 40_000;
+/// Bytes of data in a datagram.
+const LEN: usize = 1400;
+/// Of the narrow link.
+const MTU: u16 = 600;
+
+/// The modes that change addresses or leave them, and the family of their backends.
+const MODES: [(Forward, Family); 4] = [
+    (Forward::Dsr, Family::V4),
+    (Forward::Nat, Family::V4),
+    (Forward::FullNat, Family::V4),
+    (Forward::FullNat, Family::V6),
+];
+
+/// A UDP VIP of IPv4.
+fn vip(forward: Forward, inner: Family, backends: u16) -> VipSpec {
+    let mut vip = spec(0, forward, Family::V4, 1, backends);
+    vip.protocol = Protocol::Udp;
+    for (backend, index) in vip.backends.iter_mut().zip(0..) {
+        backend.address = inner.backend(index);
+    }
+    vip
+}
+
+/// A datagram that may be cut, with this number.
+fn cuttable(ends: [(IpAddr, u16); 2], macs: [[u8; 6]; 2], id: u16) -> Vec<u8> {
+    let mut bytes = datagram(ends, macs, LEN);
+    bytes[18..20].copy_from_slice(&id.to_be_bytes());
+    bytes[20..22].fill(0);
+    set_sum(&mut bytes);
+    bytes
+}
+
+fn request(client: IpAddr, id: u16) -> Vec<u8> {
+    let ends = [(client, PORT), (Family::V4.vip(), 80)];
+    cuttable(ends, [CLIENT_MAC, nic_mac(0)], id)
+}
+
+/// The number that all pieces have.
+fn number(sent: &[Sent]) -> u32 {
+    let numbers: BTreeSet<u32> = sent
+        .iter()
+        .map(|sent| match sent.bytes[14] >> 4 {
+            4 => u16::from_be_bytes([sent.bytes[18], sent.bytes[19]]).into(),
+            _ => u32::from_be_bytes(*sent.bytes[58..].first_chunk().unwrap()),
+        })
+        .collect();
+    assert_eq!(numbers.len(), 1, "one number: {numbers:?}");
+    numbers.into_iter().next().unwrap()
+}
+
+/// None is longer than the link carries, and together they are one datagram.
+fn assert_pieces(sent: &[Sent], name: &str) -> Sent {
+    assert_eq!(sent.len(), 3, "{name}");
+    assert!(sent.iter().all(|sent| sent.bytes.len() <= 14 + usize::from(MTU)), "{name}");
+    let macs: BTreeSet<_> = sent.iter().map(Sent::destination_mac).collect();
+    assert_eq!(macs.len(), 1, "{name}: one receiver");
+    number(sent);
+    let whole = reassembled(sent);
+    whole.assert_checksums();
+    let data: Vec<u8> = (0_u8..=255).cycle().take(LEN).collect();
+    assert!(whole.bytes.ends_with(&data), "{name}");
+    whole
+}
+
+#[test]
+fn requests_that_may_be_cut_go_in_pieces() {
+    for (forward, inner) in MODES {
+        let name = format!("{forward:?} {inner:?}");
+        let mut web = vip(forward, inner, 3);
+        web.backends.iter_mut().for_each(|backend| backend.mtu = MTU);
+        let mut rig = Rig::new(1, 1, vec![web]);
+        for round in 1..=5 {
+            let sent = rig.send(0, 0, &request(Family::V4.client(), 7));
+            let whole = assert_pieces(&sent, &name);
+            let backend = u16::from(whole.destination_mac()[5]);
+            let (address, port, hops) = whole.destination();
+            match forward {
+                Forward::Dsr => assert_eq!((address, port, hops), (Family::V4.vip(), 80, 64)),
+                _ => assert_eq!((address, port, hops), (inner.backend(backend), 8080, 63)),
+            }
+            match forward {
+                Forward::FullNat => assert_eq!(whole.source().0, inner.source(), "{name}"),
+                _ => assert_eq!(whole.source(), (Family::V4.client(), PORT), "{name}"),
+            }
+            let (stats, vip) = (rig.stats(0), &rig.stats(0).vips[0]);
+            assert_eq!((vip.packets_in.get(), stats.fragments_sent.get()), (round, 2 * round));
+            rig.assert_accounted();
+        }
+        assert_eq!(rig.stats(0).flows_new.get(), 1, "{name}: one flow");
+    }
+}
+
+#[test]
+fn replies_that_may_be_cut_go_in_pieces() {
+    for (forward, inner) in MODES.into_iter().filter(|(mode, _)| mode.translates()) {
+        if inner == Family::V6 {
+            // No router cuts a packet of IPv6.
+            continue;
+        }
+        for worker in [0, 1] {
+            let name = format!("{forward:?} at {worker}");
+            let mut rig = Rig::new(2, 1, vec![vip(forward, inner, 3)]);
+            let sent = rig.send(0, 0, &request(Family::V4.client(), 7)).remove(0);
+            rig.change_box(|this_box| this_box.mtus = vec![MTU]);
+            let (address, port, _) = sent.destination();
+            let ends = [(address, port), sent.source()];
+            let reply = cuttable(ends, [sent.destination_mac(), nic_mac(0)], 7);
+            let sent = rig.send(worker, 0, &reply);
+            let whole = assert_pieces(&sent, &name);
+            assert_eq!(whole.source(), (Family::V4.vip(), 80), "{name}");
+            assert_eq!(whole.destination(), (Family::V4.client(), PORT, 63), "{name}");
+            assert_eq!(whole.destination_mac(), CLIENT_MAC);
+            assert_eq!(rig.stats(worker).vips[0].packets_out.get(), 1, "{name}");
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// Two clients have chosen one number, and become one source.
+#[test]
+fn pieces_from_one_full_nat_source_are_told_apart() {
+    for inner in [Family::V4, Family::V6] {
+        let mut web = vip(Forward::FullNat, inner, 1);
+        web.backends[0].mtu = MTU;
+        let mut rig = Rig::new(1, 1, vec![web]);
+        let clients = ["198.18.1.10", "198.18.1.11", "198.18.1.12"];
+        let numbers: BTreeSet<u32> = clients
+            .iter()
+            .map(|client| number(&rig.send(0, 0, &request(client.parse().unwrap(), 7))))
+            .collect();
+        assert_eq!(numbers.len(), clients.len(), "{inner:?}: {numbers:?}");
+        rig.assert_accounted();
+    }
+}
+
+/// The ICMP error is for who asked for it; the same packet without DF goes through.
+#[test]
+fn dont_fragment_is_answered_and_the_rest_is_cut() {
+    for (forward, inner) in MODES {
+        let mut web = vip(forward, inner, 1);
+        web.backends[0].mtu = MTU;
+        let mut rig = Rig::new(1, 1, vec![web]);
+        let mut packet = request(Family::V4.client(), 7);
+        packet[20] = 0x40;
+        set_sum(&mut packet);
+        assert_eq!(rig.send(0, 0, &packet).len(), 1);
+        assert_eq!(rig.stats(0).answer_counter(Answer::TooBig).get(), 1, "{forward:?}");
+        assert_eq!(rig.stats(0).fragments_sent.get(), 0);
+        rig.assert_accounted();
+    }
+}
+
+/// What follows the TCP header of a SYN is data, whatever it looks like.
+#[test]
+fn later_pieces_of_a_syn_have_no_options() {
+    for forward in [Forward::Dsr, Forward::Nat] {
+        let mut web = spec(0, forward, Family::V4, 1, 1);
+        (web.mss, web.backends[0].mtu) = (Some(536), MTU);
+        let mut rig = Rig::new(1, 1, vec![web]);
+        let mut packet = tcp(Family::V4, PORT, 80, "S");
+        packet.truncate(54);
+        // In the second piece these are a TCP header of 24 bytes with an option, in this pattern.
+        let data: Vec<u8> = [[0x60; 20].as_slice(), &[2, 4, 0x05, 0xb4]].concat();
+        packet.extend(data.iter().cycle().take(1200));
+        packet[16..18].copy_from_slice(&1240_u16.to_be_bytes());
+        packet[20..22].fill(0);
+        set_sum(&mut packet);
+        for at in 0..24 {
+            let mut packet = packet.clone();
+            packet[54..].rotate_left(at);
+            let sent = rig.send(0, 0, &packet);
+            assert_eq!(sent.len(), 3, "{forward:?}");
+            assert_eq!(reassembled(&sent).bytes[54..], packet[54..], "{forward:?} {at}");
+        }
+        rig.assert_accounted();
+    }
+}
+
+/// All of a packet, or nothing of it.
+#[test]
+fn a_packet_of_which_a_piece_cannot_be_sent_is_dropped_whole() {
+    let mut web = vip(Forward::Nat, Family::V4, 1);
+    web.backends[0].mtu = MTU;
+    let mut rig = Rig::new(1, 1, vec![web]);
+    let mut packet = request(Family::V4.client(), 7);
+    packet[22] = 1;
+    set_sum(&mut packet);
+    assert!(rig.send(0, 0, &packet).is_empty());
+    assert_eq!(rig.drops(0, Drop::TtlExceeded), 1);
+    assert_eq!(rig.stats(0).fragments_sent.get(), 0);
+    rig.assert_accounted();
+}
