@@ -125,8 +125,10 @@ pub fn take(packet: &Packet, context: &Context<'_>) -> Option<Drop> {
         return None;
     }
     let path = context.table.tunnel_path(quoted.destination);
-    // What did pass needs no message.
-    let too_long = mtu.and_then(|mtu| u16::try_from(mtu).ok()).filter(|&mtu| mtu < quoted.len);
+    // What did pass needs no message, and what is longer than any NIC sends was never sent.
+    let longest = context.table.this_box().mtus.iter().max().copied().unwrap_or(u16::MAX);
+    let too_long = mtu.and_then(|mtu| u16::try_from(mtu).ok());
+    let too_long = too_long.filter(|&mtu| mtu < quoted.len && quoted.len <= longest);
     if let (Some(path), Some(mtu)) = (path, too_long) {
         // 0 is the value of an empty place.
         context.paths.learn(path, mtu.max(1), context.now);

@@ -658,6 +658,11 @@ mod path_mtu {
             // It would have passed.
             let len = u16::try_from(sent.len()).unwrap();
             changed.push((too_big(outer, to, &sent, len), true));
+            // Longer than what the NIC sends.
+            let mut quoted = sent.clone();
+            let longer = if v4 { 1501u16 } else { 1501 - 40 };
+            quoted[if v4 { 2..4 } else { 4..6 }].copy_from_slice(&longer.to_be_bytes());
+            changed.push((too_big(outer, to, &quoted, 1300), true));
             // Broken on its way.
             let mut broken = too_big(outer, to, &sent, 1300);
             *broken.last_mut().unwrap() ^= 1;
