@@ -165,7 +165,7 @@ named! {
     Land = "land",
     /// The source is a multicast, broadcast, loopback, unspecified or IPv4-mapped address.
     BadSource = "bad_source",
-    /// The source is the address of a VIP: an answer would come back here.
+    /// The source is an address of a VIP, a tunnel or full NAT: an answer would come back here.
     OwnSource = "own_source",
     /// The next hop of the pinned backend is this box itself.
     Loop = "loop",

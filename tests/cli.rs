@@ -49,16 +49,22 @@ impl Drop for Folder {
 
 #[test]
 fn check_accepts_the_files_that_are_shipped() {
-    for (file, counts) in [
-        ("config/holdfast.toml", "2 workers, 1 NIC, 2 VIPs, 4 backends"),
-        ("config/example-nat.toml", "2 workers, 1 NIC, 1 VIP, 2 backends"),
-        ("config/example-dsr.toml", "2 workers, 1 NIC, 2 VIPs, 3 backends"),
+    for (file, counts, more) in [
+        ("config/holdfast.toml", "2 workers, 1 NIC, 2 VIPs, 4 backends", ""),
+        ("config/example-nat.toml", "2 workers, 1 NIC, 1 VIP, 2 backends", ""),
+        ("config/example-dsr.toml", "2 workers, 1 NIC, 2 VIPs, 3 backends", ""),
+        ("config/example-tunnel.toml", "2 workers, 1 NIC, 1 VIP, 2 backends", ""),
+        (
+            "config/example-full-nat.toml",
+            "2 workers, 1 NIC, 1 VIP, 2 backends",
+            ", 71 MB of full-NAT sources",
+        ),
     ] {
         let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
         let run = holdfast(&["check", "--config", &path, "--offline"]);
         let memory = "105 MB of flow tables, 26 MB of packet memory";
         let expected =
-            format!("{path}: good (the machine was not looked at): {counts}; {memory}\n");
+            format!("{path}: good (the machine was not looked at): {counts}; {memory}{more}\n");
         assert_eq!(
             (run.code, run.stdout, run.stderr),
             (Some(0), expected, String::new()),

@@ -75,3 +75,47 @@ fn the_table_of_cases_is_as_documented() {
     let table = conformance(&["table"]);
     assert!(text.contains(&table), "docs/CONFORMANCE.md: the table of rows is to be:\n\n{table}");
 }
+
+/// A case of an operator's own: with a configuration of its own, from a capture, as docs/CONFORMANCE.md
+/// shows it.
+#[test]
+fn a_case_from_a_capture_holds() {
+    let folder = std::env::temp_dir().join(format!("holdfast-own-case-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let nat = std::fs::read_to_string(root().join("config/example-nat.toml")).unwrap();
+    let near = "[[nic]]\ninterface = \"eth1\"\nmac = \"02:00:00:00:00:01\"\n\
+                [[neighbour]]\naddress = \"10.0.0.11\"\nmac = \"02:00:00:00:00:11\"\n\
+                interface = \"eth1\"\n";
+    let case = "row = \"own\"\nwhat = \"what was captured\"\n[[case]]\nname = \"own\"\nwhy = \"-\"\n\
+                config = \"nat.toml\"\nneighbours = \"near.toml\"\n\
+                [[case.packet]]\npcap = \"in.pcap\"\nframes = [0]\nkernel = true\n\
+                [[case.packet]]\npcap = \"in.pcap\"\nframes = [\"1-2\"]\nbackend = \"a\"\n";
+    // A pcap file of one port that is no VIP's, and two segments to one that is.
+    let mut pcap = Vec::new();
+    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
+        pcap.extend(word.to_le_bytes());
+    }
+    for port in [81, 80, 80] {
+        let mut frame = Vec::new();
+        etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1])
+            .ipv4([198, 51, 100, 7], [192, 0, 2, 10], 64)
+            .tcp(40_000, port, 1, 1024)
+            .syn()
+            .write(&mut frame, &[])
+            .unwrap();
+        let length = u32::try_from(frame.len()).unwrap();
+        for word in [0, 0, length, length] {
+            pcap.extend(word.to_le_bytes());
+        }
+        pcap.extend(frame);
+    }
+    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.join(name), bytes).unwrap();
+    write("nat.toml", nat.as_bytes());
+    write("near.toml", near.as_bytes());
+    write("own.toml", case.as_bytes());
+    write("in.pcap", &pcap);
+    let own = folder.join("own.toml").display().to_string();
+    let told = conformance(&["cases", "--binary", env!("CARGO_BIN_EXE_holdfast"), &own]);
+    assert!(told.contains("1 of 1 cases hold"), "{told}");
+    std::fs::remove_dir_all(folder).unwrap();
+}

@@ -104,6 +104,46 @@ fn polling_never_allocates_or_frees() {
     }
 }
 
+/// Sources are given, found and given back; headers are written anew, and put in front of data.
+#[test]
+fn full_nat_never_allocates_or_frees() {
+    let families = [rig::Family::V4, rig::Family::V6];
+    for (family, inner) in families.into_iter().flat_map(|one| families.map(|two| (one, two))) {
+        for proxy in [false, true] {
+            let mut vip = rig::spec(0, Forward::FullNat, family, 1, 1);
+            vip.backends[0].address = inner.backend(0);
+            let mut rig = rig::Rig::new(2, 1, vec![VipSpec { proxy, ..vip }]);
+            let mut calls = 0;
+            let mut send = |rig: &mut rig::Rig, worker, packet: &[u8]| {
+                rig.deliver(worker, 0, packet);
+                let before = CALLS.with(Cell::get);
+                rig.poll(worker);
+                calls += CALLS.with(Cell::get) - before;
+                rig.collect(worker, 0)
+            };
+            for port in 1000..1100 {
+                let asked = send(&mut rig, 0, &rig::tcp(family, port, 80, "S")).remove(0);
+                let answer = rig::numbered(inner, asked.reply("SA"), 1, 1001);
+                send(&mut rig, 1, &answer);
+                for (worker, flags) in [(0, "A"), (1, "A"), (0, "FA")] {
+                    let packet = rig::numbered(family, rig::tcp(family, port, 80, flags), 1001, 2);
+                    send(&mut rig, worker, &packet);
+                    send(&mut rig, 1 - worker, &asked.reply(flags));
+                }
+            }
+            // Longer than the time of what is closed and a round of the sweep.
+            for _ in 0..8 {
+                let before = CALLS.with(Cell::get);
+                rig.advance(100);
+                calls += CALLS.with(Cell::get) - before;
+            }
+            assert_eq!(calls, 0, "{family:?} {inner:?}, proxy: {proxy}");
+            let bindings = rig.stats(0).bindings(inner == rig::Family::V4);
+            assert_eq!((rig.stats(0).flows_new.get(), bindings.get()), (100, 0));
+        }
+    }
+}
+
 /// Connection ids are read in every packet, and each here moves its flow to another backend.
 #[test]
 fn following_connection_ids_never_allocates() {

@@ -76,7 +76,11 @@ fn summary(config: &Config, machine: &Machine) -> String {
         (backends, "backend"),
     ];
     let words = counts.map(|(n, noun)| counted(n, noun)).join(", ");
-    let Memory { flows, packets } = Memory::of(config, machine);
+    let Memory { flows, packets, bindings } = Memory::of(config, machine);
     let (flows, packets) = (bytes(flows), bytes(packets));
-    format!("{words}; {flows} of flow tables, {packets} of packet memory")
+    let sources = match bindings {
+        0 => String::new(),
+        some => format!(", {} of full-NAT sources", bytes(some)),
+    };
+    format!("{words}; {flows} of flow tables, {packets} of packet memory{sources}")
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use super::table::{Columns, Look, text};
 use super::{CliError, SocketArgs, name};
 use crate::control::api::Explained;
+use crate::flow::Protocol;
 
 /// The arguments.
 #[derive(Debug, Args)]
@@ -87,7 +88,12 @@ pub fn explain(args: &ExplainArgs, out: &mut impl Write) -> Result<(), CliError>
     }
     let explained: Explained = client.get(&args.path())?;
     let Explained { vip, client, destination, protocol, backend, steps, .. } = &explained;
-    let protocol = protocol.as_str();
+    // Of all protocols, packets have no ports that matter.
+    let shown = |socket: &SocketAddr| match protocol {
+        Protocol::Any => socket.ip().to_string(),
+        Protocol::Tcp | Protocol::Udp => socket.to_string(),
+    };
+    let (client, destination, protocol) = (shown(client), shown(destination), protocol.as_str());
     let end = backend.as_ref().map_or("dropped".to_owned(), |name| format!("{vip}/{name}"));
     writeln!(out, "{protocol} {client} -> {destination}: {end}\n")?;
     let mut columns = Columns::new(&["STAGE", "OUTCOME", "WHY"], Look::default());

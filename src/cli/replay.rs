@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write, stderr};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -13,7 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::CliError;
 use super::table::grouped;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Neighbours};
 use crate::forwarding::PortIndex;
 use crate::replay::{Capture, Captured, Decision, Replay, Story, Verdict};
 use crate::words::{counted, reason};
@@ -53,13 +54,14 @@ pub struct ReplayArgs {
 /// # Errors
 /// What is wrong with one of the files; what was read before is printed by then.
 pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<(), CliError> {
+    spare_inputs(args)?;
     let config = config::load(&args.config)?;
     let neighbours = args.neighbours.as_deref();
     let neighbours = neighbours.map(|path| config::load_neighbours(path, &config)).transpose()?;
     let nic = nic(args, &config)?;
     let mut replay = Replay::new(&config, neighbours.as_ref())
         .map_err(|error| CliError::Replay(error.to_string()))?;
-    let note = if neighbours.is_none() { INVENTED } else { "" };
+    let note = neighbours.as_ref().map_or_else(|| INVENTED.to_owned(), |n| unknown(&config, n));
     let interfaces = replay.interfaces().to_vec();
     let in_capture = |what: &dyn std::fmt::Display| {
         CliError::Replay(format!("{}: {what}", args.capture.display()))
@@ -68,24 +70,30 @@ pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<
     let bar = bar(&file);
     let capture = Capture::new(bar.wrap_read(file), interfaces.clone(), nic);
     let mut capture = capture.map_err(|error| in_capture(&error))?;
-    let mut story = open_story(args, &interfaces, note)?;
+    let mut story = open_story(args, &interfaces, &note)?;
     // A terminal gets its lines at once, a file in larger pieces.
     let mut out = BufWriter::new(out);
     let mut teller = Teller::new(args.json, colours, interfaces, &mut out);
-    teller.begin(note)?;
+    teller.begin(&note)?;
+    let mut tell = |captured: &Captured<'_>, decision: &Decision| {
+        if let Some(story) = &mut story {
+            story.tell(captured, decision).map_err(|error| in_story(args, &error))?;
+        }
+        // Of a fragment that waits it is told when it does no longer.
+        if decision.verdict == Verdict::Parked { Ok(()) } else { teller.tell(captured, decision) }
+    };
     let end = loop {
         match capture.next_packet() {
             Ok(None) => break Ok(()),
             Err(error) => break Err(in_capture(&error)),
             Ok(Some(captured)) => {
                 let decision = replay.packet(&captured);
-                if let Some(story) = &mut story {
-                    story.tell(&captured, &decision).map_err(|error| in_story(args, &error))?;
-                }
-                teller.tell(&captured, &decision)?;
+                tell(&captured, &decision)?;
+                replay.late().iter().try_for_each(|it| tell(&it.captured(), &it.decision))?;
             }
         }
     };
+    replay.end().iter().try_for_each(|it| tell(&it.captured(), &it.decision))?;
     bar.finish_and_clear();
     if let Some(story) = story {
         story.finish().map_err(|error| in_story(args, &error))?;
@@ -93,6 +101,40 @@ pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<
     teller.end()?;
     out.flush()?;
     end
+}
+
+/// Refuses an `--out` that is one of the files that are read: it would be gone.
+fn spare_inputs(args: &ReplayArgs) -> Result<(), CliError> {
+    let file = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    let Some((path, out)) = args.out.as_ref().and_then(|path| Some((path, file(path)?))) else {
+        return Ok(());
+    };
+    let inputs = [Some(&args.capture), Some(&args.config), args.neighbours.as_ref()];
+    if inputs.into_iter().flatten().any(|input| file(input) == Some(out)) {
+        let path = path.display();
+        return Err(CliError::Usage(format!(
+            "--out {path}: this replay reads that file, and would write over it; name another one"
+        )));
+    }
+    Ok(())
+}
+
+/// Which backends the neighbours file does not know; empty if it knows all.
+fn unknown(config: &Config, neighbours: &Neighbours) -> String {
+    let all = config.vips.iter().flat_map(|vip| vip.backends.iter().map(move |one| (vip, one)));
+    let mut missing = all.filter(|(_, one)| !neighbours.backends.contains_key(&one.address));
+    let Some((vip, backend)) = missing.next() else { return String::new() };
+    let more = match missing.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "no [[neighbour]] tells of {}/{} ({}){more}: without a next hop a backend gets nothing",
+        vip.name, backend.name, backend.address
+    )
 }
 
 fn in_story(args: &ReplayArgs, error: &dyn std::fmt::Display) -> CliError {
@@ -227,7 +269,7 @@ const fn colour(verdict: Verdict) -> Option<u8> {
         Verdict::Transmit => None,
         Verdict::Reply => Some(32),
         Verdict::Drop => Some(31),
-        Verdict::Kernel | Verdict::Truncated => Some(90),
+        Verdict::Kernel | Verdict::Truncated | Verdict::Parked => Some(90),
     }
 }
 
@@ -237,16 +279,17 @@ fn describe(packet: &[u8]) -> String {
         return counted(packet.len(), "byte");
     };
     let mut text = String::new();
-    let (source, destination, next) = match &sliced.net {
+    let (source, destination, next, fragmented) = match &sliced.net {
         Some(LaxNetSlice::Ipv4(ip)) => {
             let header = ip.header();
             let (a, b) = (header.source_addr().to_string(), header.destination_addr().to_string());
-            (a, b, ip.payload_ip_number().0)
+            (a, b, ip.payload_ip_number().0, ip.payload().fragmented)
         }
         Some(LaxNetSlice::Ipv6(ip)) => {
             let header = ip.header();
             let (a, b) = (header.source_addr(), header.destination_addr());
-            (format!("[{a}]"), format!("[{b}]"), ip.payload().ip_number.0)
+            let payload = ip.payload();
+            (format!("[{a}]"), format!("[{b}]"), payload.ip_number.0, payload.fragmented)
         }
         Some(LaxNetSlice::Arp(_)) => return "arp".to_owned(),
         None => return link(packet),
@@ -270,8 +313,15 @@ fn describe(packet: &[u8]) -> String {
             let (from, to) = (udp.source_port(), udp.destination_port());
             write!(text, "{source}:{from} > {destination}:{to} udp")
         }
-        Some(TransportSlice::Icmpv4(_)) => write!(text, "{source} > {destination} icmp"),
-        Some(TransportSlice::Icmpv6(_)) => write!(text, "{source} > {destination} icmpv6"),
+        Some(TransportSlice::Icmpv4(icmp)) => {
+            let (kind, code) = (icmp.type_u8(), icmp.code_u8());
+            write!(text, "{source} > {destination} icmp type {kind} code {code}")
+        }
+        Some(TransportSlice::Icmpv6(icmp)) => {
+            let (kind, code) = (icmp.type_u8(), icmp.code_u8());
+            write!(text, "{source} > {destination} icmpv6 type {kind} code {code}")
+        }
+        None if fragmented => write!(text, "{source} > {destination} protocol {next} fragment"),
         None => write!(text, "{source} > {destination} protocol {next}"),
     };
     text.trim_end().to_owned()

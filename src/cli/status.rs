@@ -249,7 +249,12 @@ fn next_hop(hop: Option<&NextHopStatus>) -> Cell {
     let Some(hop) = hop else { return coloured("unresolved", Color::Red) };
     let outer = hop.outer_vlan.map(|vlan| format!("{vlan}.")).unwrap_or_default();
     let vlan = hop.vlan.map(|vlan| format!(" vlan {outer}{vlan}")).unwrap_or_default();
-    text(format!("{} on {}{vlan}", hop.mac, hop.interface))
+    // What differs from Ethernet's is worth a word; 0 is of an older process.
+    let mtu = match hop.mtu {
+        0 | 1500 => String::new(),
+        other => format!(" mtu {other}"),
+    };
+    text(format!("{} on {}{vlan}{mtu}", hop.mac, hop.interface))
 }
 
 fn workers(workers: &[WorkerStatus], look: Look) -> Columns {

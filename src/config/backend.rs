@@ -41,7 +41,11 @@ impl RawBackend {
         if let Some(forward) = kept {
             let word = forward.as_str();
             let what = format!("forward = \"{word}\" leaves the port as the client wrote it");
-            report.error(&port_at, what, "remove the port, or use forward = \"nat\"");
+            report.error(
+                &port_at,
+                what,
+                "remove the port, or use forward = \"nat\" or \"full_nat\"",
+            );
         }
         let server_ids = self.server_id.map(|ids| ids.check(&place.key("server_id"), report));
         Some(Backend {

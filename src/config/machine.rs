@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{Announce, Config, Nic, Vip};
+use crate::flow::bindings::BYTES_PER_BINDING;
 use crate::forwarding::PortIndex;
 use crate::words::{bytes, counted};
 
@@ -184,6 +185,8 @@ pub struct Memory {
     pub flows: u64,
     /// Packet memory (UMEM).
     pub packets: u64,
+    /// Bindings of full-NAT sources; 0 without any.
+    pub bindings: u64,
 }
 
 impl Memory {
@@ -208,6 +211,8 @@ impl Memory {
         Self {
             flows: workers_count.saturating_mul(count(each.flows)).saturating_mul(flow_bytes),
             packets: frames.saturating_mul(each.frame_size.into()),
+            bindings: count(config.full_nat.numbered().len())
+                .saturating_mul(count(BYTES_PER_BINDING)),
         }
     }
 }
@@ -254,20 +259,24 @@ pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
 }
 
 fn memory(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
-    let Memory { flows, packets } = Memory::of(config, machine);
-    let needed = flows.saturating_add(packets);
+    let Memory { flows, packets, bindings } = Memory::of(config, machine);
+    let needed = flows.saturating_add(packets).saturating_add(bindings);
     // One that runs already has such memory, and gives it back before this one starts.
     let Some(available) = machine.memory_available.filter(|_| !machine.socket_answers) else {
         return;
     };
     if needed > available {
+        let (sources, fewer) = match bindings {
+            0 => (String::new(), ""),
+            some => (format!(", full-NAT sources {}", bytes(some)), ", fewer [full_nat] sources"),
+        };
         let what = format!(
-            "flow tables take {}, packet memory {}, and {} are available",
+            "flow tables take {}, packet memory {}{sources}, and {} are available",
             bytes(flows),
             bytes(packets),
             bytes(available)
         );
-        let fix = "lower [workers] flows, use smaller rings, or fewer workers";
+        let fix = format!("lower [workers] flows, use smaller rings{fewer}, or fewer workers");
         findings.push(fatal("workers.flows", what, fix));
     }
 }
@@ -548,16 +557,16 @@ mod tests {
     fn memory_is_that_of_all_workers() {
         let config = crate::config::parse(TEXT, "f").unwrap();
         let flows = 2 * 1_048_576 * 50;
-        let expected = Memory { flows, packets: 2 * 6208 * 2048 };
+        let expected = Memory { flows, packets: 2 * 6208 * 2048, bindings: 0 };
         assert_eq!(Memory::of(&config, &machine()), expected);
         let text = TEXT.replace("frames = 6208", "frame_size = 4096");
         let config = crate::config::parse(&text, "f").unwrap();
-        let expected = Memory { flows, packets: 2 * 6208 * 4096 };
+        let expected = Memory { flows, packets: 2 * 6208 * 4096, bindings: 0 };
         assert_eq!(Memory::of(&config, &machine()), expected, "a queue of each worker");
         assert_eq!(Memory::of(&config, &Machine::default()), expected, "where nobody knows");
         let mut more = machine();
         more.interfaces = Some([("eth1".to_owned(), Some(4))].into());
-        let expected = Memory { flows, packets: (2 * 64 + 4 * 3 * 2048) * 4096 };
+        let expected = Memory { flows, packets: (2 * 64 + 4 * 3 * 2048) * 4096, bindings: 0 };
         assert_eq!(Memory::of(&config, &more), expected);
     }
 

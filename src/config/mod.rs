@@ -28,6 +28,7 @@ mod report;
 mod rules;
 mod scheduler;
 mod split;
+mod steered;
 mod sticky;
 mod syntax;
 #[cfg(test)]

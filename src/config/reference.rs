@@ -107,6 +107,7 @@ fn every_key_of_the_code_is_in_the_reference() {
         (&["control"], keys_of::<super::control::RawControl>()),
         (&["fragments"], keys_of::<super::fragments::RawFragments>()),
         (&["tunnel"], keys_of::<super::tunnel::RawTunnel>()),
+        (&["icmp"], keys_of::<super::icmp::RawIcmp>()),
         (&["hash"], keys_of::<super::hash::RawHash>()),
     ] {
         let keys: BTreeSet<String> = keys.into_iter().map(str::to_owned).collect();
@@ -129,6 +130,8 @@ fn examples_are_valid() {
     for text in [
         include_str!("../../config/example-dsr.toml"),
         include_str!("../../config/example-nat.toml"),
+        include_str!("../../config/example-full-nat.toml"),
+        include_str!("../../config/example-tunnel.toml"),
     ] {
         parsed(text);
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::place::Place;
 use super::report::Report;
 use super::vip::Placed;
-use super::{Backend, Config, FullNat, Nic, Vip, tunnel};
+use super::{Backend, Config, FullNat, Nic, Vip, steered, tunnel};
 use crate::flow::Protocol;
 use crate::forwarding::{
     Forward, MAX_BACKENDS, MAX_NICS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Network,
@@ -52,6 +52,7 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
     return_paths(sections, report);
     full_nat(sections, &owners, report);
     tunnel::rules(sections, report);
+    steered::rules(sections, report);
 }
 
 fn limits(config: &Config, report: &mut Report<'_>) {
@@ -342,7 +343,13 @@ fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_
     let FullNat { sources, .. } = &sections.config.full_nat;
     let place = Place::root().key("full_nat").key("sources");
     let ours: BTreeSet<&IpAddr> = sources.iter().collect();
-    for what in sources.iter().filter_map(|&source| owners.tell(source)) {
+    // A prefix of sources may lie in a VIP's as a whole: that is one mistake.
+    let mut taken = sources.iter().filter_map(|&source| owners.tell(source));
+    if let Some(first) = taken.next() {
+        let what = match taken.count() {
+            0 => first,
+            more => format!("{first}, and {more} more of them are somebody's"),
+        };
         report.error(&place, what, "use addresses that nobody else has");
     }
     for (vip, backends) in sections.vips {

@@ -524,7 +524,8 @@ impl Controller {
         if !frozen.is_empty() {
             let keys = frozen.join(", ");
             let what = "cannot change while running: restart holdfast, or take the change back";
-            let error = format!("{keys} {what} (a reload changes [[vip]] sections only)");
+            let error =
+                format!("{keys} {what} (a reload changes [[vip]], [tunnel] and [icmp] only)");
             return Err(Refusal::new(StatusCode::CONFLICT, error));
         }
         let places = Place::all(&new);

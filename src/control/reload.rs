@@ -59,10 +59,10 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     // A key that this list does not know yet must not pass unnoticed either.
     let same = |a: &Config, b: &Config| {
         (&a.workers, &a.nics, &a.full_nat) == (&b.workers, &b.nics, &b.full_nat)
-            && (&a.control, &a.hash) == (&b.control, &b.hash)
+            && (&a.fragments, &a.control, &a.hash) == (&b.fragments, &b.control, &b.hash)
     };
     if keys.is_empty() && !same(old, new) {
-        keys.push("[workers], [[nic]], [full_nat], [control] or [hash]".to_owned());
+        keys.push("[workers], [[nic]], [full_nat], [fragments], [control] or [hash]".to_owned());
     }
     keys
 }

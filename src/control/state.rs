@@ -2,7 +2,7 @@
 //!
 //! Indices are handed out here and nowhere else. A VIP keeps its index while its name exists; a
 //! backend keeps its index while it is the same server (name, address, port) in the same VIP with
-//! the same forwarding mode. A removed backend's index gets the next generation at once, so that
+//! the same forwarding mode, with PROXY headers or without. A removed backend's index gets the next generation at once, so that
 //! its pins are stale, and is used again only after all others, so that they are gone by then.
 
 use std::collections::VecDeque;
@@ -262,6 +262,7 @@ impl Registry {
         let stays = |backend: &BackendEntry| {
             wanted.is_some_and(|new| {
                 new.forward == entry.config.forward
+                    && new.proxy == entry.config.proxy
                     && new.backends.iter().any(|other| same_server(&backend.config, other))
             })
         };
@@ -591,17 +592,19 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn another_address_port_or_forwarding_mode_is_another_server() {
+    fn another_address_port_forwarding_mode_or_proxy_is_another_server() {
         let mut registry = Registry::default();
         let old = vip("web", &[backend("a", 1)]);
         registry.apply(std::slice::from_ref(&old), &[]).unwrap();
         let mut port = backend("a", 2);
         port.port = None;
+        let proxied = config::Vip { proxy: true, ..vip("web", std::slice::from_ref(&port)) };
         let dsr = config::Vip { forward: Forward::Dsr, ..vip("web", std::slice::from_ref(&port)) };
         for (row, (name, new)) in [
             ("address", vip("web", &[backend("a", 2)])),
             ("port", vip("web", &[port])),
             ("forward", dsr),
+            ("proxy", proxied),
         ]
         .into_iter()
         .enumerate()

@@ -481,7 +481,7 @@ async fn a_reload_is_all_or_nothing() {
         let (status, error) = bench.refused(Method::POST, "/v1/reload", "").await;
         assert_eq!(status, 409);
         let expected = "[workers] cores cannot change while running: restart holdfast, or take the \
-                        change back (a reload changes [[vip]] sections only)";
+                        change back (a reload changes [[vip]], [tunnel] and [icmp] only)";
         assert_eq!(error, format!("{expected}\n{nothing}"));
 
         let mut nowhere = vip("web", &[]);

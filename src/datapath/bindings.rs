@@ -9,11 +9,11 @@
 //! Cost: one prefetched line for most replies, whichever worker they arrive at; else the owner's pin
 //! too, which is found by the flow's key in the owner's table. Nothing is searched.
 
-use super::batch::Packet;
+use super::batch::{Packet, TcpFlags};
 use super::clients;
 use super::conntrack::{Conntrack, Reply, cut, reply, tell};
 use super::context::Context;
-use super::life::{News, is_cut, living, reply_change};
+use super::life::{Change, News, is_cut, living, reply_change};
 use super::reset::numbers;
 use crate::flow::Protocol;
 use crate::flow::bindings::{BindingId, Bound, Lease, Leases};
@@ -45,9 +45,9 @@ impl Numbers {
             return None;
         }
         let lease = context.bindings.read(id)?;
-        let Bound { flow, isn, acknowledged, .. } = lease.bound;
+        let Bound { flow, isn, answered, acknowledged, .. } = lease.bound;
         let len = Header::len(flow.vip.is_v4());
-        Some(Self { lease, shift: Shift { isn: isn?, len, acknowledged } })
+        Some(Self { lease, shift: Shift { isn: isn?, len, answered, acknowledged } })
     }
 }
 
@@ -67,6 +67,7 @@ impl Conntrack {
             backend: backend.id,
             way_back: packet.way_back(context.nic).ok_or(Drop::VlanPairsFull)?,
             isn: packet.shape.flags.opens().then(|| numbers(packet)).flatten().map(|(seq, _)| seq),
+            answered: false,
             acknowledged: false,
         };
         let v4 = backend.address.is_v4();
@@ -95,7 +96,11 @@ impl Conntrack {
         if changes_nothing(packet, backend) && lease.told_within(TELL, context.now) {
             return Some(Reply::To(client));
         }
-        let track = self.answered_bound(packet, &lease, context)?;
+        let stray = is_stray(packet, backend, id, context);
+        let track = self.answered_bound(packet, &lease, stray, context)?;
+        if stray {
+            return None;
+        }
         Some(reply(packet, &track, client, context))
     }
 
@@ -105,13 +110,16 @@ impl Conntrack {
         &mut self,
         packet: &Packet,
         lease: &Lease,
+        stray: bool,
         context: &Context<'_>,
     ) -> Option<Track> {
         let owner = context.bindings.owner(lease.id);
+        // The backend has lost the flow's connection: another SYN may begin a new one.
+        let change = if stray { Change::RESET } else { reply_change(packet) };
         let track = if owner == self.me {
-            answered_here(packet, lease.id, context)?
+            answered_here(packet, lease.id, change, context)?
         } else {
-            self.answered_there(packet, lease.id, owner, context)?
+            self.answered_there(packet, lease.id, change, context)?
         };
         if is_steady(packet.flow.protocol(), track.state()) {
             context.bindings.tell(lease, context.now);
@@ -123,14 +131,15 @@ impl Conntrack {
         &self,
         packet: &Packet,
         id: BindingId,
-        owner: u8,
+        change: Change,
         context: &Context<'_>,
     ) -> Option<Track> {
         let flow = &packet.flow;
-        let owner = self.tables.get(usize::from(owner))?;
+        let owner = self.tables.get(usize::from(context.bindings.owner(id)))?;
         let (slot, pin) = owner.lookup(flow).filter(|(_, pin)| is_bound(&pin.track, id))?;
         let backend = living(flow.protocol(), &pin.track, context)?;
-        let news = News::of_reply(packet, &pin.track, backend);
+        let cut = is_cut(flow.protocol(), &pin.track, backend);
+        let news = News::of_change(if cut { Change::CUT } else { change });
         tell(owner, slot, flow, &pin.track, &news, context.now);
         let track = news.apply(&pin, context.now).track;
         clients::seen_again(flow, backend, track.state(), context);
@@ -139,7 +148,12 @@ impl Conntrack {
 }
 
 /// The same, by the worker that has the pin.
-fn answered_here(packet: &Packet, id: BindingId, context: &Context<'_>) -> Option<Track> {
+fn answered_here(
+    packet: &Packet,
+    id: BindingId,
+    change: Change,
+    context: &Context<'_>,
+) -> Option<Track> {
     let flow = &packet.flow;
     let hit = context.flows.find_at(flow, Slot::NOWHERE)?;
     if !is_bound(&hit.track, id) {
@@ -150,7 +164,7 @@ fn answered_here(packet: &Packet, id: BindingId, context: &Context<'_>) -> Optio
         cut(&hit, context.now);
         return Some(hit.track);
     }
-    let state = reply_change(packet).apply(hit.track.state());
+    let state = change.apply(hit.track.state());
     hit.set_state(state);
     clients::seen_again(flow, backend, state, context);
     hit.seen(context.now);
@@ -165,6 +179,19 @@ fn is_bound(track: &Track, id: BindingId) -> bool {
 /// Whether a packet comes from the address and port that the flow's packets are sent to.
 fn comes_from(packet: &Packet, backend: &Backend, bound: &Bound) -> bool {
     packet.flow.tuple.reply_key() == bound.service(backend)
+}
+
+/// Whether it is a SYN that does not answer the one that a flow with a PROXY header began with: the backend
+/// has taken another SYN of the client's for a new connection, as it has none any more. In that no header
+/// would come first, and the client could write one of its own.
+fn is_stray(packet: &Packet, backend: &Backend, id: BindingId, context: &Context<'_>) -> bool {
+    let flags = packet.shape.flags;
+    if !backend.proxy || !flags.any(TcpFlags::SYN) {
+        return false;
+    }
+    let shift = Numbers::of(backend, id, context).map(|numbers| numbers.shift);
+    let answers = shift.zip(numbers(packet));
+    !answers.is_some_and(|(shift, (_, number))| shift.is_answer(flags.0, number))
 }
 
 /// Whether a backend's packet changes nothing in a flow that is in its steady state.
@@ -207,12 +234,15 @@ pub fn note_elsewhere(track: &Track, packet: &Packet, context: &Context<'_>) -> 
 }
 
 /// Whether a SYN is not the one that the flow of a pin began with: another connection's, from the same
-/// port, of which the numbers would be mixed up with this one's.
+/// port, of which the numbers would be mixed up with this one's. If the handshake was done, the backend
+/// decides that (RFC 5961 4), unless nobody has seen the flow's SYN: such a flow cannot have a header.
 #[cold]
 pub fn begins_anew(track: &Track, packet: &Packet, context: &Context<'_>) -> bool {
-    let lease = track.binding().and_then(|id| context.bindings.read(id));
+    let Some(lease) = track.binding().and_then(|id| context.bindings.read(id)) else {
+        return false;
+    };
     let isn = numbers(packet).map(|(sequence, _)| sequence);
-    lease.is_some_and(|lease| lease.bound.isn != isn)
+    lease.bound.isn.is_none() || !track.state().has(State::ESTABLISHED) && lease.bound.isn != isn
 }
 
 /// Frees the source of a flow whose pin was removed, if it had one.

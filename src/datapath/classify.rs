@@ -65,7 +65,7 @@ pub fn classify(
 
 /// Whether the flows of a VIP are all packets of a client to an address.
 #[inline]
-pub(super) fn takes_all_protocols(vip: VipId, context: &Context<'_>) -> bool {
+pub fn takes_all_protocols(vip: VipId, context: &Context<'_>) -> bool {
     context.table.vip(vip).is_some_and(|vip| vip.protocol == Protocol::Any)
 }
 

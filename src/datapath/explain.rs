@@ -335,8 +335,13 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
     let source = source.map(|(address, port)| SocketAddr::new(address.into(), port));
     let outcome = match backend.forward {
         Forward::Nat => format!("{} -> {to}", question.client),
-        Forward::FullNat => source
-            .map_or_else(|| format!("{sources} -> {to}"), |source| format!("{source} -> {to}")),
+        Forward::FullNat => {
+            let from = source.map_or_else(
+                || sources.describe(backend.address.is_v4()),
+                |source| source.to_string(),
+            );
+            format!("{from} -> {to}")
+        }
         _ => format!("{} -> {}", question.client, question.destination),
     };
     let why = match backend.forward {
@@ -344,7 +349,8 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
         Forward::Nat => format!("nat: to the address and port of {name}"),
         Forward::FullNat => {
             let from = if source.is_some() { "the source of this flow" } else { "a free source" };
-            format!("full_nat: to the address and port of {name}, from {from}")
+            let proxy = if backend.proxy { ", behind a PROXY header" } else { "" };
+            format!("full_nat: to the address and port of {name}, from {from}{proxy}")
         }
         Forward::Ipip => format!("ipip: as it is, in an IP packet to {name}"),
         Forward::Gue => format!("gue: as it is, in a UDP packet to {name}"),

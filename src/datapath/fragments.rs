@@ -28,7 +28,7 @@ use crate::xdp::umem::{Frame, FramePool};
 /// Most parked fragments of one datagram: as many as 64 KiB have on a link of 1280 bytes, and some.
 const PER_DATAGRAM: usize = 64;
 /// Longest time that a fragment is parked: 2 s. Fragments overtake each other by milliseconds.
-const PATIENCE: Ticks = Ticks(200);
+pub const PATIENCE: Ticks = Ticks(200);
 
 /// A fragment that waits for its first one.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ struct Parked {
     since: Ticks,
     /// The first one has come.
     ready: bool,
+    /// Tells it from all others that this worker has parked.
+    ticket: u64,
 }
 
 /// The fragments that a worker has parked.
@@ -50,6 +52,8 @@ pub struct Fragments {
     limit: usize,
     /// The table's generation at the last look.
     looked_at: u64,
+    /// How many were parked so far.
+    tickets: u64,
 }
 
 /// What becomes of a fragment now.
@@ -64,7 +68,7 @@ pub enum Fate {
 impl Fragments {
     /// For a worker that parks up to `limit` fragments.
     pub fn new(limit: usize) -> Self {
-        Self { parked: VecDeque::with_capacity(limit), limit, looked_at: 0 }
+        Self { parked: VecDeque::with_capacity(limit), limit, looked_at: 0, tickets: 0 }
     }
 
     /// Finds the flow of a fragment, or parks it. A first one is not noted yet: [`note`].
@@ -110,7 +114,9 @@ impl Fragments {
         }
         if let Some(frame) = packet.frame.take() {
             let Context { nic, now, .. } = *context;
-            self.parked.push_back(Parked { frame, key, nic, since: now, ready: false });
+            let ticket = self.tickets;
+            self.tickets += 1;
+            self.parked.push_back(Parked { frame, key, nic, since: now, ready: false, ticket });
             context.stats.fragments_parked.add(1);
         }
         // Its way goes on later, with another record.
@@ -191,6 +197,11 @@ impl Fragments {
     /// Whether nothing is parked.
     pub fn is_empty(&self) -> bool {
         self.parked.is_empty()
+    }
+
+    /// Numbers of those that are parked, in the order in which they were.
+    pub fn tickets(&self) -> impl Iterator<Item = u64> {
+        self.parked.iter().map(|parked| parked.ticket)
     }
 
     /// Frames that are parked.

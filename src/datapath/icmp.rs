@@ -31,7 +31,7 @@ use crate::forwarding::table::ReturnPath;
 use crate::forwarding::{ListenKey, NextHop};
 use crate::stats::{Answer, Drop};
 use crate::wire::checksum::{self, Full};
-use crate::wire::headers::protocol::{ICMP, ICMP_V6};
+use crate::wire::headers::protocol::ICMP_V6;
 use crate::wire::icmp::{self, ICMP_LEN, Unanswered, kind};
 use crate::wire::quoted::{self, QuoteError, Quoted};
 
@@ -136,12 +136,8 @@ fn relate(
 /// The quoted packet was sent by a VIP: what is about it goes to the backend that sent it.
 fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (vip, client) = (quoted.source, quoted.destination);
-    let protocol = match quoted.protocol {
-        // Ours or the kernel's.
-        ICMP | ICMP_V6 => return None,
-        // Of a VIP of all protocols, or nobody's.
-        number => Protocol::from_number(number).unwrap_or(Protocol::Any),
-    };
+    // Others than TCP and UDP are of a VIP of all protocols, or nobody's.
+    let protocol = Protocol::from_number(quoted.protocol).unwrap_or(Protocol::Any);
     let flow = Tuple::from(FlowKey {
         client: client.0,
         vip: vip.0,

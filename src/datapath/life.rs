@@ -106,8 +106,7 @@ pub(super) fn leaves(
         _ if backend.left == FlowsLeft::Rehash => true,
         Protocol::Tcp => {
             let over = || !backend.up || state.is_closing(backend.forward);
-            let embryonic = || backend.proxy && !state.has(State::ESTABLISHED);
-            let anew = || embryonic() && begins_anew(track, packet, context);
+            let anew = || backend.proxy && begins_anew(track, packet, context);
             opens && (over() || anew() || is_cut(protocol, track, backend))
         }
         Protocol::Udp => backend.quirks.has(Quirks::QUIC) && elsewhere(),
@@ -155,6 +154,8 @@ pub(super) struct Change {
 impl Change {
     /// The flow is cut.
     pub(super) const CUT: Self = Self { set: State::CUT, clear: State(0) };
+    /// As by a RST.
+    pub(super) const RESET: Self = Self { set: State::RST, clear: State(0) };
 
     #[inline]
     pub(super) const fn apply(self, state: State) -> State {
@@ -167,7 +168,7 @@ impl Change {
 pub(super) fn request_change(packet: &Packet) -> Change {
     let flags = packet.shape.flags;
     if flags.any(TcpFlags::RST) {
-        return Change { set: State::RST, ..Change::default() };
+        return Change::RESET;
     }
     if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
         return Change::default();
@@ -229,7 +230,12 @@ impl News {
     #[inline]
     pub(super) fn of_reply(packet: &Packet, track: &Track, backend: &Backend) -> Self {
         let cut = is_cut(packet.flow.protocol(), track, backend);
-        let change = if cut { Change::CUT } else { reply_change(packet) };
+        Self::of_change(if cut { Change::CUT } else { reply_change(packet) })
+    }
+
+    /// Of a backend's packet that changes this.
+    #[inline]
+    pub(super) const fn of_change(change: Change) -> Self {
         Self { change, opening: false, hop: None }
     }
 

@@ -36,7 +36,7 @@ pub fn select<'t>(
     }
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
-    if context.table.is_vip(key.client) {
+    if is_own_source(&key, context) {
         return Err(Drop::OwnSource);
     }
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
@@ -100,6 +100,13 @@ pub fn guess<'t>(
     let client = Known::of(&key, vip, context);
     let chosen = choose(&key, Miss::Midflow, vip, client.as_ref(), conntrack, context)?;
     Ok(chosen.0)
+}
+
+/// Whether answers would come back here: to a VIP, a tunnel's source, or a full-NAT source.
+fn is_own_source(key: &FlowKey, context: &Context<'_>) -> bool {
+    context.table.is_vip(key.client)
+        || context.table.this_box().tunnels.is_source(key.client)
+        || context.bindings.sources().find(key.client, key.client_port).is_some()
 }
 
 /// Counts a flow that was pinned.

@@ -300,6 +300,11 @@ impl Worker {
         self.sweep_behind
     }
 
+    /// Numbers of the fragments that wait for their first one, oldest first; none is used twice.
+    pub fn parked(&self) -> impl Iterator<Item = u64> {
+        self.fragments.tickets()
+    }
+
     /// Frames that this worker holds, here and in the kernel's rings: a constant.
     pub fn frames(&self) -> usize {
         let with_kernel: u32 = self.ports.ports.iter().map(|port| port.port.with_kernel()).sum();

@@ -39,6 +39,8 @@ const VERSION: u64 = 0xffff_ffff;
 const NUMBERED: u64 = 1 << 8;
 /// In the word of the ports: [`Bound::acknowledged`].
 const ACKNOWLEDGED: u64 = 2 << 8;
+/// In the word of the ports: [`Bound::answered`].
+const ANSWERED: u64 = 4 << 8;
 /// In `told`: it was told. The time is kept to two ticks.
 const TOLD: u64 = 1;
 
@@ -53,6 +55,8 @@ pub struct Bound {
     pub way_back: WayBack,
     /// TCP: the sequence number of the client's SYN, if that was seen.
     pub isn: Option<u32>,
+    /// The backend has answered the client's SYN, where something is put in front of the client's data.
+    pub answered: bool,
     /// The backend has acknowledged what was put in front of the client's data.
     pub acknowledged: bool,
 }
@@ -194,12 +198,21 @@ impl Bindings {
         let _ = names.compare_exchange(lease.names, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Notes that the backend has acknowledged what was put in front of the client's data. Any thread; does
-    /// nothing if the binding has another flow's ports since `lease` was read.
+    /// Notes that the backend has answered the client's SYN. Any thread; does nothing if the binding has
+    /// another flow's ports since `lease` was read.
+    pub fn answer(&self, lease: &Lease) {
+        self.mark(lease, ANSWERED);
+    }
+
+    /// The same of what was put in front of the client's data: the backend has acknowledged it.
     pub fn acknowledge(&self, lease: &Lease) {
+        self.mark(lease, ACKNOWLEDGED);
+    }
+
+    fn mark(&self, lease: &Lease, mark: u64) {
         let [_, _, _, _, _, Some(ports), ..] = self.words(lease.id) else { return };
-        let new = lease.ports | ACKNOWLEDGED;
-        // A lost race means that somebody else noted it.
+        let new = lease.ports | mark;
+        // A lost race means that somebody else noted it: each mark is wanted after the one before.
         let _ = ports.compare_exchange(lease.ports, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
@@ -248,8 +261,9 @@ fn encode(bound: &Bound) -> (u32, [u64; 7]) {
     let [c0, c1, v0, v1, ports] = bound.flow.words();
     let numbered = if bound.isn.is_some() { NUMBERED } else { 0 };
     let acknowledged = if bound.acknowledged { ACKNOWLEDGED } else { 0 };
+    let answered = if bound.answered { ANSWERED } else { 0 };
     let names = u64::from(bound.backend.index.0) << 48 | u64::from(bound.backend.generation) << 32;
-    let ports = ports | numbered | acknowledged;
+    let ports = ports | numbered | answered | acknowledged;
     (bound.isn.unwrap_or_default(), [c0, c1, v0, v1, ports, names, bound.way_back.0])
 }
 
@@ -270,8 +284,8 @@ fn decode(words: &[u64; 8]) -> Option<Bound> {
     let backend =
         BackendId { index: BackendIndex((names >> 48) as u16), generation: (names >> 32) as u16 };
     let isn = (ports & NUMBERED != 0).then_some((head >> 32) as u32);
-    let acknowledged = ports & ACKNOWLEDGED != 0;
-    Some(Bound { flow, backend, way_back: WayBack(way_back), isn, acknowledged })
+    let [answered, acknowledged] = [ANSWERED, ACKNOWLEDGED].map(|mark| ports & mark != 0);
+    Some(Bound { flow, backend, way_back: WayBack(way_back), isn, answered, acknowledged })
 }
 
 /// A worker's right to hand out its bindings.
@@ -370,6 +384,7 @@ mod tests {
             way_back: WayBack::new(number.into(), PortIndex(high & 7), Some(u16::from(low).into()))
                 .unwrap(),
             isn: number.is_multiple_of(3).then_some(u32::from(number) << 16),
+            answered: number.is_multiple_of(7),
             acknowledged: number.is_multiple_of(5),
         }
     }

@@ -8,7 +8,6 @@
 //! without a search. A port is its owner's: worker `port % workers`.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -119,6 +118,20 @@ impl Sources {
         self.addresses.len() * self.ports
     }
 
+    /// Those of one family, as an operator would say it: `10.0.0.48 and 3 more, ports 1024-65535`.
+    pub fn describe(&self, v4: bool) -> String {
+        let (of_v4, of_v6) = self.addresses.split_at(self.v4);
+        let Some((one, rest)) = (if v4 { of_v4 } else { of_v6 }).split_first() else {
+            return "none".to_owned();
+        };
+        let more = match rest.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let (first, last) = self.ports();
+        format!("{one}{more}, ports {first}-{last}")
+    }
+
     /// How many of them a worker has, of one family.
     pub fn share(&self, worker: u8, workers: u8, v4: bool) -> usize {
         self.of_worker(worker, workers, v4).count()
@@ -149,19 +162,6 @@ impl Sources {
 pub(super) fn owner(port: u16, workers: u8) -> u8 {
     // The rest of a division by a `u8` is one.
     u8::try_from(port % u16::from(workers.max(1))).unwrap_or_default()
-}
-
-impl fmt::Display for Sources {
-    /// As an operator would say it: `10.0.0.48 and 3 more, ports 1024-65535`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((first, rest)) = self.addresses.split_first() else { return f.write_str("none") };
-        write!(f, "{first}")?;
-        if !rest.is_empty() {
-            write!(f, " and {} more", rest.len())?;
-        }
-        let (first, last) = self.ports();
-        write!(f, ", ports {first}-{last}")
-    }
 }
 
 #[cfg(test)]
@@ -212,6 +212,7 @@ mod tests {
         }
         assert_eq!(Sources::default().find(Address::default(), 0), None);
         assert!(Sources::default().is_empty() && !sources.has(Address::default()));
-        assert_eq!(sources.to_string(), "198.18.9.1 and 2 more, ports 1024-1100");
+        assert_eq!(sources.describe(true), "198.18.9.1 and 1 more, ports 1024-1100");
+        assert_eq!(sources.describe(false), "2001:db8::50, ports 1024-1100");
     }
 }

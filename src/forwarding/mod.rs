@@ -35,7 +35,7 @@ pub use listeners::MAX_PREFIX_LENGTHS;
 pub use network::{Listen, Network, PortRange};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
-pub use steer::SteerRules;
+pub use steer::{MAX_STEERED, SteerRules};
 pub use sticky::Remember;
 pub use table::ForwardingTable;
 pub use this_box::ThisBox;

@@ -1,11 +1,17 @@
 //! What the XDP program gives to the workers.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
 
 use hashbrown::HashSet;
 
+use super::listeners::exact;
 use super::{Listen, ListenKey, Network, PortRange};
-use crate::flow::Address;
+use crate::flow::{Address, Protocol};
+
+/// Single addresses and ports of VIPs that the XDP program has room for; as many of NAT backends, and parts
+/// of ranges of ports.
+pub const MAX_STEERED: usize = 65_536;
 
 /// The rules of the XDP program; what it makes of them is told in `steer.bpf.c`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,23 +35,263 @@ pub struct SteerRules {
 }
 
 impl SteerRules {
-    /// The rules that are in both. A reload passes through it, so that rules go before the table
-    /// that served them does, and come after the one that will.
+    /// The rules for what both give to the workers: of a range of ports that gets longer, the ports that it
+    /// has had. A reload passes through it, so that rules go before the table that served them does, and
+    /// come after the one that will, while what stays is not interrupted.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         fn common<T: Copy + Eq + Hash>(left: &[T], right: &[T]) -> Vec<T> {
             let right: HashSet<&T> = right.iter().collect();
             left.iter().filter(|item| right.contains(item)).copied().collect()
         }
+        let (vips, networks) = meet((&self.vips, &self.networks), (&other.vips, &other.networks));
+        let (returns, return_ranges) =
+            meet((&self.returns, &self.return_ranges), (&other.returns, &other.return_ranges));
         Self {
-            vips: common(&self.vips, &other.vips),
-            networks: common(&self.networks, &other.networks),
-            returns: common(&self.returns, &other.returns),
-            return_ranges: common(&self.return_ranges, &other.return_ranges),
+            vips,
+            networks,
+            returns,
+            return_ranges,
             sources: common(&self.sources, &other.sources),
             tunnels: common(&self.tunnels, &other.tunnels),
             gue_port: if self.gue_port == other.gue_port { self.gue_port } else { 0 },
             locals: common(&self.locals, &other.locals),
         }
+    }
+}
+
+/// Single addresses and ports, and whatever else somebody listens on.
+type Listening<'l> = (&'l [ListenKey], &'l [Listen]);
+
+/// What is in both.
+fn meet(left: Listening<'_>, right: Listening<'_>) -> (Vec<ListenKey>, Vec<Listen>) {
+    let (left, right) = (Places::new(left), Places::new(right));
+    let all: BTreeSet<Listen> =
+        left.within(&right).into_iter().chain(right.within(&left)).collect();
+    let (single, rest): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|&listen| exact(listen).is_some());
+    (single.into_iter().filter_map(exact).collect(), rest)
+}
+
+/// Listeners by network and protocol.
+#[derive(Default)]
+struct Places {
+    ports: BTreeMap<(Network, Protocol), PortSet>,
+    /// Lengths of the networks.
+    lens: BTreeSet<u8>,
+}
+
+/// Ports, of which no two single ones and no two ranges have one in common; in order.
+#[derive(Default)]
+struct PortSet {
+    single: BTreeSet<u16>,
+    ranges: BTreeMap<u16, PortRange>,
+    all: bool,
+}
+
+impl PortSet {
+    fn add(&mut self, ports: PortRange) {
+        if ports == PortRange::ALL {
+            self.all = true;
+        } else if ports.is_single() {
+            self.single.insert(ports.first);
+        } else {
+            self.ranges.insert(ports.first, ports);
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = PortRange> {
+        let single = self.single.iter().copied().map(PortRange::single);
+        single.chain(self.ranges.values().copied()).chain(self.all.then_some(PortRange::ALL))
+    }
+
+    /// The ports of a range that are among these, as ranges.
+    fn meet(&self, ports: PortRange) -> Vec<PortRange> {
+        if self.all {
+            return vec![ports];
+        }
+        let single = self.single.range(ports.first..=ports.last).copied().map(PortRange::single);
+        let ranges = self.ranges.range(..=ports.last).rev().map(|(_, range)| *range);
+        let ranges = ranges.take_while(|range| range.last >= ports.first).map(|range| PortRange {
+            first: range.first.max(ports.first),
+            last: range.last.min(ports.last),
+        });
+        ranges.chain(single).collect()
+    }
+}
+
+impl Places {
+    fn new((single, rest): Listening<'_>) -> Self {
+        let mut places = Self::default();
+        for &ListenKey { address, port, protocol } in single {
+            let ports = if port == 0 { PortRange::ALL } else { PortRange::single(port) };
+            places.add(Listen { network: Network::single(address), protocol, ports });
+        }
+        rest.iter().for_each(|listen| places.add(*listen));
+        places
+    }
+
+    fn add(&mut self, Listen { network, protocol, ports }: Listen) {
+        self.lens.insert(network.len());
+        self.ports.entry((network, protocol)).or_default().add(ports);
+    }
+
+    /// What is here and in a network of `others` that is as wide or wider.
+    ///
+    /// Cost: per network of these and length of those, some look-ups.
+    fn within(&self, others: &Self) -> Vec<Listen> {
+        let mut found = Vec::new();
+        for (&(network, protocol), ports) in &self.ports {
+            for &len in others.lens.iter().take_while(|&&len| len <= network.len()) {
+                for other in [Protocol::Any, Protocol::Tcp, Protocol::Udp] {
+                    let there = others.ports.get(&(Network::of(network.address(), len), other));
+                    let (Some(there), Some(protocol)) = (there, narrower(protocol, other)) else {
+                        continue;
+                    };
+                    let ports = ports.iter().flat_map(|range| there.meet(range));
+                    found.extend(ports.map(|ports| Listen { network, protocol, ports }));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// What packets of both are.
+fn narrower(one: Protocol, other: Protocol) -> Option<Protocol> {
+    match (one, other) {
+        (Protocol::Any, protocol) | (protocol, Protocol::Any) => Some(protocol),
+        _ => (one == other).then_some(one),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::*;
+
+    fn rules(listening: &[(&str, Protocol, u16, u16)]) -> SteerRules {
+        let mut rules = SteerRules::default();
+        for &(network, protocol, first, last) in listening {
+            let network = network.parse().unwrap();
+            let listen = Listen { network, protocol, ports: PortRange { first, last } };
+            match exact(listen) {
+                Some(key) => rules.vips.push(key),
+                None => rules.networks.push(listen),
+            }
+        }
+        rules
+    }
+
+    fn texts(rules: &SteerRules) -> Vec<String> {
+        let text = |network: Network, protocol, ports| format!("{network} {protocol:?} {ports}");
+        let vips = rules.vips.iter().map(|key| {
+            let ports = if key.port == 0 { PortRange::ALL } else { key.port.into() };
+            text(Network::single(key.address), key.protocol, ports)
+        });
+        let networks = rules.networks.iter().map(|l| text(l.network, l.protocol, l.ports));
+        let mut all: Vec<String> = vips.chain(networks).collect();
+        all.sort();
+        all
+    }
+
+    /// One row per way in which what listens may change; what goes on is steered all the while.
+    #[test]
+    fn what_goes_on_is_in_the_intersection() {
+        use Protocol::{Any, Tcp, Udp};
+        const MOST: u16 = u16::MAX;
+        let (host, net, wide) = ("192.0.2.10", "192.0.2.0/24", "192.0.0.0/16");
+        for (name, old, new, expected) in [
+            ("the same", (net, Tcp, 80, 90), (net, Tcp, 80, 90), Some("192.0.2.0/24 Tcp 80-90")),
+            (
+                "a longer range",
+                (host, Tcp, 80, 90),
+                (host, Tcp, 70, 99),
+                Some("192.0.2.10 Tcp 80-90"),
+            ),
+            ("a part", (host, Tcp, 80, 90), (host, Tcp, 85, 99), Some("192.0.2.10 Tcp 85-90")),
+            (
+                "one port in common",
+                (host, Tcp, 80, 90),
+                (host, Tcp, 90, 99),
+                Some("192.0.2.10 Tcp 90"),
+            ),
+            ("none", (host, Tcp, 80, 90), (host, Tcp, 91, 99), None),
+            (
+                "a port, all ports",
+                (host, Udp, 53, 53),
+                (host, Udp, 0, MOST),
+                Some("192.0.2.10 Udp 53"),
+            ),
+            ("a port, a range", (host, Udp, 53, 53), (host, Udp, 1, 99), Some("192.0.2.10 Udp 53")),
+            (
+                "all ports",
+                (host, Udp, 0, MOST),
+                (host, Udp, 0, MOST),
+                Some("192.0.2.10 Udp 0-65535"),
+            ),
+            (
+                "a wider prefix",
+                (net, Tcp, 80, 80),
+                (wide, Tcp, 80, 80),
+                Some("192.0.2.0/24 Tcp 80"),
+            ),
+            (
+                "an address, a prefix",
+                (host, Tcp, 80, 80),
+                (net, Tcp, 0, MOST),
+                Some("192.0.2.10 Tcp 80"),
+            ),
+            (
+                "all protocols, one",
+                (net, Any, 0, MOST),
+                (net, Tcp, 80, 80),
+                Some("192.0.2.0/24 Tcp 80"),
+            ),
+            (
+                "all of both",
+                (host, Any, 0, MOST),
+                (net, Any, 0, MOST),
+                Some("192.0.2.10 Any 0-65535"),
+            ),
+            ("another protocol", (host, Udp, 53, 53), (host, Tcp, 53, 53), None),
+            ("another prefix", ("192.0.3.0/24", Tcp, 80, 80), (net, Tcp, 80, 80), None),
+        ] {
+            let (old, new) = (rules(&[old]), rules(&[new]));
+            let expected: Vec<&str> = expected.into_iter().collect();
+            assert_eq!(texts(&old.intersection(&new)), expected, "{name}");
+            assert_eq!(texts(&new.intersection(&old)), expected, "{name}, backwards");
+        }
+    }
+
+    #[test]
+    fn all_that_two_have_in_common_is_found() {
+        let old = rules(&[
+            ("192.0.2.10", Protocol::Tcp, 443, 443),
+            ("192.0.2.10", Protocol::Tcp, 400, 499),
+            ("192.0.2.0/24", Protocol::Tcp, 0, u16::MAX),
+        ]);
+        let new =
+            rules(&[("192.0.2.10", Protocol::Tcp, 80, 80), ("192.0.2.10", Protocol::Tcp, 1, 450)]);
+        let expected = [
+            "192.0.2.10 Tcp 1-450",
+            "192.0.2.10 Tcp 400-450",
+            "192.0.2.10 Tcp 443",
+            "192.0.2.10 Tcp 80",
+        ];
+        assert_eq!(texts(&old.intersection(&new)), expected);
+    }
+
+    /// Replies of NAT backends likewise.
+    #[test]
+    fn return_paths_go_on_too() {
+        let address = Address::from_v4([10, 0, 0, 1]);
+        let key = ListenKey { address, port: 80, protocol: Protocol::Tcp };
+        let ports = PortRange { first: 1, last: 99 };
+        let range = Listen { network: Network::single(address), protocol: Protocol::Tcp, ports };
+        let one = SteerRules { returns: vec![key], ..SteerRules::default() };
+        let many = SteerRules { return_ranges: vec![range], ..SteerRules::default() };
+        assert_eq!(one.intersection(&many).returns, [key]);
+        assert_eq!(many.intersection(&one).returns, [key]);
     }
 }

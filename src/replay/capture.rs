@@ -42,7 +42,7 @@ pub enum CaptureError {
     /// Neither pcap nor pcapng.
     #[error(
         "not a capture: it begins with neither the magic number of pcap nor that of pcapng; write \
-         it with tcpdump -w or save it as pcapng"
+         it with tcpdump -w, save it as pcapng, or unpack it if it is compressed"
     )]
     Format,
     /// Not Ethernet.

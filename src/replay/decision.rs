@@ -24,6 +24,9 @@ pub enum Verdict {
     Reply,
     /// It was not replayed: the capture does not have all of it.
     Truncated,
+    /// None yet: a fragment that waits for its first one, of which [`Replay::late`](super::Replay::late)
+    /// tells more.
+    Parked,
 }
 
 impl Verdict {
@@ -35,6 +38,7 @@ impl Verdict {
             Self::Kernel => "kernel",
             Self::Reply => "reply",
             Self::Truncated => "truncated",
+            Self::Parked => "parked",
         }
     }
 }
@@ -81,6 +85,8 @@ pub struct Decision {
     pub index: u64,
     /// When it was captured, since the epoch.
     pub time: Duration,
+    /// When that became of it: later, if it had to wait.
+    pub ended: Duration,
     /// The NIC that it is taken to have come by.
     pub interface: String,
     /// What became of it.
@@ -110,6 +116,7 @@ impl Decision {
         Self {
             index: 0,
             time,
+            ended: time,
             interface,
             verdict,
             reason: None,
@@ -131,8 +138,8 @@ impl Decision {
 
     pub(super) fn tell_steering(&mut self, steered: Steered) {
         let why = match steered {
-            Steered::ToVip => "its destination is a VIP",
-            Steered::Return => "its source is a NAT backend's",
+            Steered::ToVip => "its destination is a VIP, or a source of ours",
+            Steered::Return => "it comes from a NAT backend, or quotes what went to one",
             Steered::Kernel => return,
         };
         self.tell("xdp", "to the worker", why);
@@ -140,9 +147,11 @@ impl Decision {
 
     /// Tells what the stages do not tell by themselves.
     pub(super) fn tell_end(&mut self, reason: Option<Drop>, answer: Option<Answer>) {
-        if self.flow == FlowState::Pinned {
-            let name = self.place();
-            self.tell("conntrack", name, "the flow has a pin");
+        let name = self.place();
+        match self.flow {
+            FlowState::Pinned => self.tell("conntrack", name, "the flow has a pin"),
+            FlowState::Related => self.tell("icmp", name, "the flow that the message quotes"),
+            FlowState::New | FlowState::None => {}
         }
         if let Some(reason) = reason {
             self.tell("drop", reason.as_str(), reason.describe().trim());

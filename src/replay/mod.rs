@@ -17,17 +17,21 @@ mod capture;
 mod counters;
 mod decision;
 mod offline;
+mod parked;
 mod setup;
 mod story;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use capture::{Capture, CaptureError, Captured};
 pub use decision::{Decision, FlowState, Sent, Verdict};
+pub use parked::Late;
 pub use setup::ReplayError;
 pub use story::{Story, StoryError};
 
 use crate::config::{Config, Neighbours};
+use crate::datapath::fragments::PATIENCE;
 use crate::forwarding::PortIndex;
 use crate::forwarding::explain::{Step, Trace};
 use crate::stats::{Answer, Drop};
@@ -36,6 +40,7 @@ use crate::xdp::steer::{SteerModel, Steered};
 use counters::{Counters, Name};
 use decision::Facts;
 use offline::Offline;
+use parked::Waiting;
 
 /// Longest step of the clock between two packets: all time-outs are over then, and the clock of the
 /// data path does not reach further than 248 days.
@@ -53,6 +58,10 @@ pub struct Replay {
     time: Option<Duration>,
     /// Since the first packet.
     elapsed: Duration,
+    /// Fragments that wait, by their number.
+    waiting: BTreeMap<u64, Waiting>,
+    /// What became of those that wait no longer.
+    late: Vec<Late>,
 }
 
 impl Replay {
@@ -65,7 +74,8 @@ impl Replay {
         let setup::Setup { steer, nic_macs, offline, names } = setup::setup(config, neighbours)?;
         let counters = Counters::new(names, offline.stats());
         let (index, time, elapsed) = (0, None, Duration::ZERO);
-        Ok(Self { steer, nic_macs, offline, counters, index, time, elapsed })
+        let (waiting, late) = (BTreeMap::new(), Vec::new());
+        Ok(Self { steer, nic_macs, offline, counters, index, time, elapsed, waiting, late })
     }
 
     /// Names of the NICs, by `PortIndex`.
@@ -73,14 +83,29 @@ impl Replay {
         &self.counters.names().nics
     }
 
-    /// What becomes of the next packet.
+    /// What becomes of the next packet; of a fragment that waits for its first one that is
+    /// [`Verdict::Parked`]. What became of such ones meanwhile: [`late`](Self::late).
     pub fn packet(&mut self, captured: &Captured<'_>) -> Decision {
         let unasked = self.advance(captured.time);
-        let index = self.index;
-        self.index += 1;
         let mut decision = self.decide(captured);
-        (decision.index, decision.unasked) = (index, unasked);
+        (decision.index, decision.unasked) = (self.index, unasked);
+        self.index += 1;
+        self.rejoin();
         decision
+    }
+
+    /// What became of fragments that have waited, since the last call.
+    pub fn late(&mut self) -> Vec<Late> {
+        std::mem::take(&mut self.late)
+    }
+
+    /// After the last packet: lets the time pass until no fragment waits any more.
+    pub fn end(&mut self) -> Vec<Late> {
+        let patience = u64::from(PATIENCE.0 + 1) * TICK_MS;
+        if let (false, Some(time)) = (self.waiting.is_empty(), self.time) {
+            self.advance(time + Duration::from_millis(patience));
+        }
+        self.late()
     }
 
     /// Moves the clock to `time`; what the worker sends on the way (probes of flows that are cut) was
@@ -97,8 +122,11 @@ impl Replay {
             return Vec::new();
         }
         let sent = self.offline.advance(now);
-        // What moved belongs to no packet.
+        // What moved belongs to no packet, or to those that have waited too long.
         self.counters.moved(self.offline.stats());
+        for waiting in self.gone() {
+            self.give_up(waiting, Drop::FragmentNoFirst);
+        }
         sent
     }
 
@@ -113,7 +141,7 @@ impl Replay {
             let name = Name::Nic(usize::from(nic.0), "passed");
             let mut decision = self.bare(captured, Verdict::Kernel);
             decision.counters.push((self.counters.names().text(name), 1));
-            decision.tell("xdp", "left to the kernel", "for no VIP, and from no NAT backend");
+            decision.tell("xdp", "left to the kernel", self.why_kernel(nic, data));
             return decision;
         }
         let trace = Trace::default();
@@ -123,17 +151,34 @@ impl Replay {
             return self.untouched(captured, Verdict::Drop, "longer_than_a_frame", why);
         };
         let moved = self.counters.moved(self.offline.stats());
-        let facts = Facts::of(&moved, &trace);
-        let mut decision = self.bare(captured, facts.verdict());
+        if let Some(ticket) = self.came() {
+            return self.park(ticket, captured, steered, moved);
+        }
+        let decision = self.bare(captured, Verdict::Drop);
+        self.told(decision, steered, &moved, trace, sent)
+    }
+
+    /// The decision about a packet of which so much moved.
+    fn told(
+        &self,
+        mut decision: Decision,
+        steered: Steered,
+        moved: &[(Name, i64)],
+        trace: Trace,
+        sent: Vec<Sent>,
+    ) -> Decision {
+        let facts = Facts::of(moved, &trace);
         let names = self.counters.names();
         let answer = facts.answer.map(Answer::as_str);
+        decision.verdict = facts.verdict();
         decision.reason = facts.reason.map(Drop::as_str).or(answer);
         decision.vip = facts.vip.and_then(|vip| names.vip(vip)).map(str::to_owned);
         decision.backend = facts.backend.and_then(|index| names.backend(index)).map(str::to_owned);
         decision.flow = facts.flow(&trace);
         decision.own_frame = facts.own_frame;
-        let steered_name = names.text(Name::Nic(usize::from(nic.0), "steered"));
         decision.counters = moved.iter().map(|(name, by)| (names.text(*name), *by)).collect();
+        let nic = self.interfaces().iter().position(|name| *name == decision.interface);
+        let steered_name = names.text(Name::Nic(nic.unwrap_or_default(), "steered"));
         decision.counters.push((steered_name, 1));
         decision.sent = sent;
         decision.tell_steering(steered);
@@ -148,6 +193,18 @@ impl Replay {
         let destination =
             data.first_chunk().copied().filter(|[first, ..]: &[u8; 6]| first & 1 == 0);
         known.or(destination).unwrap_or_default()
+    }
+
+    /// Why the XDP program leaves a packet to the kernel.
+    fn why_kernel(&self, nic: PortIndex, data: &[u8]) -> &'static str {
+        let known = self.nic_macs.get(usize::from(nic.0)).copied().flatten();
+        match data.first_chunk::<6>() {
+            // A group's, such as ARP's broadcast, is for nobody's MAC.
+            Some(to) if to[0] & 1 == 0 && known.is_some_and(|mac| mac != *to) => {
+                "its destination MAC is not that of the NIC ([[nic]] mac in the neighbours file)"
+            }
+            _ => "for no VIP or source of ours, and from no NAT backend",
+        }
     }
 
     fn bare(&self, captured: &Captured<'_>, verdict: Verdict) -> Decision {

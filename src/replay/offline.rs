@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::decision::Sent;
 use super::setup::ReplayError;
-use crate::datapath::batch::BATCH;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::bindings::Bindings;
@@ -70,7 +69,8 @@ impl Offline {
         let flows: Arc<[Arc<FlowTable>]> =
             Arc::from([Arc::new(FlowTable::new(flows, secret.clone(), families)?)]);
         // Fill ring, TX ring, and what is in the worker's hands.
-        let frames = u32::try_from(plans.len()).unwrap_or(1) * 3 * RING + RING;
+        let parked = u32::try_from(datagrams.parked).unwrap_or(0);
+        let frames = u32::try_from(plans.len()).unwrap_or(1) * 3 * RING + RING + parked;
         let (umem, pool) = Umem::create(frames, frame_size)?;
         let (mut ports, mut nics) = (Vec::new(), Vec::new());
         for (index, &(_, multi_buffer)) in (0..).zip(&plans) {
@@ -86,14 +86,14 @@ impl Offline {
             flows,
             clients: Arc::new(Clients::new(clients, secret.clone())),
             datagrams: Arc::new(Datagrams::new(datagrams.datagrams, datagrams.timeout, secret)),
-            // Every packet of a capture is to end before the next one comes.
-            parked: 0,
+            parked: datagrams.parked,
             bindings: Arc::new(bindings),
             paths: Arc::default(),
             index: 0,
             tables,
             stats: Arc::clone(&stats),
-            batch: BATCH,
+            // So that what moves in a poll is one packet's.
+            batch: 1,
         };
         let worker = Worker::new(parts, now).ok_or(ReplayError::Worker)?;
         Ok(Self { worker, nics, stats, now, _publisher: publisher })
@@ -147,8 +147,24 @@ impl Offline {
         if !arrived {
             return None;
         }
-        self.worker.poll_traced(self.now, trace);
+        // A packet of several frames comes in as many polls.
+        for _ in 0..RING {
+            if self.worker.poll_traced(self.now, trace) > 0 {
+                break;
+            }
+        }
         Some(self.collect())
+    }
+
+    /// What the worker sends when nothing more has come: a fragment that waited.
+    pub(super) fn poll(&mut self, trace: &Trace) -> Vec<Sent> {
+        self.worker.poll_traced(self.now, trace);
+        self.collect()
+    }
+
+    /// Numbers of the fragments that wait for their first one.
+    pub(super) fn parked(&self) -> impl Iterator<Item = u64> {
+        self.worker.parked()
     }
 
     fn collect(&mut self) -> Vec<Sent> {

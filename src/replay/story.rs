@@ -83,28 +83,29 @@ impl<W: Write> Story<W> {
         Ok(Self { writer, nics: u32::try_from(interfaces.len()).unwrap_or(u32::MAX) })
     }
 
-    /// Tells what became of a packet.
+    /// Tells what became of a packet, unless that is still open.
     ///
     /// # Errors
     /// [`StoryError`].
     pub fn tell(&mut self, captured: &Captured<'_>, decision: &Decision) -> Result<(), StoryError> {
         for sent in &decision.unasked {
-            self.sent(sent, decision.time, UNASKED)?;
+            self.sent(sent, decision.ended, UNASKED)?;
         }
         let comment = comment(decision);
         let pseudo = match decision.verdict {
             Verdict::Kernel => Some(1),
             Verdict::Truncated => Some(2),
+            Verdict::Parked => return Ok(()),
             Verdict::Transmit | Verdict::Drop | Verdict::Reply => {
                 (!decision.own_frame).then_some(0)
             }
         };
         if let Some(pseudo) = pseudo {
             let (data, len) = (captured.data, captured.original_len);
-            self.packet(self.nics + pseudo, decision.time, data, len, &comment)?;
+            self.packet(self.nics + pseudo, decision.ended, data, len, &comment)?;
         }
         for sent in &decision.sent {
-            self.sent(sent, decision.time, &comment)?;
+            self.sent(sent, decision.ended, &comment)?;
         }
         Ok(())
     }

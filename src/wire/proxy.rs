@@ -13,6 +13,10 @@
 //! From the first ACK that covers the header, [`Shift::acknowledged`] must be set: then every number
 //! is shifted, and none is compared with the ISN any more, which a stream of 4 GiB comes past again.
 //!
+//! The header tells the backend whom to trust, so no client may write in its place: a segment that begins
+//! before the stream and reaches into it is refused. And before the backend has answered the SYN
+//! ([`Shift::answered`]) its ACKs are of an older connection: their numbers say nothing of this one.
+//!
 //! Source: haproxy, doc/proxy-protocol.txt 2.2; RFC 9293 3.4; RFC 2018, RFC 2883 (SACK, D-SACK).
 
 use super::checksum::{Delta, replace};
@@ -35,6 +39,8 @@ const TCP_V4: u8 = 0x11;
 const TCP_V6: u8 = 0x21;
 /// RST.
 const RST: u8 = 0x04;
+/// ACK.
+const ACK: u8 = 0x10;
 
 /// A header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +98,8 @@ pub struct Shift {
     pub isn: u32,
     /// Bytes of the header: 28 or 52.
     pub len: u8,
+    /// The backend has answered the client's SYN ([`Shift::is_answer`]).
+    pub answered: bool,
     /// The backend has acknowledged the whole header ([`Shift::to_client`] has said so once).
     pub acknowledged: bool,
 }
@@ -103,6 +111,8 @@ pub enum Start {
     Within,
     /// The header in front of its data ([`insert`]); its SEQ is right as it is.
     Header,
+    /// It must not pass: its data would be taken for the header.
+    Overlap,
 }
 
 impl Shift {
@@ -128,23 +138,47 @@ impl Shift {
         if shifted { number.wrapping_add(self.len as u32) } else { number }
     }
 
-    /// Shifts the SEQ of a client's segment, and tells whether the header belongs in front of it.
-    ///
-    /// `None` if the TCP header is cut short. A RST at the start gets no header: a backend that has
-    /// it already answers with an ACK (RFC 5961 3.2), which brings about a better RST.
+    /// Whether a segment with this SEQ and so many bytes of data begins before the stream, and reaches into
+    /// it. Nobody sends that: a keep-alive has one byte at most, where the SYN was.
+    const fn overlaps(&self, sequence: u32, data: usize) -> bool {
+        let ahead = self.first().wrapping_sub(sequence);
+        !self.acknowledged && is_after(self.first(), sequence) && data > ahead as usize
+    }
+
+    /// Whether a backend's SYN is its answer to the client's, which has these flags and acknowledges `number`.
+    /// Another one is of a connection that has not begun with this flow.
     #[inline]
     #[must_use]
-    pub fn to_backend(&self, segment: &mut [u8]) -> Option<Start> {
-        let sequence = tcp::sequence(segment)?;
+    pub const fn is_answer(&self, flags: u8, number: u32) -> bool {
+        !self.acknowledged && flags & ACK != 0 && number == self.first()
+    }
+
+    /// Shifts the SEQ of a client's segment with `data` bytes, and tells whether the header belongs in front
+    /// of it.
+    ///
+    /// `None` if the TCP header is cut short. A RST at the start gets no header: a backend that has
+    /// it already answers with an ACK (RFC 5961 3.2), which brings about a better RST. One before the
+    /// backend has answered is for the older connection that the backend has told of.
+    #[inline]
+    #[must_use]
+    pub fn to_backend(&self, segment: &mut [u8], data: usize) -> Option<Start> {
+        let (sequence, flags) = (tcp::sequence(segment)?, tcp::flags(segment)?);
         tcp::header_len(segment)?;
         if self.begins(segment) {
             return Some(Start::Header);
+        }
+        if self.overlaps(sequence, data) {
+            return Some(Start::Overlap);
+        }
+        if !self.answered && flags & RST != 0 {
+            return Some(Start::Within);
         }
         let delta = tcp::set_sequence(segment, self.forth(sequence), Delta::default());
         tcp::patch_checksum(segment, delta).then_some(Start::Within)
     }
 
-    /// Shifts ACK and SACK of a backend's segment back; true if its ACK covers the whole header.
+    /// Shifts ACK and SACK of a backend's segment back, once it has answered; true if its ACK covers the whole
+    /// header.
     ///
     /// `None` if the TCP header is cut short.
     #[inline]
@@ -152,8 +186,7 @@ impl Shift {
     pub fn to_client(&self, segment: &mut [u8]) -> Option<bool> {
         let (number, flags) = (tcp::acknowledgment(segment)?, tcp::flags(segment)?);
         tcp::header_len(segment)?;
-        const ACK: u8 = 0x10;
-        if flags & ACK == 0 {
+        if flags & ACK == 0 || !self.answered {
             return Some(false);
         }
         let delta = tcp::set_acknowledgment(segment, self.back(number), Delta::default());

@@ -35,7 +35,7 @@ pub enum QuoteError {
     Malformed,
     /// A later fragment: without ports.
     Fragment,
-    /// Neither TCP nor UDP: nothing to translate.
+    /// ICMP; for [`translate`], all but TCP and UDP.
     Protocol,
     /// The new address is of the other family.
     Family,
@@ -44,7 +44,7 @@ pub enum QuoteError {
 /// What a quoted packet says of its flow: it was sent from `source` to `destination`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quoted {
-    /// Its number. Of others than TCP (6) and UDP (17) nothing is read, and both ports are 0.
+    /// As in the IP header. If it is neither TCP (6) nor UDP (17), both ports are 0.
     pub protocol: u8,
     /// Who has sent it.
     pub source: End,
@@ -81,11 +81,11 @@ impl Places {
             super::headers::HeaderError::Truncated => QuoteError::Truncated,
             _ => QuoteError::Malformed,
         })?;
-        if !headers.is_first() {
-            return Err(QuoteError::Fragment);
-        }
         if !matches!(headers.protocol, protocol::TCP | protocol::UDP) {
             return Err(QuoteError::Protocol);
+        }
+        if !headers.is_first() {
+            return Err(QuoteError::Fragment);
         }
         if headers.end < headers.transport + MIN_TRANSPORT {
             return Err(QuoteError::Malformed);
@@ -115,10 +115,7 @@ pub fn read(message: &[u8]) -> Result<Quoted, QuoteError> {
     let packet = message.get(ICMP_LEN..).ok_or(QuoteError::Truncated)?;
     let (source, destination) = ends(packet).ok_or(QuoteError::Truncated)?;
     let places = match Places::of(message) {
-        Err(QuoteError::Protocol) => {
-            let protocol = Headers::of(packet).map_or(0, |headers| headers.protocol);
-            return Ok(Quoted { protocol, source: (source, 0), destination: (destination, 0) });
-        }
+        Err(QuoteError::Protocol) => return without_ports(packet, source, destination),
         places => places?,
     };
     let ports = message.get(places.ports..).and_then(|rest| rest.first_chunk::<4>());
@@ -128,6 +125,20 @@ pub fn read(message: &[u8]) -> Result<Quoted, QuoteError> {
         source: (source, u16::from_be_bytes([s0, s1])),
         destination: (destination, u16::from_be_bytes([d0, d1])),
     })
+}
+
+/// What a quoted packet says of whose ports nothing is known. About ICMP messages there are no errors that
+/// are of use to somebody.
+fn without_ports(
+    packet: &[u8],
+    source: Address,
+    destination: Address,
+) -> Result<Quoted, QuoteError> {
+    let protocol = Headers::of(packet).map_err(|_| QuoteError::Malformed)?.protocol;
+    if matches!(protocol, protocol::ICMP | protocol::ICMP_V6) {
+        return Err(QuoteError::Protocol);
+    }
+    Ok(Quoted { protocol, source: (source, 0), destination: (destination, 0) })
 }
 
 /// Translates the packet that `message` quotes, and patches the checksums: of its IPv4 header, of its
@@ -302,7 +313,7 @@ mod tests {
             quoting(&original)
         };
         for (name, mut message, expected) in [
-            ("another protocol", edit(9, 47), QuoteError::Protocol),
+            ("another protocol", edit(9, 1), QuoteError::Protocol),
             ("a later fragment", edit(7, 1), QuoteError::Fragment),
             ("another version", edit(0, 0x75), QuoteError::Malformed),
             ("no room for a header", edit(3, 27), QuoteError::Malformed),

@@ -15,7 +15,7 @@ MODES = ("dsr", "nat", "full_nat", "proxy", "ipip", "gue")
 GROUPS = {"tunnels": ("ipip", "gue"), "translating": ("nat", "full_nat", "proxy"), "full": ("full_nat", "proxy")}
 FILE_KEYS = {"row", "what", "case"}
 CASE_KEYS = {"name", "why", "modes", "vips", "nics", "config", "neighbours", "packet", "counters", *MODES, *GROUPS}
-PACKET_KEYS = {"in", "pcap", "repeat", "at", "cut", "out", "drop", "kernel", "reply", "free", "flow", "vip", "backend",
+PACKET_KEYS = {"in", "pcap", "frames", "repeat", "at", "cut", "out", "drop", "kernel", "reply", "free", "flow", "vip", "backend",
                "same_backend_as", "other_backend_than", "never", "spread", "nic", "modes", *MODES, *GROUPS}
 WAYS = ("out", "drop", "kernel", "reply", "cut")
 
@@ -64,8 +64,7 @@ class Case:
         changes = self._for_mode(self.table)
         config, neighbours = changes.get("config", {}), changes.get("neighbours", {})
         if isinstance(config, str):
-            folder = self.path.parent
-            return (folder / config).read_text(), (folder / neighbours).read_text()
+            return _beside(self.path, config), _beside(self.path, neighbours)
         nics = changes.get("nics", 2)
         built = world.config(self.mode, nics, changes.get("vips", world.usual(self.mode)))
         built = world.changed(built, config)
@@ -90,9 +89,37 @@ def heading(path):
 
 def _load(path):
     try:
-        return tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise Mistake(f"{path}: {error}") from None
+    missing = [key for key in ("row", "what", "case") if key not in table]
+    if missing:
+        raise Mistake(f"{path}: no {missing[0]}; a file has row = \"own\", what = \"...\", and a [[case]] at least")
+    return table
+
+
+def _beside(path, name):
+    """The text of a file beside a case file."""
+    try:
+        return (path.parent / name).read_text()
+    except OSError as error:
+        raise Mistake(f"{path}: {error}") from None
+
+
+def _modes_of_own(path, case):
+    """The modes of the VIPs of a case's own configuration."""
+    where = f"{path}: {case.get('name')}"
+    if not isinstance(case.get("neighbours"), str):
+        raise Mistake(f"{where}: with a configuration of its own it needs neighbours = \"FILE\", see docs/REPLAY.md")
+    try:
+        vips = tomllib.loads(_beside(path, case["config"])).get("vip", [])
+    except tomllib.TOMLDecodeError as error:
+        raise Mistake(f"{where}: {case['config']}: {error}") from None
+    found = {"proxy" if vip.get("proxy") == "v2" else vip.get("forward") for vip in vips} & {*MODES}
+    others = set(_modes(case.get("modes", found), path)) - found
+    if others:
+        raise Mistake(f"{where}: {case['config']} has no VIP of mode {min(others)}; there are {', '.join(sorted(found))}")
+    return sorted(found)
 
 
 def _checked(path, case):
@@ -105,9 +132,12 @@ def _checked(path, case):
         _check_keys(path, f"{where}, packet {index}", packet, PACKET_KEYS)
         if ("in" in packet) == ("pcap" in packet):
             raise Mistake(f"{path}: {where}, packet {index}: needs either in = '...' or pcap = \"file\"")
+        if "frames" in packet and "pcap" not in packet:
+            raise Mistake(f"{path}: {where}, packet {index}: frames are those of a pcap = \"file\"")
         for key in set(packet) & {*MODES, *GROUPS}:
             _check_keys(path, f"{where}, packet {index}, {key}", packet[key], PACKET_KEYS)
-    return _modes(case.get("modes", MODES), path)
+    usual = _modes_of_own(path, case) if isinstance(case.get("config"), str) else MODES
+    return _modes(case.get("modes", usual), path)
 
 
 def _modes(names, path):
@@ -165,6 +195,18 @@ def _sent(outcomes, index, frame):
     return sent[frame][1]
 
 
-def capture(path, name):
-    """The frames of a capture that lies beside a case file."""
-    return [frame.data for frame in captures.read(path.parent / name)]
+def capture(path, name, wanted=None):
+    """(number, frame) of a capture beside a case file; `wanted` are numbers and ranges such as "4-9", without it all."""
+    try:
+        frames = list(enumerate(frame.data for frame in captures.read(path.parent / name)))
+    except (OSError, ValueError) as error:
+        raise Mistake(f"{path}: {error}") from None
+    if wanted is None:
+        return frames
+    found = []
+    for entry in wanted:
+        first, _, last = str(entry).partition("-")
+        if not (first.isdigit() and (last or first).isdigit() and int(first) <= int(last or first) < len(frames)):
+            raise Mistake(f"{path}: frames: {entry!r}: {name} has 0 to {len(frames) - 1}; write [0, \"4-9\"]")
+        found += frames[int(first):int(last or first) + 1]
+    return found

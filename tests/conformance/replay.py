@@ -47,6 +47,8 @@ class Replay:
         if done.returncode != 0:
             raise RuntimeError(f"holdfast replay: exit {done.returncode}: {done.stderr[:MESSAGE]}")
         outcomes = [Outcome(json.loads(line), []) for line in done.stdout.splitlines()]
+        # Of a fragment that had to wait the line comes when it does no longer.
+        outcomes.sort(key=lambda outcome: outcome.line["index"])
         if [outcome.line["index"] for outcome in outcomes] != list(range(len(frames))):
             raise RuntimeError(f"{len(frames)} packets in, {len(outcomes)} lines out: every packet must have one")
         for frame in captures.read(out):

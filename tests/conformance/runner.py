@@ -25,10 +25,13 @@ class Given:
     micros: int
     interface: str
     cut: bool
+    # Which of its capture, if it is of one.
+    number: int | None = None
 
     @property
     def title(self):
-        return f"packet {self.packet}" + (f", cut to {len(self.frame)} bytes" if self.cut else "")
+        of = "" if self.number is None else f", frame {self.number} of {self.spec['pcap']}"
+        return f"packet {self.packet}{of}" + (f", cut to {len(self.frame)} bytes" if self.cut else "")
 
 
 class Run:
@@ -77,22 +80,22 @@ class Run:
                 frames = self._frames(spec, before, index)
             except casefile.Pending:
                 return given, False
-            for frame, cut in frames:
+            for frame, cut, number in frames:
                 micros = int((START_SECONDS + seconds) * 1_000_000) + len(given)
-                given.append(Given(index, spec, frame, micros, self._arrival(spec, frame), cut))
+                given.append(Given(index, spec, frame, micros, self._arrival(spec, frame), cut, number))
         return given, True
 
     def _frames(self, spec, before, index):
-        known = [(one.frame, one.cut) for one in before if one.packet == index]
+        known = [(one.frame, one.cut, one.number) for one in before if one.packet == index]
         if known:
             return known
         if "pcap" in spec:
-            frames = casefile.capture(self.case.path, spec["pcap"])
+            frames = casefile.capture(self.case.path, spec["pcap"], spec.get("frames"))
         else:
-            frames = self.words.frames(spec["in"])
+            frames = [(None, frame) for frame in self.words.frames(spec["in"])]
         if "cut" in spec:
-            return [(frame[:length], True) for frame in frames for length in range(len(frame))]
-        return [(frame, False) for frame in frames * spec.get("repeat", 1)]
+            return [(frame[:length], True, number) for number, frame in frames for length in range(len(frame))]
+        return [(frame, False, number) for number, frame in frames * spec.get("repeat", 1)]
 
     def _arrival(self, spec, frame):
         """The NIC whose MAC the frame is for, else the first one."""
@@ -111,7 +114,9 @@ class Run:
         way, wanted = self._expected(one)
         verdict = {"out": "transmit"}.get(way, way)
         if outcome.verdict != verdict:
-            return [f"expected {verdict} {wanted if way == 'drop' else ''}, but: {line}"]
+            expected = f"{verdict} {wanted}" if way == "drop" else verdict
+            decided = f"{outcome.verdict} {line.get('reason') or ''}".strip()
+            return [f"expected {expected}, but: {decided} (all of it: {line})"]
         problems = self._judge_line(spec, line, given, outcomes)
         if way == "drop" and line.get("reason") not in ([wanted] if isinstance(wanted, str) else wanted):
             problems.append(f"dropped as {line.get('reason')}, expected {wanted}")

@@ -1,4 +1,4 @@
-"""The setting of the golden cases (README.md of this folder): names, addresses, and its configuration per mode.
+"""The setting of the golden cases (docs/CONFORMANCE.md): names, addresses, and its configuration per mode.
 
 A case names the VIPs that it needs, and changes single keys; what it does not change is here.
 """

@@ -196,9 +196,11 @@ fn replies_in_every_order_at_every_worker_come_from_the_vip() {
 /// Two clients choose one identification for datagrams that are under way together.
 #[test]
 fn datagrams_from_one_full_nat_source_are_told_apart() {
-    for family in [Family::V4, Family::V6] {
+    let families = [Family::V4, Family::V6];
+    for (family, inner) in families.into_iter().flat_map(|one| families.map(|two| (one, two))) {
         let one_backend = spec(0, Forward::FullNat, family, 1, 1);
-        let vip = VipSpec { protocol: Protocol::Udp, ..one_backend };
+        let mut vip = VipSpec { protocol: Protocol::Udp, ..one_backend };
+        vip.backends[0].address = inner.backend(0);
         let mut rig = Rig::new(2, 1, vec![vip]);
         let other = match family.client() {
             IpAddr::V4(ip) => IpAddr::from((u32::from(ip) + 1).to_be_bytes()),
@@ -212,14 +214,14 @@ fn datagrams_from_one_full_nat_source_are_told_apart() {
         let mut sent = BTreeMap::<u32, Vec<Sent>>::new();
         for (worker, part) in ours.iter().zip(&theirs).flat_map(|(a, b)| [(0, a), (1, b)]) {
             for one in rig.send(worker, 0, part) {
-                let at = if family == Family::V4 { 16 } else { 58 };
+                let at = if inner == Family::V4 { 16 } else { 58 };
                 let id: [u8; 4] = *one.bytes[at..].first_chunk().unwrap();
                 let id =
-                    u32::from_be_bytes(id) & if family == Family::V4 { 0xffff } else { u32::MAX };
+                    u32::from_be_bytes(id) & if inner == Family::V4 { 0xffff } else { u32::MAX };
                 sent.entry(id).or_default().push(one);
             }
         }
-        assert_eq!(sent.len(), 2, "{family:?}");
+        assert_eq!(sent.len(), 2, "{family:?} {inner:?}");
         for sent in sent.values() {
             assert_eq!(sent.len(), 3);
             reassembled(sent).assert_checksums();

@@ -154,8 +154,8 @@ impl Change {
 
 /// A mode, the family of its VIPs and that of its backends.
 fn mode() -> impl Strategy<Value = (Forward, Family, Family)> {
-    let of = prop::sample::select;
-    (of(&MODES[..]), of(&FAMILIES[..]), of(&FAMILIES[..]))
+    let family = || prop::sample::select(&FAMILIES[..]);
+    (prop::sample::select(&MODES[..]), family(), family())
 }
 
 /// Sends packets, each to a flow of a few, forth and back.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::{PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
 use holdfast::forwarding::{FlowsLeft, Forward, VipSpec};
+use holdfast::stats::Drop;
 use proptest::prelude::*;
 
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, nic_mac, spec};
@@ -93,6 +94,11 @@ struct Peer {
 }
 
 impl Peer {
+    /// The answer to the SYN.
+    fn accepts(&self, rig: &mut Rig) {
+        assert_eq!(rig.send(0, 0, &self.says((7, first(), "SA"), &[])).len(), 1);
+    }
+
     fn says(&self, said: (u32, u32, &str), options: &[TcpOptionElement]) -> Vec<u8> {
         segment((backend_mac(0), nic_mac(0)), self.backend, self.source, said, options, b"")
     }
@@ -199,6 +205,120 @@ fn a_flow_whose_pin_was_lost_gets_no_header() {
     rig.assert_accounted();
 }
 
+/// A client that begins before its stream would write where the backend looks for the header.
+#[test]
+fn nobody_writes_in_place_of_the_header() {
+    for (family, inner) in pairs() {
+        for worker in [0, 1] {
+            let mut rig = Rig::new(2, 1, vec![vip(family, inner)]);
+            open(&mut rig, family).accepts(&mut rig);
+            let ahead = |bytes: u32| ISN.wrapping_sub(bytes);
+            let refused =
+                [(ISN, "A", 2), (ISN, "FA", 100), (ahead(99), "A", 101), (ahead(1000), "A", 1400)];
+            for (sequence, flags, len) in refused {
+                let packet = from_client(family, (sequence, 8, flags), &vec![0; len]);
+                assert_eq!(rig.send(worker, 0, &packet), [], "{family:?} {inner:?} {sequence}");
+            }
+            assert_eq!(rig.drops(worker, Drop::NotTranslatable), 4);
+            // What a keep-alive has, where the SYN was; and what is old altogether.
+            for (sequence, len) in [(ISN, 0), (ISN, 1), (ahead(99), 100)] {
+                let packet = from_client(family, (sequence, 8, "A"), &vec![0; len]);
+                let (tcp, payload) = read(&rig.send(worker, 0, &packet));
+                assert_eq!((tcp.sequence_number, payload.len()), (sequence, len));
+            }
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// The same with the data in a second fragment, of which nobody knows how long it is.
+#[test]
+fn nobody_writes_in_place_of_the_header_by_fragments() {
+    let mut rig = Rig::new(1, 1, vec![vip(Family::V4, Family::V4)]);
+    open(&mut rig, Family::V4).accepts(&mut rig);
+    let mut packet = from_client(Family::V4, (ISN, 8, "A"), &[0; 4]);
+    // More fragments; the IP header's checksum is not looked at.
+    packet[20] = 0x20;
+    assert_eq!(rig.send(0, 0, &packet), []);
+    assert_eq!(rig.drops(0, Drop::NotTranslatable), 1);
+    rig.assert_accounted();
+}
+
+/// A backend that has lost a connection takes another SYN from its client for a new one. That is not this
+/// flow's: no header would come first. The next SYN begins a flow of its own.
+#[test]
+fn another_connection_behind_a_flow_that_lives_is_refused() {
+    let family = Family::V4;
+    let added = len(family);
+    // Another number; the same; one that looks the same to the backend.
+    for isn in [77, ISN, ISN.wrapping_sub(added)] {
+        for of_backend in [0, 1] {
+            let mut rig = Rig::new(2, 1, vec![vip(family, family)]);
+            let peer = open(&mut rig, family);
+            peer.accepts(&mut rig);
+            rig.send(0, 0, &from_client(family, (first(), 8, "A"), b"hello"));
+            let end = first().wrapping_add(5 + added);
+            rig.send(of_backend, 0, &peer.says((8, end, "A"), &[]));
+            rig.send(of_backend, 0, &peer.says((8, end, "R"), &[]));
+            // The client goes on, as if the RST were forged; and then the SYN.
+            rig.send(0, 0, &from_client(family, (first().wrapping_add(5), 8, "A"), b""));
+            let sent = rig.send(0, 0, &from_client(family, (isn, 0, "S"), b""));
+            assert_eq!(sent[0].source(), peer.source);
+            let number = read(&sent).0.sequence_number.wrapping_add(1);
+            let answer = peer.says((9, number, "SA"), &[]);
+            assert_eq!(rig.send(of_backend, 0, &answer), [], "{isn}");
+            assert_eq!(rig.drops(of_backend, Drop::ReturnNoFlow), 1);
+            let again = rig.send(0, 0, &from_client(family, (isn, 0, "S"), b""));
+            assert_ne!(again[0].source(), peer.source);
+            let packet = from_client(family, (isn.wrapping_add(1), 10, "A"), b"hello");
+            let (_, payload) = read(&rig.send(0, 0, &packet));
+            assert_eq!(payload, [header(family), b"hello".to_vec()].concat());
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// A flow whose SYN nobody has seen never has a header: a SYN in its place begins another.
+#[test]
+fn a_syn_behind_a_flow_without_one_begins_another() {
+    let family = Family::V4;
+    let mut rig = Rig::new(1, 1, vec![vip(family, family)]);
+    let old = rig.send(0, 0, &from_client(family, (500, 9, "A"), b""));
+    rig.send(0, 0, &from_client(family, (500, 9, "A"), b""));
+    let new = open(&mut rig, family);
+    assert_ne!(new.source, old[0].source());
+    new.accepts(&mut rig);
+    let (_, payload) = read(&rig.send(0, 0, &from_client(family, (first(), 8, "A"), b"hello")));
+    assert_eq!(payload, [header(family), b"hello".to_vec()].concat());
+    assert_eq!(rig.stats(0).bindings_v4.get(), 1);
+    rig.assert_accounted();
+}
+
+/// The backend still has a connection from this source: what it says of that says nothing of this one (RFC
+/// 9293 3.5.1, the recovery of half-open connections).
+#[test]
+fn an_older_connection_of_the_backend_is_reset_by_its_own_numbers() {
+    for (family, inner) in pairs() {
+        for beyond in [1000, 1 << 30, 3 << 30] {
+            let mut rig = Rig::new(1, 1, vec![vip(family, inner)]);
+            let peer = open(&mut rig, family);
+            let theirs = first().wrapping_add(beyond);
+            let (tcp, _) = read(&rig.send(0, 0, &peer.says((5, theirs, "A"), &[])));
+            assert_eq!(tcp.acknowledgment_number, theirs);
+            let reset = from_client(family, (tcp.acknowledgment_number, 0, "R"), b"");
+            assert_eq!(read(&rig.send(0, 0, &reset)).0.sequence_number, theirs);
+            // The client tries again: another source, or the same one with its numbers.
+            let peer = open(&mut rig, family);
+            peer.accepts(&mut rig);
+            let packet = from_client(family, (first(), 8, "A"), b"hello");
+            let (tcp, payload) = read(&rig.send(0, 0, &packet));
+            let expected = [header(family), b"hello".to_vec()].concat();
+            assert_eq!((tcp.sequence_number, payload), (first(), expected), "{family:?} {beyond}");
+            rig.assert_accounted();
+        }
+    }
+}
+
 /// RSTs of our own carry the numbers that each end expects.
 #[test]
 fn both_ends_are_reset_by_their_own_numbers() {
@@ -286,6 +406,7 @@ proptest! {
         let family = FAMILIES[usize::from(v6)];
         let mut rig = Rig::new(2, 1, vec![vip(family, family)]);
         let peer = open(&mut rig, family);
+        peer.accepts(&mut rig);
         let data: Vec<u8> = (0..=255).cycle().take(300).map(|byte: u8| byte ^ 0x5a).collect();
         let mut stream = header(family);
         stream.extend(&data);

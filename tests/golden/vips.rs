@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::{IpNumber, PacketBuilder};
 use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Affinity, Forward, PortRange, Ports, ThisBox, VipSpec};
+use holdfast::forwarding::{Affinity, Forward, PortRange, Ports, ThisBox, Tunnels, VipSpec};
 use holdfast::stats::Drop;
 
 use super::super::rig::{CLIENT_MAC, Family, Rig, nic_mac, spec, tcp_of};
@@ -191,6 +191,61 @@ fn all_protocols_of_a_client_go_to_one_backend() {
     }
 }
 
+/// A client beside this one.
+fn numbered(client: IpAddr, number: u8) -> IpAddr {
+    match client {
+        IpAddr::V4(ip) => (u32::from(ip) + u32::from(number)).to_be_bytes().into(),
+        IpAddr::V6(ip) => (u128::from(ip) + u128::from(number)).to_be_bytes().into(),
+    }
+}
+
+/// What a router says about a packet that was too long for it.
+fn too_big_about(family: Family, to: IpAddr, packet: &[u8]) -> Vec<u8> {
+    icmp(router(family), to, too_big(family), 1400, &packet[14..])
+}
+
+/// An error about what the backend sent back, of whatever protocol, finds the one flow: without it,
+/// no IPsec tunnel would learn its path MTU.
+#[test]
+fn errors_go_to_the_backend_that_has_all_protocols_of_the_client() {
+    for family in [Family::V4, Family::V6] {
+        let (client, vip) = (family.client(), family.vip());
+        for pinned in [true, false] {
+            for last in 1..9 {
+                let mut all = spec(0, Forward::Dsr, family, 1, 8);
+                (all.protocol, all.ports) = (Protocol::Any, Ports::All);
+                all.affinity = Affinity::Client;
+                let mut rig = Rig::new(2, 1, vec![all]);
+                let client = numbered(client, last);
+                let answers = [
+                    packet(vip, client, ESP, &[0, 0, 0, 7, 0, 0, 0, 1, 9, 9]),
+                    packet(vip, client, SCTP, &[0, 80, 0x9c, 0x40, 0, 0, 0, 0, 0, 0, 0, 0]),
+                    tcp_of((vip, 22), (client, 40_000), "A"),
+                    udp_of((vip, 4500), (client, 500)),
+                ];
+                let opening = packet(client, vip, ESP, &[0, 0, 0, 7, 0, 0, 0, 1]);
+                let backend = rig.send(0, 0, &opening)[0].destination_mac();
+                if !pinned {
+                    rig.advance(1000);
+                }
+                for answer in &answers {
+                    let error = too_big_about(family, vip, answer);
+                    let sent = rig.send(1, 0, &error);
+                    assert_eq!(sent.len(), 1, "{family:?} {pinned}");
+                    assert_eq!(sent[0].destination_mac(), backend, "{family:?} {pinned}");
+                }
+                // About our answer to an echo request: nobody's.
+                let kind = if family == Family::V4 { IpNumber::ICMP } else { IpNumber::IPV6_ICMP };
+                let echo = packet(vip, client, kind, &[0; 8]);
+                let error = too_big_about(family, vip, &echo);
+                assert!(rig.send(1, 0, &error).is_empty());
+                assert_eq!(rig.drops(1, Drop::IcmpNoFlow), 1);
+                rig.assert_accounted();
+            }
+        }
+    }
+}
+
 #[test]
 fn a_tcp_vip_takes_its_ports_of_an_address_that_has_all_protocols() {
     let mut all = vip(0, "192.0.2.10", Protocol::Any, Ports::All);
@@ -279,55 +334,29 @@ fn all_fragments_to_an_l3_vip_go_where_its_client_goes() {
     }
 }
 
-/// Whatever protocol an error quotes, it is about the flow of the client.
-#[test]
-fn errors_about_an_l3_vip_go_where_its_client_goes() {
-    for family in [Family::V4, Family::V6] {
-        let mut all = spec(0, Forward::Dsr, family, 1, 8);
-        (all.protocol, all.ports) = (Protocol::Any, Ports::All);
-        let mut rig = Rig::new(2, 1, vec![all]);
-        for host in 1..20_u8 {
-            let client = family.pick(&format!("198.18.1.{host}"), &format!("2001:db8:1::{host:x}"));
-            let to = family.vip();
-            let backend = rig.send(0, 0, &packet(client, to, ESP, &[0; 20]))[0].destination_mac();
-            for quoted in [
-                packet(to, client, ESP, &[0; 20]),
-                packet(to, client, SCTP, &[0; 20]),
-                tcp_of((to, 22), (client, 40_000), "A"),
-                udp_of((to, 4500), (client, 500)),
-            ] {
-                for worker in 0..2 {
-                    let error = icmp(router(family), to, too_big(family), 1400, &quoted[14..]);
-                    let sent = rig.send(worker, 0, &error);
-                    assert_eq!(sent.len(), 1, "{family:?} {quoted:?}");
-                    assert_eq!(sent[0].destination_mac(), backend, "{family:?} {quoted:?}");
-                }
-            }
-            // That is what the kernel or we have sent.
-            let number = if family == Family::V4 { IpNumber::ICMP } else { IpNumber::IPV6_ICMP };
-            let quoted = packet(to, client, number, &[0; 20]);
-            let error = icmp(router(family), to, too_big(family), 1400, &quoted[14..]);
-            assert!(rig.send(0, 0, &error).is_empty());
-        }
-        assert_eq!(rig.drops(0, Drop::IcmpNoFlow), 19);
-        rig.assert_accounted();
-    }
-}
-
 /// An answer to it would come back here, and be answered.
 #[test]
-fn packets_from_a_vip_are_dropped_by_name() {
+fn packets_from_our_own_addresses_are_dropped_by_name() {
     let specs = vec![
         vip(0, "192.0.2.10", Protocol::Tcp, Ports::of(&[80])),
         vip(1, "198.51.100.0/24", Protocol::Udp, Ports::All),
     ];
-    let mut rig = Rig::new(1, 1, specs);
-    for (source, name) in [("198.51.100.9", "a prefix"), ("192.0.2.10", "an address")] {
-        let sent = rig.send(0, 0, &tcp_of((ip(source), 40_000), (ip("192.0.2.10"), 80), "S"));
+    let source_v4 = Some(Sources::new("10.9.0.64/26".parse().unwrap()));
+    let tunnels = Tunnels { source_v4, ..Tunnels::default() };
+    let mut rig = Rig::in_box(ThisBox { tunnels, ..ThisBox::default() }, 1, 1, specs);
+    for (source, port, name) in [
+        (ip("198.51.100.9"), 40_000, "a VIP's prefix"),
+        (ip("192.0.2.10"), 40_000, "a VIP"),
+        (ip("10.9.0.100"), 40_000, "a tunnel's source"),
+        (Family::V4.source(), 20_000, "a full-NAT source"),
+    ] {
+        let sent = rig.send(0, 0, &tcp_of((source, port), (ip("192.0.2.10"), 80), "S"));
         assert!(sent.is_empty(), "{name}");
     }
-    assert_eq!(rig.drops(0, Drop::OwnSource), 2);
+    assert_eq!(rig.drops(0, Drop::OwnSource), 4);
     assert_eq!(rig.stats(0).flows_active.get(), 0, "no pin");
+    let beside = (Family::V4.source(), 19_999);
+    assert_eq!(rig.send(0, 0, &tcp_of(beside, (ip("192.0.2.10"), 80), "S")).len(), 1);
     rig.assert_accounted();
 }
 

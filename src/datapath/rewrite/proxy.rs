@@ -35,8 +35,10 @@ pub(super) fn to_backend(packet: &mut Packet, numbers: &Numbers) -> Result<(), D
         let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
         proxy::strip_syn(frame, at).map_err(undone)?;
     }
-    match with_segment(packet, |segment| numbers.shift.to_backend(segment))? {
+    let data = data_len(packet).ok_or(Drop::TruncatedTcp)?;
+    match with_segment(packet, |segment| numbers.shift.to_backend(segment, data))? {
         Start::Within => Ok(()),
+        Start::Overlap => Err(Drop::NotTranslatable),
         Start::Header => {
             let FlowKey { client, client_port, vip, vip_port, .. } = packet.flow.key();
             let header = Header::new((client, client_port), (vip, vip_port));
@@ -44,6 +46,17 @@ pub(super) fn to_backend(packet: &mut Packet, numbers: &Numbers) -> Result<(), D
             proxy::insert(frame, at, &header).map_err(undone)
         }
     }
+}
+
+/// Bytes of data of the packet's segment; of a first fragment as many as there may be.
+fn data_len(packet: &Packet) -> Option<usize> {
+    let network = packet.data().get(packet.shape.ip()..)?;
+    let headers = Headers::of(network).ok()?;
+    if !headers.is_whole() {
+        return Some(usize::MAX);
+    }
+    let header = tcp::header_len(network.get(headers.transport..)?)?;
+    headers.end.checked_sub(headers.transport + header)
 }
 
 /// Shifts a backend's packet, whose addresses are translated, for its client.
@@ -63,7 +76,10 @@ pub(super) fn to_client(
         }
         numbers.shift.to_client(segment)
     })?;
-    if acknowledged && !numbers.shift.acknowledged {
+    if syn && !numbers.shift.answered {
+        // Another SYN does not come here.
+        context.bindings.answer(&numbers.lease);
+    } else if acknowledged && !numbers.shift.acknowledged {
         context.bindings.acknowledge(&numbers.lease);
     }
     Ok(())

@@ -144,14 +144,25 @@ fn what_is_no_whole_segment_is_left_alone() {
     assert_eq!(frame.data()[..whole.len()], whole);
 }
 
-const SHIFT: Shift = Shift { isn: 0xffff_fff0, len: 28, acknowledged: false };
+const SHIFT: Shift = Shift { isn: 0xffff_fff0, len: 28, answered: true, acknowledged: false };
 
 #[test]
 fn numbers_on_the_way_to_the_backend() {
     let known = Shift { acknowledged: true, ..SHIFT };
+    let asked = Shift { answered: false, ..SHIFT };
     for (name, shift, offset, rst, expected) in [
-        ("the SYN", SHIFT, 0, false, (Start::Within, 0)),
-        ("a keep-alive long before", SHIFT, u32::MAX, false, (Start::Within, u32::MAX)),
+        ("long before", SHIFT, 5_u32.wrapping_neg(), false, (Start::Within, 5_u32.wrapping_neg())),
+        (
+            "up to the start",
+            SHIFT,
+            3_u32.wrapping_neg(),
+            false,
+            (Start::Within, 3_u32.wrapping_neg()),
+        ),
+        ("into it", SHIFT, 2_u32.wrapping_neg(), false, (Start::Overlap, 2_u32.wrapping_neg())),
+        ("into it from where the SYN was", SHIFT, 0, false, (Start::Overlap, 0)),
+        ("a reset of an older connection", asked, 1000, true, (Start::Within, 1000)),
+        ("data before the answer", asked, 1000, false, (Start::Within, 1028)),
         ("the first data", SHIFT, 1, false, (Start::Header, 1)),
         ("a reset at the start", SHIFT, 1, true, (Start::Within, 1)),
         ("the next byte", SHIFT, 2, false, (Start::Within, 30)),
@@ -162,7 +173,7 @@ fn numbers_on_the_way_to_the_backend() {
     ] {
         let sequence = SHIFT.isn.wrapping_add(offset);
         let mut packet = segment(true, sequence, |tcp| tcp.rst = rst, b"data");
-        let start = shift.to_backend(&mut packet[20..]).unwrap();
+        let start = shift.to_backend(&mut packet[20..], 4).unwrap();
         assert_right(&packet);
         let shifted = tcp::sequence(&packet[20..]).unwrap().wrapping_sub(SHIFT.isn);
         assert_eq!((start, shifted), expected, "{name}");
@@ -199,7 +210,9 @@ fn reply(shift: Shift, ack: u32, blocks: &[(u32, u32)]) -> (bool, u32, Vec<(u32,
 #[test]
 fn numbers_on_the_way_to_the_client() {
     let known = Shift { acknowledged: true, ..SHIFT };
+    let asked = Shift { answered: false, ..SHIFT };
     for (name, shift, ack, blocks, expected) in [
+        ("of an older connection", asked, 1000, vec![(5, 9)], (false, 1000, vec![(5, 9)])),
         ("SYN+ACK", SHIFT, 1, vec![], (false, 1, vec![])),
         ("an old one", SHIFT, 0, vec![], (false, 1, vec![])),
         ("a part of the header", SHIFT, 28, vec![], (false, 1, vec![])),
@@ -223,11 +236,22 @@ fn numbers_on_the_way_to_the_client() {
 }
 
 #[test]
+fn only_the_answer_to_the_syn_opens_the_stream() {
+    const SYN_ACK: u8 = 0x12;
+    let known = Shift { acknowledged: true, ..SHIFT };
+    let first = SHIFT.isn.wrapping_add(1);
+    assert!(SHIFT.is_answer(SYN_ACK, first));
+    assert!(!SHIFT.is_answer(0x02, first), "nothing is acknowledged");
+    assert!(!SHIFT.is_answer(SYN_ACK, first.wrapping_add(1)), "another SYN is");
+    assert!(!known.is_answer(SYN_ACK, first), "its stream has begun");
+}
+
+#[test]
 fn every_truncation_is_refused() {
     let packet = segment(true, 78, |_| {}, b"");
     for len in 0..20 {
         let mut short = packet[20..20 + len].to_vec();
-        assert_eq!((SHIFT.to_backend(&mut short), SHIFT.to_client(&mut short)), (None, None));
+        assert_eq!((SHIFT.to_backend(&mut short, 0), SHIFT.to_client(&mut short)), (None, None));
         assert_eq!(short, packet[20..20 + len]);
     }
 }
@@ -265,7 +289,7 @@ proptest! {
         steps in prop::collection::vec((0_usize..40, 0_usize..40, any::<bool>(), any::<bool>()), 1..60),
     ) {
         let data: Vec<u8> = (0..=255).collect();
-        let mut shift = Shift { isn, len: 28, acknowledged: false };
+        let mut shift = Shift { isn, len: 28, answered: true, acknowledged: false };
         let mut backend = Backend { isn, stream: Vec::new() };
         let mut acked = 0;
         let end = (0, data.len(), false, false);
@@ -275,7 +299,7 @@ proptest! {
             let part = data.get(from..(from + len).min(data.len())).unwrap_or_default();
             let sequence = isn.wrapping_add(1).wrapping_add(u32::try_from(from).unwrap());
             let mut packet = segment(true, sequence, |_| {}, part);
-            let start = shift.to_backend(&mut packet[20..]).unwrap();
+            let start = shift.to_backend(&mut packet[20..], part.len()).unwrap();
             let (_umem, mut pool) = pool();
             let mut frame = frame(&mut pool, &framed(&packet));
             if start == Start::Header {
@@ -298,10 +322,10 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_safe(bytes: Vec<u8>, acknowledged: bool) {
-        let shift = Shift { acknowledged, ..SHIFT };
+    fn any_bytes_are_safe(bytes: Vec<u8>, answered: bool, acknowledged: bool, data: usize) {
+        let shift = Shift { answered, acknowledged, ..SHIFT };
         let (mut one, mut other) = (bytes.clone(), bytes.clone());
-        let _ = (shift.to_backend(&mut one), shift.to_client(&mut other));
+        let _ = (shift.to_backend(&mut one, data), shift.to_client(&mut other));
         prop_assert_eq!((one.len(), other.len()), (bytes.len(), bytes.len()));
     }
 }

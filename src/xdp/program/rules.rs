@@ -19,12 +19,12 @@ use aya::{Ebpf, Pod};
 
 use super::{ProgramError, map, map_error};
 use crate::flow::{Address, Protocol};
-use crate::forwarding::{Listen, ListenKey, Network, PortRange, SteerRules};
+use crate::forwarding::{Listen, ListenKey, MAX_STEERED, Network, PortRange, SteerRules};
 
 // Sizes of the maps; keep in step with steer.bpf.c.
-const MAX_SERVICES: usize = 65_536;
+const MAX_SERVICES: usize = MAX_STEERED;
 const MAX_AREAS: usize = 65_536;
-const MAX_PORT_RANGES: usize = 65_536;
+const MAX_PORT_RANGES: usize = MAX_STEERED;
 const MAX_LOCALS: usize = 4096;
 
 /// `struct service` of steer.bpf.c.
@@ -250,11 +250,12 @@ impl Rules {
             if adding {
                 maps.ranges(&wanted.port_ranges, &mut self.port_ranges)?;
             }
-            maps.areas(&wanted.areas, &mut self.areas)?;
+            // Single ports before the areas, which may lose a range that had them.
             maps.hash("vips", MAX_SERVICES, &wanted.vips, &mut self.vips)?;
+            maps.areas(&wanted.areas, &mut self.areas)?;
+            maps.hash("returns", MAX_SERVICES, &wanted.returns, &mut self.returns)?;
             let (new, old) = (&wanted.return_addresses, &mut self.return_addresses);
             maps.hash("return_addresses", MAX_SERVICES, new, old)?;
-            maps.hash("returns", MAX_SERVICES, &wanted.returns, &mut self.returns)?;
             if !adding {
                 maps.ranges(&wanted.port_ranges, &mut self.port_ranges)?;
             }

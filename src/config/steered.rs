@@ -1,0 +1,122 @@
+//! Whether the XDP program has room for all that VIPs listen on, and NAT backends answer from.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::place::Place;
+use super::report::Report;
+use super::rules::Sections;
+use crate::flow::Protocol;
+use crate::forwarding::{Forward, MAX_STEERED, Network, PortRange};
+
+/// Ports that belong together.
+type Ranges = BTreeSet<(Protocol, PortRange)>;
+
+/// Notes what there is too much of. Cost: linear in ports, times the lengths that prefixes have.
+pub(super) fn rules(sections: &Sections<'_>, report: &mut Report<'_>) {
+    let ports = "single ports of single addresses, over all VIPs";
+    let ranges = "parts (powers of two) of ranges of ports, over all VIPs";
+    let returns = "addresses and ports of NAT backends";
+    for (count, noun, fix) in [
+        (single_ports(sections), ports, "ranges, or ports = \"all\", take less room"),
+        (range_parts(sections), ranges, "the same ranges in several VIPs count once"),
+        (nat_backends(sections), returns, "backends without a port of their own take less room"),
+    ] {
+        if count > MAX_STEERED {
+            let fix = format!("at most {MAX_STEERED} are possible; {fix}");
+            report.error(&Place::root().key("vip"), format!("{count} {noun}"), &fix);
+        }
+    }
+}
+
+fn single_ports(sections: &Sections<'_>) -> usize {
+    let vips = sections.config.vips.iter().filter(|vip| vip.address.is_single());
+    let ports = vips.flat_map(|vip| vip.ports.ranges());
+    ports.filter(|ports| ports.is_single() || **ports == PortRange::ALL).count()
+}
+
+/// The program finds the longest prefix only, whose ranges are those of the prefixes around it too.
+fn range_parts(sections: &Sections<'_>) -> usize {
+    let mut networks: BTreeMap<Network, Ranges> = BTreeMap::new();
+    for vip in sections.config.vips.iter().filter(|vip| vip.protocol != Protocol::Any) {
+        let single = vip.address.is_single();
+        let ranges = vip.ports.ranges().iter();
+        let ranges = ranges.filter(|r| **r != PortRange::ALL && !(single && r.is_single()));
+        networks.entry(vip.address).or_default().extend(ranges.map(|&r| (vip.protocol, r)));
+    }
+    let lens: BTreeSet<u8> = networks.keys().map(|network| network.len()).collect();
+    let groups: BTreeSet<Ranges> = networks
+        .keys()
+        .map(|network| {
+            let around = lens.iter().take_while(|&&len| len <= network.len());
+            let around =
+                around.filter_map(|&len| networks.get(&Network::of(network.address(), len)));
+            around.flatten().copied().collect()
+        })
+        .collect();
+    groups.iter().flatten().map(|(_, range)| range.prefixes().count()).sum()
+}
+
+fn nat_backends(sections: &Sections<'_>) -> usize {
+    let nat = sections.config.vips.iter().filter(|vip| vip.forward == Forward::Nat);
+    let places = nat.flat_map(|vip| {
+        vip.backends.iter().flat_map(move |backend| {
+            let own = backend.port.map(PortRange::single);
+            let vips = vip.ports.ranges().iter().copied().filter(move |_| own.is_none());
+            let ports = own.into_iter().chain(vips);
+            ports.map(move |ports| (backend.address, vip.protocol, ports))
+        })
+    });
+    places.filter(|(.., r)| r.is_single() || *r == PortRange::ALL).collect::<BTreeSet<_>>().len()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use std::fmt::Write;
+
+    use crate::config::parse;
+
+    /// What `check` says about so many VIPs; `keys` are those of each, by its number.
+    fn told(vips: u32, keys: impl Fn(u32) -> String) -> Vec<String> {
+        let mut text = "[workers]\ncores = [0]\n[[nic]]\ninterface = \"eth0\"\n".to_owned();
+        for number in 0..vips {
+            let [.., high, low] = number.to_be_bytes();
+            writeln!(text, "[[vip]]\nname = \"v{number}\"\naddress = \"172.20.{high}.{low}\"")
+                .unwrap();
+            writeln!(text, "{}\n[[vip.backend]]\nname = \"b\"", keys(number)).unwrap();
+            writeln!(text, "address = \"10.1.{high}.{low}\"").unwrap();
+        }
+        let errors = parse(&text, "f.toml").err().map(|errors| errors.0).unwrap_or_default();
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    fn ports(last: u32) -> String {
+        let ports: Vec<String> = (1..=last).map(|port| port.to_string()).collect();
+        format!("ports = [{}]", ports.join(","))
+    }
+
+    #[test]
+    fn more_than_the_program_has_room_for_is_refused() {
+        let dsr = |last| move |_| format!("forward = \"dsr\"\n{}", ports(last));
+        assert_eq!(told(64, dsr(1024)), [""; 0], "65,536 fit");
+        let errors = told(65, dsr(1024)).join("\n");
+        assert!(errors.contains("66560 single ports of single addresses"), "{errors}");
+        assert!(errors.contains("at most 65536 are possible"), "{errors}");
+
+        let range = |number: u32| {
+            format!("forward = \"dsr\"\nports = \"{}-{}\"", 1001 + number, 64_001 - number)
+        };
+        assert_eq!(told(1000, range), [""; 0]);
+        let errors = told(4000, range).join("\n");
+        assert!(errors.contains("of ranges of ports, over all VIPs"), "{errors}");
+        let same = |_| "forward = \"dsr\"\nports = \"1001-64001\"".to_owned();
+        assert_eq!(told(4000, same), [""; 0], "counted once");
+    }
+
+    #[test]
+    fn backends_of_nat_vips_count_by_their_ports() {
+        let nat = |last| move |_| format!("forward = \"nat\"\n{}", ports(last));
+        let errors = told(65, nat(1024)).join("\n");
+        assert!(errors.contains("66560 addresses and ports of NAT backends"), "{errors}");
+    }
+}
