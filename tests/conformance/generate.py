@@ -6,9 +6,9 @@ Headers are built with struct here, as building with scapy takes longer than all
 import struct
 from dataclasses import dataclass
 
-from facts import TCP
-from packets import Headers, checksum, mac, packed, transport_sum, transport_sum_at
-from rewriting import with_icmp
+from facts import TCP, UDP
+from packets import Frame, Headers, checksum, mac, packed, transport_sum, transport_sum_at
+from rewriting import with_header_sum, with_icmp
 from segments import SYN
 
 FLOWS = 400
@@ -16,7 +16,7 @@ MTU = 1500
 # Room for a mark: with all options the longest packets fill the MTU.
 MARKED = 32
 # In a hundred packets.
-OPTIONS, EXTENSIONS, TAGGED, PADDED, NO_VIP, NO_SUM = 8, 12, 15, 15, 3, 10
+OPTIONS, EXTENSIONS, TAGGED, PADDED, NO_VIP, NO_SUM, SPLIT = 8, 12, 15, 15, 3, 10, 20
 FLAGS = (0x02, 0xC2, 0x10, 0x18, 0x11, 0x19, 0x14, 0x04, 0x30, 0x50, 0x90, 0x38)
 HOPS = (1, 2, 3, 63, 64, 65, 127, 128, 254, 255)
 
@@ -71,6 +71,21 @@ class Generator:
             port = 81
         ends = (flow.client, flow.client_port), (flow.vip, port)
         return self.frame(source, destination, flow.tags, ends, flow.protocol)
+
+    def packets(self, source, destination, may_split):
+        """A client's frame, or the fragments of a datagram, of those VIPs that `may_split` (by address)."""
+        frame = self.packet(source, destination)
+        came = Frame(frame)
+        headers = Headers(came.data)
+        address, port = headers.flow()[2:4]
+        whole = headers.protocol == UDP and not headers.extensions and len(came.data) - headers.transport > 64
+        if not whole or not may_split(address, port) or not self._chance(SPLIT):
+            return [frame]
+        head = frame[:len(frame) - len(came.data) - len(came.padding)]
+        room = self.random.randrange(8, (len(came.data) - headers.transport) // 2, 8)
+        pieces = split_v4(came.data, headers, room) if headers.version == 4 else \
+            split_v6(came.data, headers, room, self.random.randrange(2**32))
+        return [head + piece for piece in pieces]
 
     def answer(self, packet, source, destination, extensions):
         """What the receiver of an IP packet (bytes) answers, or something like it."""
@@ -167,6 +182,25 @@ class Generator:
         word = 6 << 28 | self.random.randrange(2**28)
         head = struct.pack(">IHBB", word, len(extensions) + len(segment), first, self.random.choice(HOPS))
         return head + packed(ends[0][0]) + packed(ends[1][0]) + extensions
+
+
+def split_v4(data, headers, room):
+    """The fragments of an IPv4 packet, `room` bytes in each but the last (RFC 791 3.2)."""
+    body = data[headers.transport:]
+    for at in range(0, len(body), room):
+        piece = body[at:at + room]
+        word = at // 8 | (0x2000 if at + room < len(body) else 0)
+        head = data[:2] + (headers.transport + len(piece)).to_bytes(2, "big") + data[4:6] + word.to_bytes(2, "big")
+        yield with_header_sum(head + data[8:headers.transport] + piece)
+
+
+def split_v6(data, headers, room, identification):
+    """The same of an IPv6 packet without extension headers (RFC 8200 4.5)."""
+    body = data[headers.transport:]
+    for at in range(0, len(body), room):
+        piece = body[at:at + room]
+        fragment = struct.pack(">BBHI", headers.protocol, 0, at | (at + room < len(body)), identification)
+        yield data[:4] + struct.pack(">HB", 8 + len(piece), 44) + data[7:40] + fragment + piece
 
 
 def next_number(packet):

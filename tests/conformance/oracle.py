@@ -68,7 +68,7 @@ class Oracle:
         One of "kernel", "no_vip", "no_flow", "out", "too_big", "expired".
         """
         headers = Headers(data)
-        _, _, destination, port, protocol = self._key(headers)
+        _, _, destination, port, protocol = self._datagram(headers)
         vip = self.facts.vip_of(destination, protocol, port)
         if vip is None:
             # Behind an extension header the XDP program does not look for ports, so a worker does.
@@ -93,9 +93,10 @@ class Oracle:
         return self._key(headers) not in self.flows and headers.protocol == 6 and bool(flags(data, headers) & RST)
 
     def may_be_forgotten(self, data):
-        """Whether the packet's flow may have ended: by a SYN after its end that did not go on itself."""
-        flow = self.flows.get(self._key(Headers(data)))
-        return flow is not None and flow.renewed
+        """Whether it is a RST whose flow may have ended: by a SYN after its end that did not go on itself."""
+        headers = Headers(data)
+        flow = self.flows.get(self._key(headers))
+        return flow is not None and flow.renewed and headers.protocol == 6 and bool(flags(data, headers) & RST)
 
     def any_backend(self, data):
         """The name of a backend of the packet's VIP; None if it is for none."""
@@ -322,7 +323,7 @@ class Oracle:
 
     def judge_error(self, frame, way, outcome):
         """`frame` was to be answered with an ICMP error, or dropped where that is limited: `way` is why."""
-        self._note(Headers(frame.data), frame.data)
+        self.note(frame.data)
         if outcome.verdict == "drop":
             return [] if outcome.line["reason"] == DROPS[way] else [f"it was to be dropped as {DROPS[way]}"]
         if outcome.verdict != "reply" or way not in ERRORS or len(outcome.sent) != 1:
@@ -344,8 +345,9 @@ class Oracle:
             problems.append(f"the error has {len(reply)} bytes, more than {longest}")
         return problems
 
-    def _note(self, headers, data):
+    def note(self, data):
         """A packet that does not go on may have ended a flow, which begins anew then."""
+        headers = Headers(data)
         key = self._key(headers)
         if not headers.is_error() and key in self.flows and headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
             self.flows[key].renewed = True

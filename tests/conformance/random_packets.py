@@ -8,7 +8,7 @@ import secrets
 
 import tshark
 import world
-from facts import TRANSLATING, Facts
+from facts import TRANSLATING, TUNNELS, UDP, Facts
 from generate import Generator
 from oracle import Oracle
 from packets import Frame, Headers
@@ -56,10 +56,12 @@ class Session:
 
     def judge(self):
         """Lines about the packets that are wrong, how many packets were judged and frames sent."""
-        given = [(START + index * 1000, "front", self.generator.packet(world.CLIENT_MAC, world.LB))
-                 for index in range(self.count)]
+        frames = [frame for _ in range(self.count)
+                  for frame in self.generator.packets(world.CLIENT_MAC, world.LB, self._may_split)]
+        given = [(START + index * 1000, "front", frame) for index, frame in enumerate(frames)]
         outcomes, _ = self.replay.run(given)
-        given += [(START + (self.count + index) * 1000, *late) for index, late in enumerate(self._late(given, outcomes))]
+        late = list(self._late(given, outcomes))
+        given += [(START + (len(given) + index) * 1000, *frame) for index, frame in enumerate(late)]
         outcomes, _ = self.replay.run(given)
         oracle, problems, frames, good = Oracle(self.facts), [], [], []
         for index, ((_, interface, frame), outcome) in enumerate(zip(given, outcomes)):
@@ -96,12 +98,20 @@ class Session:
             if outcome.verdict != "transmit" or outcome.line["flow"] == "none" or not self._chance(ANSWERED):
                 continue
             received = Frame(frame).data
+            if Headers(received).fragment is not None:
+                continue
             if self.mode in (*TRANSLATING, "proxy"):
                 yield "back", self._answer(outcome)
                 if self._chance(failed) and (self.extended or not Headers(received).extensions):
                     yield "back", self._error_behind(outcome)
             if self._chance(failed):
                 yield "front", self._error_before(received)
+
+    def _may_split(self, address, port):
+        """Whether datagrams to a VIP may come in fragments; those of flows between the families are in the golden cases."""
+        vip = self.facts.vip_of(address, UDP, port)
+        return vip is not None and all(backend.address.version == vip.network.version or vip.forward in TUNNELS
+                                       for backend in vip.backends.values())
 
     def _chance(self, percent):
         return self.random.randrange(100) < percent
