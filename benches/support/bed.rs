@@ -4,11 +4,13 @@
 //! polls until it has sent them all, then the fake NIC takes them. Only the polls are timed.
 
 use std::hint::black_box;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
+use holdfast::flow::Address;
 use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::fragments::Datagrams;
@@ -16,9 +18,9 @@ use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::{
-    Forward, ForwardingTable, PortIndex, SchedulerKind, ThisBox, Timeouts, VipSpec,
+    Forward, ForwardingTable, PortIndex, SchedulerKind, ThisBox, Timeouts, Tunnels, VipSpec, tunnel,
 };
-use holdfast::stats::{Drop, WorkerStats};
+use holdfast::stats::{Answer, Drop, WorkerStats};
 use holdfast::units::Ticks;
 use holdfast::xdp::cpu;
 use holdfast::xdp::fake::FakeNic;
@@ -64,6 +66,13 @@ pub enum Clock {
 
 /// Secret of the hash that chooses backends.
 const SECRET: [u8; 16] = [7; 16];
+/// The VLAN of packets that have a tag.
+const VLAN: u16 = 100;
+/// Datagrams of which fragments come, and for how many there is room: so many that none is pushed out.
+const DATAGRAMS: u64 = 1000;
+const DATAGRAM_PLACES: usize = 65_536;
+/// Ports of each full-NAT source.
+const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 5536..=65_535;
 
 /// What the workers of one process share: the forwarding table, and each other's flow tables.
 #[derive(Clone)]
@@ -82,8 +91,7 @@ impl Shared {
         let hour = Ticks(360_000);
         vip.timeouts =
             Timeouts { embryonic: EMBRYONIC, established: hour, closing: hour, udp: hour };
-        let first =
-            ForwardingTable::build(1, SECRET, ThisBox::default(), std::slice::from_ref(&vip), None);
+        let first = ForwardingTable::build(1, SECRET, this_box(), std::slice::from_ref(&vip), None);
         let (publisher, tables) = Publisher::new(first);
         let (capacity, secret) = (u32::try_from(capacity).unwrap(), TableSecret::new(1));
         let flows = (0..workers)
@@ -101,13 +109,7 @@ impl Shared {
     ) -> ForwardingTable {
         self.vip.backends[backend].up = up;
         let specs = std::slice::from_ref(&self.vip);
-        ForwardingTable::build(
-            previous.generation() + 1,
-            SECRET,
-            ThisBox::default(),
-            specs,
-            Some(previous),
-        )
+        ForwardingTable::build(previous.generation() + 1, SECRET, this_box(), specs, Some(previous))
     }
 }
 
@@ -138,19 +140,34 @@ pub struct Bed {
 struct Packets {
     syn: Template,
     request: Template,
+    first_fragment: Template,
+    /// What is sent of pinned flows.
+    hit: Template,
     replies: Vec<Template>,
     /// Of each flow, for replies.
     backends: Vec<u16>,
+    /// Full NAT: the source of each flow.
+    sources: Vec<([u8; 4], u16)>,
 }
 
 impl Packets {
     fn new(case: Case, backends: u16) -> Self {
         let replies = (0..backends).map(|backend| Template::reply(case.family, backend));
+        let request = Template::request(case.family, false);
         Self {
             syn: Template::request(case.family, true),
+            hit: match case.traffic {
+                Traffic::Tagged => request.tagged(VLAN),
+                Traffic::Fragment => Template::fragment(true),
+                Traffic::Error => Template::error(),
+                Traffic::Echo => Template::echo(),
+                _ => request,
+            },
             request: Template::request(case.family, false),
+            first_fragment: Template::fragment(false),
             replies: replies.collect(),
             backends: Vec::new(),
+            sources: Vec::new(),
         }
     }
 }
@@ -187,9 +204,13 @@ impl Bed {
             macs: vec![nic_mac(0)],
             flows: Arc::clone(&shared.flows),
             clients: Arc::new(Clients::new(1, TableSecret::new(1))),
-            datagrams: Arc::new(Datagrams::new(1, Ticks(0), TableSecret::new(1))),
+            datagrams: Arc::new(Datagrams::new(
+                DATAGRAM_PLACES,
+                Ticks(u32::MAX),
+                TableSecret::new(1),
+            )),
             parked: 0,
-            bindings: Arc::new(Bindings::new(Sources::default(), 1).unwrap()),
+            bindings: Arc::new(Bindings::new(sources(case, flows), 1).unwrap()),
             paths: Arc::default(),
             index,
             tables: shared.tables.clone(),
@@ -273,6 +294,12 @@ impl Bed {
             }
             self.poll_and_note_backends();
         }
+        if self.case.traffic == Traffic::Fragment {
+            for flow in self.first..self.first + self.flows.min(DATAGRAMS) {
+                self.deliver(flow, |packets| &packets.first_fragment);
+            }
+            self.poll_and_drop();
+        }
         self.established = self.flows;
         self.clock = before;
     }
@@ -293,9 +320,16 @@ impl Bed {
 
     fn poll_and_note_backends(&mut self) {
         self.poll(Worker::poll);
-        let backends = &mut self.packets.backends;
-        // A backend's MAC ends with its number.
-        self.nic.collect(|bytes| backends.push(u16::from_be_bytes([bytes[4], bytes[5]])));
+        let full_nat = self.case.forward == Forward::FullNat;
+        let Packets { backends, sources, .. } = &mut self.packets;
+        self.nic.collect(|bytes| {
+            // A backend's MAC ends with its number.
+            backends.push(u16::from_be_bytes([bytes[4], bytes[5]]));
+            if full_nat {
+                let port = u16::from_be_bytes([bytes[34], bytes[35]]);
+                sources.push((*bytes[26..].first_chunk().unwrap(), port));
+            }
+        });
     }
 
     fn deliver(&mut self, flow: u64, template: impl FnOnce(&Packets) -> &Template) {
@@ -309,9 +343,11 @@ impl Bed {
     #[inline]
     fn deliver_next(&mut self) -> u64 {
         match self.case.traffic {
-            Traffic::Hit => {
-                let flow = self.first + self.random.below(self.flows);
-                self.deliver(flow, |packets| &packets.request);
+            Traffic::Hit | Traffic::Tagged | Traffic::Fragment | Traffic::Error | Traffic::Echo => {
+                let fragments = self.case.traffic == Traffic::Fragment;
+                let flows = if fragments { self.flows.min(DATAGRAMS) } else { self.flows };
+                let flow = self.first + self.random.below(flows);
+                self.deliver(flow, |packets| &packets.hit);
                 flow
             }
             Traffic::Reply => {
@@ -336,10 +372,15 @@ impl Bed {
     /// Delivers a reply of a flow, told by its place among the worker's; returns its number.
     fn deliver_reply(&mut self, place: u64) -> u64 {
         let flow = self.first + place;
-        self.deliver(flow, |packets| {
-            let backend = packets.backends[usize::try_from(place).unwrap()];
-            &packets.replies[usize::from(backend)]
-        });
+        let index = usize::try_from(place).unwrap();
+        let template = &self.packets.replies[usize::from(self.packets.backends[index])];
+        let to = match self.packets.sources.get(index) {
+            Some(&(source, port)) => (Address::from_v4(source), port),
+            None => client(self.case.family, flow),
+        };
+        let delivered =
+            self.nic.deliver_in_place(template.len(), |data| template.write_for(to, data));
+        assert!(delivered, "the fake NIC has a frame and a slot");
         flow
     }
 
@@ -387,33 +428,75 @@ impl Bed {
     }
 
     fn verify_one(&self, flow: u64, sent: &Sent) {
-        let Case { name, forward, family, traffic } = self.case;
-        sent.assert_checksums();
-        let (address, port) = client(family, flow);
-        let client = (std::net::IpAddr::from(address), port);
-        let (to, to_port, ttl) = sent.destination();
+        let Case { name, family, traffic, .. } = self.case;
         assert_eq!(sent.source_mac(), nic_mac(0), "{name}");
-        assert_eq!(ttl, if forward == Forward::Nat { 63 } else { 64 }, "{name}");
+        let (address, port) = client(family, flow);
+        let client = (IpAddr::from(address), port);
         if traffic == Traffic::Reply {
+            self.verify_reply(client, sent);
+            return;
+        }
+        if traffic == Traffic::Echo {
             assert_eq!(sent.destination_mac(), CLIENT_MAC, "{name}");
-            assert_eq!(sent.source(), (family.vip(), VIP_PORT), "{name}");
-            assert_eq!((to, to_port), client, "{name}");
+            assert_eq!(sent.bytes[34..36], [0, 0], "{name}: an echo reply");
+            assert_eq!(sent.bytes[30..34], address.v4_octets(), "{name}");
+            assert_eq!(icmp_sums(&sent.bytes[14..]), [0; 2], "{name}");
             return;
         }
         let [.., high, low] = sent.destination_mac();
         let backend = u16::from_be_bytes([high, low]);
         assert_eq!(sent.destination_mac(), backend_mac(backend), "{name}");
-        assert_eq!(sent.source(), client, "{name}");
-        let expected = match forward {
-            Forward::Dsr => (family.vip(), VIP_PORT),
-            Forward::Nat => (family.backend(backend), BACKEND_PORT),
-            other => unreachable!("{other:?}"),
-        };
-        assert_eq!((to, to_port), expected, "{name}");
-        if traffic == Traffic::Hit {
+        if traffic != Traffic::Open {
             let pinned = self.packets.backends[usize::try_from(flow - self.first).unwrap()];
             assert_eq!(backend, pinned, "{name}: flow {flow} keeps its backend");
         }
+        self.verify_request(flow, client, backend, sent);
+    }
+
+    fn verify_reply(&self, client: (IpAddr, u16), sent: &Sent) {
+        let Case { name, family, .. } = self.case;
+        sent.assert_checksums();
+        let (to, to_port, ttl) = sent.destination();
+        assert_eq!(ttl, 63, "{name}");
+        assert_eq!(sent.destination_mac(), CLIENT_MAC, "{name}");
+        assert_eq!(sent.source(), (family.vip(), VIP_PORT), "{name}");
+        assert_eq!((to, to_port), client, "{name}");
+    }
+
+    fn verify_request(&self, flow: u64, client: (IpAddr, u16), backend: u16, sent: &Sent) {
+        let Case { name, forward, family, traffic } = self.case;
+        let service = (family.backend(backend), BACKEND_PORT);
+        if traffic == Traffic::Error {
+            let IpAddr::V4(address) = service.0 else { unreachable!("IPv4") };
+            assert_eq!(sent.bytes[30..34], address.octets(), "{name}: to the backend");
+            assert_eq!(sent.bytes[54..58], address.octets(), "{name}: quotes the backend");
+            assert_eq!(icmp_sums(&sent.bytes[14..]), [0; 2], "{name}");
+            return;
+        }
+        let outer = match forward {
+            Forward::Ipip => 20,
+            Forward::Gue => 32,
+            _ => 0,
+        };
+        if outer > 0 || traffic == Traffic::Fragment {
+            // Nothing changes but what is in front.
+            let mut data = vec![0; self.packets.hit.len()];
+            self.packets.hit.write(flow, &mut data);
+            assert_eq!(sent.bytes[14 + outer..], data[14..], "{name}");
+            return;
+        }
+        sent.assert_checksums();
+        let (to, to_port, ttl) = sent.destination();
+        assert_eq!(ttl, if forward.translates() { 63 } else { 64 }, "{name}");
+        match forward {
+            Forward::FullNat => {
+                let (source, port) = self.packets.sources[usize::try_from(flow).unwrap()];
+                assert_eq!(sent.source(), (source.into(), port), "{name}");
+            }
+            _ => assert_eq!(sent.source(), client, "{name}"),
+        }
+        let vip = (family.vip(), VIP_PORT);
+        assert_eq!((to, to_port), if forward.translates() { service } else { vip }, "{name}");
     }
 
     /// Everything that came was sent, by flows that are in the table.
@@ -422,7 +505,8 @@ impl Bed {
         for &reason in Drop::ALL {
             assert_eq!(stats.drop_counter(reason).get(), 0, "{name}: {}", reason.as_str());
         }
-        assert_eq!(stats.received.get(), stats.transmitted.get(), "{name}");
+        let answered = stats.answer_counter(Answer::EchoReply).get();
+        assert_eq!(stats.received.get(), stats.transmitted.get() + answered, "{name}");
         assert_eq!(self.worker.frames(), FRAMES as usize, "{name}: lost frames");
         match self.case.traffic {
             Traffic::Open => assert_eq!(stats.flows_new.get(), self.opened, "{name}"),
@@ -435,6 +519,39 @@ impl Bed {
 /// The families that a flow table needs memory for.
 fn families(case: Case) -> Families {
     Families { v4: case.family == Family::V4, v6: case.family == Family::V6 }
+}
+
+/// What belongs to the box: sources of tunnels.
+fn this_box() -> ThisBox {
+    let sources = tunnel::Sources::new("198.19.255.0/24".parse().unwrap());
+    ThisBox {
+        tunnels: Tunnels { source_v4: Some(sources), ..Tunnels::default() },
+        ..ThisBox::default()
+    }
+}
+
+/// Full-NAT sources for so many flows.
+fn sources(case: Case, flows: u64) -> Sources {
+    let addresses = match case.forward {
+        Forward::FullNat => flows.div_ceil(SOURCE_PORTS.len() as u64),
+        _ => 0,
+    };
+    let addresses = (0..addresses).map(|number| {
+        let [.., high, low] = number.to_be_bytes();
+        IpAddr::from([198, 19, high, low])
+    });
+    Sources::new(addresses, &SOURCE_PORTS)
+}
+
+/// The sums over an IPv4 header and over the ICMP message that follows it: 0 if they are right.
+fn icmp_sums(packet: &[u8]) -> [u16; 2] {
+    let len = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+    [&packet[..20], &packet[20..len]].map(|bytes| {
+        let words = bytes.chunks(2).map(|word| u32::from(word[0]) * 256 + u32::from(word[1]));
+        let sum: u32 = words.sum();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap()
+    })
 }
 
 /// Polls of new flows in a tick, so that a table for `flows` flows is never full.

@@ -9,6 +9,14 @@ use super::rig::Family;
 pub enum Traffic {
     /// From clients, of flows that are pinned and established.
     Hit,
+    /// The same with a VLAN tag, which backends are not sent.
+    Tagged,
+    /// Later fragments, of flows that are pinned.
+    Fragment,
+    /// ICMP errors about flows that are pinned, for their backends.
+    Error,
+    /// Echo requests.
+    Echo,
     /// From NAT backends, of flows that are pinned.
     Reply,
     /// SYNs, each of a flow that was never seen.
@@ -33,7 +41,7 @@ const fn case(name: &'static str, forward: Forward, family: Family, traffic: Tra
 }
 
 /// All cases. Names are those of the JSON document.
-pub const CASES: [Case; 8] = [
+pub const CASES: [Case; 16] = [
     case("pipeline_dsr", Forward::Dsr, Family::V4, Traffic::Hit),
     case("pipeline_nat", Forward::Nat, Family::V4, Traffic::Hit),
     case("pipeline_nat_reply", Forward::Nat, Family::V4, Traffic::Reply),
@@ -42,4 +50,12 @@ pub const CASES: [Case; 8] = [
     case("pipeline_nat_v6", Forward::Nat, Family::V6, Traffic::Hit),
     case("pipeline_nat_reply_v6", Forward::Nat, Family::V6, Traffic::Reply),
     case("pipeline_new_flow_nat", Forward::Nat, Family::V4, Traffic::Open),
+    case("pipeline_full_nat", Forward::FullNat, Family::V4, Traffic::Hit),
+    case("pipeline_full_nat_reply", Forward::FullNat, Family::V4, Traffic::Reply),
+    case("pipeline_ipip", Forward::Ipip, Family::V4, Traffic::Hit),
+    case("pipeline_gue", Forward::Gue, Family::V4, Traffic::Hit),
+    case("pipeline_dsr_vlan", Forward::Dsr, Family::V4, Traffic::Tagged),
+    case("pipeline_dsr_fragment", Forward::Dsr, Family::V4, Traffic::Fragment),
+    case("pipeline_nat_error", Forward::Nat, Family::V4, Traffic::Error),
+    case("pipeline_echo", Forward::Dsr, Family::V4, Traffic::Echo),
 ];

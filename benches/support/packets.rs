@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::{PacketBuilder, TcpHeader};
 use holdfast::flow::{Address, FlowKey, Protocol};
 
-use super::rig::{CLIENT_MAC, Family, backend_mac, nic_mac};
+use super::rig::{CLIENT_MAC, Family, backend_mac, nic_mac, tagged};
 
 /// The VIP's port.
 pub const VIP_PORT: u16 = 80;
@@ -15,40 +15,94 @@ pub const BACKEND_PORT: u16 = 8080;
 /// IPv6 packets have none, and 74 bytes.
 const PAYLOAD_V4: &[u8] = b"fill60";
 
-/// Where a client's address and port are in a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Client {
-    Source,
-    Destination,
-}
+/// Payload of the fragments, the first one's TCP header included: a multiple of 8.
+const FRAGMENT_LEN: u8 = 24;
 
-/// A TCP packet that lacks its client: address and port are zero, and the checksums are those of
-/// such a packet.
+/// A packet that lacks an address and port, as a rule a client's: they are zero, and the checksums
+/// are those of such a packet.
 pub struct Template {
     bytes: Vec<u8>,
     family: Family,
-    client: Client,
-    ip_sum: u16,
-    tcp_sum: u16,
+    address_at: usize,
+    /// Fragments and echo requests have none.
+    port_at: Option<usize>,
+    sums: Vec<Sum>,
+}
+
+/// A checksum, and what of the address and port it covers.
+#[derive(Clone, Copy)]
+struct Sum {
+    at: usize,
+    value: u16,
+    address: bool,
+    port: bool,
 }
 
 impl Template {
     /// From a client to the VIP.
     pub fn request(family: Family, syn: bool) -> Self {
         let (client, vip) = ((nobody(family), 0), (family.vip(), VIP_PORT));
-        Self::new(family, Client::Source, (CLIENT_MAC, nic_mac(0)), client, vip, syn)
+        Self::tcp(family, 0, (CLIENT_MAC, nic_mac(0)), client, vip, syn)
     }
 
-    /// From a NAT backend to a client.
+    /// From a NAT backend to a client, or to a full-NAT source.
     pub fn reply(family: Family, backend: u16) -> Self {
         let (from, client) = ((family.backend(backend), BACKEND_PORT), (nobody(family), 0));
         let macs = (backend_mac(backend), nic_mac(0));
-        Self::new(family, Client::Destination, macs, from, client, false)
+        Self::tcp(family, 1, macs, from, client, false)
     }
 
-    fn new(
+    /// A fragment of an IPv4 packet from a client to the VIP, with which its datagram is not complete.
+    pub fn fragment(later: bool) -> Self {
+        let mut template = Self::request(Family::V4, false);
+        template.bytes.resize(34 + usize::from(FRAGMENT_LEN), 0);
+        template.bytes[17] = 20 + FRAGMENT_LEN;
+        // "More fragments", and the offset in units of 8 bytes.
+        template.bytes[20..22].copy_from_slice(&[0x20, u8::from(later) * FRAGMENT_LEN / 8]);
+        template.bytes[24..26].fill(0);
+        let sum = patched(u16::MAX, add_words(0, &template.bytes[14..34]));
+        template.bytes[24..26].copy_from_slice(&sum);
+        template.port_at = template.port_at.filter(|_| !later);
+        // Nobody looks at the checksum of a part.
+        template.with_sums(&[(24, true, false)])
+    }
+
+    /// An echo request from a client to the VIP, IPv4.
+    pub fn echo() -> Self {
+        let builder = PacketBuilder::ethernet2(CLIENT_MAC, nic_mac(0));
+        let builder = builder.ipv4([0; 4], v4(Family::V4.vip()), 64).icmpv4_echo_request(1, 1);
+        Self::built(Family::V4, 26, None, |bytes| builder.write(bytes, PAYLOAD_V4).unwrap())
+            .with_sums(&[(24, true, false)])
+    }
+
+    /// An ICMP error to the VIP about a packet that it sent to a client, IPv4.
+    pub fn error() -> Self {
+        let (vip, client) = ((Family::V4.vip(), VIP_PORT), (nobody(Family::V4), 0));
+        let quoted = Self::tcp(Family::V4, 1, (nic_mac(0), CLIENT_MAC), vip, client, false);
+        let builder = PacketBuilder::ethernet2(CLIENT_MAC, nic_mac(0));
+        let builder = builder.ipv4(v4(Family::V4.router()), v4(vip.0), 64);
+        // RFC 792: host unreachable.
+        let builder = builder.icmpv4_raw(3, 1, [0; 4]);
+        // The quote begins at 42. Its address and its checksum make up for each other.
+        Self::built(Family::V4, 58, Some(64), |bytes| {
+            builder.write(bytes, &quoted.bytes[14..42]).unwrap();
+        })
+        .with_sums(&[(52, true, false), (36, false, true)])
+    }
+
+    /// The same with a VLAN tag.
+    pub fn tagged(mut self, vlan: u16) -> Self {
+        self.bytes = tagged(self.bytes, Some(vlan));
+        self.address_at += 4;
+        self.port_at = self.port_at.map(|at| at + 4);
+        self.sums.iter_mut().for_each(|sum| sum.at += 4);
+        self
+    }
+
+    /// Without its source (0) or its destination (1).
+    fn tcp(
         family: Family,
-        client: Client,
+        missing: usize,
         (source_mac, destination_mac): ([u8; 6], [u8; 6]),
         (source, source_port): (IpAddr, u16),
         (destination, destination_port): (IpAddr, u16),
@@ -64,14 +118,37 @@ impl Template {
             (IpAddr::V6(a), IpAddr::V6(b)) => (builder.ipv6(a.octets(), b.octets(), 64), &b""[..]),
             _ => unreachable!("one family"),
         };
-        let mut bytes = Vec::new();
-        builder.tcp_header(header).write(&mut bytes, payload).unwrap();
-        let word = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-        let (ip_sum, tcp_sum) = match family {
-            Family::V4 => (word(24), word(50)),
-            Family::V6 => (0, word(70)),
+        let builder = builder.tcp_header(header);
+        let (address_at, port_at) = match family {
+            Family::V4 => (26 + 4 * missing, 34 + 2 * missing),
+            Family::V6 => (22 + 16 * missing, 54 + 2 * missing),
         };
-        Self { bytes, family, client, ip_sum, tcp_sum }
+        Self::built(family, address_at, Some(port_at), |bytes| {
+            builder.write(bytes, payload).unwrap();
+        })
+        .with_sums(match family {
+            Family::V4 => &[(24, true, false), (50, true, true)],
+            Family::V6 => &[(70, true, true)],
+        })
+    }
+
+    fn built(
+        family: Family,
+        address_at: usize,
+        port_at: Option<usize>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Self {
+        let mut bytes = Vec::new();
+        write(&mut bytes);
+        Self { bytes, family, address_at, port_at, sums: Vec::new() }
+    }
+
+    /// Each: where it is, and whether it covers address and port.
+    fn with_sums(mut self, sums: &[(usize, bool, bool)]) -> Self {
+        let word = |at: usize| u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
+        let sum = |&(at, address, port)| Sum { at, value: word(at), address, port };
+        self.sums = sums.iter().map(sum).collect();
+        self
     }
 
     /// Bytes of the packet.
@@ -82,27 +159,29 @@ impl Template {
     /// Writes the packet of `flow`, whole and with right checksums.
     #[inline]
     pub fn write(&self, flow: u64, data: &mut [u8]) {
+        self.write_for(client(self.family, flow), data);
+    }
+
+    /// The same for any address and port.
+    #[inline]
+    pub fn write_for(&self, (address, port): (Address, u16), data: &mut [u8]) {
         data.copy_from_slice(&self.bytes);
-        let (address, port) = client(self.family, flow);
-        let source = usize::from(self.client == Client::Destination);
-        match self.family {
-            Family::V4 => {
-                let octets = address.v4_octets();
-                data[26 + 4 * source..30 + 4 * source].copy_from_slice(&octets);
-                data[34 + 2 * source..36 + 2 * source].copy_from_slice(&port.to_be_bytes());
-                let sum = add_words(0, &octets);
-                data[24..26].copy_from_slice(&patched(self.ip_sum, sum));
-                data[50..52].copy_from_slice(&patched(self.tcp_sum, sum + u32::from(port)));
-            }
-            Family::V6 => {
-                let octets = address.octets();
-                data[22 + 16 * source..38 + 16 * source].copy_from_slice(&octets);
-                data[54 + 2 * source..56 + 2 * source].copy_from_slice(&port.to_be_bytes());
-                let sum = add_words(0, &octets);
-                data[70..72].copy_from_slice(&patched(self.tcp_sum, sum + u32::from(port)));
-            }
+        let octets = address.octets();
+        let octets = if self.family == Family::V4 { &octets[12..] } else { &octets[..] };
+        data[self.address_at..][..octets.len()].copy_from_slice(octets);
+        if let Some(at) = self.port_at {
+            data[at..][..2].copy_from_slice(&port.to_be_bytes());
+        }
+        let words = add_words(0, octets);
+        for sum in &self.sums {
+            let added = u32::from(sum.address) * words + u32::from(sum.port) * u32::from(port);
+            data[sum.at..][..2].copy_from_slice(&patched(sum.value, added));
         }
     }
+}
+
+fn v4(address: IpAddr) -> [u8; 4] {
+    Address::from(address).v4_octets()
 }
 
 fn nobody(family: Family) -> IpAddr {
