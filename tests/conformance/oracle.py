@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from facts import ANY, TRANSLATING, TUNNELS
 from compare import differences
 from packets import IP, UDP, Frame, Headers, IPv6, readdressed
-from segments import ACK, RST, SYN, acknowledges, clamped, flags, from_proxied, lowered, number, proxy_header, to_proxied
+from segments import ACK, RST, SYN, acknowledges, answers, clamped, flags, from_proxied, lowered, number, proxy_header, to_proxied
 from rewriting import error_across, error_to_client, fewer_hops, fragments, framed, translated, with_header_sum, with_icmp
 
 OUTER_HOPS = 64
@@ -45,6 +45,8 @@ class Flow:
     first: int | None = None
     # The backend has acknowledged the header.
     acknowledged: bool = False
+    # The backend has answered the client's SYN.
+    answered: bool = False
 
 
 class Oracle:
@@ -310,10 +312,10 @@ class Oracle:
         if flow.fresh:
             opens = flags(data, headers) & (SYN | ACK) == SYN
             flow.first, flow.fresh = number(data, headers, 4) if opens else None, False
-            flow.acknowledged = False
+            flow.acknowledged = flow.answered = False
         source, source_port, destination, port, _ = headers.flow()
-        if flow.first is None:
-            # The SYN was not seen: what the numbers would have to be is not known.
+        if flow.first is None or (flags(data, headers) & RST and not flow.answered):
+            # A RST before the answer is for what the backend remembers of an older connection. Else the SYN was not seen: what the numbers would have to be is not known.
             return data
         return to_proxied(data, proxy_header((source, source_port), (destination, port)), flow.first, flow.acknowledged)
 
@@ -369,6 +371,7 @@ class Oracle:
             length = len(proxy_header(ends[1], ends[0]))
             came, data = data, from_proxied(data, length, flow.first, flow.acknowledged)
             flow.acknowledged |= acknowledges(came, length, flow.first)
+            flow.answered |= answers(came, flow.first)
         headers = Headers(data)
         if headers.is_error() and crosses:
             of_quote = (client, client_port), (vip, vip_port)

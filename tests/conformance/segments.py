@@ -115,6 +115,12 @@ def acknowledges(data, length, first):
     return bool(flags(data, headers) & ACK) and beyond < 2**31
 
 
+def answers(data, first):
+    """Whether a backend's segment acknowledges the client's SYN, or more."""
+    headers = Headers(data)
+    return bool(flags(data, headers) & ACK) and (number(data, headers, 8) - first - 1) % 2**32 < 2**31
+
+
 def put(out, at, value):
     out[at:at + 4] = (value % 2**32).to_bytes(4, "big")
 
