@@ -42,7 +42,7 @@ class Generator:
 
     def __init__(self, random, vips, clients, marked=None, tagged=TAGGED, sequenced=False):
         """`sequenced`: TCP numbers belong together, and there is room for a PROXY header."""
-        self.sequenced, self.initial = sequenced, {}
+        self.sequenced, self.initial, self.labels = sequenced, {}, {}
         self.random, self.vips, self.clients, self.marked, self.tagged = random, vips, clients, marked, tagged
         self.made = 0
         self.flows = [self._flow(number) for number in range(FLOWS)]
@@ -180,6 +180,9 @@ class Generator:
 
     def _ipv6_header(self, ends, first, extensions, segment):
         word = 6 << 28 | self.random.randrange(2**28)
+        if self.marked is not None:
+            # Kernels take the label for the flow, and choose the queue by it: one flow's packets stay in their order.
+            word = word & ~0xFFFFF | self.labels.setdefault(ends, word & 0xFFFFF)
         head = struct.pack(">IHBB", word, len(extensions) + len(segment), first, self.random.choice(HOPS))
         return head + packed(ends[0][0]) + packed(ends[1][0]) + extensions
 

@@ -14,10 +14,11 @@ MESSAGE = 1000
 
 @dataclass
 class Outcome:
-    """What became of one packet: the JSON line, and (interface, bytes) of each frame that it made."""
+    """What became of one packet: the JSON line, and (interface, bytes) of each frame that it made; when, in lines."""
 
     line: dict
     sent: list
+    ended: int = 0
 
     @property
     def verdict(self):
@@ -46,7 +47,7 @@ class Replay:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_AT_MOST, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"holdfast replay: exit {done.returncode}: {done.stderr[:MESSAGE]}")
-        outcomes = [Outcome(json.loads(line), []) for line in done.stdout.splitlines()]
+        outcomes = [Outcome(json.loads(line), [], ended) for ended, line in enumerate(done.stdout.splitlines())]
         # Of a fragment that had to wait the line comes when it does no longer.
         outcomes.sort(key=lambda outcome: outcome.line["index"])
         if [outcome.line["index"] for outcome in outcomes] != list(range(len(frames))):

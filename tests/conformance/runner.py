@@ -49,7 +49,7 @@ class Run:
         """What is wrong, as lines; and every frame that was sent, with the packet that made it."""
         given, outcomes, counters = self._replay()
         oracle, problems, sent = Oracle(self.facts), [], []
-        for one, outcome in zip(given, outcomes):
+        for one, outcome in sorted(zip(given, outcomes), key=lambda pair: pair[1].ended):
             found = self._judge_one(oracle, one, outcome, given, outcomes)
             problems += [f"{one.title}: {line}" for line in found]
             for _, frame in outcome.sent:

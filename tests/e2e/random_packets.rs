@@ -13,9 +13,10 @@ use crate::lab::{
 const COUNT: u64 = 2000;
 const CLIENT_MAC: &str = "02:00:00:00:01:10";
 
-/// All modes; tunnels also between the families.
+/// All modes whose sources do not depend on the order of packets, also between the families.
 fn vips() -> Vec<Vip> {
     let mut vips = Vip::all();
+    vips.retain(|vip| vip.forward != "full_nat");
     for forward in ["ipip", "gue"] {
         for family in Family::ALL {
             vips.extend(Family::ALL.map(|outer| tunnel(forward, family, outer)));
