@@ -136,6 +136,9 @@ class Generator:
 
     def _tcp(self, ends, numbers):
         flags, options = self.random.choice(FLAGS), self._tcp_options()
+        if numbers is not None and flags & SYN:
+            # Backends open no connections.
+            flags |= 0x10
         sequence, acknowledged = numbers or self._numbers(ends, flags)
         head = struct.pack(">HHIIBBHHH", ends[0][1], ends[1][1], sequence, acknowledged, (20 + len(options)) << 2, flags, self.random.randrange(65536),
                            0, self.random.randrange(65536) if flags & 0x20 else 0)

@@ -190,7 +190,7 @@ class Oracle:
 
     def _to_backend(self, data, headers, flow, hop, out, problems):
         mode = flow.vip.forward
-        if out.data is None or out.data[0] >> 4 not in (4, 6) or len(out.data) < LEAST[out.data[0] >> 4]:
+        if not _is_ip(out.data):
             problems.append(f"what was sent is no IP packet: {out.summary()}")
             return None
         seen = Headers(out.data)
@@ -360,6 +360,8 @@ class Oracle:
         if len(sent) != 1:
             return [f"{len(sent)} frames were sent, not 1"]
         nic, out = sent[0]
+        if not _is_ip(Frame(out).data):
+            return ["what was sent is no IP packet"]
         problems = [] if nic in (None, flow.interface) else [f"sent out of {nic}; the client is at {flow.interface}"]
         data = frame.data
         headers = Headers(data)
@@ -369,9 +371,11 @@ class Oracle:
         data = self._with_mss(data, headers, flow, grows=crosses and headers.version == 4)
         if flow.first is not None and not headers.is_error():
             length = len(proxy_header(ends[1], ends[0]))
-            came, data = data, from_proxied(data, length, flow.first, flow.acknowledged)
-            flow.acknowledged |= acknowledges(came, length, flow.first)
-            flow.answered |= answers(came, flow.first)
+            flow.answered |= answers(data, flow.first)
+            # Before that, its numbers are of an older connection.
+            if flow.answered:
+                came, data = data, from_proxied(data, length, flow.first, flow.acknowledged)
+                flow.acknowledged |= acknowledges(came, length, flow.first)
         headers = Headers(data)
         if headers.is_error() and crosses:
             of_quote = (client, client_port), (vip, vip_port)
@@ -385,6 +389,13 @@ class Oracle:
         vlans = [tag & 0xFFF for tag in flow.client_tags]
         whole = framed(expected, flow.client_mac, self.facts.nics[flow.interface].mac, vlans, frame)
         return problems + differences(whole, out, frame.padding)
+
+    def is_stray(self, frame, key):
+        """Whether it is a backend's SYN that does not answer the one of the flow `key`, which has a PROXY header."""
+        flow, headers = self.flows[key], Headers(frame.data)
+        if flow.first is None or headers.is_error() or not flags(frame.data, headers) & SYN:
+            return False
+        return flow.acknowledged or not answers(frame.data, flow.first)
 
     def flow_of_reply(self, frame):
         """The key of the flow that a backend's frame answers; None if there is none."""
@@ -422,3 +433,8 @@ class Oracle:
             return error_across(data, headers, (seen.source_text, backend[0]), (backend, (source, port)), seen)
         quoted = readdressed(data[at:], source=backend, destination=(source, port))
         return fewer_hops(with_icmp(data[:at] + quoted, headers, source=seen.source_text, destination=backend[0]))
+
+
+def _is_ip(data):
+    """Whether there is all of an IP header."""
+    return bool(data) and len(data) >= LEAST.get(data[0] >> 4, len(data) + 1)

@@ -158,6 +158,8 @@ class Session:
                 return []
         if key is None:
             return ["the oracle knows no flow of this answer"]
+        if oracle.is_stray(frame, key):
+            return [] if outcome.line["reason"] == "return_no_flow" else ["the backend has lost the connection"]
         if Headers(frame.data).hops <= 1:
             return oracle.judge_error(frame, "expired", outcome)
         if outcome.verdict != "transmit":

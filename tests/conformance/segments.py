@@ -116,9 +116,9 @@ def acknowledges(data, length, first):
 
 
 def answers(data, first):
-    """Whether a backend's segment acknowledges the client's SYN, or more."""
+    """Whether a backend's segment is its answer to the client's SYN."""
     headers = Headers(data)
-    return bool(flags(data, headers) & ACK) and (number(data, headers, 8) - first - 1) % 2**32 < 2**31
+    return flags(data, headers) & (SYN | ACK) == SYN | ACK and number(data, headers, 8) == (first + 1) % 2**32
 
 
 def put(out, at, value):
