@@ -393,9 +393,10 @@ class Oracle:
     def is_stray(self, frame, key):
         """Whether it is a backend's SYN that does not answer the one of the flow `key`, which has a PROXY header."""
         flow, headers = self.flows[key], Headers(frame.data)
-        if flow.first is None or headers.is_error() or not flags(frame.data, headers) & SYN:
+        proxied = flow.vip.keys.get("proxy") == "v2"
+        if not proxied or headers.is_error() or not flags(frame.data, headers) & SYN:
             return False
-        return flow.acknowledged or not answers(frame.data, flow.first)
+        return flow.first is None or flow.acknowledged or not answers(frame.data, flow.first)
 
     def flow_of_reply(self, frame):
         """The key of the flow that a backend's frame answers; None if there is none."""
