@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use holdfast::flow::Protocol;
 use holdfast::forwarding::{Forward, VipSpec};
-use holdfast::stats::{Answer, Drop};
+use holdfast::stats::Answer;
 
 use super::fragments::{datagram, reassembled, set_sum};
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec, tcp};
