@@ -6,9 +6,15 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# What to install, one row each: Debian package | how to see that it is there (a command, or a path
-# that begins with a slash) | what it is for.
+# What the scripts, tests and benches run, and what installs it. One row each: Debian package | programs
+# that are used of it, and paths that must be there (with a slash) | what it is for.
+# tests/programs.rs compares these lists with what is run: a program that is missing here fails on a new
+# machine only.
 # shellcheck disable=SC2034 # used by the scripts that source this file
+{
+# In every Debian, the smallest too.
+ESSENTIAL_PACKAGES=(
+@ESS@)
 BUILD_PACKAGES=(
     'gcc|cc|links Rust programs'
     'libc6-dev|/usr/include/linux/bpf.h|headers of libc and of the kernel'
@@ -16,39 +22,61 @@ BUILD_PACKAGES=(
     'clang|clang|compiles the XDP program'
     'libbpf-dev|/usr/include/bpf/bpf_helpers.h|headers of the XDP program'
 )
-# shellcheck disable=SC2034
-LAB_PACKAGES=(
-    'iproute2|ip|makes network namespaces, links, addresses and routes'
+NETWORK_PACKAGES=(
+    'iproute2|ip ss bridge|makes network namespaces, links, addresses and routes'
     'ethtool|ethtool|turns checksum offload off on veth'
     'procps|sysctl|sets kernel parameters inside the namespaces'
+)
+LAB_PACKAGES=(
+    "${NETWORK_PACKAGES[@]}"
     'nginx-light|nginx|the HTTP servers behind the balancer'
     'openssl|openssl|makes the file of pseudo-random bytes that is downloaded'
-    'python3-minimal|/usr/bin/python3|runs the UDP echo and the banner server of the lab'
+    'python3-minimal|/usr/bin/python3 python3|runs the UDP echo and the banner server of the lab'
 )
-# shellcheck disable=SC2034
 QUICKSTART_PACKAGES=(
     'curl|curl|the HTTP client'
     'jq|jq|reads the JSON that holdfast prints'
     'iputils-ping|ping|pings the balancer'
 )
-# shellcheck disable=SC2034
 CONFORMANCE_PACKAGES=(
     'tshark|tshark|judges captured packets independently of our code'
     'python3-scapy|/usr/lib/python3/dist-packages/scapy|makes packets, and judges them independently of our code'
+    'python3-minimal|/usr/bin/python3|runs the model of the cases'
 )
-# shellcheck disable=SC2034
 TEST_PACKAGES=(
     "${CONFORMANCE_PACKAGES[@]}"
+    'nftables|nft|drops packets, as a lossy link does'
+    'procps|kill|sends signals'
     'tcpdump|tcpdump|captures what arrives at clients and backends'
     'bpftool|bpftool|lists the XDP programs that are left after a stop'
-    'util-linux|setpriv|runs holdfast without privileges'
     'shellcheck|shellcheck|checks the scripts'
 )
-# shellcheck disable=SC2034
 THROUGHPUT_PACKAGES=(
     'iperf3|iperf3|measures TCP throughput'
     'jq|jq|reads the JSON of iperf3 and holdfast'
 )
+BENCH_PACKAGES=(
+    'valgrind|valgrind|counts instructions (callgrind)'
+    'binutils|addr2line|tells which source line an instruction comes from'
+    'jq|jq|puts the results together'
+    'git|git|names the commit that was measured'
+)
+COMPARE_PACKAGES=(
+    'jq|jq|reads the measurements and draws the chart'
+    'nftables|nft|one of the peers: DNAT by connection tracking'
+    'haproxy|haproxy|one of the peers: a TCP proxy'
+    'wrk|wrk|the HTTP client of the TCP rows'
+    'curl|curl|asks the peers of the TCP rows whether they serve'
+    'git|git|names the commit that was measured'
+)
+GUEST_PACKAGES=(
+    'ca-certificates|/etc/ssl/certs/ca-certificates.crt|for a mirror that speaks HTTPS'
+)
+FRESH_PACKAGES=(
+    'debootstrap|debootstrap|makes a minimal Debian'
+    'git|git|makes the clone'
+)
+}
 
 # say TEXT...: a message to the person who waits.
 say() { printf '%s\n' "$*" >&2; }

@@ -16,7 +16,7 @@ use crossbeam_channel::Sender;
 use tracing::{info, warn};
 
 use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
-use crate::control::{self, ControlError, Inputs, NicView, WorkerEvent, WorkerView};
+use crate::control::{self, ControlError, Inputs, NicView, Signals, WorkerEvent, WorkerView};
 use crate::datapath::explain::Explainer;
 use crate::datapath::path_mtu::PathMtus;
 use crate::datapath::ports::WorkerPort;
@@ -108,11 +108,11 @@ struct ServedNic {
     monitors: Vec<Monitor>,
 }
 
-/// Runs holdfast with the configuration at `path` until it is told to stop.
+/// Runs holdfast with the configuration at `path` until `signals` tell it to stop.
 ///
 /// # Errors
 /// When it cannot start, or a worker fails. Everything that was set up has been removed by then.
-pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
+pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonError> {
     let claim = control::admin::claim(&config.control.socket)?;
     let mut nics = open_nics(&config)?;
     let secret = TableSecret::new(random_seed()?);
@@ -138,8 +138,12 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     drop(shared);
     let nic_views = nics.iter().map(nic_view).collect();
     let steerings = nics.into_iter().map(|nic| (nic.steering, nic.monitors)).collect();
+    if signals.stop_is_asked() {
+        info!("stopped before it was ready, as a signal asked for");
+        return Ok(());
+    }
     let threads = start(&config, workers, &stop, &events)?;
-    let result = control::run(Inputs {
+    let inputs = Inputs {
         config_path: path.to_owned(),
         load: Box::new(|path| config::load(path).map_err(|errors| errors.messages())),
         claim,
@@ -153,7 +157,8 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
         explain,
         ready: Box::new(|| info!("ready")),
         config,
-    });
+    };
+    let result = control::run(inputs, signals);
     // Relaxed: the flag publishes nothing else.
     stop.store(true, Ordering::Relaxed);
     for thread in threads {

@@ -12,6 +12,7 @@ pub mod flow;
 pub mod forwarding;
 pub mod generator;
 pub mod line;
+pub mod log;
 mod plot;
 pub mod replay;
 pub mod stats;

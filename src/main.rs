@@ -1,10 +1,11 @@
 //! The `holdfast` binary: the only place that prints errors and sets the exit code.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use holdfast::cli::{self, Cli};
+use holdfast::log::{LAST_WORDS, Log};
 
 /// 0: done; 1: failed; 2: the command line is wrong (clap exits with it); 3: `whatif --fail-if`.
 fn main() -> ExitCode {
@@ -13,11 +14,11 @@ fn main() -> ExitCode {
         // Whoever reads has seen enough, as in `holdfast flows | head`.
         return ExitCode::SUCCESS;
     }
-    let mut stderr = io::stderr().lock();
-    let label = if cli::colours(&stderr) { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
-    for message in error.messages() {
-        // Where not even errors can be printed, only the exit code is left.
-        let _ = writeln!(stderr, "{label} {message}");
+    let label = if cli::colours(&io::stderr()) { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
+    // Where not even errors can be printed, only the exit code is left.
+    if let Ok(log) = Log::to_stderr() {
+        error.messages().iter().for_each(|message| log.line(format!("{label} {message}\n")));
+        log.flush(LAST_WORDS);
     }
     ExitCode::from(error.exit_code())
 }

@@ -25,12 +25,14 @@ mod e2e {
     pub mod kernel;
     mod lifecycle;
     mod limits;
+    mod log;
     mod malformed;
     pub mod oracle;
     mod quic;
     mod random_packets;
     mod reload;
     mod resets;
+    mod signals;
     mod sticky;
     mod tunnel;
     mod vips;

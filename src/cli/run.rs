@@ -6,6 +6,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::{CliError, RunArgs, check, colours};
 use crate::config::machine::{Level, Machine};
+use crate::control::Signals;
+use crate::log::{LAST_WORDS, Log};
 use crate::{config, daemon};
 
 /// Forwards until it is told to stop. What it has to say goes to the standard error stream;
@@ -15,6 +17,8 @@ use crate::{config, daemon};
 /// Every mistake in the file; else everything of it that this machine cannot run; else
 /// [`CliError::Run`].
 pub fn run(args: &RunArgs) -> Result<(), CliError> {
+    // First of all: until then SIGHUP ends the process.
+    let signals = Signals::catch().map_err(|error| CliError::Run(Box::new(error)))?;
     let config = config::load(&args.config)?;
     let findings = check::fit(&config, &Machine::read(&config));
     let file = args.config.display();
@@ -27,7 +31,11 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
         return Err(CliError::Machine(fatal));
     }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
-    log.with_ansi(colours(&stderr())).with_target(false).init();
-    daemon::run(config, &args.config).map_err(|error| CliError::Run(Box::new(error)))
+    let log = Log::to_stderr()?;
+    log.take_panics();
+    let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone());
+    events.with_ansi(colours(&stderr())).with_target(false).init();
+    let result = daemon::run(config, &args.config, signals);
+    log.flush(LAST_WORDS);
+    result.map_err(|error| CliError::Run(Box::new(error)))
 }

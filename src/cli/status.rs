@@ -14,6 +14,7 @@ use crate::control::api::{
 };
 use crate::forwarding::PortRange;
 use crate::stats::{Answer, Drop};
+use crate::words::counted;
 
 /// The arguments.
 #[derive(Debug, Args)]
@@ -47,6 +48,10 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
     let Status { version, pid, uptime_s, config, generation, .. } = status;
     let up = span(*uptime_s);
     writeln!(out, "holdfast {version}, pid {pid}, up {up}, {config}, generation {generation}")?;
+    if status.log_lines_lost > 0 {
+        let lost = counted(status.log_lines_lost, "line");
+        writeln!(out, "{lost} of the log lost: its reader had gone, or was too slow")?;
+    }
     section("VIPS", vips(&status.vips, look), out)?;
     section("BACKENDS", backends(&status.vips, look), out)?;
     if status.vips.iter().flat_map(|vip| &vip.backends).any(|backend| backend.drain.is_some()) {

@@ -224,6 +224,7 @@ fn sample(backends: Vec<BackendStatus>) -> api::Status {
         uptime_s: 7440,
         config: "/etc/holdfast.toml".to_owned(),
         generation: 3,
+        log_lines_lost: 0,
         totals,
         answers: BTreeMap::from([("echo_replies".to_owned(), 1)]),
         drops,

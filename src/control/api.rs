@@ -40,6 +40,9 @@ pub struct Status {
     pub config: String,
     /// Generation of the forwarding table that is published.
     pub generation: u64,
+    /// Lines of the log that were lost, as its reader had gone or was too slow.
+    #[serde(default)]
+    pub log_lines_lost: u64,
     /// Packets, all workers together.
     pub totals: Totals,
     /// Packets that went back as their own answer, by kind, all workers together; every kind is present.

@@ -19,7 +19,7 @@ use super::api::{Reloaded, Status};
 use super::clients;
 use super::events::{Journal, Kind, News};
 use super::explain::Prepared;
-use super::flows::{Names, Pins, list};
+use super::flows::{Names, Pins, list, translated_connections};
 use super::forecast::Forecaster;
 use super::health::{Checks, Outcome};
 use super::hook::Hook;
@@ -224,6 +224,7 @@ impl Controller {
                     Some(Signal::Reload) => self.reload_by_signal(&mut events.network).await,
                     Some(Signal::Stop) | None => {
                         info!("stopping, as a signal asked for");
+                        self.tell_cut_flows();
                         return Ok(());
                     }
                 },
@@ -252,6 +253,22 @@ impl Controller {
             if self.dirty {
                 self.publish();
             }
+        }
+    }
+
+    /// Says what a stop does to connections whose packets are translated here: no other process can do that,
+    /// and their ends are sent nothing.
+    fn tell_cut_flows(&self) {
+        let names = Names::of(&self.registry);
+        let open: usize =
+            self.workers.iter().map(|worker| translated_connections(&*worker.flows, &names)).sum();
+        if open > 0 {
+            warn!(
+                "{} of nat and full_nat still open: neither end is told; a client that waits for data \
+                 hangs until its own time-out, also if holdfast starts again; to cut nothing, drain \
+                 the backends before (holdfast drain --wait)",
+                counted(open, "TCP connection")
+            );
         }
     }
 

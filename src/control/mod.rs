@@ -41,8 +41,12 @@ pub mod survey;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::signal::unix::{SignalKind, signal};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
@@ -245,12 +249,9 @@ pub enum ControlError {
 ///
 /// # Errors
 /// When it cannot start, or when a worker has failed. What it made is removed also then.
-pub fn run(inputs: Inputs) -> Result<(), ControlError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(ControlError::Runtime)?;
-    runtime.block_on(async { serve(inputs, signals()?).await })
+pub fn run(inputs: Inputs, signals: Signals) -> Result<(), ControlError> {
+    let Signals { runtime, streams, .. } = signals;
+    runtime.block_on(async { serve(inputs, merge(streams)).await })
 }
 
 /// As [`run`], on the caller's runtime and with the caller's signals.
@@ -261,21 +262,57 @@ pub async fn serve(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<()
     controller::serve(inputs, signals).await
 }
 
-/// The process's signals as a channel. From here on none of the three ends the process by itself.
-fn signals() -> Result<mpsc::Receiver<Signal>, ControlError> {
+/// The signals of the process: caught from the first moment of a start on, and carried out when the control
+/// thread serves. None of them ends the process by itself.
+#[derive(Debug)]
+pub struct Signals {
+    runtime: Runtime,
+    streams: Vec<(Signal, unix::Signal)>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// Catches SIGTERM, SIGINT and SIGHUP.
+    ///
+    /// # Errors
+    /// When the process has no room for what tokio needs.
+    pub fn catch() -> Result<Self, ControlError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(ControlError::Runtime)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        for number in [SIGTERM, SIGINT] {
+            flag::register(number, Arc::clone(&stop)).map_err(ControlError::Runtime)?;
+        }
+        let entered = runtime.enter();
+        let streams = [
+            (Signal::Stop, SignalKind::terminate()),
+            (Signal::Stop, SignalKind::interrupt()),
+            (Signal::Reload, SignalKind::hangup()),
+        ];
+        let streams = streams.map(|(meaning, kind)| Ok((meaning, signal(kind)?)));
+        let streams: Result<_, _> = streams.into_iter().collect();
+        let streams = streams.map_err(ControlError::Runtime)?;
+        drop(entered);
+        Ok(Self { runtime, streams, stop })
+    }
+
+    /// Whether a stop was asked for already, so that a start can be left before it changes anything.
+    pub fn stop_is_asked(&self) -> bool {
+        // Relaxed: the flag publishes nothing else.
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// The signals as one channel.
+fn merge(streams: Vec<(Signal, unix::Signal)>) -> mpsc::Receiver<Signal> {
     let (sender, receiver) = mpsc::channel(4);
-    for (kind, meaning) in [
-        (SignalKind::terminate(), Signal::Stop),
-        (SignalKind::interrupt(), Signal::Stop),
-        (SignalKind::hangup(), Signal::Reload),
-    ] {
-        let mut stream = signal(kind).map_err(ControlError::Runtime)?;
+    for (meaning, mut stream) in streams {
         let sender = sender.clone();
         tokio::spawn(async move {
             while stream.recv().await.is_some() && sender.send(meaning).await.is_ok() {}
         });
     }
-    Ok(receiver)
+    receiver
 }
 
 #[cfg(test)]

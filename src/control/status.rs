@@ -120,6 +120,7 @@ pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
         uptime_s: now.saturating_duration_since(process.started).as_secs(),
         config: process.config.clone(),
         generation: process.generation,
+        log_lines_lost: crate::log::lines_lost(),
         full_nat: full_nat_status(sources.full_nat, &totals),
         totals,
         answers: all_answers(sources.workers),

@@ -1,8 +1,9 @@
 //! A running holdfast.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Output};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::sleep;
 use std::time::Instant;
 
@@ -24,13 +25,16 @@ pub struct Holdfast<'l> {
 impl<'l> Holdfast<'l> {
     /// Starts it and waits until every backend is up.
     pub fn start(lab: &'l Lab, config: &Config) -> Self {
+        let log = File::create(log_of(lab)).unwrap();
+        Self::start_by(lab, config, lab.command("lb", BINARY), log.into())
+    }
+
+    /// The same by another command, which has the binary as its last word, and with another place for the log.
+    pub fn start_by(lab: &'l Lab, config: &Config, mut command: Command, log: Stdio) -> Self {
         let path = lab.state().join("holdfast.toml");
         std::fs::write(&path, config.toml()).unwrap();
-        let log = File::create(lab.state().join("holdfast.log")).unwrap();
-        let mut command = lab.command("lb", BINARY);
         command.arg("run").arg("--config").arg(&path);
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        let child = command.spawn().unwrap();
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let mut this = Self { lab, child, socket: config.socket.clone(), config: path };
         wait_for("holdfast answers", SOON, || this.answers());
         this.wait_until("every backend is up", |status| {
@@ -38,6 +42,25 @@ impl<'l> Holdfast<'l> {
             backends.all(|b| b.health == HealthState::Up && b.next_hop.is_some())
         });
         this
+    }
+
+    /// A start that stands still at its configuration, which is a pipe, until `meanwhile` has ended; it is
+    /// given the process. Does not wait for the end of the start.
+    pub fn start_held(lab: &'l Lab, config: &Config, meanwhile: impl FnOnce(u32)) -> Self {
+        let (pipe, file) = (lab.state().join("pipe.toml"), lab.state().join("holdfast.toml"));
+        succeeded("mkfifo", &Command::new("mkfifo").arg(&pipe).output().unwrap());
+        let log = File::create(log_of(lab)).unwrap();
+        let mut command = lab.command("lb", BINARY);
+        command.arg("run").arg("--config").arg(&pipe).stdout(Stdio::null()).stderr(log);
+        let child = command.spawn().unwrap();
+        // Returns when the process has opened it to read.
+        let mut configuration = File::options().write(true).open(&pipe).unwrap();
+        meanwhile(child.id());
+        // What a reload finds.
+        std::fs::write(&file, config.toml()).unwrap();
+        std::fs::rename(&file, &pipe).unwrap();
+        configuration.write_all(config.toml().as_bytes()).unwrap();
+        Self { lab, child, socket: config.socket.clone(), config: pipe }
     }
 
     /// A start that must fail: what it said.
@@ -50,7 +73,8 @@ impl<'l> Holdfast<'l> {
         failed("a start that must fail", &lab.try_run("lb", &line))
     }
 
-    fn answers(&mut self) -> bool {
+    /// Whether it serves its control socket. Panics when it has ended.
+    pub fn answers(&mut self) -> bool {
         if let Some(status) = self.child.try_wait().unwrap() {
             panic!("holdfast ended: {status}\n{}", self.log());
         }
@@ -59,7 +83,7 @@ impl<'l> Holdfast<'l> {
 
     /// What it has logged.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.lab.state().join("holdfast.log")).unwrap()
+        std::fs::read_to_string(log_of(self.lab)).unwrap_or_default()
     }
 
     /// Runs a subcommand against it.
@@ -158,6 +182,11 @@ impl<'l> Holdfast<'l> {
     pub fn stop(mut self) {
         self.assert_packets_accounted_for();
         self.signal("TERM");
+        self.assert_ends_well();
+    }
+
+    /// It ends by itself, and with success.
+    pub fn assert_ends_well(&mut self) {
         let status = self.wait_end();
         assert!(status.success(), "holdfast ended with {status}\n{}", self.log());
     }
@@ -176,6 +205,11 @@ impl<'l> Holdfast<'l> {
         });
         ended.unwrap()
     }
+}
+
+/// Where a holdfast of the lab logs.
+pub fn log_of(lab: &Lab) -> PathBuf {
+    lab.state().join("holdfast.log")
 }
 
 impl Drop for Holdfast<'_> {

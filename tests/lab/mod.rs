@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use config::{Config, Family, Vip, tunnel, vip};
-pub use holdfast::Holdfast;
+pub use holdfast::{BINARY, Holdfast, log_of};
 pub use traffic::{Blocked, blocked, conversation, download, requests, udp_requests, upload};
 
 /// MAC addresses of the balancer, as `scripts/lab` gives them: first (or only) NIC, second NIC.

@@ -1,0 +1,56 @@
+//! Signals at any moment: none kills, and a stop says what it cuts.
+
+use crate::lab::{
+    Config, Family, Holdfast, Lab, SOON, Topology, download, log_of, signal, vip, wait_for,
+};
+
+/// A reload that is asked for during a start is carried out after it.
+#[test]
+fn sighup_during_a_start_reloads_when_it_is_ready() {
+    let lab = Lab::up(Topology::Stick);
+    let config = Config::new(&lab, 1, vec![vip("nat", Family::V4, false)]);
+    let mut holdfast = Holdfast::start_held(&lab, &config, |pid| signal(pid, "HUP"));
+    wait_for("the reload of the start", SOON, || {
+        holdfast.answers() && holdfast.ok(&["events", "--json"]).contains("\"reload\"")
+    });
+    holdfast.stop();
+}
+
+#[test]
+fn sigterm_and_sigint_during_a_start_end_it_cleanly() {
+    let lab = Lab::up(Topology::Stick);
+    let config = Config::new(&lab, 1, vec![vip("nat", Family::V4, false)]);
+    for name in ["TERM", "INT"] {
+        let mut holdfast = Holdfast::start_held(&lab, &config, |pid| signal(pid, name));
+        holdfast.assert_ends_well();
+        let log = holdfast.log();
+        assert!(log.contains("stopped before it was ready"), "SIG{name}: {log}");
+        let left = lab.run("lb", &["ip", "-details", "addr", "show"]);
+        for trace in ["prog/xdp", "192.0.2."] {
+            assert!(!left.contains(trace), "SIG{name} left {trace:?}:\n{left}");
+        }
+        let socket = std::path::Path::new(&config.socket);
+        assert!(!socket.exists(), "SIG{name} left {}", config.socket);
+        std::fs::remove_file(lab.state().join("pipe.toml")).unwrap();
+    }
+}
+
+/// `dsr` is not counted: its flows find their backends again by the hash.
+#[test]
+fn a_stop_says_how_many_connections_it_cuts() {
+    let lab = Lab::up(Topology::Stick);
+    let vips = ["dsr", "nat", "full_nat"].map(|forward| vip(forward, Family::V4, false));
+    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.to_vec()));
+    // The second and third files are those of the next: only their beginning is wanted.
+    let transfers: Vec<_> = vips.iter().map(|vip| download(&lab, vip, Some("1m"))).collect();
+    for vip in &vips {
+        holdfast.wait_until("the download is established", |_| {
+            let flows = holdfast.ok(&["flows", "--vip", &vip.name, "--json"]);
+            flows.contains("\"established\"")
+        });
+    }
+    holdfast.stop();
+    let log = std::fs::read_to_string(log_of(&lab)).unwrap();
+    assert!(log.contains("2 TCP connections of nat and full_nat still open"), "{log}");
+    drop(transfers);
+}
