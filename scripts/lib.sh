@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # What the scripts share: messages, and the installation of what is missing. To be sourced.
 
 # Root's PATH has no sbin after a plain `su`.
@@ -10,11 +10,24 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # that are used of it, and paths that must be there (with a slash) | what it is for.
 # tests/programs.rs compares these lists with what is run: a program that is missing here fails on a new
 # machine only.
-# shellcheck disable=SC2034 # used by the scripts that source this file
-{
+
 # In every Debian, the smallest too.
 ESSENTIAL_PACKAGES=(
-@ESS@)
+    'coreutils|/usr/bin/env basename chroot chmod cat chown cp cut date dirname env head id ln ls mkdir mkfifo mktemp mv nproc od paste realpath rm sha256sum sleep sort tail tee timeout touch tr true uname uniq wc|files and text'
+    'util-linux|flock setpriv setsid taskset unshare|namespaces, privileges, cores'
+    'mount|mount|folders in other places'
+    'findutils|find xargs|walks through folders'
+    'grep|grep|looks for text'
+    'sed|sed|cuts text'
+    'mawk|awk|rows and numbers'
+    'gzip|gzip|packs the initramfs of the guest'
+    'tar|tar|keeps the base of a fresh machine'
+    'bash|bash|the shell of the scripts'
+    'dash|sh|the shell of generated scripts'
+    'dpkg|dpkg dpkg-query|packages that are here'
+    'init-system-helpers|update-rc.d|keeps services from starting'
+    'apt|apt-get|installs packages'
+)
 BUILD_PACKAGES=(
     'gcc|cc|links Rust programs'
     'libc6-dev|/usr/include/linux/bpf.h|headers of libc and of the kernel'
@@ -25,7 +38,7 @@ BUILD_PACKAGES=(
 NETWORK_PACKAGES=(
     'iproute2|ip ss bridge|makes network namespaces, links, addresses and routes'
     'ethtool|ethtool|turns checksum offload off on veth'
-    'procps|sysctl|sets kernel parameters inside the namespaces'
+    'procps|sysctl kill pgrep ps|sets kernel parameters inside the namespaces, sends signals'
 )
 LAB_PACKAGES=(
     "${NETWORK_PACKAGES[@]}"
@@ -46,7 +59,6 @@ CONFORMANCE_PACKAGES=(
 TEST_PACKAGES=(
     "${CONFORMANCE_PACKAGES[@]}"
     'nftables|nft|drops packets, as a lossy link does'
-    'procps|kill|sends signals'
     'tcpdump|tcpdump|captures what arrives at clients and backends'
     'bpftool|bpftool|lists the XDP programs that are left after a stop'
     'shellcheck|shellcheck|checks the scripts'
@@ -76,7 +88,6 @@ FRESH_PACKAGES=(
     'debootstrap|debootstrap|makes a minimal Debian'
     'git|git|makes the clone'
 )
-}
 
 # say TEXT...: a message to the person who waits.
 say() { printf '%s\n' "$*" >&2; }
@@ -94,20 +105,25 @@ require_root() {
     ((EUID == 0)) || die "must run as root (network namespaces, AF_XDP); try: sudo $0"
 }
 
-# is_present TEST: TEST is a path, or a command.
-is_present() {
-    case $1 in
-        /*) [[ -e $1 ]] ;;
-        *) command -v "$1" >/dev/null ;;
-    esac
+# missing_of WORD...: the first of these paths and programs that is not here.
+missing_of() {
+    local word
+    for word in "$@"; do
+        case $word in
+            /*) [[ -e $word ]] ;;
+            # Not what bash has itself.
+            *) type -P "$word" >/dev/null ;;
+        esac || { echo "$word" && return; }
+    done
 }
 
-# install_missing ROW...: installs the packages whose test fails, and says which and why.
+# install_missing ROW...: installs the packages that lack a program, and says which and why.
 install_missing() {
-    local row package test why missing=()
+    local row package programs program why missing=()
     for row in "$@"; do
-        IFS='|' read -r package test why <<<"$row"
-        is_present "$test" && continue
+        IFS='|' read -r package programs why <<<"$row"
+        # shellcheck disable=SC2086 # several words
+        [[ -n $(missing_of $programs) ]] || continue
         say "  missing: $package ($why)"
         missing+=("$package")
     done
@@ -116,8 +132,10 @@ install_missing() {
     say "  installing: apt-get install ${missing[*]}"
     install_without_services "${missing[@]}"
     for row in "$@"; do
-        IFS='|' read -r package test why <<<"$row"
-        is_present "$test" || die "$package is installed but $test is still missing ($why)"
+        IFS='|' read -r package programs why <<<"$row"
+        # shellcheck disable=SC2086 # several words
+        program=$(missing_of $programs)
+        [[ -z $program ]] || die "$package is installed but $program is still missing ($why)"
     done
 }
 
@@ -160,6 +178,65 @@ require_rust() {
     found=$(cd "$REPOSITORY" && rustc --version | cut -d' ' -f2)
     [[ $(printf '%s\n' "$wanted" "$found" | sort -V | head -n1) == "$wanted" ]] \
         || die "Rust $found is older than $wanted. Run: rustup update stable, or: $cure"
+}
+
+# ---- steps that are all tried ----
+
+# What has failed: title|command that runs it again.
+FAILED_STEPS=()
+
+step() { printf '\n==> %s (%d s)\n' "$*" "$SECONDS"; }
+
+# attempt TITLE CMD...: a step whose failure is kept for the end; later steps run all the same.
+attempt() {
+    step "$1"
+    "${@:2}" || FAILED_STEPS+=("$1|${*:2}")
+}
+
+# attempt_tests CMD...: the same for cargo test; each failed test is a failure.
+attempt_tests() {
+    local log rows
+    step "$*"
+    log=$(mktemp)
+    if ! CARGO_TERM_COLOR=never "$@" 2>&1 | tee "$log"; then
+        mapfile -t rows < <(failed_tests <"$log")
+        # None, where something cannot be built.
+        ((${#rows[@]} > 0)) || rows=("$*|$*")
+        FAILED_STEPS+=("${rows[@]}")
+    fi
+    rm -f "$log"
+}
+
+# failed_tests: rows of FAILED_STEPS from the output of cargo test. A target that ends without a word (a crash,
+# a bench) is one.
+failed_tests() {
+    awk '
+        function row(test) {
+            failed = 1
+            printf "%s%s|cargo test --locked %s%s\n", source, test == "" ? "" : " " test, target,
+                test == "" ? "" : " -- --exact " test
+        }
+        /^ +Running / {
+            failed = 0
+            source = $2 == "unittests" ? $3 : $2
+            name = source
+            sub(/^[a-z]+\//, "", name)
+            sub(/(\/main)?\.rs$/, "", name)
+            target = source ~ /^tests\// ? "--test " name : source ~ /^benches\// ? "--bench " name : \
+                source == "src/lib.rs" ? "--lib" : "--bins"
+        }
+        /^ +Doc-tests / { failed = 0; source = "Doc-tests"; target = "--doc" }
+        /^test .* \.\.\. FAILED$/ { sub(/^test /, ""); sub(/( - should panic)? \.\.\. FAILED$/, ""); row($0) }
+        /^error: (test|doctest) failed, to rerun pass/ { if (!failed) row("") }'
+}
+
+# report_failures: a list of them; fails if there are any.
+report_failures() {
+    ((${#FAILED_STEPS[@]} > 0)) || return 0
+    printf '\n%d FAILED; each with the command that runs it again:\n' "${#FAILED_STEPS[@]}"
+    local failure
+    for failure in "${FAILED_STEPS[@]}"; do printf '  %s\n      %s\n' "${failure%%|*}" "${failure#*|}"; done
+    return 1
 }
 
 # ---- a running holdfast in a lab ----

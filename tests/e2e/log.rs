@@ -12,7 +12,9 @@ const MANY: u16 = 300;
 /// A VIP with backends that need no next hop of their own: ports of one server.
 fn with_ports(config: &Config, ports: u16) -> String {
     let mut text = config.toml();
-    text.push_str("\n[[vip]]\nname = \"many\"\naddress = \"192.0.2.21\"\nports = [81]\nforward = \"nat\"\n");
+    text.push_str(
+        "\n[[vip]]\nname = \"many\"\naddress = \"192.0.2.21\"\nports = [81]\nforward = \"nat\"\n",
+    );
     text.push_str("health = { kind = \"none\" }\n");
     for port in 0..ports {
         text.push_str(&format!(

@@ -6,16 +6,50 @@ use std::collections::BTreeSet;
 pub type Word = Option<String>;
 
 /// Words of the grammar that come before a command.
-const KEYWORDS: [&str; 13] = [
-    "if", "then", "else", "elif", "fi", "while", "until", "do", "done", "!", "{", "}", "time",
-];
+const KEYWORDS: [&str; 13] =
+    ["if", "then", "else", "elif", "fi", "while", "until", "do", "done", "!", "{", "}", "time"];
 
 /// Commands that bash has itself.
 const BUILTINS: [&str; 39] = [
-    ".", ":", "[", "break", "builtin", "cd", "command", "continue", "declare", "echo", "eval", "exec", "exit",
-    "export", "false", "getopts", "hash", "kill", "let", "local", "mapfile", "printf", "pwd", "read", "readarray",
-    "readonly", "return", "set", "shift", "shopt", "source", "test", "trap", "true", "type", "ulimit", "umask",
-    "unset", "wait",
+    ".",
+    ":",
+    "[",
+    "break",
+    "builtin",
+    "cd",
+    "command",
+    "continue",
+    "declare",
+    "echo",
+    "eval",
+    "exec",
+    "exit",
+    "export",
+    "false",
+    "getopts",
+    "hash",
+    "kill",
+    "let",
+    "local",
+    "mapfile",
+    "printf",
+    "pwd",
+    "read",
+    "readarray",
+    "readonly",
+    "return",
+    "set",
+    "shift",
+    "shopt",
+    "source",
+    "test",
+    "trap",
+    "true",
+    "type",
+    "ulimit",
+    "umask",
+    "unset",
+    "wait",
 ];
 
 /// Commands that run another one: their first words, and how many operands come before it.
@@ -38,12 +72,12 @@ const WRAPPERS: [(&[&str], usize); 19] = [
     (&["wait_until"], 1),
     (&["check"], 3),
     (&["with_apt"], 1),
-    (&["client_curl"], 0),
-    (&["step"], 0),
+    (&["attempt"], 1),
+    (&["attempt_tests"], 0),
 ];
 
 /// Options of those whose value is a word of its own.
-const WITH_VALUE: [&str; 4] = ["-c", "--reuid", "--regid", "-n"];
+const WITH_VALUE: [&str; 5] = ["-c", "-k", "--reuid", "--regid", "-n"];
 
 /// The programs that `text` runs, and the functions that it defines.
 pub fn programs(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
@@ -98,7 +132,9 @@ impl Script {
                     self.command(&mut words);
                     self.skip_heredocs();
                 }
-                '(' if self.starts_with("((") && is_start(&words) => self.arithmetic(),
+                '(' if self.starts_with("((") && (is_start(&words) || is_for(&words)) => {
+                    self.arithmetic();
+                }
                 '(' => {
                     // `name() {` defines a function.
                     if let [Some(name)] = &words[..]
@@ -349,7 +385,9 @@ impl Script {
             while let Some(c) = self.peek().filter(|&c| c != '}') {
                 match c {
                     '$' => self.dollar(),
-                    '\'' | '"' if self.text.get(self.at - 1) != Some(&'\\') => _ = self.word_of_brace(c),
+                    '\'' | '"' if self.text.get(self.at - 1) != Some(&'\\') => {
+                        _ = self.word_of_brace(c)
+                    }
                     _ => self.at += 1,
                 }
             }
@@ -405,7 +443,8 @@ impl Script {
     /// The program that a command line runs, and those that it runs through others.
     fn resolve(&mut self, words: &[Word]) {
         let literal = |at: usize| words.get(at).and_then(|word: &Word| word.as_deref());
-        let Some(first) = literal(0) else { return };
+        // A number is the operand of `taskset -cp 0 PID`, which runs nothing.
+        let Some(first) = literal(0).filter(|first| !is_number(first)) else { return };
         let is_shell = ["bash", "sh"].contains(&first);
         if !BUILTINS.contains(&first) {
             self.programs.insert(first.to_owned());
@@ -418,8 +457,8 @@ impl Script {
             }
             return;
         }
-        if first == "trap" {
-            self.programs.extend(literal(1).map(programs).unwrap_or_default().0);
+        if let Some(code) = literal(1).filter(|&code| first == "trap" && code != "-") {
+            self.programs.extend(programs(code).0);
         }
         let wrapper = WRAPPERS.iter().find(|(prefix, _)| {
             prefix.iter().enumerate().all(|(at, &word)| literal(at) == Some(word))
@@ -453,6 +492,11 @@ fn is_start(words: &[Word]) -> bool {
     })
 }
 
+/// The begin of `for ((`.
+fn is_for(words: &[Word]) -> bool {
+    matches!(words, [.., Some(word)] if word == "for")
+}
+
 fn is_assignment(word: &Word) -> bool {
     let name = word.as_deref().and_then(|word| word.split_once('='));
     name.is_some_and(|(name, _)| is_name(name))
@@ -460,7 +504,9 @@ fn is_assignment(word: &Word) -> bool {
 
 fn is_name(text: &str) -> bool {
     let text = text.trim_end_matches('+').split('[').next().unwrap_or_default();
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !is_number(text)
+    !text.is_empty()
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && !is_number(text)
 }
 
 fn is_number(text: &str) -> bool {

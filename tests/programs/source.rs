@@ -10,9 +10,12 @@ const HOSTS: [&str; 7] = ["client", "lb", "b1", "b2", "b3", "router", "switch"];
 const RUN: [&str; 2] = ["run", "try_run"];
 /// Functions that take arguments of holdfast, or of a script of the project.
 const ARGUMENTS: [&str; 9] =
-    ["args", "cli", "ok", "refused", "script", "run_script", "conformance", "reference", "extend"];
+    ["args", "cli", "ok", "refused", "script", "run_script", "conformance", "holdfast", "extend"];
 /// First words of such arguments that stand in a list of their own.
-const SUBCOMMANDS: [&str; 6] = ["up", "cases", "random", "generate", "run", "status"];
+const SUBCOMMANDS: [&str; 16] = [
+    "up", "cases", "random", "generate", "run", "status", "check", "replay", "whatif", "clients",
+    "drain", "undrain", "events", "flows", "reload", "explain",
+];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
@@ -26,17 +29,25 @@ pub fn programs(text: &str) -> BTreeSet<String> {
     let tokens = tokens(text);
     let mut found = BTreeSet::new();
     for at in 0..tokens.len() {
-        found.extend(programs_of_command(&command_at(&tokens, at)));
+        let words = command_at(&tokens, at);
+        found.extend(programs_of_command(&words));
+        // A name that bash would take for its own is a program here.
+        found.extend(words.into_iter().next().flatten());
     }
+    found.retain(|name| is_name(name));
     found
+}
+
+/// Whether a string may be the name of a program.
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_lowercase() || c == '/')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "_./+-".contains(c))
 }
 
 /// The command line that begins at a token; empty if none does.
 fn command_at(tokens: &[Token], at: usize) -> Vec<Word> {
     let before = |back: usize| at.checked_sub(back).and_then(|at| tokens.get(at));
-    let ident = |back: usize, names: &[&str]| {
-        matches!(before(back), Some(Token::Ident(name)) if names.contains(&name.as_str()))
-    };
+    let ident = |back: usize, names: &[&str]| matches!(before(back), Some(Token::Ident(name)) if names.contains(&name.as_str()));
     let text = |at: usize| match tokens.get(at) {
         Some(Token::Text(text)) => Some(text.clone()),
         _ => None,
@@ -47,7 +58,7 @@ fn command_at(tokens: &[Token], at: usize) -> Vec<Word> {
         // .command(host, "x")
         Token::Ident(name) if name == "command" && before(1) == Some(&Token::Sign('.')) => {
             let arguments = tokens.get(at + 1..).unwrap_or_default();
-            let comma = arguments.iter().take(8).position(|token| *token == Token::Sign(','));
+            let comma = arguments.iter().take(12).position(|token| *token == Token::Sign(','));
             vec![comma.and_then(|comma| text(at + 2 + comma))]
         }
         // run("ip", ..), run("ip netns add x"), run(&format!("ip netns add {x}"))
@@ -55,18 +66,24 @@ fn command_at(tokens: &[Token], at: usize) -> Vec<Word> {
             let near = at + 1..at + 7;
             let first = near.clone().find_map(text).unwrap_or_default();
             let opens = tokens.get(at + 1) == Some(&Token::Sign('('));
-            let ends = |at: usize| matches!(tokens.get(at), Some(Token::Sign('[' | ')' | '{' | '|')));
+            let ends =
+                |at: usize| matches!(tokens.get(at), Some(Token::Sign('[' | ')' | '{' | '|')));
             let direct = near.take_while(|&at| !ends(at)).any(|at| text(at).is_some());
             if !opens || !direct || HOSTS.contains(&first.as_str()) {
                 return Vec::new();
             }
-            first.split_whitespace().map(|word| Some(word.to_owned())).collect()
+            let words: Vec<Word> =
+                first.split_whitespace().map(|word| Some(word.to_owned())).collect();
+            let is_ours =
+                |word: &Word| word.as_deref().is_some_and(|word| SUBCOMMANDS.contains(&word));
+            if words.first().is_some_and(is_ours) { Vec::new() } else { words }
         }
         // ["x", "-y"], and run(host, &["x", "y"])
         Token::Sign('[') => {
             let words = elements(tokens, at);
             let near: Vec<usize> = (1..=6).take_while(|&back| !is_end(before(back))).collect();
-            let is_run = near.iter().any(|&back| ident(back, &RUN));
+            let is_run = near.iter().any(|&back| ident(back, &RUN))
+                && !near.iter().any(|&back| is_program_before(before(back)));
             let is_other = near.iter().any(|&back| ident(back, &ARGUMENTS));
             let first = words.first().and_then(|word| word.as_deref()).unwrap_or_default();
             if first.is_empty() || first.starts_with('-') || SUBCOMMANDS.contains(&first) {
@@ -76,6 +93,11 @@ fn command_at(tokens: &[Token], at: usize) -> Vec<Word> {
         }
         _ => Vec::new(),
     }
+}
+
+/// `run("ip", &[..])`: the brackets are its arguments.
+fn is_program_before(token: Option<&Token>) -> bool {
+    matches!(token, Some(Token::Text(text)) if !HOSTS.contains(&text.as_str()))
 }
 
 fn is_end(token: Option<&Token>) -> bool {
@@ -115,9 +137,11 @@ fn tokens(text: &str) -> Vec<Token> {
         let next = chars.get(at + 1);
         at += 1;
         match c {
-            '/' if next == Some(&'/') => while chars.get(at).is_some_and(|&c| c != '\n') {
-                at += 1;
-            },
+            '/' if next == Some(&'/') => {
+                while chars.get(at).is_some_and(|&c| c != '\n') {
+                    at += 1;
+                }
+            }
             '"' => {
                 let mut literal = String::new();
                 while let Some(&c) = chars.get(at).filter(|&&c| c != '"') {

@@ -1,0 +1,85 @@
+//! `scripts/test` runs everything although something failed, and its end says what to run again.
+
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A crate whose tests fail in each way: by name, without a word, as a library's.
+const CRATE: [(&str, &str); 4] = [
+    (
+        "Cargo.toml",
+        "[package]\nname = \"failing\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n",
+    ),
+    ("src/lib.rs", "#[test]\nfn first() { panic!() }\n#[test]\nfn good() {}\n"),
+    ("tests/crash.rs", "#[test]\nfn dies() { std::process::abort() }\n"),
+    ("tests/last.rs", "mod inner { #[test] fn second() { panic!() } }\n#[test]\nfn good() {}\n"),
+];
+
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn folder(name: &str) -> Folder {
+    let folder = std::env::temp_dir().join(format!("holdfast-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(folder.join("src")).unwrap();
+    std::fs::create_dir_all(folder.join("tests")).unwrap();
+    Folder(folder)
+}
+
+/// Runs steps as `scripts/test` does, in a folder.
+fn steps(folder: &Path, steps: &str) -> Output {
+    let library = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lib.sh");
+    let code =
+        format!("set -euo pipefail; source {library}; {steps}\nreport_failures; echo all passed");
+    let mut command = Command::new("bash");
+    command.args(["-c", &code]).current_dir(folder);
+    // Where this test's own crate is built is no place for another one.
+    command.env_remove("CARGO_TARGET_DIR").output().unwrap()
+}
+
+#[test]
+fn every_failed_test_is_listed_with_the_command_that_runs_it_again() {
+    let folder = folder("failing");
+    for (file, text) in CRATE {
+        std::fs::write(folder.0.join(file), text).unwrap();
+    }
+    let output = steps(&folder.0, "attempt_tests cargo test --offline --no-fail-fast");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let list = said.split("3 FAILED; each with the command that runs it again:\n").nth(1);
+    assert_eq!(
+        list,
+        Some(
+            "  src/lib.rs first\n      cargo test --locked --lib -- --exact first\n  \
+             tests/crash.rs\n      cargo test --locked --test crash\n  \
+             tests/last.rs inner::second\n      cargo test --locked --test last -- --exact inner::second\n"
+        ),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_failed_step_hides_no_later_one_and_what_cannot_be_built_is_listed() {
+    let folder = folder("steps");
+    let text =
+        "attempt lints ls --no-such-option\nattempt good true\nattempt_tests cargo test --offline";
+    let output = steps(&folder.0, text);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("==> good"), "{said}");
+    let rows = [
+        "  lints\n      ls --no-such-option\n",
+        "  cargo test --offline\n      cargo test --offline\n",
+    ];
+    for row in rows {
+        assert!(said.contains(row), "{row:?} is missing: {said}");
+    }
+    let output = steps(&folder.0, "attempt good true");
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).ends_with("all passed\n"));
+}
