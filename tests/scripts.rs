@@ -63,6 +63,29 @@ fn every_failed_test_is_listed_with_the_command_that_runs_it_again() {
     );
 }
 
+/// A download that is refused says by whom, and why; a slow start explains a small share.
+#[test]
+fn quickstart_says_what_it_saw() {
+    let folder = folder("quickstart");
+    let quickstart = concat!("source ", env!("CARGO_MANIFEST_DIR"), "/scripts/quickstart");
+    std::fs::create_dir(folder.0.join("b2")).unwrap();
+    let log = "open() \"/big\" failed (13: Permission denied)";
+    std::fs::write(folder.0.join("b2/error.log"), format!("earlier\n{log}\n")).unwrap();
+    let headers = |status| format!("HTTP/1.1 {status}\r\nServer: nginx\r\nX-Backend: b2\r\n\r\n");
+    for (status, said) in [
+        ("200 OK", String::new()),
+        ("403 Forbidden", format!("HTTP/1.1 403 Forbidden from b2; its nginx says: {log}\n")),
+    ] {
+        std::fs::write(folder.0.join("download.headers"), headers(status)).unwrap();
+        let output = steps(&folder.0, &format!("{quickstart}; refusal_of .; exit"));
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), said);
+    }
+    let spread =
+        format!("{quickstart}; spread_of $'200 1 b1\\n200 1 b3\\n200 1 b1\\n500 1 b2' b3; exit");
+    let output = steps(&folder.0, &spread);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "b1 2, b3 1 (starts slowly)\n");
+}
+
 #[test]
 fn a_failed_step_hides_no_later_one_and_what_cannot_be_built_is_listed() {
     let folder = folder("steps");

@@ -171,7 +171,10 @@ impl Drop for Lab {
 
 fn run_script(arguments: &[&str]) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lab");
-    let output = Command::new(script).args(arguments).stdin(Stdio::null()).output().unwrap();
+    // Made by a root that lets nobody else read its files, the lab must serve them all the same.
+    let closed = ["-c", "umask 077; exec \"$0\" \"$@\"", script];
+    let mut command = Command::new("bash");
+    let output = command.args(closed).args(arguments).stdin(Stdio::null()).output().unwrap();
     succeeded(&format!("scripts/lab {arguments:?}"), &output);
 }
 
