@@ -14,7 +14,7 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # In every Debian, the smallest too.
 ESSENTIAL_PACKAGES=(
     'coreutils|/usr/bin/env basename chroot chmod cat chown cp cut date dirname env head id ln ls mkdir mkfifo mktemp mv nproc od paste realpath rm sha256sum sleep sort tail tee timeout touch tr true uname uniq wc|files and text'
-    'util-linux|flock setpriv setsid taskset unshare|namespaces, privileges, cores'
+    'util-linux|flock prlimit setpriv setsid taskset unshare|namespaces, privileges, cores'
     'mount|mount|folders in other places'
     'findutils|find xargs|walks through folders'
     'grep|grep|looks for text'

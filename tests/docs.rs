@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
+use holdfast::flow::Protocol;
+use holdfast::forwarding::Forward;
 use holdfast::stats::{Answer, Drop};
 
 fn document(name: &str) -> String {
@@ -36,6 +38,75 @@ fn every_answer_is_documented() {
         let row = format!("| `{}` | {} |", answer.as_str(), answer.describe().trim());
         assert!(text.lines().any(|line| line == row), "docs/COUNTERS.md lacks a row {row:?}");
     }
+}
+
+/// The row of a key in a section of API.md.
+fn api_row(section: &str, key: &str) -> String {
+    let text = document("API.md");
+    let section = text.split(&format!("\n{section}\n")).nth(1).unwrap();
+    let section = section.split("\n#").next().unwrap();
+    let row = section.lines().find(|line| line.starts_with(&format!("| `{key}` | ")));
+    row.unwrap_or_else(|| panic!("docs/API.md, {section}: no row for {key}")).to_owned()
+}
+
+/// The quoted words of a row, but for the key.
+fn values(row: &str) -> Vec<&str> {
+    let quoted = row.split("`\"").skip(1);
+    quoted.filter_map(|rest| rest.split("\"`").next()).collect()
+}
+
+/// Every way to forward and every protocol has its word in the API, and no other one is named.
+#[test]
+fn the_words_of_the_api_are_those_of_the_code() {
+    // A new one does not compile until it is here.
+    const fn listed(forward: Forward, protocol: Protocol) {
+        match forward {
+            Forward::Dsr | Forward::Nat | Forward::FullNat | Forward::Ipip | Forward::Gue => {}
+        }
+        match protocol {
+            Protocol::Tcp | Protocol::Udp | Protocol::Any => {}
+        }
+    }
+    listed(Forward::Dsr, Protocol::Tcp);
+    let forwards = [Forward::Dsr, Forward::Nat, Forward::FullNat, Forward::Ipip, Forward::Gue];
+    assert_eq!(values(&api_row("### VIP", "forward")), forwards.map(Forward::as_str));
+    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Any].map(Protocol::as_str);
+    assert_eq!(values(&api_row("### VIP", "protocol")), protocols);
+    assert_eq!(values(&api_row("## Flow", "protocol")), protocols);
+}
+
+/// What a reload changes and what it refuses: every section of the configuration is in one of the two lists.
+#[test]
+fn every_section_is_told_to_be_reloaded_or_not() {
+    let text = document("API.md");
+    let words = text.split("\n## Reload\n").nth(1).unwrap().split("| key |").next().unwrap();
+    let (changed, refused) = words.split_once("a change of").unwrap();
+    let reference = std::fs::read_to_string("config/holdfast.toml").unwrap();
+    let uncommented = reference.lines().map(|line| line.trim_start_matches(['#', ' ']));
+    let mut sections: Vec<&str> = uncommented
+        .filter(|line| line.starts_with('[') && line.ends_with(']') && !line.contains('.'))
+        .collect();
+    sections.dedup();
+    assert!(sections.len() >= 9, "{sections:?}");
+    for section in sections {
+        let is_changed = ["[[vip]]", "[tunnel]", "[icmp]"].contains(&section);
+        let place = if is_changed { changed } else { refused };
+        assert!(place.contains(&format!("`{section}`")), "docs/API.md, Reload: {section}");
+    }
+}
+
+/// A capture on the box sees no packet of a VIP (tests/e2e/kernel.rs), so no document sends a reader there.
+#[test]
+fn captures_are_made_where_packets_are_seen() {
+    for name in ["REPLAY.md", "CONFORMANCE.md", "COUNTERS.md"] {
+        let text = document(name);
+        for line in text.lines().filter(|line| line.contains("tcpdump")) {
+            let elsewhere = ["mirror", "backend", "before", "tcpdump -s"];
+            let seen = elsewhere.iter().any(|word| line.contains(word));
+            assert!(seen && !line.ends_with("# on the box"), "docs/{name}: where? {line}");
+        }
+    }
+    assert!(document("REPLAY.md").contains("\n## Where to capture\n"));
 }
 
 /// Links between the documents, and from them to files, lead somewhere.

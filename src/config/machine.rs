@@ -85,15 +85,16 @@ pub struct Machine {
 }
 
 /// What `run` needs (include/uapi/linux/capability.h) and for what.
-const CAPABILITIES: [(u32, &str, &str); 3] = [
+const CAPABILITIES: [(u32, &str, &str); 4] = [
     (12, "CAP_NET_ADMIN", "attach XDP programs and announce addresses"),
     (13, "CAP_NET_RAW", "open AF_XDP sockets"),
+    (38, "CAP_PERFMON", "load the XDP program"),
     (39, "CAP_BPF", "load the XDP program"),
 ];
 /// Bytes that a flow of either family takes in a flow table, rounded up ([`crate::flow::table`]).
 const FLOW_BYTES_V4: u64 = 50;
 const FLOW_BYTES_V6: u64 = 82;
-/// Stands for CAP_BPF, too.
+/// Stands for CAP_BPF and CAP_PERFMON, too: it had their rights before Linux 5.8 had them.
 const CAP_SYS_ADMIN: u32 = 21;
 
 impl Machine {
@@ -289,7 +290,7 @@ fn privileges(machine: &Machine, findings: &mut Vec<Finding>) {
     let effective = machine.capabilities.unwrap_or(u64::MAX);
     let has = |number: u32| effective & (1 << number) != 0;
     for (number, name, purpose) in CAPABILITIES {
-        let stands_for = number == 39 && has(CAP_SYS_ADMIN);
+        let stands_for = matches!(number, 38 | 39) && has(CAP_SYS_ADMIN);
         if !has(number) && !stands_for {
             let what = format!("{name} is missing: it is needed to {purpose}");
             let fix = "run as root, or check the file alone with --offline";
@@ -507,9 +508,15 @@ mod tests {
             (
                 "an ordinary user",
                 Machine { capabilities: Some(0), ..machine() },
-                &["CAP_NET_ADMIN is missing", "CAP_NET_RAW is missing", "CAP_BPF is missing"][..],
+                &[
+                    "CAP_NET_ADMIN is missing",
+                    "CAP_NET_RAW is missing",
+                    "CAP_PERFMON is missing",
+                    "CAP_BPF is missing",
+                ][..],
             ),
             ("CAP_SYS_ADMIN for CAP_BPF", Machine { capabilities: without(39), ..machine() }, &[]),
+            ("and for CAP_PERFMON", Machine { capabilities: without(38), ..machine() }, &[]),
             (
                 "no AF_XDP",
                 Machine { af_xdp: Some(false), ..machine() },

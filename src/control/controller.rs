@@ -19,7 +19,7 @@ use super::api::{Reloaded, Status};
 use super::clients;
 use super::events::{Journal, Kind, News};
 use super::explain::Prepared;
-use super::flows::{Names, Pins, list, translated_connections};
+use super::flows::{Names, Pins, list};
 use super::forecast::Forecaster;
 use super::health::{Checks, Outcome};
 use super::hook::Hook;
@@ -256,18 +256,19 @@ impl Controller {
         }
     }
 
-    /// Says what a stop does to connections whose packets are translated here: no other process can do that,
-    /// and their ends are sent nothing.
+    /// Says what a stop does to flows whose packets are translated here: no other process can do that, and
+    /// their ends are sent nothing.
     fn tell_cut_flows(&self) {
-        let names = Names::of(&self.registry);
-        let open: usize =
-            self.workers.iter().map(|worker| translated_connections(&*worker.flows, &names)).sum();
-        if open > 0 {
+        let translated =
+            self.registry.backends().filter(|(vip, _)| vip.config.forward.translates());
+        let indices = translated.map(|(_, backend)| backend.id.index);
+        let pinned: u64 = indices.map(|index| status::flows_active(&self.workers, index)).sum();
+        if pinned > 0 {
             warn!(
-                "{} of nat and full_nat still open: neither end is told; a client that waits for data \
-                 hangs until its own time-out, also if holdfast starts again; to cut nothing, drain \
-                 the backends before (holdfast drain --wait)",
-                counted(open, "TCP connection")
+                "{} of nat and full_nat pinned, with those that have just closed: what is open of them is \
+                 cut and neither end is told; a client that waits for data hangs until its own time-out, \
+                 also if holdfast starts again; to cut nothing, drain before (holdfast drain --wait)",
+                counted(pinned, "flow")
             );
         }
     }

@@ -233,18 +233,6 @@ impl Pins for FlowTable {
     }
 }
 
-/// TCP connections that are open, through a VIP that translates their packets.
-pub fn translated_connections(table: &dyn Pins, names: &Names) -> usize {
-    let is_open = |Entry { key, pin }: &Entry| {
-        let forward = names.vip(pin.vip).map(|vip| vip.forward);
-        let forward = forward.filter(|forward| forward.translates());
-        let is_known = names.backend(pin.track.backend()).is_some();
-        let state = forward.map(|forward| state_name(key.protocol, pin.track.state(), forward));
-        is_known && matches!(state, Some("established" | "embryonic"))
-    };
-    (0..table.positions()).filter_map(|at| table.pin_at(at)).filter(is_open).count()
-}
-
 /// What a scan looks through.
 pub struct Lens<'s> {
     /// What is wanted.

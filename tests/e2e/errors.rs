@@ -1,6 +1,6 @@
 //! Starts that must fail: the error says what, where and how to fix it, and nothing is left behind.
 
-use crate::lab::{Config, Family, Holdfast, Lab, Topology, failed, requests, vip};
+use crate::lab::{Config, Family, Holdfast, Lab, Topology, failed, log_of, requests, vip};
 
 fn assert_says(error: &str, parts: &[&str]) {
     for part in parts {
@@ -62,6 +62,60 @@ fn without_root() {
     let line = [&nobody[..], &["--inh-caps=-all", binary, "run", "--config", file]].concat();
     assert_says(&failed("a start as nobody", &lab.try_run("lb", &line)), &["root"]);
     assert_untouched(&lab);
+}
+
+/// Of another user than root, with some capabilities and hardly a page that may be locked.
+fn unprivileged<'a>(capabilities: &'a str, binary: &'a str) -> Vec<&'a str> {
+    let user =
+        ["prlimit", "--memlock=65536:65536", "setpriv", "--reuid", "65534", "--regid", "65534"];
+    let rights = ["--clear-groups", "--inh-caps", capabilities, "--ambient-caps", capabilities];
+    [&user[..], &rights, &["--bounding-set", capabilities, binary]].concat()
+}
+
+/// The capabilities that README.md names ("Kernel") are enough for another user, and each is needed.
+#[test]
+fn the_documented_capabilities_are_those_that_are_needed() {
+    let lab = Lab::up(Topology::Stick);
+    let nat = vip("nat", Family::V4, false);
+    let binary = lab.state().join("holdfast");
+    std::fs::copy(env!("CARGO_BIN_EXE_holdfast"), &binary).unwrap();
+    let binary = binary.to_str().unwrap();
+    let own = lab.state().join("own");
+    std::fs::create_dir(&own).unwrap();
+    std::os::unix::fs::chown(&own, Some(65534), Some(65534)).unwrap();
+    let socket = own.join("control.sock").to_str().unwrap().to_owned();
+    let config = Config { socket, ..Config::new(&lab, 1, vec![nat.clone()]) };
+
+    let readme = include_str!("../../README.md");
+    let item = readme.split("2. **Kernel.**").nth(1).unwrap().split("3. **").next().unwrap();
+    let list = item.split("with\n").nth(1).unwrap().split(", who").next().unwrap();
+    let names = list.split([',', ' ', '\n']).filter_map(|word| word.strip_prefix("CAP_"));
+    let names: Vec<String> = names.map(str::to_lowercase).collect();
+    assert_eq!(names.len(), 5, "{list:?}");
+    let without = |missing: Option<&String>| {
+        let rest = names.iter().filter(|name| Some(*name) != missing);
+        rest.fold("-all".to_owned(), |list, name| format!("{list},+{name}"))
+    };
+
+    let enough = without(None);
+    let line = unprivileged(&enough, binary);
+    let mut command = lab.command("lb", line[0]);
+    command.args(&line[1..]);
+    let log = std::fs::File::create(log_of(&lab)).unwrap();
+    let holdfast = Holdfast::start_by(&lab, &config, command, log.into());
+    requests(&lab, &nat, 0, 50).assert_none_failed("without root");
+    holdfast.stop();
+    assert_untouched(&lab);
+
+    let file = lab.state().join("holdfast.toml");
+    let run = ["run", "--config", file.to_str().unwrap()];
+    for name in &names {
+        let less = without(Some(name));
+        let line = [&["timeout", "20"], &unprivileged(&less, binary)[..], &run].concat();
+        let error = failed(&format!("a start without {name}"), &lab.try_run("lb", &line));
+        assert_says(&error, &[&format!("CAP_{}", name.to_uppercase())]);
+        assert_untouched(&lab);
+    }
 }
 
 #[test]

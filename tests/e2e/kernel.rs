@@ -1,6 +1,11 @@
 //! What is not for a VIP stays with the kernel of the same NIC.
 
-use crate::lab::{BACKENDS, BALANCER_MACS, Config, Family, Holdfast, Lab, Topology, Vip, requests};
+use std::process::Command;
+
+use crate::e2e::oracle::capture;
+use crate::lab::{
+    BACKENDS, BALANCER_MACS, Config, Family, Holdfast, Lab, Topology, Vip, requests, succeeded, vip,
+};
 
 /// One connection to the SSH-like server of the balancer's own address.
 pub fn banner(lab: &Lab, family: Family) -> String {
@@ -31,6 +36,29 @@ fn own_addresses_ping_and_neighbour_discovery_work() {
             assert!(neighbour.contains(BALANCER_MACS[0]), "{address}: {neighbour}");
         }
         assert!(holdfast.status().nics.iter().all(|nic| nic.passed > 0));
+        holdfast.stop();
+    }
+}
+
+/// docs/REPLAY.md, "Where to capture": XDP takes the packets of a VIP before a packet socket sees them, in both
+/// modes, and what an AF_XDP socket sends passes none either.
+#[test]
+fn a_capture_on_the_box_has_no_packet_of_a_vip() {
+    for keys in ["xdp = \"native\"", "xdp = \"generic\"\nmode = \"copy\""] {
+        let lab = Lab::up(Topology::Stick);
+        let nat = vip("nat", Family::V4, false);
+        let config = Config { nic_keys: keys, ..Config::new(&lab, 2, vec![nat.clone()]) };
+        let holdfast = Holdfast::start(&lab, &config);
+        let places = [("lb", "eth0"), ("switch", "lb-eth0")];
+        let captures = places.map(|(host, interface)| capture(&lab, host, interface));
+        requests(&lab, &nat, 0, 50).assert_none_failed(keys);
+        let packets = captures.map(|capture| {
+            let mut command = Command::new("tcpdump");
+            command.args(["-nr"]).arg(capture.end()).args(["tcp", "and", "host", "192.0.2.20"]);
+            succeeded("tcpdump", &command.output().unwrap()).lines().count()
+        });
+        assert_eq!(packets[0], 0, "{keys}: the box sees packets of the VIP");
+        assert!(packets[1] > 100, "{keys}: the switch sees {}", packets[1]);
         holdfast.stop();
     }
 }

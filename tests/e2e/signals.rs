@@ -37,7 +37,7 @@ fn sigterm_and_sigint_during_a_start_end_it_cleanly() {
 
 /// `dsr` is not counted: its flows find their backends again by the hash.
 #[test]
-fn a_stop_says_how_many_connections_it_cuts() {
+fn a_stop_says_how_many_flows_it_cuts() {
     let lab = Lab::up(Topology::Stick);
     let vips = ["dsr", "nat", "full_nat"].map(|forward| vip(forward, Family::V4, false));
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.to_vec()));
@@ -51,6 +51,6 @@ fn a_stop_says_how_many_connections_it_cuts() {
     }
     holdfast.stop();
     let log = std::fs::read_to_string(log_of(&lab)).unwrap();
-    assert!(log.contains("2 TCP connections of nat and full_nat still open"), "{log}");
+    assert!(log.contains("2 flows of nat and full_nat pinned"), "{log}");
     drop(transfers);
 }

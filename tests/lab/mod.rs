@@ -171,7 +171,7 @@ impl Drop for Lab {
 
 fn run_script(arguments: &[&str]) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lab");
-    // Made by a root that lets nobody else read its files, the lab must serve them all the same.
+    // Made by a root whose files only root may read, the lab must serve them all the same.
     let closed = ["-c", "umask 077; exec \"$0\" \"$@\"", script];
     let mut command = Command::new("bash");
     let output = command.args(closed).args(arguments).stdin(Stdio::null()).output().unwrap();

@@ -53,7 +53,7 @@ const BUILTINS: [&str; 39] = [
 ];
 
 /// Commands that run another one: their first words, and how many operands come before it.
-const WRAPPERS: [(&[&str], usize); 19] = [
+const WRAPPERS: [(&[&str], usize); 20] = [
     (&["ip", "netns", "exec"], 1),
     (&["timeout"], 1),
     (&["taskset"], 0),
@@ -63,6 +63,7 @@ const WRAPPERS: [(&[&str], usize); 19] = [
     (&["xargs"], 0),
     (&["unshare"], 0),
     (&["setpriv"], 0),
+    (&["prlimit"], 0),
     (&["chroot"], 1),
     // Functions of the scripts.
     (&["in_host"], 1),
