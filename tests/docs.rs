@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
+use clap::Parser as _;
+use holdfast::cli::Cli;
 use holdfast::flow::Protocol;
 use holdfast::forwarding::Forward;
 use holdfast::stats::{Answer, Drop};
@@ -93,6 +95,65 @@ fn every_section_is_told_to_be_reloaded_or_not() {
         let place = if is_changed { changed } else { refused };
         assert!(place.contains(&format!("`{section}`")), "docs/API.md, Reload: {section}");
     }
+}
+
+/// The lines of code blocks in README.md and the documents, without comments.
+fn code_lines() -> Vec<(String, String)> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let documents =
+        std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut lines = Vec::new();
+    for path in documents.chain([root.join("README.md")]) {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if !name.ends_with(".md") {
+            continue;
+        }
+        let mut is_code = false;
+        for line in std::fs::read_to_string(&path).unwrap().lines().map(str::trim) {
+            if line.starts_with("```") {
+                is_code = !is_code;
+            } else if is_code {
+                let line = line.strip_prefix("$ ").unwrap_or(line);
+                let line = line.split(" # ").next().unwrap().split(" && ").next().unwrap();
+                lines.push((name.clone(), line.trim().to_owned()));
+            }
+        }
+    }
+    lines
+}
+
+/// The words of a command line; single quotes keep one together.
+fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for (at, part) in line.split('\'').enumerate() {
+        match at % 2 {
+            0 => words.extend(part.split_whitespace().map(str::to_owned)),
+            _ => words.push(part.to_owned()),
+        }
+    }
+    words
+}
+
+/// Every command of holdfast that a document shows is one that holdfast takes, with these options; scripts and files
+/// of the project that are named are there.
+#[test]
+fn commands_that_are_shown_are_understood() {
+    let (mut commands, mut files) = (0, 0);
+    for (name, line) in code_lines() {
+        let words = words(&line);
+        if line.starts_with("holdfast ") {
+            commands += 1;
+            let parsed = Cli::try_parse_from(&words);
+            assert!(parsed.is_ok(), "{name}: {line}\n{}", parsed.unwrap_err());
+        }
+        let ours = |word: &&String| word.starts_with("scripts/") || word.starts_with("config/");
+        for file in words.iter().filter(ours) {
+            files += 1;
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+            assert!(path.exists(), "{name}: {line}: {file} is not there");
+        }
+    }
+    assert!(commands > 25 && files > 10, "{commands} commands, {files} files");
 }
 
 /// A capture on the box sees no packet of a VIP (tests/e2e/kernel.rs), so no document sends a reader there.
