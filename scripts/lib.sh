@@ -82,7 +82,7 @@ COMPARE_PACKAGES=(
     'git|git|names the commit that was measured'
 )
 GUEST_PACKAGES=(
-    'ca-certificates|/etc/ssl/certs/ca-certificates.crt|for a mirror that speaks HTTPS'
+    'debian-archive-keyring|/usr/share/keyrings/debian-archive-keyring.gpg|knows the signatures of the packages'
 )
 FRESH_PACKAGES=(
     'debootstrap|debootstrap|makes a minimal Debian'

@@ -267,7 +267,8 @@ impl Controller {
             warn!(
                 "{} of nat and full_nat pinned, with those that have just closed: what is open of them is \
                  cut and neither end is told; a client that waits for data hangs until its own time-out, \
-                 also if holdfast starts again; to cut nothing, drain before (holdfast drain --wait)",
+                 also if holdfast starts again; to cut nothing, drain all of their backends before \
+                 (holdfast drain --force --wait)",
                 counted(pinned, "flow")
             );
         }
