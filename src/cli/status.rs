@@ -389,6 +389,11 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("idled out", totals.flows_idled_out, "flows given up after silence while open"),
         ("stale", totals.flows_stale, "pins given up because their backend had left"),
         ("clients full", totals.clients_full, "clients that found no room to be remembered"),
+        (
+            "unpinned",
+            totals.table_full_unpinned,
+            "packets forwarded by the hash alone, as the flow table was full",
+        ),
         ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
         ("resets sent", totals.resets_sent, "RST segments that told them"),
         ("probes sent", totals.probes_sent, "segments that made silent ends speak"),

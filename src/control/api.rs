@@ -107,6 +107,8 @@ pub struct Totals {
     #[serde(default)]
     pub clients_full: u64,
     #[serde(default)]
+    pub table_full_unpinned: u64,
+    #[serde(default)]
     pub fragments_parked: u64,
     #[serde(default)]
     pub flows_reset: u64,

@@ -122,11 +122,12 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
-        // 1 s, 10 s, 2 s, 1 s.
+        // 1 s, 10 s, 2 s, 1 s, 1 s.
         timeouts: Timeouts {
             embryonic: Ticks(100),
             established: Ticks(1000),
             closing: Ticks(200),
+            udp_first: Ticks(100),
             udp: Ticks(100),
         },
         remember: None,
