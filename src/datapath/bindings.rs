@@ -114,10 +114,10 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> Option<Track> {
         let owner = context.bindings.owner(lease.id);
-        let change = |track: &Track| match stray {
+        let change = |track: &Track, backend: &Backend| match stray {
             // The backend has lost the flow's connection: another SYN may begin a new one.
             true => Change::RESET,
-            false => reply_change(packet, track, context.now),
+            false => reply_change(packet, track, backend, context.now),
         };
         let track = if owner == self.me {
             answered_here(packet, lease.id, change, context)?
@@ -134,7 +134,7 @@ impl Conntrack {
         &self,
         packet: &Packet,
         id: BindingId,
-        change: impl Fn(&Track) -> Change,
+        change: impl Fn(&Track, &Backend) -> Change,
         context: &Context<'_>,
     ) -> Option<Track> {
         let flow = &packet.flow;
@@ -142,7 +142,7 @@ impl Conntrack {
         let (slot, pin) = owner.lookup(flow).filter(|(_, pin)| is_bound(&pin.track, id))?;
         let backend = living(flow.protocol(), &pin.track, context)?;
         let cut = is_cut(flow.protocol(), &pin.track, backend);
-        let news = News::of_change(if cut { Change::CUT } else { change(&pin.track) });
+        let news = News::of_change(if cut { Change::CUT } else { change(&pin.track, backend) });
         tell(owner, slot, flow, &pin.track, &news, context.now);
         let track = news.apply(&pin, context.now).track;
         clients::seen_again(flow, backend, track.state(), context);
@@ -154,7 +154,7 @@ impl Conntrack {
 fn answered_here(
     packet: &Packet,
     id: BindingId,
-    change: impl Fn(&Track) -> Change,
+    change: impl Fn(&Track, &Backend) -> Change,
     context: &Context<'_>,
 ) -> Option<Track> {
     let flow = &packet.flow;
@@ -167,7 +167,7 @@ fn answered_here(
         cut(&hit, context.now);
         return Some(hit.track);
     }
-    let change = change(&hit.track);
+    let change = change(&hit.track, backend);
     let state = change.apply(hit.track.state());
     hit.set_state(state);
     clients::seen_again(flow, backend, state, context);

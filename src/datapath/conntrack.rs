@@ -340,7 +340,7 @@ impl Conntrack {
         if is_cut {
             cut(&hit, context.now);
         } else {
-            let change = reply_change(packet, &hit.track, context.now);
+            let change = reply_change(packet, &hit.track, living, context.now);
             let state = change.apply(hit.track.state());
             hit.set_state(state);
             if is_due(&hit.track, context) {

@@ -40,7 +40,8 @@ const ALIAS_TIMEOUT: Ticks = Ticks(1000);
 const TOGETHER: Ticks = Ticks(1);
 
 /// A backend that still sends so long after the client's first datagram does more than answer it. As in
-/// nf_conntrack (`udp_packet` in nf_conntrack_proto_udp.c), and for DNS there too.
+/// nf_conntrack (`udp_packet` in nf_conntrack_proto_udp.c), for DNS there too. Half of the time that is
+/// left to such a flow, at most.
 const ANSWERED_WITHIN: Ticks = Ticks(200);
 
 /// Why a client's packet has no pin.
@@ -269,13 +270,19 @@ fn datagram_change(track: &Track, goes_on: bool) -> Change {
 /// An answer other than a RST proves that the backend has the connection: it makes a flow whose
 /// pin was lost an established one.
 #[inline]
-pub(super) fn reply_change(packet: &Packet, track: &Track, now: Ticks) -> Change {
+pub(super) fn reply_change(
+    packet: &Packet,
+    track: &Track,
+    backend: &Backend,
+    now: Ticks,
+) -> Change {
     let flags = packet.shape.flags;
     let set = if flags.any(TcpFlags::RST) {
         State::RST
     } else if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
         if packet.flow.protocol() != Protocol::Tcp {
-            return datagram_change(track, now.since(track.last_seen()).0 >= ANSWERED_WITHIN.0);
+            let within = ANSWERED_WITHIN.0.min(backend.timeouts.begun.0 / 2);
+            return datagram_change(track, now.since(track.last_seen()).0 > within);
         }
         State(0)
     } else if flags.any(TcpFlags::FIN) {
@@ -320,7 +327,7 @@ impl News {
     #[inline]
     pub(super) fn of_reply(packet: &Packet, track: &Track, backend: &Backend, now: Ticks) -> Self {
         let cut = is_cut(packet.flow.protocol(), track, backend);
-        Self::of_change(if cut { Change::CUT } else { reply_change(packet, track, now) })
+        Self::of_change(if cut { Change::CUT } else { reply_change(packet, track, backend, now) })
     }
 
     /// Of a backend's packet that changes this.

@@ -13,8 +13,8 @@ use super::this_box::UNLIMITED;
 use super::tunnel::{Entropy, PathKey};
 use super::{
     Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft,
-    Forward, Listen, ListenKey, MAX_RETURN_PATHS, NextHop, PortRange, Remember, Secret, Service, Splits,
-    ThisBox, Timeouts, VipId, VipSpec,
+    Forward, Listen, ListenKey, MAX_RETURN_PATHS, NextHop, PortRange, Remember, Secret, Service,
+    Splits, ThisBox, Timeouts, VipId, VipSpec,
 };
 use crate::flow::{Address, FlowKey, Protocol};
 

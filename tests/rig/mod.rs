@@ -416,6 +416,12 @@ impl Rig {
         Self::build(this_box, workers, nics, 4096, 20_000..=21_999, specs)
     }
 
+    /// The same with one worker and NIC, and a table for so many flows.
+    #[allow(dead_code, reason = "not every test has tunnels and a full table")]
+    pub fn in_box_with_flows(this_box: ThisBox, flows: u32, specs: Vec<VipSpec>) -> Self {
+        Self::build(this_box, 1, 1, flows, 20_000..=21_999, specs)
+    }
+
     fn build(
         this_box: ThisBox,
         workers: usize,
