@@ -9,8 +9,8 @@ use comfy_table::{Cell, Color};
 use super::table::{Columns, Look, coloured, count, grouped, span, text};
 use super::{CliError, SocketArgs};
 use crate::control::api::{
-    BackendState, BackendStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus, Status,
-    Totals, VipStatus, WorkerStatus,
+    BackendState, BackendStatus, FlowTableStatus, FullNatStatus, HealthState, NextHopStatus,
+    NicStatus, Status, Totals, VipStatus, WorkerStatus,
 };
 use crate::forwarding::PortRange;
 use crate::stats::{Answer, Drop};
@@ -59,6 +59,7 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
         section("FULL NAT SOURCES", full_nat_sources(full_nat, look), out)?;
     }
     section("WORKERS", workers(&status.workers, look), out)?;
+    section("FLOW TABLES", flow_tables(&status.flow_tables, look), out)?;
     section("NICS", nics(&status.nics, look), out)?;
     section("NIC RINGS AND PROGRAM", nic_counters(&status.nics, look), out)?;
     section("PACKETS AND FLOWS", totals(&status.totals, look), out)?;
@@ -285,6 +286,26 @@ fn workers(workers: &[WorkerStatus], look: Look) -> Columns {
             count(worker.batches),
             count(worker.idle_polls),
             count(worker.sleeps),
+        ]);
+    }
+    columns
+}
+
+/// What the flow tables hold, and how many new flows a second they bear.
+fn flow_tables(tables: &[FlowTableStatus], look: Look) -> Columns {
+    let headers =
+        ["FAMILY", ">FLOWS", ">OF", ">NEW/S", ">LOAD", "?>BEARS TCP/S", "?>BEARS UDP/S", "?HINT"];
+    let mut columns = Columns::new(&headers, look);
+    for table in tables {
+        columns.row([
+            text(if table.family == "ipv4" { "IPv4" } else { "IPv6" }),
+            count(table.used),
+            count(table.capacity),
+            count(table.new_per_second),
+            text(format!("{} %", table.load_percent)),
+            count(table.tcp_per_second.unwrap_or_default()),
+            count(table.udp_per_second.unwrap_or_default()),
+            table.hint.as_ref().map_or_else(|| text(""), |hint| coloured(hint, Color::Yellow)),
         ]);
     }
     columns

@@ -7,6 +7,7 @@
 
 mod affinity;
 mod backend;
+pub mod capacity;
 mod choice;
 mod control;
 mod drain;

@@ -11,6 +11,7 @@ use super::api::{
     BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus,
     PoolStatus, SplitStatus, Status, Totals, Traffic, VipStatus, WorkerStatus,
 };
+use super::flow_rates::FlowRates;
 use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
@@ -95,6 +96,8 @@ pub struct Sources<'a> {
     pub nic_counters: Vec<(SteerCounters, SocketStatistics)>,
     /// Large sources.
     pub splitter: &'a Splitter,
+    /// New flows.
+    pub flow_rates: &'a FlowRates,
     /// The interface that has a VIP's address, if holdfast put it there.
     pub announced_on: &'a dyn Fn(&VipEntry) -> Option<String>,
 }
@@ -125,6 +128,7 @@ pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
         answers: all_answers(sources.workers),
         drops: all_drops(&workers),
         vips: sources.registry.vips().iter().map(|vip| vip_status(vip, sources, now)).collect(),
+        flow_tables: sources.flow_rates.flow_tables(sources.registry, sources.workers),
         workers,
         nics: nic_statuses(sources),
     }
