@@ -1,7 +1,7 @@
 //! How many new flows a second the flow tables bear without end.
 //!
 //! What is taken is new flows a second times the seconds that each takes its entry (Little's law). The
-//! least that a flow takes follows from its VIP's time-outs: a SYN that nobody follows up, `embryonic_s`; a
+//! least that a flow takes follows from its VIP's time-outs: a SYN that is not followed up, `embryonic_s`; a
 //! short connection, `closing_s` after its end; a datagram, `udp_first_s`. A longer flow takes
 //! longer: how many of those there is room for, the size of the table says.
 

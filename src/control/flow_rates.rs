@@ -15,8 +15,8 @@ use crate::forwarding::VipId;
 
 /// Over which time new flows are counted.
 const WINDOW: Duration = Duration::from_secs(5);
-/// From how many percent of a table on somebody should do something: an entry is removed up to 4 s after
-/// its time-out.
+/// From how many percent of a table on it is time to do something: an entry is removed up to 4 s after its
+/// time-out.
 const NEAR: u64 = 80;
 
 /// Counts the new flows of every VIP, window after window.
@@ -128,8 +128,8 @@ mod tests {
                 WorkerView { core, stats, flows: Arc::new(flows.unwrap()) }
             })
             .collect();
-        let begun = Instant::now();
         let mut rates = FlowRates::default();
+        let begun = Instant::now();
         rates.advance(&registry, &workers, begun + WINDOW);
         let at = |windows: u32| begun + WINDOW * windows;
         for (window, (flows, used, load, hint)) in (2..).zip([

@@ -197,7 +197,7 @@ impl Change {
 pub(super) fn first_state(packet: &Packet) -> State {
     match packet.flow.protocol() {
         Protocol::Udp | Protocol::Any => State::FIRST,
-        // A flow whose pin was lost proves itself with its next packet.
+        // A flow that has lost its pin proves itself with its next packet.
         Protocol::Tcp => segment_change(packet.shape.flags).set.without(State::ESTABLISHED),
     }
 }

@@ -81,7 +81,7 @@ pub fn select<'t>(
     Ok(target)
 }
 
-/// Where a packet goes whose flow finds no place in the table: to the backend that each packet of the flow
+/// Where a packet goes if its flow finds no place in the table: to the backend that each packet of the flow
 /// is given without a pin, if there is such a one.
 ///
 /// It is where no reply needs the entry, and a connection id or the hash alone chooses. A new flow goes

@@ -1,4 +1,4 @@
-//! A flow table without room: who is dropped, who goes on without a pin, and that nobody with a pin notices.
+//! A flow table without room: which flows are dropped, which go on without a pin, and that pinned ones stay.
 
 use holdfast::flow::Protocol;
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
@@ -16,7 +16,7 @@ const ONE_WAY: [Forward; 3] = [Forward::Dsr, Forward::Ipip, Forward::Gue];
 const PINNED: std::ops::Range<u16> = 1000..1064;
 const LATER: std::ops::Range<u16> = 2000..2200;
 
-/// A worker whose table is full of flows of the VIP.
+/// A worker with a table that is full of flows of the VIP.
 fn full(vip: VipSpec) -> Rig {
     let source = |network: &str| Some(Sources::new(network.parse().unwrap()));
     let tunnels = Tunnels {

@@ -175,7 +175,7 @@ const ANSWERED_ROWS: &[DatagramRow<'_>] = &[
     ("a question after the answer", &[(0, 'C'), (5, 'B'), (5, 'C')], 900, true),
 ];
 
-/// A VIP whose flows of one datagram are kept for 3 s, others for 10 s.
+/// A VIP that keeps flows of one datagram for 3 s, others for 10 s.
 fn datagrams(forward: Forward, family: Family) -> VipSpec {
     let mut vip = VipSpec { protocol: Protocol::Udp, ..spec(0, forward, family, 1, 3) };
     (vip.timeouts.udp_first, vip.timeouts.udp) = (Ticks(300), Ticks(1000));
