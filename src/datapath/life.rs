@@ -36,11 +36,11 @@ use crate::units::Ticks;
 const ALIAS_TIMEOUT: Ticks = Ticks(1000);
 
 /// Datagrams of a client that come no later than this after its first one belong to that: resolvers send
-/// the questions for A and AAAA together, from one port (glibc does, res_send(3)).
+/// the questions for A and AAAA together, from one port (glibc does: resolv.conf(5), single-request-reopen).
 const TOGETHER: Ticks = Ticks(1);
 
 /// A backend that still sends so long after the client's first datagram does more than answer it. As in
-/// nf_conntrack (`udp_packet` in nf_conntrack_proto_udp.c), for DNS there too. Half of the time that is
+/// nf_conntrack (`nf_conntrack_udp_packet` in nf_conntrack_proto_udp.c), for DNS there too. Half of the time that is
 /// left to such a flow, at most.
 const ANSWERED_WITHIN: Ticks = Ticks(200);
 
