@@ -271,6 +271,8 @@ pub struct WorkerStats {
     pub bindings_v6: Counter,
     /// Clients that were not noted because proven ones had all places of their bucket.
     pub clients_full: Counter,
+    /// Packets that were forwarded without a pin, as the table had no room for one.
+    pub table_full_unpinned: Counter,
     /// New flows of VIPs whose sources are watched.
     pub samples: Samples,
     /// Batches with at least one packet.
@@ -465,6 +467,7 @@ impl WorkerStats {
             bindings_v4: Counter::default(),
             bindings_v6: Counter::default(),
             clients_full: Counter::default(),
+            table_full_unpinned: Counter::default(),
             samples: Samples::default(),
             batches: Counter::default(),
             idle_polls: Counter::default(),
@@ -518,6 +521,7 @@ impl WorkerStats {
             bindings_v4,
             bindings_v6,
             clients_full,
+            table_full_unpinned,
             samples: _,
             batches: _,
             idle_polls: _,
@@ -551,6 +555,7 @@ impl WorkerStats {
             ("bindings_v4", bindings_v4.get()),
             ("bindings_v6", bindings_v6.get()),
             ("clients_full", clients_full.get()),
+            ("table_full_unpinned", table_full_unpinned.get()),
         ]
         .into_iter()
     }

@@ -19,6 +19,7 @@ mod e2e {
     mod forwarding;
     mod fragments;
     mod full_nat;
+    mod half_closed;
     mod health;
     mod icmp;
     mod jumbo;

@@ -89,8 +89,13 @@ impl Shared {
         let mut vip = spec(0, case.forward, case.family, 1, backends);
         vip.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE };
         let hour = Ticks(360_000);
-        vip.timeouts =
-            Timeouts { embryonic: EMBRYONIC, established: hour, closing: hour, udp: hour };
+        vip.timeouts = Timeouts {
+            embryonic: EMBRYONIC,
+            established: hour,
+            closing: hour,
+            udp_first: hour,
+            udp: hour,
+        };
         let first = ForwardingTable::build(1, SECRET, this_box(), std::slice::from_ref(&vip), None);
         let (publisher, tables) = Publisher::new(first);
         let (capacity, secret) = (u32::try_from(capacity).unwrap(), TableSecret::new(1));

@@ -9,8 +9,8 @@ use comfy_table::{Cell, Color};
 use super::table::{Columns, Look, coloured, count, grouped, span, text};
 use super::{CliError, SocketArgs};
 use crate::control::api::{
-    BackendState, BackendStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus, Status,
-    Totals, VipStatus, WorkerStatus,
+    BackendState, BackendStatus, FlowTableStatus, FullNatStatus, HealthState, NextHopStatus,
+    NicStatus, Status, Totals, VipStatus, WorkerStatus,
 };
 use crate::forwarding::PortRange;
 use crate::stats::{Answer, Drop};
@@ -64,6 +64,7 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
         section("FULL NAT SOURCES", full_nat_sources(full_nat, look), out)?;
     }
     section("WORKERS", workers(&status.workers, look), out)?;
+    section("FLOW TABLES", flow_tables(&status.flow_tables, look), out)?;
     section("NICS", nics(&status.nics, look), out)?;
     section("NIC RINGS AND PROGRAM", nic_counters(&status.nics, look), out)?;
     section("PACKETS AND FLOWS", totals(&status.totals, look), out)?;
@@ -295,6 +296,26 @@ fn workers(workers: &[WorkerStatus], look: Look) -> Columns {
     columns
 }
 
+/// What the flow tables hold, and how many new flows a second they bear.
+fn flow_tables(tables: &[FlowTableStatus], look: Look) -> Columns {
+    let headers =
+        ["FAMILY", ">FLOWS", ">OF", ">NEW/S", ">LOAD", "?>BEARS TCP/S", "?>BEARS UDP/S", "?HINT"];
+    let mut columns = Columns::new(&headers, look);
+    for table in tables {
+        columns.row([
+            text(if table.family == "ipv4" { "IPv4" } else { "IPv6" }),
+            count(table.used),
+            count(table.capacity),
+            count(table.new_per_second),
+            text(format!("{} %", table.load_percent)),
+            count(table.tcp_per_second.unwrap_or_default()),
+            count(table.udp_per_second.unwrap_or_default()),
+            table.hint.as_ref().map_or_else(|| text(""), |hint| coloured(hint, Color::Yellow)),
+        ]);
+    }
+    columns
+}
+
 fn nics(nics: &[NicStatus], look: Look) -> Columns {
     let headers = [
         "NIC",
@@ -394,6 +415,11 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("idled out", totals.flows_idled_out, "flows given up after silence while open"),
         ("stale", totals.flows_stale, "pins given up because their backend had left"),
         ("clients full", totals.clients_full, "clients that found no room to be remembered"),
+        (
+            "unpinned",
+            totals.table_full_unpinned,
+            "packets forwarded by the hash alone, as the flow table was full",
+        ),
         ("reset", totals.flows_reset, "flows that were cut, and their ends told"),
         ("resets sent", totals.resets_sent, "RST segments that told them"),
         ("probes sent", totals.probes_sent, "segments that made silent ends speak"),

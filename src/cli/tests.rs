@@ -230,6 +230,16 @@ fn sample(backends: Vec<BackendStatus>) -> api::Status {
         drops,
         vips: vec![vip(backends)],
         full_nat: None,
+        flow_tables: vec![api::FlowTableStatus {
+            family: "ipv4".to_owned(),
+            capacity: 1_048_576,
+            used: 15,
+            tcp_per_second: Some(34_952),
+            udp_per_second: None,
+            new_per_second: 1234,
+            load_percent: 4,
+            hint: None,
+        }],
         workers: vec![worker],
         nics: vec![nic()],
     }

@@ -7,6 +7,7 @@
 
 mod affinity;
 mod backend;
+pub mod capacity;
 mod choice;
 mod control;
 mod drain;
@@ -474,7 +475,9 @@ pub struct Timeouts {
     pub established: Duration,
     /// TCP, after both FINs (or the client's, where replies are not seen), or after a RST.
     pub closing: Duration,
-    /// UDP.
+    /// UDP, and all protocols together, after the first packet and until the flow goes on.
+    pub udp_first: Duration,
+    /// The same, when it does.
     pub udp: Duration,
 }
 

@@ -55,10 +55,35 @@ pub struct Status {
     /// The sources of full-NAT flows; `None` if there are none.
     #[serde(default)]
     pub full_nat: Option<FullNatStatus>,
+    /// What the flow tables hold and bear, by family of VIPs.
+    #[serde(default)]
+    pub flow_tables: Vec<FlowTableStatus>,
     /// Workers in the configuration's order.
     pub workers: Vec<WorkerStatus>,
     /// NICs in the configuration's order.
     pub nics: Vec<NicStatus>,
+}
+
+/// The flow tables of all workers, of one family.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct FlowTableStatus {
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// Flows that there is room for.
+    pub capacity: u64,
+    /// Flows that are pinned.
+    pub used: u64,
+    /// New TCP flows a second that the tables bear without end, if each is as short as can be; `None`: no
+    /// such VIP.
+    pub tcp_per_second: Option<u64>,
+    /// The same for UDP, and for all protocols together.
+    pub udp_per_second: Option<u64>,
+    /// New flows a second, lately.
+    pub new_per_second: u64,
+    /// How much of the capacity they take, if each is as short as can be.
+    pub load_percent: u64,
+    /// What to do, if the tables are nearly full or going to be.
+    pub hint: Option<String>,
 }
 
 /// The sources of full-NAT flows.
@@ -109,6 +134,8 @@ pub struct Totals {
     pub bindings_v6: u64,
     #[serde(default)]
     pub clients_full: u64,
+    #[serde(default)]
+    pub table_full_unpinned: u64,
     #[serde(default)]
     pub fragments_parked: u64,
     #[serde(default)]

@@ -19,6 +19,7 @@ use super::api::{Reloaded, Status};
 use super::clients;
 use super::events::{Journal, Kind, News};
 use super::explain::Prepared;
+use super::flow_rates::FlowRates;
 use super::flows::{Names, Pins, list};
 use super::forecast::Forecaster;
 use super::health::{Checks, Outcome};
@@ -106,6 +107,7 @@ struct Controller {
     journal: Journal,
     hook: Hook,
     forecaster: Forecaster,
+    flow_rates: FlowRates,
 }
 
 /// Runs the control thread's work to its end; see [`super::run`].
@@ -161,6 +163,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         journal: Journal::default(),
         hook: Hook::new(&inputs.config.control.on_drained),
         forecaster,
+        flow_rates: FlowRates::default(),
         config: inputs.config,
         config_path: inputs.config_path,
         load: inputs.load,
@@ -493,6 +496,7 @@ impl Controller {
         self.publisher.reap();
         let (clients, aged) = &mut self.clients;
         *aged = clients::age(clients, *aged, (self.clock)());
+        self.flow_rates.advance(&self.registry, &self.workers, Instant::now());
         self.repeat_announcements();
         if self.rules_pending {
             self.steer_or_retry();
@@ -642,6 +646,7 @@ impl Controller {
             attached: &self.attached,
             nic_counters,
             splitter: &self.splitter,
+            flow_rates: &self.flow_rates,
             announced_on: &announced_on,
         };
         status::status(&process, &sources)

@@ -206,7 +206,9 @@ fn network(text: &str) -> Result<IpNet, QueryError> {
 /// Where a flow is in its life, as its time-out is chosen.
 const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'static str {
     match (protocol, state) {
+        (Protocol::Udp, state) if state.has(State::FIRST) => "udp_first",
         (Protocol::Udp, _) => "udp",
+        (Protocol::Any, state) if state.has(State::FIRST) => "any_first",
         (Protocol::Any, _) => "any",
         (_, state) if state.has(State::CUT) => "cut",
         (_, state) if state.is_closing(forward) => "closing",
@@ -442,7 +444,10 @@ pub(super) mod tests {
         let (udp, tcp) = (Protocol::Udp, Protocol::Tcp);
         let both = State::FIN_CLIENT.with(State::FIN_BACKEND);
         for (protocol, state, forward, expected) in [
-            (udp, State::RST, Forward::Nat, "udp"),
+            (udp, State::default(), Forward::Nat, "udp"),
+            (udp, State::FIRST, Forward::Nat, "udp_first"),
+            (Protocol::Any, State::default(), Forward::Dsr, "any"),
+            (Protocol::Any, State::FIRST, Forward::Dsr, "any_first"),
             (tcp, State(0), Forward::Nat, "embryonic"),
             (tcp, State::ESTABLISHED, Forward::Nat, "established"),
             (tcp, State::ESTABLISHED.with(State::FIN_CLIENT), Forward::Nat, "established"),

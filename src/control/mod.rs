@@ -25,6 +25,7 @@ pub mod drain;
 pub mod estimate;
 pub mod events;
 pub mod explain;
+pub mod flow_rates;
 pub mod flows;
 pub mod forecast;
 pub mod health;

@@ -144,6 +144,7 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
         ("timeouts.embryonic", a.embryonic, b.embryonic),
         ("timeouts.established", a.established, b.established),
         ("timeouts.closing", a.closing, b.closing),
+        ("timeouts.udp_first", a.udp_first, b.udp_first),
         ("timeouts.udp", a.udp, b.udp),
     ] {
         field(name, span(a), span(b));

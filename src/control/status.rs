@@ -11,6 +11,7 @@ use super::api::{
     BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus,
     PoolStatus, SplitStatus, Status, Totals, Traffic, VipStatus, WorkerStatus,
 };
+use super::flow_rates::FlowRates;
 use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
@@ -95,6 +96,8 @@ pub struct Sources<'a> {
     pub nic_counters: Vec<(SteerCounters, SocketStatistics)>,
     /// Large sources.
     pub splitter: &'a Splitter,
+    /// New flows.
+    pub flow_rates: &'a FlowRates,
     /// The interface that has a VIP's address, if holdfast put it there.
     pub announced_on: &'a dyn Fn(&VipEntry) -> Option<String>,
 }
@@ -126,6 +129,7 @@ pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
         answers: all_answers(sources.workers),
         drops: all_drops(&workers),
         vips: sources.registry.vips().iter().map(|vip| vip_status(vip, sources, now)).collect(),
+        flow_tables: sources.flow_rates.flow_tables(sources.registry, sources.workers),
         workers,
         nics: nic_statuses(sources),
     }
@@ -279,6 +283,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         bindings_v4: stats.bindings_v4.get(),
         bindings_v6: stats.bindings_v6.get(),
         clients_full: stats.clients_full.get(),
+        table_full_unpinned: stats.table_full_unpinned.get(),
         fragments_parked: stats.fragments_parked.get(),
         flows_reset: stats.flows_reset.get(),
         resets_sent: stats.resets_sent.get(),
@@ -307,6 +312,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         bindings_v4: a.bindings_v4 + b.bindings_v4,
         bindings_v6: a.bindings_v6 + b.bindings_v6,
         clients_full: a.clients_full + b.clients_full,
+        table_full_unpinned: a.table_full_unpinned + b.table_full_unpinned,
         fragments_parked: a.fragments_parked + b.fragments_parked,
         flows_reset: a.flows_reset + b.flows_reset,
         resets_sent: a.resets_sent + b.resets_sent,

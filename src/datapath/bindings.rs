@@ -114,8 +114,11 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> Option<Track> {
         let owner = context.bindings.owner(lease.id);
-        // The backend has lost the flow's connection: another SYN may begin a new one.
-        let change = if stray { Change::RESET } else { reply_change(packet) };
+        let change = |track: &Track, backend: &Backend| match stray {
+            // The backend has lost the flow's connection: another SYN may begin a new one.
+            true => Change::RESET,
+            false => reply_change(packet, track, backend, context.now),
+        };
         let track = if owner == self.me {
             answered_here(packet, lease.id, change, context)?
         } else {
@@ -131,7 +134,7 @@ impl Conntrack {
         &self,
         packet: &Packet,
         id: BindingId,
-        change: Change,
+        change: impl Fn(&Track, &Backend) -> Change,
         context: &Context<'_>,
     ) -> Option<Track> {
         let flow = &packet.flow;
@@ -139,7 +142,7 @@ impl Conntrack {
         let (slot, pin) = owner.lookup(flow).filter(|(_, pin)| is_bound(&pin.track, id))?;
         let backend = living(flow.protocol(), &pin.track, context)?;
         let cut = is_cut(flow.protocol(), &pin.track, backend);
-        let news = News::of_change(if cut { Change::CUT } else { change });
+        let news = News::of_change(if cut { Change::CUT } else { change(&pin.track, backend) });
         tell(owner, slot, flow, &pin.track, &news, context.now);
         let track = news.apply(&pin, context.now).track;
         clients::seen_again(flow, backend, track.state(), context);
@@ -151,7 +154,7 @@ impl Conntrack {
 fn answered_here(
     packet: &Packet,
     id: BindingId,
-    change: Change,
+    change: impl Fn(&Track, &Backend) -> Change,
     context: &Context<'_>,
 ) -> Option<Track> {
     let flow = &packet.flow;
@@ -164,10 +167,13 @@ fn answered_here(
         cut(&hit, context.now);
         return Some(hit.track);
     }
+    let change = change(&hit.track, backend);
     let state = change.apply(hit.track.state());
     hit.set_state(state);
     clients::seen_again(flow, backend, state, context);
-    hit.seen(context.now);
+    if !change.ages {
+        hit.seen(context.now);
+    }
     Some(hit.track.with_state(state))
 }
 

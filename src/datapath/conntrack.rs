@@ -20,8 +20,8 @@ use super::classify::answered_flow;
 use super::clients::{self, is_due};
 use super::context::Context;
 use super::life::{
-    Miss, News, alias_of, idled_out_loudly, is_cut, is_open, leaves, living, reply_change,
-    request_change, steady,
+    Miss, News, alias_of, first_state, idled_out_loudly, is_cut, is_open, leaves, living,
+    reply_change, request_change, steady,
 };
 use super::quic::Answerer;
 use super::reset::{Cut, Outbox};
@@ -178,12 +178,16 @@ impl Conntrack {
             return pass_reset(packet, &hit.track, backend, context);
         }
         let before = hit.track.state();
-        let state = request_change(packet).apply(before);
+        let change = request_change(packet, &hit.track, backend, context.now);
+        let state = change.apply(before);
         hit.set_state(state);
         if backend.quirks.has(Quirks::REMEMBERS) {
             clients::seen(&packet.flow, backend, (before, state), context);
         }
-        note(&hit, packet, backend, context);
+        note_way_back(&hit, packet, backend, context);
+        if !change.ages {
+            hit.seen(context.now);
+        }
         Ok(Target::of(backend, &hit.track))
     }
 
@@ -201,8 +205,8 @@ impl Conntrack {
             self.remove(alias.slot, context);
             return self.request_without_pin(packet, context);
         }
-        let news = News::of_request(packet, &alias.track, backend, context.nic);
-        let Some(track) = self.refresh(alias, &packet.flow, &news, context) else {
+        let news = |track: &Track| News::of_request(packet, track, backend, context);
+        let Some(track) = self.refresh(alias, &packet.flow, news, context) else {
             return self.request_without_pin(packet, context);
         };
         if let Some(miss) = leaves(packet, &track, backend, context) {
@@ -261,7 +265,7 @@ impl Conntrack {
         }
         context.stats.flows_found_elsewhere.add(1);
         bindings::note_elsewhere(&pin.track, packet, context);
-        let news = News::of_request(packet, &pin.track, backend, context.nic);
+        let news = News::of_request(packet, &pin.track, backend, context);
         self.add_alias(slot, &pin, &packet.flow, &news, context);
         if is_cut(packet.flow.protocol(), &pin.track, backend) {
             return pass_reset(packet, &pin.track, backend, context);
@@ -321,8 +325,8 @@ impl Conntrack {
             return Some(self.answered_elsewhere(flow, answerer, packet, context)?.track);
         };
         if hit.track.state().has(State::ALIAS) {
-            let news = News::of_reply(packet, &hit.track, living);
-            return match self.refresh(&hit, flow, &news, context) {
+            let news = |track: &Track| News::of_reply(packet, track, living, context.now);
+            return match self.refresh(&hit, flow, news, context) {
                 Some(track) => Some(track),
                 None => Some(self.answered_elsewhere(flow, answerer, packet, context)?.track),
             };
@@ -336,12 +340,15 @@ impl Conntrack {
         if is_cut {
             cut(&hit, context.now);
         } else {
-            let state = reply_change(packet).apply(hit.track.state());
+            let change = reply_change(packet, &hit.track, living, context.now);
+            let state = change.apply(hit.track.state());
             hit.set_state(state);
             if is_due(&hit.track, context) {
                 clients::seen_again(flow, living, state, context);
             }
-            hit.seen(context.now);
+            if !change.ages {
+                hit.seen(context.now);
+            }
         }
         Some(hit.track)
     }
@@ -374,7 +381,7 @@ impl Conntrack {
             pinned.is_some_and(|pinned| answerer.answers_for(pinned, context))
         };
         let (slot, pin, backend) = self.find_elsewhere(flow, context, on_it)?;
-        let news = News::of_reply(packet, &pin.track, backend);
+        let news = News::of_reply(packet, &pin.track, backend, context.now);
         self.add_alias(slot, &pin, flow, &news, context);
         Some(pin)
     }
@@ -418,7 +425,7 @@ impl Conntrack {
         if let Some(owner) = self.tables.get(usize::from(pin.track.owner())) {
             tell(owner, slot, flow, &pin.track, news, context.now);
         }
-        let alias = alias_of(&news.apply(pin, context.now));
+        let alias = alias_of(&news.apply(pin, context.now), context.now);
         match context.flows.find_at(flow, Slot::NOWHERE) {
             Some(old) if old.track.state().has(State::ALIAS) => {
                 self.writer.update(old.slot, flow, &alias);
@@ -436,13 +443,14 @@ impl Conntrack {
 
     /// What an alias stands for: the owner's pin if there is news to tell, or nothing was told for
     /// a while; else the alias itself. Removes the alias, and returns `None`, when that pin is gone or
-    /// may be another one's by now.
+    /// may be another one's by now. `news_to` says what is new to who knows so much: what the owner knows
+    /// decides.
     #[inline]
     fn refresh(
         &mut self,
         hit: &Hit<'_>,
         flow: &HashedKey,
-        news: &News,
+        news_to: impl Fn(&Track) -> News,
         context: &Context<'_>,
     ) -> Option<Track> {
         let alias = &hit.track;
@@ -452,7 +460,7 @@ impl Conntrack {
             return None;
         }
         let recent = context.now.since(alias.last_seen()).0 < ALIAS_REFRESH.0;
-        if recent && news.is_known(alias) {
+        if recent && news_to(alias).is_known(alias) {
             return Some(*alias);
         }
         let owner = self.tables.get(usize::from(alias.owner())).map(Arc::as_ref);
@@ -463,16 +471,17 @@ impl Conntrack {
             self.remove(hit.slot, context);
             return None;
         };
+        let news = news_to(&pin.track);
         if news.opening {
             // The caller decides whether it is this flow's at all.
             return Some(pin.track);
         }
-        tell(owner, pin_slot, flow, &pin.track, news, context.now);
+        tell(owner, pin_slot, flow, &pin.track, &news, context.now);
         let pin = news.apply(&pin, context.now);
         if let Some(backend) = context.table.pinned(alias.backend()) {
             clients::seen_again(flow, backend, pin.track.state(), context);
         }
-        self.writer.update(hit.slot, flow, &alias_of(&pin));
+        self.writer.update(hit.slot, flow, &alias_of(&pin, context.now));
         Some(pin.track)
     }
 
@@ -521,11 +530,7 @@ impl Conntrack {
         rule: Rule,
         context: &Context<'_>,
     ) -> Result<Target<'t>, Drop> {
-        let state = match packet.flow.protocol() {
-            Protocol::Udp | Protocol::Any => State::default(),
-            // A flow whose pin was lost proves itself with its next packet.
-            Protocol::Tcp => request_change(packet).set.without(State::ESTABLISHED),
-        };
+        let state = first_state(packet);
         if backend.forward.translates() && packet.way_back(context.nic).is_none() {
             return Err(Drop::VlanPairsFull);
         }
@@ -600,6 +605,13 @@ pub fn prefetch(batch: &mut Batch, flows: FlowView<'_>) {
 /// Keeps a pin up to date with a packet of its client.
 #[inline(always)]
 fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>) {
+    note_way_back(hit, packet, backend, context);
+    hit.seen(context.now);
+}
+
+/// Notes where a client's packet came from, if replies go there.
+#[inline(always)]
+fn note_way_back(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>) {
     // The client's packets may come another way now (its router changed): replies follow.
     match backend.forward {
         Forward::Nat => {
@@ -610,7 +622,6 @@ fn note(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>
         Forward::FullNat => bindings::note(&hit.track, packet, context),
         Forward::Dsr | Forward::Ipip | Forward::Gue => {}
     }
-    hit.seen(context.now);
 }
 
 /// Cuts a flow for good. From now on its pin lives for [`RESET_TIME`], whatever comes.
@@ -716,7 +727,9 @@ pub(super) fn tell(
     if track.state().has(State::CUT) {
         return;
     }
-    owner.touch(slot, track, now);
+    if !news.change.ages {
+        owner.touch(slot, track, now);
+    }
     if let Some(hop) = &news.hop {
         owner.change_hop(slot, track, hop);
     }

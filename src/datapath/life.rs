@@ -3,12 +3,25 @@
 //! ```text
 //! TCP:   SYN --> embryonic --client's ACK--> established --FINs or RST--> closing
 //!                                                 ^------- client's packet after a RST
+//!                                                 ^------- dsr, tunnels: client's data after its FIN,
+//!                                                          or its packet in the second half of closing
 //!        any of these --policy--> cut: no packet passes, both ends are told (`reset`)
+//!
+//! other: packet --> first --client's packet 20 ms later, backend's 2 s later--> flow that goes on
 //! ```
+//!
+//! Two states age: their time-out runs from the packet that began them, and packets that do not end
+//! them leave it alone. So one time stamp tells how long ago that packet was:
+//!
+//! - closing by a FIN that may be no end. Where replies are not seen, the client's FIN is all that there is
+//!   of one, and it may be forged, or half of an end: the client goes on receiving, for hours perhaps, of
+//!   which only its ACKs are seen. An ordinary end is over within some round trips; repeated FINs start
+//!   it again.
+//! - first, of a question that is answered, which is all that most flows of DNS are.
 //!
 //! Reads: the packet's flags, the flow's state and times, its backend. Changes nothing.
 
-use super::batch::{Packet, TcpFlags};
+use super::batch::{Packet, Part, TcpFlags};
 use super::bindings::begins_anew;
 use super::clients::is_due;
 use super::context::Context;
@@ -16,11 +29,20 @@ use super::quic::named;
 use crate::flow::Protocol;
 use crate::flow::entry::{Pin, State, Track};
 use crate::forwarding::table::{Backend, Quirks};
-use crate::forwarding::{FlowsLeft, NextHop, PortIndex, RESET_TIME};
+use crate::forwarding::{FlowsLeft, NextHop, RESET_TIME};
 use crate::units::Ticks;
 
 /// An alias is a note: when it was not wanted for this long, looking again is cheaper than memory.
 const ALIAS_TIMEOUT: Ticks = Ticks(1000);
+
+/// Datagrams of a client that come no later than this after its first one belong to that: resolvers send
+/// the questions for A and AAAA together, from one port (glibc does: resolv.conf(5), single-request-reopen).
+const TOGETHER: Ticks = Ticks(1);
+
+/// A backend that still sends so long after the client's first datagram does more than answer it. As in
+/// nf_conntrack (`nf_conntrack_udp_packet` in nf_conntrack_proto_udp.c), for DNS there too. Half of the time that is
+/// left to such a flow, at most.
+const ANSWERED_WITHIN: Ticks = Ticks(200);
 
 /// Why a client's packet has no pin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +69,9 @@ pub(super) fn steady<'t>(
         Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
             backend.timeouts.established
         }
-        Protocol::Udp | Protocol::Any if track.state() == State::default() => backend.timeouts.udp,
+        Protocol::Udp | Protocol::Any if track.state() == State::default() => {
+            backend.timeouts.established
+        }
         _ => return None,
     };
     (context.now.since(track.last_seen()).0 <= timeout.0).then_some(backend)
@@ -75,12 +99,13 @@ pub(super) fn is_living(protocol: Protocol, track: &Track, backend: &Backend, no
 pub(super) fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
     match protocol {
         _ if state.has(State::ALIAS) => ALIAS_TIMEOUT,
-        Protocol::Udp | Protocol::Any => backend.timeouts.udp,
+        Protocol::Udp | Protocol::Any if state.has(State::FIRST) => backend.timeouts.begun,
+        Protocol::Udp | Protocol::Any => backend.timeouts.established,
         Protocol::Tcp if state == State::ESTABLISHED => backend.timeouts.established,
         Protocol::Tcp if state.has(State::CUT) => RESET_TIME,
         Protocol::Tcp if state.is_closing(backend.forward) => backend.timeouts.closing,
         Protocol::Tcp if state.has(State::ESTABLISHED) => backend.timeouts.established,
-        Protocol::Tcp => backend.timeouts.embryonic,
+        Protocol::Tcp => backend.timeouts.begun,
     }
 }
 
@@ -149,13 +174,17 @@ pub(super) fn is_open(protocol: Protocol, track: &Track, backend: &Backend) -> b
 pub(super) struct Change {
     pub(super) set: State,
     pub(super) clear: State,
+    /// The flow's time-out goes on: the packet does not start it again.
+    pub(super) ages: bool,
 }
 
 impl Change {
+    /// None.
+    const NONE: Self = Self { set: State(0), clear: State(0), ages: false };
     /// The flow is cut.
-    pub(super) const CUT: Self = Self { set: State::CUT, clear: State(0) };
+    pub(super) const CUT: Self = Self { set: State::CUT, ..Self::NONE };
     /// As by a RST.
-    pub(super) const RESET: Self = Self { set: State::RST, clear: State(0) };
+    pub(super) const RESET: Self = Self { set: State::RST, ..Self::NONE };
 
     #[inline]
     pub(super) const fn apply(self, state: State) -> State {
@@ -163,38 +192,105 @@ impl Change {
     }
 }
 
-/// What a packet from the client changes.
+/// The state of a flow that begins with this packet.
 #[inline]
-pub(super) fn request_change(packet: &Packet) -> Change {
-    let flags = packet.shape.flags;
+pub(super) fn first_state(packet: &Packet) -> State {
+    match packet.flow.protocol() {
+        Protocol::Udp | Protocol::Any => State::FIRST,
+        // A flow that has lost its pin proves itself with its next packet.
+        Protocol::Tcp => segment_change(packet.shape.flags).set.without(State::ESTABLISHED),
+    }
+}
+
+/// What a packet from the client changes in a flow that was in a state since a time.
+#[inline]
+pub(super) fn request_change(
+    packet: &Packet,
+    track: &Track,
+    backend: &Backend,
+    now: Ticks,
+) -> Change {
+    if packet.flow.protocol() != Protocol::Tcp {
+        // Of a datagram that comes in fragments, only the first one counts.
+        let whole = packet.shape.part != Part::Later;
+        return datagram_change(track, whole && now.since(track.last_seen()).0 > TOGETHER.0);
+    }
+    let change = segment_change(packet.shape.flags);
+    let doubted = packet.shape.flags.goes_on()
+        && track.state().has(State::FIN_CLIENT)
+        && !backend.forward.translates();
+    if !doubted {
+        return change;
+    }
+    let late = now.since(track.last_seen()).0 > backend.timeouts.closing.0 / 2;
+    if late || has_data(packet) {
+        return Change { clear: change.clear.with(State::FIN_CLIENT), ..change };
+    }
+    Change { ages: true, ..change }
+}
+
+/// What a client's segment changes, by its flags alone.
+#[inline]
+fn segment_change(flags: TcpFlags) -> Change {
     if flags.any(TcpFlags::RST) {
         return Change::RESET;
     }
     if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
-        return Change::default();
+        return Change::NONE;
     }
     let fin = if flags.any(TcpFlags::FIN) { State::FIN_CLIENT } else { State(0) };
     // A client that goes on after a RST never sent it: it was forged, or the backend's stray.
-    Change { set: State::ESTABLISHED.with(fin), clear: State::RST }
+    Change { set: State::ESTABLISHED.with(fin), clear: State::RST, ages: false }
 }
 
-/// What a packet from the backend changes.
+/// Whether a TCP segment carries data, by the lengths that its headers say: short frames are padded.
+fn has_data(packet: &Packet) -> bool {
+    let (ip, tcp) = (packet.shape.ip(), usize::from(packet.shape.transport));
+    let data = packet.data();
+    let at = if packet.flow.tuple.is_v4() { ip + 2 } else { ip + 4 };
+    let length = data.get(at..).and_then(|rest| rest.first_chunk::<2>());
+    let (Some(&length), Some(offset)) = (length, data.get(tcp + 12)) else { return false };
+    // IPv6 counts what is behind its header (RFC 8200 3).
+    let fixed = if packet.flow.tuple.is_v4() { 0 } else { 40 };
+    let end = ip + fixed + usize::from(u16::from_be_bytes(length));
+    end > tcp + usize::from(offset >> 4) * 4
+}
+
+/// What a datagram changes: whether it shows that its flow goes on.
+#[inline]
+fn datagram_change(track: &Track, goes_on: bool) -> Change {
+    if track.state().has(State::FIRST) && !goes_on {
+        return Change { ages: true, ..Change::NONE };
+    }
+    Change { clear: State::FIRST, ..Change::NONE }
+}
+
+/// What a packet from the backend changes in a flow that was in a state since a time.
 ///
 /// An answer other than a RST proves that the backend has the connection: it makes a flow whose
 /// pin was lost an established one.
 #[inline]
-pub(super) fn reply_change(packet: &Packet) -> Change {
+pub(super) fn reply_change(
+    packet: &Packet,
+    track: &Track,
+    backend: &Backend,
+    now: Ticks,
+) -> Change {
     let flags = packet.shape.flags;
     let set = if flags.any(TcpFlags::RST) {
         State::RST
     } else if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
+        if packet.flow.protocol() != Protocol::Tcp {
+            let within = ANSWERED_WITHIN.0.min(backend.timeouts.begun.0 / 2);
+            return datagram_change(track, now.since(track.last_seen()).0 > within);
+        }
         State(0)
     } else if flags.any(TcpFlags::FIN) {
         State::ESTABLISHED.with(State::FIN_BACKEND)
     } else {
         State::ESTABLISHED
     };
-    Change { set, ..Change::default() }
+    Change { set, ..Change::NONE }
 }
 
 /// What a packet tells of its flow, to whoever has the pin.
@@ -214,11 +310,12 @@ impl News {
         packet: &Packet,
         track: &Track,
         backend: &Backend,
-        nic: PortIndex,
+        context: &Context<'_>,
     ) -> Self {
+        let Context { nic, now, .. } = *context;
         let cut = is_cut(packet.flow.protocol(), track, backend);
         Self {
-            change: if cut { Change::CUT } else { request_change(packet) },
+            change: if cut { Change::CUT } else { request_change(packet, track, backend, now) },
             opening: packet.shape.flags.opens(),
             // Of a bound flow the binding has it. One that cannot be stored is not told.
             hop: (track.binding().is_none() && packet.way_back(nic).is_some())
@@ -228,9 +325,9 @@ impl News {
 
     /// Of a packet from the backend, whose flow this is.
     #[inline]
-    pub(super) fn of_reply(packet: &Packet, track: &Track, backend: &Backend) -> Self {
+    pub(super) fn of_reply(packet: &Packet, track: &Track, backend: &Backend, now: Ticks) -> Self {
         let cut = is_cut(packet.flow.protocol(), track, backend);
-        Self::of_change(if cut { Change::CUT } else { reply_change(packet) })
+        Self::of_change(if cut { Change::CUT } else { reply_change(packet, track, backend, now) })
     }
 
     /// Of a backend's packet that changes this.
@@ -249,12 +346,14 @@ impl News {
 
     /// The pin as it is after the packet.
     pub(super) fn apply(&self, pin: &Pin, now: Ticks) -> Pin {
-        let track = pin.track.with_state(self.change.apply(pin.track.state())).with_last_seen(now);
+        let seen = if self.change.ages { pin.track.last_seen() } else { now };
+        let track = pin.track.with_state(self.change.apply(pin.track.state())).with_last_seen(seen);
         Pin { track: self.hop.map_or(track, |hop| track.with_hop(&hop)), ..*pin }
     }
 }
 
-/// The note of another worker's pin.
-pub(super) const fn alias_of(pin: &Pin) -> Pin {
-    Pin { track: pin.track.with_state(pin.track.state().with(State::ALIAS)), ..*pin }
+/// The note of another worker's pin, made at `now`.
+pub(super) const fn alias_of(pin: &Pin, now: Ticks) -> Pin {
+    let state = pin.track.state().with(State::ALIAS);
+    Pin { track: pin.track.with_state(state).with_last_seen(now), ..*pin }
 }

@@ -66,7 +66,10 @@ pub fn select<'t>(
             _ => Ok(Target { backend, binding: None }),
         };
     }
-    let target = conntrack.pin(packet, backend, rule, context)?;
+    let target = match conntrack.pin(packet, backend, rule, context) {
+        Err(Drop::TableFull) => return without_pin(packet, (backend, rule), conntrack, context),
+        pinned => pinned?,
+    };
     count(rule, vip, backend, miss, context);
     if let Some(client) = client {
         client.note(backend, context);
@@ -76,6 +79,42 @@ pub fn select<'t>(
         context.stats.samples.offer(Sample { vip: vip.id, source });
     }
     Ok(target)
+}
+
+/// Where a packet goes if its flow finds no place in the table: to the backend that each packet of the flow
+/// is given without a pin, if there is such a one.
+///
+/// It is where no reply needs the entry, and a connection id or the hash alone chooses. A new flow goes
+/// where its later packets will, which do not know that it is new: a backend that starts slowly gets
+/// it, and a draining one, which takes no new flow, would get the rest of it.
+///
+/// # Errors
+/// [`Drop::TableFull`].
+#[cold]
+fn without_pin<'t>(
+    packet: &Packet,
+    (chosen, rule): (&'t Backend, Rule),
+    conntrack: &Conntrack,
+    context: &Context<'t>,
+) -> Result<Target<'t>, Drop> {
+    let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
+    let named = rule == Rule::QuicCid;
+    let hashed = vip.scheduler.kind().is_pure_hash() && vip.remember.is_none();
+    if vip.forward.translates() || !(named || hashed) {
+        return Err(Drop::TableFull);
+    }
+    let backend = if rule == Rule::Scheduler && packet.flow.protocol() == Protocol::Tcp {
+        let later = choose(&packet.flow.key(), Miss::Midflow, vip, None, conntrack, context)?.0;
+        Some(later).filter(|later| later.takes_new).ok_or(Drop::TableFull)?
+    } else {
+        chosen
+    };
+    context.stats.table_full_unpinned.add(1);
+    if let Some(trace) = context.trace {
+        let why = "the flow table is full, and the hash gives each packet of the flow this backend";
+        trace.tell("conntrack", "no pin", why);
+    }
+    Ok(Target { backend, binding: None })
 }
 
 /// Whether a router must not forward the packet (RFC 1812 5.3.1, RFC 8200 3).

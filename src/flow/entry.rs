@@ -14,8 +14,12 @@ use crate::wire::vlan::{Outer, Tags};
 pub struct State(pub u8);
 
 impl State {
-    /// The client has answered the handshake.
+    /// TCP: the client has answered the handshake.
     pub const ESTABLISHED: Self = Self(1);
+    /// UDP, and all protocols together: nothing was seen yet but its first packet, and what belongs to
+    /// that. The bit is the one that TCP uses for [`State::ESTABLISHED`]: a flow that goes on has no bit
+    /// set, so that one comparison tells.
+    pub const FIRST: Self = Self(1);
     /// A FIN from the client was seen.
     pub const FIN_CLIENT: Self = Self(2);
     /// A FIN from the backend was seen.
@@ -38,7 +42,7 @@ impl State {
     }
 
     /// Whether a TCP flow in this state has ended: a RST, or both FINs; where replies are not
-    /// seen, the client's FIN. Packets that still come keep it alive a while.
+    /// seen, the client's FIN, until a later packet takes it back.
     #[inline]
     pub const fn is_closing(self, forward: Forward) -> bool {
         let fins = if forward.translates() {

@@ -195,8 +195,35 @@ pub struct Timeouts {
     pub established: Ticks,
     /// TCP, after both FINs (or the client's, where replies are not seen), or after a RST.
     pub closing: Ticks,
-    /// UDP.
+    /// UDP, and all protocols together, after the first packet and until the flow goes on.
+    pub udp_first: Ticks,
+    /// The same, when it does.
     pub udp: Ticks,
+}
+
+impl Timeouts {
+    /// Those of flows of one protocol.
+    pub const fn of(&self, protocol: Protocol) -> FlowTimeouts {
+        let Self { embryonic, established, closing, udp_first, udp } = *self;
+        match protocol {
+            Protocol::Tcp => FlowTimeouts { begun: embryonic, established, closing },
+            Protocol::Udp | Protocol::Any => {
+                FlowTimeouts { begun: udp_first, established: udp, closing: udp }
+            }
+        }
+    }
+}
+
+/// Idle time-outs of flows that are all of one protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowTimeouts {
+    /// After the first packet: TCP until the client has answered the handshake, else until the flow goes
+    /// on.
+    pub begun: Ticks,
+    /// Of a flow that goes on.
+    pub established: Ticks,
+    /// TCP, after its end.
+    pub closing: Ticks,
 }
 
 /// Where a frame goes next on the wire.

@@ -12,9 +12,9 @@ use super::sticky::Reentry;
 use super::this_box::UNLIMITED;
 use super::tunnel::{Entropy, PathKey};
 use super::{
-    Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowsLeft, Forward,
-    Listen, ListenKey, MAX_RETURN_PATHS, NextHop, PortRange, Remember, Secret, Service, Splits,
-    ThisBox, Timeouts, VipId, VipSpec,
+    Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft,
+    Forward, Listen, ListenKey, MAX_RETURN_PATHS, NextHop, PortRange, Remember, Secret, Service,
+    Splits, ThisBox, Timeouts, VipId, VipSpec,
 };
 use crate::flow::{Address, FlowKey, Protocol};
 
@@ -127,7 +127,7 @@ pub struct Backend {
     /// What its packets need besides.
     pub quirks: Quirks,
     /// Idle time-outs of its flows: as its VIP says.
-    pub timeouts: Timeouts,
+    pub timeouts: FlowTimeouts,
     /// Its own address.
     pub address: Address,
     /// Where frames for it go.
@@ -410,7 +410,7 @@ impl Backend {
             id: spec.id,
             vip: vip.id,
             forward: vip.forward,
-            timeouts: vip.timeouts,
+            timeouts: vip.timeouts.of(vip.protocol),
             address: spec.address.into(),
             port: spec.port,
             next_hop: spec.next_hop,
@@ -495,6 +495,7 @@ pub(crate) mod testing {
                 embryonic: Ticks(3_000),
                 established: Ticks(360_000),
                 closing: Ticks(6_000),
+                udp_first: Ticks(3_000),
                 udp: Ticks(12_000),
             },
             remember: None,

@@ -122,11 +122,12 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
-        // 1 s, 10 s, 2 s, 1 s.
+        // 1 s, 10 s, 2 s, 1 s, 1 s.
         timeouts: Timeouts {
             embryonic: Ticks(100),
             established: Ticks(1000),
             closing: Ticks(200),
+            udp_first: Ticks(100),
             udp: Ticks(100),
         },
         remember: None,
@@ -413,6 +414,12 @@ impl Rig {
     /// With what is the box's own.
     pub fn in_box(this_box: ThisBox, workers: usize, nics: usize, specs: Vec<VipSpec>) -> Self {
         Self::build(this_box, workers, nics, 4096, 20_000..=21_999, specs)
+    }
+
+    /// The same with one worker and NIC, and a table for so many flows.
+    #[allow(dead_code, reason = "not every test has tunnels and a full table")]
+    pub fn in_box_with_flows(this_box: ThisBox, flows: u32, specs: Vec<VipSpec>) -> Self {
+        Self::build(this_box, 1, 1, flows, 20_000..=21_999, specs)
     }
 
     fn build(

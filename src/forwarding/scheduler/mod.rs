@@ -155,6 +155,12 @@ impl SchedulerKind {
         }
     }
 
+    /// Whether the hash alone chooses, among the backends that are in service: every packet of a flow
+    /// then gets the same one, without a pin, for as long as those stay the same.
+    pub const fn is_pure_hash(self) -> bool {
+        matches!(self, Self::Maglev { .. } | Self::Rendezvous | Self::Ring { .. })
+    }
+
     /// Whether flows of one hash go to one backend, at least while it is not too loaded.
     pub const fn heeds_affinity(self) -> bool {
         !matches!(self, Self::RoundRobin | Self::LeastConnections)

@@ -1,0 +1,92 @@
+//! How many new flows a second the flow tables bear without end.
+//!
+//! What is taken is new flows a second times the seconds that each takes its entry (Little's law). The
+//! least that a flow takes follows from its VIP's time-outs: a SYN that is not followed up, `embryonic_s`; a
+//! short connection, `closing_s` after its end; a datagram, `udp_first_s`. A longer flow takes
+//! longer: how many of those there is room for, the size of the table says.
+
+use std::time::Duration;
+
+use super::Vip;
+use crate::flow::Protocol;
+
+/// What the flow tables of all workers bear together, of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// IPv4; else IPv6.
+    pub v4: bool,
+    /// Flows that there is room for.
+    pub flows: u64,
+    /// New TCP flows a second, if there were no others and each were as short as can be, at the VIP that
+    /// keeps them longest. `None`: no such VIP.
+    pub tcp_per_second: Option<u64>,
+    /// The same for UDP, and for all protocols together.
+    pub udp_per_second: Option<u64>,
+}
+
+impl Capacity {
+    /// Of each family that has a VIP, with room for so many flows.
+    pub fn of<'v>(vips: impl Iterator<Item = &'v Vip> + Clone, flows: u64) -> Vec<Self> {
+        let longest = |v4, tcp| {
+            let of_kind = vips.clone().filter(move |vip| {
+                vip.address.is_v4() == v4 && (vip.protocol == Protocol::Tcp) == tcp
+            });
+            of_kind.map(shortest_flow).max()
+        };
+        let families = [true, false].map(|v4| (v4, longest(v4, true), longest(v4, false)));
+        let per_second = |hold: Duration| flows / hold.as_secs().max(1);
+        let wanted = families.into_iter().filter(|(_, tcp, udp)| tcp.is_some() || udp.is_some());
+        wanted
+            .map(|(v4, tcp, udp)| Self {
+                v4,
+                flows,
+                tcp_per_second: tcp.map(per_second),
+                udp_per_second: udp.map(per_second),
+            })
+            .collect()
+    }
+}
+
+/// How long the shortest flows of a VIP take their entries.
+pub fn shortest_flow(vip: &Vip) -> Duration {
+    match vip.protocol {
+        Protocol::Tcp => vip.timeouts.embryonic.max(vip.timeouts.closing),
+        Protocol::Udp | Protocol::Any => vip.timeouts.udp_first,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use super::super::parse;
+    use super::*;
+
+    #[test]
+    fn the_vip_that_keeps_flows_longest_counts_for_its_family_and_kind() {
+        let mut text =
+            "workers = { cores = [2, 3] }\nnic = [{ interface = \"eth1\" }]\n".to_owned();
+        for (name, address, protocol, timeouts) in [
+            ("a", "192.0.2.1", "tcp", "closing_s = 20, embryonic_s = 10"),
+            ("b", "192.0.2.2", "tcp", "closing_s = 20, embryonic_s = 50"),
+            ("c", "192.0.2.3", "udp", "udp_first_s = 10"),
+            ("d", "2001:db8::1", "udp", "udp_s = 7"),
+        ] {
+            let backend = if address.contains(':') { "2001:db8:1::1" } else { "10.0.0.1" };
+            text += &format!(
+                "[[vip]]\nname = \"{name}\"\naddress = \"{address}\"\nports = [80]\n\
+                 protocol = \"{protocol}\"\nforward = \"dsr\"\ntimeouts = {{ {timeouts} }}\n\
+                 backend = [{{ name = \"x\", address = \"{backend}\" }}]\n"
+            );
+        }
+        let config = parse(&text, "f.toml").unwrap();
+        let v4 = Capacity {
+            v4: true,
+            flows: 7000,
+            tcp_per_second: Some(140),
+            udp_per_second: Some(700),
+        };
+        let v6 =
+            Capacity { v4: false, flows: 7000, tcp_per_second: None, udp_per_second: Some(1000) };
+        assert_eq!(Capacity::of(config.vips.iter(), 7000), [v4, v6]);
+    }
+}

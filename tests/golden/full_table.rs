@@ -1,0 +1,158 @@
+//! A flow table without room: which flows are dropped, which go on without a pin, and that pinned ones stay.
+
+use holdfast::flow::Protocol;
+use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
+use holdfast::forwarding::tunnel::Sources;
+use holdfast::forwarding::{
+    FULL_SHARE, Forward, Remember, SchedulerKind, Service, ThisBox, Tunnels, VipSpec,
+};
+use holdfast::stats::Drop;
+use holdfast::units::Ticks;
+
+use crate::rig::{Family, Rig, SCHEDULERS, spec, tcp, udp};
+
+const ONE_WAY: [Forward; 3] = [Forward::Dsr, Forward::Ipip, Forward::Gue];
+/// The smallest table: flows from these ports fill it.
+const PINNED: std::ops::Range<u16> = 1000..1064;
+const LATER: std::ops::Range<u16> = 2000..2200;
+
+/// A worker with a table that is full of flows of the VIP.
+fn full(vip: VipSpec) -> Rig {
+    let source = |network: &str| Some(Sources::new(network.parse().unwrap()));
+    let tunnels = Tunnels {
+        source_v4: source("198.18.2.2"),
+        source_v6: source("2001:db8:2::2"),
+        ..Tunnels::default()
+    };
+    let this_box = ThisBox { mtus: vec![1500], tunnels, ..ThisBox::default() };
+    let udp_vip = vip.protocol == Protocol::Udp;
+    let mut rig = Rig::in_box_with_flows(this_box, u32::from(PINNED.end - PINNED.start), vec![vip]);
+    for port in PINNED {
+        let packet = if udp_vip { udp(Family::V4, port, 80, true) } else { segment(port, "S") };
+        assert_eq!(rig.send(0, 0, &packet).len(), 1, "there is room for all of these");
+    }
+    assert_eq!(rig.stats(0).flows_active.get(), u64::from(PINNED.end - PINNED.start));
+    rig
+}
+
+fn segment(port: u16, flags: &str) -> Vec<u8> {
+    tcp(Family::V4, port, 80, flags)
+}
+
+fn drops(rig: &Rig) -> u64 {
+    rig.drops(0, Drop::TableFull)
+}
+
+/// By the hash every packet of a flow gets the same backend.
+#[test]
+fn a_full_table_stops_no_flow_that_the_hash_alone_places() {
+    for forward in ONE_WAY {
+        for scheduler in SCHEDULERS {
+            let mut rig = full(VipSpec { scheduler, ..spec(0, forward, Family::V4, 1, 5) });
+            let placed: Vec<_> = LATER.map(|port| rig.backend_of(&segment(port, "S"))).collect();
+            let name = format!("{forward:?} {scheduler:?}");
+            let flows = u64::from(LATER.end - LATER.start);
+            let by_hash = matches!(
+                scheduler,
+                SchedulerKind::Maglev { .. }
+                    | SchedulerKind::Rendezvous
+                    | SchedulerKind::Ring { .. }
+            );
+            if by_hash {
+                assert!(placed.iter().all(Option::is_some), "{name}");
+                for flags in ["A", "A", "FA", "R"] {
+                    for (port, &backend) in LATER.zip(&placed) {
+                        assert_eq!(
+                            rig.backend_of(&segment(port, flags)),
+                            backend,
+                            "{name} {flags}"
+                        );
+                    }
+                }
+                assert_eq!(drops(&rig), 0, "{name}");
+                // A RST leaves no pin in any case.
+                assert_eq!(rig.stats(0).table_full_unpinned.get(), flows * 4, "{name}");
+            } else {
+                assert!(placed.iter().all(Option::is_none), "{name}");
+                assert_eq!((drops(&rig), rig.stats(0).table_full_unpinned.get()), (flows, 0));
+            }
+            assert_eq!(rig.stats(0).flows_active.get(), 64, "{name}");
+            rig.assert_accounted();
+        }
+    }
+}
+
+#[test]
+fn datagrams_without_room_go_by_the_hash_too() {
+    for forward in ONE_WAY {
+        let mut rig =
+            full(VipSpec { protocol: Protocol::Udp, ..spec(0, forward, Family::V4, 1, 5) });
+        for port in LATER {
+            let packet = udp(Family::V4, port, 80, true);
+            let first = rig.backend_of(&packet);
+            assert!(first.is_some(), "{forward:?}");
+            assert_eq!(rig.backend_of(&packet), first, "{forward:?}");
+        }
+        assert_eq!(drops(&rig), 0);
+        rig.assert_accounted();
+    }
+}
+
+/// Replies need the entry, and a client's backend is remembered beside it.
+#[test]
+fn where_the_hash_is_not_all_new_flows_are_dropped() {
+    let sticky = Some(Sticky { on_drain: Hold::Release, on_down: Hold::Release });
+    let remember = Some(Remember { timeout: Ticks(500), sticky, on_reentry: Reentry::Hash });
+    for (name, vip) in [
+        ("nat", spec(0, Forward::Nat, Family::V4, 1, 5)),
+        ("full_nat", spec(0, Forward::FullNat, Family::V4, 1, 5)),
+        ("sticky", VipSpec { remember, ..spec(0, Forward::Dsr, Family::V4, 1, 5) }),
+    ] {
+        let mut rig = full(vip);
+        for port in LATER {
+            assert_eq!(rig.backend_of(&segment(port, "S")), None, "{name}");
+        }
+        assert_eq!(drops(&rig), u64::from(LATER.end - LATER.start), "{name}");
+        assert_eq!(rig.stats(0).table_full_unpinned.get(), 0, "{name}");
+        for port in PINNED {
+            assert!(rig.backend_of(&segment(port, "A")).is_some(), "{name}: pinned");
+        }
+        rig.assert_accounted();
+    }
+}
+
+/// A packet without a pin does not tell whether its flow is new: the SYN goes where the rest will.
+#[test]
+fn a_connection_without_a_pin_is_not_torn_apart_by_a_drain_or_a_slow_start() {
+    for forward in ONE_WAY {
+        for drains in [true, false] {
+            let mut vip = spec(0, forward, Family::V4, 1, 3);
+            match drains {
+                true => vip.backends[1].service = Service::Draining,
+                false => vip.backends[1].share = FULL_SHARE / 4,
+            }
+            let mut rig = full(vip);
+            let (mut to_1, mut refused) = (0, 0);
+            for port in LATER {
+                let Some(backend) = rig.backend_of(&segment(port, "S")) else {
+                    refused += 1;
+                    continue;
+                };
+                to_1 += u32::from(backend == 1);
+                for flags in ["A", "A", "FA"] {
+                    assert_eq!(rig.backend_of(&segment(port, flags)), Some(backend), "{forward:?}");
+                }
+            }
+            assert_eq!(drops(&rig), refused);
+            // A third of the flows is its own.
+            if drains {
+                assert_eq!(to_1, 0, "a draining backend gets no new flow");
+                assert!(refused > 30, "{refused}");
+            } else {
+                assert_eq!(refused, 0);
+                assert!(to_1 > 30, "{to_1}");
+            }
+            rig.assert_accounted();
+        }
+    }
+}
