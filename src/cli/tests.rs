@@ -164,6 +164,7 @@ fn vip(backends: Vec<BackendStatus>) -> api::VipStatus {
         ports: vec![80.into(), 443.into()],
         protocol: Protocol::Tcp,
         forward: Forward::Nat,
+        pin: true,
         scheduler: "maglev (table_size 65537)".to_owned(),
         affinity: "flow".to_owned(),
         announced_on: Some("eth1".to_owned()),

@@ -135,13 +135,24 @@ fn one(scenario: &Scenario, kind: SchedulerKind, trace: &Trace, settings: &Setti
     let mut kept = World::new(&old, before.id, settings.flows, settings.workers);
     trace.before().for_each(|(slot, hash)| _ = kept.open(slot, hash));
     let (mut changed, broken) = kept.reload(&new);
+    let without = kept.elsewhere(&changed, trace.live());
+    let broken = match (before.pin, after.scheduler.heeds_affinity()) {
+        (true, _) => broken,
+        (false, true) => without,
+        // Datagrams take turns: no flow has a backend that it could lose.
+        (false, false) => 0,
+    };
+    if !after.pin {
+        changed.place_again(trace.live());
+    }
     let row = Row {
         vip: scenario.name.clone(),
+        pin: before.pin,
         name: kind.as_str(),
         configured: kind == scenario.before.scheduler,
         flows: kept.flows(),
         broken_with_conntrack: broken,
-        broken_without_conntrack: kept.elsewhere(&changed, trace.live()),
+        broken_without_conntrack: without,
         max_over_mean: kept.max_over_mean(),
         build_ms: built.as_secs_f64() * 1000.0,
         ..Row::default()
