@@ -128,7 +128,8 @@ pub fn run(config: Config, path: &Path) -> Result<(), DaemonError> {
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(OwnLine(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
-    let shared = Shared { flows, clients, datagrams, bindings, return_hops, paths: Arc::default(), tables };
+    let shared =
+        Shared { flows, clients, datagrams, bindings, return_hops, paths: Arc::default(), tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
         let (worker, stats) = on_core(core, || make_worker(&config, index, &mut nics, &shared))?;
         workers.push(worker);

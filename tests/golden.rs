@@ -8,10 +8,12 @@ mod golden {
     mod full_nat;
     mod hostile;
     mod icmp;
+    mod own_backend;
     mod pieces;
     mod proxy;
     mod resets;
     mod tunnel;
+    mod unpinned;
     mod vips;
 }
 mod rig;

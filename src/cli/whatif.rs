@@ -221,7 +221,9 @@ fn kinds(
             let mut seen = BTreeSet::new();
             let names = names.iter().filter(|name| seen.insert(name.as_str()));
             let possible = |kind| change::possible(kind, pin, &scenario.name).map(|()| kind);
-            names.map(|name| named(name, table_size).and_then(possible)).collect::<Result<_, _>>()?
+            names
+                .map(|name| named(name, table_size).and_then(possible))
+                .collect::<Result<_, _>>()?
         }
         Some(Which::All) | None => {
             let all = config::schedulers(table_size).into_iter();

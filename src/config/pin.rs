@@ -47,8 +47,13 @@ impl Needs {
             report.error(&vip.key("pin"), what, "remove the key, or use protocol = \"udp\"");
         }
         if self.forward == Some(Forward::FullNat) {
-            let what = "\"full_nat\" with pin = false: a reply finds its client by its flow's entry";
-            report.error(&vip.key("forward"), what, "use \"nat\" or another, or remove pin = false");
+            let what =
+                "\"full_nat\" with pin = false: a reply finds its client by its flow's entry";
+            report.error(
+                &vip.key("forward"),
+                what,
+                "use \"nat\" or another, or remove pin = false",
+            );
         }
         if self.scheduler.counts_flows() {
             let word = self.scheduler.as_str();
@@ -137,12 +142,7 @@ fn alone(answers: &mut [Answers<'_>], report: &mut Report<'_>) {
     }
 }
 
-fn ambiguous(
-    backend: &Placed<Backend>,
-    ports: PortRange,
-    others: &str,
-    report: &mut Report<'_>,
-) {
+fn ambiguous(backend: &Placed<Backend>, ports: PortRange, others: &str, report: &mut Report<'_>) {
     let noun = if ports.is_single() { "port" } else { "ports" };
     let what = format!(
         "{others} also {verb} to {noun} {ports} of {}: without pins (pin = false), a reply from there \

@@ -45,12 +45,14 @@ pub fn answer(
             must_not_be_fragmented(packet) && send(packet, kind)
         }
         Drop::TtlExceeded => send(packet, ErrorKind::TimeExceeded),
-        Drop::NoBackend | Drop::ClientIsBackend if rejects(packet, context) => match packet.flow.protocol() {
-            Protocol::Tcp => reset::refuse(packet, context, macs, pool),
-            Protocol::Udp => send(packet, ErrorKind::PortUnreachable),
-            // A protocol that we do not know has no ports.
-            Protocol::Any => false,
-        },
+        Drop::NoBackend | Drop::ClientIsBackend if rejects(packet, context) => {
+            match packet.flow.protocol() {
+                Protocol::Tcp => reset::refuse(packet, context, macs, pool),
+                Protocol::Udp => send(packet, ErrorKind::PortUnreachable),
+                // A protocol that we do not know has no ports.
+                Protocol::Any => false,
+            }
+        }
         _ => false,
     };
     if answered { Ok(()) } else { Err(reason) }
