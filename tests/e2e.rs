@@ -33,5 +33,6 @@ mod e2e {
     mod resets;
     mod sticky;
     mod tunnel;
+    mod unpinned;
     mod vips;
 }

@@ -548,6 +548,27 @@ fn flows_are_filtered_by_the_server_and_listed() {
     );
 }
 
+/// A VIP without pins has no flows: `flows` says why, and `status` shows no number.
+#[test]
+fn a_vip_without_pins_says_so() {
+    let mut status = sample(vec![backend("a", BackendState::Active, 0)]);
+    status.vips[0].pin = false;
+    let none = (200, String::new());
+    let server = Server::new([none.clone(), ok(&status), ok(&status), none, ok(&sample(vec![]))]);
+    let printed = server.run("flows --vip web").unwrap();
+    let why = "VIP web has pin = false, so each datagram is placed by itself";
+    assert!(printed.starts_with(&format!("no flows: {why}")), "{printed}");
+    let table = server.run("status").unwrap();
+    let row = |start: &str| {
+        let line = table.lines().find(|line| line.trim_start().starts_with(start)).unwrap();
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>()
+    };
+    assert_eq!(row("web  ")[4..6], ["nat, pin = false", "-"], "{table}");
+    assert!(row("web/a").contains(&"-"), "{table}");
+    assert_eq!(server.run("flows --vip web").unwrap(), "no flows\n");
+    assert_eq!(server.requests().len(), 5);
+}
+
 #[test]
 fn refusals_and_nonsense_of_the_server() {
     for (answer, expected) in [

@@ -363,7 +363,8 @@ pub(super) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 20] = [
+        let rows: [(Change, &str); 21] = [
+            (|vip| vip.pin = false, "VIP web: pin true -> false"),
             (
                 |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
                 "VIP web: drain (no deadline, then rehash, slow start 0 s) -> (60 s at most, then \

@@ -621,6 +621,21 @@ pub(super) mod tests {
         }
     }
 
+    /// What becomes of the pins when a VIP gives them up: they are stale, and all else stays.
+    #[test]
+    fn a_vip_that_gives_up_its_pins_begins_another_generation() {
+        let mut registry = Registry::default();
+        let pinned = vip("web", &[backend("a", 1)]);
+        let unpinned = config::Vip { pin: false, ..pinned.clone() };
+        for (pins, expected) in
+            [(&pinned, 0), (&pinned, 0), (&unpinned, 1), (&unpinned, 1), (&pinned, 1)]
+        {
+            registry.apply(std::slice::from_ref(pins), &[]).unwrap();
+            assert_eq!(id(&registry, "web", "a"), (0, expected), "pin: {}", pins.pin);
+            assert_eq!(registry.specs().first().unwrap().pin, pins.pin);
+        }
+    }
+
     #[test]
     fn an_index_is_used_again_last_and_with_another_generation() {
         let mut registry = Registry::with_room(2, 3);

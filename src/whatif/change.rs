@@ -326,6 +326,15 @@ mod tests {
         }
         let odd = on("web", Action::Scheduler("random".to_owned()));
         let told = scenarios(&config(), &[odd]).unwrap_err().to_string();
+        let mut datagrams = config();
+        for vip in &mut datagrams.vips {
+            (vip.protocol, vip.pin) = (crate::flow::Protocol::Udp, false);
+        }
+        let counting = on("web", Action::Scheduler("bounded".to_owned()));
+        let refused = scenarios(&datagrams, &[counting]).unwrap_err().to_string();
+        let why = "bounded counts flows, and VIP web has pin = false: use maglev, rendezvous, ring or \
+                   round_robin";
+        assert_eq!(refused, format!("--change 'scheduler web=bounded': {why}"));
         let start =
             "--change 'scheduler web=random': there is no scheduler random; there are: maglev";
         assert!(told.starts_with(start), "{told}");

@@ -285,6 +285,33 @@ mod tests {
         }
     }
 
+    /// Without pins a change moves what hashes elsewhere, and a backend in turns has no flow to lose.
+    #[test]
+    fn without_pins_every_datagram_is_placed_by_the_new_table() {
+        let mut config = config("flow", 5);
+        for vip in &mut config.vips {
+            (vip.protocol, vip.pin) = (crate::flow::Protocol::Udp, false);
+        }
+        for action in [Action::Remove(b(2)), Action::Drain(b(2))] {
+            let scenarios = scenarios(&config, &[change(action.clone())]).unwrap();
+            let kinds = crate::config::schedulers(4099).into_iter();
+            let kinds: Vec<_> = kinds.filter(|kind| !kind.counts_flows()).collect();
+            let rows = simulate(scenarios.first().unwrap(), &kinds, &settings(20_000), &|_| {});
+            for row in rows {
+                let broken = row.broken_with_conntrack;
+                assert!(!row.pin);
+                if row.name == "round_robin" {
+                    assert_eq!(broken, 0, "{action:?}");
+                    continue;
+                }
+                assert_eq!(broken, row.broken_without_conntrack, "{action:?} {}", row.name);
+                let share = row.broken_with_conntrack_share;
+                assert!((share - 0.2).abs() < 0.05, "{action:?} {}: {share}", row.name);
+                assert!(row.max_over_mean_after < 1.3, "{action:?} {row:?}: none is left behind");
+            }
+        }
+    }
+
     #[test]
     fn a_seed_gives_one_result() {
         let run = |seed| {
