@@ -410,6 +410,7 @@ mod tests {
     fn the_verdict_is_a_sentence() {
         let row = Row {
             name: "maglev",
+            pin: true,
             flows: 3,
             broken_with_conntrack: 1,
             broken_with_conntrack_share: 1.0 / 3.0,
@@ -433,5 +434,14 @@ mod tests {
         let drained = Row { broken_with_conntrack: 0, ..row };
         let start = "drain web/a: no flow breaks; without connection tracking 34.1 % would. ";
         assert!(told(&["drain web/a"], &drained).starts_with(start));
+        let unpinned = Row { pin: false, broken_with_conntrack: 1, ..drained.clone() };
+        assert_eq!(
+            told(&["drain web/a"], &unpinned),
+            "drain web/a: the datagrams of 33.3 % of the flows go elsewhere, as there are no pins. \
+             34.0 % of the new flows go elsewhere (maglev)"
+        );
+        let turns = Row { broken_with_conntrack: 0, ..unpinned };
+        let start = "drain web/a: no flow loses a backend, as there are no pins. ";
+        assert!(told(&["drain web/a"], &turns).starts_with(start));
     }
 }

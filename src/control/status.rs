@@ -16,7 +16,7 @@ use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::config::FullNat;
 use crate::forwarding::{BackendIndex, FlowsLeft, NextHop, Ports, VipId};
-use crate::stats::{FlowStats, PortStats, WorkerStats};
+use crate::stats::{Counter, FlowStats, PortStats, WorkerStats};
 
 /// The counters of an index when its present owner got it.
 #[derive(Debug, Clone, Default)]
@@ -40,9 +40,14 @@ pub fn flows_active(workers: &[WorkerView], index: BackendIndex) -> u64 {
     workers.iter().map(of).sum()
 }
 
-/// Flows that were ever pinned for a VIP's index, over all workers.
-pub fn flows_total(workers: &[WorkerView], id: VipId) -> u64 {
-    vip_traffic(workers, id).flows_total
+/// Flows that were ever pinned for a VIP, over all workers; without pins, datagrams that were placed.
+pub fn flows_or_datagrams(workers: &[WorkerView], vip: &VipEntry) -> u64 {
+    let stats = workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(vip.id.0)));
+    let counters = stats.map(|stats| match vip.config.pin {
+        true => &stats.flows_total,
+        false => &stats.flows_scheduled,
+    });
+    counters.map(Counter::get).sum()
 }
 
 fn vip_traffic(workers: &[WorkerView], id: VipId) -> Traffic {
