@@ -128,8 +128,10 @@ fn placing_datagrams_never_allocates_or_frees() {
             if forward == Forward::Nat {
                 assert_eq!(send(&mut rig, 1, &sent.udp_reply()).len(), 1);
             }
+            // The UDP header alone: 8 bytes of the datagram, and more fragments.
             let mut first = packet.clone();
-            first[20] = 0x20;
+            first.truncate(42);
+            (first[17], first[20]) = (28, 0x20);
             assert_eq!(send(&mut rig, 0, &first).len(), 1);
         }
         assert_eq!(calls, 0, "{forward:?} {scheduler}");

@@ -11,7 +11,6 @@
 
 use super::batch::{Packet, Way};
 use super::context::Context;
-use super::unpinned::is_unpinned;
 use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
 use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::table::ReturnPath;
@@ -51,13 +50,13 @@ pub fn classify(
             return classify_reply(packet, tuple, context, secret);
         };
         packet.vip = vip;
-        if takes_all_protocols(vip, context) {
-            flow = tuple.without_ports();
-        } else if is_unpinned(vip, context) {
-            set_unpinned(packet, tuple, Way::Unpinned);
-            return Ok(());
-        } else {
-            *last = LastVip { destination: tuple.destination(), vip };
+        match context.table.vip(vip) {
+            Some(vip) if vip.protocol == Protocol::Any => flow = tuple.without_ports(),
+            Some(vip) if !vip.pin => {
+                set_unpinned(packet, tuple, Way::Unpinned);
+                return Ok(());
+            }
+            _ => *last = LastVip { destination: tuple.destination(), vip },
         }
     }
     packet.way = Way::ToBackend;
