@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{FULL_SHARE, Forward, SchedulerKind, Service, ThisBox, VipSpec};
+use holdfast::forwarding::{
+    Affinity, FULL_SHARE, Forward, SchedulerKind, Service, ThisBox, VipSpec,
+};
 use holdfast::stats::{Answer, Drop};
 
 use super::fragments::{datagram, fragments, reassembled};
@@ -385,4 +387,22 @@ fn a_vip_gives_up_its_pins_by_a_reload() {
         assert_eq!((stats.flows_new.get(), stats.datagrams_placed.get()), (1, 5));
         rig.assert_accounted();
     }
+}
+
+/// Where sources are watched, for they may be too many for one backend, each datagram counts.
+#[test]
+fn a_watched_source_is_told_of_with_each_datagram() {
+    let sampled = VipSpec {
+        sampled: true,
+        affinity: Affinity::Client,
+        ..vip(Forward::Dsr, Family::V4, MAGLEV)
+    };
+    let mut rig = rig(1, 1, sampled);
+    for _ in 0..10 {
+        rig.send(0, 0, &query(Family::V4, 1000));
+    }
+    let sources = rig.stats(0).samples.take().map(|sample| IpAddr::from(sample.source));
+    assert_eq!(sources.collect::<Vec<_>>(), [Family::V4.client(); 10]);
+    assert_eq!(rig.stats(0).vips[0].flows_scheduled.get(), 10, "the rate that they are a part of");
+    assert_no_flows(&rig, 1);
 }
