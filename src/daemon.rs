@@ -24,6 +24,7 @@ use crate::datapath::worker::{Parts, Worker};
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
+use crate::flow::return_hops::{self, ReturnHops};
 use crate::flow::table::{FlowTable, TableError};
 use crate::flow::tuple::TableSecret;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
@@ -119,14 +120,16 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     let flows = flow_tables(&config, &secret)?;
     let clients = Arc::new(Clients::new(config.workers.clients, secret.clone()));
     let config::Fragments { timeout, datagrams, .. } = config.fragments;
-    let datagrams = Arc::new(Datagrams::new(datagrams, timeout, secret));
+    let datagrams = Arc::new(Datagrams::new(datagrams, timeout, secret.clone()));
+    let return_hops = Arc::new(ReturnHops::new(return_hops::CLIENTS, secret));
     let bindings = Arc::new(bindings(&config)?);
     let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(OwnLine(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
-    let shared = Shared { flows, clients, datagrams, bindings, paths: Arc::default(), tables };
+    let shared =
+        Shared { flows, clients, datagrams, bindings, return_hops, paths: Arc::default(), tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
         let (worker, stats) = on_core(core, || make_worker(&config, index, &mut nics, &shared))?;
         workers.push(worker);
@@ -266,6 +269,7 @@ struct Shared {
     clients: Arc<Clients>,
     datagrams: Arc<Datagrams>,
     bindings: Arc<Bindings>,
+    return_hops: Arc<ReturnHops>,
     paths: Arc<PathMtus>,
     tables: Subscription,
 }
@@ -313,6 +317,7 @@ fn make_worker(
         datagrams: Arc::clone(&shared.datagrams),
         parked,
         bindings: Arc::clone(&shared.bindings),
+        return_hops: Arc::clone(&shared.return_hops),
         paths: Arc::clone(&shared.paths),
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
         tables: shared.tables.clone(),

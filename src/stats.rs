@@ -177,6 +177,8 @@ named! {
     TableFull = "table_full",
     /// Every backend of the NAT VIP already has a flow from this client address and port.
     NatCollision = "nat_collision",
+    /// Mode nat: the client is itself the only backend of the VIP that is in service.
+    ClientIsBackend = "client_is_backend",
     /// Mode full_nat: every source address and port that the worker has for the backend's family is
     /// in use.
     NoSourcePort = "no_source_port",
@@ -240,6 +242,8 @@ pub struct WorkerStats {
     pub flows_by_hash: Counter,
     /// Flows pinned to the backend that their QUIC connection id names.
     pub flows_by_cid: Counter,
+    /// Datagrams of VIPs with `pin = false` that the scheduler has placed, each by itself.
+    pub datagrams_placed: Counter,
     /// Pins removed after their connection had ended by FINs or a RST, and its closing time-out.
     pub flows_closed: Counter,
     /// Pins removed because an open flow was idle for longer than its time-out.
@@ -309,7 +313,8 @@ pub struct FlowStats {
     pub flows_active: Counter,
     /// Packets dropped after the VIP was known.
     pub dropped: Counter,
-    /// Flows that the scheduler has placed: those that no other rule did.
+    /// Flows that the scheduler has placed: those that no other rule did. Of a VIP with `pin = false`:
+    /// datagrams.
     pub flows_scheduled: Counter,
 }
 
@@ -452,6 +457,7 @@ impl WorkerStats {
             flows_found_elsewhere: Counter::default(),
             flows_by_hash: Counter::default(),
             flows_by_cid: Counter::default(),
+            datagrams_placed: Counter::default(),
             flows_closed: Counter::default(),
             flows_idled_out: Counter::default(),
             flows_stale: Counter::default(),
@@ -506,6 +512,7 @@ impl WorkerStats {
             flows_found_elsewhere,
             flows_by_hash,
             flows_by_cid,
+            datagrams_placed,
             flows_closed,
             flows_idled_out,
             flows_stale,
@@ -541,6 +548,7 @@ impl WorkerStats {
             ("flows_found_elsewhere", flows_found_elsewhere.get()),
             ("flows_by_hash", flows_by_hash.get()),
             ("flows_by_cid", flows_by_cid.get()),
+            ("datagrams_placed", datagrams_placed.get()),
             ("flows_closed", flows_closed.get()),
             ("flows_idled_out", flows_idled_out.get()),
             ("flows_stale", flows_stale.get()),

@@ -317,6 +317,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         sticky: None,
         on_reentry: Reentry::Hash,
         drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
+        pin: true,
         on_down: FlowsLeft::Keep,
         reset_idle: false,
         rejects: false,

@@ -36,5 +36,6 @@ mod e2e {
     mod signals;
     mod sticky;
     mod tunnel;
+    mod unpinned;
     mod vips;
 }

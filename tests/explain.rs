@@ -8,11 +8,13 @@ use std::net::SocketAddr;
 use holdfast::flow::Protocol;
 use holdfast::forwarding::explain::{Explanation, Question, Segment};
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Affinity, Forward, Service, Splits, ThisBox, Tunnels};
+use holdfast::forwarding::{
+    Affinity, Forward, SchedulerKind, Service, Splits, ThisBox, Tunnels, VipSpec,
+};
 
 mod rig;
 
-use rig::{Family, Rig, spec, tcp, tcp_of};
+use rig::{Family, Rig, spec, tcp, tcp_of, udp};
 
 const CASES: [(Forward, Family); 4] = [
     (Forward::Dsr, Family::V4),
@@ -197,5 +199,58 @@ fn a_tunnel_is_told_with_its_outer_addresses() {
             let backend = family.backend(0).to_string();
             assert!(said(&answer, "tunnel", &format!("-> {backend}")), "{:?}", answer.steps);
         }
+    }
+}
+
+/// Without pins: where the next datagram goes, by its hash or its turn.
+#[test]
+fn datagrams_without_pins_are_told_as_they_are_sent() {
+    for (forward, family) in CASES {
+        for scheduler in [SchedulerKind::Maglev { size: 1009 }, SchedulerKind::RoundRobin] {
+            let vip = VipSpec {
+                protocol: Protocol::Udp,
+                pin: false,
+                scheduler,
+                ..spec(0, forward, family, 1, 5)
+            };
+            let mut rig = Rig::new(2, 1, vec![vip]);
+            for port in [1000, 1000, 1001, 1000] {
+                let question = Question { protocol: Protocol::Udp, ..question(family, port) };
+                let answer = ask(&rig, &question);
+                assert!(said(&answer, "conntrack", "pin = false"), "{:?}", answer.steps);
+                assert!(said(&answer, "packet", "placed by itself"), "{:?}", answer.steps);
+                assert!(!said(&answer, "conntrack", "no worker has"), "{:?}", answer.steps);
+                let sent = rig.send(0, 0, &udp(family, port, 80, true)).remove(0);
+                assert_eq!(answer.frame[..6], sent.bytes[..6], "the backend's MAC");
+            }
+            assert_eq!(rig.stats(0).datagrams_placed.get(), 4, "asking places nothing");
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// A server as a client of its own VIP: why it is not given itself, and what another one needs.
+#[test]
+fn a_server_that_is_its_own_client_is_told_apart() {
+    for family in [Family::V4, Family::V6] {
+        let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, family, 1, 3)]);
+        let mut refused = 0;
+        for port in 1000..1030 {
+            let client = SocketAddr::new(family.backend(1), port);
+            let answer = ask(&rig, &Question { client, ..question(family, port) });
+            refused += usize::from(said(&answer, "scheduler", "is the client itself"));
+            assert!(said(&answer, "client", "the client is b1"), "{:?}", answer.steps);
+            assert_ne!(answer.backend.unwrap().0, 1);
+        }
+        assert!(refused > 0, "the hash of some ports leads there");
+        assert!(!said(&ask(&rig, &question(family, 1000)), "client", ""));
+        rig.change(|specs| {
+            specs[0].rejects = true;
+            [0, 2].iter().for_each(|&index: &usize| specs[0].backends[index].up = false);
+        });
+        let client = SocketAddr::new(family.backend(1), 1000);
+        let answer = ask(&rig, &Question { client, ..question(family, 1000) });
+        assert!(said(&answer, "drop", "client_is_backend"), "{:?}", answer.steps);
+        assert!(said(&answer, "answer", "a RST"), "{:?}", answer.steps);
     }
 }

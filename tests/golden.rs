@@ -9,11 +9,13 @@ mod golden {
     mod full_table;
     mod hostile;
     mod icmp;
+    mod own_backend;
     mod pieces;
     mod proxy;
     mod resets;
     mod states;
     mod tunnel;
+    mod unpinned;
     mod vips;
 }
 mod rig;

@@ -104,6 +104,41 @@ fn polling_never_allocates_or_frees() {
     }
 }
 
+/// Datagrams that are placed each by itself, their answers, and their fragments.
+#[test]
+fn placing_datagrams_never_allocates_or_frees() {
+    let schedulers = rig::SCHEDULERS.into_iter().filter(|kind| !kind.counts_flows());
+    for (forward, scheduler) in
+        schedulers.flat_map(|kind| [Forward::Dsr, Forward::Nat].map(|forward| (forward, kind)))
+    {
+        let mut vip = rig::spec(0, forward, rig::Family::V4, 1, 3);
+        (vip.protocol, vip.pin, vip.scheduler) = (Protocol::Udp, false, scheduler);
+        let mut rig = rig::Rig::new(2, 1, vec![vip]);
+        let mut calls = 0;
+        let mut send = |rig: &mut rig::Rig, worker, packet: &[u8]| {
+            rig.deliver(worker, 0, packet);
+            let before = CALLS.with(Cell::get);
+            rig.poll(worker);
+            calls += CALLS.with(Cell::get) - before;
+            rig.collect(worker, 0)
+        };
+        for port in 1000..1100 {
+            let packet = rig::udp(rig::Family::V4, port, 80, true);
+            let sent = send(&mut rig, 0, &packet).remove(0);
+            if forward == Forward::Nat {
+                assert_eq!(send(&mut rig, 1, &sent.udp_reply()).len(), 1);
+            }
+            // The UDP header alone: 8 bytes of the datagram, and more fragments.
+            let mut first = packet.clone();
+            first.truncate(42);
+            (first[17], first[20]) = (28, 0x20);
+            assert_eq!(send(&mut rig, 0, &first).len(), 1);
+        }
+        assert_eq!(calls, 0, "{forward:?} {scheduler}");
+        assert_eq!(rig.stats(0).datagrams_placed.get(), 200);
+    }
+}
+
 /// Sources are given, found and given back; headers are written anew, and put in front of data.
 #[test]
 fn full_nat_never_allocates_or_frees() {

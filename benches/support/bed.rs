@@ -14,6 +14,7 @@ use holdfast::flow::Address;
 use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::fragments::Datagrams;
+use holdfast::flow::return_hops::ReturnHops;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
@@ -216,6 +217,7 @@ impl Bed {
             )),
             parked: 0,
             bindings: Arc::new(Bindings::new(sources(case, flows), 1).unwrap()),
+            return_hops: Arc::new(ReturnHops::new(1, TableSecret::new(1))),
             paths: Arc::default(),
             index,
             tables: shared.tables.clone(),

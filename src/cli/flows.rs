@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::client::{ClientError, document};
+use super::client::{Client, ClientError, document};
 use super::table::{Columns, Look, span, text};
 use super::{CliError, SocketArgs, name};
-use crate::control::api::Flow;
+use crate::control::api::{Flow, Status};
 
 /// Which flows, or clients.
 #[derive(Debug, Args)]
@@ -79,7 +79,7 @@ pub fn flows(args: &FlowsArgs, out: &mut impl Write) -> Result<(), CliError> {
         Ok::<(), ClientError>(())
     })?;
     if flows.is_empty() {
-        return Ok(writeln!(out, "no flows")?);
+        return Ok(writeln!(out, "no flows{}", why_none(&client, args.filters.vip.as_deref())?)?);
     }
     for line in table(&flows).lines() {
         writeln!(out, "{line}")?;
@@ -88,6 +88,20 @@ pub fn flows(args: &FlowsArgs, out: &mut impl Write) -> Result<(), CliError> {
         writeln!(out, "these are the first {}; --limit N shows more", args.limit)?;
     }
     Ok(())
+}
+
+/// Why a VIP can have no flows, if that is so.
+fn why_none(client: &Client, vip: Option<&str>) -> Result<String, ClientError> {
+    let Some(name) = vip else { return Ok(String::new()) };
+    let status: Status = client.get("/v1/status")?;
+    let unpinned = status.vips.iter().any(|vip| vip.name == name && !vip.pin);
+    Ok(match unpinned {
+        true => format!(
+            ": VIP {name} has pin = false, so each datagram is placed by itself; `holdfast status` counts \
+             them"
+        ),
+        false => String::new(),
+    })
 }
 
 fn table(flows: &[Flow]) -> Columns {

@@ -113,18 +113,29 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
             text(vip.address),
             text(ports(&vip.ports)),
             text(vip.protocol.as_str()),
-            text(vip.forward.as_str()),
+            text(forward(vip)),
             text(&vip.scheduler),
             text(&vip.affinity),
             text(vip.announced_on.as_deref().unwrap_or("-")),
-            count(vip.traffic.flows_active),
-            count(vip.traffic.flows_total),
+            flows(vip, vip.traffic.flows_active),
+            flows(vip, vip.traffic.flows_total),
             count(vip.traffic.packets_in),
             count(vip.traffic.packets_out),
             count(vip.traffic.dropped),
         ]);
     }
     columns
+}
+
+/// How packets reach the backends; of a VIP without pins that it has none.
+fn forward(vip: &VipStatus) -> String {
+    let pins = if vip.pin { "" } else { ", pin = false" };
+    format!("{}{pins}", vip.forward.as_str())
+}
+
+/// A number of flows; of a VIP without pins there is none to tell.
+fn flows(vip: &VipStatus, number: u64) -> Cell {
+    if vip.pin { count(number) } else { text("-") }
 }
 
 /// Sources that are too large for one backend.
@@ -170,14 +181,15 @@ fn backends(vips: &[VipStatus], look: Look) -> Columns {
         "?WHY",
     ];
     let mut columns = Columns::new(&headers, look);
-    for backend in vips.iter().flat_map(|vip| &vip.backends) {
+    let all = vips.iter().flat_map(|vip| vip.backends.iter().map(move |backend| (vip, backend)));
+    for (vip, backend) in all {
         columns.row([
             text(format!("{}/{}", backend.vip, backend.name)),
             text(address(backend)),
             count(backend.weight.into()),
             health(backend.health),
             state(backend),
-            count(backend.traffic.flows_active),
+            flows(vip, backend.traffic.flows_active),
             count(backend.traffic.packets_in),
             count(backend.traffic.packets_out),
             next_hop(backend.next_hop.as_ref()),
@@ -411,6 +423,7 @@ fn totals(totals: &Totals, look: Look) -> Columns {
         ("found elsewhere", totals.flows_found_elsewhere, "flows that another worker had pinned"),
         ("by hash", totals.flows_by_hash, "flows without a pin anywhere, pinned anew"),
         ("by QUIC id", totals.flows_by_cid, "flows whose connection id names their backend"),
+        ("placed", totals.datagrams_placed, "datagrams that were placed without a pin"),
         ("closed", totals.flows_closed, "flows that ended by FIN or RST, and a while ago"),
         ("idled out", totals.flows_idled_out, "flows given up after silence while open"),
         ("stale", totals.flows_stale, "pins given up because their backend had left"),

@@ -164,6 +164,7 @@ fn vip(backends: Vec<BackendStatus>) -> api::VipStatus {
         ports: vec![80.into(), 443.into()],
         protocol: Protocol::Tcp,
         forward: Forward::Nat,
+        pin: true,
         scheduler: "maglev (table_size 65537)".to_owned(),
         affinity: "flow".to_owned(),
         announced_on: Some("eth1".to_owned()),
@@ -556,6 +557,27 @@ fn flows_are_filtered_by_the_server_and_listed() {
             "GET /v1/flows?limit=1000&client=2001:db8::1/128",
         ]
     );
+}
+
+/// A VIP without pins has no flows: `flows` says why, and `status` shows no number.
+#[test]
+fn a_vip_without_pins_says_so() {
+    let mut status = sample(vec![backend("a", BackendState::Active, 0)]);
+    status.vips.iter_mut().for_each(|vip| vip.pin = false);
+    let none = (200, String::new());
+    let server = Server::new([none.clone(), ok(&status), ok(&status), none, ok(&sample(vec![]))]);
+    let printed = server.run("flows --vip web").unwrap();
+    let why = "VIP web has pin = false, so each datagram is placed by itself";
+    assert!(printed.starts_with(&format!("no flows: {why}")), "{printed}");
+    let table = server.run("status").unwrap();
+    let row = |start: &str| {
+        let line = table.lines().find(|line| line.trim_start().starts_with(start)).unwrap();
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>()
+    };
+    assert_eq!(row("web  ").get(4..6), Some(&["nat, pin = false", "-"][..]), "{table}");
+    assert!(row("web/a").contains(&"-"), "{table}");
+    assert_eq!(server.run("flows --vip web").unwrap(), "no flows\n");
+    assert_eq!(server.requests().len(), 5);
 }
 
 #[test]

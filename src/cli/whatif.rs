@@ -15,7 +15,7 @@ use super::{CliError, Target, name};
 use crate::config::{self, Config};
 use crate::forwarding::SchedulerKind;
 use crate::whatif::bound::{Bound, share_or_number};
-use crate::whatif::change::{Action, Change, Scenario, named, scenarios};
+use crate::whatif::change::{self, Action, Change, Scenario, named, scenarios};
 use crate::whatif::population::Clients;
 use crate::whatif::row::Row;
 use crate::whatif::{MAX_CLIENTS, MAX_FLOWS, Progress, Settings, chart, simulate};
@@ -214,15 +214,21 @@ fn kinds(
     scenario: &Scenario,
     table_size: u32,
 ) -> Result<Vec<SchedulerKind>, String> {
-    let configured = scenario.before.scheduler;
-    let all = match which {
+    let (configured, pin) = (scenario.before.scheduler, scenario.before.pin);
+    let all: Vec<_> = match which {
         Some(Which::Configured) => return Ok(vec![configured]),
         Some(Which::Named(names)) => {
             let mut seen = BTreeSet::new();
             let names = names.iter().filter(|name| seen.insert(name.as_str()));
-            names.map(|name| named(name, table_size)).collect::<Result<_, _>>()?
+            let possible = |kind| change::possible(kind, pin, &scenario.name).map(|()| kind);
+            names
+                .map(|name| named(name, table_size).and_then(possible))
+                .collect::<Result<_, _>>()?
         }
-        Some(Which::All) | None => config::schedulers(table_size),
+        Some(Which::All) | None => {
+            let all = config::schedulers(table_size).into_iter();
+            all.filter(|kind| pin || !kind.counts_flows()).collect()
+        }
     };
     let own = |kind: SchedulerKind| kind.as_str() == configured.as_str();
     Ok(all.into_iter().map(|kind| if own(kind) { configured } else { kind }).collect())
@@ -316,22 +322,26 @@ fn table(rows: &[&Row], colours: bool) -> Vec<String> {
 /// would. 34.0 % of the new flows go elsewhere (maglev)`.
 fn verdict(changes: &[String], row: &Row) -> String {
     let share = percent(row.broken_with_conntrack_share);
+    let (new_share, end) = match row.new_flows_dropped_share {
+        0.0 => (row.new_flows_moved_share, "go elsewhere"),
+        dropped => (dropped, "are DROPPED: no backend takes them"),
+    };
+    let new = format!("{} of the new flows {end} ({})", percent(new_share), row.name);
+    let changes_made = changes.join(", ");
+    if !row.pin {
+        let moved = match row.broken_with_conntrack {
+            0 => "no flow loses a backend".to_owned(),
+            _ => format!("the datagrams of {share} of the flows go elsewhere"),
+        };
+        return format!("{changes_made}: {moved}, as there are no pins. {new}");
+    }
     let broken = match (row.broken_with_conntrack, changes) {
         (0, _) => "no flow breaks".to_owned(),
         (_, [_]) => format!("{share} of the flows were on it and break"),
         _ => format!("{share} of the flows were on what is removed and break"),
     };
     let without = percent(row.broken_without_conntrack_share);
-    let (share, end) = match row.new_flows_dropped_share {
-        0.0 => (row.new_flows_moved_share, "go elsewhere"),
-        dropped => (dropped, "are DROPPED: no backend takes them"),
-    };
-    format!(
-        "{}: {broken}; without connection tracking {without} would. {} of the new flows {end} ({})",
-        changes.join(", "),
-        percent(share),
-        row.name
-    )
+    format!("{changes_made}: {broken}; without connection tracking {without} would. {new}")
 }
 
 /// One line that is written over, on a terminal; nothing elsewhere.
@@ -400,6 +410,7 @@ mod tests {
     fn the_verdict_is_a_sentence() {
         let row = Row {
             name: "maglev",
+            pin: true,
             flows: 3,
             broken_with_conntrack: 1,
             broken_with_conntrack_share: 1.0 / 3.0,
@@ -423,5 +434,14 @@ mod tests {
         let drained = Row { broken_with_conntrack: 0, ..row };
         let start = "drain web/a: no flow breaks; without connection tracking 34.1 % would. ";
         assert!(told(&["drain web/a"], &drained).starts_with(start));
+        let unpinned = Row { pin: false, broken_with_conntrack: 1, ..drained.clone() };
+        assert_eq!(
+            told(&["drain web/a"], &unpinned),
+            "drain web/a: the datagrams of 33.3 % of the flows go elsewhere, as there are no pins. \
+             34.0 % of the new flows go elsewhere (maglev)"
+        );
+        let turns = Row { broken_with_conntrack: 0, ..unpinned };
+        let start = "drain web/a: no flow loses a backend, as there are no pins. ";
+        assert!(told(&["drain web/a"], &turns).starts_with(start));
     }
 }

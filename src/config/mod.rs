@@ -20,6 +20,7 @@ mod icmp;
 pub mod machine;
 mod neighbours;
 mod nic;
+mod pin;
 mod place;
 mod policy;
 mod quic;
@@ -399,6 +400,8 @@ pub struct Vip {
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,
+    /// Whether its flows keep their backends. False (UDP only): each datagram is placed by itself.
+    pub pin: bool,
     /// How a backend is chosen for a new flow.
     pub scheduler: SchedulerKind,
     /// Which flows belong together.

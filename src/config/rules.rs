@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::place::Place;
 use super::report::Report;
 use super::vip::Placed;
-use super::{Backend, Config, FullNat, Nic, Vip, steered, tunnel};
+use super::{Backend, Config, FullNat, Nic, Vip, pin, steered, tunnel};
 use crate::flow::Protocol;
 use crate::forwarding::{
     Forward, MAX_BACKENDS, MAX_NICS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Network,
@@ -50,6 +50,7 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
         }
     }
     return_paths(sections, report);
+    pin::return_paths(sections, report);
     full_nat(sections, &owners, report);
     tunnel::rules(sections, report);
     steered::rules(sections, report);

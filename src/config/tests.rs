@@ -131,6 +131,16 @@ fn changes_that_are_good() {
             "forward =",
             "scheduler = \"round_robin\"\naffinity = \"client_prefix\"\nsticky = {}\nforward =",
         ),
+        (
+            "datagrams without pins",
+            "forward =",
+            "protocol = \"udp\"\npin = false\nscheduler = \"round_robin\"\nforward =",
+        ),
+        (
+            "datagrams without pins, by client",
+            "forward =",
+            "protocol = \"udp\"\npin = false\naffinity = \"client\"\nsplit = \"auto\"\nforward =",
+        ),
         ("smallest table", "[[nic]]", "[hash]\ntable_size = 251\n[[nic]]"),
     ] {
         let text = GOOD.replacen(from, to, 1);

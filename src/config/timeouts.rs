@@ -40,6 +40,11 @@ pub(super) struct RawTimeouts {
 }
 
 impl RawTimeouts {
+    /// Whether it says how long UDP flows may be idle.
+    pub(super) const fn names_udp(&self) -> bool {
+        self.udp_s.is_some()
+    }
+
     /// The table as the program relies on it.
     pub(super) fn check(&self, place: &Place, report: &mut Report<'_>) -> Timeouts {
         let mut seconds = |key, value, default| {

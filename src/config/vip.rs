@@ -19,7 +19,7 @@ use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
 use super::sticky::{RawSticky, on_reentry};
 use super::timeouts::RawTimeouts;
-use super::{Announce, Backend, Health, TcpHealth, Vip, quic};
+use super::{Announce, Backend, Health, TcpHealth, Vip, pin, quic};
 use crate::flow::Protocol;
 use crate::forwarding::sticky::Reentry;
 use crate::forwarding::{Forward, Network, PortRange, Ports};
@@ -44,6 +44,7 @@ pub(super) struct RawVip {
     ports: Option<RawPorts>,
     protocol: Option<String>,
     forward: Option<String>,
+    pin: Option<bool>,
     scheduler: Choice<RawScheduler>,
     affinity: Choice<RawAffinity>,
     split: Choice<RawSplit>,
@@ -209,6 +210,16 @@ impl RawVip {
         // Whom a mapping is about is the affinity's to say, whatever the scheduler looks at.
         let remembers = sticky.is_some() || on_reentry == Reentry::Freest;
         check_affinity(&affinity_at, affinity, scheduler, remembers, report);
+        let needs = pin::Needs {
+            protocol,
+            forward,
+            scheduler,
+            affinity,
+            sticky: sticky.is_some(),
+            on_reentry,
+            udp_timeout: self.timeouts.names_udp(),
+        };
+        let pin = pin::check(self.pin, place, &needs, report);
         let drain = self.drain.check(&place.key("drain"), protocol, report);
         let on_down = self.on_down.as_deref();
         let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
@@ -239,6 +250,7 @@ impl RawVip {
             ports: ports.unwrap_or(Ports::List(Vec::new())),
             protocol,
             forward: forward.unwrap_or(Forward::Dsr),
+            pin,
             scheduler,
             affinity,
             split,

@@ -125,6 +125,8 @@ pub struct Totals {
     #[serde(default)]
     pub flows_by_cid: u64,
     #[serde(default)]
+    pub datagrams_placed: u64,
+    #[serde(default)]
     pub flows_closed: u64,
     pub flows_idled_out: u64,
     pub flows_stale: u64,
@@ -164,6 +166,9 @@ pub struct VipStatus {
     pub protocol: Protocol,
     /// Forwarding mode.
     pub forward: Forward,
+    /// Whether its flows keep their backends; false: each datagram is placed by itself.
+    #[serde(default = "pinned")]
+    pub pin: bool,
     /// How it chooses a backend for a new flow.
     #[serde(default)]
     pub scheduler: String,
@@ -234,6 +239,11 @@ pub struct BackendStatus {
 /// All of its new flows: what a process that knows no slow start gives a backend.
 const fn whole() -> u8 {
     100
+}
+
+/// What a process does that knows no VIP without pins.
+const fn pinned() -> bool {
+    true
 }
 
 /// How a drain goes.

@@ -445,7 +445,7 @@ impl Controller {
         self.split_window.0 = now;
         for vip in self.registry.vips_mut() {
             let Some(settings) = vip.split().copied() else { continue };
-            let total = status::flows_total(&self.workers, vip.id);
+            let total = status::flows_or_datagrams(&self.workers, vip);
             let before = counts.get(&vip.id).copied().unwrap_or(total);
             self.split_window.1.insert(vip.id, total);
             #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]

@@ -127,6 +127,7 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("ports", old.ports.to_string(), new.ports.to_string());
     field("protocol", old.protocol.as_str().to_owned(), new.protocol.as_str().to_owned());
     field("forward", old.forward.as_str().to_owned(), new.forward.as_str().to_owned());
+    field("pin", old.pin.to_string(), new.pin.to_string());
     field("scheduler", old.scheduler.to_string(), new.scheduler.to_string());
     field("affinity", old.affinity.to_string(), new.affinity.to_string());
     field("split", split(old), split(new));
@@ -363,7 +364,8 @@ pub(super) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 20] = [
+        let rows: [(Change, &str); 21] = [
+            (|vip| vip.pin = false, "VIP web: pin true -> false"),
             (
                 |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
                 "VIP web: drain (no deadline, then rehash, slow start 0 s) -> (60 s at most, then \

@@ -2,7 +2,8 @@
 //!
 //! Indices are handed out here and nowhere else. A VIP keeps its index while its name exists; a
 //! backend keeps its index while it is the same server (name, address, port) in the same VIP with
-//! the same forwarding mode, with PROXY headers or without. A removed backend's index gets the next generation at once, so that
+//! the same forwarding mode, with PROXY headers or without; with `pin = false` from now on it begins
+//! another generation. A removed backend's index gets the next generation at once, so that
 //! its pins are stale, and is used again only after all others, so that they are gone by then.
 
 use std::collections::VecDeque;
@@ -315,6 +316,9 @@ impl Registry {
             let known = kept.remove(&backend.name).or_else(|| self.new_backend(backend, workers));
             if let Some(mut known) = known {
                 known.reconfigure(new, backend);
+                if entry.config.pin && !new.pin {
+                    known.id.generation = self.backend_indices.bump(known.id.index.0);
+                }
                 entry.backends.push(known);
             }
         }
@@ -400,6 +404,7 @@ impl VipEntry {
             ports: self.config.ports.clone(),
             protocol: self.config.protocol,
             forward: self.config.forward,
+            pin: self.config.pin,
             timeouts: Timeouts {
                 embryonic: Ticks::span(timeouts.embryonic),
                 established: Ticks::span(timeouts.established),
@@ -548,6 +553,7 @@ pub(super) mod tests {
                 then: FlowsLeft::Rehash,
                 slow_start: Duration::ZERO,
             },
+            pin: true,
             on_down: FlowsLeft::Keep,
             reset_idle: false,
             mss: None,
@@ -614,6 +620,21 @@ pub(super) mod tests {
             registry.apply(&[new], &[]).unwrap();
             assert_eq!(usize::from(id(&registry, "web", "a").0), row + 1, "{name}");
             assert_eq!(registry.vips().first().unwrap().id, VipId(0), "{name}: the VIP stays");
+        }
+    }
+
+    /// What becomes of the pins when a VIP gives them up: they are stale, and all else stays.
+    #[test]
+    fn a_vip_that_gives_up_its_pins_begins_another_generation() {
+        let mut registry = Registry::default();
+        let pinned = vip("web", &[backend("a", 1)]);
+        let unpinned = config::Vip { pin: false, ..pinned.clone() };
+        for (pins, expected) in
+            [(&pinned, 0), (&pinned, 0), (&unpinned, 1), (&unpinned, 1), (&pinned, 1)]
+        {
+            registry.apply(std::slice::from_ref(pins), &[]).unwrap();
+            assert_eq!(id(&registry, "web", "a"), (0, expected), "pin: {}", pins.pin);
+            assert_eq!(registry.specs().first().unwrap().pin, pins.pin);
         }
     }
 

@@ -17,7 +17,7 @@ use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::config::FullNat;
 use crate::forwarding::{BackendIndex, FlowsLeft, NextHop, Ports, VipId};
-use crate::stats::{FlowStats, PortStats, WorkerStats};
+use crate::stats::{Counter, FlowStats, PortStats, WorkerStats};
 
 /// The counters of an index when its present owner got it.
 #[derive(Debug, Clone, Default)]
@@ -41,9 +41,14 @@ pub fn flows_active(workers: &[WorkerView], index: BackendIndex) -> u64 {
     workers.iter().map(of).sum()
 }
 
-/// Flows that were ever pinned for a VIP's index, over all workers.
-pub fn flows_total(workers: &[WorkerView], id: VipId) -> u64 {
-    vip_traffic(workers, id).flows_total
+/// Flows that were ever pinned for a VIP, over all workers; without pins, datagrams that were placed.
+pub fn flows_or_datagrams(workers: &[WorkerView], vip: &VipEntry) -> u64 {
+    let stats = workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(vip.id.0)));
+    let counters = stats.map(|stats| match vip.config.pin {
+        true => &stats.flows_total,
+        false => &stats.flows_scheduled,
+    });
+    counters.map(Counter::get).sum()
 }
 
 fn vip_traffic(workers: &[WorkerView], id: VipId) -> Traffic {
@@ -163,6 +168,7 @@ fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus 
         },
         protocol: vip.config.protocol,
         forward: vip.config.forward,
+        pin: vip.config.pin,
         scheduler: vip.config.scheduler.to_string(),
         affinity: vip.config.affinity.to_string(),
         announced_on: (sources.announced_on)(vip),
@@ -277,6 +283,7 @@ fn totals(stats: &WorkerStats) -> Totals {
         flows_found_elsewhere: stats.flows_found_elsewhere.get(),
         flows_by_hash: stats.flows_by_hash.get(),
         flows_by_cid: stats.flows_by_cid.get(),
+        datagrams_placed: stats.datagrams_placed.get(),
         flows_closed: stats.flows_closed.get(),
         flows_idled_out: stats.flows_idled_out.get(),
         flows_stale: stats.flows_stale.get(),
@@ -306,6 +313,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
         flows_found_elsewhere: a.flows_found_elsewhere + b.flows_found_elsewhere,
         flows_by_hash: a.flows_by_hash + b.flows_by_hash,
         flows_by_cid: a.flows_by_cid + b.flows_by_cid,
+        datagrams_placed: a.datagrams_placed + b.datagrams_placed,
         flows_closed: a.flows_closed + b.flows_closed,
         flows_idled_out: a.flows_idled_out + b.flows_idled_out,
         flows_stale: a.flows_stale + b.flows_stale,

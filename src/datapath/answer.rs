@@ -3,7 +3,8 @@
 //! ```text
 //! too_big        fragmentation needed / packet too big, with the length that would pass
 //! ttl_exceeded   time exceeded
-//! no_backend     where the VIP says on_no_backend = "reject": RST (TCP), port unreachable (UDP)
+//! no_backend, client_is_backend
+//!                where the VIP says on_no_backend = "reject": RST (TCP), port unreachable (UDP)
 //! ```
 //!
 //! The answer is made in the packet's own frame and leaves by where the packet came from; its source is
@@ -44,12 +45,14 @@ pub fn answer(
             must_not_be_fragmented(packet) && send(packet, kind)
         }
         Drop::TtlExceeded => send(packet, ErrorKind::TimeExceeded),
-        Drop::NoBackend if rejects(packet, context) => match packet.flow.protocol() {
-            Protocol::Tcp => reset::refuse(packet, context, macs, pool),
-            Protocol::Udp => send(packet, ErrorKind::PortUnreachable),
-            // A protocol that we do not know has no ports.
-            Protocol::Any => false,
-        },
+        Drop::NoBackend | Drop::ClientIsBackend if rejects(packet, context) => {
+            match packet.flow.protocol() {
+                Protocol::Tcp => reset::refuse(packet, context, macs, pool),
+                Protocol::Udp => send(packet, ErrorKind::PortUnreachable),
+                // A protocol that we do not know has no ports.
+                Protocol::Any => false,
+            }
+        }
         _ => false,
     };
     if answered { Ok(()) } else { Err(reason) }

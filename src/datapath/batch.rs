@@ -104,6 +104,11 @@ pub enum Way {
     Related(Option<ListenKey>),
     /// The same, if what it quotes came from this full-NAT source: it goes to the client.
     RelatedTo(BindingId),
+    /// From a client to a VIP without pins; becomes [`Way::ToBackend`] when it is placed.
+    Unpinned,
+    /// From a NAT backend of such a VIP, with this service address and port, to a client; becomes
+    /// [`Way::ToClient`].
+    UnpinnedReply(ListenKey),
     /// Back to where it came from, as it has been made its own answer.
     Back(Answer),
 }

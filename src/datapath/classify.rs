@@ -2,7 +2,7 @@
 //!
 //! Reads: the five-tuple, the VIPs and return paths of the forwarding table.
 //! Writes: `vip`, `way` and the hashed flow key, or drops what is for no VIP. Asks for the first line of
-//! the flow's look-up.
+//! the flow's look-up, unless the VIP has no pins.
 //! Cost: one comparison for another packet to the last VIP; else one hash look-up for the VIP (a few
 //! when it listens on more than single ports, see [`ForwardingTable::listener`]), and one for what is
 //! to our own sources; one hash of the flow key.
@@ -50,10 +50,13 @@ pub fn classify(
             return classify_reply(packet, tuple, context, secret);
         };
         packet.vip = vip;
-        if takes_all_protocols(vip, context) {
-            flow = tuple.without_ports();
-        } else {
-            *last = LastVip { destination: tuple.destination(), vip };
+        match context.table.vip(vip) {
+            Some(vip) if vip.protocol == Protocol::Any => flow = tuple.without_ports(),
+            Some(vip) if !vip.pin => {
+                set_unpinned(packet, tuple, Way::Unpinned);
+                return Ok(());
+            }
+            _ => *last = LastVip { destination: tuple.destination(), vip },
         }
     }
     packet.way = Way::ToBackend;
@@ -61,6 +64,13 @@ pub fn classify(
     packet.flow = secret.hash(flow);
     context.flows.prefetch_bucket(&packet.flow);
     Ok(())
+}
+
+/// Classifies a packet whose flow has no pin to look for.
+fn set_unpinned(packet: &mut Packet, flow: Tuple, way: Way) {
+    packet.way = way;
+    packet.backend = BackendIndex(u16::MAX);
+    packet.flow = HashedKey::unhashed(flow);
 }
 
 /// Whether the flows of a VIP are all packets of a client to an address.
@@ -92,10 +102,15 @@ fn classify_reply(
     let source = tuple.reply_key();
     let path = context.table.return_paths(source).next().ok_or(Drop::NoVip)?;
     packet.vip = path.vip;
-    packet.way = Way::ToClient(source);
     let FlowKey { vip: client, vip_port: client_port, .. } = tuple.key();
+    let flow = answered_flow(client, client_port, source, path);
+    if !path.pinned {
+        set_unpinned(packet, flow, Way::UnpinnedReply(source));
+        return Ok(());
+    }
+    packet.way = Way::ToClient(source);
     packet.backend = BackendIndex(u16::MAX);
-    packet.flow = secret.hash(answered_flow(client, client_port, source, path));
+    packet.flow = secret.hash(flow);
     context.flows.prefetch_bucket(&packet.flow);
     Ok(())
 }

@@ -6,6 +6,7 @@ use super::path_mtu::PathMtus;
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
+use crate::flow::return_hops::ReturnHops;
 use crate::flow::table::FlowView;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::{ForwardingTable, PortIndex};
@@ -25,6 +26,8 @@ pub struct Context<'a> {
     pub datagrams: &'a Datagrams,
     /// The full-NAT sources of all workers.
     pub bindings: &'a Bindings,
+    /// Where the clients of VIPs without pins are.
+    pub return_hops: &'a ReturnHops,
     /// What was learnt of the paths to tunnels' ends.
     pub paths: &'a PathMtus,
     /// Of the worker's IPv4 packets that may be fragmented.

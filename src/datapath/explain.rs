@@ -27,12 +27,13 @@ use crate::flow::bindings::Bindings;
 use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
 use crate::flow::fragments::Datagrams;
+use crate::flow::return_hops::ReturnHops;
 use crate::flow::table::{Families, FlowTable, TableError};
 use crate::flow::tuple::{HashedKey, Tuple};
 use crate::flow::writer::FlowWriter;
 use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::explain::{Explanation, Question, Segment, Trace};
-use crate::forwarding::table::{Vip, name};
+use crate::forwarding::table::{Backend, Vip, name};
 use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
@@ -107,7 +108,10 @@ impl Explainer {
         let vip = table.listener(Tuple::from(key).listen_key()).and_then(|id| table.vip(id));
         let found = self.pins(&key, vip, table);
         let scratch = self.scratch(&found)?;
-        let (worker, pinned) = tell_pin(&found, &key, table, now, &trace);
+        let (worker, pinned) = match vip {
+            Some(vip) if !vip.pin => (0, None),
+            _ => tell_pin(&found, &key, table, now, &trace),
+        };
         let stats = self.loads(worker, vip);
         let me = u8::try_from(worker).unwrap_or_default();
         let bound = found.iter().filter_map(|found| found.pin.track.binding());
@@ -124,7 +128,7 @@ impl Explainer {
             Segment::Syn => true,
             Segment::Midflow => false,
         };
-        tell_packet(question.protocol, opens, &trace);
+        tell_packet(question.protocol, opens, vip.is_none_or(|vip| vip.pin), &trace);
         let mut packet = self.packet(question, opens, &hop)?;
         let nic = hop.port;
         let trace_of = Some(&trace);
@@ -137,6 +141,7 @@ impl Explainer {
             flows: flows.view(),
             clients: &self.clients.scratch(&client),
             bindings: &bindings,
+            return_hops: &ReturnHops::new(1, flows.secret().clone()),
             paths: &self.paths,
             identification: &Identification::of(me),
             nic,
@@ -300,11 +305,12 @@ fn tell_pin<'f>(
 }
 
 /// Tells which packet is made up.
-fn tell_packet(protocol: Protocol, opens: bool, trace: &Trace) {
+fn tell_packet(protocol: Protocol, opens: bool, pin: bool, trace: &Trace) {
     let (packet, why) = match (protocol, opens) {
         (Protocol::Any, _) => {
             ("an ESP packet", "any protocol will do: each packet may begin a flow")
         }
+        (Protocol::Udp, _) if !pin => ("a datagram", "each is placed by itself"),
         (Protocol::Udp, _) => ("a datagram", "each may begin a flow"),
         (Protocol::Tcp, true) => ("a SYN", "as if the client opened a connection now"),
         (Protocol::Tcp, false) => ("an ACK", "as if the connection existed, and went on"),
@@ -356,10 +362,27 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
         Forward::Gue => format!("gue: as it is, in a UDP packet to {name}"),
     };
     trace.tell("rewrite", outcome, why);
+    tell_neighbour(question, backend, context);
     if backend.forward.tunnels()
         && let Some(outer) = tunnel::outer(packet.flow.tuple, false, backend, context)
     {
         tell_tunnel(&outer, mtu_towards(backend, packet.flow.tuple.is_v4(), context), trace);
+    }
+}
+
+/// Tells that the client is another backend of its NAT VIP: answers from its own network would pass by
+/// holdfast.
+fn tell_neighbour(question: &Question, backend: &Backend, context: &Context<'_>) {
+    let vip = context.table.vip(backend.vip).filter(|vip| vip.forward == Forward::Nat);
+    let Some((vip, trace)) = vip.zip(context.trace) else { return };
+    let client = Address::from(question.client.ip());
+    let candidates = vip.scheduler.candidates().iter();
+    let mut backends = candidates.filter_map(|it| context.table.backend(it.backend));
+    if let Some(client) = backends.find(|it| it.address == client) {
+        let outcome = format!("the client is {}", name(client, context.table));
+        let why = "answers must come back through this box, not straight to the client's network: \
+                   docs/MODES.md, \"Backends as clients\"";
+        trace.tell("client", outcome, why);
     }
 }
 
@@ -374,7 +397,8 @@ fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
 /// Tells why the packet is not forwarded, and what its sender is told.
 fn tell_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace) {
     trace.tell("drop", reason.as_str(), reason.describe().trim());
-    if reason == Drop::NoBackend && rejects(packet, context) {
+    let none = matches!(reason, Drop::NoBackend | Drop::ClientIsBackend);
+    if none && rejects(packet, context) {
         let answer = match packet.flow.protocol() {
             Protocol::Tcp => "a RST",
             _ => "ICMP port unreachable",

@@ -20,6 +20,7 @@ use super::context::Context;
 use super::fragments;
 use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
+use super::unpinned::{is_unpinned, return_hop};
 use crate::flow::fragments::Span;
 use crate::flow::table::Slot;
 use crate::forwarding::{Forward, NextHop};
@@ -66,11 +67,18 @@ impl<'t> To<'t> {
                 let binding = pin().and_then(|hit| hit.track.binding());
                 Some(Self::Backend(Target { backend, binding }))
             }
+            Way::ToClient(_) if is_unpinned(packet.vip, context) => {
+                Some(Self::Client(return_hop(packet.flow.tuple, context)?))
+            }
             Way::ToClient(_) => Some(Self::Client(pin()?.track.hop())),
             Way::ToClientOf(id) => {
                 Some(Self::Client(context.bindings.read(id)?.bound.way_back.next_hop()))
             }
-            Way::Related(_) | Way::RelatedTo(_) | Way::Back(_) => None,
+            Way::Unpinned
+            | Way::UnpinnedReply(_)
+            | Way::Related(_)
+            | Way::RelatedTo(_)
+            | Way::Back(_) => None,
         }
     }
 

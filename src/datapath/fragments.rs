@@ -235,6 +235,12 @@ fn key(frame: &Frame, shape: &Shape) -> Option<Key> {
     Some(Key { source, destination, identification, protocol })
 }
 
+/// The sender's number for the datagram that a fragment is of.
+#[cold]
+pub fn identification(packet: &Packet) -> Option<u32> {
+    Some(key(packet.frame.as_ref()?, &packet.shape)?.identification)
+}
+
 /// Notes a datagram that is cut here, of which `packet` is the first fragment by now and `rest` is all
 /// others, so that it has a number as if it had come like this. It is complete at once.
 #[cold]

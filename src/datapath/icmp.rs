@@ -23,6 +23,7 @@ use super::parse::Message;
 use super::quic::Answerer;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::guess;
+use super::unpinned::{return_hop, return_path};
 use crate::flow::bindings::{BindingId, Lease};
 use crate::flow::table::Slot;
 use crate::flow::tuple::{TableSecret, Tuple};
@@ -252,6 +253,10 @@ fn to_client(
     conntrack: &Conntrack,
     context: &Context<'_>,
 ) -> Option<NextHop> {
+    if let Some(path) = return_path(source, context) {
+        (packet.vip, packet.backend) = (path.vip, path.backend);
+        return return_hop(packet.flow.tuple, context);
+    }
     let key = packet.flow.key();
     // As for its replies: pins on the very backend come first.
     for of_its_vip in [false, true] {

@@ -31,4 +31,5 @@ pub mod reset;
 pub mod rewrite;
 pub mod select;
 pub mod transmit;
+pub mod unpinned;
 pub mod worker;

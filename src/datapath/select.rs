@@ -13,7 +13,7 @@ use super::life::Miss;
 use super::quic::named;
 use crate::flow::entry::Rule;
 use crate::flow::{FlowKey, Protocol};
-use crate::forwarding::affinity::Sample;
+use crate::forwarding::affinity::{Sample, mix};
 use crate::forwarding::explain::Trace;
 use crate::forwarding::scheduler::{Note, Pool, Scheduler};
 use crate::forwarding::table::{Backend, Vip, name};
@@ -35,21 +35,14 @@ pub fn select<'t>(
         trace.note_miss();
     }
     let key = packet.flow.key();
-    check_source(&key, packet.source_mac())?;
-    if is_own_source(&key, context) {
-        return Err(Drop::OwnSource);
-    }
-    let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
-    if vip.forward.translates() && expires(packet) {
-        // It will not be sent: it takes no place among the flows, and no source.
-        return Err(Drop::TtlExceeded);
-    }
+    let vip = admit(packet, &key, context)?;
     let client = Known::of(&key, vip, context);
     // Anybody can make an id: it takes nobody else's replies.
-    let tells_apart = |named: &&Backend| {
-        vip.forward != Forward::Nat || !collides(&key, named, conntrack, context)
+    let may_have = |named: &&Backend| {
+        !is_itself(&key, named)
+            && (vip.forward != Forward::Nat || !collides(&key, named, conntrack, context))
     };
-    let (backend, rule) = match named(packet, context).filter(tells_apart) {
+    let (backend, rule) = match named(packet, context).filter(may_have) {
         Some(backend) => {
             if let Some(trace) = context.trace {
                 let why = "the connection id was made by this backend, and it is up";
@@ -57,7 +50,7 @@ pub fn select<'t>(
             }
             (backend, Rule::QuicCid)
         }
-        None => choose(&key, miss, vip, client.as_ref(), conntrack, context)?,
+        None => choose(&key, miss, vip, client.as_ref(), None, conntrack, context)?,
     };
     if !deserves_pin(packet) {
         return match backend.forward {
@@ -74,9 +67,8 @@ pub fn select<'t>(
     if let Some(client) = client {
         client.note(backend, context);
     }
-    if vip.sampled && miss == Miss::Open {
-        let source = vip.client_key(&key).client;
-        context.stats.samples.offer(Sample { vip: vip.id, source });
+    if miss == Miss::Open {
+        offer_sample(&key, vip, context);
     }
     Ok(target)
 }
@@ -117,6 +109,32 @@ fn without_pin<'t>(
     Ok(Target { backend, binding: None })
 }
 
+/// The VIP of a packet that no pin speaks for, if the packet may be forwarded at all.
+pub(super) fn admit<'t>(
+    packet: &Packet,
+    key: &FlowKey,
+    context: &Context<'t>,
+) -> Result<&'t Vip, Drop> {
+    check_source(key, packet.source_mac())?;
+    if is_own_source(key, context) {
+        return Err(Drop::OwnSource);
+    }
+    let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
+    if vip.forward.translates() && expires(packet) {
+        // It will not be sent: it takes no place among the flows, and no source.
+        return Err(Drop::TtlExceeded);
+    }
+    Ok(vip)
+}
+
+/// Tells the control thread whose flow is new, if the VIP's sources are watched.
+pub(super) fn offer_sample(key: &FlowKey, vip: &Vip, context: &Context<'_>) {
+    if vip.sampled {
+        let source = vip.client_key(key).client;
+        context.stats.samples.offer(Sample { vip: vip.id, source });
+    }
+}
+
 /// Whether a router must not forward the packet (RFC 1812 5.3.1, RFC 8200 3).
 fn expires(packet: &Packet) -> bool {
     let hops = if packet.flow.tuple.is_v4() { 8 } else { 7 };
@@ -136,8 +154,14 @@ pub fn guess<'t>(
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
+    if !vip.pin && !vip.scheduler.kind().heeds_affinity() {
+        // Nothing tells whose turn the quoted datagram was.
+        return Err(Drop::IcmpNoFlow);
+    }
+    // Without pins, the datagrams of a flow are where the hash places them now.
+    let miss = if vip.pin { Miss::Midflow } else { Miss::Open };
     let client = Known::of(&key, vip, context);
-    let chosen = choose(&key, Miss::Midflow, vip, client.as_ref(), conntrack, context)?;
+    let chosen = choose(&key, miss, vip, client.as_ref(), None, conntrack, context)?;
     Ok(chosen.0)
 }
 
@@ -171,12 +195,13 @@ fn deserves_pin(packet: &Packet) -> bool {
     packet.flow.protocol() != Protocol::Tcp || flags.opens() || goes_on
 }
 
-/// Chooses a backend, and says by what rule.
-fn choose<'t>(
+/// Chooses a backend, and says by what rule. `datagram` names what a fragment without a pin is of.
+pub(super) fn choose<'t>(
     key: &FlowKey,
     miss: Miss,
     vip: &Vip,
     client: Option<&Known<'t>>,
+    datagram: Option<u32>,
     conntrack: &Conntrack,
     context: &Context<'t>,
 ) -> Result<(&'t Backend, Rule), Drop> {
@@ -184,8 +209,25 @@ fn choose<'t>(
     if let Some(trace) = context.trace {
         tell_affinity(key, hash, vip, trace);
     }
-    let mut candidates =
-        Candidates { key, miss, vip, hash, conntrack, context, slow_start: true, collided: false };
+    let turn = match datagram {
+        Some(datagram) => mix(hash ^ u64::from(datagram)),
+        None => turn(vip, conntrack, context),
+    };
+    // Slow start takes a share of the datagrams, not of the clients, where those take turns.
+    let by_turn = !vip.pin && !vip.scheduler.kind().heeds_affinity();
+    let hash = if by_turn { mix(turn) } else { hash };
+    let mut candidates = Candidates {
+        key,
+        miss,
+        vip,
+        hash,
+        turn,
+        conntrack,
+        context,
+        slow_start: true,
+        collided: false,
+        itself: false,
+    };
     if let Some(client) = client {
         let chosen = candidates.by_client(client);
         if let Some(trace) = context.trace {
@@ -206,11 +248,17 @@ fn choose<'t>(
         Miss::Midflow => Rule::Midflow,
     };
     let backend = chosen.and_then(|index| context.table.backend(index));
-    backend.map(|backend| (backend, rule)).ok_or(if candidates.collided {
-        Drop::NatCollision
-    } else {
-        Drop::NoBackend
+    backend.map(|backend| (backend, rule)).ok_or(match candidates {
+        Candidates { collided: true, .. } => Drop::NatCollision,
+        Candidates { itself: true, .. } => Drop::ClientIsBackend,
+        _ => Drop::NoBackend,
     })
+}
+
+/// Whose turn it is. Workers begin at different places, so that the first flows of each do not meet.
+fn turn(vip: &Vip, conntrack: &Conntrack, context: &Context<'_>) -> u64 {
+    let placed = context.stats.vips.get(usize::from(vip.id.0));
+    gauge(placed, |c| &c.flows_scheduled).wrapping_add(conntrack.worker().into())
 }
 
 /// Tells which flows belong together with this one.
@@ -242,19 +290,22 @@ struct Candidates<'c, 't> {
     miss: Miss,
     vip: &'c Vip,
     hash: u64,
+    turn: u64,
     conntrack: &'c Conntrack,
     context: &'c Context<'t>,
     /// Backends that start slowly take their share only.
     slow_start: bool,
     /// Some backend could not tell the flow from another one.
     collided: bool,
+    /// Some backend is the client itself.
+    itself: bool,
 }
 
 impl<'t> Candidates<'_, 't> {
     /// What is remembered of the client decides, if it is to.
     fn by_client(&mut self, client: &Known<'t>) -> Option<(&'t Backend, Rule)> {
         if let Some(backend) = client.stays_at(self.miss == Miss::Midflow) {
-            return (!self.collides_at(backend)).then_some((backend, Rule::Sticky));
+            return self.tells_apart(backend).then_some((backend, Rule::Sticky));
         }
         if self.miss == Miss::Midflow || !client.comes_back() {
             return None;
@@ -264,11 +315,23 @@ impl<'t> Candidates<'_, 't> {
         Some((self.context.table.backend(index)?, Rule::Freest))
     }
 
-    fn collides_at(&mut self, backend: &Backend) -> bool {
+    /// Whether the backend could tell the flow from all others that it has, and from its own.
+    fn tells_apart(&mut self, backend: &Backend) -> bool {
+        self.indistinct(backend).is_none()
+    }
+
+    /// Why it could not.
+    fn indistinct(&mut self, backend: &Backend) -> Option<&'static str> {
+        if is_itself(self.key, backend) {
+            self.itself = true;
+            return Some("is the client itself, which would get its own address as the source");
+        }
+        // Where there are no pins, no other flow leads there (`check` sees to that).
         let collides = self.vip.forward == Forward::Nat
+            && self.vip.pin
             && collides(self.key, backend, self.conntrack, self.context);
         self.collided |= collides;
-        collides
+        collides.then_some("has a flow that it could not tell from this one")
     }
 
     /// Why the flow cannot go there. For one whose pin was lost a draining backend is as good as
@@ -284,7 +347,7 @@ impl<'t> Candidates<'_, 't> {
         if self.miss == Miss::Open && self.slow_start && !backend.admits(self.hash) {
             return Some("starts slowly, and does not take this one yet");
         }
-        self.collides_at(backend).then_some("has a flow that it could not tell from this one")
+        self.indistinct(backend)
     }
 }
 
@@ -325,10 +388,8 @@ impl Pool for Candidates<'_, '_> {
         gauge(self.context.stats.vips.get(usize::from(self.vip.id.0)), |c| &c.flows_active)
     }
 
-    /// Workers begin at different places, so that the first flows of each do not meet.
     fn turn(&self) -> u64 {
-        let placed = self.context.stats.vips.get(usize::from(self.vip.id.0));
-        gauge(placed, |c| &c.flows_scheduled).wrapping_add(self.conntrack.worker().into())
+        self.turn
     }
 
     fn note(&mut self, note: Note) {
@@ -351,6 +412,12 @@ impl Pool for Candidates<'_, '_> {
 
 fn gauge(counters: Option<&FlowStats>, which: impl Fn(&FlowStats) -> &Counter) -> u64 {
     counters.map_or(0, |counters| which(counters).get())
+}
+
+/// Whether a NAT backend is the client: it would get a packet from its own address, which every kernel
+/// drops (Linux: `fib_validate_source`), or takes for one of its own connections.
+fn is_itself(key: &FlowKey, backend: &Backend) -> bool {
+    backend.forward == Forward::Nat && backend.address == key.client
 }
 
 /// Whether the backend already has a flow from this client address and port, by another VIP or

@@ -20,9 +20,11 @@ use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::select;
 use super::transmit::{end, transmit};
+use super::unpinned;
 use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
+use crate::flow::return_hops::ReturnHops;
 use crate::flow::table::FlowTable;
 use crate::forwarding::PortIndex;
 use crate::forwarding::explain::Trace;
@@ -56,6 +58,8 @@ pub struct Parts {
     pub parked: usize,
     /// The full-NAT sources of all workers.
     pub bindings: Arc<Bindings>,
+    /// Where the clients of VIPs without pins are, by all workers.
+    pub return_hops: Arc<ReturnHops>,
     /// What was learnt of the paths to tunnels' ends, by all workers.
     pub paths: Arc<PathMtus>,
     /// Its place among the workers.
@@ -80,6 +84,7 @@ pub struct Worker {
     datagrams: Arc<Datagrams>,
     fragments: Fragments,
     bindings: Arc<Bindings>,
+    return_hops: Arc<ReturnHops>,
     paths: Arc<PathMtus>,
     identification: Identification,
     tables: Subscription,
@@ -106,6 +111,7 @@ impl Worker {
             datagrams: parts.datagrams,
             fragments: Fragments::new(parts.parked),
             bindings: parts.bindings,
+            return_hops: parts.return_hops,
             paths: parts.paths,
             identification: Identification::of(parts.index),
             ports: Ports::new(parts.ports),
@@ -156,6 +162,7 @@ impl Worker {
             clients: &self.clients,
             datagrams: &self.datagrams,
             bindings: &self.bindings,
+            return_hops: &self.return_hops,
             paths: &self.paths,
             identification: &self.identification,
             nic: PortIndex(0),
@@ -182,6 +189,7 @@ impl Worker {
             datagrams,
             fragments,
             bindings,
+            return_hops,
             paths,
             identification,
             stats,
@@ -203,6 +211,7 @@ impl Worker {
                 clients,
                 datagrams,
                 bindings,
+                return_hops,
                 paths,
                 identification,
                 nic,
@@ -332,6 +341,14 @@ pub(super) fn forward(
         }
         Way::ToClient(source) => conntrack.track_reply(packet, source, context),
         Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
+        Way::Unpinned => {
+            let target = unpinned::place(packet, conntrack, context)?;
+            return rewrite_to_backend(packet, &target, context, macs);
+        }
+        Way::UnpinnedReply(source) => {
+            let client = unpinned::answer(packet, source, context)?;
+            return rewrite_to_client(packet, &client, context, macs);
+        }
         Way::Related(source) => return icmp::forward(packet, source, conntrack, context, macs),
         Way::RelatedTo(binding) => return icmp::forward_bound(packet, binding, context, macs),
         Way::Back(_) => return Ok(()),

@@ -292,6 +292,8 @@ pub struct VipSpec {
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,
+    /// Whether its flows keep their backends. False (UDP only): each datagram is placed by itself.
+    pub pin: bool,
     /// Idle time-outs.
     pub timeouts: Timeouts,
     /// What is remembered of its clients, if anything.

@@ -53,6 +53,8 @@ pub struct Vip {
     pub protocol: Protocol,
     /// How packets reach its backends.
     pub forward: Forward,
+    /// Whether its flows keep their backends. False (UDP only): each datagram is placed by itself.
+    pub pin: bool,
     /// Idle time-outs of its flows.
     pub timeouts: Timeouts,
     /// What is remembered of its clients, if anything.
@@ -170,6 +172,9 @@ pub struct ReturnPath {
     pub vip_address: Address,
     /// The port that the client connected to; `None`: the backend's source port.
     pub vip_port: Option<u16>,
+    /// Whether it answers flows that have pins. If not, this is the only path of its source
+    /// (`check` sees to that).
+    pub pinned: bool,
 }
 
 impl ForwardingTable {
@@ -317,6 +322,7 @@ impl ForwardingTable {
                 vip: spec.id,
                 vip_address: spec.address.address(),
                 vip_port: Some(ports.first).filter(|_| ports.is_single()),
+                pinned: spec.pin,
             };
             let listen = return_listen(backend, ports, spec.protocol);
             match exact(listen) {
@@ -364,6 +370,7 @@ impl Vip {
             id: spec.id,
             protocol: spec.protocol,
             forward: spec.forward,
+            pin: spec.pin,
             timeouts: spec.timeouts,
             remember: spec.remember,
             freest: freest.map(|_| LeastConnections::build(scheduler.candidates())),
@@ -491,6 +498,7 @@ pub(crate) mod testing {
             ports: Ports::of(&[80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
+            pin: true,
             timeouts: Timeouts {
                 embryonic: Ticks(3_000),
                 established: Ticks(360_000),

@@ -9,6 +9,7 @@ use crate::datapath::worker::{Parts, Worker};
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
+use crate::flow::return_hops::{self, ReturnHops};
 use crate::flow::table::FlowTable;
 use crate::flow::tuple::TableSecret;
 use crate::forwarding::explain::Trace;
@@ -85,9 +86,14 @@ impl Offline {
             macs: plans.iter().map(|(mac, _)| *mac).collect(),
             flows,
             clients: Arc::new(Clients::new(clients, secret.clone())),
-            datagrams: Arc::new(Datagrams::new(datagrams.datagrams, datagrams.timeout, secret)),
+            datagrams: Arc::new(Datagrams::new(
+                datagrams.datagrams,
+                datagrams.timeout,
+                secret.clone(),
+            )),
             parked: datagrams.parked,
             bindings: Arc::new(bindings),
+            return_hops: Arc::new(ReturnHops::new(return_hops::CLIENTS, secret)),
             paths: Arc::default(),
             index: 0,
             tables,

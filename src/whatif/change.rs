@@ -145,7 +145,11 @@ impl Edit {
                 let backend = self.new.backends.get_mut(index);
                 backend.into_iter().for_each(|backend| backend.weight = *weight);
             }
-            Action::Scheduler(name) => self.scheduler = Some(named(name, self.table_size)?),
+            Action::Scheduler(name) => {
+                let kind = named(name, self.table_size)?;
+                possible(kind, self.new.pin, &self.new.name)?;
+                self.scheduler = Some(kind);
+            }
         }
         Ok(())
     }
@@ -199,6 +203,20 @@ fn put_in_service(vip: &mut VipSpec, drained: &[String]) {
             backend.service = Service::Draining;
         }
     }
+}
+
+/// Whether a VIP can have a scheduler.
+///
+/// # Errors
+/// Why not, and what to use.
+pub fn possible(kind: SchedulerKind, pin: bool, vip: &str) -> Result<(), String> {
+    if pin || !kind.counts_flows() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} counts flows, and VIP {vip} has pin = false: use maglev, rendezvous, ring or round_robin",
+        kind.as_str()
+    ))
 }
 
 /// A scheduler by its name, with default settings.
@@ -308,6 +326,15 @@ mod tests {
         }
         let odd = on("web", Action::Scheduler("random".to_owned()));
         let told = scenarios(&config(), &[odd]).unwrap_err().to_string();
+        let mut datagrams = config();
+        for vip in &mut datagrams.vips {
+            (vip.protocol, vip.pin) = (crate::flow::Protocol::Udp, false);
+        }
+        let counting = on("web", Action::Scheduler("bounded".to_owned()));
+        let refused = scenarios(&datagrams, &[counting]).unwrap_err().to_string();
+        let why = "bounded counts flows, and VIP web has pin = false: use maglev, rendezvous, ring or \
+                   round_robin";
+        assert_eq!(refused, format!("--change 'scheduler web=bounded': {why}"));
         let start =
             "--change 'scheduler web=random': there is no scheduler random; there are: maglev";
         assert!(told.starts_with(start), "{told}");

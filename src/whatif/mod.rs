@@ -135,13 +135,24 @@ fn one(scenario: &Scenario, kind: SchedulerKind, trace: &Trace, settings: &Setti
     let mut kept = World::new(&old, before.id, settings.flows, settings.workers);
     trace.before().for_each(|(slot, hash)| _ = kept.open(slot, hash));
     let (mut changed, broken) = kept.reload(&new);
+    let without = kept.elsewhere(&changed, trace.live());
+    let broken = match (before.pin, after.scheduler.heeds_affinity()) {
+        (true, _) => broken,
+        (false, true) => without,
+        // Datagrams take turns: no flow has a backend that it could lose.
+        (false, false) => 0,
+    };
+    if !after.pin {
+        changed.place_again(trace.live());
+    }
     let row = Row {
         vip: scenario.name.clone(),
+        pin: before.pin,
         name: kind.as_str(),
         configured: kind == scenario.before.scheduler,
         flows: kept.flows(),
         broken_with_conntrack: broken,
-        broken_without_conntrack: kept.elsewhere(&changed, trace.live()),
+        broken_without_conntrack: without,
         max_over_mean: kept.max_over_mean(),
         build_ms: built.as_secs_f64() * 1000.0,
         ..Row::default()
@@ -271,6 +282,33 @@ mod tests {
         for name in BY_HASH {
             assert!((ratio("client", name) - 10.0).abs() < 1e-9, "{name}");
             assert!(ratio("flow", name) < 2.0, "{name}");
+        }
+    }
+
+    /// Without pins a change moves what hashes elsewhere, and a backend in turns has no flow to lose.
+    #[test]
+    fn without_pins_every_datagram_is_placed_by_the_new_table() {
+        let mut config = config("flow", 5);
+        for vip in &mut config.vips {
+            (vip.protocol, vip.pin) = (crate::flow::Protocol::Udp, false);
+        }
+        for action in [Action::Remove(b(2)), Action::Drain(b(2))] {
+            let scenarios = scenarios(&config, &[change(action.clone())]).unwrap();
+            let kinds = crate::config::schedulers(4099).into_iter();
+            let kinds: Vec<_> = kinds.filter(|kind| !kind.counts_flows()).collect();
+            let rows = simulate(scenarios.first().unwrap(), &kinds, &settings(20_000), &|_| {});
+            for row in rows {
+                let broken = row.broken_with_conntrack;
+                assert!(!row.pin);
+                if row.name == "round_robin" {
+                    assert_eq!(broken, 0, "{action:?}");
+                    continue;
+                }
+                assert_eq!(broken, row.broken_without_conntrack, "{action:?} {}", row.name);
+                let share = row.broken_with_conntrack_share;
+                assert!((share - 0.2).abs() < 0.05, "{action:?} {}: {share}", row.name);
+                assert!(row.max_over_mean_after < 1.3, "{action:?} {row:?}: none is left behind");
+            }
         }
     }
 

@@ -11,9 +11,11 @@ pub struct Row {
     pub name: &'static str,
     /// Whether the configuration has this scheduler for the VIP.
     pub configured: bool,
+    /// Whether the VIP's flows keep their backends; false: each datagram is placed by itself.
+    pub pin: bool,
     /// Flows that were live when the change came.
     pub flows: u64,
-    /// Of these, flows whose backend is gone.
+    /// Of these, flows whose backend is gone. Without pins: those whose datagrams go elsewhere.
     pub broken_with_conntrack: u64,
     /// The same, of 1.
     pub broken_with_conntrack_share: f64,

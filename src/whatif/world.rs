@@ -132,6 +132,13 @@ impl<'t> World<'t> {
         (World { table, vip, pins, workers }, broken)
     }
 
+    /// Places the datagrams of every flow again: of a VIP without pins. `hashes` are the flows', by slot.
+    pub fn place_again(&mut self, hashes: &[u64]) {
+        for (slot, &hash) in (0..).zip(hashes) {
+            self.open(slot, hash);
+        }
+    }
+
     /// How many flows of this world would be elsewhere if `changed`, the world after a change, had
     /// no pins: for each the scheduler is asked as for a new flow, with the loads of `changed`.
     /// `hashes` are the flows', by slot.

@@ -17,6 +17,7 @@ use holdfast::flow::Protocol;
 use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::fragments::Datagrams;
+use holdfast::flow::return_hops::ReturnHops;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
@@ -122,6 +123,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
+        pin: true,
         // 1 s, 10 s, 2 s, 1 s, 1 s.
         timeouts: Timeouts {
             embryonic: Ticks(100),
@@ -442,7 +444,8 @@ impl Rig {
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
         let clients = Arc::new(Clients::new(1024, secret.clone()));
-        let datagrams = Arc::new(Datagrams::new(64, Ticks(3000), secret));
+        let datagrams = Arc::new(Datagrams::new(64, Ticks(3000), secret.clone()));
+        let return_hops = Arc::new(ReturnHops::new(64, secret));
         let paths = Arc::<PathMtus>::default();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
@@ -477,6 +480,7 @@ impl Rig {
                 datagrams: Arc::clone(&datagrams),
                 parked: PARKED,
                 bindings: Arc::clone(&bindings),
+                return_hops: Arc::clone(&return_hops),
                 paths: Arc::clone(&paths),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),

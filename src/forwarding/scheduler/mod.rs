@@ -161,6 +161,11 @@ impl SchedulerKind {
         matches!(self, Self::Maglev { .. } | Self::Rendezvous | Self::Ring { .. })
     }
 
+    /// Whether it looks at how many flows each backend has.
+    pub const fn counts_flows(self) -> bool {
+        matches!(self, Self::LeastConnections | Self::PowerOfTwo { .. } | Self::Bounded { .. })
+    }
+
     /// Whether flows of one hash go to one backend, at least while it is not too loaded.
     pub const fn heeds_affinity(self) -> bool {
         !matches!(self, Self::RoundRobin | Self::LeastConnections)

@@ -1,0 +1,103 @@
+//! Stages 4 and 5 for a VIP with `pin = false`: each datagram is placed by itself, and leaves no entry.
+//!
+//! ```text
+//! datagram of a client -> affinity hash or turn -> scheduler -> backend     nat: its return hop is noted
+//! datagram of a nat backend -> its source names VIP and port -> the client's return hop
+//! ```
+//!
+//! Fragments of one datagram go to one backend: by the hash as every datagram of their flow, and where
+//! datagrams take turns by a turn that the datagram's identification names.
+//!
+//! Reads: the flow key, the VIP's affinity and scheduler. Writes: with `nat` the table of return hops.
+//! Cost: SipHash and a slot look-up per datagram; with `nat` one line of the table of return hops, each way.
+
+use super::batch::{Packet, Part, Way};
+use super::conntrack::{Conntrack, Target};
+use super::context::Context;
+use super::fragments;
+use super::life::Miss;
+use super::select::{admit, choose, offer_sample};
+use crate::flow::tuple::Tuple;
+use crate::forwarding::table::ReturnPath;
+use crate::forwarding::{Forward, ListenKey, NextHop, VipId};
+use crate::stats::Drop;
+
+/// Whether the VIP's datagrams are placed each by itself.
+#[inline]
+pub fn is_unpinned(vip: VipId, context: &Context<'_>) -> bool {
+    context.table.vip(vip).is_some_and(|vip| !vip.pin)
+}
+
+/// Where a client's datagram goes.
+///
+/// # Errors
+/// Why it goes nowhere.
+#[inline(never)]
+pub fn place<'t>(
+    packet: &mut Packet,
+    conntrack: &Conntrack,
+    context: &Context<'t>,
+) -> Result<Target<'t>, Drop> {
+    packet.way = Way::ToBackend;
+    tell(context);
+    let key = packet.flow.key();
+    let vip = admit(packet, &key, context)?;
+    let (backend, _) = choose(&key, Miss::Open, vip, None, datagram(packet), conntrack, context)?;
+    if vip.forward == Forward::Nat {
+        let hop = packet.way_back(context.nic).ok_or(Drop::VlanPairsFull)?;
+        context.return_hops.note(key.client, hop);
+    }
+    if packet.shape.part != Part::Later {
+        let stats = context.stats;
+        stats.datagrams_placed.add(1);
+        let vip_stats = stats.vips.get(usize::from(vip.id.0));
+        let backend_stats = stats.backends.get(usize::from(backend.id.index.0));
+        let counters = vip_stats.into_iter().chain(backend_stats);
+        counters.for_each(|counters| counters.flows_scheduled.add(1));
+        offer_sample(&key, vip, context);
+    }
+    Ok(Target { backend, binding: None })
+}
+
+/// Where the client of a NAT backend's datagram is.
+///
+/// # Errors
+/// [`Drop::ReturnNoFlow`] if no datagram of that client is remembered.
+pub fn answer(
+    packet: &mut Packet,
+    source: ListenKey,
+    context: &Context<'_>,
+) -> Result<NextHop, Drop> {
+    tell(context);
+    packet.way = Way::ToClient(source);
+    let path = return_path(source, context).ok_or(Drop::ReturnNoFlow)?;
+    (packet.vip, packet.backend) = (path.vip, path.backend);
+    return_hop(packet.flow.tuple, context).ok_or(Drop::ReturnNoFlow)
+}
+
+/// The VIP without pins that answers from `source`. No other answers from there.
+#[inline]
+pub fn return_path<'t>(source: ListenKey, context: &Context<'t>) -> Option<&'t ReturnPath> {
+    context.table.return_paths(source).next().filter(|path| !path.pinned)
+}
+
+/// Where the last datagram of a flow's client came from.
+#[inline]
+pub fn return_hop(flow: Tuple, context: &Context<'_>) -> Option<NextHop> {
+    Some(context.return_hops.find(flow.key().client)?.next_hop())
+}
+
+/// What names the datagram that a fragment is of.
+fn datagram(packet: &Packet) -> Option<u32> {
+    match packet.shape.part {
+        Part::Whole | Part::Quoting => None,
+        Part::First | Part::Later => fragments::identification(packet),
+    }
+}
+
+fn tell(context: &Context<'_>) {
+    if let Some(trace) = context.trace {
+        trace.note_miss();
+        trace.tell("conntrack", "no pin", "pin = false: each datagram is placed by itself");
+    }
+}

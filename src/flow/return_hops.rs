@@ -1,0 +1,184 @@
+//! Return hops: where the clients of VIPs without pins are, across all workers.
+//!
+//! ```text
+//! hash of the client's address --> bucket, one line of four entries, the latest client first:
+//!   (return hop:64  return hop xor hash:64) x 4
+//! ```
+//!
+//! A reply that meets no pin has only the client's address to go by. The kernel cannot say where that is:
+//! packets of VIPs pass it by, so that it knows neither the MAC of a client on the same network, nor which
+//! of several routers the client's packets come by. So each datagram notes where it came from, as a pin
+//! would, and the reply goes back there.
+//!
+//! Fixed memory, any number of readers and writers, no lock. The two words of an entry check each other:
+//! those of two writers do not fit together, and are taken for no entry. A new client takes the place of
+//! the one of its bucket that was silent for longest, so a flood of forged sources pushes a client out only
+//! if it fills the bucket between a datagram and its reply; that reply is then dropped, never sent elsewhere.
+//!
+//! Cost: one line per datagram, written only if something has changed, and one per reply.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Address;
+use super::entry::WayBack;
+use super::tuple::TableSecret;
+
+/// Entries of a bucket: a cache line.
+const ENTRIES: usize = 4;
+/// Clients that a process knows at a time: 4 MiB. With a million new ones a second, each has a quarter of a
+/// second for the reply to its datagram.
+pub const CLIENTS: usize = 262_144;
+/// Memory per client, in bytes.
+pub const BYTES_PER_CLIENT: usize = size_of::<Entry>();
+
+/// The table. See the module's documentation.
+#[derive(Debug)]
+pub struct ReturnHops {
+    buckets: Box<[Bucket]>,
+    secret: TableSecret,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Bucket([Entry; ENTRIES]);
+
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+#[derive(Debug, Default)]
+struct Entry {
+    hop: AtomicU64,
+    check: AtomicU64,
+}
+
+/// What an entry says: a client's tag (0: no client), and its return hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Noted {
+    tag: u64,
+    hop: u64,
+}
+
+impl Entry {
+    #[inline]
+    fn read(&self) -> Noted {
+        // Relaxed: the words check each other.
+        let hop = self.hop.load(Ordering::Relaxed);
+        Noted { tag: hop ^ self.check.load(Ordering::Relaxed), hop }
+    }
+
+    #[inline]
+    fn write(&self, Noted { tag, hop }: Noted) {
+        self.hop.store(hop, Ordering::Relaxed);
+        self.check.store(hop ^ tag, Ordering::Relaxed);
+    }
+}
+
+impl ReturnHops {
+    /// A table for so many clients ([`BYTES_PER_CLIENT`] each). `secret` keys its hash, so that the
+    /// clients of one bucket cannot be computed.
+    pub fn new(clients: usize, secret: TableSecret) -> Self {
+        let buckets = clients.div_ceil(ENTRIES).max(1);
+        Self { buckets: (0..buckets).map(|_| Bucket::default()).collect(), secret }
+    }
+
+    /// Notes where a client's datagram came from.
+    #[inline]
+    pub fn note(&self, client: Address, hop: WayBack) {
+        let Some((Bucket(entries), tag)) = self.bucket(client) else { return };
+        let mut carried = Noted { tag, hop: hop.0 };
+        if entries.first().is_some_and(|first| first.read() == carried) {
+            return;
+        }
+        // The latest client comes first, and the others move back as far as it leaves a gap.
+        for entry in entries {
+            let here = entry.read();
+            entry.write(carried);
+            if here.tag == tag || here.tag == 0 {
+                return;
+            }
+            carried = here;
+        }
+    }
+
+    /// Where the last datagram of a client came from, if that is still known.
+    #[inline]
+    pub fn find(&self, client: Address) -> Option<WayBack> {
+        let (Bucket(entries), tag) = self.bucket(client)?;
+        let mut noted = entries.iter().map(Entry::read);
+        noted.find(|noted| noted.tag == tag).map(|noted| WayBack(noted.hop))
+    }
+
+    #[inline]
+    fn bucket(&self, client: Address) -> Option<(&Bucket, u64)> {
+        let hash = self.secret.hash_words::<16>(&client.words());
+        let number = (u128::from(hash) * self.buckets.len() as u128) >> 64;
+        // 0 is the tag of an empty entry.
+        Some((self.buckets.get(usize::try_from(number).ok()?)?, hash | 1))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+
+    use super::*;
+    use crate::forwarding::PortIndex;
+
+    fn client(number: u32) -> Address {
+        Address::from_v4(number.to_be_bytes())
+    }
+
+    fn hop(mac: u64) -> WayBack {
+        WayBack::new(mac, PortIndex(1), None).unwrap()
+    }
+
+    #[test]
+    fn the_last_hop_of_a_client_is_found() {
+        let hops = ReturnHops::new(64, TableSecret::new(1));
+        assert_eq!(hops.find(client(1)), None);
+        hops.note(client(1), hop(7));
+        assert_eq!(hops.find(client(1)), Some(hop(7)));
+        hops.note(client(1), hop(8));
+        assert_eq!(hops.find(client(1)), Some(hop(8)));
+        assert_eq!(hops.find(client(2)), None);
+    }
+
+    #[test]
+    fn a_new_client_takes_the_place_of_the_longest_silent_one() {
+        let hops = ReturnHops::new(ENTRIES, TableSecret::new(1));
+        for number in 1..=4 {
+            hops.note(client(number), hop(number.into()));
+        }
+        // The first speaks again, from elsewhere.
+        hops.note(client(1), hop(10));
+        hops.note(client(5), hop(5));
+        let found: Vec<_> = (1..=5).map(|number| hops.find(client(number))).collect();
+        let expected = [Some(hop(10)), None, Some(hop(3)), Some(hop(4)), Some(hop(5))];
+        assert_eq!(found, expected);
+    }
+
+    /// Two writers and a reader in one bucket: no client is ever given the hop of another one.
+    #[test]
+    fn threads_never_give_a_client_the_hop_of_another() {
+        let hops = Arc::new(ReturnHops::new(ENTRIES, TableSecret::new(1)));
+        thread::scope(|scope| {
+            for worker in 0..2_u32 {
+                let hops = &hops;
+                scope.spawn(move || {
+                    for round in 0..100_000_u32 {
+                        let number = (round * 7 + worker * 3) % 8;
+                        hops.note(client(number), hop(number.into()));
+                    }
+                });
+            }
+            for round in 0..100_000_u32 {
+                let number = round % 8;
+                let found = hops.find(client(number));
+                assert!(found.is_none_or(|found| found == hop(number.into())), "{number}");
+            }
+        });
+        let known = (0..8).filter(|&number| hops.find(client(number)).is_some()).count();
+        assert!((1..=ENTRIES).contains(&known), "{known}");
+    }
+}
