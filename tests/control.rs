@@ -29,6 +29,7 @@ use holdfast::forwarding::{
     SchedulerKind, SteerRules, ThisBox,
 };
 use holdfast::units::Ticks;
+use holdfast::xdp::packet::PacketSocket;
 
 /// Set in the process that runs inside the namespace: the name of the two namespaces.
 const INSIDE: &str = "HOLDFAST_CONTROL_TEST";
@@ -201,10 +202,10 @@ fn signal(name: &str) {
     run("kill", &["-s", name, &std::process::id().to_string()]);
 }
 
-/// Sends frames for real, and has no XDP program.
-struct Frames;
+/// Has no XDP program.
+struct NoProgram;
 
-impl SteeringPort for Frames {
+impl SteeringPort for NoProgram {
     fn sync(&mut self, _rules: &SteerRules) -> Result<(), String> {
         Ok(())
     }
@@ -220,14 +221,11 @@ impl SteeringPort for Frames {
     fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
         SocketStatistics::default()
     }
-
-    fn send_frame(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), String> {
-        holdfast::xdp::packet::send_frame(ifindex, frame).map_err(|error| error.to_string())
-    }
 }
 
 fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<AtomicBool>) -> Inputs {
     let (sender, events) = crossbeam_channel::bounded(1);
+    let packets = PacketSocket::open().unwrap();
     let reloaded = config.clone();
     Inputs {
         config,
@@ -246,7 +244,8 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
             queues: vec![0],
         }],
         publisher,
-        steering: Box::new(Frames),
+        steering: Box::new(NoProgram),
+        send_frame: Box::new(move |interface, frame| packets.send(interface, frame)),
         clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
         events,
         clock: Arc::new(|| Ticks(0)),

@@ -27,6 +27,10 @@ pub enum Kind {
     BackendUp,
     /// A backend does not answer its health checks.
     BackendDown,
+    /// A backend is up, and yet does not answer clients.
+    SynsUnanswered,
+    /// It answers them again.
+    SynsAnswered,
     /// Another configuration is in force.
     Reload,
     /// The new flows of a large source are spread, or spread otherwise.
@@ -45,6 +49,8 @@ impl Kind {
             Self::Undrained => "undrained",
             Self::BackendUp => "backend_up",
             Self::BackendDown => "backend_down",
+            Self::SynsUnanswered => "syns_unanswered",
+            Self::SynsAnswered => "syns_answered",
             Self::Reload => "reload",
             Self::Split => "split",
             Self::Unsplit => "unsplit",
@@ -53,7 +59,7 @@ impl Kind {
 
     /// Whether an operator should look.
     const fn is_warning(self) -> bool {
-        matches!(self, Self::DrainDeadline | Self::BackendDown)
+        matches!(self, Self::DrainDeadline | Self::BackendDown | Self::SynsUnanswered)
     }
 }
 

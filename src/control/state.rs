@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use hashbrown::{HashMap, HashSet};
 
 use super::WorkerView;
+use super::answering::Answering;
 use super::drain::Drain;
 use super::forecast::Forecast;
 use super::health::{CheckSpec, Hysteresis};
@@ -119,6 +120,8 @@ pub struct BackendEntry {
     pub next_hop_detail: String,
     /// The problem that was logged last, until it is resolved.
     pub problem: Option<String>,
+    /// Whether it answers clients.
+    pub answering: Answering,
     /// Counters of whoever had the index before.
     pub base: Baseline,
 }
@@ -304,6 +307,7 @@ impl Registry {
             mtu: UNLIMITED,
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
+            answering: Answering::default(),
             base: status::backend_baseline(workers, index),
         })
     }
@@ -333,6 +337,16 @@ impl Registry {
     /// What the forwarding table is built from.
     pub fn specs(&self) -> Vec<VipSpec> {
         self.vips.iter().map(VipEntry::spec).collect()
+    }
+
+    /// The same for a process that runs: a VIP refuses nobody while the next hop of a backend that may
+    /// serve is being looked up, for the client's next SYN finds it.
+    pub fn patient_specs(&self) -> Vec<VipSpec> {
+        let mut specs = self.specs();
+        for (vip, spec) in self.vips.iter().zip(&mut specs) {
+            spec.rejects &= !vip.backends.iter().any(|b| b.serves() && b.awaits_next_hop());
+        }
+        specs
     }
 
     /// What the XDP program is to do.
@@ -448,6 +462,11 @@ impl BackendEntry {
     /// Whether its health check, if there is one, says that it answers.
     pub fn is_up(&self) -> bool {
         self.check.is_none() || self.health.usable()
+    }
+
+    /// Whether its next hop is being looked up, and there was no reason yet to think that there is none.
+    pub const fn awaits_next_hop(&self) -> bool {
+        self.next_hop.is_none() && self.problem.is_none()
     }
 
     fn spec(&self) -> BackendSpec {

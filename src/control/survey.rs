@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str, mtu: u32) -> Link {
-        Link { index, name: name.to_owned(), mac: None, loopback: false, mtu, vlan: None }
+        Link { index, name: name.to_owned(), mtu, up: true, ..Link::default() }
     }
 
     fn address(text: &str, prefix_len: u8, ours: bool) -> InterfaceAddress {

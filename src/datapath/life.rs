@@ -14,7 +14,7 @@ use super::clients::is_due;
 use super::context::Context;
 use super::quic::named;
 use crate::flow::Protocol;
-use crate::flow::entry::{Pin, State, Track};
+use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{FlowsLeft, NextHop, PortIndex, RESET_TIME};
 use crate::units::Ticks;
@@ -144,6 +144,14 @@ pub(super) fn is_open(protocol: Protocol, track: &Track, backend: &Backend) -> b
         && !state.is_closing(backend.forward)
 }
 
+/// Whether this is the pin of a SYN that nothing answered: no packet of its backend was seen, nor of its
+/// client since. One whose pin was lost began before.
+#[cold]
+pub(super) fn is_unanswered(pin: &Pin, context: &Context<'_>) -> bool {
+    let tcp = context.table.vip(pin.vip).is_some_and(|vip| vip.protocol == Protocol::Tcp);
+    tcp && pin.track.state() == State::default() && pin.rule != Rule::Midflow
+}
+
 /// What a packet changes in the state of its flow, whatever that was.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Change {
@@ -153,7 +161,7 @@ pub(super) struct Change {
 
 impl Change {
     /// The flow is cut.
-    pub(super) const CUT: Self = Self { set: State::CUT, clear: State(0) };
+    pub(super) const CUT: Self = Self { set: State::CUT, clear: State::ANSWERED };
     /// As by a RST.
     pub(super) const RESET: Self = Self { set: State::RST, clear: State(0) };
 
@@ -175,7 +183,7 @@ pub(super) fn request_change(packet: &Packet) -> Change {
     }
     let fin = if flags.any(TcpFlags::FIN) { State::FIN_CLIENT } else { State(0) };
     // A client that goes on after a RST never sent it: it was forged, or the backend's stray.
-    Change { set: State::ESTABLISHED.with(fin), clear: State::RST }
+    Change { set: State::ESTABLISHED.with(fin), clear: State::RST.with(State::ANSWERED) }
 }
 
 /// What a packet from the backend changes.
@@ -188,7 +196,7 @@ pub(super) fn reply_change(packet: &Packet) -> Change {
     let set = if flags.any(TcpFlags::RST) {
         State::RST
     } else if !flags.any(TcpFlags::ACK) || flags.any(TcpFlags::SYN) {
-        State(0)
+        if flags.any(TcpFlags::ACK) { State::ANSWERED } else { State(0) }
     } else if flags.any(TcpFlags::FIN) {
         State::ESTABLISHED.with(State::FIN_BACKEND)
     } else {
