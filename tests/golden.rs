@@ -12,6 +12,7 @@ mod golden {
     mod proxy;
     mod resets;
     mod tunnel;
+    mod unanswered;
     mod vips;
 }
 mod rig;

@@ -25,6 +25,7 @@ use super::forecast::Forecaster;
 use super::gratuitous::Advertiser;
 use super::health::{Checks, Outcome};
 use super::hook::Hook;
+use super::inbound::{self, Trouble};
 use super::neighbour::{self, Problem, Snapshot};
 use super::netlink::{self, Netlink};
 use super::split::Splitter;
@@ -34,6 +35,7 @@ use super::{
     AttachedView, Claim, Clock, ControlError, Inputs, Load, NicView, Signal, SteerRules,
     SteeringPort, WorkerEvent, WorkerView, reload,
 };
+use crate::config::machine::Level;
 use crate::config::{self, Config};
 use crate::flow::Protocol;
 use crate::flow::clients::Clients;
@@ -99,6 +101,8 @@ struct Controller {
     targets: watch::Sender<HashSet<IpAddr>>,
     network: Arc<Snapshot>,
     announcer: Announcer,
+    /// What leads clients to the kernel.
+    troubles: Vec<Trouble>,
     /// Some address is not where it should be: try again.
     announce_pending: bool,
     journal: Journal,
@@ -176,6 +180,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         targets,
         network: Arc::default(),
         announcer: Announcer::new(netlink, &inputs.nics, Advertiser::start(inputs.send_frame)),
+        troubles: Vec::new(),
         announce_pending: false,
         workers: inputs.workers,
         nics: inputs.nics,
@@ -370,6 +375,23 @@ impl Controller {
             }
         }
         self.announce_pending |= self.announcer.lost_any(&self.network.addresses);
+        self.follow_troubles();
+    }
+
+    /// Says which addresses of VIPs lead clients to the kernel from now on, and which no longer.
+    fn follow_troubles(&mut self) {
+        let Snapshot { links, addresses, arp, .. } = self.network.as_ref();
+        let now = inbound::troubles(&self.config, inbound::View { links, addresses, arp });
+        let now: Vec<Trouble> =
+            now.into_iter().filter(|trouble| trouble.level() == Level::Warning).collect();
+        let before = std::mem::replace(&mut self.troubles, now);
+        for new in self.troubles.iter().filter(|trouble| !before.contains(trouble)) {
+            self.journal.tell(News::about(Kind::AddressTrouble, new.vip()), new.to_string());
+        }
+        for gone in before.iter().filter(|trouble| !self.troubles.contains(trouble)) {
+            let text = format!("no longer so: {}", gone.what());
+            self.journal.tell(News::about(Kind::AddressRight, gone.vip()), text);
+        }
     }
 
     // ---- health ----
