@@ -667,7 +667,8 @@ fn addresses_that_lead_clients_to_the_kernel_are_told() {
             let found = control::survey::survey(&config).unwrap();
             found.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        let misplaced = "VIP mail: 192.0.2.11 belongs to other0, whose frames no [[nic]] receives";
+        let misplaced =
+            "VIP mail: 192.0.2.11 belongs to other0, and no [[nic]] receives its frames";
         let answers = "other0, which is no [[nic]], is in 198.18.0.0/24 as nic0 is, and answers ARP for \
                        VIP mail and 1 other VIP";
         let shared =

@@ -307,7 +307,7 @@ fn colours_mark_what_is_down() {
 }
 
 /// The row of a VIP says how many of its backends are up: a row that looks like any other hides that
-/// nobody serves.
+/// none serves.
 #[test]
 fn a_vip_says_how_many_of_its_backends_serve() {
     let active = |name| backend(name, BackendState::Active, 0);
@@ -336,7 +336,7 @@ fn a_vip_says_how_many_of_its_backends_serve() {
     }
 }
 
-/// A backend that is up and answers nobody is named, with what may be wrong.
+/// A backend that is up and does not answer is named, with what may be wrong.
 #[test]
 fn a_backend_that_answers_no_client_is_hinted_at() {
     let mut silent = backend("b", BackendState::Active, 0);

@@ -215,7 +215,7 @@ impl Announcer {
         })
     }
 
-    /// On the loopback or a dummy device nobody would hear it: it is told on every NIC instead, where
+    /// On the loopback or a dummy device it would not be heard: it is told on every NIC instead, where
     /// the kernel answers ARP for all of its addresses.
     fn announcements(&self, link: &Link, address: IpAddr) -> Vec<Announcement> {
         let own = link.mac.map(|mac| (link.index, mac));

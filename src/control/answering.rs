@@ -5,7 +5,7 @@
 //! ([`WorkerStats::unanswered`](crate::stats::WorkerStats)). Where replies pass (`nat`, `full_nat`), an
 //! answer is the backend's own; elsewhere, the client's next packet. So a flood of SYNs from forged sources
 //! leaves as many at every backend of `dsr` and tunnels, and what tells is the comparison: one is suspected
-//! whose share of SYNs without an answer is far above that of the better half of the others.
+//! if its share of SYNs without an answer is far above that of the better half of the others.
 //!
 //! ```text
 //! window      the last 5 minutes, in steps of 30 s
@@ -114,7 +114,7 @@ impl Answering {
     }
 }
 
-/// Compares the backends of a VIP that are up; returns, by position, whose verdict has changed.
+/// Compares the backends of a VIP that are up; returns the positions of changed verdicts.
 pub fn judge(backends: &mut [&mut Answering]) -> Vec<usize> {
     let recent: Vec<Syns> = backends.iter().map(|backend| backend.recent).collect();
     let mut changed = Vec::new();
@@ -183,7 +183,7 @@ mod tests {
             ("too few others", &[(19, 0), (100, 100)], &[]),
             ("just enough", &[(20, 0), (20, 20)], &[1]),
             ("less than half", &[(100, 0), (100, 49)], &[]),
-            ("nobody was sent to the others", &[(0, 0), (100, 100)], &[]),
+            ("the others had no SYN", &[(0, 0), (100, 100)], &[]),
         ] {
             assert_eq!(suspected(backends), expected, "{name}");
         }

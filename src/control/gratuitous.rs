@@ -139,7 +139,7 @@ impl Sender {
         }
     }
 
-    /// The next one whose time has come.
+    /// The next one that is due.
     fn next(&mut self, now: Instant) -> Option<Left> {
         let first = self.first.pop_front();
         first.or_else(|| Some(self.again.pop_front_if(|(due, _)| *due <= now)?.1))
@@ -266,7 +266,7 @@ mod tests {
     /// Frames that have left, each with its time since the start.
     type Log = Arc<Mutex<Vec<(Duration, Vec<u8>)>>>;
 
-    /// A task whose frames go into the log; every `refused`-th is refused as by a full queue.
+    /// A task that sends into the log; every `refused`-th is refused as by a full queue.
     fn advertiser(refused: usize) -> (Advertiser, Log) {
         let log = Log::default();
         let (sink, begun, mut count) = (Arc::clone(&log), Instant::now(), 0);

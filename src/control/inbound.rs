@@ -3,7 +3,7 @@
 //!
 //! Linux answers ARP on any interface for any of its addresses (`arp_ignore` 0, the default;
 //! Documentation/networking/ip-sysctl.rst), neighbour discovery only for those of the interface itself
-//! (net/ipv6/ndisc.c, `ndisc_recv_ns`). A frame is received by the NIC whose MAC it is for: a VLAN device
+//! (net/ipv6/ndisc.c, `ndisc_recv_ns`). A frame is received by the NIC that has its destination MAC: a VLAN device
 //! or a bridge as a rule has its NIC's, a macvlan (VRRP) its own.
 
 use std::fmt;
@@ -34,11 +34,17 @@ impl Arp {
         Self { own_only: set("arp_ignore"), filtered: set("arp_filter") }
     }
 
-    /// Those of every interface that may answer, by index.
-    pub fn read_all(links: impl Iterator<Item: AsRef<Link>>) -> HashMap<u32, Self> {
-        let answers = |link: &Link| link.up && !link.is_silent() && link.mac.is_some();
-        let read = |link: &Link| (link.index, Self::read(&link.name));
-        links.filter(|link| answers(link.as_ref())).map(|link| read(link.as_ref())).collect()
+    /// Those of every interface that may answer and has an IPv4 address, by index.
+    pub fn read_all<'a>(
+        links: impl Iterator<Item = &'a Link>,
+        addresses: &[InterfaceAddress],
+    ) -> HashMap<u32, Self> {
+        let v4 = addresses.iter().filter(|found| found.address.is_ipv4());
+        let with_v4: HashSet<u32> = v4.map(|found| found.ifindex).collect();
+        let answers = |link: &&Link| {
+            link.up && !link.is_silent() && link.mac.is_some() && with_v4.contains(&link.index)
+        };
+        links.filter(answers).map(|link| (link.index, Self::read(&link.name))).collect()
     }
 }
 
@@ -47,16 +53,10 @@ fn is_set(interface: &str, key: &str) -> bool {
     std::fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
 }
 
-impl AsRef<Self> for Link {
-    fn as_ref(&self) -> &Self {
-        self
-    }
-}
-
 /// Something by which clients are led elsewhere, or nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Trouble {
-    /// An address is, or is to be put, on an interface whose frames no NIC receives.
+    /// An address is, or is to be put, on an interface without a MAC of a NIC.
     Elsewhere {
         /// The VIP.
         vip: String,
@@ -90,7 +90,7 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// How bad it is: what nobody answers for may be routed to this box.
+    /// How bad it is: an address without an answer may be routed to this box.
     pub const fn level(&self) -> Level {
         match self {
             Self::Elsewhere { .. } | Self::Answers { .. } => Level::Warning,
@@ -110,7 +110,7 @@ impl Trouble {
     pub fn what(&self) -> String {
         match self {
             Self::Elsewhere { vip, address, interface } => format!(
-                "VIP {vip}: {address} belongs to {interface}, whose frames no [[nic]] receives: the \
+                "VIP {vip}: {address} belongs to {interface}, and no [[nic]] receives its frames: the \
                  kernel gets the packets of clients, and refuses them"
             ),
             Self::Answers { interface, nic, network, vip, more } => {
@@ -251,7 +251,7 @@ fn places<'a>(config: &'a Config, view: View<'a>) -> Vec<(&'a str, IpAddr, &'a L
     of_vip.collect()
 }
 
-/// A NIC in whose network an interface is, too.
+/// A NIC that shares a network with an interface.
 fn shared<'a>(link: &Link, nics: &[&'a Link], view: View<'_>) -> Option<(&'a Link, Ipv4Net)> {
     let meets = |a: &Ipv4Net, b: &Ipv4Net| a.contains(b) || b.contains(a);
     nics.iter().find_map(|nic| {
@@ -320,8 +320,8 @@ mod tests {
     fn an_address_is_where_a_nic_receives_its_frames() {
         let elsewhere = |interface: &str| {
             format!(
-                "warning VIP to-192.0.2.10: 192.0.2.10 belongs to {interface}, whose frames no [[nic]] \
-                 receives: the kernel gets the packets of clients, and refuses them; announce it on a \
+                "warning VIP to-192.0.2.10: 192.0.2.10 belongs to {interface}, and no [[nic]] \
+                 receives its frames: the kernel gets the packets of clients, and refuses them; announce it on a \
                  [[nic]], or on a VLAN device of one with its MAC; a virtual MAC (VRRP, macvlan) is not \
                  received"
             )

@@ -247,7 +247,7 @@ impl Resolver {
         }
         let nic_mtus = self.nics.iter().map(|&ifindex| link_mtu(ifindex, &links)).collect();
         self.probes.prune(Instant::now());
-        let arp = Arp::read_all(links.values());
+        let arp = Arp::read_all(links.values(), &addresses);
         Ok(Snapshot { hops, mtus, nic_mtus, addresses, links, arp })
     }
 

@@ -339,7 +339,7 @@ impl Registry {
         self.vips.iter().map(VipEntry::spec).collect()
     }
 
-    /// The same for a process that runs: a VIP refuses nobody while the next hop of a backend that may
+    /// For a process that runs: a VIP refuses no flow while the next hop of a backend that may
     /// serve is being looked up, for the client's next SYN finds it.
     pub fn patient_specs(&self) -> Vec<VipSpec> {
         let mut specs = self.specs();

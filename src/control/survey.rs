@@ -66,7 +66,7 @@ async fn look(config: &Config, netlink: &Netlink) -> Result<Network, netlink::Er
         .try_collect()
         .await?;
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let (arp, own_ports) = (Arp::read_all(links.iter()), OwnPorts::read());
+    let (arp, own_ports) = (Arp::read_all(links.iter(), &addresses), OwnPorts::read());
     Ok(Network { links, addresses, routes, arp, own_ports, kernel: version(&release) })
 }
 
@@ -172,7 +172,7 @@ fn special_in(own: &InterfaceAddress, address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// VIPs whose clients are led elsewhere.
+/// VIPs that lead clients to the kernel.
 fn frames_of_vips(config: &Config, network: &Network, found: &mut Vec<Finding>) {
     let links = network.links.iter().map(|link| (link.index, link.clone())).collect();
     let view = inbound::View { links: &links, addresses: &network.addresses, arp: &network.arp };
@@ -216,7 +216,8 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str, mtu: u32) -> Link {
-        Link { index, name: name.to_owned(), mtu, up: true, ..Link::default() }
+        let mac = Some([2, 0, 0, 0, 0, u8::try_from(index).unwrap_or_default()]);
+        Link { index, name: name.to_owned(), mac, mtu, up: true, ..Link::default() }
     }
 
     fn address(text: &str, prefix_len: u8, ours: bool) -> InterfaceAddress {

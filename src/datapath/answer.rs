@@ -56,7 +56,7 @@ pub fn answer(
 }
 
 /// Whether the packet's VIP answers for backends that are not there. Only what begins a flow is refused: a
-/// connection whose pin was lost (a restart, another box) goes on when its backend is back.
+/// connection that lost its pin (a restart, another box) goes on when its backend is back.
 pub(super) fn rejects(packet: &Packet, context: &Context<'_>) -> bool {
     let opens = packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens();
     let vip = context.table.vip(packet.vip).filter(|_| packet.way == Way::ToBackend && opens);

@@ -145,7 +145,7 @@ pub(super) fn is_open(protocol: Protocol, track: &Track, backend: &Backend) -> b
 }
 
 /// Whether this is the pin of a SYN that nothing answered: no packet of its backend was seen, nor of its
-/// client since. One whose pin was lost began before.
+/// client since. A flow that lost its pin began before.
 #[cold]
 pub(super) fn is_unanswered(pin: &Pin, context: &Context<'_>) -> bool {
     let tcp = context.table.vip(pin.vip).is_some_and(|vip| vip.protocol == Protocol::Tcp);

@@ -8,7 +8,7 @@ use crate::lab::{
 };
 
 /// Opens many connections at once, waits a little longer than until the first repetition of a SYN, and goes
-/// away without a word to whoever did not answer.
+/// away without a word to those that did not answer.
 const CLIENT: &str = "
 import select, socket, sys, time
 vip, count = sys.argv[1], int(sys.argv[2])
@@ -40,7 +40,7 @@ fn events(holdfast: &Holdfast<'_>, kind: &str) -> Vec<(String, String)> {
     wanted.map(|event| (word(&event, "vip"), word(&event, "backend"))).collect()
 }
 
-/// A VIP that is missing on one loopback (dsr), and a backend whose way to the clients leads past the balancer
+/// A VIP that is missing on one loopback (dsr), and a backend with a route to the clients past the balancer
 /// (nat): their checks say that all is well.
 #[test]
 fn a_backend_that_answers_no_client_is_named() {

@@ -235,7 +235,7 @@ fn without_a_backend_a_tcp_client_is_refused_if_the_vip_says_so() {
     }
 }
 
-/// A connection whose pin was lost may go on once its backend is back, and no RST answers a RST.
+/// A connection that lost its pin may go on once its backend is back, and no RST answers a RST.
 #[test]
 fn without_a_backend_no_connection_is_reset() {
     for family in FAMILIES {
@@ -248,7 +248,7 @@ fn without_a_backend_no_connection_is_reset() {
     }
 }
 
-/// What is refused is answered with no more than it has, so nobody is made a tool of a flood.
+/// What is refused is answered with no more than it has, so no flood grows by it.
 #[test]
 fn a_refusal_is_no_longer_than_what_it_answers() {
     for family in FAMILIES {
@@ -276,7 +276,7 @@ fn without_a_backend_a_udp_client_gets_port_unreachable_if_the_vip_says_so() {
 }
 
 #[test]
-fn without_a_backend_nobody_is_told_where_the_vip_says_so() {
+fn without_a_backend_no_one_is_told_where_the_vip_says_so() {
     for family in FAMILIES {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let mut rig = rejecting(family, protocol, false);
