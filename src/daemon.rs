@@ -37,6 +37,7 @@ use crate::units::Ticks;
 use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::memory::MappingError;
 use crate::xdp::nic::{Nic, NicError};
+use crate::xdp::packet::PacketSocket;
 use crate::xdp::port::Port;
 use crate::xdp::program::{AttachMode, ProgramError, Steering};
 use crate::xdp::socket::{BindMode, Io, Monitor, SocketError};
@@ -116,6 +117,8 @@ struct ServedNic {
 pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonError> {
     let claim = control::admin::claim(&config.control.socket)?;
     let mut nics = open_nics(&config)?;
+    let packets = PacketSocket::open()
+        .map_err(|source| DaemonError::Os { what: "no packet socket, to announce", source })?;
     let secret = TableSecret::new(random_seed()?);
     let flows = flow_tables(&config, &secret)?;
     let clients = Arc::new(Clients::new(config.workers.clients, secret.clone()));
@@ -155,6 +158,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
         publisher,
         clients,
         steering: Box::new(Steerings::new(steerings)),
+        send_frame: Box::new(move |interface, frame| packets.send(interface, frame)),
         events: failures,
         clock: Arc::new(now),
         explain,

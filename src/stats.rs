@@ -291,6 +291,9 @@ pub struct WorkerStats {
     pub lifetimes: Box<[Lifetimes]>,
     /// Per backend, by [`BackendIndex`](crate::forwarding::BackendIndex).
     pub backends: Box<[FlowStats]>,
+    /// Per backend, by [`BackendIndex`](crate::forwarding::BackendIndex): SYNs that nothing answered, counted
+    /// when their pin is removed. Not in [`FlowStats`], which is one line for what each packet counts.
+    pub unanswered: Box<[Counter]>,
     /// Per NIC, by [`PortIndex`](crate::forwarding::PortIndex).
     pub ports: Box<[PortStats]>,
 }
@@ -481,6 +484,7 @@ impl WorkerStats {
             vips: zeroed(vips),
             lifetimes: zeroed(vips),
             backends: zeroed(backends),
+            unanswered: zeroed(backends),
             ports: zeroed(ports),
         }
     }
@@ -536,6 +540,7 @@ impl WorkerStats {
             vips: _,
             lifetimes: _,
             backends: _,
+            unanswered: _,
             ports: _,
         } = self;
         let answered = answers.iter().map(Counter::get).sum();

@@ -3,7 +3,6 @@
 
 use crate::control::{AttachedView, SocketStatistics, SteerCounters, SteeringPort};
 use crate::forwarding::{PortIndex, SteerRules};
-use crate::xdp;
 use crate::xdp::program::Steering;
 use crate::xdp::socket::Monitor;
 
@@ -56,9 +55,5 @@ impl SteeringPort for Steerings {
             sum.tx_invalid += socket.tx_invalid;
         }
         sum
-    }
-
-    fn send_frame(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), String> {
-        xdp::packet::send_frame(ifindex, frame).map_err(|error| error.to_string())
     }
 }

@@ -5,11 +5,13 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead as _, BufReader};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use holdfast::config::{
@@ -29,6 +31,7 @@ use holdfast::forwarding::{
     SchedulerKind, SteerRules, ThisBox,
 };
 use holdfast::units::Ticks;
+use holdfast::xdp::packet::PacketSocket;
 
 /// Set in the process that runs inside the namespace: the name of the two namespaces.
 const INSIDE: &str = "HOLDFAST_CONTROL_TEST";
@@ -168,6 +171,13 @@ impl Inside {
         Running { thread, tables }
     }
 
+    /// Runs a command of holdfast against the control socket, as of another terminal.
+    fn cli(&self, arguments: &[&str]) -> String {
+        let socket = self.socket();
+        let socket = ["--socket", socket.to_str().unwrap()];
+        run(env!("CARGO_BIN_EXE_holdfast"), &[arguments, &socket].concat())
+    }
+
     fn addresses(&self) -> String {
         self.ip("-o address show dev nic0")
     }
@@ -201,10 +211,10 @@ fn signal(name: &str) {
     run("kill", &["-s", name, &std::process::id().to_string()]);
 }
 
-/// Sends frames for real, and has no XDP program.
-struct Frames;
+/// Has no XDP program.
+struct NoProgram;
 
-impl SteeringPort for Frames {
+impl SteeringPort for NoProgram {
     fn sync(&mut self, _rules: &SteerRules) -> Result<(), String> {
         Ok(())
     }
@@ -220,14 +230,11 @@ impl SteeringPort for Frames {
     fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
         SocketStatistics::default()
     }
-
-    fn send_frame(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), String> {
-        holdfast::xdp::packet::send_frame(ifindex, frame).map_err(|error| error.to_string())
-    }
 }
 
 fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<AtomicBool>) -> Inputs {
     let (sender, events) = crossbeam_channel::bounded(1);
+    let packets = PacketSocket::open().unwrap();
     let reloaded = config.clone();
     Inputs {
         config,
@@ -246,7 +253,8 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
             queues: vec![0],
         }],
         publisher,
-        steering: Box::new(Frames),
+        steering: Box::new(NoProgram),
+        send_frame: Box::new(move |interface, frame| packets.send(interface, frame)),
         clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
         events,
         clock: Arc::new(|| Ticks(0)),
@@ -559,6 +567,138 @@ fn sighup_reloads_and_takes_addresses_away() {
         assert!(inside.addresses().contains("192.0.2.10"));
         signal("HUP");
         wait_for("the VIP is gone", SOON, || !inside.addresses().contains("192.0.2.10"));
+        control.stop();
+    });
+}
+
+/// Prints, for each announcement that comes in by an interface until it is told to end, its address.
+const LISTENER: &str = "
+import ipaddress, socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 64 << 20)
+s.bind(('peer0', 0))
+print('listening', flush=True)
+while True:
+    frame = s.recv(2048)
+    kind = frame[12:14]
+    if kind == b'\\x08\\x06' and frame[28:32] == frame[38:42] and frame[20:22] == b'\\0\\1':
+        print(ipaddress.ip_address(frame[28:32]), flush=True)
+    elif kind == b'\\x86\\xdd' and frame[20] == 58 and frame[54] == 136:
+        print(ipaddress.ip_address(frame[62:78]), flush=True)
+";
+
+/// A thousand addresses, of both families, each on a VIP of its own.
+fn thousand() -> Vec<String> {
+    let v4 = (0..500).map(|n| format!("10.77.{}.{}", n / 250, 1 + n % 250));
+    let v6 = (0..500).map(|n| format!("2001:db8:77::{:x}", n + 1));
+    v4.chain(v6).collect()
+}
+
+/// Inodes of the packet sockets of this namespace.
+fn packet_sockets() -> HashSet<String> {
+    let table = std::fs::read_to_string("/proc/net/packet").unwrap();
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().last())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// All announcements arrive, twice, over one socket, and the API answers while they are on their way.
+#[test]
+fn a_thousand_vips_are_announced_by_one_socket_while_the_api_answers() {
+    isolated("a_thousand_vips_are_announced_by_one_socket_while_the_api_answers", |inside| {
+        let mut listener = inside.peer("/usr/bin/python3");
+        let mut listener = listener.args(["-c", LISTENER]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(listener.stdout.take().unwrap()).lines();
+        let _listener = Server(listener);
+        assert_eq!(lines.next().unwrap().unwrap(), "listening");
+        let heard = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
+        let log = Arc::clone(&heard);
+        std::thread::spawn(move || {
+            // Those of the kernel are about other addresses.
+            let ours =
+                |line: &String| line.starts_with("10.77.") || line.starts_with("2001:db8:77:");
+            for line in lines.map_while(Result::ok).filter(ours) {
+                *log.lock().unwrap().entry(line).or_default() += 1;
+            }
+        });
+        let once = || heard.lock().unwrap().len();
+        let addresses = thousand();
+        let vips = addresses.iter().enumerate().map(|(number, address)| {
+            vip(&format!("vip{number}"), address, on_nic(), &["198.18.0.2"])
+        });
+        let config = config(vips.collect());
+
+        let (mut sockets, mut answered) = (HashSet::new(), false);
+        let control = inside.start(&config);
+        let end = Instant::now() + SOON;
+        while once() < addresses.len() && Instant::now() < end {
+            sockets.extend(packet_sockets());
+            let before = once();
+            assert!(inside.cli(&["status", "--json"]).contains("vip999"));
+            answered |= before > 0 && once() < addresses.len();
+        }
+        assert!(answered, "the API has answered before the last address was announced");
+        wait_for("every address is announced twice", SOON, || {
+            sockets.extend(packet_sockets());
+            let heard = heard.lock().unwrap();
+            addresses.iter().all(|address| heard.get(address) == Some(&2))
+        });
+        assert_eq!(sockets.len(), 1, "one socket for all: {sockets:?}");
+        let there = inside.addresses();
+        assert!(addresses.iter().all(|address| there.contains(&format!(" {address}/"))));
+        control.stop();
+        let left = inside.addresses();
+        assert!(!addresses.iter().any(|address| left.contains(&format!(" {address}/"))), "{left}");
+    });
+}
+
+/// An address of a VIP that leads clients to the kernel: found by `check`, and told while holdfast runs.
+#[test]
+fn addresses_that_lead_clients_to_the_kernel_are_told() {
+    isolated("addresses_that_lead_clients_to_the_kernel_are_told", |inside| {
+        inside.ip("link add other0 type veth peer name other1");
+        for link in ["other0", "other1"] {
+            inside.ip(&format!("link set {link} up"));
+        }
+        let elsewhere = Announce::Interface("other0".to_owned());
+        let vips = vec![
+            vip("web", "192.0.2.10", on_nic(), &["198.18.0.2"]),
+            vip("mail", "192.0.2.11", elsewhere, &["198.18.0.2"]),
+        ];
+        let mut config = config(vips);
+        config.full_nat.sources = vec!["198.18.0.1".parse().unwrap()];
+        let found = || {
+            let found = control::survey::survey(&config).unwrap();
+            found.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let misplaced =
+            "VIP mail: 192.0.2.11 belongs to other0, and no [[nic]] receives its frames";
+        let answers = "other0, which is no [[nic]], is in 198.18.0.0/24 as nic0 is, and answers ARP for \
+                       VIP mail and 1 other VIP";
+        let shared =
+            "full_nat.sources: 198.18.0.1 is this box's own address on nic0: the kernel uses";
+        let expected = [&format!("vip.announce: {misplaced}"), shared];
+        let told = found();
+        assert_eq!(told.len(), expected.len(), "{told:#?}");
+        assert!(told.iter().zip(expected).all(|(told, part)| told.starts_with(part)), "{told:#?}");
+
+        config.full_nat.sources.clear();
+        let control = inside.start(&config);
+        let events = |kind: &str, text: &str| {
+            let kind = format!("\"kind\":\"{kind}\"");
+            let events = inside.cli(&["events", "--json"]);
+            events.lines().filter(|line| line.contains(&kind) && line.contains(text)).count()
+        };
+        assert_eq!(events("address_trouble", misplaced), 1);
+        assert_eq!(events("address_trouble", answers), 0);
+        inside.ip("address add 198.18.0.7/24 dev other0");
+        wait_for("the other NIC is told of", SOON, || events("address_trouble", answers) == 1);
+        run("sysctl", &["-q", "-w", "net.ipv4.conf.other0.arp_ignore=1"]);
+        wait_for("it answers no longer", SOON * 2, || events("address_right", answers) == 1);
+        assert_eq!(events("address_trouble", ""), 2);
         control.stop();
     });
 }

@@ -14,6 +14,7 @@ mod lab;
 
 mod e2e {
     mod affinity;
+    mod answers;
     mod drain;
     mod errors;
     mod forwarding;

@@ -15,6 +15,7 @@ mod golden {
     mod resets;
     mod states;
     mod tunnel;
+    mod unanswered;
     mod unpinned;
     mod vips;
 }

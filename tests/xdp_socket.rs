@@ -20,7 +20,7 @@ use etherparse::{IpFragOffset, IpNumber, PacketBuilder, VlanId};
 use holdfast::flow::{Address, Protocol};
 use holdfast::forwarding::{Listen, ListenKey, PortRange};
 use holdfast::xdp::nic::Nic;
-use holdfast::xdp::packet::send_frame;
+use holdfast::xdp::packet::PacketSocket;
 use holdfast::xdp::port::{Port, wait};
 use holdfast::xdp::program::{
     AttachMode, Attached, PROGRAM_NAME, ProgramError, SteerCounters, SteerRules, Steering,
@@ -821,9 +821,10 @@ fn judge(rows: &[(&str, &str, Vec<u8>)], rules: &SteerRules) {
     steering.sync(rules).unwrap();
     steering.attach().unwrap();
     let peer = lab.outside(|| Nic::open("peer0")).unwrap().index();
+    let packets = lab.outside(PacketSocket::open).unwrap();
     let mut before = steering.counters().unwrap();
     for (name, expected, packet) in rows {
-        lab.outside(|| send_frame(peer, packet)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        packets.send(peer, packet).unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut after = before;
         until(name, || {
             after = steering.counters().unwrap();

@@ -97,6 +97,7 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
         "PORTS",
         "PROTOCOL",
         "FORWARD",
+        "BACKENDS",
         "!SCHEDULER",
         "!AFFINITY",
         "!ANNOUNCED",
@@ -114,6 +115,7 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
             text(ports(&vip.ports)),
             text(vip.protocol.as_str()),
             text(forward(vip)),
+            serving(vip),
             text(&vip.scheduler),
             text(&vip.affinity),
             text(vip.announced_on.as_deref().unwrap_or("-")),
@@ -136,6 +138,18 @@ fn forward(vip: &VipStatus) -> String {
 /// A number of flows; of a VIP without pins there is none to tell.
 fn flows(vip: &VipStatus, number: u64) -> Cell {
     if vip.pin { count(number) } else { text("-") }
+}
+
+/// How many of its backends are up, by colour, too: red where none takes new flows. Counted here, for an
+/// older process does not say.
+fn serving(vip: &VipStatus) -> Cell {
+    let (up, all) = (vip.backends.iter().filter(|b| b.is_up()).count(), vip.backends.len());
+    match vip.backends.iter().any(BackendStatus::is_in_service) {
+        true if up == all => text(format!("{up}/{all} up")),
+        true => coloured(format!("{up}/{all} up"), Color::Yellow),
+        false if up > 0 => coloured(format!("{up}/{all} up, none in service"), Color::Red),
+        false => coloured(format!("{up}/{all} up"), Color::Red),
+    }
 }
 
 /// Sources that are too large for one backend.
@@ -177,6 +191,7 @@ fn backends(vips: &[VipStatus], look: Look) -> Columns {
         ">FLOWS",
         ">PACKETS IN",
         "!>PACKETS OUT",
+        "?>UNANSWERED",
         "!NEXT HOP",
         "?WHY",
     ];
@@ -192,6 +207,7 @@ fn backends(vips: &[VipStatus], look: Look) -> Columns {
             flows(vip, backend.traffic.flows_active),
             count(backend.traffic.packets_in),
             count(backend.traffic.packets_out),
+            count(backend.syns_unanswered),
             next_hop(backend.next_hop.as_ref()),
             text(why(backend)),
         ]);
@@ -222,9 +238,9 @@ fn drains(vips: &[VipStatus], look: Look) -> Columns {
     columns
 }
 
-/// Why a backend takes no new flows, as far as it is known.
+/// Why a backend takes no new flows, or serves its clients badly, as far as it is known.
 fn why(backend: &BackendStatus) -> String {
-    let reasons = [&backend.health_detail, &backend.next_hop_detail];
+    let reasons = [&backend.health_detail, &backend.next_hop_detail, &backend.hint];
     let reasons: Vec<&str> =
         reasons.into_iter().map(String::as_str).filter(|reason| !reason.is_empty()).collect();
     reasons.join("; ")

@@ -153,6 +153,8 @@ fn backend(name: &str, state: BackendState, flows_active: u64) -> BackendStatus 
             outer_vlan: None,
         }),
         next_hop_detail: String::new(),
+        syns_unanswered: 0,
+        hint: String::new(),
         traffic: api::Traffic { packets_in: 1_234_567, flows_active, ..Default::default() },
     }
 }
@@ -169,6 +171,8 @@ fn vip(backends: Vec<BackendStatus>) -> api::VipStatus {
         affinity: "flow".to_owned(),
         announced_on: Some("eth1".to_owned()),
         splits: Vec::new(),
+        backends_up: backends.iter().filter(|backend| backend.is_up()).count(),
+        backends_in_service: backends.iter().filter(|backend| backend.is_in_service()).count(),
         traffic: api::Traffic::default(),
         backends,
     }
@@ -312,6 +316,51 @@ fn colours_mark_what_is_down() {
     assert!(!print(false).contains('\x1b'));
     // 9 is bright red (ECMA-48, 256 colours).
     assert!(print(true).contains("\x1b[38;5;9mdown"), "{:?}", print(true));
+}
+
+/// The row of a VIP says how many of its backends are up: a row that looks like any other hides that
+/// none serves.
+#[test]
+fn a_vip_says_how_many_of_its_backends_serve() {
+    let active = |name| backend(name, BackendState::Active, 0);
+    let down = |name| BackendStatus { health: HealthState::Down, ..active(name) };
+    let unresolved = |name| BackendStatus { next_hop: None, ..active(name) };
+    let idle = |name| BackendStatus { weight: 0, ..active(name) };
+    let drains = |name| backend(name, BackendState::Draining, 1);
+    let (plain, yellow, red) = ("", "\x1b[38;5;11m", "\x1b[38;5;9m");
+    for (backends, words, colour) in [
+        (vec![active("a"), active("b"), active("c")], "3/3 up", plain),
+        (vec![active("a"), active("b"), down("c")], "2/3 up", yellow),
+        (vec![active("a"), unresolved("b"), drains("c")], "2/3 up", yellow),
+        (vec![down("a"), down("b"), down("c")], "0/3 up", red),
+        (vec![unresolved("a"), down("b")], "0/2 up", red),
+        (vec![drains("a"), idle("b")], "2/2 up, none in service", red),
+    ] {
+        let status = sample(backends);
+        let print = |colours| {
+            let mut out = Vec::new();
+            status::print(&status, Look { colours, all: false }, &mut out).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            text.lines().find(|line| line.contains("192.0.2.10")).unwrap().to_owned()
+        };
+        assert!(print(false).contains(&format!(" {words} ")), "{}", print(false));
+        assert!(print(true).contains(&format!("{colour}{words}")), "{words}: {:?}", print(true));
+    }
+}
+
+/// A backend that is up and does not answer is named, with what may be wrong.
+#[test]
+fn a_backend_that_answers_no_client_is_hinted_at() {
+    let mut silent = backend("b", BackendState::Active, 0);
+    silent.syns_unanswered = 23;
+    silent.hint = "23 of 25 recent SYNs were not answered".to_owned();
+    let server = Server::new([ok(&sample(vec![backend("a", BackendState::Active, 0), silent]))]);
+    let printed = server.run("status").unwrap();
+    let row = printed.lines().find(|line| line.contains("web/b")).unwrap();
+    assert!(
+        row.contains("  23  ") && row.ends_with("23 of 25 recent SYNs were not answered"),
+        "{row}"
+    );
 }
 
 #[test]

@@ -4,26 +4,16 @@
 //! An address that an operator put there is left alone. Ours carry an `IFA_PROTO` of their own
 //! ([`netlink::OUR_PROTOCOL`]), so that one that survived a crash is recognised and owned again.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use etherparse::icmpv6::NeighborAdvertisementHeader;
-use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, Icmpv6Type, PacketBuilder};
 use hashbrown::{HashMap, HashSet};
 use tracing::{info, warn};
 
 use super::NicView;
+use super::gratuitous::{Advertiser, Announcement, frames};
 use super::netlink::{self, InterfaceAddress, Link, Netlink};
 use crate::config::{Announce, Config, Vip};
 use crate::words;
-
-/// Ethernet broadcast.
-const BROADCAST: [u8; 6] = [0xff; 6];
-/// All nodes of a link, `ff02::1` (RFC 4291 section 2.7.1), and its MAC (RFC 2464 section 7).
-const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
-/// Neighbour discovery packets carry the largest hop limit, which proves that no router passed
-/// them on (RFC 4861 section 7.1.2).
-const ND_HOP_LIMIT: u8 = 255;
 
 /// Why an address cannot be announced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,15 +80,6 @@ impl Place {
     }
 }
 
-/// Frames that tell a link about an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Announcement {
-    /// Interface to send them out of.
-    pub ifindex: u32,
-    /// Ethernet frames.
-    pub frames: Vec<Vec<u8>>,
-}
-
 /// An address that is where it should be.
 #[derive(Debug, Clone, Copy)]
 struct Held {
@@ -107,6 +88,9 @@ struct Held {
     ours: bool,
 }
 
+/// Which addresses are on which interface, and whether holdfast put them there.
+type Present = HashMap<(u32, IpAddr), bool>;
+
 /// Keeps addresses where they should be.
 #[derive(Debug)]
 pub struct Announcer {
@@ -114,13 +98,14 @@ pub struct Announcer {
     /// Interface index and MAC of each NIC.
     nics: Vec<(u32, [u8; 6])>,
     held: HashMap<Place, Held>,
+    advertiser: Advertiser,
 }
 
 impl Announcer {
     /// Holds nothing yet.
-    pub fn new(netlink: Netlink, nics: &[NicView]) -> Self {
+    pub fn new(netlink: Netlink, nics: &[NicView], advertiser: Advertiser) -> Self {
         let nics = nics.iter().map(|nic| (nic.ifindex, nic.mac)).collect();
-        Self { netlink, nics, held: HashMap::new() }
+        Self { netlink, nics, held: HashMap::new(), advertiser }
     }
 
     /// Whether holdfast put this address there.
@@ -161,28 +146,22 @@ impl Announcer {
         Ok(())
     }
 
-    /// Makes exactly the wanted addresses be there, and returns what is to be told of those that
-    /// are new.
+    /// Makes exactly the wanted addresses be there, and has those that are new announced.
     ///
     /// # Errors
     /// The first one; the other addresses have been seen to even so, and a later call tries again.
-    pub async fn sync(
-        &mut self,
-        wanted: &HashSet<Place>,
-    ) -> (Vec<Announcement>, Result<(), AnnounceError>) {
+    pub async fn sync(&mut self, wanted: &HashSet<Place>) -> Result<(), AnnounceError> {
         self.withdraw(|place| !wanted.contains(place)).await;
-        let (links, addresses) = match self.survey().await {
-            Ok(survey) => survey,
-            Err(error) => return (Vec::new(), Err(error)),
-        };
-        let (mut news, mut result) = (Vec::new(), Ok(()));
+        let (links, present) = (self.links().await?, self.present().await?);
+        let (mut new, mut result) = (Vec::new(), Ok(()));
         for place in wanted {
-            match self.hold(place, &links, &addresses).await {
-                Ok(announcements) => news.extend(announcements),
+            match self.hold(place, &links, &present).await {
+                Ok(announcements) => new.extend(announcements),
                 Err(error) => result = result.and(Err(error)),
             }
         }
-        (news, result)
+        self.advertiser.tell(new);
+        result
     }
 
     /// Removes everything that is ours.
@@ -192,6 +171,7 @@ impl Announcer {
 
     async fn withdraw(&mut self, which: impl Fn(&Place) -> bool) {
         let gone: Vec<(Place, Held)> = self.held.extract_if(|place, _| which(place)).collect();
+        self.advertiser.forget(gone.iter().map(|(place, _)| place.address).collect());
         for (place, held) in gone.into_iter().filter(|(_, held)| held.ours) {
             self.remove(held.ifindex, place.address).await;
             info!("address {} removed from {}", place.address, place.interface);
@@ -209,17 +189,13 @@ impl Announcer {
         &mut self,
         place: &Place,
         links: &[Link],
-        addresses: &[InterfaceAddress],
+        present: &Present,
     ) -> Result<Vec<Announcement>, AnnounceError> {
         let link = find(links, place)?;
-        let on_link = |found: &&InterfaceAddress| {
-            (found.ifindex, found.address) == (link.index, place.address)
-        };
-        let known = self.held.get(place).filter(|held| held.ifindex == link.index).copied();
-        let present = addresses.iter().find(on_link);
-        let ours = match present {
-            Some(_) if known.is_some() => return Ok(Vec::new()),
-            Some(found) => found.ours,
+        let known = self.held.get(place).is_some_and(|held| held.ifindex == link.index);
+        let ours = match present.get(&(link.index, place.address)) {
+            Some(_) if known => return Ok(Vec::new()),
+            Some(&ours) => ours,
             None => self.add(place, link.index).await?,
         };
         match ours {
@@ -239,17 +215,18 @@ impl Announcer {
         })
     }
 
-    /// On the loopback device nobody would hear it: it is told on every NIC instead, where the
-    /// kernel answers ARP for all of its addresses.
+    /// On the loopback or a dummy device it would not be heard: it is told on every NIC instead, where
+    /// the kernel answers ARP for all of its addresses.
     fn announcements(&self, link: &Link, address: IpAddr) -> Vec<Announcement> {
         let own = link.mac.map(|mac| (link.index, mac));
-        let ways = if link.loopback { self.nics.clone() } else { own.into_iter().collect() };
-        let told = |(ifindex, mac)| Announcement { ifindex, frames: frames(mac, address) };
+        let ways = if link.is_silent() { self.nics.clone() } else { own.into_iter().collect() };
+        let told = |(ifindex, mac)| Announcement { ifindex, address, frames: frames(mac, address) };
         ways.into_iter().map(told).collect()
     }
 
-    async fn survey(&self) -> Result<(Vec<Link>, Vec<InterfaceAddress>), AnnounceError> {
-        Ok((self.links().await?, self.addresses().await?))
+    async fn present(&self) -> Result<Present, AnnounceError> {
+        let addresses = self.addresses().await?.into_iter();
+        Ok(addresses.map(|found| ((found.ifindex, found.address), found.ours)).collect())
     }
 
     async fn links(&self) -> Result<Vec<Link>, AnnounceError> {
@@ -276,99 +253,11 @@ fn reason(error: &netlink::Error) -> String {
     }
 }
 
-/// The frames that tell a link that `address` is at `mac`.
-pub fn frames(mac: [u8; 6], address: IpAddr) -> Vec<Vec<u8>> {
-    match address {
-        IpAddr::V4(ip) => [ArpOperation::REQUEST, ArpOperation::REPLY]
-            .into_iter()
-            .filter_map(|operation| gratuitous_arp(operation, mac, ip))
-            .collect(),
-        IpAddr::V6(ip) => neighbour_advertisement(mac, ip).into_iter().collect(),
-    }
-}
-
-/// An ARP announcement (RFC 5227 section 2.3): sender and target are the address itself. Some
-/// hosts learn from requests only, others from replies only.
-fn gratuitous_arp(operation: ArpOperation, mac: [u8; 6], ip: Ipv4Addr) -> Option<Vec<u8>> {
-    // RFC 5227 section 1.1: the target MAC of a request is ignored and should be zero.
-    let target = if operation == ArpOperation::REQUEST { [0; 6] } else { mac };
-    let (hardware, protocol) = (ArpHardwareId::ETHERNET, EtherType::IPV4);
-    let ip = ip.octets();
-    let packet = ArpPacket::new(hardware, protocol, operation, &mac, &ip, &target, &ip).ok()?;
-    let mut frame = Vec::new();
-    PacketBuilder::ethernet2(mac, BROADCAST).arp(packet).write(&mut frame).ok()?;
-    Some(frame)
-}
-
-/// An unsolicited neighbour advertisement to all nodes (RFC 4861 section 7.2.6) with the override
-/// flag, so that caches that hold another MAC take this one.
-fn neighbour_advertisement(mac: [u8; 6], ip: Ipv6Addr) -> Option<Vec<u8>> {
-    let header = NeighborAdvertisementHeader { router: false, solicited: false, r#override: true };
-    let mut body = ip.octets().to_vec();
-    // Target link-layer address option: type 2, length 1 (x 8 bytes); RFC 4861 section 4.6.1.
-    body.extend([2, 1]);
-    body.extend(mac);
-    let mut frame = Vec::new();
-    PacketBuilder::ethernet2(mac, ALL_NODES_MAC)
-        .ipv6(ip.octets(), ALL_NODES.octets(), ND_HOP_LIMIT)
-        .icmpv6(Icmpv6Type::NeighborAdvertisement(header))
-        .write(&mut frame, &body)
-        .ok()?;
-    Some(frame)
-}
-
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {
-    use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-
     use super::super::reload::tests::config;
     use super::super::state::tests::vip;
     use super::*;
-
-    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
-
-    #[test]
-    fn ipv4_is_told_by_a_request_and_a_reply() {
-        let frames = frames(MAC, IpAddr::from([192, 0, 2, 10]));
-        let mut seen = Vec::new();
-        for frame in &frames {
-            let packet = SlicedPacket::from_ethernet(frame).unwrap();
-            let ethernet = packet.link.unwrap().to_header().unwrap();
-            let ethernet = ethernet.ethernet2().unwrap();
-            assert_eq!((ethernet.source, ethernet.destination), (MAC, BROADCAST));
-            let Some(NetSlice::Arp(arp)) = packet.net else { unreachable!("not ARP") };
-            assert_eq!(arp.sender_hw_addr(), MAC);
-            assert_eq!(arp.sender_protocol_addr(), [192, 0, 2, 10]);
-            assert_eq!(arp.target_protocol_addr(), [192, 0, 2, 10]);
-            seen.push((arp.operation(), arp.target_hw_addr().to_vec()));
-        }
-        let expected = [(ArpOperation::REQUEST, vec![0; 6]), (ArpOperation::REPLY, MAC.to_vec())];
-        assert_eq!(seen, expected);
-    }
-
-    #[test]
-    fn ipv6_is_told_by_an_unsolicited_advertisement() {
-        let ip: Ipv6Addr = "2001:db8::10".parse().unwrap();
-        let frames = frames(MAC, ip.into());
-        let [frame] = frames.as_slice() else { unreachable!("one frame") };
-        let packet = SlicedPacket::from_ethernet(frame).unwrap();
-        let ethernet = packet.link.unwrap().to_header().unwrap();
-        assert_eq!(ethernet.ethernet2().unwrap().destination, ALL_NODES_MAC);
-        let Some(NetSlice::Ipv6(ipv6)) = packet.net else { unreachable!("not IPv6") };
-        assert_eq!(ipv6.header().hop_limit(), 255);
-        assert_eq!(ipv6.header().source_addr(), ip);
-        assert_eq!(ipv6.header().destination_addr(), ALL_NODES);
-        let Some(TransportSlice::Icmpv6(icmp)) = packet.transport else { unreachable!("no ICMP") };
-        assert!(icmp.is_checksum_valid(ip.octets(), ALL_NODES.octets()));
-        let Icmpv6Type::NeighborAdvertisement(header) = icmp.icmp_type() else {
-            unreachable!("another type")
-        };
-        assert_eq!((header.solicited, header.r#override), (false, true));
-        let (target, option) = icmp.payload().split_at(16);
-        assert_eq!(target, ip.octets());
-        assert_eq!(option, [2, 1, 2, 0, 0, 0, 0, 7]);
-    }
 
     #[test]
     fn vips_share_a_place_and_may_have_none_and_sources_have_their_own() {

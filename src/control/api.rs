@@ -181,6 +181,12 @@ pub struct VipStatus {
     /// are spread over several.
     #[serde(default)]
     pub splits: Vec<SplitStatus>,
+    /// Backends that are up: checked and found so, or not checked, and with a next hop.
+    #[serde(default)]
+    pub backends_up: usize,
+    /// Those of them that take new flows: active, and with weight.
+    #[serde(default)]
+    pub backends_in_service: usize,
     /// Traffic of the VIP.
     pub traffic: Traffic,
     /// Backends in the configuration's order.
@@ -232,8 +238,26 @@ pub struct BackendStatus {
     /// Why there is no next hop, in words; empty when there is one.
     #[serde(default)]
     pub next_hop_detail: String,
+    /// SYNs that nothing answered: flows that ended as they began.
+    #[serde(default)]
+    pub syns_unanswered: u64,
+    /// What may be wrong although it is up, in words; empty: nothing is known.
+    #[serde(default)]
+    pub hint: String,
     /// Traffic of the backend.
     pub traffic: Traffic,
+}
+
+impl BackendStatus {
+    /// Whether packets can be sent to it, and its check does not fail.
+    pub fn is_up(&self) -> bool {
+        self.health != HealthState::Down && self.next_hop.is_some()
+    }
+
+    /// Whether it takes new flows.
+    pub fn is_in_service(&self) -> bool {
+        self.is_up() && self.state == BackendState::Active && self.weight > 0
+    }
 }
 
 /// All of its new flows: what a process that knows no slow start gives a backend.

@@ -14,7 +14,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::admin::{self, Door, Refusal, Request};
-use super::announce::{Announcement, Announcer, Place};
+use super::announce::{Announcer, Place};
+use super::answering;
 use super::api::{Reloaded, Status};
 use super::clients;
 use super::events::{Journal, Kind, News};
@@ -22,8 +23,10 @@ use super::explain::Prepared;
 use super::flow_rates::FlowRates;
 use super::flows::{Names, Pins, list};
 use super::forecast::Forecaster;
+use super::gratuitous::Advertiser;
 use super::health::{Checks, Outcome};
 use super::hook::Hook;
+use super::inbound::{self, Trouble};
 use super::neighbour::{self, Problem, Snapshot};
 use super::netlink::{self, Netlink};
 use super::split::Splitter;
@@ -33,7 +36,9 @@ use super::{
     AttachedView, Claim, Clock, ControlError, Inputs, Load, NicView, Signal, SteerRules,
     SteeringPort, WorkerEvent, WorkerView, reload,
 };
+use crate::config::machine::Level;
 use crate::config::{self, Config};
+use crate::flow::Protocol;
 use crate::flow::clients::Clients;
 use crate::flow::table::Families;
 use crate::forwarding::publish::Publisher;
@@ -50,9 +55,6 @@ const FIRST_RESOLUTION: Duration = Duration::from_secs(1);
 const QUIET_RESOLUTION: Duration = Duration::from_millis(200);
 /// How long the new flows of a source are counted before a verdict.
 const SPLIT_WINDOW: Duration = Duration::from_secs(2);
-/// An address is announced again after this time: the first frames may be lost while a switch
-/// learns. In [`SECOND`]s.
-const REPEATS: u8 = 1;
 /// Results of health checks that may wait; more wait in their tasks.
 const OUTCOMES: usize = 1024;
 
@@ -100,10 +102,10 @@ struct Controller {
     targets: watch::Sender<HashSet<IpAddr>>,
     network: Arc<Snapshot>,
     announcer: Announcer,
+    /// What leads clients to the kernel.
+    troubles: Vec<Trouble>,
     /// Some address is not where it should be: try again.
     announce_pending: bool,
-    /// What is to be announced again, and how often.
-    repeats: Vec<(Announcement, u8)>,
     journal: Journal,
     hook: Hook,
     forecaster: Forecaster,
@@ -180,9 +182,9 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         checks: Checks::new(outcome_sender),
         targets,
         network: Arc::default(),
-        announcer: Announcer::new(netlink, &inputs.nics),
+        announcer: Announcer::new(netlink, &inputs.nics, Advertiser::start(inputs.send_frame)),
+        troubles: Vec::new(),
         announce_pending: false,
-        repeats: Vec::new(),
         workers: inputs.workers,
         nics: inputs.nics,
         attached: Vec::new(),
@@ -295,7 +297,7 @@ impl Controller {
     /// Builds a table of all that is known, and publishes it.
     fn publish(&mut self) {
         let current = self.publisher.current();
-        let specs = self.registry.specs();
+        let specs = self.registry.patient_specs();
         let generation = current.generation() + 1;
         let secret = self.config.hash.secret;
         let table =
@@ -381,6 +383,7 @@ impl Controller {
         for (vip, backend) in self.registry.backends_mut() {
             if let Some(hop) = self.network.hops.get(&backend.config.address) {
                 let next_hop = hop.as_ref().ok().copied();
+                let awaited = backend.awaits_next_hop();
                 self.dirty |= backend.next_hop != next_hop;
                 backend.next_hop = next_hop;
                 let mtu = self.network.mtus.get(&backend.config.address).copied();
@@ -390,9 +393,27 @@ impl Controller {
                 let problem = hop.as_ref().err().map(Problem::to_string);
                 backend.next_hop_detail = problem.unwrap_or_default();
                 tell_problem(vip, backend, hop.as_ref().err());
+                self.dirty |= backend.awaits_next_hop() != awaited;
             }
         }
         self.announce_pending |= self.announcer.lost_any(&self.network.addresses);
+        self.follow_troubles();
+    }
+
+    /// Says which addresses of VIPs lead clients to the kernel from now on, and which no longer.
+    fn follow_troubles(&mut self) {
+        let Snapshot { links, addresses, arp, .. } = self.network.as_ref();
+        let now = inbound::troubles(&self.config, inbound::View { links, addresses, arp });
+        let now: Vec<Trouble> =
+            now.into_iter().filter(|trouble| trouble.level() == Level::Warning).collect();
+        let before = std::mem::replace(&mut self.troubles, now);
+        for new in self.troubles.iter().filter(|trouble| !before.contains(trouble)) {
+            self.journal.tell(News::about(Kind::AddressTrouble, new.vip()), new.to_string());
+        }
+        for gone in before.iter().filter(|trouble| !self.troubles.contains(trouble)) {
+            let text = format!("no longer so: {}", gone.what());
+            self.journal.tell(News::about(Kind::AddressRight, gone.vip()), text);
+        }
     }
 
     // ---- health ----
@@ -429,6 +450,26 @@ impl Controller {
         self.dirty = true;
     }
 
+    /// Looks for backends that are up, and yet do not answer clients.
+    fn compare_answers(&mut self) {
+        let now = Instant::now();
+        for vip in
+            self.registry.vips_mut().iter_mut().filter(|v| v.config.protocol == Protocol::Tcp)
+        {
+            for backend in &mut vip.backends {
+                let syns = status::syns(&self.workers, backend);
+                backend.answering.read(syns, now);
+            }
+            let up = vip.backends.iter_mut().filter(|backend| backend.is_up());
+            let mut up: Vec<&mut BackendEntry> = up.collect();
+            let mut answers: Vec<_> = up.iter_mut().map(|backend| &mut backend.answering).collect();
+            for position in answering::judge(&mut answers) {
+                let Some(backend) = up.get(position) else { continue };
+                tell_answers(&mut self.journal, &vip.config, backend);
+            }
+        }
+    }
+
     // ---- mega-proxies ----
 
     /// Takes the workers' samples, and at the end of a window says which sources are split.
@@ -463,33 +504,11 @@ impl Controller {
 
     // ---- announcements ----
 
-    /// Makes the VIPs' addresses be where they should be, and tells the network.
+    /// Makes the VIPs' addresses be where they should be, and has the network told.
     async fn announce(&mut self) -> Result<(), ControlError> {
-        let places = Place::all(&self.config);
-        let (news, result) = self.announcer.sync(&places).await;
-        for announcement in news {
-            self.tell(&announcement);
-            self.repeats.push((announcement, REPEATS));
-        }
+        let result = self.announcer.sync(&Place::all(&self.config)).await;
         self.announce_pending = result.is_err();
         Ok(result?)
-    }
-
-    fn tell(&mut self, Announcement { ifindex, frames }: &Announcement) {
-        for frame in frames {
-            if let Err(reason) = self.steering.send_frame(*ifindex, frame) {
-                debug!("interface {ifindex}: announcement not sent: {reason}");
-            }
-        }
-    }
-
-    fn repeat_announcements(&mut self) {
-        for (announcement, left) in std::mem::take(&mut self.repeats) {
-            match left {
-                0 => self.tell(&announcement),
-                left => self.repeats.push((announcement, left - 1)),
-            }
-        }
     }
 
     async fn housekeep(&mut self) {
@@ -497,7 +516,7 @@ impl Controller {
         let (clients, aged) = &mut self.clients;
         *aged = clients::age(clients, *aged, (self.clock)());
         self.flow_rates.advance(&self.registry, &self.workers, Instant::now());
-        self.repeat_announcements();
+        self.compare_answers();
         if self.rules_pending {
             self.steer_or_retry();
         }
@@ -659,6 +678,23 @@ fn worker_failure(events: &crossbeam_channel::Receiver<WorkerEvent>) -> Result<(
     match events.try_recv() {
         Ok(WorkerEvent::Failed { worker, error }) => Err(ControlError::Worker { worker, error }),
         Err(_) => Ok(()),
+    }
+}
+
+/// Says that a backend is suspected not to answer clients, or no longer.
+fn tell_answers(journal: &mut Journal, vip: &config::Vip, backend: &BackendEntry) {
+    let (name, vip_name) = (&backend.config.name, &vip.name);
+    match backend.answering.suspected() {
+        Some(syns) => {
+            let news = News::of(Kind::SynsUnanswered, vip_name, name);
+            let news = news.with("unanswered", syns.unanswered).with("syns", syns.all);
+            let hint = answering::hint(vip, syns);
+            journal.tell(news, format!("backend {name} of VIP {vip_name}: {hint}"));
+        }
+        None => {
+            let text = format!("backend {name} of VIP {vip_name} answers SYNs as the others do");
+            journal.tell(News::of(Kind::SynsAnswered, vip_name, name), text);
+        }
     }
 }
 

@@ -27,6 +27,14 @@ pub enum Kind {
     BackendUp,
     /// A backend does not answer its health checks.
     BackendDown,
+    /// A backend is up, and yet does not answer clients.
+    SynsUnanswered,
+    /// It answers them again.
+    SynsAnswered,
+    /// The address of a VIP leads clients to the kernel, which refuses them.
+    AddressTrouble,
+    /// It no longer does.
+    AddressRight,
     /// Another configuration is in force.
     Reload,
     /// The new flows of a large source are spread, or spread otherwise.
@@ -45,6 +53,10 @@ impl Kind {
             Self::Undrained => "undrained",
             Self::BackendUp => "backend_up",
             Self::BackendDown => "backend_down",
+            Self::SynsUnanswered => "syns_unanswered",
+            Self::SynsAnswered => "syns_answered",
+            Self::AddressTrouble => "address_trouble",
+            Self::AddressRight => "address_right",
             Self::Reload => "reload",
             Self::Split => "split",
             Self::Unsplit => "unsplit",
@@ -53,7 +65,10 @@ impl Kind {
 
     /// Whether an operator should look.
     const fn is_warning(self) -> bool {
-        matches!(self, Self::DrainDeadline | Self::BackendDown)
+        matches!(
+            self,
+            Self::DrainDeadline | Self::BackendDown | Self::SynsUnanswered | Self::AddressTrouble
+        )
     }
 }
 
@@ -75,6 +90,11 @@ impl News {
     /// Of a VIP.
     pub fn of_vip(kind: Kind, vip: &str) -> Self {
         Self { vip: Some(vip.to_owned()), ..Self::new(kind) }
+    }
+
+    /// Of a VIP, if it is about one.
+    pub fn about(kind: Kind, vip: Option<&str>) -> Self {
+        Self { vip: vip.map(str::to_owned), ..Self::new(kind) }
     }
 
     /// Of one backend.

@@ -18,6 +18,7 @@
 
 pub mod admin;
 pub mod announce;
+pub mod answering;
 pub mod api;
 pub mod clients;
 pub mod controller;
@@ -28,10 +29,13 @@ pub mod explain;
 pub mod flow_rates;
 pub mod flows;
 pub mod forecast;
+pub mod gratuitous;
 pub mod health;
 pub mod hook;
+pub mod inbound;
 pub mod neighbour;
 pub mod netlink;
+pub mod own_ports;
 pub mod reload;
 pub mod slow_start;
 pub mod split;
@@ -62,6 +66,8 @@ pub use admin::Claim;
 
 /// Reads and checks a configuration file; errors are texts for the operator, one per mistake.
 pub type Load = Box<dyn Fn(&Path) -> Result<Config, Vec<String>>>;
+/// Sends one Ethernet frame out of the interface with this index, without waiting.
+pub type SendFrame = Box<dyn FnMut(u32, &[u8]) -> io::Result<()> + Send>;
 /// The flow tables' clock: the one whose [`Ticks`] their records carry.
 pub type Clock = Arc<dyn Fn() -> Ticks + Send + Sync>;
 
@@ -81,8 +87,10 @@ pub struct Inputs {
     pub nics: Vec<NicView>,
     /// Where new forwarding tables go.
     pub publisher: Publisher,
-    /// The XDP program, its sockets, and a way to send single frames.
+    /// The XDP program and its sockets.
     pub steering: Box<dyn SteeringPort>,
+    /// How addresses are announced.
+    pub send_frame: SendFrame,
     /// The clients table of all workers.
     pub clients: Arc<Clients>,
     /// What happens to workers.
@@ -169,8 +177,6 @@ pub trait SteeringPort {
     fn counters(&mut self, nic: PortIndex) -> SteerCounters;
     /// The kernel's counters of one NIC's sockets.
     fn socket_statistics(&mut self, nic: PortIndex) -> SocketStatistics;
-    /// Sends one Ethernet frame out of an interface, as an `AF_PACKET` socket does.
-    fn send_frame(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), String>;
 }
 
 /// What a worker tells control.

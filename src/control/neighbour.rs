@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::NicView;
+use super::inbound::Arp;
 use super::netlink::{Certainty, Error, InterfaceAddress, Link, Neighbour, Netlink, OnVlan, Route};
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{NextHop, PortIndex};
@@ -49,6 +50,10 @@ pub struct Snapshot {
     pub nic_mtus: Vec<u16>,
     /// Every address of this box.
     pub addresses: Vec<InterfaceAddress>,
+    /// Every link, by index.
+    pub links: HashMap<u32, Link>,
+    /// How links answer ARP, by index.
+    pub arp: HashMap<u32, Arp>,
 }
 
 /// Why an address has no next hop.
@@ -242,7 +247,8 @@ impl Resolver {
         }
         let nic_mtus = self.nics.iter().map(|&ifindex| link_mtu(ifindex, &links)).collect();
         self.probes.prune(Instant::now());
-        Ok(Snapshot { hops, mtus, nic_mtus, addresses })
+        let arp = Arp::read_all(links.values(), &addresses);
+        Ok(Snapshot { hops, mtus, nic_mtus, addresses, links, arp })
     }
 
     async fn next_hop(
@@ -332,7 +338,7 @@ mod tests {
 
     fn link(index: u32, name: &str, vlan: Option<(u32, u16, bool)>) -> (u32, Link) {
         let vlan = vlan.map(|(below, id, service)| OnVlan { below, id, service });
-        (index, Link { index, name: name.to_owned(), mac: None, loopback: false, mtu: 1500, vlan })
+        (index, Link { index, name: name.to_owned(), mtu: 1500, vlan, ..Link::default() })
     }
 
     #[test]

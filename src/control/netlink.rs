@@ -35,7 +35,7 @@ const EEXIST: i32 = 17;
 const EADDRNOTAVAIL: i32 = 99;
 
 /// A network interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// Interface index.
     pub index: u32,
@@ -45,10 +45,21 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// The loopback device.
     pub loopback: bool,
+    /// It does neither ARP nor neighbour discovery (`IFF_NOARP`), such as a dummy device.
+    pub no_arp: bool,
+    /// It is up (`IFF_UP`).
+    pub up: bool,
     /// Largest packet, in bytes without the Ethernet header; 0 if the kernel does not say.
     pub mtu: u32,
     /// What of it is a VLAN device.
     pub vlan: Option<OnVlan>,
+}
+
+impl Link {
+    /// Whether no neighbour is behind it: what is on it is only reached by other interfaces.
+    pub const fn is_silent(&self) -> bool {
+        self.loopback || self.no_arp
+    }
 }
 
 /// A VLAN device.
@@ -297,11 +308,10 @@ fn mark(message: &mut AddressMessage) {
 fn link(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
-        name: String::new(),
-        mac: None,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
-        mtu: 0,
-        vlan: None,
+        no_arp: message.header.flags.contains(LinkFlags::Noarp),
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..Link::default()
     };
     let (mut below, mut vlan_id) = (None, None);
     for attribute in message.attributes {
@@ -426,9 +436,9 @@ mod tests {
             index: 9,
             name: "eth1.7".to_owned(),
             mac: Some([2, 0, 0, 0, 0, 1]),
-            loopback: false,
             mtu: 1500,
             vlan: Some(OnVlan { below: 3, id: 7, service: true }),
+            ..Link::default()
         };
         assert_eq!(link(message), expected);
         // One end of a veth names the other one, but is no VLAN.

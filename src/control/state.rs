@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use hashbrown::{HashMap, HashSet};
 
 use super::WorkerView;
+use super::answering::Answering;
 use super::drain::Drain;
 use super::forecast::Forecast;
 use super::health::{CheckSpec, Hysteresis};
@@ -120,6 +121,8 @@ pub struct BackendEntry {
     pub next_hop_detail: String,
     /// The problem that was logged last, until it is resolved.
     pub problem: Option<String>,
+    /// Whether it answers clients.
+    pub answering: Answering,
     /// Counters of whoever had the index before.
     pub base: Baseline,
 }
@@ -305,6 +308,7 @@ impl Registry {
             mtu: UNLIMITED,
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
+            answering: Answering::default(),
             base: status::backend_baseline(workers, index),
         })
     }
@@ -337,6 +341,16 @@ impl Registry {
     /// What the forwarding table is built from.
     pub fn specs(&self) -> Vec<VipSpec> {
         self.vips.iter().map(VipEntry::spec).collect()
+    }
+
+    /// For a process that runs: a VIP refuses no flow while the next hop of a backend that may
+    /// serve is being looked up, for the client's next SYN finds it.
+    pub fn patient_specs(&self) -> Vec<VipSpec> {
+        let mut specs = self.specs();
+        for (vip, spec) in self.vips.iter().zip(&mut specs) {
+            spec.rejects &= !vip.backends.iter().any(|b| b.serves() && b.awaits_next_hop());
+        }
+        specs
     }
 
     /// What the XDP program is to do.
@@ -454,6 +468,11 @@ impl BackendEntry {
     /// Whether its health check, if there is one, says that it answers.
     pub fn is_up(&self) -> bool {
         self.check.is_none() || self.health.usable()
+    }
+
+    /// Whether its next hop is being looked up, and there was no reason yet to think that there is none.
+    pub const fn awaits_next_hop(&self) -> bool {
+        self.next_hop.is_none() && self.problem.is_none()
     }
 
     fn spec(&self) -> BackendSpec {
@@ -746,6 +765,6 @@ pub(super) mod tests {
     #[test]
     fn what_an_entry_takes() {
         let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
-        assert!(vip <= 512 && backend <= 512, "{vip} bytes per VIP, {backend} per backend");
+        assert!(vip <= 512 && backend <= 576, "{vip} bytes per VIP, {backend} per backend");
     }
 }

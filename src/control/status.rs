@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
+use super::answering::{Syns, hint};
 use super::api::{
     BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus,
     PoolStatus, SplitStatus, Status, Totals, Traffic, VipStatus, WorkerStatus,
@@ -21,16 +22,32 @@ use crate::stats::{Counter, FlowStats, PortStats, WorkerStats};
 
 /// The counters of an index when its present owner got it.
 #[derive(Debug, Clone, Default)]
-pub struct Baseline(Traffic);
+pub struct Baseline {
+    traffic: Traffic,
+    unanswered: u64,
+}
 
 /// Counters of a VIP's index now.
 pub fn vip_baseline(workers: &[WorkerView], id: VipId) -> Baseline {
-    Baseline(vip_traffic(workers, id))
+    Baseline { traffic: vip_traffic(workers, id), unanswered: 0 }
 }
 
 /// Counters of a backend's index now.
 pub fn backend_baseline(workers: &[WorkerView], index: BackendIndex) -> Baseline {
-    Baseline(backend_traffic(workers, index))
+    Baseline { traffic: backend_traffic(workers, index), unanswered: unanswered(workers, index) }
+}
+
+/// SYNs to a backend since it has its index.
+pub fn syns(workers: &[WorkerView], entry: &BackendEntry) -> Syns {
+    let all = since(backend_traffic(workers, entry.id.index), &entry.base).flows_total;
+    let unanswered = unanswered(workers, entry.id.index).saturating_sub(entry.base.unanswered);
+    Syns { all, unanswered }
+}
+
+fn unanswered(workers: &[WorkerView], index: BackendIndex) -> u64 {
+    let of =
+        |worker: &WorkerView| worker.stats.unanswered.get(usize::from(index.0)).map(Counter::get);
+    workers.iter().filter_map(of).sum()
 }
 
 /// Flows that are pinned to a backend now, over all workers.
@@ -73,7 +90,7 @@ fn sum<'a>(stats: impl Iterator<Item = &'a FlowStats>) -> Traffic {
 }
 
 /// What was counted since the baseline. `flows_active` is a gauge and stays as it is.
-fn since(now: Traffic, Baseline(base): &Baseline) -> Traffic {
+fn since(now: Traffic, Baseline { traffic: base, .. }: &Baseline) -> Traffic {
     Traffic {
         packets_in: now.packets_in.saturating_sub(base.packets_in),
         bytes_in: now.bytes_in.saturating_sub(base.bytes_in),
@@ -159,6 +176,7 @@ fn full_nat_status(config: &FullNat, totals: &Totals) -> Option<FullNatStatus> {
 fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus {
     let backend =
         |entry: &BackendEntry| backend_status(vip, entry, sources.workers, sources.nics, now);
+    let backends: Vec<BackendStatus> = vip.backends.iter().map(backend).collect();
     VipStatus {
         name: vip.config.name.clone(),
         address: vip.config.address,
@@ -173,8 +191,10 @@ fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus 
         affinity: vip.config.affinity.to_string(),
         announced_on: (sources.announced_on)(vip),
         splits: sources.splitter.shown(vip.id).into_iter().map(split_status).collect(),
+        backends_up: backends.iter().filter(|backend| backend.is_up()).count(),
+        backends_in_service: backends.iter().filter(|backend| backend.is_in_service()).count(),
         traffic: since(vip_traffic(sources.workers, vip.id), &vip.base),
-        backends: vip.backends.iter().map(backend).collect(),
+        backends,
     }
 }
 
@@ -209,6 +229,8 @@ pub fn backend_status(
         share_percent: entry.slow_start.percent(),
         next_hop: entry.next_hop.map(|hop| next_hop_status(hop, entry.mtu, nics)),
         next_hop_detail: entry.next_hop_detail.clone(),
+        syns_unanswered: syns(workers, entry).unanswered,
+        hint: entry.answering.suspected().map_or_else(String::new, |s| hint(&vip.config, s)),
         traffic,
     }
 }

@@ -11,8 +11,10 @@ use hashbrown::{HashMap, HashSet};
 use ipnet::Ipv4Net;
 
 use super::ControlError;
+use super::inbound::{self, Arp};
 use super::neighbour::{self, Problem};
 use super::netlink::{self, InterfaceAddress, Link, Netlink, Route};
+use super::own_ports::{self, OwnPorts};
 use crate::config::machine::{Finding, Level};
 use crate::config::{Announce, Config, Vip, Workers};
 use crate::forwarding::PortIndex;
@@ -29,6 +31,10 @@ pub struct Network {
     pub addresses: Vec<InterfaceAddress>,
     /// Ways to backends, by address.
     pub routes: HashMap<IpAddr, Route>,
+    /// How links answer ARP, by index.
+    pub arp: HashMap<u32, Arp>,
+    /// Ports that this box uses by itself.
+    pub own_ports: OwnPorts,
     /// First two numbers of the kernel's version, if it says one.
     pub kernel: Option<(u32, u32)>,
 }
@@ -60,7 +66,8 @@ async fn look(config: &Config, netlink: &Netlink) -> Result<Network, netlink::Er
         .try_collect()
         .await?;
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    Ok(Network { links, addresses, routes, kernel: version(&release) })
+    let (arp, own_ports) = (Arp::read_all(links.iter(), &addresses), OwnPorts::read());
+    Ok(Network { links, addresses, routes, arp, own_ports, kernel: version(&release) })
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {
@@ -75,6 +82,9 @@ pub fn findings(config: &Config, network: &Network) -> Vec<Finding> {
     for vip in &config.vips {
         vip_address(vip, network, &mut found);
     }
+    frames_of_vips(config, network, &mut found);
+    let Network { addresses, links, own_ports, .. } = network;
+    found.extend(own_ports::findings(&config.full_nat, addresses, links, own_ports));
     next_hops(config, network, &mut found);
     found
 }
@@ -162,6 +172,16 @@ fn special_in(own: &InterfaceAddress, address: IpAddr) -> Option<&'static str> {
     }
 }
 
+/// VIPs that lead clients to the kernel.
+fn frames_of_vips(config: &Config, network: &Network, found: &mut Vec<Finding>) {
+    let links = network.links.iter().map(|link| (link.index, link.clone())).collect();
+    let view = inbound::View { links: &links, addresses: &network.addresses, arp: &network.arp };
+    let told = inbound::troubles(config, view).into_iter().map(|trouble| {
+        Finding::new(trouble.level(), "vip.announce", trouble.what(), trouble.cure())
+    });
+    found.extend(told);
+}
+
 /// Backends that no frame can be sent to, as far as routes tell.
 fn next_hops(config: &Config, network: &Network, found: &mut Vec<Finding>) {
     let links: HashMap<u32, Link> =
@@ -196,7 +216,8 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str, mtu: u32) -> Link {
-        Link { index, name: name.to_owned(), mac: None, loopback: false, mtu, vlan: None }
+        let mac = Some([2, 0, 0, 0, 0, u8::try_from(index).unwrap_or_default()]);
+        Link { index, name: name.to_owned(), mac, mtu, up: true, ..Link::default() }
     }
 
     fn address(text: &str, prefix_len: u8, ours: bool) -> InterfaceAddress {

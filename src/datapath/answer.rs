@@ -4,7 +4,7 @@
 //! too_big        fragmentation needed / packet too big, with the length that would pass
 //! ttl_exceeded   time exceeded
 //! no_backend, client_is_backend
-//!                where the VIP says on_no_backend = "reject": RST (TCP), port unreachable (UDP)
+//!                where the VIP says on_no_backend = "reject": RST (TCP, a SYN), port unreachable (UDP)
 //! ```
 //!
 //! The answer is made in the packet's own frame and leaves by where the packet came from; its source is
@@ -58,9 +58,12 @@ pub fn answer(
     if answered { Ok(()) } else { Err(reason) }
 }
 
-/// Whether the packet's VIP answers for backends that are not there.
+/// Whether the packet's VIP answers for backends that are not there. Only what begins a flow is refused: a
+/// connection that lost its pin (a restart, another box) goes on when its backend is back.
 pub(super) fn rejects(packet: &Packet, context: &Context<'_>) -> bool {
-    packet.way == Way::ToBackend && context.table.vip(packet.vip).is_some_and(|vip| vip.rejects)
+    let opens = packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens();
+    let vip = context.table.vip(packet.vip).filter(|_| packet.way == Way::ToBackend && opens);
+    vip.is_some_and(|vip| vip.rejects)
 }
 
 /// Whether no router may fragment the packet: IPv4 with DF, and IPv6.

@@ -20,7 +20,7 @@ use super::classify::answered_flow;
 use super::clients::{self, is_due};
 use super::context::Context;
 use super::life::{
-    Miss, News, alias_of, first_state, idled_out_loudly, is_cut, is_open, leaves, living,
+    Miss, News, alias_of, first_state, idled_out_loudly, is_cut, is_open, is_unanswered, leaves, living,
     reply_change, request_change, steady,
 };
 use super::quic::Answerer;
@@ -628,7 +628,7 @@ fn note_way_back(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Co
 #[cold]
 pub(super) fn cut(hit: &Hit<'_>, now: Ticks) {
     if !hit.track.state().has(State::CUT) {
-        hit.set_state(hit.track.state().with(State::CUT));
+        hit.set_state(hit.track.state().cut());
         hit.seen(now);
     }
 }
@@ -700,6 +700,7 @@ fn sweep_cut(
 ) -> Verdict {
     let state = hit.track.state();
     let age = if state.has(State::CUT) { context.now.since(hit.track.last_seen()).0 } else { 0 };
+    let state = state.cut();
     let due = state.probes() < State::MAX_PROBES && age >= u32::from(state.probes()) * PROBE_GAP;
     if !due || !is_open(protocol, &hit.track, backend) {
         return Verdict::Keep;
@@ -708,7 +709,7 @@ fn sweep_cut(
         return Verdict::Later;
     }
     cut(hit, context.now);
-    hit.set_state(state.with(State::CUT).with_probe());
+    hit.set_state(state.with_probe());
     let client = context.bindings.way_back(&hit.track);
     let target = Target::of(backend, &hit.track);
     outbox.probe(&tuple().key(), &Cut { client, target }, context);
@@ -783,6 +784,10 @@ fn count_removal(pin: &Pin, context: &Context<'_>) {
         counters.flows_active.sub(1);
     }
     let ended = context.table.pinned(pin.track.backend()).is_some();
+    if ended && is_unanswered(pin, context) {
+        let counter = stats.unanswered.get(usize::from(pin.track.backend().index.0));
+        counter.into_iter().for_each(|counter| counter.add(1));
+    }
     if let Some(lifetimes) = stats.lifetimes.get(usize::from(pin.vip.0)).filter(|_| ended) {
         lifetimes.add(context.now.since(pin.created));
     }

@@ -27,7 +27,7 @@ use super::clients::is_due;
 use super::context::Context;
 use super::quic::named;
 use crate::flow::Protocol;
-use crate::flow::entry::{Pin, State, Track};
+use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{FlowsLeft, NextHop, RESET_TIME};
 use crate::units::Ticks;
@@ -169,6 +169,14 @@ pub(super) fn is_open(protocol: Protocol, track: &Track, backend: &Backend) -> b
         && !state.is_closing(backend.forward)
 }
 
+/// Whether this is the pin of a SYN that nothing answered: no packet of its backend was seen, nor of its
+/// client since. A flow that lost its pin began before.
+#[cold]
+pub(super) fn is_unanswered(pin: &Pin, context: &Context<'_>) -> bool {
+    let tcp = context.table.vip(pin.vip).is_some_and(|vip| vip.protocol == Protocol::Tcp);
+    tcp && pin.track.state() == State::default() && pin.rule != Rule::Midflow
+}
+
 /// What a packet changes in the state of its flow, whatever that was.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Change {
@@ -182,7 +190,7 @@ impl Change {
     /// None.
     const NONE: Self = Self { set: State(0), clear: State(0), ages: false };
     /// The flow is cut.
-    pub(super) const CUT: Self = Self { set: State::CUT, ..Self::NONE };
+    pub(super) const CUT: Self = Self { set: State::CUT, clear: State::ANSWERED, ..Self::NONE };
     /// As by a RST.
     pub(super) const RESET: Self = Self { set: State::RST, ..Self::NONE };
 
@@ -240,7 +248,11 @@ fn segment_change(flags: TcpFlags) -> Change {
     }
     let fin = if flags.any(TcpFlags::FIN) { State::FIN_CLIENT } else { State(0) };
     // A client that goes on after a RST never sent it: it was forged, or the backend's stray.
-    Change { set: State::ESTABLISHED.with(fin), clear: State::RST, ages: false }
+    Change {
+        set: State::ESTABLISHED.with(fin),
+        clear: State::RST.with(State::ANSWERED),
+        ages: false,
+    }
 }
 
 /// Whether a TCP segment carries data, by the lengths that its headers say: short frames are padded.
@@ -284,7 +296,7 @@ pub(super) fn reply_change(
             let within = ANSWERED_WITHIN.0.min(backend.timeouts.begun.0 / 2);
             return datagram_change(track, now.since(track.last_seen()).0 > within);
         }
-        State(0)
+        if flags.any(TcpFlags::ACK) { State::ANSWERED } else { State(0) }
     } else if flags.any(TcpFlags::FIN) {
         State::ESTABLISHED.with(State::FIN_BACKEND)
     } else {

@@ -30,6 +30,9 @@ impl State {
     pub const ALIAS: Self = Self(16);
     /// The flow is cut: whoever sends is told by a RST. Once so, so for good.
     pub const CUT: Self = Self(32);
+    /// The backend was seen to answer the SYN, and the client not since. In a flow that is cut, the
+    /// bit counts probes.
+    pub const ANSWERED: Self = Self(64);
     /// The least of the two bits that count probes.
     const PROBE: u8 = 64;
     /// Most probes that are counted.
@@ -51,6 +54,12 @@ impl State {
             Self::FIN_CLIENT
         };
         self.has(Self::RST) || self.has(fins)
+    }
+
+    /// Cut for good.
+    #[must_use]
+    pub const fn cut(self) -> Self {
+        if self.has(Self::CUT) { self } else { self.without(Self::ANSWERED).with(Self::CUT) }
     }
 
     /// How many probes a flow that is cut was sent.

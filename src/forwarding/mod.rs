@@ -303,7 +303,8 @@ pub struct VipSpec {
     pub on_down: FlowsLeft,
     /// TCP: whether both ends of a flow that idled out are told, by a RST.
     pub reset_idle: bool,
-    /// Whether who finds no backend in service is told: by a RST (TCP) or port unreachable (UDP).
+    /// Whether the sender of a new flow that finds no backend in service is told: by a RST (TCP) or port
+    /// unreachable (UDP).
     pub rejects: bool,
     /// Full NAT and TCP: whether backends are told who the client is, by the PROXY protocol.
     pub proxy: bool,

@@ -2,10 +2,14 @@
 
 use std::process::Stdio;
 
+use holdfast::control::api::HealthState;
+
 use crate::lab::{
     BACKENDS, Config, Family, Holdfast, Lab, Running, SOON, Topology, Vip, download, requests,
     udp_requests, vip, wait_for,
 };
+
+const BINARY: &str = env!("CARGO_BIN_EXE_holdfast");
 
 /// Takes every route to clients from the backends.
 fn forget_clients(lab: &Lab) {
@@ -239,5 +243,41 @@ fn flows_and_explain_say_the_source() {
     let told = holdfast.ok(&["explain", "--vip", "full_nat4", "--client", &client]);
     assert!(told.contains(&format!("{source} -> ")), "{told}");
     assert!(transfer.goes_on());
+    holdfast.stop();
+}
+
+/// An address that the box has anyway may be a source, if its own connections, such as health checks, have
+/// other ports; `check` knows.
+#[test]
+fn an_own_address_is_a_source_where_the_kernel_has_other_ports() {
+    let lab = Lab::up(Topology::TwoNic);
+    let web = vip("full_nat", Family::V4, false);
+    let with = |full_nat| {
+        let config = Config::new(&lab, 2, vec![web.clone()]);
+        Config { full_nat, ..config }
+    };
+    let checked = |config: &Config| {
+        let path = lab.state().join("checked.toml");
+        std::fs::write(&path, config.toml()).unwrap();
+        lab.run("lb", &[BINARY, "check", "--config", path.to_str().unwrap()])
+    };
+    let shared = checked(&with("[full_nat]\nsources = [\"198.18.2.2\"]\n"));
+    assert!(
+        shared.contains("full_nat.sources: 198.18.2.2 is this box's own address on back"),
+        "{shared}"
+    );
+    assert!(shared.contains("set [full_nat] ports = \"1024-32767\""), "{shared}");
+    let apart = with("[full_nat]\nsources = [\"198.18.2.2\"]\nports = \"1024-32767\"\n");
+    let told = checked(&apart);
+    assert!(!told.contains("full_nat"), "{told}");
+    // Waits until every backend's check says that it is up.
+    let holdfast = Holdfast::start(&lab, &apart);
+    requests(&lab, &web, 0, 60).assert_from("full_nat4", &BACKENDS);
+    // A connection of the box itself.
+    let own = ["curl", "-s", "-f", "--noproxy", "*", "--max-time", "5", "http://198.18.2.11/id"];
+    assert_eq!(lab.run("lb", &own).trim(), "b1");
+    let status = holdfast.status();
+    assert_eq!(status.drops["return_no_flow"], 0, "{:?}", status.drops);
+    assert!(status.vips[0].backends.iter().all(|b| b.health == HealthState::Up), "{status:#?}");
     holdfast.stop();
 }

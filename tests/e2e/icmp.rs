@@ -144,13 +144,11 @@ fn a_udp_client_learns_that_nobody_listens() {
 }
 
 #[test]
-fn without_a_backend_clients_are_refused_where_the_vip_says_so() {
+fn without_a_backend_clients_are_refused_at_once() {
     let lab = Lab::up(Topology::Stick);
     let mut vips: Vec<Vip> = Family::ALL.map(|family| vip("nat", family, false)).into();
+    vips.push(vip("dsr", Family::V4, false));
     vips.extend(Family::ALL.map(|family| vip("nat", family, true)));
-    for vip in &mut vips {
-        vip.keys = "on_no_backend = \"reject\"";
-    }
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vips.clone()));
     for backend in BACKENDS {
         lab.stop_backend(backend);
@@ -169,8 +167,13 @@ fn without_a_backend_clients_are_refused_where_the_vip_says_so() {
             assert_eq!(output.status.code(), Some(7), "{}", vip.name);
         }
     }
-    assert_eq!(answers(&holdfast, "rejects_sent"), 2);
+    assert_eq!(answers(&holdfast, "rejects_sent"), 3);
     assert_eq!(answers(&holdfast, "icmp_unreachable_sent"), 2);
+    for vip in &holdfast.status().vips {
+        assert_eq!((vip.backends_up, vip.backends_in_service), (0, 0), "{vip:#?}");
+    }
+    let table = holdfast.ok(&["status"]);
+    assert_eq!(table.matches("0/3 up").count(), vips.len(), "{table}");
     holdfast.assert_packets_accounted_for();
     holdfast.stop();
 }

@@ -218,28 +218,45 @@ fn rejecting(family: Family, protocol: Protocol, rejects: bool) -> Rig {
 fn without_a_backend_a_tcp_client_is_refused_if_the_vip_says_so() {
     for family in FAMILIES {
         for vlan in [None, Some(5)] {
-            // Flags, and what the RST says: SEQ, and ACK if it has one. The packets carry 13 bytes.
-            for (flags, sequence, acknowledgment) in
-                [("S", 0, Some(1000 + 13 + 1)), ("A", 77, None), ("FA", 77, None), ("SA", 77, None)]
-            {
-                let mut rig = rejecting(family, Protocol::Tcp, true);
-                let packet = numbered(family, tcp(family, PORT, 80, flags), 1000, 77);
-                let sent = rig.send(0, 0, &tagged(packet, vlan)).remove(0);
-                sent.assert_checksums();
-                let tcp = sent.tcp();
-                assert!(tcp.rst && !tcp.syn && !tcp.fin, "{flags}");
-                assert_eq!(tcp.sequence_number, sequence, "{flags}");
-                assert_eq!(tcp.ack.then_some(tcp.acknowledgment_number), acknowledgment);
-                assert_eq!(sent.source(), (family.vip(), 80));
-                assert_eq!(sent.destination(), (family.client(), PORT, 64));
-                assert_eq!((sent.destination_mac(), sent.vlan()), (CLIENT_MAC, vlan));
-                assert_eq!(answered(&rig, Answer::Rejected), 1);
-                rig.assert_accounted();
-            }
+            let mut rig = rejecting(family, Protocol::Tcp, true);
+            let packet = numbered(family, tcp(family, PORT, 80, "S"), 1000, 77);
+            let sent = rig.send(0, 0, &tagged(packet, vlan)).remove(0);
+            sent.assert_checksums();
+            let tcp = sent.tcp();
+            assert!(tcp.rst && tcp.ack && !tcp.syn && !tcp.fin);
+            // The packet carries 13 bytes.
+            assert_eq!((tcp.sequence_number, tcp.acknowledgment_number), (0, 1000 + 13 + 1));
+            assert_eq!(sent.source(), (family.vip(), 80));
+            assert_eq!(sent.destination(), (family.client(), PORT, 64));
+            assert_eq!((sent.destination_mac(), sent.vlan()), (CLIENT_MAC, vlan));
+            assert_eq!(answered(&rig, Answer::Rejected), 1);
+            rig.assert_accounted();
         }
+    }
+}
+
+/// A connection that lost its pin may go on once its backend is back, and no RST answers a RST.
+#[test]
+fn without_a_backend_no_connection_is_reset() {
+    for family in FAMILIES {
+        for flags in ["A", "PA", "FA", "SA", "R", "RA"] {
+            let mut rig = rejecting(family, Protocol::Tcp, true);
+            assert!(rig.send(0, 0, &tcp(family, PORT, 80, flags)).is_empty(), "{flags}");
+            assert_eq!(rig.drops(0, Drop::NoBackend), 1, "{flags}");
+            rig.assert_accounted();
+        }
+    }
+}
+
+/// What is refused is answered with no more than it has, so no flood grows by it.
+#[test]
+fn a_refusal_is_no_longer_than_what_it_answers() {
+    for family in FAMILIES {
         let mut rig = rejecting(family, Protocol::Tcp, true);
-        assert!(rig.send(0, 0, &tcp(family, PORT, 80, "R")).is_empty(), "no RST for a RST");
-        assert_eq!(rig.drops(0, Drop::NoBackend), 1);
+        let packet = tcp(family, PORT, 80, "S");
+        let sent = rig.send(0, 0, &packet);
+        assert_eq!(sent.len(), 1);
+        assert!(sent[0].bytes.len() <= packet.len().max(60), "{}", sent[0].bytes.len());
     }
 }
 
@@ -259,7 +276,7 @@ fn without_a_backend_a_udp_client_gets_port_unreachable_if_the_vip_says_so() {
 }
 
 #[test]
-fn without_a_backend_nobody_is_told_by_default() {
+fn without_a_backend_no_one_is_told_where_the_vip_says_so() {
     for family in FAMILIES {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let mut rig = rejecting(family, protocol, false);

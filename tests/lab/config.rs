@@ -199,6 +199,8 @@ pub struct Config {
     pub vips: Vec<Vip>,
     /// More sections, as TOML.
     pub more: String,
+    /// `[full_nat]`, where a VIP wants it, as TOML.
+    pub full_nat: &'static str,
     /// More keys of `[control]`, as TOML.
     pub control_keys: String,
 }
@@ -211,14 +213,25 @@ impl Config {
         let cores = (0..workers).collect();
         let (control_keys, more) = (String::new(), String::new());
         let (worker_keys, nic_keys) = ("", "");
-        let flows = 65_536;
-        Self { cores, flows, worker_keys, interfaces, nic_keys, socket, vips, more, control_keys }
+        let (flows, full_nat) = (65_536, SOURCES);
+        Self {
+            cores,
+            flows,
+            worker_keys,
+            interfaces,
+            nic_keys,
+            socket,
+            vips,
+            more,
+            full_nat,
+            control_keys,
+        }
     }
 
     /// All that depends on the VIPs, as TOML.
     pub fn sections(&self) -> String {
         let some = |modes: &[&str]| self.vips.iter().any(|vip| modes.contains(&vip.forward));
-        let full_nat = if some(&["full_nat"]) { SOURCES } else { "" };
+        let full_nat = if some(&["full_nat"]) { self.full_nat } else { "" };
         let tunnels = if some(&["ipip", "gue"]) { TUNNEL } else { "" };
         let vips: String = self.vips.iter().map(Vip::toml).collect();
         format!("{full_nat}{tunnels}{vips}")

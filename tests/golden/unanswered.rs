@@ -1,0 +1,110 @@
+//! SYNs that nothing answered: counted at their backend when the pin goes.
+
+use holdfast::flow::Protocol;
+use holdfast::forwarding::{FlowsLeft, Forward, VipSpec};
+
+use crate::rig::{Family, Rig, spec, tcp, udp};
+
+const PORT: u16 = 40_000;
+/// Longer than the embryonic, the closing and the UDP time-out of the rig, and a round of the sweep.
+const LONG: u32 = 700;
+
+/// Sends the packets of one flow, the client's (`>`) to worker 0 and the backend's (`<`) to the last one,
+/// waits until its pin has gone, and returns how many SYNs nothing answered.
+fn counted(forward: Forward, family: Family, workers: usize, packets: &[&str]) -> u64 {
+    let mut rig = Rig::new(workers, 1, vec![spec(0, forward, family, 1, 1)]);
+    let mut request = None;
+    for packet in packets {
+        match packet.split_at(1) {
+            (">", flags) => {
+                let sent = rig.send(0, 0, &tcp(family, PORT, 80, flags));
+                request = request.or(sent.into_iter().next());
+            }
+            (_, flags) => {
+                let reply = request.as_ref().unwrap().reply(flags);
+                rig.send(workers - 1, 0, &reply);
+            }
+        }
+    }
+    rig.advance(LONG);
+    assert_eq!(rig.stats(0).flows_active.get(), 0, "{packets:?}");
+    rig.assert_accounted();
+    (0..workers).map(|worker| rig.stats(worker).unanswered[0].get()).sum()
+}
+
+#[test]
+fn a_syn_that_nothing_answers_is_counted() {
+    for family in [Family::V4, Family::V6] {
+        for forward in [Forward::Dsr, Forward::Nat, Forward::FullNat] {
+            for workers in [1, 2] {
+                for (packets, expected) in [
+                    (&[">S"][..], 1),
+                    (&[">S", ">S", ">S"], 1),
+                    (&[">S", ">A"], 0),
+                    // The client has given up, and said so: a scanner does.
+                    (&[">S", ">R"], 0),
+                    // Its pin was lost: it began before.
+                    (&[">A"], 0),
+                    (&[">S", ">A", ">FA"], 0),
+                ] {
+                    let found = counted(forward, family, workers, packets);
+                    let name = format!("{forward:?} {family:?} {workers}: {packets:?}");
+                    // A middle packet has an end with full_nat, but no header to begin with.
+                    assert_eq!(found, expected, "{name}");
+                }
+            }
+        }
+    }
+}
+
+/// Where replies pass, a backend that answers is not to blame for clients that are not there: a flood of SYNs
+/// from forged sources.
+#[test]
+fn an_answer_of_the_backend_counts_whatever_the_client_does() {
+    for family in [Family::V4, Family::V6] {
+        for forward in [Forward::Nat, Forward::FullNat] {
+            for workers in [1, 2] {
+                for packets in [
+                    &[">S", "<SA"][..],
+                    &[">S", "<SA", "<SA"],
+                    &[">S", "<RA"],
+                    &[">S", ">S", "<SA"],
+                    &[">S", "<SA", ">A", "<SA", ">A", "<FA", ">FA"],
+                ] {
+                    let found = counted(forward, family, workers, packets);
+                    assert_eq!(found, 0, "{forward:?} {family:?} {workers}: {packets:?}");
+                }
+            }
+        }
+    }
+}
+
+/// The bit that remembers the answer is one of those that count probes: a late SYN+ACK takes none away.
+#[test]
+fn a_late_answer_changes_nothing_about_a_flow_that_is_cut() {
+    for late in [false, true] {
+        let mut web = spec(0, Forward::Nat, Family::V4, 1, 1);
+        web.on_down = FlowsLeft::Reset;
+        let mut rig = Rig::new(1, 1, vec![web]);
+        let request = rig.send(0, 0, &tcp(Family::V4, PORT, 80, "S")).remove(0);
+        rig.send(0, 0, &request.reply("SA"));
+        rig.send(0, 0, &tcp(Family::V4, PORT, 80, "A"));
+        if late {
+            rig.send(0, 0, &request.reply("SA"));
+        }
+        rig.change(|specs| specs[0].backends[0].up = false);
+        // Three probes, four seconds apart, to both ends.
+        rig.advance(1300);
+        assert_eq!(rig.stats(0).probes_sent.get(), 6, "late: {late}");
+    }
+}
+
+#[test]
+fn udp_has_no_syn() {
+    let mut web = VipSpec { protocol: Protocol::Udp, ..spec(0, Forward::Nat, Family::V4, 1, 1) };
+    web.backends[0].port = Some(7);
+    let mut rig = Rig::new(1, 1, vec![web]);
+    rig.send(0, 0, &udp(Family::V4, PORT, 80, true));
+    rig.advance(LONG);
+    assert_eq!((rig.stats(0).flows_active.get(), rig.stats(0).unanswered[0].get()), (0, 0));
+}
