@@ -17,7 +17,7 @@ use holdfast::config::{
     Io, Nic, TcpHealth, Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
-    self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteeringPort,
+    self, AttachedView, Inputs, NicNow, NicView, SocketStatistics, SteerCounters, SteeringPort,
 };
 use holdfast::flow::Protocol;
 use holdfast::flow::clients::Clients;
@@ -221,6 +221,10 @@ impl SteeringPort for Frames {
         SocketStatistics::default()
     }
 
+    fn nic_now(&mut self, _nic: PortIndex) -> Result<NicNow, String> {
+        Err("not looked at here".to_owned())
+    }
+
     fn send_frame(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), String> {
         holdfast::xdp::packet::send_frame(ifindex, frame).map_err(|error| error.to_string())
     }
@@ -244,6 +248,8 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
             mode: "copy".to_owned(),
             multi_buffer: false,
             queues: vec![0],
+            rx_queues: 1,
+            fallbacks: Vec::new(),
         }],
         publisher,
         steering: Box::new(Frames),
@@ -267,7 +273,7 @@ fn config(vips: Vec<Vip>) -> Config {
             flows: 64,
             clients: 1024,
             frames: None,
-            frame_size: 2048,
+            frame_size: None,
             batch: 64,
             io: Io { tx_budget: 256, tx_kick: 1, need_wakeup: true, busy_poll: 0 },
         },

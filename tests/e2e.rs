@@ -26,6 +26,7 @@ mod e2e {
     mod lifecycle;
     mod limits;
     mod malformed;
+    mod nic_changes;
     pub mod oracle;
     mod quic;
     mod random_packets;

@@ -5,7 +5,7 @@ use std::io::stderr;
 use tracing_subscriber::EnvFilter;
 
 use super::{CliError, RunArgs, check, colours};
-use crate::config::machine::{Level, Machine};
+use crate::config::machine::Level;
 use crate::{config, daemon};
 
 /// Forwards until it is told to stop. What it has to say goes to the standard error stream;
@@ -16,7 +16,7 @@ use crate::{config, daemon};
 /// [`CliError::Run`].
 pub fn run(args: &RunArgs) -> Result<(), CliError> {
     let config = config::load(&args.config)?;
-    let findings = check::fit(&config, &Machine::read(&config));
+    let findings = check::fit(&config, &check::look_at_machine(&config));
     let file = args.config.display();
     let fatal: Vec<String> = findings
         .iter()

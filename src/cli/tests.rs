@@ -181,6 +181,8 @@ fn nic() -> api::NicStatus {
         mode: "copy".to_owned(),
         multi_buffer: true,
         queues: vec![0, 1],
+        fallbacks: Vec::new(),
+        faults: Vec::new(),
         rx_packets: 1000,
         rx_bytes: 64_000,
         tx_packets: 998,
@@ -438,6 +440,8 @@ fn event() -> api::Event {
         kind: "drained".to_owned(),
         vip: Some("web".to_owned()),
         backend: Some("a".to_owned()),
+        nic: None,
+        fault: None,
         numbers: BTreeMap::from([("flows_cut".to_owned(), 3)]),
         text: "backend a of VIP web is drained: 3 flows cut".to_owned(),
     }

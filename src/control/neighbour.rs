@@ -332,7 +332,7 @@ mod tests {
 
     fn link(index: u32, name: &str, vlan: Option<(u32, u16, bool)>) -> (u32, Link) {
         let vlan = vlan.map(|(below, id, service)| OnVlan { below, id, service });
-        (index, Link { index, name: name.to_owned(), mac: None, loopback: false, mtu: 1500, vlan })
+        (index, Link { index, name: name.to_owned(), mtu: 1500, vlan, ..Link::default() })
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rtnetlink::packet_route::address::{
 };
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::link::{
-    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, VlanProtocol,
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, VlanProtocol,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -35,7 +35,7 @@ const EEXIST: i32 = 17;
 const EADDRNOTAVAIL: i32 = 99;
 
 /// A network interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// Interface index.
     pub index: u32,
@@ -49,6 +49,10 @@ pub struct Link {
     pub mtu: u32,
     /// What of it is a VLAN device.
     pub vlan: Option<OnVlan>,
+    /// Index of the device that it is a member of.
+    pub master: Option<u32>,
+    /// Whether it takes over what its members receive: a bond, bridge or team, but no VRF.
+    pub takes_over: bool,
 }
 
 /// A VLAN device.
@@ -297,11 +301,8 @@ fn mark(message: &mut AddressMessage) {
 fn link(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
-        name: String::new(),
-        mac: None,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
-        mtu: 0,
-        vlan: None,
+        ..Link::default()
     };
     let (mut below, mut vlan_id) = (None, None);
     for attribute in message.attributes {
@@ -310,12 +311,21 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Link(index) => below = Some(index),
-            LinkAttribute::LinkInfo(infos) => vlan_id = infos.into_iter().find_map(vlan),
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::LinkInfo(infos) => {
+                link.takes_over = infos.iter().any(takes_over);
+                vlan_id = infos.into_iter().find_map(vlan);
+            }
             _ => {}
         }
     }
     link.vlan = below.zip(vlan_id).map(|(below, (id, service))| OnVlan { below, id, service });
     link
+}
+
+fn takes_over(info: &LinkInfo) -> bool {
+    let LinkInfo::Kind(kind) = info else { return false };
+    matches!(kind, InfoKind::Bond | InfoKind::Bridge) || kind.to_string() == "team"
 }
 
 /// Identifier of a VLAN device, and whether it is of 802.1ad.
@@ -400,7 +410,6 @@ fn route_mtu(metric: &RouteMetric) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_route::link::InfoKind;
     use rtnetlink::packet_route::neighbour::NeighbourHeader;
 
     use super::*;
@@ -426,9 +435,9 @@ mod tests {
             index: 9,
             name: "eth1.7".to_owned(),
             mac: Some([2, 0, 0, 0, 0, 1]),
-            loopback: false,
             mtu: 1500,
             vlan: Some(OnVlan { below: 3, id: 7, service: true }),
+            ..Link::default()
         };
         assert_eq!(link(message), expected);
         // One end of a veth names the other one, but is no VLAN.
