@@ -305,6 +305,21 @@ fn colours_mark_what_is_down() {
 }
 
 #[test]
+fn what_is_wrong_with_a_nic_comes_first() {
+    let mut status = sample(Vec::new());
+    let nic = status.nics.first_mut().unwrap();
+    let (kind, text) = ("mac_changed".to_owned(), "its MAC is another".to_owned());
+    nic.faults.push(api::NicFaultStatus { kind, text });
+    nic.fallbacks.push("generic XDP is used".to_owned());
+    let server = Server::new([ok(&status)]);
+    let printed = server.run("status").unwrap();
+    let (faults, vips) = (printed.find("NIC FAULTS"), printed.find("VIPS"));
+    assert!(faults.is_some() && faults < vips, "{printed}");
+    assert!(printed.contains("eth1  mac changed  its MAC is another"), "{printed}");
+    assert!(printed.contains("generic XDP is used"), "{printed}");
+}
+
+#[test]
 fn status_as_the_servers_document() {
     let mut document = serde_json::to_value(sample(Vec::new())).unwrap();
     // Of a newer server: it is not lost.
