@@ -577,7 +577,7 @@ fn survey_finds_what_the_network_lacks() {
             vip("mail", "198.18.0.255", on_nic(), &["198.18.0.2"]),
             vip("ssh", "198.18.0.1", on_nic(), &["198.18.0.2"]),
         ]);
-        let found = control::survey::survey(&config).unwrap();
+        let found = control::survey::survey(&config, &[]).unwrap();
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         let expected = [
             "nic.interface: nic0 has an MTU of 1900, and frames of 2048 bytes hold packets of 1770",
