@@ -1,9 +1,10 @@
 //! `holdfast run`: the one place that knows every plane, and puts them together.
 //!
 //! ```text
-//! claim the control socket, open the NICs        nothing outside has changed yet
+//! claim the control socket                       nothing outside has changed yet
+//! NICs, XDP program                              without rules: every packet stays the kernel's
 //! memory, sockets, workers                       bound, but no packet is steered to them
-//! control: first table -> rules -> XDP program -> VIP addresses
+//! control: first table -> rules -> what a killed process left is replaced -> VIP addresses
 //! ... until SIGTERM; then the same in reverse
 //! ```
 
@@ -15,6 +16,7 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::Sender;
 use tracing::{info, warn};
 
+use crate::config::driver::{self, Binding, Misfit, NicFacts};
 use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
 use crate::control::{self, ControlError, Inputs, NicView, Signals, WorkerEvent, WorkerView};
 use crate::datapath::explain::Explainer;
@@ -32,14 +34,14 @@ use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, PortIndex, ThisBox};
 use crate::line::OwnLine;
 use crate::stats::WorkerStats;
-use crate::steering::Steerings;
+use crate::steering::{Steered, Steerings};
 use crate::units::Ticks;
 use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::memory::MappingError;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::packet::PacketSocket;
 use crate::xdp::port::Port;
-use crate::xdp::program::{AttachMode, ProgramError, Steering};
+use crate::xdp::program::{AttachMode, Attached, ProgramError, Steering};
 use crate::xdp::socket::{BindMode, Io, Monitor, SocketError};
 use crate::xdp::umem::{Umem, UmemError};
 
@@ -60,6 +62,9 @@ pub enum DaemonError {
         /// What is wrong, and the cure.
         reason: String,
     },
+    /// A NIC that receives nothing, or would cut packets off.
+    #[error("{}; {}", .0.what, .0.fix)]
+    Misfit(Misfit),
     /// No packet memory.
     #[error("[workers]: {0}")]
     Umem(#[from] UmemError),
@@ -103,6 +108,12 @@ struct ServedNic {
     /// The queues that are served; number `i` of them by worker `i % workers`.
     queues: Vec<u32>,
     steering: Steering,
+    /// What its XDP mode and driver make of the configuration.
+    facts: NicFacts,
+    /// How its sockets are bound.
+    bind: BindMode,
+    /// Why XDP or sockets do less than was hoped for.
+    fallbacks: Vec<String>,
     /// Whether its sockets take packets of several frames.
     multi_buffer: bool,
     /// Whether each socket has zero copy.
@@ -117,6 +128,7 @@ struct ServedNic {
 pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonError> {
     let claim = control::admin::claim(&config.control.socket)?;
     let mut nics = open_nics(&config)?;
+    let frame_size = bind_modes(&config, &mut nics)?;
     let packets = PacketSocket::open()
         .map_err(|source| DaemonError::Os { what: "no packet socket, to announce", source })?;
     let secret = TableSecret::new(random_seed()?);
@@ -134,7 +146,8 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     let shared =
         Shared { flows, clients, datagrams, bindings, return_hops, paths: Arc::default(), tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
-        let (worker, stats) = on_core(core, || make_worker(&config, index, &mut nics, &shared))?;
+        let (worker, stats) =
+            on_core(core, || make_worker(&config, index, frame_size, &mut nics, &shared))?;
         workers.push(worker);
         views.extend(view(&config, index, &stats, &shared.flows));
     }
@@ -143,7 +156,8 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     // It would keep the first table.
     drop(shared);
     let nic_views = nics.iter().map(nic_view).collect();
-    let steerings = nics.into_iter().map(|nic| (nic.steering, nic.monitors)).collect();
+    let steered = |ServedNic { nic, steering, monitors, .. }| Steered { nic, steering, monitors };
+    let steerings = nics.into_iter().map(steered).collect();
     if signals.stop_is_asked() {
         info!("stopped before it was ready, as a signal asked for");
         return Ok(());
@@ -196,19 +210,49 @@ fn open_nics(config: &Config) -> Result<Vec<ServedNic>, DaemonError> {
 
 fn open_nic(config: &Config, wanted: &NicConfig) -> Result<ServedNic, DaemonError> {
     let nic = Nic::open(&wanted.interface)?;
+    driver::receives(wanted, nic.driver()).map_err(DaemonError::Misfit)?;
     let queues = served_queues(wanted, &nic, config.workers.cores.len())?;
-    let mode = match wanted.xdp {
+    let (mode, fallback) = driver::attach_mode(wanted, nic.driver());
+    let mode = match mode {
         XdpMode::Native => AttachMode::Native,
         XdpMode::Generic => AttachMode::Generic,
         XdpMode::Auto => AttachMode::Auto,
     };
-    let steering = Steering::load(&nic, mode)?;
+    let mut steering = Steering::load(&nic, mode)?;
+    let generic = steering.prepare()? == Attached::Generic;
+    let facts = NicFacts { driver: nic.driver().to_owned(), mtu: nic.mtu(), generic };
     if !nic.is_up() {
         warn!("{0} is down; bring it up with: ip link set {0} up", nic.name());
     }
-    let multi_buffer = nic.mtu() > config.workers.largest_mtu();
-    let (zero_copy, monitors) = (Vec::new(), Vec::new());
-    Ok(ServedNic { nic, queues, steering, multi_buffer, zero_copy, monitors })
+    Ok(ServedNic {
+        nic,
+        queues,
+        steering,
+        facts,
+        bind: BindMode::Copy,
+        fallbacks: Vec::from_iter(fallback),
+        multi_buffer: false,
+        zero_copy: Vec::new(),
+        monitors: Vec::new(),
+    })
+}
+
+/// Decides how the sockets of each NIC are bound; returns the bytes per frame of packet memory.
+fn bind_modes(config: &Config, nics: &mut [ServedNic]) -> Result<u32, DaemonError> {
+    let facts: Vec<NicFacts> = nics.iter().map(|served| served.facts.clone()).collect();
+    let frame_size = config.frame_size(&facts);
+    for (wanted, served) in config.nics.iter().zip(nics) {
+        let Binding { mode, lost } =
+            driver::binding(wanted, &served.facts, frame_size).map_err(DaemonError::Misfit)?;
+        served.bind = match mode {
+            CopyMode::ZeroCopy => BindMode::ZeroCopy,
+            CopyMode::Copy => BindMode::Copy,
+            CopyMode::Auto => BindMode::Auto,
+        };
+        served.fallbacks.extend(lost.map(|Misfit { what, fix }| format!("{what}; {fix}")));
+        served.multi_buffer = served.facts.mtu > driver::largest_mtu(frame_size);
+    }
+    Ok(frame_size)
 }
 
 /// The queues of a NIC that are served; every worker needs one to transmit.
@@ -282,6 +326,7 @@ struct Shared {
 fn make_worker(
     config: &Config,
     index: usize,
+    frame_size: u32,
     nics: &mut [ServedNic],
     shared: &Shared,
 ) -> Result<(Worker, Arc<WorkerStats>), DaemonError> {
@@ -299,7 +344,7 @@ fn make_worker(
     // Up to 65,536.
     let more = u32::try_from(parked).unwrap_or(u32::MAX);
     let frames = config.workers.frames.unwrap_or(needed.saturating_add(more));
-    let (umem, pool) = Umem::create(frames, config.workers.frame_size)?;
+    let (umem, pool) = Umem::create(frames, frame_size)?;
     let mut ports = Vec::new();
     for (nic, queue) in sockets {
         let at = usize::from(nic.0);
@@ -339,11 +384,7 @@ fn open_port(
     io: config::Io,
     queue: u32,
 ) -> Result<Port, DaemonError> {
-    let mode = match wanted.mode {
-        CopyMode::ZeroCopy => BindMode::ZeroCopy,
-        CopyMode::Copy => BindMode::Copy,
-        CopyMode::Auto => BindMode::Auto,
-    };
+    let mode = served.bind;
     let config::Io { need_wakeup, tx_budget, tx_kick, busy_poll } = io;
     let multi_buffer = served.multi_buffer;
     let io = Io { mode, multi_buffer, need_wakeup, tx_budget, tx_kick, busy_poll };
@@ -389,6 +430,8 @@ fn nic_view(served: &ServedNic) -> NicView {
         mode: mode.to_owned(),
         multi_buffer: served.multi_buffer,
         queues: served.queues.clone(),
+        rx_queues: served.nic.rx_queues(),
+        fallbacks: served.fallbacks.clone(),
     }
 }
 

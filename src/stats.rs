@@ -129,11 +129,11 @@ named! {
     TruncatedIpv4 = "truncated_ipv4",
     /// IPv4 version or header length is wrong.
     BadIpv4Header = "bad_ipv4_header",
-    /// The IPv4 total length is shorter than the header or longer than the packet.
+    /// The IPv4 total length is shorter than the header, or longer than the packet: malformed, or cut off by a NIC.
     BadIpv4Length = "bad_ipv4_length",
     /// An IPv6 header cut short, or its version is wrong.
     TruncatedIpv6 = "truncated_ipv6",
-    /// The IPv6 payload length is longer than the packet.
+    /// The IPv6 payload length is longer than the packet: malformed, or cut off by a NIC.
     BadIpv6Length = "bad_ipv6_length",
     /// IPv6 extension headers that are cut short, too many, or of a kind that is not forwarded.
     Ipv6Extension = "ipv6_extension",

@@ -1,18 +1,35 @@
 //! What the control plane sees of the XDP programs and sockets: the joint between `control` and
 //! `xdp`, which do not know each other.
 
-use crate::control::{AttachedView, SocketStatistics, SteerCounters, SteeringPort};
+use crate::control::{
+    AttachedView, NicNow, ProgramNow, SocketStatistics, SteerCounters, SteeringPort,
+};
 use crate::forwarding::{PortIndex, SteerRules};
+use crate::xdp::nic::{self, LinkNow, Nic};
 use crate::xdp::program::Steering;
 use crate::xdp::socket::Monitor;
 
-/// The XDP programs of all NICs, in their order, and a view of the sockets of each.
-pub struct Steerings(Vec<(Steering, Vec<Monitor>)>);
+/// A NIC with its XDP program, and a view of its sockets.
+pub struct Steered {
+    /// The NIC.
+    pub nic: Nic,
+    /// Its program.
+    pub steering: Steering,
+    /// Its sockets.
+    pub monitors: Vec<Monitor>,
+}
+
+/// All NICs, in their order.
+pub struct Steerings(Vec<Steered>);
 
 impl Steerings {
     /// Joins them.
-    pub fn new(nics: Vec<(Steering, Vec<Monitor>)>) -> Self {
+    pub fn new(nics: Vec<Steered>) -> Self {
         Self(nics)
+    }
+
+    fn get(&self, nic: PortIndex) -> Option<&Steered> {
+        self.0.get(usize::from(nic.0))
     }
 }
 
@@ -20,13 +37,13 @@ impl SteeringPort for Steerings {
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String> {
         self.0
             .iter_mut()
-            .try_for_each(|(steering, _)| steering.sync(rules).map_err(|error| error.to_string()))
+            .try_for_each(|nic| nic.steering.sync(rules).map_err(|error| error.to_string()))
     }
 
     fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
         self.0
             .iter_mut()
-            .map(|(steering, _)| {
+            .map(|Steered { steering, .. }| {
                 let mode = steering.attach().map_err(|error| error.to_string())?;
                 let fallback = steering.fallback_reason().map(str::to_owned);
                 Ok(AttachedView { xdp: mode.as_str().to_owned(), fallback })
@@ -35,8 +52,7 @@ impl SteeringPort for Steerings {
     }
 
     fn counters(&mut self, nic: PortIndex) -> SteerCounters {
-        let counters =
-            self.0.get(usize::from(nic.0)).and_then(|(steering, _)| steering.counters().ok());
+        let counters = self.get(nic).and_then(|nic| nic.steering.counters().ok());
         counters.map_or_else(SteerCounters::default, |counters| SteerCounters {
             steered: counters.steered + counters.returned,
             passed: counters.passed,
@@ -45,7 +61,7 @@ impl SteeringPort for Steerings {
     }
 
     fn socket_statistics(&mut self, nic: PortIndex) -> SocketStatistics {
-        let monitors = self.0.get(usize::from(nic.0)).map_or(&[][..], |(_, monitors)| monitors);
+        let monitors = self.get(nic).map_or(&[][..], |nic| &nic.monitors);
         let mut sum = SocketStatistics::default();
         for socket in monitors.iter().filter_map(|monitor| monitor.statistics().ok()) {
             sum.rx_dropped += socket.rx_dropped;
@@ -55,5 +71,20 @@ impl SteeringPort for Steerings {
             sum.tx_invalid += socket.tx_invalid;
         }
         sum
+    }
+
+    fn nic_now(&mut self, nic: PortIndex) -> Result<NicNow, String> {
+        let steered = self.get(nic).ok_or("there is no such NIC")?;
+        let now = steered.nic.now().map_err(|error| error.to_string())?;
+        let nic::NicNow::There(LinkNow { index, mac, up, carrier, rx_queues, program }) = now
+        else {
+            return Ok(NicNow::Gone);
+        };
+        let program = match program {
+            None => ProgramNow::None,
+            Some(id) if id == steered.steering.id() => ProgramNow::Ours,
+            Some(id) => ProgramNow::Other(id),
+        };
+        Ok(NicNow::There { ifindex: index, mac, up, carrier, rx_queues, program })
     }
 }

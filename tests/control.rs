@@ -19,7 +19,7 @@ use holdfast::config::{
     Io, Nic, TcpHealth, Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
-    self, AttachedView, Inputs, NicView, SocketStatistics, SteerCounters, SteeringPort,
+    self, AttachedView, Inputs, NicNow, NicView, SocketStatistics, SteerCounters, SteeringPort,
 };
 use holdfast::flow::Protocol;
 use holdfast::flow::clients::Clients;
@@ -230,6 +230,10 @@ impl SteeringPort for NoProgram {
     fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
         SocketStatistics::default()
     }
+
+    fn nic_now(&mut self, _nic: PortIndex) -> Result<NicNow, String> {
+        Err("not looked at here".to_owned())
+    }
 }
 
 fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<AtomicBool>) -> Inputs {
@@ -251,6 +255,8 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
             mode: "copy".to_owned(),
             multi_buffer: false,
             queues: vec![0],
+            rx_queues: 1,
+            fallbacks: Vec::new(),
         }],
         publisher,
         steering: Box::new(NoProgram),
@@ -275,7 +281,7 @@ fn config(vips: Vec<Vip>) -> Config {
             flows: 64,
             clients: 1024,
             frames: None,
-            frame_size: 2048,
+            frame_size: None,
             batch: 64,
             io: Io { tx_budget: 256, tx_kick: 1, need_wakeup: true, busy_poll: 0 },
         },
@@ -718,7 +724,7 @@ fn survey_finds_what_the_network_lacks() {
             vip("mail", "198.18.0.255", on_nic(), &["198.18.0.2"]),
             vip("ssh", "198.18.0.1", on_nic(), &["198.18.0.2"]),
         ]);
-        let found = control::survey::survey(&config).unwrap();
+        let found = control::survey::survey(&config, &[]).unwrap();
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         let expected = [
             "nic.interface: nic0 has an MTU of 1900, and frames of 2048 bytes hold packets of 1770",

@@ -29,6 +29,7 @@ mod e2e {
     mod limits;
     mod log;
     mod malformed;
+    mod nic_changes;
     pub mod oracle;
     mod quic;
     mod random_packets;

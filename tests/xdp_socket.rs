@@ -224,16 +224,17 @@ impl Bench {
     fn open(name: &str, mode: AttachMode, io: Io, rules: &SteerRules) -> Self {
         let (umem, mut pool) = Umem::create(FRAMES, 2048).unwrap();
         let nic = Nic::open(name).unwrap();
+        let mut steering = Steering::load(&nic, mode).unwrap();
+        let prepared = steering.prepare().unwrap();
         let open = |queue| Port::open(&umem, &nic, queue, RING, io).unwrap();
         let mut ports = vec![open(0), open(1)];
-        let mut steering = Steering::load(&nic, mode).unwrap();
         for (queue, port) in (0..).zip(&mut ports) {
             assert!(!port.zero_copy() && !port.is_fake());
             port.refill(&mut pool);
             steering.set_socket(queue, port).unwrap();
         }
         steering.sync(rules).unwrap();
-        steering.attach().unwrap();
+        assert_eq!(steering.attach().unwrap(), prepared, "sockets were bound for this mode");
         Self { ports, pool, steering }
     }
 
@@ -503,6 +504,40 @@ fn what_a_killed_process_left_drops_for_the_vip_and_is_replaced() {
             assert!(after.contains(PROGRAM_NAME) && after != before, "{before} -> {after}");
         });
         assert_eq!(lab.program(), "", "the replacement is removed at a clean stop");
+    }
+}
+
+/// Sockets are bound under a program, so that the XDP mode is certain: ours without rules, or what a killed
+/// process left.
+#[test]
+fn before_sockets_are_bound_a_program_is_attached_that_changes_nothing() {
+    let lab = Lab::new();
+    for (left, expected) in
+        [(None, Attached::Native), (Some(AttachMode::Generic), Attached::Generic)]
+    {
+        if let Some(mode) = left {
+            leave_a_program(&lab, mode);
+        }
+        let before = lab.program();
+        let mut steering =
+            lab.inside(|| Steering::load(&Nic::open("box0").unwrap(), AttachMode::Auto).unwrap());
+        assert_eq!(steering.prepare().unwrap(), expected, "{left:?}");
+        let attached = lab.program();
+        assert!(attached.contains(PROGRAM_NAME), "{attached}");
+        assert_eq!(attached == before, left.is_some(), "{before} -> {attached}");
+        if left.is_none() {
+            let kernel = lab.inside(|| UdpSocket::bind((BOX, VIP_PORT)).unwrap());
+            kernel.set_read_timeout(Some(PATIENCE)).unwrap();
+            lab.outside(|| {
+                let client = UdpSocket::bind((PEER, 0)).unwrap();
+                client.send_to(b"still the kernel's", (BOX, VIP_PORT)).unwrap();
+            });
+            let mut buffer = [0; 64];
+            kernel.recv(&mut buffer).unwrap();
+            assert_eq!(steering.counters().unwrap().steered, 0);
+        }
+        drop(steering);
+        assert_eq!(lab.program(), before, "a start that fails leaves what it found");
     }
 }
 

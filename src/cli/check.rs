@@ -8,10 +8,12 @@ use clap::Args;
 use super::CliError;
 use super::table::grouped;
 use crate::config::capacity::Capacity;
+use crate::config::driver::NicFacts;
 use crate::config::machine::{self, Finding, Level, Machine, Memory};
 use crate::config::{self, Config};
 use crate::control::survey;
 use crate::words::{bytes, counted};
+use crate::xdp::nic::{Nic, NicError};
 
 /// The arguments.
 #[derive(Debug, Args)]
@@ -32,7 +34,7 @@ pub struct CheckArgs {
 pub fn check(args: &CheckArgs, out: &mut impl Write) -> Result<(), CliError> {
     let config = config::load(&args.config)?;
     let file = args.config.display();
-    let machine = if args.offline { Machine::default() } else { Machine::read(&config) };
+    let machine = if args.offline { Machine::default() } else { look_at_machine(&config) };
     let mut findings = machine::hints(&config);
     if !args.offline {
         findings.extend(fit(&config, &machine));
@@ -55,10 +57,21 @@ pub fn check(args: &CheckArgs, out: &mut impl Write) -> Result<(), CliError> {
     Ok(writeln!(out, "{file}: {verdict}: {}", summary(&config, &machine))?)
 }
 
+/// This machine, with the NICs that the configuration names.
+pub(super) fn look_at_machine(config: &Config) -> Machine {
+    let facts = |wanted: &config::Nic| {
+        let nic = Nic::open(&wanted.interface)?;
+        Ok(NicFacts::new(nic.driver(), nic.mtu(), wanted))
+    };
+    let nics: Result<_, NicError> = config.nics.iter().map(facts).collect();
+    // One that is missing is found by its name.
+    Machine { nics: nics.unwrap_or_default(), ..Machine::read(config) }
+}
+
 /// What of a configuration does not fit this machine and its network.
 pub(super) fn fit(config: &Config, machine: &Machine) -> Vec<Finding> {
     let mut findings = machine::check(config, machine);
-    match survey::survey(config) {
+    match survey::survey(config, &machine.nics) {
         Ok(found) => findings.extend(found),
         Err(error) => {
             let what = format!("routes and addresses were not looked at: {error}");

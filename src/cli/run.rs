@@ -5,7 +5,7 @@ use std::io::stderr;
 use tracing_subscriber::EnvFilter;
 
 use super::{CliError, RunArgs, check, colours};
-use crate::config::machine::{Level, Machine};
+use crate::config::machine::Level;
 use crate::control::Signals;
 use crate::log::{LAST_WORDS, Log};
 use crate::{config, daemon};
@@ -20,7 +20,7 @@ pub fn run(args: &RunArgs) -> Result<(), CliError> {
     // First of all: until then SIGHUP ends the process.
     let signals = Signals::catch().map_err(|error| CliError::Run(Box::new(error)))?;
     let config = config::load(&args.config)?;
-    let findings = check::fit(&config, &Machine::read(&config));
+    let findings = check::fit(&config, &check::look_at_machine(&config));
     let file = args.config.display();
     let fatal: Vec<String> = findings
         .iter()

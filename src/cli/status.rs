@@ -52,6 +52,9 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
         let lost = counted(status.log_lines_lost, "line");
         writeln!(out, "{lost} of the log lost: its reader had gone, or was too slow")?;
     }
+    if status.nics.iter().any(|nic| !nic.faults.is_empty()) {
+        section("NIC FAULTS", nic_faults(&status.nics, look), out)?;
+    }
     section("VIPS", vips(&status.vips, look), out)?;
     section("BACKENDS", backends(&status.vips, look), out)?;
     if status.vips.iter().flat_map(|vip| &vip.backends).any(|backend| backend.drain.is_some()) {
@@ -344,6 +347,18 @@ fn flow_tables(tables: &[FlowTableStatus], look: Look) -> Columns {
     columns
 }
 
+/// What has gone wrong with NICs since the start.
+fn nic_faults(nics: &[NicStatus], look: Look) -> Columns {
+    let mut columns = Columns::new(&["NIC", "FAULT", "WHAT TO DO"], look);
+    for nic in nics {
+        for fault in &nic.faults {
+            let kind = fault.kind.replace('_', " ");
+            columns.row([text(&nic.interface), coloured(kind, Color::Red), text(&fault.text)]);
+        }
+    }
+    columns
+}
+
 fn nics(nics: &[NicStatus], look: Look) -> Columns {
     let headers = [
         "NIC",
@@ -355,6 +370,7 @@ fn nics(nics: &[NicStatus], look: Look) -> Columns {
         "!>RX BYTES",
         ">TX PACKETS",
         "!>TX BYTES",
+        "?WHY",
     ];
     let mut columns = Columns::new(&headers, look);
     for nic in nics {
@@ -369,6 +385,7 @@ fn nics(nics: &[NicStatus], look: Look) -> Columns {
             count(nic.rx_bytes),
             count(nic.tx_packets),
             count(nic.tx_bytes),
+            text(nic.fallbacks.join("; ")),
         ]);
     }
     columns

@@ -186,6 +186,8 @@ fn nic() -> api::NicStatus {
         mode: "copy".to_owned(),
         multi_buffer: true,
         queues: vec![0, 1],
+        fallbacks: Vec::new(),
+        faults: Vec::new(),
         rx_packets: 1000,
         rx_bytes: 64_000,
         tx_packets: 998,
@@ -364,6 +366,21 @@ fn a_backend_that_answers_no_client_is_hinted_at() {
 }
 
 #[test]
+fn what_is_wrong_with_a_nic_comes_first() {
+    let mut status = sample(Vec::new());
+    let nic = status.nics.first_mut().unwrap();
+    let (kind, text) = ("mac_changed".to_owned(), "its MAC is another".to_owned());
+    nic.faults.push(api::NicFaultStatus { kind, text });
+    nic.fallbacks.push("generic XDP is used".to_owned());
+    let server = Server::new([ok(&status)]);
+    let printed = server.run("status").unwrap();
+    let (faults, vips) = (printed.find("NIC FAULTS"), printed.find("VIPS"));
+    assert!(faults.is_some() && faults < vips, "{printed}");
+    assert!(printed.contains("eth1  mac changed  its MAC is another"), "{printed}");
+    assert!(printed.contains("generic XDP is used"), "{printed}");
+}
+
+#[test]
 fn status_as_the_servers_document() {
     let mut document = serde_json::to_value(sample(Vec::new())).unwrap();
     // Of a newer server: it is not lost.
@@ -499,6 +516,8 @@ fn event() -> api::Event {
         kind: "drained".to_owned(),
         vip: Some("web".to_owned()),
         backend: Some("a".to_owned()),
+        nic: None,
+        fault: None,
         numbers: BTreeMap::from([("flows_cut".to_owned(), 3)]),
         text: "backend a of VIP web is drained: 3 flows cut".to_owned(),
     }

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use super::driver::{self, Misfit, NicFacts};
 use super::{Announce, Config, Nic, Vip};
 use crate::flow::bindings::BYTES_PER_BINDING;
 use crate::forwarding::PortIndex;
@@ -82,6 +83,8 @@ pub struct Machine {
     pub memory_available: Option<u64>,
     /// Whether shared memory can have huge pages: from the pool, or by the kernel.
     pub huge_pages: Option<bool>,
+    /// The NICs in the configuration's order; empty when not all of them could be looked at.
+    pub nics: Vec<NicFacts>,
 }
 
 /// What `run` needs (include/uapi/linux/capability.h) and for what.
@@ -98,7 +101,8 @@ const FLOW_BYTES_V6: u64 = 82;
 const CAP_SYS_ADMIN: u32 = 21;
 
 impl Machine {
-    /// Asks this machine. Needs no privileges; opens a connection to the control socket.
+    /// Asks this machine; about its NICs the caller does. Needs no privileges; opens a connection to the
+    /// control socket.
     pub fn read(config: &Config) -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         Self {
@@ -111,6 +115,7 @@ impl Machine {
             socket_answers: UnixStream::connect(&config.control.socket).is_ok(),
             memory_available: meminfo("MemAvailable").and_then(|kb| kb.checked_mul(1024)),
             huge_pages: huge_pages(),
+            nics: Vec::new(),
         }
     }
 
@@ -211,7 +216,7 @@ impl Memory {
         );
         Self {
             flows: workers_count.saturating_mul(count(each.flows)).saturating_mul(flow_bytes),
-            packets: frames.saturating_mul(each.frame_size.into()),
+            packets: frames.saturating_mul(config.frame_size(&machine.nics).into()),
             bindings: count(config.full_nat.numbered().len())
                 .saturating_mul(count(BYTES_PER_BINDING)),
         }
@@ -243,6 +248,7 @@ pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
     for (port, nic) in config.nics.iter().enumerate() {
         interface(config, port, nic, machine, &mut findings);
     }
+    drivers(config, machine, &mut findings);
     announcements(config, machine, &mut findings);
     if machine.socket_answers {
         let what = format!("a holdfast runs and answers at {}", config.control.socket.display());
@@ -391,6 +397,35 @@ fn frames(
     }
 }
 
+/// Interfaces that receive nothing, and zero copy that would cut packets off.
+fn drivers(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
+    let frame_size = config.frame_size(&machine.nics);
+    for (nic, facts) in config.nics.iter().zip(&machine.nics) {
+        let mut tell = |level, key, Misfit { what, fix }| {
+            findings.push(Finding::new(level, key, what, fix));
+        };
+        if let Err(misfit) = driver::receives(nic, &facts.driver) {
+            tell(Level::Error, "nic.interface", misfit);
+            continue;
+        }
+        if let Some(misfit) = driver::upper(nic, &facts.driver) {
+            tell(Level::Warning, "nic.interface", misfit);
+        }
+        if let (_, Some(reason)) = driver::attach_mode(nic, &facts.driver) {
+            let fix = "set xdp = \"generic\" if that is meant".to_owned();
+            let what = format!("{}: {reason}", nic.interface);
+            tell(Level::Note, "nic.xdp", Misfit { what, fix });
+        }
+        match driver::binding(nic, facts, frame_size) {
+            Err(misfit) => tell(Level::Error, "nic.mode", misfit),
+            Ok(driver::Binding { lost: Some(misfit), .. }) => {
+                tell(Level::Warning, "workers.frame_size", misfit);
+            }
+            Ok(_) => {}
+        }
+    }
+}
+
 fn announcements(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
     let Some(interfaces) = &machine.interfaces else { return };
     let mut told: BTreeSet<&str> = config.nics.iter().map(|nic| nic.interface.as_str()).collect();
@@ -428,6 +463,7 @@ mod tests {
             socket_answers: false,
             memory_available: Some(200_000_000),
             huge_pages: Some(true),
+            nics: Vec::new(),
         }
     }
 
@@ -528,6 +564,64 @@ mod tests {
             assert_eq!(found.len(), expected.len(), "{name}: {found:?}");
             for (found, part) in found.iter().zip(expected) {
                 assert!(found.contains(part), "{name}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn drivers_that_lose_packets_are_told_with_the_cure() {
+        let small = "[0, 1], frame_size = 2048";
+        for (name, driver, cores, nic, expected) in [
+            ("zero copy", "igb", "[0, 1]", "\"eth1\"", None),
+            (
+                "frames that cut off",
+                "igb",
+                small,
+                "\"eth1\"",
+                Some("warning workers.frame_size: eth1: driver igb"),
+            ),
+            (
+                "insisting on them",
+                "igb",
+                small,
+                "\"eth1\", mode = \"zero_copy\"",
+                Some("error nic.mode: eth1: driver igb"),
+            ),
+            ("a VRF", "vrf", "[0, 1]", "\"eth1\"", Some("error nic.interface: eth1 is a VRF")),
+            (
+                "a bond",
+                "bonding",
+                "[0, 1]",
+                "\"eth1\"",
+                Some("note nic.xdp: eth1: native XDP on a bond"),
+            ),
+            (
+                "a native bond",
+                "bonding",
+                "[0, 1]",
+                "\"eth1\", xdp = \"native\"",
+                Some("error nic.interface: eth1 is a bond"),
+            ),
+            (
+                "a macvlan",
+                "macvlan",
+                "[0, 1]",
+                "\"eth1\"",
+                Some("warning nic.interface: eth1 is a macvlan"),
+            ),
+        ] {
+            let text = TEXT.replacen(", frames = 6208", "", 1).replacen("[0, 1]", cores, 1);
+            let text = text.replacen("\"eth1\"", nic, 1);
+            let config = crate::config::parse(&text, "f").map_err(|e| e.to_string()).unwrap();
+            let nics = vec![NicFacts::new(driver, 1500, config.nics.first().unwrap())];
+            let machine = Machine { nics, memory_available: None, ..machine() };
+            let found = check(&config, &machine);
+            let found: Vec<_> = found.iter().map(|f| format!("{} {f}", f.level.as_str())).collect();
+            match expected {
+                Some(start) => {
+                    assert!(found.iter().any(|found| found.starts_with(start)), "{name}: {found:?}")
+                }
+                None => assert_eq!(found, [""; 0], "{name}"),
             }
         }
     }

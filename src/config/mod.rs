@@ -11,6 +11,7 @@ pub mod capacity;
 mod choice;
 mod control;
 mod drain;
+pub mod driver;
 mod error;
 mod fragments;
 mod full_nat;
@@ -307,25 +308,13 @@ pub struct Workers {
     /// UMEM frames of each worker; `None`: as many as its rings can hold, see
     /// [`Config::frames_needed`].
     pub frames: Option<u32>,
-    /// Bytes per UMEM frame: 2048 or 4096.
-    pub frame_size: u32,
+    /// Bytes per UMEM frame: 2048 or 4096; `None`: what the NICs need, see [`Config::frame_size`].
+    pub frame_size: Option<u32>,
     /// Packets per batch, 1..=64.
     pub batch: usize,
     /// How its sockets and the kernel wake each other.
     pub io: Io,
 }
-
-impl Workers {
-    /// The largest MTU, in bytes, of a NIC whose packets all fit into one frame: longer ones need
-    /// multi-buffer.
-    pub const fn largest_mtu(&self) -> u32 {
-        self.frame_size - FRAME_OVERHEAD
-    }
-}
-
-/// What of a frame is not for the packet: the kernel's headroom (`XDP_PACKET_HEADROOM` in
-/// include/uapi/linux/bpf.h), an Ethernet header and two VLAN tags.
-const FRAME_OVERHEAD: u32 = 256 + 14 + 8;
 
 /// `tx_budget`, `tx_kick`, `need_wakeup` and `busy_poll` of `[workers]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::driver::{LARGE_FRAME, SMALL_FRAME};
 use super::place::Place;
 use super::report::Report;
 use super::{Idle, Io, Workers};
@@ -14,8 +15,6 @@ const IDLE: Idle = Idle::Busy;
 const FLOWS: usize = 1_048_576;
 /// A busy site has fewer in five minutes; at 80 bytes each: 5 MiB.
 const CLIENTS: usize = 65_536;
-/// The kernel's smallest aligned chunk, and it holds a 1500-byte packet; 4096 is for larger MTUs.
-const FRAME_SIZE: u32 = 2048;
 /// The prefetch of one batch then covers the memory latency of the flow table.
 const BATCH: usize = 64;
 /// Four batches: with the kernel's own 32 a full batch takes two wake-ups.
@@ -56,14 +55,7 @@ impl RawWorkers {
     /// The section as the program relies on it.
     pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Workers {
         let frame_size_at = place.key("frame_size");
-        let frame_size = report.integer(&frame_size_at, self.frame_size, FRAME_SIZE, 2048..=4096);
-        if !frame_size.is_power_of_two() {
-            report.error(
-                &frame_size_at,
-                format!("{frame_size} is no chunk size"),
-                "use 2048 or 4096",
-            );
-        }
+        let frame_size = self.frame_size.map(|bytes| frame_size(bytes, &frame_size_at, report));
         Workers {
             cores: cores(self.cores, &place.key("cores"), report),
             idle: idle(self.idle, &place.key("idle"), report),
@@ -97,6 +89,14 @@ impl RawWorkers {
             },
         }
     }
+}
+
+fn frame_size(raw: i64, place: &Place, report: &mut Report<'_>) -> u32 {
+    let size = report.integer(place, Some(raw), SMALL_FRAME, SMALL_FRAME..=LARGE_FRAME);
+    if !size.is_power_of_two() {
+        report.error(place, format!("{size} is no chunk size"), "use 2048 or 4096");
+    }
+    size
 }
 
 fn cores(raw: Option<Vec<i64>>, place: &Place, report: &mut Report<'_>) -> Vec<usize> {

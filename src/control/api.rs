@@ -385,6 +385,12 @@ pub struct NicStatus {
     pub multi_buffer: bool,
     /// Queues that are served.
     pub queues: Vec<u32>,
+    /// Why `xdp` or `mode` is less than was hoped for, in sentences.
+    #[serde(default)]
+    pub fallbacks: Vec<String>,
+    /// What has gone wrong with it since the start, and still is.
+    #[serde(default)]
+    pub faults: Vec<NicFaultStatus>,
     pub rx_packets: u64,
     pub rx_bytes: u64,
     pub tx_packets: u64,
@@ -403,6 +409,15 @@ pub struct NicStatus {
     pub kernel_rx_fill_empty: u64,
     pub kernel_rx_invalid: u64,
     pub kernel_tx_invalid: u64,
+}
+
+/// What is wrong with a NIC.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NicFaultStatus {
+    /// One of `nic_faults::NicFault`, or one that later versions know.
+    pub kind: String,
+    /// What is wrong, what it costs, and the cure.
+    pub text: String,
 }
 
 /// `POST /v1/drain`.
@@ -482,6 +497,12 @@ pub struct Event {
     pub vip: Option<String>,
     /// Name of the backend, if it is about one.
     pub backend: Option<String>,
+    /// The NIC, if it is about one.
+    #[serde(default)]
+    pub nic: Option<String>,
+    /// What is or was wrong with the NIC: the `kind` of [`NicFaultStatus`].
+    #[serde(default)]
+    pub fault: Option<String>,
     /// What was counted, by name.
     #[serde(default)]
     pub numbers: BTreeMap<String, u64>,

@@ -29,6 +29,7 @@ use super::hook::Hook;
 use super::inbound::{self, Trouble};
 use super::neighbour::{self, Problem, Snapshot};
 use super::netlink::{self, Netlink};
+use super::nic_faults::{self, NicFault};
 use super::split::Splitter;
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::status::{self, Process, Sources};
@@ -106,6 +107,8 @@ struct Controller {
     troubles: Vec<Trouble>,
     /// Some address is not where it should be: try again.
     announce_pending: bool,
+    /// What is wrong with each NIC, in the same order.
+    nic_faults: Vec<Vec<NicFault>>,
     journal: Journal,
     hook: Hook,
     forecaster: Forecaster,
@@ -188,6 +191,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         workers: inputs.workers,
         nics: inputs.nics,
         attached: Vec::new(),
+        nic_faults: Vec::new(),
     };
     Ok((controller, events, door, inputs.claim, inputs.ready))
 }
@@ -281,12 +285,12 @@ impl Controller {
 
     fn tell_nics(&self) {
         for (nic, AttachedView { xdp, fallback }) in self.nics.iter().zip(&self.attached) {
-            let NicView { interface, driver, mode, multi_buffer, queues, .. } = nic;
+            let NicView { interface, driver, mode, multi_buffer, queues, fallbacks, .. } = nic;
             let frames = if *multi_buffer { "multi-buffer" } else { "one frame per packet" };
             info!(
                 "NIC {interface}: driver {driver}, {xdp} XDP, {mode}, {frames}, queues {queues:?}"
             );
-            if let Some(reason) = fallback {
+            for reason in fallback.iter().chain(fallbacks) {
                 warn!("NIC {interface}: {reason}");
             }
         }
@@ -416,6 +420,31 @@ impl Controller {
         }
     }
 
+    /// Looks at every NIC, and tells what has gone wrong or is well again.
+    fn watch_nics(&mut self) {
+        self.nic_faults.resize(self.nics.len(), Vec::new());
+        let nics = self.nics.iter().zip(&mut self.nic_faults).zip((0..).map(PortIndex));
+        for ((nic, faults), index) in nics {
+            let now = match self.steering.nic_now(index) {
+                Ok(now) => nic_faults::faults(nic, now),
+                Err(reason) => {
+                    debug!("NIC {}: {reason}", nic.interface);
+                    continue;
+                }
+            };
+            let before = std::mem::replace(faults, now);
+            let name = &nic.interface;
+            for fault in faults.iter().filter(|fault| !before.contains(fault)) {
+                let news = News::of_nic(Kind::NicFault, name, fault.as_str());
+                self.journal.tell(news, format!("NIC {name}: {}", fault.text(nic)));
+            }
+            for fault in before.iter().filter(|fault| !faults.contains(fault)) {
+                let news = News::of_nic(Kind::NicMended, name, fault.as_str());
+                self.journal.tell(news, format!("NIC {name}: {} no longer", fault.as_str()));
+            }
+        }
+    }
+
     // ---- health ----
 
     fn judge(&mut self, Outcome { backend: id, result }: Outcome) {
@@ -517,6 +546,7 @@ impl Controller {
         *aged = clients::age(clients, *aged, (self.clock)());
         self.flow_rates.advance(&self.registry, &self.workers, Instant::now());
         self.compare_answers();
+        self.watch_nics();
         if self.rules_pending {
             self.steer_or_retry();
         }
@@ -663,6 +693,7 @@ impl Controller {
             workers: &self.workers,
             nics: &self.nics,
             attached: &self.attached,
+            nic_faults: &self.nic_faults,
             nic_counters,
             splitter: &self.splitter,
             flow_rates: &self.flow_rates,

@@ -41,6 +41,10 @@ pub enum Kind {
     Split,
     /// A source counts as one client again.
     Unsplit,
+    /// A NIC has changed in a way that loses packets.
+    NicFault,
+    /// It has changed back.
+    NicMended,
 }
 
 impl Kind {
@@ -60,6 +64,8 @@ impl Kind {
             Self::Reload => "reload",
             Self::Split => "split",
             Self::Unsplit => "unsplit",
+            Self::NicFault => "nic_fault",
+            Self::NicMended => "nic_mended",
         }
     }
 
@@ -67,7 +73,11 @@ impl Kind {
     const fn is_warning(self) -> bool {
         matches!(
             self,
-            Self::DrainDeadline | Self::BackendDown | Self::SynsUnanswered | Self::AddressTrouble
+            Self::DrainDeadline
+                | Self::BackendDown
+                | Self::SynsUnanswered
+                | Self::AddressTrouble
+                | Self::NicFault
         )
     }
 }
@@ -78,13 +88,16 @@ pub struct News {
     kind: Kind,
     vip: Option<String>,
     backend: Option<String>,
+    nic: Option<String>,
+    fault: Option<String>,
     numbers: BTreeMap<String, u64>,
 }
 
 impl News {
     /// Of nobody in particular.
     pub const fn new(kind: Kind) -> Self {
-        Self { kind, vip: None, backend: None, numbers: BTreeMap::new() }
+        let numbers = BTreeMap::new();
+        Self { kind, vip: None, backend: None, nic: None, fault: None, numbers }
     }
 
     /// Of a VIP.
@@ -100,6 +113,11 @@ impl News {
     /// Of one backend.
     pub fn of(kind: Kind, vip: &str, backend: &str) -> Self {
         Self { backend: Some(backend.to_owned()), ..Self::of_vip(kind, vip) }
+    }
+
+    /// Of a NIC, and what is or was wrong with it.
+    pub fn of_nic(kind: Kind, nic: &str, fault: &str) -> Self {
+        Self { nic: Some(nic.to_owned()), fault: Some(fault.to_owned()), ..Self::new(kind) }
     }
 
     /// With a number that belongs to it.
@@ -129,13 +147,15 @@ impl Journal {
         if self.events.len() == KEPT {
             self.events.pop_front();
         }
-        let News { kind, vip, backend, numbers } = news;
+        let News { kind, vip, backend, nic, fault, numbers } = news;
         self.events.push_back(Event {
             seq: self.last,
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             kind: kind.as_str().to_owned(),
             vip,
             backend,
+            nic,
+            fault,
             numbers,
             text,
         });

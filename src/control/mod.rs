@@ -35,6 +35,7 @@ pub mod hook;
 pub mod inbound;
 pub mod neighbour;
 pub mod netlink;
+pub mod nic_faults;
 pub mod own_ports;
 pub mod reload;
 pub mod slow_start;
@@ -133,6 +134,10 @@ pub struct NicView {
     pub multi_buffer: bool,
     /// Queues that are served.
     pub queues: Vec<u32>,
+    /// Queues that it had.
+    pub rx_queues: u32,
+    /// Why it is bound or attached in a lesser way than was hoped for, in sentences.
+    pub fallbacks: Vec<String>,
 }
 
 /// How the XDP program was attached to a NIC.
@@ -177,6 +182,41 @@ pub trait SteeringPort {
     fn counters(&mut self, nic: PortIndex) -> SteerCounters;
     /// The kernel's counters of one NIC's sockets.
     fn socket_statistics(&mut self, nic: PortIndex) -> SocketStatistics;
+    /// What has become of one NIC.
+    fn nic_now(&mut self, nic: PortIndex) -> Result<NicNow, String>;
+}
+
+/// What has become of a NIC since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NicNow {
+    /// It has been removed.
+    Gone,
+    /// There is one of its index or name.
+    There {
+        /// Its index.
+        ifindex: u32,
+        /// Its MAC.
+        mac: [u8; 6],
+        /// Whether it has been set up.
+        up: bool,
+        /// Whether there is a carrier.
+        carrier: bool,
+        /// Queues that receive.
+        rx_queues: u32,
+        /// Its XDP program.
+        program: ProgramNow,
+    },
+}
+
+/// The XDP program of a NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProgramNow {
+    /// Ours.
+    Ours,
+    /// Another one, by its id.
+    Other(u32),
+    /// None.
+    None,
 }
 
 /// What a worker tells control.

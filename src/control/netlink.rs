@@ -12,7 +12,7 @@ use rtnetlink::packet_route::address::{
 };
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::link::{
-    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, VlanProtocol,
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, VlanProtocol,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -53,6 +53,10 @@ pub struct Link {
     pub mtu: u32,
     /// What of it is a VLAN device.
     pub vlan: Option<OnVlan>,
+    /// Index of the device that it is a member of.
+    pub master: Option<u32>,
+    /// Whether it takes over what its members receive: a bond, bridge or team, but no VRF.
+    pub takes_over: bool,
 }
 
 impl Link {
@@ -320,12 +324,21 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Link(index) => below = Some(index),
-            LinkAttribute::LinkInfo(infos) => vlan_id = infos.into_iter().find_map(vlan),
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::LinkInfo(infos) => {
+                link.takes_over = infos.iter().any(takes_over);
+                vlan_id = infos.into_iter().find_map(vlan);
+            }
             _ => {}
         }
     }
     link.vlan = below.zip(vlan_id).map(|(below, (id, service))| OnVlan { below, id, service });
     link
+}
+
+fn takes_over(info: &LinkInfo) -> bool {
+    let LinkInfo::Kind(kind) = info else { return false };
+    matches!(kind, InfoKind::Bond | InfoKind::Bridge) || kind.to_string() == "team"
 }
 
 /// Identifier of a VLAN device, and whether it is of 802.1ad.
@@ -410,7 +423,6 @@ fn route_mtu(metric: &RouteMetric) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_route::link::InfoKind;
     use rtnetlink::packet_route::neighbour::NeighbourHeader;
 
     use super::*;

@@ -302,7 +302,7 @@ pub(super) mod tests {
                 flows: 1024,
                 clients: 1024,
                 frames: None,
-                frame_size: 2048,
+                frame_size: None,
                 batch: 64,
                 io: Io { tx_budget: 256, tx_kick: 1, need_wakeup: true, busy_poll: 0 },
             },

@@ -9,10 +9,12 @@ use tokio::time::Instant;
 
 use super::answering::{Syns, hint};
 use super::api::{
-    BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus,
-    PoolStatus, SplitStatus, Status, Totals, Traffic, VipStatus, WorkerStatus,
+    BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus,
+    NicFaultStatus, NicStatus, PoolStatus, SplitStatus, Status, Totals, Traffic, VipStatus,
+    WorkerStatus,
 };
 use super::flow_rates::FlowRates;
+use super::nic_faults::NicFault;
 use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
@@ -114,6 +116,8 @@ pub struct Sources<'a> {
     pub nics: &'a [NicView],
     /// How each is attached, in the same order.
     pub attached: &'a [AttachedView],
+    /// What is wrong with each, in the same order; empty before the first look.
+    pub nic_faults: &'a [Vec<NicFault>],
     /// Per NIC, in the same order.
     pub nic_counters: Vec<(SteerCounters, SocketStatistics)>,
     /// Large sources.
@@ -381,7 +385,8 @@ fn nic_statuses(sources: &Sources<'_>) -> Vec<NicStatus> {
     nics.map(|(index, (nic, (attached, counters)))| {
         let ports: Vec<&PortStats> =
             sources.workers.iter().filter_map(|worker| worker.stats.ports.get(index)).collect();
-        nic_status(nic, attached, &ports, counters)
+        let faults = sources.nic_faults.get(index).map_or(&[][..], Vec::as_slice);
+        nic_status(nic, attached, faults, &ports, counters)
     })
     .collect()
 }
@@ -389,6 +394,7 @@ fn nic_statuses(sources: &Sources<'_>) -> Vec<NicStatus> {
 fn nic_status(
     nic: &NicView,
     attached: &AttachedView,
+    faults: &[NicFault],
     ports: &[&PortStats],
     (steer, socket): &(SteerCounters, SocketStatistics),
 ) -> NicStatus {
@@ -400,6 +406,8 @@ fn nic_status(
         mode: nic.mode.clone(),
         multi_buffer: nic.multi_buffer,
         queues: nic.queues.clone(),
+        fallbacks: attached.fallback.iter().chain(&nic.fallbacks).cloned().collect(),
+        faults: faults.iter().map(|fault| nic_fault_status(nic, fault)).collect(),
         rx_packets: sum(|port| port.rx_packets.get()),
         rx_bytes: sum(|port| port.rx_bytes.get()),
         tx_packets: sum(|port| port.tx_packets.get()),
@@ -416,4 +424,8 @@ fn nic_status(
         kernel_rx_invalid: socket.rx_invalid,
         kernel_tx_invalid: socket.tx_invalid,
     }
+}
+
+fn nic_fault_status(nic: &NicView, fault: &NicFault) -> NicFaultStatus {
+    NicFaultStatus { kind: fault.as_str().to_owned(), text: fault.text(nic) }
 }

@@ -15,8 +15,9 @@ use super::inbound::{self, Arp};
 use super::neighbour::{self, Problem};
 use super::netlink::{self, InterfaceAddress, Link, Netlink, Route};
 use super::own_ports::{self, OwnPorts};
+use crate::config::driver::{LARGE_FRAME, NicFacts, largest_mtu};
 use crate::config::machine::{Finding, Level};
-use crate::config::{Announce, Config, Vip, Workers};
+use crate::config::{Announce, Config, Vip};
 use crate::forwarding::PortIndex;
 
 /// The first kernel with packets of several frames (multi-buffer).
@@ -44,13 +45,13 @@ pub struct Network {
 ///
 /// # Errors
 /// When netlink cannot be asked.
-pub fn survey(config: &Config) -> Result<Vec<Finding>, ControlError> {
+pub fn survey(config: &Config, nics: &[NicFacts]) -> Result<Vec<Finding>, ControlError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let network = runtime.map_err(ControlError::Runtime)?.block_on(async {
         let netlink = Netlink::open()?;
         look(config, &netlink).await.map_err(|error| ControlError::Netlink(error.to_string()))
     })?;
-    Ok(findings(config, &network))
+    Ok(findings(config, nics, &network))
 }
 
 async fn look(config: &Config, netlink: &Netlink) -> Result<Network, netlink::Error> {
@@ -76,9 +77,10 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 /// Everything that does not fit.
-pub fn findings(config: &Config, network: &Network) -> Vec<Finding> {
+pub fn findings(config: &Config, nics: &[NicFacts], network: &Network) -> Vec<Finding> {
     let mut found = Vec::new();
-    packet_sizes(config, network, &mut found);
+    packet_sizes(config, config.frame_size(nics), network, &mut found);
+    members(config, network, &mut found);
     for vip in &config.vips {
         vip_address(vip, network, &mut found);
     }
@@ -90,10 +92,8 @@ pub fn findings(config: &Config, network: &Network) -> Vec<Finding> {
 }
 
 /// A packet of the NIC's MTU must fit into a frame, or the kernel have packets of several.
-fn packet_sizes(config: &Config, network: &Network, found: &mut Vec<Finding>) {
-    let workers = &config.workers;
-    let large = Workers { frame_size: 4096, ..workers.clone() };
-    let (most, larger) = (workers.largest_mtu(), large.largest_mtu());
+fn packet_sizes(config: &Config, frame_size: u32, network: &Network, found: &mut Vec<Finding>) {
+    let (most, larger) = (largest_mtu(frame_size), largest_mtu(LARGE_FRAME));
     for nic in &config.nics {
         let name = &nic.interface;
         let Some(link) = network.links.iter().find(|link| link.name == *name) else { continue };
@@ -102,9 +102,9 @@ fn packet_sizes(config: &Config, network: &Network, found: &mut Vec<Finding>) {
         }
         let what = format!(
             "{name} has an MTU of {}, and frames of {} bytes hold packets of {most} at most",
-            link.mtu, workers.frame_size
+            link.mtu, frame_size
         );
-        let grow = format!("use [workers] frame_size = {}", large.frame_size);
+        let grow = format!("use [workers] frame_size = {LARGE_FRAME}");
         let shrink = format!("`ip link set {name} mtu {most}`");
         let several = network.kernel.is_none_or(|version| version >= MULTI_BUFFER);
         let (level, fix) = match (several, most < larger) {
@@ -115,6 +115,24 @@ fn packet_sizes(config: &Config, network: &Network, found: &mut Vec<Finding>) {
             (false, false) => (Level::Error, format!("{shrink}, or boot a kernel of 6.6 or newer")),
         };
         found.push(Finding::new(level, "nic.interface", what, fix));
+    }
+}
+
+/// A member's packets can be had, but routes leave by the device that it is a member of.
+fn members(config: &Config, network: &Network, found: &mut Vec<Finding>) {
+    for nic in &config.nics {
+        let named = |link: &&Link| link.name == nic.interface;
+        let Some(link) = network.links.iter().find(named) else { continue };
+        let above = network.links.iter().find(|above| Some(above.index) == link.master);
+        let Some(above) = above.filter(|above| above.takes_over) else { continue };
+        let (name, above) = (&nic.interface, &above.name);
+        let what = format!(
+            "{name} is a member of {above}: routes leave by {above}, and the kernel answers ARP there, \
+             not on {name}"
+        );
+        let fix =
+            format!("use interface = {above:?} with xdp = \"generic\", or take {name} out of it");
+        found.push(Finding::new(Level::Warning, "nic.interface", what, fix));
     }
 }
 
@@ -233,7 +251,7 @@ mod tests {
 
     fn told(config: &Config, network: &Network) -> Vec<String> {
         let word = |finding: &Finding| format!("{} {finding}", finding.level.as_str());
-        findings(config, network).iter().map(word).collect()
+        findings(config, &[], network).iter().map(word).collect()
     }
 
     #[test]
@@ -276,11 +294,27 @@ mod tests {
             (9000, 4096, new, None),
         ] {
             let mut config = config(Vec::new());
-            config.workers.frame_size = frame_size;
+            config.workers.frame_size = Some(frame_size);
             let network = Network { kernel, ..network(mtu) };
             let what = too_large(mtu, frame_size, frame_size - 278);
             let expected = expected.map(|(level, fix)| format!("{level} {what}{fix}"));
             assert_eq!(told(&config, &network), Vec::from_iter(expected), "{mtu} {kernel:?}");
+        }
+    }
+
+    #[test]
+    fn members_of_other_devices_are_named() {
+        let config = config(Vec::new());
+        let mut network = network(1500);
+        let above = |takes_over| Link { takes_over, ..link(5, "bond0", 1500) };
+        for (master, takes_over, expected) in
+            [(None, true, false), (Some(5), true, true), (Some(5), false, false)]
+        {
+            let nic = Link { master, ..link(1, "eth1", 1500) };
+            network.links = vec![nic, above(takes_over)];
+            let told = told(&config, &network).join("; ");
+            assert_eq!(told.contains("eth1 is a member of bond0"), expected, "{told}");
+            assert_eq!(told.contains("use interface = \"bond0\""), expected, "{told}");
         }
     }
 

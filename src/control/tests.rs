@@ -23,8 +23,8 @@ use super::api::{
 use super::reload::tests::config;
 use super::state::tests::{backend, tcp_health, vip};
 use super::{
-    AttachedView, ControlError, Inputs, NicView, Signal, SocketStatistics, SteerCounters,
-    SteerRules, SteeringPort, WorkerEvent, WorkerView, admin, serve,
+    AttachedView, ControlError, Inputs, NicNow, NicView, ProgramNow, Signal, SocketStatistics,
+    SteerCounters, SteerRules, SteeringPort, WorkerEvent, WorkerView, admin, serve,
 };
 use crate::config::{Config, Vip};
 use crate::flow::clients::Clients;
@@ -48,6 +48,8 @@ struct Notes {
     synced: Vec<(SteerRules, u64)>,
     attached_after: Option<usize>,
     refuse: bool,
+    /// What the NIC has become.
+    nic: Option<NicNow>,
 }
 
 struct FakeSteering {
@@ -78,6 +80,10 @@ impl SteeringPort for FakeSteering {
 
     fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
         SocketStatistics { rx_ring_full: 8, ..SocketStatistics::default() }
+    }
+
+    fn nic_now(&mut self, _nic: PortIndex) -> Result<NicNow, String> {
+        self.notes.lock().unwrap().nic.ok_or_else(|| "not looked at".to_owned())
     }
 }
 
@@ -124,6 +130,8 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
             mode: "copy".to_owned(),
             multi_buffer: false,
             queues: vec![0, 1],
+            rx_queues: 2,
+            fallbacks: Vec::new(),
         }],
         publisher,
         steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
@@ -136,6 +144,11 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
     };
     let bench = Bench { scratch, signals, file, notes, worker, tables, events };
     (bench, inputs, receiver)
+}
+
+/// The NIC of [`bench`], with a MAC and a program.
+fn nic_is(mac: [u8; 6], program: ProgramNow) -> NicNow {
+    NicNow::There { ifindex: 999_999, mac, up: true, carrier: true, rx_queues: 2, program }
 }
 
 /// Runs control beside a test, until the test is done with it.
@@ -216,6 +229,34 @@ impl Bench {
 
 fn web() -> Vec<Vip> {
     vec![vip("web", &[backend("a", 1), backend("b", 2)])]
+}
+
+#[tokio::test]
+async fn a_nic_that_changes_is_told_until_it_changes_back() {
+    with_control(web(), async |bench| {
+        let (ours, other) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 9]);
+        bench.notes.lock().unwrap().nic = Some(nic_is(other, ProgramNow::Other(77)));
+        bench.wait_for_event("nic_fault").await;
+        let list: EventList = bench.get("/v1/events").await;
+        let told = list.events.iter().filter(|event| event.kind == "nic_fault");
+        let told: Vec<_> = told.map(|e| (e.nic.as_deref(), e.fault.as_deref())).collect();
+        let eth1 = Some("eth1");
+        assert_eq!(told, [(eth1, Some("mac_changed")), (eth1, Some("program_replaced"))]);
+        let status: Status = bench.get("/v1/status").await;
+        let nic = status.nics.first().unwrap();
+        let texts: Vec<_> = nic.faults.iter().map(|fault| fault.text.as_str()).collect();
+        assert!(texts.iter().any(|text| text.contains("02:00:00:00:00:09")), "{texts:?}");
+        assert!(texts.iter().any(|text| text.contains("id 77")), "{texts:?}");
+        bench.notes.lock().unwrap().nic = Some(nic_is(ours, ProgramNow::Ours));
+        bench.wait_for_event("nic_mended").await;
+        let status: Status = bench.get("/v1/status").await;
+        let nic = status.nics.first().unwrap();
+        assert!(nic.faults.is_empty(), "{nic:?}");
+        assert_eq!(nic.fallbacks, ["no native XDP"]);
+        let list: EventList = bench.get("/v1/events").await;
+        assert_eq!(list.events.iter().filter(|event| event.kind == "nic_fault").count(), 2);
+    })
+    .await;
 }
 
 #[tokio::test]

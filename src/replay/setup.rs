@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::counters::Names;
 use super::offline::{Blueprint, Offline};
+use crate::config::driver::largest_mtu;
 use crate::config::{Announce, BackendFacts, BackendState, Config, Neighbours};
 use crate::control::netlink::InterfaceAddress;
 use crate::control::state::{Full, Registry};
@@ -87,7 +88,7 @@ pub(super) fn setup(
         datagrams: config.fragments,
         bindings: Bindings::new(config.full_nat.numbered(), 1)?,
         families: config.families(),
-        frame_size: config.workers.frame_size,
+        frame_size: config.frame_size(&[]),
     };
     let rules = registry.steer_rules(&addresses(config, neighbours));
     let rules = config.tunnels.steered(rules);
@@ -110,7 +111,7 @@ fn invented(number: usize) -> BackendFacts {
 /// MAC of each NIC, and whether it gives packets that are longer than a frame: as `run` decides it, for
 /// a driver that can.
 fn nics(config: &Config, neighbours: Option<&Neighbours>, mtus: &[u16]) -> Vec<([u8; 6], bool)> {
-    let largest = config.workers.largest_mtu();
+    let largest = largest_mtu(config.frame_size(&[]));
     let mac = |number: u8| match neighbours {
         Some(neighbours) => neighbours.nics.get(usize::from(number)).map(|nic| nic.mac),
         None => Some([2, 0, 0, 1, 0, number]),

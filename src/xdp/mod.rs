@@ -11,9 +11,9 @@
 //! ```
 //!
 //! One file per kernel object. Nothing here knows `datapath`, `control` or `config`. The order at
-//! start: [`umem::Umem::create`], [`port::Port::open`] for each (NIC, queue),
-//! [`program::Steering::load`] for each NIC, [`program::Steering::set_socket`],
-//! [`program::Steering::sync`], and only then [`program::Steering::attach`].
+//! start: [`program::Steering::load`] and [`program::Steering::prepare`] for each NIC,
+//! [`umem::Umem::create`], [`port::Port::open`] and [`program::Steering::set_socket`] for each (NIC,
+//! queue), [`program::Steering::sync`], and only then [`program::Steering::attach`].
 
 pub mod cpu;
 pub mod fake;

@@ -1,15 +1,18 @@
 //! The XDP program of a NIC: loads it, gives it sockets and rules, attaches it, removes it.
 //!
 //! ```text
-//!  load --> set_socket, sync --> attach ... sync, counters ... detach
-//!                                  |
-//!                                  +-- killed: the program stays, its sockets are gone, and it
-//!                                      drops what is for a VIP until the next start replaces it
+//!  load --> prepare --> set_socket, sync --> attach ... sync, counters ... detach
+//!                                              |
+//!                                              +-- killed: the program stays, its sockets are gone, and
+//!                                                  it drops what is for a VIP until the next start replaces it
 //! ```
 //!
-//! Rules and sockets are in place before the program is: when it takes the place of one that a
-//! killed process left behind, in one step, no packet for a VIP ever reaches the kernel, whose
-//! RST would end the connections that a restart saves (architecture invariant 8).
+//! Sockets are opened under a program that is attached: only then is it certain whether XDP is native or
+//! generic, and a socket that is bound in zero copy under generic XDP sends nothing. On a NIC without a
+//! program, [`prepare`](Steering::prepare) attaches ours while it has no rules, which leaves every packet to
+//! the kernel, as before. A program that a killed process left behind stays until ours has rules and
+//! sockets, and is replaced in one step: so no packet for a VIP ever reaches the kernel, whose RST would end
+//! the connections that a restart saves (architecture invariant 8).
 //! For the same reason it is attached through rtnetlink and not by a bpf_link, which would end
 //! with the process. What the program decides is told in `steer.bpf.c`.
 
@@ -222,6 +225,8 @@ pub struct Steering {
     netlink: Rtnetlink,
     ebpf: Ebpf,
     program: ProgramFd,
+    /// The program's id, as in `bpftool prog`.
+    id: u32,
     wanted: AttachMode,
     attached: Option<Attached>,
     fallback_reason: Option<String>,
@@ -248,7 +253,7 @@ impl Steering {
             .override_global("nic_mac", &nic.mac(), true)
             .load(OBJECT)
             .map_err(|error| load_error(&interface, error))?;
-        let program =
+        let (program, id) =
             load_program(&mut ebpf).map_err(|error| load_error(&interface, error.into()))?;
         let steering = Self {
             interface,
@@ -256,6 +261,7 @@ impl Steering {
             netlink,
             ebpf,
             program,
+            id,
             wanted: mode,
             attached: None,
             fallback_reason: None,
@@ -291,13 +297,35 @@ impl Steering {
         self.loaded.change_to(wanted, &mut self.ebpf, &self.interface)
     }
 
-    /// Attaches the program to the NIC. A program that a killed process left there is replaced,
-    /// in one step if it runs in a mode that is wanted; so with [`AttachMode::Auto`] the mode of
-    /// such a program is kept.
+    /// Attaches the program to a NIC that has none, before there are rules; returns where the program of
+    /// this NIC runs, or will run once [`attach`](Self::attach) has replaced what a killed process left.
+    /// To be called before sockets are opened.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn prepare(&mut self) -> Result<Attached, ProgramError> {
+        match (self.leftover()?, self.wanted) {
+            (None, _) => {
+                let mode = self.attach_first()?;
+                self.attached = Some(mode);
+                Ok(mode)
+            }
+            (Some(old), AttachMode::Auto) => Ok(old.mode),
+            (Some(_), AttachMode::Native) => Ok(Attached::Native),
+            (Some(_), AttachMode::Generic) => Ok(Attached::Generic),
+        }
+    }
+
+    /// Attaches the program to the NIC, if [`prepare`](Self::prepare) has not done so. A program that a
+    /// killed process left there is replaced, in one step if it runs in a mode that is wanted; so with
+    /// [`AttachMode::Auto`] the mode of such a program is kept.
     ///
     /// # Errors
     /// [`ProgramError`], with the driver's own words where it has some.
     pub fn attach(&mut self) -> Result<Attached, ProgramError> {
+        if let Some(mode) = self.attached {
+            return Ok(mode);
+        }
         let mode = match self.leftover()? {
             Some(old) if self.wanted.accepts(old.mode) => self.replace(&old)?,
             Some(old) => {
@@ -325,6 +353,11 @@ impl Steering {
     /// Where the program runs; `None` before [`attach`](Self::attach).
     pub fn mode(&self) -> Option<Attached> {
         self.attached
+    }
+
+    /// The program's id, as in `bpftool prog`.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// Why [`AttachMode::Auto`] did not get native mode, if it did not.
@@ -476,12 +509,14 @@ impl Drop for Steering {
     }
 }
 
-fn load_program(ebpf: &mut Ebpf) -> Result<ProgramFd, aya::programs::ProgramError> {
+/// The program, and its id.
+fn load_program(ebpf: &mut Ebpf) -> Result<(ProgramFd, u32), aya::programs::ProgramError> {
     let program = ebpf.program_mut(PROGRAM_NAME);
     let program = program.ok_or(aya::programs::ProgramError::UnexpectedProgramType)?;
     let program: &mut Xdp = program.try_into()?;
     program.load()?;
-    Ok(program.fd()?.try_clone()?)
+    let id = program.info()?.id();
+    Ok((program.fd()?.try_clone()?, id))
 }
 
 /// The loaded program with that id; `None` also when the kernel does not let us look.

@@ -1,0 +1,197 @@
+//! What has become of the NICs while holdfast runs: changes after which packets are lost, although every
+//! backend answers its checks.
+//!
+//! Sockets, the XDP program and the MAC of rewritten packets are those of the start. A fault is told when it
+//! comes and when it goes, and stands in the status in between; what it costs ends with a restart.
+
+use super::{NicNow, NicView, ProgramNow};
+
+/// What is wrong with a NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NicFault {
+    /// The interface is not there.
+    Gone,
+    /// There is another interface of its name.
+    MadeAgain,
+    /// It was set down.
+    Down,
+    /// It has no carrier.
+    NoCarrier,
+    /// It has another MAC than rewritten packets are sent from.
+    MacChanged {
+        /// The MAC that it has now.
+        now: [u8; 6],
+    },
+    /// It has more queues than at the start, and nothing takes packets from these.
+    QueuesUnserved {
+        /// How many it had.
+        before: u32,
+        /// How many it has.
+        now: u32,
+    },
+    /// Its XDP program was removed.
+    ProgramGone,
+    /// It has another XDP program.
+    ProgramReplaced {
+        /// The program's id.
+        id: u32,
+    },
+}
+
+impl NicFault {
+    /// As in the API.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::MadeAgain => "made_again",
+            Self::Down => "down",
+            Self::NoCarrier => "no_carrier",
+            Self::MacChanged { .. } => "mac_changed",
+            Self::QueuesUnserved { .. } => "queues_unserved",
+            Self::ProgramGone => "program_gone",
+            Self::ProgramReplaced { .. } => "program_replaced",
+        }
+    }
+
+    /// What is wrong, what it costs, and the cure.
+    pub fn text(&self, nic: &NicView) -> String {
+        let name = &nic.interface;
+        match self {
+            Self::Gone => {
+                "the interface has been removed: no packet of a VIP comes in or goes out by it; make it \
+                 again and restart holdfast"
+                    .to_owned()
+            }
+            Self::MadeAgain => {
+                "the interface has been removed and made again: sockets and XDP program went with the old \
+                 one; restart holdfast"
+                    .to_owned()
+            }
+            Self::Down => format!("it is down: `ip link set {name} up`"),
+            Self::NoCarrier => "it has no carrier: look at cable, transceiver and switch port".to_owned(),
+            Self::MacChanged { now } => format!(
+                "its MAC is {} now: packets of VIPs that are sent there go to the kernel, which refuses \
+                 them, and forwarded packets leave from {old}; restart holdfast, or `ip link set {name} \
+                 address {old}`",
+                mac(*now),
+                old = mac(nic.mac)
+            ),
+            Self::QueuesUnserved { before, now } => format!(
+                "it has {now} queues, of which {before} were there at the start: packets of VIPs that \
+                 arrive at the others are dropped (no_socket); `ethtool -L {name} combined {before}`, or \
+                 restart holdfast"
+            ),
+            Self::ProgramGone => {
+                "its XDP program has been removed: packets of VIPs go to the kernel, which refuses them; \
+                 restart holdfast"
+                    .to_owned()
+            }
+            Self::ProgramReplaced { id } => format!(
+                "another XDP program (id {id}; `bpftool prog show id {id}`) has taken the place of \
+                 holdfast's: packets of VIPs do not reach workers; remove it and restart holdfast"
+            ),
+        }
+    }
+}
+
+fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+/// Everything that is wrong with a NIC.
+pub fn faults(nic: &NicView, now: NicNow) -> Vec<NicFault> {
+    let NicNow::There { ifindex, mac, up, carrier, rx_queues, program } = now else {
+        return vec![NicFault::Gone];
+    };
+    if ifindex != nic.ifindex {
+        return vec![NicFault::MadeAgain];
+    }
+    let link = match (up, carrier) {
+        (false, _) => Some(NicFault::Down),
+        (true, false) => Some(NicFault::NoCarrier),
+        (true, true) => None,
+    };
+    let mac = (mac != nic.mac).then_some(NicFault::MacChanged { now: mac });
+    let queues = (rx_queues > nic.rx_queues)
+        .then_some(NicFault::QueuesUnserved { before: nic.rx_queues, now: rx_queues });
+    let program = match program {
+        ProgramNow::Ours => None,
+        ProgramNow::None => Some(NicFault::ProgramGone),
+        ProgramNow::Other(id) => Some(NicFault::ProgramReplaced { id }),
+    };
+    [link, mac, queues, program].into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nic() -> NicView {
+        NicView {
+            interface: "eth1".to_owned(),
+            ifindex: 7,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            driver: "igb".to_owned(),
+            mode: "zero_copy".to_owned(),
+            multi_buffer: false,
+            queues: vec![0, 1],
+            rx_queues: 2,
+            fallbacks: Vec::new(),
+        }
+    }
+
+    fn there() -> NicNow {
+        NicNow::There {
+            ifindex: 7,
+            mac: [2, 0, 0, 0, 0, 1],
+            up: true,
+            carrier: true,
+            rx_queues: 2,
+            program: ProgramNow::Ours,
+        }
+    }
+
+    /// `there()` with one thing changed.
+    fn changed(
+        change: impl FnOnce(&mut u32, &mut [u8; 6], &mut [bool; 2], &mut u32, &mut ProgramNow),
+    ) -> NicNow {
+        let NicNow::There { mut ifindex, mut mac, up, carrier, mut rx_queues, mut program } =
+            there()
+        else {
+            return NicNow::Gone;
+        };
+        let mut flags = [up, carrier];
+        change(&mut ifindex, &mut mac, &mut flags, &mut rx_queues, &mut program);
+        let [up, carrier] = flags;
+        NicNow::There { ifindex, mac, up, carrier, rx_queues, program }
+    }
+
+    #[test]
+    fn changes_that_lose_packets_are_faults() {
+        let other_mac = [2, 0, 0, 0, 0, 9];
+        for (now, expected) in [
+            (there(), &[][..]),
+            (NicNow::Gone, &["gone"]),
+            (changed(|index, _, _, _, _| *index = 8), &["made_again"]),
+            (changed(|_, mac, _, _, _| *mac = other_mac), &["mac_changed"]),
+            (changed(|_, _, flags, _, _| *flags = [false, false]), &["down"]),
+            (changed(|_, _, flags, _, _| *flags = [true, false]), &["no_carrier"]),
+            (changed(|_, _, _, queues, _| *queues = 4), &["queues_unserved"]),
+            (changed(|_, _, _, queues, _| *queues = 1), &[]),
+            (changed(|_, _, _, _, program| *program = ProgramNow::None), &["program_gone"]),
+            (changed(|_, _, _, _, program| *program = ProgramNow::Other(9)), &["program_replaced"]),
+            (
+                changed(|_, mac, _, _, program| (*mac, *program) = (other_mac, ProgramNow::None)),
+                &["mac_changed", "program_gone"],
+            ),
+        ] {
+            let found = faults(&nic(), now);
+            let names: Vec<_> = found.iter().map(NicFault::as_str).collect();
+            assert_eq!(names, expected, "{now:?}");
+            for fault in found {
+                assert!(fault.text(&nic()).len() > 20, "{fault:?}");
+            }
+        }
+    }
+}
