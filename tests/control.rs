@@ -19,7 +19,8 @@ use holdfast::config::{
     Io, Nic, TcpHealth, Timeouts, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
-    self, AttachedView, Inputs, NicNow, NicView, SocketStatistics, SteerCounters, SteeringPort,
+    self, AttachedView, Inputs, NicNow, NicView, Signals, SocketStatistics, SteerCounters,
+    SteeringPort,
 };
 use holdfast::flow::Protocol;
 use holdfast::flow::clients::Clients;
@@ -160,8 +161,9 @@ impl Inside {
         let (publisher, tables) = Publisher::new(first);
         let ready = Arc::new(AtomicBool::new(false));
         let (config, socket, told) = (config.clone(), self.socket(), Arc::clone(&ready));
-        let thread =
-            std::thread::spawn(move || control::run(inputs(config, &socket, publisher, told)));
+        let thread = std::thread::spawn(move || {
+            control::run(inputs(config, &socket, publisher, told), Signals::catch().unwrap())
+        });
         wait_for("control is ready", SOON, || {
             ready.load(Ordering::Acquire) || thread.is_finished()
         });
@@ -755,7 +757,10 @@ fn an_interface_that_is_not_there_is_refused_and_nothing_is_left() {
         let (publisher, _tables) = Publisher::new(first);
         let ready = Arc::new(AtomicBool::new(false));
         let socket = inside.socket();
-        let error = control::run(inputs(config, &socket, publisher, Arc::clone(&ready)));
+        let error = control::run(
+            inputs(config, &socket, publisher, Arc::clone(&ready)),
+            Signals::catch().unwrap(),
+        );
         let error = error.unwrap_err().to_string();
         for part in ["192.0.2.11", "nic9 does not exist", "announce"] {
             assert!(error.contains(part), "{part:?} missing from {error:?}");

@@ -387,7 +387,7 @@ impl Script {
                 match c {
                     '$' => self.dollar(),
                     '\'' | '"' if self.text.get(self.at - 1) != Some(&'\\') => {
-                        _ = self.word_of_brace(c)
+                        self.word_of_brace(c);
                     }
                     _ => self.at += 1,
                 }
