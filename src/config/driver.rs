@@ -9,11 +9,11 @@
 //! |---|---|---|
 //! | `igb` | 1 kB | `igb_setup_srrctl`: `buf_size >> E1000_SRRCTL_BSIZEPKT_SHIFT` (10), intel/igb/igb_main.c |
 //! | `igc` | 1 kB | `igc_configure_rx_ring`: `IGC_SRRCTL_BSIZEPKT` divides by 1024, intel/igc/igc_base.h |
-//! | `ixgbe` | 1 kB | `ixgbe_configure_srrctl`: of the 82599; later chips count bytes (RLPML), intel/ixgbe/ixgbe_main.c |
+//! | `ixgbe` | 1 kB | `ixgbe_configure_srrctl`: 82599; later chips count bytes, intel/ixgbe/ixgbe_main.c |
 //! | `i40e` | 128 bytes | `I40E_RXQ_CTX_DBUFF_SHIFT` (7), intel/i40e/i40e_main.c |
 //! | `ice` | 128 bytes | `ICE_RLAN_CTX_DBUF_S` (7), intel/ice/ice_base.c |
 //! | `mlx5_core` | bytes | `mlx5e_validate_xsk_param` refuses what does not fit, mellanox/mlx5/core/en/xsk/setup.c |
-//! | `st_gmac`, `st_xgmac` | bytes | `stmmac_set_dma_bfsize`; below 1522 `stmmac_xdp_enable_pool` refuses, stmicro/stmmac/stmmac_xdp.c |
+//! | `st_gmac`, `st_xgmac` | bytes | `stmmac_xdp_enable_pool` refuses less than 1522, stmicro/stmmac/stmmac_xdp.c |
 //! | `virtio_net` | bytes | `virtnet_add_recvbuf_xsk`, ../virtio_net.c |
 //!
 //! A driver that is not listed may count in 1 kB: larger frames cost memory, and shorter buffers packets.
@@ -33,7 +33,7 @@ const LINK_HEADERS: u32 = 14 + 8;
 /// when it compares the MTU with zero-copy buffers (`ETH_PAD_LEN` in net/xdp/xsk_buff_pool.c).
 const FCS: u32 = 4;
 
-/// Drivers whose buffers in zero copy are exact to 128 bytes or better; the frame less its headroom is a
+/// Drivers with buffers that are exact to 128 bytes or better in zero copy; the frame less its headroom is a
 /// multiple of that.
 const EXACT: [&str; 6] = ["i40e", "ice", "mlx5_core", "st_gmac", "st_xgmac", "virtio_net"];
 /// Unit of the buffers of all other drivers.
@@ -96,8 +96,8 @@ pub struct Binding {
     pub lost: Option<Misfit>,
 }
 
-/// The largest MTU of a NIC whose packets all fit into one frame of that size in copy mode: longer ones
-/// need multi-buffer.
+/// The largest MTU at which every packet fits into one frame of that size in copy mode: longer ones need
+/// multi-buffer.
 pub const fn largest_mtu(frame_size: u32) -> u32 {
     frame_size - HEADROOM - LINK_HEADERS
 }
@@ -108,7 +108,7 @@ fn zero_copy_bytes(driver: &str, frame_size: u32) -> u32 {
     if EXACT.contains(&driver) { room } else { room - room % COARSE_UNIT }
 }
 
-/// The largest MTU of a NIC in zero copy whose packets all fit into one frame of that size.
+/// The largest MTU at which every packet fits into one frame of that size in zero copy.
 fn largest_mtu_zero_copy(driver: &str, frame_size: u32) -> u32 {
     zero_copy_bytes(driver, frame_size) - LINK_HEADERS - FCS
 }
@@ -143,8 +143,8 @@ impl Config {
     }
 }
 
-/// How to bind the sockets of a NIC whose packet memory has frames of that size: zero copy only where no
-/// packet arrives cut off.
+/// How to bind the sockets of a NIC, with frames of that size: zero copy only where no packet arrives cut
+/// off.
 ///
 /// # Errors
 /// `mode = "zero_copy"` where packets would arrive cut off, or where XDP is generic.
@@ -196,8 +196,8 @@ fn cure(interface: &str, facts: &NicFacts, frame_size: u32) -> String {
 /// The XDP mode to attach with, and why it is less than native where that would receive nothing.
 pub fn attach_mode(wanted: &Nic, driver: &str) -> (XdpMode, Option<String>) {
     if driver == BOND && wanted.xdp == XdpMode::Auto {
-        let reason = "native XDP on a bond runs on its members, whose packets AF_XDP sockets of the bond do \
-                      not receive: generic XDP is used";
+        let reason = "native XDP on a bond runs on its members, and AF_XDP sockets of the bond do not \
+                      receive their packets: generic XDP is used";
         return (XdpMode::Generic, Some(reason.to_owned()));
     }
     (wanted.xdp, None)
@@ -212,8 +212,8 @@ pub fn receives(wanted: &Nic, driver: &str) -> Result<(), Misfit> {
     if driver == BOND && wanted.xdp == XdpMode::Native {
         return Err(Misfit {
             what: format!(
-                "{name} is a bond: native XDP runs on its members, whose packets AF_XDP sockets of \
-                 {name} do not receive"
+                "{name} is a bond: native XDP runs on its members, and AF_XDP sockets of {name} do not \
+                 receive their packets"
             ),
             fix: "use xdp = \"generic\" for it".to_owned(),
         });
@@ -233,7 +233,7 @@ pub fn upper(wanted: &Nic, driver: &str) -> Option<Misfit> {
     let (_, kind) = UPPER.iter().find(|(other, _)| *other == driver)?;
     Some(Misfit {
         what: format!("{name} is {kind}: it has generic XDP and copy mode only, which are slow"),
-        fix: "name the NIC below it, whose VLAN devices holdfast serves as well (docs/VLAN.md)"
+        fix: "name the NIC below it: holdfast serves its VLAN devices as well (docs/VLAN.md)"
             .to_owned(),
     })
 }

@@ -11,8 +11,8 @@
 //! generic, and a socket that is bound in zero copy under generic XDP sends nothing. On a NIC without a
 //! program, [`prepare`](Steering::prepare) attaches ours while it has no rules, which leaves every packet to
 //! the kernel, as before. A program that a killed process left behind stays until ours has rules and
-//! sockets, and is replaced in one step: so no packet for a VIP ever reaches the kernel, whose RST would end
-//! the connections that a restart saves (architecture invariant 8).
+//! sockets, and is replaced in one step: so no packet for a VIP ever reaches the kernel, where a RST would
+//! end the connections that a restart saves (architecture invariant 8).
 //! For the same reason it is attached through rtnetlink and not by a bpf_link, which would end
 //! with the process. What the program decides is told in `steer.bpf.c`.
 
