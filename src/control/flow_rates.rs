@@ -150,7 +150,8 @@ mod tests {
             assert_eq!(rates.flow_tables(&registry, &workers)[0].new_per_second, before);
             rates.advance(&registry, &workers, at(window));
             let tables = rates.flow_tables(&registry, &workers);
-            let [table] = tables.as_slice() else { panic!("{tables:?}") };
+            assert_eq!(tables.len(), 1, "{tables:?}");
+            let table = &tables[0];
             assert_eq!((table.family.as_str(), table.capacity), ("ipv4", 2000));
             assert_eq!((table.tcp_per_second, table.udp_per_second), (Some(2000), None));
             let found = (table.new_per_second, table.used, table.load_percent);
