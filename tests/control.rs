@@ -579,7 +579,7 @@ fn sighup_reloads_and_takes_addresses_away() {
 const LISTENER: &str = "
 import ipaddress, socket, sys
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 64 << 20)
+s.setsockopt(socket.SOL_SOCKET, 33, 64 << 20) # SO_RCVBUFFORCE
 s.bind(('peer0', 0))
 print('listening', flush=True)
 while True:
