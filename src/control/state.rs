@@ -702,6 +702,21 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn no_flow_is_refused_while_a_next_hop_is_looked_up() {
+        let mut registry = Registry::default();
+        let both = [backend("a", 1), backend("b", 2)];
+        let web = config::Vip { rejects: true, ..vip("web", &both) };
+        registry.apply(&[web], &[]).unwrap();
+        let refuses = |registry: &Registry| registry.patient_specs().first().unwrap().rejects;
+        assert!(registry.specs().first().unwrap().rejects);
+        assert!(!refuses(&registry), "both are looked up");
+        registry.find_mut("web", "a").unwrap().problem = Some("no answer".to_owned());
+        assert!(!refuses(&registry), "b may serve yet");
+        registry.find_mut("web", "b").unwrap().drain.begin(None, 0, tokio::time::Instant::now());
+        assert!(refuses(&registry), "b will not");
+    }
+
+    #[test]
     fn splits_survive_a_reload_that_leaves_them_their_meaning() {
         let some = Splits::new(vec![(Address::from_v4([198, 51, 100, 7]), 3)]);
         let split = config::Split { max_load: 1.25, min_rate: 50.0 };

@@ -708,7 +708,10 @@ fn sweep_cut(
     if !outbox.has_room() {
         return Verdict::Later;
     }
-    cut(hit, context.now);
+    if !hit.track.state().has(State::CUT) {
+        hit.seen(context.now);
+    }
+    // In one step: a change is reckoned from the state that was read.
     hit.set_state(state.with_probe());
     let client = context.bindings.way_back(&hit.track);
     let target = Target::of(backend, &hit.track);
