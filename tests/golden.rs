@@ -12,6 +12,7 @@ mod golden {
     mod proxy;
     mod resets;
     mod tunnel;
+    mod unsent;
     mod vips;
 }
 mod rig;

@@ -631,6 +631,11 @@ impl Rig {
         Arc::clone(&self.clients)
     }
 
+    #[allow(dead_code, reason = "not every test looks at all workers")]
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
     pub fn stats(&self, worker: usize) -> &WorkerStats {
         &self.stats[worker]
     }
