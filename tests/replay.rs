@@ -397,6 +397,8 @@ fn a_nic_with_a_large_mtu_gives_jumbo_frames() {
     let mut jumbo = client(40_000, "S");
     jumbo.resize(9014, 0);
     jumbo[16..18].copy_from_slice(&9000_u16.to_be_bytes());
+    let header = etherparse::Ipv4Header::from_slice(&jumbo[14..]).unwrap().0;
+    jumbo[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
     let decision = replay.packet(&captured(ETH1, 0, &jumbo));
     assert_eq!(decision.verdict, Verdict::Transmit, "{decision:?}");
     assert_eq!(decision.sent[0].bytes.len(), jumbo.len() + 4, "with its VLAN tag");
@@ -775,7 +777,6 @@ fn assert_each_has_its_own(arrivals: &[Arrival]) {
     for (decision, line) in decisions.iter().zip(&lines) {
         let (_, _, came) = &arrivals[usize::try_from(decision.index).unwrap()];
         assert_eq!(counter(decision, "workers.received"), 1, "{decision:?}");
-        assert_eq!(counter(decision, "workers.fragments_parked"), 0, "{decision:?}");
         let index = format!("index={} ", decision.index);
         let frames: Vec<_> = told.iter().filter(|(_, said, _)| said.contains(&index)).collect();
         let [(interface, _, frame)] = &frames[..] else { panic!("{decision:?}: {frames:?}") };
@@ -838,8 +839,9 @@ proptest! {
 /// More later fragments than may wait: the oldest makes room, and is told as dropped for that.
 #[test]
 fn fragments_that_make_room_are_told_by_their_own_reason() {
-    let arrivals: Vec<Arrival> =
-        (0..300).map(|mark| (ETH1, 0, marked(u8::try_from(mark % 250).unwrap(), 1, mark))).collect();
+    let arrivals: Vec<Arrival> = (0..300)
+        .map(|mark| (ETH1, 0, marked(u8::try_from(mark % 250).unwrap(), 1, mark)))
+        .collect();
     assert_each_has_its_own(&arrivals);
     let (decisions, ..) = everything(&arrivals);
     let of = |reason| decisions.iter().filter(|d| d.reason == Some(reason)).count();

@@ -23,10 +23,10 @@ use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
 use crate::flow::table::FlowTable;
+use crate::flow::tuple::HashedKey;
 use crate::forwarding::PortIndex;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Subscription;
-use crate::flow::tuple::HashedKey;
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::xdp::cpu;
@@ -144,6 +144,9 @@ impl Worker {
         let mut packets = 0;
         let look = Look { datagrams: &self.datagrams, now, stats: &self.stats, trace };
         self.fragments.look(&look, &mut self.pool);
+        for port in &mut self.ports.ports {
+            port.port.reclaim(&mut self.pool);
+        }
         for index in ports {
             packets += self.poll_port(index, now, trace);
         }
@@ -193,7 +196,6 @@ impl Worker {
             ..
         } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
-        port.port.reclaim(pool);
         let look = &Look { datagrams, now, stats, trace };
         receive(batch, port, fragments, look, self.max_batch);
         let packets = batch.len();
@@ -323,7 +325,9 @@ pub(super) fn forward(
             let target = match conntrack.track(packet, context) {
                 Ok(target) => target,
                 Err(Untracked::Miss(miss)) => return Err(Unsent::NoPin(miss)),
-                Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut, context).into()),
+                Err(Untracked::Cut(cut)) => {
+                    return Err(outbox.answer(packet, &cut, context).into());
+                }
             };
             return Ok(rewrite_to_backend(packet, &target, context, macs)?);
         }

@@ -88,8 +88,8 @@ impl Replay {
             if let Wait::GivenUp(ticket, reason) = wait
                 && let Some(waiting) = self.waiting.remove(ticket)
             {
-                let its = [(Name::Drop(*reason), 1), (Name::Worker("fragments_parked"), -1)];
-                add(moved, its.map(|(name, by)| (name, -by)));
+                add(moved, [(Name::Drop(*reason), -1)]);
+                let its = [(Name::Drop(*reason), 1)];
                 self.end_wait(waiting, &its, Trace::default(), Vec::new());
             }
         }

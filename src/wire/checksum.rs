@@ -139,7 +139,7 @@ mod tests {
     fn contents_in_parts_have_the_sum_of_the_whole() {
         let bytes: Vec<u8> = (0..=255).cycle().skip(7).take(101).collect();
         let pseudo = Full::new().add_2bytes([0xab, 0xcd]);
-        let whole = of(&pseudo.add_slice(&bytes));
+        let whole = of(&pseudo.clone().add_slice(&bytes));
         for first in 0..=bytes.len() {
             for second in [0, 1, 2, 7] {
                 let (a, rest) = bytes.split_at(first);

@@ -314,9 +314,7 @@ impl Frame {
         let Some(start) = inside else { return &[] };
         // SAFETY: inside of the mapping, which is never unmapped. The chunk belongs to this frame, which is
         // borrowed, and no frame changes more than its first chunk.
-        unsafe {
-            std::slice::from_raw_parts(memory.start().as_ptr().add(start), behind.len.into())
-        }
+        unsafe { std::slice::from_raw_parts(memory.start().as_ptr().add(start), behind.len.into()) }
     }
 
     /// The same, to be changed in place.

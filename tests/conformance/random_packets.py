@@ -25,6 +25,7 @@ CHANGES = {"icmp": {"per_second": 1000000, "burst": 1000000}}
 ANSWERED, FAILED = 33, 30
 # In a hundred datagrams in fragments; in a hundred of those.
 DISORDERED, DOUBLED = 60, 40
+WAITING = 64
 
 
 def main(arguments, folder):
@@ -85,7 +86,8 @@ class Session:
     def _on_the_way(self, frames):
         """Frames as they arrive: some fragments in another order, some of them twice."""
         frames = list(frames)
-        if len(frames) > 1 and self._chance(DISORDERED):
+        # More later ones than may wait for their first one are dropped.
+        if 1 < len(frames) <= WAITING and self._chance(DISORDERED):
             if self._chance(DOUBLED):
                 later = frames[1:]
                 frames.append(self.random.choice(later))

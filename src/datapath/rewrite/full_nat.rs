@@ -141,11 +141,7 @@ fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
 
 /// The same, from one family to the other. Leaves the packet as it was if that fails.
 #[cold]
-fn translate_family(
-    packet: &mut Packet,
-    ends: &Ends,
-    context: &Context<'_>,
-) -> Result<(), Drop> {
+fn translate_family(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<(), Drop> {
     let beyond = mtu_beyond(packet, context);
     let Packet { frame: Some(frame), shape, limit, .. } = packet else {
         return Err(Drop::NoBackend);

@@ -237,9 +237,7 @@ pub(super) fn to_icmp(old: Message) -> Option<Message> {
         (kind::V6_UNREACHABLE, 0 | 2 | 3) => unreachable(1, 0),
         (kind::V6_UNREACHABLE, 1) => unreachable(10, 0),
         (kind::V6_UNREACHABLE, 4) => unreachable(3, 0),
-        (kind::V6_TOO_BIG, _) => {
-            unreachable(4, (told_mtu_v6(old.word) - GROWTH).into())
-        }
+        (kind::V6_TOO_BIG, _) => unreachable(4, (told_mtu_v6(old.word) - GROWTH).into()),
         (kind::V6_TIME_EXCEEDED, code) => {
             Some(Message { kind: kind::V4_TIME_EXCEEDED, code, word: 0 })
         }

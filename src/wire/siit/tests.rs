@@ -22,7 +22,12 @@ fn target(from_v4: bool) -> Target {
     Target {
         source: (pool, 2001),
         destination: (backend, 8080),
-        quoted: Some(Quote { source: (vip, 80), destination: (client, 31_337), sequence: 28, mtu: 1500 }),
+        quoted: Some(Quote {
+            source: (vip, 80),
+            destination: (client, 31_337),
+            sequence: 28,
+            mtu: 1500,
+        }),
         identification: 0x4242,
         mtu: 4000,
     }
