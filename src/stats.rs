@@ -147,7 +147,7 @@ named! {
     FragmentOverlap = "fragment_overlap",
     /// A later fragment whose first one did not come within 2 s.
     FragmentNoFirst = "fragment_no_first",
-    /// A later fragment whose first one was dropped.
+    /// A later fragment; the first one of its datagram was dropped.
     FragmentFirstDropped = "fragment_first_dropped",
     /// A later fragment that found too many others waiting, or made room for a newer one.
     FragmentNoRoom = "fragment_no_room",

@@ -38,7 +38,7 @@ pub fn answer(
     limiter: &mut Limiter,
     pool: &mut FramePool,
 ) -> Result<(), Drop> {
-    // What is damaged may be from somebody else (RFC 1812 5.2.2).
+    // The source of a damaged header may be wrong (RFC 1812 5.2.2).
     if !is_header_sum_right(packet.network()) {
         return Err(Drop::BadIpv4Checksum);
     }

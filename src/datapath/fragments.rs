@@ -58,7 +58,7 @@ pub struct Look<'a> {
     pub now: Ticks,
     /// The worker's counters.
     pub stats: &'a WorkerStats,
-    /// Who is told, if anybody asks.
+    /// Records what becomes of fragments, in a replay.
     pub trace: Option<&'a Trace>,
 }
 

@@ -104,8 +104,8 @@ pub(super) fn inner_limit(learnt: Option<u16>, overhead: u16, v4: bool) -> u16 {
     learnt.map_or(u16::MAX, |mtu| mtu.saturating_sub(overhead).max(least))
 }
 
-/// Takes an ICMP error whose checksum is right and that goes to where the packet came from which it quotes,
-/// if that is a tunnel packet of ours. Returns how its way ends; `None` if it is not about such a packet.
+/// Takes an ICMP error with a right checksum, sent to the source of the packet that it quotes, if that is a
+/// tunnel packet of ours. Returns how its way ends; `None` if it is not about such a packet.
 #[cold]
 pub fn take(message: &[u8], quoted: &Quoted, context: &Context<'_>) -> Option<Drop> {
     let this_box = context.table.this_box();

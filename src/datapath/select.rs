@@ -22,8 +22,8 @@ use crate::forwarding::{Affinity, BackendIndex, Forward, ForwardingTable, Listen
 use crate::stats::{Counter, Drop, FlowStats};
 use crate::wire::ip::is_header_sum_right;
 
-/// Where a packet goes whose flow had no pin. It may have one now: that is taken back if the packet
-/// is not sent after all.
+/// The target of a packet without a pin. It may have one now: that is taken back if the packet is not
+/// sent after all.
 #[must_use = "a pin is kept or taken back"]
 pub struct Opened<'t> {
     /// Where it goes.
@@ -63,7 +63,7 @@ impl Opened<'_> {
     }
 }
 
-/// Where a packet goes whose flow has no pin; pins it.
+/// Chooses a target for a packet without a pin, and pins its flow.
 ///
 /// # Errors
 /// Why there is none.

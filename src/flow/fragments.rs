@@ -30,7 +30,7 @@ use crate::units::Ticks;
 const PLACES: usize = 4;
 /// Memory per datagram, in bytes.
 pub const BYTES_PER_DATAGRAM: usize = size_of::<Place>();
-/// Stands for TCP or UDP in the entry of a datagram whose first fragment was dropped.
+/// Stands for TCP or UDP in the entry of a datagram that was denied: its first fragment was dropped.
 const DENIED: u64 = 0;
 /// Tries to count a fragment while others count theirs; then it goes uncounted.
 const TRIES: usize = 8;

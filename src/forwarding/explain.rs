@@ -122,7 +122,7 @@ impl Trace {
 
     /// Notes what became of a fragment that waits.
     pub fn note_wait(&self, wait: Wait) {
-        // Nobody holds it while the stages run.
+        // No borrow lives while the stages run.
         if let Ok(mut waits) = self.waits.try_borrow_mut() {
             waits.push(wait);
         }

@@ -81,8 +81,7 @@ impl Replay {
         false
     }
 
-    /// Ends the wait of those that the worker has dropped meanwhile, whose counters are among what has
-    /// `moved`.
+    /// Ends the wait of those that the worker has dropped meanwhile. Takes their counters out of `moved`.
     pub(super) fn give_up(&mut self, waits: &[Wait], moved: &mut Vec<(Name, i64)>) {
         for wait in waits {
             if let Wait::GivenUp(ticket, reason) = wait

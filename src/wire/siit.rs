@@ -68,7 +68,7 @@ pub struct Quote {
 pub enum SiitError {
     /// Headers that cannot be, or are cut short.
     Malformed,
-    /// An IPv4 header whose checksum is wrong: the header that replaces it would say that all is well.
+    /// An IPv4 header with a wrong checksum: the header that replaces it would say that all is well.
     BadHeaderChecksum,
     /// The addresses that are wanted are not both of the other family.
     Family,

@@ -184,7 +184,7 @@ class Session:
             return [] if outcome.line["reason"] == "return_no_flow" else ["it was to be dropped as return_no_flow"]
         if key[1] == 0 and not Headers(frame.data).is_error():
             wanted = "zero_port" if self.mode == "nat" else "return_no_flow"
-            return [] if outcome.line["reason"] == wanted else [f"nobody answers to port 0: it was to be dropped as {wanted}"]
+            return [] if outcome.line["reason"] == wanted else [f"no answer goes to port 0: it was to be dropped as {wanted}"]
         if Headers(frame.data).hops <= 1:
             return oracle.judge_error(frame, "expired", outcome)
         if outcome.verdict != "transmit":

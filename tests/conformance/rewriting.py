@@ -119,7 +119,7 @@ def plateau(length):
 
 
 def to_icmp(kind, code, word, links):
-    """The other way (RFC 7915 5.2). Less than IPv6 has anywhere nobody can mean (RFC 8201 4)."""
+    """The other way (RFC 7915 5.2). Less than every IPv6 link has is not believed (RFC 8201 4)."""
     if kind == 2:
         return 3, 4, min(max(word, LEAST_V6) - 20, links[0], links[1] - 20)
     return *{(1, 0): (3, 1), (1, 4): (3, 3), (3, 0): (11, 0), (4, 1): (3, 2)}[kind, code], 0

@@ -74,7 +74,7 @@ fn a_first_packet_that_is_too_long_leaves_no_pin() {
     }
 }
 
-/// Over IPv6 there must be a checksum, which nobody can compute from the first fragment alone.
+/// Over IPv6 there must be a checksum, which the first fragment alone does not suffice to compute.
 #[test]
 fn the_fragments_of_a_datagram_share_the_fate_of_the_first_one() {
     let mut whole = request(Family::V4, 150);
@@ -112,7 +112,7 @@ fn the_fragments_of_a_datagram_share_the_fate_of_the_first_one() {
     rig.assert_accounted();
 }
 
-/// The client is told about the first one; nobody gets the others.
+/// The client is told about the first one; the others go nowhere.
 #[test]
 fn fragments_behind_one_that_was_answered_are_dropped() {
     for family in FAMILIES {
@@ -153,7 +153,7 @@ fn a_packet_with_a_damaged_header_begins_no_flow() {
     }
 }
 
-/// Where the header is written anew it would look right; else the checksum stays as wrong as it is.
+/// A new header would look right; else the checksum stays as wrong as it is.
 #[test]
 fn no_damaged_header_is_made_to_look_right() {
     for inner in FAMILIES {
@@ -278,7 +278,7 @@ fn udp_from_port_0_is_forwarded_and_not_answered() {
                 rig.assert_accounted();
             }
         }
-        // Nobody listens at port 0, and TCP has no such source.
+        // Port 0 is no destination, and TCP has no such source.
         let all = VipSpec {
             ports: holdfast::forwarding::Ports::All,
             ..vip(Forward::Dsr, family, family)
