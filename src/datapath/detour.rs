@@ -59,8 +59,6 @@ pub struct Hands<'w> {
     pub limiter: &'w mut Limiter,
     /// Free frames.
     pub pool: &'w mut FramePool,
-    /// The VIP of the packet before.
-    pub last: &'w mut LastVip,
     /// MAC addresses of all NICs.
     pub macs: &'w Macs,
 }
@@ -113,8 +111,8 @@ fn join(packet: &mut Packet, hands: &mut Hands<'_>, context: &Context<'_>) -> Re
     let Fate::Flow(tuple) = hands.fragments.flow_of(packet, &piece, context, hands.pool)? else {
         return Ok(());
     };
-    let Hands { conntrack, last, macs, outbox, .. } = hands;
-    classify(packet, tuple, context, conntrack.secret(), last)?;
+    let Hands { conntrack, macs, outbox, .. } = hands;
+    classify(packet, tuple, context, conntrack.secret(), &mut LastVip::NONE)?;
     note(&piece, context)?;
     packet.hint = Slot::NOWHERE;
     if let Err(unsent) = forward(packet, conntrack, context, macs, outbox) {

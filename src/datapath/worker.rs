@@ -243,9 +243,7 @@ impl Worker {
             prefetch(batch, context.flows);
             for packet in batch.in_flight() {
                 if let Err(unsent) = forward(packet, conntrack, context, macs, outbox) {
-                    let last = &mut last;
-                    let hands =
-                        &mut Hands { conntrack, fragments, outbox, limiter, pool, last, macs };
+                    let hands = &mut Hands { conntrack, fragments, outbox, limiter, pool, macs };
                     detour(packet, unsent, hands, context);
                 }
             }
