@@ -76,6 +76,7 @@ impl<'t> To<'t> {
             }
             Way::Unpinned
             | Way::UnpinnedReply(_)
+            | Way::Fragment
             | Way::Related(_)
             | Way::RelatedTo(_)
             | Way::Back(_) => None,
