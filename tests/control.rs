@@ -689,7 +689,7 @@ fn addresses_that_lead_clients_to_the_kernel_are_told() {
         let mut config = config(vips);
         config.full_nat.sources = vec!["198.18.0.1".parse().unwrap()];
         let found = || {
-            let found = control::survey::survey(&config).unwrap();
+            let found = control::survey::survey(&config, &[]).unwrap();
             found.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         let misplaced =

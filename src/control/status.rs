@@ -60,6 +60,14 @@ pub fn flows_active(workers: &[WorkerView], index: BackendIndex) -> u64 {
     workers.iter().map(of).sum()
 }
 
+/// Flows that were ever pinned for a VIP's index, over all workers.
+pub fn flows_total(workers: &[WorkerView], id: VipId) -> u64 {
+    let of = |worker: &WorkerView| {
+        worker.stats.vips.get(usize::from(id.0)).map_or(0, |stats| stats.flows_total.get())
+    };
+    workers.iter().map(of).sum()
+}
+
 /// Flows that were ever pinned for a VIP, over all workers; without pins, datagrams that were placed.
 pub fn flows_or_datagrams(workers: &[WorkerView], vip: &VipEntry) -> u64 {
     let stats = workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(vip.id.0)));

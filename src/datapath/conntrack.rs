@@ -20,8 +20,8 @@ use super::classify::answered_flow;
 use super::clients::{self, is_due};
 use super::context::Context;
 use super::life::{
-    Miss, News, alias_of, first_state, idled_out_loudly, is_cut, is_open, is_unanswered, leaves, living,
-    reply_change, request_change, steady,
+    Miss, News, alias_of, first_state, idled_out_loudly, is_cut, is_open, is_unanswered, leaves,
+    living, reply_change, request_change, steady,
 };
 use super::quic::Answerer;
 use super::reset::{Cut, Outbox};

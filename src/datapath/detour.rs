@@ -112,7 +112,8 @@ fn join(packet: &mut Packet, hands: &mut Hands<'_>, context: &Context<'_>) -> Re
         return Ok(());
     };
     let Hands { conntrack, macs, outbox, .. } = hands;
-    classify(packet, tuple, context, conntrack.secret(), &mut LastVip::NONE)?;
+    let mut last = LastVip::NONE;
+    classify(packet, tuple, context, conntrack.secret(), &mut last)?;
     note(&piece, context)?;
     packet.hint = Slot::NOWHERE;
     if let Err(unsent) = forward(packet, conntrack, context, macs, outbox) {

@@ -134,7 +134,8 @@ fn without_pin<'t>(
         return Err(Drop::TableFull);
     }
     let backend = if rule == Rule::Scheduler && packet.flow.protocol() == Protocol::Tcp {
-        let later = choose(&packet.flow.key(), Miss::Midflow, vip, None, conntrack, context)?.0;
+        let later =
+            choose(&packet.flow.key(), Miss::Midflow, vip, None, None, conntrack, context)?.0;
         Some(later).filter(|later| later.takes_new).ok_or(Drop::TableFull)?
     } else {
         chosen
