@@ -66,7 +66,7 @@ pub fn classify(
     Ok(())
 }
 
-/// Classifies a packet whose flow has no pin to look for.
+/// Classifies a packet of a flow that has no pin to look for.
 fn set_unpinned(packet: &mut Packet, flow: Tuple, way: Way) {
     packet.way = way;
     packet.backend = BackendIndex(u16::MAX);

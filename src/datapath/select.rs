@@ -169,7 +169,7 @@ pub(super) fn admit<'t>(
     Ok(vip)
 }
 
-/// Tells the control thread whose flow is new, if the VIP's sources are watched.
+/// Tells the control thread of a new flow's source, if the VIP's sources are watched.
 pub(super) fn offer_sample(key: &FlowKey, vip: &Vip, context: &Context<'_>) {
     if vip.sampled {
         let source = vip.client_key(key).client;
@@ -197,7 +197,7 @@ pub fn guess<'t>(
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
     if !vip.pin && !vip.scheduler.kind().heeds_affinity() {
-        // Nothing tells whose turn the quoted datagram was.
+        // Nothing tells which backend had the turn of the quoted datagram.
         return Err(Drop::IcmpNoFlow);
     }
     // Without pins, the datagrams of a flow are where the hash places them now.
@@ -300,7 +300,7 @@ pub(super) fn choose<'t>(
     })
 }
 
-/// Whose turn it is. Workers begin at different places, so that the first flows of each do not meet.
+/// The number of the turn. Workers begin at different places, so that the first flows of each do not meet.
 fn turn(vip: &Vip, conntrack: &Conntrack, context: &Context<'_>) -> u64 {
     let placed = context.stats.vips.get(usize::from(vip.id.0));
     gauge(placed, |c| &c.flows_scheduled).wrapping_add(conntrack.worker().into())

@@ -15,7 +15,7 @@ pub struct Row {
     pub pin: bool,
     /// Flows that were live when the change came.
     pub flows: u64,
-    /// Of these, flows whose backend is gone. Without pins: those whose datagrams go elsewhere.
+    /// Of these, flows whose backend is gone. Without pins: those that go elsewhere from then on.
     pub broken_with_conntrack: u64,
     /// The same, of 1.
     pub broken_with_conntrack_share: f64,

@@ -20,7 +20,7 @@ fn from_backend(family: Family, protocol: Protocol, index: u16, port: u16, flags
     }
 }
 
-/// Every scheduler, TCP and UDP, with pins and without; new flows and those whose pin was lost.
+/// Every scheduler, TCP and UDP, with pins and without; new flows and those that have lost their pin.
 #[test]
 fn a_server_is_given_another_one() {
     for (family, scheduler) in
