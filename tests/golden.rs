@@ -10,6 +10,7 @@ mod golden {
     mod icmp;
     mod pieces;
     mod proxy;
+    mod removed;
     mod resets;
     mod tunnel;
     mod vips;

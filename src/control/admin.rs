@@ -23,8 +23,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{
-    ApiError, DrainRequest, EventList, Explained, Forgotten, Ordered, Reloaded, Status,
-    UndrainRequest,
+    ApiError, DrainRequest, EventList, Explained, Forgotten, Ordered, ReloadRequest, Reloaded,
+    Status, UndrainRequest,
 };
 use super::clients::{self, ForgetQuery};
 use super::explain::{self, Explain, Prepared};
@@ -50,8 +50,8 @@ pub enum Request {
     Drain(DrainRequest, Reply<Result<Ordered, Refusal>>),
     /// `POST /v1/undrain`.
     Undrain(UndrainRequest, Reply<Result<Ordered, Refusal>>),
-    /// `POST /v1/reload`.
-    Reload(Reply<Result<Reloaded, Refusal>>),
+    /// `POST /v1/reload`; whether it only asks.
+    Reload(bool, Reply<Result<Reloaded, Refusal>>),
     /// `GET /v1/events`: those after this number.
     Events(u64, Reply<EventList>),
     /// What `GET /v1/explain` is to ask the data path.
@@ -274,8 +274,15 @@ async fn undrain(
     ask(&door, |reply| Request::Undrain(order, reply)).await?.map(Json)
 }
 
-async fn reload(State(door): State<Door>) -> Result<Json<Reloaded>, Refusal> {
-    ask(&door, Request::Reload).await?.map(Json)
+async fn reload(
+    State(door): State<Door>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Reloaded>, Refusal> {
+    let asked = match &body {
+        Ok(bytes) if bytes.is_empty() => ReloadRequest::default(),
+        _ => parse(body)?,
+    };
+    ask(&door, |reply| Request::Reload(asked.dry_run, reply)).await?.map(Json)
 }
 
 /// The query of `GET /v1/events`.

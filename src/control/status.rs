@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::api::{
     BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus, NicStatus,
-    PoolStatus, SplitStatus, Status, Totals, Traffic, VipStatus, WorkerStatus,
+    PoolStatus, RemovedStatus, SplitStatus, Status, Totals, Traffic, VipStatus, WorkerStatus,
 };
 use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
@@ -125,9 +125,27 @@ pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
         answers: all_answers(sources.workers),
         drops: all_drops(&workers),
         vips: sources.registry.vips().iter().map(|vip| vip_status(vip, sources, now)).collect(),
+        removed: removed(sources),
         workers,
         nics: nic_statuses(sources),
     }
+}
+
+fn removed(sources: &Sources<'_>) -> Vec<RemovedStatus> {
+    let all = sources.registry.all_vips().flat_map(|vip| {
+        vip.removed.iter().map(|removed| {
+            let backend = &removed.what;
+            RemovedStatus {
+                vip: vip.config.name.clone(),
+                backend: backend.config.name.clone(),
+                address: backend.config.address,
+                port: backend.config.port,
+                flows_left: flows_active(sources.workers, backend.id.index),
+                then: removed.left,
+            }
+        })
+    });
+    all.filter(|removed| removed.flows_left > 0).collect()
 }
 
 fn full_nat_status(config: &FullNat, totals: &Totals) -> Option<FullNatStatus> {

@@ -44,7 +44,8 @@ pub fn answer(
             must_not_be_fragmented(packet) && send(packet, kind)
         }
         Drop::TtlExceeded => send(packet, ErrorKind::TimeExceeded),
-        Drop::NoBackend if rejects(packet, context) => match packet.flow.protocol() {
+        Drop::NoBackend if !rejects(packet, context) => false,
+        Drop::NoBackend | Drop::VipRemoved => match packet.flow.protocol() {
             Protocol::Tcp => reset::refuse(packet, context, macs, pool),
             Protocol::Udp => send(packet, ErrorKind::PortUnreachable),
             // A protocol that we do not know has no ports.
