@@ -312,6 +312,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         on_reentry: Reentry::Hash,
         drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
         on_down: FlowsLeft::Keep,
+        on_remove: FlowsLeft::Rehash,
         reset_idle: false,
         rejects: false,
         proxy: false,

@@ -19,6 +19,7 @@
 pub mod admin;
 pub mod announce;
 pub mod api;
+pub mod claim;
 pub mod clients;
 pub mod controller;
 pub mod drain;
