@@ -177,6 +177,8 @@ named! {
     NoVip = "no_vip",
     /// No backend of the VIP is in service.
     NoBackend = "no_backend",
+    /// The packet begins a flow with a VIP or a port that a reload has removed.
+    VipRemoved = "vip_removed",
     /// The worker's flow table is full; established flows are not touched.
     TableFull = "table_full",
     /// Every backend of the NAT VIP already has a flow from this client address and port.

@@ -346,6 +346,7 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
         pin: true,
         on_down: FlowsLeft::Keep,
+        on_remove: FlowsLeft::Rehash,
         reset_idle: false,
         rejects: false,
         proxy: false,

@@ -12,6 +12,7 @@ mod golden {
     mod own_backend;
     mod pieces;
     mod proxy;
+    mod removed;
     mod resets;
     mod states;
     mod tunnel;

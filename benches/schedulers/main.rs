@@ -26,6 +26,7 @@ use std::time::Instant;
 use clap::Parser;
 use holdfast::forwarding::affinity::mix;
 use holdfast::forwarding::scheduler::{Built, Candidate, Pool};
+use holdfast::forwarding::server::Server;
 use holdfast::forwarding::{BackendIndex, SchedulerKind};
 use serde::Serialize;
 use support::measure::Spread;
@@ -129,11 +130,11 @@ fn row(plan: Plan, scheduler: &'static str, kind: SchedulerKind, backends: u16) 
 }
 
 /// Whom it is built for; without one of them.
-fn candidates(backends: u16, removed: Option<u16>) -> Vec<Candidate<'static>> {
-    let candidate = |index| Candidate {
-        backend: BackendIndex(index),
-        name: format!("backend-{index}").into(),
-        weight: 1,
+fn candidates(backends: u16, removed: Option<u16>) -> Vec<Candidate> {
+    let candidate = |index: u16| {
+        let [high, low] = index.to_be_bytes();
+        let server = Server::new([10, 0, high, low].into(), 0);
+        Candidate { backend: BackendIndex(index), server, weight: 1 }
     };
     (0..backends).filter(|&index| Some(index) != removed).map(candidate).collect()
 }

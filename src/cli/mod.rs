@@ -59,7 +59,7 @@ enum Command {
     /// Give drained or draining backends new flows again
     Undrain(undrain::UndrainArgs),
     /// Read the configuration file again, all or nothing, and print what changed
-    Reload(SocketArgs),
+    Reload(reload::ReloadArgs),
     /// Show what has happened: drains, backends up and down, reloads
     Events(events::EventsArgs),
     /// List pinned flows

@@ -2,20 +2,47 @@
 
 use std::io::Write;
 
-use super::{CliError, SocketArgs};
-use crate::control::api::Reloaded;
+use clap::Args;
 
-/// Has the file read again, and prints what changed.
+use super::{CliError, SocketArgs};
+use crate::control::api::{FlowsRemoved, ReloadRequest, Reloaded};
+use crate::control::reload::fate;
+
+/// The arguments of `holdfast reload`.
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    /// Only say what would change, and how many flows it would cut
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where it listens.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// Has the file read again, and prints what changed, or would.
 ///
 /// # Errors
 /// [`CliError::Client`]; nothing has changed then.
-pub fn reload(args: &SocketArgs, out: &mut impl Write) -> Result<(), CliError> {
-    let reloaded: Reloaded = args.client()?.order("/v1/reload")?;
+pub fn reload(args: &ReloadArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let request = ReloadRequest { dry_run: args.dry_run };
+    let reloaded: Reloaded = args.socket.client()?.post("/v1/reload", &request)?;
     if reloaded.changes.is_empty() {
         writeln!(out, "nothing changed")?;
     }
     for change in reloaded.changes {
         writeln!(out, "{change}")?;
+    }
+    for FlowsRemoved { vip, backend, flows, then } in reloaded.flows {
+        if flows > 0 {
+            let what = match backend {
+                Some(backend) => format!("backend {backend} of VIP {vip}"),
+                None => format!("addresses and ports that VIP {vip} loses"),
+            };
+            writeln!(out, "{what}: flows that {}: {flows}", fate(then))?;
+        }
+    }
+    if args.dry_run {
+        writeln!(out, "dry run: nothing was applied")?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 
 use clap::Args;
 use comfy_table::{Cell, Color};
@@ -10,7 +11,7 @@ use super::table::{Columns, Look, coloured, count, grouped, span, text};
 use super::{CliError, SocketArgs};
 use crate::control::api::{
     BackendState, BackendStatus, FlowTableStatus, FullNatStatus, HealthState, NextHopStatus,
-    NicStatus, Status, Totals, VipStatus, WorkerStatus,
+    NicStatus, RemovedStatus, Status, Totals, VipStatus, WorkerStatus,
 };
 use crate::forwarding::PortRange;
 use crate::stats::{Answer, Drop};
@@ -59,6 +60,9 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
     section("BACKENDS", backends(&status.vips, look), out)?;
     if status.vips.iter().flat_map(|vip| &vip.backends).any(|backend| backend.drain.is_some()) {
         section("DRAINS", drains(&status.vips, look), out)?;
+    }
+    if !status.removed.is_empty() {
+        section("REMOVED BACKENDS", removed(&status.removed, look), out)?;
     }
     if status.vips.iter().any(|vip| !vip.splits.is_empty()) {
         section("SPLIT CLIENTS", splits(&status.vips, look), out)?;
@@ -236,6 +240,24 @@ fn drains(vips: &[VipStatus], look: Look) -> Columns {
             time(drain.deadline_in_s, "-"),
             text(drain.then.as_str()),
             count(drain.flows_cut),
+        ]);
+    }
+    columns
+}
+
+/// Backends that a reload has taken away.
+fn removed(backends: &[RemovedStatus], look: Look) -> Columns {
+    let mut columns = Columns::new(&["BACKEND", "ADDRESS", ">FLOWS LEFT", "THEN"], look);
+    for backend in backends {
+        let address = match backend.port {
+            Some(port) => SocketAddr::new(backend.address, port).to_string(),
+            None => backend.address.to_string(),
+        };
+        columns.row([
+            text(format!("{}/{}", backend.vip, backend.backend)),
+            text(address),
+            count(backend.flows_left),
+            text(backend.then.as_str()),
         ]);
     }
     columns

@@ -236,6 +236,7 @@ fn sample(backends: Vec<BackendStatus>) -> api::Status {
         answers: BTreeMap::from([("echo_replies".to_owned(), 1)]),
         drops,
         vips: vec![vip(backends)],
+        removed: Vec::new(),
         full_nat: None,
         flow_tables: vec![api::FlowTableStatus {
             family: "ipv4".to_owned(),
@@ -594,10 +595,54 @@ fn undrain_and_reload_say_what_they_did() {
     assert_eq!(said, "web/a: active, but its weight is 0: it takes no new flows\n");
 
     let changes = vec!["web/a: weight 1 -> 2".to_owned(), "web/c: added".to_owned()];
-    let server = Server::new([ok(&api::Reloaded { changes }), ok(&json!({ "changes": [] }))]);
+    let reloaded = |changes| api::Reloaded { changes, dry_run: false, flows: Vec::new() };
+    let server = Server::new([ok(&reloaded(changes)), ok(&json!({ "changes": [] }))]);
     assert_eq!(server.run("reload").unwrap(), "web/a: weight 1 -> 2\nweb/c: added\n");
     assert_eq!(server.run("reload").unwrap(), "nothing changed\n");
-    assert_eq!(server.requests(), ["POST /v1/reload", "POST /v1/reload"]);
+    let asked = r#"POST /v1/reload {"dry_run":false}"#;
+    assert_eq!(server.requests(), [asked, asked]);
+
+    let flows = [
+        (Some("b"), 12, FlowsLeft::Reset),
+        (None, 1, FlowsLeft::Keep),
+        (Some("c"), 0, FlowsLeft::Keep),
+    ];
+    let flows = flows.map(|(backend, flows, then)| api::FlowsRemoved {
+        vip: "web".to_owned(),
+        backend: backend.map(str::to_owned),
+        flows,
+        then,
+    });
+    let changes = vec!["backend b of VIP web removed".to_owned()];
+    let server =
+        Server::new([ok(&api::Reloaded { changes, dry_run: true, flows: flows.to_vec() })]);
+    assert_eq!(
+        server.run("reload --dry-run").unwrap(),
+        "backend b of VIP web removed\n\
+         backend b of VIP web: flows that are reset: 12\n\
+         addresses and ports that VIP web loses: flows that go on until they end: 1\n\
+         dry run: nothing was applied\n"
+    );
+    assert_eq!(server.requests(), [r#"POST /v1/reload {"dry_run":true}"#]);
+}
+
+#[test]
+fn status_shows_what_reloads_have_left() {
+    let removed = api::RemovedStatus {
+        vip: "web".to_owned(),
+        backend: "z".to_owned(),
+        address: [10, 0, 0, 9].into(),
+        port: Some(80),
+        flows_left: 12,
+        then: FlowsLeft::Reset,
+    };
+    let status = api::Status { removed: vec![removed], ..sample(Vec::new()) };
+    let said = Server::new([ok(&status)]).run("status").unwrap();
+    let at = said.find("REMOVED BACKENDS").unwrap();
+    for part in ["web/z", "10.0.0.9:80", "12", "reset"] {
+        assert!(said[at..].contains(part), "{part}: {said}");
+    }
+    assert!(!Server::new([ok(&sample(Vec::new()))]).run("status").unwrap().contains("REMOVED"));
 }
 
 #[test]
@@ -791,8 +836,25 @@ fn the_documentation_has_every_key_and_route() {
             backend: String::new(),
             also: vec![name()]
         }),
+        json!(api::RemovedStatus {
+            vip: String::new(),
+            backend: String::new(),
+            address: [0; 4].into(),
+            port: None,
+            flows_left: 0,
+            then: FlowsLeft::Keep,
+        }),
         json!(api::EventList { last: 7, lost: 6, events: vec![event()] }),
-        json!(api::Reloaded { changes: Vec::new() }),
+        json!(api::Reloaded {
+            changes: Vec::new(),
+            dry_run: false,
+            flows: vec![api::FlowsRemoved {
+                vip: String::new(),
+                backend: None,
+                flows: 0,
+                then: FlowsLeft::Keep
+            }]
+        }),
         json!(flow()),
         json!(client()),
         json!(api::Forgotten { forgotten: 1 }),

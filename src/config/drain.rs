@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::place::Place;
-use super::policy::FLOWS_LEFT;
+use super::policy;
 use super::report::Report;
 use crate::flow::Protocol;
 use crate::forwarding::FlowsLeft;
@@ -53,32 +53,8 @@ impl RawDrain {
         );
         Drain {
             deadline: deadline.map(Duration::from_secs),
-            then: then(self.then, &place.key("then"), protocol, report),
+            then: policy::ending(self.then.as_deref(), &place.key("then"), protocol, report),
             slow_start: Duration::from_secs(slow_start),
         }
     }
-}
-
-/// By default, a client is told where its protocol can tell it, and may go on elsewhere where not.
-fn then(
-    raw: Option<String>,
-    place: &Place,
-    protocol: Protocol,
-    report: &mut Report<'_>,
-) -> FlowsLeft {
-    let by_default = match protocol {
-        Protocol::Tcp => FlowsLeft::Reset,
-        Protocol::Udp | Protocol::Any => FlowsLeft::Rehash,
-    };
-    let then =
-        raw.and_then(|word| report.word(place, &word, FLOWS_LEFT, &[])).unwrap_or(by_default);
-    if then == FlowsLeft::Reset && protocol != Protocol::Tcp {
-        let fix = "use \"rehash\" (the next datagram goes to another backend) or \"keep\"";
-        let what = match protocol {
-            Protocol::Any => "\"reset\" with protocol = \"any\": only TCP VIPs have resets",
-            _ => "\"reset\" on a UDP VIP: UDP has no resets",
-        };
-        report.error(place, what, fix);
-    }
-    then
 }

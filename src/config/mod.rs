@@ -409,6 +409,8 @@ pub struct Vip {
     pub drain: Drain,
     /// What becomes of the flows of a backend that is down.
     pub on_down: FlowsLeft,
+    /// What becomes of the flows of a backend, a port or the VIP itself that a reload takes away.
+    pub on_remove: FlowsLeft,
     /// Whether both ends of a TCP flow that idled out are told, by a RST.
     pub reset_idle: bool,
     /// TCP: most bytes of data that a segment may have, told to both ends where their handshake passes.

@@ -1,4 +1,4 @@
-//! `on_down`, `on_idle` and `on_no_backend` of a VIP: what becomes of flows that are not served.
+//! `on_down`, `on_remove`, `on_idle` and `on_no_backend` of a VIP: what becomes of flows that are not served.
 
 use super::place::Place;
 use super::report::Report;
@@ -6,7 +6,7 @@ use crate::flow::Protocol;
 use crate::forwarding::FlowsLeft;
 
 /// What may become of a backend's flows.
-pub(super) const FLOWS_LEFT: &[(&str, FlowsLeft)] =
+const FLOWS_LEFT: &[(&str, FlowsLeft)] =
     &[("keep", FlowsLeft::Keep), ("reset", FlowsLeft::Reset), ("rehash", FlowsLeft::Rehash)];
 
 /// Reads `on_down`. TCP keeps by default: a check may fail for a reason that is none of the flows'. UDP
@@ -33,6 +33,31 @@ pub(super) fn on_down(
             FlowsLeft::Rehash
         }
     }
+}
+
+/// Reads what becomes of flows that a drain's deadline or a reload ends. By default, a client is told where
+/// its protocol can tell it, and may go on elsewhere where not.
+pub(super) fn ending(
+    raw: Option<&str>,
+    place: &Place,
+    protocol: Protocol,
+    report: &mut Report<'_>,
+) -> FlowsLeft {
+    let by_default = match protocol {
+        Protocol::Tcp => FlowsLeft::Reset,
+        Protocol::Udp | Protocol::Any => FlowsLeft::Rehash,
+    };
+    let ending = raw.and_then(|word| report.word(place, word, FLOWS_LEFT, &[]));
+    let ending = ending.unwrap_or(by_default);
+    if ending == FlowsLeft::Reset && protocol != Protocol::Tcp {
+        let fix = "use \"rehash\" (the next datagram goes to another backend) or \"keep\"";
+        let what = match protocol {
+            Protocol::Any => "\"reset\" with protocol = \"any\": only TCP VIPs have resets",
+            _ => "\"reset\" on a UDP VIP: UDP has no resets",
+        };
+        report.error(place, what, fix);
+    }
+    ending
 }
 
 /// Reads `on_idle`: whether the ends of a flow that idled out are told.

@@ -54,6 +54,7 @@ pub(super) struct RawVip {
     on_reentry: Option<String>,
     drain: RawDrain,
     on_down: Option<String>,
+    on_remove: Option<String>,
     on_idle: Option<String>,
     mss: Option<i64>,
     on_no_backend: Option<String>,
@@ -223,6 +224,8 @@ impl RawVip {
         let drain = self.drain.check(&place.key("drain"), protocol, report);
         let on_down = self.on_down.as_deref();
         let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
+        let on_remove = self.on_remove.as_deref();
+        let on_remove = policy::ending(on_remove, &place.key("on_remove"), protocol, report);
         let on_idle = self.on_idle.as_deref();
         let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
         let mss = mss(self.mss, &place.key("mss"), protocol, report);
@@ -260,6 +263,7 @@ impl RawVip {
             on_reentry,
             drain,
             on_down,
+            on_remove,
             reset_idle,
             mss,
             rejects,

@@ -1,14 +1,8 @@
 //! The control API: HTTP/1.1 on a Unix socket that only its owner can open.
 //!
 //! Handlers hold no state: each sends a [`Request`] to the control task and waits for its answer.
-//! The socket is claimed by a lock on a file beside it (`<socket>.lock`, which stays), so that the
-//! socket file of a dead process is replaced and that of a living one is not.
+//! The socket itself is claimed in [`claim`](super::claim).
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
@@ -23,9 +17,10 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{
-    ApiError, DrainRequest, EventList, Explained, Forgotten, Ordered, Reloaded, Status,
-    UndrainRequest,
+    ApiError, DrainRequest, EventList, Explained, Forgotten, Ordered, ReloadRequest, Reloaded,
+    Status, UndrainRequest,
 };
+pub use super::claim::{Claim, claim};
 use super::clients::{self, ForgetQuery};
 use super::explain::{self, Explain, Prepared};
 use super::flows::{self, Filter, Names, Pins, QueryError, Scan, Source};
@@ -50,8 +45,8 @@ pub enum Request {
     Drain(DrainRequest, Reply<Result<Ordered, Refusal>>),
     /// `POST /v1/undrain`.
     Undrain(UndrainRequest, Reply<Result<Ordered, Refusal>>),
-    /// `POST /v1/reload`.
-    Reload(Reply<Result<Reloaded, Refusal>>),
+    /// `POST /v1/reload`; whether it only asks.
+    Reload(bool, Reply<Result<Reloaded, Refusal>>),
     /// `GET /v1/events`: those after this number.
     Events(u64, Reply<EventList>),
     /// What `GET /v1/explain` is to ask the data path.
@@ -95,109 +90,6 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The control socket, claimed. Dropping it removes the socket file.
-#[derive(Debug)]
-pub struct Claim {
-    path: PathBuf,
-    listener: Option<UnixListener>,
-    /// Holds the lock; closing it releases.
-    _lock: File,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        // Still under the lock, so this is nobody else's file. If it has gone: the better.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Claims the control socket: makes its directory (0700) if it is missing, locks, listens (0600).
-///
-/// # Errors
-/// [`ControlError::AlreadyRunning`] when a living process has it, [`ControlError::Socket`] when it
-/// cannot be made.
-pub fn claim(path: &Path) -> Result<Claim, ControlError> {
-    let failed = |what: &str| {
-        let (path, what) = (path.to_owned(), what.to_owned());
-        move |error: io::Error| ControlError::Socket {
-            path,
-            reason: format!("{what}: {}", reason(&error)),
-        }
-    };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
-    make_private(directory).map_err(failed("its directory cannot be made"))?;
-    let lock = lock(path)?;
-    let listener = listen(path, directory).map_err(failed("cannot be made"))?;
-    Ok(Claim { path: path.to_owned(), listener: Some(listener), _lock: lock })
-}
-
-/// Makes a directory that only its owner can enter; one that exists stays as it is.
-fn make_private(directory: &Path) -> io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
-    }
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)
-}
-
-fn lock(socket: &Path) -> Result<File, ControlError> {
-    let mut path = socket.as_os_str().to_owned();
-    path.push(".lock");
-    let path = PathBuf::from(path);
-    let failed = |error: io::Error| ControlError::Socket {
-        path: path.clone(),
-        reason: format!("cannot be locked: {}", reason(&error)),
-    };
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut file = options.open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {
-            note_pid(&mut file).map_err(failed)?;
-            Ok(file)
-        }
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            // The message is worth more than the number in it.
-            let _ = file.read_to_string(&mut pid);
-            let pid = if pid.trim().is_empty() { "unknown" } else { pid.trim() }.to_owned();
-            Err(ControlError::AlreadyRunning { path: socket.to_owned(), pid })
-        }
-        Err(TryLockError::Error(error)) => Err(failed(error)),
-    }
-}
-
-fn note_pid(file: &mut File) -> io::Result<()> {
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())
-}
-
-/// Listens with mode 0600 whatever the umask: the socket is made in a private directory and moved
-/// to its place, over a dead one, when its mode is right.
-fn listen(path: &Path, directory: &Path) -> io::Result<UnixListener> {
-    let private = directory.join(format!(".hf{}", std::process::id()));
-    DirBuilder::new().mode(0o700).create(&private)?;
-    let made = listen_in(&private, path);
-    let removed = fs::remove_dir(&private);
-    let listener = made?;
-    removed?;
-    Ok(listener)
-}
-
-fn listen_in(private: &Path, path: &Path) -> io::Result<UnixListener> {
-    let temporary = private.join("s");
-    let listener = UnixListener::bind(&temporary)?;
-    let placed = fs::set_permissions(&temporary, Permissions::from_mode(0o600))
-        .and_then(|()| listener.set_nonblocking(true))
-        .and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = placed {
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    Ok(listener)
-}
-
 /// What handlers share.
 #[derive(Clone)]
 pub struct Door {
@@ -219,8 +111,9 @@ impl Claim {
     /// # Errors
     /// When the socket cannot be handed to the runtime, or is served already.
     pub fn serve(&mut self, door: Door) -> Result<(), ControlError> {
-        let failed = |reason: String| ControlError::Socket { path: self.path.clone(), reason };
-        let listener = self.listener.take().ok_or_else(|| failed("served twice".to_owned()))?;
+        let path = self.path().to_owned();
+        let failed = |reason: String| ControlError::Socket { path, reason };
+        let Some(listener) = self.take() else { return Err(failed("served twice".to_owned())) };
         let listener =
             tokio::net::UnixListener::from_std(listener).map_err(|error| failed(reason(&error)))?;
         tokio::spawn(axum::serve(listener, router(door)).into_future());
@@ -274,8 +167,15 @@ async fn undrain(
     ask(&door, |reply| Request::Undrain(order, reply)).await?.map(Json)
 }
 
-async fn reload(State(door): State<Door>) -> Result<Json<Reloaded>, Refusal> {
-    ask(&door, Request::Reload).await?.map(Json)
+async fn reload(
+    State(door): State<Door>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Reloaded>, Refusal> {
+    let asked = match &body {
+        Ok(bytes) if bytes.is_empty() => ReloadRequest::default(),
+        _ => parse(body)?,
+    };
+    ask(&door, |reply| Request::Reload(asked.dry_run, reply)).await?.map(Json)
 }
 
 /// The query of `GET /v1/events`.
@@ -374,14 +274,14 @@ fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, 
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 pub(super) mod tests {
+    //! What tests of the control socket share.
+    use std::fs;
+    use std::path::PathBuf;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use super::*;
-
     /// A directory that is removed at the end of its test.
-    pub struct Scratch(PathBuf);
+    pub struct Scratch(pub PathBuf);
 
     impl Scratch {
         pub fn new() -> Self {
@@ -400,58 +300,5 @@ pub(super) mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
-    }
-
-    fn mode(path: &Path) -> u32 {
-        fs::metadata(path).unwrap().permissions().mode() & 0o777
-    }
-
-    #[test]
-    fn only_the_owner_can_open_it_and_it_goes_with_its_process() {
-        let scratch = Scratch::new();
-        let socket = scratch.socket();
-        let claim = claim(&socket).unwrap();
-        assert_eq!(mode(&socket), 0o600);
-        assert_eq!(mode(socket.parent().unwrap()), 0o700);
-        let files: Vec<_> = fs::read_dir(socket.parent().unwrap())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        assert_eq!(files.len(), 2, "nothing but socket and lock: {files:?}");
-        drop(claim);
-        assert!(!socket.exists());
-    }
-
-    #[test]
-    fn a_second_process_is_refused_and_told_who_has_it() {
-        let scratch = Scratch::new();
-        let first = claim(&scratch.socket()).unwrap();
-        let error = claim(&scratch.socket()).unwrap_err().to_string();
-        let pid = format!("holdfast already runs with this socket (pid {})", std::process::id());
-        assert!(error.contains(&pid), "{error}");
-        assert!(scratch.socket().exists(), "the living one's socket stays");
-        drop(first);
-        claim(&scratch.socket()).unwrap();
-    }
-
-    #[test]
-    fn a_dead_process_s_socket_is_replaced() {
-        let scratch = Scratch::new();
-        make_private(&scratch.0).unwrap();
-        drop(UnixListener::bind(scratch.socket()).unwrap());
-        assert!(scratch.socket().exists(), "left behind");
-        let _claim = claim(&scratch.socket()).unwrap();
-        std::os::unix::net::UnixStream::connect(scratch.socket()).unwrap();
-    }
-
-    #[test]
-    fn a_path_that_cannot_be_made_is_told() {
-        let scratch = Scratch::new();
-        make_private(&scratch.0).unwrap();
-        let file = scratch.0.join("file");
-        fs::write(&file, "").unwrap();
-        let error = claim(&file.join("sub").join("control.sock")).unwrap_err().to_string();
-        assert!(error.contains("its directory cannot be made"), "{error}");
-        assert!(error.contains("[control] socket"), "{error}");
     }
 }

@@ -23,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::removed::Removal;
 use crate::flow::Protocol;
 use crate::forwarding::explain::Step;
 use crate::forwarding::{FlowsLeft, Forward, Network, PortRange, Service};
@@ -52,6 +53,9 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// VIPs in the configuration's order.
     pub vips: Vec<VipStatus>,
+    /// Backends that a reload has taken away, while they have flows.
+    #[serde(default)]
+    pub removed: Vec<RemovedStatus>,
     /// The sources of full-NAT flows; `None` if there are none.
     #[serde(default)]
     pub full_nat: Option<FullNatStatus>,
@@ -510,11 +514,62 @@ pub struct Event {
     pub text: String,
 }
 
+/// A backend that a reload has taken away, while it has flows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RemovedStatus {
+    /// Name of the VIP, as it was.
+    pub vip: String,
+    /// Name of the backend, as it was.
+    pub backend: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port, if it is not the client's.
+    pub port: Option<u16>,
+    /// Flows that are pinned to it.
+    pub flows_left: u64,
+    /// What becomes of them.
+    pub then: FlowsLeft,
+}
+
 /// `POST /v1/reload`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reloaded {
     /// One sentence per difference; empty when nothing changed.
     pub changes: Vec<String>,
+    /// Whether nothing was applied: it was only asked for.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// What is taken away, with its flows.
+    #[serde(default)]
+    pub flows: Vec<FlowsRemoved>,
+}
+
+/// The flows of what a reload takes away.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FlowsRemoved {
+    /// Name of the VIP, as it was.
+    pub vip: String,
+    /// Name of the backend, as it was; `None`: ports or the address of the VIP.
+    pub backend: Option<String>,
+    /// How many they are.
+    pub flows: u64,
+    /// What becomes of them.
+    pub then: FlowsLeft,
+}
+
+impl From<&Removal> for FlowsRemoved {
+    fn from(removal: &Removal) -> Self {
+        let Removal { vip, backend, flows, left } = removal.clone();
+        Self { vip, backend, flows, then: left }
+    }
+}
+
+/// `POST /v1/reload`, its body; may be left out.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReloadRequest {
+    /// Say what would change, and change nothing.
+    pub dry_run: bool,
 }
 
 /// One line of `GET /v1/flows`.

@@ -136,7 +136,7 @@ mod tests {
         let sticky = Some(Sticky { timeout, on_drain, on_down });
         let web = vip("web", &[backend("a", 1), backend("b", 2)]);
         let web = crate::config::Vip { sticky, ..web };
-        registry.apply(&[web], &[]).unwrap();
+        registry.apply(&[web], &[], tokio::time::Instant::now()).unwrap();
         let clients = Arc::new(Clients::new(1024, TableSecret::new(1)));
         for number in 0..10_u8 {
             let index = BackendIndex(u16::from(number % 2));

@@ -1,6 +1,7 @@
 //! The control loop: one event at a time, and after each, at most one new forwarding table.
 
 mod drains;
+mod removals;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,10 +14,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 use tracing::{debug, error, info, warn};
 
+use self::removals::Recount;
 use super::admin::{self, Door, Refusal, Request};
 use super::announce::{Announcer, Place};
 use super::answering;
-use super::api::{Reloaded, Status};
+use super::api::{FlowsRemoved, Reloaded, Status};
 use super::clients;
 use super::events::{Journal, Kind, News};
 use super::explain::Prepared;
@@ -113,6 +115,7 @@ struct Controller {
     hook: Hook,
     forecaster: Forecaster,
     flow_rates: FlowRates,
+    recount: Recount,
 }
 
 /// Runs the control thread's work to its end; see [`super::run`].
@@ -141,7 +144,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let (requests, request_receiver) = mpsc::channel(admin::QUEUE);
     let (outcome_sender, outcomes) = mpsc::channel(OUTCOMES);
     let mut registry = Registry::new(inputs.config.full_nat.numbered());
-    registry.apply(&inputs.config.vips, &inputs.workers)?;
+    registry.apply(&inputs.config.vips, &inputs.workers, Instant::now())?;
     let (targets, target_receiver) = watch::channel(registry.targets());
     let network = neighbour::start(netlink.clone(), bell, &inputs.nics, target_receiver);
     let tables: Vec<_> =
@@ -169,6 +172,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         hook: Hook::new(&inputs.config.control.on_drained),
         forecaster,
         flow_rates: FlowRates::default(),
+        recount: Recount::default(),
         config: inputs.config,
         config_path: inputs.config_path,
         load: inputs.load,
@@ -216,7 +220,7 @@ impl Controller {
         self.attached = self.steering.attach().map_err(ControlError::Attach)?;
         self.tell_nics();
         self.checks.sync(self.registry.checks());
-        let places = Place::all(&self.config);
+        let places = self.places();
         self.announcer.remove_leftovers(&places).await?;
         self.announce().await?;
         claim.serve(door)?;
@@ -255,6 +259,7 @@ impl Controller {
                     worker_failure(&events.workers)?;
                     self.advance_drains();
                     self.advance_slow_starts();
+                    self.release_removed();
                     self.split_sources();
                 }
                 _ = events.second.tick() => self.housekeep().await,
@@ -338,7 +343,7 @@ impl Controller {
     /// Brings the XDP program up to date; an error is logged, and tried again every second.
     fn steer_or_retry(&mut self) {
         let failed_before = self.rules_pending;
-        if let Err(reason) = self.steer(self.wanted_rules())
+        if let Err(reason) = self.steer_all()
             && !failed_before
         {
             error!("XDP program: rules could not be set: {reason}; tried again every second");
@@ -384,7 +389,7 @@ impl Controller {
     fn follow(&mut self, network: &mut watch::Receiver<Arc<Snapshot>>) {
         let before = std::mem::replace(&mut self.network, Arc::clone(&network.borrow_and_update()));
         self.dirty |= before.nic_mtus != self.network.nic_mtus;
-        for (vip, backend) in self.registry.backends_mut() {
+        for (vip, backend) in self.registry.all_backends_mut() {
             if let Some(hop) = self.network.hops.get(&backend.config.address) {
                 let next_hop = hop.as_ref().ok().copied();
                 let awaited = backend.awaits_next_hop();
@@ -535,12 +540,14 @@ impl Controller {
 
     /// Makes the VIPs' addresses be where they should be, and has the network told.
     async fn announce(&mut self) -> Result<(), ControlError> {
-        let result = self.announcer.sync(&Place::all(&self.config)).await;
+        let places = self.places();
+        let result = self.announcer.sync(&places).await;
         self.announce_pending = result.is_err();
         Ok(result?)
     }
 
     async fn housekeep(&mut self) {
+        self.recount_kept_places();
         self.publisher.reap();
         let (clients, aged) = &mut self.clients;
         *aged = clients::age(clients, *aged, (self.clock)());
@@ -560,7 +567,7 @@ impl Controller {
     // ---- reload ----
 
     async fn reload_by_signal(&mut self, network: &mut watch::Receiver<Arc<Snapshot>>) {
-        if let Err(refusal) = self.reload(network).await {
+        if let Err(refusal) = self.reload(network, false).await {
             for error in refusal.errors {
                 error!("reload: {error}");
             }
@@ -572,23 +579,31 @@ impl Controller {
     async fn reload(
         &mut self,
         network: &mut watch::Receiver<Arc<Snapshot>>,
+        dry_run: bool,
     ) -> Result<Reloaded, Refusal> {
-        let changes = self.take_over().await.map_err(|mut refusal| {
-            refusal.errors.push(NOTHING_APPLIED.to_owned());
-            refusal
-        })?;
+        let new = self.read_file().await.map_err(refuse)?;
+        let changes = reload::changes(&self.config, &new);
+        let removals = self.removals(&new).await;
+        let flows = removals.iter().map(FlowsRemoved::from).collect();
+        if dry_run {
+            return Ok(Reloaded { changes, dry_run, flows });
+        }
+        let renames = reload::renames(&self.config, &new);
+        self.take_over(new).await.map_err(refuse)?;
         for change in &changes {
             info!("reload: {change}");
         }
+        self.tell_renames(renames);
+        self.tell_removals(&removals);
         let text = format!("reload: {}", counted(changes.len(), "change"));
         let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
         self.journal.tell(News::new(Kind::Reload).with("changes", count), text);
         self.put_into_force(network).await?;
-        Ok(Reloaded { changes })
+        Ok(Reloaded { changes, dry_run, flows })
     }
 
-    /// Reads the file again and makes it the configuration, if all of it can be: what changes.
-    async fn take_over(&mut self) -> Result<Vec<String>, Refusal> {
+    /// Reads the file again, and looks whether a reload can make it the configuration.
+    async fn read_file(&mut self) -> Result<Config, Refusal> {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         let refused = |error: String| Refusal::new(status, error);
         let new = (self.load)(&self.config_path).map_err(|errors| Refusal { status, errors })?;
@@ -602,16 +617,21 @@ impl Controller {
         }
         let places = Place::all(&new);
         self.announcer.check(&places).await.map_err(|error| refused(error.to_string()))?;
-        let changes = reload::changes(&self.config, &new);
+        Ok(new)
+    }
+
+    /// Makes `new` the configuration, if all of it can be.
+    async fn take_over(&mut self, new: Config) -> Result<(), Refusal> {
+        let refused = |error: String| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error);
         self.populate(new.families()).await.map_err(refused)?;
-        let applied = self.registry.apply(&new.vips, &self.workers);
+        let applied = self.registry.apply(&new.vips, &self.workers, Instant::now());
         applied.map_err(|error| refused(error.to_string()))?;
         // What the registry has given up must not come back from there.
         let split = |vip: &VipEntry| vip.splits != Splits::default();
         let vips = self.registry.vips();
         self.splitter.retain(|id| vips.iter().any(|vip| vip.id == id && split(vip)));
         self.config = new;
-        Ok(changes)
+        Ok(())
     }
 
     /// Memory for the flows of these address families, where the tables have none yet. Apart from this
@@ -647,7 +667,7 @@ impl Controller {
         let wanted = self.wanted_rules();
         let removed = self.steer(self.rules.intersection(&wanted));
         self.publish();
-        let steered = removed.and(self.steer(wanted));
+        let steered = removed.and_then(|()| self.steer_all());
         let announced = self.announce().await;
         steered
             .map_err(|reason| in_force(&format!("the XDP program's rules are not: {reason}")))?;
@@ -663,7 +683,9 @@ impl Controller {
             Request::Drain(order, reply) => _ = reply.send(self.drain(&order)),
             Request::Undrain(order, reply) => _ = reply.send(self.undrain(&order)),
             Request::Events(since, reply) => _ = reply.send(self.journal.since(since)),
-            Request::Reload(reply) => _ = reply.send(self.reload(network).await),
+            Request::Reload(dry_run, reply) => {
+                _ = reply.send(self.reload(network, dry_run).await);
+            }
             Request::Explain(query, reply) => {
                 let table = self.publisher.current();
                 let prepared = Prepared::new(query, &self.registry, table, &self.nics);
@@ -701,6 +723,12 @@ impl Controller {
         };
         status::status(&process, &sources)
     }
+}
+
+/// A refusal of a reload.
+fn refuse(mut refusal: Refusal) -> Refusal {
+    refusal.errors.push(NOTHING_APPLIED.to_owned());
+    refusal
 }
 
 /// The first worker that has ended, if any.

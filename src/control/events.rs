@@ -37,6 +37,12 @@ pub enum Kind {
     AddressRight,
     /// Another configuration is in force.
     Reload,
+    /// A VIP or a backend has another name.
+    Renamed,
+    /// A reload has taken away a backend, or an address or ports of a VIP.
+    Removed,
+    /// A backend that a reload took away has no flows any longer.
+    RemovedGone,
     /// The new flows of a large source are spread, or spread otherwise.
     Split,
     /// A source counts as one client again.
@@ -62,6 +68,9 @@ impl Kind {
             Self::AddressTrouble => "address_trouble",
             Self::AddressRight => "address_right",
             Self::Reload => "reload",
+            Self::Renamed => "renamed",
+            Self::Removed => "removed",
+            Self::RemovedGone => "removed_gone",
             Self::Split => "split",
             Self::Unsplit => "unsplit",
             Self::NicFault => "nic_fault",

@@ -227,7 +227,9 @@ mod tests {
 
     fn prepare(query: Query) -> Result<Prepared, String> {
         let mut registry = Registry::default();
-        registry.apply(&[vip("web", &[backend("a", 1)])], &[]).unwrap();
+        registry
+            .apply(&[vip("web", &[backend("a", 1)])], &[], tokio::time::Instant::now())
+            .unwrap();
         let table = Arc::new(ForwardingTable::build(
             1,
             [0; 16],

@@ -120,7 +120,7 @@ mod tests {
     #[tokio::test]
     async fn the_rate_of_new_flows_is_set_against_what_the_tables_bear() {
         let mut registry = Registry::default();
-        registry.apply(&[vip("web", &[backend("a", 1)])], &[]).unwrap();
+        registry.apply(&[vip("web", &[backend("a", 1)])], &[], Instant::now()).unwrap();
         let workers: Vec<WorkerView> = (0..2)
             .map(|core| {
                 let flows = FlowTable::new(1000, TableSecret::new(1), Families::default());

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::Clock;
 use super::api::Flow;
-use super::state::{Registry, remember};
+use super::state::{Registry, VipEntry, remember};
 use crate::flow::Protocol;
 use crate::flow::bindings::Sources;
 use crate::flow::entry::{Entry, State, Track};
@@ -63,14 +63,14 @@ pub struct Names {
 impl Names {
     /// As they are now.
     pub fn of(registry: &Registry) -> Self {
-        let vips = registry.vips().iter().map(|vip| {
+        let vips = registry.all_vips().map(|vip| {
             let (name, forward) = (vip.config.name.clone(), vip.config.forward);
             (vip.id, NamedVip { name, forward, remember: remember(&vip.config) })
         });
-        let backends = registry.backends();
+        let backends = registry.all_vips().flat_map(VipEntry::all_backends);
         Self {
             vips: vips.collect(),
-            backends: backends.map(|(_, entry)| (entry.id, entry.config.name.clone())).collect(),
+            backends: backends.map(|entry| (entry.id, entry.config.name.clone())).collect(),
             sources: registry.sources().clone(),
         }
     }
@@ -376,7 +376,13 @@ pub(super) mod tests {
 
     fn names() -> Arc<Names> {
         let mut registry = Registry::default();
-        registry.apply(&[vip("web", &[backend("a", 1), backend("b", 2)])], &[]).unwrap();
+        registry
+            .apply(
+                &[vip("web", &[backend("a", 1), backend("b", 2)])],
+                &[],
+                tokio::time::Instant::now(),
+            )
+            .unwrap();
         Arc::new(Names::of(&registry))
     }
 
@@ -429,7 +435,13 @@ pub(super) mod tests {
     #[tokio::test]
     async fn stale_pins_are_left_out() {
         let mut registry = Registry::default();
-        registry.apply(&[vip("web", &[backend("a", 1), backend("b", 2)])], &[]).unwrap();
+        registry
+            .apply(
+                &[vip("web", &[backend("a", 1), backend("b", 2)])],
+                &[],
+                tokio::time::Instant::now(),
+            )
+            .unwrap();
         registry.end_generation(BackendIndex(0));
         let names = Arc::new(Names::of(&registry));
         let filter = Filter::new(Query::default(), &names).unwrap();

@@ -151,7 +151,13 @@ mod tests {
     #[tokio::test]
     async fn a_look_tells_of_draining_backends_only() {
         let mut registry = Registry::default();
-        registry.apply(&[vip("web", &[backend("a", 1), backend("b", 2)])], &[]).unwrap();
+        registry
+            .apply(
+                &[vip("web", &[backend("a", 1), backend("b", 2)])],
+                &[],
+                tokio::time::Instant::now(),
+            )
+            .unwrap();
         registry.find_mut("web", "a").unwrap().drain.begin(None, 50, Instant::now());
         let flows = Arc::new(FlowTable::new(8, TableSecret::new(1), Families::default()).unwrap());
         let stats = Arc::new(WorkerStats::new(1, 2, 0));

@@ -3,12 +3,12 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
-use super::state::same_server;
+use super::identity;
 use crate::config::{Announce, Backend, Config, Drain, Health, Split, Sticky, TcpHealth, Vip};
 use crate::forwarding::tunnel::Sources;
-use crate::forwarding::{Tunnels, quic_lb};
+use crate::forwarding::{FlowsLeft, Tunnels, quic_lb};
 use crate::words::counted;
 
 /// The keys whose change needs a restart, of all that differ; empty if a reload can do it.
@@ -69,14 +69,32 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
 
 /// One sentence per difference; empty when nothing differs.
 pub fn changes(old: &Config, new: &Config) -> Vec<String> {
-    let before: HashMap<&str, &Vip> = by_name(&old.vips, |vip| &vip.name);
-    let after: HashMap<&str, &Vip> = by_name(&new.vips, |vip| &vip.name);
-    let removed = old.vips.iter().filter(|vip| !after.contains_key(vip.name.as_str()));
-    let mut told: Vec<String> = removed.map(|vip| format!("VIP {} removed", vip.name)).collect();
-    for vip in &new.vips {
-        match before.get(vip.name.as_str()) {
-            None => told.push(format!("VIP {} added: {}", vip.name, describe(vip))),
-            Some(old) => vip_changes(old, vip, &mut told),
+    let mut told = Vec::new();
+    let mut gone: Vec<&Vip> = old.vips.iter().collect();
+    let continued = identity::continued(&gone, &new.vips);
+    let kept: HashSet<usize> = continued.iter().copied().flatten().collect();
+    let mut index = 0..;
+    gone.retain(|_| index.next().is_some_and(|index| !kept.contains(&index)));
+    // Of another kind under its old name: another VIP, but told as a change.
+    let before: HashMap<&str, &Vip> = gone.iter().map(|vip| (vip.name.as_str(), *vip)).collect();
+    let remade = |vip: &Vip| before.get(vip.name.as_str()).copied();
+    let added = new.vips.iter().zip(&continued).filter(|(_, known)| known.is_none());
+    let added: HashSet<&str> = added.map(|(vip, _)| vip.name.as_str()).collect();
+    for vip in gone.iter().filter(|vip| !added.contains(vip.name.as_str())) {
+        told.push(format!("VIP {} removed", vip.name));
+    }
+    for (vip, known) in new.vips.iter().zip(&continued) {
+        match (known.and_then(|index| old.vips.get(index)), remade(vip)) {
+            (Some(old), _) => vip_changes(old, vip, &mut told),
+            (None, Some(old)) => {
+                vip_changes(old, vip, &mut told);
+                let fate = fate(old.on_remove);
+                told.push(format!(
+                    "VIP {}: another VIP from now on; its old flows {fate}",
+                    vip.name
+                ));
+            }
+            (None, None) => told.push(format!("VIP {} added: {}", vip.name, describe(vip))),
         }
     }
     tunnel_changes(&old.tunnels, &new.tunnels, &mut told);
@@ -106,8 +124,53 @@ fn tunnel_changes(old: &Tunnels, new: &Tunnels, told: &mut Vec<String>) {
     }
 }
 
-fn by_name<T>(items: &[T], name: fn(&T) -> &String) -> HashMap<&str, &T> {
-    items.iter().map(|item| (name(item).as_str(), item)).collect()
+/// A name that changed: of a VIP, or of a backend of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rename {
+    /// Name of the VIP, as it is now.
+    pub vip: String,
+    /// Name of the backend, as it is now; `None`: the VIP itself.
+    pub backend: Option<String>,
+    /// The name of before.
+    pub old: String,
+}
+
+/// What goes on under another name.
+pub fn renames(old: &Config, new: &Config) -> Vec<Rename> {
+    let mut renames = Vec::new();
+    let known = identity::continued(&old.vips.iter().collect::<Vec<_>>(), &new.vips);
+    for (vip, before) in new.vips.iter().zip(known) {
+        let Some(before) = before.and_then(|index| old.vips.get(index)) else { continue };
+        let mut add = |backend: Option<&String>, old: &String| {
+            renames.push(Rename {
+                vip: vip.name.clone(),
+                backend: backend.cloned(),
+                old: old.clone(),
+            });
+        };
+        if before.name != vip.name {
+            add(None, &before.name);
+        }
+        let server = |backend: &Backend| (backend.address, backend.port);
+        let names: HashMap<_, &String> =
+            before.backends.iter().map(|b| (server(b), &b.name)).collect();
+        for backend in &vip.backends {
+            match names.get(&server(backend)) {
+                Some(old) if **old != backend.name => add(Some(&backend.name), old),
+                _ => {}
+            }
+        }
+    }
+    renames
+}
+
+/// What becomes of flows whose backend, or whose VIP or port, is removed.
+pub const fn fate(left: FlowsLeft) -> &'static str {
+    match left {
+        FlowsLeft::Keep => "go on until they end",
+        FlowsLeft::Reset => "are reset",
+        FlowsLeft::Rehash => "go to other backends",
+    }
 }
 
 fn describe(vip: &Vip) -> String {
@@ -118,6 +181,9 @@ fn describe(vip: &Vip) -> String {
 }
 
 fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
+    if old.name != new.name {
+        told.push(format!("VIP {} renamed {}", old.name, new.name));
+    }
     let mut field = |name: &str, a: String, b: String| {
         if a != b {
             told.push(format!("VIP {}: {name} {a} -> {b}", new.name));
@@ -136,6 +202,7 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("health", health(&old.health), health(&new.health));
     field("drain", drain(&old.drain), drain(&new.drain));
     field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());
+    field("on_remove", old.on_remove.as_str().to_owned(), new.on_remove.as_str().to_owned());
     field("on_idle", on_idle(old).to_owned(), on_idle(new).to_owned());
     field("mss", mss(old), mss(new));
     field("on_no_backend", on_no_backend(old).to_owned(), on_no_backend(new).to_owned());
@@ -155,38 +222,50 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     if old.quic != new.quic && quic(old) == quic(new) {
         told.push(format!("VIP {}: quic: another key", new.name));
     }
-    if old.forward != new.forward {
-        told.push(format!("VIP {}: another forwarding mode; its flows are cut", new.name));
-    }
     backend_changes(old, new, told);
 }
 
 fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
-    let before = by_name(&old.backends, |backend| &backend.name);
-    let after = by_name(&new.backends, |backend| &backend.name);
+    let server = |backend: &Backend| (backend.address, backend.port);
+    let before: HashMap<_, &Backend> = old.backends.iter().map(|b| (server(b), b)).collect();
+    let after: HashSet<_> = new.backends.iter().map(server).collect();
+    let gone: Vec<&Backend> =
+        old.backends.iter().filter(|backend| !after.contains(&server(backend))).collect();
+    let added = |backend: &&Backend| !before.contains_key(&server(backend));
     let vip = &new.name;
-    for gone in old.backends.iter().filter(|backend| !after.contains_key(backend.name.as_str())) {
-        told.push(format!("backend {} of VIP {vip} removed", gone.name));
+    for gone in &gone {
+        // One that has its name now is told there.
+        if !new.backends.iter().filter(added).any(|backend| backend.name == gone.name) {
+            told.push(format!("backend {} of VIP {vip} removed", gone.name));
+        }
     }
     for backend in &new.backends {
         let Backend { name, weight, .. } = backend;
-        let to = place(backend);
-        match before.get(name.as_str()) {
-            None => told.push(format!("backend {name} of VIP {vip} added: {to}, weight {weight}")),
-            Some(old) if !same_server(old, backend) => told.push(format!(
-                "backend {name} of VIP {vip}: {} -> {to}; another server, its flows are cut",
-                place(old)
+        let known = before.get(&server(backend)).copied();
+        match (known, gone.iter().copied().find(|gone| gone.name == *name)) {
+            (Some(old), _) if old.name != *name => {
+                told.push(format!("backend {} of VIP {vip} renamed {name}", old.name));
+            }
+            (Some(_), _) => {}
+            (None, Some(old)) => told.push(format!(
+                "backend {name} of VIP {vip}: {} -> {}; another server, the flows of the old one {}",
+                place(old),
+                place(backend),
+                fate(new.on_remove)
             )),
-            Some(_) => {}
+            (None, None) => {
+                let to = place(backend);
+                told.push(format!("backend {name} of VIP {vip} added: {to}, weight {weight}"));
+            }
         }
-        if let Some(old) = before.get(name.as_str())
-            && old.weight != *weight
-        {
+        let Some(old) = known.or_else(|| gone.iter().copied().find(|gone| gone.name == *name))
+        else {
+            continue;
+        };
+        if old.weight != *weight {
             told.push(format!("backend {name} of VIP {vip}: weight {} -> {weight}", old.weight));
         }
-        if let Some(old) = before.get(name.as_str())
-            && old.server_ids != backend.server_ids
-        {
+        if old.server_ids != backend.server_ids {
             let (a, b) = (server_ids(old), server_ids(backend));
             told.push(format!("backend {name} of VIP {vip}: server_id {a} -> {b}"));
         }
@@ -289,7 +368,6 @@ pub(super) mod tests {
     use super::super::state::tests::{backend, tcp_health, vip};
     use super::*;
     use crate::config::{Control, CopyMode, FullNat, Hash, Idle, Io, Nic, Workers, XdpMode};
-    use crate::flow::Protocol;
     use crate::forwarding::this_box::IcmpRate;
     use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind, ServerId};
 
@@ -364,7 +442,7 @@ pub(super) mod tests {
     #[test]
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
-        let rows: [(Change, &str); 21] = [
+        let rows: [(Change, &str); 22] = [
             (|vip| vip.pin = false, "VIP web: pin true -> false"),
             (
                 |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
@@ -377,7 +455,6 @@ pub(super) mod tests {
             ),
             (|vip| vip.ports = Ports::of(&[80, 443]), "VIP web: ports 80 -> 80, 443"),
             (|vip| vip.ports = Ports::All, "VIP web: ports 80 -> all"),
-            (|vip| vip.protocol = Protocol::Udp, "VIP web: protocol tcp -> udp"),
             (
                 |vip| vip.scheduler = SchedulerKind::Ring { virtual_nodes: 160 },
                 "VIP web: scheduler maglev (table_size 251) -> ring (virtual_nodes 160)",
@@ -409,6 +486,8 @@ pub(super) mod tests {
                 "backend a of VIP web: server_id none -> c4605e",
             ),
             (|vip| vip.on_down = FlowsLeft::Reset, "VIP web: on_down keep -> reset"),
+            (|vip| vip.on_remove = FlowsLeft::Keep, "VIP web: on_remove rehash -> keep"),
+            (|vip| vip.name = "www".to_owned(), "VIP web renamed www"),
             (|vip| vip.reset_idle = true, "VIP web: on_idle silent -> reset"),
             (|vip| vip.rejects = true, "VIP web: on_no_backend drop -> reject"),
             (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
@@ -422,8 +501,8 @@ pub(super) mod tests {
             ),
             (
                 |vip| vip.backends.first_mut().unwrap().port = None,
-                "backend a of VIP web: 127.0.1.1 port 8080 -> 127.0.1.1; another server, its flows \
-                 are cut",
+                "backend a of VIP web: 127.0.1.1 port 8080 -> 127.0.1.1; another server, the flows of \
+                 the old one go to other backends",
             ),
         ];
         for (change, expected) in rows {
@@ -431,8 +510,26 @@ pub(super) mod tests {
         }
         assert_eq!(
             one(|vip| vip.forward = Forward::Dsr),
-            ["VIP web: forward nat -> dsr", "VIP web: another forwarding mode; its flows are cut"]
+            [
+                "VIP web: forward nat -> dsr",
+                "VIP web: another VIP from now on; its old flows go to other backends"
+            ]
         );
+    }
+
+    /// Addresses and ports say what is what: names only change.
+    #[test]
+    fn names_that_change_hands_are_renames() {
+        let swapped = one(|vip| {
+            for backend in &mut vip.backends {
+                let other = if backend.name == "a" { "b" } else { "a" };
+                backend.name = other.to_owned();
+            }
+        });
+        assert_eq!(swapped, ["backend a of VIP web renamed b", "backend b of VIP web renamed a"]);
+        let moved = one(|vip| vip.backends.iter_mut().for_each(|b| b.port = Some(8081)));
+        assert_eq!(moved.len(), 2, "{moved:?}");
+        assert!(moved.iter().all(|told| told.contains("another server")), "{moved:?}");
     }
 
     #[test]
@@ -446,10 +543,11 @@ pub(super) mod tests {
 
     #[test]
     fn vips_come_and_go() {
-        let (old, new) = (vip("old", &[]), vip("new", &[backend("a", 1)]));
+        let (old, mut new) = (vip("old", &[]), vip("new", &[backend("a", 1)]));
+        new.address = [192, 0, 2, 11].into();
         assert_eq!(
             changes(&config(vec![old]), &config(vec![new])),
-            ["VIP old removed", "VIP new added: 192.0.2.10, tcp 80, nat, 1 backend"]
+            ["VIP old removed", "VIP new added: 192.0.2.11, tcp 80, nat, 1 backend"]
         );
     }
 

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::answering::{Syns, hint};
 use super::api::{
     BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus,
-    NicFaultStatus, NicStatus, PoolStatus, SplitStatus, Status, Totals, Traffic, VipStatus,
-    WorkerStatus,
+    NicFaultStatus, NicStatus, PoolStatus, RemovedStatus, SplitStatus, Status, Totals, Traffic,
+    VipStatus, WorkerStatus,
 };
 use super::flow_rates::FlowRates;
 use super::nic_faults::NicFault;
@@ -164,9 +164,27 @@ pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
         drops: all_drops(&workers),
         vips: sources.registry.vips().iter().map(|vip| vip_status(vip, sources, now)).collect(),
         flow_tables: sources.flow_rates.flow_tables(sources.registry, sources.workers),
+        removed: removed(sources),
         workers,
         nics: nic_statuses(sources),
     }
+}
+
+fn removed(sources: &Sources<'_>) -> Vec<RemovedStatus> {
+    let all = sources.registry.all_vips().flat_map(|vip| {
+        vip.removed.iter().map(|removed| {
+            let backend = &removed.what;
+            RemovedStatus {
+                vip: vip.config.name.clone(),
+                backend: backend.config.name.clone(),
+                address: backend.config.address,
+                port: backend.config.port,
+                flows_left: flows_active(sources.workers, backend.id.index),
+                then: removed.left,
+            }
+        })
+    });
+    all.filter(|removed| removed.flows_left > 0).collect()
 }
 
 fn full_nat_status(config: &FullNat, totals: &Totals) -> Option<FullNatStatus> {

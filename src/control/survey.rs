@@ -5,12 +5,14 @@
 //! same problems of next hops as they come and go ([`super::neighbour`]).
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use hashbrown::{HashMap, HashSet};
 use ipnet::Ipv4Net;
 
 use super::ControlError;
+use super::claim;
 use super::inbound::{self, Arp};
 use super::neighbour::{self, Problem};
 use super::netlink::{self, InterfaceAddress, Link, Netlink, Route};
@@ -51,7 +53,16 @@ pub fn survey(config: &Config, nics: &[NicFacts]) -> Result<Vec<Finding>, Contro
         let netlink = Netlink::open()?;
         look(config, &netlink).await.map_err(|error| ControlError::Netlink(error.to_string()))
     })?;
-    Ok(findings(config, nics, &network))
+    let mut found = findings(config, nics, &network);
+    found.extend(control_socket(&config.control.socket));
+    Ok(found)
+}
+
+/// Something at the control socket's path that a start would refuse.
+fn control_socket(path: &Path) -> Option<Finding> {
+    let what = format!("{} is {}", path.display(), claim::obstacle(path)?);
+    let fix = "remove it if it is not needed, or set another path";
+    Some(Finding::new(Level::Error, "control.socket", what, fix))
 }
 
 async fn look(config: &Config, netlink: &Netlink) -> Result<Network, netlink::Error> {
@@ -232,6 +243,17 @@ mod tests {
     use super::super::reload::tests::config;
     use super::super::state::tests::{backend, vip};
     use super::*;
+
+    #[test]
+    fn what_is_at_the_control_sockets_path_is_told() {
+        let scratch = super::super::admin::tests::Scratch::new();
+        let socket = scratch.socket();
+        assert!(control_socket(&socket).is_none(), "nothing is there");
+        std::fs::create_dir_all(&scratch.0).unwrap();
+        std::fs::write(&socket, "").unwrap();
+        let told = control_socket(&socket).unwrap();
+        assert!(told.to_string().contains("is a regular file"), "{told}");
+    }
 
     fn link(index: u32, name: &str, mtu: u32) -> Link {
         let mac = Some([2, 0, 0, 0, 0, u8::try_from(index).unwrap_or_default()]);

@@ -543,7 +543,7 @@ async fn what_goes_leaves_the_program_first_and_what_comes_enters_it_last() {
         let mut added = vip("mail", &[backend("c", 3)]);
         added.address = [192, 0, 2, 25].into();
         *bench.file.lock().unwrap() = Ok(config(vec![added]));
-        let reloaded: Reloaded = bench.post("/v1/reload", json!(null)).await;
+        let reloaded: Reloaded = bench.post("/v1/reload", json!({})).await;
         assert_eq!(reloaded.changes.first().unwrap(), "VIP web removed");
         assert_eq!(reloaded.changes.len(), 2);
         let notes = bench.notes.lock().unwrap();
@@ -561,6 +561,49 @@ async fn what_goes_leaves_the_program_first_and_what_comes_enters_it_last() {
         assert_eq!(*removed, (vec![], published), "under the old table");
         assert_eq!(last.0, ["192.0.2.25"]);
         assert!(last.1 > published, "under the new table");
+    })
+    .await;
+}
+
+/// A reload says what it would cut, and does it only when it is asked to.
+#[tokio::test]
+async fn a_removed_backend_is_told_and_lingers_until_its_flows_have_ended() {
+    let on_remove = FlowsLeft::Reset;
+    let pool = [backend("a", 1), backend("b", 2)];
+    let both = vec![Vip { on_remove, ..vip("web", &pool) }];
+    let one = vec![Vip { on_remove, ..vip("web", &[backend("z", 1)]) }];
+    with_control(both, async |bench| {
+        let _: Status = bench.get("/v1/status").await;
+        bench.worker.stats.backends[1].flows_active.add(3);
+        *bench.file.lock().unwrap() = Ok(config(one));
+        let generation = bench.tables.current().generation();
+        let told: Reloaded = bench.post("/v1/reload", json!({ "dry_run": true })).await;
+        assert_eq!(bench.tables.current().generation(), generation, "nothing was applied");
+        let done: Reloaded = bench.post("/v1/reload", json!({})).await;
+        for (name, said) in [("dry run", told), ("reload", done)] {
+            assert_eq!(said.dry_run, name == "dry run");
+            assert_eq!(
+                said.changes,
+                ["backend b of VIP web removed", "backend a of VIP web renamed z"],
+                "{name}"
+            );
+            let [flows] = said.flows.as_slice() else { unreachable!("{said:?}") };
+            assert_eq!((flows.backend.as_deref(), flows.flows), (Some("b"), 3), "{name}");
+            assert_eq!(flows.then, FlowsLeft::Reset, "{name}");
+        }
+        let left = bench.tables.current().backend(BackendIndex(1)).map(|b| (b.left, b.takes_new));
+        assert_eq!(left, Some((FlowsLeft::Reset, false)));
+        let status: Status = bench.get("/v1/status").await;
+        let [removed] = status.removed.as_slice() else { unreachable!("{:?}", status.removed) };
+        assert_eq!((removed.backend.as_str(), removed.flows_left), ("b", 3));
+        bench.worker.stats.backends[1].flows_active.sub(3);
+        bench.wait_for_event("removed_gone").await;
+        // What an event tells is published by the answer to the next request.
+        let _: Status = bench.get("/v1/status").await;
+        assert!(bench.tables.current().backend(BackendIndex(1)).is_none());
+        let events: EventList = bench.get("/v1/events").await;
+        let kinds: Vec<_> = events.events.iter().map(|event| event.kind.as_str()).collect();
+        assert!(["renamed", "removed"].iter().all(|kind| kinds.contains(kind)), "{kinds:?}");
     })
     .await;
 }
@@ -615,7 +658,7 @@ async fn counters_of_a_new_backend_start_at_zero() {
     let _ = signals;
     let mut registry = super::state::Registry::default();
     let workers = [bench.worker.clone()];
-    registry.apply(&web(), &workers).unwrap();
+    registry.apply(&web(), &workers, tokio::time::Instant::now()).unwrap();
     bench.worker.stats.backends.first().unwrap().flows_total.add(1);
     let (vip, entry) = registry.find("web", "a").unwrap();
     let status = super::status::backend_status(vip, entry, &workers, &[], Instant::now());

@@ -51,7 +51,8 @@ pub fn answer(
             must_not_be_fragmented(packet) && send(packet, kind)
         }
         Drop::TtlExceeded => send(packet, ErrorKind::TimeExceeded),
-        Drop::NoBackend | Drop::ClientIsBackend if rejects(packet, context) => {
+        Drop::NoBackend | Drop::ClientIsBackend if !rejects(packet, context) => false,
+        Drop::NoBackend | Drop::ClientIsBackend | Drop::VipRemoved => {
             match packet.flow.protocol() {
                 Protocol::Tcp => reset::refuse(packet, context, macs, pool),
                 Protocol::Udp => send(packet, ErrorKind::PortUnreachable),

@@ -20,8 +20,8 @@ use crate::flow::bindings::{BindingId, Bound, Lease, Leases};
 use crate::flow::entry::{Pin, State, Track};
 use crate::flow::table::Slot;
 use crate::flow::tuple::Tuple;
+use crate::forwarding::Forward;
 use crate::forwarding::table::Backend;
-use crate::forwarding::{FlowsLeft, Forward};
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::wire::proxy::{Header, Shift};
@@ -145,7 +145,7 @@ impl Conntrack {
         let owner = self.tables.get(usize::from(context.bindings.owner(id)))?;
         let (slot, pin) = owner.lookup(flow).filter(|(_, pin)| is_bound(&pin.track, id))?;
         let backend = living(flow.protocol(), &pin.track, context)?;
-        let cut = is_cut(flow.protocol(), &pin.track, backend);
+        let cut = is_cut(|| flow.tuple, &pin.track, backend, context);
         let news = News::of_change(if cut { Change::CUT } else { change(&pin.track, backend) });
         tell(owner, slot, flow, &pin.track, &news, context.now);
         let track = news.apply(&pin, context.now).track;
@@ -167,7 +167,7 @@ fn answered_here(
         return None;
     }
     let backend = living(flow.protocol(), &hit.track, context)?;
-    if is_cut(flow.protocol(), &hit.track, backend) {
+    if is_cut(|| flow.tuple, &hit.track, backend, context) {
         cut(&hit, context.now);
         return Some(hit.track);
     }
@@ -207,7 +207,7 @@ fn is_stray(packet: &Packet, backend: &Backend, id: BindingId, context: &Context
 /// Whether a backend's packet changes nothing in a flow that is in its steady state.
 fn changes_nothing(packet: &Packet, backend: &Backend) -> bool {
     let tcp = packet.flow.protocol() == Protocol::Tcp;
-    backend.left == FlowsLeft::Keep && (!tcp || packet.shape.flags.goes_on())
+    !backend.quirks.ends_flows() && (!tcp || packet.shape.flags.goes_on())
 }
 
 fn is_steady(protocol: Protocol, state: State) -> bool {

@@ -89,7 +89,7 @@ fn classify_reply(
 ) -> Result<(), Drop> {
     let ListenKey { address, port, protocol } = tuple.listen_key();
     if protocol == Protocol::Any {
-        return Err(Drop::UnsupportedProtocol);
+        return classify_old(packet, tuple, context, secret).ok_or(Drop::UnsupportedProtocol);
     }
     if let Some(id) = context.bindings.sources().find(address, port) {
         // Whose it is, conntrack asks when it has been fetched.
@@ -100,7 +100,9 @@ fn classify_reply(
         return Ok(());
     }
     let source = tuple.reply_key();
-    let path = context.table.return_paths(source).next().ok_or(Drop::NoVip)?;
+    let Some(path) = context.table.return_paths(source).next() else {
+        return classify_old(packet, tuple, context, secret).ok_or(Drop::NoVip);
+    };
     packet.vip = path.vip;
     let FlowKey { vip: client, vip_port: client_port, .. } = tuple.key();
     let flow = answered_flow(client, client_port, source, path);
@@ -113,6 +115,24 @@ fn classify_reply(
     packet.flow = secret.hash(flow);
     context.flows.prefetch_bucket(&packet.flow);
     Ok(())
+}
+
+/// What comes for an address and port that a VIP had before a reload, and where flows are left.
+#[cold]
+fn classify_old(
+    packet: &mut Packet,
+    tuple: Tuple,
+    context: &Context<'_>,
+    secret: &TableSecret,
+) -> Option<()> {
+    let (vip, _) = context.table.old_listener(tuple.listen_key())?;
+    packet.vip = vip;
+    packet.way = Way::ToBackend;
+    packet.backend = BackendIndex(u16::MAX);
+    let all = takes_all_protocols(vip, context);
+    packet.flow = secret.hash(if all { tuple.without_ports() } else { tuple });
+    context.flows.prefetch_bucket(&packet.flow);
+    Some(())
 }
 
 /// The flow that a packet from `source`, a NAT backend's, to a client answers, if it answers for this

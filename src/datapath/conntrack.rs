@@ -173,7 +173,7 @@ impl Conntrack {
             self.remove(hit.slot, context);
             return Err(miss.into());
         }
-        if is_cut(packet.flow.protocol(), &hit.track, backend) {
+        if is_cut(|| packet.flow.tuple, &hit.track, backend, context) {
             cut(&hit, context.now);
             return pass_reset(packet, &hit.track, backend, context);
         }
@@ -213,7 +213,7 @@ impl Conntrack {
             self.remove(alias.slot, context);
             return Err(miss.into());
         }
-        if is_cut(packet.flow.protocol(), &track, backend) {
+        if is_cut(|| packet.flow.tuple, &track, backend, context) {
             return pass_reset(packet, &track, backend, context);
         }
         Ok(Target::of(backend, &track))
@@ -267,7 +267,7 @@ impl Conntrack {
         bindings::note_elsewhere(&pin.track, packet, context);
         let news = News::of_request(packet, &pin.track, backend, context);
         self.add_alias(slot, &pin, &packet.flow, &news, context);
-        if is_cut(packet.flow.protocol(), &pin.track, backend) {
+        if is_cut(|| packet.flow.tuple, &pin.track, backend, context) {
             return pass_reset(packet, &pin.track, backend, context);
         }
         Ok(Target::of(backend, &pin.track))
@@ -325,13 +325,13 @@ impl Conntrack {
             return Some(self.answered_elsewhere(flow, answerer, packet, context)?.track);
         };
         if hit.track.state().has(State::ALIAS) {
-            let news = |track: &Track| News::of_reply(packet, track, living, context.now);
+            let news = |track: &Track| News::of_reply(packet, flow, track, living, context);
             return match self.refresh(&hit, flow, news, context) {
                 Some(track) => Some(track),
                 None => Some(self.answered_elsewhere(flow, answerer, packet, context)?.track),
             };
         }
-        let is_cut = is_cut(flow.protocol(), &hit.track, living);
+        let is_cut = is_cut(|| flow.tuple, &hit.track, living, context);
         if (is_cut || hit.track.state().has(State::FIN_CLIENT))
             && let Some(newer) = self.answered_by_newer(hit.slot, flow, answerer, packet, context)
         {
@@ -381,7 +381,7 @@ impl Conntrack {
             pinned.is_some_and(|pinned| answerer.answers_for(pinned, context))
         };
         let (slot, pin, backend) = self.find_elsewhere(flow, context, on_it)?;
-        let news = News::of_reply(packet, &pin.track, backend, context.now);
+        let news = News::of_reply(packet, flow, &pin.track, backend, context);
         self.add_alias(slot, &pin, flow, &news, context);
         Some(pin)
     }
@@ -668,7 +668,7 @@ pub(super) fn reply<'t>(
 ) -> Reply<'t> {
     match context.table.backend(packet.backend) {
         Some(backend)
-            if is_cut(packet.flow.protocol(), track, backend)
+            if is_cut(|| packet.flow.tuple, track, backend, context)
                 && !packet.shape.flags.any(TcpFlags::RST) =>
         {
             Reply::Cut(Cut { client, target: Target::of(backend, track) })
@@ -687,7 +687,7 @@ fn sweep_one(
     outbox: &mut Outbox,
 ) -> Verdict {
     match living(protocol, &hit.track, context) {
-        Some(backend) if !is_cut(protocol, &hit.track, backend) => Verdict::Keep,
+        Some(backend) if !is_cut(tuple, &hit.track, backend, context) => Verdict::Keep,
         Some(backend) => sweep_cut(protocol, hit, backend, tuple, context, outbox),
         None => match idled_out_loudly(protocol, &hit.track, context) {
             Some(backend) => sweep_cut(protocol, hit, backend, tuple, context, outbox),

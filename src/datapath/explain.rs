@@ -106,7 +106,7 @@ impl Explainer {
     ) -> Result<Explanation, ExplainError> {
         let trace = Trace::default();
         let key = key(question);
-        let vip = table.listener(Tuple::from(key).listen_key()).and_then(|id| table.vip(id));
+        let vip = table.owner(Tuple::from(key).listen_key()).and_then(|id| table.vip(id));
         let found = self.pins(&key, vip, table);
         let scratch = self.scratch(&found)?;
         let (worker, pinned) = match vip {
@@ -406,14 +406,18 @@ fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
 /// Tells why the packet is not forwarded, and what its sender is told.
 fn tell_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace) {
     trace.tell("drop", reason.as_str(), reason.describe().trim());
-    let none = matches!(reason, Drop::NoBackend | Drop::ClientIsBackend);
-    if none && rejects(packet, context) {
-        let answer = match packet.flow.protocol() {
-            Protocol::Tcp => "a RST",
-            _ => "ICMP port unreachable",
-        };
-        trace.tell("answer", answer, "the VIP says on_no_backend = \"reject\"");
-    }
+    let why = match reason {
+        Drop::NoBackend | Drop::ClientIsBackend if rejects(packet, context) => {
+            "the VIP says on_no_backend = \"reject\""
+        }
+        Drop::VipRemoved => "nothing listens here any longer",
+        _ => return,
+    };
+    let answer = match packet.flow.protocol() {
+        Protocol::Tcp => "a RST",
+        _ => "ICMP port unreachable",
+    };
+    trace.tell("answer", answer, why);
 }
 
 /// The packet's transport header, and what it carries.

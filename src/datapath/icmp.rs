@@ -178,7 +178,7 @@ fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>
     if protocol != Protocol::Any && flow.has_forbidden_port() {
         return None;
     }
-    packet.vip = context.table.listener(flow.listen_key())?;
+    packet.vip = context.table.owner(flow.listen_key())?;
     packet.way = Way::Related(None);
     Some(if takes_all_protocols(packet.vip, context) { flow.without_ports() } else { flow })
 }

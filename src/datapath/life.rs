@@ -28,6 +28,7 @@ use super::context::Context;
 use super::quic::named;
 use crate::flow::Protocol;
 use crate::flow::entry::{Pin, Rule, State, Track};
+use crate::flow::tuple::{HashedKey, Tuple};
 use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{FlowsLeft, NextHop, RESET_TIME};
 use crate::units::Ticks;
@@ -132,7 +133,7 @@ pub(super) fn leaves(
         Protocol::Tcp => {
             let over = || !backend.up || state.is_closing(backend.forward);
             let anew = || backend.proxy && begins_anew(track, packet, context);
-            opens && (over() || anew() || is_cut(protocol, track, backend))
+            opens && (over() || anew() || is_cut(|| packet.flow.tuple, track, backend, context))
         }
         Protocol::Udp => backend.quirks.has(Quirks::QUIC) && elsewhere(),
         Protocol::Any => false,
@@ -140,11 +141,29 @@ pub(super) fn leaves(
     leaves.then_some(miss)
 }
 
-/// Whether the flow is cut: for good, or by what is to become of its backend's flows.
+/// Whether the flow is cut: for good, or by what is to become of its backend's flows, or of those for its
+/// VIP's address and port.
 #[inline]
-pub(super) fn is_cut(protocol: Protocol, track: &Track, backend: &Backend) -> bool {
-    let cut = track.state().has(State::CUT) || backend.left == FlowsLeft::Reset;
-    cut && protocol == Protocol::Tcp
+pub(super) fn is_cut(
+    tuple: impl FnOnce() -> Tuple,
+    track: &Track,
+    backend: &Backend,
+    context: &Context<'_>,
+) -> bool {
+    if !track.state().has(State::CUT) && !backend.quirks.ends_flows() {
+        return false;
+    }
+    is_cut_off(tuple(), track, backend, context)
+}
+
+#[cold]
+fn is_cut_off(tuple: Tuple, track: &Track, backend: &Backend, context: &Context<'_>) -> bool {
+    let old = || context.table.old_listener(tuple.listen_key());
+    let cut = track.state().has(State::CUT)
+        || backend.left == FlowsLeft::Reset
+        || backend.quirks.has(Quirks::OLD_PORTS)
+            && old().is_some_and(|(_, left)| left == FlowsLeft::Reset);
+    cut && tuple.protocol() == Protocol::Tcp
 }
 
 /// The backend of a flow that is no longer living, if its ends are to be told that it idled out.
@@ -325,7 +344,7 @@ impl News {
         context: &Context<'_>,
     ) -> Self {
         let Context { nic, now, .. } = *context;
-        let cut = is_cut(packet.flow.protocol(), track, backend);
+        let cut = is_cut(|| packet.flow.tuple, track, backend, context);
         Self {
             change: if cut { Change::CUT } else { request_change(packet, track, backend, now) },
             opening: packet.shape.flags.opens(),
@@ -337,9 +356,19 @@ impl News {
 
     /// Of a packet from the backend, whose flow this is.
     #[inline]
-    pub(super) fn of_reply(packet: &Packet, track: &Track, backend: &Backend, now: Ticks) -> Self {
-        let cut = is_cut(packet.flow.protocol(), track, backend);
-        Self::of_change(if cut { Change::CUT } else { reply_change(packet, track, backend, now) })
+    pub(super) fn of_reply(
+        packet: &Packet,
+        flow: &HashedKey,
+        track: &Track,
+        backend: &Backend,
+        context: &Context<'_>,
+    ) -> Self {
+        let cut = is_cut(|| flow.tuple, track, backend, context);
+        Self::of_change(if cut {
+            Change::CUT
+        } else {
+            reply_change(packet, track, backend, context.now)
+        })
     }
 
     /// Of a backend's packet that changes this.

@@ -162,6 +162,9 @@ pub(super) fn admit<'t>(
         return Err(Drop::OwnSource);
     }
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
+    if context.table.old_listener(packet.flow.tuple.listen_key()).is_some() {
+        return Err(Drop::VipRemoved);
+    }
     if vip.forward.translates() && expires(packet) {
         // It will not be sent: it takes no place among the flows, and no source.
         return Err(Drop::TtlExceeded);
@@ -407,7 +410,7 @@ pub fn out_of_service(backend: &Backend) -> &'static str {
     } else if backend.takes_midflow {
         "draining, or without weight"
     } else {
-        "out of service: its drain met the deadline"
+        "out of service: its drain met the deadline, or it was removed"
     }
 }
 

@@ -12,9 +12,11 @@ pub mod affinity;
 pub mod explain;
 pub mod listeners;
 pub mod network;
+pub mod old_listeners;
 pub mod publish;
 pub mod quic_lb;
 pub mod scheduler;
+pub mod server;
 pub mod steer;
 pub mod sticky;
 pub mod table;
@@ -33,6 +35,7 @@ use crate::wire::vlan::Tags;
 pub use affinity::{Affinity, ClientKey, Splits};
 pub use listeners::MAX_PREFIX_LENGTHS;
 pub use network::{Listen, Network, PortRange};
+pub use old_listeners::OldListen;
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
 pub use steer::{MAX_STEERED, SteerRules};
@@ -286,7 +289,7 @@ pub struct VipSpec {
     pub id: VipId,
     /// Addresses that clients connect to: one, or a prefix.
     pub address: Network,
-    /// Ports that clients connect to.
+    /// Ports that clients connect to; an empty list for a VIP that a reload has removed.
     pub ports: Ports,
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -322,6 +325,8 @@ pub struct VipSpec {
     pub mss: Option<u16>,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
+    /// Addresses and ports that it had before a reload: they take no new flows.
+    pub old: Vec<OldListen>,
 }
 
 /// What the control thread knows of a backend when it builds a table.
@@ -329,7 +334,7 @@ pub struct VipSpec {
 pub struct BackendSpec {
     /// Index and generation, the index unique in the table.
     pub id: BackendId,
-    /// Name, unique in its VIP; what schedulers hash.
+    /// Name, unique in its VIP: for people. Schedulers hash the address ([`server`]).
     pub name: String,
     /// Its own address.
     pub address: IpAddr,
@@ -354,4 +359,6 @@ pub struct BackendSpec {
     pub mtu: u16,
     /// What names it in QUIC connection ids.
     pub server_ids: Vec<ServerId>,
+    /// A reload has removed it: it has the flows that `left` leaves it, and takes no other packets.
+    pub removed: bool,
 }

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::ListenKey;
 use crate::flow::{Address, Protocol};
 
 /// Bits of an address; an IPv4 address is the last 32 of them ([`Address`]).
@@ -276,6 +277,14 @@ pub struct Listen {
     pub protocol: Protocol,
     /// The ports.
     pub ports: PortRange,
+}
+
+impl Listen {
+    /// Whether `key` is one of these places.
+    pub fn contains(self, key: ListenKey) -> bool {
+        let ports = self.ports == PortRange::ALL || self.ports.contains(key.port);
+        self.protocol == key.protocol && ports && self.network.contains(key.address)
+    }
 }
 
 #[cfg(test)]

@@ -283,7 +283,8 @@ impl QuicLb {
             let index = backend.id.index;
             backend.server_ids.clone().into_iter().map(move |id| (id, index))
         };
-        Some(Box::new(Self { codecs, servers: vip.backends.iter().flat_map(ids).collect() }))
+        let pool = vip.backends.iter().filter(|backend| !backend.removed);
+        Some(Box::new(Self { codecs, servers: pool.flat_map(ids).collect() }))
     }
 
     /// The backend that a connection id names: of a rotation that is configured, long enough, and

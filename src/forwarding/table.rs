@@ -1,13 +1,15 @@
 //! The forwarding table itself: VIPs, backends and return paths, found in O(1).
 
-use std::borrow::Cow;
+use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
 use super::listeners::{Listeners, exact};
+use super::old_listeners::OldListeners;
 use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
+use super::server::Server;
 use super::sticky::Reentry;
 use super::this_box::UNLIMITED;
 use super::tunnel::{Entropy, PathKey};
@@ -42,6 +44,8 @@ pub struct ForwardingTable {
     return_ranges: HashMap<(Address, Protocol), Vec<(PortRange, ReturnPath)>>,
     /// Whether some backend answers from all ports: where none does, nobody has to look.
     any_returns: bool,
+    /// What VIPs have lost by a reload.
+    old: OldListeners,
 }
 
 /// A VIP.
@@ -75,6 +79,8 @@ pub struct Vip {
     pub quic: Option<Box<QuicLb>>,
     /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
     pub mss: Option<u16>,
+    /// Names of its backends, to be told.
+    names: Arc<[(BackendIndex, Box<str>)]>,
 }
 
 /// What a backend's packets need beyond what all packets do; bits.
@@ -88,6 +94,8 @@ impl Quirks {
     pub const REMEMBERS: Self = Self(2);
     /// They do not just go to it: [`Backend::left`] is not [`FlowsLeft::Keep`].
     pub const LEFT: Self = Self(4);
+    /// Those for ports that the VIP has lost are of flows that are reset ([`VipSpec::old`]).
+    pub const OLD_PORTS: Self = Self(8);
 
     /// Whether there are none.
     #[inline]
@@ -107,11 +115,19 @@ impl Quirks {
         self.0 & bits.0 == bits.0
     }
 
+    /// Whether some of its flows may not just go on.
+    #[inline(always)]
+    pub const fn ends_flows(self) -> bool {
+        self.0 & (Self::LEFT.0 | Self::OLD_PORTS.0) != 0
+    }
+
     fn of(vip: &VipSpec, left: FlowsLeft) -> Self {
         let quic = if vip.affinity == Affinity::QuicCid { Self::QUIC.0 } else { 0 };
         let remembers = if vip.remember.is_some() { Self::REMEMBERS.0 } else { 0 };
         let left = if left == FlowsLeft::Keep { 0 } else { Self::LEFT.0 };
-        Self(quic | remembers | left)
+        let resets = vip.old.iter().any(|old| old.left == FlowsLeft::Reset);
+        let old_ports = if resets { Self::OLD_PORTS.0 } else { 0 };
+        Self(quic | remembers | left | old_ports)
     }
 }
 
@@ -201,6 +217,7 @@ impl ForwardingTable {
             entropy: Entropy::new(&secret),
             return_ranges: HashMap::new(),
             any_returns: false,
+            old: OldListeners::default(),
         };
         let previous = previous.filter(|previous| previous.secret == secret);
         for spec in specs {
@@ -256,6 +273,21 @@ impl ForwardingTable {
         self.listeners.find(key)
     }
 
+    /// The VIP that listened on `key` before a reload, while flows are left there, and what becomes of
+    /// them; `None` if a VIP listens there now.
+    #[cold]
+    pub fn old_listener(&self, key: ListenKey) -> Option<(VipId, FlowsLeft)> {
+        if self.old.is_empty() || self.listeners.find(key).is_some() {
+            return None;
+        }
+        self.old.find(key)
+    }
+
+    /// The VIP whose flows have `key`: the one that listens there, or did before a reload.
+    pub fn owner(&self, key: ListenKey) -> Option<VipId> {
+        self.listener(key).or_else(|| Some(self.old_listener(key)?.0))
+    }
+
     /// Whether an address is some VIP's, on whatever port.
     pub fn is_vip(&self, address: Address) -> bool {
         self.listeners.have(address)
@@ -294,6 +326,9 @@ impl ForwardingTable {
             let listen = Listen { network: spec.address, protocol: spec.protocol, ports };
             self.listeners.add(listen, spec.id);
         }
+        for &old in &spec.old {
+            self.old.add(old, spec.id);
+        }
         for backend in &spec.backends {
             let mut built = self.backend_of(spec, backend);
             built.stay_off(&self.this_box);
@@ -316,11 +351,13 @@ impl ForwardingTable {
     }
 
     fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
-        for &ports in spec.ports.ranges() {
+        let now = spec.ports.ranges().iter().map(|&ports| (spec.address, ports));
+        let before = spec.old.iter().map(|old| (old.listen.network, old.listen.ports));
+        for (address, ports) in now.chain(before) {
             let path = ReturnPath {
                 backend: backend.id.index,
                 vip: spec.id,
-                vip_address: spec.address.address(),
+                vip_address: address.address(),
                 vip_port: Some(ports.first).filter(|_| ports.is_single()),
                 pinned: spec.pin,
             };
@@ -362,7 +399,8 @@ pub fn return_listen(backend: &BackendSpec, ports: PortRange, protocol: Protocol
 
 impl Vip {
     fn new(spec: &VipSpec, secret: &Secret, previous: Option<&Self>) -> Self {
-        let candidates = spec.backends.iter().map(candidate).collect();
+        let candidates = Server::all(&spec.backends).map(candidate).collect();
+        let names = names(spec, previous);
         let previous = previous.map(|vip| &vip.scheduler);
         let scheduler = Built::build(spec.scheduler, secret, candidates, previous);
         let freest = spec.remember.filter(|remember| remember.on_reentry == Reentry::Freest);
@@ -381,6 +419,7 @@ impl Vip {
             sampled: spec.sampled,
             quic: QuicLb::new(spec),
             mss: spec.mss,
+            names,
         }
     }
 
@@ -395,13 +434,20 @@ impl Vip {
     }
 }
 
-/// What the scheduler wants to know of a backend.
-fn candidate(backend: &BackendSpec) -> Candidate<'_> {
-    Candidate {
-        backend: backend.id.index,
-        name: Cow::Borrowed(&backend.name),
-        weight: backend.weight,
+/// The names of a VIP's backends; taken over from `previous` if they are the same.
+fn names(spec: &VipSpec, previous: Option<&Vip>) -> Arc<[(BackendIndex, Box<str>)]> {
+    let named = spec.backends.iter().map(|backend| (backend.id.index, backend.name.as_str()));
+    match previous.map(|vip| &vip.names) {
+        Some(known) if known.iter().map(|(index, name)| (*index, &**name)).eq(named.clone()) => {
+            Arc::clone(known)
+        }
+        _ => named.map(|(index, name)| (index, name.into())).collect(),
     }
+}
+
+/// What the scheduler wants to know of a backend.
+const fn candidate((server, backend): (Server, &BackendSpec)) -> Candidate {
+    Candidate { backend: backend.id.index, server, weight: backend.weight }
 }
 
 impl Backend {
@@ -422,15 +468,20 @@ impl Backend {
             port: spec.port,
             next_hop: spec.next_hop,
             mtu: spec.mtu,
-            up: spec.up,
+            // One that was removed is checked no longer.
+            up: spec.up || spec.removed,
             left: flows_left(vip, spec),
             reset_idle: vip.reset_idle,
             proxy: vip.proxy,
             takes_new: spec.up
+                && !spec.removed
                 && spec.weight > 0
                 && spec.service == Service::Active
                 && spec.next_hop.is_some(),
-            takes_midflow: spec.up && spec.service != Service::Out && spec.next_hop.is_some(),
+            takes_midflow: spec.up
+                && !spec.removed
+                && spec.service != Service::Out
+                && spec.next_hop.is_some(),
             quirks: Quirks::of(vip, flows_left(vip, spec)),
             share: spec.share,
             path: PathKey::new(spec.address.into()),
@@ -449,10 +500,9 @@ impl Backend {
 
 /// The name of a backend.
 pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
-    let vip = table.vip(backend.vip).map(|vip| vip.scheduler.candidates());
-    let mut candidates = vip.unwrap_or_default().iter();
-    let found = candidates.find(|candidate| candidate.backend == backend.id.index);
-    found.map_or("?", |candidate| &candidate.name)
+    let names = table.vip(backend.vip).map_or(&[][..], |vip| &vip.names);
+    let found = names.iter().find(|(index, _)| *index == backend.id.index);
+    found.map_or("?", |(_, name)| name)
 }
 
 /// What becomes of a backend's flows: what its drain says, else its VIP's word for one that is down.
@@ -461,7 +511,7 @@ pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
 fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
     let reachable = spec.next_hop.is_some() || vip.protocol == Protocol::Tcp;
     let left = match spec.left {
-        FlowsLeft::Keep if spec.up && reachable => return FlowsLeft::Keep,
+        FlowsLeft::Keep if (spec.up || spec.removed) && reachable => return FlowsLeft::Keep,
         FlowsLeft::Keep => vip.on_down,
         left => left,
     };
@@ -518,6 +568,7 @@ pub(crate) mod testing {
             quic: Vec::new(),
             mss: None,
             backends: Vec::new(),
+            old: Vec::new(),
         }
     }
 
@@ -541,6 +592,7 @@ pub(crate) mod testing {
             }),
             mtu: UNLIMITED,
             server_ids: Vec::new(),
+            removed: false,
         }
     }
 }
@@ -690,6 +742,11 @@ mod tests {
         vip.backends.reverse();
         let flapped = build(&vip, [0; 16], Some(&first));
         assert_eq!(slots(&first), slots(&flapped), "a flap rebuilds nothing");
+        vip.backends.iter_mut().for_each(|backend| backend.name.push('x'));
+        let renamed = build(&vip, [0; 16], None);
+        let (before, after) = (&first.vip(VipId(0)).unwrap().scheduler, renamed.vip(VipId(0)));
+        let after = after.unwrap().scheduler.scheduler().slots();
+        assert_eq!(before.scheduler().slots(), after, "names are for people");
         let rekeyed = build(&vip, [1; 16], Some(&first));
         assert_ne!(slots(&first), slots(&rekeyed));
         vip.backends.first_mut().unwrap().weight = 2;

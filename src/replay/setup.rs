@@ -7,6 +7,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::counters::Names;
 use super::offline::{Blueprint, Offline};
 use crate::config::driver::largest_mtu;
@@ -62,7 +64,7 @@ pub(super) fn setup(
     neighbours: Option<&Neighbours>,
 ) -> Result<Setup, ReplayError> {
     let mut registry = Registry::new(config.full_nat.numbered());
-    registry.apply(&config.vips, &[])?;
+    registry.apply(&config.vips, &[], Instant::now())?;
     let mut specs = registry.specs();
     let mtus: Vec<u16> = match neighbours {
         Some(neighbours) => neighbours.nics.iter().map(|nic| nic.mtu).collect(),

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use tokio::time::Instant;
+
 use crate::config::{self, Config, MAX_WEIGHT};
 use crate::control::state::{Full, Registry};
 use crate::forwarding::{FULL_SHARE, NextHop, PortIndex, SchedulerKind, Service, VipSpec};
@@ -93,7 +95,10 @@ pub fn scenarios(config: &Config, changes: &[Change]) -> Result<Vec<Scenario>, R
     // The registry that a reload goes through says which backends are the same as before.
     let mut registry = Registry::default();
     let mut specs = |vip: fn(&Edit) -> &config::Vip| {
-        registry.apply(&edits.iter().map(|edit| vip(edit).clone()).collect::<Vec<_>>(), &[])?;
+        let vips: Vec<_> = edits.iter().map(|edit| vip(edit).clone()).collect();
+        registry.apply(&vips, &[], Instant::now())?;
+        // What is broken is counted as broken, also where it would be reset.
+        registry.forget_removed();
         Ok::<_, Full>(registry.specs())
     };
     let (before, after) = (specs(|edit| &edit.old)?, specs(|edit| &edit.new)?);

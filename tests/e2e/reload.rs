@@ -1,7 +1,8 @@
 //! Reload: all or nothing, and flows of what stays are not touched.
 
 use crate::lab::{
-    BACKENDS, Config, Family, Holdfast, Lab, SOON, Topology, download, requests, vip, wait_for,
+    BACKENDS, Config, Family, Holdfast, Lab, SOON, Topology, blocked, conversation, download,
+    requests, vip, wait_for,
 };
 
 #[test]
@@ -90,5 +91,132 @@ fn a_bad_file_changes_nothing() {
 
     assert_eq!(holdfast.status().vips[0].backends.len(), 3);
     requests(&lab, &nat, 0, 50).assert_from("after the refusals", &BACKENDS);
+    holdfast.stop();
+}
+
+/// Other names for VIPs and backends, some of which change hands, in the configuration's text.
+fn renamed(text: &str) -> String {
+    let names = [("b1", "t1"), ("b2", "b1"), ("b3", "web-3"), ("t1", "b2"), ("nat4", "nat-four")];
+    names.iter().fold(text.to_owned(), |text, (old, new)| {
+        text.replace(&format!("name = \"{old}\""), &format!("name = \"{new}\""))
+    })
+}
+
+#[test]
+fn names_break_no_connection() {
+    let lab = Lab::up(Topology::Stick);
+    let modes = [("dsr", Family::V4), ("nat", Family::V4), ("nat", Family::V6)];
+    let mut vips: Vec<_> = modes.map(|(mode, family)| vip(mode, family, false)).to_vec();
+    vips.push(vip("full_nat", Family::V4, false));
+    let config = Config::new(&lab, 2, vips.clone());
+    let holdfast = Holdfast::start(&lab, &config);
+    let mut conversations: Vec<_> =
+        vips.iter().flat_map(|vip| (0..6).map(|_| conversation(&lab, vip))).collect();
+    let before: Vec<String> = conversations.iter_mut().map(|one| one.ask()).collect();
+    assert!(before.iter().all(|backend| BACKENDS.contains(&backend.as_str())), "{before:?}");
+    holdfast.write_text(&renamed(&config.toml()));
+    let told = holdfast.ok(&["reload", "--dry-run"]);
+    assert!(told.contains("dry run") && !told.contains("flows that"), "{told}");
+    let told = holdfast.ok(&["reload"]);
+    assert!(told.contains("VIP nat4 renamed nat-four"), "{told}");
+    assert!(told.contains("backend b1 of VIP dsr4 renamed b2"), "{told}");
+    let after: Vec<String> = conversations.iter_mut().map(|one| one.ask()).collect();
+    assert_eq!(before, after, "all go on, at their servers");
+    assert_eq!(holdfast.status().totals.resets_sent, 0);
+    assert!(holdfast.ok(&["events"]).contains("is named web-3 now"));
+    holdfast.stop();
+}
+
+/// TCP connections of b3 with others than the balancer itself.
+fn served_by_b3(lab: &Lab) -> usize {
+    let own = Family::ALL.map(|family| match family {
+        Family::V4 => " 198.18.2.2:",
+        Family::V6 => " [2001:db8:2::2]:",
+    });
+    let lines = lab.run("b3", &["ss", "-Htn", "state", "established"]);
+    lines.lines().filter(|line| !own.iter().any(|own| line.contains(own))).count()
+}
+
+/// Both kernels, whatever they do meanwhile, and whatever a reload takes away.
+#[test]
+fn both_ends_are_told_what_a_reload_takes_away() {
+    let lab = Lab::up(Topology::TwoNic);
+    let modes =
+        [("dsr", Family::V4), ("nat", Family::V4), ("nat", Family::V6), ("full_nat", Family::V4)];
+    let only_b3 =
+        |(mode, family)| crate::lab::Vip { backends: vec!["b3"], ..vip(mode, family, false) };
+    let vips = modes.map(only_b3).to_vec();
+    // So that the full-NAT sources are there whatever goes.
+    let other = crate::lab::Vip { backends: vec!["b1"], ..vip("full_nat", Family::V6, false) };
+    let all = Config::new(&lab, 2, [vips.clone(), vec![other.clone()]].concat());
+    let holdfast = Holdfast::start(&lab, &all);
+    let with = |change: fn(&mut crate::lab::Vip)| {
+        let mut config = all.clone();
+        config.vips.iter_mut().take(modes.len()).for_each(change);
+        config.toml()
+    };
+    let text = all.toml();
+    let rows = [
+        ("backend", with(|vip| vip.backends = vec!["b1"])),
+        (
+            "backend's port, and the VIP's",
+            with(|vip| vip.nat_port = 80).replace("ports = [80]", "ports = [81]"),
+        ),
+        ("forward", {
+            let text = text.replace("forward = \"nat\"", "forward = \"tmp\"");
+            let text = text.replace("forward = \"full_nat\"", "forward = \"nat\"");
+            text.replace("\"dsr\"", "\"nat\"").replace("\"tmp\"", "\"full_nat\"")
+        }),
+        ("VIP", Config { vips: vec![other], ..all.clone() }.toml()),
+    ];
+    for (name, changed) in rows {
+        let clients: Vec<_> = vips
+            .iter()
+            .flat_map(|vip| ["silent", "sending"].map(|mode| (mode, blocked(&lab, vip, mode))))
+            .collect();
+        wait_for("b3 has the connections", SOON, || served_by_b3(&lab) == clients.len());
+        holdfast.write_text(&changed);
+        let told = holdfast.ok(&["reload"]);
+        assert!(told.contains("flows that are reset"), "{name}: {told}");
+        for (mode, client) in clients {
+            assert_eq!(client.end(), "ECONNRESET", "{name}: {mode}");
+        }
+        wait_for("b3 is told", SOON, || served_by_b3(&lab) == 0);
+        holdfast.write_config(&all);
+        holdfast.ok(&["reload"]);
+        for vip in &vips {
+            holdfast.wait_for_health(&vip.name, "b3", holdfast::control::api::HealthState::Up);
+            requests(&lab, vip, 0, 20).assert_from(name, &["b3"]);
+        }
+    }
+    holdfast.stop();
+}
+
+/// A download goes on when its backend, and then its VIP, is taken away.
+#[test]
+fn flows_of_what_is_removed_go_on_if_the_vip_says_keep() {
+    let lab = Lab::up(Topology::Stick);
+    let nat = crate::lab::Vip { keys: "on_remove = \"keep\"", ..vip("nat", Family::V4, false) };
+    let mut config = Config::new(&lab, 1, vec![nat.clone(), vip("dsr", Family::V4, false)]);
+    let holdfast = Holdfast::start(&lab, &config);
+    let mut transfer = download(&lab, &nat, Some("4m"));
+    let backend = transfer.backend();
+    config.vips[0].backends.retain(|&name| name != backend);
+    holdfast.write_config(&config);
+    let told = holdfast.ok(&["reload"]);
+    assert!(told.contains("flows that go on until they end: 1"), "{told}");
+    let left: Vec<&str> = BACKENDS.into_iter().filter(|&name| name != backend).collect();
+    requests(&lab, &nat, 0, 50).assert_from("removed", &left);
+    assert_eq!(holdfast.status().removed.len(), 1);
+    config.vips.remove(0);
+    holdfast.write_config(&config);
+    holdfast.ok(&["reload"]);
+    let line = ["curl", "-s", "--noproxy", "*", "--connect-timeout", "1", &nat.url()];
+    assert_eq!(lab.try_run("client", &line).status.code(), Some(7), "refused at once");
+    assert!(transfer.goes_on());
+    assert!(transfer.ends_well(), "the transfer did not survive");
+    let addresses = || lab.run("lb", &["ip", "-br", "addr", "show", "eth0"]);
+    wait_for("the address goes after the last flow", SOON, || !addresses().contains("192.0.2.20"));
+    assert!(holdfast.status().removed.is_empty());
     holdfast.stop();
 }

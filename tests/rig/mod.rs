@@ -116,6 +116,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         }),
         mtu: UNLIMITED,
         server_ids: Vec::new(),
+        removed: false,
     };
     VipSpec {
         id: VipId(id),
@@ -144,6 +145,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         quic: Vec::new(),
         mss: None,
         backends: (0..backends).map(backend).collect(),
+        old: Vec::new(),
     }
 }
 

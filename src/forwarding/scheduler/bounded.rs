@@ -19,12 +19,7 @@ pub struct Bounded {
 
 impl Bounded {
     /// Builds the table, as Maglev does. `e_permille` is e in thousandths.
-    pub fn build(
-        size: u32,
-        e_permille: u32,
-        secret: &Secret,
-        candidates: &[Candidate<'_>],
-    ) -> Self {
+    pub fn build(size: u32, e_permille: u32, secret: &Secret, candidates: &[Candidate]) -> Self {
         Self {
             table: maglev::table(size, secret, candidates),
             weights: Weights::of(candidates),

@@ -8,13 +8,13 @@ use super::lookup::remix;
 use super::{Candidate, Pool, Scheduler};
 use crate::forwarding::BackendIndex;
 
-/// Those that have weight, in the order of their names.
+/// Those that have weight, in the order of their addresses.
 #[derive(Debug)]
 pub struct LeastConnections(Box<[(BackendIndex, u32)]>);
 
 impl LeastConnections {
-    /// `candidates` are in the order of their names.
-    pub fn build(candidates: &[Candidate<'_>]) -> Self {
+    /// `candidates` are in the order of their addresses.
+    pub fn build(candidates: &[Candidate]) -> Self {
         let weighted = candidates.iter().filter(|candidate| candidate.weight > 0);
         Self(weighted.map(|candidate| (candidate.backend, candidate.weight)).collect())
     }

@@ -38,7 +38,7 @@ pub struct Weights {
 
 impl Weights {
     /// Of these candidates.
-    pub fn of(candidates: &[Candidate<'_>]) -> Self {
+    pub fn of(candidates: &[Candidate]) -> Self {
         let indices = || candidates.iter().map(|candidate| candidate.backend.0);
         let (first, last) = (indices().min().unwrap_or(0), indices().max().unwrap_or(0));
         let mut weights = vec![0; usize::from(last - first) + 1];

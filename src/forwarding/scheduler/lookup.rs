@@ -18,13 +18,13 @@ const ATTEMPTS: u64 = 8;
 #[derive(Debug, PartialEq, Eq)]
 pub struct LookupTable {
     slots: Box<[BackendIndex]>,
-    /// Those that have weight, in the order of their names.
+    /// Those that have weight, in the order of their addresses.
     weighted: Box<[BackendIndex]>,
 }
 
 impl LookupTable {
     /// A table of these slots, which name `candidates`.
-    pub fn new(slots: Box<[BackendIndex]>, candidates: &[Candidate<'_>]) -> Self {
+    pub fn new(slots: Box<[BackendIndex]>, candidates: &[Candidate]) -> Self {
         Self { slots, weighted: weighted(candidates) }
     }
 
@@ -83,7 +83,7 @@ impl LookupTable {
 }
 
 /// Those that have weight, in the order of `candidates`.
-pub fn weighted(candidates: &[Candidate<'_>]) -> Box<[BackendIndex]> {
+pub fn weighted(candidates: &[Candidate]) -> Box<[BackendIndex]> {
     let weighted = candidates.iter().filter(|candidate| candidate.weight > 0);
     weighted.map(|candidate| candidate.backend).collect()
 }

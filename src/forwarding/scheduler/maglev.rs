@@ -12,9 +12,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::hash::Hasher;
-
-use siphasher::sip::SipHasher13;
 
 use super::lookup::LookupTable;
 use super::{Candidate, Pool, Scheduler};
@@ -26,7 +23,7 @@ pub struct Maglev(LookupTable);
 
 impl Maglev {
     /// Builds the table ([`table`]).
-    pub fn build(size: u32, secret: &Secret, candidates: &[Candidate<'_>]) -> Self {
+    pub fn build(size: u32, secret: &Secret, candidates: &[Candidate]) -> Self {
         Self(table(size, secret, candidates))
     }
 }
@@ -44,9 +41,9 @@ impl Scheduler for Maglev {
 
 /// Builds a table of `size` slots (a prime, at least 2); empty if nobody has weight.
 ///
-/// `candidates` are in the order of their names. Cost: O(size * ln size), a few milliseconds at
+/// `candidates` are in the order of their addresses. Cost: O(size * ln size), a few milliseconds at
 /// 65537; off the data path.
-pub(super) fn table(size: u32, secret: &Secret, candidates: &[Candidate<'_>]) -> LookupTable {
+pub(super) fn table(size: u32, secret: &Secret, candidates: &[Candidate]) -> LookupTable {
     let walks = candidates
         .iter()
         .filter(|candidate| candidate.weight > 0)
@@ -67,13 +64,8 @@ struct Walk {
 }
 
 impl Walk {
-    fn of(candidate: &Candidate<'_>, size: u32, secret: &Secret) -> Self {
-        let hash = |purpose: u8| {
-            let mut hasher = SipHasher13::new_with_key(secret);
-            hasher.write(&[purpose]);
-            hasher.write(candidate.name.as_bytes());
-            hasher.finish()
-        };
+    fn of(candidate: &Candidate, size: u32, secret: &Secret) -> Self {
+        let hash = |purpose| candidate.server.hash(secret, purpose);
         let below = |hash: u64, bound: u32| {
             u32::try_from(hash % u64::from(bound.max(1))).unwrap_or_default()
         };
@@ -218,13 +210,19 @@ mod tests {
                 sum.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(slot.0) + 1)
             })
         };
-        assert_eq!(digest(65537, 1000, |_| 1), 1_149_928_639_922_958_487);
-        assert_eq!(digest(65537, 100, |index| u32::from(index) % 7), 15_873_610_941_134_896_761);
-        assert_eq!(digest(251, 1000, |_| 3), 17_414_595_338_546_912_196);
-        assert_eq!(
+        let found = [
+            digest(65537, 1000, |_| 1),
+            digest(65537, 100, |index| u32::from(index) % 7),
+            digest(251, 1000, |_| 3),
             digest(1009, 50, |index| if index == 0 { 1000 } else { 1 }),
-            9_135_392_233_253_088_338
-        );
+        ];
+        let expected = [
+            17_713_171_031_367_065_017,
+            10_280_857_633_901_541_309,
+            2_417_446_890_589_217_690,
+            1_894_874_756_850_104_350,
+        ];
+        assert_eq!(found, expected);
     }
 
     #[test]

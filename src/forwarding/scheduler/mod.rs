@@ -20,10 +20,10 @@ pub mod round_robin;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use super::server::Server;
 use super::{BackendIndex, Secret};
 
 /// Chooses a backend for a new flow.
@@ -80,20 +80,14 @@ impl fmt::Display for Note {
 }
 
 /// Who wants flows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate<'a> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
     /// Who.
     pub backend: BackendIndex,
     /// What is hashed: stable, and the same on every box.
-    pub name: Cow<'a, str>,
+    pub server: Server,
     /// Share relative to the others; 0 gets none.
     pub weight: u32,
-}
-
-impl Candidate<'_> {
-    fn into_owned(self) -> Candidate<'static> {
-        Candidate { name: Cow::Owned(self.name.into_owned()), ..self }
-    }
 }
 
 /// A scheduler and its settings, as a VIP asks for it.
@@ -193,7 +187,7 @@ impl fmt::Display for SchedulerKind {
 #[derive(Debug, Clone)]
 pub struct Built {
     kind: SchedulerKind,
-    candidates: Arc<[Candidate<'static>]>,
+    candidates: Arc<[Candidate]>,
     scheduler: Arc<dyn Scheduler>,
 }
 
@@ -205,15 +199,15 @@ impl Built {
     pub fn build(
         kind: SchedulerKind,
         secret: &Secret,
-        mut candidates: Vec<Candidate<'_>>,
+        mut candidates: Vec<Candidate>,
         previous: Option<&Self>,
     ) -> Self {
-        candidates.sort_by(|a, b| a.name.cmp(&b.name));
+        candidates.sort_by_key(|candidate| candidate.server);
         let same = |built: &&Self| built.kind == kind && *built.candidates == *candidates;
         if let Some(previous) = previous.filter(same) {
             return previous.clone();
         }
-        let candidates: Arc<[_]> = candidates.into_iter().map(Candidate::into_owned).collect();
+        let candidates: Arc<[_]> = candidates.into();
         let scheduler = build(kind, secret, &candidates);
         Self { kind, candidates, scheduler }
     }
@@ -223,8 +217,8 @@ impl Built {
         self.kind
     }
 
-    /// The candidates in the order of their names, those without weight too.
-    pub fn candidates(&self) -> &[Candidate<'static>] {
+    /// The candidates in the order of their addresses, those without weight too.
+    pub fn candidates(&self) -> &[Candidate] {
         &self.candidates
     }
 
@@ -235,8 +229,8 @@ impl Built {
     }
 }
 
-/// Builds a scheduler; `candidates` are in the order of their names.
-fn build(kind: SchedulerKind, secret: &Secret, candidates: &[Candidate<'_>]) -> Arc<dyn Scheduler> {
+/// Builds a scheduler; `candidates` are in the order of their addresses.
+fn build(kind: SchedulerKind, secret: &Secret, candidates: &[Candidate]) -> Arc<dyn Scheduler> {
     match kind {
         SchedulerKind::Maglev { size } => Arc::new(maglev::Maglev::build(size, secret, candidates)),
         SchedulerKind::Rendezvous => Arc::new(rendezvous::Rendezvous::build(secret, candidates)),
@@ -264,21 +258,18 @@ pub(crate) mod testing {
     /// The key of all hashes in tests.
     pub const SECRET: Secret = *b"holdfast testkey";
 
-    /// `backend-0` to `backend-(count - 1)`, in the order of their names, each of weight 1.
-    pub fn candidates(count: u16) -> Vec<Candidate<'static>> {
-        let mut candidates: Vec<_> = (0..count)
-            .map(|index| Candidate {
-                backend: BackendIndex(index),
-                name: format!("backend-{index}").into(),
-                weight: 1,
-            })
-            .collect();
-        candidates.sort_by(|a, b| a.name.cmp(&b.name));
-        candidates
+    /// Servers 10.0.x.y, numbered in the order of their addresses, each of weight 1.
+    pub fn candidates(count: u16) -> Vec<Candidate> {
+        let candidate = |index: u16| {
+            let [high, low] = index.to_be_bytes();
+            let server = Server::new([10, 0, high, low].into(), 0);
+            Candidate { backend: BackendIndex(index), server, weight: 1 }
+        };
+        (0..count).map(candidate).collect()
     }
 
-    /// `backend-0` and so on, with these weights.
-    pub fn with_weights(weights: &[u32]) -> Vec<Candidate<'static>> {
+    /// [`candidates`] with these weights.
+    pub fn with_weights(weights: &[u32]) -> Vec<Candidate> {
         let mut candidates = candidates(u16::try_from(weights.len()).unwrap_or(u16::MAX));
         for candidate in &mut candidates {
             let weight = weights.get(usize::from(candidate.backend.0));

@@ -15,7 +15,7 @@ pub struct PowerOfTwo {
 
 impl PowerOfTwo {
     /// Builds the table, as Maglev does.
-    pub fn build(size: u32, secret: &Secret, candidates: &[Candidate<'_>]) -> Self {
+    pub fn build(size: u32, secret: &Secret, candidates: &[Candidate]) -> Self {
         let table = maglev::table(size, secret, candidates);
         Self { table, weights: Weights::of(candidates) }
     }

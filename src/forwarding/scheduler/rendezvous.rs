@@ -1,15 +1,11 @@
 //! Rendezvous hashing (Thaler, Ravishankar 1998) with weights (Schindelhauer, Schomaker 2005).
 //!
-//! Every backend draws u in (0, 1) from the flow's hash and its own name, and the least
+//! Every backend draws u in (0, 1) from the flow's hash and its own address, and the least
 //! `-ln(u) / weight` wins. A draw depends on no other backend, so that a backend that goes moves its
 //! own flows and no others, whatever the weights; also where a change of the configuration takes it
 //! away, which a lookup table cannot promise.
 //!
 //! Integers only: two boxes agree, whatever their processor and its mathematical library do.
-
-use std::hash::Hasher;
-
-use siphasher::sip::SipHasher13;
 
 use super::{Candidate, Pool, Scheduler};
 use crate::forwarding::affinity::mix;
@@ -29,12 +25,10 @@ pub struct Rendezvous(Box<[Drawer]>);
 
 impl Rendezvous {
     /// Cost: one SipHash a candidate.
-    pub fn build(secret: &Secret, candidates: &[Candidate<'_>]) -> Self {
-        let drawer = |candidate: &Candidate<'_>| {
-            let mut hasher = SipHasher13::new_with_key(secret);
-            hasher.write(candidate.name.as_bytes());
-            let Candidate { backend, weight, .. } = *candidate;
-            Drawer { backend, weight, seed: hasher.finish() }
+    pub fn build(secret: &Secret, candidates: &[Candidate]) -> Self {
+        let drawer = |candidate: &Candidate| {
+            let Candidate { backend, server, weight } = *candidate;
+            Drawer { backend, weight, seed: server.hash(secret, 0) }
         };
         Self(candidates.iter().filter(|candidate| candidate.weight > 0).map(drawer).collect())
     }
@@ -146,7 +140,7 @@ mod tests {
             let chosen = rendezvous.choose(hash, &mut TestPool::default()).unwrap();
             sum.wrapping_mul(31).wrapping_add(chosen.0.into())
         });
-        assert_eq!(sum, 17_982_861_348_969_956_387);
+        assert_eq!(sum, 12_600_130_540_349_523_995);
         let table = LOG2.iter().fold(0_u64, |sum, log2| sum.wrapping_mul(31).wrapping_add(*log2));
         assert_eq!(table, 12_015_790_926_741_644_253);
     }

@@ -1,14 +1,10 @@
 //! Hash ring (Karger et al., "Consistent Hashing and Random Trees", STOC 1997).
 //!
 //! Every backend has `virtual_nodes` points per unit of weight on a circle of 2^64; a flow goes to
-//! the backend of the next point. The points of a backend depend on nothing but its name and weight:
+//! the backend of the next point. The points of a backend depend on nothing but its address and weight:
 //! one that goes moves its own flows and no others, to the backends of the points that follow.
 //!
 //! Shares are uneven: with k points, a share is off by 1/sqrt(k) of itself (standard deviation).
-
-use std::hash::Hasher;
-
-use siphasher::sip::SipHasher13;
 
 use super::lookup::{first_in, remix, weighted};
 use super::{Candidate, Note, Pool, Scheduler};
@@ -23,25 +19,23 @@ const ATTEMPTS: usize = 64;
 pub struct Ring {
     points: Box<[u64]>,
     owners: Box<[BackendIndex]>,
-    /// Those that have weight, in the order of their names.
+    /// Those that have weight, in the order of their addresses.
     weighted: Box<[BackendIndex]>,
 }
 
 impl Ring {
-    /// `candidates` are in the order of their names.
+    /// `candidates` are in the order of their addresses.
     ///
     /// Cost: O(p log p) for p points (the sum of the weights times `virtual_nodes`, which the
     /// configuration bounds); 16 bytes for each meanwhile.
-    pub fn build(virtual_nodes: u32, secret: &Secret, candidates: &[Candidate<'_>]) -> Self {
-        let points = |candidate: &Candidate<'_>| {
-            let mut hasher = SipHasher13::new_with_key(secret);
-            hasher.write(candidate.name.as_bytes());
-            let (seed, backend) = (hasher.finish(), candidate.backend);
+    pub fn build(virtual_nodes: u32, secret: &Secret, candidates: &[Candidate]) -> Self {
+        let points = |candidate: &Candidate| {
+            let (seed, backend) = (candidate.server.hash(secret, 0), candidate.backend);
             let count = u64::from(candidate.weight) * u64::from(virtual_nodes);
             (0..count).map(move |number| (remix(seed, number), backend))
         };
         let mut points: Vec<_> = candidates.iter().flat_map(points).collect();
-        // Stable: of two on one place the first by name wins.
+        // Stable: of two at one point the first by address wins.
         points.sort_by_key(|(point, _)| *point);
         let (points, owners): (Vec<_>, Vec<_>) = points.into_iter().unzip();
         Self { points: points.into(), owners: owners.into(), weighted: weighted(candidates) }

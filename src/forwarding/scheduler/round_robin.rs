@@ -24,10 +24,10 @@ const MAX_TURNS: u64 = 1 << 24;
 pub struct RoundRobin(LookupTable);
 
 impl RoundRobin {
-    /// `candidates` are in the order of their names.
+    /// `candidates` are in the order of their addresses.
     ///
     /// Cost: O(s log n) for n backends whose weights, divided by what they have in common, sum to s.
-    pub fn build(candidates: &[Candidate<'_>]) -> Self {
+    pub fn build(candidates: &[Candidate]) -> Self {
         Self(LookupTable::new(cycle(candidates, MAX_TURNS), candidates))
     }
 }
@@ -68,11 +68,11 @@ impl Taker {
 /// Of those whose next turn may come, the one takes it whose turn has to come first. That keeps
 /// every window: each turn is of one length, and one at a time is due in all. Of two with the same
 /// end the one that has waited longer goes first.
-fn cycle(candidates: &[Candidate<'_>], most: u64) -> Box<[BackendIndex]> {
+fn cycle(candidates: &[Candidate], most: u64) -> Box<[BackendIndex]> {
     let weights = || candidates.iter().map(|c| u64::from(c.weight)).filter(|&weight| weight > 0);
     let divisor = weights().fold(0, gcd).max(1);
     let sum = weights().sum::<u64>() / divisor;
-    let taker = |candidate: &Candidate<'_>| Taker {
+    let taker = |candidate: &Candidate| Taker {
         backend: candidate.backend,
         weight: u128::from(u64::from(candidate.weight) / divisor),
         had: 0,

@@ -18,7 +18,7 @@ const ALL: [SchedulerKind; 7] = [
     SchedulerKind::Bounded { size: 4093, e_permille: 250 },
 ];
 
-fn built(kind: SchedulerKind, candidates: &[Candidate<'static>]) -> Built {
+fn built(kind: SchedulerKind, candidates: &[Candidate]) -> Built {
     Built::build(kind, &SECRET, candidates.to_vec(), None)
 }
 

@@ -1,0 +1,349 @@
+//! The control socket's place in the file system: claimed at the start, given up at the end.
+//!
+//! A lock on a file beside it (`<socket>.lock`, which stays) says whether a process is alive, and the
+//! file's second line which socket was that process's: device and inode. So the socket that a dead
+//! holdfast left behind is replaced; all else that may be there is another program's, and is left alone.
+
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
+use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use super::ControlError;
+use crate::words::reason;
+
+/// What to do about something else at the socket's path.
+const MOVE_IT: &str = "holdfast replaces only a socket of its own: remove it if it is not needed";
+
+/// The control socket, claimed. Dropping it removes the socket file, if it is still this one.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    mark: Mark,
+    listener: Option<UnixListener>,
+    /// Holds the lock; closing it releases.
+    lock: File,
+}
+
+impl Claim {
+    /// The socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What listens there, once.
+    pub const fn take(&mut self) -> Option<UnixListener> {
+        self.listener.take()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|there| Mark::of(&there) == self.mark) {
+            // If it has gone since: the better. What comes there now is no process's that noted it.
+            let _ = fs::remove_file(&self.path);
+            let _ = self.lock.set_len(0);
+        }
+    }
+}
+
+/// Which file it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    device: u64,
+    inode: u64,
+}
+
+impl Mark {
+    fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+/// What the last process wrote into the lock file.
+#[derive(Debug, Default)]
+struct Note {
+    pid: String,
+    /// Its socket; versions before this one did not write it.
+    mark: Option<Mark>,
+}
+
+impl Note {
+    fn parse(text: &str) -> Self {
+        let mut lines = text.lines();
+        let pid = lines.next().unwrap_or_default().trim().to_owned();
+        let mut numbers = lines.next().unwrap_or_default().split(':').map(str::parse);
+        let mark = match (numbers.next(), numbers.next()) {
+            (Some(Ok(device)), Some(Ok(inode))) => Some(Mark { device, inode }),
+            _ => None,
+        };
+        Self { pid, mark }
+    }
+
+    fn is_about(&self, socket: &Metadata) -> bool {
+        !self.pid.is_empty() && self.mark.is_none_or(|mark| mark == Mark::of(socket))
+    }
+}
+
+/// Claims the control socket: makes its directory (0700) if it is missing, locks, listens (0600).
+///
+/// # Errors
+/// [`ControlError::AlreadyRunning`] when a living process has it, [`ControlError::Socket`] when it
+/// cannot be made, or something else is there.
+pub fn claim(path: &Path) -> Result<Claim, ControlError> {
+    let error = |reason| ControlError::Socket { path: path.to_owned(), reason };
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |failure: io::Error| error(format!("{what}: {}", reason(&failure)))
+    };
+    if let Some(what) = other_kind(path) {
+        return Err(error(format!("is {what}; {MOVE_IT}")));
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    make_private(directory).map_err(failed("its directory cannot be made"))?;
+    let (mut lock, note) = lock(path)?;
+    remove_stale(path, &note).map_err(error)?;
+    let (listener, mark) = listen(path, directory, &mut lock).map_err(failed("cannot be made"))?;
+    Ok(Claim { path: path.to_owned(), mark, listener: Some(listener), lock })
+}
+
+/// What is at the socket's path that no process of holdfast has made, in words; asks and changes nothing.
+pub fn obstacle(path: &Path) -> Option<String> {
+    if let Some(what) = other_kind(path) {
+        return Some(what.to_owned());
+    }
+    let socket = fs::symlink_metadata(path).ok()?;
+    let note = fs::read_to_string(lock_path(path)).ok();
+    let note = Note::parse(&note.unwrap_or_default());
+    (!note.is_about(&socket)).then(|| "a socket of another program".to_owned())
+}
+
+/// What is there instead of a socket.
+fn other_kind(path: &Path) -> Option<&'static str> {
+    let kind = fs::symlink_metadata(path).ok()?.file_type();
+    match () {
+        () if kind.is_socket() => None,
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_symlink() => Some("a symbolic link"),
+        () if kind.is_fifo() => Some("a FIFO"),
+        () if kind.is_file() => Some("a regular file"),
+        () => Some("a device"),
+    }
+}
+
+/// Removes the socket that the process of `note` left behind; an error about any other.
+fn remove_stale(path: &Path, note: &Note) -> Result<(), String> {
+    let Ok(socket) = fs::symlink_metadata(path) else { return Ok(()) };
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused && note.is_about(&socket) => {
+            fs::remove_file(path).map_err(|error| format!("cannot be replaced: {}", reason(&error)))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            Err(format!("is a socket that another program has left behind; {MOVE_IT}"))
+        }
+        _ => Err(format!("is a socket of another program, which is in use; {MOVE_IT}")),
+    }
+}
+
+/// Makes a directory that only its owner can enter; one that exists stays as it is.
+fn make_private(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    PathBuf::from(path)
+}
+
+fn lock(socket: &Path) -> Result<(File, Note), ControlError> {
+    let path = lock_path(socket);
+    let failed = |error: io::Error| ControlError::Socket {
+        path: path.clone(),
+        reason: format!("cannot be locked: {}", reason(&error)),
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = options.open(&path).map_err(failed)?;
+    let locked = file.try_lock();
+    let mut text = String::new();
+    // Without it the socket that is there is nobody's, and the message has no number.
+    let _ = file.read_to_string(&mut text);
+    let note = Note::parse(&text);
+    match locked {
+        Ok(()) => Ok((file, note)),
+        Err(TryLockError::WouldBlock) => {
+            let pid = if note.pid.is_empty() { "unknown".to_owned() } else { note.pid };
+            Err(ControlError::AlreadyRunning { path: socket.to_owned(), pid })
+        }
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+fn write_note(file: &mut File, mark: Mark) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    let Mark { device, inode } = mark;
+    write!(file, "{}\n{device}:{inode}\n", std::process::id())
+}
+
+/// Listens with mode 0600 whatever the umask: the socket is made in a private directory, and gets its place
+/// when its mode is right and the lock file tells of it; nothing is replaced.
+fn listen(path: &Path, directory: &Path, lock: &mut File) -> io::Result<(UnixListener, Mark)> {
+    let private = directory.join(format!(".hf{}", std::process::id()));
+    DirBuilder::new().mode(0o700).create(&private)?;
+    let made = listen_in(&private, path, lock);
+    let removed = fs::remove_dir(&private);
+    let made = made?;
+    removed?;
+    Ok(made)
+}
+
+fn listen_in(private: &Path, path: &Path, lock: &mut File) -> io::Result<(UnixListener, Mark)> {
+    let temporary = private.join("s");
+    let listener = UnixListener::bind(&temporary)?;
+    let mut placed = || {
+        fs::set_permissions(&temporary, Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        let mark = Mark::of(&fs::symlink_metadata(&temporary)?);
+        write_note(lock, mark)?;
+        fs::hard_link(&temporary, path)?;
+        Ok(mark)
+    };
+    let mark: io::Result<Mark> = placed();
+    let removed = fs::remove_file(&temporary);
+    let mark = mark?;
+    removed?;
+    Ok((listener, mark))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::super::admin::tests::Scratch;
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn only_the_owner_can_open_it_and_it_goes_with_its_process() {
+        let scratch = Scratch::new();
+        let socket = scratch.socket();
+        let claim = claim(&socket).unwrap();
+        assert_eq!(mode(&socket), 0o600);
+        assert_eq!(mode(socket.parent().unwrap()), 0o700);
+        let files: Vec<_> = fs::read_dir(socket.parent().unwrap())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(files.len(), 2, "nothing but socket and lock: {files:?}");
+        drop(claim);
+        assert!(!socket.exists());
+    }
+
+    #[test]
+    fn a_second_process_is_refused_and_told_who_has_it() {
+        let scratch = Scratch::new();
+        let first = claim(&scratch.socket()).unwrap();
+        let error = claim(&scratch.socket()).unwrap_err().to_string();
+        let pid = format!("holdfast already runs with this socket (pid {})", std::process::id());
+        assert!(error.contains(&pid), "{error}");
+        assert!(scratch.socket().exists(), "the living one's socket stays");
+        drop(first);
+        claim(&scratch.socket()).unwrap();
+    }
+
+    #[test]
+    fn a_dead_process_s_socket_is_replaced() {
+        let scratch = Scratch::new();
+        let socket = scratch.socket();
+        for note in ["this version", "a version without marks"] {
+            // As by `kill -9`: neither dropped nor removed.
+            let mut dead = claim(&socket).unwrap();
+            drop(dead.take());
+            dead.path = scratch.0.join("elsewhere");
+            drop(dead);
+            if note != "this version" {
+                fs::write(lock_path(&socket), "1234\n").unwrap();
+            }
+            assert!(socket.exists(), "left behind");
+            assert_eq!(obstacle(&socket), None, "{note}");
+            let living = claim(&socket).unwrap();
+            UnixStream::connect(&socket).unwrap();
+            assert_eq!(obstacle(&socket), None, "a living one's");
+            drop(living);
+        }
+    }
+
+    /// What is no socket of holdfast's is refused by its name, and is there afterwards as it was.
+    #[test]
+    fn what_is_of_others_is_left_alone() {
+        type Make = fn(&Path);
+        let rows: [(&str, Make); 6] = [
+            ("a regular file", |path| fs::write(path, "precious").unwrap()),
+            ("a directory", |path| fs::create_dir(path).unwrap()),
+            ("a symbolic link", |path| symlink("/nowhere", path).unwrap()),
+            ("another program has left behind", |path| drop(UnixListener::bind(path).unwrap())),
+            ("a socket of another program, which is in use", |path| {
+                std::mem::forget(UnixListener::bind(path).unwrap());
+            }),
+            ("a socket of another program, which is in use", |path| {
+                std::mem::forget(UnixDatagram::bind(path).unwrap());
+            }),
+        ];
+        for (what, make) in rows {
+            for used_before in [false, true] {
+                let scratch = Scratch::new();
+                make_private(&scratch.0).unwrap();
+                let socket = scratch.socket();
+                if used_before {
+                    drop(claim(&socket).unwrap());
+                }
+                make(&socket);
+                let before = Mark::of(&fs::symlink_metadata(&socket).unwrap());
+                assert!(obstacle(&socket).is_some(), "{what}");
+                let error = claim(&socket).unwrap_err().to_string();
+                assert!(error.contains(what) && error.contains("remove it"), "{error}");
+                assert!(error.contains(socket.to_str().unwrap()), "{error}");
+                let after = Mark::of(&fs::symlink_metadata(&socket).unwrap());
+                assert_eq!(before, after, "{what}");
+                let files = fs::read_dir(&scratch.0).unwrap().count();
+                assert!(files <= 2, "{what}: nothing else is left");
+            }
+        }
+    }
+
+    /// At the end, too.
+    #[test]
+    fn what_took_the_sockets_place_meanwhile_stays() {
+        let scratch = Scratch::new();
+        let socket = scratch.socket();
+        let claim = claim(&socket).unwrap();
+        fs::remove_file(&socket).unwrap();
+        fs::write(&socket, "precious").unwrap();
+        drop(claim);
+        assert_eq!(fs::read_to_string(&socket).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_made_is_told() {
+        let scratch = Scratch::new();
+        make_private(&scratch.0).unwrap();
+        let file = scratch.0.join("file");
+        fs::write(&file, "").unwrap();
+        let error = claim(&file.join("sub").join("control.sock")).unwrap_err().to_string();
+        assert!(error.contains("its directory cannot be made"), "{error}");
+        assert!(error.contains("[control] socket"), "{error}");
+    }
+}

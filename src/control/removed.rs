@@ -1,0 +1,153 @@
+//! What a reload has taken away, while it has flows: it takes no new ones, and those that it has are reset
+//! or kept, as its VIP's `on_remove` says.
+//!
+//! ```text
+//!              reload                          no flows left, or after a while (reset)
+//!   in force ---------> removed, with its index ------------------------------> gone: index free
+//!       ^                  |
+//!       +------------------+  a reload brings it back: with the flows that are left
+//! ```
+//!
+//! Pure: the clock and the flow tables are parameters.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashSet;
+use tokio::time::Instant;
+
+use super::drain::RESETS;
+use super::flows::Pins;
+use super::state::BackendEntry;
+use crate::flow::FlowKey;
+use crate::flow::entry::Entry;
+use crate::forwarding::{
+    BackendId, BackendSpec, FlowsLeft, Listen, ListenKey, OldListen, Service, VipId,
+};
+
+/// Until workers have the table without it, and have counted what they pinned before.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// A backend, or an address and ports of a VIP, that a reload has taken away.
+#[derive(Debug)]
+pub struct Removed<T> {
+    /// What it is.
+    pub what: T,
+    /// What becomes of its flows: they are kept or reset.
+    pub left: FlowsLeft,
+    /// When it was taken away.
+    pub since: Instant,
+    /// Flows that it had then.
+    pub flows: u64,
+}
+
+/// A backend that a reload took away, and that has gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gone {
+    /// Name of its VIP.
+    pub vip: String,
+    /// Its name.
+    pub backend: String,
+    /// Flows that it had when it was taken away.
+    pub flows: u64,
+    /// Flows that it had still.
+    pub flows_left: u64,
+}
+
+/// What a reload takes away with flows, or would.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// Name of the VIP, as it was.
+    pub vip: String,
+    /// Name of the backend, as it was; `None`: ports or the address of the VIP.
+    pub backend: Option<String>,
+    /// Flows that it has.
+    pub flows: u64,
+    /// What becomes of them.
+    pub left: FlowsLeft,
+}
+
+/// All that a reload takes away, or would.
+#[derive(Debug, Default)]
+pub struct Removals {
+    /// Those whose flows are known.
+    pub all: Vec<Removal>,
+    /// Places whose flows are to be counted, with the VIP's name and what becomes of them.
+    pub lost: Vec<(VipId, Listen, String, FlowsLeft)>,
+    /// Backends whose flows are counted already.
+    pub gone: HashSet<BackendId>,
+}
+
+impl Removals {
+    /// All of them, with the flows at addresses and ports that VIPs lose counted in `tables`. Blocks: reads
+    /// the tables if there is such a place.
+    pub fn count(self, tables: &[Arc<dyn Pins>]) -> Vec<Removal> {
+        let Self { mut all, lost, gone } = self;
+        let places: Vec<_> = lost.iter().map(|&(vip, listen, ..)| (vip, listen)).collect();
+        for (flows, (.., vip, left)) in count(&places, &gone, tables).into_iter().zip(lost) {
+            let known = all.iter_mut().find(|known| known.backend.is_none() && known.vip == vip);
+            match known {
+                Some(known) => known.flows += flows,
+                None => all.push(Removal { vip, backend: None, flows, left }),
+            }
+        }
+        all
+    }
+}
+
+/// The flows that VIPs have at these places, but for those of the backends that are `gone`. Blocks.
+pub fn count(
+    places: &[(VipId, Listen)],
+    gone: &HashSet<BackendId>,
+    tables: &[Arc<dyn Pins>],
+) -> Vec<u64> {
+    let mut flows = vec![0; places.len()];
+    if places.is_empty() {
+        return flows;
+    }
+    let pins = tables
+        .iter()
+        .flat_map(|table| (0..table.positions()).filter_map(|position| table.pin_at(position)));
+    for Entry { key, pin } in pins.filter(|entry| !gone.contains(&entry.pin.track.backend())) {
+        let FlowKey { vip: address, vip_port: port, protocol, .. } = key;
+        let key = ListenKey { address, port, protocol };
+        let here = |&(vip, listen): &(VipId, Listen)| vip == pin.vip && listen.contains(key);
+        if let Some(flows) = places.iter().position(here).and_then(|at| flows.get_mut(at)) {
+            *flows += 1;
+        }
+    }
+    flows
+}
+
+impl<T> Removed<T> {
+    /// Taken away now.
+    pub const fn new(what: T, left: FlowsLeft, now: Instant) -> Self {
+        Self { what, left, since: now, flows: 0 }
+    }
+
+    /// Whether it is to be given up: when it has no flows, and when its flows had time to be reset.
+    pub fn has_ended(&self, idle: impl FnOnce() -> bool, now: Instant) -> bool {
+        let age = now.saturating_duration_since(self.since);
+        (age >= SETTLED && idle()) || (self.left == FlowsLeft::Reset && age >= RESETS)
+    }
+}
+
+impl Removed<BackendEntry> {
+    /// What the forwarding table is built from. What was to become of the flows of one that is down stays so:
+    /// it is checked no longer.
+    pub fn spec(&self, on_down: FlowsLeft) -> BackendSpec {
+        let spec = self.what.spec();
+        let left = match (self.left, spec.up) {
+            (FlowsLeft::Keep, false) => on_down,
+            (left, _) => left,
+        };
+        BackendSpec { left, service: Service::Out, removed: true, ..spec }
+    }
+}
+
+impl Removed<Listen> {
+    /// What the forwarding table is built from.
+    pub const fn spec(&self) -> OldListen {
+        OldListen { listen: self.what, left: self.left }
+    }
+}

@@ -1,0 +1,50 @@
+//! Addresses and ports that VIPs have lost by a reload, while flows are left there.
+//!
+//! Looked for only where no VIP listens: a VIP that took the address and port over has its packets.
+
+use hashbrown::HashMap;
+
+use super::listeners::exact;
+use super::{FlowsLeft, Listen, ListenKey, VipId};
+
+/// An address and ports that a VIP no longer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OldListen {
+    /// The address and ports.
+    pub listen: Listen,
+    /// What becomes of the flows there: [`FlowsLeft::Keep`] or, with TCP, [`FlowsLeft::Reset`].
+    pub left: FlowsLeft,
+}
+
+/// All of them. As a rule there are none.
+#[derive(Debug, Default)]
+pub(super) struct OldListeners {
+    exact: HashMap<ListenKey, (VipId, FlowsLeft)>,
+    others: Vec<(Listen, VipId, FlowsLeft)>,
+}
+
+impl OldListeners {
+    /// Adds one; of two with one address and port the later wins.
+    pub(super) fn add(&mut self, old: OldListen, vip: VipId) {
+        let OldListen { listen, left } = old;
+        match exact(listen).filter(|key| key.port != 0) {
+            Some(key) => _ = self.exact.insert(key, (vip, left)),
+            None => self.others.push((listen, vip, left)),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.others.is_empty()
+    }
+
+    /// The VIP that listened on `key`, and what becomes of its flows there.
+    ///
+    /// Cost: a hash look-up, and one comparison for each prefix and range.
+    pub(super) fn find(&self, key: ListenKey) -> Option<(VipId, FlowsLeft)> {
+        let within = |(listen, ..): &&(Listen, VipId, FlowsLeft)| listen.contains(key);
+        self.exact
+            .get(&key)
+            .copied()
+            .or_else(|| self.others.iter().rfind(within).map(|&(_, vip, left)| (vip, left)))
+    }
+}

@@ -1,0 +1,172 @@
+//! What reloads leave behind in memory: nothing that grows with their number. An allocator that keeps
+//! count watches the whole control plane.
+
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+#![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use holdfast::config::{self, Config};
+use holdfast::control::{
+    self, AttachedView, Inputs, NicNow, NicView, Signal, SocketStatistics, SteerCounters,
+    SteeringPort, WorkerView,
+};
+use holdfast::flow::clients::Clients;
+use holdfast::flow::table::{Families, FlowTable};
+use holdfast::flow::tuple::TableSecret;
+use holdfast::forwarding::publish::Publisher;
+use holdfast::forwarding::{ForwardingTable, PortIndex, SteerRules, ThisBox};
+use holdfast::stats::WorkerStats;
+use holdfast::units::Ticks;
+
+/// The system's allocator; counts the bytes that are in use.
+struct Counting;
+
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is handed to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Backends that each reload replaces.
+const REPLACED: u32 = 50;
+/// Reloads until lists that are bounded are full (events: 1,024, one for each backend and reload), and
+/// indices have come round once.
+const WARM: u32 = 30;
+
+struct NoSteering;
+
+impl SteeringPort for NoSteering {
+    fn sync(&mut self, _rules: &SteerRules) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn attach(&mut self) -> Result<Vec<AttachedView>, String> {
+        Ok(Vec::new())
+    }
+
+    fn counters(&mut self, _nic: PortIndex) -> SteerCounters {
+        SteerCounters::default()
+    }
+
+    fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
+        SocketStatistics::default()
+    }
+
+    fn nic_now(&mut self, _nic: PortIndex) -> Result<NicNow, String> {
+        Err("not looked at here".to_owned())
+    }
+}
+
+/// One VIP, with other backends in every round, none of which was there before.
+fn file(round: u32) -> Config {
+    let mut text = String::from(
+        "[workers]\ncores = [0]\n[[nic]]\ninterface = \"eth0\"\n[[vip]]\nname = \"web\"\n\
+         address = \"192.0.2.10\"\nports = [80]\nforward = \"nat\"\nannounce = \"none\"\non_remove = \"rehash\"\n\
+         scheduler = { kind = \"maglev\", table_size = 251 }\n\
+         health = { interval_ms = 60000, timeout_ms = 1000 }\n",
+    );
+    for number in round * REPLACED..(round + 1) * REPLACED {
+        let [_, _, high, low] = number.to_be_bytes();
+        text += &format!(
+            "[[vip.backend]]\nname = \"b{:05}\"\naddress = \"127.1.{high}.{low}\"\nport = 9\n",
+            number
+        );
+    }
+    config::parse(&text, "holdfast.toml").unwrap()
+}
+
+fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inputs {
+    let flows = Arc::new(FlowTable::new(64, TableSecret::new(1), Families::BOTH).unwrap());
+    let stats = Arc::new(WorkerStats::new(4096, 16_384, 1));
+    let (sender, events) = crossbeam_channel::bounded(1);
+    Inputs {
+        config: file(0),
+        config_path: PathBuf::from("holdfast.toml"),
+        load: Box::new(move |_| Ok(file(round.load(Ordering::Relaxed)))),
+        claim: control::admin::claim(&directory.join("control.sock")).unwrap(),
+        workers: vec![WorkerView { core: 0, stats, flows }],
+        nics: vec![NicView {
+            interface: "eth0".to_owned(),
+            ifindex: 999_999,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            driver: "veth".to_owned(),
+            mode: "copy".to_owned(),
+            multi_buffer: false,
+            queues: vec![0],
+            rx_queues: 1,
+            fallbacks: Vec::new(),
+        }],
+        publisher,
+        steering: Box::new(NoSteering),
+        send_frame: Box::new(|_, _| Ok(())),
+        clients: Arc::new(Clients::new(64, TableSecret::new(1))),
+        events,
+        clock: Arc::new(|| Ticks(0)),
+        explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),
+        ready: Box::new(move || drop(sender)),
+    }
+}
+
+#[tokio::test]
+async fn reloads_leave_nothing_behind_that_grows() {
+    let directory = std::env::temp_dir().join(format!("hf-memory-{}", std::process::id()));
+    let first = ForwardingTable::build(0, [0; 16], ThisBox::default(), &[], None);
+    let (publisher, mut tables) = Publisher::new(first);
+    let round = Arc::new(AtomicU32::new(0));
+    let (signals, receiver) = tokio::sync::mpsc::channel(4);
+    let figures = Mutex::new(Vec::new());
+    let reloads = async {
+        for target in [WARM, 2 * WARM, 3 * WARM] {
+            while round.load(Ordering::Relaxed) < target {
+                let known = |address: u32, tables: &ForwardingTable| {
+                    let [_, _, high, low] = (address * REPLACED).to_be_bytes();
+                    let is_it = |ip: holdfast::flow::Address| {
+                        std::net::IpAddr::from(ip) == std::net::IpAddr::from([127, 1, high, low])
+                    };
+                    (0..16_384).any(|index| {
+                        let backend = tables.backend(holdfast::forwarding::BackendIndex(index));
+                        backend.is_some_and(|backend| is_it(backend.address))
+                    })
+                };
+                let next = round.fetch_add(1, Ordering::Relaxed) + 1;
+                signals.send(Signal::Reload).await.unwrap();
+                while !known(next, tables.current()) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+            // Until old tables are freed.
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            figures.lock().unwrap().push(IN_USE.load(Ordering::Relaxed));
+        }
+        signals.send(Signal::Stop).await.unwrap();
+    };
+    let served = control::serve(inputs(&directory, Arc::clone(&round), publisher), receiver);
+    let (ended, ()) = tokio::join!(served, reloads);
+    ended.unwrap();
+    let _ = std::fs::remove_dir_all(&directory);
+    let figures = figures.into_inner().unwrap();
+    let [_, before, after] = figures[..] else { unreachable!("{figures:?}") };
+    // Not a tenth of what an index for each would take.
+    let most = usize::try_from(WARM * REPLACED).unwrap() * 16;
+    assert!(after < before + most, "{} removals took {figures:?} bytes", WARM * REPLACED);
+}
