@@ -17,7 +17,7 @@ fn in_guest(options: &[&str], checks: &str, expected: &[&str]) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut guest = Command::new("scripts/guest");
     guest.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
-    guest.args(["--limit", "900"]).args(options).args([checks, env!("CARGO_BIN_EXE_holdfast")]);
+    guest.args(["--limit", "1800"]).args(options).args([checks, env!("CARGO_BIN_EXE_holdfast")]);
     let output = guest.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
