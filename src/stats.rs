@@ -131,6 +131,8 @@ named! {
     BadIpv4Header = "bad_ipv4_header",
     /// The IPv4 total length is shorter than the header or longer than the packet.
     BadIpv4Length = "bad_ipv4_length",
+    /// The checksum of the IPv4 header is wrong.
+    BadIpv4Checksum = "bad_ipv4_checksum",
     /// An IPv6 header cut short, or its version is wrong.
     TruncatedIpv6 = "truncated_ipv6",
     /// The IPv6 payload length is longer than the packet.
@@ -145,6 +147,8 @@ named! {
     FragmentOverlap = "fragment_overlap",
     /// A later fragment whose first one did not come within 2 s.
     FragmentNoFirst = "fragment_no_first",
+    /// A later fragment; the first one of its datagram was dropped.
+    FragmentFirstDropped = "fragment_first_dropped",
     /// A later fragment that found too many others waiting, or made room for a newer one.
     FragmentNoRoom = "fragment_no_room",
     /// Neither TCP, UDP nor ICMP, and no VIP takes all protocols of the address.
@@ -159,7 +163,7 @@ named! {
     TruncatedUdp = "truncated_udp",
     /// The UDP length is below 8 or beyond the IP payload.
     BadUdpLength = "bad_udp_length",
-    /// Source or destination port 0.
+    /// Destination port 0, or source port 0 of TCP.
     ZeroPort = "zero_port",
     /// Source and destination are the same address and port.
     Land = "land",

@@ -63,6 +63,11 @@ fn unsafe_code_is_in_xdp_only() {
     }
 }
 
+fn assert_in_order(text: &str, words: &[&str]) {
+    let places: Vec<usize> = words.iter().map(|word| text.find(word).unwrap()).collect();
+    assert!(places.is_sorted(), "{words:?}: {places:?}");
+}
+
 /// What a reader finds in `poll_port` is the packet's way, in order.
 #[test]
 fn the_worker_lists_the_stages_in_order() {
@@ -77,9 +82,10 @@ fn the_worker_lists_the_stages_in_order() {
         "forward(",
         "transmit(",
         "conntrack.track(",
-        "select(",
         "rewrite_to_backend(",
     ];
-    let places: Vec<usize> = stages.iter().map(|stage| body.find(stage).unwrap()).collect();
-    assert!(places.is_sorted(), "{places:?}");
+    assert_in_order(body, &stages);
+    let (_, text) = worker.iter().find(|(path, _)| path.ends_with("detour.rs")).unwrap();
+    // Of a flow without a pin.
+    assert_in_order(text.split("fn open").nth(1).unwrap(), &["select(", "rewrite_to_backend("]);
 }

@@ -12,6 +12,7 @@ mod golden {
     mod proxy;
     mod resets;
     mod tunnel;
+    mod unsent;
     mod vips;
 }
 mod rig;
@@ -560,6 +561,7 @@ fn every_other_drop_has_its_name() {
     let with = |range: std::ops::Range<usize>, bytes: &[u8]| {
         let mut packet = syn.clone();
         packet[range].copy_from_slice(bytes);
+        rig::set_sum(&mut packet);
         packet
     };
     for (reason, change, packet) in [
@@ -590,6 +592,7 @@ fn every_other_drop_has_its_name() {
     let mut rig = one_backend(|_| {});
     let mut land = tcp(Family::V4, 80, 80, SYN);
     land[26..30].copy_from_slice(&[192, 0, 2, 10]);
+    rig::set_sum(&mut land);
     rig.send(0, 0, &land);
     assert_eq!(rig.drops(0, Drop::Land), 1);
     let request = rig::Sent::of(0, &tcp(Family::V4, 1000, 80, SYN), &mut one_backend(|_| {}));

@@ -81,6 +81,7 @@ fn polling_never_allocates_or_frees() {
             part.truncate(34 + 24);
             part[16..18].copy_from_slice(&[0, 44]);
             (part[19], part[20], part[21]) = (id, word[0], word[1]);
+            rig::set_sum(&mut part);
             part
         };
         for (worker, part) in [(0, part([0x20, 0], 1)), (1, part([0, 3], 1)), (1, part([0, 3], 2))]

@@ -21,6 +21,7 @@ use holdfast::replay::{
     Capture, CaptureError, Captured, Decision, FlowState, Replay, Story, Verdict,
 };
 use pcap_file::pcapng::{Block, PcapNgReader};
+use proptest::prelude::*;
 
 const NIC1: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const NIC2: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -396,6 +397,8 @@ fn a_nic_with_a_large_mtu_gives_jumbo_frames() {
     let mut jumbo = client(40_000, "S");
     jumbo.resize(9014, 0);
     jumbo[16..18].copy_from_slice(&9000_u16.to_be_bytes());
+    let header = etherparse::Ipv4Header::from_slice(&jumbo[14..]).unwrap().0;
+    jumbo[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
     let decision = replay.packet(&captured(ETH1, 0, &jumbo));
     assert_eq!(decision.verdict, Verdict::Transmit, "{decision:?}");
     assert_eq!(decision.sent[0].bytes.len(), jumbo.len() + 4, "with its VLAN tag");
@@ -693,8 +696,13 @@ fn story() -> (Vec<u8>, Vec<Told>) {
         story.tell(&captured, &decision).unwrap();
     }
     story.finish().unwrap();
+    let told = read_story(&file);
+    (file, told)
+}
+
+fn read_story(file: &[u8]) -> Vec<Told> {
     let mut told = Vec::new();
-    let mut reader = PcapNgReader::new(Cursor::new(file.clone())).unwrap();
+    let mut reader = PcapNgReader::new(Cursor::new(file)).unwrap();
     while let Some(block) = reader.next_block() {
         let (block, state) = block.unwrap();
         let Block::EnhancedPacket(packet) = block else { continue };
@@ -704,7 +712,163 @@ fn story() -> (Vec<u8>, Vec<Told>) {
         let comment = format!("{:?}", packet.options[0]);
         told.push((name, comment, packet.data.to_vec()));
     }
-    (file, told)
+    told
+}
+
+/// A capture's packet: NIC, milliseconds, bytes.
+type Arrival = (PortIndex, u64, Vec<u8>);
+
+/// Everything that a replay says of these packets: a decision and a line of JSON for each, and the story.
+fn everything(arrivals: &[Arrival]) -> (Vec<Decision>, Vec<serde_json::Value>, Vec<Told>) {
+    let mut replay = replay();
+    let (mut file, mut decisions, mut lines) = (Vec::new(), Vec::new(), Vec::new());
+    let interfaces = replay.interfaces().to_vec();
+    let mut story = Story::new(&mut file, &interfaces, "").unwrap();
+    let mut tell = |captured: &Captured<'_>, decision: Decision| {
+        story.tell(captured, &decision).unwrap();
+        if decision.verdict != Verdict::Parked {
+            lines.push(serde_json::from_str(&decision.json(&interfaces).unwrap()).unwrap());
+            decisions.push(decision);
+        }
+    };
+    for (nic, at, data) in arrivals {
+        let captured = Captured { time: Duration::from_millis(*at), ..captured(*nic, 0, data) };
+        let decision = replay.packet(&captured);
+        tell(&captured, decision);
+        replay.late().iter().for_each(|late| tell(&late.captured(), late.decision.clone()));
+    }
+    replay.end().iter().for_each(|late| tell(&late.captured(), late.decision.clone()));
+    story.finish().unwrap();
+    (decisions, lines, read_story(&file))
+}
+
+/// Three fragments of a datagram of this number, each marked so that it is told from its doubles.
+fn marked(datagram: u8, part: usize, mark: u16) -> Vec<u8> {
+    let mut whole = dns();
+    whole.resize(14 + 40 + 8 + 192, 0);
+    whole[58..60].copy_from_slice(&200_u16.to_be_bytes());
+    let range = [0..64, 64..128, 128..200][part].clone();
+    let mut frame = whole[..54].to_vec();
+    let len = u16::try_from(range.len()).unwrap();
+    frame[18..20].copy_from_slice(&(8 + len).to_be_bytes());
+    frame[20] = 44;
+    let offset = u16::try_from(range.start).unwrap() | u16::from(part < 2);
+    frame.extend([17, 0]);
+    frame.extend(offset.to_be_bytes());
+    frame.extend([0, 0, 0, datagram]);
+    frame.extend(&whole[54..][range]);
+    let end = frame.len() - 2;
+    frame[end..].copy_from_slice(&mark.to_be_bytes());
+    frame
+}
+
+/// Whatever is doubled, lost, late or out of order, by either NIC: each packet has one line, with its own
+/// frame or a reason.
+fn assert_each_has_its_own(arrivals: &[Arrival]) {
+    let (decisions, lines, told) = everything(arrivals);
+    let numbers = |of: &mut dyn Iterator<Item = u64>| {
+        let mut numbers: Vec<u64> = of.collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    let all: Vec<u64> = (0..arrivals.len() as u64).collect();
+    assert_eq!(numbers(&mut decisions.iter().map(|decision| decision.index)), all);
+    assert_eq!(numbers(&mut lines.iter().map(|line| line["index"].as_u64().unwrap())), all);
+    for (decision, line) in decisions.iter().zip(&lines) {
+        let (_, _, came) = &arrivals[usize::try_from(decision.index).unwrap()];
+        assert_eq!(counter(decision, "workers.received"), 1, "{decision:?}");
+        let index = format!("index={} ", decision.index);
+        let frames: Vec<_> = told.iter().filter(|(_, said, _)| said.contains(&index)).collect();
+        let [(interface, _, frame)] = &frames[..] else { panic!("{decision:?}: {frames:?}") };
+        assert_eq!(frame[14..], came[14..], "its own: {decision:?}");
+        match decision.verdict {
+            Verdict::Transmit => {
+                assert_eq!((decision.sent.len(), interface.as_str()), (1, "eth1"));
+                assert_eq!(decision.sent[0].bytes[14..], came[14..], "{decision:?}");
+                assert_eq!(line["reason"], serde_json::Value::Null);
+                assert_eq!(line["out"][0]["length"], came.len());
+                assert_eq!(counter(decision, "workers.transmitted"), 1, "{decision:?}");
+            }
+            Verdict::Drop => {
+                let reason = decision.reason.unwrap_or_else(|| panic!("{decision:?}"));
+                assert_eq!(line["reason"], reason);
+                assert_eq!((decision.sent.len(), interface.as_str()), (0, "dropped"));
+                assert_eq!(counter(decision, &format!("workers.drops.{reason}")), 1);
+            }
+            other => panic!("{other:?}: {decision:?}"),
+        }
+    }
+}
+
+/// What has completed the datagram is not all that waited for its first fragment.
+#[test]
+fn a_later_fragment_that_is_doubled_before_its_first_one_keeps_its_own_frame() {
+    for nics in [[ETH1, ETH1], [ETH1, ETH2], [ETH2, ETH1]] {
+        let to = |nic: PortIndex, mut frame: Vec<u8>| {
+            frame[..6].copy_from_slice(if nic == ETH1 { &NIC1 } else { &NIC2 });
+            frame
+        };
+        let parts = [(2, 0), (1, 1), (2, 1), (1, 0), (0, 0), (0, 0)];
+        let arrivals = (0..).zip(parts).map(|(mark, (part, nic))| {
+            (nics[nic], u64::from(mark), to(nics[nic], marked(1, part, mark)))
+        });
+        let mut arrivals: Vec<Arrival> = arrivals.collect();
+        arrivals.push((ETH1, 9, dns()));
+        assert_each_has_its_own(&arrivals);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+    #[test]
+    fn fragments_doubled_and_out_of_order_are_told_one_by_one(
+        parts in proptest::collection::vec((1..4_u8, 0..3_usize, 0..2_u8, 0..900_u64), 1..60),
+    ) {
+        let mut at = 0;
+        let arrivals = (0..).zip(parts).map(|(mark, (datagram, part, nic, gap))| {
+            // Most come close together.
+            at += gap.saturating_sub(800) * 10;
+            let mut frame = marked(datagram, part, mark);
+            frame[..6].copy_from_slice(if nic == 0 { &NIC1 } else { &NIC2 });
+            (PortIndex(nic), at, frame)
+        });
+        assert_each_has_its_own(&arrivals.collect::<Vec<_>>());
+    }
+}
+
+/// More later fragments than may wait: the oldest makes room, and is told as dropped for that.
+#[test]
+fn fragments_that_make_room_are_told_by_their_own_reason() {
+    let arrivals: Vec<Arrival> = (0..300)
+        .map(|mark| (ETH1, 0, marked(u8::try_from(mark % 250).unwrap(), 1, mark)))
+        .collect();
+    assert_each_has_its_own(&arrivals);
+    let (decisions, ..) = everything(&arrivals);
+    let of = |reason| decisions.iter().filter(|d| d.reason == Some(reason)).count();
+    assert_eq!((of("fragment_no_room"), of("fragment_no_first")), (44, 256));
+}
+
+/// The checksum of a ping that lies in several frames is looked at, too.
+#[test]
+fn a_jumbo_ping_with_a_wrong_checksum_gets_no_answer() {
+    let text = fs::read_to_string(path("neighbours.toml")).unwrap();
+    let large = text.replace("mac = \"02:00:00:00:00:0", "mtu = 9000\nmac = \"02:00:00:00:00:0");
+    let known = config::parse_neighbours(&large, "n.toml", &config()).unwrap();
+    let mut replay = Replay::new(&config(), Some(&known)).unwrap();
+    for len in [1751, 4001, 8000] {
+        let mut ping = Vec::new();
+        PacketBuilder::ethernet2(CLIENT, NIC1)
+            .ipv4([198, 51, 100, 7], [192, 0, 2, 10], 64)
+            .icmpv4_echo_request(1, 1)
+            .write(&mut ping, &vec![0x5a; len])
+            .unwrap();
+        let decision = replay.packet(&captured(ETH1, 0, &ping));
+        assert_eq!(decision.reason, Some("echo_replies"), "{len}");
+        assert_eq!(decision.sent[0].bytes.len(), ping.len());
+        *ping.last_mut().unwrap() ^= 1;
+        let decision = replay.packet(&captured(ETH1, 0, &ping));
+        assert_eq!((decision.verdict, decision.reason), (Verdict::Drop, Some("bad_icmp")), "{len}");
+    }
 }
 
 #[test]

@@ -21,12 +21,14 @@ use crate::flow::Protocol;
 use crate::forwarding::NextHop;
 use crate::stats::{Answer, Drop};
 use crate::wire::icmp::{self, ErrorKind};
+use crate::wire::ip::is_header_sum_right;
 use crate::xdp::umem::FramePool;
 
 /// Makes a packet that cannot be forwarded, and is as it was received, its own answer.
 ///
 /// # Errors
-/// The reason itself, when there is none.
+/// The reason itself, when there is none; [`Drop::BadIpv4Checksum`] whatever it was, if the header is
+/// damaged.
 #[cold]
 pub fn answer(
     packet: &mut Packet,
@@ -36,6 +38,10 @@ pub fn answer(
     limiter: &mut Limiter,
     pool: &mut FramePool,
 ) -> Result<(), Drop> {
+    // The source of a damaged header may be wrong (RFC 1812 5.2.2).
+    if !is_header_sum_right(packet.network()) {
+        return Err(Drop::BadIpv4Checksum);
+    }
     let mut send =
         |packet: &mut Packet, kind| send_error(packet, kind, context, macs, limiter, pool);
     let answered = match reason {

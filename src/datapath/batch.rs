@@ -104,6 +104,8 @@ pub enum Way {
     Related(Option<ListenKey>),
     /// The same, if what it quotes came from this full-NAT source: it goes to the client.
     RelatedTo(BindingId),
+    /// A fragment's, until its flow is known: it then becomes one of the first three.
+    Fragment,
     /// Back to where it came from, as it has been made its own answer.
     Back(Answer),
 }
@@ -217,10 +219,20 @@ impl Packet {
         self.backend = BackendIndex(u16::MAX);
     }
 
+    /// Whether it is on its way to the other end of its flow: neither dropped nor its own answer.
+    pub const fn goes_on(&self) -> bool {
+        !self.dropped && !matches!(self.way, Way::Back(_))
+    }
+
     /// Its bytes; none after its way has ended.
     #[inline]
     pub fn data(&self) -> &[u8] {
         self.frame.as_ref().map_or(&[], Frame::data)
+    }
+
+    /// The same from the IP header on.
+    pub fn network(&self) -> &[u8] {
+        self.data().get(self.shape.ip()..).unwrap_or_default()
     }
 
     /// The source MAC address.

@@ -96,6 +96,10 @@ impl Conntrack {
         if changes_nothing(packet, backend) && lease.told_within(TELL, context.now) {
             return Some(Reply::To(client));
         }
+        if lease.bound.flow.client_port == 0 {
+            // A client that sends from UDP port 0 wants no answer (RFC 768). Such a binding is never told.
+            return None;
+        }
         let stray = is_stray(packet, backend, id, context);
         let track = self.answered_bound(packet, &lease, stray, context)?;
         if stray {

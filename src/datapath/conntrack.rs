@@ -542,6 +542,15 @@ impl Conntrack {
         Ok(Target::of(backend, &pin.track))
     }
 
+    /// Takes back the pin that the first packet of a flow has made, as that is not sent.
+    pub fn unpin(&mut self, flow: &HashedKey, context: &Context<'_>) {
+        let hit = context.flows.find_at(flow, Slot::NOWHERE);
+        if let Some(pin) = hit.and_then(|hit| self.writer.remove(hit.slot)) {
+            bindings::release(&mut self.leases, &pin, context.stats);
+            count_gone(&pin, context.stats);
+        }
+    }
+
     /// Removes flows that are idle for too long or whose backend is gone, and probes silent ones that
     /// are to be cut, a bounded number per call; returns whether more is due at once.
     #[inline]
@@ -753,7 +762,6 @@ fn count_rehash(context: &Context<'_>) {
 fn count_pin(pin: &Pin, stats: &WorkerStats) {
     stats.flows_active.add(1);
     for counters in flow_stats(pin, stats) {
-        counters.flows_total.add(1);
         counters.flows_active.add(1);
     }
 }
@@ -765,13 +773,18 @@ fn count_removal(pin: &Pin, context: &Context<'_>) {
         stats.flow_aliases.sub(1);
         return;
     }
-    stats.flows_active.sub(1);
-    for counters in flow_stats(pin, stats) {
-        counters.flows_active.sub(1);
-    }
+    count_gone(pin, stats);
     let ended = context.table.pinned(pin.track.backend()).is_some();
     if let Some(lifetimes) = stats.lifetimes.get(usize::from(pin.vip.0)).filter(|_| ended) {
         lifetimes.add(context.now.since(pin.created));
+    }
+}
+
+/// Keeps the gauges when a pin is removed.
+fn count_gone(pin: &Pin, stats: &WorkerStats) {
+    stats.flows_active.sub(1);
+    for counters in flow_stats(pin, stats) {
+        counters.flows_active.sub(1);
     }
 }
 

@@ -16,12 +16,13 @@ use super::classify::{LastVip, classify};
 use super::clients::key_of;
 use super::conntrack::Conntrack;
 use super::context::{Context, Identification};
+use super::detour::Unsent;
 use super::life::is_living;
 use super::parse::{Parsed, parse};
 use super::path_mtu::PathMtus;
 use super::reset::Outbox;
-use super::rewrite::{Macs, mtu_towards, tunnel};
-use super::select::{out_of_service, rivals};
+use super::rewrite::{Macs, mtu_towards, rewrite_to_backend, tunnel};
+use super::select::{out_of_service, rivals, select};
 use super::worker::forward;
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::{Clients, Key};
@@ -244,7 +245,15 @@ fn run(
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, flows.secret(), &mut last)?;
     // Resets of a flow that is cut are not sent: only the verdict is told.
-    forward(packet, conntrack, context, macs, &mut Outbox::default())
+    match forward(packet, conntrack, context, macs, &mut Outbox::default()) {
+        Ok(()) => Ok(()),
+        Err(Unsent::Dropped(reason)) => Err(reason),
+        Err(Unsent::NoPin(miss)) => {
+            let opened = select(packet, miss, conntrack, context)?;
+            rewrite_to_backend(packet, &opened.target, context, macs)
+        }
+        Err(Unsent::Fragment) => Err(Drop::Fragment),
+    }
 }
 
 fn key(question: &Question) -> FlowKey {

@@ -70,7 +70,7 @@ impl<'t> To<'t> {
             Way::ToClientOf(id) => {
                 Some(Self::Client(context.bindings.read(id)?.bound.way_back.next_hop()))
             }
-            Way::Related(_) | Way::RelatedTo(_) | Way::Back(_) => None,
+            Way::Related(_) | Way::RelatedTo(_) | Way::Fragment | Way::Back(_) => None,
         }
     }
 

@@ -3,8 +3,12 @@
 //! ```text
 //! first fragment   has the ports: noted in the datagram table of all workers, goes on
 //! later fragment   joins the datagram there, goes on with its ports
+//!                  its first one was dropped: dropped
 //!                  its first one has not come: parked, and received again when it has
 //! ```
+//!
+//! Fragments go through the stages behind parse one after the other ([`detour`](super::detour)), as what
+//! becomes of the first one decides about those behind it in the batch.
 //!
 //! What is parked stays with the worker that received it, bounded in number and time. A worker looks
 //! at the table only when something is parked and some worker has noted a datagram since.
@@ -19,10 +23,12 @@ use super::parse::Piece;
 use crate::flow::fragments::{Datagrams, Head, Joined, Key, Span};
 use crate::flow::tuple::Tuple;
 use crate::forwarding::PortIndex;
+use crate::forwarding::explain::{Trace, Wait};
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::wire::checksum::{self, Delta};
 use crate::wire::headers::{self, Headers};
+use crate::wire::ip::is_header_sum_right;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Most parked fragments of one datagram: as many as 64 KiB have on a link of 1280 bytes, and some.
@@ -42,6 +48,41 @@ struct Parked {
     ready: bool,
     /// Tells it from all others that this worker has parked.
     ticket: u64,
+}
+
+/// What decides whether a parked fragment waits on.
+pub struct Look<'a> {
+    /// The datagrams of all workers that come in fragments.
+    pub datagrams: &'a Datagrams,
+    /// Now.
+    pub now: Ticks,
+    /// The worker's counters.
+    pub stats: &'a WorkerStats,
+    /// Records what becomes of fragments, in a replay.
+    pub trace: Option<&'a Trace>,
+}
+
+impl Look<'_> {
+    fn tell(&self, wait: Wait) {
+        if let Some(trace) = self.trace {
+            trace.note_wait(wait);
+        }
+    }
+
+    /// Ends the way of a parked fragment.
+    fn give_up(&self, parked: Parked, reason: Drop, pool: &mut FramePool) {
+        pool.push(parked.frame);
+        self.stats.fragments_parked.sub(1);
+        self.stats.drop_counter(reason).add(1);
+        self.tell(Wait::GivenUp(parked.ticket, reason));
+    }
+}
+
+impl<'a> From<&Context<'a>> for Look<'a> {
+    fn from(context: &Context<'a>) -> Self {
+        let Context { datagrams, now, stats, trace, .. } = *context;
+        Self { datagrams, now, stats, trace }
+    }
 }
 
 /// The fragments that a worker has parked.
@@ -83,12 +124,16 @@ impl Fragments {
         context: &Context<'_>,
         pool: &mut FramePool,
     ) -> Result<Fate, Drop> {
+        if !is_header_sum_right(packet.network()) {
+            return Err(Drop::BadIpv4Checksum);
+        }
         if let Some(head) = piece.head {
             return Ok(Fate::Flow(piece.key.tuple(head)));
         }
         match context.datagrams.join(&piece.key, piece.span, context.now) {
             Joined::Flow(head) => Ok(Fate::Flow(piece.key.tuple(head))),
             Joined::Overlap => Err(Drop::FragmentOverlap),
+            Joined::Denied => Err(Drop::FragmentFirstDropped),
             Joined::Unknown => self.park(packet, piece.key, context, pool),
         }
     }
@@ -110,7 +155,7 @@ impl Fragments {
         if self.parked.len() >= self.limit
             && let Some(oldest) = self.parked.pop_front()
         {
-            give_up(oldest, Drop::FragmentNoRoom, pool, context.stats);
+            Look::from(context).give_up(oldest, Drop::FragmentNoRoom, pool);
         }
         if let Some(frame) = packet.frame.take() {
             let Context { nic, now, .. } = *context;
@@ -118,6 +163,7 @@ impl Fragments {
             self.tickets += 1;
             self.parked.push_back(Parked { frame, key, nic, since: now, ready: false, ticket });
             context.stats.fragments_parked.add(1);
+            Look::from(context).tell(Wait::Begins(ticket));
         }
         // Its way goes on later, with another record.
         packet.dropped = true;
@@ -126,30 +172,19 @@ impl Fragments {
 
     /// Looks, before a poll, whose first fragment has come, and whose time is over.
     #[inline]
-    pub fn look(
-        &mut self,
-        datagrams: &Datagrams,
-        now: Ticks,
-        pool: &mut FramePool,
-        stats: &WorkerStats,
-    ) {
+    pub fn look(&mut self, look: &Look<'_>, pool: &mut FramePool) {
         if !self.parked.is_empty() {
-            self.look_at_all(datagrams, now, pool, stats);
+            self.look_at_all(look, pool);
         }
     }
 
     #[cold]
-    fn look_at_all(
-        &mut self,
-        datagrams: &Datagrams,
-        now: Ticks,
-        pool: &mut FramePool,
-        stats: &WorkerStats,
-    ) {
+    fn look_at_all(&mut self, look: &Look<'_>, pool: &mut FramePool) {
+        let Look { datagrams, now, .. } = *look;
         while let Some(oldest) =
             self.parked.pop_front_if(|oldest| now.since(oldest.since).0 > PATIENCE.0)
         {
-            give_up(oldest, Drop::FragmentNoFirst, pool, stats);
+            look.give_up(oldest, Drop::FragmentNoFirst, pool);
         }
         let generation = datagrams.generation();
         if generation != std::mem::replace(&mut self.looked_at, generation) {
@@ -166,9 +201,9 @@ impl Fragments {
         &mut self,
         nic: PortIndex,
         places: &mut impl Iterator<Item = &'p mut Packet>,
-        stats: &WorkerStats,
+        look: &Look<'_>,
     ) -> usize {
-        if self.parked.is_empty() { 0 } else { self.rejoin_all(nic, places, stats) }
+        if self.parked.is_empty() { 0 } else { self.rejoin_all(nic, places, look) }
     }
 
     #[cold]
@@ -176,10 +211,12 @@ impl Fragments {
         &mut self,
         nic: PortIndex,
         places: &mut impl Iterator<Item = &'p mut Packet>,
-        stats: &WorkerStats,
+        look: &Look<'_>,
     ) -> usize {
         let (mut count, mut index) = (0, 0);
-        while let Some(parked) = self.parked.get(index) {
+        while let Some(parked) = self.parked.get_mut(index) {
+            // A double of it may have completed the datagram since: then it waits on, where it is.
+            parked.ready = parked.ready && look.datagrams.knows(&parked.key, look.now);
             if !parked.ready || parked.nic != nic {
                 index += 1;
                 continue;
@@ -188,7 +225,8 @@ impl Fragments {
             let Some(parked) = self.parked.remove(index) else { break };
             place.frame = Some(parked.frame);
             place.dropped = false;
-            stats.fragments_parked.sub(1);
+            look.stats.fragments_parked.sub(1);
+            look.tell(Wait::Ends(parked.ticket));
             count += 1;
         }
         count
@@ -199,22 +237,10 @@ impl Fragments {
         self.parked.is_empty()
     }
 
-    /// Numbers of those that are parked, in the order in which they were.
-    pub fn tickets(&self) -> impl Iterator<Item = u64> {
-        self.parked.iter().map(|parked| parked.ticket)
-    }
-
     /// Frames that are parked.
     pub fn frames(&self, pool: &FramePool) -> usize {
         self.parked.iter().map(|parked| pool.frames_of(&parked.frame)).sum()
     }
-}
-
-/// Ends the way of a parked fragment.
-fn give_up(parked: Parked, reason: Drop, pool: &mut FramePool, stats: &WorkerStats) {
-    pool.push(parked.frame);
-    stats.fragments_parked.sub(1);
-    stats.drop_counter(reason).add(1);
 }
 
 /// The number that a fragment, whose source is about to become another, gets at that: two clients behind

@@ -14,12 +14,15 @@
 //! Reads: the message, the flow tables. Cost: for these messages only; a checksum over the message, and
 //! one look-up in the table of every worker.
 
+use std::iter;
+
 use super::answer::send_back;
 use super::batch::{Packet, Part, Way};
 use super::classify::{answered_flow, takes_all_protocols};
 use super::conntrack::{Conntrack, Target};
 use super::context::Context;
 use super::parse::Message;
+use super::path_mtu;
 use super::quic::Answerer;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::select::guess;
@@ -33,7 +36,9 @@ use crate::stats::{Answer, Drop};
 use crate::wire::checksum::{self, Full};
 use crate::wire::headers::protocol::ICMP_V6;
 use crate::wire::icmp::{self, ICMP_LEN, Unanswered, kind};
+use crate::wire::ip::is_header_sum_right;
 use crate::wire::quoted::{self, QuoteError, Quoted};
+use crate::xdp::umem::FramePool;
 
 /// What a message is to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +58,18 @@ pub fn classify(
     context: &Context<'_>,
     secret: &TableSecret,
     macs: &Macs,
+    pool: &FramePool,
 ) -> Result<(), Drop> {
     packet.forget();
+    if !is_header_sum_right(packet.network()) {
+        return Err(Drop::BadIpv4Checksum);
+    }
     // A group address as the source MAC (IEEE 802.3 3.2.3): answers would go to the group.
     if packet.source_mac().first().is_some_and(|first| first & 1 == 1) {
         return Err(Drop::BadSource);
     }
     match kind_of(packet, message)? {
+        Kind::Echo if !is_sum_right(parts(packet, message, pool), message) => Err(Drop::BadIcmp),
         Kind::Echo => answer_echo(packet, message, context, macs),
         Kind::Error => relate(packet, message, context, secret),
     }
@@ -70,6 +80,22 @@ pub fn classify(
 fn body<'p>(packet: &'p Packet, message: &Message) -> Result<&'p [u8], Drop> {
     let start = usize::from(packet.shape.transport);
     packet.data().get(start..start + usize::from(message.len)).ok_or(Drop::BadIcmp)
+}
+
+/// The same of one that may lie in several frames: what each has of it.
+fn parts<'p>(
+    packet: &'p Packet,
+    message: &Message,
+    pool: &'p FramePool,
+) -> impl Iterator<Item = &'p [u8]> + use<'p> {
+    let first = packet.data().get(usize::from(packet.shape.transport)..);
+    let behind = packet.frame.iter().flat_map(|frame| pool.behind(frame));
+    let mut left = usize::from(message.len);
+    first.into_iter().chain(behind).map(move |part| {
+        let part = part.get(..left).unwrap_or(part);
+        left -= part.len();
+        part
+    })
 }
 
 /// Redirects and source quench are not for hosts behind a balancer (RFC 6633): they end here.
@@ -115,7 +141,7 @@ fn relate(
     secret: &TableSecret,
 ) -> Result<(), Drop> {
     let body = body(packet, message)?;
-    if !is_sum_right(body, message) {
+    if !is_sum_right(iter::once(body), message) {
         return Err(Drop::BadIcmp);
     }
     let quoted = quoted::read(body).map_err(|error| match error {
@@ -124,6 +150,9 @@ fn relate(
     })?;
     if quoted.source.0 != message.destination {
         return Err(Drop::IcmpNoFlow);
+    }
+    if let Some(end) = path_mtu::take(body, &quoted, context) {
+        return Err(end);
     }
     let flow = relate_to_backend(packet, &quoted, context);
     let flow = flow.or_else(|| relate_to_bound(packet, &quoted, context));
@@ -145,7 +174,7 @@ fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>
         vip_port: vip.1,
         protocol,
     });
-    if protocol != Protocol::Any && flow.has_zero_port() {
+    if protocol != Protocol::Any && flow.has_forbidden_port() {
         return None;
     }
     packet.vip = context.table.listener(flow.listen_key())?;
@@ -180,7 +209,7 @@ fn relate_to_client(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>)
 }
 
 /// Whether the checksum of a message is right (RFC 792; RFC 4443 2.3: with the pseudo header).
-fn is_sum_right(body: &[u8], message: &Message) -> bool {
+fn is_sum_right<'p>(parts: impl Iterator<Item = &'p [u8]>, message: &Message) -> bool {
     let sum = if message.source.is_v4() {
         Full::new()
     } else {
@@ -188,7 +217,7 @@ fn is_sum_right(body: &[u8], message: &Message) -> bool {
         // The words of both addresses may be added one after the other.
         checksum::pseudo_header(&source, message.len.into(), ICMP_V6).add_16bytes(destination)
     };
-    checksum::of(&sum.add_slice(body)) == 0
+    checksum::of_parts(&sum, parts) == 0
 }
 
 /// Sends an ICMP error to the end of its flow that sent the packet which it quotes.

@@ -60,7 +60,7 @@ impl Limiter {
         let hash = self.hasher.hash_one(network(source)) % NETWORKS as u64;
         let place = usize::try_from(hash).unwrap_or_default();
         let Some(own) = self.networks.get_mut(place) else { return false };
-        if !own.refresh(share, now) || !self.all.refresh(rate, now) {
+        if rate.per_second == 0 || !own.refresh(share, now) || !self.all.refresh(rate, now) {
             return false;
         }
         own.used += COST;
@@ -133,6 +133,8 @@ mod tests {
         assert_eq!((take(small, 0), take(small, 99), take(small, 100)), (1, 0, 1));
         let none = IcmpRate { per_second: 0, burst: 0 };
         assert_eq!(take(none, 100_000), 0, "0 sends none");
+        let none_at_all = IcmpRate { per_second: 0, burst: 100 };
+        assert_eq!(take(none_at_all, 200_000), 0, "not even the burst");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! receive -> parse -> classify -> conntrack -> select -> rewrite -> transmit
 //! ```
 //!
-//! One file per stage, in the order in which a packet meets them, and side doors ([`icmp`], [`answer`],
+//! One file per stage, in the order in which a packet meets them, and side doors ([`detour`], [`icmp`], [`answer`],
 //! [`reset`]). A stage is a function over a
 //! [`batch::Batch`]; [`worker::Worker::poll`] is the list of them. After start-up nothing here
 //! allocates, locks, logs, blocks or makes a system call other than ring wake-ups.
@@ -16,6 +16,7 @@ pub mod classify;
 pub mod clients;
 pub mod conntrack;
 pub mod context;
+pub mod detour;
 pub mod explain;
 pub mod fragment_out;
 pub mod fragments;

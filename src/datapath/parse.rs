@@ -233,7 +233,7 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
             Tuple::v6(source, destination, transport.ports, protocol)
         }
     };
-    if protocol != Protocol::Any && tuple.has_zero_port() {
+    if protocol != Protocol::Any && tuple.has_forbidden_port() {
         return Err(Drop::ZeroPort);
     }
     Ok((Shape { flags: transport.flags, ..shape }, Parsed::Flow(tuple)))
@@ -271,12 +271,12 @@ fn piece(network: &Network<'_>, fragment: Fragment, shape: Shape) -> Result<(Sha
         Drop::TruncatedTcp | Drop::BadTcpOffset | Drop::TruncatedUdp => Drop::TinyFragment,
         reason => reason,
     })?;
-    let head = Some(Head { protocol, ports });
-    if let [0, 0, _, _] | [_, _, 0, 0] = ports {
+    let head = Head { protocol, ports };
+    if key.tuple(head).has_forbidden_port() {
         return Err(Drop::ZeroPort);
     }
     let shape = Shape { part: Part::First, flags, ..shape };
-    Ok((shape, Parsed::Fragment(Piece { key, span, head })))
+    Ok((shape, Parsed::Fragment(Piece { key, span, head: Some(head) })))
 }
 
 struct Link {
@@ -659,9 +659,11 @@ mod tests {
         for (name, changes, reason) in [
             ("length 7", &[(38, 0), (39, 7)], Drop::BadUdpLength),
             ("length beyond", &[(38, 0), (39, 16)], Drop::BadUdpLength),
+            ("destination port 0", &[(36, 0), (37, 0)], Drop::ZeroPort),
         ] {
             assert_eq!(patch(udp(), changes), Err(reason), "{name}");
         }
+        assert_eq!(patch(udp(), &[(34, 0), (35, 0)]), Ok(()), "UDP from port 0 (RFC 768)");
     }
 
     /// What has no ports, or none that are read: one flow of two addresses, fragments too.

@@ -14,20 +14,16 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::batch::Packet;
 use super::context::Context;
-use crate::flow::Address;
 use crate::forwarding::tunnel::{GUE_SOURCE_PORTS, PathKey};
 use crate::stats::Drop;
 use crate::units::Ticks;
-use crate::wire::checksum::{self, Full, pseudo_header};
-use crate::wire::headers::{Headers, addresses, protocol};
-use crate::wire::icmp::{ICMP_LEN, kind};
+use crate::wire::headers::{Headers, protocol};
+use crate::wire::icmp::{ICMP_LEN, kind, told_mtu_v4, told_mtu_v6};
+use crate::wire::quoted::Quoted;
 
 /// Places: paths that meet in one forget each other. A box has tens of backends, or hundreds.
 const PLACES: usize = 4096;
-/// VLAN tags that a frame may have.
-const MAX_TAGS: usize = 2;
 /// Code of "destination unreachable" (RFC 792).
 const FRAGMENTATION_NEEDED: u8 = 4;
 /// How long what was learnt counts: ten minutes.
@@ -108,118 +104,46 @@ pub(super) fn inner_limit(learnt: Option<u16>, overhead: u16, v4: bool) -> u16 {
     learnt.map_or(u16::MAX, |mtu| mtu.saturating_sub(overhead).max(least))
 }
 
-/// Takes an ICMP error about a tunnel packet of ours. Returns how its way ends; `None` if it is none.
+/// Takes an ICMP error with a right checksum, sent to the source of the packet that it quotes, if that is a
+/// tunnel packet of ours. Returns how its way ends; `None` if it is not about such a packet.
 #[cold]
-pub fn take(packet: &Packet, context: &Context<'_>) -> Option<Drop> {
-    let Complaint { to, mtu, quoted } = read(network(packet.data())?)?;
-    let tunnels = &context.table.this_box().tunnels;
+pub fn take(message: &[u8], quoted: &Quoted, context: &Context<'_>) -> Option<Drop> {
+    let this_box = context.table.this_box();
+    let (from, gue) = (quoted.source.1, quoted.destination.1);
     let is_ours = match quoted.protocol {
         protocol::IPV4 | protocol::IPV6 => true,
-        protocol::UDP => {
-            let [from, gue] = quoted.ports?;
-            from >= GUE_SOURCE_PORTS && gue == tunnels.gue_port
-        }
+        protocol::UDP => from >= GUE_SOURCE_PORTS && gue == this_box.tunnels.gue_port,
         _ => false,
     };
-    if !is_ours || to != quoted.source || !tunnels.is_source(to) {
+    if !is_ours || !this_box.tunnels.is_source(quoted.source.0) {
         return None;
     }
-    let path = context.table.tunnel_path(quoted.destination);
     // What did pass needs no message, and what is longer than any NIC sends was never sent.
-    let longest = context.table.this_box().mtus.iter().max().copied().unwrap_or(u16::MAX);
-    let too_long = mtu.and_then(|mtu| u16::try_from(mtu).ok());
-    let too_long = too_long.filter(|&mtu| mtu < quoted.len && quoted.len <= longest);
-    if let (Some(path), Some(mtu)) = (path, too_long) {
-        // 0 is the value of an empty place.
-        context.paths.learn(path, mtu.max(1), context.now);
-        return Some(Drop::PathMtuLearnt);
-    }
-    Some(Drop::TunnelError)
-}
-
-/// An ICMP error.
-struct Complaint {
-    /// Whom it is for.
-    to: Address,
-    /// "Fragmentation needed" or "packet too big": what would fit. A router that does not tell says 0, and
-    /// is taken to mean the least that there is (RFC 1191 5).
-    mtu: Option<u32>,
-    quoted: Quoted,
-}
-
-/// The beginning of the packet that an error is about.
-struct Quoted {
-    source: Address,
-    destination: Address,
-    protocol: u8,
-    /// UDP source and destination port.
-    ports: Option<[u16; 2]>,
-    /// Bytes of the packet, by its own account.
-    len: u16,
-}
-
-/// From the IP header on.
-fn network(frame: &[u8]) -> Option<&[u8]> {
-    let (_, mut rest) = frame.split_at_checked(12)?;
-    for _ in 0..=MAX_TAGS {
-        match rest {
-            [0x08, 0x00, packet @ ..] | [0x86, 0xdd, packet @ ..] => return Some(packet),
-            [0x81, 0x00, _, _, behind @ ..] | [0x88, 0xa8, _, _, behind @ ..] => rest = behind,
-            _ => return None,
+    let longest = this_box.mtus.iter().max().copied().unwrap_or(u16::MAX);
+    let len = message.get(ICMP_LEN..).and_then(|packet| Headers::of(packet).ok());
+    let len = len.map_or(0, |headers| u16::try_from(headers.end).unwrap_or(u16::MAX));
+    let too_long = would_fit(message, quoted.source.0.is_v4(), len);
+    let too_long = too_long.filter(|&mtu| mtu < len && len <= longest);
+    Some(match context.table.tunnel_path(quoted.destination.0).zip(too_long) {
+        Some((path, mtu)) => {
+            context.paths.learn(path, mtu, context.now);
+            Drop::PathMtuLearnt
         }
-    }
-    None
-}
-
-/// An ICMP error (RFC 792, RFC 4443 3) whose checksum is right.
-fn read(packet: &[u8]) -> Option<Complaint> {
-    let headers = Headers::of(packet).ok().filter(Headers::is_whole)?;
-    let message = packet.get(headers.transport..headers.end)?;
-    let [kind, code, _, _, m0, m1, m2, m3] = *message.first_chunk::<ICMP_LEN>()?;
-    let mtu = u32::from_be_bytes([m0, m1, m2, m3]);
-    let (is_error, too_big, pseudo) = match headers.protocol {
-        protocol::ICMP => {
-            let is_error = matches!(kind, kind::V4_UNREACHABLE | kind::V4_TIME_EXCEEDED);
-            let too_big = (kind, code) == (kind::V4_UNREACHABLE, FRAGMENTATION_NEEDED);
-            (is_error, too_big.then_some(mtu & 0xffff), Full::new())
-        }
-        protocol::ICMP_V6 => {
-            let len = u32::try_from(message.len()).ok()?;
-            let pseudo = pseudo_header(addresses(packet)?, len, protocol::ICMP_V6);
-            let too_big = kind == kind::V6_TOO_BIG;
-            (kind < kind::V6_ECHO_REQUEST, too_big.then_some(mtu), pseudo)
-        }
-        _ => return None,
-    };
-    if !is_error || checksum::of(&pseudo.add_slice(message)) != 0 {
-        return None;
-    }
-    let (_, to) = ends(packet)?;
-    let quoted = quoted(message.get(ICMP_LEN..)?)?;
-    Some(Complaint { to, mtu: too_big, quoted })
-}
-
-fn quoted(packet: &[u8]) -> Option<Quoted> {
-    let headers = Headers::of(packet).ok()?;
-    let (source, destination) = ends(packet)?;
-    let ports = packet.get(headers.transport..).and_then(|udp| udp.first_chunk());
-    let ports = ports.map(|&[s0, s1, d0, d1]| [[s0, s1], [d0, d1]].map(u16::from_be_bytes));
-    let len = u16::try_from(headers.end).unwrap_or(u16::MAX);
-    Some(Quoted { source, destination, protocol: headers.protocol, ports, len })
-}
-
-/// Source and destination.
-fn ends(packet: &[u8]) -> Option<(Address, Address)> {
-    let both = addresses(packet)?;
-    Some(match *both {
-        [s0, s1, s2, s3, d0, d1, d2, d3] => {
-            (Address::from_v4([s0, s1, s2, s3]), Address::from_v4([d0, d1, d2, d3]))
-        }
-        _ => {
-            let (source, destination) = both.split_first_chunk()?;
-            (Address::from_v6(*source), Address::from_v6(*destination.first_chunk()?))
-        }
+        None => Drop::TunnelError,
     })
+}
+
+/// What would have fit instead of `len` bytes, if the message is "fragmentation needed" or "packet too
+/// big".
+fn would_fit(message: &[u8], v4: bool, len: u16) -> Option<u16> {
+    let [kind, code, _, _, m0, m1, m2, m3] = *message.first_chunk::<ICMP_LEN>()?;
+    match (v4, kind, code) {
+        (true, kind::V4_UNREACHABLE, FRAGMENTATION_NEEDED) => {
+            Some(told_mtu_v4(u16::from_be_bytes([m2, m3]), len))
+        }
+        (false, kind::V6_TOO_BIG, _) => Some(told_mtu_v6(u32::from_be_bytes([m0, m1, m2, m3]))),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

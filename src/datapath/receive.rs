@@ -4,9 +4,8 @@
 //! Cost: one acquire load and one release store per batch.
 
 use super::batch::Batch;
-use super::fragments::Fragments;
+use super::fragments::{Fragments, Look};
 use super::ports::WorkerPort;
-use crate::stats::WorkerStats;
 use crate::xdp::cpu;
 
 /// Moves up to `max` packets from the port's RX ring into `batch`, of which all is gone. Fragments that came
@@ -16,12 +15,13 @@ pub fn receive(
     batch: &mut Batch,
     port: &mut WorkerPort,
     fragments: &mut Fragments,
+    look: &Look<'_>,
     max: usize,
-    stats: &WorkerStats,
 ) {
+    let stats = look.stats;
     let (mut bytes, mut back) = (0, 0);
     batch.fill(|places| {
-        back = fragments.rejoin(port.nic, &mut places.by_ref().take(max), stats);
+        back = fragments.rejoin(port.nic, &mut places.by_ref().take(max), look);
         // No more than there are places: what the port gives is lost otherwise.
         back + port.port.receive((max - back).min(places.len()), |frame| {
             bytes += u64::from(frame.packet_len());

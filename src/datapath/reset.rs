@@ -36,6 +36,7 @@ use crate::flow::{Address, FlowKey};
 use crate::forwarding::{Forward, NextHop, PortIndex};
 use crate::stats::{Answer, Drop, WorkerStats};
 use crate::wire::headers::Headers;
+use crate::wire::ip::is_header_sum_right;
 use crate::wire::proxy::Shift;
 use crate::wire::tunnel::Outer;
 use crate::wire::vlan::Tags;
@@ -116,6 +117,9 @@ impl Outbox {
     pub fn answer(&mut self, packet: &mut Packet, cut: &Cut<'_>, context: &Context<'_>) -> Drop {
         packet.vip = cut.target.backend.vip;
         packet.backend = cut.target.backend.id.index;
+        if !is_header_sum_right(packet.network()) {
+            return Drop::BadIpv4Checksum;
+        }
         let flags = packet.shape.flags;
         if flags.any(TcpFlags::ACK)
             && !flags.any(TcpFlags::RST)

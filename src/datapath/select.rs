@@ -12,6 +12,7 @@ use super::context::Context;
 use super::life::Miss;
 use super::quic::named;
 use crate::flow::entry::Rule;
+use crate::flow::tuple::HashedKey;
 use crate::flow::{FlowKey, Protocol};
 use crate::forwarding::affinity::Sample;
 use crate::forwarding::explain::Trace;
@@ -19,8 +20,50 @@ use crate::forwarding::scheduler::{Note, Pool, Scheduler};
 use crate::forwarding::table::{Backend, Vip, name};
 use crate::forwarding::{Affinity, BackendIndex, Forward, ForwardingTable, ListenKey};
 use crate::stats::{Counter, Drop, FlowStats};
+use crate::wire::ip::is_header_sum_right;
 
-/// Where a packet goes whose flow has no pin, which it leaves behind.
+/// The target of a packet without a pin. It may have one now: that is taken back if the packet is not
+/// sent after all.
+#[must_use = "a pin is kept or taken back"]
+pub struct Opened<'t> {
+    /// Where it goes.
+    pub target: Target<'t>,
+    /// `None`: the packet leaves no pin.
+    flow: Option<NewFlow<'t>>,
+}
+
+/// What there is to count of a flow when its first packet was sent.
+struct NewFlow<'t> {
+    vip: &'t Vip,
+    rule: Rule,
+    miss: Miss,
+    client: Option<Known<'t>>,
+}
+
+impl Opened<'_> {
+    /// The packet is sent: the flow counts.
+    pub fn keep(&self, key: &HashedKey, context: &Context<'_>) {
+        let Some(NewFlow { vip, rule, miss, client }) = &self.flow else { return };
+        let backend = self.target.backend;
+        count(*rule, vip, backend, *miss, context);
+        if let Some(client) = client {
+            client.note(backend, context);
+        }
+        if vip.sampled && *miss == Miss::Open {
+            let source = vip.client_key(&key.key()).client;
+            context.stats.samples.offer(Sample { vip: vip.id, source });
+        }
+    }
+
+    /// The packet is not sent: it leaves no pin.
+    pub fn undo(&self, key: &HashedKey, conntrack: &mut Conntrack, context: &Context<'_>) {
+        if self.flow.is_some() {
+            conntrack.unpin(key, context);
+        }
+    }
+}
+
+/// Chooses a target for a packet without a pin, and pins its flow.
 ///
 /// # Errors
 /// Why there is none.
@@ -30,9 +73,12 @@ pub fn select<'t>(
     miss: Miss,
     conntrack: &mut Conntrack,
     context: &Context<'t>,
-) -> Result<Target<'t>, Drop> {
+) -> Result<Opened<'t>, Drop> {
     if let Some(trace) = context.trace {
         trace.note_miss();
+    }
+    if !is_header_sum_right(packet.network()) {
+        return Err(Drop::BadIpv4Checksum);
     }
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
@@ -63,19 +109,11 @@ pub fn select<'t>(
         return match backend.forward {
             // Nobody knows what source it would have to come from.
             Forward::FullNat => Err(Drop::RequestNoFlow),
-            _ => Ok(Target { backend, binding: None }),
+            _ => Ok(Opened { target: Target { backend, binding: None }, flow: None }),
         };
     }
     let target = conntrack.pin(packet, backend, rule, context)?;
-    count(rule, vip, backend, miss, context);
-    if let Some(client) = client {
-        client.note(backend, context);
-    }
-    if vip.sampled && miss == Miss::Open {
-        let source = vip.client_key(&key).client;
-        context.stats.samples.offer(Sample { vip: vip.id, source });
-    }
-    Ok(target)
+    Ok(Opened { target, flow: Some(NewFlow { vip, rule, miss, client }) })
 }
 
 /// Whether a router must not forward the packet (RFC 1812 5.3.1, RFC 8200 3).
@@ -109,7 +147,7 @@ fn is_own_source(key: &FlowKey, context: &Context<'_>) -> bool {
         || context.bindings.sources().has(key.client)
 }
 
-/// Counts a flow that was pinned.
+/// Counts a flow that has begun.
 fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context<'_>) {
     let stats = context.stats;
     match miss {
@@ -117,10 +155,13 @@ fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context
         Miss::Midflow => stats.flows_by_hash.add(1),
         Miss::Open => stats.flows_new.add(1),
     }
-    if matches!(rule, Rule::Scheduler | Rule::Midflow) {
-        let vip = stats.vips.get(usize::from(vip.id.0));
-        let backend = stats.backends.get(usize::from(backend.id.index.0));
-        vip.into_iter().chain(backend).for_each(|counters| counters.flows_scheduled.add(1));
+    let vip = stats.vips.get(usize::from(vip.id.0));
+    let backend = stats.backends.get(usize::from(backend.id.index.0));
+    for counters in vip.into_iter().chain(backend) {
+        counters.flows_total.add(1);
+        if matches!(rule, Rule::Scheduler | Rule::Midflow) {
+            counters.flows_scheduled.add(1);
+        }
     }
 }
 

@@ -1,29 +1,29 @@
 //! A worker: one thread on one core, which runs packets from its NIC queues to completion.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::answer::answer;
 use super::batch::{BATCH, Batch, Packet, Way};
 use super::classify::{LastVip, classify};
 use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
 use super::context::{Context, Identification};
-use super::fragment_out::fragment;
-use super::fragments::{Fate, Fragments, note};
+use super::detour::{Hands, Unsent, detour};
+use super::fragments::{Fragments, Look};
 use super::icmp;
 use super::limiter::Limiter;
 use super::parse::{Parsed, parse, parse_plain};
-use super::path_mtu::{self, PathMtus};
+use super::path_mtu::PathMtus;
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
-use super::select::select;
 use super::transmit::{end, transmit};
 use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
 use crate::flow::table::FlowTable;
+use crate::flow::tuple::HashedKey;
 use crate::forwarding::PortIndex;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Subscription;
@@ -129,20 +129,25 @@ impl Worker {
     ///
     /// `now` is the time on the clock that flow ages are kept in.
     pub fn poll(&mut self, now: Ticks) -> usize {
-        self.poll_with(now, None)
+        self.poll_with(now, 0..self.ports.ports.len(), None)
     }
 
-    /// As [`poll`](Self::poll), and the places that decide something tell `trace` why.
-    pub fn poll_traced(&mut self, now: Ticks, trace: &Trace) -> usize {
-        self.poll_with(now, Some(trace))
+    /// As [`poll`](Self::poll), but from the port number `port` only, and the places that decide something
+    /// tell `trace` why. With batches of one that is one packet at most.
+    pub fn poll_traced(&mut self, now: Ticks, port: usize, trace: &Trace) -> usize {
+        self.poll_with(now, port..port + 1, Some(trace))
     }
 
     /// Compiled twice, so that a worker to whom nobody listens does not even ask.
     #[inline(always)]
-    fn poll_with(&mut self, now: Ticks, trace: Option<&Trace>) -> usize {
+    fn poll_with(&mut self, now: Ticks, ports: Range<usize>, trace: Option<&Trace>) -> usize {
         let mut packets = 0;
-        self.fragments.look(&self.datagrams, now, &mut self.pool, &self.stats);
-        for index in 0..self.ports.ports.len() {
+        let look = Look { datagrams: &self.datagrams, now, stats: &self.stats, trace };
+        self.fragments.look(&look, &mut self.pool);
+        for port in &mut self.ports.ports {
+            port.port.reclaim(&mut self.pool);
+        }
+        for index in ports {
             packets += self.poll_port(index, now, trace);
         }
         self.outbox.send(&mut self.ports, &mut self.pool, &self.macs, &self.stats);
@@ -191,8 +196,8 @@ impl Worker {
             ..
         } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
-        port.port.reclaim(pool);
-        receive(batch, port, fragments, self.max_batch, stats);
+        let look = &Look { datagrams, now, stats, trace };
+        receive(batch, port, fragments, look, self.max_batch);
         let packets = batch.len();
         if packets > 0 {
             let table = tables.current();
@@ -220,32 +225,26 @@ impl Worker {
                             classify(packet, tuple, context, flows.secret(), &mut last)
                         }
                         Parsed::Icmp(message) => {
-                            icmp::classify(packet, &message, context, flows.secret(), macs)
+                            icmp::classify(packet, &message, context, flows.secret(), macs, pool)
                         }
-                        Parsed::Fragment(piece) => {
-                            match fragments.flow_of(packet, &piece, context, pool)? {
-                                Fate::Parked => Ok(()),
-                                Fate::Flow(tuple) => {
-                                    classify(packet, tuple, context, flows.secret(), &mut last)?;
-                                    note(&piece, context)
-                                }
-                            }
+                        Parsed::Fragment(_) => {
+                            // Its flow is that of its first one, which may be in this batch.
+                            packet.way = Way::Fragment;
+                            packet.flow = HashedKey::NONE;
+                            Ok(())
                         }
                     }),
                 };
                 if let Err(reason) = known {
                     packet.forget();
-                    let reason = path_mtu::take(packet, context).unwrap_or(reason);
                     end(packet, reason, pool, stats);
                 }
             }
             prefetch(batch, context.flows);
             for packet in batch.in_flight() {
-                if let Err(reason) = forward(packet, conntrack, context, macs, outbox)
-                    && let Err(reason) = answer(packet, reason, context, macs, limiter, pool)
-                    && let Err(reason) = fragment(packet, reason, context, macs, pool, outbox)
-                {
-                    end(packet, reason, pool, stats);
+                if let Err(unsent) = forward(packet, conntrack, context, macs, outbox) {
+                    let hands = &mut Hands { conntrack, fragments, outbox, limiter, pool, macs };
+                    detour(packet, unsent, hands, context);
                 }
             }
             transmit(batch, ports, pool, stats);
@@ -300,11 +299,6 @@ impl Worker {
         self.sweep_behind
     }
 
-    /// Numbers of the fragments that wait for their first one, oldest first; none is used twice.
-    pub fn parked(&self) -> impl Iterator<Item = u64> {
-        self.fragments.tickets()
-    }
-
     /// Frames that this worker holds, here and in the kernel's rings: a constant.
     pub fn frames(&self) -> usize {
         let with_kernel: u32 = self.ports.ports.iter().map(|port| port.port.with_kernel()).sum();
@@ -313,6 +307,9 @@ impl Worker {
 }
 
 /// From the flow to the headers that the packet leaves with.
+///
+/// # Errors
+/// [`Unsent`]: it takes a [`detour`].
 #[inline(always)]
 pub(super) fn forward(
     packet: &mut Packet,
@@ -320,25 +317,32 @@ pub(super) fn forward(
     context: &Context<'_>,
     macs: &Macs,
     outbox: &mut Outbox,
-) -> Result<(), Drop> {
+) -> Result<(), Unsent> {
     let reply = match packet.way {
         Way::ToBackend => {
             let target = match conntrack.track(packet, context) {
                 Ok(target) => target,
-                Err(Untracked::Miss(miss)) => select(packet, miss, conntrack, context)?,
-                Err(Untracked::Cut(cut)) => return Err(outbox.answer(packet, &cut, context)),
+                Err(Untracked::Miss(miss)) => return Err(Unsent::NoPin(miss)),
+                Err(Untracked::Cut(cut)) => {
+                    return Err(outbox.answer(packet, &cut, context).into());
+                }
             };
-            return rewrite_to_backend(packet, &target, context, macs);
+            return Ok(rewrite_to_backend(packet, &target, context, macs)?);
         }
         Way::ToClient(source) => conntrack.track_reply(packet, source, context),
         Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
-        Way::Related(source) => return icmp::forward(packet, source, conntrack, context, macs),
-        Way::RelatedTo(binding) => return icmp::forward_bound(packet, binding, context, macs),
+        Way::Related(source) => {
+            return Ok(icmp::forward(packet, source, conntrack, context, macs)?);
+        }
+        Way::RelatedTo(binding) => {
+            return Ok(icmp::forward_bound(packet, binding, context, macs)?);
+        }
+        Way::Fragment => return Err(Unsent::Fragment),
         Way::Back(_) => return Ok(()),
     };
     match reply {
-        Some(Reply::To(hop)) => rewrite_to_client(packet, &hop, context, macs),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context)),
-        None => Err(Drop::ReturnNoFlow),
+        Some(Reply::To(hop)) => Ok(rewrite_to_client(packet, &hop, context, macs)?),
+        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context).into()),
+        None => Err(Drop::ReturnNoFlow.into()),
     }
 }

@@ -30,6 +30,8 @@ use crate::units::Ticks;
 const PLACES: usize = 4;
 /// Memory per datagram, in bytes.
 pub const BYTES_PER_DATAGRAM: usize = size_of::<Place>();
+/// Stands for TCP or UDP in the entry of a datagram that was denied: its first fragment was dropped.
+const DENIED: u64 = 0;
 /// Tries to count a fragment while others count theirs; then it goes uncounted.
 const TRIES: usize = 8;
 /// Bits of a number of bytes in `progress`; a datagram has at most 65,535.
@@ -77,6 +79,8 @@ pub enum Joined {
     Flow(Head),
     /// Nothing: its first fragment has not come yet.
     Unknown,
+    /// Its first fragment was dropped.
+    Denied,
     /// It has bytes that others have, or that are behind the end.
     Overlap,
 }
@@ -135,7 +139,8 @@ struct Place {
 struct Entry {
     version: u64,
     key: [u64; 5],
-    head: Head,
+    /// `None`: the first fragment was dropped.
+    head: Option<Head>,
     /// Bytes of the first fragment.
     first: u16,
     noted: Ticks,
@@ -156,6 +161,22 @@ impl Datagrams {
     /// # Errors
     /// [`OtherPorts`]: then nothing is noted.
     pub fn note(&self, key: &Key, head: Head, len: u16, now: Ticks) -> Result<(), OtherPorts> {
+        self.note_fate(key, Some(head), len, now)
+    }
+
+    /// Notes that the first fragment of a datagram, of `len` bytes, was dropped: so are the later ones.
+    pub fn deny(&self, key: &Key, len: u16, now: Ticks) {
+        // A fate that is none has no ports that could differ.
+        let _ = self.note_fate(key, None, len, now);
+    }
+
+    fn note_fate(
+        &self,
+        key: &Key,
+        head: Option<Head>,
+        len: u16,
+        now: Ticks,
+    ) -> Result<(), OtherPorts> {
         let Some(bucket) = self.bucket(key) else { return Ok(()) };
         let mut best: Option<((bool, u32), &Place, u64)> = None;
         for place in bucket {
@@ -163,7 +184,7 @@ impl Datagrams {
             let (rank, version) = match entry {
                 Some(entry) if self.lives(place, &entry, now) => {
                     if entry.key == key.words() {
-                        if entry.head != head {
+                        if entry.head.zip(head).is_some_and(|(old, new)| old != new) {
                             return Err(OtherPorts);
                         }
                         best = Some(((true, u32::MAX), place, entry.version));
@@ -194,7 +215,10 @@ impl Datagrams {
         if span.offset < entry.first {
             return Joined::Overlap;
         }
-        if place.count(&entry, span) { Joined::Flow(entry.head) } else { Joined::Overlap }
+        if !place.count(&entry, span) {
+            return Joined::Overlap;
+        }
+        entry.head.map_or(Joined::Denied, Joined::Flow)
     }
 
     /// Whether the first fragment of a datagram has come, and not all others.
@@ -260,19 +284,23 @@ impl Place {
         if self.version.load(Ordering::Relaxed) != version {
             return None;
         }
-        let protocol =
-            if name >> 16 & 0xff == Protocol::Tcp as u64 { Protocol::Tcp } else { Protocol::Udp };
+        let protocol = match name >> 16 & 0xff {
+            DENIED => None,
+            number if number == Protocol::Tcp as u64 => Some(Protocol::Tcp),
+            _ => Some(Protocol::Udp),
+        };
+        let ports = ((tail >> 32) as u32).to_be_bytes();
         Some(Entry {
             version,
             key: [a, b, c, d, name & !0xff_ffff],
-            head: Head { protocol, ports: ((tail >> 32) as u32).to_be_bytes() },
+            head: protocol.map(|protocol| Head { protocol, ports }),
             first: name as u16,
             noted: Ticks(tail as u32),
         })
     }
 
     /// Writes a datagram into the place, if its version is still `version`.
-    fn write(&self, version: u64, key: &Key, head: Head, first: u16, now: Ticks) {
+    fn write(&self, version: u64, key: &Key, head: Option<Head>, first: u16, now: Ticks) {
         // Who is writing it has it: a claim upon that claim would show readers what is half written.
         if version % 2 == 1 {
             return;
@@ -286,8 +314,10 @@ impl Place {
         // Release: who sees one of these words sees the claim, too, when it looks again.
         fence(Ordering::Release);
         let [a, b, c, d, name] = key.words();
-        let name = name | (head.protocol as u64) << 16 | u64::from(first);
-        let tail = u64::from(u32::from_be_bytes(head.ports)) << 32 | u64::from(now.0);
+        let (protocol, ports) =
+            head.map_or((DENIED, [0; 4]), |head| (head.protocol as u64, head.ports));
+        let name = name | protocol << 16 | u64::from(first);
+        let tail = u64::from(u32::from_be_bytes(ports)) << 32 | u64::from(now.0);
         for (word, value) in self.words.iter().zip([a, b, c, d, name, tail]) {
             word.store(value, Ordering::Relaxed);
         }
@@ -432,6 +462,22 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_whose_first_fragment_was_dropped_is_denied_until_it_is_over() {
+        let table = table(64);
+        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        table.deny(&key(1), 800, NOW);
+        assert!(table.knows(&key(1), NOW), "who waits is told");
+        assert_eq!(table.join(&key(1), span(8, 800, true), NOW), Joined::Overlap);
+        assert_eq!(table.join(&key(1), span(800, 800, true), NOW), Joined::Denied);
+        assert_eq!(table.join(&key(1), span(1600, 8, false), NOW), Joined::Denied);
+        assert_eq!(table.join(&key(1), span(1600, 8, false), NOW), Joined::Unknown, "complete");
+        table.deny(&key(2), 800, NOW);
+        assert_eq!(table.join(&key(2), span(800, 8, true), NOW), Joined::Denied);
+        assert_eq!(table.note(&key(2), head(9), 800, NOW), Ok(()), "the sender tries again");
+        assert_eq!(table.join(&key(2), span(800, 8, true), NOW), Joined::Flow(head(9)));
+    }
+
+    #[test]
     fn another_start_with_other_ports_is_refused_and_with_the_same_begins_anew() {
         let table = table(64);
         assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
@@ -491,7 +537,7 @@ mod tests {
                         let _ = table.note(&key(number), head(port), 800, NOW);
                         match table.join(&key(number), span(800, 8, true), NOW) {
                             Joined::Flow(found) => assert_eq!(found, head(port)),
-                            Joined::Unknown | Joined::Overlap => {}
+                            Joined::Unknown | Joined::Overlap | Joined::Denied => {}
                         }
                     }
                 });

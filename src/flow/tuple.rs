@@ -138,6 +138,15 @@ impl Tuple {
         tail >> 48 == 0 || tail & 0xffff_0000_0000 == 0
     }
 
+    /// Whether a port is 0 that must not be: any but the source port of UDP, where 0 says that no answer
+    /// is wanted (RFC 768).
+    #[inline]
+    pub const fn has_forbidden_port(&self) -> bool {
+        let tail = self.tail();
+        let from_zero = tail >> 48 == 0 && !matches!(self.protocol(), Protocol::Udp);
+        tail & 0xffff_0000_0000 == 0 || from_zero
+    }
+
     /// Taken apart.
     #[inline]
     pub const fn key(&self) -> FlowKey {
@@ -290,6 +299,23 @@ mod tests {
                 (key.client, key.client_port)
             );
             assert_eq!(tuple.has_zero_port(), key.vip_port == 0);
+        }
+    }
+
+    #[test]
+    fn only_a_udp_source_may_have_port_0() {
+        let at = Address::from_v4([192, 0, 2, 1]);
+        for (protocol, client_port, vip_port, forbidden) in [
+            (Protocol::Udp, 0, 53, false),
+            (Protocol::Udp, 53, 0, true),
+            (Protocol::Udp, 0, 0, true),
+            (Protocol::Tcp, 0, 80, true),
+            (Protocol::Tcp, 80, 0, true),
+            (Protocol::Tcp, 1, 1, false),
+            (Protocol::Udp, 1, 1, false),
+        ] {
+            let key = FlowKey { client: at, vip: at, client_port, vip_port, protocol };
+            assert_eq!(Tuple::from(key).has_forbidden_port(), forbidden, "{key:?}");
         }
     }
 

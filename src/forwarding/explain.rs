@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BackendIndex, NextHop, VipId};
 use crate::flow::Protocol;
+use crate::stats::Drop;
 
 /// Which flow is asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +65,17 @@ pub struct Explanation {
     pub frame: Vec<u8>,
 }
 
+/// What became of a fragment that waits for its first one; each has a number, which is used once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// The packet is parked, by this number.
+    Begins(u64),
+    /// The packet is the fragment of this number, and goes on.
+    Ends(u64),
+    /// The fragment of this number is dropped. It is not the packet.
+    GivenUp(u64, Drop),
+}
+
 /// Collects decisions.
 #[derive(Debug, Default)]
 pub struct Trace {
@@ -72,6 +84,7 @@ pub struct Trace {
     missed: Cell<bool>,
     /// Whose packet it was that was answered.
     place: Cell<Option<(VipId, BackendIndex)>>,
+    waits: RefCell<Vec<Wait>>,
 }
 
 impl Trace {
@@ -105,6 +118,19 @@ impl Trace {
     /// VIP and backend of a packet that was answered; each may be none that there is.
     pub fn place(&self) -> Option<(VipId, BackendIndex)> {
         self.place.get()
+    }
+
+    /// Notes what became of a fragment that waits.
+    pub fn note_wait(&self, wait: Wait) {
+        // No borrow lives while the stages run.
+        if let Ok(mut waits) = self.waits.try_borrow_mut() {
+            waits.push(wait);
+        }
+    }
+
+    /// What became of fragments that wait, in its order; the next call tells what comes after that.
+    pub fn take_waits(&self) -> Vec<Wait> {
+        self.waits.take()
     }
 
     /// What was noted.

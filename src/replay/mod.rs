@@ -33,7 +33,7 @@ pub use story::{Story, StoryError};
 use crate::config::{Config, Neighbours};
 use crate::datapath::fragments::PATIENCE;
 use crate::forwarding::PortIndex;
-use crate::forwarding::explain::{Step, Trace};
+use crate::forwarding::explain::{Step, Trace, Wait};
 use crate::stats::{Answer, Drop};
 use crate::units::{TICK_MS, Ticks};
 use crate::xdp::steer::{SteerModel, Steered};
@@ -121,12 +121,11 @@ impl Replay {
         if now == self.offline.now() {
             return Vec::new();
         }
-        let sent = self.offline.advance(now);
+        let trace = Trace::default();
+        let sent = self.offline.advance(now, &trace);
         // What moved belongs to no packet, or to those that have waited too long.
-        self.counters.moved(self.offline.stats());
-        for waiting in self.gone() {
-            self.give_up(waiting, Drop::FragmentNoFirst);
-        }
+        let mut moved = self.counters.moved(self.offline.stats());
+        self.give_up(&trace.take_waits(), &mut moved);
         sent
     }
 
@@ -150,9 +149,14 @@ impl Replay {
                 format!("{} bytes do not fit into a frame of [workers] frame_size", data.len());
             return self.untouched(captured, Verdict::Drop, "longer_than_a_frame", why);
         };
-        let moved = self.counters.moved(self.offline.stats());
-        if let Some(ticket) = self.came() {
-            return self.park(ticket, captured, steered, moved);
+        let mut moved = self.counters.moved(self.offline.stats());
+        let waits = trace.take_waits();
+        // Those that made room for it.
+        self.give_up(&waits, &mut moved);
+        for wait in waits {
+            if let Wait::Begins(ticket) = wait {
+                return self.park(ticket, captured, steered, moved);
+            }
         }
         let decision = self.bare(captured, Verdict::Drop);
         self.told(decision, steered, &moved, trace, sent)

@@ -1,4 +1,4 @@
-//! The worker, on fake rings: one packet per poll, and a clock that the capture moves.
+//! The worker, on fake rings: one packet per poll, of one NIC, and a clock that the capture moves.
 
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ impl Offline {
     }
 
     /// Lets the time pass until `now`, as a worker without packets; returns what it sent.
-    pub(super) fn advance(&mut self, now: Ticks) -> Vec<Sent> {
+    pub(super) fn advance(&mut self, now: Ticks, trace: &Trace) -> Vec<Sent> {
         let mut sent = Vec::new();
         let gap = now.since(self.now).0;
         let step = gap.div_ceil(STEPS).max(1);
@@ -120,7 +120,7 @@ impl Offline {
             left -= ticks;
             self.now = self.now.after(Ticks(ticks));
             loop {
-                self.worker.poll(self.now);
+                self.worker.poll_traced(self.now, 0, trace);
                 sent.extend(self.collect());
                 if !self.worker.is_behind() {
                     break;
@@ -138,7 +138,8 @@ impl Offline {
         packet: &[u8],
         trace: &Trace,
     ) -> Option<Vec<Sent>> {
-        let (nic, multi_buffer) = self.nics.get_mut(usize::from(nic.0))?;
+        let port = usize::from(nic.0);
+        let (nic, multi_buffer) = self.nics.get_mut(port)?;
         let arrived = if *multi_buffer && packet.len() <= usize::from(u16::MAX) {
             nic.deliver_long(packet)
         } else {
@@ -149,22 +150,18 @@ impl Offline {
         }
         // A packet of several frames comes in as many polls.
         for _ in 0..RING {
-            if self.worker.poll_traced(self.now, trace) > 0 {
+            if self.worker.poll_traced(self.now, port, trace) > 0 {
                 break;
             }
         }
         Some(self.collect())
     }
 
-    /// What the worker sends when nothing more has come: a fragment that waited.
-    pub(super) fn poll(&mut self, trace: &Trace) -> Vec<Sent> {
-        self.worker.poll_traced(self.now, trace);
+    /// What the worker sends when nothing more has come: a fragment that came by this NIC, and waits no
+    /// longer.
+    pub(super) fn poll(&mut self, nic: PortIndex, trace: &Trace) -> Vec<Sent> {
+        self.worker.poll_traced(self.now, nic.0.into(), trace);
         self.collect()
-    }
-
-    /// Numbers of the fragments that wait for their first one.
-    pub(super) fn parked(&self) -> impl Iterator<Item = u64> {
-        self.worker.parked()
     }
 
     fn collect(&mut self) -> Vec<Sent> {

@@ -1,6 +1,7 @@
 //! Fragments that wait for their first one: which packet of the capture each is, and what becomes of it.
 //!
-//! The worker numbers what it parks. Whose number is gone after a poll went on, or was given up, in it.
+//! The worker numbers what it parks, and tells the trace of a poll by these numbers what becomes of it. A
+//! poll has one packet: either one that has come, or one that has waited.
 
 use std::time::Duration;
 
@@ -9,8 +10,7 @@ use super::capture::Captured;
 use super::counters::Name;
 use super::decision::{Decision, Verdict};
 use crate::forwarding::PortIndex;
-use crate::forwarding::explain::Trace;
-use crate::stats::Drop;
+use crate::forwarding::explain::{Trace, Wait};
 use crate::xdp::steer::Steered;
 
 /// A fragment that waits.
@@ -50,13 +50,8 @@ impl Replay {
         ticket: u64,
         captured: &Captured<'_>,
         steered: Steered,
-        mut moved: Vec<(Name, i64)>,
+        moved: Vec<(Name, i64)>,
     ) -> Decision {
-        // What was dropped is the one that made room.
-        moved.retain(|(name, _)| !matches!(name, Name::Drop(_)));
-        for oldest in self.gone() {
-            self.give_up(oldest, Drop::FragmentNoRoom);
-        }
         let Captured { nic, time, original_len, data } = *captured;
         let (index, data) = (self.index, data.to_vec());
         let waiting = Waiting { index, nic, time, original_len, data, steered, moved };
@@ -64,36 +59,39 @@ impl Replay {
         self.bare(captured, Verdict::Parked)
     }
 
-    /// The number of a packet that was just parked.
-    pub(super) fn came(&self) -> Option<u64> {
-        self.offline.parked().find(|ticket| !self.waiting.contains_key(ticket))
-    }
-
-    /// Those that wait no longer, oldest first.
-    pub(super) fn gone(&mut self) -> Vec<Waiting> {
-        let here: Vec<u64> = self.offline.parked().collect();
-        let gone = self.waiting.extract_if(.., |ticket, _| !here.contains(ticket));
-        gone.map(|(_, waiting)| waiting).collect()
-    }
-
     /// Lets the worker take up those whose first one has come, one at a time.
     pub(super) fn rejoin(&mut self) {
-        while !self.waiting.is_empty() {
-            let trace = Trace::default();
-            let sent = self.offline.poll(&trace);
-            let moved = self.counters.moved(self.offline.stats());
-            let mut gone = self.gone().into_iter();
-            let Some(waiting) = gone.next() else { return };
-            self.end_wait(waiting, &moved, trace, sent);
-            // Of one that came by another NIC the worker has taken the next one up as well.
-            for waiting in gone {
-                self.end_wait(waiting, &moved, Trace::default(), Vec::new());
-            }
-        }
+        let nics = (0..).map(PortIndex).take(self.interfaces().len());
+        nics.for_each(|nic| while !self.waiting.is_empty() && self.rejoin_one(nic) {});
     }
 
-    pub(super) fn give_up(&mut self, waiting: Waiting, reason: Drop) {
-        self.end_wait(waiting, &[(Name::Drop(reason), 1)], Trace::default(), Vec::new());
+    /// The same with one that came by this NIC; false if there is none.
+    fn rejoin_one(&mut self, nic: PortIndex) -> bool {
+        let trace = Trace::default();
+        let sent = self.offline.poll(nic, &trace);
+        let moved = self.counters.moved(self.offline.stats());
+        let ended = trace.take_waits().into_iter().find_map(|wait| match wait {
+            Wait::Ends(ticket) => self.waiting.remove(&ticket),
+            Wait::Begins(_) | Wait::GivenUp(..) => None,
+        });
+        if let Some(waiting) = ended {
+            self.end_wait(waiting, &moved, trace, sent);
+            return true;
+        }
+        false
+    }
+
+    /// Ends the wait of those that the worker has dropped meanwhile. Takes their counters out of `moved`.
+    pub(super) fn give_up(&mut self, waits: &[Wait], moved: &mut Vec<(Name, i64)>) {
+        for wait in waits {
+            if let Wait::GivenUp(ticket, reason) = wait
+                && let Some(waiting) = self.waiting.remove(ticket)
+            {
+                add(moved, [(Name::Drop(*reason), -1)]);
+                let its = [(Name::Drop(*reason), 1)];
+                self.end_wait(waiting, &its, Trace::default(), Vec::new());
+            }
+        }
     }
 
     fn end_wait(
@@ -104,12 +102,7 @@ impl Replay {
         sent: Vec<super::Sent>,
     ) {
         let Waiting { index, nic, time, original_len, data, steered, moved: mut all } = waiting;
-        for &(name, by) in moved {
-            match all.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, sum)) => *sum += by,
-                None => all.push((name, by)),
-            }
-        }
+        add(&mut all, moved.iter().copied());
         let captured = Captured { nic, time, original_len, data: &data };
         let mut decision = self.bare(&captured, Verdict::Drop);
         decision.index = index;
@@ -120,4 +113,15 @@ impl Replay {
         decision.tell("fragments", format!("waited {waited} ms"), why);
         self.late.push(Late { nic, original_len, data, decision });
     }
+}
+
+/// Adds what moved to what has moved before; what moved there and back has not.
+fn add(all: &mut Vec<(Name, i64)>, moved: impl IntoIterator<Item = (Name, i64)>) {
+    for (name, by) in moved {
+        match all.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => *sum += by,
+            None => all.push((name, by)),
+        }
+    }
+    all.retain(|(_, by)| *by != 0);
 }

@@ -119,9 +119,36 @@ pub fn of(sum: &Full) -> u16 {
     u16::from_be(sum.ones_complement())
 }
 
+/// The same of contents that lie in several parts, of any lengths, behind `sum`.
+pub fn of_parts<'p>(sum: &Full, parts: impl Iterator<Item = &'p [u8]>) -> u16 {
+    let (mut total, mut odd) = (u64::from(!of(sum)), false);
+    for part in parts {
+        let words = !of(&Full::new().add_slice(part));
+        // At an odd offset the bytes of all words have changed places (RFC 1071 2 (B)).
+        total += u64::from(if odd { words.swap_bytes() } else { words });
+        odd ^= part.len() % 2 == 1;
+    }
+    Delta(total).apply(u16::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn contents_in_parts_have_the_sum_of_the_whole() {
+        let bytes: Vec<u8> = (0..=255).cycle().skip(7).take(101).collect();
+        let pseudo = Full::new().add_2bytes([0xab, 0xcd]);
+        let whole = of(&pseudo.clone().add_slice(&bytes));
+        for first in 0..=bytes.len() {
+            for second in [0, 1, 2, 7] {
+                let (a, rest) = bytes.split_at(first);
+                let (b, c) = rest.split_at(second.min(rest.len()));
+                assert_eq!(of_parts(&pseudo, [a, b, c].into_iter()), whole, "{first} {second}");
+            }
+        }
+        assert_eq!(of_parts(&Full::new(), std::iter::empty()), 0xffff);
+    }
 
     fn full(words: &[u16]) -> u16 {
         let mut sum: u32 = words.iter().map(|&word| u32::from(word)).sum();

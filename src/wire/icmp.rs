@@ -21,7 +21,8 @@ const QUOTE_V4: usize = 56;
 /// The same for ICMPv6: as much as fits into the smallest MTU (RFC 4443 3.1, RFC 8200 5).
 const QUOTE_V6: usize = MIN_MTU_V6 - V6_LEN - ICMP_LEN;
 /// The smallest MTU of IPv6, in bytes (RFC 8200 5).
-pub const MIN_MTU_V6: usize = 1280;
+pub const MIN_MTU_V6: usize = LEAST_V6 as usize;
+const LEAST_V6: u16 = 1280;
 /// Hops that our messages may go (RFC 1340).
 const HOPS: u8 = 64;
 /// Precedence 6, internetwork control (RFC 1812 4.3.2.5).
@@ -84,6 +85,24 @@ impl From<HeaderError> for Unanswered {
     fn from(_: HeaderError) -> Self {
         Self::Malformed
     }
+}
+
+/// Bytes of a packet that fits, by a "fragmentation needed" that says `told` about a packet of `len` bytes.
+/// A router that does not tell says 0: then it is the next smaller of the MTUs that links have (RFC 1191 5,
+/// 7.1). No link of IPv4 has less than 68 (RFC 791 3.2).
+pub fn told_mtu_v4(told: u16, len: u16) -> u16 {
+    const LEAST: u16 = 68;
+    const PLATEAUS: [u16; 10] = [32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, LEAST];
+    match told {
+        0 => PLATEAUS.into_iter().find(|&mtu| mtu < len).unwrap_or(LEAST),
+        told => told.max(LEAST),
+    }
+}
+
+/// The same by a "packet too big". No link of IPv6 has less than 1280 (RFC 8200 5): who says so is not
+/// believed (RFC 8201 4).
+pub fn told_mtu_v6(told: u32) -> u16 {
+    u16::try_from(told).unwrap_or(u16::MAX).max(LEAST_V6)
 }
 
 /// What an error says.
@@ -170,8 +189,8 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
 /// whole packet, from the Ethernet header on: what is behind those in `frame` stays.
 ///
 /// Addresses change places; type, TTL (or hop limit) and checksums are rewritten; all else, with the
-/// ToS, identification, options and extension headers, stays. A request with a wrong checksum gets
-/// a reply with a wrong one. Cost: a few bytes, whatever the length.
+/// ToS, identification, options and extension headers, stays. Checksums are patched: a caller sees to it
+/// that a request with a wrong one gets no reply. Cost: a few bytes, whatever the length.
 ///
 /// # Errors
 /// Why it is not answered; it is unchanged.

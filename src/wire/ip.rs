@@ -1,6 +1,6 @@
 //! IPv4 and IPv6 headers: replacing addresses and counting down hops.
 
-use super::checksum::Delta;
+use super::checksum::{self, Delta, Full};
 use crate::flow::Address;
 
 /// Which address is replaced.
@@ -19,6 +19,17 @@ pub enum IpError {
     Truncated,
     /// TTL or hop limit is 0 or 1: a router must not forward it (RFC 1812 5.3.1, RFC 8200 3).
     HopsExceeded,
+}
+
+/// Whether the checksum of the IP header at the start of `packet` is right; IPv6 headers have none.
+pub fn is_header_sum_right(packet: &[u8]) -> bool {
+    match packet.first() {
+        Some(first) if first >> 4 == 4 => {
+            let header = packet.get(..usize::from(first & 0xf) * 4);
+            header.is_some_and(|header| checksum::of(&Full::new().add_slice(header)) == 0)
+        }
+        _ => true,
+    }
 }
 
 /// Replaces one address of the IPv4 header at the start of `packet`, takes one off its TTL, and
@@ -119,7 +130,7 @@ pub fn set_len(packet: &mut [u8], len: usize) {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 mod tests {
     use etherparse::{Ipv4Header, Ipv4HeaderSlice, Ipv6Header, Ipv6HeaderSlice};
 
@@ -144,6 +155,30 @@ mod tests {
             assert_eq!(slice.header_checksum(), slice.to_header().calc_header_checksum(), "{ttl}");
             assert_eq!(slice.destination(), [10, 0, 0, 1]);
         }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_header_is_seen() {
+        let mut options = v4(64);
+        options[0] = 0x46;
+        options.extend([1, 1, 1, 0]);
+        options[10..12].fill(0);
+        let sum = checksum::of(&Full::new().add_slice(&options));
+        options[10..12].copy_from_slice(&sum.to_be_bytes());
+        for header in [v4(64), options] {
+            let behind = [&header[..], &[1, 2, 3]].concat();
+            assert!(is_header_sum_right(&behind));
+            for bit in 0..header.len() * 8 {
+                let mut broken = behind.clone();
+                broken[bit / 8] ^= 1 << (bit % 8);
+                // The first byte also says whether there is a checksum, and of how much.
+                assert!(bit < 8 || !is_header_sum_right(&broken), "bit {bit}");
+            }
+            for len in 1..header.len() {
+                assert!(!is_header_sum_right(&header[..len]), "{len} bytes");
+            }
+        }
+        assert!(is_header_sum_right(&Ipv6Header::default().to_bytes()));
     }
 
     #[test]

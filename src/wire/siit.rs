@@ -19,6 +19,7 @@ use arrayvec::ArrayVec;
 use super::checksum::{self, Delta, Full};
 use super::headers::{Fragment, HeaderError, Headers, V4_LEN, V6_LEN, addresses, protocol};
 use super::icmp::{ICMP_LEN, MIN_MTU_V6};
+use super::ip::is_header_sum_right;
 use super::quoted::{End, MIN_TRANSPORT};
 use super::transport;
 use crate::xdp::umem::Frame;
@@ -58,6 +59,8 @@ pub struct Quote {
     pub destination: End,
     /// Added to its TCP sequence number.
     pub sequence: i32,
+    /// Longest packet, in its own family, that may be sent where it went, in bytes.
+    pub mtu: u16,
 }
 
 /// Why a packet is not translated; it is unchanged.
@@ -65,6 +68,8 @@ pub struct Quote {
 pub enum SiitError {
     /// Headers that cannot be, or are cut short.
     Malformed,
+    /// An IPv4 header with a wrong checksum: the header that replaces it would say that all is well.
+    BadHeaderChecksum,
     /// The addresses that are wanted are not both of the other family.
     Family,
     /// TTL or hop limit is 0 or 1.
@@ -228,6 +233,9 @@ pub fn translate(frame: &mut Frame, at: usize, target: &Target) -> Result<(), Si
     let from_v4 = packet.first().is_some_and(|first| first >> 4 == 4);
     if target.source.0.is_v4() == from_v4 || target.destination.0.is_v4() == from_v4 {
         return Err(SiitError::Family);
+    }
+    if !is_header_sum_right(packet) {
+        return Err(SiitError::BadHeaderChecksum);
     }
     if from_v4 && has_source_route(packet.get(V4_LEN..headers.transport).unwrap_or_default()) {
         return Err(SiitError::SourceRoute);

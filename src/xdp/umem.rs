@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use self::chain::Links;
+use self::chain::{Behind, Links};
 use super::os::{Region, check};
 
 /// Free bytes in front of a received packet: `XDP_PACKET_HEADROOM` of include/uapi/linux/bpf.h.
@@ -304,6 +304,17 @@ impl Frame {
                 usize::from(self.len),
             )
         }
+    }
+
+    /// The data of a chunk that this packet has behind its first; none if it is not in `memory`.
+    fn bytes_behind(&self, memory: &Memory, behind: &Behind) -> &[u8] {
+        let inside = usize::try_from(behind.address)
+            .ok()
+            .filter(|start| start.saturating_add(behind.len.into()) <= memory.len());
+        let Some(start) = inside else { return &[] };
+        // SAFETY: inside of the mapping, which is never unmapped. The chunk belongs to this frame, which is
+        // borrowed, and no frame changes more than its first chunk.
+        unsafe { std::slice::from_raw_parts(memory.start().as_ptr().add(start), behind.len.into()) }
     }
 
     /// The same, to be changed in place.

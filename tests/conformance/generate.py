@@ -16,13 +16,13 @@ MTU = 1500
 # Room for a mark: with all options the longest packets fill the MTU.
 MARKED = 32
 # In a hundred packets.
-OPTIONS, EXTENSIONS, TAGGED, PADDED, NO_VIP, NO_SUM, SPLIT = 8, 12, 15, 15, 3, 10, 20
+OPTIONS, EXTENSIONS, TAGGED, PADDED, NO_VIP, NO_SUM, SPLIT, NO_ANSWER = 8, 12, 15, 15, 3, 10, 20, 5
 FLAGS = (0x02, 0xC2, 0x10, 0x18, 0x11, 0x19, 0x14, 0x04, 0x30, 0x50, 0x90, 0x38)
 HOPS = (1, 2, 3, 63, 64, 65, 127, 128, 254, 255)
 
 # Type, code, and the four bytes behind the checksum: an MTU, a pointer or nothing.
-ERRORS4 = ((3, 4, 1400), (3, 3, 0), (3, 1, 0), (11, 0, 0), (12, 0, 8 << 24))
-ERRORS6 = ((2, 0, 1280), (1, 4, 0), (1, 0, 0), (3, 0, 0), (4, 1, 6))
+ERRORS4 = ((3, 4, 1400), (3, 4, 1500), (3, 4, 0), (3, 3, 0), (3, 1, 0), (11, 0, 0), (12, 0, 8 << 24))
+ERRORS6 = ((2, 0, 1280), (2, 0, 1500), (2, 0, 0), (1, 4, 0), (1, 0, 0), (3, 0, 0), (4, 1, 6))
 
 
 @dataclass
@@ -40,8 +40,9 @@ class Flow:
 class Generator:
     """Packets for VIPs, from `random`; `clients` gives the address of a flow's client: (number, IP version)."""
 
-    def __init__(self, random, vips, clients, marked=None, tagged=TAGGED, sequenced=False):
-        """`sequenced`: TCP numbers belong together, and there is room for a PROXY header."""
+    def __init__(self, random, vips, clients, marked=None, tagged=TAGGED, sequenced=False, unanswered=False):
+        """`sequenced`: TCP numbers belong together, and there is room for a PROXY header. `unanswered`: some UDP comes from port 0."""
+        self.unanswered = unanswered
         self.sequenced, self.initial, self.labels = sequenced, {}, {}
         self.random, self.vips, self.clients, self.marked, self.tagged = random, vips, clients, marked, tagged
         self.made = 0
@@ -55,7 +56,9 @@ class Generator:
         port = self.random.randint(*self.random.choice(vip.ports))
         protocol = vip.protocol or self.random.choice((6, 17))
         tags = [self._tag() for _ in range(self.random.randint(1, 2) if self._chance(self.tagged) else 0)]
-        return Flow(client, 1 + self.random.randrange(65535), str(address), port, protocol, tags)
+        # RFC 768: from port 0 comes what wants no answer.
+        silent = self.unanswered and protocol == UDP and self._chance(NO_ANSWER)
+        return Flow(client, 0 if silent else 1 + self.random.randrange(65535), str(address), port, protocol, tags)
 
     def _tag(self):
         return self.random.randint(1, 4094) | self.random.randrange(8) << 13

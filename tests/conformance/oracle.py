@@ -325,7 +325,10 @@ class Oracle:
         """`frame` was to be answered with an ICMP error, or dropped where that is limited: `way` is why."""
         self.note(frame.data)
         if outcome.verdict == "drop":
-            return [] if outcome.line["reason"] == DROPS[way] else [f"it was to be dropped as {DROPS[way]}"]
+            later = Headers(frame.data).fragment is not None and Headers(frame.data).fragment[0] > 0
+            # The fragments of a datagram have the fate of the first one.
+            wanted = "fragment_first_dropped" if later else DROPS[way]
+            return [] if outcome.line["reason"] == wanted else [f"it was to be dropped as {wanted}"]
         if outcome.verdict != "reply" or way not in ERRORS or len(outcome.sent) != 1:
             return [f"it was to be answered or dropped: {way}"]
         data, out = frame.data, Frame(outcome.sent[0][1])
@@ -375,7 +378,8 @@ class Oracle:
         headers = Headers(data)
         if headers.is_error() and crosses:
             of_quote = (client, client_port), (vip, vip_port)
-            expected = error_across(data, headers, (vip, client), of_quote, Headers(Frame(out).data))
+            links = self.facts.nics[flow.interface].mtu, flow.backend.hop.mtu
+            expected = error_across(data, headers, (vip, client), of_quote, Headers(Frame(out).data), links)
         elif headers.is_error():
             expected = error_to_client(data, headers, ends)
         elif not crosses:
@@ -427,6 +431,7 @@ class Oracle:
             flow.entropy, flow.renewed = (ipaddress.ip_address(source), port), False
         if headers.version != flow.backend.address.version:
             backend = backend[0], backend[1] or Headers(data[at:]).ports[0]
-            return error_across(data, headers, (seen.source_text, backend[0]), (backend, (source, port)), seen)
+            links = flow.backend.hop.mtu, self.facts.nics[flow.interface].mtu
+            return error_across(data, headers, (seen.source_text, backend[0]), (backend, (source, port)), seen, links)
         quoted = readdressed(data[at:], source=backend, destination=(source, port))
         return fewer_hops(with_icmp(data[:at] + quoted, headers, source=seen.source_text, destination=backend[0]))

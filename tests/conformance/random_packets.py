@@ -23,6 +23,9 @@ VIPS = ("web4", "udp4", "web6", "udp6", "all4", "mixed4", "mixed4_udp", "mixed6"
 CHANGES = {"icmp": {"per_second": 1000000, "burst": 1000000}}
 # In a hundred packets that backends get.
 ANSWERED, FAILED = 33, 30
+# In a hundred datagrams in fragments; in a hundred of those.
+DISORDERED, DOUBLED = 60, 40
+WAITING = 64
 
 
 def main(arguments, folder):
@@ -52,19 +55,24 @@ class Session:
         config, neighbours = world.config_toml(built), world.neighbours_toml(world.neighbours(2, built))
         self.facts = Facts(config, neighbours)
         self.replay = Replay(arguments.binary, folder / self.mode, config, neighbours, list(self.facts.nics))
-        self.generator = Generator(self.random, self.facts.vips, _client, sequenced=self.mode == "proxy")
+        self.generator = Generator(self.random, self.facts.vips, _client, sequenced=self.mode == "proxy", unanswered=True)
+        # Fragments of datagrams of which one came twice: its bytes count twice, too (docs/FRAGMENTS.md).
+        self.doubled = set()
 
     def judge(self):
         """Lines about the packets that are wrong, how many packets were judged and frames sent."""
         frames = [frame for _ in range(self.count)
-                  for frame in self.generator.packets(world.CLIENT_MAC, world.LB, self._may_split)]
+                  for frame in self._on_the_way(self.generator.packets(world.CLIENT_MAC, world.LB, self._may_split))]
         given = [(START + index * 1000, "front", frame) for index, frame in enumerate(frames)]
         outcomes, _ = self.replay.run(given)
         late = list(self._late(given, outcomes))
         given += [(START + (len(given) + index) * 1000, *frame) for index, frame in enumerate(late)]
         outcomes, _ = self.replay.run(given)
         oracle, problems, frames, good = Oracle(self.facts), [], [], []
-        for index, ((_, interface, frame), outcome) in enumerate(zip(given, outcomes)):
+        # A fragment that overtook its first one is judged when that has come.
+        order = sorted(range(len(given)), key=lambda index: outcomes[index].ended)
+        for index in order:
+            (_, interface, frame), outcome = given[index], outcomes[index]
             found = self._judge_one(oracle, interface, frame, outcome)
             frames += [(index, out) for _, out in outcome.sent]
             if not found and outcome.verdict == "transmit":
@@ -74,6 +82,18 @@ class Session:
         objections = tshark.objections(self.folder / f"{self.mode}-sent.pcapng", [frame for _, frame in frames])
         problems += [f"packet {frames[at][0]}: tshark objects to what was sent: {text}" for at, text in objections.items()]
         return problems + self._mutants(oracle, good), len(given), len(frames)
+
+    def _on_the_way(self, frames):
+        """Frames as they arrive: some fragments in another order, some of them twice."""
+        frames = list(frames)
+        # More later ones than may wait for their first one are dropped.
+        if 1 < len(frames) <= WAITING and self._chance(DISORDERED):
+            if self._chance(DOUBLED):
+                later = frames[1:]
+                frames.append(self.random.choice(later))
+                self.doubled.update(later)
+            self.random.shuffle(frames)
+        return frames
 
     def _mutants(self, oracle, good):
         """Flips one bit of a hundred of the frames that were sent: an oracle that misses one judges nothing."""
@@ -139,6 +159,8 @@ class Session:
         if interface == "back":
             return self._judge_answer(oracle, came, outcome)
         data = came.data
+        if frame in self.doubled and outcome.line["reason"] in ("fragment_overlap", "fragment_no_first"):
+            return []
         way = oracle.expect(data, outcome.backend or "b1")
         if way == "out":
             if outcome.line["reason"] == "request_no_flow" and oracle.may_be_forgotten(data):
@@ -160,6 +182,9 @@ class Session:
             return ["the oracle knows no flow of this answer"]
         if oracle.is_stray(key, frame.data):
             return [] if outcome.line["reason"] == "return_no_flow" else ["it was to be dropped as return_no_flow"]
+        if key[1] == 0 and not Headers(frame.data).is_error():
+            wanted = "zero_port" if self.mode == "nat" else "return_no_flow"
+            return [] if outcome.line["reason"] == wanted else [f"no answer goes to port 0: it was to be dropped as {wanted}"]
         if Headers(frame.data).hops <= 1:
             return oracle.judge_error(frame, "expired", outcome)
         if outcome.verdict != "transmit":

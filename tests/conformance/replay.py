@@ -52,6 +52,9 @@ class Replay:
         outcomes.sort(key=lambda outcome: outcome.line["index"])
         if [outcome.line["index"] for outcome in outcomes] != list(range(len(frames))):
             raise RuntimeError(f"{len(frames)} packets in, {len(outcomes)} lines out: every packet must have one")
+        silent = [outcome.line for outcome in outcomes if outcome.verdict in ("drop", "reply") and not outcome.line["reason"]]
+        if silent:
+            raise RuntimeError(f"a verdict without a reason: {silent[0]}")
         for frame in captures.read(out):
             # On the other interfaces are packets that were not sent.
             if frame.interface in self.interfaces:

@@ -4,6 +4,9 @@ from packets import IP, Headers, IPv6, checksum, mac, put_sum, readdressed, tran
 
 # RFC 7915 5.1: a translated packet of at most this many bytes may be fragmented on its way.
 SMALL_V4 = 1260
+# The smallest MTU of each family (RFC 791 3.2, RFC 8200 5), and those that links have (RFC 1191 7.1).
+LEAST_V4, LEAST_V6 = 68, 1280
+PLATEAUS = (32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68)
 
 
 def framed(data, destination, source, vlans, frame):
@@ -81,11 +84,17 @@ def other_header(headers, source, destination, length, hops, seen, came=None):
                     id=seen.identification, flags=flags, len=20 + length))
 
 
-def error_across(data, headers, ends, quoted_ends, seen):
-    """An ICMP error in the other family (RFC 7915 4.2, 5.2), from and to addresses; `quoted_ends` are those of what it quotes."""
+def error_across(data, headers, ends, quoted_ends, seen, links):
+    """An ICMP error in the other family (RFC 7915 4.2, 5.2), from and to addresses; `quoted_ends` are those of what it quotes.
+
+    `links`: MTU of the link by which the error leaves, and of that by which the packet left that it is about.
+    """
     at = headers.transport
     kind, code, word = data[at], data[at + 1], int.from_bytes(data[at + 4:at + 8], "big")
-    message = to_icmpv6(kind, code, word) if headers.version == 4 else to_icmp(kind, code, word)
+    if headers.version == 4:
+        message = to_icmpv6(kind, code, word, int.from_bytes(data[at + 10:at + 12], "big"), links)
+    else:
+        message = to_icmp(kind, code, word, links)
     quote = quote_across(data[at + 8:], *quoted_ends)
     longest = 1280 - 40 - 8 if headers.version == 4 else 576 - 20 - 8
     body = bytes([*message[:2], 0, 0]) + message[2].to_bytes(4, "big") + quote[:longest]
@@ -93,20 +102,26 @@ def error_across(data, headers, ends, quoted_ends, seen):
     return with_icmp(packet, Headers(packet))
 
 
-def to_icmpv6(kind, code, word):
-    """Type, code and the word behind the checksum of an ICMP error, in ICMPv6 (RFC 7915 4.2)."""
+def to_icmpv6(kind, code, word, length, links):
+    """Type, code and the word behind the checksum of an ICMP error about `length` bytes, in ICMPv6 (RFC 7915 4.2)."""
     if (kind, code) == (3, 4):
-        return 2, 0, max((word & 0xFFFF) + 20, 1280)
+        told = max(word & 0xFFFF, LEAST_V4) if word & 0xFFFF else plateau(length)
+        return 2, 0, max(min(told + 20, links[0], links[1] + 20), LEAST_V6)
     if kind == 12:
         # Of the pointers only the one to the TTL is used here.
         return 4, 0, {8: 7}[word >> 24]
     return *{(3, 1): (1, 0), (3, 3): (1, 4), (11, 0): (3, 0)}[kind, code], 0
 
 
-def to_icmp(kind, code, word):
-    """The other way (RFC 7915 5.2)."""
+def plateau(length):
+    """What a router means that does not tell an MTU (RFC 1191 5, 7.1)."""
+    return next((mtu for mtu in PLATEAUS if mtu < length), LEAST_V4)
+
+
+def to_icmp(kind, code, word, links):
+    """The other way (RFC 7915 5.2). Less than every IPv6 link has is not believed (RFC 8201 4)."""
     if kind == 2:
-        return 3, 4, word - 20
+        return 3, 4, min(max(word, LEAST_V6) - 20, links[0], links[1] - 20)
     return *{(1, 0): (3, 1), (1, 4): (3, 3), (3, 0): (11, 0), (4, 1): (3, 2)}[kind, code], 0
 
 

@@ -8,7 +8,9 @@ use holdfast::forwarding::{Forward, VipSpec};
 use holdfast::stats::{Answer, Drop};
 
 use super::icmp::{FAMILIES, MODES, Message, icmp, of_vip, router, too_big, vip};
-use crate::rig::{CLIENT_MAC, Family, Rig, nic_mac, numbered, spec, tagged, tcp, tcp_of, udp};
+use crate::rig::{
+    CLIENT_MAC, Family, Rig, nic_mac, numbered, set_sum, spec, tagged, tcp, tcp_of, udp,
+};
 
 const PORT: u16 = 40_000;
 
@@ -132,6 +134,7 @@ fn hops_that_run_out_are_told_by_who_translates() {
         let whole = tcp(family, PORT, 80, flags);
         let mut packet = whole.clone();
         packet[if family == Family::V4 { 22 } else { 21 }] = 1;
+        set_sum(&mut packet);
         let expired = |rig: &mut Rig| {
             let sent = rig.send(0, 0, &packet).remove(0);
             let message = Message::of(&sent);

@@ -8,6 +8,7 @@ use holdfast::flow::Protocol;
 use holdfast::forwarding::{Forward, Ports, SchedulerKind, VipSpec};
 use holdfast::stats::Drop;
 
+pub use crate::rig::set_sum;
 use crate::rig::{CLIENT_MAC, Family, PARKED, Rig, Sent, nic_mac, spec, tcp_of, udp};
 
 const PORT: u16 = 40_000;
@@ -74,13 +75,6 @@ fn fragment(whole: &[u8], id: u16, offset: usize, len: usize, more: bool) -> Vec
         head.extend_from_slice(&[next, 0, o0, o1, 0, 1, i0, i1]);
     }
     [&head, part].concat()
-}
-
-/// Writes the checksum of an IPv4 header.
-pub fn set_sum(frame: &mut [u8]) {
-    frame[24..26].fill(0);
-    let header = etherparse::Ipv4Header::from_slice(&frame[14..]).unwrap().0;
-    frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
 }
 
 /// The packet in fragments of `PART` bytes.

@@ -9,7 +9,7 @@ use holdfast::forwarding::explain::{Question, Segment};
 use holdfast::forwarding::{BackendIndex, FlowsLeft, Forward, NextHop, VipId, VipSpec};
 use holdfast::stats::Drop;
 
-use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec, tagged, tcp, tcp_of, udp};
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, set_sum, spec, tagged, tcp, tcp_of, udp};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// One round of the sweep, in ticks.
@@ -158,6 +158,7 @@ fn replies_from_elsewhere_than_the_flows_backend_are_dropped() {
     let good = request[0].reply("SA");
     let mut other_address = good.clone();
     other_address[26..30].copy_from_slice(&[198, 18, 2, 99]);
+    set_sum(&mut other_address);
     let mut other_port = good.clone();
     other_port[34..36].copy_from_slice(&8081_u16.to_be_bytes());
     let mut free_source = good.clone();

@@ -7,6 +7,7 @@ use holdfast::forwarding::{FlowsLeft, Forward, VipSpec};
 use holdfast::stats::Drop;
 use proptest::prelude::*;
 
+use super::fragments::set_sum;
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, nic_mac, spec};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -237,10 +238,16 @@ fn nobody_writes_in_place_of_the_header_by_fragments() {
     let mut rig = Rig::new(1, 1, vec![vip(Family::V4, Family::V4)]);
     open(&mut rig, Family::V4).accepts(&mut rig);
     let mut packet = from_client(Family::V4, (ISN, 8, "A"), &[0; 4]);
-    // More fragments; the IP header's checksum is not looked at.
+    // More fragments.
     packet[20] = 0x20;
+    set_sum(&mut packet);
     assert_eq!(rig.send(0, 0, &packet), []);
     assert_eq!(rig.drops(0, Drop::NotTranslatable), 1);
+    // What follows is nothing without it.
+    (packet[20], packet[21]) = (0, 100);
+    set_sum(&mut packet);
+    assert_eq!(rig.send(0, 0, &packet), []);
+    assert_eq!(rig.drops(0, Drop::FragmentFirstDropped), 1);
     rig.assert_accounted();
 }
 

@@ -12,6 +12,7 @@ use holdfast::forwarding::tunnel::Sources;
 use holdfast::forwarding::{FlowsLeft, Forward, OuterDf, Ports, ThisBox, Tunnels, VipSpec};
 use holdfast::stats::Drop;
 
+use super::fragments::set_sum;
 use crate::rig::{
     CLIENT_MAC, Family, Rig, Sent, backend_mac, nic_mac, numbered, spec, tagged, tcp, udp,
 };
@@ -431,7 +432,17 @@ fn tunnels_do_not_carry_tunnels() {
         let mut rig = rig_with(tunnels(), 1500, vec![vip]);
         assert_eq!(rig.send(0, 0, &udp(inner, 9, 6080, true)).len(), 0, "{mode:?}");
         assert_eq!(rig.drops(0, Drop::NestedTunnel), 1);
+        let stats = rig.stats(0);
+        assert_eq!((stats.flows_new.get(), stats.flows_active.get()), (0, 0), "no pin is left");
         assert_eq!(rig.send(0, 0, &udp(inner, 9, 53, true)).len(), 1);
+        assert_eq!(rig.send(0, 0, &udp(inner, 0, 53, true)).len(), 1, "UDP from port 0");
+        if inner == Family::V4 {
+            let mut damaged = udp(inner, 7, 53, true);
+            damaged[24] ^= 1;
+            assert_eq!(rig.send(0, 0, &damaged), []);
+            assert_eq!(rig.drops(0, Drop::BadIpv4Checksum), 1);
+        }
+        assert_eq!(rig.stats(0).flows_active.get(), 2);
         rig.assert_accounted();
     }
 }
@@ -446,6 +457,9 @@ fn any_protocol_goes_into_a_tunnel_but_a_tunnels() {
         for (protocol, nested) in [(50, false), (132, false), (4, true), (41, true), (47, true)] {
             let mut packet = packet(inner, PLAIN);
             packet[if inner == Family::V4 { 23 } else { 20 }] = protocol;
+            if inner == Family::V4 {
+                set_sum(&mut packet);
+            }
             let sent = rig.send(0, 0, &packet);
             assert_eq!(sent.is_empty(), nested, "{mode:?} {inner:?} {protocol}");
             for sent in &sent {

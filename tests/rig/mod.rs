@@ -206,6 +206,17 @@ pub fn numbered(
     packet
 }
 
+/// Writes the checksum of the IPv4 header of an untagged frame; leaves IPv6 as it is.
+#[allow(dead_code, reason = "not every test changes headers")]
+pub fn set_sum(frame: &mut [u8]) {
+    if frame[12..14] != [8, 0] {
+        return;
+    }
+    frame[24..26].fill(0);
+    let header = etherparse::Ipv4Header::from_slice(&frame[14..]).unwrap().0;
+    frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+}
+
 /// The packet with a VLAN tag.
 pub fn tagged(mut packet: Vec<u8>, vlan: Option<u16>) -> Vec<u8> {
     if let Some(vlan) = vlan {
@@ -629,6 +640,11 @@ impl Rig {
     #[allow(dead_code, reason = "not every test has sticky clients")]
     pub fn clients(&self) -> Arc<Clients> {
         Arc::clone(&self.clients)
+    }
+
+    #[allow(dead_code, reason = "not every test looks at all workers")]
+    pub fn workers(&self) -> usize {
+        self.workers.len()
     }
 
     pub fn stats(&self, worker: usize) -> &WorkerStats {

@@ -84,8 +84,11 @@ fn translate(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<
     packet.bytes = frame.packet_len();
     let crosses = changes_family(packet, ends);
     let number = new_number(frame, &packet.shape, context);
-    let translated = if crosses { translate_family } else { translate_ends };
-    translated(packet, ends)?;
+    if crosses {
+        translate_family(packet, ends, context)?;
+    } else {
+        translate_ends(packet, ends)?;
+    }
     if let Some(frame) = &mut packet.frame {
         renumber(frame, &packet.shape, number);
     }
@@ -138,13 +141,14 @@ fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
 
 /// The same, from one family to the other. Leaves the packet as it was if that fails.
 #[cold]
-fn translate_family(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
+fn translate_family(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<(), Drop> {
+    let beyond = mtu_beyond(packet, context);
     let Packet { frame: Some(frame), shape, limit, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     let Ends { source, destination, mtu, sequence } = *ends;
     let quoting = shape.part == Part::Quoting;
-    let quoted = Quote { source: destination, destination: source, sequence };
+    let quoted = Quote { source: destination, destination: source, sequence, mtu: beyond };
     let target = siit::Target {
         source,
         destination,
@@ -157,12 +161,19 @@ fn translate_family(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
             *limit = mtu;
             Drop::TooBig
         }
+        SiitError::BadHeaderChecksum => Drop::BadIpv4Checksum,
         SiitError::HopsExceeded => Drop::TtlExceeded,
         SiitError::NoRoom => Drop::NoHeadroom,
         SiitError::Message => Drop::IcmpType,
         SiitError::Malformed | SiitError::BadChecksum if quoting => Drop::BadIcmp,
         _ => Drop::NotTranslatable,
     })
+}
+
+/// Longest packet that may be sent to where a packet comes from.
+fn mtu_beyond(packet: &Packet, context: &Context<'_>) -> u16 {
+    let backend = context.table.backend(packet.backend).filter(|_| packet.way.is_reply());
+    backend.map_or_else(|| context.table.this_box().mtu(context.nic), |backend| backend.mtu)
 }
 
 /// Lowers what a SYN says of the longest segments, if the VIP wants that; and if the header has `grown`, so that

@@ -1,7 +1,7 @@
 //! ICMP messages and their counterparts in ICMPv6 (RFC 7915 4.2, 4.3, 5.2, 5.3).
 
 use super::*;
-use crate::wire::icmp::kind;
+use crate::wire::icmp::{kind, told_mtu_v4, told_mtu_v6};
 
 /// An ICMP header, but for the checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,17 @@ impl Message {
     fn bytes(self) -> [u8; ICMP_LEN] {
         let [w0, w1, w2, w3] = self.word.to_be_bytes();
         [self.kind, self.code, 0, 0, w0, w1, w2, w3]
+    }
+
+    /// The message, but if it tells an MTU, no more of that than links carry: `to`, that by which the message
+    /// leaves, and `beyond`, that by which the packet which it is about left (RFC 7915 4.2, 5.2).
+    pub(super) fn capped(self, v4: bool, to: u16, beyond: u16) -> Self {
+        let (most, least) = match (v4, self.kind, self.code) {
+            (true, kind::V4_UNREACHABLE, 4) => (to.min(beyond.saturating_sub(GROWTH)), 0),
+            (false, kind::V6_TOO_BIG, _) => (to.min(beyond.saturating_add(GROWTH)), 1280),
+            _ => return self,
+        };
+        Self { word: self.word.min(most.into()).max(least), ..self }
     }
 
     /// Whether it is an echo, and not about another packet.
@@ -103,6 +114,7 @@ fn error(
     let quote = body.get(ICMP_LEN..).ok_or(SiitError::Malformed)?;
     let new = if to_v4 { to_icmp(old) } else { to_icmp_v6(old, quote) };
     let (new, to) = new.zip(target.quoted).ok_or(SiitError::Message)?;
+    let new = new.capped(to_v4, target.mtu, to.mtu);
     if !is_right(packet, body, to_v4) {
         return Err(SiitError::BadChecksum);
     }
@@ -189,11 +201,11 @@ pub(super) fn to_icmp_v6(old: Message, quote: &[u8]) -> Option<Message> {
         (kind::V4_UNREACHABLE, 2) => problem(1, 6),
         (kind::V4_UNREACHABLE, 3) => unreachable(4),
         (kind::V4_UNREACHABLE, 4) => {
-            let mtu = match old.word & 0xffff {
-                0 => plateau(quote),
-                mtu => mtu,
-            };
-            let word = (mtu + u32::from(GROWTH)).max(1280);
+            let [.., m0, m1] = old.word.to_be_bytes();
+            let len = quote.get(2..).and_then(|rest| rest.first_chunk::<2>());
+            let len = len.map_or(0, |len| u16::from_be_bytes(*len));
+            let mtu = told_mtu_v4(u16::from_be_bytes([m0, m1]), len);
+            let word = (u32::from(mtu) + u32::from(GROWTH)).max(1280);
             Some(Message { kind: kind::V6_TOO_BIG, code: 0, word })
         }
         // Administratively prohibited, precedence cut-off.
@@ -218,15 +230,6 @@ pub(super) fn to_icmp_v6(old: Message, quote: &[u8]) -> Option<Message> {
     }
 }
 
-/// The next smaller of the MTUs that links have (RFC 1191 7.1), in bytes, below the length of the packet
-/// that was too big.
-fn plateau(quote: &[u8]) -> u32 {
-    const PLATEAUS: [u16; 10] = [32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68];
-    let len = quote.get(2..).and_then(|rest| rest.first_chunk::<2>());
-    let len = len.map_or(0, |len| u16::from_be_bytes(*len));
-    PLATEAUS.into_iter().find(|&mtu| mtu < len).unwrap_or(68).into()
-}
-
 /// ICMPv6 to ICMP (RFC 7915 5.2).
 pub(super) fn to_icmp(old: Message) -> Option<Message> {
     let unreachable = |code, word| Some(Message { kind: kind::V4_UNREACHABLE, code, word });
@@ -234,10 +237,7 @@ pub(super) fn to_icmp(old: Message) -> Option<Message> {
         (kind::V6_UNREACHABLE, 0 | 2 | 3) => unreachable(1, 0),
         (kind::V6_UNREACHABLE, 1) => unreachable(10, 0),
         (kind::V6_UNREACHABLE, 4) => unreachable(3, 0),
-        (kind::V6_TOO_BIG, _) => {
-            let mtu = old.word.saturating_sub(GROWTH.into());
-            unreachable(4, mtu.min(u16::MAX.into()))
-        }
+        (kind::V6_TOO_BIG, _) => unreachable(4, (told_mtu_v6(old.word) - GROWTH).into()),
         (kind::V6_TIME_EXCEEDED, code) => {
             Some(Message { kind: kind::V4_TIME_EXCEEDED, code, word: 0 })
         }

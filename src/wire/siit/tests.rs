@@ -22,13 +22,34 @@ fn target(from_v4: bool) -> Target {
     Target {
         source: (pool, 2001),
         destination: (backend, 8080),
-        quoted: Some(Quote { source: (vip, 80), destination: (client, 31_337), sequence: 28 }),
+        quoted: Some(Quote {
+            source: (vip, 80),
+            destination: (client, 31_337),
+            sequence: 28,
+            mtu: 1500,
+        }),
         identification: 0x4242,
         mtu: 4000,
     }
 }
 
+/// The packet with the right checksum in its IPv4 header.
+fn with_header_sum(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    let len = usize::from(packet[0] & 0xf) * 4;
+    if packet[0] >> 4 == 4 && (20..=packet.len()).contains(&len) {
+        packet[10..12].fill(0);
+        let sum = !sum(&[&packet[..len]]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    packet
+}
+
 fn translated(packet: &[u8], target: &Target) -> Result<Vec<u8>, SiitError> {
+    translated_as_it_is(&with_header_sum(packet), target)
+}
+
+fn translated_as_it_is(packet: &[u8], target: &Target) -> Result<Vec<u8>, SiitError> {
     let (_umem, mut pool) = pool();
     let mut bytes = framed(packet);
     bytes.extend_from_slice(&[0xee; 7]);
@@ -260,8 +281,9 @@ fn messages_in_icmp() {
         ((1, 4, 0), Some((3, 3, 0))),
         ((1, 5, 0), None),
         ((2, 0, 1280), Some((3, 4, 1260))),
-        ((2, 0, 9), Some((3, 4, 0))),
-        ((2, 0, u32::MAX), Some((3, 4, 0xffff))),
+        ((2, 0, 0), Some((3, 4, 1260))),
+        ((2, 0, 1279), Some((3, 4, 1260))),
+        ((2, 0, u32::MAX), Some((3, 4, 0xffff - 20))),
         ((3, 0, 0), Some((11, 0, 0))),
         ((3, 1, 0), Some((11, 1, 0))),
         ((4, 0, 0), Some((12, 0, 0))),
@@ -280,6 +302,43 @@ fn messages_in_icmp() {
         let (kind, code, word) = old;
         let new = to_icmp(Message { kind, code, word });
         assert_eq!(new.map(|new| (new.kind, new.code, new.word)), expected, "{old:?}");
+    }
+}
+
+/// RFC 7915 4.2, 5.2: no more than the links of both sides carry.
+#[test]
+fn no_error_tells_more_than_the_links_carry() {
+    for (v4, told, to, beyond, expected) in [
+        (false, 1520, 1500, 1500, 1500),
+        (false, 1520, 9000, 1500, 1520),
+        (false, 1420, 1500, 1500, 1420),
+        (false, 1520, 1500, 1400, 1420),
+        (false, 1280, 1000, 1000, 1280),
+        (true, 1480, 1500, 1500, 1480),
+        (true, 8980, 1500, 9000, 1500),
+        (true, 8980, 9000, 1500, 1480),
+        (true, 1260, 1000, 9000, 1000),
+        (true, 1260, 1500, 10, 0),
+    ] {
+        let (kind, code) = if v4 { (3, 4) } else { (2, 0) };
+        let capped = Message { kind, code, word: told }.capped(v4, to, beyond);
+        assert_eq!(capped.word, expected, "IPv4 {v4}: {told}, {to}, {beyond}");
+    }
+    for (v4, kind, code) in [(true, 3, 3), (true, 12, 0), (false, 4, 0), (true, 2, 0)] {
+        let message = Message { kind, code, word: 24 << 24 };
+        assert_eq!(message.capped(v4, 1500, 1500), message, "it tells no MTU");
+    }
+}
+
+#[test]
+fn a_header_with_a_wrong_checksum_is_not_translated() {
+    for protocol in [1, 6, 17] {
+        for at in 10..20 {
+            let mut bytes = packet(true, protocol, b"query");
+            bytes[at] ^= 1;
+            let result = translated_as_it_is(&bytes, &target(true));
+            assert_eq!(result, Err(SiitError::BadHeaderChecksum), "{protocol}, byte {at}");
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The [`Frame`] of the first chunk owns them all: it is given back, and sent, with what is behind it.
-//! Nobody reads or changes what is in there: headers are in the first chunk, and checksums are patched.
+//! What is in there is read for the checksum of a ping, and never changed: headers are in the first chunk.
 //! The links are kept beside the packet memory, one per chunk, where nobody else can write them.
 //! Source: Documentation/networking/af_xdp.rst, "Multi-Buffer Rx" and "Multi-Buffer Tx".
 
@@ -134,6 +134,13 @@ impl FramePool {
         1 + first.map_or(0, |chunk| self.memory.behind(chunk).count())
     }
 
+    /// What of the frame's packet is behind its data, chunk by chunk.
+    pub fn behind<'f>(&'f self, frame: &'f Frame) -> impl Iterator<Item = &'f [u8]> {
+        let first = self.memory.chunk_of(frame).filter(|_| frame.is_long());
+        let chunks = first.into_iter().flat_map(|chunk| self.memory.behind(chunk));
+        chunks.map(move |behind| frame.bytes_behind(self.memory, &behind))
+    }
+
     /// Gives back what is behind the frame's data, so that the data is the whole packet.
     pub fn cut(&mut self, frame: &mut Frame) {
         if let Some(chunk) = self.memory.chunk_of(frame).filter(|_| frame.is_long()) {
@@ -242,6 +249,19 @@ mod tests {
         assert!(pool.copy(&packet[..5000]).is_none(), "two frames are left");
         assert_eq!(pool.len(), 2);
         held.into_iter().for_each(|frame| pool.push(frame));
+    }
+
+    #[test]
+    fn what_is_behind_can_be_read() {
+        let (_umem, mut pool) = Umem::create(4, 2048).unwrap();
+        let packet: Vec<u8> = (0..=255).cycle().take(4001).collect();
+        let frame = pool.copy(&packet).unwrap();
+        let parts: Vec<&[u8]> = [frame.data()].into_iter().chain(pool.behind(&frame)).collect();
+        assert_eq!((parts.len(), parts.concat()), (3, packet));
+        pool.push(frame);
+        let short = pool.copy(&[1; 100]).unwrap();
+        assert_eq!(pool.behind(&short).count(), 0);
+        pool.push(short);
     }
 
     #[test]
