@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -87,11 +88,18 @@ fn file(round: u32) -> Config {
     for number in round * REPLACED..(round + 1) * REPLACED {
         let [_, _, high, low] = number.to_be_bytes();
         text += &format!(
-            "[[vip.backend]]\nname = \"b{:05}\"\naddress = \"127.1.{high}.{low}\"\nport = 9\n",
+            "[[vip.backend]]\nname = \"b{:05}\"\naddress = \"10.1.{high}.{low}\"\nport = 9\n",
             number
         );
     }
-    config::parse(&text, "holdfast.toml").unwrap()
+    let mut config = config::parse(&text, "holdfast.toml").unwrap();
+    for backend in config.vips.iter_mut().flat_map(|vip| &mut vip.backends) {
+        // Loopback addresses, which a file may not have: nothing leaves this machine.
+        let IpAddr::V4(address) = backend.address else { continue };
+        let [_, a, b, c] = address.octets();
+        backend.address = [127, a, b, c].into();
+    }
+    config
 }
 
 fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inputs {
@@ -138,7 +146,7 @@ async fn reloads_leave_nothing_behind_that_grows() {
                 let known = |address: u32, tables: &ForwardingTable| {
                     let [_, _, high, low] = (address * REPLACED).to_be_bytes();
                     let is_it = |ip: holdfast::flow::Address| {
-                        std::net::IpAddr::from(ip) == std::net::IpAddr::from([127, 1, high, low])
+                        IpAddr::from(ip) == IpAddr::from([127, 1, high, low])
                     };
                     (0..16_384).any(|index| {
                         let backend = tables.backend(holdfast::forwarding::BackendIndex(index));
