@@ -82,8 +82,8 @@ fn file(round: u32) -> Config {
     let mut text = String::from(
         "[workers]\ncores = [0]\n[[nic]]\ninterface = \"eth0\"\n[[vip]]\nname = \"web\"\n\
          address = \"192.0.2.10\"\nports = [80]\nforward = \"nat\"\nannounce = \"none\"\non_remove = \"rehash\"\n\
-         scheduler = { kind = \"maglev\", table_size = 251 }\n\
-         health = { interval_ms = 60000, timeout_ms = 1000 }\n",
+         scheduler = { kind = \"maglev\", table_size = 1009 }\n\
+         health = { interval_ms = 10000, timeout_ms = 1000 }\n",
     );
     for number in round * REPLACED..(round + 1) * REPLACED {
         let [_, _, high, low] = number.to_be_bytes();
