@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -81,17 +82,24 @@ fn file(round: u32) -> Config {
     let mut text = String::from(
         "[workers]\ncores = [0]\n[[nic]]\ninterface = \"eth0\"\n[[vip]]\nname = \"web\"\n\
          address = \"192.0.2.10\"\nports = [80]\nforward = \"nat\"\nannounce = \"none\"\non_remove = \"rehash\"\n\
-         scheduler = { kind = \"maglev\", table_size = 251 }\n\
-         health = { interval_ms = 60000, timeout_ms = 1000 }\n",
+         scheduler = { kind = \"maglev\", table_size = 1009 }\n\
+         health = { interval_ms = 10000, timeout_ms = 1000 }\n",
     );
     for number in round * REPLACED..(round + 1) * REPLACED {
         let [_, _, high, low] = number.to_be_bytes();
         text += &format!(
-            "[[vip.backend]]\nname = \"b{:05}\"\naddress = \"127.1.{high}.{low}\"\nport = 9\n",
+            "[[vip.backend]]\nname = \"b{:05}\"\naddress = \"10.1.{high}.{low}\"\nport = 9\n",
             number
         );
     }
-    config::parse(&text, "holdfast.toml").unwrap()
+    let mut config = config::parse(&text, "holdfast.toml").unwrap();
+    for backend in config.vips.iter_mut().flat_map(|vip| &mut vip.backends) {
+        // Loopback addresses, which a file may not have: nothing leaves this machine.
+        let IpAddr::V4(address) = backend.address else { continue };
+        let [_, a, b, c] = address.octets();
+        backend.address = [127, a, b, c].into();
+    }
+    config
 }
 
 fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inputs {
@@ -141,7 +149,7 @@ async fn reloads_leave_nothing_behind_that_grows() {
                 let known = |address: u32, tables: &ForwardingTable| {
                     let [_, _, high, low] = (address * REPLACED).to_be_bytes();
                     let is_it = |ip: holdfast::flow::Address| {
-                        std::net::IpAddr::from(ip) == std::net::IpAddr::from([127, 1, high, low])
+                        IpAddr::from(ip) == IpAddr::from([127, 1, high, low])
                     };
                     (0..16_384).any(|index| {
                         let backend = tables.backend(holdfast::forwarding::BackendIndex(index));

@@ -12,6 +12,9 @@ use crate::forwarding::{Forward, Listen, Network};
 /// What of a VIP cannot change: flows of one kind are no flows of another.
 type Kind = (Protocol, Forward, bool);
 
+/// Whether a VIP of before goes on as another one.
+type GoesOn<'f> = &'f dyn Fn(&Vip, &Vip) -> bool;
+
 const fn kind(vip: &Vip) -> Kind {
     (vip.protocol, vip.forward, vip.proxy)
 }
@@ -32,7 +35,7 @@ pub fn continued(old: &[&Vip], new: &[Vip]) -> Vec<Option<usize>> {
     let ports_meet = |a: &Vip, b: &Vip| {
         a.ports.ranges().iter().any(|a| b.ports.ranges().iter().any(|b| a.meets(*b)))
     };
-    let passes: [(bool, &dyn Fn(&Vip, &Vip) -> bool); 3] =
+    let passes: [(bool, GoesOn<'_>); 3] =
         [(true, &|a, b| a.ports == b.ports), (false, &|_, _| true), (true, &ports_meet)];
     for (by_address, goes_on) in passes {
         for (vip, found) in new.iter().zip(&mut found).filter(|(_, found)| found.is_none()) {
@@ -85,7 +88,8 @@ mod tests {
     #[test]
     fn a_vip_is_its_address_and_ports_before_it_is_its_name() {
         let old = [at("web", 1, &[80]), at("mail", 2, &[25])];
-        let rows: [(&str, Vec<Vip>, &[Option<usize>]); 8] = [
+        type Row<'r> = (&'r str, Vec<Vip>, &'r [Option<usize>]);
+        let rows: [Row<'_>; 8] = [
             (
                 "the same, in another order",
                 vec![old[1].clone(), old[0].clone()],

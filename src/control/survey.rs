@@ -239,6 +239,7 @@ fn next_hops(config: &Config, network: &Network, found: &mut Vec<Finding>) {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {
     use super::super::reload::tests::config;
     use super::super::state::tests::{backend, vip};

@@ -574,7 +574,8 @@ async fn a_removed_backend_is_told_and_lingers_until_its_flows_have_ended() {
     let one = vec![Vip { on_remove, ..vip("web", &[backend("z", 1)]) }];
     with_control(both, async |bench| {
         let _: Status = bench.get("/v1/status").await;
-        bench.worker.stats.backends[1].flows_active.add(3);
+        let flows = &bench.worker.stats.backends.get(1).unwrap().flows_active;
+        flows.add(3);
         *bench.file.lock().unwrap() = Ok(config(one));
         let generation = bench.tables.current().generation();
         let told: Reloaded = bench.post("/v1/reload", json!({ "dry_run": true })).await;
@@ -596,7 +597,7 @@ async fn a_removed_backend_is_told_and_lingers_until_its_flows_have_ended() {
         let status: Status = bench.get("/v1/status").await;
         let [removed] = status.removed.as_slice() else { unreachable!("{:?}", status.removed) };
         assert_eq!((removed.backend.as_str(), removed.flows_left), ("b", 3));
-        bench.worker.stats.backends[1].flows_active.sub(3);
+        flows.sub(3);
         bench.wait_for_event("removed_gone").await;
         // What an event tells is published by the answer to the next request.
         let _: Status = bench.get("/v1/status").await;
