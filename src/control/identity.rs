@@ -65,6 +65,14 @@ pub fn listens(vip: &Vip) -> impl Iterator<Item = Listen> {
     ports.ranges().iter().map(listen)
 }
 
+/// Whether one of `vips` listens at the whole of a place: it has the packets of the flows there.
+pub fn is_taken(place: Listen, vips: &[Vip]) -> bool {
+    vips.iter().flat_map(listens).any(|Listen { network, protocol, ports }| {
+        let has_ports = ports.contains(place.ports.first) && ports.contains(place.ports.last);
+        protocol == place.protocol && network.covers(place.network) && has_ports
+    })
+}
+
 /// Where it listens no longer, now that it is `new`.
 pub fn lost(old: &Vip, new: &Vip) -> Vec<Listen> {
     let now: HashSet<Listen> = listens(new).collect();

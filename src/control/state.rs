@@ -282,11 +282,11 @@ impl Registry {
         // What goes does so first, so that there is always room for what comes.
         for (entry, vip) in kept.iter_mut().zip(vips) {
             if let Some(entry) = entry {
-                entry.part_from(Some(vip), &mut self.backend_indices, workers, now);
+                entry.part_from(Some(vip), vips, &mut self.backend_indices, workers, now);
             }
         }
         for mut entry in old.into_iter().flatten() {
-            entry.part_from(None, &mut self.backend_indices, workers, now);
+            entry.part_from(None, vips, &mut self.backend_indices, workers, now);
             self.removed.push(entry);
         }
         self.drop_empty();
@@ -344,7 +344,6 @@ impl Registry {
         let goes_on =
             continued.into_iter().zip(vips).filter_map(|(index, vip)| Some((index?, vip)));
         let goes_on: HashMap<usize, &config::Vip> = goes_on.collect();
-        let taken: HashSet<Listen> = vips.iter().flat_map(identity::listens).collect();
         let mut removals = Removals::default();
         for (index, entry) in self.vips.iter().enumerate() {
             let new = goes_on.get(&index).copied();
@@ -363,7 +362,7 @@ impl Registry {
                 });
             }
             let lost = new.map(|new| identity::lost(&entry.config, new)).unwrap_or_default();
-            let lost = lost.into_iter().filter(|listen| !taken.contains(listen));
+            let lost = lost.into_iter().filter(|&listen| !identity::is_taken(listen, vips));
             let name = || entry.config.name.clone();
             removals.lost.extend(lost.map(|listen| (entry.id, listen, name(), left)));
         }
@@ -591,15 +590,21 @@ impl VipEntry {
         })
     }
 
-    /// Takes away what `new` does not have, all of it without one, and takes back what it has again.
+    /// Takes away what `new`, one of `vips`, does not have, all of it without one, and takes back what it has
+    /// again. Flows at a place that another VIP takes over stay where they are, as this one's other flows do;
+    /// and a VIP without pins has none to leave behind.
     fn part_from(
         &mut self,
         new: Option<&config::Vip>,
+        vips: &[config::Vip],
         indices: &mut Indices,
         workers: &[WorkerView],
         now: Instant,
     ) {
-        let left = new.unwrap_or(&self.config).on_remove;
+        let left = match self.config.pin {
+            true => new.unwrap_or(&self.config).on_remove,
+            false => FlowsLeft::Rehash,
+        };
         let wanted: HashSet<_> =
             new.iter().flat_map(|vip| &vip.backends).map(|b| (b.address, b.port)).collect();
         let stays =
@@ -623,9 +628,12 @@ impl VipEntry {
         let has: HashSet<Listen> = new.into_iter().flat_map(identity::listens).collect();
         self.old.retain(|old| !has.contains(&old.what));
         let known: HashSet<Listen> = self.old.iter().map(|old| old.what).collect();
-        if left != FlowsLeft::Rehash {
-            let lost = lost.into_iter().filter(|lost| !has.contains(lost) && !known.contains(lost));
-            self.old.extend(lost.map(|listen| Removed::new(listen, left, now)));
+        for listen in lost.into_iter().filter(|lost| !has.contains(lost) && !known.contains(lost)) {
+            let goes_on = self.config.pin && new.is_some() && identity::is_taken(listen, vips);
+            match if goes_on { FlowsLeft::Keep } else { left } {
+                FlowsLeft::Rehash => {}
+                left => self.old.push(Removed::new(listen, left, now)),
+            }
         }
         self.is_removed = new.is_none();
     }
@@ -1019,6 +1027,30 @@ pub(super) mod tests {
             );
             registry.release(&[], now + Duration::from_secs(2));
             assert_eq!((registry.lingering(), registry.removed().len()), (0, 0), "{name}");
+        }
+    }
+
+    /// The flows of a port that goes from one VIP to another stay with the servers that have them, which
+    /// answer from there until the last one has ended.
+    #[test]
+    fn flows_of_a_port_that_another_vip_takes_over_go_on() {
+        let web = config::Vip { on_remove: FlowsLeft::Reset, ..vip("web", &[backend("a", 1)]) };
+        let ports =
+            |name: &str, ports: Ports| config::Vip { name: name.to_owned(), ports, ..web.clone() };
+        let range = Ports::List(vec![PortRange { first: 400, last: 500 }]);
+        for taken_by in [Ports::of(&[443]), Ports::of(&[22, 443]), range, Ports::All] {
+            let mut registry = Registry::default();
+            let now = Instant::now();
+            registry.apply(&[ports("web", Ports::of(&[80, 443]))], &[], now).unwrap();
+            let new = [ports("web", Ports::of(&[80])), ports("tls", taken_by.clone())];
+            assert!(registry.removals(&new, &[]).lost.is_empty(), "{taken_by:?}: none is cut");
+            registry.apply(&new, &[], now).unwrap();
+            let specs = registry.specs();
+            let left: Vec<_> = specs[0].old.iter().map(|old| old.left).collect();
+            assert_eq!(left, [FlowsLeft::Keep], "{taken_by:?}");
+            let place = registry.kept_places()[0];
+            registry.release(&[], now + Duration::from_millis(500));
+            assert_eq!(registry.kept_places(), [place], "{taken_by:?}: its flows are counted");
         }
     }
 

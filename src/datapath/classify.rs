@@ -100,7 +100,7 @@ fn classify_reply(
         return Ok(());
     }
     let source = tuple.reply_key();
-    let Some(path) = context.table.return_paths(source).next() else {
+    let Some(path) = context.table.return_path(source) else {
         return classify_old(packet, tuple, context, secret).ok_or(Drop::NoVip);
     };
     packet.vip = path.vip;

@@ -203,7 +203,7 @@ fn relate_to_client(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>)
     let (client, backend) = (quoted.source, quoted.destination);
     let protocol = Protocol::from_number(quoted.protocol)?;
     let source = ListenKey { address: backend.0, port: backend.1, protocol };
-    let path = context.table.return_paths(source).next()?;
+    let path = context.table.return_path(source)?;
     packet.vip = path.vip;
     packet.way = Way::Related(Some(source));
     Some(answered_flow(client.0, client.1, source, path))

@@ -27,7 +27,7 @@ use super::clients::is_due;
 use super::context::Context;
 use super::quic::named;
 use crate::flow::Protocol;
-use crate::flow::entry::{Pin, Rule, State, Track};
+use crate::flow::entry::{Pin, State, Track};
 use crate::flow::tuple::{HashedKey, Tuple};
 use crate::forwarding::table::{Backend, Quirks};
 use crate::forwarding::{FlowsLeft, NextHop, RESET_TIME};
@@ -189,11 +189,11 @@ pub(super) fn is_open(protocol: Protocol, track: &Track, backend: &Backend) -> b
 }
 
 /// Whether this is the pin of a SYN that nothing answered: no packet of its backend was seen, nor of its
-/// client since. A flow that lost its pin began before.
+/// client since.
 #[cold]
 pub(super) fn is_unanswered(pin: &Pin, context: &Context<'_>) -> bool {
     let tcp = context.table.vip(pin.vip).is_some_and(|vip| vip.protocol == Protocol::Tcp);
-    tcp && pin.track.state() == State::default() && pin.rule != Rule::Midflow
+    tcp && pin.track.state() == State::default()
 }
 
 /// What a packet changes in the state of its flow, whatever that was.
@@ -224,8 +224,12 @@ impl Change {
 pub(super) fn first_state(packet: &Packet) -> State {
     match packet.flow.protocol() {
         Protocol::Udp | Protocol::Any => State::FIRST,
-        // A flow that has lost its pin proves itself with its next packet.
-        Protocol::Tcp => segment_change(packet.shape.flags).set.without(State::ESTABLISHED),
+        Protocol::Tcp if packet.shape.flags.opens() => State::default(),
+        // A flow that has lost its pin proves itself with its next packet. Its SYN was answered long ago.
+        Protocol::Tcp => {
+            let set = segment_change(packet.shape.flags).set;
+            set.without(State::ESTABLISHED).with(State::ANSWERED)
+        }
     }
 }
 

@@ -75,10 +75,10 @@ pub fn answer(
     return_hop(packet.flow.tuple, context).ok_or(Drop::ReturnNoFlow)
 }
 
-/// The VIP without pins that answers from `source`. No other answers from there.
+/// The VIP without pins that answers from `source`. No other in force answers from there.
 #[inline]
 pub fn return_path<'t>(source: ListenKey, context: &Context<'t>) -> Option<&'t ReturnPath> {
-    context.table.return_paths(source).next().filter(|path| !path.pinned)
+    context.table.return_path(source).filter(|path| !path.pinned)
 }
 
 /// Where the last datagram of a flow's client came from.

@@ -30,8 +30,8 @@ impl State {
     pub const ALIAS: Self = Self(16);
     /// The flow is cut: whoever sends is told by a RST. Once so, so for good.
     pub const CUT: Self = Self(32);
-    /// The backend was seen to answer the SYN, and the client not since. In a flow that is cut, the
-    /// bit counts probes.
+    /// The backend was seen to answer the SYN, or the flow had lost its pin, and so was answered before; and
+    /// the client was not seen since. In a flow that is cut, the bit counts probes.
     pub const ANSWERED: Self = Self(64);
     /// The least of the two bits that count probes.
     const PROBE: u8 = 64;

@@ -44,6 +44,8 @@ pub struct ForwardingTable {
     return_ranges: HashMap<(Address, Protocol), Vec<(PortRange, ReturnPath)>>,
     /// Whether some backend answers from all ports: where none does, nobody has to look.
     any_returns: bool,
+    /// Whether some backend answers without pins: where none does, nobody has to look.
+    unpinned_returns: bool,
     /// What VIPs have lost by a reload.
     old: OldListeners,
 }
@@ -188,8 +190,8 @@ pub struct ReturnPath {
     pub vip_address: Address,
     /// The port that the client connected to; `None`: the backend's source port.
     pub vip_port: Option<u16>,
-    /// Whether it answers flows that have pins. If not, this is the only path of its source
-    /// (`check` sees to that).
+    /// Whether it answers flows that have pins. If not, this is the only path of its source that is in
+    /// force (`check` sees to that).
     pub pinned: bool,
 }
 
@@ -217,6 +219,7 @@ impl ForwardingTable {
             entropy: Entropy::new(&secret),
             return_ranges: HashMap::new(),
             any_returns: false,
+            unpinned_returns: false,
             old: OldListeners::default(),
         };
         let previous = previous.filter(|previous| previous.secret == secret);
@@ -310,6 +313,15 @@ impl ForwardingTable {
         exact.iter().chain(any).chain(ranges)
     }
 
+    /// The first of them, or the one without pins, if there is one: beside that there are only those of
+    /// VIPs that have lost their place by a reload, and of whose flows replies are not told apart from its own.
+    #[inline]
+    pub fn return_path(&self, key: ListenKey) -> Option<&ReturnPath> {
+        let mut paths = self.return_paths(key);
+        let unpinned = || paths.clone().find(|path| !path.pinned);
+        self.unpinned_returns.then(unpinned).flatten().or_else(|| paths.next())
+    }
+
     /// What tells flows apart in outer headers.
     #[inline]
     pub const fn entropy(&self) -> &Entropy {
@@ -351,6 +363,7 @@ impl ForwardingTable {
     }
 
     fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
+        self.unpinned_returns |= !spec.pin;
         let now = spec.ports.ranges().iter().map(|&ports| (spec.address, ports));
         let before = spec.old.iter().map(|old| (old.listen.network, old.listen.ports));
         for (address, ports) in now.chain(before) {

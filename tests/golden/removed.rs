@@ -203,3 +203,44 @@ fn a_removed_vip_refuses_new_flows_while_old_ones_go_on() {
         }
     }
 }
+
+/// Replies of a VIP without pins name it by their source alone, whatever is left of another one there.
+#[test]
+fn a_vip_without_pins_takes_the_replies_of_the_servers_that_it_gets() {
+    for family in [Family::V4, Family::V6] {
+        for order in [[0, 1], [1, 0]] {
+            let mut old_vip =
+                VipSpec { protocol: Protocol::Udp, ..spec(0, Forward::Nat, family, 1, 1) };
+            old_vip.ports = Ports::of(&[80, 53]);
+            old_vip.backends[0].port = None;
+            let mut new = VipSpec {
+                protocol: Protocol::Udp,
+                pin: false,
+                ..spec(1, Forward::Nat, family, 1, 1)
+            };
+            (new.ports, new.backends[0].port) = (Ports::List(Vec::new()), None);
+            let both = [old_vip, new];
+            let specs = order.iter().map(|&index| both[index].clone()).collect();
+            let mut rig = Rig::new(1, 1, specs);
+            rig.send(0, 0, &udp(family, PORT, 53, true));
+            rig.change(|specs| {
+                for spec in specs {
+                    if spec.pin {
+                        let mut old = old(family, 53, FlowsLeft::Keep);
+                        old.listen.protocol = Protocol::Udp;
+                        (spec.ports, spec.old) = (Ports::of(&[80]), vec![old]);
+                    } else {
+                        spec.ports = Ports::of(&[53]);
+                    }
+                }
+            });
+            let query = rig.send(0, 0, &udp(family, 41_000, 53, true)).remove(0);
+            let answer = rig.send(0, 0, &query.udp_reply());
+            assert_eq!(answer.len(), 1, "{family:?} {order:?}");
+            assert_eq!(answer[0].source(), (family.vip(), 53), "{family:?} {order:?}");
+            let pinned = rig.send(0, 0, &udp(family, 41_000, 80, true)).remove(0);
+            assert_eq!(rig.send(0, 0, &pinned.udp_reply()).len(), 1, "another port of the server");
+            rig.assert_accounted();
+        }
+    }
+}

@@ -1,7 +1,9 @@
 //! SYNs that nothing answered: counted at their backend when the pin goes.
 
 use holdfast::flow::Protocol;
+use holdfast::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
 use holdfast::forwarding::{FlowsLeft, Forward, VipSpec};
+use holdfast::units::Ticks;
 
 use crate::rig::{Family, Rig, spec, tcp, udp};
 
@@ -53,6 +55,27 @@ fn a_syn_that_nothing_answers_is_counted() {
                 }
             }
         }
+    }
+}
+
+/// The same, where it follows its client and not the hash.
+#[test]
+fn a_flow_that_lost_its_pin_has_no_syn_whatever_leads_it() {
+    for forward in [Forward::Dsr, Forward::Nat, Forward::FullNat] {
+        let sticky = Sticky { on_drain: Hold::Release, on_down: Hold::Release };
+        let remember =
+            Remember { timeout: Ticks(100_000), sticky: Some(sticky), on_reentry: Reentry::Hash };
+        let web = VipSpec { remember: Some(remember), ..spec(0, forward, Family::V4, 1, 1) };
+        let mut rig = Rig::new(1, 1, vec![web]);
+        for flags in ["S", "A"] {
+            rig.send(0, 0, &tcp(Family::V4, PORT, 80, flags));
+        }
+        rig.advance(LONG);
+        rig.send(0, 0, &tcp(Family::V4, PORT, 80, "A"));
+        assert_eq!(rig.stats(0).flows_active.get(), 1);
+        rig.advance(LONG);
+        assert_eq!(rig.stats(0).flows_active.get(), 0);
+        assert_eq!(rig.stats(0).unanswered[0].get(), 0, "{forward:?}");
     }
 }
 
