@@ -687,7 +687,7 @@ fn a_vip_without_pins_says_so() {
         let line = table.lines().find(|line| line.trim_start().starts_with(start)).unwrap();
         line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>()
     };
-    assert_eq!(row("web  ").get(4..6), Some(&["nat, pin = false", "-"][..]), "{table}");
+    assert_eq!(row("web  ").get(4..7), Some(&["nat, pin = false", "1/1 up", "-"][..]), "{table}");
     assert!(row("web/a").contains(&"-"), "{table}");
     assert_eq!(server.run("flows --vip web").unwrap(), "no flows\n");
     assert_eq!(server.requests().len(), 5);
