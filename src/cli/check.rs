@@ -99,10 +99,10 @@ fn summary(config: &Config, machine: &Machine) -> String {
         some => format!(", {} of full-NAT sources", bytes(some)),
     };
     let bears = bears(config);
-    format!("{words}; {flows} of flow tables ({bears}), {packets} of packet memory{sources}")
+    format!("{words}; {flows} of flow tables{bears}, {packets} of packet memory{sources}")
 }
 
-/// `IPv4 bears 69,905 new TCP or 69,905 UDP flows a second; IPv6 bears ...`.
+/// ` (IPv4 bears 69,905 new TCP or 69,905 UDP flows a second; IPv6 bears ...)`; nothing where no VIP has pins.
 fn bears(config: &Config) -> String {
     let room = config.workers.flows.saturating_mul(config.workers.cores.len());
     let capacities = Capacity::of(config.vips.iter(), u64::try_from(room).unwrap_or(u64::MAX));
@@ -115,5 +115,8 @@ fn bears(config: &Config) -> String {
         let family = if capacity.v4 { "IPv4" } else { "IPv6" };
         format!("{family} bears {} flows a second", kinds.join(" or "))
     };
-    capacities.iter().map(of).collect::<Vec<_>>().join("; ")
+    match capacities.iter().map(of).collect::<Vec<_>>().join("; ").as_str() {
+        "" => String::new(),
+        all => format!(" ({all})"),
+    }
 }

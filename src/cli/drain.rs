@@ -148,14 +148,17 @@ pub(super) fn wait(
     }
 }
 
-/// Brings the backends up to date.
+/// Brings the backends up to date. A reload may have given one another name, or its name to another one: it is
+/// its VIP's, at its address and port.
 fn look(client: &Client, backends: &mut [BackendStatus]) -> Result<(), CliError> {
     let status: Status = client.get("/v1/status")?;
     let now: Vec<BackendStatus> = status.vips.into_iter().flat_map(|vip| vip.backends).collect();
     for backend in backends {
-        let found = now.iter().find(|b| b.vip == backend.vip && b.name == backend.name);
+        let place = |b: &BackendStatus| (b.vip.clone(), b.address, b.port);
+        let found = now.iter().find(|b| place(b) == place(backend));
         let found = found.ok_or_else(|| {
-            let what = "is gone: the configuration was reloaded without it";
+            let what = "is gone: the configuration was reloaded without it, or its VIP has another name \
+                        (`holdfast status` shows it)";
             CliError::Drain(format!("{} {what}", name(backend)))
         })?;
         found.clone_into(backend);

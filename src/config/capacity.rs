@@ -25,11 +25,11 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Of each family that has a VIP, with room for so many flows.
+    /// Of each family that has a VIP with pins, with room for so many flows.
     pub fn of<'v>(vips: impl Iterator<Item = &'v Vip> + Clone, flows: u64) -> Vec<Self> {
         let longest = |v4, tcp| {
             let of_kind = vips.clone().filter(move |vip| {
-                vip.address.is_v4() == v4 && (vip.protocol == Protocol::Tcp) == tcp
+                vip.pin && vip.address.is_v4() == v4 && (vip.protocol == Protocol::Tcp) == tcp
             });
             of_kind.map(shortest_flow).max()
         };
@@ -70,12 +70,14 @@ mod tests {
             ("b", "192.0.2.2", "tcp", "closing_s = 20, embryonic_s = 50"),
             ("c", "192.0.2.3", "udp", "udp_first_s = 10"),
             ("d", "2001:db8::1", "udp", "udp_s = 7"),
+            ("without-pins", "192.0.2.4", "udp", "udp_first_s = 100"),
         ] {
             let backend = if address.contains(':') { "2001:db8:1::1" } else { "10.0.0.1" };
             text += &format!(
                 "[[vip]]\nname = \"{name}\"\naddress = \"{address}\"\nports = [80]\n\
-                 protocol = \"{protocol}\"\nforward = \"dsr\"\ntimeouts = {{ {timeouts} }}\n\
-                 backend = [{{ name = \"x\", address = \"{backend}\" }}]\n"
+                 protocol = \"{protocol}\"\nforward = \"dsr\"\ntimeouts = {{ {timeouts} }}\npin = {}\n\
+                 backend = [{{ name = \"x\", address = \"{backend}\" }}]\n",
+                name != "without-pins"
             );
         }
         let config = parse(&text, "f.toml").unwrap();
@@ -88,5 +90,7 @@ mod tests {
         let v6 =
             Capacity { v4: false, flows: 7000, tcp_per_second: None, udp_per_second: Some(1000) };
         assert_eq!(Capacity::of(config.vips.iter(), 7000), [v4, v6]);
+        let unpinned = config.vips.iter().filter(|vip| !vip.pin);
+        assert_eq!(Capacity::of(unpinned, 7000), [], "its datagrams take nothing");
     }
 }

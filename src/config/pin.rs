@@ -10,7 +10,7 @@ use super::rules::Sections;
 use super::vip::Placed;
 use crate::flow::Protocol;
 use crate::forwarding::sticky::Reentry;
-use crate::forwarding::{Affinity, Forward, PortRange, SchedulerKind};
+use crate::forwarding::{Affinity, FlowsLeft, Forward, PortRange, SchedulerKind};
 
 /// What else a VIP says that needs an entry per flow, or per client.
 pub(super) struct Needs {
@@ -21,6 +21,7 @@ pub(super) struct Needs {
     pub(super) sticky: bool,
     pub(super) on_reentry: Reentry,
     pub(super) udp_timeout: bool,
+    pub(super) on_remove: FlowsLeft,
 }
 
 /// Reads `pin`. Flows are pinned by default: most protocols over UDP have a state on the server.
@@ -77,6 +78,10 @@ impl Needs {
         if self.udp_timeout {
             let what = "says nothing: with pin = false there is no flow that could be idle";
             report.error(&vip.key("timeouts").key("udp_s"), what, WITHOUT);
+        }
+        if self.on_remove == FlowsLeft::Keep {
+            let what = "\"keep\" with pin = false: there are no flows that could be kept";
+            report.error(&vip.key("on_remove"), what, WITHOUT);
         }
     }
 }

@@ -211,6 +211,8 @@ impl RawVip {
         // Whom a mapping is about is the affinity's to say, whatever the scheduler looks at.
         let remembers = sticky.is_some() || on_reentry == Reentry::Freest;
         check_affinity(&affinity_at, affinity, scheduler, remembers, report);
+        let on_remove = self.on_remove.as_deref();
+        let on_remove = policy::ending(on_remove, &place.key("on_remove"), protocol, report);
         let needs = pin::Needs {
             protocol,
             forward,
@@ -219,13 +221,12 @@ impl RawVip {
             sticky: sticky.is_some(),
             on_reentry,
             udp_timeout: self.timeouts.names_udp(),
+            on_remove,
         };
         let pin = pin::check(self.pin, place, &needs, report);
         let drain = self.drain.check(&place.key("drain"), protocol, report);
         let on_down = self.on_down.as_deref();
         let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
-        let on_remove = self.on_remove.as_deref();
-        let on_remove = policy::ending(on_remove, &place.key("on_remove"), protocol, report);
         let on_idle = self.on_idle.as_deref();
         let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
         let mss = mss(self.mss, &place.key("mss"), protocol, report);

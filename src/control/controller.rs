@@ -273,10 +273,10 @@ impl Controller {
     /// Says what a stop does to flows whose packets are translated here: no other process can do that, and
     /// their ends are sent nothing.
     fn tell_cut_flows(&self) {
-        let translated =
-            self.registry.backends().filter(|(vip, _)| vip.config.forward.translates());
-        let indices = translated.map(|(_, backend)| backend.id.index);
-        let pinned: u64 = indices.map(|index| status::flows_active(&self.workers, index)).sum();
+        let translated = self.registry.all_vips().filter(|vip| vip.config.forward.translates());
+        let backends = translated.flat_map(VipEntry::all_backends);
+        let pinned: u64 =
+            backends.map(|backend| status::flows_active(&self.workers, backend.id.index)).sum();
         if pinned > 0 {
             warn!(
                 "{} of nat and full_nat pinned, with those that have just closed: what is open of them is \
@@ -416,10 +416,11 @@ impl Controller {
         let now: Vec<Trouble> =
             now.into_iter().filter(|trouble| trouble.level() == Level::Warning).collect();
         let before = std::mem::replace(&mut self.troubles, now);
-        for new in self.troubles.iter().filter(|trouble| !before.contains(trouble)) {
+        let among = |all: &[Trouble], one: &Trouble| all.iter().any(|other| other.is_still(one));
+        for new in self.troubles.iter().filter(|trouble| !among(&before, trouble)) {
             self.journal.tell(News::about(Kind::AddressTrouble, new.vip()), new.to_string());
         }
-        for gone in before.iter().filter(|trouble| !self.troubles.contains(trouble)) {
+        for gone in before.iter().filter(|trouble| !among(&self.troubles, trouble)) {
             let text = format!("no longer so: {}", gone.what());
             self.journal.tell(News::about(Kind::AddressRight, gone.vip()), text);
         }

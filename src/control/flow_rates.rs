@@ -65,10 +65,11 @@ impl FlowRates {
         registry: &Registry,
         workers: &[WorkerView],
     ) -> FlowTableStatus {
-        let vips = registry.vips().iter();
-        let vips = vips.filter(|vip| vip.config.address.is_v4() == capacity.v4);
+        let of_family = |vip: &&VipEntry| vip.config.address.is_v4() == capacity.v4;
+        let vips = registry.vips().iter().filter(of_family);
         let rate = |vip: &VipEntry| self.rates.get(&vip.id).copied().unwrap_or_default();
-        let used = vips.clone().map(|vip| pinned(vip, workers)).sum();
+        // Also the flows that reloads have left.
+        let used = registry.all_vips().filter(of_family).map(|vip| pinned(vip, workers)).sum();
         let new: f64 = vips.clone().map(rate).sum();
         let taken: f64 = vips.map(|vip| rate(vip) * shortest_flow(&vip.config).as_secs_f64()).sum();
         let load_percent = whole(taken * 100.0 / (capacity.flows as f64).max(1.0));
@@ -86,7 +87,7 @@ impl FlowRates {
 }
 
 fn pinned(vip: &VipEntry, workers: &[WorkerView]) -> u64 {
-    vip.backends.iter().map(|backend| flows_active(workers, backend.id.index)).sum()
+    vip.all_backends().map(|backend| flows_active(workers, backend.id.index)).sum()
 }
 
 /// What to do when a table is nearly full, or is going to be.

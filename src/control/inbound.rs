@@ -106,6 +106,17 @@ impl Trouble {
         }
     }
 
+    /// Whether it is what `before` was: an answering interface stays one whichever VIPs there are.
+    pub fn is_still(&self, before: &Self) -> bool {
+        match (self, before) {
+            (
+                Self::Answers { interface, nic, network, .. },
+                Self::Answers { interface: i, nic: n, network: net, .. },
+            ) => (interface, nic, network) == (i, n, net),
+            (now, before) => now == before,
+        }
+    }
+
     /// What is wrong.
     pub fn what(&self) -> String {
         match self {
@@ -379,6 +390,26 @@ mod tests {
             let arp: Vec<_> = arp.into_iter().map(|arp| (5, arp)).collect();
             assert_eq!(told(vips, there, &arp), Vec::from_iter(expected), "{name}");
         }
+    }
+
+    #[test]
+    fn an_interface_answers_whichever_vips_there_are() {
+        let answers = |interface: &str, vip: &str, more| Trouble::Answers {
+            interface: interface.to_owned(),
+            nic: "eth1".to_owned(),
+            network: "198.18.1.0/24".parse().unwrap(),
+            vip: vip.to_owned(),
+            more,
+        };
+        let elsewhere = |vip: &str| Trouble::Elsewhere {
+            vip: vip.to_owned(),
+            address: [192, 0, 2, 10].into(),
+            interface: "eth9".to_owned(),
+        };
+        assert!(answers("eth9", "web", 3).is_still(&answers("eth9", "mail", 0)));
+        assert!(!answers("eth9", "web", 3).is_still(&answers("eth8", "web", 3)));
+        assert!(elsewhere("web").is_still(&elsewhere("web")));
+        assert!(!elsewhere("web").is_still(&elsewhere("mail")));
     }
 
     #[test]
