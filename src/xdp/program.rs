@@ -21,6 +21,7 @@ mod rules;
 use std::error::Error;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::{Duration, Instant};
 
 use aya::maps::{Map, MapError, PerCpuArray, XskMap};
 use aya::programs::{ProgramFd, ProgramInfo, TestRun as _, TestRunOptions, Xdp, loaded_programs};
@@ -509,12 +510,31 @@ impl Drop for Steering {
     }
 }
 
+/// How long signals may interrupt the verifier, which takes some milliseconds.
+const LOAD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Loads a program. A signal that comes meanwhile ends the verifier's work with `EAGAIN` (`do_check` in
+/// kernel/bpf/verifier.c), and says nothing about the program.
+pub(super) fn load_in_spite_of_signals(
+    program: &mut Xdp,
+) -> Result<(), aya::programs::ProgramError> {
+    use aya::programs::ProgramError::LoadError;
+    let end = Instant::now() + LOAD_PATIENCE;
+    loop {
+        match program.load() {
+            Err(LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {}
+            loaded => return loaded,
+        }
+    }
+}
+
 /// The program, and its id.
 fn load_program(ebpf: &mut Ebpf) -> Result<(ProgramFd, u32), aya::programs::ProgramError> {
     let program = ebpf.program_mut(PROGRAM_NAME);
     let program = program.ok_or(aya::programs::ProgramError::UnexpectedProgramType)?;
     let program: &mut Xdp = program.try_into()?;
-    program.load()?;
+    load_in_spite_of_signals(program)?;
     let id = program.info()?.id();
     Ok((program.fd()?.try_clone()?, id))
 }

@@ -1,5 +1,8 @@
 //! Signals at any moment: none kills, and a stop says what it cuts.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use crate::lab::{
     Config, Family, Holdfast, Lab, SOON, Topology, download, log_of, signal, vip, wait_for,
 };
@@ -53,4 +56,23 @@ fn a_stop_says_how_many_flows_it_cuts() {
     let log = std::fs::read_to_string(log_of(&lab)).unwrap();
     assert!(log.contains("2 flows of nat and full_nat pinned"), "{log}");
     drop(transfers);
+}
+
+/// The kernel's verifier gives up when a signal comes, and begins from the start again.
+#[test]
+fn signals_throughout_a_start_do_not_fail_it() {
+    let lab = Lab::up(Topology::Stick);
+    let config = Config::new(&lab, 1, vec![vip("nat", Family::V4, false)]);
+    let mut sender = None;
+    let mut holdfast = Holdfast::start_held(&lab, &config, |pid| {
+        sender = Some(thread::spawn(move || {
+            let end = Instant::now() + Duration::from_secs(2);
+            while Instant::now() < end {
+                signal(pid, "HUP");
+            }
+        }));
+    });
+    wait_for("a start among signals", SOON, || holdfast.answers());
+    sender.unwrap().join().unwrap();
+    holdfast.stop();
 }
