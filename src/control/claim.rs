@@ -197,6 +197,9 @@ fn write_note(file: &mut File, mark: Mark) -> io::Result<()> {
 /// when its mode is right and the lock file tells of it; nothing is replaced.
 fn listen(path: &Path, directory: &Path, lock: &mut File) -> io::Result<(UnixListener, Mark)> {
     let private = directory.join(format!(".hf{}", std::process::id()));
+    // Left by one that was killed here; in a container every process has the same number.
+    let _ = fs::remove_file(private.join("s"));
+    let _ = fs::remove_dir(&private);
     DirBuilder::new().mode(0o700).create(&private)?;
     let made = listen_in(&private, path, lock);
     let removed = fs::remove_dir(&private);
@@ -284,6 +287,16 @@ mod tests {
             assert_eq!(obstacle(&socket), None, "a living one's");
             drop(living);
         }
+    }
+
+    #[test]
+    fn what_a_process_left_that_was_killed_while_it_claimed_does_not_matter() {
+        let scratch = Scratch::new();
+        let private = scratch.0.join(format!(".hf{}", std::process::id()));
+        make_private(&private).unwrap();
+        drop(UnixListener::bind(private.join("s")).unwrap());
+        let _claim = claim(&scratch.socket()).unwrap();
+        assert!(!private.exists());
     }
 
     /// What is no socket of holdfast's is refused by its name, and is there afterwards as it was.
