@@ -249,7 +249,7 @@ fn whatif_exits_3_where_a_bound_is_broken() {
     let all = ["--change", "drain web/a", "--change", "drain web/b", "--fail-if", "dropped>0"];
     let bad = whatif(&all);
     assert_eq!(bad.code, Some(3), "{}", bad.stderr);
-    assert!(bad.stdout.contains("100.0 % of the new flows are DROPPED"), "{}", bad.stdout);
+    assert!(bad.stdout.contains("100.0 % of the new flows find NO BACKEND"), "{}", bad.stdout);
 }
 
 #[test]

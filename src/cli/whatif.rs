@@ -324,7 +324,7 @@ fn verdict(changes: &[String], row: &Row) -> String {
     let share = percent(row.broken_with_conntrack_share);
     let (new_share, end) = match row.new_flows_dropped_share {
         0.0 => (row.new_flows_moved_share, "go elsewhere"),
-        dropped => (dropped, "are DROPPED: no backend takes them"),
+        dropped => (dropped, "find NO BACKEND: they are refused or dropped"),
     };
     let new = format!("{} of the new flows {end} ({})", percent(new_share), row.name);
     let changes_made = changes.join(", ");
@@ -429,7 +429,7 @@ mod tests {
         let start = "drain web/b, remove web/a: 33.3 % of the flows were on what is removed and ";
         assert!(told(&["drain web/b", "remove web/a"], &row).starts_with(start));
         let last = Row { new_flows_dropped_share: 1.0, ..row.clone() };
-        let end = " 100.0 % of the new flows are DROPPED: no backend takes them (maglev)";
+        let end = " 100.0 % of the new flows find NO BACKEND: they are refused or dropped (maglev)";
         assert!(told(&["remove web/a"], &last).ends_with(end));
         let drained = Row { broken_with_conntrack: 0, ..row };
         let start = "drain web/a: no flow breaks; without connection tracking 34.1 % would. ";

@@ -1081,6 +1081,76 @@ pub(super) mod tests {
         assert!(usize::from(highest) <= RESTING + 2, "{highest}");
     }
 
+    /// Whatever comes and goes, and comes back under other names, at other places and in other modes.
+    #[test]
+    fn any_reloads_leave_every_index_with_one_owner() {
+        let mut state = 1_u64;
+        let mut below = move |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695);
+            (state >> 33) % bound
+        };
+        let workers = [super::super::WorkerView {
+            core: 0,
+            stats: std::sync::Arc::new(crate::stats::WorkerStats::new(8, 16, 1)),
+            flows: std::sync::Arc::new(
+                crate::flow::table::FlowTable::new(
+                    8,
+                    crate::flow::tuple::TableSecret::new(1),
+                    crate::flow::table::Families::default(),
+                )
+                .unwrap(),
+            ),
+        }];
+        let (mut registry, mut now) = (Registry::with_room(5, 12), Instant::now());
+        for round in 0..1000 {
+            let mut vips: Vec<config::Vip> = Vec::new();
+            for host in 1..=4_u8 {
+                if below(3) == 0 {
+                    continue;
+                }
+                let mut pool = Vec::new();
+                for server in 1..=3_u8 {
+                    if below(2) == 0 {
+                        pool.push(backend(&format!("b{}-{server}", below(2)), server));
+                    }
+                }
+                let name = format!("v{}", (u64::from(host) + below(2) * 10) % 13);
+                vips.push(config::Vip {
+                    address: [192, 0, 2, host].into(),
+                    ports: Ports::of([&[80][..], &[443], &[80, 443]][below(3) as usize]),
+                    forward: [Forward::Nat, Forward::Dsr][below(2) as usize],
+                    on_remove: [FlowsLeft::Keep, FlowsLeft::Reset, FlowsLeft::Rehash]
+                        [below(3) as usize],
+                    ..vip(&name, &pool)
+                });
+            }
+            for stats in &workers[0].stats.backends {
+                stats.flows_active.sub(stats.flows_active.get());
+                stats.flows_active.add(below(2));
+            }
+            registry.apply(&vips, &workers, now).unwrap();
+            now += Duration::from_millis(below(3000));
+            registry.release(&workers, now);
+            let names = |vips: &[config::Vip]| {
+                vips.iter().map(|vip| (vip.name.clone(), vip.backends.clone())).collect::<Vec<_>>()
+            };
+            let in_force: Vec<_> = registry.vips().iter().map(|vip| vip.config.clone()).collect();
+            assert_eq!(names(&in_force), names(&vips), "{round}");
+            for entry in registry.vips() {
+                let made = entry.backends.iter().map(|backend| &backend.config);
+                assert!(made.eq(&entry.config.backends), "{round}");
+            }
+            let all = || registry.all_vips();
+            let vip_ids: HashSet<_> = all().map(|vip| vip.id).collect();
+            assert_eq!(vip_ids.len() + registry.vip_indices.free(), 5, "{round}");
+            assert_eq!(vip_ids.len(), all().count(), "{round}");
+            let backends: Vec<_> = all().flat_map(VipEntry::all_backends).collect();
+            let ids: HashSet<_> = backends.iter().map(|backend| backend.id.index).collect();
+            assert_eq!(ids.len(), backends.len(), "{round}: one owner each");
+            assert_eq!(ids.len() + registry.backend_indices.free(), 12, "{round}");
+        }
+    }
+
     #[test]
     fn an_index_is_used_again_last_and_with_another_generation() {
         let mut registry = Registry::with_room(2, 3);

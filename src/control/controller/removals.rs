@@ -155,7 +155,8 @@ impl Controller {
         }
         warn!("XDP program: no room for the flows of what reloads have removed: they are given up");
         self.registry.forget_removed();
-        self.dirty = true;
+        self.targets.send_replace(self.registry.targets());
+        (self.dirty, self.announce_pending) = (true, true);
         self.steer(self.wanted_rules())
     }
 
