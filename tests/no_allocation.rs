@@ -134,6 +134,7 @@ fn placing_datagrams_never_allocates_or_frees() {
             first.truncate(42);
             (first[17], first[20]) = (28, 0x20);
             first[18..20].copy_from_slice(&port.to_be_bytes());
+            rig::set_sum(&mut first);
             assert_eq!(send(&mut rig, 0, &first).len(), 1);
         }
         assert_eq!(calls, 0, "{forward:?} {scheduler}");
