@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::driver::{self, Misfit, NicFacts};
@@ -77,7 +76,7 @@ pub struct Machine {
     pub capabilities: Option<u64>,
     /// Whether the kernel has AF_XDP.
     pub af_xdp: Option<bool>,
-    /// Whether somebody answers at the control socket.
+    /// Whether a holdfast answers at the control socket.
     pub socket_answers: bool,
     /// Bytes that processes can have without swapping (`MemAvailable` of /proc/meminfo).
     pub memory_available: Option<u64>,
@@ -101,9 +100,8 @@ const FLOW_BYTES_V6: u64 = 82;
 const CAP_SYS_ADMIN: u32 = 21;
 
 impl Machine {
-    /// Asks this machine; about its NICs the caller does. Needs no privileges; opens a connection to the
-    /// control socket.
-    pub fn read(config: &Config) -> Self {
+    /// Asks this machine; about its NICs and the control socket the caller does. Needs no privileges.
+    pub fn read() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         Self {
             cores_online: read_list("/sys/devices/system/cpu/online"),
@@ -112,7 +110,7 @@ impl Machine {
             capabilities: status_value(&status, "CapEff")
                 .and_then(|hex| u64::from_str_radix(hex, 16).ok()),
             af_xdp: af_xdp(),
-            socket_answers: UnixStream::connect(&config.control.socket).is_ok(),
+            socket_answers: false,
             memory_available: meminfo("MemAvailable").and_then(|kb| kb.checked_mul(1024)),
             huge_pages: huge_pages(),
             nics: Vec::new(),
@@ -682,7 +680,7 @@ mod tests {
 
     #[test]
     fn this_machine_answers() {
-        let machine = Machine::read(&crate::config::parse(TEXT, "f").unwrap());
+        let machine = Machine::read();
         assert!(machine.cores_allowed.is_some_and(|cores| !cores.is_empty()));
         assert!(machine.interfaces.is_some_and(|all| all.contains_key("lo")));
         assert!(machine.capabilities.is_some() && machine.af_xdp.is_some());

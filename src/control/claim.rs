@@ -16,6 +16,9 @@ use crate::words::reason;
 /// What to do about something else at the socket's path.
 const MOVE_IT: &str = "holdfast replaces only a socket of its own: remove it if it is not needed";
 
+/// A socket that no process of holdfast has made.
+const OF_OTHERS: &str = "a socket of another program";
+
 /// The control socket, claimed. Dropping it removes the socket file, if it is still this one.
 #[derive(Debug)]
 pub struct Claim {
@@ -117,7 +120,12 @@ pub fn obstacle(path: &Path) -> Option<String> {
     let socket = fs::symlink_metadata(path).ok()?;
     let note = fs::read_to_string(lock_path(path)).ok();
     let note = Note::parse(&note.unwrap_or_default());
-    (!note.is_about(&socket)).then(|| "a socket of another program".to_owned())
+    (!note.is_about(&socket)).then(|| OF_OTHERS.to_owned())
+}
+
+/// Whether a holdfast answers there.
+pub fn answers(path: &Path) -> bool {
+    obstacle(path).is_none() && UnixStream::connect(path).is_ok()
 }
 
 /// What is there instead of a socket.
@@ -136,15 +144,16 @@ fn other_kind(path: &Path) -> Option<&'static str> {
 /// Removes the socket that the process of `note` left behind; an error about any other.
 fn remove_stale(path: &Path, note: &Note) -> Result<(), String> {
     let Ok(socket) = fs::symlink_metadata(path) else { return Ok(()) };
+    // Not to be asked: a program that accepts no connections lets them wait for ever.
+    if !note.is_about(&socket) {
+        return Err(format!("is {OF_OTHERS}; {MOVE_IT}"));
+    }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused && note.is_about(&socket) => {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(|error| format!("cannot be replaced: {}", reason(&error)))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            Err(format!("is a socket that another program has left behind; {MOVE_IT}"))
-        }
-        _ => Err(format!("is a socket of another program, which is in use; {MOVE_IT}")),
+        _ => Err(format!("is {OF_OTHERS}, which is in use; {MOVE_IT}")),
     }
 }
 
@@ -283,10 +292,20 @@ mod tests {
             assert!(socket.exists(), "left behind");
             assert_eq!(obstacle(&socket), None, "{note}");
             let living = claim(&socket).unwrap();
-            UnixStream::connect(&socket).unwrap();
-            assert_eq!(obstacle(&socket), None, "a living one's");
+            assert!(answers(&socket), "a living one's");
             drop(living);
         }
+    }
+
+    /// It may accept no connections, and whoever asks would wait.
+    #[test]
+    fn another_program_is_not_asked() {
+        let scratch = Scratch::new();
+        make_private(&scratch.0).unwrap();
+        let other = UnixListener::bind(scratch.socket()).unwrap();
+        other.set_nonblocking(true).unwrap();
+        assert!(!answers(&scratch.socket()) && claim(&scratch.socket()).is_err());
+        assert_eq!(other.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 
     #[test]
@@ -307,11 +326,11 @@ mod tests {
             ("a regular file", |path| fs::write(path, "precious").unwrap()),
             ("a directory", |path| fs::create_dir(path).unwrap()),
             ("a symbolic link", |path| symlink("/nowhere", path).unwrap()),
-            ("another program has left behind", |path| drop(UnixListener::bind(path).unwrap())),
-            ("a socket of another program, which is in use", |path| {
+            (OF_OTHERS, |path| drop(UnixListener::bind(path).unwrap())),
+            (OF_OTHERS, |path| {
                 std::mem::forget(UnixListener::bind(path).unwrap());
             }),
-            ("a socket of another program, which is in use", |path| {
+            (OF_OTHERS, |path| {
                 std::mem::forget(UnixDatagram::bind(path).unwrap());
             }),
         ];
@@ -325,7 +344,7 @@ mod tests {
                 }
                 make(&socket);
                 let before = Mark::of(&fs::symlink_metadata(&socket).unwrap());
-                assert!(obstacle(&socket).is_some(), "{what}");
+                assert!(obstacle(&socket).is_some() && !answers(&socket), "{what}");
                 let error = claim(&socket).unwrap_err().to_string();
                 assert!(error.contains(what) && error.contains("remove it"), "{error}");
                 assert!(error.contains(socket.to_str().unwrap()), "{error}");
