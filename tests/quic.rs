@@ -141,6 +141,22 @@ fn handshake_retry_and_short_headers_go_where_their_id_says_whatever_the_client_
     }
 }
 
+/// With `nat` a server gets nothing from its own address, whatever id its packets carry.
+#[test]
+fn an_id_does_not_lead_a_server_to_itself() {
+    for family in [Family::V4, Family::V6] {
+        let mut rig = Rig::new(1, 1, vec![quic_spec(Forward::Nat, family)]);
+        let client = (family.backend(1), 1000);
+        let id = payload(SHORT, &naming(&CONFIGS[0], 1));
+        let packet = datagram((CLIENT_MAC, nic_mac(0)), client, (family.vip(), PORT), &id);
+        for _ in 0..2 {
+            assert_ne!(index(&Sent::of(0, &packet, &mut rig)), 1, "{family:?}");
+        }
+        assert_eq!(rig.stats(0).flows_by_cid.get(), 0, "{family:?}");
+        rig.assert_accounted();
+    }
+}
+
 #[test]
 fn initial_and_zero_rtt_go_by_hash_and_an_id_that_names_nobody_by_pin_or_hash() {
     let mut rig = rig(Forward::Nat);
