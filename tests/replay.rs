@@ -277,12 +277,15 @@ fn counters_are_those_that_the_packet_moved() {
 
 #[test]
 fn reasons_are_told_step_by_step() {
-    let decisions = decide(&mut replay(), &mixed());
+    let mut packets = mixed();
+    // Its first slot is that of a, which is down.
+    packets.push((ETH1, 62, client(40_003, "R")));
+    let decisions = decide(&mut replay(), &packets);
     let steps = |index: usize| {
         let steps = decisions[index].steps.iter();
         steps.map(|step| format!("{}: {}: {}", step.stage, step.outcome, step.why)).collect()
     };
-    let chosen: Vec<String> = steps(4);
+    let chosen: Vec<String> = steps(decisions.len() - 1);
     for part in ["xdp: to the worker", "not a: down: its health check fails", "b takes it"] {
         assert!(chosen.iter().any(|step| step.contains(part)), "{part}: {chosen:#?}");
     }
