@@ -1081,6 +1081,10 @@ pub(super) mod tests {
         assert!(usize::from(highest) <= RESTING + 2, "{highest}");
     }
 
+    fn pick<T: Copy>(all: &[T], number: u64) -> T {
+        all[usize::try_from(number).unwrap()]
+    }
+
     /// Whatever comes and goes, and comes back under other names, at other places and in other modes.
     #[test]
     fn any_reloads_leave_every_index_with_one_owner() {
@@ -1114,13 +1118,15 @@ pub(super) mod tests {
                         pool.push(backend(&format!("b{}-{server}", below(2)), server));
                     }
                 }
+                let ports: [&[u16]; 3] = [&[80], &[443], &[80, 443]];
+                let modes = [Forward::Nat, Forward::Dsr];
+                let fates = [FlowsLeft::Keep, FlowsLeft::Reset, FlowsLeft::Rehash];
                 let name = format!("v{}", (u64::from(host) + below(2) * 10) % 13);
                 vips.push(config::Vip {
                     address: [192, 0, 2, host].into(),
-                    ports: Ports::of([&[80][..], &[443], &[80, 443]][below(3) as usize]),
-                    forward: [Forward::Nat, Forward::Dsr][below(2) as usize],
-                    on_remove: [FlowsLeft::Keep, FlowsLeft::Reset, FlowsLeft::Rehash]
-                        [below(3) as usize],
+                    ports: Ports::of(pick(&ports, below(3))),
+                    forward: pick(&modes, below(2)),
+                    on_remove: pick(&fates, below(3)),
                     ..vip(&name, &pool)
                 });
             }
