@@ -108,9 +108,9 @@ named! {
     TooBig = "icmp_too_big_sent",
     /// Packets without hops left that went back as time exceeded.
     TimeExceeded = "icmp_time_exceeded_sent",
-    /// UDP packets that no backend takes that went back as port unreachable.
+    /// UDP packets without a backend to go to, answered with port unreachable.
     Unreachable = "icmp_unreachable_sent",
-    /// TCP segments that no backend takes that went back as a RST.
+    /// TCP segments without a backend to go to, answered with a RST.
     Rejected = "rejects_sent",
 }
 

@@ -50,8 +50,8 @@ impl Drop for Folder {
 #[test]
 fn check_accepts_the_files_that_are_shipped() {
     // Two tables of 1,048,576 flows, and 30 s for each that is short.
-    let tcp = "69,905 TCP flows a second";
-    let both = "69,905 TCP or 69,905 UDP flows a second";
+    let tcp = "69,905 new TCP flows a second";
+    let both = "69,905 new TCP or 69,905 new UDP flows a second";
     for (file, counts, bears, more) in [
         ("config/holdfast.toml", "2 workers, 1 NIC, 2 VIPs, 4 backends", both, ""),
         ("config/example-nat.toml", "2 workers, 1 NIC, 1 VIP, 2 backends", tcp, ""),

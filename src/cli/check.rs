@@ -103,12 +103,12 @@ fn summary(config: &Config, machine: &Machine) -> String {
     format!("{words}; {flows} of flow tables{bears}, {packets} of packet memory{sources}")
 }
 
-/// ` (IPv4 bears 69,905 new TCP or 69,905 UDP flows a second; IPv6 bears ...)`; nothing where no VIP has pins.
+/// ` (IPv4 bears 69,905 new TCP or 69,905 new UDP flows a second; IPv6 bears ...)`; nothing where no VIP has pins.
 fn bears(config: &Config) -> String {
     let room = config.workers.flows.saturating_mul(config.workers.cores.len());
     let capacities = Capacity::of(config.vips.iter(), u64::try_from(room).unwrap_or(u64::MAX));
     let of = |capacity: &Capacity| {
-        let kinds = [(capacity.tcp_per_second, "TCP"), (capacity.udp_per_second, "UDP")];
+        let kinds = [(capacity.tcp_per_second, "new TCP"), (capacity.udp_per_second, "new UDP")];
         let kinds: Vec<_> = kinds
             .iter()
             .filter_map(|(rate, kind)| Some(format!("{} {kind}", grouped((*rate)?))))

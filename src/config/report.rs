@@ -264,7 +264,11 @@ impl<'a> Report<'a> {
             return None;
         };
         let Ok(address) = text.parse::<IpAddr>() else {
-            let fix = "write one IPv4 or IPv6 address, without prefix length, port or brackets";
+            let fix = if text.contains('/') {
+                "write one IPv4 or IPv6 address, without prefix length"
+            } else {
+                "write one IPv4 or IPv6 address, without port or brackets"
+            };
             self.error(place, format!("\"{text}\" is not an IP address"), fix);
             return None;
         };

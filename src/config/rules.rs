@@ -377,8 +377,8 @@ fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_
                 backend.name, backend.address
             );
             let fix = format!(
-                "write sources = [\"{example}\"] or the like in [full_nat]: addresses of this box \
-                 that backends can reach"
+                "write sources = [\"{example}\"] or the like in [full_nat]: addresses that are \
+                 this box's alone, and that backends can reach"
             );
             report.error(&vip.place.key("forward"), what, &fix);
         }

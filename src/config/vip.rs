@@ -385,9 +385,10 @@ fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<
         ("gue", Forward::Gue),
     ];
     let Some(word) = raw else {
-        let fix = "say how packets reach the backends: \"nat\" rewrites addresses, \"dsr\" only \
-                   the destination MAC, \"ipip\" and \"gue\" put them into others (but for \"nat\" \
-                   and \"full_nat\", the backends need the VIP's address on loopback)";
+        let fix = "say how packets reach the backends: \"dsr\" rewrites the destination MAC alone, \
+                   \"nat\" the destination address, \"full_nat\" both addresses, and \"ipip\" and \
+                   \"gue\" are tunnels (\"dsr\", \"ipip\" and \"gue\" need the VIP's address on each \
+                   backend's loopback)";
         report.missing(place, fix);
         return None;
     };

@@ -62,7 +62,7 @@ const SPLIT_WINDOW: Duration = Duration::from_secs(2);
 const OUTCOMES: usize = 1024;
 
 /// The last word of every reload that is refused.
-const NOTHING_APPLIED: &str = "nothing was applied: the configuration of before stays in force";
+const NOTHING_APPLIED: &str = "nothing was applied: the old configuration stays in force";
 
 /// What wakes the loop.
 struct Events {
@@ -279,10 +279,10 @@ impl Controller {
             backends.map(|backend| status::flows_active(&self.workers, backend.id.index)).sum();
         if pinned > 0 {
             warn!(
-                "{} of nat and full_nat pinned, with those that have just closed: what is open of them is \
-                 cut and neither end is told; a client that waits for data hangs until its own time-out, \
-                 also if holdfast starts again; to cut nothing, drain all of their backends before \
-                 (holdfast drain --force --wait)",
+                "{} of nat and full_nat pinned, some of which may just have closed: the open ones are cut, \
+                 and neither end is told; a client that waits for data hangs until its own time-out, \
+                 even if holdfast starts again; to cut nothing, drain all of their backends before a \
+                 stop (holdfast drain --force --wait)",
                 counted(pinned, "flow")
             );
         }

@@ -150,9 +150,9 @@ fn unknown(vip: &str, registry: &Registry) -> Refusal {
 
 fn address(wanted: Option<IpAddr>, vip: Network) -> Result<IpAddr, Refusal> {
     match wanted {
-        Some(wanted) if !vip.contains(wanted.into()) => {
-            Err(bad(format!("address = {wanted}: the VIP has {vip}")))
-        }
+        Some(wanted) if !vip.contains(wanted.into()) => Err(bad(format!(
+            "address = {wanted}: the VIP has {vip}; ask about that, or leave it out"
+        ))),
         wanted => Ok(wanted.unwrap_or(vip.ip())),
     }
 }

@@ -504,7 +504,7 @@ async fn a_reload_is_all_or_nothing() {
     with_control(web(), async |bench| {
         let _: Status = bench.get("/v1/status").await;
         let before = bench.tables.current().generation();
-        let nothing = "nothing was applied: the configuration of before stays in force";
+        let nothing = "nothing was applied: the old configuration stays in force";
         let mistakes = ["holdfast.toml:3: colour: unknown key", "holdfast.toml:4: not TOML"];
         *bench.file.lock().unwrap() = Err(mistakes.map(str::to_owned).to_vec());
         let (status, body) = bench.ask(Method::POST, "/v1/reload", "").await;

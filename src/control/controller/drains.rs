@@ -205,8 +205,8 @@ impl Controller {
                 let fate = if vip.config.rejects { "refused" } else { "dropped" };
                 format!(
                     "VIP {name} would be left without a backend that takes new flows; add --force \
-                     (\"force\": true) if new clients are to be {fate}, or undrain another backend \
-                     of it first"
+                     (\"force\": true) if new clients are to be {fate}, or first give it another \
+                     backend that is up, has weight and does not drain (holdfast status)"
                 )
             })
             .collect();
