@@ -140,7 +140,7 @@ install_missing() {
 }
 
 # install_without_services PACKAGE...: as apt-get install, but no service is started or enabled:
-# nginx is a program for us, not a service of this machine.
+# nginx and HAProxy are programs for us, not services of this machine.
 install_without_services() {
     local policy=/usr/sbin/policy-rc.d
     (
@@ -152,10 +152,12 @@ install_without_services() {
         fi
         apt_get_install "$@"
     ) || die "apt-get could not install: $* (see above)"
-    if [[ " $* " == *" nginx-light "* ]]; then
-        update-rc.d nginx disable >/dev/null 2>&1 || true
-        systemctl disable nginx.service >/dev/null 2>&1 || true
-    fi
+    local service
+    for service in nginx haproxy; do
+        [[ " $* " == *" $service"* ]] || continue
+        update-rc.d "$service" disable >/dev/null 2>&1 || true
+        systemctl disable "$service.service" >/dev/null 2>&1 || true
+    done
 }
 
 apt_get_install() {
