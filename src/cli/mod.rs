@@ -22,7 +22,7 @@ mod tests;
 pub mod undrain;
 pub mod whatif;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -207,6 +207,17 @@ pub fn colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// Writes what `command` prints in large pieces: stdout is written line by line otherwise, and some answers have
+/// 100,000 lines.
+fn whole<W: Write>(
+    out: W,
+    command: impl FnOnce(&mut BufWriter<W>) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let mut out = BufWriter::new(out);
+    command(&mut out)?;
+    Ok(out.flush()?)
+}
+
 /// Does what the command line says.
 ///
 /// # Errors
@@ -223,13 +234,13 @@ pub fn execute(cli: Cli) -> Result<(), CliError> {
             return run::run(&args);
         }
         Command::Check(args) => check::check(&args, &mut out)?,
-        Command::Status(args) => status::status(&args, colours, &mut out)?,
+        Command::Status(args) => whole(&mut out, |out| status::status(&args, colours, out))?,
         Command::Drain(args) => drain::drain(&args, terminal, &mut out)?,
         Command::Undrain(args) => undrain::undrain(&args, &mut out)?,
         Command::Reload(args) => reload::reload(&args, &mut out)?,
         Command::Events(args) => events::events(&args, &mut out)?,
-        Command::Flows(args) => flows::flows(&args, &mut out)?,
-        Command::Clients(args) => clients::clients(&args, &mut out)?,
+        Command::Flows(args) => whole(&mut out, |out| flows::flows(&args, out))?,
+        Command::Clients(args) => whole(&mut out, |out| clients::clients(&args, out))?,
         Command::Explain(args) => explain::explain(&args, &mut out)?,
         Command::Replay(args) => replay::replay(&args, colours, &mut out)?,
         Command::Generate(args) => generate::generate(&args, &mut out)?,

@@ -19,6 +19,9 @@ const fn kind(vip: &Vip) -> Kind {
     (vip.protocol, vip.forward, vip.proxy)
 }
 
+/// Most parts that a lost place is cut into.
+const MOST_PARTS: usize = 256;
+
 /// For each of `new`, the one of `old` that it goes on from; no two go on from one.
 ///
 /// Of several the first: it is asked for the same address and ports, then for the same name, then
@@ -65,18 +68,39 @@ pub fn listens(vip: &Vip) -> impl Iterator<Item = Listen> {
     ports.ranges().iter().map(listen)
 }
 
-/// Whether one of `vips` listens at the whole of a place: it has the packets of the flows there.
-pub fn is_taken(place: Listen, vips: &[Vip]) -> bool {
-    vips.iter().flat_map(listens).any(|Listen { network, protocol, ports }| {
-        let has_ports = ports.contains(place.ports.first) && ports.contains(place.ports.last);
-        protocol == place.protocol && network.covers(place.network) && has_ports
-    })
+/// Of the places `before`, those where `vip` does not listen.
+pub fn lost(before: impl IntoIterator<Item = Listen>, vip: &Vip) -> Vec<Listen> {
+    listens(vip).fold(before.into_iter().collect(), |lost, has| without(&lost, has))
 }
 
-/// Where it listens no longer, now that it is `new`.
-pub fn lost(old: &Vip, new: &Vip) -> Vec<Listen> {
-    let now: HashSet<Listen> = listens(new).collect();
-    listens(old).filter(|listen| !now.contains(listen)).collect()
+/// A place that a VIP has lost, in parts.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Where another VIP listens, and has the packets of the flows there.
+    pub taken: Vec<Listen>,
+    /// Where none does.
+    pub left: Vec<Listen>,
+}
+
+impl Parts {
+    /// Parts of `place`, as `vips` listen. More than [`MOST_PARTS`] would be too many for workers to look
+    /// through: all of it counts as taken then.
+    pub fn of(place: Listen, vips: &[Vip]) -> Self {
+        let mut parts = Self { taken: Vec::new(), left: vec![place] };
+        for has in vips.iter().flat_map(listens) {
+            let taken = parts.left.iter().filter_map(|&left| left.common(has));
+            parts.taken.extend(taken);
+            parts.left = without(&parts.left, has);
+            if parts.taken.len() + parts.left.len() > MOST_PARTS {
+                return Self { taken: vec![place], left: Vec::new() };
+            }
+        }
+        parts
+    }
+}
+
+fn without(places: &[Listen], gone: Listen) -> Vec<Listen> {
+    places.iter().flat_map(|place| place.without(gone)).collect()
 }
 
 #[cfg(test)]

@@ -18,7 +18,9 @@ use tokio::time::Instant;
 
 use super::drain::RESETS;
 use super::flows::Pins;
+use super::identity;
 use super::state::BackendEntry;
+use crate::config;
 use crate::flow::FlowKey;
 use crate::flow::entry::Entry;
 use crate::forwarding::{
@@ -146,6 +148,13 @@ impl Removed<BackendEntry> {
 }
 
 impl Removed<Listen> {
+    /// What of it `vip` does not have again.
+    pub fn without(self, vip: &config::Vip) -> impl Iterator<Item = Self> {
+        let Self { what, left, since, flows } = self;
+        let places = identity::lost([what], vip).into_iter();
+        places.map(move |what| Self { what, left, since, flows })
+    }
+
     /// What the forwarding table is built from.
     pub const fn spec(&self) -> OldListen {
         OldListen { listen: self.what, left: self.left }

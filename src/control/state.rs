@@ -17,7 +17,7 @@ use super::answering::Answering;
 use super::drain::Drain;
 use super::forecast::Forecast;
 use super::health::{CheckSpec, Hysteresis};
-use super::identity;
+use super::identity::{self, Parts};
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::removed::{Gone, Removal, Removals, Removed};
@@ -361,8 +361,9 @@ impl Registry {
                     left,
                 });
             }
-            let lost = new.map(|new| identity::lost(&entry.config, new)).unwrap_or_default();
-            let lost = lost.into_iter().filter(|&listen| !identity::is_taken(listen, vips));
+            let Some(new) = new else { continue };
+            let lost = identity::lost(identity::listens(&entry.config), new);
+            let lost = lost.into_iter().flat_map(|place| Parts::of(place, vips).left);
             let name = || entry.config.name.clone();
             removals.lost.extend(lost.map(|listen| (entry.id, listen, name(), left)));
         }
@@ -623,19 +624,24 @@ impl VipEntry {
                 }
             }
         }
-        let before = identity::listens(&self.config).filter(|_| !self.is_removed);
-        let lost = before.chain(self.old.iter().map(|old| old.what)).collect::<HashSet<_>>();
-        let has: HashSet<Listen> = new.into_iter().flat_map(identity::listens).collect();
-        self.old.retain(|old| !has.contains(&old.what));
-        let known: HashSet<Listen> = self.old.iter().map(|old| old.what).collect();
-        for listen in lost.into_iter().filter(|lost| !has.contains(lost) && !known.contains(lost)) {
-            let goes_on = self.config.pin && new.is_some() && identity::is_taken(listen, vips);
-            match if goes_on { FlowsLeft::Keep } else { left } {
-                FlowsLeft::Rehash => {}
-                left => self.old.push(Removed::new(listen, left, now)),
+        let before: Vec<_> = identity::listens(&self.config).filter(|_| !self.is_removed).collect();
+        let Some(new) = new else {
+            self.is_removed = true;
+            if left != FlowsLeft::Rehash {
+                self.old.extend(before.into_iter().map(|place| Removed::new(place, left, now)));
             }
+            return;
+        };
+        let old = std::mem::take(&mut self.old).into_iter();
+        self.old = old.flat_map(|old| old.without(new)).collect();
+        for place in identity::lost(before, new) {
+            let Parts { taken, left: others } = Parts::of(place, vips);
+            let taken = taken.into_iter().map(|place| (place, FlowsLeft::Keep));
+            let all = taken.chain(others.into_iter().map(|place| (place, left)));
+            let kept = all.filter(|(_, left)| self.config.pin && *left != FlowsLeft::Rehash);
+            self.old.extend(kept.map(|(place, left)| Removed::new(place, left, now)));
         }
-        self.is_removed = new.is_none();
+        self.is_removed = false;
     }
 
     /// How its large sources are split: only where all flows of one are to go to one backend.
@@ -936,23 +942,24 @@ pub(super) mod tests {
         Some((found.left, found.removed))
     }
 
+    /// A worker without flows, which counts those of so many backends.
+    fn worker(backends: usize) -> super::super::WorkerView {
+        let secret = crate::flow::tuple::TableSecret::new(1);
+        let families = crate::flow::table::Families::default();
+        let flows = crate::flow::table::FlowTable::new(8, secret, families).unwrap();
+        super::super::WorkerView {
+            core: 0,
+            stats: std::sync::Arc::new(crate::stats::WorkerStats::new(8, backends, 1)),
+            flows: std::sync::Arc::new(flows),
+        }
+    }
+
     /// It waits for its flows, and has its pins again if it comes back meanwhile.
     #[test]
     fn what_is_removed_keeps_its_index_until_its_flows_have_ended() {
         let second = Duration::from_secs(1);
         for (left, long) in [(FlowsLeft::Reset, second * 18), (FlowsLeft::Keep, second * 100_000)] {
-            let workers = [super::super::WorkerView {
-                core: 0,
-                stats: std::sync::Arc::new(crate::stats::WorkerStats::new(8, 8, 1)),
-                flows: std::sync::Arc::new(
-                    crate::flow::table::FlowTable::new(
-                        8,
-                        crate::flow::tuple::TableSecret::new(1),
-                        crate::flow::table::Families::default(),
-                    )
-                    .unwrap(),
-                ),
-            }];
+            let workers = [worker(8)];
             let flows = &workers[0].stats.backends[1].flows_active;
             flows.add(7);
             let mut registry = Registry::default();
@@ -1054,6 +1061,61 @@ pub(super) mod tests {
         }
     }
 
+    /// Of a lost range each port has the fate that it would have by itself.
+    #[test]
+    fn a_lost_range_goes_in_parts() {
+        let now = Instant::now();
+        let range = |first, last| PortRange { first, last };
+        let at = |name: &str, ports: &[PortRange]| config::Vip {
+            on_remove: FlowsLeft::Reset,
+            ports: Ports::List(ports.to_vec()),
+            name: name.to_owned(),
+            ..vip(name, &[backend("a", 1)])
+        };
+        let workers = [worker(8)];
+        workers[0].stats.backends[0].flows_active.add(7);
+        let mut registry = Registry::default();
+        registry.apply(&[at("web", &[range(1000, 2000)])], &workers, now).unwrap();
+        let divided = [
+            at("web", &[range(1000, 1499)]),
+            at("one", &[range(1500, 1500), range(1600, 1650)]),
+            at("two", &[range(900, 999), range(1900, 2100)]),
+        ];
+        let parts = |registry: &Registry, fate: FlowsLeft| {
+            let specs = registry.specs();
+            let old = specs.iter().flat_map(|vip| &vip.old).filter(|old| old.left == fate);
+            let mut parts: Vec<_> = old.map(|old| old.listen.ports).collect();
+            parts.sort_unstable();
+            parts
+        };
+        let reset = [range(1501, 1599), range(1651, 1899)];
+        let kept = [range(1500, 1500), range(1600, 1650), range(1900, 2000)];
+        let mut told: Vec<_> = registry
+            .removals(&divided, &[])
+            .lost
+            .iter()
+            .map(|(_, place, ..)| place.ports)
+            .collect();
+        told.sort_unstable();
+        assert_eq!(told, reset, "what nobody has any more is counted");
+        registry.apply(&divided, &workers, now).unwrap();
+        assert_eq!(parts(&registry, FlowsLeft::Reset), reset);
+        assert_eq!(parts(&registry, FlowsLeft::Keep), kept);
+        registry.release(&workers, now + super::super::drain::RESETS);
+        assert_eq!(parts(&registry, FlowsLeft::Reset), []);
+        // What it has back is no longer lost, whatever the parts are.
+        let back = [at("web", &[range(1000, 1620)]), at("two", &[range(1900, 2100)])];
+        registry.apply(&back, &workers, now).unwrap();
+        assert_eq!(parts(&registry, FlowsLeft::Keep), [range(1621, 1650), range(1900, 2000)]);
+        // Far too many parts: nothing is reset.
+        let odd: Vec<_> = (1000..2000).step_by(2).map(PortRange::single).collect();
+        let many = [at("web", &[range(1, 1)]), at("odd", &odd)];
+        let mut registry = Registry::default();
+        registry.apply(&[at("web", &[range(1000, 2000)])], &[], now).unwrap();
+        registry.apply(&many, &[], now).unwrap();
+        assert_eq!(parts(&registry, FlowsLeft::Keep), [range(1000, 2000)]);
+    }
+
     /// However many reloads there are, and however much is left behind.
     #[test]
     fn what_lingers_gives_way_and_indices_do_not_run_away() {
@@ -1093,18 +1155,7 @@ pub(super) mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695);
             (state >> 33) % bound
         };
-        let workers = [super::super::WorkerView {
-            core: 0,
-            stats: std::sync::Arc::new(crate::stats::WorkerStats::new(8, 16, 1)),
-            flows: std::sync::Arc::new(
-                crate::flow::table::FlowTable::new(
-                    8,
-                    crate::flow::tuple::TableSecret::new(1),
-                    crate::flow::table::Families::default(),
-                )
-                .unwrap(),
-            ),
-        }];
+        let workers = [worker(16)];
         let (mut registry, mut now) = (Registry::with_room(5, 12), Instant::now());
         for round in 0..1000 {
             let mut vips: Vec<config::Vip> = Vec::new();

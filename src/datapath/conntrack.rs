@@ -257,9 +257,9 @@ impl Conntrack {
             return Err(Miss::Open.into());
         }
         let miss = if opens { Miss::Open } else { Miss::Midflow };
-        let on_vip = |pin: &Pin| pin.vip == packet.vip;
+        // As in the own table, a pin holds although its address and port are another VIP's by now.
         let (slot, pin, backend) =
-            self.find_elsewhere(&packet.flow, context, on_vip).ok_or(miss)?;
+            self.find_elsewhere(&packet.flow, context, |_| true).ok_or(miss)?;
         if let Some(miss) = leaves(packet, &pin.track, backend, context) {
             return Err(miss.into());
         }

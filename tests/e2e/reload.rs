@@ -127,6 +127,41 @@ fn names_break_no_connection() {
     holdfast.stop();
 }
 
+/// A part of a range of ports goes to another VIP: its connections stay where they are, for longer than what
+/// is reset has, and new ones are the other VIP's. At each of two workers, and replies may come in at the other.
+#[test]
+fn connections_of_ports_that_another_vip_takes_over_go_on() {
+    let lab = Lab::up(Topology::TwoNic);
+    let nat = crate::lab::Vip { backends: vec!["b1", "b2"], ..vip("nat", Family::V4, false) };
+    let taker = crate::lab::Vip {
+        name: "taker".to_owned(),
+        backends: vec!["b3"],
+        ..vip("nat", Family::V4, false)
+    };
+    let with_ports = |vips: Vec<crate::lab::Vip>, ports: &str| {
+        Config::new(&lab, 2, vips).toml().replacen("ports = [80]", ports, 1)
+    };
+    let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vec![nat.clone()]));
+    holdfast.write_text(&with_ports(vec![nat.clone()], "ports = [\"75-84\"]"));
+    holdfast.ok(&["reload"]);
+    let mut conversations: Vec<_> = (0..12).map(|_| conversation(&lab, &nat)).collect();
+    let before: Vec<String> = conversations.iter_mut().map(|one| one.ask()).collect();
+    let divided = with_ports(vec![nat, taker.clone()], "ports = [\"75-79\", \"81-84\"]");
+    holdfast.write_text(&divided);
+    let told = holdfast.ok(&["reload"]);
+    assert!(!told.contains("flows that are reset"), "{told}");
+    holdfast.wait_for_health("taker", "b3", holdfast::control::api::HealthState::Up);
+    requests(&lab, &taker, 0, 20).assert_from("new connections", &["b3"]);
+    // A flow that is reset has 18 s.
+    for _ in 0..20 {
+        let after: Vec<String> = conversations.iter_mut().map(|one| one.ask()).collect();
+        assert_eq!(before, after, "all go on, at their servers");
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+    assert_eq!(holdfast.status().totals.resets_sent, 0);
+    holdfast.stop();
+}
+
 /// TCP connections of b3 with others than the balancer itself.
 fn served_by_b3(lab: &Lab) -> usize {
     let own = Family::ALL.map(|family| match family {

@@ -168,6 +168,38 @@ fn the_flows_of_a_vip_that_was_replaced_are_reset_in_its_own_way() {
     }
 }
 
+/// A port that another VIP takes over: its flows stay at their servers, whichever worker their packets come to.
+#[test]
+fn flows_of_a_port_that_another_vip_has_now_are_found_by_every_worker() {
+    for (forward, family) in every_mode() {
+        let name = format!("{forward:?} {family:?}");
+        let mut first = spec(0, forward, family, 1, 1);
+        first.ports = Ports::of(&[80, 443]);
+        let mut taker = spec(1, forward, family, 1, 2);
+        taker.ports = Ports::List(Vec::new());
+        taker.backends.remove(0);
+        let mut rig = Rig::new(2, 1, vec![first, taker]);
+        open(&mut rig, family, PORT, 443);
+        rig.change(|specs| {
+            specs[0].ports = Ports::of(&[80]);
+            specs[0].old = vec![old(family, 443, FlowsLeft::Keep)];
+            specs[1].ports = Ports::of(&[443]);
+        });
+        for worker in [1, 0, 1] {
+            let sent = rig.send(worker, 0, &segment(family, 443, (5, 9)));
+            assert_eq!(sent.len(), 1, "{name}: worker {worker}");
+            assert_eq!(sent[0].destination_mac(), backend_mac(0), "{name}: worker {worker}");
+            if forward.translates() {
+                let reply = rig.send(1 - worker, 0, &sent[0].reply("A"));
+                assert_eq!(reply[0].source(), (family.vip(), 443), "{name}: worker {worker}");
+            }
+        }
+        let new = rig.send(1, 0, &tcp(family, 41_000, 443, "S"));
+        assert_eq!(new[0].destination_mac(), backend_mac(1), "{name}: new ones are the other VIP's");
+        rig.assert_accounted();
+    }
+}
+
 #[test]
 fn a_removed_vip_refuses_new_flows_while_old_ones_go_on() {
     for family in [Family::V4, Family::V6] {
