@@ -10,11 +10,13 @@ Needs Debian's python3-scapy and tshark; no root, no network. See docs/CONFORMAN
 import argparse
 import sys
 import tempfile
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import casefile
 import tshark
+from mistake import Mistake
 from runner import Run
 
 HERE = Path(__file__).parent
@@ -25,7 +27,10 @@ def main():
     """Runs what the command line asks for; the exit code says whether all held."""
     arguments = parse()
     if arguments.command == "table":
-        print(table(), end="")
+        try:
+            print(table(), end="")
+        except Mistake as mistake:
+            sys.exit(f"{mistake}")
         return 0
     with tempfile.TemporaryDirectory(prefix="holdfast-conformance-") as folder:
         folder = arguments.keep or Path(folder)
@@ -54,12 +59,11 @@ def parse():
 
 def cases(arguments, folder):
     """Runs every case of the files; prints what is wrong."""
-    try:
-        found = [case for file in arguments.files for case in casefile.read(file)
-                 if arguments.mode in (None, case.mode)]
-    except casefile.Mistake as mistake:
-        print(mistake, file=sys.stderr)
-        return 2
+    found, mistakes = [], []
+    for file in arguments.files:
+        good, bad = casefile.read(file)
+        found += [case for case in good if arguments.mode in (None, case.mode)]
+        mistakes += bad
     numbered = list(enumerate(found))
     with ThreadPoolExecutor(max_workers=2) as pool:
         results = list(pool.map(lambda item: run(item[1], arguments.binary, folder / f"{item[0]:03}"), numbered))
@@ -70,15 +74,21 @@ def cases(arguments, folder):
     for index, text in objections.items():
         case, title, _ = frames[index]
         problems[place[id(case)]].append(f"{title}: tshark objects to what was sent: {text}")
-    return report(found, problems, len(frames), folder)
+    failed = report(found, problems, len(frames), folder)
+    for mistake in mistakes:
+        print(f"REFUSED {mistake}")
+    return 2 if mistakes else failed
 
 
 def run(case, binary, folder):
     """One case: what is wrong, and what was sent."""
     try:
         return Run(case, binary, folder).judge()
-    except (casefile.Mistake, RuntimeError, ValueError, KeyError) as error:
-        return [f"{type(error).__name__}: {error}"], []
+    except (Mistake, RuntimeError) as error:
+        return [str(error)], []
+    except Exception as error:  # pylint: disable=broad-exception-caught
+        # A fault of this program must not take the results of the other cases with it.
+        return [f"conformance.py failed: {line}" for line in traceback.format_exception(error)[-2:]], []
 
 
 def report(found, problems, frames, folder):
@@ -103,7 +113,10 @@ def table():
     for path in sorted((HERE / "cases").glob("*.toml")):
         row, what = casefile.heading(path)
         by_name = {}
-        for case in casefile.read(path):
+        cases_of, mistakes = casefile.read(path)
+        if mistakes:
+            raise Mistake("\n".join(mistakes))
+        for case in cases_of:
             by_name.setdefault(case.name, []).append(case.mode)
         modes = [mode for mode in casefile.MODES if any(mode in used for used in by_name.values())]
         text += f"| {row} | {what} | `{path.name}`: {'; '.join(by_name)} | {', '.join(modes)} |\n"

@@ -14,7 +14,8 @@ MESSAGE = 1000
 
 @dataclass
 class Outcome:
-    """What became of one packet: the JSON line, and (interface, bytes) of each frame that it made; when, in lines."""
+    """Outcome of one packet: its JSON line, (interface, bytes) of each frame that was sent for it, and the position of
+    its line in the output."""
 
     line: dict
     sent: list
@@ -27,6 +28,15 @@ class Outcome:
     @property
     def backend(self):
         return self.line.get("backend")
+
+    @property
+    def reason(self):
+        return self.line.get("reason")
+
+    def __str__(self):
+        """For failures: verdict, reason and backend; the other files of the case have the rest."""
+        parts = [self.verdict, self.reason and f"reason {self.reason}", self.backend and f"backend {self.backend}"]
+        return ", ".join(part for part in parts if part)
 
 
 class Replay:
@@ -52,9 +62,9 @@ class Replay:
         outcomes.sort(key=lambda outcome: outcome.line["index"])
         if [outcome.line["index"] for outcome in outcomes] != list(range(len(frames))):
             raise RuntimeError(f"{len(frames)} packets in, {len(outcomes)} lines out: every packet must have one")
-        silent = [outcome.line for outcome in outcomes if outcome.verdict in ("drop", "reply") and not outcome.line["reason"]]
+        silent = [outcome for outcome in outcomes if outcome.verdict in ("drop", "reply") and not outcome.reason]
         if silent:
-            raise RuntimeError(f"a verdict without a reason: {silent[0]}")
+            raise RuntimeError(f"frame {silent[0].line['index']}: a verdict without a reason: {silent[0]}")
         for frame in captures.read(out):
             # On the other interfaces are packets that were not sent.
             if frame.interface in self.interfaces:

@@ -5,6 +5,8 @@ A case names the VIPs that it needs, and changes single keys; what it does not c
 
 import copy
 
+from mistake import Mistake, did_you_mean
+
 # MAC addresses, as names for the packets of cases.
 LB, LB2 = "02:00:00:00:00:01", "02:00:00:00:00:02"
 CLIENT_MAC, ROUTER_MAC, OTHER_MAC = "02:00:00:00:0c:01", "02:00:00:00:0c:fe", "02:00:00:00:0c:99"
@@ -74,7 +76,7 @@ def config(mode, nics, vips):
 def _vip(mode, name):
     address, protocol, ports, family, modes = VIPS[name]
     if not has_mode(name, mode):
-        raise ValueError(f"VIP {name} has no mode {mode}; it has {', '.join(modes or ['all but proxy'])}")
+        raise Mistake(f"VIP {name} has no mode {mode}; it has {', '.join(modes or ['all but proxy'])}")
     addresses = BACKENDS4 if family == 4 else BACKENDS6
     vip = {"address": address, "protocol": protocol, "forward": "full_nat" if mode == "proxy" else mode}
     if ports is not None:
@@ -107,11 +109,13 @@ def neighbours(nics, config):
 
 
 def changed(tree, changes):
-    """A copy of `tree` with `changes` merged in; an empty table removes what was there."""
+    """A copy of `tree` with `changes` merged in; an empty table removes a key."""
     tree = copy.deepcopy(tree)
     for key, value in changes.items():
         if value == {}:
-            tree.pop(key, None)
+            if key not in tree:
+                raise Mistake(f"{key} = {{}}: nothing to take away; {did_you_mean(key, tree)}")
+            del tree[key]
         elif isinstance(value, dict) and isinstance(tree.get(key), dict):
             tree[key] = changed(tree[key], value)
         else:
