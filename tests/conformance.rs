@@ -6,8 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 /// The same packets in every run; `HOLDFAST_SEED` is for others.
 const SEED: &str = "1";
@@ -16,27 +16,39 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs `tests/conformance/conformance.py`; what it printed. Panics with that when something is wrong.
-fn conformance(arguments: &[&str]) -> String {
+/// Runs `tests/conformance/conformance.py` in a folder.
+fn run(folder: &Path, arguments: &[&str]) -> Output {
     // Debian's Python has scapy, another one in PATH may not.
-    let output = Command::new("/usr/bin/python3")
+    Command::new("/usr/bin/python3")
         .arg("-B")
         .arg(root().join("tests/conformance/conformance.py"))
         .args(arguments)
+        .current_dir(folder)
         .output()
-        .unwrap();
+        .unwrap()
+}
+
+/// Standard output of a run that must succeed; panics with all of the output otherwise.
+fn conformance(arguments: &[&str]) -> String {
+    let output = run(&root(), arguments);
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {}\n{stdout}{stderr}", output.status);
     stdout
 }
 
+/// The case files of a folder of `tests/conformance`, sorted.
+fn case_files(folder: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(folder).unwrap();
+    let files = files.map(|entry| entry.unwrap().path().to_str().unwrap().to_owned());
+    let mut files: Vec<String> = files.filter(|path| path.ends_with(".toml")).collect();
+    files.sort();
+    files
+}
+
 /// Every golden case that there is for a mode.
 fn golden(mode: &str) {
-    let cases = std::fs::read_dir(root().join("tests/conformance/cases")).unwrap();
-    let cases = cases.map(|entry| entry.unwrap().path().to_str().unwrap().to_owned());
-    let mut cases: Vec<String> = cases.filter(|path| path.ends_with(".toml")).collect();
-    cases.sort();
+    let cases = case_files(&root().join("tests/conformance/cases"));
     let mut arguments = vec!["cases", "--binary", env!("CARGO_BIN_EXE_holdfast"), "--mode", mode];
     arguments.extend(cases.iter().map(String::as_str));
     conformance(&arguments);
@@ -74,6 +86,36 @@ fn the_table_of_cases_is_as_documented() {
     let text = std::fs::read_to_string(root().join("docs/CONFORMANCE.md")).unwrap();
     let table = conformance(&["table"]);
     assert!(text.contains(&table), "docs/CONFORMANCE.md: the table of rows is to be:\n\n{table}");
+}
+
+/// Cases that could pass without showing anything are refused, cases that do not hold fail, each with
+/// the message that its file expects, and neither keeps the other cases from being run.
+#[test]
+fn bad_cases_are_refused_and_failures_are_short() {
+    let folder = root().join("tests/conformance/refused");
+    let files = case_files(&folder);
+    let names = files.iter().map(|path| Path::new(path).file_name().unwrap().to_str().unwrap());
+    let mut arguments = vec!["cases", "--binary", env!("CARGO_BIN_EXE_holdfast")];
+    arguments.extend(names);
+    let output = run(&folder, &arguments);
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stdout}{stderr}");
+    let texts: Vec<String> =
+        files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let lines = texts.iter().flat_map(|text| text.lines());
+    let mut expected: Vec<&str> =
+        lines.filter_map(|line| line.strip_prefix("# expected: ")).collect();
+    let (of_cases, summary): (Vec<&str>, Vec<&str>) =
+        stdout.lines().partition(|line| !line.contains(" cases hold; "));
+    // Behind the title of a failed case is the folder with its files.
+    let mut printed: Vec<&str> =
+        of_cases.iter().map(|line| line.split("   (files: ").next().unwrap().trim()).collect();
+    expected.sort_unstable();
+    printed.sort_unstable();
+    assert_eq!(printed, expected, "printed, expected\n{stderr}");
+    // One case with nothing but what is mandatory, in six modes, and one that is bad in one of two.
+    assert_eq!(summary, ["7 of 25 cases hold; tshark saw 18 frames"]);
 }
 
 /// A case of an operator's own: with a configuration of its own, from a capture, as docs/CONFORMANCE.md

@@ -72,7 +72,7 @@ def read(path):
         try:
             cases += _read_case(path, case)
         except Mistake as mistake:
-            mistakes.append(str(mistake))
+            mistakes += str(mistake).splitlines()
     return cases, mistakes
 
 

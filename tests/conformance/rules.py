@@ -114,7 +114,7 @@ def _shape_faults(case):
         for name in vips if isinstance(vips, list) else []:
             if name not in world.VIPS:
                 yield None, f"unknown VIP {name}; {did_you_mean(name, world.VIPS)}"
-        if table.get("nics", 2) not in (1, 2):
+        if isinstance(table.get("nics"), int) and table["nics"] not in (1, 2):
             yield None, f"nics = {table['nics']}: 1 or 2"
     packets = case.get("packet")
     if packets and not _are_tables(packets):
@@ -179,6 +179,6 @@ def _packet_faults(number, mode, packets, by_mode):
 
 
 def _cut_faults(rows):
-    lengths = [row[0] for row in rows if isinstance(row, list) and len(row) == 2 and type(row[0]) is int]
+    lengths = [row[0] for row in rows if isinstance(row, list) and [type(value) for value in row] == [int, str]]
     if len(lengths) != len(rows) or lengths[:1] != [0] or lengths != sorted(set(lengths)):
         yield "cut is to be [[0, \"kernel\"], [LENGTH, \"REASON\"], ...], with rising lengths"

@@ -50,11 +50,12 @@ class Run:
         self._check_names()
 
     def _check_names(self):
-        """Refuses names that could never be reported, with which an expectation would hold in any case."""
+        """Refuses unknown names, with which an expectation could hold by chance."""
         backends = {name for vip in self.facts.vips for name in vip.backends}
         for number, spec in self.specs.items():
-            if spec.get("never", next(iter(backends))) not in backends:
-                raise Mistake(f"packet {number}: never: no backend {spec['never']}; {did_you_mean(spec['never'], backends)}")
+            for key, known in (("never", backends), ("nic", self.facts.nics)):
+                if key in spec and spec[key] not in known:
+                    raise Mistake(f"packet {number}: {key}: unknown name {spec[key]}; {did_you_mean(spec[key], known)}")
         owners = [f"vips.{vip.name}" for vip in self.facts.vips] + [f"nics.{name}" for name in self.facts.nics]
         for name in self.case.counters():
             fault = counters.fault(name, owners)
@@ -207,7 +208,7 @@ def _judge_reference(key, same, before, outcome):
     if len(backends) > 1:
         return [f"{key}: its frames went to {', '.join(backends)}, so there is no one backend to compare with"]
     if "no backend" in (backends[0], outcome.backend or "no backend"):
-        return [f"{key}: that one: {before[0]}; this one: {outcome}: there are no two backends to compare"]
+        return [f"{key}: no two backends to compare: that packet: {before[0]}; this one: {outcome}"]
     if (backends[0] == outcome.backend) != same:
         return [f"{key}: that went to {backends[0]}, this to {outcome.backend}"]
     return []
