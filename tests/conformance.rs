@@ -128,7 +128,7 @@ fn a_case_from_a_capture_holds() {
     let near = "[[nic]]\ninterface = \"eth1\"\nmac = \"02:00:00:00:00:01\"\n\
                 [[neighbour]]\naddress = \"10.0.0.11\"\nmac = \"02:00:00:00:00:11\"\n\
                 interface = \"eth1\"\n";
-    let case = "row = \"own\"\nwhat = \"what was captured\"\n[[case]]\nname = \"own\"\nwhy = \"-\"\n\
+    let case = "[[case]]\nname = \"own\"\n\
                 config = \"nat.toml\"\nneighbours = \"near.toml\"\n\
                 [[case.packet]]\npcap = \"in.pcap\"\nframes = [0]\nkernel = true\n\
                 [[case.packet]]\npcap = \"in.pcap\"\nframes = [\"1-2\"]\nbackend = \"a\"\n";

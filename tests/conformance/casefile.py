@@ -102,19 +102,24 @@ def _beside(path, name):
 
 def _read_case(path, case):
     where = f"{path}: {case.get('name', 'a case without a name')}"
+    _refuse(where, rules.shape_faults(case))
     own = isinstance(case.get("config"), str)
-    usual = _modes_of_own(path, where, case) if own else MODES
-    places = {None: where} | {number: f"{where}, packet {number}" for number in range(len(case.get("packet", ())))}
-    faults = [f"{places[number]}: {text}" for number, text in rules.case_faults(case, usual)]
     if not own and isinstance(case.get("neighbours"), str):
-        faults.append(f"{where}: neighbours = \"FILE\" needs config = \"FILE\", too")
-    if faults:
-        raise Mistake("\n".join(faults))
+        raise Mistake(f"{where}: neighbours = \"FILE\" needs config = \"FILE\", too")
+    usual = _modes_of_own(path, where, case) if own else MODES
     modes = rules.modes_of(case, usual)
     others = sorted(set(modes) - {*usual})
     if others:
         raise Mistake(f"{where}: {case['config']} has no VIP of mode {others[0]}; there are {', '.join(sorted(usual))}")
+    _refuse(where, rules.case_faults(case, usual))
     return [Case(path, case["name"], mode, case) for mode in modes]
+
+
+def _refuse(where, faults):
+    """Raises all of the faults, which are (packet, text), if there are any."""
+    lines = [f"{where}: {text}" if number is None else f"{where}, packet {number}: {text}" for number, text in faults]
+    if lines:
+        raise Mistake("\n".join(lines))
 
 
 def _modes_of_own(path, where, case):

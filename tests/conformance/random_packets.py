@@ -78,7 +78,7 @@ class Session:
             if not found and outcome.verdict == "transmit":
                 good.append((interface, frame, outcome))
             if found:
-                problems.append(f"packet {index}: {Frame(frame).summary()}\n  {outcome.line}\n    " + "\n    ".join(found))
+                problems.append(f"packet {index}: {Frame(frame).summary()}\n  {outcome}\n    " + "\n    ".join(found))
         objections = tshark.objections(self.folder / f"{self.mode}-sent.pcapng", [frame for _, frame in frames])
         problems += [f"packet {frames[at][0]}: tshark objects to what was sent: {text}" for at, text in objections.items()]
         return problems + self._mutants(oracle, good), len(given), len(frames)

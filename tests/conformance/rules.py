@@ -34,36 +34,40 @@ def file_faults(table):
         yield "no [[case]]; a file has one at least"
 
 
+def shape_faults(case):
+    """Unknown keys, wrong types, unknown modes and VIPs, as (packet, text): with these nothing else can be checked."""
+    for key in ("name", "packet"):
+        if not case.get(key):
+            yield None, f"no {'[[case.packet]]' if key == 'packet' else key}; a case has a name and packets at least"
+    yield from ((None, text) for text in _table_faults(case, CASE_KEYS, CASE_CHANGES))
+    for table in [case] + [case[key] for key in SELECTORS if isinstance(case.get(key), dict)]:
+        vips = table.get("vips")
+        for name in vips if isinstance(vips, list) else []:
+            if name not in world.VIPS:
+                yield None, f"unknown VIP {name}; {did_you_mean(name, world.VIPS)}"
+        if isinstance(table.get("nics"), int) and table["nics"] not in (1, 2):
+            yield None, f"nics = {table['nics']}: 1 or 2"
+    packets = case.get("packet") if isinstance(case.get("packet"), list) else []
+    if not _are_tables(packets):
+        yield None, "packet is to be an array of tables: [[case.packet]]"
+        return
+    for number, packet in enumerate(packets):
+        yield from ((number, text) for text in _table_faults(packet, PACKET_KEYS, PACKET_CHANGES))
+
+
 def case_faults(case, modes_of_config):
-    """Faults of a case, as (packet, text); the packet is None if the case itself is wrong.
+    """Faults of a case of the right shape, as (packet, text); the packet is None if the case itself is wrong.
 
     `modes_of_config` are the modes that the case has without `modes`.
     """
-    shape = list(_shape_faults(case))
-    yield from shape
-    if shape:
-        return
     modes = modes_of(case, modes_of_config)
     by_mode = {mode: packets_of(case["packet"], mode) for mode in modes}
     for mode, packets in by_mode.items():
         if not packets:
             yield None, f"no packet in mode {mode}"
-    for selector in sorted(set(case) & {*SELECTORS}):
-        if not set(modes) & set(_expanded([selector])):
-            yield None, f"{selector} = {{...}}, but the case is not run in that mode"
-    for number, packet in enumerate(case["packet"]):
-        faults = {}
-        for mode in modes:
-            for text in _packet_faults(number, mode, case["packet"], by_mode):
-                faults.setdefault(text, []).append(mode)
-        own = [mode for mode in modes if number in by_mode[mode]]
-        if not own:
-            yield number, f"in none of the case's modes ({', '.join(modes)})"
-        for selector in sorted(set(packet) & {*SELECTORS}):
-            if own and not set(own) & set(_expanded([selector])):
-                yield number, f"{selector} = {{...}}, but the packet is not in that mode"
-        for text, where in faults.items():
-            yield number, text if where == own else f"in mode {', '.join(where)}: {text}"
+    yield from ((None, f"{text}, but the case is not run in that mode") for text in _dead_changes(case, modes))
+    for number in range(len(case["packet"])):
+        yield from ((number, text) for text in _packet_faults(number, case["packet"], by_mode))
 
 
 def modes_of(table, usual=MODES):
@@ -103,27 +107,6 @@ def reference_fault(target, number, packets, count, may_be_own=False):
     return None
 
 
-def _shape_faults(case):
-    """Unknown keys, wrong types, unknown modes and VIPs: with these nothing else can be checked."""
-    for key in ("name", "packet"):
-        if not case.get(key):
-            yield None, f"no {'[[case.packet]]' if key == 'packet' else key}; a case has a name and packets at least"
-    yield from ((None, text) for text in _table_faults(case, CASE_KEYS, CASE_CHANGES))
-    for table in [case] + [case[key] for key in SELECTORS if isinstance(case.get(key), dict)]:
-        vips = table.get("vips")
-        for name in vips if isinstance(vips, list) else []:
-            if name not in world.VIPS:
-                yield None, f"unknown VIP {name}; {did_you_mean(name, world.VIPS)}"
-        if isinstance(table.get("nics"), int) and table["nics"] not in (1, 2):
-            yield None, f"nics = {table['nics']}: 1 or 2"
-    packets = case.get("packet")
-    if packets and not _are_tables(packets):
-        yield None, "packet is to be an array of tables: [[case.packet]]"
-        return
-    for number, packet in enumerate(packets or []):
-        yield from ((number, text) for text in _table_faults(packet, PACKET_KEYS, PACKET_CHANGES))
-
-
 def _table_faults(table, known, changes):
     yield from _key_faults(table, known)
     if isinstance(table.get("modes"), list):
@@ -153,11 +136,29 @@ def _expanded(names):
     return [mode for name in names for mode in GROUPS.get(name, (name,))]
 
 
-def _packet_faults(number, mode, packets, by_mode):
-    """Faults of a packet in one mode."""
-    packet = by_mode[mode].get(number)
-    if packet is None:
+def _dead_changes(table, modes):
+    """Changes for a mode, or a group of modes, that a case or a packet does not have."""
+    for selector in sorted(set(table) & {*SELECTORS}):
+        if not set(modes) & set(_expanded([selector])):
+            yield f"{selector} = {{...}}"
+
+
+def _packet_faults(number, packets, by_mode):
+    """Faults of a packet in all modes; those that it has in some modes only name them."""
+    modes = [mode for mode in by_mode if number in by_mode[mode]]
+    if not modes:
+        yield f"in none of the case's modes ({', '.join(by_mode)})"
         return
+    yield from (f"{text}, but the packet is not in that mode" for text in _dead_changes(packets[number], modes))
+    faults = {}
+    for mode in modes:
+        for text in _faults_in_mode(number, by_mode[mode], len(packets)):
+            faults.setdefault(text, []).append(mode)
+    yield from (text if where == modes else f"in mode {', '.join(where)}: {text}" for text, where in faults.items())
+
+
+def _faults_in_mode(number, packets, count):
+    packet = packets[number]
     if ("in" in packet) == ("pcap" in packet):
         yield "needs either in = '...' or pcap = \"file\""
     if "frames" in packet and "pcap" not in packet:
@@ -173,7 +174,7 @@ def _packet_faults(number, mode, packets, by_mode):
         yield from _cut_faults(packet["cut"])
     for key in REFERENCES:
         if key in packet:
-            fault = reference_fault(packet[key], number, by_mode[mode], len(packets))
+            fault = reference_fault(packet[key], number, packets, count)
             if fault:
                 yield f"{key} = {packet[key]}: {fault}"
 
