@@ -1,15 +1,15 @@
-//! The conformance pack: golden cases and random packets through `holdfast replay`, judged by a model in
-//! Python with scapy (`tests/conformance/oracle.py`) and by tshark: by code that is not ours.
+//! Conformance tests: golden cases and random packets through `holdfast replay`, judged by independent
+//! code, a model in Python with scapy (`tests/conformance/oracle.py`) and tshark.
 //!
-//! Needs neither root nor a network; python3-scapy and tshark are in `scripts/lib.sh`. What the files
-//! of `tests/conformance/cases` say is in docs/CONFORMANCE.md.
+//! The tests need neither root nor a network; `scripts/lib.sh` installs python3-scapy and tshark.
+//! docs/CONFORMANCE.md describes the files of `tests/conformance/cases`.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// The same packets in every run; `HOLDFAST_SEED` is for others.
+/// Default seed, which gives the same packets in every run; `HOLDFAST_SEED` overrides it.
 const SEED: &str = "1";
 
 fn root() -> PathBuf {
@@ -18,7 +18,7 @@ fn root() -> PathBuf {
 
 /// Runs `tests/conformance/conformance.py` in a folder.
 fn run(folder: &Path, arguments: &[&str]) -> Output {
-    // Debian's Python has scapy, another one in PATH may not.
+    // Debian's Python has scapy; another one in PATH may lack it.
     Command::new("/usr/bin/python3")
         .arg("-B")
         .arg(root().join("tests/conformance/conformance.py"))
@@ -46,7 +46,7 @@ fn case_files(folder: &Path) -> Vec<String> {
     files
 }
 
-/// Every golden case that there is for a mode.
+/// Runs every golden case of a mode.
 fn golden(mode: &str) {
     let cases = case_files(&root().join("tests/conformance/cases"));
     let mut arguments = vec!["cases", "--binary", env!("CARGO_BIN_EXE_holdfast"), "--mode", mode];
@@ -54,14 +54,14 @@ fn golden(mode: &str) {
     conformance(&arguments);
 }
 
-/// Thousands of packets of one mode.
+/// Runs thousands of random packets of one mode.
 fn random(mode: &str) {
     let seed = std::env::var("HOLDFAST_SEED").unwrap_or_else(|_| SEED.to_owned());
     let binary = env!("CARGO_BIN_EXE_holdfast");
     conformance(&["random", "--binary", binary, "--mode", mode, "--seed", &seed]);
 }
 
-/// A module of tests for each mode.
+/// Defines a module of tests for each mode.
 macro_rules! modes {
     ($($mode:ident)*) => {
         $(mod $mode {
@@ -80,7 +80,7 @@ macro_rules! modes {
 
 modes! { dsr nat full_nat proxy ipip gue }
 
-/// The rows of facts and the cases that show them.
+/// docs/CONFORMANCE.md has the present table of rows and cases.
 #[test]
 fn the_table_of_cases_is_as_documented() {
     let text = std::fs::read_to_string(root().join("docs/CONFORMANCE.md")).unwrap();
@@ -114,12 +114,11 @@ fn bad_cases_are_refused_and_failures_are_short() {
     expected.sort_unstable();
     printed.sort_unstable();
     assert_eq!(printed, expected, "printed, expected\n{stderr}");
-    // One case with nothing but what is mandatory, in six modes, and one that is bad in one of two.
+    // A minimal case in six modes, and the good one of two modes of another case.
     assert_eq!(summary, ["7 of 25 cases hold; tshark saw 18 frames"]);
 }
 
-/// A case of an operator's own: with a configuration of its own, from a capture, as docs/CONFORMANCE.md
-/// shows it.
+/// A case from a capture, with a configuration file of its own, holds as docs/CONFORMANCE.md shows it.
 #[test]
 fn a_case_from_a_capture_holds() {
     let folder = std::env::temp_dir().join(format!("holdfast-own-case-{}", std::process::id()));
@@ -132,7 +131,7 @@ fn a_case_from_a_capture_holds() {
                 config = \"nat.toml\"\nneighbours = \"near.toml\"\n\
                 [[case.packet]]\npcap = \"in.pcap\"\nframes = [0]\nkernel = true\n\
                 [[case.packet]]\npcap = \"in.pcap\"\nframes = [\"1-2\"]\nbackend = \"a\"\n";
-    // A pcap file of one port that is no VIP's, and two segments to one that is.
+    // A pcap file: a segment to a port without a VIP, and two segments to a VIP.
     let mut pcap = Vec::new();
     for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
         pcap.extend(word.to_le_bytes());

@@ -1,4 +1,4 @@
-"""Case files: what they may say, and the packets that their expressions describe. See docs/CONFORMANCE.md."""
+"""Case files, and the packets that their expressions describe. See docs/CONFORMANCE.md."""
 
 import tomllib
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from mistake import Mistake
 from rules import MODES
 
 class Pending(Exception):
-    """An expression that needs what was sent for an earlier packet, which has not run yet."""
+    """An expression that needs the outcome of an earlier packet, which has not been replayed yet."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Case:
         return len(self.table["packet"])
 
     def counters(self):
-        """How far counters have moved in the end, by name."""
+        """Expected change of counters over the case, by name."""
         return rules.for_mode(self.table, self.mode).get("counters", {})
 
     def texts(self):

@@ -24,7 +24,7 @@ LINES_PER_CASE = 25
 
 
 def main():
-    """Runs what the command line asks for; the exit code says whether all held."""
+    """Runs the command; returns 0 if all cases or packets hold."""
     arguments = parse()
     if arguments.command == "table":
         try:
@@ -46,19 +46,19 @@ def parse():
     commands.add_parser("table")
     golden = commands.add_parser("cases")
     golden.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    golden.add_argument("--mode", choices=casefile.MODES, help="this one only")
+    golden.add_argument("--mode", choices=casefile.MODES, help="run this mode only")
     rand = commands.add_parser("random")
     rand.add_argument("--mode", required=True, choices=casefile.MODES)
-    rand.add_argument("--seed", type=int, default=None, help="of the failure that is to be seen again")
+    rand.add_argument("--seed", type=int, default=None, help="seed of a failure, to repeat it")
     rand.add_argument("--count", type=int, default=2000, help="packets")
     for command in (golden, rand):
         command.add_argument("--binary", required=True, type=Path, help="holdfast")
-        command.add_argument("--keep", type=Path, help="where captures and configurations are to stay")
+        command.add_argument("--keep", type=Path, help="folder that keeps captures and configurations")
     return parser.parse_args()
 
 
 def cases(arguments, folder):
-    """Runs every case of the files; prints what is wrong."""
+    """Runs every case of the files; prints failures and refused cases; returns the exit code."""
     found, mistakes = [], []
     for file in arguments.files:
         good, bad = casefile.read(file)
@@ -81,7 +81,7 @@ def cases(arguments, folder):
 
 
 def run(case, binary, folder):
-    """One case: what is wrong, and what was sent."""
+    """Runs one case; returns its problems, and the frames that were sent."""
     try:
         return Run(case, binary, folder).judge()
     except (Mistake, RuntimeError) as error:
@@ -94,7 +94,7 @@ def run(case, binary, folder):
 
 
 def report(found, problems, frames, folder):
-    """Prints the failures; the exit code."""
+    """Prints the failures; returns the exit code."""
     failed = 0
     for index, (case, lines) in enumerate(zip(found, problems)):
         if not lines:
@@ -110,7 +110,7 @@ def report(found, problems, frames, folder):
 
 
 def table():
-    """Rows of facts and the cases that show them, as a table of Markdown."""
+    """Returns the rows of facts and the cases that show them, as a table in Markdown."""
     text = "| row | what | cases | modes |\n|---|---|---|---|\n"
     for path in sorted((HERE / "cases").glob("*.toml")):
         row, what = casefile.heading(path)

@@ -1,4 +1,4 @@
-"""Names of counters, from the documents: one that does not exist never moves, so that 0 would always hold."""
+"""Names of counters, from the documents. A counter that does not exist never moves: an expected 0 would always hold."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ DOCUMENTS = Path(__file__).parents[2] / "docs"
 
 
 def fault(name, owners):
-    """The fault of the name of a counter (docs/REPLAY.md, "Counters"); `owners` are prefixes such as vips.web4."""
+    """Returns the fault of a counter's name (docs/REPLAY.md, "Counters"), or None; `owners`: prefixes such as vips.web4."""
     owner = next((owner for owner in ("workers", *owners) if name.startswith(owner + ".")), None)
     if owner is None:
         return did_you_mean(".".join(name.split(".")[:2]), ["workers", *owners])
@@ -20,7 +20,7 @@ def fault(name, owners):
 
 @functools.cache
 def documented():
-    """Every name in the first column of a table in API.md, COUNTERS.md or REPLAY.md."""
+    """Returns every name in the first column of a table in API.md, COUNTERS.md or REPLAY.md."""
     rows = [line.split("|")[1] for name in ("API.md", "COUNTERS.md", "REPLAY.md")
             for line in (DOCUMENTS / name).read_text().splitlines() if line.startswith("| `")]
     return frozenset(name for row in rows for name in re.findall(r"`(\w+)`", row))

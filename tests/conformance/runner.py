@@ -1,4 +1,4 @@
-"""Runs cases: packets are built, replayed, and judged; what was sent can be used to build the packets after it."""
+"""Runs cases: builds packets, replays and judges them. A packet can be built from frames sent for earlier ones."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ from replay import Replay
 
 START_SECONDS = 1_700_000_000
 STEP_SECONDS = 0.001
-# Packets that nobody forwards may be anything: they are not taken apart.
+# Bytes of an Ethernet header; shorter frames are not dissected.
 SHORTEST = 14
 
 
 @dataclass
 class Given:
-    """One frame of a case and what is expected of it."""
+    """One frame of a case, with the packet that expects its result."""
 
     packet: int
     spec: dict
@@ -63,7 +63,7 @@ class Run:
                 raise Mistake(f"counter {name}: {fault}")
 
     def judge(self):
-        """What is wrong, as lines; and every frame that was sent, with the packet that made it."""
+        """Returns the problems, as lines; and every frame that was sent, with the packet that caused it."""
         given, outcomes, moved = self._replay()
         oracle, problems, sent = Oracle(self.facts), [], []
         for one, outcome in sorted(zip(given, outcomes), key=lambda pair: pair[1].ended):
@@ -76,7 +76,7 @@ class Run:
         return problems + self._judge_counters(moved), sent
 
     def _replay(self):
-        """Builds as many packets as can be, replays, builds those that needed that, and so on."""
+        """Builds and replays packets in rounds: each round builds those that needed the outcome of the one before."""
         given, outcomes, moved, ready = [], [], {}, -1
         while True:
             given, complete = self._build(given, outcomes)
@@ -88,7 +88,7 @@ class Run:
             outcomes, moved = self.replay.run([(one.micros, one.interface, one.frame) for one in given])
 
     def _build(self, before, outcomes):
-        """The frames whose expressions can be evaluated; whether those are all."""
+        """Returns the frames that can be built so far, and whether these are all."""
         self.words = self._words(before, outcomes)
         given, seconds = [], 0.0
         for number, spec in self.specs.items():
@@ -115,7 +115,7 @@ class Run:
         return [(frame, False, captured) for captured, frame in frames * spec.get("repeat", 1)]
 
     def _arrival(self, spec, frame):
-        """The NIC whose MAC the frame is for, else the first one."""
+        """Returns the NIC with the destination MAC of the frame; without a match the first one."""
         return spec.get("nic", self.facts.interface_of(":".join(f"{byte:02x}" for byte in frame[:6])))
 
     def _words(self, given, outcomes):
@@ -182,11 +182,11 @@ class Run:
 
     @staticmethod
     def _received(one):
-        """The IP packet that came; nothing if there is none."""
+        """Returns the IP packet of a frame; empty if there is none."""
         return (packets.Frame(one.frame).data or b"") if len(one.frame) >= SHORTEST else b""
 
     def _judge_spread(self, given, outcomes):
-        """What of the outer header makes flows differ, in the packets that say how many values there must be."""
+        """Counts the outer sources and ports of packets with `spread`, the least number of different ones."""
         problems = []
         for number, spec in self.specs.items():
             sent = [packets.Headers(packets.Frame(frame).data) for one, outcome in zip(given, outcomes)
@@ -203,7 +203,7 @@ class Run:
 
 
 def _judge_reference(key, same, before, outcome):
-    """Problems of a packet whose backend must be (or must not be) that of an earlier packet, a frame or several."""
+    """Compares the backend of a packet with that of an earlier one, which may have several frames."""
     backends = sorted({earlier.backend or "no backend" for earlier in before})
     if len(backends) > 1:
         return [f"{key}: its frames went to {', '.join(backends)}, so there is no one backend to compare with"]
