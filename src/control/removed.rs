@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::drain::RESETS;
 use super::flows::Pins;
-use super::identity;
+use super::identity::{self, InForce};
 use super::state::BackendEntry;
 use crate::config;
 use crate::flow::FlowKey;
@@ -153,6 +153,19 @@ impl Removed<Listen> {
         let Self { what, left, since, flows } = self;
         let places = identity::lost([what], vip).into_iter();
         places.map(move |what| Self { what, left, since, flows })
+    }
+
+    /// In parts: flows that are reset go on where another VIP listens by now, which has their packets.
+    pub fn divide(self, in_force: &InForce) -> impl Iterator<Item = Self> {
+        let Self { what, left, since, flows } = self;
+        let parts = match left {
+            FlowsLeft::Reset => in_force.divide(&[what]),
+            FlowsLeft::Keep | FlowsLeft::Rehash => vec![(what, false)],
+        };
+        parts.into_iter().map(move |(what, is_taken)| {
+            let left = if is_taken { FlowsLeft::Keep } else { left };
+            Self { what, left, since, flows }
+        })
     }
 
     /// What the forwarding table is built from.

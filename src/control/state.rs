@@ -17,7 +17,7 @@ use super::answering::Answering;
 use super::drain::Drain;
 use super::forecast::Forecast;
 use super::health::{CheckSpec, Hysteresis};
-use super::identity::{self, Parts};
+use super::identity::{self, InForce};
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::removed::{Gone, Removal, Removals, Removed};
@@ -279,14 +279,15 @@ impl Registry {
         let continued = identity::continued(&configs, vips);
         let mut kept: Vec<Option<VipEntry>> =
             continued.into_iter().map(|index| old.get_mut(index?).and_then(Option::take)).collect();
+        let in_force = InForce::of(vips);
         // What goes does so first, so that there is always room for what comes.
         for (entry, vip) in kept.iter_mut().zip(vips) {
             if let Some(entry) = entry {
-                entry.part_from(Some(vip), vips, &mut self.backend_indices, workers, now);
+                entry.part_from(Some(vip), &in_force, &mut self.backend_indices, workers, now);
             }
         }
         for mut entry in old.into_iter().flatten() {
-            entry.part_from(None, vips, &mut self.backend_indices, workers, now);
+            entry.part_from(None, &in_force, &mut self.backend_indices, workers, now);
             self.removed.push(entry);
         }
         self.drop_empty();
@@ -344,6 +345,7 @@ impl Registry {
         let goes_on =
             continued.into_iter().zip(vips).filter_map(|(index, vip)| Some((index?, vip)));
         let goes_on: HashMap<usize, &config::Vip> = goes_on.collect();
+        let in_force = InForce::of(vips);
         let mut removals = Removals::default();
         for (index, entry) in self.vips.iter().enumerate() {
             let new = goes_on.get(&index).copied();
@@ -363,9 +365,9 @@ impl Registry {
             }
             let Some(new) = new else { continue };
             let lost = identity::lost(identity::listens(&entry.config), new);
-            let lost = lost.into_iter().flat_map(|place| Parts::of(place, vips).left);
+            let lost = in_force.divide(&lost).into_iter().filter(|(_, taken)| !taken);
             let name = || entry.config.name.clone();
-            removals.lost.extend(lost.map(|listen| (entry.id, listen, name(), left)));
+            removals.lost.extend(lost.map(|(listen, _)| (entry.id, listen, name(), left)));
         }
         removals
     }
@@ -591,13 +593,13 @@ impl VipEntry {
         })
     }
 
-    /// Takes away what `new`, one of `vips`, does not have, all of it without one, and takes back what it has
+    /// Takes away what `new`, one of those in force, does not have, all of it without one, and takes back what it has
     /// again. Flows at a place that another VIP takes over stay where they are, as this one's other flows do;
     /// and a VIP without pins has none to leave behind.
     fn part_from(
         &mut self,
         new: Option<&config::Vip>,
-        vips: &[config::Vip],
+        in_force: &InForce,
         indices: &mut Indices,
         workers: &[WorkerView],
         now: Instant,
@@ -633,13 +635,13 @@ impl VipEntry {
             return;
         };
         let old = std::mem::take(&mut self.old).into_iter();
-        self.old = old.flat_map(|old| old.without(new)).collect();
-        for place in identity::lost(before, new) {
-            let Parts { taken, left: others } = Parts::of(place, vips);
-            let taken = taken.into_iter().map(|place| (place, FlowsLeft::Keep));
-            let all = taken.chain(others.into_iter().map(|place| (place, left)));
-            let kept = all.filter(|(_, left)| self.config.pin && *left != FlowsLeft::Rehash);
-            self.old.extend(kept.map(|(place, left)| Removed::new(place, left, now)));
+        self.old =
+            old.flat_map(|old| old.without(new)).flat_map(|old| old.divide(in_force)).collect();
+        for (place, is_taken) in in_force.divide(&identity::lost(before, new)) {
+            let left = if is_taken { FlowsLeft::Keep } else { left };
+            if self.config.pin && left != FlowsLeft::Rehash {
+                self.old.push(Removed::new(place, left, now));
+            }
         }
         self.is_removed = false;
     }
@@ -1107,6 +1109,22 @@ pub(super) mod tests {
         let back = [at("web", &[range(1000, 1620)]), at("two", &[range(1900, 2100)])];
         registry.apply(&back, &workers, now).unwrap();
         assert_eq!(parts(&registry, FlowsLeft::Keep), [range(1621, 1650), range(1900, 2000)]);
+        // What was to be reset goes on where another VIP listens soon after.
+        let mut registry = Registry::default();
+        let ports = |name: &str, ports: &[u16]| {
+            at(name, &ports.iter().copied().map(PortRange::single).collect::<Vec<_>>())
+        };
+        registry.apply(&[ports("web", &[80, 443])], &[], now).unwrap();
+        registry.apply(&[ports("web", &[80])], &[], now).unwrap();
+        assert_eq!(parts(&registry, FlowsLeft::Reset), [PortRange::single(443)]);
+        registry.apply(&[ports("web", &[80]), ports("tls", &[443])], &[], now).unwrap();
+        assert_eq!(parts(&registry, FlowsLeft::Keep), [PortRange::single(443)]);
+        // All ports: no part of them is port 0, which stands for all.
+        let all = config::Vip { ports: Ports::All, ..at("web", &[]) };
+        let mut registry = Registry::default();
+        registry.apply(&[all], &[], now).unwrap();
+        registry.apply(&[at("web", &[range(1, 79), range(81, 65_535)])], &[], now).unwrap();
+        assert_eq!(parts(&registry, FlowsLeft::Reset), [PortRange::single(80)]);
         // Far too many parts: nothing is reset.
         let odd: Vec<_> = (1000..2000).step_by(2).map(PortRange::single).collect();
         let many = [at("web", &[range(1, 1)]), at("odd", &odd)];

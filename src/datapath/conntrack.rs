@@ -249,11 +249,11 @@ impl Conntrack {
         let tcp = packet.flow.protocol() == Protocol::Tcp;
         let opens = !tcp || packet.shape.flags.opens();
         // NICs send fragments to another worker than whole packets of their flow, so both kinds look
-        // for each other once fragments are about.
-        let fragments = !tcp && context.datagrams.generation() != 0;
+        // for each other once fragments are about. And a datagram may be of a flow that was another VIP's.
+        let elsewhere = !tcp && (context.datagrams.generation() != 0 || context.table.has_lost());
         // A SYN that is repeated, at another worker now, chooses the same backend by itself; but a backend
         // that sees another source takes it for another connection.
-        if opens && !fragments && !bindings::wanted(packet, context) {
+        if opens && !elsewhere && !bindings::wanted(packet, context) {
             return Err(Miss::Open.into());
         }
         let miss = if opens { Miss::Open } else { Miss::Midflow };

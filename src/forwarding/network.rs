@@ -317,6 +317,8 @@ impl Listen {
     pub fn without(self, other: Self) -> Vec<Self> {
         let Some(common) = self.common(other) else { return vec![self] };
         let (PortRange { first, last }, gone) = (self.ports, common.ports);
+        // No flow has port 0, and a range of only that would stand for every port.
+        let first = first.max(1);
         let below = (first < gone.first).then(|| PortRange { first, last: gone.first - 1 });
         let above = (gone.last < last).then(|| PortRange { first: gone.last + 1, last });
         let ports = below.into_iter().chain(above);

@@ -283,6 +283,12 @@ impl ForwardingTable {
         if self.old.is_empty() { None } else { self.lost_listener(key()) }
     }
 
+    /// Whether VIPs have lost addresses or ports where flows are left.
+    #[inline]
+    pub fn has_lost(&self) -> bool {
+        !self.old.is_empty()
+    }
+
     #[cold]
     fn lost_listener(&self, key: ListenKey) -> Option<(VipId, FlowsLeft)> {
         if self.listeners.find(key).is_some() {
