@@ -53,11 +53,12 @@ const BUILTINS: [&str; 39] = [
 ];
 
 /// Commands that run another one: their first words, and how many operands come before it.
-const WRAPPERS: [(&[&str], usize); 20] = [
+const WRAPPERS: [(&[&str], usize); 21] = [
     (&["ip", "netns", "exec"], 1),
     (&["timeout"], 1),
     (&["taskset"], 0),
     (&["setsid"], 0),
+    (&["nice"], 0),
     (&["exec"], 0),
     (&["env"], 0),
     (&["xargs"], 0),
