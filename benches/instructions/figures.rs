@@ -22,7 +22,6 @@ const HEAD: &str = "\
 # Instructions per packet of each case, counted in the release build. scripts/test fails when a case
 # exceeds its figure by over 2 %. A figure is raised only by a commit that says why.
 #
-#
 #   scripts/bench --check     compares
 #   scripts/bench --record    writes this file and the table in docs/PERFORMANCE.md
 ";
