@@ -250,9 +250,12 @@ BUILD_COUNTER=(cargo build --release --locked --features instructions --bin inst
 
 # start_aside CMD...: starts a command that takes the time which the steps leave. Sets: ASIDE_PID.
 start_aside() {
-    # A session of its own, so that its priority and its end reach all its processes.
-    setsid nice -n 19 "$@" >/dev/null 2>&1 </dev/null &
+    # A process group of its own, so that its priority and its end reach all its processes; no session of its
+    # own, with which priorities do not count against those of other sessions (sched(7), autogroup).
+    set -m
+    nice -n 19 "$@" >/dev/null 2>&1 </dev/null &
     ASIDE_PID=$!
+    set +m
     trap stop_aside EXIT
     trap 'exit 130' INT TERM HUP
 }
@@ -267,8 +270,7 @@ wait_aside() {
 }
 
 stop_aside() {
-    # By its own id too: its session may not have begun.
-    [[ -z ${ASIDE_PID:-} ]] || kill -TERM -- "-$ASIDE_PID" "$ASIDE_PID" 2>/dev/null || true
+    [[ -z ${ASIDE_PID:-} ]] || kill -TERM -- "-$ASIDE_PID" 2>/dev/null || true
 }
 
 # ---- a running holdfast in a lab ----

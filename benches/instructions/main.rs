@@ -33,6 +33,7 @@ use std::thread;
 
 use clap::Parser;
 use figures::{Figure, Figures, STAGES};
+use holdfast::cli::{self, Cli, CliError};
 use profile::{Profile, Symbols};
 use serde::Serialize;
 use support::bed::{Bed, Clock, ROUND};
@@ -86,6 +87,7 @@ struct Document {
 }
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
+    keep_all_of_holdfast();
     let args = Args::parse();
     if let Some(name) = &args.workload {
         let case = CASES.into_iter().find(|case| case.name == name).ok_or("no such case")?;
@@ -105,6 +107,12 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         print_table(&document);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps everything that holdfast has in this program. Else the linker drops the second caller of a
+/// stage, `holdfast explain`'s, and inlines the stage where the shipped binary calls it.
+fn keep_all_of_holdfast() {
+    std::hint::black_box(cli::execute as fn(Cli) -> Result<(), CliError>);
 }
 
 /// Compares a count with the committed figures.
