@@ -17,7 +17,10 @@ mod rig;
 
 use figures::{Figure, Figures};
 
-fn figures(cases: &[(&str, u64, &[(&str, u64)])]) -> Figures {
+/// Name and count of a stage.
+type Stage<'a> = (&'a str, u64);
+
+fn figures(cases: &[(&str, u64, &[Stage<'_>])]) -> Figures {
     let case = cases.iter().map(|&(name, all, stages)| Figure {
         name: name.to_owned(),
         all,
