@@ -480,9 +480,11 @@ impl Bed {
             assert_eq!(icmp_sums(&sent.bytes[14..]), [0; 2], "{name}");
             return;
         }
+        let header = if family == Family::V4 { 20 } else { 40 };
         let outer = match forward {
-            Forward::Ipip => 20,
-            Forward::Gue => 32,
+            Forward::Ipip => header,
+            // RFC 768 and the GUE header without options.
+            Forward::Gue => header + 8 + 4,
             _ => 0,
         };
         if outer > 0 || traffic == Traffic::Fragment {
@@ -496,6 +498,10 @@ impl Bed {
         let (to, to_port, ttl) = sent.destination();
         assert_eq!(ttl, if forward.translates() { 63 } else { 64 }, "{name}");
         match forward {
+            // A flow that was never seen has any source.
+            Forward::FullNat if traffic == Traffic::Open => {
+                assert_eq!(sent.source().0, IpAddr::from([198, 19, 0, 0]), "{name}");
+            }
             Forward::FullNat => {
                 let (source, port) = self.packets.sources[usize::try_from(flow).unwrap()];
                 assert_eq!(sent.source(), (source.into(), port), "{name}");
@@ -530,9 +536,10 @@ fn families(case: Case) -> Families {
 
 /// What belongs to the box: sources of tunnels.
 fn this_box() -> ThisBox {
-    let sources = tunnel::Sources::new("198.19.255.0/24".parse().unwrap());
+    let sources = |prefix: &str| Some(tunnel::Sources::new(prefix.parse().unwrap()));
+    let (source_v4, source_v6) = (sources("198.19.255.0/24"), sources("2001:db8:ff::/64"));
     ThisBox {
-        tunnels: Tunnels { source_v4: Some(sources), ..Tunnels::default() },
+        tunnels: Tunnels { source_v4, source_v6, ..Tunnels::default() },
         ..ThisBox::default()
     }
 }
