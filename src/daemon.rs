@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Sender;
+use crossbeam_utils::CachePadded;
 use tracing::{info, warn};
 
 use crate::config::driver::{self, Binding, Misfit, NicFacts};
@@ -32,7 +33,6 @@ use crate::flow::tuple::TableSecret;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, PortIndex, ThisBox};
-use crate::line::OwnLine;
 use crate::stats::WorkerStats;
 use crate::steering::{Steered, Steerings};
 use crate::units::Ticks;
@@ -141,7 +141,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
-    let stop = Arc::new(OwnLine(AtomicBool::new(false)));
+    let stop = Arc::new(CachePadded::new(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
     let shared =
         Shared { flows, clients, datagrams, bindings, return_hops, paths: Arc::default(), tables };
@@ -458,7 +458,7 @@ fn explainer(
 fn start(
     config: &Config,
     workers: Vec<Worker>,
-    stop: &Arc<OwnLine<AtomicBool>>,
+    stop: &Arc<CachePadded<AtomicBool>>,
     events: &Sender<WorkerEvent>,
 ) -> Result<Vec<JoinHandle<()>>, DaemonError> {
     let may_sleep = config.workers.idle == Idle::Sleep;

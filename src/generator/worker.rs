@@ -47,7 +47,6 @@ pub struct Trial {
 
 /// What other threads may know of a worker while it runs.
 #[derive(Debug, Default)]
-#[repr(align(128))]
 pub struct Live {
     /// Packets sent.
     pub sent: AtomicU64,

@@ -8,13 +8,12 @@
 //! A worker calls, once per poll: `reclaim`, `receive`, `transmit_all`, `refill`, then `flush`. Nothing here allocates, blocks or panics; a system call is made only to wake a
 //! kernel that asks for it. What the rings say is checked against the ledger of the
 //! [UMEM](super::umem): a descriptor that names no frame of this port is counted and ignored.
-#![allow(unsafe_code, reason = "poll(2)")]
-
 mod long;
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::nic::Nic;
 use super::ring::Descriptor;
@@ -376,7 +375,7 @@ impl Port {
 /// While packets wait in a TX ring it sleeps 1 ms at most, so that the caller flushes again. At
 /// most [`MAX_NICS`] ports are watched. A fake NIC wakes nobody.
 pub fn wait<'a>(ports: impl IntoIterator<Item = &'a Port>, timeout_ms: u32) {
-    let mut watched = ArrayVec::<libc::pollfd, MAX_NICS>::new();
+    let mut watched = ArrayVec::<PollFd<'_>, MAX_NICS>::new();
     let mut timeout_ms = timeout_ms;
     for port in ports {
         if port.is_readable() {
@@ -386,14 +385,13 @@ pub fn wait<'a>(ports: impl IntoIterator<Item = &'a Port>, timeout_ms: u32) {
             timeout_ms = timeout_ms.min(TRANSMIT_WAIT_MS);
         }
         if let Some(socket) = port.fd() {
-            let entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // More than the bound: not watched, only polled after the time-out.
-            let _ = watched.try_push(entry);
+            let _ = watched.try_push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
         }
     }
-    let timeout = libc::c_int::try_from(timeout_ms).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the pointer and the number are those of one live array.
-    unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, timeout) };
+    let (tv_sec, ms) = (i64::from(timeout_ms / 1000), i64::from(timeout_ms % 1000));
+    // A signal ends the wait early, which does no harm.
+    let _ = poll(&mut watched, Some(&Timespec { tv_sec, tv_nsec: ms * 1_000_000 }));
 }
 
 #[cfg(test)]

@@ -15,12 +15,14 @@
 pub mod chain;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+
 use self::chain::{Behind, Links};
-use super::os::{Region, check};
+use super::os::Region;
 
 /// Free bytes in front of a received packet: `XDP_PACKET_HEADROOM` of include/uapi/linux/bpf.h.
 pub const HEADROOM: u16 = 256;
@@ -148,22 +150,16 @@ fn map_memfd(bytes: usize) -> io::Result<(Region, bool)> {
     // A file on huge pages has to be a whole number of them; the default size is 2 MiB nearly
     // everywhere, and where it is not, the first attempt fails and the second works.
     let huge_bytes = bytes.next_multiple_of(2 << 20);
-    match map_memfd_with(libc::MFD_HUGETLB, huge_bytes) {
+    match map_memfd_with(MemfdFlags::HUGETLB, huge_bytes) {
         Ok(region) => Ok((region, true)),
-        Err(_) => map_memfd_with(0, bytes).map(|region| (region, false)),
+        Err(_) => map_memfd_with(MemfdFlags::empty(), bytes).map(|region| (region, false)),
     }
 }
 
-fn map_memfd_with(flags: libc::c_uint, bytes: usize) -> io::Result<Region> {
-    let len = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
-    // SAFETY: the name is a C string literal.
-    let fd =
-        check(unsafe { libc::memfd_create(c"holdfast-umem".as_ptr(), libc::MFD_CLOEXEC | flags) })?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+fn map_memfd_with(flags: MemfdFlags, bytes: usize) -> io::Result<Region> {
+    let file = memfd_create(c"holdfast-umem", MemfdFlags::CLOEXEC | flags)?;
     // Allocated here, so that too little memory is an error and not a SIGBUS at first use.
-    // SAFETY: takes no pointers.
-    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) })?;
+    fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)?;
     Region::shared(file.as_fd(), bytes, 0)
 }
 

@@ -195,7 +195,11 @@ fn flows_of_a_port_that_another_vip_has_now_are_found_by_every_worker() {
             }
         }
         let new = rig.send(1, 0, &tcp(family, 41_000, 443, "S"));
-        assert_eq!(new[0].destination_mac(), backend_mac(1), "{name}: new ones are the other VIP's");
+        assert_eq!(
+            new[0].destination_mac(),
+            backend_mac(1),
+            "{name}: new ones are the other VIP's"
+        );
         rig.assert_accounted();
     }
 }
