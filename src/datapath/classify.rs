@@ -125,7 +125,7 @@ fn classify_old(
     context: &Context<'_>,
     secret: &TableSecret,
 ) -> Option<()> {
-    let (vip, _) = context.table.old_listener(tuple.listen_key())?;
+    let (vip, _) = context.table.old_listener(|| tuple.listen_key())?;
     packet.vip = vip;
     packet.way = Way::ToBackend;
     packet.backend = BackendIndex(u16::MAX);

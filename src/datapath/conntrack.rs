@@ -281,10 +281,11 @@ impl Conntrack {
         source: ListenKey,
         context: &Context<'t>,
     ) -> Option<Reply<'t>> {
+        let paths = context.table.return_paths(source);
         let mut hashed = Some((packet.flow, packet.hint));
         // One client port may have flows with several VIP ports: pins on the very backend come first.
         for of_its_vip in [false, true] {
-            for path in context.table.return_paths(source) {
+            for path in paths.clone() {
                 let answerer = Answerer { backend: path.backend, of_its_vip };
                 if !answerer.exists(context) {
                     continue;

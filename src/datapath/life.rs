@@ -158,7 +158,7 @@ pub(super) fn is_cut(
 
 #[cold]
 fn is_cut_off(tuple: Tuple, track: &Track, backend: &Backend, context: &Context<'_>) -> bool {
-    let old = || context.table.old_listener(tuple.listen_key());
+    let old = || context.table.old_listener(|| tuple.listen_key());
     let cut = track.state().has(State::CUT)
         || backend.left == FlowsLeft::Reset
         || backend.quirks.has(Quirks::OLD_PORTS)

@@ -162,7 +162,7 @@ pub(super) fn admit<'t>(
         return Err(Drop::OwnSource);
     }
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
-    if context.table.old_listener(packet.flow.tuple.listen_key()).is_some() {
+    if context.table.old_listener(|| packet.flow.tuple.listen_key()).is_some() {
         return Err(Drop::VipRemoved);
     }
     if vip.forward.translates() && expires(packet) {

@@ -33,6 +33,7 @@ impl OldListeners {
         }
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.others.is_empty()
     }

@@ -278,9 +278,14 @@ impl ForwardingTable {
 
     /// The VIP that listened on `key` before a reload, while flows are left there, and what becomes of
     /// them; `None` if a VIP listens there now.
+    #[inline]
+    pub fn old_listener(&self, key: impl FnOnce() -> ListenKey) -> Option<(VipId, FlowsLeft)> {
+        if self.old.is_empty() { None } else { self.lost_listener(key()) }
+    }
+
     #[cold]
-    pub fn old_listener(&self, key: ListenKey) -> Option<(VipId, FlowsLeft)> {
-        if self.old.is_empty() || self.listeners.find(key).is_some() {
+    fn lost_listener(&self, key: ListenKey) -> Option<(VipId, FlowsLeft)> {
+        if self.listeners.find(key).is_some() {
             return None;
         }
         self.old.find(key)
@@ -288,7 +293,7 @@ impl ForwardingTable {
 
     /// The VIP whose flows have `key`: the one that listens there, or did before a reload.
     pub fn owner(&self, key: ListenKey) -> Option<VipId> {
-        self.listener(key).or_else(|| Some(self.old_listener(key)?.0))
+        self.listener(key).or_else(|| Some(self.old_listener(|| key)?.0))
     }
 
     /// Whether an address is some VIP's, on whatever port.

@@ -24,6 +24,15 @@ pub enum IpError {
 /// Whether the checksum of the IP header at the start of `packet` is right; IPv6 headers have none.
 pub fn is_header_sum_right(packet: &[u8]) -> bool {
     match packet.first() {
+        // Without options: five words, whose sum is the same in any byte order (RFC 1071 2 (B)).
+        Some(0x45) => packet.first_chunk::<20>().is_some_and(|header| {
+            let (words, _) = header.as_chunks::<4>();
+            let sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+            let sum = (sum & 0xffff_ffff) + (sum >> 32);
+            let sum = (sum & 0xffff) + (sum >> 16);
+            let sum = (sum & 0xffff) + (sum >> 16);
+            (sum & 0xffff) + (sum >> 16) == 0xffff
+        }),
         Some(first) if first >> 4 == 4 => {
             let header = packet.get(..usize::from(first & 0xf) * 4);
             header.is_some_and(|header| checksum::of(&Full::new().add_slice(header)) == 0)
