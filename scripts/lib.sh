@@ -232,8 +232,18 @@ failed_tests() {
         /^error: (test|doctest) failed, to rerun pass/ { if (!failed) row("") }'
 }
 
-# report_failures: a list of them; fails if there are any.
+# What was left out: the check, and why.
+NOT_RUN=()
+
+# not_run TEXT: a check that this machine cannot run. Said again at the end, where it is not overlooked.
+not_run() {
+    step "not run: $1"
+    NOT_RUN+=("$1")
+}
+
+# report_failures: a list of them, and of what was not run; fails if there are failures.
 report_failures() {
+    ((${#NOT_RUN[@]} == 0)) || printf '\nnot run: %s\n' "${NOT_RUN[@]}"
     ((${#FAILED_STEPS[@]} > 0)) || return 0
     printf '\n%d FAILED; each with the command that runs it again:\n' "${#FAILED_STEPS[@]}"
     local failure

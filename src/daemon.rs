@@ -40,8 +40,8 @@ use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::memory::MappingError;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::packet::PacketSocket;
-use crate::xdp::port::Port;
 use crate::xdp::program::{AttachMode, Attached, ProgramError, Steering};
+use crate::xdp::queue::XskQueue;
 use crate::xdp::socket::{BindMode, Io, Monitor, SocketError};
 use crate::xdp::umem::{Umem, UmemError};
 
@@ -383,17 +383,17 @@ fn open_port(
     wanted: &NicConfig,
     io: config::Io,
     queue: u32,
-) -> Result<Port, DaemonError> {
+) -> Result<XskQueue, DaemonError> {
     let mode = served.bind;
     let config::Io { need_wakeup, tx_budget, tx_kick, busy_poll } = io;
     let multi_buffer = served.multi_buffer;
     let io = Io { mode, multi_buffer, need_wakeup, tx_budget, tx_kick, busy_poll };
-    let port = match Port::open(umem, &served.nic, queue, wanted.ring, io) {
+    let port = match XskQueue::open(umem, &served.nic, queue, wanted.ring, io) {
         Err(error @ SocketError::NoMultiBuffer { .. }) => {
             let (name, mtu) = (served.nic.name(), served.nic.mtu());
             warn!("{error}; {name} has an MTU of {mtu}: the kernel will drop what does not fit");
             served.multi_buffer = false;
-            Port::open(umem, &served.nic, queue, wanted.ring, Io { multi_buffer: false, ..io })?
+            XskQueue::open(umem, &served.nic, queue, wanted.ring, Io { multi_buffer: false, ..io })?
         }
         opened => opened?,
     };

@@ -12,7 +12,7 @@ use holdfast::forwarding::ForwardingTable;
 use holdfast::forwarding::table::Backend;
 use holdfast::stats::{FlowStats, PortStats, WorkerStats};
 use holdfast::xdp::memory::Line;
-use holdfast::xdp::port::Port;
+use holdfast::xdp::queue::XskQueue;
 
 const LINE: usize = 64;
 /// Processors fetch lines in pairs: what is there once, or changes most, has a pair.
@@ -45,7 +45,7 @@ fn what_the_control_thread_writes_and_workers_read_is_on_lines_of_its_own() {
 /// They lie in lists that are made one worker after the other.
 #[test]
 fn what_changes_with_every_packet_of_one_worker_is_not_beside_that_of_another() {
-    has_lines_of_its_own::<Port>(PAIR);
+    has_lines_of_its_own::<XskQueue>(PAIR);
     has_lines_of_its_own::<WorkerPort>(PAIR);
 }
 

@@ -24,8 +24,8 @@ use super::worker::{Live, Parts, Trial, Worker};
 use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::generate::Catcher;
 use crate::xdp::nic::{Nic, NicError};
-use crate::xdp::port::Port;
 use crate::xdp::program::ProgramError;
+use crate::xdp::queue::XskQueue;
 use crate::xdp::socket::{Io, SocketError};
 use crate::xdp::umem::chain::frames_for;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
@@ -458,11 +458,11 @@ fn open_ports(
     client: &Nic,
     backend: Option<&Nic>,
     queue: u32,
-) -> Result<(Port, Option<Port>, FramePool), EngineError> {
+) -> Result<(XskQueue, Option<XskQueue>, FramePool), EngineError> {
     let ports = 1 + u32::from(backend.is_some());
     let (umem, pool) = Umem::create(ports * FRAMES_PER_PORT + FRAMES_IN_HAND, memory.frame_size)?;
     let io = Io { multi_buffer: memory.multi_buffer, ..Io::default() };
-    let open = |nic: &Nic| Port::open(&umem, nic, queue, RING, io);
+    let open = |nic: &Nic| XskQueue::open(&umem, nic, queue, RING, io);
     Ok((open(client)?, backend.map(open).transpose()?, pool))
 }
 

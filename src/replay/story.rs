@@ -128,7 +128,8 @@ fn comment(decision: &Decision) -> String {
         comment += &format!("\n{}: {}: {}", step.stage, step.outcome, step.why);
     }
     if comment.len() > MAX_COMMENT {
-        comment.truncate(comment.floor_char_boundary(MAX_COMMENT));
+        let end = (0..=MAX_COMMENT).rev().find(|&end| comment.is_char_boundary(end));
+        comment.truncate(end.unwrap_or_default());
         comment += "\n...";
     }
     comment

@@ -224,7 +224,8 @@ impl Ethtool {
     fn ask(&self, command: u32, name: &str) -> io::Result<[u32; ANSWER]> {
         let mut answer = [0; ANSWER];
         answer[0] = command;
-        let mut request = Request { name: [0; _], data: &raw mut answer, rest: [0; 2] };
+        let mut request =
+            Request { name: [0; libc::IFNAMSIZ], data: &raw mut answer, rest: [0; 2] };
         // One byte is left for the final zero.
         let room = request.name.iter_mut().take(libc::IFNAMSIZ - 1);
         room.zip(name.bytes()).for_each(|(place, byte)| *place = byte);

@@ -126,9 +126,9 @@ pub enum SocketError {
         /// Queues that it has.
         queues: u32,
     },
-    /// The UMEM has served its number of ports.
-    #[error("{interface} queue {queue}: this UMEM has already served 127 ports; create another")]
-    TooManyPorts {
+    /// The UMEM has served its number of sockets.
+    #[error("{interface} queue {queue}: this UMEM has already served 127 sockets; create another")]
+    TooManyQueues {
         /// The NIC.
         interface: String,
         /// The queue.
