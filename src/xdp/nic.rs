@@ -12,9 +12,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::netlink::{Link, NetlinkError, Rtnetlink};
 
-// Commands of include/uapi/linux/ethtool.h.
-const ETHTOOL_GDRVINFO: u32 = 0x3;
-const ETHTOOL_GCHANNELS: u32 = 0x3c;
+/// Commands of include/uapi/linux/ethtool.h. None has a structure of more than [`ANSWER`] words.
+#[derive(Clone, Copy)]
+enum Command {
+    /// `ETHTOOL_GDRVINFO`.
+    DriverInfo = 0x3,
+    /// `ETHTOOL_GCHANNELS`.
+    Channels = 0x3c,
+}
 
 /// Why an interface cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -203,7 +208,7 @@ impl Ethtool {
 
     /// `struct ethtool_drvinfo`: the command, 32 bytes with the driver's name, and more.
     fn driver(&self, name: &str) -> String {
-        let Ok(answer) = self.ask(ETHTOOL_GDRVINFO, name) else { return "unknown".to_owned() };
+        let Ok(answer) = self.ask(Command::DriverInfo, name) else { return "unknown".to_owned() };
         let bytes: Vec<u8> =
             answer.into_iter().skip(1).take(8).flat_map(u32::to_ne_bytes).collect();
         String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
@@ -212,7 +217,7 @@ impl Ethtool {
     /// Receive queues in use; drivers that do not say have as many as were allocated.
     /// `struct ethtool_channels`: the command, four maxima, then rx, tx, other and combined queues.
     fn rx_queues(&self, link: &Link) -> u32 {
-        match self.ask(ETHTOOL_GCHANNELS, &link.name) {
+        match self.ask(Command::Channels, &link.name) {
             Ok([_, _, _, _, _, rx, _, _, combined, ..]) if rx > 0 || combined > 0 => {
                 rx.saturating_add(combined)
             }
@@ -221,9 +226,9 @@ impl Ethtool {
     }
 
     /// `SIOCETHTOOL`: the kernel reads the command and fills in the rest of its structure.
-    fn ask(&self, command: u32, name: &str) -> io::Result<[u32; ANSWER]> {
+    fn ask(&self, command: Command, name: &str) -> io::Result<[u32; ANSWER]> {
         let mut answer = [0; ANSWER];
-        answer[0] = command;
+        answer[0] = command as u32;
         let mut request =
             Request { name: [0; libc::IFNAMSIZ], data: &raw mut answer, rest: [0; 2] };
         // One byte is left for the final zero.
@@ -231,7 +236,7 @@ impl Ethtool {
         room.zip(name.bytes()).for_each(|(place, byte)| *place = byte);
         let (fd, code) = (self.0.as_raw_fd(), libc::SIOCETHTOOL);
         // SAFETY: `request` lives, its name ends with a zero, and its pointer is to a live array that
-        // is longer than the structures of the two commands above, which consist of integers.
+        // is longer than the structure of any `Command`; these consist of integers.
         let done = unsafe { libc::ioctl(fd, code as _, &raw mut request) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
     }

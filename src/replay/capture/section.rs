@@ -219,6 +219,112 @@ impl Clock {
 mod tests {
     use super::*;
 
+    /// Writes words in one byte order.
+    #[derive(Clone, Copy)]
+    struct Order(bool);
+
+    impl Order {
+        fn word(self, word: u32) -> [u8; 4] {
+            if self.0 { word.to_be_bytes() } else { word.to_le_bytes() }
+        }
+
+        fn halves(self, halves: [u16; 2]) -> [u8; 4] {
+            let half = |half: u16| if self.0 { half.to_be_bytes() } else { half.to_le_bytes() };
+            let [[a, b], [c, d]] = halves.map(half);
+            [a, b, c, d]
+        }
+
+        fn block(self, kind: u32, words: &[[u8; 4]]) -> Vec<u8> {
+            let len = self.word(u32::try_from(words.len() * 4 + 12).unwrap_or_default());
+            [&[self.word(kind), len], words, &[len]].concat().concat()
+        }
+
+        fn section(self) -> Vec<u8> {
+            self.block(
+                SHB_MAGIC,
+                &[self.word(0x1a2b_3c4d), self.halves([1, 0]), [0xff; 4], [0xff; 4]],
+            )
+        }
+    }
+
+    /// The packets of a file: NIC, time, length on the wire, bytes.
+    type Seen = Vec<(u8, Option<Duration>, u32, Vec<u8>)>;
+
+    /// What a section reads out of blocks.
+    fn read(blocks: &[Vec<u8>]) -> Result<Seen, String> {
+        let nics = ["eth0", "eth1"].map(str::to_owned).to_vec();
+        let nics = Nics { names: nics, default: PortIndex(0) };
+        let (mut section, mut data, mut seen) = (Section::default(), Vec::new(), Vec::new());
+        for block in blocks {
+            assert!(matches!(section.len_of(block), Ok(Some(len)) if len == block.len()));
+            match section.read(block, &nics, &mut data) {
+                Ok(None) => {}
+                Ok(Some(Found { nic, time, original_len })) => {
+                    seen.push((nic.0, time, original_len, data.clone()));
+                }
+                Err(Wrong::Malformed(what)) => return Err(what),
+                Err(Wrong::LinkType(link)) => return Err(link.to_string()),
+            }
+        }
+        Ok(seen)
+    }
+
+    /// An Ethernet called eth1 that keeps 6 bytes of a packet, and counts time from 100 s on. Its options
+    /// have no end mark.
+    fn interface(order: Order) -> Vec<u8> {
+        let offset = if order.0 { 100_i64.to_be_bytes() } else { 100_i64.to_le_bytes() };
+        let [a, b, c, d, e, f, g, h] = offset;
+        let name = [order.halves([2, 4]), *b"eth1"];
+        let offset = [order.halves([14, 8]), [a, b, c, d], [e, f, g, h]];
+        let words = [&[order.halves([1, 0]), order.word(6)][..], &name, &offset].concat();
+        order.block(IDB_MAGIC, &words)
+    }
+
+    #[test]
+    fn packets_of_every_kind_of_block_are_read_in_both_byte_orders() {
+        for order in [Order(false), Order(true)] {
+            let word = |word| order.word(word);
+            let bytes = [[1, 2, 3, 4], [5, 6, 0, 0]];
+            let enhanced = [&[0, 0, 1_500_000, 6, 60].map(word)[..], &bytes].concat();
+            let old = [&[order.halves([0, 9])][..], &[0, 2_000_000, 5, 60].map(word), &bytes];
+            let seen = read(&[
+                order.section(),
+                interface(order),
+                order.block(EPB_MAGIC, &enhanced),
+                order.block(SPB_MAGIC, &[&[word(60)][..], &bytes].concat()),
+                order.block(SPB_MAGIC, &[&[word(5)][..], &bytes].concat()),
+                order.block(OLD_PACKET_BLOCK, &old.concat()),
+            ]);
+            let at = |ms| Some(Duration::from_millis(100_000 + ms));
+            let six = vec![1, 2, 3, 4, 5, 6];
+            let five = vec![1, 2, 3, 4, 5];
+            let expected = vec![
+                (1, at(1500), 60, six.clone()),
+                (1, None, 60, six),
+                (1, None, 5, five.clone()),
+                (1, at(2000), 60, five),
+            ];
+            assert_eq!(seen, Ok(expected));
+        }
+    }
+
+    #[test]
+    fn blocks_that_lie_are_malformed() {
+        let order = Order(false);
+        let words = |words: &[u32]| words.iter().map(|&word| order.word(word)).collect::<Vec<_>>();
+        for (kind, body, what) in [
+            (EPB_MAGIC, words(&[0, 0, 0, 9, 9, 1, 2]), "longer than the block"),
+            (EPB_MAGIC, words(&[1, 0, 0, 4, 4, 1]), "interface 1, which there is not"),
+            (OLD_PACKET_BLOCK, words(&[0, 0, 0, 9, 9, 1, 2]), "too short"),
+            (OLD_PACKET_BLOCK, words(&[0, 0]), "too short"),
+            (IDB_MAGIC, words(&[1]), "contradict"),
+        ] {
+            let blocks = [order.section(), interface(order), order.block(kind, &body)];
+            let error = read(&blocks).err().unwrap_or_default();
+            assert!(error.contains(what), "{kind}: {error:?}");
+        }
+    }
+
     #[test]
     fn times_of_every_resolution_are_read_to_the_nanosecond() {
         let time = |resolution, offset, units| Clock { resolution, offset }.time(units);
