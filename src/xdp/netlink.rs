@@ -333,9 +333,9 @@ mod tests {
         let mut details = vec![0; text.buffer_len()];
         text.emit(&mut details);
         let whole_request = request(RouteNetlinkMessage::GetLink(about(7, Vec::new())), 0);
+        let header = whole_request.get(..HEADER).unwrap();
         // The request is given back as a whole, or its header alone.
-        for (capped, request) in [(0, &whole_request[..]), (NLM_F_CAPPED, &whole_request[..HEADER])]
-        {
+        for (capped, request) in [(0, &whole_request[..]), (NLM_F_CAPPED, header)] {
             let code = (-libc::EINVAL).to_ne_bytes();
             let payload = [&code, request, &details].concat();
             let mut bytes = vec![0; HEADER + payload.len()];

@@ -5,9 +5,11 @@
 //!            pool <-reclaim-- completion <--- kernel <---- TX ring <-transmit-- frame
 //! ```
 //!
-//! A worker calls, once per poll: `reclaim`, `receive`, `transmit_all`, `refill`, then `flush`. Nothing here allocates, blocks or panics; a system call is made only to wake a
-//! kernel that asks for it. What the rings say is checked against the ledger of the
-//! [UMEM](super::umem): a descriptor that names no frame of this queue is counted and ignored.
+//! A worker calls, once per poll: `reclaim`, `receive`, `transmit_all`, `refill`, then `flush`.
+//! Nothing here allocates, blocks or panics; a system call is made only to wake a kernel that asks
+//! for it. What the rings say is checked against the ledger of the [UMEM](super::umem): a descriptor
+//! that names no frame of this queue is counted and ignored.
+
 mod long;
 
 use std::os::fd::BorrowedFd;

@@ -295,7 +295,7 @@ mod tests {
                 order.block(SPB_MAGIC, &[&[word(5)][..], &bytes].concat()),
                 order.block(OLD_PACKET_BLOCK, &old.concat()),
             ]);
-            let at = |ms| Some(Duration::from_millis(100_000 + ms));
+            let at = |ms: u64| Some(Duration::from_millis(100_000 + ms));
             let six = vec![1, 2, 3, 4, 5, 6];
             let five = vec![1, 2, 3, 4, 5];
             let expected = vec![
