@@ -246,7 +246,7 @@ fn len_of<T>(bytes: &[u8], parsed: Parsed<'_, T>) -> Result<Option<usize>, Wrong
 fn malformed(error: nom::Err<PcapError<&[u8]>>) -> Wrong {
     match error {
         // The record is all there, by its own length.
-        nom::Err::Incomplete(_) => "something in a block is longer than the block".into(),
+        nom::Err::Incomplete(_) => "a block is too short for what it holds".into(),
         _ => "the lengths or numbers of a block contradict each other".into(),
     }
 }

@@ -313,16 +313,20 @@ mod tests {
         let order = Order(false);
         let words = |words: &[u32]| words.iter().map(|&word| order.word(word)).collect::<Vec<_>>();
         for (kind, body, what) in [
-            (EPB_MAGIC, words(&[0, 0, 0, 9, 9, 1, 2]), "longer than the block"),
+            (EPB_MAGIC, words(&[0, 0, 0, 9, 9, 1, 2]), "too short"),
             (EPB_MAGIC, words(&[1, 0, 0, 4, 4, 1]), "interface 1, which there is not"),
             (OLD_PACKET_BLOCK, words(&[0, 0, 0, 9, 9, 1, 2]), "too short"),
             (OLD_PACKET_BLOCK, words(&[0, 0]), "too short"),
-            (IDB_MAGIC, words(&[1]), "contradict"),
+            (IDB_MAGIC, words(&[1]), "too short"),
         ] {
             let blocks = [order.section(), interface(order), order.block(kind, &body)];
             let error = read(&blocks).err().unwrap_or_default();
             assert!(error.contains(what), "{kind}: {error:?}");
         }
+        let mut lies = order.block(EPB_MAGIC, &words(&[0, 0, 0, 4, 4, 1]));
+        lies.iter_mut().rev().take(4).for_each(|byte| *byte = 7);
+        let error = read(&[order.section(), interface(order), lies]).err().unwrap_or_default();
+        assert!(error.contains("contradict"), "another length at the end: {error:?}");
     }
 
     #[test]
