@@ -1,17 +1,17 @@
 # shellcheck shell=bash disable=SC2034
-# What the scripts share: messages, and the installation of what is missing. To be sourced.
+# Functions of the scripts: messages, and installation of missing packages. To be sourced.
 
 # Root's PATH has no sbin after a plain `su`.
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# What the scripts, tests and benches run, and what installs it. One row each: Debian package | programs
-# that are used of it, and paths that must be there (with a slash) | what it is for.
-# tests/programs.rs compares these lists with what is run: a program that is missing here fails on a new
-# machine only.
+# Programs that scripts, tests and benches run, and their packages. One row each: Debian package | used
+# programs of it, and required paths (with a slash) | purpose.
+# tests/programs.rs compares these lists with the sources: a program that is missing here would fail on a
+# new machine only.
 
-# In every Debian, the smallest too.
+# Packages of every Debian, the smallest too.
 ESSENTIAL_PACKAGES=(
     'coreutils|/usr/bin/env basename chroot chmod cat chown cp cut date dirname env head id ln ls mkdir mkfifo mktemp mv nproc od paste realpath rm sha256sum sleep sort tail tee timeout touch tr true uname uniq wc|files and text'
     'util-linux|flock prlimit setpriv setsid taskset unshare|namespaces, privileges, cores'
@@ -89,16 +89,16 @@ FRESH_PACKAGES=(
     'git|git|makes the clone'
 )
 
-# say TEXT...: a message to the person who waits.
+# say TEXT...: prints a progress message.
 say() { printf '%s\n' "$*" >&2; }
 
-# die TEXT...: a message, then the end.
+# die TEXT...: prints a message and exits with 1.
 die() {
     printf '%s: error: %s\n' "$(basename "$0")" "$*" >&2
     exit 1
 }
 
-# print_usage: the comment at the head of the script that runs.
+# print_usage: prints the comment at the head of the running script.
 print_usage() { sed -n '2,/^set /{ /^#/s/^# \{0,1\}//p; }' "$0"; }
 
 require_root() {
@@ -111,13 +111,13 @@ missing_of() {
     for word in "$@"; do
         case $word in
             /*) [[ -e $word ]] ;;
-            # Not what bash has itself.
+            # A builtin of bash is no program.
             *) type -P "$word" >/dev/null ;;
         esac || { echo "$word" && return; }
     done
 }
 
-# install_missing ROW...: installs the packages that lack a program, and says which and why.
+# install_missing ROW...: installs the packages of missing programs, and prints which and why.
 install_missing() {
     local row package programs program why missing=()
     for row in "$@"; do
@@ -144,7 +144,7 @@ install_missing() {
 install_without_services() {
     local policy=/usr/sbin/policy-rc.d
     (
-        # Debian's way to say that installing must not start services; gone again whatever happens.
+        # Debian's way to prevent that an installation starts services; removed in any case.
         if [[ ! -e $policy ]]; then
             trap 'rm -f "$policy"' EXIT
             printf '#!/bin/sh\nexit 101\n' >"$policy"
@@ -182,27 +182,27 @@ require_rust() {
         || die "Rust $found is older than $wanted. Run: rustup update stable, or: $cure"
 }
 
-# ---- steps that are all tried ----
+# ---- steps that run despite failures ----
 
-# What has failed: title|command that runs it again.
+# Failures: title|command that repeats it.
 FAILED_STEPS=()
 
 step() { printf '\n==> %s (%d s)\n' "$*" "$SECONDS"; }
 
-# attempt TITLE CMD...: a step whose failure is kept for the end; later steps run all the same.
+# attempt TITLE CMD...: runs a step; its failure is reported at the end, and later steps still run.
 attempt() {
     step "$1"
     "${@:2}" || FAILED_STEPS+=("$1|${*:2}")
 }
 
-# attempt_tests CMD...: the same for cargo test; each failed test is a failure.
+# attempt_tests CMD...: runs cargo test as steps; each failed test is a failure.
 attempt_tests() {
     local log rows
     step "$*"
     log=$(mktemp)
     if ! CARGO_TERM_COLOR=never "$@" 2>&1 | tee "$log"; then
         mapfile -t rows < <(failed_tests <"$log")
-        # None, where something cannot be built.
+        # Without a failed test the build failed: the command itself is the failure.
         ((${#rows[@]} > 0)) || rows=("$*|$*")
         FAILED_STEPS+=("${rows[@]}")
     fi
@@ -232,16 +232,16 @@ failed_tests() {
         /^error: (test|doctest) failed, to rerun pass/ { if (!failed) row("") }'
 }
 
-# What was left out: the check, and why.
+# Checks that were left out, with the reason.
 NOT_RUN=()
 
-# not_run TEXT: a check that this machine cannot run. Said again at the end, where it is not overlooked.
+# not_run TEXT: records a check that this machine cannot run; report_failures repeats it.
 not_run() {
     step "not run: $1"
     NOT_RUN+=("$1")
 }
 
-# report_failures: a list of them, and of what was not run; fails if there are failures.
+# report_failures: prints the failures, and the checks that were left out; fails if there are failures.
 report_failures() {
     ((${#NOT_RUN[@]} == 0)) || printf '\nnot run: %s\n' "${NOT_RUN[@]}"
     ((${#FAILED_STEPS[@]} > 0)) || return 0
@@ -261,11 +261,11 @@ hf() { "$HOLDFAST" "$@" --socket "$(lab_state)/control.sock"; }
 hf_status() { hf status --json | jq -r "$@"; }
 
 # start_holdfast CONFIG: in the balancer's namespace; returns when every backend is up. PATIENCE_S, 10 by
-# default, is for machines that are slow.
+# default, is longer for slow machines.
 start_holdfast() {
     local log
     log=$(lab_state)/holdfast.log
-    # A session of its own: it outlives this script where a script wants that.
+    # A session of its own, so that holdfast can outlive the script.
     setsid "$REPOSITORY/scripts/lab" --name "$LAB" exec lb "$HOLDFAST" run --config "$1" >"$log" 2>&1 </dev/null &
     HOLDFAST_PID=$!
     wait_until "${PATIENCE_S:-10}" holdfast_answers || die "holdfast did not start; it said: $(<"$log")"
@@ -282,7 +282,7 @@ every_backend_is_up() {
     [[ $(hf_status '[.vips[].backends[] | .health == "up" and .next_hop != null] | all') == true ]]
 }
 
-# stop_holdfast: a clean stop; fails when it did not end well.
+# stop_holdfast: stops holdfast cleanly; fails if its exit status is not 0.
 stop_holdfast() {
     local pid=${HOLDFAST_PID:-} result=0
     [[ -n $pid ]] || return 0

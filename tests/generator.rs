@@ -11,11 +11,10 @@
     clippy::indexing_slicing,
     reason = "a test may stop at the first surprise"
 )]
-#![expect(unsafe_code, reason = "setns(2) and geteuid(2)")]
+#![expect(unsafe_code, reason = "geteuid(2)")]
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +25,11 @@ use holdfast::xdp::queue::XskQueue;
 use holdfast::xdp::socket::Io;
 use holdfast::xdp::umem::{Frame, FramePool, Umem};
 use serde_json::Value;
+
+#[path = "support/namespace.rs"]
+mod namespace;
+
+use namespace::in_namespace;
 
 const HOLDFAST: &str = env!("CARGO_BIN_EXE_holdfast");
 /// How long anything may take; only a failure takes that long.
@@ -298,20 +302,6 @@ fn capture(interface: &str, most: usize, ready: &AtomicBool) -> Vec<Vec<u8>> {
         assert!(start.elapsed() < PATIENCE, "only {} packets arrived", packets.len());
     }
     packets
-}
-
-/// Does `work` on a thread inside a namespace.
-fn in_namespace<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
-    let namespace = File::open(format!("/run/netns/{name}")).unwrap();
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            // SAFETY: takes an open descriptor; it changes the namespace of this thread only.
-            let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
-            assert_eq!(entered, 0, "setns: {}", std::io::Error::last_os_error());
-            work()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {

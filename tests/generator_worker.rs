@@ -2,10 +2,7 @@
 //! allocates nor frees once it runs, and tells what a device between the NICs does wrong.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
-#![expect(unsafe_code, reason = "a global allocator is an unsafe trait")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -22,30 +19,10 @@ use holdfast::xdp::cpu;
 use holdfast::xdp::fake::FakeNic;
 use holdfast::xdp::umem::Umem;
 
-/// The system's allocator; counts the calls of each thread.
-struct Counting;
+#[path = "support/allocator.rs"]
+mod allocator;
 
-thread_local! {
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is handed to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.with(|calls| calls.set(calls.get() + 1));
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        CALLS.with(|calls| calls.set(calls.get() + 1));
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use allocator::calls_of;
 
 const RING: u32 = 512;
 /// Length of a trial, in ns, and packets per second in it.
@@ -149,9 +126,7 @@ fn run(settings: &Settings, device: impl Device) -> (Worker, u64) {
     let (live, stop, over) = (Live::default(), AtomicBool::new(false), AtomicBool::new(false));
     let calls = std::thread::scope(|scope| {
         scope.spawn(|| carry(&mut client_nic, &mut backend_nic, &over, device));
-        let before = CALLS.with(Cell::get);
-        worker.run(&trial, &live, &stop);
-        let calls = CALLS.with(Cell::get) - before;
+        let (calls, ()) = calls_of(|| worker.run(&trial, &live, &stop));
         over.store(true, Ordering::Release);
         calls
     });
@@ -176,7 +151,7 @@ fn a_worker_on_a_wire_loses_nothing_and_never_allocates() {
         assert!(worker.client().counts().flows_opened > 100, "{name}");
         assert_eq!(calls, 0, "{name}: allocations");
     }
-    assert!(CALLS.with(Cell::get) > 0, "the allocator counts");
+    assert!(allocator::total() > 0, "the allocator counts");
 }
 
 /// What a device did wrong, in packets.

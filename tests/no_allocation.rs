@@ -1,11 +1,7 @@
 //! A worker does not allocate (architecture invariant 3): a counting allocator watches one.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
-#![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
 #![allow(dead_code, reason = "the rig has more than this test needs")]
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 
 use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
@@ -17,32 +13,18 @@ use holdfast::forwarding::{
 use holdfast::stats::Answer;
 use holdfast::units::Ticks;
 
+#[path = "support/allocator.rs"]
+mod allocator;
 mod rig;
 
-/// The system's allocator; counts the calls of the threads that ask for it.
-struct Counting;
+use allocator::calls_of;
 
-thread_local! {
-    static CALLS: Cell<u64> = const { Cell::new(0) };
+/// Delivers a packet to a worker; returns the packets that it sends, and adds the calls of the allocator to `total`.
+fn send(rig: &mut rig::Rig, worker: usize, packet: &[u8], total: &mut u64) -> Vec<rig::Sent> {
+    rig.deliver(worker, 0, packet);
+    *total += calls_of(|| rig.poll(worker)).0;
+    rig.collect(worker, 0)
 }
-
-// SAFETY: every call is handed to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.with(|calls| calls.set(calls.get() + 1));
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        CALLS.with(|calls| calls.set(calls.get() + 1));
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn polling_never_allocates_or_frees() {
@@ -61,17 +43,9 @@ fn polling_never_allocates_or_frees() {
         let mut calls = 0;
         for (round, packet) in packets.iter().enumerate() {
             let worker = round % 2;
-            rig.deliver(worker, 0, packet);
-            let before = CALLS.with(Cell::get);
-            rig.poll(worker);
-            calls += CALLS.with(Cell::get) - before;
-            let sent = rig.collect(worker, 0);
+            let sent = send(&mut rig, worker, packet, &mut calls);
             if forward == Forward::Nat {
-                rig.deliver(1 - worker, 0, &sent[0].reply("A"));
-                let before = CALLS.with(Cell::get);
-                rig.poll(1 - worker);
-                calls += CALLS.with(Cell::get) - before;
-                rig.collect(1 - worker, 0);
+                send(&mut rig, 1 - worker, &sent[0].reply("A"), &mut calls);
             }
         }
         // A first fragment, a later one that is parked, and one whose first one comes after it.
@@ -87,10 +61,7 @@ fn polling_never_allocates_or_frees() {
         for (worker, part) in [(0, part([0x20, 0], 1)), (1, part([0, 3], 1)), (1, part([0, 3], 2))]
         {
             rig.deliver(worker, 0, &part);
-            let before = CALLS.with(Cell::get);
-            rig.poll(worker);
-            rig.poll(worker);
-            calls += CALLS.with(Cell::get) - before;
+            calls += calls_of(|| (0..2).for_each(|_| rig.poll(worker))).0;
         }
         assert_eq!(rig.stats(1).fragments_parked.get(), 1, "{forward:?}");
         (0..2).for_each(|worker| drop(rig.collect(worker, 0)));
@@ -98,10 +69,9 @@ fn polling_never_allocates_or_frees() {
         // The publisher frees old tables, not the worker that lets go of one.
         rig.change(|specs| specs[0].backends[0].up = false);
         rig.deliver(0, 0, &packets[0]);
-        let before = CALLS.with(Cell::get);
-        rig.poll(0);
-        assert_eq!(CALLS.with(Cell::get), before, "{forward:?}: a new table");
-        assert!(CALLS.with(Cell::get) > 0, "the allocator counts");
+        let (calls, ()) = calls_of(|| rig.poll(0));
+        assert_eq!(calls, 0, "{forward:?}: a new table");
+        assert!(allocator::total() > 0, "the allocator counts");
     }
 }
 
@@ -116,13 +86,8 @@ fn placing_datagrams_never_allocates_or_frees() {
         (vip.protocol, vip.pin, vip.scheduler) = (Protocol::Udp, false, scheduler);
         let mut rig = rig::Rig::new(2, 1, vec![vip]);
         let mut calls = 0;
-        let mut send = |rig: &mut rig::Rig, worker, packet: &[u8]| {
-            rig.deliver(worker, 0, packet);
-            let before = CALLS.with(Cell::get);
-            rig.poll(worker);
-            calls += CALLS.with(Cell::get) - before;
-            rig.collect(worker, 0)
-        };
+        let mut send =
+            |rig: &mut rig::Rig, worker, packet: &[u8]| send(rig, worker, packet, &mut calls);
         for port in 1000..1100 {
             let packet = rig::udp(rig::Family::V4, port, 80, true);
             let sent = send(&mut rig, 0, &packet).remove(0);
@@ -152,13 +117,8 @@ fn full_nat_never_allocates_or_frees() {
             vip.backends[0].address = inner.backend(0);
             let mut rig = rig::Rig::new(2, 1, vec![VipSpec { proxy, ..vip }]);
             let mut calls = 0;
-            let mut send = |rig: &mut rig::Rig, worker, packet: &[u8]| {
-                rig.deliver(worker, 0, packet);
-                let before = CALLS.with(Cell::get);
-                rig.poll(worker);
-                calls += CALLS.with(Cell::get) - before;
-                rig.collect(worker, 0)
-            };
+            let mut send =
+                |rig: &mut rig::Rig, worker, packet: &[u8]| send(rig, worker, packet, &mut calls);
             for port in 1000..1100 {
                 let asked = send(&mut rig, 0, &rig::tcp(family, port, 80, "S")).remove(0);
                 let answer = rig::numbered(inner, asked.reply("SA"), 1, 1001);
@@ -171,9 +131,7 @@ fn full_nat_never_allocates_or_frees() {
             }
             // Longer than the time of what is closed and a round of the sweep.
             for _ in 0..8 {
-                let before = CALLS.with(Cell::get);
-                rig.advance(100);
-                calls += CALLS.with(Cell::get) - before;
+                calls += calls_of(|| rig.advance(100)).0;
             }
             assert_eq!(calls, 0, "{family:?} {inner:?}, proxy: {proxy}");
             let bindings = rig.stats(0).bindings(inner == rig::Family::V4);
@@ -206,9 +164,8 @@ fn following_connection_ids_never_allocates() {
             .write(&mut packet, &payload)
             .unwrap();
         rig.deliver(0, 0, &packet);
-        let before = CALLS.with(Cell::get);
-        rig.poll(0);
-        assert_eq!(CALLS.with(Cell::get), before, "round {round}");
+        let (calls, ()) = calls_of(|| rig.poll(0));
+        assert_eq!(calls, 0, "round {round}");
         assert_eq!(usize::from(rig.collect(0, 0)[0].destination_mac()[5]), round % 3);
     }
     assert_eq!(rig.stats(0).flows_by_cid.get(), 100);
@@ -233,9 +190,7 @@ fn resetting_never_allocates_or_frees() {
             let mut calls = 0;
             for packet in &packets {
                 rig.deliver(0, 0, packet);
-                let before = CALLS.with(Cell::get);
-                rig.advance(10);
-                calls += CALLS.with(Cell::get) - before;
+                calls += calls_of(|| rig.advance(10)).0;
                 rig.collect(0, 0);
             }
             assert_eq!(calls, 0, "{forward:?} {family:?}");
@@ -260,9 +215,8 @@ fn answering_never_allocates_or_frees() {
                 packet[20] |= 0x40;
             }
             rig.deliver(0, 0, &packet);
-            let before = CALLS.with(Cell::get);
-            rig.poll(0);
-            assert_eq!(CALLS.with(Cell::get), before, "{answer:?}");
+            let (calls, ()) = calls_of(|| rig.poll(0));
+            assert_eq!(calls, 0, "{answer:?}");
             assert_eq!(rig.stats(0).answer_counter(answer).get(), 1);
             rig.collect(0, 0);
             rig.change(|specs| specs[0].backends[0].up = false);
@@ -280,17 +234,14 @@ fn no_scheduler_allocates() {
         vip.backends[3].up = false;
         let mut rig = rig::Rig::new(1, 1, vec![vip]);
         rig.send(0, 0, &rig::tcp(rig::Family::V4, 999, 80, "S"));
-        let before = CALLS.with(Cell::get);
-        let mut calls = 0;
+        let before = allocator::total();
+        let mut total = 0;
         for port in 1000..1200 {
-            rig.deliver(0, 0, &rig::tcp(rig::Family::V4, port, 80, "S"));
-            let before = CALLS.with(Cell::get);
-            rig.poll(0);
-            calls += CALLS.with(Cell::get) - before;
-            assert_eq!(rig.collect(0, 0).len(), 1, "{scheduler}");
+            let packet = rig::tcp(rig::Family::V4, port, 80, "S");
+            assert_eq!(send(&mut rig, 0, &packet, &mut total).len(), 1, "{scheduler}");
         }
-        assert_eq!(calls, 0, "{scheduler}");
-        assert!(CALLS.with(Cell::get) > before, "the allocator counts");
+        assert_eq!(total, 0, "{scheduler}");
+        assert!(allocator::total() > before, "the allocator counts");
     }
 }
 
@@ -304,10 +255,8 @@ fn a_prepared_thread_takes_up_tables_without_allocating() {
     publisher.publish(table(2));
     let worker = std::thread::spawn(move || {
         prepare_thread();
-        let before = CALLS.with(Cell::get);
-        let generation = tables.current().generation();
-        (generation, CALLS.with(Cell::get) - before)
+        calls_of(|| tables.current().generation())
     });
-    assert_eq!(worker.join().ok(), Some((2, 0)));
+    assert_eq!(worker.join().ok(), Some((0, 2)));
     assert_eq!(publisher.retained(), 1, "it was not the worker that freed the first table");
 }

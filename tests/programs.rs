@@ -1,7 +1,7 @@
 //! Every program that scripts, tests and benches run is declared in `scripts/lib.sh`, and installed.
 //!
-//! A machine where tests are written has more programs than a new one; what is not declared fails there
-//! only. So the sources are read for what they run.
+//! A program that is not declared fails on a new machine only, as the machines of developers have more
+//! programs installed. So the test reads the sources for the programs that they run.
 
 #![expect(
     clippy::unwrap_used,
@@ -19,13 +19,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What comes with Rust, and rustup's toolchain is no package of Debian.
+/// Programs of the Rust toolchain; that of rustup is no package of Debian.
 const RUST: [&str; 2] = ["cargo", "rustc"];
-/// On a machine with systemd only, and not needed on another.
+/// Programs that only machines with systemd have and need.
 const OPTIONAL: [&str; 1] = ["systemctl"];
-/// What scripts/guest brings along: its busybox, and modprobe, which is run in the guest only.
+/// Programs that scripts/guest provides: its busybox, and modprobe, which runs in the guest only.
 const OF_THE_GUEST: [&str; 3] = ["bin/busybox", "modprobe", "poweroff"];
-/// Those that `cargo` runs: the linker, and the compiler of the XDP program.
+/// Programs that `cargo` runs: the linker, and the compiler of the XDP program.
 const OF_CARGO: [&str; 2] = ["cc", "clang"];
 /// Sources that a script runs besides itself: tests, benches, scripts.
 const RUNS: [(&str, &[&str]); 9] = [
@@ -103,7 +103,7 @@ fn programs_of(rows: &[Row]) -> BTreeSet<String> {
     rows.iter().flat_map(|row| row.programs.clone()).collect()
 }
 
-/// Every program and path that is installed by a script, with what each Debian has.
+/// Programs and paths that a script installs, and those of every Debian.
 fn installed_by(script: &str, lists: &BTreeMap<String, Vec<Row>>) -> BTreeSet<String> {
     let text = read(Path::new("scripts").join(script));
     let mut found = programs_of(&lists["ESSENTIAL_PACKAGES"]);
@@ -118,7 +118,7 @@ fn installed_by(script: &str, lists: &BTreeMap<String, Vec<Row>>) -> BTreeSet<St
 fn sources(under: &str) -> Vec<PathBuf> {
     let (mut found, mut left) = (Vec::new(), vec![root().join(under)]);
     while let Some(path) = left.pop() {
-        // This test has programs in it that nothing runs.
+        // This test contains names of programs that it does not run.
         if path.ends_with("tests/programs") || path.ends_with("tests/programs.rs") {
             continue;
         }
@@ -131,7 +131,7 @@ fn sources(under: &str) -> Vec<PathBuf> {
     found
 }
 
-/// What a file runs.
+/// Programs that a file runs.
 fn executed(path: &Path) -> BTreeSet<String> {
     let Ok(text) = std::fs::read_to_string(path) else { return BTreeSet::new() };
     let end = path.extension().and_then(|end| end.to_str());
@@ -163,7 +163,7 @@ fn is_ours(name: &str) -> bool {
         || (name.contains('/') && !path.is_absolute() && root().join(path).is_file())
 }
 
-/// What `executed` has that is not in `declared`.
+/// Programs in `executed` that are not in `declared`.
 fn undeclared(executed: &BTreeSet<String>, declared: &BTreeSet<String>) -> Vec<String> {
     let known = |name: &&String| {
         declared.contains(*name)
@@ -195,7 +195,7 @@ fn every_program_that_is_run_is_installed() {
             }
         }
     }
-    // What the scripts share is declared somewhere.
+    // The file that the scripts share uses declared programs only.
     let all: BTreeSet<String> = lists.values().flat_map(|rows| programs_of(rows)).collect();
     missing.extend(undeclared(&executed(&root().join("scripts/lib.sh")), &all));
     assert!(
@@ -205,7 +205,7 @@ fn every_program_that_is_run_is_installed() {
     );
 }
 
-/// The scan sees what is known to be there: by each way of running something.
+/// The scan finds known programs, one at least for each way to run a program.
 #[test]
 fn the_scan_sees_programs_that_are_known_to_be_run() {
     for (under, known) in [
@@ -336,7 +336,7 @@ fn a_program_is_seen_wherever_it_stands() {
     }
 }
 
-/// What is declared as part of each Debian is: those packages are required, and have the programs.
+/// Packages that are declared as part of every Debian are required, and have the programs.
 #[test]
 fn essential_programs_are_in_every_debian() {
     for Row { package, programs } in &declared()["ESSENTIAL_PACKAGES"] {
@@ -345,14 +345,14 @@ fn essential_programs_are_in_every_debian() {
             String::from_utf8(output.stdout).unwrap()
         };
         let priority = query(&["--show", "--showformat", "${Essential} ${Priority}"]);
-        // apt is what installs the others.
+        // apt installs the others.
         assert!(
             priority.contains("yes") || priority.contains("required") || package == "apt",
             "{package}: {priority:?}"
         );
         let files = query(&["--listfiles"]);
         for program in programs.iter().filter(|program| !program.starts_with('/')) {
-            // awk is whichever awk is there; Debian has one always.
+            // Debian always has an awk; mawk is the required one.
             let end = format!("bin/{}", if program == "awk" { "mawk" } else { program });
             assert!(files.lines().any(|file| file.ends_with(&end)), "{package} has no {program}");
         }

@@ -7,13 +7,12 @@ mod rig;
 
 use std::net::IpAddr;
 
-use etherparse::PacketBuilder;
 use holdfast::flow::Protocol;
 use holdfast::forwarding::quic_lb::{Codec, Config};
 use holdfast::forwarding::{Affinity, Forward, Ports, ServerId, Service, VipSpec};
 use holdfast::stats::Drop;
 use proptest::prelude::*;
-use rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec};
+use rig::{CLIENT_MAC, Family, Rig, Sent, ip_builder, nic_mac, spec};
 
 const BACKENDS: u16 = 8;
 const PORT: u16 = 80;
@@ -74,12 +73,7 @@ fn datagram(
     payload: &[u8],
 ) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let builder = PacketBuilder::ethernet2(source_mac, destination_mac);
-    let builder = match (source.0, destination.0) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => builder.ipv4(a.octets(), b.octets(), 64),
-        (IpAddr::V6(a), IpAddr::V6(b)) => builder.ipv6(a.octets(), b.octets(), 64),
-        _ => unreachable!("one family"),
-    };
+    let builder = ip_builder((source_mac, destination_mac), source.0, destination.0);
     builder.udp(source.1, destination.1).write(&mut bytes, payload).unwrap();
     bytes
 }

@@ -7,11 +7,9 @@
 //!                                                192.0.2.10  is the VIP
 //! ```
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
-#![expect(unsafe_code, reason = "setns(2) and geteuid(2)")]
+#![expect(unsafe_code, reason = "geteuid(2)")]
 
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -27,6 +25,11 @@ use holdfast::xdp::program::{
 use holdfast::xdp::queue::{XskQueue, wait};
 use holdfast::xdp::socket::{BindMode, Io, SocketError};
 use holdfast::xdp::umem::{Frame, FramePool, Umem};
+
+#[path = "support/namespace.rs"]
+mod namespace;
+
+use namespace::in_namespace;
 
 const BOX: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -163,20 +166,6 @@ fn run(words: &[&str]) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {errors}", words.join(" "));
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Does `work` on a thread inside a namespace.
-fn in_namespace<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
-    let namespace = File::open(format!("/run/netns/{name}")).unwrap();
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            // SAFETY: takes an open descriptor; it changes the namespace of this thread only.
-            let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
-            assert_eq!(entered, 0, "setns: {}", std::io::Error::last_os_error());
-            work()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
 
 /// Repeats `step` until it says that it is done.

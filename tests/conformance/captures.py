@@ -1,4 +1,4 @@
-"""Captures: pcapng is written, pcap and pcapng are read. No scapy here: it is slow for thousands of frames.
+"""Writer of pcapng, reader of pcap and pcapng. Without scapy, which is slow for thousands of frames.
 
 pcap:   https://www.ietf.org/archive/id/draft-ietf-opsawg-pcap-04.html
 pcapng: https://www.ietf.org/archive/id/draft-ietf-opsawg-pcapng-02.html
@@ -12,7 +12,7 @@ ETHERNET = 1
 
 @dataclass
 class Captured:
-    """One frame of a capture. `seconds` since the epoch; `interface` and `comment` if the file says so."""
+    """One frame of a capture. `seconds` count from the epoch; `interface` and `comment` are set if the file has them."""
 
     data: bytes
     seconds: float
@@ -21,7 +21,7 @@ class Captured:
 
 
 def write(path, frames, interfaces=("-",)):
-    """Writes (microseconds since the epoch, interface, frame) as pcapng; `interfaces` are the names of all."""
+    """Writes (microseconds since the epoch, interface, frame) as pcapng; `interfaces` lists their names."""
     with open(path, "wb") as file:
         file.write(_block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))
         for name in interfaces:
@@ -46,7 +46,7 @@ def _aligned(data):
 
 
 def read(path):
-    """Every frame of a pcap or pcapng file."""
+    """Returns every frame of a pcap or pcapng file."""
     with open(path, "rb") as file:
         data = file.read()
     if data[:4] == b"\x0a\x0d\x0d\x0a":

@@ -1,4 +1,4 @@
-"""Case files: what they may say, and the packets that their expressions describe. See docs/CONFORMANCE.md."""
+"""Case files, and the packets that their expressions describe. See docs/CONFORMANCE.md."""
 
 import tomllib
 from dataclasses import dataclass
@@ -6,26 +6,16 @@ from pathlib import Path
 
 import captures
 import packets
+import rules
 import scapy.all as scapy_all
 import scapy.layers.inet6 as scapy_inet6
 import words
 import world
-
-MODES = ("dsr", "nat", "full_nat", "proxy", "ipip", "gue")
-GROUPS = {"tunnels": ("ipip", "gue"), "translating": ("nat", "full_nat", "proxy"), "full": ("full_nat", "proxy")}
-FILE_KEYS = {"row", "what", "case"}
-CASE_KEYS = {"name", "why", "modes", "vips", "nics", "config", "neighbours", "packet", "counters", *MODES, *GROUPS}
-PACKET_KEYS = {"in", "pcap", "frames", "repeat", "at", "cut", "out", "drop", "kernel", "reply", "free", "flow", "vip", "backend",
-               "same_backend_as", "other_backend_than", "never", "spread", "nic", "modes", *MODES, *GROUPS}
-WAYS = ("out", "drop", "kernel", "reply", "cut")
-
-
-class Mistake(Exception):
-    """A case file that cannot be run, with the place and the cure."""
-
+from mistake import Mistake
+from rules import MODES
 
 class Pending(Exception):
-    """An expression that needs what was sent for an earlier packet, which has not run yet."""
+    """An expression that needs the outcome of an earlier packet, which has not been replayed yet."""
 
 
 @dataclass
@@ -42,26 +32,23 @@ class Case:
         return f"{self.path.name}: {self.name} [{self.mode}]"
 
     def packets(self):
-        """The packets that this mode has, each with what holds for this mode."""
-        found = [self._for_mode(packet) for packet in self.table["packet"]]
-        return [packet for packet in found if self.mode in _modes(packet.get("modes", MODES), self.path)]
+        """{number: packet} of those that this mode has, each with the results of this mode.
 
-    def _for_mode(self, table):
-        merged = {key: value for key, value in table.items() if key not in MODES and key not in GROUPS}
-        for key in [group for group, modes in GROUPS.items() if self.mode in modes] + [self.mode]:
-            if key in table:
-                if any(way in table[key] for way in WAYS):
-                    merged = {name: value for name, value in merged.items() if name not in WAYS}
-                merged |= table[key]
-        return merged
+        Numbers count all packets of the case, so that one number is one packet in every mode.
+        """
+        return rules.packets_of(self.table["packet"], self.mode)
+
+    def in_file(self):
+        """How many packets the case has in all of its modes."""
+        return len(self.table["packet"])
 
     def counters(self):
-        """How far counters have moved in the end, by name."""
-        return self._for_mode(self.table).get("counters", {})
+        """Expected change of counters over the case, by name."""
+        return rules.for_mode(self.table, self.mode).get("counters", {})
 
     def texts(self):
         """Configuration and neighbours, as TOML."""
-        changes = self._for_mode(self.table)
+        changes = rules.for_mode(self.table, self.mode)
         config, neighbours = changes.get("config", {}), changes.get("neighbours", {})
         if isinstance(config, str):
             return _beside(self.path, config), _beside(self.path, neighbours)
@@ -73,29 +60,36 @@ class Case:
 
 
 def read(path):
-    """The cases of a file, one for each mode."""
+    """The cases of a file, one for each mode, and the mistakes in the others: a bad case leaves the rest alone."""
     path = Path(path)
-    table = _load(path)
-    _check_keys(path, "the file", table, FILE_KEYS)
-    return [Case(path, case["name"], mode, case)
-            for case in table["case"] for mode in _checked(path, case)]
+    try:
+        table = _load(path)
+    except Mistake as mistake:
+        return [], [str(mistake)]
+    mistakes = [f"{path}: {text}" for text in rules.file_faults(table)]
+    cases = []
+    for case in [] if mistakes else table["case"]:
+        try:
+            cases += _read_case(path, case)
+        except Mistake as mistake:
+            mistakes += str(mistake).splitlines()
+    return cases, mistakes
 
 
 def heading(path):
-    """The row of facts that a file is about, and what that row says."""
+    """The row of facts that a file is about, and its summary."""
     table = _load(path)
+    for key in ("row", "what"):
+        if key not in table:
+            raise Mistake(f"{path}: no {key}: the table of docs/CONFORMANCE.md shows it")
     return table["row"], table["what"]
 
 
 def _load(path):
     try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise Mistake(f"{path}: {error}") from None
-    missing = [key for key in ("row", "what", "case") if key not in table]
-    if missing:
-        raise Mistake(f"{path}: no {missing[0]}; a file has row = \"own\", what = \"...\", and a [[case]] at least")
-    return table
 
 
 def _beside(path, name):
@@ -106,93 +100,109 @@ def _beside(path, name):
         raise Mistake(f"{path}: {error}") from None
 
 
-def _modes_of_own(path, case):
+def _read_case(path, case):
+    where = f"{path}: {case.get('name', 'a case without a name')}"
+    _refuse(where, rules.shape_faults(case))
+    own = isinstance(case.get("config"), str)
+    if not own and isinstance(case.get("neighbours"), str):
+        raise Mistake(f"{where}: neighbours = \"FILE\" needs config = \"FILE\", too")
+    usual = _modes_of_own(path, where, case) if own else MODES
+    modes = rules.modes_of(case, usual)
+    others = sorted(set(modes) - {*usual})
+    if others:
+        raise Mistake(f"{where}: {case['config']} has no VIP of mode {others[0]}; there are {', '.join(sorted(usual))}")
+    _refuse(where, rules.case_faults(case, usual))
+    return [Case(path, case["name"], mode, case) for mode in modes]
+
+
+def _refuse(where, faults):
+    """Raises all of the faults, which are (packet, text), if there are any."""
+    lines = [f"{where}: {text}" if number is None else f"{where}, packet {number}: {text}" for number, text in faults]
+    if lines:
+        raise Mistake("\n".join(lines))
+
+
+def _modes_of_own(path, where, case):
     """The modes of the VIPs of a case's own configuration."""
-    where = f"{path}: {case.get('name')}"
     if not isinstance(case.get("neighbours"), str):
         raise Mistake(f"{where}: with a configuration of its own it needs neighbours = \"FILE\", see docs/REPLAY.md")
+    by_mode = {key for selector in rules.SELECTORS for key in case.get(selector, ())}
+    ignored = sorted(({"vips", "nics"} & set(case)) | (by_mode - {"counters"}))
+    if ignored:
+        raise Mistake(f"{where}: {ignored[0]} has no effect: the configuration is {case['config']}")
     try:
         vips = tomllib.loads(_beside(path, case["config"])).get("vip", [])
     except tomllib.TOMLDecodeError as error:
         raise Mistake(f"{where}: {case['config']}: {error}") from None
     found = {"proxy" if vip.get("proxy") == "v2" else vip.get("forward") for vip in vips} & {*MODES}
-    others = set(_modes(case.get("modes", found), path)) - found
-    if others:
-        raise Mistake(f"{where}: {case['config']} has no VIP of mode {min(others)}; there are {', '.join(sorted(found))}")
+    if not found:
+        raise Mistake(f"{where}: {case['config']} has no VIP")
     return sorted(found)
 
 
-def _checked(path, case):
-    where = case.get("name", "a case without a name")
-    _check_keys(path, where, case, CASE_KEYS)
-    for key in ("name", "packet"):
-        if key not in case:
-            raise Mistake(f"{path}: {where}: no {key}")
-    for index, packet in enumerate(case["packet"]):
-        _check_keys(path, f"{where}, packet {index}", packet, PACKET_KEYS)
-        if ("in" in packet) == ("pcap" in packet):
-            raise Mistake(f"{path}: {where}, packet {index}: needs either in = '...' or pcap = \"file\"")
-        if "frames" in packet and "pcap" not in packet:
-            raise Mistake(f"{path}: {where}, packet {index}: frames are those of a pcap = \"file\"")
-        for key in set(packet) & {*MODES, *GROUPS}:
-            _check_keys(path, f"{where}, packet {index}, {key}", packet[key], PACKET_KEYS)
-    usual = _modes_of_own(path, case) if isinstance(case.get("config"), str) else MODES
-    return _modes(case.get("modes", usual), path)
-
-
-def _modes(names, path):
-    found = [mode for name in names for mode in GROUPS.get(name, (name,))]
-    unknown = [name for name in found if name not in MODES]
-    if unknown:
-        raise Mistake(f"{path}: no mode {unknown[0]}; there are {', '.join([*MODES, *GROUPS])}")
-    return found
-
-
-def _check_keys(path, where, table, known):
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise Mistake(f"{path}: {where}: unknown key {unknown[0]}; there are {', '.join(sorted(known))}")
-
-
 class Words:
-    """What expressions can say: scapy's names, the names of world.py, and what happened before."""
+    """Names for the expressions of a case: those of scapy and of world.py, and the packets that came before."""
 
-    def __init__(self, path, received, outcomes):
-        """`received[i]` is the first frame of packet i, `outcomes[i]` what became of it, as far as there are."""
-        self.path = path
+    def __init__(self, case, numbers, received, outcomes):
+        """`numbers` are the packets of this mode; `received[n]` is the first frame of packet n, `outcomes[n]` its
+        outcome, for those that were replayed."""
+        self.numbers, self.count = numbers, case.in_file()
+        self.received, self.outcomes = received, outcomes
+        # The packet that an expression belongs to, and whether its own frame exists already.
+        self.number, self.came = None, False
         self.names = {name: getattr(scapy_all, name) for name in dir(scapy_all) if name[0].isupper()}
         self.names |= {name: getattr(scapy_inet6, name) for name in dir(scapy_inet6) if name[0].isupper()}
         self.names |= {name: getattr(world, name) for name in dir(world) if name.isupper()}
         self.names |= {name: vip[0] for name, vip in world.VIPS.items()}
         self.names |= {f"B{n}": world.BACKEND_MACS[f"b{n}"] for n in (1, 2, 3)}
-        self.names |= {"received": lambda index: packets.Ether(_at(received, index)),
-                       "sent": lambda index, frame=0: packets.Ether(_sent(outcomes, index, frame)),
-                       "backend": lambda index: _at(outcomes, index).backend}
+        self.names |= {"received": self._received, "sent": self._sent, "backend": self._backend}
         self.names |= {name: getattr(words, name) for name in words.FOR_CASES}
 
-    def frames(self, expression):
-        """The frames (bytes) that an expression describes: one, or a list."""
+    def frames(self, number, expression, came=False):
+        """The frames (bytes) that an expression of packet `number` describes: one, or a list.
+
+        `came`: the packet's own frame exists, so that the expression may name it.
+        """
+        self.number, self.came = number, came
         try:
             # A case file is a program that its author runs.
             value = eval(expression, dict(self.names))  # pylint: disable=eval-used
+            frames = [words.as_frame(one) for one in (value if isinstance(value, list) else [value])]
         except Pending:
             raise
+        except Mistake as mistake:
+            raise Mistake(f"packet {number}: {expression}: {mistake}") from None
         except Exception as error:
-            raise Mistake(f"{self.path}: {expression}: {type(error).__name__}: {error}") from None
-        return [words.as_frame(one) for one in (value if isinstance(value, list) else [value])]
+            raise Mistake(f"packet {number}: {expression}: {type(error).__name__}: {error}") from None
+        if not frames:
+            raise Mistake(f"packet {number}: {expression}: no frame, so nothing would be judged")
+        return frames
+
+    def _received(self, index):
+        self._check("received", index, may_be_own=self.came)
+        return packets.Ether(_known(self.received, index))
+
+    def _sent(self, index, frame=0):
+        self._check("sent", index)
+        outcome = _known(self.outcomes, index)
+        if not 0 <= frame < len(outcome.sent):
+            raise Mistake(f"sent({index}, {frame}): {len(outcome.sent)} frames were sent for packet {index}: {outcome}")
+        return packets.Ether(outcome.sent[frame][1])
+
+    def _backend(self, index):
+        self._check("backend", index)
+        return _known(self.outcomes, index).backend
+
+    def _check(self, word, index, may_be_own=False):
+        fault = rules.reference_fault(index, self.number, self.numbers, self.count, may_be_own)
+        if fault:
+            raise Mistake(f"{word}({index}): {fault}")
 
 
-def _at(items, index):
-    if index >= len(items) or items[index] is None:
+def _known(found, index):
+    if index not in found:
         raise Pending
-    return items[index]
-
-
-def _sent(outcomes, index, frame):
-    sent = _at(outcomes, index).sent
-    if frame >= len(sent):
-        raise ValueError(f"packet {index} made {len(sent)} frames: {_at(outcomes, index).line}")
-    return sent[frame][1]
+    return found[index]
 
 
 def capture(path, name, wanted=None):
@@ -201,8 +211,10 @@ def capture(path, name, wanted=None):
         frames = list(enumerate(frame.data for frame in captures.read(path.parent / name)))
     except (OSError, ValueError) as error:
         raise Mistake(f"{path}: {error}") from None
-    if wanted is None:
+    if wanted is None and frames:
         return frames
+    if not wanted:
+        raise Mistake(f"{path}: {name}: no frame, so nothing would be judged")
     found = []
     for entry in wanted:
         first, _, last = str(entry).partition("-")

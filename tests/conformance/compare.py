@@ -1,4 +1,4 @@
-"""Two frames field by field, for people; and what is wrong with one frame by itself."""
+"""Comparison of two frames field by field, and faults of a single frame."""
 
 from packets import IP, TCP, UDP, Ether, IPv6
 from scapy.layers.inet import ICMP, ICMPerror, IPerror, TCPerror, UDPerror
@@ -6,7 +6,7 @@ from scapy.layers.inet6 import IPerror6, IPv6ExtHdrFragment, _ICMPv6
 
 
 def differences(expected, actual, came_with_padding=b"", free=()):
-    """Lines that say how `actual` (bytes) is not `expected`; none if it is.
+    """Lists the fields in which `actual` (bytes) differs from `expected`; empty if they are equal.
 
     Ethernet padding may stay as it came, be cut, or be zeros. `free` are fields that may have any value:
     "IP.id", or "IP[1].ttl" for the second IP header.
@@ -51,7 +51,7 @@ QUOTES = (IPerror, IPerror6, ICMPerror, TCPerror, UDPerror)
 
 
 def faults(frame, received=b""):
-    """Lengths and checksums in `frame` that are not what scapy computes; none if `received`, a packet, had such too."""
+    """Lists lengths and checksums in `frame` that scapy computes otherwise; empty if `received` has such faults too."""
     wrong = _faults(Ether, frame)
     if wrong and received and _faults(IP if received[0] >> 4 == 4 else IPv6, received):
         return []
@@ -77,7 +77,7 @@ def _faults(kind, data):
 
 
 def _computed(layer):
-    """Names of the fields that scapy is to compute."""
+    """Returns the names of the fields that scapy computes."""
     if type(layer) is UDP and layer.chksum == 0 and (layer.underlayer.version == 4 or layer.dport == GUE_PORT):
         return ("len",)
     return ("cksum",) if isinstance(layer, _ICMPv6) else COMPUTED.get(type(layer), ())

@@ -1,4 +1,4 @@
-"""What the oracle knows of a configuration: read from the same TOML files that holdfast gets, by code of its own."""
+"""Configuration as the oracle sees it: read from the TOML files that holdfast gets, by independent code."""
 
 import ipaddress
 import tomllib
@@ -12,7 +12,7 @@ TRANSLATING = ("nat", "full_nat")
 
 @dataclass
 class Hop:
-    """Where a backend is on the wire."""
+    """Link-layer address of a backend: MAC, interface, VLAN tags and MTU."""
 
     mac: str
     interface: str
@@ -77,11 +77,11 @@ class Facts:
                    min(row.get("mtu", nic.mtu), nic.mtu), row.get("state", "up"))
 
     def interface_of(self, mac):
-        """The NIC with this MAC, or the first: where a frame of a capture arrives."""
+        """Returns the NIC with this MAC, on which a captured frame arrives; without a match the first one."""
         return next((name for name, nic in self.nics.items() if nic.mac == mac), next(iter(self.nics)))
 
     def vip_of(self, address, protocol, port):
-        """The VIP that a packet is for: longest prefix, exact port, range, all ports, any protocol."""
+        """Returns the VIP of a packet: longest prefix, then exact port, range, all ports, any protocol."""
         address = ipaddress.ip_address(address)
         found = [vip for vip in self.vips if vip.listens(address, protocol, port)]
         return max(found, key=lambda vip: _precedence(vip, port), default=None)

@@ -1,4 +1,4 @@
-"""Random but seeded packets of clients and backends.
+"""Random packets of clients and backends, from a seed.
 
 Headers are built with struct here, as building with scapy takes longer than all the rest.
 """
@@ -13,9 +13,9 @@ from segments import SYN
 
 FLOWS = 400
 MTU = 1500
-# Room for a mark: with all options the longest packets fill the MTU.
+# Bytes for a mark: with all options the longest packets fill the MTU.
 MARKED = 32
-# In a hundred packets.
+# Percentages of packets.
 OPTIONS, EXTENSIONS, TAGGED, PADDED, NO_VIP, NO_SUM, SPLIT, NO_ANSWER = 8, 12, 15, 15, 3, 10, 20, 5
 FLAGS = (0x02, 0xC2, 0x10, 0x18, 0x11, 0x19, 0x14, 0x04, 0x30, 0x50, 0x90, 0x38)
 HOPS = (1, 2, 3, 63, 64, 65, 127, 128, 254, 255)
@@ -27,7 +27,7 @@ ERRORS6 = ((2, 0, 1280), (2, 0, 1500), (2, 0, 0), (1, 4, 0), (1, 0, 0), (3, 0, 0
 
 @dataclass
 class Flow:
-    """Where a random flow goes."""
+    """Addresses, ports and VLAN tags of a random flow."""
 
     client: str
     client_port: int
@@ -41,7 +41,10 @@ class Generator:
     """Packets for VIPs, from `random`; `clients` gives the address of a flow's client: (number, IP version)."""
 
     def __init__(self, random, vips, clients, marked=None, tagged=TAGGED, sequenced=False, unanswered=False):
-        """`sequenced`: TCP numbers belong together, and there is room for a PROXY header. `unanswered`: some UDP comes from port 0."""
+        """`sequenced`: TCP numbers of a flow are consistent, with room for a PROXY header.
+
+        `unanswered`: some UDP datagrams have source port 0.
+        """
         self.unanswered = unanswered
         self.sequenced, self.initial, self.labels = sequenced, {}, {}
         self.random, self.vips, self.clients, self.marked, self.tagged = random, vips, clients, marked, tagged
@@ -56,7 +59,7 @@ class Generator:
         port = self.random.randint(*self.random.choice(vip.ports))
         protocol = vip.protocol or self.random.choice((6, 17))
         tags = [self._tag() for _ in range(self.random.randint(1, 2) if self._chance(self.tagged) else 0)]
-        # RFC 768: from port 0 comes what wants no answer.
+        # RFC 768: a datagram with source port 0 expects no reply.
         silent = self.unanswered and protocol == UDP and self._chance(NO_ANSWER)
         return Flow(client, 0 if silent else 1 + self.random.randrange(65535), str(address), port, protocol, tags)
 
@@ -67,7 +70,7 @@ class Generator:
         return self.random.randrange(100) < percent
 
     def packet(self, source, destination):
-        """A client's frame between two MACs."""
+        """Returns a client's frame between two MACs."""
         flow = self.random.choice(self.flows)
         port = flow.vip_port
         if self._chance(NO_VIP) and flow.protocol == TCP and port == 80:
@@ -76,7 +79,7 @@ class Generator:
         return self.frame(source, destination, flow.tags, ends, flow.protocol)
 
     def packets(self, source, destination, may_split):
-        """A client's frame, or the fragments of a datagram, of those VIPs that `may_split` (by address)."""
+        """Returns a client's frame, or the fragments of a datagram to a VIP (address, port) that `may_split` accepts."""
         frame = self.packet(source, destination)
         came = Frame(frame)
         headers = Headers(came.data)
@@ -91,14 +94,14 @@ class Generator:
         return [head + piece for piece in pieces]
 
     def answer(self, packet, source, destination, extensions):
-        """What the receiver of an IP packet (bytes) answers, or something like it."""
+        """Returns a reply to an IP packet (bytes), with random header fields."""
         client, client_port, server, port, protocol = Headers(packet).flow()
         ends = (server, port), (client, client_port)
         numbers = (self.random.randrange(2**32), next_number(packet)) if self.sequenced and protocol == TCP else None
         return self.frame(source, destination, [], ends, protocol, extensions, numbers)
 
     def error(self, packet, source, destination, ends):
-        """An ICMP error from one to the other of `ends` that quotes some of an IP packet (bytes)."""
+        """Returns an ICMP error from one of `ends` to the other that quotes the beginning of an IP packet (bytes)."""
         headers = Headers(packet)
         least = headers.transport + 8
         quote = packet[:self.random.choice((least, least + 12, self.random.randint(least, 1200), 1200))]
@@ -111,7 +114,7 @@ class Generator:
         return mac(destination) + mac(source) + _ether_type(data) + with_icmp(data, Headers(data))
 
     def frame(self, source, destination, tags, ends, protocol, extensions=True, numbers=None):
-        """A frame with everything random that is not named; `numbers` are SEQ and ACK."""
+        """Returns a frame; fields without an argument are random. `numbers` are SEQ and ACK."""
         segment = self._tcp(ends, numbers) if protocol == 6 else self._udp(ends)
         data = self._ipv6(ends, protocol, segment, extensions) if ":" in ends[0][0] else self._ipv4(ends, protocol, segment)
         out = mac(destination) + mac(source)
@@ -148,7 +151,7 @@ class Generator:
         kinds = (b"\2\4" + struct.pack(">H", self.random.randint(536, 1460)), b"\4\2", b"\3\3\7", b"\1",
                  b"\x08\x0a" + self.random.randbytes(8), b"\5\x0a" + self.random.randbytes(8))
         if self.sequenced:
-            # Blocks would have to be of numbers that were sent.
+            # SACK blocks would have to name numbers that were sent.
             kinds = kinds[:-1]
         options = b"".join(self.random.sample(kinds, self.random.randrange(4)))
         return options + b"\1" * (-len(options) % 4)
@@ -184,14 +187,14 @@ class Generator:
     def _ipv6_header(self, ends, first, extensions, segment):
         word = 6 << 28 | self.random.randrange(2**28)
         if self.marked is not None:
-            # Kernels take the label for the flow, and choose the queue by it: one flow's packets stay in their order.
+            # Kernels hash the label to choose a queue: one label for a flow keeps its packets in order.
             word = word & ~0xFFFFF | self.labels.setdefault(ends, word & 0xFFFFF)
         head = struct.pack(">IHBB", word, len(extensions) + len(segment), first, self.random.choice(HOPS))
         return head + packed(ends[0][0]) + packed(ends[1][0]) + extensions
 
 
 def split_v4(data, headers, room):
-    """The fragments of an IPv4 packet, `room` bytes in each but the last (RFC 791 3.2)."""
+    """Returns the fragments of an IPv4 packet, `room` bytes in each but the last (RFC 791 3.2)."""
     body = data[headers.transport:]
     for at in range(0, len(body), room):
         piece = body[at:at + room]
@@ -201,7 +204,7 @@ def split_v4(data, headers, room):
 
 
 def split_v6(data, headers, room, identification):
-    """The same of an IPv6 packet without extension headers (RFC 8200 4.5)."""
+    """Returns the fragments of an IPv6 packet without extension headers (RFC 8200 4.5)."""
     body = data[headers.transport:]
     for at in range(0, len(body), room):
         piece = body[at:at + room]
@@ -210,7 +213,7 @@ def split_v6(data, headers, room, identification):
 
 
 def next_number(packet):
-    """The TCP number that the receiver of an IP packet (bytes) acknowledges."""
+    """Returns the TCP acknowledgment number of the receiver of an IP packet (bytes)."""
     headers = Headers(packet)
     start = headers.transport + (packet[headers.transport + 12] >> 4) * 4
     sequence = int.from_bytes(packet[headers.transport + 4:headers.transport + 8], "big")
@@ -218,7 +221,7 @@ def next_number(packet):
 
 
 def mark(run, number):
-    """The bytes by which a frame is known when it arrives, whatever has happened to its headers."""
+    """Returns the bytes that identify a frame on arrival, independent of its headers."""
     return b"holdfast" + struct.pack(">II", run, number)
 
 
@@ -227,7 +230,7 @@ def _ether_type(data):
 
 
 def _summed(data):
-    """The packet with its TCP or UDP checksum."""
+    """Returns the packet with its TCP or UDP checksum."""
     headers = Headers(data)
     at = transport_sum_at(headers)
     return data[:at] + transport_sum(data, headers).to_bytes(2, "big") + data[at + 2:]

@@ -1,7 +1,7 @@
-"""The oracle: what must come out of a balancer, written from the RFCs and docs/, not from its code.
+"""Oracle: the expected output of a balancer, written from the RFCs and docs/, not from its code.
 
-`Oracle.judge_forward` and `judge_reply` build, with scapy, the packet that must have been sent, and say what is
-different in the one that was. Fields that the balancer may choose (outer source inside of its prefix, GUE source
+`Oracle.judge_forward` and `judge_reply` build, with scapy, the packet that must have been sent, and list the
+differences of the one that was sent. Fields that the balancer may choose (outer source inside of its prefix, GUE source
 port, full-NAT source, identification) are taken from the packet that was sent, after they were checked: in
 range, constant within a flow. All else is compared byte for byte.
 """
@@ -21,14 +21,14 @@ LEAST = {4: 20, 6: 40}
 DROPS = {"expired": "ttl_exceeded", "too_big": "too_big", "no_vip": "no_vip", "no_flow": "request_no_flow"}
 # Type and code by IP version.
 ERRORS = {"expired": {4: (11, 0), 6: (3, 0)}, "too_big": {4: (3, 4), 6: (2, 0)}}
-# Longest errors: as others do, 98 bytes with Ethernet's header; RFC 4443 2.4 (c).
+# Longest errors: 98 bytes with the Ethernet header, as in other balancers; RFC 4443 2.4 (c).
 ICMP4_PACKET, ICMP6_PACKET = 84, 1280
 PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_GUE = 4, 41, 17
 
 
 @dataclass
 class Flow:
-    """What the oracle remembers of a flow."""
+    """State of a flow."""
 
     vip: object
     backend: object
@@ -37,9 +37,9 @@ class Flow:
     interface: str
     # The field that differs from flow to flow: outer source, GUE source port, or full-NAT source.
     entropy: object = None
-    # It may have begun anew, and so have another source in full NAT.
+    # The flow may have started again, and then have another source in full NAT.
     renewed: bool = False
-    # That was changed by this packet.
+    # This packet changed the entropy field.
     fresh: bool = False
     # With PROXY protocol: the client's initial sequence number.
     first: int | None = None
@@ -57,13 +57,13 @@ class Oracle:
         self.flows = {}
         # Flows of fragmented datagrams, by source, destination, protocol and identification.
         self.datagrams = {}
-        # The identification that these have behind full NAT: two clients may have chosen one.
+        # Their new identification in full NAT, as two clients may have chosen the same one.
         self.identifications = {}
 
-    # ---- what is to be done with a packet ----
+    # ---- expected verdict ----
 
     def expect(self, data, backend):
-        """The way of a well-formed packet from a client, if it goes to `backend` (a name): its name in case files.
+        """Returns the expected result of a well-formed packet from a client, if `backend` (a name) is chosen.
 
         One of "kernel", "no_vip", "no_flow", "out", "too_big", "expired".
         """
@@ -71,7 +71,7 @@ class Oracle:
         _, _, destination, port, protocol = self._datagram(headers)
         vip = self.facts.vip_of(destination, protocol, port)
         if vip is None:
-            # Behind an extension header the XDP program does not look for ports, so a worker does.
+            # The XDP program does not read ports behind an extension header; a worker does.
             return "no_vip" if headers.extensions and self.facts.has_vip_address(destination) else "kernel"
         if vip.forward in TRANSLATING and headers.hops <= 1:
             return "expired"
@@ -83,23 +83,23 @@ class Oracle:
         return "too_big" if too_big and fixed else "out"
 
     def _length(self, data, headers, vip, backend):
-        """Bytes of the packet that is to be sent, but for a PROXY header."""
+        """Returns the length of the packet after forwarding, without a PROXY header."""
         if vip.forward == "full_nat" and backend.address.version != headers.version:
             return LEAST[backend.address.version] + len(data) - headers.transport
         return len(data) + self._overhead(vip, backend)
 
     def _is_lone_reset(self, data, headers):
-        """Whether it is a RST of a flow that is not known, for which no source is to be taken."""
+        """Whether the packet is a RST of an unknown flow, which gets no SNAT port."""
         return self._key(headers) not in self.flows and headers.protocol == 6 and bool(flags(data, headers) & RST)
 
     def may_be_forgotten(self, data):
-        """Whether it is a RST whose flow may have ended: by a SYN after its end that did not go on itself."""
+        """Whether the packet is a RST of a flow that a SYN, not forwarded itself, may have ended."""
         headers = Headers(data)
         flow = self.flows.get(self._key(headers))
         return flow is not None and flow.renewed and headers.protocol == 6 and bool(flags(data, headers) & RST)
 
     def any_backend(self, data):
-        """The name of a backend of the packet's VIP; None if it is for none."""
+        """Returns the name of a backend of the packet's VIP; None without a VIP."""
         _, _, destination, port, protocol = Headers(data).flow()
         vip = self.facts.vip_of(destination, protocol, port)
         return next(iter(vip.backends), None) if vip else None
@@ -107,7 +107,7 @@ class Oracle:
     # ---- from a client to a backend ----
 
     def judge_forward(self, frame, interface, name, sent):
-        """`frame` came from a client on `interface`; `sent` are (interface, bytes) to backend `name`."""
+        """Judges a client's frame from `interface`; `sent` are (interface, bytes) to backend `name`."""
         data = frame.data
         headers = Headers(data)
         flow = self._flow_of(frame, headers, interface, name)
@@ -131,14 +131,14 @@ class Oracle:
 
     @staticmethod
     def _key(headers):
-        """The flow of a packet as its sender sees it; of an ICMP error, of the packet that it quotes."""
+        """Returns the flow of a packet as its sender sees it; for an ICMP error, that of the quoted packet."""
         if not headers.is_error():
             return headers.flow()
         source, source_port, destination, port, protocol = Headers(headers.data[headers.transport + 8:]).flow()
         return destination, port, source, source_port, protocol
 
     def _datagram(self, headers):
-        """The flow of a packet; of a later fragment, that of the first one; None if that is not known."""
+        """Returns the flow of a packet; for a later fragment, that of the first fragment, or None if that is unknown."""
         key = self._key(headers)
         if headers.fragment is None:
             return key
@@ -168,7 +168,7 @@ class Oracle:
         return flow
 
     def _inner_packets(self, data, flow, hop, count, problems):
-        """What is to be sent: the packet itself, or its fragments where a tunnel has no room for it."""
+        """Returns the packets to send: the packet itself, or its fragments if it is too long for a tunnel."""
         overhead = self._overhead(flow.vip, flow.backend)
         if self._length(data, Headers(data), flow.vip, flow.backend) <= hop.mtu:
             if count != 1:
@@ -209,11 +209,11 @@ class Oracle:
 
     @staticmethod
     def _with_mss(data, headers, flow, grows):
-        """The packet with the maximum segment size that the VIP wants, and that fits the other family's header."""
+        """Returns the packet with its MSS clamped to the VIP's limit and to the other family's header."""
         return clamped(lowered(data, LEAST[6] - LEAST[4], headers) if grows else data, flow.vip.keys.get("mss"), headers)
 
     def _encapsulated(self, data, flow, seen, problems):
-        """RFC 2003, RFC 2473, and GUE (draft-ietf-intarea-gue, variant 0, as Linux' fou module reads it)."""
+        """Encapsulates a packet: RFC 2003, RFC 2473, GUE variant 0 (draft-ietf-intarea-gue; net/ipv4/fou.c of Linux)."""
         inner_version, version = data[0] >> 4, flow.backend.address.version
         protocol = PROTOCOL_IPV4 if inner_version == 4 else PROTOCOL_IPV6
         traffic_class = data[1] if inner_version == 4 else (data[0] & 15) << 4 | data[1] >> 4
@@ -275,7 +275,7 @@ class Oracle:
             problems.append("what was sent has ports where none belong, or none where some do")
             return None
         if headers.ports is None:
-            # A later fragment has none, in or out.
+            # A later fragment has no ports, before and after forwarding.
             source_port = flow.entropy[1]
         if source_port not in self.facts.pool_ports:
             problems.append(f"source port {source_port} is not in {self.facts.pool_ports}")
@@ -293,7 +293,7 @@ class Oracle:
         return translated(data, headers, *ends, seen, came)
 
     def _renumbered(self, data, headers, seen, problems):
-        """A fragment with the identification that it was given: one for all of the datagram."""
+        """Returns a fragment with its new identification, one for all fragments of the datagram."""
         if headers.fragment is None or seen.fragment is None:
             return data
         came = headers.source, headers.destination, headers.protocol, headers.fragment[2]
@@ -315,18 +315,18 @@ class Oracle:
             flow.answered = flow.acknowledged = False
         source, source_port, destination, port, _ = headers.flow()
         if flow.first is None:
-            # The SYN was not seen: what the numbers would have to be is not known.
+            # The SYN was not seen: the expected numbers are unknown.
             return data
         return to_proxied(data, proxy_header((source, source_port), (destination, port)), flow)
 
-    # ---- what the balancer answers itself ----
+    # ---- replies of the balancer itself ----
 
     def judge_error(self, frame, way, outcome):
-        """`frame` was to be answered with an ICMP error, or dropped where that is limited: `way` is why."""
+        """Judges the ICMP error that replies to `frame`, or its drop under the rate limit; `way` is the reason."""
         self.note(frame.data)
         if outcome.verdict == "drop":
             later = Headers(frame.data).fragment is not None and Headers(frame.data).fragment[0] > 0
-            # The fragments of a datagram have the fate of the first one.
+            # All fragments of a datagram are dropped with the first one.
             wanted = "fragment_first_dropped" if later else DROPS[way]
             return [] if outcome.line["reason"] == wanted else [f"it was to be dropped as {wanted}"]
         if outcome.verdict != "reply" or way not in ERRORS or len(outcome.sent) != 1:
@@ -349,7 +349,7 @@ class Oracle:
         return problems
 
     def note(self, data):
-        """A packet that does not go on may have ended a flow, which begins anew then."""
+        """Records a packet that is not forwarded: a SYN may have ended its flow, which then starts again."""
         headers = Headers(data)
         key = self._key(headers)
         if not headers.is_error() and key in self.flows and headers.protocol == 6 and flags(data, headers) & (SYN | ACK) == SYN:
@@ -358,7 +358,7 @@ class Oracle:
     # ---- from a backend to a client ----
 
     def judge_reply(self, frame, key, sent):
-        """`frame` is a backend's answer in the flow `key`; `sent` are (interface, bytes) to the client."""
+        """Judges a backend's reply in the flow `key`; `sent` are (interface, bytes) to the client."""
         flow = self.flows[key]
         if len(sent) != 1:
             return [f"{len(sent)} frames were sent, not 1"]
@@ -391,7 +391,7 @@ class Oracle:
         return problems + differences(whole, out, frame.padding)
 
     def is_stray(self, key, data):
-        """Whether a backend's SYN is no answer to the one that its flow with a PROXY header began with."""
+        """Whether a backend's SYN does not acknowledge the SYN of its flow with a PROXY header."""
         flow, headers = self.flows[key], Headers(data)
         if flow.vip.keys.get("proxy") != "v2" or headers.is_error() or not flags(data, headers) & SYN:
             return False
@@ -399,11 +399,11 @@ class Oracle:
         return not known or number(data, headers, 8) != (flow.first + 1) % 2**32
 
     def flow_of_reply(self, frame):
-        """The key of the flow that a backend's frame answers; None if there is none."""
+        """Returns the key of the flow that a backend's frame belongs to; None without a match."""
         headers = Headers(frame.data)
         source, source_port, destination, port, protocol = self._key(headers)
         for key, known in self.flows.items():
-            # Ports first: they are compared faster.
+            # Ports first, as their comparison is faster.
             if known.vip.forward not in TRANSLATING or key[4] != protocol or (known.entropy or key)[1] != port:
                 continue
             if (source, source_port) != (str(known.backend.address), known.backend.port or key[3]):
@@ -415,7 +415,7 @@ class Oracle:
     # ---- ICMP errors ----
 
     def _error_to_backend(self, data, headers, flow, seen, problems):
-        """An error about VIP -> client: what is quoted becomes what the backend has sent (RFC 5508, RFC 7915 4.2)."""
+        """Returns an error about VIP -> client; the quote becomes the backend's packet (RFC 5508, RFC 7915 4.2)."""
         at = headers.transport + 8
         backend = str(flow.backend.address), flow.backend.port
         if flow.vip.forward == "nat":
@@ -426,7 +426,7 @@ class Oracle:
             return None
         source, port = str(flow.entropy[0]), flow.entropy[1]
         if flow.renewed:
-            # From which source its last packet, which did not go on, would have gone is known by this one only.
+            # Its last packet was not forwarded, so that only this error shows the source it would have had.
             _, _, source, port, _ = Headers(seen.data[seen.transport + 8:]).flow()
             flow.entropy, flow.renewed = (ipaddress.ip_address(source), port), False
         if headers.version != flow.backend.address.version:

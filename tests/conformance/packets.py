@@ -1,4 +1,4 @@
-"""Small tools on packets: scapy set up for judging, checksums, headers by offset. Written from the RFCs."""
+"""Helpers for packets, written from the RFCs: scapy without payload dissection, checksums, headers by offset."""
 
 import ipaddress
 import logging
@@ -7,7 +7,7 @@ logging.getLogger("scapy").setLevel(logging.ERROR)
 # pylint: disable=wrong-import-position
 from scapy.all import IP, TCP, UDP, Ether, IPv6  # noqa: E402
 
-# Payload stays bytes: what scapy reads as DNS and writes again need not be the same bytes.
+# Payload stays bytes: scapy may dissect it as DNS and build other bytes.
 TCP.payload_guess = []
 UDP.payload_guess = []
 
@@ -67,7 +67,7 @@ class Frame:
 
 
 class Headers:
-    """Where the headers of an IP packet (bytes) are. Attributes that it has not are None."""
+    """Header offsets and fields of an IP packet (bytes). Absent ones are None."""
 
     def __init__(self, data):
         self.data = data
@@ -116,7 +116,7 @@ class Headers:
                 str(ipaddress.ip_address(self.destination)), destination_port, self.protocol)
 
     def is_error(self):
-        """Whether it is an ICMP error, which quotes another packet."""
+        """Whether the packet is an ICMP error, which quotes another packet."""
         kind = self.data[self.transport] if len(self.data) > self.transport else 0
         return (self.protocol == 1 and kind in ICMP4_ERRORS) or (self.protocol == 58 and kind in ICMP6_ERRORS)
 
@@ -140,9 +140,9 @@ def transport_sum(data, headers):
 
 
 def readdressed(data, source=None, destination=None):
-    """The IP packet (or what an ICMP error quotes of one) with other (address, port) pairs, checksums patched.
+    """The IP packet, or the quote of one, with other (address, port) pairs, checksums patched.
 
-    A port that is None stays; a UDP checksum of 0 stays. Works on packets whose end is missing.
+    A port that is None stays; a UDP checksum of 0 stays. Truncated packets are accepted.
     """
     headers, out = Headers(data), bytearray(data)
     first = 12 if headers.version == 4 else 8

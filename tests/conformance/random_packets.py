@@ -1,4 +1,4 @@
-"""Random but seeded packets through `holdfast replay`: each is judged by the oracle, all by tshark.
+"""Random packets, from a seed, through `holdfast replay`: each is judged by the oracle, all by tshark.
 
 Two passes: clients' packets, and, where replies come back by the balancer, those and then the backends' answers.
 """
@@ -17,19 +17,19 @@ from replay import Outcome, Replay
 FAILURES_SHOWN = 10
 START = 1_700_000_000_000_000
 MUTANTS = 100
-# The VIPs of world.py that packets are sent to, and what is changed in its configuration.
+# The VIPs of world.py that packets are sent to, and the changes of its configuration.
 VIPS = ("web4", "udp4", "web6", "udp6", "all4", "mixed4", "mixed4_udp", "mixed6", "mixed6_udp", "ranges4", "net4", "net6")
-# So many ICMP errors that none is missing because they are limited.
+# A rate limit of ICMP errors that is never reached.
 CHANGES = {"icmp": {"per_second": 1000000, "burst": 1000000}}
-# In a hundred packets that backends get.
+# Percentages of forwarded packets.
 ANSWERED, FAILED = 33, 30
-# In a hundred datagrams in fragments; in a hundred of those.
+# Percentages of fragmented datagrams, and of the reordered ones.
 DISORDERED, DOUBLED = 60, 40
 WAITING = 64
 
 
 def main(arguments, folder):
-    """Runs one mode; prints failures with the seed that shows them again."""
+    """Runs one mode; prints failures with the seed that repeats them."""
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     again = f"conformance.py random --mode {arguments.mode} --seed {seed} --count {arguments.count}"
     problems, judged, sent = Session(arguments, folder, seed).judge()
@@ -48,7 +48,7 @@ class Session:
     def __init__(self, arguments, folder, seed):
         self.random = random.Random(f"{arguments.mode} {seed}")
         self.mode, self.count, self.folder = arguments.mode, arguments.count, folder
-        # In mode nat the XDP program knows answers by their ports, which it does not look for behind extension headers.
+        # In mode nat the XDP program identifies replies by their ports, which it does not read behind extension headers.
         self.extended = self.mode != "nat"
         vips = [name for name in VIPS if world.has_mode(name, self.mode)]
         built = world.changed(world.config(self.mode, 2, vips), CHANGES)
@@ -56,11 +56,11 @@ class Session:
         self.facts = Facts(config, neighbours)
         self.replay = Replay(arguments.binary, folder / self.mode, config, neighbours, list(self.facts.nics))
         self.generator = Generator(self.random, self.facts.vips, _client, sequenced=self.mode == "proxy", unanswered=True)
-        # Fragments of datagrams of which one came twice: its bytes count twice, too (docs/FRAGMENTS.md).
+        # Fragments of datagrams with a duplicated one, which counts twice (docs/FRAGMENTS.md).
         self.doubled = set()
 
     def judge(self):
-        """Lines about the packets that are wrong, how many packets were judged and frames sent."""
+        """Returns the problems, the number of judged packets, and that of sent frames."""
         frames = [frame for _ in range(self.count)
                   for frame in self._on_the_way(self.generator.packets(world.CLIENT_MAC, world.LB, self._may_split))]
         given = [(START + index * 1000, "front", frame) for index, frame in enumerate(frames)]
@@ -69,7 +69,7 @@ class Session:
         given += [(START + (len(given) + index) * 1000, *frame) for index, frame in enumerate(late)]
         outcomes, _ = self.replay.run(given)
         oracle, problems, frames, good = Oracle(self.facts), [], [], []
-        # A fragment that overtook its first one is judged when that has come.
+        # A fragment that arrived before the first one is judged after it.
         order = sorted(range(len(given)), key=lambda index: outcomes[index].ended)
         for index in order:
             (_, interface, frame), outcome = given[index], outcomes[index]
@@ -78,15 +78,15 @@ class Session:
             if not found and outcome.verdict == "transmit":
                 good.append((interface, frame, outcome))
             if found:
-                problems.append(f"packet {index}: {Frame(frame).summary()}\n  {outcome.line}\n    " + "\n    ".join(found))
+                problems.append(f"packet {index}: {Frame(frame).summary()}\n  {outcome}\n    " + "\n    ".join(found))
         objections = tshark.objections(self.folder / f"{self.mode}-sent.pcapng", [frame for _, frame in frames])
         problems += [f"packet {frames[at][0]}: tshark objects to what was sent: {text}" for at, text in objections.items()]
         return problems + self._mutants(oracle, good), len(given), len(frames)
 
     def _on_the_way(self, frames):
-        """Frames as they arrive: some fragments in another order, some of them twice."""
+        """Reorders some fragments and duplicates some of them."""
         frames = list(frames)
-        # More later ones than may wait for their first one are dropped.
+        # Later fragments above the limit of parked ones would be dropped.
         if 1 < len(frames) <= WAITING and self._chance(DISORDERED):
             if self._chance(DOUBLED):
                 later = frames[1:]
@@ -96,7 +96,7 @@ class Session:
         return frames
 
     def _mutants(self, oracle, good):
-        """Flips one bit of a hundred of the frames that were sent: an oracle that misses one judges nothing."""
+        """Flips one bit in each of a hundred sent frames; the oracle must report each of them."""
         missed = []
         for interface, frame, outcome in self.random.sample(good, min(MUTANTS, len(good))):
             nic, sent = outcome.sent[0]
@@ -110,11 +110,11 @@ class Session:
         return missed
 
     def _late(self, given, outcomes):
-        """(NIC, frame) of what is sent because of packets that were forwarded: answers, and ICMP errors."""
-        # What a quoted number becomes behind a PROXY header depends on what the backend has acknowledged.
+        """Yields (NIC, frame) of the replies and ICMP errors that forwarded packets cause."""
+        # Behind a PROXY header the translation of a quoted number depends on the acknowledgments of the backend.
         failed = 0 if self.mode == "proxy" else FAILED
         for (_, _, frame), outcome in zip(given, outcomes):
-            # A RST of an unknown flow leaves no pin: nobody would know its answer.
+            # A RST of an unknown flow leaves no pin, so that its reply has no flow.
             if outcome.verdict != "transmit" or outcome.line["flow"] == "none" or not self._chance(ANSWERED):
                 continue
             received = Frame(frame).data
@@ -128,7 +128,7 @@ class Session:
                 yield "front", self._error_before(received)
 
     def _may_split(self, address, port):
-        """Whether datagrams to a VIP may come in fragments; those of flows between the families are in the golden cases."""
+        """Whether datagrams to a VIP may be fragmented; the golden cases have those between the families."""
         vip = self.facts.vip_of(address, UDP, port)
         return vip is not None and all(backend.address.version == vip.network.version or vip.forward in TUNNELS
                                        for backend in vip.backends.values())
@@ -141,14 +141,14 @@ class Session:
         return self.generator.answer(received, world.BACKEND_MACS[outcome.backend], world.LB2, self.extended)
 
     def _error_behind(self, outcome):
-        """A router between balancer and backend cannot deliver what was sent."""
+        """Returns the error of a router between balancer and backend about the forwarded packet."""
         sent = Frame(outcome.sent[0][1]).data
         to = Headers(sent).flow()[0]
         router = "10.0.9.1" if ":" not in to else "fc00::99"
         return self.generator.error(sent, world.OTHER_MAC, world.LB2, ((router, 0), (to, 0)))
 
     def _error_before(self, received):
-        """A router on the client's side cannot deliver what the backend answered."""
+        """Returns the error of a router on the client's side about the backend's reply."""
         answer = Frame(self.generator.answer(received, world.CLIENT_MAC, world.LB, True)).data
         vip = Headers(answer).flow()[0]
         router = world.ROUTER4 if ":" not in vip else world.ROUTER6
@@ -175,7 +175,7 @@ class Session:
     def _judge_answer(self, oracle, frame, outcome):
         key = oracle.flow_of_reply(frame)
         if key is None or oracle.flows[key].renewed:
-            # Its flow has begun anew since, from another source.
+            # Its flow has started again since, from another source.
             if outcome.line["reason"] in ("return_no_flow", "icmp_no_flow"):
                 return []
         if key is None:

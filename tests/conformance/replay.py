@@ -1,4 +1,4 @@
-"""Runs `holdfast replay` on a capture: what was decided of each packet, and what was sent for it."""
+"""Runs `holdfast replay` on a capture; reads the decision on each packet and the frames sent for it."""
 
 import json
 import subprocess
@@ -8,13 +8,14 @@ from pathlib import Path
 import captures
 
 SECONDS_AT_MOST = 120
-# Most characters of what holdfast has to say about a configuration.
+# Longest part of an error message of holdfast, in characters.
 MESSAGE = 1000
 
 
 @dataclass
 class Outcome:
-    """What became of one packet: the JSON line, and (interface, bytes) of each frame that it made; when, in lines."""
+    """Outcome of one packet: its JSON line, (interface, bytes) of each frame that was sent for it, and the position of
+    its line in the output."""
 
     line: dict
     sent: list
@@ -28,6 +29,15 @@ class Outcome:
     def backend(self):
         return self.line.get("backend")
 
+    @property
+    def reason(self):
+        return self.line.get("reason")
+
+    def __str__(self):
+        """Verdict, reason and backend, for messages about failures."""
+        parts = [self.verdict, self.reason and f"reason {self.reason}", self.backend and f"backend {self.backend}"]
+        return ", ".join(part for part in parts if part)
+
 
 class Replay:
     """One configuration, as files in a folder."""
@@ -39,7 +49,7 @@ class Replay:
         (self.folder / "neighbours.toml").write_text(neighbours)
 
     def run(self, frames):
-        """Replays (microseconds, interface, bytes); an Outcome for each, and the counters' sums."""
+        """Replays (microseconds, interface, bytes); returns an Outcome for each, and the sums of the counters."""
         given, out = self.folder / "in.pcapng", self.folder / "out.pcapng"
         captures.write(given, frames, self.interfaces)
         command = [self.binary, "replay", "--config", self.folder / "config.toml", "--neighbours",
@@ -48,22 +58,22 @@ class Replay:
         if done.returncode != 0:
             raise RuntimeError(f"holdfast replay: exit {done.returncode}: {done.stderr[:MESSAGE]}")
         outcomes = [Outcome(json.loads(line), [], ended) for ended, line in enumerate(done.stdout.splitlines())]
-        # Of a fragment that had to wait the line comes when it does no longer.
+        # A parked fragment has its line where it is released.
         outcomes.sort(key=lambda outcome: outcome.line["index"])
         if [outcome.line["index"] for outcome in outcomes] != list(range(len(frames))):
             raise RuntimeError(f"{len(frames)} packets in, {len(outcomes)} lines out: every packet must have one")
-        silent = [outcome.line for outcome in outcomes if outcome.verdict in ("drop", "reply") and not outcome.line["reason"]]
+        silent = [outcome for outcome in outcomes if outcome.verdict in ("drop", "reply") and not outcome.reason]
         if silent:
-            raise RuntimeError(f"a verdict without a reason: {silent[0]}")
+            raise RuntimeError(f"frame {silent[0].line['index']}: a verdict without a reason: {silent[0]}")
         for frame in captures.read(out):
-            # On the other interfaces are packets that were not sent.
+            # The other interfaces carry packets that were not sent.
             if frame.interface in self.interfaces:
                 _cause(outcomes, frame).sent.append((frame.interface, frame.data))
         return outcomes, _sums(outcomes)
 
 
 def _cause(outcomes, frame):
-    """The packet that a frame was sent for: the comment's first line says its index."""
+    """Returns the packet that a frame was sent for; the comment begins with its index."""
     index = frame.comment.partition(" ")[0].removeprefix("index=")
     if not index.isdigit():
         raise RuntimeError(f"a frame that no packet has caused was sent: {frame.comment}")

@@ -1,4 +1,4 @@
-"""What routers and translators do to packets, as the RFCs say it; on bytes, from the IP header on."""
+"""Changes that routers and translators make to packets, from the RFCs; on bytes, from the IP header on."""
 
 from packets import IP, Headers, IPv6, checksum, mac, put_sum, readdressed, transport_sum, transport_sum_at
 
@@ -20,14 +20,14 @@ def framed(data, destination, source, vlans, frame):
 
 
 def fewer_hops(data):
-    """What a router sends on: TTL or hop limit one less (RFC 1812 5.3.1, RFC 8200 3)."""
+    """Decrements the TTL or hop limit, as a router does (RFC 1812 5.3.1, RFC 8200 3)."""
     out = bytearray(data)
     out[8 if data[0] >> 4 == 4 else 7] -= 1
     return with_header_sum(out) if data[0] >> 4 == 4 else bytes(out)
 
 
 def with_header_sum(data):
-    """The IPv4 packet with its header checksum computed anew."""
+    """The IPv4 packet with its header checksum recomputed."""
     out, length = bytearray(data), (data[0] & 15) * 4
     out[10:12] = bytes(2)
     out[10:12] = checksum(bytes(out[:length])).to_bytes(2, "big")
@@ -35,7 +35,7 @@ def with_header_sum(data):
 
 
 def with_icmp(data, headers, source=None, destination=None):
-    """An ICMP packet with other addresses, and its ICMP checksum computed anew."""
+    """An ICMP packet with other addresses, and its ICMP checksum recomputed."""
     ends = [(address, None) if address else None for address in (source, destination)]
     out = bytearray(readdressed(data, *ends))
     at = headers.transport
@@ -49,7 +49,7 @@ def with_icmp(data, headers, source=None, destination=None):
 
 
 def error_to_client(data, headers, ends):
-    """An ICMP error from the backend's side, as the client gets it: from the VIP, about its own packet."""
+    """Translates an ICMP error from the backend's side for the client: from the VIP, about the client's own packet."""
     vip, client = ends
     at = headers.transport + 8
     quoted = readdressed(data[at:], source=client, destination=vip)
@@ -57,7 +57,7 @@ def error_to_client(data, headers, ends):
 
 
 def translated(data, headers, source, destination, seen, came=None):
-    """The packet in the other family (RFC 7915), from and to (address, port); `seen` (headers) gives what is free to choose.
+    """The packet in the other family (RFC 7915), from and to (address, port); free fields are those of `seen` (headers).
 
     `came`: how many bytes the client has sent behind its IP header, if the packet has more or fewer now.
     """
@@ -85,7 +85,8 @@ def other_header(headers, source, destination, length, hops, seen, came=None):
 
 
 def error_across(data, headers, ends, quoted_ends, seen, links):
-    """An ICMP error in the other family (RFC 7915 4.2, 5.2), from and to addresses; `quoted_ends` are those of what it quotes.
+    """An ICMP error in the other family (RFC 7915 4.2, 5.2), from and to addresses; `quoted_ends` are
+    those of the quoted packet.
 
     `links`: MTU of the link by which the error leaves, and of that by which the packet left that it is about.
     """
@@ -108,25 +109,25 @@ def to_icmpv6(kind, code, word, length, links):
         told = max(word & 0xFFFF, LEAST_V4) if word & 0xFFFF else plateau(length)
         return 2, 0, max(min(told + 20, links[0], links[1] + 20), LEAST_V6)
     if kind == 12:
-        # Of the pointers only the one to the TTL is used here.
+        # The tests use one pointer only, the one to the TTL.
         return 4, 0, {8: 7}[word >> 24]
     return *{(3, 1): (1, 0), (3, 3): (1, 4), (11, 0): (3, 0)}[kind, code], 0
 
 
 def plateau(length):
-    """What a router means that does not tell an MTU (RFC 1191 5, 7.1)."""
+    """The MTU plateau below `length`, for a router that reports no MTU (RFC 1191 5, 7.1)."""
     return next((mtu for mtu in PLATEAUS if mtu < length), LEAST_V4)
 
 
 def to_icmp(kind, code, word, links):
-    """The other way (RFC 7915 5.2). Less than every IPv6 link has is not believed (RFC 8201 4)."""
+    """Type, code and that word of an ICMPv6 error, in ICMP (RFC 7915 5.2). An MTU is at least 1280 (RFC 8201 4)."""
     if kind == 2:
         return 3, 4, min(max(word, LEAST_V6) - 20, links[0], links[1] - 20)
     return *{(1, 0): (3, 1), (1, 4): (3, 3), (3, 0): (11, 0), (4, 1): (3, 2)}[kind, code], 0
 
 
 def quote_across(quote, source, destination):
-    """What an ICMP error quotes, in the other family; its end may be missing."""
+    """The quote of an ICMP error in the other family; its end may be missing."""
     old = Headers(quote)
     whole = int.from_bytes(quote[2:4], "big") if old.version == 4 else 40 + int.from_bytes(quote[4:6], "big")
     unnumbered = Headers(quote)
@@ -145,7 +146,7 @@ def quote_across(quote, source, destination):
 
 
 def put_transport_sum(out):
-    """The TCP or UDP checksum of a whole packet (bytearray), computed anew."""
+    """Recomputes the TCP or UDP checksum of a whole packet (bytearray)."""
     new = Headers(bytes(out))
     at = transport_sum_at(new)
     out[at:at + 2] = transport_sum(bytes(out), new).to_bytes(2, "big")

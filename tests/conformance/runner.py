@@ -1,23 +1,26 @@
-"""Runs cases: packets are built, replayed, and judged; what was sent can be used to build the packets after it."""
+"""Runs cases: builds packets, replays and judges them. A packet can be built from frames sent for earlier ones."""
 
 from dataclasses import dataclass
 
 import casefile
+import counters
 import packets
+import rules
 from compare import differences, faults
 from facts import Facts
+from mistake import Mistake, did_you_mean
 from oracle import Oracle
 from replay import Replay
 
 START_SECONDS = 1_700_000_000
 STEP_SECONDS = 0.001
-# Packets that nobody forwards may be anything: they are not taken apart.
+# Bytes of an Ethernet header; shorter frames are not dissected.
 SHORTEST = 14
 
 
 @dataclass
 class Given:
-    """One frame of a case and what is expected of it."""
+    """One frame of a case, with the packet that expects its result."""
 
     packet: int
     spec: dict
@@ -25,12 +28,12 @@ class Given:
     micros: int
     interface: str
     cut: bool
-    # Which of its capture, if it is of one.
-    number: int | None = None
+    # Its number in the capture that it is from.
+    captured: int | None = None
 
     @property
     def title(self):
-        of = "" if self.number is None else f", frame {self.number} of {self.spec['pcap']}"
+        of = "" if self.captured is None else f", frame {self.captured} of {self.spec['pcap']}"
         return f"packet {self.packet}{of}" + (f", cut to {len(self.frame)} bytes" if self.cut else "")
 
 
@@ -44,10 +47,24 @@ class Run:
         self.facts = Facts(config, neighbours)
         self.replay = Replay(binary, folder, config, neighbours, list(self.facts.nics))
         self.words = None
+        self._check_names()
+
+    def _check_names(self):
+        """Refuses unknown names, with which an expectation could hold by chance."""
+        backends = {name for vip in self.facts.vips for name in vip.backends}
+        for number, spec in self.specs.items():
+            for key, known in (("never", backends), ("nic", self.facts.nics)):
+                if key in spec and spec[key] not in known:
+                    raise Mistake(f"packet {number}: {key}: unknown name {spec[key]}; {did_you_mean(spec[key], known)}")
+        owners = [f"vips.{vip.name}" for vip in self.facts.vips] + [f"nics.{name}" for name in self.facts.nics]
+        for name in self.case.counters():
+            fault = counters.fault(name, owners)
+            if fault:
+                raise Mistake(f"counter {name}: {fault}")
 
     def judge(self):
-        """What is wrong, as lines; and every frame that was sent, with the packet that made it."""
-        given, outcomes, counters = self._replay()
+        """Returns the problems, as lines; and every frame that was sent, with the packet that caused it."""
+        given, outcomes, moved = self._replay()
         oracle, problems, sent = Oracle(self.facts), [], []
         for one, outcome in sorted(zip(given, outcomes), key=lambda pair: pair[1].ended):
             found = self._judge_one(oracle, one, outcome, given, outcomes)
@@ -56,70 +73,67 @@ class Run:
                 problems += [f"{one.title}: {line}" for line in faults(frame, self._received(one))]
                 sent.append((one.title, frame))
         problems += self._judge_spread(given, outcomes)
-        return problems + self._judge_counters(counters), sent
+        return problems + self._judge_counters(moved), sent
 
     def _replay(self):
-        """Builds as many packets as can be, replays, builds those that needed that, and so on."""
-        given, outcomes, counters, ready = [], [], {}, -1
+        """Builds and replays packets in rounds: each round builds those that needed the outcome of the one before."""
+        given, outcomes, moved, ready = [], [], {}, -1
         while True:
             given, complete = self._build(given, outcomes)
             if complete and len(given) == len(outcomes):
-                return given, outcomes, counters
+                return given, outcomes, moved
             if len(given) == ready:
-                raise casefile.Mistake(f"{self.case.title}: a packet is built from what one after it has sent")
+                raise RuntimeError(f"packets behind frame {ready} cannot be built from the frames before")
             ready = len(given)
-            outcomes, counters = self.replay.run([(one.micros, one.interface, one.frame) for one in given])
+            outcomes, moved = self.replay.run([(one.micros, one.interface, one.frame) for one in given])
 
     def _build(self, before, outcomes):
-        """The frames whose expressions can be evaluated; whether those are all."""
+        """Returns the frames that can be built so far, and whether these are all."""
         self.words = self._words(before, outcomes)
         given, seconds = [], 0.0
-        for index, spec in enumerate(self.specs):
+        for number, spec in self.specs.items():
             seconds = spec.get("at", seconds + STEP_SECONDS)
             try:
-                frames = self._frames(spec, before, index)
+                frames = self._frames(spec, before, number)
             except casefile.Pending:
                 return given, False
-            for frame, cut, number in frames:
+            for frame, cut, captured in frames:
                 micros = int((START_SECONDS + seconds) * 1_000_000) + len(given)
-                given.append(Given(index, spec, frame, micros, self._arrival(spec, frame), cut, number))
+                given.append(Given(number, spec, frame, micros, self._arrival(spec, frame), cut, captured))
         return given, True
 
-    def _frames(self, spec, before, index):
-        known = [(one.frame, one.cut, one.number) for one in before if one.packet == index]
+    def _frames(self, spec, before, number):
+        known = [(one.frame, one.cut, one.captured) for one in before if one.packet == number]
         if known:
             return known
         if "pcap" in spec:
             frames = casefile.capture(self.case.path, spec["pcap"], spec.get("frames"))
         else:
-            frames = [(None, frame) for frame in self.words.frames(spec["in"])]
+            frames = [(None, frame) for frame in self.words.frames(number, spec["in"])]
         if "cut" in spec:
-            return [(frame[:length], True, number) for number, frame in frames for length in range(len(frame))]
-        return [(frame, False, number) for number, frame in frames * spec.get("repeat", 1)]
+            return [(frame[:length], True, captured) for captured, frame in frames for length in range(len(frame))]
+        return [(frame, False, captured) for captured, frame in frames * spec.get("repeat", 1)]
 
     def _arrival(self, spec, frame):
-        """The NIC whose MAC the frame is for, else the first one."""
+        """Returns the NIC with the destination MAC of the frame; without a match the first one."""
         return spec.get("nic", self.facts.interface_of(":".join(f"{byte:02x}" for byte in frame[:6])))
 
     def _words(self, given, outcomes):
-        received, results = [None] * len(self.specs), [None] * len(self.specs)
+        received, results = {}, {}
         for one, outcome in reversed(list(zip(given, outcomes))):
             received[one.packet], results[one.packet] = one.frame, outcome
-        return casefile.Words(self.case.path, received, results)
+        return casefile.Words(self.case, self.specs.keys(), received, results)
 
     # ---- judging ----
 
     def _judge_one(self, oracle, one, outcome, given, outcomes):
-        spec, line = one.spec, outcome.line
         way, wanted = self._expected(one)
         verdict = {"out": "transmit"}.get(way, way)
-        if outcome.verdict != verdict:
-            expected = f"{verdict} {wanted}" if way == "drop" else verdict
-            decided = f"{outcome.verdict} {line.get('reason') or ''}".strip()
-            return [f"expected {expected}, but: {decided} (all of it: {line})"]
-        problems = self._judge_line(spec, line, given, outcomes)
-        if way == "drop" and line.get("reason") not in ([wanted] if isinstance(wanted, str) else wanted):
-            problems.append(f"dropped as {line.get('reason')}, expected {wanted}")
+        reasons = ([wanted] if isinstance(wanted, str) else wanted) if way == "drop" else [outcome.reason]
+        if outcome.verdict != verdict or outcome.reason not in reasons:
+            expected = f"drop, reason {' or '.join(reasons)}" if way == "drop" else verdict
+            return [f"expected {expected}; got {outcome}"]
+        problems = self._judge_line(one.spec, outcome, given, outcomes)
         if way in ("out", "reply"):
             problems += self._judge_sent(oracle, one, outcome, wanted)
         elif outcome.sent and way == "kernel":
@@ -137,17 +151,15 @@ class Run:
                 return way, spec[way]
         return "out", "backend"
 
-    def _judge_line(self, spec, line, given, outcomes):
-        problems = [f"{key}: expected {spec[key]}, reported {line.get(key)}" for key in ("flow", "vip", "backend")
-                    if key in spec and line.get(key) != spec[key]]
-        if "never" in spec and line.get("backend") == spec["never"]:
+    def _judge_line(self, spec, outcome, given, outcomes):
+        problems = [f"{key}: expected {spec[key]}, got {outcome.line.get(key)}" for key in ("flow", "vip", "backend")
+                    if key in spec and outcome.line.get(key) != spec[key]]
+        if "never" in spec and outcome.backend == spec["never"]:
             problems.append(f"went to {spec['never']}")
-        for key, same in (("same_backend_as", True), ("other_backend_than", False)):
-            if key not in spec:
-                continue
-            before = next(outcome for one, outcome in zip(given, outcomes) if one.packet == spec[key])
-            if (before.backend == line.get("backend")) != same:
-                problems.append(f"{key} {spec[key]}: that went to {before.backend}, this to {line.get('backend')}")
+        for key in rules.REFERENCES:
+            if key in spec:
+                before = [earlier for one, earlier in zip(given, outcomes) if one.packet == spec[key]]
+                problems += _judge_reference(f"{key} = {spec[key]}", key == "same_backend_as", before, outcome)
         return problems
 
     def _judge_sent(self, oracle, one, outcome, wanted):
@@ -160,7 +172,7 @@ class Run:
                 return [f"no flow has this answer: {frame.summary()}"]
             return oracle.judge_reply(frame, key, outcome.sent)
         expected = [frame for text in (wanted if isinstance(wanted, list) else [wanted])
-                    for frame in self.words.frames(text)]
+                    for frame in self.words.frames(one.packet, text, came=True)]
         if len(expected) != len(outcome.sent):
             return [f"{len(outcome.sent)} frames were sent, expected {len(expected)}"]
         problems = []
@@ -170,21 +182,33 @@ class Run:
 
     @staticmethod
     def _received(one):
-        """The IP packet that came; nothing if there is none."""
+        """Returns the IP packet of a frame; empty if there is none."""
         return (packets.Frame(one.frame).data or b"") if len(one.frame) >= SHORTEST else b""
 
     def _judge_spread(self, given, outcomes):
-        """What of the outer header makes flows differ, in the packets that say how many values there must be."""
+        """Counts the outer sources and ports of packets with `spread`, the least number of different ones."""
         problems = []
-        for index, spec in enumerate(self.specs):
+        for number, spec in self.specs.items():
             sent = [packets.Headers(packets.Frame(frame).data) for one, outcome in zip(given, outcomes)
-                    if one.packet == index and "spread" in spec for _, frame in outcome.sent]
+                    if one.packet == number and "spread" in spec for _, frame in outcome.sent]
             values = {(headers.source_text, headers.ports and headers.ports[0]) for headers in sent}
             if len(values) < spec.get("spread", 0):
-                problems.append(f"packet {index}: {len(values)} values of the outer source in {len(sent)} flows, "
+                problems.append(f"packet {number}: {len(values)} values of the outer source in {len(sent)} flows, "
                                 f"expected {spec['spread']} at least: {sorted(map(str, values))}")
         return problems
 
-    def _judge_counters(self, counters):
-        return [f"counter {name}: expected {value}, is {counters.get(name, 0)}"
-                for name, value in self.case.counters().items() if counters.get(name, 0) != value]
+    def _judge_counters(self, moved):
+        return [f"counter {name}: expected {value}, is {moved.get(name, 0)}"
+                for name, value in self.case.counters().items() if moved.get(name, 0) != value]
+
+
+def _judge_reference(key, same, before, outcome):
+    """Compares the backend of a packet with that of an earlier one, which may have several frames."""
+    backends = sorted({earlier.backend or "no backend" for earlier in before})
+    if len(backends) > 1:
+        return [f"{key}: its frames went to {', '.join(backends)}, so there is no one backend to compare with"]
+    if "no backend" in (backends[0], outcome.backend or "no backend"):
+        return [f"{key}: no two backends to compare: that packet: {before[0]}; this one: {outcome}"]
+    if (backends[0] == outcome.backend) != same:
+        return [f"{key}: that went to {backends[0]}, this to {outcome.backend}"]
+    return []

@@ -1,4 +1,4 @@
-"""What is changed inside of TCP segments: the MSS of a SYN, and the numbers of a flow with PROXY protocol v2.
+"""Changes inside TCP segments: the MSS of a SYN, and the numbers of a flow with PROXY protocol v2.
 
 PROXY protocol: https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt section 2.2
 """
@@ -62,7 +62,7 @@ def proxy_header(client, vip):
 
 
 def to_proxied(data, header, flow):
-    """A client's segment for a backend that gets `header` first, or has it."""
+    """A client's segment for a backend that receives `header` before the data."""
     first, acknowledged = flow.first, flow.acknowledged
     headers, out = Headers(data), bytearray(data)
     if flags(data, headers) & SYN:
@@ -76,7 +76,7 @@ def to_proxied(data, header, flow):
                 out[headers.transport + 18:headers.transport + 20] = min(urgent, 0xFFFF).to_bytes(2, "big")
         return summed(out)
     if flags(data, headers) & RST and not flow.answered:
-        # Of an older connection.
+        # The segment belongs to an older connection.
         return summed(out)
     if acknowledged or 0 < (number(data, headers, 4) - first - 1) % 2**32 < 2**31:
         put(out, headers.transport + 4, number(data, headers, 4) + len(header))
@@ -84,7 +84,7 @@ def to_proxied(data, header, flow):
 
 
 def without_data(out, headers):
-    """A SYN without payload and without TCP Fast Open: the backend would take the data before the header."""
+    """A SYN without payload and without TCP Fast Open, so that no data precedes the header."""
     for kind, at, length in options(bytes(out), headers):
         if kind == OPTION_TFO:
             out[at:at + length] = bytes([OPTION_NOP]) * length
@@ -93,11 +93,11 @@ def without_data(out, headers):
 
 
 def from_proxied(data, length, flow):
-    """A backend's segment for the client, who has not sent the `length` bytes of the header."""
+    """A backend's segment for the client, which did not send the `length` bytes of the header."""
     first, acknowledged = flow.first, flow.acknowledged
     headers, out = Headers(data), bytearray(data)
     if not flow.answered:
-        # Of an older connection.
+        # The segment belongs to an older connection.
         return summed(out)
     if flags(data, headers) & ACK:
         put(out, headers.transport + 8, mapped_back(number(data, headers, 8), length, first, acknowledged))
@@ -111,7 +111,7 @@ def from_proxied(data, length, flow):
 
 
 def mapped_back(value, length, first, acknowledged):
-    """A number of the client's stream; never one below its first byte, as long as that is not acknowledged."""
+    """The number in the client's stream; at least its first byte, until that is acknowledged."""
     beyond = (value - length - first - 1) % 2**32
     return first + 1 + (beyond if acknowledged or beyond < 2**31 else 0)
 
@@ -128,7 +128,7 @@ def put(out, at, value):
 
 
 def summed(out):
-    """The packet with lengths and checksums computed anew."""
+    """The packet with lengths and checksums recomputed."""
     headers = Headers(bytes(out))
     if headers.version == 4:
         out[2:4] = len(out).to_bytes(2, "big")

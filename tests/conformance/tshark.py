@@ -1,4 +1,4 @@
-"""tshark's opinion of frames: malformed packets and bad checksums."""
+"""Faults that tshark finds in frames: malformed packets and bad checksums."""
 
 import functools
 import subprocess
@@ -11,17 +11,17 @@ FIELDS = ("frame.number", "ip.checksum.status", "tcp.checksum.status", "udp.chec
           "icmpv6.checksum.status", "_ws.malformed", "_ws.expert.severity", "tcp.checksum", "tcp.checksum_calculated",
           "icmp.type", "icmpv6.type", "_ws.col.Info")
 BAD = "0"
-# PI_ERROR of epan/proto.h: what tshark is sure to be wrong.
+# PI_ERROR of epan/proto.h: certain errors.
 ERROR = 0x00800000
-# What we write, and so is to be looked at.
+# Protocols that holdfast writes, and that stay enabled.
 HEADERS = {"eth", "vlan", "ieee8021ad", "ip", "ipv6", "icmp", "icmpv6", "tcp", "udp", "data"}
-# Tables by which tshark finds out what TCP and UDP carry: by port, and by looks.
+# Tables by which tshark chooses a dissector for a payload: by port, and by heuristics.
 PAYLOAD_TABLES = ("tcp.port", "udp.port", "tcp", "udp", "tcp.payload", "udp.payload")
 
 
 @functools.cache
 def payload_protocols():
-    """Every protocol that tshark might see in the payload, which is random bytes."""
+    """Returns every protocol that tshark might detect in the payload, which is random bytes."""
     lines = []
     for listing in ("decodes", "heuristic-decodes"):
         done = subprocess.run(["tshark", "-G", listing], capture_output=True, text=True, check=True)
@@ -31,15 +31,15 @@ def payload_protocols():
 
 
 def objections(path, frames):
-    """{index: what tshark objects to} of frames (bytes), which are written to `path`."""
+    """Returns {index: fault} of frames (bytes), which are written to `path`."""
     shown = [(index, form) for index, frame in enumerate(frames) for form in (frame, *_inside(frame))]
     captures.write(path, [(at, "-", frame) for at, (_, frame) in enumerate(shown)])
     command = ["tshark", "-n", "-r", str(path), "-T", "fields"]
     for protocol in ("ip", "tcp", "udp"):
         command += ["-o", f"{protocol}.check_checksum:TRUE"]
-    # GUE over IPv6 has none (RFC 6935); of other packets the oracle judges that.
+    # GUE over IPv6 has no UDP checksum (RFC 6935); the oracle judges those of other packets.
     command += ["-o", "udp.ignore_ipv6_zero_checksum:TRUE"]
-    # What the payload means is nobody's business here.
+    # Payload and state of connections are not examined.
     command += ["-o", "tcp.analyze_sequence_numbers:FALSE", "-o", "ip.defragment:FALSE", "-o", "ipv6.defragment:FALSE"]
     for protocol in payload_protocols():
         command += ["--disable-protocol", protocol]
@@ -49,12 +49,12 @@ def objections(path, frames):
     found = {}
     for line in done.stdout.splitlines():
         number, *sums, malformed, severities, tcp_sum, tcp_computed, icmp, icmpv6, info = line.split("\t")
-        # Every tunnelled packet has several headers of a kind: fields are lists.
+        # Tunnelled packets have several headers of one kind: fields are lists.
         bad = [name for name, status in zip(FIELDS[1:], sums) if BAD in status.split(",")]
         # 0xffff and 0 are the same number in one's complement (RFC 1071).
         if (tcp_sum, tcp_computed) == ("0xffff", "0x0000"):
             bad = [name for name in bad if not name.startswith("tcp")]
-        # What an ICMP error quotes is cut short, and its checksum covers more.
+        # The quote of an ICMP error is truncated, but its checksum covers the whole packet.
         if icmp or icmpv6:
             bad = [name for name in bad if not name.startswith(("tcp", "udp"))]
         if malformed:
@@ -67,7 +67,7 @@ def objections(path, frames):
 
 
 def _inside(frame):
-    """The packet inside of GUE as a frame of its own: tshark 4.0 knows no GUE."""
+    """Yields the packet inside GUE as a frame of its own: tshark 4.0 has no dissector for GUE."""
     outer = Headers(Frame(frame).data) if Frame(frame).data else None
     if outer is None or outer.protocol != 17 or outer.ports is None or outer.ports[1] != GUE_PORT:
         return

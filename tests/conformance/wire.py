@@ -4,7 +4,7 @@
   wire.py send  INTERFACE FRAMES
   wire.py judge --config F --neighbours N --interface I FRAMES NAME=CAPTURE...
 
-`make` writes frames that carry a mark in their payload, by which `judge` finds what became of each in the captures
+`make` writes frames that carry a mark in their payload, by which `judge` finds each of them in the captures
 (NAME is a backend's). See tests/e2e/random_packets.rs.
 """
 
@@ -25,14 +25,14 @@ from oracle import Oracle
 from packets import Frame, Headers
 from tshark import GUE_PORT
 
-# The kernel's queue of a veth, and the workers', are longer than what is sent between two pauses.
+# The queues of a veth and of a worker hold more frames than are sent between two pauses.
 BURST, PAUSE_S = 8, 0.004
 SHOWN = 10
 CLIENTS = 20
 
 
 def main():
-    """Runs one of the three."""
+    """Runs one of the three commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     making, sending, judging = (commands.add_parser(name) for name in ("make", "send", "judge"))
@@ -61,7 +61,7 @@ def facts_of(arguments):
 def make(arguments):
     """Writes frames of CLIENTS clients for all VIPs of the configuration."""
     first = {address.version: address for address in arguments.client}
-    # Several flows of one client differ by their ports. Tags would not pass the lab's switch.
+    # Flows of one client differ by their ports. The lab's switch does not forward VLAN tags.
     generator = Generator(random.Random(arguments.seed), facts_of(arguments).vips,
                           lambda number, version: str(first[version] + number % CLIENTS),
                           marked=arguments.seed, tagged=0)
@@ -71,7 +71,7 @@ def make(arguments):
 
 
 def send(arguments):
-    """Sends the frames as they are."""
+    """Sends the frames unchanged."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.bind((arguments.interface, 0))
         for index, frame in enumerate(captures.read(arguments.frames)):
@@ -82,7 +82,7 @@ def send(arguments):
 
 
 def judge(arguments):
-    """Each frame must have arrived once, as the oracle says, or not at all where it was not to be forwarded."""
+    """Checks that each frame arrived once, as the oracle says, or not at all if it is not forwarded."""
     facts, sent = facts_of(arguments), captures.read(arguments.frames)
     macs = {nic.mac for nic in facts.nics.values()}
     arrived = {}
@@ -109,7 +109,7 @@ MARKS = re.escape(mark(0, 0)[:-8]) + b"." * 8
 
 
 def _is_error(frame):
-    """Whether it is an ICMP error about what a backend has answered: the client's kernel knows nothing of our flows."""
+    """Whether the packet is an ICMP error about a backend's reply: the client's kernel does not know the flows."""
     headers = Headers(Frame(frame).data)
     while headers.protocol in (4, 41) or (headers.protocol == 17 and headers.ports[1] == GUE_PORT):
         headers = Headers(headers.data[headers.transport + (12 if headers.protocol == 17 else 0):])

@@ -1,4 +1,4 @@
-"""Words for the expressions of case files: packets made from other packets."""
+"""Functions for the expressions of case files: packets made from other packets."""
 
 import world
 from packets import TCP, UDP, Ether, Frame, checksum, packed
@@ -16,7 +16,7 @@ def _network(frame):
 
 
 def as_frame(value):
-    """A scapy packet as bytes: MAC addresses that it does not name are those of client and balancer."""
+    """A scapy packet as bytes; MAC addresses that are not set are those of client and balancer."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, Ether):
@@ -26,7 +26,7 @@ def as_frame(value):
 
 
 def answer(packet, flags="SA", payload=b"", **changes):
-    """What the receiver of a TCP or UDP frame answers."""
+    """The reply to a TCP or UDP frame."""
     net = _network(packet)
     out = packet.copy()
     out.src, out.dst = packet.dst, packet.src
@@ -76,7 +76,7 @@ def pieces6(packet, size):
 
 
 def quic_long(kind, connection):
-    """A QUIC long header (RFC 9000 17.2): 0 Initial, 1 0-RTT, 2 Handshake, 3 Retry; and bytes like encrypted ones."""
+    """A QUIC long header (RFC 9000 17.2): 0 Initial, 1 0-RTT, 2 Handshake, 3 Retry; with constant bytes as payload."""
     connection = bytes.fromhex(connection)
     first = 0xC0 | kind << 4
     return bytes([first, 0, 0, 0, 1, len(connection)]) + connection + b"\x04srce" + b"\x5a" * 40
@@ -88,7 +88,7 @@ def quic_short(connection):
 
 
 def zero_sums(client, client_port, backends, port):
-    """A payload of 2 bytes for each backend that makes the UDP checksum of what it gets compute to 0."""
+    """Yields, for each backend, the payload of 2 bytes with which the UDP checksum of the packet it receives is 0."""
     for backend in backends:
         pseudo = packed(client) + packed(backend) + (17).to_bytes(2, "big") + (10).to_bytes(2, "big")
         header = client_port.to_bytes(2, "big") + port.to_bytes(2, "big") + (10).to_bytes(2, "big")

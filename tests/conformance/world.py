@@ -1,9 +1,11 @@
-"""The setting of the golden cases (docs/CONFORMANCE.md): names, addresses, and its configuration per mode.
+"""Setting of the golden cases (docs/CONFORMANCE.md): names, addresses, and the configuration of each mode.
 
-A case names the VIPs that it needs, and changes single keys; what it does not change is here.
+A case names its VIPs and changes single keys; all other keys are set here.
 """
 
 import copy
+
+from mistake import Mistake, did_you_mean
 
 # MAC addresses, as names for the packets of cases.
 LB, LB2 = "02:00:00:00:00:01", "02:00:00:00:00:02"
@@ -18,7 +20,7 @@ BACKENDS6 = {f"b{n}": f"fc00::{n}" for n in (1, 2, 3)}
 # Bytes of a packet that an ICMP error quotes: 98 bytes of frame in all; RFC 4443 3.1, the smallest MTU.
 QUOTE4, QUOTE6 = 56, 1232
 
-# Modes in which client and backend need not be of one family.
+# Modes in which client and backend may have different families.
 MIXED = ["full_nat", "proxy", "ipip", "gue"]
 
 # name: address, protocol, ports, family of the backends, modes (None: all)
@@ -45,7 +47,7 @@ SERVER_IDS = {"b1": "c46051", "b2": "c46052", "b3": "c46053"}
 
 
 def usual(mode):
-    """The VIPs of a case that names none: PROXY protocol is for TCP."""
+    """Default VIPs of a case; PROXY protocol is for TCP only."""
     return [name for name in USUAL if has_mode(name, mode)]
 
 
@@ -59,7 +61,7 @@ def config(mode, nics, vips):
     """The configuration of `mode` as nested dictionaries, with the VIPs of these names by their name."""
     built = {
         "workers": {"cores": [0], "idle": "sleep", "flows": 4096},
-        # Small, so that a table is built at once; the choice of a backend is not judged.
+        # A small table is built quickly; the choice of a backend is not judged.
         "hash": {"table_size": 1009},
         "nic": [{"interface": name} for name in ("front", "back")[:nics]],
         "vip": {name: _vip(mode, name) for name in vips},
@@ -74,12 +76,12 @@ def config(mode, nics, vips):
 def _vip(mode, name):
     address, protocol, ports, family, modes = VIPS[name]
     if not has_mode(name, mode):
-        raise ValueError(f"VIP {name} has no mode {mode}; it has {', '.join(modes or ['all but proxy'])}")
+        raise Mistake(f"VIP {name} has no mode {mode}; it has {', '.join(modes or ['all but proxy'])}")
     addresses = BACKENDS4 if family == 4 else BACKENDS6
     vip = {"address": address, "protocol": protocol, "forward": "full_nat" if mode == "proxy" else mode}
     if ports is not None:
         vip["ports"] = ports
-    # The port of the VIP's is another than the backend's where the mode can change it.
+    # VIP and backend have different ports where the mode translates them.
     translated = mode in ("nat", "full_nat", "proxy") and isinstance(ports, list) and name != "ranges4"
     vip["health"] = {"kind": "none"}
     vip["backend"] = {backend: {"address": addresses[backend]} | ({"port": 8080} if translated else {})
@@ -107,11 +109,13 @@ def neighbours(nics, config):
 
 
 def changed(tree, changes):
-    """A copy of `tree` with `changes` merged in; an empty table removes what was there."""
+    """A copy of `tree` with `changes` merged in; an empty table removes a key."""
     tree = copy.deepcopy(tree)
     for key, value in changes.items():
         if value == {}:
-            tree.pop(key, None)
+            if key not in tree:
+                raise Mistake(f"{key} = {{}}: nothing to take away; {did_you_mean(key, tree)}")
+            del tree[key]
         elif isinstance(value, dict) and isinstance(tree.get(key), dict):
             tree[key] = changed(tree[key], value)
         else:

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use etherparse::PacketBuilder;
 use holdfast::flow::Protocol;
 use holdfast::forwarding::{Forward, Ports, SchedulerKind, VipSpec};
 use holdfast::stats::Drop;
 
 pub use crate::rig::set_sum;
-use crate::rig::{CLIENT_MAC, Family, PARKED, Rig, Sent, nic_mac, spec, tcp_of, udp};
+use crate::rig::{CLIENT_MAC, Family, PARKED, Rig, Sent, ip_builder, nic_mac, spec, tcp_of, udp};
 
 const PORT: u16 = 40_000;
 /// Bytes of data in every fragment but the last.
@@ -40,12 +39,7 @@ fn ip_len(bytes: &[u8]) -> usize {
 /// A UDP datagram behind an Ethernet header.
 pub fn datagram(ends: [(IpAddr, u16); 2], macs: [[u8; 6]; 2], len: usize) -> Vec<u8> {
     let data: Vec<u8> = (0_u8..=255).cycle().take(len).collect();
-    let builder = PacketBuilder::ethernet2(macs[0], macs[1]);
-    let builder = match (ends[0].0, ends[1].0) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => builder.ipv4(a.octets(), b.octets(), 64),
-        (IpAddr::V6(a), IpAddr::V6(b)) => builder.ipv6(a.octets(), b.octets(), 64),
-        _ => unreachable!("one family"),
-    };
+    let builder = ip_builder((macs[0], macs[1]), ends[0].0, ends[1].0);
     let mut bytes = Vec::new();
     builder.udp(ends[0].1, ends[1].1).write(&mut bytes, &data).unwrap();
     bytes

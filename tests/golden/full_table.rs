@@ -2,13 +2,13 @@
 
 use holdfast::flow::Protocol;
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::tunnel::Sources;
 use holdfast::forwarding::{
-    FULL_SHARE, Forward, Remember, SchedulerKind, Service, ThisBox, Tunnels, VipSpec,
+    FULL_SHARE, Forward, Remember, SchedulerKind, Service, ThisBox, VipSpec,
 };
 use holdfast::stats::Drop;
 use holdfast::units::Ticks;
 
+use super::tunnel::tunnels;
 use crate::rig::{Family, Rig, SCHEDULERS, spec, tcp, udp};
 
 const ONE_WAY: [Forward; 3] = [Forward::Dsr, Forward::Ipip, Forward::Gue];
@@ -18,13 +18,7 @@ const LATER: std::ops::Range<u16> = 2000..2200;
 
 /// A worker with a table that is full of flows of the VIP.
 fn full(vip: VipSpec) -> Rig {
-    let source = |network: &str| Some(Sources::new(network.parse().unwrap()));
-    let tunnels = Tunnels {
-        source_v4: source("198.18.2.2"),
-        source_v6: source("2001:db8:2::2"),
-        ..Tunnels::default()
-    };
-    let this_box = ThisBox { mtus: vec![1500], tunnels, ..ThisBox::default() };
+    let this_box = ThisBox { mtus: vec![1500], tunnels: tunnels(), ..ThisBox::default() };
     let udp_vip = vip.protocol == Protocol::Udp;
     let mut rig = Rig::in_box_with_flows(this_box, u32::from(PINNED.end - PINNED.start), vec![vip]);
     for port in PINNED {

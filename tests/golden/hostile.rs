@@ -6,12 +6,12 @@
 use std::net::IpAddr;
 
 use holdfast::flow::Protocol;
-use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Forward, Ports, ThisBox, Tunnels, VipId, VipSpec};
+use holdfast::forwarding::{Forward, Ports, ThisBox, VipId, VipSpec};
 use proptest::prelude::*;
 
 use super::fragments::{datagram, fragments, set_sum};
 use super::icmp::{icmp, router};
+use super::tunnel::tunnels;
 use crate::rig::{CLIENT_MAC, Family, Rig, backend_mac, nic_mac, spec, tcp_of, with_tags};
 
 const MODES: [Forward; 5] =
@@ -39,13 +39,12 @@ fn rig(forward: Forward, family: Family, inner: Family) -> Rig {
             }
         }
     }
-    let sources = |text: &str| Some(Sources::new(text.parse().unwrap()));
-    let tunnels = Tunnels {
-        source_v4: sources("198.18.2.2"),
-        source_v6: sources("2001:db8:2::2"),
-        ..Tunnels::default()
-    };
-    Rig::in_box(ThisBox { mtus: vec![MTU; 2], tunnels, ..ThisBox::default() }, 2, 2, specs)
+    Rig::in_box(
+        ThisBox { mtus: vec![MTU; 2], tunnels: tunnels(), ..ThisBox::default() },
+        2,
+        2,
+        specs,
+    )
 }
 
 /// Packets of every kind of a client, `len` bytes of data in the long ones.

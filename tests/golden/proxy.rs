@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 
-use etherparse::{PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
+use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
 use holdfast::forwarding::{FlowsLeft, Forward, VipSpec};
 use holdfast::stats::Drop;
 use proptest::prelude::*;
 
 use super::fragments::set_sum;
-use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, nic_mac, spec};
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, ip_builder, nic_mac, spec};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const PORT: u16 = 40_000;
@@ -70,12 +70,7 @@ fn segment(
     tcp.fin = flags.contains('F');
     tcp.rst = flags.contains('R');
     tcp.set_options(options).unwrap();
-    let builder = PacketBuilder::ethernet2(source_mac, destination_mac);
-    let builder = match (source.0, destination.0) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => builder.ipv4(a.octets(), b.octets(), 64),
-        (IpAddr::V6(a), IpAddr::V6(b)) => builder.ipv6(a.octets(), b.octets(), 64),
-        _ => unreachable!("one family"),
-    };
+    let builder = ip_builder((source_mac, destination_mac), source.0, destination.0);
     let mut packet = Vec::new();
     builder.tcp_header(tcp).write(&mut packet, payload).unwrap();
     packet

@@ -6,6 +6,7 @@ use holdfast::forwarding::{
 };
 use holdfast::stats::Drop;
 
+use super::resets::meanwhile;
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, numbered, spec, tcp, udp};
 
 const PORT: u16 = 40_000;
@@ -56,15 +57,6 @@ fn assert_refused(name: &str, sent: &[Sent]) {
 
 fn segment(family: Family, port: u16, numbers: (u32, u32)) -> Vec<u8> {
     numbered(family, tcp(family, PORT, port, "A"), numbers.0, numbers.1)
-}
-
-fn meanwhile(rig: &mut Rig, ticks: u32) -> Vec<Sent> {
-    let mut sent = Vec::new();
-    for _ in 0..ticks {
-        rig.advance(1);
-        sent.extend(rig.collect(0, 0));
-    }
-    sent
 }
 
 #[test]

@@ -231,8 +231,8 @@ fn a_client_that_tries_again_is_served() {
     }
 }
 
-/// What a worker sends while ticks go by.
-fn meanwhile(rig: &mut Rig, ticks: u32) -> Vec<Sent> {
+/// The packets that a worker sends while ticks go by.
+pub fn meanwhile(rig: &mut Rig, ticks: u32) -> Vec<Sent> {
     let mut sent = Vec::new();
     for _ in 0..ticks {
         rig.advance(1);

@@ -3,14 +3,14 @@
 
 use std::net::IpAddr;
 
-use etherparse::{IpNumber, PacketBuilder};
+use etherparse::IpNumber;
 use holdfast::flow::Protocol;
-use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Affinity, Forward, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::forwarding::{Affinity, Forward, Ports, ThisBox, VipSpec};
 use holdfast::units::Ticks;
 
 use super::fragments::{datagram, fragments};
-use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec, tcp, udp};
+use super::tunnel::tunnels;
+use crate::rig::{CLIENT_MAC, Family, Rig, Sent, ip_builder, nic_mac, spec, tcp, udp};
 
 const PORT: u16 = 40_000;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -18,13 +18,7 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const ONE_WAY: [Forward; 3] = [Forward::Dsr, Forward::Ipip, Forward::Gue];
 
 fn rig(workers: usize, vip: VipSpec) -> Rig {
-    let source = |network: &str| Some(Sources::new(network.parse().unwrap()));
-    let tunnels = Tunnels {
-        source_v4: source("198.18.2.2"),
-        source_v6: source("2001:db8:2::2"),
-        ..Tunnels::default()
-    };
-    let this_box = ThisBox { mtus: vec![1500], tunnels, ..ThisBox::default() };
+    let this_box = ThisBox { mtus: vec![1500], tunnels: tunnels(), ..ThisBox::default() };
     Rig::in_box(this_box, workers, 1, vec![vip])
 }
 
@@ -241,12 +235,7 @@ fn a_datagram_in_fragments_is_one_datagram() {
 }
 
 fn esp(client: IpAddr, vip: IpAddr) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(CLIENT_MAC, nic_mac(0));
-    let builder = match (client, vip) {
-        (IpAddr::V4(client), IpAddr::V4(vip)) => builder.ipv4(client.octets(), vip.octets(), 64),
-        (IpAddr::V6(client), IpAddr::V6(vip)) => builder.ipv6(client.octets(), vip.octets(), 64),
-        _ => unreachable!("one family"),
-    };
+    let builder = ip_builder((CLIENT_MAC, nic_mac(0)), client, vip);
     let mut bytes = Vec::new();
     builder.write(&mut bytes, IpNumber::ENCAPSULATING_SECURITY_PAYLOAD, &[0; 40]).unwrap();
     bytes

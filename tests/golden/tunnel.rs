@@ -33,7 +33,8 @@ fn sources(network: &str) -> Option<Sources> {
     Some(Sources::new(network.parse().unwrap()))
 }
 
-fn tunnels() -> Tunnels {
+/// Outer sources of both families.
+pub fn tunnels() -> Tunnels {
     let [v4, v6] = SOURCE;
     Tunnels { source_v4: sources(v4), source_v6: sources(v6), ..Tunnels::default() }
 }

@@ -14,7 +14,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both.
+    /// Both families.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     /// The client's `index`-th address.
@@ -54,16 +54,16 @@ impl Family {
     }
 }
 
-/// A VIP of the lab: `name` is such as `dsr4`, or `nat6-udp`.
+/// A VIP of the lab; its `name` is `dsr4` or `nat6-udp`, for example.
 #[derive(Debug, Clone)]
 pub struct Vip {
-    /// Mode, family, and `-udp` if so.
+    /// Mode and family, with `-udp` for UDP.
     pub name: String,
     /// `dsr`, `nat` or `full_nat`.
     pub forward: &'static str,
-    /// Of the VIP.
+    /// Family of the VIP.
     pub family: Family,
-    /// Of its backends.
+    /// Family of its backends.
     pub inner: Family,
     /// HTTP over TCP, or UDP echo.
     pub udp: bool,
@@ -82,9 +82,9 @@ pub struct Vip {
 /// A VIP with all backends.
 pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     let name = format!("{forward}{}{}", family.digit(), if udp { "-udp" } else { "" });
-    // Short, so that a drain can be seen to end.
+    // A short limit lets a test see the end of a drain.
     let timeouts = "{ closing_s = 1, udp_s = 60 }";
-    // At once, so that who comes back has all of its share.
+    // Without slow start a backend that comes back has its whole share at once.
     let drain = "{ slow_start_s = 0 }";
     let (backends, nat_port) = (BACKENDS.to_vec(), if udp { 7007 } else { 8080 });
     let inner = family;
@@ -109,7 +109,7 @@ impl Vip {
         all
     }
 
-    /// Its address.
+    /// The address of the VIP.
     pub fn address(&self) -> String {
         // Backends have .10 to .19 on their loopback, for DSR and tunnels.
         self.family.vip(match (self.forward, self.inner == self.family) {
@@ -132,7 +132,7 @@ impl Vip {
         }
     }
 
-    /// Whether its backends are sent to ports of their own.
+    /// Whether backends listen on another port than the VIP.
     fn translates(&self) -> bool {
         self.forward.ends_with("nat")
     }
@@ -167,13 +167,13 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
     }
 }
 
-/// Addresses of the lab that full-NAT flows come from.
+/// Source addresses of full-NAT flows in the lab.
 const SOURCES: &str = r#"
 [full_nat]
 sources = ["198.18.2.48/30", "2001:db8:2::48/126"]
 "#;
 
-/// Addresses of the lab that tunnels come from.
+/// Outer source addresses of tunnels in the lab.
 const TUNNEL: &str = r#"
 [tunnel]
 source_v4 = "198.18.2.2"
@@ -183,7 +183,7 @@ source_v6 = "2001:db8:2::2"
 /// A whole configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// One worker on each.
+    /// Cores, with one worker on each.
     pub cores: Vec<usize>,
     /// Entries of each worker's flow table.
     pub flows: usize,
@@ -199,14 +199,14 @@ pub struct Config {
     pub vips: Vec<Vip>,
     /// More sections, as TOML.
     pub more: String,
-    /// `[full_nat]`, where a VIP wants it, as TOML.
+    /// `[full_nat]`, if a VIP needs it, as TOML.
     pub full_nat: &'static str,
     /// More keys of `[control]`, as TOML.
     pub control_keys: String,
 }
 
 impl Config {
-    /// For a lab, with `workers` workers on the first cores.
+    /// A configuration for a lab, with `workers` workers on the first cores.
     pub fn new(lab: &Lab, workers: usize, vips: Vec<Vip>) -> Self {
         let interfaces = lab.topology.interfaces().iter().map(|&name| name.to_owned()).collect();
         let socket = lab.state().join("control.sock").to_str().unwrap().to_owned();
@@ -228,7 +228,7 @@ impl Config {
         }
     }
 
-    /// All that depends on the VIPs, as TOML.
+    /// The sections that depend on the VIPs, as TOML.
     pub fn sections(&self) -> String {
         let some = |modes: &[&str]| self.vips.iter().any(|vip| modes.contains(&vip.forward));
         let full_nat = if some(&["full_nat"]) { self.full_nat } else { "" };
@@ -237,7 +237,7 @@ impl Config {
         format!("{full_nat}{tunnels}{vips}")
     }
 
-    /// As TOML.
+    /// The configuration as TOML.
     pub fn toml(&self) -> String {
         let Self { cores, flows, worker_keys, socket, control_keys, nic_keys: keys, .. } = self;
         let mut text = format!("[workers]\ncores = {cores:?}\nidle = \"sleep\"\nflows = {flows}\n");
@@ -251,6 +251,6 @@ impl Config {
 }
 
 impl Topology {
-    /// Both.
+    /// Both families.
     pub const ALL: [Self; 2] = [Self::Stick, Self::TwoNic];
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""What a stream was when it arrived. `serve PORT` answers each connection with the SHA-256 of all that
+"""SHA-256 of a stream on arrival. `serve PORT` answers each connection with the SHA-256 of all that
 came, when the client has sent everything; `serve-proxy PORT` takes a PROXY protocol header off before, and
 `send HOST PORT FILE` sends a file and prints the answer."""
 

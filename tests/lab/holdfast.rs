@@ -23,13 +23,13 @@ pub struct Holdfast<'l> {
 }
 
 impl<'l> Holdfast<'l> {
-    /// Starts it and waits until every backend is up.
+    /// Starts holdfast and waits until every backend is up.
     pub fn start(lab: &'l Lab, config: &Config) -> Self {
         let log = File::create(log_of(lab)).unwrap();
         Self::start_by(lab, config, lab.command("lb", BINARY), log.into())
     }
 
-    /// The same by another command, which has the binary as its last word, and with another place for the log.
+    /// Starts holdfast by a command that ends with the binary, with another file for the log.
     pub fn start_by(lab: &'l Lab, config: &Config, mut command: Command, log: Stdio) -> Self {
         let path = lab.state().join("holdfast.toml");
         std::fs::write(&path, config.toml()).unwrap();
@@ -44,8 +44,8 @@ impl<'l> Holdfast<'l> {
         this
     }
 
-    /// A start that stands still at its configuration, which is a pipe, until `meanwhile` has ended; it is
-    /// given the process. Does not wait for the end of the start.
+    /// Starts holdfast with a pipe as its configuration, which blocks the start until `meanwhile`, called
+    /// with the process, returns. Does not wait for the end of the start.
     pub fn start_held(lab: &'l Lab, config: &Config, meanwhile: impl FnOnce(u32)) -> Self {
         let (pipe, file) = (lab.state().join("pipe.toml"), lab.state().join("holdfast.toml"));
         succeeded("mkfifo", &Command::new("mkfifo").arg(&pipe).output().unwrap());
@@ -56,24 +56,24 @@ impl<'l> Holdfast<'l> {
         // Returns when the process has opened it to read.
         let mut configuration = File::options().write(true).open(&pipe).unwrap();
         meanwhile(child.id());
-        // What a reload finds.
+        // The file that a reload reads.
         std::fs::write(&file, config.toml()).unwrap();
         std::fs::rename(&file, &pipe).unwrap();
         configuration.write_all(config.toml().as_bytes()).unwrap();
         Self { lab, child, socket: config.socket.clone(), config: pipe }
     }
 
-    /// A start that must fail: what it said.
+    /// Starts holdfast, which must fail; returns its message.
     pub fn start_fails(lab: &Lab, config: &Config) -> String {
         let path = lab.state().join("refused.toml");
         std::fs::write(&path, config.toml()).unwrap();
         let path = path.to_str().unwrap();
-        // Ended from outside if it should start after all.
+        // The time limit ends holdfast if it starts nevertheless.
         let line = ["timeout", "10", BINARY, "run", "--config", path];
         failed("a start that must fail", &lab.try_run("lb", &line))
     }
 
-    /// Whether it serves its control socket. Panics when it has ended.
+    /// Whether holdfast serves its control socket. Panics if the process has ended.
     pub fn answers(&mut self) -> bool {
         if let Some(status) = self.child.try_wait().unwrap() {
             panic!("holdfast ended: {status}\n{}", self.log());
@@ -81,23 +81,23 @@ impl<'l> Holdfast<'l> {
         self.cli(&["status", "--json"]).status.success()
     }
 
-    /// What it has logged.
+    /// The log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(log_of(self.lab)).unwrap_or_default()
     }
 
-    /// Runs a subcommand against it.
+    /// Runs a subcommand against this process.
     pub fn cli(&self, arguments: &[&str]) -> Output {
         let line = [&[BINARY], arguments, &["--socket", &self.socket]].concat();
         self.lab.try_run("lb", &line)
     }
 
-    /// Runs a subcommand that must succeed; what it printed.
+    /// Runs a subcommand that must succeed; returns its output.
     pub fn ok(&self, arguments: &[&str]) -> String {
         succeeded(&format!("holdfast {arguments:?}"), &self.cli(arguments))
     }
 
-    /// Runs a subcommand that must fail; what it said.
+    /// Runs a subcommand that must fail; returns its message.
     pub fn refused(&self, arguments: &[&str]) -> String {
         failed(&format!("holdfast {arguments:?}"), &self.cli(arguments))
     }
@@ -114,7 +114,7 @@ impl<'l> Holdfast<'l> {
         vip.backends.into_iter().find(|b| b.name == backend).unwrap()
     }
 
-    /// Waits until the status is as wanted.
+    /// Waits until the status satisfies a condition.
     pub fn wait_until(&self, what: &str, mut wanted: impl FnMut(&Status) -> bool) {
         let mut last = None;
         let end = Instant::now() + SOON;
@@ -129,7 +129,7 @@ impl<'l> Holdfast<'l> {
         panic!("after {SOON:?} still not: {what}\n{last:#?}\n{}", self.log());
     }
 
-    /// Waits until a backend's check says so.
+    /// Waits until a backend's health check reports this state.
     pub fn wait_for_health(&self, vip: &str, backend: &str, health: HealthState) {
         wait_for(&format!("{vip}/{backend} {health:?}"), SOON, || {
             self.backend(vip, backend).health == health
@@ -163,7 +163,7 @@ impl<'l> Holdfast<'l> {
         }
     }
 
-    /// Replaces the configuration file; nothing is reloaded yet.
+    /// Replaces the configuration file without a reload.
     pub fn write_config(&self, config: &Config) {
         std::fs::write(&self.config, config.toml()).unwrap();
     }
@@ -173,25 +173,25 @@ impl<'l> Holdfast<'l> {
         std::fs::write(&self.config, text).unwrap();
     }
 
-    /// Sends a signal to it.
+    /// Sends a signal to the process.
     pub fn signal(&self, name: &str) {
         signal(self.child.id(), name);
     }
 
-    /// A clean stop; every packet must have been accounted for until then.
+    /// Stops holdfast cleanly; every packet must have been counted.
     pub fn stop(mut self) {
         self.assert_packets_accounted_for();
         self.signal("TERM");
         self.assert_ends_well();
     }
 
-    /// It ends by itself, and with success.
+    /// Waits for the process to end by itself, with success.
     pub fn assert_ends_well(&mut self) {
         let status = self.wait_end();
         assert!(status.success(), "holdfast ended with {status}\n{}", self.log());
     }
 
-    /// Kills it: it has no chance to clean up.
+    /// Kills the process, which cannot clean up.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -207,7 +207,7 @@ impl<'l> Holdfast<'l> {
     }
 }
 
-/// Where a holdfast of the lab logs.
+/// Path of the log of a holdfast in the lab.
 pub fn log_of(lab: &Lab) -> PathBuf {
     lab.state().join("holdfast.log")
 }
@@ -217,7 +217,7 @@ impl Drop for Holdfast<'_> {
         if std::thread::panicking() {
             eprintln!("holdfast's log:\n{}", self.log());
         }
-        // Both fail when it has ended, which is what is wanted.
+        // Both fail if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -45,9 +45,9 @@ def kinds(mac):
     yield "bad_source", bytes(eth / IP(src="127.0.0.1", dst=VIP4) / syn)
     yield "bad_source", bytes(eth / IPv6(src="ff02::1", dst=VIP6) / syn)
     yield "nested_vlan", bytes(eth / Dot1AD(vlan=5) / Dot1AD(vlan=6) / IP(src=CLIENT4, dst=VIP4) / syn)
-    # Behind an extension header the XDP program does not look for ports, the worker does.
+    # The XDP program does not read ports behind an extension header; the worker does.
     yield "no_vip", bytes(ip6 / IPv6ExtHdrDestOpt() / TCP(sport=4000, dport=81, flags="S"))
-    # As a reply of a backend looks, but nobody has asked.
+    # A reply of a backend without a request.
     yield "return_no_flow", bytes(eth / IP(src="198.18.2.11", dst="198.18.1.99")
                                   / TCP(sport=8080, dport=4000, flags="SA"))
 

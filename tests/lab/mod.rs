@@ -1,14 +1,14 @@
-//! The lab of `scripts/lab` and a running holdfast, as values that clean up when they go.
+//! The lab of `scripts/lab` and a running holdfast, as values that clean up when dropped.
 
 mod config;
 mod holdfast;
+#[path = "../support/namespace.rs"]
+mod namespace;
 mod router;
 mod traffic;
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 pub use config::{Config, Family, Vip, tunnel, vip};
 pub use holdfast::{BINARY, Holdfast, log_of};
+use namespace::in_namespace;
 pub use traffic::{Blocked, blocked, conversation, download, requests, udp_requests, upload};
 
 /// MAC addresses of the balancer, as `scripts/lab` gives them: first (or only) NIC, second NIC.
@@ -25,7 +26,7 @@ pub const BALANCER_MACS: [&str; 2] = ["02:00:00:00:01:02", "02:00:00:00:02:02"];
 pub const BACKENDS: [&str; 3] = ["b1", "b2", "b3"];
 /// Size of the file to download, in units of 1,000,000 bytes.
 const BIG_MB: u32 = 24;
-/// Labs end with this: the process that made them can be told from their name.
+/// Prefix of the names of labs; the rest is the id of the process that made them.
 const PREFIX: &str = "hfe";
 
 /// How balancer, clients and backends are connected; see `scripts/lab`.
@@ -87,7 +88,7 @@ impl Lab {
         lab
     }
 
-    /// Where the lab keeps its files.
+    /// Folder with the files of the lab.
     pub fn state(&self) -> PathBuf {
         Path::new("/var/lib/holdfast-lab").join(&self.name)
     }
@@ -110,25 +111,17 @@ impl Lab {
         command
     }
 
-    /// A UDP socket in `host`. It stays there, whatever thread uses it.
-    #[expect(unsafe_code, reason = "setns(2)")]
+    /// A UDP socket in `host`, which any thread may use.
     pub fn udp_socket(&self, host: &str, address: SocketAddr) -> UdpSocket {
-        let namespace = File::open(format!("/run/netns/{}", self.namespace(host))).unwrap();
-        let thread = std::thread::spawn(move || {
-            // SAFETY: takes an open descriptor; it changes the namespace of this thread only.
-            let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
-            assert_eq!(entered, 0, "setns: {}", std::io::Error::last_os_error());
-            UdpSocket::bind(address).unwrap()
-        });
-        thread.join().unwrap()
+        in_namespace(&self.namespace(host), || UdpSocket::bind(address).unwrap())
     }
 
-    /// Runs a command in `host` to its end, whatever that is.
+    /// Runs a command in `host` to its end, successful or not.
     pub fn try_run(&self, host: &str, line: &[&str]) -> Output {
         self.command(host, line[0]).args(&line[1..]).output().unwrap()
     }
 
-    /// Runs a command in `host` and returns what it printed. Panics when it fails.
+    /// Runs a command in `host` and returns its output. Panics if it fails.
     pub fn run(&self, host: &str, line: &[&str]) -> String {
         succeeded(&format!("{host}: {line:?}"), &self.try_run(host, line))
     }
@@ -138,20 +131,20 @@ impl Lab {
         self.script(&["backend", backend, "stop"]);
     }
 
-    /// Starts them again.
+    /// Starts the servers of a backend again.
     pub fn start_backend(&self, backend: &str) {
         self.script(&["backend", backend, "start"]);
     }
 
-    /// Removes what was uploaded.
+    /// Removes uploaded files.
     pub fn clear_uploads(&self) {
         for backend in BACKENDS {
-            // Of one there is a file, of the others none.
+            // One backend has the file, the others do not.
             let _ = std::fs::remove_file(self.state().join(backend).join("upload/big"));
         }
     }
 
-    /// Makes a host forget what routers have told it.
+    /// Flushes the path MTUs and redirects that a host has learnt from routers.
     pub fn forget_path_mtus(&self, host: &str) {
         for option in ["-4", "-6"] {
             self.run(host, &["ip", option, "route", "flush", "cache"]);
@@ -171,7 +164,7 @@ impl Drop for Lab {
 
 fn run_script(arguments: &[&str]) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lab");
-    // Made by a root whose files only root may read, the lab must serve them all the same.
+    // With a strict umask of root the lab must serve files to other users, too.
     let closed = ["-c", "umask 077; exec \"$0\" \"$@\"", script];
     let mut command = Command::new("bash");
     let output = command.args(closed).args(arguments).stdin(Stdio::null()).output().unwrap();
@@ -190,7 +183,7 @@ fn remove_leftovers() {
     }
 }
 
-/// What a command printed. Panics with everything it said when it failed.
+/// Standard output of a command. Panics with all of its output if it failed.
 pub fn succeeded(what: &str, output: &Output) -> String {
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -198,23 +191,23 @@ pub fn succeeded(what: &str, output: &Output) -> String {
     stdout.into_owned()
 }
 
-/// What a command said on stderr. Panics when it succeeded.
+/// Standard error of a command. Panics if it succeeded.
 pub fn failed(what: &str, output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{what}: succeeded, but should not have\n{stderr}");
     stderr
 }
 
-/// A process that is ended when the value goes.
+/// A process that ends when the value is dropped.
 pub struct Running(pub Child);
 
 impl Running {
-    /// Starts it.
+    /// Starts the process.
     pub fn start(command: &mut Command) -> Self {
         Self(command.spawn().unwrap())
     }
 
-    /// Asks it to end, and waits.
+    /// Terminates the process and waits for its end.
     pub fn interrupt(mut self) {
         signal(self.0.id(), "INT");
         self.0.wait().unwrap();
@@ -223,19 +216,19 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail when it has ended, which is what is wanted.
+        // Both fail if the process has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Sends a signal, by name, to a process of ours.
+/// Sends a signal, by name, to a process of the test.
 pub fn signal(pid: u32, name: &str) {
     let output = Command::new("kill").args(["-s", name, &pid.to_string()]).output().unwrap();
     succeeded(&format!("kill -s {name} {pid}"), &output);
 }
 
-/// Polls until `done`. Panics, saying `what`, after `limit`.
+/// Polls until `done`. Panics with `what` after `limit`.
 pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + limit;
     while !done() {
@@ -244,7 +237,7 @@ pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Between two looks at whatever is waited for.
+/// Interval of polling.
 pub const POLL: Duration = Duration::from_millis(20);
-/// Most things happen within this time, on a busy machine too.
+/// Default limit of waiting, which suffices on a busy machine.
 pub const SOON: Duration = Duration::from_secs(10);

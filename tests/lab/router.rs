@@ -1,4 +1,4 @@
-//! The lab's router: a way that carries shorter packets than the links of those who use it.
+//! The lab's router: a path with a smaller MTU than the links of its users.
 
 use super::{BACKENDS, Family, Lab};
 
@@ -11,7 +11,7 @@ impl Family {
         }
     }
 
-    /// Where clients are.
+    /// Network of the clients.
     fn clients(self) -> &'static str {
         match self {
             Self::V4 => "198.18.1.0/24",
@@ -21,7 +21,7 @@ impl Family {
 }
 
 impl Lab {
-    /// Lets the balancer's packets to backends go by the router, which has `mtu` bytes for them.
+    /// Routes the balancer's packets to backends through the router, with an MTU of `mtu` bytes.
     pub fn route_to_backends(&self, family: Family, mtu: u16) {
         let mtu = mtu.to_string();
         for backend in BACKENDS {
@@ -32,7 +32,7 @@ impl Lab {
         }
     }
 
-    /// Lets what backends send to clients from their VIPs go by the router, which has `mtu` bytes for it.
+    /// Routes the packets of backends from VIPs to clients through the router, with an MTU of `mtu` bytes.
     /// For a lab with one segment.
     pub fn route_to_clients(&self, family: Family, mtu: u16) {
         let mtu = mtu.to_string();

@@ -1,4 +1,4 @@
-//! What clients do: requests, downloads, datagrams.
+//! Traffic of clients: requests, downloads, datagrams.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 use super::{BACKENDS, Family, Lab, Running, SOON, Vip, wait_for};
 
-/// What became of a number of requests.
+/// Results of a number of requests.
 #[derive(Debug, Default)]
 pub struct Answers {
     /// No answer, or a wrong one.
@@ -80,10 +80,10 @@ pub struct Download {
 /// Starts a download; `rate` limits it, such as `8m` for 8 MB/s.
 pub fn download(lab: &Lab, vip: &Vip, rate: Option<&str>) -> Download {
     let (headers, body) = (lab.state().join("headers"), lab.state().join("body"));
-    // Made anew, so that nothing of an earlier download is taken for this one's.
+    // A new folder has no files of an earlier download.
     File::create(&headers).unwrap();
     let mut command = curl(lab);
-    // Given up after 3 s of silence.
+    // curl gives up after 3 s without data.
     command.args(["--max-time", "30", "--speed-limit", "1000", "--speed-time", "3"]);
     command.args(["--interface", &vip.family.client(0)]);
     command.arg("--dump-header").arg(&headers).arg("--output").arg(&body);
@@ -94,7 +94,7 @@ pub fn download(lab: &Lab, vip: &Vip, rate: Option<&str>) -> Download {
 }
 
 impl Download {
-    /// The backend that serves it; waits for the answer's header.
+    /// The backend that serves the download; waits for the header of the response.
     pub fn backend(&self) -> String {
         let mut backend = None;
         wait_for("the download begins", SOON, || {
@@ -107,12 +107,12 @@ impl Download {
         backend.unwrap()
     }
 
-    /// Whether it still goes on.
+    /// Whether the download is still running.
     pub fn goes_on(&mut self) -> bool {
         self.running.0.try_wait().unwrap().is_none()
     }
 
-    /// Waits for its end: whether the whole file arrived, unchanged.
+    /// Waits for the end of the download; returns whether the whole file arrived, unchanged.
     pub fn ends_well(mut self) -> bool {
         let status = self.running.0.wait().unwrap();
         status.success() && sha256(&self.body) == self.expected
@@ -125,7 +125,7 @@ fn sha256(file: &Path) -> String {
     text.split_whitespace().next().unwrap().to_owned()
 }
 
-/// Uploads the big file; whether a backend has it, unchanged.
+/// Uploads the big file; returns whether a backend has it, unchanged.
 pub fn upload(lab: &Lab, vip: &Vip) -> bool {
     let mut command = curl(lab);
     command.args(["--max-time", "30", "--interface", &vip.family.client(0), "--upload-file"]);
@@ -142,7 +142,7 @@ pub struct Blocked {
     lines: BufReader<ChildStdout>,
 }
 
-/// Opens a connection; `mode` is what the client does with it: see the script.
+/// Opens a connection; the script describes the behaviour of the client in each `mode`.
 pub fn blocked(lab: &Lab, vip: &Vip, mode: &str) -> Blocked {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/blocked_client.py");
     let mut command = lab.command("client", "/usr/bin/python3");
@@ -170,7 +170,7 @@ impl Blocked {
 
 /// An HTTP connection that stays open.
 pub struct Conversation {
-    // Ended, and its pipes closed, with this value.
+    // Dropping the value ends the process and closes its pipes.
     _running: Running,
     questions: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -188,7 +188,7 @@ pub fn conversation(lab: &Lab, vip: &Vip) -> Conversation {
 }
 
 impl Conversation {
-    /// One request over the connection: the backend that answered, or what went wrong.
+    /// Sends one request over the connection; returns the backend that answered, or the error.
     pub fn ask(&mut self) -> String {
         self.questions.write_all(b"\n").unwrap();
         let mut answer = String::new();
@@ -198,7 +198,7 @@ impl Conversation {
 }
 
 impl Family {
-    /// `-4` or `-6`, as commands want it.
+    /// `-4` or `-6`, the option of commands.
     pub fn option(self) -> &'static str {
         match self {
             Self::V4 => "-4",

@@ -1,15 +1,15 @@
-//! Which programs a shell script runs: enough of bash's grammar to find the words that name one.
+//! Programs that a shell script runs: as much of bash's grammar as finds the words that name one.
 
 use std::collections::BTreeSet;
 
-/// A word; `None` if it is known only when the script runs.
+/// A word; `None` if its value is known only when the script runs.
 pub type Word = Option<String>;
 
 /// Words of the grammar that come before a command.
 const KEYWORDS: [&str; 13] =
     ["if", "then", "else", "elif", "fi", "while", "until", "do", "done", "!", "{", "}", "time"];
 
-/// Commands that bash has itself.
+/// Builtin commands of bash.
 const BUILTINS: [&str; 39] = [
     ".",
     ":",
@@ -52,32 +52,18 @@ const BUILTINS: [&str; 39] = [
     "wait",
 ];
 
-/// Commands that run another one: their first words, and how many operands come before it.
-const WRAPPERS: [(&[&str], usize); 20] = [
-    (&["ip", "netns", "exec"], 1),
-    (&["timeout"], 1),
-    (&["taskset"], 0),
-    (&["setsid"], 0),
-    (&["exec"], 0),
-    (&["env"], 0),
-    (&["xargs"], 0),
-    (&["unshare"], 0),
-    (&["setpriv"], 0),
-    (&["prlimit"], 0),
-    (&["chroot"], 1),
+/// Commands that run another one, by the number of operands that come before it.
+const WRAPPERS: [(usize, &[&str]); 6] = [
+    (0, &["taskset", "setsid", "exec", "env", "xargs", "unshare", "setpriv", "prlimit"]),
+    (1, &["ip netns exec", "timeout", "chroot"]),
     // Functions of the scripts.
-    (&["in_host"], 1),
-    (&["lab", "exec"], 1),
-    (&["start_server"], 2),
-    (&["start"], 2),
-    (&["wait_until"], 1),
-    (&["check"], 3),
-    (&["with_apt"], 1),
-    (&["attempt"], 1),
-    (&["attempt_tests"], 0),
+    (0, &["attempt_tests"]),
+    (1, &["in_host", "lab exec", "wait_until", "with_apt", "attempt"]),
+    (2, &["start_server", "start"]),
+    (3, &["check"]),
 ];
 
-/// Options of those whose value is a word of its own.
+/// Options of these commands that take a value as a word of its own.
 const WITH_VALUE: [&str; 5] = ["-c", "-k", "--reuid", "--regid", "-n"];
 
 /// The programs that `text` runs, and the functions that it defines.
@@ -98,7 +84,7 @@ pub fn programs_of_command(words: &[Word]) -> BTreeSet<String> {
 struct Script {
     text: Vec<char>,
     at: usize,
-    /// Ends of the here-documents that begin at the next line; whether they are expanded.
+    /// End marks of the here-documents that begin at the next line, and whether these are expanded.
     heredocs: Vec<(String, bool)>,
     programs: BTreeSet<String>,
     functions: BTreeSet<String>,
@@ -194,7 +180,7 @@ impl Script {
         }
     }
 
-    /// The pattern of a case, with its bracket; none before `esac`.
+    /// Skips the pattern of a case with its bracket, or `esac`.
     fn pattern(&mut self, cases: &mut i32) {
         self.skip_blanks();
         while self.peek() == Some('#') {
@@ -215,7 +201,7 @@ impl Script {
         }
     }
 
-    /// To the end of `((`.
+    /// Skips to the end of `((`.
     fn arithmetic(&mut self) {
         let mut depth = 0;
         while let Some(c) = self.peek() {
@@ -235,7 +221,7 @@ impl Script {
         }
     }
 
-    /// To the end of `[[`.
+    /// Skips to the end of `[[`.
     fn condition(&mut self) {
         while self.at < self.text.len() {
             self.skip_blanks();
@@ -251,7 +237,7 @@ impl Script {
     }
 
     fn redirection(&mut self, words: &mut Vec<Word>) {
-        // The descriptor before it.
+        // The number of a descriptor precedes the sign.
         let touches = self.at > 0 && self.text.get(self.at - 1).is_some_and(char::is_ascii_digit);
         if touches && words.last().is_some_and(|w| w.as_deref().is_some_and(is_number)) {
             words.pop();
@@ -276,7 +262,7 @@ impl Script {
         }
     }
 
-    /// The bodies of here-documents: where they are expanded, what they run counts.
+    /// Skips the bodies of here-documents; programs that an expansion runs count.
     fn skip_heredocs(&mut self) {
         for (end, expanded) in std::mem::take(&mut self.heredocs) {
             while self.at < self.text.len() {
@@ -313,10 +299,6 @@ impl Script {
                     known = false;
                 }
                 '(' => break,
-                '\\' => {
-                    literal.extend(self.text.get(self.at + 1));
-                    self.at += 2;
-                }
                 '\'' => {
                     self.at += 1;
                     while let Some(c) = self.peek().filter(|&c| c != '\'') {
@@ -326,46 +308,44 @@ impl Script {
                     self.at += 1;
                 }
                 '"' => known &= self.quoted(&mut literal),
-                '$' => {
-                    self.dollar();
-                    known = false;
-                }
-                c => {
-                    literal.push(c);
-                    self.at += 1;
-                }
+                c => known &= self.character(c, &mut literal),
             }
         }
         if self.at == begin {
-            // No word can begin with this: not without end.
+            // No word begins with this character: the position must advance nevertheless.
             self.at += 1;
         }
-        // An assignment says what it is, whatever its value.
+        // An assignment is known as such without its value.
         if !known && literal.split_once('=').is_some_and(|(name, _)| is_name(name)) {
             return Some(literal);
         }
         known.then_some(literal)
     }
 
-    /// In double quotes; whether it is known.
+    /// A character, an escaped one or an expansion; returns whether it is known before the script runs.
+    fn character(&mut self, c: char, literal: &mut String) -> bool {
+        match c {
+            '\\' => {
+                literal.extend(self.text.get(self.at + 1));
+                self.at += 2;
+            }
+            '$' => self.dollar(),
+            c => {
+                literal.push(c);
+                self.at += 1;
+            }
+        }
+        c != '$'
+    }
+
+    /// Text in double quotes; returns whether it is known before the script runs.
     fn quoted(&mut self, literal: &mut String) -> bool {
         let mut known = true;
         self.at += 1;
         while let Some(c) = self.peek() {
             match c {
                 '"' => break,
-                '\\' => {
-                    literal.extend(self.text.get(self.at + 1));
-                    self.at += 2;
-                }
-                '$' => {
-                    self.dollar();
-                    known = false;
-                }
-                c => {
-                    literal.push(c);
-                    self.at += 1;
-                }
+                c => known &= self.character(c, literal),
             }
         }
         self.at += 1;
@@ -435,13 +415,13 @@ impl Script {
         let words = &words[before..];
         let assignments = words.iter().take_while(|word| is_assignment(word)).count();
         let words = &words[assignments..];
-        // What a loop goes through.
+        // The words of a loop are no command.
         if !matches!(words.first(), Some(Some(word)) if word == "for" || word == "select") {
             self.resolve(words);
         }
     }
 
-    /// The program that a command line runs, and those that it runs through others.
+    /// Records the program that a command line runs, and those that it runs through others.
     fn resolve(&mut self, words: &[Word]) {
         let literal = |at: usize| words.get(at).and_then(|word: &Word| word.as_deref());
         // A number is the operand of `taskset -cp 0 PID`, which runs nothing.
@@ -461,12 +441,13 @@ impl Script {
         if let Some(code) = literal(1).filter(|&code| first == "trap" && code != "-") {
             self.programs.extend(programs(code).0);
         }
-        let wrapper = WRAPPERS.iter().find(|(prefix, _)| {
-            prefix.iter().enumerate().all(|(at, &word)| literal(at) == Some(word))
-        });
-        if let Some((prefix, operands)) = wrapper {
-            let rest = skip_options(&words[prefix.len()..]);
-            self.resolve(skip_options(rest.get(*operands..).unwrap_or_default()));
+        for (operands, wrapper) in WRAPPERS.iter().flat_map(|(n, all)| all.iter().map(|w| (*n, *w)))
+        {
+            let length = wrapper.split(' ').count();
+            if wrapper.split(' ').enumerate().all(|(at, word)| literal(at) == Some(word)) {
+                let rest = skip_options(&words[length..]);
+                return self.resolve(skip_options(rest.get(operands..).unwrap_or_default()));
+            }
         }
     }
 }
@@ -493,7 +474,7 @@ fn is_start(words: &[Word]) -> bool {
     })
 }
 
-/// The begin of `for ((`.
+/// Whether the words are the beginning of `for ((`.
 fn is_for(words: &[Word]) -> bool {
     matches!(words, [.., Some(word)] if word == "for")
 }

@@ -1,17 +1,17 @@
-//! Which programs Rust and Python sources run: string literals in the places where a command line begins.
+//! Programs that Rust and Python sources run: string literals where a command line begins.
 
 use std::collections::BTreeSet;
 
 use super::shell::{Word, is_command_line, programs_of_command};
 
-/// What `run` and its like take before the command line: hosts of the lab.
+/// Hosts of the lab, which `run` and similar functions take before the command line.
 const HOSTS: [&str; 7] = ["client", "lb", "b1", "b2", "b3", "router", "switch"];
 /// Functions that take a command line in brackets.
 const RUN: [&str; 2] = ["run", "try_run"];
 /// Functions that take arguments of holdfast, or of a script of the project.
 const ARGUMENTS: [&str; 9] =
     ["args", "cli", "ok", "refused", "script", "run_script", "conformance", "holdfast", "extend"];
-/// First words of such arguments that stand in a list of their own.
+/// First words of such arguments in a list of their own.
 const SUBCOMMANDS: [&str; 16] = [
     "up", "cases", "random", "generate", "run", "status", "check", "replay", "whatif", "clients",
     "drain", "undrain", "events", "flows", "reload", "explain",
@@ -24,14 +24,14 @@ enum Token {
     Sign(char),
 }
 
-/// The programs that a source names, of Rust or Python: their strings and brackets are alike.
+/// Programs that a source in Rust or Python names; strings and brackets of both are alike.
 pub fn programs(text: &str) -> BTreeSet<String> {
     let tokens = tokens(text);
     let mut found = BTreeSet::new();
     for at in 0..tokens.len() {
         let words = command_at(&tokens, at);
         found.extend(programs_of_command(&words));
-        // A name that bash would take for its own is a program here.
+        // The name of a builtin of bash is a program here.
         found.extend(words.into_iter().next().flatten());
     }
     found.retain(|name| is_name(name));
@@ -95,7 +95,7 @@ fn command_at(tokens: &[Token], at: usize) -> Vec<Word> {
     }
 }
 
-/// `run("ip", &[..])`: the brackets are its arguments.
+/// Whether the brackets are arguments of a program, as in `run("ip", &[..])`.
 fn is_program_before(token: Option<&Token>) -> bool {
     matches!(token, Some(Token::Text(text)) if !HOSTS.contains(&text.as_str()))
 }
@@ -104,7 +104,7 @@ fn is_end(token: Option<&Token>) -> bool {
     matches!(token, None | Some(Token::Sign(';' | '{' | '}')))
 }
 
-/// The elements of an array: strings, and what is known only when it runs.
+/// Elements of an array: strings, or `None` for values that are known at run time only.
 fn elements(tokens: &[Token], at: usize) -> Vec<Word> {
     let (mut words, mut depth, mut word, mut any) = (Vec::new(), 0, None, false);
     for token in &tokens[at..] {
@@ -152,7 +152,7 @@ fn tokens(text: &str) -> Vec<Token> {
                 at += 1;
                 tokens.push(Token::Text(literal));
             }
-            // A character, not a lifetime.
+            // A character literal, not a lifetime.
             '\'' if next == Some(&'\\') || chars.get(at + 1) == Some(&'\'') => {
                 at += 1 + usize::from(next == Some(&'\\'));
                 while chars.get(at).is_some_and(|&c| c != '\'') {

@@ -1,4 +1,4 @@
-//! A worker, or several, on fake NICs; and packets, built and read by etherparse.
+//! One or several workers on fake NICs, and packets that etherparse builds and reads.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
@@ -7,7 +7,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use etherparse::{
-    LinkExtSlice, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
+    IpHeaders, LinkExtSlice, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TcpHeader,
+    TransportSlice, UdpHeader,
 };
 use holdfast::datapath::explain::Explainer;
 use holdfast::datapath::path_mtu::PathMtus;
@@ -60,13 +61,13 @@ impl Family {
         }
     }
 
-    /// Somebody on the way.
+    /// Address of a router between client and balancer.
     #[allow(dead_code, reason = "not every test has routers")]
     pub fn router(self) -> IpAddr {
         self.pick("203.0.113.1", "2001:db8:ff::1")
     }
 
-    /// Where full-NAT flows come from.
+    /// Source address of full-NAT flows.
     pub fn source(self) -> IpAddr {
         self.pick("198.18.9.1", "2001:db8:9::1")
     }
@@ -85,7 +86,7 @@ pub fn backend_mac(index: u16) -> [u8; 6] {
     [2, 0xb, 0, 0, high, low]
 }
 
-/// All of them.
+/// Every scheduler.
 #[allow(dead_code, reason = "not every test goes through all")]
 pub const SCHEDULERS: [SchedulerKind; 7] = [
     SchedulerKind::Maglev { size: 1009 },
@@ -154,7 +155,7 @@ pub fn tcp(family: Family, client_port: u16, port: u16, flags: &str) -> Vec<u8> 
     build_tcp((CLIENT_MAC, nic_mac(0)), (family.client(), client_port), (family.vip(), port), flags)
 }
 
-/// The same from any client of the VIP's family.
+/// A TCP segment to the VIP from any client of its family.
 #[allow(dead_code, reason = "not every test has many clients")]
 pub fn tcp_of(client: (IpAddr, u16), vip: (IpAddr, u16), flags: &str) -> Vec<u8> {
     build_tcp((CLIENT_MAC, nic_mac(0)), client, vip, flags)
@@ -163,17 +164,26 @@ pub fn tcp_of(client: (IpAddr, u16), vip: (IpAddr, u16), flags: &str) -> Vec<u8>
 /// A UDP datagram from the client to the VIP, with or without a checksum.
 pub fn udp(family: Family, client_port: u16, port: u16, checksum: bool) -> Vec<u8> {
     let mut packet = Vec::new();
-    let builder = PacketBuilder::ethernet2(CLIENT_MAC, nic_mac(0));
-    let builder = match (family.client(), family.vip()) {
-        (IpAddr::V4(client), IpAddr::V4(vip)) => builder.ipv4(client.octets(), vip.octets(), 64),
-        (IpAddr::V6(client), IpAddr::V6(vip)) => builder.ipv6(client.octets(), vip.octets(), 64),
-        _ => unreachable!("one family"),
-    };
+    let builder = ip_builder((CLIENT_MAC, nic_mac(0)), family.client(), family.vip());
     builder.udp(client_port, port).write(&mut packet, b"query").unwrap();
     if !checksum {
         packet[40..42].fill(0);
     }
     packet
+}
+
+/// Ethernet and IP header of a packet from one address to another of its family.
+pub fn ip_builder(
+    (source_mac, destination_mac): ([u8; 6], [u8; 6]),
+    source: IpAddr,
+    destination: IpAddr,
+) -> PacketBuilderStep<IpHeaders> {
+    let builder = PacketBuilder::ethernet2(source_mac, destination_mac);
+    match (source, destination) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => builder.ipv4(a.octets(), b.octets(), 64),
+        (IpAddr::V6(a), IpAddr::V6(b)) => builder.ipv6(a.octets(), b.octets(), 64),
+        _ => unreachable!("one family"),
+    }
 }
 
 fn build_tcp(
@@ -188,17 +198,12 @@ fn build_tcp(
     header.fin = flags.contains('F');
     header.rst = flags.contains('R');
     let mut packet = Vec::new();
-    let builder = PacketBuilder::ethernet2(source_mac, destination_mac);
-    let builder = match (source, destination) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => builder.ipv4(a.octets(), b.octets(), 64),
-        (IpAddr::V6(a), IpAddr::V6(b)) => builder.ipv6(a.octets(), b.octets(), 64),
-        _ => unreachable!("one family"),
-    };
+    let builder = ip_builder((source_mac, destination_mac), source, destination);
     builder.tcp_header(header).write(&mut packet, b"hello, world!").unwrap();
     packet
 }
 
-/// The TCP packet, untagged, with other numbers. Its checksum is wrong then, which no stage looks at.
+/// The untagged TCP packet with other numbers. The checksum becomes wrong; no stage verifies it.
 pub fn numbered(
     family: Family,
     mut packet: Vec<u8>,
@@ -247,7 +252,7 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// What `rig` sends for `packet`.
+    /// Packets that `rig` sends for `packet`.
     pub fn of(worker: usize, packet: &[u8], rig: &mut Rig) -> Self {
         rig.send(worker, 0, packet).remove(0)
     }
@@ -323,7 +328,7 @@ impl Sent {
         }
     }
 
-    /// Every checksum equals one computed from scratch by etherparse.
+    /// Compares every checksum with that which etherparse computes.
     pub fn assert_checksums(&self) {
         let sliced = self.sliced();
         let transport = sliced.transport.as_ref().unwrap();
@@ -362,7 +367,7 @@ impl Sent {
         }
     }
 
-    /// What the backend answers to this packet: addresses and ports swapped.
+    /// The backend's reply to this packet: addresses and ports swapped.
     pub fn reply(&self, flags: &str) -> Vec<u8> {
         let (address, port, _) = self.destination();
         let packet = build_tcp(
@@ -374,7 +379,7 @@ impl Sent {
         with_tags(packet, &self.tags())
     }
 
-    /// What the backend answers to this datagram.
+    /// The backend's reply to this datagram.
     #[allow(dead_code, reason = "not every test answers datagrams")]
     pub fn udp_reply(&self) -> Vec<u8> {
         let (source, port, _) = self.destination();
@@ -415,7 +420,7 @@ impl Rig {
         Self::with_ports(workers, nics, flows, 20_000..=21_999, specs)
     }
 
-    /// With these ports for full-NAT flows.
+    /// A rig with these ports for full-NAT flows.
     pub fn with_ports(
         workers: usize,
         nics: usize,
@@ -426,12 +431,12 @@ impl Rig {
         Self::build(ThisBox::default(), workers, nics, flows, ports, specs)
     }
 
-    /// With what is the box's own.
+    /// A rig with these local addresses, MTUs and tunnels.
     pub fn in_box(this_box: ThisBox, workers: usize, nics: usize, specs: Vec<VipSpec>) -> Self {
         Self::build(this_box, workers, nics, 4096, 20_000..=21_999, specs)
     }
 
-    /// The same with one worker and NIC, and a table for so many flows.
+    /// A rig with one worker, one NIC, and a table of `flows` entries.
     #[allow(dead_code, reason = "not every test has tunnels and a full table")]
     pub fn in_box_with_flows(this_box: ThisBox, flows: u32, specs: Vec<VipSpec>) -> Self {
         Self::build(this_box, 1, 1, flows, 20_000..=21_999, specs)
@@ -507,8 +512,8 @@ impl Rig {
         rig
     }
 
-    /// The publisher and what it publishes, for a thread of its own; there is no
-    /// [`change`](Self::change) after that.
+    /// The publisher and its inputs, for another thread; [`change`](Self::change) must not be called
+    /// afterwards.
     #[allow(dead_code, reason = "not every test has a control thread")]
     pub fn take_control(&mut self) -> (Publisher, Vec<VipSpec>) {
         let unused = ForwardingTable::build(0, [7; 16], ThisBox::default(), &[], None);
@@ -516,7 +521,7 @@ impl Rig {
         (publisher, self.specs.clone())
     }
 
-    /// Publishes what is changed of this box.
+    /// Publishes changed local addresses, MTUs and tunnels.
     #[allow(dead_code, reason = "not every test has another box")]
     pub fn change_box(&mut self, change: impl FnOnce(&mut ThisBox)) {
         change(&mut self.this_box);
@@ -538,7 +543,7 @@ impl Rig {
         self.publisher.publish(table);
     }
 
-    /// What the table in force was built from.
+    /// The VIPs of the table in force.
     #[allow(dead_code, reason = "not every test needs it")]
     pub fn specs(&self) -> Vec<VipSpec> {
         self.specs.clone()
@@ -550,7 +555,7 @@ impl Rig {
         self.publisher.current()
     }
 
-    /// Answers questions about this rig's flows.
+    /// The explainer of this rig's flows.
     #[allow(dead_code, reason = "not every test asks")]
     pub fn explainer(&self) -> Explainer {
         let macs = (0..self.nics[0].len()).map(nic_mac).collect();
@@ -559,13 +564,13 @@ impl Rig {
         Explainer::new(macs, flows, clients, bindings, paths, self.stats.clone()).unwrap()
     }
 
-    /// The time.
+    /// The present time.
     #[allow(dead_code, reason = "not every test asks")]
     pub fn now(&self) -> Ticks {
         Ticks(self.now)
     }
 
-    /// Lets ticks of 10 ms go by.
+    /// Advances the clock by ticks of 10 ms and polls the workers in each.
     pub fn advance(&mut self, ticks: u32) {
         for _ in 0..ticks {
             self.now = self.now.wrapping_add(1);
@@ -575,7 +580,7 @@ impl Rig {
         }
     }
 
-    /// Moves the clock on at once, by ticks of 10 ms.
+    /// Advances the clock in one step, by ticks of 10 ms.
     #[allow(dead_code, reason = "not every test waits for long")]
     pub fn skip(&mut self, ticks: u32) {
         self.now = self.now.wrapping_add(ticks);
@@ -588,12 +593,12 @@ impl Rig {
         }
     }
 
-    /// What `worker` sends when `packet` arrives on `nic`.
+    /// Packets that `worker` sends when `packet` arrives on `nic`.
     pub fn send(&mut self, worker: usize, nic: usize, packet: &[u8]) -> Vec<Sent> {
         self.send_all(worker, nic, &[packet])
     }
 
-    /// What `worker` sends when `packets` arrive together on `nic`.
+    /// Packets that `worker` sends when `packets` arrive together on `nic`.
     pub fn send_all(
         &mut self,
         worker: usize,
@@ -607,10 +612,10 @@ impl Rig {
         (0..self.nics[worker].len()).flat_map(|nic| self.collect(worker, nic)).collect()
     }
 
-    /// Lets a packet arrive, in several frames if it is long.
+    /// Delivers a packet, in several frames if it is long.
     pub fn deliver(&mut self, worker: usize, nic: usize, packet: &[u8]) {
         let nic = &mut self.nics[worker][nic];
-        // Of nothing there is no long packet.
+        // An empty packet takes a frame, too.
         let delivered =
             if packet.is_empty() { nic.deliver(packet) } else { nic.deliver_long(packet) };
         assert!(delivered, "the NIC takes the packet");
@@ -636,7 +641,7 @@ impl Rig {
         delivered
     }
 
-    /// What lies in the TX ring of a NIC.
+    /// Packets in the TX ring of a NIC.
     pub fn collect(&mut self, worker: usize, nic: usize) -> Vec<Sent> {
         let mut sent = Vec::new();
         self.nics[worker][nic].collect(|bytes| sent.push(Sent { nic, bytes: bytes.to_vec() }));
@@ -668,7 +673,7 @@ impl Rig {
         self.stats[worker].drop_counter(reason).get()
     }
 
-    /// Every packet is in one counter, and every frame somewhere.
+    /// Every packet is in one counter, and no frame is lost.
     pub fn assert_accounted(&self) {
         for (worker, stats) in self.workers.iter().zip(&self.stats) {
             assert_eq!(stats.unaccounted(), 0, "packets without a counter");
