@@ -19,8 +19,8 @@ use holdfast::flow::Protocol;
 use holdfast::forwarding::ListenKey;
 use holdfast::xdp::cpu;
 use holdfast::xdp::nic::Nic;
-use holdfast::xdp::port::{Port, wait};
 use holdfast::xdp::program::{AttachMode, SteerRules, Steering};
+use holdfast::xdp::queue::{XskQueue, wait};
 use holdfast::xdp::socket::Io;
 use holdfast::xdp::umem::{FramePool, Umem};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -104,12 +104,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (receive, transmit) = (Nic::open(&args.receive)?, Nic::open(&args.transmit)?);
     let same = receive.index() == transmit.index();
     let (umem, pool) = Umem::create(RING * 6 + 64, 2048)?;
-    let input = Port::open(&umem, &receive, 0, RING, args.io())?;
+    let input = XskQueue::open(&umem, &receive, 0, RING, args.io())?;
     let mut steering = Steering::load(&receive, AttachMode::Auto)?;
     steering.set_socket(0, &input)?;
     let output = match same {
         true => None,
-        false => Some(Port::open(&umem, &transmit, 0, RING, args.io())?),
+        false => Some(XskQueue::open(&umem, &transmit, 0, RING, args.io())?),
     };
     let key =
         |protocol| ListenKey { address: args.vip.ip().into(), port: args.vip.port(), protocol };
@@ -128,8 +128,8 @@ struct Header {
 }
 
 struct Forwarder {
-    input: Port,
-    output: Option<Port>,
+    input: XskQueue,
+    output: Option<XskQueue>,
     pool: FramePool,
     header: Header,
     batch: usize,

@@ -23,9 +23,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_utils::CachePadded;
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
 use holdfast::forwarding::{Forward, ForwardingTable, SchedulerKind, ThisBox, VipId, VipSpec};
-use holdfast::line::OwnLine;
 use holdfast::xdp::cpu;
 use support::bed::{Bed, Clock, Shared};
 use support::cases::{CASES, Case};
@@ -194,7 +194,7 @@ fn memory() -> Vec<Figure> {
 
 /// What the control thread is to do next.
 #[derive(Default)]
-struct Orders(OwnLine<AtomicU8>);
+struct Orders(CachePadded<AtomicU8>);
 
 impl Orders {
     const NOTHING: u8 = 0;

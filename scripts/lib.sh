@@ -233,8 +233,18 @@ failed_tests() {
         /^error: (test|doctest) failed, to rerun pass/ { if (!failed) row("") }'
 }
 
-# report_failures: prints the failures; fails if there are any.
+# Checks that were left out, with the reason.
+NOT_RUN=()
+
+# not_run TEXT: records a check that this machine cannot run; report_failures repeats it.
+not_run() {
+    step "not run: $1"
+    NOT_RUN+=("$1")
+}
+
+# report_failures: prints the failures, and the checks that were left out; fails if there are failures.
 report_failures() {
+    ((${#NOT_RUN[@]} == 0)) || printf '\nnot run: %s\n' "${NOT_RUN[@]}"
     ((${#FAILED_STEPS[@]} > 0)) || return 0
     printf '\n%d FAILED; each with the command that runs it again:\n' "${#FAILED_STEPS[@]}"
     local failure

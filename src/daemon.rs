@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Sender;
+use crossbeam_utils::CachePadded;
 use tracing::{info, warn};
 
 use crate::config::driver::{self, Binding, Misfit, NicFacts};
@@ -32,7 +33,6 @@ use crate::flow::tuple::TableSecret;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, PortIndex, ThisBox};
-use crate::line::OwnLine;
 use crate::stats::WorkerStats;
 use crate::steering::{Steered, Steerings};
 use crate::units::Ticks;
@@ -40,8 +40,8 @@ use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::memory::MappingError;
 use crate::xdp::nic::{Nic, NicError};
 use crate::xdp::packet::PacketSocket;
-use crate::xdp::port::Port;
 use crate::xdp::program::{AttachMode, Attached, ProgramError, Steering};
+use crate::xdp::queue::XskQueue;
 use crate::xdp::socket::{BindMode, Io, Monitor, SocketError};
 use crate::xdp::umem::{Umem, UmemError};
 
@@ -141,7 +141,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
-    let stop = Arc::new(OwnLine(AtomicBool::new(false)));
+    let stop = Arc::new(CachePadded::new(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
     let shared =
         Shared { flows, clients, datagrams, bindings, return_hops, paths: Arc::default(), tables };
@@ -383,17 +383,17 @@ fn open_port(
     wanted: &NicConfig,
     io: config::Io,
     queue: u32,
-) -> Result<Port, DaemonError> {
+) -> Result<XskQueue, DaemonError> {
     let mode = served.bind;
     let config::Io { need_wakeup, tx_budget, tx_kick, busy_poll } = io;
     let multi_buffer = served.multi_buffer;
     let io = Io { mode, multi_buffer, need_wakeup, tx_budget, tx_kick, busy_poll };
-    let port = match Port::open(umem, &served.nic, queue, wanted.ring, io) {
+    let port = match XskQueue::open(umem, &served.nic, queue, wanted.ring, io) {
         Err(error @ SocketError::NoMultiBuffer { .. }) => {
             let (name, mtu) = (served.nic.name(), served.nic.mtu());
             warn!("{error}; {name} has an MTU of {mtu}: the kernel will drop what does not fit");
             served.multi_buffer = false;
-            Port::open(umem, &served.nic, queue, wanted.ring, Io { multi_buffer: false, ..io })?
+            XskQueue::open(umem, &served.nic, queue, wanted.ring, Io { multi_buffer: false, ..io })?
         }
         opened => opened?,
     };
@@ -458,7 +458,7 @@ fn explainer(
 fn start(
     config: &Config,
     workers: Vec<Worker>,
-    stop: &Arc<OwnLine<AtomicBool>>,
+    stop: &Arc<CachePadded<AtomicBool>>,
     events: &Sender<WorkerEvent>,
 ) -> Result<Vec<JoinHandle<()>>, DaemonError> {
     let may_sleep = config.workers.idle == Idle::Sleep;

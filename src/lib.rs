@@ -11,7 +11,6 @@ pub mod datapath;
 pub mod flow;
 pub mod forwarding;
 pub mod generator;
-pub mod line;
 pub mod log;
 mod plot;
 pub mod replay;

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use holdfast::xdp::generate::Catcher;
 use holdfast::xdp::nic::Nic;
-use holdfast::xdp::port::Port;
+use holdfast::xdp::queue::XskQueue;
 use holdfast::xdp::socket::Io;
 use holdfast::xdp::umem::{Frame, FramePool, Umem};
 use serde_json::Value;
@@ -287,7 +287,7 @@ fn assert_transport_checksum(packet: &[u8]) {
 fn capture(interface: &str, most: usize, ready: &AtomicBool) -> Vec<Vec<u8>> {
     let nic = Nic::open(interface).unwrap();
     let (umem, mut pool) = Umem::create(4096, 2048).unwrap();
-    let mut ports = [0, 1].map(|q| Port::open(&umem, &nic, q, 512, Io::default()).unwrap());
+    let mut ports = [0, 1].map(|q| XskQueue::open(&umem, &nic, q, 512, Io::default()).unwrap());
     let _catcher = Catcher::attach(&nic, (0..).zip(&ports)).unwrap();
     let (start, mut packets) = (Instant::now(), Vec::new());
     while packets.len() < most {
@@ -324,8 +324,8 @@ struct Errors {
 /// A forwarder from `front` to `back` that errs by plan: of every hundred packets it drops two,
 /// doubles three, swaps one with its successor, and sends one to another backend.
 struct Device {
-    front: Port,
-    back: Port,
+    front: XskQueue,
+    back: XskQueue,
     pool: FramePool,
     /// Held back by a swap.
     held: Option<Frame>,
@@ -337,8 +337,8 @@ impl Device {
     fn open() -> (Self, [Catcher; 2]) {
         let (front_nic, back_nic) = (Nic::open("front").unwrap(), Nic::open("back").unwrap());
         let (umem, pool) = Umem::create(16_384, 2048).unwrap();
-        let front = Port::open(&umem, &front_nic, 0, 2048, Io::default()).unwrap();
-        let back = Port::open(&umem, &back_nic, 0, 2048, Io::default()).unwrap();
+        let front = XskQueue::open(&umem, &front_nic, 0, 2048, Io::default()).unwrap();
+        let back = XskQueue::open(&umem, &back_nic, 0, 2048, Io::default()).unwrap();
         let catchers = [(&front_nic, &front), (&back_nic, &back)]
             .map(|(nic, port)| Catcher::attach(nic, [(0, port)]).unwrap());
         let errors = Errors::default();

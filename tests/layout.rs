@@ -4,15 +4,15 @@
 use std::mem::{align_of, size_of};
 use std::sync::atomic::AtomicBool;
 
+use crossbeam_utils::CachePadded;
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::ForwardingTable;
 use holdfast::forwarding::table::Backend;
-use holdfast::line::OwnLine;
 use holdfast::stats::{FlowStats, PortStats, WorkerStats};
 use holdfast::xdp::memory::Line;
-use holdfast::xdp::port::Port;
+use holdfast::xdp::queue::XskQueue;
 
 const LINE: usize = 64;
 /// Processors fetch lines in pairs: what is there once, or changes most, has a pair.
@@ -36,7 +36,7 @@ fn what_a_worker_writes_and_others_read_is_on_lines_of_its_own() {
 #[test]
 fn what_the_control_thread_writes_and_workers_read_is_on_lines_of_its_own() {
     has_lines_of_its_own::<ForwardingTable>(PAIR);
-    has_lines_of_its_own::<OwnLine<AtomicBool>>(PAIR);
+    has_lines_of_its_own::<CachePadded<AtomicBool>>(PAIR);
     has_lines_of_its_own::<Option<Backend>>(LINE);
     // All that a packet of a pinned flow needs is on the first line: forwarding/table.rs sees to it.
     assert_eq!(size_of::<Option<Backend>>(), 2 * LINE);
@@ -45,7 +45,7 @@ fn what_the_control_thread_writes_and_workers_read_is_on_lines_of_its_own() {
 /// They lie in lists that are made one worker after the other.
 #[test]
 fn what_changes_with_every_packet_of_one_worker_is_not_beside_that_of_another() {
-    has_lines_of_its_own::<Port>(PAIR);
+    has_lines_of_its_own::<XskQueue>(PAIR);
     has_lines_of_its_own::<WorkerPort>(PAIR);
 }
 

@@ -20,7 +20,9 @@ use holdfast::forwarding::PortIndex;
 use holdfast::replay::{
     Capture, CaptureError, Captured, Decision, FlowState, Replay, Story, Verdict,
 };
-use pcap_file::pcapng::{Block, PcapNgReader};
+use pcap_parser::pcapng::Block;
+use pcap_parser::traits::PcapNGPacketBlock;
+use pcap_parser::{OptionCode, parse_block_le};
 use proptest::prelude::*;
 
 const NIC1: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -704,16 +706,28 @@ fn story() -> (Vec<u8>, Vec<Told>) {
 }
 
 fn read_story(file: &[u8]) -> Vec<Told> {
-    let mut told = Vec::new();
-    let mut reader = PcapNgReader::new(Cursor::new(file)).unwrap();
-    while let Some(block) = reader.next_block() {
-        let (block, state) = block.unwrap();
-        let Block::EnhancedPacket(packet) = block else { continue };
-        let interface = &state.interfaces()[packet.interface_id as usize];
-        let name = format!("{:?}", interface.options[0]);
-        let name = name.split('"').nth(1).unwrap().to_owned();
-        let comment = format!("{:?}", packet.options[0]);
-        told.push((name, comment, packet.data.to_vec()));
+    let (mut told, mut names, mut rest) = (Vec::new(), Vec::new(), file);
+    while !rest.is_empty() {
+        let (behind, block) = parse_block_le(rest).unwrap();
+        rest = behind;
+        match block {
+            Block::SectionHeader(header) => {
+                let application = header.shb_userappl().unwrap().unwrap();
+                assert!(application.starts_with("holdfast "), "{application}");
+            }
+            Block::InterfaceDescription(interface) => {
+                assert_eq!((interface.linktype.0, interface.if_tsresol), (1, 9));
+                names.push(interface.if_name().unwrap().unwrap().to_owned());
+            }
+            Block::EnhancedPacket(packet) => {
+                let comment = &packet.options[0];
+                assert_eq!(comment.code, OptionCode::Comment);
+                let name = names[packet.if_id as usize].clone();
+                let data = packet.packet_data().to_vec();
+                told.push((name, comment.as_str().unwrap().to_owned(), data));
+            }
+            other => panic!("{other:?}"),
+        }
     }
     told
 }

@@ -126,5 +126,15 @@ fn a_failed_step_hides_no_later_one_and_what_cannot_be_built_is_listed() {
     }
     let output = steps(&folder.0, "attempt good true");
     assert!(output.status.success());
-    assert!(String::from_utf8_lossy(&output.stdout).ends_with("all passed\n"));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.ends_with("all passed\n") && !said.contains("not run"), "{said}");
+}
+
+#[test]
+fn a_check_that_cannot_run_is_named_at_the_end() {
+    let folder = folder("left-out");
+    let output = steps(&folder.0, "not_run 'this: for a reason'; attempt good true");
+    assert!(output.status.success());
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.ends_with("\nnot run: this: for a reason\nall passed\n"), "{said}");
 }

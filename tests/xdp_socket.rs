@@ -19,10 +19,10 @@ use holdfast::flow::{Address, Protocol};
 use holdfast::forwarding::{Listen, ListenKey, PortRange};
 use holdfast::xdp::nic::Nic;
 use holdfast::xdp::packet::PacketSocket;
-use holdfast::xdp::port::{Port, wait};
 use holdfast::xdp::program::{
     AttachMode, Attached, PROGRAM_NAME, ProgramError, SteerCounters, SteerRules, Steering,
 };
+use holdfast::xdp::queue::{XskQueue, wait};
 use holdfast::xdp::socket::{BindMode, Io, SocketError};
 use holdfast::xdp::umem::{Frame, FramePool, Umem};
 
@@ -190,7 +190,7 @@ fn rules() -> SteerRules {
 
 /// What a worker has, without the worker.
 struct Bench {
-    ports: Vec<Port>,
+    ports: Vec<XskQueue>,
     pool: FramePool,
     steering: Steering,
 }
@@ -215,7 +215,7 @@ impl Bench {
         let nic = Nic::open(name).unwrap();
         let mut steering = Steering::load(&nic, mode).unwrap();
         let prepared = steering.prepare().unwrap();
-        let open = |queue| Port::open(&umem, &nic, queue, RING, io).unwrap();
+        let open = |queue| XskQueue::open(&umem, &nic, queue, RING, io).unwrap();
         let mut ports = vec![open(0), open(1)];
         for (queue, port) in (0..).zip(&mut ports) {
             assert!(!port.zero_copy() && !port.is_fake());
@@ -244,7 +244,7 @@ impl Bench {
             port.flush();
             assert_eq!(port.bad_descriptors(), 0);
         }
-        let with_kernel: u32 = self.ports.iter().map(Port::with_kernel).sum();
+        let with_kernel: u32 = self.ports.iter().map(XskQueue::with_kernel).sum();
         assert_eq!(self.pool.len() + with_kernel as usize, FRAMES as usize, "a frame is lost");
     }
 }
@@ -583,7 +583,7 @@ fn what_the_kernel_refuses_is_told_with_its_cure() {
         let nic = Nic::open("box0").unwrap();
         let refusal = |queue, mode| {
             let io = Io { mode, ..Io::default() };
-            Port::open(&umem, &nic, queue, RING, io).err().unwrap()
+            XskQueue::open(&umem, &nic, queue, RING, io).err().unwrap()
         };
 
         let error = refusal(2, BindMode::Copy);
@@ -596,7 +596,7 @@ fn what_the_kernel_refuses_is_told_with_its_cure() {
              set mode = \"copy\" for this NIC"
         );
 
-        let first = Port::open(&umem, &nic, 0, RING, Io::default()).unwrap();
+        let first = XskQueue::open(&umem, &nic, 0, RING, Io::default()).unwrap();
         assert!(!first.zero_copy());
         let error = refusal(0, BindMode::Auto);
         assert!(matches!(error, SocketError::Busy { queue: 0, .. }), "{error}");
@@ -604,7 +604,7 @@ fn what_the_kernel_refuses_is_told_with_its_cure() {
         // Waits for an owner that is about to go.
         let open = std::thread::scope(|scope| {
             scope.spawn(move || drop(first));
-            Port::open(&umem, &nic, 0, RING, Io::default())
+            XskQueue::open(&umem, &nic, 0, RING, Io::default())
         });
         assert!(open.is_ok(), "{:?}", open.err());
     });

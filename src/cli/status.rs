@@ -5,9 +5,8 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 
 use clap::Args;
-use comfy_table::{Cell, Color};
 
-use super::table::{Columns, Look, coloured, count, grouped, span, text};
+use super::table::{Cell, Columns, GREEN, Look, RED, YELLOW, coloured, count, grouped, span, text};
 use super::{CliError, SocketArgs};
 use crate::control::api::{
     BackendState, BackendStatus, FlowTableStatus, FullNatStatus, HealthState, NextHopStatus,
@@ -153,9 +152,9 @@ fn serving(vip: &VipStatus) -> Cell {
     let (up, all) = (vip.backends.iter().filter(|b| b.is_up()).count(), vip.backends.len());
     match vip.backends.iter().any(BackendStatus::is_in_service) {
         true if up == all => text(format!("{up}/{all} up")),
-        true => coloured(format!("{up}/{all} up"), Color::Yellow),
-        false if up > 0 => coloured(format!("{up}/{all} up, none in service"), Color::Red),
-        false => coloured(format!("{up}/{all} up"), Color::Red),
+        true => coloured(format!("{up}/{all} up"), YELLOW),
+        false if up > 0 => coloured(format!("{up}/{all} up, none in service"), RED),
+        false => coloured(format!("{up}/{all} up"), RED),
     }
 }
 
@@ -281,9 +280,9 @@ fn address(backend: &BackendStatus) -> String {
 fn health(health: HealthState) -> Cell {
     match health {
         HealthState::Unchecked => text("unchecked"),
-        HealthState::Unknown => coloured("unknown", Color::Yellow),
-        HealthState::Up => coloured("up", Color::Green),
-        HealthState::Down => coloured("down", Color::Red),
+        HealthState::Unknown => coloured("unknown", YELLOW),
+        HealthState::Up => coloured("up", GREEN),
+        HealthState::Down => coloured("down", RED),
     }
 }
 
@@ -294,18 +293,18 @@ fn state(backend: &BackendStatus) -> Cell {
         }
         BackendState::Active => text("active"),
         BackendState::Drained if backend.flows_cut > 0 => {
-            coloured(format!("drained ({} cut)", grouped(backend.flows_cut)), Color::Yellow)
+            coloured(format!("drained ({} cut)", grouped(backend.flows_cut)), YELLOW)
         }
-        BackendState::Drained => coloured("drained", Color::Yellow),
+        BackendState::Drained => coloured("drained", YELLOW),
         BackendState::Draining => {
             let left = backend.deadline_in_s.map(|s| format!(" ({} left)", span(s)));
-            coloured(format!("draining{}", left.unwrap_or_default()), Color::Yellow)
+            coloured(format!("draining{}", left.unwrap_or_default()), YELLOW)
         }
     }
 }
 
 fn next_hop(hop: Option<&NextHopStatus>) -> Cell {
-    let Some(hop) = hop else { return coloured("unresolved", Color::Red) };
+    let Some(hop) = hop else { return coloured("unresolved", RED) };
     let outer = hop.outer_vlan.map(|vlan| format!("{vlan}.")).unwrap_or_default();
     let vlan = hop.vlan.map(|vlan| format!(" vlan {outer}{vlan}")).unwrap_or_default();
     // What differs from Ethernet's is worth a word; 0 is of an older process.
@@ -363,7 +362,7 @@ fn flow_tables(tables: &[FlowTableStatus], look: Look) -> Columns {
             text(format!("{} %", table.load_percent)),
             count(table.tcp_per_second.unwrap_or_default()),
             count(table.udp_per_second.unwrap_or_default()),
-            table.hint.as_ref().map_or_else(|| text(""), |hint| coloured(hint, Color::Yellow)),
+            table.hint.as_ref().map_or_else(|| text(""), |hint| coloured(hint, YELLOW)),
         ]);
     }
     columns
@@ -375,7 +374,7 @@ fn nic_faults(nics: &[NicStatus], look: Look) -> Columns {
     for nic in nics {
         for fault in &nic.faults {
             let kind = fault.kind.replace('_', " ");
-            columns.row([text(&nic.interface), coloured(kind, Color::Red), text(&fault.text)]);
+            columns.row([text(&nic.interface), coloured(kind, RED), text(&fault.text)]);
         }
     }
     columns

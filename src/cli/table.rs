@@ -1,6 +1,27 @@
 //! Tables and numbers as people read them.
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table};
+use anstyle::{Ansi256Color, Style};
+use comfy_table::{CellAlignment, ColumnConstraint, Table};
+
+/// A colour of a cell: one of the 256 of ECMA-48 terminals.
+pub(super) type Colour = Ansi256Color;
+
+/// Bad.
+pub(super) const RED: Colour = Ansi256Color(9);
+/// Good.
+pub(super) const GREEN: Colour = Ansi256Color(10);
+/// Doubtful.
+pub(super) const YELLOW: Colour = Ansi256Color(11);
+
+/// What one cell of a table says.
+#[derive(Debug, Clone)]
+pub(super) struct Cell {
+    text: String,
+    colour: Option<Colour>,
+}
+
+/// Marks before a header: see [`Columns`].
+const MARKS: [char; 3] = ['?', '!', '>'];
 
 /// How a table is to look.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,32 +54,34 @@ impl Columns {
     pub(super) fn lines(&self) -> Vec<String> {
         let mut table = Table::new();
         table.load_preset(comfy_table::presets::NOTHING);
-        if self.look.colours {
-            table.enforce_styling();
-        } else {
-            table.force_no_tty();
-        }
-        let shown: Vec<bool> = (0..self.headers.len()).map(|index| self.is_shown(index)).collect();
-        let headers = self.headers.iter().zip(&shown).filter(|(_, shown)| **shown);
-        table.set_header(headers.map(|(header, _)| {
-            let title = Cell::new(header.trim_start_matches(['?', '!', '>']));
-            align(title.add_attribute(Attribute::Bold), header)
-        }));
+        let shown: Vec<usize> =
+            (0..self.headers.len()).filter(|&index| self.is_shown(index)).collect();
+        let headers = shown.iter().filter_map(|&index| self.headers.get(index));
+        table.set_header(headers.clone().map(|header| header.trim_start_matches(MARKS)));
+        let cells = |row: &'_ Vec<Cell>| {
+            shown.iter().filter_map(|&index| row.get(index).cloned()).collect::<Vec<Cell>>()
+        };
         for row in &self.rows {
-            let cells = row.iter().zip(&self.headers).zip(&shown).filter(|(_, shown)| **shown);
-            table.add_row(cells.map(|((cell, header), _)| align(cell.clone(), header)));
+            table.add_row(cells(row).into_iter().map(|cell| cell.text));
         }
-        for column in table.column_iter_mut() {
+        for (column, header) in table.column_iter_mut().zip(headers) {
+            column.set_cell_alignment(alignment(header));
             column.set_padding((0, 2));
             column.set_constraint(ColumnConstraint::ContentWidth);
         }
-        table.lines().map(|line| line.trim_end().to_owned()).collect()
+        let mut lines = table.lines().map(|line| line.trim_end().to_owned());
+        if !self.look.colours {
+            return lines.collect();
+        }
+        let title = lines.next().map(|line| styled(Style::new().bold(), &line));
+        let rows = lines.zip(&self.rows).map(|(line, row)| with_colours(&line, &cells(row)));
+        title.into_iter().chain(rows).collect()
     }
 
     fn is_shown(&self, index: usize) -> bool {
         let header = self.headers.get(index).copied().unwrap_or_default();
         let says_something =
-            |row: &Vec<Cell>| row.get(index).is_some_and(|cell| !is_nothing(&cell.content()));
+            |row: &Vec<Cell>| row.get(index).is_some_and(|cell| !is_nothing(&cell.text));
         match header.chars().next() {
             _ if self.look.all => true,
             Some('?') => self.rows.iter().any(says_something),
@@ -72,24 +95,45 @@ fn is_nothing(content: &str) -> bool {
     matches!(content, "0" | "-" | "")
 }
 
-fn align(cell: Cell, header: &str) -> Cell {
+fn alignment(header: &str) -> CellAlignment {
     let right = header.trim_start_matches(['?', '!']).starts_with('>');
-    cell.set_alignment(if right { CellAlignment::Right } else { CellAlignment::Left })
+    if right { CellAlignment::Right } else { CellAlignment::Left }
+}
+
+fn styled(style: Style, text: &str) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+/// Colours the cells of a line, which has their texts in order with blanks between them.
+///
+/// This comes after the columns were lined up: escape sequences in a cell would count as its width.
+fn with_colours(mut line: &str, cells: &[Cell]) -> String {
+    let mut out = String::new();
+    for Cell { text, colour } in cells {
+        let Some((before, after)) = line.split_once(text.as_str()) else { continue };
+        out += before;
+        match colour.filter(|_| !text.is_empty()) {
+            Some(colour) => out += &styled(colour.on_default(), text),
+            None => out += text,
+        }
+        line = after;
+    }
+    out + line
 }
 
 /// A cell of text.
 pub(super) fn text(text: impl ToString) -> Cell {
-    Cell::new(text)
+    Cell { text: text.to_string(), colour: None }
 }
 
 /// A cell that says good, doubtful or bad by its colour, too.
-pub(super) fn coloured(text: impl ToString, colour: Color) -> Cell {
-    Cell::new(text).fg(colour)
+pub(super) fn coloured(text: impl ToString, colour: Colour) -> Cell {
+    Cell { text: text.to_string(), colour: Some(colour) }
 }
 
 /// A cell with a count.
 pub(super) fn count(number: u64) -> Cell {
-    Cell::new(grouped(number))
+    text(grouped(number))
 }
 
 /// `1,234,567`.
@@ -141,6 +185,31 @@ mod tests {
         let expected =
             ["NAME        COUNT  WHY", "a       1,000,000", "longer          1  because"];
         assert_eq!(columns.lines(), expected);
+    }
+
+    /// Colours change neither the columns nor any text, and mark the cell that they are meant for.
+    #[test]
+    fn colours_do_not_move_columns() {
+        let lines = |colours| {
+            let look = Look { colours, all: false };
+            let mut columns = Columns::new(&["NAME", ">N", "?NONE", "STATE", "WHY"], look);
+            columns.row([
+                text("1"),
+                coloured(1, YELLOW),
+                text(""),
+                coloured("up", GREEN),
+                text(""),
+            ]);
+            columns.row([text("déjà"), count(10), text(""), coloured("down", RED), text("down")]);
+            columns.lines()
+        };
+        assert_eq!(lines(false), ["NAME   N  STATE  WHY", "1      1  up", "déjà  10  down   down"]);
+        let expected = [
+            "\x1b[1mNAME   N  STATE  WHY\x1b[0m",
+            "1      \x1b[38;5;11m1\x1b[0m  \x1b[38;5;10mup\x1b[0m",
+            "déjà  10  \x1b[38;5;9mdown\x1b[0m   down",
+        ];
+        assert_eq!(lines(true), expected);
     }
 
     #[test]

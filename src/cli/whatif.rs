@@ -7,10 +7,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use comfy_table::Color;
 use serde::Serialize;
 
-use super::table::{Columns, Look, coloured, grouped, text};
+use super::table::{Columns, Look, RED, coloured, grouped, text};
 use super::{CliError, Target, name};
 use crate::config::{self, Config};
 use crate::forwarding::SchedulerKind;
@@ -303,11 +302,7 @@ fn table(rows: &[&Row], colours: bool) -> Vec<String> {
         let broken = percent(row.broken_with_conntrack_share);
         columns.row([
             text(format!("{}{}", row.name, if row.configured { " *" } else { "" })),
-            if row.broken_with_conntrack == 0 {
-                text(broken)
-            } else {
-                coloured(broken, Color::Red)
-            },
+            if row.broken_with_conntrack == 0 { text(broken) } else { coloured(broken, RED) },
             text(percent(row.broken_without_conntrack_share)),
             text(percent(row.new_flows_moved_share)),
             text(format!("{:.2}", row.max_over_mean)),

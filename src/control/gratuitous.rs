@@ -141,8 +141,11 @@ impl Sender {
 
     /// The next one that is due.
     fn next(&mut self, now: Instant) -> Option<Left> {
-        let first = self.first.pop_front();
-        first.or_else(|| Some(self.again.pop_front_if(|(due, _)| *due <= now)?.1))
+        if let Some(first) = self.first.pop_front() {
+            return Some(first);
+        }
+        let (due, _) = self.again.front()?;
+        if *due <= now { self.again.pop_front().map(|(_, again)| again) } else { None }
     }
 
     fn send(&mut self, Announcement { ifindex, frames, .. }: &Announcement) -> Sent {

@@ -181,8 +181,9 @@ impl Fragments {
     #[cold]
     fn look_at_all(&mut self, look: &Look<'_>, pool: &mut FramePool) {
         let Look { datagrams, now, .. } = *look;
-        while let Some(oldest) =
-            self.parked.pop_front_if(|oldest| now.since(oldest.since).0 > PATIENCE.0)
+        while let Some(oldest) = self.parked.front()
+            && now.since(oldest.since).0 > PATIENCE.0
+            && let Some(oldest) = self.parked.pop_front()
         {
             look.give_up(oldest, Drop::FragmentNoFirst, pool);
         }

@@ -3,7 +3,7 @@
 use super::batch::Packet;
 use crate::forwarding::{MAX_NICS, PortIndex};
 use crate::stats::WorkerStats;
-use crate::xdp::port::Port;
+use crate::xdp::queue::XskQueue;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// One NIC queue that a worker serves.
@@ -11,7 +11,7 @@ pub struct WorkerPort {
     /// The NIC.
     pub nic: PortIndex,
     /// Its socket and rings.
-    pub port: Port,
+    pub port: XskQueue,
     /// Bad descriptors that were counted.
     bad_descriptors: u64,
     /// Packets and bytes that were queued, and are not counted yet.
@@ -22,7 +22,7 @@ pub struct WorkerPort {
 
 impl WorkerPort {
     /// A queue of `nic`.
-    pub fn new(nic: PortIndex, port: Port) -> Self {
+    pub fn new(nic: PortIndex, port: XskQueue) -> Self {
         Self { nic, port, bad_descriptors: 0, queued: (0, 0), was_full: false }
     }
 

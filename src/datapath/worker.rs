@@ -32,7 +32,7 @@ use crate::forwarding::publish::Subscription;
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::xdp::cpu;
-use crate::xdp::port::wait;
+use crate::xdp::queue::wait;
 use crate::xdp::umem::FramePool;
 
 /// Polls without a packet after which a worker that may sleep does.

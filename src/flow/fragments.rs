@@ -22,6 +22,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use crossbeam_utils::CachePadded;
+
 use super::tuple::{TableSecret, Tuple};
 use super::{Address, FlowKey, Protocol};
 use crate::units::Ticks;
@@ -118,12 +120,8 @@ pub struct Datagrams {
     timeout: Ticks,
     /// Grows with every datagram that is noted. On a line of its own: workers with parked fragments
     /// look at it in every poll.
-    noted: Noted,
+    noted: CachePadded<AtomicU64>,
 }
-
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Noted(AtomicU64);
 
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -152,7 +150,7 @@ impl Datagrams {
     pub fn new(datagrams: usize, timeout: Ticks, secret: TableSecret) -> Self {
         let buckets = datagrams.div_ceil(PLACES).max(1);
         let buckets = (0..buckets).map(|_| <[Place; PLACES]>::default()).collect();
-        Self { buckets, secret, timeout, noted: Noted::default() }
+        Self { buckets, secret, timeout, noted: CachePadded::default() }
     }
 
     /// Notes the first fragment of a datagram, of `len` bytes. One that is known begins anew: its sender
@@ -202,7 +200,7 @@ impl Datagrams {
         if let Some((_, place, version)) = best {
             place.write(version, key, head, len, now);
             // Release: who sees the number sees the place. Relaxed would do for the count itself.
-            self.noted.0.fetch_add(1, Ordering::Release);
+            self.noted.fetch_add(1, Ordering::Release);
         }
         Ok(())
     }
@@ -239,7 +237,7 @@ impl Datagrams {
     /// A number that changes whenever a first fragment is noted; 0 before the first.
     #[inline]
     pub fn generation(&self) -> u64 {
-        self.noted.0.load(Ordering::Acquire)
+        self.noted.load(Ordering::Acquire)
     }
 
     fn bucket_number(&self, key: &Key) -> Option<usize> {

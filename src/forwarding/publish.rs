@@ -7,14 +7,14 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
+use crossbeam_utils::CachePadded;
 
 use super::ForwardingTable;
-use crate::line::OwnLine;
 
 /// Where the pointer lies. Workers read it once per batch, so nothing that changes more often may
 /// lie beside it.
 #[derive(Debug, Clone)]
-struct Place(Arc<OwnLine<ArcSwap<ForwardingTable>>>);
+struct Place(Arc<CachePadded<ArcSwap<ForwardingTable>>>);
 
 impl Deref for Place {
     type Target = ArcSwap<ForwardingTable>;
@@ -42,7 +42,7 @@ pub struct Subscription {
 impl Publisher {
     /// Publishes the first table.
     pub fn new(table: ForwardingTable) -> (Self, Subscription) {
-        let current = Place(Arc::new(OwnLine(ArcSwap::from_pointee(table))));
+        let current = Place(Arc::new(CachePadded::new(ArcSwap::from_pointee(table))));
         let cache = Cache::new(current.clone());
         (Self { current, old: Vec::new() }, Subscription { cache })
     }

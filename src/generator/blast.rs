@@ -209,7 +209,7 @@ fn prepared(template: &Template, settings: &Settings) -> (Vec<u8>, u32, u32) {
     template.write(&mut frame, Source { tail: 0, port: 0 }, segment, &signature);
     let (ip_sum, mut sum) = template.sums();
     if settings.layout.tcp {
-        sum = sum.word(u16::from(flags));
+        sum = sum.add_u16(u16::from(flags));
     }
     (frame, u32::from(ip_sum.folded()), u32::from(sum.folded()))
 }
@@ -257,7 +257,7 @@ mod tests {
         use super::super::packet::tests::common;
         use super::super::settings::Size;
         use super::super::settings::tests::request;
-        use super::super::sum::Sum;
+        use crate::wire::checksum::Delta;
         for (traffic, tcp) in [(Traffic::Udp, false), (Traffic::Tcp, true), (Traffic::Syn, true)] {
             let mut request = request();
             (request.traffic, request.size) = (traffic, Some(Size::Fixed(100)));
@@ -271,9 +271,9 @@ mod tests {
             super::super::packet::put(&mut frame, 34, port.to_be_bytes());
             let payload = settings.layout.payload();
             super::super::packet::put(&mut frame, payload + 2, flow.to_be_bytes());
-            let ip = Sum::default().double(ip_sum).double(address).checksum();
-            let transport = Sum::default().double(transport_sum).double(address);
-            let transport = transport.word(port).double(flow).checksum();
+            let ip = Delta::default().add_u32(ip_sum).add_u32(address).checksum();
+            let transport = Delta::default().add_u32(transport_sum).add_u32(address);
+            let transport = transport.add_u16(port).add_u32(flow).checksum();
             super::super::packet::put(&mut frame, 24, ip.to_be_bytes());
             let at = settings.layout.transport_checksum();
             super::super::packet::put(&mut frame, at, transport.to_be_bytes());

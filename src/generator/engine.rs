@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crossbeam_utils::CachePadded;
 use hdrhistogram::CreationError;
 
 use super::arrival::{BackendKey, address_of};
@@ -23,8 +24,8 @@ use super::worker::{Live, Parts, Trial, Worker};
 use crate::xdp::cpu::{self, CpuError};
 use crate::xdp::generate::Catcher;
 use crate::xdp::nic::{Nic, NicError};
-use crate::xdp::port::Port;
 use crate::xdp::program::ProgramError;
+use crate::xdp::queue::XskQueue;
 use crate::xdp::socket::{Io, SocketError};
 use crate::xdp::umem::chain::frames_for;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
@@ -147,7 +148,7 @@ pub fn templates(settings: &Settings, nic: &Nic) -> Result<Vec<Template>, Engine
 pub struct Engine {
     settings: Settings,
     workers: Vec<Worker>,
-    live: Vec<Live>,
+    live: Vec<CachePadded<Live>>,
     /// Keep the programs attached.
     _catchers: Vec<Catcher>,
     epoch_ns: u64,
@@ -184,7 +185,7 @@ impl Engine {
             }));
         }
         let catchers = catch(&client, backend.as_ref(), &workers)?;
-        let live = workers.iter().map(|_| Live::default()).collect();
+        let live = workers.iter().map(|_| CachePadded::default()).collect();
         Ok(Self { settings, workers, live, _catchers: catchers, epoch_ns, run: 0 })
     }
 
@@ -256,7 +257,7 @@ impl Engine {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<(Vec<Sample>, f64), EngineError> {
         let (live, cores) = (&self.live, &self.settings.cores);
-        live.iter().for_each(Live::reset);
+        live.iter().for_each(|live| live.reset());
         let mut sampler = Sampler::new(duration);
         let epoch_ns = self.epoch_ns;
         let start = trials.first().map_or(0, |trial| trial.start);
@@ -398,7 +399,7 @@ impl Engine {
 }
 
 /// What all workers together have done.
-fn totals(live: &[Live], time_s: f64) -> Totals {
+fn totals(live: &[CachePadded<Live>], time_s: f64) -> Totals {
     live.iter().fold(Totals { time_s, ..Totals::default() }, |sum, live| Totals {
         // Relaxed: numbers for people.
         sent: sum.sent + live.sent.load(Ordering::Relaxed),
@@ -457,11 +458,11 @@ fn open_ports(
     client: &Nic,
     backend: Option<&Nic>,
     queue: u32,
-) -> Result<(Port, Option<Port>, FramePool), EngineError> {
+) -> Result<(XskQueue, Option<XskQueue>, FramePool), EngineError> {
     let ports = 1 + u32::from(backend.is_some());
     let (umem, pool) = Umem::create(ports * FRAMES_PER_PORT + FRAMES_IN_HAND, memory.frame_size)?;
     let io = Io { multi_buffer: memory.multi_buffer, ..Io::default() };
-    let open = |nic: &Nic| Port::open(&umem, nic, queue, RING, io);
+    let open = |nic: &Nic| XskQueue::open(&umem, nic, queue, RING, io);
     Ok((open(client)?, backend.map(open).transpose()?, pool))
 }
 

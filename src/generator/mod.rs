@@ -33,7 +33,6 @@ pub mod search;
 pub mod settings;
 pub mod signature;
 pub mod slots;
-pub mod sum;
 pub mod tracker;
 pub mod tuple;
 pub mod worker;

@@ -7,8 +7,8 @@ use etherparse::PacketBuilder;
 
 use super::layout::{ETHERNET, FCS, Layout};
 use super::signature::{REQUEST, SHORT, Signature, WHOLE};
-use super::sum::Sum;
 use super::tuple::Source;
+use crate::wire::checksum::Delta;
 
 /// TCP flags that the generator sets.
 pub mod flags {
@@ -56,9 +56,9 @@ pub struct Template {
     layout: Layout,
     bytes: Vec<u8>,
     /// The IPv4 header without checksum and source address.
-    ip_sum: Sum,
+    ip_sum: Delta,
     /// Pseudo header, transport header and payload, without checksum and what is written over.
-    transport_sum: Sum,
+    transport_sum: Delta,
     whole_signature: bool,
 }
 
@@ -75,7 +75,7 @@ impl Template {
         if !layout.ipv6 {
             clear(&mut bytes, ETHERNET + 10, 2);
         }
-        let ip_sum = Sum::of(bytes.get(ETHERNET..ETHERNET + 20)?);
+        let ip_sum = Delta::default().add_bytes(bytes.get(ETHERNET..ETHERNET + 20)?);
         let transport_sum = transport_sum(&bytes, layout)?;
         let whole_signature = payload >= WHOLE;
         Some(Self { layout, bytes, ip_sum, transport_sum, whole_signature })
@@ -105,7 +105,7 @@ impl Template {
     }
 
     /// The sums of what is not written over: IPv4 header, transport.
-    pub fn sums(&self) -> (Sum, Sum) {
+    pub fn sums(&self) -> (Delta, Delta) {
         (self.ip_sum, self.transport_sum)
     }
 
@@ -124,10 +124,10 @@ impl Template {
         put(frame, layout.source_tail(), source.tail.to_be_bytes());
         put(frame, layout.transport(), source.port.to_be_bytes());
         if !layout.ipv6 {
-            let checksum = self.ip_sum.double(source.tail).checksum();
+            let checksum = self.ip_sum.add_u32(source.tail).checksum();
             put(frame, ETHERNET + 10, checksum.to_be_bytes());
         }
-        let mut sum = self.transport_sum.double(source.tail).word(source.port);
+        let mut sum = self.transport_sum.add_u32(source.tail).add_u16(source.port);
         if layout.tcp {
             sum = self.write_segment(frame, segment, signature, sum);
         }
@@ -145,31 +145,31 @@ impl Template {
         frame: &mut [u8],
         segment: Segment,
         signature: &Signature,
-        sum: Sum,
-    ) -> Sum {
+        sum: Delta,
+    ) -> Delta {
         let start = self.layout.transport();
         put(frame, start + 4, segment.sequence.to_be_bytes());
         put(frame, start + 8, segment.acknowledgement.to_be_bytes());
         put(frame, start + 13, [segment.flags]);
-        let mut sum = sum.double(segment.sequence).double(segment.acknowledgement);
-        sum = sum.word(u16::from(segment.flags));
+        let mut sum = sum.add_u32(segment.sequence).add_u32(segment.acknowledgement);
+        sum = sum.add_u16(u16::from(segment.flags));
         if !self.whole_signature {
             let low = low_half(signature.sequence);
             put(frame, start + 18, low.to_be_bytes());
-            sum = sum.word(low);
+            sum = sum.add_u16(low);
         }
         sum
     }
 
     #[inline]
-    fn write_signature(&self, frame: &mut [u8], signature: &Signature, sum: Sum) -> Sum {
+    fn write_signature(&self, frame: &mut [u8], signature: &Signature, sum: Delta) -> Delta {
         let start = self.layout.payload() + 2;
         if !self.whole_signature {
             put(frame, start, signature.flow.to_be_bytes());
-            return sum.double(signature.flow);
+            return sum.add_u32(signature.flow);
         }
         put(frame, start, signature.bytes());
-        sum.double(signature.flow).double(signature.sequence).quad(signature.run_and_time())
+        sum.add_u32(signature.flow).add_u32(signature.sequence).add_u64(signature.run_and_time())
     }
 }
 
@@ -204,12 +204,15 @@ fn build(common: &Common, payload: usize) -> Option<Vec<u8>> {
 }
 
 /// The sum that a transport checksum is taken over.
-fn transport_sum(bytes: &[u8], layout: Layout) -> Option<Sum> {
+fn transport_sum(bytes: &[u8], layout: Layout) -> Option<Delta> {
     let addresses = if layout.ipv6 { 22..54 } else { 26..34 };
     let segment = bytes.get(layout.transport()..)?;
     let len = u16::try_from(segment.len()).ok()?;
-    let pseudo = Sum::of(bytes.get(addresses)?).word(u16::from(layout.protocol())).word(len);
-    Some(pseudo.plus(Sum::of(segment)))
+    let pseudo = Delta::default()
+        .add_bytes(bytes.get(addresses)?)
+        .add_u16(u16::from(layout.protocol()))
+        .add_u16(len);
+    Some(pseudo.and(Delta::default().add_bytes(segment)))
 }
 
 /// Writes `value` at `at`, if it fits there.

@@ -15,7 +15,7 @@ use super::packet::Template;
 use super::signature::Signature;
 use super::tuple::Clients;
 use crate::xdp::cpu;
-use crate::xdp::port::Port;
+use crate::xdp::queue::XskQueue;
 use crate::xdp::umem::chain::MAX_FRAMES;
 use crate::xdp::umem::{Frame, FramePool};
 
@@ -47,7 +47,6 @@ pub struct Trial {
 
 /// What other threads may know of a worker while it runs.
 #[derive(Debug, Default)]
-#[repr(align(128))]
 pub struct Live {
     /// Packets sent.
     pub sent: AtomicU64,
@@ -88,9 +87,9 @@ pub struct SentCounts {
 /// What a worker is made of.
 pub struct Parts {
     /// Its queue of the client-side NIC.
-    pub client_port: Port,
+    pub client_port: XskQueue,
     /// Its queue of the backend-side NIC, if that is another.
-    pub backend_port: Option<Port>,
+    pub backend_port: Option<XskQueue>,
     /// Slots of a TX ring.
     pub ring: u32,
     /// Frames of the longest packet.
@@ -129,17 +128,17 @@ impl Worker {
     /// rings; 0 where it does not tell.
     pub fn receiver_dropped(&self) -> u64 {
         let ports = [Some(self.client_port()), self.backend_port()];
-        let statistics = ports.into_iter().flatten().flat_map(Port::statistics);
+        let statistics = ports.into_iter().flatten().flat_map(XskQueue::statistics);
         statistics.map(|socket| socket.rx_dropped + socket.rx_ring_full).sum()
     }
 
     /// The client-side queue.
-    pub fn client_port(&self) -> &Port {
+    pub fn client_port(&self) -> &XskQueue {
         &self.parts.client_port
     }
 
     /// The backend-side queue, if there is one.
-    pub fn backend_port(&self) -> Option<&Port> {
+    pub fn backend_port(&self) -> Option<&XskQueue> {
         self.parts.backend_port.as_ref()
     }
 
@@ -318,7 +317,7 @@ impl Worker {
 /// Shows packets to the judge, and sends back those that have become answers.
 #[inline]
 fn answer(
-    port: &mut Port,
+    port: &mut XskQueue,
     ring: u32,
     packets: ArrayVec<Frame, { BATCH as usize }>,
     judge: &mut Judge,

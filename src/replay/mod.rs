@@ -18,6 +18,7 @@ mod counters;
 mod decision;
 mod offline;
 mod parked;
+mod pcapng;
 mod setup;
 mod story;
 

@@ -3,21 +3,12 @@
 //! One interface per NIC, with the frames that were sent by it; and one for each way not to be sent,
 //! with the packets as they came.
 
-use std::borrow::Cow;
 use std::io::Write;
 use std::time::Duration;
 
-use pcap_file::pcapng::PcapNgWriter;
-use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
-use pcap_file::pcapng::blocks::interface_description::{
-    InterfaceDescriptionBlock, InterfaceDescriptionOption, InterfaceTsResolution,
-};
-use pcap_file::pcapng::blocks::opt_common::CommonOption;
-use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeaderOption};
-use pcap_file::{DataLink, Endianness};
-
 use super::capture::Captured;
 use super::decision::{Decision, Sent, Verdict};
+use super::pcapng::Writer;
 
 /// Interfaces that are no NICs, and what is on them.
 const PSEUDO: [(&str, &str); 3] = [
@@ -25,8 +16,6 @@ const PSEUDO: [(&str, &str); 3] = [
     ("kernel", "packets that the XDP program leaves to the kernel, as they came"),
     ("truncated", "packets that were not replayed: the capture does not have all of them"),
 ];
-/// libpcap's MAXIMUM_SNAPLEN.
-const SNAPLEN: u32 = 262_144;
 /// Longest comment, in bytes: an option of pcapng has a length of 16 bits.
 const MAX_COMMENT: usize = 32_000;
 
@@ -35,16 +24,15 @@ const MAX_COMMENT: usize = 32_000;
 #[error("cannot be written: {0}")]
 pub struct StoryError(String);
 
-impl From<pcap_file::pcapng::PcapNgWriteError> for StoryError {
-    fn from(error: pcap_file::pcapng::PcapNgWriteError) -> Self {
-        let cause = std::error::Error::source(&error).map(ToString::to_string);
-        Self(cause.unwrap_or_else(|| error.to_string()))
+impl From<std::io::Error> for StoryError {
+    fn from(error: std::io::Error) -> Self {
+        Self(crate::words::reason(&error))
     }
 }
 
 /// A file that is being written.
 pub struct Story<W: Write> {
-    writer: PcapNgWriter<W>,
+    writer: Writer<W>,
     /// Interfaces that are NICs; the others follow.
     nics: u32,
 }
@@ -56,29 +44,11 @@ impl<W: Write> Story<W> {
     /// [`StoryError`].
     pub fn new(writer: W, interfaces: &[String], note: &str) -> Result<Self, StoryError> {
         let application = concat!("holdfast ", env!("CARGO_PKG_VERSION"), " replay");
-        let mut options = vec![SectionHeaderOption::UserApplication(Cow::Borrowed(application))];
-        if !note.is_empty() {
-            let comment = CommonOption::Comment(Cow::Borrowed(note));
-            options.push(SectionHeaderOption::Common(comment));
-        }
-        let header = SectionHeaderBlock {
-            endianness: Endianness::Little,
-            options,
-            ..SectionHeaderBlock::default()
-        };
-        let mut writer = PcapNgWriter::with_section_header(writer, header)?;
+        let mut writer = Writer::new(writer, application, note)?;
         let nics =
             interfaces.iter().map(|name| (name.as_str(), "frames that were sent by this NIC"));
         for (name, description) in nics.chain(PSEUDO) {
-            writer.write_pcapng_block(InterfaceDescriptionBlock {
-                linktype: DataLink::ETHERNET,
-                snaplen: SNAPLEN,
-                options: vec![
-                    InterfaceDescriptionOption::IfName(Cow::Borrowed(name)),
-                    InterfaceDescriptionOption::IfDescription(Cow::Borrowed(description)),
-                    InterfaceDescriptionOption::IfTsResol(InterfaceTsResolution::NANO),
-                ],
-            })?;
+            writer.interface(name, description)?;
         }
         Ok(Self { writer, nics: u32::try_from(interfaces.len()).unwrap_or(u32::MAX) })
     }
@@ -115,7 +85,7 @@ impl<W: Write> Story<W> {
     /// # Errors
     /// [`StoryError`].
     pub fn finish(self) -> Result<(), StoryError> {
-        self.writer.into_inner().flush().map_err(|error| StoryError(crate::words::reason(&error)))
+        Ok(self.writer.finish()?)
     }
 
     fn sent(&mut self, sent: &Sent, time: Duration, comment: &str) -> Result<(), StoryError> {
@@ -132,16 +102,9 @@ impl<W: Write> Story<W> {
         comment: &str,
     ) -> Result<(), StoryError> {
         let captured = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let comment = CommonOption::Comment(Cow::Borrowed(comment));
-        self.writer.write_pcapng_block(EnhancedPacketBlock {
-            interface_id,
-            timestamp,
-            // Of a capture that lies about it.
-            original_len: original_len.max(captured),
-            data: Cow::Borrowed(data),
-            options: vec![EnhancedPacketOption::Common(comment)],
-        })?;
-        Ok(())
+        // A capture may lie about it.
+        let original_len = original_len.max(captured);
+        Ok(self.writer.packet(interface_id, timestamp, data, original_len, comment)?)
     }
 }
 
@@ -165,7 +128,8 @@ fn comment(decision: &Decision) -> String {
         comment += &format!("\n{}: {}: {}", step.stage, step.outcome, step.why);
     }
     if comment.len() > MAX_COMMENT {
-        comment.truncate(comment.floor_char_boundary(MAX_COMMENT));
+        let end = (0..=MAX_COMMENT).rev().find(|&end| comment.is_char_boundary(end));
+        comment.truncate(end.unwrap_or_default());
         comment += "\n...";
     }
     comment

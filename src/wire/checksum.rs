@@ -6,7 +6,8 @@ pub use etherparse::checksum::Sum16BitWords as Full;
 /// What a set of replaced words adds to a one's complement sum.
 ///
 /// Words may be given in any order, and one delta may serve several checksums that cover the same
-/// words (the IPv4 header's and, through the pseudo header, TCP's).
+/// words (the IPv4 header's and, through the pseudo header, TCP's). One that only adds is a sum of
+/// its own: [`checksum`](Self::checksum).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Delta(u64);
 
@@ -38,6 +39,27 @@ impl Delta {
         Self(zip.fold(self.0, |sum, (old, new)| sum + (!old & 0xffff_ffff) + new))
     }
 
+    /// Adds a 16-bit word that was not there.
+    #[inline]
+    #[must_use]
+    pub const fn add_u16(self, word: u16) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// Adds two words.
+    #[inline]
+    #[must_use]
+    pub const fn add_u32(self, words: u32) -> Self {
+        Self(self.0 + words as u64)
+    }
+
+    /// Adds four words.
+    #[inline]
+    #[must_use]
+    pub const fn add_u64(self, words: u64) -> Self {
+        Self(self.0 + (words >> 32) + (words & 0xffff_ffff))
+    }
+
     /// Both changes together.
     #[inline]
     #[must_use]
@@ -57,6 +79,18 @@ impl Delta {
     #[must_use]
     pub fn remove_bytes(self, bytes: &[u8]) -> Self {
         words(bytes).fold(self, |delta, word| delta.replace_u16(word, 0))
+    }
+
+    /// The sum of what was added, in 16 bits.
+    #[inline]
+    pub const fn folded(self) -> u16 {
+        !self.checksum()
+    }
+
+    /// The checksum of what was added, if nothing else is covered by it.
+    #[inline]
+    pub const fn checksum(self) -> u16 {
+        self.apply(u16::MAX)
     }
 
     /// The checksum that follows from `checksum`.
@@ -128,7 +162,7 @@ pub fn of_parts<'p>(sum: &Full, parts: impl Iterator<Item = &'p [u8]>) -> u16 {
         total += u64::from(if odd { words.swap_bytes() } else { words });
         odd ^= part.len() % 2 == 1;
     }
-    Delta(total).apply(u16::MAX)
+    Delta(total).checksum()
 }
 
 #[cfg(test)]
@@ -169,6 +203,28 @@ mod tests {
                 assert_eq!(Delta::default().replace_u16(old, new).apply(before), after);
             }
         }
+    }
+
+    #[test]
+    fn sums_over_wide_words_fold_to_the_same() {
+        let bytes: Vec<u8> = (0..=255).rev().collect();
+        let words = Delta::default().add_bytes(&bytes);
+        let mut wide = Delta::default();
+        for chunk in bytes.chunks(16) {
+            let (a, rest) = chunk.split_at(8);
+            let (b, c) = rest.split_at(4);
+            let number = |part: &[u8]| part.iter().fold(0, |n, &byte| n << 8 | u64::from(byte));
+            wide = wide.add_u64(number(a)).add_u32(u32::try_from(number(b)).unwrap_or_default());
+            wide = wide.and(Delta::default().add_bytes(c));
+        }
+        assert_eq!(wide.folded(), words.folded());
+        assert_eq!(wide.checksum(), of(&Full::new().add_slice(&bytes)));
+        assert_eq!(
+            Delta::default().add_bytes(&[0x12]).folded(),
+            0x1200,
+            "an odd byte is the high one"
+        );
+        assert_eq!(Delta::default().add_u16(0xffff).add_u16(2).folded(), 2, "end-around carry");
     }
 
     #[test]

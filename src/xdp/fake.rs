@@ -1,17 +1,17 @@
-//! A fake NIC: the kernel's side of a port's four rings, in ordinary memory.
+//! A fake NIC: the kernel's side of a queue's four rings, in ordinary memory.
 //!
-//! For tests and benches without root: the port's side is the production code, and this side
+//! For tests and benches without root: the queue's side is the production code, and this side
 //! does what the kernel does, or lies when asked to.
-#![allow(unsafe_code, reason = "works on chunks that the port has given away, like the kernel")]
+#![allow(unsafe_code, reason = "works on chunks that the queue has given away, like the kernel")]
 
 use std::ptr::NonNull;
 
-use super::port::Port;
+use super::queue::XskQueue;
 use super::ring::{Consumer, Descriptor, Producer, in_plain_memory};
 use super::socket::{Io, Rings, SocketError, check_ring_size};
 use super::umem::{HEADROOM, Memory, Umem};
 
-/// Plays the kernel and the wire for one [`Port`].
+/// Plays the kernel and the wire for one [`XskQueue`].
 pub struct FakeNic {
     memory: &'static Memory,
     fill: Consumer<u64>,
@@ -19,41 +19,40 @@ pub struct FakeNic {
     tx: Consumer<Descriptor>,
     completion: Producer<u64>,
     /// Chunks that a lie has named. They are never touched again, since the lie may have given
-    /// them to the port while they were in a ring of ours.
+    /// them to the queue while they were in a ring of ours.
     tainted: Box<[bool]>,
     /// A packet of several frames that is being sent.
     whole: Vec<u8>,
 }
 
 impl FakeNic {
-    /// A port with rings of `ring` slots (fill and completion: twice as many), and its NIC.
+    /// A queue with rings of `ring` slots (fill and completion: twice as many), and its NIC.
     ///
     /// # Errors
-    /// [`SocketError::RingSize`], and [`SocketError::TooManyPorts`] after 127 ports of one UMEM.
-    pub fn new(umem: &Umem, ring: u32) -> Result<(Port, Self), SocketError> {
+    /// [`SocketError::RingSize`], and [`SocketError::TooManyQueues`] after 127 queues of one UMEM.
+    pub fn new(umem: &Umem, ring: u32) -> Result<(XskQueue, Self), SocketError> {
         Self::with(umem, ring, Io::default())
     }
 
-    /// As [`new`](Self::new), for a port with these settings.
+    /// As [`new`](Self::new), for a queue with these settings.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with(umem: &Umem, ring: u32, io: Io) -> Result<(Port, Self), SocketError> {
+    pub fn with(umem: &Umem, ring: u32, io: Io) -> Result<(XskQueue, Self), SocketError> {
         // Close to the wrap, so that every test crosses it.
         const START: u32 = u32::MAX - 100;
         check_ring_size(ring)?;
-        let (rx, port_rx) = in_plain_memory(ring, START);
-        let (port_tx, tx) = in_plain_memory(ring, START);
-        let (port_fill, fill) = in_plain_memory(ring * 2, START);
-        let (completion, port_completion) = in_plain_memory(ring * 2, START);
-        let rings =
-            Rings { rx: port_rx, tx: port_tx, fill: port_fill, completion: port_completion };
+        let (rx, our_rx) = in_plain_memory(ring, START);
+        let (our_tx, tx) = in_plain_memory(ring, START);
+        let (our_fill, fill) = in_plain_memory(ring * 2, START);
+        let (completion, our_completion) = in_plain_memory(ring * 2, START);
+        let rings = Rings { rx: our_rx, tx: our_tx, fill: our_fill, completion: our_completion };
         let memory = umem.memory();
-        let port = Port::new(memory, rings, None, io)
-            .ok_or_else(|| SocketError::TooManyPorts { interface: "fake".to_owned(), queue: 0 })?;
+        let queue = XskQueue::new(memory, rings, None, io)
+            .ok_or_else(|| SocketError::TooManyQueues { interface: "fake".to_owned(), queue: 0 })?;
         let tainted = vec![false; memory.chunks()].into();
         let nic = Self { memory, fill, rx, tx, completion, tainted, whole: Vec::new() };
-        Ok((port, nic))
+        Ok((queue, nic))
     }
 
     /// Lets `packet` arrive: false if the fill ring is empty, the RX ring is full, or the packet
@@ -62,7 +61,7 @@ impl FakeNic {
         self.deliver_in_place(packet.len(), |data| data.copy_from_slice(packet))
     }
 
-    /// Lets `packet` arrive in as many frames as it takes, as the kernel does for a port with
+    /// Lets `packet` arrive in as many frames as it takes, as the kernel does for a queue with
     /// multi-buffer: false, and nothing arrives, if the RX ring has no room for all of them, and if the
     /// fill ring has too few, which are then used up.
     pub fn deliver_long(&mut self, packet: &[u8]) -> bool {
@@ -99,7 +98,7 @@ impl FakeNic {
         let len = u32::try_from(len).ok().filter(|&len| len <= room)?;
         let address = self.take_filled()? + u64::from(HEADROOM);
         if let Some(mut data) = chunk_bytes(self.memory, address, len) {
-            // SAFETY: inside the memory; the port gave this chunk away through the fill ring, from
+            // SAFETY: inside the memory; the queue gave this chunk away through the fill ring, from
             // which it was taken just now, and no lie has named it, so that neither a frame nor a
             // ring names it.
             write(unsafe { data.as_mut() });
@@ -148,7 +147,7 @@ impl FakeNic {
             let more = packet.options & libc::XDP_PKT_CONTD != 0;
             if chunk.and_then(|chunk| tainted.get(chunk)) == Some(&false) {
                 let data = chunk_bytes(memory, packet.address, packet.len);
-                // SAFETY: inside the memory; the port gave this chunk away through the TX ring,
+                // SAFETY: inside the memory; the queue gave this chunk away through the TX ring,
                 // and gets it back only by the line below; no lie has named it.
                 let data = data.map_or(&[][..], |data| unsafe { data.as_ref() });
                 if more || !whole.is_empty() {

@@ -12,10 +12,10 @@ use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 
 use super::nic::Nic;
-use super::port::Port;
 use super::program::{
     Attached, ProgramError, io_cause, load_error, load_in_spite_of_signals, map, map_error, no_map,
 };
+use super::queue::XskQueue;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generate.bpf.o"));
 
@@ -39,18 +39,18 @@ pub struct Catcher {
 
 impl Catcher {
     /// Attaches to `nic`, natively if its driver can, and sends what arrives on each queue to its
-    /// port. Packets of the generator on another queue are dropped.
+    /// socket. Packets of the generator on another queue are dropped.
     ///
     /// # Errors
     /// [`ProgramError`], for example when the NIC has an XDP program already.
     pub fn attach<'a>(
         nic: &Nic,
-        ports: impl IntoIterator<Item = (u32, &'a Port)>,
+        queues: impl IntoIterator<Item = (u32, &'a XskQueue)>,
     ) -> Result<Self, ProgramError> {
         let mut ebpf = load(nic.name(), &mut EbpfLoader::new())?;
-        for (queue, port) in ports {
+        for (queue, xsk) in queues {
             let interface = nic.name().to_owned();
-            let socket = port.fd().ok_or(ProgramError::NoSocket { interface, queue })?;
+            let socket = xsk.fd().ok_or(ProgramError::NoSocket { interface, queue })?;
             map(&mut ebpf, "xsks")
                 .and_then(XskMap::try_from)
                 .and_then(|mut sockets| sockets.set(queue, socket.as_raw_fd(), 0))

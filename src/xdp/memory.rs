@@ -13,12 +13,14 @@
 use std::io;
 use std::mem::{align_of, needs_drop, size_of};
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
-use super::os::{Region, check};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
+use super::os::{Keeping, Region};
 
 /// Size and alignment of a huge page on x86-64, and on aarch64 with 4 KiB pages.
 pub const HUGE_PAGE: usize = 2 << 20;
@@ -141,17 +143,12 @@ pub enum Pages {
 /// A file in memory, mapped as a whole, and unmapped with the last of its parts.
 #[derive(Debug)]
 pub struct Arena {
-    /// Begins at the first huge page inside of it.
     region: Region,
-    start: NonNull<u8>,
+    /// Bytes of the region in front of the arena, which begins at a huge page.
+    skipped: usize,
     bytes: usize,
     file: OwnedFd,
 }
-
-// SAFETY: an arena gives out its bytes only as `Mapping`s, which make their own claim.
-unsafe impl Send for Arena {}
-// SAFETY: as above.
-unsafe impl Sync for Arena {}
 
 impl Arena {
     /// Maps a new memfd of `bytes` zeros (rounded up to whole huge pages), not yet backed by memory,
@@ -164,8 +161,8 @@ impl Arena {
             .checked_next_multiple_of(HUGE_PAGE)
             .ok_or(MappingError::TooLarge { len: bytes, entry: 1 })?;
         let flags = match pages {
-            Pages::Pool => libc::MFD_HUGETLB,
-            Pages::Ordinary => 0,
+            Pages::Pool => MemfdFlags::HUGETLB,
+            Pages::Ordinary => MemfdFlags::empty(),
         };
         let refused = |source| MappingError::Refused { bytes, source };
         let file = memfd(flags, bytes).map_err(refused)?;
@@ -195,10 +192,8 @@ impl Arena {
         let skipped = region.start().addr().get().wrapping_neg() % HUGE_PAGE;
         region.place(file.as_fd(), skipped, bytes).map_err(refused)?;
         // A kernel without transparent huge pages says EINVAL; small pages work too, only slower.
-        let _ = region.advise(skipped, bytes, libc::MADV_HUGEPAGE);
-        // SAFETY: `skipped < HUGE_PAGE`, and `bytes + HUGE_PAGE` were reserved.
-        let start = unsafe { region.start().add(skipped) };
-        Ok(Arc::new(Self { region, start, bytes, file }))
+        let _ = region.advise(skipped, bytes, Keeping::HugePages);
+        Ok(Arc::new(Self { region, skipped, bytes, file }))
     }
 
     /// The file, to be given to another process.
@@ -225,28 +220,20 @@ impl Arena {
             .checked_mul(size_of::<T>())
             .ok_or(MappingError::TooLarge { len, entry: size_of::<T>() })?;
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
-        if !inside || !offset.is_multiple_of(PAGE) {
-            return Err(MappingError::Outside { offset, bytes, arena: self.bytes });
+        let start = self.region.at(self.skipped.saturating_add(offset), bytes);
+        match start.filter(|_| inside && offset.is_multiple_of(PAGE)) {
+            Some(start) => Ok(Mapping { start: start.cast(), len, arena: Arc::clone(self) }),
+            None => Err(MappingError::Outside { offset, bytes, arena: self.bytes }),
         }
-        // SAFETY: the part was just found to lie inside the mapping.
-        let start = unsafe { self.start.add(offset) }.cast();
-        Ok(Mapping { start, len, arena: Arc::clone(self) })
     }
 }
 
 /// A memfd of `bytes` zeros, sealed against another size.
-fn memfd(flags: libc::c_uint, bytes: usize) -> io::Result<OwnedFd> {
-    let len = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags;
-    // SAFETY: the name is a C string literal.
-    let fd = check(unsafe { libc::memfd_create(c"holdfast-table".as_ptr(), flags) })?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-    let file = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: takes no pointers.
-    check(unsafe { libc::ftruncate(file.as_raw_fd(), len) })?;
-    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-    // SAFETY: takes no pointers.
-    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })?;
+fn memfd(flags: MemfdFlags, bytes: usize) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags;
+    let file = memfd_create(c"holdfast-table", flags)?;
+    ftruncate(&file, bytes as u64)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)
 }
 
@@ -291,7 +278,7 @@ impl<T: Shareable> Mapping<T> {
         let region = &self.arena.region;
         let offset = self.start.addr().get() - region.start().addr().get();
         region
-            .advise(offset, bytes, libc::MADV_POPULATE_WRITE)
+            .advise(offset, bytes, Keeping::Populate)
             .map_err(|source| MappingError::Refused { bytes, source })
     }
 }

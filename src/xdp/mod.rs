@@ -4,7 +4,7 @@
 //!  Umem --frames--> FramePool                     Nic --> Steering (XDP program, rules)
 //!    |                 |                                     | redirects VIP traffic
 //!    |   refill, reclaim                                     v
-//!    +------------> Port = one AF_XDP socket and its four rings, on one (NIC, queue)
+//!    +------------> XskQueue = one AF_XDP socket and its four rings, on one (NIC, queue)
 //!                      |                 ^
 //!              receive v                 | transmit, flush
 //!                    Frame: move-only, one owner, so that no chunk is used twice
@@ -12,7 +12,7 @@
 //!
 //! One file per kernel object. Nothing here knows `datapath`, `control` or `config`. The order at
 //! start: [`program::Steering::load`] and [`program::Steering::prepare`] for each NIC,
-//! [`umem::Umem::create`], [`port::Port::open`] and [`program::Steering::set_socket`] for each (NIC,
+//! [`umem::Umem::create`], [`queue::XskQueue::open`] and [`program::Steering::set_socket`] for each (NIC,
 //! queue), [`program::Steering::sync`], and only then [`program::Steering::attach`].
 
 pub mod cpu;
@@ -21,8 +21,8 @@ pub mod generate;
 pub mod memory;
 pub mod nic;
 pub mod packet;
-pub mod port;
 pub mod program;
+pub mod queue;
 pub mod ring;
 pub mod socket;
 pub mod steer;

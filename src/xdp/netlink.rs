@@ -1,56 +1,30 @@
 //! The two rtnetlink requests that this layer needs: read a link, and set its XDP program.
 //!
-//! ```text
-//!  nlmsghdr | ifinfomsg | attribute | attribute ...       attribute: len u16, type u16, bytes
-//! ```
-//!
 //! A program that is set this way belongs to the NIC: unlike with a bpf_link it stays when the
 //! process is killed, and goes on dropping what is for a VIP (architecture invariant 8).
 //! Source: rtnetlink(7); include/uapi/linux/if_link.h; net/core/dev.c, `dev_change_xdp_fd`.
-#![allow(unsafe_code, reason = "send(2) and recv(2)")]
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
-use libc::{c_int, c_void};
+use netlink_packet_core::{
+    ErrorBuffer, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE,
+    NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NlaBuffer, NlasIterator,
+    ParseableParametrized,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    LinkAttribute, LinkFlags, LinkHeader, LinkLayerType, LinkMessage, LinkXdp,
+};
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
-use super::os::{set_option, socket};
-
+/// Bytes of `struct nlmsghdr`, and of `struct ifinfomsg`.
 const HEADER: usize = 16;
-/// `struct ifinfomsg`.
 const IFINFO: usize = 16;
-
-// Attributes of a link, include/uapi/linux/if_link.h.
-const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
-const IFLA_NUM_RX_QUEUES: u16 = 32;
-const IFLA_XDP: u16 = 43;
-
-// Attributes inside IFLA_XDP.
-const IFLA_XDP_FD: u16 = 1;
-const IFLA_XDP_FLAGS: u16 = 3;
-const IFLA_XDP_PROG_ID: u16 = 4;
-const IFLA_XDP_DRV_PROG_ID: u16 = 5;
-const IFLA_XDP_SKB_PROG_ID: u16 = 6;
-const IFLA_XDP_HW_PROG_ID: u16 = 7;
-const IFLA_XDP_EXPECTED_FD: u16 = 8;
 
 /// The text of an extended acknowledgement, include/uapi/linux/netlink.h.
 const NLMSGERR_ATTR_MSG: u16 = 1;
-
-/// The bits of an attribute's type that are flags (`NLA_F_NESTED`, `NLA_F_NET_BYTEORDER`).
-const NLA_FLAGS: u16 = 0xc000;
-const NLA_F_NESTED: u16 = 0x8000;
-
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_CAPPED: u16 = 0x100;
-const NLM_F_ACK_TLVS: u16 = 0x200;
 
 /// Receive buffer in bytes: twice what the kernel puts into one part of a dump.
 const BUFFER: usize = 64 << 10;
@@ -85,14 +59,12 @@ impl fmt::Display for NetlinkError {
     }
 }
 
-/// What the kernel tells about a link.
+/// A link, as the kernel describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Link {
     pub index: u32,
-    /// `ARPHRD_*`.
-    pub kind: u16,
-    /// `IFF_*`.
-    pub flags: u32,
+    pub kind: LinkLayerType,
+    pub flags: LinkFlags,
     pub name: String,
     pub mac: Option<[u8; 6]>,
     pub mtu: u32,
@@ -111,15 +83,14 @@ pub(super) struct AttachedIds {
 /// A socket for rtnetlink requests. It stays in the network namespace where it was opened.
 #[derive(Debug)]
 pub(super) struct Rtnetlink {
-    socket: OwnedFd,
+    socket: Socket,
 }
 
 impl Rtnetlink {
     pub(super) fn open() -> io::Result<Self> {
-        let socket = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
-        let on: c_int = 1;
-        set_option(socket.as_fd(), libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, &on)?;
-        set_option(socket.as_fd(), libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, &on)?;
+        let socket = Socket::new(NETLINK_ROUTE)?;
+        socket.set_ext_ack(true)?;
+        socket.set_cap_ack(true)?;
         Ok(Self { socket })
     }
 
@@ -128,19 +99,17 @@ impl Rtnetlink {
         if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains('\0') {
             return Ok(None);
         }
-        let mut attributes = Vec::new();
-        append(&mut attributes, IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat());
-        self.link(0, &attributes)
+        self.link(about(0, vec![LinkAttribute::IfName(name.to_owned())]))
     }
 
     /// The link of that index, if there is one.
     pub(super) fn link_by_index(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
-        self.link(index, &[])
+        self.link(about(index, Vec::new()))
     }
 
-    fn link(&self, index: u32, attributes: &[u8]) -> Result<Option<Link>, NetlinkError> {
+    fn link(&self, link: LinkMessage) -> Result<Option<Link>, NetlinkError> {
         let mut found = None;
-        let request = request(libc::RTM_GETLINK, NLM_F_ACK, index, attributes);
+        let request = request(RouteNetlinkMessage::GetLink(link), NLM_F_ACK);
         match self.exchange(&request, |link| found = Some(link)) {
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
             result => result.map(|()| found),
@@ -150,7 +119,7 @@ impl Rtnetlink {
     /// The names of all links of this network namespace.
     pub(super) fn link_names(&self) -> Result<Vec<String>, NetlinkError> {
         let mut names = Vec::new();
-        let request = request(libc::RTM_GETLINK, NLM_F_DUMP, 0, &[]);
+        let request = request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP);
         self.exchange(&request, |link| names.push(link.name))?;
         Ok(names)
     }
@@ -164,186 +133,144 @@ impl Rtnetlink {
         flags: u32,
         expected: Option<RawFd>,
     ) -> Result<(), NetlinkError> {
-        let mut inner = Vec::new();
-        append(&mut inner, IFLA_XDP_FD, &program.to_ne_bytes());
-        append(&mut inner, IFLA_XDP_FLAGS, &flags.to_ne_bytes());
-        if let Some(expected) = expected {
-            append(&mut inner, IFLA_XDP_EXPECTED_FD, &expected.to_ne_bytes());
-        }
-        let mut attributes = Vec::new();
-        append(&mut attributes, IFLA_XDP | NLA_F_NESTED, &inner);
-        let request = request(libc::RTM_SETLINK, NLM_F_ACK, index, &attributes);
+        let mut xdp = vec![LinkXdp::Fd(program), LinkXdp::Flags(flags)];
+        xdp.extend(expected.map(|expected| LinkXdp::ExpectedFd(expected.cast_unsigned())));
+        let link = about(index, vec![LinkAttribute::Xdp(xdp)]);
+        let request = request(RouteNetlinkMessage::SetLink(link), NLM_F_ACK);
         self.exchange(&request, |_link| ())
     }
 
     /// Sends a request and shows each link of the answer to `each`, until the kernel is done.
     fn exchange(&self, request: &[u8], mut each: impl FnMut(Link)) -> Result<(), NetlinkError> {
-        let pointer = request.as_ptr().cast::<c_void>();
-        // SAFETY: pointer and length are those of one live slice.
-        let sent = unsafe { libc::send(self.socket.as_raw_fd(), pointer, request.len(), 0) };
-        if sent < 0 {
-            return Err(io::Error::last_os_error().into());
-        }
-        let mut buffer = vec![0; BUFFER];
+        self.socket.send(request, 0)?;
+        let mut buffer = Vec::with_capacity(BUFFER);
         loop {
-            let part = self.receive(&mut buffer)?;
-            for message in messages(part) {
-                match message.kind {
+            buffer.clear();
+            // MSG_TRUNC returns the whole length, also when less was stored.
+            if self.socket.recv(&mut buffer, libc::MSG_TRUNC)? > buffer.len() {
+                return Err(io::Error::other("a netlink answer of over 64 KiB").into());
+            }
+            for message in messages(&buffer) {
+                match message.message_type() {
                     NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => return acknowledgement(&message),
-                    libc::RTM_NEWLINK => each(parse_link(message.payload)),
+                    libc::RTM_NEWLINK => each(parse_link(message.payload())),
                     _ => {}
                 }
             }
         }
     }
-
-    fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
-        let (pointer, len) = (buffer.as_mut_ptr().cast::<c_void>(), buffer.len());
-        // SAFETY: pointer and length are those of one live slice, which is borrowed mutably.
-        let read = unsafe { libc::recv(self.socket.as_raw_fd(), pointer, len, libc::MSG_TRUNC) };
-        // MSG_TRUNC returns the whole length, also when less was stored.
-        let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
-        buffer.get(..read).ok_or_else(|| io::Error::other("a netlink answer of over 64 KiB"))
-    }
 }
 
-/// A request about one link.
-fn request(kind: u16, flags: u16, index: u32, attributes: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(HEADER + IFINFO + attributes.len()).unwrap_or(u32::MAX);
-    let mut bytes = Vec::new();
-    // nlmsghdr: length, type, flags, sequence, port.
-    bytes.extend(len.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend((flags | NLM_F_REQUEST).to_ne_bytes());
-    bytes.extend([0; 8]);
-    // ifinfomsg: family, padding and type; index; flags; change mask.
-    bytes.extend([0; 4]);
-    bytes.extend(index.to_ne_bytes());
-    bytes.extend([0; 8]);
-    bytes.extend(attributes);
+fn about(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.attributes = attributes;
+    link
+}
+
+fn request(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags | NLM_F_REQUEST;
+    let mut message = NetlinkMessage::new(header, message.into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
     bytes
 }
 
-/// Appends an attribute and its padding to a multiple of 4 bytes.
-fn append(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    bytes.extend(len.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-}
-
-struct Message<'a> {
-    kind: u16,
-    flags: u16,
-    payload: &'a [u8],
-}
-
-/// Cuts an answer into messages; what is cut short ends it.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+/// Cuts an answer into messages; one that is cut short ends it.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
     std::iter::from_fn(move || {
-        let len = usize::try_from(u32_at(bytes, 0)?).ok()?;
-        let message = Message {
-            kind: u16_at(bytes, 4)?,
-            flags: u16_at(bytes, 6)?,
-            payload: bytes.get(HEADER..len)?,
-        };
+        let message = NetlinkBuffer::new_checked(bytes).ok()?;
+        let len = usize::try_from(message.length()).ok()?;
         bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
         Some(message)
     })
 }
 
-/// Cuts a list of attributes into type and value; what is cut short ends it.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = usize::from(u16_at(bytes, 0)?);
-        let kind = u16_at(bytes, 2)? & !NLA_FLAGS;
-        let value = bytes.get(4..len)?;
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
+/// The attributes of a list; one that is cut short ends it.
+fn attributes(bytes: Option<&[u8]>) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
+    NlasIterator::new(bytes.unwrap_or_default()).map_while(Result::ok)
 }
 
 /// `NLMSG_ERROR`: 0 is success; else the error, and maybe a text behind the request's header.
-fn acknowledgement(message: &Message<'_>) -> Result<(), NetlinkError> {
-    let code = u32_at(message.payload, 0).unwrap_or_default().cast_signed();
-    if code == 0 {
-        return Ok(());
-    }
-    let request = match message.flags & NLM_F_CAPPED {
-        0 => u32_at(message.payload, 4).and_then(|len| usize::try_from(len).ok()),
+fn acknowledgement(message: &NetlinkBuffer<&[u8]>) -> Result<(), NetlinkError> {
+    let payload = message.payload();
+    let cut_short = |_| io::Error::other("a netlink answer that is cut short");
+    let error = ErrorBuffer::new_checked(payload).map_err(cut_short)?;
+    let Some(code) = error.code() else { return Ok(()) };
+    let answered = error.payload();
+    let request = match message.flags() & NLM_F_CAPPED {
+        0 => answered.first_chunk().and_then(|len| usize::try_from(u32::from_ne_bytes(*len)).ok()),
         _ => Some(HEADER),
     };
-    let extended = message.flags & NLM_F_ACK_TLVS != 0;
-    let details = request.filter(|_| extended).and_then(|len| message.payload.get(4 + len..));
-    let explanation = attributes(details.unwrap_or_default())
-        .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
-        .map(|(_, text)| text_of(text));
-    Err(NetlinkError { source: io::Error::from_raw_os_error(code.saturating_neg()), explanation })
+    let extended = message.flags() & NLM_F_ACK_TLVS != 0;
+    let details = request.filter(|_| extended).and_then(|len| answered.get(len..));
+    let explanation = attributes(details)
+        .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
+        .map(|text| String::from_utf8_lossy(text.value()).trim_end_matches('\0').to_owned());
+    let source = io::Error::from_raw_os_error(code.get().saturating_neg());
+    Err(NetlinkError { source, explanation })
 }
 
-/// An `RTM_NEWLINK` message; what is missing keeps its default.
+/// An `RTM_NEWLINK` message; what is missing keeps its default. An attribute that the crate cannot
+/// read is passed over by itself, as a newer kernel may write another form of one not needed here.
 fn parse_link(payload: &[u8]) -> Link {
+    let Ok(header) = LinkHeader::parse(payload) else { return Link::default() };
     let mut link = Link {
-        kind: u16_at(payload, 2).unwrap_or_default(),
-        index: u32_at(payload, 4).unwrap_or_default(),
-        flags: u32_at(payload, 8).unwrap_or_default(),
+        kind: header.link_layer_type,
+        index: header.index,
+        flags: header.flags,
         ..Link::default()
     };
-    for (kind, value) in attributes(payload.get(IFINFO..).unwrap_or_default()) {
-        match kind {
-            IFLA_IFNAME => link.name = text_of(value),
-            IFLA_ADDRESS => link.mac = value.try_into().ok(),
-            IFLA_MTU => link.mtu = u32_at(value, 0).unwrap_or_default(),
-            IFLA_NUM_RX_QUEUES => link.rx_queues = u32_at(value, 0).unwrap_or_default(),
-            IFLA_XDP => link.xdp = parse_xdp(value),
+    for attribute in attributes(payload.get(IFINFO..)) {
+        match LinkAttribute::parse_with_param(&attribute, header.interface_family) {
+            Ok(LinkAttribute::IfName(name)) => link.name = name,
+            Ok(LinkAttribute::Address(mac)) => link.mac = mac.try_into().ok(),
+            Ok(LinkAttribute::Mtu(mtu)) => link.mtu = mtu,
+            Ok(LinkAttribute::NumRxQueues(queues)) => link.rx_queues = queues,
+            Ok(LinkAttribute::Xdp(xdp)) => link.xdp = attached_ids(&xdp),
             _ => {}
         }
     }
     link
 }
 
-fn parse_xdp(value: &[u8]) -> AttachedIds {
-    let id = |wanted| {
-        let found = attributes(value).find(|(kind, _)| *kind == wanted);
-        found.and_then(|(_, value)| u32_at(value, 0)).filter(|&id| id != 0)
-    };
-    let by_mode = AttachedIds {
-        native: id(IFLA_XDP_DRV_PROG_ID),
-        generic: id(IFLA_XDP_SKB_PROG_ID),
-        offloaded: id(IFLA_XDP_HW_PROG_ID),
-    };
-    if by_mode == AttachedIds::default() {
-        // The kernel names the mode since 4.18; should it not, native is what a driver does.
-        return AttachedIds { native: id(IFLA_XDP_PROG_ID), ..by_mode };
+fn attached_ids(xdp: &[LinkXdp]) -> AttachedIds {
+    let mut ids = AttachedIds::default();
+    let mut without_mode = None;
+    for attribute in xdp {
+        match *attribute {
+            LinkXdp::DrvProgId(id) => ids.native = Some(id),
+            LinkXdp::SkbProgId(id) => ids.generic = Some(id),
+            LinkXdp::HwProgId(id) => ids.offloaded = Some(id),
+            LinkXdp::ProgId(id) => without_mode = Some(id),
+            _ => {}
+        }
     }
-    by_mode
-}
-
-fn text_of(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
-}
-
-fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    bytes.get(offset..)?.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    bytes.get(offset..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+    if ids == AttachedIds::default() {
+        // The kernel names the mode since 4.18; should it not, native is what a driver does.
+        ids.native = without_mode;
+    }
+    ids
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {
+    use netlink_packet_core::{DefaultNla, Emitable};
+
     use super::*;
+
+    const IFLA_MTU: u16 = 4;
 
     #[test]
     fn reads_the_loopback_of_this_namespace() {
         let netlink = Rtnetlink::open().unwrap();
         let lo = netlink.link_by_name("lo").unwrap().unwrap();
         assert_eq!((lo.name.as_str(), lo.mac), ("lo", Some([0; 6])));
-        assert_eq!(lo.kind, libc::ARPHRD_LOOPBACK);
+        assert_eq!(lo.kind, LinkLayerType::Loopback);
         assert_eq!(netlink.link_by_index(lo.index).unwrap(), Some(lo));
         assert!(netlink.link_names().unwrap().contains(&"lo".to_owned()));
     }
@@ -358,28 +285,67 @@ mod tests {
 
     #[test]
     fn cut_messages_end_the_list_without_a_panic() {
-        let mut attributes = Vec::new();
-        append(&mut attributes, IFLA_IFNAME, b"eth0\0");
-        append(&mut attributes, IFLA_MTU, &1500u32.to_ne_bytes());
-        let whole = request(libc::RTM_NEWLINK, 0, 7, &attributes);
+        let attributes = vec![LinkAttribute::IfName("eth0".to_owned()), LinkAttribute::Mtu(1500)];
+        let whole = request(RouteNetlinkMessage::NewLink(about(7, attributes)), 0);
         for len in 0..=whole.len() {
             let links: Vec<Link> =
-                messages(whole.get(..len).unwrap()).map(|m| parse_link(m.payload)).collect();
+                messages(whole.get(..len).unwrap()).map(|m| parse_link(m.payload())).collect();
             assert_eq!(links.len(), usize::from(len == whole.len()), "at {len} bytes");
         }
-        let link = messages(&whole).map(|m| parse_link(m.payload)).next().unwrap();
+        let link = messages(&whole).map(|m| parse_link(m.payload())).next().unwrap();
         assert_eq!((link.index, link.name.as_str(), link.mtu), (7, "eth0", 1500));
+        for len in 0..whole.len() - HEADER {
+            parse_link(whole.get(HEADER..HEADER + len).unwrap());
+        }
+    }
+
+    /// A newer kernel may write an attribute in a form that the crate does not know.
+    #[test]
+    fn an_attribute_that_cannot_be_read_hides_no_other() {
+        let attributes = vec![
+            LinkAttribute::Other(DefaultNla::new(IFLA_MTU, vec![1])),
+            LinkAttribute::IfName("eth0".to_owned()),
+        ];
+        let message = request(RouteNetlinkMessage::NewLink(about(7, attributes)), 0);
+        let link = messages(&message).map(|m| parse_link(m.payload())).next().unwrap();
+        assert_eq!((link.name.as_str(), link.mtu), ("eth0", 0));
+    }
+
+    #[test]
+    fn programs_are_told_apart_by_mode() {
+        let ids = |native, generic, offloaded| AttachedIds { native, generic, offloaded };
+        for (xdp, expected) in [
+            (vec![], ids(None, None, None)),
+            (vec![LinkXdp::ProgId(7)], ids(Some(7), None, None)),
+            (vec![LinkXdp::ProgId(7), LinkXdp::SkbProgId(7)], ids(None, Some(7), None)),
+            (vec![LinkXdp::DrvProgId(8), LinkXdp::HwProgId(9)], ids(Some(8), None, Some(9))),
+        ] {
+            let link = about(7, vec![LinkAttribute::Xdp(xdp)]);
+            let message = request(RouteNetlinkMessage::NewLink(link), 0);
+            let link = messages(&message).map(|m| parse_link(m.payload())).next().unwrap();
+            assert_eq!(link.xdp, expected);
+        }
     }
 
     #[test]
     fn a_refusal_carries_the_drivers_words() {
-        let mut payload = (-libc::EINVAL).to_ne_bytes().to_vec();
-        payload.extend([0; HEADER]);
-        append(&mut payload, NLMSGERR_ATTR_MSG, b"MTU too large\0");
-        let flags = NLM_F_CAPPED | NLM_F_ACK_TLVS;
-        let message = Message { kind: NLMSG_ERROR, flags, payload: &payload };
-        let error = acknowledgement(&message).unwrap_err();
-        assert_eq!(error.errno(), Some(libc::EINVAL));
-        assert!(error.to_string().ends_with(": MTU too large"), "{error}");
+        let text = DefaultNla::new(NLMSGERR_ATTR_MSG, b"MTU too large\0".to_vec());
+        let mut details = vec![0; text.buffer_len()];
+        text.emit(&mut details);
+        let whole_request = request(RouteNetlinkMessage::GetLink(about(7, Vec::new())), 0);
+        let header = whole_request.get(..HEADER).unwrap();
+        // The request is given back as a whole, or its header alone.
+        for (capped, request) in [(0, &whole_request[..]), (NLM_F_CAPPED, header)] {
+            let code = (-libc::EINVAL).to_ne_bytes();
+            let payload = [&code, request, &details].concat();
+            let mut bytes = vec![0; HEADER + payload.len()];
+            let mut message = NetlinkBuffer::new(&mut bytes);
+            message.set_length(u32::try_from(HEADER + payload.len()).unwrap());
+            message.set_flags(capped | NLM_F_ACK_TLVS);
+            message.payload_mut().copy_from_slice(&payload);
+            let error = acknowledgement(&NetlinkBuffer::new(&bytes)).unwrap_err();
+            assert_eq!(error.errno(), Some(libc::EINVAL));
+            assert!(error.to_string().ends_with(": MTU too large"), "{error}");
+        }
     }
 }

@@ -5,14 +5,21 @@
 #![allow(unsafe_code, reason = "ethtool ioctls")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use netlink_packet_route::link::{LinkFlags, LinkLayerType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::netlink::{Link, NetlinkError, Rtnetlink};
-use super::os::{Plain, check, socket, zeroed};
 
-// Commands of include/uapi/linux/ethtool.h.
-const ETHTOOL_GDRVINFO: u32 = 0x3;
-const ETHTOOL_GCHANNELS: u32 = 0x3c;
+/// Commands of include/uapi/linux/ethtool.h. None has a structure of more than [`ANSWER`] words.
+#[derive(Clone, Copy)]
+enum Command {
+    /// `ETHTOOL_GDRVINFO`.
+    DriverInfo = 0x3,
+    /// `ETHTOOL_GCHANNELS`.
+    Channels = 0x3c,
+}
 
 /// Why an interface cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -68,18 +75,17 @@ impl Nic {
             let existing = netlink.link_names().map_err(refused)?;
             return Err(NicError::Missing { name: name.to_owned(), existing });
         };
-        let mac = link.mac.filter(|_| link.kind == libc::ARPHRD_ETHER);
+        let mac = link.mac.filter(|_| link.kind == LinkLayerType::Ether);
         let mac = mac.ok_or_else(|| NicError::NotEthernet { name: name.to_owned() })?;
-        let ethtool =
-            socket(libc::AF_INET, libc::SOCK_DGRAM, 0).map_err(|error| refused(error.into()))?;
+        let ethtool = Ethtool::open().map_err(|error| refused(error.into()))?;
         Ok(Self {
-            driver: driver(ethtool.as_fd(), name),
-            rx_queues: rx_queues(ethtool.as_fd(), &link),
+            driver: ethtool.driver(name),
+            rx_queues: ethtool.rx_queues(&link),
             name: link.name,
             index: link.index,
             mac,
             mtu: link.mtu,
-            up: link.flags & libc::IFF_UP as u32 != 0,
+            up: link.flags.contains(LinkFlags::Up),
         })
     }
 
@@ -133,13 +139,13 @@ impl Nic {
             found => found,
         };
         let Some(link) = link else { return Ok(NicNow::Gone) };
-        let ethtool = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+        let ethtool = Ethtool::open()?;
         Ok(NicNow::There(LinkNow {
             index: link.index,
             mac: link.mac.unwrap_or_default(),
-            up: link.flags & libc::IFF_UP as u32 != 0,
-            carrier: link.flags & IFF_LOWER_UP != 0,
-            rx_queues: rx_queues(ethtool.as_fd(), &link),
+            up: link.flags.contains(LinkFlags::Up),
+            carrier: link.flags.contains(LinkFlags::LowerUp),
+            rx_queues: ethtool.rx_queues(&link),
             program: link.xdp.offloaded.or(link.xdp.native).or(link.xdp.generic),
         }))
     }
@@ -177,73 +183,64 @@ pub struct LinkNow {
     pub program: Option<u32>,
 }
 
-/// Flag of a link with a carrier, include/uapi/linux/if.h.
-const IFF_LOWER_UP: u32 = 1 << 16;
+/// Words of the answer to an ethtool command: more than `struct ethtool_drvinfo` (49) has, the largest
+/// one that is asked for here.
+const ANSWER: usize = 64;
 
-/// `struct ethtool_drvinfo`.
-#[derive(Clone, Copy)]
+/// `struct ifreq` with a pointer, as ethtool commands take it.
 #[repr(C)]
-struct DriverInfo {
-    command: u32,
-    driver: [u8; 32],
-    /// Versions, bus, and counts that are of no use here.
-    rest: [u8; 160],
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    data: *mut [u32; ANSWER],
+    rest: [u64; 2],
 }
 
-/// `struct ethtool_channels`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Channels {
-    command: u32,
-    /// Of receive, transmit, other and combined queues.
-    max: [u32; 4],
-    rx: u32,
-    tx: u32,
-    other: u32,
-    combined: u32,
-}
+const _: () = assert!(size_of::<Request>() >= size_of::<libc::ifreq>());
 
-// SAFETY: a struct of integers takes every bit pattern.
-unsafe impl Plain for DriverInfo {}
-// SAFETY: a struct of integers takes every bit pattern.
-unsafe impl Plain for Channels {}
+/// A socket for ethtool commands.
+struct Ethtool(OwnedFd);
 
-fn driver(ethtool: BorrowedFd<'_>, name: &str) -> String {
-    let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, ..zeroed() };
-    match ask(ethtool, name, &mut info) {
-        Ok(()) => String::from_utf8_lossy(&info.driver).trim_end_matches('\0').to_owned(),
-        Err(_) => "unknown".to_owned(),
+impl Ethtool {
+    fn open() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC;
+        Ok(Self(socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?))
     }
-}
 
-/// Receive queues in use; drivers that do not say have as many as were allocated.
-fn rx_queues(ethtool: BorrowedFd<'_>, link: &Link) -> u32 {
-    let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..zeroed() };
-    match ask(ethtool, &link.name, &mut channels) {
-        Ok(()) if channels.rx > 0 || channels.combined > 0 => {
-            channels.rx.saturating_add(channels.combined)
+    /// `struct ethtool_drvinfo`: the command, 32 bytes with the driver's name, and more.
+    fn driver(&self, name: &str) -> String {
+        let Ok(answer) = self.ask(Command::DriverInfo, name) else { return "unknown".to_owned() };
+        let bytes: Vec<u8> =
+            answer.into_iter().skip(1).take(8).flat_map(u32::to_ne_bytes).collect();
+        String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
+    }
+
+    /// Receive queues in use; drivers that do not say have as many as were allocated.
+    /// `struct ethtool_channels`: the command, four maxima, then rx, tx, other and combined queues.
+    fn rx_queues(&self, link: &Link) -> u32 {
+        match self.ask(Command::Channels, &link.name) {
+            Ok([_, _, _, _, _, rx, _, _, combined, ..]) if rx > 0 || combined > 0 => {
+                rx.saturating_add(combined)
+            }
+            _ => link.rx_queues.max(1),
         }
-        _ => link.rx_queues.max(1),
+    }
+
+    /// `SIOCETHTOOL`: the kernel reads the command and fills in the rest of its structure.
+    fn ask(&self, command: Command, name: &str) -> io::Result<[u32; ANSWER]> {
+        let mut answer = [0; ANSWER];
+        answer[0] = command as u32;
+        let mut request =
+            Request { name: [0; libc::IFNAMSIZ], data: &raw mut answer, rest: [0; 2] };
+        // One byte is left for the final zero.
+        let room = request.name.iter_mut().take(libc::IFNAMSIZ - 1);
+        room.zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+        let (fd, code) = (self.0.as_raw_fd(), libc::SIOCETHTOOL);
+        // SAFETY: `request` lives, its name ends with a zero, and its pointer is to a live array that
+        // is longer than the structure of any `Command`; these consist of integers.
+        let done = unsafe { libc::ioctl(fd, code as _, &raw mut request) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
     }
 }
-
-/// `SIOCETHTOOL`: the kernel reads the command and fills in the rest of `value`.
-fn ask<T: Plain>(ethtool: BorrowedFd<'_>, name: &str, value: &mut T) -> io::Result<()> {
-    // SAFETY: a struct of integers, bytes and a union of such and null pointers.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // One byte is left for the final zero.
-    let room = request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1);
-    for (place, byte) in room.zip(name.bytes()) {
-        *place = byte as libc::c_char;
-    }
-    request.ifr_ifru.ifru_data = std::ptr::from_mut(value).cast();
-    // SAFETY: `request` lives, its name ends with a zero, and its pointer is to a live struct of
-    // the layout that the command in its first word stands for.
-    check(unsafe { libc::ioctl(ethtool.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) })
-        .map(drop)
-}
-
-const _: () = assert!(size_of::<DriverInfo>() == 196 && size_of::<Channels>() == 36);
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]

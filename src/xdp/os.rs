@@ -1,93 +1,26 @@
-//! Thin, checked wrappers around the system calls that the other files share.
-#![allow(unsafe_code, reason = "system calls and memory mappings")]
+//! Memory mappings, and the one socket option call that rustix does not have.
+#![allow(unsafe_code, reason = "memory mappings and setsockopt(2)")]
 
 use std::io;
-use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
-use libc::{c_int, c_void, socklen_t};
+use libc::{c_int, socklen_t};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-/// Turns the kernel's -1 into the error in `errno`.
-pub(super) fn check(returned: c_int) -> io::Result<c_int> {
-    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(returned) }
-}
-
-/// `size_of::<T>()` as the kernel wants it.
-pub(super) fn socklen_of<T>() -> socklen_t {
-    socklen_t::try_from(size_of::<T>()).unwrap_or(socklen_t::MAX)
-}
-
-/// A plain value that the kernel may read and fill in: an integer, or a C struct of integers.
-///
-/// # Safety
-/// Every bit pattern, all zeros among them, must be a valid value of the type.
-pub(super) unsafe trait Plain: Copy {}
-
-// SAFETY: an integer takes every bit pattern.
-unsafe impl Plain for u32 {}
-// SAFETY: an integer takes every bit pattern.
-unsafe impl Plain for c_int {}
-// SAFETY: a struct of integers takes every bit pattern.
-unsafe impl Plain for libc::xdp_umem_reg {}
-// SAFETY: a struct of integers takes every bit pattern.
-unsafe impl Plain for libc::xdp_mmap_offsets {}
-// SAFETY: a struct of integers takes every bit pattern.
-unsafe impl Plain for libc::xdp_statistics {}
-// SAFETY: a struct of integers takes every bit pattern.
-unsafe impl Plain for libc::sockaddr_xdp {}
-// SAFETY: a struct of integers takes every bit pattern.
-unsafe impl Plain for libc::sockaddr_nl {}
-// SAFETY: a struct of integers and an array of bytes takes every bit pattern.
-unsafe impl Plain for libc::sockaddr_ll {}
-
-/// A value of all zeros, to be filled in; the way to get C structs with private padding.
-pub(super) fn zeroed<T: Plain>() -> T {
-    // SAFETY: all zeros is a valid value of a `Plain` type.
-    unsafe { MaybeUninit::zeroed().assume_init() }
-}
-
-/// socket(2), always close-on-exec.
-pub(super) fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointers.
-    let fd = check(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) })?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// bind(2) to a socket address of type `T`.
-pub(super) fn bind<T: Plain>(socket: BorrowedFd<'_>, address: &T) -> io::Result<()> {
-    let address = std::ptr::from_ref(address).cast();
-    // SAFETY: `address` points at a live `T` of the size that is passed.
-    check(unsafe { libc::bind(socket.as_raw_fd(), address, socklen_of::<T>()) }).map(drop)
-}
-
-/// setsockopt(2).
-pub(super) fn set_option<T: Plain>(
-    socket: BorrowedFd<'_>,
+/// setsockopt(2) with an integer: options that rustix has no name for.
+pub(super) fn set_option(
+    socket: impl AsFd,
     level: c_int,
     name: c_int,
-    value: &T,
+    value: c_int,
 ) -> io::Result<()> {
-    let pointer = std::ptr::from_ref(value).cast();
-    // SAFETY: `pointer` points at a live `T` of the size that is passed.
-    let done =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, pointer, socklen_of::<T>()) };
-    check(done).map(drop)
-}
-
-/// getsockopt(2). Fields that an older kernel does not know stay 0.
-pub(super) fn get_option<T: Plain>(
-    socket: BorrowedFd<'_>,
-    level: c_int,
-    name: c_int,
-) -> io::Result<T> {
-    let mut value: T = zeroed();
-    let mut len = socklen_of::<T>();
-    let pointer = (&raw mut value).cast();
-    // SAFETY: `pointer` points at a live `T`, and `len` holds its size.
-    check(unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, pointer, &raw mut len) })?;
-    Ok(value)
+    let socket = socket.as_fd().as_raw_fd();
+    let len = socklen_t::try_from(size_of::<c_int>()).map_err(io::Error::other)?;
+    // SAFETY: the pointer is to a live integer of the size that is passed.
+    let done = unsafe { libc::setsockopt(socket, level, name, (&raw const value).cast(), len) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A memory mapping, unmapped when dropped.
@@ -106,49 +39,36 @@ unsafe impl Sync for Region {}
 impl Region {
     /// Takes `len` bytes of address space, without memory or access.
     pub(super) fn reserve(len: usize) -> io::Result<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        Self::map(len, libc::PROT_NONE, flags, -1, 0)
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let start =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
+        Self::new(start.cast(), len)
     }
 
     /// Maps the first `len` bytes of `file`, shared, at `offset` (a whole number of pages) of this
     /// reserved space. They are not yet backed by memory.
     pub(super) fn place(&self, file: BorrowedFd<'_>, offset: usize, len: usize) -> io::Result<()> {
-        if offset.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        }
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
-        // SAFETY: `offset + len <= self.len`, so the pointer stays inside our own mapping.
-        let at = unsafe { self.start.add(offset) }.as_ptr().cast();
-        // SAFETY: what is replaced is our own reserved space, which nobody has had access to.
-        let start = unsafe { libc::mmap(at, len, access, flags, file.as_raw_fd(), 0) };
-        if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let start = self.at(offset, len).ok_or(io::ErrorKind::InvalidInput)?.as_ptr().cast();
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: `at` found the range inside our own mapping, and what is replaced is reserved
+        // space, to which no access was given.
+        unsafe { mmap(start, len, access, flags, file, 0) }?;
+        Ok(())
     }
 
     /// Maps `len` bytes of `file` from `offset`, shared and backed by memory at once.
-    pub(super) fn shared(
-        file: BorrowedFd<'_>,
-        len: usize,
-        offset: libc::off_t,
-    ) -> io::Result<Self> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
-        Self::map(len, access, flags, file.as_raw_fd(), offset)
+    pub(super) fn shared(file: BorrowedFd<'_>, len: usize, offset: u64) -> io::Result<Self> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, access, flags, file, offset) }?;
+        Self::new(start.cast(), len)
     }
 
-    fn map(
-        len: usize,
-        access: c_int,
-        flags: c_int,
-        fd: c_int,
-        offset: libc::off_t,
-    ) -> io::Result<Self> {
-        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, access, flags, fd, offset) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
+    fn new(start: *mut u8, len: usize) -> io::Result<Self> {
+        let start = NonNull::new(start).ok_or_else(|| io::Error::other("mapped at 0"))?;
         Ok(Self { start, len })
     }
 
@@ -157,26 +77,37 @@ impl Region {
         self.start
     }
 
-    /// Length in bytes.
-    pub(super) fn len(&self) -> usize {
-        self.len
+    /// The byte at `offset`; `None` if `len` bytes from there on do not lie inside.
+    pub(super) fn at(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        inside.then(|| self.start.map_addr(|address| address.saturating_add(offset)))
     }
 
-    /// madvise(2) for `len` bytes from `offset`, cut to the mapping.
-    pub(super) fn advise(&self, offset: usize, len: usize, advice: c_int) -> io::Result<()> {
-        let offset = offset.min(self.len);
-        let len = len.min(self.len - offset);
-        // SAFETY: `offset <= self.len`, so the pointer stays inside or one past the mapping.
-        let start = unsafe { self.start.add(offset) };
-        // SAFETY: the range lies inside our own mapping; the advice that is used here
-        // (MADV_HUGEPAGE, MADV_POPULATE_WRITE) does not change the contents.
-        check(unsafe { libc::madvise(start.as_ptr().cast::<c_void>(), len, advice) }).map(drop)
+    /// madvise(2) for `len` bytes from `offset`: advice that does not change the contents.
+    pub(super) fn advise(&self, offset: usize, len: usize, advice: Keeping) -> io::Result<()> {
+        let start = self.at(offset, len).ok_or(io::ErrorKind::InvalidInput)?.as_ptr().cast();
+        let advice = match advice {
+            Keeping::HugePages => Advice::LinuxHugepage,
+            Keeping::Populate => Advice::LinuxPopulateWrite,
+        };
+        // SAFETY: the range lies inside our own mapping, and the advice keeps its contents.
+        unsafe { madvise(start, len, advice) }?;
+        Ok(())
     }
+}
+
+/// Advice on memory that keeps its contents.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Keeping {
+    /// `MADV_HUGEPAGE`.
+    HugePages,
+    /// `MADV_POPULATE_WRITE`.
+    Populate,
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and whoever used it has been dropped or promised to be.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        // SAFETY: the mapping is ours, and its users have been dropped or promised to be.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
     }
 }

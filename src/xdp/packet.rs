@@ -4,9 +4,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use libc::c_void;
-
-use super::os::{socket, socklen_of, zeroed};
+use libc::{c_void, socklen_t};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// A socket that sends frames out of any interface of the network namespace in which it was opened.
 ///
@@ -22,7 +21,9 @@ impl PacketSocket {
     /// `EPERM` without CAP_NET_RAW; `EMFILE`.
     pub fn open() -> io::Result<Self> {
         // Protocol 0: it is given no packets.
-        socket(libc::AF_PACKET, libc::SOCK_RAW, 0).map(Self)
+        let socket =
+            socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        Ok(Self(socket))
     }
 
     /// Sends one Ethernet frame, from its destination address on and without a checksum at the end,
@@ -35,10 +36,15 @@ impl PacketSocket {
         let address = libc::sockaddr_ll {
             sll_family: u16::try_from(libc::AF_PACKET).unwrap_or_default(),
             sll_ifindex: i32::try_from(interface).map_err(io::Error::other)?,
-            ..zeroed()
+            sll_protocol: 0,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
         };
         let (bytes, address) = (frame.as_ptr().cast::<c_void>(), &raw const address);
-        let (len, flags) = (socklen_of::<libc::sockaddr_ll>(), libc::MSG_DONTWAIT);
+        let len = socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
+        let flags = libc::MSG_DONTWAIT;
         let fd = self.0.as_raw_fd();
         // SAFETY: both pointers are to live values of the lengths that are passed.
         let sent = unsafe { libc::sendto(fd, bytes, frame.len(), flags, address.cast(), len) };

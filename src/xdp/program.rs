@@ -29,7 +29,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::netlink::{NetlinkError, Rtnetlink};
 use super::nic::Nic;
-use super::port::Port;
+use super::queue::XskQueue;
 use rules::Rules;
 
 pub use crate::forwarding::SteerRules;
@@ -195,8 +195,8 @@ pub enum ProgramError {
         /// The kernel's reason.
         reason: String,
     },
-    /// A fake port has no socket to redirect to.
-    #[error("{interface} queue {queue}: this port is a fake, so no packet can be sent to it")]
+    /// A fake queue has no socket to redirect to.
+    #[error("{interface} queue {queue}: this queue is a fake, so no packet can be sent to it")]
     NoSocket {
         /// The NIC.
         interface: String,
@@ -272,14 +272,14 @@ impl Steering {
         Ok(steering)
     }
 
-    /// Sends what arrives on `queue` to `port`, which must have been opened on it.
+    /// Sends what arrives on `queue` to `xsk`, which must have been opened on it.
     ///
     /// # Errors
-    /// [`ProgramError::NoSocket`] for a fake port, [`ProgramError::Map`] from queue 256 on.
-    pub fn set_socket(&mut self, queue: u32, port: &Port) -> Result<(), ProgramError> {
+    /// [`ProgramError::NoSocket`] for a fake queue, [`ProgramError::Map`] from queue 256 on.
+    pub fn set_socket(&mut self, queue: u32, xsk: &XskQueue) -> Result<(), ProgramError> {
         let interface = &self.interface;
         let no_socket = || ProgramError::NoSocket { interface: interface.clone(), queue };
-        let socket = port.fd().ok_or_else(no_socket)?;
+        let socket = xsk.fd().ok_or_else(no_socket)?;
         let result = map(&mut self.ebpf, "xsks")
             .and_then(XskMap::try_from)
             .and_then(|mut sockets| sockets.set(queue, socket.as_raw_fd(), 0));

@@ -18,6 +18,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crossbeam_utils::CachePadded;
+
 use super::os::Region;
 
 /// An entry of an RX or TX ring: `struct xdp_desc` of include/uapi/linux/if_xdp.h.
@@ -44,7 +46,7 @@ unsafe impl Entry for u64 {}
 unsafe impl Entry for Descriptor {}
 
 /// Where the parts of a ring lie inside its mapping, in bytes.
-pub(super) type Offsets = libc::xdp_ring_offset;
+pub(super) type Offsets = rustix::net::xdp::XdpRingOffset;
 
 /// The fewest and the most slots of a ring. The kernel knows no upper bound; ours keeps sums of
 /// four rings inside 32 bits.
@@ -67,26 +69,14 @@ enum Owner<T> {
     Plain { _memory: Arc<PlainMemory<T>> },
 }
 
-/// A ring in ordinary memory, laid out like the kernel's: indices on lines of their own.
-#[repr(C, align(64))]
+/// A ring in ordinary memory. As in the kernel's, each index has a cache line of its own: it is
+/// written by one side and read by the other.
 struct PlainMemory<T> {
-    producer: OnOneLine,
-    consumer: OnOneLine,
-    flags: OnOneLine,
+    producer: CachePadded<AtomicU32>,
+    consumer: CachePadded<AtomicU32>,
+    flags: CachePadded<AtomicU32>,
     slots: Box<[UnsafeCell<T>]>,
 }
-
-#[repr(align(64))]
-#[derive(Default)]
-struct OnOneLine(AtomicU32);
-
-// Each index is written by one side and read by the other, and no two share a line.
-const _: () = assert!(
-    std::mem::offset_of!(PlainMemory<u64>, producer).is_multiple_of(64)
-        && std::mem::offset_of!(PlainMemory<u64>, consumer).is_multiple_of(64)
-        && std::mem::offset_of!(PlainMemory<u64>, flags).is_multiple_of(64)
-        && size_of::<OnOneLine>() == 64
-);
 
 // SAFETY: a slot is written by the one producer while it is free, and read by the one consumer
 // while it is ready; the indices hand it over (see the orderings in `publish` and `take`).
@@ -99,10 +89,7 @@ impl<T: Entry> Shared<T> {
     /// A view of a ring that the kernel has laid out in `region`; `None` if it does not fit in.
     fn kernel(region: Region, offsets: &Offsets, size: u32) -> Option<Self> {
         let at = |offset: u64, bytes: usize, align: usize| {
-            let offset = usize::try_from(offset).ok()?;
-            let fits = offset.checked_add(bytes)? <= region.len();
-            // SAFETY: the range was just found to lie inside the mapping.
-            let start = fits.then(|| unsafe { region.start().add(offset) })?;
+            let start = region.at(usize::try_from(offset).ok()?, bytes)?;
             start.addr().get().is_multiple_of(align).then_some(start)
         };
         let index = |offset| at(offset, size_of::<u32>(), align_of::<u32>()).map(NonNull::cast);
@@ -110,7 +97,7 @@ impl<T: Entry> Shared<T> {
         Some(Self {
             producer: index(offsets.producer)?,
             consumer: index(offsets.consumer)?,
-            flags: index(offsets.flags)?,
+            flags: index(offsets.flags?)?,
             slots: at(offsets.desc, bytes, align_of::<T>())?.cast(),
             size: SLOTS.contains(&size).then_some(size).filter(|s| s.is_power_of_two())?,
             _owner: Owner::Kernel { _region: region },
@@ -120,9 +107,9 @@ impl<T: Entry> Shared<T> {
     fn plain(memory: &Arc<PlainMemory<T>>, size: u32) -> Self {
         let slots: *const UnsafeCell<T> = memory.slots.as_ptr();
         Self {
-            producer: NonNull::from(&memory.producer.0),
-            consumer: NonNull::from(&memory.consumer.0),
-            flags: NonNull::from(&memory.flags.0),
+            producer: NonNull::from(&*memory.producer),
+            consumer: NonNull::from(&*memory.consumer),
+            flags: NonNull::from(&*memory.flags),
             // An `UnsafeCell<T>` may be written through a shared pointer, and is laid out as `T`.
             slots: NonNull::new(slots.cast_mut().cast()).unwrap_or(NonNull::dangling()),
             size,
@@ -163,9 +150,9 @@ impl<T: Entry> Shared<T> {
 pub fn in_plain_memory<T: Entry>(size: u32, start: u32) -> (Producer<T>, Consumer<T>) {
     let size = size.clamp(*SLOTS.start(), *SLOTS.end()).next_power_of_two();
     let memory = Arc::new(PlainMemory {
-        producer: OnOneLine(start.into()),
-        consumer: OnOneLine(start.into()),
-        flags: OnOneLine::default(),
+        producer: CachePadded::new(start.into()),
+        consumer: CachePadded::new(start.into()),
+        flags: CachePadded::default(),
         slots: (0..size).map(|_| UnsafeCell::new(T::default())).collect(),
     });
     let half = || Shared::plain(&memory, size);

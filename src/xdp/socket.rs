@@ -4,16 +4,26 @@
 //! worker use the same memory: with `XDP_SHARED_UMEM` all of them would have to be in the mode
 //! of the first, and one NIC without zero copy would take it from the others.
 //! Source: Documentation/networking/af_xdp.rst; net/xdp/xsk.c; include/uapi/linux/if_xdp.h.
-#![allow(unsafe_code, reason = "maps the kernel's rings, and wakes the kernel")]
+#![allow(unsafe_code, reason = "maps the kernel's rings")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use libc::{SOL_XDP, c_int};
+use rustix::io::Errno;
+use rustix::net::xdp::{
+    SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
+    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpOptionsFlags, XdpUmemReg,
+    XdpUmemRegFlags,
+};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
+    sockopt,
+};
 
 use super::nic::Nic;
-use super::os::{Region, bind, get_option, set_option, socket, zeroed};
+use super::os::{Region, set_option};
 use super::ring::{self, Consumer, Descriptor, Producer};
 use super::umem::{HEADROOM, Umem};
 
@@ -81,15 +91,15 @@ impl Default for Io {
 }
 
 impl Io {
-    fn bind_flags(self) -> u16 {
-        let mode = match self.mode {
-            BindMode::Auto => 0,
-            BindMode::Copy => libc::XDP_COPY,
-            BindMode::ZeroCopy => libc::XDP_ZEROCOPY,
+    fn bind_flags(self) -> SocketAddrXdpFlags {
+        let mut flags = match self.mode {
+            BindMode::Auto => SocketAddrXdpFlags::empty(),
+            BindMode::Copy => SocketAddrXdpFlags::XDP_COPY,
+            BindMode::ZeroCopy => SocketAddrXdpFlags::XDP_ZEROCOPY,
         };
-        let wakeup = if self.need_wakeup { libc::XDP_USE_NEED_WAKEUP } else { 0 };
-        let multi_buffer = if self.multi_buffer { libc::XDP_USE_SG } else { 0 };
-        mode | wakeup | multi_buffer
+        flags.set(SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, self.need_wakeup);
+        flags.set(SocketAddrXdpFlags::XDP_USE_SG, self.multi_buffer);
+        flags
     }
 }
 
@@ -116,9 +126,9 @@ pub enum SocketError {
         /// Queues that it has.
         queues: u32,
     },
-    /// The UMEM has served its number of ports.
-    #[error("{interface} queue {queue}: this UMEM has already served 127 ports; create another")]
-    TooManyPorts {
+    /// The UMEM has served its number of sockets.
+    #[error("{interface} queue {queue}: this UMEM has already served 127 sockets; create another")]
+    TooManyQueues {
         /// The NIC.
         interface: String,
         /// The queue.
@@ -263,19 +273,19 @@ impl Socket {
     ) -> Result<(Self, Rings), SocketError> {
         let opening = Opening { nic, queue, ring, io };
         opening.check()?;
-        let fd = match socket(libc::AF_XDP, libc::SOCK_RAW, 0) {
-            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-                return Err(SocketError::NoAfXdp);
-            }
+        let fd = match socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
+        {
+            Err(Errno::AFNOSUPPORT) => return Err(SocketError::NoAfXdp),
             result => result.map_err(|error| opening.error("socket(AF_XDP)", error))?,
         };
         opening.set_up(fd.as_fd(), umem)?;
         let rings = opening.map_rings(fd.as_fd())?;
         opening.bind(fd.as_fd())?;
         opening.tune(fd.as_fd())?;
-        let options: u32 = get_option(fd.as_fd(), SOL_XDP, libc::XDP_OPTIONS)
-            .map_err(|error| opening.error("XDP_OPTIONS", error))?;
-        Ok((Self { fd, zero_copy: options & libc::XDP_OPTIONS_ZEROCOPY != 0 }, rings))
+        let options = sockopt::xdp_options(&fd);
+        let options = options.map_err(|error| opening.error("XDP_OPTIONS", error))?;
+        let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
+        Ok((Self { fd, zero_copy }, rings))
     }
 
     /// Whether the NIC works on packet memory itself.
@@ -291,20 +301,14 @@ impl Socket {
     /// the ring, so the result says nothing that the ring does not.
     #[inline]
     pub(super) fn wake_transmit(&self) {
-        let nothing = std::ptr::null();
-        // SAFETY: null pointers with lengths of 0; the socket is open as long as `self`.
-        unsafe {
-            libc::sendto(self.fd.as_raw_fd(), nothing, 0, libc::MSG_DONTWAIT, nothing.cast(), 0)
-        };
+        let _ = send(&self.fd, &[], SendFlags::DONTWAIT);
     }
 
     /// Makes the kernel look at the fill ring.
     #[inline]
     pub(super) fn wake_receive(&self) {
-        let (fd, nothing) = (self.fd.as_raw_fd(), std::ptr::null_mut());
-        let no_len = std::ptr::null_mut();
-        // SAFETY: null pointers with lengths of 0; the socket is open as long as `self`.
-        unsafe { libc::recvfrom(fd, nothing, 0, libc::MSG_DONTWAIT, nothing.cast(), no_len) };
+        let nothing: &mut [u8] = &mut [];
+        let _ = recv(&self.fd, nothing, RecvFlags::DONTWAIT);
     }
 
     /// The kernel's counters of this socket.
@@ -334,14 +338,14 @@ impl Monitor {
 }
 
 fn statistics(socket: BorrowedFd<'_>) -> io::Result<SocketStatistics> {
-    let raw: libc::xdp_statistics = get_option(socket, SOL_XDP, libc::XDP_STATISTICS)?;
+    let raw = sockopt::xdp_statistics(socket)?;
     Ok(SocketStatistics {
         rx_dropped: raw.rx_dropped,
         rx_invalid: raw.rx_invalid_descs,
         tx_invalid: raw.tx_invalid_descs,
-        rx_ring_full: raw.rx_ring_full,
-        rx_fill_empty: raw.rx_fill_ring_empty_descs,
-        tx_ring_empty: raw.tx_ring_empty_descs,
+        rx_ring_full: raw.rx_ring_full.unwrap_or_default(),
+        rx_fill_empty: raw.rx_fill_ring_empty_descs.unwrap_or_default(),
+        tx_ring_empty: raw.tx_ring_empty_descs.unwrap_or_default(),
     })
 }
 
@@ -361,43 +365,41 @@ impl Opening<'_> {
     /// Registers the memory and asks for the rings.
     fn set_up(&self, socket: BorrowedFd<'_>, umem: &Umem) -> Result<(), SocketError> {
         let memory = umem.memory();
-        let registration = libc::xdp_umem_reg {
+        let registration = XdpUmemReg {
             addr: memory.start().as_ptr().addr() as u64,
             len: memory.len() as u64,
             chunk_size: memory.chunk_size(),
-            ..zeroed()
+            headroom: 0,
+            flags: XdpUmemRegFlags::empty(),
+            tx_metadata_len: 0,
         };
-        set_option(socket, SOL_XDP, libc::XDP_UMEM_REG, &registration)
-            .map_err(|error| self.error("XDP_UMEM_REG", error))?;
-        for (step, option, slots) in [
-            ("XDP_UMEM_FILL_RING", libc::XDP_UMEM_FILL_RING, self.ring * 2),
-            ("XDP_UMEM_COMPLETION_RING", libc::XDP_UMEM_COMPLETION_RING, self.ring * 2),
-            ("XDP_RX_RING", libc::XDP_RX_RING, self.ring),
-            ("XDP_TX_RING", libc::XDP_TX_RING, self.ring),
-        ] {
-            set_option(socket, SOL_XDP, option, &slots).map_err(|error| self.error(step, error))?;
-        }
-        Ok(())
+        let (slots, twice) = (self.ring, self.ring * 2);
+        let refused = |step| move |error| self.error(step, error);
+        sockopt::set_xdp_umem_reg(socket, registration).map_err(refused("XDP_UMEM_REG"))?;
+        sockopt::set_xdp_umem_fill_ring_size(socket, twice)
+            .map_err(refused("XDP_UMEM_FILL_RING"))?;
+        sockopt::set_xdp_umem_completion_ring_size(socket, twice)
+            .map_err(refused("XDP_UMEM_COMPLETION_RING"))?;
+        sockopt::set_xdp_rx_ring_size(socket, slots).map_err(refused("XDP_RX_RING"))?;
+        sockopt::set_xdp_tx_ring_size(socket, slots).map_err(refused("XDP_TX_RING"))
     }
 
     fn map_rings(&self, socket: BorrowedFd<'_>) -> Result<Rings, SocketError> {
-        let offsets: libc::xdp_mmap_offsets =
-            get_option(socket, SOL_XDP, libc::XDP_MMAP_OFFSETS)
-                .map_err(|error| self.error("XDP_MMAP_OFFSETS", error))?;
+        let offsets = sockopt::xdp_mmap_offsets(socket)
+            .map_err(|error| self.error("XDP_MMAP_OFFSETS", error))?;
         let layout =
             || SocketError::RingLayout { interface: self.nic.name().to_owned(), queue: self.queue };
         let region = |ring: &ring::Offsets, slots: u32, slot: usize, page: u64| {
             let header = usize::try_from(ring.desc).map_err(|_| layout())?;
             let len = (slots as usize * slot).checked_add(header).ok_or_else(layout)?;
-            let page = libc::off_t::try_from(page).map_err(|_| layout())?;
             Region::shared(socket, len, page).map_err(|error| self.error("mmap of a ring", error))
         };
         let (packet, address) = (size_of::<Descriptor>(), size_of::<u64>());
         let (slots, twice) = (self.ring, self.ring * 2);
-        let rx = region(&offsets.rx, slots, packet, libc::XDP_PGOFF_RX_RING.unsigned_abs())?;
-        let tx = region(&offsets.tx, slots, packet, libc::XDP_PGOFF_TX_RING.unsigned_abs())?;
-        let fill = region(&offsets.fr, twice, address, libc::XDP_UMEM_PGOFF_FILL_RING)?;
-        let completion = region(&offsets.cr, twice, address, libc::XDP_UMEM_PGOFF_COMPLETION_RING)?;
+        let rx = region(&offsets.rx, slots, packet, XDP_PGOFF_RX_RING)?;
+        let tx = region(&offsets.tx, slots, packet, XDP_PGOFF_TX_RING)?;
+        let fill = region(&offsets.fr, twice, address, XDP_UMEM_PGOFF_FILL_RING)?;
+        let completion = region(&offsets.cr, twice, address, XDP_UMEM_PGOFF_COMPLETION_RING)?;
         // SAFETY: the kernel laid the RX ring of this socket out so, with the slots that were
         // asked for; only here is its read side taken.
         let rx = unsafe { Consumer::kernel(rx, &offsets.rx, slots) };
@@ -420,7 +422,7 @@ impl Opening<'_> {
         let budget = self.io.tx_budget.min(self.ring).max(LEAST_TX_BUDGET);
         // An older kernel does not know the option (ENOPROTOOPT), and one with a ring of fewer
         // slots does not take it (EACCES): then it sends 32 per wake-up.
-        let _ = set_option(socket, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget);
+        let _ = set_option(socket, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, budget.cast_signed());
         if self.io.busy_poll == 0 {
             return Ok(());
         }
@@ -429,25 +431,19 @@ impl Opening<'_> {
             (libc::SO_BUSY_POLL, "SO_BUSY_POLL", BUSY_POLL_US),
             (libc::SO_BUSY_POLL_BUDGET, "SO_BUSY_POLL_BUDGET", c_int::from(self.io.busy_poll)),
         ] {
-            set_option(socket, libc::SOL_SOCKET, name, &value)
+            set_option(socket, libc::SOL_SOCKET, name, value)
                 .map_err(|error| self.error(step, error))?;
         }
         Ok(())
     }
 
     fn bind(&self, socket: BorrowedFd<'_>) -> Result<(), SocketError> {
-        let address = libc::sockaddr_xdp {
-            sxdp_family: u16::try_from(libc::AF_XDP).unwrap_or_default(),
-            sxdp_flags: self.io.bind_flags(),
-            sxdp_ifindex: self.nic.index(),
-            sxdp_queue_id: self.queue,
-            sxdp_shared_umem_fd: 0,
-        };
+        let address = SocketAddrXdp::new(self.io.bind_flags(), self.nic.index(), self.queue);
         let mut waits = BIND_WAITS_MS.into_iter();
         loop {
             let Err(error) = bind(socket, &address) else { return Ok(()) };
-            let wait = waits.next().filter(|_| error.raw_os_error() == Some(libc::EBUSY));
-            let Some(wait_ms) = wait else { return Err(self.bind_error(error)) };
+            let wait = waits.next().filter(|_| error == Errno::BUSY);
+            let Some(wait_ms) = wait else { return Err(self.bind_error(error.into())) };
             std::thread::sleep(Duration::from_millis(wait_ms));
         }
     }
@@ -467,7 +463,8 @@ impl Opening<'_> {
         }
     }
 
-    fn error(&self, step: &'static str, source: io::Error) -> SocketError {
+    fn error(&self, step: &'static str, source: impl Into<io::Error>) -> SocketError {
+        let source = source.into();
         let (interface, queue) = (self.nic.name().to_owned(), self.queue);
         let hint = match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => {
@@ -546,7 +543,11 @@ mod tests {
 
     #[test]
     fn settings_become_the_kernels_flags() {
-        use libc::{XDP_COPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG, XDP_ZEROCOPY};
+        // From include/uapi/linux/if_xdp.h.
+        const XDP_COPY: u16 = 1 << 1;
+        const XDP_ZEROCOPY: u16 = 1 << 2;
+        const XDP_USE_NEED_WAKEUP: u16 = 1 << 3;
+        const XDP_USE_SG: u16 = 1 << 4;
         for (mode, multi_buffer, need_wakeup, flags) in [
             (BindMode::Auto, false, true, XDP_USE_NEED_WAKEUP),
             (BindMode::Auto, true, false, XDP_USE_SG),
@@ -554,7 +555,7 @@ mod tests {
             (BindMode::ZeroCopy, false, false, XDP_ZEROCOPY),
         ] {
             let io = Io { mode, multi_buffer, need_wakeup, ..Io::default() };
-            assert_eq!(io.bind_flags(), flags, "{io:?}");
+            assert_eq!(io.bind_flags().bits(), flags, "{io:?}");
         }
     }
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A chunk is either *ours*, and then at most one [`Frame`] names it, or it is *with the kernel*,
-//! in one direction of one port. The ledger, one byte per chunk, says which: an address that
+//! in one direction of one queue. The ledger, one byte per chunk, says which: an address that
 //! comes back from a ring becomes a frame only if the ledger says that this ring's side has it.
 //! So two live frames for one chunk are impossible, whatever the kernel (or a fake) claims.
 #![allow(unsafe_code, reason = "frames are slices of memory shared with the kernel")]
@@ -15,18 +15,20 @@
 pub mod chain;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+
 use self::chain::{Behind, Links};
-use super::os::{Region, check};
+use super::os::Region;
 
 /// Free bytes in front of a received packet: `XDP_PACKET_HEADROOM` of include/uapi/linux/bpf.h.
 pub const HEADROOM: u16 = 256;
 
-/// Ports that one UMEM can serve in its life: each takes two of the ledger's 255 values.
-const MAX_PORTS: u8 = 127;
+/// Queues that one UMEM can serve in its life: each takes two of the ledger's 255 values.
+const MAX_QUEUES: u8 = 127;
 
 /// Why packet memory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +60,7 @@ pub enum UmemError {
     },
 }
 
-/// Which side of which port holds a chunk: a value of the ledger, never [`OURS`].
+/// Which side of which queue holds a chunk: a value of the ledger, never [`OURS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Holder(u8);
 
@@ -79,13 +81,13 @@ pub(super) struct Memory {
     shift: u32,
     chunk_size: u32,
     /// Per chunk, who has it. Relaxed throughout: the value [`OURS`] is changed only by the
-    /// owner of the chunk's one frame, and a holder's value only by that holder's one port; who
-    /// moves a frame or a port to another thread brings the order along.
+    /// owner of the chunk's one frame, and a holder's value only by that holder's one queue; who
+    /// moves a frame or a queue to another thread brings the order along.
     ledger: Box<[AtomicU8]>,
     /// Per chunk, which one follows in a packet that is longer than a frame.
     links: Links,
     /// Holders given out.
-    ports: AtomicU8,
+    queues: AtomicU8,
     on_huge_pages: bool,
 }
 
@@ -114,7 +116,7 @@ impl Umem {
             chunk_size: frame_size,
             ledger: (0..frames).map(|_| AtomicU8::new(OURS)).collect(),
             links: Links::new(frames),
-            ports: AtomicU8::new(0),
+            queues: AtomicU8::new(0),
             on_huge_pages,
         }));
         // The top of the stack is the first chunk of the memory.
@@ -148,22 +150,16 @@ fn map_memfd(bytes: usize) -> io::Result<(Region, bool)> {
     // A file on huge pages has to be a whole number of them; the default size is 2 MiB nearly
     // everywhere, and where it is not, the first attempt fails and the second works.
     let huge_bytes = bytes.next_multiple_of(2 << 20);
-    match map_memfd_with(libc::MFD_HUGETLB, huge_bytes) {
+    match map_memfd_with(MemfdFlags::HUGETLB, huge_bytes) {
         Ok(region) => Ok((region, true)),
-        Err(_) => map_memfd_with(0, bytes).map(|region| (region, false)),
+        Err(_) => map_memfd_with(MemfdFlags::empty(), bytes).map(|region| (region, false)),
     }
 }
 
-fn map_memfd_with(flags: libc::c_uint, bytes: usize) -> io::Result<Region> {
-    let len = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
-    // SAFETY: the name is a C string literal.
-    let fd =
-        check(unsafe { libc::memfd_create(c"holdfast-umem".as_ptr(), libc::MFD_CLOEXEC | flags) })?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+fn map_memfd_with(flags: MemfdFlags, bytes: usize) -> io::Result<Region> {
+    let file = memfd_create(c"holdfast-umem", MemfdFlags::CLOEXEC | flags)?;
     // Allocated here, so that too little memory is an error and not a SIGBUS at first use.
-    // SAFETY: takes no pointers.
-    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) })?;
+    fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)?;
     Region::shared(file.as_fd(), bytes, 0)
 }
 
@@ -188,14 +184,14 @@ impl Memory {
         self.chunk_size
     }
 
-    /// Two ledger values for a new port, for receive and transmit; `None` after 127 ports.
+    /// Two ledger values for a new queue, for receive and transmit; `None` after 127 queues.
     pub(super) fn new_holders(&self) -> Option<(Holder, Holder)> {
         // Relaxed: only the number itself matters.
-        let port = self
-            .ports
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MAX_PORTS).then(|| n + 1))
+        let queue = self
+            .queues
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MAX_QUEUES).then(|| n + 1))
             .ok()?;
-        Some((Holder(2 * port + 1), Holder(2 * port + 2)))
+        Some((Holder(2 * queue + 1), Holder(2 * queue + 2)))
     }
 
     /// Splits an address of a descriptor into chunk and offset.
@@ -268,7 +264,7 @@ impl Memory {
 /// longer than a frame, the chunks that its rest lies in (see [`chain`]).
 ///
 /// Move-only, so that a chunk cannot be queued twice. Give it back, to a [`FramePool`] or a
-/// [`Port`](super::port::Port): a frame that is dropped is lost until the process ends.
+/// [`XskQueue`](super::queue::XskQueue): a frame that is dropped is lost until the process ends.
 #[derive(Debug)]
 #[must_use = "a frame that is dropped is lost until the process ends"]
 pub struct Frame {
@@ -570,7 +566,7 @@ mod tests {
         assert_eq!(address, 256);
         for (name, address, len, holder) in [
             ("the other direction", address, 6, transmit),
-            ("another port", address, 6, other),
+            ("another queue", address, 6, other),
             ("a chunk that is ours", 2048, 6, receive),
             ("beyond the end", 4096, 6, receive),
             ("far beyond the end", u64::MAX, 6, receive),

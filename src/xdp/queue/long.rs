@@ -7,15 +7,15 @@
 //!
 //! Source: Documentation/networking/af_xdp.rst, "Multi-Buffer Rx" and "Multi-Buffer Tx".
 
-use super::{Descriptor, Frame, MAX_FRAMES, Port, SHORTEST};
+use super::{Descriptor, Frame, MAX_FRAMES, SHORTEST, XskQueue};
 
-impl Port {
-    /// Most frames of a packet that this port sends.
+impl XskQueue {
+    /// Most frames of a packet that this queue sends.
     pub(super) fn most_frames(&self) -> u32 {
         if self.io.multi_buffer { MAX_FRAMES } else { 1 }
     }
 
-    /// Whether a packet has no more frames than this port sends, and all that it should have.
+    /// Whether a packet has no more frames than this queue sends, and all that it should have.
     pub fn can_send(&self, frame: &Frame) -> bool {
         frame.is_whole() && self.frames_of(frame) <= self.most_frames()
     }
@@ -73,9 +73,9 @@ mod tests {
     /// Bytes of a frame without its headroom.
     const ROOM: usize = 1792;
 
-    /// A port with multi-buffer, its NIC and its pool; `held` packets are in the test's own hands.
+    /// A queue with multi-buffer, its NIC and its pool; `held` packets are in the test's own hands.
     struct Rig {
-        port: Port,
+        queue: XskQueue,
         nic: FakeNic,
         pool: FramePool,
         held: Vec<Frame>,
@@ -85,21 +85,21 @@ mod tests {
         fn new(multi_buffer: bool) -> Self {
             let (umem, mut pool) = Umem::create(FRAMES, 2048).unwrap();
             let io = Io { multi_buffer, ..Io::default() };
-            let (mut port, nic) = FakeNic::with(&umem, RING, io).unwrap();
-            port.refill(&mut pool);
-            Self { port, nic, pool, held: Vec::new() }
+            let (mut queue, nic) = FakeNic::with(&umem, RING, io).unwrap();
+            queue.refill(&mut pool);
+            Self { queue, nic, pool, held: Vec::new() }
         }
 
         fn receive(&mut self, max: usize) -> usize {
-            let received = self.port.receive(max, |packet| self.held.push(packet));
+            let received = self.queue.receive(max, |packet| self.held.push(packet));
             self.check();
             received
         }
 
         /// Architecture invariant 4: no frame is lost or doubled.
         fn check(&self) {
-            let held: u32 = self.held.iter().map(|packet| self.port.frames_of(packet)).sum();
-            let sum = self.pool.len() + (held + self.port.with_kernel()) as usize;
+            let held: u32 = self.held.iter().map(|packet| self.queue.frames_of(packet)).sum();
+            let sum = self.pool.len() + (held + self.queue.with_kernel()) as usize;
             assert_eq!(sum, FRAMES as usize);
         }
 
@@ -110,9 +110,9 @@ mod tests {
 
         fn collect(&mut self) -> Vec<Vec<u8>> {
             let mut sent = Vec::new();
-            self.port.flush();
+            self.queue.flush();
             self.nic.collect(|packet| sent.push(packet.to_vec()));
-            self.port.reclaim(&mut self.pool);
+            self.queue.reclaim(&mut self.pool);
             self.check();
             sent
         }
@@ -142,10 +142,10 @@ mod tests {
             assert_eq!(received.data(), &sent[..sent.len().min(ROOM)]);
         }
         let mut places: Vec<_> = rig.held.drain(..).map(Some).collect();
-        let queued = rig.port.transmit_all(places.iter_mut());
+        let queued = rig.queue.transmit_all(places.iter_mut());
         assert_eq!(queued, (6, lens.iter().sum::<usize>() as u64));
         assert_eq!(rig.collect(), packets);
-        assert_eq!((rig.port.outstanding(), rig.port.bad_descriptors()), (0, 0));
+        assert_eq!((rig.queue.outstanding(), rig.queue.bad_descriptors()), (0, 0));
     }
 
     #[test]
@@ -167,28 +167,28 @@ mod tests {
         // 30 of 32 slots.
         for _ in 0..10 {
             let frame = rig.pool.copy(&packet(5000, 3)).unwrap();
-            rig.port.transmit(frame).unwrap();
+            rig.queue.transmit(frame).unwrap();
         }
         let mut places: Vec<_> =
             [60, 5000, 60].map(|len| rig.pool.copy(&packet(len, 4))).into_iter().collect();
-        assert_eq!(rig.port.transmit_all(places.iter_mut()), (1, 60));
+        assert_eq!(rig.queue.transmit_all(places.iter_mut()), (1, 60));
         assert!(places[1].is_some() && places[2].is_some(), "the last one does not overtake");
-        assert!(rig.port.is_full());
+        assert!(rig.queue.is_full());
         rig.held.extend(places.into_iter().flatten());
         assert_eq!(rig.collect().len(), 11);
         let mut places: Vec<_> = rig.held.drain(..).map(Some).collect();
-        assert_eq!(rig.port.transmit_all(places.iter_mut()), (2, 5060));
+        assert_eq!(rig.queue.transmit_all(places.iter_mut()), (2, 5060));
         assert_eq!(rig.collect().iter().map(Vec::len).collect::<Vec<_>>(), [5000, 60]);
     }
 
     #[test]
-    fn a_port_without_multi_buffer_sends_no_long_packet() {
+    fn a_queue_without_multi_buffer_sends_no_long_packet() {
         let mut rig = Rig::new(false);
         let mut places: Vec<_> =
             [60, 5000, 61].map(|len| rig.pool.copy(&packet(len, 4))).into_iter().collect();
-        assert!(!rig.port.can_send(places[1].as_ref().unwrap()));
-        assert_eq!(rig.port.transmit_all(places.iter_mut()), (2, 121));
-        let back = rig.port.transmit(places[1].take().unwrap()).unwrap_err();
+        assert!(!rig.queue.can_send(places[1].as_ref().unwrap()));
+        assert_eq!(rig.queue.transmit_all(places.iter_mut()), (2, 121));
+        let back = rig.queue.transmit(places[1].take().unwrap()).unwrap_err();
         rig.held.push(back);
         rig.drop_all();
         assert_eq!(rig.collect().iter().map(Vec::len).collect::<Vec<_>>(), [60, 61]);
@@ -222,12 +222,12 @@ mod tests {
             assert_eq!((last.packet_len(), last.is_whole()), (60, true), "{name}: the next packet");
             rig.pool.push(last);
             let told: Vec<_> =
-                rig.held.iter().map(|p| (rig.port.frames_of(p), p.is_whole())).collect();
+                rig.held.iter().map(|p| (rig.queue.frames_of(p), p.is_whole())).collect();
             assert_eq!(told, expected, "{name}");
-            assert_eq!(rig.port.bad_descriptors(), lies.len() as u64, "{name}");
+            assert_eq!(rig.queue.bad_descriptors(), lies.len() as u64, "{name}");
             for packet in std::mem::take(&mut rig.held) {
                 let whole = packet.is_whole();
-                match rig.port.transmit(packet) {
+                match rig.queue.transmit(packet) {
                     Ok(()) => assert!(whole, "{name}"),
                     Err(packet) => rig.held.push(packet),
                 }
@@ -256,11 +256,11 @@ mod tests {
             rig.receive(64);
             assert!(rig.held.iter().all(|packet| !packet.is_whole()));
             rig.drop_all();
-            assert_eq!(rig.port.refill(&mut rig.pool), RING as usize);
+            assert_eq!(rig.queue.refill(&mut rig.pool), RING as usize);
         }
     }
 
-    /// What happens to a port, in any order.
+    /// What happens to a queue, in any order.
     #[derive(Debug, Clone)]
     enum Step {
         /// A packet of so many bytes arrives.
@@ -333,7 +333,7 @@ mod tests {
                     Step::Receive(max) => prop_assert!(rig.receive(max) <= max),
                     Step::Send => {
                         let mut places: Vec<_> = rig.held.drain(..).map(Some).collect();
-                        rig.port.transmit_all(places.iter_mut());
+                        rig.queue.transmit_all(places.iter_mut());
                         rig.held.extend(places.into_iter().flatten());
                     }
                     Step::Collect => {
@@ -344,7 +344,7 @@ mod tests {
                     }
                     Step::Drop => rig.drop_all(),
                     Step::Refill => {
-                        rig.port.refill(&mut rig.pool);
+                        rig.queue.refill(&mut rig.pool);
                     }
                 }
                 rig.check();

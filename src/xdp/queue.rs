@@ -1,20 +1,21 @@
-//! A port: one AF_XDP socket (or a fake NIC) with its four rings, on one (NIC, queue).
+//! A queue of a NIC: one AF_XDP socket (or a fake NIC) with its four rings, on one (NIC, queue).
 //!
 //! ```text
 //!            pool --refill--> fill ring ----> kernel ----> RX ring --receive--> frame
 //!            pool <-reclaim-- completion <--- kernel <---- TX ring <-transmit-- frame
 //! ```
 //!
-//! A worker calls, once per poll: `reclaim`, `receive`, `transmit_all`, `refill`, then `flush`. Nothing here allocates, blocks or panics; a system call is made only to wake a
-//! kernel that asks for it. What the rings say is checked against the ledger of the
-//! [UMEM](super::umem): a descriptor that names no frame of this port is counted and ignored.
-#![allow(unsafe_code, reason = "poll(2)")]
+//! A worker calls, once per poll: `reclaim`, `receive`, `transmit_all`, `refill`, then `flush`.
+//! Nothing here allocates, blocks or panics; a system call is made only to wake a kernel that asks
+//! for it. What the rings say is checked against the ledger of the [UMEM](super::umem): a descriptor
+//! that names no frame of this queue is counted and ignored.
 
 mod long;
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::nic::Nic;
 use super::ring::Descriptor;
@@ -37,12 +38,12 @@ const TRANSMIT_WAIT_MS: u32 = 1;
 /// The four rings of one (NIC, queue), and the frames that are in them. On lines of its own, as it
 /// changes with every packet.
 #[repr(align(128))]
-pub struct Port {
+pub struct XskQueue {
     memory: &'static Memory,
     rings: Rings,
     /// `None` for a fake NIC.
     socket: Option<Socket>,
-    /// Ledger values of this port.
+    /// Ledger values of this queue.
     receive: Holder,
     transmit: Holder,
     /// Frames in the fill ring, the RX ring, in `growing`, or with the NIC to be received into.
@@ -58,7 +59,7 @@ pub struct Port {
     bad_descriptors: u64,
 }
 
-impl Port {
+impl XskQueue {
     /// Opens an AF_XDP socket on `queue` of `nic`, with RX and TX rings of `ring` slots (a power
     /// of two), and fill and completion rings of twice as many.
     ///
@@ -75,10 +76,10 @@ impl Port {
     ) -> Result<Self, SocketError> {
         let (socket, rings) = Socket::open(umem, nic, queue, ring, io)?;
         Self::new(umem.memory(), rings, Some(socket), io)
-            .ok_or_else(|| SocketError::TooManyPorts { interface: nic.name().to_owned(), queue })
+            .ok_or_else(|| SocketError::TooManyQueues { interface: nic.name().to_owned(), queue })
     }
 
-    /// A port over `rings`; `None` when the UMEM has served too many.
+    /// A queue over `rings`; `None` when the UMEM has served too many.
     pub(super) fn new(
         memory: &'static Memory,
         rings: Rings,
@@ -225,7 +226,7 @@ impl Port {
         (queued, long)
     }
 
-    /// Whether the TX ring may have no room for a packet: for the longest that this port sends.
+    /// Whether the TX ring may have no room for a packet: for the longest that this queue sends.
     #[inline]
     pub fn is_full(&mut self) -> bool {
         let most = self.most_frames();
@@ -327,7 +328,7 @@ impl Port {
         self.receiving + self.transmitting
     }
 
-    /// Descriptors that named no frame of this port; each was ignored.
+    /// Descriptors that named no frame of this queue; each was ignored.
     #[inline]
     pub fn bad_descriptors(&self) -> u64 {
         self.bad_descriptors
@@ -359,7 +360,7 @@ impl Port {
         self.io.multi_buffer
     }
 
-    /// Whether there is a fake NIC behind this port.
+    /// Whether there is a fake NIC behind this queue.
     pub fn is_fake(&self) -> bool {
         self.socket.is_none()
     }
@@ -370,30 +371,29 @@ impl Port {
     }
 }
 
-/// Sleeps until one of `ports` has received something, or `timeout_ms` are over; for a worker
+/// Sleeps until one of `queues` has received something, or `timeout_ms` are over; for a worker
 /// that does not poll busily. Returns at once if something is there already.
 ///
 /// While packets wait in a TX ring it sleeps 1 ms at most, so that the caller flushes again. At
-/// most [`MAX_NICS`] ports are watched. A fake NIC wakes nobody.
-pub fn wait<'a>(ports: impl IntoIterator<Item = &'a Port>, timeout_ms: u32) {
-    let mut watched = ArrayVec::<libc::pollfd, MAX_NICS>::new();
+/// most [`MAX_NICS`] queues are watched. A fake NIC does not wake it.
+pub fn wait<'a>(queues: impl IntoIterator<Item = &'a XskQueue>, timeout_ms: u32) {
+    let mut watched = ArrayVec::<PollFd<'_>, MAX_NICS>::new();
     let mut timeout_ms = timeout_ms;
-    for port in ports {
-        if port.is_readable() {
+    for queue in queues {
+        if queue.is_readable() {
             return;
         }
-        if port.rings.tx.pending() > 0 {
+        if queue.rings.tx.pending() > 0 {
             timeout_ms = timeout_ms.min(TRANSMIT_WAIT_MS);
         }
-        if let Some(socket) = port.fd() {
-            let entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        if let Some(socket) = queue.fd() {
             // More than the bound: not watched, only polled after the time-out.
-            let _ = watched.try_push(entry);
+            let _ = watched.try_push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
         }
     }
-    let timeout = libc::c_int::try_from(timeout_ms).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the pointer and the number are those of one live array.
-    unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, timeout) };
+    let (tv_sec, ms) = (i64::from(timeout_ms / 1000), i64::from(timeout_ms % 1000));
+    // A signal ends the wait early, which does no harm.
+    let _ = poll(&mut watched, Some(&Timespec { tv_sec, tv_nsec: ms * 1_000_000 }));
 }
 
 #[cfg(test)]
@@ -405,9 +405,9 @@ mod tests {
     const FRAMES: u32 = 64;
     const RING: u32 = 8;
 
-    /// A port, its NIC and its pool; `held` frames are in the test's own hands.
+    /// A queue, its NIC and its pool; `held` frames are in the test's own hands.
     struct Rig {
-        port: Port,
+        queue: XskQueue,
         nic: FakeNic,
         pool: FramePool,
         held: Vec<Frame>,
@@ -416,23 +416,23 @@ mod tests {
     impl Rig {
         fn new() -> Self {
             let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
-            let (port, nic) = FakeNic::new(&umem, RING).unwrap();
-            Self { port, nic, pool, held: Vec::new() }
+            let (queue, nic) = FakeNic::new(&umem, RING).unwrap();
+            Self { queue, nic, pool, held: Vec::new() }
         }
 
         /// One poll of the worker that keeps what it receives.
         fn poll(&mut self) -> usize {
-            self.port.reclaim(&mut self.pool);
-            self.port.refill(&mut self.pool);
-            let received = self.port.receive(64, |frame| self.held.push(frame));
-            self.port.flush();
+            self.queue.reclaim(&mut self.pool);
+            self.queue.refill(&mut self.pool);
+            let received = self.queue.receive(64, |frame| self.held.push(frame));
+            self.queue.flush();
             self.check();
             received
         }
 
         /// Architecture invariant 4: no frame is lost or doubled.
         fn check(&self) {
-            let sum = self.pool.len() + self.held.len() + self.port.with_kernel() as usize;
+            let sum = self.pool.len() + self.held.len() + self.queue.with_kernel() as usize;
             assert_eq!(sum, FRAMES as usize);
         }
 
@@ -456,16 +456,16 @@ mod tests {
             let first = rig.held.pop().unwrap();
             assert_eq!((first.data(), first.headroom()), ([round; 60].as_slice(), 256));
             assert!(second.push_front(4) && second.pull_front(2));
-            rig.port.transmit(first).unwrap();
-            rig.port.transmit(second).unwrap();
+            rig.queue.transmit(first).unwrap();
+            rig.queue.transmit(second).unwrap();
             assert_eq!(rig.collect(), Vec::<Vec<u8>>::new(), "nothing is sent before the flush");
-            assert!(!rig.port.flush(), "a fake NIC needs no system call");
+            assert!(!rig.queue.flush(), "a fake NIC needs no system call");
             let sent = rig.collect();
             assert_eq!(sent.iter().map(Vec::len).collect::<Vec<_>>(), [60, 102]);
             assert!(sent.iter().flatten().skip(62).all(|&byte| byte == round + 100));
-            assert_eq!(rig.port.outstanding(), 2);
+            assert_eq!(rig.queue.outstanding(), 2);
             rig.poll();
-            assert_eq!((rig.port.outstanding(), rig.port.bad_descriptors()), (0, 0));
+            assert_eq!((rig.queue.outstanding(), rig.queue.bad_descriptors()), (0, 0));
         }
     }
 
@@ -475,8 +475,8 @@ mod tests {
         let send = |rig: &mut Rig| {
             let mut frame = rig.pool.pop().unwrap();
             assert!(frame.copy_from(&[7; 60]));
-            let result = rig.port.transmit(frame);
-            rig.port.flush();
+            let result = rig.queue.transmit(frame);
+            rig.queue.flush();
             result
         };
         for _ in 0..RING {
@@ -489,7 +489,7 @@ mod tests {
         rig.check();
         assert_eq!(rig.collect().len(), RING as usize);
         send(&mut rig).unwrap();
-        assert_eq!(rig.port.reclaim(&mut rig.pool), RING as usize);
+        assert_eq!(rig.queue.reclaim(&mut rig.pool), RING as usize);
         rig.check();
     }
 
@@ -503,12 +503,12 @@ mod tests {
         }
         assert_eq!(delivered, RING, "the RX ring is full");
         assert!(!rig.nic.deliver(&[1; 1793]), "longer than a frame with its headroom");
-        assert_eq!(rig.port.receive(5, |frame| rig.held.push(frame)), 5, "no more than asked for");
-        assert_eq!(rig.port.receive(64, |frame| rig.held.push(frame)), 3);
+        assert_eq!(rig.queue.receive(5, |frame| rig.held.push(frame)), 5, "no more than asked for");
+        assert_eq!(rig.queue.receive(64, |frame| rig.held.push(frame)), 3);
         for _ in 0..RING {
             assert!(rig.nic.deliver(&[1; 60]), "the second half of the fill ring");
         }
-        rig.port.receive(64, |frame| rig.held.push(frame));
+        rig.queue.receive(64, |frame| rig.held.push(frame));
         assert!(!rig.nic.deliver(&[1; 60]), "the fill ring is empty");
         rig.check();
         rig.poll();
@@ -520,8 +520,8 @@ mod tests {
         let mut rig = Rig::new();
         let kept: Vec<Frame> = (0..FRAMES - 3).filter_map(|_| rig.pool.pop()).collect();
         rig.held.extend(kept);
-        assert_eq!(rig.port.refill(&mut rig.pool), 3);
-        assert_eq!(rig.port.refill(&mut rig.pool), 0);
+        assert_eq!(rig.queue.refill(&mut rig.pool), 3);
+        assert_eq!(rig.queue.refill(&mut rig.pool), 0);
         rig.check();
     }
 
@@ -540,12 +540,12 @@ mod tests {
         for (number, (address, len, name)) in (1..).zip(lies) {
             assert!(rig.nic.deliver_raw(address, len), "{name}");
             assert_eq!(rig.poll(), 0, "{name}");
-            assert_eq!(rig.port.bad_descriptors(), number, "{name}");
+            assert_eq!(rig.queue.bad_descriptors(), number, "{name}");
         }
         // A chunk of the fill ring is really with the kernel: the first claim wins.
         assert!(rig.nic.deliver_raw(2048 + 256, 60) && rig.nic.deliver_raw(2048 + 256, 60));
         assert_eq!(rig.poll(), 1);
-        assert_eq!(rig.port.bad_descriptors(), 6);
+        assert_eq!(rig.queue.bad_descriptors(), 6);
         assert!(rig.nic.deliver(&[1; 60]), "the NIC goes on");
         assert_eq!(rig.poll(), 1);
     }
@@ -556,30 +556,30 @@ mod tests {
         rig.poll();
         let mut frame = rig.pool.pop().unwrap();
         assert!(frame.copy_from(&[1; 60]));
-        rig.port.transmit(frame).unwrap();
-        rig.port.flush();
+        rig.queue.transmit(frame).unwrap();
+        rig.queue.flush();
         // Chunk 0 is in the fill ring, chunk 16 in the TX ring, and chunk 40 in the pool.
         for address in [0, 40 * 2048, 64 * 2048, u64::MAX] {
             assert!(rig.nic.complete_raw(address));
         }
         rig.poll();
-        assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (4, 1));
+        assert_eq!((rig.queue.bad_descriptors(), rig.queue.outstanding()), (4, 1));
         assert!(rig.nic.complete_raw(16 * 2048) && rig.nic.complete_raw(16 * 2048));
         rig.poll();
-        assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (5, 0));
+        assert_eq!((rig.queue.bad_descriptors(), rig.queue.outstanding()), (5, 0));
         // The same chunk is sent again, so that it is in the TX ring twice, and the NIC completes
         // it twice: one of the two is one too many.
         let mut frame = rig.pool.pop().unwrap();
         assert!(frame.copy_from(&[2; 60]));
-        rig.port.transmit(frame).unwrap();
-        rig.port.flush();
+        rig.queue.transmit(frame).unwrap();
+        rig.queue.flush();
         rig.nic.collect(|_| ());
         rig.poll();
-        assert_eq!((rig.port.bad_descriptors(), rig.port.outstanding()), (6, 0));
+        assert_eq!((rig.queue.bad_descriptors(), rig.queue.outstanding()), (6, 0));
     }
 
     #[test]
-    fn two_ports_of_one_umem_cannot_return_each_others_frames() {
+    fn two_queues_of_one_umem_cannot_return_each_others_frames() {
         let mut rig = Rig::new();
         let (umem, mut pool) = Umem::create(FRAMES, 2048).unwrap();
         let (mut first, mut first_nic) = FakeNic::new(&umem, RING).unwrap();
@@ -588,7 +588,7 @@ mod tests {
         assert!(second_nic.deliver_raw(256, 60));
         assert_eq!(second.receive(64, |frame| pool.push(frame)), 0);
         assert_eq!(second.bad_descriptors(), 1);
-        // What one port receives, the other may send.
+        // What one queue receives, the other may send.
         assert!(first_nic.deliver(&[5; 60]));
         first.receive(64, |frame| assert!(second.transmit(frame).is_ok()));
         second.flush();
@@ -608,7 +608,7 @@ mod tests {
         for len in 0..14 {
             let mut frame = rig.pool.pop().unwrap();
             assert!(frame.copy_from(&vec![0; len]));
-            let back = rig.port.transmit(frame).unwrap_err();
+            let back = rig.queue.transmit(frame).unwrap_err();
             rig.pool.push(back);
         }
         rig.check();
@@ -618,17 +618,17 @@ mod tests {
     fn waiting_ends_at_once_when_something_is_there() {
         let mut rig = Rig::new();
         rig.poll();
-        wait([&rig.port], 1);
+        wait([&rig.queue], 1);
         assert!(rig.nic.deliver(&[1; 60]));
         let start = std::time::Instant::now();
-        wait([&rig.port], 60_000);
+        wait([&rig.queue], 60_000);
         assert!(start.elapsed().as_secs() < 30);
     }
 
     #[test]
-    fn a_port_can_be_moved_to_its_worker() {
+    fn a_queue_can_be_moved_to_its_worker() {
         fn send<T: Send>() {}
-        send::<Port>();
+        send::<XskQueue>();
         send::<FakeNic>();
         send::<FramePool>();
         send::<Umem>();
