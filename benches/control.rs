@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
-use holdfast::forwarding::{Forward, ForwardingTable, SchedulerKind, ThisBox, VipId, VipSpec};
+use holdfast::forwarding::{ForwardingTable, SchedulerKind, ThisBox, VipSpec};
+use holdfast::net::{Forward, VipId};
 use holdfast::xdp::cpu;
 use support::bed::{Bed, Clock, Shared};
 use support::cases::{CASES, Case};

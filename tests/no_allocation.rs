@@ -3,13 +3,13 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 #![allow(dead_code, reason = "the rig has more than this test needs")]
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
 use holdfast::forwarding::quic_lb::{Codec, Config};
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
 use holdfast::forwarding::{
-    Affinity, FlowsLeft, Forward, ForwardingTable, Remember, ServerId, ThisBox, VipSpec,
+    Affinity, FlowsLeft, ForwardingTable, Remember, ServerId, ThisBox, VipSpec,
 };
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Answer;
 use holdfast::units::Ticks;
 

@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Forward, Ports, ThisBox, VipId, VipSpec};
+use holdfast::forwarding::{Ports, ThisBox, VipSpec};
+use holdfast::net::{Forward, Protocol, VipId};
 use proptest::prelude::*;
 
 use super::fragments::{datagram, fragments, set_sum};

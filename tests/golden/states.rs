@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use etherparse::IpNumber;
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Affinity, Forward, Ports, ThisBox, VipSpec};
+use holdfast::forwarding::{Affinity, Ports, ThisBox, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::units::Ticks;
 
 use super::fragments::{datagram, fragments};
