@@ -24,8 +24,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
-use holdfast::forwarding::{Forward, ForwardingTable, SchedulerKind, ThisBox, VipId, VipSpec};
+use holdfast::forwarding::{ForwardingTable, SchedulerKind, ThisBox, VipSpec};
 use holdfast::line::OwnLine;
+use holdfast::net::{Forward, VipId};
 use holdfast::xdp::cpu;
 use support::bed::{Bed, Clock, Shared};
 use support::cases::{CASES, Case};

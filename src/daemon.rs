@@ -28,11 +28,11 @@ use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
 use crate::flow::return_hops::{self, ReturnHops};
 use crate::flow::table::{FlowTable, TableError};
-use crate::flow::tuple::TableSecret;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
 use crate::forwarding::this_box::UNLIMITED;
-use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, PortIndex, ThisBox};
+use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, ThisBox};
 use crate::line::OwnLine;
+use crate::net::{NicIndex, TableSecret};
 use crate::stats::WorkerStats;
 use crate::steering::{Steered, Steerings};
 use crate::units::Ticks;
@@ -332,11 +332,11 @@ fn make_worker(
 ) -> Result<(Worker, Arc<WorkerStats>), DaemonError> {
     let workers = config.workers.cores.len();
     let macs = nics.iter().map(|served| served.nic.mac()).collect();
-    let sockets: Vec<(PortIndex, u32)> = (0..)
+    let sockets: Vec<(NicIndex, u32)> = (0..)
         .zip(nics.iter())
         .flat_map(|(nic, served)| {
             let mine = served.queues.iter().skip(index).step_by(workers);
-            mine.map(move |&queue| (PortIndex(nic), queue))
+            mine.map(move |&queue| (NicIndex(nic), queue))
         })
         .collect();
     let needed = config.frames_needed(sockets.iter().map(|(nic, _)| *nic));

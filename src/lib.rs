@@ -13,6 +13,7 @@ pub mod forwarding;
 pub mod generator;
 pub mod line;
 pub mod log;
+pub mod net;
 mod plot;
 pub mod replay;
 pub mod stats;

@@ -8,7 +8,8 @@ use std::net::IpAddr;
 
 use holdfast::config::Split;
 use holdfast::control::split::Splitter;
-use holdfast::forwarding::{Affinity, Forward, SchedulerKind, VipId};
+use holdfast::forwarding::{Affinity, SchedulerKind};
+use holdfast::net::{Forward, VipId};
 
 mod rig;
 

@@ -7,11 +7,11 @@ mod rig;
 
 use std::net::SocketAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::flow::clients::Mapping;
 use holdfast::forwarding::explain::Question;
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::{Affinity, Forward, Remember, Service, VipSpec};
+use holdfast::forwarding::{Affinity, Remember, Service, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::units::Ticks;
 use rig::{Family, Rig, spec, tcp, udp};
 

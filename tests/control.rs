@@ -23,15 +23,11 @@ use holdfast::control::{
     self, AttachedView, Inputs, NicNow, NicView, Signals, SocketStatistics, SteerCounters,
     SteeringPort,
 };
-use holdfast::flow::Protocol;
 use holdfast::flow::clients::Clients;
-use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::sticky::Reentry;
-use holdfast::forwarding::{
-    Affinity, BackendIndex, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex, Ports,
-    SchedulerKind, SteerRules, ThisBox,
-};
+use holdfast::forwarding::{Affinity, FlowsLeft, ForwardingTable, Ports, SchedulerKind, ThisBox};
+use holdfast::net::{BackendIndex, Forward, NextHop, NicIndex, Protocol, SteerRules, TableSecret};
 use holdfast::units::Ticks;
 use holdfast::xdp::packet::PacketSocket;
 
@@ -236,15 +232,15 @@ impl SteeringPort for NoProgram {
         Ok(vec![AttachedView { xdp: "native".to_owned(), fallback: None }])
     }
 
-    fn counters(&mut self, _nic: PortIndex) -> SteerCounters {
+    fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
         SteerCounters::default()
     }
 
-    fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
+    fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {
         SocketStatistics::default()
     }
 
-    fn nic_now(&mut self, _nic: PortIndex) -> Result<NicNow, String> {
+    fn nic_now(&mut self, _nic: NicIndex) -> Result<NicNow, String> {
         Err("not looked at here".to_owned())
     }
 }
@@ -363,7 +359,7 @@ fn on_nic() -> Announce {
 
 /// The next hop `02:00:00:00:02:<last>`.
 fn hop(last: u8) -> Option<NextHop> {
-    Some(NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 2, last], vlan: None })
+    Some(NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, 2, last], vlan: None })
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {

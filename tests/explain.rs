@@ -5,12 +5,10 @@
 
 use std::net::SocketAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::explain::{Explanation, Question, Segment};
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{
-    Affinity, Forward, SchedulerKind, Service, Splits, ThisBox, Tunnels, VipSpec,
-};
+use holdfast::forwarding::{Affinity, SchedulerKind, Service, Splits, ThisBox, Tunnels, VipSpec};
+use holdfast::net::{Forward, Protocol};
 
 mod rig;
 

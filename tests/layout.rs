@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicBool;
 
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::flow::table::{Families, FlowTable};
-use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::ForwardingTable;
 use holdfast::forwarding::table::Backend;
 use holdfast::line::OwnLine;
+use holdfast::net::TableSecret;
 use holdfast::stats::{FlowStats, PortStats, WorkerStats};
 use holdfast::xdp::memory::Line;
 use holdfast::xdp::port::Port;

@@ -7,13 +7,13 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
 use holdfast::forwarding::quic_lb::{Codec, Config};
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
 use holdfast::forwarding::{
-    Affinity, FlowsLeft, Forward, ForwardingTable, Remember, ServerId, ThisBox, VipSpec,
+    Affinity, FlowsLeft, ForwardingTable, Remember, ServerId, ThisBox, VipSpec,
 };
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Answer;
 use holdfast::units::Ticks;
 

@@ -8,9 +8,9 @@ mod rig;
 use std::net::IpAddr;
 
 use etherparse::PacketBuilder;
-use holdfast::flow::Protocol;
 use holdfast::forwarding::quic_lb::{Codec, Config};
-use holdfast::forwarding::{Affinity, Forward, Ports, ServerId, Service, VipSpec};
+use holdfast::forwarding::{Affinity, Ports, ServerId, Service, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 use proptest::prelude::*;
 use rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec};

@@ -10,17 +10,16 @@ use std::time::{Duration, Instant};
 
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
-use holdfast::flow::Address;
 use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::fragments::Datagrams;
 use holdfast::flow::return_hops::ReturnHops;
 use holdfast::flow::table::{Families, FlowTable};
-use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::{
-    Forward, ForwardingTable, PortIndex, SchedulerKind, ThisBox, Timeouts, Tunnels, VipSpec, tunnel,
+    ForwardingTable, SchedulerKind, ThisBox, Timeouts, Tunnels, VipSpec, tunnel,
 };
+use holdfast::net::{Address, Forward, NicIndex, TableSecret};
 use holdfast::stats::{Answer, Drop, WorkerStats};
 use holdfast::units::Ticks;
 use holdfast::xdp::cpu;
@@ -205,7 +204,7 @@ impl Bed {
         let stats = Arc::new(WorkerStats::new(1, backends, 1));
         let (port, nic) = FakeNic::new(&umem, RING).unwrap();
         let parts = Parts {
-            ports: vec![WorkerPort::new(PortIndex(0), port)],
+            ports: vec![WorkerPort::new(NicIndex(0), port)],
             pool,
             macs: vec![nic_mac(0)],
             flows: Arc::clone(&shared.flows),

@@ -1,6 +1,6 @@
 //! The rows of the pipeline: which packets, forwarded how.
 
-use holdfast::forwarding::Forward;
+use holdfast::net::Forward;
 
 use super::rig::Family;
 

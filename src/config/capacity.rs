@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::Vip;
-use crate::flow::Protocol;
+use crate::net::Protocol;
 
 /// What the flow tables of all workers bear together, of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -49,14 +49,13 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::flow::Protocol;
 use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::this_box::IcmpRate;
 use crate::forwarding::{
-    Affinity, FlowsLeft, Forward, Network, PortIndex, Ports, SchedulerKind, Secret, ServerId,
-    ThisBox, Tunnels, quic_lb,
+    Affinity, FlowsLeft, Ports, SchedulerKind, Secret, ServerId, ThisBox, Tunnels, quic_lb,
 };
+use crate::net::{Forward, Network, NicIndex, Protocol};
 use crate::units::Ticks;
 use crate::words::reason;
 
@@ -241,7 +240,7 @@ pub struct Split {
 pub struct Config {
     /// `[workers]`.
     pub workers: Workers,
-    /// `[[nic]]`, in the file's order; a `PortIndex` is an index into this.
+    /// `[[nic]]`, in the file's order; a `NicIndex` is an index into this.
     pub nics: Vec<Nic>,
     /// `[[vip]]`, in the file's order.
     pub vips: Vec<Vip>,
@@ -265,7 +264,7 @@ impl Config {
     /// NIC of each socket: a worker has one for every queue that it serves.
     ///
     /// The RX and completion rings add nothing: their frames came from the two others.
-    pub fn frames_needed(&self, sockets: impl IntoIterator<Item = PortIndex>) -> u32 {
+    pub fn frames_needed(&self, sockets: impl IntoIterator<Item = NicIndex>) -> u32 {
         let batch = u32::try_from(self.workers.batch).unwrap_or(u32::MAX);
         let rings = sockets.into_iter().filter_map(|port| self.nics.get(usize::from(port.0)));
         rings.fold(batch, |sum, nic| sum.saturating_add(nic.ring.saturating_mul(3)))

@@ -8,9 +8,9 @@ use super::place::Place;
 use super::report::Report;
 use super::rules::Sections;
 use super::vip::Placed;
-use crate::flow::Protocol;
 use crate::forwarding::sticky::Reentry;
-use crate::forwarding::{Affinity, FlowsLeft, Forward, PortRange, SchedulerKind};
+use crate::forwarding::{Affinity, FlowsLeft, SchedulerKind};
+use crate::net::{Forward, PortRange, Protocol};
 
 /// What else a VIP says that needs an entry per flow, or per client.
 pub(super) struct Needs {

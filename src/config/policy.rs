@@ -2,8 +2,8 @@
 
 use super::place::Place;
 use super::report::Report;
-use crate::flow::Protocol;
 use crate::forwarding::FlowsLeft;
+use crate::net::Protocol;
 
 /// What may become of a backend's flows.
 const FLOWS_LEFT: &[(&str, FlowsLeft)] =

@@ -7,11 +7,10 @@ use super::place::Place;
 use super::report::Report;
 use super::vip::Placed;
 use super::{Backend, Config, FullNat, Nic, Vip, pin, steered, tunnel};
-use crate::flow::Protocol;
 use crate::forwarding::{
-    Forward, MAX_BACKENDS, MAX_NICS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Network,
-    PortIndex, PortRange, Ports, SchedulerKind,
+    MAX_BACKENDS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Ports, SchedulerKind,
 };
+use crate::net::{Forward, MAX_NICS, Network, NicIndex, PortRange, Protocol};
 use crate::words::counted;
 
 /// Entries of a lookup table per backend, at least: with fewer, shares are off by a tenth or more.
@@ -151,7 +150,7 @@ fn frames(config: &Config, report: &mut Report<'_>) {
         let queues = nic.queues.as_ref().map_or(1, |queues| queues.len().div_ceil(workers));
         u8::try_from(port)
             .into_iter()
-            .flat_map(move |port| (0..queues).map(move |_| PortIndex(port)))
+            .flat_map(move |port| (0..queues).map(move |_| NicIndex(port)))
     }));
     if frames < needed {
         let what = format!("{frames} frames are too few for the rings of a worker");

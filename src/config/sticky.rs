@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::Sticky;
 use super::place::Place;
 use super::report::Report;
-use crate::flow::Protocol;
 use crate::forwarding::sticky::{Hold, Reentry};
+use crate::net::Protocol;
 use crate::units::Ticks;
 
 /// Five minutes, as IPVS has it for its persistence: longer than a reader's pause between two pages.

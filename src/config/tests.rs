@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use super::*;
-use crate::flow::Protocol;
+use crate::net::Protocol;
 
 /// What the cases of `mistakes.txt` change.
 const GOOD: &str = r#"[workers]

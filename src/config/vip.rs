@@ -20,9 +20,9 @@ use super::split::RawSplit;
 use super::sticky::{RawSticky, on_reentry};
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip, pin, quic};
-use crate::flow::Protocol;
+use crate::forwarding::Ports;
 use crate::forwarding::sticky::Reentry;
-use crate::forwarding::{Forward, Network, PortRange, Ports};
+use crate::net::{Forward, Network, PortRange, Protocol};
 
 /// Most VIPs are TCP.
 const PROTOCOL: Protocol = Protocol::Tcp;

@@ -24,9 +24,9 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::removed::Removal;
-use crate::flow::Protocol;
 use crate::forwarding::explain::Step;
-use crate::forwarding::{FlowsLeft, Forward, Network, PortRange, Service};
+use crate::forwarding::{FlowsLeft, Service};
+use crate::net::{Forward, Network, PortRange, Protocol};
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -120,10 +120,8 @@ mod tests {
     use super::super::state::tests::{backend, vip};
     use super::*;
     use crate::config::Sticky;
-    use crate::flow::Address;
-    use crate::flow::tuple::TableSecret;
     use crate::forwarding::sticky::Hold;
-    use crate::forwarding::{BackendId, BackendIndex, VipId};
+    use crate::net::{Address, BackendId, BackendIndex, TableSecret, VipId};
 
     const NOW: Ticks = Ticks(628);
 

@@ -41,11 +41,11 @@ use super::{
 };
 use crate::config::machine::Level;
 use crate::config::{self, Config};
-use crate::flow::Protocol;
 use crate::flow::clients::Clients;
 use crate::flow::table::Families;
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{ForwardingTable, PortIndex, Splits, ThisBox, VipId};
+use crate::forwarding::{ForwardingTable, Splits, ThisBox};
+use crate::net::{NicIndex, Protocol, VipId};
 use crate::words::counted;
 
 /// Drain deadlines and workers' events are looked at this often.
@@ -429,7 +429,7 @@ impl Controller {
     /// Looks at every NIC, and tells what has gone wrong or is well again.
     fn watch_nics(&mut self) {
         self.nic_faults.resize(self.nics.len(), Vec::new());
-        let nics = self.nics.iter().zip(&mut self.nic_faults).zip((0..).map(PortIndex));
+        let nics = self.nics.iter().zip(&mut self.nic_faults).zip((0..).map(NicIndex));
         for ((nic, faults), index) in nics {
             let now = match self.steering.nic_now(index) {
                 Ok(now) => nic_faults::faults(nic, now),
@@ -697,7 +697,7 @@ impl Controller {
     }
 
     fn status(&mut self) -> Status {
-        let nic_counters = (0..).map(PortIndex).take(self.nics.len());
+        let nic_counters = (0..).map(NicIndex).take(self.nics.len());
         let nic_counters = nic_counters
             .map(|nic| (self.steering.counters(nic), self.steering.socket_statistics(nic)))
             .collect();

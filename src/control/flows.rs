@@ -14,11 +14,11 @@ use serde::Deserialize;
 use super::Clock;
 use super::api::Flow;
 use super::state::{Registry, VipEntry, remember};
-use crate::flow::Protocol;
 use crate::flow::bindings::Sources;
 use crate::flow::entry::{Entry, State, Track};
 use crate::flow::table::FlowTable;
-use crate::forwarding::{BackendId, Forward, Remember, VipId};
+use crate::forwarding::Remember;
+use crate::net::{BackendId, Forward, Protocol, VipId};
 use crate::units::Ticks;
 
 /// Most flows in one answer.
@@ -339,8 +339,7 @@ pub(super) mod tests {
     use super::super::state::tests::{backend, vip};
     use super::*;
     use crate::flow::entry::Pin;
-    use crate::flow::{Address, FlowKey};
-    use crate::forwarding::{BackendIndex, NextHop, PortIndex};
+    use crate::net::{Address, BackendIndex, FlowKey, NextHop, NicIndex};
 
     /// `count` flows, one in every third slot; flow `i` comes from 198.51.100.(i % 250) and is
     /// pinned to backend `i % 2` of VIP 0.
@@ -366,7 +365,7 @@ pub(super) mod tests {
                     BackendId { index: BackendIndex(u16::try_from(i % 2).unwrap()), generation: 0 },
                     State::ESTABLISHED,
                     0,
-                    &NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
+                    &NextHop { port: NicIndex(0), mac: [0; 6], vlan: None },
                     Ticks(100),
                 )
                 .with_last_seen(Ticks(150)),

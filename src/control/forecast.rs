@@ -13,7 +13,8 @@ use super::estimate::{Ages, ends_in};
 use super::flows::Pins;
 use super::state::Registry;
 use super::{Clock, WorkerView};
-use crate::forwarding::{BackendId, Service, VipId};
+use crate::forwarding::Service;
+use crate::net::{BackendId, VipId};
 use crate::stats::SPANS;
 use crate::units::Ticks;
 
@@ -144,7 +145,7 @@ mod tests {
     use super::super::state::tests::{backend, vip};
     use super::*;
     use crate::flow::table::{Families, FlowTable};
-    use crate::flow::tuple::TableSecret;
+    use crate::net::TableSecret;
     use crate::stats::WorkerStats;
 
     /// Flows 100 ticks old; those that have ended lasted for some 900.

@@ -6,8 +6,7 @@
 use hashbrown::{HashMap, HashSet};
 
 use crate::config::{Backend, Vip};
-use crate::flow::Protocol;
-use crate::forwarding::{Forward, Listen, Network};
+use crate::net::{Forward, Listen, Network, Protocol};
 
 /// What of a VIP cannot change: flows of one kind are no flows of another.
 type Kind = (Protocol, Forward, bool);

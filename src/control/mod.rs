@@ -62,7 +62,7 @@ use crate::config::Config;
 use crate::flow::clients::Clients;
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{PortIndex, SteerRules};
+use crate::net::{NicIndex, SteerRules};
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 
@@ -182,11 +182,11 @@ pub trait SteeringPort {
     /// published and the first rules set, so that no packet meets a program that knows nothing.
     fn attach(&mut self) -> Result<Vec<AttachedView>, String>;
     /// The program's counters of one NIC.
-    fn counters(&mut self, nic: PortIndex) -> SteerCounters;
+    fn counters(&mut self, nic: NicIndex) -> SteerCounters;
     /// The kernel's counters of one NIC's sockets.
-    fn socket_statistics(&mut self, nic: PortIndex) -> SocketStatistics;
+    fn socket_statistics(&mut self, nic: NicIndex) -> SocketStatistics;
     /// What has become of one NIC.
-    fn nic_now(&mut self, nic: PortIndex) -> Result<NicNow, String>;
+    fn nic_now(&mut self, nic: NicIndex) -> Result<NicNow, String>;
 }
 
 /// What has become of a NIC since the start.

@@ -369,7 +369,8 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Control, CopyMode, FullNat, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::forwarding::this_box::IcmpRate;
-    use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind, ServerId};
+    use crate::forwarding::{Affinity, FlowsLeft, SchedulerKind, ServerId};
+    use crate::net::Forward;
 
     /// A configuration of one worker and one NIC.
     pub fn config(vips: Vec<Vip>) -> Config {

@@ -21,11 +21,9 @@ use super::flows::Pins;
 use super::identity;
 use super::state::BackendEntry;
 use crate::config;
-use crate::flow::FlowKey;
 use crate::flow::entry::Entry;
-use crate::forwarding::{
-    BackendId, BackendSpec, FlowsLeft, Listen, ListenKey, OldListen, Service, VipId,
-};
+use crate::forwarding::{BackendSpec, FlowsLeft, OldListen, Service};
+use crate::net::{BackendId, FlowKey, Listen, ListenKey, VipId};
 
 /// Until workers have the table without it, and have counted what they pinned before.
 const SETTLED: Duration = Duration::from_secs(1);

@@ -25,15 +25,16 @@ use super::slow_start::SlowStart;
 use super::status::{self, Baseline};
 use crate::config;
 use crate::flow::bindings::Sources;
-use crate::flow::{Address, Protocol};
-use crate::forwarding::listeners::exact;
 use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_listen;
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
-    Affinity, BackendId, BackendIndex, BackendSpec, FlowsLeft, Forward, Listen, ListenKey,
-    MAX_BACKENDS, MAX_VIPS, Network, NextHop, PortRange, Ports, Service, Splits, SteerRules,
-    Timeouts, VipId, VipSpec,
+    Affinity, BackendSpec, FlowsLeft, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits, Timeouts,
+    VipSpec,
+};
+use crate::net::{
+    Address, BackendId, BackendIndex, Forward, Listen, ListenKey, Network, NextHop, PortRange,
+    Protocol, SteerRules, VipId, exact,
 };
 use crate::units::Ticks;
 
@@ -782,8 +783,8 @@ pub(super) mod tests {
 
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
-    use crate::flow::Protocol;
     use crate::forwarding::{Affinity, FlowsLeft, Ports, SchedulerKind};
+    use crate::net::Protocol;
 
     /// A backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
@@ -944,7 +945,7 @@ pub(super) mod tests {
 
     /// A worker without flows, which counts those of so many backends.
     fn worker(backends: usize) -> super::super::WorkerView {
-        let secret = crate::flow::tuple::TableSecret::new(1);
+        let secret = crate::net::TableSecret::new(1);
         let families = crate::flow::table::Families::default();
         let flows = crate::flow::table::FlowTable::new(8, secret, families).unwrap();
         super::super::WorkerView {

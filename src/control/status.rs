@@ -19,7 +19,8 @@ use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::config::FullNat;
-use crate::forwarding::{BackendIndex, FlowsLeft, NextHop, Ports, VipId};
+use crate::forwarding::{FlowsLeft, Ports};
+use crate::net::{BackendIndex, NextHop, VipId};
 use crate::stats::{Counter, FlowStats, PortStats, WorkerStats};
 
 /// The counters of an index when its present owner got it.

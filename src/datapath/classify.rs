@@ -11,10 +11,10 @@
 
 use super::batch::{Packet, Way};
 use super::context::Context;
-use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
-use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::table::ReturnPath;
-use crate::forwarding::{BackendIndex, ListenKey, VipId};
+use crate::net::{
+    Address, BackendIndex, FlowKey, HashedKey, ListenKey, Protocol, TableSecret, Tuple, VipId,
+};
 use crate::stats::Drop;
 
 /// The last VIP that was found. Most packets of a batch are for the same one.

@@ -8,12 +8,11 @@ use super::context::Context;
 use super::select::out_of_service;
 use crate::flow::clients::{Key, Mapping, NotNoted};
 use crate::flow::entry::{Rule, State, Track};
-use crate::flow::tuple::HashedKey;
-use crate::flow::{FlowKey, Protocol};
+use crate::forwarding::Remember;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::sticky::PERIOD_BITS;
 use crate::forwarding::table::{Backend, Quirks, Vip, name};
-use crate::forwarding::{BackendId, Remember};
+use crate::net::{BackendId, FlowKey, HashedKey, Protocol};
 
 /// What is known of the client of a new flow, at a VIP that remembers its clients.
 #[derive(Clone, Copy)]

@@ -25,14 +25,15 @@ use super::life::{
 };
 use super::quic::Answerer;
 use super::reset::{Cut, Outbox};
-use crate::flow::Protocol;
 use crate::flow::bindings::{BindingId, Leases};
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
-use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
 use crate::flow::writer::{FlowWriter, Full, Verdict};
 use crate::forwarding::table::{Backend, Quirks};
-use crate::forwarding::{BackendIndex, FlowsLeft, Forward, ListenKey, NextHop, RESET_TIME};
+use crate::forwarding::{FlowsLeft, RESET_TIME};
+use crate::net::{
+    BackendIndex, Forward, HashedKey, ListenKey, NextHop, Protocol, TableSecret, Tuple,
+};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
 

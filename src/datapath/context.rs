@@ -8,8 +8,9 @@ use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
 use crate::flow::return_hops::ReturnHops;
 use crate::flow::table::FlowView;
+use crate::forwarding::ForwardingTable;
 use crate::forwarding::explain::Trace;
-use crate::forwarding::{ForwardingTable, PortIndex};
+use crate::net::NicIndex;
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 
@@ -33,7 +34,7 @@ pub struct Context<'a> {
     /// Of the worker's IPv4 packets that may be fragmented.
     pub identification: &'a Identification,
     /// The NIC that the batch came from.
-    pub nic: PortIndex,
+    pub nic: NicIndex,
     /// Now.
     pub now: Ticks,
     /// The worker's counters.

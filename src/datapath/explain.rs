@@ -30,19 +30,18 @@ use crate::flow::entry::{Pin, State};
 use crate::flow::fragments::Datagrams;
 use crate::flow::return_hops::ReturnHops;
 use crate::flow::table::{Families, FlowTable, TableError};
-use crate::flow::tuple::{HashedKey, Tuple};
 use crate::flow::writer::FlowWriter;
-use crate::flow::{Address, FlowKey, Protocol};
+use crate::forwarding::ForwardingTable;
 use crate::forwarding::explain::{Explanation, Question, Segment, Trace};
 use crate::forwarding::table::{Backend, Vip, name};
-use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
+use crate::net::{Address, FlowKey, Forward, HashedKey, NextHop, NicIndex, Protocol, Tuple, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
 use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Where a client is taken to be that has no flow yet: a locally administered address.
-const SOMEWHERE: NextHop = NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
+const SOMEWHERE: NextHop = NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
 
 /// Of no VIP.
 const NOBODY: Key = Key { vip: VipId::NONE, client: Address { high: 0, low: 0 }, part: 0 };

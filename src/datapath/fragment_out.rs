@@ -23,7 +23,7 @@ use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::unpinned::{is_unpinned, return_hop};
 use crate::flow::fragments::Span;
 use crate::flow::table::Slot;
-use crate::forwarding::{Forward, NextHop};
+use crate::net::{Forward, NextHop};
 use crate::stats::Drop;
 use crate::wire::checksum::{self, Full};
 use crate::wire::headers::FRAGMENT_LEN;

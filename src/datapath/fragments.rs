@@ -21,9 +21,8 @@ use super::batch::{Packet, Shape};
 use super::context::Context;
 use super::parse::Piece;
 use crate::flow::fragments::{Datagrams, Head, Joined, Key, Span};
-use crate::flow::tuple::Tuple;
-use crate::forwarding::PortIndex;
 use crate::forwarding::explain::{Trace, Wait};
+use crate::net::{NicIndex, Tuple};
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::wire::checksum::{self, Delta};
@@ -42,7 +41,7 @@ struct Parked {
     frame: Frame,
     key: Key,
     /// Where it came in.
-    nic: PortIndex,
+    nic: NicIndex,
     since: Ticks,
     /// The first one has come.
     ready: bool,
@@ -199,7 +198,7 @@ impl Fragments {
     #[inline]
     pub fn rejoin<'p>(
         &mut self,
-        nic: PortIndex,
+        nic: NicIndex,
         places: &mut impl Iterator<Item = &'p mut Packet>,
         look: &Look<'_>,
     ) -> usize {
@@ -209,7 +208,7 @@ impl Fragments {
     #[cold]
     fn rejoin_all<'p>(
         &mut self,
-        nic: PortIndex,
+        nic: NicIndex,
         places: &mut impl Iterator<Item = &'p mut Packet>,
         look: &Look<'_>,
     ) -> usize {

@@ -26,11 +26,10 @@ use super::bindings::begins_anew;
 use super::clients::is_due;
 use super::context::Context;
 use super::quic::named;
-use crate::flow::Protocol;
 use crate::flow::entry::{Pin, State, Track};
-use crate::flow::tuple::{HashedKey, Tuple};
 use crate::forwarding::table::{Backend, Quirks};
-use crate::forwarding::{FlowsLeft, NextHop, RESET_TIME};
+use crate::forwarding::{FlowsLeft, RESET_TIME};
+use crate::net::{HashedKey, NextHop, Protocol, Tuple};
 use crate::units::Ticks;
 
 /// An alias is a note: when it was not wanted for this long, looking again is cheaper than memory.

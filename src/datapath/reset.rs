@@ -32,14 +32,13 @@ use super::conntrack::Target;
 use super::context::Context;
 use super::ports::Ports;
 use super::rewrite::{Macs, tunnel};
-use crate::flow::{Address, FlowKey};
-use crate::forwarding::{Forward, NextHop, PortIndex};
+use crate::net::vlan::Tags;
+use crate::net::{Address, FlowKey, Forward, NextHop, NicIndex};
 use crate::stats::{Answer, Drop, WorkerStats};
 use crate::wire::headers::Headers;
 use crate::wire::ip::is_header_sum_right;
 use crate::wire::proxy::Shift;
 use crate::wire::tunnel::Outer;
-use crate::wire::vlan::Tags;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Most segments that wait: more are not sent. Who was not told is told at his next packet, or
@@ -90,7 +89,7 @@ pub struct Outbox {
     /// Segments of its own.
     segments: ArrayVec<Segment, OUTBOX>,
     /// Pieces of packets that were too long ([`fragment_out`](super::fragment_out)).
-    pieces: ArrayVec<(PortIndex, Frame), OUTBOX>,
+    pieces: ArrayVec<(NicIndex, Frame), OUTBOX>,
 }
 
 impl Outbox {
@@ -105,7 +104,7 @@ impl Outbox {
     }
 
     /// Takes a piece of a packet, rewritten, that leaves by `nic`.
-    pub fn push_piece(&mut self, nic: PortIndex, frame: Frame, pool: &mut FramePool) {
+    pub fn push_piece(&mut self, nic: NicIndex, frame: Frame, pool: &mut FramePool) {
         if let Err(error) = self.pieces.try_push((nic, frame)) {
             pool.push(error.element().1);
         }
@@ -396,7 +395,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::forwarding::PortIndex;
+    use crate::net::NicIndex;
 
     const MACS: &Macs = &[[2, 0xf, 0, 0, 0, 0], [2, 0xf, 0, 0, 0, 1]];
 
@@ -421,7 +420,7 @@ mod tests {
             (1..4095_u16, 1..4095_u16).prop_map(|(outer, inner)| Tags::two(outer, inner)),
         ];
         let hop = (0..2_u8, any::<[u8; 6]>(), proptest::option::of(tags))
-            .prop_map(|(port, mac, vlan)| NextHop { port: PortIndex(port), mac, vlan });
+            .prop_map(|(port, mac, vlan)| NextHop { port: NicIndex(port), mac, vlan });
         let content = (any::<u32>(), any::<Option<u32>>(), any::<bool>()).prop_map(
             |(sequence, acknowledgment, reset)| Content { sequence, acknowledgment, reset },
         );
@@ -476,7 +475,7 @@ mod tests {
 
     #[test]
     fn a_nic_that_is_not_there_is_no_frame() {
-        let hop = NextHop { port: PortIndex(2), mac: [2; 6], vlan: None };
+        let hop = NextHop { port: NicIndex(2), mac: [2; 6], vlan: None };
         let end = (Address::from_v4([192, 0, 2, 1]), 80);
         let content = Content { sequence: 1, acknowledgment: None, reset: true };
         let segment = Segment { hop, source: end, destination: end, content, outer: None };

@@ -23,15 +23,15 @@ use super::conntrack::Target;
 use super::context::Context;
 use super::fragments;
 use crate::forwarding::table::Backend;
-use crate::forwarding::{Forward, NextHop, VipId};
+use crate::net::vlan::Tags;
+use crate::net::{Forward, NextHop, VipId};
 use crate::stats::Drop;
 use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
-use crate::wire::vlan::Tags;
 use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
 
-/// MAC addresses of the NICs, by [`PortIndex`](crate::forwarding::PortIndex).
+/// MAC addresses of the NICs, by [`NicIndex`](crate::net::NicIndex).
 pub type Macs = [[u8; 6]];
 
 /// Rewrites a client's packet for its backend.

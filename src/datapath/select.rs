@@ -12,14 +12,13 @@ use super::context::Context;
 use super::life::Miss;
 use super::quic::named;
 use crate::flow::entry::Rule;
-use crate::flow::tuple::HashedKey;
-use crate::flow::{FlowKey, Protocol};
-use crate::forwarding::affinity::{Sample, mix};
+use crate::forwarding::affinity::mix;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::scheduler::{Note, Pool, Scheduler};
 use crate::forwarding::table::{Backend, Vip, name};
-use crate::forwarding::{Affinity, BackendIndex, Forward, ForwardingTable, ListenKey};
-use crate::stats::{Counter, Drop, FlowStats};
+use crate::forwarding::{Affinity, ForwardingTable};
+use crate::net::{BackendIndex, FlowKey, Forward, HashedKey, ListenKey, Protocol};
+use crate::stats::{Counter, Drop, FlowStats, Sample};
 use crate::wire::ip::is_header_sum_right;
 
 /// The target of a packet without a pin. It may have one now: that is taken back if the packet is not

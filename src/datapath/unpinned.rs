@@ -17,9 +17,8 @@ use super::context::Context;
 use super::fragments;
 use super::life::Miss;
 use super::select::{admit, choose, offer_sample};
-use crate::flow::tuple::Tuple;
 use crate::forwarding::table::ReturnPath;
-use crate::forwarding::{Forward, ListenKey, NextHop, VipId};
+use crate::net::{Forward, ListenKey, NextHop, Tuple, VipId};
 use crate::stats::Drop;
 
 /// Whether the VIP's datagrams are placed each by itself.

@@ -25,10 +25,9 @@ use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
 use crate::flow::return_hops::ReturnHops;
 use crate::flow::table::FlowTable;
-use crate::flow::tuple::HashedKey;
-use crate::forwarding::PortIndex;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Subscription;
+use crate::net::{HashedKey, NicIndex};
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::xdp::cpu;
@@ -170,7 +169,7 @@ impl Worker {
             return_hops: &self.return_hops,
             paths: &self.paths,
             identification: &self.identification,
-            nic: PortIndex(0),
+            nic: NicIndex(0),
             now,
             stats: &self.stats,
             trace: None,

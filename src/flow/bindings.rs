@@ -23,10 +23,10 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use super::entry::{Track, WayBack};
 use super::sources::owner;
 pub use super::sources::{BindingId, MAX_SOURCES, Sources};
-use super::tuple::TableSecret;
-use super::{Address, FlowKey, Protocol};
 use crate::forwarding::table::Backend;
-use crate::forwarding::{BackendId, BackendIndex, ListenKey, NextHop};
+use crate::net::{
+    Address, BackendId, BackendIndex, FlowKey, ListenKey, NextHop, Protocol, TableSecret,
+};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Pages};
@@ -358,7 +358,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::forwarding::PortIndex;
+    use crate::net::NicIndex;
 
     fn bindings(ports: u16, workers: u8) -> Arc<Bindings> {
         let addresses = ["198.18.9.1", "198.18.9.2", "2001:db8::50"];
@@ -381,7 +381,7 @@ mod tests {
                 protocol: if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp },
             },
             backend: BackendId { index: BackendIndex(number), generation: !number },
-            way_back: WayBack::new(number.into(), PortIndex(high & 7), Some(u16::from(low).into()))
+            way_back: WayBack::new(number.into(), NicIndex(high & 7), Some(u16::from(low).into()))
                 .unwrap(),
             isn: number.is_multiple_of(3).then_some(u32::from(number) << 16),
             answered: number.is_multiple_of(7),

@@ -36,8 +36,7 @@ pub use super::family::Hit;
 use super::family::{Family, FamilyTable, V4, V6, View};
 pub use super::layout::TableError;
 use super::layout::{Header, Layout};
-use super::tuple::{HashedKey, TableSecret, Tuple};
-use crate::forwarding::NextHop;
+use crate::net::{HashedKey, NextHop, TableSecret, Tuple};
 use crate::units::Ticks;
 use crate::xdp::memory::{Arena, Pages};
 

@@ -19,7 +19,8 @@ use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 
-use super::{Affinity, BackendIndex, BackendSpec, VipSpec};
+use super::{Affinity, BackendSpec, VipSpec};
+use crate::net::BackendIndex;
 use crate::wire::quic::MAX_CONNECTION_ID;
 
 /// Rotations that a configuration can have; the eighth, 0b111, is for ids that name nobody.

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::BackendId;
 use super::table::Backend;
+use crate::net::BackendId;
 use crate::units::Ticks;
 
 /// What a VIP wants of the clients table.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::listeners::{Listeners, exact};
+use super::listeners::Listeners;
 use super::old_listeners::OldListeners;
 use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
@@ -14,11 +14,13 @@ use super::sticky::Reentry;
 use super::this_box::UNLIMITED;
 use super::tunnel::{Entropy, PathKey};
 use super::{
-    Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft,
-    Forward, Listen, ListenKey, MAX_RETURN_PATHS, NextHop, PortRange, Remember, Secret, Service,
-    Splits, ThisBox, Timeouts, VipId, VipSpec,
+    Affinity, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft, MAX_RETURN_PATHS,
+    Remember, Secret, Service, Splits, ThisBox, Timeouts, VipSpec,
 };
-use crate::flow::{Address, FlowKey, Protocol};
+use crate::net::{
+    Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PortRange,
+    Protocol, VipId, exact,
+};
 
 /// Everything that a worker needs to know to forward. Immutable.
 ///
@@ -555,7 +557,8 @@ pub(crate) mod testing {
     //! Specs for tests.
     use super::*;
     use crate::forwarding::this_box::UNLIMITED;
-    use crate::forwarding::{PortIndex, Ports, SchedulerKind};
+    use crate::forwarding::{Ports, SchedulerKind};
+    use crate::net::NicIndex;
     use crate::units::Ticks;
 
     /// A NAT VIP 192.0.2.`10 + id` on TCP port 80, without backends.
@@ -603,11 +606,7 @@ pub(crate) mod testing {
             up: true,
             service: Service::Active,
             left: FlowsLeft::Keep,
-            next_hop: Some(NextHop {
-                port: PortIndex(0),
-                mac: [2, 0, 0, 0, high, low],
-                vlan: None,
-            }),
+            next_hop: Some(NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None }),
             mtu: UNLIMITED,
             server_ids: Vec::new(),
             removed: false,

@@ -7,11 +7,8 @@
 
 use siphasher::sip::SipHasher13;
 
-use super::network::ADDRESS_BITS;
-use super::steer::SteerRules;
-use super::{Network, Secret};
-use crate::flow::Address;
-use crate::flow::tuple::{TableSecret, Tuple};
+use super::Secret;
+use crate::net::{ADDRESS_BITS, Address, Network, SteerRules, TableSecret, Tuple};
 
 /// UDP port of GUE (IANA).
 pub const GUE_PORT: u16 = 6080;

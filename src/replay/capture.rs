@@ -17,7 +17,7 @@ use pcap_file::pcapng::blocks::{
 };
 use pcap_file::pcapng::{Block, PcapNgReadError, PcapNgReader, PcapNgState};
 
-use crate::forwarding::PortIndex;
+use crate::net::NicIndex;
 
 /// Bytes that are read ahead, which also bounds a packet or block: 16 times libpcap's MAXIMUM_SNAPLEN.
 const BUFFER: usize = 4 << 20;
@@ -66,7 +66,7 @@ pub enum CaptureError {
 #[derive(Debug, Clone, Copy)]
 pub struct Captured<'c> {
     /// The NIC that it is taken to have come by.
-    pub nic: PortIndex,
+    pub nic: NicIndex,
     /// When, since the epoch.
     pub time: Duration,
     /// Bytes that it had on the wire.
@@ -81,10 +81,10 @@ type Source<R> = Chain<Cursor<Vec<u8>>, R>;
 /// A capture that is read packet by packet.
 pub struct Capture<R: Read> {
     format: Format<R>,
-    /// NICs of the configuration, by `PortIndex`.
+    /// NICs of the configuration, by `NicIndex`.
     nics: Vec<String>,
     /// The NIC of what the file does not say.
-    nic: PortIndex,
+    nic: NicIndex,
     /// Of the packet that is shown; a copy, so that errors can be told while it is.
     data: Vec<u8>,
     packets: u64,
@@ -101,7 +101,7 @@ enum Format<R: Read> {
 
 /// What is known of a packet besides its bytes.
 struct Found {
-    nic: PortIndex,
+    nic: NicIndex,
     time: Option<Duration>,
     original_len: u32,
 }
@@ -112,7 +112,7 @@ impl<R: Read> Capture<R> {
     ///
     /// # Errors
     /// When it is no capture of an Ethernet.
-    pub fn new(mut file: R, nics: Vec<String>, nic: PortIndex) -> Result<Self, CaptureError> {
+    pub fn new(mut file: R, nics: Vec<String>, nic: NicIndex) -> Result<Self, CaptureError> {
         let mut magic = Vec::with_capacity(PCAPNG.len());
         let limit = PCAPNG.len() as u64;
         file.by_ref().take(limit).read_to_end(&mut magic).map_err(CaptureError::Read)?;
@@ -157,7 +157,7 @@ impl<R: Read> Capture<R> {
 
 fn next_pcap<R: Read>(
     reader: &mut PcapReader<R>,
-    nic: PortIndex,
+    nic: NicIndex,
     packets: u64,
     data: &mut Vec<u8>,
 ) -> Result<Option<Found>, CaptureError> {
@@ -178,7 +178,7 @@ fn next_pcap<R: Read>(
 /// On the way to the next packet of a pcapng file.
 struct Walk<'w> {
     nics: &'w [String],
-    nic: PortIndex,
+    nic: NicIndex,
     packets: u64,
     descriptions: &'w mut u64,
 }
@@ -237,13 +237,13 @@ impl Walk<'_> {
     }
 
     /// The NIC of the same name, if there is one.
-    fn nic_of(&self, interface: &InterfaceDescriptionBlock<'_>) -> PortIndex {
+    fn nic_of(&self, interface: &InterfaceDescriptionBlock<'_>) -> NicIndex {
         let name = interface.options.iter().find_map(|option| match option {
             InterfaceDescriptionOption::IfName(name) => Some(name.as_ref()),
             _ => None,
         });
         let found = (0..).zip(self.nics).find(|(_, nic)| name == Some(nic.as_str()));
-        found.map_or(self.nic, |(index, _)| PortIndex(index))
+        found.map_or(self.nic, |(index, _)| NicIndex(index))
     }
 
     fn count_interface(&mut self, bytes: u32, state: &PcapNgState) -> Result<(), CaptureError> {

@@ -11,10 +11,10 @@ use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
 use crate::flow::return_hops::{self, ReturnHops};
 use crate::flow::table::FlowTable;
-use crate::flow::tuple::TableSecret;
+use crate::forwarding::ForwardingTable;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{ForwardingTable, PortIndex};
+use crate::net::{NicIndex, TableSecret};
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 use crate::xdp::fake::FakeNic;
@@ -76,7 +76,7 @@ impl Offline {
         let (mut ports, mut nics) = (Vec::new(), Vec::new());
         for (index, &(_, multi_buffer)) in (0..).zip(&plans) {
             let (port, nic) = FakeNic::with(&umem, RING, Io { multi_buffer, ..Io::default() })?;
-            ports.push(WorkerPort::new(PortIndex(index), port));
+            ports.push(WorkerPort::new(NicIndex(index), port));
             nics.push((nic, multi_buffer));
         }
         let now = Ticks(0);
@@ -140,7 +140,7 @@ impl Offline {
     /// than a frame, and the NIC's MTU does not ask for several frames per packet.
     pub(super) fn packet(
         &mut self,
-        nic: PortIndex,
+        nic: NicIndex,
         packet: &[u8],
         trace: &Trace,
     ) -> Option<Vec<Sent>> {
@@ -165,7 +165,7 @@ impl Offline {
 
     /// What the worker sends when nothing more has come: a fragment that came by this NIC, and waits no
     /// longer.
-    pub(super) fn poll(&mut self, nic: PortIndex, trace: &Trace) -> Vec<Sent> {
+    pub(super) fn poll(&mut self, nic: NicIndex, trace: &Trace) -> Vec<Sent> {
         self.worker.poll_traced(self.now, nic.0.into(), trace);
         self.collect()
     }
@@ -173,7 +173,7 @@ impl Offline {
     fn collect(&mut self) -> Vec<Sent> {
         let mut sent = Vec::new();
         for (index, (nic, _)) in (0..).zip(&mut self.nics) {
-            nic.collect(|bytes| sent.push(Sent { nic: PortIndex(index), bytes: bytes.to_vec() }));
+            nic.collect(|bytes| sent.push(Sent { nic: NicIndex(index), bytes: bytes.to_vec() }));
         }
         sent
     }

@@ -17,7 +17,8 @@ use crate::control::netlink::InterfaceAddress;
 use crate::control::state::{Full, Registry};
 use crate::flow::bindings::Bindings;
 use crate::flow::table::TableError;
-use crate::forwarding::{BackendSpec, ForwardingTable, NextHop, PortIndex, Service, VipSpec};
+use crate::forwarding::{BackendSpec, ForwardingTable, Service, VipSpec};
+use crate::net::{NextHop, NicIndex};
 use crate::stats::WorkerStats;
 use crate::xdp::memory::MappingError;
 use crate::xdp::socket::SocketError;
@@ -106,7 +107,7 @@ pub(super) fn setup(
 /// What is said of a backend without a neighbours file.
 fn invented(number: usize) -> BackendFacts {
     let [.., high, low] = number.to_be_bytes();
-    let hop = NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None };
+    let hop = NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None };
     BackendFacts { hop, mtu: None, state: BackendState::Up }
 }
 

@@ -290,7 +290,7 @@ mod tests {
     fn without_pins_every_datagram_is_placed_by_the_new_table() {
         let mut config = config("flow", 5);
         for vip in &mut config.vips {
-            (vip.protocol, vip.pin) = (crate::flow::Protocol::Udp, false);
+            (vip.protocol, vip.pin) = (crate::net::Protocol::Udp, false);
         }
         for action in [Action::Remove(b(2)), Action::Drain(b(2))] {
             let scenarios = scenarios(&config, &[change(action.clone())]).unwrap();

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
+use holdfast::forwarding::VipSpec;
 use holdfast::forwarding::this_box::IcmpRate;
-use holdfast::forwarding::{Forward, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
 
 use super::icmp::{FAMILIES, MODES, Message, icmp, of_vip, router, too_big, vip};

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use etherparse::PacketBuilder;
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Forward, Ports, SchedulerKind, VipSpec};
+use holdfast::forwarding::{Ports, SchedulerKind, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 
 pub use crate::rig::set_sum;

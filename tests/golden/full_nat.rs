@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use holdfast::flow::Protocol;
 use holdfast::forwarding::explain::{Question, Segment};
-use holdfast::forwarding::{BackendIndex, FlowsLeft, Forward, NextHop, VipId, VipSpec};
+use holdfast::forwarding::{FlowsLeft, VipSpec};
+use holdfast::net::{BackendIndex, Forward, NextHop, Protocol, VipId};
 use holdfast::stats::Drop;
 
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, set_sum, spec, tagged, tcp, tcp_of, udp};

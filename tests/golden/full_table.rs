@@ -1,11 +1,11 @@
 //! A flow table without room: which flows are dropped, which go on without a pin, and that pinned ones stay.
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
 use holdfast::forwarding::tunnel::Sources;
 use holdfast::forwarding::{
-    FULL_SHARE, Forward, Remember, SchedulerKind, Service, ThisBox, Tunnels, VipSpec,
+    FULL_SHARE, Remember, SchedulerKind, Service, ThisBox, Tunnels, VipSpec,
 };
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 use holdfast::units::Ticks;
 

@@ -5,9 +5,9 @@
 
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Forward, Ports, ThisBox, Tunnels, VipId, VipSpec};
+use holdfast::forwarding::{Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::net::{Forward, Protocol, VipId};
 use proptest::prelude::*;
 
 use super::fragments::{datagram, fragments, set_sum};

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
-use holdfast::forwarding::{Affinity, Forward, SchedulerKind, VipSpec};
+use holdfast::forwarding::{Affinity, SchedulerKind, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
 use holdfast::units::Ticks;
 

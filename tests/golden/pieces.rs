@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Forward, VipSpec};
+use holdfast::forwarding::VipSpec;
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Answer;
 
 use super::fragments::{datagram, reassembled, set_sum};

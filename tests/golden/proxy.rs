@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use etherparse::{PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
-use holdfast::forwarding::{FlowsLeft, Forward, VipSpec};
+use holdfast::forwarding::{FlowsLeft, VipSpec};
+use holdfast::net::Forward;
 use holdfast::stats::Drop;
 use proptest::prelude::*;
 

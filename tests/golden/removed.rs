@@ -1,9 +1,7 @@
 //! What a reload has taken away: its flows are reset or kept, and it takes no new ones.
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{
-    FlowsLeft, Forward, Listen, Network, OldListen, Ports, Service, VipSpec,
-};
+use holdfast::forwarding::{FlowsLeft, OldListen, Ports, Service, VipSpec};
+use holdfast::net::{Forward, Listen, Network, Protocol};
 use holdfast::stats::Drop;
 
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, numbered, spec, tcp, udp};

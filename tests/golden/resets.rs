@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{FlowsLeft, Forward, NextHop, RESET_TIME, Service, VipSpec};
+use holdfast::forwarding::{FlowsLeft, RESET_TIME, Service, VipSpec};
+use holdfast::net::{Forward, NextHop, Protocol};
 use holdfast::stats::Drop;
 
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, numbered, spec, tagged, tcp, udp};

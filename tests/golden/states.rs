@@ -4,9 +4,9 @@
 use std::net::IpAddr;
 
 use etherparse::{IpNumber, PacketBuilder};
-use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Affinity, Forward, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::forwarding::{Affinity, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::units::Ticks;
 
 use super::fragments::{datagram, fragments};

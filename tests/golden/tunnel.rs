@@ -7,9 +7,9 @@ use etherparse::{
     IpFragOffset, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder, TcpHeader,
     UdpHeader,
 };
-use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{FlowsLeft, Forward, OuterDf, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::forwarding::{FlowsLeft, OuterDf, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 
 use super::fragments::set_sum;

@@ -1,8 +1,8 @@
 //! SYNs that nothing answered: counted at their backend when the pin goes.
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
-use holdfast::forwarding::{FlowsLeft, Forward, VipSpec};
+use holdfast::forwarding::{FlowsLeft, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::units::Ticks;
 
 use crate::rig::{Family, Rig, spec, tcp, udp};

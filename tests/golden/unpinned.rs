@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{
-    Affinity, FULL_SHARE, Forward, SchedulerKind, Service, ThisBox, VipSpec,
-};
+use holdfast::forwarding::{Affinity, FULL_SHARE, SchedulerKind, Service, ThisBox, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
 
 use super::fragments::{datagram, fragments, reassembled};

@@ -1,7 +1,7 @@
 //! Packets that are damaged, or are not sent after all: what they leave behind, and what shares their fate.
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Forward, VipSpec};
+use holdfast::forwarding::VipSpec;
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
 
 use super::fragments::{datagram, fragments, reassembled, set_sum};

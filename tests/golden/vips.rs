@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use etherparse::{IpNumber, PacketBuilder};
-use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Affinity, Forward, PortRange, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::forwarding::{Affinity, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::net::{Forward, PortRange, Protocol};
 use holdfast::stats::Drop;
 
 use super::super::rig::{CLIENT_MAC, Family, Rig, nic_mac, spec, tcp_of};

@@ -13,19 +13,19 @@ use holdfast::datapath::explain::Explainer;
 use holdfast::datapath::path_mtu::PathMtus;
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
-use holdfast::flow::Protocol;
 use holdfast::flow::bindings::{Bindings, Sources};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::fragments::Datagrams;
 use holdfast::flow::return_hops::ReturnHops;
 use holdfast::flow::table::{Families, FlowTable};
-use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::this_box::UNLIMITED;
 use holdfast::forwarding::{
-    Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, FlowsLeft, Forward,
-    ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind, Service, Splits, ThisBox, Timeouts,
-    VipId, VipSpec,
+    Affinity, BackendSpec, FULL_SHARE, FlowsLeft, ForwardingTable, Ports, SchedulerKind, Service,
+    Splits, ThisBox, Timeouts, VipSpec,
+};
+use holdfast::net::{
+    BackendId, BackendIndex, Forward, NextHop, NicIndex, Protocol, TableSecret, VipId,
 };
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
@@ -110,7 +110,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         service: Service::Active,
         left: FlowsLeft::Keep,
         next_hop: Some(NextHop {
-            port: PortIndex(u8::try_from(nics - 1).unwrap()),
+            port: NicIndex(u8::try_from(nics - 1).unwrap()),
             mac: backend_mac(index),
             vlan: None,
         }),
@@ -481,7 +481,7 @@ impl Rig {
             let (ports, fakes): (Vec<_>, Vec<_>) = (0..nics)
                 .map(|nic| {
                     let (port, fake) = FakeNic::new(&umem, RING).unwrap();
-                    (WorkerPort::new(PortIndex(u8::try_from(nic).unwrap()), port), fake)
+                    (WorkerPort::new(NicIndex(u8::try_from(nic).unwrap()), port), fake)
                 })
                 .unzip();
             let parts = Parts {

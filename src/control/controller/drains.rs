@@ -14,7 +14,8 @@ use super::super::state::{BackendEntry, VipEntry};
 use super::super::status;
 use super::Controller;
 use crate::config;
-use crate::forwarding::{BackendIndex, Service};
+use crate::forwarding::Service;
+use crate::net::BackendIndex;
 use crate::words::counted;
 
 /// What a step of a drain asks for, besides being told.

@@ -16,7 +16,8 @@ use super::super::reload::{Rename, fate};
 use super::super::removed::{Gone, Removal, count};
 use super::Controller;
 use crate::config::{self, Announce, Config};
-use crate::forwarding::{FlowsLeft, Listen, VipId};
+use crate::forwarding::FlowsLeft;
+use crate::net::{Listen, VipId};
 use crate::words::counted;
 
 /// How often flows are counted at the addresses and ports that VIPs have lost and where flows are kept: it reads

@@ -6,7 +6,7 @@
 use crate::datapath::batch::{Packet, Part, TcpFlags};
 use crate::datapath::bindings::Numbers;
 use crate::datapath::context::Context;
-use crate::flow::FlowKey;
+use crate::net::FlowKey;
 use crate::stats::Drop;
 use crate::wire::headers::Headers;
 use crate::wire::proxy::{self, Header, ProxyError, Start};

@@ -23,8 +23,9 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
+use super::Secret;
 use super::server::Server;
-use super::{BackendIndex, Secret};
+use crate::net::BackendIndex;
 
 /// Chooses a backend for a new flow.
 pub trait Scheduler: fmt::Debug + Send + Sync {

@@ -5,9 +5,7 @@ use std::hash::Hash;
 
 use hashbrown::HashSet;
 
-use super::listeners::exact;
-use super::{Listen, ListenKey, Network, PortRange};
-use crate::flow::{Address, Protocol};
+use super::{Address, Listen, ListenKey, Network, PortRange, Protocol, exact};
 
 /// Single addresses and ports of VIPs that the XDP program has room for; as many of NAT backends, and parts
 /// of ranges of ports.
