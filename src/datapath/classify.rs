@@ -111,7 +111,7 @@ fn classify_reply(
         return Ok(());
     }
     packet.way = Way::ToClient(source);
-    packet.backend = BackendIndex(u16::MAX);
+    packet.backend = path.backend;
     packet.flow = secret.hash(flow);
     context.flows.prefetch_bucket(&packet.flow);
     Ok(())

@@ -276,28 +276,45 @@ impl Conntrack {
 
     /// What is to be done with a NAT backend's packet: finds the flow that it answers among those that
     /// it may answer. `None` if there is none.
+    #[inline]
     pub fn track_reply<'t>(
         &mut self,
         packet: &mut Packet,
         source: ListenKey,
         context: &Context<'t>,
     ) -> Option<Reply<'t>> {
+        // Classify has found the first path and hashed its flow, which nearly every reply belongs to.
+        let answerer = Answerer { backend: packet.backend, of_its_vip: false };
+        let (flow, hint) = (packet.flow, packet.hint);
+        match self.answered(&flow, hint, answerer, packet, context) {
+            Some(track) => Some(reply(packet, &track, track.hop(), context)),
+            None => self.track_reply_along(packet, source, context),
+        }
+    }
+
+    /// The same along the other paths, and for backends whose connection ids name flows that are pinned to
+    /// others.
+    #[inline(never)]
+    fn track_reply_along<'t>(
+        &mut self,
+        packet: &mut Packet,
+        source: ListenKey,
+        context: &Context<'t>,
+    ) -> Option<Reply<'t>> {
+        let key = packet.flow.key();
+        packet.backend = BackendIndex(u16::MAX);
         let paths = context.table.return_paths(source);
-        let mut hashed = Some((packet.flow, packet.hint));
         // One client port may have flows with several VIP ports: pins on the very backend come first.
-        for of_its_vip in [false, true] {
-            for path in paths.clone() {
+        for (of_its_vip, first) in [(false, 1), (true, 0)] {
+            for path in paths.clone().skip(first) {
                 let answerer = Answerer { backend: path.backend, of_its_vip };
                 if !answerer.exists(context) {
                     continue;
                 }
-                // Classify has hashed the first of them.
-                let (flow, hint) = hashed.take().unwrap_or_else(|| {
-                    let key = packet.flow.key();
-                    let flow = answered_flow(key.client, key.client_port, source, path);
-                    (self.secret().hash(flow), Slot::NOWHERE)
-                });
-                if let Some(track) = self.answered(&flow, hint, answerer, packet, context) {
+                let flow = answered_flow(key.client, key.client_port, source, path);
+                let flow = self.secret().hash(flow);
+                if let Some(track) = self.answered(&flow, Slot::NOWHERE, answerer, packet, context)
+                {
                     packet.flow = flow;
                     packet.vip = path.vip;
                     packet.backend = path.backend;
