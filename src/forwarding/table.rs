@@ -12,14 +12,14 @@ use super::scheduler::{Built, Candidate};
 use super::server::Server;
 use super::sticky::Reentry;
 use super::this_box::UNLIMITED;
-use super::tunnel::{Entropy, PathKey};
+use super::tunnel::Entropy;
 use super::{
     Affinity, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft, MAX_RETURN_PATHS,
     Remember, Secret, Service, Splits, ThisBox, Timeouts, VipSpec,
 };
 use crate::net::{
-    Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PortRange,
-    Protocol, VipId, exact,
+    Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PathKey,
+    PortRange, Protocol, VipId, exact,
 };
 
 /// Everything that a worker needs to know to forward. Immutable.
