@@ -54,7 +54,7 @@ pub fn take(message: &[u8], quoted: &Quoted, context: &Context<'_>) -> Option<Dr
     let too_long = too_long.filter(|&mtu| mtu < len && len <= longest);
     Some(match context.table.tunnel_path(quoted.destination.0).zip(too_long) {
         Some((path, mtu)) => {
-            context.paths.learn(path, mtu, context.now);
+            context.shared.path_mtus.learn(path, mtu, context.now);
             Drop::PathMtuLearnt
         }
         None => Drop::TunnelError,

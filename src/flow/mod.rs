@@ -13,6 +13,7 @@ pub mod fragments;
 mod layout;
 pub mod path_mtus;
 pub mod return_hops;
+pub mod shared;
 pub mod sources;
 mod stacked;
 pub mod table;

@@ -15,7 +15,6 @@ use crate::config::driver::largest_mtu;
 use crate::config::{Announce, BackendFacts, BackendState, Config, Neighbours};
 use crate::control::netlink::InterfaceAddress;
 use crate::control::state::{Full, Registry};
-use crate::flow::bindings::Bindings;
 use crate::flow::table::TableError;
 use crate::forwarding::{BackendSpec, ForwardingTable, Service, VipSpec};
 use crate::net::{NextHop, NicIndex};
@@ -87,10 +86,9 @@ pub(super) fn setup(
         nics,
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
-        clients: config.workers.clients,
-        datagrams: config.fragments,
-        bindings: Bindings::new(config.full_nat.numbered(), 1)?,
         families: config.families(),
+        sizes: config.table_sizes(),
+        parked: config.fragments.parked,
         frame_size: config.frame_size(&[]),
     };
     let rules = registry.steer_rules(&addresses(config, neighbours));
