@@ -95,7 +95,7 @@ impl Symbols {
             let (_, file) = frame.file.split_once(STAGES)?;
             match file.strip_suffix(".rs")? {
                 // Not stages: the loop around them, and what they work on.
-                "worker" | "batch" | "mod" => None,
+                "worker" | "passes" | "forward" | "batch" | "context" | "resources" | "mod" => None,
                 "conntrack" => {
                     let name = frame.function.rsplit("::").find(|part| !is_hash(part))?;
                     let of = |stage: &&str| name.starts_with(*stage);

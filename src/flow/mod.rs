@@ -14,6 +14,7 @@ mod layout;
 pub mod path_mtus;
 pub mod return_hops;
 pub mod shared;
+mod slot;
 pub mod sources;
 mod stacked;
 pub mod table;

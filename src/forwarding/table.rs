@@ -10,7 +10,7 @@ use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::server::Server;
-use super::sticky::Reentry;
+use super::sticky::{Hold, Reentry, Sticky};
 use super::this_box::UNLIMITED;
 use super::tunnel::Entropy;
 use super::{
@@ -549,6 +549,20 @@ fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
     }
     if let Some(place) = list.get_mut(index) {
         *place = Some(value);
+    }
+}
+
+impl Sticky {
+    /// Whether a client's new flow goes to the backend that it has; `midflow`: whether a flow goes
+    /// there whose pin was lost.
+    pub fn stays(self, backend: &Backend, midflow: bool) -> bool {
+        let keeps = |hold| hold == Hold::Keep;
+        match (backend.up, backend.takes_new) {
+            (_, true) => true,
+            (false, _) => keeps(self.on_down) && backend.next_hop.is_some(),
+            // A flow whose pin was lost was most probably there already.
+            (true, _) => (midflow || keeps(self.on_drain)) && backend.takes_midflow,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::decision::Sent;
-use super::setup::ReplayError;
+use super::error::ReplayError;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::shared::{SharedTables, TableSizes};
