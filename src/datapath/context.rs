@@ -1,4 +1,4 @@
-//! The per-batch context that every stage gets, and what a worker makes it from.
+//! Per-batch context passed to every stage, and the environment that a worker makes it from.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::units::Ticks;
 /// MAC addresses of the NICs, by [`NicIndex`].
 pub type Macs = [[u8; 6]];
 
-/// Tables, addresses, clock and counters, which stages read. What they write, besides packets and atomics, is
-/// in [`Resources`](super::resources::Resources).
+/// Tables, addresses, clock and counters that stages read. Stages write packets, atomics and
+/// [`Resources`](super::resources::Resources).
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The forwarding table of this poll.
@@ -39,7 +39,7 @@ pub struct Context<'a> {
     pub trace: Option<&'a Trace>,
 }
 
-/// What a worker makes its contexts from.
+/// Tables, addresses and counters of a worker, of which its contexts are made.
 pub struct Environment {
     /// The forwarding tables.
     pub tables: Subscription,
@@ -56,8 +56,8 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Makes the context of a poll, with the newest forwarding table; the first NIC stands in until a batch
-    /// comes from one.
+    /// Returns the context of a poll, with the newest forwarding table and the first NIC. Each batch sets its
+    /// own NIC.
     #[inline(always)]
     pub fn context<'a>(&'a mut self, now: Ticks, trace: Option<&'a Trace>) -> Context<'a> {
         Context {

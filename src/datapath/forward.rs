@@ -1,7 +1,7 @@
 //! The stages conntrack and rewrite for one packet: from its flow to the headers that it leaves with.
 //!
-//! What cannot be forwarded along a pin takes a [`detour`](super::detour), which calls [`forward_packet`] again
-//! for a fragment.
+//! A packet that cannot be forwarded along a pin takes a [`detour`](super::detour), which calls
+//! [`forward_packet`] again for a fragment.
 
 use super::batch::{Packet, Way};
 use super::conntrack::{Conntrack, Reply, Untracked};
@@ -31,7 +31,7 @@ impl From<Drop> for Unsent {
     }
 }
 
-/// Looks up the pin of a packet's flow, and rewrites the packet.
+/// Looks up the pin of a packet's flow and rewrites the packet.
 ///
 /// # Errors
 /// [`Unsent`]: it takes a [`detour`](super::detour).

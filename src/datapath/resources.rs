@@ -1,4 +1,4 @@
-//! What a worker owns and its stages write, besides the packets of the batch.
+//! Worker-owned state that stages write, besides the packets of a batch.
 
 use super::conntrack::Conntrack;
 use super::fragments::Fragments;

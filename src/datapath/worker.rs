@@ -60,7 +60,7 @@ pub struct Worker {
     sweep_behind: bool,
 }
 
-/// What the stages write.
+/// The half of a worker that a poll changes.
 struct Pipeline {
     ports: Ports,
     batch: Batch,
@@ -116,7 +116,7 @@ impl Worker {
         for index in ports {
             packets += self.pipeline.poll_port(index, &mut context);
         }
-        // What the sweep does is of no packet.
+        // The sweep handles no packet.
         context.trace = None;
         self.sweep_behind = self.pipeline.finish(&context);
         packets
@@ -166,7 +166,7 @@ impl Worker {
 }
 
 impl Pipeline {
-    /// Before the ports are polled: parked fragments that wait no longer, and frames that have been sent.
+    /// Begins a poll: gives up parked fragments that have waited too long, and reclaims frames that were sent.
     #[inline(always)]
     fn begin(&mut self, context: &Context<'_>) {
         let Resources { fragments, pool, .. } = &mut self.resources;
@@ -176,8 +176,8 @@ impl Pipeline {
         }
     }
 
-    /// A batch's way through the stages. Each pass asks for the memory that the next one will need, of all
-    /// packets, before that one begins. Returns how many packets that was.
+    /// Takes one batch of a port through all passes; returns its number of packets. Each pass asks for the
+    /// memory that the next one needs, of all packets, before that one begins.
     #[inline(always)]
     fn poll_port(&mut self, index: usize, context: &mut Context<'_>) -> usize {
         let Self { ports, batch, max_batch, resources } = self;
@@ -196,8 +196,8 @@ impl Pipeline {
         packets
     }
 
-    /// After the ports were polled: packets of our own, wake-ups, the sweep. Returns whether more of that is
-    /// due at once.
+    /// Ends a poll: queues packets of our own, wakes the kernel, sweeps the flow table. Returns whether the sweep
+    /// is behind.
     #[inline(always)]
     fn finish(&mut self, context: &Context<'_>) -> bool {
         let Resources { conntrack, outbox, pool, .. } = &mut self.resources;

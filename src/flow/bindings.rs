@@ -286,7 +286,7 @@ fn decode(words: &[u64; 8]) -> Option<Bound> {
     Some(Bound { flow, backend, way_back: WayBack(way_back), isn, answered, acknowledged })
 }
 
-/// A worker's right to hand out its bindings. Each method takes the table that they are of.
+/// A worker's right to hand out its bindings. Methods take the table, which the worker shares.
 #[derive(Debug)]
 pub struct Leases {
     v4: VecDeque<BindingId>,

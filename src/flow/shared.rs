@@ -44,7 +44,7 @@ impl Default for TableSizes {
     }
 }
 
-/// The shared tables. Each is read by every worker; who writes it is in its own file.
+/// The shared tables. Every worker reads each of them; the table's own file says which threads write it.
 #[derive(Debug)]
 pub struct SharedTables {
     /// The flow tables, in the order of their workers.
@@ -94,9 +94,9 @@ impl SharedTables {
         }))
     }
 
-    /// Copies what an explanation of one packet reads: these pins, this client, and what is known of paths.
-    /// Returns the copy, and sources that `worker` may allocate there. Fragments and return hops are not
-    /// copied, as no explanation depends on them.
+    /// Returns a copy for the explanation of one packet, with these pins, this client and the path MTUs, and
+    /// the sources that `worker` may allocate there. Fragments and return hops are not copied, as no
+    /// explanation reads them.
     ///
     /// # Errors
     /// When there is too little memory.
