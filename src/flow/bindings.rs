@@ -504,8 +504,8 @@ mod tests {
                         let mut leases = Leases::new(bindings, me, &TableSecret::new(1));
                         for number in 0..20_000_u16 {
                             let own = bound(number / 2 * 2 + worker, false);
-                            let id = leases.bind(&bindings, true, &own).unwrap();
-                            leases.release(&bindings, id).unwrap();
+                            let id = leases.bind(bindings, true, &own).unwrap();
+                            leases.release(bindings, id).unwrap();
                         }
                     })
                 })
