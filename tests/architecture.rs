@@ -68,24 +68,39 @@ fn assert_in_order(text: &str, words: &[&str]) {
     assert!(places.is_sorted(), "{words:?}: {places:?}");
 }
 
-/// What a reader finds in `poll_port` is the packet's way, in order.
+/// The lines of a function in `datapath`, from behind its head to its closing brace, without comments.
+fn body(file: &str, function: &str) -> Vec<String> {
+    let sources = sources("datapath");
+    let (_, text) = sources.iter().find(|(path, _)| path.ends_with(file)).unwrap();
+    let mut lines = text.lines().skip_while(|line| !line.contains(&format!("fn {function}(")));
+    let head = lines.next().unwrap();
+    let end = format!("{}}}", " ".repeat(head.len() - head.trim_start().len()));
+    let body = lines.take_while(|line| *line != end);
+    body.filter(|line| !line.trim_start().starts_with("//")).map(str::to_owned).collect()
+}
+
+/// What a reader finds in `poll_port` is the packet's way, pass by pass, and in each pass stage by stage.
 #[test]
 fn the_worker_lists_the_stages_in_order() {
-    let worker = sources("datapath");
-    let (_, text) = worker.iter().find(|(path, _)| path.ends_with("worker.rs")).unwrap();
-    let body = text.split("fn poll_port").nth(1).unwrap();
-    let stages = [
-        "receive(",
-        "parse_plain(",
-        "classify(",
-        "prefetch(",
-        "forward(",
-        "transmit(",
-        "conntrack.track(",
-        "rewrite_to_backend(",
-    ];
-    assert_in_order(body, &stages);
-    let (_, text) = worker.iter().find(|(path, _)| path.ends_with("detour.rs")).unwrap();
-    // Of a flow without a pin.
-    assert_in_order(text.split("fn open").nth(1).unwrap(), &["select(", "rewrite_to_backend("]);
+    for (file, function, stages) in [
+        (
+            "worker.rs",
+            "poll_port",
+            &["receive(", "parse_and_classify(", "prefetch(", "forward(", "transmit("][..],
+        ),
+        ("passes.rs", "parse_and_classify", &["parse_plain(", " classify(", "parse(", "end("]),
+        ("passes.rs", "forward", &["forward_packet(", "detour("]),
+        ("forward.rs", "forward_packet", &["conntrack.track(", "rewrite_to_backend("]),
+        // A flow without a pin.
+        ("detour.rs", "open", &["select(", "rewrite_to_backend("]),
+    ] {
+        assert_in_order(&body(file, function).join("\n"), stages);
+    }
+}
+
+/// `poll_port` is the list of passes and little else: it does not wire tables and stages together.
+#[test]
+fn poll_port_is_a_list() {
+    let body = body("worker.rs", "poll_port");
+    assert!(body.len() <= 20, "{} lines: {body:#?}", body.len());
 }

@@ -283,10 +283,10 @@ fn who_is_one_client_affinity_says() {
         // Low and high ports are two clients, of which either may have either backend.
         vip.backends.truncate(2);
         let mut client = Client::new(vip);
-        let clients = client.rig.clients();
         for port in [1000, 50_000, 2000, 60_000] {
             client.send(0, port, "S");
         }
+        let clients = client.rig.clients();
         let known = (0..clients.positions()).filter(|&at| clients.at(at).is_some()).count();
         assert_eq!(known, backends, "{affinity:?}");
     }

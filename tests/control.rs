@@ -23,7 +23,7 @@ use holdfast::control::{
     self, AttachedView, Inputs, NicNow, NicView, Signals, SocketStatistics, SteerCounters,
     SteeringPort,
 };
-use holdfast::flow::clients::Clients;
+use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::sticky::Reentry;
 use holdfast::forwarding::{Affinity, FlowsLeft, ForwardingTable, Ports, SchedulerKind, ThisBox};
@@ -270,7 +270,8 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         publisher,
         steering: Box::new(NoProgram),
         send_frame: Box::new(move |interface, frame| packets.send(interface, frame)),
-        clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
+        shared: SharedTables::new(Arc::from([]), &TableSecret::new(1), TableSizes::default())
+            .unwrap(),
         events,
         clock: Arc::new(|| Ticks(0)),
         explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),

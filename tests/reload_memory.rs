@@ -16,7 +16,7 @@ use holdfast::control::{
     self, AttachedView, Inputs, NicNow, NicView, Signal, SocketStatistics, SteerCounters,
     SteeringPort, WorkerView,
 };
-use holdfast::flow::clients::Clients;
+use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::{ForwardingTable, ThisBox};
@@ -127,7 +127,8 @@ fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inpu
         publisher,
         steering: Box::new(NoSteering),
         send_frame: Box::new(|_, _| Ok(())),
-        clients: Arc::new(Clients::new(64, TableSecret::new(1))),
+        shared: SharedTables::new(Arc::from([]), &TableSecret::new(1), TableSizes::default())
+            .unwrap(),
         events,
         clock: Arc::new(|| Ticks(0)),
         explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),

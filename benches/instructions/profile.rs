@@ -96,8 +96,9 @@ impl Symbols {
             let file = file.strip_suffix(".rs")?;
             let (stage, part) = file.split_once('/').unwrap_or((file, ""));
             match stage {
-                // Not stages: the two lists of them, and what they work on.
-                "worker" | "detour" | "batch" | "mod" => None,
+                // Not stages: the loop around them, and what they work on.
+                "worker" | "passes" | "forward" | "detour" | "batch" | "context" | "resources"
+                | "mod" => None,
                 "conntrack" => {
                     let name = frame.function.rsplit("::").find(|part| !is_hash(part))?;
                     let of = |stage: &&str| part == *stage || name.starts_with(*stage);

@@ -10,10 +10,8 @@ use std::time::{Duration, Instant};
 
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
-use holdfast::flow::bindings::{Bindings, Sources};
-use holdfast::flow::clients::Clients;
-use holdfast::flow::fragments::Datagrams;
-use holdfast::flow::return_hops::ReturnHops;
+use holdfast::flow::bindings::Sources;
+use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::{
@@ -74,13 +72,13 @@ const DATAGRAM_PLACES: usize = 65_536;
 /// Ports of each full-NAT source.
 const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 5536..=65_535;
 
-/// What the workers of one process share: the forwarding table, and each other's flow tables.
+/// What the workers of one process share: the forwarding table, and the other tables.
 #[derive(Clone)]
 pub struct Shared {
     case: Case,
     vip: VipSpec,
     tables: Subscription,
-    flows: Arc<[Arc<FlowTable>]>,
+    shared: Arc<SharedTables>,
 }
 
 impl Shared {
@@ -98,11 +96,19 @@ impl Shared {
         };
         let first = ForwardingTable::build(1, SECRET, this_box(), std::slice::from_ref(&vip), None);
         let (publisher, tables) = Publisher::new(first);
+        let sizes = TableSizes {
+            clients: 1,
+            datagrams: DATAGRAM_PLACES,
+            fragment_timeout: Ticks(u32::MAX),
+            sources: sources(case, capacity * workers as u64),
+            return_hops: 1,
+        };
         let (capacity, secret) = (u32::try_from(capacity).unwrap(), TableSecret::new(1));
         let flows = (0..workers)
             .map(|_| Arc::new(FlowTable::new(capacity, secret.clone(), families(case)).unwrap()))
             .collect();
-        (publisher, Self { case, vip, tables, flows })
+        let shared = SharedTables::new(flows, &secret, sizes).unwrap();
+        (publisher, Self { case, vip, tables, shared })
     }
 
     /// The table that follows `previous`, if this backend is up or down.
@@ -199,7 +205,7 @@ impl Bed {
     fn empty(shared: &Shared, index: u8, flows: u64, clock: Clock) -> Self {
         let case = shared.case;
         let backends = shared.vip.backends.len();
-        let memory = shared.flows[usize::from(index)].memory(families(case));
+        let memory = shared.shared.flows[usize::from(index)].memory(families(case));
         let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
         let stats = Arc::new(WorkerStats::new(1, backends, 1));
         let (port, nic) = FakeNic::new(&umem, RING).unwrap();
@@ -207,17 +213,8 @@ impl Bed {
             ports: vec![WorkerPort::new(NicIndex(0), port)],
             pool,
             macs: vec![nic_mac(0)],
-            flows: Arc::clone(&shared.flows),
-            clients: Arc::new(Clients::new(1, TableSecret::new(1))),
-            datagrams: Arc::new(Datagrams::new(
-                DATAGRAM_PLACES,
-                Ticks(u32::MAX),
-                TableSecret::new(1),
-            )),
+            shared: Arc::clone(&shared.shared),
             parked: 0,
-            bindings: Arc::new(Bindings::new(sources(case, flows), 1).unwrap()),
-            return_hops: Arc::new(ReturnHops::new(1, TableSecret::new(1))),
-            paths: Arc::default(),
             index,
             tables: shared.tables.clone(),
             stats: Arc::clone(&stats),

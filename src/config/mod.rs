@@ -49,6 +49,8 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use crate::flow::return_hops;
+use crate::flow::shared::TableSizes;
 use crate::flow::table::Families;
 use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::this_box::IcmpRate;
@@ -273,6 +275,17 @@ impl Config {
     /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes, from `macs`.
     pub fn this_box(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> ThisBox {
         ThisBox { mtus, macs, tunnels: self.tunnels, icmp: self.icmp }
+    }
+
+    /// The sizes of the tables that all workers share.
+    pub fn table_sizes(&self) -> TableSizes {
+        TableSizes {
+            clients: self.workers.clients,
+            datagrams: self.fragments.datagrams,
+            fragment_timeout: self.fragments.timeout,
+            sources: self.full_nat.numbered(),
+            return_hops: return_hops::CLIENTS,
+        }
     }
 
     /// The address families of the VIPs: those for which flow tables need memory.

@@ -21,11 +21,11 @@ use super::api::{
     Status, UndrainRequest,
 };
 pub use super::claim::{Claim, claim};
-use super::clients::{self, ForgetQuery};
+use super::clients::{self, ClientRows, ForgetQuery};
 use super::explain::{self, Explain, Prepared};
 use super::flows::{self, Filter, Names, Pins, QueryError, Scan, Source};
 use super::{Clock, ControlError};
-use crate::flow::clients::Clients;
+use crate::flow::shared::SharedTables;
 use crate::words::reason;
 
 /// Largest body of a request, in bytes: names and numbers, nothing that grows.
@@ -97,8 +97,8 @@ pub struct Door {
     pub requests: mpsc::Sender<Request>,
     /// The workers' flow tables.
     pub tables: Vec<Arc<dyn Pins>>,
-    /// The workers' clients table.
-    pub clients: Arc<Clients>,
+    /// The tables that all workers share.
+    pub shared: Arc<SharedTables>,
     /// Their clock.
     pub clock: Clock,
     /// Who says what becomes of a packet.
@@ -206,7 +206,7 @@ async fn client_lines(
     State(door): State<Door>,
     query: Result<Query<flows::Query>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let clients = vec![Arc::clone(&door.clients)];
+    let clients = vec![ClientRows(Arc::clone(&door.shared))];
     list(door, query, clients).await
 }
 
@@ -217,7 +217,7 @@ async fn forget_clients(
     let query = understood(query, "vip, backend, client and all")?;
     let names = ask(&door, Request::Names).await?;
     let filter = query.filter(&names)?;
-    let forgotten = clients::forget(&door.clients, &filter, &names, &door.clock).await;
+    let forgotten = clients::forget(&door.shared.clients, &filter, &names, &door.clock).await;
     Ok(Json(Forgotten { forgotten }))
 }
 

@@ -41,7 +41,7 @@ use super::{
 };
 use crate::config::machine::Level;
 use crate::config::{self, Config};
-use crate::flow::clients::Clients;
+use crate::flow::shared::SharedTables;
 use crate::flow::table::Families;
 use crate::forwarding::publish::Publisher;
 use crate::forwarding::{ForwardingTable, Splits, ThisBox};
@@ -87,7 +87,7 @@ struct Controller {
     /// Per NIC, in the same order; empty before the start.
     attached: Vec<AttachedView>,
     /// Who has which backend, and how far it was looked through for those of long ago.
-    clients: (Arc<Clients>, usize),
+    clients: (Arc<SharedTables>, usize),
     clock: Clock,
     publisher: Publisher,
     /// Something that the forwarding table says has changed.
@@ -153,7 +153,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
     let door = Door {
         requests,
         tables,
-        clients: Arc::clone(&inputs.clients),
+        shared: Arc::clone(&inputs.shared),
         clock: Arc::clone(&inputs.clock),
         explain: inputs.explain,
     };
@@ -177,7 +177,7 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         config_path: inputs.config_path,
         load: inputs.load,
         registry,
-        clients: (inputs.clients, 0),
+        clients: (inputs.shared, 0),
         clock: inputs.clock,
         publisher: inputs.publisher,
         dirty: true,
@@ -550,8 +550,8 @@ impl Controller {
     async fn housekeep(&mut self) {
         self.recount_kept_places();
         self.publisher.reap();
-        let (clients, aged) = &mut self.clients;
-        *aged = clients::age(clients, *aged, (self.clock)());
+        let (shared, aged) = &mut self.clients;
+        *aged = clients::age(&shared.clients, *aged, (self.clock)());
         self.flow_rates.advance(&self.registry, &self.workers, Instant::now());
         self.compare_answers();
         self.watch_nics();

@@ -59,7 +59,7 @@ use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::flow::clients::Clients;
+use crate::flow::shared::SharedTables;
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Publisher;
 use crate::net::{NicIndex, SteerRules};
@@ -95,8 +95,8 @@ pub struct Inputs {
     pub steering: Box<dyn SteeringPort>,
     /// How addresses are announced.
     pub send_frame: SendFrame,
-    /// The clients table of all workers.
-    pub clients: Arc<Clients>,
+    /// The tables that all workers share.
+    pub shared: Arc<SharedTables>,
     /// What happens to workers.
     pub events: crossbeam_channel::Receiver<WorkerEvent>,
     /// The clock of the flow tables.

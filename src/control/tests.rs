@@ -27,8 +27,8 @@ use super::{
     SteerCounters, SteerRules, SteeringPort, WorkerEvent, WorkerView, admin, serve,
 };
 use crate::config::{Config, Vip};
-use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, State};
+use crate::flow::shared::{SharedTables, TableSizes};
 use crate::flow::table::{Families, FlowTable};
 use crate::flow::writer::FlowWriter;
 use crate::forwarding::publish::{Publisher, Subscription};
@@ -134,7 +134,8 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
         publisher,
         steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
         send_frame: Box::new(|_, _| Err(std::io::Error::other("nothing is announced here"))),
-        clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
+        shared: SharedTables::new(Arc::from([]), &TableSecret::new(1), TableSizes::default())
+            .unwrap(),
         events: failures,
         clock: Arc::new(|| Ticks(300)),
         explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),

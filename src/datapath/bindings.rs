@@ -20,7 +20,7 @@ use crate::flow::entry::{Pin, State, Track};
 use crate::flow::table::Slot;
 use crate::forwarding::table::Backend;
 use crate::net::{Forward, Protocol, Tuple};
-use crate::stats::{Drop, WorkerStats};
+use crate::stats::Drop;
 use crate::units::Ticks;
 use crate::wire::proxy::{Header, Shift};
 
@@ -42,7 +42,7 @@ impl Numbers {
         if !backend.proxy {
             return None;
         }
-        let lease = context.bindings.read(id)?;
+        let lease = context.shared.bindings.read(id)?;
         let Bound { flow, isn, answered, acknowledged, .. } = lease.bound;
         let len = Header::len(flow.vip.is_v4());
         Some(Self { lease, shift: Shift { isn: isn?, len, answered, acknowledged } })
@@ -69,7 +69,8 @@ impl Conntrack {
             acknowledged: false,
         };
         let v4 = backend.address.is_v4();
-        let id = self.leases.bind(v4, &bound).ok_or(Drop::NoSourcePort)?;
+        let id =
+            self.leases.bind(&context.shared.bindings, v4, &bound).ok_or(Drop::NoSourcePort)?;
         context.stats.bindings(v4).add(1);
         Ok(id)
     }
@@ -82,7 +83,7 @@ impl Conntrack {
         id: BindingId,
         context: &Context<'t>,
     ) -> Option<Reply<'t>> {
-        let lease = context.bindings.read(id)?;
+        let lease = context.shared.bindings.read(id)?;
         let backend = context.table.pinned(lease.bound.backend)?;
         if !comes_from(packet, backend, &lease.bound) {
             return None;
@@ -115,7 +116,7 @@ impl Conntrack {
         stray: bool,
         context: &Context<'_>,
     ) -> Option<Track> {
-        let owner = context.bindings.owner(lease.id);
+        let owner = context.shared.bindings.owner(lease.id);
         let change = |track: &Track, backend: &Backend| match stray {
             // The backend has lost the flow's connection: another SYN may begin a new one.
             true => Change::RESET,
@@ -127,7 +128,7 @@ impl Conntrack {
             self.answered_there(packet, lease.id, change, context)?
         };
         if is_steady(packet.flow.protocol(), track.state()) {
-            context.bindings.tell(lease, context.now);
+            context.shared.bindings.tell(lease, context.now);
         }
         Some(track)
     }
@@ -140,7 +141,7 @@ impl Conntrack {
         context: &Context<'_>,
     ) -> Option<Track> {
         let flow = &packet.flow;
-        let owner = self.tables.get(usize::from(context.bindings.owner(id)))?;
+        let owner = self.tables.get(usize::from(context.shared.bindings.owner(id)))?;
         let (slot, pin) = owner.lookup(flow).filter(|(_, pin)| is_bound(&pin.track, id))?;
         let backend = living(flow.protocol(), &pin.track, context)?;
         let cut = is_cut(|| flow.tuple, &pin.track, backend, context);
@@ -226,17 +227,17 @@ pub fn note(track: &Track, packet: &Packet, context: &Context<'_>) {
     if let Some(id) = track.binding().filter(|_| track.last_seen() != context.now)
         && let Some(way_back) = packet.way_back(context.nic)
     {
-        context.bindings.set_way_back(id, way_back);
+        context.shared.bindings.set_way_back(id, way_back);
     }
 }
 
 /// The same by a worker that does not have the pin; false if the binding is another flow's by now.
 pub fn note_elsewhere(track: &Track, packet: &Packet, context: &Context<'_>) -> bool {
     let Some(id) = track.binding() else { return true };
-    let lease = context.bindings.read(id);
+    let lease = context.shared.bindings.read(id);
     let same = lease.is_some_and(|lease| Tuple::from(lease.bound.flow) == packet.flow.tuple);
     if same && let Some(way_back) = packet.way_back(context.nic) {
-        context.bindings.set_way_back(id, way_back);
+        context.shared.bindings.set_way_back(id, way_back);
     }
     same
 }
@@ -246,7 +247,7 @@ pub fn note_elsewhere(track: &Track, packet: &Packet, context: &Context<'_>) -> 
 /// decides that (RFC 5961 4), unless nobody has seen the flow's SYN: such a flow cannot have a header.
 #[cold]
 pub fn begins_anew(track: &Track, packet: &Packet, context: &Context<'_>) -> bool {
-    let Some(lease) = track.binding().and_then(|id| context.bindings.read(id)) else {
+    let Some(lease) = track.binding().and_then(|id| context.shared.bindings.read(id)) else {
         return false;
     };
     let isn = numbers(packet).map(|(sequence, _)| sequence);
@@ -254,9 +255,9 @@ pub fn begins_anew(track: &Track, packet: &Packet, context: &Context<'_>) -> boo
 }
 
 /// Frees the source of a flow whose pin was removed, if it had one.
-pub fn release(leases: &mut Leases, pin: &Pin, stats: &WorkerStats) {
+pub fn release(leases: &mut Leases, pin: &Pin, context: &Context<'_>) {
     let bound = pin.track.binding().filter(|_| !pin.track.state().has(State::ALIAS));
-    if let Some(v4) = bound.and_then(|id| leases.release(id)) {
-        stats.bindings(v4).sub(1);
+    if let Some(v4) = bound.and_then(|id| leases.release(&context.shared.bindings, id)) {
+        context.stats.bindings(v4).sub(1);
     }
 }

@@ -91,9 +91,9 @@ fn classify_reply(
     if protocol == Protocol::Any {
         return classify_old(packet, tuple, context, secret).ok_or(Drop::UnsupportedProtocol);
     }
-    if let Some(id) = context.bindings.sources().find(address, port) {
+    if let Some(id) = context.shared.bindings.sources().find(address, port) {
         // Whose it is, conntrack asks when it has been fetched.
-        context.bindings.prefetch(id);
+        context.shared.bindings.prefetch(id);
         packet.forget();
         packet.way = Way::ToClientOf(id);
         packet.flow = HashedKey::unhashed(tuple);

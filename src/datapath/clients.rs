@@ -31,7 +31,7 @@ impl<'t> Known<'t> {
     pub fn of(key: &FlowKey, vip: &Vip, context: &Context<'t>) -> Option<Self> {
         let remember = vip.remember?;
         let key = key_of(key, vip);
-        let mapping = context.clients.find(&key);
+        let mapping = context.shared.clients.find(&key);
         let expired = mapping.is_some_and(|m| remember.is_over(context.now.since(m.last_used)));
         let backend = mapping.and_then(|mapping| context.table.pinned(mapping.backend));
         Some(Self { remember, key, mapping, backend, expired })
@@ -76,7 +76,7 @@ impl<'t> Known<'t> {
 
     /// Notes that the flow went to `backend`.
     pub fn note(&self, backend: &Backend, context: &Context<'_>) {
-        let Context { clients, now, .. } = *context;
+        let (clients, now) = (&context.shared.clients, context.now);
         let same = self.mapping.is_some_and(|mapping| mapping.backend == backend.id);
         let goes_on = !self.expired && (same || self.remember.sticky.is_none());
         if self.mapping.is_some() && goes_on {
@@ -107,7 +107,8 @@ pub fn seen(
     let Some(remember) = vip.remember else { return };
     let key = key_of(&flow.key(), vip);
     let proven = flow.protocol() != Protocol::Tcp || state.has(State::ESTABLISHED);
-    let touch = || context.clients.touch(&key, remember.kept_by(backend.id), context.now, proven);
+    let touch =
+        || context.shared.clients.touch(&key, remember.kept_by(backend.id), context.now, proven);
     // A flood may have pushed out what the SYN has left.
     let answered = proven && !before.has(State::ESTABLISHED) && flow.protocol() == Protocol::Tcp;
     if !touch() && answered {
@@ -125,13 +126,13 @@ pub fn seen_again(flow: &HashedKey, backend: &Backend, state: State, context: &C
 }
 
 fn assign(key: &Key, backend: BackendId, context: &Context<'_>) {
-    let Context { table, clients, now, stats, .. } = *context;
+    let Context { table, shared, now, stats, .. } = *context;
     let lives = |key: &Key, mapping: &Mapping| {
         let remember = table.vip(key.vip).and_then(|vip| vip.remember);
         remember.is_some_and(|remember| !remember.is_over(now.since(mapping.last_used)))
             && table.pinned(mapping.backend).is_some()
     };
-    if clients.assign(key, backend, now, lives) == Err(NotNoted::Full) {
+    if shared.clients.assign(key, backend, now, lives) == Err(NotNoted::Full) {
         stats.clients_full.add(1);
     }
 }

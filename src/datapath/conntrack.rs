@@ -251,7 +251,8 @@ impl Conntrack {
         let opens = !tcp || packet.shape.flags.opens();
         // NICs send fragments to another worker than whole packets of their flow, so both kinds look
         // for each other once fragments are about. And a datagram may be of a flow that was another VIP's.
-        let elsewhere = !tcp && (context.datagrams.generation() != 0 || context.table.has_lost());
+        let fragments = context.shared.datagrams.generation() != 0;
+        let elsewhere = !tcp && (fragments || context.table.has_lost());
         // A SYN that is repeated, at another worker now, chooses the same backend by itself; but a backend
         // that sees another source takes it for another connection.
         if opens && !elsewhere && !bindings::wanted(packet, context) {
@@ -559,7 +560,7 @@ impl Conntrack {
             pin = pin.with_binding(self.bind(packet, backend, context)?);
         }
         if let Err(Full) = self.writer.insert(&packet.flow, &pin) {
-            bindings::release(&mut self.leases, &pin, context.stats);
+            bindings::release(&mut self.leases, &pin, context);
             return Err(Drop::TableFull);
         }
         count_pin(&pin, context.stats);
@@ -570,7 +571,7 @@ impl Conntrack {
     pub fn unpin(&mut self, flow: &HashedKey, context: &Context<'_>) {
         let hit = context.flows.find_at(flow, Slot::NOWHERE);
         if let Some(pin) = hit.and_then(|hit| self.writer.remove(hit.slot)) {
-            bindings::release(&mut self.leases, &pin, context.stats);
+            bindings::release(&mut self.leases, &pin, context);
             count_gone(&pin, context.stats);
         }
     }
@@ -597,7 +598,7 @@ impl Conntrack {
                 |protocol, hit, tuple| sweep_one(protocol, hit, tuple, context, outbox),
                 |protocol, pin| {
                     count_end(protocol, &pin.track, context);
-                    bindings::release(leases, pin, context.stats);
+                    bindings::release(leases, pin, context);
                     count_removal(pin, context);
                 },
             );
@@ -608,7 +609,7 @@ impl Conntrack {
 
     fn remove(&mut self, slot: Slot, context: &Context<'_>) {
         if let Some(pin) = self.writer.remove(slot) {
-            bindings::release(&mut self.leases, &pin, context.stats);
+            bindings::release(&mut self.leases, &pin, context);
             count_removal(&pin, context);
         }
     }
@@ -741,7 +742,7 @@ fn sweep_cut(
     }
     // In one step: a change is reckoned from the state that was read.
     hit.set_state(state.with_probe());
-    let client = context.bindings.way_back(&hit.track);
+    let client = context.shared.bindings.way_back(&hit.track);
     let target = Target::of(backend, &hit.track);
     outbox.probe(&tuple().key(), &Cut { client, target }, context);
     Verdict::Keep

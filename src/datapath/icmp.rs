@@ -24,7 +24,7 @@ use super::context::Context;
 use super::parse::Message;
 use super::path_mtu;
 use super::quic::Answerer;
-use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
+use super::rewrite::{rewrite_to_backend, rewrite_to_client};
 use super::select::guess;
 use super::unpinned::{return_hop, return_path};
 use crate::flow::bindings::{BindingId, Lease};
@@ -56,7 +56,6 @@ pub fn classify(
     message: &Message,
     context: &Context<'_>,
     secret: &TableSecret,
-    macs: &Macs,
     pool: &FramePool,
 ) -> Result<(), Drop> {
     packet.forget();
@@ -69,7 +68,7 @@ pub fn classify(
     }
     match kind_of(packet, message)? {
         Kind::Echo if !is_sum_right(parts(packet, message, pool), message) => Err(Drop::BadIcmp),
-        Kind::Echo => answer_echo(packet, message, context, macs),
+        Kind::Echo => answer_echo(packet, message, context),
         Kind::Error => relate(packet, message, context, secret),
     }
 }
@@ -109,12 +108,7 @@ fn kind_of(packet: &Packet, message: &Message) -> Result<Kind, Drop> {
     }
 }
 
-fn answer_echo(
-    packet: &mut Packet,
-    message: &Message,
-    context: &Context<'_>,
-    macs: &Macs,
-) -> Result<(), Drop> {
+fn answer_echo(packet: &mut Packet, message: &Message, context: &Context<'_>) -> Result<(), Drop> {
     if !context.table.is_vip(message.destination) {
         return Err(Drop::NoVip);
     }
@@ -125,7 +119,7 @@ fn answer_echo(
     let Some(frame) = &mut packet.frame else { return Err(Drop::BadIcmp) };
     let len = frame.packet_len().into();
     match icmp::echo_reply(frame.data_mut(), ip, len) {
-        Ok(()) if send_back(packet, Answer::EchoReply, &hop, context, macs) => Ok(()),
+        Ok(()) if send_back(packet, Answer::EchoReply, &hop, context) => Ok(()),
         Ok(()) => Err(Drop::NoHeadroom),
         Err(Unanswered::BadSource) => Err(Drop::BadSource),
         Err(_) => Err(Drop::BadIcmp),
@@ -184,8 +178,8 @@ fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>
 /// The quoted packet was sent by a full-NAT source: what is about it goes to the client.
 fn relate_to_bound(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (source, (address, port)) = (quoted.source, quoted.destination);
-    let id = context.bindings.sources().find(source.0, source.1)?;
-    let lease = context.bindings.read(id)?;
+    let id = context.shared.bindings.sources().find(source.0, source.1)?;
+    let lease = context.shared.bindings.read(id)?;
     let backend = context.table.pinned(lease.bound.backend)?;
     let protocol = Protocol::from_number(quoted.protocol)?;
     if lease.bound.service(backend) != (ListenKey { address, port, protocol }) {
@@ -229,7 +223,6 @@ pub fn forward(
     source: Option<ListenKey>,
     conntrack: &Conntrack,
     context: &Context<'_>,
-    macs: &Macs,
 ) -> Result<(), Drop> {
     packet.shape.part = Part::Quoting;
     match source {
@@ -240,12 +233,12 @@ pub fn forward(
                 None => Target { backend: guess(packet, conntrack, context)?, binding: None },
             };
             packet.way = Way::ToBackend;
-            rewrite_to_backend(packet, &target, context, macs)?;
+            rewrite_to_backend(packet, &target, context)?;
         }
         Some(source) => {
             let client = to_client(packet, source, conntrack, context).ok_or(Drop::IcmpNoFlow)?;
             packet.way = Way::ToClient(source);
-            rewrite_to_client(packet, &client, context, macs)?;
+            rewrite_to_client(packet, &client, context)?;
         }
     }
     context.stats.icmp_errors_forwarded.add(1);
@@ -261,14 +254,13 @@ pub fn forward_bound(
     packet: &mut Packet,
     id: BindingId,
     context: &Context<'_>,
-    macs: &Macs,
 ) -> Result<(), Drop> {
-    let lease = context.bindings.read(id);
+    let lease = context.shared.bindings.read(id);
     let same = |lease: &Lease| Tuple::from(lease.bound.flow) == packet.flow.tuple;
     let lease = lease.filter(same).ok_or(Drop::IcmpNoFlow)?;
     packet.shape.part = Part::Quoting;
     packet.way = Way::ToClientOf(id);
-    rewrite_to_client(packet, &lease.bound.way_back.next_hop(), context, macs)?;
+    rewrite_to_client(packet, &lease.bound.way_back.next_hop(), context)?;
     context.stats.icmp_errors_forwarded.add(1);
     Ok(())
 }

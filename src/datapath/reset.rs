@@ -29,9 +29,9 @@ use etherparse::{EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
 use super::batch::{Packet, TcpFlags, Way};
 use super::bindings::Numbers;
 use super::conntrack::Target;
-use super::context::Context;
+use super::context::{Context, Macs};
 use super::ports::Ports;
-use super::rewrite::{Macs, tunnel};
+use super::rewrite::tunnel;
 use crate::net::vlan::Tags;
 use crate::net::{Address, FlowKey, Forward, NextHop, NicIndex};
 use crate::stats::{Answer, Drop, WorkerStats};
@@ -160,18 +160,12 @@ impl Outbox {
 
     /// Queues everything on the TX rings, as far as there are free frames and room.
     #[inline]
-    pub fn send(
-        &mut self,
-        ports: &mut Ports,
-        pool: &mut FramePool,
-        macs: &Macs,
-        stats: &WorkerStats,
-    ) {
+    pub fn send(&mut self, ports: &mut Ports, pool: &mut FramePool, context: &Context<'_>) {
         if !self.segments.is_empty() {
-            self.send_segments(ports, pool, macs, stats);
+            self.send_segments(ports, pool, context);
         }
         if !self.pieces.is_empty() {
-            self.send_pieces(ports, pool, stats);
+            self.send_pieces(ports, pool, context.stats);
         }
     }
 
@@ -186,16 +180,11 @@ impl Outbox {
     }
 
     #[cold]
-    fn send_segments(
-        &mut self,
-        ports: &mut Ports,
-        pool: &mut FramePool,
-        macs: &Macs,
-        stats: &WorkerStats,
-    ) {
+    fn send_segments(&mut self, ports: &mut Ports, pool: &mut FramePool, context: &Context<'_>) {
+        let stats = context.stats;
         for segment in self.segments.drain(..) {
             let Some(mut frame) = pool.pop() else { continue };
-            if !segment.write(&mut frame, macs) {
+            if !segment.write(&mut frame, context.macs) {
                 pool.push(frame);
                 continue;
             }
@@ -240,7 +229,7 @@ impl Cut<'_> {
             }
         };
         let source = match binding {
-            Some(id) => context.bindings.sources().source(id)?,
+            Some(id) => context.shared.bindings.sources().source(id)?,
             None => (flow.client, flow.client_port),
         };
         let shift = self.shift(context);
@@ -259,12 +248,7 @@ impl Cut<'_> {
 /// Makes a segment for which nobody is there its own answer, in its frame: a RST that its sender believes (RFC
 /// 9293 3.10.7.1). False if it deserves none.
 #[cold]
-pub(super) fn refuse(
-    packet: &mut Packet,
-    context: &Context<'_>,
-    macs: &Macs,
-    pool: &mut FramePool,
-) -> bool {
+pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, pool: &mut FramePool) -> bool {
     let flags = packet.shape.flags;
     let client = packet.came_from(context.nic);
     let refusal = if flags.any(TcpFlags::RST) {
@@ -284,7 +268,7 @@ pub(super) fn refuse(
         content,
         outer: None,
     });
-    let bytes = segment.and_then(|segment| segment.bytes(macs));
+    let bytes = segment.and_then(|segment| segment.bytes(context.macs));
     let (Some(frame), Some(bytes)) = (&mut packet.frame, bytes) else { return false };
     pool.cut(frame);
     packet.nic = context.nic;

@@ -31,9 +31,6 @@ use crate::wire::ip::Side;
 use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
 
-/// MAC addresses of the NICs, by [`NicIndex`](crate::net::NicIndex).
-pub type Macs = [[u8; 6]];
-
 /// Rewrites a client's packet for its backend.
 ///
 /// # Errors
@@ -43,7 +40,6 @@ pub fn rewrite_to_backend(
     packet: &mut Packet,
     target: &Target<'_>,
     context: &Context<'_>,
-    macs: &Macs,
 ) -> Result<(), Drop> {
     let Target { backend, binding } = *target;
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
@@ -52,7 +48,7 @@ pub fn rewrite_to_backend(
     let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
     if backend.forward == Forward::FullNat {
         full_nat::to_backend(packet, backend, binding.ok_or(Drop::RequestNoFlow)?, context)?;
-        return address_packet(packet, hop, macs);
+        return address_packet(packet, hop, context);
     }
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
@@ -79,7 +75,7 @@ pub fn rewrite_to_backend(
         }
     }
     packet.nic = hop.port;
-    address_frame(frame, shape.tag, hop, macs)
+    address_frame(frame, shape.tag, hop, context)
 }
 
 /// Longest packet of a client, IPv4 or IPv6, that reaches `backend` in one piece, in bytes from the IP
@@ -104,12 +100,11 @@ pub fn rewrite_to_client(
     packet: &mut Packet,
     hop: &NextHop,
     context: &Context<'_>,
-    macs: &Macs,
 ) -> Result<(), Drop> {
     let mtu = context.table.this_box().mtu(hop.port);
     if let Way::ToClientOf(id) = packet.way {
         full_nat::to_client(packet, id, mtu, context)?;
-        return address_packet(packet, hop, macs);
+        return address_packet(packet, hop, context);
     }
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
@@ -127,7 +122,7 @@ pub fn rewrite_to_client(
     nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
     renumber(frame, shape, number);
     packet.nic = hop.port;
-    address_frame(frame, shape.tag, hop, macs)
+    address_frame(frame, shape.tag, hop, context)
 }
 
 /// The number that a fragment's datagram gets with its new source, where its own need not be unique.
@@ -154,10 +149,10 @@ fn lower_mss(frame: &mut Frame, shape: &Shape, vip: VipId, context: &Context<'_>
     }
 }
 
-fn address_packet(packet: &mut Packet, hop: &NextHop, macs: &Macs) -> Result<(), Drop> {
+fn address_packet(packet: &mut Packet, hop: &NextHop, context: &Context<'_>) -> Result<(), Drop> {
     let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
     packet.nic = hop.port;
-    address_frame(frame, packet.shape.tag, hop, macs)
+    address_frame(frame, packet.shape.tag, hop, context)
 }
 
 /// Whether the packet may leave as it is by a link that carries `mtu` bytes.
@@ -183,9 +178,9 @@ pub(super) fn address_frame(
     frame: &mut Frame,
     tag: Option<Tags>,
     hop: &NextHop,
-    macs: &Macs,
+    context: &Context<'_>,
 ) -> Result<(), Drop> {
-    let source = macs.get(usize::from(hop.port.0)).ok_or(Drop::NoNextHop)?;
+    let source = context.macs.get(usize::from(hop.port.0)).ok_or(Drop::NoNextHop)?;
     if ethernet::readdress(frame, tag, hop.vlan, &hop.mac, source) {
         Ok(())
     } else {

@@ -213,7 +213,7 @@ pub fn guess<'t>(
 fn is_own_source(key: &FlowKey, context: &Context<'_>) -> bool {
     context.table.is_vip(key.client)
         || context.table.this_box().tunnels.is_source(key.client)
-        || context.bindings.sources().has(key.client)
+        || context.shared.bindings.sources().has(key.client)
 }
 
 /// Counts a flow that has begun.

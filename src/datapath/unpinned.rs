@@ -44,7 +44,7 @@ pub fn place<'t>(
     let (backend, _) = choose(&key, Miss::Open, vip, None, datagram(packet), conntrack, context)?;
     if vip.forward == Forward::Nat {
         let hop = packet.way_back(context.nic).ok_or(Drop::VlanPairsFull)?;
-        context.return_hops.note(key.client, hop);
+        context.shared.return_hops.note(key.client, hop);
     }
     if packet.shape.part != Part::Later {
         let stats = context.stats;
@@ -83,7 +83,7 @@ pub fn return_path<'t>(source: ListenKey, context: &Context<'t>) -> Option<&'t R
 /// Where the last datagram of a flow's client came from.
 #[inline]
 pub fn return_hop(flow: Tuple, context: &Context<'_>) -> Option<NextHop> {
-    Some(context.return_hops.find(flow.key().client)?.next_hop())
+    Some(context.shared.return_hops.find(flow.key().client)?.next_hop())
 }
 
 /// What names the datagram that a fragment is of.

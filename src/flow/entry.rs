@@ -1,6 +1,7 @@
 //! What a flow table keeps of a flow besides its tuple: four words, packed as they are stored.
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 
 use super::sources::BindingId;
 use super::stacked;
@@ -8,6 +9,20 @@ use crate::net::FlowKey;
 use crate::net::vlan::{Outer, Tags};
 use crate::net::{BackendId, BackendIndex, Forward, MAX_NICS, NextHop, NicIndex, VipId};
 use crate::units::Ticks;
+use crate::xdp::memory::Line;
+
+crate::shareable_struct! {
+    /// An IPv4 flow: hop, both addresses, tail, place. Two to a line.
+    #[derive(Debug)]
+    #[repr(C, align(32))]
+    pub(super) struct EntryV4 {
+        pub(super) words: [AtomicU64; 4],
+    }
+}
+
+/// An IPv6 flow: hop, client's address (2), VIP's address (2), tail, place, and a word that is not
+/// used.
+pub(super) type EntryV6 = Line;
 
 /// Where a flow is in its life: bits in the entry's `state`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

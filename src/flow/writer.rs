@@ -258,7 +258,7 @@ impl Free {
         store(table, number, Some((words, pin)));
         bucket::set_place(line, place, tag, number);
         self.used += 1;
-        Ok(Slot::new::<F>(number))
+        Ok(Slot::new(F::FLAG, number))
     }
 
     fn remove<F: Family>(
@@ -447,7 +447,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::entry::{Entry, State, WayBack};
-    use super::super::family;
+    use super::super::slot;
     use super::super::table::{Families, TableError};
     use super::*;
     use crate::net::{Address, BackendId, BackendIndex, FlowKey, NextHop, NicIndex, VipId};
@@ -537,7 +537,7 @@ mod tests {
             assert_eq!(writer.table.lookup(&hashed), Some((slot, pin(9))));
             assert_eq!(writer.table.read(slot), Some(Entry { key: wanted, pin: pin(9) }));
             assert_eq!(hashed.key(), wanted);
-            for hint in [Slot::NOWHERE, slot, Slot::new::<family::V6>(5)] {
+            for hint in [Slot::NOWHERE, slot, Slot::new(slot::V6_FLAG, 5)] {
                 let found = writer.table.view().find_at(&hashed, hint).unwrap();
                 assert_eq!((found.slot, found.track), (slot, pin(9).track), "{hint:?}");
             }

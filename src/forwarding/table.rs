@@ -10,16 +10,16 @@ use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::server::Server;
-use super::sticky::Reentry;
+use super::sticky::{Hold, Reentry, Sticky};
 use super::this_box::UNLIMITED;
-use super::tunnel::{Entropy, PathKey};
+use super::tunnel::Entropy;
 use super::{
     Affinity, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft, MAX_RETURN_PATHS,
     Remember, Secret, Service, Splits, ThisBox, Timeouts, VipSpec,
 };
 use crate::net::{
-    Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PortRange,
-    Protocol, VipId, exact,
+    Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PathKey,
+    PortRange, Protocol, VipId, exact,
 };
 
 /// Everything that a worker needs to know to forward. Immutable.
@@ -555,6 +555,20 @@ fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
     }
     if let Some(place) = list.get_mut(index) {
         *place = Some(value);
+    }
+}
+
+impl Sticky {
+    /// Whether a client's new flow goes to the backend that it has; `midflow`: whether a flow goes
+    /// there whose pin was lost.
+    pub fn stays(self, backend: &Backend, midflow: bool) -> bool {
+        let keeps = |hold| hold == Hold::Keep;
+        match (backend.up, backend.takes_new) {
+            (_, true) => true,
+            (false, _) => keeps(self.on_down) && backend.next_hop.is_some(),
+            // A flow whose pin was lost was most probably there already.
+            (true, _) => (midflow || keeps(self.on_drain)) && backend.takes_midflow,
+        }
     }
 }
 

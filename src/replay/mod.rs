@@ -16,6 +16,7 @@
 mod capture;
 mod counters;
 mod decision;
+mod error;
 mod offline;
 mod parked;
 mod pcapng;
@@ -27,8 +28,8 @@ use std::time::Duration;
 
 pub use capture::{Capture, CaptureError, Captured};
 pub use decision::{Decision, FlowState, Sent, Verdict};
+pub use error::ReplayError;
 pub use parked::Late;
-pub use setup::ReplayError;
 pub use story::{Story, StoryError};
 
 use crate::config::{Config, Neighbours};

@@ -11,13 +11,11 @@ use etherparse::{
     TransportSlice, UdpHeader,
 };
 use holdfast::datapath::explain::Explainer;
-use holdfast::datapath::path_mtu::PathMtus;
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
-use holdfast::flow::bindings::{Bindings, Sources};
+use holdfast::flow::bindings::Sources;
 use holdfast::flow::clients::Clients;
-use holdfast::flow::fragments::Datagrams;
-use holdfast::flow::return_hops::ReturnHops;
+use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::this_box::UNLIMITED;
@@ -401,12 +399,9 @@ pub struct Rig {
     workers: Vec<Worker>,
     nics: Vec<Vec<FakeNic>>,
     stats: Vec<Arc<WorkerStats>>,
-    flows: Arc<[Arc<FlowTable>]>,
+    shared: Arc<SharedTables>,
     specs: Vec<VipSpec>,
     this_box: ThisBox,
-    clients: Arc<Clients>,
-    bindings: Arc<Bindings>,
-    paths: Arc<PathMtus>,
     publisher: Publisher,
     now: u32,
 }
@@ -451,8 +446,6 @@ impl Rig {
         specs: Vec<VipSpec>,
     ) -> Self {
         let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
-        let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
-        let bindings = Arc::new(bindings);
         let macs = (0..nics).map(nic_mac).collect();
         let this_box = ThisBox { macs, ..this_box };
         let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
@@ -461,22 +454,17 @@ impl Rig {
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
-        let clients = Arc::new(Clients::new(1024, secret.clone()));
-        let datagrams = Arc::new(Datagrams::new(64, Ticks(3000), secret.clone()));
-        let return_hops = Arc::new(ReturnHops::new(64, secret));
-        let paths = Arc::<PathMtus>::default();
+        let sizes = TableSizes { sources, ..TableSizes::default() };
+        let shared = SharedTables::new(flow_tables, &secret, sizes).unwrap();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
         let mut rig = Self {
             workers: Vec::new(),
             nics: Vec::new(),
             stats: Vec::new(),
-            flows: Arc::clone(&flow_tables),
+            shared: Arc::clone(&shared),
             specs,
             this_box,
-            clients: Arc::clone(&clients),
-            bindings: Arc::clone(&bindings),
-            paths: Arc::clone(&paths),
             publisher,
             now,
         };
@@ -493,13 +481,8 @@ impl Rig {
                 ports,
                 pool,
                 macs: (0..nics).map(nic_mac).collect(),
-                flows: Arc::clone(&flow_tables),
-                clients: Arc::clone(&clients),
-                datagrams: Arc::clone(&datagrams),
+                shared: Arc::clone(&shared),
                 parked: PARKED,
-                bindings: Arc::clone(&bindings),
-                return_hops: Arc::clone(&return_hops),
-                paths: Arc::clone(&paths),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),
                 stats: Arc::clone(&stats),
@@ -559,9 +542,7 @@ impl Rig {
     #[allow(dead_code, reason = "not every test asks")]
     pub fn explainer(&self) -> Explainer {
         let macs = (0..self.nics[0].len()).map(nic_mac).collect();
-        let (flows, clients) = (Arc::clone(&self.flows), Arc::clone(&self.clients));
-        let (bindings, paths) = (Arc::clone(&self.bindings), Arc::clone(&self.paths));
-        Explainer::new(macs, flows, clients, bindings, paths, self.stats.clone()).unwrap()
+        Explainer::new(macs, Arc::clone(&self.shared), self.stats.clone()).unwrap()
     }
 
     /// The present time.
@@ -656,8 +637,8 @@ impl Rig {
 
     /// The clients table of all workers.
     #[allow(dead_code, reason = "not every test has sticky clients")]
-    pub fn clients(&self) -> Arc<Clients> {
-        Arc::clone(&self.clients)
+    pub fn clients(&self) -> &Clients {
+        &self.shared.clients
     }
 
     #[allow(dead_code, reason = "not every test looks at all workers")]

@@ -38,7 +38,7 @@ pub(super) fn to_backend(
     id: BindingId,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
-    let source = context.bindings.sources().source(id).ok_or(Drop::RequestNoFlow)?;
+    let source = context.shared.bindings.sources().source(id).ok_or(Drop::RequestNoFlow)?;
     let port = backend.port.unwrap_or(packet.flow.key().vip_port);
     let numbers = Numbers::of(backend, id, context);
     let growth = numbers.as_ref().map_or(0, |numbers| proxy::growth(packet, numbers));

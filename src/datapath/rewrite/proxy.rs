@@ -78,9 +78,9 @@ pub(super) fn to_client(
     })?;
     if syn && !numbers.shift.answered {
         // Another SYN does not come here.
-        context.bindings.answer(&numbers.lease);
+        context.shared.bindings.answer(&numbers.lease);
     } else if acknowledged && !numbers.shift.acknowledged {
-        context.bindings.acknowledge(&numbers.lease);
+        context.shared.bindings.acknowledge(&numbers.lease);
     }
     Ok(())
 }

@@ -45,7 +45,7 @@ pub(super) fn encapsulate(
 #[inline]
 pub(super) fn limit(v4: bool, backend: &Backend, context: &Context<'_>) -> u16 {
     let overhead = overhead(backend.address.is_v4(), backend.forward == Forward::Gue);
-    let learnt = context.paths.learnt(backend.path, context.now);
+    let learnt = context.shared.path_mtus.learnt(backend.path, context.now);
     let known = backend.mtu.saturating_sub(overhead);
     known.min(inner_limit(learnt, overhead, v4))
 }
