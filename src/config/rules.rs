@@ -79,7 +79,7 @@ fn table_sizes(sections: &Sections<'_>, report: &mut Report<'_>) {
     let common_at = Place::root().key("hash").key("table_size");
     let (mut entries, mut most) = (0, 0);
     for (Placed { value: vip, place }, _) in sections.vips {
-        let Some(size) = vip.scheduler.table_size() else { continue };
+        let Some(size) = vip.policy.scheduler.table_size() else { continue };
         entries += u64::from(size);
         if size == common {
             most = most.max(vip.backends.len());
@@ -107,7 +107,7 @@ fn large_enough(place: &Place, size: u32, backends: usize, report: &mut Report<'
 
 fn ring_points(sections: &Sections<'_>, report: &mut Report<'_>) {
     for (Placed { value: vip, place }, _) in sections.vips {
-        let SchedulerKind::Ring { virtual_nodes } = vip.scheduler else { continue };
+        let SchedulerKind::Ring { virtual_nodes } = vip.policy.scheduler else { continue };
         let weights = vip.backends.iter().map(|backend| u64::from(backend.weight)).sum::<u64>();
         let points = weights.saturating_mul(virtual_nodes.into());
         if points > MAX_RING_POINTS {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::Clock;
 use super::api::Flow;
-use super::state::{Registry, VipEntry, remember};
+use super::state::{Registry, VipEntry};
 use crate::flow::bindings::Sources;
 use crate::flow::entry::{Entry, State, Track};
 use crate::flow::table::FlowTable;
@@ -65,7 +65,7 @@ impl Names {
     pub fn of(registry: &Registry) -> Self {
         let vips = registry.all_vips().map(|vip| {
             let (name, forward) = (vip.config.name.clone(), vip.config.forward);
-            (vip.id, NamedVip { name, forward, remember: remember(&vip.config) })
+            (vip.id, NamedVip { name, forward, remember: vip.config.policy.remember })
         });
         let backends = registry.all_vips().flat_map(VipEntry::all_backends);
         Self {

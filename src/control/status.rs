@@ -72,7 +72,7 @@ pub fn flows_total(workers: &[WorkerView], id: VipId) -> u64 {
 /// Flows that were ever pinned for a VIP, over all workers; without pins, datagrams that were placed.
 pub fn flows_or_datagrams(workers: &[WorkerView], vip: &VipEntry) -> u64 {
     let stats = workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(vip.id.0)));
-    let counters = stats.map(|stats| match vip.config.pin {
+    let counters = stats.map(|stats| match vip.config.policy.pin {
         true => &stats.flows_total,
         false => &stats.flows_scheduled,
     });
@@ -217,9 +217,9 @@ fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus 
         },
         protocol: vip.config.protocol,
         forward: vip.config.forward,
-        pin: vip.config.pin,
-        scheduler: vip.config.scheduler.to_string(),
-        affinity: vip.config.affinity.to_string(),
+        pin: vip.config.policy.pin,
+        scheduler: vip.config.policy.scheduler.to_string(),
+        affinity: vip.config.policy.affinity.to_string(),
         announced_on: (sources.announced_on)(vip),
         splits: sources.splitter.shown(vip.id).into_iter().map(split_status).collect(),
         backends_up: backends.iter().filter(|backend| backend.is_up()).count(),

@@ -109,7 +109,7 @@ impl Explainer {
         let found = self.pins(&key, vip, table);
         let scratch = self.scratch(&found)?;
         let (worker, pinned) = match vip {
-            Some(vip) if !vip.pin => (0, None),
+            Some(vip) if !vip.policy.pin => (0, None),
             _ => tell_pin(&found, &key, table, now, &trace),
         };
         let stats = self.loads(worker, vip);
@@ -128,7 +128,7 @@ impl Explainer {
             Segment::Syn => true,
             Segment::Midflow => false,
         };
-        tell_packet(question.protocol, opens, vip.is_none_or(|vip| vip.pin), &trace);
+        tell_packet(question.protocol, opens, vip.is_none_or(|vip| vip.policy.pin), &trace);
         let mut packet = self.packet(question, opens, &hop)?;
         let nic = hop.port;
         let trace_of = Some(&trace);

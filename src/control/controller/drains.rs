@@ -203,7 +203,7 @@ impl Controller {
             .filter(|vip| leaves_none(vip, names))
             .map(|vip| {
                 let name = &vip.config.name;
-                let fate = if vip.config.rejects { "refused" } else { "dropped" };
+                let fate = if vip.config.policy.rejects { "refused" } else { "dropped" };
                 format!(
                     "VIP {name} would be left without a backend that takes new flows; add --force \
                      (\"force\": true) if new clients are to be {fate}, or first give it another \
