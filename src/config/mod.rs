@@ -30,6 +30,7 @@ mod reference;
 mod report;
 mod rules;
 mod scheduler;
+mod sections;
 mod split;
 mod steered;
 mod sticky;
@@ -56,9 +57,8 @@ use crate::net::{Forward, Network, NicIndex, Protocol};
 use crate::units::Ticks;
 use crate::words::reason;
 
-use place::{Place, Value};
+use place::{Place, Placed, Value};
 use report::Report;
-use vip::Placed;
 
 pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
@@ -167,7 +167,7 @@ fn check(report: &mut Report<'_>) -> Config {
         tunnels: tunnel.check(&root.key("tunnel"), report),
         hash,
     };
-    rules::check(&rules::Sections { config: &config, nics: &nics, vips: &vips }, report);
+    rules::check(&sections::Sections { config: &config, nics: &nics, vips: &vips }, report);
     config
 }
 

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::Backend;
-use super::place::Place;
+use super::place::{Place, Placed};
 use super::report::Report;
-use super::rules::Sections;
-use super::vip::Placed;
+use super::sections::Sections;
 use crate::forwarding::sticky::Reentry;
 use crate::forwarding::{Affinity, FlowsLeft, SchedulerKind, VipPolicy};
 use crate::net::{Forward, PortRange, Protocol};

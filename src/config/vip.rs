@@ -12,7 +12,7 @@ use super::backend::RawBackend;
 use super::choice::Choice;
 use super::drain::RawDrain;
 use super::health::RawHealth;
-use super::place::{Place, Value};
+use super::place::{Place, Placed, Value};
 use super::policy;
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
@@ -25,14 +25,6 @@ use crate::net::{Forward, Network, PortRange, Protocol};
 
 /// Most VIPs are TCP.
 const PROTOCOL: Protocol = Protocol::Tcp;
-
-/// A VIP with the place of each of its backends, for the rules between sections.
-pub(super) struct Placed<T> {
-    /// The checked value.
-    pub(super) value: T,
-    /// Where it is.
-    pub(super) place: Place,
-}
 
 /// The section as written, without its backends: those are read one by one.
 #[derive(Debug, Default, Deserialize)]

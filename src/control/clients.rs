@@ -108,6 +108,26 @@ pub fn age(clients: &Clients, from: usize, now: Ticks) -> usize {
     if end == clients.positions() { 0 } else { end }
 }
 
+/// Forgets clients of long ago, some positions of the table at a time.
+pub struct Ageing {
+    clients: Arc<Clients>,
+    clock: Clock,
+    /// How far the table was looked through.
+    from: usize,
+}
+
+impl Ageing {
+    /// Of this table, and its clock.
+    pub const fn new(clients: Arc<Clients>, clock: Clock) -> Self {
+        Self { clients, clock, from: 0 }
+    }
+
+    /// Looks through some more positions.
+    pub fn advance(&mut self) {
+        self.from = age(&self.clients, self.from, (self.clock)());
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {

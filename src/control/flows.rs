@@ -13,10 +13,10 @@ use serde::Deserialize;
 
 use super::Clock;
 use super::api::Flow;
+use super::pins::Pins;
 use super::state::{Registry, VipEntry};
 use crate::flow::bindings::Sources;
 use crate::flow::entry::{Entry, State, Track};
-use crate::flow::table::FlowTable;
 use crate::forwarding::Remember;
 use crate::net::{BackendId, Forward, Protocol, VipId};
 use crate::units::Ticks;
@@ -214,24 +214,6 @@ const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'sta
         (_, state) if state.is_closing(forward) => "closing",
         (_, state) if state.has(State::ESTABLISHED) => "established",
         _ => "embryonic",
-    }
-}
-
-/// What a scan reads: a flow table.
-pub trait Pins: Send + Sync {
-    /// Number of positions.
-    fn positions(&self) -> u32;
-    /// The pin at a position (`0..positions`), if one is there.
-    fn pin_at(&self, number: u32) -> Option<Entry>;
-}
-
-impl Pins for FlowTable {
-    fn positions(&self) -> u32 {
-        Self::positions(self)
-    }
-
-    fn pin_at(&self, number: u32) -> Option<Entry> {
-        Self::pin_at(self, number)
     }
 }
 

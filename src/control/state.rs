@@ -14,15 +14,14 @@ use tokio::time::Instant;
 
 use super::WorkerView;
 use super::answering::Answering;
-use super::drain::Drain;
-use super::forecast::Forecast;
+use super::counters::{self, Baseline};
+use super::drain::{Drain, Forecast};
 use super::health::{CheckSpec, Hysteresis};
 use super::identity::{self, Parts};
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::removed::{Gone, Removal, Removals, Removed};
 use super::slow_start::SlowStart;
-use super::status::{self, Baseline};
 use crate::config;
 use crate::flow::bindings::Sources;
 use crate::forwarding::table::return_listen;
@@ -355,7 +354,7 @@ impl Registry {
                 removals.all.push(Removal {
                     vip: entry.config.name.clone(),
                     backend: Some(backend.config.name.clone()),
-                    flows: status::flows_active(workers, backend.id.index),
+                    flows: counters::flows_active(workers, backend.id.index),
                     left,
                 });
             }
@@ -395,7 +394,7 @@ impl Registry {
     /// Gives up what reloads have taken away and what has no flows left, or whose time is over: the
     /// backends that have gone, with the flows that they still had.
     pub fn release(&mut self, workers: &[WorkerView], now: Instant) -> Vec<Gone> {
-        let flows = |entry: &BackendEntry| status::flows_active(workers, entry.id.index);
+        let flows = |entry: &BackendEntry| counters::flows_active(workers, entry.id.index);
         let idle = |vip: &VipEntry| {
             let removed = vip.removed.iter().map(|removed| &removed.what);
             vip.backends.iter().chain(removed).all(|entry| flows(entry) == 0)
@@ -463,7 +462,7 @@ impl Registry {
 
     fn new_vip(&mut self, config: &config::Vip, workers: &[WorkerView]) -> Option<VipEntry> {
         let id = VipId(self.vip_indices.take()?);
-        let base = status::vip_baseline(workers, id);
+        let base = counters::vip_baseline(workers, id);
         let config = config::Vip { backends: Vec::new(), ..config.clone() };
         let (backends, removed, old) = (Vec::new(), Vec::new(), Vec::new());
         let splits = Splits::default();
@@ -492,7 +491,7 @@ impl Registry {
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
             answering: Answering::default(),
-            base: status::backend_baseline(workers, index),
+            base: counters::backend_baseline(workers, index),
         })
     }
 
@@ -617,7 +616,7 @@ impl VipEntry {
             match left {
                 FlowsLeft::Rehash => indices.give_back(entry.id.index.0),
                 left => {
-                    let flows = status::flows_active(workers, entry.id.index);
+                    let flows = counters::flows_active(workers, entry.id.index);
                     self.removed.push(Removed { flows, ..Removed::new(entry, left, now) });
                 }
             }
@@ -727,6 +726,19 @@ impl BackendEntry {
             self.health_detail.clear();
         }
         self.check = check;
+    }
+}
+
+impl Removed<BackendEntry> {
+    /// What the forwarding table is built from. What was to become of the flows of one that is down stays so:
+    /// it is checked no longer.
+    pub fn spec(&self, on_down: FlowsLeft) -> BackendSpec {
+        let spec = self.what.spec();
+        let left = match (self.left, spec.up) {
+            (FlowsLeft::Keep, false) => on_down,
+            (left, _) => left,
+        };
+        BackendSpec { left, service: Service::Out, removed: true, ..spec }
     }
 }
 
