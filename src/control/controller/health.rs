@@ -132,6 +132,7 @@ mod tests {
         };
         for (row, outcome, events) in [
             ("another generation", result(1, Err("late")), 0),
+            ("the first success", result(0, Ok(())), 0),
             ("one", result(0, Err("refused")), 0),
             ("two", result(0, Err("refused")), 0),
             ("three", result(0, Err("refused")), 1),
