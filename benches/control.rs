@@ -126,10 +126,8 @@ fn measure(plan: Plan, cores: Cores) -> Figures {
 
 /// One VIP, with NAT or DSR.
 fn vip(forward: Forward, backends: u16) -> VipSpec {
-    VipSpec {
-        scheduler: SchedulerKind::Maglev { size: TABLE_SIZE },
-        ..spec(0, forward, Family::V4, 1, backends)
-    }
+    spec(0, forward, Family::V4, 1, backends)
+        .with(|policy| policy.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE })
 }
 
 fn build(specs: &[VipSpec], previous: Option<&ForwardingTable>) -> ForwardingTable {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use holdfast::config::{
     Announce, Backend, Config, Control, CopyMode, Drain, Fragments, FullNat, Hash, Health, Idle,
-    Io, Nic, TcpHealth, Timeouts, Vip, Workers, XdpMode,
+    Io, Nic, TcpHealth, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
     self, AttachedView, Inputs, NicNow, NicView, Signals, SocketStatistics, SteerCounters,
@@ -25,8 +25,9 @@ use holdfast::control::{
 };
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::forwarding::publish::{Publisher, Subscription};
-use holdfast::forwarding::sticky::Reentry;
-use holdfast::forwarding::{Affinity, FlowsLeft, ForwardingTable, Ports, SchedulerKind, ThisBox};
+use holdfast::forwarding::{
+    FlowsLeft, ForwardingTable, Ports, SchedulerKind, ThisBox, Timeouts, VipPolicy,
+};
 use holdfast::net::{BackendIndex, Forward, NextHop, NicIndex, Protocol, SteerRules, TableSecret};
 use holdfast::units::Ticks;
 use holdfast::xdp::packet::PacketSocket;
@@ -313,7 +314,7 @@ fn config(vips: Vec<Vip>) -> Config {
 }
 
 fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip {
-    let second = Duration::from_secs(1);
+    let second = Ticks::seconds(1);
     let backends = (0..).zip(backends).map(|(i, address): (u32, _)| Backend {
         name: format!("b{i}"),
         address: address.parse().unwrap(),
@@ -326,30 +327,24 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         address: address.parse().unwrap(),
         ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
-        scheduler: SchedulerKind::Maglev { size: 251 },
-        affinity: Affinity::Flow,
+        policy: VipPolicy {
+            scheduler: SchedulerKind::Maglev { size: 251 },
+            timeouts: Timeouts {
+                embryonic: second,
+                established: second,
+                closing: second,
+                udp_first: second,
+                udp: second,
+            },
+            rejects: false,
+            ..VipPolicy::default()
+        },
         split: None,
         forward: Forward::Nat,
         health: Health::None,
-        timeouts: Timeouts {
-            embryonic: second,
-            established: second,
-            closing: second,
-            udp_first: second,
-            udp: second,
-        },
-        sticky: None,
-        on_reentry: Reentry::Hash,
         drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
-        pin: true,
-        on_down: FlowsLeft::Keep,
         on_remove: FlowsLeft::Rehash,
-        reset_idle: false,
-        rejects: false,
-        proxy: false,
         announce,
-        quic: Vec::new(),
-        mss: None,
         backends: backends.collect(),
     }
 }

@@ -85,9 +85,9 @@ impl Shared {
     /// One VIP with `backends` backends, and flow tables for `capacity` flows each.
     pub fn new(case: Case, workers: usize, backends: u16, capacity: u64) -> (Publisher, Self) {
         let mut vip = spec(0, case.forward, case.family, 1, backends);
-        vip.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE };
+        vip.policy.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE };
         let hour = Ticks(360_000);
-        vip.timeouts = Timeouts {
+        vip.policy.timeouts = Timeouts {
             embryonic: EMBRYONIC,
             established: hour,
             closing: hour,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::place::Place;
 use super::report::Report;
-use super::rules::Sections;
+use super::sections::Sections;
 use crate::net::{Forward, MAX_STEERED, Network, PortRange, Protocol};
 
 /// Ports that belong together.

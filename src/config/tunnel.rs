@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::place::Place;
 use super::report::Report;
-use super::rules::Sections;
+use super::sections::Sections;
 use crate::forwarding::tunnel::{GUE_PORT, Sources};
 use crate::forwarding::{OuterDf, Ports, Tunnels};
 use crate::net::{ADDRESS_BITS, Address, Forward, Network, Protocol};

@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{Method, StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -17,13 +17,15 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{
-    ApiError, DrainRequest, EventList, Explained, Forgotten, Ordered, ReloadRequest, Reloaded,
-    Status, UndrainRequest,
+    DrainRequest, EventList, Explained, Forgotten, Ordered, ReloadRequest, Reloaded, Status,
+    UndrainRequest,
 };
 pub use super::claim::{Claim, claim};
 use super::clients::{self, ClientRows, ForgetQuery};
 use super::explain::{self, Explain, Prepared};
-use super::flows::{self, Filter, Names, Pins, QueryError, Scan, Source};
+use super::flows::{self, Filter, Names, QueryError, Scan, Source};
+use super::pins::Pins;
+use super::refusal::Refusal;
 use super::{Clock, ControlError};
 use crate::flow::shared::SharedTables;
 use crate::words::reason;
@@ -55,22 +57,6 @@ pub enum Request {
     Names(Reply<Arc<Names>>),
 }
 
-/// An error of the API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// HTTP status.
-    pub status: StatusCode,
-    /// What went wrong, where, and how to fix it; never empty.
-    pub errors: Vec<String>,
-}
-
-impl Refusal {
-    /// With this status and one text.
-    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, errors: vec![error.into()] }
-    }
-}
-
 impl From<QueryError> for Refusal {
     fn from(error: QueryError) -> Self {
         let status = match error {
@@ -80,13 +66,6 @@ impl From<QueryError> for Refusal {
             }
         };
         Self::new(status, error.to_string())
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let error = self.errors.join("\n");
-        (self.status, Json(ApiError { error, errors: self.errors })).into_response()
     }
 }
 

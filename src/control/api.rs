@@ -23,7 +23,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::removed::Removal;
 use crate::forwarding::explain::Step;
 use crate::forwarding::{FlowsLeft, Service};
 use crate::net::{Forward, Network, PortRange, Protocol};
@@ -555,13 +554,6 @@ pub struct FlowsRemoved {
     pub flows: u64,
     /// What becomes of them.
     pub then: FlowsLeft,
-}
-
-impl From<&Removal> for FlowsRemoved {
-    fn from(removal: &Removal) -> Self {
-        let Removal { vip, backend, flows, left } = removal.clone();
-        Self { vip, backend, flows, then: left }
-    }
 }
 
 /// `POST /v1/reload`, its body; may be left out.

@@ -112,20 +112,37 @@ pub fn age(clients: &Clients, from: usize, now: Ticks) -> usize {
     if end == clients.positions() { 0 } else { end }
 }
 
+/// Forgets clients of long ago, some positions of the table at a time.
+pub struct Ageing {
+    shared: Arc<SharedTables>,
+    clock: Clock,
+    /// How far the table was looked through.
+    from: usize,
+}
+
+impl Ageing {
+    /// Of this table, and its clock.
+    pub const fn new(shared: Arc<SharedTables>, clock: Clock) -> Self {
+        Self { shared, clock, from: 0 }
+    }
+
+    /// Looks through some more positions.
+    pub fn advance(&mut self) {
+        self.from = age(&self.shared.clients, self.from, (self.clock)());
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::stream::StreamExt;
 
     use super::super::flows::Scan;
     use super::super::state::Registry;
-    use super::super::state::tests::{backend, vip};
+    use super::super::state::tests::{backend, vip, with};
     use super::*;
-    use crate::config::Sticky;
     use crate::flow::shared::TableSizes;
-    use crate::forwarding::sticky::Hold;
+    use crate::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
     use crate::net::{Address, BackendId, BackendIndex, TableSecret, VipId};
 
     const NOW: Ticks = Ticks(628);
@@ -134,11 +151,11 @@ mod tests {
     /// silent for longer than the VIP's second and a period, and one has a backend that is gone.
     fn some() -> (Arc<SharedTables>, Arc<Names>) {
         let mut registry = Registry::default();
-        let timeout = Duration::from_secs(1);
-        let (on_drain, on_down) = (Hold::Release, Hold::Keep);
-        let sticky = Some(Sticky { timeout, on_drain, on_down });
+        let sticky = Sticky { on_drain: Hold::Release, on_down: Hold::Keep };
+        let remember =
+            Remember { timeout: Ticks(100), sticky: Some(sticky), on_reentry: Reentry::Hash };
         let web = vip("web", &[backend("a", 1), backend("b", 2)]);
-        let web = crate::config::Vip { sticky, ..web };
+        let web = with(web, |policy| policy.remember = Some(remember));
         registry.apply(&[web], &[], tokio::time::Instant::now()).unwrap();
         let secret = TableSecret::new(1);
         let shared = SharedTables::new(Arc::from([]), &secret, TableSizes::default()).unwrap();

@@ -10,8 +10,8 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 
 use super::NicView;
-use super::admin::Refusal;
 use super::api::Explained;
+use super::refusal::Refusal;
 use super::state::{Registry, VipEntry};
 use crate::config;
 use crate::forwarding::explain::{Explanation, Question, Segment, Step};

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::WorkerView;
 use super::api::FlowTableStatus;
+use super::counters::{flows_active, flows_total};
 use super::state::{Registry, VipEntry};
-use super::status::{flows_active, flows_total};
 use crate::config::capacity::{Capacity, shortest_flow};
 use crate::net::VipId;
 

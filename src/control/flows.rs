@@ -13,10 +13,10 @@ use serde::Deserialize;
 
 use super::Clock;
 use super::api::Flow;
-use super::state::{Registry, VipEntry, remember};
+use super::pins::Pins;
+use super::state::{Registry, VipEntry};
 use crate::flow::bindings::Sources;
 use crate::flow::entry::{Entry, State, Track};
-use crate::flow::table::FlowTable;
 use crate::forwarding::Remember;
 use crate::net::{BackendId, Forward, Protocol, VipId};
 use crate::units::Ticks;
@@ -65,7 +65,7 @@ impl Names {
     pub fn of(registry: &Registry) -> Self {
         let vips = registry.all_vips().map(|vip| {
             let (name, forward) = (vip.config.name.clone(), vip.config.forward);
-            (vip.id, NamedVip { name, forward, remember: remember(&vip.config) })
+            (vip.id, NamedVip { name, forward, remember: vip.config.policy.remember })
         });
         let backends = registry.all_vips().flat_map(VipEntry::all_backends);
         Self {
@@ -214,24 +214,6 @@ const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'sta
         (_, state) if state.is_closing(forward) => "closing",
         (_, state) if state.has(State::ESTABLISHED) => "established",
         _ => "embryonic",
-    }
-}
-
-/// What a scan reads: a flow table.
-pub trait Pins: Send + Sync {
-    /// Number of positions.
-    fn positions(&self) -> u32;
-    /// The pin at a position (`0..positions`), if one is there.
-    fn pin_at(&self, number: u32) -> Option<Entry>;
-}
-
-impl Pins for FlowTable {
-    fn positions(&self) -> u32 {
-        Self::positions(self)
-    }
-
-    fn pin_at(&self, number: u32) -> Option<Entry> {
-        Self::pin_at(self, number)
     }
 }
 

@@ -9,8 +9,9 @@ use hashbrown::HashMap;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::drain::Forecast;
 use super::estimate::{Ages, ends_in};
-use super::flows::Pins;
+use super::pins::Pins;
 use super::state::Registry;
 use super::{Clock, WorkerView};
 use crate::forwarding::Service;
@@ -22,15 +23,6 @@ use crate::units::Ticks;
 /// core is spent on them.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_PER_LOOK: u32 = 9;
-
-/// What is known of a drain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forecast {
-    /// Age of the oldest flow.
-    pub oldest: Duration,
-    /// When the last flow will have ended; `None`: not known.
-    pub ends: Option<Instant>,
-}
 
 /// The ages of the flows of draining backends, and of their VIPs.
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@ type Kind = (Protocol, Forward, bool);
 type GoesOn<'f> = &'f dyn Fn(&Vip, &Vip) -> bool;
 
 const fn kind(vip: &Vip) -> Kind {
-    (vip.protocol, vip.forward, vip.proxy)
+    (vip.protocol, vip.forward, vip.policy.proxy)
 }
 
 /// Most parts that a lost place is cut into.
@@ -132,7 +132,7 @@ fn without(places: Vec<Listen>, gone: Listen) -> Vec<Listen> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::tests::{backend, vip};
+    use super::super::state::tests::{backend, vip, with};
     use super::*;
     use crate::forwarding::Ports;
 
@@ -166,7 +166,7 @@ mod tests {
             assert_eq!(found(&old, &new), expected, "{name}");
         }
         let dsr = Vip { forward: Forward::Dsr, ..at("web", 1, &[80]) };
-        let proxied = Vip { proxy: true, ..at("web", 1, &[80]) };
+        let proxied = with(at("web", 1, &[80]), |policy| policy.proxy = true);
         let udp = Vip { protocol: Protocol::Udp, ..at("web", 1, &[80]) };
         assert_eq!(found(&old, &[dsr, proxied, udp]), [None; 3], "flows of another kind");
     }

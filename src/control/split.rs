@@ -300,7 +300,7 @@ mod tests {
 
     fn split(backends: u16, splits: &Splits) -> ForwardingTable {
         let mut spec = spec(0);
-        spec.affinity = Affinity::Client;
+        spec.policy.affinity = Affinity::Client;
         spec.splits = splits.clone();
         spec.backends = (0..backends).map(backend).collect();
         ForwardingTable::build(1, [7; 16], ThisBox::default(), &[spec], None)

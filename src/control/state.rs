@@ -14,29 +14,25 @@ use tokio::time::Instant;
 
 use super::WorkerView;
 use super::answering::Answering;
-use super::drain::Drain;
-use super::forecast::Forecast;
+use super::counters::{self, Baseline};
+use super::drain::{Drain, Forecast};
 use super::health::{CheckSpec, Hysteresis};
 use super::identity::{self, InForce};
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::removed::{Gone, Removal, Removals, Removed};
 use super::slow_start::SlowStart;
-use super::status::{self, Baseline};
 use crate::config;
 use crate::flow::bindings::Sources;
-use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_listen;
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
-    Affinity, BackendSpec, FlowsLeft, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits, Timeouts,
-    VipSpec,
+    Affinity, BackendSpec, FlowsLeft, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits, VipSpec,
 };
 use crate::net::{
     Address, BackendId, BackendIndex, Forward, Listen, ListenKey, Network, NextHop, PortRange,
-    Protocol, SteerRules, VipId, exact,
+    SteerRules, VipId, exact,
 };
-use crate::units::Ticks;
 
 /// More than the forwarding table has room for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -360,7 +356,7 @@ impl Registry {
                 removals.all.push(Removal {
                     vip: entry.config.name.clone(),
                     backend: Some(backend.config.name.clone()),
-                    flows: status::flows_active(workers, backend.id.index),
+                    flows: counters::flows_active(workers, backend.id.index),
                     left,
                 });
             }
@@ -400,7 +396,7 @@ impl Registry {
     /// Gives up what reloads have taken away and what has no flows left, or whose time is over: the
     /// backends that have gone, with the flows that they still had.
     pub fn release(&mut self, workers: &[WorkerView], now: Instant) -> Vec<Gone> {
-        let flows = |entry: &BackendEntry| status::flows_active(workers, entry.id.index);
+        let flows = |entry: &BackendEntry| counters::flows_active(workers, entry.id.index);
         let idle = |vip: &VipEntry| {
             let removed = vip.removed.iter().map(|removed| &removed.what);
             vip.backends.iter().chain(removed).all(|entry| flows(entry) == 0)
@@ -468,7 +464,7 @@ impl Registry {
 
     fn new_vip(&mut self, config: &config::Vip, workers: &[WorkerView]) -> Option<VipEntry> {
         let id = VipId(self.vip_indices.take()?);
-        let base = status::vip_baseline(workers, id);
+        let base = counters::vip_baseline(workers, id);
         let config = config::Vip { backends: Vec::new(), ..config.clone() };
         let (backends, removed, old) = (Vec::new(), Vec::new(), Vec::new());
         let splits = Splits::default();
@@ -497,7 +493,7 @@ impl Registry {
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
             answering: Answering::default(),
-            base: status::backend_baseline(workers, index),
+            base: counters::backend_baseline(workers, index),
         })
     }
 
@@ -510,15 +506,15 @@ impl Registry {
             let known = known.or_else(|| self.new_backend(backend, workers));
             if let Some(mut known) = known {
                 known.reconfigure(new, backend);
-                if entry.config.pin && !new.pin {
+                if entry.config.policy.pin && !new.policy.pin {
                     known.id.generation = self.backend_indices.bump(known.id.index.0);
                 }
                 entry.backends.push(known);
             }
         }
-        let affinity = std::mem::replace(&mut entry.config, new.clone()).affinity;
+        let affinity = std::mem::replace(&mut entry.config, new.clone()).policy.affinity;
         // Sources of another affinity are others; with other limits the next window judges.
-        if affinity != new.affinity || entry.split().is_none() {
+        if affinity != new.policy.affinity || entry.split().is_none() {
             entry.splits = Splits::default();
         }
     }
@@ -538,7 +534,7 @@ impl Registry {
     pub fn patient_specs(&self) -> Vec<VipSpec> {
         let mut specs = self.specs();
         for (vip, spec) in self.vips.iter().zip(&mut specs) {
-            spec.rejects &= !vip.backends.iter().any(|b| b.serves() && b.awaits_next_hop());
+            spec.policy.rejects &= !vip.backends.iter().any(|b| b.serves() && b.awaits_next_hop());
         }
         specs
     }
@@ -605,7 +601,7 @@ impl VipEntry {
         workers: &[WorkerView],
         now: Instant,
     ) {
-        let left = match self.config.pin {
+        let left = match self.config.policy.pin {
             true => new.unwrap_or(&self.config).on_remove,
             false => FlowsLeft::Rehash,
         };
@@ -622,7 +618,7 @@ impl VipEntry {
             match left {
                 FlowsLeft::Rehash => indices.give_back(entry.id.index.0),
                 left => {
-                    let flows = status::flows_active(workers, entry.id.index);
+                    let flows = counters::flows_active(workers, entry.id.index);
                     self.removed.push(Removed { flows, ..Removed::new(entry, left, now) });
                 }
             }
@@ -640,7 +636,7 @@ impl VipEntry {
             old.flat_map(|old| old.without(new)).flat_map(|old| old.divide(in_force)).collect();
         for (place, is_taken) in in_force.divide(&identity::lost(before, new)) {
             let left = if is_taken { FlowsLeft::Keep } else { left };
-            if self.config.pin && left != FlowsLeft::Rehash {
+            if self.config.policy.pin && left != FlowsLeft::Rehash {
                 self.old.push(Removed::new(place, left, now));
             }
         }
@@ -649,9 +645,11 @@ impl VipEntry {
 
     /// How its large sources are split: only where all flows of one are to go to one backend.
     pub fn split(&self) -> Option<&config::Split> {
-        let together = match self.config.affinity {
+        let together = match self.config.policy.affinity {
             Affinity::Client | Affinity::ClientPrefix { .. } => true,
-            Affinity::Flow | Affinity::QuicCid => self.config.sticky.is_some(),
+            Affinity::Flow | Affinity::QuicCid => {
+                self.config.policy.remember.is_some_and(|remember| remember.sticky.is_some())
+            }
             // They are split from the start.
             Affinity::ClientPorts { .. } => false,
         };
@@ -659,8 +657,8 @@ impl VipEntry {
     }
 
     fn spec(&self) -> VipSpec {
-        let timeouts = &self.config.timeouts;
-        let removed = self.removed.iter().map(|removed| removed.spec(self.config.on_down));
+        let on_down = self.config.policy.on_down;
+        let removed = self.removed.iter().map(|removed| removed.spec(on_down));
         VipSpec {
             id: self.id,
             address: self.config.address,
@@ -670,46 +668,13 @@ impl VipEntry {
             },
             protocol: self.config.protocol,
             forward: self.config.forward,
-            pin: self.config.pin,
-            timeouts: Timeouts {
-                embryonic: Ticks::span(timeouts.embryonic),
-                established: Ticks::span(timeouts.established),
-                closing: Ticks::span(timeouts.closing),
-                udp_first: Ticks::span(timeouts.udp_first),
-                udp: Ticks::span(timeouts.udp),
-            },
-            remember: remember(&self.config),
-            on_down: self.config.on_down,
-            reset_idle: self.config.reset_idle,
-            rejects: self.config.rejects,
-            proxy: self.config.proxy,
-            scheduler: self.config.scheduler,
-            affinity: self.config.affinity,
+            policy: self.config.policy.clone(),
             splits: self.splits.clone(),
             sampled: self.split().is_some(),
-            quic: self.config.quic.clone(),
-            mss: self.config.mss,
             backends: self.backends.iter().map(BackendEntry::spec).chain(removed).collect(),
             old: self.old.iter().map(|old| old.spec()).collect(),
         }
     }
-}
-
-/// What a VIP wants remembered of its clients. Without `sticky`, they come back after the idle
-/// time-out of their flows.
-pub fn remember(vip: &config::Vip) -> Option<Remember> {
-    let idle = match vip.protocol {
-        Protocol::Tcp => vip.timeouts.established,
-        Protocol::Udp | Protocol::Any => vip.timeouts.udp,
-    };
-    let wanted = vip.sticky.is_some() || vip.on_reentry == Reentry::Freest;
-    wanted.then(|| Remember {
-        timeout: Ticks::span(vip.sticky.map_or(idle, |sticky| sticky.timeout)),
-        sticky: vip
-            .sticky
-            .map(|sticky| Sticky { on_drain: sticky.on_drain, on_down: sticky.on_down }),
-        on_reentry: vip.on_reentry,
-    })
 }
 
 impl BackendEntry {
@@ -766,6 +731,19 @@ impl BackendEntry {
     }
 }
 
+impl Removed<BackendEntry> {
+    /// What the forwarding table is built from. What was to become of the flows of one that is down stays so:
+    /// it is checked no longer.
+    pub fn spec(&self, on_down: FlowsLeft) -> BackendSpec {
+        let spec = self.what.spec();
+        let left = match (self.left, spec.up) {
+            (FlowsLeft::Keep, false) => on_down,
+            (left, _) => left,
+        };
+        BackendSpec { left, service: Service::Out, removed: true, ..spec }
+    }
+}
+
 /// Those that are single addresses and ports, and the others; each once.
 fn by_kind(listens: impl Iterator<Item = Listen>) -> (Vec<ListenKey>, Vec<Listen>) {
     let all: Vec<Listen> = listens.collect();
@@ -785,8 +763,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
-    use crate::forwarding::{Affinity, FlowsLeft, Ports, SchedulerKind};
+    use crate::forwarding::{Affinity, FlowsLeft, Ports, SchedulerKind, Timeouts, VipPolicy};
     use crate::net::Protocol;
+    use crate::units::Ticks;
 
     /// A backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
@@ -802,42 +781,41 @@ pub(super) mod tests {
 
     /// A NAT VIP at 192.0.2.10:80 that checks nothing and announces nothing.
     pub fn vip(name: &str, backends: &[config::Backend]) -> config::Vip {
-        let second = Duration::from_secs(1);
         config::Vip {
             name: name.to_owned(),
             address: [192, 0, 2, 10].into(),
             ports: Ports::of(&[80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
-            scheduler: SchedulerKind::Maglev { size: 251 },
-            affinity: Affinity::Flow,
+            policy: VipPolicy {
+                scheduler: SchedulerKind::Maglev { size: 251 },
+                timeouts: Timeouts {
+                    embryonic: Ticks::seconds(1),
+                    established: Ticks::seconds(1800),
+                    closing: Ticks::seconds(1),
+                    udp_first: Ticks::seconds(1),
+                    udp: Ticks::seconds(1),
+                },
+                rejects: false,
+                ..VipPolicy::default()
+            },
             split: None,
             health: Health::None,
-            timeouts: config::Timeouts {
-                embryonic: second,
-                established: second * 1800,
-                closing: second,
-                udp_first: second,
-                udp: second,
-            },
-            sticky: None,
-            on_reentry: Reentry::Hash,
             drain: config::Drain {
                 deadline: None,
                 then: FlowsLeft::Rehash,
                 slow_start: Duration::ZERO,
             },
-            pin: true,
-            on_down: FlowsLeft::Keep,
             on_remove: FlowsLeft::Rehash,
-            reset_idle: false,
-            mss: None,
-            rejects: false,
-            proxy: false,
             announce: Announce::None,
-            quic: Vec::new(),
             backends: backends.to_vec(),
         }
+    }
+
+    /// The same VIP with other options.
+    pub fn with(mut vip: config::Vip, change: impl FnOnce(&mut VipPolicy)) -> config::Vip {
+        change(&mut vip.policy);
+        vip
     }
 
     pub fn tcp_health() -> Health {
@@ -883,7 +861,7 @@ pub(super) mod tests {
         registry.apply(std::slice::from_ref(&old), &[], Instant::now()).unwrap();
         let mut port = backend("a", 2);
         port.port = None;
-        let proxied = config::Vip { proxy: true, ..vip("web", std::slice::from_ref(&port)) };
+        let proxied = with(vip("web", std::slice::from_ref(&port)), |policy| policy.proxy = true);
         let dsr = config::Vip { forward: Forward::Dsr, ..vip("web", std::slice::from_ref(&port)) };
         for (row, (name, new)) in [
             ("address", vip("web", &[backend("a", 2)])),
@@ -906,13 +884,13 @@ pub(super) mod tests {
     fn a_vip_that_gives_up_its_pins_begins_another_generation() {
         let mut registry = Registry::default();
         let pinned = vip("web", &[backend("a", 1)]);
-        let unpinned = config::Vip { pin: false, ..pinned.clone() };
+        let unpinned = with(pinned.clone(), |policy| policy.pin = false);
         for (pins, expected) in
             [(&pinned, 0), (&pinned, 0), (&unpinned, 1), (&unpinned, 1), (&pinned, 1)]
         {
             registry.apply(std::slice::from_ref(pins), &[], Instant::now()).unwrap();
-            assert_eq!(id(&registry, "web", "a"), (0, expected), "pin: {}", pins.pin);
-            assert_eq!(registry.specs().first().unwrap().pin, pins.pin);
+            assert_eq!(id(&registry, "web", "a"), (0, expected), "pin: {}", pins.policy.pin);
+            assert_eq!(registry.specs().first().unwrap().policy, pins.policy);
         }
     }
 
@@ -1276,10 +1254,10 @@ pub(super) mod tests {
     fn no_flow_is_refused_while_a_next_hop_is_looked_up() {
         let mut registry = Registry::default();
         let both = [backend("a", 1), backend("b", 2)];
-        let web = config::Vip { rejects: true, ..vip("web", &both) };
+        let web = with(vip("web", &both), |policy| policy.rejects = true);
         registry.apply(&[web], &[], Instant::now()).unwrap();
-        let refuses = |registry: &Registry| registry.patient_specs().first().unwrap().rejects;
-        assert!(registry.specs().first().unwrap().rejects);
+        let refuses = |registry: &Registry| registry.patient_specs()[0].policy.rejects;
+        assert!(registry.specs()[0].policy.rejects);
         assert!(!refuses(&registry), "both are looked up");
         registry.find_mut("web", "a").unwrap().problem = Some("no answer".to_owned());
         assert!(!refuses(&registry), "b may serve yet");
@@ -1291,17 +1269,18 @@ pub(super) mod tests {
     fn splits_survive_a_reload_that_leaves_them_their_meaning() {
         let some = Splits::new(vec![(Address::from_v4([198, 51, 100, 7]), 3)]);
         let split = config::Split { max_load: 1.25, min_rate: 50.0 };
-        let client = config::Vip {
-            affinity: Affinity::Client,
-            split: Some(split),
-            ..vip("web", &[backend("a", 1)])
-        };
+        let client = config::Vip { split: Some(split), ..vip("web", &[backend("a", 1)]) };
+        let client = with(client, |policy| policy.affinity = Affinity::Client);
         type Change = fn(&mut config::Vip);
         let rows: [(&str, Change, bool); 4] = [
             ("a backend", |vip| vip.backends.push(backend("b", 2)), true),
             ("limits", |vip| vip.split.as_mut().unwrap().max_load = 2.0, true),
             ("off", |vip| vip.split = None, false),
-            ("others", |vip| vip.affinity = Affinity::ClientPrefix { v4: 24, v6: 56 }, false),
+            (
+                "others",
+                |vip| vip.policy.affinity = Affinity::ClientPrefix { v4: 24, v6: 56 },
+                false,
+            ),
         ];
         for (name, change, stay) in rows {
             let mut registry = Registry::default();

@@ -67,7 +67,7 @@ pub fn answer(
 pub(super) fn rejects(packet: &Packet, context: &Context<'_>) -> bool {
     let opens = packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens();
     let vip = context.table.vip(packet.vip).filter(|_| packet.way == Way::ToBackend && opens);
-    vip.is_some_and(|vip| vip.rejects)
+    vip.is_some_and(|vip| vip.policy.rejects)
 }
 
 /// Whether no router may fragment the packet: IPv4 with DF, and IPv6.

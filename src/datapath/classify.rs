@@ -52,7 +52,7 @@ pub fn classify(
         packet.vip = vip;
         match context.table.vip(vip) {
             Some(vip) if vip.protocol == Protocol::Any => flow = tuple.without_ports(),
-            Some(vip) if !vip.pin => {
+            Some(vip) if !vip.policy.pin => {
                 set_unpinned(packet, tuple, Way::Unpinned);
                 return Ok(());
             }

@@ -29,7 +29,7 @@ pub struct Known<'t> {
 impl<'t> Known<'t> {
     /// Looks the client of a flow up; `None` at VIPs that remember nothing.
     pub fn of(key: &FlowKey, vip: &Vip, context: &Context<'t>) -> Option<Self> {
-        let remember = vip.remember?;
+        let remember = vip.policy.remember?;
         let key = key_of(key, vip);
         let mapping = context.shared.clients.find(&key);
         let expired = mapping.is_some_and(|m| remember.is_over(context.now.since(m.last_used)));
@@ -40,7 +40,7 @@ impl<'t> Known<'t> {
     /// The backend that the client's new flow follows it to; `midflow`: a flow whose pin was lost.
     pub fn stays_at(&self, midflow: bool) -> Option<&'t Backend> {
         let sticky = self.remember.sticky.filter(|_| !self.expired)?;
-        self.backend.filter(|backend| sticky.stays(backend, midflow))
+        self.backend.filter(|backend| backend.holds(sticky, midflow))
     }
 
     /// Whether the client comes back after its time-out.
@@ -104,7 +104,7 @@ pub fn seen(
     context: &Context<'_>,
 ) {
     let Some(vip) = context.table.vip(backend.vip) else { return };
-    let Some(remember) = vip.remember else { return };
+    let Some(remember) = vip.policy.remember else { return };
     let key = key_of(&flow.key(), vip);
     let proven = flow.protocol() != Protocol::Tcp || state.has(State::ESTABLISHED);
     let touch =
@@ -128,7 +128,7 @@ pub fn seen_again(flow: &HashedKey, backend: &Backend, state: State, context: &C
 fn assign(key: &Key, backend: BackendId, context: &Context<'_>) {
     let Context { table, shared, now, stats, .. } = *context;
     let lives = |key: &Key, mapping: &Mapping| {
-        let remember = table.vip(key.vip).and_then(|vip| vip.remember);
+        let remember = table.vip(key.vip).and_then(|vip| vip.policy.remember);
         remember.is_some_and(|remember| !remember.is_over(now.since(mapping.last_used)))
             && table.pinned(mapping.backend).is_some()
     };

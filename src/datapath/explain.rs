@@ -90,7 +90,7 @@ impl Explainer {
         let vip = table.owner(Tuple::from(key).listen_key()).and_then(|id| table.vip(id));
         let found = self.pins(&key, vip, table);
         let (worker, pinned) = match vip {
-            Some(vip) if !vip.pin => (0, None),
+            Some(vip) if !vip.policy.pin => (0, None),
             _ => tell_pin(&found, &key, table, now, &trace),
         };
         let stats = self.loads(worker, vip);
@@ -110,7 +110,7 @@ impl Explainer {
             Segment::Syn => true,
             Segment::Midflow => false,
         };
-        tell_packet(question.protocol, opens, vip.is_none_or(|vip| vip.pin), &trace);
+        tell_packet(question.protocol, opens, vip.is_none_or(|vip| vip.policy.pin), &trace);
         let mut packet = self.packet(question, opens, &hop)?;
         let context = &Context {
             table,

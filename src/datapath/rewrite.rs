@@ -142,7 +142,7 @@ fn renumber(frame: &mut Frame, shape: &Shape, number: Option<u32>) {
 /// Lowers what a handshake says of the longest segments, if the VIP wants that.
 #[cold]
 fn lower_mss(frame: &mut Frame, shape: &Shape, vip: VipId, context: &Context<'_>) {
-    let most = context.table.vip(vip).and_then(|vip| vip.mss);
+    let most = context.table.vip(vip).and_then(|vip| vip.policy.mss);
     let segment = frame.data_mut().get_mut(usize::from(shape.transport)..);
     if let Some((most, segment)) = most.zip(segment) {
         tcp::lower_mss(segment, most);

@@ -128,7 +128,7 @@ fn without_pin<'t>(
 ) -> Result<Target<'t>, Drop> {
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
     let named = rule == Rule::QuicCid;
-    let hashed = vip.scheduler.kind().is_pure_hash() && vip.remember.is_none();
+    let hashed = vip.scheduler.kind().is_pure_hash() && vip.policy.remember.is_none();
     if vip.forward.translates() || !(named || hashed) {
         return Err(Drop::TableFull);
     }
@@ -198,12 +198,12 @@ pub fn guess<'t>(
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
-    if !vip.pin && !vip.scheduler.kind().heeds_affinity() {
+    if !vip.policy.pin && !vip.scheduler.kind().heeds_affinity() {
         // Nothing tells which backend had the turn of the quoted datagram.
         return Err(Drop::IcmpNoFlow);
     }
     // Without pins, the datagrams of a flow are where the hash places them now.
-    let miss = if vip.pin { Miss::Midflow } else { Miss::Open };
+    let miss = if vip.policy.pin { Miss::Midflow } else { Miss::Open };
     let client = Known::of(&key, vip, context);
     let chosen = choose(&key, miss, vip, client.as_ref(), None, conntrack, context)?;
     Ok(chosen.0)
@@ -261,7 +261,7 @@ pub(super) fn choose<'t>(
         None => turn(vip, conntrack, context),
     };
     // Slow start takes a share of the datagrams, not of the clients, where those take turns.
-    let by_turn = !vip.pin && !vip.scheduler.kind().heeds_affinity();
+    let by_turn = !vip.policy.pin && !vip.scheduler.kind().heeds_affinity();
     let hash = if by_turn { mix(turn) } else { hash };
     let mut candidates = Candidates {
         key,
@@ -311,7 +311,7 @@ fn turn(vip: &Vip, conntrack: &Conntrack, context: &Context<'_>) -> u64 {
 /// Tells which flows belong together with this one.
 fn tell_affinity(key: &FlowKey, hash: u64, vip: &Vip, trace: &Trace) {
     let client = vip.client_key(key);
-    let why = match vip.affinity {
+    let why = match vip.policy.affinity {
         Affinity::Flow | Affinity::QuicCid => "every flow for itself: its five-tuple".to_owned(),
         Affinity::ClientPrefix { v4, v6 } if client.part == 1 => {
             let bits = if client.client.is_v4() { v4 } else { v6 };
@@ -375,7 +375,7 @@ impl<'t> Candidates<'_, 't> {
         }
         // Where there are no pins, no other flow leads there (`check` sees to that).
         let collides = self.vip.forward == Forward::Nat
-            && self.vip.pin
+            && self.vip.policy.pin
             && collides(self.key, backend, self.conntrack, self.context);
         self.collided |= collides;
         collides.then_some("has a flow that it could not tell from this one")

@@ -24,7 +24,7 @@ use crate::stats::Drop;
 /// Whether the VIP's datagrams are placed each by itself.
 #[inline]
 pub fn is_unpinned(vip: VipId, context: &Context<'_>) -> bool {
-    context.table.vip(vip).is_some_and(|vip| !vip.pin)
+    context.table.vip(vip).is_some_and(|vip| !vip.policy.pin)
 }
 
 /// Where a client's datagram goes.

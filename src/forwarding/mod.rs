@@ -12,6 +12,7 @@ pub mod affinity;
 pub mod explain;
 pub mod listeners;
 pub mod old_listeners;
+pub mod policy;
 pub mod publish;
 pub mod quic_lb;
 pub mod scheduler;
@@ -32,6 +33,7 @@ use crate::units::Ticks;
 pub use affinity::{Affinity, ClientKey, Splits};
 pub use listeners::MAX_PREFIX_LENGTHS;
 pub use old_listeners::OldListen;
+pub use policy::{FlowTimeouts, Timeouts, VipPolicy};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
 pub use sticky::Remember;
@@ -100,46 +102,6 @@ impl fmt::Display for Ports {
     }
 }
 
-/// Idle time-outs of a VIP's flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP, after a SYN and before the client has answered the handshake.
-    pub embryonic: Ticks,
-    /// TCP, established.
-    pub established: Ticks,
-    /// TCP, after both FINs (or the client's, where replies are not seen), or after a RST.
-    pub closing: Ticks,
-    /// UDP, and all protocols together, after the first packet and until the flow goes on.
-    pub udp_first: Ticks,
-    /// The same, when it does.
-    pub udp: Ticks,
-}
-
-impl Timeouts {
-    /// Those of flows of one protocol.
-    pub const fn of(&self, protocol: Protocol) -> FlowTimeouts {
-        let Self { embryonic, established, closing, udp_first, udp } = *self;
-        match protocol {
-            Protocol::Tcp => FlowTimeouts { begun: embryonic, established, closing },
-            Protocol::Udp | Protocol::Any => {
-                FlowTimeouts { begun: udp_first, established: udp, closing: udp }
-            }
-        }
-    }
-}
-
-/// Idle time-outs of flows that are all of one protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlowTimeouts {
-    /// After the first packet: TCP until the client has answered the handshake, else until the flow goes
-    /// on.
-    pub begun: Ticks,
-    /// Of a flow that goes on.
-    pub established: Ticks,
-    /// TCP, after its end.
-    pub closing: Ticks,
-}
-
 /// What an operator or a deadline has said about a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -195,38 +157,25 @@ pub struct VipSpec {
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,
-    /// Whether its flows keep their backends. False (UDP only): each datagram is placed by itself.
-    pub pin: bool,
-    /// Idle time-outs.
-    pub timeouts: Timeouts,
-    /// What is remembered of its clients, if anything.
-    pub remember: Option<Remember>,
-    /// What becomes of the flows of a backend that is down. UDP flows are never kept: their own
-    /// packets would keep a dead pin alive.
-    pub on_down: FlowsLeft,
-    /// TCP: whether both ends of a flow that idled out are told, by a RST.
-    pub reset_idle: bool,
-    /// Whether the sender of a new flow that finds no backend in service is told: by a RST (TCP) or port
-    /// unreachable (UDP).
-    pub rejects: bool,
-    /// Full NAT and TCP: whether backends are told who the client is, by the PROXY protocol.
-    pub proxy: bool,
-    /// How it chooses a backend for a new flow.
-    pub scheduler: SchedulerKind,
-    /// Which flows belong together.
-    pub affinity: Affinity,
+    /// Its options.
+    pub policy: VipPolicy,
     /// Sources that are spread over several backends.
     pub splits: Splits,
     /// Whether workers tell of its new flows ([`Sample`](crate::stats::Sample)).
     pub sampled: bool,
-    /// How its QUIC connection ids are made, by rotation, for [`Affinity::QuicCid`].
-    pub quic: Vec<quic_lb::Config>,
-    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
-    pub mss: Option<u16>,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
     /// Addresses and ports that it had before a reload: they take no new flows.
     pub old: Vec<OldListen>,
+}
+
+impl VipSpec {
+    /// The same VIP with other options.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut VipPolicy)) -> Self {
+        change(&mut self.policy);
+        self
+    }
 }
 
 /// What the control thread knows of a backend when it builds a table.

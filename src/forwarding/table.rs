@@ -15,7 +15,7 @@ use super::this_box::UNLIMITED;
 use super::tunnel::Entropy;
 use super::{
     Affinity, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft, MAX_RETURN_PATHS,
-    Remember, Secret, Service, Splits, ThisBox, Timeouts, VipSpec,
+    Secret, Service, Splits, ThisBox, VipPolicy, VipSpec,
 };
 use crate::net::{
     Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PathKey,
@@ -61,28 +61,18 @@ pub struct Vip {
     pub protocol: Protocol,
     /// How packets reach its backends.
     pub forward: Forward,
-    /// Whether its flows keep their backends. False (UDP only): each datagram is placed by itself.
-    pub pin: bool,
-    /// Idle time-outs of its flows.
-    pub timeouts: Timeouts,
-    /// What is remembered of its clients, if anything.
-    pub remember: Option<Remember>,
+    /// Its options.
+    pub policy: VipPolicy,
     /// Chooses among all backends that have weight, in service or not.
     pub scheduler: Built,
     /// Chooses for clients that come back, where they are to have the freest backend.
     pub freest: Option<LeastConnections>,
-    /// Which flows belong together.
-    pub affinity: Affinity,
     /// Sources that are spread over several backends.
     pub splits: Splits,
-    /// Whether who finds no backend in service is told.
-    pub rejects: bool,
     /// Whether workers tell of its new flows.
     pub sampled: bool,
     /// How connection ids name its backends, for [`Affinity::QuicCid`].
     pub quic: Option<Box<QuicLb>>,
-    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
-    pub mss: Option<u16>,
     /// Names of its backends, to be told.
     names: Arc<[(BackendIndex, Box<str>)]>,
 }
@@ -94,7 +84,7 @@ pub struct Quirks(u8);
 impl Quirks {
     /// Their connection ids may name another backend ([`Affinity::QuicCid`]).
     pub const QUIC: Self = Self(1);
-    /// They keep what is remembered of their client alive ([`Vip::remember`]).
+    /// They keep what is remembered of their client alive ([`VipPolicy::remember`]).
     pub const REMEMBERS: Self = Self(2);
     /// They do not just go to it: [`Backend::left`] is not [`FlowsLeft::Keep`].
     pub const LEFT: Self = Self(4);
@@ -126,8 +116,8 @@ impl Quirks {
     }
 
     fn of(vip: &VipSpec, left: FlowsLeft) -> Self {
-        let quic = if vip.affinity == Affinity::QuicCid { Self::QUIC.0 } else { 0 };
-        let remembers = if vip.remember.is_some() { Self::REMEMBERS.0 } else { 0 };
+        let quic = if vip.policy.affinity == Affinity::QuicCid { Self::QUIC.0 } else { 0 };
+        let remembers = if vip.policy.remember.is_some() { Self::REMEMBERS.0 } else { 0 };
         let left = if left == FlowsLeft::Keep { 0 } else { Self::LEFT.0 };
         let resets = vip.old.iter().any(|old| old.left == FlowsLeft::Reset);
         let old_ports = if resets { Self::OLD_PORTS.0 } else { 0 };
@@ -376,7 +366,7 @@ impl ForwardingTable {
     }
 
     fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
-        self.unpinned_returns |= !spec.pin;
+        self.unpinned_returns |= !spec.policy.pin;
         let now = spec.ports.ranges().iter().map(|&ports| (spec.address, ports));
         let before = spec.old.iter().map(|old| (old.listen.network, old.listen.ports));
         for (address, ports) in now.chain(before) {
@@ -385,7 +375,7 @@ impl ForwardingTable {
                 vip: spec.id,
                 vip_address: address.address(),
                 vip_port: Some(ports.first).filter(|_| ports.is_single()),
-                pinned: spec.pin,
+                pinned: spec.policy.pin,
             };
             let listen = return_listen(backend, ports, spec.protocol);
             match exact(listen) {
@@ -428,35 +418,30 @@ impl Vip {
         let candidates = Server::all(&spec.backends).map(candidate).collect();
         let names = names(spec, previous);
         let previous = previous.map(|vip| &vip.scheduler);
-        let scheduler = Built::build(spec.scheduler, secret, candidates, previous);
-        let freest = spec.remember.filter(|remember| remember.on_reentry == Reentry::Freest);
+        let scheduler = Built::build(spec.policy.scheduler, secret, candidates, previous);
+        let freest = spec.policy.remember.filter(|remember| remember.on_reentry == Reentry::Freest);
         Self {
             id: spec.id,
             protocol: spec.protocol,
             forward: spec.forward,
-            pin: spec.pin,
-            timeouts: spec.timeouts,
-            remember: spec.remember,
+            policy: spec.policy.clone(),
             freest: freest.map(|_| LeastConnections::build(scheduler.candidates())),
             scheduler,
-            affinity: spec.affinity,
             splits: spec.splits.clone(),
-            rejects: spec.rejects,
             sampled: spec.sampled,
             quic: QuicLb::new(spec),
-            mss: spec.mss,
             names,
         }
     }
 
     /// Whom the sender of a flow counts as.
     pub fn client_key(&self, key: &FlowKey) -> ClientKey {
-        self.affinity.client_key(key, &self.splits)
+        self.policy.affinity.client_key(key, &self.splits)
     }
 
     /// The affinity hash of a flow.
     pub fn affinity_hash(&self, secret: &Secret, key: &FlowKey) -> u64 {
-        self.affinity.hash(secret, key, &self.splits)
+        self.policy.affinity.hash(secret, key, &self.splits)
     }
 }
 
@@ -489,7 +474,7 @@ impl Backend {
             id: spec.id,
             vip: vip.id,
             forward: vip.forward,
-            timeouts: vip.timeouts.of(vip.protocol),
+            timeouts: vip.policy.timeouts.of(vip.protocol),
             address: spec.address.into(),
             port: spec.port,
             next_hop: spec.next_hop,
@@ -497,8 +482,8 @@ impl Backend {
             // One that was removed is checked no longer.
             up: spec.up || spec.removed,
             left: flows_left(vip, spec),
-            reset_idle: vip.reset_idle,
-            proxy: vip.proxy,
+            reset_idle: vip.policy.reset_idle,
+            proxy: vip.policy.proxy,
             takes_new: spec.up
                 && !spec.removed
                 && spec.weight > 0
@@ -512,6 +497,18 @@ impl Backend {
             share: spec.share,
             path: PathKey::new(spec.address.into()),
             loops: false,
+        }
+    }
+
+    /// Whether a client's new flow goes to this backend, which the client has; `midflow`: whether a flow
+    /// goes here whose pin was lost.
+    pub fn holds(&self, sticky: Sticky, midflow: bool) -> bool {
+        let keeps = |hold| hold == Hold::Keep;
+        match (self.up, self.takes_new) {
+            (_, true) => true,
+            (false, _) => keeps(sticky.on_down) && self.next_hop.is_some(),
+            // A flow whose pin was lost was most probably there already.
+            (true, _) => (midflow || keeps(sticky.on_drain)) && self.takes_midflow,
         }
     }
 
@@ -538,7 +535,7 @@ fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
     let reachable = spec.next_hop.is_some() || vip.protocol == Protocol::Tcp;
     let left = match spec.left {
         FlowsLeft::Keep if (spec.up || spec.removed) && reachable => return FlowsLeft::Keep,
-        FlowsLeft::Keep => vip.on_down,
+        FlowsLeft::Keep => vip.policy.on_down,
         left => left,
     };
     match vip.protocol {
@@ -576,10 +573,9 @@ impl Sticky {
 pub(crate) mod testing {
     //! Specs for tests.
     use super::*;
+    use crate::forwarding::Ports;
     use crate::forwarding::this_box::UNLIMITED;
-    use crate::forwarding::{Ports, SchedulerKind};
     use crate::net::NicIndex;
-    use crate::units::Ticks;
 
     /// A NAT VIP 192.0.2.`10 + id` on TCP port 80, without backends.
     pub fn spec(id: u16) -> VipSpec {
@@ -589,25 +585,9 @@ pub(crate) mod testing {
             ports: Ports::of(&[80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
-            pin: true,
-            timeouts: Timeouts {
-                embryonic: Ticks(3_000),
-                established: Ticks(360_000),
-                closing: Ticks(6_000),
-                udp_first: Ticks(3_000),
-                udp: Ticks(12_000),
-            },
-            remember: None,
-            on_down: FlowsLeft::Keep,
-            reset_idle: false,
-            rejects: false,
-            proxy: false,
-            scheduler: SchedulerKind::Maglev { size: 65537 },
-            affinity: Affinity::Flow,
+            policy: VipPolicy::default(),
             splits: Splits::default(),
             sampled: false,
-            quic: Vec::new(),
-            mss: None,
             backends: Vec::new(),
             old: Vec::new(),
         }
@@ -738,7 +718,7 @@ mod tests {
             (Protocol::Udp, false, Keep, Keep, Rehash),
             (Protocol::Udp, true, Rehash, Reset, Rehash),
         ] {
-            let vip = VipSpec { protocol, on_down, ..spec(0) };
+            let vip = VipSpec { protocol, ..spec(0).with(|policy| policy.on_down = on_down) };
             let spec = BackendSpec { up, left: drained, ..backend(0) };
             let name = format!("{protocol:?}, up: {up}, {on_down:?}, {drained:?}");
             assert_eq!(Backend::new(&vip, &spec).left, left, "{name}");

@@ -153,7 +153,7 @@ impl Edit {
             }
             Action::Scheduler(name) => {
                 let kind = named(name, self.table_size)?;
-                possible(kind, self.new.pin, &self.new.name)?;
+                possible(kind, self.new.policy.pin, &self.new.name)?;
                 self.scheduler = Some(kind);
             }
         }
@@ -334,7 +334,7 @@ mod tests {
         let told = scenarios(&config(), &[odd]).unwrap_err().to_string();
         let mut datagrams = config();
         for vip in &mut datagrams.vips {
-            (vip.protocol, vip.pin) = (crate::net::Protocol::Udp, false);
+            (vip.protocol, vip.policy.pin) = (crate::net::Protocol::Udp, false);
         }
         let counting = on("web", Action::Scheduler("bounded".to_owned()));
         let refused = scenarios(&datagrams, &[counting]).unwrap_err().to_string();

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use holdfast::forwarding::VipSpec;
 use holdfast::forwarding::this_box::IcmpRate;
 use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
@@ -212,7 +211,7 @@ fn errors_are_limited_by_time_and_by_network() {
 }
 
 fn rejecting(family: Family, protocol: Protocol, rejects: bool) -> Rig {
-    let mut web = VipSpec { rejects, ..vip(Forward::Nat, family, protocol) };
+    let mut web = vip(Forward::Nat, family, protocol).with(|policy| policy.rejects = rejects);
     web.backends.iter_mut().for_each(|backend| backend.up = false);
     Rig::new(1, 1, vec![web])
 }

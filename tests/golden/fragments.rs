@@ -27,8 +27,7 @@ fn vip(forward: Forward, family: Family) -> VipSpec {
     VipSpec {
         protocol: Protocol::Udp,
         ports: Ports::List(vec![80.into()]),
-        scheduler: SchedulerKind::RoundRobin,
-        ..spec(0, forward, family, 1, 3)
+        ..spec(0, forward, family, 1, 3).with(|policy| policy.scheduler = SchedulerKind::RoundRobin)
     }
 }
 

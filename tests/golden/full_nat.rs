@@ -260,7 +260,7 @@ fn a_new_connection_from_the_same_port_gets_a_new_source() {
 #[test]
 fn a_flow_that_moves_to_another_backend_gets_a_new_source() {
     for family in FAMILIES {
-        let vip = VipSpec { on_down: FlowsLeft::Rehash, ..full_nat(family, 1, 3) };
+        let vip = full_nat(family, 1, 3).with(|policy| policy.on_down = FlowsLeft::Rehash);
         let mut rig = Rig::new(2, 1, vec![vip]);
         let old = rig.send(0, 0, &client(family, 40_000, "S"));
         rig.send(1, 0, &client(family, 40_000, "A"));

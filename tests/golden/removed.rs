@@ -241,8 +241,7 @@ fn a_vip_without_pins_takes_the_replies_of_the_servers_that_it_gets() {
             old_vip.backends[0].port = None;
             let mut new = VipSpec {
                 protocol: Protocol::Udp,
-                pin: false,
-                ..spec(1, Forward::Nat, family, 1, 1)
+                ..spec(1, Forward::Nat, family, 1, 1).with(|policy| policy.pin = false)
             };
             (new.ports, new.backends[0].port) = (Ports::List(Vec::new()), None);
             let both = [old_vip, new];
@@ -251,7 +250,7 @@ fn a_vip_without_pins_takes_the_replies_of_the_servers_that_it_gets() {
             rig.send(0, 0, &udp(family, PORT, 53, true));
             rig.change(|specs| {
                 for spec in specs {
-                    if spec.pin {
+                    if spec.policy.pin {
                         let mut old = old(family, 53, FlowsLeft::Keep);
                         old.listen.protocol = Protocol::Udp;
                         (spec.ports, spec.old) = (Ports::of(&[80]), vec![old]);

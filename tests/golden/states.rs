@@ -172,7 +172,7 @@ const ANSWERED_ROWS: &[DatagramRow<'_>] = &[
 /// A VIP that keeps flows of one datagram for 3 s, others for 10 s.
 fn datagrams(forward: Forward, family: Family) -> VipSpec {
     let mut vip = VipSpec { protocol: Protocol::Udp, ..spec(0, forward, family, 1, 3) };
-    (vip.timeouts.udp_first, vip.timeouts.udp) = (Ticks(300), Ticks(1000));
+    (vip.policy.timeouts.udp_first, vip.policy.timeouts.udp) = (Ticks(300), Ticks(1000));
     vip
 }
 
@@ -256,7 +256,7 @@ fn flows_of_all_protocols_have_the_states_of_datagrams() {
             for (again, kept) in [(false, false), (true, true)] {
                 let mut all = datagrams(Forward::Dsr, family);
                 (all.protocol, all.ports) = (Protocol::Any, Ports::All);
-                all.affinity = Affinity::Client;
+                all.policy.affinity = Affinity::Client;
                 let mut rig = rig(1, all);
                 let first = rig.send(0, 0, packet)[0].destination_mac();
                 if again {

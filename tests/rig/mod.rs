@@ -20,8 +20,8 @@ use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::this_box::UNLIMITED;
 use holdfast::forwarding::{
-    Affinity, BackendSpec, FULL_SHARE, FlowsLeft, ForwardingTable, Ports, SchedulerKind, Service,
-    Splits, ThisBox, Timeouts, VipSpec,
+    BackendSpec, FULL_SHARE, FlowsLeft, ForwardingTable, Ports, SchedulerKind, Service, Splits,
+    ThisBox, Timeouts, VipPolicy, VipSpec,
 };
 use holdfast::net::{
     BackendId, BackendIndex, Forward, NextHop, NicIndex, Protocol, TableSecret, VipId,
@@ -123,26 +123,21 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
-        pin: true,
-        // 1 s, 10 s, 2 s, 1 s, 1 s.
-        timeouts: Timeouts {
-            embryonic: Ticks(100),
-            established: Ticks(1000),
-            closing: Ticks(200),
-            udp_first: Ticks(100),
-            udp: Ticks(100),
+        policy: VipPolicy {
+            // 1 s, 10 s, 2 s, 1 s, 1 s.
+            timeouts: Timeouts {
+                embryonic: Ticks(100),
+                established: Ticks(1000),
+                closing: Ticks(200),
+                udp_first: Ticks(100),
+                udp: Ticks(100),
+            },
+            scheduler: SchedulerKind::Maglev { size: 1009 },
+            rejects: false,
+            ..VipPolicy::default()
         },
-        remember: None,
-        on_down: FlowsLeft::Keep,
-        reset_idle: false,
-        rejects: false,
-        proxy: false,
-        scheduler: SchedulerKind::Maglev { size: 1009 },
-        affinity: Affinity::Flow,
         splits: Splits::default(),
         sampled: false,
-        quic: Vec::new(),
-        mss: None,
         backends: (0..backends).map(backend).collect(),
         old: Vec::new(),
     }

@@ -180,7 +180,7 @@ fn mtu_beyond(packet: &Packet, context: &Context<'_>) -> u16 {
 /// what fits the IPv4 end's link fits that of the other end, too.
 #[cold]
 fn lower_mss(packet: &mut Packet, grown: bool, context: &Context<'_>) {
-    let most = context.table.vip(packet.vip).and_then(|vip| vip.mss);
+    let most = context.table.vip(packet.vip).and_then(|vip| vip.policy.mss);
     // A SYN is whole: nothing fails here.
     let _ = proxy::with_segment(packet, |segment| {
         if grown {
