@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 fn sources(under: &str) -> Vec<(PathBuf, String)> {
@@ -74,18 +75,136 @@ fn the_worker_lists_the_stages_in_order() {
     let worker = sources("datapath");
     let (_, text) = worker.iter().find(|(path, _)| path.ends_with("worker.rs")).unwrap();
     let body = text.split("fn poll_port").nth(1).unwrap();
-    let stages = [
-        "receive(",
-        "parse_plain(",
-        "classify(",
-        "prefetch(",
-        "forward(",
-        "transmit(",
-        "conntrack.track(",
-        "rewrite_to_backend(",
-    ];
+    let stages = ["receive(", "parse_plain(", "classify(", "prefetch(", "forward(", "transmit("];
     assert_in_order(body, &stages);
+    let (_, text) = worker.iter().find(|(path, _)| path.ends_with("forward.rs")).unwrap();
+    let body = text.split("pub fn forward").nth(1).unwrap();
+    assert_in_order(body, &["conntrack.track(", "rewrite_to_backend("]);
     let (_, text) = worker.iter().find(|(path, _)| path.ends_with("detour.rs")).unwrap();
     // Of a flow without a pin.
     assert_in_order(text.split("fn open").nth(1).unwrap(), &["select(", "rewrite_to_backend("]);
+}
+
+/// Path of a module from the crate's root.
+type Module = Vec<String>;
+
+fn module_of(path: &Path) -> Module {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let path = path.strip_prefix(src).unwrap().with_extension("");
+    let mut names: Module = path.iter().map(|name| name.to_str().unwrap().to_owned()).collect();
+    names.pop_if(|last| last == "mod");
+    names
+}
+
+/// The code of a file, without comments and its tests.
+fn code_of(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let code = |line: &str| line.split("//").next().unwrap_or_default().trim().to_owned() + "\n";
+    text.lines().map(code).collect()
+}
+
+/// The paths of a `use` statement, with braces expanded.
+fn expand(tree: &str) -> Vec<String> {
+    let Some((stem, list)) = tree.split_once('{') else { return vec![tree.trim().to_owned()] };
+    let list = list.trim().strip_suffix('}').unwrap_or(list);
+    let (mut depth, mut items) = (0, vec![String::new()]);
+    for letter in list.chars() {
+        depth += i32::from(letter == '{') - i32::from(letter == '}');
+        match letter {
+            ',' if depth == 0 => items.push(String::new()),
+            letter => items.last_mut().unwrap().push(letter),
+        }
+    }
+    let items = items.iter().filter(|item| !item.trim().is_empty());
+    items.flat_map(|item| expand(item)).map(|item| stem.trim().to_owned() + &item).collect()
+}
+
+/// The modules that a file names: by `use`, by a path, or as a child.
+fn names_of(module: &Module, code: &str, all: &BTreeSet<Module>) -> BTreeSet<Module> {
+    let uses = code.split("use ").skip(1).filter_map(|rest| rest.split_once(';'));
+    let mut paths: Vec<String> = uses.flat_map(|(tree, _)| expand(tree)).collect();
+    let path = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | ':');
+    let words = code.split(|letter| !path(letter)).filter(|word| word.contains("::"));
+    paths.extend(words.map(str::to_owned));
+    let named = paths.iter().filter_map(|path| {
+        let mut names = path.split("::").map(str::trim).peekable();
+        let mut at = match *names.peek()? {
+            "crate" => Module::new(),
+            "super" => module.clone(),
+            child => {
+                let child = [module.as_slice(), &[child.to_owned()]].concat();
+                if !all.contains(&child) || !path.contains("::") {
+                    return None;
+                }
+                module.clone()
+            }
+        };
+        names.next_if_eq(&"crate");
+        while names.next_if_eq(&"super").is_some() {
+            at.pop();
+        }
+        for name in names {
+            let next = [at.as_slice(), &[name.to_owned()]].concat();
+            if !all.contains(&next) {
+                break;
+            }
+            at = next;
+        }
+        (all.contains(&at) && at != *module).then_some(at)
+    });
+    named.collect()
+}
+
+/// Files under a folder that depend on each other in a circle, with what each names of the others.
+fn circles(under: &str) -> BTreeMap<Module, BTreeSet<Module>> {
+    let files = sources(under);
+    let all: BTreeSet<Module> = files.iter().map(|(path, _)| module_of(path)).collect();
+    let edges = files.iter().map(|(path, text)| {
+        let module = module_of(path);
+        let names = names_of(&module, &code_of(text), &all);
+        (module, names)
+    });
+    let mut left: BTreeMap<Module, BTreeSet<Module>> = edges.collect();
+    loop {
+        let before = left.len();
+        // Neither what names no other file of the rest, nor what none of them names, is in a circle.
+        let rest: BTreeSet<Module> = left.keys().cloned().collect();
+        left.values_mut().for_each(|names| names.retain(|name| rest.contains(name)));
+        let named: BTreeSet<Module> = left.values().flatten().cloned().collect();
+        left.retain(|module, names| !names.is_empty() && named.contains(module));
+        if left.len() == before {
+            return left;
+        }
+    }
+}
+
+#[test]
+fn braces_of_use_statements_are_expanded() {
+    let paths = expand("super::{self, a::{B, c::D}, e}");
+    assert_eq!(paths, ["super::self", "super::a::B", "super::a::c::D", "super::e"]);
+}
+
+#[test]
+fn a_circle_of_files_is_found() {
+    let module = |path: &str| -> Module { path.split('/').map(str::to_owned).collect() };
+    let all: BTreeSet<Module> = ["a", "a/b", "a/c", "d"].map(module).into();
+    for (of, code, names) in [
+        ("a/b", "use super::c::Type;", &["a/c"][..]),
+        ("a/b", "use super::{c, Type};", &["a", "a/c"]),
+        ("a/b", "use crate::d::{Type, Other};", &["d"]),
+        ("a/b", "fn f() -> crate::a::c::Type {", &["a/c"]),
+        ("a", "mod c; fn f() { c::g() }", &["a/c"]),
+        ("a", "pub mod c;", &[]),
+        ("a/b", "pub(super) fn f() {}", &[]),
+    ] {
+        let expected: BTreeSet<Module> = names.iter().map(|name| module(name)).collect();
+        assert_eq!(names_of(&module(of), code, &all), expected, "{code}");
+    }
+}
+
+/// Each file of the data path can be read after those that it names.
+#[test]
+fn no_files_of_the_data_path_depend_on_each_other_in_a_circle() {
+    let circles = circles("datapath");
+    assert!(circles.is_empty(), "{circles:#?}");
 }

@@ -95,8 +95,8 @@ impl Symbols {
             let (_, file) = frame.file.split_once(STAGES)?;
             match file.strip_suffix(".rs")? {
                 // Not stages: the loop around them, and what they work on.
-                "worker" | "batch" | "mod" => None,
-                "conntrack" => {
+                "worker" | "forward" | "batch" | "mod" => None,
+                file if file.starts_with("conntrack") => {
                     let name = frame.function.rsplit("::").find(|part| !is_hash(part))?;
                     let of = |stage: &&str| name.starts_with(*stage);
                     ["prefetch", "sweep"].into_iter().find(of).or(Some("track"))

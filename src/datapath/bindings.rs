@@ -14,7 +14,6 @@ use super::clients;
 use super::conntrack::{Conntrack, Reply, cut, reply, tell};
 use super::context::Context;
 use super::life::{Change, News, is_cut, living, reply_change};
-use super::reset::numbers;
 use crate::flow::bindings::{BindingId, Bound, Lease, Leases};
 use crate::flow::entry::{Pin, State, Track};
 use crate::flow::table::Slot;
@@ -23,6 +22,7 @@ use crate::net::{Forward, Protocol, Tuple};
 use crate::stats::{Drop, WorkerStats};
 use crate::units::Ticks;
 use crate::wire::proxy::{Header, Shift};
+use crate::wire::tcp;
 
 /// How the two halves of a flow with a PROXY header count.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +64,13 @@ impl Conntrack {
             flow: packet.flow.key(),
             backend: backend.id,
             way_back: packet.way_back(context.nic).ok_or(Drop::VlanPairsFull)?,
-            isn: packet.shape.flags.opens().then(|| numbers(packet)).flatten().map(|(seq, _)| seq),
+            isn: packet
+                .shape
+                .flags
+                .opens()
+                .then(|| tcp::numbers(packet.segment()))
+                .flatten()
+                .map(|(seq, _)| seq),
             answered: false,
             acknowledged: false,
         };
@@ -198,7 +204,7 @@ fn is_stray(packet: &Packet, backend: &Backend, id: BindingId, context: &Context
         return false;
     }
     let shift = Numbers::of(backend, id, context).map(|numbers| numbers.shift);
-    let answers = shift.zip(numbers(packet));
+    let answers = shift.zip(tcp::numbers(packet.segment()));
     !answers.is_some_and(|(shift, (_, number))| shift.is_answer(flags.0, number))
 }
 
@@ -249,7 +255,7 @@ pub fn begins_anew(track: &Track, packet: &Packet, context: &Context<'_>) -> boo
     let Some(lease) = track.binding().and_then(|id| context.bindings.read(id)) else {
         return false;
     };
-    let isn = numbers(packet).map(|(sequence, _)| sequence);
+    let isn = tcp::numbers(packet.segment()).map(|(sequence, _)| sequence);
     lease.bound.isn.is_none() || !track.state().has(State::ESTABLISHED) && lease.bound.isn != isn
 }
 

@@ -5,7 +5,6 @@
 //! the first packet of every 1.28 s; a new flow looks its client up.
 
 use super::context::Context;
-use super::select::out_of_service;
 use crate::flow::clients::{Key, Mapping, NotNoted};
 use crate::flow::entry::{Rule, State, Track};
 use crate::forwarding::Remember;
@@ -66,7 +65,7 @@ impl<'t> Known<'t> {
             (Some((backend, _)), _) => trace.tell("clients", name(backend), known),
             (None, true) => trace.tell("clients", "comes back", format!("{known}: too long")),
             (None, false) => {
-                let why = self.backend.map_or("gone", out_of_service);
+                let why = self.backend.map_or("gone", Backend::out_of_service);
                 let sticks = self.remember.sticky.is_some();
                 let why = if sticks { why } else { "clients do not stick at this VIP" };
                 trace.tell("clients", "is free", format!("{known}: {why}"));

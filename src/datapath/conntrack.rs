@@ -24,8 +24,9 @@ use super::life::{
     living, reply_change, request_change, steady,
 };
 use super::quic::Answerer;
-use super::reset::{Cut, Outbox};
-use crate::flow::bindings::{BindingId, Leases};
+use super::reset::Outbox;
+use super::target::{Cut, Target};
+use crate::flow::bindings::Leases;
 use crate::flow::entry::{Pin, Rule, State, Track};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
 use crate::flow::writer::{FlowWriter, Full, Verdict};
@@ -47,23 +48,6 @@ const REMOVALS_MAX: u32 = 64;
 const ALIAS_REFRESH: Ticks = Ticks(50);
 /// Between two probes of a silent flow that is cut: they are spread over [`RESET_TIME`].
 const PROBE_GAP: u32 = RESET_TIME.0 / State::MAX_PROBES as u32;
-
-/// Where a client's packet goes.
-#[derive(Debug, Clone, Copy)]
-pub struct Target<'t> {
-    /// Its backend.
-    pub backend: &'t Backend,
-    /// Full NAT: the source of ours that it comes from.
-    pub binding: Option<BindingId>,
-}
-
-impl<'t> Target<'t> {
-    /// By a pin on `backend`.
-    #[inline(always)]
-    pub(super) const fn of(backend: &'t Backend, track: &Track) -> Self {
-        Self { backend, binding: track.binding() }
-    }
-}
 
 /// Why a client's packet goes to no backend by a pin.
 #[derive(Debug)]

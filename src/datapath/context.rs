@@ -2,10 +2,10 @@
 
 use std::cell::Cell;
 
-use super::path_mtu::PathMtus;
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
+use crate::flow::path_mtus::PathMtus;
 use crate::flow::return_hops::ReturnHops;
 use crate::flow::table::FlowView;
 use crate::forwarding::ForwardingTable;

@@ -15,6 +15,7 @@ use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::conntrack::Conntrack;
 use super::context::Context;
+use super::forward::{Unsent, forward};
 use super::fragment_out::fragment;
 use super::fragments::{Fate, Fragments, note};
 use super::life::Miss;
@@ -24,28 +25,9 @@ use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend};
 use super::select::select;
 use super::transmit::end;
-use super::worker::forward;
 use crate::flow::table::Slot;
 use crate::stats::Drop;
 use crate::xdp::umem::FramePool;
-
-/// Why a packet is not on its way yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unsent {
-    /// It cannot be forwarded.
-    Dropped(Drop),
-    /// Its flow has no pin.
-    NoPin(Miss),
-    /// It is a fragment, of a flow that is not known yet.
-    Fragment,
-}
-
-impl From<Drop> for Unsent {
-    #[inline]
-    fn from(reason: Drop) -> Self {
-        Self::Dropped(reason)
-    }
-}
 
 /// What of a worker a detour may write to, besides the packet.
 pub struct Hands<'w> {

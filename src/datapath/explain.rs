@@ -16,18 +16,17 @@ use super::classify::{LastVip, classify};
 use super::clients::key_of;
 use super::conntrack::Conntrack;
 use super::context::{Context, Identification};
-use super::detour::Unsent;
+use super::forward::{Unsent, forward};
 use super::life::is_living;
 use super::parse::{Parsed, parse};
-use super::path_mtu::PathMtus;
 use super::reset::Outbox;
 use super::rewrite::{Macs, mtu_towards, rewrite_to_backend, tunnel};
-use super::select::{out_of_service, rivals, select};
-use super::worker::forward;
+use super::select::{rivals, select};
 use crate::flow::bindings::Bindings;
 use crate::flow::clients::{Clients, Key};
 use crate::flow::entry::{Pin, State};
 use crate::flow::fragments::Datagrams;
+use crate::flow::path_mtus::PathMtus;
 use crate::flow::return_hops::ReturnHops;
 use crate::flow::table::{Families, FlowTable, TableError};
 use crate::flow::writer::FlowWriter;
@@ -301,7 +300,7 @@ fn tell_pin<'f>(
         Some(backend) if is_living(key.protocol, &pin.track, backend, now) => {
             let overlay = match backend.takes_new {
                 true => String::new(),
-                false => format!("; no new flows go there: {}", out_of_service(backend)),
+                false => format!("; no new flows go there: {}", backend.out_of_service()),
             };
             let outcome = format!("pinned to {}", name(backend, table));
             trace.tell("conntrack", outcome, said + &overlay);

@@ -7,10 +7,11 @@ use std::net::IpAddr;
 
 use super::batch::{Packet, TcpFlags};
 use super::clients::Known;
-use super::conntrack::{Conntrack, Target};
+use super::conntrack::Conntrack;
 use super::context::Context;
 use super::life::Miss;
 use super::quic::named;
+use super::target::Target;
 use crate::flow::entry::Rule;
 use crate::forwarding::affinity::mix;
 use crate::forwarding::explain::Trace;
@@ -389,27 +390,12 @@ impl<'t> Candidates<'_, 't> {
             Miss::Open => backend.takes_new,
         };
         if !in_service {
-            return Some(out_of_service(backend));
+            return Some(backend.out_of_service());
         }
         if self.miss == Miss::Open && self.slow_start && !backend.admits(self.hash) {
             return Some("starts slowly, and does not take this one yet");
         }
         self.indistinct(backend)
-    }
-}
-
-/// Why a backend is not in service.
-pub fn out_of_service(backend: &Backend) -> &'static str {
-    if !backend.up {
-        "down: its health check fails"
-    } else if backend.loops {
-        "its next hop is this box itself"
-    } else if backend.next_hop.is_none() {
-        "its next hop is not known"
-    } else if backend.takes_midflow {
-        "draining, or without weight"
-    } else {
-        "out of service: its drain met the deadline, or it was removed"
     }
 }
 

@@ -4,31 +4,30 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::batch::{BATCH, Batch, Packet, Way};
+use super::batch::{BATCH, Batch, Way};
 use super::classify::{LastVip, classify};
-use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
+use super::conntrack::{Conntrack, prefetch};
 use super::context::{Context, Identification};
-use super::detour::{Hands, Unsent, detour};
+use super::detour::{Hands, detour};
+use super::forward::forward;
 use super::fragments::{Fragments, Look};
 use super::icmp;
 use super::limiter::Limiter;
 use super::parse::{Parsed, parse, parse_plain};
-use super::path_mtu::PathMtus;
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
-use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::transmit::{end, transmit};
-use super::unpinned;
 use crate::flow::bindings::{Bindings, Leases};
 use crate::flow::clients::Clients;
 use crate::flow::fragments::Datagrams;
+use crate::flow::path_mtus::PathMtus;
 use crate::flow::return_hops::ReturnHops;
 use crate::flow::table::FlowTable;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Subscription;
 use crate::net::{HashedKey, NicIndex};
-use crate::stats::{Drop, WorkerStats};
+use crate::stats::WorkerStats;
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::port::wait;
@@ -311,54 +310,5 @@ impl Worker {
     pub fn frames(&self) -> usize {
         let with_kernel: u32 = self.ports.ports.iter().map(|port| port.port.with_kernel()).sum();
         self.pool.len() + with_kernel as usize + self.fragments.frames(&self.pool)
-    }
-}
-
-/// From the flow to the headers that the packet leaves with.
-///
-/// # Errors
-/// [`Unsent`]: it takes a [`detour`].
-#[inline(always)]
-pub(super) fn forward(
-    packet: &mut Packet,
-    conntrack: &mut Conntrack,
-    context: &Context<'_>,
-    macs: &Macs,
-    outbox: &mut Outbox,
-) -> Result<(), Unsent> {
-    let reply = match packet.way {
-        Way::ToBackend => {
-            let target = match conntrack.track(packet, context) {
-                Ok(target) => target,
-                Err(Untracked::Miss(miss)) => return Err(Unsent::NoPin(miss)),
-                Err(Untracked::Cut(cut)) => {
-                    return Err(outbox.answer(packet, &cut, context).into());
-                }
-            };
-            return Ok(rewrite_to_backend(packet, &target, context, macs)?);
-        }
-        Way::ToClient(source) => conntrack.track_reply(packet, source, context),
-        Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
-        Way::Unpinned => {
-            let target = unpinned::place(packet, conntrack, context)?;
-            return Ok(rewrite_to_backend(packet, &target, context, macs)?);
-        }
-        Way::UnpinnedReply(source) => {
-            let client = unpinned::answer(packet, source, context)?;
-            return Ok(rewrite_to_client(packet, &client, context, macs)?);
-        }
-        Way::Related(source) => {
-            return Ok(icmp::forward(packet, source, conntrack, context, macs)?);
-        }
-        Way::RelatedTo(binding) => {
-            return Ok(icmp::forward_bound(packet, binding, context, macs)?);
-        }
-        Way::Fragment => return Err(Unsent::Fragment),
-        Way::Back(_) => return Ok(()),
-    };
-    match reply {
-        Some(Reply::To(hop)) => Ok(rewrite_to_client(packet, &hop, context, macs)?),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context).into()),
-        None => Err(Drop::ReturnNoFlow.into()),
     }
 }

@@ -11,6 +11,7 @@ pub mod entry;
 mod family;
 pub mod fragments;
 mod layout;
+pub mod path_mtus;
 pub mod return_hops;
 pub mod sources;
 mod stacked;

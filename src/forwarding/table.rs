@@ -12,14 +12,14 @@ use super::scheduler::{Built, Candidate};
 use super::server::Server;
 use super::sticky::Reentry;
 use super::this_box::UNLIMITED;
-use super::tunnel::{Entropy, PathKey};
+use super::tunnel::Entropy;
 use super::{
     Affinity, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft, MAX_RETURN_PATHS,
     Remember, Secret, Service, Splits, ThisBox, Timeouts, VipSpec,
 };
 use crate::net::{
-    Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PortRange,
-    Protocol, VipId, exact,
+    Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PathKey,
+    PortRange, Protocol, VipId, exact,
 };
 
 /// Everything that a worker needs to know to forward. Immutable.
@@ -471,6 +471,21 @@ const fn candidate((server, backend): (Server, &BackendSpec)) -> Candidate {
 }
 
 impl Backend {
+    /// Why the backend takes no new flows.
+    pub fn out_of_service(&self) -> &'static str {
+        if !self.up {
+            "down: its health check fails"
+        } else if self.loops {
+            "its next hop is this box itself"
+        } else if self.next_hop.is_none() {
+            "its next hop is not known"
+        } else if self.takes_midflow {
+            "draining, or without weight"
+        } else {
+            "out of service: its drain met the deadline, or it was removed"
+        }
+    }
+
     /// Whether it takes a new flow with this affinity hash, given its share.
     #[inline]
     pub const fn admits(&self, hash: u64) -> bool {
