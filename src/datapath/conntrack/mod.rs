@@ -10,6 +10,8 @@
 //! do as a rule, as the NIC hashes another tuple. The worker then reads the owner's table, notes
 //! what it found as an *alias* in its own, and twice a second tells the owner that the flow lives.
 
+mod state;
+
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
