@@ -13,12 +13,11 @@
 use super::answer::answer;
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
-use super::conntrack::Conntrack;
+use super::conntrack::{Conntrack, Miss};
 use super::context::Context;
 use super::forward::{Unsent, forward};
 use super::fragment_out::fragment;
 use super::fragments::{Fate, Fragments, note};
-use super::life::Miss;
 use super::limiter::Limiter;
 use super::parse::{Parsed, Piece, parse};
 use super::reset::Outbox;

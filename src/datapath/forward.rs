@@ -3,10 +3,9 @@
 //! Cost: that of the stages. A packet that needs anything else takes the [detour](super::detour).
 
 use super::batch::{Packet, Way};
-use super::conntrack::{Conntrack, Reply, Untracked};
+use super::conntrack::{Conntrack, Miss, Untracked};
 use super::context::Context;
 use super::icmp;
-use super::life::Miss;
 use super::reset::Outbox;
 use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
 use super::unpinned;
@@ -42,14 +41,12 @@ pub fn forward(
     macs: &Macs,
     outbox: &mut Outbox,
 ) -> Result<(), Unsent> {
-    let reply = match packet.way {
+    let client = match packet.way {
         Way::ToBackend => {
             let target = match conntrack.track(packet, context) {
                 Ok(target) => target,
                 Err(Untracked::Miss(miss)) => return Err(Unsent::NoPin(miss)),
-                Err(Untracked::Cut(cut)) => {
-                    return Err(outbox.answer(packet, &cut, context).into());
-                }
+                Err(untracked) => return Err(unsent(untracked, packet, context, outbox)),
             };
             return Ok(rewrite_to_backend(packet, &target, context, macs)?);
         }
@@ -72,9 +69,23 @@ pub fn forward(
         Way::Fragment => return Err(Unsent::Fragment),
         Way::Back(_) => return Ok(()),
     };
-    match reply {
-        Some(Reply::To(hop)) => Ok(rewrite_to_client(packet, &hop, context, macs)?),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context).into()),
-        None => Err(Drop::ReturnNoFlow.into()),
+    match client {
+        Ok(client) => Ok(rewrite_to_client(packet, &client, context, macs)?),
+        Err(untracked) => Err(unsent(untracked, packet, context, outbox)),
+    }
+}
+
+/// What a packet takes that is not forwarded along a pin. Of a terminated flow, both ends are reset.
+#[cold]
+fn unsent(
+    untracked: Untracked<'_>,
+    packet: &mut Packet,
+    context: &Context<'_>,
+    outbox: &mut Outbox,
+) -> Unsent {
+    match untracked {
+        Untracked::Miss(miss) => Unsent::NoPin(miss),
+        Untracked::NoFlow => Drop::ReturnNoFlow.into(),
+        Untracked::Cut(cut) => outbox.answer(packet, &cut, context).into(),
     }
 }

@@ -22,7 +22,6 @@ pub mod forward;
 pub mod fragment_out;
 pub mod fragments;
 pub mod icmp;
-pub mod life;
 pub mod limiter;
 pub mod parse;
 pub mod path_mtu;

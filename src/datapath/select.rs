@@ -7,9 +7,8 @@ use std::net::IpAddr;
 
 use super::batch::{Packet, TcpFlags};
 use super::clients::Known;
-use super::conntrack::Conntrack;
+use super::conntrack::{Conntrack, Miss};
 use super::context::Context;
-use super::life::Miss;
 use super::quic::named;
 use super::target::Target;
 use crate::flow::entry::Rule;

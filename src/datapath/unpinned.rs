@@ -12,10 +12,9 @@
 //! Cost: SipHash and a slot look-up per datagram; with `nat` one line of the table of return hops, each way.
 
 use super::batch::{Packet, Part, Way};
-use super::conntrack::Conntrack;
+use super::conntrack::{Conntrack, Miss};
 use super::context::Context;
 use super::fragments;
-use super::life::Miss;
 use super::select::{admit, choose, offer_sample};
 use super::target::Target;
 use crate::forwarding::table::ReturnPath;
