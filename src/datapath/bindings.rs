@@ -126,3 +126,105 @@ pub fn release(leases: &mut Leases, pin: &Pin, stats: &WorkerStats) {
         stats.bindings(v4).sub(1);
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests {
+    use super::*;
+    use crate::datapath::testing::*;
+    use crate::flow::entry::Pin;
+    use crate::forwarding::VipSpec;
+    use crate::net::BackendIndex;
+
+    /// The pin of a flow that has a SNAT port.
+    fn pin(packet: &Packet, id: BindingId, state: State, context: &Context<'_>) -> Pin {
+        let backend = context.table.backend(BackendIndex(0)).unwrap();
+        let hop = packet.came_from(context.nic);
+        let pin = Pin::new(packet.vip, backend.id, state, 0, &hop, context.now);
+        pin.with_binding(id)
+    }
+
+    #[test]
+    fn every_port_is_given_once_and_comes_back() {
+        let mut bed = Bed::new(1, &[vip(Forward::FullNat, 1)]);
+        let mut leases = bed.leases(0);
+        let packets: Vec<Packet> = (1..=5).map(|port| bed.request(port, "S")).collect();
+        let context = bed.context(0, 0);
+        let backend = context.table.backend(BackendIndex(0)).unwrap();
+        let bound = packets.iter().map(|packet| bind(&mut leases, packet, backend, &context));
+        let bound: Vec<Result<BindingId, Drop>> = bound.collect();
+        assert_eq!(bound.iter().filter(|bound| bound.is_ok()).count(), SNAT_PORTS.count());
+        assert_eq!(bound.last(), Some(&Err(Drop::NoSourcePort)));
+        let (first, packet) = (bound[0].unwrap(), &packets[0]);
+        let lease = context.bindings.read(first).unwrap();
+        assert_eq!((lease.bound.flow, lease.bound.isn), (packet.flow.key(), Some(1000)));
+        assert_eq!(context.stats.bindings(true).get(), 4);
+        // A remote entry has no port of its own.
+        let own = pin(packet, first, State::default(), &context);
+        let remote = Pin { track: own.track.with_state(State::ALIAS), ..own };
+        release(&mut leases, &remote, context.stats);
+        assert!(context.bindings.read(first).is_some());
+        release(&mut leases, &own, context.stats);
+        assert!(context.bindings.read(first).is_none());
+        assert_eq!(bind(&mut leases, &packets[4], backend, &context), Ok(first));
+    }
+
+    #[test]
+    fn a_way_back_is_stored_for_the_flow_that_has_the_port_only() {
+        let mut bed = Bed::new(1, &[vip(Forward::FullNat, 1)]);
+        let mut leases = bed.leases(0);
+        let [packet, other] = [1, 2].map(|port| bed.request(port, "S"));
+        let context = bed.context(0, 0);
+        let backend = context.table.backend(BackendIndex(0)).unwrap();
+        let id = bind(&mut leases, &packet, backend, &context).unwrap();
+        let track = pin(&packet, id, State::default(), &context).track;
+        assert!(note_elsewhere(&track, &packet, &context));
+        assert!(!note_elsewhere(&track, &other, &context));
+    }
+
+    #[test]
+    fn replies_come_from_the_backends_own_address_and_port() {
+        let mut bed = Bed::new(1, &[vip(Forward::FullNat, 2)]);
+        let mut leases = bed.leases(0);
+        let packet = bed.request(1, "S");
+        let context = bed.context(0, 0);
+        let backend_0 = context.table.backend(BackendIndex(0)).unwrap();
+        let id = bind(&mut leases, &packet, backend_0, &context).unwrap();
+        let (bound, (_, port)) = (
+            context.bindings.read(id).unwrap().bound,
+            context.bindings.sources().source(id).unwrap(),
+        );
+        for (from, expected) in
+            [((backend(0), 8080), true), ((backend(0), 8081), false), ((backend(1), 8080), false)]
+        {
+            let reply = bed.receive(&tcp(from, (SNAT, port), "A")).unwrap();
+            let pinned = bed.table.backend(BackendIndex(0)).unwrap();
+            assert_eq!(comes_from(&reply, pinned, &bound), expected, "{from:?}");
+        }
+    }
+
+    #[test]
+    fn another_syn_begins_another_connection_behind_a_proxy_header() {
+        let proxy = VipSpec { proxy: true, ..vip(Forward::FullNat, 1) };
+        let mut bed = Bed::new(1, &[proxy]);
+        let mut leases = bed.leases(0);
+        let packet = bed.request(1, "S");
+        let mut again = tcp((CLIENT, 1), (VIP, 80), "S");
+        again[38..42].copy_from_slice(&7_u32.to_be_bytes());
+        let again = bed.receive(&again).unwrap();
+        let lost = bed.request(2, "A");
+        let context = bed.context(0, 0);
+        let backend = context.table.backend(BackendIndex(0)).unwrap();
+        let id = bind(&mut leases, &packet, backend, &context).unwrap();
+        let [begun, established] = [State::default(), State::ESTABLISHED]
+            .map(|state| pin(&packet, id, state, &context).track);
+        assert!(!begins_anew(&begun, &packet, &context), "the same SYN again");
+        assert!(begins_anew(&begun, &again, &context));
+        assert!(!begins_anew(&established, &again, &context), "the backend decides");
+        // Of a flow that has lost its pin, the SYN was not seen.
+        let id = bind(&mut leases, &lost, backend, &context).unwrap();
+        let unseen = pin(&lost, id, State::ESTABLISHED, &context).track;
+        assert!(begins_anew(&unseen, &lost, &context));
+        assert!(Numbers::of(backend, id, &context).is_none());
+    }
+}

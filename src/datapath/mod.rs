@@ -32,6 +32,8 @@ pub mod reset;
 pub mod rewrite;
 pub mod select;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod transmit;
 pub mod unpinned;
 pub mod worker;

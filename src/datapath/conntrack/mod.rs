@@ -502,3 +502,7 @@ pub fn prefetch(batch: &mut Batch, flows: FlowView<'_>) {
         packet.hint = flows.prefetch_entry_elsewhere(&packet.flow).unwrap_or(Slot::NOWHERE);
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests;
