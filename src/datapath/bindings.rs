@@ -18,7 +18,7 @@ use crate::wire::tcp;
 pub struct Numbers {
     /// The flow's binding.
     pub lease: Lease,
-    /// What it says.
+    /// The shift of its numbers.
     pub shift: Shift,
 }
 

@@ -238,7 +238,8 @@ mod tests {
         let mut last = LastVip { destination: tuple.destination(), vip: VipId(9) };
         classify(&mut packet, tuple, &bed.context(0, 0), &secret, &mut last).unwrap();
         assert_eq!(packet.vip, VipId(9));
-        classify(&mut packet, tuple, &bed.context(0, 0), &secret, &mut LastVip::NONE).unwrap();
+        last = LastVip::NONE;
+        classify(&mut packet, tuple, &bed.context(0, 0), &secret, &mut last).unwrap();
         assert_eq!(packet.vip, VipId(0));
     }
 }

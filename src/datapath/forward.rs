@@ -75,7 +75,7 @@ pub fn forward(
     }
 }
 
-/// What a packet takes that is not forwarded along a pin. Of a terminated flow, both ends are reset.
+/// Detour of a packet that is not forwarded along a pin. Both ends of a terminated flow are reset.
 #[cold]
 fn unsent(
     untracked: Untracked<'_>,

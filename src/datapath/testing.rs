@@ -93,7 +93,7 @@ pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
     }
 }
 
-/// What workers share, and a frame for each packet.
+/// Tables that workers share, and frames for packets.
 pub(super) struct Bed {
     pub table: ForwardingTable,
     pub flows: Arc<[Arc<FlowTable>]>,
@@ -160,7 +160,7 @@ impl Bed {
         Conntrack::new(flows, self.leases(worker), worker, Ticks(0)).unwrap()
     }
 
-    /// What a worker's table says of the packet's flow.
+    /// The entry of the packet's flow in a worker's table.
     pub fn track(&self, worker: u8, packet: &Packet) -> Option<Track> {
         let (_, pin) = self.flows.get(usize::from(worker)).unwrap().lookup(&packet.flow)?;
         Some(pin.track)
@@ -173,7 +173,8 @@ impl Bed {
         let mut packet = Packet { frame: Some(frame), ..Packet::NONE };
         let Parsed::Flow(tuple) = parse(&mut packet)? else { unreachable!("a whole datagram") };
         let secret = TableSecret::new(1);
-        classify(&mut packet, tuple, &self.context(0, 0), &secret, &mut LastVip::NONE)?;
+        let mut last = LastVip::NONE;
+        classify(&mut packet, tuple, &self.context(0, 0), &secret, &mut last)?;
         Ok(packet)
     }
 

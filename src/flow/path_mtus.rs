@@ -12,10 +12,10 @@ use crate::units::Ticks;
 
 /// Places: paths that meet in one forget each other. A box has tens of backends, or hundreds.
 const PLACES: usize = 4096;
-/// How long what was learnt counts: ten minutes.
+/// How long a learnt MTU applies: ten minutes.
 const LIFETIME: Ticks = Ticks(60_000);
 
-/// What was learnt of the paths to tunnels' ends.
+/// Learnt MTUs of the paths to tunnel endpoints.
 #[derive(Debug)]
 pub struct PathMtus(Box<[AtomicU64]>);
 
@@ -34,7 +34,7 @@ impl PathMtus {
         Some(entry.mtu).filter(|&mtu| counts && mtu != 0)
     }
 
-    /// Takes up what a router says, unless something smaller is known.
+    /// Learns the MTU that a router reports, unless a smaller one is known.
     pub fn learn(&self, path: PathKey, mtu: u16, now: Ticks) {
         if self.learnt(path, now).is_none_or(|known| mtu < known)
             && let Some(place) = self.place(path)
@@ -50,7 +50,7 @@ impl PathMtus {
     }
 }
 
-/// What tells a path from others of its place.
+/// Tag of a path: tells it from others in its slot.
 #[inline]
 const fn tag(path: PathKey) -> u16 {
     let [high, low, ..] = path.0.to_be_bytes();

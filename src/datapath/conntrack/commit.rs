@@ -1,5 +1,5 @@
-//! Part of the stage conntrack: what a packet changes is stored, with a plain store in this worker's
-//! table, by compare-and-swap in the owner's. Pins are made and removed here, and counted.
+//! Part of the stage conntrack, commit: stores the changes of a packet, with a plain store in this
+//! worker's table, by compare-and-swap in the owner's. Adds, removes and counts pins.
 //!
 //! Writes: entries, remote entries, SNAT ports, the clients table.
 
@@ -83,7 +83,7 @@ fn record_client(
 }
 
 impl Tables {
-    /// Stores what a packet changes, wherever the pin is; returns what the pin says then.
+    /// Stores the changes of a packet in the table that has the pin; returns the pin's new contents.
     pub fn store(
         &self,
         located: &Located<'_>,
@@ -101,8 +101,8 @@ impl Tables {
         }
     }
 
-    /// Stores what a packet changes in a pin in its owner's table; returns the pin as it is then. A
-    /// terminated one lives no longer for that.
+    /// Stores the changes of a packet in the owner's table; returns the changed pin. A packet does not
+    /// prolong the life of a terminated flow.
     fn notify(
         &self,
         remote: &Remote,
@@ -127,8 +127,9 @@ impl Tables {
         news.apply(pin, context.now)
     }
 
-    /// The same, and keeps a remote entry of the pin here. If there is no room for it, or the flow is pinned
-    /// here as well (to another backend, since), the next packet looks again.
+    /// Stores the changes of a packet in the owner's table, and keeps a remote entry here. If there is no
+    /// room for it, or this worker has a pin of the flow as well (to another backend, since), the next
+    /// packet looks again.
     pub fn store_remote(
         &mut self,
         remote: &Remote,
@@ -144,7 +145,7 @@ impl Tables {
                 self.writer.update(old.slot, flow, &entry);
             }
             Some(_) => {}
-            // They leave the last eighth of the table to pins.
+            // Remote entries leave the last eighth of the table to pins.
             None => {
                 let room = self.writer.used(flow) < self.writer.table().capacity() / 8 * 7;
                 if room && self.writer.insert(flow, &entry).is_ok() {
@@ -155,10 +156,10 @@ impl Tables {
         pin.track
     }
 
-    /// What a remote entry stands for, and the verdict on the packet: by the entry itself if that is fresh, and
-    /// the packet changes nothing; else by the owner's pin, which is updated. Removes the entry, and returns
-    /// `None`, when that pin is gone or may be another one's by now. `judge` says what the packet changes in a
-    /// flow that is so.
+    /// Follows a remote entry to the owner's pin, stores the changes of a packet there, and updates the
+    /// entry. A fresh entry answers for the owner if the packet changes nothing. Removes the entry, and
+    /// returns `None`, if the pin is gone or may belong to another flow by now. `judge` computes the
+    /// changes of the packet from the contents of a pin.
     pub fn refresh(
         &mut self,
         entry: &Hit<'_>,

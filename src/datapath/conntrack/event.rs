@@ -1,5 +1,4 @@
-//! Part of the stage conntrack: what the state machine is given of a packet, of its flow's age, and of
-//! its backend's policy.
+//! Part of the stage conntrack: events and policies, the input of the state machine.
 //!
 //! Reads: the packet's flags and lengths, the flow's state and times, its backend. Changes nothing.
 
@@ -106,7 +105,7 @@ pub(super) fn class(packet: &Packet) -> Class {
     }
 }
 
-/// What a packet of the client is to a flow on `backend`.
+/// Event of a client's packet, in a flow on `backend`.
 #[inline]
 pub(super) fn request(packet: &Packet, track: &Track, backend: &Backend, now: Ticks) -> Event {
     let idle = now.since(track.last_seen()).0;
@@ -125,7 +124,7 @@ pub(super) fn request(packet: &Packet, track: &Track, backend: &Backend, now: Ti
     })
 }
 
-/// What a packet of the backend is to its flow.
+/// Event of a backend's packet, in a flow on `backend`.
 #[inline]
 pub(super) fn reply(packet: &Packet, track: &Track, backend: &Backend, now: Ticks) -> Event {
     Event::Reply(match class(packet) {
@@ -196,19 +195,19 @@ fn request_policy(
     }
 }
 
-/// What a packet changes in its flow, whichever worker has the pin.
+/// Changes of a packet in its flow, for whichever worker has the pin.
 #[derive(Clone, Copy)]
 pub(super) struct News {
-    /// The packet.
+    /// The event of the packet.
     pub event: Event,
-    /// What it changes.
+    /// The step of the state machine.
     pub step: Step,
     /// Where the client's packets come from, if the packet is one.
     pub hop: Option<NextHop>,
 }
 
 impl News {
-    /// What a packet from the client changes in its flow, which is pinned to `backend`.
+    /// Changes of a client's packet in a flow that is pinned to `backend`.
     #[inline]
     pub fn of_request(
         packet: &Packet,
@@ -229,7 +228,7 @@ impl News {
         }
     }
 
-    /// What an event at the backend's side changes in its flow.
+    /// Changes of a backend's packet in its flow.
     #[inline]
     pub fn of_reply(
         event: Event,
@@ -243,14 +242,13 @@ impl News {
         Self { event, step: step(track.state(), expired, event, policy), hop: None }
     }
 
-    /// Whether the flow goes on, with what is to be stored.
+    /// Whether the packet keeps its pin, so that the changes are stored.
     #[inline]
     pub const fn is_kept(&self) -> bool {
         matches!(self.step.verdict, Verdict::Forward | Verdict::Reset)
     }
 
-    /// Whether `track`, of a remote entry, needs no update. What a SYN may begin depends on what the owner
-    /// knows.
+    /// Whether a remote entry needs no update. Whether a SYN opens another flow, the owner's pin decides.
     #[inline]
     pub fn is_known(&self, track: &Track) -> bool {
         self.event != Event::Request(Class::Syn)

@@ -51,7 +51,7 @@ pub(super) enum Located<'h> {
 }
 
 impl Located<'_> {
-    /// What the pin says.
+    /// Contents of the pin.
     pub const fn track(&self) -> &Track {
         match self {
             Self::Own(hit) => &hit.track,
@@ -77,7 +77,7 @@ impl Tables {
         self.all.get(usize::from(worker)).map(Arc::as_ref)
     }
 
-    /// The pin that a remote entry stands for, unless the flow is pinned anew since.
+    /// The pin that a remote entry stands for, unless the flow was pinned to another backend since.
     pub fn owned(&self, flow: &HashedKey, entry: &Track) -> Option<Remote> {
         let (slot, pin) = self.of(entry.owner())?.lookup(flow)?;
         let same = !pin.track.state().has(State::ALIAS) && pin.track.backend() == entry.backend();

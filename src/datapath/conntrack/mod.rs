@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! steady packet: one look-up, one time stamp
-//! all others:    locate the pin -> step of the state machine -> commit what changed
+//! all others:    locate the pin -> step of the state machine -> commit the changes
 //! ```
 //!
 //! - [`locate`]: this worker's table, a remote entry in it, the tables of the others.
-//! - [`state`]: the state machine, pure; [`event`] says what it is given.
+//! - [`state`]: the state machine, a pure function; [`event`]: its input.
 //! - [`commit`]: a store in this worker's table, a compare-and-swap in the owner's.
 //! - [`sweep`]: expired pins and silent ends of terminated connections. [`snat`]: replies to SNAT ports.
 //!
@@ -16,7 +16,7 @@
 //!
 //! A packet may arrive at another worker than the one that pinned its flow: replies of NAT backends
 //! do as a rule, as the NIC hashes another tuple. The worker then reads the owner's table, keeps
-//! what it found as a *remote entry* in its own, and twice a second tells the owner that the flow lives.
+//! a *remote entry* in its own, and twice a second notifies the owner that the flow lives.
 
 mod commit;
 mod event;
@@ -247,8 +247,7 @@ impl Conntrack {
         }
     }
 
-    /// The same along the other paths, and for backends whose connection ids name flows that are pinned to
-    /// others.
+    /// Looks along the other return paths, and at QUIC VIPs for flows that are pinned to another backend.
     #[inline(never)]
     fn track_reply_along<'t>(
         &mut self,
@@ -281,7 +280,7 @@ impl Conntrack {
     }
 
     /// Where the client of `flow` is, if the backend may answer for that, whichever worker has its pin;
-    /// stores there what the packet changes. `None` if there is no such flow.
+    /// stores the changes of the packet there. `None` if there is no such flow.
     #[inline]
     fn answered<'t>(
         &mut self,
@@ -436,15 +435,15 @@ impl Conntrack {
         self.tables.take_back(flow, context);
     }
 
-    /// Removes flows that are idle for too long or whose backend is gone, and probes silent ones that
-    /// are terminated, a bounded number per call; returns whether more is due at once.
+    /// Removes expired flows and those of removed backends, and probes silent terminated ones, a bounded
+    /// number per call; returns whether more is due at once.
     #[inline]
     pub fn sweep(&mut self, context: &Context<'_>, outbox: &mut Outbox) -> bool {
         self.sweep.run(&mut self.tables, context, outbox)
     }
 }
 
-/// What a packet of the backend changes in a flow.
+/// Changes of a backend's packet in a flow.
 #[inline]
 fn reply_news(
     packet: &Packet,

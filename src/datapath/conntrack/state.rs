@@ -1,5 +1,5 @@
-//! State machine of a flow: what an event changes, and what becomes of the packet. Pure: no packet, no
-//! table, no clock.
+//! State machine of a flow: next state and verdict for an event. A pure function: no packet, no table, no
+//! clock.
 //!
 //! ```text
 //! TCP:   SYN --> embryonic --client's ACK--> established --FINs or RST--> closing
@@ -16,7 +16,7 @@
 //!
 //! - closing by a FIN that may be no end. Where replies are not seen, the client's FIN is all that there
 //!   is of one, and it may be forged, or half of an end: the client goes on receiving, for hours
-//!   perhaps, of which only its ACKs are seen. An ordinary end is over within some round trips; repeated
+//!   perhaps, and only its ACKs are seen. An ordinary end is over within some round trips; repeated
 //!   FINs start it again.
 //! - first, of a question that is answered, which is all that most flows of DNS are.
 
@@ -28,7 +28,7 @@ use crate::net::{Forward, Protocol};
 pub enum Miss {
     /// Its flow begins: a SYN, or a UDP packet.
     Open,
-    /// A TCP packet in the middle of a flow whose pin was lost.
+    /// A TCP packet in the middle of a flow that has lost its pin.
     Midflow,
 }
 
@@ -58,7 +58,7 @@ pub(super) enum Class {
     },
 }
 
-/// What happens to a flow.
+/// Event in the life of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
     /// A packet of the client.
@@ -88,7 +88,7 @@ pub(super) struct Policy {
     pub names_other: bool,
 }
 
-/// What becomes of the packet.
+/// Verdict on the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It goes to the other end; the sweep keeps the pin.
@@ -106,7 +106,7 @@ pub(super) enum Verdict {
 pub(super) struct Step {
     /// State of the flow from now on.
     pub state: State,
-    /// What becomes of the packet.
+    /// Verdict on the packet.
     pub verdict: Verdict,
     /// The idle time-out starts again.
     pub touch: bool,
@@ -139,7 +139,7 @@ impl Step {
     }
 }
 
-/// What `event` changes in a flow in `state`, whose idle time-out has `expired` or not.
+/// Next state and verdict for `event`, in a flow in `state` that has `expired` or not.
 #[inline]
 pub(super) const fn step(state: State, expired: bool, event: Event, policy: Policy) -> Step {
     let request = matches!(event, Event::Request(_));
@@ -169,7 +169,7 @@ pub(super) const fn step(state: State, expired: bool, event: Event, policy: Poli
 ///
 /// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
 /// not answer, or it is terminated (the client tries again, and shall succeed). A SYN for an established
-/// flow does not: anyone can forge one, and the backend answers it (RFC 5961 4). A datagram does whose
+/// flow does not: anyone can forge one, and the backend answers it (RFC 5961 4). A datagram does if its
 /// connection id names another backend. Any other packet does if that is the policy for its backend.
 #[inline]
 const fn leaves(state: State, event: Event, policy: Policy) -> bool {
@@ -219,7 +219,7 @@ const fn terminate(state: State, event: Event, policy: Policy) -> Step {
     Step { state: state.cut(), verdict, touch: !state.has(State::CUT) }
 }
 
-/// What a packet of the client changes.
+/// Step for a packet of the client.
 #[inline]
 const fn after_request(state: State, class: Class, policy: Policy) -> Step {
     let (state, touch) = match class {
@@ -245,10 +245,10 @@ const fn acknowledged(state: State) -> State {
     state.with(State::ESTABLISHED).without(State::RST.with(State::ANSWERED))
 }
 
-/// What a packet of the backend changes.
+/// Step for a packet of the backend.
 ///
-/// An answer other than a RST proves that the backend has the connection: it makes a flow whose pin was
-/// lost an established one.
+/// An answer other than a RST proves that the backend has the connection: it makes a flow that had
+/// lost its pin an established one.
 #[inline]
 const fn after_reply(state: State, class: Class) -> Step {
     let (state, touch) = match class {
@@ -262,7 +262,7 @@ const fn after_reply(state: State, class: Class) -> Step {
     Step { state, verdict: Verdict::Forward, touch }
 }
 
-/// What a datagram changes: whether it shows that its flow goes on.
+/// Next state after a datagram, and whether the time-out starts again.
 #[inline]
 const fn after_datagram(state: State, continues: bool) -> (State, bool) {
     match state.has(State::FIRST) {

@@ -73,7 +73,7 @@ impl Sweep {
     }
 }
 
-/// Decides what becomes of one entry.
+/// Decides about one entry.
 #[inline]
 fn visit(
     protocol: Protocol,

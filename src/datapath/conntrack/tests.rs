@@ -23,7 +23,7 @@ fn establish(bed: &mut Bed, conntrack: &mut Conntrack, port: u16, now: u32) -> P
     packet
 }
 
-/// What becomes of a packet, in a word.
+/// Outcome of a look-up, in a word.
 fn outcome<T>(tracked: Result<T, Untracked<'_>>) -> &'static str {
     match tracked {
         Ok(_) => "forward",

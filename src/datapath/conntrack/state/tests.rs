@@ -70,7 +70,7 @@ impl Case {
 const ACK: Class = Class::Ack { resumes: false };
 const DATA: Class = Class::Ack { resumes: true };
 const NONE: State = State(0);
-/// What the client's ACK takes back.
+/// Bits that the client's ACK clears.
 const DOUBTS: State = State(State::RST.0 | State::ANSWERED.0);
 
 /// A row of the table: when it applies, the verdict, the next state, whether the time-out starts again.
