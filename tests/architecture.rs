@@ -24,32 +24,36 @@ fn sources(under: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// A plane must not name another one, in any spelling of a path.
+/// A plane names only those that stand before it here: `units < net < xdp < wire < flow`,
+/// `net < forwarding`, and all of these below `datapath`, and below `config < control`, which do not know
+/// each other. Doc comments may point anywhere.
+const PLANES: [(&str, &[&str]); 9] = [
+    ("net", &["units"]),
+    ("xdp", &["units", "net"]),
+    ("wire", &["units", "net", "xdp"]),
+    ("flow", &["units", "net", "xdp", "wire"]),
+    ("stats.rs", &["units", "net"]),
+    ("forwarding", &["units", "net", "wire", "stats"]),
+    ("datapath", &["units", "net", "xdp", "wire", "flow", "stats", "forwarding", "words"]),
+    ("config", &["units", "net", "wire", "flow", "forwarding", "words"]),
+    ("control", &["units", "net", "wire", "flow", "stats", "forwarding", "config", "words", "log"]),
+];
+
 #[test]
 fn planes_know_only_the_planes_below() {
-    for (plane, strangers) in [
-        ("datapath", &["control", "config", "cli", "daemon", "steering", "replay"][..]),
-        ("control", &["datapath", "xdp", "cli", "daemon", "steering", "replay"]),
-        (
-            "forwarding",
-            &["datapath", "control", "config", "xdp", "cli", "daemon", "steering", "replay"],
-        ),
-        ("flow", &["datapath", "control", "config", "cli", "daemon", "steering", "replay"]),
-        (
-            "wire",
-            &["datapath", "control", "config", "cli", "daemon", "steering", "replay", "forwarding"],
-        ),
-        ("xdp", &["datapath", "control", "config", "cli", "daemon", "steering", "replay", "wire"]),
-        ("config", &["datapath", "control", "xdp", "cli", "daemon", "steering", "replay"]),
-    ] {
-        for (path, text) in sources(plane) {
-            for stranger in strangers {
-                let names = [format!("crate::{stranger}"), format!("holdfast::{stranger}")];
-                let used = text
-                    .lines()
-                    .filter(|line| !line.trim_start().starts_with("//"))
-                    .any(|line| names.iter().any(|name| line.contains(name)));
-                assert!(!used, "{} uses {stranger}", path.display());
+    for (plane, below) in PLANES {
+        let files = match plane.ends_with(".rs") {
+            true => sources("").into_iter().filter(|(path, _)| path.ends_with(plane)).collect(),
+            false => sources(plane),
+        };
+        for (path, text) in files {
+            let code = text.lines().map(|line| line.split("//").next().unwrap());
+            for named in code.flat_map(|line| line.split("crate::").skip(1).collect::<Vec<_>>()) {
+                let name = named.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+                // Macros have no place of their own.
+                let is_macro = named[name.len()..].starts_with('!');
+                let known = is_macro || name == plane || below.contains(&name);
+                assert!(known, "{} uses {name}: crate::{named}", path.display());
             }
         }
     }
@@ -106,111 +110,130 @@ fn poll_port_is_a_list() {
     assert!(body.len() <= 20, "{} lines: {body:#?}", body.len());
 }
 
-/// Files of a folder that can be read one after the other: none needs itself by way of others.
-#[test]
-fn files_of_a_folder_use_each_other_without_circles() {
-    for folder in ["config", "control", "forwarding"] {
-        let mut uses = uses_between_files(folder);
-        assert!(uses.len() > 10, "src/{folder} has files");
-        // What uses nothing that is left is no part of a circle, nor is what nothing left uses.
-        loop {
-            let before = uses.len();
-            let left: BTreeSet<String> = uses.keys().cloned().collect();
-            uses.retain(|_, used| !used.is_disjoint(&left));
-            let used: BTreeSet<String> = uses.values().flatten().cloned().collect();
-            uses.retain(|file, _| used.contains(file));
-            if uses.len() == before {
+/// Path of a module from the crate's root.
+type Module = Vec<String>;
+
+fn module_of(path: &Path) -> Module {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let path = path.strip_prefix(src).unwrap().with_extension("");
+    let mut names: Module = path.iter().map(|name| name.to_str().unwrap().to_owned()).collect();
+    names.pop_if(|last| last == "mod");
+    names
+}
+
+/// The code of a file, without comments and its tests.
+fn code_of(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let code = |line: &str| line.split("//").next().unwrap_or_default().trim().to_owned() + "\n";
+    text.lines().map(code).collect()
+}
+
+/// The paths of a `use` statement, with braces expanded.
+fn expand(tree: &str) -> Vec<String> {
+    let Some((stem, list)) = tree.split_once('{') else { return vec![tree.trim().to_owned()] };
+    let list = list.trim().strip_suffix('}').unwrap_or(list);
+    let (mut depth, mut items) = (0, vec![String::new()]);
+    for letter in list.chars() {
+        depth += i32::from(letter == '{') - i32::from(letter == '}');
+        match letter {
+            ',' if depth == 0 => items.push(String::new()),
+            letter => items.last_mut().unwrap().push(letter),
+        }
+    }
+    let items = items.iter().filter(|item| !item.trim().is_empty());
+    items.flat_map(|item| expand(item)).map(|item| stem.trim().to_owned() + &item).collect()
+}
+
+/// The modules that a file names: by `use`, by a path, or as a child.
+fn names_of(module: &Module, code: &str, all: &BTreeSet<Module>) -> BTreeSet<Module> {
+    let uses = code.split("use ").skip(1).filter_map(|rest| rest.split_once(';'));
+    let mut paths: Vec<String> = uses.flat_map(|(tree, _)| expand(tree)).collect();
+    let path = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | ':');
+    let words = code.split(|letter| !path(letter)).filter(|word| word.contains("::"));
+    paths.extend(words.map(str::to_owned));
+    let named = paths.iter().filter_map(|path| {
+        let mut names = path.split("::").map(str::trim).peekable();
+        let mut at = match *names.peek()? {
+            "crate" => Module::new(),
+            "super" => module.clone(),
+            child => {
+                let child = [module.as_slice(), &[child.to_owned()]].concat();
+                if !all.contains(&child) || !path.contains("::") {
+                    return None;
+                }
+                module.clone()
+            }
+        };
+        names.next_if_eq(&"crate");
+        while names.next_if_eq(&"super").is_some() {
+            at.pop();
+        }
+        for name in names {
+            let next = [at.as_slice(), &[name.to_owned()]].concat();
+            if !all.contains(&next) {
                 break;
             }
+            at = next;
         }
-        assert!(uses.is_empty(), "circles in src/{folder}: {uses:#?}");
-    }
+        (all.contains(&at) && at != *module).then_some(at)
+    });
+    named.collect()
 }
 
-/// By module: the modules of the same folder that it uses. Tests use what they like, and `mod.rs` is the
-/// folder itself.
-fn uses_between_files(folder: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(folder);
-    let module = |path: &Path| {
-        let path = path.strip_prefix(&root).unwrap().with_extension("");
-        let names = path.iter().map(|name| name.to_str().unwrap());
-        names.filter(|name| *name != "mod").collect::<Vec<_>>().join("::")
-    };
-    let files = sources(folder).into_iter().map(|(path, text)| (module(&path), text));
-    let tests = |module: &str| ["tests", "reference"].iter().any(|name| module.ends_with(name));
-    let files: BTreeMap<String, String> =
-        files.filter(|(module, _)| !module.is_empty() && !tests(module)).collect();
-    let used = |module: &str, text: &str| {
-        let paths = paths(&without_tests(text));
-        let named = paths.iter().filter_map(|path| absolute(path, folder, module));
-        let longest = named.filter_map(|names| {
-            let prefixes = (1..=names.len()).rev().map(|length| names[..length].join("::"));
-            prefixes.into_iter().find(|prefix| files.contains_key(prefix))
-        });
-        longest.filter(|other| other != module).collect()
-    };
-    files.iter().map(|(module, text)| (module.clone(), used(module, text))).collect()
-}
-
-/// The code alone: up to its unit tests, and without comments.
-fn without_tests(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    let is_tests = |at: usize| {
-        let item = lines[at + 1..].iter().find(|line| line.starts_with(char::is_alphabetic));
-        lines[at] == "#[cfg(test)]" && item.is_some_and(|item| item.ends_with('{'))
-    };
-    let end = (0..lines.len()).find(|&at| is_tests(at)).unwrap_or(lines.len());
-    let code = lines[..end].iter().map(|line| line.split("//").next().unwrap());
-    code.collect::<Vec<_>>().join("\n")
-}
-
-/// Every path in a text that begins with `crate`, `self` or `super`, those in braces one by one.
-fn paths(text: &str) -> Vec<String> {
-    let mut paths = Vec::new();
-    for start in ["crate::", "self::", "super::"] {
-        for (at, _) in text.match_indices(start) {
-            let before = text[..at].chars().next_back();
-            if before.is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != ':') {
-                expand("", &text[at..], &mut paths);
-            }
+/// Files under a folder that depend on each other in a circle, with what each names of the others.
+fn circles(under: &str) -> BTreeMap<Module, BTreeSet<Module>> {
+    let files = sources(under);
+    let all: BTreeSet<Module> = files.iter().map(|(path, _)| module_of(path)).collect();
+    let edges = files.iter().map(|(path, text)| {
+        let module = module_of(path);
+        let mut names = names_of(&module, &code_of(text), &all);
+        // The folder itself, which hands its children's names on.
+        names.remove(&vec![under.to_owned()]);
+        (module, names)
+    });
+    let mut left: BTreeMap<Module, BTreeSet<Module>> = edges.collect();
+    loop {
+        let before = left.len();
+        // Neither what names no other file of the rest, nor what none of them names, is in a circle.
+        let rest: BTreeSet<Module> = left.keys().cloned().collect();
+        left.values_mut().for_each(|names| names.retain(|name| rest.contains(name)));
+        let named: BTreeSet<Module> = left.values().flatten().cloned().collect();
+        left.retain(|module, names| !names.is_empty() && named.contains(module));
+        if left.len() == before {
+            return left;
         }
     }
-    paths
 }
 
-/// Appends the paths of a tree such as `a::{b, c::{d, e}}` at the start of a text; returns what is behind it.
-fn expand<'t>(prefix: &str, text: &'t str, paths: &mut Vec<String>) -> &'t str {
-    let in_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-    let end = text.find(|c| !in_path(c)).unwrap_or(text.len());
-    let (path, mut rest) = (format!("{prefix}{}", &text[..end]), &text[end..]);
-    if !path.ends_with("::") || !rest.starts_with('{') {
-        paths.push(path);
-        return rest;
-    }
-    rest = &rest[1..];
-    while !rest.is_empty() && !rest.starts_with('}') {
-        rest = match rest.find(|c: char| in_path(c) || c == '}') {
-            Some(0) => expand(&path, rest, paths),
-            Some(at) => &rest[at..],
-            None => "",
-        };
-    }
-    rest.strip_prefix('}').unwrap_or(rest)
+#[test]
+fn braces_of_use_statements_are_expanded() {
+    let paths = expand("super::{self, a::{B, c::D}, e}");
+    assert_eq!(paths, ["super::self", "super::a::B", "super::a::c::D", "super::e"]);
 }
 
-/// The names behind the folder's own in a path that is written in one of its modules.
-fn absolute(path: &str, folder: &str, module: &str) -> Option<Vec<String>> {
-    let mut names: Vec<&str> = path.split("::").filter(|name| !name.is_empty()).collect();
-    let mut base: Vec<&str> = module.split("::").collect();
-    if names.first() == Some(&"crate") {
-        let inside = names.get(1) == Some(&folder);
-        return inside.then(|| names[2..].iter().map(ToString::to_string).collect());
+#[test]
+fn a_circle_of_files_is_found() {
+    let module = |path: &str| -> Module { path.split('/').map(str::to_owned).collect() };
+    let all: BTreeSet<Module> = ["a", "a/b", "a/c", "d"].map(module).into();
+    for (of, code, names) in [
+        ("a/b", "use super::c::Type;", &["a/c"][..]),
+        ("a/b", "use super::{c, Type};", &["a", "a/c"]),
+        ("a/b", "use crate::d::{Type, Other};", &["d"]),
+        ("a/b", "fn f() -> crate::a::c::Type {", &["a/c"]),
+        ("a", "mod c; fn f() { c::g() }", &["a/c"]),
+        ("a", "pub mod c;", &[]),
+        ("a/b", "pub(super) fn f() {}", &[]),
+    ] {
+        let expected: BTreeSet<Module> = names.iter().map(|name| module(name)).collect();
+        assert_eq!(names_of(&module(of), code, &all), expected, "{code}");
     }
-    while let Some(&name @ ("self" | "super")) = names.first() {
-        if name == "super" {
-            base.pop()?;
-        }
-        names.remove(0);
+}
+
+/// Each file can be read after those that it names.
+#[test]
+fn no_files_depend_on_each_other_in_a_circle() {
+    for folder in ["net", "flow", "forwarding", "datapath", "config", "control"] {
+        let circles = circles(folder);
+        assert!(circles.is_empty(), "src/{folder}: {circles:#?}");
     }
-    Some(base.into_iter().chain(names).map(str::to_owned).collect())
 }

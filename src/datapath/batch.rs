@@ -240,6 +240,12 @@ impl Packet {
         self.data().get(self.shape.ip()..).unwrap_or_default()
     }
 
+    /// From the transport header on.
+    #[inline]
+    pub fn segment(&self) -> &[u8] {
+        self.data().get(usize::from(self.shape.transport)..).unwrap_or_default()
+    }
+
     /// The source MAC address.
     #[inline]
     pub fn source_mac(&self) -> [u8; 6] {

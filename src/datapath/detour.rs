@@ -13,11 +13,11 @@
 use super::answer::answer;
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
+use super::conntrack::Miss;
 use super::context::Context;
 use super::forward::{Unsent, forward_packet};
 use super::fragment_out::fragment;
 use super::fragments::{Fate, note};
-use super::life::Miss;
 use super::parse::{Parsed, Piece, parse};
 use super::resources::Resources;
 use super::rewrite::rewrite_to_backend;

@@ -14,14 +14,13 @@ use super::answer::rejects;
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
-use super::conntrack::Conntrack;
+use super::conntrack::{Conntrack, is_expired};
 use super::context::{Context, Identification};
 use super::forward::{Unsent, forward_packet};
-use super::life::is_living;
 use super::parse::{Parsed, parse};
 use super::reset::Outbox;
 use super::rewrite::{mtu_towards, rewrite_to_backend, tunnel};
-use super::select::{out_of_service, rivals, select};
+use super::select::{rivals, select};
 use crate::flow::clients::Key;
 use crate::flow::entry::{Pin, State};
 use crate::flow::shared::{FoundPin, SharedTables};
@@ -249,10 +248,10 @@ fn tell_pin<'f>(
     );
     match table.pinned(pin.track.backend()) {
         None => trace.tell("conntrack", "no pin", format!("{said}: its backend has left")),
-        Some(backend) if is_living(key.protocol, &pin.track, backend, now) => {
+        Some(backend) if !is_expired(key.protocol, &pin.track, backend, now) => {
             let overlay = match backend.takes_new {
                 true => String::new(),
-                false => format!("; no new flows go there: {}", out_of_service(backend)),
+                false => format!("; no new flows go there: {}", backend.out_of_service()),
             };
             let outcome = format!("pinned to {}", name(backend, table));
             trace.tell("conntrack", outcome, said + &overlay);

@@ -4,10 +4,9 @@
 //! [`forward_packet`] again for a fragment.
 
 use super::batch::{Packet, Way};
-use super::conntrack::{Conntrack, Reply, Untracked};
+use super::conntrack::{Conntrack, Miss, Untracked};
 use super::context::Context;
 use super::icmp;
-use super::life::Miss;
 use super::reset::Outbox;
 use super::rewrite::{rewrite_to_backend, rewrite_to_client};
 use super::unpinned;
@@ -42,14 +41,12 @@ pub fn forward_packet(
     outbox: &mut Outbox,
     context: &Context<'_>,
 ) -> Result<(), Unsent> {
-    let reply = match packet.way {
+    let client = match packet.way {
         Way::ToBackend => {
             let target = match conntrack.track(packet, context) {
                 Ok(target) => target,
                 Err(Untracked::Miss(miss)) => return Err(Unsent::NoPin(miss)),
-                Err(Untracked::Cut(cut)) => {
-                    return Err(outbox.answer(packet, &cut, context).into());
-                }
+                Err(untracked) => return Err(unsent(untracked, packet, context, outbox)),
             };
             return Ok(rewrite_to_backend(packet, &target, context)?);
         }
@@ -63,14 +60,32 @@ pub fn forward_packet(
             let client = unpinned::answer(packet, source, context)?;
             return Ok(rewrite_to_client(packet, &client, context)?);
         }
-        Way::Related(source) => return Ok(icmp::forward(packet, source, conntrack, context)?),
-        Way::RelatedTo(binding) => return Ok(icmp::forward_bound(packet, binding, context)?),
+        Way::Related(source) => {
+            return Ok(icmp::forward(packet, source, conntrack, context)?);
+        }
+        Way::RelatedTo(binding) => {
+            return Ok(icmp::forward_bound(packet, binding, context)?);
+        }
         Way::Fragment => return Err(Unsent::Fragment),
         Way::Back(_) => return Ok(()),
     };
-    match reply {
-        Some(Reply::To(hop)) => Ok(rewrite_to_client(packet, &hop, context)?),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context).into()),
-        None => Err(Drop::ReturnNoFlow.into()),
+    match client {
+        Ok(client) => Ok(rewrite_to_client(packet, &client, context)?),
+        Err(untracked) => Err(unsent(untracked, packet, context, outbox)),
+    }
+}
+
+/// Detour of a packet that is not forwarded along a pin. Both ends of a terminated flow are reset.
+#[cold]
+fn unsent(
+    untracked: Untracked<'_>,
+    packet: &mut Packet,
+    context: &Context<'_>,
+    outbox: &mut Outbox,
+) -> Unsent {
+    match untracked {
+        Untracked::Miss(miss) => Unsent::NoPin(miss),
+        Untracked::NoFlow => Drop::ReturnNoFlow.into(),
+        Untracked::Cut(cut) => outbox.answer(packet, &cut, context).into(),
     }
 }

@@ -15,11 +15,11 @@
 use arrayvec::ArrayVec;
 
 use super::batch::{Packet, Part, Shape, TcpFlags, Way};
-use super::conntrack::Target;
 use super::context::Context;
 use super::fragments;
 use super::reset::Outbox;
 use super::rewrite::{rewrite_to_backend, rewrite_to_client};
+use super::target::Target;
 use super::unpinned::{is_unpinned, return_hop};
 use crate::flow::fragments::Span;
 use crate::flow::table::Slot;

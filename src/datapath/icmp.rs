@@ -19,13 +19,14 @@ use std::iter;
 use super::answer::send_back;
 use super::batch::{Packet, Part, Way};
 use super::classify::{answered_flow, takes_all_protocols};
-use super::conntrack::{Conntrack, Target};
+use super::conntrack::Conntrack;
 use super::context::Context;
 use super::parse::Message;
 use super::path_mtu;
 use super::quic::Answerer;
 use super::rewrite::{rewrite_to_backend, rewrite_to_client};
 use super::select::guess;
+use super::target::Target;
 use super::unpinned::{return_hop, return_path};
 use crate::flow::bindings::{BindingId, Lease};
 use crate::flow::table::Slot;
@@ -182,7 +183,8 @@ fn relate_to_bound(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) 
     let lease = context.shared.bindings.read(id)?;
     let backend = context.table.pinned(lease.bound.backend)?;
     let protocol = Protocol::from_number(quoted.protocol)?;
-    if lease.bound.service(backend) != (ListenKey { address, port, protocol }) {
+    if lease.bound.service(backend.address, backend.port) != (ListenKey { address, port, protocol })
+    {
         return None;
     }
     (packet.vip, packet.backend) = (backend.vip, backend.id.index);

@@ -23,7 +23,6 @@ pub mod forward;
 pub mod fragment_out;
 pub mod fragments;
 pub mod icmp;
-pub mod life;
 pub mod limiter;
 pub mod parse;
 pub mod passes;
@@ -35,6 +34,9 @@ pub mod reset;
 pub mod resources;
 pub mod rewrite;
 pub mod select;
+pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod transmit;
 pub mod unpinned;
 pub mod worker;

@@ -10,7 +10,7 @@
 //! bytes of IPv4 (RFC 1122 3.3.2) and 1280 of IPv6 (RFC 8200 5). So a forged message, which has to quote a
 //! tunnel of ours, costs some percent more packets, and no connection.
 //!
-//! The table is [`PathMtus`](crate::flow::path_mtus::PathMtus). Cost: a load per tunnel packet.
+//! Cost: for such messages only; they are kept in [`path_mtus`](crate::flow::path_mtus).
 
 use super::context::Context;
 use crate::forwarding::tunnel::GUE_SOURCE_PORTS;

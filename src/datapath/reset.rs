@@ -28,16 +28,17 @@ use etherparse::{EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
 
 use super::batch::{Packet, TcpFlags, Way};
 use super::bindings::Numbers;
-use super::conntrack::Target;
 use super::context::{Context, Macs};
 use super::ports::Ports;
 use super::rewrite::tunnel;
+use super::target::{Cut, Target};
 use crate::net::vlan::Tags;
 use crate::net::{Address, FlowKey, Forward, NextHop, NicIndex};
 use crate::stats::{Answer, Drop, WorkerStats};
 use crate::wire::headers::Headers;
 use crate::wire::ip::is_header_sum_right;
 use crate::wire::proxy::Shift;
+use crate::wire::tcp;
 use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{Frame, FramePool};
 
@@ -53,15 +54,6 @@ const SHORTEST: usize = 60;
 const TCP_LEN: u16 = 20;
 /// Hops that a segment may go (RFC 1340; most hosts send as many).
 const HOPS: u8 = 64;
-
-/// A flow that is cut, as far as its ends are to be told.
-#[derive(Debug)]
-pub struct Cut<'t> {
-    /// Where its client is.
-    pub client: NextHop,
-    /// Where its packets go.
-    pub target: Target<'t>,
-}
 
 /// What a segment says; it has no data.
 #[derive(Debug, Clone, Copy)]
@@ -122,7 +114,7 @@ impl Outbox {
         let flags = packet.shape.flags;
         if flags.any(TcpFlags::ACK)
             && !flags.any(TcpFlags::RST)
-            && let Some((sequence, acknowledgment)) = numbers(packet)
+            && let Some((sequence, acknowledgment)) = tcp::numbers(packet.segment())
         {
             let reply = packet.way.is_reply();
             // All numbers are the client's from here on.
@@ -254,10 +246,10 @@ pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, pool: &mut Fram
     let refusal = if flags.any(TcpFlags::RST) {
         None
     } else if flags.any(TcpFlags::ACK) {
-        let numbers = numbers(packet);
+        let numbers = tcp::numbers(packet.segment());
         numbers.map(|(_, sequence)| Content { sequence, acknowledgment: None, reset: true })
     } else {
-        let end = end_of_segment(packet);
+        let end = next_sequence(packet);
         end.map(|end| Content { sequence: 0, acknowledgment: Some(end), reset: true })
     };
     let key = packet.flow.key();
@@ -276,25 +268,12 @@ pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, pool: &mut Fram
     frame.copy_from(&bytes)
 }
 
-/// The number that follows those of a TCP packet: SYN and FIN count as a byte each.
-fn end_of_segment(packet: &Packet) -> Option<u32> {
-    let (sequence, _) = numbers(packet)?;
-    let ip = packet.shape.ip();
-    let headers = Headers::of(packet.data().get(ip..)?).ok()?;
-    let offset = packet.data().get(ip + headers.transport + 12)? >> 4;
-    let payload = headers.end.checked_sub(headers.transport + usize::from(offset) * 4)?;
-    let payload = u32::try_from(payload).ok()?;
-    let flags = packet.shape.flags;
-    let [syn, fin] = [TcpFlags::SYN, TcpFlags::FIN].map(|flag| u32::from(flags.any(flag)));
-    Some(sequence.wrapping_add(payload).wrapping_add(syn + fin))
-}
-
-/// SEQ and ACK field of a TCP packet.
-pub(super) fn numbers(packet: &Packet) -> Option<(u32, u32)> {
-    let header = packet.data().get(usize::from(packet.shape.transport)..)?;
-    let [_, _, _, _, s0, s1, s2, s3, a0, a1, a2, a3] = header.first_chunk::<12>()?;
-    let sequence = u32::from_be_bytes([*s0, *s1, *s2, *s3]);
-    Some((sequence, u32::from_be_bytes([*a0, *a1, *a2, *a3])))
+/// The sequence number after a TCP packet.
+fn next_sequence(packet: &Packet) -> Option<u32> {
+    let headers = Headers::of(packet.network()).ok()?;
+    let segment = packet.segment();
+    let payload = headers.end.checked_sub(headers.transport + tcp::data_offset(segment)?)?;
+    tcp::next_sequence(segment, u32::try_from(payload).ok()?)
 }
 
 impl Segment {

@@ -13,20 +13,21 @@
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
+mod fragment;
 mod full_nat;
+mod length;
 mod nat;
 mod proxy;
 pub(super) mod tunnel;
 
-use super::batch::{Packet, Part, Shape, TcpFlags, Way};
-use super::conntrack::Target;
+use self::length::fits;
+use super::batch::{Packet, Shape, TcpFlags, Way};
 use super::context::Context;
-use super::fragments;
+use super::target::Target;
 use crate::forwarding::table::Backend;
 use crate::net::vlan::Tags;
 use crate::net::{Forward, NextHop, VipId};
 use crate::stats::Drop;
-use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
 use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
@@ -117,26 +118,12 @@ pub fn rewrite_to_client(
     if shape.flags.any(TcpFlags::SYN) {
         lower_mss(frame, shape, packet.vip, context);
     }
-    let number = new_number(frame, shape, context);
+    let number = fragment::new_number(frame, shape, context);
     let key = flow.key();
     nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
-    renumber(frame, shape, number);
+    fragment::renumber(frame, shape, number);
     packet.nic = hop.port;
     address_frame(frame, shape.tag, hop, context)
-}
-
-/// The number that a fragment's datagram gets with its new source, where its own need not be unique.
-#[inline]
-fn new_number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
-    let fragment = matches!(shape.part, Part::First | Part::Later);
-    if fragment { fragments::number(frame, shape, context) } else { None }
-}
-
-#[inline]
-fn renumber(frame: &mut Frame, shape: &Shape, number: Option<u32>) {
-    if let Some(number) = number {
-        fragments::renumber(frame, shape, number);
-    }
 }
 
 /// Lowers what a handshake says of the longest segments, if the VIP wants that.
@@ -153,24 +140,6 @@ fn address_packet(packet: &mut Packet, hop: &NextHop, context: &Context<'_>) -> 
     let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
     packet.nic = hop.port;
     address_frame(frame, packet.shape.tag, hop, context)
-}
-
-/// Whether the packet may leave as it is by a link that carries `mtu` bytes.
-#[inline(always)]
-pub(super) fn fits(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
-    usize::from(frame.packet_len()) <= shape.ip() + usize::from(mtu) || trim(frame, shape, mtu)
-}
-
-/// Cuts off what follows the IP packet, if that alone is short enough: what the sender's link added
-/// (an Ethernet trailer) is no part of it.
-#[cold]
-fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
-    if frame.is_long() {
-        return false;
-    }
-    let packet = frame.data().get(shape.ip()..).unwrap_or_default();
-    let end = Headers::of(packet).map_or(usize::MAX, |headers| headers.end);
-    end <= usize::from(mtu) && frame.set_len(shape.ip() + end)
 }
 
 #[inline(always)]

@@ -3,14 +3,16 @@
 //! Reads: the flow key, the VIP's affinity and scheduler. Writes: the flow table.
 //! Cost: nothing for a packet of a pinned flow; SipHash, a slot look-up and an insertion otherwise.
 
+mod sticky;
+
 use std::net::IpAddr;
 
+use self::sticky::Known;
 use super::batch::{Packet, TcpFlags};
-use super::clients::Known;
-use super::conntrack::{Conntrack, Target};
+use super::conntrack::{Conntrack, Miss};
 use super::context::Context;
-use super::life::Miss;
 use super::quic::named;
+use super::target::Target;
 use crate::flow::entry::Rule;
 use crate::forwarding::affinity::mix;
 use crate::forwarding::explain::Trace;
@@ -389,27 +391,12 @@ impl<'t> Candidates<'_, 't> {
             Miss::Open => backend.takes_new,
         };
         if !in_service {
-            return Some(out_of_service(backend));
+            return Some(backend.out_of_service());
         }
         if self.miss == Miss::Open && self.slow_start && !backend.admits(self.hash) {
             return Some("starts slowly, and does not take this one yet");
         }
         self.indistinct(backend)
-    }
-}
-
-/// Why a backend is not in service.
-pub fn out_of_service(backend: &Backend) -> &'static str {
-    if !backend.up {
-        "down: its health check fails"
-    } else if backend.loops {
-        "its next hop is this box itself"
-    } else if backend.next_hop.is_none() {
-        "its next hop is not known"
-    } else if backend.takes_midflow {
-        "draining, or without weight"
-    } else {
-        "out of service: its drain met the deadline, or it was removed"
     }
 }
 
@@ -520,4 +507,136 @@ fn check_source(key: &FlowKey, source_mac: [u8; 6]) -> Result<(), Drop> {
         return Err(Drop::Land);
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::datapath::testing::*;
+    use crate::forwarding::{Ports, Service, VipSpec};
+    use crate::net::VipId;
+
+    /// The backend that a packet of a flow without a pin is given, and the rule.
+    fn chosen(bed: &mut Bed, packet: &Packet, miss: Miss) -> Result<(BackendIndex, bool), Drop> {
+        let mut conntrack = bed.conntrack(0);
+        let context = bed.context(0, 0);
+        let opened = select(packet, miss, &mut conntrack, &context)?;
+        let pinned = conntrack.peek(&packet.flow, packet.hint, &context).is_some();
+        let backend = opened.target.backend.id.index;
+        opened.undo(&packet.flow, &mut conntrack, &context);
+        assert!(bed.track(0, packet).is_none(), "taken back");
+        Ok((backend, pinned))
+    }
+
+    #[test]
+    fn a_flow_is_pinned_to_a_backend_that_takes_new_ones() {
+        let mut spec = vip(Forward::Nat, 2);
+        spec.backends[0].up = false;
+        let mut bed = Bed::new(1, &[spec.clone()]);
+        for port in 1..50 {
+            let packet = bed.request(port, "S");
+            assert_eq!(chosen(&mut bed, &packet, Miss::Open), Ok((BackendIndex(1), true)));
+        }
+        // A draining one has the flow whose pin was lost, as likely as any.
+        spec.backends[1].service = Service::Draining;
+        bed.publish(&[spec]);
+        let (syn, ack) = (bed.request(1, "S"), bed.request(1, "A"));
+        assert_eq!(chosen(&mut bed, &syn, Miss::Open), Err(Drop::NoBackend));
+        assert_eq!(chosen(&mut bed, &ack, Miss::Midflow), Ok((BackendIndex(1), true)));
+    }
+
+    #[test]
+    fn the_same_client_port_gets_the_same_backend_opened_or_in_the_middle() {
+        let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
+        let mut seen = [0; 2];
+        for port in 1..50 {
+            let (syn, ack) = (bed.request(port, "S"), bed.request(port, "A"));
+            let opened = chosen(&mut bed, &syn, Miss::Open).unwrap();
+            assert_eq!(chosen(&mut bed, &ack, Miss::Midflow), Ok(opened), "{port}");
+            seen[usize::from(opened.0.0)] += 1;
+        }
+        assert!(seen[0] > 5 && seen[1] > 5, "{seen:?}");
+    }
+
+    #[test]
+    fn what_ends_a_flow_leaves_no_pin() {
+        let mut bed = Bed::new(1, &[vip(Forward::Nat, 2), full_nat()]);
+        for (flags, pinned) in [("S", true), ("A", true), ("FA", true), ("R", false), ("SA", false)]
+        {
+            let packet = bed.request(1, flags);
+            let chosen = chosen(&mut bed, &packet, Miss::Midflow);
+            assert_eq!(chosen.map(|(_, pinned)| pinned), Ok(pinned), "{flags}");
+        }
+        let packet = bed.receive(&tcp((CLIENT, 1), (VIP, 81), "R")).unwrap();
+        assert_eq!(chosen(&mut bed, &packet, Miss::Midflow), Err(Drop::RequestNoFlow));
+    }
+
+    /// A full-NAT VIP on port 81.
+    fn full_nat() -> VipSpec {
+        let mut spec = vip(Forward::FullNat, 1);
+        spec.backends[0].id.index = BackendIndex(4);
+        VipSpec { id: VipId(1), ports: Ports::of(&[81]), ..spec }
+    }
+
+    #[test]
+    fn sources_from_which_nobody_sends_are_refused() {
+        let mut bed = Bed::new(1, &[vip(Forward::Nat, 1), full_nat()]);
+        for (source, reason) in [
+            (Ipv4Addr::new(224, 0, 0, 1), Drop::BadSource),
+            (Ipv4Addr::new(127, 0, 0, 1), Drop::BadSource),
+            (Ipv4Addr::new(0, 1, 2, 3), Drop::BadSource),
+            (Ipv4Addr::BROADCAST, Drop::BadSource),
+            (VIP, Drop::OwnSource),
+            (SNAT, Drop::OwnSource),
+            (backend(0), Drop::ClientIsBackend),
+        ] {
+            let packet = bed.receive(&tcp((source, 1), (VIP, 80), "S")).unwrap();
+            assert_eq!(chosen(&mut bed, &packet, Miss::Open), Err(reason), "{source}");
+        }
+        let packet = bed.receive(&tcp((VIP, 80), (VIP, 80), "S")).unwrap();
+        assert_eq!(chosen(&mut bed, &packet, Miss::Open), Err(Drop::Land));
+    }
+
+    /// Two VIP ports lead to one port of a backend: it could not tell a client's two flows apart.
+    #[test]
+    fn a_flow_goes_to_no_backend_that_could_not_tell_it_from_another() {
+        let spec = VipSpec { ports: Ports::of(&[80, 81]), ..vip(Forward::Nat, 2) };
+        let mut bed = Bed::new(1, &[spec]);
+        let mut conntrack = bed.conntrack(0);
+        let mut open = |bed: &mut Bed, vip_port| {
+            let packet = bed.receive(&tcp((CLIENT, 1), (VIP, vip_port), "S")).unwrap();
+            let opened = select(&packet, Miss::Open, &mut conntrack, &bed.context(0, 0));
+            opened.map(|opened| opened.target.backend.id.index)
+        };
+        let first = open(&mut bed, 80).unwrap();
+        let second = open(&mut bed, 81).unwrap();
+        assert_ne!(first, second);
+        let spec = VipSpec { ports: Ports::of(&[80, 81, 82]), ..vip(Forward::Nat, 2) };
+        bed.publish(&[spec]);
+        assert_eq!(open(&mut bed, 82), Err(Drop::NatCollision));
+    }
+
+    #[test]
+    fn a_full_table_forwards_without_a_pin_where_the_hash_alone_chooses() {
+        for (forward, expected) in [(Forward::Dsr, None), (Forward::Nat, Some(Drop::TableFull))] {
+            let mut bed = Bed::new(1, &[vip(forward, 2)]);
+            let mut conntrack = bed.conntrack(0);
+            let reason = (1..2000).find_map(|port| {
+                let packet = bed.request(port, "S");
+                let context = bed.context(0, 0);
+                let opened = select(&packet, Miss::Open, &mut conntrack, &context);
+                opened.err().or_else(|| {
+                    (context.stats.table_full_unpinned.get() > 5).then_some(Drop::NoVip)
+                })
+            });
+            let unpinned = bed.stats[0].table_full_unpinned.get();
+            assert_eq!(
+                (reason, unpinned > 5),
+                (expected.or(Some(Drop::NoVip)), expected.is_none())
+            );
+        }
+    }
 }

@@ -12,11 +12,11 @@
 //! Cost: SipHash and a slot look-up per datagram; with `nat` one line of the table of return hops, each way.
 
 use super::batch::{Packet, Part, Way};
-use super::conntrack::{Conntrack, Target};
+use super::conntrack::{Conntrack, Miss};
 use super::context::Context;
 use super::fragments;
-use super::life::Miss;
 use super::select::{admit, choose, offer_sample};
+use super::target::Target;
 use crate::forwarding::table::ReturnPath;
 use crate::net::{Forward, ListenKey, NextHop, Tuple, VipId};
 use crate::stats::Drop;

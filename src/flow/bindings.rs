@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use super::entry::{Track, WayBack};
 use super::sources::owner;
 pub use super::sources::{BindingId, MAX_SOURCES, Sources};
-use crate::forwarding::table::Backend;
 use crate::net::{
     Address, BackendId, BackendIndex, FlowKey, ListenKey, NextHop, Protocol, TableSecret,
 };
@@ -61,11 +60,12 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Where the flow's packets are sent, and so where replies come from, if this is its backend.
+    /// Where the flow's packets are sent, and so where replies come from, if its backend has this address,
+    /// and this port where ports are rewritten.
     #[inline]
-    pub fn service(&self, backend: &Backend) -> ListenKey {
+    pub fn service(&self, address: Address, port: Option<u16>) -> ListenKey {
         let FlowKey { vip_port, protocol, .. } = self.flow;
-        ListenKey { address: backend.address, port: backend.port.unwrap_or(vip_port), protocol }
+        ListenKey { address, port: port.unwrap_or(vip_port), protocol }
     }
 }
 

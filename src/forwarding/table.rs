@@ -462,6 +462,21 @@ const fn candidate((server, backend): (Server, &BackendSpec)) -> Candidate {
 }
 
 impl Backend {
+    /// Why the backend takes no new flows.
+    pub fn out_of_service(&self) -> &'static str {
+        if !self.up {
+            "down: its health check fails"
+        } else if self.loops {
+            "its next hop is this box itself"
+        } else if self.next_hop.is_none() {
+            "its next hop is not known"
+        } else if self.takes_midflow {
+            "draining, or without weight"
+        } else {
+            "out of service: its drain met the deadline, or it was removed"
+        }
+    }
+
     /// Whether it takes a new flow with this affinity hash, given its share.
     #[inline]
     pub const fn admits(&self, hash: u64) -> bool {

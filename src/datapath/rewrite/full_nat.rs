@@ -1,9 +1,10 @@
 //! Part of the stage rewrite: addresses and ports of both sides, for mode full_nat; the whole IP header
 //! where the families of client and backend differ (RFC 7915).
 
+use super::fragment::{new_number, renumber};
+use super::length::fits;
 use super::nat::{translate_quote, unsent};
 use super::proxy;
-use super::{fits, new_number, renumber};
 use crate::datapath::batch::{Packet, Part, Shape, TcpFlags};
 use crate::datapath::bindings::Numbers;
 use crate::datapath::context::Context;
