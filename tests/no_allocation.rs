@@ -145,7 +145,7 @@ fn following_connection_ids_never_allocates() {
     let mut spec = rig::spec(0, Forward::Nat, rig::Family::V4, 1, 3);
     spec.protocol = Protocol::Udp;
     spec.policy.affinity = Affinity::QuicCid;
-    spec.policy.quic = vec![config];
+    spec.policy.quic = Box::new([config]);
     let server_ids = [[1; 10], [2; 10], [3; 10]].map(|bytes| ServerId::new(&bytes).unwrap());
     for (backend, id) in spec.backends.iter_mut().zip(server_ids) {
         backend.server_ids = vec![id];

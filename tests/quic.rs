@@ -53,7 +53,7 @@ fn quic_spec(forward: Forward, family: Family) -> VipSpec {
         protocol: Protocol::Udp,
         ..spec(0, forward, family, 1, BACKENDS).with(|policy| {
             policy.affinity = Affinity::QuicCid;
-            policy.quic = CONFIGS.to_vec();
+            policy.quic = CONFIGS.into();
         })
     };
     for (index, backend) in (0..).zip(&mut spec.backends) {
@@ -313,14 +313,14 @@ fn an_id_wins_over_another_workers_pin() {
 #[test]
 fn rotations_come_and_go_by_reload_without_moving_pinned_flows() {
     let mut rig = rig(Forward::Dsr);
-    rig.change(|specs| specs[0].policy.quic = vec![CONFIGS[0]]);
+    rig.change(|specs| specs[0].policy.quic = Box::new([CONFIGS[0]]));
     let old = naming(&CONFIGS[0], 5);
     let new = naming(&CONFIGS[1], 5);
     assert_eq!(rig.backend_of(&quic(5000, SHORT, &old)), Some(5));
-    rig.change(|specs| specs[0].policy.quic = vec![CONFIGS[0], CONFIGS[1]]);
+    rig.change(|specs| specs[0].policy.quic = Box::new([CONFIGS[0], CONFIGS[1]]));
     assert_eq!(rig.backend_of(&quic(5001, SHORT, &old)), Some(5), "the old one still counts");
     assert_eq!(rig.backend_of(&quic(5002, SHORT, &new)), Some(5), "and the new one");
-    rig.change(|specs| specs[0].policy.quic = vec![CONFIGS[1]]);
+    rig.change(|specs| specs[0].policy.quic = Box::new([CONFIGS[1]]));
     assert_eq!(rig.backend_of(&quic(5000, SHORT, &old)), Some(5), "by the pin");
     assert_eq!(rig.backend_of(&quic(5003, SHORT, &new)), Some(5));
     assert_eq!((rig.stats(0).flows_by_cid.get(), rig.stats(0).flows_new.get()), (4, 0));

@@ -150,7 +150,7 @@ pub(super) fn check(
     let mut vip = raw.check(place, forward, defaults, values, report);
     if let Some(vip) = &mut vip {
         let affinity = vip.policy.affinity;
-        vip.policy.quic = quic::check(quic, &place.key("quic"), affinity, &backends, report);
+        vip.policy.quic = quic::check(quic, &place.key("quic"), affinity, &backends, report).into();
     }
     (vip.map(|value| Placed { value, place: place.clone() }), backends)
 }
@@ -257,7 +257,7 @@ impl RawVip {
                 rejects,
                 proxy,
                 mss,
-                quic: Vec::new(),
+                quic: Box::default(),
             },
             split,
             health,

@@ -170,7 +170,7 @@ impl Controller {
                     Some(Signal::Reload) => self.reloading.reload_by_signal(parts).await,
                     Some(Signal::Stop) | None => {
                         info!("stopping, as a signal asked for");
-                        tell_cut_flows(&parts.world);
+                        warn_of_cut_flows(&parts.world);
                         return Ok(());
                     }
                 },
@@ -215,7 +215,7 @@ async fn answer(request: Request, parts: &mut Parts, reloading: &Reloading, star
 
 /// Warns of what a stop does to flows whose packets are translated here: no other process can do that, and
 /// their ends are sent nothing.
-fn tell_cut_flows(world: &World) {
+fn warn_of_cut_flows(world: &World) {
     let translated = world.registry.all_vips().filter(|vip| vip.config.forward.translates());
     let backends = translated.flat_map(VipEntry::all_backends);
     let pinned: u64 = backends.map(|backend| world.flows_active(backend.id.index)).sum();

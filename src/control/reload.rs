@@ -489,7 +489,7 @@ pub(super) mod tests {
                 |vip| vip.split = Some(Split { max_load: 1.25, min_rate: 50.0 }),
                 "VIP web: split off -> auto (max_load 1.25, min_rate 50)",
             ),
-            (|vip| vip.policy.quic = vec![rotation_1(7)], QUIC_ADDED),
+            (|vip| vip.policy.quic = Box::new([rotation_1(7)]), QUIC_ADDED),
             (
                 |vip| vip.backends.first_mut().unwrap().server_ids = vec![server_id()],
                 "backend a of VIP web: server_id none -> c4605e",
@@ -544,9 +544,9 @@ pub(super) mod tests {
     #[test]
     fn a_key_that_changes_is_not_told() {
         let mut old = vip("web", &[]);
-        old.policy.quic = vec![rotation_1(7)];
+        old.policy.quic = Box::new([rotation_1(7)]);
         let mut new = old.clone();
-        new.policy.quic = vec![rotation_1(8)];
+        new.policy.quic = Box::new([rotation_1(8)]);
         let told = changes(&config(vec![old]), &config(vec![new]));
         assert_eq!(told, ["VIP web: quic: another key"]);
     }

@@ -1,7 +1,7 @@
 //! Options of a VIP: one value, made by the configuration, carried whole into the forwarding table.
 //!
 //! A new option is a field here with its default. The configuration reads it, a reload reports its
-//! changes, and whoever obeys it finds it in [`Vip::policy`](super::table::Vip::policy).
+//! changes, and the data path finds it in [`Vip::policy`](super::table::Vip::policy).
 
 use super::{Affinity, FlowsLeft, Remember, SchedulerKind, quic_lb};
 use crate::net::Protocol;
@@ -28,13 +28,13 @@ pub struct VipPolicy {
     /// Whether the sender of a new flow that finds no backend in service is refused: by a RST (TCP)
     /// or port unreachable (UDP).
     pub rejects: bool,
-    /// Full NAT and TCP: whether backends are told the client's address, by the PROXY protocol.
+    /// Full NAT and TCP: whether backends receive the client's address, by the PROXY protocol.
     pub proxy: bool,
-    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
+    /// TCP: most bytes of data in a segment; the MSS option of both ends is lowered to it.
     pub mss: Option<u16>,
     /// How connection ids name backends, by rotation, for [`Affinity::QuicCid`]; empty: they are
     /// not looked at.
-    pub quic: Vec<quic_lb::Config>,
+    pub quic: Box<[quic_lb::Config]>,
 }
 
 impl Default for VipPolicy {
@@ -53,7 +53,7 @@ impl Default for VipPolicy {
             rejects: true,
             proxy: false,
             mss: None,
-            quic: Vec::new(),
+            quic: Box::default(),
         }
     }
 }

@@ -275,7 +275,7 @@ impl QuicLb {
             return None;
         }
         let mut codecs = [const { None }; ROTATIONS];
-        for config in &vip.policy.quic {
+        for config in &*vip.policy.quic {
             if let Some(place) = codecs.get_mut(usize::from(config.rotation)) {
                 *place = Codec::new(config);
             }
@@ -399,7 +399,7 @@ mod tests {
             backends,
             ..spec(0).with(|policy| {
                 policy.affinity = Affinity::QuicCid;
-                policy.quic = quic;
+                policy.quic = quic.into();
             })
         };
         let quic = QuicLb::new(&vip).unwrap();

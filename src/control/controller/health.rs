@@ -92,13 +92,13 @@ pub(super) fn compare_answers(world: &mut World) {
         let mut answers: Vec<_> = up.iter_mut().map(|backend| &mut backend.answering).collect();
         for position in answering::judge(&mut answers) {
             let Some(backend) = up.get(position) else { continue };
-            tell_answers(journal, &vip.config, backend);
+            notify_answers(journal, &vip.config, backend);
         }
     }
 }
 
 /// Reports that a backend is suspected not to answer clients, or no longer.
-fn tell_answers(journal: &mut Journal, vip: &config::Vip, backend: &BackendEntry) {
+fn notify_answers(journal: &mut Journal, vip: &config::Vip, backend: &BackendEntry) {
     let (name, vip_name) = (&backend.config.name, &vip.name);
     match backend.answering.suspected() {
         Some(syns) => {

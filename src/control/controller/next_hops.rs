@@ -70,7 +70,7 @@ impl NextHops {
                 backend.mtu = mtu;
                 let problem = hop.as_ref().err().map(Problem::to_string);
                 backend.next_hop_detail = problem.unwrap_or_default();
-                tell_problem(vip, backend, hop.as_ref().err());
+                log_problem(vip, backend, hop.as_ref().err());
                 *dirty |= backend.awaits_next_hop() != awaited;
             }
         }
@@ -78,7 +78,7 @@ impl NextHops {
 }
 
 /// Logs which next hops are still being looked up; other problems have been logged by then.
-pub(super) fn tell_unresolved(world: &World) {
+pub(super) fn log_unresolved(world: &World) {
     let resolving = Err(Problem::Resolving);
     let hop = |address: &IpAddr| world.network.hops.get(address).unwrap_or(&resolving);
     let late = world.registry.backends().filter(|(_, b)| *hop(&b.config.address) == resolving);
@@ -91,7 +91,7 @@ pub(super) fn tell_unresolved(world: &World) {
 }
 
 /// Logs a problem of a next hop when it comes, changes or goes; a repeated query is not a change.
-fn tell_problem(vip: &config::Vip, backend: &mut BackendEntry, problem: Option<&Problem>) {
+fn log_problem(vip: &config::Vip, backend: &mut BackendEntry, problem: Option<&Problem>) {
     let (name, vip) = (&backend.config.name, &vip.name);
     match problem {
         Some(Problem::Resolving) => {}

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::announcing::Announcing;
 use super::drains::{Drains, advance_slow_starts};
 use super::health::{Health, compare_answers};
-use super::next_hops::{NextHops, tell_unresolved};
+use super::next_hops::{NextHops, log_unresolved};
 use super::nics::Nics;
 use super::removing::Removing;
 use super::splitting::Splitting;
@@ -35,7 +35,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Table first, then the XDP program's rules, the program itself, and the world.
+    /// Table first, then the XDP program's rules, the program itself, and then the addresses.
     pub(super) async fn start(&mut self) -> Result<(), ControlError> {
         self.settle().await;
         self.world.publish();
@@ -50,7 +50,7 @@ impl Parts {
     pub(super) async fn settle(&mut self) {
         self.next_hops.settle(&self.world.registry).await;
         self.follow();
-        tell_unresolved(&self.world);
+        log_unresolved(&self.world);
     }
 
     /// Takes over what the resolver has found.

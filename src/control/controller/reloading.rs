@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use super::parts::Parts;
-use super::removing::{removals, tell_removals, tell_renames};
+use super::removing::{notify_removals, notify_renames, removals};
 use super::world::World;
 use crate::config::Config;
 use crate::control::api::{FlowsRemoved, Reloaded};
@@ -67,8 +67,8 @@ impl Reloading {
             info!("reload: {change}");
         }
         let journal = &mut parts.world.journal;
-        tell_renames(journal, renames);
-        tell_removals(journal, &removals);
+        notify_renames(journal, renames);
+        notify_removals(journal, &removals);
         let text = format!("reload: {}", counted(changes.len(), "change"));
         let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
         journal.tell(News::new(Kind::Reload).with("changes", count), text);

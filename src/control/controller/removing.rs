@@ -104,7 +104,7 @@ pub(super) async fn removals(world: &World, new: &Config) -> Vec<Removal> {
 }
 
 /// Reports what goes on under another name.
-pub(super) fn tell_renames(journal: &mut Journal, renames: Vec<Rename>) {
+pub(super) fn notify_renames(journal: &mut Journal, renames: Vec<Rename>) {
     for Rename { vip, backend, old } in renames {
         let (news, text) = match backend {
             None => (
@@ -123,7 +123,7 @@ pub(super) fn tell_renames(journal: &mut Journal, renames: Vec<Rename>) {
 }
 
 /// Reports what a reload has taken away.
-pub(super) fn tell_removals(journal: &mut Journal, removals: &[Removal]) {
+pub(super) fn notify_removals(journal: &mut Journal, removals: &[Removal]) {
     for Removal { vip, backend, flows, left } in removals {
         let what = format!("its flows, {flows} by now, {}", fate(*left));
         let (news, text) = match backend {

@@ -56,7 +56,7 @@ impl Splitting {
             let rate = total.saturating_sub(before) as f64 / elapsed.as_secs_f64();
             let Some(known) = table.vip(vip.id) else { continue };
             if let Some(splits) = self.splitter.judge(known, &table, &settings, rate) {
-                tell(journal, &vip.config.name, &vip.splits, &splits);
+                notify(journal, &vip.config.name, &vip.splits, &splits);
                 vip.splits = splits;
                 *dirty = true;
             }
@@ -74,7 +74,7 @@ impl Splitting {
 }
 
 /// Reports which sources are split from now on, and which no longer.
-fn tell(journal: &mut Journal, vip: &str, old: &Splits, new: &Splits) {
+fn notify(journal: &mut Journal, vip: &str, old: &Splits, new: &Splits) {
     for (source, bits) in new.iter().filter(|(source, bits)| old.bits(*source) != *bits) {
         let parts = 1_u32 << bits;
         let text = format!("VIP {vip}: new flows of {source} are spread as {parts} parts by port");
