@@ -72,7 +72,7 @@ fn unprivileged<'a>(capabilities: &'a str, binary: &'a str) -> Vec<&'a str> {
     [&user[..], &rights, &["--bounding-set", capabilities, binary]].concat()
 }
 
-/// The capabilities that README.md names ("Kernel") are enough for another user, and each is needed.
+/// The capabilities that docs/OPERATIONS.md names ("Kernel") are enough for another user, and each is needed.
 #[test]
 fn the_documented_capabilities_are_those_that_are_needed() {
     let lab = Lab::up(Topology::Stick);
@@ -86,8 +86,8 @@ fn the_documented_capabilities_are_those_that_are_needed() {
     let socket = own.join("control.sock").to_str().unwrap().to_owned();
     let config = Config { socket, ..Config::new(&lab, 1, vec![nat.clone()]) };
 
-    let readme = include_str!("../../README.md");
-    let item = readme.split("2. **Kernel.**").nth(1).unwrap().split("3. **").next().unwrap();
+    let document = include_str!("../../docs/OPERATIONS.md");
+    let item = document.split("\n## Kernel\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let list = item.split("with\n").nth(1).unwrap().split(", who").next().unwrap();
     let names = list.split([',', ' ', '\n']).filter_map(|word| word.strip_prefix("CAP_"));
     let names: Vec<String> = names.map(str::to_lowercase).collect();
