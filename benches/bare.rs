@@ -15,8 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrayvec::ArrayVec;
 use clap::Parser;
-use holdfast::flow::Protocol;
-use holdfast::forwarding::ListenKey;
+use holdfast::net::{ListenKey, Protocol};
 use holdfast::xdp::cpu;
 use holdfast::xdp::nic::Nic;
 use holdfast::xdp::program::{AttachMode, SteerRules, Steering};

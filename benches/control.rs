@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
-use holdfast::forwarding::{Forward, ForwardingTable, SchedulerKind, ThisBox, VipId, VipSpec};
+use holdfast::forwarding::{ForwardingTable, SchedulerKind, ThisBox, VipSpec};
+use holdfast::net::{Forward, VipId};
 use holdfast::xdp::cpu;
 use support::bed::{Bed, Clock, Shared};
 use support::cases::{CASES, Case};
@@ -125,10 +126,8 @@ fn measure(plan: Plan, cores: Cores) -> Figures {
 
 /// One VIP, with NAT or DSR.
 fn vip(forward: Forward, backends: u16) -> VipSpec {
-    VipSpec {
-        scheduler: SchedulerKind::Maglev { size: TABLE_SIZE },
-        ..spec(0, forward, Family::V4, 1, backends)
-    }
+    spec(0, forward, Family::V4, 1, backends)
+        .with(|policy| policy.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE })
 }
 
 fn build(specs: &[VipSpec], previous: Option<&ForwardingTable>) -> ForwardingTable {

@@ -26,9 +26,10 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use holdfast::flow::entry::{Pin, State};
 use holdfast::flow::table::{Families, FlowTable, Hit, Slot};
-use holdfast::flow::tuple::{HashedKey, TableSecret, Tuple};
 use holdfast::flow::writer::{FlowWriter, Verdict};
-use holdfast::forwarding::{BackendId, BackendIndex, NextHop, PortIndex, VipId};
+use holdfast::net::{
+    BackendId, BackendIndex, HashedKey, NextHop, NicIndex, TableSecret, Tuple, VipId,
+};
 use holdfast::units::Ticks;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 use support::bed::{BATCH, ROUND};
@@ -89,7 +90,7 @@ fn measure(plan: Plan, flows: u64) -> Vec<Row> {
 
 fn pin() -> Pin {
     let backend = BackendId { index: BackendIndex(7), generation: 0 };
-    let hop = NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
+    let hop = NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
     Pin::new(VipId(0), backend, State::ESTABLISHED, 0, &hop, Ticks(0))
 }
 

@@ -13,8 +13,9 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # Packages of every Debian, the smallest too.
 ESSENTIAL_PACKAGES=(
-    'coreutils|/usr/bin/env basename chroot chmod cat chown cp cut date dirname env head id ln ls mkdir mkfifo mktemp mv nproc od paste realpath rm sha256sum sleep sort tail tee timeout touch tr true uname uniq wc|files and text'
+    'coreutils|/usr/bin/env basename chroot chmod cat chown cp cut date dirname env head id ln ls mkdir mkfifo mktemp mv nice nproc od paste realpath rm sha256sum sleep sort tail tee timeout touch tr true uname uniq wc|files and text'
     'util-linux|flock prlimit setpriv setsid taskset unshare|namespaces, privileges, cores'
+    'bsdutils|renice|priorities'
     'mount|mount|folders in other places'
     'findutils|find xargs|walks through folders'
     'grep|grep|looks for text'
@@ -249,6 +250,37 @@ report_failures() {
     local failure
     for failure in "${FAILED_STEPS[@]}"; do printf '  %s\n      %s\n' "${failure%%|*}" "${failure#*|}"; done
     return 1
+}
+
+# ---- instructions per packet ----
+
+# The program that counts them, built as holdfast is shipped.
+COUNTER=$REPOSITORY/target/release/instructions
+BUILD_COUNTER=(cargo build --release --locked --features instructions --bin instructions)
+
+# start_aside CMD...: starts a command that takes the time which the steps leave. Sets: ASIDE_PID.
+start_aside() {
+    # A process group of its own, so that its priority and its end reach all its processes; no session of its
+    # own, with which priorities do not count against those of other sessions (sched(7), autogroup).
+    set -m
+    nice -n 19 "$@" >/dev/null 2>&1 </dev/null &
+    ASIDE_PID=$!
+    set +m
+    trap stop_aside EXIT
+    trap 'exit 130' INT TERM HUP
+}
+
+# wait_aside: waits for it, now that nothing else runs; returns its exit status.
+wait_aside() {
+    local result=0
+    renice -n 0 -g "$ASIDE_PID" >/dev/null 2>&1 || true
+    wait "$ASIDE_PID" || result=$?
+    ASIDE_PID=
+    return "$result"
+}
+
+stop_aside() {
+    [[ -z ${ASIDE_PID:-} ]] || kill -TERM -- "-$ASIDE_PID" 2>/dev/null || true
 }
 
 # ---- a running holdfast in a lab ----

@@ -21,18 +21,14 @@ use crate::config::driver::{self, Binding, Misfit, NicFacts};
 use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
 use crate::control::{self, ControlError, Inputs, NicView, Signals, WorkerEvent, WorkerView};
 use crate::datapath::explain::Explainer;
-use crate::datapath::path_mtu::PathMtus;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
-use crate::flow::bindings::Bindings;
-use crate::flow::clients::Clients;
-use crate::flow::fragments::Datagrams;
-use crate::flow::return_hops::{self, ReturnHops};
+use crate::flow::shared::SharedTables;
 use crate::flow::table::{FlowTable, TableError};
-use crate::flow::tuple::TableSecret;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
 use crate::forwarding::this_box::UNLIMITED;
-use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, PortIndex, ThisBox};
+use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, ThisBox};
+use crate::net::{NicIndex, TableSecret};
 use crate::stats::WorkerStats;
 use crate::steering::{Steered, Steerings};
 use crate::units::Ticks;
@@ -133,28 +129,22 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
         .map_err(|source| DaemonError::Os { what: "no packet socket, to announce", source })?;
     let secret = TableSecret::new(random_seed()?);
     let flows = flow_tables(&config, &secret)?;
-    let clients = Arc::new(Clients::new(config.workers.clients, secret.clone()));
-    let config::Fragments { timeout, datagrams, .. } = config.fragments;
-    let datagrams = Arc::new(Datagrams::new(datagrams, timeout, secret.clone()));
-    let return_hops = Arc::new(ReturnHops::new(return_hops::CLIENTS, secret));
-    let bindings = Arc::new(bindings(&config)?);
+    let shared = SharedTables::new(flows, &secret, config.table_sizes())?;
     let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(CachePadded::new(AtomicBool::new(false)));
     let (mut workers, mut views) = (Vec::new(), Vec::new());
-    let shared =
-        Shared { flows, clients, datagrams, bindings, return_hops, paths: Arc::default(), tables };
     for (index, &core) in config.workers.cores.iter().enumerate() {
-        let (worker, stats) =
-            on_core(core, || make_worker(&config, index, frame_size, &mut nics, &shared))?;
+        let (worker, stats) = on_core(core, || {
+            make_worker(&config, index, frame_size, &mut nics, (&shared, &tables))
+        })?;
         workers.push(worker);
         views.extend(view(&config, index, &stats, &shared.flows));
     }
-    let clients = Arc::clone(&shared.clients);
     let explain = explainer(&nics, &shared, &views)?;
     // It would keep the first table.
-    drop(shared);
+    drop(tables);
     let nic_views = nics.iter().map(nic_view).collect();
     let steered = |ServedNic { nic, steering, monitors, .. }| Steered { nic, steering, monitors };
     let steerings = nics.into_iter().map(steered).collect();
@@ -170,7 +160,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
         workers: views,
         nics: nic_views,
         publisher,
-        clients,
+        shared,
         steering: Box::new(Steerings::new(steerings)),
         send_frame: Box::new(move |interface, frame| packets.send(interface, frame)),
         events: failures,
@@ -287,12 +277,6 @@ fn flow_tables(
     config.workers.cores.iter().map(table).collect()
 }
 
-/// The source addresses and ports of full-NAT flows.
-fn bindings(config: &Config) -> Result<Bindings, DaemonError> {
-    let workers = u8::try_from(config.workers.cores.len()).unwrap_or(u8::MAX);
-    Ok(Bindings::new(config.full_nat.numbered(), workers)?)
-}
-
 /// Makes something on a core: its memory is then of that core's NUMA node, where the kernel puts
 /// what is touched there first.
 fn on_core<T: Send>(
@@ -311,32 +295,21 @@ fn on_core<T: Send>(
     })
 }
 
-/// What all workers have in common.
-struct Shared {
-    flows: Arc<[Arc<FlowTable>]>,
-    clients: Arc<Clients>,
-    datagrams: Arc<Datagrams>,
-    bindings: Arc<Bindings>,
-    return_hops: Arc<ReturnHops>,
-    paths: Arc<PathMtus>,
-    tables: Subscription,
-}
-
 /// Makes a worker: its packet memory, its counters, and a socket on each queue that it serves.
 fn make_worker(
     config: &Config,
     index: usize,
     frame_size: u32,
     nics: &mut [ServedNic],
-    shared: &Shared,
+    (shared, tables): (&Arc<SharedTables>, &Subscription),
 ) -> Result<(Worker, Arc<WorkerStats>), DaemonError> {
     let workers = config.workers.cores.len();
     let macs = nics.iter().map(|served| served.nic.mac()).collect();
-    let sockets: Vec<(PortIndex, u32)> = (0..)
+    let sockets: Vec<(NicIndex, u32)> = (0..)
         .zip(nics.iter())
         .flat_map(|(nic, served)| {
             let mine = served.queues.iter().skip(index).step_by(workers);
-            mine.map(move |&queue| (PortIndex(nic), queue))
+            mine.map(move |&queue| (NicIndex(nic), queue))
         })
         .collect();
     let needed = config.frames_needed(sockets.iter().map(|(nic, _)| *nic));
@@ -361,15 +334,10 @@ fn make_worker(
         ports,
         pool,
         macs,
-        flows: Arc::clone(&shared.flows),
-        clients: Arc::clone(&shared.clients),
-        datagrams: Arc::clone(&shared.datagrams),
+        shared: Arc::clone(shared),
         parked,
-        bindings: Arc::clone(&shared.bindings),
-        return_hops: Arc::clone(&shared.return_hops),
-        paths: Arc::clone(&shared.paths),
         index: u8::try_from(index).map_err(|_| DaemonError::Worker(index))?,
-        tables: shared.tables.clone(),
+        tables: tables.clone(),
         stats: Arc::clone(&stats),
         batch: config.workers.batch,
     };
@@ -438,14 +406,12 @@ fn nic_view(served: &ServedNic) -> NicView {
 /// Who says what becomes of a packet: one question at a time.
 fn explainer(
     nics: &[ServedNic],
-    shared: &Shared,
+    shared: &Arc<SharedTables>,
     workers: &[WorkerView],
 ) -> Result<control::explain::Explain, DaemonError> {
     let macs = nics.iter().map(|served| served.nic.mac()).collect();
     let stats = workers.iter().map(|worker| Arc::clone(&worker.stats)).collect();
-    let (flows, clients) = (Arc::clone(&shared.flows), Arc::clone(&shared.clients));
-    let (bindings, paths) = (Arc::clone(&shared.bindings), Arc::clone(&shared.paths));
-    let explainer = Explainer::new(macs, flows, clients, bindings, paths, stats)?;
+    let explainer = Explainer::new(macs, Arc::clone(shared), stats)?;
     let explainer = Mutex::new(explainer);
     Ok(Arc::new(move |question, table| {
         let mut explainer =

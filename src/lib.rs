@@ -12,6 +12,7 @@ pub mod flow;
 pub mod forwarding;
 pub mod generator;
 pub mod log;
+pub mod net;
 mod plot;
 pub mod replay;
 pub mod stats;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::forwarding::affinity::Sample;
+use crate::net::{Address, VipId};
 use crate::units::Ticks;
 
 /// A counter with one writing thread.
@@ -35,6 +35,15 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+}
+
+/// A new flow, as a worker tells of it so that large sources are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// Its VIP.
+    pub vip: VipId,
+    /// Its client's address, masked as the VIP's affinity says.
+    pub source: Address,
 }
 
 /// Samples that wait for the control thread, which takes them every 100 ms: 40,000 a second and
@@ -291,16 +300,16 @@ pub struct WorkerStats {
     pub idle_polls: Counter,
     /// Times the worker slept in poll(2).
     pub sleeps: Counter,
-    /// Per VIP, by [`VipId`](crate::forwarding::VipId).
+    /// Per VIP, by [`VipId`](crate::net::VipId).
     pub vips: Box<[FlowStats]>,
-    /// Per VIP, by [`VipId`](crate::forwarding::VipId): how long its flows were pinned.
+    /// Per VIP, by [`VipId`](crate::net::VipId): how long its flows were pinned.
     pub lifetimes: Box<[Lifetimes]>,
-    /// Per backend, by [`BackendIndex`](crate::forwarding::BackendIndex).
+    /// Per backend, by [`BackendIndex`](crate::net::BackendIndex).
     pub backends: Box<[FlowStats]>,
-    /// Per backend, by [`BackendIndex`](crate::forwarding::BackendIndex): SYNs that nothing answered, counted
+    /// Per backend, by [`BackendIndex`](crate::net::BackendIndex): SYNs that nothing answered, counted
     /// when their pin is removed. Not in [`FlowStats`], which is one line for what each packet counts.
     pub unanswered: Box<[Counter]>,
-    /// Per NIC, by [`PortIndex`](crate::forwarding::PortIndex).
+    /// Per NIC, by [`NicIndex`](crate::net::NicIndex).
     pub ports: Box<[PortStats]>,
 }
 

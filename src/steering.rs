@@ -4,7 +4,7 @@
 use crate::control::{
     AttachedView, NicNow, ProgramNow, SocketStatistics, SteerCounters, SteeringPort,
 };
-use crate::forwarding::{PortIndex, SteerRules};
+use crate::net::{NicIndex, SteerRules};
 use crate::xdp::nic::{self, LinkNow, Nic};
 use crate::xdp::program::Steering;
 use crate::xdp::socket::Monitor;
@@ -28,7 +28,7 @@ impl Steerings {
         Self(nics)
     }
 
-    fn get(&self, nic: PortIndex) -> Option<&Steered> {
+    fn get(&self, nic: NicIndex) -> Option<&Steered> {
         self.0.get(usize::from(nic.0))
     }
 }
@@ -51,7 +51,7 @@ impl SteeringPort for Steerings {
             .collect()
     }
 
-    fn counters(&mut self, nic: PortIndex) -> SteerCounters {
+    fn counters(&mut self, nic: NicIndex) -> SteerCounters {
         let counters = self.get(nic).and_then(|nic| nic.steering.counters().ok());
         counters.map_or_else(SteerCounters::default, |counters| SteerCounters {
             steered: counters.steered + counters.returned,
@@ -60,7 +60,7 @@ impl SteeringPort for Steerings {
         })
     }
 
-    fn socket_statistics(&mut self, nic: PortIndex) -> SocketStatistics {
+    fn socket_statistics(&mut self, nic: NicIndex) -> SocketStatistics {
         let monitors = self.get(nic).map_or(&[][..], |nic| &nic.monitors);
         let mut sum = SocketStatistics::default();
         for socket in monitors.iter().filter_map(|monitor| monitor.statistics().ok()) {
@@ -73,7 +73,7 @@ impl SteeringPort for Steerings {
         sum
     }
 
-    fn nic_now(&mut self, nic: PortIndex) -> Result<NicNow, String> {
+    fn nic_now(&mut self, nic: NicIndex) -> Result<NicNow, String> {
         let steered = self.get(nic).ok_or("there is no such NIC")?;
         let now = steered.nic.now().map_err(|error| error.to_string())?;
         let nic::NicNow::There(LinkNow { index, mac, up, carrier, rx_queues, program }) = now

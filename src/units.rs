@@ -22,6 +22,11 @@ impl Ticks {
         Self(u32::try_from(ms.div_ceil(u128::from(TICK_MS))).unwrap_or(u32::MAX))
     }
 
+    /// A span of whole seconds, up to [`Ticks::MAX_SPAN`].
+    pub fn seconds(seconds: u64) -> Self {
+        Self::span(Duration::from_secs(seconds))
+    }
+
     /// The point `ms` milliseconds after the clock's origin.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "a point wraps by design")]
@@ -46,6 +51,11 @@ impl Ticks {
     /// A span as milliseconds.
     pub const fn as_ms(self) -> u64 {
         self.0 as u64 * TICK_MS
+    }
+
+    /// A span as a duration.
+    pub const fn duration(self) -> Duration {
+        Duration::from_millis(self.as_ms())
     }
 }
 

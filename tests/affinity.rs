@@ -8,7 +8,8 @@ use std::net::IpAddr;
 
 use holdfast::config::Split;
 use holdfast::control::split::Splitter;
-use holdfast::forwarding::{Affinity, Forward, SchedulerKind, VipId};
+use holdfast::forwarding::{Affinity, SchedulerKind};
+use holdfast::net::{Forward, VipId};
 
 mod rig;
 
@@ -22,9 +23,9 @@ const WINDOW: u32 = 10_000;
 /// A client-affine VIP over eight backends.
 fn client_rig(affinity: Affinity) -> Rig {
     let mut vip = spec(0, Forward::Dsr, Family::V4, 1, BACKENDS);
-    vip.affinity = affinity;
+    vip.policy.affinity = affinity;
     vip.sampled = true;
-    vip.scheduler = SchedulerKind::Maglev { size: 65_537 };
+    vip.policy.scheduler = SchedulerKind::Maglev { size: 65_537 };
     Rig::with_flows(1, 1, 200_000, vec![vip])
 }
 
@@ -131,7 +132,7 @@ fn open_flows(rig: &mut Rig, workers: usize, first: u16, count: u16) {
 fn workers_give_each_backend_its_weight() {
     for scheduler in rig::SCHEDULERS {
         let mut vip = spec(0, Forward::Dsr, Family::V4, 1, 4);
-        vip.scheduler = scheduler;
+        vip.policy.scheduler = scheduler;
         (1..).zip(&mut vip.backends).for_each(|(weight, backend)| backend.weight = weight);
         let mut rig = Rig::new(2, 1, vec![vip]);
         open_flows(&mut rig, 2, 1000, 1000);
@@ -156,7 +157,7 @@ fn loads_are_what_the_workers_flow_tables_hold() {
         SchedulerKind::Bounded { size: 1009, e_permille: 250 },
     ] {
         let mut vip = spec(0, Forward::Dsr, Family::V4, 1, 4);
-        vip.scheduler = scheduler;
+        vip.policy.scheduler = scheduler;
         vip.backends[0].up = false;
         let mut rig = Rig::new(2, 1, vec![vip]);
         open_flows(&mut rig, 2, 1000, 300);

@@ -1,7 +1,8 @@
 //! The architecture invariants that can be read off the sources (docs/ARCHITECTURE.md).
 
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 fn sources(under: &str) -> Vec<(PathBuf, String)> {
@@ -23,32 +24,36 @@ fn sources(under: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// A plane must not name another one, in any spelling of a path.
+/// A plane names only those that stand before it here: `units < net < xdp < wire < flow`,
+/// `net < forwarding`, and all of these below `datapath`, and below `config < control`, which do not know
+/// each other. Doc comments may point anywhere.
+const PLANES: [(&str, &[&str]); 9] = [
+    ("net", &["units"]),
+    ("xdp", &["units", "net"]),
+    ("wire", &["units", "net", "xdp"]),
+    ("flow", &["units", "net", "xdp", "wire"]),
+    ("stats.rs", &["units", "net"]),
+    ("forwarding", &["units", "net", "wire", "stats"]),
+    ("datapath", &["units", "net", "xdp", "wire", "flow", "stats", "forwarding", "words"]),
+    ("config", &["units", "net", "wire", "flow", "forwarding", "words"]),
+    ("control", &["units", "net", "wire", "flow", "stats", "forwarding", "config", "words", "log"]),
+];
+
 #[test]
 fn planes_know_only_the_planes_below() {
-    for (plane, strangers) in [
-        ("datapath", &["control", "config", "cli", "daemon", "steering", "replay"][..]),
-        ("control", &["datapath", "xdp", "cli", "daemon", "steering", "replay"]),
-        (
-            "forwarding",
-            &["datapath", "control", "config", "xdp", "cli", "daemon", "steering", "replay"],
-        ),
-        ("flow", &["datapath", "control", "config", "cli", "daemon", "steering", "replay"]),
-        (
-            "wire",
-            &["datapath", "control", "config", "cli", "daemon", "steering", "replay", "forwarding"],
-        ),
-        ("xdp", &["datapath", "control", "config", "cli", "daemon", "steering", "replay", "wire"]),
-        ("config", &["datapath", "control", "xdp", "cli", "daemon", "steering", "replay"]),
-    ] {
-        for (path, text) in sources(plane) {
-            for stranger in strangers {
-                let names = [format!("crate::{stranger}"), format!("holdfast::{stranger}")];
-                let used = text
-                    .lines()
-                    .filter(|line| !line.trim_start().starts_with("//"))
-                    .any(|line| names.iter().any(|name| line.contains(name)));
-                assert!(!used, "{} uses {stranger}", path.display());
+    for (plane, below) in PLANES {
+        let files = match plane.ends_with(".rs") {
+            true => sources("").into_iter().filter(|(path, _)| path.ends_with(plane)).collect(),
+            false => sources(plane),
+        };
+        for (path, text) in files {
+            let code = text.lines().map(|line| line.split("//").next().unwrap());
+            for named in code.flat_map(|line| line.split("crate::").skip(1).collect::<Vec<_>>()) {
+                let name = named.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+                // Macros have no place of their own.
+                let is_macro = named[name.len()..].starts_with('!');
+                let known = is_macro || name == plane || below.contains(&name);
+                assert!(known, "{} uses {name}: crate::{named}", path.display());
             }
         }
     }
@@ -68,24 +73,167 @@ fn assert_in_order(text: &str, words: &[&str]) {
     assert!(places.is_sorted(), "{words:?}: {places:?}");
 }
 
-/// What a reader finds in `poll_port` is the packet's way, in order.
+/// The lines of a function in `datapath`, from behind its head to its closing brace, without comments.
+fn body(file: &str, function: &str) -> Vec<String> {
+    let sources = sources("datapath");
+    let (_, text) = sources.iter().find(|(path, _)| path.ends_with(file)).unwrap();
+    let mut lines = text.lines().skip_while(|line| !line.contains(&format!("fn {function}(")));
+    let head = lines.next().unwrap();
+    let end = format!("{}}}", " ".repeat(head.len() - head.trim_start().len()));
+    let body = lines.take_while(|line| *line != end);
+    body.filter(|line| !line.trim_start().starts_with("//")).map(str::to_owned).collect()
+}
+
+/// What a reader finds in `poll_port` is the packet's way, pass by pass, and in each pass stage by stage.
 #[test]
 fn the_worker_lists_the_stages_in_order() {
-    let worker = sources("datapath");
-    let (_, text) = worker.iter().find(|(path, _)| path.ends_with("worker.rs")).unwrap();
-    let body = text.split("fn poll_port").nth(1).unwrap();
-    let stages = [
-        "receive(",
-        "parse_plain(",
-        "classify(",
-        "prefetch(",
-        "forward(",
-        "transmit(",
-        "conntrack.track(",
-        "rewrite_to_backend(",
-    ];
-    assert_in_order(body, &stages);
-    let (_, text) = worker.iter().find(|(path, _)| path.ends_with("detour.rs")).unwrap();
-    // Of a flow without a pin.
-    assert_in_order(text.split("fn open").nth(1).unwrap(), &["select(", "rewrite_to_backend("]);
+    for (file, function, stages) in [
+        (
+            "worker.rs",
+            "poll_port",
+            &["receive(", "parse_and_classify(", "prefetch(", "forward(", "transmit("][..],
+        ),
+        ("passes.rs", "parse_and_classify", &["parse_plain(", " classify(", "parse(", "end("]),
+        ("passes.rs", "forward", &["forward_packet(", "detour("]),
+        ("forward.rs", "forward_packet", &["conntrack.track(", "rewrite_to_backend("]),
+        // A flow without a pin.
+        ("detour.rs", "open", &["select(", "rewrite_to_backend("]),
+    ] {
+        assert_in_order(&body(file, function).join("\n"), stages);
+    }
+}
+
+/// `poll_port` is the list of passes and little else: it does not wire tables and stages together.
+#[test]
+fn poll_port_is_a_list() {
+    let body = body("worker.rs", "poll_port");
+    assert!(body.len() <= 20, "{} lines: {body:#?}", body.len());
+}
+
+/// Path of a module from the crate's root.
+type Module = Vec<String>;
+
+fn module_of(path: &Path) -> Module {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let path = path.strip_prefix(src).unwrap().with_extension("");
+    let mut names: Module = path.iter().map(|name| name.to_str().unwrap().to_owned()).collect();
+    names.pop_if(|last| last == "mod");
+    names
+}
+
+/// The code of a file, without comments and its tests.
+fn code_of(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let code = |line: &str| line.split("//").next().unwrap_or_default().trim().to_owned() + "\n";
+    text.lines().map(code).collect()
+}
+
+/// The paths of a `use` statement, with braces expanded.
+fn expand(tree: &str) -> Vec<String> {
+    let Some((stem, list)) = tree.split_once('{') else { return vec![tree.trim().to_owned()] };
+    let list = list.trim().strip_suffix('}').unwrap_or(list);
+    let (mut depth, mut items) = (0, vec![String::new()]);
+    for letter in list.chars() {
+        depth += i32::from(letter == '{') - i32::from(letter == '}');
+        match letter {
+            ',' if depth == 0 => items.push(String::new()),
+            letter => items.last_mut().unwrap().push(letter),
+        }
+    }
+    let items = items.iter().filter(|item| !item.trim().is_empty());
+    items.flat_map(|item| expand(item)).map(|item| stem.trim().to_owned() + &item).collect()
+}
+
+/// The modules that a file names: by `use`, by a path, or as a child.
+fn names_of(module: &Module, code: &str, all: &BTreeSet<Module>) -> BTreeSet<Module> {
+    let uses = code.split("use ").skip(1).filter_map(|rest| rest.split_once(';'));
+    let mut paths: Vec<String> = uses.flat_map(|(tree, _)| expand(tree)).collect();
+    let path = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | ':');
+    let words = code.split(|letter| !path(letter)).filter(|word| word.contains("::"));
+    paths.extend(words.map(str::to_owned));
+    let named = paths.iter().filter_map(|path| {
+        let mut names = path.split("::").map(str::trim).peekable();
+        let mut at = match *names.peek()? {
+            "crate" => Module::new(),
+            "super" => module.clone(),
+            child => {
+                let child = [module.as_slice(), &[child.to_owned()]].concat();
+                if !all.contains(&child) || !path.contains("::") {
+                    return None;
+                }
+                module.clone()
+            }
+        };
+        names.next_if_eq(&"crate");
+        while names.next_if_eq(&"super").is_some() {
+            at.pop();
+        }
+        for name in names {
+            let next = [at.as_slice(), &[name.to_owned()]].concat();
+            if !all.contains(&next) {
+                break;
+            }
+            at = next;
+        }
+        (all.contains(&at) && at != *module).then_some(at)
+    });
+    named.collect()
+}
+
+/// Files under a folder that depend on each other in a circle, with what each names of the others.
+fn circles(under: &str) -> BTreeMap<Module, BTreeSet<Module>> {
+    let files = sources(under);
+    let all: BTreeSet<Module> = files.iter().map(|(path, _)| module_of(path)).collect();
+    let edges = files.iter().map(|(path, text)| {
+        let module = module_of(path);
+        let mut names = names_of(&module, &code_of(text), &all);
+        // The folder itself, which hands its children's names on.
+        names.remove(&vec![under.to_owned()]);
+        (module, names)
+    });
+    let mut left: BTreeMap<Module, BTreeSet<Module>> = edges.collect();
+    loop {
+        let before = left.len();
+        // Neither what names no other file of the rest, nor what none of them names, is in a circle.
+        let rest: BTreeSet<Module> = left.keys().cloned().collect();
+        left.values_mut().for_each(|names| names.retain(|name| rest.contains(name)));
+        let named: BTreeSet<Module> = left.values().flatten().cloned().collect();
+        left.retain(|module, names| !names.is_empty() && named.contains(module));
+        if left.len() == before {
+            return left;
+        }
+    }
+}
+
+#[test]
+fn braces_of_use_statements_are_expanded() {
+    let paths = expand("super::{self, a::{B, c::D}, e}");
+    assert_eq!(paths, ["super::self", "super::a::B", "super::a::c::D", "super::e"]);
+}
+
+#[test]
+fn a_circle_of_files_is_found() {
+    let module = |path: &str| -> Module { path.split('/').map(str::to_owned).collect() };
+    let all: BTreeSet<Module> = ["a", "a/b", "a/c", "d"].map(module).into();
+    for (of, code, names) in [
+        ("a/b", "use super::c::Type;", &["a/c"][..]),
+        ("a/b", "use super::{c, Type};", &["a", "a/c"]),
+        ("a/b", "use crate::d::{Type, Other};", &["d"]),
+        ("a/b", "fn f() -> crate::a::c::Type {", &["a/c"]),
+        ("a", "mod c; fn f() { c::g() }", &["a/c"]),
+        ("a", "pub mod c;", &[]),
+        ("a/b", "pub(super) fn f() {}", &[]),
+    ] {
+        let expected: BTreeSet<Module> = names.iter().map(|name| module(name)).collect();
+        assert_eq!(names_of(&module(of), code, &all), expected, "{code}");
+    }
+}
+
+/// Each file can be read after those that it names.
+#[test]
+fn no_files_depend_on_each_other_in_a_circle() {
+    for folder in ["net", "flow", "forwarding", "datapath", "config", "control"] {
+        let circles = circles(folder);
+        assert!(circles.is_empty(), "src/{folder}: {circles:#?}");
+    }
 }

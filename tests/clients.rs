@@ -7,11 +7,11 @@ mod rig;
 
 use std::net::SocketAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::flow::clients::Mapping;
 use holdfast::forwarding::explain::Question;
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::{Affinity, Forward, Remember, Service, VipSpec};
+use holdfast::forwarding::{Affinity, Remember, Service, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::units::Ticks;
 use rig::{Family, Rig, spec, tcp, udp};
 
@@ -21,7 +21,7 @@ const TIMEOUT: u32 = 500;
 fn sticky(on_drain: Hold, on_down: Hold) -> VipSpec {
     let sticky = Some(Sticky { on_drain, on_down });
     let remember = Remember { timeout: Ticks(TIMEOUT), sticky, on_reentry: Reentry::Hash };
-    VipSpec { remember: Some(remember), ..spec(0, Forward::Nat, Family::V4, 1, 3) }
+    spec(0, Forward::Nat, Family::V4, 1, 3).with(|policy| policy.remember = Some(remember))
 }
 
 /// A rig with two workers and one client, which opens connections from port after port.
@@ -81,8 +81,8 @@ fn a_client_s_connections_go_to_one_backend_at_every_worker() {
     assert_eq!(client.connections(40), [first]);
     // More backends change nothing for it.
     client.rig.change(|specs| {
-        specs[0] =
-            VipSpec { remember: specs[0].remember, ..spec(0, Forward::Nat, Family::V4, 1, 30) }
+        specs[0] = spec(0, Forward::Nat, Family::V4, 1, 30)
+            .with(|policy| policy.remember = specs[0].policy.remember)
     });
     assert_eq!(client.connections(40), [first]);
     client.rig.assert_accounted();
@@ -168,8 +168,8 @@ fn a_client_is_free_again_when_no_packet_of_any_flow_came_for_the_time_out() {
     assert_eq!(client.connections(10), [first]);
     // Nothing for longer than that: among many backends it is chance where it goes.
     client.rig.change(|specs| {
-        specs[0] =
-            VipSpec { remember: specs[0].remember, ..spec(0, Forward::Nat, Family::V4, 1, 50) }
+        specs[0] = spec(0, Forward::Nat, Family::V4, 1, 50)
+            .with(|policy| policy.remember = specs[0].policy.remember)
     });
     client.rig.advance(TIMEOUT + 140);
     let created = client.mapping().unwrap().created;
@@ -200,8 +200,8 @@ fn a_client_that_comes_back_goes_to_the_freest_backend() {
     for sticky in [None, Some(Sticky { on_drain: Hold::Release, on_down: Hold::Release })] {
         let mut vip = spec(0, Forward::Nat, Family::V4, 1, 3);
         let timeout = Ticks(TIMEOUT);
-        vip.remember = Some(Remember { timeout, sticky, on_reentry: Reentry::Freest });
-        vip.timeouts.established = Ticks(TIMEOUT * 10);
+        vip.policy.remember = Some(Remember { timeout, sticky, on_reentry: Reentry::Freest });
+        vip.policy.timeouts.established = Ticks(TIMEOUT * 10);
         // One of the backends is the freest for its weight: it gets what the others have not.
         vip.backends[1].weight = 4;
         let mut client = Client::new(vip);
@@ -279,14 +279,15 @@ fn explain_says_what_is_known_of_the_client_and_changes_nothing() {
 #[test]
 fn who_is_one_client_affinity_says() {
     for (affinity, backends) in [(Affinity::Client, 1), (Affinity::ClientPorts { bits: 1 }, 2)] {
-        let mut vip = VipSpec { affinity, ..sticky(Hold::Release, Hold::Release) };
+        let mut vip =
+            sticky(Hold::Release, Hold::Release).with(|policy| policy.affinity = affinity);
         // Low and high ports are two clients, of which either may have either backend.
         vip.backends.truncate(2);
         let mut client = Client::new(vip);
-        let clients = client.rig.clients();
         for port in [1000, 50_000, 2000, 60_000] {
             client.send(0, port, "S");
         }
+        let clients = client.rig.clients();
         let known = (0..clients.positions()).filter(|&at| clients.at(at).is_some()).count();
         assert_eq!(known, backends, "{affinity:?}");
     }

@@ -17,21 +17,18 @@ use std::time::{Duration, Instant};
 
 use holdfast::config::{
     Announce, Backend, Config, Control, CopyMode, Drain, Fragments, FullNat, Hash, Health, Idle,
-    Io, Nic, TcpHealth, Timeouts, Vip, Workers, XdpMode,
+    Io, Nic, TcpHealth, Vip, Workers, XdpMode,
 };
 use holdfast::control::{
     self, AttachedView, Inputs, NicNow, NicView, Signals, SocketStatistics, SteerCounters,
     SteeringPort,
 };
-use holdfast::flow::Protocol;
-use holdfast::flow::clients::Clients;
-use holdfast::flow::tuple::TableSecret;
+use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::forwarding::publish::{Publisher, Subscription};
-use holdfast::forwarding::sticky::Reentry;
 use holdfast::forwarding::{
-    Affinity, BackendIndex, FlowsLeft, Forward, ForwardingTable, NextHop, PortIndex, Ports,
-    SchedulerKind, SteerRules, ThisBox,
+    FlowsLeft, ForwardingTable, Ports, SchedulerKind, ThisBox, Timeouts, VipPolicy,
 };
+use holdfast::net::{BackendIndex, Forward, NextHop, NicIndex, Protocol, SteerRules, TableSecret};
 use holdfast::units::Ticks;
 use holdfast::xdp::packet::PacketSocket;
 
@@ -236,15 +233,15 @@ impl SteeringPort for NoProgram {
         Ok(vec![AttachedView { xdp: "native".to_owned(), fallback: None }])
     }
 
-    fn counters(&mut self, _nic: PortIndex) -> SteerCounters {
+    fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
         SteerCounters::default()
     }
 
-    fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
+    fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {
         SocketStatistics::default()
     }
 
-    fn nic_now(&mut self, _nic: PortIndex) -> Result<NicNow, String> {
+    fn nic_now(&mut self, _nic: NicIndex) -> Result<NicNow, String> {
         Err("not looked at here".to_owned())
     }
 }
@@ -274,7 +271,8 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         publisher,
         steering: Box::new(NoProgram),
         send_frame: Box::new(move |interface, frame| packets.send(interface, frame)),
-        clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
+        shared: SharedTables::new(Arc::from([]), &TableSecret::new(1), TableSizes::default())
+            .unwrap(),
         events,
         clock: Arc::new(|| Ticks(0)),
         explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
@@ -316,7 +314,7 @@ fn config(vips: Vec<Vip>) -> Config {
 }
 
 fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip {
-    let second = Duration::from_secs(1);
+    let second = Ticks::seconds(1);
     let backends = (0..).zip(backends).map(|(i, address): (u32, _)| Backend {
         name: format!("b{i}"),
         address: address.parse().unwrap(),
@@ -329,30 +327,24 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
         address: address.parse().unwrap(),
         ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
-        scheduler: SchedulerKind::Maglev { size: 251 },
-        affinity: Affinity::Flow,
+        policy: VipPolicy {
+            scheduler: SchedulerKind::Maglev { size: 251 },
+            timeouts: Timeouts {
+                embryonic: second,
+                established: second,
+                closing: second,
+                udp_first: second,
+                udp: second,
+            },
+            rejects: false,
+            ..VipPolicy::default()
+        },
         split: None,
         forward: Forward::Nat,
         health: Health::None,
-        timeouts: Timeouts {
-            embryonic: second,
-            established: second,
-            closing: second,
-            udp_first: second,
-            udp: second,
-        },
-        sticky: None,
-        on_reentry: Reentry::Hash,
         drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
-        pin: true,
-        on_down: FlowsLeft::Keep,
         on_remove: FlowsLeft::Rehash,
-        reset_idle: false,
-        rejects: false,
-        proxy: false,
         announce,
-        quic: Vec::new(),
-        mss: None,
         backends: backends.collect(),
     }
 }
@@ -363,7 +355,7 @@ fn on_nic() -> Announce {
 
 /// The next hop `02:00:00:00:02:<last>`.
 fn hop(last: u8) -> Option<NextHop> {
-    Some(NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 2, last], vlan: None })
+    Some(NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, 2, last], vlan: None })
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {

@@ -4,8 +4,7 @@
 
 use clap::Parser as _;
 use holdfast::cli::Cli;
-use holdfast::flow::Protocol;
-use holdfast::forwarding::Forward;
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
 
 fn document(name: &str) -> String {

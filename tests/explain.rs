@@ -5,12 +5,10 @@
 
 use std::net::SocketAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::explain::{Explanation, Question, Segment};
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{
-    Affinity, Forward, SchedulerKind, Service, Splits, ThisBox, Tunnels, VipSpec,
-};
+use holdfast::forwarding::{Affinity, SchedulerKind, Service, Splits, ThisBox, Tunnels, VipSpec};
+use holdfast::net::{Forward, Protocol};
 
 mod rig;
 
@@ -134,7 +132,7 @@ fn reasons_are_told() {
 fn affinity_and_splits_are_told() {
     let family = Family::V4;
     let mut vip = spec(0, Forward::Dsr, family, 1, 5);
-    vip.affinity = Affinity::Client;
+    vip.policy.affinity = Affinity::Client;
     let mut rig = Rig::new(1, 1, vec![vip]);
     let whole = ask(&rig, &question(family, 1000));
     assert!(said(&whole, "affinity", "all flows of"), "{:?}", whole.steps);
@@ -209,9 +207,10 @@ fn datagrams_without_pins_are_told_as_they_are_sent() {
         for scheduler in [SchedulerKind::Maglev { size: 1009 }, SchedulerKind::RoundRobin] {
             let vip = VipSpec {
                 protocol: Protocol::Udp,
-                pin: false,
-                scheduler,
-                ..spec(0, forward, family, 1, 5)
+                ..spec(0, forward, family, 1, 5).with(|policy| {
+                    policy.pin = false;
+                    policy.scheduler = scheduler;
+                })
             };
             let mut rig = Rig::new(2, 1, vec![vip]);
             for port in [1000, 1000, 1001, 1000] {
@@ -245,7 +244,7 @@ fn a_server_that_is_its_own_client_is_told_apart() {
         assert!(refused > 0, "the hash of some ports leads there");
         assert!(!said(&ask(&rig, &question(family, 1000)), "client", ""));
         rig.change(|specs| {
-            specs[0].rejects = true;
+            specs[0].policy.rejects = true;
             [0, 2].iter().for_each(|&index: &usize| specs[0].backends[index].up = false);
         });
         let client = SocketAddr::new(family.backend(1), 1000);

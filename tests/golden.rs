@@ -23,11 +23,12 @@ mod golden {
 }
 mod rig;
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Forward, NextHop, Ports, Service};
+use holdfast::forwarding::{Ports, Service};
+use holdfast::net::Protocol;
+use holdfast::net::vlan::{Outer, Tags};
+use holdfast::net::{Forward, NextHop};
 use holdfast::stats::{Drop, span_class};
 use holdfast::units::Ticks;
-use holdfast::wire::vlan::{Outer, Tags};
 use rig::{CLIENT_MAC, Family, Rig, nic_mac, spec, tcp, udp};
 
 const SYN: &str = "S";

@@ -3,13 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 #![allow(dead_code, reason = "the rig has more than this test needs")]
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
 use holdfast::forwarding::quic_lb::{Codec, Config};
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::{
-    Affinity, FlowsLeft, Forward, ForwardingTable, Remember, ServerId, ThisBox, VipSpec,
-};
+use holdfast::forwarding::{Affinity, FlowsLeft, ForwardingTable, Remember, ServerId, ThisBox};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Answer;
 use holdfast::units::Ticks;
 
@@ -34,7 +32,7 @@ fn polling_never_allocates_or_frees() {
         [(Forward::Dsr, None), (Forward::Nat, None), (Forward::Nat, Some(remember))]
     {
         let spec = rig::spec(0, forward, rig::Family::V4, 1, 3);
-        let mut rig = rig::Rig::new(2, 1, vec![VipSpec { remember, ..spec }]);
+        let mut rig = rig::Rig::new(2, 1, vec![spec.with(|policy| policy.remember = remember)]);
         let packets: Vec<Vec<u8>> = (1000..1100)
             .flat_map(|port| {
                 ["S", "A", "FA", "R"].map(|flags| rig::tcp(rig::Family::V4, port, 80, flags))
@@ -83,7 +81,7 @@ fn placing_datagrams_never_allocates_or_frees() {
         schedulers.flat_map(|kind| [Forward::Dsr, Forward::Nat].map(|forward| (forward, kind)))
     {
         let mut vip = rig::spec(0, forward, rig::Family::V4, 1, 3);
-        (vip.protocol, vip.pin, vip.scheduler) = (Protocol::Udp, false, scheduler);
+        (vip.protocol, vip.policy.pin, vip.policy.scheduler) = (Protocol::Udp, false, scheduler);
         let mut rig = rig::Rig::new(2, 1, vec![vip]);
         let mut calls = 0;
         let mut send =
@@ -115,7 +113,7 @@ fn full_nat_never_allocates_or_frees() {
         for proxy in [false, true] {
             let mut vip = rig::spec(0, Forward::FullNat, family, 1, 1);
             vip.backends[0].address = inner.backend(0);
-            let mut rig = rig::Rig::new(2, 1, vec![VipSpec { proxy, ..vip }]);
+            let mut rig = rig::Rig::new(2, 1, vec![vip.with(|policy| policy.proxy = proxy)]);
             let mut calls = 0;
             let mut send =
                 |rig: &mut rig::Rig, worker, packet: &[u8]| send(rig, worker, packet, &mut calls);
@@ -146,8 +144,8 @@ fn following_connection_ids_never_allocates() {
     let config = Config { rotation: 0, server_id_bytes: 10, nonce_bytes: 5, key: Some([7; 16]) };
     let mut spec = rig::spec(0, Forward::Nat, rig::Family::V4, 1, 3);
     spec.protocol = Protocol::Udp;
-    spec.affinity = Affinity::QuicCid;
-    spec.quic = vec![config];
+    spec.policy.affinity = Affinity::QuicCid;
+    spec.policy.quic = Box::new([config]);
     let server_ids = [[1; 10], [2; 10], [3; 10]].map(|bytes| ServerId::new(&bytes).unwrap());
     for (backend, id) in spec.backends.iter_mut().zip(server_ids) {
         backend.server_ids = vec![id];
@@ -177,7 +175,7 @@ fn resetting_never_allocates_or_frees() {
     for forward in [Forward::Dsr, Forward::Nat] {
         for family in [rig::Family::V4, rig::Family::V6] {
             let mut vip = rig::spec(0, forward, family, 1, 3);
-            vip.on_down = FlowsLeft::Reset;
+            vip.policy.on_down = FlowsLeft::Reset;
             let mut rig = rig::Rig::new(1, 1, vec![vip]);
             for port in 1000..1100 {
                 for flags in ["S", "A"] {
@@ -205,7 +203,7 @@ fn resetting_never_allocates_or_frees() {
 fn answering_never_allocates_or_frees() {
     for family in [rig::Family::V4, rig::Family::V6] {
         let mut vip = rig::spec(0, Forward::Nat, family, 1, 1);
-        vip.rejects = true;
+        vip.policy.rejects = true;
         vip.backends[0].mtu = 30;
         let mut rig = rig::Rig::new(1, 1, vec![vip]);
         // Too long for the backend at first, and then there is none.
@@ -230,7 +228,7 @@ fn answering_never_allocates_or_frees() {
 fn no_scheduler_allocates() {
     for scheduler in rig::SCHEDULERS {
         let mut vip = rig::spec(0, Forward::Dsr, rig::Family::V4, 1, 20);
-        vip.scheduler = scheduler;
+        vip.policy.scheduler = scheduler;
         vip.backends[3].up = false;
         let mut rig = rig::Rig::new(1, 1, vec![vip]);
         rig.send(0, 0, &rig::tcp(rig::Family::V4, 999, 80, "S"));

@@ -39,6 +39,8 @@ const RUNS: [(&str, &[&str]); 9] = [
             "scripts/lab-decap",
             "scripts/guest",
             "scripts/trafficgen",
+            "scripts/bench",
+            "benches/instructions",
             "build.rs",
             ".ci",
         ],

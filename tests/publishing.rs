@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use holdfast::forwarding::publish::Publisher;
-use holdfast::forwarding::{Forward, ForwardingTable, ThisBox, VipSpec};
+use holdfast::forwarding::{ForwardingTable, ThisBox, VipSpec};
+use holdfast::net::Forward;
 use holdfast::stats::Drop;
 use rig::{Family, Rig, spec, tcp};
 

@@ -7,9 +7,9 @@ mod rig;
 
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::quic_lb::{Codec, Config};
-use holdfast::forwarding::{Affinity, Forward, Ports, ServerId, Service, VipSpec};
+use holdfast::forwarding::{Affinity, Ports, ServerId, Service, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 use proptest::prelude::*;
 use rig::{CLIENT_MAC, Family, Rig, Sent, ip_builder, nic_mac, spec};
@@ -51,9 +51,10 @@ fn naming(config: &Config, index: u16) -> Vec<u8> {
 fn quic_spec(forward: Forward, family: Family) -> VipSpec {
     let mut spec = VipSpec {
         protocol: Protocol::Udp,
-        affinity: Affinity::QuicCid,
-        quic: CONFIGS.to_vec(),
-        ..spec(0, forward, family, 1, BACKENDS)
+        ..spec(0, forward, family, 1, BACKENDS).with(|policy| {
+            policy.affinity = Affinity::QuicCid;
+            policy.quic = CONFIGS.into();
+        })
     };
     for (index, backend) in (0..).zip(&mut spec.backends) {
         backend.server_ids =
@@ -250,7 +251,7 @@ fn replies_pass_from_every_backend_that_a_client_port_has_connections_with() {
     }
     // Of a VIP that does not go by connection ids, only the pinned backend's.
     let mut plain = quic_spec(Forward::Nat, Family::V4);
-    plain.affinity = Affinity::Flow;
+    plain.policy.affinity = Affinity::Flow;
     let mut rig = Rig::new(1, 1, vec![plain]);
     let sent = Sent::of(0, &quic(5000, SHORT, &naming(&CONFIGS[0], 0)), &mut rig);
     assert_eq!(rig.send(0, 0, &reply(&sent)).len(), 1);
@@ -312,14 +313,14 @@ fn an_id_wins_over_another_workers_pin() {
 #[test]
 fn rotations_come_and_go_by_reload_without_moving_pinned_flows() {
     let mut rig = rig(Forward::Dsr);
-    rig.change(|specs| specs[0].quic = vec![CONFIGS[0]]);
+    rig.change(|specs| specs[0].policy.quic = Box::new([CONFIGS[0]]));
     let old = naming(&CONFIGS[0], 5);
     let new = naming(&CONFIGS[1], 5);
     assert_eq!(rig.backend_of(&quic(5000, SHORT, &old)), Some(5));
-    rig.change(|specs| specs[0].quic = vec![CONFIGS[0], CONFIGS[1]]);
+    rig.change(|specs| specs[0].policy.quic = Box::new([CONFIGS[0], CONFIGS[1]]));
     assert_eq!(rig.backend_of(&quic(5001, SHORT, &old)), Some(5), "the old one still counts");
     assert_eq!(rig.backend_of(&quic(5002, SHORT, &new)), Some(5), "and the new one");
-    rig.change(|specs| specs[0].quic = vec![CONFIGS[1]]);
+    rig.change(|specs| specs[0].policy.quic = Box::new([CONFIGS[1]]));
     assert_eq!(rig.backend_of(&quic(5000, SHORT, &old)), Some(5), "by the pin");
     assert_eq!(rig.backend_of(&quic(5003, SHORT, &new)), Some(5));
     assert_eq!((rig.stats(0).flows_by_cid.get(), rig.stats(0).flows_new.get()), (4, 0));

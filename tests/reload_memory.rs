@@ -16,11 +16,11 @@ use holdfast::control::{
     self, AttachedView, Inputs, NicNow, NicView, Signal, SocketStatistics, SteerCounters,
     SteeringPort, WorkerView,
 };
-use holdfast::flow::clients::Clients;
+use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
-use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
-use holdfast::forwarding::{ForwardingTable, PortIndex, SteerRules, ThisBox};
+use holdfast::forwarding::{ForwardingTable, ThisBox};
+use holdfast::net::{NicIndex, SteerRules, TableSecret};
 use holdfast::stats::WorkerStats;
 use holdfast::units::Ticks;
 
@@ -64,15 +64,15 @@ impl SteeringPort for NoSteering {
         Ok(Vec::new())
     }
 
-    fn counters(&mut self, _nic: PortIndex) -> SteerCounters {
+    fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
         SteerCounters::default()
     }
 
-    fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
+    fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {
         SocketStatistics::default()
     }
 
-    fn nic_now(&mut self, _nic: PortIndex) -> Result<NicNow, String> {
+    fn nic_now(&mut self, _nic: NicIndex) -> Result<NicNow, String> {
         Err("not looked at here".to_owned())
     }
 }
@@ -127,7 +127,8 @@ fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inpu
         publisher,
         steering: Box::new(NoSteering),
         send_frame: Box::new(|_, _| Ok(())),
-        clients: Arc::new(Clients::new(64, TableSecret::new(1))),
+        shared: SharedTables::new(Arc::from([]), &TableSecret::new(1), TableSizes::default())
+            .unwrap(),
         events,
         clock: Arc::new(|| Ticks(0)),
         explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),
@@ -148,11 +149,11 @@ async fn reloads_leave_nothing_behind_that_grows() {
             while round.load(Ordering::Relaxed) < target {
                 let known = |address: u32, tables: &ForwardingTable| {
                     let [_, _, high, low] = (address * REPLACED).to_be_bytes();
-                    let is_it = |ip: holdfast::flow::Address| {
+                    let is_it = |ip: holdfast::net::Address| {
                         IpAddr::from(ip) == IpAddr::from([127, 1, high, low])
                     };
                     (0..16_384).any(|index| {
-                        let backend = tables.backend(holdfast::forwarding::BackendIndex(index));
+                        let backend = tables.backend(holdfast::net::BackendIndex(index));
                         backend.is_some_and(|backend| is_it(backend.address))
                     })
                 };

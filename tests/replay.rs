@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use etherparse::{PacketBuilder, TcpHeader};
 use holdfast::config::{self, Config, Neighbours};
-use holdfast::forwarding::PortIndex;
+use holdfast::net::NicIndex;
 use holdfast::replay::{
     Capture, CaptureError, Captured, Decision, FlowState, Replay, Story, Verdict,
 };
@@ -28,8 +28,8 @@ use proptest::prelude::*;
 const NIC1: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const NIC2: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const CLIENT: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
-const ETH1: PortIndex = PortIndex(0);
-const ETH2: PortIndex = PortIndex(1);
+const ETH1: NicIndex = NicIndex(0);
+const ETH2: NicIndex = NicIndex(1);
 
 /// A file of this test.
 fn path(name: &str) -> PathBuf {
@@ -161,13 +161,13 @@ fn arp() -> Vec<u8> {
 }
 
 /// A packet as it is captured, whole.
-fn captured(nic: PortIndex, seconds: u64, data: &[u8]) -> Captured<'_> {
+fn captured(nic: NicIndex, seconds: u64, data: &[u8]) -> Captured<'_> {
     let original_len = u32::try_from(data.len()).unwrap();
     Captured { nic, time: Duration::from_secs(seconds), original_len, data }
 }
 
 /// What is said of packets, each with its NIC and second.
-fn decide(replay: &mut Replay, packets: &[(PortIndex, u64, Vec<u8>)]) -> Vec<Decision> {
+fn decide(replay: &mut Replay, packets: &[(NicIndex, u64, Vec<u8>)]) -> Vec<Decision> {
     packets.iter().map(|(nic, at, data)| replay.packet(&captured(*nic, *at, data))).collect()
 }
 
@@ -178,7 +178,7 @@ fn counter(decision: &Decision, name: &str) -> i64 {
 // ---- decisions ----
 
 /// The traffic of the golden test: one packet of each kind.
-fn mixed() -> Vec<(PortIndex, u64, Vec<u8>)> {
+fn mixed() -> Vec<(NicIndex, u64, Vec<u8>)> {
     let to_lost = tcp((CLIENT, NIC1), "198.51.100.7:5000", "192.0.2.11:80", "S");
     let other_port = tcp((CLIENT, NIC1), "198.51.100.7:5000", "192.0.2.10:81", "S");
     let other_mac = tcp((CLIENT, CLIENT), "198.51.100.7:5000", "192.0.2.10:80", "S");
@@ -295,7 +295,7 @@ fn reasons_are_told_step_by_step() {
     assert!(dropped.last().unwrap().starts_with("drop: bad_source: The source is"), "{dropped:?}");
     let mut stray = client(40_000, "S");
     stray[5] ^= 1;
-    let stray = decide(&mut replay(), &[(PortIndex(0), 0, stray)]);
+    let stray = decide(&mut replay(), &[(NicIndex(0), 0, stray)]);
     assert!(stray[0].steps[0].why.starts_with("its destination MAC is not"), "{stray:?}");
     let pinned: Vec<String> = steps(2);
     assert!(pinned.iter().any(|step| step == "conntrack: web/b: the flow has a pin"), "{pinned:?}");
@@ -465,7 +465,7 @@ impl Dialect {
     }
 
     /// Pcap by hand: the crate that reads it does not write it here.
-    fn pcap(self, link: u32, packets: &[(PortIndex, u64, Vec<u8>)]) -> Vec<u8> {
+    fn pcap(self, link: u32, packets: &[(NicIndex, u64, Vec<u8>)]) -> Vec<u8> {
         let magic = if self.nanoseconds { 0xa1b2_3c4d } else { 0xa1b2_c3d4 };
         let mut file = Vec::new();
         file.extend(self.word(magic));
@@ -498,7 +498,7 @@ impl Dialect {
     }
 
     /// Pcapng with an interface for each of `names`, in the order of their link types.
-    fn pcapng(self, names: &[(&str, u16)], packets: &[(PortIndex, u64, Vec<u8>)]) -> Vec<u8> {
+    fn pcapng(self, names: &[(&str, u16)], packets: &[(NicIndex, u64, Vec<u8>)]) -> Vec<u8> {
         let header = [&self.word(0x1a2b_3c4d)[..], &self.half(1), &self.half(0), &[0xff; 8]];
         let mut file = self.block(0x0a0d_0d0a, &header.concat());
         for (name, link) in names {
@@ -544,7 +544,7 @@ const DIALECTS: [Dialect; 4] = [
 ];
 const ETHERNET: u32 = 1;
 
-type Packets = Vec<(PortIndex, Duration, Vec<u8>)>;
+type Packets = Vec<(NicIndex, Duration, Vec<u8>)>;
 
 /// All packets of a file, and how its end was.
 fn read(file: &[u8]) -> (Packets, Result<(), CaptureError>) {
@@ -594,7 +594,7 @@ fn captures_of_every_dialect_are_read_alike() {
 
 #[test]
 fn interfaces_are_nics_by_name() {
-    let packets = [(PortIndex(0), 0, arp()), (PortIndex(1), 0, arp()), (PortIndex(2), 0, arp())];
+    let packets = [(NicIndex(0), 0, arp()), (NicIndex(1), 0, arp()), (NicIndex(2), 0, arp())];
     let file = DIALECTS[0].pcapng(&[("eth2", 1), ("any", 1), ("eth1", 1)], &packets);
     let (packets, end) = read(&file);
     end.unwrap();
@@ -733,7 +733,7 @@ fn read_story(file: &[u8]) -> Vec<Told> {
 }
 
 /// A capture's packet: NIC, milliseconds, bytes.
-type Arrival = (PortIndex, u64, Vec<u8>);
+type Arrival = (NicIndex, u64, Vec<u8>);
 
 /// Everything that a replay says of these packets: a decision and a line of JSON for each, and the story.
 fn everything(arrivals: &[Arrival]) -> (Vec<Decision>, Vec<serde_json::Value>, Vec<Told>) {
@@ -821,7 +821,7 @@ fn assert_each_has_its_own(arrivals: &[Arrival]) {
 #[test]
 fn a_later_fragment_that_is_doubled_before_its_first_one_keeps_its_own_frame() {
     for nics in [[ETH1, ETH1], [ETH1, ETH2], [ETH2, ETH1]] {
-        let to = |nic: PortIndex, mut frame: Vec<u8>| {
+        let to = |nic: NicIndex, mut frame: Vec<u8>| {
             frame[..6].copy_from_slice(if nic == ETH1 { &NIC1 } else { &NIC2 });
             frame
         };
@@ -847,7 +847,7 @@ proptest! {
             at += gap.saturating_sub(800) * 10;
             let mut frame = marked(datagram, part, mark);
             frame[..6].copy_from_slice(if nic == 0 { &NIC1 } else { &NIC2 });
-            (PortIndex(nic), at, frame)
+            (NicIndex(nic), at, frame)
         });
         assert_each_has_its_own(&arrivals.collect::<Vec<_>>());
     }

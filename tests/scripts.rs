@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 /// A crate whose tests fail in each way: by name, without a word, as a library's.
 const CRATE: [(&str, &str); 4] = [
@@ -61,6 +62,27 @@ fn every_failed_test_is_listed_with_the_command_that_runs_it_again() {
         ),
         "{said}"
     );
+}
+
+/// A command that runs aside gives its status to who waits, and ends with the script at the latest.
+#[test]
+fn what_runs_aside_is_waited_for_or_ended() {
+    let folder = folder("aside");
+    let text = "start_aside sh -c 'exit 3'; wait_aside || echo \"status $?\"";
+    let said = String::from_utf8(steps(&folder.0, text).stdout).unwrap();
+    assert_eq!(said, "status 3\nall passed\n");
+    let output = steps(&folder.0, "start_aside sh -c 'sleep 600; :'; echo \"$ASIDE_PID\"; exit 4");
+    assert_eq!(output.status.code(), Some(4));
+    let group = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let is_left = || {
+        let found = Command::new("pgrep").args(["--pgroup", &group]).output().unwrap();
+        found.status.success()
+    };
+    let end = Instant::now() + Duration::from_secs(30);
+    while is_left() {
+        assert!(Instant::now() < end, "processes of group {group} are left");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// A download that is refused says by whom, and why; a slow start explains a small share.

@@ -7,8 +7,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::process::Command;
 
-use holdfast::flow::{Address, Protocol};
-use holdfast::forwarding::{Listen, ListenKey, Network, PortRange, SteerRules};
+use holdfast::net::{Address, Listen, ListenKey, Network, PortRange, Protocol, SteerRules};
 use holdfast::xdp::nic::Nic;
 use holdfast::xdp::program::{AttachMode, Steering};
 use holdfast::xdp::steer::{SteerModel, Steered};

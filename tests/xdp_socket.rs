@@ -15,8 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use etherparse::{IpFragOffset, IpNumber, PacketBuilder, VlanId};
-use holdfast::flow::{Address, Protocol};
-use holdfast::forwarding::{Listen, ListenKey, PortRange};
+use holdfast::net::{Address, Listen, ListenKey, PortRange, Protocol};
 use holdfast::xdp::nic::Nic;
 use holdfast::xdp::packet::PacketSocket;
 use holdfast::xdp::program::{

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The stages have a file each in this folder, but conntrack, which has three functions.
+/// Each stage is a file or a folder of this folder, but conntrack, which is three.
 const STAGES: &str = "/src/datapath/";
 /// Sources of this crate.
 const OURS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/");
@@ -93,12 +93,15 @@ impl Symbols {
     fn stage(&self, address: u64) -> Option<&str> {
         self.frames(address).iter().rev().find_map(|frame| {
             let (_, file) = frame.file.split_once(STAGES)?;
-            match file.strip_suffix(".rs")? {
+            let file = file.strip_suffix(".rs")?;
+            let (stage, part) = file.split_once('/').unwrap_or((file, ""));
+            match stage {
                 // Not stages: the loop around them, and what they work on.
-                "worker" | "batch" | "mod" => None,
+                "worker" | "passes" | "forward" | "detour" | "batch" | "context" | "resources"
+                | "mod" => None,
                 "conntrack" => {
                     let name = frame.function.rsplit("::").find(|part| !is_hash(part))?;
-                    let of = |stage: &&str| name.starts_with(*stage);
+                    let of = |stage: &&str| part == *stage || name.starts_with(*stage);
                     ["prefetch", "sweep"].into_iter().find(of).or(Some("track"))
                 }
                 stage => Some(stage),
@@ -237,9 +240,11 @@ fn cost_line(line: &str) -> Option<(u64, u64)> {
     Some((address, parts.nth(1)?.parse().ok()?))
 }
 
-/// For `cargo test`, which has no valgrind: a profile of five instructions.
-pub fn check() -> Result<(), Box<dyn Error>> {
-    let profile = "\
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROFILE: &str = "\
 ob=/bin/x
 fl=/w/benches/bed.rs
 fn=bed::measured_poll
@@ -260,7 +265,7 @@ ob=/lib/libc.so
 fn=memcpy
 0x90 0 20
 ";
-    let symbols = "\
+    const SYMBOLS: &str = "\
 0x0000000000000024
 core::slice::get
 /rustc/core/slice.rs:5
@@ -272,12 +277,30 @@ holdfast::datapath::worker::Worker::poll
 holdfast::datapath::conntrack::Conntrack::track::h0123456789abcdef
 /w/src/datapath/conntrack.rs:4
 ";
-    let mut profile = Profile::parse(profile)?;
-    profile.resolve(Symbols::parse(symbols));
-    assert_eq!(profile.total(), 36);
-    let stages = profile.stages("measured_poll");
-    let expected = [("parse", 10), ("rings", 3), ("track", 23)];
-    assert_eq!(stages, expected.map(|(stage, cost)| (stage.to_owned(), cost)).into());
-    assert_eq!(profile.addresses(Path::new("/lib/libc.so")), [0x90]);
-    Ok(())
+
+    /// A profile of five instructions.
+    #[test]
+    fn instructions_belong_to_the_stage_around_them() {
+        let mut profile = Profile::parse(PROFILE).unwrap();
+        profile.resolve(Symbols::parse(SYMBOLS));
+        assert_eq!(profile.total(), 36);
+        let stages = profile.stages("measured_poll");
+        let expected = [("parse", 10), ("rings", 3), ("track", 23)];
+        assert_eq!(stages, expected.map(|(stage, cost)| (stage.to_owned(), cost)).into());
+        assert_eq!(profile.addresses(Path::new("/lib/libc.so")), [0x90]);
+    }
+
+    #[test]
+    fn a_stage_may_be_a_folder() {
+        for (function, file, stage) in [
+            ("rewrite::nat::to_backend", "rewrite/nat", "rewrite"),
+            ("conntrack::sweep::one", "conntrack/sweep", "sweep"),
+            ("conntrack::prefetch_here", "conntrack/mod", "prefetch"),
+            ("conntrack::locate::find", "conntrack/locate", "track"),
+        ] {
+            let symbols =
+                Symbols::parse(&format!("0x10\n{function}\n/w/src/datapath/{file}.rs:1\n"));
+            assert_eq!(symbols.stage(0x10), Some(stage), "{file}");
+        }
+    }
 }

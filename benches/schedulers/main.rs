@@ -24,10 +24,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
+use holdfast::forwarding::SchedulerKind;
 use holdfast::forwarding::affinity::mix;
 use holdfast::forwarding::scheduler::{Built, Candidate, Pool};
 use holdfast::forwarding::server::Server;
-use holdfast::forwarding::{BackendIndex, SchedulerKind};
+use holdfast::net::BackendIndex;
 use serde::Serialize;
 use support::measure::Spread;
 use support::{Args, args, pin_to_core, say};

@@ -10,17 +10,14 @@ use std::time::{Duration, Instant};
 
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
-use holdfast::flow::Address;
-use holdfast::flow::bindings::{Bindings, Sources};
-use holdfast::flow::clients::Clients;
-use holdfast::flow::fragments::Datagrams;
-use holdfast::flow::return_hops::ReturnHops;
+use holdfast::flow::bindings::Sources;
+use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
-use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::{
-    Forward, ForwardingTable, PortIndex, SchedulerKind, ThisBox, Timeouts, Tunnels, VipSpec, tunnel,
+    ForwardingTable, SchedulerKind, ThisBox, Timeouts, Tunnels, VipSpec, tunnel,
 };
+use holdfast::net::{Address, Forward, NicIndex, TableSecret};
 use holdfast::stats::{Answer, Drop, WorkerStats};
 use holdfast::units::Ticks;
 use holdfast::xdp::cpu;
@@ -75,22 +72,22 @@ const DATAGRAM_PLACES: usize = 65_536;
 /// Ports of each full-NAT source.
 const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 5536..=65_535;
 
-/// What the workers of one process share: the forwarding table, and each other's flow tables.
+/// What the workers of one process share: the forwarding table, and the other tables.
 #[derive(Clone)]
 pub struct Shared {
     case: Case,
     vip: VipSpec,
     tables: Subscription,
-    flows: Arc<[Arc<FlowTable>]>,
+    shared: Arc<SharedTables>,
 }
 
 impl Shared {
     /// One VIP with `backends` backends, and flow tables for `capacity` flows each.
     pub fn new(case: Case, workers: usize, backends: u16, capacity: u64) -> (Publisher, Self) {
         let mut vip = spec(0, case.forward, case.family, 1, backends);
-        vip.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE };
+        vip.policy.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE };
         let hour = Ticks(360_000);
-        vip.timeouts = Timeouts {
+        vip.policy.timeouts = Timeouts {
             embryonic: EMBRYONIC,
             established: hour,
             closing: hour,
@@ -99,11 +96,19 @@ impl Shared {
         };
         let first = ForwardingTable::build(1, SECRET, this_box(), std::slice::from_ref(&vip), None);
         let (publisher, tables) = Publisher::new(first);
+        let sizes = TableSizes {
+            clients: 1,
+            datagrams: DATAGRAM_PLACES,
+            fragment_timeout: Ticks(u32::MAX),
+            sources: sources(case, capacity * workers as u64),
+            return_hops: 1,
+        };
         let (capacity, secret) = (u32::try_from(capacity).unwrap(), TableSecret::new(1));
         let flows = (0..workers)
             .map(|_| Arc::new(FlowTable::new(capacity, secret.clone(), families(case)).unwrap()))
             .collect();
-        (publisher, Self { case, vip, tables, flows })
+        let shared = SharedTables::new(flows, &secret, sizes).unwrap();
+        (publisher, Self { case, vip, tables, shared })
     }
 
     /// The table that follows `previous`, if this backend is up or down.
@@ -200,25 +205,16 @@ impl Bed {
     fn empty(shared: &Shared, index: u8, flows: u64, clock: Clock) -> Self {
         let case = shared.case;
         let backends = shared.vip.backends.len();
-        let memory = shared.flows[usize::from(index)].memory(families(case));
+        let memory = shared.shared.flows[usize::from(index)].memory(families(case));
         let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
         let stats = Arc::new(WorkerStats::new(1, backends, 1));
         let (port, nic) = FakeNic::new(&umem, RING).unwrap();
         let parts = Parts {
-            ports: vec![WorkerPort::new(PortIndex(0), port)],
+            ports: vec![WorkerPort::new(NicIndex(0), port)],
             pool,
             macs: vec![nic_mac(0)],
-            flows: Arc::clone(&shared.flows),
-            clients: Arc::new(Clients::new(1, TableSecret::new(1))),
-            datagrams: Arc::new(Datagrams::new(
-                DATAGRAM_PLACES,
-                Ticks(u32::MAX),
-                TableSecret::new(1),
-            )),
+            shared: Arc::clone(&shared.shared),
             parked: 0,
-            bindings: Arc::new(Bindings::new(sources(case, flows), 1).unwrap()),
-            return_hops: Arc::new(ReturnHops::new(1, TableSecret::new(1))),
-            paths: Arc::default(),
             index,
             tables: shared.tables.clone(),
             stats: Arc::clone(&stats),
@@ -480,9 +476,11 @@ impl Bed {
             assert_eq!(icmp_sums(&sent.bytes[14..]), [0; 2], "{name}");
             return;
         }
+        let header = if family == Family::V4 { 20 } else { 40 };
         let outer = match forward {
-            Forward::Ipip => 20,
-            Forward::Gue => 32,
+            Forward::Ipip => header,
+            // RFC 768 and the GUE header without options.
+            Forward::Gue => header + 8 + 4,
             _ => 0,
         };
         if outer > 0 || traffic == Traffic::Fragment {
@@ -496,6 +494,10 @@ impl Bed {
         let (to, to_port, ttl) = sent.destination();
         assert_eq!(ttl, if forward.translates() { 63 } else { 64 }, "{name}");
         match forward {
+            // A flow that was never seen has any source.
+            Forward::FullNat if traffic == Traffic::Open => {
+                assert_eq!(sent.source().0, IpAddr::from([198, 19, 0, 0]), "{name}");
+            }
             Forward::FullNat => {
                 let (source, port) = self.packets.sources[usize::try_from(flow).unwrap()];
                 assert_eq!(sent.source(), (source.into(), port), "{name}");
@@ -530,9 +532,10 @@ fn families(case: Case) -> Families {
 
 /// What belongs to the box: sources of tunnels.
 fn this_box() -> ThisBox {
-    let sources = tunnel::Sources::new("198.19.255.0/24".parse().unwrap());
+    let sources = |prefix: &str| Some(tunnel::Sources::new(prefix.parse().unwrap()));
+    let (source_v4, source_v6) = (sources("198.19.255.0/24"), sources("2001:db8:ff::/64"));
     ThisBox {
-        tunnels: Tunnels { source_v4: Some(sources), ..Tunnels::default() },
+        tunnels: Tunnels { source_v4, source_v6, ..Tunnels::default() },
         ..ThisBox::default()
     }
 }

@@ -1,6 +1,6 @@
 //! The rows of the pipeline: which packets, forwarded how.
 
-use holdfast::forwarding::Forward;
+use holdfast::net::Forward;
 
 use super::rig::Family;
 
@@ -41,7 +41,7 @@ const fn case(name: &'static str, forward: Forward, family: Family, traffic: Tra
 }
 
 /// All cases. Names are those of the JSON document.
-pub const CASES: [Case; 16] = [
+pub const CASES: [Case; 20] = [
     case("pipeline_dsr", Forward::Dsr, Family::V4, Traffic::Hit),
     case("pipeline_nat", Forward::Nat, Family::V4, Traffic::Hit),
     case("pipeline_nat_reply", Forward::Nat, Family::V4, Traffic::Reply),
@@ -50,10 +50,14 @@ pub const CASES: [Case; 16] = [
     case("pipeline_nat_v6", Forward::Nat, Family::V6, Traffic::Hit),
     case("pipeline_nat_reply_v6", Forward::Nat, Family::V6, Traffic::Reply),
     case("pipeline_new_flow_nat", Forward::Nat, Family::V4, Traffic::Open),
+    case("pipeline_new_flow_v6", Forward::Dsr, Family::V6, Traffic::Open),
+    case("pipeline_new_flow_full_nat", Forward::FullNat, Family::V4, Traffic::Open),
     case("pipeline_full_nat", Forward::FullNat, Family::V4, Traffic::Hit),
     case("pipeline_full_nat_reply", Forward::FullNat, Family::V4, Traffic::Reply),
     case("pipeline_ipip", Forward::Ipip, Family::V4, Traffic::Hit),
     case("pipeline_gue", Forward::Gue, Family::V4, Traffic::Hit),
+    case("pipeline_ipip_v6", Forward::Ipip, Family::V6, Traffic::Hit),
+    case("pipeline_gue_v6", Forward::Gue, Family::V6, Traffic::Hit),
     case("pipeline_dsr_vlan", Forward::Dsr, Family::V4, Traffic::Tagged),
     case("pipeline_dsr_fragment", Forward::Dsr, Family::V4, Traffic::Fragment),
     case("pipeline_nat_error", Forward::Nat, Family::V4, Traffic::Error),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use etherparse::{PacketBuilder, TcpHeader};
-use holdfast::flow::{Address, FlowKey, Protocol};
+use holdfast::net::{Address, FlowKey, Protocol};
 
 use super::rig::{CLIENT_MAC, Family, backend_mac, nic_mac, tagged};
 

@@ -8,7 +8,7 @@ use clap::Args;
 use super::table::{Columns, Look, text};
 use super::{CliError, SocketArgs, name};
 use crate::control::api::Explained;
-use crate::flow::Protocol;
+use crate::net::Protocol;
 
 /// The arguments.
 #[derive(Debug, Args)]

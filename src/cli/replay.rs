@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::CliError;
 use super::table::grouped;
 use crate::config::{self, Config, Neighbours};
-use crate::forwarding::PortIndex;
+use crate::net::NicIndex;
 use crate::replay::{Capture, Captured, Decision, Replay, Story, Verdict};
 use crate::words::{counted, reason};
 
@@ -143,10 +143,10 @@ fn in_story(args: &ReplayArgs, error: &dyn std::fmt::Display) -> CliError {
 }
 
 /// The NIC of what the capture does not say.
-fn nic(args: &ReplayArgs, config: &Config) -> Result<PortIndex, CliError> {
-    let Some(name) = &args.interface else { return Ok(PortIndex(0)) };
+fn nic(args: &ReplayArgs, config: &Config) -> Result<NicIndex, CliError> {
+    let Some(name) = &args.interface else { return Ok(NicIndex(0)) };
     let found = (0..).zip(&config.nics).find(|(_, nic)| nic.interface == *name);
-    found.map(|(index, _)| PortIndex(index)).ok_or_else(|| {
+    found.map(|(index, _)| NicIndex(index)).ok_or_else(|| {
         let names: Vec<&str> = config.nics.iter().map(|nic| nic.interface.as_str()).collect();
         CliError::Usage(format!(
             "--interface {name}: no [[nic]] of {}; there are: {}",

@@ -12,7 +12,7 @@ use crate::control::api::{
     BackendState, BackendStatus, FlowTableStatus, FullNatStatus, HealthState, NextHopStatus,
     NicStatus, RemovedStatus, Status, Totals, VipStatus, WorkerStatus,
 };
-use crate::forwarding::PortRange;
+use crate::net::PortRange;
 use crate::stats::{Answer, Drop};
 use crate::words::counted;
 

@@ -23,8 +23,8 @@ use super::client::{Client, ClientError};
 use super::table::Look;
 use super::*;
 use crate::control::api::{self, BackendState, BackendStatus, HealthState};
-use crate::flow::Protocol;
-use crate::forwarding::{FlowsLeft, Forward};
+use crate::forwarding::FlowsLeft;
+use crate::net::{Forward, Protocol};
 
 /// What the server is to say next, and what it was asked.
 #[derive(Default)]

@@ -213,7 +213,7 @@ fn kinds(
     scenario: &Scenario,
     table_size: u32,
 ) -> Result<Vec<SchedulerKind>, String> {
-    let (configured, pin) = (scenario.before.scheduler, scenario.before.pin);
+    let (configured, pin) = (scenario.before.policy.scheduler, scenario.before.policy.pin);
     let all: Vec<_> = match which {
         Some(Which::Configured) => return Ok(vec![configured]),
         Some(Which::Named(names)) => {
@@ -260,7 +260,7 @@ impl WhatifArgs {
         out: &mut impl Write,
     ) -> Result<(), CliError> {
         let affinity = config.vips.iter().find(|vip| vip.name == scenario.name);
-        let affinity = affinity.map_or("", |vip| vip.affinity.as_str());
+        let affinity = affinity.map_or("", |vip| vip.policy.affinity.as_str());
         let (flows, clients) = (grouped(self.flows.into()), grouped(self.clients.into()));
         let (behind, seed) = (percent(self.gateway_share), self.seed);
         writeln!(

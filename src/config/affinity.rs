@@ -5,8 +5,8 @@ use serde::Deserialize;
 use super::choice::Kind;
 use super::place::Place;
 use super::report::Report;
-use crate::flow::Protocol;
 use crate::forwarding::Affinity;
+use crate::net::Protocol;
 
 /// The smallest IPv4 network that is routed between providers, and what one office or home
 /// connection is given of it at most.

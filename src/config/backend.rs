@@ -6,7 +6,7 @@ use super::Backend;
 use super::place::Place;
 use super::quic::RawServerIds;
 use super::report::Report;
-use crate::forwarding::Forward;
+use crate::net::Forward;
 
 /// Equal shares.
 const WEIGHT: u32 = 1;

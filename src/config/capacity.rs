@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::Vip;
-use crate::flow::Protocol;
+use crate::net::Protocol;
 
 /// What the flow tables of all workers bear together, of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,9 @@ impl Capacity {
     pub fn of<'v>(vips: impl Iterator<Item = &'v Vip> + Clone, flows: u64) -> Vec<Self> {
         let longest = |v4, tcp| {
             let of_kind = vips.clone().filter(move |vip| {
-                vip.pin && vip.address.is_v4() == v4 && (vip.protocol == Protocol::Tcp) == tcp
+                vip.policy.pin
+                    && vip.address.is_v4() == v4
+                    && (vip.protocol == Protocol::Tcp) == tcp
             });
             of_kind.map(shortest_flow).max()
         };
@@ -49,9 +51,10 @@ impl Capacity {
 
 /// How long the shortest flows of a VIP take their entries.
 pub fn shortest_flow(vip: &Vip) -> Duration {
+    let timeouts = &vip.policy.timeouts;
     match vip.protocol {
-        Protocol::Tcp => vip.timeouts.embryonic.max(vip.timeouts.closing),
-        Protocol::Udp | Protocol::Any => vip.timeouts.udp_first,
+        Protocol::Tcp => timeouts.embryonic.duration().max(timeouts.closing.duration()),
+        Protocol::Udp | Protocol::Any => timeouts.udp_first.duration(),
     }
 }
 
@@ -90,7 +93,7 @@ mod tests {
         let v6 =
             Capacity { v4: false, flows: 7000, tcp_per_second: None, udp_per_second: Some(1000) };
         assert_eq!(Capacity::of(config.vips.iter(), 7000), [v4, v6]);
-        let unpinned = config.vips.iter().filter(|vip| !vip.pin);
+        let unpinned = config.vips.iter().filter(|vip| !vip.policy.pin);
         assert_eq!(Capacity::of(unpinned, 7000), [], "its datagrams take nothing");
     }
 }

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::place::Place;
 use super::policy;
 use super::report::Report;
-use crate::flow::Protocol;
 use crate::forwarding::FlowsLeft;
+use crate::net::Protocol;
 use crate::units::Ticks;
 
 /// Enough for connection pools and caches of a server to fill, short enough for a rolling update.

@@ -6,12 +6,11 @@ use super::Hash;
 use super::place::Place;
 use super::report::Report;
 use crate::forwarding::Secret;
+use crate::forwarding::scheduler::TABLE_SIZE;
 
 /// `holdfast-default` in ASCII: fixed, so that boxes without a secret of their own agree. It is
 /// public: set another one where clients may be hostile, or they can aim at one backend.
 const SECRET: Secret = *b"holdfast-default";
-/// The prime of the Maglev paper (NSDI 2016, section 3.4): shares within 1% for 600 backends.
-const TABLE_SIZE: u32 = 65_537;
 /// A prime. 10 MB, and a build of some tenths of a second.
 const LARGEST: u32 = 5_000_011;
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::place::Place;
 use super::report::Report;
 use super::{Health, TcpHealth};
-use crate::flow::Protocol;
+use crate::net::Protocol;
 
 /// A dead backend is out after `fall` of these: 3 s, the client's second SYN retransmission.
 const INTERVAL_MS: u64 = 1000;

@@ -12,7 +12,7 @@ use std::path::Path;
 use super::driver::{self, Misfit, NicFacts};
 use super::{Announce, Config, Nic, Vip};
 use crate::flow::bindings::BYTES_PER_BINDING;
-use crate::forwarding::PortIndex;
+use crate::net::NicIndex;
 use crate::words::{bytes, counted};
 
 /// How bad a [`Finding`] is.
@@ -386,7 +386,7 @@ fn frames(
             .nics
             .iter()
             .zip(0u8..)
-            .flat_map(|(nic, port)| std::iter::repeat_n(PortIndex(port), served(nic))),
+            .flat_map(|(nic, port)| std::iter::repeat_n(NicIndex(port), served(nic))),
     );
     if frames < needed {
         let what = format!("{frames} frames are too few for the queues that a worker serves");

@@ -30,6 +30,7 @@ mod reference;
 mod report;
 mod rules;
 mod scheduler;
+mod sections;
 mod split;
 mod steered;
 mod sticky;
@@ -49,20 +50,17 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::flow::Protocol;
+use crate::flow::return_hops;
+use crate::flow::shared::TableSizes;
 use crate::flow::table::Families;
-use crate::forwarding::sticky::{Hold, Reentry};
 use crate::forwarding::this_box::IcmpRate;
-use crate::forwarding::{
-    Affinity, FlowsLeft, Forward, Network, PortIndex, Ports, SchedulerKind, Secret, ServerId,
-    ThisBox, Tunnels, quic_lb,
-};
+use crate::forwarding::{FlowsLeft, Ports, Secret, ServerId, ThisBox, Tunnels, VipPolicy};
+use crate::net::{Forward, Network, NicIndex, Protocol};
 use crate::units::Ticks;
 use crate::words::reason;
 
-use place::{Place, Value};
+use place::{Place, Placed, Value};
 use report::Report;
-use vip::Placed;
 
 pub use backend::MAX_WEIGHT;
 pub use control::SOCKET;
@@ -171,7 +169,7 @@ fn check(report: &mut Report<'_>) -> Config {
         tunnels: tunnel.check(&root.key("tunnel"), report),
         hash,
     };
-    rules::check(&rules::Sections { config: &config, nics: &nics, vips: &vips }, report);
+    rules::check(&sections::Sections { config: &config, nics: &nics, vips: &vips }, report);
     config
 }
 
@@ -241,7 +239,7 @@ pub struct Split {
 pub struct Config {
     /// `[workers]`.
     pub workers: Workers,
-    /// `[[nic]]`, in the file's order; a `PortIndex` is an index into this.
+    /// `[[nic]]`, in the file's order; a `NicIndex` is an index into this.
     pub nics: Vec<Nic>,
     /// `[[vip]]`, in the file's order.
     pub vips: Vec<Vip>,
@@ -265,7 +263,7 @@ impl Config {
     /// NIC of each socket: a worker has one for every queue that it serves.
     ///
     /// The RX and completion rings add nothing: their frames came from the two others.
-    pub fn frames_needed(&self, sockets: impl IntoIterator<Item = PortIndex>) -> u32 {
+    pub fn frames_needed(&self, sockets: impl IntoIterator<Item = NicIndex>) -> u32 {
         let batch = u32::try_from(self.workers.batch).unwrap_or(u32::MAX);
         let rings = sockets.into_iter().filter_map(|port| self.nics.get(usize::from(port.0)));
         rings.fold(batch, |sum, nic| sum.saturating_add(nic.ring.saturating_mul(3)))
@@ -274,6 +272,17 @@ impl Config {
     /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes, from `macs`.
     pub fn this_box(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> ThisBox {
         ThisBox { mtus, macs, tunnels: self.tunnels, icmp: self.icmp }
+    }
+
+    /// The sizes of the tables that all workers share.
+    pub fn table_sizes(&self) -> TableSizes {
+        TableSizes {
+            clients: self.workers.clients,
+            datagrams: self.fragments.datagrams,
+            fragment_timeout: self.fragments.timeout,
+            sources: self.full_nat.numbered(),
+            return_hops: return_hops::CLIENTS,
+        }
     }
 
     /// The address families of the VIPs: those for which flow tables need memory.
@@ -389,40 +398,18 @@ pub struct Vip {
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,
-    /// Whether its flows keep their backends. False (UDP only): each datagram is placed by itself.
-    pub pin: bool,
-    /// How a backend is chosen for a new flow.
-    pub scheduler: SchedulerKind,
-    /// Which flows belong together.
-    pub affinity: Affinity,
+    /// Options that its packets and flows obey.
+    pub policy: VipPolicy,
     /// How sources that are too large for one backend are spread, if they are.
     pub split: Option<Split>,
     /// Health check of its backends.
     pub health: Health,
-    /// Idle time-outs of its flows.
-    pub timeouts: Timeouts,
-    /// Whether clients keep their backends.
-    pub sticky: Option<Sticky>,
-    /// Where the flows of a client go that comes back after its time-out.
-    pub on_reentry: Reentry,
     /// How its backends are drained, and come back.
     pub drain: Drain,
-    /// What becomes of the flows of a backend that is down.
-    pub on_down: FlowsLeft,
     /// What becomes of the flows of a backend, a port or the VIP itself that a reload takes away.
     pub on_remove: FlowsLeft,
-    /// Whether both ends of a TCP flow that idled out are told, by a RST.
-    pub reset_idle: bool,
-    /// TCP: most bytes of data that a segment may have, told to both ends where their handshake passes.
-    pub mss: Option<u16>,
-    /// Whether who finds no backend in service is told.
-    pub rejects: bool,
-    /// Whether backends are told who the client is, by the PROXY protocol.
-    pub proxy: bool,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
-    /// `[[vip.quic]]`: how connection ids name backends; empty: they are not looked at.
-    pub quic: Vec<quic_lb::Config>,
     /// Backends, in the file's order.
     pub backends: Vec<Backend>,
 }
@@ -458,32 +445,6 @@ pub struct TcpHealth {
     pub fall: u32,
     /// Port to connect to; `None`: the backend's port, else the VIP's first.
     pub port: Option<u16>,
-}
-
-/// `timeouts` of a VIP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP, after a SYN and before the client has answered the handshake.
-    pub embryonic: Duration,
-    /// TCP, established.
-    pub established: Duration,
-    /// TCP, after both FINs (or the client's, where replies are not seen), or after a RST.
-    pub closing: Duration,
-    /// UDP, and all protocols together, after the first packet and until the flow goes on.
-    pub udp_first: Duration,
-    /// The same, when it does.
-    pub udp: Duration,
-}
-
-/// `sticky` of a VIP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sticky {
-    /// A client is forgotten after so long without a packet.
-    pub timeout: Duration,
-    /// What a client does whose backend drains.
-    pub on_drain: Hold,
-    /// What a client does whose backend is down.
-    pub on_down: Hold,
 }
 
 /// `[[vip.backend]]`: a server.

@@ -28,8 +28,8 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use super::place::Place;
 use super::report::Report;
 use super::{Config, ConfigErrors, load_text};
-use crate::forwarding::{NextHop, PortIndex};
-use crate::wire::vlan::Tags;
+use crate::net::vlan::Tags;
+use crate::net::{NextHop, NicIndex};
 
 /// Of Ethernet.
 const MTU: u16 = 1500;
@@ -41,7 +41,7 @@ const LAST_VLAN: u16 = 4094;
 /// What the file says, checked against a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Neighbours {
-    /// By `PortIndex`: every NIC of the configuration.
+    /// By `NicIndex`: every NIC of the configuration.
     pub nics: Vec<NicFacts>,
     /// By the backend's address.
     pub backends: BTreeMap<IpAddr, BackendFacts>,
@@ -205,7 +205,7 @@ fn check_nic(
     place: &Place,
     config: &Config,
     report: &mut Report<'_>,
-) -> Option<(PortIndex, NicFacts)> {
+) -> Option<(NicIndex, NicFacts)> {
     let port = interface(&place.key("interface"), raw.interface, config, report);
     let mac = mac(&place.key("mac"), raw.mac, report);
     let mtu = report.integer(&place.key("mtu"), raw.mtu, MTU, LEAST_MTU..=u16::MAX);
@@ -255,7 +255,7 @@ fn interface(
     name: Option<String>,
     config: &Config,
     report: &mut Report<'_>,
-) -> Option<PortIndex> {
+) -> Option<NicIndex> {
     let names = || {
         let names = config.nics.iter().map(|nic| format!("\"{}\"", nic.interface));
         names.collect::<Vec<_>>().join(" or ")
@@ -269,7 +269,7 @@ fn interface(
         let what = format!("\"{name}\" is no [[nic]] of the configuration");
         report.error(place, what, &format!("use {}", names()));
     }
-    found.map(|(_, port)| PortIndex(port))
+    found.map(|(_, port)| NicIndex(port))
 }
 
 /// The address of one station.
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(nics, [(10, 1500, 0), (2, 9000, 2)], "in the configuration's order");
         let backends: Vec<_> = backends.values().copied().collect();
         let hop =
-            |port, last, vlan| NextHop { port: PortIndex(port), mac: [2, 0, 0, 0, 0, last], vlan };
+            |port, last, vlan| NextHop { port: NicIndex(port), mac: [2, 0, 0, 0, 0, last], vlan };
         assert_eq!(
             backends,
             [

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::Backend;
-use super::place::Place;
+use super::place::{Place, Placed};
 use super::report::Report;
-use super::rules::Sections;
-use super::vip::Placed;
-use crate::flow::Protocol;
+use super::sections::Sections;
 use crate::forwarding::sticky::Reentry;
-use crate::forwarding::{Affinity, FlowsLeft, Forward, PortRange, SchedulerKind};
+use crate::forwarding::{Affinity, FlowsLeft, SchedulerKind, VipPolicy};
+use crate::net::{Forward, PortRange, Protocol};
 
 /// What else a VIP says that needs an entry per flow, or per client.
 pub(super) struct Needs {
@@ -24,14 +23,14 @@ pub(super) struct Needs {
     pub(super) on_remove: FlowsLeft,
 }
 
-/// Reads `pin`. Flows are pinned by default: most protocols over UDP have a state on the server.
+/// Reads `pin`.
 pub(super) fn check(
     raw: Option<bool>,
     vip: &Place,
     needs: &Needs,
     report: &mut Report<'_>,
 ) -> bool {
-    let pin = raw.unwrap_or(true);
+    let pin = raw.unwrap_or(VipPolicy::default().pin);
     if !pin {
         needs.check(vip, report);
     }
@@ -107,9 +106,9 @@ pub(super) fn return_paths(sections: &Sections<'_>, report: &mut Report<'_>) {
                 from: backend.value.port.map_or(ports, PortRange::single),
                 vip: &vip.name,
                 backend,
-                pin: vip.pin,
+                pin: vip.policy.pin,
             }));
-            if let (Some(port), false) = (backend.value.port, vip.pin)
+            if let (Some(port), false) = (backend.value.port, vip.policy.pin)
                 && vip.ports.ranges().iter().any(|ports| !ports.is_single())
             {
                 ambiguous(backend, port.into(), "several ports of this VIP", report);

@@ -145,3 +145,11 @@ fn remove(value: &mut Value<'_>, span: &Range<usize>, place: &Place) -> Option<P
     table.remove(key.as_str());
     Some(here)
 }
+
+/// A checked value and its place, for the rules between sections.
+pub(super) struct Placed<T> {
+    /// The value.
+    pub(super) value: T,
+    /// Where it is.
+    pub(super) place: Place,
+}

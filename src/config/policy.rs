@@ -2,8 +2,8 @@
 
 use super::place::Place;
 use super::report::Report;
-use crate::flow::Protocol;
-use crate::forwarding::FlowsLeft;
+use crate::forwarding::{FlowsLeft, VipPolicy};
+use crate::net::Protocol;
 
 /// What may become of a backend's flows.
 const FLOWS_LEFT: &[(&str, FlowsLeft)] =
@@ -80,9 +80,9 @@ pub(super) fn reset_idle(
     reset
 }
 
-/// Reads `on_no_backend`: whether the sender of a new flow that finds no backend in service is refused. It
-/// is by default, as by a host that has no such service: a client that waits in vain has no other to try.
+/// Reads `on_no_backend`: whether the sender of a new flow that finds no backend in service is refused.
 pub(super) fn rejects(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> bool {
     const WORDS: &[(&str, bool)] = &[("drop", false), ("reject", true)];
-    raw.and_then(|word| report.word(place, word, WORDS, &[])).unwrap_or(true)
+    raw.and_then(|word| report.word(place, word, WORDS, &[]))
+        .unwrap_or(VipPolicy::default().rejects)
 }

@@ -8,9 +8,8 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 
 use super::Backend;
 use super::hash::secret;
-use super::place::{Place, Value};
+use super::place::{Place, Placed, Value};
 use super::report::Report;
-use super::vip::Placed;
 use crate::forwarding::quic_lb::{Config, MAX_PLAINTEXT, MAX_SERVER_ID, MIN_NONCE};
 use crate::forwarding::{Affinity, ServerId};
 

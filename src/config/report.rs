@@ -15,7 +15,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::{ConfigError, ConfigErrors};
 use super::place::{Lines, Place, Value, read};
 use super::syntax;
-use crate::forwarding::Network;
+use crate::net::Network;
 
 /// Longest name of a VIP or backend, in bytes: it has to fit a table column and a command line.
 const MAX_NAME: usize = 64;

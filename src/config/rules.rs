@@ -3,15 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::place::Place;
+use super::place::{Place, Placed};
 use super::report::Report;
-use super::vip::Placed;
-use super::{Backend, Config, FullNat, Nic, Vip, pin, steered, tunnel};
-use crate::flow::Protocol;
+use super::sections::Sections;
+use super::{Backend, Config, FullNat, Vip, pin, steered, tunnel};
 use crate::forwarding::{
-    Forward, MAX_BACKENDS, MAX_NICS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Network,
-    PortIndex, PortRange, Ports, SchedulerKind,
+    MAX_BACKENDS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Ports, SchedulerKind,
 };
+use crate::net::{Forward, MAX_NICS, Network, NicIndex, PortRange, Protocol};
 use crate::words::counted;
 
 /// Entries of a lookup table per backend, at least: with fewer, shares are off by a tenth or more.
@@ -20,16 +19,6 @@ const MIN_ENTRIES_PER_BACKEND: usize = 10;
 const MAX_TABLE_ENTRIES: u64 = 1 << 29;
 /// Points of a VIP's ring: at 10 bytes each, 40 MiB.
 const MAX_RING_POINTS: u64 = 1 << 22;
-
-/// What the sections are, with their places, while the rules between them are checked.
-pub(super) struct Sections<'s> {
-    /// The configuration as it would be handed out.
-    pub(super) config: &'s Config,
-    /// `[[nic]]`.
-    pub(super) nics: &'s [Placed<Nic>],
-    /// `[[vip]]`, each with its backends.
-    pub(super) vips: &'s [(Placed<Vip>, Vec<Placed<Backend>>)],
-}
 
 /// Notes every rule that is broken. Cost: linear in VIPs and backends, times a map look-up.
 pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
@@ -80,7 +69,7 @@ fn table_sizes(sections: &Sections<'_>, report: &mut Report<'_>) {
     let common_at = Place::root().key("hash").key("table_size");
     let (mut entries, mut most) = (0, 0);
     for (Placed { value: vip, place }, _) in sections.vips {
-        let Some(size) = vip.scheduler.table_size() else { continue };
+        let Some(size) = vip.policy.scheduler.table_size() else { continue };
         entries += u64::from(size);
         if size == common {
             most = most.max(vip.backends.len());
@@ -108,7 +97,7 @@ fn large_enough(place: &Place, size: u32, backends: usize, report: &mut Report<'
 
 fn ring_points(sections: &Sections<'_>, report: &mut Report<'_>) {
     for (Placed { value: vip, place }, _) in sections.vips {
-        let SchedulerKind::Ring { virtual_nodes } = vip.scheduler else { continue };
+        let SchedulerKind::Ring { virtual_nodes } = vip.policy.scheduler else { continue };
         let weights = vip.backends.iter().map(|backend| u64::from(backend.weight)).sum::<u64>();
         let points = weights.saturating_mul(virtual_nodes.into());
         if points > MAX_RING_POINTS {
@@ -151,7 +140,7 @@ fn frames(config: &Config, report: &mut Report<'_>) {
         let queues = nic.queues.as_ref().map_or(1, |queues| queues.len().div_ceil(workers));
         u8::try_from(port)
             .into_iter()
-            .flat_map(move |port| (0..queues).map(move |_| PortIndex(port)))
+            .flat_map(move |port| (0..queues).map(move |_| NicIndex(port)))
     }));
     if frames < needed {
         let what = format!("{frames} frames are too few for the rings of a worker");

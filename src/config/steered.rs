@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::place::Place;
 use super::report::Report;
-use super::rules::Sections;
-use crate::flow::Protocol;
-use crate::forwarding::{Forward, MAX_STEERED, Network, PortRange};
+use super::sections::Sections;
+use crate::net::{Forward, MAX_STEERED, Network, PortRange, Protocol};
 
 /// Ports that belong together.
 type Ranges = BTreeSet<(Protocol, PortRange)>;

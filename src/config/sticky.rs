@@ -1,14 +1,11 @@
 //! `sticky` of a VIP: whether its clients keep their backends, and for how long.
 
-use std::time::Duration;
-
 use serde::Deserialize;
 
-use super::Sticky;
 use super::place::Place;
 use super::report::Report;
-use crate::flow::Protocol;
-use crate::forwarding::sticky::{Hold, Reentry};
+use crate::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
+use crate::net::Protocol;
 use crate::units::Ticks;
 
 /// Five minutes, as IPVS has it for its persistence: longer than a reader's pause between two pages.
@@ -32,7 +29,7 @@ impl RawSticky {
         place: &Place,
         protocol: Protocol,
         report: &mut Report<'_>,
-    ) -> Sticky {
+    ) -> (Ticks, Sticky) {
         let timeout = report.integer(&place.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_S);
         let on_down = hold(self.on_down, &place.key("on_down"), report);
         if on_down == Hold::Keep && protocol != Protocol::Tcp {
@@ -40,11 +37,8 @@ impl RawSticky {
                 "\"keep\" on a VIP that is not TCP: its clients would go on sending to nobody";
             report.error(&place.key("on_down"), what, "use \"release\"");
         }
-        Sticky {
-            timeout: Duration::from_secs(timeout),
-            on_drain: hold(self.on_drain, &place.key("on_drain"), report),
-            on_down,
-        }
+        let on_drain = hold(self.on_drain, &place.key("on_drain"), report);
+        (Ticks::seconds(timeout), Sticky { on_drain, on_down })
     }
 }
 
@@ -57,4 +51,19 @@ fn hold(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Hold {
 pub(super) fn on_reentry(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Reentry {
     const WORDS: &[(&str, Reentry)] = &[("hash", Reentry::Hash), ("freest", Reentry::Freest)];
     raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or_default()
+}
+
+/// What a VIP remembers of its clients. Without `sticky`, they come back after the idle time-out of their
+/// flows.
+pub(super) fn remember(
+    sticky: Option<(Ticks, Sticky)>,
+    on_reentry: Reentry,
+    idle: Ticks,
+) -> Option<Remember> {
+    let wanted = sticky.is_some() || on_reentry == Reentry::Freest;
+    wanted.then(|| Remember {
+        timeout: sticky.map_or(idle, |(timeout, _)| timeout),
+        sticky: sticky.map(|(_, sticky)| sticky),
+        on_reentry,
+    })
 }

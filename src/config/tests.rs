@@ -3,10 +3,9 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use std::fs;
-use std::time::Duration;
 
 use super::*;
-use crate::flow::Protocol;
+use crate::net::Protocol;
 
 /// What the cases of `mistakes.txt` change.
 const GOOD: &str = r#"[workers]
@@ -100,7 +99,7 @@ fn a_small_file_means_the_documented_defaults() {
     let vip = config.vips.first().unwrap();
     assert_eq!(vip.protocol, Protocol::Tcp);
     assert_eq!(vip.announce, Announce::Interface("eth1".to_owned()));
-    assert_eq!(vip.timeouts.established, Duration::from_secs(7440));
+    assert_eq!(vip.policy.timeouts.established, Ticks::seconds(7440));
     let Health::Tcp(health) = &vip.health else { panic!("TCP VIPs are checked") };
     assert_eq!((health.rise, health.fall, health.port), (2, 3, None));
     assert_eq!(vip.backends.iter().map(|b| b.weight).collect::<Vec<_>>(), [1, 1]);

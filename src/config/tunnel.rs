@@ -4,11 +4,10 @@ use serde::Deserialize;
 
 use super::place::Place;
 use super::report::Report;
-use super::rules::Sections;
-use crate::flow::{Address, Protocol};
-use crate::forwarding::network::ADDRESS_BITS;
+use super::sections::Sections;
 use crate::forwarding::tunnel::{GUE_PORT, Sources};
-use crate::forwarding::{Forward, Network, OuterDf, Ports, Tunnels};
+use crate::forwarding::{OuterDf, Ports, Tunnels};
+use crate::net::{ADDRESS_BITS, Address, Forward, Network, Protocol};
 
 /// Widest prefixes: more sources than that tell no more flows apart.
 const WIDEST_V4: u8 = 16;

@@ -12,28 +12,19 @@ use super::backend::RawBackend;
 use super::choice::Choice;
 use super::drain::RawDrain;
 use super::health::RawHealth;
-use super::place::{Place, Value};
+use super::place::{Place, Placed, Value};
 use super::policy;
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
 use super::split::RawSplit;
-use super::sticky::{RawSticky, on_reentry};
+use super::sticky::{RawSticky, on_reentry, remember};
 use super::timeouts::RawTimeouts;
 use super::{Announce, Backend, Health, TcpHealth, Vip, pin, quic};
-use crate::flow::Protocol;
-use crate::forwarding::sticky::Reentry;
-use crate::forwarding::{Forward, Network, PortRange, Ports};
+use crate::forwarding::{Ports, VipPolicy};
+use crate::net::{Forward, Network, PortRange, Protocol};
 
 /// Most VIPs are TCP.
 const PROTOCOL: Protocol = Protocol::Tcp;
-
-/// A VIP with the place of each of its backends, for the rules between sections.
-pub(super) struct Placed<T> {
-    /// The checked value.
-    pub(super) value: T,
-    /// Where it is.
-    pub(super) place: Place,
-}
 
 /// The section as written, without its backends: those are read one by one.
 #[derive(Debug, Default, Deserialize)]
@@ -158,7 +149,8 @@ pub(super) fn check(
     let values = backends.iter().map(|backend| backend.value.clone()).collect();
     let mut vip = raw.check(place, forward, defaults, values, report);
     if let Some(vip) = &mut vip {
-        vip.quic = quic::check(quic, &place.key("quic"), vip.affinity, &backends, report);
+        let affinity = vip.policy.affinity;
+        vip.policy.quic = quic::check(quic, &place.key("quic"), affinity, &backends, report).into();
     }
     (vip.map(|value| Placed { value, place: place.clone() }), backends)
 }
@@ -208,9 +200,9 @@ impl RawVip {
         let timeouts = self.timeouts.check(&place.key("timeouts"), report);
         let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
         let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
+        let remember = remember(sticky, on_reentry, timeouts.of(protocol).established);
         // Whom a mapping is about is the affinity's to say, whatever the scheduler looks at.
-        let remembers = sticky.is_some() || on_reentry == Reentry::Freest;
-        check_affinity(&affinity_at, affinity, scheduler, remembers, report);
+        check_affinity(&affinity_at, affinity, scheduler, remember.is_some(), report);
         let on_remove = self.on_remove.as_deref();
         let on_remove = policy::ending(on_remove, &place.key("on_remove"), protocol, report);
         let needs = pin::Needs {
@@ -254,23 +246,24 @@ impl RawVip {
             ports: ports.unwrap_or(Ports::List(Vec::new())),
             protocol,
             forward: forward.unwrap_or(Forward::Dsr),
-            pin,
-            scheduler,
-            affinity,
+            policy: VipPolicy {
+                pin,
+                scheduler,
+                affinity,
+                timeouts,
+                remember,
+                on_down,
+                reset_idle,
+                rejects,
+                proxy,
+                mss,
+                quic: Box::default(),
+            },
             split,
             health,
-            timeouts,
-            sticky,
-            on_reentry,
             drain,
-            on_down,
             on_remove,
-            reset_idle,
-            mss,
-            rejects,
-            proxy,
             announce,
-            quic: Vec::new(),
             backends,
         })
     }

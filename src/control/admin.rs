@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{Method, StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -17,15 +17,17 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{
-    ApiError, DrainRequest, EventList, Explained, Forgotten, Ordered, ReloadRequest, Reloaded,
-    Status, UndrainRequest,
+    DrainRequest, EventList, Explained, Forgotten, Ordered, ReloadRequest, Reloaded, Status,
+    UndrainRequest,
 };
 pub use super::claim::{Claim, claim};
-use super::clients::{self, ForgetQuery};
+use super::clients::{self, ClientRows, ForgetQuery};
 use super::explain::{self, Explain, Prepared};
-use super::flows::{self, Filter, Names, Pins, QueryError, Scan, Source};
+use super::flows::{self, Filter, Names, QueryError, Scan, Source};
+use super::pins::Pins;
+use super::refusal::Refusal;
 use super::{Clock, ControlError};
-use crate::flow::clients::Clients;
+use crate::flow::shared::SharedTables;
 use crate::words::reason;
 
 /// Largest body of a request, in bytes: names and numbers, nothing that grows.
@@ -55,22 +57,6 @@ pub enum Request {
     Names(Reply<Arc<Names>>),
 }
 
-/// An error of the API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// HTTP status.
-    pub status: StatusCode,
-    /// What went wrong, where, and how to fix it; never empty.
-    pub errors: Vec<String>,
-}
-
-impl Refusal {
-    /// With this status and one text.
-    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, errors: vec![error.into()] }
-    }
-}
-
 impl From<QueryError> for Refusal {
     fn from(error: QueryError) -> Self {
         let status = match error {
@@ -83,13 +69,6 @@ impl From<QueryError> for Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let error = self.errors.join("\n");
-        (self.status, Json(ApiError { error, errors: self.errors })).into_response()
-    }
-}
-
 /// What handlers share.
 #[derive(Clone)]
 pub struct Door {
@@ -97,8 +76,8 @@ pub struct Door {
     pub requests: mpsc::Sender<Request>,
     /// The workers' flow tables.
     pub tables: Vec<Arc<dyn Pins>>,
-    /// The workers' clients table.
-    pub clients: Arc<Clients>,
+    /// The tables that all workers share.
+    pub shared: Arc<SharedTables>,
     /// Their clock.
     pub clock: Clock,
     /// Who says what becomes of a packet.
@@ -206,7 +185,7 @@ async fn client_lines(
     State(door): State<Door>,
     query: Result<Query<flows::Query>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let clients = vec![Arc::clone(&door.clients)];
+    let clients = vec![ClientRows(Arc::clone(&door.shared))];
     list(door, query, clients).await
 }
 
@@ -217,7 +196,7 @@ async fn forget_clients(
     let query = understood(query, "vip, backend, client and all")?;
     let names = ask(&door, Request::Names).await?;
     let filter = query.filter(&names)?;
-    let forgotten = clients::forget(&door.clients, &filter, &names, &door.clock).await;
+    let forgotten = clients::forget(&door.shared.clients, &filter, &names, &door.clock).await;
     Ok(Json(Forgotten { forgotten }))
 }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config;
-use crate::forwarding::Forward;
+use crate::net::Forward;
 
 /// How far apart the readings are that the window consists of.
 const STEP: Duration = Duration::from_secs(30);

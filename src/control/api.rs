@@ -23,10 +23,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::removed::Removal;
-use crate::flow::Protocol;
 use crate::forwarding::explain::Step;
-use crate::forwarding::{FlowsLeft, Forward, Network, PortRange, Service};
+use crate::forwarding::{FlowsLeft, Service};
+use crate::net::{Forward, Network, PortRange, Protocol};
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -555,13 +554,6 @@ pub struct FlowsRemoved {
     pub flows: u64,
     /// What becomes of them.
     pub then: FlowsLeft,
-}
-
-impl From<&Removal> for FlowsRemoved {
-    fn from(removal: &Removal) -> Self {
-        let Removal { vip, backend, flows, left } = removal.clone();
-        Self { vip, backend, flows, then: left }
-    }
 }
 
 /// `POST /v1/reload`, its body; may be left out.

@@ -9,6 +9,7 @@ use super::Clock;
 use super::api::Client;
 use super::flows::{self, Filter, Lens, Names, QueryError, Source};
 use crate::flow::clients::{Clients, Key, Mapping};
+use crate::flow::shared::SharedTables;
 use crate::units::Ticks;
 
 /// Places between two pauses of a removal: well below a millisecond of work.
@@ -46,13 +47,16 @@ impl ForgetQuery {
     }
 }
 
-impl Source for Arc<Clients> {
+/// The clients table, as the rows of a list.
+pub struct ClientRows(pub Arc<SharedTables>);
+
+impl Source for ClientRows {
     fn positions(&self) -> usize {
-        Clients::positions(self)
+        self.0.clients.positions()
     }
 
     fn row(&self, position: usize, lens: &Lens<'_>) -> Option<serde_json::Result<Vec<u8>>> {
-        let (key, mapping) = self.at(position)?;
+        let (key, mapping) = self.0.clients.at(position)?;
         wanted(&key, &mapping, lens).then(|| serde_json::to_vec(&told(&key, &mapping, lens)))
     }
 }
@@ -108,36 +112,54 @@ pub fn age(clients: &Clients, from: usize, now: Ticks) -> usize {
     if end == clients.positions() { 0 } else { end }
 }
 
+/// Forgets clients of long ago, some positions of the table at a time.
+pub struct Ageing {
+    shared: Arc<SharedTables>,
+    clock: Clock,
+    /// How far the table was looked through.
+    from: usize,
+}
+
+impl Ageing {
+    /// Of this table, and its clock.
+    pub const fn new(shared: Arc<SharedTables>, clock: Clock) -> Self {
+        Self { shared, clock, from: 0 }
+    }
+
+    /// Looks through some more positions.
+    pub fn advance(&mut self) {
+        self.from = age(&self.shared.clients, self.from, (self.clock)());
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::stream::StreamExt;
 
     use super::super::flows::Scan;
     use super::super::state::Registry;
-    use super::super::state::tests::{backend, vip};
+    use super::super::state::tests::{backend, vip, with};
     use super::*;
-    use crate::config::Sticky;
-    use crate::flow::Address;
-    use crate::flow::tuple::TableSecret;
-    use crate::forwarding::sticky::Hold;
-    use crate::forwarding::{BackendId, BackendIndex, VipId};
+    use crate::flow::shared::TableSizes;
+    use crate::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
+    use crate::net::{Address, BackendId, BackendIndex, TableSecret, VipId};
 
     const NOW: Ticks = Ticks(628);
 
     /// Clients 198.51.100.0 to .9 of VIP 0, by turns at backends `a` and `b`; the first three were
     /// silent for longer than the VIP's second and a period, and one has a backend that is gone.
-    fn some() -> (Arc<Clients>, Arc<Names>) {
+    fn some() -> (Arc<SharedTables>, Arc<Names>) {
         let mut registry = Registry::default();
-        let timeout = Duration::from_secs(1);
-        let (on_drain, on_down) = (Hold::Release, Hold::Keep);
-        let sticky = Some(Sticky { timeout, on_drain, on_down });
+        let sticky = Sticky { on_drain: Hold::Release, on_down: Hold::Keep };
+        let remember =
+            Remember { timeout: Ticks(100), sticky: Some(sticky), on_reentry: Reentry::Hash };
         let web = vip("web", &[backend("a", 1), backend("b", 2)]);
-        let web = crate::config::Vip { sticky, ..web };
+        let web = with(web, |policy| policy.remember = Some(remember));
         registry.apply(&[web], &[], tokio::time::Instant::now()).unwrap();
-        let clients = Arc::new(Clients::new(1024, TableSecret::new(1)));
+        let secret = TableSecret::new(1);
+        let shared = SharedTables::new(Arc::from([]), &secret, TableSizes::default()).unwrap();
+        let clients = &shared.clients;
         for number in 0..10_u8 {
             let index = BackendIndex(u16::from(number % 2));
             let id = BackendId { index, generation: u16::from(number == 9) };
@@ -145,7 +167,7 @@ mod tests {
             clients.assign(&key(number), id, used, |_, _| true).unwrap();
             clients.touch(&key(number), Some(id), used, number == 4);
         }
-        (clients, Arc::new(Names::of(&registry)))
+        (shared, Arc::new(Names::of(&registry)))
     }
 
     fn key(number: u8) -> Key {
@@ -157,9 +179,9 @@ mod tests {
         ForgetQuery { vip: given(vip), backend: given(backend), client: given(client), all: false }
     }
 
-    async fn listed(clients: &Arc<Clients>, names: &Arc<Names>) -> Vec<Client> {
+    async fn listed(shared: &Arc<SharedTables>, names: &Arc<Names>) -> Vec<Client> {
         let scan = Scan {
-            sources: vec![Arc::clone(clients)],
+            sources: vec![ClientRows(Arc::clone(shared))],
             filter: Filter::new(flows::Query::default(), names).unwrap(),
             names: Arc::clone(names),
             clock: Arc::new(|| NOW),
@@ -175,8 +197,8 @@ mod tests {
 
     #[tokio::test]
     async fn every_client_is_told_once_with_its_backend() {
-        let (clients, names) = some();
-        let listed = listed(&clients, &names).await;
+        let (shared, names) = some();
+        let listed = listed(&shared, &names).await;
         assert_eq!(listed.len(), 10);
         let fourth = listed.get(4).unwrap();
         assert_eq!(fourth.vip.as_deref(), Some("web"));
@@ -196,12 +218,12 @@ mod tests {
             (query("web", "a", "198.51.100.0/30"), 8),
             (ForgetQuery { all: true, ..ForgetQuery::default() }, 0),
         ] {
-            let (clients, names) = some();
+            let (shared, names) = some();
             let name = format!("{query:?}");
             let filter = query.filter(&names).unwrap();
             let clock: Clock = Arc::new(|| NOW);
-            assert_eq!(forget(&clients, &filter, &names, &clock).await, 10 - left, "{name}");
-            assert_eq!(listed(&clients, &names).await.len(), left, "{name}");
+            assert_eq!(forget(&shared.clients, &filter, &names, &clock).await, 10 - left, "{name}");
+            assert_eq!(listed(&shared, &names).await.len(), left, "{name}");
         }
     }
 
@@ -215,12 +237,13 @@ mod tests {
 
     #[test]
     fn mappings_of_long_ago_go() {
-        let (clients, _) = some();
+        let (shared, _) = some();
+        let clients = &shared.clients;
         let count = || (0..clients.positions()).filter(|&at| clients.at(at).is_some()).count();
         let around = |now: Ticks| {
-            let mut at = age(&clients, 0, now);
+            let mut at = age(clients, 0, now);
             while at != 0 {
-                at = age(&clients, at, now);
+                at = age(clients, at, now);
             }
         };
         let month = Ticks::span(Ticks::MAX_SPAN);

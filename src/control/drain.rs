@@ -172,6 +172,15 @@ impl Drain {
     }
 }
 
+/// What is known of a drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forecast {
+    /// Age of the oldest flow.
+    pub oldest: Duration,
+    /// When the last flow will have ended; `None`: not known.
+    pub ends: Option<Instant>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

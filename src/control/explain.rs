@@ -10,14 +10,14 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 
 use super::NicView;
-use super::admin::Refusal;
 use super::api::Explained;
+use super::refusal::Refusal;
 use super::state::{Registry, VipEntry};
 use crate::config;
-use crate::flow::Protocol;
 use crate::forwarding::explain::{Explanation, Question, Segment, Step};
 use crate::forwarding::table::name;
-use crate::forwarding::{ForwardingTable, Network, NextHop, Ports};
+use crate::forwarding::{ForwardingTable, Ports};
+use crate::net::{Network, NextHop, Protocol};
 
 /// Who answers: the data path's stages.
 pub type Explain =

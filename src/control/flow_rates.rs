@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use super::WorkerView;
 use super::api::FlowTableStatus;
+use super::counters::{flows_active, flows_total};
 use super::state::{Registry, VipEntry};
-use super::status::{flows_active, flows_total};
 use crate::config::capacity::{Capacity, shortest_flow};
-use crate::forwarding::VipId;
+use crate::net::VipId;
 
 /// Over which time new flows are counted.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -114,7 +114,7 @@ mod tests {
     use super::super::state::tests::{backend, vip};
     use super::*;
     use crate::flow::table::{Families, FlowTable};
-    use crate::flow::tuple::TableSecret;
+    use crate::net::TableSecret;
     use crate::stats::WorkerStats;
 
     /// The time-outs of the VIP are all of one second, and there is room for 2,000 flows.

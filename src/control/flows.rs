@@ -13,12 +13,12 @@ use serde::Deserialize;
 
 use super::Clock;
 use super::api::Flow;
-use super::state::{Registry, VipEntry, remember};
-use crate::flow::Protocol;
+use super::pins::Pins;
+use super::state::{Registry, VipEntry};
 use crate::flow::bindings::Sources;
 use crate::flow::entry::{Entry, State, Track};
-use crate::flow::table::FlowTable;
-use crate::forwarding::{BackendId, Forward, Remember, VipId};
+use crate::forwarding::Remember;
+use crate::net::{BackendId, Forward, Protocol, VipId};
 use crate::units::Ticks;
 
 /// Most flows in one answer.
@@ -65,7 +65,7 @@ impl Names {
     pub fn of(registry: &Registry) -> Self {
         let vips = registry.all_vips().map(|vip| {
             let (name, forward) = (vip.config.name.clone(), vip.config.forward);
-            (vip.id, NamedVip { name, forward, remember: remember(&vip.config) })
+            (vip.id, NamedVip { name, forward, remember: vip.config.policy.remember })
         });
         let backends = registry.all_vips().flat_map(VipEntry::all_backends);
         Self {
@@ -217,24 +217,6 @@ const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'sta
     }
 }
 
-/// What a scan reads: a flow table.
-pub trait Pins: Send + Sync {
-    /// Number of positions.
-    fn positions(&self) -> u32;
-    /// The pin at a position (`0..positions`), if one is there.
-    fn pin_at(&self, number: u32) -> Option<Entry>;
-}
-
-impl Pins for FlowTable {
-    fn positions(&self) -> u32 {
-        Self::positions(self)
-    }
-
-    fn pin_at(&self, number: u32) -> Option<Entry> {
-        Self::pin_at(self, number)
-    }
-}
-
 /// What a scan looks through.
 pub struct Lens<'s> {
     /// What is wanted.
@@ -339,8 +321,7 @@ pub(super) mod tests {
     use super::super::state::tests::{backend, vip};
     use super::*;
     use crate::flow::entry::Pin;
-    use crate::flow::{Address, FlowKey};
-    use crate::forwarding::{BackendIndex, NextHop, PortIndex};
+    use crate::net::{Address, BackendIndex, FlowKey, NextHop, NicIndex};
 
     /// `count` flows, one in every third slot; flow `i` comes from 198.51.100.(i % 250) and is
     /// pinned to backend `i % 2` of VIP 0.
@@ -366,7 +347,7 @@ pub(super) mod tests {
                     BackendId { index: BackendIndex(u16::try_from(i % 2).unwrap()), generation: 0 },
                     State::ESTABLISHED,
                     0,
-                    &NextHop { port: PortIndex(0), mac: [0; 6], vlan: None },
+                    &NextHop { port: NicIndex(0), mac: [0; 6], vlan: None },
                     Ticks(100),
                 )
                 .with_last_seen(Ticks(150)),

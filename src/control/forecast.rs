@@ -9,11 +9,13 @@ use hashbrown::HashMap;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::drain::Forecast;
 use super::estimate::{Ages, ends_in};
-use super::flows::Pins;
+use super::pins::Pins;
 use super::state::Registry;
 use super::{Clock, WorkerView};
-use crate::forwarding::{BackendId, Service, VipId};
+use crate::forwarding::Service;
+use crate::net::{BackendId, VipId};
 use crate::stats::SPANS;
 use crate::units::Ticks;
 
@@ -21,15 +23,6 @@ use crate::units::Ticks;
 /// core is spent on them.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_PER_LOOK: u32 = 9;
-
-/// What is known of a drain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forecast {
-    /// Age of the oldest flow.
-    pub oldest: Duration,
-    /// When the last flow will have ended; `None`: not known.
-    pub ends: Option<Instant>,
-}
 
 /// The ages of the flows of draining backends, and of their VIPs.
 #[derive(Debug, Default)]
@@ -144,7 +137,7 @@ mod tests {
     use super::super::state::tests::{backend, vip};
     use super::*;
     use crate::flow::table::{Families, FlowTable};
-    use crate::flow::tuple::TableSecret;
+    use crate::net::TableSecret;
     use crate::stats::WorkerStats;
 
     /// Flows 100 ticks old; those that have ended lasted for some 900.

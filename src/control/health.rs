@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::api::HealthState;
 use crate::config::{Backend, Health, TcpHealth, Vip};
-use crate::forwarding::{BackendId, BackendIndex};
+use crate::net::{BackendId, BackendIndex};
 use crate::words::reason;
 
 /// Most checks at one time: half of the usual limit of 1024 open files. When that many backends

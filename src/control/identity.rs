@@ -6,8 +6,7 @@
 use hashbrown::{HashMap, HashSet};
 
 use crate::config::{Backend, Vip};
-use crate::flow::Protocol;
-use crate::forwarding::{Forward, Listen, Network};
+use crate::net::{Forward, Listen, Network, Protocol};
 
 /// What of a VIP cannot change: flows of one kind are no flows of another.
 type Kind = (Protocol, Forward, bool);
@@ -16,7 +15,7 @@ type Kind = (Protocol, Forward, bool);
 type GoesOn<'f> = &'f dyn Fn(&Vip, &Vip) -> bool;
 
 const fn kind(vip: &Vip) -> Kind {
-    (vip.protocol, vip.forward, vip.proxy)
+    (vip.protocol, vip.forward, vip.policy.proxy)
 }
 
 /// Most parts that a lost place is cut into.
@@ -68,44 +67,72 @@ pub fn listens(vip: &Vip) -> impl Iterator<Item = Listen> {
     ports.ranges().iter().map(listen)
 }
 
-/// Of the places `before`, those where `vip` does not listen.
+/// A single port of a single address: another one either is equal, or has nothing in common with it.
+fn is_single(listen: &Listen) -> bool {
+    listen.network.is_single() && listen.ports.is_single()
+}
+
+/// The parts of `before` where `vip` does not listen. A part stays whole if there would be more than
+/// [`MOST_PARTS`].
+///
+/// Cost: of single ports a hash look-up each; of each range and prefix that is gone, a comparison with all
+/// that the VIP has.
 pub fn lost(before: impl IntoIterator<Item = Listen>, vip: &Vip) -> Vec<Listen> {
-    listens(vip).fold(before.into_iter().collect(), |lost, has| without(&lost, has))
+    let has: HashSet<Listen> = listens(vip).collect();
+    let gone: Vec<Listen> = before.into_iter().filter(|listen| !has.contains(listen)).collect();
+    let (singles, wide): (Vec<_>, Vec<_>) = gone.iter().copied().partition(is_single);
+    let singles = listens(vip).filter(|has| !is_single(has)).fold(singles, without);
+    let parts = [singles, listens(vip).fold(wide, without)].concat();
+    if parts.len() > gone.len().max(MOST_PARTS) { gone } else { parts }
 }
 
-/// A place that a VIP has lost, in parts.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Parts {
-    /// Where another VIP listens, and has the packets of the flows there.
-    pub taken: Vec<Listen>,
-    /// Where none does.
-    pub left: Vec<Listen>,
+/// Where the VIPs of a configuration listen.
+#[derive(Debug, Default)]
+pub struct InForce {
+    singles: HashSet<Listen>,
+    wide: Vec<Listen>,
 }
 
-impl Parts {
-    /// Parts of `place`, as `vips` listen. More than [`MOST_PARTS`] would be too many for workers to look
-    /// through: all of it counts as taken then.
-    pub fn of(place: Listen, vips: &[Vip]) -> Self {
-        let mut parts = Self { taken: Vec::new(), left: vec![place] };
-        for has in vips.iter().flat_map(listens) {
-            let taken = parts.left.iter().filter_map(|&left| left.common(has));
-            parts.taken.extend(taken);
-            parts.left = without(&parts.left, has);
-            if parts.taken.len() + parts.left.len() > MOST_PARTS {
-                return Self { taken: vec![place], left: Vec::new() };
+impl InForce {
+    /// As `vips` say.
+    pub fn of(vips: &[Vip]) -> Self {
+        let all = vips.iter().flat_map(listens);
+        let (singles, wide): (Vec<_>, Vec<_>) = all.partition(is_single);
+        Self { singles: singles.into_iter().collect(), wide }
+    }
+
+    /// What VIPs have lost, in the parts where another VIP listens (`true`), and has the packets of the flows
+    /// there, and where none does. More than [`MOST_PARTS`] would be too many for workers to look through:
+    /// all of it counts as taken over then.
+    pub fn divide(&self, lost: &[Listen]) -> Vec<(Listen, bool)> {
+        let mut parts = Vec::new();
+        for place in lost {
+            let mut left = vec![*place];
+            let same = self.singles.get(place).filter(|_| is_single(place));
+            let within = Some(&self.singles).filter(|_| !is_single(place)).into_iter().flatten();
+            for has in same.into_iter().chain(within).chain(&self.wide) {
+                parts.extend(left.iter().filter_map(|left| Some((left.common(*has)?, true))));
+                left = without(left, *has);
+            }
+            parts.extend(left.into_iter().map(|left| (left, false)));
+            if parts.len() > lost.len().max(MOST_PARTS) {
+                return lost.iter().map(|place| (*place, true)).collect();
             }
         }
         parts
     }
 }
 
-fn without(places: &[Listen], gone: Listen) -> Vec<Listen> {
+fn without(places: Vec<Listen>, gone: Listen) -> Vec<Listen> {
+    if places.iter().all(|place| place.common(gone).is_none()) {
+        return places;
+    }
     places.iter().flat_map(|place| place.without(gone)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::state::tests::{backend, vip};
+    use super::super::state::tests::{backend, vip, with};
     use super::*;
     use crate::forwarding::Ports;
 
@@ -139,7 +166,7 @@ mod tests {
             assert_eq!(found(&old, &new), expected, "{name}");
         }
         let dsr = Vip { forward: Forward::Dsr, ..at("web", 1, &[80]) };
-        let proxied = Vip { proxy: true, ..at("web", 1, &[80]) };
+        let proxied = with(at("web", 1, &[80]), |policy| policy.proxy = true);
         let udp = Vip { protocol: Protocol::Udp, ..at("web", 1, &[80]) };
         assert_eq!(found(&old, &[dsr, proxied, udp]), [None; 3], "flows of another kind");
     }

@@ -23,6 +23,7 @@ pub mod api;
 pub mod claim;
 pub mod clients;
 pub mod controller;
+pub mod counters;
 pub mod drain;
 pub mod estimate;
 pub mod events;
@@ -39,6 +40,8 @@ pub mod neighbour;
 pub mod netlink;
 pub mod nic_faults;
 pub mod own_ports;
+pub mod pins;
+pub mod refusal;
 pub mod reload;
 pub mod removed;
 pub mod slow_start;
@@ -59,10 +62,10 @@ use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::flow::clients::Clients;
+use crate::flow::shared::SharedTables;
 use crate::flow::table::FlowTable;
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{PortIndex, SteerRules};
+use crate::net::{NicIndex, SteerRules};
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 
@@ -95,8 +98,8 @@ pub struct Inputs {
     pub steering: Box<dyn SteeringPort>,
     /// How addresses are announced.
     pub send_frame: SendFrame,
-    /// The clients table of all workers.
-    pub clients: Arc<Clients>,
+    /// The tables that all workers share.
+    pub shared: Arc<SharedTables>,
     /// What happens to workers.
     pub events: crossbeam_channel::Receiver<WorkerEvent>,
     /// The clock of the flow tables.
@@ -182,11 +185,11 @@ pub trait SteeringPort {
     /// published and the first rules set, so that no packet meets a program that knows nothing.
     fn attach(&mut self) -> Result<Vec<AttachedView>, String>;
     /// The program's counters of one NIC.
-    fn counters(&mut self, nic: PortIndex) -> SteerCounters;
+    fn counters(&mut self, nic: NicIndex) -> SteerCounters;
     /// The kernel's counters of one NIC's sockets.
-    fn socket_statistics(&mut self, nic: PortIndex) -> SocketStatistics;
+    fn socket_statistics(&mut self, nic: NicIndex) -> SocketStatistics;
     /// What has become of one NIC.
-    fn nic_now(&mut self, nic: PortIndex) -> Result<NicNow, String>;
+    fn nic_now(&mut self, nic: NicIndex) -> Result<NicNow, String>;
 }
 
 /// What has become of a NIC since the start.

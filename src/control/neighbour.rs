@@ -24,8 +24,8 @@ use super::NicView;
 use super::inbound::Arp;
 use super::netlink::{Certainty, Error, InterfaceAddress, Link, Neighbour, Netlink, OnVlan, Route};
 use crate::forwarding::this_box::UNLIMITED;
-use crate::forwarding::{NextHop, PortIndex};
-use crate::wire::vlan::{Outer, Tags};
+use crate::net::vlan::{Outer, Tags};
+use crate::net::{NextHop, NicIndex};
 
 /// Events within this time lead to one pass.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -133,7 +133,7 @@ pub struct Resolver {
     /// Interface indices of the NICs, in the configuration's order.
     nics: Vec<u32>,
     /// The NICs by interface index.
-    ports: HashMap<u32, PortIndex>,
+    ports: HashMap<u32, NicIndex>,
     targets: watch::Receiver<HashSet<IpAddr>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     probes: Probes,
@@ -176,7 +176,7 @@ pub fn start(
     targets: watch::Receiver<HashSet<IpAddr>>,
 ) -> watch::Receiver<Arc<Snapshot>> {
     let nics: Vec<u32> = nics.iter().map(|nic| nic.ifindex).collect();
-    let ports = nics.iter().copied().zip((0..).map(PortIndex)).collect();
+    let ports = nics.iter().copied().zip((0..).map(NicIndex)).collect();
     let (snapshot, receiver) = watch::channel(Arc::default());
     let probes = Probes::default();
     let resolver = Resolver { netlink, nics, ports, targets, snapshot, probes, failing: false };
@@ -304,8 +304,8 @@ fn awaits_an_answer(hop: &Result<NextHop, Problem>) -> bool {
 pub(super) fn out_of(
     ifindex: u32,
     links: &HashMap<u32, Link>,
-    nics: &HashMap<u32, PortIndex>,
-) -> Result<(PortIndex, Option<Tags>), Problem> {
+    nics: &HashMap<u32, NicIndex>,
+) -> Result<(NicIndex, Option<Tags>), Problem> {
     if let Some(&port) = nics.get(&ifindex) {
         return Ok((port, None));
     }
@@ -354,16 +354,16 @@ mod tests {
             link(8, "eth1.7.8.9", Some((5, 9, false))),
             link(9, "loop", Some((9, 9, false))),
         ]);
-        let nics = HashMap::from([(1, PortIndex(0))]);
+        let nics = HashMap::from([(1, NicIndex(0))]);
         let pair = |outer| Tags { inner: 8, outer };
         let refused = |name: &str| {
-            Err::<(PortIndex, Option<Tags>), _>(Problem::NotOurNic { interface: name.to_owned() })
+            Err::<(NicIndex, Option<Tags>), _>(Problem::NotOurNic { interface: name.to_owned() })
         };
         for (name, ifindex, expected) in [
-            ("the NIC itself", 1, Ok((PortIndex(0), None))),
-            ("a VLAN on it", 2, Ok((PortIndex(0), Some(7.into())))),
-            ("one on that", 5, Ok((PortIndex(0), Some(pair(Outer::Customer(7)))))),
-            ("one on one of 802.1ad", 7, Ok((PortIndex(0), Some(pair(Outer::Service(9)))))),
+            ("the NIC itself", 1, Ok((NicIndex(0), None))),
+            ("a VLAN on it", 2, Ok((NicIndex(0), Some(7.into())))),
+            ("one on that", 5, Ok((NicIndex(0), Some(pair(Outer::Customer(7)))))),
+            ("one on one of 802.1ad", 7, Ok((NicIndex(0), Some(pair(Outer::Service(9)))))),
             ("802.1ad alone", 6, Err(Problem::ServiceTag { interface: "eth1.s9".to_owned() })),
             ("three", 8, refused("eth1.7.8.9")),
             ("one on itself", 9, refused("loop")),

@@ -6,9 +6,10 @@ use std::time::Duration;
 use hashbrown::{HashMap, HashSet};
 
 use super::identity;
-use crate::config::{Announce, Backend, Config, Drain, Health, Split, Sticky, TcpHealth, Vip};
+use crate::config::{Announce, Backend, Config, Drain, Health, Split, TcpHealth, Vip};
+use crate::forwarding::sticky::Sticky;
 use crate::forwarding::tunnel::Sources;
-use crate::forwarding::{FlowsLeft, Tunnels, quic_lb};
+use crate::forwarding::{FlowsLeft, Remember, Tunnels, quic_lb};
 use crate::words::counted;
 
 /// The keys whose change needs a restart, of all that differ; empty if a reload can do it.
@@ -181,6 +182,7 @@ fn describe(vip: &Vip) -> String {
 }
 
 fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
+    let before = told.len();
     if old.name != new.name {
         told.push(format!("VIP {} renamed {}", old.name, new.name));
     }
@@ -193,34 +195,41 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("ports", old.ports.to_string(), new.ports.to_string());
     field("protocol", old.protocol.as_str().to_owned(), new.protocol.as_str().to_owned());
     field("forward", old.forward.as_str().to_owned(), new.forward.as_str().to_owned());
-    field("pin", old.pin.to_string(), new.pin.to_string());
-    field("scheduler", old.scheduler.to_string(), new.scheduler.to_string());
-    field("affinity", old.affinity.to_string(), new.affinity.to_string());
+    let (a, b) = (&old.policy, &new.policy);
+    field("pin", a.pin.to_string(), b.pin.to_string());
+    field("scheduler", a.scheduler.to_string(), b.scheduler.to_string());
+    field("affinity", a.affinity.to_string(), b.affinity.to_string());
     field("split", split(old), split(new));
-    field("quic", quic(old), quic(new));
+    field("quic", quic(&a.quic), quic(&b.quic));
     field("announce", announce(&old.announce), announce(&new.announce));
     field("health", health(&old.health), health(&new.health));
     field("drain", drain(&old.drain), drain(&new.drain));
-    field("on_down", old.on_down.as_str().to_owned(), new.on_down.as_str().to_owned());
+    field("on_down", a.on_down.as_str().to_owned(), b.on_down.as_str().to_owned());
     field("on_remove", old.on_remove.as_str().to_owned(), new.on_remove.as_str().to_owned());
-    field("on_idle", on_idle(old).to_owned(), on_idle(new).to_owned());
-    field("mss", mss(old), mss(new));
-    field("on_no_backend", on_no_backend(old).to_owned(), on_no_backend(new).to_owned());
-    field("proxy", proxy(old).to_owned(), proxy(new).to_owned());
-    let (a, b) = (&old.timeouts, &new.timeouts);
-    for (name, a, b) in [
-        ("timeouts.embryonic", a.embryonic, b.embryonic),
-        ("timeouts.established", a.established, b.established),
-        ("timeouts.closing", a.closing, b.closing),
-        ("timeouts.udp_first", a.udp_first, b.udp_first),
-        ("timeouts.udp", a.udp, b.udp),
+    let on_idle = |idle| word(idle, ["silent", "reset"]);
+    field("on_idle", on_idle(a.reset_idle), on_idle(b.reset_idle));
+    field("mss", mss(a.mss), mss(b.mss));
+    let on_no_backend = |rejects| word(rejects, ["drop", "reject"]);
+    field("on_no_backend", on_no_backend(a.rejects), on_no_backend(b.rejects));
+    let proxy = |proxy| word(proxy, ["none", "v2"]);
+    field("proxy", proxy(a.proxy), proxy(b.proxy));
+    let (x, y) = (&a.timeouts, &b.timeouts);
+    for (name, x, y) in [
+        ("timeouts.embryonic", x.embryonic, y.embryonic),
+        ("timeouts.established", x.established, y.established),
+        ("timeouts.closing", x.closing, y.closing),
+        ("timeouts.udp_first", x.udp_first, y.udp_first),
+        ("timeouts.udp", x.udp, y.udp),
     ] {
-        field(name, span(a), span(b));
+        field(name, span(x.duration()), span(y.duration()));
     }
-    field("sticky", sticky(old.sticky), sticky(new.sticky));
-    field("on_reentry", old.on_reentry.as_str().to_owned(), new.on_reentry.as_str().to_owned());
-    if old.quic != new.quic && quic(old) == quic(new) {
+    field("sticky", sticky(a.remember), sticky(b.remember));
+    field("on_reentry", on_reentry(a.remember), on_reentry(b.remember));
+    if a.quic != b.quic && quic(&a.quic) == quic(&b.quic) {
         told.push(format!("VIP {}: quic: another key", new.name));
+    } else if a != b && told.len() == before {
+        // An option that this list does not know yet must not pass unnoticed.
+        told.push(format!("VIP {}: another policy", new.name));
     }
     backend_changes(old, new, told);
 }
@@ -272,14 +281,19 @@ fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     }
 }
 
-fn sticky(sticky: Option<Sticky>) -> String {
+fn sticky(remember: Option<Remember>) -> String {
+    let sticky = remember.and_then(|remember| Some((remember.timeout, remember.sticky?)));
     sticky.map_or_else(
         || "off".to_owned(),
-        |Sticky { timeout, on_drain, on_down }| {
+        |(timeout, Sticky { on_drain, on_down })| {
             let (drain, down) = (on_drain.as_str(), on_down.as_str());
-            format!("{} (on_drain {drain}, on_down {down})", span(timeout))
+            format!("{} (on_drain {drain}, on_down {down})", span(timeout.duration()))
         },
     )
+}
+
+fn on_reentry(remember: Option<Remember>) -> String {
+    remember.map(|remember| remember.on_reentry).unwrap_or_default().as_str().to_owned()
 }
 
 fn split(vip: &Vip) -> String {
@@ -290,13 +304,13 @@ fn split(vip: &Vip) -> String {
 }
 
 /// Without the keys: changes end in logs.
-fn quic(vip: &Vip) -> String {
+fn quic(configs: &[quic_lb::Config]) -> String {
     let config = |config: &quic_lb::Config| {
         let quic_lb::Config { rotation, server_id_bytes, nonce_bytes, key } = config;
         let encrypted = if key.is_some() { ", encrypted" } else { "" };
         format!("rotation {rotation} ({server_id_bytes} + {nonce_bytes} bytes{encrypted})")
     };
-    let configs: Vec<String> = vip.quic.iter().map(config).collect();
+    let configs: Vec<String> = configs.iter().map(config).collect();
     if configs.is_empty() { "off".to_owned() } else { configs.join(", ") }
 }
 
@@ -314,20 +328,13 @@ fn join(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-const fn proxy(vip: &Vip) -> &'static str {
-    if vip.proxy { "v2" } else { "none" }
+/// The word for false or true, as in the configuration.
+fn word(value: bool, [no, yes]: [&str; 2]) -> String {
+    if value { yes } else { no }.to_owned()
 }
 
-const fn on_no_backend(vip: &Vip) -> &'static str {
-    if vip.rejects { "reject" } else { "drop" }
-}
-
-const fn on_idle(vip: &Vip) -> &'static str {
-    if vip.reset_idle { "reset" } else { "silent" }
-}
-
-fn mss(vip: &Vip) -> String {
-    vip.mss.map_or_else(|| "as the ends say".to_owned(), |bytes| format!("at most {bytes}"))
+fn mss(mss: Option<u16>) -> String {
+    mss.map_or_else(|| "as the ends say".to_owned(), |bytes| format!("at most {bytes}"))
 }
 
 fn announce(announce: &Announce) -> String {
@@ -369,7 +376,9 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Control, CopyMode, FullNat, Hash, Idle, Io, Nic, Workers, XdpMode};
     use crate::forwarding::this_box::IcmpRate;
-    use crate::forwarding::{Affinity, FlowsLeft, Forward, SchedulerKind, ServerId};
+    use crate::forwarding::{Affinity, FlowsLeft, SchedulerKind, ServerId};
+    use crate::net::Forward;
+    use crate::units::Ticks;
 
     /// A configuration of one worker and one NIC.
     pub fn config(vips: Vec<Vip>) -> Config {
@@ -443,7 +452,7 @@ pub(super) mod tests {
     fn every_difference_is_a_sentence() {
         type Change = fn(&mut Vip);
         let rows: [(Change, &str); 22] = [
-            (|vip| vip.pin = false, "VIP web: pin true -> false"),
+            (|vip| vip.policy.pin = false, "VIP web: pin true -> false"),
             (
                 |vip| vip.drain.deadline = Some(Duration::from_secs(60)),
                 "VIP web: drain (no deadline, then rehash, slow start 0 s) -> (60 s at most, then \
@@ -456,11 +465,11 @@ pub(super) mod tests {
             (|vip| vip.ports = Ports::of(&[80, 443]), "VIP web: ports 80 -> 80, 443"),
             (|vip| vip.ports = Ports::All, "VIP web: ports 80 -> all"),
             (
-                |vip| vip.scheduler = SchedulerKind::Ring { virtual_nodes: 160 },
+                |vip| vip.policy.scheduler = SchedulerKind::Ring { virtual_nodes: 160 },
                 "VIP web: scheduler maglev (table_size 251) -> ring (virtual_nodes 160)",
             ),
             (
-                |vip| vip.affinity = Affinity::ClientPrefix { v4: 24, v6: 56 },
+                |vip| vip.policy.affinity = Affinity::ClientPrefix { v4: 24, v6: 56 },
                 "VIP web: affinity flow -> client_prefix (v4 24, v6 56)",
             ),
             (
@@ -473,23 +482,23 @@ pub(super) mod tests {
                  rise 2, fall 3)",
             ),
             (
-                |vip| vip.timeouts.established = Duration::from_millis(1500),
+                |vip| vip.policy.timeouts.established = Ticks(150),
                 "VIP web: timeouts.established 1800 s -> 1500 ms",
             ),
             (
                 |vip| vip.split = Some(Split { max_load: 1.25, min_rate: 50.0 }),
                 "VIP web: split off -> auto (max_load 1.25, min_rate 50)",
             ),
-            (|vip| vip.quic = vec![rotation_1(7)], QUIC_ADDED),
+            (|vip| vip.policy.quic = Box::new([rotation_1(7)]), QUIC_ADDED),
             (
                 |vip| vip.backends.first_mut().unwrap().server_ids = vec![server_id()],
                 "backend a of VIP web: server_id none -> c4605e",
             ),
-            (|vip| vip.on_down = FlowsLeft::Reset, "VIP web: on_down keep -> reset"),
+            (|vip| vip.policy.on_down = FlowsLeft::Reset, "VIP web: on_down keep -> reset"),
             (|vip| vip.on_remove = FlowsLeft::Keep, "VIP web: on_remove rehash -> keep"),
             (|vip| vip.name = "www".to_owned(), "VIP web renamed www"),
-            (|vip| vip.reset_idle = true, "VIP web: on_idle silent -> reset"),
-            (|vip| vip.rejects = true, "VIP web: on_no_backend drop -> reject"),
+            (|vip| vip.policy.reset_idle = true, "VIP web: on_idle silent -> reset"),
+            (|vip| vip.policy.rejects = true, "VIP web: on_no_backend drop -> reject"),
             (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
             (
                 |vip| vip.backends.push(backend("c", 3)),
@@ -535,8 +544,9 @@ pub(super) mod tests {
     #[test]
     fn a_key_that_changes_is_not_told() {
         let mut old = vip("web", &[]);
-        old.quic = vec![rotation_1(7)];
-        let new = Vip { quic: vec![rotation_1(8)], ..old.clone() };
+        old.policy.quic = Box::new([rotation_1(7)]);
+        let mut new = old.clone();
+        new.policy.quic = Box::new([rotation_1(8)]);
         let told = changes(&config(vec![old]), &config(vec![new]));
         assert_eq!(told, ["VIP web: quic: another key"]);
     }

@@ -16,16 +16,14 @@ use std::time::Duration;
 use hashbrown::HashSet;
 use tokio::time::Instant;
 
+use super::api::FlowsRemoved;
 use super::drain::RESETS;
-use super::flows::Pins;
-use super::identity;
-use super::state::BackendEntry;
+use super::identity::{self, InForce};
+use super::pins::Pins;
 use crate::config;
-use crate::flow::FlowKey;
 use crate::flow::entry::Entry;
-use crate::forwarding::{
-    BackendId, BackendSpec, FlowsLeft, Listen, ListenKey, OldListen, Service, VipId,
-};
+use crate::forwarding::{FlowsLeft, OldListen};
+use crate::net::{BackendId, FlowKey, Listen, ListenKey, VipId};
 
 /// Until workers have the table without it, and have counted what they pinned before.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -134,19 +132,6 @@ impl<T> Removed<T> {
     }
 }
 
-impl Removed<BackendEntry> {
-    /// What the forwarding table is built from. What was to become of the flows of one that is down stays so:
-    /// it is checked no longer.
-    pub fn spec(&self, on_down: FlowsLeft) -> BackendSpec {
-        let spec = self.what.spec();
-        let left = match (self.left, spec.up) {
-            (FlowsLeft::Keep, false) => on_down,
-            (left, _) => left,
-        };
-        BackendSpec { left, service: Service::Out, removed: true, ..spec }
-    }
-}
-
 impl Removed<Listen> {
     /// What of it `vip` does not have again.
     pub fn without(self, vip: &config::Vip) -> impl Iterator<Item = Self> {
@@ -155,8 +140,28 @@ impl Removed<Listen> {
         places.map(move |what| Self { what, left, since, flows })
     }
 
+    /// In parts: flows that are reset go on where another VIP listens by now, which has their packets.
+    pub fn divide(self, in_force: &InForce) -> impl Iterator<Item = Self> {
+        let Self { what, left, since, flows } = self;
+        let parts = match left {
+            FlowsLeft::Reset => in_force.divide(&[what]),
+            FlowsLeft::Keep | FlowsLeft::Rehash => vec![(what, false)],
+        };
+        parts.into_iter().map(move |(what, is_taken)| {
+            let left = if is_taken { FlowsLeft::Keep } else { left };
+            Self { what, left, since, flows }
+        })
+    }
+
     /// What the forwarding table is built from.
     pub const fn spec(&self) -> OldListen {
         OldListen { listen: self.what, left: self.left }
+    }
+}
+
+impl From<&Removal> for FlowsRemoved {
+    fn from(removal: &Removal) -> Self {
+        let Removal { vip, backend, flows, left } = removal.clone();
+        Self { vip, backend, flows, then: left }
     }
 }

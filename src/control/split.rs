@@ -15,11 +15,12 @@
 use hashbrown::HashMap;
 
 use crate::config::Split;
-use crate::flow::Address;
-use crate::forwarding::affinity::{ClientKey, MAX_SPLIT, Sample, Splits};
+use crate::forwarding::ForwardingTable;
+use crate::forwarding::affinity::{ClientKey, MAX_SPLIT, Splits};
 use crate::forwarding::scheduler::Pool;
 use crate::forwarding::table::Vip;
-use crate::forwarding::{BackendIndex, ForwardingTable, VipId};
+use crate::net::{Address, BackendIndex, VipId};
+use crate::stats::Sample;
 
 /// Sources that are counted in one window; later ones count only in the sum. One that is large
 /// enough to matter is early.
@@ -299,7 +300,7 @@ mod tests {
 
     fn split(backends: u16, splits: &Splits) -> ForwardingTable {
         let mut spec = spec(0);
-        spec.affinity = Affinity::Client;
+        spec.policy.affinity = Affinity::Client;
         spec.splits = splits.clone();
         spec.backends = (0..backends).map(backend).collect();
         ForwardingTable::build(1, [7; 16], ThisBox::default(), &[spec], None)

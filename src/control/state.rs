@@ -14,28 +14,25 @@ use tokio::time::Instant;
 
 use super::WorkerView;
 use super::answering::Answering;
-use super::drain::Drain;
-use super::forecast::Forecast;
+use super::counters::{self, Baseline};
+use super::drain::{Drain, Forecast};
 use super::health::{CheckSpec, Hysteresis};
-use super::identity::{self, Parts};
+use super::identity::{self, InForce};
 use super::neighbour::Problem;
 use super::netlink::InterfaceAddress;
 use super::removed::{Gone, Removal, Removals, Removed};
 use super::slow_start::SlowStart;
-use super::status::{self, Baseline};
 use crate::config;
 use crate::flow::bindings::Sources;
-use crate::flow::{Address, Protocol};
-use crate::forwarding::listeners::exact;
-use crate::forwarding::sticky::{Reentry, Remember, Sticky};
 use crate::forwarding::table::return_listen;
 use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
-    Affinity, BackendId, BackendIndex, BackendSpec, FlowsLeft, Forward, Listen, ListenKey,
-    MAX_BACKENDS, MAX_VIPS, Network, NextHop, PortRange, Ports, Service, Splits, SteerRules,
-    Timeouts, VipId, VipSpec,
+    Affinity, BackendSpec, FlowsLeft, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits, VipSpec,
 };
-use crate::units::Ticks;
+use crate::net::{
+    Address, BackendId, BackendIndex, Forward, Listen, ListenKey, Network, NextHop, PortRange,
+    SteerRules, VipId, exact,
+};
 
 /// More than the forwarding table has room for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -279,14 +276,15 @@ impl Registry {
         let continued = identity::continued(&configs, vips);
         let mut kept: Vec<Option<VipEntry>> =
             continued.into_iter().map(|index| old.get_mut(index?).and_then(Option::take)).collect();
+        let in_force = InForce::of(vips);
         // What goes does so first, so that there is always room for what comes.
         for (entry, vip) in kept.iter_mut().zip(vips) {
             if let Some(entry) = entry {
-                entry.part_from(Some(vip), vips, &mut self.backend_indices, workers, now);
+                entry.part_from(Some(vip), &in_force, &mut self.backend_indices, workers, now);
             }
         }
         for mut entry in old.into_iter().flatten() {
-            entry.part_from(None, vips, &mut self.backend_indices, workers, now);
+            entry.part_from(None, &in_force, &mut self.backend_indices, workers, now);
             self.removed.push(entry);
         }
         self.drop_empty();
@@ -344,6 +342,7 @@ impl Registry {
         let goes_on =
             continued.into_iter().zip(vips).filter_map(|(index, vip)| Some((index?, vip)));
         let goes_on: HashMap<usize, &config::Vip> = goes_on.collect();
+        let in_force = InForce::of(vips);
         let mut removals = Removals::default();
         for (index, entry) in self.vips.iter().enumerate() {
             let new = goes_on.get(&index).copied();
@@ -357,15 +356,15 @@ impl Registry {
                 removals.all.push(Removal {
                     vip: entry.config.name.clone(),
                     backend: Some(backend.config.name.clone()),
-                    flows: status::flows_active(workers, backend.id.index),
+                    flows: counters::flows_active(workers, backend.id.index),
                     left,
                 });
             }
             let Some(new) = new else { continue };
             let lost = identity::lost(identity::listens(&entry.config), new);
-            let lost = lost.into_iter().flat_map(|place| Parts::of(place, vips).left);
+            let lost = in_force.divide(&lost).into_iter().filter(|(_, taken)| !taken);
             let name = || entry.config.name.clone();
-            removals.lost.extend(lost.map(|listen| (entry.id, listen, name(), left)));
+            removals.lost.extend(lost.map(|(listen, _)| (entry.id, listen, name(), left)));
         }
         removals
     }
@@ -397,7 +396,7 @@ impl Registry {
     /// Gives up what reloads have taken away and what has no flows left, or whose time is over: the
     /// backends that have gone, with the flows that they still had.
     pub fn release(&mut self, workers: &[WorkerView], now: Instant) -> Vec<Gone> {
-        let flows = |entry: &BackendEntry| status::flows_active(workers, entry.id.index);
+        let flows = |entry: &BackendEntry| counters::flows_active(workers, entry.id.index);
         let idle = |vip: &VipEntry| {
             let removed = vip.removed.iter().map(|removed| &removed.what);
             vip.backends.iter().chain(removed).all(|entry| flows(entry) == 0)
@@ -465,7 +464,7 @@ impl Registry {
 
     fn new_vip(&mut self, config: &config::Vip, workers: &[WorkerView]) -> Option<VipEntry> {
         let id = VipId(self.vip_indices.take()?);
-        let base = status::vip_baseline(workers, id);
+        let base = counters::vip_baseline(workers, id);
         let config = config::Vip { backends: Vec::new(), ..config.clone() };
         let (backends, removed, old) = (Vec::new(), Vec::new(), Vec::new());
         let splits = Splits::default();
@@ -494,7 +493,7 @@ impl Registry {
             next_hop_detail: Problem::Resolving.to_string(),
             problem: None,
             answering: Answering::default(),
-            base: status::backend_baseline(workers, index),
+            base: counters::backend_baseline(workers, index),
         })
     }
 
@@ -507,15 +506,15 @@ impl Registry {
             let known = known.or_else(|| self.new_backend(backend, workers));
             if let Some(mut known) = known {
                 known.reconfigure(new, backend);
-                if entry.config.pin && !new.pin {
+                if entry.config.policy.pin && !new.policy.pin {
                     known.id.generation = self.backend_indices.bump(known.id.index.0);
                 }
                 entry.backends.push(known);
             }
         }
-        let affinity = std::mem::replace(&mut entry.config, new.clone()).affinity;
+        let affinity = std::mem::replace(&mut entry.config, new.clone()).policy.affinity;
         // Sources of another affinity are others; with other limits the next window judges.
-        if affinity != new.affinity || entry.split().is_none() {
+        if affinity != new.policy.affinity || entry.split().is_none() {
             entry.splits = Splits::default();
         }
     }
@@ -535,7 +534,7 @@ impl Registry {
     pub fn patient_specs(&self) -> Vec<VipSpec> {
         let mut specs = self.specs();
         for (vip, spec) in self.vips.iter().zip(&mut specs) {
-            spec.rejects &= !vip.backends.iter().any(|b| b.serves() && b.awaits_next_hop());
+            spec.policy.rejects &= !vip.backends.iter().any(|b| b.serves() && b.awaits_next_hop());
         }
         specs
     }
@@ -591,18 +590,18 @@ impl VipEntry {
         })
     }
 
-    /// Takes away what `new`, one of `vips`, does not have, all of it without one, and takes back what it has
+    /// Takes away what `new`, one of those in force, does not have, all of it without one, and takes back what it has
     /// again. Flows at a place that another VIP takes over stay where they are, as this one's other flows do;
     /// and a VIP without pins has none to leave behind.
     fn part_from(
         &mut self,
         new: Option<&config::Vip>,
-        vips: &[config::Vip],
+        in_force: &InForce,
         indices: &mut Indices,
         workers: &[WorkerView],
         now: Instant,
     ) {
-        let left = match self.config.pin {
+        let left = match self.config.policy.pin {
             true => new.unwrap_or(&self.config).on_remove,
             false => FlowsLeft::Rehash,
         };
@@ -619,7 +618,7 @@ impl VipEntry {
             match left {
                 FlowsLeft::Rehash => indices.give_back(entry.id.index.0),
                 left => {
-                    let flows = status::flows_active(workers, entry.id.index);
+                    let flows = counters::flows_active(workers, entry.id.index);
                     self.removed.push(Removed { flows, ..Removed::new(entry, left, now) });
                 }
             }
@@ -633,22 +632,24 @@ impl VipEntry {
             return;
         };
         let old = std::mem::take(&mut self.old).into_iter();
-        self.old = old.flat_map(|old| old.without(new)).collect();
-        for place in identity::lost(before, new) {
-            let Parts { taken, left: others } = Parts::of(place, vips);
-            let taken = taken.into_iter().map(|place| (place, FlowsLeft::Keep));
-            let all = taken.chain(others.into_iter().map(|place| (place, left)));
-            let kept = all.filter(|(_, left)| self.config.pin && *left != FlowsLeft::Rehash);
-            self.old.extend(kept.map(|(place, left)| Removed::new(place, left, now)));
+        self.old =
+            old.flat_map(|old| old.without(new)).flat_map(|old| old.divide(in_force)).collect();
+        for (place, is_taken) in in_force.divide(&identity::lost(before, new)) {
+            let left = if is_taken { FlowsLeft::Keep } else { left };
+            if self.config.policy.pin && left != FlowsLeft::Rehash {
+                self.old.push(Removed::new(place, left, now));
+            }
         }
         self.is_removed = false;
     }
 
     /// How its large sources are split: only where all flows of one are to go to one backend.
     pub fn split(&self) -> Option<&config::Split> {
-        let together = match self.config.affinity {
+        let together = match self.config.policy.affinity {
             Affinity::Client | Affinity::ClientPrefix { .. } => true,
-            Affinity::Flow | Affinity::QuicCid => self.config.sticky.is_some(),
+            Affinity::Flow | Affinity::QuicCid => {
+                self.config.policy.remember.is_some_and(|remember| remember.sticky.is_some())
+            }
             // They are split from the start.
             Affinity::ClientPorts { .. } => false,
         };
@@ -656,8 +657,8 @@ impl VipEntry {
     }
 
     fn spec(&self) -> VipSpec {
-        let timeouts = &self.config.timeouts;
-        let removed = self.removed.iter().map(|removed| removed.spec(self.config.on_down));
+        let on_down = self.config.policy.on_down;
+        let removed = self.removed.iter().map(|removed| removed.spec(on_down));
         VipSpec {
             id: self.id,
             address: self.config.address,
@@ -667,46 +668,13 @@ impl VipEntry {
             },
             protocol: self.config.protocol,
             forward: self.config.forward,
-            pin: self.config.pin,
-            timeouts: Timeouts {
-                embryonic: Ticks::span(timeouts.embryonic),
-                established: Ticks::span(timeouts.established),
-                closing: Ticks::span(timeouts.closing),
-                udp_first: Ticks::span(timeouts.udp_first),
-                udp: Ticks::span(timeouts.udp),
-            },
-            remember: remember(&self.config),
-            on_down: self.config.on_down,
-            reset_idle: self.config.reset_idle,
-            rejects: self.config.rejects,
-            proxy: self.config.proxy,
-            scheduler: self.config.scheduler,
-            affinity: self.config.affinity,
+            policy: self.config.policy.clone(),
             splits: self.splits.clone(),
             sampled: self.split().is_some(),
-            quic: self.config.quic.clone(),
-            mss: self.config.mss,
             backends: self.backends.iter().map(BackendEntry::spec).chain(removed).collect(),
             old: self.old.iter().map(|old| old.spec()).collect(),
         }
     }
-}
-
-/// What a VIP wants remembered of its clients. Without `sticky`, they come back after the idle
-/// time-out of their flows.
-pub fn remember(vip: &config::Vip) -> Option<Remember> {
-    let idle = match vip.protocol {
-        Protocol::Tcp => vip.timeouts.established,
-        Protocol::Udp | Protocol::Any => vip.timeouts.udp,
-    };
-    let wanted = vip.sticky.is_some() || vip.on_reentry == Reentry::Freest;
-    wanted.then(|| Remember {
-        timeout: Ticks::span(vip.sticky.map_or(idle, |sticky| sticky.timeout)),
-        sticky: vip
-            .sticky
-            .map(|sticky| Sticky { on_drain: sticky.on_drain, on_down: sticky.on_down }),
-        on_reentry: vip.on_reentry,
-    })
 }
 
 impl BackendEntry {
@@ -763,6 +731,19 @@ impl BackendEntry {
     }
 }
 
+impl Removed<BackendEntry> {
+    /// What the forwarding table is built from. What was to become of the flows of one that is down stays so:
+    /// it is checked no longer.
+    pub fn spec(&self, on_down: FlowsLeft) -> BackendSpec {
+        let spec = self.what.spec();
+        let left = match (self.left, spec.up) {
+            (FlowsLeft::Keep, false) => on_down,
+            (left, _) => left,
+        };
+        BackendSpec { left, service: Service::Out, removed: true, ..spec }
+    }
+}
+
 /// Those that are single addresses and ports, and the others; each once.
 fn by_kind(listens: impl Iterator<Item = Listen>) -> (Vec<ListenKey>, Vec<Listen>) {
     let all: Vec<Listen> = listens.collect();
@@ -782,8 +763,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
-    use crate::flow::Protocol;
-    use crate::forwarding::{Affinity, FlowsLeft, Ports, SchedulerKind};
+    use crate::forwarding::{Affinity, FlowsLeft, Ports, SchedulerKind, Timeouts, VipPolicy};
+    use crate::net::Protocol;
+    use crate::units::Ticks;
 
     /// A backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
@@ -799,42 +781,41 @@ pub(super) mod tests {
 
     /// A NAT VIP at 192.0.2.10:80 that checks nothing and announces nothing.
     pub fn vip(name: &str, backends: &[config::Backend]) -> config::Vip {
-        let second = Duration::from_secs(1);
         config::Vip {
             name: name.to_owned(),
             address: [192, 0, 2, 10].into(),
             ports: Ports::of(&[80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
-            scheduler: SchedulerKind::Maglev { size: 251 },
-            affinity: Affinity::Flow,
+            policy: VipPolicy {
+                scheduler: SchedulerKind::Maglev { size: 251 },
+                timeouts: Timeouts {
+                    embryonic: Ticks::seconds(1),
+                    established: Ticks::seconds(1800),
+                    closing: Ticks::seconds(1),
+                    udp_first: Ticks::seconds(1),
+                    udp: Ticks::seconds(1),
+                },
+                rejects: false,
+                ..VipPolicy::default()
+            },
             split: None,
             health: Health::None,
-            timeouts: config::Timeouts {
-                embryonic: second,
-                established: second * 1800,
-                closing: second,
-                udp_first: second,
-                udp: second,
-            },
-            sticky: None,
-            on_reentry: Reentry::Hash,
             drain: config::Drain {
                 deadline: None,
                 then: FlowsLeft::Rehash,
                 slow_start: Duration::ZERO,
             },
-            pin: true,
-            on_down: FlowsLeft::Keep,
             on_remove: FlowsLeft::Rehash,
-            reset_idle: false,
-            mss: None,
-            rejects: false,
-            proxy: false,
             announce: Announce::None,
-            quic: Vec::new(),
             backends: backends.to_vec(),
         }
+    }
+
+    /// The same VIP with other options.
+    pub fn with(mut vip: config::Vip, change: impl FnOnce(&mut VipPolicy)) -> config::Vip {
+        change(&mut vip.policy);
+        vip
     }
 
     pub fn tcp_health() -> Health {
@@ -880,7 +861,7 @@ pub(super) mod tests {
         registry.apply(std::slice::from_ref(&old), &[], Instant::now()).unwrap();
         let mut port = backend("a", 2);
         port.port = None;
-        let proxied = config::Vip { proxy: true, ..vip("web", std::slice::from_ref(&port)) };
+        let proxied = with(vip("web", std::slice::from_ref(&port)), |policy| policy.proxy = true);
         let dsr = config::Vip { forward: Forward::Dsr, ..vip("web", std::slice::from_ref(&port)) };
         for (row, (name, new)) in [
             ("address", vip("web", &[backend("a", 2)])),
@@ -903,13 +884,13 @@ pub(super) mod tests {
     fn a_vip_that_gives_up_its_pins_begins_another_generation() {
         let mut registry = Registry::default();
         let pinned = vip("web", &[backend("a", 1)]);
-        let unpinned = config::Vip { pin: false, ..pinned.clone() };
+        let unpinned = with(pinned.clone(), |policy| policy.pin = false);
         for (pins, expected) in
             [(&pinned, 0), (&pinned, 0), (&unpinned, 1), (&unpinned, 1), (&pinned, 1)]
         {
             registry.apply(std::slice::from_ref(pins), &[], Instant::now()).unwrap();
-            assert_eq!(id(&registry, "web", "a"), (0, expected), "pin: {}", pins.pin);
-            assert_eq!(registry.specs().first().unwrap().pin, pins.pin);
+            assert_eq!(id(&registry, "web", "a"), (0, expected), "pin: {}", pins.policy.pin);
+            assert_eq!(registry.specs().first().unwrap().policy, pins.policy);
         }
     }
 
@@ -944,7 +925,7 @@ pub(super) mod tests {
 
     /// A worker without flows, which counts those of so many backends.
     fn worker(backends: usize) -> super::super::WorkerView {
-        let secret = crate::flow::tuple::TableSecret::new(1);
+        let secret = crate::net::TableSecret::new(1);
         let families = crate::flow::table::Families::default();
         let flows = crate::flow::table::FlowTable::new(8, secret, families).unwrap();
         super::super::WorkerView {
@@ -1107,6 +1088,22 @@ pub(super) mod tests {
         let back = [at("web", &[range(1000, 1620)]), at("two", &[range(1900, 2100)])];
         registry.apply(&back, &workers, now).unwrap();
         assert_eq!(parts(&registry, FlowsLeft::Keep), [range(1621, 1650), range(1900, 2000)]);
+        // What was to be reset goes on where another VIP listens soon after.
+        let mut registry = Registry::default();
+        let ports = |name: &str, ports: &[u16]| {
+            at(name, &ports.iter().copied().map(PortRange::single).collect::<Vec<_>>())
+        };
+        registry.apply(&[ports("web", &[80, 443])], &[], now).unwrap();
+        registry.apply(&[ports("web", &[80])], &[], now).unwrap();
+        assert_eq!(parts(&registry, FlowsLeft::Reset), [PortRange::single(443)]);
+        registry.apply(&[ports("web", &[80]), ports("tls", &[443])], &[], now).unwrap();
+        assert_eq!(parts(&registry, FlowsLeft::Keep), [PortRange::single(443)]);
+        // All ports: no part of them is port 0, which stands for all.
+        let all = config::Vip { ports: Ports::All, ..at("web", &[]) };
+        let mut registry = Registry::default();
+        registry.apply(&[all], &[], now).unwrap();
+        registry.apply(&[at("web", &[range(1, 79), range(81, 65_535)])], &[], now).unwrap();
+        assert_eq!(parts(&registry, FlowsLeft::Reset), [PortRange::single(80)]);
         // Far too many parts: nothing is reset.
         let odd: Vec<_> = (1000..2000).step_by(2).map(PortRange::single).collect();
         let many = [at("web", &[range(1, 1)]), at("odd", &odd)];
@@ -1257,10 +1254,10 @@ pub(super) mod tests {
     fn no_flow_is_refused_while_a_next_hop_is_looked_up() {
         let mut registry = Registry::default();
         let both = [backend("a", 1), backend("b", 2)];
-        let web = config::Vip { rejects: true, ..vip("web", &both) };
+        let web = with(vip("web", &both), |policy| policy.rejects = true);
         registry.apply(&[web], &[], Instant::now()).unwrap();
-        let refuses = |registry: &Registry| registry.patient_specs().first().unwrap().rejects;
-        assert!(registry.specs().first().unwrap().rejects);
+        let refuses = |registry: &Registry| registry.patient_specs()[0].policy.rejects;
+        assert!(registry.specs()[0].policy.rejects);
         assert!(!refuses(&registry), "both are looked up");
         registry.find_mut("web", "a").unwrap().problem = Some("no answer".to_owned());
         assert!(!refuses(&registry), "b may serve yet");
@@ -1272,17 +1269,18 @@ pub(super) mod tests {
     fn splits_survive_a_reload_that_leaves_them_their_meaning() {
         let some = Splits::new(vec![(Address::from_v4([198, 51, 100, 7]), 3)]);
         let split = config::Split { max_load: 1.25, min_rate: 50.0 };
-        let client = config::Vip {
-            affinity: Affinity::Client,
-            split: Some(split),
-            ..vip("web", &[backend("a", 1)])
-        };
+        let client = config::Vip { split: Some(split), ..vip("web", &[backend("a", 1)]) };
+        let client = with(client, |policy| policy.affinity = Affinity::Client);
         type Change = fn(&mut config::Vip);
         let rows: [(&str, Change, bool); 4] = [
             ("a backend", |vip| vip.backends.push(backend("b", 2)), true),
             ("limits", |vip| vip.split.as_mut().unwrap().max_load = 2.0, true),
             ("off", |vip| vip.split = None, false),
-            ("others", |vip| vip.affinity = Affinity::ClientPrefix { v4: 24, v6: 56 }, false),
+            (
+                "others",
+                |vip| vip.policy.affinity = Affinity::ClientPrefix { v4: 24, v6: 56 },
+                false,
+            ),
         ];
         for (name, change, stay) in rows {
             let mut registry = Registry::default();

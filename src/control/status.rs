@@ -1,116 +1,27 @@
 //! `GET /v1/status`: the registry and the workers' counters as one document.
 //!
-//! Sums over workers are made when somebody asks; nothing is kept. Counters of an index that was
-//! used before start at its [`Baseline`], so that a new backend starts at zero.
+//! Sums over workers ([`counters`](super::counters)) are made at each request; nothing is kept.
 
 use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use super::answering::{Syns, hint};
+use super::answering::hint;
 use super::api::{
     BackendState, BackendStatus, DrainStatus, FullNatStatus, HealthState, NextHopStatus,
-    NicFaultStatus, NicStatus, PoolStatus, RemovedStatus, SplitStatus, Status, Totals, Traffic,
-    VipStatus, WorkerStatus,
+    NicFaultStatus, NicStatus, PoolStatus, RemovedStatus, SplitStatus, Status, Totals, VipStatus,
+    WorkerStatus,
 };
+use super::counters::{backend_traffic, flows_active, since, syns, vip_traffic};
 use super::flow_rates::FlowRates;
 use super::nic_faults::NicFault;
 use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::config::FullNat;
-use crate::forwarding::{BackendIndex, FlowsLeft, NextHop, Ports, VipId};
-use crate::stats::{Counter, FlowStats, PortStats, WorkerStats};
-
-/// The counters of an index when its present owner got it.
-#[derive(Debug, Clone, Default)]
-pub struct Baseline {
-    traffic: Traffic,
-    unanswered: u64,
-}
-
-/// Counters of a VIP's index now.
-pub fn vip_baseline(workers: &[WorkerView], id: VipId) -> Baseline {
-    Baseline { traffic: vip_traffic(workers, id), unanswered: 0 }
-}
-
-/// Counters of a backend's index now.
-pub fn backend_baseline(workers: &[WorkerView], index: BackendIndex) -> Baseline {
-    Baseline { traffic: backend_traffic(workers, index), unanswered: unanswered(workers, index) }
-}
-
-/// SYNs to a backend since it has its index.
-pub fn syns(workers: &[WorkerView], entry: &BackendEntry) -> Syns {
-    let all = since(backend_traffic(workers, entry.id.index), &entry.base).flows_total;
-    let unanswered = unanswered(workers, entry.id.index).saturating_sub(entry.base.unanswered);
-    Syns { all, unanswered }
-}
-
-fn unanswered(workers: &[WorkerView], index: BackendIndex) -> u64 {
-    let of =
-        |worker: &WorkerView| worker.stats.unanswered.get(usize::from(index.0)).map(Counter::get);
-    workers.iter().filter_map(of).sum()
-}
-
-/// Flows that are pinned to a backend now, over all workers.
-pub fn flows_active(workers: &[WorkerView], index: BackendIndex) -> u64 {
-    let of = |worker: &WorkerView| {
-        worker.stats.backends.get(usize::from(index.0)).map_or(0, |stats| stats.flows_active.get())
-    };
-    workers.iter().map(of).sum()
-}
-
-/// Flows that were ever pinned for a VIP's index, over all workers.
-pub fn flows_total(workers: &[WorkerView], id: VipId) -> u64 {
-    let of = |worker: &WorkerView| {
-        worker.stats.vips.get(usize::from(id.0)).map_or(0, |stats| stats.flows_total.get())
-    };
-    workers.iter().map(of).sum()
-}
-
-/// Flows that were ever pinned for a VIP, over all workers; without pins, datagrams that were placed.
-pub fn flows_or_datagrams(workers: &[WorkerView], vip: &VipEntry) -> u64 {
-    let stats = workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(vip.id.0)));
-    let counters = stats.map(|stats| match vip.config.pin {
-        true => &stats.flows_total,
-        false => &stats.flows_scheduled,
-    });
-    counters.map(Counter::get).sum()
-}
-
-fn vip_traffic(workers: &[WorkerView], id: VipId) -> Traffic {
-    sum(workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(id.0))))
-}
-
-fn backend_traffic(workers: &[WorkerView], index: BackendIndex) -> Traffic {
-    sum(workers.iter().filter_map(|worker| worker.stats.backends.get(usize::from(index.0))))
-}
-
-fn sum<'a>(stats: impl Iterator<Item = &'a FlowStats>) -> Traffic {
-    stats.fold(Traffic::default(), |mut sum, stats| {
-        sum.packets_in += stats.packets_in.get();
-        sum.bytes_in += stats.bytes_in.get();
-        sum.packets_out += stats.packets_out.get();
-        sum.bytes_out += stats.bytes_out.get();
-        sum.flows_total += stats.flows_total.get();
-        sum.flows_active += stats.flows_active.get();
-        sum.dropped += stats.dropped.get();
-        sum
-    })
-}
-
-/// What was counted since the baseline. `flows_active` is a gauge and stays as it is.
-fn since(now: Traffic, Baseline { traffic: base, .. }: &Baseline) -> Traffic {
-    Traffic {
-        packets_in: now.packets_in.saturating_sub(base.packets_in),
-        bytes_in: now.bytes_in.saturating_sub(base.bytes_in),
-        packets_out: now.packets_out.saturating_sub(base.packets_out),
-        bytes_out: now.bytes_out.saturating_sub(base.bytes_out),
-        flows_total: now.flows_total.saturating_sub(base.flows_total),
-        flows_active: now.flows_active,
-        dropped: now.dropped.saturating_sub(base.dropped),
-    }
-}
+use crate::forwarding::{FlowsLeft, Ports};
+use crate::net::NextHop;
+use crate::stats::{PortStats, WorkerStats};
 
 /// What a status is made of, besides the process itself.
 pub struct Sources<'a> {
@@ -216,9 +127,9 @@ fn vip_status(vip: &VipEntry, sources: &Sources<'_>, now: Instant) -> VipStatus 
         },
         protocol: vip.config.protocol,
         forward: vip.config.forward,
-        pin: vip.config.pin,
-        scheduler: vip.config.scheduler.to_string(),
-        affinity: vip.config.affinity.to_string(),
+        pin: vip.config.policy.pin,
+        scheduler: vip.config.policy.scheduler.to_string(),
+        affinity: vip.config.policy.affinity.to_string(),
         announced_on: (sources.announced_on)(vip),
         splits: sources.splitter.shown(vip.id).into_iter().map(split_status).collect(),
         backends_up: backends.iter().filter(|backend| backend.is_up()).count(),
@@ -259,7 +170,7 @@ pub fn backend_status(
         share_percent: entry.slow_start.percent(),
         next_hop: entry.next_hop.map(|hop| next_hop_status(hop, entry.mtu, nics)),
         next_hop_detail: entry.next_hop_detail.clone(),
-        syns_unanswered: syns(workers, entry).unanswered,
+        syns_unanswered: syns(workers, entry.id.index, &entry.base).unanswered,
         hint: entry.answering.suspected().map_or_else(String::new, |s| hint(&vip.config, s)),
         traffic,
     }

@@ -20,7 +20,7 @@ use super::own_ports::{self, OwnPorts};
 use crate::config::driver::{LARGE_FRAME, NicFacts, largest_mtu};
 use crate::config::machine::{Finding, Level};
 use crate::config::{Announce, Config, Vip};
-use crate::forwarding::PortIndex;
+use crate::net::NicIndex;
 
 /// The first kernel with packets of several frames (multi-buffer).
 const MULTI_BUFFER: (u32, u32) = (6, 6);
@@ -216,8 +216,8 @@ fn next_hops(config: &Config, network: &Network, found: &mut Vec<Finding>) {
     let links: HashMap<u32, Link> =
         network.links.iter().map(|link| (link.index, link.clone())).collect();
     let index = |name: &str| network.links.iter().find(|link| link.name == name);
-    let nics = config.nics.iter().zip((0..).map(PortIndex));
-    let nics: HashMap<u32, PortIndex> =
+    let nics = config.nics.iter().zip((0..).map(NicIndex));
+    let nics: HashMap<u32, NicIndex> =
         nics.filter_map(|(nic, port)| Some((index(&nic.interface)?.index, port))).collect();
     for vip in &config.vips {
         for backend in &vip.backends {

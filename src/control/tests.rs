@@ -27,16 +27,14 @@ use super::{
     SteerCounters, SteerRules, SteeringPort, WorkerEvent, WorkerView, admin, serve,
 };
 use crate::config::{Config, Vip};
-use crate::flow::clients::Clients;
 use crate::flow::entry::{Pin, State};
+use crate::flow::shared::{SharedTables, TableSizes};
 use crate::flow::table::{Families, FlowTable};
-use crate::flow::tuple::TableSecret;
 use crate::flow::writer::FlowWriter;
-use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::publish::{Publisher, Subscription};
-use crate::forwarding::{
-    BackendId, BackendIndex, FULL_SHARE, FlowsLeft, ForwardingTable, NextHop, PortIndex, ThisBox,
-    VipId,
+use crate::forwarding::{FULL_SHARE, FlowsLeft, ForwardingTable, ThisBox};
+use crate::net::{
+    Address, BackendId, BackendIndex, FlowKey, NextHop, NicIndex, Protocol, TableSecret, VipId,
 };
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
@@ -74,15 +72,15 @@ impl SteeringPort for FakeSteering {
         Ok(vec![AttachedView { xdp: "generic".to_owned(), fallback }])
     }
 
-    fn counters(&mut self, _nic: PortIndex) -> SteerCounters {
+    fn counters(&mut self, _nic: NicIndex) -> SteerCounters {
         SteerCounters { steered: 5, passed: 6, no_socket: 7 }
     }
 
-    fn socket_statistics(&mut self, _nic: PortIndex) -> SocketStatistics {
+    fn socket_statistics(&mut self, _nic: NicIndex) -> SocketStatistics {
         SocketStatistics { rx_ring_full: 8, ..SocketStatistics::default() }
     }
 
-    fn nic_now(&mut self, _nic: PortIndex) -> Result<NicNow, String> {
+    fn nic_now(&mut self, _nic: NicIndex) -> Result<NicNow, String> {
         self.notes.lock().unwrap().nic.ok_or_else(|| "not looked at".to_owned())
     }
 }
@@ -136,7 +134,8 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
         publisher,
         steering: Box::new(FakeSteering { notes: Arc::clone(&notes), tables: tables.clone() }),
         send_frame: Box::new(|_, _| Err(std::io::Error::other("nothing is announced here"))),
-        clients: Arc::new(Clients::new(1024, TableSecret::new(1))),
+        shared: SharedTables::new(Arc::from([]), &TableSecret::new(1), TableSizes::default())
+            .unwrap(),
         events: failures,
         clock: Arc::new(|| Ticks(300)),
         explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
@@ -723,7 +722,7 @@ async fn flows_are_json_lines() {
                 protocol: Protocol::Tcp,
             };
             let backend = BackendId { index: BackendIndex(i % 2), generation: i / 8 };
-            let hop = NextHop { port: PortIndex(0), mac: [0; 6], vlan: None };
+            let hop = NextHop { port: NicIndex(0), mac: [0; 6], vlan: None };
             let pin = Pin::new(VipId(0), backend, State::ESTABLISHED, 0, &hop, Ticks(100));
             let pin = pin.with_last_seen(Ticks(200));
             writer.insert(&table.secret().hash(key.into()), &pin).unwrap();
@@ -745,7 +744,7 @@ async fn flows_are_json_lines() {
 
 #[test]
 fn the_intersection_keeps_what_both_have() {
-    let key = |port| crate::forwarding::ListenKey {
+    let key = |port| crate::net::ListenKey {
         address: Address::from_v4([192, 0, 2, 1]),
         port,
         protocol: Protocol::Tcp,

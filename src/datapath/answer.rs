@@ -17,9 +17,8 @@ use super::batch::{Packet, Way};
 use super::context::Context;
 use super::limiter::Limiter;
 use super::reset;
-use super::rewrite::{Macs, address_frame};
-use crate::flow::Protocol;
-use crate::forwarding::NextHop;
+use super::rewrite::address_frame;
+use crate::net::{NextHop, Protocol};
 use crate::stats::{Answer, Drop};
 use crate::wire::icmp::{self, ErrorKind};
 use crate::wire::ip::is_header_sum_right;
@@ -35,7 +34,6 @@ pub fn answer(
     packet: &mut Packet,
     reason: Drop,
     context: &Context<'_>,
-    macs: &Macs,
     limiter: &mut Limiter,
     pool: &mut FramePool,
 ) -> Result<(), Drop> {
@@ -43,8 +41,7 @@ pub fn answer(
     if !is_header_sum_right(packet.network()) {
         return Err(Drop::BadIpv4Checksum);
     }
-    let mut send =
-        |packet: &mut Packet, kind| send_error(packet, kind, context, macs, limiter, pool);
+    let mut send = |packet: &mut Packet, kind| send_error(packet, kind, context, limiter, pool);
     let answered = match reason {
         Drop::TooBig => {
             let kind = ErrorKind::TooBig { mtu: packet.limit };
@@ -54,7 +51,7 @@ pub fn answer(
         Drop::NoBackend | Drop::ClientIsBackend if !rejects(packet, context) => false,
         Drop::NoBackend | Drop::ClientIsBackend | Drop::VipRemoved => {
             match packet.flow.protocol() {
-                Protocol::Tcp => reset::refuse(packet, context, macs, pool),
+                Protocol::Tcp => reset::refuse(packet, context, pool),
                 Protocol::Udp => send(packet, ErrorKind::PortUnreachable),
                 // A protocol that we do not know has no ports.
                 Protocol::Any => false,
@@ -70,7 +67,7 @@ pub fn answer(
 pub(super) fn rejects(packet: &Packet, context: &Context<'_>) -> bool {
     let opens = packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens();
     let vip = context.table.vip(packet.vip).filter(|_| packet.way == Way::ToBackend && opens);
-    vip.is_some_and(|vip| vip.rejects)
+    vip.is_some_and(|vip| vip.policy.rejects)
 }
 
 /// Whether no router may fragment the packet: IPv4 with DF, and IPv6.
@@ -84,7 +81,6 @@ fn send_error(
     packet: &mut Packet,
     kind: ErrorKind,
     context: &Context<'_>,
-    macs: &Macs,
     limiter: &mut Limiter,
     pool: &mut FramePool,
 ) -> bool {
@@ -113,11 +109,13 @@ fn send_error(
     pool.cut(frame);
     // To a full-NAT backend we are the source that its flow has.
     let ours = match packet.way {
-        Way::ToClientOf(id) => context.bindings.sources().source(id).map(|(address, _)| address),
+        Way::ToClientOf(id) => {
+            context.shared.bindings.sources().source(id).map(|(address, _)| address)
+        }
         _ => None,
     };
     let sent = icmp::error(frame, ip, ours.unwrap_or(key.vip), kind).is_ok()
-        && send_back(packet, answer, &hop, context, macs);
+        && send_back(packet, answer, &hop, context);
     if let Some(trace) = context.trace.filter(|_| sent) {
         trace.note_place(packet.vip, packet.backend);
     }
@@ -130,10 +128,9 @@ pub(super) fn send_back(
     answer: Answer,
     hop: &NextHop,
     context: &Context<'_>,
-    macs: &Macs,
 ) -> bool {
     let Some(frame) = &mut packet.frame else { return false };
     packet.nic = context.nic;
     packet.way = Way::Back(answer);
-    address_frame(frame, packet.shape.tag, hop, macs).is_ok()
+    address_frame(frame, packet.shape.tag, hop, context).is_ok()
 }

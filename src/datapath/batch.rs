@@ -3,10 +3,10 @@
 use crate::flow::bindings::BindingId;
 use crate::flow::entry::WayBack;
 use crate::flow::table::Slot;
-use crate::flow::tuple::HashedKey;
-use crate::forwarding::{BackendIndex, ListenKey, NextHop, PortIndex, VipId};
+use crate::net::HashedKey;
+use crate::net::vlan::Tags;
+use crate::net::{BackendIndex, ListenKey, NextHop, NicIndex, VipId};
 use crate::stats::Answer;
-use crate::wire::vlan::Tags;
 use crate::xdp::umem::Frame;
 
 /// Most packets in a batch. More hide no more memory latency, and fall out of the L1 cache.
@@ -81,7 +81,7 @@ pub struct Packet {
     /// By rewrite: the backend that it goes to or comes from, for the counters.
     pub backend: BackendIndex,
     /// By rewrite: the NIC that it leaves by.
-    pub nic: PortIndex,
+    pub nic: NicIndex,
     /// By rewrite: bytes as received.
     pub bytes: u16,
     /// By rewrite, when that found it too long ([`Drop::TooBig`](crate::stats::Drop::TooBig)): bytes of an
@@ -213,7 +213,7 @@ impl Packet {
         vip: VipId::NONE,
         way: Way::ToBackend,
         backend: BackendIndex(u16::MAX),
-        nic: PortIndex(0),
+        nic: NicIndex(0),
         bytes: 0,
         limit: 0,
     };
@@ -240,6 +240,12 @@ impl Packet {
         self.data().get(self.shape.ip()..).unwrap_or_default()
     }
 
+    /// From the transport header on.
+    #[inline]
+    pub fn segment(&self) -> &[u8] {
+        self.data().get(usize::from(self.shape.transport)..).unwrap_or_default()
+    }
+
     /// The source MAC address.
     #[inline]
     pub fn source_mac(&self) -> [u8; 6] {
@@ -252,7 +258,7 @@ impl Packet {
     /// Where the packet, received on `port`, came from on the wire, packed; `None` if it has two tags,
     /// and there are too many such pairs.
     #[inline(always)]
-    pub fn way_back(&self, port: PortIndex) -> Option<WayBack> {
+    pub fn way_back(&self, port: NicIndex) -> Option<WayBack> {
         let [_, _, _, _, rest @ ..] = self.data().first_chunk::<12>().unwrap_or(&[0; 12]);
         let mac = u64::from_be_bytes(*rest) & 0xffff_ffff_ffff;
         WayBack::new(mac, port, self.shape.tag)
@@ -260,7 +266,7 @@ impl Packet {
 
     /// Where the packet, received on `port`, came from on the wire, and so where answers to it go.
     #[inline]
-    pub fn came_from(&self, port: PortIndex) -> NextHop {
+    pub fn came_from(&self, port: NicIndex) -> NextHop {
         let vlan = self.shape.tag.and_then(Tags::vlans);
         NextHop { port, mac: self.source_mac(), vlan }
     }

@@ -11,10 +11,10 @@
 
 use super::batch::{Packet, Way};
 use super::context::Context;
-use crate::flow::tuple::{HashedKey, TableSecret, Tuple};
-use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::table::ReturnPath;
-use crate::forwarding::{BackendIndex, ListenKey, VipId};
+use crate::net::{
+    Address, BackendIndex, FlowKey, HashedKey, ListenKey, Protocol, TableSecret, Tuple, VipId,
+};
 use crate::stats::Drop;
 
 /// The last VIP that was found. Most packets of a batch are for the same one.
@@ -52,7 +52,7 @@ pub fn classify(
         packet.vip = vip;
         match context.table.vip(vip) {
             Some(vip) if vip.protocol == Protocol::Any => flow = tuple.without_ports(),
-            Some(vip) if !vip.pin => {
+            Some(vip) if !vip.policy.pin => {
                 set_unpinned(packet, tuple, Way::Unpinned);
                 return Ok(());
             }
@@ -91,9 +91,9 @@ fn classify_reply(
     if protocol == Protocol::Any {
         return classify_old(packet, tuple, context, secret).ok_or(Drop::UnsupportedProtocol);
     }
-    if let Some(id) = context.bindings.sources().find(address, port) {
+    if let Some(id) = context.shared.bindings.sources().find(address, port) {
         // Whose it is, conntrack asks when it has been fetched.
-        context.bindings.prefetch(id);
+        context.shared.bindings.prefetch(id);
         packet.forget();
         packet.way = Way::ToClientOf(id);
         packet.flow = HashedKey::unhashed(tuple);
@@ -151,4 +151,94 @@ pub fn answered_flow(
         vip_port: path.vip_port.unwrap_or(source.port),
         protocol: source.protocol,
     })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::datapath::testing::*;
+    use crate::forwarding::Ports;
+    use crate::net::Forward;
+
+    /// The flow of the client's connection from a port to the VIP.
+    fn flow(client_port: u16, vip_port: u16) -> FlowKey {
+        let (client, vip) = (CLIENT.octets(), VIP.octets());
+        FlowKey {
+            client: Address::from_v4(client),
+            vip: Address::from_v4(vip),
+            client_port,
+            vip_port,
+            protocol: Protocol::Tcp,
+        }
+    }
+
+    #[test]
+    fn a_packet_goes_by_its_destination_and_a_reply_by_its_source() {
+        let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
+        let source = ListenKey {
+            address: Address::from_v4(backend(1).octets()),
+            port: 8080,
+            protocol: Protocol::Tcp,
+        };
+        let snat =
+            bed.shared.bindings.sources().find(Address::from_v4(SNAT.octets()), 20_001).unwrap();
+        let stranger = Ipv4Addr::new(203, 0, 113, 1);
+        for (from, to, expected) in [
+            ((CLIENT, 1), (VIP, 80), Ok((Way::ToBackend, flow(1, 80)))),
+            ((backend(1), 8080), (CLIENT, 1), Ok((Way::ToClient(source), flow(1, 80)))),
+            // A backend is a client, too.
+            (
+                (backend(1), 8080),
+                (VIP, 80),
+                Ok((Way::ToBackend, FlowKey { client: source.address, ..flow(8080, 80) })),
+            ),
+            ((CLIENT, 1), (VIP, 81), Err(Drop::NoVip)),
+            ((backend(1), 8081), (CLIENT, 1), Err(Drop::NoVip)),
+            ((backend(2), 8080), (CLIENT, 1), Err(Drop::NoVip)),
+            ((CLIENT, 1), (stranger, 80), Err(Drop::NoVip)),
+        ] {
+            let packet = bed.receive(&tcp(from, to, "A"));
+            let got = packet.map(|packet| (packet.way, packet.flow.key()));
+            assert_eq!(got, expected, "{from:?} {to:?}");
+        }
+        let packet = bed.receive(&tcp((backend(0), 8080), (SNAT, 20_001), "A")).unwrap();
+        assert_eq!((packet.way, packet.vip), (Way::ToClientOf(snat), VipId::NONE));
+        let reply = bed.reply(1, 1, "A");
+        assert_eq!((reply.vip, reply.backend), (VipId(0), BackendIndex(1)));
+    }
+
+    #[test]
+    fn vips_of_all_protocols_have_no_ports_and_those_without_pins_no_hash() {
+        let any = crate::forwarding::VipSpec {
+            protocol: Protocol::Any,
+            ports: Ports::All,
+            ..vip(Forward::Dsr, 1)
+        };
+        let mut bed = Bed::new(1, &[any]);
+        let packet = bed.request(7, "S");
+        assert_eq!((packet.way, packet.flow.key().client_port), (Way::ToBackend, 0));
+        let udp_vip =
+            crate::forwarding::VipSpec { protocol: Protocol::Udp, ..vip(Forward::Dsr, 1) };
+        let unpinned = with(udp_vip, |policy| policy.pin = false);
+        bed.publish(&[unpinned]);
+        let packet = bed.receive(&udp((CLIENT, 7), (VIP, 80))).unwrap();
+        assert_eq!((packet.way, packet.flow.key().client_port), (Way::Unpinned, 7));
+        assert_eq!(packet.flow.hash, HashedKey::unhashed(packet.flow.tuple).hash);
+    }
+
+    #[test]
+    fn the_last_vip_is_found_again_without_a_look_up() {
+        let mut bed = Bed::new(1, &[vip(Forward::Dsr, 1)]);
+        let mut packet = bed.request(1, "S");
+        let (tuple, secret) = (packet.flow.tuple, TableSecret::new(1));
+        let mut last = LastVip { destination: tuple.destination(), vip: VipId(9) };
+        classify(&mut packet, tuple, &bed.context(0, 0), &secret, &mut last).unwrap();
+        assert_eq!(packet.vip, VipId(9));
+        last = LastVip::NONE;
+        classify(&mut packet, tuple, &bed.context(0, 0), &secret, &mut last).unwrap();
+        assert_eq!(packet.vip, VipId(0));
+    }
 }

@@ -1,45 +1,77 @@
-//! What the stages look around with.
+//! Per-batch context passed to every stage, and the environment that a worker makes it from.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
-use super::path_mtu::PathMtus;
-use crate::flow::bindings::Bindings;
-use crate::flow::clients::Clients;
-use crate::flow::fragments::Datagrams;
-use crate::flow::return_hops::ReturnHops;
-use crate::flow::table::FlowView;
+use crate::flow::shared::SharedTables;
+use crate::flow::table::{FlowTable, FlowView};
+use crate::forwarding::ForwardingTable;
 use crate::forwarding::explain::Trace;
-use crate::forwarding::{ForwardingTable, PortIndex};
+use crate::forwarding::publish::Subscription;
+use crate::net::NicIndex;
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 
-/// What a stage needs to look around: the forwarding table, the NIC, the clock, the counters.
+/// MAC addresses of the NICs, by [`NicIndex`].
+pub type Macs = [[u8; 6]];
+
+/// Tables, addresses, clock and counters that stages read. Stages write packets, atomics and
+/// [`Resources`](super::resources::Resources).
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// The forwarding table of this batch.
+    /// The forwarding table of this poll.
     pub table: &'a ForwardingTable,
     /// This worker's flow table.
     pub flows: FlowView<'a>,
-    /// The clients of all workers.
-    pub clients: &'a Clients,
-    /// The datagrams of all workers that come in fragments.
-    pub datagrams: &'a Datagrams,
-    /// The full-NAT sources of all workers.
-    pub bindings: &'a Bindings,
-    /// Where the clients of VIPs without pins are.
-    pub return_hops: &'a ReturnHops,
-    /// What was learnt of the paths to tunnels' ends.
-    pub paths: &'a PathMtus,
-    /// Of the worker's IPv4 packets that may be fragmented.
+    /// The tables that all workers share.
+    pub shared: &'a SharedTables,
+    /// MAC addresses of all NICs.
+    pub macs: &'a Macs,
+    /// Identifications of this worker's IPv4 packets that may be fragmented.
     pub identification: &'a Identification,
     /// The NIC that the batch came from.
-    pub nic: PortIndex,
+    pub nic: NicIndex,
     /// Now.
     pub now: Ticks,
     /// The worker's counters.
     pub stats: &'a WorkerStats,
-    /// To whom reasons are told, where somebody asks.
+    /// Records reasons, for an explanation or a replay.
     pub trace: Option<&'a Trace>,
+}
+
+/// Tables, addresses and counters of a worker, of which its contexts are made.
+pub struct Environment {
+    /// The forwarding tables.
+    pub tables: Subscription,
+    /// This worker's flow table.
+    pub flows: Arc<FlowTable>,
+    /// The tables that all workers share.
+    pub shared: Arc<SharedTables>,
+    /// MAC addresses of all NICs.
+    pub macs: Vec<[u8; 6]>,
+    /// Identifications of this worker's IPv4 packets that may be fragmented.
+    pub identification: Identification,
+    /// The worker's counters.
+    pub stats: Arc<WorkerStats>,
+}
+
+impl Environment {
+    /// Returns the context of a poll, with the newest forwarding table and the first NIC. Each batch sets its
+    /// own NIC.
+    #[inline(always)]
+    pub fn context<'a>(&'a mut self, now: Ticks, trace: Option<&'a Trace>) -> Context<'a> {
+        Context {
+            table: self.tables.current(),
+            flows: self.flows.view(),
+            shared: &self.shared,
+            macs: &self.macs,
+            identification: &self.identification,
+            nic: NicIndex(0),
+            now,
+            stats: &self.stats,
+            trace,
+        }
+    }
 }
 
 /// IPv4 identifications in turn: one is used again after 65,536 packets (RFC 6864 4.3).

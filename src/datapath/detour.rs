@@ -13,66 +13,34 @@
 use super::answer::answer;
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
-use super::conntrack::Conntrack;
+use super::conntrack::Miss;
 use super::context::Context;
+use super::forward::{Unsent, forward_packet};
 use super::fragment_out::fragment;
-use super::fragments::{Fate, Fragments, note};
-use super::life::Miss;
-use super::limiter::Limiter;
+use super::fragments::{Fate, note};
 use super::parse::{Parsed, Piece, parse};
-use super::reset::Outbox;
-use super::rewrite::{Macs, rewrite_to_backend};
+use super::resources::Resources;
+use super::rewrite::rewrite_to_backend;
 use super::select::select;
 use super::transmit::end;
-use super::worker::forward;
 use crate::flow::table::Slot;
 use crate::stats::Drop;
-use crate::xdp::umem::FramePool;
-
-/// Why a packet is not on its way yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unsent {
-    /// It cannot be forwarded.
-    Dropped(Drop),
-    /// Its flow has no pin.
-    NoPin(Miss),
-    /// It is a fragment, of a flow that is not known yet.
-    Fragment,
-}
-
-impl From<Drop> for Unsent {
-    #[inline]
-    fn from(reason: Drop) -> Self {
-        Self::Dropped(reason)
-    }
-}
-
-/// What of a worker a detour may write to, besides the packet.
-pub struct Hands<'w> {
-    /// Its pins.
-    pub conntrack: &'w mut Conntrack,
-    /// Fragments that wait.
-    pub fragments: &'w mut Fragments,
-    /// Frames of its own.
-    pub outbox: &'w mut Outbox,
-    /// How many ICMP errors it may send.
-    pub limiter: &'w mut Limiter,
-    /// Free frames.
-    pub pool: &'w mut FramePool,
-    /// MAC addresses of all NICs.
-    pub macs: &'w Macs,
-}
 
 /// Takes a packet to its end, or to where it is sent on.
 #[cold]
-pub fn detour(packet: &mut Packet, unsent: Unsent, hands: &mut Hands<'_>, context: &Context<'_>) {
+pub fn detour(
+    packet: &mut Packet,
+    unsent: Unsent,
+    resources: &mut Resources,
+    context: &Context<'_>,
+) {
     match unsent {
-        Unsent::Dropped(reason) => settle(packet, reason, hands, context),
-        Unsent::NoPin(miss) => open(packet, miss, hands, context),
+        Unsent::Dropped(reason) => settle(packet, reason, resources, context),
+        Unsent::NoPin(miss) => open(packet, miss, resources, context),
         Unsent::Fragment => {
             packet.forget();
-            if let Err(reason) = join(packet, hands, context) {
-                end(packet, reason, hands.pool, context.stats);
+            if let Err(reason) = join(packet, resources, context) {
+                end(packet, reason, &mut resources.pool, context.stats);
             }
         }
     }
@@ -80,44 +48,46 @@ pub fn detour(packet: &mut Packet, unsent: Unsent, hands: &mut Hands<'_>, contex
 
 /// Ends the way of a packet that cannot be forwarded as it is, unless it becomes its own answer, or may
 /// go in pieces.
-fn settle(packet: &mut Packet, reason: Drop, hands: &mut Hands<'_>, context: &Context<'_>) {
-    let Hands { outbox, limiter, pool, macs, .. } = hands;
-    if let Err(reason) = answer(packet, reason, context, macs, limiter, pool)
-        && let Err(reason) = fragment(packet, reason, context, macs, pool, outbox)
+fn settle(packet: &mut Packet, reason: Drop, resources: &mut Resources, context: &Context<'_>) {
+    let Resources { outbox, limiter, pool, .. } = resources;
+    if let Err(reason) = answer(packet, reason, context, limiter, pool)
+        && let Err(reason) = fragment(packet, reason, context, pool, outbox)
     {
         end(packet, reason, pool, context.stats);
     }
 }
 
 /// Opens a flow. It counts, and keeps its pin, if its first packet is sent.
-fn open(packet: &mut Packet, miss: Miss, hands: &mut Hands<'_>, context: &Context<'_>) {
-    let opened = match select(packet, miss, hands.conntrack, context) {
+fn open(packet: &mut Packet, miss: Miss, resources: &mut Resources, context: &Context<'_>) {
+    let opened = match select(packet, miss, &mut resources.conntrack, context) {
         Ok(opened) => opened,
-        Err(reason) => return settle(packet, reason, hands, context),
+        Err(reason) => return settle(packet, reason, resources, context),
     };
-    if let Err(reason) = rewrite_to_backend(packet, &opened.target, context, hands.macs) {
-        settle(packet, reason, hands, context);
+    if let Err(reason) = rewrite_to_backend(packet, &opened.target, context) {
+        settle(packet, reason, resources, context);
     }
     if packet.goes_on() {
         opened.keep(&packet.flow, context);
     } else {
-        opened.undo(&packet.flow, hands.conntrack, context);
+        opened.undo(&packet.flow, &mut resources.conntrack, context);
     }
 }
 
 /// Sends a fragment the way of its flow, once that is known.
-fn join(packet: &mut Packet, hands: &mut Hands<'_>, context: &Context<'_>) -> Result<(), Drop> {
+fn join(packet: &mut Packet, resources: &mut Resources, context: &Context<'_>) -> Result<(), Drop> {
     let Parsed::Fragment(piece) = parse(packet)? else { return Err(Drop::Fragment) };
-    let Fate::Flow(tuple) = hands.fragments.flow_of(packet, &piece, context, hands.pool)? else {
+    let Fate::Flow(tuple) =
+        resources.fragments.flow_of(packet, &piece, context, &mut resources.pool)?
+    else {
         return Ok(());
     };
-    let Hands { conntrack, macs, outbox, .. } = hands;
+    let Resources { conntrack, outbox, .. } = resources;
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, conntrack.secret(), &mut last)?;
     note(&piece, context)?;
     packet.hint = Slot::NOWHERE;
-    if let Err(unsent) = forward(packet, conntrack, context, macs, outbox) {
-        detour(packet, unsent, hands, context);
+    if let Err(unsent) = forward_packet(packet, conntrack, outbox, context) {
+        detour(packet, unsent, resources, context);
     }
     deny_unless_sent(packet, &piece, context);
     Ok(())
@@ -126,6 +96,6 @@ fn join(packet: &mut Packet, hands: &mut Hands<'_>, context: &Context<'_>) -> Re
 /// The fragments of a datagram have one fate: that of the first one.
 fn deny_unless_sent(packet: &Packet, piece: &Piece, context: &Context<'_>) {
     if piece.head.is_some() && !packet.goes_on() {
-        context.datagrams.deny(&piece.key, piece.span.len, context.now);
+        context.shared.datagrams.deny(&piece.key, piece.span.len, context.now);
     }
 }

@@ -14,35 +14,28 @@ use super::answer::rejects;
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
-use super::conntrack::Conntrack;
+use super::conntrack::{Conntrack, is_expired};
 use super::context::{Context, Identification};
-use super::detour::Unsent;
-use super::life::is_living;
+use super::forward::{Unsent, forward_packet};
 use super::parse::{Parsed, parse};
-use super::path_mtu::PathMtus;
 use super::reset::Outbox;
-use super::rewrite::{Macs, mtu_towards, rewrite_to_backend, tunnel};
-use super::select::{out_of_service, rivals, select};
-use super::worker::forward;
-use crate::flow::bindings::Bindings;
-use crate::flow::clients::{Clients, Key};
+use super::rewrite::{mtu_towards, rewrite_to_backend, tunnel};
+use super::select::{rivals, select};
+use crate::flow::clients::Key;
 use crate::flow::entry::{Pin, State};
-use crate::flow::fragments::Datagrams;
-use crate::flow::return_hops::ReturnHops;
-use crate::flow::table::{Families, FlowTable, TableError};
-use crate::flow::tuple::{HashedKey, Tuple};
-use crate::flow::writer::FlowWriter;
-use crate::flow::{Address, FlowKey, Protocol};
+use crate::flow::shared::{FoundPin, SharedTables};
+use crate::flow::table::TableError;
+use crate::forwarding::ForwardingTable;
 use crate::forwarding::explain::{Explanation, Question, Segment, Trace};
 use crate::forwarding::table::{Backend, Vip, name};
-use crate::forwarding::{Forward, ForwardingTable, NextHop, PortIndex, VipId};
+use crate::net::{Address, FlowKey, Forward, NextHop, NicIndex, Protocol, Tuple, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::units::Ticks;
 use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Where a client is taken to be that has no flow yet: a locally administered address.
-const SOMEWHERE: NextHop = NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
+const SOMEWHERE: NextHop = NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
 
 /// Of no VIP.
 const NOBODY: Key = Key { vip: VipId::NONE, client: Address { high: 0, low: 0 }, part: 0 };
@@ -52,10 +45,7 @@ const NOBODY: Key = Key { vip: VipId::NONE, client: Address { high: 0, low: 0 },
 pub struct Explainer {
     pool: FramePool,
     macs: Vec<[u8; 6]>,
-    flows: Arc<[Arc<FlowTable>]>,
-    clients: Arc<Clients>,
-    bindings: Arc<Bindings>,
-    paths: Arc<PathMtus>,
+    shared: Arc<SharedTables>,
     stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -70,28 +60,18 @@ pub enum ExplainError {
     Packet(String),
 }
 
-/// A pin as it was found.
-struct Found {
-    worker: usize,
-    key: HashedKey,
-    pin: Pin,
-}
-
 impl Explainer {
-    /// For workers with these flow tables and counters, and NICs with these addresses.
+    /// For workers with these tables and counters, and NICs with these addresses.
     ///
     /// # Errors
     /// When there is no memory for one packet, which is never given back.
     pub fn new(
         macs: Vec<[u8; 6]>,
-        flows: Arc<[Arc<FlowTable>]>,
-        clients: Arc<Clients>,
-        bindings: Arc<Bindings>,
-        paths: Arc<PathMtus>,
+        shared: Arc<SharedTables>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, UmemError> {
         let (_, pool) = Umem::create(1, 4096)?;
-        Ok(Self { pool, macs, flows, clients, bindings, paths, stats })
+        Ok(Self { pool, macs, shared, stats })
     }
 
     /// What becomes of a packet of the flow now. Cost: about a millisecond.
@@ -108,49 +88,41 @@ impl Explainer {
         let key = key(question);
         let vip = table.owner(Tuple::from(key).listen_key()).and_then(|id| table.vip(id));
         let found = self.pins(&key, vip, table);
-        let scratch = self.scratch(&found)?;
         let (worker, pinned) = match vip {
-            Some(vip) if !vip.pin => (0, None),
+            Some(vip) if !vip.policy.pin => (0, None),
             _ => tell_pin(&found, &key, table, now, &trace),
         };
         let stats = self.loads(worker, vip);
         let me = u8::try_from(worker).unwrap_or_default();
-        let bound = found.iter().filter_map(|found| found.pin.track.binding());
-        let (bindings, leases) = self.bindings.scratch(bound, me).map_err(TableError::from)?;
-        let Some(flows) = scratch.get(worker).cloned() else {
+        let client = vip.map_or(NOBODY, |vip| key_of(&key, vip));
+        let (scratch, leases) = self.shared.scratch(&found, &client, me)?;
+        let Some(flows) = scratch.flows.get(worker).cloned() else {
             return Err(ExplainError::Packet("there is no worker".to_owned()));
         };
-        let Some(mut conntrack) = Conntrack::adopt(scratch, leases, me, now) else {
+        let Some(mut conntrack) = Conntrack::adopt(Arc::clone(&scratch.flows), leases, me, now)
+        else {
             return Err(ExplainError::Packet("the scratch table is in use".to_owned()));
         };
-        let hop = pinned.map_or(SOMEWHERE, |pin| self.bindings.way_back(&pin.track));
+        let hop = pinned.map_or(SOMEWHERE, |pin| self.shared.bindings.way_back(&pin.track));
         let opens = match question.packet {
             Segment::Likely => pinned.is_none(),
             Segment::Syn => true,
             Segment::Midflow => false,
         };
-        tell_packet(question.protocol, opens, vip.is_none_or(|vip| vip.pin), &trace);
+        tell_packet(question.protocol, opens, vip.is_none_or(|vip| vip.policy.pin), &trace);
         let mut packet = self.packet(question, opens, &hop)?;
-        let nic = hop.port;
-        let trace_of = Some(&trace);
-        let client = vip.map_or(NOBODY, |vip| key_of(&key, vip));
-        // Nobody asks about fragments.
-        let datagrams = &Datagrams::new(0, Ticks(0), conntrack.secret().clone());
         let context = &Context {
             table,
-            datagrams,
             flows: flows.view(),
-            clients: &self.clients.scratch(&client),
-            bindings: &bindings,
-            return_hops: &ReturnHops::new(1, flows.secret().clone()),
-            paths: &self.paths,
+            shared: &scratch,
+            macs: &self.macs,
             identification: &Identification::of(me),
-            nic,
+            nic: hop.port,
             now,
             stats: &stats,
-            trace: trace_of,
+            trace: Some(&trace),
         };
-        let verdict = run(&mut packet, &mut conntrack, context, &flows, &self.macs);
+        let verdict = run(&mut packet, &mut conntrack, context);
         let sent = verdict.is_ok();
         match verdict {
             Ok(()) => tell_rewrite(&packet, pinned, question, context),
@@ -166,37 +138,20 @@ impl Explainer {
     }
 
     /// Every pin that the stages may look at.
-    fn pins(&self, key: &FlowKey, vip: Option<&Vip>, table: &ForwardingTable) -> Vec<Found> {
+    fn pins(&self, key: &FlowKey, vip: Option<&Vip>, table: &ForwardingTable) -> Vec<FoundPin> {
         let backends = vip.into_iter().flat_map(|vip| vip.scheduler.candidates());
         let backends = backends.filter_map(|candidate| table.backend(candidate.backend));
         let rivals = backends.flat_map(|backend| rivals(key, backend, table)).map(|(key, _)| key);
         let mut keys: Vec<FlowKey> = rivals.collect();
         keys.push(*key);
         let mut found = Vec::new();
-        for (worker, flows) in self.flows.iter().enumerate() {
+        for (worker, flows) in self.shared.flows.iter().enumerate() {
             for key in &keys {
                 let key = flows.secret().hash((*key).into());
-                found.extend(flows.lookup(&key).map(|(_, pin)| Found { worker, key, pin }));
+                found.extend(flows.lookup(&key).map(|(_, pin)| FoundPin { worker, key, pin }));
             }
         }
         found
-    }
-
-    /// Tables with these pins, one per worker.
-    fn scratch(&self, found: &[Found]) -> Result<Arc<[Arc<FlowTable>]>, ExplainError> {
-        let capacity = u32::try_from(found.len()).unwrap_or(u32::MAX / 4) * 2 + 64;
-        let table = |(worker, flows): (usize, &Arc<FlowTable>)| {
-            let secret = flows.secret().clone();
-            let table = Arc::new(FlowTable::new(capacity, secret, Families::BOTH)?);
-            if let Some(mut writer) = FlowWriter::new(Arc::clone(&table)) {
-                for found in found.iter().filter(|found| found.worker == worker) {
-                    // It has room for all.
-                    let _ = writer.insert(&found.key, &found.pin);
-                }
-            }
-            Ok(table)
-        };
-        self.flows.iter().enumerate().map(table).collect()
     }
 
     /// Counters of our own, with what schedulers ask for as the worker has it.
@@ -238,24 +193,18 @@ impl Explainer {
 }
 
 /// The stages, from parse to rewrite.
-fn run(
-    packet: &mut Packet,
-    conntrack: &mut Conntrack,
-    context: &Context<'_>,
-    flows: &FlowTable,
-    macs: &Macs,
-) -> Result<(), Drop> {
+fn run(packet: &mut Packet, conntrack: &mut Conntrack, context: &Context<'_>) -> Result<(), Drop> {
     // A packet of a flow was asked about.
     let Parsed::Flow(tuple) = parse(packet)? else { return Err(Drop::UnsupportedProtocol) };
     let mut last = LastVip::NONE;
-    classify(packet, tuple, context, flows.secret(), &mut last)?;
+    classify(packet, tuple, context, conntrack.secret(), &mut last)?;
     // Resets of a flow that is cut are not sent: only the verdict is told.
-    match forward(packet, conntrack, context, macs, &mut Outbox::default()) {
+    match forward_packet(packet, conntrack, &mut Outbox::default(), context) {
         Ok(()) => Ok(()),
         Err(Unsent::Dropped(reason)) => Err(reason),
         Err(Unsent::NoPin(miss)) => {
             let opened = select(packet, miss, conntrack, context)?;
-            rewrite_to_backend(packet, &opened.target, context, macs)
+            rewrite_to_backend(packet, &opened.target, context)
         }
         Err(Unsent::Fragment) => Err(Drop::Fragment),
     }
@@ -278,15 +227,15 @@ fn key(question: &Question) -> FlowKey {
 
 /// Tells which worker has the flow's pin, if one lives, and returns both; else the first worker.
 fn tell_pin<'f>(
-    found: &'f [Found],
+    found: &'f [FoundPin],
     key: &FlowKey,
     table: &ForwardingTable,
     now: Ticks,
     trace: &Trace,
 ) -> (usize, Option<&'f Pin>) {
     let own =
-        |found: &&Found| found.key.key() == *key && !found.pin.track.state().has(State::ALIAS);
-    let Some(Found { worker, pin, .. }) = found.iter().find(own) else {
+        |found: &&FoundPin| found.key.key() == *key && !found.pin.track.state().has(State::ALIAS);
+    let Some(FoundPin { worker, pin, .. }) = found.iter().find(own) else {
         trace.tell("conntrack", "no pin", "no worker has this flow");
         return (0, None);
     };
@@ -299,10 +248,10 @@ fn tell_pin<'f>(
     );
     match table.pinned(pin.track.backend()) {
         None => trace.tell("conntrack", "no pin", format!("{said}: its backend has left")),
-        Some(backend) if is_living(key.protocol, &pin.track, backend, now) => {
+        Some(backend) if !is_expired(key.protocol, &pin.track, backend, now) => {
             let overlay = match backend.takes_new {
                 true => String::new(),
-                false => format!("; no new flows go there: {}", out_of_service(backend)),
+                false => format!("; no new flows go there: {}", backend.out_of_service()),
             };
             let outcome = format!("pinned to {}", name(backend, table));
             trace.tell("conntrack", outcome, said + &overlay);
@@ -345,7 +294,7 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
         backend.address.into(),
         backend.port.unwrap_or_else(|| question.destination.port()),
     );
-    let sources = context.bindings.sources();
+    let sources = context.shared.bindings.sources();
     let source = pinned.and_then(|pin| sources.source(pin.track.binding()?));
     let source = source.map(|(address, port)| SocketAddr::new(address.into(), port));
     let outcome = match backend.forward {

@@ -15,15 +15,15 @@
 use arrayvec::ArrayVec;
 
 use super::batch::{Packet, Part, Shape, TcpFlags, Way};
-use super::conntrack::Target;
 use super::context::Context;
 use super::fragments;
 use super::reset::Outbox;
-use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
+use super::rewrite::{rewrite_to_backend, rewrite_to_client};
+use super::target::Target;
 use super::unpinned::{is_unpinned, return_hop};
 use crate::flow::fragments::Span;
 use crate::flow::table::Slot;
-use crate::forwarding::{Forward, NextHop};
+use crate::net::{Forward, NextHop};
 use crate::stats::Drop;
 use crate::wire::checksum::{self, Full};
 use crate::wire::headers::FRAGMENT_LEN;
@@ -72,7 +72,7 @@ impl<'t> To<'t> {
             }
             Way::ToClient(_) => Some(Self::Client(pin()?.track.hop())),
             Way::ToClientOf(id) => {
-                Some(Self::Client(context.bindings.read(id)?.bound.way_back.next_hop()))
+                Some(Self::Client(context.shared.bindings.read(id)?.bound.way_back.next_hop()))
             }
             Way::Unpinned
             | Way::UnpinnedReply(_)
@@ -83,10 +83,10 @@ impl<'t> To<'t> {
         }
     }
 
-    fn rewrite(&self, packet: &mut Packet, context: &Context<'_>, macs: &Macs) -> Result<(), Drop> {
+    fn rewrite(&self, packet: &mut Packet, context: &Context<'_>) -> Result<(), Drop> {
         match self {
-            Self::Backend(target) => rewrite_to_backend(packet, target, context, macs),
-            Self::Client(hop) => rewrite_to_client(packet, hop, context, macs),
+            Self::Backend(target) => rewrite_to_backend(packet, target, context),
+            Self::Client(hop) => rewrite_to_client(packet, hop, context),
         }
     }
 }
@@ -101,7 +101,6 @@ pub fn fragment(
     packet: &mut Packet,
     reason: Drop,
     context: &Context<'_>,
-    macs: &Macs,
     pool: &mut FramePool,
     outbox: &mut Outbox,
 ) -> Result<(), Drop> {
@@ -118,9 +117,9 @@ pub fn fragment(
     });
     let sent = cut.and_then(|()| {
         shorten(packet, &plan, context).ok_or(reason)?;
-        pieces.iter_mut().try_for_each(|piece| to.rewrite(piece, context, macs))?;
+        pieces.iter_mut().try_for_each(|piece| to.rewrite(piece, context))?;
         let received = packet.bytes;
-        to.rewrite(packet, context, macs)?;
+        to.rewrite(packet, context)?;
         packet.bytes = received;
         Ok(())
     });

@@ -20,11 +20,10 @@ use std::collections::VecDeque;
 use super::batch::{Packet, Shape};
 use super::context::Context;
 use super::parse::Piece;
-use crate::flow::fragments::{Datagrams, Head, Joined, Key, Span};
-use crate::flow::tuple::Tuple;
-use crate::forwarding::PortIndex;
-use crate::forwarding::explain::{Trace, Wait};
-use crate::stats::{Drop, WorkerStats};
+use crate::flow::fragments::{Head, Joined, Key, Span};
+use crate::forwarding::explain::Wait;
+use crate::net::{NicIndex, Tuple};
+use crate::stats::Drop;
 use crate::units::Ticks;
 use crate::wire::checksum::{self, Delta};
 use crate::wire::headers::{self, Headers};
@@ -42,7 +41,7 @@ struct Parked {
     frame: Frame,
     key: Key,
     /// Where it came in.
-    nic: PortIndex,
+    nic: NicIndex,
     since: Ticks,
     /// The first one has come.
     ready: bool,
@@ -50,39 +49,19 @@ struct Parked {
     ticket: u64,
 }
 
-/// What decides whether a parked fragment waits on.
-pub struct Look<'a> {
-    /// The datagrams of all workers that come in fragments.
-    pub datagrams: &'a Datagrams,
-    /// Now.
-    pub now: Ticks,
-    /// The worker's counters.
-    pub stats: &'a WorkerStats,
-    /// Records what becomes of fragments, in a replay.
-    pub trace: Option<&'a Trace>,
-}
-
-impl Look<'_> {
-    fn tell(&self, wait: Wait) {
-        if let Some(trace) = self.trace {
-            trace.note_wait(wait);
-        }
-    }
-
-    /// Ends the way of a parked fragment.
-    fn give_up(&self, parked: Parked, reason: Drop, pool: &mut FramePool) {
-        pool.push(parked.frame);
-        self.stats.fragments_parked.sub(1);
-        self.stats.drop_counter(reason).add(1);
-        self.tell(Wait::GivenUp(parked.ticket, reason));
+/// Records what becomes of a parked fragment, in a replay.
+fn tell(wait: Wait, context: &Context<'_>) {
+    if let Some(trace) = context.trace {
+        trace.note_wait(wait);
     }
 }
 
-impl<'a> From<&Context<'a>> for Look<'a> {
-    fn from(context: &Context<'a>) -> Self {
-        let Context { datagrams, now, stats, trace, .. } = *context;
-        Self { datagrams, now, stats, trace }
-    }
+/// Ends the way of a parked fragment.
+fn give_up(parked: Parked, reason: Drop, context: &Context<'_>, pool: &mut FramePool) {
+    pool.push(parked.frame);
+    context.stats.fragments_parked.sub(1);
+    context.stats.drop_counter(reason).add(1);
+    tell(Wait::GivenUp(parked.ticket, reason), context);
 }
 
 /// The fragments that a worker has parked.
@@ -130,7 +109,7 @@ impl Fragments {
         if let Some(head) = piece.head {
             return Ok(Fate::Flow(piece.key.tuple(head)));
         }
-        match context.datagrams.join(&piece.key, piece.span, context.now) {
+        match context.shared.datagrams.join(&piece.key, piece.span, context.now) {
             Joined::Flow(head) => Ok(Fate::Flow(piece.key.tuple(head))),
             Joined::Overlap => Err(Drop::FragmentOverlap),
             Joined::Denied => Err(Drop::FragmentFirstDropped),
@@ -155,7 +134,7 @@ impl Fragments {
         if self.parked.len() >= self.limit
             && let Some(oldest) = self.parked.pop_front()
         {
-            Look::from(context).give_up(oldest, Drop::FragmentNoRoom, pool);
+            give_up(oldest, Drop::FragmentNoRoom, context, pool);
         }
         if let Some(frame) = packet.frame.take() {
             let Context { nic, now, .. } = *context;
@@ -163,7 +142,7 @@ impl Fragments {
             self.tickets += 1;
             self.parked.push_back(Parked { frame, key, nic, since: now, ready: false, ticket });
             context.stats.fragments_parked.add(1);
-            Look::from(context).tell(Wait::Begins(ticket));
+            tell(Wait::Begins(ticket), context);
         }
         // Its way goes on later, with another record.
         packet.dropped = true;
@@ -172,20 +151,20 @@ impl Fragments {
 
     /// Looks, before a poll, whose first fragment has come, and whose time is over.
     #[inline]
-    pub fn look(&mut self, look: &Look<'_>, pool: &mut FramePool) {
+    pub fn look(&mut self, context: &Context<'_>, pool: &mut FramePool) {
         if !self.parked.is_empty() {
-            self.look_at_all(look, pool);
+            self.look_at_all(context, pool);
         }
     }
 
     #[cold]
-    fn look_at_all(&mut self, look: &Look<'_>, pool: &mut FramePool) {
-        let Look { datagrams, now, .. } = *look;
+    fn look_at_all(&mut self, context: &Context<'_>, pool: &mut FramePool) {
+        let (datagrams, now) = (&context.shared.datagrams, context.now);
         while let Some(oldest) = self.parked.front()
             && now.since(oldest.since).0 > PATIENCE.0
             && let Some(oldest) = self.parked.pop_front()
         {
-            look.give_up(oldest, Drop::FragmentNoFirst, pool);
+            give_up(oldest, Drop::FragmentNoFirst, context, pool);
         }
         let generation = datagrams.generation();
         if generation != std::mem::replace(&mut self.looked_at, generation) {
@@ -195,30 +174,29 @@ impl Fragments {
         }
     }
 
-    /// Gives the fragments that came in by `nic` and wait no longer back to the start of the line, into the
-    /// first of `places`; returns how many.
+    /// Puts the fragments that came in by the batch's NIC, and wait no longer, into the first of `places`;
+    /// returns how many.
     #[inline]
     pub fn rejoin<'p>(
         &mut self,
-        nic: PortIndex,
         places: &mut impl Iterator<Item = &'p mut Packet>,
-        look: &Look<'_>,
+        context: &Context<'_>,
     ) -> usize {
-        if self.parked.is_empty() { 0 } else { self.rejoin_all(nic, places, look) }
+        if self.parked.is_empty() { 0 } else { self.rejoin_all(places, context) }
     }
 
     #[cold]
     fn rejoin_all<'p>(
         &mut self,
-        nic: PortIndex,
         places: &mut impl Iterator<Item = &'p mut Packet>,
-        look: &Look<'_>,
+        context: &Context<'_>,
     ) -> usize {
+        let datagrams = &context.shared.datagrams;
         let (mut count, mut index) = (0, 0);
         while let Some(parked) = self.parked.get_mut(index) {
             // A double of it may have completed the datagram since: then it waits on, where it is.
-            parked.ready = parked.ready && look.datagrams.knows(&parked.key, look.now);
-            if !parked.ready || parked.nic != nic {
+            parked.ready = parked.ready && datagrams.knows(&parked.key, context.now);
+            if !parked.ready || parked.nic != context.nic {
                 index += 1;
                 continue;
             }
@@ -226,8 +204,8 @@ impl Fragments {
             let Some(parked) = self.parked.remove(index) else { break };
             place.frame = Some(parked.frame);
             place.dropped = false;
-            look.stats.fragments_parked.sub(1);
-            look.tell(Wait::Ends(parked.ticket));
+            context.stats.fragments_parked.sub(1);
+            tell(Wait::Ends(parked.ticket), context);
             count += 1;
         }
         count
@@ -249,7 +227,7 @@ impl Fragments {
 /// own, as its datagram is not known.
 #[cold]
 pub fn number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
-    context.datagrams.number(&key(frame, shape)?)
+    context.shared.datagrams.number(&key(frame, shape)?)
 }
 
 /// The datagram that a fragment is of.
@@ -278,8 +256,8 @@ pub fn note_cut(packet: &Packet, rest: Span, context: &Context<'_>) {
     if let (Some(key), Some(&ports)) = (key, ports) {
         let head = Head { protocol: packet.flow.protocol(), ports };
         // If the sender uses one number twice at a time, that is the number it has.
-        let _ = context.datagrams.note(&key, head, rest.offset, context.now);
-        context.datagrams.join(&key, rest, context.now);
+        let _ = context.shared.datagrams.note(&key, head, rest.offset, context.now);
+        context.shared.datagrams.join(&key, rest, context.now);
     }
 }
 
@@ -305,6 +283,6 @@ pub fn renumber(frame: &mut Frame, shape: &Shape, number: u32) {
 #[cold]
 pub fn note(piece: &Piece, context: &Context<'_>) -> Result<(), Drop> {
     let Some(head) = piece.head else { return Ok(()) };
-    let noted = context.datagrams.note(&piece.key, head, piece.span.len, context.now);
+    let noted = context.shared.datagrams.note(&piece.key, head, piece.span.len, context.now);
     noted.map_err(|_| Drop::FragmentOverlap)
 }

@@ -19,20 +19,19 @@ use std::iter;
 use super::answer::send_back;
 use super::batch::{Packet, Part, Way};
 use super::classify::{answered_flow, takes_all_protocols};
-use super::conntrack::{Conntrack, Target};
+use super::conntrack::Conntrack;
 use super::context::Context;
 use super::parse::Message;
 use super::path_mtu;
 use super::quic::Answerer;
-use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
+use super::rewrite::{rewrite_to_backend, rewrite_to_client};
 use super::select::guess;
+use super::target::Target;
 use super::unpinned::{return_hop, return_path};
 use crate::flow::bindings::{BindingId, Lease};
 use crate::flow::table::Slot;
-use crate::flow::tuple::{TableSecret, Tuple};
-use crate::flow::{Address, FlowKey, Protocol};
 use crate::forwarding::table::ReturnPath;
-use crate::forwarding::{ListenKey, NextHop};
+use crate::net::{Address, FlowKey, ListenKey, NextHop, Protocol, TableSecret, Tuple};
 use crate::stats::{Answer, Drop};
 use crate::wire::checksum::{self, Full};
 use crate::wire::headers::protocol::ICMP_V6;
@@ -58,7 +57,6 @@ pub fn classify(
     message: &Message,
     context: &Context<'_>,
     secret: &TableSecret,
-    macs: &Macs,
     pool: &FramePool,
 ) -> Result<(), Drop> {
     packet.forget();
@@ -71,7 +69,7 @@ pub fn classify(
     }
     match kind_of(packet, message)? {
         Kind::Echo if !is_sum_right(parts(packet, message, pool), message) => Err(Drop::BadIcmp),
-        Kind::Echo => answer_echo(packet, message, context, macs),
+        Kind::Echo => answer_echo(packet, message, context),
         Kind::Error => relate(packet, message, context, secret),
     }
 }
@@ -111,12 +109,7 @@ fn kind_of(packet: &Packet, message: &Message) -> Result<Kind, Drop> {
     }
 }
 
-fn answer_echo(
-    packet: &mut Packet,
-    message: &Message,
-    context: &Context<'_>,
-    macs: &Macs,
-) -> Result<(), Drop> {
+fn answer_echo(packet: &mut Packet, message: &Message, context: &Context<'_>) -> Result<(), Drop> {
     if !context.table.is_vip(message.destination) {
         return Err(Drop::NoVip);
     }
@@ -127,7 +120,7 @@ fn answer_echo(
     let Some(frame) = &mut packet.frame else { return Err(Drop::BadIcmp) };
     let len = frame.packet_len().into();
     match icmp::echo_reply(frame.data_mut(), ip, len) {
-        Ok(()) if send_back(packet, Answer::EchoReply, &hop, context, macs) => Ok(()),
+        Ok(()) if send_back(packet, Answer::EchoReply, &hop, context) => Ok(()),
         Ok(()) => Err(Drop::NoHeadroom),
         Err(Unanswered::BadSource) => Err(Drop::BadSource),
         Err(_) => Err(Drop::BadIcmp),
@@ -186,11 +179,12 @@ fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>
 /// The quoted packet was sent by a full-NAT source: what is about it goes to the client.
 fn relate_to_bound(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (source, (address, port)) = (quoted.source, quoted.destination);
-    let id = context.bindings.sources().find(source.0, source.1)?;
-    let lease = context.bindings.read(id)?;
+    let id = context.shared.bindings.sources().find(source.0, source.1)?;
+    let lease = context.shared.bindings.read(id)?;
     let backend = context.table.pinned(lease.bound.backend)?;
     let protocol = Protocol::from_number(quoted.protocol)?;
-    if lease.bound.service(backend) != (ListenKey { address, port, protocol }) {
+    if lease.bound.service(backend.address, backend.port) != (ListenKey { address, port, protocol })
+    {
         return None;
     }
     (packet.vip, packet.backend) = (backend.vip, backend.id.index);
@@ -231,7 +225,6 @@ pub fn forward(
     source: Option<ListenKey>,
     conntrack: &Conntrack,
     context: &Context<'_>,
-    macs: &Macs,
 ) -> Result<(), Drop> {
     packet.shape.part = Part::Quoting;
     match source {
@@ -242,12 +235,12 @@ pub fn forward(
                 None => Target { backend: guess(packet, conntrack, context)?, binding: None },
             };
             packet.way = Way::ToBackend;
-            rewrite_to_backend(packet, &target, context, macs)?;
+            rewrite_to_backend(packet, &target, context)?;
         }
         Some(source) => {
             let client = to_client(packet, source, conntrack, context).ok_or(Drop::IcmpNoFlow)?;
             packet.way = Way::ToClient(source);
-            rewrite_to_client(packet, &client, context, macs)?;
+            rewrite_to_client(packet, &client, context)?;
         }
     }
     context.stats.icmp_errors_forwarded.add(1);
@@ -263,14 +256,13 @@ pub fn forward_bound(
     packet: &mut Packet,
     id: BindingId,
     context: &Context<'_>,
-    macs: &Macs,
 ) -> Result<(), Drop> {
-    let lease = context.bindings.read(id);
+    let lease = context.shared.bindings.read(id);
     let same = |lease: &Lease| Tuple::from(lease.bound.flow) == packet.flow.tuple;
     let lease = lease.filter(same).ok_or(Drop::IcmpNoFlow)?;
     packet.shape.part = Part::Quoting;
     packet.way = Way::ToClientOf(id);
-    rewrite_to_client(packet, &lease.bound.way_back.next_hop(), context, macs)?;
+    rewrite_to_client(packet, &lease.bound.way_back.next_hop(), context)?;
     context.stats.icmp_errors_forwarded.add(1);
     Ok(())
 }

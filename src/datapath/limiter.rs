@@ -6,8 +6,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use crate::flow::Address;
 use crate::forwarding::this_box::IcmpRate;
+use crate::net::Address;
 use crate::units::Ticks;
 
 /// Buckets by network. Networks that share one share its tokens, and nobody outside can know which do.

@@ -18,10 +18,10 @@ use etherparse::{
 
 use super::batch::{Packet, Part, Shape, TcpFlags};
 use crate::flow::fragments::{Head, Key, Span};
-use crate::flow::tuple::Tuple;
-use crate::flow::{Address, Protocol};
+use crate::net::Tuple;
+use crate::net::vlan::{Outer, Tags, tpid};
+use crate::net::{Address, Protocol};
 use crate::stats::Drop;
-use crate::wire::vlan::{Outer, Tags, tpid};
 
 /// IPv6 extension headers that are stepped over before the packet is given up.
 ///

@@ -1,7 +1,7 @@
 //! The NIC queues of a worker: where its packets come from and go to.
 
 use super::batch::Packet;
-use crate::forwarding::{MAX_NICS, PortIndex};
+use crate::net::{MAX_NICS, NicIndex};
 use crate::stats::WorkerStats;
 use crate::xdp::queue::XskQueue;
 use crate::xdp::umem::{Frame, FramePool};
@@ -9,7 +9,7 @@ use crate::xdp::umem::{Frame, FramePool};
 /// One NIC queue that a worker serves.
 pub struct WorkerPort {
     /// The NIC.
-    pub nic: PortIndex,
+    pub nic: NicIndex,
     /// Its socket and rings.
     pub port: XskQueue,
     /// Bad descriptors that were counted.
@@ -22,7 +22,7 @@ pub struct WorkerPort {
 
 impl WorkerPort {
     /// A queue of `nic`.
-    pub fn new(nic: PortIndex, port: XskQueue) -> Self {
+    pub fn new(nic: NicIndex, port: XskQueue) -> Self {
         Self { nic, port, bad_descriptors: 0, queued: (0, 0), was_full: false }
     }
 
@@ -118,7 +118,7 @@ impl Ports {
     #[inline]
     pub fn queue(
         &mut self,
-        nic: PortIndex,
+        nic: NicIndex,
         packets: &mut [Packet],
         pool: &mut FramePool,
         stats: &WorkerStats,
@@ -130,7 +130,7 @@ impl Ports {
     ///
     /// # Errors
     /// The frame comes back when the ring is full, or no queue of this worker is on that NIC.
-    pub fn queue_one(&mut self, nic: PortIndex, frame: Frame) -> Result<(), Frame> {
+    pub fn queue_one(&mut self, nic: NicIndex, frame: Frame) -> Result<(), Frame> {
         match self.sender(nic) {
             Some(port) => port.queue_one(frame),
             None => Err(frame),
@@ -138,12 +138,12 @@ impl Ports {
     }
 
     /// Whether a packet could leave by `nic` if its ring had room.
-    pub fn can_send(&mut self, nic: PortIndex, frame: &Frame) -> bool {
+    pub fn can_send(&mut self, nic: NicIndex, frame: &Frame) -> bool {
         self.sender(nic).is_none_or(|port| port.port.can_send(frame))
     }
 
     #[inline]
-    fn sender(&mut self, nic: PortIndex) -> Option<&mut WorkerPort> {
+    fn sender(&mut self, nic: NicIndex) -> Option<&mut WorkerPort> {
         let index = self.sender.get(usize::from(nic.0)).copied().flatten()?;
         self.ports.get_mut(index)
     }

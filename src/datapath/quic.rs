@@ -5,9 +5,8 @@
 
 use super::batch::{Packet, Part};
 use super::context::Context;
-use crate::flow::Protocol;
-use crate::forwarding::BackendIndex;
 use crate::forwarding::table::{Backend, Quirks};
+use crate::net::{BackendIndex, Protocol};
 use crate::wire::quic::server_chosen_id;
 
 /// Bytes of a UDP header.

@@ -4,7 +4,8 @@
 //! Cost: one acquire load and one release store per batch.
 
 use super::batch::Batch;
-use super::fragments::{Fragments, Look};
+use super::context::Context;
+use super::fragments::Fragments;
 use super::ports::WorkerPort;
 use crate::xdp::cpu;
 
@@ -15,13 +16,13 @@ pub fn receive(
     batch: &mut Batch,
     port: &mut WorkerPort,
     fragments: &mut Fragments,
-    look: &Look<'_>,
+    context: &Context<'_>,
     max: usize,
 ) {
-    let stats = look.stats;
+    let stats = context.stats;
     let (mut bytes, mut back) = (0, 0);
     batch.fill(|places| {
-        back = fragments.rejoin(port.nic, &mut places.by_ref().take(max), look);
+        back = fragments.rejoin(&mut places.by_ref().take(max), context);
         // No more than there are places: what the port gives is lost otherwise.
         back + port.port.receive((max - back).min(places.len()), |frame| {
             bytes += u64::from(frame.packet_len());

@@ -28,18 +28,18 @@ use etherparse::{EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
 
 use super::batch::{Packet, TcpFlags, Way};
 use super::bindings::Numbers;
-use super::conntrack::Target;
-use super::context::Context;
+use super::context::{Context, Macs};
 use super::ports::Ports;
-use super::rewrite::{Macs, tunnel};
-use crate::flow::{Address, FlowKey};
-use crate::forwarding::{Forward, NextHop, PortIndex};
+use super::rewrite::tunnel;
+use super::target::{Cut, Target};
+use crate::net::vlan::Tags;
+use crate::net::{Address, FlowKey, Forward, NextHop, NicIndex};
 use crate::stats::{Answer, Drop, WorkerStats};
 use crate::wire::headers::Headers;
 use crate::wire::ip::is_header_sum_right;
 use crate::wire::proxy::Shift;
+use crate::wire::tcp;
 use crate::wire::tunnel::Outer;
-use crate::wire::vlan::Tags;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Most segments that wait: more are not sent. Who was not told is told at his next packet, or
@@ -54,15 +54,6 @@ const SHORTEST: usize = 60;
 const TCP_LEN: u16 = 20;
 /// Hops that a segment may go (RFC 1340; most hosts send as many).
 const HOPS: u8 = 64;
-
-/// A flow that is cut, as far as its ends are to be told.
-#[derive(Debug)]
-pub struct Cut<'t> {
-    /// Where its client is.
-    pub client: NextHop,
-    /// Where its packets go.
-    pub target: Target<'t>,
-}
 
 /// What a segment says; it has no data.
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +81,7 @@ pub struct Outbox {
     /// Segments of its own.
     segments: ArrayVec<Segment, OUTBOX>,
     /// Pieces of packets that were too long ([`fragment_out`](super::fragment_out)).
-    pieces: ArrayVec<(PortIndex, Frame), OUTBOX>,
+    pieces: ArrayVec<(NicIndex, Frame), OUTBOX>,
 }
 
 impl Outbox {
@@ -105,7 +96,7 @@ impl Outbox {
     }
 
     /// Takes a piece of a packet, rewritten, that leaves by `nic`.
-    pub fn push_piece(&mut self, nic: PortIndex, frame: Frame, pool: &mut FramePool) {
+    pub fn push_piece(&mut self, nic: NicIndex, frame: Frame, pool: &mut FramePool) {
         if let Err(error) = self.pieces.try_push((nic, frame)) {
             pool.push(error.element().1);
         }
@@ -123,7 +114,7 @@ impl Outbox {
         let flags = packet.shape.flags;
         if flags.any(TcpFlags::ACK)
             && !flags.any(TcpFlags::RST)
-            && let Some((sequence, acknowledgment)) = numbers(packet)
+            && let Some((sequence, acknowledgment)) = tcp::numbers(packet.segment())
         {
             let reply = packet.way.is_reply();
             // All numbers are the client's from here on.
@@ -161,18 +152,12 @@ impl Outbox {
 
     /// Queues everything on the TX rings, as far as there are free frames and room.
     #[inline]
-    pub fn send(
-        &mut self,
-        ports: &mut Ports,
-        pool: &mut FramePool,
-        macs: &Macs,
-        stats: &WorkerStats,
-    ) {
+    pub fn send(&mut self, ports: &mut Ports, pool: &mut FramePool, context: &Context<'_>) {
         if !self.segments.is_empty() {
-            self.send_segments(ports, pool, macs, stats);
+            self.send_segments(ports, pool, context);
         }
         if !self.pieces.is_empty() {
-            self.send_pieces(ports, pool, stats);
+            self.send_pieces(ports, pool, context.stats);
         }
     }
 
@@ -187,16 +172,11 @@ impl Outbox {
     }
 
     #[cold]
-    fn send_segments(
-        &mut self,
-        ports: &mut Ports,
-        pool: &mut FramePool,
-        macs: &Macs,
-        stats: &WorkerStats,
-    ) {
+    fn send_segments(&mut self, ports: &mut Ports, pool: &mut FramePool, context: &Context<'_>) {
+        let stats = context.stats;
         for segment in self.segments.drain(..) {
             let Some(mut frame) = pool.pop() else { continue };
-            if !segment.write(&mut frame, macs) {
+            if !segment.write(&mut frame, context.macs) {
                 pool.push(frame);
                 continue;
             }
@@ -241,7 +221,7 @@ impl Cut<'_> {
             }
         };
         let source = match binding {
-            Some(id) => context.bindings.sources().source(id)?,
+            Some(id) => context.shared.bindings.sources().source(id)?,
             None => (flow.client, flow.client_port),
         };
         let shift = self.shift(context);
@@ -260,21 +240,16 @@ impl Cut<'_> {
 /// Makes a segment for which nobody is there its own answer, in its frame: a RST that its sender believes (RFC
 /// 9293 3.10.7.1). False if it deserves none.
 #[cold]
-pub(super) fn refuse(
-    packet: &mut Packet,
-    context: &Context<'_>,
-    macs: &Macs,
-    pool: &mut FramePool,
-) -> bool {
+pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, pool: &mut FramePool) -> bool {
     let flags = packet.shape.flags;
     let client = packet.came_from(context.nic);
     let refusal = if flags.any(TcpFlags::RST) {
         None
     } else if flags.any(TcpFlags::ACK) {
-        let numbers = numbers(packet);
+        let numbers = tcp::numbers(packet.segment());
         numbers.map(|(_, sequence)| Content { sequence, acknowledgment: None, reset: true })
     } else {
-        let end = end_of_segment(packet);
+        let end = next_sequence(packet);
         end.map(|end| Content { sequence: 0, acknowledgment: Some(end), reset: true })
     };
     let key = packet.flow.key();
@@ -285,7 +260,7 @@ pub(super) fn refuse(
         content,
         outer: None,
     });
-    let bytes = segment.and_then(|segment| segment.bytes(macs));
+    let bytes = segment.and_then(|segment| segment.bytes(context.macs));
     let (Some(frame), Some(bytes)) = (&mut packet.frame, bytes) else { return false };
     pool.cut(frame);
     packet.nic = context.nic;
@@ -293,25 +268,12 @@ pub(super) fn refuse(
     frame.copy_from(&bytes)
 }
 
-/// The number that follows those of a TCP packet: SYN and FIN count as a byte each.
-fn end_of_segment(packet: &Packet) -> Option<u32> {
-    let (sequence, _) = numbers(packet)?;
-    let ip = packet.shape.ip();
-    let headers = Headers::of(packet.data().get(ip..)?).ok()?;
-    let offset = packet.data().get(ip + headers.transport + 12)? >> 4;
-    let payload = headers.end.checked_sub(headers.transport + usize::from(offset) * 4)?;
-    let payload = u32::try_from(payload).ok()?;
-    let flags = packet.shape.flags;
-    let [syn, fin] = [TcpFlags::SYN, TcpFlags::FIN].map(|flag| u32::from(flags.any(flag)));
-    Some(sequence.wrapping_add(payload).wrapping_add(syn + fin))
-}
-
-/// SEQ and ACK field of a TCP packet.
-pub(super) fn numbers(packet: &Packet) -> Option<(u32, u32)> {
-    let header = packet.data().get(usize::from(packet.shape.transport)..)?;
-    let [_, _, _, _, s0, s1, s2, s3, a0, a1, a2, a3] = header.first_chunk::<12>()?;
-    let sequence = u32::from_be_bytes([*s0, *s1, *s2, *s3]);
-    Some((sequence, u32::from_be_bytes([*a0, *a1, *a2, *a3])))
+/// The sequence number after a TCP packet.
+fn next_sequence(packet: &Packet) -> Option<u32> {
+    let headers = Headers::of(packet.network()).ok()?;
+    let segment = packet.segment();
+    let payload = headers.end.checked_sub(headers.transport + tcp::data_offset(segment)?)?;
+    tcp::next_sequence(segment, u32::try_from(payload).ok()?)
 }
 
 impl Segment {
@@ -396,7 +358,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::forwarding::PortIndex;
+    use crate::net::NicIndex;
 
     const MACS: &Macs = &[[2, 0xf, 0, 0, 0, 0], [2, 0xf, 0, 0, 0, 1]];
 
@@ -421,7 +383,7 @@ mod tests {
             (1..4095_u16, 1..4095_u16).prop_map(|(outer, inner)| Tags::two(outer, inner)),
         ];
         let hop = (0..2_u8, any::<[u8; 6]>(), proptest::option::of(tags))
-            .prop_map(|(port, mac, vlan)| NextHop { port: PortIndex(port), mac, vlan });
+            .prop_map(|(port, mac, vlan)| NextHop { port: NicIndex(port), mac, vlan });
         let content = (any::<u32>(), any::<Option<u32>>(), any::<bool>()).prop_map(
             |(sequence, acknowledgment, reset)| Content { sequence, acknowledgment, reset },
         );
@@ -476,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_nic_that_is_not_there_is_no_frame() {
-        let hop = NextHop { port: PortIndex(2), mac: [2; 6], vlan: None };
+        let hop = NextHop { port: NicIndex(2), mac: [2; 6], vlan: None };
         let end = (Address::from_v4([192, 0, 2, 1]), 80);
         let content = Content { sequence: 1, acknowledgment: None, reset: true };
         let segment = Segment { hop, source: end, destination: end, content, outer: None };

@@ -13,26 +13,24 @@
 //! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
+mod fragment;
 mod full_nat;
+mod length;
 mod nat;
 mod proxy;
 pub(super) mod tunnel;
 
-use super::batch::{Packet, Part, Shape, TcpFlags, Way};
-use super::conntrack::Target;
+use self::length::fits;
+use super::batch::{Packet, Shape, TcpFlags, Way};
 use super::context::Context;
-use super::fragments;
+use super::target::Target;
 use crate::forwarding::table::Backend;
-use crate::forwarding::{Forward, NextHop, VipId};
+use crate::net::vlan::Tags;
+use crate::net::{Forward, NextHop, VipId};
 use crate::stats::Drop;
-use crate::wire::headers::Headers;
 use crate::wire::ip::Side;
-use crate::wire::vlan::Tags;
 use crate::wire::{ethernet, tcp};
 use crate::xdp::umem::Frame;
-
-/// MAC addresses of the NICs, by [`PortIndex`](crate::forwarding::PortIndex).
-pub type Macs = [[u8; 6]];
 
 /// Rewrites a client's packet for its backend.
 ///
@@ -43,7 +41,6 @@ pub fn rewrite_to_backend(
     packet: &mut Packet,
     target: &Target<'_>,
     context: &Context<'_>,
-    macs: &Macs,
 ) -> Result<(), Drop> {
     let Target { backend, binding } = *target;
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
@@ -52,7 +49,7 @@ pub fn rewrite_to_backend(
     let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
     if backend.forward == Forward::FullNat {
         full_nat::to_backend(packet, backend, binding.ok_or(Drop::RequestNoFlow)?, context)?;
-        return address_packet(packet, hop, macs);
+        return address_packet(packet, hop, context);
     }
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
@@ -79,7 +76,7 @@ pub fn rewrite_to_backend(
         }
     }
     packet.nic = hop.port;
-    address_frame(frame, shape.tag, hop, macs)
+    address_frame(frame, shape.tag, hop, context)
 }
 
 /// Longest packet of a client, IPv4 or IPv6, that reaches `backend` in one piece, in bytes from the IP
@@ -104,12 +101,11 @@ pub fn rewrite_to_client(
     packet: &mut Packet,
     hop: &NextHop,
     context: &Context<'_>,
-    macs: &Macs,
 ) -> Result<(), Drop> {
     let mtu = context.table.this_box().mtu(hop.port);
     if let Way::ToClientOf(id) = packet.way {
         full_nat::to_client(packet, id, mtu, context)?;
-        return address_packet(packet, hop, macs);
+        return address_packet(packet, hop, context);
     }
     let Packet { frame: Some(frame), flow, shape, .. } = packet else {
         return Err(Drop::NoBackend);
@@ -122,60 +118,28 @@ pub fn rewrite_to_client(
     if shape.flags.any(TcpFlags::SYN) {
         lower_mss(frame, shape, packet.vip, context);
     }
-    let number = new_number(frame, shape, context);
+    let number = fragment::new_number(frame, shape, context);
     let key = flow.key();
     nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
-    renumber(frame, shape, number);
+    fragment::renumber(frame, shape, number);
     packet.nic = hop.port;
-    address_frame(frame, shape.tag, hop, macs)
-}
-
-/// The number that a fragment's datagram gets with its new source, where its own need not be unique.
-#[inline]
-fn new_number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
-    let fragment = matches!(shape.part, Part::First | Part::Later);
-    if fragment { fragments::number(frame, shape, context) } else { None }
-}
-
-#[inline]
-fn renumber(frame: &mut Frame, shape: &Shape, number: Option<u32>) {
-    if let Some(number) = number {
-        fragments::renumber(frame, shape, number);
-    }
+    address_frame(frame, shape.tag, hop, context)
 }
 
 /// Lowers what a handshake says of the longest segments, if the VIP wants that.
 #[cold]
 fn lower_mss(frame: &mut Frame, shape: &Shape, vip: VipId, context: &Context<'_>) {
-    let most = context.table.vip(vip).and_then(|vip| vip.mss);
+    let most = context.table.vip(vip).and_then(|vip| vip.policy.mss);
     let segment = frame.data_mut().get_mut(usize::from(shape.transport)..);
     if let Some((most, segment)) = most.zip(segment) {
         tcp::lower_mss(segment, most);
     }
 }
 
-fn address_packet(packet: &mut Packet, hop: &NextHop, macs: &Macs) -> Result<(), Drop> {
+fn address_packet(packet: &mut Packet, hop: &NextHop, context: &Context<'_>) -> Result<(), Drop> {
     let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
     packet.nic = hop.port;
-    address_frame(frame, packet.shape.tag, hop, macs)
-}
-
-/// Whether the packet may leave as it is by a link that carries `mtu` bytes.
-#[inline(always)]
-pub(super) fn fits(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
-    usize::from(frame.packet_len()) <= shape.ip() + usize::from(mtu) || trim(frame, shape, mtu)
-}
-
-/// Cuts off what follows the IP packet, if that alone is short enough: what the sender's link added
-/// (an Ethernet trailer) is no part of it.
-#[cold]
-fn trim(frame: &mut Frame, shape: &Shape, mtu: u16) -> bool {
-    if frame.is_long() {
-        return false;
-    }
-    let packet = frame.data().get(shape.ip()..).unwrap_or_default();
-    let end = Headers::of(packet).map_or(usize::MAX, |headers| headers.end);
-    end <= usize::from(mtu) && frame.set_len(shape.ip() + end)
+    address_frame(frame, packet.shape.tag, hop, context)
 }
 
 #[inline(always)]
@@ -183,9 +147,9 @@ pub(super) fn address_frame(
     frame: &mut Frame,
     tag: Option<Tags>,
     hop: &NextHop,
-    macs: &Macs,
+    context: &Context<'_>,
 ) -> Result<(), Drop> {
-    let source = macs.get(usize::from(hop.port.0)).ok_or(Drop::NoNextHop)?;
+    let source = context.macs.get(usize::from(hop.port.0)).ok_or(Drop::NoNextHop)?;
     if ethernet::readdress(frame, tag, hop.vlan, &hop.mac, source) {
         Ok(())
     } else {

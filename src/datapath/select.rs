@@ -3,23 +3,24 @@
 //! Reads: the flow key, the VIP's affinity and scheduler. Writes: the flow table.
 //! Cost: nothing for a packet of a pinned flow; SipHash, a slot look-up and an insertion otherwise.
 
+mod sticky;
+
 use std::net::IpAddr;
 
+use self::sticky::Known;
 use super::batch::{Packet, TcpFlags};
-use super::clients::Known;
-use super::conntrack::{Conntrack, Target};
+use super::conntrack::{Conntrack, Miss};
 use super::context::Context;
-use super::life::Miss;
 use super::quic::named;
+use super::target::Target;
 use crate::flow::entry::Rule;
-use crate::flow::tuple::HashedKey;
-use crate::flow::{FlowKey, Protocol};
-use crate::forwarding::affinity::{Sample, mix};
+use crate::forwarding::affinity::mix;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::scheduler::{Note, Pool, Scheduler};
 use crate::forwarding::table::{Backend, Vip, name};
-use crate::forwarding::{Affinity, BackendIndex, Forward, ForwardingTable, ListenKey};
-use crate::stats::{Counter, Drop, FlowStats};
+use crate::forwarding::{Affinity, ForwardingTable};
+use crate::net::{BackendIndex, FlowKey, Forward, HashedKey, ListenKey, Protocol};
+use crate::stats::{Counter, Drop, FlowStats, Sample};
 use crate::wire::ip::is_header_sum_right;
 
 /// The target of a packet without a pin. It may have one now: that is taken back if the packet is not
@@ -129,7 +130,7 @@ fn without_pin<'t>(
 ) -> Result<Target<'t>, Drop> {
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
     let named = rule == Rule::QuicCid;
-    let hashed = vip.scheduler.kind().is_pure_hash() && vip.remember.is_none();
+    let hashed = vip.scheduler.kind().is_pure_hash() && vip.policy.remember.is_none();
     if vip.forward.translates() || !(named || hashed) {
         return Err(Drop::TableFull);
     }
@@ -199,12 +200,12 @@ pub fn guess<'t>(
     let key = packet.flow.key();
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
-    if !vip.pin && !vip.scheduler.kind().heeds_affinity() {
+    if !vip.policy.pin && !vip.scheduler.kind().heeds_affinity() {
         // Nothing tells which backend had the turn of the quoted datagram.
         return Err(Drop::IcmpNoFlow);
     }
     // Without pins, the datagrams of a flow are where the hash places them now.
-    let miss = if vip.pin { Miss::Midflow } else { Miss::Open };
+    let miss = if vip.policy.pin { Miss::Midflow } else { Miss::Open };
     let client = Known::of(&key, vip, context);
     let chosen = choose(&key, miss, vip, client.as_ref(), None, conntrack, context)?;
     Ok(chosen.0)
@@ -214,7 +215,7 @@ pub fn guess<'t>(
 fn is_own_source(key: &FlowKey, context: &Context<'_>) -> bool {
     context.table.is_vip(key.client)
         || context.table.this_box().tunnels.is_source(key.client)
-        || context.bindings.sources().has(key.client)
+        || context.shared.bindings.sources().has(key.client)
 }
 
 /// Counts a flow that has begun.
@@ -262,7 +263,7 @@ pub(super) fn choose<'t>(
         None => turn(vip, conntrack, context),
     };
     // Slow start takes a share of the datagrams, not of the clients, where those take turns.
-    let by_turn = !vip.pin && !vip.scheduler.kind().heeds_affinity();
+    let by_turn = !vip.policy.pin && !vip.scheduler.kind().heeds_affinity();
     let hash = if by_turn { mix(turn) } else { hash };
     let mut candidates = Candidates {
         key,
@@ -312,7 +313,7 @@ fn turn(vip: &Vip, conntrack: &Conntrack, context: &Context<'_>) -> u64 {
 /// Tells which flows belong together with this one.
 fn tell_affinity(key: &FlowKey, hash: u64, vip: &Vip, trace: &Trace) {
     let client = vip.client_key(key);
-    let why = match vip.affinity {
+    let why = match vip.policy.affinity {
         Affinity::Flow | Affinity::QuicCid => "every flow for itself: its five-tuple".to_owned(),
         Affinity::ClientPrefix { v4, v6 } if client.part == 1 => {
             let bits = if client.client.is_v4() { v4 } else { v6 };
@@ -376,7 +377,7 @@ impl<'t> Candidates<'_, 't> {
         }
         // Where there are no pins, no other flow leads there (`check` sees to that).
         let collides = self.vip.forward == Forward::Nat
-            && self.vip.pin
+            && self.vip.policy.pin
             && collides(self.key, backend, self.conntrack, self.context);
         self.collided |= collides;
         collides.then_some("has a flow that it could not tell from this one")
@@ -390,27 +391,12 @@ impl<'t> Candidates<'_, 't> {
             Miss::Open => backend.takes_new,
         };
         if !in_service {
-            return Some(out_of_service(backend));
+            return Some(backend.out_of_service());
         }
         if self.miss == Miss::Open && self.slow_start && !backend.admits(self.hash) {
             return Some("starts slowly, and does not take this one yet");
         }
         self.indistinct(backend)
-    }
-}
-
-/// Why a backend is not in service.
-pub fn out_of_service(backend: &Backend) -> &'static str {
-    if !backend.up {
-        "down: its health check fails"
-    } else if backend.loops {
-        "its next hop is this box itself"
-    } else if backend.next_hop.is_none() {
-        "its next hop is not known"
-    } else if backend.takes_midflow {
-        "draining, or without weight"
-    } else {
-        "out of service: its drain met the deadline, or it was removed"
     }
 }
 
@@ -521,4 +507,136 @@ fn check_source(key: &FlowKey, source_mac: [u8; 6]) -> Result<(), Drop> {
         return Err(Drop::Land);
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::datapath::testing::*;
+    use crate::forwarding::{Ports, Service, VipSpec};
+    use crate::net::VipId;
+
+    /// The backend that a packet of a flow without a pin is given, and the rule.
+    fn chosen(bed: &mut Bed, packet: &Packet, miss: Miss) -> Result<(BackendIndex, bool), Drop> {
+        let mut conntrack = bed.conntrack(0);
+        let context = bed.context(0, 0);
+        let opened = select(packet, miss, &mut conntrack, &context)?;
+        let pinned = conntrack.peek(&packet.flow, packet.hint, &context).is_some();
+        let backend = opened.target.backend.id.index;
+        opened.undo(&packet.flow, &mut conntrack, &context);
+        assert!(bed.track(0, packet).is_none(), "taken back");
+        Ok((backend, pinned))
+    }
+
+    #[test]
+    fn a_flow_is_pinned_to_a_backend_that_takes_new_ones() {
+        let mut spec = vip(Forward::Nat, 2);
+        spec.backends[0].up = false;
+        let mut bed = Bed::new(1, &[spec.clone()]);
+        for port in 1..50 {
+            let packet = bed.request(port, "S");
+            assert_eq!(chosen(&mut bed, &packet, Miss::Open), Ok((BackendIndex(1), true)));
+        }
+        // A draining one has the flow whose pin was lost, as likely as any.
+        spec.backends[1].service = Service::Draining;
+        bed.publish(&[spec]);
+        let (syn, ack) = (bed.request(1, "S"), bed.request(1, "A"));
+        assert_eq!(chosen(&mut bed, &syn, Miss::Open), Err(Drop::NoBackend));
+        assert_eq!(chosen(&mut bed, &ack, Miss::Midflow), Ok((BackendIndex(1), true)));
+    }
+
+    #[test]
+    fn the_same_client_port_gets_the_same_backend_opened_or_in_the_middle() {
+        let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
+        let mut seen = [0; 2];
+        for port in 1..50 {
+            let (syn, ack) = (bed.request(port, "S"), bed.request(port, "A"));
+            let opened = chosen(&mut bed, &syn, Miss::Open).unwrap();
+            assert_eq!(chosen(&mut bed, &ack, Miss::Midflow), Ok(opened), "{port}");
+            seen[usize::from(opened.0.0)] += 1;
+        }
+        assert!(seen[0] > 5 && seen[1] > 5, "{seen:?}");
+    }
+
+    #[test]
+    fn what_ends_a_flow_leaves_no_pin() {
+        let mut bed = Bed::new(1, &[vip(Forward::Nat, 2), full_nat()]);
+        for (flags, pinned) in [("S", true), ("A", true), ("FA", true), ("R", false), ("SA", false)]
+        {
+            let packet = bed.request(1, flags);
+            let chosen = chosen(&mut bed, &packet, Miss::Midflow);
+            assert_eq!(chosen.map(|(_, pinned)| pinned), Ok(pinned), "{flags}");
+        }
+        let packet = bed.receive(&tcp((CLIENT, 1), (VIP, 81), "R")).unwrap();
+        assert_eq!(chosen(&mut bed, &packet, Miss::Midflow), Err(Drop::RequestNoFlow));
+    }
+
+    /// A full-NAT VIP on port 81.
+    fn full_nat() -> VipSpec {
+        let mut spec = vip(Forward::FullNat, 1);
+        spec.backends[0].id.index = BackendIndex(4);
+        VipSpec { id: VipId(1), ports: Ports::of(&[81]), ..spec }
+    }
+
+    #[test]
+    fn sources_from_which_nobody_sends_are_refused() {
+        let mut bed = Bed::new(1, &[vip(Forward::Nat, 1), full_nat()]);
+        for (source, reason) in [
+            (Ipv4Addr::new(224, 0, 0, 1), Drop::BadSource),
+            (Ipv4Addr::new(127, 0, 0, 1), Drop::BadSource),
+            (Ipv4Addr::new(0, 1, 2, 3), Drop::BadSource),
+            (Ipv4Addr::BROADCAST, Drop::BadSource),
+            (VIP, Drop::OwnSource),
+            (SNAT, Drop::OwnSource),
+            (backend(0), Drop::ClientIsBackend),
+        ] {
+            let packet = bed.receive(&tcp((source, 1), (VIP, 80), "S")).unwrap();
+            assert_eq!(chosen(&mut bed, &packet, Miss::Open), Err(reason), "{source}");
+        }
+        let packet = bed.receive(&tcp((VIP, 80), (VIP, 80), "S")).unwrap();
+        assert_eq!(chosen(&mut bed, &packet, Miss::Open), Err(Drop::Land));
+    }
+
+    /// Two VIP ports lead to one port of a backend: it could not tell a client's two flows apart.
+    #[test]
+    fn a_flow_goes_to_no_backend_that_could_not_tell_it_from_another() {
+        let spec = VipSpec { ports: Ports::of(&[80, 81]), ..vip(Forward::Nat, 2) };
+        let mut bed = Bed::new(1, &[spec]);
+        let mut conntrack = bed.conntrack(0);
+        let mut open = |bed: &mut Bed, vip_port| {
+            let packet = bed.receive(&tcp((CLIENT, 1), (VIP, vip_port), "S")).unwrap();
+            let opened = select(&packet, Miss::Open, &mut conntrack, &bed.context(0, 0));
+            opened.map(|opened| opened.target.backend.id.index)
+        };
+        let first = open(&mut bed, 80).unwrap();
+        let second = open(&mut bed, 81).unwrap();
+        assert_ne!(first, second);
+        let spec = VipSpec { ports: Ports::of(&[80, 81, 82]), ..vip(Forward::Nat, 2) };
+        bed.publish(&[spec]);
+        assert_eq!(open(&mut bed, 82), Err(Drop::NatCollision));
+    }
+
+    #[test]
+    fn a_full_table_forwards_without_a_pin_where_the_hash_alone_chooses() {
+        for (forward, expected) in [(Forward::Dsr, None), (Forward::Nat, Some(Drop::TableFull))] {
+            let mut bed = Bed::new(1, &[vip(forward, 2)]);
+            let mut conntrack = bed.conntrack(0);
+            let reason = (1..2000).find_map(|port| {
+                let packet = bed.request(port, "S");
+                let context = bed.context(0, 0);
+                let opened = select(&packet, Miss::Open, &mut conntrack, &context);
+                opened.err().or_else(|| {
+                    (context.stats.table_full_unpinned.get() > 5).then_some(Drop::NoVip)
+                })
+            });
+            let unpinned = bed.stats[0].table_full_unpinned.get();
+            assert_eq!(
+                (reason, unpinned > 5),
+                (expected.or(Some(Drop::NoVip)), expected.is_none())
+            );
+        }
+    }
 }

@@ -6,7 +6,7 @@
 
 use super::batch::{Batch, Packet, Way};
 use super::ports::Ports;
-use crate::forwarding::{BackendIndex, VipId};
+use crate::net::{BackendIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::xdp::umem::FramePool;
 

@@ -12,20 +12,19 @@
 //! Cost: SipHash and a slot look-up per datagram; with `nat` one line of the table of return hops, each way.
 
 use super::batch::{Packet, Part, Way};
-use super::conntrack::{Conntrack, Target};
+use super::conntrack::{Conntrack, Miss};
 use super::context::Context;
 use super::fragments;
-use super::life::Miss;
 use super::select::{admit, choose, offer_sample};
-use crate::flow::tuple::Tuple;
+use super::target::Target;
 use crate::forwarding::table::ReturnPath;
-use crate::forwarding::{Forward, ListenKey, NextHop, VipId};
+use crate::net::{Forward, ListenKey, NextHop, Tuple, VipId};
 use crate::stats::Drop;
 
 /// Whether the VIP's datagrams are placed each by itself.
 #[inline]
 pub fn is_unpinned(vip: VipId, context: &Context<'_>) -> bool {
-    context.table.vip(vip).is_some_and(|vip| !vip.pin)
+    context.table.vip(vip).is_some_and(|vip| !vip.policy.pin)
 }
 
 /// Where a client's datagram goes.
@@ -45,7 +44,7 @@ pub fn place<'t>(
     let (backend, _) = choose(&key, Miss::Open, vip, None, datagram(packet), conntrack, context)?;
     if vip.forward == Forward::Nat {
         let hop = packet.way_back(context.nic).ok_or(Drop::VlanPairsFull)?;
-        context.return_hops.note(key.client, hop);
+        context.shared.return_hops.note(key.client, hop);
     }
     if packet.shape.part != Part::Later {
         let stats = context.stats;
@@ -84,7 +83,7 @@ pub fn return_path<'t>(source: ListenKey, context: &Context<'t>) -> Option<&'t R
 /// Where the last datagram of a flow's client came from.
 #[inline]
 pub fn return_hop(flow: Tuple, context: &Context<'_>) -> Option<NextHop> {
-    Some(context.return_hops.find(flow.key().client)?.next_hop())
+    Some(context.shared.return_hops.find(flow.key().client)?.next_hop())
 }
 
 /// What names the datagram that a fragment is of.

@@ -4,32 +4,22 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::batch::{BATCH, Batch, Packet, Way};
-use super::classify::{LastVip, classify};
-use super::conntrack::{Conntrack, Reply, Untracked, prefetch};
-use super::context::{Context, Identification};
-use super::detour::{Hands, Unsent, detour};
-use super::fragments::{Fragments, Look};
-use super::icmp;
+use super::batch::{BATCH, Batch};
+use super::conntrack::{Conntrack, prefetch};
+use super::context::{Context, Environment, Identification};
+use super::fragments::Fragments;
 use super::limiter::Limiter;
-use super::parse::{Parsed, parse, parse_plain};
-use super::path_mtu::PathMtus;
+use super::passes::{forward, parse_and_classify};
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
 use super::reset::Outbox;
-use super::rewrite::{Macs, rewrite_to_backend, rewrite_to_client};
-use super::transmit::{end, transmit};
-use super::unpinned;
-use crate::flow::bindings::{Bindings, Leases};
-use crate::flow::clients::Clients;
-use crate::flow::fragments::Datagrams;
-use crate::flow::return_hops::ReturnHops;
-use crate::flow::table::FlowTable;
-use crate::flow::tuple::HashedKey;
-use crate::forwarding::PortIndex;
+use super::resources::Resources;
+use super::transmit::transmit;
+use crate::flow::bindings::Leases;
+use crate::flow::shared::SharedTables;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Subscription;
-use crate::stats::{Drop, WorkerStats};
+use crate::stats::WorkerStats;
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::queue::wait;
@@ -48,20 +38,10 @@ pub struct Parts {
     pub pool: FramePool,
     /// MAC addresses of all NICs.
     pub macs: Vec<[u8; 6]>,
-    /// The flow tables of all workers.
-    pub flows: Arc<[Arc<FlowTable>]>,
-    /// The clients of all workers.
-    pub clients: Arc<Clients>,
-    /// The datagrams of all workers that come in fragments.
-    pub datagrams: Arc<Datagrams>,
+    /// The tables that all workers share.
+    pub shared: Arc<SharedTables>,
     /// Most fragments that it parks.
     pub parked: usize,
-    /// The full-NAT sources of all workers.
-    pub bindings: Arc<Bindings>,
-    /// Where the clients of VIPs without pins are, by all workers.
-    pub return_hops: Arc<ReturnHops>,
-    /// What was learnt of the paths to tunnels' ends, by all workers.
-    pub paths: Arc<PathMtus>,
     /// Its place among the workers.
     pub index: u8,
     /// The forwarding tables.
@@ -74,68 +54,51 @@ pub struct Parts {
 
 /// One worker.
 pub struct Worker {
-    ports: Ports,
-    pool: FramePool,
-    macs: Vec<[u8; 6]>,
-    conntrack: Conntrack,
-    /// Its own flow table.
-    flows: Arc<FlowTable>,
-    clients: Arc<Clients>,
-    datagrams: Arc<Datagrams>,
-    fragments: Fragments,
-    bindings: Arc<Bindings>,
-    return_hops: Arc<ReturnHops>,
-    paths: Arc<PathMtus>,
-    identification: Identification,
-    tables: Subscription,
-    stats: Arc<WorkerStats>,
-    batch: Batch,
-    outbox: Outbox,
-    limiter: Limiter,
-    max_batch: usize,
+    environment: Environment,
+    pipeline: Pipeline,
     /// The sweep of the flow table is behind: no time to sleep.
     sweep_behind: bool,
+}
+
+/// The half of a worker that a poll changes.
+struct Pipeline {
+    ports: Ports,
+    batch: Batch,
+    max_batch: usize,
+    resources: Resources,
 }
 
 impl Worker {
     /// Makes a worker and fills its fill rings.
     ///
-    /// `None` if `flows` has no table for `index`, or another worker writes that table.
+    /// `None` if there is no flow table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
-        let own = parts.flows.get(usize::from(parts.index))?;
-        let leases = Leases::new(Arc::clone(&parts.bindings), parts.index, own.secret());
-        let mut worker = Self {
-            flows: Arc::clone(parts.flows.get(usize::from(parts.index))?),
-            conntrack: Conntrack::new(parts.flows, leases, parts.index, now)?,
-            clients: parts.clients,
-            datagrams: parts.datagrams,
-            fragments: Fragments::new(parts.parked),
-            bindings: parts.bindings,
-            return_hops: parts.return_hops,
-            paths: parts.paths,
-            identification: Identification::of(parts.index),
-            ports: Ports::new(parts.ports),
-            pool: parts.pool,
-            macs: parts.macs,
-            tables: parts.tables,
-            stats: parts.stats,
-            batch: Batch::default(),
+        let Parts { ports, pool, macs, shared, parked, index, tables, stats, batch } = parts;
+        let flows = Arc::clone(shared.flows.get(usize::from(index))?);
+        let leases = Leases::new(&shared.bindings, index, flows.secret());
+        let resources = Resources {
+            conntrack: Conntrack::new(Arc::clone(&shared.flows), leases, index, now)?,
+            fragments: Fragments::new(parked),
             outbox: Outbox::default(),
             limiter: Limiter::default(),
-            max_batch: parts.batch.clamp(1, BATCH),
-            sweep_behind: false,
+            pool,
         };
-        for index in 0..worker.ports.ports.len() {
-            worker.refill(index);
+        let identification = Identification::of(index);
+        let environment = Environment { tables, flows, shared, macs, identification, stats };
+        let max_batch = batch.clamp(1, BATCH);
+        let (ports, batch) = (Ports::new(ports), Batch::default());
+        let mut pipeline = Pipeline { ports, batch, max_batch, resources };
+        for index in 0..pipeline.ports.ports.len() {
+            pipeline.refill(index, &environment.stats);
         }
-        Some(worker)
+        Some(Self { environment, pipeline, sweep_behind: false })
     }
 
     /// Takes up to one batch from every port through all stages; returns how many packets that was.
     ///
     /// `now` is the time on the clock that flow ages are kept in.
     pub fn poll(&mut self, now: Ticks) -> usize {
-        self.poll_with(now, 0..self.ports.ports.len(), None)
+        self.poll_with(now, 0..self.pipeline.ports.ports.len(), None)
     }
 
     /// As [`poll`](Self::poll), but from the port number `port` only, and the places that decide something
@@ -144,138 +107,19 @@ impl Worker {
         self.poll_with(now, port..port + 1, Some(trace))
     }
 
-    /// Compiled twice, so that a worker to whom nobody listens does not even ask.
+    /// Compiled twice, so that a worker that records no reasons has no branch for them.
     #[inline(always)]
     fn poll_with(&mut self, now: Ticks, ports: Range<usize>, trace: Option<&Trace>) -> usize {
+        let mut context = self.environment.context(now, trace);
+        self.pipeline.begin(&context);
         let mut packets = 0;
-        let look = Look { datagrams: &self.datagrams, now, stats: &self.stats, trace };
-        self.fragments.look(&look, &mut self.pool);
-        for port in &mut self.ports.ports {
-            port.port.reclaim(&mut self.pool);
-        }
         for index in ports {
-            packets += self.poll_port(index, now, trace);
+            packets += self.pipeline.poll_port(index, &mut context);
         }
-        self.outbox.send(&mut self.ports, &mut self.pool, &self.macs, &self.stats);
-        for port in &mut self.ports.ports {
-            port.flush(&self.stats);
-        }
-        // The NIC is of no interest to the sweep.
-        let context = &Context {
-            table: self.tables.current(),
-            flows: self.flows.view(),
-            clients: &self.clients,
-            datagrams: &self.datagrams,
-            bindings: &self.bindings,
-            return_hops: &self.return_hops,
-            paths: &self.paths,
-            identification: &self.identification,
-            nic: PortIndex(0),
-            now,
-            stats: &self.stats,
-            trace: None,
-        };
-        self.sweep_behind = self.conntrack.sweep(context, &mut self.outbox);
+        // The sweep handles no packet.
+        context.trace = None;
+        self.sweep_behind = self.pipeline.finish(&context);
         packets
-    }
-
-    /// The packet's way, stage by stage. Each pass asks for the memory that the next one will need, of
-    /// all packets, before that one begins.
-    #[inline(always)]
-    fn poll_port(&mut self, index: usize, now: Ticks, trace: Option<&Trace>) -> usize {
-        let Self {
-            ports,
-            pool,
-            macs,
-            conntrack,
-            tables,
-            flows,
-            clients,
-            datagrams,
-            fragments,
-            bindings,
-            return_hops,
-            paths,
-            identification,
-            stats,
-            batch,
-            outbox,
-            limiter,
-            ..
-        } = self;
-        let Some(port) = ports.ports.get_mut(index) else { return 0 };
-        let look = &Look { datagrams, now, stats, trace };
-        receive(batch, port, fragments, look, self.max_batch);
-        let packets = batch.len();
-        if packets > 0 {
-            let table = tables.current();
-            let (flows_view, nic) = (flows.view(), port.nic);
-            let context = &Context {
-                table,
-                flows: flows_view,
-                clients,
-                datagrams,
-                bindings,
-                return_hops,
-                paths,
-                identification,
-                nic,
-                now,
-                stats,
-                trace,
-            };
-            let mut last = LastVip::NONE;
-            for packet in batch.in_flight() {
-                // Twice the same, so that it is compiled for the plainest packets by itself.
-                let known = match parse_plain(packet) {
-                    Some(tuple) => classify(packet, tuple, context, flows.secret(), &mut last),
-                    None => parse(packet).and_then(|parsed| match parsed {
-                        Parsed::Flow(tuple) => {
-                            classify(packet, tuple, context, flows.secret(), &mut last)
-                        }
-                        Parsed::Icmp(message) => {
-                            icmp::classify(packet, &message, context, flows.secret(), macs, pool)
-                        }
-                        Parsed::Fragment(_) => {
-                            // Its flow is that of its first one, which may be in this batch.
-                            packet.way = Way::Fragment;
-                            packet.flow = HashedKey::NONE;
-                            Ok(())
-                        }
-                    }),
-                };
-                if let Err(reason) = known {
-                    packet.forget();
-                    end(packet, reason, pool, stats);
-                }
-            }
-            prefetch(batch, context.flows);
-            for packet in batch.in_flight() {
-                if let Err(unsent) = forward(packet, conntrack, context, macs, outbox) {
-                    let hands = &mut Hands { conntrack, fragments, outbox, limiter, pool, macs };
-                    detour(packet, unsent, hands, context);
-                }
-            }
-            transmit(batch, ports, pool, stats);
-            stats.batches.add(1);
-        }
-        self.refill(index);
-        packets
-    }
-
-    #[inline]
-    fn refill(&mut self, index: usize) {
-        let Some(port) = self.ports.ports.get_mut(index) else { return };
-        port.port.refill(&mut self.pool);
-        let bad = port.new_bad_descriptors();
-        if let Some(counters) = self.stats.ports.get(usize::from(port.nic.0)) {
-            if self.pool.is_empty() {
-                counters.no_free_frame.add(1);
-            }
-            if bad > 0 {
-                counters.bad_descriptors.add(bad);
-            }
-        }
     }
 
     /// Polls until `stop` is set; sleeps when there is nothing to do, if `may_sleep`.
@@ -287,9 +131,13 @@ impl Worker {
                 idle = 0;
                 continue;
             }
-            self.stats.idle_polls.add(1);
+            self.environment.stats.idle_polls.add(1);
             idle = idle.saturating_add(1);
-            if may_sleep && idle > IDLE_POLLS && !self.sweep_behind && self.fragments.is_empty() {
+            if may_sleep
+                && idle > IDLE_POLLS
+                && !self.sweep_behind
+                && self.pipeline.resources.fragments.is_empty()
+            {
                 self.sleep();
             } else {
                 std::hint::spin_loop();
@@ -299,8 +147,8 @@ impl Worker {
 
     /// Blocks until a packet arrives, or for a bounded time.
     fn sleep(&self) {
-        self.stats.sleeps.add(1);
-        wait(self.ports.ports.iter().map(|port| &port.port), SLEEP_MS);
+        self.environment.stats.sleeps.add(1);
+        wait(self.pipeline.ports.ports.iter().map(|port| &port.port), SLEEP_MS);
     }
 
     /// Whether the sweep of the flow table has more to do at this time: poll again.
@@ -310,56 +158,69 @@ impl Worker {
 
     /// Frames that this worker holds, here and in the kernel's rings: a constant.
     pub fn frames(&self) -> usize {
-        let with_kernel: u32 = self.ports.ports.iter().map(|port| port.port.with_kernel()).sum();
-        self.pool.len() + with_kernel as usize + self.fragments.frames(&self.pool)
+        let with_kernel: u32 =
+            self.pipeline.ports.ports.iter().map(|port| port.port.with_kernel()).sum();
+        let Resources { pool, fragments, .. } = &self.pipeline.resources;
+        pool.len() + with_kernel as usize + fragments.frames(pool)
     }
 }
 
-/// From the flow to the headers that the packet leaves with.
-///
-/// # Errors
-/// [`Unsent`]: it takes a [`detour`].
-#[inline(always)]
-pub(super) fn forward(
-    packet: &mut Packet,
-    conntrack: &mut Conntrack,
-    context: &Context<'_>,
-    macs: &Macs,
-    outbox: &mut Outbox,
-) -> Result<(), Unsent> {
-    let reply = match packet.way {
-        Way::ToBackend => {
-            let target = match conntrack.track(packet, context) {
-                Ok(target) => target,
-                Err(Untracked::Miss(miss)) => return Err(Unsent::NoPin(miss)),
-                Err(Untracked::Cut(cut)) => {
-                    return Err(outbox.answer(packet, &cut, context).into());
-                }
-            };
-            return Ok(rewrite_to_backend(packet, &target, context, macs)?);
+impl Pipeline {
+    /// Begins a poll: gives up parked fragments that have waited too long, and reclaims frames that were sent.
+    #[inline(always)]
+    fn begin(&mut self, context: &Context<'_>) {
+        let Resources { fragments, pool, .. } = &mut self.resources;
+        fragments.look(context, pool);
+        for port in &mut self.ports.ports {
+            port.port.reclaim(pool);
         }
-        Way::ToClient(source) => conntrack.track_reply(packet, source, context),
-        Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
-        Way::Unpinned => {
-            let target = unpinned::place(packet, conntrack, context)?;
-            return Ok(rewrite_to_backend(packet, &target, context, macs)?);
+    }
+
+    /// Takes one batch of a port through all passes; returns its number of packets. Each pass asks for the
+    /// memory that the next one needs, of all packets, before that one begins.
+    #[inline(always)]
+    fn poll_port(&mut self, index: usize, context: &mut Context<'_>) -> usize {
+        let Self { ports, batch, max_batch, resources } = self;
+        let Some(port) = ports.ports.get_mut(index) else { return 0 };
+        context.nic = port.nic;
+        receive(batch, port, &mut resources.fragments, context, *max_batch);
+        let packets = batch.len();
+        if packets > 0 {
+            parse_and_classify(batch, resources, context);
+            prefetch(batch, context.flows);
+            forward(batch, resources, context);
+            transmit(batch, ports, &mut resources.pool, context.stats);
+            context.stats.batches.add(1);
         }
-        Way::UnpinnedReply(source) => {
-            let client = unpinned::answer(packet, source, context)?;
-            return Ok(rewrite_to_client(packet, &client, context, macs)?);
+        self.refill(index, context.stats);
+        packets
+    }
+
+    /// Ends a poll: queues packets of our own, wakes the kernel, sweeps the flow table. Returns whether the sweep
+    /// is behind.
+    #[inline(always)]
+    fn finish(&mut self, context: &Context<'_>) -> bool {
+        let Resources { conntrack, outbox, pool, .. } = &mut self.resources;
+        outbox.send(&mut self.ports, pool, context);
+        for port in &mut self.ports.ports {
+            port.flush(context.stats);
         }
-        Way::Related(source) => {
-            return Ok(icmp::forward(packet, source, conntrack, context, macs)?);
+        conntrack.sweep(context, outbox)
+    }
+
+    #[inline]
+    fn refill(&mut self, index: usize, stats: &WorkerStats) {
+        let Some(port) = self.ports.ports.get_mut(index) else { return };
+        let pool = &mut self.resources.pool;
+        port.port.refill(pool);
+        let bad = port.new_bad_descriptors();
+        if let Some(counters) = stats.ports.get(usize::from(port.nic.0)) {
+            if pool.is_empty() {
+                counters.no_free_frame.add(1);
+            }
+            if bad > 0 {
+                counters.bad_descriptors.add(bad);
+            }
         }
-        Way::RelatedTo(binding) => {
-            return Ok(icmp::forward_bound(packet, binding, context, macs)?);
-        }
-        Way::Fragment => return Err(Unsent::Fragment),
-        Way::Back(_) => return Ok(()),
-    };
-    match reply {
-        Some(Reply::To(hop)) => Ok(rewrite_to_client(packet, &hop, context, macs)?),
-        Some(Reply::Cut(cut)) => Err(outbox.answer(packet, &cut, context).into()),
-        None => Err(Drop::ReturnNoFlow.into()),
     }
 }

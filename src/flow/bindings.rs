@@ -17,16 +17,14 @@
 //! again. Memory: 64 bytes for each address and port, and 4 more for its place among the free ones.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::entry::{Track, WayBack};
 use super::sources::owner;
 pub use super::sources::{BindingId, MAX_SOURCES, Sources};
-use super::tuple::TableSecret;
-use super::{Address, FlowKey, Protocol};
-use crate::forwarding::table::Backend;
-use crate::forwarding::{BackendId, BackendIndex, ListenKey, NextHop};
+use crate::net::{
+    Address, BackendId, BackendIndex, FlowKey, ListenKey, NextHop, Protocol, TableSecret,
+};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Pages};
@@ -62,11 +60,12 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Where the flow's packets are sent, and so where replies come from, if this is its backend.
+    /// Where the flow's packets are sent, and so where replies come from, if its backend has this address,
+    /// and this port where ports are rewritten.
     #[inline]
-    pub fn service(&self, backend: &Backend) -> ListenKey {
+    pub fn service(&self, address: Address, port: Option<u16>) -> ListenKey {
         let FlowKey { vip_port, protocol, .. } = self.flow;
-        ListenKey { address: backend.address, port: backend.port.unwrap_or(vip_port), protocol }
+        ListenKey { address, port: port.unwrap_or(vip_port), protocol }
     }
 }
 
@@ -121,11 +120,11 @@ impl Bindings {
         &self,
         used: impl IntoIterator<Item = BindingId>,
         worker: u8,
-    ) -> Result<(Arc<Self>, Leases), MappingError> {
+    ) -> Result<(Self, Leases), MappingError> {
         let len = self.sources.len();
         let arena = Arena::new((len * size_of::<Line>()).max(1), Pages::Ordinary)?;
         let (sources, workers) = (self.sources.clone(), self.workers);
-        let scratch = Arc::new(Self { sources, workers, slots: arena.part(0, len)? });
+        let scratch = Self { sources, workers, slots: arena.part(0, len)? };
         for id in used {
             scratch.store(id, self.read(id).map(|lease| lease.bound).as_ref());
         }
@@ -133,8 +132,7 @@ impl Bindings {
             let mut mine = self.sources.of_worker(worker, workers, v4);
             mine.find(|&id| self.read(id).is_none()).into_iter().collect()
         };
-        let leases = Leases { v4: mine(true), v6: mine(false), bindings: Arc::clone(&scratch) };
-        Ok((scratch, leases))
+        Ok((scratch, Leases { v4: mine(true), v6: mine(false) }))
     }
 
     /// The addresses and ports.
@@ -288,10 +286,9 @@ fn decode(words: &[u64; 8]) -> Option<Bound> {
     Some(Bound { flow, backend, way_back: WayBack(way_back), isn, answered, acknowledged })
 }
 
-/// A worker's right to hand out its bindings.
+/// A worker's right to hand out its bindings. Methods take the table, which the worker shares.
 #[derive(Debug)]
 pub struct Leases {
-    bindings: Arc<Bindings>,
     v4: VecDeque<BindingId>,
     v6: VecDeque<BindingId>,
 }
@@ -302,7 +299,7 @@ impl Leases {
     /// remember those.
     ///
     /// Cost: one step for each.
-    pub fn new(bindings: Arc<Bindings>, worker: u8, secret: &TableSecret) -> Self {
+    pub fn new(bindings: &Bindings, worker: u8, secret: &TableSecret) -> Self {
         let mine = |v4| {
             let all = bindings.sources.of_worker(worker, bindings.workers, v4);
             let mut all: VecDeque<BindingId> = all.collect();
@@ -312,7 +309,7 @@ impl Leases {
             all.rotate_left(usize::try_from(turn % len).unwrap_or_default());
             all
         };
-        Self { v4: mine(true), v6: mine(false), bindings }
+        Self { v4: mine(true), v6: mine(false) }
     }
 
     /// Free ones, of one family.
@@ -321,22 +318,22 @@ impl Leases {
     }
 
     /// Binds the source that was free for the longest time, of one family; `None` if all are in use.
-    pub fn bind(&mut self, v4: bool, bound: &Bound) -> Option<BindingId> {
+    pub fn bind(&mut self, bindings: &Bindings, v4: bool, bound: &Bound) -> Option<BindingId> {
         let id = if v4 { self.v4.pop_front() } else { self.v6.pop_front() }?;
-        self.bindings.store(id, Some(bound));
+        bindings.store(id, Some(bound));
         Some(id)
     }
 
     /// Changes whose a binding is that this worker has given.
-    pub fn rebind(&self, id: BindingId, bound: &Bound) {
-        self.bindings.store(id, Some(bound));
+    pub fn rebind(&self, bindings: &Bindings, id: BindingId, bound: &Bound) {
+        bindings.store(id, Some(bound));
     }
 
     /// Frees a binding that this worker has given; of which family it is. `None` if it was free.
-    pub fn release(&mut self, id: BindingId) -> Option<bool> {
-        self.bindings.read(id)?;
-        let (address, _) = self.bindings.sources.source(id)?;
-        self.bindings.store(id, None);
+    pub fn release(&mut self, bindings: &Bindings, id: BindingId) -> Option<bool> {
+        bindings.read(id)?;
+        let (address, _) = bindings.sources.source(id)?;
+        bindings.store(id, None);
         let v4 = address.is_v4();
         // There is room for all: every one of them was in here once.
         if v4 {
@@ -358,13 +355,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::forwarding::PortIndex;
+    use crate::net::NicIndex;
 
-    fn bindings(ports: u16, workers: u8) -> Arc<Bindings> {
+    fn bindings(ports: u16, workers: u8) -> Bindings {
         let addresses = ["198.18.9.1", "198.18.9.2", "2001:db8::50"];
         let addresses = addresses.map(|text| text.parse().unwrap());
         let sources = Sources::new(addresses, &(1024..=1023 + ports));
-        Arc::new(Bindings::new(sources, workers).unwrap())
+        Bindings::new(sources, workers).unwrap()
     }
 
     fn bound(number: u16, v6: bool) -> Bound {
@@ -381,7 +378,7 @@ mod tests {
                 protocol: if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp },
             },
             backend: BackendId { index: BackendIndex(number), generation: !number },
-            way_back: WayBack::new(number.into(), PortIndex(high & 7), Some(u16::from(low).into()))
+            way_back: WayBack::new(number.into(), NicIndex(high & 7), Some(u16::from(low).into()))
                 .unwrap(),
             isn: number.is_multiple_of(3).then_some(u32::from(number) << 16),
             answered: number.is_multiple_of(7),
@@ -393,11 +390,11 @@ mod tests {
         #[test]
         fn a_slot_says_what_was_written(number: u16, v6: bool) {
             let bindings = bindings(1, 1);
-            let mut leases = Leases::new(Arc::clone(&bindings), 0, &TableSecret::new(1));
+            let mut leases = Leases::new(&bindings, 0, &TableSecret::new(1));
             let bound = bound(number, v6);
-            let id = leases.bind(!v6, &bound).unwrap();
+            let id = leases.bind(&bindings, !v6, &bound).unwrap();
             prop_assert_eq!(bindings.read(id).unwrap().bound, bound);
-            prop_assert_eq!(leases.release(id), Some(!v6));
+            prop_assert_eq!(leases.release(&bindings, id), Some(!v6));
             prop_assert!(bindings.read(id).is_none());
         }
 
@@ -406,18 +403,18 @@ mod tests {
         #[test]
         fn leases_are_a_queue(steps in proptest::collection::vec((any::<bool>(), 0..8_usize), 0..200)) {
             let bindings = bindings(4, 1);
-            let mut leases = Leases::new(Arc::clone(&bindings), 0, &TableSecret::new(1));
+            let mut leases = Leases::new(&bindings, 0, &TableSecret::new(1));
             let mut free: VecDeque<BindingId> = leases.v4.clone();
             let mut taken: Vec<BindingId> = Vec::new();
             for (take, which) in steps {
                 if take {
-                    let id = leases.bind(true, &bound(1, false));
+                    let id = leases.bind(&bindings, true, &bound(1, false));
                     prop_assert_eq!(id, free.pop_front());
                     taken.extend(id);
                 } else if which < taken.len() {
                     let id = taken.swap_remove(which);
-                    prop_assert_eq!(leases.release(id), Some(true));
-                    prop_assert_eq!(leases.release(id), None, "not twice");
+                    prop_assert_eq!(leases.release(&bindings, id), Some(true));
+                    prop_assert_eq!(leases.release(&bindings, id), None, "not twice");
                     free.push_back(id);
                 }
                 prop_assert_eq!(leases.free(true), free.len());
@@ -429,17 +426,17 @@ mod tests {
     #[test]
     fn a_port_rests_until_all_others_have_been_used() {
         let bindings = bindings(100, 2);
-        let mut leases = Leases::new(Arc::clone(&bindings), 1, &TableSecret::new(1));
+        let mut leases = Leases::new(&bindings, 1, &TableSecret::new(1));
         let all = bindings.share(1, true);
         assert_eq!((all, leases.free(true)), (100, 100));
         let mut last_use = HashMap::new();
         for turn in 0..1000_usize {
-            let id = leases.bind(true, &bound(7, false)).unwrap();
+            let id = leases.bind(&bindings, true, &bound(7, false)).unwrap();
             assert_eq!(bindings.owner(id), 1);
             if let Some(before) = last_use.insert(id, turn) {
                 assert_eq!(turn - before, all);
             }
-            leases.release(id);
+            leases.release(&bindings, id);
         }
     }
 
@@ -447,9 +444,9 @@ mod tests {
     fn another_process_begins_elsewhere() {
         let bindings = bindings(1000, 1);
         let first = |seed| {
-            let mut leases = Leases::new(Arc::clone(&bindings), 0, &TableSecret::new(seed));
-            let id = leases.bind(true, &bound(1, false)).unwrap();
-            leases.release(id);
+            let mut leases = Leases::new(&bindings, 0, &TableSecret::new(seed));
+            let id = leases.bind(&bindings, true, &bound(1, false)).unwrap();
+            leases.release(&bindings, id);
             id
         };
         let different: std::collections::HashSet<BindingId> = (0..10).map(first).collect();
@@ -459,22 +456,24 @@ mod tests {
     #[test]
     fn what_is_tried_changes_nothing() {
         let bindings = bindings(4, 1);
-        let mut leases = Leases::new(Arc::clone(&bindings), 0, &TableSecret::new(1));
-        let used = leases.bind(true, &bound(1, false)).unwrap();
+        let mut leases = Leases::new(&bindings, 0, &TableSecret::new(1));
+        let used = leases.bind(&bindings, true, &bound(1, false)).unwrap();
         let (scratch, mut tried) = bindings.scratch([used], 0).unwrap();
         assert_eq!(scratch.read(used).unwrap().bound, bound(1, false));
-        let id = tried.bind(true, &bound(2, false)).unwrap();
+        let id = tried.bind(&scratch, true, &bound(2, false)).unwrap();
         assert_ne!(id, used);
         scratch.set_way_back(used, WayBack(99));
-        assert!(bindings.read(id).is_none() && tried.bind(true, &bound(3, false)).is_none());
+        assert!(
+            bindings.read(id).is_none() && tried.bind(&scratch, true, &bound(3, false)).is_none()
+        );
         assert_eq!(bindings.read(used).unwrap().bound, bound(1, false));
     }
 
     #[test]
     fn what_was_told_is_known_for_a_while_and_only_of_the_same_flow() {
         let bindings = bindings(4, 1);
-        let mut leases = Leases::new(Arc::clone(&bindings), 0, &TableSecret::new(1));
-        let id = leases.bind(true, &bound(1, false)).unwrap();
+        let mut leases = Leases::new(&bindings, 0, &TableSecret::new(1));
+        let id = leases.bind(&bindings, true, &bound(1, false)).unwrap();
         let before = bindings.read(id).unwrap();
         // Across the wrap of the clock.
         let (now, span) = (Ticks(u32::MAX - 1), Ticks(50));
@@ -484,7 +483,7 @@ mod tests {
         assert_eq!(told.bound, before.bound);
         assert!(told.told_within(span, now) && told.told_within(span, Ticks(40)));
         assert!(!told.told_within(span, Ticks(60)));
-        leases.rebind(id, &bound(2, false));
+        leases.rebind(&bindings, id, &bound(2, false));
         bindings.tell(&told, now);
         assert!(!bindings.read(id).unwrap().told_within(span, now));
         bindings.set_way_back(id, WayBack(99));
@@ -499,14 +498,14 @@ mod tests {
         thread::scope(|scope| {
             let owners: Vec<_> = (0..2_u16)
                 .map(|worker| {
-                    let bindings = Arc::clone(&bindings);
+                    let bindings = &bindings;
                     scope.spawn(move || {
                         let me = u8::try_from(worker).unwrap();
                         let mut leases = Leases::new(bindings, me, &TableSecret::new(1));
                         for number in 0..20_000_u16 {
                             let own = bound(number / 2 * 2 + worker, false);
-                            let id = leases.bind(true, &own).unwrap();
-                            leases.release(id).unwrap();
+                            let id = leases.bind(bindings, true, &own).unwrap();
+                            leases.release(bindings, id).unwrap();
                         }
                     })
                 })

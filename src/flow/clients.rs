@@ -21,9 +21,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::Address;
-use super::tuple::TableSecret;
-use crate::forwarding::{BackendId, BackendIndex, VipId};
+use crate::net::{Address, BackendId, BackendIndex, TableSecret, VipId};
 use crate::units::Ticks;
 
 /// Places in a bucket: their heads fill a cache line.

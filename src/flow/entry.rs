@@ -1,13 +1,28 @@
 //! What a flow table keeps of a flow besides its tuple: four words, packed as they are stored.
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 
-use super::FlowKey;
 use super::sources::BindingId;
 use super::stacked;
-use crate::forwarding::{BackendId, BackendIndex, Forward, MAX_NICS, NextHop, PortIndex, VipId};
+use crate::net::FlowKey;
+use crate::net::vlan::{Outer, Tags};
+use crate::net::{BackendId, BackendIndex, Forward, MAX_NICS, NextHop, NicIndex, VipId};
 use crate::units::Ticks;
-use crate::wire::vlan::{Outer, Tags};
+use crate::xdp::memory::Line;
+
+crate::shareable_struct! {
+    /// An IPv4 flow: hop, both addresses, tail, place. Two to a line.
+    #[derive(Debug)]
+    #[repr(C, align(32))]
+    pub(super) struct EntryV4 {
+        pub(super) words: [AtomicU64; 4],
+    }
+}
+
+/// An IPv6 flow: hop, client's address (2), VIP's address (2), tail, place, and a word that is not
+/// used.
+pub(super) type EntryV6 = Line;
 
 /// Where a flow is in its life: bits in the entry's `state`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -353,7 +368,7 @@ impl WayBack {
     /// From a MAC address as a number of 48 bits, a NIC, and tags, whose priorities do not count.
     /// `None` if they are two, and there are too many such pairs.
     #[inline(always)]
-    pub fn new(mac: u64, port: PortIndex, tags: Option<Tags>) -> Option<Self> {
+    pub fn new(mac: u64, port: NicIndex, tags: Option<Tags>) -> Option<Self> {
         let place = match tags {
             Some(tags) if tags.outer != Outer::None => {
                 BOUND | u64::from(stacked::number(port, tags)?.0)
@@ -377,7 +392,7 @@ impl WayBack {
         {
             return NextHop { port, mac, vlan: Some(tags) };
         }
-        let port = PortIndex((self.0 >> 12 & 0xf) as u8);
+        let port = NicIndex((self.0 >> 12 & 0xf) as u8);
         NextHop { port, mac, vlan: (vlan != 0).then(|| vlan.into()) }
     }
 }
@@ -400,7 +415,7 @@ mod tests {
         let backend = BackendId { index: BackendIndex(0xfffe), generation: 0xabcd };
         let pair = Tags { inner: 1, outer: Outer::Customer(4094) };
         for vlan in [None, Some(1.into()), Some(4095.into()), Some(Tags::two(7, 0)), Some(pair)] {
-            let hop = NextHop { port: PortIndex(14), mac: [0xff, 2, 3, 4, 5, 6], vlan };
+            let hop = NextHop { port: NicIndex(14), mac: [0xff, 2, 3, 4, 5, 6], vlan };
             let pin = Pin::new(VipId(0x1234), backend, State::RST, 250, &hop, Ticks(u32::MAX));
             let track = pin.track.with_last_seen(Ticks(7)).with_state(State::FIN_CLIENT);
             assert_eq!((track.backend(), track.owner()), (backend, 250));

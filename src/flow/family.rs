@@ -7,27 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use super::bucket::{self, Places, tag_of};
-use super::entry::{self, Entry, Pin, State, Track, WayBack};
+use super::entry::{self, Entry, EntryV4, EntryV6, Pin, State, Track, WayBack};
 use super::layout::{HEADER_LINES, Span};
-use super::table::Slot;
-use super::tuple::{TAIL, Tuple};
-use crate::forwarding::NextHop;
+use super::slot::{Slot, V6_FLAG};
+use crate::net::{NextHop, TAIL, Tuple};
 use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Shareable};
-
-crate::shareable_struct! {
-    /// An IPv4 flow: hop, both addresses, tail, place. Two to a line.
-    #[derive(Debug)]
-    #[repr(C, align(32))]
-    pub(super) struct EntryV4 {
-        words: [AtomicU64; 4],
-    }
-}
-
-/// An IPv6 flow: hop, client's address (2), VIP's address (2), tail, place, and a word that is not
-/// used.
-pub(super) type EntryV6 = Line;
 
 /// The words of an entry that both families have.
 pub(super) struct Common<'e> {
@@ -120,7 +106,7 @@ impl Family for V4 {
 impl Family for V6 {
     type Entry = EntryV6;
     type Words = [u64; 5];
-    const FLAG: u32 = 1 << 31;
+    const FLAG: u32 = V6_FLAG;
     const MARK: usize = 1;
 
     #[inline]
@@ -273,7 +259,7 @@ impl<F: Family> FamilyTable<F> {
         let entry = self.read(number)?;
         // It may have changed hands between finding and reading.
         let same = Tuple::from(entry.key) == F::tuple(*words);
-        same.then_some((Slot::new::<F>(number), entry.pin))
+        same.then_some((Slot::new(F::FLAG, number), entry.pin))
     }
 
     pub(super) fn touch(&self, number: u32, track: &Track, now: Ticks) {
@@ -351,7 +337,7 @@ impl<'t, F: Family> View<'t, F> {
         let line = self.buckets.get(first)?;
         if let Some(number) = Places::with(line, tag).first(line) {
             cpu::prefetch(self.entry(number)?);
-            return Some(Slot::new::<F>(number));
+            return Some(Slot::new(F::FLAG, number));
         }
         if let Some(line) = self.buckets.get(self.other_bucket(first, tag)) {
             cpu::prefetch(line);
@@ -365,7 +351,7 @@ impl<'t, F: Family> View<'t, F> {
         let line = self.buckets.get(self.other_bucket(self.first_bucket(hash), tag))?;
         let number = Places::with(line, tag).first(line)?;
         cpu::prefetch(self.entry(number)?);
-        Some(Slot::new::<F>(number))
+        Some(Slot::new(F::FLAG, number))
     }
 
     /// The place that names an entry whose tuple has this hash.
@@ -446,7 +432,7 @@ pub struct Hit<'t> {
 impl<'t> Hit<'t> {
     #[inline(always)]
     pub(super) fn new<F: Family>(number: u32, entry: &'t F::Entry) -> Self {
-        let slot = Slot::new::<F>(number);
+        let slot = Slot::new(F::FLAG, number);
         Self { slot, track: track_of::<F>(entry), words: F::common(entry) }
     }
 

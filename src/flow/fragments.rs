@@ -24,8 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crossbeam_utils::CachePadded;
 
-use super::tuple::{TableSecret, Tuple};
-use super::{Address, FlowKey, Protocol};
+use crate::net::{Address, FlowKey, Protocol, TableSecret, Tuple};
 use crate::units::Ticks;
 
 /// Places in a bucket.

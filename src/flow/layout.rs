@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::bucket::PLACES;
-use super::family::{EntryV4, EntryV6};
+use super::entry::{EntryV4, EntryV6};
 use crate::xdp::memory::{Arena, HUGE_PAGE, Line, Mapping, MappingError};
 
 /// Number of the layout that is described here and in [`entry`](super::entry). Any change to either

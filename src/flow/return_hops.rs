@@ -19,9 +19,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Address;
 use super::entry::WayBack;
-use super::tuple::TableSecret;
+use crate::net::{Address, TableSecret};
 
 /// Entries of a bucket: a cache line.
 const ENTRIES: usize = 4;
@@ -123,14 +122,14 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::forwarding::PortIndex;
+    use crate::net::NicIndex;
 
     fn client(number: u32) -> Address {
         Address::from_v4(number.to_be_bytes())
     }
 
     fn hop(mac: u64) -> WayBack {
-        WayBack::new(mac, PortIndex(1), None).unwrap()
+        WayBack::new(mac, NicIndex(1), None).unwrap()
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 
 use hashbrown::HashMap;
 
-use super::Address;
+use crate::net::Address;
 
 /// Most source addresses. With all ports of each, their bindings take 1.1 GiB.
 pub const MAX_SOURCES: usize = 256;

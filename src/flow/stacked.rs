@@ -7,8 +7,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::forwarding::PortIndex;
-use crate::wire::vlan::{Outer, Tags};
+use crate::net::NicIndex;
+use crate::net::vlan::{Outer, Tags};
 
 /// Numbers have 12 bits; 0 is none.
 const PLACES: usize = 4096;
@@ -26,12 +26,12 @@ static PAIRS: Pairs = Pairs::new();
 pub(super) struct Number(pub(super) u16);
 
 /// The number of a pair, given to it now if it has none; `None` if there is no room, or it is no pair.
-pub(super) fn number(port: PortIndex, tags: Tags) -> Option<Number> {
+pub(super) fn number(port: NicIndex, tags: Tags) -> Option<Number> {
     PAIRS.number(port, tags)
 }
 
 /// The pair with a number.
-pub(super) fn pair(number: Number) -> Option<(PortIndex, Tags)> {
+pub(super) fn pair(number: Number) -> Option<(NicIndex, Tags)> {
     PAIRS.pair(number)
 }
 
@@ -42,7 +42,7 @@ impl Pairs {
         Self([const { AtomicU32::new(0) }; PLACES])
     }
 
-    fn number(&self, port: PortIndex, tags: Tags) -> Option<Number> {
+    fn number(&self, port: NicIndex, tags: Tags) -> Option<Number> {
         let (outer, service) = match tags.outer {
             Outer::None => return None,
             Outer::Service(outer) => (outer, SERVICE),
@@ -65,13 +65,13 @@ impl Pairs {
         None
     }
 
-    fn pair(&self, Number(number): Number) -> Option<(PortIndex, Tags)> {
+    fn pair(&self, Number(number): Number) -> Option<(NicIndex, Tags)> {
         let word = self.0.get(usize::from(number))?.load(Ordering::Relaxed);
         let (outer, inner) = ((word >> 12 & 0xfff) as u16, (word & 0xfff) as u16);
         let outer =
             if word & SERVICE != 0 { Outer::Service(outer) } else { Outer::Customer(outer) };
         let tags = Tags { inner, outer };
-        (word & USED != 0).then_some((PortIndex((word >> 25 & 0xf) as u8), tags))
+        (word & USED != 0).then_some((NicIndex((word >> 25 & 0xf) as u8), tags))
     }
 }
 
@@ -86,7 +86,7 @@ mod tests {
         let mut given = Vec::new();
         for outer in 0..64 {
             for inner in 0..128 {
-                let port = PortIndex(u8::try_from(inner % 15).unwrap());
+                let port = NicIndex(u8::try_from(inner % 15).unwrap());
                 let (outer, inner) = (outer * 64, inner * 32);
                 let customer = Tags { inner, outer: Outer::Customer(outer) };
                 let tags = if inner % 64 == 0 { Tags::two(outer, inner) } else { customer };
@@ -99,7 +99,7 @@ mod tests {
             assert_eq!(pairs.pair(number), Some((port, tags)));
             assert_eq!(pairs.number(port, tags), Some(number));
         }
-        assert_eq!(pairs.number(PortIndex(0), Tags::from(7)), None, "one tag needs no number");
+        assert_eq!(pairs.number(NicIndex(0), Tags::from(7)), None, "one tag needs no number");
         assert_eq!(pairs.pair(Number(0)), None);
     }
 }

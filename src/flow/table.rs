@@ -33,11 +33,11 @@ use std::sync::Arc;
 
 use super::entry::{Entry, Pin, State, Track};
 pub use super::family::Hit;
-use super::family::{Family, FamilyTable, V4, V6, View};
+use super::family::{FamilyTable, V4, V6, View};
 pub use super::layout::TableError;
 use super::layout::{Header, Layout};
-use super::tuple::{HashedKey, TableSecret, Tuple};
-use crate::forwarding::NextHop;
+pub use super::slot::Slot;
+use crate::net::{HashedKey, NextHop, TableSecret, Tuple};
 use crate::units::Ticks;
 use crate::xdp::memory::{Arena, Pages};
 
@@ -53,31 +53,6 @@ pub struct Families {
 impl Families {
     /// Both.
     pub const BOTH: Self = Self { v4: true, v6: true };
-}
-
-/// An entry of a table: its number, and the family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot(u32);
-
-impl Slot {
-    /// Where no entry is.
-    pub const NOWHERE: Self = Self(!V6::FLAG);
-
-    #[inline]
-    pub(super) const fn new<F: Family>(number: u32) -> Self {
-        Self(number | F::FLAG)
-    }
-
-    /// Number in its family.
-    #[inline]
-    pub(super) const fn number(self) -> u32 {
-        self.0 & !V6::FLAG
-    }
-
-    #[inline]
-    pub(super) const fn is_v6(self) -> bool {
-        self.0 & V6::FLAG != 0
-    }
 }
 
 /// The shared half of a flow table: what every thread may read.

@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use arrayvec::ArrayVec;
 
-use super::Protocol;
 use super::bucket::{self, PLACES, tag_of};
 use super::entry::{self, Pin, Track};
 use super::family::{Common, Family, FamilyTable, Hit, track_of};
 use super::table::{FlowTable, Slot};
-use super::tuple::{HashedKey, TAIL, TableSecret, Tuple};
+use crate::net::{HashedKey, Protocol, TAIL, TableSecret, Tuple};
 use crate::xdp::memory::Line;
 
 /// Flows that may have to move, one after the other, before a new one has a place. At the load
@@ -259,7 +258,7 @@ impl Free {
         store(table, number, Some((words, pin)));
         bucket::set_place(line, place, tag, number);
         self.used += 1;
-        Ok(Slot::new::<F>(number))
+        Ok(Slot::new(F::FLAG, number))
     }
 
     fn remove<F: Family>(
@@ -448,10 +447,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::entry::{Entry, State, WayBack};
+    use super::super::slot;
     use super::super::table::{Families, TableError};
-    use super::super::{Address, FlowKey, family};
     use super::*;
-    use crate::forwarding::{BackendId, BackendIndex, NextHop, PortIndex, VipId};
+    use crate::net::{Address, BackendId, BackendIndex, FlowKey, NextHop, NicIndex, VipId};
     use crate::units::Ticks;
 
     /// Even numbers are IPv4 flows, odd ones IPv6.
@@ -472,7 +471,7 @@ mod tests {
     }
 
     fn pin(backend: u16) -> Pin {
-        let hop = NextHop { port: PortIndex(2), mac: [2, 0, 0, 0, 0, 9], vlan: Some(100.into()) };
+        let hop = NextHop { port: NicIndex(2), mac: [2, 0, 0, 0, 0, 9], vlan: Some(100.into()) };
         let id = BackendId { index: BackendIndex(backend), generation: backend };
         let pin = Pin::new(VipId(3), id, State::ESTABLISHED, 1, &hop, Ticks(5));
         pin.with_last_seen(Ticks(u32::from(backend)))
@@ -538,7 +537,7 @@ mod tests {
             assert_eq!(writer.table.lookup(&hashed), Some((slot, pin(9))));
             assert_eq!(writer.table.read(slot), Some(Entry { key: wanted, pin: pin(9) }));
             assert_eq!(hashed.key(), wanted);
-            for hint in [Slot::NOWHERE, slot, Slot::new::<family::V6>(5)] {
+            for hint in [Slot::NOWHERE, slot, Slot::new(slot::V6_FLAG, 5)] {
                 let found = writer.table.view().find_at(&hashed, hint).unwrap();
                 assert_eq!((found.slot, found.track), (slot, pin(9).track), "{hint:?}");
             }
@@ -746,7 +745,7 @@ mod tests {
         let now = writer.get(slot).unwrap().track;
         assert!(now.state().has(State::FIN_CLIENT.with(State::FIN_BACKEND)));
         assert_eq!(now.last_seen(), Ticks(99));
-        let hop = NextHop { port: PortIndex(1), mac: [4; 6], vlan: None };
+        let hop = NextHop { port: NicIndex(1), mac: [4; 6], vlan: None };
         writer.hit(1).unwrap().set_way_back(WayBack(entry::encode_hop(&hop)));
         let moved = writer.get(slot).unwrap().track;
         assert_eq!((moved.hop(), moved.state()), (hop, now.state()));

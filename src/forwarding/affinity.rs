@@ -15,8 +15,8 @@
 use siphasher::sip::SipHasher13;
 use std::fmt;
 
-use super::{Secret, VipId};
-use crate::flow::{Address, FlowKey};
+use super::Secret;
+use crate::net::{Address, FlowKey};
 
 /// Most bits by which the ports of a split source are told apart: blocks of [`BLOCK`] ports.
 pub const MAX_SPLIT: u8 = 10;
@@ -56,15 +56,6 @@ pub struct ClientKey {
     /// Which part of its ports, numbered as in a heap: 1 is all of them, 2 and 3 the halves, and so
     /// on.
     pub part: u16,
-}
-
-/// A new flow, as a worker tells of it so that large sources are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sample {
-    /// Its VIP.
-    pub vip: VipId,
-    /// Its client's address, masked as the VIP's affinity says.
-    pub source: Address,
 }
 
 impl Affinity {
@@ -196,7 +187,7 @@ impl Splits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::Protocol;
+    use crate::net::Protocol;
 
     const SECRET: Secret = [7; 16];
 

@@ -10,8 +10,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BackendIndex, NextHop, VipId};
-use crate::flow::Protocol;
+use crate::net::{BackendIndex, NextHop, Protocol, VipId};
 use crate::stats::Drop;
 
 /// Which flow is asked about.

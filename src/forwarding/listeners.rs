@@ -9,8 +9,7 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::{Listen, ListenKey, Network, PortRange, VipId};
-use crate::flow::{Address, Protocol};
+use crate::net::{Address, Listen, ListenKey, Network, PortRange, Protocol, VipId, exact};
 
 /// Prefix lengths of VIPs of one address family, at most: each is a hash look-up for a packet that
 /// no single address and port is listening for.
@@ -144,18 +143,6 @@ impl Listeners {
     pub(super) fn have(&self, address: Address) -> bool {
         self.all_lens.networks(address).any(|network| self.networks.contains(&network))
     }
-}
-
-/// A single address, and a single port or all of them (0), if that is what it is.
-pub fn exact(listen: Listen) -> Option<ListenKey> {
-    let Listen { network, protocol, ports } = listen;
-    let port = match ports {
-        PortRange::ALL => 0,
-        PortRange { first, last } if first == last => first,
-        PortRange { .. } => return None,
-    };
-    let single = network.is_single() && protocol != Protocol::Any;
-    single.then_some(ListenKey { address: network.address(), port, protocol })
 }
 
 #[cfg(test)]

@@ -11,13 +11,12 @@
 pub mod affinity;
 pub mod explain;
 pub mod listeners;
-pub mod network;
 pub mod old_listeners;
+pub mod policy;
 pub mod publish;
 pub mod quic_lb;
 pub mod scheduler;
 pub mod server;
-pub mod steer;
 pub mod sticky;
 pub mod table;
 pub mod this_box;
@@ -28,17 +27,15 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::flow::{Address, Protocol};
+use crate::net::{BackendId, Forward, Network, NextHop, PortRange, Protocol, VipId};
 use crate::units::Ticks;
-use crate::wire::vlan::Tags;
 
 pub use affinity::{Affinity, ClientKey, Splits};
 pub use listeners::MAX_PREFIX_LENGTHS;
-pub use network::{Listen, Network, PortRange};
 pub use old_listeners::OldListen;
+pub use policy::{FlowTimeouts, Timeouts, VipPolicy};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
-pub use steer::{MAX_STEERED, SteerRules};
 pub use sticky::Remember;
 pub use table::ForwardingTable;
 pub use this_box::ThisBox;
@@ -51,93 +48,9 @@ pub const MAX_BACKENDS: usize = 16_384;
 /// Most VIP ports that may lead to one port of a NAT backend: each costs a new flow, and a reply, a
 /// look-up in the table of every worker.
 pub const MAX_RETURN_PATHS: usize = 16;
-/// Most NICs.
-pub const MAX_NICS: usize = 15;
 
 /// All of a backend's new flows ([`BackendSpec::share`]).
 pub const FULL_SHARE: u16 = 1024;
-
-/// Index of a VIP. Given by the control thread; stable across reloads while the VIP exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct VipId(pub u16);
-
-impl VipId {
-    /// Of no VIP: one more than there can be.
-    pub const NONE: Self = Self(u16::MAX);
-}
-
-/// Index of a backend (of one VIP). Given by the control thread; stable across reloads while the
-/// backend exists, and used again after that with another generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BackendIndex(pub u16);
-
-/// A backend and its generation: what a pin names. A pin of an older generation is stale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct BackendId {
-    /// Which backend.
-    pub index: BackendIndex,
-    /// Which life of it; wraps after 65,536 removals of one index.
-    pub generation: u16,
-}
-
-/// Index of a NIC in the configuration's order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PortIndex(pub u8);
-
-/// How packets reach a backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Forward {
-    /// Direct server return: only the destination MAC is rewritten; the backend has the VIP's
-    /// address on its loopback and answers the client itself.
-    Dsr,
-    /// Destination address and port are rewritten; replies come back through holdfast.
-    Nat,
-    /// The same, and the source becomes an address and port of this box: replies come back whatever
-    /// the routes of the backend, and the families of VIP and backend may differ.
-    FullNat,
-    /// The packet is put into another IP packet, to the backend (RFC 2003, RFC 2473, RFC 4213); the
-    /// backend answers the client itself.
-    Ipip,
-    /// The same in UDP: generic UDP encapsulation, variant 0.
-    Gue,
-}
-
-impl Forward {
-    /// As in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Dsr => "dsr",
-            Self::Nat => "nat",
-            Self::FullNat => "full_nat",
-            Self::Ipip => "ipip",
-            Self::Gue => "gue",
-        }
-    }
-
-    /// Whether addresses and ports are rewritten, so that the backend answers through holdfast.
-    #[inline(always)]
-    pub const fn translates(self) -> bool {
-        matches!(self, Self::Nat | Self::FullNat)
-    }
-
-    /// Whether packets are put into others.
-    #[inline(always)]
-    pub const fn tunnels(self) -> bool {
-        matches!(self, Self::Ipip | Self::Gue)
-    }
-}
-
-/// Where a VIP listens. Port 0 stands for every port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ListenKey {
-    /// The address that clients connect to.
-    pub address: Address,
-    /// Host byte order.
-    pub port: u16,
-    /// TCP or UDP.
-    pub protocol: Protocol,
-}
 
 /// The ports of a VIP.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,57 +100,6 @@ impl fmt::Display for Ports {
         }
         Ok(())
     }
-}
-
-/// Idle time-outs of a VIP's flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP, after a SYN and before the client has answered the handshake.
-    pub embryonic: Ticks,
-    /// TCP, established.
-    pub established: Ticks,
-    /// TCP, after both FINs (or the client's, where replies are not seen), or after a RST.
-    pub closing: Ticks,
-    /// UDP, and all protocols together, after the first packet and until the flow goes on.
-    pub udp_first: Ticks,
-    /// The same, when it does.
-    pub udp: Ticks,
-}
-
-impl Timeouts {
-    /// Those of flows of one protocol.
-    pub const fn of(&self, protocol: Protocol) -> FlowTimeouts {
-        let Self { embryonic, established, closing, udp_first, udp } = *self;
-        match protocol {
-            Protocol::Tcp => FlowTimeouts { begun: embryonic, established, closing },
-            Protocol::Udp | Protocol::Any => {
-                FlowTimeouts { begun: udp_first, established: udp, closing: udp }
-            }
-        }
-    }
-}
-
-/// Idle time-outs of flows that are all of one protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlowTimeouts {
-    /// After the first packet: TCP until the client has answered the handshake, else until the flow goes
-    /// on.
-    pub begun: Ticks,
-    /// Of a flow that goes on.
-    pub established: Ticks,
-    /// TCP, after its end.
-    pub closing: Ticks,
-}
-
-/// Where a frame goes next on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct NextHop {
-    /// The NIC it leaves by.
-    pub port: PortIndex,
-    /// Destination MAC.
-    pub mac: [u8; 6],
-    /// In which VLAN, or in which one inside of another; the tags have no priorities. Else untagged.
-    pub vlan: Option<Tags>,
 }
 
 /// What an operator or a deadline has said about a backend.
@@ -295,38 +157,25 @@ pub struct VipSpec {
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,
-    /// Whether its flows keep their backends. False (UDP only): each datagram is placed by itself.
-    pub pin: bool,
-    /// Idle time-outs.
-    pub timeouts: Timeouts,
-    /// What is remembered of its clients, if anything.
-    pub remember: Option<Remember>,
-    /// What becomes of the flows of a backend that is down. UDP flows are never kept: their own
-    /// packets would keep a dead pin alive.
-    pub on_down: FlowsLeft,
-    /// TCP: whether both ends of a flow that idled out are told, by a RST.
-    pub reset_idle: bool,
-    /// Whether the sender of a new flow that finds no backend in service is told: by a RST (TCP) or port
-    /// unreachable (UDP).
-    pub rejects: bool,
-    /// Full NAT and TCP: whether backends are told who the client is, by the PROXY protocol.
-    pub proxy: bool,
-    /// How it chooses a backend for a new flow.
-    pub scheduler: SchedulerKind,
-    /// Which flows belong together.
-    pub affinity: Affinity,
+    /// Its options.
+    pub policy: VipPolicy,
     /// Sources that are spread over several backends.
     pub splits: Splits,
-    /// Whether workers tell of its new flows ([`affinity::Sample`]).
+    /// Whether workers tell of its new flows ([`Sample`](crate::stats::Sample)).
     pub sampled: bool,
-    /// How its QUIC connection ids are made, by rotation, for [`Affinity::QuicCid`].
-    pub quic: Vec<quic_lb::Config>,
-    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
-    pub mss: Option<u16>,
     /// The backends; their order does not matter.
     pub backends: Vec<BackendSpec>,
     /// Addresses and ports that it had before a reload: they take no new flows.
     pub old: Vec<OldListen>,
+}
+
+impl VipSpec {
+    /// The same VIP with other options.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut VipPolicy)) -> Self {
+        change(&mut self.policy);
+        self
+    }
 }
 
 /// What the control thread knows of a backend when it builds a table.

@@ -4,8 +4,8 @@
 
 use hashbrown::HashMap;
 
-use super::listeners::exact;
-use super::{FlowsLeft, Listen, ListenKey, VipId};
+use super::FlowsLeft;
+use crate::net::{Listen, ListenKey, VipId, exact};
 
 /// An address and ports that a VIP no longer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,7 +19,8 @@ use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 
-use super::{Affinity, BackendIndex, BackendSpec, VipSpec};
+use super::{Affinity, BackendSpec, VipSpec};
+use crate::net::BackendIndex;
 use crate::wire::quic::MAX_CONNECTION_ID;
 
 /// Rotations that a configuration can have; the eighth, 0b111, is for ids that name nobody.
@@ -270,11 +271,11 @@ pub struct QuicLb {
 impl QuicLb {
     /// Of a VIP; `None` if connection ids mean nothing to it.
     pub fn new(vip: &VipSpec) -> Option<Box<Self>> {
-        if vip.affinity != Affinity::QuicCid {
+        if vip.policy.affinity != Affinity::QuicCid {
             return None;
         }
         let mut codecs = [const { None }; ROTATIONS];
-        for config in &vip.quic {
+        for config in &*vip.policy.quic {
             if let Some(place) = codecs.get_mut(usize::from(config.rotation)) {
                 *place = Codec::new(config);
             }
@@ -394,7 +395,13 @@ mod tests {
             })
             .collect();
         let quic = configs.clone();
-        let vip = VipSpec { affinity: Affinity::QuicCid, quic, backends, ..spec(0) };
+        let vip = VipSpec {
+            backends,
+            ..spec(0).with(|policy| {
+                policy.affinity = Affinity::QuicCid;
+                policy.quic = quic.into();
+            })
+        };
         let quic = QuicLb::new(&vip).unwrap();
         (configs, quic)
     }

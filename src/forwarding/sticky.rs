@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::BackendId;
-use super::table::Backend;
+use crate::net::BackendId;
 use crate::units::Ticks;
 
 /// What a VIP wants of the clients table.
@@ -82,20 +81,6 @@ impl Reentry {
         match self {
             Self::Hash => "hash",
             Self::Freest => "freest",
-        }
-    }
-}
-
-impl Sticky {
-    /// Whether a client's new flow goes to the backend that it has; `midflow`: whether a flow goes
-    /// there whose pin was lost.
-    pub fn stays(self, backend: &Backend, midflow: bool) -> bool {
-        let keeps = |hold| hold == Hold::Keep;
-        match (backend.up, backend.takes_new) {
-            (_, true) => true,
-            (false, _) => keeps(self.on_down) && backend.next_hop.is_some(),
-            // A flow whose pin was lost was most probably there already.
-            (true, _) => (midflow || keeps(self.on_drain)) && backend.takes_midflow,
         }
     }
 }

@@ -4,21 +4,23 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::listeners::{Listeners, exact};
+use super::listeners::Listeners;
 use super::old_listeners::OldListeners;
 use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::server::Server;
-use super::sticky::Reentry;
+use super::sticky::{Hold, Reentry, Sticky};
 use super::this_box::UNLIMITED;
-use super::tunnel::{Entropy, PathKey};
+use super::tunnel::Entropy;
 use super::{
-    Affinity, BackendId, BackendIndex, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft,
-    Forward, Listen, ListenKey, MAX_RETURN_PATHS, NextHop, PortRange, Remember, Secret, Service,
-    Splits, ThisBox, Timeouts, VipId, VipSpec,
+    Affinity, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft, MAX_RETURN_PATHS,
+    Secret, Service, Splits, ThisBox, VipPolicy, VipSpec,
 };
-use crate::flow::{Address, FlowKey, Protocol};
+use crate::net::{
+    Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PathKey,
+    PortRange, Protocol, VipId, exact,
+};
 
 /// Everything that a worker needs to know to forward. Immutable.
 ///
@@ -59,28 +61,18 @@ pub struct Vip {
     pub protocol: Protocol,
     /// How packets reach its backends.
     pub forward: Forward,
-    /// Whether its flows keep their backends. False (UDP only): each datagram is placed by itself.
-    pub pin: bool,
-    /// Idle time-outs of its flows.
-    pub timeouts: Timeouts,
-    /// What is remembered of its clients, if anything.
-    pub remember: Option<Remember>,
+    /// Its options.
+    pub policy: VipPolicy,
     /// Chooses among all backends that have weight, in service or not.
     pub scheduler: Built,
     /// Chooses for clients that come back, where they are to have the freest backend.
     pub freest: Option<LeastConnections>,
-    /// Which flows belong together.
-    pub affinity: Affinity,
     /// Sources that are spread over several backends.
     pub splits: Splits,
-    /// Whether who finds no backend in service is told.
-    pub rejects: bool,
     /// Whether workers tell of its new flows.
     pub sampled: bool,
     /// How connection ids name its backends, for [`Affinity::QuicCid`].
     pub quic: Option<Box<QuicLb>>,
-    /// TCP: most bytes of data in a segment, told to both ends where their handshake passes.
-    pub mss: Option<u16>,
     /// Names of its backends, to be told.
     names: Arc<[(BackendIndex, Box<str>)]>,
 }
@@ -92,7 +84,7 @@ pub struct Quirks(u8);
 impl Quirks {
     /// Their connection ids may name another backend ([`Affinity::QuicCid`]).
     pub const QUIC: Self = Self(1);
-    /// They keep what is remembered of their client alive ([`Vip::remember`]).
+    /// They keep what is remembered of their client alive ([`VipPolicy::remember`]).
     pub const REMEMBERS: Self = Self(2);
     /// They do not just go to it: [`Backend::left`] is not [`FlowsLeft::Keep`].
     pub const LEFT: Self = Self(4);
@@ -124,8 +116,8 @@ impl Quirks {
     }
 
     fn of(vip: &VipSpec, left: FlowsLeft) -> Self {
-        let quic = if vip.affinity == Affinity::QuicCid { Self::QUIC.0 } else { 0 };
-        let remembers = if vip.remember.is_some() { Self::REMEMBERS.0 } else { 0 };
+        let quic = if vip.policy.affinity == Affinity::QuicCid { Self::QUIC.0 } else { 0 };
+        let remembers = if vip.policy.remember.is_some() { Self::REMEMBERS.0 } else { 0 };
         let left = if left == FlowsLeft::Keep { 0 } else { Self::LEFT.0 };
         let resets = vip.old.iter().any(|old| old.left == FlowsLeft::Reset);
         let old_ports = if resets { Self::OLD_PORTS.0 } else { 0 };
@@ -283,6 +275,12 @@ impl ForwardingTable {
         if self.old.is_empty() { None } else { self.lost_listener(key()) }
     }
 
+    /// Whether VIPs have lost addresses or ports where flows are left.
+    #[inline]
+    pub fn has_lost(&self) -> bool {
+        !self.old.is_empty()
+    }
+
     #[cold]
     fn lost_listener(&self, key: ListenKey) -> Option<(VipId, FlowsLeft)> {
         if self.listeners.find(key).is_some() {
@@ -368,7 +366,7 @@ impl ForwardingTable {
     }
 
     fn add_returns(&mut self, spec: &VipSpec, backend: &BackendSpec) {
-        self.unpinned_returns |= !spec.pin;
+        self.unpinned_returns |= !spec.policy.pin;
         let now = spec.ports.ranges().iter().map(|&ports| (spec.address, ports));
         let before = spec.old.iter().map(|old| (old.listen.network, old.listen.ports));
         for (address, ports) in now.chain(before) {
@@ -377,7 +375,7 @@ impl ForwardingTable {
                 vip: spec.id,
                 vip_address: address.address(),
                 vip_port: Some(ports.first).filter(|_| ports.is_single()),
-                pinned: spec.pin,
+                pinned: spec.policy.pin,
             };
             let listen = return_listen(backend, ports, spec.protocol);
             match exact(listen) {
@@ -420,35 +418,30 @@ impl Vip {
         let candidates = Server::all(&spec.backends).map(candidate).collect();
         let names = names(spec, previous);
         let previous = previous.map(|vip| &vip.scheduler);
-        let scheduler = Built::build(spec.scheduler, secret, candidates, previous);
-        let freest = spec.remember.filter(|remember| remember.on_reentry == Reentry::Freest);
+        let scheduler = Built::build(spec.policy.scheduler, secret, candidates, previous);
+        let freest = spec.policy.remember.filter(|remember| remember.on_reentry == Reentry::Freest);
         Self {
             id: spec.id,
             protocol: spec.protocol,
             forward: spec.forward,
-            pin: spec.pin,
-            timeouts: spec.timeouts,
-            remember: spec.remember,
+            policy: spec.policy.clone(),
             freest: freest.map(|_| LeastConnections::build(scheduler.candidates())),
             scheduler,
-            affinity: spec.affinity,
             splits: spec.splits.clone(),
-            rejects: spec.rejects,
             sampled: spec.sampled,
             quic: QuicLb::new(spec),
-            mss: spec.mss,
             names,
         }
     }
 
     /// Whom the sender of a flow counts as.
     pub fn client_key(&self, key: &FlowKey) -> ClientKey {
-        self.affinity.client_key(key, &self.splits)
+        self.policy.affinity.client_key(key, &self.splits)
     }
 
     /// The affinity hash of a flow.
     pub fn affinity_hash(&self, secret: &Secret, key: &FlowKey) -> u64 {
-        self.affinity.hash(secret, key, &self.splits)
+        self.policy.affinity.hash(secret, key, &self.splits)
     }
 }
 
@@ -469,6 +462,21 @@ const fn candidate((server, backend): (Server, &BackendSpec)) -> Candidate {
 }
 
 impl Backend {
+    /// Why the backend takes no new flows.
+    pub fn out_of_service(&self) -> &'static str {
+        if !self.up {
+            "down: its health check fails"
+        } else if self.loops {
+            "its next hop is this box itself"
+        } else if self.next_hop.is_none() {
+            "its next hop is not known"
+        } else if self.takes_midflow {
+            "draining, or without weight"
+        } else {
+            "out of service: its drain met the deadline, or it was removed"
+        }
+    }
+
     /// Whether it takes a new flow with this affinity hash, given its share.
     #[inline]
     pub const fn admits(&self, hash: u64) -> bool {
@@ -481,7 +489,7 @@ impl Backend {
             id: spec.id,
             vip: vip.id,
             forward: vip.forward,
-            timeouts: vip.timeouts.of(vip.protocol),
+            timeouts: vip.policy.timeouts.of(vip.protocol),
             address: spec.address.into(),
             port: spec.port,
             next_hop: spec.next_hop,
@@ -489,8 +497,8 @@ impl Backend {
             // One that was removed is checked no longer.
             up: spec.up || spec.removed,
             left: flows_left(vip, spec),
-            reset_idle: vip.reset_idle,
-            proxy: vip.proxy,
+            reset_idle: vip.policy.reset_idle,
+            proxy: vip.policy.proxy,
             takes_new: spec.up
                 && !spec.removed
                 && spec.weight > 0
@@ -504,6 +512,18 @@ impl Backend {
             share: spec.share,
             path: PathKey::new(spec.address.into()),
             loops: false,
+        }
+    }
+
+    /// Whether a client's new flow goes to this backend, which the client has; `midflow`: whether a flow
+    /// goes here whose pin was lost.
+    pub fn holds(&self, sticky: Sticky, midflow: bool) -> bool {
+        let keeps = |hold| hold == Hold::Keep;
+        match (self.up, self.takes_new) {
+            (_, true) => true,
+            (false, _) => keeps(sticky.on_down) && self.next_hop.is_some(),
+            // A flow whose pin was lost was most probably there already.
+            (true, _) => (midflow || keeps(sticky.on_drain)) && self.takes_midflow,
         }
     }
 
@@ -530,7 +550,7 @@ fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
     let reachable = spec.next_hop.is_some() || vip.protocol == Protocol::Tcp;
     let left = match spec.left {
         FlowsLeft::Keep if (spec.up || spec.removed) && reachable => return FlowsLeft::Keep,
-        FlowsLeft::Keep => vip.on_down,
+        FlowsLeft::Keep => vip.policy.on_down,
         left => left,
     };
     match vip.protocol {
@@ -550,13 +570,27 @@ fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
     }
 }
 
+impl Sticky {
+    /// Whether a client's new flow goes to the backend that it has; `midflow`: whether a flow goes
+    /// there whose pin was lost.
+    pub fn stays(self, backend: &Backend, midflow: bool) -> bool {
+        let keeps = |hold| hold == Hold::Keep;
+        match (backend.up, backend.takes_new) {
+            (_, true) => true,
+            (false, _) => keeps(self.on_down) && backend.next_hop.is_some(),
+            // A flow whose pin was lost was most probably there already.
+            (true, _) => (midflow || keeps(self.on_drain)) && backend.takes_midflow,
+        }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod testing {
     //! Specs for tests.
     use super::*;
+    use crate::forwarding::Ports;
     use crate::forwarding::this_box::UNLIMITED;
-    use crate::forwarding::{PortIndex, Ports, SchedulerKind};
-    use crate::units::Ticks;
+    use crate::net::NicIndex;
 
     /// A NAT VIP 192.0.2.`10 + id` on TCP port 80, without backends.
     pub fn spec(id: u16) -> VipSpec {
@@ -566,25 +600,9 @@ pub(crate) mod testing {
             ports: Ports::of(&[80]),
             protocol: Protocol::Tcp,
             forward: Forward::Nat,
-            pin: true,
-            timeouts: Timeouts {
-                embryonic: Ticks(3_000),
-                established: Ticks(360_000),
-                closing: Ticks(6_000),
-                udp_first: Ticks(3_000),
-                udp: Ticks(12_000),
-            },
-            remember: None,
-            on_down: FlowsLeft::Keep,
-            reset_idle: false,
-            rejects: false,
-            proxy: false,
-            scheduler: SchedulerKind::Maglev { size: 65537 },
-            affinity: Affinity::Flow,
+            policy: VipPolicy::default(),
             splits: Splits::default(),
             sampled: false,
-            quic: Vec::new(),
-            mss: None,
             backends: Vec::new(),
             old: Vec::new(),
         }
@@ -603,11 +621,7 @@ pub(crate) mod testing {
             up: true,
             service: Service::Active,
             left: FlowsLeft::Keep,
-            next_hop: Some(NextHop {
-                port: PortIndex(0),
-                mac: [2, 0, 0, 0, high, low],
-                vlan: None,
-            }),
+            next_hop: Some(NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None }),
             mtu: UNLIMITED,
             server_ids: Vec::new(),
             removed: false,
@@ -719,7 +733,7 @@ mod tests {
             (Protocol::Udp, false, Keep, Keep, Rehash),
             (Protocol::Udp, true, Rehash, Reset, Rehash),
         ] {
-            let vip = VipSpec { protocol, on_down, ..spec(0) };
+            let vip = VipSpec { protocol, ..spec(0).with(|policy| policy.on_down = on_down) };
             let spec = BackendSpec { up, left: drained, ..backend(0) };
             let name = format!("{protocol:?}, up: {up}, {on_down:?}, {drained:?}");
             assert_eq!(Backend::new(&vip, &spec).left, left, "{name}");

@@ -1,6 +1,7 @@
 //! What is this box's own, whatever the VIP.
 
-use super::{PortIndex, Tunnels};
+use super::Tunnels;
+use crate::net::NicIndex;
 
 /// Longest IP packet that there is, in bytes: of a NIC whose limit is not known.
 pub const UNLIMITED: u16 = u16::MAX;
@@ -9,7 +10,7 @@ pub const UNLIMITED: u16 = u16::MAX;
 /// choose the same backends.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ThisBox {
-    /// Longest IP packet that each NIC sends, in bytes, by [`PortIndex`].
+    /// Longest IP packet that each NIC sends, in bytes, by [`NicIndex`].
     pub mtus: Vec<u16>,
     /// Where tunnels begin.
     pub tunnels: Tunnels,
@@ -38,7 +39,7 @@ impl Default for IcmpRate {
 impl ThisBox {
     /// Longest IP packet that leaves by `nic`, in bytes.
     #[inline]
-    pub fn mtu(&self, nic: PortIndex) -> u16 {
+    pub fn mtu(&self, nic: NicIndex) -> u16 {
         self.mtus.get(usize::from(nic.0)).copied().unwrap_or(UNLIMITED)
     }
 }

@@ -7,11 +7,8 @@
 
 use siphasher::sip::SipHasher13;
 
-use super::network::ADDRESS_BITS;
-use super::steer::SteerRules;
-use super::{Network, Secret};
-use crate::flow::Address;
-use crate::flow::tuple::{TableSecret, Tuple};
+use super::Secret;
+use crate::net::{ADDRESS_BITS, Address, Network, SteerRules, TableSecret, Tuple};
 
 /// UDP port of GUE (IANA).
 pub const GUE_PORT: u16 = 6080;
@@ -140,18 +137,6 @@ impl Entropy {
     }
 }
 
-/// What names the path to a tunnel's end among those of which something was learnt: a hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PathKey(pub u32);
-
-impl PathKey {
-    /// Of the backend at `address`.
-    #[expect(clippy::cast_possible_truncation, reason = "half of the hash is enough")]
-    pub fn new(address: Address) -> Self {
-        Self(SipHasher13::new().hash(&address.octets()) as u32)
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 mod tests {
@@ -179,13 +164,6 @@ mod tests {
             assert_eq!(sources.of(u64::MAX), address(last), "{network}");
             assert_eq!(sources.network().to_string(), network);
         }
-    }
-
-    #[test]
-    fn a_path_has_a_name_that_is_its_own() {
-        let keys = ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|text| PathKey::new(address(text)).0);
-        let [a, b, c] = keys;
-        assert!(a != b && b != c && a != c);
     }
 
     #[test]

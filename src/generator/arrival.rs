@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::layout::{ETHERNET, Layout};
 use super::packet::{Segment, flags, put};
 use super::signature::{self, Found, REPLY, REQUEST};
-use crate::flow::Address;
+use crate::net::Address;
 use crate::wire::checksum::Delta;
 
 /// Who a packet was for: what tells backends apart, by MAC (dsr) or address (nat).

@@ -486,7 +486,7 @@ fn catch(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::Address;
+    use crate::net::Address;
 
     fn key(last: u8) -> Option<BackendKey> {
         Some(BackendKey { mac: [2; 6], address: Address::from_v4([10, 0, 0, last]) })

@@ -14,7 +14,7 @@ use super::settings::{Settings, Traffic};
 use super::signature::Found;
 use super::slots::{Board, State, client_start, server_start};
 use super::tracker::{BackendNumber, Sequence, Tracker};
-use crate::flow::Address;
+use crate::net::Address;
 
 /// Most backends that are told apart; further ones are taken for one.
 const MAX_BACKENDS: usize = 4096;
@@ -303,7 +303,7 @@ mod tests {
         let side = crate::wire::ip::Side::Destination;
         let address = Address::from_v4([198, 18, 2, backend]);
         let delta = crate::wire::ip::rewrite_v4(&mut packet[14..], side, address).unwrap();
-        let protocol = if tcp { crate::flow::Protocol::Tcp } else { crate::flow::Protocol::Udp };
+        let protocol = if tcp { crate::net::Protocol::Tcp } else { crate::net::Protocol::Udp };
         let segment = &mut packet[34..];
         assert!(crate::wire::transport::rewrite(protocol, segment, side, 8080, delta));
         packet

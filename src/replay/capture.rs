@@ -17,7 +17,7 @@ use pcap_parser::{
 
 use self::section::Section;
 use self::window::Window;
-use crate::forwarding::PortIndex;
+use crate::net::NicIndex;
 
 /// Latest time that fits into nanoseconds since the epoch: the year 2554.
 const LATEST: Duration = Duration::from_nanos(u64::MAX);
@@ -57,7 +57,7 @@ pub enum CaptureError {
 #[derive(Debug, Clone, Copy)]
 pub struct Captured<'c> {
     /// The NIC that it is taken to have come by.
-    pub nic: PortIndex,
+    pub nic: NicIndex,
     /// When, since the epoch.
     pub time: Duration,
     /// Bytes that it had on the wire.
@@ -87,24 +87,24 @@ enum Format {
     PcapNg(Section),
 }
 
-/// NICs of the configuration, by `PortIndex`.
+/// NICs of the configuration, by `NicIndex`.
 struct Nics {
     names: Vec<String>,
     /// The NIC of packets of which the file does not name one.
-    default: PortIndex,
+    default: NicIndex,
 }
 
 impl Nics {
     /// The NIC of that name, if there is one.
-    fn named(&self, name: Option<&[u8]>) -> PortIndex {
+    fn named(&self, name: Option<&[u8]>) -> NicIndex {
         let found = (0..).zip(&self.names).find(|(_, nic)| name == Some(nic.as_bytes()));
-        found.map_or(self.default, |(index, _)| PortIndex(index))
+        found.map_or(self.default, |(index, _)| NicIndex(index))
     }
 }
 
 /// A packet, besides its bytes.
 struct Found {
-    nic: PortIndex,
+    nic: NicIndex,
     time: Option<Duration>,
     original_len: u32,
 }
@@ -127,7 +127,7 @@ impl<R: Read> Capture<R> {
     ///
     /// # Errors
     /// When it is no capture of an Ethernet.
-    pub fn new(file: R, nics: Vec<String>, nic: PortIndex) -> Result<Self, CaptureError> {
+    pub fn new(file: R, nics: Vec<String>, nic: NicIndex) -> Result<Self, CaptureError> {
         let mut window = Window::new(file);
         let magic = SHB_MAGIC.to_le_bytes();
         while window.data().len() < magic.len() && window.fill().map_err(CaptureError::Read)? {}
@@ -216,7 +216,7 @@ fn packet(
     big_endian: bool,
     unit: u64,
     record: &[u8],
-    nic: PortIndex,
+    nic: NicIndex,
     data: &mut Vec<u8>,
 ) -> Result<Found, Wrong> {
     let (_, frame) = frame(big_endian, record).map_err(malformed)?;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::counters::Name;
-use crate::forwarding::PortIndex;
 use crate::forwarding::explain::{Step, Trace};
+use crate::net::NicIndex;
 use crate::stats::{Answer, Drop};
 use crate::xdp::steer::Steered;
 
@@ -73,7 +73,7 @@ impl FlowState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
     /// The NIC that it left by.
-    pub nic: PortIndex,
+    pub nic: NicIndex,
     /// The frame.
     pub bytes: Vec<u8>,
 }
@@ -180,7 +180,7 @@ impl Decision {
     /// # Errors
     /// None is expected.
     pub fn json(&self, interfaces: &[String]) -> serde_json::Result<String> {
-        let name = |nic: PortIndex| interfaces.get(usize::from(nic.0)).map_or("", String::as_str);
+        let name = |nic: NicIndex| interfaces.get(usize::from(nic.0)).map_or("", String::as_str);
         let out = self.sent.iter();
         serde_json::to_string(&Document {
             index: self.index,

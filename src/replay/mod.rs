@@ -16,6 +16,7 @@
 mod capture;
 mod counters;
 mod decision;
+mod error;
 mod offline;
 mod parked;
 mod pcapng;
@@ -27,14 +28,14 @@ use std::time::Duration;
 
 pub use capture::{Capture, CaptureError, Captured};
 pub use decision::{Decision, FlowState, Sent, Verdict};
+pub use error::ReplayError;
 pub use parked::Late;
-pub use setup::ReplayError;
 pub use story::{Story, StoryError};
 
 use crate::config::{Config, Neighbours};
 use crate::datapath::fragments::PATIENCE;
-use crate::forwarding::PortIndex;
 use crate::forwarding::explain::{Step, Trace, Wait};
+use crate::net::NicIndex;
 use crate::stats::{Answer, Drop};
 use crate::units::{TICK_MS, Ticks};
 use crate::xdp::steer::{SteerModel, Steered};
@@ -79,7 +80,7 @@ impl Replay {
         Ok(Self { steer, nic_macs, offline, counters, index, time, elapsed, waiting, late })
     }
 
-    /// Names of the NICs, by `PortIndex`.
+    /// Names of the NICs, by `NicIndex`.
     pub fn interfaces(&self) -> &[String] {
         &self.counters.names().nics
     }
@@ -193,7 +194,7 @@ impl Replay {
     }
 
     /// The MAC that the XDP program of a NIC looks for.
-    fn mac_for(&self, nic: PortIndex, data: &[u8]) -> [u8; 6] {
+    fn mac_for(&self, nic: NicIndex, data: &[u8]) -> [u8; 6] {
         let known = self.nic_macs.get(usize::from(nic.0)).copied().flatten();
         let destination =
             data.first_chunk().copied().filter(|[first, ..]: &[u8; 6]| first & 1 == 0);
@@ -201,7 +202,7 @@ impl Replay {
     }
 
     /// Why the XDP program leaves a packet to the kernel.
-    fn why_kernel(&self, nic: PortIndex, data: &[u8]) -> &'static str {
+    fn why_kernel(&self, nic: NicIndex, data: &[u8]) -> &'static str {
         let known = self.nic_macs.get(usize::from(nic.0)).copied().flatten();
         match data.first_chunk::<6>() {
             // A group's, such as ARP's broadcast, is for nobody's MAC.

@@ -3,18 +3,15 @@
 use std::sync::Arc;
 
 use super::decision::Sent;
-use super::setup::ReplayError;
+use super::error::ReplayError;
 use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
-use crate::flow::bindings::Bindings;
-use crate::flow::clients::Clients;
-use crate::flow::fragments::Datagrams;
-use crate::flow::return_hops::{self, ReturnHops};
-use crate::flow::table::FlowTable;
-use crate::flow::tuple::TableSecret;
+use crate::flow::shared::{SharedTables, TableSizes};
+use crate::flow::table::{Families, FlowTable};
+use crate::forwarding::ForwardingTable;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{ForwardingTable, PortIndex};
+use crate::net::{NicIndex, TableSecret};
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 use crate::xdp::fake::FakeNic;
@@ -36,16 +33,14 @@ pub(super) struct Blueprint {
     pub(super) nics: Vec<([u8; 6], bool)>,
     /// Its counters, with room for every VIP, backend and NIC.
     pub(super) stats: Arc<WorkerStats>,
-    /// Room of its flow table and of the clients table.
+    /// Room of its flow table.
     pub(super) flows: u32,
-    /// See `flows`.
-    pub(super) clients: usize,
-    /// Its table of datagrams.
-    pub(super) datagrams: crate::config::Fragments,
-    /// What full-NAT flows come from.
-    pub(super) bindings: Bindings,
     /// Address families that the flow table has room for.
-    pub(super) families: crate::flow::table::Families,
+    pub(super) families: Families,
+    /// Room of the other tables.
+    pub(super) sizes: TableSizes,
+    /// Most fragments that it parks.
+    pub(super) parked: usize,
     /// Bytes per frame.
     pub(super) frame_size: u32,
 }
@@ -63,20 +58,21 @@ pub(super) struct Offline {
 
 impl Offline {
     pub(super) fn new(blueprint: Blueprint) -> Result<Self, ReplayError> {
-        let Blueprint { table, nics: plans, stats, flows, clients, .. } = blueprint;
-        let Blueprint { datagrams, bindings, families, frame_size, .. } = blueprint;
+        let Blueprint { table, nics: plans, stats, flows, families, .. } = blueprint;
+        let Blueprint { sizes, parked, frame_size, .. } = blueprint;
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(SEED);
         let flows: Arc<[Arc<FlowTable>]> =
             Arc::from([Arc::new(FlowTable::new(flows, secret.clone(), families)?)]);
+        let shared = SharedTables::new(flows, &secret, sizes)?;
         // Fill ring, TX ring, and what is in the worker's hands.
-        let parked = u32::try_from(datagrams.parked).unwrap_or(0);
-        let frames = u32::try_from(plans.len()).unwrap_or(1) * 3 * RING + RING + parked;
+        let waiting = u32::try_from(parked).unwrap_or(0);
+        let frames = u32::try_from(plans.len()).unwrap_or(1) * 3 * RING + RING + waiting;
         let (umem, pool) = Umem::create(frames, frame_size)?;
         let (mut ports, mut nics) = (Vec::new(), Vec::new());
         for (index, &(_, multi_buffer)) in (0..).zip(&plans) {
             let (port, nic) = FakeNic::with(&umem, RING, Io { multi_buffer, ..Io::default() })?;
-            ports.push(WorkerPort::new(PortIndex(index), port));
+            ports.push(WorkerPort::new(NicIndex(index), port));
             nics.push((nic, multi_buffer));
         }
         let now = Ticks(0);
@@ -84,17 +80,8 @@ impl Offline {
             ports,
             pool,
             macs: plans.iter().map(|(mac, _)| *mac).collect(),
-            flows,
-            clients: Arc::new(Clients::new(clients, secret.clone())),
-            datagrams: Arc::new(Datagrams::new(
-                datagrams.datagrams,
-                datagrams.timeout,
-                secret.clone(),
-            )),
-            parked: datagrams.parked,
-            bindings: Arc::new(bindings),
-            return_hops: Arc::new(ReturnHops::new(return_hops::CLIENTS, secret)),
-            paths: Arc::default(),
+            shared,
+            parked,
             index: 0,
             tables,
             stats: Arc::clone(&stats),
@@ -140,7 +127,7 @@ impl Offline {
     /// than a frame, and the NIC's MTU does not ask for several frames per packet.
     pub(super) fn packet(
         &mut self,
-        nic: PortIndex,
+        nic: NicIndex,
         packet: &[u8],
         trace: &Trace,
     ) -> Option<Vec<Sent>> {
@@ -165,7 +152,7 @@ impl Offline {
 
     /// What the worker sends when nothing more has come: a fragment that came by this NIC, and waits no
     /// longer.
-    pub(super) fn poll(&mut self, nic: PortIndex, trace: &Trace) -> Vec<Sent> {
+    pub(super) fn poll(&mut self, nic: NicIndex, trace: &Trace) -> Vec<Sent> {
         self.worker.poll_traced(self.now, nic.0.into(), trace);
         self.collect()
     }
@@ -173,7 +160,7 @@ impl Offline {
     fn collect(&mut self) -> Vec<Sent> {
         let mut sent = Vec::new();
         for (index, (nic, _)) in (0..).zip(&mut self.nics) {
-            nic.collect(|bytes| sent.push(Sent { nic: PortIndex(index), bytes: bytes.to_vec() }));
+            nic.collect(|bytes| sent.push(Sent { nic: NicIndex(index), bytes: bytes.to_vec() }));
         }
         sent
     }

@@ -9,14 +9,14 @@ use super::Replay;
 use super::capture::Captured;
 use super::counters::Name;
 use super::decision::{Decision, Verdict};
-use crate::forwarding::PortIndex;
 use crate::forwarding::explain::{Trace, Wait};
+use crate::net::NicIndex;
 use crate::xdp::steer::Steered;
 
 /// A fragment that waits.
 pub(super) struct Waiting {
     index: u64,
-    nic: PortIndex,
+    nic: NicIndex,
     time: Duration,
     original_len: u32,
     data: Vec<u8>,
@@ -28,7 +28,7 @@ pub(super) struct Waiting {
 /// What became of a packet that had to wait.
 #[derive(Debug)]
 pub struct Late {
-    nic: PortIndex,
+    nic: NicIndex,
     original_len: u32,
     data: Vec<u8>,
     /// What that is; its index is that of the packet.
@@ -61,12 +61,12 @@ impl Replay {
 
     /// Lets the worker take up those whose first one has come, one at a time.
     pub(super) fn rejoin(&mut self) {
-        let nics = (0..).map(PortIndex).take(self.interfaces().len());
+        let nics = (0..).map(NicIndex).take(self.interfaces().len());
         nics.for_each(|nic| while !self.waiting.is_empty() && self.rejoin_one(nic) {});
     }
 
     /// The same with one that came by this NIC; false if there is none.
-    fn rejoin_one(&mut self, nic: PortIndex) -> bool {
+    fn rejoin_one(&mut self, nic: NicIndex) -> bool {
         let trace = Trace::default();
         let sent = self.offline.poll(nic, &trace);
         let moved = self.counters.moved(self.offline.stats());

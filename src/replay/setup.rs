@@ -10,45 +10,19 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::counters::Names;
+use super::error::ReplayError;
 use super::offline::{Blueprint, Offline};
 use crate::config::driver::largest_mtu;
 use crate::config::{Announce, BackendFacts, BackendState, Config, Neighbours};
 use crate::control::netlink::InterfaceAddress;
-use crate::control::state::{Full, Registry};
-use crate::flow::bindings::Bindings;
-use crate::flow::table::TableError;
-use crate::forwarding::{BackendSpec, ForwardingTable, NextHop, PortIndex, Service, VipSpec};
+use crate::control::state::Registry;
+use crate::forwarding::{BackendSpec, ForwardingTable, Service, VipSpec};
+use crate::net::{NextHop, NicIndex};
 use crate::stats::WorkerStats;
-use crate::xdp::memory::MappingError;
-use crate::xdp::socket::SocketError;
 use crate::xdp::steer::SteerModel;
-use crate::xdp::umem::UmemError;
 
 /// What an Ethernet carries.
 const MTU: u16 = 1500;
-
-/// Why nothing can be replayed.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
-    /// More than the forwarding table has room for.
-    #[error(transparent)]
-    Full(#[from] Full),
-    /// No memory for the flow table.
-    #[error("[workers] flows: {0}")]
-    Flows(#[from] TableError),
-    /// No memory for the sources of full-NAT flows.
-    #[error("[full_nat] sources: {0}")]
-    Bindings(#[from] MappingError),
-    /// No packet memory.
-    #[error("[workers]: {0}")]
-    Umem(#[from] UmemError),
-    /// No fake NIC.
-    #[error(transparent)]
-    Nic(#[from] SocketError),
-    /// A bug.
-    #[error("the worker could not be made: its flow table is in use")]
-    Worker,
-}
 
 /// The parts of a replay.
 pub(super) struct Setup {
@@ -86,10 +60,9 @@ pub(super) fn setup(
         nics,
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
-        clients: config.workers.clients,
-        datagrams: config.fragments,
-        bindings: Bindings::new(config.full_nat.numbered(), 1)?,
         families: config.families(),
+        sizes: config.table_sizes(),
+        parked: config.fragments.parked,
         frame_size: config.frame_size(&[]),
     };
     let rules = registry.steer_rules(&addresses(config, neighbours));
@@ -106,7 +79,7 @@ pub(super) fn setup(
 /// What is said of a backend without a neighbours file.
 fn invented(number: usize) -> BackendFacts {
     let [.., high, low] = number.to_be_bytes();
-    let hop = NextHop { port: PortIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None };
+    let hop = NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None };
     BackendFacts { hop, mtu: None, state: BackendState::Up }
 }
 

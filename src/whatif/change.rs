@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use crate::config::{self, Config, MAX_WEIGHT};
 use crate::control::state::{Full, Registry};
-use crate::forwarding::{FULL_SHARE, NextHop, PortIndex, SchedulerKind, Service, VipSpec};
+use crate::forwarding::{FULL_SHARE, SchedulerKind, Service, VipSpec};
+use crate::net::{NextHop, NicIndex};
 
 /// One change to one VIP.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,7 +153,7 @@ impl Edit {
             }
             Action::Scheduler(name) => {
                 let kind = named(name, self.table_size)?;
-                possible(kind, self.new.pin, &self.new.name)?;
+                possible(kind, self.new.policy.pin, &self.new.name)?;
                 self.scheduler = Some(kind);
             }
         }
@@ -203,7 +204,7 @@ fn put_in_service(vip: &mut VipSpec, drained: &[String]) {
     for backend in &mut vip.backends {
         backend.up = true;
         backend.share = FULL_SHARE;
-        backend.next_hop = Some(NextHop { port: PortIndex(0), mac: [0; 6], vlan: None });
+        backend.next_hop = Some(NextHop { port: NicIndex(0), mac: [0; 6], vlan: None });
         if drained.contains(&backend.name) {
             backend.service = Service::Draining;
         }
@@ -246,7 +247,7 @@ fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
 mod tests {
     use super::*;
     use crate::config::parse;
-    use crate::forwarding::BackendId;
+    use crate::net::BackendId;
 
     fn config() -> Config {
         let vip = |name: &str, address: &str| {
@@ -333,7 +334,7 @@ mod tests {
         let told = scenarios(&config(), &[odd]).unwrap_err().to_string();
         let mut datagrams = config();
         for vip in &mut datagrams.vips {
-            (vip.protocol, vip.pin) = (crate::flow::Protocol::Udp, false);
+            (vip.protocol, vip.policy.pin) = (crate::net::Protocol::Udp, false);
         }
         let counting = on("web", Action::Scheduler("bounded".to_owned()));
         let refused = scenarios(&datagrams, &[counting]).unwrap_err().to_string();

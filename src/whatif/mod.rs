@@ -116,8 +116,9 @@ fn trace(vip: &VipSpec, settings: &Settings) -> Trace {
 
 /// Simulates one scheduler.
 fn one(scenario: &Scenario, kind: SchedulerKind, trace: &Trace, settings: &Settings) -> Row {
-    let before = VipSpec { scheduler: kind, ..scenario.before.clone() };
-    let after = VipSpec { scheduler: scenario.scheduler.unwrap_or(kind), ..scenario.after.clone() };
+    let before = scenario.before.clone().with(|policy| policy.scheduler = kind);
+    let after =
+        scenario.after.clone().with(|policy| policy.scheduler = scenario.scheduler.unwrap_or(kind));
     let build = |generation, vip, previous| {
         ForwardingTable::build(
             generation,
@@ -136,20 +137,20 @@ fn one(scenario: &Scenario, kind: SchedulerKind, trace: &Trace, settings: &Setti
     trace.before().for_each(|(slot, hash)| _ = kept.open(slot, hash));
     let (mut changed, broken) = kept.reload(&new);
     let without = kept.elsewhere(&changed, trace.live());
-    let broken = match (before.pin, after.scheduler.heeds_affinity()) {
+    let broken = match (before.policy.pin, after.policy.scheduler.heeds_affinity()) {
         (true, _) => broken,
         (false, true) => without,
         // Datagrams take turns: no flow has a backend that it could lose.
         (false, false) => 0,
     };
-    if !after.pin {
+    if !after.policy.pin {
         changed.place_again(trace.live());
     }
     let row = Row {
         vip: scenario.name.clone(),
-        pin: before.pin,
+        pin: before.policy.pin,
         name: kind.as_str(),
-        configured: kind == scenario.before.scheduler,
+        configured: kind == scenario.before.policy.scheduler,
         flows: kept.flows(),
         broken_with_conntrack: broken,
         broken_without_conntrack: without,
@@ -290,7 +291,7 @@ mod tests {
     fn without_pins_every_datagram_is_placed_by_the_new_table() {
         let mut config = config("flow", 5);
         for vip in &mut config.vips {
-            (vip.protocol, vip.pin) = (crate::flow::Protocol::Udp, false);
+            (vip.protocol, vip.policy.pin) = (crate::net::Protocol::Udp, false);
         }
         for action in [Action::Remove(b(2)), Action::Drain(b(2))] {
             let scenarios = scenarios(&config, &[change(action.clone())]).unwrap();

@@ -4,9 +4,9 @@
 //! gateways: many clients, one address. 16 sources share a network (a /24, or a /56), so that prefix
 //! affinity has something to put together.
 
-use crate::flow::{Address, FlowKey, Protocol};
-use crate::forwarding::{PortRange, VipSpec};
+use crate::forwarding::VipSpec;
 use crate::generator::draw::{Distribution, Draw, mix};
+use crate::net::{Address, FlowKey, PortRange, Protocol};
 
 /// The first port that a client uses: those below are not for clients.
 const FIRST_PORT: u16 = 1024;

@@ -1,8 +1,9 @@
 //! The pins of one VIP in simulated time, and the pool that its scheduler asks.
 
+use crate::forwarding::ForwardingTable;
 use crate::forwarding::scheduler::Pool;
 use crate::forwarding::table::Vip;
-use crate::forwarding::{BackendIndex, ForwardingTable, VipId};
+use crate::net::{BackendIndex, VipId};
 
 /// Of a slot without a flow: one more than there can be.
 const NOBODY: BackendIndex = BackendIndex(u16::MAX);

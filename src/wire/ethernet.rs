@@ -5,7 +5,7 @@
 //! tagged     dst:6 src:6 tags:4 or 8     type:2 payload          see vlan
 //! ```
 
-use super::vlan::Tags;
+use crate::net::vlan::Tags;
 use crate::xdp::umem::Frame;
 
 /// Addresses the frame, and gives it the VLAN tags that its next hop wants.

@@ -3,7 +3,7 @@
 //! Any bytes are safe. A length field is taken for what it says, and not compared with the bytes that
 //! are there: a quote has fewer. All offsets count from the IP header.
 
-use crate::flow::Address;
+use crate::net::Address;
 
 /// IPv6 extension headers that are stepped over before the packet is given up.
 const MAX_EXTENSIONS: usize = 8;

@@ -10,7 +10,7 @@
 
 use super::checksum::{self, Delta};
 use super::headers::{self, HeaderError, Headers, V4_LEN, V6_LEN, protocol};
-use crate::flow::Address;
+use crate::net::Address;
 use crate::xdp::umem::Frame;
 
 /// Bytes of an ICMP header.

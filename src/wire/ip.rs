@@ -1,7 +1,7 @@
 //! IPv4 and IPv6 headers: replacing addresses and counting down hops.
 
 use super::checksum::{self, Delta, Full};
-use crate::flow::Address;
+use crate::net::Address;
 
 /// Which address is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,6 @@ pub mod siit;
 pub mod tcp;
 pub mod transport;
 pub mod tunnel;
-pub mod vlan;
 
 #[cfg(test)]
 mod testing;

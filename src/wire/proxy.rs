@@ -22,7 +22,7 @@
 use super::checksum::{Delta, replace};
 use super::headers::{Headers, protocol};
 use super::{ip, tcp};
-use crate::flow::Address;
+use crate::net::Address;
 use crate::xdp::umem::Frame;
 
 /// Bytes of a header for TCP over IPv4.

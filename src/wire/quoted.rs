@@ -14,7 +14,7 @@ use super::checksum::{Delta, patch, replace};
 use super::headers::{Headers, ends, protocol};
 use super::icmp::ICMP_LEN;
 use super::transport;
-use crate::flow::Address;
+use crate::net::Address;
 
 /// Bytes of a transport header that are always quoted: ports, and what else TCP needs to tell its own
 /// messages from forged ones, the sequence number.

@@ -34,6 +34,8 @@ pub mod option {
     pub const EXPERIMENTAL: u8 = 254;
 }
 
+/// FIN.
+const FIN: u8 = 0x01;
 /// SYN.
 const SYN: u8 = 0x02;
 
@@ -91,8 +93,14 @@ impl Options {
 /// Bytes of the header, if they are all there.
 #[inline]
 pub fn header_len(segment: &[u8]) -> Option<usize> {
-    let len = usize::from(segment.get(field::DATA_OFFSET)? >> 4) * 4;
+    let len = data_offset(segment)?;
     (len >= MIN_LEN && len <= segment.len()).then_some(len)
+}
+
+/// Bytes of the header as its data offset says, whether or not they are there.
+#[inline]
+pub fn data_offset(segment: &[u8]) -> Option<usize> {
+    Some(usize::from(segment.get(field::DATA_OFFSET)? >> 4) * 4)
 }
 
 /// The flags byte.
@@ -111,6 +119,20 @@ pub fn sequence(segment: &[u8]) -> Option<u32> {
 #[inline]
 pub fn acknowledgment(segment: &[u8]) -> Option<u32> {
     number(segment, field::ACKNOWLEDGMENT)
+}
+
+/// Sequence and acknowledgment number, the latter whether or not the flag is set.
+#[inline]
+pub fn numbers(segment: &[u8]) -> Option<(u32, u32)> {
+    Some((sequence(segment)?, acknowledgment(segment)?))
+}
+
+/// The sequence number after a segment with `payload` bytes of data: SYN and FIN count as a byte each (RFC
+/// 9293 3.4).
+pub fn next_sequence(segment: &[u8], payload: u32) -> Option<u32> {
+    let flags = flags(segment)?;
+    let [syn, fin] = [SYN, FIN].map(|flag| u32::from(flags & flag != 0));
+    Some(sequence(segment)?.wrapping_add(payload).wrapping_add(syn + fin))
 }
 
 /// The four bytes at `at`.
@@ -234,6 +256,21 @@ mod tests {
             Ok(TcpOptionElement::MaximumSegmentSize(mss)) => Some(mss),
             _ => None,
         })
+    }
+
+    #[test]
+    fn numbers_are_read_and_syn_fin_and_data_take_sequence_space() {
+        let mut segment = [0; MIN_LEN];
+        segment[4..8].copy_from_slice(&u32::MAX.to_be_bytes());
+        segment[8..12].copy_from_slice(&7_u32.to_be_bytes());
+        segment[12] = 6 << 4;
+        assert_eq!(numbers(&segment), Some((u32::MAX, 7)));
+        assert_eq!(numbers(&segment[..11]), None);
+        assert_eq!((data_offset(&segment), header_len(&segment)), (Some(24), None));
+        for (flags, payload, next) in [(0x10, 0, u32::MAX), (SYN, 0, 0), (FIN | 0x10, 3, 3)] {
+            segment[13] = flags;
+            assert_eq!(next_sequence(&segment, payload), Some(next), "{flags:#x} {payload}");
+        }
     }
 
     #[test]

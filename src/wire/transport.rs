@@ -4,7 +4,7 @@ use super::checksum::{Delta, replace};
 use super::headers::protocol;
 use super::ip::Side;
 use super::tcp;
-use crate::flow::Protocol;
+use crate::net::Protocol;
 
 /// Replaces one port of the header at the start of `segment`, and patches its checksum by that and
 /// by `addresses`, the change in the pseudo header. Returns false, with nothing changed, if the
@@ -126,7 +126,7 @@ mod tests {
 
     use super::super::ip::rewrite_v4;
     use super::*;
-    use crate::flow::Address;
+    use crate::net::Address;
 
     fn packet(udp: bool, payload: &[u8]) -> Vec<u8> {
         let builder = PacketBuilder::ipv4([198, 18, 0, 1], [192, 0, 2, 10], 64);

@@ -13,7 +13,7 @@
 
 use super::checksum::{self, Full};
 use super::headers::{Headers, protocol};
-use crate::flow::Address;
+use crate::net::Address;
 
 /// Hops that an outer packet may go (RFC 1340; most hosts send as many).
 const HOPS: u8 = 64;

@@ -32,7 +32,7 @@ use super::nic::Nic;
 use super::queue::XskQueue;
 use rules::Rules;
 
-pub use crate::forwarding::SteerRules;
+pub use crate::net::SteerRules;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 

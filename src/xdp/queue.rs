@@ -22,7 +22,7 @@ use super::ring::Descriptor;
 use super::socket::{Io, Monitor, Rings, Socket, SocketError, SocketStatistics};
 use super::umem::chain::{Growing, MAX_FRAMES};
 use super::umem::{Frame, FramePool, Holder, Memory, Umem};
-use crate::forwarding::MAX_NICS;
+use crate::net::MAX_NICS;
 
 /// Free fill slots that make a refill worth an index update: the worker's batch size.
 const REFILL_BATCH: u32 = 64;

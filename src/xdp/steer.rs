@@ -8,8 +8,7 @@ use std::collections::BTreeSet;
 
 use hashbrown::{HashMap, HashSet};
 
-use crate::flow::{Address, Protocol};
-use crate::forwarding::{Listen, ListenKey, Network, PortRange, SteerRules};
+use crate::net::{Address, Listen, ListenKey, Network, PortRange, Protocol, SteerRules};
 
 mod ethertype {
     pub const IPV4: u16 = 0x0800;

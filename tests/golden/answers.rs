@@ -2,9 +2,8 @@
 
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::this_box::IcmpRate;
-use holdfast::forwarding::{Forward, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
 
 use super::icmp::{FAMILIES, MODES, Message, icmp, of_vip, router, too_big, vip};
@@ -212,7 +211,7 @@ fn errors_are_limited_by_time_and_by_network() {
 }
 
 fn rejecting(family: Family, protocol: Protocol, rejects: bool) -> Rig {
-    let mut web = VipSpec { rejects, ..vip(Forward::Nat, family, protocol) };
+    let mut web = vip(Forward::Nat, family, protocol).with(|policy| policy.rejects = rejects);
     web.backends.iter_mut().for_each(|backend| backend.up = false);
     Rig::new(1, 1, vec![web])
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Forward, Ports, SchedulerKind, VipSpec};
+use holdfast::forwarding::{Ports, SchedulerKind, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 
 pub use crate::rig::set_sum;
@@ -27,8 +27,7 @@ fn vip(forward: Forward, family: Family) -> VipSpec {
     VipSpec {
         protocol: Protocol::Udp,
         ports: Ports::List(vec![80.into()]),
-        scheduler: SchedulerKind::RoundRobin,
-        ..spec(0, forward, family, 1, 3)
+        ..spec(0, forward, family, 1, 3).with(|policy| policy.scheduler = SchedulerKind::RoundRobin)
     }
 }
 

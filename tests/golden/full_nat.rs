@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use holdfast::flow::Protocol;
 use holdfast::forwarding::explain::{Question, Segment};
-use holdfast::forwarding::{BackendIndex, FlowsLeft, Forward, NextHop, VipId, VipSpec};
+use holdfast::forwarding::{FlowsLeft, VipSpec};
+use holdfast::net::{BackendIndex, Forward, NextHop, Protocol, VipId};
 use holdfast::stats::Drop;
 
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, set_sum, spec, tagged, tcp, tcp_of, udp};
@@ -260,7 +260,7 @@ fn a_new_connection_from_the_same_port_gets_a_new_source() {
 #[test]
 fn a_flow_that_moves_to_another_backend_gets_a_new_source() {
     for family in FAMILIES {
-        let vip = VipSpec { on_down: FlowsLeft::Rehash, ..full_nat(family, 1, 3) };
+        let vip = full_nat(family, 1, 3).with(|policy| policy.on_down = FlowsLeft::Rehash);
         let mut rig = Rig::new(2, 1, vec![vip]);
         let old = rig.send(0, 0, &client(family, 40_000, "S"));
         rig.send(1, 0, &client(family, 40_000, "A"));

@@ -1,10 +1,8 @@
 //! A flow table without room: which flows are dropped, which go on without a pin, and that pinned ones stay.
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::{
-    FULL_SHARE, Forward, Remember, SchedulerKind, Service, ThisBox, VipSpec,
-};
+use holdfast::forwarding::{FULL_SHARE, Remember, SchedulerKind, Service, ThisBox, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 use holdfast::units::Ticks;
 
@@ -42,7 +40,9 @@ fn drops(rig: &Rig) -> u64 {
 fn a_full_table_stops_no_flow_that_the_hash_alone_places() {
     for forward in ONE_WAY {
         for scheduler in SCHEDULERS {
-            let mut rig = full(VipSpec { scheduler, ..spec(0, forward, Family::V4, 1, 5) });
+            let mut rig = full(
+                spec(0, forward, Family::V4, 1, 5).with(|policy| policy.scheduler = scheduler),
+            );
             let placed: Vec<_> = LATER.map(|port| rig.backend_of(&segment(port, "S"))).collect();
             let name = format!("{forward:?} {scheduler:?}");
             let flows = u64::from(LATER.end - LATER.start);
@@ -100,7 +100,10 @@ fn where_the_hash_is_not_all_new_flows_are_dropped() {
     for (name, vip) in [
         ("nat", spec(0, Forward::Nat, Family::V4, 1, 5)),
         ("full_nat", spec(0, Forward::FullNat, Family::V4, 1, 5)),
-        ("sticky", VipSpec { remember, ..spec(0, Forward::Dsr, Family::V4, 1, 5) }),
+        (
+            "sticky",
+            spec(0, Forward::Dsr, Family::V4, 1, 5).with(|policy| policy.remember = remember),
+        ),
     ] {
         let mut rig = full(vip);
         for port in LATER {

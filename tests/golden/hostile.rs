@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Forward, Ports, ThisBox, VipId, VipSpec};
+use holdfast::forwarding::{Ports, ThisBox, VipSpec};
+use holdfast::net::{Forward, Protocol, VipId};
 use proptest::prelude::*;
 
 use super::fragments::{datagram, fragments, set_sum};
@@ -23,7 +23,7 @@ const MTU: u16 = 1500;
 /// VIPs of TCP, UDP and, where the mode has that, all protocols; and of a mode with a PROXY header.
 fn rig(forward: Forward, family: Family, inner: Family) -> Rig {
     let mut specs: Vec<VipSpec> = (0..2).map(|id| spec(id, forward, family, 2, 2)).collect();
-    specs[0].proxy = forward == Forward::FullNat;
+    specs[0].policy.proxy = forward == Forward::FullNat;
     specs[1].protocol = Protocol::Udp;
     if matches!(forward, Forward::Dsr | Forward::Ipip | Forward::Gue) {
         let mut all = spec(2, forward, family, 2, 2);
@@ -31,7 +31,7 @@ fn rig(forward: Forward, family: Family, inner: Family) -> Rig {
         specs.push(all);
     }
     for spec in &mut specs {
-        (spec.mss, spec.rejects) = (Some(536), spec.id != VipId(1));
+        (spec.policy.mss, spec.policy.rejects) = (Some(536), spec.id != VipId(1));
         for (backend, index) in spec.backends.iter_mut().zip(0..) {
             backend.mtu = if index == 0 { 700 } else { MTU };
             if forward == Forward::FullNat || forward.tunnels() {

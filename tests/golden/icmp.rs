@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use etherparse::{IpHeaders, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Forward, VipSpec};
+use holdfast::forwarding::VipSpec;
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
 
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, set_sum, spec, tagged, tcp, tcp_of, udp};

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
-use holdfast::forwarding::{Affinity, Forward, SchedulerKind, VipSpec};
+use holdfast::forwarding::{Affinity, SchedulerKind, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
 use holdfast::units::Ticks;
 
@@ -35,7 +35,13 @@ fn a_server_is_given_another_one() {
             if !pin && scheduler.counts_flows() {
                 continue;
             }
-            let vip = VipSpec { protocol, pin, scheduler, ..spec(0, Forward::Nat, family, 1, 3) };
+            let vip = VipSpec {
+                protocol,
+                ..spec(0, Forward::Nat, family, 1, 3).with(|policy| {
+                    policy.pin = pin;
+                    policy.scheduler = scheduler;
+                })
+            };
             let mut rig = Rig::new(1, 1, vec![vip]);
             for port in 1000..1060 {
                 let packet = from_backend(family, protocol, 1, port, flags);
@@ -62,7 +68,13 @@ fn the_only_one_is_dropped_by_name_or_told() {
             if !pin && protocol == Protocol::Tcp {
                 continue;
             }
-            let mut vip = VipSpec { protocol, pin, rejects, ..spec(0, Forward::Nat, family, 1, 2) };
+            let mut vip = VipSpec {
+                protocol,
+                ..spec(0, Forward::Nat, family, 1, 2).with(|policy| {
+                    policy.pin = pin;
+                    policy.rejects = rejects;
+                })
+            };
             vip.backends[0].up = false;
             let mut rig = Rig::new(1, 1, vec![vip]);
             let sent = rig.send(0, 0, &from_backend(family, protocol, 1, 1000, "S"));
@@ -88,11 +100,10 @@ fn nor_does_what_is_remembered_of_it() {
         let sticky = (on_reentry == Reentry::Hash)
             .then_some(Sticky { on_drain: Hold::Release, on_down: Hold::Release });
         let remember = Remember { timeout: Ticks(1000), sticky, on_reentry };
-        let vip = VipSpec {
-            remember: Some(remember),
-            affinity: Affinity::ClientPrefix { v4: 24, v6: 64 },
-            ..spec(0, Forward::Nat, family, 1, 3)
-        };
+        let vip = spec(0, Forward::Nat, family, 1, 3).with(|policy| {
+            policy.remember = Some(remember);
+            policy.affinity = Affinity::ClientPrefix { v4: 24, v6: 64 };
+        });
         let mut rig = Rig::new(1, 1, vec![vip]);
         for round in 0..20 {
             for client in 0..3 {
@@ -117,8 +128,8 @@ fn other_modes_may_give_a_server_itself() {
         .into_iter()
         .flat_map(|family| [Forward::Dsr, Forward::FullNat].map(|forward| (family, forward)))
     {
-        let vip =
-            VipSpec { scheduler: SchedulerKind::RoundRobin, ..spec(0, forward, family, 1, 3) };
+        let vip = spec(0, forward, family, 1, 3)
+            .with(|policy| policy.scheduler = SchedulerKind::RoundRobin);
         let mut rig = Rig::new(1, 1, vec![vip]);
         for port in 1000..1030 {
             let sent = rig.send(0, 0, &from_backend(family, Protocol::Tcp, 1, port, "S"));

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Forward, VipSpec};
+use holdfast::forwarding::VipSpec;
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Answer;
 
 use super::fragments::{datagram, reassembled, set_sum};
@@ -168,7 +168,7 @@ fn dont_fragment_is_answered_and_the_rest_is_cut() {
 fn later_pieces_of_a_syn_have_no_options() {
     for forward in [Forward::Dsr, Forward::Nat] {
         let mut web = spec(0, forward, Family::V4, 1, 1);
-        (web.mss, web.backends[0].mtu) = (Some(536), MTU);
+        (web.policy.mss, web.backends[0].mtu) = (Some(536), MTU);
         let mut rig = Rig::new(1, 1, vec![web]);
         let mut packet = tcp(Family::V4, PORT, 80, "S");
         packet.truncate(54);

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
-use holdfast::forwarding::{FlowsLeft, Forward, VipSpec};
+use holdfast::forwarding::{FlowsLeft, VipSpec};
+use holdfast::net::Forward;
 use holdfast::stats::Drop;
 use proptest::prelude::*;
 
@@ -20,7 +21,7 @@ fn first() -> u32 {
 }
 
 fn vip(family: Family, inner: Family) -> VipSpec {
-    let mut vip = VipSpec { proxy: true, ..spec(0, Forward::FullNat, family, 1, 1) };
+    let mut vip = spec(0, Forward::FullNat, family, 1, 1).with(|policy| policy.proxy = true);
     vip.backends[0].address = inner.backend(0);
     vip
 }
@@ -325,7 +326,7 @@ fn an_older_connection_of_the_backend_is_reset_by_its_own_numbers() {
 #[test]
 fn both_ends_are_reset_by_their_own_numbers() {
     for (family, inner) in pairs() {
-        let vip = VipSpec { on_down: FlowsLeft::Reset, ..vip(family, inner) };
+        let vip = vip(family, inner).with(|policy| policy.on_down = FlowsLeft::Reset);
         let mut rig = Rig::new(1, 1, vec![vip]);
         let peer = open(&mut rig, family);
         rig.send(0, 0, &peer.says((7, first(), "SA"), &[]));

@@ -1,9 +1,7 @@
 //! What a reload has taken away: its flows are reset or kept, and it takes no new ones.
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{
-    FlowsLeft, Forward, Listen, Network, OldListen, Ports, Service, VipSpec,
-};
+use holdfast::forwarding::{FlowsLeft, OldListen, Ports, Service, VipSpec};
+use holdfast::net::{Forward, Listen, Network, Protocol};
 use holdfast::stats::Drop;
 
 use super::resets::meanwhile;
@@ -243,8 +241,7 @@ fn a_vip_without_pins_takes_the_replies_of_the_servers_that_it_gets() {
             old_vip.backends[0].port = None;
             let mut new = VipSpec {
                 protocol: Protocol::Udp,
-                pin: false,
-                ..spec(1, Forward::Nat, family, 1, 1)
+                ..spec(1, Forward::Nat, family, 1, 1).with(|policy| policy.pin = false)
             };
             (new.ports, new.backends[0].port) = (Ports::List(Vec::new()), None);
             let both = [old_vip, new];
@@ -253,7 +250,7 @@ fn a_vip_without_pins_takes_the_replies_of_the_servers_that_it_gets() {
             rig.send(0, 0, &udp(family, PORT, 53, true));
             rig.change(|specs| {
                 for spec in specs {
-                    if spec.pin {
+                    if spec.policy.pin {
                         let mut old = old(family, 53, FlowsLeft::Keep);
                         old.listen.protocol = Protocol::Udp;
                         (spec.ports, spec.old) = (Ports::of(&[80]), vec![old]);

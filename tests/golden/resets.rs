@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{FlowsLeft, Forward, NextHop, RESET_TIME, Service, VipSpec};
+use holdfast::forwarding::{FlowsLeft, RESET_TIME, Service, VipSpec};
+use holdfast::net::{Forward, NextHop, Protocol};
 use holdfast::stats::Drop;
 
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, numbered, spec, tagged, tcp, udp};
@@ -22,7 +22,10 @@ fn every_mode() -> impl Iterator<Item = (Forward, Family)> {
 
 /// One backend, and the policy "reset" for everything.
 fn resetting(forward: Forward, family: Family, nics: usize) -> VipSpec {
-    VipSpec { on_down: FlowsLeft::Reset, reset_idle: true, ..spec(0, forward, family, nics, 1) }
+    spec(0, forward, family, nics, 1).with(|policy| {
+        policy.on_down = FlowsLeft::Reset;
+        policy.reset_idle = true;
+    })
 }
 
 fn client(family: Family, flags: &str) -> Vec<u8> {
@@ -215,7 +218,7 @@ fn a_reset_is_passed_on_and_never_answered() {
 #[test]
 fn a_client_that_tries_again_is_served() {
     for (forward, family) in every_mode() {
-        let vip = VipSpec { on_down: FlowsLeft::Reset, ..spec(0, forward, family, 1, 3) };
+        let vip = spec(0, forward, family, 1, 3).with(|policy| policy.on_down = FlowsLeft::Reset);
         let mut rig = Rig::new(1, 1, vec![vip]);
         let first = open(&mut rig, family).destination_mac();
         rig.change(|specs| specs[0].backends[usize::from(first[5])].up = false);
@@ -298,7 +301,7 @@ fn a_flow_that_is_cut_is_gone_after_a_while_whatever_comes() {
 fn a_flow_that_idles_out_is_cut_if_the_policy_says_so() {
     for (forward, family) in every_mode() {
         for reset_idle in [false, true] {
-            let vip = VipSpec { reset_idle, ..spec(0, forward, family, 1, 1) };
+            let vip = spec(0, forward, family, 1, 1).with(|policy| policy.reset_idle = reset_idle);
             let mut rig = Rig::new(1, 1, vec![vip]);
             open(&mut rig, family);
             // The established time-out is 10 s.
@@ -382,7 +385,8 @@ fn a_drain_that_has_met_its_deadline_cuts_resets_or_rehashes() {
 fn flows_of_a_backend_that_is_down_find_another_one_if_the_policy_says_so() {
     for (forward, family) in every_mode() {
         for known in [false, true] {
-            let vip = VipSpec { on_down: FlowsLeft::Rehash, ..spec(0, forward, family, 1, 3) };
+            let vip =
+                spec(0, forward, family, 1, 3).with(|policy| policy.on_down = FlowsLeft::Rehash);
             let mut rig = Rig::new(2, 1, vec![vip]);
             let first = open(&mut rig, family).destination_mac();
             if known {

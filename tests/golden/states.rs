@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use etherparse::IpNumber;
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Affinity, Forward, Ports, ThisBox, VipSpec};
+use holdfast::forwarding::{Affinity, Ports, ThisBox, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::units::Ticks;
 
 use super::fragments::{datagram, fragments};
@@ -172,7 +172,7 @@ const ANSWERED_ROWS: &[DatagramRow<'_>] = &[
 /// A VIP that keeps flows of one datagram for 3 s, others for 10 s.
 fn datagrams(forward: Forward, family: Family) -> VipSpec {
     let mut vip = VipSpec { protocol: Protocol::Udp, ..spec(0, forward, family, 1, 3) };
-    (vip.timeouts.udp_first, vip.timeouts.udp) = (Ticks(300), Ticks(1000));
+    (vip.policy.timeouts.udp_first, vip.policy.timeouts.udp) = (Ticks(300), Ticks(1000));
     vip
 }
 
@@ -256,7 +256,7 @@ fn flows_of_all_protocols_have_the_states_of_datagrams() {
             for (again, kept) in [(false, false), (true, true)] {
                 let mut all = datagrams(Forward::Dsr, family);
                 (all.protocol, all.ports) = (Protocol::Any, Ports::All);
-                all.affinity = Affinity::Client;
+                all.policy.affinity = Affinity::Client;
                 let mut rig = rig(1, all);
                 let first = rig.send(0, 0, packet)[0].destination_mac();
                 if again {

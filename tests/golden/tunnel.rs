@@ -7,9 +7,9 @@ use etherparse::{
     IpFragOffset, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder, TcpHeader,
     UdpHeader,
 };
-use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{FlowsLeft, Forward, OuterDf, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::forwarding::{FlowsLeft, OuterDf, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 
 use super::fragments::set_sum;
@@ -487,7 +487,7 @@ fn the_largest_segment_that_a_handshake_may_speak_of_is_lowered() {
     for forward in [Forward::Dsr, Forward::Nat, Forward::Ipip, Forward::Gue] {
         for (said, heard) in [(1460, 1380), (1380, 1380), (1200, 1200)] {
             let mut vip = vip(forward, Family::V4, Family::V4, 1);
-            vip.mss = Some(1380);
+            vip.policy.mss = Some(1380);
             let mut rig = rig_with(tunnels(), 1500, vec![vip]);
             let sent = Sent::of(0, &with_mss(&tcp(Family::V4, 40_000, 80, "S"), said), &mut rig);
             let inner = match forward {
@@ -527,7 +527,7 @@ fn resets_go_through_the_tunnel() {
     for (mode, inner, outer) in combinations() {
         for vlan in [None, Some(9)] {
             let mut vip = vip(mode, inner, outer, 1);
-            vip.on_down = FlowsLeft::Reset;
+            vip.policy.on_down = FlowsLeft::Reset;
             vip.backends[0].next_hop.as_mut().unwrap().vlan = vlan.map(u16::into);
             let mut rig = rig_with(tunnels(), 1500, vec![vip]);
             let first = Sent::of(0, &tcp(inner, 40_000, 80, "S"), &mut rig);

@@ -1,8 +1,8 @@
 //! SYNs that nothing answered: counted at their backend when the pin goes.
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
-use holdfast::forwarding::{FlowsLeft, Forward, VipSpec};
+use holdfast::forwarding::{FlowsLeft, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::units::Ticks;
 
 use crate::rig::{Family, Rig, spec, tcp, udp};
@@ -65,7 +65,8 @@ fn a_flow_that_lost_its_pin_has_no_syn_whatever_leads_it() {
         let sticky = Sticky { on_drain: Hold::Release, on_down: Hold::Release };
         let remember =
             Remember { timeout: Ticks(100_000), sticky: Some(sticky), on_reentry: Reentry::Hash };
-        let web = VipSpec { remember: Some(remember), ..spec(0, forward, Family::V4, 1, 1) };
+        let web =
+            spec(0, forward, Family::V4, 1, 1).with(|policy| policy.remember = Some(remember));
         let mut rig = Rig::new(1, 1, vec![web]);
         for flags in ["S", "A"] {
             rig.send(0, 0, &tcp(Family::V4, PORT, 80, flags));
@@ -108,7 +109,7 @@ fn a_late_answer_changes_nothing_about_a_flow_that_is_cut() {
     for workers in [1, 2] {
         let probes = [false, true].map(|late| {
             let mut web = spec(0, Forward::Nat, Family::V4, 1, 1);
-            web.on_down = FlowsLeft::Reset;
+            web.policy.on_down = FlowsLeft::Reset;
             let mut rig = Rig::new(workers, 1, vec![web]);
             let request = rig.send(0, 0, &tcp(Family::V4, PORT, 80, "S")).remove(0);
             rig.send(workers - 1, 0, &request.reply("SA"));

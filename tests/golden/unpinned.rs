@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{
-    Affinity, FULL_SHARE, Forward, SchedulerKind, Service, ThisBox, VipSpec,
-};
+use holdfast::forwarding::{Affinity, FULL_SHARE, SchedulerKind, Service, ThisBox, VipSpec};
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
 
 use super::fragments::{datagram, fragments, reassembled};
@@ -18,7 +16,13 @@ const MODES: [Forward; 4] = [Forward::Dsr, Forward::Nat, Forward::Ipip, Forward:
 const MAGLEV: SchedulerKind = SchedulerKind::Maglev { size: 1009 };
 
 fn vip(forward: Forward, family: Family, scheduler: SchedulerKind) -> VipSpec {
-    VipSpec { protocol: Protocol::Udp, pin: false, scheduler, ..spec(0, forward, family, 1, 3) }
+    VipSpec {
+        protocol: Protocol::Udp,
+        ..spec(0, forward, family, 1, 3).with(|policy| {
+            policy.pin = false;
+            policy.scheduler = scheduler;
+        })
+    }
 }
 
 /// Workers of one VIP, with sources for its tunnels.
@@ -62,7 +66,7 @@ fn datagrams_go_where_their_hash_goes_and_leave_no_entry() {
     {
         let name = format!("{forward:?} {family:?} {scheduler:?}");
         let unpinned = vip(forward, family, scheduler);
-        let mut pinned = rig(1, 1, VipSpec { pin: true, ..unpinned.clone() });
+        let mut pinned = rig(1, 1, unpinned.clone().with(|policy| policy.pin = true));
         let mut rig = rig(2, 1, unpinned);
         for port in 1000..1030 {
             let expected = pinned.send(0, 0, &query(family, port)).remove(0);
@@ -353,7 +357,7 @@ fn errors_about_queries_go_to_the_client() {
 fn without_a_backend_in_service_the_sender_is_told_if_the_vip_says_so() {
     for (forward, family) in every_mode() {
         for rejects in [false, true] {
-            let mut vip = VipSpec { rejects, ..vip(forward, family, MAGLEV) };
+            let mut vip = vip(forward, family, MAGLEV).with(|policy| policy.rejects = rejects);
             vip.backends.iter_mut().for_each(|backend| backend.up = false);
             let mut rig = rig(1, 1, vip);
             let sent = rig.send(0, 0, &query(family, 1000));
@@ -370,11 +374,11 @@ fn without_a_backend_in_service_the_sender_is_told_if_the_vip_says_so() {
 #[test]
 fn a_vip_gives_up_its_pins_by_a_reload() {
     for (forward, family) in every_mode() {
-        let mut rig = rig(1, 1, VipSpec { pin: true, ..vip(forward, family, MAGLEV) });
+        let mut rig = rig(1, 1, vip(forward, family, MAGLEV).with(|policy| policy.pin = true));
         rig.send(0, 0, &query(family, 1000));
         assert_eq!(rig.stats(0).flows_active.get(), 1);
         rig.change(|specs| {
-            specs[0].pin = false;
+            specs[0].policy.pin = false;
             // As the registry does.
             specs[0].backends.iter_mut().for_each(|backend| backend.id.generation += 1);
         });
@@ -394,8 +398,7 @@ fn a_vip_gives_up_its_pins_by_a_reload() {
 fn a_watched_source_is_told_of_with_each_datagram() {
     let sampled = VipSpec {
         sampled: true,
-        affinity: Affinity::Client,
-        ..vip(Forward::Dsr, Family::V4, MAGLEV)
+        ..vip(Forward::Dsr, Family::V4, MAGLEV).with(|policy| policy.affinity = Affinity::Client)
     };
     let mut rig = rig(1, 1, sampled);
     for _ in 0..10 {

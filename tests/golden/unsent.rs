@@ -1,7 +1,7 @@
 //! Packets that are damaged, or are not sent after all: what they leave behind, and what shares their fate.
 
-use holdfast::flow::Protocol;
-use holdfast::forwarding::{Forward, VipSpec};
+use holdfast::forwarding::VipSpec;
+use holdfast::net::{Forward, Protocol};
 use holdfast::stats::{Answer, Drop};
 
 use super::fragments::{datagram, fragments, reassembled, set_sum};
@@ -188,7 +188,7 @@ fn a_packet_with_a_damaged_header_gets_no_answer_and_is_not_cut() {
     let mut narrow = vip(Forward::Dsr, Family::V4, Family::V4);
     narrow.backends.iter_mut().for_each(|backend| backend.mtu = 1280);
     let mut web = spec(1, Forward::Nat, Family::V4, 1, 3);
-    web.rejects = true;
+    web.policy.rejects = true;
     let mut rig = Rig::new(1, 1, vec![narrow, web]);
     // Both flows have a pin.
     rig.send(0, 0, &udp(Family::V4, PORT, 80, true));

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use etherparse::{IpNumber, PacketBuilder};
-use holdfast::flow::Protocol;
 use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Affinity, Forward, PortRange, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::forwarding::{Affinity, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::net::{Forward, PortRange, Protocol};
 use holdfast::stats::Drop;
 
 use super::super::rig::{CLIENT_MAC, Family, Rig, nic_mac, spec, tcp_of};
@@ -169,7 +169,7 @@ fn all_protocols_of_a_client_go_to_one_backend() {
             for first_worker in 0..2 {
                 let mut all = spec(0, Forward::Dsr, family, 1, 8);
                 (all.protocol, all.ports) = (Protocol::Any, Ports::All);
-                all.affinity = Affinity::Client;
+                all.policy.affinity = Affinity::Client;
                 let mut rig = Rig::new(2, 1, vec![all]);
                 let backend = rig.send(first_worker, 0, earliest)[0].destination_mac();
                 for worker in 0..2 {
@@ -214,7 +214,7 @@ fn errors_go_to_the_backend_that_has_all_protocols_of_the_client() {
             for last in 1..9 {
                 let mut all = spec(0, Forward::Dsr, family, 1, 8);
                 (all.protocol, all.ports) = (Protocol::Any, Ports::All);
-                all.affinity = Affinity::Client;
+                all.policy.affinity = Affinity::Client;
                 let mut rig = Rig::new(2, 1, vec![all]);
                 let client = numbered(client, last);
                 let answers = [
@@ -249,7 +249,7 @@ fn errors_go_to_the_backend_that_has_all_protocols_of_the_client() {
 #[test]
 fn a_tcp_vip_takes_its_ports_of_an_address_that_has_all_protocols() {
     let mut all = vip(0, "192.0.2.10", Protocol::Any, Ports::All);
-    all.affinity = Affinity::Client;
+    all.policy.affinity = Affinity::Client;
     let mut rig = Rig::new(1, 1, vec![all, vip(1, "192.0.2.10", Protocol::Tcp, Ports::of(&[80]))]);
     let (client, to) = (Family::V4.client(), Family::V4.vip());
     for port in [80, 81, 80] {
@@ -278,7 +278,7 @@ fn other_protocols_are_for_vips_of_all_protocols_only() {
 #[test]
 fn fragments_without_ports_go_with_their_flow() {
     let mut all = vip(0, "192.0.2.10", Protocol::Any, Ports::All);
-    all.affinity = Affinity::Client;
+    all.policy.affinity = Affinity::Client;
     let mut rig = Rig::new(1, 1, vec![all]);
     let whole = packet(Family::V4.client(), Family::V4.vip(), ESP, &[0; 16]);
     let backend = rig.send(0, 0, &whole)[0].destination_mac();

@@ -54,7 +54,7 @@ const BUILTINS: [&str; 39] = [
 
 /// Commands that run another one, by the number of operands that come before it.
 const WRAPPERS: [(usize, &[&str]); 6] = [
-    (0, &["taskset", "setsid", "exec", "env", "xargs", "unshare", "setpriv", "prlimit"]),
+    (0, &["taskset", "setsid", "nice", "exec", "env", "xargs", "unshare", "setpriv", "prlimit"]),
     (1, &["ip netns exec", "timeout", "chroot"]),
     // Functions of the scripts.
     (0, &["attempt_tests"]),

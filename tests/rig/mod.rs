@@ -11,22 +11,20 @@ use etherparse::{
     TransportSlice, UdpHeader,
 };
 use holdfast::datapath::explain::Explainer;
-use holdfast::datapath::path_mtu::PathMtus;
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
-use holdfast::flow::Protocol;
-use holdfast::flow::bindings::{Bindings, Sources};
+use holdfast::flow::bindings::Sources;
 use holdfast::flow::clients::Clients;
-use holdfast::flow::fragments::Datagrams;
-use holdfast::flow::return_hops::ReturnHops;
+use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
-use holdfast::flow::tuple::TableSecret;
 use holdfast::forwarding::publish::Publisher;
 use holdfast::forwarding::this_box::UNLIMITED;
 use holdfast::forwarding::{
-    Affinity, BackendId, BackendIndex, BackendSpec, FULL_SHARE, FlowsLeft, Forward,
-    ForwardingTable, NextHop, PortIndex, Ports, SchedulerKind, Service, Splits, ThisBox, Timeouts,
-    VipId, VipSpec,
+    BackendSpec, FULL_SHARE, FlowsLeft, ForwardingTable, Ports, SchedulerKind, Service, Splits,
+    ThisBox, Timeouts, VipPolicy, VipSpec,
+};
+use holdfast::net::{
+    BackendId, BackendIndex, Forward, NextHop, NicIndex, Protocol, TableSecret, VipId,
 };
 use holdfast::stats::{Drop, WorkerStats};
 use holdfast::units::Ticks;
@@ -111,7 +109,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         service: Service::Active,
         left: FlowsLeft::Keep,
         next_hop: Some(NextHop {
-            port: PortIndex(u8::try_from(nics - 1).unwrap()),
+            port: NicIndex(u8::try_from(nics - 1).unwrap()),
             mac: backend_mac(index),
             vlan: None,
         }),
@@ -125,26 +123,21 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         ports: Ports::of(&[80]),
         protocol: Protocol::Tcp,
         forward,
-        pin: true,
-        // 1 s, 10 s, 2 s, 1 s, 1 s.
-        timeouts: Timeouts {
-            embryonic: Ticks(100),
-            established: Ticks(1000),
-            closing: Ticks(200),
-            udp_first: Ticks(100),
-            udp: Ticks(100),
+        policy: VipPolicy {
+            // 1 s, 10 s, 2 s, 1 s, 1 s.
+            timeouts: Timeouts {
+                embryonic: Ticks(100),
+                established: Ticks(1000),
+                closing: Ticks(200),
+                udp_first: Ticks(100),
+                udp: Ticks(100),
+            },
+            scheduler: SchedulerKind::Maglev { size: 1009 },
+            rejects: false,
+            ..VipPolicy::default()
         },
-        remember: None,
-        on_down: FlowsLeft::Keep,
-        reset_idle: false,
-        rejects: false,
-        proxy: false,
-        scheduler: SchedulerKind::Maglev { size: 1009 },
-        affinity: Affinity::Flow,
         splits: Splits::default(),
         sampled: false,
-        quic: Vec::new(),
-        mss: None,
         backends: (0..backends).map(backend).collect(),
         old: Vec::new(),
     }
@@ -401,12 +394,9 @@ pub struct Rig {
     workers: Vec<Worker>,
     nics: Vec<Vec<FakeNic>>,
     stats: Vec<Arc<WorkerStats>>,
-    flows: Arc<[Arc<FlowTable>]>,
+    shared: Arc<SharedTables>,
     specs: Vec<VipSpec>,
     this_box: ThisBox,
-    clients: Arc<Clients>,
-    bindings: Arc<Bindings>,
-    paths: Arc<PathMtus>,
     publisher: Publisher,
     now: u32,
 }
@@ -451,8 +441,6 @@ impl Rig {
         specs: Vec<VipSpec>,
     ) -> Self {
         let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
-        let bindings = Bindings::new(sources, u8::try_from(workers).unwrap()).unwrap();
-        let bindings = Arc::new(bindings);
         let macs = (0..nics).map(nic_mac).collect();
         let this_box = ThisBox { macs, ..this_box };
         let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
@@ -461,22 +449,17 @@ impl Rig {
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
             .map(|_| Arc::new(FlowTable::new(flows, secret.clone(), Families::BOTH).unwrap()))
             .collect();
-        let clients = Arc::new(Clients::new(1024, secret.clone()));
-        let datagrams = Arc::new(Datagrams::new(64, Ticks(3000), secret.clone()));
-        let return_hops = Arc::new(ReturnHops::new(64, secret));
-        let paths = Arc::<PathMtus>::default();
+        let sizes = TableSizes { sources, ..TableSizes::default() };
+        let shared = SharedTables::new(flow_tables, &secret, sizes).unwrap();
         // Close to the wrap of the clock, so that every test crosses it.
         let now = u32::MAX - 50;
         let mut rig = Self {
             workers: Vec::new(),
             nics: Vec::new(),
             stats: Vec::new(),
-            flows: Arc::clone(&flow_tables),
+            shared: Arc::clone(&shared),
             specs,
             this_box,
-            clients: Arc::clone(&clients),
-            bindings: Arc::clone(&bindings),
-            paths: Arc::clone(&paths),
             publisher,
             now,
         };
@@ -486,20 +469,15 @@ impl Rig {
             let (ports, fakes): (Vec<_>, Vec<_>) = (0..nics)
                 .map(|nic| {
                     let (port, fake) = FakeNic::new(&umem, RING).unwrap();
-                    (WorkerPort::new(PortIndex(u8::try_from(nic).unwrap()), port), fake)
+                    (WorkerPort::new(NicIndex(u8::try_from(nic).unwrap()), port), fake)
                 })
                 .unzip();
             let parts = Parts {
                 ports,
                 pool,
                 macs: (0..nics).map(nic_mac).collect(),
-                flows: Arc::clone(&flow_tables),
-                clients: Arc::clone(&clients),
-                datagrams: Arc::clone(&datagrams),
+                shared: Arc::clone(&shared),
                 parked: PARKED,
-                bindings: Arc::clone(&bindings),
-                return_hops: Arc::clone(&return_hops),
-                paths: Arc::clone(&paths),
                 index: u8::try_from(index).unwrap(),
                 tables: tables.clone(),
                 stats: Arc::clone(&stats),
@@ -559,9 +537,7 @@ impl Rig {
     #[allow(dead_code, reason = "not every test asks")]
     pub fn explainer(&self) -> Explainer {
         let macs = (0..self.nics[0].len()).map(nic_mac).collect();
-        let (flows, clients) = (Arc::clone(&self.flows), Arc::clone(&self.clients));
-        let (bindings, paths) = (Arc::clone(&self.bindings), Arc::clone(&self.paths));
-        Explainer::new(macs, flows, clients, bindings, paths, self.stats.clone()).unwrap()
+        Explainer::new(macs, Arc::clone(&self.shared), self.stats.clone()).unwrap()
     }
 
     /// The present time.
@@ -656,8 +632,8 @@ impl Rig {
 
     /// The clients table of all workers.
     #[allow(dead_code, reason = "not every test has sticky clients")]
-    pub fn clients(&self) -> Arc<Clients> {
-        Arc::clone(&self.clients)
+    pub fn clients(&self) -> &Clients {
+        &self.shared.clients
     }
 
     #[allow(dead_code, reason = "not every test looks at all workers")]

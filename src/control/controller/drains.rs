@@ -1,20 +1,26 @@
-//! What the control loop does about drains: orders, deadlines, and the way back.
+//! Drains: orders, deadlines, and the way back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use tokio::time::Instant;
 
-use super::super::admin::Refusal;
-use super::super::api::{DrainRequest, Name, Ordered, UndrainRequest};
-use super::super::drain::Step;
-use super::super::events::{Kind, News};
-use super::super::flows::list;
-use super::super::state::{BackendEntry, VipEntry};
-use super::super::status;
-use super::Controller;
+use super::health::Health;
+use super::world::World;
 use crate::config;
-use crate::forwarding::{BackendIndex, Service};
+use crate::control::api::{DrainRequest, Name, Ordered, UndrainRequest};
+use crate::control::drain::Step;
+use crate::control::events::{Kind, News};
+use crate::control::flows::list;
+use crate::control::forecast::Forecaster;
+use crate::control::hook::Hook;
+use crate::control::pins::Pins;
+use crate::control::refusal::Refusal;
+use crate::control::state::{BackendEntry, VipEntry};
+use crate::control::{Clock, counters, status};
+use crate::forwarding::Service;
+use crate::net::BackendIndex;
 use crate::words::counted;
 
 /// What a step of a drain asks for, besides being told.
@@ -27,195 +33,196 @@ struct Consequences {
     news: Vec<(News, String)>,
 }
 
-impl Controller {
-    /// Begins drains, or moves their deadlines: all that were ordered, or none.
-    pub(super) fn drain(&mut self, order: &DrainRequest) -> Result<Ordered, Refusal> {
-        if order.deadline_s == Some(0) {
-            let error = "deadline_s = 0: use at least 1; without it, flows end by themselves";
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, error));
-        }
-        let names = all_names(&order.vip, &order.backend, &order.also);
-        self.all_known(&names)?;
-        if !order.force {
-            self.refuse_the_last(&names)?;
-        }
-        let mut begun = false;
-        for name in &names {
-            begun |= self.begin_drain(name, order.deadline_s.map(Duration::from_secs));
-        }
-        if begun {
-            // At once, not at the end of the turn: the answer says that it is so.
-            self.publish();
-        }
-        self.ordered(&names)
-    }
+/// What drains need beside the registry: forecasts, and a command for the end.
+pub(super) struct Drains {
+    forecaster: Forecaster,
+    hook: Hook,
+}
 
-    /// True if the forwarding table changes.
-    fn begin_drain(&mut self, name: &Name, deadline: Option<Duration>) -> bool {
-        let Name { vip, backend } = name;
-        let now = Instant::now();
-        let Some((config, index)) =
-            self.registry.find(vip, backend).map(|(v, b)| (v.config.drain, b.id.index))
-        else {
-            return false;
-        };
-        let flows = status::flows_active(&self.workers, index);
-        let Some(entry) = self.registry.find_mut(vip, backend) else { return false };
-        // The configuration's deadline is for drains that begin.
-        let active = entry.drain.service() == Service::Active;
-        let deadline = deadline.or(config.deadline.filter(|_| active));
-        let begun = entry.drain.begin(deadline, flows, now);
-        let left = entry.drain.deadline_in_s(now);
-        let until =
-            left.map_or_else(|| ", no deadline".to_owned(), |s| format!(", deadline in {s} s"));
-        let what = if begun { "drains" } else { "drains already" };
-        let text =
-            format!("backend {backend} of VIP {vip} {what}: {}{until}", counted(flows, "flow"));
-        let news = News::of(Kind::DrainBegun, vip, backend).with("flows_left", flows);
-        self.journal.tell(left.iter().fold(news, |news, &s| news.with("deadline_in_s", s)), text);
-        begun
-    }
-
-    /// Takes backends back into service: all that were named, or none.
-    pub(super) fn undrain(&mut self, order: &UndrainRequest) -> Result<Ordered, Refusal> {
-        let names = all_names(&order.vip, &order.backend, &order.also);
-        self.all_known(&names)?;
-        let mut changed = false;
-        for Name { vip, backend } in &names {
-            let slow_start =
-                self.registry.find(vip, backend).map(|(v, _)| v.config.drain.slow_start);
-            let (Some(over), Some(entry)) = (slow_start, self.registry.find_mut(vip, backend))
-            else {
-                continue;
-            };
-            if entry.drain.cancel() {
-                entry.forecast = None;
-                entry.slow_start.begin(over, Instant::now());
-                let text = format!("backend {backend} of VIP {vip} is back in service");
-                self.journal.tell(News::of(Kind::Undrained, vip, backend), text);
-                changed = true;
-            }
-        }
-        if changed {
-            self.publish();
-        }
-        self.ordered(&names)
-    }
-
-    /// Raises the share of new flows of backends that have come back.
-    pub(super) fn advance_slow_starts(&mut self) {
-        let now = Instant::now();
-        for (_, backend) in self.registry.backends_mut() {
-            self.dirty |= backend.slow_start.advance(now);
-        }
+impl Drains {
+    pub(super) fn new(tables: Vec<Arc<dyn Pins>>, clock: Clock, on_drained: &[String]) -> Self {
+        Self { forecaster: Forecaster::new(tables, clock), hook: Hook::new(on_drained) }
     }
 
     /// Looks at every drain: whether its flows have ended, or its deadline has come.
-    pub(super) fn advance_drains(&mut self) {
-        let now = Instant::now();
-        self.forecaster.advance(&mut self.registry, &self.workers, now);
-        let mut steps = Consequences { ended: Vec::new(), drained: Vec::new(), news: Vec::new() };
-        for (vip, entry) in self.registry.backends_mut() {
-            if entry.drain.service() != Service::Draining {
-                continue;
-            }
-            let flows = status::flows_active(&self.workers, entry.id.index);
-            if let Some(step) = entry.drain.advance(flows, vip.drain.then, now) {
-                self.dirty |= matches!(step, Step::Resets { .. });
-                steps.take(step, vip, entry);
-            }
-        }
+    pub(super) fn advance(&mut self, world: &mut World, health: &mut Health, now: Instant) {
+        self.forecaster.advance(&mut world.registry, &world.workers, now);
+        let steps = steps(world, now);
         for (news, text) in steps.news {
-            self.journal.tell(news, text);
+            world.journal.tell(news, text);
         }
-        self.end_generations(&steps.ended);
+        if !steps.ended.is_empty() {
+            for index in steps.ended {
+                world.registry.end_generation(index);
+            }
+            health.sync(&world.registry);
+            world.dirty = true;
+        }
         for (name, flows_cut) in &steps.drained {
-            self.run_hook(name, *flows_cut);
+            self.run_hook(world, name, *flows_cut);
         }
     }
 
-    fn end_generations(&mut self, ended: &[BackendIndex]) {
-        if ended.is_empty() {
-            return;
-        }
-        for &index in ended {
-            self.registry.end_generation(index);
-        }
-        self.checks.sync(self.registry.checks());
-        self.dirty = true;
-    }
-
-    fn run_hook(&self, name: &Name, flows_cut: u64) {
+    fn run_hook(&self, world: &World, name: &Name, flows_cut: u64) {
         let Name { vip, backend } = name;
-        let Some((_, entry)) = self.registry.find(vip, backend) else { return };
+        let Some((_, entry)) = world.registry.find(vip, backend) else { return };
         let environment = vec![
             ("HOLDFAST_EVENT", Kind::Drained.as_str().to_owned()),
             ("HOLDFAST_VIP", vip.clone()),
             ("HOLDFAST_BACKEND", backend.clone()),
             ("HOLDFAST_ADDRESS", entry.config.address.to_string()),
             ("HOLDFAST_FLOWS_CUT", flows_cut.to_string()),
-            ("HOLDFAST_SOCKET", self.config.control.socket.display().to_string()),
+            ("HOLDFAST_SOCKET", world.config.control.socket.display().to_string()),
         ];
         self.hook.run(format!("{vip}/{backend}"), environment);
     }
+}
 
-    fn ordered(&self, names: &[Name]) -> Result<Ordered, Refusal> {
-        let now = Instant::now();
-        let status = |Name { vip, backend }: &Name| {
-            let found = self.registry.find(vip, backend);
-            let (vip, entry) = found.ok_or_else(|| self.unknown(vip, backend))?;
-            Ok(status::backend_status(vip, entry, &self.workers, &self.nics, now))
-        };
-        let (first, others) = names.split_first().ok_or_else(|| self.unknown("", ""))?;
-        let also = others.iter().map(status).collect::<Result<_, Refusal>>()?;
-        Ok(Ordered { backend: status(first)?, also })
-    }
-
-    fn all_known(&self, names: &[Name]) -> Result<(), Refusal> {
-        let mut unknown = names.iter().filter(|n| self.registry.find(&n.vip, &n.backend).is_none());
-        unknown.next().map_or(Ok(()), |name| Err(self.unknown(&name.vip, &name.backend)))
-    }
-
-    /// The names that exist, for somebody who has used another.
-    fn unknown(&self, vip: &str, backend: &str) -> Refusal {
-        let entry = self.registry.vips().iter().find(|entry| entry.config.name == vip);
-        let error = match entry {
-            None => {
-                let vips = self.registry.vips().iter().map(|entry| entry.config.name.clone());
-                format!("no VIP is named {vip:?}; there are: {}", list(vips))
-            }
-            Some(entry) => {
-                let backends = entry.backends.iter().map(|entry| entry.config.name.clone());
-                let backends = list(backends);
-                format!("VIP {vip} has no backend named {backend:?}; there are: {backends}")
-            }
-        };
-        Refusal::new(StatusCode::NOT_FOUND, error)
-    }
-
-    /// An error if draining these would leave a VIP without a backend that takes new flows.
-    fn refuse_the_last(&self, names: &[Name]) -> Result<(), Refusal> {
-        let errors: Vec<String> = self
-            .registry
-            .vips()
-            .iter()
-            .filter(|vip| leaves_none(vip, names))
-            .map(|vip| {
-                let name = &vip.config.name;
-                let fate = if vip.config.rejects { "refused" } else { "dropped" };
-                format!(
-                    "VIP {name} would be left without a backend that takes new flows; add --force \
-                     (\"force\": true) if new clients are to be {fate}, or first give it another \
-                     backend that is up, has weight and does not drain (holdfast status)"
-                )
-            })
-            .collect();
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(Refusal { status: StatusCode::CONFLICT, errors })
+fn steps(world: &mut World, now: Instant) -> Consequences {
+    let mut steps = Consequences { ended: Vec::new(), drained: Vec::new(), news: Vec::new() };
+    let World { registry, workers, dirty, .. } = world;
+    for (vip, entry) in registry.backends_mut() {
+        if entry.drain.service() != Service::Draining {
+            continue;
+        }
+        let flows = counters::flows_active(workers, entry.id.index);
+        if let Some(step) = entry.drain.advance(flows, vip.drain.then, now) {
+            *dirty |= matches!(step, Step::Resets { .. });
+            steps.take(step, vip, entry);
         }
     }
+    steps
+}
+
+/// Begins drains, or moves their deadlines: all that were ordered, or none.
+pub(super) fn drain(world: &mut World, order: &DrainRequest) -> Result<Ordered, Refusal> {
+    if order.deadline_s == Some(0) {
+        let error = "deadline_s = 0: use at least 1; without it, flows end by themselves";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, error));
+    }
+    let names = all_names(&order.vip, &order.backend, &order.also);
+    all_known(world, &names)?;
+    if !order.force {
+        refuse_the_last(world, &names)?;
+    }
+    let mut begun = false;
+    for name in &names {
+        begun |= begin_drain(world, name, order.deadline_s.map(Duration::from_secs));
+    }
+    if begun {
+        // At once, not at the end of the turn: the answer says that it is so.
+        world.publish();
+    }
+    ordered(world, &names)
+}
+
+/// True if the forwarding table changes.
+fn begin_drain(world: &mut World, name: &Name, deadline: Option<Duration>) -> bool {
+    let Name { vip, backend } = name;
+    let now = Instant::now();
+    let Some((config, index)) =
+        world.registry.find(vip, backend).map(|(v, b)| (v.config.drain, b.id.index))
+    else {
+        return false;
+    };
+    let flows = world.flows_active(index);
+    let Some(entry) = world.registry.find_mut(vip, backend) else { return false };
+    // The configuration's deadline is for drains that begin.
+    let active = entry.drain.service() == Service::Active;
+    let deadline = deadline.or(config.deadline.filter(|_| active));
+    let begun = entry.drain.begin(deadline, flows, now);
+    let left = entry.drain.deadline_in_s(now);
+    let until = left.map_or_else(|| ", no deadline".to_owned(), |s| format!(", deadline in {s} s"));
+    let what = if begun { "drains" } else { "drains already" };
+    let text = format!("backend {backend} of VIP {vip} {what}: {}{until}", counted(flows, "flow"));
+    let news = News::of(Kind::DrainBegun, vip, backend).with("flows_left", flows);
+    world.journal.tell(left.iter().fold(news, |news, &s| news.with("deadline_in_s", s)), text);
+    begun
+}
+
+/// Takes backends back into service: all that were named, or none.
+pub(super) fn undrain(world: &mut World, order: &UndrainRequest) -> Result<Ordered, Refusal> {
+    let names = all_names(&order.vip, &order.backend, &order.also);
+    all_known(world, &names)?;
+    let mut changed = false;
+    for Name { vip, backend } in &names {
+        let slow_start = world.registry.find(vip, backend).map(|(v, _)| v.config.drain.slow_start);
+        let (Some(over), Some(entry)) = (slow_start, world.registry.find_mut(vip, backend)) else {
+            continue;
+        };
+        if entry.drain.cancel() {
+            entry.forecast = None;
+            entry.slow_start.begin(over, Instant::now());
+            let text = format!("backend {backend} of VIP {vip} is back in service");
+            world.journal.tell(News::of(Kind::Undrained, vip, backend), text);
+            changed = true;
+        }
+    }
+    if changed {
+        world.publish();
+    }
+    ordered(world, &names)
+}
+
+/// Raises the share of new flows of backends that have come back.
+pub(super) fn advance_slow_starts(world: &mut World, now: Instant) {
+    for (_, backend) in world.registry.backends_mut() {
+        world.dirty |= backend.slow_start.advance(now);
+    }
+}
+
+fn ordered(world: &World, names: &[Name]) -> Result<Ordered, Refusal> {
+    let now = Instant::now();
+    let status = |Name { vip, backend }: &Name| {
+        let found = world.registry.find(vip, backend);
+        let (vip, entry) = found.ok_or_else(|| unknown(world, vip, backend))?;
+        Ok(status::backend_status(vip, entry, &world.workers, &world.nics, now))
+    };
+    let (first, others) = names.split_first().ok_or_else(|| unknown(world, "", ""))?;
+    let also = others.iter().map(status).collect::<Result<_, Refusal>>()?;
+    Ok(Ordered { backend: status(first)?, also })
+}
+
+fn all_known(world: &World, names: &[Name]) -> Result<(), Refusal> {
+    let mut missing = names.iter().filter(|n| world.registry.find(&n.vip, &n.backend).is_none());
+    missing.next().map_or(Ok(()), |name| Err(unknown(world, &name.vip, &name.backend)))
+}
+
+/// The names that exist, for somebody who has used another.
+fn unknown(world: &World, vip: &str, backend: &str) -> Refusal {
+    let entry = world.registry.vips().iter().find(|entry| entry.config.name == vip);
+    let error = match entry {
+        None => {
+            let vips = world.registry.vips().iter().map(|entry| entry.config.name.clone());
+            format!("no VIP is named {vip:?}; there are: {}", list(vips))
+        }
+        Some(entry) => {
+            let backends = entry.backends.iter().map(|entry| entry.config.name.clone());
+            let backends = list(backends);
+            format!("VIP {vip} has no backend named {backend:?}; there are: {backends}")
+        }
+    };
+    Refusal::new(StatusCode::NOT_FOUND, error)
+}
+
+/// An error if draining these would leave a VIP without a backend that takes new flows.
+fn refuse_the_last(world: &World, names: &[Name]) -> Result<(), Refusal> {
+    let errors: Vec<String> = world
+        .registry
+        .vips()
+        .iter()
+        .filter(|vip| leaves_none(vip, names))
+        .map(|vip| {
+            let name = &vip.config.name;
+            let fate = if vip.config.policy.rejects { "refused" } else { "dropped" };
+            format!(
+                "VIP {name} would be left without a backend that takes new flows; add --force \
+                 (\"force\": true) if new clients are to be {fate}, or first give it another \
+                 backend that is up, has weight and does not drain (holdfast status)"
+            )
+        })
+        .collect();
+    if errors.is_empty() { Ok(()) } else { Err(Refusal { status: StatusCode::CONFLICT, errors }) }
 }
 
 impl Consequences {
@@ -272,4 +279,49 @@ fn leaves_none(vip: &VipEntry, names: &[Name]) -> bool {
     };
     vip.backends.iter().any(begins)
         && !vip.backends.iter().any(|entry| entry.serves() && !named(entry))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::tests::{told, world};
+    use super::*;
+    use crate::control::state::tests::{backend, vip};
+    use crate::units::Ticks;
+
+    fn order(backend: &str, deadline_s: Option<u64>) -> DrainRequest {
+        let (vip, backend) = ("web".to_owned(), backend.to_owned());
+        DrainRequest { vip, backend, also: Vec::new(), deadline_s, force: false }
+    }
+
+    /// The VIP's drains end by a rehash: the pins that are left become stale.
+    #[tokio::test]
+    async fn a_deadline_ends_the_generation_of_a_backend_that_has_flows() {
+        let mut world = world(vec![vip("web", &[backend("a", 1), backend("b", 2)])]);
+        let mut drains = Drains::new(Vec::new(), Arc::new(|| Ticks(0)), &[]);
+        let mut health = Health::new();
+        if let Some(stats) = world.workers.first().and_then(|w| w.stats.backends.first()) {
+            stats.flows_active.add(3);
+        }
+        let generation =
+            |world: &World| world.registry.find("web", "a").map(|(_, a)| a.id.generation);
+        assert!(drain(&mut world, &order("a", Some(60))).is_ok());
+        let now = Instant::now();
+        drains.advance(&mut world, &mut health, now);
+        assert_eq!((told(&world), generation(&world)), (vec!["drain_begun".to_owned()], Some(0)));
+        drains.advance(&mut world, &mut health, now + Duration::from_secs(60));
+        assert_eq!(
+            (told(&world).last().cloned(), generation(&world)),
+            (Some("drained".to_owned()), Some(1))
+        );
+        assert!(world.dirty, "the table follows");
+    }
+
+    #[test]
+    fn the_last_backend_of_a_vip_is_drained_by_force_only() {
+        let mut world = world(vec![vip("web", &[backend("a", 1), backend("b", 2)])]);
+        assert!(drain(&mut world, &order("a", None)).is_ok());
+        let refused = drain(&mut world, &order("b", None)).err();
+        assert_eq!(refused.map(|refusal| refusal.status), Some(StatusCode::CONFLICT));
+        assert!(drain(&mut world, &DrainRequest { force: true, ..order("b", None) }).is_ok());
+    }
 }

@@ -1,15 +1,16 @@
 //! Part of the stage rewrite: addresses and ports of both sides, for mode full_nat; the whole IP header
 //! where the families of client and backend differ (RFC 7915).
 
+use super::fragment::{new_number, renumber};
+use super::length::fits;
 use super::nat::{translate_quote, unsent};
 use super::proxy;
-use super::{fits, new_number, renumber};
 use crate::datapath::batch::{Packet, Part, Shape, TcpFlags};
 use crate::datapath::bindings::Numbers;
 use crate::datapath::context::Context;
-use crate::flow::FlowKey;
 use crate::flow::bindings::BindingId;
 use crate::forwarding::table::Backend;
+use crate::net::FlowKey;
 use crate::stats::Drop;
 use crate::wire::quoted::{End, Replacement};
 use crate::wire::siit::{self, Quote, SiitError};
@@ -38,7 +39,7 @@ pub(super) fn to_backend(
     id: BindingId,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
-    let source = context.bindings.sources().source(id).ok_or(Drop::RequestNoFlow)?;
+    let source = context.shared.bindings.sources().source(id).ok_or(Drop::RequestNoFlow)?;
     let port = backend.port.unwrap_or(packet.flow.key().vip_port);
     let numbers = Numbers::of(backend, id, context);
     let growth = numbers.as_ref().map_or(0, |numbers| proxy::growth(packet, numbers));
@@ -180,7 +181,7 @@ fn mtu_beyond(packet: &Packet, context: &Context<'_>) -> u16 {
 /// what fits the IPv4 end's link fits that of the other end, too.
 #[cold]
 fn lower_mss(packet: &mut Packet, grown: bool, context: &Context<'_>) {
-    let most = context.table.vip(packet.vip).and_then(|vip| vip.mss);
+    let most = context.table.vip(packet.vip).and_then(|vip| vip.policy.mss);
     // A SYN is whole: nothing fails here.
     let _ = proxy::with_segment(packet, |segment| {
         if grown {

@@ -1,8 +1,7 @@
 //! Part of the stage rewrite: address and port of one side, for mode nat.
 
 use crate::datapath::batch::{Part, Shape};
-use crate::flow::Address;
-use crate::flow::tuple::HashedKey;
+use crate::net::{Address, HashedKey};
 use crate::stats::Drop;
 use crate::wire::checksum::Delta;
 use crate::wire::headers::Headers;

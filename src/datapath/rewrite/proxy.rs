@@ -6,7 +6,7 @@
 use crate::datapath::batch::{Packet, Part, TcpFlags};
 use crate::datapath::bindings::Numbers;
 use crate::datapath::context::Context;
-use crate::flow::FlowKey;
+use crate::net::FlowKey;
 use crate::stats::Drop;
 use crate::wire::headers::Headers;
 use crate::wire::proxy::{self, Header, ProxyError, Start};
@@ -78,9 +78,9 @@ pub(super) fn to_client(
     })?;
     if syn && !numbers.shift.answered {
         // Another SYN does not come here.
-        context.bindings.answer(&numbers.lease);
+        context.shared.bindings.answer(&numbers.lease);
     } else if acknowledged && !numbers.shift.acknowledged {
-        context.bindings.acknowledge(&numbers.lease);
+        context.shared.bindings.acknowledge(&numbers.lease);
     }
     Ok(())
 }

@@ -10,10 +10,10 @@
 use crate::datapath::batch::Shape;
 use crate::datapath::context::Context;
 use crate::datapath::path_mtu::inner_limit;
-use crate::flow::tuple::Tuple;
+use crate::forwarding::OuterDf;
 use crate::forwarding::table::Backend;
 use crate::forwarding::tunnel::GUE_SOURCE_PORTS;
-use crate::forwarding::{Forward, OuterDf};
+use crate::net::{Forward, Tuple};
 use crate::stats::Drop;
 use crate::wire::tunnel::{Inner, Outer, overhead};
 use crate::xdp::umem::Frame;
@@ -45,7 +45,7 @@ pub(super) fn encapsulate(
 #[inline]
 pub(super) fn limit(v4: bool, backend: &Backend, context: &Context<'_>) -> u16 {
     let overhead = overhead(backend.address.is_v4(), backend.forward == Forward::Gue);
-    let learnt = context.paths.learnt(backend.path, context.now);
+    let learnt = context.shared.path_mtus.learnt(backend.path, context.now);
     let known = backend.mtu.saturating_sub(overhead);
     known.min(inner_limit(learnt, overhead, v4))
 }
@@ -116,7 +116,7 @@ pub(in crate::datapath) fn inner(frame: &Frame, at: usize) -> Option<Inner> {
 #[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 mod tests {
     use super::*;
-    use crate::flow::Address;
+    use crate::net::Address;
     use crate::xdp::umem::Umem;
 
     /// 14 bytes of link header, 20 of IPv4, and Ethernet padding.

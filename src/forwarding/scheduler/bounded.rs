@@ -6,7 +6,8 @@
 use super::load::Weights;
 use super::lookup::LookupTable;
 use super::{Candidate, Note, Pool, Scheduler, maglev};
-use crate::forwarding::{BackendIndex, Secret};
+use crate::forwarding::Secret;
+use crate::net::BackendIndex;
 
 /// A Maglev table, and what a backend may have.
 #[derive(Debug)]

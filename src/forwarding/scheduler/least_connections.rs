@@ -6,7 +6,7 @@
 use super::load::Load;
 use super::lookup::remix;
 use super::{Candidate, Pool, Scheduler};
-use crate::forwarding::BackendIndex;
+use crate::net::BackendIndex;
 
 /// Those that have weight, in the order of their addresses.
 #[derive(Debug)]

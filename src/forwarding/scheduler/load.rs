@@ -1,7 +1,7 @@
 //! How loaded a backend is, relative to its weight.
 
 use super::{Candidate, Pool};
-use crate::forwarding::BackendIndex;
+use crate::net::BackendIndex;
 
 /// Flows per weight that a backend would have with one more: what it has now would send the first
 /// flows of a worker to light backends as readily as to heavy ones.

@@ -1,8 +1,8 @@
 //! A lookup table: slots that each name a backend, and the way past those that are refused.
 
 use super::{Candidate, Note, Pool};
-use crate::forwarding::BackendIndex;
 use crate::forwarding::affinity::mix;
+use crate::net::BackendIndex;
 
 /// Slots that are looked at before the list of backends is used.
 ///

@@ -15,7 +15,8 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use super::lookup::LookupTable;
 use super::{Candidate, Pool, Scheduler};
-use crate::forwarding::{BackendIndex, Secret};
+use crate::forwarding::Secret;
+use crate::net::BackendIndex;
 
 /// The lookup table alone.
 #[derive(Debug)]

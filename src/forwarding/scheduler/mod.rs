@@ -23,8 +23,9 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
+use super::Secret;
 use super::server::Server;
-use super::{BackendIndex, Secret};
+use crate::net::BackendIndex;
 
 /// Chooses a backend for a new flow.
 pub trait Scheduler: fmt::Debug + Send + Sync {
@@ -90,6 +91,10 @@ pub struct Candidate {
     pub weight: u32,
 }
 
+/// Slots of a table by default: the prime of the Maglev paper (NSDI 2016, section 3.4), for shares
+/// within 1% with 600 backends.
+pub const TABLE_SIZE: u32 = 65_537;
+
 /// A scheduler and its settings, as a VIP asks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SchedulerKind {
@@ -121,6 +126,12 @@ pub enum SchedulerKind {
         /// By how much a backend may be above its share, in thousandths of it; at least 1.
         e_permille: u32,
     },
+}
+
+impl Default for SchedulerKind {
+    fn default() -> Self {
+        Self::Maglev { size: TABLE_SIZE }
+    }
 }
 
 impl SchedulerKind {

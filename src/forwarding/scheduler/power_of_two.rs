@@ -4,7 +4,8 @@
 use super::load::{Load, Weights};
 use super::lookup::LookupTable;
 use super::{Candidate, Pool, Scheduler, maglev};
-use crate::forwarding::{BackendIndex, Secret};
+use crate::forwarding::Secret;
+use crate::net::BackendIndex;
 
 /// A Maglev table, from which both come.
 #[derive(Debug)]

@@ -8,8 +8,9 @@
 //! Integers only: two boxes agree, whatever their processor and its mathematical library do.
 
 use super::{Candidate, Pool, Scheduler};
+use crate::forwarding::Secret;
 use crate::forwarding::affinity::mix;
-use crate::forwarding::{BackendIndex, Secret};
+use crate::net::BackendIndex;
 
 /// Who draws.
 #[derive(Debug)]

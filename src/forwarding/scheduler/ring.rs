@@ -8,7 +8,8 @@
 
 use super::lookup::{first_in, remix, weighted};
 use super::{Candidate, Note, Pool, Scheduler};
-use crate::forwarding::{BackendIndex, Secret};
+use crate::forwarding::Secret;
+use crate::net::BackendIndex;
 
 /// Points that are looked at before the list of backends is used. With 3 of 4 backends out, one
 /// flow in a hundred million gets that far.

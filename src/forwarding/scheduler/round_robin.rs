@@ -13,7 +13,7 @@ use std::collections::BinaryHeap;
 
 use super::lookup::{LookupTable, remix};
 use super::{Candidate, Pool, Scheduler};
-use crate::forwarding::BackendIndex;
+use crate::net::BackendIndex;
 
 /// Turns of a cycle. 16384 backends with weights up to 1000, which is what there can be, need fewer;
 /// with heavier ones the cycle ends early, and shares are wrong by up to one turn of it.

@@ -10,7 +10,7 @@ use pcap_parser::{
 };
 
 use super::{Found, Nics, Parsed, Wrong, check_link, len_of, malformed};
-use crate::forwarding::PortIndex;
+use crate::net::NicIndex;
 
 /// Most interfaces of a section.
 const MAX_INTERFACES: usize = 1024;
@@ -31,7 +31,7 @@ pub(super) struct Section {
 
 struct Interface {
     link: Linktype,
-    nic: PortIndex,
+    nic: NicIndex,
     clock: Clock,
     /// Longest packet that is captured; 0: any.
     snaplen: u32,
@@ -253,7 +253,7 @@ mod tests {
     /// What a section reads out of blocks.
     fn read(blocks: &[Vec<u8>]) -> Result<Seen, String> {
         let nics = ["eth0", "eth1"].map(str::to_owned).to_vec();
-        let nics = Nics { names: nics, default: PortIndex(0) };
+        let nics = Nics { names: nics, default: NicIndex(0) };
         let (mut section, mut data, mut seen) = (Section::default(), Vec::new(), Vec::new());
         for block in blocks {
             assert!(matches!(section.len_of(block), Ok(Some(len)) if len == block.len()));

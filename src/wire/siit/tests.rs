@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::super::testing::*;
 use super::messages::{Message, to_icmp, to_icmp_v6};
 use super::*;
-use crate::flow::Address;
+use crate::net::Address;
 use crate::wire::tcp;
 
 const POOL_V4: [u8; 4] = [10, 0, 0, 48];

@@ -18,8 +18,9 @@ use aya::maps::{HashMap, MapData, MapError};
 use aya::{Ebpf, Pod};
 
 use super::{ProgramError, map, map_error};
-use crate::flow::{Address, Protocol};
-use crate::forwarding::{Listen, ListenKey, MAX_STEERED, Network, PortRange, SteerRules};
+use crate::net::{
+    Address, Listen, ListenKey, MAX_STEERED, Network, PortRange, Protocol, SteerRules,
+};
 
 // Sizes of the maps; keep in step with steer.bpf.c.
 const MAX_SERVICES: usize = MAX_STEERED;

@@ -11,8 +11,7 @@
 
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 
-use super::{Address, FlowKey, Protocol};
-use crate::forwarding::ListenKey;
+use super::{Address, FlowKey, ListenKey, Protocol};
 
 /// A five-tuple. "Client" is who sent the packet, and "vip" to whom, as long as nobody has looked
 /// which way the packet goes.
@@ -25,7 +24,7 @@ pub enum Tuple {
 }
 
 /// The part of a tail word that is a tuple's.
-pub(super) const TAIL: u64 = 0xffff_ffff_0000_00ff;
+pub(crate) const TAIL: u64 = 0xffff_ffff_0000_00ff;
 /// The part of it that is the VIP's: port and protocol.
 const VIP_TAIL: u64 = 0x0000_ffff_0000_00ff;
 
@@ -193,7 +192,7 @@ impl From<FlowKey> for Tuple {
 pub struct HashedKey {
     /// The five-tuple.
     pub tuple: Tuple,
-    pub(super) hash: u64,
+    pub(crate) hash: u64,
 }
 
 impl HashedKey {
@@ -239,7 +238,7 @@ impl TableSecret {
     }
 
     /// The seed that it was made from.
-    pub(super) const fn seed(&self) -> u64 {
+    pub(crate) const fn seed(&self) -> u64 {
         self.seed
     }
 
@@ -255,7 +254,7 @@ impl TableSecret {
     }
 
     #[inline]
-    pub(super) fn hash_words<const BYTES: usize>(&self, words: &[u64]) -> u64 {
+    pub(crate) fn hash_words<const BYTES: usize>(&self, words: &[u64]) -> u64 {
         let mut bytes = [0; BYTES];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
             chunk.copy_from_slice(&word.to_ne_bytes());

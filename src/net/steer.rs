@@ -5,9 +5,7 @@ use std::hash::Hash;
 
 use hashbrown::HashSet;
 
-use super::listeners::exact;
-use super::{Listen, ListenKey, Network, PortRange};
-use crate::flow::{Address, Protocol};
+use super::{Address, Listen, ListenKey, Network, PortRange, Protocol, exact};
 
 /// Single addresses and ports of VIPs that the XDP program has room for; as many of NAT backends, and parts
 /// of ranges of ports.
@@ -81,7 +79,7 @@ struct Places {
     lens: BTreeSet<u8>,
 }
 
-/// Ports, of which no two single ones and no two ranges have one in common; in order.
+/// Single ports, and ranges, in order. No two ranges of VIPs in force have a port in common.
 #[derive(Default)]
 struct PortSet {
     single: BTreeSet<u16>,
@@ -96,7 +94,9 @@ impl PortSet {
         } else if ports.is_single() {
             self.single.insert(ports.first);
         } else {
-            self.ranges.insert(ports.first, ports);
+            // One that a VIP has lost may begin where another one does.
+            let longest = self.ranges.entry(ports.first).or_insert(ports);
+            longest.last = longest.last.max(ports.last);
         }
     }
 
@@ -280,6 +280,20 @@ mod tests {
             "192.0.2.10 Tcp 80",
         ];
         assert_eq!(texts(&old.intersection(&new)), expected);
+        // A part that the one VIP has lost begins where the range of the other begins.
+        let vip = |first, last| ("192.0.2.10", Protocol::Tcp, first, last);
+        let old = rules(&[vip(2000, 2499), vip(1000, 1999)]);
+        let new = rules(&[vip(1500, 2499), vip(1000, 1499), vip(1500, 1999)]);
+        let ports: Vec<u16> =
+            (1000..2500).filter(|port| gives(&old.intersection(&new), *port)).collect();
+        assert_eq!(ports, (1000..2500).collect::<Vec<_>>(), "what stays is not interrupted");
+    }
+
+    /// Whether the packets to a port of 192.0.2.10 go to the workers.
+    fn gives(rules: &SteerRules, port: u16) -> bool {
+        let address = Address::from_v4([192, 0, 2, 10]);
+        let key = ListenKey { address, port, protocol: Protocol::Tcp };
+        rules.vips.contains(&key) || rules.networks.iter().any(|listen| listen.contains(key))
     }
 
     /// Replies of NAT backends likewise.

@@ -1,0 +1,84 @@
+//! The addresses of VIPs and sources on the NICs.
+
+use hashbrown::HashSet;
+use tracing::debug;
+
+use super::world::World;
+use crate::config::{self, Announce, Config};
+use crate::control::announce::{AnnounceError, Announcer, Place};
+use crate::control::state::VipEntry;
+use crate::forwarding::FlowsLeft;
+
+/// The announced addresses.
+pub(super) struct Announcing {
+    announcer: Announcer,
+    /// Some address is not where it should be, and is put there every second.
+    pending: bool,
+}
+
+impl Announcing {
+    pub(super) fn new(announcer: Announcer) -> Self {
+        Self { announcer, pending: false }
+    }
+
+    /// Removes what an earlier process has left, and announces the first addresses.
+    pub(super) async fn start(&mut self, world: &mut World) -> Result<(), AnnounceError> {
+        self.announcer.remove_leftovers(&places(world)).await?;
+        self.announce(world).await
+    }
+
+    /// Puts every address where it should be, and has the network told.
+    pub(super) async fn announce(&mut self, world: &mut World) -> Result<(), AnnounceError> {
+        world.readdress = false;
+        let result = self.announcer.sync(&places(world)).await;
+        self.pending = result.is_err();
+        result
+    }
+
+    /// Notes whether an address was taken away from outside.
+    pub(super) fn follow(&mut self, world: &World) {
+        self.pending |= self.announcer.lost_any(&world.network.addresses);
+    }
+
+    /// Announces again what failed or has changed.
+    pub(super) async fn retry(&mut self, world: &mut World) {
+        if (self.pending || world.readdress)
+            && let Err(error) = self.announce(world).await
+        {
+            debug!("{error}; tried again");
+        }
+    }
+
+    /// Checks that the addresses of a new configuration can be announced.
+    pub(super) async fn check(&self, new: &Config) -> Result<(), AnnounceError> {
+        self.announcer.check(&Place::all(new)).await
+    }
+
+    /// Takes every address back.
+    pub(super) async fn withdraw_all(&mut self) {
+        self.announcer.withdraw_all().await;
+    }
+
+    /// The interface that has a VIP's address, if holdfast put it there.
+    pub(super) fn interface(&self, vip: &VipEntry) -> Option<String> {
+        let place = Place::of(&vip.config)?;
+        self.announcer.is_ours(&place).then_some(place.interface)
+    }
+}
+
+/// Where addresses are to be: those of VIPs, of sources, and those where flows are kept. Where flows
+/// are reset the address goes at once: another box may have it by now.
+fn places(world: &World) -> HashSet<Place> {
+    let mut places = Place::all(&world.config);
+    for vip in world.registry.all_vips() {
+        let config::Vip { announce: Announce::Interface(interface), .. } = &vip.config else {
+            continue;
+        };
+        let kept = vip.old.iter().filter(|old| old.left == FlowsLeft::Keep);
+        let addresses = kept.map(|old| old.what.network).filter(|network| network.is_single());
+        places.extend(
+            addresses.map(|network| Place { interface: interface.clone(), address: network.ip() }),
+        );
+    }
+    places
+}

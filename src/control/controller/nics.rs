@@ -1,0 +1,61 @@
+//! The NICs: how the XDP program was attached to them, and what goes wrong with them.
+
+use tracing::{debug, info, warn};
+
+use super::steering::Steering;
+use super::world::World;
+use crate::control::events::{Kind, News};
+use crate::control::nic_faults::{self, NicFault};
+use crate::control::{AttachedView, NicView};
+use crate::net::NicIndex;
+
+/// State of the NICs, in the configuration's order.
+#[derive(Default)]
+pub(super) struct Nics {
+    /// Empty before the start.
+    pub(super) attached: Vec<AttachedView>,
+    /// Empty before the first look.
+    pub(super) faults: Vec<Vec<NicFault>>,
+}
+
+impl Nics {
+    /// Records and logs how the program was attached.
+    pub(super) fn attached(&mut self, attached: Vec<AttachedView>, nics: &[NicView]) {
+        self.attached = attached;
+        for (nic, AttachedView { xdp, fallback }) in nics.iter().zip(&self.attached) {
+            let NicView { interface, driver, mode, multi_buffer, queues, fallbacks, .. } = nic;
+            let frames = if *multi_buffer { "multi-buffer" } else { "one frame per packet" };
+            info!(
+                "NIC {interface}: driver {driver}, {xdp} XDP, {mode}, {frames}, queues {queues:?}"
+            );
+            for reason in fallback.iter().chain(fallbacks) {
+                warn!("NIC {interface}: {reason}");
+            }
+        }
+    }
+
+    /// Looks at every NIC, and reports what has gone wrong or is well again.
+    pub(super) fn watch(&mut self, world: &mut World, steering: &mut Steering) {
+        self.faults.resize(world.nics.len(), Vec::new());
+        let nics = world.nics.iter().zip(&mut self.faults).zip((0..).map(NicIndex));
+        for ((nic, faults), index) in nics {
+            let now = match steering.nic_now(index) {
+                Ok(now) => nic_faults::faults(nic, now),
+                Err(reason) => {
+                    debug!("NIC {}: {reason}", nic.interface);
+                    continue;
+                }
+            };
+            let before = std::mem::replace(faults, now);
+            let name = &nic.interface;
+            for fault in faults.iter().filter(|fault| !before.contains(fault)) {
+                let news = News::of_nic(Kind::NicFault, name, fault.as_str());
+                world.journal.tell(news, format!("NIC {name}: {}", fault.text(nic)));
+            }
+            for fault in before.iter().filter(|fault| !faults.contains(fault)) {
+                let news = News::of_nic(Kind::NicMended, name, fault.as_str());
+                world.journal.tell(news, format!("NIC {name}: {} no longer", fault.as_str()));
+            }
+        }
+    }
+}

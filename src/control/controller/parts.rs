@@ -1,0 +1,112 @@
+//! The parts of the control loop, and what one of them does to another.
+
+use tokio::time::Instant;
+
+use super::announcing::Announcing;
+use super::drains::{Drains, advance_slow_starts};
+use super::health::{Health, compare_answers};
+use super::next_hops::{NextHops, log_unresolved};
+use super::nics::Nics;
+use super::removing::Removing;
+use super::splitting::Splitting;
+use super::steering::Steering;
+use super::troubles::Troubles;
+use super::world::World;
+use crate::control::clients::Ageing;
+use crate::control::flow_rates::FlowRates;
+use crate::control::state::VipEntry;
+use crate::control::status::{self, Process, Sources};
+use crate::control::{ControlError, api::Status};
+
+/// The parts of the control loop: each owns its state, its event and its retry, and shares the world.
+pub(super) struct Parts {
+    pub(super) world: World,
+    pub(super) steering: Steering,
+    pub(super) announcing: Announcing,
+    pub(super) troubles: Troubles,
+    pub(super) next_hops: NextHops,
+    pub(super) health: Health,
+    pub(super) drains: Drains,
+    pub(super) removing: Removing,
+    pub(super) splitting: Splitting,
+    pub(super) nics: Nics,
+    pub(super) ageing: Ageing,
+    pub(super) flow_rates: FlowRates,
+}
+
+impl Parts {
+    /// Table first, then the XDP program's rules, the program itself, and then the addresses.
+    pub(super) async fn start(&mut self) -> Result<(), ControlError> {
+        self.settle().await;
+        self.world.publish();
+        self.steering.start(&self.world).map_err(ControlError::Steering)?;
+        let attached = self.steering.attach().map_err(ControlError::Attach)?;
+        self.nics.attached(attached, &self.world.nics);
+        self.health.sync(&self.world.registry);
+        Ok(self.announcing.start(&mut self.world).await?)
+    }
+
+    /// Waits, not for long, until the next hops of all backends are known.
+    pub(super) async fn settle(&mut self) {
+        self.next_hops.settle(&self.world.registry).await;
+        self.follow();
+        log_unresolved(&self.world);
+    }
+
+    /// Takes over what the resolver has found.
+    fn follow(&mut self) {
+        self.next_hops.follow(&mut self.world);
+        self.announcing.follow(&self.world);
+        self.troubles.follow(&mut self.world);
+    }
+
+    /// The network has changed.
+    pub(super) fn network(&mut self) {
+        self.follow();
+        self.steering.follow_or_retry(&mut self.world);
+    }
+
+    /// What is due ten times a second.
+    pub(super) fn tick(&mut self) {
+        let Self { world, steering, .. } = self;
+        let now = Instant::now();
+        self.drains.advance(world, &mut self.health, now);
+        advance_slow_starts(world, now);
+        self.removing.release(world, steering, now);
+        self.splitting.advance(world, now);
+    }
+
+    /// What is due every second.
+    pub(super) async fn second(&mut self) {
+        let Self { world, steering, .. } = self;
+        self.removing.recount(world, steering);
+        world.publisher.reap();
+        self.ageing.advance();
+        self.flow_rates.advance(&world.registry, &world.workers, Instant::now());
+        compare_answers(world);
+        self.nics.watch(world, steering);
+        steering.retry(world);
+        self.announcing.retry(world).await;
+    }
+
+    /// All of it as one document.
+    pub(super) fn status(&mut self, started: Instant, config: String) -> Status {
+        let nic_counters = self.steering.counters(self.world.nics.len());
+        let World { registry, config: in_force, workers, nics, publisher, .. } = &self.world;
+        let generation = publisher.current().generation();
+        let announced_on = |vip: &VipEntry| self.announcing.interface(vip);
+        let sources = Sources {
+            registry,
+            full_nat: &in_force.full_nat,
+            workers,
+            nics,
+            attached: &self.nics.attached,
+            nic_faults: &self.nics.faults,
+            nic_counters,
+            splitter: self.splitting.splitter(),
+            flow_rates: &self.flow_rates,
+            announced_on: &announced_on,
+        };
+        status::status(&Process { started, config, generation }, &sources)
+    }
+}

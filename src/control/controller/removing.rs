@@ -1,0 +1,175 @@
+//! What reloads take away, while it has flows: reported, counted, and given up.
+
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use hashbrown::HashSet;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::steering::Steering;
+use super::world::World;
+use crate::config::Config;
+use crate::control::events::{Journal, Kind, News};
+use crate::control::reload::{Rename, fate};
+use crate::control::removed::{Gone, Removal, count};
+use crate::net::{Listen, VipId};
+use crate::words::counted;
+
+/// How often flows are counted at the addresses and ports that VIPs have lost and where flows are kept: it reads
+/// whole tables.
+const RECOUNT: Duration = Duration::from_secs(10);
+
+/// An address and ports of a VIP.
+type VipPlace = (VipId, Listen);
+
+/// Gives up what reloads have taken away, when its flows have ended.
+#[derive(Debug, Default)]
+pub(super) struct Removing {
+    /// Counts the flows that are kept where VIPs no longer listen.
+    recount: Option<JoinHandle<Vec<(VipPlace, u64)>>>,
+    /// When the last count began.
+    last: Option<Instant>,
+}
+
+impl Removing {
+    /// Gives up what has no flows any longer.
+    pub(super) fn release(&mut self, world: &mut World, steering: &mut Steering, now: Instant) {
+        let before = world.registry.lingering();
+        if before == 0 {
+            return;
+        }
+        for gone in world.registry.release(&world.workers, now) {
+            let Gone { vip, backend, flows, flows_left } = gone;
+            if flows > 0 || flows_left > 0 {
+                let news = News::of(Kind::RemovedGone, &vip, &backend);
+                let text = format!(
+                    "removed backend {backend} of VIP {vip} is gone: {} left of {flows}",
+                    counted(flows_left, "flow")
+                );
+                world.journal.tell(news.with("flows_left", flows_left), text);
+            }
+        }
+        let_go_of_less_than(before, world, steering);
+    }
+
+    /// Counts, now and then, the flows that are kept where VIPs no longer listen, and gives up places
+    /// without. Never waits.
+    pub(super) fn recount(&mut self, world: &mut World, steering: &mut Steering) {
+        if let Some(mut task) = self.recount.take() {
+            let Some(found) = (&mut task).now_or_never() else {
+                self.recount = Some(task);
+                return;
+            };
+            let before = world.registry.lingering();
+            for (place, _) in found.unwrap_or_default().into_iter().filter(|(_, flows)| *flows == 0)
+            {
+                world.registry.forget_place(place);
+            }
+            let_go_of_less_than(before, world, steering);
+        }
+        let places = world.registry.kept_places();
+        let now = Instant::now();
+        let due = self.last.is_none_or(|last| now.duration_since(last) >= RECOUNT);
+        if places.is_empty() || !due {
+            return;
+        }
+        let tables = world.tables();
+        self.last = Some(now);
+        self.recount = Some(tokio::task::spawn_blocking(move || {
+            let flows = count(&places, &HashSet::new(), &tables);
+            places.into_iter().zip(flows).collect()
+        }));
+    }
+}
+
+/// If less lingers than before: it leaves the XDP program first, and then the table.
+fn let_go_of_less_than(before: usize, world: &mut World, steering: &mut Steering) {
+    if world.registry.lingering() < before {
+        steering.follow_or_retry(world);
+        world.let_go();
+    }
+}
+
+/// What a reload of `new` takes away.
+pub(super) async fn removals(world: &World, new: &Config) -> Vec<Removal> {
+    let removals = world.registry.removals(&new.vips, &world.workers);
+    if removals.lost.is_empty() {
+        return removals.all;
+    }
+    let tables = world.tables();
+    let known = removals.all.clone();
+    // Without the count, what is known without it.
+    tokio::task::spawn_blocking(move || removals.count(&tables)).await.unwrap_or(known)
+}
+
+/// Reports what goes on under another name.
+pub(super) fn notify_renames(journal: &mut Journal, renames: Vec<Rename>) {
+    for Rename { vip, backend, old } in renames {
+        let (news, text) = match backend {
+            None => (
+                News::of_vip(Kind::Renamed, &vip),
+                format!("VIP {old} is named {vip} now: its flows stay where they are"),
+            ),
+            Some(name) => (
+                News::of(Kind::Renamed, &vip, &name),
+                format!(
+                    "backend {old} of VIP {vip} is named {name} now: its flows stay where they are"
+                ),
+            ),
+        };
+        journal.tell(news, text);
+    }
+}
+
+/// Reports what a reload has taken away.
+pub(super) fn notify_removals(journal: &mut Journal, removals: &[Removal]) {
+    for Removal { vip, backend, flows, left } in removals {
+        let what = format!("its flows, {flows} by now, {}", fate(*left));
+        let (news, text) = match backend {
+            Some(backend) => (
+                News::of(Kind::Removed, vip, backend),
+                format!("backend {backend} of VIP {vip} was removed: {what}"),
+            ),
+            None => (
+                News::of_vip(Kind::Removed, vip),
+                format!("VIP {vip} has lost an address or ports: {what}"),
+            ),
+        };
+        journal.tell(news.with("flows", *flows), text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::steering::tests::steering;
+    use super::super::world::tests::{told, world};
+    use super::*;
+    use crate::control::state::tests::{backend, vip};
+    use crate::forwarding::FlowsLeft;
+
+    #[tokio::test]
+    async fn a_removed_backend_is_given_up_when_its_flows_have_ended() {
+        let mut web = vip("web", &[backend("a", 1), backend("b", 2)]);
+        web.on_remove = FlowsLeft::Keep;
+        let (mut world, (mut steering, room)) = (world(vec![web.clone()]), steering(8));
+        let flows = |world: &World, change: fn(&crate::stats::Counter)| {
+            let stats = world.workers.first().and_then(|worker| worker.stats.backends.get(1));
+            stats.into_iter().for_each(|stats| change(&stats.flows_active));
+        };
+        flows(&world, |flows| flows.add(2));
+        web.backends.pop();
+        let now = Instant::now();
+        assert!(world.registry.apply(&[web], &world.workers, now).is_ok());
+        let mut removing = Removing::default();
+        let late = now + Duration::from_secs(60);
+        removing.release(&mut world, &mut steering, late);
+        assert_eq!((world.registry.lingering(), room.borrow().sent.len()), (1, 0));
+        flows(&world, |flows| flows.sub(2));
+        world.dirty = false;
+        removing.release(&mut world, &mut steering, late);
+        assert_eq!((world.registry.lingering(), room.borrow().sent.len()), (0, 1));
+        assert_eq!(told(&world), ["removed_gone"]);
+        assert!(world.dirty && world.readdress, "table and addresses follow");
+    }
+}

@@ -1,0 +1,126 @@
+//! State that the parts of the control loop share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hashbrown::HashSet;
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::config::Config;
+use crate::control::counters;
+use crate::control::events::Journal;
+use crate::control::neighbour::Snapshot;
+use crate::control::pins::Pins;
+use crate::control::state::Registry;
+use crate::control::{NicView, WorkerView};
+use crate::forwarding::publish::Publisher;
+use crate::forwarding::{ForwardingTable, ThisBox};
+use crate::net::BackendIndex;
+
+/// State that more than one part of the control loop reads or changes.
+pub(super) struct World {
+    /// The configuration in force.
+    pub(super) config: Config,
+    /// VIPs and backends.
+    pub(super) registry: Registry,
+    /// The workers, in the configuration's order.
+    pub(super) workers: Vec<WorkerView>,
+    /// The NICs, in the configuration's order.
+    pub(super) nics: Vec<NicView>,
+    /// The resolver's latest view of the network.
+    pub(super) network: Arc<Snapshot>,
+    /// Addresses whose next hops the resolver looks up.
+    pub(super) targets: watch::Sender<HashSet<IpAddr>>,
+    /// Where new forwarding tables go.
+    pub(super) publisher: Publisher,
+    /// The forwarding table is out of date.
+    pub(super) dirty: bool,
+    /// The announced addresses are out of date.
+    pub(super) readdress: bool,
+    /// Events for operators.
+    pub(super) journal: Journal,
+}
+
+impl World {
+    /// Builds a table of all that is known, and publishes it.
+    pub(super) fn publish(&mut self) {
+        let current = self.publisher.current();
+        let specs = self.registry.patient_specs();
+        let generation = current.generation() + 1;
+        let secret = self.config.hash.secret;
+        let table =
+            ForwardingTable::build(generation, secret, self.this_box(), &specs, Some(&current));
+        drop(current);
+        self.publisher.publish(table);
+        self.dirty = false;
+        debug!("forwarding table {generation} published");
+    }
+
+    fn this_box(&self) -> ThisBox {
+        // Until the network has been looked at: as at start.
+        let mut mtus = self.network.nic_mtus.clone();
+        if mtus.is_empty() {
+            mtus = self.nics.iter().map(|nic| nic.mtu).collect();
+        }
+        self.config.this_box(mtus, self.nics.iter().map(|nic| nic.mac).collect())
+    }
+
+    /// Marks table, next hops and addresses as changed after removed backends or ports were given up.
+    pub(super) fn let_go(&mut self) {
+        self.targets.send_replace(self.registry.targets());
+        (self.dirty, self.readdress) = (true, true);
+    }
+
+    /// Flows that are pinned to a backend now.
+    pub(super) fn flows_active(&self, backend: BackendIndex) -> u64 {
+        counters::flows_active(&self.workers, backend)
+    }
+
+    /// The workers' flow tables.
+    pub(super) fn tables(&self) -> Vec<Arc<dyn Pins>> {
+        let tables = self.workers.iter().map(|worker| Arc::clone(&worker.flows) as Arc<dyn Pins>);
+        tables.collect()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+pub(super) mod tests {
+    use super::*;
+    use crate::config::Vip;
+    use crate::control::reload::tests::config;
+    use crate::flow::table::{Families, FlowTable};
+    use crate::net::TableSecret;
+    use crate::stats::WorkerStats;
+    use tokio::time::Instant;
+
+    /// A world of these VIPs, of one worker and no NIC, whose first table is published.
+    pub fn world(vips: Vec<Vip>) -> World {
+        let flows = FlowTable::new(8, TableSecret::new(1), Families::default()).unwrap();
+        let stats = Arc::new(WorkerStats::new(8, 8, 0));
+        let workers = vec![WorkerView { core: 0, stats, flows: Arc::new(flows) }];
+        let mut registry = Registry::default();
+        registry.apply(&vips, &workers, Instant::now()).unwrap();
+        let first = ForwardingTable::build(0, [0; 16], ThisBox::default(), &[], None);
+        let mut world = World {
+            config: config(vips),
+            targets: watch::channel(registry.targets()).0,
+            registry,
+            workers,
+            nics: Vec::new(),
+            network: Arc::default(),
+            publisher: Publisher::new(first).0,
+            dirty: true,
+            readdress: false,
+            journal: Journal::default(),
+        };
+        world.publish();
+        world
+    }
+
+    /// The kinds of all events.
+    pub fn told(world: &World) -> Vec<String> {
+        world.journal.since(0).events.into_iter().map(|event| event.kind).collect()
+    }
+}

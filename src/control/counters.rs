@@ -1,0 +1,102 @@
+//! Workers' counters of a VIP or a backend, summed over all workers.
+//!
+//! Counters of an index that was used before start at its [`Baseline`], so that a new backend starts at
+//! zero.
+
+use super::WorkerView;
+use super::answering::Syns;
+use super::api::Traffic;
+use crate::net::{BackendIndex, VipId};
+use crate::stats::{Counter, FlowStats};
+
+/// The counters of an index when its present owner got it.
+#[derive(Debug, Clone, Default)]
+pub struct Baseline {
+    traffic: Traffic,
+    unanswered: u64,
+}
+
+/// Counters of a VIP's index now.
+pub fn vip_baseline(workers: &[WorkerView], id: VipId) -> Baseline {
+    Baseline { traffic: vip_traffic(workers, id), unanswered: 0 }
+}
+
+/// Counters of a backend's index now.
+pub fn backend_baseline(workers: &[WorkerView], index: BackendIndex) -> Baseline {
+    Baseline { traffic: backend_traffic(workers, index), unanswered: unanswered(workers, index) }
+}
+
+/// SYNs to a backend since it has its index.
+pub fn syns(workers: &[WorkerView], index: BackendIndex, base: &Baseline) -> Syns {
+    let all = since(backend_traffic(workers, index), base).flows_total;
+    let unanswered = unanswered(workers, index).saturating_sub(base.unanswered);
+    Syns { all, unanswered }
+}
+
+fn unanswered(workers: &[WorkerView], index: BackendIndex) -> u64 {
+    let of =
+        |worker: &WorkerView| worker.stats.unanswered.get(usize::from(index.0)).map(Counter::get);
+    workers.iter().filter_map(of).sum()
+}
+
+/// Flows that are pinned to a backend now, over all workers.
+pub fn flows_active(workers: &[WorkerView], index: BackendIndex) -> u64 {
+    let of = |worker: &WorkerView| {
+        worker.stats.backends.get(usize::from(index.0)).map_or(0, |stats| stats.flows_active.get())
+    };
+    workers.iter().map(of).sum()
+}
+
+/// Flows that were ever pinned for a VIP's index, over all workers.
+pub fn flows_total(workers: &[WorkerView], id: VipId) -> u64 {
+    let of = |worker: &WorkerView| {
+        worker.stats.vips.get(usize::from(id.0)).map_or(0, |stats| stats.flows_total.get())
+    };
+    workers.iter().map(of).sum()
+}
+
+/// Flows that were ever pinned for a VIP, over all workers; without pins, datagrams that were placed.
+pub fn flows_or_datagrams(workers: &[WorkerView], id: VipId, pin: bool) -> u64 {
+    let stats = workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(id.0)));
+    let counters = stats.map(|stats| match pin {
+        true => &stats.flows_total,
+        false => &stats.flows_scheduled,
+    });
+    counters.map(Counter::get).sum()
+}
+
+/// Counters of a VIP's index, over all workers.
+pub fn vip_traffic(workers: &[WorkerView], id: VipId) -> Traffic {
+    sum(workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(id.0))))
+}
+
+/// Counters of a backend's index, over all workers.
+pub fn backend_traffic(workers: &[WorkerView], index: BackendIndex) -> Traffic {
+    sum(workers.iter().filter_map(|worker| worker.stats.backends.get(usize::from(index.0))))
+}
+
+fn sum<'a>(stats: impl Iterator<Item = &'a FlowStats>) -> Traffic {
+    stats.fold(Traffic::default(), |mut sum, stats| {
+        sum.packets_in += stats.packets_in.get();
+        sum.bytes_in += stats.bytes_in.get();
+        sum.packets_out += stats.packets_out.get();
+        sum.bytes_out += stats.bytes_out.get();
+        sum.flows_total += stats.flows_total.get();
+        sum.flows_active += stats.flows_active.get();
+        sum.dropped += stats.dropped.get();
+        sum
+    })
+}
+
+/// What was counted since the baseline. `flows_active` is a gauge and stays as it is.
+pub fn since(now: Traffic, Baseline { traffic: base, .. }: &Baseline) -> Traffic {
+    Traffic {
+        packets_in: now.packets_in.saturating_sub(base.packets_in),
+        bytes_in: now.bytes_in.saturating_sub(base.bytes_in),
+        packets_out: now.packets_out.saturating_sub(base.packets_out),
+        bytes_out: now.bytes_out.saturating_sub(base.bytes_out),
+        flows_total: now.flows_total.saturating_sub(base.flows_total),
+        flows_active: now.flows_active,
+        dropped: now.dropped.saturating_sub(base.dropped),
+    }
+}

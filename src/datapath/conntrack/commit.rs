@@ -1,0 +1,304 @@
+//! Part of the stage conntrack, commit: stores the changes of a packet, with a plain store in this
+//! worker's table, by compare-and-swap in the owner's. Adds, removes and counts pins.
+//!
+//! Writes: entries, remote entries, SNAT ports, the clients table.
+
+use super::event::News;
+use super::locate::{Located, Remote, Tables};
+use super::state::{Step, Verdict};
+use crate::datapath::batch::Packet;
+use crate::datapath::bindings;
+use crate::datapath::clients::{self, is_due};
+use crate::datapath::context::Context;
+use crate::flow::entry::{Pin, State, Track};
+use crate::flow::table::{Hit, Slot};
+use crate::flow::writer::Full;
+use crate::forwarding::table::{Backend, Quirks};
+use crate::net::{Forward, HashedKey, Protocol};
+use crate::stats::{FlowStats, WorkerStats};
+use crate::units::Ticks;
+
+/// How often a remote entry tells the owner that its flow lives. The shortest time-out is 1 s.
+const ALIAS_REFRESH: Ticks = Ticks(50);
+
+/// Keeps a pin up to date with a packet of its client that changes nothing else.
+#[inline(always)]
+pub(super) fn touch(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>) {
+    set_way_back(hit, packet, backend, context);
+    hit.seen(context.now);
+}
+
+/// Stores where a client's packet came from, if replies go there.
+#[inline(always)]
+pub(super) fn set_way_back(
+    hit: &Hit<'_>,
+    packet: &Packet,
+    backend: &Backend,
+    context: &Context<'_>,
+) {
+    // The client's packets may come another way now (its router changed): replies follow.
+    match backend.forward {
+        Forward::Nat => {
+            if let Some(way_back) = packet.way_back(context.nic) {
+                hit.set_way_back(way_back);
+            }
+        }
+        Forward::FullNat => bindings::note(&hit.track, packet, context),
+        Forward::Dsr | Forward::Ipip | Forward::Gue => {}
+    }
+}
+
+/// Stores a step in this worker's table.
+#[inline]
+pub(super) fn store(
+    hit: &Hit<'_>,
+    flow: &HashedKey,
+    step: Step,
+    backend: &Backend,
+    context: &Context<'_>,
+) {
+    hit.set_state(step.state);
+    record_client(flow, &hit.track, step, backend, context);
+    if step.touch {
+        hit.seen(context.now);
+    }
+}
+
+/// Records the client of a flow that changes, or is the first of its flow in a period.
+#[inline]
+fn record_client(
+    flow: &HashedKey,
+    track: &Track,
+    step: Step,
+    backend: &Backend,
+    context: &Context<'_>,
+) {
+    let before = track.state();
+    if backend.quirks.has(Quirks::REMEMBERS)
+        && !step.state.has(State::CUT)
+        && (step.state != before || is_due(track, context))
+    {
+        clients::seen(flow, backend, (before, step.state), context);
+    }
+}
+
+impl Tables {
+    /// Stores the changes of a packet in the table that has the pin; returns the pin's new contents.
+    pub fn store(
+        &self,
+        located: &Located<'_>,
+        flow: &HashedKey,
+        news: &News,
+        backend: &Backend,
+        context: &Context<'_>,
+    ) -> Track {
+        match located {
+            Located::Own(hit) => {
+                store(hit, flow, news.step, backend, context);
+                hit.track.with_state(news.step.state)
+            }
+            Located::Remote(remote) => self.notify(remote, flow, news, backend, context).track,
+        }
+    }
+
+    /// Stores the changes of a packet in the owner's table; returns the changed pin. A packet does not
+    /// prolong the life of a terminated flow.
+    fn notify(
+        &self,
+        remote: &Remote,
+        flow: &HashedKey,
+        news: &News,
+        backend: &Backend,
+        context: &Context<'_>,
+    ) -> Pin {
+        let Remote { slot, pin } = remote;
+        let (before, after) = (pin.track.state(), news.step.state);
+        if let Some(owner) = self.of(pin.track.owner()).filter(|_| !before.has(State::CUT)) {
+            if news.step.touch {
+                owner.touch(*slot, &pin.track, context.now);
+            }
+            if let Some(hop) = &news.hop {
+                owner.change_hop(*slot, &pin.track, hop);
+            }
+            let (set, clear) = (after.without(before), before.without(after));
+            owner.change_state(*slot, flow, &pin.track, set, clear);
+        }
+        record_client(flow, &pin.track, news.step, backend, context);
+        news.apply(pin, context.now)
+    }
+
+    /// Stores the changes of a packet in the owner's table, and keeps a remote entry here. If there is no
+    /// room for it, or this worker has a pin of the flow as well (to another backend, since), the next
+    /// packet looks again.
+    pub fn store_remote(
+        &mut self,
+        remote: &Remote,
+        flow: &HashedKey,
+        news: &News,
+        backend: &Backend,
+        context: &Context<'_>,
+    ) -> Track {
+        let pin = self.notify(remote, flow, news, backend, context);
+        let entry = remote_entry(&pin, context.now);
+        match context.flows.find_at(flow, Slot::NOWHERE) {
+            Some(old) if old.track.state().has(State::ALIAS) => {
+                self.writer.update(old.slot, flow, &entry);
+            }
+            Some(_) => {}
+            // Remote entries leave the last eighth of the table to pins.
+            None => {
+                let room = self.writer.used(flow) < self.writer.table().capacity() / 8 * 7;
+                if room && self.writer.insert(flow, &entry).is_ok() {
+                    context.stats.flow_aliases.add(1);
+                }
+            }
+        }
+        pin.track
+    }
+
+    /// Follows a remote entry to the owner's pin, stores the changes of a packet there, and updates the
+    /// entry. A fresh entry answers for the owner if the packet changes nothing. Removes the entry, and
+    /// returns `None`, if the pin is gone or may belong to another flow by now. `judge` computes the
+    /// changes of the packet from the contents of a pin.
+    pub fn refresh(
+        &mut self,
+        entry: &Hit<'_>,
+        flow: &HashedKey,
+        backend: &Backend,
+        judge: impl Fn(&Track) -> News,
+        context: &Context<'_>,
+    ) -> Option<(Track, News)> {
+        let track = &entry.track;
+        let known = judge(track);
+        // After a termination the ports may be in use again, by a flow that is not terminated.
+        if !track.state().has(State::CUT) && known.step.verdict != Verdict::Ended {
+            let fresh = context.now.since(track.last_seen()).0 < ALIAS_REFRESH.0;
+            if fresh && known.is_known(track) {
+                return Some((*track, known));
+            }
+            if let Some(remote) = self.owned(flow, track) {
+                let news = judge(&remote.pin.track);
+                if news.is_kept() {
+                    let track = self.store_remote(&remote, flow, &news, backend, context);
+                    return Some((track, news));
+                }
+                if news.step.verdict == Verdict::ChooseAgain {
+                    return Some((remote.pin.track, news));
+                }
+            }
+        }
+        self.remove(entry.slot, context);
+        None
+    }
+
+    /// Adds a pin.
+    ///
+    /// # Errors
+    /// [`Full`]; the flow's SNAT port is free again then.
+    pub fn insert(
+        &mut self,
+        flow: &HashedKey,
+        pin: &Pin,
+        context: &Context<'_>,
+    ) -> Result<(), Full> {
+        if let Err(full) = self.writer.insert(flow, pin) {
+            bindings::release(&mut self.leases, pin, context);
+            return Err(full);
+        }
+        context.stats.flows_active.add(1);
+        for counters in flow_stats(pin, context.stats) {
+            counters.flows_active.add(1);
+        }
+        Ok(())
+    }
+
+    /// Removes an entry.
+    pub fn remove(&mut self, slot: Slot, context: &Context<'_>) {
+        if let Some(pin) = self.writer.remove(slot) {
+            bindings::release(&mut self.leases, &pin, context);
+            count_removal(&pin, context);
+        }
+    }
+
+    /// Takes a pin back, as if its flow had never been.
+    pub fn take_back(&mut self, flow: &HashedKey, context: &Context<'_>) {
+        let hit = context.flows.find_at(flow, Slot::NOWHERE);
+        if let Some(pin) = hit.and_then(|hit| self.writer.remove(hit.slot)) {
+            bindings::release(&mut self.leases, &pin, context);
+            count_gone(&pin, context.stats);
+        }
+    }
+}
+
+/// The entry that stands for another worker's pin, made at `now`.
+const fn remote_entry(pin: &Pin, now: Ticks) -> Pin {
+    let state = pin.track.state().with(State::ALIAS);
+    Pin { track: pin.track.with_state(state).with_last_seen(now), ..*pin }
+}
+
+/// Counts why a pin has ended.
+#[cold]
+pub(super) fn count_end(protocol: Protocol, track: &Track, context: &Context<'_>) {
+    let (stats, state) = (context.stats, track.state());
+    if state.has(State::ALIAS) {
+        return;
+    }
+    match context.table.pinned(track.backend()) {
+        _ if state.has(State::CUT) => stats.flows_reset.add(1),
+        None => stats.flows_stale.add(1),
+        Some(backend) if protocol == Protocol::Tcp && state.is_closing(backend.forward) => {
+            stats.flows_closed.add(1);
+        }
+        Some(_) => stats.flows_idled_out.add(1),
+    }
+}
+
+/// Counts a pin that is given up by the policy for its backend, and explains it.
+#[cold]
+pub(super) fn count_rehash(context: &Context<'_>) {
+    context.stats.flows_stale.add(1);
+    if let Some(trace) = context.trace {
+        trace.tell("conntrack", "the pin is given up", "its backend does not serve: rehash");
+    }
+}
+
+/// Keeps the gauges when an entry is removed, and records how long a flow lasted that was not terminated.
+pub(super) fn count_removal(pin: &Pin, context: &Context<'_>) {
+    let stats = context.stats;
+    if pin.track.state().has(State::ALIAS) {
+        stats.flow_aliases.sub(1);
+        return;
+    }
+    count_gone(pin, stats);
+    let ended = context.table.pinned(pin.track.backend()).is_some();
+    if ended && is_unanswered(pin, context) {
+        let counter = stats.unanswered.get(usize::from(pin.track.backend().index.0));
+        counter.into_iter().for_each(|counter| counter.add(1));
+    }
+    if let Some(lifetimes) = stats.lifetimes.get(usize::from(pin.vip.0)).filter(|_| ended) {
+        lifetimes.add(context.now.since(pin.created));
+    }
+}
+
+/// Whether this is the pin of a SYN that nothing answered: no packet of its backend was seen, nor of its
+/// client since.
+#[cold]
+fn is_unanswered(pin: &Pin, context: &Context<'_>) -> bool {
+    let tcp = context.table.vip(pin.vip).is_some_and(|vip| vip.protocol == Protocol::Tcp);
+    tcp && pin.track.state() == State::default()
+}
+
+/// Keeps the gauges when a pin is removed.
+fn count_gone(pin: &Pin, stats: &WorkerStats) {
+    stats.flows_active.sub(1);
+    for counters in flow_stats(pin, stats) {
+        counters.flows_active.sub(1);
+    }
+}
+
+/// The counters of the pin's VIP and backend.
+fn flow_stats<'s>(pin: &Pin, stats: &'s WorkerStats) -> impl Iterator<Item = &'s FlowStats> {
+    let vip = stats.vips.get(usize::from(pin.vip.0));
+    let backend = stats.backends.get(usize::from(pin.track.backend().index.0));
+    [vip, backend].into_iter().flatten()
+}

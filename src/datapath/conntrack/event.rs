@@ -1,0 +1,265 @@
+//! Part of the stage conntrack: events and policies, the input of the state machine.
+//!
+//! Reads: the packet's flags and lengths, the flow's state and times, its backend. Changes nothing.
+
+use super::state::{Class, Event, Policy, Step, Verdict, step};
+use crate::datapath::batch::{Packet, Part, TcpFlags};
+use crate::datapath::bindings::begins_anew;
+use crate::datapath::clients::is_due;
+use crate::datapath::context::Context;
+use crate::datapath::quic::named;
+use crate::flow::entry::{Pin, State, Track};
+use crate::forwarding::table::{Backend, Quirks};
+use crate::forwarding::{FlowsLeft, RESET_TIME};
+use crate::net::{HashedKey, NextHop, Protocol, Tuple};
+use crate::units::Ticks;
+use crate::wire::tcp;
+
+/// A remote entry that was not wanted for this long is removed: looking again is cheaper than memory.
+const ALIAS_TIMEOUT: Ticks = Ticks(1000);
+
+/// Datagrams of a client that come no later than this after its first one belong to that: resolvers send
+/// the questions for A and AAAA together, from one port (glibc does: resolv.conf(5), single-request-reopen).
+const TOGETHER: Ticks = Ticks(1);
+
+/// A backend that still sends so long after the client's first datagram does more than answer it. As in
+/// nf_conntrack (`nf_conntrack_udp_packet` in nf_conntrack_proto_udp.c), for DNS there too. Half of the time
+/// that is left to such a flow, at most.
+const ANSWERED_WITHIN: Ticks = Ticks(200);
+
+/// The backend of a packet that changes nothing but the time of its flow: one of an established TCP
+/// connection, or UDP. Nearly all are.
+#[inline(always)]
+pub(super) fn steady<'t>(
+    packet: &Packet,
+    track: &Track,
+    context: &Context<'t>,
+) -> Option<&'t Backend> {
+    let backend = context.table.pinned(track.backend())?;
+    if !backend.quirks.none() && (!backend.quirks.only_remembers() || is_due(track, context)) {
+        return None;
+    }
+    let timeout = match packet.flow.protocol() {
+        Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
+            backend.timeouts.established
+        }
+        Protocol::Udp | Protocol::Any if track.state() == State::default() => {
+            backend.timeouts.established
+        }
+        _ => return None,
+    };
+    (context.now.since(track.last_seen()).0 <= timeout.0).then_some(backend)
+}
+
+/// The backend of a pin, unless its generation has ended or the pin has expired.
+#[inline]
+pub(super) fn alive<'t>(
+    protocol: Protocol,
+    track: &Track,
+    context: &Context<'t>,
+) -> Option<&'t Backend> {
+    let backend = context.table.pinned(track.backend())?;
+    (!is_expired(protocol, track, backend, context.now)).then_some(backend)
+}
+
+/// Whether a pin on `backend` was idle for longer than its time-out.
+#[inline]
+pub(in crate::datapath) fn is_expired(
+    protocol: Protocol,
+    track: &Track,
+    backend: &Backend,
+    now: Ticks,
+) -> bool {
+    now.since(track.last_seen()).0 > timeout(protocol, track.state(), backend).0
+}
+
+/// How long the flow may be idle.
+#[inline]
+fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
+    match protocol {
+        _ if state.has(State::ALIAS) => ALIAS_TIMEOUT,
+        Protocol::Udp | Protocol::Any if state.has(State::FIRST) => backend.timeouts.begun,
+        Protocol::Udp | Protocol::Any => backend.timeouts.established,
+        Protocol::Tcp if state == State::ESTABLISHED => backend.timeouts.established,
+        Protocol::Tcp if state.has(State::CUT) => RESET_TIME,
+        Protocol::Tcp if state.is_closing(backend.forward) => backend.timeouts.closing,
+        Protocol::Tcp if state.has(State::ESTABLISHED) => backend.timeouts.established,
+        Protocol::Tcp => backend.timeouts.begun,
+    }
+}
+
+/// Class of a packet by its flags alone.
+#[inline]
+pub(super) fn class(packet: &Packet) -> Class {
+    let flags = packet.shape.flags;
+    if packet.flow.protocol() != Protocol::Tcp {
+        return Class::Datagram { continues: false };
+    }
+    match (flags.any(TcpFlags::SYN), flags.any(TcpFlags::ACK)) {
+        _ if flags.any(TcpFlags::RST) => Class::Rst,
+        (true, false) => Class::Syn,
+        (true, true) => Class::SynAck,
+        (false, false) => Class::NoAck,
+        (false, true) if flags.any(TcpFlags::FIN) => Class::Fin,
+        (false, true) => Class::Ack { resumes: false },
+    }
+}
+
+/// Event of a client's packet, in a flow on `backend`.
+#[inline]
+pub(super) fn request(packet: &Packet, track: &Track, backend: &Backend, now: Ticks) -> Event {
+    let idle = now.since(track.last_seen()).0;
+    Event::Request(match class(packet) {
+        Class::Ack { .. } => {
+            let doubted = track.state().has(State::FIN_CLIENT) && !backend.forward.translates();
+            let late = || idle > backend.timeouts.closing.0 / 2;
+            Class::Ack { resumes: doubted && (late() || has_data(packet)) }
+        }
+        Class::Datagram { .. } => {
+            // Of a datagram that comes in fragments, only the first one counts.
+            let whole = packet.shape.part != Part::Later;
+            Class::Datagram { continues: whole && idle > TOGETHER.0 }
+        }
+        class => class,
+    })
+}
+
+/// Event of a backend's packet, in a flow on `backend`.
+#[inline]
+pub(super) fn reply(packet: &Packet, track: &Track, backend: &Backend, now: Ticks) -> Event {
+    Event::Reply(match class(packet) {
+        Class::Datagram { .. } => {
+            let within = ANSWERED_WITHIN.0.min(backend.timeouts.begun.0 / 2);
+            Class::Datagram { continues: now.since(track.last_seen()).0 > within }
+        }
+        class => class,
+    })
+}
+
+/// Whether a TCP segment carries data, by the lengths in its headers: short frames are padded.
+fn has_data(packet: &Packet) -> bool {
+    let (v4, network) = (packet.flow.tuple.is_v4(), packet.network());
+    let at = if v4 { 2 } else { 4 };
+    let length = network.get(at..).and_then(|rest| rest.first_chunk::<2>());
+    let Some((length, offset)) = length.zip(tcp::data_offset(packet.segment())) else {
+        return false;
+    };
+    // IPv6 counts what is behind its header (RFC 8200 3).
+    let fixed = if v4 { 0 } else { 40 };
+    let end = packet.shape.ip() + fixed + usize::from(u16::from_be_bytes(*length));
+    end > usize::from(packet.shape.transport) + offset
+}
+
+/// Policy for a flow on `backend`, whatever the packet.
+#[inline]
+pub(super) fn policy(
+    tuple: impl FnOnce() -> Tuple,
+    backend: &Backend,
+    context: &Context<'_>,
+) -> Policy {
+    Policy {
+        forward: backend.forward,
+        up: backend.up,
+        rehash: backend.left == FlowsLeft::Rehash,
+        terminate: backend.quirks.ends_flows() && terminates(tuple(), backend, context),
+        reset_idle: backend.reset_idle,
+        new_connection: false,
+        names_other: false,
+    }
+}
+
+/// Whether flows are terminated: those of their backend, or those of their VIP's address and port.
+#[cold]
+fn terminates(tuple: Tuple, backend: &Backend, context: &Context<'_>) -> bool {
+    let old = || context.table.old_listener(|| tuple.listen_key());
+    backend.left == FlowsLeft::Reset
+        || backend.quirks.has(Quirks::OLD_PORTS)
+            && old().is_some_and(|(_, left)| left == FlowsLeft::Reset)
+}
+
+/// Policy for a client's packet.
+#[inline]
+fn request_policy(
+    packet: &Packet,
+    track: &Track,
+    backend: &Backend,
+    context: &Context<'_>,
+) -> Policy {
+    let opens = backend.proxy && packet.shape.flags.opens();
+    let by_id = backend.quirks.has(Quirks::QUIC) && packet.flow.protocol() == Protocol::Udp;
+    let named = by_id.then(|| named(packet, context)).flatten();
+    Policy {
+        new_connection: opens && begins_anew(track, packet, context),
+        names_other: named.is_some_and(|named| named.id != backend.id),
+        ..policy(|| packet.flow.tuple, backend, context)
+    }
+}
+
+/// Changes of a packet in its flow, for whichever worker has the pin.
+#[derive(Clone, Copy)]
+pub(super) struct News {
+    /// The event of the packet.
+    pub event: Event,
+    /// The step of the state machine.
+    pub step: Step,
+    /// Where the client's packets come from, if the packet is one.
+    pub hop: Option<NextHop>,
+}
+
+impl News {
+    /// Changes of a client's packet in a flow that is pinned to `backend`.
+    #[inline]
+    pub fn of_request(
+        packet: &Packet,
+        track: &Track,
+        backend: &Backend,
+        context: &Context<'_>,
+    ) -> Self {
+        let Context { nic, now, .. } = *context;
+        let event = request(packet, track, backend, now);
+        let expired = is_expired(packet.flow.protocol(), track, backend, now);
+        let policy = request_policy(packet, track, backend, context);
+        Self {
+            event,
+            step: step(track.state(), expired, event, policy),
+            // The binding of a flow has it. One that cannot be stored is left out.
+            hop: (track.binding().is_none() && packet.way_back(nic).is_some())
+                .then(|| packet.came_from(nic)),
+        }
+    }
+
+    /// Changes of a backend's packet in its flow.
+    #[inline]
+    pub fn of_reply(
+        event: Event,
+        flow: &HashedKey,
+        track: &Track,
+        backend: &Backend,
+        context: &Context<'_>,
+    ) -> Self {
+        let expired = is_expired(flow.protocol(), track, backend, context.now);
+        let policy = policy(|| flow.tuple, backend, context);
+        Self { event, step: step(track.state(), expired, event, policy), hop: None }
+    }
+
+    /// Whether the packet keeps its pin, so that the changes are stored.
+    #[inline]
+    pub const fn is_kept(&self) -> bool {
+        matches!(self.step.verdict, Verdict::Forward | Verdict::Reset)
+    }
+
+    /// Whether a remote entry needs no update. Whether a SYN opens another flow, the owner's pin decides.
+    #[inline]
+    pub fn is_known(&self, track: &Track) -> bool {
+        self.event != Event::Request(Class::Syn)
+            && self.step.state == track.state()
+            && self.hop.as_ref().is_none_or(|hop| track.comes_from(hop))
+    }
+
+    /// The pin as it is after the packet.
+    pub fn apply(&self, pin: &Pin, now: Ticks) -> Pin {
+        let seen = if self.step.touch { now } else { pin.track.last_seen() };
+        let track = pin.track.with_state(self.step.state).with_last_seen(seen);
+        Pin { track: self.hop.map_or(track, |hop| track.with_hop(&hop)), ..*pin }
+    }
+}

@@ -1,0 +1,508 @@
+//! Stage 4 of 7, conntrack: the backend that holds a flow.
+//!
+//! ```text
+//! steady packet: one look-up, one time stamp
+//! all others:    locate the pin -> step of the state machine -> commit the changes
+//! ```
+//!
+//! - [`locate`]: this worker's table, a remote entry in it, the tables of the others.
+//! - [`state`]: the state machine, a pure function; [`event`]: its input.
+//! - [`commit`]: a store in this worker's table, a compare-and-swap in the owner's.
+//! - [`sweep`]: expired pins and silent ends of terminated connections. [`snat`]: replies to SNAT ports.
+//!
+//! Reads: the flow key, this worker's flow table, and the other workers' on a miss.
+//! Gives the target. Writes: time stamps and states of flows.
+//! Cost: two prefetched cache lines per packet; a mid-flow miss looks once into every other table.
+//!
+//! A packet may arrive at another worker than the one that pinned its flow: replies of NAT backends
+//! do as a rule, as the NIC hashes another tuple. The worker then reads the owner's table, keeps
+//! a *remote entry* in its own, and twice a second notifies the owner that the flow lives.
+
+mod commit;
+mod event;
+mod locate;
+mod snat;
+mod state;
+mod sweep;
+mod untracked;
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+
+pub(super) use event::is_expired;
+pub use state::Miss;
+pub use untracked::Untracked;
+
+use self::event::{News, alive, steady};
+use self::locate::{Remote, Tables};
+use self::state::Verdict;
+use self::sweep::Sweep;
+use super::batch::{BATCH, Batch, Packet};
+use super::bindings;
+use super::classify::answered_flow;
+use super::context::Context;
+use super::quic::Answerer;
+use super::reset::Outbox;
+use super::target::{Cut, Target};
+use crate::flow::bindings::{BindingId, Leases};
+use crate::flow::entry::{Pin, Rule, State, Track};
+use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
+use crate::forwarding::FlowsLeft;
+use crate::forwarding::table::Backend;
+use crate::net::{BackendIndex, Forward, HashedKey, ListenKey, NextHop, Protocol, TableSecret};
+use crate::stats::Drop;
+use crate::units::Ticks;
+
+/// A worker's connection tracking.
+#[derive(Debug)]
+pub struct Conntrack {
+    tables: Tables,
+    sweep: Sweep,
+}
+
+impl Conntrack {
+    /// Connection tracking of worker `me`, whose table is `tables[me]`, and which has `leases`; `None`
+    /// if there is no such table, another worker writes it, or it has flows already: they would be of
+    /// another process's backends.
+    pub fn new(tables: Arc<[Arc<FlowTable>]>, leases: Leases, me: u8, now: Ticks) -> Option<Self> {
+        Self::adopt(tables, leases, me, now).filter(|conntrack| conntrack.tables.writer.is_empty())
+    }
+
+    /// The same with the flows that the table has, which must be of this process's backends.
+    pub(super) fn adopt(
+        tables: Arc<[Arc<FlowTable>]>,
+        leases: Leases,
+        me: u8,
+        now: Ticks,
+    ) -> Option<Self> {
+        Some(Self { tables: Tables::new(tables, leases, me)?, sweep: Sweep::new(now) })
+    }
+
+    /// The worker that this is.
+    pub const fn worker(&self) -> u8 {
+        self.tables.me
+    }
+
+    /// The secret of the flow hashes.
+    pub fn secret(&self) -> &TableSecret {
+        self.tables.secret()
+    }
+
+    /// Where a client's packet is to go, by the pin of its flow.
+    ///
+    /// # Errors
+    /// [`Untracked`] when there is no pin, or the flow is terminated.
+    #[inline(always)]
+    pub fn track<'t>(
+        &mut self,
+        packet: &Packet,
+        context: &Context<'t>,
+    ) -> Result<Target<'t>, Untracked<'t>> {
+        if let Some(hit) = context.flows.at(&packet.flow, packet.hint)
+            && let Some(backend) = steady(packet, &hit.track, context)
+        {
+            commit::touch(&hit, packet, backend, context);
+            return Ok(Target::of(backend, &hit.track));
+        }
+        self.track_unsteady(packet, context)
+    }
+
+    /// A packet from a client that begins, changes or ends something, or was not found at once.
+    #[inline(never)]
+    fn track_unsteady<'t>(
+        &mut self,
+        packet: &Packet,
+        context: &Context<'t>,
+    ) -> Result<Target<'t>, Untracked<'t>> {
+        let Some(hit) = context.flows.find_at(&packet.flow, packet.hint) else {
+            return self.request_elsewhere(packet, context);
+        };
+        let Some(backend) = context.table.pinned(hit.track.backend()) else {
+            self.end(&hit, packet.flow.protocol(), context);
+            return self.request_elsewhere(packet, context);
+        };
+        if hit.track.state().has(State::ALIAS) {
+            return self.request_by_entry(&hit, packet, backend, context);
+        }
+        let news = News::of_request(packet, &hit.track, backend, context);
+        match news.step.verdict {
+            Verdict::Ended => {
+                self.end(&hit, packet.flow.protocol(), context);
+                return self.request_elsewhere(packet, context);
+            }
+            Verdict::ChooseAgain => {
+                if backend.left == FlowsLeft::Rehash {
+                    commit::count_rehash(context);
+                }
+                self.tables.remove(hit.slot, context);
+            }
+            Verdict::Forward | Verdict::Reset => {
+                commit::store(&hit, &packet.flow, news.step, backend, context);
+                if !news.step.state.has(State::CUT) {
+                    commit::set_way_back(&hit, packet, backend, context);
+                }
+            }
+        }
+        requested(packet, &news, &hit.track, backend, context)
+    }
+
+    /// A client's packet for which this worker has a remote entry. The owner's pin decides, if the
+    /// packet may begin another flow.
+    #[cold]
+    fn request_by_entry<'t>(
+        &mut self,
+        entry: &Hit<'_>,
+        packet: &Packet,
+        backend: &'t Backend,
+        context: &Context<'t>,
+    ) -> Result<Target<'t>, Untracked<'t>> {
+        if !bindings::note_elsewhere(&entry.track, packet, context) {
+            self.tables.remove(entry.slot, context);
+            return self.request_elsewhere(packet, context);
+        }
+        let judge = |track: &Track| News::of_request(packet, track, backend, context);
+        let flow = &packet.flow;
+        let Some((track, news)) = self.tables.refresh(entry, flow, backend, judge, context) else {
+            return self.request_elsewhere(packet, context);
+        };
+        if news.step.verdict == Verdict::ChooseAgain {
+            self.tables.remove(entry.slot, context);
+        }
+        requested(packet, &news, &track, backend, context)
+    }
+
+    /// A client's packet for which this worker has no entry.
+    #[cold]
+    fn request_elsewhere<'t>(
+        &mut self,
+        packet: &Packet,
+        context: &Context<'t>,
+    ) -> Result<Target<'t>, Untracked<'t>> {
+        let tcp = packet.flow.protocol() == Protocol::Tcp;
+        let opens = !tcp || packet.shape.flags.opens();
+        // NICs send fragments to another worker than whole packets of their flow, so both kinds look
+        // for each other once fragments are about. And a datagram may be of a flow that was another VIP's.
+        let fragments = context.shared.datagrams.generation() != 0;
+        let elsewhere = !tcp && (fragments || context.table.has_lost());
+        // A SYN that is repeated, at another worker now, chooses the same backend by itself; but a backend
+        // that sees another source takes it for another connection.
+        if opens && !elsewhere && !bindings::wanted(packet, context) {
+            return Err(Miss::Open.into());
+        }
+        let miss = if opens { Miss::Open } else { Miss::Midflow };
+        // As in the own table, a pin holds although its address and port are another VIP's by now.
+        let found = self.tables.find_elsewhere(&packet.flow, context, |_| true);
+        let (remote, backend) = found.ok_or(miss)?;
+        let news = News::of_request(packet, &remote.pin.track, backend, context);
+        if news.is_kept() {
+            context.stats.flows_found_elsewhere.add(1);
+            bindings::note_elsewhere(&remote.pin.track, packet, context);
+            self.tables.store_remote(&remote, &packet.flow, &news, backend, context);
+        }
+        requested(packet, &news, &remote.pin.track, backend, context)
+    }
+
+    /// Removes an entry that has ended.
+    #[cold]
+    fn end(&mut self, hit: &Hit<'_>, protocol: Protocol, context: &Context<'_>) {
+        commit::count_end(protocol, &hit.track, context);
+        self.tables.remove(hit.slot, context);
+    }
+
+    /// Where a NAT backend's packet goes: finds the flow that it answers among those that it may answer.
+    ///
+    /// # Errors
+    /// [`Untracked`] when there is none, or it is terminated.
+    #[inline]
+    pub fn track_reply<'t>(
+        &mut self,
+        packet: &mut Packet,
+        source: ListenKey,
+        context: &Context<'t>,
+    ) -> Result<NextHop, Untracked<'t>> {
+        // Classify has found the first path and hashed its flow, which nearly every reply belongs to.
+        if let Some(hit) = context.flows.at(&packet.flow, packet.hint)
+            && let Some(backend) = steady(packet, &hit.track, context)
+            && backend.id.index == packet.backend
+        {
+            hit.seen(context.now);
+            return Ok(hit.track.hop());
+        }
+        self.track_reply_unsteady(packet, source, context)
+    }
+
+    /// A packet from a backend that changes or ends something, or was not found at once.
+    #[inline(never)]
+    fn track_reply_unsteady<'t>(
+        &mut self,
+        packet: &mut Packet,
+        source: ListenKey,
+        context: &Context<'t>,
+    ) -> Result<NextHop, Untracked<'t>> {
+        let answerer = Answerer { backend: packet.backend, of_its_vip: false };
+        let (flow, hint) = (packet.flow, packet.hint);
+        match self.answered(&flow, hint, answerer, packet, context) {
+            Some(client) => client,
+            None => self.track_reply_along(packet, source, context),
+        }
+    }
+
+    /// Looks along the other return paths, and at QUIC VIPs for flows that are pinned to another backend.
+    #[inline(never)]
+    fn track_reply_along<'t>(
+        &mut self,
+        packet: &mut Packet,
+        source: ListenKey,
+        context: &Context<'t>,
+    ) -> Result<NextHop, Untracked<'t>> {
+        let key = packet.flow.key();
+        packet.backend = BackendIndex(u16::MAX);
+        let paths = context.table.return_paths(source);
+        // One client port may have flows with several VIP ports: pins on the very backend come first.
+        for (of_its_vip, first) in [(false, 1), (true, 0)] {
+            for path in paths.clone().skip(first) {
+                let answerer = Answerer { backend: path.backend, of_its_vip };
+                if !answerer.exists(context) {
+                    continue;
+                }
+                let flow = answered_flow(key.client, key.client_port, source, path);
+                let flow = self.secret().hash(flow);
+                let answered = self.answered(&flow, Slot::NOWHERE, answerer, packet, context);
+                if let Some(client) = answered {
+                    packet.flow = flow;
+                    packet.vip = path.vip;
+                    packet.backend = path.backend;
+                    return client;
+                }
+            }
+        }
+        Err(Untracked::NoFlow)
+    }
+
+    /// Where the client of `flow` is, if the backend may answer for that, whichever worker has its pin;
+    /// stores the changes of the packet there. `None` if there is no such flow.
+    #[inline]
+    fn answered<'t>(
+        &mut self,
+        flow: &HashedKey,
+        hint: Slot,
+        answerer: Answerer,
+        packet: &Packet,
+        context: &Context<'t>,
+    ) -> Option<Result<NextHop, Untracked<'t>>> {
+        let found = context.flows.find_at(flow, hint).and_then(|hit| {
+            let pinned = alive(flow.protocol(), &hit.track, context)?;
+            answerer.answers_for(pinned, context).then_some((hit, pinned))
+        });
+        let Some((hit, backend)) = found else {
+            return self.answered_elsewhere(flow, answerer, packet, context);
+        };
+        let judge = |track: &Track| reply_news(packet, flow, track, backend, context);
+        if hit.track.state().has(State::ALIAS) {
+            return match self.tables.refresh(&hit, flow, backend, judge, context) {
+                Some((track, news)) => Some(replied(&news, &track, backend)),
+                None => self.answered_elsewhere(flow, answerer, packet, context),
+            };
+        }
+        let news = judge(&hit.track);
+        if (news.step.state.has(State::CUT) || hit.track.state().has(State::FIN_CLIENT))
+            && let Some(newer) = self.answered_by_newer(hit.slot, flow, answerer, packet, context)
+        {
+            return Some(newer);
+        }
+        commit::store(&hit, flow, news.step, backend, context);
+        Some(replied(&news, &hit.track, backend))
+    }
+
+    /// The client's port may be in use again, and pinned by another worker by now.
+    #[cold]
+    fn answered_by_newer<'t>(
+        &mut self,
+        slot: Slot,
+        flow: &HashedKey,
+        answerer: Answerer,
+        packet: &Packet,
+        context: &Context<'t>,
+    ) -> Option<Result<NextHop, Untracked<'t>>> {
+        let own = self.tables.writer.table().read(slot)?.pin;
+        let found = self.find_answered(flow, answerer, context)?;
+        let newer = own.created.since(found.0.pin.created) == Ticks(0);
+        newer.then(|| self.answer_remote(flow, found, packet, context))
+    }
+
+    #[cold]
+    fn answered_elsewhere<'t>(
+        &mut self,
+        flow: &HashedKey,
+        answerer: Answerer,
+        packet: &Packet,
+        context: &Context<'t>,
+    ) -> Option<Result<NextHop, Untracked<'t>>> {
+        let found = self.find_answered(flow, answerer, context)?;
+        Some(self.answer_remote(flow, found, packet, context))
+    }
+
+    /// The pin that another worker has of a flow for which the backend may answer.
+    fn find_answered<'t>(
+        &self,
+        flow: &HashedKey,
+        answerer: Answerer,
+        context: &Context<'t>,
+    ) -> Option<(Remote, &'t Backend)> {
+        let answers = |pinned: &Backend| answerer.answers_for(pinned, context);
+        self.tables.find_elsewhere(flow, context, answers)
+    }
+
+    /// Where the client of a flow is that another worker has, which is told of the packet.
+    fn answer_remote<'t>(
+        &mut self,
+        flow: &HashedKey,
+        (remote, backend): (Remote, &'t Backend),
+        packet: &Packet,
+        context: &Context<'t>,
+    ) -> Result<NextHop, Untracked<'t>> {
+        let news = reply_news(packet, flow, &remote.pin.track, backend, context);
+        let track = self.tables.store_remote(&remote, flow, &news, backend, context);
+        replied(&news, &track, backend)
+    }
+
+    /// Where a packet for a SNAT port goes.
+    ///
+    /// # Errors
+    /// [`Untracked`] when no flow has the port, the packet does not come from its backend, or the flow is
+    /// terminated.
+    pub fn track_bound<'t>(
+        &mut self,
+        packet: &mut Packet,
+        id: BindingId,
+        context: &Context<'t>,
+    ) -> Result<NextHop, Untracked<'t>> {
+        snat::track(&self.tables, packet, id, context)
+    }
+
+    /// The live pin of a flow, whichever worker has it, and its backend. Changes nothing, also not how long
+    /// it lives.
+    #[cold]
+    pub fn peek<'t>(
+        &self,
+        flow: &HashedKey,
+        hint: Slot,
+        context: &Context<'t>,
+    ) -> Option<(Track, &'t Backend)> {
+        self.tables.peek(flow, hint, context)
+    }
+
+    /// Whether any worker has a live pin of the flow on this backend.
+    #[cold]
+    pub fn is_pinned_anywhere(
+        &self,
+        flow: &HashedKey,
+        backend: BackendIndex,
+        context: &Context<'_>,
+    ) -> bool {
+        self.tables.is_pinned_anywhere(flow, backend, context)
+    }
+
+    /// Pins the packet's flow, which has no entry, to `backend`; a full-NAT flow gets its source.
+    ///
+    /// # Errors
+    /// Why there is no room for it: [`Drop::NoSourcePort`], [`Drop::TableFull`],
+    /// [`Drop::VlanPairsFull`].
+    pub fn pin<'t>(
+        &mut self,
+        packet: &Packet,
+        backend: &'t Backend,
+        rule: Rule,
+        context: &Context<'_>,
+    ) -> Result<Target<'t>, Drop> {
+        if backend.forward.translates() && packet.way_back(context.nic).is_none() {
+            return Err(Drop::VlanPairsFull);
+        }
+        let state = state::first(event::class(packet));
+        let hop = packet.came_from(context.nic);
+        let me = self.tables.me;
+        let mut pin = Pin::new(packet.vip, backend.id, state, me, &hop, context.now).by(rule);
+        if backend.forward == Forward::FullNat {
+            let id = bindings::bind(&mut self.tables.leases, packet, backend, context)?;
+            pin = pin.with_binding(id);
+        }
+        self.tables.insert(&packet.flow, &pin, context).map_err(|_| Drop::TableFull)?;
+        Ok(Target::of(backend, &pin.track))
+    }
+
+    /// Takes back the pin that the first packet of a flow has made, as that is not sent.
+    pub fn unpin(&mut self, flow: &HashedKey, context: &Context<'_>) {
+        self.tables.take_back(flow, context);
+    }
+
+    /// Removes expired flows and those of removed backends, and probes silent terminated ones, a bounded
+    /// number per call; returns whether more is due at once.
+    #[inline]
+    pub fn sweep(&mut self, context: &Context<'_>, outbox: &mut Outbox) -> bool {
+        self.sweep.run(&mut self.tables, context, outbox)
+    }
+}
+
+/// Changes of a backend's packet in a flow.
+#[inline]
+fn reply_news(
+    packet: &Packet,
+    flow: &HashedKey,
+    track: &Track,
+    backend: &Backend,
+    context: &Context<'_>,
+) -> News {
+    let event = event::reply(packet, track, backend, context.now);
+    News::of_reply(event, flow, track, backend, context)
+}
+
+/// Where a client's packet goes, of a flow that is as `track` says.
+#[inline]
+fn requested<'t>(
+    packet: &Packet,
+    news: &News,
+    track: &Track,
+    backend: &'t Backend,
+    context: &Context<'_>,
+) -> Result<Target<'t>, Untracked<'t>> {
+    let target = Target::of(backend, track);
+    match news.step.verdict {
+        Verdict::Forward => Ok(target),
+        Verdict::Reset => {
+            Err(Untracked::Cut(Cut { client: packet.came_from(context.nic), target }))
+        }
+        Verdict::ChooseAgain | Verdict::Ended => Err(news.event.miss().into()),
+    }
+}
+
+/// Where a backend's packet goes, of a flow that is as `track` says.
+#[inline]
+fn replied<'t>(news: &News, track: &Track, backend: &'t Backend) -> Result<NextHop, Untracked<'t>> {
+    match news.step.verdict {
+        Verdict::Reset => {
+            Err(Untracked::Cut(Cut { client: track.hop(), target: Target::of(backend, track) }))
+        }
+        _ => Ok(track.hop()),
+    }
+}
+
+/// Asks for the other lines of the look-ups, for all packets before any is looked up.
+#[inline(always)]
+pub fn prefetch(batch: &mut Batch, flows: FlowView<'_>) {
+    let mut elsewhere = ArrayVec::<&mut Packet, BATCH>::new();
+    for packet in batch.in_flight() {
+        match flows.prefetch_entry(&packet.flow) {
+            Some(slot) => packet.hint = slot,
+            // There is room for every packet of the batch.
+            None => drop(elsewhere.try_push(packet)),
+        }
+    }
+    for packet in elsewhere {
+        packet.hint = flows.prefetch_entry_elsewhere(&packet.flow).unwrap_or(Slot::NOWHERE);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
+mod tests;

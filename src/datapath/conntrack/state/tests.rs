@@ -1,0 +1,345 @@
+use super::*;
+
+/// Everything that [`step`] is given.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    state: State,
+    expired: bool,
+    event: Event,
+    policy: Policy,
+}
+
+impl Case {
+    fn is_tcp(&self) -> bool {
+        match self.event {
+            Event::Request(class) | Event::Reply(class) => !matches!(class, Class::Datagram { .. }),
+            Event::Sweep(protocol) => protocol == Protocol::Tcp,
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        let both = State::FIN_CLIENT.with(State::FIN_BACKEND);
+        let fins = if self.policy.forward == Forward::Nat { both } else { State::FIN_CLIENT };
+        self.state.has(State::RST) || self.state.has(fins)
+    }
+
+    /// Both ends of a TCP connection wait for each other.
+    fn is_open(&self) -> bool {
+        let pin = self.is_tcp() && !self.state.has(State::ALIAS);
+        pin && self.state.has(State::ESTABLISHED) && !self.is_closing()
+    }
+
+    fn is_terminated(&self) -> bool {
+        self.is_tcp() && (self.state.has(State::CUT) || self.policy.terminate)
+    }
+
+    fn is_reset_when_idle(&self) -> bool {
+        self.policy.reset_idle && self.is_open() && !self.state.has(State::CUT)
+    }
+
+    fn is_sweep(&self) -> bool {
+        matches!(self.event, Event::Sweep(_))
+    }
+
+    fn is_request(&self, class: Class) -> bool {
+        self.event == Event::Request(class)
+    }
+
+    fn is_reply(&self, class: Class) -> bool {
+        self.event == Event::Reply(class)
+    }
+
+    fn is_first_datagram(&self, continues: bool) -> bool {
+        let class = Class::Datagram { continues };
+        (self.is_request(class) || self.is_reply(class)) && self.state.has(State::FIRST)
+    }
+
+    /// The state with these bits, and without those.
+    fn with(&self, set: State, clear: State) -> State {
+        self.state.with(set).without(clear)
+    }
+
+    fn terminated(&self) -> State {
+        match self.state.has(State::CUT) {
+            true => self.state,
+            false => self.with(State::CUT, State::ANSWERED),
+        }
+    }
+}
+
+const ACK: Class = Class::Ack { resumes: false };
+const DATA: Class = Class::Ack { resumes: true };
+const NONE: State = State(0);
+/// Bits that the client's ACK clears.
+const DOUBTS: State = State(State::RST.0 | State::ANSWERED.0);
+
+/// A row of the table: when it applies, the verdict, the next state, whether the time-out starts again.
+type Row = (&'static str, fn(&Case) -> bool, Verdict, fn(&Case) -> State, fn(&Case) -> bool);
+
+const NO: fn(&Case) -> bool = |_| false;
+const YES: fn(&Case) -> bool = |_| true;
+const SAME: fn(&Case) -> State = |case| case.state;
+const TERMINATED: fn(&Case) -> State = Case::terminated;
+/// A terminated flow lives for a fixed time from its end on.
+const ONCE: fn(&Case) -> bool = |case| !case.state.has(State::CUT);
+
+/// The intended behaviour: the first row that applies.
+const TABLE: &[Row] = &[
+    (
+        "the sweep resets an idle connection",
+        |case| case.expired && case.is_sweep() && case.is_reset_when_idle(),
+        Verdict::Reset,
+        TERMINATED,
+        YES,
+    ),
+    (
+        "a RST ends an idle connection that is to be reset",
+        |case| case.expired && case.is_request(Class::Rst) && case.is_reset_when_idle(),
+        Verdict::Forward,
+        TERMINATED,
+        YES,
+    ),
+    (
+        "the client of an idle connection is reset, unless it opens another",
+        |case| {
+            let request = matches!(case.event, Event::Request(class) if class != Class::Syn);
+            case.expired && request && case.is_reset_when_idle()
+        },
+        Verdict::Reset,
+        TERMINATED,
+        YES,
+    ),
+    ("an expired flow has ended", |case| case.expired, Verdict::Ended, SAME, NO),
+    (
+        "clients leave a backend that rehashes",
+        |case| matches!(case.event, Event::Request(_)) && case.policy.rehash,
+        Verdict::ChooseAgain,
+        SAME,
+        NO,
+    ),
+    (
+        "a SYN opens another flow than a closing one",
+        |case| case.is_request(Class::Syn) && case.is_closing(),
+        Verdict::ChooseAgain,
+        SAME,
+        NO,
+    ),
+    (
+        "a SYN leaves a backend that does not answer",
+        |case| case.is_request(Class::Syn) && !case.policy.up,
+        Verdict::ChooseAgain,
+        SAME,
+        NO,
+    ),
+    (
+        "a SYN leaves a terminated flow",
+        |case| case.is_request(Class::Syn) && case.is_terminated(),
+        Verdict::ChooseAgain,
+        SAME,
+        NO,
+    ),
+    (
+        "a SYN of another connection leaves the one with a PROXY header",
+        |case| case.is_request(Class::Syn) && case.policy.new_connection,
+        Verdict::ChooseAgain,
+        SAME,
+        NO,
+    ),
+    (
+        "a datagram follows its connection id",
+        |case| {
+            let datagram = matches!(case.event, Event::Request(Class::Datagram { .. }));
+            datagram && case.policy.names_other
+        },
+        Verdict::ChooseAgain,
+        SAME,
+        NO,
+    ),
+    (
+        "the sweep probes a terminated connection",
+        |case| case.is_sweep() && case.is_terminated() && case.is_open(),
+        Verdict::Reset,
+        TERMINATED,
+        ONCE,
+    ),
+    ("the sweep keeps all others", Case::is_sweep, Verdict::Forward, SAME, NO),
+    (
+        "a RST of a terminated flow passes",
+        |case| {
+            let reset = case.is_request(Class::Rst) || case.is_reply(Class::Rst);
+            reset && case.is_terminated()
+        },
+        Verdict::Forward,
+        TERMINATED,
+        ONCE,
+    ),
+    (
+        "all else of a terminated flow is reset",
+        Case::is_terminated,
+        Verdict::Reset,
+        TERMINATED,
+        ONCE,
+    ),
+    (
+        "a RST closes",
+        |case| case.is_request(Class::Rst) || case.is_reply(Class::Rst),
+        Verdict::Forward,
+        |case| case.with(State::RST, NONE),
+        YES,
+    ),
+    (
+        "the client's FIN",
+        |case| case.is_request(Class::Fin),
+        Verdict::Forward,
+        |case| case.with(State::ESTABLISHED.with(State::FIN_CLIENT), DOUBTS),
+        YES,
+    ),
+    (
+        "the client's ACK, where no FIN of it is doubted",
+        |case| {
+            let doubted = case.state.has(State::FIN_CLIENT) && case.policy.forward == Forward::Dsr;
+            (case.is_request(ACK) || case.is_request(DATA)) && !doubted
+        },
+        Verdict::Forward,
+        |case| case.with(State::ESTABLISHED, DOUBTS),
+        YES,
+    ),
+    (
+        "the client's data takes its FIN back, where replies are not seen",
+        |case| case.is_request(DATA),
+        Verdict::Forward,
+        |case| case.with(State::ESTABLISHED, DOUBTS.with(State::FIN_CLIENT)),
+        YES,
+    ),
+    (
+        "an ACK alone does not, and the time-out goes on",
+        |case| case.is_request(ACK),
+        Verdict::Forward,
+        |case| case.with(State::ESTABLISHED, DOUBTS),
+        NO,
+    ),
+    (
+        "the backend's SYN answers",
+        |case| case.is_reply(Class::SynAck),
+        Verdict::Forward,
+        |case| case.with(State::ANSWERED, NONE),
+        YES,
+    ),
+    (
+        "the backend's ACK proves a connection",
+        |case| case.is_reply(ACK) || case.is_reply(DATA),
+        Verdict::Forward,
+        |case| case.with(State::ESTABLISHED, NONE),
+        YES,
+    ),
+    (
+        "the backend's FIN",
+        |case| case.is_reply(Class::Fin),
+        Verdict::Forward,
+        |case| case.with(State::ESTABLISHED.with(State::FIN_BACKEND), NONE),
+        YES,
+    ),
+    (
+        "a later datagram makes a flow go on",
+        |case| case.is_first_datagram(true),
+        Verdict::Forward,
+        |case| case.with(NONE, State::FIRST),
+        YES,
+    ),
+    (
+        "one that belongs to the first, or answers it, does not, and the time-out goes on",
+        |case| case.is_first_datagram(false),
+        Verdict::Forward,
+        SAME,
+        NO,
+    ),
+    ("all other packets start the time-out again", YES, Verdict::Forward, SAME, YES),
+];
+
+const CLASSES: [Class; 9] = [
+    Class::Syn,
+    Class::SynAck,
+    ACK,
+    DATA,
+    Class::Fin,
+    Class::Rst,
+    Class::NoAck,
+    Class::Datagram { continues: false },
+    Class::Datagram { continues: true },
+];
+
+/// Every state, with every event and policy: 1,376,256 combinations.
+fn all_cases() -> impl Iterator<Item = Case> {
+    let packets =
+        CLASSES.into_iter().flat_map(|class| [Event::Request(class), Event::Reply(class)]);
+    let sweeps = [Protocol::Tcp, Protocol::Udp, Protocol::Any].map(Event::Sweep);
+    packets.chain(sweeps).flat_map(|event| (0..256_u32).map(move |bits| (event, bits))).flat_map(
+        |(event, bits)| {
+            (0..=u8::MAX).map(move |state| {
+                let bit = |number: u32| bits >> number & 1 == 1;
+                let policy = Policy {
+                    forward: if bit(0) { Forward::Nat } else { Forward::Dsr },
+                    up: bit(1),
+                    rehash: bit(2),
+                    terminate: bit(3),
+                    reset_idle: bit(4),
+                    new_connection: bit(5),
+                    names_other: bit(6),
+                };
+                Case { state: State(state), expired: bit(7), event, policy }
+            })
+        },
+    )
+}
+
+#[test]
+fn every_step_is_that_of_the_table() {
+    let mut used = [0_u32; TABLE.len()];
+    for case in all_cases() {
+        let Case { state, expired, event, policy } = case;
+        let row = TABLE.iter().zip(&mut used).find(|((_, applies, ..), _)| applies(&case));
+        let Some(((name, _, verdict, next, touch), used)) = row else {
+            unreachable!("the last row applies to everything")
+        };
+        *used += 1;
+        let expected = Step { state: next(&case), verdict: *verdict, touch: touch(&case) };
+        assert_eq!(step(state, expired, event, policy), expected, "{name}: {case:?}");
+    }
+    for ((name, ..), used) in TABLE.iter().zip(used) {
+        assert!(used > 0, "no combination is left for: {name}");
+    }
+}
+
+#[test]
+fn a_terminated_flow_stays_so_whatever_comes() {
+    let terminated = all_cases().filter(|case| case.is_tcp() && case.state.has(State::CUT));
+    for Case { state, expired, event, policy } in terminated {
+        let next = step(state, expired, event, policy);
+        assert!(next.state.has(State::CUT) && !next.touch, "{state:?} {event:?} {policy:?}");
+    }
+}
+
+#[test]
+fn a_flow_begins_in_the_state_of_its_first_packet() {
+    for (class, state) in [
+        (Class::Syn, NONE),
+        (ACK, State::ANSWERED),
+        (DATA, State::ANSWERED),
+        (Class::SynAck, State::ANSWERED),
+        (Class::NoAck, State::ANSWERED),
+        (Class::Fin, State::ANSWERED.with(State::FIN_CLIENT)),
+        (Class::Rst, State::ANSWERED.with(State::RST)),
+        (Class::Datagram { continues: true }, State::FIRST),
+    ] {
+        assert_eq!(first(class), state, "{class:?}");
+    }
+}
+
+#[test]
+fn a_packet_that_leaves_its_pin_opens_a_flow_or_goes_on_in_one() {
+    for class in CLASSES {
+        let opens = matches!(class, Class::Syn | Class::Datagram { .. });
+        let miss = if opens { Miss::Open } else { Miss::Midflow };
+        assert_eq!(Event::Request(class).miss(), miss, "{class:?}");
+    }
+}

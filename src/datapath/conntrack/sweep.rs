@@ -1,0 +1,131 @@
+//! Part of the stage conntrack: the sweep, which removes expired pins and probes terminated connections.
+//!
+//! A clock hand: each poll looks at some entries, so that it goes around the used part of the table in
+//! [`SWEEP`]. Cost: one entry after the other, read in order.
+
+use super::commit::{count_end, count_removal};
+use super::event::{is_expired, policy};
+use super::locate::Tables;
+use super::state::{Event, Step, Verdict, step};
+use crate::datapath::bindings;
+use crate::datapath::context::Context;
+use crate::datapath::reset::Outbox;
+use crate::datapath::target::{Cut, Target};
+use crate::flow::entry::State;
+use crate::flow::table::Hit;
+use crate::flow::writer;
+use crate::forwarding::RESET_TIME;
+use crate::forwarding::table::Backend;
+use crate::net::{Protocol, Tuple};
+use crate::units::Ticks;
+
+/// Time in which the sweep goes once around the table: how late an idle flow may be removed.
+const SWEEP: Ticks = Ticks(400);
+/// Most entries that one poll looks at, and most that it removes: each bounds the pause to about
+/// 10 us (a removal costs as much as eight looks).
+const SWEEP_MAX: u32 = 512;
+const REMOVALS_MAX: u32 = 64;
+/// Between two probes of a silent flow that is terminated: they are spread over [`RESET_TIME`].
+const PROBE_GAP: u32 = RESET_TIME.0 / State::MAX_PROBES as u32;
+
+/// How far the sweep is.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    at: Ticks,
+    /// Entries that the sweep is behind by.
+    debt: u32,
+}
+
+impl Sweep {
+    /// A sweep that begins at `now`.
+    pub const fn new(now: Ticks) -> Self {
+        Self { at: now, debt: 0 }
+    }
+
+    /// Looks at the entries that are due, a bounded number; returns whether more is due at once.
+    #[inline]
+    pub fn run(&mut self, tables: &mut Tables, context: &Context<'_>, outbox: &mut Outbox) -> bool {
+        let elapsed = context.now.since(self.at).0;
+        if elapsed > 0 {
+            self.at = context.now;
+            let span = tables.writer.span();
+            let due = u64::from(span) * u64::from(elapsed) / u64::from(SWEEP.0) + 1;
+            // Never more than once around: a worker that slept for long has not missed more.
+            let debt = due.saturating_add(u64::from(self.debt)).min(u64::from(span));
+            self.debt = u32::try_from(debt).unwrap_or(span);
+        }
+        let count = self.debt.min(SWEEP_MAX);
+        if count > 0 {
+            let leases = &mut tables.leases;
+            let shown = tables.writer.sweep(
+                count,
+                REMOVALS_MAX,
+                |protocol, hit, tuple| visit(protocol, hit, tuple, context, outbox),
+                |protocol, pin| {
+                    count_end(protocol, &pin.track, context);
+                    bindings::release(leases, pin, context);
+                    count_removal(pin, context);
+                },
+            );
+            self.debt -= shown;
+        }
+        self.debt > 0
+    }
+}
+
+/// Decides about one entry.
+#[inline]
+fn visit(
+    protocol: Protocol,
+    hit: &Hit<'_>,
+    tuple: &dyn Fn() -> Tuple,
+    context: &Context<'_>,
+    outbox: &mut Outbox,
+) -> writer::Verdict {
+    let state = hit.track.state();
+    let Some(backend) = context.table.pinned(hit.track.backend()) else {
+        return writer::Verdict::Remove;
+    };
+    let expired = is_expired(protocol, &hit.track, backend, context.now);
+    if !expired && !state.has(State::CUT) && !backend.quirks.ends_flows() {
+        // Nearly all.
+        return writer::Verdict::Keep;
+    }
+    let policy = policy(tuple, backend, context);
+    let step = step(state, expired, Event::Sweep(protocol), policy);
+    match step.verdict {
+        Verdict::Ended => writer::Verdict::Remove,
+        Verdict::Reset => probe(hit, step, backend, tuple, context, outbox),
+        Verdict::Forward | Verdict::ChooseAgain => writer::Verdict::Keep,
+    }
+}
+
+/// Terminates a connection, and probes its ends if it is time: it may be that they sent nothing since, or
+/// that the reset of one was lost.
+#[cold]
+fn probe(
+    hit: &Hit<'_>,
+    step: Step,
+    backend: &Backend,
+    tuple: &dyn Fn() -> Tuple,
+    context: &Context<'_>,
+    outbox: &mut Outbox,
+) -> writer::Verdict {
+    let age = if step.touch { 0 } else { context.now.since(hit.track.last_seen()).0 };
+    let probes = step.state.probes();
+    if probes >= State::MAX_PROBES || age < u32::from(probes) * PROBE_GAP {
+        return writer::Verdict::Keep;
+    }
+    if !outbox.has_room() {
+        return writer::Verdict::Later;
+    }
+    if step.touch {
+        hit.seen(context.now);
+    }
+    // In one step: a change is reckoned from the state that was read.
+    hit.set_state(step.state.with_probe());
+    let client = context.shared.bindings.way_back(&hit.track);
+    let target = Target::of(backend, &hit.track);
+    outbox.probe(&tuple().key(), &Cut { client, target }, context);
+    writer::Verdict::Keep
+}

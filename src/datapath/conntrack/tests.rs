@@ -1,0 +1,215 @@
+use super::*;
+use crate::datapath::batch::Way;
+use crate::datapath::testing::*;
+use crate::flow::bindings::Bindings;
+use crate::forwarding::VipSpec;
+
+const ESTABLISHED: State = State::ESTABLISHED;
+
+/// Pins the flow of a SYN from `port` to backend 0.
+fn open(bed: &mut Bed, conntrack: &mut Conntrack, port: u16, now: u32) -> Packet {
+    let packet = bed.request(port, "S");
+    let context = bed.context(conntrack.worker(), now);
+    let backend = context.table.backend(BackendIndex(0)).unwrap();
+    conntrack.pin(&packet, backend, Rule::Scheduler, &context).unwrap();
+    packet
+}
+
+/// As [`open`], and the client's ACK.
+fn establish(bed: &mut Bed, conntrack: &mut Conntrack, port: u16, now: u32) -> Packet {
+    open(bed, conntrack, port, now);
+    let packet = bed.request(port, "A");
+    conntrack.track(&packet, &bed.context(conntrack.worker(), now)).unwrap();
+    packet
+}
+
+/// Outcome of a look-up, in a word.
+fn outcome<T>(tracked: Result<T, Untracked<'_>>) -> &'static str {
+    match tracked {
+        Ok(_) => "forward",
+        Err(Untracked::Miss(Miss::Open)) => "open",
+        Err(Untracked::Miss(Miss::Midflow)) => "midflow",
+        Err(Untracked::NoFlow) => "no flow",
+        Err(Untracked::Cut(_)) => "reset",
+    }
+}
+
+fn left(left: FlowsLeft) -> VipSpec {
+    let mut spec = vip(Forward::Nat, 2);
+    spec.backends.iter_mut().for_each(|backend| backend.left = left);
+    spec
+}
+
+fn sweep(conntrack: &mut Conntrack, context: &Context<'_>) {
+    let mut outbox = Outbox::default();
+    while conntrack.sweep(context, &mut outbox) {}
+}
+
+#[test]
+fn a_packet_without_a_pin_misses() {
+    let mut bed = Bed::new(2, &[vip(Forward::Nat, 2)]);
+    let mut conntrack = bed.conntrack(0);
+    for (flags, expected) in [("S", "open"), ("A", "midflow"), ("R", "midflow"), ("FA", "midflow")]
+    {
+        let packet = bed.request(1, flags);
+        assert_eq!(outcome(conntrack.track(&packet, &bed.context(0, 0))), expected, "{flags}");
+    }
+}
+
+#[test]
+fn a_request_and_a_reply_of_a_pinned_flow_go_to_its_ends_and_keep_it_alive() {
+    let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
+    let mut conntrack = bed.conntrack(0);
+    let packet = establish(&mut bed, &mut conntrack, 1, 0);
+    assert_eq!(bed.track(0, &packet).unwrap().state(), ESTABLISHED);
+    for now in [900, 1800, 2700] {
+        let context = bed.context(0, now);
+        let target = conntrack.track(&packet, &context).unwrap();
+        assert_eq!(target.backend.id.index, BackendIndex(0));
+        assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(now));
+        let mut reply = bed.reply(0, 1, "A");
+        let Way::ToClient(source) = reply.way else { unreachable!("{:?}", reply.way) };
+        let client = conntrack.track_reply(&mut reply, source, &bed.context(0, now + 1)).unwrap();
+        assert_eq!(client.mac, packet.source_mac());
+        assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(now + 1));
+    }
+    // Of the other backend, the flow is none.
+    let mut reply = bed.reply(1, 1, "A");
+    let Way::ToClient(source) = reply.way else { unreachable!("{:?}", reply.way) };
+    assert_eq!(
+        outcome(conntrack.track_reply(&mut reply, source, &bed.context(0, 2701))),
+        "no flow"
+    );
+}
+
+#[test]
+fn an_expired_flow_is_removed_and_counted() {
+    let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
+    let mut conntrack = bed.conntrack(0);
+    let packet = establish(&mut bed, &mut conntrack, 1, 0);
+    establish(&mut bed, &mut conntrack, 2, 0);
+    assert_eq!(outcome(conntrack.track(&packet, &bed.context(0, 1000))), "forward");
+    assert_eq!(outcome(conntrack.track(&packet, &bed.context(0, 2001))), "midflow");
+    assert!(bed.track(0, &packet).is_none());
+    sweep(&mut conntrack, &bed.context(0, 2001));
+    let stats = &bed.stats[0];
+    assert_eq!((stats.flows_idled_out.get(), stats.flows_active.get()), (2, 0));
+}
+
+#[test]
+fn a_policy_resets_both_ends_until_a_syn_opens_another_flow() {
+    let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
+    let mut conntrack = bed.conntrack(0);
+    let packet = establish(&mut bed, &mut conntrack, 1, 0);
+    bed.publish(&[left(FlowsLeft::Reset)]);
+    assert_eq!(outcome(conntrack.track(&packet, &bed.context(0, 10))), "reset");
+    let track = bed.track(0, &packet).unwrap();
+    assert!(track.state().has(State::CUT) && track.last_seen() == Ticks(10));
+    // For good, and no packet keeps it alive. A RST tells the backend.
+    bed.publish(&[vip(Forward::Nat, 2)]);
+    let mut reply = bed.reply(0, 1, "A");
+    let Way::ToClient(source) = reply.way else { unreachable!("{:?}", reply.way) };
+    let context = bed.context(0, 20);
+    assert_eq!(outcome(conntrack.track_reply(&mut reply, source, &context)), "reset");
+    assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(10));
+    for (flags, expected) in [("R", "forward"), ("A", "reset"), ("S", "open"), ("A", "midflow")] {
+        let packet = bed.request(1, flags);
+        assert_eq!(outcome(conntrack.track(&packet, &bed.context(0, 30))), expected, "{flags}");
+    }
+}
+
+#[test]
+fn flows_of_a_backend_that_rehashes_leave_it() {
+    let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
+    let mut conntrack = bed.conntrack(0);
+    let packet = establish(&mut bed, &mut conntrack, 1, 0);
+    bed.publish(&[left(FlowsLeft::Rehash)]);
+    assert_eq!(outcome(conntrack.track(&packet, &bed.context(0, 10))), "midflow");
+    assert_eq!((bed.stats[0].flows_stale.get(), bed.track(0, &packet)), (1, None));
+}
+
+#[test]
+fn another_worker_keeps_a_remote_entry_and_tells_the_owner_what_changes() {
+    let mut bed = Bed::new(2, &[vip(Forward::Nat, 2)]);
+    let [mut owner, mut other] = [0, 1].map(|worker| bed.conntrack(worker));
+    let packet = establish(&mut bed, &mut owner, 1, 0);
+    let mut reply = |bed: &mut Bed, flags: &str, now: u32| {
+        let mut reply = bed.reply(0, 1, flags);
+        let Way::ToClient(source) = reply.way else { unreachable!("{:?}", reply.way) };
+        outcome(other.track_reply(&mut reply, source, &bed.context(1, now)))
+    };
+    assert_eq!(reply(&mut bed, "A", 10), "forward");
+    let entry = bed.track(1, &packet).unwrap();
+    assert_eq!((entry.state(), entry.owner()), (ESTABLISHED.with(State::ALIAS), 0));
+    assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(10));
+    // Not at every packet, but after half a second, and what changes the state at once.
+    assert_eq!(reply(&mut bed, "A", 59), "forward");
+    assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(10));
+    assert_eq!(reply(&mut bed, "A", 60), "forward");
+    assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(60));
+    assert_eq!(reply(&mut bed, "FA", 61), "forward");
+    assert_eq!(bed.track(0, &packet).unwrap().state(), ESTABLISHED.with(State::FIN_BACKEND));
+    let stats = &bed.stats[1];
+    assert_eq!((stats.flow_aliases.get(), stats.flows_active.get()), (1, 0));
+    // A pin that is gone takes the entry with it.
+    owner.unpin(&packet.flow, &bed.context(0, 62));
+    assert_eq!(reply(&mut bed, "A", 200), "no flow");
+    assert!(bed.track(1, &packet).is_none());
+}
+
+#[test]
+fn the_sweep_probes_a_terminated_connection_a_few_times_and_then_removes_it() {
+    let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
+    let mut conntrack = bed.conntrack(0);
+    let packet = establish(&mut bed, &mut conntrack, 1, 0);
+    bed.publish(&[left(FlowsLeft::Reset)]);
+    let mut probes = Vec::new();
+    for now in (10..2000).step_by(10) {
+        sweep(&mut conntrack, &bed.context(0, now));
+        probes.extend(bed.track(0, &packet).map(|track| track.state().probes()));
+    }
+    probes.dedup();
+    assert_eq!(probes, [1, 2, 3]);
+    assert_eq!((bed.stats[0].flows_reset.get(), bed.track(0, &packet)), (1, None));
+}
+
+#[test]
+fn a_flow_that_is_taken_back_leaves_no_trace() {
+    let mut bed = Bed::new(1, &[vip(Forward::FullNat, 2)]);
+    let mut conntrack = bed.conntrack(0);
+    let packet = open(&mut bed, &mut conntrack, 1, 0);
+    assert_eq!((bed.stats[0].flows_active.get(), bed.stats[0].bindings(true).get()), (1, 1));
+    conntrack.unpin(&packet.flow, &bed.context(0, 0));
+    assert_eq!((bed.stats[0].flows_active.get(), bed.stats[0].bindings(true).get()), (0, 0));
+    assert!(bed.track(0, &packet).is_none());
+}
+
+/// A reply to a full-NAT flow, whichever worker it arrives at.
+#[test]
+fn a_reply_to_a_snat_port_reaches_the_client_and_the_owner() {
+    let mut bed = Bed::new(2, &[vip(Forward::FullNat, 2)]);
+    let [mut owner, mut other] = [0, 1].map(|worker| bed.conntrack(worker));
+    let packet = open(&mut bed, &mut owner, 1, 0);
+    let id = bed.track(0, &packet).unwrap().binding().unwrap();
+    let (_, port) = Bindings::sources(&bed.shared.bindings).source(id).unwrap();
+    let reply = |bed: &mut Bed, from: u8| {
+        bed.receive(&tcp((backend(from), 8080), (SNAT, port), "A")).unwrap()
+    };
+    let mut stranger = reply(&mut bed, 1);
+    assert_eq!(outcome(other.track_bound(&mut stranger, id, &bed.context(1, 10))), "no flow");
+    let mut answer = reply(&mut bed, 0);
+    let client = other.track_bound(&mut answer, id, &bed.context(1, 10)).unwrap();
+    assert_eq!(client.mac, packet.source_mac());
+    assert_eq!((answer.flow.key(), answer.vip), (packet.flow.key(), packet.vip));
+    let track = bed.track(0, &packet).unwrap();
+    assert_eq!((track.state(), track.last_seen()), (ESTABLISHED, Ticks(10)));
+    // Told for half a second: then the owner is told again.
+    for (now, seen) in [(40, 10), (61, 61)] {
+        let mut answer = reply(&mut bed, 0);
+        assert_eq!(outcome(owner.track_bound(&mut answer, id, &bed.context(0, now))), "forward");
+        assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(seen), "{now}");
+    }
+    owner.unpin(&packet.flow, &bed.context(0, 70));
+    let mut late = reply(&mut bed, 0);
+    assert_eq!(outcome(other.track_bound(&mut late, id, &bed.context(1, 70))), "no flow");
+}

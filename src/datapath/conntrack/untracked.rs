@@ -1,0 +1,22 @@
+//! Part of the stage conntrack: why a packet is not forwarded along a pin.
+
+use super::state::Miss;
+use crate::datapath::target::Cut;
+
+/// Why a packet is not forwarded along a pin.
+#[derive(Debug)]
+pub enum Untracked<'t> {
+    /// The client's packet has no pin.
+    Miss(Miss),
+    /// The backend's packet belongs to no flow that the backend has.
+    NoFlow,
+    /// Its flow is terminated: both ends are reset.
+    Cut(Cut<'t>),
+}
+
+impl From<Miss> for Untracked<'_> {
+    #[inline]
+    fn from(miss: Miss) -> Self {
+        Self::Miss(miss)
+    }
+}

@@ -1,0 +1,60 @@
+//! The two passes over a batch that run several stages per packet.
+//!
+//! ```text
+//! receive | parse, classify | prefetch | conntrack, select, rewrite | transmit
+//!         |<---- here ----->|          |<---------- here --------->|
+//! ```
+//!
+//! A pass ends where the next stage needs memory that is not in the cache yet. Each packet asks for it there,
+//! and it arrives while the pass handles the other packets.
+
+use super::batch::{Batch, Way};
+use super::classify::{LastVip, classify};
+use super::context::Context;
+use super::detour::detour;
+use super::forward::forward_packet;
+use super::icmp;
+use super::parse::{Parsed, parse, parse_plain};
+use super::resources::Resources;
+use super::transmit::end;
+use crate::net::HashedKey;
+
+/// Finds the flow of each packet, or drops the packet. The flow of a fragment is found in the last pass, as its
+/// first fragment may be in this batch.
+#[inline(always)]
+pub fn parse_and_classify(batch: &mut Batch, resources: &mut Resources, context: &Context<'_>) {
+    let Resources { conntrack, pool, .. } = resources;
+    let secret = conntrack.secret();
+    let mut last = LastVip::NONE;
+    for packet in batch.in_flight() {
+        // Written twice, so that it is compiled for the plainest packets by itself.
+        let known = match parse_plain(packet) {
+            Some(tuple) => classify(packet, tuple, context, secret, &mut last),
+            None => parse(packet).and_then(|parsed| match parsed {
+                Parsed::Flow(tuple) => classify(packet, tuple, context, secret, &mut last),
+                Parsed::Icmp(message) => icmp::classify(packet, &message, context, secret, pool),
+                Parsed::Fragment(_) => {
+                    packet.way = Way::Fragment;
+                    packet.flow = HashedKey::NONE;
+                    Ok(())
+                }
+            }),
+        };
+        if let Err(reason) = known {
+            packet.forget();
+            end(packet, reason, pool, context.stats);
+        }
+    }
+}
+
+/// Forwards each packet along the pin of its flow. A packet without a pin, or that cannot be sent, takes a
+/// [`detour`] before the next packet's turn.
+#[inline(always)]
+pub fn forward(batch: &mut Batch, resources: &mut Resources, context: &Context<'_>) {
+    for packet in batch.in_flight() {
+        let Resources { conntrack, outbox, .. } = resources;
+        if let Err(unsent) = forward_packet(packet, conntrack, outbox, context) {
+            detour(packet, unsent, resources, context);
+        }
+    }
+}

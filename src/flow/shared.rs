@@ -1,0 +1,139 @@
+//! The tables that all workers share, made in one place and handed around behind one `Arc`.
+//!
+//! A new shared table is a file of its own and a field here; every worker, the explainer, the replay and the
+//! control API have it then.
+
+use std::sync::Arc;
+
+use super::bindings::{Bindings, Leases, Sources};
+use super::clients::{self, Clients};
+use super::entry::Pin;
+use super::fragments::Datagrams;
+use super::path_mtus::PathMtus;
+use super::return_hops::ReturnHops;
+use super::table::{Families, FlowTable, TableError};
+use super::writer::FlowWriter;
+use crate::net::{HashedKey, TableSecret};
+use crate::units::Ticks;
+use crate::xdp::memory::MappingError;
+
+/// Sizes of the shared tables, besides those of the flow tables. The default suits tests.
+#[derive(Debug, Clone)]
+pub struct TableSizes {
+    /// Clients whose backends are remembered.
+    pub clients: usize,
+    /// Datagrams in fragments that are known at a time.
+    pub datagrams: usize,
+    /// How long the fragments of a datagram belong together.
+    pub fragment_timeout: Ticks,
+    /// Addresses and ports of full-NAT flows.
+    pub sources: Sources,
+    /// Clients of VIPs without pins, of which the return hops are known.
+    pub return_hops: usize,
+}
+
+impl Default for TableSizes {
+    fn default() -> Self {
+        Self {
+            clients: 1024,
+            datagrams: 64,
+            fragment_timeout: Ticks(3000),
+            sources: Sources::default(),
+            return_hops: 64,
+        }
+    }
+}
+
+/// The shared tables. Every worker reads each of them; the table's own file says which threads write it.
+#[derive(Debug)]
+pub struct SharedTables {
+    /// The flow tables, in the order of their workers.
+    pub flows: Arc<[Arc<FlowTable>]>,
+    /// Backends of clients, for VIPs that remember their clients.
+    pub clients: Clients,
+    /// Datagrams in fragments.
+    pub datagrams: Datagrams,
+    /// Sources of full-NAT flows.
+    pub bindings: Bindings,
+    /// Return hops of clients, for VIPs without pins.
+    pub return_hops: ReturnHops,
+    /// Learnt path MTUs of tunnels.
+    pub path_mtus: PathMtus,
+}
+
+/// A pin as a worker's flow table has it.
+#[derive(Debug, Clone, Copy)]
+pub struct FoundPin {
+    /// The worker.
+    pub worker: usize,
+    /// The flow.
+    pub key: HashedKey,
+    /// The pin.
+    pub pin: Pin,
+}
+
+impl SharedTables {
+    /// Makes the tables of the workers that have these flow tables. `secret` keys their hashes.
+    ///
+    /// # Errors
+    /// When there is no memory for the sources of full-NAT flows.
+    pub fn new(
+        flows: Arc<[Arc<FlowTable>]>,
+        secret: &TableSecret,
+        sizes: TableSizes,
+    ) -> Result<Arc<Self>, MappingError> {
+        let TableSizes { clients, datagrams, fragment_timeout, sources, return_hops } = sizes;
+        let workers = u8::try_from(flows.len()).unwrap_or(u8::MAX);
+        Ok(Arc::new(Self {
+            flows,
+            clients: Clients::new(clients, secret.clone()),
+            datagrams: Datagrams::new(datagrams, fragment_timeout, secret.clone()),
+            bindings: Bindings::new(sources, workers)?,
+            return_hops: ReturnHops::new(return_hops, secret.clone()),
+            path_mtus: PathMtus::default(),
+        }))
+    }
+
+    /// Returns a copy for the explanation of one packet, with these pins, this client and the path MTUs, and
+    /// the sources that `worker` may allocate there. Fragments and return hops are not copied, as no
+    /// explanation reads them.
+    ///
+    /// # Errors
+    /// When there is too little memory.
+    pub fn scratch(
+        &self,
+        pins: &[FoundPin],
+        client: &clients::Key,
+        worker: u8,
+    ) -> Result<(Self, Leases), TableError> {
+        let used = pins.iter().filter_map(|found| found.pin.track.binding());
+        let (bindings, leases) = self.bindings.scratch(used, worker)?;
+        let secret = self.flows.first().map_or(TableSecret::new(0), |flows| flows.secret().clone());
+        let scratch = Self {
+            flows: self.scratch_flows(pins)?,
+            clients: self.clients.scratch(client),
+            datagrams: Datagrams::new(0, Ticks(0), secret.clone()),
+            bindings,
+            return_hops: ReturnHops::new(1, secret),
+            path_mtus: self.path_mtus.scratch(),
+        };
+        Ok((scratch, leases))
+    }
+
+    /// Makes flow tables with these pins, one per worker.
+    fn scratch_flows(&self, pins: &[FoundPin]) -> Result<Arc<[Arc<FlowTable>]>, TableError> {
+        let capacity = u32::try_from(pins.len()).unwrap_or(u32::MAX / 4) * 2 + 64;
+        let table = |(worker, flows): (usize, &Arc<FlowTable>)| {
+            let secret = flows.secret().clone();
+            let table = Arc::new(FlowTable::new(capacity, secret, Families::BOTH)?);
+            if let Some(mut writer) = FlowWriter::new(Arc::clone(&table)) {
+                for found in pins.iter().filter(|found| found.worker == worker) {
+                    // It has room for all.
+                    let _ = writer.insert(&found.key, &found.pin);
+                }
+            }
+            Ok(table)
+        };
+        self.flows.iter().enumerate().map(table).collect()
+    }
+}

@@ -1,0 +1,125 @@
+//! Options of a VIP: one value, made by the configuration, carried whole into the forwarding table.
+//!
+//! A new option is a field here with its default. The configuration reads it, a reload reports its
+//! changes, and the data path finds it in [`Vip::policy`](super::table::Vip::policy).
+
+use super::{Affinity, FlowsLeft, Remember, SchedulerKind, quic_lb};
+use crate::net::Protocol;
+use crate::units::Ticks;
+
+/// Options of a VIP that its packets and flows obey.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VipPolicy {
+    /// Whether flows keep their backends. False (UDP only): each datagram is placed by itself.
+    pub pin: bool,
+    /// How a backend is chosen for a new flow.
+    pub scheduler: SchedulerKind,
+    /// Which flows belong together.
+    pub affinity: Affinity,
+    /// Idle time-outs of flows.
+    pub timeouts: Timeouts,
+    /// What is remembered of clients, if anything.
+    pub remember: Option<Remember>,
+    /// What becomes of the flows of a backend that is down. UDP flows are never kept: their own
+    /// packets would keep a dead pin alive.
+    pub on_down: FlowsLeft,
+    /// TCP: whether both ends of a flow that idled out are sent a RST.
+    pub reset_idle: bool,
+    /// Whether the sender of a new flow that finds no backend in service is refused: by a RST (TCP)
+    /// or port unreachable (UDP).
+    pub rejects: bool,
+    /// Full NAT and TCP: whether backends receive the client's address, by the PROXY protocol.
+    pub proxy: bool,
+    /// TCP: most bytes of data in a segment; the MSS option of both ends is lowered to it.
+    pub mss: Option<u16>,
+    /// How connection ids name backends, by rotation, for [`Affinity::QuicCid`]; empty: they are
+    /// not looked at.
+    pub quic: Box<[quic_lb::Config]>,
+}
+
+impl Default for VipPolicy {
+    fn default() -> Self {
+        Self {
+            // Most protocols over UDP have a state on the server, too.
+            pin: true,
+            scheduler: SchedulerKind::default(),
+            affinity: Affinity::Flow,
+            timeouts: Timeouts::default(),
+            remember: None,
+            // A check may fail for a reason that is none of the flows'.
+            on_down: FlowsLeft::Keep,
+            reset_idle: false,
+            // As by a host that has no such service: a client that waits in vain has no other to try.
+            rejects: true,
+            proxy: false,
+            mss: None,
+            quic: Box::default(),
+        }
+    }
+}
+
+/// Idle time-outs of a VIP's flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, after a SYN and before the client has answered the handshake.
+    pub embryonic: Ticks,
+    /// TCP, established.
+    pub established: Ticks,
+    /// TCP, after both FINs (or the client's, where replies are not seen), or after a RST.
+    pub closing: Ticks,
+    /// UDP, and all protocols together, after the first packet and until the flow goes on.
+    pub udp_first: Ticks,
+    /// The same, when it does.
+    pub udp: Ticks,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            // Longer than the gaps between the first five SYN retransmissions of Linux (1 to 16 s). A
+            // pin that ends earlier costs nothing, no data has flowed; a longer one lets a SYN flood
+            // hold more entries.
+            embryonic: Ticks::seconds(30),
+            // 2 hours 4 minutes (RFC 5382, REQ-5): a host that sends keep-alives every 2 hours, the
+            // default of RFC 9293 (3.8.4) and of Linux, never loses its pin.
+            established: Ticks::seconds(7440),
+            // Every packet starts it again, so it has to outlast the gaps between the last
+            // retransmissions, of which Linux makes seven in 25 s; a drain ends this long after its
+            // last connection. A pin that ends too early still has the hash. IPVS takes 30 s for its
+            // LAST_ACK too.
+            closing: Ticks::seconds(30),
+            // As long as nf_conntrack (`nf_conntrack_udp_timeout`): longer than a resolver waits for
+            // an answer and asks again (resolv.conf(5): 5 s), and a table of a million flows bears
+            // 35,000 such questions a second. RFC 4787 (REQ-5) has 2 minutes for a NAT, where a late
+            // sender has lost its flow; here the hash is left.
+            udp_first: Ticks::seconds(30),
+            // RFC 4787, REQ-5: no less than 2 minutes, 5 recommended.
+            udp: Ticks::seconds(300),
+        }
+    }
+}
+
+impl Timeouts {
+    /// Those of flows of one protocol.
+    pub const fn of(&self, protocol: Protocol) -> FlowTimeouts {
+        let Self { embryonic, established, closing, udp_first, udp } = *self;
+        match protocol {
+            Protocol::Tcp => FlowTimeouts { begun: embryonic, established, closing },
+            Protocol::Udp | Protocol::Any => {
+                FlowTimeouts { begun: udp_first, established: udp, closing: udp }
+            }
+        }
+    }
+}
+
+/// Idle time-outs of flows that are all of one protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowTimeouts {
+    /// After the first packet: TCP until the client has answered the handshake, else until the flow goes
+    /// on.
+    pub begun: Ticks,
+    /// Of a flow that goes on.
+    pub established: Ticks,
+    /// TCP, after its end.
+    pub closing: Ticks,
+}

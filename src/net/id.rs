@@ -1,0 +1,31 @@
+//! Indices of what a configuration names: VIPs, backends, NICs.
+
+/// Most NICs.
+pub const MAX_NICS: usize = 15;
+
+/// Index of a VIP. Given by the control thread; stable across reloads while the VIP exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VipId(pub u16);
+
+impl VipId {
+    /// Of no VIP: one more than there can be.
+    pub const NONE: Self = Self(u16::MAX);
+}
+
+/// Index of a backend (of one VIP). Given by the control thread; stable across reloads while the
+/// backend exists, and used again after that with another generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendIndex(pub u16);
+
+/// A backend and its generation: what a pin names. A pin of an older generation is stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BackendId {
+    /// Which backend.
+    pub index: BackendIndex,
+    /// Which life of it; wraps after 65,536 removals of one index.
+    pub generation: u16,
+}
+
+/// Index of a NIC in the configuration's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NicIndex(pub u8);

@@ -1,0 +1,28 @@
+//! Basic types of the network that every plane names: addresses, five-tuples, indices, next hops, VLAN
+//! tags, listen keys, and the rules that control gives the XDP program. Pure values, no I/O.
+
+mod address;
+mod flow_key;
+mod forward;
+mod id;
+mod listen;
+mod network;
+mod next_hop;
+mod path_key;
+mod protocol;
+mod steer;
+mod tuple;
+pub mod vlan;
+
+pub use address::Address;
+pub use flow_key::FlowKey;
+pub use forward::Forward;
+pub use id::{BackendId, BackendIndex, MAX_NICS, NicIndex, VipId};
+pub use listen::{Listen, ListenKey, exact};
+pub use network::{ADDRESS_BITS, BadPorts, Network, PortRange};
+pub use next_hop::NextHop;
+pub use path_key::PathKey;
+pub use protocol::Protocol;
+pub use steer::{MAX_STEERED, SteerRules};
+pub(crate) use tuple::TAIL;
+pub use tuple::{HashedKey, TableSecret, Tuple};
