@@ -87,7 +87,9 @@ pub fn explain(args: &ExplainArgs, out: &mut impl Write) -> Result<(), CliError>
         return Ok(writeln!(out, "{document:#}")?);
     }
     let explained: Explained = client.get(&args.path())?;
-    let Explained { vip, client, destination, protocol, backend, steps, .. } = &explained;
+    let Explained { vip, client, destination, protocol, backend, backend_vip, steps, .. } =
+        &explained;
+    let vip = backend_vip.as_ref().unwrap_or(vip);
     // Of all protocols, packets have no ports that matter.
     let shown = |socket: &SocketAddr| match protocol {
         Protocol::Any => socket.ip().to_string(),

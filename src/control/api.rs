@@ -631,6 +631,9 @@ pub struct Explained {
     pub protocol: Protocol,
     /// Name of the backend that the packet is sent to; `None`: it is dropped.
     pub backend: Option<String>,
+    /// Name of that backend's VIP: another one for a flow that began before a reload gave its port to `vip`.
+    #[serde(default)]
+    pub backend_vip: Option<String>,
     /// The decisions, in their order.
     pub steps: Vec<Step>,
     /// The frame as it leaves, in hex digits; empty for one that is dropped.

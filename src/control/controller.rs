@@ -224,7 +224,7 @@ fn warn_of_cut_flows(world: &World) {
             "{} of nat and full_nat pinned, some of which may just have closed: the open ones are cut, \
              and neither end is told; a client that waits for data hangs until its own time-out, \
              even if holdfast starts again; to cut nothing, drain all of their backends before a \
-             stop (holdfast drain --force --wait)",
+             stop (holdfast drain --force --wait VIP/BACKEND...)",
             counted(pinned, "flow")
         );
     }

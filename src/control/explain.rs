@@ -17,7 +17,7 @@ use crate::config;
 use crate::forwarding::explain::{Explanation, Question, Segment, Step};
 use crate::forwarding::table::name;
 use crate::forwarding::{ForwardingTable, Ports};
-use crate::net::{Network, NextHop, Protocol};
+use crate::net::{Network, NextHop, Protocol, VipId};
 
 /// Who answers: the data path's stages.
 pub type Explain =
@@ -52,6 +52,8 @@ pub struct Prepared {
     table: Arc<ForwardingTable>,
     first: Step,
     vip: String,
+    /// Names of all VIPs, also of those that a reload has removed.
+    vips: Vec<(VipId, String)>,
     interfaces: Vec<String>,
 }
 
@@ -101,6 +103,7 @@ impl Prepared {
             table,
             first: Step { stage: "classify".to_owned(), outcome, why },
             vip: config.name.clone(),
+            vips: registry.all_vips().map(|vip| (vip.id, vip.config.name.clone())).collect(),
             interfaces: nics.iter().map(|nic| nic.interface.clone()).collect(),
         })
     }
@@ -110,21 +113,29 @@ impl Prepared {
     /// # Errors
     /// When the packet cannot be tried.
     pub fn ask(self, explain: &Explain) -> Result<Explained, Refusal> {
-        let Self { question, table, first, vip, interfaces } = self;
+        let Self { question, table, first, vip, vips, interfaces } = self;
         let answer = explain(&question, &table);
         let answer =
             answer.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))?;
         let Explanation { mut steps, backend, next_hop, frame } = answer;
         let backend = backend.and_then(|index| table.backend(index));
+        let owner = backend.and_then(|backend| vips.into_iter().find(|(id, _)| *id == backend.vip));
+        let backend_vip = owner.map(|(_, name)| name);
         let backend = backend.map(|backend| name(backend, &table).to_owned());
         steps.insert(0, first);
+        let kept = backend_vip.as_ref().filter(|owner| **owner != vip);
+        steps.extend(kept.map(|owner| Step {
+            stage: "conntrack".to_owned(),
+            outcome: format!("a flow of VIP {owner}"),
+            why: format!("it began before a reload gave its port to VIP {vip}"),
+        }));
         steps.extend(next_hop.zip(backend.as_ref()).map(|(hop, backend)| {
             let interface = interfaces.get(usize::from(hop.port.0)).map_or("?", String::as_str);
             transmit(&hop, interface, backend)
         }));
         let Question { client, destination, protocol, .. } = question;
         let frame = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Explained { vip, client, destination, protocol, backend, steps, frame })
+        Ok(Explained { vip, client, destination, protocol, backend, backend_vip, steps, frame })
     }
 }
 

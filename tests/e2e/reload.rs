@@ -152,6 +152,13 @@ fn connections_of_ports_that_another_vip_takes_over_go_on() {
     assert!(!told.contains("flows that are reset"), "{told}");
     holdfast.wait_for_health("taker", "b3", holdfast::control::api::HealthState::Up);
     requests(&lab, &taker, 0, 20).assert_from("new connections", &["b3"]);
+    // Their backends are still the first VIP's.
+    let flow = holdfast.ok(&["flows", "--vip", "nat4", "--json"]);
+    let flow: serde_json::Value = serde_json::from_str(flow.lines().next().unwrap()).unwrap();
+    let (client, backend) = (flow["client"].as_str().unwrap(), flow["backend"].as_str().unwrap());
+    let told = holdfast.ok(&["explain", "--vip", "taker", "--client", client]);
+    assert!(told.contains(&format!(": nat4/{backend}")), "{told}");
+    assert!(told.contains("a flow of VIP nat4"), "{told}");
     // A flow that is reset has 18 s.
     for _ in 0..20 {
         let after: Vec<String> = conversations.iter_mut().map(|one| one.ask()).collect();
