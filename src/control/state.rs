@@ -634,7 +634,13 @@ impl VipEntry {
         let old = std::mem::take(&mut self.old).into_iter();
         self.old =
             old.flat_map(|old| old.without(new)).flat_map(|old| old.divide(in_force)).collect();
-        for (place, is_taken) in in_force.divide(&identity::lost(before, new)) {
+        let lost = identity::lost(before, new);
+        let parts = match left {
+            // All parts have one fate: the fewer entries, the better.
+            FlowsLeft::Keep => lost.into_iter().map(|place| (place, true)).collect(),
+            FlowsLeft::Reset | FlowsLeft::Rehash => in_force.divide(&lost),
+        };
+        for (place, is_taken) in parts {
             let left = if is_taken { FlowsLeft::Keep } else { left };
             if self.config.policy.pin && left != FlowsLeft::Rehash {
                 self.old.push(Removed::new(place, left, now));

@@ -24,6 +24,7 @@ use super::rewrite::rewrite_to_backend;
 use super::select::select;
 use super::transmit::end;
 use crate::flow::table::Slot;
+use crate::net::BackendIndex;
 use crate::stats::Drop;
 
 /// Takes a packet to its end, or to where it is sent on.
@@ -84,7 +85,11 @@ fn join(packet: &mut Packet, resources: &mut Resources, context: &Context<'_>) -
     let Resources { conntrack, outbox, .. } = resources;
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, conntrack.secret(), &mut last)?;
-    note(&piece, context)?;
+    if let Err(reason) = note(&piece, context) {
+        // Classify has named the backend of the first return path only.
+        packet.backend = BackendIndex(u16::MAX);
+        return Err(reason);
+    }
     packet.hint = Slot::NOWHERE;
     if let Err(unsent) = forward_packet(packet, conntrack, outbox, context) {
         detour(packet, unsent, resources, context);

@@ -515,18 +515,6 @@ impl Backend {
         }
     }
 
-    /// Whether a client's new flow goes to this backend, which the client has; `midflow`: whether a flow
-    /// goes here whose pin was lost.
-    pub fn holds(&self, sticky: Sticky, midflow: bool) -> bool {
-        let keeps = |hold| hold == Hold::Keep;
-        match (self.up, self.takes_new) {
-            (_, true) => true,
-            (false, _) => keeps(sticky.on_down) && self.next_hop.is_some(),
-            // A flow whose pin was lost was most probably there already.
-            (true, _) => (midflow || keeps(sticky.on_drain)) && self.takes_midflow,
-        }
-    }
-
     /// Takes no packets if its next hop is this box.
     fn stay_off(&mut self, this_box: &ThisBox) {
         self.loops = self.next_hop.is_some_and(|hop| this_box.macs.contains(&hop.mac));

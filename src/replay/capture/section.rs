@@ -37,6 +37,9 @@ struct Interface {
     snaplen: u32,
 }
 
+/// Bytes of an interface description block around its options.
+const IDB_FIXED: usize = 20;
+
 /// A packet as its block has it.
 struct Packet<'b> {
     interface: u32,
@@ -67,12 +70,15 @@ impl Section {
         data: &mut Vec<u8>,
     ) -> Result<Option<Found>, Wrong> {
         let kind = self.word(block).unwrap_or_default();
+        if kind != SHB_MAGIC {
+            self.check_length(block)?;
+        }
         let packet = match kind {
             SHB_MAGIC => {
                 let (_, header) = parse_sectionheaderblock(block).map_err(malformed)?;
                 self.big_endian = header.big_endian();
                 self.interfaces.clear();
-                return Ok(None);
+                return self.check_length(block).map(|()| None);
             }
             IDB_MAGIC => return self.add_interface(block, nics).map(|()| None),
             EPB_MAGIC => self.enhanced(block)?,
@@ -93,6 +99,16 @@ impl Section {
         Ok(Some(Found { nic, time: time.transpose()?, original_len }))
     }
 
+    /// A block ends with its length once more, and is made of whole words.
+    fn check_length(&self, block: &[u8]) -> Result<(), Wrong> {
+        let last = block.len().checked_sub(4).and_then(|at| self.word(block.get(at..)?));
+        let same = last.is_some_and(|last| usize::try_from(last) == Ok(block.len()));
+        match same && block.len().is_multiple_of(4) {
+            true => Ok(()),
+            false => Err("a block whose two lengths differ, or are no multiple of 4".into()),
+        }
+    }
+
     fn interface(&self, id: u32) -> Option<&Interface> {
         self.interfaces.get(usize::try_from(id).ok()?)
     }
@@ -107,8 +123,15 @@ impl Section {
         }
         let (le, be) = (parse_interfacedescriptionblock_le, parse_interfacedescriptionblock_be);
         let described = self.parse(block, le, be)?;
+        let end = described.options.iter().position(|o| o.code == OptionCode::EndOfOpt);
+        let options = described.options.get(..end.unwrap_or(described.options.len()));
+        let options = options.unwrap_or_default();
+        let used: usize = options.iter().map(|o| 4 + usize::from(o.len).next_multiple_of(4)).sum();
+        if end.is_none() && used != block.len().saturating_sub(IDB_FIXED) {
+            return Err("options of an interface that do not fit into its block".into());
+        }
         let option = |code| {
-            let found = described.options.iter().find(|option| option.code == code);
+            let found = options.iter().find(|option| option.code == code);
             found.and_then(|option| option.as_bytes().ok())
         };
         let offset = option(OptionCode::IfTsoffset).and_then(|bytes| bytes.first_chunk());
@@ -144,7 +167,11 @@ impl Section {
         let packet = self.parse(block, parse_simplepacketblock_le, parse_simplepacketblock_be)?;
         let snaplen = self.interface(0).map(|interface| interface.snaplen);
         let most = snaplen.filter(|&snaplen| snaplen > 0).unwrap_or(u32::MAX);
-        let data = first(packet.data, packet.origlen.min(most));
+        let len = packet.origlen.min(most);
+        if usize::try_from(len).map_or(true, |len| packet.data.len() < len) {
+            return Err("a simple packet block that is shorter than its packet".into());
+        }
+        let data = first(packet.data, len);
         Ok(Packet { interface: 0, time: None, original_len: packet.origlen, data })
     }
 
@@ -318,15 +345,33 @@ mod tests {
             (OLD_PACKET_BLOCK, words(&[0, 0, 0, 9, 9, 1, 2]), "too short"),
             (OLD_PACKET_BLOCK, words(&[0, 0]), "too short"),
             (IDB_MAGIC, words(&[1]), "too short"),
+            // if_name of 200 bytes, in a block of 28.
+            (IDB_MAGIC, words(&[1, 0, 2 | 200 << 16, 0]), "do not fit"),
+            (SPB_MAGIC, words(&[1500]), "shorter than its packet"),
         ] {
             let blocks = [order.section(), interface(order), order.block(kind, &body)];
             let error = read(&blocks).err().unwrap_or_default();
             assert!(error.contains(what), "{kind}: {error:?}");
         }
-        let mut lies = order.block(EPB_MAGIC, &words(&[0, 0, 0, 4, 4, 1]));
-        lies.iter_mut().rev().take(4).for_each(|byte| *byte = 7);
-        let error = read(&[order.section(), interface(order), lies]).err().unwrap_or_default();
-        assert!(error.contains("contradict"), "another length at the end: {error:?}");
+        for kind in [EPB_MAGIC, 0x0bad_0001] {
+            let mut lies = order.block(kind, &words(&[0, 0, 0, 4, 4, 1]));
+            lies.iter_mut().rev().take(4).for_each(|byte| *byte = 7);
+            let error = read(&[order.section(), interface(order), lies]).err().unwrap_or_default();
+            assert!(error.contains("lengths differ"), "{kind:#x}: {error:?}");
+        }
+    }
+
+    /// The bytes behind the end of the options are no options.
+    #[test]
+    fn options_end_at_their_end() {
+        let order = Order(false);
+        let body = [1, 0, 0, 9 | 1 << 16, 9].map(|word| order.word(word));
+        let mut section = Section::default();
+        let (nics, mut data) =
+            (Nics { names: Vec::new(), default: crate::net::NicIndex(0) }, Vec::new());
+        assert!(section.read(&order.section(), &nics, &mut data).is_ok());
+        assert!(section.read(&order.block(IDB_MAGIC, &body), &nics, &mut data).is_ok());
+        assert_eq!(section.interfaces[0].clock.resolution, MICROSECONDS);
     }
 
     #[test]
