@@ -371,7 +371,8 @@ mod tests {
             (Nics { names: Vec::new(), default: crate::net::NicIndex(0) }, Vec::new());
         assert!(section.read(&order.section(), &nics, &mut data).is_ok());
         assert!(section.read(&order.block(IDB_MAGIC, &body), &nics, &mut data).is_ok());
-        assert_eq!(section.interfaces[0].clock.resolution, MICROSECONDS);
+        let resolution = section.interface(0).map(|interface| interface.clock.resolution);
+        assert_eq!(resolution, Some(MICROSECONDS));
     }
 
     #[test]
