@@ -138,3 +138,29 @@ fn a_check_that_cannot_run_is_named_at_the_end() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.ends_with("\nnot run: this: for a reason\nall passed\n"), "{said}");
 }
+
+/// A QEMU that aborts while the guest boots is started again, twice at most; one that aborts later is not.
+#[test]
+fn a_guest_is_booted_again_when_qemu_aborts() {
+    let guest = concat!("source ", env!("CARGO_MANIFEST_DIR"), "/scripts/guest");
+    for (name, aborts, began, status, boots) in [
+        ("sound", 0, false, 0, 1),
+        ("odd", 2, false, 0, 3),
+        ("ill", 9, false, 134, 3),
+        ("late", 9, true, 134, 1),
+    ] {
+        let folder = folder(name);
+        std::fs::create_dir(folder.0.join("guest")).unwrap();
+        let begin = if began { "touch guest/began; " } else { "" };
+        let qemu = format!(
+            "echo >>boots; {begin}[ $(wc -l <boots) -gt {aborts} ] || kill -ABRT $$; echo ran"
+        );
+        let text = format!("{guest}; QEMU=(sh -c '{qemu}'); boot . || echo \"status $?\"; exit");
+        let output = steps(&folder.0, &text);
+        let said = String::from_utf8(output.stdout).unwrap();
+        let expected = if status == 0 { "ran\n".to_owned() } else { format!("status {status}\n") };
+        assert_eq!(said, expected, "{name}");
+        let counted = std::fs::read_to_string(folder.0.join("boots")).unwrap().lines().count();
+        assert_eq!(counted, boots, "{name}");
+    }
+}
