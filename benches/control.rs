@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
-use holdfast::forwarding::{ForwardingTable, SchedulerKind, ThisBox, VipSpec};
+use holdfast::forwarding::{ForwardingTable, Local, SchedulerKind, VipSpec};
 use holdfast::net::{Forward, VipId};
 use holdfast::xdp::cpu;
 use support::bed::{Bed, Clock, Shared};
@@ -131,7 +131,7 @@ fn vip(forward: Forward, backends: u16) -> VipSpec {
 }
 
 fn build(specs: &[VipSpec], previous: Option<&ForwardingTable>) -> ForwardingTable {
-    ForwardingTable::build(1, SECRET, ThisBox::default(), black_box(specs), previous)
+    ForwardingTable::build(1, SECRET, Local::default(), black_box(specs), previous)
 }
 
 /// Milliseconds to build a table.

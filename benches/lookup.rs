@@ -90,7 +90,7 @@ fn measure(plan: Plan, flows: u64) -> Vec<Row> {
 
 fn pin() -> Pin {
     let backend = BackendId { index: BackendIndex(7), generation: 0 };
-    let hop = NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
+    let hop = NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
     Pin::new(VipId(0), backend, State::ESTABLISHED, 0, &hop, Ticks(0))
 }
 
@@ -214,7 +214,7 @@ fn our_batch(table: &OurTable, keys: &[Tuple]) -> usize {
     let batch = table.prefetched(keys);
     let view = table.writer.table().view();
     let found = batch.iter().filter_map(|(key, hint)| view.find_at(key, *hint));
-    found.filter(|hit| black_box(hit.track.backend().index) == BackendIndex(7)).count()
+    found.filter(|hit| black_box(hit.flow_state.backend().index) == BackendIndex(7)).count()
 }
 
 /// Removes the oldest flows by the sweep, and inserts as many new ones.
@@ -238,7 +238,7 @@ impl Subject for OurReplace<'_> {
                 let over = self.table.writer.len() - room;
                 let idle = |last: Ticks| black_box(last) == Ticks(0);
                 let look = |_, hit: &Hit<'_>, _: &dyn Fn() -> Tuple| {
-                    if idle(hit.track.last_seen()) { Verdict::Remove } else { Verdict::Keep }
+                    if idle(hit.flow_state.last_seen()) { Verdict::Remove } else { Verdict::Keep }
                 };
                 self.table.writer.sweep(512, over, look, |_, _| {});
             }

@@ -25,9 +25,9 @@ use crate::datapath::ports::WorkerPort;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::shared::SharedTables;
 use crate::flow::table::{FlowTable, TableError};
+use crate::forwarding::local::UNLIMITED;
 use crate::forwarding::publish::{Publisher, Subscription, prepare_thread};
-use crate::forwarding::this_box::UNLIMITED;
-use crate::forwarding::{ForwardingTable, MAX_BACKENDS, MAX_VIPS, ThisBox};
+use crate::forwarding::{ForwardingTable, Local, MAX_BACKENDS, MAX_VIPS};
 use crate::net::{NicIndex, TableSecret};
 use crate::stats::WorkerStats;
 use crate::steering::{Steered, Steerings};
@@ -69,7 +69,7 @@ pub enum DaemonError {
     Flows(#[from] TableError),
     /// No memory for the sources of full-NAT flows.
     #[error("[full_nat] sources: {0}")]
-    Bindings(#[from] MappingError),
+    SnatTable(#[from] MappingError),
     /// An AF_XDP socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -122,7 +122,7 @@ struct ServedNic {
 /// # Errors
 /// When it cannot start, or a worker fails. Everything that was set up has been removed by then.
 pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonError> {
-    let claim = control::admin::claim(&config.control.socket)?;
+    let control_socket = control::admin::claim(&config.control.socket)?;
     let mut nics = open_nics(&config)?;
     let frame_size = bind_modes(&config, &mut nics)?;
     let packets = PacketSocket::open()
@@ -130,7 +130,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     let secret = TableSecret::new(random_seed()?);
     let flows = flow_tables(&config, &secret)?;
     let shared = SharedTables::new(flows, &secret, config.table_sizes())?;
-    let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
+    let first = ForwardingTable::build(0, config.hash.secret, Local::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (events, failures) = crossbeam_channel::bounded(config.workers.cores.len());
     let stop = Arc::new(CachePadded::new(AtomicBool::new(false)));
@@ -156,7 +156,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     let inputs = Inputs {
         config_path: path.to_owned(),
         load: Box::new(|path| config::load(path).map_err(|errors| errors.messages())),
-        claim,
+        control_socket,
         workers: views,
         nics: nic_views,
         publisher,

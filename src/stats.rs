@@ -1,7 +1,7 @@
 //! Counters of the data path: one writer each, read by anyone.
 //!
 //! Every packet that a worker receives ends in exactly one of `transmitted`, `handed_over`, one kind of
-//! [`Answer`] or one [`Drop`] reason (architecture invariant 6), so for each worker
+//! [`LocalReply`] or one [`Drop`] reason (architecture invariant 6), so for each worker
 //! `received = transmitted + handed_over + answered + sum(drops) + fragments_parked` whenever it is between
 //! two polls.
 
@@ -110,7 +110,7 @@ macro_rules! named {
 
 named! {
     /// How a packet was answered, by what was made of it. One counter each.
-    Answer
+    LocalReply
     /// Echo requests to a VIP that went back as replies.
     EchoReply = "echo_replies",
     /// Packets too long for the next link that went back as fragmentation needed or packet too big.
@@ -246,7 +246,7 @@ pub struct WorkerStats {
     /// Packets given to another worker.
     pub handed_over: Counter,
     /// Packets that went back as their own answer, by kind; see [`WorkerStats::answers`].
-    answers: [Counter; Answer::ALL.len()],
+    answers: [Counter; LocalReply::ALL.len()],
     /// Dropped packets by reason; see [`WorkerStats::drops`].
     drops: [Counter; Drop::ALL.len()],
     /// New flows that began as the protocol says: a SYN, or any UDP packet.
@@ -506,7 +506,7 @@ impl WorkerStats {
 
     /// The gauge of the full-NAT sources in use, of one family.
     #[inline]
-    pub const fn bindings(&self, v4: bool) -> &Counter {
+    pub const fn snat_ports(&self, v4: bool) -> &Counter {
         if v4 { &self.bindings_v4 } else { &self.bindings_v6 }
     }
 
@@ -596,13 +596,13 @@ impl WorkerStats {
     /// The counter of one kind of answer.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "the array has one place per kind")]
-    pub fn answer_counter(&self, answer: Answer) -> &Counter {
+    pub fn answer_counter(&self, answer: LocalReply) -> &Counter {
         &self.answers[answer as usize]
     }
 
     /// Every kind of answer with its count.
-    pub fn answers(&self) -> impl Iterator<Item = (Answer, u64)> + '_ {
-        Answer::ALL.iter().zip(&self.answers).map(|(&answer, counter)| (answer, counter.get()))
+    pub fn answers(&self) -> impl Iterator<Item = (LocalReply, u64)> + '_ {
+        LocalReply::ALL.iter().zip(&self.answers).map(|(&answer, counter)| (answer, counter.get()))
     }
 
     /// Received packets that have not yet ended in a counter; 0 between two polls.

@@ -26,7 +26,7 @@ use holdfast::control::{
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::{
-    FlowsLeft, ForwardingTable, Ports, SchedulerKind, ThisBox, Timeouts, VipPolicy,
+    FlowAction, ForwardingTable, Local, Ports, SchedulerKind, Timeouts, VipPolicy,
 };
 use holdfast::net::{BackendIndex, Forward, NextHop, NicIndex, Protocol, SteerRules, TableSecret};
 use holdfast::units::Ticks;
@@ -155,7 +155,7 @@ impl Inside {
 
     /// Starts control in a thread of this process and waits until it is ready.
     fn start(&self, config: &Config) -> Running {
-        let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
+        let first = ForwardingTable::build(0, config.hash.secret, Local::default(), &[], None);
         let (publisher, tables) = Publisher::new(first);
         let ready = Arc::new(AtomicBool::new(false));
         let (config, socket, told) = (config.clone(), self.socket(), Arc::clone(&ready));
@@ -254,7 +254,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
         config,
         config_path: PathBuf::from("holdfast.toml"),
         load: Box::new(move |_| Ok(Config { vips: Vec::new(), ..reloaded.clone() })),
-        claim: control::admin::claim(socket).unwrap(),
+        control_socket: control::admin::claim(socket).unwrap(),
         workers: Vec::new(),
         nics: vec![NicView {
             interface: "nic0".to_owned(),
@@ -336,14 +336,14 @@ fn vip(name: &str, address: &str, announce: Announce, backends: &[&str]) -> Vip 
                 udp_first: second,
                 udp: second,
             },
-            rejects: false,
+            reject_no_backend: false,
             ..VipPolicy::default()
         },
         split: None,
         forward: Forward::Nat,
         health: Health::None,
-        drain: Drain { deadline: None, then: FlowsLeft::Rehash, slow_start: Duration::ZERO },
-        on_remove: FlowsLeft::Rehash,
+        drain: Drain { deadline: None, then: FlowAction::Rehash, slow_start: Duration::ZERO },
+        on_remove: FlowAction::Rehash,
         announce,
         backends: backends.collect(),
     }
@@ -355,7 +355,7 @@ fn on_nic() -> Announce {
 
 /// The next hop `02:00:00:00:02:<last>`.
 fn hop(last: u8) -> Option<NextHop> {
-    Some(NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, 2, last], vlan: None })
+    Some(NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, 2, last], vlan: None })
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -756,7 +756,7 @@ fn an_interface_that_is_not_there_is_refused_and_nothing_is_left() {
             vip("mail", "192.0.2.11", elsewhere, &[]),
         ];
         let config = config(vips);
-        let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
+        let first = ForwardingTable::build(0, config.hash.secret, Local::default(), &[], None);
         let (publisher, _tables) = Publisher::new(first);
         let ready = Arc::new(AtomicBool::new(false));
         let socket = inside.socket();

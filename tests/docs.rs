@@ -5,7 +5,7 @@
 use clap::Parser as _;
 use holdfast::cli::Cli;
 use holdfast::net::{Forward, Protocol};
-use holdfast::stats::{Answer, Drop};
+use holdfast::stats::{Drop, LocalReply};
 
 fn document(name: &str) -> String {
     let path = format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -35,7 +35,7 @@ fn every_drop_reason_is_documented() {
 #[test]
 fn every_answer_is_documented() {
     let text = document("COUNTERS.md");
-    for answer in Answer::ALL {
+    for answer in LocalReply::ALL {
         let row = format!("| `{}` | {} |", answer.as_str(), answer.describe().trim());
         assert!(text.lines().any(|line| line == row), "docs/COUNTERS.md lacks a row {row:?}");
     }

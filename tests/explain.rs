@@ -6,8 +6,8 @@
 use std::net::SocketAddr;
 
 use holdfast::forwarding::explain::{Explanation, Question, Segment};
-use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Affinity, SchedulerKind, Service, Splits, ThisBox, Tunnels, VipSpec};
+use holdfast::forwarding::tunnel::TunnelSources;
+use holdfast::forwarding::{Affinity, Local, SchedulerKind, Service, Splits, Tunnels, VipSpec};
 use holdfast::net::{Forward, Protocol};
 
 mod rig;
@@ -174,12 +174,12 @@ fn a_rival_flow_is_seen() {
 #[test]
 fn a_tunnel_is_told_with_its_outer_addresses() {
     let [v4, v6] = ["198.18.2.64/26", "2001:db8:2:1::/64"];
-    let sources = |network: &str| Some(Sources::new(network.parse().unwrap()));
+    let sources = |network: &str| Some(TunnelSources::new(network.parse().unwrap()));
     let tunnels = Tunnels { source_v4: sources(v4), source_v6: sources(v6), ..Tunnels::default() };
     for forward in [Forward::Ipip, Forward::Gue] {
         for family in [Family::V4, Family::V6] {
-            let this_box = ThisBox { mtus: vec![1500], tunnels, ..ThisBox::default() };
-            let mut rig = Rig::in_box(this_box, 1, 1, vec![spec(0, forward, family, 1, 1)]);
+            let local = Local { mtus: vec![1500], tunnels, ..Local::default() };
+            let mut rig = Rig::in_box(local, 1, 1, vec![spec(0, forward, family, 1, 1)]);
             let answer = ask(&rig, &question(family, 1000));
             let sent = rig.send(0, 0, &tcp(family, 1000, 80, "S")).remove(0);
             // Addresses, flow label, and the first four bytes behind: with gue, the ports.
@@ -244,7 +244,7 @@ fn a_server_that_is_its_own_client_is_told_apart() {
         assert!(refused > 0, "the hash of some ports leads there");
         assert!(!said(&ask(&rig, &question(family, 1000)), "client", ""));
         rig.change(|specs| {
-            specs[0].policy.rejects = true;
+            specs[0].policy.reject_no_backend = true;
             [0, 2].iter().for_each(|&index: &usize| specs[0].backends[index].up = false);
         });
         let client = SocketAddr::new(family.backend(1), 1000);

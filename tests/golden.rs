@@ -4,13 +4,13 @@
 
 mod golden {
     mod answers;
+    mod fragment_out;
     mod fragments;
     mod full_nat;
     mod full_table;
     mod hostile;
     mod icmp;
     mod own_backend;
-    mod pieces;
     mod proxy;
     mod removed;
     mod resets;

@@ -6,9 +6,9 @@
 use holdfast::forwarding::publish::{Publisher, prepare_thread};
 use holdfast::forwarding::quic_lb::{Codec, Config};
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::{Affinity, FlowsLeft, ForwardingTable, Remember, ServerId, ThisBox};
+use holdfast::forwarding::{Affinity, FlowAction, ForwardingTable, Local, Remember, ServerId};
 use holdfast::net::{Forward, Protocol};
-use holdfast::stats::Answer;
+use holdfast::stats::LocalReply;
 use holdfast::units::Ticks;
 
 #[path = "support/allocator.rs"]
@@ -132,8 +132,8 @@ fn full_nat_never_allocates_or_frees() {
                 calls += calls_of(|| rig.advance(100)).0;
             }
             assert_eq!(calls, 0, "{family:?} {inner:?}, proxy: {proxy}");
-            let bindings = rig.stats(0).bindings(inner == rig::Family::V4);
-            assert_eq!((rig.stats(0).flows_new.get(), bindings.get()), (100, 0));
+            let snat_table = rig.stats(0).snat_ports(inner == rig::Family::V4);
+            assert_eq!((rig.stats(0).flows_new.get(), snat_table.get()), (100, 0));
         }
     }
 }
@@ -175,7 +175,7 @@ fn resetting_never_allocates_or_frees() {
     for forward in [Forward::Dsr, Forward::Nat] {
         for family in [rig::Family::V4, rig::Family::V6] {
             let mut vip = rig::spec(0, forward, family, 1, 3);
-            vip.policy.on_down = FlowsLeft::Reset;
+            vip.policy.on_down = FlowAction::Reset;
             let mut rig = rig::Rig::new(1, 1, vec![vip]);
             for port in 1000..1100 {
                 for flags in ["S", "A"] {
@@ -203,11 +203,11 @@ fn resetting_never_allocates_or_frees() {
 fn answering_never_allocates_or_frees() {
     for family in [rig::Family::V4, rig::Family::V6] {
         let mut vip = rig::spec(0, Forward::Nat, family, 1, 1);
-        vip.policy.rejects = true;
+        vip.policy.reject_no_backend = true;
         vip.backends[0].mtu = 30;
         let mut rig = rig::Rig::new(1, 1, vec![vip]);
         // Too long for the backend at first, and then there is none.
-        for (port, answer) in [(1000, Answer::TooBig), (1001, Answer::Rejected)] {
+        for (port, answer) in [(1000, LocalReply::TooBig), (1001, LocalReply::Rejected)] {
             let mut packet = rig::tcp(family, port, 80, "S");
             if family == rig::Family::V4 {
                 packet[20] |= 0x40;
@@ -248,7 +248,7 @@ fn no_scheduler_allocates() {
 #[test]
 fn a_prepared_thread_takes_up_tables_without_allocating() {
     let table =
-        |generation| ForwardingTable::build(generation, [7; 16], ThisBox::default(), &[], None);
+        |generation| ForwardingTable::build(generation, [7; 16], Local::default(), &[], None);
     let (mut publisher, mut tables) = Publisher::new(table(1));
     publisher.publish(table(2));
     let worker = std::thread::spawn(move || {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use holdfast::forwarding::publish::Publisher;
-use holdfast::forwarding::{ForwardingTable, ThisBox, VipSpec};
+use holdfast::forwarding::{ForwardingTable, Local, VipSpec};
 use holdfast::net::Forward;
 use holdfast::stats::Drop;
 use rig::{Family, Rig, spec, tcp};
@@ -30,13 +30,8 @@ fn publish_all(mut publisher: Publisher, specs: &[VipSpec], published: &AtomicU6
             _ => backend.up = false,
         }
         let previous = publisher.current();
-        let table = ForwardingTable::build(
-            number + 1,
-            [7; 16],
-            ThisBox::default(),
-            &specs,
-            Some(&previous),
-        );
+        let table =
+            ForwardingTable::build(number + 1, [7; 16], Local::default(), &specs, Some(&previous));
         drop(previous);
         publisher.publish(table);
         published.store(number, Ordering::Release);

@@ -19,7 +19,7 @@ use holdfast::control::{
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::Publisher;
-use holdfast::forwarding::{ForwardingTable, ThisBox};
+use holdfast::forwarding::{ForwardingTable, Local};
 use holdfast::net::{NicIndex, SteerRules, TableSecret};
 use holdfast::stats::WorkerStats;
 use holdfast::units::Ticks;
@@ -115,7 +115,7 @@ fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inpu
         config: file(0),
         config_path: PathBuf::from("holdfast.toml"),
         load: Box::new(move |_| Ok(file(round.load(Ordering::Relaxed)))),
-        claim: control::admin::claim(&directory.join("control.sock")).unwrap(),
+        control_socket: control::admin::claim(&directory.join("control.sock")).unwrap(),
         workers: vec![WorkerView { core: 0, stats, flows }],
         nics: vec![NicView {
             interface: "eth0".to_owned(),
@@ -144,7 +144,7 @@ fn inputs(directory: &Path, round: Arc<AtomicU32>, publisher: Publisher) -> Inpu
 #[tokio::test]
 async fn reloads_leave_nothing_behind_that_grows() {
     let directory = std::env::temp_dir().join(format!("hf-memory-{}", std::process::id()));
-    let first = ForwardingTable::build(0, [0; 16], ThisBox::default(), &[], None);
+    let first = ForwardingTable::build(0, [0; 16], Local::default(), &[], None);
     let (publisher, mut tables) = Publisher::new(first);
     let round = Arc::new(AtomicU32::new(0));
     let (signals, receiver) = tokio::sync::mpsc::channel(4);

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
-use holdfast::flow::bindings::Sources;
 use holdfast::flow::shared::{SharedTables, TableSizes};
+use holdfast::flow::snat::SnatPool;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::publish::{Publisher, Subscription};
 use holdfast::forwarding::{
-    ForwardingTable, SchedulerKind, ThisBox, Timeouts, Tunnels, VipSpec, tunnel,
+    ForwardingTable, Local, SchedulerKind, Timeouts, Tunnels, VipSpec, tunnel,
 };
 use holdfast::net::{Address, Forward, NicIndex, TableSecret};
-use holdfast::stats::{Answer, Drop, WorkerStats};
+use holdfast::stats::{Drop, LocalReply, WorkerStats};
 use holdfast::units::Ticks;
 use holdfast::xdp::cpu;
 use holdfast::xdp::fake::FakeNic;
@@ -94,7 +94,7 @@ impl Shared {
             udp_first: hour,
             udp: hour,
         };
-        let first = ForwardingTable::build(1, SECRET, this_box(), std::slice::from_ref(&vip), None);
+        let first = ForwardingTable::build(1, SECRET, local(), std::slice::from_ref(&vip), None);
         let (publisher, tables) = Publisher::new(first);
         let sizes = TableSizes {
             clients: 1,
@@ -120,7 +120,7 @@ impl Shared {
     ) -> ForwardingTable {
         self.vip.backends[backend].up = up;
         let specs = std::slice::from_ref(&self.vip);
-        ForwardingTable::build(previous.generation() + 1, SECRET, this_box(), specs, Some(previous))
+        ForwardingTable::build(previous.generation() + 1, SECRET, local(), specs, Some(previous))
     }
 }
 
@@ -514,7 +514,7 @@ impl Bed {
         for &reason in Drop::ALL {
             assert_eq!(stats.drop_counter(reason).get(), 0, "{name}: {}", reason.as_str());
         }
-        let answered = stats.answer_counter(Answer::EchoReply).get();
+        let answered = stats.answer_counter(LocalReply::EchoReply).get();
         assert_eq!(stats.received.get(), stats.transmitted.get() + answered, "{name}");
         assert_eq!(self.worker.frames(), FRAMES as usize, "{name}: lost frames");
         match self.case.traffic {
@@ -531,17 +531,14 @@ fn families(case: Case) -> Families {
 }
 
 /// What belongs to the box: sources of tunnels.
-fn this_box() -> ThisBox {
-    let sources = |prefix: &str| Some(tunnel::Sources::new(prefix.parse().unwrap()));
+fn local() -> Local {
+    let sources = |prefix: &str| Some(tunnel::TunnelSources::new(prefix.parse().unwrap()));
     let (source_v4, source_v6) = (sources("198.19.255.0/24"), sources("2001:db8:ff::/64"));
-    ThisBox {
-        tunnels: Tunnels { source_v4, source_v6, ..Tunnels::default() },
-        ..ThisBox::default()
-    }
+    Local { tunnels: Tunnels { source_v4, source_v6, ..Tunnels::default() }, ..Local::default() }
 }
 
 /// Full-NAT sources for so many flows.
-fn sources(case: Case, flows: u64) -> Sources {
+fn sources(case: Case, flows: u64) -> SnatPool {
     let addresses = match case.forward {
         Forward::FullNat => flows.div_ceil(SOURCE_PORTS.len() as u64),
         _ => 0,
@@ -550,7 +547,7 @@ fn sources(case: Case, flows: u64) -> Sources {
         let [.., high, low] = number.to_be_bytes();
         IpAddr::from([198, 19, high, low])
     });
-    Sources::new(addresses, &SOURCE_PORTS)
+    SnatPool::new(addresses, &SOURCE_PORTS)
 }
 
 /// The sums over an IPv4 header and over the ICMP message that follows it: 0 if they are right.

@@ -11,8 +11,8 @@ use crate::config::capacity::Capacity;
 use crate::config::driver::NicFacts;
 use crate::config::machine::{self, Finding, Level, Machine, Memory};
 use crate::config::{self, Config};
-use crate::control::{claim, survey};
-use crate::words::{bytes, counted};
+use crate::control::{control_socket, survey};
+use crate::format::{bytes, counted};
 use crate::xdp::nic::{Nic, NicError};
 
 /// The arguments.
@@ -64,7 +64,7 @@ pub(super) fn look_at_machine(config: &Config) -> Machine {
         Ok(NicFacts::new(nic.driver(), nic.mtu(), wanted))
     };
     let nics: Result<_, NicError> = config.nics.iter().map(facts).collect();
-    let socket_answers = claim::answers(&config.control.socket);
+    let socket_answers = control_socket::answers(&config.control.socket);
     // One that is missing is found by its name.
     Machine { nics: nics.unwrap_or_default(), socket_answers, ..Machine::read() }
 }

@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::control::api::ApiError;
-use crate::words::reason;
+use crate::format::reason;
 
 /// Longest wait for an answer to begin, or to go on. The control thread answers within
 /// milliseconds; a reload may have to build thousands of lookup tables.

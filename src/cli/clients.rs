@@ -9,7 +9,7 @@ use super::flows::Filters;
 use super::table::{Columns, Look, span, text};
 use super::{CliError, SocketArgs};
 use crate::control::api::{Client, Forgotten};
-use crate::words::counted;
+use crate::format::counted;
 
 /// The arguments.
 #[derive(Debug, Args)]

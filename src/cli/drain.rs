@@ -14,8 +14,8 @@ use super::client::Client;
 use super::table::span;
 use super::{CliError, SocketArgs, Target};
 use crate::control::api::{BackendState, BackendStatus, DrainRequest, Ordered, Status};
+use crate::format::counted;
 use crate::units::Ticks;
-use crate::words::counted;
 
 /// Time between two looks at the drain.
 const POLL: Duration = Duration::from_millis(500);
@@ -180,11 +180,11 @@ impl<'o, W: Write> Lines<'o, W> {
 
 impl<W: Write> View for Lines<'_, W> {
     fn show(&mut self, index: usize, status: &BackendStatus) -> Result<(), CliError> {
-        let news = Some((status.state, status.traffic.flows_active));
-        let Some(told) = self.told.get_mut(index).filter(|told| **told != news) else {
+        let now = Some((status.state, status.traffic.flows_active));
+        let Some(told) = self.told.get_mut(index).filter(|told| **told != now) else {
             return Ok(());
         };
-        *told = news;
+        *told = now;
         writeln!(self.out, "{}", progress(status))?;
         Ok(self.out.flush()?)
     }

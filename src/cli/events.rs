@@ -9,7 +9,7 @@ use clap::Args;
 use super::client::Client;
 use super::{CliError, SocketArgs};
 use crate::control::api::{Event, EventList};
-use crate::words::counted;
+use crate::format::counted;
 
 /// Time between two looks.
 const POLL: Duration = Duration::from_millis(500);

@@ -156,7 +156,7 @@ pub enum CliError {
     #[error("{0}")]
     Usage(String),
     /// The output could not be written.
-    #[error("cannot write the output: {}", crate::words::reason(.0))]
+    #[error("cannot write the output: {}", crate::format::reason(.0))]
     Output(#[from] io::Error),
     /// Traffic could not be generated.
     #[error("{0}")]

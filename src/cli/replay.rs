@@ -15,9 +15,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::CliError;
 use super::table::grouped;
 use crate::config::{self, Config, Neighbours};
+use crate::format::{counted, reason};
 use crate::net::NicIndex;
 use crate::replay::{Capture, Captured, Decision, Replay, Story, Verdict};
-use crate::words::{counted, reason};
 
 /// What is said where the next hops were not told.
 const INVENTED: &str = "next hops are invented, every backend is up, and every frame is for the NIC \

@@ -12,9 +12,9 @@ use crate::control::api::{
     BackendState, BackendStatus, FlowTableStatus, FullNatStatus, HealthState, NextHopStatus,
     NicStatus, RemovedStatus, Status, Totals, VipStatus, WorkerStatus,
 };
+use crate::format::counted;
 use crate::net::PortRange;
-use crate::stats::{Answer, Drop};
-use crate::words::counted;
+use crate::stats::{Drop, LocalReply};
 
 /// The arguments.
 #[derive(Debug, Args)]
@@ -76,7 +76,7 @@ pub(super) fn print(status: &Status, look: Look, out: &mut impl Write) -> io::Re
     section("PACKETS AND FLOWS", totals(&status.totals, look), out)?;
     if status.totals.answered > 0 {
         let meaning = |name: &str| {
-            let kind = Answer::ALL.iter().find(|kind| kind.as_str() == name);
+            let kind = LocalReply::ALL.iter().find(|kind| kind.as_str() == name);
             kind.map_or("", |kind| kind.describe().trim())
         };
         section("ANSWERS", endings("ANSWER", &status.answers, meaning, look), out)?;

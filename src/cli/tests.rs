@@ -23,7 +23,7 @@ use super::client::{Client, ClientError};
 use super::table::Look;
 use super::*;
 use crate::control::api::{self, BackendState, BackendStatus, HealthState};
-use crate::forwarding::FlowsLeft;
+use crate::forwarding::FlowAction;
 use crate::net::{Forward, Protocol};
 
 /// What the server is to say next, and what it was asked.
@@ -462,7 +462,7 @@ fn how_it_goes(flows_left: u64, ends_in_s: Option<u64>) -> api::DrainStatus {
         oldest_flow_s: Some(200),
         ends_in_s,
         deadline_in_s: None,
-        then: FlowsLeft::Rehash,
+        then: FlowAction::Rehash,
         flows_cut: 0,
     }
 }
@@ -622,9 +622,9 @@ fn undrain_and_reload_say_what_they_did() {
     assert_eq!(server.requests(), [asked, asked]);
 
     let flows = [
-        (Some("b"), 12, FlowsLeft::Reset),
-        (None, 1, FlowsLeft::Keep),
-        (Some("c"), 0, FlowsLeft::Keep),
+        (Some("b"), 12, FlowAction::Reset),
+        (None, 1, FlowAction::Keep),
+        (Some("c"), 0, FlowAction::Keep),
     ];
     let flows = flows.map(|(backend, flows, then)| api::FlowsRemoved {
         vip: "web".to_owned(),
@@ -653,7 +653,7 @@ fn status_shows_what_reloads_have_left() {
         address: [10, 0, 0, 9].into(),
         port: Some(80),
         flows_left: 12,
-        then: FlowsLeft::Reset,
+        then: FlowAction::Reset,
     };
     let status = api::Status { removed: vec![removed], ..sample(Vec::new()) };
     let said = Server::new([ok(&status)]).run("status").unwrap();
@@ -861,7 +861,7 @@ fn the_documentation_has_every_key_and_route() {
             address: [0; 4].into(),
             port: None,
             flows_left: 0,
-            then: FlowsLeft::Keep,
+            then: FlowAction::Keep,
         }),
         json!(api::EventList { last: 7, lost: 6, events: vec![event()] }),
         json!(api::Reloaded {
@@ -871,7 +871,7 @@ fn the_documentation_has_every_key_and_route() {
                 vip: String::new(),
                 backend: None,
                 flows: 0,
-                then: FlowsLeft::Keep
+                then: FlowAction::Keep
             }]
         }),
         json!(flow()),

@@ -12,13 +12,13 @@ use serde::Serialize;
 use super::table::{Columns, Look, RED, coloured, grouped, text};
 use super::{CliError, Target, name};
 use crate::config::{self, Config};
+use crate::format::percent;
 use crate::forwarding::SchedulerKind;
 use crate::whatif::bound::{Bound, share_or_number};
 use crate::whatif::change::{self, Action, Change, Scenario, named, scenarios};
 use crate::whatif::population::Clients;
 use crate::whatif::row::Row;
 use crate::whatif::{MAX_CLIENTS, MAX_FLOWS, Progress, Settings, chart, simulate};
-use crate::words::percent;
 
 /// The arguments.
 #[derive(Debug, Args)]
@@ -196,7 +196,7 @@ pub fn whatif(args: &WhatifArgs, colours: bool, out: &mut impl Write) -> Result<
     }
     if let Some(path) = &args.svg {
         fs::write(path, chart::charts(&rows)).map_err(|error| {
-            let reason = crate::words::reason(&error);
+            let reason = crate::format::reason(&error);
             CliError::Whatif(format!(
                 "cannot write {}: {reason}; name another file",
                 path.display()

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::choice::Kind;
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use crate::forwarding::Affinity;
 use crate::net::Protocol;
@@ -46,7 +46,7 @@ impl RawAffinity {
     /// The table as the program relies on it.
     pub(super) fn check(
         self,
-        place: &Place,
+        place: &KeyPath,
         protocol: Protocol,
         report: &mut Report<'_>,
     ) -> Affinity {
@@ -101,7 +101,7 @@ impl RawAffinity {
         }
     }
 
-    fn ports(&self, place: &Place, report: &mut Report<'_>) -> Affinity {
+    fn ports(&self, place: &KeyPath, report: &mut Report<'_>) -> Affinity {
         let ranges = report.integer(place, self.ranges, RANGES, 2..=32_768);
         if !ranges.is_power_of_two() {
             let fix = format!("use a power of two, such as {}", ranges.next_power_of_two());

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::Backend;
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::quic::RawServerIds;
 use super::report::Report;
 use crate::net::Forward;
@@ -28,7 +28,7 @@ impl RawBackend {
     /// The section as the program relies on it; `None` without an address for the rules to go by.
     pub(super) fn check(
         self,
-        place: &Place,
+        place: &KeyPath,
         forward: Option<Forward>,
         report: &mut Report<'_>,
     ) -> Option<Backend> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::Control;
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 
 /// Where the command line looks, too; /run is emptied at boot.
@@ -23,7 +23,7 @@ pub(super) struct RawControl {
 
 impl RawControl {
     /// The section as the program relies on it.
-    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Control {
+    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Control {
         let socket = self.socket.unwrap_or_else(|| SOCKET.to_owned());
         let at = place.key("socket");
         if !socket.starts_with('/') || socket.ends_with('/') {
@@ -40,7 +40,7 @@ impl RawControl {
 }
 
 /// A command that is run without a shell: the program, and its arguments.
-fn command(raw: Option<Vec<String>>, place: &Place, report: &mut Report<'_>) -> Vec<String> {
+fn command(raw: Option<Vec<String>>, place: &KeyPath, report: &mut Report<'_>) -> Vec<String> {
     let Some(words) = raw else { return Vec::new() };
     if words.first().is_none_or(String::is_empty) {
         let fix = "name a program and its arguments, such as [\"/usr/local/bin/drained\", \"--quiet\"], \

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::policy;
 use super::report::Report;
-use crate::forwarding::FlowsLeft;
+use crate::forwarding::FlowAction;
 use crate::net::Protocol;
 use crate::units::Ticks;
 
@@ -25,7 +25,7 @@ pub struct Drain {
     /// How long a drain takes at most, unless the command says so; `None`: no end.
     pub deadline: Option<Duration>,
     /// What becomes of the flows that are left then.
-    pub then: FlowsLeft,
+    pub then: FlowAction,
     /// Time in which a backend that comes back reaches its full share of new flows; 0: at once.
     pub slow_start: Duration,
 }
@@ -41,7 +41,12 @@ pub(super) struct RawDrain {
 
 impl RawDrain {
     /// The table as the program relies on it.
-    pub(super) fn check(self, place: &Place, protocol: Protocol, report: &mut Report<'_>) -> Drain {
+    pub(super) fn check(
+        self,
+        place: &KeyPath,
+        protocol: Protocol,
+        report: &mut Report<'_>,
+    ) -> Drain {
         let deadline_at = place.key("deadline_s");
         let deadline =
             self.deadline_s.map(|s| report.integer(&deadline_at, Some(s), 1, 1..=MAX_DEADLINE_S));

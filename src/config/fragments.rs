@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::Fragments;
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use crate::units::TICK_MS;
 use crate::units::Ticks;
@@ -28,7 +28,7 @@ pub(super) struct RawFragments {
 
 impl RawFragments {
     /// The section as the program relies on it.
-    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Fragments {
+    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Fragments {
         let seconds =
             report.integer(&place.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_TIMEOUT_S);
         // 60 s are 6000 ticks.

@@ -7,10 +7,10 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use super::{Announce, vip};
-use crate::flow::bindings::{MAX_SOURCES, Sources};
+use crate::flow::snat::{MAX_SOURCES, SnatPool};
 
 /// Below are the ports of services; backends may treat those differently.
 const PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
@@ -34,8 +34,8 @@ impl Default for FullNat {
 
 impl FullNat {
     /// The same, numbered.
-    pub fn numbered(&self) -> Sources {
-        Sources::new(self.sources.iter().copied(), &self.ports)
+    pub fn numbered(&self) -> SnatPool {
+        SnatPool::new(self.sources.iter().copied(), &self.ports)
     }
 }
 
@@ -52,7 +52,7 @@ impl RawFullNat {
     /// The section as the program relies on it. Backends are behind `last_nic`, as a rule.
     pub(super) fn check(
         self,
-        place: &Place,
+        place: &KeyPath,
         last_nic: Option<&str>,
         workers: usize,
         report: &mut Report<'_>,
@@ -72,11 +72,11 @@ impl RawFullNat {
 }
 
 fn counted(ports: usize) -> String {
-    crate::words::counted(ports, "port")
+    crate::format::counted(ports, "port")
 }
 
 /// The addresses of a list of addresses and prefixes.
-fn sources(list: &[String], place: &Place, report: &mut Report<'_>) -> Vec<IpAddr> {
+fn sources(list: &[String], place: &KeyPath, report: &mut Report<'_>) -> Vec<IpAddr> {
     let mut seen = BTreeMap::new();
     for (index, text) in list.iter().enumerate() {
         let at = place.index(index);
@@ -103,7 +103,7 @@ fn sources(list: &[String], place: &Place, report: &mut Report<'_>) -> Vec<IpAdd
     seen.into_keys().collect()
 }
 
-fn prefix(text: &str, place: &Place, report: &mut Report<'_>) -> Option<IpNet> {
+fn prefix(text: &str, place: &KeyPath, report: &mut Report<'_>) -> Option<IpNet> {
     let Some((_, _)) = text.split_once('/') else {
         return report.address(place, Some(text)).map(IpNet::from);
     };
@@ -132,7 +132,7 @@ fn addresses(prefix: IpNet) -> impl Iterator<Item = IpAddr> {
     })
 }
 
-fn ports(text: &str, place: &Place, report: &mut Report<'_>) -> RangeInclusive<u16> {
+fn ports(text: &str, place: &KeyPath, report: &mut Report<'_>) -> RangeInclusive<u16> {
     let ends =
         text.split_once('-').map(|(first, last)| (first.trim().parse(), last.trim().parse()));
     match ends {

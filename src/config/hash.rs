@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::Hash;
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use crate::forwarding::Secret;
 use crate::forwarding::scheduler::TABLE_SIZE;
@@ -24,7 +24,7 @@ pub(super) struct RawHash {
 
 impl RawHash {
     /// The section as the program relies on it.
-    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Hash {
+    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Hash {
         let secret_at = place.key("secret");
         let secret = self.secret.map(|text| secret(&text, &secret_at, report)).unwrap_or(SECRET);
         let size_at = place.key("table_size");
@@ -34,7 +34,7 @@ impl RawHash {
 
 /// Slots of a Maglev table: a prime, or the default.
 pub(super) fn table_size(
-    place: &Place,
+    place: &KeyPath,
     value: Option<i64>,
     default: u32,
     report: &mut Report<'_>,
@@ -51,7 +51,7 @@ pub(super) fn table_size(
 }
 
 /// 32 hex digits.
-pub(super) fn secret(text: &str, place: &Place, report: &mut Report<'_>) -> Secret {
+pub(super) fn secret(text: &str, place: &KeyPath, report: &mut Report<'_>) -> Secret {
     let parsed = u128::from_str_radix(text, 16);
     match parsed {
         Ok(number) if text.len() == 32 && !text.starts_with('+') => number.to_be_bytes(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use super::{Health, TcpHealth};
 use crate::net::Protocol;
@@ -48,7 +48,7 @@ impl RawHealth {
     /// tell that somebody listens.
     pub(super) fn check(
         self,
-        place: &Place,
+        place: &KeyPath,
         protocol: Protocol,
         report: &mut Report<'_>,
     ) -> Health {

@@ -2,9 +2,9 @@
 
 use serde::Deserialize;
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
-use crate::forwarding::this_box::IcmpRate;
+use crate::forwarding::local::IcmpRate;
 
 /// More than any path change wants, and little beside what a worker forwards.
 const MAX: u32 = 1_000_000;
@@ -19,7 +19,7 @@ pub(super) struct RawIcmp {
 
 impl RawIcmp {
     /// The section as the program relies on it.
-    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> IcmpRate {
+    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> IcmpRate {
         let default = IcmpRate::default();
         let mut number = |key, raw, default| report.integer(&place.key(key), raw, default, 0..=MAX);
         IcmpRate {

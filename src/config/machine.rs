@@ -11,9 +11,9 @@ use std::path::Path;
 
 use super::driver::{self, Misfit, NicFacts};
 use super::{Announce, Config, Nic, Vip};
-use crate::flow::bindings::BYTES_PER_BINDING;
+use crate::flow::snat::BYTES_PER_BINDING;
+use crate::format::{bytes, counted};
 use crate::net::NicIndex;
-use crate::words::{bytes, counted};
 
 /// How bad a [`Finding`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,11 +18,11 @@ mod full_nat;
 mod hash;
 mod health;
 mod icmp;
+mod key_path;
 pub mod machine;
 mod neighbours;
 mod nic;
 mod pin;
-mod place;
 mod policy;
 mod quic;
 #[cfg(test)]
@@ -53,13 +53,13 @@ use toml::de::{DeTable, DeValue};
 use crate::flow::return_hops;
 use crate::flow::shared::TableSizes;
 use crate::flow::table::Families;
-use crate::forwarding::this_box::IcmpRate;
-use crate::forwarding::{FlowsLeft, Ports, Secret, ServerId, ThisBox, Tunnels, VipPolicy};
+use crate::format::reason;
+use crate::forwarding::local::IcmpRate;
+use crate::forwarding::{FlowAction, Local, Ports, Secret, ServerId, Tunnels, VipPolicy};
 use crate::net::{Forward, Network, NicIndex, Protocol};
 use crate::units::Ticks;
-use crate::words::reason;
 
-use place::{Place, Placed, Value};
+use key_path::{KeyPath, Placed, Value};
 use report::Report;
 
 pub use backend::MAX_WEIGHT;
@@ -135,7 +135,7 @@ fn read_text(path: &Path) -> Result<String, (String, &'static str)> {
 /// Checks section by section, then the rules between them. What is returned is only good if
 /// `report` stays empty.
 fn check(report: &mut Report<'_>) -> Config {
-    let root = Place::root();
+    let root = KeyPath::root();
     let mut document = report.document();
     let workers: workers::RawWorkers = table(&mut document, "workers", report);
     let workers = workers.check(&root.key("workers"), report);
@@ -178,7 +178,7 @@ fn table<T>(document: &mut DeTable<'_>, name: &'static str, report: &mut Report<
 where
     T: serde::de::DeserializeOwned + Default,
 {
-    let place = Place::root().key(name);
+    let place = KeyPath::root().key(name);
     match document.remove(name) {
         None => T::default(),
         Some(section) if matches!(section.get_ref(), DeValue::Table(_)) => {
@@ -192,7 +192,7 @@ where
 }
 
 fn nics(list: Option<Value<'_>>, report: &mut Report<'_>) -> Vec<Placed<Nic>> {
-    let place = Place::root().key("nic");
+    let place = KeyPath::root().key("nic");
     let list = report.tables(list, &place);
     if list.is_empty() {
         report.missing(&place, "add at least one [[nic]]");
@@ -212,7 +212,7 @@ fn vips(
     defaults: vip::Defaults<'_>,
     report: &mut Report<'_>,
 ) -> Vec<(Placed<Vip>, Vec<Placed<Backend>>)> {
-    let place = Place::root().key("vip");
+    let place = KeyPath::root().key("vip");
     let list = report.tables(list, &place);
     if list.is_empty() {
         report.missing(&place, "add at least one [[vip]]");
@@ -270,8 +270,8 @@ impl Config {
     }
 
     /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes, from `macs`.
-    pub fn this_box(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> ThisBox {
-        ThisBox { mtus, macs, tunnels: self.tunnels, icmp: self.icmp }
+    pub fn local(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> Local {
+        Local { mtus, macs, tunnels: self.tunnels, icmp: self.icmp }
     }
 
     /// The sizes of the tables that all workers share.
@@ -407,7 +407,7 @@ pub struct Vip {
     /// How its backends are drained, and come back.
     pub drain: Drain,
     /// What becomes of the flows of a backend, a port or the VIP itself that a reload takes away.
-    pub on_remove: FlowsLeft,
+    pub on_remove: FlowAction,
     /// Where the address is put so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// Backends, in the file's order.

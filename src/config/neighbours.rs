@@ -25,7 +25,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use super::{Config, ConfigErrors, load_text};
 use crate::net::vlan::Tags;
@@ -157,7 +157,7 @@ pub fn parse_neighbours(
 
 fn check(config: &Config, report: &mut Report<'_>) -> Neighbours {
     let mut document = report.document();
-    let root = Place::root();
+    let root = KeyPath::root();
     let nics_at = root.key("nic");
     let mut nics = BTreeMap::new();
     for (index, section) in report.tables(document.remove("nic"), &nics_at).into_iter().enumerate()
@@ -202,7 +202,7 @@ fn check(config: &Config, report: &mut Report<'_>) -> Neighbours {
 
 fn check_nic(
     raw: RawNic,
-    place: &Place,
+    place: &KeyPath,
     config: &Config,
     report: &mut Report<'_>,
 ) -> Option<(NicIndex, NicFacts)> {
@@ -219,7 +219,7 @@ fn check_nic(
 
 fn check_neighbour(
     raw: RawNeighbour,
-    place: &Place,
+    place: &KeyPath,
     config: &Config,
     report: &mut Report<'_>,
 ) -> Option<(IpAddr, BackendFacts)> {
@@ -245,13 +245,13 @@ fn check_neighbour(
     let mtu = raw.mtu.map(|mtu| report.integer(&place.key("mtu"), Some(mtu), MTU, range));
     let word = raw.state.as_deref();
     let state = word.and_then(|word| report.word(&place.key("state"), word, STATES, &[]));
-    let hop = NextHop { port: port?, mac: mac?, vlan };
+    let hop = NextHop { nic: port?, mac: mac?, vlan };
     Some((address?, BackendFacts { hop, mtu, state: state.unwrap_or_default() }))
 }
 
 /// A NIC of the configuration.
 fn interface(
-    place: &Place,
+    place: &KeyPath,
     name: Option<String>,
     config: &Config,
     report: &mut Report<'_>,
@@ -273,7 +273,7 @@ fn interface(
 }
 
 /// The address of one station.
-fn mac(place: &Place, text: Option<String>, report: &mut Report<'_>) -> Option<[u8; 6]> {
+fn mac(place: &KeyPath, text: Option<String>, report: &mut Report<'_>) -> Option<[u8; 6]> {
     const FIX: &str = "write six bytes in hex, such as mac = \"02:00:00:00:00:01\"";
     let Some(text) = text else {
         report.missing(place, FIX);
@@ -304,7 +304,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     bytes.next().is_none().then_some(mac)
 }
 
-fn vlan(place: &Place, raw: Option<RawVlan>, report: &mut Report<'_>) -> Option<Tags> {
+fn vlan(place: &KeyPath, raw: Option<RawVlan>, report: &mut Report<'_>) -> Option<Tags> {
     let RawVlan(list) = raw?;
     let mut check = |vlan: i64| report.integer(place, Some(vlan), 1, 1..=LAST_VLAN);
     match *list.as_slice() {
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(nics, [(10, 1500, 0), (2, 9000, 2)], "in the configuration's order");
         let backends: Vec<_> = backends.values().copied().collect();
         let hop =
-            |port, last, vlan| NextHop { port: NicIndex(port), mac: [2, 0, 0, 0, 0, last], vlan };
+            |port, last, vlan| NextHop { nic: NicIndex(port), mac: [2, 0, 0, 0, 0, last], vlan };
         assert_eq!(
             backends,
             [

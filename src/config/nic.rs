@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use super::{CopyMode, Nic, XdpMode};
 
@@ -30,7 +30,7 @@ pub(super) struct RawNic {
 
 impl RawNic {
     /// The section as the program relies on it; `None` when it names no interface.
-    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Option<Nic> {
+    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Option<Nic> {
         const MODES: &[(&str, CopyMode)] = &[
             ("zero_copy", CopyMode::ZeroCopy),
             ("copy", CopyMode::Copy),
@@ -56,7 +56,7 @@ impl RawNic {
     }
 }
 
-fn ring(raw: Option<i64>, place: &Place, report: &mut Report<'_>) -> u32 {
+fn ring(raw: Option<i64>, place: &KeyPath, report: &mut Report<'_>) -> u32 {
     let ring = report.integer(place, raw, RING, 64..=32_768);
     if !ring.is_power_of_two() {
         let fix = format!("use {} or {}", ring.next_power_of_two() / 2, ring.next_power_of_two());
@@ -65,7 +65,7 @@ fn ring(raw: Option<i64>, place: &Place, report: &mut Report<'_>) -> u32 {
     ring
 }
 
-fn queues(raw: &[i64], place: &Place, report: &mut Report<'_>) -> Vec<u32> {
+fn queues(raw: &[i64], place: &KeyPath, report: &mut Report<'_>) -> Vec<u32> {
     if raw.is_empty() {
         report.error(place, "no queue", "list queue numbers, or leave the key out to serve all");
     }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::Backend;
-use super::place::{Place, Placed};
+use super::key_path::{KeyPath, Placed};
 use super::report::Report;
 use super::sections::Sections;
 use crate::forwarding::sticky::Reentry;
-use crate::forwarding::{Affinity, FlowsLeft, SchedulerKind, VipPolicy};
+use crate::forwarding::{Affinity, FlowAction, SchedulerKind, VipPolicy};
 use crate::net::{Forward, PortRange, Protocol};
 
 /// What else a VIP says that needs an entry per flow, or per client.
@@ -20,13 +20,13 @@ pub(super) struct Needs {
     pub(super) sticky: bool,
     pub(super) on_reentry: Reentry,
     pub(super) udp_timeout: bool,
-    pub(super) on_remove: FlowsLeft,
+    pub(super) on_remove: FlowAction,
 }
 
 /// Reads `pin`.
 pub(super) fn check(
     raw: Option<bool>,
-    vip: &Place,
+    vip: &KeyPath,
     needs: &Needs,
     report: &mut Report<'_>,
 ) -> bool {
@@ -39,7 +39,7 @@ pub(super) fn check(
 
 impl Needs {
     /// Complains about what is not possible without pins.
-    fn check(&self, vip: &Place, report: &mut Report<'_>) {
+    fn check(&self, vip: &KeyPath, report: &mut Report<'_>) {
         const WITHOUT: &str = "remove it, or pin = false";
         if self.protocol != Protocol::Udp {
             let protocol = self.protocol.as_str();
@@ -78,7 +78,7 @@ impl Needs {
             let what = "says nothing: with pin = false there is no flow that could be idle";
             report.error(&vip.key("timeouts").key("udp_s"), what, WITHOUT);
         }
-        if self.on_remove == FlowsLeft::Keep {
+        if self.on_remove == FlowAction::Keep {
             let what = "\"keep\" with pin = false: there are no flows that could be kept";
             report.error(&vip.key("on_remove"), what, WITHOUT);
         }

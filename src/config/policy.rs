@@ -1,36 +1,36 @@
 //! `on_down`, `on_remove`, `on_idle` and `on_no_backend` of a VIP: what becomes of flows that are not served.
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
-use crate::forwarding::{FlowsLeft, VipPolicy};
+use crate::forwarding::{FlowAction, VipPolicy};
 use crate::net::Protocol;
 
 /// What may become of a backend's flows.
-const FLOWS_LEFT: &[(&str, FlowsLeft)] =
-    &[("keep", FlowsLeft::Keep), ("reset", FlowsLeft::Reset), ("rehash", FlowsLeft::Rehash)];
+const FLOWS_LEFT: &[(&str, FlowAction)] =
+    &[("keep", FlowAction::Keep), ("reset", FlowAction::Reset), ("rehash", FlowAction::Rehash)];
 
 /// Reads `on_down`. TCP keeps by default: a check may fail for a reason that is none of the flows'. UDP
 /// can only find another backend: it has no end that could be told, and the packets of a flow would
 /// keep the pin to a dead backend alive for ever.
 pub(super) fn on_down(
     raw: Option<&str>,
-    place: &Place,
+    place: &KeyPath,
     protocol: Protocol,
     report: &mut Report<'_>,
-) -> FlowsLeft {
+) -> FlowAction {
     let word = raw.and_then(|word| report.word(place, word, FLOWS_LEFT, &[]));
     match (protocol, word) {
         (Protocol::Tcp, word) => word.unwrap_or_default(),
-        (_, None | Some(FlowsLeft::Rehash)) => FlowsLeft::Rehash,
+        (_, None | Some(FlowAction::Rehash)) => FlowAction::Rehash,
         (_, Some(word)) => {
             let why = match word {
-                FlowsLeft::Keep => "its packets would keep the pin to a dead backend alive",
-                FlowsLeft::Reset | FlowsLeft::Rehash => "only TCP has resets",
+                FlowAction::Keep => "its packets would keep the pin to a dead backend alive",
+                FlowAction::Reset | FlowAction::Rehash => "only TCP has resets",
             };
             let (word, protocol) = (word.as_str(), protocol.as_str());
             let what = format!("\"{word}\" is not possible for protocol = \"{protocol}\": {why}");
             report.error(place, what, "leave the key out, or use \"rehash\"");
-            FlowsLeft::Rehash
+            FlowAction::Rehash
         }
     }
 }
@@ -39,17 +39,17 @@ pub(super) fn on_down(
 /// its protocol can tell it, and may go on elsewhere where not.
 pub(super) fn ending(
     raw: Option<&str>,
-    place: &Place,
+    place: &KeyPath,
     protocol: Protocol,
     report: &mut Report<'_>,
-) -> FlowsLeft {
+) -> FlowAction {
     let by_default = match protocol {
-        Protocol::Tcp => FlowsLeft::Reset,
-        Protocol::Udp | Protocol::Any => FlowsLeft::Rehash,
+        Protocol::Tcp => FlowAction::Reset,
+        Protocol::Udp | Protocol::Any => FlowAction::Rehash,
     };
     let ending = raw.and_then(|word| report.word(place, word, FLOWS_LEFT, &[]));
     let ending = ending.unwrap_or(by_default);
-    if ending == FlowsLeft::Reset && protocol != Protocol::Tcp {
+    if ending == FlowAction::Reset && protocol != Protocol::Tcp {
         let fix = "use \"rehash\" (the next datagram goes to another backend) or \"keep\"";
         let what = match protocol {
             Protocol::Any => "\"reset\" with protocol = \"any\": only TCP VIPs have resets",
@@ -63,7 +63,7 @@ pub(super) fn ending(
 /// Reads `on_idle`: whether the ends of a flow that idled out are told.
 pub(super) fn reset_idle(
     raw: Option<&str>,
-    place: &Place,
+    place: &KeyPath,
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> bool {
@@ -81,8 +81,12 @@ pub(super) fn reset_idle(
 }
 
 /// Reads `on_no_backend`: whether the sender of a new flow that finds no backend in service is refused.
-pub(super) fn rejects(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> bool {
+pub(super) fn reject_no_backend(
+    raw: Option<&str>,
+    place: &KeyPath,
+    report: &mut Report<'_>,
+) -> bool {
     const WORDS: &[(&str, bool)] = &[("drop", false), ("reject", true)];
     raw.and_then(|word| report.word(place, word, WORDS, &[]))
-        .unwrap_or(VipPolicy::default().rejects)
+        .unwrap_or(VipPolicy::default().reject_no_backend)
 }

@@ -8,7 +8,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 
 use super::Backend;
 use super::hash::secret;
-use super::place::{Place, Placed, Value};
+use super::key_path::{KeyPath, Placed, Value};
 use super::report::Report;
 use crate::forwarding::quic_lb::{Config, MAX_PLAINTEXT, MAX_SERVER_ID, MIN_NONCE};
 use crate::forwarding::{Affinity, ServerId};
@@ -58,12 +58,12 @@ impl<'de> Deserialize<'de> for RawServerIds {
 
 impl RawServerIds {
     /// Those that are server ids.
-    pub(super) fn check(&self, place: &Place, report: &mut Report<'_>) -> Vec<ServerId> {
+    pub(super) fn check(&self, place: &KeyPath, report: &mut Report<'_>) -> Vec<ServerId> {
         self.0.iter().filter_map(|text| server_id(text, place, report)).collect()
     }
 }
 
-fn server_id(text: &str, place: &Place, report: &mut Report<'_>) -> Option<ServerId> {
+fn server_id(text: &str, place: &KeyPath, report: &mut Report<'_>) -> Option<ServerId> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|it| u8::try_from(it).ok());
     let digits: Option<Vec<u8>> = text.as_bytes().iter().map(digit).collect();
     let bytes = digits.filter(|digits| digits.len().is_multiple_of(2)).map(|digits| {
@@ -81,7 +81,7 @@ fn server_id(text: &str, place: &Place, report: &mut Report<'_>) -> Option<Serve
 /// Reads and checks the `[[vip.quic]]` of a VIP, and that its backends have the server ids for them.
 pub(super) fn check(
     list: Option<Value<'_>>,
-    place: &Place,
+    place: &KeyPath,
     affinity: Affinity,
     backends: &[Placed<Backend>],
     report: &mut Report<'_>,
@@ -114,7 +114,7 @@ pub(super) fn check(
 }
 
 impl RawQuic {
-    fn check(self, place: &Place, report: &mut Report<'_>) -> Option<Config> {
+    fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Option<Config> {
         let rotation_at = place.key("rotation");
         let rotation = self
             .rotation
@@ -173,7 +173,7 @@ fn missing_ids(configs: &[Placed<Config>], backends: &[Placed<Backend>], report:
             let what = format!(
                 "backend \"{}\" has no server id of {}, which rotation {rotation} wants",
                 backend.value.name,
-                crate::words::counted(length, "byte"),
+                crate::format::counted(length, "byte"),
             );
             let fix = format!("add one of {} hex digits", 2 * length);
             report.error(&backend.place.key("server_id"), what, &fix);

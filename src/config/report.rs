@@ -13,7 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, ConfigErrors};
-use super::place::{Lines, Place, Value, read};
+use super::key_path::{KeyPath, Lines, Value, read};
 use super::syntax;
 use crate::net::Network;
 
@@ -32,7 +32,7 @@ pub(super) struct Report<'a> {
     document: Spanned<DeTable<'a>>,
     errors: Vec<(usize, ConfigError)>,
     /// Keys that were told to be wrong and left out: not missing.
-    left_out: Vec<Place>,
+    left_out: Vec<KeyPath>,
 }
 
 impl<'a> Report<'a> {
@@ -72,19 +72,19 @@ impl<'a> Report<'a> {
     }
 
     /// Notes a mistake at `place`.
-    pub(super) fn error(&mut self, place: &Place, what: impl Into<String>, fix: &str) {
+    pub(super) fn error(&mut self, place: &KeyPath, what: impl Into<String>, fix: &str) {
         self.push(place.span(&self.document).start, place.to_string(), what.into(), fix);
     }
 
     /// Notes that a key which has no default is not there.
-    pub(super) fn missing(&mut self, place: &Place, fix: &str) {
+    pub(super) fn missing(&mut self, place: &KeyPath, fix: &str) {
         if !self.left_out.iter().any(|left_out| place.is_within(left_out)) {
             self.error(place, "missing", fix);
         }
     }
 
     /// The line on which `place` is.
-    pub(super) fn line(&self, place: &Place) -> usize {
+    pub(super) fn line(&self, place: &KeyPath) -> usize {
         self.lines.find(place.span(&self.document).start).0
     }
 
@@ -104,13 +104,17 @@ impl<'a> Report<'a> {
     }
 
     /// Notes that `place` is of a wrong type, so that nothing in it is missing.
-    pub(super) fn wrong_type(&mut self, place: &Place, what: &str, fix: &str) {
+    pub(super) fn wrong_type(&mut self, place: &KeyPath, what: &str, fix: &str) {
         self.error(place, what, fix);
         self.left_out.push(place.clone());
     }
 
     /// The elements of `[[place]]`; whatever is no table is noted and left out.
-    pub(super) fn tables<'v>(&mut self, list: Option<Value<'v>>, place: &Place) -> Vec<Value<'v>> {
+    pub(super) fn tables<'v>(
+        &mut self,
+        list: Option<Value<'v>>,
+        place: &KeyPath,
+    ) -> Vec<Value<'v>> {
         let Some(list) = list else { return Vec::new() };
         let is_table = |value: &Value<'_>| matches!(value.get_ref(), DeValue::Table(_));
         if let DeValue::Array(list) = list.get_ref()
@@ -131,7 +135,7 @@ impl<'a> Report<'a> {
     pub(super) fn read<T: DeserializeOwned + Default>(
         &mut self,
         value: Value<'_>,
-        place: &Place,
+        place: &KeyPath,
     ) -> T {
         read(value, place, |place, error| {
             let start = error.span().unwrap_or_default().start;
@@ -144,7 +148,7 @@ impl<'a> Report<'a> {
     /// A whole number within `range`, or the default.
     pub(super) fn integer<T>(
         &mut self,
-        place: &Place,
+        place: &KeyPath,
         value: Option<i64>,
         default: T,
         range: RangeInclusive<T>,
@@ -166,7 +170,7 @@ impl<'a> Report<'a> {
     /// A number within `range`; integers count as numbers.
     pub(super) fn real(
         &mut self,
-        place: &Place,
+        place: &KeyPath,
         value: Option<f64>,
         default: f64,
         range: RangeInclusive<f64>,
@@ -183,7 +187,7 @@ impl<'a> Report<'a> {
     /// One of `words`. `later` are words that the design knows and this version does not.
     pub(super) fn word<T: Copy>(
         &mut self,
-        place: &Place,
+        place: &KeyPath,
         value: &str,
         words: &[(&str, T)],
         later: &[&str],
@@ -203,7 +207,7 @@ impl<'a> Report<'a> {
     }
 
     /// A name that can be written on a command line as `VIP/BACKEND`.
-    pub(super) fn name(&mut self, place: &Place, value: Option<String>) -> Option<String> {
+    pub(super) fn name(&mut self, place: &KeyPath, value: Option<String>) -> Option<String> {
         let Some(name) = value else {
             self.missing(place, "give it a name, such as name = \"web\"");
             return None;
@@ -218,7 +222,7 @@ impl<'a> Report<'a> {
     }
 
     /// A name that the kernel accepts for an interface (`dev_valid_name` in net/core/dev.c).
-    pub(super) fn interface(&mut self, place: &Place, name: &str) {
+    pub(super) fn interface(&mut self, place: &KeyPath, name: &str) {
         let allowed = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
         let fits = (1..=MAX_INTERFACE).contains(&name.len()) && name != "." && name != "..";
         if !fits || !name.chars().all(allowed) {
@@ -228,7 +232,7 @@ impl<'a> Report<'a> {
     }
 
     /// Addresses that hosts can have and others can send to: one, or a prefix.
-    pub(super) fn network(&mut self, place: &Place, value: Option<&str>) -> Option<Network> {
+    pub(super) fn network(&mut self, place: &KeyPath, value: Option<&str>) -> Option<Network> {
         let Some(text) = value.filter(|text| text.contains('/')) else {
             return self.address(place, value).map(Network::from);
         };
@@ -258,7 +262,7 @@ impl<'a> Report<'a> {
     }
 
     /// An address that one host can have and others can send to.
-    pub(super) fn address(&mut self, place: &Place, value: Option<&str>) -> Option<IpAddr> {
+    pub(super) fn address(&mut self, place: &KeyPath, value: Option<&str>) -> Option<IpAddr> {
         let Some(text) = value else {
             self.missing(place, "give an IPv4 or IPv6 address, such as address = \"192.0.2.10\"");
             return None;

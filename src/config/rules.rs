@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::place::{Place, Placed};
+use super::key_path::{KeyPath, Placed};
 use super::report::Report;
 use super::sections::Sections;
 use super::{Backend, Config, FullNat, Vip, pin, steered, tunnel};
+use crate::format::counted;
 use crate::forwarding::{
     MAX_BACKENDS, MAX_PREFIX_LENGTHS, MAX_RETURN_PATHS, MAX_VIPS, Ports, SchedulerKind,
 };
 use crate::net::{Forward, MAX_NICS, Network, NicIndex, PortRange, Protocol};
-use crate::words::counted;
 
 /// Entries of a lookup table per backend, at least: with fewer, shares are off by a tenth or more.
 const MIN_ENTRIES_PER_BACKEND: usize = 10;
@@ -47,9 +47,9 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
 
 fn limits(config: &Config, report: &mut Report<'_>) {
     let backends: usize = config.vips.iter().map(|vip| vip.backends.len()).sum();
-    let vips_at = Place::root().key("vip");
+    let vips_at = KeyPath::root().key("vip");
     for (place, count, most, noun) in [
-        (Place::root().key("nic"), config.nics.len(), MAX_NICS, "NICs"),
+        (KeyPath::root().key("nic"), config.nics.len(), MAX_NICS, "NICs"),
         (vips_at.clone(), config.vips.len(), MAX_VIPS, "VIPs"),
         (vips_at, backends, MAX_BACKENDS, "backends, over all VIPs"),
     ] {
@@ -66,7 +66,7 @@ fn limits(config: &Config, report: &mut Report<'_>) {
 /// Every table is large enough for its backends; all together are not too large.
 fn table_sizes(sections: &Sections<'_>, report: &mut Report<'_>) {
     let common = sections.config.hash.table_size;
-    let common_at = Place::root().key("hash").key("table_size");
+    let common_at = KeyPath::root().key("hash").key("table_size");
     let (mut entries, mut most) = (0, 0);
     for (Placed { value: vip, place }, _) in sections.vips {
         let Some(size) = vip.policy.scheduler.table_size() else { continue };
@@ -86,7 +86,7 @@ fn table_sizes(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
 }
 
-fn large_enough(place: &Place, size: u32, backends: usize, report: &mut Report<'_>) {
+fn large_enough(place: &KeyPath, size: u32, backends: usize, report: &mut Report<'_>) {
     let wanted = backends.saturating_mul(MIN_ENTRIES_PER_BACKEND);
     if usize::try_from(size).is_ok_and(|size| size < wanted) {
         let backends = counted(backends, "backend");
@@ -145,7 +145,7 @@ fn frames(config: &Config, report: &mut Report<'_>) {
     if frames < needed {
         let what = format!("{frames} frames are too few for the rings of a worker");
         let fix = format!("use at least {needed}, or smaller rings, or leave the key out");
-        report.error(&Place::root().key("workers").key("frames"), what, &fix);
+        report.error(&KeyPath::root().key("workers").key("frames"), what, &fix);
     }
 }
 
@@ -234,7 +234,7 @@ fn prefix_lengths(sections: &Sections<'_>, report: &mut Report<'_>) {
             let family = if v4 { "IPv4" } else { "IPv6" };
             let what = format!("prefixes of {} lengths among {family} VIPs", lens.len());
             let fix = format!("use {MAX_PREFIX_LENGTHS} at most: each costs packets a look-up");
-            report.error(&Place::root().key("vip"), what, &fix);
+            report.error(&KeyPath::root().key("vip"), what, &fix);
         }
     }
 }
@@ -331,7 +331,7 @@ fn backend_address(
 /// Every full-NAT backend has sources of its family, and no source is somebody's already.
 fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_>) {
     let FullNat { sources, .. } = &sections.config.full_nat;
-    let place = Place::root().key("full_nat").key("sources");
+    let place = KeyPath::root().key("full_nat").key("sources");
     let ours: BTreeSet<&IpAddr> = sources.iter().collect();
     // A prefix of sources may lie in a VIP's as a whole: that is one mistake.
     let mut taken = sources.iter().filter_map(|&source| owners.tell(source));

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::choice::Kind;
 use super::hash::table_size;
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use crate::forwarding::{Affinity, SchedulerKind};
 
@@ -73,7 +73,7 @@ impl RawScheduler {
     /// The table as the program relies on it; `default_size` is the table size of `[hash]`.
     pub(super) fn check(
         self,
-        place: &Place,
+        place: &KeyPath,
         default_size: u32,
         report: &mut Report<'_>,
     ) -> SchedulerKind {
@@ -88,7 +88,7 @@ impl RawScheduler {
     }
 
     /// Complains about keys that say nothing with this kind.
-    fn check_keys(&self, place: &Place, word: Word, report: &mut Report<'_>) {
+    fn check_keys(&self, place: &KeyPath, word: Word, report: &mut Report<'_>) {
         const TABLES: &[Word] = &[Word::Maglev, Word::PowerOfTwo, Word::Bounded];
         for (key, given, kinds) in [
             ("table_size", self.table_size.is_some(), TABLES),
@@ -113,7 +113,7 @@ fn permille(e: f64) -> u32 {
 
 /// Which flows belong together must make a difference to somebody.
 pub(super) fn check_affinity(
-    place: &Place,
+    place: &KeyPath,
     affinity: Affinity,
     scheduler: SchedulerKind,
     remembers: bool,

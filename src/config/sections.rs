@@ -1,6 +1,6 @@
 //! The checked sections with their places, which the rules between sections look at.
 
-use super::place::Placed;
+use super::key_path::Placed;
 use super::{Backend, Config, Nic, Vip};
 
 /// The sections, while the rules between them are checked.

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::Split;
 use super::choice::Kind;
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 
 /// A quarter above its due: what a backend should have in reserve anyway.
@@ -29,7 +29,7 @@ impl Kind for RawSplit {
 
 impl RawSplit {
     /// The table as the program relies on it; `None`: no source is split.
-    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Option<Split> {
+    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Option<Split> {
         const WORDS: &[(&str, bool)] = &[("auto", true), ("off", false)];
         let word = self.kind.and_then(|word| report.word(place, &word, WORDS, &[]));
         let max_load = report.real(&place.key("max_load"), self.max_load, MAX_LOAD, 1.01..=100.0);

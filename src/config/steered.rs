@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use super::sections::Sections;
 use crate::net::{Forward, MAX_STEERED, Network, PortRange, Protocol};
@@ -22,7 +22,7 @@ pub(super) fn rules(sections: &Sections<'_>, report: &mut Report<'_>) {
     ] {
         if count > MAX_STEERED {
             let fix = format!("at most {MAX_STEERED} are possible; {fix}");
-            report.error(&Place::root().key("vip"), format!("{count} {noun}"), &fix);
+            report.error(&KeyPath::root().key("vip"), format!("{count} {noun}"), &fix);
         }
     }
 }

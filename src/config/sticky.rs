@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use crate::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
 use crate::net::Protocol;
@@ -26,7 +26,7 @@ impl RawSticky {
     /// The table as the program relies on it.
     pub(super) fn check(
         self,
-        place: &Place,
+        place: &KeyPath,
         protocol: Protocol,
         report: &mut Report<'_>,
     ) -> (Ticks, Sticky) {
@@ -42,13 +42,13 @@ impl RawSticky {
     }
 }
 
-fn hold(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Hold {
+fn hold(raw: Option<String>, place: &KeyPath, report: &mut Report<'_>) -> Hold {
     const WORDS: &[(&str, Hold)] = &[("release", Hold::Release), ("keep", Hold::Keep)];
     raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or_default()
 }
 
 /// `on_reentry` of a VIP.
-pub(super) fn on_reentry(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Reentry {
+pub(super) fn on_reentry(raw: Option<String>, place: &KeyPath, report: &mut Report<'_>) -> Reentry {
     const WORDS: &[(&str, Reentry)] = &[("hash", Reentry::Hash), ("freest", Reentry::Freest)];
     raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or_default()
 }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use crate::forwarding::Timeouts;
 use crate::units::Ticks;
@@ -28,7 +28,7 @@ impl RawTimeouts {
     }
 
     /// The table as the program relies on it.
-    pub(super) fn check(&self, place: &Place, report: &mut Report<'_>) -> Timeouts {
+    pub(super) fn check(&self, place: &KeyPath, report: &mut Report<'_>) -> Timeouts {
         let default = Timeouts::default();
         let mut span = |key, value, default: Ticks| {
             let default = default.duration().as_secs();

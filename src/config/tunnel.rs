@@ -2,10 +2,10 @@
 
 use serde::Deserialize;
 
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use super::sections::Sections;
-use crate::forwarding::tunnel::{GUE_PORT, Sources};
+use crate::forwarding::tunnel::{GUE_PORT, TunnelSources};
 use crate::forwarding::{OuterDf, Ports, Tunnels};
 use crate::net::{ADDRESS_BITS, Address, Forward, Network, Protocol};
 
@@ -25,7 +25,7 @@ pub(super) struct RawTunnel {
 
 impl RawTunnel {
     /// The section as the program relies on it.
-    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Tunnels {
+    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Tunnels {
         const WORDS: &[(&str, OuterDf)] =
             &[("inner", OuterDf::Inner), ("set", OuterDf::Set), ("clear", OuterDf::Clear)];
         let port_at = place.key("gue_port");
@@ -43,10 +43,10 @@ impl RawTunnel {
 /// An address, or a prefix without host bits.
 fn sources(
     text: Option<String>,
-    place: &Place,
+    place: &KeyPath,
     v4: bool,
     report: &mut Report<'_>,
-) -> Option<Sources> {
+) -> Option<TunnelSources> {
     let text = text?;
     let (family, example) = if v4 { (4, "10.0.0.64/26") } else { (6, "fd00::/64") };
     let (address, len) = match text.split_once('/') {
@@ -76,7 +76,7 @@ fn sources(
         let fix = format!("write \"{network}\" for all of the prefix, or \"{address}\" alone");
         report.error(place, format!("{text} is an address within its prefix"), &fix);
     }
-    Some(Sources::new(network))
+    Some(TunnelSources::new(network))
 }
 
 /// Tunnels have sources of the families of their backends, which are nobody else's addresses, and do not
@@ -117,7 +117,7 @@ fn needed_sources(sections: &Sections<'_>, report: &mut Report<'_>) {
                 vip.name,
                 Forward::as_str(vip.forward)
             );
-            report.missing(&Place::root().key("tunnel").key(key), &fix);
+            report.missing(&KeyPath::root().key("tunnel").key(key), &fix);
         }
     }
 }
@@ -127,7 +127,7 @@ fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
     let tunnels = &sections.config.tunnels;
     let place = |address: Address| {
         let key = if address.is_v4() { "source_v4" } else { "source_v6" };
-        Place::root().key("tunnel").key(key)
+        KeyPath::root().key("tunnel").key(key)
     };
     let mut tell = |network: Network, whose: String| {
         if tunnels.meet(network) {

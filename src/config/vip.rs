@@ -12,7 +12,7 @@ use super::backend::RawBackend;
 use super::choice::Choice;
 use super::drain::RawDrain;
 use super::health::RawHealth;
-use super::place::{Place, Placed, Value};
+use super::key_path::{KeyPath, Placed, Value};
 use super::policy;
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
@@ -135,7 +135,7 @@ pub(super) struct Defaults<'a> {
 /// Reads and checks one `[[vip]]` with its backends. `None` for a VIP without an address for the other rules to go by.
 pub(super) fn check(
     mut section: Value<'_>,
-    place: &Place,
+    place: &KeyPath,
     defaults: Defaults<'_>,
     report: &mut Report<'_>,
 ) -> (Option<Placed<Vip>>, Vec<Placed<Backend>>) {
@@ -157,7 +157,7 @@ pub(super) fn check(
 
 fn check_backends(
     list: Option<Value<'_>>,
-    place: &Place,
+    place: &KeyPath,
     forward: Option<Forward>,
     report: &mut Report<'_>,
 ) -> Vec<Placed<Backend>> {
@@ -178,7 +178,7 @@ fn check_backends(
 impl RawVip {
     fn check(
         self,
-        place: &Place,
+        place: &KeyPath,
         forward: Option<Forward>,
         defaults: Defaults<'_>,
         backends: Vec<Backend>,
@@ -224,8 +224,9 @@ impl RawVip {
         let mss = mss(self.mss, &place.key("mss"), protocol, report);
         let proxy_at = place.key("proxy");
         let proxy = proxy(self.proxy.as_deref(), &proxy_at, forward, protocol, report);
-        let rejects = self.on_no_backend.as_deref();
-        let rejects = policy::rejects(rejects, &place.key("on_no_backend"), report);
+        let reject_no_backend = self.on_no_backend.as_deref();
+        let reject_no_backend =
+            policy::reject_no_backend(reject_no_backend, &place.key("on_no_backend"), report);
         let announce_at = place.key("announce");
         let prefix = address.filter(|address| !address.is_single());
         let nic = defaults.nic.filter(|_| prefix.is_none());
@@ -254,7 +255,7 @@ impl RawVip {
                 remember,
                 on_down,
                 reset_idle,
-                rejects,
+                reject_no_backend,
                 proxy,
                 mss,
                 quic: Box::default(),
@@ -270,7 +271,12 @@ impl RawVip {
 }
 
 /// A VIP on all ports has no first port to check, so the check or every backend must name one.
-fn check_port_known(tcp: &TcpHealth, backends: &[Backend], place: &Place, report: &mut Report<'_>) {
+fn check_port_known(
+    tcp: &TcpHealth,
+    backends: &[Backend],
+    place: &KeyPath,
+    report: &mut Report<'_>,
+) {
     let unknown = backends.iter().find(|backend| backend.port.is_none());
     if let (None, Some(backend)) = (tcp.port, unknown) {
         let what = format!(
@@ -285,7 +291,7 @@ fn check_port_known(tcp: &TcpHealth, backends: &[Backend], place: &Place, report
 fn ports(
     raw: Option<RawPorts>,
     protocol: Protocol,
-    place: &Place,
+    place: &KeyPath,
     report: &mut Report<'_>,
 ) -> Option<Ports> {
     const FIX: &str = "write a list such as [80, 443], or \"all\"";
@@ -313,7 +319,7 @@ fn ports(
     None
 }
 
-fn port_list(list: &[RawPort], place: &Place, report: &mut Report<'_>) -> Vec<PortRange> {
+fn port_list(list: &[RawPort], place: &KeyPath, report: &mut Report<'_>) -> Vec<PortRange> {
     // By their last ports: those that are here do not meet.
     let mut seen: BTreeMap<u16, PortRange> = BTreeMap::new();
     let mut ports = Vec::with_capacity(list.len());
@@ -339,7 +345,7 @@ fn port_list(list: &[RawPort], place: &Place, report: &mut Report<'_>) -> Vec<Po
     ports
 }
 
-fn port_or_range(port: &RawPort, place: &Place, report: &mut Report<'_>) -> Option<PortRange> {
+fn port_or_range(port: &RawPort, place: &KeyPath, report: &mut Report<'_>) -> Option<PortRange> {
     match port {
         RawPort::Word(word) => range(word, place, report),
         RawPort::Number(0) => {
@@ -354,7 +360,7 @@ fn port_or_range(port: &RawPort, place: &Place, report: &mut Report<'_>) -> Opti
 }
 
 /// A range is two ports, so that one port has one way to be written.
-fn range(word: &str, place: &Place, report: &mut Report<'_>) -> Option<PortRange> {
+fn range(word: &str, place: &KeyPath, report: &mut Report<'_>) -> Option<PortRange> {
     let range = word.parse().ok().filter(|_| word.contains('-'));
     if range.is_none() {
         let fix = "write two ports from 1 to 65535, the lower one first, such as \"8000-8999\"";
@@ -363,13 +369,13 @@ fn range(word: &str, place: &Place, report: &mut Report<'_>) -> Option<PortRange
     range
 }
 
-fn protocol(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Protocol {
+fn protocol(raw: Option<String>, place: &KeyPath, report: &mut Report<'_>) -> Protocol {
     const WORDS: &[(&str, Protocol)] =
         &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("any", Protocol::Any)];
     raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or(PROTOCOL)
 }
 
-fn forward(raw: Option<&str>, place: &Place, report: &mut Report<'_>) -> Option<Forward> {
+fn forward(raw: Option<&str>, place: &KeyPath, report: &mut Report<'_>) -> Option<Forward> {
     const WORDS: &[(&str, Forward)] = &[
         ("dsr", Forward::Dsr),
         ("nat", Forward::Nat),
@@ -393,7 +399,7 @@ fn translatable(
     forward: Forward,
     address: Network,
     protocol: Protocol,
-    place: &Place,
+    place: &KeyPath,
     report: &mut Report<'_>,
 ) {
     let word = forward.as_str();
@@ -415,7 +421,7 @@ fn translatable(
 /// Whether backends get a PROXY header.
 fn proxy(
     raw: Option<&str>,
-    place: &Place,
+    place: &KeyPath,
     forward: Option<Forward>,
     protocol: Protocol,
     report: &mut Report<'_>,
@@ -434,7 +440,7 @@ fn proxy(
 
 pub(super) fn announce(
     raw: Option<String>,
-    place: &Place,
+    place: &KeyPath,
     default: Option<&str>,
     report: &mut Report<'_>,
 ) -> Announce {
@@ -451,7 +457,7 @@ pub(super) fn announce(
 /// From the least that any host takes (RFC 9293 3.7.1) to the longest that IPv4 carries.
 fn mss(
     raw: Option<i64>,
-    place: &Place,
+    place: &KeyPath,
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> Option<u16> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::driver::{LARGE_FRAME, SMALL_FRAME};
-use super::place::Place;
+use super::key_path::KeyPath;
 use super::report::Report;
 use super::{Idle, Io, Workers};
 
@@ -53,7 +53,7 @@ pub(super) struct RawWorkers {
 
 impl RawWorkers {
     /// The section as the program relies on it.
-    pub(super) fn check(self, place: &Place, report: &mut Report<'_>) -> Workers {
+    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Workers {
         let frame_size_at = place.key("frame_size");
         let frame_size = self.frame_size.map(|bytes| frame_size(bytes, &frame_size_at, report));
         Workers {
@@ -91,7 +91,7 @@ impl RawWorkers {
     }
 }
 
-fn frame_size(raw: i64, place: &Place, report: &mut Report<'_>) -> u32 {
+fn frame_size(raw: i64, place: &KeyPath, report: &mut Report<'_>) -> u32 {
     let size = report.integer(place, Some(raw), SMALL_FRAME, SMALL_FRAME..=LARGE_FRAME);
     if !size.is_power_of_two() {
         report.error(place, format!("{size} is no chunk size"), "use 2048 or 4096");
@@ -99,7 +99,7 @@ fn frame_size(raw: i64, place: &Place, report: &mut Report<'_>) -> u32 {
     size
 }
 
-fn cores(raw: Option<Vec<i64>>, place: &Place, report: &mut Report<'_>) -> Vec<usize> {
+fn cores(raw: Option<Vec<i64>>, place: &KeyPath, report: &mut Report<'_>) -> Vec<usize> {
     const FIX: &str = "name one core per worker, such as cores = [2, 3]; `lscpu -e` lists them";
     let Some(raw) = raw else {
         report.missing(place, FIX);
@@ -126,7 +126,7 @@ fn cores(raw: Option<Vec<i64>>, place: &Place, report: &mut Report<'_>) -> Vec<u
     in_order.into_iter().map(|(_, core)| core).collect()
 }
 
-fn idle(raw: Option<String>, place: &Place, report: &mut Report<'_>) -> Idle {
+fn idle(raw: Option<String>, place: &KeyPath, report: &mut Report<'_>) -> Idle {
     const WORDS: &[(&str, Idle)] = &[("busy", Idle::Busy), ("sleep", Idle::Sleep)];
     raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or(IDLE)
 }

@@ -20,15 +20,15 @@ use super::api::{
     DrainRequest, EventList, Explained, Forgotten, Ordered, ReloadRequest, Reloaded, Status,
     UndrainRequest,
 };
-pub use super::claim::{Claim, claim};
 use super::clients::{self, ClientRows, ForgetQuery};
+pub use super::control_socket::{ControlSocket, claim};
 use super::explain::{self, Explain, Prepared};
 use super::flows::{self, Filter, Names, QueryError, Scan, Source};
 use super::pins::Pins;
 use super::refusal::Refusal;
 use super::{Clock, ControlError};
 use crate::flow::shared::SharedTables;
-use crate::words::reason;
+use crate::format::reason;
 
 /// Largest body of a request, in bytes: names and numbers, nothing that grows.
 const MAX_BODY: usize = 64 * 1024;
@@ -71,7 +71,7 @@ impl From<QueryError> for Refusal {
 
 /// What handlers share.
 #[derive(Clone)]
-pub struct Door {
+pub struct ApiState {
     /// To the control task.
     pub requests: mpsc::Sender<Request>,
     /// The workers' flow tables.
@@ -84,23 +84,23 @@ pub struct Door {
     pub explain: Explain,
 }
 
-impl Claim {
+impl ControlSocket {
     /// Serves the API until the runtime ends.
     ///
     /// # Errors
     /// When the socket cannot be handed to the runtime, or is served already.
-    pub fn serve(&mut self, door: Door) -> Result<(), ControlError> {
+    pub fn serve(&mut self, api_state: ApiState) -> Result<(), ControlError> {
         let path = self.path().to_owned();
         let failed = |reason: String| ControlError::Socket { path, reason };
         let Some(listener) = self.take() else { return Err(failed("served twice".to_owned())) };
         let listener =
             tokio::net::UnixListener::from_std(listener).map_err(|error| failed(reason(&error)))?;
-        tokio::spawn(axum::serve(listener, router(door)).into_future());
+        tokio::spawn(axum::serve(listener, router(api_state)).into_future());
         Ok(())
     }
 }
 
-fn router(door: Door) -> Router {
+fn router(api_state: ApiState) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/drain", post(drain))
@@ -113,7 +113,7 @@ fn router(door: Door) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(door)
+        .with_state(api_state)
 }
 
 async fn unknown(uri: Uri) -> Refusal {
@@ -126,35 +126,35 @@ async fn wrong_method(method: Method, uri: Uri) -> Refusal {
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, error)
 }
 
-async fn status(State(door): State<Door>) -> Result<Json<Status>, Refusal> {
-    ask(&door, Request::Status).await.map(Json)
+async fn status(State(api_state): State<ApiState>) -> Result<Json<Status>, Refusal> {
+    ask(&api_state, Request::Status).await.map(Json)
 }
 
 async fn drain(
-    State(door): State<Door>,
+    State(api_state): State<ApiState>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Ordered>, Refusal> {
     let order = parse(body)?;
-    ask(&door, |reply| Request::Drain(order, reply)).await?.map(Json)
+    ask(&api_state, |reply| Request::Drain(order, reply)).await?.map(Json)
 }
 
 async fn undrain(
-    State(door): State<Door>,
+    State(api_state): State<ApiState>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Ordered>, Refusal> {
     let order = parse(body)?;
-    ask(&door, |reply| Request::Undrain(order, reply)).await?.map(Json)
+    ask(&api_state, |reply| Request::Undrain(order, reply)).await?.map(Json)
 }
 
 async fn reload(
-    State(door): State<Door>,
+    State(api_state): State<ApiState>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Reloaded>, Refusal> {
     let asked = match &body {
         Ok(bytes) if bytes.is_empty() => ReloadRequest::default(),
         _ => parse(body)?,
     };
-    ask(&door, |reply| Request::Reload(asked.dry_run, reply)).await?.map(Json)
+    ask(&api_state, |reply| Request::Reload(asked.dry_run, reply)).await?.map(Json)
 }
 
 /// The query of `GET /v1/events`.
@@ -166,50 +166,51 @@ struct Since {
 }
 
 async fn events(
-    State(door): State<Door>,
+    State(api_state): State<ApiState>,
     query: Result<Query<Since>, QueryRejection>,
 ) -> Result<Json<EventList>, Refusal> {
     let Since { since } = understood(query, "since")?;
-    ask(&door, |reply| Request::Events(since, reply)).await.map(Json)
+    ask(&api_state, |reply| Request::Events(since, reply)).await.map(Json)
 }
 
 async fn flow_lines(
-    State(door): State<Door>,
+    State(api_state): State<ApiState>,
     query: Result<Query<flows::Query>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let tables = door.tables.clone();
-    list(door, query, tables).await
+    let tables = api_state.tables.clone();
+    list(api_state, query, tables).await
 }
 
 async fn client_lines(
-    State(door): State<Door>,
+    State(api_state): State<ApiState>,
     query: Result<Query<flows::Query>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let clients = vec![ClientRows(Arc::clone(&door.shared))];
-    list(door, query, clients).await
+    let clients = vec![ClientRows(Arc::clone(&api_state.shared))];
+    list(api_state, query, clients).await
 }
 
 async fn forget_clients(
-    State(door): State<Door>,
+    State(api_state): State<ApiState>,
     query: Result<Query<ForgetQuery>, QueryRejection>,
 ) -> Result<Json<Forgotten>, Refusal> {
     let query = understood(query, "vip, backend, client and all")?;
-    let names = ask(&door, Request::Names).await?;
+    let names = ask(&api_state, Request::Names).await?;
     let filter = query.filter(&names)?;
-    let forgotten = clients::forget(&door.shared.clients, &filter, &names, &door.clock).await;
+    let forgotten =
+        clients::forget(&api_state.shared.clients, &filter, &names, &api_state.clock).await;
     Ok(Json(Forgotten { forgotten }))
 }
 
 /// What `query` wants of `sources`, as JSON lines.
 async fn list<S: Source + 'static>(
-    door: Door,
+    api_state: ApiState,
     query: Result<Query<flows::Query>, QueryRejection>,
     sources: Vec<S>,
 ) -> Result<Response, Refusal> {
     let query = understood(query, "vip, backend, client and limit")?;
-    let names = ask(&door, Request::Names).await?;
+    let names = ask(&api_state, Request::Names).await?;
     let filter = Filter::new(query, &names)?;
-    let scan = Scan { sources, filter, names, clock: door.clock };
+    let scan = Scan { sources, filter, names, clock: api_state.clock };
     let kind = [(header::CONTENT_TYPE, "application/jsonl")];
     Ok((kind, Body::from_stream(scan.lines())).into_response())
 }
@@ -225,12 +226,12 @@ fn understood<T>(query: Result<Query<T>, QueryRejection>, keys: &str) -> Result<
 }
 
 async fn explained(
-    State(door): State<Door>,
+    State(api_state): State<ApiState>,
     query: Result<Query<explain::Query>, QueryRejection>,
 ) -> Result<Json<Explained>, Refusal> {
     let query = understood(query, "vip, client, port, midflow, syn and payload")?;
-    let prepared = ask(&door, |reply| Request::Explain(query, reply)).await??;
-    let asked = tokio::task::spawn_blocking(move || prepared.ask(&door.explain)).await;
+    let prepared = ask(&api_state, |reply| Request::Explain(query, reply)).await??;
+    let asked = tokio::task::spawn_blocking(move || prepared.ask(&api_state.explain)).await;
     let failed = |error| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("nobody could answer: {error}"))
     };
@@ -238,10 +239,13 @@ async fn explained(
 }
 
 /// Asks the control task.
-async fn ask<T>(door: &Door, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refusal> {
+async fn ask<T>(
+    api_state: &ApiState,
+    request: impl FnOnce(Reply<T>) -> Request,
+) -> Result<T, Refusal> {
     let stopping = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "holdfast is stopping");
     let (reply, answer) = oneshot::channel();
-    door.requests.send(request(reply)).await.map_err(|_| stopping())?;
+    api_state.requests.send(request(reply)).await.map_err(|_| stopping())?;
     answer.await.map_err(|_| stopping())
 }
 

@@ -13,7 +13,7 @@ use super::NicView;
 use super::gratuitous::{Advertiser, Announcement, frames};
 use super::netlink::{self, InterfaceAddress, Link, Netlink};
 use crate::config::{Announce, Config, Vip};
-use crate::words;
+use crate::format;
 
 /// Why an address cannot be announced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,14 +49,14 @@ pub enum AnnounceError {
 
 /// An address on an interface. VIPs that share an address share its place.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct Assignment {
     /// Interface name.
     pub interface: String,
     /// Address of a VIP, or source of full NAT.
     pub address: IpAddr,
 }
 
-impl Place {
+impl Assignment {
     /// Where a VIP wants to be announced.
     pub fn of(vip: &Vip) -> Option<Self> {
         match &vip.announce {
@@ -97,7 +97,7 @@ pub struct Announcer {
     netlink: Netlink,
     /// Interface index and MAC of each NIC.
     nics: Vec<(u32, [u8; 6])>,
-    held: HashMap<Place, Held>,
+    held: HashMap<Assignment, Held>,
     advertiser: Advertiser,
 }
 
@@ -109,7 +109,7 @@ impl Announcer {
     }
 
     /// Whether holdfast put this address there.
-    pub fn is_ours(&self, place: &Place) -> bool {
+    pub fn is_ours(&self, place: &Assignment) -> bool {
         self.held.get(place).is_some_and(|held| held.ours)
     }
 
@@ -125,7 +125,7 @@ impl Announcer {
     ///
     /// # Errors
     /// Names the first one that does not.
-    pub async fn check(&self, wanted: &HashSet<Place>) -> Result<(), AnnounceError> {
+    pub async fn check(&self, wanted: &HashSet<Assignment>) -> Result<(), AnnounceError> {
         let links = self.links().await?;
         wanted.iter().try_for_each(|place| find(&links, place).map(|_| ()))
     }
@@ -134,7 +134,10 @@ impl Announcer {
     ///
     /// # Errors
     /// When addresses cannot be listed.
-    pub async fn remove_leftovers(&self, wanted: &HashSet<Place>) -> Result<(), AnnounceError> {
+    pub async fn remove_leftovers(
+        &self,
+        wanted: &HashSet<Assignment>,
+    ) -> Result<(), AnnounceError> {
         let wanted: HashSet<IpAddr> = wanted.iter().map(|place| place.address).collect();
         for found in self.addresses().await? {
             let nic = self.nics.iter().any(|&(ifindex, _)| ifindex == found.ifindex);
@@ -150,7 +153,7 @@ impl Announcer {
     ///
     /// # Errors
     /// The first one; the other addresses have been seen to even so, and a later call tries again.
-    pub async fn sync(&mut self, wanted: &HashSet<Place>) -> Result<(), AnnounceError> {
+    pub async fn sync(&mut self, wanted: &HashSet<Assignment>) -> Result<(), AnnounceError> {
         self.withdraw(|place| !wanted.contains(place)).await;
         let (links, present) = (self.links().await?, self.present().await?);
         let (mut new, mut result) = (Vec::new(), Ok(()));
@@ -169,8 +172,8 @@ impl Announcer {
         self.withdraw(|_| true).await;
     }
 
-    async fn withdraw(&mut self, which: impl Fn(&Place) -> bool) {
-        let gone: Vec<(Place, Held)> = self.held.extract_if(|place, _| which(place)).collect();
+    async fn withdraw(&mut self, which: impl Fn(&Assignment) -> bool) {
+        let gone: Vec<(Assignment, Held)> = self.held.extract_if(|place, _| which(place)).collect();
         self.advertiser.forget(gone.iter().map(|(place, _)| place.address).collect());
         for (place, held) in gone.into_iter().filter(|(_, held)| held.ours) {
             self.remove(held.ifindex, place.address).await;
@@ -187,7 +190,7 @@ impl Announcer {
     /// Sees to one address; what is to be told if it was not held before.
     async fn hold(
         &mut self,
-        place: &Place,
+        place: &Assignment,
         links: &[Link],
         present: &Present,
     ) -> Result<Vec<Announcement>, AnnounceError> {
@@ -206,7 +209,7 @@ impl Announcer {
         Ok(self.announcements(link, place.address))
     }
 
-    async fn add(&self, place: &Place, ifindex: u32) -> Result<bool, AnnounceError> {
+    async fn add(&self, place: &Assignment, ifindex: u32) -> Result<bool, AnnounceError> {
         let added = self.netlink.add_address(ifindex, place.address).await;
         added.map_err(|error| AnnounceError::Refused {
             address: place.address,
@@ -238,9 +241,9 @@ impl Announcer {
     }
 }
 
-fn find<'a>(links: &'a [Link], place: &Place) -> Result<&'a Link, AnnounceError> {
+fn find<'a>(links: &'a [Link], place: &Assignment) -> Result<&'a Link, AnnounceError> {
     links.iter().find(|link| link.name == place.interface).ok_or_else(|| {
-        let Place { interface, address } = place.clone();
+        let Assignment { interface, address } = place.clone();
         AnnounceError::NoInterface { address, interface }
     })
 }
@@ -248,7 +251,7 @@ fn find<'a>(links: &'a [Link], place: &Place) -> Result<&'a Link, AnnounceError>
 /// The kernel's word without the crate's wrapping.
 fn reason(error: &netlink::Error) -> String {
     match error {
-        netlink::Error::NetlinkError(message) => words::reason(&message.to_io()),
+        netlink::Error::NetlinkError(message) => format::reason(&message.to_io()),
         other => other.to_string(),
     }
 }
@@ -264,13 +267,13 @@ mod tests {
         let mut web = vip("web", &[]);
         let quiet = web.clone();
         web.announce = Announce::Interface("eth1".to_owned());
-        let place = Place { interface: "eth1".to_owned(), address: web.address.ip() };
+        let place = Assignment { interface: "eth1".to_owned(), address: web.address.ip() };
         let mut config = config(vec![web.clone(), web, quiet]);
-        assert_eq!(Place::all(&config), HashSet::from([place.clone()]));
+        assert_eq!(Assignment::all(&config), HashSet::from([place.clone()]));
         config.full_nat.sources = vec![[10, 0, 0, 48].into()];
-        assert_eq!(Place::all(&config), HashSet::from([place.clone()]));
+        assert_eq!(Assignment::all(&config), HashSet::from([place.clone()]));
         config.full_nat.announce = Announce::Interface("eth2".to_owned());
-        let source = Place { interface: "eth2".to_owned(), address: [10, 0, 0, 48].into() };
-        assert_eq!(Place::all(&config), HashSet::from([place, source]));
+        let source = Assignment { interface: "eth2".to_owned(), address: [10, 0, 0, 48].into() };
+        assert_eq!(Assignment::all(&config), HashSet::from([place, source]));
     }
 }

@@ -24,7 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::forwarding::explain::Step;
-use crate::forwarding::{FlowsLeft, Service};
+use crate::forwarding::{FlowAction, Service};
 use crate::net::{Forward, Network, PortRange, Protocol};
 
 /// `GET /v1/status`.
@@ -289,7 +289,7 @@ pub struct DrainStatus {
     /// Seconds until the deadline; `None`: there is none, or it has passed.
     pub deadline_in_s: Option<u64>,
     /// What becomes of the flows that are left at the deadline.
-    pub then: FlowsLeft,
+    pub then: FlowAction,
     /// Flows that were left when the deadline came, and do not stay.
     pub flows_cut: u64,
 }
@@ -527,7 +527,7 @@ pub struct RemovedStatus {
     /// Flows that are pinned to it.
     pub flows_left: u64,
     /// What becomes of them.
-    pub then: FlowsLeft,
+    pub then: FlowAction,
 }
 
 /// `POST /v1/reload`.
@@ -553,7 +553,7 @@ pub struct FlowsRemoved {
     /// How many they are.
     pub flows: u64,
     /// What becomes of them.
-    pub then: FlowsLeft,
+    pub then: FlowAction,
 }
 
 /// `POST /v1/reload`, its body; may be left out.

@@ -186,8 +186,8 @@ mod tests {
             names: Arc::clone(names),
             clock: Arc::new(|| NOW),
         };
-        let pieces: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
-        let lines = pieces.concat();
+        let chunks: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
+        let lines = chunks.concat();
         let lines = lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
         let mut clients: Vec<Client> =
             lines.map(|line| serde_json::from_slice(line).unwrap()).collect();

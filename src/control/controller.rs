@@ -35,7 +35,7 @@ use self::splitting::Splitting;
 use self::steering::Steering;
 use self::troubles::Troubles;
 use self::world::World;
-use super::admin::{self, Door, Request};
+use super::admin::{self, ApiState, Request};
 use super::announce::Announcer;
 use super::clients::Ageing;
 use super::events::Journal;
@@ -47,8 +47,8 @@ use super::neighbour;
 use super::netlink::{self, Netlink};
 use super::pins::Pins;
 use super::state::{Registry, VipEntry};
-use super::{Claim, ControlError, Inputs, Signal, WorkerEvent};
-use crate::words::counted;
+use super::{ControlError, ControlSocket, Inputs, Signal, WorkerEvent};
+use crate::format::counted;
 
 /// Drain deadlines and workers' events are looked at this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -77,8 +77,8 @@ pub(super) async fn serve(
     inputs: Inputs,
     signals: mpsc::Receiver<Signal>,
 ) -> Result<(), ControlError> {
-    let (mut controller, door, mut claim, ready) = assemble(inputs, signals)?;
-    let result = match controller.start(&mut claim, door).await {
+    let (mut controller, api_state, mut control_socket, ready) = assemble(inputs, signals)?;
+    let result = match controller.start(&mut control_socket, api_state).await {
         Ok(()) => {
             ready();
             controller.run().await
@@ -89,18 +89,18 @@ pub(super) async fn serve(
     result
 }
 
-type Assembled = (Controller, Door, Claim, Box<dyn FnOnce()>);
+type Assembled = (Controller, ApiState, ControlSocket, Box<dyn FnOnce()>);
 
 /// Opens netlink and connects the parts; nothing outside of the process has changed yet.
 fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled, ControlError> {
     let netlink = Netlink::open()?;
-    let bell = netlink::watch()?;
+    let change_notifier = netlink::watch()?;
     let (requests, request_receiver) = mpsc::channel(admin::QUEUE);
     let now = Instant::now();
     let mut registry = Registry::new(inputs.config.full_nat.numbered());
     registry.apply(&inputs.config.vips, &inputs.workers, now)?;
     let (targets, target_receiver) = watch::channel(registry.targets());
-    let network = neighbour::start(netlink.clone(), bell, &inputs.nics, target_receiver);
+    let network = neighbour::start(netlink.clone(), change_notifier, &inputs.nics, target_receiver);
     let tables: Vec<_> =
         inputs.workers.iter().map(|worker| Arc::clone(&worker.flows) as Arc<dyn Pins>).collect();
     let on_drained = &inputs.config.control.on_drained;
@@ -138,10 +138,10 @@ fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled
         second: patient(SECOND),
     };
     let (shared, clock, explain) = (inputs.shared, inputs.clock, inputs.explain);
-    let door = Door { requests, tables, shared, clock, explain };
+    let api_state = ApiState { requests, tables, shared, clock, explain };
     let reloading = Reloading::new(inputs.config_path, inputs.load);
     let controller = Controller { started: now, events, parts, reloading };
-    Ok((controller, door, inputs.claim, inputs.ready))
+    Ok((controller, api_state, inputs.control_socket, inputs.ready))
 }
 
 fn patient(period: Duration) -> Interval {
@@ -152,9 +152,13 @@ fn patient(period: Duration) -> Interval {
 
 impl Controller {
     /// Starts the parts, and then serves the control socket.
-    async fn start(&mut self, claim: &mut Claim, door: Door) -> Result<(), ControlError> {
+    async fn start(
+        &mut self,
+        control_socket: &mut ControlSocket,
+        api_state: ApiState,
+    ) -> Result<(), ControlError> {
         self.parts.start().await?;
-        claim.serve(door)?;
+        control_socket.serve(api_state)?;
         let World { config, registry, workers, .. } = &self.parts.world;
         let vips = counted(config.vips.len(), "VIP");
         let backends = counted(registry.backends().count(), "backend");

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::forwarding::{FlowsLeft, RESET_TIME, Service};
+use crate::forwarding::{FlowAction, RESET_TIME, Service};
 
 /// How long resets may take, at most: one round of the flow tables' sweep, and the time in which an
 /// end that missed its RST is told again, with some to spare.
@@ -81,8 +81,8 @@ impl Drain {
     }
 
     /// What the forwarding table is to say of its flows.
-    pub const fn flows_left(&self) -> FlowsLeft {
-        if self.resets_until.is_some() { FlowsLeft::Reset } else { FlowsLeft::Keep }
+    pub const fn flows_left(&self) -> FlowAction {
+        if self.resets_until.is_some() { FlowAction::Reset } else { FlowAction::Keep }
     }
 
     /// Flows that were left when the deadline came, and do not stay.
@@ -129,7 +129,7 @@ impl Drain {
 
     /// What has come to an end, given the flows that are pinned now. After [`Step::Cut`] the caller
     /// ends the backend's generation; after [`Step::Resets`], too, the forwarding table changes.
-    pub fn advance(&mut self, flows_active: u64, then: FlowsLeft, now: Instant) -> Option<Step> {
+    pub fn advance(&mut self, flows_active: u64, then: FlowAction, now: Instant) -> Option<Step> {
         if self.service != Service::Draining {
             return None;
         }
@@ -143,15 +143,15 @@ impl Drain {
         self.drained(flows_active)
     }
 
-    fn meet_deadline(&mut self, flows_left: u64, then: FlowsLeft, now: Instant) -> Option<Step> {
+    fn meet_deadline(&mut self, flows_left: u64, then: FlowAction, now: Instant) -> Option<Step> {
         match then {
-            FlowsLeft::Keep if flows_left > 0 => return Some(Step::Kept { flows_left }),
-            FlowsLeft::Keep => return self.drained(flows_left),
-            FlowsLeft::Reset if flows_left > 0 => {
+            FlowAction::Keep if flows_left > 0 => return Some(Step::Kept { flows_left }),
+            FlowAction::Keep => return self.drained(flows_left),
+            FlowAction::Reset if flows_left > 0 => {
                 (self.flows_cut, self.resets_until) = (flows_left, Some(now + RESETS));
                 return Some(Step::Resets { flows_left });
             }
-            FlowsLeft::Reset | FlowsLeft::Rehash => {}
+            FlowAction::Reset | FlowAction::Rehash => {}
         }
         self.flows_cut = flows_left;
         Some(self.cut())
@@ -187,7 +187,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    const REHASH: FlowsLeft = FlowsLeft::Rehash;
+    const REHASH: FlowAction = FlowAction::Rehash;
 
     #[test]
     fn a_drain_without_deadline_ends_with_its_last_flow_and_says_so_once() {
@@ -216,7 +216,7 @@ mod tests {
         let cut = Step::Cut { flows_cut: 7, told: false };
         assert_eq!(drain.advance(7, REHASH, now + SECOND), Some(cut));
         assert_eq!((drain.service(), drain.flows_cut()), (Service::Out, 7));
-        assert_eq!(drain.flows_left(), FlowsLeft::Keep, "its generation has ended");
+        assert_eq!(drain.flows_left(), FlowAction::Keep, "its generation has ended");
         assert_eq!(drain.deadline_in_s(now), None);
         assert!(!drain.begin(Some(SECOND), 0, now), "out stays out");
         assert_eq!(drain.flows_cut(), 7);
@@ -229,7 +229,7 @@ mod tests {
         let now = Instant::now();
         let mut drain = Drain::default();
         drain.begin(Some(SECOND), 3, now);
-        let then = FlowsLeft::Keep;
+        let then = FlowAction::Keep;
         let kept = Step::Kept { flows_left: 3 };
         assert_eq!(drain.advance(3, then, now + SECOND), Some(kept));
         assert_eq!(drain.advance(3, then, now + SECOND * 2), None, "told once");
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn reset_takes_its_time_and_ends_with_the_flows_or_without_them() {
         let now = Instant::now();
-        let (end, then) = (now + SECOND, FlowsLeft::Reset);
+        let (end, then) = (now + SECOND, FlowAction::Reset);
         let resets = Step::Resets { flows_left: 3 };
         let cut = Step::Cut { flows_cut: 3, told: false };
         for (flows, at) in [(0, end), (1, end + RESETS)] {

@@ -93,7 +93,7 @@ impl Kind {
 
 /// An event that is to be told.
 #[derive(Debug)]
-pub struct News {
+pub struct NewEvent {
     kind: Kind,
     vip: Option<String>,
     backend: Option<String>,
@@ -102,7 +102,7 @@ pub struct News {
     numbers: BTreeMap<String, u64>,
 }
 
-impl News {
+impl NewEvent {
     /// Of nobody in particular.
     pub const fn new(kind: Kind) -> Self {
         let numbers = BTreeMap::new();
@@ -146,8 +146,8 @@ pub struct Journal {
 
 impl Journal {
     /// Logs an event, in words, and keeps it.
-    pub fn tell(&mut self, news: News, text: String) {
-        if news.kind.is_warning() {
+    pub fn tell(&mut self, event: NewEvent, text: String) {
+        if event.kind.is_warning() {
             warn!("{text}");
         } else {
             info!("{text}");
@@ -156,7 +156,7 @@ impl Journal {
         if self.events.len() == KEPT {
             self.events.pop_front();
         }
-        let News { kind, vip, backend, nic, fault, numbers } = news;
+        let NewEvent { kind, vip, backend, nic, fault, numbers } = event;
         self.events.push_back(Event {
             seq: self.last,
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
@@ -192,8 +192,9 @@ mod tests {
         let mut journal = Journal::default();
         let nothing = journal.since(0);
         assert_eq!((nothing.last, nothing.lost, nothing.events.len()), (0, 0, 0));
-        journal.tell(News::of(Kind::Drained, "web", "a").with("flows_cut", 3), "gone".to_owned());
-        journal.tell(News::new(Kind::Reload), "read".to_owned());
+        journal
+            .tell(NewEvent::of(Kind::Drained, "web", "a").with("flows_cut", 3), "gone".to_owned());
+        journal.tell(NewEvent::new(Kind::Reload), "read".to_owned());
         assert_eq!(numbers(&journal.since(0)), [1, 2]);
         assert_eq!(numbers(&journal.since(1)), [2]);
         assert_eq!(numbers(&journal.since(2)), [0; 0]);
@@ -208,7 +209,7 @@ mod tests {
     fn the_list_is_bounded_and_says_what_it_lost() {
         let mut journal = Journal::default();
         for _ in 0..KEPT + 10 {
-            journal.tell(News::new(Kind::Reload), String::new());
+            journal.tell(NewEvent::new(Kind::Reload), String::new());
         }
         let all = journal.since(0);
         assert_eq!((all.last, all.lost, all.events.len()), (KEPT as u64 + 10, 10, KEPT));

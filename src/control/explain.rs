@@ -130,7 +130,7 @@ impl Prepared {
             why: format!("it began before a reload gave its port to VIP {vip}"),
         }));
         steps.extend(next_hop.zip(backend.as_ref()).map(|(hop, backend)| {
-            let interface = interfaces.get(usize::from(hop.port.0)).map_or("?", String::as_str);
+            let interface = interfaces.get(usize::from(hop.nic.0)).map_or("?", String::as_str);
             transmit(&hop, interface, backend)
         }));
         let Question { client, destination, protocol, .. } = question;
@@ -244,7 +244,7 @@ mod tests {
         let table = Arc::new(ForwardingTable::build(
             1,
             [0; 16],
-            crate::forwarding::ThisBox::default(),
+            crate::forwarding::Local::default(),
             &[],
             None,
         ));

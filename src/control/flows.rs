@@ -15,8 +15,8 @@ use super::Clock;
 use super::api::Flow;
 use super::pins::Pins;
 use super::state::{Registry, VipEntry};
-use crate::flow::bindings::Sources;
-use crate::flow::entry::{Entry, State, Track};
+use crate::flow::entry::{ConntrackEntry, FlowState, State};
+use crate::flow::snat::SnatPool;
 use crate::forwarding::Remember;
 use crate::net::{BackendId, Forward, Protocol, VipId};
 use crate::units::Ticks;
@@ -57,7 +57,7 @@ pub struct Names {
     vips: HashMap<VipId, NamedVip>,
     /// By id, so that stale pins have no name and are left out.
     backends: HashMap<BackendId, String>,
-    sources: Sources,
+    sources: SnatPool,
 }
 
 impl Names {
@@ -81,8 +81,8 @@ impl Names {
     }
 
     /// Full NAT: the address and port that the backend knows a flow by.
-    fn source(&self, track: &Track) -> Option<SocketAddr> {
-        let (address, port) = self.sources.source(track.binding()?)?;
+    fn source(&self, flow_state: &FlowState) -> Option<SocketAddr> {
+        let (address, port) = self.sources.source(flow_state.snat_port()?)?;
         Some(SocketAddr::new(address.into(), port))
     }
 
@@ -153,10 +153,10 @@ impl Filter {
 }
 
 /// The flow as the API tells it, if it is wanted; stale ones are not.
-fn flow(Entry { key, pin }: &Entry, lens: &Lens<'_>) -> Option<Flow> {
+fn flow(ConntrackEntry { key, pin }: &ConntrackEntry, lens: &Lens<'_>) -> Option<Flow> {
     let Lens { filter, names, now, table } = lens;
     let vip = names.vip(pin.vip)?;
-    let backend = names.backend(pin.track.backend())?;
+    let backend = names.backend(pin.flow_state.backend())?;
     let client = key.client_socket();
     filter.wants(Some(&vip.name), Some(backend), client.ip()).then(|| Flow {
         vip: vip.name.clone(),
@@ -164,10 +164,10 @@ fn flow(Entry { key, pin }: &Entry, lens: &Lens<'_>) -> Option<Flow> {
         protocol: key.protocol,
         client,
         destination: key.vip_socket(),
-        source: names.source(&pin.track),
-        state: state_name(key.protocol, pin.track.state(), vip.forward).to_owned(),
+        source: names.source(&pin.flow_state),
+        state: state_name(key.protocol, pin.flow_state.state(), vip.forward).to_owned(),
         age_ms: now.since(pin.created).as_ms(),
-        idle_ms: now.since(pin.track.last_seen()).as_ms(),
+        idle_ms: now.since(pin.flow_state.last_seen()).as_ms(),
         worker: *table,
     })
 }
@@ -210,7 +210,7 @@ const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'sta
         (Protocol::Udp, _) => "udp",
         (Protocol::Any, state) if state.has(State::FIRST) => "any_first",
         (Protocol::Any, _) => "any",
-        (_, state) if state.has(State::CUT) => "cut",
+        (_, state) if state.has(State::TERMINATED) => "cut",
         (_, state) if state.is_closing(forward) => "closing",
         (_, state) if state.has(State::ESTABLISHED) => "established",
         _ => "embryonic",
@@ -275,11 +275,11 @@ impl<S: Source> Scan<S> {
         let start = Cursor { scan: self, source: 0, position: 0, left };
         unfold(start, |mut cursor| async move {
             while cursor.left > 0 {
-                let piece = cursor.chunk()?;
+                let chunk = cursor.chunk()?;
                 tokio::task::yield_now().await;
-                match piece {
-                    Ok(piece) if piece.is_empty() => {}
-                    piece => return Some((piece, cursor)),
+                match chunk {
+                    Ok(chunk) if chunk.is_empty() => {}
+                    chunk => return Some((chunk, cursor)),
                 }
             }
             None
@@ -295,21 +295,21 @@ impl<S: Source> Cursor<S> {
         let end = self.position.saturating_add(CHUNK).min(source.positions());
         let lens = Lens { filter, names, now: clock(), table: self.source };
         let rows = (self.position..end).filter_map(|position| source.row(position, &lens));
-        let mut piece = Vec::new();
+        let mut chunk = Vec::new();
         for row in rows.take(self.left) {
             match row {
-                Ok(row) => piece.extend(row),
+                Ok(row) => chunk.extend(row),
                 Err(error) => {
                     self.left = 0;
                     return Some(Err(error));
                 }
             }
-            piece.push(b'\n');
+            chunk.push(b'\n');
             self.left -= 1;
         }
         (self.source, self.position) =
             if end == source.positions() { (self.source + 1, 0) } else { (self.source, end) };
-        Some(Ok(piece))
+        Some(Ok(chunk))
     }
 }
 
@@ -332,9 +332,9 @@ pub(super) mod tests {
             self.0 * 3
         }
 
-        fn pin_at(&self, slot: u32) -> Option<Entry> {
+        fn pin_at(&self, slot: u32) -> Option<ConntrackEntry> {
             let i = slot / 3;
-            (slot.is_multiple_of(3)).then(|| Entry {
+            (slot.is_multiple_of(3)).then(|| ConntrackEntry {
                 key: FlowKey {
                     client: Address::from_v4([198, 51, 100, u8::try_from(i % 250).unwrap()]),
                     vip: Address::from_v4([192, 0, 2, 10]),
@@ -347,7 +347,7 @@ pub(super) mod tests {
                     BackendId { index: BackendIndex(u16::try_from(i % 2).unwrap()), generation: 0 },
                     State::ESTABLISHED,
                     0,
-                    &NextHop { port: NicIndex(0), mac: [0; 6], vlan: None },
+                    &NextHop { nic: NicIndex(0), mac: [0; 6], vlan: None },
                     Ticks(100),
                 )
                 .with_last_seen(Ticks(150)),
@@ -378,8 +378,8 @@ pub(super) mod tests {
             names,
             clock: Arc::new(|| Ticks(200)),
         };
-        let pieces: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
-        let lines = pieces.concat();
+        let chunks: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
+        let lines = chunks.concat();
         let lines = lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
         lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
     }
@@ -428,8 +428,8 @@ pub(super) mod tests {
         let filter = Filter::new(Query::default(), &names).unwrap();
         let sources: Vec<Arc<dyn Pins>> = vec![Arc::new(FakeTable(10))];
         let scan = Scan { sources, filter, names, clock: Arc::new(|| Ticks(200)) };
-        let pieces: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
-        assert_eq!(pieces.concat().iter().filter(|&&byte| byte == b'\n').count(), 5);
+        let chunks: Vec<_> = scan.lines().map(Result::unwrap).collect().await;
+        assert_eq!(chunks.concat().iter().filter(|&&byte| byte == b'\n').count(), 5);
     }
 
     #[test]
@@ -447,7 +447,7 @@ pub(super) mod tests {
             (tcp, State::ESTABLISHED.with(both), Forward::Nat, "closing"),
             (tcp, State::ESTABLISHED.with(State::FIN_CLIENT), Forward::Dsr, "closing"),
             (tcp, State::RST, Forward::Dsr, "closing"),
-            (tcp, State::RST.with(State::CUT), Forward::Dsr, "cut"),
+            (tcp, State::RST.with(State::TERMINATED), Forward::Dsr, "cut"),
         ] {
             assert_eq!(state_name(protocol, state, forward), expected);
         }

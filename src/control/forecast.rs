@@ -87,7 +87,7 @@ fn see(mut look: Look, tables: &[Arc<dyn Pins>], clock: &Clock) -> Look {
             if let Some(ages) = look.vips.get_mut(&entry.pin.vip) {
                 ages.add(age);
             }
-            if let Some(ages) = look.backends.get_mut(&entry.pin.track.backend()) {
+            if let Some(ages) = look.backends.get_mut(&entry.pin.flow_state.backend()) {
                 ages.add(age);
             }
         }

@@ -17,8 +17,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::api::HealthState;
 use crate::config::{Backend, Health, TcpHealth, Vip};
+use crate::format::reason;
 use crate::net::{BackendId, BackendIndex};
-use crate::words::reason;
 
 /// Most checks at one time: half of the usual limit of 1024 open files. When that many backends
 /// keep silent at once, the others' checks come late, by at most the time-out.

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::words::reason;
+use crate::format::reason;
 
 /// Commands that run at one time; the others wait.
 const AT_ONCE: usize = 4;

@@ -12,11 +12,11 @@ use std::net::IpAddr;
 use hashbrown::{HashMap, HashSet};
 use ipnet::Ipv4Net;
 
-use super::announce::Place;
+use super::announce::Assignment;
 use super::netlink::{InterfaceAddress, Link};
 use crate::config::Config;
 use crate::config::machine::Level;
-use crate::words::counted;
+use crate::format::counted;
 
 /// How an interface answers ARP: its own setting or that of `all`, whichever is stricter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -255,7 +255,7 @@ fn places<'a>(config: &'a Config, view: View<'a>) -> Vec<(&'a str, IpAddr, &'a L
     let of_vip = single.flat_map(|vip| {
         let address = vip.address.ip();
         let wanted =
-            Place::of(vip).and_then(|place| by_name.get(place.interface.as_str()).copied());
+            Assignment::of(vip).and_then(|place| by_name.get(place.interface.as_str()).copied());
         let there = holders.get(&address).into_iter().flatten().copied();
         wanted.into_iter().chain(there).map(move |link| (vip.name.as_str(), address, link))
     });

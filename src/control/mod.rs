@@ -20,8 +20,8 @@ pub mod admin;
 pub mod announce;
 pub mod answering;
 pub mod api;
-pub mod claim;
 pub mod clients;
+pub mod control_socket;
 pub mod controller;
 pub mod counters;
 pub mod drain;
@@ -69,7 +69,7 @@ use crate::net::{NicIndex, SteerRules};
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 
-pub use admin::Claim;
+pub use admin::ControlSocket;
 
 /// Reads and checks a configuration file; errors are texts for the operator, one per mistake.
 pub type Load = Box<dyn Fn(&Path) -> Result<Config, Vec<String>>>;
@@ -87,7 +87,7 @@ pub struct Inputs {
     /// How it is read.
     pub load: Load,
     /// The control socket, claimed early so that a second process fails before it opens NICs.
-    pub claim: Claim,
+    pub control_socket: ControlSocket,
     /// The workers, in the configuration's order.
     pub workers: Vec<WorkerView>,
     /// The NICs, in the configuration's order.

@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use super::NicView;
 use super::inbound::Arp;
 use super::netlink::{Certainty, Error, InterfaceAddress, Link, Neighbour, Netlink, OnVlan, Route};
-use crate::forwarding::this_box::UNLIMITED;
+use crate::forwarding::local::UNLIMITED;
 use crate::net::vlan::{Outer, Tags};
 use crate::net::{NextHop, NicIndex};
 
@@ -171,7 +171,7 @@ impl Probes {
 /// Starts the resolver; it ends with the runtime. `targets` are the addresses that are wanted.
 pub fn start(
     netlink: Netlink,
-    bell: Arc<Notify>,
+    change_notifier: Arc<Notify>,
     nics: &[NicView],
     targets: watch::Receiver<HashSet<IpAddr>>,
 ) -> watch::Receiver<Arc<Snapshot>> {
@@ -180,12 +180,12 @@ pub fn start(
     let (snapshot, receiver) = watch::channel(Arc::default());
     let probes = Probes::default();
     let resolver = Resolver { netlink, nics, ports, targets, snapshot, probes, failing: false };
-    tokio::spawn(resolver.run(bell));
+    tokio::spawn(resolver.run(change_notifier));
     receiver
 }
 
 impl Resolver {
-    async fn run(mut self, bell: Arc<Notify>) {
+    async fn run(mut self, change_notifier: Arc<Notify>) {
         let mut first = true;
         loop {
             self.targets.mark_unchanged();
@@ -194,7 +194,7 @@ impl Resolver {
             let pause = if settled { SAFETY_NET } else { RETRY };
             let spent = begun.elapsed();
             tokio::select! {
-                () = bell.notified() => {}
+                () = change_notifier.notified() => {}
                 changed = self.targets.changed() => if changed.is_err() { return },
                 () = sleep(pause) => {}
             }
@@ -271,7 +271,7 @@ impl Resolver {
             debug!("neighbour {hop}: cannot be asked for: {error}");
         }
         match (known.certainty, known.mac) {
-            (Certainty::Good | Certainty::Stale, Some(mac)) => Ok(NextHop { port, mac, vlan }),
+            (Certainty::Good | Certainty::Stale, Some(mac)) => Ok(NextHop { nic: port, mac, vlan }),
             (Certainty::Failed, _) => {
                 let interface = name(ifindex, links);
                 Err(Problem::NoAnswer { hop, interface })

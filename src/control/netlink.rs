@@ -266,14 +266,14 @@ pub fn watch() -> Result<Arc<Notify>, ControlError> {
     let (connection, _, mut messages) =
         rtnetlink::new_multicast_connection(&groups).map_err(netlink_error)?;
     tokio::spawn(connection);
-    let bell = Arc::new(Notify::new());
-    let ringer = Arc::clone(&bell);
+    let change_notifier = Arc::new(Notify::new());
+    let ringer = Arc::clone(&change_notifier);
     tokio::spawn(async move {
         while messages.next().await.is_some() {
             ringer.notify_one();
         }
     });
-    Ok(bell)
+    Ok(change_notifier)
 }
 
 /// The prefix length of a single address.

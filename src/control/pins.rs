@@ -1,6 +1,6 @@
 //! Flow tables as the control thread reads them: position by position, while workers go on.
 
-use crate::flow::entry::Entry;
+use crate::flow::entry::ConntrackEntry;
 use crate::flow::table::FlowTable;
 
 /// What a scan reads: a flow table.
@@ -8,7 +8,7 @@ pub trait Pins: Send + Sync {
     /// Number of positions.
     fn positions(&self) -> u32;
     /// The pin at a position (`0..positions`), if one is there.
-    fn pin_at(&self, number: u32) -> Option<Entry>;
+    fn pin_at(&self, number: u32) -> Option<ConntrackEntry>;
 }
 
 impl Pins for FlowTable {
@@ -16,7 +16,7 @@ impl Pins for FlowTable {
         Self::positions(self)
     }
 
-    fn pin_at(&self, number: u32) -> Option<Entry> {
+    fn pin_at(&self, number: u32) -> Option<ConntrackEntry> {
         Self::pin_at(self, number)
     }
 }

@@ -7,10 +7,10 @@ use hashbrown::{HashMap, HashSet};
 
 use super::identity;
 use crate::config::{Announce, Backend, Config, Drain, Health, Split, TcpHealth, Vip};
+use crate::format::counted;
 use crate::forwarding::sticky::Sticky;
-use crate::forwarding::tunnel::Sources;
-use crate::forwarding::{FlowsLeft, Remember, Tunnels, quic_lb};
-use crate::words::counted;
+use crate::forwarding::tunnel::TunnelSources;
+use crate::forwarding::{FlowAction, Remember, Tunnels, quic_lb};
 
 /// The keys whose change needs a restart, of all that differ; empty if a reload can do it.
 ///
@@ -110,7 +110,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
 }
 
 fn tunnel_changes(old: &Tunnels, new: &Tunnels, told: &mut Vec<String>) {
-    let sources = |sources: Option<Sources>| {
+    let sources = |sources: Option<TunnelSources>| {
         sources.map_or_else(|| "none".to_owned(), |sources| sources.network().to_string())
     };
     for (name, a, b) in [
@@ -166,11 +166,11 @@ pub fn renames(old: &Config, new: &Config) -> Vec<Rename> {
 }
 
 /// What becomes of flows whose backend, or whose VIP or port, is removed.
-pub const fn fate(left: FlowsLeft) -> &'static str {
+pub const fn fate(left: FlowAction) -> &'static str {
     match left {
-        FlowsLeft::Keep => "go on until they end",
-        FlowsLeft::Reset => "are reset",
-        FlowsLeft::Rehash => "go to other backends",
+        FlowAction::Keep => "go on until they end",
+        FlowAction::Reset => "are reset",
+        FlowAction::Rehash => "go to other backends",
     }
 }
 
@@ -209,8 +209,8 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     let on_idle = |idle| word(idle, ["silent", "reset"]);
     field("on_idle", on_idle(a.reset_idle), on_idle(b.reset_idle));
     field("mss", mss(a.mss), mss(b.mss));
-    let on_no_backend = |rejects| word(rejects, ["drop", "reject"]);
-    field("on_no_backend", on_no_backend(a.rejects), on_no_backend(b.rejects));
+    let on_no_backend = |reject_no_backend| word(reject_no_backend, ["drop", "reject"]);
+    field("on_no_backend", on_no_backend(a.reject_no_backend), on_no_backend(b.reject_no_backend));
     let proxy = |proxy| word(proxy, ["none", "v2"]);
     field("proxy", proxy(a.proxy), proxy(b.proxy));
     let (x, y) = (&a.timeouts, &b.timeouts);
@@ -375,8 +375,8 @@ pub(super) mod tests {
     use super::super::state::tests::{backend, tcp_health, vip};
     use super::*;
     use crate::config::{Control, CopyMode, FullNat, Hash, Idle, Io, Nic, Workers, XdpMode};
-    use crate::forwarding::this_box::IcmpRate;
-    use crate::forwarding::{Affinity, FlowsLeft, SchedulerKind, ServerId};
+    use crate::forwarding::local::IcmpRate;
+    use crate::forwarding::{Affinity, FlowAction, SchedulerKind, ServerId};
     use crate::net::Forward;
     use crate::units::Ticks;
 
@@ -494,11 +494,11 @@ pub(super) mod tests {
                 |vip| vip.backends.first_mut().unwrap().server_ids = vec![server_id()],
                 "backend a of VIP web: server_id none -> c4605e",
             ),
-            (|vip| vip.policy.on_down = FlowsLeft::Reset, "VIP web: on_down keep -> reset"),
-            (|vip| vip.on_remove = FlowsLeft::Keep, "VIP web: on_remove rehash -> keep"),
+            (|vip| vip.policy.on_down = FlowAction::Reset, "VIP web: on_down keep -> reset"),
+            (|vip| vip.on_remove = FlowAction::Keep, "VIP web: on_remove rehash -> keep"),
             (|vip| vip.name = "www".to_owned(), "VIP web renamed www"),
             (|vip| vip.policy.reset_idle = true, "VIP web: on_idle silent -> reset"),
-            (|vip| vip.policy.rejects = true, "VIP web: on_no_backend drop -> reject"),
+            (|vip| vip.policy.reject_no_backend = true, "VIP web: on_no_backend drop -> reject"),
             (|vip| _ = vip.backends.pop(), "backend b of VIP web removed"),
             (
                 |vip| vip.backends.push(backend("c", 3)),

@@ -21,8 +21,8 @@ use super::drain::RESETS;
 use super::identity::{self, InForce};
 use super::pins::Pins;
 use crate::config;
-use crate::flow::entry::Entry;
-use crate::forwarding::{FlowsLeft, OldListen};
+use crate::flow::entry::ConntrackEntry;
+use crate::forwarding::{FlowAction, OldListen};
 use crate::net::{BackendId, FlowKey, Listen, ListenKey, VipId};
 
 /// Until workers have the table without it, and have counted what they pinned before.
@@ -34,7 +34,7 @@ pub struct Removed<T> {
     /// What it is.
     pub what: T,
     /// What becomes of its flows: they are kept or reset.
-    pub left: FlowsLeft,
+    pub left: FlowAction,
     /// When it was taken away.
     pub since: Instant,
     /// Flows that it had then.
@@ -64,7 +64,7 @@ pub struct Removal {
     /// Flows that it has.
     pub flows: u64,
     /// What becomes of them.
-    pub left: FlowsLeft,
+    pub left: FlowAction,
 }
 
 /// All that a reload takes away, or would.
@@ -73,7 +73,7 @@ pub struct Removals {
     /// Those whose flows are known.
     pub all: Vec<Removal>,
     /// Places whose flows are to be counted, with the VIP's name and what becomes of them.
-    pub lost: Vec<(VipId, Listen, String, FlowsLeft)>,
+    pub lost: Vec<(VipId, Listen, String, FlowAction)>,
     /// Backends whose flows are counted already.
     pub gone: HashSet<BackendId>,
 }
@@ -108,7 +108,9 @@ pub fn count(
     let pins = tables
         .iter()
         .flat_map(|table| (0..table.positions()).filter_map(|position| table.pin_at(position)));
-    for Entry { key, pin } in pins.filter(|entry| !gone.contains(&entry.pin.track.backend())) {
+    for ConntrackEntry { key, pin } in
+        pins.filter(|entry| !gone.contains(&entry.pin.flow_state.backend()))
+    {
         let FlowKey { vip: address, vip_port: port, protocol, .. } = key;
         let key = ListenKey { address, port, protocol };
         let here = |&(vip, listen): &(VipId, Listen)| vip == pin.vip && listen.contains(key);
@@ -121,14 +123,14 @@ pub fn count(
 
 impl<T> Removed<T> {
     /// Taken away now.
-    pub const fn new(what: T, left: FlowsLeft, now: Instant) -> Self {
+    pub const fn new(what: T, left: FlowAction, now: Instant) -> Self {
         Self { what, left, since: now, flows: 0 }
     }
 
     /// Whether it is to be given up: when it has no flows, and when its flows had time to be reset.
     pub fn has_ended(&self, idle: impl FnOnce() -> bool, now: Instant) -> bool {
         let age = now.saturating_duration_since(self.since);
-        (age >= SETTLED && idle()) || (self.left == FlowsLeft::Reset && age >= RESETS)
+        (age >= SETTLED && idle()) || (self.left == FlowAction::Reset && age >= RESETS)
     }
 }
 
@@ -144,11 +146,11 @@ impl Removed<Listen> {
     pub fn divide(self, in_force: &InForce) -> impl Iterator<Item = Self> {
         let Self { what, left, since, flows } = self;
         let parts = match left {
-            FlowsLeft::Reset => in_force.divide(&[what]),
-            FlowsLeft::Keep | FlowsLeft::Rehash => vec![(what, false)],
+            FlowAction::Reset => in_force.divide(&[what]),
+            FlowAction::Keep | FlowAction::Rehash => vec![(what, false)],
         };
         parts.into_iter().map(move |(what, is_taken)| {
-            let left = if is_taken { FlowsLeft::Keep } else { left };
+            let left = if is_taken { FlowAction::Keep } else { left };
             Self { what, left, since, flows }
         })
     }

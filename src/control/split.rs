@@ -290,7 +290,7 @@ impl Pool for Placed<'_> {
 mod tests {
     use super::*;
     use crate::forwarding::table::testing::{backend, spec};
-    use crate::forwarding::{Affinity, ThisBox};
+    use crate::forwarding::{Affinity, Local};
 
     const SETTINGS: Split = Split { max_load: 1.25, min_rate: 50.0 };
 
@@ -303,7 +303,7 @@ mod tests {
         spec.policy.affinity = Affinity::Client;
         spec.splits = splits.clone();
         spec.backends = (0..backends).map(backend).collect();
-        ForwardingTable::build(1, [7; 16], ThisBox::default(), &[spec], None)
+        ForwardingTable::build(1, [7; 16], Local::default(), &[spec], None)
     }
 
     fn address(number: u32) -> Address {

@@ -23,11 +23,11 @@ use super::netlink::InterfaceAddress;
 use super::removed::{Gone, Removal, Removals, Removed};
 use super::slow_start::SlowStart;
 use crate::config;
-use crate::flow::bindings::Sources;
+use crate::flow::snat::SnatPool;
+use crate::forwarding::local::UNLIMITED;
 use crate::forwarding::table::return_listen;
-use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
-    Affinity, BackendSpec, FlowsLeft, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits, VipSpec,
+    Affinity, BackendSpec, FlowAction, MAX_BACKENDS, MAX_VIPS, Ports, Service, Splits, VipSpec,
 };
 use crate::net::{
     Address, BackendId, BackendIndex, Forward, Listen, ListenKey, Network, NextHop, PortRange,
@@ -158,7 +158,7 @@ pub struct Registry {
     places: HashMap<BackendIndex, (usize, usize)>,
     vip_indices: Indices,
     backend_indices: Indices,
-    sources: Sources,
+    sources: SnatPool,
 }
 
 impl Default for Registry {
@@ -171,17 +171,17 @@ impl Registry {
     fn with_room(vips: usize, backends: usize) -> Self {
         let (vip_indices, backend_indices) = (Indices::new(vips), Indices::new(backends));
         let (vips, removed) = (Vec::new(), Vec::new());
-        let (places, sources) = (HashMap::new(), Sources::default());
+        let (places, sources) = (HashMap::new(), SnatPool::default());
         Self { vips, removed, places, vip_indices, backend_indices, sources }
     }
 
     /// Empty, for full-NAT VIPs with these sources.
-    pub fn new(sources: Sources) -> Self {
+    pub fn new(sources: SnatPool) -> Self {
         Self { sources, ..Self::default() }
     }
 
     /// The sources of full-NAT flows.
-    pub const fn sources(&self) -> &Sources {
+    pub const fn sources(&self) -> &SnatPool {
         &self.sources
     }
 
@@ -377,7 +377,7 @@ impl Registry {
     /// Where VIPs in force listened before, and flows are kept.
     pub fn kept_places(&self) -> Vec<(VipId, Listen)> {
         let kept = self.vips.iter().flat_map(|vip| {
-            let kept = vip.old.iter().filter(|old| old.left == FlowsLeft::Keep);
+            let kept = vip.old.iter().filter(|old| old.left == FlowAction::Keep);
             kept.map(|old| (vip.id, old.what))
         });
         kept.collect()
@@ -534,7 +534,8 @@ impl Registry {
     pub fn patient_specs(&self) -> Vec<VipSpec> {
         let mut specs = self.specs();
         for (vip, spec) in self.vips.iter().zip(&mut specs) {
-            spec.policy.rejects &= !vip.backends.iter().any(|b| b.serves() && b.awaits_next_hop());
+            spec.policy.reject_no_backend &=
+                !vip.backends.iter().any(|b| b.serves() && b.awaits_next_hop());
         }
         specs
     }
@@ -603,7 +604,7 @@ impl VipEntry {
     ) {
         let left = match self.config.policy.pin {
             true => new.unwrap_or(&self.config).on_remove,
-            false => FlowsLeft::Rehash,
+            false => FlowAction::Rehash,
         };
         let wanted: HashSet<_> =
             new.iter().flat_map(|vip| &vip.backends).map(|b| (b.address, b.port)).collect();
@@ -616,7 +617,7 @@ impl VipEntry {
         (self.backends, self.removed) = (stay.into_iter().chain(back).collect(), removed);
         for entry in gone {
             match left {
-                FlowsLeft::Rehash => indices.give_back(entry.id.index.0),
+                FlowAction::Rehash => indices.give_back(entry.id.index.0),
                 left => {
                     let flows = counters::flows_active(workers, entry.id.index);
                     self.removed.push(Removed { flows, ..Removed::new(entry, left, now) });
@@ -626,7 +627,7 @@ impl VipEntry {
         let before: Vec<_> = identity::listens(&self.config).filter(|_| !self.is_removed).collect();
         let Some(new) = new else {
             self.is_removed = true;
-            if left != FlowsLeft::Rehash {
+            if left != FlowAction::Rehash {
                 self.old.extend(before.into_iter().map(|place| Removed::new(place, left, now)));
             }
             return;
@@ -637,12 +638,12 @@ impl VipEntry {
         let lost = identity::lost(before, new);
         let parts = match left {
             // All parts have one fate: the fewer entries, the better.
-            FlowsLeft::Keep => lost.into_iter().map(|place| (place, true)).collect(),
-            FlowsLeft::Reset | FlowsLeft::Rehash => in_force.divide(&lost),
+            FlowAction::Keep => lost.into_iter().map(|place| (place, true)).collect(),
+            FlowAction::Reset | FlowAction::Rehash => in_force.divide(&lost),
         };
         for (place, is_taken) in parts {
-            let left = if is_taken { FlowsLeft::Keep } else { left };
-            if self.config.policy.pin && left != FlowsLeft::Rehash {
+            let left = if is_taken { FlowAction::Keep } else { left };
+            if self.config.policy.pin && left != FlowAction::Rehash {
                 self.old.push(Removed::new(place, left, now));
             }
         }
@@ -740,10 +741,10 @@ impl BackendEntry {
 impl Removed<BackendEntry> {
     /// What the forwarding table is built from. What was to become of the flows of one that is down stays so:
     /// it is checked no longer.
-    pub fn spec(&self, on_down: FlowsLeft) -> BackendSpec {
+    pub fn spec(&self, on_down: FlowAction) -> BackendSpec {
         let spec = self.what.spec();
         let left = match (self.left, spec.up) {
-            (FlowsLeft::Keep, false) => on_down,
+            (FlowAction::Keep, false) => on_down,
             (left, _) => left,
         };
         BackendSpec { left, service: Service::Out, removed: true, ..spec }
@@ -769,7 +770,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::config::{Announce, Health, TcpHealth};
-    use crate::forwarding::{Affinity, FlowsLeft, Ports, SchedulerKind, Timeouts, VipPolicy};
+    use crate::forwarding::{Affinity, FlowAction, Ports, SchedulerKind, Timeouts, VipPolicy};
     use crate::net::Protocol;
     use crate::units::Ticks;
 
@@ -802,17 +803,17 @@ pub(super) mod tests {
                     udp_first: Ticks::seconds(1),
                     udp: Ticks::seconds(1),
                 },
-                rejects: false,
+                reject_no_backend: false,
                 ..VipPolicy::default()
             },
             split: None,
             health: Health::None,
             drain: config::Drain {
                 deadline: None,
-                then: FlowsLeft::Rehash,
+                then: FlowAction::Rehash,
                 slow_start: Duration::ZERO,
             },
-            on_remove: FlowsLeft::Rehash,
+            on_remove: FlowAction::Rehash,
             announce: Announce::None,
             backends: backends.to_vec(),
         }
@@ -922,7 +923,7 @@ pub(super) mod tests {
         }
     }
 
-    fn left_of(registry: &Registry, index: u16) -> Option<(FlowsLeft, bool)> {
+    fn left_of(registry: &Registry, index: u16) -> Option<(FlowAction, bool)> {
         let specs = registry.specs();
         let mut backends = specs.iter().flat_map(|vip| &vip.backends);
         let found = backends.find(|backend| backend.id.index.0 == index)?;
@@ -945,7 +946,8 @@ pub(super) mod tests {
     #[test]
     fn what_is_removed_keeps_its_index_until_its_flows_have_ended() {
         let second = Duration::from_secs(1);
-        for (left, long) in [(FlowsLeft::Reset, second * 18), (FlowsLeft::Keep, second * 100_000)] {
+        for (left, long) in [(FlowAction::Reset, second * 18), (FlowAction::Keep, second * 100_000)]
+        {
             let workers = [worker(8)];
             let flows = &workers[0].stats.backends[1].flows_active;
             flows.add(7);
@@ -961,10 +963,10 @@ pub(super) mod tests {
             assert!(registry.find("web", "b").is_none());
             registry.apply(&with(&[("a", 1), ("c", 2)]), &workers, now).unwrap();
             assert_eq!(id(&registry, "web", "c"), (1, 0), "back, with its pins");
-            assert_eq!(left_of(&registry, 1), Some((FlowsLeft::Keep, false)));
+            assert_eq!(left_of(&registry, 1), Some((FlowAction::Keep, false)));
             registry.apply(&with(&[("a", 1)]), &workers, now).unwrap();
             assert_eq!(registry.release(&workers, now + long - second), []);
-            if left == FlowsLeft::Keep {
+            if left == FlowAction::Keep {
                 flows.sub(7);
             }
             let gone = registry.release(&workers, now + long + second);
@@ -979,7 +981,7 @@ pub(super) mod tests {
     fn lost_addresses_and_ports_wait_for_their_flows() {
         type Change = fn(&mut config::Vip);
         let web = config::Vip {
-            on_remove: FlowsLeft::Reset,
+            on_remove: FlowAction::Reset,
             ports: Ports::of(&[80, 443]),
             ..vip("web", &[backend("a", 1)])
         };
@@ -1001,7 +1003,7 @@ pub(super) mod tests {
             let mut old: Vec<u16> = specs
                 .iter()
                 .flat_map(|vip| &vip.old)
-                .inspect(|old| assert_eq!(old.left, FlowsLeft::Reset, "{name}"))
+                .inspect(|old| assert_eq!(old.left, FlowAction::Reset, "{name}"))
                 .map(|old| old.listen.ports.first)
                 .collect();
             old.sort_unstable();
@@ -1028,7 +1030,7 @@ pub(super) mod tests {
     /// answer from there until the last one has ended.
     #[test]
     fn flows_of_a_port_that_another_vip_takes_over_go_on() {
-        let web = config::Vip { on_remove: FlowsLeft::Reset, ..vip("web", &[backend("a", 1)]) };
+        let web = config::Vip { on_remove: FlowAction::Reset, ..vip("web", &[backend("a", 1)]) };
         let ports =
             |name: &str, ports: Ports| config::Vip { name: name.to_owned(), ports, ..web.clone() };
         let range = Ports::List(vec![PortRange { first: 400, last: 500 }]);
@@ -1041,7 +1043,7 @@ pub(super) mod tests {
             registry.apply(&new, &[], now).unwrap();
             let specs = registry.specs();
             let left: Vec<_> = specs[0].old.iter().map(|old| old.left).collect();
-            assert_eq!(left, [FlowsLeft::Keep], "{taken_by:?}");
+            assert_eq!(left, [FlowAction::Keep], "{taken_by:?}");
             let place = registry.kept_places()[0];
             registry.release(&[], now + Duration::from_millis(500));
             assert_eq!(registry.kept_places(), [place], "{taken_by:?}: its flows are counted");
@@ -1054,7 +1056,7 @@ pub(super) mod tests {
         let now = Instant::now();
         let range = |first, last| PortRange { first, last };
         let at = |name: &str, ports: &[PortRange]| config::Vip {
-            on_remove: FlowsLeft::Reset,
+            on_remove: FlowAction::Reset,
             ports: Ports::List(ports.to_vec()),
             name: name.to_owned(),
             ..vip(name, &[backend("a", 1)])
@@ -1068,7 +1070,7 @@ pub(super) mod tests {
             at("one", &[range(1500, 1500), range(1600, 1650)]),
             at("two", &[range(900, 999), range(1900, 2100)]),
         ];
-        let parts = |registry: &Registry, fate: FlowsLeft| {
+        let parts = |registry: &Registry, fate: FlowAction| {
             let specs = registry.specs();
             let old = specs.iter().flat_map(|vip| &vip.old).filter(|old| old.left == fate);
             let mut parts: Vec<_> = old.map(|old| old.listen.ports).collect();
@@ -1086,14 +1088,14 @@ pub(super) mod tests {
         told.sort_unstable();
         assert_eq!(told, reset, "what nobody has any more is counted");
         registry.apply(&divided, &workers, now).unwrap();
-        assert_eq!(parts(&registry, FlowsLeft::Reset), reset);
-        assert_eq!(parts(&registry, FlowsLeft::Keep), kept);
+        assert_eq!(parts(&registry, FlowAction::Reset), reset);
+        assert_eq!(parts(&registry, FlowAction::Keep), kept);
         registry.release(&workers, now + super::super::drain::RESETS);
-        assert_eq!(parts(&registry, FlowsLeft::Reset), []);
+        assert_eq!(parts(&registry, FlowAction::Reset), []);
         // What it has back is no longer lost, whatever the parts are.
         let back = [at("web", &[range(1000, 1620)]), at("two", &[range(1900, 2100)])];
         registry.apply(&back, &workers, now).unwrap();
-        assert_eq!(parts(&registry, FlowsLeft::Keep), [range(1621, 1650), range(1900, 2000)]);
+        assert_eq!(parts(&registry, FlowAction::Keep), [range(1621, 1650), range(1900, 2000)]);
         // What was to be reset goes on where another VIP listens soon after.
         let mut registry = Registry::default();
         let ports = |name: &str, ports: &[u16]| {
@@ -1101,22 +1103,22 @@ pub(super) mod tests {
         };
         registry.apply(&[ports("web", &[80, 443])], &[], now).unwrap();
         registry.apply(&[ports("web", &[80])], &[], now).unwrap();
-        assert_eq!(parts(&registry, FlowsLeft::Reset), [PortRange::single(443)]);
+        assert_eq!(parts(&registry, FlowAction::Reset), [PortRange::single(443)]);
         registry.apply(&[ports("web", &[80]), ports("tls", &[443])], &[], now).unwrap();
-        assert_eq!(parts(&registry, FlowsLeft::Keep), [PortRange::single(443)]);
+        assert_eq!(parts(&registry, FlowAction::Keep), [PortRange::single(443)]);
         // All ports: no part of them is port 0, which stands for all.
         let all = config::Vip { ports: Ports::All, ..at("web", &[]) };
         let mut registry = Registry::default();
         registry.apply(&[all], &[], now).unwrap();
         registry.apply(&[at("web", &[range(1, 79), range(81, 65_535)])], &[], now).unwrap();
-        assert_eq!(parts(&registry, FlowsLeft::Reset), [PortRange::single(80)]);
+        assert_eq!(parts(&registry, FlowAction::Reset), [PortRange::single(80)]);
         // Far too many parts: nothing is reset.
         let odd: Vec<_> = (1000..2000).step_by(2).map(PortRange::single).collect();
         let many = [at("web", &[range(1, 1)]), at("odd", &odd)];
         let mut registry = Registry::default();
         registry.apply(&[at("web", &[range(1000, 2000)])], &[], now).unwrap();
         registry.apply(&many, &[], now).unwrap();
-        assert_eq!(parts(&registry, FlowsLeft::Keep), [range(1000, 2000)]);
+        assert_eq!(parts(&registry, FlowAction::Keep), [range(1000, 2000)]);
     }
 
     /// However many reloads there are, and however much is left behind.
@@ -1127,7 +1129,7 @@ pub(super) mod tests {
             let [high, low] = host.to_be_bytes();
             let address = IpAddr::from([127, 1, high, low]);
             let pool = [config::Backend { address, ..backend("a", 1) }];
-            [config::Vip { on_remove: FlowsLeft::Keep, ..vip("web", &pool) }]
+            [config::Vip { on_remove: FlowAction::Keep, ..vip("web", &pool) }]
         };
         let mut small = Registry::with_room(1, 3);
         for host in 0..1000 {
@@ -1174,7 +1176,7 @@ pub(super) mod tests {
                 }
                 let ports: [&[u16]; 3] = [&[80], &[443], &[80, 443]];
                 let modes = [Forward::Nat, Forward::Dsr];
-                let fates = [FlowsLeft::Keep, FlowsLeft::Reset, FlowsLeft::Rehash];
+                let fates = [FlowAction::Keep, FlowAction::Reset, FlowAction::Rehash];
                 let name = format!("v{}", (u64::from(host) + below(2) * 10) % 13);
                 vips.push(config::Vip {
                     address: [192, 0, 2, host].into(),
@@ -1260,10 +1262,10 @@ pub(super) mod tests {
     fn no_flow_is_refused_while_a_next_hop_is_looked_up() {
         let mut registry = Registry::default();
         let both = [backend("a", 1), backend("b", 2)];
-        let web = with(vip("web", &both), |policy| policy.rejects = true);
+        let web = with(vip("web", &both), |policy| policy.reject_no_backend = true);
         registry.apply(&[web], &[], Instant::now()).unwrap();
-        let refuses = |registry: &Registry| registry.patient_specs()[0].policy.rejects;
-        assert!(registry.specs()[0].policy.rejects);
+        let refuses = |registry: &Registry| registry.patient_specs()[0].policy.reject_no_backend;
+        assert!(registry.specs()[0].policy.reject_no_backend);
         assert!(!refuses(&registry), "both are looked up");
         registry.find_mut("web", "a").unwrap().problem = Some("no answer".to_owned());
         assert!(!refuses(&registry), "b may serve yet");

@@ -19,7 +19,7 @@ use super::split::{Shown, Splitter};
 use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::config::FullNat;
-use crate::forwarding::{FlowsLeft, Ports};
+use crate::forwarding::{FlowAction, Ports};
 use crate::net::NextHop;
 use crate::stats::{PortStats, WorkerStats};
 
@@ -189,7 +189,7 @@ fn drain_status(
     let deadline_in_s = entry.drain.deadline_in_s(now);
     let ends = forecast.and_then(|forecast| forecast.ends);
     let by_itself = ends.map(|ends| ends.saturating_duration_since(now).as_secs());
-    let by_deadline = deadline_in_s.filter(|_| then != FlowsLeft::Keep);
+    let by_deadline = deadline_in_s.filter(|_| then != FlowAction::Keep);
     let ends_in_s = match (by_itself, by_deadline) {
         _ if flows_left == 0 => Some(0),
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -209,7 +209,7 @@ fn drain_status(
 
 /// A next hop in words.
 pub fn next_hop_status(hop: NextHop, mtu: u16, nics: &[NicView]) -> NextHopStatus {
-    let nic = nics.get(usize::from(hop.port.0));
+    let nic = nics.get(usize::from(hop.nic.0));
     let [a, b, c, d, e, f] = hop.mac;
     NextHopStatus {
         interface: nic.map_or_else(String::new, |nic| nic.interface.clone()),
@@ -296,7 +296,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
 
 /// Every kind is present, also without workers.
 fn all_answers(workers: &[WorkerView]) -> BTreeMap<String, u64> {
-    let kinds = crate::stats::Answer::ALL.iter();
+    let kinds = crate::stats::LocalReply::ALL.iter();
     kinds
         .map(|&kind| {
             let sum = workers.iter().map(|worker| worker.stats.answer_counter(kind).get()).sum();

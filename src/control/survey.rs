@@ -12,7 +12,7 @@ use hashbrown::{HashMap, HashSet};
 use ipnet::Ipv4Net;
 
 use super::ControlError;
-use super::claim;
+use super::control_socket;
 use super::inbound::{self, Arp};
 use super::neighbour::{self, Problem};
 use super::netlink::{self, InterfaceAddress, Link, Netlink, Route};
@@ -60,7 +60,7 @@ pub fn survey(config: &Config, nics: &[NicFacts]) -> Result<Vec<Finding>, Contro
 
 /// Something at the control socket's path that a start would refuse.
 fn control_socket(path: &Path) -> Option<Finding> {
-    let what = format!("{} is {}", path.display(), claim::obstacle(path)?);
+    let what = format!("{} is {}", path.display(), control_socket::obstacle(path)?);
     let fix = "remove it if it is not needed, or set another path";
     Some(Finding::new(Level::Error, "control.socket", what, fix))
 }

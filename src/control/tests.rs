@@ -32,7 +32,7 @@ use crate::flow::shared::{SharedTables, TableSizes};
 use crate::flow::table::{Families, FlowTable};
 use crate::flow::writer::FlowWriter;
 use crate::forwarding::publish::{Publisher, Subscription};
-use crate::forwarding::{FULL_SHARE, FlowsLeft, ForwardingTable, ThisBox};
+use crate::forwarding::{FULL_SHARE, FlowAction, ForwardingTable, Local};
 use crate::net::{
     Address, BackendId, BackendIndex, FlowKey, NextHop, NicIndex, Protocol, TableSecret, VipId,
 };
@@ -107,7 +107,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
     let config = config(vips);
     let file = Arc::new(Mutex::new(Ok(config.clone())));
     let notes = Arc::new(Mutex::new(Notes::default()));
-    let first = ForwardingTable::build(0, config.hash.secret, ThisBox::default(), &[], None);
+    let first = ForwardingTable::build(0, config.hash.secret, Local::default(), &[], None);
     let (publisher, tables) = Publisher::new(first);
     let (signals, receiver) = mpsc::channel(4);
     let (events, failures) = crossbeam_channel::bounded(4);
@@ -117,7 +117,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
         config,
         config_path: PathBuf::from("/etc/holdfast.toml"),
         load: Box::new(move |_| reads.lock().unwrap().clone()),
-        claim: admin::claim(&scratch.socket()).unwrap(),
+        control_socket: admin::claim(&scratch.socket()).unwrap(),
         workers: vec![worker.clone()],
         nics: vec![NicView {
             interface: "eth1".to_owned(),
@@ -422,7 +422,7 @@ async fn several_are_drained_together_or_not_at_all() {
 async fn the_vips_deadline_holds_and_keep_keeps() {
     let mut vips = web();
     let drain = &mut vips.first_mut().unwrap().drain;
-    (drain.deadline, drain.then) = (Some(Duration::from_secs(1)), FlowsLeft::Keep);
+    (drain.deadline, drain.then) = (Some(Duration::from_secs(1)), FlowAction::Keep);
     with_control(vips, async |bench| {
         bench.worker.stats.backends.first().unwrap().flows_active.add(2);
         let order = json!({ "vip": "web", "backend": "a" });
@@ -431,7 +431,7 @@ async fn the_vips_deadline_holds_and_keep_keeps() {
         let generation = bench.tables.current().backend(BackendIndex(0)).map(|b| b.id.generation);
         let drain = begun.drain.unwrap();
         assert_eq!((drain.flows_at_start, drain.flows_left, drain.flows_cut), (2, 2, 0));
-        assert_eq!((drain.then, drain.ends_in_s), (FlowsLeft::Keep, None));
+        assert_eq!((drain.then, drain.ends_in_s), (FlowAction::Keep, None));
         let kept = bench.wait_for("a", |a| a.deadline_in_s.is_none()).await;
         assert_eq!((kept.state, kept.flows_cut), (BackendState::Draining, 0));
         let now = bench.tables.current().backend(BackendIndex(0)).map(|b| b.id.generation);
@@ -567,7 +567,7 @@ async fn what_goes_leaves_the_program_first_and_what_comes_enters_it_last() {
 /// A reload says what it would cut, and does it only when it is asked to.
 #[tokio::test]
 async fn a_removed_backend_is_told_and_lingers_until_its_flows_have_ended() {
-    let on_remove = FlowsLeft::Reset;
+    let on_remove = FlowAction::Reset;
     let pool = [backend("a", 1), backend("b", 2)];
     let both = vec![Vip { on_remove, ..vip("web", &pool) }];
     let one = vec![Vip { on_remove, ..vip("web", &[backend("z", 1)]) }];
@@ -589,10 +589,10 @@ async fn a_removed_backend_is_told_and_lingers_until_its_flows_have_ended() {
             );
             let [flows] = said.flows.as_slice() else { unreachable!("{said:?}") };
             assert_eq!((flows.backend.as_deref(), flows.flows), (Some("b"), 3), "{name}");
-            assert_eq!(flows.then, FlowsLeft::Reset, "{name}");
+            assert_eq!(flows.then, FlowAction::Reset, "{name}");
         }
         let left = bench.tables.current().backend(BackendIndex(1)).map(|b| (b.left, b.takes_new));
-        assert_eq!(left, Some((FlowsLeft::Reset, false)));
+        assert_eq!(left, Some((FlowAction::Reset, false)));
         let status: Status = bench.get("/v1/status").await;
         let [removed] = status.removed.as_slice() else { unreachable!("{:?}", status.removed) };
         assert_eq!((removed.backend.as_str(), removed.flows_left), ("b", 3));
@@ -722,7 +722,7 @@ async fn flows_are_json_lines() {
                 protocol: Protocol::Tcp,
             };
             let backend = BackendId { index: BackendIndex(i % 2), generation: i / 8 };
-            let hop = NextHop { port: NicIndex(0), mac: [0; 6], vlan: None };
+            let hop = NextHop { nic: NicIndex(0), mac: [0; 6], vlan: None };
             let pin = Pin::new(VipId(0), backend, State::ESTABLISHED, 0, &hop, Ticks(100));
             let pin = pin.with_last_seen(Ticks(200));
             writer.insert(&table.secret().hash(key.into()), &pin).unwrap();

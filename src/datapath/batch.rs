@@ -1,12 +1,12 @@
 //! The packets that a worker carries through all stages together, and what is known of each.
 
-use crate::flow::bindings::BindingId;
-use crate::flow::entry::WayBack;
+use crate::flow::entry::ReturnHop;
+use crate::flow::snat::SnatPort;
 use crate::flow::table::Slot;
 use crate::net::HashedKey;
 use crate::net::vlan::Tags;
 use crate::net::{BackendIndex, ListenKey, NextHop, NicIndex, VipId};
-use crate::stats::Answer;
+use crate::stats::LocalReply;
 use crate::xdp::umem::Frame;
 
 /// Most packets in a batch. More hide no more memory latency, and fall out of the L1 cache.
@@ -68,7 +68,7 @@ pub struct Packet {
     /// It ended by a drop.
     pub dropped: bool,
     /// By parse.
-    pub shape: Shape,
+    pub layout: HeaderLayout,
     /// By classify: the flow, from the client's side; for a full-NAT source it is conntrack that finds it,
     /// and the tuple is the packet's own until then.
     pub flow: HashedKey,
@@ -77,7 +77,7 @@ pub struct Packet {
     /// By classify; of its backend, once that is known.
     pub vip: VipId,
     /// By classify.
-    pub way: Way,
+    pub direction: Direction,
     /// By rewrite: the backend that it goes to or comes from, for the counters.
     pub backend: BackendIndex,
     /// By rewrite: the NIC that it leaves by.
@@ -91,31 +91,31 @@ pub struct Packet {
 
 /// Which way a packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// From a client to a VIP.
     ToBackend,
     /// From a NAT backend, whose service address and port this is, to a client.
     ToClient(ListenKey),
     /// From a full-NAT backend, for this source of ours, to a client.
-    ToClientOf(BindingId),
+    ToClientOf(SnatPort),
     /// An ICMP error about a flow, until it is known whose: it then becomes one of the above, and
-    /// the packet's part [`Part::Quoting`]. It goes to the backend that sent what it quotes, or, if the
+    /// the packet's part [`FragmentKind::Quoting`]. It goes to the backend that sent what it quotes, or, if the
     /// quoted packet was for the NAT backend with this service address and port, to the client.
     Related(Option<ListenKey>),
     /// The same, if what it quotes came from this full-NAT source: it goes to the client.
-    RelatedTo(BindingId),
-    /// From a client to a VIP without pins; becomes [`Way::ToBackend`] when it is placed.
+    RelatedTo(SnatPort),
+    /// From a client to a VIP without pins; becomes [`Direction::ToBackend`] when it is placed.
     Unpinned,
     /// From a NAT backend of such a VIP, with this service address and port, to a client; becomes
-    /// [`Way::ToClient`].
+    /// [`Direction::ToClient`].
     UnpinnedReply(ListenKey),
     /// A fragment's, until its flow is known: it then becomes one of the first three.
     Fragment,
     /// Back to where it came from, as it has been made its own answer.
-    Back(Answer),
+    LocalReply(LocalReply),
 }
 
-impl Way {
+impl Direction {
     /// Whether it is the way to a client.
     #[inline(always)]
     pub const fn is_reply(self) -> bool {
@@ -125,7 +125,7 @@ impl Way {
 
 /// Where the headers are, and what they say besides the five-tuple.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub struct HeaderLayout {
     /// Offset of the TCP or UDP header in the frame.
     pub transport: u16,
     /// Its VLAN tags, if there are any.
@@ -133,12 +133,12 @@ pub struct Shape {
     /// TCP only.
     pub flags: TcpFlags,
     /// What of its flow it carries.
-    pub part: Part,
+    pub fragment: FragmentKind,
 }
 
 /// What of its flow a packet carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum FragmentKind {
     /// A whole datagram: the transport header can be read and rewritten.
     Whole,
     /// The first fragment of one: it has the whole transport header.
@@ -149,7 +149,7 @@ pub enum Part {
     Quoting,
 }
 
-impl Shape {
+impl HeaderLayout {
     /// Offset of the IP header in the frame.
     #[inline]
     pub const fn ip(&self) -> usize {
@@ -207,11 +207,16 @@ impl Packet {
     pub(super) const NONE: Self = Self {
         frame: None,
         dropped: false,
-        shape: Shape { transport: 0, tag: None, flags: TcpFlags(0), part: Part::Whole },
+        layout: HeaderLayout {
+            transport: 0,
+            tag: None,
+            flags: TcpFlags(0),
+            fragment: FragmentKind::Whole,
+        },
         flow: HashedKey::NONE,
         hint: Slot::NOWHERE,
         vip: VipId::NONE,
-        way: Way::ToBackend,
+        direction: Direction::ToBackend,
         backend: BackendIndex(u16::MAX),
         nic: NicIndex(0),
         bytes: 0,
@@ -226,7 +231,7 @@ impl Packet {
 
     /// Whether it is on its way to the other end of its flow: neither dropped nor its own answer.
     pub const fn goes_on(&self) -> bool {
-        !self.dropped && !matches!(self.way, Way::Back(_))
+        !self.dropped && !matches!(self.direction, Direction::LocalReply(_))
     }
 
     /// Its bytes; none after its way has ended.
@@ -237,13 +242,13 @@ impl Packet {
 
     /// The same from the IP header on.
     pub fn network(&self) -> &[u8] {
-        self.data().get(self.shape.ip()..).unwrap_or_default()
+        self.data().get(self.layout.ip()..).unwrap_or_default()
     }
 
     /// From the transport header on.
     #[inline]
     pub fn segment(&self) -> &[u8] {
-        self.data().get(usize::from(self.shape.transport)..).unwrap_or_default()
+        self.data().get(usize::from(self.layout.transport)..).unwrap_or_default()
     }
 
     /// The source MAC address.
@@ -258,16 +263,16 @@ impl Packet {
     /// Where the packet, received on `port`, came from on the wire, packed; `None` if it has two tags,
     /// and there are too many such pairs.
     #[inline(always)]
-    pub fn way_back(&self, port: NicIndex) -> Option<WayBack> {
+    pub fn return_hop(&self, port: NicIndex) -> Option<ReturnHop> {
         let [_, _, _, _, rest @ ..] = self.data().first_chunk::<12>().unwrap_or(&[0; 12]);
         let mac = u64::from_be_bytes(*rest) & 0xffff_ffff_ffff;
-        WayBack::new(mac, port, self.shape.tag)
+        ReturnHop::new(mac, port, self.layout.tag)
     }
 
     /// Where the packet, received on `port`, came from on the wire, and so where answers to it go.
     #[inline]
     pub fn came_from(&self, port: NicIndex) -> NextHop {
-        let vlan = self.shape.tag.and_then(Tags::vlans);
-        NextHop { port, mac: self.source_mac(), vlan }
+        let vlan = self.layout.tag.and_then(Tags::vlans);
+        NextHop { nic: port, mac: self.source_mac(), vlan }
     }
 }

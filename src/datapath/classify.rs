@@ -1,7 +1,7 @@
 //! Stage 3 of 7, classify: which flow is this, and which way does the packet go?
 //!
 //! Reads: the five-tuple, the VIPs and return paths of the forwarding table.
-//! Writes: `vip`, `way` and the hashed flow key, or drops what is for no VIP. Asks for the first line of
+//! Writes: `vip`, `direction` and the hashed flow key, or drops what is for no VIP. Asks for the first line of
 //! the flow's look-up, unless the VIP has no pins.
 //! Cost: one comparison for another packet to the last VIP; else one hash look-up for the VIP (a few
 //! when it listens on more than single ports, see [`ForwardingTable::listener`]), and one for what is
@@ -9,7 +9,7 @@
 //!
 //! [`ForwardingTable::listener`]: crate::forwarding::ForwardingTable::listener
 
-use super::batch::{Packet, Way};
+use super::batch::{Direction, Packet};
 use super::context::Context;
 use crate::forwarding::table::ReturnPath;
 use crate::net::{
@@ -53,13 +53,13 @@ pub fn classify(
         match context.table.vip(vip) {
             Some(vip) if vip.protocol == Protocol::Any => flow = tuple.without_ports(),
             Some(vip) if !vip.policy.pin => {
-                set_unpinned(packet, tuple, Way::Unpinned);
+                set_unpinned(packet, tuple, Direction::Unpinned);
                 return Ok(());
             }
             _ => *last = LastVip { destination: tuple.destination(), vip },
         }
     }
-    packet.way = Way::ToBackend;
+    packet.direction = Direction::ToBackend;
     packet.backend = BackendIndex(u16::MAX);
     packet.flow = secret.hash(flow);
     context.flows.prefetch_bucket(&packet.flow);
@@ -67,8 +67,8 @@ pub fn classify(
 }
 
 /// Classifies a packet of a flow that has no pin to look for.
-fn set_unpinned(packet: &mut Packet, flow: Tuple, way: Way) {
-    packet.way = way;
+fn set_unpinned(packet: &mut Packet, flow: Tuple, direction: Direction) {
+    packet.direction = direction;
     packet.backend = BackendIndex(u16::MAX);
     packet.flow = HashedKey::unhashed(flow);
 }
@@ -91,11 +91,11 @@ fn classify_reply(
     if protocol == Protocol::Any {
         return classify_old(packet, tuple, context, secret).ok_or(Drop::UnsupportedProtocol);
     }
-    if let Some(id) = context.shared.bindings.sources().find(address, port) {
+    if let Some(id) = context.shared.snat_table.sources().find(address, port) {
         // Whose it is, conntrack asks when it has been fetched.
-        context.shared.bindings.prefetch(id);
+        context.shared.snat_table.prefetch(id);
         packet.forget();
-        packet.way = Way::ToClientOf(id);
+        packet.direction = Direction::ToClientOf(id);
         packet.flow = HashedKey::unhashed(tuple);
         return Ok(());
     }
@@ -107,10 +107,10 @@ fn classify_reply(
     let FlowKey { vip: client, vip_port: client_port, .. } = tuple.key();
     let flow = answered_flow(client, client_port, source, path);
     if !path.pinned {
-        set_unpinned(packet, flow, Way::UnpinnedReply(source));
+        set_unpinned(packet, flow, Direction::UnpinnedReply(source));
         return Ok(());
     }
-    packet.way = Way::ToClient(source);
+    packet.direction = Direction::ToClient(source);
     packet.backend = path.backend;
     packet.flow = secret.hash(flow);
     context.flows.prefetch_bucket(&packet.flow);
@@ -127,7 +127,7 @@ fn classify_old(
 ) -> Option<()> {
     let (vip, _) = context.table.old_listener(|| tuple.listen_key())?;
     packet.vip = vip;
-    packet.way = Way::ToBackend;
+    packet.direction = Direction::ToBackend;
     packet.backend = BackendIndex(u16::MAX);
     let all = takes_all_protocols(vip, context);
     packet.flow = secret.hash(if all { tuple.without_ports() } else { tuple });
@@ -184,16 +184,16 @@ mod tests {
             protocol: Protocol::Tcp,
         };
         let snat =
-            bed.shared.bindings.sources().find(Address::from_v4(SNAT.octets()), 20_001).unwrap();
+            bed.shared.snat_table.sources().find(Address::from_v4(SNAT.octets()), 20_001).unwrap();
         let stranger = Ipv4Addr::new(203, 0, 113, 1);
         for (from, to, expected) in [
-            ((CLIENT, 1), (VIP, 80), Ok((Way::ToBackend, flow(1, 80)))),
-            ((backend(1), 8080), (CLIENT, 1), Ok((Way::ToClient(source), flow(1, 80)))),
+            ((CLIENT, 1), (VIP, 80), Ok((Direction::ToBackend, flow(1, 80)))),
+            ((backend(1), 8080), (CLIENT, 1), Ok((Direction::ToClient(source), flow(1, 80)))),
             // A backend is a client, too.
             (
                 (backend(1), 8080),
                 (VIP, 80),
-                Ok((Way::ToBackend, FlowKey { client: source.address, ..flow(8080, 80) })),
+                Ok((Direction::ToBackend, FlowKey { client: source.address, ..flow(8080, 80) })),
             ),
             ((CLIENT, 1), (VIP, 81), Err(Drop::NoVip)),
             ((backend(1), 8081), (CLIENT, 1), Err(Drop::NoVip)),
@@ -201,11 +201,11 @@ mod tests {
             ((CLIENT, 1), (stranger, 80), Err(Drop::NoVip)),
         ] {
             let packet = bed.receive(&tcp(from, to, "A"));
-            let got = packet.map(|packet| (packet.way, packet.flow.key()));
+            let got = packet.map(|packet| (packet.direction, packet.flow.key()));
             assert_eq!(got, expected, "{from:?} {to:?}");
         }
         let packet = bed.receive(&tcp((backend(0), 8080), (SNAT, 20_001), "A")).unwrap();
-        assert_eq!((packet.way, packet.vip), (Way::ToClientOf(snat), VipId::NONE));
+        assert_eq!((packet.direction, packet.vip), (Direction::ToClientOf(snat), VipId::NONE));
         let reply = bed.reply(1, 1, "A");
         assert_eq!((reply.vip, reply.backend), (VipId(0), BackendIndex(1)));
     }
@@ -219,13 +219,13 @@ mod tests {
         };
         let mut bed = Bed::new(1, &[any]);
         let packet = bed.request(7, "S");
-        assert_eq!((packet.way, packet.flow.key().client_port), (Way::ToBackend, 0));
+        assert_eq!((packet.direction, packet.flow.key().client_port), (Direction::ToBackend, 0));
         let udp_vip =
             crate::forwarding::VipSpec { protocol: Protocol::Udp, ..vip(Forward::Dsr, 1) };
         let unpinned = with(udp_vip, |policy| policy.pin = false);
         bed.publish(&[unpinned]);
         let packet = bed.receive(&udp((CLIENT, 7), (VIP, 80))).unwrap();
-        assert_eq!((packet.way, packet.flow.key().client_port), (Way::Unpinned, 7));
+        assert_eq!((packet.direction, packet.flow.key().client_port), (Direction::Unpinned, 7));
         assert_eq!(packet.flow.hash, HashedKey::unhashed(packet.flow.tuple).hash);
     }
 

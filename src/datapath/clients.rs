@@ -6,16 +6,16 @@
 //! packet of every 1.28 s.
 
 use super::context::Context;
-use crate::flow::clients::{Key, Mapping, NotNoted};
-use crate::flow::entry::{State, Track};
+use crate::flow::clients::{Key, Mapping, NotRecorded};
+use crate::flow::entry::{FlowState, State};
 use crate::forwarding::sticky::PERIOD_BITS;
 use crate::forwarding::table::{Backend, Vip};
 use crate::net::{BackendId, FlowKey, HashedKey, Protocol};
 
 /// Whether a packet is the first of its flow in a period.
 #[inline(always)]
-pub const fn is_due(track: &Track, context: &Context<'_>) -> bool {
-    (context.now.0 ^ track.last_seen().0) >> PERIOD_BITS != 0
+pub const fn is_due(flow_state: &FlowState, context: &Context<'_>) -> bool {
+    (context.now.0 ^ flow_state.last_seen().0) >> PERIOD_BITS != 0
 }
 
 /// Notes a packet of a flow on `backend` that is in `state` by now, and was in `before`.
@@ -49,7 +49,7 @@ pub fn assign(key: &Key, backend: BackendId, context: &Context<'_>) {
         remember.is_some_and(|remember| !remember.is_over(now.since(mapping.last_used)))
             && table.pinned(mapping.backend).is_some()
     };
-    if shared.clients.assign(key, backend, now, lives) == Err(NotNoted::Full) {
+    if shared.clients.assign(key, backend, now, lives) == Err(NotRecorded::Full) {
         stats.clients_full.add(1);
     }
 }
@@ -84,7 +84,7 @@ mod tests {
         let backend = context.table.backend(BackendIndex(1)).unwrap();
         let key = key_of(&packet.flow.key(), context.table.vip(VipId(0)).unwrap());
         let (begun, established) = (State::default(), State::ESTABLISHED);
-        for (states, noted) in [
+        for (states, recorded) in [
             // Of a client that is not known: what does not end a handshake does not note it.
             ((begun, begun), None),
             ((established, established), None),
@@ -93,7 +93,7 @@ mod tests {
         ] {
             seen(&packet.flow, backend, states, &context);
             let mapping = context.shared.clients.find(&key);
-            assert_eq!(mapping.map(|mapping| mapping.proven), noted, "{states:?}");
+            assert_eq!(mapping.map(|mapping| mapping.proven), recorded, "{states:?}");
         }
     }
 
@@ -121,9 +121,9 @@ mod tests {
         let context = bed.context(0, 100);
         let backend = context.table.backend(BackendIndex(0)).unwrap();
         conntrack.pin(&packet, backend, crate::flow::entry::Rule::Scheduler, &context).unwrap();
-        let track = bed.track(0, &packet).unwrap();
+        let flow_state = bed.track(0, &packet).unwrap();
         for (now, due) in [(100, false), (127, false), (128, true), (255, true)] {
-            assert_eq!(is_due(&track, &bed.context(0, now)), due, "{now}");
+            assert_eq!(is_due(&flow_state, &bed.context(0, now)), due, "{now}");
         }
     }
 }

@@ -10,15 +10,15 @@
 //! Here a packet is dealt with to its end before the next one of its batch, so that this one finds
 //! what became of it. Cost: not for packets of pinned flows.
 
-use super::answer::answer;
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::conntrack::Miss;
 use super::context::Context;
 use super::forward::{Unsent, forward_packet};
 use super::fragment_out::fragment;
-use super::fragments::{Fate, note};
-use super::parse::{Parsed, Piece, parse};
+use super::fragments::{Fate, record};
+use super::local_reply::local_reply;
+use super::parse::{FragmentInfo, Parsed, parse};
 use super::resources::Resources;
 use super::rewrite::rewrite_to_backend;
 use super::select::select;
@@ -50,9 +50,9 @@ pub fn detour(
 /// Ends the way of a packet that cannot be forwarded as it is, unless it becomes its own answer, or may
 /// go in pieces.
 fn settle(packet: &mut Packet, reason: Drop, resources: &mut Resources, context: &Context<'_>) {
-    let Resources { outbox, limiter, pool, .. } = resources;
-    if let Err(reason) = answer(packet, reason, context, limiter, pool)
-        && let Err(reason) = fragment(packet, reason, context, pool, outbox)
+    let Resources { backlog, limiter, pool, .. } = resources;
+    if let Err(reason) = local_reply(packet, reason, context, limiter, pool)
+        && let Err(reason) = fragment(packet, reason, context, pool, backlog)
     {
         end(packet, reason, pool, context.stats);
     }
@@ -76,31 +76,31 @@ fn open(packet: &mut Packet, miss: Miss, resources: &mut Resources, context: &Co
 
 /// Sends a fragment the way of its flow, once that is known.
 fn join(packet: &mut Packet, resources: &mut Resources, context: &Context<'_>) -> Result<(), Drop> {
-    let Parsed::Fragment(piece) = parse(packet)? else { return Err(Drop::Fragment) };
+    let Parsed::Fragment(fragment) = parse(packet)? else { return Err(Drop::Fragment) };
     let Fate::Flow(tuple) =
-        resources.fragments.flow_of(packet, &piece, context, &mut resources.pool)?
+        resources.fragments.flow_of(packet, &fragment, context, &mut resources.pool)?
     else {
         return Ok(());
     };
-    let Resources { conntrack, outbox, .. } = resources;
+    let Resources { conntrack, backlog, .. } = resources;
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, conntrack.secret(), &mut last)?;
-    if let Err(reason) = note(&piece, context) {
+    if let Err(reason) = record(&fragment, context) {
         // Classify has named the backend of the first return path only.
         packet.backend = BackendIndex(u16::MAX);
         return Err(reason);
     }
     packet.hint = Slot::NOWHERE;
-    if let Err(unsent) = forward_packet(packet, conntrack, outbox, context) {
+    if let Err(unsent) = forward_packet(packet, conntrack, backlog, context) {
         detour(packet, unsent, resources, context);
     }
-    deny_unless_sent(packet, &piece, context);
+    deny_unless_sent(packet, &fragment, context);
     Ok(())
 }
 
 /// The fragments of a datagram have one fate: that of the first one.
-fn deny_unless_sent(packet: &Packet, piece: &Piece, context: &Context<'_>) {
-    if piece.head.is_some() && !packet.goes_on() {
-        context.shared.datagrams.deny(&piece.key, piece.span.len, context.now);
+fn deny_unless_sent(packet: &Packet, fragment: &FragmentInfo, context: &Context<'_>) {
+    if fragment.head.is_some() && !packet.goes_on() {
+        context.shared.fragments.deny(&fragment.key, fragment.span.len, context.now);
     }
 }

@@ -10,15 +10,15 @@ use std::sync::Arc;
 
 use etherparse::{IpHeaders, IpNumber, PacketBuilder, PacketBuilderStep};
 
-use super::answer::rejects;
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
 use super::clients::key_of;
 use super::conntrack::{Conntrack, is_expired};
 use super::context::{Context, Identification};
 use super::forward::{Unsent, forward_packet};
+use super::local_reply::reject_no_backend;
 use super::parse::{Parsed, parse};
-use super::reset::Outbox;
+use super::reset::TxBacklog;
 use super::rewrite::{mtu_towards, rewrite_to_backend, tunnel};
 use super::select::{rivals, select};
 use crate::flow::clients::Key;
@@ -35,7 +35,7 @@ use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
 /// Where a client is taken to be that has no flow yet: a locally administered address.
-const SOMEWHERE: NextHop = NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
+const SOMEWHERE: NextHop = NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
 
 /// Of no VIP.
 const NOBODY: Key = Key { vip: VipId::NONE, client: Address { high: 0, low: 0 }, part: 0 };
@@ -95,15 +95,17 @@ impl Explainer {
         let stats = self.loads(worker, vip);
         let me = u8::try_from(worker).unwrap_or_default();
         let client = vip.map_or(NOBODY, |vip| key_of(&key, vip));
-        let (scratch, leases) = self.shared.scratch(&found, &client, me)?;
+        let (scratch, snat_allocator) = self.shared.scratch(&found, &client, me)?;
         let Some(flows) = scratch.flows.get(worker).cloned() else {
             return Err(ExplainError::Packet("there is no worker".to_owned()));
         };
-        let Some(mut conntrack) = Conntrack::adopt(Arc::clone(&scratch.flows), leases, me, now)
+        let Some(mut conntrack) =
+            Conntrack::adopt(Arc::clone(&scratch.flows), snat_allocator, me, now)
         else {
             return Err(ExplainError::Packet("the scratch table is in use".to_owned()));
         };
-        let hop = pinned.map_or(SOMEWHERE, |pin| self.shared.bindings.way_back(&pin.track));
+        let hop =
+            pinned.map_or(SOMEWHERE, |pin| self.shared.snat_table.return_hop(&pin.flow_state));
         let opens = match question.packet {
             Segment::Likely => pinned.is_none(),
             Segment::Syn => true,
@@ -117,7 +119,7 @@ impl Explainer {
             shared: &scratch,
             macs: &self.macs,
             identification: &Identification::of(me),
-            nic: hop.port,
+            nic: hop.nic,
             now,
             stats: &stats,
             trace: Some(&trace),
@@ -174,7 +176,7 @@ impl Explainer {
         hop: &NextHop,
     ) -> Result<Packet, ExplainError> {
         let mut bytes = Vec::new();
-        let mac = self.macs.get(usize::from(hop.port.0)).copied().unwrap_or_default();
+        let mac = self.macs.get(usize::from(hop.nic.0)).copied().unwrap_or_default();
         let ethernet = PacketBuilder::ethernet2(hop.mac, mac);
         let (from, to) = (question.client, question.destination);
         let builder = match (from.ip(), to.ip()) {
@@ -199,7 +201,7 @@ fn run(packet: &mut Packet, conntrack: &mut Conntrack, context: &Context<'_>) ->
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, conntrack.secret(), &mut last)?;
     // Resets of a flow that is cut are not sent: only the verdict is told.
-    match forward_packet(packet, conntrack, &mut Outbox::default(), context) {
+    match forward_packet(packet, conntrack, &mut TxBacklog::default(), context) {
         Ok(()) => Ok(()),
         Err(Unsent::Dropped(reason)) => Err(reason),
         Err(Unsent::NoPin(miss)) => {
@@ -233,8 +235,9 @@ fn tell_pin<'f>(
     now: Ticks,
     trace: &Trace,
 ) -> (usize, Option<&'f Pin>) {
-    let own =
-        |found: &&FoundPin| found.key.key() == *key && !found.pin.track.state().has(State::ALIAS);
+    let own = |found: &&FoundPin| {
+        found.key.key() == *key && !found.pin.flow_state.state().has(State::REMOTE)
+    };
     let Some(FoundPin { worker, pin, .. }) = found.iter().find(own) else {
         trace.tell("conntrack", "no pin", "no worker has this flow");
         return (0, None);
@@ -244,11 +247,11 @@ fn tell_pin<'f>(
         "pinned {} ago by rule {}, last packet {} ago, worker {worker}",
         ago(pin.created),
         pin.rule.as_str(),
-        ago(pin.track.last_seen())
+        ago(pin.flow_state.last_seen())
     );
-    match table.pinned(pin.track.backend()) {
+    match table.pinned(pin.flow_state.backend()) {
         None => trace.tell("conntrack", "no pin", format!("{said}: its backend has left")),
-        Some(backend) if !is_expired(key.protocol, &pin.track, backend, now) => {
+        Some(backend) if !is_expired(key.protocol, &pin.flow_state, backend, now) => {
             let overlay = match backend.takes_new {
                 true => String::new(),
                 false => format!("; no new flows go there: {}", backend.out_of_service()),
@@ -294,8 +297,8 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
         backend.address.into(),
         backend.port.unwrap_or_else(|| question.destination.port()),
     );
-    let sources = context.shared.bindings.sources();
-    let source = pinned.and_then(|pin| sources.source(pin.track.binding()?));
+    let sources = context.shared.snat_table.sources();
+    let source = pinned.and_then(|pin| sources.source(pin.flow_state.snat_port()?));
     let source = source.map(|(address, port)| SocketAddr::new(address.into(), port));
     let outcome = match backend.forward {
         Forward::Nat => format!("{} -> {to}", question.client),
@@ -356,7 +359,7 @@ fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
 fn tell_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace) {
     trace.tell("drop", reason.as_str(), reason.describe().trim());
     let why = match reason {
-        Drop::NoBackend | Drop::ClientIsBackend if rejects(packet, context) => {
+        Drop::NoBackend | Drop::ClientIsBackend if reject_no_backend(packet, context) => {
             "the VIP says on_no_backend = \"reject\""
         }
         Drop::VipRemoved => "nothing listens here any longer",

@@ -3,11 +3,11 @@
 //! A packet that cannot be forwarded along a pin takes a [`detour`](super::detour), which calls
 //! [`forward_packet`] again for a fragment.
 
-use super::batch::{Packet, Way};
+use super::batch::{Direction, Packet};
 use super::conntrack::{Conntrack, Miss, Untracked};
 use super::context::Context;
 use super::icmp;
-use super::reset::Outbox;
+use super::reset::TxBacklog;
 use super::rewrite::{rewrite_to_backend, rewrite_to_client};
 use super::unpinned;
 use crate::stats::Drop;
@@ -38,40 +38,40 @@ impl From<Drop> for Unsent {
 pub fn forward_packet(
     packet: &mut Packet,
     conntrack: &mut Conntrack,
-    outbox: &mut Outbox,
+    backlog: &mut TxBacklog,
     context: &Context<'_>,
 ) -> Result<(), Unsent> {
-    let client = match packet.way {
-        Way::ToBackend => {
+    let client = match packet.direction {
+        Direction::ToBackend => {
             let target = match conntrack.track(packet, context) {
                 Ok(target) => target,
                 Err(Untracked::Miss(miss)) => return Err(Unsent::NoPin(miss)),
-                Err(untracked) => return Err(unsent(untracked, packet, context, outbox)),
+                Err(untracked) => return Err(unsent(untracked, packet, context, backlog)),
             };
             return Ok(rewrite_to_backend(packet, &target, context)?);
         }
-        Way::ToClient(source) => conntrack.track_reply(packet, source, context),
-        Way::ToClientOf(binding) => conntrack.track_bound(packet, binding, context),
-        Way::Unpinned => {
+        Direction::ToClient(source) => conntrack.track_reply(packet, source, context),
+        Direction::ToClientOf(snat_port) => conntrack.track_snat_reply(packet, snat_port, context),
+        Direction::Unpinned => {
             let target = unpinned::place(packet, conntrack, context)?;
             return Ok(rewrite_to_backend(packet, &target, context)?);
         }
-        Way::UnpinnedReply(source) => {
+        Direction::UnpinnedReply(source) => {
             let client = unpinned::answer(packet, source, context)?;
             return Ok(rewrite_to_client(packet, &client, context)?);
         }
-        Way::Related(source) => {
+        Direction::Related(source) => {
             return Ok(icmp::forward(packet, source, conntrack, context)?);
         }
-        Way::RelatedTo(binding) => {
-            return Ok(icmp::forward_bound(packet, binding, context)?);
+        Direction::RelatedTo(snat_port) => {
+            return Ok(icmp::forward_bound(packet, snat_port, context)?);
         }
-        Way::Fragment => return Err(Unsent::Fragment),
-        Way::Back(_) => return Ok(()),
+        Direction::Fragment => return Err(Unsent::Fragment),
+        Direction::LocalReply(_) => return Ok(()),
     };
     match client {
         Ok(client) => Ok(rewrite_to_client(packet, &client, context)?),
-        Err(untracked) => Err(unsent(untracked, packet, context, outbox)),
+        Err(untracked) => Err(unsent(untracked, packet, context, backlog)),
     }
 }
 
@@ -81,11 +81,11 @@ fn unsent(
     untracked: Untracked<'_>,
     packet: &mut Packet,
     context: &Context<'_>,
-    outbox: &mut Outbox,
+    backlog: &mut TxBacklog,
 ) -> Unsent {
     match untracked {
         Untracked::Miss(miss) => Unsent::NoPin(miss),
         Untracked::NoFlow => Drop::ReturnNoFlow.into(),
-        Untracked::Cut(cut) => outbox.answer(packet, &cut, context).into(),
+        Untracked::Terminated(cut) => backlog.answer(packet, &cut, context).into(),
     }
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The first piece stays in the packet's frame; the others take frames from the pool, and wait in the
-//! [`Outbox`] until the batch has been sent. In tunnels the inner packet is cut, so that the backend's
+//! [`TxBacklog`] until the batch has been sent. In tunnels the inner packet is cut, so that the backend's
 //! kernel joins it as if a router had done it, and no outer packet is ever in pieces. All pieces are
 //! sent, or none.
 //!
@@ -14,10 +14,10 @@
 
 use arrayvec::ArrayVec;
 
-use super::batch::{Packet, Part, Shape, TcpFlags, Way};
+use super::batch::{Direction, FragmentKind, HeaderLayout, Packet, TcpFlags};
 use super::context::Context;
 use super::fragments;
-use super::reset::Outbox;
+use super::reset::TxBacklog;
 use super::rewrite::{rewrite_to_backend, rewrite_to_client};
 use super::target::Target;
 use super::unpinned::{is_unpinned, return_hop};
@@ -48,7 +48,7 @@ struct Plan {
     /// Bytes of payload per piece.
     room: usize,
     /// How many pieces.
-    pieces: usize,
+    fragments: usize,
 }
 
 /// Where all pieces go.
@@ -61,25 +61,25 @@ impl<'t> To<'t> {
     /// Where the packet goes; `None` if nothing here says so any more.
     fn of(packet: &Packet, context: &Context<'t>) -> Option<Self> {
         let pin = || context.flows.find_at(&packet.flow, Slot::NOWHERE);
-        match packet.way {
-            Way::ToBackend => {
+        match packet.direction {
+            Direction::ToBackend => {
                 let backend = context.table.backend(packet.backend)?;
-                let binding = pin().and_then(|hit| hit.track.binding());
-                Some(Self::Backend(Target { backend, binding }))
+                let snat_port = pin().and_then(|hit| hit.flow_state.snat_port());
+                Some(Self::Backend(Target { backend, snat_port }))
             }
-            Way::ToClient(_) if is_unpinned(packet.vip, context) => {
+            Direction::ToClient(_) if is_unpinned(packet.vip, context) => {
                 Some(Self::Client(return_hop(packet.flow.tuple, context)?))
             }
-            Way::ToClient(_) => Some(Self::Client(pin()?.track.hop())),
-            Way::ToClientOf(id) => {
-                Some(Self::Client(context.shared.bindings.read(id)?.bound.way_back.next_hop()))
-            }
-            Way::Unpinned
-            | Way::UnpinnedReply(_)
-            | Way::Fragment
-            | Way::Related(_)
-            | Way::RelatedTo(_)
-            | Way::Back(_) => None,
+            Direction::ToClient(_) => Some(Self::Client(pin()?.flow_state.hop())),
+            Direction::ToClientOf(id) => Some(Self::Client(
+                context.shared.snat_table.read(id)?.snat_flow.return_hop.next_hop(),
+            )),
+            Direction::Unpinned
+            | Direction::UnpinnedReply(_)
+            | Direction::Fragment
+            | Direction::Related(_)
+            | Direction::RelatedTo(_)
+            | Direction::LocalReply(_) => None,
         }
     }
 
@@ -92,7 +92,7 @@ impl<'t> To<'t> {
 }
 
 /// Sends a packet on that cannot be forwarded as it is too big, if it may be cut in pieces: the first one
-/// is `packet` itself, rewritten, the others are in `outbox`.
+/// is `packet` itself, rewritten, the others are in `backlog`.
 ///
 /// # Errors
 /// The reason itself, or why a piece cannot be sent; then none is.
@@ -102,30 +102,30 @@ pub fn fragment(
     reason: Drop,
     context: &Context<'_>,
     pool: &mut FramePool,
-    outbox: &mut Outbox,
+    backlog: &mut TxBacklog,
 ) -> Result<(), Drop> {
     let plan = plan(packet, context).filter(|_| reason == Drop::TooBig).ok_or(reason)?;
     let to = To::of(packet, context).ok_or(reason)?;
-    if pool.len() < plan.pieces || outbox.room_for_pieces() < plan.pieces {
+    if pool.len() < plan.fragments || backlog.room_for_pieces() < plan.fragments {
         return Err(reason);
     }
-    let mut pieces = ArrayVec::<Packet, PIECES>::new();
-    let cut = (1..plan.pieces).try_for_each(|index| {
+    let mut fragments = ArrayVec::<Packet, PIECES>::new();
+    let cut = (1..plan.fragments).try_for_each(|index| {
         let frame = cut(packet.data(), &plan, index, pool).ok_or(reason)?;
         // There are no more of them than `plan` lets be.
-        pieces.try_push(piece(packet, frame)).map_err(|_| reason)
+        fragments.try_push(later_fragment(packet, frame)).map_err(|_| reason)
     });
     let sent = cut.and_then(|()| {
         shorten(packet, &plan, context).ok_or(reason)?;
-        pieces.iter_mut().try_for_each(|piece| to.rewrite(piece, context))?;
+        fragments.iter_mut().try_for_each(|fragment| to.rewrite(fragment, context))?;
         let received = packet.bytes;
         to.rewrite(packet, context)?;
         packet.bytes = received;
         Ok(())
     });
-    for Packet { frame, nic, .. } in pieces {
+    for Packet { frame, nic, .. } in fragments {
         match (sent, frame) {
-            (Ok(()), Some(frame)) => outbox.push_piece(nic, frame, pool),
+            (Ok(()), Some(frame)) => backlog.push_piece(nic, frame, pool),
             (_, frame) => frame.into_iter().for_each(|frame| pool.push(frame)),
         }
     }
@@ -133,10 +133,11 @@ pub fn fragment(
 }
 
 /// A later piece of the packet: what it is of is known, its frame is its own.
-const fn piece(packet: &Packet, frame: Frame) -> Packet {
-    let shape = Shape { part: Part::Later, flags: TcpFlags(0), ..packet.shape };
-    let Packet { flow, way, vip, backend, .. } = *packet;
-    Packet { frame: Some(frame), shape, flow, way, vip, backend, ..Packet::NONE }
+const fn later_fragment(packet: &Packet, frame: Frame) -> Packet {
+    let layout =
+        HeaderLayout { fragment: FragmentKind::Later, flags: TcpFlags(0), ..packet.layout };
+    let Packet { flow, direction, vip, backend, .. } = *packet;
+    Packet { frame: Some(frame), layout, flow, direction, vip, backend, ..Packet::NONE }
 }
 
 /// Makes the packet its own first piece.
@@ -147,8 +148,8 @@ fn shorten(packet: &mut Packet, plan: &Plan, context: &Context<'_>) -> Option<()
     {
         return None;
     }
-    if packet.shape.part == Part::Whole {
-        packet.shape.part = Part::First;
+    if packet.layout.fragment == FragmentKind::Whole {
+        packet.layout.fragment = FragmentKind::First;
         let (offset, rest) = (plan.room, plan.payload - plan.room);
         let offset = u16::try_from(offset).ok()?;
         let rest = Span { offset, len: u16::try_from(rest).ok()?, more: false };
@@ -162,11 +163,14 @@ fn plan(packet: &Packet, context: &Context<'_>) -> Option<Plan> {
     if packet.frame.as_ref().is_none_or(Frame::is_long) {
         return None;
     }
-    let at = packet.shape.ip();
+    let at = packet.layout.ip();
     let ip = packet.data().get(at..)?;
     let [first, _, l0, l1, _, _, f0, f1, ..] = *ip.first_chunk::<20>()?;
     let fragment = u16::from_be_bytes([f0, f1]);
-    if first >> 4 != 4 || fragment & DONT_FRAGMENT != 0 || packet.shape.part == Part::Quoting {
+    if first >> 4 != 4
+        || fragment & DONT_FRAGMENT != 0
+        || packet.layout.fragment == FragmentKind::Quoting
+    {
         return None;
     }
     let header = usize::from(first & 0xf) * 4;
@@ -176,8 +180,8 @@ fn plan(packet: &Packet, context: &Context<'_>) -> Option<Plan> {
     if room == 0 {
         return None;
     }
-    let plan = Plan { at, header, payload, room, pieces: payload.div_ceil(room) };
-    (2..=PIECES).contains(&plan.pieces).then_some(plan)
+    let plan = Plan { at, header, payload, room, fragments: payload.div_ceil(room) };
+    (2..=PIECES).contains(&plan.fragments).then_some(plan)
 }
 
 /// Whether a packet, which is one of IPv4, leaves as one of IPv6, whose fragments have a header more.
@@ -220,7 +224,7 @@ fn try_patch(header: &mut [u8], plan: &Plan, index: usize, len: usize) -> Option
     let [_, _, l0, l1, _, _, f0, f1, _, _, c0, c1, ..] = fixed;
     let fragment = u16::from_be_bytes([*f0, *f1]);
     let offset = (fragment & OFFSET).checked_add(u16::try_from(plan.room * index / UNIT).ok()?)?;
-    let is_last = index + 1 == plan.pieces;
+    let is_last = index + 1 == plan.fragments;
     let more = if is_last { fragment & MORE_FRAGMENTS } else { MORE_FRAGMENTS };
     [*f0, *f1] = (more | offset & OFFSET).to_be_bytes();
     [*l0, *l1] = u16::try_from(plan.header + len).ok()?.to_be_bytes();

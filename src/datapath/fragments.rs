@@ -17,10 +17,10 @@
 
 use std::collections::VecDeque;
 
-use super::batch::{Packet, Shape};
+use super::batch::{HeaderLayout, Packet};
 use super::context::Context;
-use super::parse::Piece;
-use crate::flow::fragments::{Head, Joined, Key, Span};
+use super::parse::FragmentInfo;
+use crate::flow::fragments::{FirstFragment, FragmentLookup, Key, Span};
 use crate::forwarding::explain::Wait;
 use crate::net::{NicIndex, Tuple};
 use crate::stats::Drop;
@@ -91,7 +91,7 @@ impl Fragments {
         Self { parked: VecDeque::with_capacity(limit), limit, looked_at: 0, tickets: 0 }
     }
 
-    /// Finds the flow of a fragment, or parks it. A first one is not noted yet: [`note`].
+    /// Finds the flow of a fragment, or parks it. A first one is not noted yet: [`record`].
     ///
     /// # Errors
     /// Why it is dropped.
@@ -99,21 +99,21 @@ impl Fragments {
     pub fn flow_of(
         &mut self,
         packet: &mut Packet,
-        piece: &Piece,
+        fragment: &FragmentInfo,
         context: &Context<'_>,
         pool: &mut FramePool,
     ) -> Result<Fate, Drop> {
         if !is_header_sum_right(packet.network()) {
             return Err(Drop::BadIpv4Checksum);
         }
-        if let Some(head) = piece.head {
-            return Ok(Fate::Flow(piece.key.tuple(head)));
+        if let Some(head) = fragment.head {
+            return Ok(Fate::Flow(fragment.key.tuple(head)));
         }
-        match context.shared.datagrams.join(&piece.key, piece.span, context.now) {
-            Joined::Flow(head) => Ok(Fate::Flow(piece.key.tuple(head))),
-            Joined::Overlap => Err(Drop::FragmentOverlap),
-            Joined::Denied => Err(Drop::FragmentFirstDropped),
-            Joined::Unknown => self.park(packet, piece.key, context, pool),
+        match context.shared.fragments.join(&fragment.key, fragment.span, context.now) {
+            FragmentLookup::Flow(head) => Ok(Fate::Flow(fragment.key.tuple(head))),
+            FragmentLookup::Overlap => Err(Drop::FragmentOverlap),
+            FragmentLookup::Denied => Err(Drop::FragmentFirstDropped),
+            FragmentLookup::Unknown => self.park(packet, fragment.key, context, pool),
         }
     }
 
@@ -159,7 +159,7 @@ impl Fragments {
 
     #[cold]
     fn look_at_all(&mut self, context: &Context<'_>, pool: &mut FramePool) {
-        let (datagrams, now) = (&context.shared.datagrams, context.now);
+        let (datagrams, now) = (&context.shared.fragments, context.now);
         while let Some(oldest) = self.parked.front()
             && now.since(oldest.since).0 > PATIENCE.0
             && let Some(oldest) = self.parked.pop_front()
@@ -191,7 +191,7 @@ impl Fragments {
         places: &mut impl Iterator<Item = &'p mut Packet>,
         context: &Context<'_>,
     ) -> usize {
-        let datagrams = &context.shared.datagrams;
+        let datagrams = &context.shared.fragments;
         let (mut count, mut index) = (0, 0);
         while let Some(parked) = self.parked.get_mut(index) {
             // A double of it may have completed the datagram since: then it waits on, where it is.
@@ -226,13 +226,13 @@ impl Fragments {
 /// one full-NAT source, or two backends behind one VIP, may have chosen the same. `None`: it keeps its
 /// own, as its datagram is not known.
 #[cold]
-pub fn number(frame: &Frame, shape: &Shape, context: &Context<'_>) -> Option<u32> {
-    context.shared.datagrams.number(&key(frame, shape)?)
+pub fn number(frame: &Frame, layout: &HeaderLayout, context: &Context<'_>) -> Option<u32> {
+    context.shared.fragments.number(&key(frame, layout)?)
 }
 
 /// The datagram that a fragment is of.
-fn key(frame: &Frame, shape: &Shape) -> Option<Key> {
-    let packet = frame.data().get(shape.ip()..)?;
+fn key(frame: &Frame, layout: &HeaderLayout) -> Option<Key> {
+    let packet = frame.data().get(layout.ip()..)?;
     let headers = Headers::of(packet).ok()?;
     let (source, destination) = headers::ends(packet)?;
     let protocol = if source.is_v4() { headers.protocol } else { 0 };
@@ -243,28 +243,28 @@ fn key(frame: &Frame, shape: &Shape) -> Option<Key> {
 /// The sender's number for the datagram that a fragment is of.
 #[cold]
 pub fn identification(packet: &Packet) -> Option<u32> {
-    Some(key(packet.frame.as_ref()?, &packet.shape)?.identification)
+    Some(key(packet.frame.as_ref()?, &packet.layout)?.identification)
 }
 
 /// Notes a datagram that is cut here, of which `packet` is the first fragment by now and `rest` is all
 /// others, so that it has a number as if it had come like this. It is complete at once.
 #[cold]
 pub fn note_cut(packet: &Packet, rest: Span, context: &Context<'_>) {
-    let key = packet.frame.as_ref().and_then(|frame| key(frame, &packet.shape));
-    let transport = packet.data().get(usize::from(packet.shape.transport)..);
+    let key = packet.frame.as_ref().and_then(|frame| key(frame, &packet.layout));
+    let transport = packet.data().get(usize::from(packet.layout.transport)..);
     let ports = transport.and_then(|transport| transport.first_chunk::<4>());
     if let (Some(key), Some(&ports)) = (key, ports) {
-        let head = Head { protocol: packet.flow.protocol(), ports };
+        let head = FirstFragment { protocol: packet.flow.protocol(), ports };
         // If the sender uses one number twice at a time, that is the number it has.
-        let _ = context.shared.datagrams.note(&key, head, rest.offset, context.now);
-        context.shared.datagrams.join(&key, rest, context.now);
+        let _ = context.shared.fragments.record(&key, head, rest.offset, context.now);
+        context.shared.fragments.join(&key, rest, context.now);
     }
 }
 
 /// Gives it that number.
 #[cold]
-pub fn renumber(frame: &mut Frame, shape: &Shape, number: u32) {
-    let Some(packet) = frame.data_mut().get_mut(shape.ip()..) else { return };
+pub fn renumber(frame: &mut Frame, layout: &HeaderLayout, number: u32) {
+    let Some(packet) = frame.data_mut().get_mut(layout.ip()..) else { return };
     let Ok(Headers { fragment: Some(fragment), .. }) = Headers::of(packet) else { return };
     if packet.first().is_some_and(|first| first >> 4 == 4) {
         let [.., low0, low1] = number.to_be_bytes();
@@ -281,8 +281,9 @@ pub fn renumber(frame: &mut Frame, shape: &Shape, number: u32) {
 /// # Errors
 /// [`Drop::FragmentOverlap`] if its datagram has begun with other ports.
 #[cold]
-pub fn note(piece: &Piece, context: &Context<'_>) -> Result<(), Drop> {
-    let Some(head) = piece.head else { return Ok(()) };
-    let noted = context.shared.datagrams.note(&piece.key, head, piece.span.len, context.now);
-    noted.map_err(|_| Drop::FragmentOverlap)
+pub fn record(fragment: &FragmentInfo, context: &Context<'_>) -> Result<(), Drop> {
+    let Some(head) = fragment.head else { return Ok(()) };
+    let recorded =
+        context.shared.fragments.record(&fragment.key, head, fragment.span.len, context.now);
+    recorded.map_err(|_| Drop::FragmentOverlap)
 }

@@ -16,23 +16,23 @@
 
 use std::iter;
 
-use super::answer::send_back;
-use super::batch::{Packet, Part, Way};
+use super::batch::{Direction, FragmentKind, Packet};
 use super::classify::{answered_flow, takes_all_protocols};
 use super::conntrack::Conntrack;
 use super::context::Context;
+use super::local_reply::send_back;
 use super::parse::Message;
 use super::path_mtu;
-use super::quic::Answerer;
+use super::quic::ReplyOrigin;
 use super::rewrite::{rewrite_to_backend, rewrite_to_client};
 use super::select::guess;
 use super::target::Target;
 use super::unpinned::{return_hop, return_path};
-use crate::flow::bindings::{BindingId, Lease};
+use crate::flow::snat::{SnatEntry, SnatPort};
 use crate::flow::table::Slot;
 use crate::forwarding::table::ReturnPath;
 use crate::net::{Address, FlowKey, ListenKey, NextHop, Protocol, TableSecret, Tuple};
-use crate::stats::{Answer, Drop};
+use crate::stats::{Drop, LocalReply};
 use crate::wire::checksum::{self, Full};
 use crate::wire::headers::protocol::ICMP_V6;
 use crate::wire::icmp::{self, ICMP_LEN, Unanswered, kind};
@@ -77,7 +77,7 @@ pub fn classify(
 /// The message, without what follows it in the frame. One that lies in several is no error that a router
 /// sends (RFC 1812 4.3.2.3, RFC 4443 2.4 c).
 fn body<'p>(packet: &'p Packet, message: &Message) -> Result<&'p [u8], Drop> {
-    let start = usize::from(packet.shape.transport);
+    let start = usize::from(packet.layout.transport);
     packet.data().get(start..start + usize::from(message.len)).ok_or(Drop::BadIcmp)
 }
 
@@ -87,7 +87,7 @@ fn parts<'p>(
     message: &Message,
     pool: &'p FramePool,
 ) -> impl Iterator<Item = &'p [u8]> + use<'p> {
-    let first = packet.data().get(usize::from(packet.shape.transport)..);
+    let first = packet.data().get(usize::from(packet.layout.transport)..);
     let behind = packet.frame.iter().flat_map(|frame| pool.behind(frame));
     let mut left = usize::from(message.len);
     first.into_iter().chain(behind).map(move |part| {
@@ -99,7 +99,7 @@ fn parts<'p>(
 
 /// Redirects and source quench are not for hosts behind a balancer (RFC 6633): they end here.
 fn kind_of(packet: &Packet, message: &Message) -> Result<Kind, Drop> {
-    let kind = packet.data().get(usize::from(packet.shape.transport));
+    let kind = packet.data().get(usize::from(packet.layout.transport));
     let kind = kind.filter(|_| usize::from(message.len) >= ICMP_LEN).ok_or(Drop::BadIcmp)?;
     match (message.source.is_v4(), *kind) {
         (true, kind::V4_ECHO_REQUEST) | (false, kind::V6_ECHO_REQUEST) => Ok(Kind::Echo),
@@ -116,11 +116,11 @@ fn answer_echo(packet: &mut Packet, message: &Message, context: &Context<'_>) ->
     if message.source == message.destination {
         return Err(Drop::Land);
     }
-    let (ip, hop) = (packet.shape.ip(), packet.came_from(context.nic));
+    let (ip, hop) = (packet.layout.ip(), packet.came_from(context.nic));
     let Some(frame) = &mut packet.frame else { return Err(Drop::BadIcmp) };
     let len = frame.packet_len().into();
     match icmp::echo_reply(frame.data_mut(), ip, len) {
-        Ok(()) if send_back(packet, Answer::EchoReply, &hop, context) => Ok(()),
+        Ok(()) if send_back(packet, LocalReply::EchoReply, &hop, context) => Ok(()),
         Ok(()) => Err(Drop::NoHeadroom),
         Err(Unanswered::BadSource) => Err(Drop::BadSource),
         Err(_) => Err(Drop::BadIcmp),
@@ -172,24 +172,25 @@ fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>
         return None;
     }
     packet.vip = context.table.owner(flow.listen_key())?;
-    packet.way = Way::Related(None);
+    packet.direction = Direction::Related(None);
     Some(if takes_all_protocols(packet.vip, context) { flow.without_ports() } else { flow })
 }
 
 /// The quoted packet was sent by a full-NAT source: what is about it goes to the client.
 fn relate_to_bound(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (source, (address, port)) = (quoted.source, quoted.destination);
-    let id = context.shared.bindings.sources().find(source.0, source.1)?;
-    let lease = context.shared.bindings.read(id)?;
-    let backend = context.table.pinned(lease.bound.backend)?;
+    let id = context.shared.snat_table.sources().find(source.0, source.1)?;
+    let snat_entry = context.shared.snat_table.read(id)?;
+    let backend = context.table.pinned(snat_entry.snat_flow.backend)?;
     let protocol = Protocol::from_number(quoted.protocol)?;
-    if lease.bound.service(backend.address, backend.port) != (ListenKey { address, port, protocol })
+    if snat_entry.snat_flow.service(backend.address, backend.port)
+        != (ListenKey { address, port, protocol })
     {
         return None;
     }
     (packet.vip, packet.backend) = (backend.vip, backend.id.index);
-    packet.way = Way::RelatedTo(id);
-    Some(Tuple::from(lease.bound.flow))
+    packet.direction = Direction::RelatedTo(id);
+    Some(Tuple::from(snat_entry.snat_flow.flow))
 }
 
 /// The quoted packet was sent to a NAT backend: what is about it goes to the client.
@@ -199,7 +200,7 @@ fn relate_to_client(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>)
     let source = ListenKey { address: backend.0, port: backend.1, protocol };
     let path = context.table.return_path(source)?;
     packet.vip = path.vip;
-    packet.way = Way::Related(Some(source));
+    packet.direction = Direction::Related(Some(source));
     Some(answered_flow(client.0, client.1, source, path))
 }
 
@@ -226,20 +227,20 @@ pub fn forward(
     conntrack: &Conntrack,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
-    packet.shape.part = Part::Quoting;
+    packet.layout.fragment = FragmentKind::Quoting;
     match source {
         None => {
             let pinned = conntrack.peek(&packet.flow, packet.hint, context);
             let target = match pinned {
-                Some((track, backend)) => Target::of(backend, &track),
-                None => Target { backend: guess(packet, conntrack, context)?, binding: None },
+                Some((flow_state, backend)) => Target::of(backend, &flow_state),
+                None => Target { backend: guess(packet, conntrack, context)?, snat_port: None },
             };
-            packet.way = Way::ToBackend;
+            packet.direction = Direction::ToBackend;
             rewrite_to_backend(packet, &target, context)?;
         }
         Some(source) => {
             let client = to_client(packet, source, conntrack, context).ok_or(Drop::IcmpNoFlow)?;
-            packet.way = Way::ToClient(source);
+            packet.direction = Direction::ToClient(source);
             rewrite_to_client(packet, &client, context)?;
         }
     }
@@ -252,17 +253,13 @@ pub fn forward(
 /// # Errors
 /// Why it cannot be sent.
 #[cold]
-pub fn forward_bound(
-    packet: &mut Packet,
-    id: BindingId,
-    context: &Context<'_>,
-) -> Result<(), Drop> {
-    let lease = context.shared.bindings.read(id);
-    let same = |lease: &Lease| Tuple::from(lease.bound.flow) == packet.flow.tuple;
-    let lease = lease.filter(same).ok_or(Drop::IcmpNoFlow)?;
-    packet.shape.part = Part::Quoting;
-    packet.way = Way::ToClientOf(id);
-    rewrite_to_client(packet, &lease.bound.way_back.next_hop(), context)?;
+pub fn forward_bound(packet: &mut Packet, id: SnatPort, context: &Context<'_>) -> Result<(), Drop> {
+    let snat_entry = context.shared.snat_table.read(id);
+    let same = |snat_entry: &SnatEntry| Tuple::from(snat_entry.snat_flow.flow) == packet.flow.tuple;
+    let snat_entry = snat_entry.filter(same).ok_or(Drop::IcmpNoFlow)?;
+    packet.layout.fragment = FragmentKind::Quoting;
+    packet.direction = Direction::ToClientOf(id);
+    rewrite_to_client(packet, &snat_entry.snat_flow.return_hop.next_hop(), context)?;
     context.stats.icmp_errors_forwarded.add(1);
     Ok(())
 }
@@ -282,20 +279,20 @@ fn to_client(
     // As for its replies: pins on the very backend come first.
     for of_its_vip in [false, true] {
         for path in context.table.return_paths(source) {
-            let answerer = Answerer { backend: path.backend, of_its_vip };
-            if !answerer.exists(context) {
+            let origin = ReplyOrigin { backend: path.backend, of_its_vip };
+            if !origin.exists(context) {
                 continue;
             }
             let flow = answered_flow(key.client, key.client_port, source, path);
             let flow = conntrack.secret().hash(flow);
             let pinned = conntrack.peek(&flow, Slot::NOWHERE, context);
-            if let Some((track, _)) =
-                pinned.filter(|(_, pinned)| answerer.answers_for(pinned, context))
+            if let Some((flow_state, _)) =
+                pinned.filter(|(_, pinned)| origin.answers_for(pinned, context))
             {
                 packet.flow = flow;
                 let ReturnPath { vip, backend, .. } = *path;
                 (packet.vip, packet.backend) = (vip, backend);
-                return Some(track.hop());
+                return Some(flow_state.hop());
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use crate::forwarding::this_box::IcmpRate;
+use crate::forwarding::local::IcmpRate;
 use crate::net::Address;
 use crate::units::Ticks;
 

@@ -10,9 +10,7 @@
 //! [`context::Context`] and write [`resources::Resources`]. After start-up nothing here allocates, locks, logs,
 //! blocks or makes a system call other than ring wake-ups.
 
-pub mod answer;
 pub mod batch;
-pub mod bindings;
 pub mod classify;
 pub mod clients;
 pub mod conntrack;
@@ -24,6 +22,7 @@ pub mod fragment_out;
 pub mod fragments;
 pub mod icmp;
 pub mod limiter;
+pub mod local_reply;
 pub mod parse;
 pub mod passes;
 pub mod path_mtu;
@@ -34,6 +33,7 @@ pub mod reset;
 pub mod resources;
 pub mod rewrite;
 pub mod select;
+pub mod snat;
 pub mod target;
 #[cfg(test)]
 mod testing;

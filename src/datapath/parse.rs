@@ -1,7 +1,7 @@
 //! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6; TCP, UDP, ICMP, or anything else,
 //! of which nothing is read.
 //!
-//! Reads: the frame's first bytes. Writes: `shape`; gives the five-tuple, or what else the packet is, or
+//! Reads: the frame's first bytes. Writes: `layout`; gives the five-tuple, or what else the packet is, or
 //! a drop reason for every way in which a packet can be malformed.
 //! Cost: nearly every packet has headers of one shape (no tag, no options or extensions), which is
 //! recognised as a whole with a few comparisons; all others, the malformed among them, go through
@@ -16,8 +16,8 @@ use etherparse::{
     Ethernet2HeaderSlice, Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
 };
 
-use super::batch::{Packet, Part, Shape, TcpFlags};
-use crate::flow::fragments::{Head, Key, Span};
+use super::batch::{FragmentKind, HeaderLayout, Packet, TcpFlags};
+use crate::flow::fragments::{FirstFragment, Key, Span};
 use crate::net::Tuple;
 use crate::net::vlan::{Outer, Tags, tpid};
 use crate::net::{Address, Protocol};
@@ -58,21 +58,21 @@ mod extension {
 pub enum Parsed {
     /// One of a flow, with this five-tuple, as its sender sees it.
     Flow(Tuple),
-    /// An ICMP message, which begins at [`Shape::transport`].
+    /// An ICMP message, which begins at [`HeaderLayout::transport`].
     Icmp(Message),
     /// A fragment of a TCP or UDP datagram.
-    Fragment(Piece),
+    Fragment(FragmentInfo),
 }
 
 /// A fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
+pub struct FragmentInfo {
     /// Its datagram.
     pub key: Key,
     /// Which part of that.
     pub span: Span,
     /// What the first fragment says of the flow; it has the whole transport header.
-    pub head: Option<Head>,
+    pub head: Option<FirstFragment>,
 }
 
 /// An ICMP or ICMPv6 message, of which nothing but its length is known to be right.
@@ -91,8 +91,8 @@ pub struct Message {
 #[inline(always)]
 pub fn parse_plain(packet: &mut Packet) -> Option<Tuple> {
     let frame = packet.frame.as_ref().filter(|frame| !frame.is_long())?;
-    let (shape, tuple) = plain_v4(frame.data())?;
-    packet.shape = shape;
+    let (layout, tuple) = plain_v4(frame.data())?;
+    packet.layout = layout;
     Some(tuple)
 }
 
@@ -103,12 +103,12 @@ pub fn parse_plain(packet: &mut Packet) -> Option<Tuple> {
 #[inline]
 pub fn parse(packet: &mut Packet) -> Result<Parsed, Drop> {
     let Some(frame) = &packet.frame else { return Err(Drop::TruncatedEthernet) };
-    let (shape, parsed) = match plain_v6(frame.data()).filter(|_| !frame.is_long()) {
-        Some((shape, tuple)) => (shape, Parsed::Flow(tuple)),
+    let (layout, parsed) = match plain_v6(frame.data()).filter(|_| !frame.is_long()) {
+        Some((layout, tuple)) => (layout, Parsed::Flow(tuple)),
         None if frame.is_whole() => any_headers(frame.data(), frame.packet_len().into())?,
         None => return Err(Drop::NotWhole),
     };
-    packet.shape = shape;
+    packet.layout = layout;
     Ok(parsed)
 }
 
@@ -127,7 +127,7 @@ const SENSIBLE_FLAGS: u32 = {
 
 /// An untagged IPv4 packet without options or fragments, with a whole TCP or UDP header.
 #[inline(always)]
-fn plain_v4(packet: &[u8]) -> Option<(Shape, Tuple)> {
+fn plain_v4(packet: &[u8]) -> Option<(HeaderLayout, Tuple)> {
     let (ethernet, rest) = packet.split_first_chunk::<14>()?;
     let (ip, rest) = rest.split_first_chunk::<20>()?;
     let [.., 0x08, 0x00] = ethernet else { return None };
@@ -140,17 +140,17 @@ fn plain_v4(packet: &[u8]) -> Option<(Shape, Tuple)> {
         return None;
     }
     let (protocol, ports, flags) = plain_transport(*protocol, rest.first_chunk()?, segment)?;
-    let shape = Shape { transport: 34, tag: None, flags, part: Part::Whole };
+    let layout = HeaderLayout { transport: 34, tag: None, flags, fragment: FragmentKind::Whole };
     let tuple = Tuple::v4(*addresses, ports, protocol);
     if tuple.has_zero_port() {
         return None;
     }
-    Some((shape, tuple))
+    Some((layout, tuple))
 }
 
 /// An untagged IPv6 packet without extensions, with a whole TCP or UDP header.
 #[inline(always)]
-fn plain_v6(packet: &[u8]) -> Option<(Shape, Tuple)> {
+fn plain_v6(packet: &[u8]) -> Option<(HeaderLayout, Tuple)> {
     let (ethernet, rest) = packet.split_first_chunk::<14>()?;
     let (ip, rest) = rest.split_first_chunk::<40>()?;
     let [.., 0x86, 0xdd] = ethernet else { return None };
@@ -165,12 +165,12 @@ fn plain_v6(packet: &[u8]) -> Option<(Shape, Tuple)> {
         return None;
     }
     let (protocol, ports, flags) = plain_transport(*protocol, rest.first_chunk()?, segment)?;
-    let shape = Shape { transport: 54, tag: None, flags, part: Part::Whole };
+    let layout = HeaderLayout { transport: 54, tag: None, flags, fragment: FragmentKind::Whole };
     let tuple = Tuple::v6(*source, *destination, ports, protocol);
     if tuple.has_zero_port() {
         return None;
     }
-    Some((shape, tuple))
+    Some((layout, tuple))
 }
 
 /// Protocol, ports and flags of a header that lies inside of its segment of `len` bytes.
@@ -200,7 +200,7 @@ fn plain_transport(
 
 /// The headers of any packet of `len` bytes, of which all headers must be among the first ones here.
 #[inline(never)]
-fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
+fn any_headers(packet: &[u8], len: usize) -> Result<(HeaderLayout, Parsed), Drop> {
     let link = link(packet)?;
     let payload = packet.get(usize::from(link.len)..).ok_or(Drop::TruncatedEthernet)?;
     let behind = len.saturating_sub(packet.len());
@@ -209,17 +209,17 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
         ethertype::IPV6 => network_v6(payload, behind)?,
         _ => return Err(Drop::NotIp),
     };
-    let shape = Shape {
+    let layout = HeaderLayout {
         tag: link.tag,
         transport: link.len + network.header_len,
         flags: TcpFlags(0),
-        part: Part::Whole,
+        fragment: FragmentKind::Whole,
     };
     if let Some(fragment) = network.fragment.filter(|_| !is_opaque(network.protocol)) {
-        return piece(&network, fragment, shape);
+        return located(&network, fragment, layout);
     }
     if let Some(message) = network.icmp() {
-        return Ok((shape, Parsed::Icmp(message)));
+        return Ok((layout, Parsed::Icmp(message)));
     }
     let protocol = match network.protocol {
         number if is_opaque(number) => Protocol::Any,
@@ -236,12 +236,16 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(Shape, Parsed), Drop> {
     if protocol != Protocol::Any && tuple.has_forbidden_port() {
         return Err(Drop::ZeroPort);
     }
-    Ok((Shape { flags: transport.flags, ..shape }, Parsed::Flow(tuple)))
+    Ok((HeaderLayout { flags: transport.flags, ..layout }, Parsed::Flow(tuple)))
 }
 
 /// What is to be known of a fragment. One that is not the last has a multiple of 8 bytes, and none
 /// goes beyond the longest datagram (RFC 791 3.2, RFC 8200 4.5).
-fn piece(network: &Network<'_>, fragment: Fragment, shape: Shape) -> Result<(Shape, Parsed), Drop> {
+fn located(
+    network: &Network<'_>,
+    fragment: Fragment,
+    layout: HeaderLayout,
+) -> Result<(HeaderLayout, Parsed), Drop> {
     let Fragment { offset, more, identification } = fragment;
     let len = u16::try_from(network.len).map_err(|_| Drop::Fragment)?;
     let ragged = more && !len.is_multiple_of(8);
@@ -261,8 +265,11 @@ fn piece(network: &Network<'_>, fragment: Fragment, shape: Shape) -> Result<(Sha
     let key = Key { source, destination, identification, protocol };
     let span = Span { offset, len, more };
     if offset != 0 {
-        let piece = Piece { key, span, head: None };
-        return Ok((Shape { part: Part::Later, ..shape }, Parsed::Fragment(piece)));
+        let piece = FragmentInfo { key, span, head: None };
+        return Ok((
+            HeaderLayout { fragment: FragmentKind::Later, ..layout },
+            Parsed::Fragment(piece),
+        ));
     }
     let protocol = Protocol::from_number(network.protocol).ok_or(Drop::UnsupportedProtocol)?;
     // A UDP length is that of the whole datagram.
@@ -271,12 +278,12 @@ fn piece(network: &Network<'_>, fragment: Fragment, shape: Shape) -> Result<(Sha
         Drop::TruncatedTcp | Drop::BadTcpOffset | Drop::TruncatedUdp => Drop::TinyFragment,
         reason => reason,
     })?;
-    let head = Head { protocol, ports };
+    let head = FirstFragment { protocol, ports };
     if key.tuple(head).has_forbidden_port() {
         return Err(Drop::ZeroPort);
     }
-    let shape = Shape { part: Part::First, flags, ..shape };
-    Ok((shape, Parsed::Fragment(Piece { key, span, head: Some(head) })))
+    let layout = HeaderLayout { fragment: FragmentKind::First, flags, ..layout };
+    Ok((layout, Parsed::Fragment(FragmentInfo { key, span, head: Some(head) })))
 }
 
 struct Link {
@@ -538,11 +545,11 @@ mod tests {
         bytes
     }
 
-    fn headers(packet: &[u8]) -> Result<(Shape, Parsed), Drop> {
+    fn headers(packet: &[u8]) -> Result<(HeaderLayout, Parsed), Drop> {
         let short = plain_v4(packet).or_else(|| plain_v6(packet));
         short.map_or_else(
             || any_headers(packet, packet.len()),
-            |(shape, tuple)| Ok((shape, Parsed::Flow(tuple))),
+            |(layout, tuple)| Ok((layout, Parsed::Flow(tuple))),
         )
     }
 
@@ -570,14 +577,14 @@ mod tests {
             (true, false, 14, 54),
             (true, true, 18, 58),
         ] {
-            let Ok((shape, Parsed::Flow(tuple))) = headers(&tcp(v6, vlan)) else {
+            let Ok((layout, Parsed::Flow(tuple))) = headers(&tcp(v6, vlan)) else {
                 unreachable!("TCP")
             };
             let key = tuple.key();
-            assert_eq!((shape.ip(), shape.transport), (ip, transport));
-            assert_eq!(shape.tag, vlan.then_some(100.into()));
+            assert_eq!((layout.ip(), layout.transport), (ip, transport));
+            assert_eq!(layout.tag, vlan.then_some(100.into()));
             assert_eq!((key.client_port, key.vip_port), (1000, 80));
-            assert!(shape.flags.opens());
+            assert!(layout.flags.opens());
             let (client, vip) = if v6 {
                 (Address::from_v6([1; 16]), Address::from_v6([2; 16]))
             } else {
@@ -687,13 +694,13 @@ mod tests {
             ("a fragment of ESP, IPv6", &v6, &[(20, 44), (54, 50), (57, 9)]),
             ("ESP behind options", &v6, &[(20, 60), (54, 50), (55, 0)]),
         ] {
-            let (shape, parsed) = headers(&patch(packet.clone(), changes)).unwrap();
+            let (layout, parsed) = headers(&patch(packet.clone(), changes)).unwrap();
             let Parsed::Flow(tuple) = parsed else { unreachable!("{name}: {parsed:?}") };
             let key = tuple.key();
             assert_eq!(key.protocol, Protocol::Any, "{name}");
             assert_eq!((key.client_port, key.vip_port), (0, 0), "{name}");
             assert_eq!(tuple.without_ports(), tuple, "{name}");
-            assert!(shape.transport >= 34, "{name}");
+            assert!(layout.transport >= 34, "{name}");
         }
         for (name, packet, changes, reason) in [
             ("ICMPv6 in IPv4", &v4, &[(23, 58)][..], Drop::UnsupportedProtocol),
@@ -782,10 +789,10 @@ mod tests {
         #[test]
         fn the_short_way_agrees_with_the_long_way(packet in nearly_valid()) {
             for short in [plain_v4(&packet), plain_v6(&packet)].into_iter().flatten() {
-                let (shape, tuple) = short;
+                let (layout, tuple) = short;
                 prop_assert_eq!(
                     any_headers(&packet, packet.len()),
-                    Ok((shape, Parsed::Flow(tuple)))
+                    Ok((layout, Parsed::Flow(tuple)))
                 );
             }
         }

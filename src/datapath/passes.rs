@@ -8,7 +8,7 @@
 //! A pass ends where the next stage needs memory that is not in the cache yet. Each packet asks for it there,
 //! and it arrives while the pass handles the other packets.
 
-use super::batch::{Batch, Way};
+use super::batch::{Batch, Direction};
 use super::classify::{LastVip, classify};
 use super::context::Context;
 use super::detour::detour;
@@ -34,7 +34,7 @@ pub fn parse_and_classify(batch: &mut Batch, resources: &mut Resources, context:
                 Parsed::Flow(tuple) => classify(packet, tuple, context, secret, &mut last),
                 Parsed::Icmp(message) => icmp::classify(packet, &message, context, secret, pool),
                 Parsed::Fragment(_) => {
-                    packet.way = Way::Fragment;
+                    packet.direction = Direction::Fragment;
                     packet.flow = HashedKey::NONE;
                     Ok(())
                 }
@@ -52,8 +52,8 @@ pub fn parse_and_classify(batch: &mut Batch, resources: &mut Resources, context:
 #[inline(always)]
 pub fn forward(batch: &mut Batch, resources: &mut Resources, context: &Context<'_>) {
     for packet in batch.in_flight() {
-        let Resources { conntrack, outbox, .. } = resources;
-        if let Err(unsent) = forward_packet(packet, conntrack, outbox, context) {
+        let Resources { conntrack, backlog, .. } = resources;
+        if let Err(unsent) = forward_packet(packet, conntrack, backlog, context) {
             detour(packet, unsent, resources, context);
         }
     }

@@ -36,18 +36,18 @@ pub(super) fn inner_limit(learnt: Option<u16>, overhead: u16, v4: bool) -> u16 {
 /// tunnel packet of ours. Returns how its way ends; `None` if it is not about such a packet.
 #[cold]
 pub fn take(message: &[u8], quoted: &Quoted, context: &Context<'_>) -> Option<Drop> {
-    let this_box = context.table.this_box();
+    let local = context.table.local();
     let (from, gue) = (quoted.source.1, quoted.destination.1);
     let is_ours = match quoted.protocol {
         protocol::IPV4 | protocol::IPV6 => true,
-        protocol::UDP => from >= GUE_SOURCE_PORTS && gue == this_box.tunnels.gue_port,
+        protocol::UDP => from >= GUE_SOURCE_PORTS && gue == local.tunnels.gue_port,
         _ => false,
     };
-    if !is_ours || !this_box.tunnels.is_source(quoted.source.0) {
+    if !is_ours || !local.tunnels.is_source(quoted.source.0) {
         return None;
     }
     // What did pass needs no message, and what is longer than any NIC sends was never sent.
-    let longest = this_box.mtus.iter().max().copied().unwrap_or(u16::MAX);
+    let longest = local.mtus.iter().max().copied().unwrap_or(u16::MAX);
     let len = message.get(ICMP_LEN..).and_then(|packet| Headers::of(packet).ok());
     let len = len.map_or(0, |headers| u16::try_from(headers.end).unwrap_or(u16::MAX));
     let too_long = would_fit(message, quoted.source.0.is_v4(), len);

@@ -3,9 +3,9 @@
 //! Reads: the UDP payload, the VIP's configurations of connection ids.
 //! Cost: nothing for a VIP without them; else see [`QuicLb::backend`](crate::forwarding::quic_lb::QuicLb::backend).
 
-use super::batch::{Packet, Part};
+use super::batch::{FragmentKind, Packet};
 use super::context::Context;
-use crate::forwarding::table::{Backend, Quirks};
+use crate::forwarding::table::{Backend, BackendFlags};
 use crate::net::{BackendIndex, Protocol};
 use crate::wire::quic::server_chosen_id;
 
@@ -23,7 +23,7 @@ pub fn named<'t>(packet: &Packet, context: &Context<'t>) -> Option<&'t Backend> 
 
 /// A NAT backend that may be answering for a flow.
 #[derive(Debug, Clone, Copy)]
-pub struct Answerer {
+pub struct ReplyOrigin {
     /// Which one.
     pub backend: BackendIndex,
     /// For a flow that is pinned to any backend of its VIP, if that goes by connection ids: there one
@@ -32,11 +32,11 @@ pub struct Answerer {
     pub of_its_vip: bool,
 }
 
-impl Answerer {
+impl ReplyOrigin {
     /// Whether there may be such flows.
     #[inline]
     pub fn exists(self, context: &Context<'_>) -> bool {
-        let by_ids = |backend: &Backend| backend.quirks.has(Quirks::QUIC);
+        let by_ids = |backend: &Backend| backend.flags.has(BackendFlags::QUIC);
         !self.of_its_vip || context.table.backend(self.backend).is_some_and(by_ids)
     }
 
@@ -53,10 +53,10 @@ impl Answerer {
 /// fragments (RFC 9000 14).
 #[inline]
 fn udp_payload(packet: &Packet) -> Option<&[u8]> {
-    if packet.flow.protocol() != Protocol::Udp || packet.shape.part != Part::Whole {
+    if packet.flow.protocol() != Protocol::Udp || packet.layout.fragment != FragmentKind::Whole {
         return None;
     }
-    let datagram = packet.data().get(usize::from(packet.shape.transport)..)?;
+    let datagram = packet.data().get(usize::from(packet.layout.transport)..)?;
     let [_, _, _, _, high, low, ..] = *datagram else { return None };
     datagram.get(UDP_HEADER..usize::from(u16::from_be_bytes([high, low])))
 }

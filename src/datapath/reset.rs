@@ -16,7 +16,7 @@
 //!
 //! With tunnels, what the backend is told goes through the tunnel.
 //!
-//! What is to be sent waits in an [`Outbox`] until the end of the poll. Such segments were never
+//! What is to be sent waits in an [`TxBacklog`] until the end of the poll. Such segments were never
 //! received: they are counted apart from the packets that were (`resets_sent`, `probes_sent`).
 //!
 //! Writes: frames from the pool, TX rings. Cost: at most [`OUTBOX`] frames per poll.
@@ -26,15 +26,15 @@ use std::net::IpAddr;
 use arrayvec::ArrayVec;
 use etherparse::{EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
 
-use super::batch::{Packet, TcpFlags, Way};
-use super::bindings::Numbers;
+use super::batch::{Direction, Packet, TcpFlags};
 use super::context::{Context, Macs};
 use super::ports::Ports;
 use super::rewrite::tunnel;
-use super::target::{Cut, Target};
+use super::snat::Numbers;
+use super::target::{Target, Terminated};
 use crate::net::vlan::Tags;
 use crate::net::{Address, FlowKey, Forward, NextHop, NicIndex};
-use crate::stats::{Answer, Drop, WorkerStats};
+use crate::stats::{Drop, LocalReply, WorkerStats};
 use crate::wire::headers::Headers;
 use crate::wire::ip::is_header_sum_right;
 use crate::wire::proxy::Shift;
@@ -77,14 +77,14 @@ struct Segment {
 
 /// What a worker sends besides the packets that it received.
 #[derive(Debug, Default)]
-pub struct Outbox {
+pub struct TxBacklog {
     /// Segments of its own.
     segments: ArrayVec<Segment, OUTBOX>,
     /// Pieces of packets that were too long ([`fragment_out`](super::fragment_out)).
-    pieces: ArrayVec<(NicIndex, Frame), OUTBOX>,
+    fragments: ArrayVec<(NicIndex, Frame), OUTBOX>,
 }
 
-impl Outbox {
+impl TxBacklog {
     /// Whether another flow can be probed.
     pub fn has_room(&self) -> bool {
         self.segments.remaining_capacity() >= PER_FLOW
@@ -92,12 +92,12 @@ impl Outbox {
 
     /// How many more pieces can wait.
     pub const fn room_for_pieces(&self) -> usize {
-        self.pieces.remaining_capacity()
+        self.fragments.remaining_capacity()
     }
 
     /// Takes a piece of a packet, rewritten, that leaves by `nic`.
     pub fn push_piece(&mut self, nic: NicIndex, frame: Frame, pool: &mut FramePool) {
-        if let Err(error) = self.pieces.try_push((nic, frame)) {
+        if let Err(error) = self.fragments.try_push((nic, frame)) {
             pool.push(error.element().1);
         }
     }
@@ -105,18 +105,23 @@ impl Outbox {
     /// Answers a packet of a flow that is cut, with one RST for each end; returns why it is dropped. A
     /// RST is no reason for another (RFC 9293 3.10.7.1), and who sends no ACK has no connection.
     #[cold]
-    pub fn answer(&mut self, packet: &mut Packet, cut: &Cut<'_>, context: &Context<'_>) -> Drop {
+    pub fn answer(
+        &mut self,
+        packet: &mut Packet,
+        cut: &Terminated<'_>,
+        context: &Context<'_>,
+    ) -> Drop {
         packet.vip = cut.target.backend.vip;
         packet.backend = cut.target.backend.id.index;
         if !is_header_sum_right(packet.network()) {
             return Drop::BadIpv4Checksum;
         }
-        let flags = packet.shape.flags;
+        let flags = packet.layout.flags;
         if flags.any(TcpFlags::ACK)
             && !flags.any(TcpFlags::RST)
             && let Some((sequence, acknowledgment)) = tcp::numbers(packet.segment())
         {
-            let reply = packet.way.is_reply();
+            let reply = packet.direction.is_reply();
             // All numbers are the client's from here on.
             let shift = cut.shift(context).filter(|_| reply);
             let acknowledgment = shift.map_or(acknowledgment, |shift| shift.back(acknowledgment));
@@ -133,7 +138,7 @@ impl Outbox {
 
     /// Makes the ends of a silent flow speak. Where the backend's answers do not come by here, only the client.
     #[cold]
-    pub fn probe(&mut self, flow: &FlowKey, cut: &Cut<'_>, context: &Context<'_>) {
+    pub fn probe(&mut self, flow: &FlowKey, cut: &Terminated<'_>, context: &Context<'_>) {
         // Any numbers serve, but for the few inside of the window; every probe has others.
         let sequence = context.now.0.wrapping_mul(0x9e37_79b1);
         let content = Content { sequence, acknowledgment: Some(!sequence), reset: false };
@@ -156,14 +161,14 @@ impl Outbox {
         if !self.segments.is_empty() {
             self.send_segments(ports, pool, context);
         }
-        if !self.pieces.is_empty() {
+        if !self.fragments.is_empty() {
             self.send_pieces(ports, pool, context.stats);
         }
     }
 
     #[cold]
     fn send_pieces(&mut self, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
-        for (nic, frame) in self.pieces.drain(..) {
+        for (nic, frame) in self.fragments.drain(..) {
             match ports.queue_one(nic, frame) {
                 Ok(()) => stats.fragments_sent.add(1),
                 Err(frame) => pool.push(frame),
@@ -180,7 +185,7 @@ impl Outbox {
                 pool.push(frame);
                 continue;
             }
-            match ports.queue_one(segment.hop.port, frame) {
+            match ports.queue_one(segment.hop.nic, frame) {
                 Ok(()) if segment.content.reset => stats.resets_sent.add(1),
                 Ok(()) => stats.probes_sent.add(1),
                 Err(frame) => pool.push(frame),
@@ -189,7 +194,7 @@ impl Outbox {
     }
 }
 
-impl Cut<'_> {
+impl Terminated<'_> {
     /// A segment from the VIP to the client.
     const fn to_client(&self, flow: &FlowKey, content: Content) -> Segment {
         Segment {
@@ -208,7 +213,7 @@ impl Cut<'_> {
         content: Content,
         context: &Context<'_>,
     ) -> Option<Segment> {
-        let Target { backend, binding } = self.target;
+        let Target { backend, snat_port } = self.target;
         let outer = if backend.forward.tunnels() {
             Some(tunnel::outer((*flow).into(), false, backend, context)?)
         } else {
@@ -220,8 +225,8 @@ impl Cut<'_> {
                 (backend.address, backend.port.unwrap_or(flow.vip_port))
             }
         };
-        let source = match binding {
-            Some(id) => context.shared.bindings.sources().source(id)?,
+        let source = match snat_port {
+            Some(id) => context.shared.snat_table.sources().source(id)?,
             None => (flow.client, flow.client_port),
         };
         let shift = self.shift(context);
@@ -232,8 +237,8 @@ impl Cut<'_> {
 
     /// How the backend counts what the client sends, if it does not as the client does.
     fn shift(&self, context: &Context<'_>) -> Option<Shift> {
-        let Target { backend, binding } = self.target;
-        Some(Numbers::of(backend, binding?, context)?.shift)
+        let Target { backend, snat_port } = self.target;
+        Some(Numbers::of(backend, snat_port?, context)?.shift)
     }
 }
 
@@ -241,7 +246,7 @@ impl Cut<'_> {
 /// 9293 3.10.7.1). False if it deserves none.
 #[cold]
 pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, pool: &mut FramePool) -> bool {
-    let flags = packet.shape.flags;
+    let flags = packet.layout.flags;
     let client = packet.came_from(context.nic);
     let refusal = if flags.any(TcpFlags::RST) {
         None
@@ -264,7 +269,7 @@ pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, pool: &mut Fram
     let (Some(frame), Some(bytes)) = (&mut packet.frame, bytes) else { return false };
     pool.cut(frame);
     packet.nic = context.nic;
-    packet.way = Way::Back(Answer::Rejected);
+    packet.direction = Direction::LocalReply(LocalReply::Rejected);
     frame.copy_from(&bytes)
 }
 
@@ -331,7 +336,7 @@ impl Segment {
         mut put: impl FnMut(&[u8]) -> Option<()>,
     ) -> Option<()> {
         put(&self.hop.mac)?;
-        put(macs.get(usize::from(self.hop.port.0))?)?;
+        put(macs.get(usize::from(self.hop.nic.0))?)?;
         if let Some(tags) = self.hop.vlan {
             put(&tags.bytes())?;
         }
@@ -383,7 +388,7 @@ mod tests {
             (1..4095_u16, 1..4095_u16).prop_map(|(outer, inner)| Tags::two(outer, inner)),
         ];
         let hop = (0..2_u8, any::<[u8; 6]>(), proptest::option::of(tags))
-            .prop_map(|(port, mac, vlan)| NextHop { port: NicIndex(port), mac, vlan });
+            .prop_map(|(port, mac, vlan)| NextHop { nic: NicIndex(port), mac, vlan });
         let content = (any::<u32>(), any::<Option<u32>>(), any::<bool>()).prop_map(
             |(sequence, acknowledgment, reset)| Content { sequence, acknowledgment, reset },
         );
@@ -432,13 +437,13 @@ mod tests {
             });
             prop_assert_eq!(vlans, Vec::from_iter(expected));
             prop_assert_eq!(&bytes[..6], &segment.hop.mac[..]);
-            prop_assert_eq!(&bytes[6..12], &MACS[usize::from(segment.hop.port.0)][..]);
+            prop_assert_eq!(&bytes[6..12], &MACS[usize::from(segment.hop.nic.0)][..]);
         }
     }
 
     #[test]
     fn a_nic_that_is_not_there_is_no_frame() {
-        let hop = NextHop { port: NicIndex(2), mac: [2; 6], vlan: None };
+        let hop = NextHop { nic: NicIndex(2), mac: [2; 6], vlan: None };
         let end = (Address::from_v4([192, 0, 2, 1]), 80);
         let content = Content { sequence: 1, acknowledgment: None, reset: true };
         let segment = Segment { hop, source: end, destination: end, content, outer: None };

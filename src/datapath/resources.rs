@@ -3,7 +3,7 @@
 use super::conntrack::Conntrack;
 use super::fragments::Fragments;
 use super::limiter::Limiter;
-use super::reset::Outbox;
+use super::reset::TxBacklog;
 use crate::xdp::umem::FramePool;
 
 /// Connection tracking, parked fragments, packets of our own, the limit of ICMP errors, free frames.
@@ -13,7 +13,7 @@ pub struct Resources {
     /// Fragments that wait for their first one.
     pub fragments: Fragments,
     /// Packets of our own that wait for the end of the batch.
-    pub outbox: Outbox,
+    pub backlog: TxBacklog,
     /// Rate limit of ICMP errors.
     pub limiter: Limiter,
     /// Free frames.

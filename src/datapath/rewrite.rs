@@ -21,7 +21,7 @@ mod proxy;
 pub(super) mod tunnel;
 
 use self::length::fits;
-use super::batch::{Packet, Shape, TcpFlags, Way};
+use super::batch::{Direction, HeaderLayout, Packet, TcpFlags};
 use super::context::Context;
 use super::target::Target;
 use crate::forwarding::table::Backend;
@@ -42,41 +42,41 @@ pub fn rewrite_to_backend(
     target: &Target<'_>,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
-    let Target { backend, binding } = *target;
+    let Target { backend, snat_port } = *target;
     // Of the backend, not of the listener: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
     let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
     if backend.forward == Forward::FullNat {
-        full_nat::to_backend(packet, backend, binding.ok_or(Drop::RequestNoFlow)?, context)?;
+        full_nat::to_backend(packet, backend, snat_port.ok_or(Drop::RequestNoFlow)?, context)?;
         return address_packet(packet, hop, context);
     }
-    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
+    let Packet { frame: Some(frame), flow, layout, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
     let mtu = mtu_towards(backend, flow.tuple.is_v4(), context);
-    if !fits(frame, shape, mtu) {
+    if !fits(frame, layout, mtu) {
         packet.limit = mtu;
         return Err(Drop::TooBig);
     }
-    if shape.flags.any(TcpFlags::SYN) {
-        lower_mss(frame, shape, packet.vip, context);
+    if layout.flags.any(TcpFlags::SYN) {
+        lower_mss(frame, layout, packet.vip, context);
     }
     match backend.forward {
         Forward::Dsr => {}
         Forward::Nat => {
             let port = backend.port.unwrap_or(flow.key().vip_port);
-            nat::translate(frame, shape, flow, Side::Destination, backend.address, port)?;
+            nat::translate(frame, layout, flow, Side::Destination, backend.address, port)?;
         }
         // Above.
         Forward::FullNat => return Err(Drop::NoBackend),
         Forward::Ipip | Forward::Gue => {
-            tunnel::encapsulate(frame, shape, flow.tuple, backend, context)?;
+            tunnel::encapsulate(frame, layout, flow.tuple, backend, context)?;
         }
     }
-    packet.nic = hop.port;
-    address_frame(frame, shape.tag, hop, context)
+    packet.nic = hop.nic;
+    address_frame(frame, layout.tag, hop, context)
 }
 
 /// Longest packet of a client, IPv4 or IPv6, that reaches `backend` in one piece, in bytes from the IP
@@ -102,35 +102,35 @@ pub fn rewrite_to_client(
     hop: &NextHop,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
-    let mtu = context.table.this_box().mtu(hop.port);
-    if let Way::ToClientOf(id) = packet.way {
+    let mtu = context.table.local().mtu(hop.nic);
+    if let Direction::ToClientOf(id) = packet.direction {
         full_nat::to_client(packet, id, mtu, context)?;
         return address_packet(packet, hop, context);
     }
-    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
+    let Packet { frame: Some(frame), flow, layout, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
-    if !fits(frame, shape, mtu) {
+    if !fits(frame, layout, mtu) {
         packet.limit = mtu;
         return Err(Drop::TooBig);
     }
-    if shape.flags.any(TcpFlags::SYN) {
-        lower_mss(frame, shape, packet.vip, context);
+    if layout.flags.any(TcpFlags::SYN) {
+        lower_mss(frame, layout, packet.vip, context);
     }
-    let number = fragment::new_number(frame, shape, context);
+    let number = fragment::new_number(frame, layout, context);
     let key = flow.key();
-    nat::translate(frame, shape, flow, Side::Source, key.vip, key.vip_port)?;
-    fragment::renumber(frame, shape, number);
-    packet.nic = hop.port;
-    address_frame(frame, shape.tag, hop, context)
+    nat::translate(frame, layout, flow, Side::Source, key.vip, key.vip_port)?;
+    fragment::renumber(frame, layout, number);
+    packet.nic = hop.nic;
+    address_frame(frame, layout.tag, hop, context)
 }
 
 /// Lowers what a handshake says of the longest segments, if the VIP wants that.
 #[cold]
-fn lower_mss(frame: &mut Frame, shape: &Shape, vip: VipId, context: &Context<'_>) {
+fn lower_mss(frame: &mut Frame, layout: &HeaderLayout, vip: VipId, context: &Context<'_>) {
     let most = context.table.vip(vip).and_then(|vip| vip.policy.mss);
-    let segment = frame.data_mut().get_mut(usize::from(shape.transport)..);
+    let segment = frame.data_mut().get_mut(usize::from(layout.transport)..);
     if let Some((most, segment)) = most.zip(segment) {
         tcp::lower_mss(segment, most);
     }
@@ -138,8 +138,8 @@ fn lower_mss(frame: &mut Frame, shape: &Shape, vip: VipId, context: &Context<'_>
 
 fn address_packet(packet: &mut Packet, hop: &NextHop, context: &Context<'_>) -> Result<(), Drop> {
     let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
-    packet.nic = hop.port;
-    address_frame(frame, packet.shape.tag, hop, context)
+    packet.nic = hop.nic;
+    address_frame(frame, packet.layout.tag, hop, context)
 }
 
 #[inline(always)]
@@ -149,7 +149,7 @@ pub(super) fn address_frame(
     hop: &NextHop,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
-    let source = context.macs.get(usize::from(hop.port.0)).ok_or(Drop::NoNextHop)?;
+    let source = context.macs.get(usize::from(hop.nic.0)).ok_or(Drop::NoNextHop)?;
     if ethernet::readdress(frame, tag, hop.vlan, &hop.mac, source) {
         Ok(())
     } else {

@@ -7,7 +7,7 @@ mod sticky;
 
 use std::net::IpAddr;
 
-use self::sticky::Known;
+use self::sticky::ClientRecord;
 use super::batch::{Packet, TcpFlags};
 use super::conntrack::{Conntrack, Miss};
 use super::context::Context;
@@ -38,7 +38,7 @@ struct NewFlow<'t> {
     vip: &'t Vip,
     rule: Rule,
     miss: Miss,
-    client: Option<Known<'t>>,
+    client: Option<ClientRecord<'t>>,
 }
 
 impl Opened<'_> {
@@ -48,7 +48,7 @@ impl Opened<'_> {
         let backend = self.target.backend;
         count(*rule, vip, backend, *miss, context);
         if let Some(client) = client {
-            client.note(backend, context);
+            client.record(backend, context);
         }
         if *miss == Miss::Open {
             offer_sample(&key.key(), vip, context);
@@ -75,11 +75,11 @@ pub fn select<'t>(
     context: &Context<'t>,
 ) -> Result<Opened<'t>, Drop> {
     if let Some(trace) = context.trace {
-        trace.note_miss();
+        trace.record_miss();
     }
     let key = packet.flow.key();
     let vip = admit(packet, &key, context)?;
-    let client = Known::of(&key, vip, context);
+    let client = ClientRecord::of(&key, vip, context);
     // Anybody can make an id: it takes nobody else's replies.
     let may_have = |named: &&Backend| {
         !is_itself(&key, named)
@@ -99,7 +99,7 @@ pub fn select<'t>(
         return match backend.forward {
             // Nobody knows what source it would have to come from.
             Forward::FullNat => Err(Drop::RequestNoFlow),
-            _ => Ok(Opened { target: Target { backend, binding: None }, flow: None }),
+            _ => Ok(Opened { target: Target { backend, snat_port: None }, flow: None }),
         };
     }
     let target = match conntrack.pin(packet, backend, rule, context) {
@@ -136,7 +136,7 @@ fn without_pin<'t>(
     }
     let backend = if rule == Rule::Scheduler && packet.flow.protocol() == Protocol::Tcp {
         let later =
-            choose(&packet.flow.key(), Miss::Midflow, vip, None, None, conntrack, context)?.0;
+            choose(&packet.flow.key(), Miss::NonSyn, vip, None, None, conntrack, context)?.0;
         Some(later).filter(|later| later.takes_new).ok_or(Drop::TableFull)?
     } else {
         chosen
@@ -146,7 +146,7 @@ fn without_pin<'t>(
         let why = "the flow table is full, and the hash gives each packet of the flow this backend";
         trace.tell("conntrack", "no pin", why);
     }
-    Ok(Target { backend, binding: None })
+    Ok(Target { backend, snat_port: None })
 }
 
 /// The VIP of a packet that no pin speaks for, if the packet may be forwarded at all.
@@ -184,7 +184,7 @@ pub(super) fn offer_sample(key: &FlowKey, vip: &Vip, context: &Context<'_>) {
 /// Whether a router must not forward the packet (RFC 1812 5.3.1, RFC 8200 3).
 fn expires(packet: &Packet) -> bool {
     let hops = if packet.flow.tuple.is_v4() { 8 } else { 7 };
-    packet.data().get(packet.shape.ip() + hops).is_none_or(|&hops| hops <= 1)
+    packet.data().get(packet.layout.ip() + hops).is_none_or(|&hops| hops <= 1)
 }
 
 /// The backend that a packet in the middle of this flow would get, which has no pin. Leaves none.
@@ -205,8 +205,8 @@ pub fn guess<'t>(
         return Err(Drop::IcmpNoFlow);
     }
     // Without pins, the datagrams of a flow are where the hash places them now.
-    let miss = if vip.policy.pin { Miss::Midflow } else { Miss::Open };
-    let client = Known::of(&key, vip, context);
+    let miss = if vip.policy.pin { Miss::NonSyn } else { Miss::Open };
+    let client = ClientRecord::of(&key, vip, context);
     let chosen = choose(&key, miss, vip, client.as_ref(), None, conntrack, context)?;
     Ok(chosen.0)
 }
@@ -214,8 +214,8 @@ pub fn guess<'t>(
 /// Whether answers would come back here: to a VIP, a tunnel's source, or a full-NAT source.
 fn is_own_source(key: &FlowKey, context: &Context<'_>) -> bool {
     context.table.is_vip(key.client)
-        || context.table.this_box().tunnels.is_source(key.client)
-        || context.shared.bindings.sources().has(key.client)
+        || context.table.local().tunnels.is_source(key.client)
+        || context.shared.snat_table.sources().has(key.client)
 }
 
 /// Counts a flow that has begun.
@@ -223,7 +223,7 @@ fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context
     let stats = context.stats;
     match miss {
         _ if rule == Rule::QuicCid => stats.flows_by_cid.add(1),
-        Miss::Midflow => stats.flows_by_hash.add(1),
+        Miss::NonSyn => stats.flows_by_hash.add(1),
         Miss::Open => stats.flows_new.add(1),
     }
     let vip = stats.vips.get(usize::from(vip.id.0));
@@ -239,7 +239,7 @@ fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context
 /// Whether a packet may leave a pin behind. What ends a flow that is not known here, or is no part
 /// of any (an answer to a SYN that we never sent), is forwarded without.
 fn deserves_pin(packet: &Packet) -> bool {
-    let flags = packet.shape.flags;
+    let flags = packet.layout.flags;
     let goes_on = flags.any(TcpFlags::ACK) && !flags.any(TcpFlags::SYN | TcpFlags::RST);
     packet.flow.protocol() != Protocol::Tcp || flags.opens() || goes_on
 }
@@ -249,7 +249,7 @@ pub(super) fn choose<'t>(
     key: &FlowKey,
     miss: Miss,
     vip: &Vip,
-    client: Option<&Known<'t>>,
+    client: Option<&ClientRecord<'t>>,
     datagram: Option<u32>,
     conntrack: &Conntrack,
     context: &Context<'t>,
@@ -294,7 +294,7 @@ pub(super) fn choose<'t>(
     });
     let rule = match miss {
         Miss::Open => Rule::Scheduler,
-        Miss::Midflow => Rule::Midflow,
+        Miss::NonSyn => Rule::Midflow,
     };
     let backend = chosen.and_then(|index| context.table.backend(index));
     backend.map(|backend| (backend, rule)).ok_or(match candidates {
@@ -352,11 +352,11 @@ struct Candidates<'c, 't> {
 
 impl<'t> Candidates<'_, 't> {
     /// What is remembered of the client decides, if it is to.
-    fn by_client(&mut self, client: &Known<'t>) -> Option<(&'t Backend, Rule)> {
-        if let Some(backend) = client.stays_at(self.miss == Miss::Midflow) {
+    fn by_client(&mut self, client: &ClientRecord<'t>) -> Option<(&'t Backend, Rule)> {
+        if let Some(backend) = client.stays_at(self.miss == Miss::NonSyn) {
             return self.tells_apart(backend).then_some((backend, Rule::Sticky));
         }
-        if self.miss == Miss::Midflow || !client.comes_back() {
+        if self.miss == Miss::NonSyn || !client.comes_back() {
             return None;
         }
         let freest = self.vip.freest.as_ref()?;
@@ -387,7 +387,7 @@ impl<'t> Candidates<'_, 't> {
     /// any: it most probably is the one that had it.
     fn refusal(&mut self, backend: &Backend) -> Option<&'static str> {
         let in_service = match self.miss {
-            Miss::Midflow => backend.takes_midflow,
+            Miss::NonSyn => backend.takes_midflow,
             Miss::Open => backend.takes_new,
         };
         if !in_service {
@@ -426,10 +426,10 @@ impl Pool for Candidates<'_, '_> {
         self.turn
     }
 
-    fn note(&mut self, note: Note) {
+    fn record(&mut self, step: Note) {
         let Some(trace) = self.context.trace else { return };
         let kind = self.vip.scheduler.kind();
-        match note {
+        match step {
             Note::Full(full) => {
                 let full = self.context.table.backend(full);
                 let name = full.map_or("?", |backend| name(backend, self.context.table));
@@ -439,7 +439,7 @@ impl Pool for Candidates<'_, '_> {
                     format!("it is at the bound of {kind}"),
                 );
             }
-            Note::Slot(_) | Note::Point(_) => trace.tell("scheduler", note, kind),
+            Note::Slot(_) | Note::Point(_) => trace.tell("scheduler", step, kind),
         }
     }
 }
@@ -545,7 +545,7 @@ mod tests {
         bed.publish(&[spec]);
         let (syn, ack) = (bed.request(1, "S"), bed.request(1, "A"));
         assert_eq!(chosen(&mut bed, &syn, Miss::Open), Err(Drop::NoBackend));
-        assert_eq!(chosen(&mut bed, &ack, Miss::Midflow), Ok((BackendIndex(1), true)));
+        assert_eq!(chosen(&mut bed, &ack, Miss::NonSyn), Ok((BackendIndex(1), true)));
     }
 
     #[test]
@@ -555,7 +555,7 @@ mod tests {
         for port in 1..50 {
             let (syn, ack) = (bed.request(port, "S"), bed.request(port, "A"));
             let opened = chosen(&mut bed, &syn, Miss::Open).unwrap();
-            assert_eq!(chosen(&mut bed, &ack, Miss::Midflow), Ok(opened), "{port}");
+            assert_eq!(chosen(&mut bed, &ack, Miss::NonSyn), Ok(opened), "{port}");
             seen[usize::from(opened.0.0)] += 1;
         }
         assert!(seen[0] > 5 && seen[1] > 5, "{seen:?}");
@@ -567,11 +567,11 @@ mod tests {
         for (flags, pinned) in [("S", true), ("A", true), ("FA", true), ("R", false), ("SA", false)]
         {
             let packet = bed.request(1, flags);
-            let chosen = chosen(&mut bed, &packet, Miss::Midflow);
+            let chosen = chosen(&mut bed, &packet, Miss::NonSyn);
             assert_eq!(chosen.map(|(_, pinned)| pinned), Ok(pinned), "{flags}");
         }
         let packet = bed.receive(&tcp((CLIENT, 1), (VIP, 81), "R")).unwrap();
-        assert_eq!(chosen(&mut bed, &packet, Miss::Midflow), Err(Drop::RequestNoFlow));
+        assert_eq!(chosen(&mut bed, &packet, Miss::NonSyn), Err(Drop::RequestNoFlow));
     }
 
     /// A full-NAT VIP on port 81.

@@ -1,7 +1,7 @@
 //! Destination of a flow's packets, which conntrack or select finds.
 
-use crate::flow::bindings::BindingId;
-use crate::flow::entry::Track;
+use crate::flow::entry::FlowState;
+use crate::flow::snat::SnatPort;
 use crate::forwarding::table::Backend;
 use crate::net::NextHop;
 
@@ -11,20 +11,20 @@ pub struct Target<'t> {
     /// Its backend.
     pub backend: &'t Backend,
     /// Full NAT: the flow's source address and port towards the backend.
-    pub binding: Option<BindingId>,
+    pub snat_port: Option<SnatPort>,
 }
 
 impl<'t> Target<'t> {
     /// Destination of the packets of a flow that is pinned to `backend`.
     #[inline(always)]
-    pub(super) const fn of(backend: &'t Backend, track: &Track) -> Self {
-        Self { backend, binding: track.binding() }
+    pub(super) const fn of(backend: &'t Backend, flow_state: &FlowState) -> Self {
+        Self { backend, snat_port: flow_state.snat_port() }
     }
 }
 
 /// Both ends of a terminated flow, to which resets and probes are sent.
 #[derive(Debug)]
-pub struct Cut<'t> {
+pub struct Terminated<'t> {
     /// The next hop towards the client.
     pub client: NextHop,
     /// The backend's end.

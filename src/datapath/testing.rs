@@ -12,15 +12,15 @@ use super::classify::{LastVip, classify};
 use super::conntrack::Conntrack;
 use super::context::{Context, Identification};
 use super::parse::{Parsed, parse};
-use crate::flow::bindings::{Leases, Sources};
-use crate::flow::entry::Track;
+use crate::flow::entry::FlowState;
 use crate::flow::shared::{SharedTables, TableSizes};
+use crate::flow::snat::{SnatAllocator, SnatPool};
 use crate::flow::table::{Families, FlowTable};
+use crate::forwarding::local::UNLIMITED;
 use crate::forwarding::policy::Timeouts;
-use crate::forwarding::this_box::UNLIMITED;
 use crate::forwarding::{
-    BackendSpec, FULL_SHARE, FlowsLeft, ForwardingTable, Ports, SchedulerKind, Service, Splits,
-    ThisBox, VipPolicy, VipSpec,
+    BackendSpec, FULL_SHARE, FlowAction, ForwardingTable, Local, Ports, SchedulerKind, Service,
+    Splits, VipPolicy, VipSpec,
 };
 use crate::net::{
     BackendId, BackendIndex, Forward, NextHop, NicIndex, Protocol, TableSecret, VipId,
@@ -55,8 +55,8 @@ pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
         share: FULL_SHARE,
         up: true,
         service: Service::Active,
-        left: FlowsLeft::Keep,
-        next_hop: Some(NextHop { port: NicIndex(0), mac: [2, 0xb, 0, 0, 0, index], vlan: None }),
+        left: FlowAction::Keep,
+        next_hop: Some(NextHop { nic: NicIndex(0), mac: [2, 0xb, 0, 0, 0, index], vlan: None }),
         mtu: UNLIMITED,
         server_ids: Vec::new(),
         removed: false,
@@ -76,7 +76,7 @@ pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
                 udp: Ticks(100),
             },
             scheduler: SchedulerKind::Maglev { size: 1009 },
-            rejects: false,
+            reject_no_backend: false,
             ..VipPolicy::default()
         },
         splits: Splits::default(),
@@ -110,12 +110,12 @@ impl Bed {
             clients: 100,
             datagrams: 16,
             fragment_timeout: Ticks(100),
-            sources: Sources::new([IpAddr::from(SNAT)], &SNAT_PORTS),
+            sources: SnatPool::new([IpAddr::from(SNAT)], &SNAT_PORTS),
             return_hops: 100,
         };
         let flows = (0..workers).map(table).collect();
         Self {
-            table: ForwardingTable::build(1, [7; 16], ThisBox::default(), specs, None),
+            table: ForwardingTable::build(1, [7; 16], Local::default(), specs, None),
             shared: SharedTables::new(flows, &secret, sizes).unwrap(),
             stats: (0..workers).map(|_| WorkerStats::new(4, 8, 1)).collect(),
             identification: Identification::of(0),
@@ -125,7 +125,7 @@ impl Bed {
 
     /// Another forwarding table.
     pub fn publish(&mut self, specs: &[VipSpec]) {
-        self.table = ForwardingTable::build(2, [7; 16], ThisBox::default(), specs, None);
+        self.table = ForwardingTable::build(2, [7; 16], Local::default(), specs, None);
     }
 
     pub fn context(&self, worker: u8, now: u32) -> Context<'_> {
@@ -144,19 +144,19 @@ impl Bed {
     }
 
     /// The ports that a worker has for full-NAT flows.
-    pub fn leases(&self, worker: u8) -> Leases {
-        Leases::new(&self.shared.bindings, worker, &TableSecret::new(1))
+    pub fn snat_allocator(&self, worker: u8) -> SnatAllocator {
+        SnatAllocator::new(&self.shared.snat_table, worker, &TableSecret::new(1))
     }
 
     pub fn conntrack(&self, worker: u8) -> Conntrack {
         let flows = Arc::clone(&self.shared.flows);
-        Conntrack::new(flows, self.leases(worker), worker, Ticks(0)).unwrap()
+        Conntrack::new(flows, self.snat_allocator(worker), worker, Ticks(0)).unwrap()
     }
 
     /// The entry of the packet's flow in a worker's table.
-    pub fn track(&self, worker: u8, packet: &Packet) -> Option<Track> {
+    pub fn track(&self, worker: u8, packet: &Packet) -> Option<FlowState> {
         let (_, pin) = self.shared.flows.get(usize::from(worker)).unwrap().lookup(&packet.flow)?;
-        Some(pin.track)
+        Some(pin.flow_state)
     }
 
     /// A packet, parsed and classified.

@@ -4,7 +4,7 @@
 //! Cost: one descriptor per packet; packets that follow each other to one NIC share the look for it;
 //! rings are published, and the kernel woken, once per poll.
 
-use super::batch::{Batch, Packet, Way};
+use super::batch::{Batch, Direction, Packet};
 use super::ports::Ports;
 use crate::net::{BackendIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
@@ -51,11 +51,11 @@ fn count(packet: &Packet, stats: &WorkerStats) -> u64 {
     if packet.frame.is_some() || packet.dropped {
         return 0;
     }
-    if let Way::Back(answer) = packet.way {
+    if let Direction::LocalReply(answer) = packet.direction {
         stats.answer_counter(answer).add(1);
         return 1;
     }
-    let (to_client, bytes) = (packet.way.is_reply(), u64::from(packet.bytes));
+    let (to_client, bytes) = (packet.direction.is_reply(), u64::from(packet.bytes));
     let counters = [backend(packet.backend, stats), vip(packet.vip, stats)];
     for counters in counters.into_iter().flatten() {
         let (packet_counter, byte_counter) = if to_client {

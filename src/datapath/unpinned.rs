@@ -11,7 +11,7 @@
 //! Reads: the flow key, the VIP's affinity and scheduler. Writes: with `nat` the table of return hops.
 //! Cost: SipHash and a slot look-up per datagram; with `nat` one line of the table of return hops, each way.
 
-use super::batch::{Packet, Part, Way};
+use super::batch::{Direction, FragmentKind, Packet};
 use super::conntrack::{Conntrack, Miss};
 use super::context::Context;
 use super::fragments;
@@ -37,16 +37,16 @@ pub fn place<'t>(
     conntrack: &Conntrack,
     context: &Context<'t>,
 ) -> Result<Target<'t>, Drop> {
-    packet.way = Way::ToBackend;
+    packet.direction = Direction::ToBackend;
     tell(context);
     let key = packet.flow.key();
     let vip = admit(packet, &key, context)?;
     let (backend, _) = choose(&key, Miss::Open, vip, None, datagram(packet), conntrack, context)?;
     if vip.forward == Forward::Nat {
-        let hop = packet.way_back(context.nic).ok_or(Drop::VlanPairsFull)?;
-        context.shared.return_hops.note(key.client, hop);
+        let hop = packet.return_hop(context.nic).ok_or(Drop::VlanPairsFull)?;
+        context.shared.return_hops.record(key.client, hop);
     }
-    if packet.shape.part != Part::Later {
+    if packet.layout.fragment != FragmentKind::Later {
         let stats = context.stats;
         stats.datagrams_placed.add(1);
         let vip_stats = stats.vips.get(usize::from(vip.id.0));
@@ -55,7 +55,7 @@ pub fn place<'t>(
         counters.for_each(|counters| counters.flows_scheduled.add(1));
         offer_sample(&key, vip, context);
     }
-    Ok(Target { backend, binding: None })
+    Ok(Target { backend, snat_port: None })
 }
 
 /// Where the client of a NAT backend's datagram is.
@@ -68,7 +68,7 @@ pub fn answer(
     context: &Context<'_>,
 ) -> Result<NextHop, Drop> {
     tell(context);
-    packet.way = Way::ToClient(source);
+    packet.direction = Direction::ToClient(source);
     let path = return_path(source, context).ok_or(Drop::ReturnNoFlow)?;
     (packet.vip, packet.backend) = (path.vip, path.backend);
     return_hop(packet.flow.tuple, context).ok_or(Drop::ReturnNoFlow)
@@ -88,15 +88,15 @@ pub fn return_hop(flow: Tuple, context: &Context<'_>) -> Option<NextHop> {
 
 /// What names the datagram that a fragment is of.
 fn datagram(packet: &Packet) -> Option<u32> {
-    match packet.shape.part {
-        Part::Whole | Part::Quoting => None,
-        Part::First | Part::Later => fragments::identification(packet),
+    match packet.layout.fragment {
+        FragmentKind::Whole | FragmentKind::Quoting => None,
+        FragmentKind::First | FragmentKind::Later => fragments::identification(packet),
     }
 }
 
 fn tell(context: &Context<'_>) {
     if let Some(trace) = context.trace {
-        trace.note_miss();
+        trace.record_miss();
         trace.tell("conntrack", "no pin", "pin = false: each datagram is placed by itself");
     }
 }

@@ -12,11 +12,11 @@ use super::limiter::Limiter;
 use super::passes::{forward, parse_and_classify};
 use super::ports::{Ports, WorkerPort};
 use super::receive::receive;
-use super::reset::Outbox;
+use super::reset::TxBacklog;
 use super::resources::Resources;
 use super::transmit::transmit;
-use crate::flow::bindings::Leases;
 use crate::flow::shared::SharedTables;
+use crate::flow::snat::SnatAllocator;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::publish::Subscription;
 use crate::stats::WorkerStats;
@@ -75,11 +75,11 @@ impl Worker {
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
         let Parts { ports, pool, macs, shared, parked, index, tables, stats, batch } = parts;
         let flows = Arc::clone(shared.flows.get(usize::from(index))?);
-        let leases = Leases::new(&shared.bindings, index, flows.secret());
+        let snat_allocator = SnatAllocator::new(&shared.snat_table, index, flows.secret());
         let resources = Resources {
-            conntrack: Conntrack::new(Arc::clone(&shared.flows), leases, index, now)?,
+            conntrack: Conntrack::new(Arc::clone(&shared.flows), snat_allocator, index, now)?,
             fragments: Fragments::new(parked),
-            outbox: Outbox::default(),
+            backlog: TxBacklog::default(),
             limiter: Limiter::default(),
             pool,
         };
@@ -200,12 +200,12 @@ impl Pipeline {
     /// is behind.
     #[inline(always)]
     fn finish(&mut self, context: &Context<'_>) -> bool {
-        let Resources { conntrack, outbox, pool, .. } = &mut self.resources;
-        outbox.send(&mut self.ports, pool, context);
+        let Resources { conntrack, backlog, pool, .. } = &mut self.resources;
+        backlog.send(&mut self.ports, pool, context);
         for port in &mut self.ports.ports {
             port.flush(context.stats);
         }
-        conntrack.sweep(context, outbox)
+        conntrack.sweep(context, backlog)
     }
 
     #[inline]

@@ -13,7 +13,7 @@ use crate::xdp::cpu;
 use crate::xdp::memory::Line;
 
 /// Places in a bucket.
-pub(super) const PLACES: u32 = 8;
+pub(super) const SLOTS: u32 = 8;
 
 /// The tag of a flow.
 #[inline]
@@ -25,14 +25,14 @@ pub(super) const fn tag_of(hash: u64) -> u16 {
 
 /// Places of a bucket: two bits for each, both set or both clear.
 #[derive(Clone, Copy)]
-pub(super) struct Places(u32);
+pub(super) struct SlotMask(u32);
 
-impl Places {
+impl SlotMask {
     /// The places that hold `tag`; tag 0 is that of free ones.
     #[inline]
     pub(super) fn with(line: &Line, tag: u16) -> Self {
         let [low, high, ..] = &line.words;
-        // Acquire pairs with the release store of `set_place`: who sees a tag sees the
+        // Acquire pairs with the release store of `set_slot`: who sees a tag sees the
         // entry number, and the entry, that came with it.
         let tags = [low.load(Ordering::Acquire), high.load(Ordering::Acquire)];
         Self(cpu::equal_lanes(tags, tag))
@@ -61,49 +61,49 @@ impl Places {
 /// The first place in `line` that holds `tag` and satisfies `wanted`.
 #[inline]
 pub(super) fn find(line: &Line, tag: u16, wanted: impl Fn(u32) -> bool) -> Option<(u32, u32)> {
-    let mut places = Places::with(line, tag);
-    while let Some(entry) = places.first(line) {
+    let mut slots = SlotMask::with(line, tag);
+    while let Some(entry) = slots.first(line) {
         if wanted(entry) {
-            return Some((places.number(), entry));
+            return Some((slots.number(), entry));
         }
-        places = places.rest();
+        slots = slots.rest();
     }
     None
 }
 
 /// A free place.
-pub(super) fn free_place(line: &Line) -> Option<u32> {
-    let place = Places::with(line, 0).number();
-    (place < PLACES).then_some(place)
+pub(super) fn free_slot(line: &Line) -> Option<u32> {
+    let slot = SlotMask::with(line, 0).number();
+    (slot < SLOTS).then_some(slot)
 }
 
 /// What a place holds: a tag and an entry number.
-pub(super) fn content(line: &Line, place: u32) -> (u16, u32) {
-    (tag_at(line, place), entry_at(line, place))
+pub(super) fn content(line: &Line, slot: u32) -> (u16, u32) {
+    (tag_at(line, slot), entry_at(line, slot))
 }
 
 /// Lets a free place name an entry; the bucket's one writer only. The number is there before the
 /// tag is.
-pub(super) fn set_place(line: &Line, place: u32, tag: u16, entry: u32) {
-    if let Some(word) = line.words.get(2 + place as usize / 2) {
-        let shift = 32 * (place % 2);
+pub(super) fn set_slot(line: &Line, slot: u32, tag: u16, entry: u32) {
+    if let Some(word) = line.words.get(2 + slot as usize / 2) {
+        let shift = 32 * (slot % 2);
         let others = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift);
         // Relaxed: ordered by the release store of the tag.
         word.store(others | u64::from(entry) << shift, Ordering::Relaxed);
     }
-    set_tag(line, place, tag);
+    set_tag(line, slot, tag);
 }
 
 /// Frees a place; the bucket's one writer only.
-pub(super) fn free(line: &Line, place: u32) {
-    set_tag(line, place, 0);
+pub(super) fn free(line: &Line, slot: u32) {
+    set_tag(line, slot, 0);
 }
 
-fn set_tag(line: &Line, place: u32, tag: u16) {
-    if let Some(word) = line.words.get(place as usize / 4) {
-        let shift = 16 * (place % 4);
+fn set_tag(line: &Line, slot: u32, tag: u16) {
+    if let Some(word) = line.words.get(slot as usize / 4) {
+        let shift = 16 * (slot % 4);
         let others = word.load(Ordering::Relaxed) & !(0xffff << shift);
-        // Release pairs with the acquire loads in `Places::with`.
+        // Release pairs with the acquire loads in `SlotMask::with`.
         word.store(others | u64::from(tag) << shift, Ordering::Release);
     }
 }
@@ -111,19 +111,19 @@ fn set_tag(line: &Line, place: u32, tag: u16) {
 /// The entry number of a place.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "half of a word is wanted")]
-fn entry_at(line: &Line, place: u32) -> u32 {
-    let word = line.words.get(2 + place as usize / 2);
+fn entry_at(line: &Line, slot: u32) -> u32 {
+    let word = line.words.get(2 + slot as usize / 2);
     // Relaxed: ordered by the acquire load of the tag.
     let pair = word.map_or(0, |word| word.load(Ordering::Relaxed));
-    (pair >> (32 * (place % 2))) as u32
+    (pair >> (32 * (slot % 2))) as u32
 }
 
 /// The tag of a place; 0: free.
 #[expect(clippy::cast_possible_truncation, reason = "a quarter of a word is wanted")]
-fn tag_at(line: &Line, place: u32) -> u16 {
-    let word = line.words.get(place as usize / 4);
+fn tag_at(line: &Line, slot: u32) -> u16 {
+    let word = line.words.get(slot as usize / 4);
     let tags = word.map_or(0, |word| word.load(Ordering::Relaxed));
-    (tags >> (16 * (place % 4))) as u16
+    (tags >> (16 * (slot % 4))) as u16
 }
 
 #[cfg(test)]
@@ -133,31 +133,31 @@ mod tests {
     #[test]
     fn every_place_holds_what_it_was_given() {
         let line = Line::default();
-        assert_eq!(free_place(&line), Some(0));
-        for place in 0..PLACES {
+        assert_eq!(free_slot(&line), Some(0));
+        for slot in 0..SLOTS {
             // Tags that differ by one bit, and from 0 by one bit: no lane may spill into another.
-            set_place(&line, place, 0x8000 | 1 << place, u32::MAX - place);
+            set_slot(&line, slot, 0x8000 | 1 << slot, u32::MAX - slot);
         }
-        assert_eq!(free_place(&line), None);
-        for place in 0..PLACES {
-            let (tag, entry) = (0x8000 | 1 << place, u32::MAX - place);
-            assert_eq!(content(&line, place), (tag, entry));
-            assert_eq!(find(&line, tag, |_| true), Some((place, entry)));
-            free(&line, place);
+        assert_eq!(free_slot(&line), None);
+        for slot in 0..SLOTS {
+            let (tag, entry) = (0x8000 | 1 << slot, u32::MAX - slot);
+            assert_eq!(content(&line, slot), (tag, entry));
+            assert_eq!(find(&line, tag, |_| true), Some((slot, entry)));
+            free(&line, slot);
             assert_eq!(find(&line, tag, |_| true), None);
-            assert_eq!(free_place(&line), Some(place));
-            set_place(&line, place, tag, entry);
+            assert_eq!(free_slot(&line), Some(slot));
+            set_slot(&line, slot, tag, entry);
         }
     }
 
     #[test]
     fn equal_tags_are_all_looked_at() {
         let line = Line::default();
-        for place in [1, 4, 7] {
-            set_place(&line, place, 9, place);
+        for slot in [1, 4, 7] {
+            set_slot(&line, slot, 9, slot);
         }
-        for place in [1, 4, 7] {
-            assert_eq!(find(&line, 9, |entry| entry == place), Some((place, place)));
+        for slot in [1, 4, 7] {
+            assert_eq!(find(&line, 9, |entry| entry == slot), Some((slot, slot)));
         }
         assert_eq!(find(&line, 9, |entry| entry == 2), None);
     }
@@ -167,13 +167,13 @@ mod tests {
     fn all_lanes_are_compared_exactly() {
         let line = Line::default();
         let tags = [1, 0x7fff, 0x8000, 0xffff, 0, 2, 0x8001, 0x7ffe];
-        for (place, tag) in (0..).zip(tags) {
-            set_tag(&line, place, tag);
+        for (slot, tag) in (0..).zip(tags) {
+            set_tag(&line, slot, tag);
         }
         for tag in 0..=u16::MAX {
             let expected =
-                (0..8).zip(tags).find(|(_, held)| *held == tag).map_or(16, |(place, _)| place);
-            assert_eq!(Places::with(&line, tag).number(), expected, "tag {tag:#x}");
+                (0..8).zip(tags).find(|(_, held)| *held == tag).map_or(16, |(slot, _)| slot);
+            assert_eq!(SlotMask::with(&line, tag).number(), expected, "tag {tag:#x}");
         }
     }
 }

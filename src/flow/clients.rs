@@ -71,7 +71,7 @@ pub struct Mapping {
 
 /// Why a client was not noted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotNoted {
+pub enum NotRecorded {
     /// All places of its bucket hold proven mappings that live.
     Full,
     /// Another worker was just writing in its bucket.
@@ -125,15 +125,15 @@ impl Clients {
     /// proven stays, while its mapping lives (as `lives` says of any mapping of the bucket).
     ///
     /// # Errors
-    /// [`NotNoted`]; nothing has changed then.
+    /// [`NotRecorded`]; nothing has changed then.
     pub fn assign(
         &self,
         key: &Key,
         backend: BackendId,
         now: Ticks,
         lives: impl Fn(&Key, &Mapping) -> bool,
-    ) -> Result<(), NotNoted> {
-        let (bucket, tag) = self.bucket(key).ok_or(NotNoted::Full)?;
+    ) -> Result<(), NotRecorded> {
+        let (bucket, tag) = self.bucket(key).ok_or(NotRecorded::Full)?;
         let own = bucket.find(key, tag);
         let proven = own.is_some_and(|(_, _, old)| old.proven && lives(key, &old));
         let mapping = Mapping { backend, created: now, last_used: now, proven };
@@ -234,8 +234,8 @@ impl Bucket {
         &self,
         now: Ticks,
         lives: impl Fn(&Key, &Mapping) -> bool,
-    ) -> Result<(Place<'_>, u64), NotNoted> {
-        let mut error = NotNoted::Full;
+    ) -> Result<(Place<'_>, u64), NotRecorded> {
+        let mut error = NotRecorded::Full;
         let mut best = None;
         for place in self.places() {
             let head = place.head.load(Ordering::Acquire);
@@ -243,7 +243,7 @@ impl Bucket {
                 return Ok((place, head));
             }
             let Some((head, key, mapping)) = place.read() else {
-                error = NotNoted::Busy;
+                error = NotRecorded::Busy;
                 continue;
             };
             let expired = !lives(&key, &mapping);
@@ -265,13 +265,13 @@ impl Bucket {
         key: &Key,
         tag: u64,
         mapping: &Mapping,
-    ) -> Result<(), NotNoted> {
+    ) -> Result<(), NotRecorded> {
         if !place.swap(head, head | CLAIMED) {
-            return Err(NotNoted::Busy);
+            return Err(NotRecorded::Busy);
         }
         if self.is_contested(place, key, tag) {
             place.head.store(head, Ordering::Release);
-            return Err(NotNoted::Busy);
+            return Err(NotRecorded::Busy);
         }
         // Release: who sees one of these words sees the claim, too, when it looks at the head again.
         fence(Ordering::Release);
@@ -387,7 +387,7 @@ mod tests {
         BackendId { index: BackendIndex(index), generation: index.wrapping_mul(3) }
     }
 
-    fn living(now: Ticks) -> impl Fn(&Key, &Mapping) -> bool + Copy {
+    fn is_alive(now: Ticks) -> impl Fn(&Key, &Mapping) -> bool + Copy {
         move |_, mapping| now.since(mapping.last_used).0 <= TIMEOUT
     }
 
@@ -417,11 +417,11 @@ mod tests {
         let (one, now) = (Key { client: Address::from_v6([0xfe; 16]), ..key(u64::MAX) }, Ticks(7));
         assert_eq!(table.find(&one), None);
         assert!(!table.touch(&one, Some(backend(1)), now, true), "nobody is made by a touch");
-        table.assign(&one, backend(0xfffe), now, living(now)).unwrap();
-        let noted =
+        table.assign(&one, backend(0xfffe), now, is_alive(now)).unwrap();
+        let recorded =
             Mapping { backend: backend(0xfffe), created: now, last_used: now, proven: false };
-        assert_eq!(table.find(&one), Some(noted));
-        assert_eq!(all(&table), [(one, noted)]);
+        assert_eq!(table.find(&one), Some(recorded));
+        assert_eq!(all(&table), [(one, recorded)]);
         for other in [
             Key { vip: VipId(9), ..one },
             Key { part: 9, ..one },
@@ -436,7 +436,7 @@ mod tests {
             table.touch(&one, Some(backend(3)), Ticks(20), true),
             "an old flow, on its old backend"
         );
-        let used = Mapping { last_used: Ticks(9), proven: true, ..noted };
+        let used = Mapping { last_used: Ticks(9), proven: true, ..recorded };
         assert_eq!(table.find(&one), Some(used));
 
         let position = (0..table.positions()).find(|&at| table.at(at).is_some()).unwrap();
@@ -450,10 +450,10 @@ mod tests {
     #[test]
     fn what_a_client_has_proven_stays_with_it_while_its_mapping_lives() {
         let (table, one) = (table(16), key(1));
-        table.assign(&one, backend(1), Ticks(0), living(Ticks(0))).unwrap();
+        table.assign(&one, backend(1), Ticks(0), is_alive(Ticks(0))).unwrap();
         table.touch(&one, Some(backend(1)), Ticks(0), true);
         let row = |now: u32, proven, name: &str| {
-            table.assign(&one, backend(2), Ticks(now), living(Ticks(now))).unwrap();
+            table.assign(&one, backend(2), Ticks(now), is_alive(Ticks(now))).unwrap();
             let mapping = table.find(&one).unwrap();
             assert_eq!((mapping.created, mapping.proven), (Ticks(now), proven), "{name}");
         };
@@ -467,7 +467,7 @@ mod tests {
     fn free_then_expired_then_unproven_places_are_taken_and_proven_ones_never() {
         let table = table(1);
         let assign = |number: u64, now: u32| {
-            table.assign(&key(number * 4), backend(1), Ticks(now), living(Ticks(now)))
+            table.assign(&key(number * 4), backend(1), Ticks(now), is_alive(Ticks(now)))
         };
         let prove = |number: u64, now: u32| {
             table.touch(&key(number * 4), Some(backend(1)), Ticks(now), true);
@@ -498,7 +498,7 @@ mod tests {
         for number in [0, 20, 21, 30, 31, 32, 33, 34] {
             prove(number, later);
         }
-        assert_eq!(assign(50, later), Err(NotNoted::Full));
+        assert_eq!(assign(50, later), Err(NotRecorded::Full));
         known(&[0, 20, 21, 30, 31, 32, 33, 34]);
         // Who is known already needs no place.
         assign(20, later).unwrap();
@@ -513,7 +513,7 @@ mod tests {
         let (mut refused, mut found) = (0, 0);
         for step in 0..200_000_u32 {
             let now = Ticks(step / 16);
-            let lives = living(now);
+            let lives = is_alive(now);
             let key = key(next() % 200);
             let id = backend(u16::try_from(next() % 4).unwrap());
             match next() % 8 {
@@ -523,7 +523,7 @@ mod tests {
                     match table.assign(&key, id, now, lives) {
                         Ok(()) => _ = model.insert(key, new),
                         Err(error) => {
-                            assert_eq!(error, NotNoted::Full);
+                            assert_eq!(error, NotRecorded::Full);
                             assert_eq!(table.find(&key), None);
                             refused += 1;
                         }
@@ -582,7 +582,7 @@ mod tests {
         };
         let work = |seed: u64| {
             let mut next = numbers(seed);
-            let mut noted = 0_u32;
+            let mut recorded = 0_u32;
             for _ in 0..OPERATIONS {
                 let key = key(next() % 40);
                 let id = of(&key, next());
@@ -595,7 +595,7 @@ mod tests {
                             check(key, mapping);
                             next_bool(mapping)
                         });
-                        noted += u32::from(noted_now.is_ok());
+                        recorded += u32::from(noted_now.is_ok());
                     }
                     3 => _ = table.touch(&key, Some(id), now, true),
                     4 => {
@@ -612,13 +612,13 @@ mod tests {
                     }
                 }
             }
-            noted
+            recorded
         };
-        let noted: u32 = std::thread::scope(|scope| {
+        let recorded: u32 = std::thread::scope(|scope| {
             let threads: Vec<_> = (1..=3).map(|seed| scope.spawn(move || work(seed))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
-        assert!(noted > OPERATIONS / 4, "writers went on: {noted}");
+        assert!(recorded > OPERATIONS / 4, "writers went on: {recorded}");
         let left = all(&table);
         let distinct: HashSet<Key> = left.iter().map(|(key, _)| *key).collect();
         assert_eq!(distinct.len(), left.len(), "a client is there twice");
@@ -640,7 +640,7 @@ mod tests {
         let mut refused = 0;
         for number in 0..65_536 {
             let key = key(number * 4);
-            match table.assign(&key, backend(1), now, living(now)) {
+            match table.assign(&key, backend(1), now, is_alive(now)) {
                 Ok(()) => _ = table.touch(&key, Some(backend(1)), now, true),
                 Err(_) => refused += 1,
             }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
-use super::sources::BindingId;
-use super::stacked;
+use super::qinq;
+use super::snat_pool::SnatPort;
 use crate::net::FlowKey;
 use crate::net::vlan::{Outer, Tags};
 use crate::net::{BackendId, BackendIndex, Forward, MAX_NICS, NextHop, NicIndex, VipId};
@@ -42,9 +42,9 @@ impl State {
     /// A RST was seen, and no packet of the client after it.
     pub const RST: Self = Self(8);
     /// Not a pin: a note of where another worker's pin is.
-    pub const ALIAS: Self = Self(16);
+    pub const REMOTE: Self = Self(16);
     /// The flow is cut: whoever sends is told by a RST. Once so, so for good.
-    pub const CUT: Self = Self(32);
+    pub const TERMINATED: Self = Self(32);
     /// The backend was seen to answer the SYN, or the flow had lost its pin, and so was answered before; and
     /// the client was not seen since. In a flow that is cut, the bit counts probes.
     pub const ANSWERED: Self = Self(64);
@@ -74,7 +74,11 @@ impl State {
     /// Cut for good.
     #[must_use]
     pub const fn cut(self) -> Self {
-        if self.has(Self::CUT) { self } else { self.without(Self::ANSWERED).with(Self::CUT) }
+        if self.has(Self::TERMINATED) {
+            self
+        } else {
+            self.without(Self::ANSWERED).with(Self::TERMINATED)
+        }
     }
 
     /// How many probes a flow that is cut was sent.
@@ -116,10 +120,10 @@ impl State {
 ///
 /// Copied as it is and taken apart only where a field is wanted: most packets want few of them.
 #[derive(Clone, Copy)]
-pub struct Track {
+pub struct FlowState {
     pub(super) hop: u64,
     pub(super) tail: u64,
-    pub(super) place: u64,
+    pub(super) backend_word: u64,
 }
 
 pub(super) const STATE_SHIFT: u32 = 24;
@@ -135,13 +139,13 @@ const _: () = assert!(MAX_NICS <= 15);
 pub(super) const STAMP: u64 = 0xff << STAMP_SHIFT;
 
 #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
-impl Track {
+impl FlowState {
     /// The backend and its generation.
     #[inline]
     pub const fn backend(&self) -> BackendId {
         BackendId {
-            index: BackendIndex((self.place >> 48) as u16),
-            generation: (self.place >> 32) as u16,
+            index: BackendIndex((self.backend_word >> 48) as u16),
+            generation: (self.backend_word >> 32) as u16,
         }
     }
 
@@ -160,13 +164,13 @@ impl Track {
     /// Where the client's packets come from, and so where replies go; unless the flow is bound.
     #[inline]
     pub fn hop(&self) -> NextHop {
-        WayBack(self.hop).next_hop()
+        ReturnHop(self.hop).next_hop()
     }
 
     /// Full NAT: what the flow is bound to; its client's way back is there.
     #[inline]
-    pub const fn binding(&self) -> Option<BindingId> {
-        if self.hop & PLACE_BITS == BOUND { Some(BindingId((self.hop >> 32) as u32)) } else { None }
+    pub const fn snat_port(&self) -> Option<SnatPort> {
+        if self.hop & PLACE_BITS == BOUND { Some(SnatPort((self.hop >> 32) as u32)) } else { None }
     }
 
     /// Whether the client's packets come from `hop`.
@@ -178,7 +182,7 @@ impl Track {
     /// When its last packet came.
     #[inline]
     pub const fn last_seen(&self) -> Ticks {
-        Ticks(self.place as u32)
+        Ticks(self.backend_word as u32)
     }
 
     /// The same with another state.
@@ -197,7 +201,7 @@ impl Track {
 
     /// The same, bound to a source of this box.
     #[must_use]
-    pub const fn with_binding(self, id: BindingId) -> Self {
+    pub const fn with_binding(self, id: SnatPort) -> Self {
         Self { hop: (id.0 as u64) << 32 | BOUND, ..self }
     }
 
@@ -205,28 +209,28 @@ impl Track {
     #[inline]
     #[must_use]
     pub const fn with_last_seen(self, now: Ticks) -> Self {
-        Self { place: self.place & !0xffff_ffff | now.0 as u64, ..self }
+        Self { backend_word: self.backend_word & !0xffff_ffff | now.0 as u64, ..self }
     }
 }
 
 /// Two are equal if they say the same: how often their entries were written does not matter.
-impl PartialEq for Track {
+impl PartialEq for FlowState {
     fn eq(&self, other: &Self) -> bool {
         let same_tail = (self.tail ^ other.tail) & !STAMP == 0;
-        self.hop == other.hop && same_tail && self.place == other.place
+        self.hop == other.hop && same_tail && self.backend_word == other.backend_word
     }
 }
 
-impl Eq for Track {}
+impl Eq for FlowState {}
 
-impl fmt::Debug for Track {
+impl fmt::Debug for FlowState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Track")
             .field("backend", &self.backend())
             .field("state", &self.state())
             .field("owner", &self.owner())
             .field("hop", &self.hop())
-            .field("binding", &self.binding())
+            .field("binding", &self.snat_port())
             .field("last_seen", &self.last_seen())
             .finish()
     }
@@ -241,7 +245,7 @@ impl fmt::Debug for Track {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pin {
     /// Where the flow is pinned, where it is in its life, where its client is.
-    pub track: Track,
+    pub flow_state: FlowState,
     /// The VIP.
     pub vip: VipId,
     /// When it was pinned.
@@ -292,7 +296,7 @@ impl Rule {
 }
 
 const RULE_SHIFT: u32 = 12;
-/// The part of `birth` that counts writes; the table's business.
+/// The part of `created` that counts writes; the table's business.
 pub(super) const VERSION: u64 = 0xfff;
 
 impl Pin {
@@ -305,26 +309,26 @@ impl Pin {
         hop: &NextHop,
         now: Ticks,
     ) -> Self {
-        let track = Track {
+        let flow_state = FlowState {
             hop: encode_hop(hop),
             tail: u64::from(state.0) << STATE_SHIFT | u64::from(owner) << OWNER_SHIFT,
-            place: u64::from(backend.index.0) << 48
+            backend_word: u64::from(backend.index.0) << 48
                 | u64::from(backend.generation) << 32
                 | u64::from(now.0),
         };
-        Self { track, vip, created: now, rule: Rule::default() }
+        Self { flow_state, vip, created: now, rule: Rule::default() }
     }
 
     /// The same, seen at `now`.
     #[must_use]
     pub const fn with_last_seen(self, now: Ticks) -> Self {
-        Self { track: self.track.with_last_seen(now), ..self }
+        Self { flow_state: self.flow_state.with_last_seen(now), ..self }
     }
 
     /// The same, bound to a source of this box.
     #[must_use]
-    pub const fn with_binding(self, id: BindingId) -> Self {
-        Self { track: self.track.with_binding(id), ..self }
+    pub const fn with_binding(self, id: SnatPort) -> Self {
+        Self { flow_state: self.flow_state.with_binding(id), ..self }
     }
 
     /// The same, chosen by `rule`.
@@ -333,20 +337,20 @@ impl Pin {
         Self { rule, ..self }
     }
 
-    /// The `birth` word, without a version.
-    pub(super) fn birth(&self) -> u64 {
+    /// The `created` word, without a version.
+    pub(super) fn created(&self) -> u64 {
         u64::from(self.created.0) << 32
             | u64::from(self.vip.0) << 16
             | (self.rule as u64) << RULE_SHIFT
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of a word")]
-    pub(super) const fn from_words(track: Track, birth: u64) -> Self {
+    pub(super) const fn from_words(flow_state: FlowState, created: u64) -> Self {
         Self {
-            track,
-            vip: VipId((birth >> 16) as u16),
-            created: Ticks((birth >> 32) as u32),
-            rule: Rule::from_bits(birth >> RULE_SHIFT),
+            flow_state,
+            vip: VipId((created >> 16) as u16),
+            created: Ticks((created >> 32) as u32),
+            rule: Rule::from_bits(created >> RULE_SHIFT),
         }
     }
 }
@@ -355,30 +359,30 @@ impl Pin {
 pub(super) fn encode_hop(hop: &NextHop) -> u64 {
     let [a, b, c, d, e, f] = hop.mac;
     let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
-    let way_back = WayBack::new(mac, hop.port, hop.vlan);
+    let return_hop = ReturnHop::new(mac, hop.nic, hop.vlan);
     // Who needs the way back has looked before whether its tags have a number.
-    way_back.unwrap_or(WayBack(mac << 16 | u64::from(hop.port.0 & 0xf) << 12)).0
+    return_hop.unwrap_or(ReturnHop(mac << 16 | u64::from(hop.nic.0 & 0xf) << 12)).0
 }
 
 /// Where a client's packets come from, packed as it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WayBack(pub(super) u64);
+pub struct ReturnHop(pub(super) u64);
 
-impl WayBack {
+impl ReturnHop {
     /// From a MAC address as a number of 48 bits, a NIC, and tags, whose priorities do not count.
     /// `None` if they are two, and there are too many such pairs.
     #[inline(always)]
     pub fn new(mac: u64, port: NicIndex, tags: Option<Tags>) -> Option<Self> {
-        let place = match tags {
+        let backend_word = match tags {
             Some(tags) if tags.outer != Outer::None => {
-                BOUND | u64::from(stacked::number(port, tags)?.0)
+                BOUND | u64::from(qinq::number(port, tags)?.0)
             }
             one => {
                 let vlan = one.map_or(0, |tags| tags.inner & 0xfff);
                 u64::from(port.0 & 0xf) << 12 | u64::from(vlan)
             }
         };
-        Some(Self(mac << 16 | place))
+        Some(Self(mac << 16 | backend_word))
     }
 
     /// Taken apart.
@@ -388,18 +392,18 @@ impl WayBack {
         let mac = [a, b, c, d, e, f];
         let vlan = (self.0 & 0xfff) as u16;
         if self.0 & BOUND == BOUND
-            && let Some((port, tags)) = stacked::pair(stacked::Number(vlan))
+            && let Some((port, tags)) = qinq::pair(qinq::Number(vlan))
         {
-            return NextHop { port, mac, vlan: Some(tags) };
+            return NextHop { nic: port, mac, vlan: Some(tags) };
         }
         let port = NicIndex((self.0 >> 12 & 0xf) as u8);
-        NextHop { port, mac, vlan: (vlan != 0).then(|| vlan.into()) }
+        NextHop { nic: port, mac, vlan: (vlan != 0).then(|| vlan.into()) }
     }
 }
 
 /// A flow as it is copied out of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
+pub struct ConntrackEntry {
     /// The five-tuple.
     pub key: FlowKey,
     /// What is known of it.
@@ -415,32 +419,32 @@ mod tests {
         let backend = BackendId { index: BackendIndex(0xfffe), generation: 0xabcd };
         let pair = Tags { inner: 1, outer: Outer::Customer(4094) };
         for vlan in [None, Some(1.into()), Some(4095.into()), Some(Tags::two(7, 0)), Some(pair)] {
-            let hop = NextHop { port: NicIndex(14), mac: [0xff, 2, 3, 4, 5, 6], vlan };
+            let hop = NextHop { nic: NicIndex(14), mac: [0xff, 2, 3, 4, 5, 6], vlan };
             let pin = Pin::new(VipId(0x1234), backend, State::RST, 250, &hop, Ticks(u32::MAX));
-            let track = pin.track.with_last_seen(Ticks(7)).with_state(State::FIN_CLIENT);
-            assert_eq!((track.backend(), track.owner()), (backend, 250));
-            assert_eq!((track.state(), track.hop()), (State::FIN_CLIENT, hop));
-            assert_eq!(track.last_seen(), Ticks(7));
-            assert!(track.comes_from(&hop));
-            assert!(!track.comes_from(&NextHop { vlan: Some(9.into()), ..hop }));
+            let flow_state = pin.flow_state.with_last_seen(Ticks(7)).with_state(State::FIN_CLIENT);
+            assert_eq!((flow_state.backend(), flow_state.owner()), (backend, 250));
+            assert_eq!((flow_state.state(), flow_state.hop()), (State::FIN_CLIENT, hop));
+            assert_eq!(flow_state.last_seen(), Ticks(7));
+            assert!(flow_state.comes_from(&hop));
+            assert!(!flow_state.comes_from(&NextHop { vlan: Some(9.into()), ..hop }));
             assert_eq!(
-                (track.binding(), track.with_binding(BindingId(3)).hop().vlan),
+                (flow_state.snat_port(), flow_state.with_binding(SnatPort(3)).hop().vlan),
                 (None, None)
             );
             let tags = vlan.map(|tags| Tags { inner: tags.inner | 0xf000, ..tags });
-            let way_back = WayBack::new(0xff02_0304_0506, hop.port, tags);
-            assert_eq!(way_back, Some(WayBack(track.hop)));
+            let return_hop = ReturnHop::new(0xff02_0304_0506, hop.nic, tags);
+            assert_eq!(return_hop, Some(ReturnHop(flow_state.hop)));
             for rule in [Rule::Scheduler, Rule::Midflow, Rule::Sticky, Rule::Freest, Rule::QuicCid]
             {
                 let pin = pin.by(rule);
-                assert_eq!(Pin::from_words(pin.track, pin.birth() | VERSION), pin);
+                assert_eq!(Pin::from_words(pin.flow_state, pin.created() | VERSION), pin);
             }
         }
     }
 
     #[test]
     fn probes_are_counted_beside_the_other_bits() {
-        let mut state = State::ESTABLISHED.with(State::CUT);
+        let mut state = State::ESTABLISHED.with(State::TERMINATED);
         for probes in [0, 1, 2, 3, 3] {
             assert_eq!((state.probes(), state.0 & 63), (probes, 33));
             state = state.with_probe();

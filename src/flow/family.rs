@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-use super::bucket::{self, Places, tag_of};
-use super::entry::{self, Entry, EntryV4, EntryV6, Pin, State, Track, WayBack};
+use super::bucket::{self, SlotMask, tag_of};
+use super::entry::{self, ConntrackEntry, EntryV4, EntryV6, FlowState, Pin, ReturnHop, State};
 use super::layout::{HEADER_LINES, Span};
 use super::slot::{Slot, V6_FLAG};
 use crate::net::{NextHop, TAIL, Tuple};
@@ -19,7 +19,7 @@ use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Shareable};
 pub(super) struct Common<'e> {
     pub hop: &'e AtomicU64,
     pub tail: &'e AtomicU64,
-    pub place: &'e AtomicU64,
+    pub backend_word: &'e AtomicU64,
 }
 
 /// What differs between the families: how a tuple lies in an entry.
@@ -64,8 +64,8 @@ impl Family for V4 {
 
     #[inline]
     fn common(entry: &EntryV4) -> Common<'_> {
-        let [hop, _, tail, place] = &entry.words;
-        Common { hop, tail, place }
+        let [hop, _, tail, backend_word] = &entry.words;
+        Common { hop, tail, backend_word }
     }
 
     #[inline]
@@ -111,8 +111,8 @@ impl Family for V6 {
 
     #[inline]
     fn common(entry: &EntryV6) -> Common<'_> {
-        let [hop, _, _, _, _, tail, place, _] = &entry.words;
-        Common { hop, tail, place }
+        let [hop, _, _, _, _, tail, backend_word, _] = &entry.words;
+        Common { hop, tail, backend_word }
     }
 
     #[inline]
@@ -158,8 +158,8 @@ impl Family for V6 {
 pub(super) struct FamilyTable<F: Family> {
     pub(super) buckets: Mapping<Line>,
     pub(super) entries: Mapping<F::Entry>,
-    /// The `birth` word of each entry: apart, as packets do not want it.
-    pub(super) births: Mapping<AtomicU64>,
+    /// The `created` word of each entry: apart, as packets do not want it.
+    pub(super) creations: Mapping<AtomicU64>,
     header: Mapping<Line>,
     populated: AtomicBool,
 }
@@ -170,7 +170,7 @@ impl<F: Family> FamilyTable<F> {
         Ok(Self {
             buckets: arena.part(span.buckets_at, span.buckets)?,
             entries: arena.part(span.entries_at, span.entries)?,
-            births: arena.part(span.births_at, span.entries)?,
+            creations: arena.part(span.creations_at, span.entries)?,
             header: arena.part(0, HEADER_LINES)?,
             populated: AtomicBool::new(false),
         })
@@ -204,14 +204,14 @@ impl<F: Family> FamilyTable<F> {
         if !self.populated.load(Relaxed) {
             self.buckets.populate()?;
             self.entries.populate()?;
-            self.births.populate()?;
+            self.creations.populate()?;
             self.populated.store(true, Relaxed);
         }
         Ok(())
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.buckets) + size_of_val(&*self.entries) + size_of_val(&*self.births)
+        size_of_val(&*self.buckets) + size_of_val(&*self.entries) + size_of_val(&*self.creations)
     }
 
     pub(super) fn entry(&self, number: u32) -> Option<&F::Entry> {
@@ -224,25 +224,25 @@ impl<F: Family> FamilyTable<F> {
     }
 
     /// As [`FamilyTable::read`], for who walks over all entries: does not touch what was never used.
-    pub(super) fn read_used(&self, number: u32) -> Option<Entry> {
+    pub(super) fn read_used(&self, number: u32) -> Option<ConntrackEntry> {
         if number < self.ever_used() { self.read(number) } else { None }
     }
 
     /// A consistent copy of an entry; `None` if it is free, or changes all the time.
-    pub(super) fn read(&self, number: u32) -> Option<Entry> {
-        let (entry, birth) = (self.entry(number)?, self.births.get(number as usize)?);
+    pub(super) fn read(&self, number: u32) -> Option<ConntrackEntry> {
+        let (entry, created) = (self.entry(number)?, self.creations.get(number as usize)?);
         for _ in 0..8 {
             // Acquire pairs with the release store that ends a write: the words below are at
             // least as new as this version.
-            let before = birth.load(Ordering::Acquire);
-            let (words, track) = (F::words(entry), track_of::<F>(entry));
+            let before = created.load(Ordering::Acquire);
+            let (words, flow_state) = (F::words(entry), flow_state_of::<F>(entry));
             // The loads above are done before the version is looked at again.
             fence(Ordering::Acquire);
-            if before & 1 == 0 && birth.load(Relaxed) == before {
+            if before & 1 == 0 && created.load(Relaxed) == before {
                 // A free entry has no protocol.
                 let used = F::tail(&words) != 0;
-                let pin = Pin::from_words(track, before);
-                return used.then(|| Entry { key: F::tuple(words).key(), pin });
+                let pin = Pin::from_words(flow_state, before);
+                return used.then(|| ConntrackEntry { key: F::tuple(words).key(), pin });
             }
             std::hint::spin_loop();
         }
@@ -262,20 +262,20 @@ impl<F: Family> FamilyTable<F> {
         same.then_some((Slot::new(F::FLAG, number), entry.pin))
     }
 
-    pub(super) fn touch(&self, number: u32, track: &Track, now: Ticks) {
+    pub(super) fn touch(&self, number: u32, flow_state: &FlowState, now: Ticks) {
         if let Some(entry) = self.entry(number) {
-            let place = F::common(entry).place;
-            let new = track.with_last_seen(now).place;
+            let word = F::common(entry).backend_word;
+            let new = flow_state.with_last_seen(now).backend_word;
             // A time publishes nothing. A lost race means that somebody else touched it.
-            let _ = place.compare_exchange(track.place, new, Relaxed, Relaxed);
+            let _ = word.compare_exchange(flow_state.backend_word, new, Relaxed, Relaxed);
         }
     }
 
-    pub(super) fn change_hop(&self, number: u32, track: &Track, hop: &NextHop) {
+    pub(super) fn change_hop(&self, number: u32, flow_state: &FlowState, hop: &NextHop) {
         if let Some(entry) = self.entry(number) {
-            let new = track.with_hop(hop).hop;
+            let new = flow_state.with_hop(hop).hop;
             // A way back publishes nothing, and stands for itself.
-            let _ = F::common(entry).hop.compare_exchange(track.hop, new, Relaxed, Relaxed);
+            let _ = F::common(entry).hop.compare_exchange(flow_state.hop, new, Relaxed, Relaxed);
         }
     }
 
@@ -283,13 +283,13 @@ impl<F: Family> FamilyTable<F> {
         &self,
         number: u32,
         words: &F::Words,
-        track: &Track,
+        flow_state: &FlowState,
         set: State,
         clear: State,
     ) {
         let Some(entry) = self.entry(number) else { return };
         let tail = F::common(entry).tail;
-        let mut old = F::tail(words) | track.tail;
+        let mut old = F::tail(words) | flow_state.tail;
         // A few tries: the only competitors are other state changes.
         for _ in 0..4 {
             let new = (old | u64::from(set.0) << entry::STATE_SHIFT)
@@ -335,7 +335,7 @@ impl<'t, F: Family> View<'t, F> {
     pub(super) fn prefetch_entry(&self, hash: u64) -> Option<Slot> {
         let (first, tag) = (self.first_bucket(hash), tag_of(hash));
         let line = self.buckets.get(first)?;
-        if let Some(number) = Places::with(line, tag).first(line) {
+        if let Some(number) = SlotMask::with(line, tag).first(line) {
             cpu::prefetch(self.entry(number)?);
             return Some(Slot::new(F::FLAG, number));
         }
@@ -349,7 +349,7 @@ impl<'t, F: Family> View<'t, F> {
     pub(super) fn prefetch_entry_elsewhere(&self, hash: u64) -> Option<Slot> {
         let tag = tag_of(hash);
         let line = self.buckets.get(self.other_bucket(self.first_bucket(hash), tag))?;
-        let number = Places::with(line, tag).first(line)?;
+        let number = SlotMask::with(line, tag).first(line)?;
         cpu::prefetch(self.entry(number)?);
         Some(Slot::new(F::FLAG, number))
     }
@@ -359,7 +359,7 @@ impl<'t, F: Family> View<'t, F> {
         let (first, tag) = (self.first_bucket(hash), tag_of(hash));
         [first, self.other_bucket(first, tag)].into_iter().find_map(|bucket| {
             let line = self.buckets.get(bucket)?;
-            bucket::find(line, tag, |named| named == number).map(|(place, _)| (line, place))
+            bucket::find(line, tag, |named| named == number).map(|(slot, _)| (line, slot))
         })
     }
 
@@ -374,8 +374,8 @@ impl<'t, F: Family> View<'t, F> {
     fn find_in(&self, bucket: usize, words: &F::Words, tag: u16) -> Option<Found> {
         let line = self.buckets.get(bucket)?;
         let holds = |number| self.entry(number).is_some_and(|entry| F::holds(entry, words));
-        let (place, number) = bucket::find(line, tag, holds)?;
-        Some(Found { bucket, place, number })
+        let (slot, number) = bucket::find(line, tag, holds)?;
+        Some(Found { bucket, slot, number })
     }
 
     /// The entry of a tuple, if it is the one at `hint`; with what it says, which only the writer may
@@ -415,7 +415,7 @@ impl<'t, F: Family> View<'t, F> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Found {
     pub bucket: usize,
-    pub place: u32,
+    pub slot: u32,
     pub number: u32,
 }
 
@@ -425,7 +425,7 @@ pub struct Hit<'t> {
     /// Which it is.
     pub slot: Slot,
     /// What it says.
-    pub track: Track,
+    pub flow_state: FlowState,
     words: Common<'t>,
 }
 
@@ -433,22 +433,24 @@ impl<'t> Hit<'t> {
     #[inline(always)]
     pub(super) fn new<F: Family>(number: u32, entry: &'t F::Entry) -> Self {
         let slot = Slot::new(F::FLAG, number);
-        Self { slot, track: track_of::<F>(entry), words: F::common(entry) }
+        Self { slot, flow_state: flow_state_of::<F>(entry), words: F::common(entry) }
     }
 
     /// Notes that a packet of the flow came at `now`.
     #[inline(always)]
     pub fn seen(&self, now: Ticks) {
-        if self.track.last_seen() != now {
+        if self.flow_state.last_seen() != now {
             // A time publishes nothing.
-            self.words.place.store(self.track.with_last_seen(now).place, Relaxed);
+            self.words
+                .backend_word
+                .store(self.flow_state.with_last_seen(now).backend_word, Relaxed);
         }
     }
 
     /// Changes the flow's state to `new`. Other bits, that other threads set at the same time, are
     /// not lost.
     pub fn set_state(&self, new: State) {
-        let old = self.track.state();
+        let old = self.flow_state.state();
         if old == new {
             return;
         }
@@ -460,8 +462,8 @@ impl<'t> Hit<'t> {
 
     /// Notes where the client's packets come from.
     #[inline(always)]
-    pub fn set_way_back(&self, to: WayBack) {
-        if self.track.hop != to.0 {
+    pub fn set_return_hop(&self, to: ReturnHop) {
+        if self.flow_state.hop != to.0 {
             // A way back publishes nothing, and stands for itself.
             self.words.hop.store(to.0, Relaxed);
         }
@@ -470,7 +472,11 @@ impl<'t> Hit<'t> {
 
 /// What an entry says besides its tuple.
 #[inline]
-pub(super) fn track_of<F: Family>(entry: &F::Entry) -> Track {
-    let Common { hop, tail, place } = F::common(entry);
-    Track { hop: hop.load(Relaxed), tail: tail.load(Relaxed) & !TAIL, place: place.load(Relaxed) }
+pub(super) fn flow_state_of<F: Family>(entry: &F::Entry) -> FlowState {
+    let Common { hop, tail, backend_word } = F::common(entry);
+    FlowState {
+        hop: hop.load(Relaxed),
+        tail: tail.load(Relaxed) & !TAIL,
+        backend_word: backend_word.load(Relaxed),
+    }
 }

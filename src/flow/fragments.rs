@@ -66,7 +66,7 @@ pub struct Span {
 
 /// What only the first fragment tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
+pub struct FirstFragment {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// Source and destination port, in network byte order.
@@ -75,9 +75,9 @@ pub struct Head {
 
 /// What is known of a later fragment's datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Joined {
+pub enum FragmentLookup {
     /// Its flow.
-    Flow(Head),
+    Flow(FirstFragment),
     /// Nothing: its first fragment has not come yet.
     Unknown,
     /// Its first fragment was dropped.
@@ -93,7 +93,7 @@ pub struct OtherPorts;
 impl Key {
     /// The five-tuple of the datagram, as its sender sees it.
     #[inline]
-    pub fn tuple(&self, head: Head) -> Tuple {
+    pub fn tuple(&self, head: FirstFragment) -> Tuple {
         let [s0, s1, d0, d1] = head.ports;
         Tuple::from(FlowKey {
             client: self.source,
@@ -113,13 +113,13 @@ impl Key {
 
 /// The table. See the module's documentation.
 #[derive(Debug)]
-pub struct Datagrams {
+pub struct FragmentTable {
     buckets: Box<[[Place; PLACES]]>,
     secret: TableSecret,
     timeout: Ticks,
     /// Grows with every datagram that is noted. On a line of its own: workers with parked fragments
     /// look at it in every poll.
-    noted: CachePadded<AtomicU64>,
+    recorded: CachePadded<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -137,19 +137,19 @@ struct Entry {
     version: u64,
     key: [u64; 5],
     /// `None`: the first fragment was dropped.
-    head: Option<Head>,
+    head: Option<FirstFragment>,
     /// Bytes of the first fragment.
     first: u16,
-    noted: Ticks,
+    recorded: Ticks,
 }
 
-impl Datagrams {
+impl FragmentTable {
     /// A table for so many datagrams at a time ([`BYTES_PER_DATAGRAM`] each), which end after
     /// `timeout`. `secret` keys its hash, so that nobody can aim datagrams at one bucket.
     pub fn new(datagrams: usize, timeout: Ticks, secret: TableSecret) -> Self {
         let buckets = datagrams.div_ceil(PLACES).max(1);
         let buckets = (0..buckets).map(|_| <[Place; PLACES]>::default()).collect();
-        Self { buckets, secret, timeout, noted: CachePadded::default() }
+        Self { buckets, secret, timeout, recorded: CachePadded::default() }
     }
 
     /// Notes the first fragment of a datagram, of `len` bytes. One that is known begins anew: its sender
@@ -157,7 +157,13 @@ impl Datagrams {
     ///
     /// # Errors
     /// [`OtherPorts`]: then nothing is noted.
-    pub fn note(&self, key: &Key, head: Head, len: u16, now: Ticks) -> Result<(), OtherPorts> {
+    pub fn record(
+        &self,
+        key: &Key,
+        head: FirstFragment,
+        len: u16,
+        now: Ticks,
+    ) -> Result<(), OtherPorts> {
         self.note_fate(key, Some(head), len, now)
     }
 
@@ -170,7 +176,7 @@ impl Datagrams {
     fn note_fate(
         &self,
         key: &Key,
-        head: Option<Head>,
+        head: Option<FirstFragment>,
         len: u16,
         now: Ticks,
     ) -> Result<(), OtherPorts> {
@@ -187,9 +193,9 @@ impl Datagrams {
                         best = Some(((true, u32::MAX), place, entry.version));
                         break;
                     }
-                    ((false, now.since(entry.noted).0), entry.version)
+                    ((false, now.since(entry.recorded).0), entry.version)
                 }
-                Some(entry) => ((true, now.since(entry.noted).0), entry.version),
+                Some(entry) => ((true, now.since(entry.recorded).0), entry.version),
                 None => ((true, u32::MAX - 1), place.version.load(Ordering::Acquire)),
             };
             if best.is_none_or(|(most, ..)| rank > most) {
@@ -199,23 +205,23 @@ impl Datagrams {
         if let Some((_, place, version)) = best {
             place.write(version, key, head, len, now);
             // Release: who sees the number sees the place. Relaxed would do for the count itself.
-            self.noted.fetch_add(1, Ordering::Release);
+            self.recorded.fetch_add(1, Ordering::Release);
         }
         Ok(())
     }
 
     /// Counts a later fragment for its datagram; returns what is known of that.
-    pub fn join(&self, key: &Key, span: Span, now: Ticks) -> Joined {
-        let Some((place, entry)) = self.find(key, now) else { return Joined::Unknown };
+    pub fn join(&self, key: &Key, span: Span, now: Ticks) -> FragmentLookup {
+        let Some((place, entry)) = self.find(key, now) else { return FragmentLookup::Unknown };
         // What the first one has, its transport header first of all, is nobody else's (RFC 1858,
         // RFC 3128).
         if span.offset < entry.first {
-            return Joined::Overlap;
+            return FragmentLookup::Overlap;
         }
         if !place.count(&entry, span) {
-            return Joined::Overlap;
+            return FragmentLookup::Overlap;
         }
-        entry.head.map_or(Joined::Denied, Joined::Flow)
+        entry.head.map_or(FragmentLookup::Denied, FragmentLookup::Flow)
     }
 
     /// Whether the first fragment of a datagram has come, and not all others.
@@ -236,7 +242,7 @@ impl Datagrams {
     /// A number that changes whenever a first fragment is noted; 0 before the first.
     #[inline]
     pub fn generation(&self) -> u64 {
-        self.noted.load(Ordering::Acquire)
+        self.recorded.load(Ordering::Acquire)
     }
 
     fn bucket_number(&self, key: &Key) -> Option<usize> {
@@ -257,7 +263,7 @@ impl Datagrams {
     }
 
     fn lives(&self, place: &Place, entry: &Entry, now: Ticks) -> bool {
-        now.since(entry.noted).0 <= self.timeout.0 && !place.is_complete(entry)
+        now.since(entry.recorded).0 <= self.timeout.0 && !place.is_complete(entry)
     }
 }
 
@@ -290,14 +296,14 @@ impl Place {
         Some(Entry {
             version,
             key: [a, b, c, d, name & !0xff_ffff],
-            head: protocol.map(|protocol| Head { protocol, ports }),
+            head: protocol.map(|protocol| FirstFragment { protocol, ports }),
             first: name as u16,
-            noted: Ticks(tail as u32),
+            recorded: Ticks(tail as u32),
         })
     }
 
     /// Writes a datagram into the place, if its version is still `version`.
-    fn write(&self, version: u64, key: &Key, head: Option<Head>, first: u16, now: Ticks) {
+    fn write(&self, version: u64, key: &Key, head: Option<FirstFragment>, first: u16, now: Ticks) {
         // Who is writing it has it: a claim upon that claim would show readers what is half written.
         if version % 2 == 1 {
             return;
@@ -372,8 +378,8 @@ mod tests {
     const NOW: Ticks = Ticks(u32::MAX - 10);
     const TIMEOUT: Ticks = Ticks(3000);
 
-    fn table(datagrams: usize) -> Datagrams {
-        Datagrams::new(datagrams, TIMEOUT, TableSecret::new(1))
+    fn table(datagrams: usize) -> FragmentTable {
+        FragmentTable::new(datagrams, TIMEOUT, TableSecret::new(1))
     }
 
     fn key(identification: u32) -> Key {
@@ -381,8 +387,8 @@ mod tests {
         Key { source, destination: Address::from_v6([7; 16]), identification, protocol: 17 }
     }
 
-    fn head(port: u8) -> Head {
-        Head { protocol: Protocol::Udp, ports: [1, 2, 3, port] }
+    fn head(port: u8) -> FirstFragment {
+        FirstFragment { protocol: Protocol::Udp, ports: [1, 2, 3, port] }
     }
 
     fn span(offset: u16, len: u16, more: bool) -> Span {
@@ -392,17 +398,17 @@ mod tests {
     #[test]
     fn later_fragments_find_the_flow_until_all_bytes_were_seen() {
         let table = table(64);
-        assert_eq!(table.join(&key(1), span(8, 8, true), NOW), Joined::Unknown);
+        assert_eq!(table.join(&key(1), span(8, 8, true), NOW), FragmentLookup::Unknown);
         assert_eq!(table.generation(), 0);
-        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
         assert_eq!(table.generation(), 1);
         assert!(table.knows(&key(1), NOW) && !table.knows(&key(2), NOW));
-        assert_eq!(table.join(&key(1), span(1600, 10, false), NOW), Joined::Flow(head(4)));
+        assert_eq!(table.join(&key(1), span(1600, 10, false), NOW), FragmentLookup::Flow(head(4)));
         assert!(table.knows(&key(1), NOW));
-        assert_eq!(table.join(&key(1), span(800, 800, true), NOW), Joined::Flow(head(4)));
+        assert_eq!(table.join(&key(1), span(800, 800, true), NOW), FragmentLookup::Flow(head(4)));
         assert!(!table.knows(&key(1), NOW), "complete");
-        assert_eq!(table.note(&key(1), head(5), 80, NOW), Ok(()), "the number is free again");
-        assert_eq!(table.join(&key(1), span(80, 8, false), NOW), Joined::Flow(head(5)));
+        assert_eq!(table.record(&key(1), head(5), 80, NOW), Ok(()), "the number is free again");
+        assert_eq!(table.join(&key(1), span(80, 8, false), NOW), FragmentLookup::Flow(head(5)));
     }
 
     #[test]
@@ -411,17 +417,17 @@ mod tests {
         let mut numbers = std::collections::BTreeSet::new();
         for number in 0..200 {
             assert_eq!(table.number(&key(number)), None);
-            assert_eq!(table.note(&key(number), head(4), 800, NOW), Ok(()));
+            assert_eq!(table.record(&key(number), head(4), 800, NOW), Ok(()));
             assert!(numbers.insert(table.number(&key(number)).unwrap()));
         }
-        assert_eq!(table.join(&key(0), span(800, 8, false), NOW), Joined::Flow(head(4)));
+        assert_eq!(table.join(&key(0), span(800, 8, false), NOW), FragmentLookup::Flow(head(4)));
         assert!(numbers.contains(&table.number(&key(0)).unwrap()), "also the last fragment has it");
     }
 
     #[test]
     fn every_part_of_the_key_counts() {
         let table = table(64);
-        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
         let other = Address::from_v4([198, 18, 0, 2]);
         for other in [
             Key { source: other, ..key(1) },
@@ -447,51 +453,59 @@ mod tests {
             ("an end before what was seen", vec![span(800, 80, true), span(800, 8, false)]),
         ] {
             let table = table(64);
-            assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+            assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
             let (last, before) = spans.split_last().unwrap();
             for span in before {
-                assert_eq!(table.join(&key(1), *span, NOW), Joined::Flow(head(4)), "{name}");
+                assert_eq!(
+                    table.join(&key(1), *span, NOW),
+                    FragmentLookup::Flow(head(4)),
+                    "{name}"
+                );
             }
             let joined = table.join(&key(1), *last, NOW);
             let complete = !table.knows(&key(1), NOW);
-            assert!(joined == Joined::Overlap || complete, "{name}: {joined:?}");
+            assert!(joined == FragmentLookup::Overlap || complete, "{name}: {joined:?}");
         }
     }
 
     #[test]
     fn a_datagram_whose_first_fragment_was_dropped_is_denied_until_it_is_over() {
         let table = table(64);
-        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
         table.deny(&key(1), 800, NOW);
         assert!(table.knows(&key(1), NOW), "who waits is told");
-        assert_eq!(table.join(&key(1), span(8, 800, true), NOW), Joined::Overlap);
-        assert_eq!(table.join(&key(1), span(800, 800, true), NOW), Joined::Denied);
-        assert_eq!(table.join(&key(1), span(1600, 8, false), NOW), Joined::Denied);
-        assert_eq!(table.join(&key(1), span(1600, 8, false), NOW), Joined::Unknown, "complete");
+        assert_eq!(table.join(&key(1), span(8, 800, true), NOW), FragmentLookup::Overlap);
+        assert_eq!(table.join(&key(1), span(800, 800, true), NOW), FragmentLookup::Denied);
+        assert_eq!(table.join(&key(1), span(1600, 8, false), NOW), FragmentLookup::Denied);
+        assert_eq!(
+            table.join(&key(1), span(1600, 8, false), NOW),
+            FragmentLookup::Unknown,
+            "complete"
+        );
         table.deny(&key(2), 800, NOW);
-        assert_eq!(table.join(&key(2), span(800, 8, true), NOW), Joined::Denied);
-        assert_eq!(table.note(&key(2), head(9), 800, NOW), Ok(()), "the sender tries again");
-        assert_eq!(table.join(&key(2), span(800, 8, true), NOW), Joined::Flow(head(9)));
+        assert_eq!(table.join(&key(2), span(800, 8, true), NOW), FragmentLookup::Denied);
+        assert_eq!(table.record(&key(2), head(9), 800, NOW), Ok(()), "the sender tries again");
+        assert_eq!(table.join(&key(2), span(800, 8, true), NOW), FragmentLookup::Flow(head(9)));
     }
 
     #[test]
     fn another_start_with_other_ports_is_refused_and_with_the_same_begins_anew() {
         let table = table(64);
-        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
-        assert_eq!(table.note(&key(1), head(5), 800, NOW), Err(OtherPorts));
-        assert_eq!(table.join(&key(1), span(800, 800, true), NOW), Joined::Flow(head(4)));
-        assert_eq!(table.note(&key(1), head(4), 80, NOW), Ok(()));
-        assert_eq!(table.join(&key(1), span(80, 8, false), NOW), Joined::Flow(head(4)));
+        assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
+        assert_eq!(table.record(&key(1), head(5), 800, NOW), Err(OtherPorts));
+        assert_eq!(table.join(&key(1), span(800, 800, true), NOW), FragmentLookup::Flow(head(4)));
+        assert_eq!(table.record(&key(1), head(4), 80, NOW), Ok(()));
+        assert_eq!(table.join(&key(1), span(80, 8, false), NOW), FragmentLookup::Flow(head(4)));
         assert!(!table.knows(&key(1), NOW), "what came before counts no more");
     }
 
     #[test]
     fn datagrams_end_by_time_across_the_wrap_of_the_clock() {
         let table = table(64);
-        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
         let end = NOW.after(TIMEOUT);
         assert!(table.knows(&key(1), end) && !table.knows(&key(1), end.after(Ticks(1))));
-        assert_eq!(table.note(&key(1), head(5), 800, end.after(Ticks(1))), Ok(()));
+        assert_eq!(table.record(&key(1), head(5), 800, end.after(Ticks(1))), Ok(()));
     }
 
     #[test]
@@ -499,7 +513,7 @@ mod tests {
         let table = table(4);
         for number in 0..1000 {
             let now = NOW.after(Ticks(number));
-            assert_eq!(table.note(&key(number), head(4), 800, now), Ok(()));
+            assert_eq!(table.record(&key(number), head(4), 800, now), Ok(()));
             assert!(table.knows(&key(number), now));
             assert_eq!(
                 (0..=number).filter(|&n| table.knows(&key(n), now)).count(),
@@ -515,7 +529,7 @@ mod tests {
         for place in bucket {
             place.version.store(3, Ordering::Relaxed);
         }
-        assert_eq!(table.note(&key(1), head(4), 800, NOW), Ok(()));
+        assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
         assert_eq!(bucket.each_ref().map(|place| place.version.load(Ordering::Relaxed)), [3; 4]);
         assert!(!table.knows(&key(1), NOW));
     }
@@ -531,10 +545,12 @@ mod tests {
                         let number = (round * 7 + worker) % 40;
                         // The port tells whose entry it is.
                         let port = u8::try_from(number).unwrap_or(0);
-                        let _ = table.note(&key(number), head(port), 800, NOW);
+                        let _ = table.record(&key(number), head(port), 800, NOW);
                         match table.join(&key(number), span(800, 8, true), NOW) {
-                            Joined::Flow(found) => assert_eq!(found, head(port)),
-                            Joined::Unknown | Joined::Overlap | Joined::Denied => {}
+                            FragmentLookup::Flow(found) => assert_eq!(found, head(port)),
+                            FragmentLookup::Unknown
+                            | FragmentLookup::Overlap
+                            | FragmentLookup::Denied => {}
                         }
                     }
                 });
@@ -555,23 +571,23 @@ mod tests {
                 let (offset, len) = (at * 8, len * 8);
                 let end = u32::from(offset + len);
                 if first {
-                    prop_assert_eq!(table.note(&key(number), head(1), 8, NOW), Ok(()));
+                    prop_assert_eq!(table.record(&key(number), head(1), 8, NOW), Ok(()));
                     model.insert(number, Model { seen: 8, total: 0 });
                     continue;
                 }
                 let joined = table.join(&key(number), span(offset, len, more), NOW);
                 let expected = match model.get_mut(&number) {
-                    None => Joined::Unknown,
-                    Some(_) if offset < 8 => Joined::Overlap,
+                    None => FragmentLookup::Unknown,
+                    Some(_) if offset < 8 => FragmentLookup::Overlap,
                     Some(it) => {
                         let total = if more { it.total } else { end };
                         let seen = it.seen + u32::from(len);
                         let other_end = it.total != 0 && it.total != total;
                         if other_end || total != 0 && (end > total || seen > total) {
-                            Joined::Overlap
+                            FragmentLookup::Overlap
                         } else {
                             *it = Model { seen, total };
-                            Joined::Flow(head(1))
+                            FragmentLookup::Flow(head(1))
                         }
                     }
                 };

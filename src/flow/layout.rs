@@ -14,7 +14,7 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::bucket::PLACES;
+use super::bucket::SLOTS;
 use super::entry::{EntryV4, EntryV6};
 use crate::xdp::memory::{Arena, HUGE_PAGE, Line, Mapping, MappingError};
 
@@ -32,7 +32,7 @@ const LOAD_PERCENT: usize = 85;
 const PAGE: usize = 65536;
 
 /// Fewest and most flows per family.
-const FLOWS: std::ops::RangeInclusive<u32> = PLACES..=1 << 30;
+const FLOWS: std::ops::RangeInclusive<u32> = SLOTS..=1 << 30;
 
 /// Why memory is not a flow table that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ pub(super) struct Span {
     pub buckets_at: usize,
     pub buckets: usize,
     pub entries_at: usize,
-    pub births_at: usize,
+    pub creations_at: usize,
     pub entries: usize,
 }
 
@@ -86,7 +86,7 @@ pub(super) struct Layout {
 impl Layout {
     pub(super) fn of(flows: u32) -> Self {
         let entries = flows.clamp(*FLOWS.start(), *FLOWS.end()) as usize;
-        let buckets = (entries * 100).div_ceil(PLACES as usize * LOAD_PERCENT).max(2);
+        let buckets = (entries * 100).div_ceil(SLOTS as usize * LOAD_PERCENT).max(2);
         let mut end = PAGE;
         let mut place = |bytes: usize| {
             let at = end.next_multiple_of(if bytes >= HUGE_PAGE { HUGE_PAGE } else { PAGE });
@@ -97,7 +97,7 @@ impl Layout {
             buckets_at: place(buckets * size_of::<Line>()),
             buckets,
             entries_at: place(entries * entry),
-            births_at: place(entries * size_of::<AtomicU64>()),
+            creations_at: place(entries * size_of::<AtomicU64>()),
             entries,
         };
         let (v4, v6) = (span(size_of::<EntryV4>()), span(size_of::<EntryV6>()));
@@ -205,7 +205,7 @@ mod tests {
                 let parts = [
                     (span.buckets_at, span.buckets * 64),
                     (span.entries_at, span.entries * entry),
-                    (span.births_at, span.entries * 8),
+                    (span.creations_at, span.entries * 8),
                 ];
                 for (at, bytes) in parts {
                     assert!(at >= end && at.is_multiple_of(PAGE), "{flows}: {at} {end}");

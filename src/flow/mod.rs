@@ -4,7 +4,6 @@
 //! protocol. Replies of a NAT backend are turned into that key before any look-up, so that one
 //! entry serves both directions.
 
-pub mod bindings;
 mod bucket;
 pub mod clients;
 pub mod entry;
@@ -12,10 +11,11 @@ mod family;
 pub mod fragments;
 mod layout;
 pub mod path_mtus;
+mod qinq;
 pub mod return_hops;
 pub mod shared;
 mod slot;
-pub mod sources;
-mod stacked;
+pub mod snat;
+pub mod snat_pool;
 pub mod table;
 pub mod writer;

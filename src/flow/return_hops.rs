@@ -19,7 +19,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::entry::WayBack;
+use super::entry::ReturnHop;
 use crate::net::{Address, TableSecret};
 
 /// Entries of a bucket: a cache line.
@@ -81,7 +81,7 @@ impl ReturnHops {
 
     /// Notes where a client's datagram came from.
     #[inline]
-    pub fn note(&self, client: Address, hop: WayBack) {
+    pub fn record(&self, client: Address, hop: ReturnHop) {
         let Some((Bucket(entries), tag)) = self.bucket(client) else { return };
         let mut carried = Noted { tag, hop: hop.0 };
         if entries.first().is_some_and(|first| first.read() == carried) {
@@ -100,10 +100,10 @@ impl ReturnHops {
 
     /// Where the last datagram of a client came from, if that is still known.
     #[inline]
-    pub fn find(&self, client: Address) -> Option<WayBack> {
+    pub fn find(&self, client: Address) -> Option<ReturnHop> {
         let (Bucket(entries), tag) = self.bucket(client)?;
-        let mut noted = entries.iter().map(Entry::read);
-        noted.find(|noted| noted.tag == tag).map(|noted| WayBack(noted.hop))
+        let mut recorded = entries.iter().map(Entry::read);
+        recorded.find(|recorded| recorded.tag == tag).map(|recorded| ReturnHop(recorded.hop))
     }
 
     #[inline]
@@ -128,17 +128,17 @@ mod tests {
         Address::from_v4(number.to_be_bytes())
     }
 
-    fn hop(mac: u64) -> WayBack {
-        WayBack::new(mac, NicIndex(1), None).unwrap()
+    fn hop(mac: u64) -> ReturnHop {
+        ReturnHop::new(mac, NicIndex(1), None).unwrap()
     }
 
     #[test]
     fn the_last_hop_of_a_client_is_found() {
         let hops = ReturnHops::new(64, TableSecret::new(1));
         assert_eq!(hops.find(client(1)), None);
-        hops.note(client(1), hop(7));
+        hops.record(client(1), hop(7));
         assert_eq!(hops.find(client(1)), Some(hop(7)));
-        hops.note(client(1), hop(8));
+        hops.record(client(1), hop(8));
         assert_eq!(hops.find(client(1)), Some(hop(8)));
         assert_eq!(hops.find(client(2)), None);
     }
@@ -147,11 +147,11 @@ mod tests {
     fn a_new_client_takes_the_place_of_the_longest_silent_one() {
         let hops = ReturnHops::new(ENTRIES, TableSecret::new(1));
         for number in 1..=4 {
-            hops.note(client(number), hop(number.into()));
+            hops.record(client(number), hop(number.into()));
         }
         // The first speaks again, from elsewhere.
-        hops.note(client(1), hop(10));
-        hops.note(client(5), hop(5));
+        hops.record(client(1), hop(10));
+        hops.record(client(5), hop(5));
         let found: Vec<_> = (1..=5).map(|number| hops.find(client(number))).collect();
         let expected = [Some(hop(10)), None, Some(hop(3)), Some(hop(4)), Some(hop(5))];
         assert_eq!(found, expected);
@@ -167,7 +167,7 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..100_000_u32 {
                         let number = (round * 7 + worker * 3) % 8;
-                        hops.note(client(number), hop(number.into()));
+                        hops.record(client(number), hop(number.into()));
                     }
                 });
             }

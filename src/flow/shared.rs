@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use super::bindings::{Bindings, Leases, Sources};
 use super::clients::{self, Clients};
 use super::entry::Pin;
-use super::fragments::Datagrams;
+use super::fragments::FragmentTable;
 use super::path_mtus::PathMtus;
 use super::return_hops::ReturnHops;
+use super::snat::{SnatAllocator, SnatPool, SnatTable};
 use super::table::{Families, FlowTable, TableError};
 use super::writer::FlowWriter;
 use crate::net::{HashedKey, TableSecret};
@@ -27,7 +27,7 @@ pub struct TableSizes {
     /// How long the fragments of a datagram belong together.
     pub fragment_timeout: Ticks,
     /// Addresses and ports of full-NAT flows.
-    pub sources: Sources,
+    pub sources: SnatPool,
     /// Clients of VIPs without pins, of which the return hops are known.
     pub return_hops: usize,
 }
@@ -38,7 +38,7 @@ impl Default for TableSizes {
             clients: 1024,
             datagrams: 64,
             fragment_timeout: Ticks(3000),
-            sources: Sources::default(),
+            sources: SnatPool::default(),
             return_hops: 64,
         }
     }
@@ -52,9 +52,9 @@ pub struct SharedTables {
     /// Backends of clients, for VIPs that remember their clients.
     pub clients: Clients,
     /// Datagrams in fragments.
-    pub datagrams: Datagrams,
-    /// Sources of full-NAT flows.
-    pub bindings: Bindings,
+    pub fragments: FragmentTable,
+    /// SnatPool of full-NAT flows.
+    pub snat_table: SnatTable,
     /// Return hops of clients, for VIPs without pins.
     pub return_hops: ReturnHops,
     /// Learnt path MTUs of tunnels.
@@ -87,8 +87,8 @@ impl SharedTables {
         Ok(Arc::new(Self {
             flows,
             clients: Clients::new(clients, secret.clone()),
-            datagrams: Datagrams::new(datagrams, fragment_timeout, secret.clone()),
-            bindings: Bindings::new(sources, workers)?,
+            fragments: FragmentTable::new(datagrams, fragment_timeout, secret.clone()),
+            snat_table: SnatTable::new(sources, workers)?,
             return_hops: ReturnHops::new(return_hops, secret.clone()),
             path_mtus: PathMtus::default(),
         }))
@@ -105,19 +105,19 @@ impl SharedTables {
         pins: &[FoundPin],
         client: &clients::Key,
         worker: u8,
-    ) -> Result<(Self, Leases), TableError> {
-        let used = pins.iter().filter_map(|found| found.pin.track.binding());
-        let (bindings, leases) = self.bindings.scratch(used, worker)?;
+    ) -> Result<(Self, SnatAllocator), TableError> {
+        let used = pins.iter().filter_map(|found| found.pin.flow_state.snat_port());
+        let (snat_table, snat_allocator) = self.snat_table.scratch(used, worker)?;
         let secret = self.flows.first().map_or(TableSecret::new(0), |flows| flows.secret().clone());
         let scratch = Self {
             flows: self.scratch_flows(pins)?,
             clients: self.clients.scratch(client),
-            datagrams: Datagrams::new(0, Ticks(0), secret.clone()),
-            bindings,
+            fragments: FragmentTable::new(0, Ticks(0), secret.clone()),
+            snat_table,
             return_hops: ReturnHops::new(1, secret),
             path_mtus: self.path_mtus.scratch(),
         };
-        Ok((scratch, leases))
+        Ok((scratch, snat_allocator))
     }
 
     /// Makes flow tables with these pins, one per worker.

@@ -19,7 +19,7 @@
 //!
 //! A look-up touches one bucket line and one entry line (two bucket lines for the flows that did
 //! not fit into their first). Every word is an atomic: plain loads and stores on x86-64 and aarch64,
-//! and no data race. Entries are sequence-checked by the `version` in `birth`: odd while the writer
+//! and no data race. Entries are sequence-checked by the `version` in `created`: odd while the writer
 //! changes the entry. Other threads may read everything, and write three things only: `hop`,
 //! `last seen` and bits of `state`, by compare-and-swap against what they have read.
 //!
@@ -31,7 +31,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::entry::{Entry, Pin, State, Track};
+use super::entry::{ConntrackEntry, FlowState, Pin, State};
 pub use super::family::Hit;
 use super::family::{FamilyTable, V4, V6, View};
 pub use super::layout::TableError;
@@ -159,7 +159,7 @@ impl FlowTable {
     }
 
     /// A consistent copy of an entry; `None` if it is free, or changes all the time.
-    pub fn read(&self, slot: Slot) -> Option<Entry> {
+    pub fn read(&self, slot: Slot) -> Option<ConntrackEntry> {
         if slot.is_v6() { self.v6.read(slot.number()) } else { self.v4.read(slot.number()) }
     }
 
@@ -172,50 +172,50 @@ impl FlowTable {
     }
 
     /// The pin (no alias) at a position (`0..positions()`), if one is there.
-    pub fn pin_at(&self, position: u32) -> Option<Entry> {
+    pub fn pin_at(&self, position: u32) -> Option<ConntrackEntry> {
         let entry = match position.checked_sub(self.capacity()) {
             None => self.v4.read_used(position),
             Some(number) => self.v6.read_used(number),
         };
-        entry.filter(|entry| !entry.pin.track.state().has(State::ALIAS))
+        entry.filter(|entry| !entry.pin.flow_state.state().has(State::REMOTE))
     }
 
-    /// Notes that a packet of the flow that `track` was read of came at `now`. Any thread; does
+    /// Notes that a packet of the flow that `flow_state` was read of came at `now`. Any thread; does
     /// nothing if the entry has changed hands since.
-    pub fn touch(&self, slot: Slot, track: &Track, now: Ticks) {
+    pub fn touch(&self, slot: Slot, flow_state: &FlowState, now: Ticks) {
         if slot.is_v6() {
-            self.v6.touch(slot.number(), track, now);
+            self.v6.touch(slot.number(), flow_state, now);
         } else {
-            self.v4.touch(slot.number(), track, now);
+            self.v4.touch(slot.number(), flow_state, now);
         }
     }
 
     /// Changes where the client's packets come from. Any thread; does nothing if the entry has
-    /// changed hands since `track` was read from `slot`.
-    pub fn change_hop(&self, slot: Slot, track: &Track, hop: &NextHop) {
+    /// changed hands since `flow_state` was read from `slot`.
+    pub fn change_hop(&self, slot: Slot, flow_state: &FlowState, hop: &NextHop) {
         if slot.is_v6() {
-            self.v6.change_hop(slot.number(), track, hop);
+            self.v6.change_hop(slot.number(), flow_state, hop);
         } else {
-            self.v4.change_hop(slot.number(), track, hop);
+            self.v4.change_hop(slot.number(), flow_state, hop);
         }
     }
 
     /// Sets and clears bits of the flow's state. Any thread; does nothing if the entry has changed
-    /// hands since `track` was read from `slot`.
+    /// hands since `flow_state` was read from `slot`.
     pub fn change_state(
         &self,
         slot: Slot,
         key: &HashedKey,
-        track: &Track,
+        flow_state: &FlowState,
         set: State,
         clear: State,
     ) {
-        if track.state().with(set).without(clear) == track.state() {
+        if flow_state.state().with(set).without(clear) == flow_state.state() {
             return;
         }
         match &key.tuple {
-            Tuple::V4(words) => self.v4.change_state(slot.number(), words, track, set, clear),
-            Tuple::V6(words) => self.v6.change_state(slot.number(), words, track, set, clear),
+            Tuple::V4(words) => self.v4.change_state(slot.number(), words, flow_state, set, clear),
+            Tuple::V6(words) => self.v6.change_state(slot.number(), words, flow_state, set, clear),
         }
     }
 }

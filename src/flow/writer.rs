@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use arrayvec::ArrayVec;
 
-use super::bucket::{self, PLACES, tag_of};
-use super::entry::{self, Pin, Track};
-use super::family::{Common, Family, FamilyTable, Hit, track_of};
+use super::bucket::{self, SLOTS, tag_of};
+use super::entry::{self, FlowState, Pin};
+use super::family::{Common, Family, FamilyTable, Hit, flow_state_of};
 use super::table::{FlowTable, Slot};
 use crate::net::{HashedKey, Protocol, TAIL, TableSecret, Tuple};
 use crate::xdp::memory::Line;
@@ -204,10 +204,10 @@ impl Free {
             return free;
         }
         for (bucket, line) in table.buckets.iter().enumerate() {
-            for place in 0..PLACES {
-                let (tag, number) = bucket::content(line, place);
-                if tag != 0 && Self::whole(table, secret, number) != Some((bucket, place)) {
-                    bucket::free(line, place);
+            for slot in 0..SLOTS {
+                let (tag, number) = bucket::content(line, slot);
+                if tag != 0 && Self::whole(table, secret, number) != Some((bucket, slot)) {
+                    bucket::free(line, slot);
                 }
             }
         }
@@ -231,13 +231,13 @@ impl Free {
     ) -> Option<(usize, u32)> {
         let words = F::words(table.entry(number)?);
         // Relaxed: the earlier writer is gone.
-        let version = table.births.get(number as usize)?.load(Ordering::Relaxed);
+        let version = table.creations.get(number as usize)?.load(Ordering::Relaxed);
         if version & 1 != 0 || F::tail(&words) == 0 {
             return None;
         }
         let hash = secret.hash(F::tuple(words)).hash;
         let found = table.view().find(&words, hash)?;
-        (found.number == number).then_some((found.bucket, found.place))
+        (found.number == number).then_some((found.bucket, found.slot))
     }
 
     fn insert<F: Family>(
@@ -250,13 +250,13 @@ impl Free {
         let number = self.next(table).ok_or(Full)?;
         let tag = tag_of(hash);
         let first = table.view().first_bucket(hash);
-        let (line, place) = free_place(table, first)
-            .or_else(|| free_place(table, table.view().other_bucket(first, tag)))
-            .or_else(|| (0..=MOVES).find_map(|depth| make_place(table, first, depth)))
+        let (line, slot) = free_slot(table, first)
+            .or_else(|| free_slot(table, table.view().other_bucket(first, tag)))
+            .or_else(|| (0..=MOVES).find_map(|depth| make_slot(table, first, depth)))
             .ok_or(Full)?;
         self.take(table, number);
         store(table, number, Some((words, pin)));
-        bucket::set_place(line, place, tag, number);
+        bucket::set_slot(line, slot, tag, number);
         self.used += 1;
         Ok(Slot::new(F::FLAG, number))
     }
@@ -272,11 +272,11 @@ impl Free {
         if F::tail(&words) == 0 {
             return None;
         }
-        let birth = table.births.get(number as usize)?.load(Ordering::Relaxed);
-        let pin = Pin::from_words(track_of::<F>(entry), birth);
+        let created = table.creations.get(number as usize)?.load(Ordering::Relaxed);
+        let pin = Pin::from_words(flow_state_of::<F>(entry), created);
         let hash = secret.hash(F::tuple(words)).hash;
-        if let Some((line, place)) = table.view().named(number, hash) {
-            bucket::free(line, place);
+        if let Some((line, slot)) = table.view().named(number, hash) {
+            bucket::free(line, slot);
         }
         store(table, number, None);
         self.chain::<F>(entry, number);
@@ -375,35 +375,31 @@ fn protocol_of(tail: u64) -> Option<Protocol> {
     }
 }
 
-fn free_place<F: Family>(table: &FamilyTable<F>, bucket: usize) -> Option<(&Line, u32)> {
+fn free_slot<F: Family>(table: &FamilyTable<F>, bucket: usize) -> Option<(&Line, u32)> {
     let line = table.buckets.get(bucket)?;
-    bucket::free_place(line).map(|place| (line, place))
+    bucket::free_slot(line).map(|slot| (line, slot))
 }
 
 /// Frees a place in a full bucket: moves one of its flows to that flow's other bucket, where
 /// up to `depth` more flows may have to make room in turn (cuckoo hashing).
 #[cold]
-fn make_place<F: Family>(
-    table: &FamilyTable<F>,
-    bucket: usize,
-    depth: u32,
-) -> Option<(&Line, u32)> {
+fn make_slot<F: Family>(table: &FamilyTable<F>, bucket: usize, depth: u32) -> Option<(&Line, u32)> {
     let line = table.buckets.get(bucket)?;
-    for place in 0..PLACES {
-        let (tag, number) = bucket::content(line, place);
+    for slot in 0..SLOTS {
+        let (tag, number) = bucket::content(line, slot);
         let other = table.view().other_bucket(bucket, tag);
-        let target = free_place(table, other)
-            .or_else(|| depth.checked_sub(1).and_then(|depth| make_place(table, other, depth)));
+        let target = free_slot(table, other)
+            .or_else(|| depth.checked_sub(1).and_then(|depth| make_slot(table, other, depth)));
         let Some((target, free)) = target else { continue };
         // Making room may have come around to this very bucket.
-        if other == bucket || bucket::content(line, place) != (tag, number) {
-            return free_place(table, bucket);
+        if other == bucket || bucket::content(line, slot) != (tag, number) {
+            return free_slot(table, bucket);
         }
         // In the new place first: a reader may see it twice, and misses it only if it moves against
         // the reader's own way (see `FamilyTable::lookup`).
-        bucket::set_place(target, free, tag, number);
-        bucket::free(line, place);
-        return Some((line, place));
+        bucket::set_slot(target, free, tag, number);
+        bucket::free(line, slot);
+        return Some((line, slot));
     }
     None
 }
@@ -411,31 +407,31 @@ fn make_place<F: Family>(
 /// Writes all of an entry (nothing: it becomes free) so that a reader sees all of it or none, with a
 /// new stamp, so that a change in another thread's hands misses the new contents.
 fn store<F: Family>(table: &FamilyTable<F>, number: u32, contents: Option<(&F::Words, &Pin)>) {
-    let (Some(entry), Some(birth)) = (table.entry(number), table.births.get(number as usize))
+    let (Some(entry), Some(created)) = (table.entry(number), table.creations.get(number as usize))
     else {
         return;
     };
-    let old = birth.load(Ordering::Relaxed);
-    birth.store(old | 1, Ordering::Relaxed);
+    let old = created.load(Ordering::Relaxed);
+    created.store(old | 1, Ordering::Relaxed);
     // The odd version is visible before any word that is written below: pairs with the acquire fence
     // of `FamilyTable::read`.
     fence(Ordering::Release);
     let version = ((old | 1) + 1) & entry::VERSION;
-    let Common { hop, tail, place } = F::common(entry);
-    let mut new_birth = version;
+    let Common { hop, tail, backend_word } = F::common(entry);
+    let mut new_created = version;
     if let Some((words, pin)) = contents {
-        let Track { hop: new_hop, tail: state, place: new_place } = pin.track;
+        let FlowState { hop: new_hop, tail: state, backend_word: new_word } = pin.flow_state;
         let stamp = version << (entry::STAMP_SHIFT - 1) & entry::STAMP;
         F::set_addresses(entry, words);
         hop.store(new_hop, Ordering::Relaxed);
-        place.store(new_place, Ordering::Relaxed);
+        backend_word.store(new_word, Ordering::Relaxed);
         tail.store(F::tail(words) | state & !entry::STAMP & !TAIL | stamp, Ordering::Relaxed);
-        new_birth |= pin.birth();
+        new_created |= pin.created();
     } else {
         tail.store(0, Ordering::Relaxed);
     }
     // Release: those words are visible before the even version.
-    birth.store(new_birth, Ordering::Release);
+    created.store(new_created, Ordering::Release);
 }
 
 #[cfg(test)]
@@ -446,7 +442,7 @@ mod tests {
     use hashbrown::HashMap;
     use proptest::prelude::*;
 
-    use super::super::entry::{Entry, State, WayBack};
+    use super::super::entry::{ConntrackEntry, ReturnHop, State};
     use super::super::slot;
     use super::super::table::{Families, TableError};
     use super::*;
@@ -471,7 +467,7 @@ mod tests {
     }
 
     fn pin(backend: u16) -> Pin {
-        let hop = NextHop { port: NicIndex(2), mac: [2, 0, 0, 0, 0, 9], vlan: Some(100.into()) };
+        let hop = NextHop { nic: NicIndex(2), mac: [2, 0, 0, 0, 0, 9], vlan: Some(100.into()) };
         let id = BackendId { index: BackendIndex(backend), generation: backend };
         let pin = Pin::new(VipId(3), id, State::ESTABLISHED, 1, &hop, Ticks(5));
         pin.with_last_seen(Ticks(u32::from(backend)))
@@ -509,10 +505,10 @@ mod tests {
         }
 
         /// Removes all that `keep` does not want.
-        fn purge(&mut self, keep: impl Fn(&Track) -> bool) -> u32 {
+        fn purge(&mut self, keep: impl Fn(&FlowState) -> bool) -> u32 {
             let before = self.len();
             let all = self.span();
-            self.sweep(all, u32::MAX, |_, hit, _| keep_if(keep(&hit.track)), |_, _| {});
+            self.sweep(all, u32::MAX, |_, hit, _| keep_if(keep(&hit.flow_state)), |_, _| {});
             before - self.len()
         }
     }
@@ -535,11 +531,11 @@ mod tests {
             let hashed = writer.table.secret().hash(wanted.into());
             let slot = writer.insert(&hashed, &pin(9)).unwrap();
             assert_eq!(writer.table.lookup(&hashed), Some((slot, pin(9))));
-            assert_eq!(writer.table.read(slot), Some(Entry { key: wanted, pin: pin(9) }));
+            assert_eq!(writer.table.read(slot), Some(ConntrackEntry { key: wanted, pin: pin(9) }));
             assert_eq!(hashed.key(), wanted);
             for hint in [Slot::NOWHERE, slot, Slot::new(slot::V6_FLAG, 5)] {
                 let found = writer.table.view().find_at(&hashed, hint).unwrap();
-                assert_eq!((found.slot, found.track), (slot, pin(9).track), "{hint:?}");
+                assert_eq!((found.slot, found.flow_state), (slot, pin(9).flow_state), "{hint:?}");
             }
             let view = writer.table.view();
             let in_first = view.prefetch_entry(&hashed);
@@ -596,19 +592,19 @@ mod tests {
             let mut seen = vec![0; 100];
             let mut left = 100;
             while left > 0 {
-                let note = |_, hit: &Hit<'_>, tuple: &dyn Fn() -> Tuple| {
-                    let index = hit.track.backend().index.0;
+                let record = |_, hit: &Hit<'_>, tuple: &dyn Fn() -> Tuple| {
+                    let index = hit.flow_state.backend().index.0;
                     assert_eq!(tuple(), Tuple::from(key(index.into())));
                     seen[usize::from(index)] += 1;
                     Verdict::Keep
                 };
-                left -= writer.sweep(step.min(left), 9, note, |_, _| {});
+                left -= writer.sweep(step.min(left), 9, record, |_, _| {});
             }
             assert!(seen.iter().all(|&times| times == 1), "in steps of {step}");
         }
         // IPv4 flows, the even ones, come first.
         let not_four = |_, hit: &Hit<'_>, _: &dyn Fn() -> Tuple| {
-            if hit.track.backend().index.0 == 4 { Verdict::Later } else { Verdict::Keep }
+            if hit.flow_state.backend().index.0 == 4 { Verdict::Later } else { Verdict::Keep }
         };
         assert_eq!(writer.sweep(100, 9, not_four, |_, _| {}), 2, "stops before it");
         assert_eq!(writer.sweep(100, 9, not_four, |_, _| {}), 0, "and is there still");
@@ -637,14 +633,14 @@ mod tests {
         assert!(FlowWriter::new(Arc::clone(&writer.table)).is_none(), "one writer at a time");
         // As if the process had died: in the middle of writing one entry, ...
         let torn = writer.find(1).unwrap().number();
-        writer.table.v6.births[torn as usize].fetch_or(1, Ordering::Relaxed);
+        writer.table.v6.creations[torn as usize].fetch_or(1, Ordering::Relaxed);
         // ... between clearing a place and its entry, and between an entry and its place, ...
-        for (number, clear_place) in [(2, true), (4, false)] {
+        for (number, clear_slot) in [(2, true), (4, false)] {
             let hashed = writer.hashed(number);
             let Tuple::V4(words) = hashed.tuple else { unreachable!() };
             let found = writer.table.v4.view().find(&words, hashed.hash).unwrap();
-            if clear_place {
-                bucket::free(&writer.table.v4.buckets[found.bucket], found.place);
+            if clear_slot {
+                bucket::free(&writer.table.v4.buckets[found.bucket], found.slot);
             } else {
                 store(&writer.table.v4, found.number, None);
             }
@@ -655,8 +651,8 @@ mod tests {
         let found = writer.table.v4.view().find(&words, hashed.hash).unwrap();
         let other = writer.table.v4.view().other_bucket(found.bucket, tag_of(hashed.hash));
         let line = &writer.table.v4.buckets[other];
-        let twice = bucket::free_place(line).unwrap();
-        bucket::set_place(line, twice, tag_of(hashed.hash), found.number);
+        let twice = bucket::free_slot(line).unwrap();
+        bucket::set_slot(line, twice, tag_of(hashed.hash), found.number);
 
         let file = writer.table.file().try_clone_to_owned().unwrap();
         std::mem::forget(writer);
@@ -735,36 +731,36 @@ mod tests {
         let mut writer = table(8);
         let slot = writer.add(1, 1).unwrap();
         writer.hit(1).unwrap().seen(Ticks(77));
-        assert_eq!(writer.get(slot).unwrap().track.last_seen(), Ticks(77));
+        assert_eq!(writer.get(slot).unwrap().flow_state.last_seen(), Ticks(77));
         writer.hit(1).unwrap().set_state(State::FIN_CLIENT);
-        assert_eq!(writer.get(slot).unwrap().track.state(), State::FIN_CLIENT);
+        assert_eq!(writer.get(slot).unwrap().flow_state.state(), State::FIN_CLIENT);
         let table = Arc::clone(&writer.table);
-        let read = table.read(slot).unwrap().pin.track;
+        let read = table.read(slot).unwrap().pin.flow_state;
         table.change_state(slot, &writer.hashed(1), &read, State::FIN_BACKEND, State(0));
         table.touch(slot, &read, Ticks(99));
-        let now = writer.get(slot).unwrap().track;
+        let now = writer.get(slot).unwrap().flow_state;
         assert!(now.state().has(State::FIN_CLIENT.with(State::FIN_BACKEND)));
         assert_eq!(now.last_seen(), Ticks(99));
-        let hop = NextHop { port: NicIndex(1), mac: [4; 6], vlan: None };
-        writer.hit(1).unwrap().set_way_back(WayBack(entry::encode_hop(&hop)));
-        let moved = writer.get(slot).unwrap().track;
+        let hop = NextHop { nic: NicIndex(1), mac: [4; 6], vlan: None };
+        writer.hit(1).unwrap().set_return_hop(ReturnHop(entry::encode_hop(&hop)));
+        let moved = writer.get(slot).unwrap().flow_state;
         assert_eq!((moved.hop(), moved.state()), (hop, now.state()));
         table.change_state(slot, &writer.hashed(1), &moved, State::RST, State::FIN_CLIENT);
         let reset = State::RST.with(State::FIN_BACKEND);
-        assert_eq!(writer.get(slot).unwrap().track.state(), reset, "the entry is the same");
-        let moved = writer.get(slot).unwrap().track;
+        assert_eq!(writer.get(slot).unwrap().flow_state.state(), reset, "the entry is the same");
+        let moved = writer.get(slot).unwrap().flow_state;
         let back = NextHop { mac: [6; 6], ..hop };
         table.change_hop(slot, &moved, &back);
-        assert_eq!(writer.get(slot).unwrap().track.hop(), back);
+        assert_eq!(writer.get(slot).unwrap().flow_state.hop(), back);
         table.change_hop(slot, &moved, &hop);
-        assert_eq!(writer.get(slot).unwrap().track.hop(), back, "that was outdated");
+        assert_eq!(writer.get(slot).unwrap().flow_state.hop(), back, "that was outdated");
     }
 
     #[test]
     fn a_late_touch_does_not_reach_the_next_flow_of_the_entry() {
         let mut writer = table(8);
         let slot = writer.add(1, 1).unwrap();
-        let old = writer.table.read(slot).unwrap().pin.track;
+        let old = writer.table.read(slot).unwrap().pin.flow_state;
         writer.remove(slot);
         assert_eq!(writer.add(3, 2), Ok(slot), "the entry is used again");
         let fresh = writer.get(slot).unwrap();
@@ -835,14 +831,14 @@ mod tests {
                         }
                     }
                     Step::Sweep(backend) => {
-                        writer.purge(|track| track.backend().index.0 != backend);
+                        writer.purge(|flow_state| flow_state.backend().index.0 != backend);
                         model.retain(|_, value| *value != backend);
                     }
                 }
                 prop_assert_eq!(writer.len() as usize, model.len());
             }
             for n in 0..400 {
-                prop_assert_eq!(writer.found(n).map(|pin| pin.track.backend().index.0), model.get(&n).copied());
+                prop_assert_eq!(writer.found(n).map(|pin| pin.flow_state.backend().index.0), model.get(&n).copied());
             }
         }
     }
@@ -882,7 +878,7 @@ mod tests {
                 },
             }
             if step.is_multiple_of(200_000) {
-                writer.purge(|track| track.backend().index.0 != backend);
+                writer.purge(|flow_state| flow_state.backend().index.0 != backend);
                 model.retain(|_, value| *value != backend);
                 let same = |n| writer.found(n) == model.get(&n).map(|&backend| pin(backend));
                 assert!((0..FLOWS / 5 * 6).all(same), "after {step} steps");
@@ -903,10 +899,10 @@ mod tests {
             let reader = scope.spawn(|| {
                 let mut seen = 0_u32;
                 while !stop.load(Ordering::Relaxed) {
-                    if let Some(Entry { pin, .. }) = table.read(slot) {
-                        let BackendId { index, generation } = pin.track.backend();
+                    if let Some(ConntrackEntry { pin, .. }) = table.read(slot) {
+                        let BackendId { index, generation } = pin.flow_state.backend();
                         assert_eq!(index.0, generation);
-                        assert_eq!(pin.track.last_seen(), Ticks(u32::from(generation)));
+                        assert_eq!(pin.flow_state.last_seen(), Ticks(u32::from(generation)));
                         seen += 1;
                     }
                 }

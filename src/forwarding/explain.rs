@@ -100,7 +100,7 @@ impl Trace {
     }
 
     /// Notes that the packet's flow has no pin that lives.
-    pub fn note_miss(&self) {
+    pub fn record_miss(&self) {
         self.missed.set(true);
     }
 

@@ -11,6 +11,7 @@
 pub mod affinity;
 pub mod explain;
 pub mod listeners;
+pub mod local;
 pub mod old_listeners;
 pub mod policy;
 pub mod publish;
@@ -19,7 +20,6 @@ pub mod scheduler;
 pub mod server;
 pub mod sticky;
 pub mod table;
-pub mod this_box;
 pub mod tunnel;
 
 use std::fmt;
@@ -32,13 +32,13 @@ use crate::units::Ticks;
 
 pub use affinity::{Affinity, ClientKey, Splits};
 pub use listeners::MAX_PREFIX_LENGTHS;
+pub use local::Local;
 pub use old_listeners::OldListen;
 pub use policy::{FlowTimeouts, Timeouts, VipPolicy};
 pub use quic_lb::ServerId;
 pub use scheduler::SchedulerKind;
 pub use sticky::Remember;
 pub use table::ForwardingTable;
-pub use this_box::ThisBox;
 pub use tunnel::{OuterDf, Tunnels};
 
 /// Most VIPs in one configuration.
@@ -117,17 +117,17 @@ pub enum Service {
 /// What becomes of the flows that are pinned to a backend which does not serve them any longer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum FlowsLeft {
+pub enum FlowAction {
     /// Their packets go to it as before.
     #[default]
     Keep,
-    /// TCP: both ends are told, by a RST. UDP has none: as [`FlowsLeft::Rehash`].
+    /// TCP: both ends are told, by a RST. UDP has none: as [`FlowAction::Rehash`].
     Reset,
     /// The next packet of each finds another backend.
     Rehash,
 }
 
-impl FlowsLeft {
+impl FlowAction {
     /// As in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -198,10 +198,10 @@ pub struct BackendSpec {
     pub up: bool,
     /// In service, draining, or out.
     pub service: Service,
-    /// What becomes of the flows that it has, up or down: [`FlowsLeft::Keep`] but for a drain that
-    /// has met its deadline. With [`FlowsLeft::Reset`] its pins are gone after one round of the sweep
+    /// What becomes of the flows that it has, up or down: [`FlowAction::Keep`] but for a drain that
+    /// has met its deadline. With [`FlowAction::Reset`] its pins are gone after one round of the sweep
     /// and [`RESET_TIME`], but for those of which nobody speaks.
-    pub left: FlowsLeft,
+    pub left: FlowAction,
     /// Where frames for it go, if route and neighbour are known.
     pub next_hop: Option<NextHop>,
     /// Longest IP packet that may leave towards it, in bytes.

@@ -4,7 +4,7 @@
 
 use hashbrown::HashMap;
 
-use super::FlowsLeft;
+use super::FlowAction;
 use crate::net::{Listen, ListenKey, VipId, exact};
 
 /// An address and ports that a VIP no longer has.
@@ -12,15 +12,15 @@ use crate::net::{Listen, ListenKey, VipId, exact};
 pub struct OldListen {
     /// The address and ports.
     pub listen: Listen,
-    /// What becomes of the flows there: [`FlowsLeft::Keep`] or, with TCP, [`FlowsLeft::Reset`].
-    pub left: FlowsLeft,
+    /// What becomes of the flows there: [`FlowAction::Keep`] or, with TCP, [`FlowAction::Reset`].
+    pub left: FlowAction,
 }
 
 /// All of them. As a rule there are none.
 #[derive(Debug, Default)]
 pub(super) struct OldListeners {
-    exact: HashMap<ListenKey, (VipId, FlowsLeft)>,
-    others: Vec<(Listen, VipId, FlowsLeft)>,
+    exact: HashMap<ListenKey, (VipId, FlowAction)>,
+    others: Vec<(Listen, VipId, FlowAction)>,
 }
 
 impl OldListeners {
@@ -41,8 +41,8 @@ impl OldListeners {
     /// The VIP that listened on `key`, and what becomes of its flows there.
     ///
     /// Cost: a hash look-up, and one comparison for each prefix and range.
-    pub(super) fn find(&self, key: ListenKey) -> Option<(VipId, FlowsLeft)> {
-        let within = |(listen, ..): &&(Listen, VipId, FlowsLeft)| listen.contains(key);
+    pub(super) fn find(&self, key: ListenKey) -> Option<(VipId, FlowAction)> {
+        let within = |(listen, ..): &&(Listen, VipId, FlowAction)| listen.contains(key);
         self.exact
             .get(&key)
             .copied()

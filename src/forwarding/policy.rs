@@ -3,7 +3,7 @@
 //! A new option is a field here with its default. The configuration reads it, a reload reports its
 //! changes, and the data path finds it in [`Vip::policy`](super::table::Vip::policy).
 
-use super::{Affinity, FlowsLeft, Remember, SchedulerKind, quic_lb};
+use super::{Affinity, FlowAction, Remember, SchedulerKind, quic_lb};
 use crate::net::Protocol;
 use crate::units::Ticks;
 
@@ -22,12 +22,12 @@ pub struct VipPolicy {
     pub remember: Option<Remember>,
     /// What becomes of the flows of a backend that is down. UDP flows are never kept: their own
     /// packets would keep a dead pin alive.
-    pub on_down: FlowsLeft,
+    pub on_down: FlowAction,
     /// TCP: whether both ends of a flow that idled out are sent a RST.
     pub reset_idle: bool,
     /// Whether the sender of a new flow that finds no backend in service is refused: by a RST (TCP)
     /// or port unreachable (UDP).
-    pub rejects: bool,
+    pub reject_no_backend: bool,
     /// Full NAT and TCP: whether backends receive the client's address, by the PROXY protocol.
     pub proxy: bool,
     /// TCP: most bytes of data in a segment; the MSS option of both ends is lowered to it.
@@ -47,10 +47,10 @@ impl Default for VipPolicy {
             timeouts: Timeouts::default(),
             remember: None,
             // A check may fail for a reason that is none of the flows'.
-            on_down: FlowsLeft::Keep,
+            on_down: FlowAction::Keep,
             reset_idle: false,
             // As by a host that has no such service: a client that waits in vain has no other to try.
-            rejects: true,
+            reject_no_backend: true,
             proxy: false,
             mss: None,
             quic: Box::default(),

@@ -88,13 +88,7 @@ mod tests {
     use super::*;
 
     fn table(generation: u64) -> ForwardingTable {
-        ForwardingTable::build(
-            generation,
-            [0; 16],
-            crate::forwarding::ThisBox::default(),
-            &[],
-            None,
-        )
+        ForwardingTable::build(generation, [0; 16], crate::forwarding::Local::default(), &[], None)
     }
 
     #[test]

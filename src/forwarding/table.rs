@@ -5,17 +5,17 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::listeners::Listeners;
+use super::local::UNLIMITED;
 use super::old_listeners::OldListeners;
 use super::quic_lb::QuicLb;
 use super::scheduler::least_connections::LeastConnections;
 use super::scheduler::{Built, Candidate};
 use super::server::Server;
 use super::sticky::{Hold, Reentry, Sticky};
-use super::this_box::UNLIMITED;
 use super::tunnel::Entropy;
 use super::{
-    Affinity, BackendSpec, ClientKey, FULL_SHARE, FlowTimeouts, FlowsLeft, MAX_RETURN_PATHS,
-    Secret, Service, Splits, ThisBox, VipPolicy, VipSpec,
+    Affinity, BackendSpec, ClientKey, FULL_SHARE, FlowAction, FlowTimeouts, Local,
+    MAX_RETURN_PATHS, Secret, Service, Splits, VipPolicy, VipSpec,
 };
 use crate::net::{
     Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PathKey,
@@ -33,7 +33,7 @@ use crate::net::{
 pub struct ForwardingTable {
     generation: u64,
     secret: Secret,
-    this_box: ThisBox,
+    local: Local,
     vips: Vec<Option<Vip>>,
     backends: Vec<Option<Backend>>,
     listeners: Listeners,
@@ -79,14 +79,14 @@ pub struct Vip {
 
 /// What a backend's packets need beyond what all packets do; bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Quirks(u8);
+pub struct BackendFlags(u8);
 
-impl Quirks {
+impl BackendFlags {
     /// Their connection ids may name another backend ([`Affinity::QuicCid`]).
     pub const QUIC: Self = Self(1);
     /// They keep what is remembered of their client alive ([`VipPolicy::remember`]).
     pub const REMEMBERS: Self = Self(2);
-    /// They do not just go to it: [`Backend::left`] is not [`FlowsLeft::Keep`].
+    /// They do not just go to it: [`Backend::left`] is not [`FlowAction::Keep`].
     pub const LEFT: Self = Self(4);
     /// Those for ports that the VIP has lost are of flows that are reset ([`VipSpec::old`]).
     pub const OLD_PORTS: Self = Self(8);
@@ -97,7 +97,7 @@ impl Quirks {
         self.0 == 0
     }
 
-    /// Whether the only one is [`Quirks::REMEMBERS`], which most packets need nothing for.
+    /// Whether the only one is [`BackendFlags::REMEMBERS`], which most packets need nothing for.
     #[inline]
     pub const fn only_remembers(self) -> bool {
         self.0 == Self::REMEMBERS.0
@@ -115,11 +115,11 @@ impl Quirks {
         self.0 & (Self::LEFT.0 | Self::OLD_PORTS.0) != 0
     }
 
-    fn of(vip: &VipSpec, left: FlowsLeft) -> Self {
+    fn of(vip: &VipSpec, left: FlowAction) -> Self {
         let quic = if vip.policy.affinity == Affinity::QuicCid { Self::QUIC.0 } else { 0 };
         let remembers = if vip.policy.remember.is_some() { Self::REMEMBERS.0 } else { 0 };
-        let left = if left == FlowsLeft::Keep { 0 } else { Self::LEFT.0 };
-        let resets = vip.old.iter().any(|old| old.left == FlowsLeft::Reset);
+        let left = if left == FlowAction::Keep { 0 } else { Self::LEFT.0 };
+        let resets = vip.old.iter().any(|old| old.left == FlowAction::Reset);
         let old_ports = if resets { Self::OLD_PORTS.0 } else { 0 };
         Self(quic | remembers | left | old_ports)
     }
@@ -137,7 +137,7 @@ pub struct Backend {
     /// How packets reach it: as its VIP says.
     pub forward: Forward,
     /// What its packets need besides.
-    pub quirks: Quirks,
+    pub flags: BackendFlags,
     /// Idle time-outs of its flows: as its VIP says.
     pub timeouts: FlowTimeouts,
     /// Its own address.
@@ -151,7 +151,7 @@ pub struct Backend {
     /// Its health check says that it answers.
     pub up: bool,
     /// What becomes of the flows that it has, as things are now.
-    pub left: FlowsLeft,
+    pub left: FlowAction,
     /// TCP: whether both ends of a flow that idled out are told: as its VIP says.
     pub reset_idle: bool,
     /// Whether it is told who the client is, by a PROXY header: as its VIP says.
@@ -195,14 +195,14 @@ impl ForwardingTable {
     pub fn build(
         generation: u64,
         secret: Secret,
-        this_box: ThisBox,
+        local: Local,
         specs: &[VipSpec],
         previous: Option<&Self>,
     ) -> Self {
         let mut table = Self {
             generation,
             secret,
-            this_box,
+            local,
             vips: Vec::new(),
             backends: Vec::new(),
             listeners: Listeners::default(),
@@ -233,8 +233,8 @@ impl ForwardingTable {
 
     /// What is this box's own.
     #[inline]
-    pub const fn this_box(&self) -> &ThisBox {
-        &self.this_box
+    pub const fn local(&self) -> &Local {
+        &self.local
     }
 
     /// The VIP of an index.
@@ -271,7 +271,7 @@ impl ForwardingTable {
     /// The VIP that listened on `key` before a reload, while flows are left there, and what becomes of
     /// them; `None` if a VIP listens there now.
     #[inline]
-    pub fn old_listener(&self, key: impl FnOnce() -> ListenKey) -> Option<(VipId, FlowsLeft)> {
+    pub fn old_listener(&self, key: impl FnOnce() -> ListenKey) -> Option<(VipId, FlowAction)> {
         if self.old.is_empty() { None } else { self.lost_listener(key()) }
     }
 
@@ -282,7 +282,7 @@ impl ForwardingTable {
     }
 
     #[cold]
-    fn lost_listener(&self, key: ListenKey) -> Option<(VipId, FlowsLeft)> {
+    fn lost_listener(&self, key: ListenKey) -> Option<(VipId, FlowAction)> {
         if self.listeners.find(key).is_some() {
             return None;
         }
@@ -346,7 +346,7 @@ impl ForwardingTable {
         }
         for backend in &spec.backends {
             let mut built = self.backend_of(spec, backend);
-            built.stay_off(&self.this_box);
+            built.stay_off(&self.local);
             place(&mut self.backends, backend.id.index.0, built);
             if spec.forward == Forward::Nat {
                 self.add_returns(spec, backend);
@@ -361,7 +361,7 @@ impl ForwardingTable {
     /// A backend, to which no longer packets leave than its NIC sends.
     fn backend_of(&self, vip: &VipSpec, spec: &BackendSpec) -> Backend {
         let backend = Backend::new(vip, spec);
-        let nic = spec.next_hop.map_or(UNLIMITED, |hop| self.this_box.mtu(hop.port));
+        let nic = spec.next_hop.map_or(UNLIMITED, |hop| self.local.mtu(hop.nic));
         Backend { mtu: spec.mtu.min(nic), ..backend }
     }
 
@@ -508,7 +508,7 @@ impl Backend {
                 && !spec.removed
                 && spec.service != Service::Out
                 && spec.next_hop.is_some(),
-            quirks: Quirks::of(vip, flows_left(vip, spec)),
+            flags: BackendFlags::of(vip, flows_left(vip, spec)),
             share: spec.share,
             path: PathKey::new(spec.address.into()),
             loops: false,
@@ -516,8 +516,8 @@ impl Backend {
     }
 
     /// Takes no packets if its next hop is this box.
-    fn stay_off(&mut self, this_box: &ThisBox) {
-        self.loops = self.next_hop.is_some_and(|hop| this_box.macs.contains(&hop.mac));
+    fn stay_off(&mut self, local: &Local) {
+        self.loops = self.next_hop.is_some_and(|hop| local.macs.contains(&hop.mac));
         if self.loops {
             (self.next_hop, self.takes_new, self.takes_midflow) = (None, false, false);
         }
@@ -534,16 +534,16 @@ pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
 /// What becomes of a backend's flows: what its drain says, else its VIP's word for one that is down.
 ///
 /// A UDP flow goes on sending to a backend that cannot be reached, and so keeps its pin alive: it leaves.
-fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowsLeft {
+fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowAction {
     let reachable = spec.next_hop.is_some() || vip.protocol == Protocol::Tcp;
     let left = match spec.left {
-        FlowsLeft::Keep if (spec.up || spec.removed) && reachable => return FlowsLeft::Keep,
-        FlowsLeft::Keep => vip.policy.on_down,
+        FlowAction::Keep if (spec.up || spec.removed) && reachable => return FlowAction::Keep,
+        FlowAction::Keep => vip.policy.on_down,
         left => left,
     };
     match vip.protocol {
         Protocol::Tcp => left,
-        Protocol::Udp | Protocol::Any => FlowsLeft::Rehash,
+        Protocol::Udp | Protocol::Any => FlowAction::Rehash,
     }
 }
 
@@ -577,7 +577,7 @@ pub(crate) mod testing {
     //! Specs for tests.
     use super::*;
     use crate::forwarding::Ports;
-    use crate::forwarding::this_box::UNLIMITED;
+    use crate::forwarding::local::UNLIMITED;
     use crate::net::NicIndex;
 
     /// A NAT VIP 192.0.2.`10 + id` on TCP port 80, without backends.
@@ -608,8 +608,8 @@ pub(crate) mod testing {
             share: FULL_SHARE,
             up: true,
             service: Service::Active,
-            left: FlowsLeft::Keep,
-            next_hop: Some(NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None }),
+            left: FlowAction::Keep,
+            next_hop: Some(NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None }),
             mtu: UNLIMITED,
             server_ids: Vec::new(),
             removed: false,
@@ -635,7 +635,7 @@ mod tests {
         let mut rest = spec(1);
         rest.address = web.address;
         rest.ports = Ports::All;
-        let table = ForwardingTable::build(1, [0; 16], ThisBox::default(), &[web, rest], None);
+        let table = ForwardingTable::build(1, [0; 16], Local::default(), &[web, rest], None);
         for (port, vip) in [(80, 0), (443, 0), (22, 1)] {
             assert_eq!(table.listener(key([192, 0, 2, 10], port)), Some(VipId(vip)), "{port}");
         }
@@ -650,7 +650,7 @@ mod tests {
         let mut few = spec(1);
         few.ports = Ports::List(vec![PortRange { first: 90, last: 92 }]);
         few.backends = vec![backend(1)];
-        let table = ForwardingTable::build(1, [0; 16], ThisBox::default(), &[web, few], None);
+        let table = ForwardingTable::build(1, [0; 16], Local::default(), &[web, few], None);
         let ports = |key| table.return_paths(key).map(|path| path.vip_port).collect::<Vec<_>>();
         assert_eq!(ports(key([10, 0, 0, 0], 80)), [Some(80)]);
         for (port, expected) in [(7999, &[][..]), (8000, &[None]), (8999, &[None]), (9000, &[])] {
@@ -666,8 +666,8 @@ mod tests {
         let own = web.backends.first().and_then(|backend| backend.next_hop).unwrap().mac;
         let other = NextHop { mac: [9; 6], ..web.backends[0].next_hop.unwrap() };
         web.backends[1].next_hop = Some(other);
-        let this_box = ThisBox { macs: vec![own], ..ThisBox::default() };
-        let table = ForwardingTable::build(1, [0; 16], this_box, &[web], None);
+        let local = Local { macs: vec![own], ..Local::default() };
+        let table = ForwardingTable::build(1, [0; 16], local, &[web], None);
         let state = |index| {
             let backend = table.backend(BackendIndex(index)).unwrap();
             (backend.loops, backend.takes_new, backend.takes_midflow, backend.next_hop.is_some())
@@ -684,7 +684,7 @@ mod tests {
         let mut all = spec(1);
         all.ports = Ports::All;
         all.backends = vec![BackendSpec { port: None, ..backend(1) }];
-        let table = ForwardingTable::build(1, [0; 16], ThisBox::default(), &[web, all], None);
+        let table = ForwardingTable::build(1, [0; 16], Local::default(), &[web, all], None);
         let ports = |key| table.return_paths(key).map(|path| path.vip_port).collect::<Vec<_>>();
         assert_eq!(ports(key([10, 0, 0, 0], 8080)), [Some(80), Some(443)]);
         assert_eq!(ports(key([10, 0, 0, 0], 80)), []);
@@ -709,7 +709,7 @@ mod tests {
 
     #[test]
     fn what_becomes_of_flows() {
-        use FlowsLeft::{Keep, Rehash, Reset};
+        use FlowAction::{Keep, Rehash, Reset};
         for (protocol, up, on_down, drained, left) in [
             (Protocol::Tcp, true, Reset, Keep, Keep),
             (Protocol::Tcp, false, Keep, Keep, Keep),
@@ -733,10 +733,10 @@ mod tests {
         let mut vip = spec(0);
         vip.backends = vec![backend(5)];
         let old = vip.backends.first().unwrap().id;
-        let before = ForwardingTable::build(1, [0; 16], ThisBox::default(), &[vip.clone()], None);
+        let before = ForwardingTable::build(1, [0; 16], Local::default(), &[vip.clone()], None);
         assert!(before.pinned(old).is_some());
         vip.backends.first_mut().unwrap().id.generation += 1;
-        let after = ForwardingTable::build(2, [0; 16], ThisBox::default(), &[vip], Some(&before));
+        let after = ForwardingTable::build(2, [0; 16], Local::default(), &[vip], Some(&before));
         assert!(after.pinned(old).is_none());
         assert!(after.backend(BackendIndex(5)).is_some());
     }
@@ -746,13 +746,7 @@ mod tests {
         let mut vip = spec(0);
         vip.backends = vec![backend(0), backend(1)];
         let build = |vip: &VipSpec, secret, previous| {
-            ForwardingTable::build(
-                1,
-                secret,
-                ThisBox::default(),
-                std::slice::from_ref(vip),
-                previous,
-            )
+            ForwardingTable::build(1, secret, Local::default(), std::slice::from_ref(vip), previous)
         };
         let slots = |table: &ForwardingTable| {
             table.vip(VipId(0)).unwrap().scheduler.scheduler().slots().as_ptr()

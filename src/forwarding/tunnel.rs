@@ -19,9 +19,9 @@ pub const GUE_SOURCE_PORTS: u16 = 0xc000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tunnels {
     /// Sources of outer IPv4 packets.
-    pub source_v4: Option<Sources>,
+    pub source_v4: Option<TunnelSources>,
     /// Sources of outer IPv6 packets.
-    pub source_v6: Option<Sources>,
+    pub source_v6: Option<TunnelSources>,
     /// UDP port that backends receive GUE on.
     pub gue_port: u16,
     /// Whether outer IPv4 packets may be fragmented on their way.
@@ -38,7 +38,7 @@ impl Default for Tunnels {
 impl Tunnels {
     /// The sources of outer packets to `destination`.
     #[inline]
-    pub const fn sources(&self, destination: Address) -> Option<Sources> {
+    pub const fn sources(&self, destination: Address) -> Option<TunnelSources> {
         if destination.is_v4() { self.source_v4 } else { self.source_v6 }
     }
 
@@ -89,7 +89,7 @@ impl OuterDf {
 /// The addresses that outer packets of one family come from: the hosts of a prefix, without its first
 /// and last address where there are more than two (they are nobody's: RFC 1812 4.2.2.11, RFC 4291 2.6.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sources {
+pub struct TunnelSources {
     network: Network,
     /// Number of the first host.
     first: u32,
@@ -97,7 +97,7 @@ pub struct Sources {
     count: u32,
 }
 
-impl Sources {
+impl TunnelSources {
     /// Those in a network. Of more than 32 host bits the low ones are used.
     pub fn new(network: Network) -> Self {
         let hosts = 1_u64 << ADDRESS_BITS.saturating_sub(network.len()).min(32);
@@ -159,7 +159,7 @@ mod tests {
             ("fd00::/96", "fd00::1", "fd00::ffff:fffe"),
             ("fd00::/64", "fd00::1", "fd00::ffff:fffe"),
         ] {
-            let sources = Sources::new(network.parse().unwrap());
+            let sources = TunnelSources::new(network.parse().unwrap());
             assert_eq!(sources.of(0), address(first), "{network}");
             assert_eq!(sources.of(u64::MAX), address(last), "{network}");
             assert_eq!(sources.network().to_string(), network);

@@ -365,7 +365,7 @@ mod tests {
     fn server(board: &Board, sent: &Outgoing, payload: u32) {
         let offset = sent.segment.sequence.wrapping_sub(client_start(sent.flow)) + payload;
         let kind = sent.segment.flags & (flags::SYN | flags::FIN);
-        board.note_received(sent.flow, offset + u32::from(kind != 0));
+        board.record_received(sent.flow, offset + u32::from(kind != 0));
         if kind == flags::SYN {
             board.advance(sent.flow, State::SynSent, State::Established);
         } else if kind == flags::FIN {

@@ -215,7 +215,7 @@ impl Judge {
             return;
         }
         let kind = flags_of_segment & (flags::SYN | flags::FIN);
-        self.board.note_received(flow, place.wrapping_add(payload) + u32::from(kind != 0));
+        self.board.record_received(flow, place.wrapping_add(payload) + u32::from(kind != 0));
         match kind {
             flags::SYN => self.board.advance(flow, State::SynSent, State::Established),
             flags::FIN => self.board.advance(flow, State::FinSent, State::Closed),

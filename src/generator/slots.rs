@@ -99,7 +99,7 @@ impl Board {
 
     /// The server's stream has come as far as `bytes`.
     #[inline]
-    pub fn note_received(&self, flow: u32, bytes: u32) {
+    pub fn record_received(&self, flow: u32, bytes: u32) {
         if let Some(received) = self.received.get(self.index(flow)) {
             received.fetch_max(bytes, Ordering::Relaxed);
         }
@@ -190,8 +190,8 @@ mod tests {
     #[test]
     fn a_new_flow_has_received_nothing() {
         let board = Board::new(2);
-        board.note_received(1, 100);
-        board.note_received(1, 40);
+        board.record_received(1, 100);
+        board.record_received(1, 40);
         assert_eq!((board.received(1), board.received(0)), (100, 0));
         board.set(3, State::New);
         assert_eq!(board.received(3), 0);

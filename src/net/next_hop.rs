@@ -7,7 +7,7 @@ use super::vlan::Tags;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NextHop {
     /// The NIC it leaves by.
-    pub port: NicIndex,
+    pub nic: NicIndex,
     /// Destination MAC.
     pub mac: [u8; 6],
     /// In which VLAN, or in which one inside of another; the tags have no priorities. Else untagged.

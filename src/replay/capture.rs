@@ -28,7 +28,7 @@ const LINK_TYPE_BITS: u32 = 0x03ff_ffff;
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// It could not be read at all.
-    #[error("cannot be read: {}", crate::words::reason(.0))]
+    #[error("cannot be read: {}", crate::format::reason(.0))]
     Read(std::io::Error),
     /// Neither pcap nor pcapng.
     #[error(

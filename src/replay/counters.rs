@@ -1,6 +1,6 @@
 //! Which counters of the worker moved, and by how much.
 
-use crate::stats::{Answer, Drop, WorkerStats};
+use crate::stats::{Drop, LocalReply, WorkerStats};
 
 /// A counter of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub(super) enum Name {
     /// Of the worker itself.
     Worker(&'static str),
     /// Packets answered in a way.
-    Answer(Answer),
+    LocalReply(LocalReply),
     /// Packets dropped for a reason.
     Drop(Drop),
     /// Of a VIP, by its index.
@@ -51,7 +51,7 @@ impl Names {
     pub(super) fn text(&self, name: Name) -> String {
         match name {
             Name::Worker(name) => format!("workers.{name}"),
-            Name::Answer(answer) => format!("workers.answers.{}", answer.as_str()),
+            Name::LocalReply(answer) => format!("workers.answers.{}", answer.as_str()),
             Name::Drop(reason) => format!("workers.drops.{}", reason.as_str()),
             Name::Vip(index, name) => {
                 format!("vips.{}.{name}", self.vip(index).unwrap_or_default())
@@ -100,7 +100,7 @@ impl Counters {
 /// Every counter that tells of packets and flows, always in the same order.
 fn walk(stats: &WorkerStats) -> impl Iterator<Item = (Name, u64)> + '_ {
     let worker = stats.named().map(|(name, value)| (Name::Worker(name), value));
-    let answers = stats.answers().map(|(answer, value)| (Name::Answer(answer), value));
+    let answers = stats.answers().map(|(answer, value)| (Name::LocalReply(answer), value));
     let drops = stats.drops().map(|(reason, value)| (Name::Drop(reason), value));
     let vips = stats.vips.iter().enumerate().flat_map(|(index, stats)| {
         stats.named().map(move |(name, value)| (Name::Vip(index, name), value))

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::counters::Name;
 use crate::forwarding::explain::{Step, Trace};
 use crate::net::NicIndex;
-use crate::stats::{Answer, Drop};
+use crate::stats::{Drop, LocalReply};
 use crate::xdp::steer::Steered;
 
 /// What became of a packet.
@@ -146,7 +146,7 @@ impl Decision {
     }
 
     /// Tells what the stages do not tell by themselves.
-    pub(super) fn tell_end(&mut self, reason: Option<Drop>, answer: Option<Answer>) {
+    pub(super) fn tell_end(&mut self, reason: Option<Drop>, answer: Option<LocalReply>) {
         let name = self.place();
         match self.flow {
             FlowState::Pinned => self.tell("conntrack", name, "the flow has a pin"),
@@ -232,7 +232,7 @@ pub(super) struct Facts {
     /// Why it was dropped.
     pub(super) reason: Option<Drop>,
     /// What it was made, to be its own answer.
-    pub(super) answer: Option<Answer>,
+    pub(super) answer: Option<LocalReply>,
     /// It is an ICMP error, which was forwarded.
     related: bool,
     /// Index of its VIP.
@@ -253,7 +253,7 @@ impl Facts {
         for &(name, by) in moved.iter().filter(|(_, by)| *by > 0) {
             match name {
                 Name::Drop(reason) => facts.reason = Some(reason),
-                Name::Answer(answer) => {
+                Name::LocalReply(answer) => {
                     (facts.answer, facts.own_frame) = (Some(answer), true);
                 }
                 Name::Worker("icmp_errors_forwarded") => facts.related = true,

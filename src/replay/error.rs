@@ -17,7 +17,7 @@ pub enum ReplayError {
     Flows(#[from] TableError),
     /// No memory for the sources of full-NAT flows.
     #[error("[full_nat] sources: {0}")]
-    Bindings(#[from] MappingError),
+    SnatTable(#[from] MappingError),
     /// No packet memory.
     #[error("[workers]: {0}")]
     Umem(#[from] UmemError),

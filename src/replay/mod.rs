@@ -36,7 +36,7 @@ use crate::config::{Config, Neighbours};
 use crate::datapath::fragments::PATIENCE;
 use crate::forwarding::explain::{Step, Trace, Wait};
 use crate::net::NicIndex;
-use crate::stats::{Answer, Drop};
+use crate::stats::{Drop, LocalReply};
 use crate::units::{TICK_MS, Ticks};
 use crate::xdp::steer::{SteerModel, Steered};
 use counters::{Counters, Name};
@@ -175,7 +175,7 @@ impl Replay {
     ) -> Decision {
         let facts = Facts::of(moved, &trace);
         let names = self.counters.names();
-        let answer = facts.answer.map(Answer::as_str);
+        let answer = facts.answer.map(LocalReply::as_str);
         decision.verdict = facts.verdict();
         decision.reason = facts.reason.map(Drop::as_str).or(answer);
         decision.vip = facts.vip.and_then(|vip| names.vip(vip)).map(str::to_owned);

@@ -54,9 +54,9 @@ pub(super) fn setup(
     let names = names(config, &specs);
     let stats = WorkerStats::new(names.vips.len(), names.backends.len(), names.nics.len());
     let nics = nics(config, neighbours, &mtus);
-    let this_box = config.this_box(mtus, nics.iter().map(|(mac, _)| *mac).collect());
+    let local = config.local(mtus, nics.iter().map(|(mac, _)| *mac).collect());
     let blueprint = Blueprint {
-        table: ForwardingTable::build(1, config.hash.secret, this_box, &specs, None),
+        table: ForwardingTable::build(1, config.hash.secret, local, &specs, None),
         nics,
         stats: Arc::new(stats),
         flows: u32::try_from(config.workers.flows).unwrap_or(u32::MAX),
@@ -79,7 +79,7 @@ pub(super) fn setup(
 /// What is said of a backend without a neighbours file.
 fn invented(number: usize) -> BackendFacts {
     let [.., high, low] = number.to_be_bytes();
-    let hop = NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None };
+    let hop = NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None };
     BackendFacts { hop, mtu: None, state: BackendState::Up }
 }
 
@@ -99,7 +99,7 @@ fn nics(config: &Config, neighbours: Option<&Neighbours>, mtus: &[u16]) -> Vec<(
 fn know(backend: &mut BackendSpec, facts: Option<BackendFacts>, mtus: &[u16]) {
     backend.next_hop = facts.map(|facts| facts.hop);
     let Some(BackendFacts { hop, mtu, state }) = facts else { return };
-    let nic = mtus.get(usize::from(hop.port.0)).copied().unwrap_or(MTU);
+    let nic = mtus.get(usize::from(hop.nic.0)).copied().unwrap_or(MTU);
     backend.mtu = mtu.unwrap_or(nic);
     match state {
         BackendState::Up => {}

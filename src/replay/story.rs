@@ -26,7 +26,7 @@ pub struct StoryError(String);
 
 impl From<std::io::Error> for StoryError {
     fn from(error: std::io::Error) -> Self {
-        Self(crate::words::reason(&error))
+        Self(crate::format::reason(&error))
     }
 }
 

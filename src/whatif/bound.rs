@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::row::Row;
-use crate::words::percent;
+use crate::format::percent;
 
 /// A figure and the most that it may be.
 #[derive(Debug, Clone, Copy, PartialEq)]

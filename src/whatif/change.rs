@@ -204,7 +204,7 @@ fn put_in_service(vip: &mut VipSpec, drained: &[String]) {
     for backend in &mut vip.backends {
         backend.up = true;
         backend.share = FULL_SHARE;
-        backend.next_hop = Some(NextHop { port: NicIndex(0), mac: [0; 6], vlan: None });
+        backend.next_hop = Some(NextHop { nic: NicIndex(0), mac: [0; 6], vlan: None });
         if drained.contains(&backend.name) {
             backend.service = Service::Draining;
         }

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use crate::forwarding::{ForwardingTable, SchedulerKind, Secret, ThisBox, VipSpec};
+use crate::forwarding::{ForwardingTable, Local, SchedulerKind, Secret, VipSpec};
 
 use change::Scenario;
 use population::{Clients, Population};
@@ -102,7 +102,7 @@ fn trace(vip: &VipSpec, settings: &Settings) -> Trace {
     let table = ForwardingTable::build(
         0,
         settings.secret,
-        ThisBox::default(),
+        Local::default(),
         std::slice::from_ref(vip),
         None,
     );
@@ -123,7 +123,7 @@ fn one(scenario: &Scenario, kind: SchedulerKind, trace: &Trace, settings: &Setti
         ForwardingTable::build(
             generation,
             settings.secret,
-            ThisBox::default(),
+            Local::default(),
             std::slice::from_ref(vip),
             previous,
         )

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use holdfast::forwarding::this_box::IcmpRate;
+use holdfast::forwarding::local::IcmpRate;
 use holdfast::net::{Forward, Protocol};
-use holdfast::stats::{Answer, Drop};
+use holdfast::stats::{Drop, LocalReply};
 
 use super::icmp::{FAMILIES, MODES, Message, icmp, of_vip, router, too_big, vip};
 use crate::rig::{
@@ -45,7 +45,7 @@ fn assert_quotes(message: &Message, family: Family, packet: &[u8]) {
     }
 }
 
-fn answered(rig: &Rig, answer: Answer) -> u64 {
+fn answered(rig: &Rig, answer: LocalReply) -> u64 {
     rig.stats(0).answer_counter(answer).get()
 }
 
@@ -72,7 +72,7 @@ fn what_is_too_long_for_the_backends_link_tells_the_client_its_mtu() {
                 let packet = long(family, 5000);
                 let message = Message::of(&rig.send(0, 0, &tagged(packet.clone(), vlan))[0]);
                 assert_quotes(&message, family, &packet);
-                assert_eq!(answered(&rig, Answer::TooBig), 2);
+                assert_eq!(answered(&rig, LocalReply::TooBig), 2);
                 rig.assert_accounted();
             }
         }
@@ -83,7 +83,7 @@ fn what_is_too_long_for_the_backends_link_tells_the_client_its_mtu() {
 fn what_is_too_long_for_the_clients_link_tells_the_backend() {
     for family in FAMILIES {
         let mut rig = Rig::new(1, 2, vec![spec(0, Forward::Nat, family, 2, 1)]);
-        rig.change_box(|this_box| this_box.mtus = vec![1300, 9000]);
+        rig.change_box(|local| local.mtus = vec![1300, 9000]);
         let request = rig.send(0, 0, &tcp(family, PORT, 80, "S")).remove(0);
         let reply = request.reply("A");
         let fits = rig.send(0, 1, &lengthened(family, reply.clone(), 1300)).remove(0);
@@ -146,12 +146,12 @@ fn hops_that_run_out_are_told_by_who_translates() {
         };
         expired(&mut rig);
         assert_eq!(rig.stats(0).flows_active.get(), 0, "{forward:?}, {family:?}, {flags}");
-        assert_eq!(rig.stats(0).bindings(family == Family::V4).get(), 0);
+        assert_eq!(rig.stats(0).snat_ports(family == Family::V4).get(), 0);
         rig.send(0, 0, &whole);
         assert_eq!(rig.stats(0).flows_active.get(), 1);
         expired(&mut rig);
         assert_eq!(rig.stats(0).flows_active.get(), 1);
-        assert_eq!(answered(&rig, Answer::TimeExceeded), 2);
+        assert_eq!(answered(&rig, LocalReply::TimeExceeded), 2);
     }
 }
 
@@ -188,7 +188,7 @@ fn errors_are_limited_by_time_and_by_network() {
     let mut web = spec(0, Forward::Dsr, Family::V4, 1, 1);
     web.backends[0].mtu = 1400;
     let mut rig = Rig::new(1, 1, vec![web]);
-    rig.change_box(|this_box| this_box.icmp = IcmpRate { per_second: 800, burst: 16 });
+    rig.change_box(|local| local.icmp = IcmpRate { per_second: 800, burst: 16 });
     let from = |network: u8, host: u8| {
         let client = (IpAddr::from([198, 18, network, host]), PORT);
         lengthened(Family::V4, tcp_of(client, (Family::V4.vip(), 80), "A"), 1500)
@@ -210,8 +210,9 @@ fn errors_are_limited_by_time_and_by_network() {
     rig.assert_accounted();
 }
 
-fn rejecting(family: Family, protocol: Protocol, rejects: bool) -> Rig {
-    let mut web = vip(Forward::Nat, family, protocol).with(|policy| policy.rejects = rejects);
+fn rejecting(family: Family, protocol: Protocol, reject_no_backend: bool) -> Rig {
+    let mut web = vip(Forward::Nat, family, protocol)
+        .with(|policy| policy.reject_no_backend = reject_no_backend);
     web.backends.iter_mut().for_each(|backend| backend.up = false);
     Rig::new(1, 1, vec![web])
 }
@@ -231,7 +232,7 @@ fn without_a_backend_a_tcp_client_is_refused_if_the_vip_says_so() {
             assert_eq!(sent.source(), (family.vip(), 80));
             assert_eq!(sent.destination(), (family.client(), PORT, 64));
             assert_eq!((sent.destination_mac(), sent.vlan()), (CLIENT_MAC, vlan));
-            assert_eq!(answered(&rig, Answer::Rejected), 1);
+            assert_eq!(answered(&rig, LocalReply::Rejected), 1);
             rig.assert_accounted();
         }
     }
@@ -272,7 +273,7 @@ fn without_a_backend_a_udp_client_gets_port_unreachable_if_the_vip_says_so() {
         assert_eq!((message.source, message.destination), (family.vip(), family.client()));
         assert_eq!((message.kind, message.rest), (kind, 0));
         assert_quotes(&message, family, &packet);
-        assert_eq!(answered(&rig, Answer::Unreachable), 1);
+        assert_eq!(answered(&rig, LocalReply::Unreachable), 1);
         rig.assert_accounted();
     }
 }

@@ -111,15 +111,15 @@ const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2,
 /// Every order of three fragments, and every way to spread them over two workers.
 fn arrivals() -> impl Iterator<Item = [(usize, usize); 3]> {
     ORDERS.into_iter().flat_map(|order| {
-        (0..8).map(move |workers| order.map(|piece| (piece, workers >> piece & 1)))
+        (0..8).map(move |workers| order.map(|fragment| (fragment, workers >> fragment & 1)))
     })
 }
 
 /// What the rig sends for fragments that arrive like this, polls of the workers in between included.
 fn arrive(rig: &mut Rig, parts: &[Vec<u8>], arrival: [(usize, usize); 3]) -> Vec<Sent> {
     let mut sent = Vec::new();
-    for (piece, worker) in arrival {
-        sent.extend(rig.send(worker, 0, &parts[piece]));
+    for (fragment, worker) in arrival {
+        sent.extend(rig.send(worker, 0, &parts[fragment]));
     }
     rig.idle();
     sent.extend((0..2).flat_map(|worker| rig.collect(worker, 0)));

@@ -1,7 +1,7 @@
 //! A flow table without room: which flows are dropped, which go on without a pin, and that pinned ones stay.
 
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
-use holdfast::forwarding::{FULL_SHARE, Remember, SchedulerKind, Service, ThisBox, VipSpec};
+use holdfast::forwarding::{FULL_SHARE, Local, Remember, SchedulerKind, Service, VipSpec};
 use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 use holdfast::units::Ticks;
@@ -16,9 +16,9 @@ const LATER: std::ops::Range<u16> = 2000..2200;
 
 /// A worker with a table that is full of flows of the VIP.
 fn full(vip: VipSpec) -> Rig {
-    let this_box = ThisBox { mtus: vec![1500], tunnels: tunnels(), ..ThisBox::default() };
+    let local = Local { mtus: vec![1500], tunnels: tunnels(), ..Local::default() };
     let udp_vip = vip.protocol == Protocol::Udp;
-    let mut rig = Rig::in_box_with_flows(this_box, u32::from(PINNED.end - PINNED.start), vec![vip]);
+    let mut rig = Rig::in_box_with_flows(local, u32::from(PINNED.end - PINNED.start), vec![vip]);
     for port in PINNED {
         let packet = if udp_vip { udp(Family::V4, port, 80, true) } else { segment(port, "S") };
         assert_eq!(rig.send(0, 0, &packet).len(), 1, "there is room for all of these");

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use holdfast::forwarding::{Ports, ThisBox, VipSpec};
+use holdfast::forwarding::{Local, Ports, VipSpec};
 use holdfast::net::{Forward, Protocol, VipId};
 use proptest::prelude::*;
 
@@ -31,7 +31,7 @@ fn rig(forward: Forward, family: Family, inner: Family) -> Rig {
         specs.push(all);
     }
     for spec in &mut specs {
-        (spec.policy.mss, spec.policy.rejects) = (Some(536), spec.id != VipId(1));
+        (spec.policy.mss, spec.policy.reject_no_backend) = (Some(536), spec.id != VipId(1));
         for (backend, index) in spec.backends.iter_mut().zip(0..) {
             backend.mtu = if index == 0 { 700 } else { MTU };
             if forward == Forward::FullNat || forward.tunnels() {
@@ -39,12 +39,7 @@ fn rig(forward: Forward, family: Family, inner: Family) -> Rig {
             }
         }
     }
-    Rig::in_box(
-        ThisBox { mtus: vec![MTU; 2], tunnels: tunnels(), ..ThisBox::default() },
-        2,
-        2,
-        specs,
-    )
+    Rig::in_box(Local { mtus: vec![MTU; 2], tunnels: tunnels(), ..Local::default() }, 2, 2, specs)
 }
 
 /// Packets of every kind of a client, `len` bytes of data in the long ones.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::{IpHeaders, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use holdfast::forwarding::VipSpec;
 use holdfast::net::{Forward, Protocol};
-use holdfast::stats::{Answer, Drop};
+use holdfast::stats::{Drop, LocalReply};
 
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, set_sum, spec, tagged, tcp, tcp_of, udp};
 
@@ -444,7 +444,7 @@ fn echo_requests_to_a_vip_are_answered() {
                 };
                 assert_eq!(Message::of(&sent[0]), expected);
             }
-            assert_eq!(rig.stats(0).answer_counter(Answer::EchoReply).get(), 6);
+            assert_eq!(rig.stats(0).answer_counter(LocalReply::EchoReply).get(), 6);
             assert_eq!(rig.stats(0).transmitted.get(), 0);
             rig.assert_accounted();
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use holdfast::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
 use holdfast::forwarding::{Affinity, SchedulerKind, VipSpec};
 use holdfast::net::{Forward, Protocol};
-use holdfast::stats::{Answer, Drop};
+use holdfast::stats::{Drop, LocalReply};
 use holdfast::units::Ticks;
 
 use super::fragments::datagram;
@@ -64,7 +64,8 @@ fn the_only_one_is_dropped_by_name_or_told() {
         .into_iter()
         .flat_map(|family| [Protocol::Tcp, Protocol::Udp].map(|protocol| (family, protocol)))
     {
-        for (pin, rejects) in [(true, false), (true, true), (false, false), (false, true)] {
+        for (pin, reject_no_backend) in [(true, false), (true, true), (false, false), (false, true)]
+        {
             if !pin && protocol == Protocol::Tcp {
                 continue;
             }
@@ -72,17 +73,17 @@ fn the_only_one_is_dropped_by_name_or_told() {
                 protocol,
                 ..spec(0, Forward::Nat, family, 1, 2).with(|policy| {
                     policy.pin = pin;
-                    policy.rejects = rejects;
+                    policy.reject_no_backend = reject_no_backend;
                 })
             };
             vip.backends[0].up = false;
             let mut rig = Rig::new(1, 1, vec![vip]);
             let sent = rig.send(0, 0, &from_backend(family, protocol, 1, 1000, "S"));
             let stats = rig.stats(0);
-            let told = [Answer::Rejected, Answer::Unreachable];
+            let told = [LocalReply::Rejected, LocalReply::Unreachable];
             let told: u64 = told.iter().map(|&answer| stats.answer_counter(answer).get()).sum();
             let dropped = rig.drops(0, Drop::ClientIsBackend);
-            let expected = if rejects { (1, 1, 0) } else { (0, 0, 1) };
+            let expected = if reject_no_backend { (1, 1, 0) } else { (0, 0, 1) };
             assert_eq!((sent.len(), told, dropped), expected, "{family:?} {protocol:?} {pin}");
             assert_eq!(stats.flows_active.get(), 0);
             rig.assert_accounted();

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use etherparse::{SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice};
-use holdfast::forwarding::{FlowsLeft, VipSpec};
+use holdfast::forwarding::{FlowAction, VipSpec};
 use holdfast::net::Forward;
 use holdfast::stats::Drop;
 use proptest::prelude::*;
@@ -326,7 +326,7 @@ fn an_older_connection_of_the_backend_is_reset_by_its_own_numbers() {
 #[test]
 fn both_ends_are_reset_by_their_own_numbers() {
     for (family, inner) in pairs() {
-        let vip = vip(family, inner).with(|policy| policy.on_down = FlowsLeft::Reset);
+        let vip = vip(family, inner).with(|policy| policy.on_down = FlowAction::Reset);
         let mut rig = Rig::new(1, 1, vec![vip]);
         let peer = open(&mut rig, family);
         rig.send(0, 0, &peer.says((7, first(), "SA"), &[]));

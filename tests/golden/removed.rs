@@ -1,6 +1,6 @@
 //! What a reload has taken away: its flows are reset or kept, and it takes no new ones.
 
-use holdfast::forwarding::{FlowsLeft, OldListen, Ports, Service, VipSpec};
+use holdfast::forwarding::{FlowAction, OldListen, Ports, Service, VipSpec};
 use holdfast::net::{Forward, Listen, Network, Protocol};
 use holdfast::stats::Drop;
 
@@ -23,13 +23,13 @@ fn open(rig: &mut Rig, family: Family, client_port: u16, port: u16) -> Sent {
     rig.send(0, 0, &tcp(family, client_port, port, "A")).remove(0)
 }
 
-fn old(family: Family, port: u16, left: FlowsLeft) -> OldListen {
+fn old(family: Family, port: u16, left: FlowAction) -> OldListen {
     let network = Network::from(family.vip());
     OldListen { listen: Listen { network, protocol: Protocol::Tcp, ports: port.into() }, left }
 }
 
 /// As control says it of a backend that a reload has taken away.
-fn remove(vip: &mut VipSpec, backend: usize, left: FlowsLeft) {
+fn remove(vip: &mut VipSpec, backend: usize, left: FlowAction) {
     let backend = &mut vip.backends[backend];
     (backend.removed, backend.left, backend.service) = (true, left, Service::Out);
 }
@@ -60,7 +60,7 @@ fn segment(family: Family, port: u16, numbers: (u32, u32)) -> Vec<u8> {
 #[test]
 fn flows_of_a_removed_backend_are_reset_or_go_on_and_new_ones_go_elsewhere() {
     for (forward, family) in every_mode() {
-        for left in [FlowsLeft::Reset, FlowsLeft::Keep] {
+        for left in [FlowAction::Reset, FlowAction::Keep] {
             let name = format!("{forward:?} {family:?} {left:?}");
             let mut rig = Rig::new(1, 1, vec![spec(0, forward, family, 1, 3)]);
             let request = open(&mut rig, family, PORT, 80);
@@ -68,7 +68,7 @@ fn flows_of_a_removed_backend_are_reset_or_go_on_and_new_ones_go_elsewhere() {
             rig.change(|specs| remove(&mut specs[0], backend, left));
             let sent = rig.send(0, 0, &segment(family, 80, (5, 9)));
             match left {
-                FlowsLeft::Reset => assert_both_reset(&name, &sent, (5, 9)),
+                FlowAction::Reset => assert_both_reset(&name, &sent, (5, 9)),
                 _ => {
                     assert_eq!(sent[0].destination_mac(), request.destination_mac(), "{name}");
                     if forward.translates() {
@@ -91,7 +91,7 @@ fn flows_of_a_removed_backend_are_reset_or_go_on_and_new_ones_go_elsewhere() {
 #[test]
 fn flows_of_a_removed_port_are_reset_or_go_on_and_new_ones_are_refused() {
     for (forward, family) in every_mode() {
-        for left in [FlowsLeft::Reset, FlowsLeft::Keep] {
+        for left in [FlowAction::Reset, FlowAction::Keep] {
             let name = format!("{forward:?} {family:?} {left:?}");
             let mut vip = spec(0, forward, family, 1, 1);
             vip.ports = Ports::of(&[80, 443]);
@@ -106,12 +106,12 @@ fn flows_of_a_removed_port_are_reset_or_go_on_and_new_ones_are_refused() {
             });
             let sent = rig.send(0, 0, &segment(family, 443, (5, 9)));
             match left {
-                FlowsLeft::Reset => assert_both_reset(&name, &sent, (5, 9)),
+                FlowAction::Reset => assert_both_reset(&name, &sent, (5, 9)),
                 _ => assert_eq!(sent[0].destination_mac(), backend_mac(0), "{name}"),
             }
             if forward.translates() {
                 let replies = rig.send(0, 0, &gone.reply("A"));
-                assert_eq!(replies.len(), if left == FlowsLeft::Reset { 2 } else { 1 }, "{name}");
+                assert_eq!(replies.len(), if left == FlowAction::Reset { 2 } else { 1 }, "{name}");
                 let reply = rig.send(0, 0, &stays.reply("A"));
                 assert!(reply.len() == 1 && !reply[0].tcp().rst, "{name}");
             }
@@ -124,7 +124,7 @@ fn flows_of_a_removed_port_are_reset_or_go_on_and_new_ones_are_refused() {
             let probes = meanwhile(&mut rig, ROUND - 10);
             let ends = if forward.translates() { 2 } else { 1 };
             // The flow that was reset above is probed once more, in case that a RST was lost.
-            let expected = if left == FlowsLeft::Reset { 2 * ends } else { 0 };
+            let expected = if left == FlowAction::Reset { 2 * ends } else { 0 };
             assert_eq!(probes.len(), expected, "{name}");
             assert!(
                 probes.iter().all(|probe| [probe.source().1, probe.destination().1].contains(&443))
@@ -144,8 +144,8 @@ fn the_flows_of_a_vip_that_was_replaced_are_reset_in_its_own_way() {
         let request = open(&mut rig, family, PORT, 80);
         rig.change(|specs| {
             specs[1].ports = std::mem::replace(&mut specs[0].ports, Ports::List(Vec::new()));
-            specs[0].old = vec![old(family, 80, FlowsLeft::Reset)];
-            remove(&mut specs[0], 0, FlowsLeft::Reset);
+            specs[0].old = vec![old(family, 80, FlowAction::Reset)];
+            remove(&mut specs[0], 0, FlowAction::Reset);
         });
         let sent = rig.send(0, 0, &segment(family, 80, (5, 9)));
         assert_both_reset("replaced", &sent, (5, 9));
@@ -172,7 +172,7 @@ fn flows_of_a_port_that_another_vip_has_now_are_found_by_every_worker() {
         open(&mut rig, family, PORT, 443);
         rig.change(|specs| {
             specs[0].ports = Ports::of(&[80]);
-            specs[0].old = vec![old(family, 443, FlowsLeft::Keep)];
+            specs[0].old = vec![old(family, 443, FlowAction::Keep)];
             specs[1].ports = Ports::of(&[443]);
         });
         for worker in [1, 0, 1] {
@@ -212,7 +212,7 @@ fn a_removed_vip_refuses_new_flows_while_old_ones_go_on() {
             rig.send(0, 0, &packet(PORT, "S"));
             rig.send(0, 0, &packet(PORT, "A"));
             rig.change(|specs| {
-                let left = FlowsLeft::Keep;
+                let left = FlowAction::Keep;
                 specs[0].ports = Ports::List(Vec::new());
                 let mut old = old(family, 80, left);
                 old.listen.protocol = protocol;
@@ -251,7 +251,7 @@ fn a_vip_without_pins_takes_the_replies_of_the_servers_that_it_gets() {
             rig.change(|specs| {
                 for spec in specs {
                     if spec.policy.pin {
-                        let mut old = old(family, 53, FlowsLeft::Keep);
+                        let mut old = old(family, 53, FlowAction::Keep);
                         old.listen.protocol = Protocol::Udp;
                         (spec.ports, spec.old) = (Ports::of(&[80]), vec![old]);
                     } else {

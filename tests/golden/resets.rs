@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use holdfast::forwarding::{FlowsLeft, RESET_TIME, Service, VipSpec};
+use holdfast::forwarding::{FlowAction, RESET_TIME, Service, VipSpec};
 use holdfast::net::{Forward, NextHop, Protocol};
 use holdfast::stats::Drop;
 
@@ -23,7 +23,7 @@ fn every_mode() -> impl Iterator<Item = (Forward, Family)> {
 /// One backend, and the policy "reset" for everything.
 fn resetting(forward: Forward, family: Family, nics: usize) -> VipSpec {
     spec(0, forward, family, nics, 1).with(|policy| {
-        policy.on_down = FlowsLeft::Reset;
+        policy.on_down = FlowAction::Reset;
         policy.reset_idle = true;
     })
 }
@@ -218,7 +218,7 @@ fn a_reset_is_passed_on_and_never_answered() {
 #[test]
 fn a_client_that_tries_again_is_served() {
     for (forward, family) in every_mode() {
-        let vip = spec(0, forward, family, 1, 3).with(|policy| policy.on_down = FlowsLeft::Reset);
+        let vip = spec(0, forward, family, 1, 3).with(|policy| policy.on_down = FlowAction::Reset);
         let mut rig = Rig::new(1, 1, vec![vip]);
         let first = open(&mut rig, family).destination_mac();
         rig.change(|specs| specs[0].backends[usize::from(first[5])].up = false);
@@ -360,7 +360,7 @@ fn half_open_and_closing_flows_are_not_probed() {
 #[test]
 fn a_drain_that_has_met_its_deadline_cuts_resets_or_rehashes() {
     for (forward, family) in every_mode() {
-        for left in [FlowsLeft::Keep, FlowsLeft::Reset, FlowsLeft::Rehash] {
+        for left in [FlowAction::Keep, FlowAction::Reset, FlowAction::Rehash] {
             let mut rig = Rig::new(1, 1, vec![spec(0, forward, family, 1, 3)]);
             let first = open(&mut rig, family).destination_mac();
             rig.change(|specs| {
@@ -369,13 +369,13 @@ fn a_drain_that_has_met_its_deadline_cuts_resets_or_rehashes() {
             });
             let sent = rig.send(0, 0, &segment(family, 5, 9));
             match left {
-                FlowsLeft::Keep => assert_eq!(sent[0].destination_mac(), first),
-                FlowsLeft::Reset => {
+                FlowAction::Keep => assert_eq!(sent[0].destination_mac(), first),
+                FlowAction::Reset => {
                     assert_eq!(sent.iter().filter(|sent| sent.tcp().rst).count(), 2)
                 }
-                FlowsLeft::Rehash => assert_ne!(sent[0].destination_mac(), first),
+                FlowAction::Rehash => assert_ne!(sent[0].destination_mac(), first),
             }
-            assert_eq!(rig.stats(0).flows_stale.get(), u64::from(left == FlowsLeft::Rehash));
+            assert_eq!(rig.stats(0).flows_stale.get(), u64::from(left == FlowAction::Rehash));
             rig.assert_accounted();
         }
     }
@@ -386,7 +386,7 @@ fn flows_of_a_backend_that_is_down_find_another_one_if_the_policy_says_so() {
     for (forward, family) in every_mode() {
         for known in [false, true] {
             let vip =
-                spec(0, forward, family, 1, 3).with(|policy| policy.on_down = FlowsLeft::Rehash);
+                spec(0, forward, family, 1, 3).with(|policy| policy.on_down = FlowAction::Rehash);
             let mut rig = Rig::new(2, 1, vec![vip]);
             let first = open(&mut rig, family).destination_mac();
             if known {

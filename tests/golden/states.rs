@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use etherparse::IpNumber;
-use holdfast::forwarding::{Affinity, Ports, ThisBox, VipSpec};
+use holdfast::forwarding::{Affinity, Local, Ports, VipSpec};
 use holdfast::net::{Forward, Protocol};
 use holdfast::units::Ticks;
 
@@ -18,8 +18,8 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const ONE_WAY: [Forward; 3] = [Forward::Dsr, Forward::Ipip, Forward::Gue];
 
 fn rig(workers: usize, vip: VipSpec) -> Rig {
-    let this_box = ThisBox { mtus: vec![1500], tunnels: tunnels(), ..ThisBox::default() };
-    Rig::in_box(this_box, workers, 1, vec![vip])
+    let local = Local { mtus: vec![1500], tunnels: tunnels(), ..Local::default() };
+    Rig::in_box(local, workers, 1, vec![vip])
 }
 
 /// The segment without its data; the frame is padded, as Ethernet's shortest ones are.

@@ -7,8 +7,8 @@ use etherparse::{
     IpFragOffset, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder, TcpHeader,
     UdpHeader,
 };
-use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{FlowsLeft, OuterDf, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::forwarding::tunnel::TunnelSources;
+use holdfast::forwarding::{FlowAction, Local, OuterDf, Ports, Tunnels, VipSpec};
 use holdfast::net::{Forward, Protocol};
 use holdfast::stats::Drop;
 
@@ -29,8 +29,8 @@ fn combinations() -> impl Iterator<Item = (Forward, Family, Family)> {
     })
 }
 
-fn sources(network: &str) -> Option<Sources> {
-    Some(Sources::new(network.parse().unwrap()))
+fn sources(network: &str) -> Option<TunnelSources> {
+    Some(TunnelSources::new(network.parse().unwrap()))
 }
 
 /// Outer sources of both families.
@@ -50,7 +50,7 @@ fn vip(mode: Forward, inner: Family, outer: Family, backends: u16) -> VipSpec {
 
 /// A worker behind a NIC with this MTU.
 fn rig_with(tunnels: Tunnels, mtu: u16, vips: Vec<VipSpec>) -> Rig {
-    Rig::in_box(ThisBox { mtus: vec![mtu], tunnels, ..ThisBox::default() }, 1, 1, vips)
+    Rig::in_box(Local { mtus: vec![mtu], tunnels, ..Local::default() }, 1, 1, vips)
 }
 
 fn rig(mode: Forward, inner: Family, outer: Family) -> Rig {
@@ -285,10 +285,10 @@ fn outer_headers_carry_the_flows_entropy() {
     for (mode, inner, outer) in combinations() {
         let [v4, v6] = ["10.9.0.0/24", "fd09::/64"].map(sources);
         let tunnels = Tunnels { source_v4: v4, source_v6: v6, ..Tunnels::default() };
-        let this_box = ThisBox { mtus: vec![1500], tunnels, ..ThisBox::default() };
+        let local = Local { mtus: vec![1500], tunnels, ..Local::default() };
         let vips = vec![vip(mode, inner, outer, 1)];
-        let mut rig = Rig::in_box(this_box.clone(), 2, 1, vips.clone());
-        let mut other_box = Rig::in_box(this_box, 1, 1, vips);
+        let mut rig = Rig::in_box(local.clone(), 2, 1, vips.clone());
+        let mut other_box = Rig::in_box(local, 1, 1, vips);
         let mut seen = BTreeSet::new();
         for client_port in 1000..1256 {
             let look = |rig: &mut Rig, worker, len| {
@@ -359,15 +359,16 @@ fn what_does_not_fit_is_refused_or_goes_in_pieces() {
             let cut = packet(inner, Like { dont_fragment: false, ..longer });
             let sent = rig.send(0, 0, &cut);
             assert_eq!(sent.len(), 2, "{name}");
-            let pieces: Vec<_> =
+            let fragments: Vec<_> =
                 sent.iter().map(|sent| open(mode, outer, inner, &sent.bytes)).collect();
-            for piece in &pieces {
-                assert_eq!(piece.source, pieces[0].source);
-                assert_eq!(piece.flow_label, pieces[0].flow_label);
-                assert_eq!(piece.gue_port, pieces[0].gue_port, "{name}: one flow");
+            for fragment in &fragments {
+                assert_eq!(fragment.source, fragments[0].source);
+                assert_eq!(fragment.flow_label, fragments[0].flow_label);
+                assert_eq!(fragment.gue_port, fragments[0].gue_port, "{name}: one flow");
             }
-            let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &piece.inner[..]).collect();
-            assert_eq!(joined(&pieces), cut[34..], "{name}");
+            let fragments: Vec<&[u8]> =
+                fragments.iter().map(|fragment| &fragment.inner[..]).collect();
+            assert_eq!(joined(&fragments), cut[34..], "{name}");
             assert_eq!(rig.stats(0).fragments_sent.get(), 1, "{name}");
         }
         rig.assert_accounted();
@@ -375,14 +376,14 @@ fn what_does_not_fit_is_refused_or_goes_in_pieces() {
 }
 
 /// The payload of a datagram of which these are the fragments, in order; checks every header.
-fn joined(pieces: &[&[u8]]) -> Vec<u8> {
+fn joined(fragments: &[&[u8]]) -> Vec<u8> {
     let mut payload = Vec::new();
-    for (index, piece) in pieces.iter().enumerate() {
-        let (ip, rest) = Ipv4Header::from_slice(piece).unwrap();
+    for (index, fragment) in fragments.iter().enumerate() {
+        let (ip, rest) = Ipv4Header::from_slice(fragment).unwrap();
         assert_eq!(ip.header_checksum, ip.calc_header_checksum());
-        assert_eq!(usize::from(ip.total_len), piece.len());
+        assert_eq!(usize::from(ip.total_len), fragment.len());
         assert_eq!(usize::from(ip.fragment_offset.value()) * 8, payload.len());
-        assert_eq!(ip.more_fragments, index + 1 < pieces.len());
+        assert_eq!(ip.more_fragments, index + 1 < fragments.len());
         assert_eq!((ip.identification, ip.dont_fragment), (0x4711, false));
         payload.extend(rest);
     }
@@ -392,17 +393,17 @@ fn joined(pieces: &[&[u8]]) -> Vec<u8> {
 #[test]
 fn a_narrow_way_takes_many_pieces_but_not_too_many() {
     let mut vip = vip(Forward::Ipip, Family::V4, Family::V4, 1);
-    for (mtu, pieces) in [(596, 3), (320, 6), (240, 8), (228, 0), (40, 0), (10, 0)] {
+    for (mtu, fragments) in [(596, 3), (320, 6), (240, 8), (228, 0), (40, 0), (10, 0)] {
         vip.backends[0].mtu = mtu;
         let mut rig = rig_with(tunnels(), 1500, vec![vip.clone()]);
         let packet = packet(Family::V4, Like { dont_fragment: false, len: 1500, ..PLAIN });
         let sent = rig.send(0, 0, &packet);
-        assert_eq!(sent.len(), pieces, "MTU {mtu}");
+        assert_eq!(sent.len(), fragments, "MTU {mtu}");
         let inner: Vec<_> = sent
             .iter()
             .map(|sent| open(Forward::Ipip, Family::V4, Family::V4, &sent.bytes).inner)
             .collect();
-        if pieces > 0 {
+        if fragments > 0 {
             let inner: Vec<&[u8]> = inner.iter().map(Vec::as_slice).collect();
             assert_eq!(joined(&inner), packet[34..], "MTU {mtu}");
             assert!(sent.iter().all(|sent| sent.bytes.len() <= 14 + usize::from(mtu)));
@@ -419,9 +420,9 @@ fn many_packets_that_go_in_pieces_at_once() {
     let mut rig = rig(Forward::Gue, Family::V4, Family::V4);
     let packet = packet(Family::V4, Like { dont_fragment: false, len: 1500, ..PLAIN });
     let sent = rig.send_all(0, 0, &vec![packet; 64]);
-    let (pieces, refused) = (rig.stats(0).fragments_sent.get(), rig.drops(0, Drop::TooBig));
-    assert_eq!(sent.len() as u64, 64 - refused + pieces);
-    assert!(pieces > 50, "{pieces} pieces, {refused} refused");
+    let (fragments, refused) = (rig.stats(0).fragments_sent.get(), rig.drops(0, Drop::TooBig));
+    assert_eq!(sent.len() as u64, 64 - refused + fragments);
+    assert!(fragments > 50, "{fragments} fragments, {refused} refused");
     rig.assert_accounted();
 }
 
@@ -527,7 +528,7 @@ fn resets_go_through_the_tunnel() {
     for (mode, inner, outer) in combinations() {
         for vlan in [None, Some(9)] {
             let mut vip = vip(mode, inner, outer, 1);
-            vip.policy.on_down = FlowsLeft::Reset;
+            vip.policy.on_down = FlowAction::Reset;
             vip.backends[0].next_hop.as_mut().unwrap().vlan = vlan.map(u16::into);
             let mut rig = rig_with(tunnels(), 1500, vec![vip]);
             let first = Sent::of(0, &tcp(inner, 40_000, 80, "S"), &mut rig);

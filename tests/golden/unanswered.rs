@@ -1,7 +1,7 @@
 //! SYNs that nothing answered: counted at their backend when the pin goes.
 
 use holdfast::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
-use holdfast::forwarding::{FlowsLeft, VipSpec};
+use holdfast::forwarding::{FlowAction, VipSpec};
 use holdfast::net::{Forward, Protocol};
 use holdfast::units::Ticks;
 
@@ -109,7 +109,7 @@ fn a_late_answer_changes_nothing_about_a_flow_that_is_cut() {
     for workers in [1, 2] {
         let probes = [false, true].map(|late| {
             let mut web = spec(0, Forward::Nat, Family::V4, 1, 1);
-            web.policy.on_down = FlowsLeft::Reset;
+            web.policy.on_down = FlowAction::Reset;
             let mut rig = Rig::new(workers, 1, vec![web]);
             let request = rig.send(0, 0, &tcp(Family::V4, PORT, 80, "S")).remove(0);
             rig.send(workers - 1, 0, &request.reply("SA"));

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Affinity, FULL_SHARE, SchedulerKind, Service, ThisBox, VipSpec};
+use holdfast::forwarding::tunnel::TunnelSources;
+use holdfast::forwarding::{Affinity, FULL_SHARE, Local, SchedulerKind, Service, VipSpec};
 use holdfast::net::{Forward, Protocol};
-use holdfast::stats::{Answer, Drop};
+use holdfast::stats::{Drop, LocalReply};
 
 use super::fragments::{datagram, fragments, reassembled};
 use super::icmp::{FAMILIES, Message, icmp, of_vip, router, too_big};
@@ -27,10 +27,10 @@ fn vip(forward: Forward, family: Family, scheduler: SchedulerKind) -> VipSpec {
 
 /// Workers of one VIP, with sources for its tunnels.
 fn rig(workers: usize, nics: usize, vip: VipSpec) -> Rig {
-    let mut this_box = ThisBox::default();
-    this_box.tunnels.source_v4 = Some(Sources::new("198.18.2.2".parse().unwrap()));
-    this_box.tunnels.source_v6 = Some(Sources::new("2001:db8:2::2".parse().unwrap()));
-    Rig::in_box(this_box, workers, nics, vec![vip])
+    let mut local = Local::default();
+    local.tunnels.source_v4 = Some(TunnelSources::new("198.18.2.2".parse().unwrap()));
+    local.tunnels.source_v6 = Some(TunnelSources::new("2001:db8:2::2".parse().unwrap()));
+    Rig::in_box(local, workers, nics, vec![vip])
 }
 
 /// A query from any client, who is at `mac`.
@@ -356,14 +356,15 @@ fn errors_about_queries_go_to_the_client() {
 #[test]
 fn without_a_backend_in_service_the_sender_is_told_if_the_vip_says_so() {
     for (forward, family) in every_mode() {
-        for rejects in [false, true] {
-            let mut vip = vip(forward, family, MAGLEV).with(|policy| policy.rejects = rejects);
+        for reject_no_backend in [false, true] {
+            let mut vip = vip(forward, family, MAGLEV)
+                .with(|policy| policy.reject_no_backend = reject_no_backend);
             vip.backends.iter_mut().for_each(|backend| backend.up = false);
             let mut rig = rig(1, 1, vip);
             let sent = rig.send(0, 0, &query(family, 1000));
-            let told = rig.stats(0).answer_counter(Answer::Unreachable).get();
+            let told = rig.stats(0).answer_counter(LocalReply::Unreachable).get();
             let dropped = rig.drops(0, Drop::NoBackend);
-            let expected = if rejects { (1, 1, 0) } else { (0, 0, 1) };
+            let expected = if reject_no_backend { (1, 1, 0) } else { (0, 0, 1) };
             assert_eq!((sent.len(), told, dropped), expected, "{forward:?} {family:?}");
             assert_no_flows(&rig, 1);
         }

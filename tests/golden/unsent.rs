@@ -2,7 +2,7 @@
 
 use holdfast::forwarding::VipSpec;
 use holdfast::net::{Forward, Protocol};
-use holdfast::stats::{Answer, Drop};
+use holdfast::stats::{Drop, LocalReply};
 
 use super::fragments::{datagram, fragments, reassembled, set_sum};
 use super::icmp::{icmp, of_vip};
@@ -58,7 +58,7 @@ fn a_first_packet_that_is_too_long_leaves_no_pin() {
         let mut rig = Rig::new(1, 1, vec![narrow]);
         let sent = rig.send(0, 0, &request(family, 1300));
         assert_eq!(sent.len(), 1, "{name}: the client is told");
-        assert_eq!(rig.stats(0).answer_counter(Answer::TooBig).get(), 1, "{name}");
+        assert_eq!(rig.stats(0).answer_counter(LocalReply::TooBig).get(), 1, "{name}");
         assert_nothing_left(&rig, &name);
         // What may be cut is sent, and does leave one.
         if family == Family::V4 {
@@ -121,7 +121,7 @@ fn fragments_behind_one_that_was_answered_are_dropped() {
         parts[0][if family == Family::V4 { 22 } else { 21 }] = 1;
         set_sum(&mut parts[0]);
         assert_eq!(rig.send_all(0, 0, &parts).len(), 1, "time exceeded");
-        assert_eq!(rig.stats(0).answer_counter(Answer::TimeExceeded).get(), 1);
+        assert_eq!(rig.stats(0).answer_counter(LocalReply::TimeExceeded).get(), 1);
         assert_eq!(rig.drops(0, Drop::FragmentFirstDropped), 2);
         assert_nothing_left(&rig, &format!("{family:?}"));
     }
@@ -188,7 +188,7 @@ fn a_packet_with_a_damaged_header_gets_no_answer_and_is_not_cut() {
     let mut narrow = vip(Forward::Dsr, Family::V4, Family::V4);
     narrow.backends.iter_mut().for_each(|backend| backend.mtu = 1280);
     let mut web = spec(1, Forward::Nat, Family::V4, 1, 3);
-    web.policy.rejects = true;
+    web.policy.reject_no_backend = true;
     let mut rig = Rig::new(1, 1, vec![narrow, web]);
     // Both flows have a pin.
     rig.send(0, 0, &udp(Family::V4, PORT, 80, true));
@@ -234,7 +234,7 @@ fn a_ping_with_a_wrong_checksum_gets_no_answer() {
             assert_eq!(rig.send(0, 0, &ping).len(), 1, "{family:?} {len}");
         }
         assert_eq!(rig.drops(0, Drop::BadIcmp), 5 * 3);
-        assert_eq!(rig.stats(0).answer_counter(Answer::EchoReply).get(), 5);
+        assert_eq!(rig.stats(0).answer_counter(LocalReply::EchoReply).get(), 5);
         rig.assert_accounted();
     }
 }
@@ -262,9 +262,9 @@ fn udp_from_port_0_is_forwarded_and_not_answered() {
                     let ends = [(family.client(), 0), (family.vip(), 80)];
                     fragments(&datagram(ends, [CLIENT_MAC, nic_mac(0)], 150), 7)
                 };
-                let pieces: Vec<Sent> = parts.iter().flat_map(|p| rig.send(0, 0, p)).collect();
-                assert_eq!(pieces.len(), 3, "{name}");
-                assert_eq!(pieces[0].destination_mac(), sent[0].destination_mac(), "{name}");
+                let fragments: Vec<Sent> = parts.iter().flat_map(|p| rig.send(0, 0, p)).collect();
+                assert_eq!(fragments.len(), 3, "{name}");
+                assert_eq!(fragments[0].destination_mac(), sent[0].destination_mac(), "{name}");
                 if forward.translates() {
                     let reason = match forward {
                         Forward::Nat => Drop::ZeroPort,

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use etherparse::{IpNumber, PacketBuilder};
-use holdfast::forwarding::tunnel::Sources;
-use holdfast::forwarding::{Affinity, Ports, ThisBox, Tunnels, VipSpec};
+use holdfast::forwarding::tunnel::TunnelSources;
+use holdfast::forwarding::{Affinity, Local, Ports, Tunnels, VipSpec};
 use holdfast::net::{Forward, PortRange, Protocol};
 use holdfast::stats::Drop;
 
@@ -301,10 +301,10 @@ fn all_fragments_to_an_l3_vip_go_where_its_client_goes() {
     {
         let mut all = spec(0, mode, family, 1, 8);
         (all.protocol, all.ports) = (Protocol::Any, Ports::All);
-        let mut this_box = ThisBox::default();
-        this_box.tunnels.source_v4 = Some(Sources::new("198.18.2.2".parse().unwrap()));
-        this_box.tunnels.source_v6 = Some(Sources::new("2001:db8:2::2".parse().unwrap()));
-        let mut rig = Rig::in_box(this_box, 2, 1, vec![all]);
+        let mut local = Local::default();
+        local.tunnels.source_v4 = Some(TunnelSources::new("198.18.2.2".parse().unwrap()));
+        local.tunnels.source_v6 = Some(TunnelSources::new("2001:db8:2::2".parse().unwrap()));
+        let mut rig = Rig::in_box(local, 2, 1, vec![all]);
         for host in 1..20_u8 {
             let client = family.pick(&format!("198.18.1.{host}"), &format!("2001:db8:1::{host:x}"));
             let to = family.vip();
@@ -341,9 +341,9 @@ fn packets_from_our_own_addresses_are_dropped_by_name() {
         vip(0, "192.0.2.10", Protocol::Tcp, Ports::of(&[80])),
         vip(1, "198.51.100.0/24", Protocol::Udp, Ports::All),
     ];
-    let source_v4 = Some(Sources::new("10.9.0.64/26".parse().unwrap()));
+    let source_v4 = Some(TunnelSources::new("10.9.0.64/26".parse().unwrap()));
     let tunnels = Tunnels { source_v4, ..Tunnels::default() };
-    let mut rig = Rig::in_box(ThisBox { tunnels, ..ThisBox::default() }, 1, 1, specs);
+    let mut rig = Rig::in_box(Local { tunnels, ..Local::default() }, 1, 1, specs);
     for (source, port, name) in [
         (ip("198.51.100.9"), 40_000, "a VIP's prefix"),
         (ip("192.0.2.10"), 40_000, "a VIP"),

@@ -13,15 +13,15 @@ use etherparse::{
 use holdfast::datapath::explain::Explainer;
 use holdfast::datapath::ports::WorkerPort;
 use holdfast::datapath::worker::{Parts, Worker};
-use holdfast::flow::bindings::Sources;
 use holdfast::flow::clients::Clients;
 use holdfast::flow::shared::{SharedTables, TableSizes};
+use holdfast::flow::snat::SnatPool;
 use holdfast::flow::table::{Families, FlowTable};
+use holdfast::forwarding::local::UNLIMITED;
 use holdfast::forwarding::publish::Publisher;
-use holdfast::forwarding::this_box::UNLIMITED;
 use holdfast::forwarding::{
-    BackendSpec, FULL_SHARE, FlowsLeft, ForwardingTable, Ports, SchedulerKind, Service, Splits,
-    ThisBox, Timeouts, VipPolicy, VipSpec,
+    BackendSpec, FULL_SHARE, FlowAction, ForwardingTable, Local, Ports, SchedulerKind, Service,
+    Splits, Timeouts, VipPolicy, VipSpec,
 };
 use holdfast::net::{
     BackendId, BackendIndex, Forward, NextHop, NicIndex, Protocol, TableSecret, VipId,
@@ -107,9 +107,9 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         share: FULL_SHARE,
         up: true,
         service: Service::Active,
-        left: FlowsLeft::Keep,
+        left: FlowAction::Keep,
         next_hop: Some(NextHop {
-            port: NicIndex(u8::try_from(nics - 1).unwrap()),
+            nic: NicIndex(u8::try_from(nics - 1).unwrap()),
             mac: backend_mac(index),
             vlan: None,
         }),
@@ -133,7 +133,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
                 udp: Ticks(100),
             },
             scheduler: SchedulerKind::Maglev { size: 1009 },
-            rejects: false,
+            reject_no_backend: false,
             ..VipPolicy::default()
         },
         splits: Splits::default(),
@@ -396,7 +396,7 @@ pub struct Rig {
     stats: Vec<Arc<WorkerStats>>,
     shared: Arc<SharedTables>,
     specs: Vec<VipSpec>,
-    this_box: ThisBox,
+    local: Local,
     publisher: Publisher,
     now: u32,
 }
@@ -418,32 +418,32 @@ impl Rig {
         ports: RangeInclusive<u16>,
         specs: Vec<VipSpec>,
     ) -> Self {
-        Self::build(ThisBox::default(), workers, nics, flows, ports, specs)
+        Self::build(Local::default(), workers, nics, flows, ports, specs)
     }
 
     /// A rig with these local addresses, MTUs and tunnels.
-    pub fn in_box(this_box: ThisBox, workers: usize, nics: usize, specs: Vec<VipSpec>) -> Self {
-        Self::build(this_box, workers, nics, 4096, 20_000..=21_999, specs)
+    pub fn in_box(local: Local, workers: usize, nics: usize, specs: Vec<VipSpec>) -> Self {
+        Self::build(local, workers, nics, 4096, 20_000..=21_999, specs)
     }
 
     /// A rig with one worker, one NIC, and a table of `flows` entries.
     #[allow(dead_code, reason = "not every test has tunnels and a full table")]
-    pub fn in_box_with_flows(this_box: ThisBox, flows: u32, specs: Vec<VipSpec>) -> Self {
-        Self::build(this_box, 1, 1, flows, 20_000..=21_999, specs)
+    pub fn in_box_with_flows(local: Local, flows: u32, specs: Vec<VipSpec>) -> Self {
+        Self::build(local, 1, 1, flows, 20_000..=21_999, specs)
     }
 
     fn build(
-        this_box: ThisBox,
+        local: Local,
         workers: usize,
         nics: usize,
         flows: u32,
         ports: RangeInclusive<u16>,
         specs: Vec<VipSpec>,
     ) -> Self {
-        let sources = Sources::new([Family::V4, Family::V6].map(Family::source), &ports);
+        let sources = SnatPool::new([Family::V4, Family::V6].map(Family::source), &ports);
         let macs = (0..nics).map(nic_mac).collect();
-        let this_box = ThisBox { macs, ..this_box };
-        let table = ForwardingTable::build(1, [7; 16], this_box.clone(), &specs, None);
+        let local = Local { macs, ..local };
+        let table = ForwardingTable::build(1, [7; 16], local.clone(), &specs, None);
         let (publisher, tables) = Publisher::new(table);
         let secret = TableSecret::new(1);
         let flow_tables: Arc<[Arc<FlowTable>]> = (0..workers)
@@ -459,7 +459,7 @@ impl Rig {
             stats: Vec::new(),
             shared: Arc::clone(&shared),
             specs,
-            this_box,
+            local,
             publisher,
             now,
         };
@@ -494,15 +494,15 @@ impl Rig {
     /// afterwards.
     #[allow(dead_code, reason = "not every test has a control thread")]
     pub fn take_control(&mut self) -> (Publisher, Vec<VipSpec>) {
-        let unused = ForwardingTable::build(0, [7; 16], ThisBox::default(), &[], None);
+        let unused = ForwardingTable::build(0, [7; 16], Local::default(), &[], None);
         let publisher = std::mem::replace(&mut self.publisher, Publisher::new(unused).0);
         (publisher, self.specs.clone())
     }
 
     /// Publishes changed local addresses, MTUs and tunnels.
     #[allow(dead_code, reason = "not every test has another box")]
-    pub fn change_box(&mut self, change: impl FnOnce(&mut ThisBox)) {
-        change(&mut self.this_box);
+    pub fn change_box(&mut self, change: impl FnOnce(&mut Local)) {
+        change(&mut self.local);
         self.change(|_| {});
     }
 
@@ -514,7 +514,7 @@ impl Rig {
         let table = ForwardingTable::build(
             generation,
             [7; 16],
-            self.this_box.clone(),
+            self.local.clone(),
             &self.specs,
             Some(&previous),
         );

@@ -5,9 +5,9 @@ use tracing::debug;
 
 use super::world::World;
 use crate::config::{self, Announce, Config};
-use crate::control::announce::{AnnounceError, Announcer, Place};
+use crate::control::announce::{AnnounceError, Announcer, Assignment};
 use crate::control::state::VipEntry;
-use crate::forwarding::FlowsLeft;
+use crate::forwarding::FlowAction;
 
 /// The announced addresses.
 pub(super) struct Announcing {
@@ -51,7 +51,7 @@ impl Announcing {
 
     /// Checks that the addresses of a new configuration can be announced.
     pub(super) async fn check(&self, new: &Config) -> Result<(), AnnounceError> {
-        self.announcer.check(&Place::all(new)).await
+        self.announcer.check(&Assignment::all(new)).await
     }
 
     /// Takes every address back.
@@ -61,23 +61,24 @@ impl Announcing {
 
     /// The interface that has a VIP's address, if holdfast put it there.
     pub(super) fn interface(&self, vip: &VipEntry) -> Option<String> {
-        let place = Place::of(&vip.config)?;
+        let place = Assignment::of(&vip.config)?;
         self.announcer.is_ours(&place).then_some(place.interface)
     }
 }
 
 /// Where addresses are to be: those of VIPs, of sources, and those where flows are kept. Where flows
 /// are reset the address goes at once: another box may have it by now.
-fn places(world: &World) -> HashSet<Place> {
-    let mut places = Place::all(&world.config);
+fn places(world: &World) -> HashSet<Assignment> {
+    let mut places = Assignment::all(&world.config);
     for vip in world.registry.all_vips() {
         let config::Vip { announce: Announce::Interface(interface), .. } = &vip.config else {
             continue;
         };
-        let kept = vip.old.iter().filter(|old| old.left == FlowsLeft::Keep);
+        let kept = vip.old.iter().filter(|old| old.left == FlowAction::Keep);
         let addresses = kept.map(|old| old.what.network).filter(|network| network.is_single());
         places.extend(
-            addresses.map(|network| Place { interface: interface.clone(), address: network.ip() }),
+            addresses
+                .map(|network| Assignment { interface: interface.clone(), address: network.ip() }),
         );
     }
     places

@@ -11,7 +11,7 @@ use super::world::World;
 use crate::config;
 use crate::control::api::{DrainRequest, Name, Ordered, UndrainRequest};
 use crate::control::drain::Step;
-use crate::control::events::{Kind, News};
+use crate::control::events::{Kind, NewEvent};
 use crate::control::flows::list;
 use crate::control::forecast::Forecaster;
 use crate::control::hook::Hook;
@@ -19,9 +19,9 @@ use crate::control::pins::Pins;
 use crate::control::refusal::Refusal;
 use crate::control::state::{BackendEntry, VipEntry};
 use crate::control::{Clock, counters, status};
+use crate::format::counted;
 use crate::forwarding::Service;
 use crate::net::BackendIndex;
-use crate::words::counted;
 
 /// What a step of a drain asks for, besides being told.
 struct Consequences {
@@ -30,7 +30,7 @@ struct Consequences {
     /// For whom the hook is to run.
     drained: Vec<(Name, u64)>,
     /// What is to be told.
-    news: Vec<(News, String)>,
+    events: Vec<(NewEvent, String)>,
 }
 
 /// What drains need beside the registry: forecasts, and a command for the end.
@@ -48,8 +48,8 @@ impl Drains {
     pub(super) fn advance(&mut self, world: &mut World, health: &mut Health, now: Instant) {
         self.forecaster.advance(&mut world.registry, &world.workers, now);
         let steps = steps(world, now);
-        for (news, text) in steps.news {
-            world.journal.tell(news, text);
+        for (event, text) in steps.events {
+            world.journal.tell(event, text);
         }
         if !steps.ended.is_empty() {
             for index in steps.ended {
@@ -79,7 +79,7 @@ impl Drains {
 }
 
 fn steps(world: &mut World, now: Instant) -> Consequences {
-    let mut steps = Consequences { ended: Vec::new(), drained: Vec::new(), news: Vec::new() };
+    let mut steps = Consequences { ended: Vec::new(), drained: Vec::new(), events: Vec::new() };
     let World { registry, workers, dirty, .. } = world;
     for (vip, entry) in registry.backends_mut() {
         if entry.drain.service() != Service::Draining {
@@ -135,8 +135,8 @@ fn begin_drain(world: &mut World, name: &Name, deadline: Option<Duration>) -> bo
     let until = left.map_or_else(|| ", no deadline".to_owned(), |s| format!(", deadline in {s} s"));
     let what = if begun { "drains" } else { "drains already" };
     let text = format!("backend {backend} of VIP {vip} {what}: {}{until}", counted(flows, "flow"));
-    let news = News::of(Kind::DrainBegun, vip, backend).with("flows_left", flows);
-    world.journal.tell(left.iter().fold(news, |news, &s| news.with("deadline_in_s", s)), text);
+    let event = NewEvent::of(Kind::DrainBegun, vip, backend).with("flows_left", flows);
+    world.journal.tell(left.iter().fold(event, |event, &s| event.with("deadline_in_s", s)), text);
     begun
 }
 
@@ -154,7 +154,7 @@ pub(super) fn undrain(world: &mut World, order: &UndrainRequest) -> Result<Order
             entry.forecast = None;
             entry.slow_start.begin(over, Instant::now());
             let text = format!("backend {backend} of VIP {vip} is back in service");
-            world.journal.tell(News::of(Kind::Undrained, vip, backend), text);
+            world.journal.tell(NewEvent::of(Kind::Undrained, vip, backend), text);
             changed = true;
         }
     }
@@ -214,7 +214,7 @@ fn refuse_the_last(world: &World, names: &[Name]) -> Result<(), Refusal> {
         .filter(|vip| leaves_none(vip, names))
         .map(|vip| {
             let name = &vip.config.name;
-            let fate = if vip.config.policy.rejects { "refused" } else { "dropped" };
+            let fate = if vip.config.policy.reject_no_backend { "refused" } else { "dropped" };
             format!(
                 "VIP {name} would be left without a backend that takes new flows; add --force \
                  (\"force\": true) if new clients are to be {fate}, or first give it another \
@@ -229,10 +229,10 @@ impl Consequences {
     fn take(&mut self, step: Step, vip: &config::Vip, entry: &BackendEntry) {
         let (vip, backend) = (vip.name.clone(), entry.config.name.clone());
         let who = format!("backend {backend} of VIP {vip}");
-        let of = |kind| News::of(kind, &vip, &backend);
+        let of = |kind| NewEvent::of(kind, &vip, &backend);
         match step {
             Step::Drained => {
-                self.news
+                self.events
                     .push((of(Kind::Drained).with("flows_cut", 0), format!("{who} is drained")));
                 self.drained.push((Name { vip, backend }, 0));
             }
@@ -242,13 +242,13 @@ impl Consequences {
                     _ => "kept",
                 };
                 let text = format!("{who}: deadline, {} left: {what}", counted(flows_left, "flow"));
-                self.news.push((of(Kind::DrainDeadline).with("flows_left", flows_left), text));
+                self.events.push((of(Kind::DrainDeadline).with("flows_left", flows_left), text));
             }
             Step::Cut { flows_cut, told } => {
                 self.ended.push(entry.id.index);
                 if !told {
                     let text = format!("{who} is drained: {} cut", counted(flows_cut, "flow"));
-                    self.news.push((of(Kind::Drained).with("flows_cut", flows_cut), text));
+                    self.events.push((of(Kind::Drained).with("flows_cut", flows_cut), text));
                     self.drained.push((Name { vip, backend }, flows_cut));
                 }
             }

@@ -6,7 +6,7 @@ use tracing::debug;
 
 use super::world::World;
 use crate::config;
-use crate::control::events::{Journal, Kind, News};
+use crate::control::events::{Journal, Kind, NewEvent};
 use crate::control::health::{Checks, Hysteresis, Outcome};
 use crate::control::state::{BackendEntry, Registry};
 use crate::control::{answering, counters};
@@ -70,11 +70,11 @@ fn judge(Outcome { backend: id, result }: Outcome, world: &mut World) {
     } else {
         (Kind::BackendDown, format!("backend {name} of VIP {vip_name} is down: {detail}"))
     };
-    let news = News::of(kind, vip_name, name);
+    let event = NewEvent::of(kind, vip_name, name);
     if up {
         backend.slow_start.begin(vip.drain.slow_start, Instant::now());
     }
-    world.journal.tell(news, text);
+    world.journal.tell(event, text);
     world.dirty = true;
 }
 
@@ -102,14 +102,14 @@ fn notify_answers(journal: &mut Journal, vip: &config::Vip, backend: &BackendEnt
     let (name, vip_name) = (&backend.config.name, &vip.name);
     match backend.answering.suspected() {
         Some(syns) => {
-            let news = News::of(Kind::SynsUnanswered, vip_name, name);
-            let news = news.with("unanswered", syns.unanswered).with("syns", syns.all);
+            let event = NewEvent::of(Kind::SynsUnanswered, vip_name, name);
+            let event = event.with("unanswered", syns.unanswered).with("syns", syns.all);
             let hint = answering::hint(vip, syns);
-            journal.tell(news, format!("backend {name} of VIP {vip_name}: {hint}"));
+            journal.tell(event, format!("backend {name} of VIP {vip_name}: {hint}"));
         }
         None => {
             let text = format!("backend {name} of VIP {vip_name} answers SYNs as the others do");
-            journal.tell(News::of(Kind::SynsAnswered, vip_name, name), text);
+            journal.tell(NewEvent::of(Kind::SynsAnswered, vip_name, name), text);
         }
     }
 }

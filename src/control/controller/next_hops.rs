@@ -123,7 +123,7 @@ mod tests {
         let mut world = world(vec![vip("web", std::slice::from_ref(&web))]);
         let (found, receiver) = watch::channel(Arc::default());
         let mut next_hops = NextHops::new(receiver);
-        let hop = |last| Ok(NextHop { port: NicIndex(0), mac: [2, 0, 0, 0, 0, last], vlan: None });
+        let hop = |last| Ok(NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, 0, last], vlan: None });
         for (row, hop, dirty) in [
             ("looked up", Err(Problem::Resolving), false),
             ("known", hop(1), true),

@@ -4,7 +4,7 @@ use tracing::{debug, info, warn};
 
 use super::steering::Steering;
 use super::world::World;
-use crate::control::events::{Kind, News};
+use crate::control::events::{Kind, NewEvent};
 use crate::control::nic_faults::{self, NicFault};
 use crate::control::{AttachedView, NicView};
 use crate::net::NicIndex;
@@ -49,12 +49,12 @@ impl Nics {
             let before = std::mem::replace(faults, now);
             let name = &nic.interface;
             for fault in faults.iter().filter(|fault| !before.contains(fault)) {
-                let news = News::of_nic(Kind::NicFault, name, fault.as_str());
-                world.journal.tell(news, format!("NIC {name}: {}", fault.text(nic)));
+                let event = NewEvent::of_nic(Kind::NicFault, name, fault.as_str());
+                world.journal.tell(event, format!("NIC {name}: {}", fault.text(nic)));
             }
             for fault in before.iter().filter(|fault| !faults.contains(fault)) {
-                let news = News::of_nic(Kind::NicMended, name, fault.as_str());
-                world.journal.tell(news, format!("NIC {name}: {} no longer", fault.as_str()));
+                let event = NewEvent::of_nic(Kind::NicMended, name, fault.as_str());
+                world.journal.tell(event, format!("NIC {name}: {} no longer", fault.as_str()));
             }
         }
     }

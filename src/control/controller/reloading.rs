@@ -13,11 +13,11 @@ use super::removing::{notify_removals, notify_renames, removals};
 use super::world::World;
 use crate::config::Config;
 use crate::control::api::{FlowsRemoved, Reloaded};
-use crate::control::events::{Kind, News};
+use crate::control::events::{Kind, NewEvent};
 use crate::control::refusal::Refusal;
 use crate::control::{Load, reload};
 use crate::flow::table::Families;
-use crate::words::counted;
+use crate::format::counted;
 
 /// The last word of every reload that is refused.
 const NOTHING_APPLIED: &str = "nothing was applied: the old configuration stays in force";
@@ -71,7 +71,7 @@ impl Reloading {
         notify_removals(journal, &removals);
         let text = format!("reload: {}", counted(changes.len(), "change"));
         let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
-        journal.tell(News::new(Kind::Reload).with("changes", count), text);
+        journal.tell(NewEvent::new(Kind::Reload).with("changes", count), text);
         put_into_force(parts).await?;
         Ok(Reloaded { changes, dry_run, flows })
     }

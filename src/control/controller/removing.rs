@@ -10,11 +10,11 @@ use tokio::time::Instant;
 use super::steering::Steering;
 use super::world::World;
 use crate::config::Config;
-use crate::control::events::{Journal, Kind, News};
+use crate::control::events::{Journal, Kind, NewEvent};
 use crate::control::reload::{Rename, fate};
 use crate::control::removed::{Gone, Removal, count};
+use crate::format::counted;
 use crate::net::{Listen, VipId};
-use crate::words::counted;
 
 /// How often flows are counted at the addresses and ports that VIPs have lost and where flows are kept: it reads
 /// whole tables.
@@ -42,12 +42,12 @@ impl Removing {
         for gone in world.registry.release(&world.workers, now) {
             let Gone { vip, backend, flows, flows_left } = gone;
             if flows > 0 || flows_left > 0 {
-                let news = News::of(Kind::RemovedGone, &vip, &backend);
+                let event = NewEvent::of(Kind::RemovedGone, &vip, &backend);
                 let text = format!(
                     "removed backend {backend} of VIP {vip} is gone: {} left of {flows}",
                     counted(flows_left, "flow")
                 );
-                world.journal.tell(news.with("flows_left", flows_left), text);
+                world.journal.tell(event.with("flows_left", flows_left), text);
             }
         }
         let_go_of_less_than(before, world, steering);
@@ -106,19 +106,19 @@ pub(super) async fn removals(world: &World, new: &Config) -> Vec<Removal> {
 /// Reports what goes on under another name.
 pub(super) fn notify_renames(journal: &mut Journal, renames: Vec<Rename>) {
     for Rename { vip, backend, old } in renames {
-        let (news, text) = match backend {
+        let (event, text) = match backend {
             None => (
-                News::of_vip(Kind::Renamed, &vip),
+                NewEvent::of_vip(Kind::Renamed, &vip),
                 format!("VIP {old} is named {vip} now: its flows stay where they are"),
             ),
             Some(name) => (
-                News::of(Kind::Renamed, &vip, &name),
+                NewEvent::of(Kind::Renamed, &vip, &name),
                 format!(
                     "backend {old} of VIP {vip} is named {name} now: its flows stay where they are"
                 ),
             ),
         };
-        journal.tell(news, text);
+        journal.tell(event, text);
     }
 }
 
@@ -126,17 +126,17 @@ pub(super) fn notify_renames(journal: &mut Journal, renames: Vec<Rename>) {
 pub(super) fn notify_removals(journal: &mut Journal, removals: &[Removal]) {
     for Removal { vip, backend, flows, left } in removals {
         let what = format!("its flows, {flows} by now, {}", fate(*left));
-        let (news, text) = match backend {
+        let (event, text) = match backend {
             Some(backend) => (
-                News::of(Kind::Removed, vip, backend),
+                NewEvent::of(Kind::Removed, vip, backend),
                 format!("backend {backend} of VIP {vip} was removed: {what}"),
             ),
             None => (
-                News::of_vip(Kind::Removed, vip),
+                NewEvent::of_vip(Kind::Removed, vip),
                 format!("VIP {vip} has lost an address or ports: {what}"),
             ),
         };
-        journal.tell(news.with("flows", *flows), text);
+        journal.tell(event.with("flows", *flows), text);
     }
 }
 
@@ -146,12 +146,12 @@ mod tests {
     use super::super::world::tests::{told, world};
     use super::*;
     use crate::control::state::tests::{backend, vip};
-    use crate::forwarding::FlowsLeft;
+    use crate::forwarding::FlowAction;
 
     #[tokio::test]
     async fn a_removed_backend_is_given_up_when_its_flows_have_ended() {
         let mut web = vip("web", &[backend("a", 1), backend("b", 2)]);
-        web.on_remove = FlowsLeft::Keep;
+        web.on_remove = FlowAction::Keep;
         let (mut world, (mut steering, room)) = (world(vec![web.clone()]), steering(8));
         let flows = |world: &World, change: fn(&crate::stats::Counter)| {
             let stats = world.workers.first().and_then(|worker| worker.stats.backends.get(1));

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::world::World;
 use crate::control::counters;
-use crate::control::events::{Journal, Kind, News};
+use crate::control::events::{Journal, Kind, NewEvent};
 use crate::control::split::Splitter;
 use crate::control::state::{Registry, VipEntry};
 use crate::forwarding::Splits;
@@ -78,10 +78,10 @@ fn notify(journal: &mut Journal, vip: &str, old: &Splits, new: &Splits) {
     for (source, bits) in new.iter().filter(|(source, bits)| old.bits(*source) != *bits) {
         let parts = 1_u32 << bits;
         let text = format!("VIP {vip}: new flows of {source} are spread as {parts} parts by port");
-        journal.tell(News::of_vip(Kind::Split, vip).with("parts", parts.into()), text);
+        journal.tell(NewEvent::of_vip(Kind::Split, vip).with("parts", parts.into()), text);
     }
     for (source, _) in old.iter().filter(|(source, _)| new.bits(*source) == 0) {
         let text = format!("VIP {vip}: {source} is one client again");
-        journal.tell(News::of_vip(Kind::Unsplit, vip), text);
+        journal.tell(NewEvent::of_vip(Kind::Unsplit, vip), text);
     }
 }

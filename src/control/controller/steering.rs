@@ -101,7 +101,7 @@ pub(super) mod tests {
     use super::super::world::tests::world;
     use super::*;
     use crate::control::state::tests::{backend, vip};
-    use crate::forwarding::FlowsLeft;
+    use crate::forwarding::FlowAction;
 
     /// A program with room for so many rules for VIPs, and the numbers of those that were sent.
     #[derive(Default)]
@@ -159,7 +159,7 @@ pub(super) mod tests {
     #[test]
     fn without_room_what_reloads_have_removed_is_given_up() {
         let mut web = vip("web", &[backend("a", 1)]);
-        web.on_remove = FlowsLeft::Keep;
+        web.on_remove = FlowAction::Keep;
         let mut world = world(vec![web.clone()]);
         let (mut steering, room) = steering(1);
         steering.start(&world).unwrap_or_default();

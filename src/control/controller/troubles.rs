@@ -2,7 +2,7 @@
 
 use super::world::World;
 use crate::config::machine::Level;
-use crate::control::events::{Kind, News};
+use crate::control::events::{Kind, NewEvent};
 use crate::control::inbound::{self, Trouble};
 use crate::control::neighbour::Snapshot;
 
@@ -22,11 +22,11 @@ impl Troubles {
         let before = std::mem::replace(&mut self.known, now);
         let among = |all: &[Trouble], one: &Trouble| all.iter().any(|other| other.is_still(one));
         for new in self.known.iter().filter(|trouble| !among(&before, trouble)) {
-            world.journal.tell(News::about(Kind::AddressTrouble, new.vip()), new.to_string());
+            world.journal.tell(NewEvent::about(Kind::AddressTrouble, new.vip()), new.to_string());
         }
         for gone in before.iter().filter(|trouble| !among(&self.known, trouble)) {
             let text = format!("no longer so: {}", gone.what());
-            world.journal.tell(News::about(Kind::AddressRight, gone.vip()), text);
+            world.journal.tell(NewEvent::about(Kind::AddressRight, gone.vip()), text);
         }
     }
 }

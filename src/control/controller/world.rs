@@ -15,7 +15,7 @@ use crate::control::pins::Pins;
 use crate::control::state::Registry;
 use crate::control::{NicView, WorkerView};
 use crate::forwarding::publish::Publisher;
-use crate::forwarding::{ForwardingTable, ThisBox};
+use crate::forwarding::{ForwardingTable, Local};
 use crate::net::BackendIndex;
 
 /// State that more than one part of the control loop reads or changes.
@@ -50,20 +50,20 @@ impl World {
         let generation = current.generation() + 1;
         let secret = self.config.hash.secret;
         let table =
-            ForwardingTable::build(generation, secret, self.this_box(), &specs, Some(&current));
+            ForwardingTable::build(generation, secret, self.local(), &specs, Some(&current));
         drop(current);
         self.publisher.publish(table);
         self.dirty = false;
         debug!("forwarding table {generation} published");
     }
 
-    fn this_box(&self) -> ThisBox {
+    fn local(&self) -> Local {
         // Until the network has been looked at: as at start.
         let mut mtus = self.network.nic_mtus.clone();
         if mtus.is_empty() {
             mtus = self.nics.iter().map(|nic| nic.mtu).collect();
         }
-        self.config.this_box(mtus, self.nics.iter().map(|nic| nic.mac).collect())
+        self.config.local(mtus, self.nics.iter().map(|nic| nic.mac).collect())
     }
 
     /// Marks table, next hops and addresses as changed after removed backends or ports were given up.
@@ -102,7 +102,7 @@ pub(super) mod tests {
         let workers = vec![WorkerView { core: 0, stats, flows: Arc::new(flows) }];
         let mut registry = Registry::default();
         registry.apply(&vips, &workers, Instant::now()).unwrap();
-        let first = ForwardingTable::build(0, [0; 16], ThisBox::default(), &[], None);
+        let first = ForwardingTable::build(0, [0; 16], Local::default(), &[], None);
         let mut world = World {
             config: config(vips),
             targets: watch::channel(registry.targets()).0,

@@ -3,34 +3,34 @@
 //!
 //! Writes: entries, remote entries, SNAT ports, the clients table.
 
-use super::event::News;
+use super::event::FlowUpdate;
 use super::locate::{Located, Remote, Tables};
 use super::state::{Step, Verdict};
 use crate::datapath::batch::Packet;
-use crate::datapath::bindings;
 use crate::datapath::clients::{self, is_due};
 use crate::datapath::context::Context;
-use crate::flow::entry::{Pin, State, Track};
+use crate::datapath::snat;
+use crate::flow::entry::{FlowState, Pin, State};
 use crate::flow::table::{Hit, Slot};
 use crate::flow::writer::Full;
-use crate::forwarding::table::{Backend, Quirks};
+use crate::forwarding::table::{Backend, BackendFlags};
 use crate::net::{Forward, HashedKey, Protocol};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
 
 /// How often a remote entry tells the owner that its flow lives. The shortest time-out is 1 s.
-const ALIAS_REFRESH: Ticks = Ticks(50);
+const REMOTE_REFRESH: Ticks = Ticks(50);
 
 /// Keeps a pin up to date with a packet of its client that changes nothing else.
 #[inline(always)]
 pub(super) fn touch(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>) {
-    set_way_back(hit, packet, backend, context);
+    set_return_hop(hit, packet, backend, context);
     hit.seen(context.now);
 }
 
 /// Stores where a client's packet came from, if replies go there.
 #[inline(always)]
-pub(super) fn set_way_back(
+pub(super) fn set_return_hop(
     hit: &Hit<'_>,
     packet: &Packet,
     backend: &Backend,
@@ -39,11 +39,11 @@ pub(super) fn set_way_back(
     // The client's packets may come another way now (its router changed): replies follow.
     match backend.forward {
         Forward::Nat => {
-            if let Some(way_back) = packet.way_back(context.nic) {
-                hit.set_way_back(way_back);
+            if let Some(return_hop) = packet.return_hop(context.nic) {
+                hit.set_return_hop(return_hop);
             }
         }
-        Forward::FullNat => bindings::note(&hit.track, packet, context),
+        Forward::FullNat => snat::record(&hit.flow_state, packet, context),
         Forward::Dsr | Forward::Ipip | Forward::Gue => {}
     }
 }
@@ -58,7 +58,7 @@ pub(super) fn store(
     context: &Context<'_>,
 ) {
     hit.set_state(step.state);
-    record_client(flow, &hit.track, step, backend, context);
+    record_client(flow, &hit.flow_state, step, backend, context);
     if step.touch {
         hit.seen(context.now);
     }
@@ -68,15 +68,15 @@ pub(super) fn store(
 #[inline]
 fn record_client(
     flow: &HashedKey,
-    track: &Track,
+    flow_state: &FlowState,
     step: Step,
     backend: &Backend,
     context: &Context<'_>,
 ) {
-    let before = track.state();
-    if backend.quirks.has(Quirks::REMEMBERS)
-        && !step.state.has(State::CUT)
-        && (step.state != before || is_due(track, context))
+    let before = flow_state.state();
+    if backend.flags.has(BackendFlags::REMEMBERS)
+        && !step.state.has(State::TERMINATED)
+        && (step.state != before || is_due(flow_state, context))
     {
         clients::seen(flow, backend, (before, step.state), context);
     }
@@ -88,16 +88,18 @@ impl Tables {
         &self,
         located: &Located<'_>,
         flow: &HashedKey,
-        news: &News,
+        update: &FlowUpdate,
         backend: &Backend,
         context: &Context<'_>,
-    ) -> Track {
+    ) -> FlowState {
         match located {
             Located::Own(hit) => {
-                store(hit, flow, news.step, backend, context);
-                hit.track.with_state(news.step.state)
+                store(hit, flow, update.step, backend, context);
+                hit.flow_state.with_state(update.step.state)
             }
-            Located::Remote(remote) => self.notify(remote, flow, news, backend, context).track,
+            Located::Remote(remote) => {
+                self.notify(remote, flow, update, backend, context).flow_state
+            }
         }
     }
 
@@ -107,24 +109,26 @@ impl Tables {
         &self,
         remote: &Remote,
         flow: &HashedKey,
-        news: &News,
+        update: &FlowUpdate,
         backend: &Backend,
         context: &Context<'_>,
     ) -> Pin {
         let Remote { slot, pin } = remote;
-        let (before, after) = (pin.track.state(), news.step.state);
-        if let Some(owner) = self.of(pin.track.owner()).filter(|_| !before.has(State::CUT)) {
-            if news.step.touch {
-                owner.touch(*slot, &pin.track, context.now);
+        let (before, after) = (pin.flow_state.state(), update.step.state);
+        if let Some(owner) =
+            self.of(pin.flow_state.owner()).filter(|_| !before.has(State::TERMINATED))
+        {
+            if update.step.touch {
+                owner.touch(*slot, &pin.flow_state, context.now);
             }
-            if let Some(hop) = &news.hop {
-                owner.change_hop(*slot, &pin.track, hop);
+            if let Some(hop) = &update.hop {
+                owner.change_hop(*slot, &pin.flow_state, hop);
             }
             let (set, clear) = (after.without(before), before.without(after));
-            owner.change_state(*slot, flow, &pin.track, set, clear);
+            owner.change_state(*slot, flow, &pin.flow_state, set, clear);
         }
-        record_client(flow, &pin.track, news.step, backend, context);
-        news.apply(pin, context.now)
+        record_client(flow, &pin.flow_state, update.step, backend, context);
+        update.apply(pin, context.now)
     }
 
     /// Stores the changes of a packet in the owner's table, and keeps a remote entry here. If there is no
@@ -134,14 +138,14 @@ impl Tables {
         &mut self,
         remote: &Remote,
         flow: &HashedKey,
-        news: &News,
+        update: &FlowUpdate,
         backend: &Backend,
         context: &Context<'_>,
-    ) -> Track {
-        let pin = self.notify(remote, flow, news, backend, context);
+    ) -> FlowState {
+        let pin = self.notify(remote, flow, update, backend, context);
         let entry = remote_entry(&pin, context.now);
         match context.flows.find_at(flow, Slot::NOWHERE) {
-            Some(old) if old.track.state().has(State::ALIAS) => {
+            Some(old) if old.flow_state.state().has(State::REMOTE) => {
                 self.writer.update(old.slot, flow, &entry);
             }
             Some(_) => {}
@@ -153,7 +157,7 @@ impl Tables {
                 }
             }
         }
-        pin.track
+        pin.flow_state
     }
 
     /// Follows a remote entry to the owner's pin, stores the changes of a packet there, and updates the
@@ -165,25 +169,25 @@ impl Tables {
         entry: &Hit<'_>,
         flow: &HashedKey,
         backend: &Backend,
-        judge: impl Fn(&Track) -> News,
+        judge: impl Fn(&FlowState) -> FlowUpdate,
         context: &Context<'_>,
-    ) -> Option<(Track, News)> {
-        let track = &entry.track;
-        let known = judge(track);
+    ) -> Option<(FlowState, FlowUpdate)> {
+        let flow_state = &entry.flow_state;
+        let known = judge(flow_state);
         // After a termination the ports may be in use again, by a flow that is not terminated.
-        if !track.state().has(State::CUT) && known.step.verdict != Verdict::Ended {
-            let fresh = context.now.since(track.last_seen()).0 < ALIAS_REFRESH.0;
-            if fresh && known.is_known(track) {
-                return Some((*track, known));
+        if !flow_state.state().has(State::TERMINATED) && known.step.verdict != Verdict::Ended {
+            let fresh = context.now.since(flow_state.last_seen()).0 < REMOTE_REFRESH.0;
+            if fresh && known.is_known(flow_state) {
+                return Some((*flow_state, known));
             }
-            if let Some(remote) = self.owned(flow, track) {
-                let news = judge(&remote.pin.track);
-                if news.is_kept() {
-                    let track = self.store_remote(&remote, flow, &news, backend, context);
-                    return Some((track, news));
+            if let Some(remote) = self.owned(flow, flow_state) {
+                let update = judge(&remote.pin.flow_state);
+                if update.is_kept() {
+                    let flow_state = self.store_remote(&remote, flow, &update, backend, context);
+                    return Some((flow_state, update));
                 }
-                if news.step.verdict == Verdict::ChooseAgain {
-                    return Some((remote.pin.track, news));
+                if update.step.verdict == Verdict::ChooseAgain {
+                    return Some((remote.pin.flow_state, update));
                 }
             }
         }
@@ -202,7 +206,7 @@ impl Tables {
         context: &Context<'_>,
     ) -> Result<(), Full> {
         if let Err(full) = self.writer.insert(flow, pin) {
-            bindings::release(&mut self.leases, pin, context);
+            snat::release(&mut self.snat_allocator, pin, context);
             return Err(full);
         }
         context.stats.flows_active.add(1);
@@ -215,7 +219,7 @@ impl Tables {
     /// Removes an entry.
     pub fn remove(&mut self, slot: Slot, context: &Context<'_>) {
         if let Some(pin) = self.writer.remove(slot) {
-            bindings::release(&mut self.leases, &pin, context);
+            snat::release(&mut self.snat_allocator, &pin, context);
             count_removal(&pin, context);
         }
     }
@@ -224,7 +228,7 @@ impl Tables {
     pub fn take_back(&mut self, flow: &HashedKey, context: &Context<'_>) {
         let hit = context.flows.find_at(flow, Slot::NOWHERE);
         if let Some(pin) = hit.and_then(|hit| self.writer.remove(hit.slot)) {
-            bindings::release(&mut self.leases, &pin, context);
+            snat::release(&mut self.snat_allocator, &pin, context);
             count_gone(&pin, context.stats);
         }
     }
@@ -232,19 +236,19 @@ impl Tables {
 
 /// The entry that stands for another worker's pin, made at `now`.
 const fn remote_entry(pin: &Pin, now: Ticks) -> Pin {
-    let state = pin.track.state().with(State::ALIAS);
-    Pin { track: pin.track.with_state(state).with_last_seen(now), ..*pin }
+    let state = pin.flow_state.state().with(State::REMOTE);
+    Pin { flow_state: pin.flow_state.with_state(state).with_last_seen(now), ..*pin }
 }
 
 /// Counts why a pin has ended.
 #[cold]
-pub(super) fn count_end(protocol: Protocol, track: &Track, context: &Context<'_>) {
-    let (stats, state) = (context.stats, track.state());
-    if state.has(State::ALIAS) {
+pub(super) fn count_end(protocol: Protocol, flow_state: &FlowState, context: &Context<'_>) {
+    let (stats, state) = (context.stats, flow_state.state());
+    if state.has(State::REMOTE) {
         return;
     }
-    match context.table.pinned(track.backend()) {
-        _ if state.has(State::CUT) => stats.flows_reset.add(1),
+    match context.table.pinned(flow_state.backend()) {
+        _ if state.has(State::TERMINATED) => stats.flows_reset.add(1),
         None => stats.flows_stale.add(1),
         Some(backend) if protocol == Protocol::Tcp && state.is_closing(backend.forward) => {
             stats.flows_closed.add(1);
@@ -265,14 +269,14 @@ pub(super) fn count_rehash(context: &Context<'_>) {
 /// Keeps the gauges when an entry is removed, and records how long a flow lasted that was not terminated.
 pub(super) fn count_removal(pin: &Pin, context: &Context<'_>) {
     let stats = context.stats;
-    if pin.track.state().has(State::ALIAS) {
+    if pin.flow_state.state().has(State::REMOTE) {
         stats.flow_aliases.sub(1);
         return;
     }
     count_gone(pin, stats);
-    let ended = context.table.pinned(pin.track.backend()).is_some();
+    let ended = context.table.pinned(pin.flow_state.backend()).is_some();
     if ended && is_unanswered(pin, context) {
-        let counter = stats.unanswered.get(usize::from(pin.track.backend().index.0));
+        let counter = stats.unanswered.get(usize::from(pin.flow_state.backend().index.0));
         counter.into_iter().for_each(|counter| counter.add(1));
     }
     if let Some(lifetimes) = stats.lifetimes.get(usize::from(pin.vip.0)).filter(|_| ended) {
@@ -285,7 +289,7 @@ pub(super) fn count_removal(pin: &Pin, context: &Context<'_>) {
 #[cold]
 fn is_unanswered(pin: &Pin, context: &Context<'_>) -> bool {
     let tcp = context.table.vip(pin.vip).is_some_and(|vip| vip.protocol == Protocol::Tcp);
-    tcp && pin.track.state() == State::default()
+    tcp && pin.flow_state.state() == State::default()
 }
 
 /// Keeps the gauges when a pin is removed.
@@ -299,6 +303,6 @@ fn count_gone(pin: &Pin, stats: &WorkerStats) {
 /// The counters of the pin's VIP and backend.
 fn flow_stats<'s>(pin: &Pin, stats: &'s WorkerStats) -> impl Iterator<Item = &'s FlowStats> {
     let vip = stats.vips.get(usize::from(pin.vip.0));
-    let backend = stats.backends.get(usize::from(pin.track.backend().index.0));
+    let backend = stats.backends.get(usize::from(pin.flow_state.backend().index.0));
     [vip, backend].into_iter().flatten()
 }

@@ -3,20 +3,20 @@
 //! Reads: the packet's flags and lengths, the flow's state and times, its backend. Changes nothing.
 
 use super::state::{Class, Event, Policy, Step, Verdict, step};
-use crate::datapath::batch::{Packet, Part, TcpFlags};
-use crate::datapath::bindings::begins_anew;
+use crate::datapath::batch::{FragmentKind, Packet, TcpFlags};
 use crate::datapath::clients::is_due;
 use crate::datapath::context::Context;
 use crate::datapath::quic::named;
-use crate::flow::entry::{Pin, State, Track};
-use crate::forwarding::table::{Backend, Quirks};
-use crate::forwarding::{FlowsLeft, RESET_TIME};
+use crate::datapath::snat::reopens;
+use crate::flow::entry::{FlowState, Pin, State};
+use crate::forwarding::table::{Backend, BackendFlags};
+use crate::forwarding::{FlowAction, RESET_TIME};
 use crate::net::{HashedKey, NextHop, Protocol, Tuple};
 use crate::units::Ticks;
 use crate::wire::tcp;
 
 /// A remote entry that was not wanted for this long is removed: looking again is cheaper than memory.
-const ALIAS_TIMEOUT: Ticks = Ticks(1000);
+const REMOTE_TIMEOUT: Ticks = Ticks(1000);
 
 /// Datagrams of a client that come no later than this after its first one belong to that: resolvers send
 /// the questions for A and AAAA together, from one port (glibc does: resolv.conf(5), single-request-reopen).
@@ -32,56 +32,58 @@ const ANSWERED_WITHIN: Ticks = Ticks(200);
 #[inline(always)]
 pub(super) fn steady<'t>(
     packet: &Packet,
-    track: &Track,
+    flow_state: &FlowState,
     context: &Context<'t>,
 ) -> Option<&'t Backend> {
-    let backend = context.table.pinned(track.backend())?;
-    if !backend.quirks.none() && (!backend.quirks.only_remembers() || is_due(track, context)) {
+    let backend = context.table.pinned(flow_state.backend())?;
+    if !backend.flags.none() && (!backend.flags.only_remembers() || is_due(flow_state, context)) {
         return None;
     }
     let timeout = match packet.flow.protocol() {
-        Protocol::Tcp if track.state() == State::ESTABLISHED && packet.shape.flags.goes_on() => {
+        Protocol::Tcp
+            if flow_state.state() == State::ESTABLISHED && packet.layout.flags.goes_on() =>
+        {
             backend.timeouts.established
         }
-        Protocol::Udp | Protocol::Any if track.state() == State::default() => {
+        Protocol::Udp | Protocol::Any if flow_state.state() == State::default() => {
             backend.timeouts.established
         }
         _ => return None,
     };
-    (context.now.since(track.last_seen()).0 <= timeout.0).then_some(backend)
+    (context.now.since(flow_state.last_seen()).0 <= timeout.0).then_some(backend)
 }
 
 /// The backend of a pin, unless its generation has ended or the pin has expired.
 #[inline]
 pub(super) fn alive<'t>(
     protocol: Protocol,
-    track: &Track,
+    flow_state: &FlowState,
     context: &Context<'t>,
 ) -> Option<&'t Backend> {
-    let backend = context.table.pinned(track.backend())?;
-    (!is_expired(protocol, track, backend, context.now)).then_some(backend)
+    let backend = context.table.pinned(flow_state.backend())?;
+    (!is_expired(protocol, flow_state, backend, context.now)).then_some(backend)
 }
 
 /// Whether a pin on `backend` was idle for longer than its time-out.
 #[inline]
 pub(in crate::datapath) fn is_expired(
     protocol: Protocol,
-    track: &Track,
+    flow_state: &FlowState,
     backend: &Backend,
     now: Ticks,
 ) -> bool {
-    now.since(track.last_seen()).0 > timeout(protocol, track.state(), backend).0
+    now.since(flow_state.last_seen()).0 > timeout(protocol, flow_state.state(), backend).0
 }
 
 /// How long the flow may be idle.
 #[inline]
 fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
     match protocol {
-        _ if state.has(State::ALIAS) => ALIAS_TIMEOUT,
+        _ if state.has(State::REMOTE) => REMOTE_TIMEOUT,
         Protocol::Udp | Protocol::Any if state.has(State::FIRST) => backend.timeouts.begun,
         Protocol::Udp | Protocol::Any => backend.timeouts.established,
         Protocol::Tcp if state == State::ESTABLISHED => backend.timeouts.established,
-        Protocol::Tcp if state.has(State::CUT) => RESET_TIME,
+        Protocol::Tcp if state.has(State::TERMINATED) => RESET_TIME,
         Protocol::Tcp if state.is_closing(backend.forward) => backend.timeouts.closing,
         Protocol::Tcp if state.has(State::ESTABLISHED) => backend.timeouts.established,
         Protocol::Tcp => backend.timeouts.begun,
@@ -91,7 +93,7 @@ fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
 /// Class of a packet by its flags alone.
 #[inline]
 pub(super) fn class(packet: &Packet) -> Class {
-    let flags = packet.shape.flags;
+    let flags = packet.layout.flags;
     if packet.flow.protocol() != Protocol::Tcp {
         return Class::Datagram { continues: false };
     }
@@ -107,17 +109,23 @@ pub(super) fn class(packet: &Packet) -> Class {
 
 /// Event of a client's packet, in a flow on `backend`.
 #[inline]
-pub(super) fn request(packet: &Packet, track: &Track, backend: &Backend, now: Ticks) -> Event {
-    let idle = now.since(track.last_seen()).0;
+pub(super) fn request(
+    packet: &Packet,
+    flow_state: &FlowState,
+    backend: &Backend,
+    now: Ticks,
+) -> Event {
+    let idle = now.since(flow_state.last_seen()).0;
     Event::Request(match class(packet) {
         Class::Ack { .. } => {
-            let doubted = track.state().has(State::FIN_CLIENT) && !backend.forward.translates();
+            let doubted =
+                flow_state.state().has(State::FIN_CLIENT) && !backend.forward.translates();
             let late = || idle > backend.timeouts.closing.0 / 2;
             Class::Ack { resumes: doubted && (late() || has_data(packet)) }
         }
         Class::Datagram { .. } => {
             // Of a datagram that comes in fragments, only the first one counts.
-            let whole = packet.shape.part != Part::Later;
+            let whole = packet.layout.fragment != FragmentKind::Later;
             Class::Datagram { continues: whole && idle > TOGETHER.0 }
         }
         class => class,
@@ -126,11 +134,16 @@ pub(super) fn request(packet: &Packet, track: &Track, backend: &Backend, now: Ti
 
 /// Event of a backend's packet, in a flow on `backend`.
 #[inline]
-pub(super) fn reply(packet: &Packet, track: &Track, backend: &Backend, now: Ticks) -> Event {
+pub(super) fn reply(
+    packet: &Packet,
+    flow_state: &FlowState,
+    backend: &Backend,
+    now: Ticks,
+) -> Event {
     Event::Reply(match class(packet) {
         Class::Datagram { .. } => {
             let within = ANSWERED_WITHIN.0.min(backend.timeouts.begun.0 / 2);
-            Class::Datagram { continues: now.since(track.last_seen()).0 > within }
+            Class::Datagram { continues: now.since(flow_state.last_seen()).0 > within }
         }
         class => class,
     })
@@ -146,8 +159,8 @@ fn has_data(packet: &Packet) -> bool {
     };
     // IPv6 counts what is behind its header (RFC 8200 3).
     let fixed = if v4 { 0 } else { 40 };
-    let end = packet.shape.ip() + fixed + usize::from(u16::from_be_bytes(*length));
-    end > usize::from(packet.shape.transport) + offset
+    let end = packet.layout.ip() + fixed + usize::from(u16::from_be_bytes(*length));
+    end > usize::from(packet.layout.transport) + offset
 }
 
 /// Policy for a flow on `backend`, whatever the packet.
@@ -160,8 +173,8 @@ pub(super) fn policy(
     Policy {
         forward: backend.forward,
         up: backend.up,
-        rehash: backend.left == FlowsLeft::Rehash,
-        terminate: backend.quirks.ends_flows() && terminates(tuple(), backend, context),
+        rehash: backend.left == FlowAction::Rehash,
+        terminate: backend.flags.ends_flows() && terminates(tuple(), backend, context),
         reset_idle: backend.reset_idle,
         new_connection: false,
         names_other: false,
@@ -172,24 +185,24 @@ pub(super) fn policy(
 #[cold]
 fn terminates(tuple: Tuple, backend: &Backend, context: &Context<'_>) -> bool {
     let old = || context.table.old_listener(|| tuple.listen_key());
-    backend.left == FlowsLeft::Reset
-        || backend.quirks.has(Quirks::OLD_PORTS)
-            && old().is_some_and(|(_, left)| left == FlowsLeft::Reset)
+    backend.left == FlowAction::Reset
+        || backend.flags.has(BackendFlags::OLD_PORTS)
+            && old().is_some_and(|(_, left)| left == FlowAction::Reset)
 }
 
 /// Policy for a client's packet.
 #[inline]
 fn request_policy(
     packet: &Packet,
-    track: &Track,
+    flow_state: &FlowState,
     backend: &Backend,
     context: &Context<'_>,
 ) -> Policy {
-    let opens = backend.proxy && packet.shape.flags.opens();
-    let by_id = backend.quirks.has(Quirks::QUIC) && packet.flow.protocol() == Protocol::Udp;
+    let opens = backend.proxy && packet.layout.flags.opens();
+    let by_id = backend.flags.has(BackendFlags::QUIC) && packet.flow.protocol() == Protocol::Udp;
     let named = by_id.then(|| named(packet, context)).flatten();
     Policy {
-        new_connection: opens && begins_anew(track, packet, context),
+        new_connection: opens && reopens(flow_state, packet, context),
         names_other: named.is_some_and(|named| named.id != backend.id),
         ..policy(|| packet.flow.tuple, backend, context)
     }
@@ -197,7 +210,7 @@ fn request_policy(
 
 /// Changes of a packet in its flow, for whichever worker has the pin.
 #[derive(Clone, Copy)]
-pub(super) struct News {
+pub(super) struct FlowUpdate {
     /// The event of the packet.
     pub event: Event,
     /// The step of the state machine.
@@ -206,24 +219,24 @@ pub(super) struct News {
     pub hop: Option<NextHop>,
 }
 
-impl News {
+impl FlowUpdate {
     /// Changes of a client's packet in a flow that is pinned to `backend`.
     #[inline]
     pub fn of_request(
         packet: &Packet,
-        track: &Track,
+        flow_state: &FlowState,
         backend: &Backend,
         context: &Context<'_>,
     ) -> Self {
         let Context { nic, now, .. } = *context;
-        let event = request(packet, track, backend, now);
-        let expired = is_expired(packet.flow.protocol(), track, backend, now);
-        let policy = request_policy(packet, track, backend, context);
+        let event = request(packet, flow_state, backend, now);
+        let expired = is_expired(packet.flow.protocol(), flow_state, backend, now);
+        let policy = request_policy(packet, flow_state, backend, context);
         Self {
             event,
-            step: step(track.state(), expired, event, policy),
+            step: step(flow_state.state(), expired, event, policy),
             // The binding of a flow has it. One that cannot be stored is left out.
-            hop: (track.binding().is_none() && packet.way_back(nic).is_some())
+            hop: (flow_state.snat_port().is_none() && packet.return_hop(nic).is_some())
                 .then(|| packet.came_from(nic)),
         }
     }
@@ -233,13 +246,13 @@ impl News {
     pub fn of_reply(
         event: Event,
         flow: &HashedKey,
-        track: &Track,
+        flow_state: &FlowState,
         backend: &Backend,
         context: &Context<'_>,
     ) -> Self {
-        let expired = is_expired(flow.protocol(), track, backend, context.now);
+        let expired = is_expired(flow.protocol(), flow_state, backend, context.now);
         let policy = policy(|| flow.tuple, backend, context);
-        Self { event, step: step(track.state(), expired, event, policy), hop: None }
+        Self { event, step: step(flow_state.state(), expired, event, policy), hop: None }
     }
 
     /// Whether the packet keeps its pin, so that the changes are stored.
@@ -250,16 +263,16 @@ impl News {
 
     /// Whether a remote entry needs no update. Whether a SYN opens another flow, the owner's pin decides.
     #[inline]
-    pub fn is_known(&self, track: &Track) -> bool {
+    pub fn is_known(&self, flow_state: &FlowState) -> bool {
         self.event != Event::Request(Class::Syn)
-            && self.step.state == track.state()
-            && self.hop.as_ref().is_none_or(|hop| track.comes_from(hop))
+            && self.step.state == flow_state.state()
+            && self.hop.as_ref().is_none_or(|hop| flow_state.comes_from(hop))
     }
 
     /// The pin as it is after the packet.
     pub fn apply(&self, pin: &Pin, now: Ticks) -> Pin {
-        let seen = if self.step.touch { now } else { pin.track.last_seen() };
-        let track = pin.track.with_state(self.step.state).with_last_seen(seen);
-        Pin { track: self.hop.map_or(track, |hop| track.with_hop(&hop)), ..*pin }
+        let seen = if self.step.touch { now } else { pin.flow_state.last_seen() };
+        let flow_state = pin.flow_state.with_state(self.step.state).with_last_seen(seen);
+        Pin { flow_state: self.hop.map_or(flow_state, |hop| flow_state.with_hop(&hop)), ..*pin }
     }
 }

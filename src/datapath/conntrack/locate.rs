@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use super::event::alive;
 use crate::datapath::context::Context;
-use crate::flow::bindings::{BindingId, Leases};
-use crate::flow::entry::{Pin, State, Track};
+use crate::flow::entry::{FlowState, Pin, State};
+use crate::flow::snat::{SnatAllocator, SnatPort};
 use crate::flow::table::{FlowTable, Hit, Slot};
 use crate::flow::writer::FlowWriter;
 use crate::forwarding::table::Backend;
@@ -29,7 +29,7 @@ pub(super) struct Tables {
     /// Those of all workers, in their order.
     pub all: Arc<[Arc<FlowTable>]>,
     /// The SNAT ports that are this worker's to give.
-    pub leases: Leases,
+    pub snat_allocator: SnatAllocator,
     /// This worker.
     pub me: u8,
 }
@@ -52,19 +52,19 @@ pub(super) enum Located<'h> {
 
 impl Located<'_> {
     /// Contents of the pin.
-    pub const fn track(&self) -> &Track {
+    pub const fn track(&self) -> &FlowState {
         match self {
-            Self::Own(hit) => &hit.track,
-            Self::Remote(remote) => &remote.pin.track,
+            Self::Own(hit) => &hit.flow_state,
+            Self::Remote(remote) => &remote.pin.flow_state,
         }
     }
 }
 
 impl Tables {
     /// The tables of worker `me`; `None` if it has none, or another worker writes it.
-    pub fn new(all: Arc<[Arc<FlowTable>]>, leases: Leases, me: u8) -> Option<Self> {
+    pub fn new(all: Arc<[Arc<FlowTable>]>, snat_allocator: SnatAllocator, me: u8) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(all.get(usize::from(me))?))?;
-        Some(Self { writer, all, leases, me })
+        Some(Self { writer, all, snat_allocator, me })
     }
 
     /// The secret of the flow hashes.
@@ -78,9 +78,10 @@ impl Tables {
     }
 
     /// The pin that a remote entry stands for, unless the flow was pinned to another backend since.
-    pub fn owned(&self, flow: &HashedKey, entry: &Track) -> Option<Remote> {
+    pub fn owned(&self, flow: &HashedKey, entry: &FlowState) -> Option<Remote> {
         let (slot, pin) = self.of(entry.owner())?.lookup(flow)?;
-        let same = !pin.track.state().has(State::ALIAS) && pin.track.backend() == entry.backend();
+        let same = !pin.flow_state.state().has(State::REMOTE)
+            && pin.flow_state.backend() == entry.backend();
         same.then_some(Remote { slot, pin })
     }
 
@@ -95,13 +96,13 @@ impl Tables {
         let others = (0_u8..).zip(self.all.iter()).filter(|(worker, _)| *worker != self.me);
         let mut found =
             others.filter_map(|(_, table)| table.lookup(flow)).filter_map(|(slot, pin)| {
-                if pin.track.state().has(State::ALIAS) {
+                if pin.flow_state.state().has(State::REMOTE) {
                     return None;
                 }
-                let backend = alive(flow.protocol(), &pin.track, context)?;
+                let backend = alive(flow.protocol(), &pin.flow_state, context)?;
                 wanted(backend).then_some((Remote { slot, pin }, backend))
             });
-        let is_terminated = |remote: &Remote| remote.pin.track.state().has(State::CUT);
+        let is_terminated = |remote: &Remote| remote.pin.flow_state.state().has(State::TERMINATED);
         let first = found.next()?;
         if !is_terminated(&first.0) {
             return Some(first);
@@ -114,18 +115,18 @@ impl Tables {
     pub fn of_binding<'t>(
         &self,
         flow: &HashedKey,
-        id: BindingId,
+        id: SnatPort,
         context: &Context<'t>,
     ) -> Option<Located<'t>> {
-        let owner = context.shared.bindings.owner(id);
+        let owner = context.shared.snat_table.owner(id);
         let located = if owner == self.me {
             Located::Own(context.flows.find_at(flow, Slot::NOWHERE)?)
         } else {
             let (slot, pin) = self.of(owner)?.lookup(flow)?;
             Located::Remote(Remote { slot, pin })
         };
-        let track = located.track();
-        let same = track.binding() == Some(id) && !track.state().has(State::ALIAS);
+        let flow_state = located.track();
+        let same = flow_state.snat_port() == Some(id) && !flow_state.state().has(State::REMOTE);
         same.then_some(located)
     }
 
@@ -137,12 +138,14 @@ impl Tables {
         flow: &HashedKey,
         hint: Slot,
         context: &Context<'t>,
-    ) -> Option<(Track, &'t Backend)> {
-        let here = context.flows.find_at(flow, hint).map(|hit| hit.track);
-        let here = here.and_then(|track| Some((track, alive(flow.protocol(), &track, context)?)));
+    ) -> Option<(FlowState, &'t Backend)> {
+        let here = context.flows.find_at(flow, hint).map(|hit| hit.flow_state);
+        let here = here.and_then(|flow_state| {
+            Some((flow_state, alive(flow.protocol(), &flow_state, context)?))
+        });
         here.or_else(|| {
             let (remote, backend) = self.find_elsewhere(flow, context, |_| true)?;
-            Some((remote.pin.track, backend))
+            Some((remote.pin.flow_state, backend))
         })
     }
 
@@ -155,8 +158,8 @@ impl Tables {
         context: &Context<'_>,
     ) -> bool {
         let here = context.flows.find_at(flow, Slot::NOWHERE).filter(|hit| {
-            hit.track.backend().index == backend
-                && alive(flow.protocol(), &hit.track, context).is_some()
+            hit.flow_state.backend().index == backend
+                && alive(flow.protocol(), &hit.flow_state, context).is_some()
         });
         let on_it = |pinned: &Backend| pinned.id.index == backend;
         here.is_some() || self.find_elsewhere(flow, context, on_it).is_some()

@@ -8,7 +8,7 @@
 //! - [`locate`]: this worker's table, a remote entry in it, the tables of the others.
 //! - [`state`]: the state machine, a pure function; [`event`]: its input.
 //! - [`commit`]: a store in this worker's table, a compare-and-swap in the owner's.
-//! - [`sweep`]: expired pins and silent ends of terminated connections. [`snat`]: replies to SNAT ports.
+//! - [`sweep`]: expired pins and silent ends of terminated connections. [`snat_reply`]: replies to SNAT ports.
 //!
 //! Reads: the flow key, this worker's flow table, and the other workers' on a miss.
 //! Gives the target. Writes: time stamps and states of flows.
@@ -21,7 +21,7 @@
 mod commit;
 mod event;
 mod locate;
-mod snat;
+mod snat_reply;
 mod state;
 mod sweep;
 mod untracked;
@@ -34,21 +34,21 @@ pub(super) use event::is_expired;
 pub use state::Miss;
 pub use untracked::Untracked;
 
-use self::event::{News, alive, steady};
+use self::event::{FlowUpdate, alive, steady};
 use self::locate::{Remote, Tables};
 use self::state::Verdict;
 use self::sweep::Sweep;
 use super::batch::{BATCH, Batch, Packet};
-use super::bindings;
 use super::classify::answered_flow;
 use super::context::Context;
-use super::quic::Answerer;
-use super::reset::Outbox;
-use super::target::{Cut, Target};
-use crate::flow::bindings::{BindingId, Leases};
-use crate::flow::entry::{Pin, Rule, State, Track};
+use super::quic::ReplyOrigin;
+use super::reset::TxBacklog;
+use super::snat;
+use super::target::{Target, Terminated};
+use crate::flow::entry::{FlowState, Pin, Rule, State};
+use crate::flow::snat::{SnatAllocator, SnatPort};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
-use crate::forwarding::FlowsLeft;
+use crate::forwarding::FlowAction;
 use crate::forwarding::table::Backend;
 use crate::net::{BackendIndex, Forward, HashedKey, ListenKey, NextHop, Protocol, TableSecret};
 use crate::stats::Drop;
@@ -62,21 +62,27 @@ pub struct Conntrack {
 }
 
 impl Conntrack {
-    /// Connection tracking of worker `me`, whose table is `tables[me]`, and which has `leases`; `None`
+    /// Connection tracking of worker `me`, whose table is `tables[me]`, and which has `snat_allocator`; `None`
     /// if there is no such table, another worker writes it, or it has flows already: they would be of
     /// another process's backends.
-    pub fn new(tables: Arc<[Arc<FlowTable>]>, leases: Leases, me: u8, now: Ticks) -> Option<Self> {
-        Self::adopt(tables, leases, me, now).filter(|conntrack| conntrack.tables.writer.is_empty())
+    pub fn new(
+        tables: Arc<[Arc<FlowTable>]>,
+        snat_allocator: SnatAllocator,
+        me: u8,
+        now: Ticks,
+    ) -> Option<Self> {
+        Self::adopt(tables, snat_allocator, me, now)
+            .filter(|conntrack| conntrack.tables.writer.is_empty())
     }
 
     /// The same with the flows that the table has, which must be of this process's backends.
     pub(super) fn adopt(
         tables: Arc<[Arc<FlowTable>]>,
-        leases: Leases,
+        snat_allocator: SnatAllocator,
         me: u8,
         now: Ticks,
     ) -> Option<Self> {
-        Some(Self { tables: Tables::new(tables, leases, me)?, sweep: Sweep::new(now) })
+        Some(Self { tables: Tables::new(tables, snat_allocator, me)?, sweep: Sweep::new(now) })
     }
 
     /// The worker that this is.
@@ -100,10 +106,10 @@ impl Conntrack {
         context: &Context<'t>,
     ) -> Result<Target<'t>, Untracked<'t>> {
         if let Some(hit) = context.flows.at(&packet.flow, packet.hint)
-            && let Some(backend) = steady(packet, &hit.track, context)
+            && let Some(backend) = steady(packet, &hit.flow_state, context)
         {
             commit::touch(&hit, packet, backend, context);
-            return Ok(Target::of(backend, &hit.track));
+            return Ok(Target::of(backend, &hit.flow_state));
         }
         self.track_unsteady(packet, context)
     }
@@ -118,33 +124,33 @@ impl Conntrack {
         let Some(hit) = context.flows.find_at(&packet.flow, packet.hint) else {
             return self.request_elsewhere(packet, context);
         };
-        let Some(backend) = context.table.pinned(hit.track.backend()) else {
+        let Some(backend) = context.table.pinned(hit.flow_state.backend()) else {
             self.end(&hit, packet.flow.protocol(), context);
             return self.request_elsewhere(packet, context);
         };
-        if hit.track.state().has(State::ALIAS) {
+        if hit.flow_state.state().has(State::REMOTE) {
             return self.request_by_entry(&hit, packet, backend, context);
         }
-        let news = News::of_request(packet, &hit.track, backend, context);
-        match news.step.verdict {
+        let update = FlowUpdate::of_request(packet, &hit.flow_state, backend, context);
+        match update.step.verdict {
             Verdict::Ended => {
                 self.end(&hit, packet.flow.protocol(), context);
                 return self.request_elsewhere(packet, context);
             }
             Verdict::ChooseAgain => {
-                if backend.left == FlowsLeft::Rehash {
+                if backend.left == FlowAction::Rehash {
                     commit::count_rehash(context);
                 }
                 self.tables.remove(hit.slot, context);
             }
             Verdict::Forward | Verdict::Reset => {
-                commit::store(&hit, &packet.flow, news.step, backend, context);
-                if !news.step.state.has(State::CUT) {
-                    commit::set_way_back(&hit, packet, backend, context);
+                commit::store(&hit, &packet.flow, update.step, backend, context);
+                if !update.step.state.has(State::TERMINATED) {
+                    commit::set_return_hop(&hit, packet, backend, context);
                 }
             }
         }
-        requested(packet, &news, &hit.track, backend, context)
+        requested(packet, &update, &hit.flow_state, backend, context)
     }
 
     /// A client's packet for which this worker has a remote entry. The owner's pin decides, if the
@@ -157,19 +163,21 @@ impl Conntrack {
         backend: &'t Backend,
         context: &Context<'t>,
     ) -> Result<Target<'t>, Untracked<'t>> {
-        if !bindings::note_elsewhere(&entry.track, packet, context) {
+        if !snat::record_elsewhere(&entry.flow_state, packet, context) {
             self.tables.remove(entry.slot, context);
             return self.request_elsewhere(packet, context);
         }
-        let judge = |track: &Track| News::of_request(packet, track, backend, context);
+        let judge =
+            |flow_state: &FlowState| FlowUpdate::of_request(packet, flow_state, backend, context);
         let flow = &packet.flow;
-        let Some((track, news)) = self.tables.refresh(entry, flow, backend, judge, context) else {
+        let Some((flow_state, update)) = self.tables.refresh(entry, flow, backend, judge, context)
+        else {
             return self.request_elsewhere(packet, context);
         };
-        if news.step.verdict == Verdict::ChooseAgain {
+        if update.step.verdict == Verdict::ChooseAgain {
             self.tables.remove(entry.slot, context);
         }
-        requested(packet, &news, &track, backend, context)
+        requested(packet, &update, &flow_state, backend, context)
     }
 
     /// A client's packet for which this worker has no entry.
@@ -180,33 +188,33 @@ impl Conntrack {
         context: &Context<'t>,
     ) -> Result<Target<'t>, Untracked<'t>> {
         let tcp = packet.flow.protocol() == Protocol::Tcp;
-        let opens = !tcp || packet.shape.flags.opens();
+        let opens = !tcp || packet.layout.flags.opens();
         // NICs send fragments to another worker than whole packets of their flow, so both kinds look
         // for each other once fragments are about. And a datagram may be of a flow that was another VIP's.
-        let fragments = context.shared.datagrams.generation() != 0;
+        let fragments = context.shared.fragments.generation() != 0;
         let elsewhere = !tcp && (fragments || context.table.has_lost());
         // A SYN that is repeated, at another worker now, chooses the same backend by itself; but a backend
         // that sees another source takes it for another connection.
-        if opens && !elsewhere && !bindings::wanted(packet, context) {
+        if opens && !elsewhere && !snat::wanted(packet, context) {
             return Err(Miss::Open.into());
         }
-        let miss = if opens { Miss::Open } else { Miss::Midflow };
+        let miss = if opens { Miss::Open } else { Miss::NonSyn };
         // As in the own table, a pin holds although its address and port are another VIP's by now.
         let found = self.tables.find_elsewhere(&packet.flow, context, |_| true);
         let (remote, backend) = found.ok_or(miss)?;
-        let news = News::of_request(packet, &remote.pin.track, backend, context);
-        if news.is_kept() {
+        let update = FlowUpdate::of_request(packet, &remote.pin.flow_state, backend, context);
+        if update.is_kept() {
             context.stats.flows_found_elsewhere.add(1);
-            bindings::note_elsewhere(&remote.pin.track, packet, context);
-            self.tables.store_remote(&remote, &packet.flow, &news, backend, context);
+            snat::record_elsewhere(&remote.pin.flow_state, packet, context);
+            self.tables.store_remote(&remote, &packet.flow, &update, backend, context);
         }
-        requested(packet, &news, &remote.pin.track, backend, context)
+        requested(packet, &update, &remote.pin.flow_state, backend, context)
     }
 
     /// Removes an entry that has ended.
     #[cold]
     fn end(&mut self, hit: &Hit<'_>, protocol: Protocol, context: &Context<'_>) {
-        commit::count_end(protocol, &hit.track, context);
+        commit::count_end(protocol, &hit.flow_state, context);
         self.tables.remove(hit.slot, context);
     }
 
@@ -223,11 +231,11 @@ impl Conntrack {
     ) -> Result<NextHop, Untracked<'t>> {
         // Classify has found the first path and hashed its flow, which nearly every reply belongs to.
         if let Some(hit) = context.flows.at(&packet.flow, packet.hint)
-            && let Some(backend) = steady(packet, &hit.track, context)
+            && let Some(backend) = steady(packet, &hit.flow_state, context)
             && backend.id.index == packet.backend
         {
             hit.seen(context.now);
-            return Ok(hit.track.hop());
+            return Ok(hit.flow_state.hop());
         }
         self.track_reply_unsteady(packet, source, context)
     }
@@ -240,9 +248,9 @@ impl Conntrack {
         source: ListenKey,
         context: &Context<'t>,
     ) -> Result<NextHop, Untracked<'t>> {
-        let answerer = Answerer { backend: packet.backend, of_its_vip: false };
+        let origin = ReplyOrigin { backend: packet.backend, of_its_vip: false };
         let (flow, hint) = (packet.flow, packet.hint);
-        match self.answered(&flow, hint, answerer, packet, context) {
+        match self.answered(&flow, hint, origin, packet, context) {
             Some(client) => client,
             None => self.track_reply_along(packet, source, context),
         }
@@ -262,13 +270,13 @@ impl Conntrack {
         // One client port may have flows with several VIP ports: pins on the very backend come first.
         for (of_its_vip, first) in [(false, 1), (true, 0)] {
             for path in paths.clone().skip(first) {
-                let answerer = Answerer { backend: path.backend, of_its_vip };
-                if !answerer.exists(context) {
+                let origin = ReplyOrigin { backend: path.backend, of_its_vip };
+                if !origin.exists(context) {
                     continue;
                 }
                 let flow = answered_flow(key.client, key.client_port, source, path);
                 let flow = self.secret().hash(flow);
-                let answered = self.answered(&flow, Slot::NOWHERE, answerer, packet, context);
+                let answered = self.answered(&flow, Slot::NOWHERE, origin, packet, context);
                 if let Some(client) = answered {
                     packet.flow = flow;
                     packet.vip = path.vip;
@@ -287,32 +295,33 @@ impl Conntrack {
         &mut self,
         flow: &HashedKey,
         hint: Slot,
-        answerer: Answerer,
+        origin: ReplyOrigin,
         packet: &Packet,
         context: &Context<'t>,
     ) -> Option<Result<NextHop, Untracked<'t>>> {
         let found = context.flows.find_at(flow, hint).and_then(|hit| {
-            let pinned = alive(flow.protocol(), &hit.track, context)?;
-            answerer.answers_for(pinned, context).then_some((hit, pinned))
+            let pinned = alive(flow.protocol(), &hit.flow_state, context)?;
+            origin.answers_for(pinned, context).then_some((hit, pinned))
         });
         let Some((hit, backend)) = found else {
-            return self.answered_elsewhere(flow, answerer, packet, context);
+            return self.answered_elsewhere(flow, origin, packet, context);
         };
-        let judge = |track: &Track| reply_news(packet, flow, track, backend, context);
-        if hit.track.state().has(State::ALIAS) {
+        let judge = |flow_state: &FlowState| reply_news(packet, flow, flow_state, backend, context);
+        if hit.flow_state.state().has(State::REMOTE) {
             return match self.tables.refresh(&hit, flow, backend, judge, context) {
-                Some((track, news)) => Some(replied(&news, &track, backend)),
-                None => self.answered_elsewhere(flow, answerer, packet, context),
+                Some((flow_state, update)) => Some(replied(&update, &flow_state, backend)),
+                None => self.answered_elsewhere(flow, origin, packet, context),
             };
         }
-        let news = judge(&hit.track);
-        if (news.step.state.has(State::CUT) || hit.track.state().has(State::FIN_CLIENT))
-            && let Some(newer) = self.answered_by_newer(hit.slot, flow, answerer, packet, context)
+        let update = judge(&hit.flow_state);
+        if (update.step.state.has(State::TERMINATED)
+            || hit.flow_state.state().has(State::FIN_CLIENT))
+            && let Some(newer) = self.answered_by_newer(hit.slot, flow, origin, packet, context)
         {
             return Some(newer);
         }
-        commit::store(&hit, flow, news.step, backend, context);
-        Some(replied(&news, &hit.track, backend))
+        commit::store(&hit, flow, update.step, backend, context);
+        Some(replied(&update, &hit.flow_state, backend))
     }
 
     /// The client's port may be in use again, and pinned by another worker by now.
@@ -321,12 +330,12 @@ impl Conntrack {
         &mut self,
         slot: Slot,
         flow: &HashedKey,
-        answerer: Answerer,
+        origin: ReplyOrigin,
         packet: &Packet,
         context: &Context<'t>,
     ) -> Option<Result<NextHop, Untracked<'t>>> {
         let own = self.tables.writer.table().read(slot)?.pin;
-        let found = self.find_answered(flow, answerer, context)?;
+        let found = self.find_answered(flow, origin, context)?;
         let newer = own.created.since(found.0.pin.created) == Ticks(0);
         newer.then(|| self.answer_remote(flow, found, packet, context))
     }
@@ -335,11 +344,11 @@ impl Conntrack {
     fn answered_elsewhere<'t>(
         &mut self,
         flow: &HashedKey,
-        answerer: Answerer,
+        origin: ReplyOrigin,
         packet: &Packet,
         context: &Context<'t>,
     ) -> Option<Result<NextHop, Untracked<'t>>> {
-        let found = self.find_answered(flow, answerer, context)?;
+        let found = self.find_answered(flow, origin, context)?;
         Some(self.answer_remote(flow, found, packet, context))
     }
 
@@ -347,10 +356,10 @@ impl Conntrack {
     fn find_answered<'t>(
         &self,
         flow: &HashedKey,
-        answerer: Answerer,
+        origin: ReplyOrigin,
         context: &Context<'t>,
     ) -> Option<(Remote, &'t Backend)> {
-        let answers = |pinned: &Backend| answerer.answers_for(pinned, context);
+        let answers = |pinned: &Backend| origin.answers_for(pinned, context);
         self.tables.find_elsewhere(flow, context, answers)
     }
 
@@ -362,9 +371,9 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'t>,
     ) -> Result<NextHop, Untracked<'t>> {
-        let news = reply_news(packet, flow, &remote.pin.track, backend, context);
-        let track = self.tables.store_remote(&remote, flow, &news, backend, context);
-        replied(&news, &track, backend)
+        let update = reply_news(packet, flow, &remote.pin.flow_state, backend, context);
+        let flow_state = self.tables.store_remote(&remote, flow, &update, backend, context);
+        replied(&update, &flow_state, backend)
     }
 
     /// Where a packet for a SNAT port goes.
@@ -372,13 +381,13 @@ impl Conntrack {
     /// # Errors
     /// [`Untracked`] when no flow has the port, the packet does not come from its backend, or the flow is
     /// terminated.
-    pub fn track_bound<'t>(
+    pub fn track_snat_reply<'t>(
         &mut self,
         packet: &mut Packet,
-        id: BindingId,
+        id: SnatPort,
         context: &Context<'t>,
     ) -> Result<NextHop, Untracked<'t>> {
-        snat::track(&self.tables, packet, id, context)
+        snat_reply::track(&self.tables, packet, id, context)
     }
 
     /// The live pin of a flow, whichever worker has it, and its backend. Changes nothing, also not how long
@@ -389,7 +398,7 @@ impl Conntrack {
         flow: &HashedKey,
         hint: Slot,
         context: &Context<'t>,
-    ) -> Option<(Track, &'t Backend)> {
+    ) -> Option<(FlowState, &'t Backend)> {
         self.tables.peek(flow, hint, context)
     }
 
@@ -416,7 +425,7 @@ impl Conntrack {
         rule: Rule,
         context: &Context<'_>,
     ) -> Result<Target<'t>, Drop> {
-        if backend.forward.translates() && packet.way_back(context.nic).is_none() {
+        if backend.forward.translates() && packet.return_hop(context.nic).is_none() {
             return Err(Drop::VlanPairsFull);
         }
         let state = state::first(event::class(packet));
@@ -424,11 +433,11 @@ impl Conntrack {
         let me = self.tables.me;
         let mut pin = Pin::new(packet.vip, backend.id, state, me, &hop, context.now).by(rule);
         if backend.forward == Forward::FullNat {
-            let id = bindings::bind(&mut self.tables.leases, packet, backend, context)?;
+            let id = snat::bind(&mut self.tables.snat_allocator, packet, backend, context)?;
             pin = pin.with_binding(id);
         }
         self.tables.insert(&packet.flow, &pin, context).map_err(|_| Drop::TableFull)?;
-        Ok(Target::of(backend, &pin.track))
+        Ok(Target::of(backend, &pin.flow_state))
     }
 
     /// Takes back the pin that the first packet of a flow has made, as that is not sent.
@@ -439,8 +448,8 @@ impl Conntrack {
     /// Removes expired flows and those of removed backends, and probes silent terminated ones, a bounded
     /// number per call; returns whether more is due at once.
     #[inline]
-    pub fn sweep(&mut self, context: &Context<'_>, outbox: &mut Outbox) -> bool {
-        self.sweep.run(&mut self.tables, context, outbox)
+    pub fn sweep(&mut self, context: &Context<'_>, backlog: &mut TxBacklog) -> bool {
+        self.sweep.run(&mut self.tables, context, backlog)
     }
 }
 
@@ -449,41 +458,46 @@ impl Conntrack {
 fn reply_news(
     packet: &Packet,
     flow: &HashedKey,
-    track: &Track,
+    flow_state: &FlowState,
     backend: &Backend,
     context: &Context<'_>,
-) -> News {
-    let event = event::reply(packet, track, backend, context.now);
-    News::of_reply(event, flow, track, backend, context)
+) -> FlowUpdate {
+    let event = event::reply(packet, flow_state, backend, context.now);
+    FlowUpdate::of_reply(event, flow, flow_state, backend, context)
 }
 
-/// Where a client's packet goes, of a flow that is as `track` says.
+/// Where a client's packet goes, of a flow that is as `flow_state` says.
 #[inline]
 fn requested<'t>(
     packet: &Packet,
-    news: &News,
-    track: &Track,
+    update: &FlowUpdate,
+    flow_state: &FlowState,
     backend: &'t Backend,
     context: &Context<'_>,
 ) -> Result<Target<'t>, Untracked<'t>> {
-    let target = Target::of(backend, track);
-    match news.step.verdict {
+    let target = Target::of(backend, flow_state);
+    match update.step.verdict {
         Verdict::Forward => Ok(target),
         Verdict::Reset => {
-            Err(Untracked::Cut(Cut { client: packet.came_from(context.nic), target }))
+            Err(Untracked::Terminated(Terminated { client: packet.came_from(context.nic), target }))
         }
-        Verdict::ChooseAgain | Verdict::Ended => Err(news.event.miss().into()),
+        Verdict::ChooseAgain | Verdict::Ended => Err(update.event.miss().into()),
     }
 }
 
-/// Where a backend's packet goes, of a flow that is as `track` says.
+/// Where a backend's packet goes, of a flow that is as `flow_state` says.
 #[inline]
-fn replied<'t>(news: &News, track: &Track, backend: &'t Backend) -> Result<NextHop, Untracked<'t>> {
-    match news.step.verdict {
-        Verdict::Reset => {
-            Err(Untracked::Cut(Cut { client: track.hop(), target: Target::of(backend, track) }))
-        }
-        _ => Ok(track.hop()),
+fn replied<'t>(
+    update: &FlowUpdate,
+    flow_state: &FlowState,
+    backend: &'t Backend,
+) -> Result<NextHop, Untracked<'t>> {
+    match update.step.verdict {
+        Verdict::Reset => Err(Untracked::Terminated(Terminated {
+            client: flow_state.hop(),
+            target: Target::of(backend, flow_state),
+        })),
+        _ => Ok(flow_state.hop()),
     }
 }
 

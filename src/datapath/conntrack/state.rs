@@ -29,7 +29,7 @@ pub enum Miss {
     /// Its flow begins: a SYN, or a UDP packet.
     Open,
     /// A TCP packet in the middle of a flow that has lost its pin.
-    Midflow,
+    NonSyn,
 }
 
 /// Class of a packet, as far as the state of its flow depends on it.
@@ -118,7 +118,7 @@ impl Event {
     pub const fn miss(self) -> Miss {
         match self {
             Self::Request(Class::Syn | Class::Datagram { .. }) => Miss::Open,
-            _ => Miss::Midflow,
+            _ => Miss::NonSyn,
         }
     }
 
@@ -144,7 +144,8 @@ impl Step {
 pub(super) const fn step(state: State, expired: bool, event: Event, policy: Policy) -> Step {
     let request = matches!(event, Event::Request(_));
     if expired {
-        let resets = policy.reset_idle && !state.has(State::CUT) && is_open(state, event, policy);
+        let resets =
+            policy.reset_idle && !state.has(State::TERMINATED) && is_open(state, event, policy);
         let opens = matches!(event, Event::Request(Class::Syn) | Event::Reply(_));
         return if resets && !opens {
             terminate(state, event, policy)
@@ -152,7 +153,7 @@ pub(super) const fn step(state: State, expired: bool, event: Event, policy: Poli
             Step::unchanged(state, Verdict::Ended)
         };
     }
-    if request && leaves(state, event, policy) {
+    if request && must_rehash(state, event, policy) {
         return Step::unchanged(state, Verdict::ChooseAgain);
     }
     if is_terminated(state, event, policy) {
@@ -172,7 +173,7 @@ pub(super) const fn step(state: State, expired: bool, event: Event, policy: Poli
 /// flow does not: anyone can forge one, and the backend answers it (RFC 5961 4). A datagram does if its
 /// connection id names another backend. Any other packet does if that is the policy for its backend.
 #[inline]
-const fn leaves(state: State, event: Event, policy: Policy) -> bool {
+const fn must_rehash(state: State, event: Event, policy: Policy) -> bool {
     match event {
         _ if policy.rehash => true,
         Event::Request(Class::Syn) => {
@@ -187,7 +188,7 @@ const fn leaves(state: State, event: Event, policy: Policy) -> bool {
 /// Whether the flow is terminated: for good, or by policy.
 #[inline]
 const fn is_terminated(state: State, event: Event, policy: Policy) -> bool {
-    event.is_tcp() && (state.has(State::CUT) || policy.terminate)
+    event.is_tcp() && (state.has(State::TERMINATED) || policy.terminate)
 }
 
 /// Whether this is the pin of an established TCP connection: both of its ends wait for each other.
@@ -195,7 +196,7 @@ const fn is_terminated(state: State, event: Event, policy: Policy) -> bool {
 const fn is_open(state: State, event: Event, policy: Policy) -> bool {
     event.is_tcp()
         && state.has(State::ESTABLISHED)
-        && !state.has(State::ALIAS)
+        && !state.has(State::REMOTE)
         && !is_closing(state, policy)
 }
 
@@ -216,7 +217,7 @@ const fn terminate(state: State, event: Event, policy: Policy) -> Step {
         _ => Verdict::Reset,
     };
     // From now on the pin lives for a fixed time, whatever comes.
-    Step { state: state.cut(), verdict, touch: !state.has(State::CUT) }
+    Step { state: state.cut(), verdict, touch: !state.has(State::TERMINATED) }
 }
 
 /// Step for a packet of the client.

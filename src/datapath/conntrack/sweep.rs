@@ -7,10 +7,10 @@ use super::commit::{count_end, count_removal};
 use super::event::{is_expired, policy};
 use super::locate::Tables;
 use super::state::{Event, Step, Verdict, step};
-use crate::datapath::bindings;
 use crate::datapath::context::Context;
-use crate::datapath::reset::Outbox;
-use crate::datapath::target::{Cut, Target};
+use crate::datapath::reset::TxBacklog;
+use crate::datapath::snat;
+use crate::datapath::target::{Target, Terminated};
 use crate::flow::entry::State;
 use crate::flow::table::Hit;
 use crate::flow::writer;
@@ -44,7 +44,12 @@ impl Sweep {
 
     /// Looks at the entries that are due, a bounded number; returns whether more is due at once.
     #[inline]
-    pub fn run(&mut self, tables: &mut Tables, context: &Context<'_>, outbox: &mut Outbox) -> bool {
+    pub fn run(
+        &mut self,
+        tables: &mut Tables,
+        context: &Context<'_>,
+        backlog: &mut TxBacklog,
+    ) -> bool {
         let elapsed = context.now.since(self.at).0;
         if elapsed > 0 {
             self.at = context.now;
@@ -56,14 +61,14 @@ impl Sweep {
         }
         let count = self.debt.min(SWEEP_MAX);
         if count > 0 {
-            let leases = &mut tables.leases;
+            let snat_allocator = &mut tables.snat_allocator;
             let shown = tables.writer.sweep(
                 count,
                 REMOVALS_MAX,
-                |protocol, hit, tuple| visit(protocol, hit, tuple, context, outbox),
+                |protocol, hit, tuple| visit(protocol, hit, tuple, context, backlog),
                 |protocol, pin| {
-                    count_end(protocol, &pin.track, context);
-                    bindings::release(leases, pin, context);
+                    count_end(protocol, &pin.flow_state, context);
+                    snat::release(snat_allocator, pin, context);
                     count_removal(pin, context);
                 },
             );
@@ -80,14 +85,14 @@ fn visit(
     hit: &Hit<'_>,
     tuple: &dyn Fn() -> Tuple,
     context: &Context<'_>,
-    outbox: &mut Outbox,
+    backlog: &mut TxBacklog,
 ) -> writer::Verdict {
-    let state = hit.track.state();
-    let Some(backend) = context.table.pinned(hit.track.backend()) else {
+    let state = hit.flow_state.state();
+    let Some(backend) = context.table.pinned(hit.flow_state.backend()) else {
         return writer::Verdict::Remove;
     };
-    let expired = is_expired(protocol, &hit.track, backend, context.now);
-    if !expired && !state.has(State::CUT) && !backend.quirks.ends_flows() {
+    let expired = is_expired(protocol, &hit.flow_state, backend, context.now);
+    if !expired && !state.has(State::TERMINATED) && !backend.flags.ends_flows() {
         // Nearly all.
         return writer::Verdict::Keep;
     }
@@ -95,7 +100,7 @@ fn visit(
     let step = step(state, expired, Event::Sweep(protocol), policy);
     match step.verdict {
         Verdict::Ended => writer::Verdict::Remove,
-        Verdict::Reset => probe(hit, step, backend, tuple, context, outbox),
+        Verdict::Reset => probe(hit, step, backend, tuple, context, backlog),
         Verdict::Forward | Verdict::ChooseAgain => writer::Verdict::Keep,
     }
 }
@@ -109,14 +114,14 @@ fn probe(
     backend: &Backend,
     tuple: &dyn Fn() -> Tuple,
     context: &Context<'_>,
-    outbox: &mut Outbox,
+    backlog: &mut TxBacklog,
 ) -> writer::Verdict {
-    let age = if step.touch { 0 } else { context.now.since(hit.track.last_seen()).0 };
+    let age = if step.touch { 0 } else { context.now.since(hit.flow_state.last_seen()).0 };
     let probes = step.state.probes();
     if probes >= State::MAX_PROBES || age < u32::from(probes) * PROBE_GAP {
         return writer::Verdict::Keep;
     }
-    if !outbox.has_room() {
+    if !backlog.has_room() {
         return writer::Verdict::Later;
     }
     if step.touch {
@@ -124,8 +129,8 @@ fn probe(
     }
     // In one step: a change is reckoned from the state that was read.
     hit.set_state(step.state.with_probe());
-    let client = context.shared.bindings.way_back(&hit.track);
-    let target = Target::of(backend, &hit.track);
-    outbox.probe(&tuple().key(), &Cut { client, target }, context);
+    let client = context.shared.snat_table.return_hop(&hit.flow_state);
+    let target = Target::of(backend, &hit.flow_state);
+    backlog.probe(&tuple().key(), &Terminated { client, target }, context);
     writer::Verdict::Keep
 }

@@ -1,7 +1,7 @@
 use super::*;
-use crate::datapath::batch::Way;
+use crate::datapath::batch::Direction;
 use crate::datapath::testing::*;
-use crate::flow::bindings::Bindings;
+use crate::flow::snat::SnatTable;
 use crate::forwarding::VipSpec;
 
 const ESTABLISHED: State = State::ESTABLISHED;
@@ -28,21 +28,21 @@ fn outcome<T>(tracked: Result<T, Untracked<'_>>) -> &'static str {
     match tracked {
         Ok(_) => "forward",
         Err(Untracked::Miss(Miss::Open)) => "open",
-        Err(Untracked::Miss(Miss::Midflow)) => "midflow",
+        Err(Untracked::Miss(Miss::NonSyn)) => "midflow",
         Err(Untracked::NoFlow) => "no flow",
-        Err(Untracked::Cut(_)) => "reset",
+        Err(Untracked::Terminated(_)) => "reset",
     }
 }
 
-fn left(left: FlowsLeft) -> VipSpec {
+fn left(left: FlowAction) -> VipSpec {
     let mut spec = vip(Forward::Nat, 2);
     spec.backends.iter_mut().for_each(|backend| backend.left = left);
     spec
 }
 
 fn sweep(conntrack: &mut Conntrack, context: &Context<'_>) {
-    let mut outbox = Outbox::default();
-    while conntrack.sweep(context, &mut outbox) {}
+    let mut backlog = TxBacklog::default();
+    while conntrack.sweep(context, &mut backlog) {}
 }
 
 #[test]
@@ -68,14 +68,18 @@ fn a_request_and_a_reply_of_a_pinned_flow_go_to_its_ends_and_keep_it_alive() {
         assert_eq!(target.backend.id.index, BackendIndex(0));
         assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(now));
         let mut reply = bed.reply(0, 1, "A");
-        let Way::ToClient(source) = reply.way else { unreachable!("{:?}", reply.way) };
+        let Direction::ToClient(source) = reply.direction else {
+            unreachable!("{:?}", reply.direction)
+        };
         let client = conntrack.track_reply(&mut reply, source, &bed.context(0, now + 1)).unwrap();
         assert_eq!(client.mac, packet.source_mac());
         assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(now + 1));
     }
     // Of the other backend, the flow is none.
     let mut reply = bed.reply(1, 1, "A");
-    let Way::ToClient(source) = reply.way else { unreachable!("{:?}", reply.way) };
+    let Direction::ToClient(source) = reply.direction else {
+        unreachable!("{:?}", reply.direction)
+    };
     assert_eq!(
         outcome(conntrack.track_reply(&mut reply, source, &bed.context(0, 2701))),
         "no flow"
@@ -101,14 +105,16 @@ fn a_policy_resets_both_ends_until_a_syn_opens_another_flow() {
     let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
     let mut conntrack = bed.conntrack(0);
     let packet = establish(&mut bed, &mut conntrack, 1, 0);
-    bed.publish(&[left(FlowsLeft::Reset)]);
+    bed.publish(&[left(FlowAction::Reset)]);
     assert_eq!(outcome(conntrack.track(&packet, &bed.context(0, 10))), "reset");
-    let track = bed.track(0, &packet).unwrap();
-    assert!(track.state().has(State::CUT) && track.last_seen() == Ticks(10));
+    let flow_state = bed.track(0, &packet).unwrap();
+    assert!(flow_state.state().has(State::TERMINATED) && flow_state.last_seen() == Ticks(10));
     // For good, and no packet keeps it alive. A RST tells the backend.
     bed.publish(&[vip(Forward::Nat, 2)]);
     let mut reply = bed.reply(0, 1, "A");
-    let Way::ToClient(source) = reply.way else { unreachable!("{:?}", reply.way) };
+    let Direction::ToClient(source) = reply.direction else {
+        unreachable!("{:?}", reply.direction)
+    };
     let context = bed.context(0, 20);
     assert_eq!(outcome(conntrack.track_reply(&mut reply, source, &context)), "reset");
     assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(10));
@@ -123,7 +129,7 @@ fn flows_of_a_backend_that_rehashes_leave_it() {
     let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
     let mut conntrack = bed.conntrack(0);
     let packet = establish(&mut bed, &mut conntrack, 1, 0);
-    bed.publish(&[left(FlowsLeft::Rehash)]);
+    bed.publish(&[left(FlowAction::Rehash)]);
     assert_eq!(outcome(conntrack.track(&packet, &bed.context(0, 10))), "midflow");
     assert_eq!((bed.stats[0].flows_stale.get(), bed.track(0, &packet)), (1, None));
 }
@@ -135,12 +141,14 @@ fn another_worker_keeps_a_remote_entry_and_tells_the_owner_what_changes() {
     let packet = establish(&mut bed, &mut owner, 1, 0);
     let mut reply = |bed: &mut Bed, flags: &str, now: u32| {
         let mut reply = bed.reply(0, 1, flags);
-        let Way::ToClient(source) = reply.way else { unreachable!("{:?}", reply.way) };
+        let Direction::ToClient(source) = reply.direction else {
+            unreachable!("{:?}", reply.direction)
+        };
         outcome(other.track_reply(&mut reply, source, &bed.context(1, now)))
     };
     assert_eq!(reply(&mut bed, "A", 10), "forward");
     let entry = bed.track(1, &packet).unwrap();
-    assert_eq!((entry.state(), entry.owner()), (ESTABLISHED.with(State::ALIAS), 0));
+    assert_eq!((entry.state(), entry.owner()), (ESTABLISHED.with(State::REMOTE), 0));
     assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(10));
     // Not at every packet, but after half a second, and what changes the state at once.
     assert_eq!(reply(&mut bed, "A", 59), "forward");
@@ -162,11 +170,11 @@ fn the_sweep_probes_a_terminated_connection_a_few_times_and_then_removes_it() {
     let mut bed = Bed::new(1, &[vip(Forward::Nat, 2)]);
     let mut conntrack = bed.conntrack(0);
     let packet = establish(&mut bed, &mut conntrack, 1, 0);
-    bed.publish(&[left(FlowsLeft::Reset)]);
+    bed.publish(&[left(FlowAction::Reset)]);
     let mut probes = Vec::new();
     for now in (10..2000).step_by(10) {
         sweep(&mut conntrack, &bed.context(0, now));
-        probes.extend(bed.track(0, &packet).map(|track| track.state().probes()));
+        probes.extend(bed.track(0, &packet).map(|flow_state| flow_state.state().probes()));
     }
     probes.dedup();
     assert_eq!(probes, [1, 2, 3]);
@@ -178,9 +186,9 @@ fn a_flow_that_is_taken_back_leaves_no_trace() {
     let mut bed = Bed::new(1, &[vip(Forward::FullNat, 2)]);
     let mut conntrack = bed.conntrack(0);
     let packet = open(&mut bed, &mut conntrack, 1, 0);
-    assert_eq!((bed.stats[0].flows_active.get(), bed.stats[0].bindings(true).get()), (1, 1));
+    assert_eq!((bed.stats[0].flows_active.get(), bed.stats[0].snat_ports(true).get()), (1, 1));
     conntrack.unpin(&packet.flow, &bed.context(0, 0));
-    assert_eq!((bed.stats[0].flows_active.get(), bed.stats[0].bindings(true).get()), (0, 0));
+    assert_eq!((bed.stats[0].flows_active.get(), bed.stats[0].snat_ports(true).get()), (0, 0));
     assert!(bed.track(0, &packet).is_none());
 }
 
@@ -190,26 +198,29 @@ fn a_reply_to_a_snat_port_reaches_the_client_and_the_owner() {
     let mut bed = Bed::new(2, &[vip(Forward::FullNat, 2)]);
     let [mut owner, mut other] = [0, 1].map(|worker| bed.conntrack(worker));
     let packet = open(&mut bed, &mut owner, 1, 0);
-    let id = bed.track(0, &packet).unwrap().binding().unwrap();
-    let (_, port) = Bindings::sources(&bed.shared.bindings).source(id).unwrap();
+    let id = bed.track(0, &packet).unwrap().snat_port().unwrap();
+    let (_, port) = SnatTable::sources(&bed.shared.snat_table).source(id).unwrap();
     let reply = |bed: &mut Bed, from: u8| {
         bed.receive(&tcp((backend(from), 8080), (SNAT, port), "A")).unwrap()
     };
     let mut stranger = reply(&mut bed, 1);
-    assert_eq!(outcome(other.track_bound(&mut stranger, id, &bed.context(1, 10))), "no flow");
+    assert_eq!(outcome(other.track_snat_reply(&mut stranger, id, &bed.context(1, 10))), "no flow");
     let mut answer = reply(&mut bed, 0);
-    let client = other.track_bound(&mut answer, id, &bed.context(1, 10)).unwrap();
+    let client = other.track_snat_reply(&mut answer, id, &bed.context(1, 10)).unwrap();
     assert_eq!(client.mac, packet.source_mac());
     assert_eq!((answer.flow.key(), answer.vip), (packet.flow.key(), packet.vip));
-    let track = bed.track(0, &packet).unwrap();
-    assert_eq!((track.state(), track.last_seen()), (ESTABLISHED, Ticks(10)));
+    let flow_state = bed.track(0, &packet).unwrap();
+    assert_eq!((flow_state.state(), flow_state.last_seen()), (ESTABLISHED, Ticks(10)));
     // Told for half a second: then the owner is told again.
     for (now, seen) in [(40, 10), (61, 61)] {
         let mut answer = reply(&mut bed, 0);
-        assert_eq!(outcome(owner.track_bound(&mut answer, id, &bed.context(0, now))), "forward");
+        assert_eq!(
+            outcome(owner.track_snat_reply(&mut answer, id, &bed.context(0, now))),
+            "forward"
+        );
         assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(seen), "{now}");
     }
     owner.unpin(&packet.flow, &bed.context(0, 70));
     let mut late = reply(&mut bed, 0);
-    assert_eq!(outcome(other.track_bound(&mut late, id, &bed.context(1, 70))), "no flow");
+    assert_eq!(outcome(other.track_snat_reply(&mut late, id, &bed.context(1, 70))), "no flow");
 }

@@ -1,7 +1,7 @@
 //! Part of the stage conntrack: why a packet is not forwarded along a pin.
 
 use super::state::Miss;
-use crate::datapath::target::Cut;
+use crate::datapath::target::Terminated;
 
 /// Why a packet is not forwarded along a pin.
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub enum Untracked<'t> {
     /// The backend's packet belongs to no flow that the backend has.
     NoFlow,
     /// Its flow is terminated: both ends are reset.
-    Cut(Cut<'t>),
+    Terminated(Terminated<'t>),
 }
 
 impl From<Miss> for Untracked<'_> {

@@ -5,10 +5,10 @@ use super::fragment::{new_number, renumber};
 use super::length::fits;
 use super::nat::{translate_quote, unsent};
 use super::proxy;
-use crate::datapath::batch::{Packet, Part, Shape, TcpFlags};
-use crate::datapath::bindings::Numbers;
+use crate::datapath::batch::{FragmentKind, HeaderLayout, Packet, TcpFlags};
 use crate::datapath::context::Context;
-use crate::flow::bindings::BindingId;
+use crate::datapath::snat::Numbers;
+use crate::flow::snat::SnatPort;
 use crate::forwarding::table::Backend;
 use crate::net::FlowKey;
 use crate::stats::Drop;
@@ -36,10 +36,10 @@ struct Ends {
 pub(super) fn to_backend(
     packet: &mut Packet,
     backend: &Backend,
-    id: BindingId,
+    id: SnatPort,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
-    let source = context.shared.bindings.sources().source(id).ok_or(Drop::RequestNoFlow)?;
+    let source = context.shared.snat_table.sources().source(id).ok_or(Drop::RequestNoFlow)?;
     let port = backend.port.unwrap_or(packet.flow.key().vip_port);
     let numbers = Numbers::of(backend, id, context);
     let growth = numbers.as_ref().map_or(0, |numbers| proxy::growth(packet, numbers));
@@ -55,7 +55,7 @@ pub(super) fn to_backend(
 #[inline]
 pub(super) fn to_client(
     packet: &mut Packet,
-    id: BindingId,
+    id: SnatPort,
     mtu: u16,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
@@ -74,7 +74,7 @@ pub(super) fn to_client(
 /// Whether the packet becomes one of the other family.
 #[inline]
 fn changes_family(packet: &Packet, ends: &Ends) -> bool {
-    let first = packet.data().get(packet.shape.ip()).copied().unwrap_or_default();
+    let first = packet.data().get(packet.layout.ip()).copied().unwrap_or_default();
     (first >> 4 == 4) != ends.source.0.is_v4()
 }
 
@@ -84,17 +84,17 @@ fn translate(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<
     let Some(frame) = &packet.frame else { return Err(Drop::NoBackend) };
     packet.bytes = frame.packet_len();
     let crosses = changes_family(packet, ends);
-    let number = new_number(frame, &packet.shape, context);
+    let number = new_number(frame, &packet.layout, context);
     if crosses {
         translate_family(packet, ends, context)?;
     } else {
         translate_ends(packet, ends)?;
     }
     if let Some(frame) = &mut packet.frame {
-        renumber(frame, &packet.shape, number);
+        renumber(frame, &packet.layout, number);
     }
     // An ICMP error has no flags.
-    if packet.shape.flags.any(TcpFlags::SYN) && packet.shape.part != Part::Quoting {
+    if packet.layout.flags.any(TcpFlags::SYN) && packet.layout.fragment != FragmentKind::Quoting {
         lower_mss(packet, crosses && !ends.source.0.is_v4(), context);
     }
     Ok(())
@@ -103,10 +103,10 @@ fn translate(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<
 /// The same within one family.
 #[inline]
 fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
-    let Packet { frame: Some(frame), flow, shape, .. } = packet else {
+    let Packet { frame: Some(frame), flow, layout, .. } = packet else {
         return Err(Drop::NoBackend);
     };
-    if !fits(frame, shape, ends.mtu) {
+    if !fits(frame, layout, ends.mtu) {
         packet.limit = ends.mtu;
         return Err(Drop::TooBig);
     }
@@ -114,24 +114,24 @@ fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
     let (source, destination) = (ends.source, ends.destination);
     let v4 = source.0.is_v4();
     // Parse has found both headers whole; the offsets are its own.
-    let network = data.get_mut(shape.ip()..).ok_or(Drop::TruncatedEthernet)?;
+    let network = data.get_mut(layout.ip()..).ok_or(Drop::TruncatedEthernet)?;
     let translated = if v4 {
         ip::readdress_v4(network, source.0, destination.0)
     } else {
         ip::readdress_v6(network, source.0, destination.0)
     };
     let delta = translated.map_err(|error| unsent(error, v4))?;
-    if shape.part == Part::Quoting {
+    if layout.fragment == FragmentKind::Quoting {
         // What goes to an end was sent by it.
         let (source, destination) = (Some(destination), Some(source));
         let replacement = Replacement { source, destination, sequence: ends.sequence };
-        return translate_quote(data, shape, &replacement, delta);
+        return translate_quote(data, layout, &replacement, delta);
     }
-    if shape.part == Part::Later {
+    if layout.fragment == FragmentKind::Later {
         // Ports and checksum are in the first one: the same change of addresses is right for all.
         return Ok(());
     }
-    let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
+    let segment = data.get_mut(usize::from(layout.transport)..).unwrap_or_default();
     let ports = (source.1, destination.1);
     if transport::readdress(flow.protocol(), segment, ports, delta) {
         Ok(())
@@ -144,20 +144,20 @@ fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
 #[cold]
 fn translate_family(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<(), Drop> {
     let beyond = mtu_beyond(packet, context);
-    let Packet { frame: Some(frame), shape, limit, .. } = packet else {
+    let Packet { frame: Some(frame), layout, limit, .. } = packet else {
         return Err(Drop::NoBackend);
     };
     let Ends { source, destination, mtu, sequence } = *ends;
-    let quoting = shape.part == Part::Quoting;
+    let quoting = layout.fragment == FragmentKind::Quoting;
     let quoted = Quote { source: destination, destination: source, sequence, mtu: beyond };
     let target = siit::Target {
         source,
         destination,
         quoted: quoting.then_some(quoted),
-        identification: identification(frame, shape),
+        identification: identification(frame, layout),
         mtu,
     };
-    siit::translate(frame, shape.ip(), &target).map_err(|error| match error {
+    siit::translate(frame, layout.ip(), &target).map_err(|error| match error {
         SiitError::TooBig { mtu } => {
             *limit = mtu;
             Drop::TooBig
@@ -173,8 +173,8 @@ fn translate_family(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> 
 
 /// Longest packet that may be sent to where a packet comes from.
 fn mtu_beyond(packet: &Packet, context: &Context<'_>) -> u16 {
-    let backend = context.table.backend(packet.backend).filter(|_| packet.way.is_reply());
-    backend.map_or_else(|| context.table.this_box().mtu(context.nic), |backend| backend.mtu)
+    let backend = context.table.backend(packet.backend).filter(|_| packet.direction.is_reply());
+    backend.map_or_else(|| context.table.local().mtu(context.nic), |backend| backend.mtu)
 }
 
 /// Lowers what a SYN says of the longest segments, if the VIP wants that; and if the header has `grown`, so that
@@ -193,8 +193,8 @@ fn lower_mss(packet: &mut Packet, grown: bool, context: &Context<'_>) {
 
 /// An IPv4 identification for a packet that has none: what differs between most packets of a flow, a
 /// part of TCP's sequence number or UDP's checksum. It is wanted only if somebody fragments the packet.
-fn identification(frame: &Frame, shape: &Shape) -> u16 {
-    let segment = frame.data().get(usize::from(shape.transport)..);
+fn identification(frame: &Frame, layout: &HeaderLayout) -> u16 {
+    let segment = frame.data().get(usize::from(layout.transport)..);
     let numbers = segment.and_then(|segment| segment.get(4..8));
     let sum = numbers.and_then(|bytes| bytes.last_chunk::<2>());
     sum.map_or(0, |bytes| u16::from_be_bytes(*bytes))

@@ -1,6 +1,6 @@
 //! Part of the stage rewrite: address and port of one side, for mode nat.
 
-use crate::datapath::batch::{Part, Shape};
+use crate::datapath::batch::{FragmentKind, HeaderLayout};
 use crate::net::{Address, HashedKey};
 use crate::stats::Drop;
 use crate::wire::checksum::Delta;
@@ -14,7 +14,7 @@ use crate::xdp::umem::Frame;
 #[inline(always)]
 pub(super) fn translate(
     frame: &mut Frame,
-    shape: &Shape,
+    layout: &HeaderLayout,
     flow: &HashedKey,
     side: Side,
     address: Address,
@@ -23,27 +23,27 @@ pub(super) fn translate(
     let data = frame.data_mut();
     let v4 = flow.tuple.is_v4();
     // Parse has found both headers whole; the offsets are its own.
-    let network = data.get_mut(shape.ip()..).ok_or(Drop::TruncatedEthernet)?;
+    let network = data.get_mut(layout.ip()..).ok_or(Drop::TruncatedEthernet)?;
     let translated = if v4 {
         ip::rewrite_v4(network, side, address)
     } else {
         ip::rewrite_v6(network, side, address)
     };
     let delta = translated.map_err(|error| unsent(error, v4))?;
-    if shape.part == Part::Quoting {
+    if layout.fragment == FragmentKind::Quoting {
         // What goes to an end was sent by it.
         let (end, none) = (Some((address, port)), Replacement::default());
         let replacement = match side {
             Side::Destination => Replacement { source: end, ..none },
             Side::Source => Replacement { destination: end, ..none },
         };
-        return translate_quote(data, shape, &replacement, delta);
+        return translate_quote(data, layout, &replacement, delta);
     }
-    if shape.part == Part::Later {
+    if layout.fragment == FragmentKind::Later {
         // Ports and checksum are in the first one: the same change of addresses is right for all.
         return Ok(());
     }
-    let segment = data.get_mut(usize::from(shape.transport)..).unwrap_or_default();
+    let segment = data.get_mut(usize::from(layout.transport)..).unwrap_or_default();
     if transport::rewrite(flow.protocol(), segment, side, port, delta) {
         Ok(())
     } else {
@@ -65,15 +65,15 @@ pub(super) const fn unsent(error: IpError, v4: bool) -> Drop {
 #[cold]
 pub(super) fn translate_quote(
     data: &mut [u8],
-    shape: &Shape,
+    layout: &HeaderLayout,
     replacement: &Replacement,
     outer: Delta,
 ) -> Result<(), Drop> {
     // What follows the packet in its frame is no part of the quote.
-    let packet = data.get(shape.ip()..).unwrap_or_default();
+    let packet = data.get(layout.ip()..).unwrap_or_default();
     let v4 = packet.first().is_some_and(|first| first >> 4 == 4);
-    let len = shape.ip() + Headers::of(packet).map_err(|_| Drop::BadIcmp)?.end;
-    let message = data.get_mut(usize::from(shape.transport)..len).ok_or(Drop::BadIcmp)?;
+    let len = layout.ip() + Headers::of(packet).map_err(|_| Drop::BadIcmp)?.end;
+    let message = data.get_mut(usize::from(layout.transport)..len).ok_or(Drop::BadIcmp)?;
     let outer = if v4 { Delta::default() } else { outer };
     quoted::translate(message, replacement, outer).map_err(|_| Drop::BadIcmp)
 }

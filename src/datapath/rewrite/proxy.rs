@@ -3,9 +3,9 @@
 //! Before the addresses are translated it is found out what the packet needs, as a packet that turns out
 //! too long must be left as it was; after that it is done.
 
-use crate::datapath::batch::{Packet, Part, TcpFlags};
-use crate::datapath::bindings::Numbers;
+use crate::datapath::batch::{FragmentKind, Packet, TcpFlags};
 use crate::datapath::context::Context;
+use crate::datapath::snat::Numbers;
 use crate::net::FlowKey;
 use crate::stats::Drop;
 use crate::wire::headers::Headers;
@@ -14,8 +14,8 @@ use crate::wire::tcp;
 
 /// Bytes that are put in front of the data of a client's packet.
 pub(super) fn growth(packet: &Packet, numbers: &Numbers) -> u16 {
-    let segment = packet.data().get(usize::from(packet.shape.transport)..).unwrap_or_default();
-    let carries = matches!(packet.shape.part, Part::Whole | Part::First);
+    let segment = packet.data().get(usize::from(packet.layout.transport)..).unwrap_or_default();
+    let carries = matches!(packet.layout.fragment, FragmentKind::Whole | FragmentKind::First);
     if carries && numbers.shift.begins(segment) { numbers.shift.len.into() } else { 0 }
 }
 
@@ -27,11 +27,11 @@ pub(super) fn quoted_shift(numbers: &Numbers) -> i32 {
 
 /// Shifts a client's packet, whose addresses are translated, for its backend.
 pub(super) fn to_backend(packet: &mut Packet, numbers: &Numbers) -> Result<(), Drop> {
-    if !matches!(packet.shape.part, Part::Whole | Part::First) {
+    if !matches!(packet.layout.fragment, FragmentKind::Whole | FragmentKind::First) {
         return Ok(());
     }
-    let at = packet.shape.ip();
-    if packet.shape.flags.any(TcpFlags::SYN) {
+    let at = packet.layout.ip();
+    if packet.layout.flags.any(TcpFlags::SYN) {
         let Some(frame) = &mut packet.frame else { return Err(Drop::NoBackend) };
         proxy::strip_syn(frame, at).map_err(undone)?;
     }
@@ -50,7 +50,7 @@ pub(super) fn to_backend(packet: &mut Packet, numbers: &Numbers) -> Result<(), D
 
 /// Bytes of data of the packet's segment; of a first fragment as many as there may be.
 fn data_len(packet: &Packet) -> Option<usize> {
-    let network = packet.data().get(packet.shape.ip()..)?;
+    let network = packet.data().get(packet.layout.ip()..)?;
     let headers = Headers::of(network).ok()?;
     if !headers.is_whole() {
         return Some(usize::MAX);
@@ -65,10 +65,10 @@ pub(super) fn to_client(
     numbers: &Numbers,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
-    if !matches!(packet.shape.part, Part::Whole | Part::First) {
+    if !matches!(packet.layout.fragment, FragmentKind::Whole | FragmentKind::First) {
         return Ok(());
     }
-    let syn = packet.shape.flags.any(TcpFlags::SYN);
+    let syn = packet.layout.flags.any(TcpFlags::SYN);
     let acknowledged = with_segment(packet, |segment| {
         if syn {
             // So that the client's first data and the header fit together.
@@ -78,9 +78,9 @@ pub(super) fn to_client(
     })?;
     if syn && !numbers.shift.answered {
         // Another SYN does not come here.
-        context.shared.bindings.answer(&numbers.lease);
+        context.shared.snat_table.answer(&numbers.snat_entry);
     } else if acknowledged && !numbers.shift.acknowledged {
-        context.shared.bindings.acknowledge(&numbers.lease);
+        context.shared.snat_table.acknowledge(&numbers.snat_entry);
     }
     Ok(())
 }
@@ -90,7 +90,7 @@ pub(super) fn with_segment<T>(
     packet: &mut Packet,
     f: impl FnOnce(&mut [u8]) -> Option<T>,
 ) -> Result<T, Drop> {
-    let at = packet.shape.ip();
+    let at = packet.layout.ip();
     let data = packet.frame.as_mut().map(|frame| frame.data_mut()).unwrap_or_default();
     let network = data.get_mut(at..).unwrap_or_default();
     let transport = Headers::of(network).map_err(|_| Drop::TruncatedTcp)?.transport;

@@ -7,7 +7,7 @@
 //!
 //! Cost: the inner packet stays where it is; the link header moves into the headroom. One hash of the flow.
 
-use crate::datapath::batch::Shape;
+use crate::datapath::batch::HeaderLayout;
 use crate::datapath::context::Context;
 use crate::datapath::path_mtu::inner_limit;
 use crate::forwarding::OuterDf;
@@ -25,15 +25,15 @@ use crate::xdp::umem::Frame;
 #[inline(never)]
 pub(super) fn encapsulate(
     frame: &mut Frame,
-    shape: &Shape,
+    layout: &HeaderLayout,
     flow: Tuple,
     backend: &Backend,
     context: &Context<'_>,
 ) -> Result<(), Drop> {
-    let at = shape.ip();
+    let at = layout.ip();
     // Parse has found it whole.
     let inner = inner(frame, at).ok_or(Drop::TruncatedEthernet)?;
-    if inner.is_tunnel(context.table.this_box().tunnels.gue_port) {
+    if inner.is_tunnel(context.table.local().tunnels.gue_port) {
         return Err(Drop::NestedTunnel);
     }
     let outer = outer(flow, inner.dont_fragment, backend, context).ok_or(Drop::NoBackend)?;
@@ -59,7 +59,7 @@ pub(in crate::datapath) fn outer(
     backend: &Backend,
     context: &Context<'_>,
 ) -> Option<Outer> {
-    let tunnels = &context.table.this_box().tunnels;
+    let tunnels = &context.table.local().tunnels;
     let hash = context.table.entropy().hash(flow);
     let source = tunnels.sources(backend.address)?.of(hash);
     let [.., l0, l1, l2, p0, p1] = hash.to_be_bytes();

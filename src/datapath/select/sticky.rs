@@ -13,7 +13,7 @@ use crate::net::FlowKey;
 
 /// What is known of the client of a new flow, at a VIP that remembers its clients.
 #[derive(Clone, Copy)]
-pub struct Known<'t> {
+pub struct ClientRecord<'t> {
     remember: Remember,
     key: Key,
     mapping: Option<Mapping>,
@@ -23,7 +23,7 @@ pub struct Known<'t> {
     expired: bool,
 }
 
-impl<'t> Known<'t> {
+impl<'t> ClientRecord<'t> {
     /// Looks the client of a flow up; `None` at VIPs that remember nothing.
     pub fn of(key: &FlowKey, vip: &Vip, context: &Context<'t>) -> Option<Self> {
         let remember = vip.policy.remember?;
@@ -72,7 +72,7 @@ impl<'t> Known<'t> {
     }
 
     /// Notes that the flow went to `backend`.
-    pub fn note(&self, backend: &Backend, context: &Context<'_>) {
+    pub fn record(&self, backend: &Backend, context: &Context<'_>) {
         let (clients, now) = (&context.shared.clients, context.now);
         let same = self.mapping.is_some_and(|mapping| mapping.backend == backend.id);
         let goes_on = !self.expired && (same || self.remember.sticky.is_none());
@@ -102,22 +102,22 @@ mod tests {
         with(vip(Forward::Nat, 2), |policy| policy.remember = Some(remember))
     }
 
-    fn known<'t>(bed: &'t mut Bed, now: u32) -> Known<'t> {
+    fn known<'t>(bed: &'t mut Bed, now: u32) -> ClientRecord<'t> {
         let key = bed.request(1, "S").flow.key();
         let context = bed.context(0, now);
-        Known::of(&key, context.table.vip(VipId(0)).unwrap(), &context).unwrap()
+        ClientRecord::of(&key, context.table.vip(VipId(0)).unwrap(), &context).unwrap()
     }
 
     /// Sends the client's flow to a backend.
-    fn note(bed: &mut Bed, backend: u16, now: u32) {
+    fn record(bed: &mut Bed, backend: u16, now: u32) {
         let known = known(bed, now);
         let (key, remember) = (known.key, known.remember);
         let (mapping, expired) = (known.mapping, known.expired);
         let context = bed.context(0, now);
         let of = |index| context.table.backend(BackendIndex(index)).unwrap();
         let had = mapping.and_then(|mapping| context.table.pinned(mapping.backend));
-        let known = Known { remember, key, mapping, backend: had, expired };
-        known.note(of(backend), &context);
+        let known = ClientRecord { remember, key, mapping, backend: had, expired };
+        known.record(of(backend), &context);
     }
 
     /// The backend that the client sticks to.
@@ -129,21 +129,21 @@ mod tests {
     fn a_client_stays_at_its_backend_until_it_is_silent_for_too_long() {
         let mut bed = Bed::new(1, &[sticky(Hold::Release)]);
         assert_eq!(stays(&mut bed, false, 0), None);
-        note(&mut bed, 1, 0);
+        record(&mut bed, 1, 0);
         assert_eq!(stays(&mut bed, false, 1000), Some(BackendIndex(1)));
         assert!(!known(&mut bed, 1000).comes_back());
         // What was noted may be 1.28 s old.
         assert_eq!(stays(&mut bed, false, 1129), None);
         assert!(known(&mut bed, 1129).comes_back());
-        note(&mut bed, 0, 1129);
+        record(&mut bed, 0, 1129);
         assert_eq!(stays(&mut bed, false, 1130), Some(BackendIndex(0)));
     }
 
     #[test]
     fn one_flow_elsewhere_does_not_move_a_client() {
         let mut bed = Bed::new(1, &[sticky(Hold::Release)]);
-        note(&mut bed, 1, 0);
-        note(&mut bed, 0, 10);
+        record(&mut bed, 1, 0);
+        record(&mut bed, 0, 10);
         assert_eq!(stays(&mut bed, false, 20), Some(BackendIndex(1)));
     }
 
@@ -151,7 +151,7 @@ mod tests {
     fn a_draining_backend_keeps_its_clients_if_the_vip_says_so() {
         for (on_drain, opens) in [(Hold::Release, None), (Hold::Keep, Some(BackendIndex(1)))] {
             let mut bed = Bed::new(1, &[sticky(on_drain)]);
-            note(&mut bed, 1, 0);
+            record(&mut bed, 1, 0);
             let mut spec = sticky(on_drain);
             spec.backends.iter_mut().for_each(|backend| backend.service = Service::Draining);
             bed.publish(&[spec]);
@@ -167,6 +167,6 @@ mod tests {
         let key = bed.request(1, "S").flow.key();
         let context = bed.context(0, 0);
         let vip = context.table.vip(VipId(0)).unwrap();
-        assert!(Known::of(&key, vip, &context).is_none());
+        assert!(ClientRecord::of(&key, vip, &context).is_none());
     }
 }

@@ -38,7 +38,7 @@ impl Bounded {
             let full = u128::from(pool.active(backend)) * sum >= limit;
             let accepted = pool.accepts(backend);
             if accepted && full {
-                pool.note(Note::Full(backend));
+                pool.record(Note::Full(backend));
             }
             accepted && !full
         })

@@ -72,7 +72,7 @@ impl LookupTable {
     ) -> Option<BackendIndex> {
         for attempt in 0..ATTEMPTS {
             let slot = if attempt == 0 { first } else { self.slot(remix(hash, attempt)) };
-            pool.note(Note::Slot(slot));
+            pool.record(Note::Slot(slot));
             let backend = self.at(slot)?;
             if takes(pool, backend) {
                 return Some(backend);

@@ -56,7 +56,7 @@ pub trait Pool {
     fn turn(&self) -> u64;
 
     /// Told how the choice goes on.
-    fn note(&mut self, _note: Note) {}
+    fn record(&mut self, _step: Note) {}
 }
 
 /// How a scheduler came to its choice.

@@ -54,7 +54,7 @@ impl Scheduler for Ring {
             if refused == Some(owner) {
                 continue;
             }
-            pool.note(Note::Point(u32::try_from(point).unwrap_or(u32::MAX)));
+            pool.record(Note::Point(u32::try_from(point).unwrap_or(u32::MAX)));
             if pool.accepts(owner) {
                 return Some(owner);
             }

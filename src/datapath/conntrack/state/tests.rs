@@ -25,16 +25,16 @@ impl Case {
 
     /// Both ends of a TCP connection wait for each other.
     fn is_open(&self) -> bool {
-        let pin = self.is_tcp() && !self.state.has(State::ALIAS);
+        let pin = self.is_tcp() && !self.state.has(State::REMOTE);
         pin && self.state.has(State::ESTABLISHED) && !self.is_closing()
     }
 
     fn is_terminated(&self) -> bool {
-        self.is_tcp() && (self.state.has(State::CUT) || self.policy.terminate)
+        self.is_tcp() && (self.state.has(State::TERMINATED) || self.policy.terminate)
     }
 
     fn is_reset_when_idle(&self) -> bool {
-        self.policy.reset_idle && self.is_open() && !self.state.has(State::CUT)
+        self.policy.reset_idle && self.is_open() && !self.state.has(State::TERMINATED)
     }
 
     fn is_sweep(&self) -> bool {
@@ -60,9 +60,9 @@ impl Case {
     }
 
     fn terminated(&self) -> State {
-        match self.state.has(State::CUT) {
+        match self.state.has(State::TERMINATED) {
             true => self.state,
-            false => self.with(State::CUT, State::ANSWERED),
+            false => self.with(State::TERMINATED, State::ANSWERED),
         }
     }
 }
@@ -81,7 +81,7 @@ const YES: fn(&Case) -> bool = |_| true;
 const SAME: fn(&Case) -> State = |case| case.state;
 const TERMINATED: fn(&Case) -> State = Case::terminated;
 /// A terminated flow lives for a fixed time from its end on.
-const ONCE: fn(&Case) -> bool = |case| !case.state.has(State::CUT);
+const ONCE: fn(&Case) -> bool = |case| !case.state.has(State::TERMINATED);
 
 /// The intended behaviour: the first row that applies.
 const TABLE: &[Row] = &[
@@ -312,10 +312,10 @@ fn every_step_is_that_of_the_table() {
 
 #[test]
 fn a_terminated_flow_stays_so_whatever_comes() {
-    let terminated = all_cases().filter(|case| case.is_tcp() && case.state.has(State::CUT));
+    let terminated = all_cases().filter(|case| case.is_tcp() && case.state.has(State::TERMINATED));
     for Case { state, expired, event, policy } in terminated {
         let next = step(state, expired, event, policy);
-        assert!(next.state.has(State::CUT) && !next.touch, "{state:?} {event:?} {policy:?}");
+        assert!(next.state.has(State::TERMINATED) && !next.touch, "{state:?} {event:?} {policy:?}");
     }
 }
 
@@ -339,7 +339,7 @@ fn a_flow_begins_in_the_state_of_its_first_packet() {
 fn a_packet_that_leaves_its_pin_opens_a_flow_or_goes_on_in_one() {
     for class in CLASSES {
         let opens = matches!(class, Class::Syn | Class::Datagram { .. });
-        let miss = if opens { Miss::Open } else { Miss::Midflow };
+        let miss = if opens { Miss::Open } else { Miss::NonSyn };
         assert_eq!(Event::Request(class).miss(), miss, "{class:?}");
     }
 }

@@ -9,7 +9,7 @@ pub const UNLIMITED: u16 = u16::MAX;
 /// What belongs to this box and not to a VIP. Other boxes of a fleet have other values, and still
 /// choose the same backends.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ThisBox {
+pub struct Local {
     /// Longest IP packet that each NIC sends, in bytes, by [`NicIndex`].
     pub mtus: Vec<u16>,
     /// Where tunnels begin.
@@ -36,7 +36,7 @@ impl Default for IcmpRate {
     }
 }
 
-impl ThisBox {
+impl Local {
     /// Longest IP packet that leaves by `nic`, in bytes.
     #[inline]
     pub fn mtu(&self, nic: NicIndex) -> u16 {

@@ -20,9 +20,9 @@ pub const MAX_SOURCES: usize = 256;
 
 /// A source address and port, by number: what a full-NAT flow is known by to its backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct BindingId(pub(super) u32);
+pub struct SnatPort(pub(super) u32);
 
-impl BindingId {
+impl SnatPort {
     /// The port.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
@@ -38,7 +38,7 @@ impl BindingId {
 
 /// The source addresses, and their ports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sources {
+pub struct SnatPool {
     /// IPv4 first.
     addresses: Vec<Address>,
     /// How many are IPv4.
@@ -49,7 +49,7 @@ pub struct Sources {
     ports: usize,
 }
 
-impl Sources {
+impl SnatPool {
     /// Of these addresses, [`MAX_SOURCES`] at most (more are left out), and these ports of each; without
     /// port 0.
     pub fn new(addresses: impl IntoIterator<Item = IpAddr>, ports: &RangeInclusive<u16>) -> Self {
@@ -92,23 +92,23 @@ impl Sources {
 
     /// The binding of an address and port, if it is one.
     #[inline]
-    pub fn find(&self, address: Address, port: u16) -> Option<BindingId> {
+    pub fn find(&self, address: Address, port: u16) -> Option<SnatPort> {
         if self.is_empty() || usize::from(port.checked_sub(self.first)?) >= self.ports {
             return None;
         }
         let number = self.by_address.get(&address)?;
-        Some(BindingId(u32::from(*number) << 16 | u32::from(port)))
+        Some(SnatPort(u32::from(*number) << 16 | u32::from(port)))
     }
 
     /// Address and port of a binding.
     #[inline]
-    pub fn source(&self, id: BindingId) -> Option<(Address, u16)> {
+    pub fn source(&self, id: SnatPort) -> Option<(Address, u16)> {
         Some((*self.addresses.get(id.address())?, id.port()))
     }
 
-    /// Place of a binding among all, below [`Sources::len`].
+    /// Place of a binding among all, below [`SnatPool::len`].
     #[inline]
-    pub(super) fn place(&self, id: BindingId) -> Option<usize> {
+    pub(super) fn place(&self, id: SnatPort) -> Option<usize> {
         let port = usize::from(id.port().checked_sub(self.first)?);
         (port < self.ports).then_some(id.address() * self.ports + port)
     }
@@ -144,7 +144,7 @@ impl Sources {
         worker: u8,
         workers: u8,
         v4: bool,
-    ) -> impl Iterator<Item = BindingId> + '_ {
+    ) -> impl Iterator<Item = SnatPort> + '_ {
         let numbers = if v4 { 0..self.v4 } else { self.v4..self.addresses.len() };
         let ports = (self.first..=u16::MAX).take(self.ports);
         let mine = ports.filter(move |&port| owner(port, workers) == worker);
@@ -152,7 +152,7 @@ impl Sources {
             let numbers = numbers.clone();
             // Below `MAX_SOURCES`.
             let numbers = numbers.filter_map(|number| u16::try_from(number).ok());
-            numbers.map(move |number| BindingId(u32::from(number) << 16 | u32::from(port)))
+            numbers.map(move |number| SnatPort(u32::from(number) << 16 | u32::from(port)))
         })
     }
 }
@@ -171,9 +171,9 @@ mod tests {
 
     use super::*;
 
-    fn sources(ports: RangeInclusive<u16>) -> Sources {
+    fn sources(ports: RangeInclusive<u16>) -> SnatPool {
         let addresses = ["2001:db8::50", "198.18.9.1", "198.18.9.2", "198.18.9.1"];
-        Sources::new(addresses.map(|text| text.parse().unwrap()), &ports)
+        SnatPool::new(addresses.map(|text| text.parse().unwrap()), &ports)
     }
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
                 let (mut places, mut of) = (HashSet::new(), 0);
                 for worker in 0..workers {
                     for v4 in [true, false] {
-                        let ids: Vec<BindingId> = sources.of_worker(worker, workers, v4).collect();
+                        let ids: Vec<SnatPort> = sources.of_worker(worker, workers, v4).collect();
                         assert_eq!(ids.len(), sources.share(worker, workers, v4));
                         of += ids.len();
                         for id in ids {
@@ -210,8 +210,8 @@ mod tests {
         for (address, port) in [(v4, 1023), (v4, 1101), (v4, 0), (Address::default(), 1024)] {
             assert_eq!(sources.find(address, port), None);
         }
-        assert_eq!(Sources::default().find(Address::default(), 0), None);
-        assert!(Sources::default().is_empty() && !sources.has(Address::default()));
+        assert_eq!(SnatPool::default().find(Address::default(), 0), None);
+        assert!(SnatPool::default().is_empty() && !sources.has(Address::default()));
         assert_eq!(sources.describe(true), "198.18.9.1 and 1 more, ports 1024-1100");
         assert_eq!(sources.describe(false), "2001:db8::50, ports 1024-1100");
     }

@@ -13,13 +13,13 @@
 //!
 //! Writes: the frame, the limiter. Cost: only for packets that are not forwarded.
 
-use super::batch::{Packet, Way};
+use super::batch::{Direction, Packet};
 use super::context::Context;
 use super::limiter::Limiter;
 use super::reset;
 use super::rewrite::address_frame;
 use crate::net::{NextHop, Protocol};
-use crate::stats::{Answer, Drop};
+use crate::stats::{Drop, LocalReply};
 use crate::wire::icmp::{self, ErrorKind};
 use crate::wire::ip::is_header_sum_right;
 use crate::xdp::umem::FramePool;
@@ -30,7 +30,7 @@ use crate::xdp::umem::FramePool;
 /// The reason itself, when there is none; [`Drop::BadIpv4Checksum`] whatever it was, if the header is
 /// damaged.
 #[cold]
-pub fn answer(
+pub fn local_reply(
     packet: &mut Packet,
     reason: Drop,
     context: &Context<'_>,
@@ -48,7 +48,7 @@ pub fn answer(
             must_not_be_fragmented(packet) && send(packet, kind)
         }
         Drop::TtlExceeded => send(packet, ErrorKind::TimeExceeded),
-        Drop::NoBackend | Drop::ClientIsBackend if !rejects(packet, context) => false,
+        Drop::NoBackend | Drop::ClientIsBackend if !reject_no_backend(packet, context) => false,
         Drop::NoBackend | Drop::ClientIsBackend | Drop::VipRemoved => {
             match packet.flow.protocol() {
                 Protocol::Tcp => reset::refuse(packet, context, pool),
@@ -64,15 +64,16 @@ pub fn answer(
 
 /// Whether the packet's VIP answers for backends that are not there. Only what begins a flow is refused: a
 /// connection that lost its pin (a restart, another box) goes on when its backend is back.
-pub(super) fn rejects(packet: &Packet, context: &Context<'_>) -> bool {
-    let opens = packet.flow.protocol() != Protocol::Tcp || packet.shape.flags.opens();
-    let vip = context.table.vip(packet.vip).filter(|_| packet.way == Way::ToBackend && opens);
-    vip.is_some_and(|vip| vip.policy.rejects)
+pub(super) fn reject_no_backend(packet: &Packet, context: &Context<'_>) -> bool {
+    let opens = packet.flow.protocol() != Protocol::Tcp || packet.layout.flags.opens();
+    let vip =
+        context.table.vip(packet.vip).filter(|_| packet.direction == Direction::ToBackend && opens);
+    vip.is_some_and(|vip| vip.policy.reject_no_backend)
 }
 
 /// Whether no router may fragment the packet: IPv4 with DF, and IPv6.
 fn must_not_be_fragmented(packet: &Packet) -> bool {
-    let header = packet.data().get(packet.shape.ip()..).and_then(<[u8]>::first_chunk::<8>);
+    let header = packet.data().get(packet.layout.ip()..).and_then(<[u8]>::first_chunk::<8>);
     !matches!(header, Some([version, _, _, _, _, _, flags, _]) if version >> 4 == 4 && flags & 0x40 == 0)
 }
 
@@ -85,7 +86,7 @@ fn send_error(
     pool: &mut FramePool,
 ) -> bool {
     let key = packet.flow.key();
-    let (ip, hop) = (packet.shape.ip(), packet.came_from(context.nic));
+    let (ip, hop) = (packet.layout.ip(), packet.came_from(context.nic));
     let Some(frame) = &mut packet.frame else { return false };
     // Nobody is at a group address (IEEE 802.3 3.2.3).
     if hop.mac.first().is_some_and(|first| first & 1 == 1)
@@ -94,23 +95,23 @@ fn send_error(
         return false;
     }
     // Of the network that the error goes to: of a reply, that is the backend's.
-    let backend = context.table.backend(packet.backend).filter(|_| packet.way.is_reply());
+    let backend = context.table.backend(packet.backend).filter(|_| packet.direction.is_reply());
     let to = backend.map_or(key.client, |backend| backend.address);
-    if !limiter.take(to, context.table.this_box().icmp, context.now) {
+    if !limiter.take(to, context.table.local().icmp, context.now) {
         context.stats.icmp_rate_limited.add(1);
         return false;
     }
     let answer = match kind {
-        ErrorKind::TooBig { .. } => Answer::TooBig,
-        ErrorKind::TimeExceeded => Answer::TimeExceeded,
-        ErrorKind::PortUnreachable => Answer::Unreachable,
+        ErrorKind::TooBig { .. } => LocalReply::TooBig,
+        ErrorKind::TimeExceeded => LocalReply::TimeExceeded,
+        ErrorKind::PortUnreachable => LocalReply::Unreachable,
     };
     // What is behind the first frame is more than an error quotes.
     pool.cut(frame);
     // To a full-NAT backend we are the source that its flow has.
-    let ours = match packet.way {
-        Way::ToClientOf(id) => {
-            context.shared.bindings.sources().source(id).map(|(address, _)| address)
+    let ours = match packet.direction {
+        Direction::ToClientOf(id) => {
+            context.shared.snat_table.sources().source(id).map(|(address, _)| address)
         }
         _ => None,
     };
@@ -125,12 +126,12 @@ fn send_error(
 /// Sends the frame, which is an answer now, back to where the packet came from: to `hop`.
 pub(super) fn send_back(
     packet: &mut Packet,
-    answer: Answer,
+    answer: LocalReply,
     hop: &NextHop,
     context: &Context<'_>,
 ) -> bool {
     let Some(frame) = &mut packet.frame else { return false };
     packet.nic = context.nic;
-    packet.way = Way::Back(answer);
-    address_frame(frame, packet.shape.tag, hop, context).is_ok()
+    packet.direction = Direction::LocalReply(answer);
+    address_frame(frame, packet.layout.tag, hop, context).is_ok()
 }

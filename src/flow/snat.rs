@@ -10,18 +10,18 @@
 //!
 //! The destination of a reply is the number of its slot ([`sources`](super::sources)): nothing is
 //! searched. A slot is written by the worker that owns its port, and read by all, sequence-checked
-//! like entries of a flow table; `told`, flags and the way back other threads may change.
+//! like entries of a flow table; `notified`, flags and the way back other threads may change.
 //!
-//! Each worker hands out its own, the one that was free for the longest time first ([`Leases`]): with
+//! Each worker hands out its own, the one that was free for the longest time first ([`SnatAllocator`]): with
 //! `n` free ones and `r` new flows a second a port rests for `n / r` seconds before a backend sees it
 //! again. Memory: 64 bytes for each address and port, and 4 more for its place among the free ones.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::entry::{Track, WayBack};
-use super::sources::owner;
-pub use super::sources::{BindingId, MAX_SOURCES, Sources};
+use super::entry::{FlowState, ReturnHop};
+use super::snat_pool::owner;
+pub use super::snat_pool::{MAX_SOURCES, SnatPool, SnatPort};
 use crate::net::{
     Address, BackendId, BackendIndex, FlowKey, ListenKey, NextHop, Protocol, TableSecret,
 };
@@ -30,27 +30,27 @@ use crate::xdp::cpu;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Pages};
 
 /// Memory of each binding, in bytes.
-pub const BYTES_PER_BINDING: usize = size_of::<Line>() + size_of::<BindingId>();
+pub const BYTES_PER_BINDING: usize = size_of::<Line>() + size_of::<SnatPort>();
 
 const VERSION: u64 = 0xffff_ffff;
 /// In the word of the ports: `isn` says something.
 const NUMBERED: u64 = 1 << 8;
-/// In the word of the ports: [`Bound::acknowledged`].
+/// In the word of the ports: [`SnatFlow::acknowledged`].
 const ACKNOWLEDGED: u64 = 2 << 8;
-/// In the word of the ports: [`Bound::answered`].
+/// In the word of the ports: [`SnatFlow::answered`].
 const ANSWERED: u64 = 4 << 8;
-/// In `told`: it was told. The time is kept to two ticks.
+/// In `notified`: it was told. The time is kept to two ticks.
 const TOLD: u64 = 1;
 
 /// Whose a binding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bound {
+pub struct SnatFlow {
     /// The flow, from the client's side.
     pub flow: FlowKey,
     /// Its backend.
     pub backend: BackendId,
     /// Where its client is.
-    pub way_back: WayBack,
+    pub return_hop: ReturnHop,
     /// TCP: the sequence number of the client's SYN, if that was seen.
     pub isn: Option<u32>,
     /// The backend has answered the client's SYN, where something is put in front of the client's data.
@@ -59,7 +59,7 @@ pub struct Bound {
     pub acknowledged: bool,
 }
 
-impl Bound {
+impl SnatFlow {
     /// Where the flow's packets are sent, and so where replies come from, if its backend has this address,
     /// and this port where ports are rewritten.
     #[inline]
@@ -71,39 +71,39 @@ impl Bound {
 
 /// A binding as it was read: whose it is, and what else its slot says.
 #[derive(Debug, Clone, Copy)]
-pub struct Lease {
+pub struct SnatEntry {
     /// Which it is.
-    pub id: BindingId,
+    pub id: SnatPort,
     /// Whose it is.
-    pub bound: Bound,
+    pub snat_flow: SnatFlow,
     ports: u64,
     names: u64,
 }
 
-impl Lease {
+impl SnatEntry {
     /// Whether the flow's pin was told of a reply less than `span` ago, when the flow was in its steady
     /// state.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
-    pub fn told_within(&self, span: Ticks, now: Ticks) -> bool {
+    pub fn notified_within(&self, span: Ticks, now: Ticks) -> bool {
         self.names & TOLD != 0 && now.since(Ticks(self.names as u32 & !1)).0 < span.0
     }
 }
 
 /// All bindings: the half that every thread may read.
 #[derive(Debug)]
-pub struct Bindings {
-    sources: Sources,
+pub struct SnatTable {
+    sources: SnatPool,
     workers: u8,
     slots: Mapping<Line>,
 }
 
-impl Bindings {
+impl SnatTable {
     /// Of these sources, all free.
     ///
     /// # Errors
     /// When there is too little memory.
-    pub fn new(sources: Sources, workers: u8) -> Result<Self, MappingError> {
+    pub fn new(sources: SnatPool, workers: u8) -> Result<Self, MappingError> {
         let slots = Mapping::zeroed(sources.len())?;
         Ok(Self { sources, workers: workers.max(1), slots })
     }
@@ -118,32 +118,32 @@ impl Bindings {
     /// When there is too little memory.
     pub fn scratch(
         &self,
-        used: impl IntoIterator<Item = BindingId>,
+        used: impl IntoIterator<Item = SnatPort>,
         worker: u8,
-    ) -> Result<(Self, Leases), MappingError> {
+    ) -> Result<(Self, SnatAllocator), MappingError> {
         let len = self.sources.len();
         let arena = Arena::new((len * size_of::<Line>()).max(1), Pages::Ordinary)?;
         let (sources, workers) = (self.sources.clone(), self.workers);
         let scratch = Self { sources, workers, slots: arena.part(0, len)? };
         for id in used {
-            scratch.store(id, self.read(id).map(|lease| lease.bound).as_ref());
+            scratch.store(id, self.read(id).map(|snat_entry| snat_entry.snat_flow).as_ref());
         }
         let mine = |v4| {
             let mut mine = self.sources.of_worker(worker, workers, v4);
             mine.find(|&id| self.read(id).is_none()).into_iter().collect()
         };
-        Ok((scratch, Leases { v4: mine(true), v6: mine(false) }))
+        Ok((scratch, SnatAllocator { v4: mine(true), v6: mine(false) }))
     }
 
     /// The addresses and ports.
     #[inline]
-    pub const fn sources(&self) -> &Sources {
+    pub const fn sources(&self) -> &SnatPool {
         &self.sources
     }
 
     /// The worker that hands a binding out, and has the pin of its flow.
     #[inline]
-    pub fn owner(&self, id: BindingId) -> u8 {
+    pub fn owner(&self, id: SnatPort) -> u8 {
         owner(id.port(), self.workers)
     }
 
@@ -153,13 +153,13 @@ impl Bindings {
     }
 
     #[inline]
-    fn slot(&self, id: BindingId) -> Option<&Line> {
+    fn slot(&self, id: SnatPort) -> Option<&Line> {
         self.slots.get(self.sources.place(id)?)
     }
 
     /// Asks for the line of a binding.
     #[inline]
-    pub fn prefetch(&self, id: BindingId) {
+    pub fn prefetch(&self, id: SnatPort) {
         if let Some(slot) = self.slot(id) {
             cpu::prefetch(slot);
         }
@@ -167,7 +167,7 @@ impl Bindings {
 
     /// Whose a binding is; `None` if it is free, or changes all the time.
     #[inline]
-    pub fn read(&self, id: BindingId) -> Option<Lease> {
+    pub fn read(&self, id: SnatPort) -> Option<SnatEntry> {
         let slot = self.slot(id)?;
         let [version, ..] = &slot.words;
         for _ in 0..8 {
@@ -180,7 +180,7 @@ impl Bindings {
             fence(Ordering::Acquire);
             if before & 1 == 0 && version.load(Ordering::Relaxed) == before {
                 let [.., ports, names, _] = words;
-                return decode(&words).map(|bound| Lease { id, bound, ports, names });
+                return decode(&words).map(|snat_flow| SnatEntry { id, snat_flow, ports, names });
             }
             std::hint::spin_loop();
         }
@@ -188,57 +188,60 @@ impl Bindings {
     }
 
     /// Notes that the pin of a binding's flow was told of a reply, in its steady state. Any thread; does
-    /// nothing if the binding has changed hands since `lease` was read.
-    pub fn tell(&self, lease: &Lease, now: Ticks) {
-        let [_, _, _, _, _, _, Some(names), _] = self.words(lease.id) else { return };
-        let new = lease.names & !0xffff_ffff | u64::from(now.0) & !TOLD | TOLD;
+    /// nothing if the binding has changed hands since `snat_entry` was read.
+    pub fn tell(&self, snat_entry: &SnatEntry, now: Ticks) {
+        let [_, _, _, _, _, _, Some(names), _] = self.words(snat_entry.id) else { return };
+        let new = snat_entry.names & !0xffff_ffff | u64::from(now.0) & !TOLD | TOLD;
         // A time publishes nothing. A lost race means that somebody else told it.
-        let _ = names.compare_exchange(lease.names, new, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = names.compare_exchange(snat_entry.names, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Notes that the backend has answered the client's SYN. Any thread; does nothing if the binding has
-    /// another flow's ports since `lease` was read.
-    pub fn answer(&self, lease: &Lease) {
-        self.mark(lease, ANSWERED);
+    /// another flow's ports since `snat_entry` was read.
+    pub fn answer(&self, snat_entry: &SnatEntry) {
+        self.mark(snat_entry, ANSWERED);
     }
 
     /// The same of what was put in front of the client's data: the backend has acknowledged it.
-    pub fn acknowledge(&self, lease: &Lease) {
-        self.mark(lease, ACKNOWLEDGED);
+    pub fn acknowledge(&self, snat_entry: &SnatEntry) {
+        self.mark(snat_entry, ACKNOWLEDGED);
     }
 
-    fn mark(&self, lease: &Lease, mark: u64) {
-        let [_, _, _, _, _, Some(ports), ..] = self.words(lease.id) else { return };
-        let new = lease.ports | mark;
+    fn mark(&self, snat_entry: &SnatEntry, mark: u64) {
+        let [_, _, _, _, _, Some(ports), ..] = self.words(snat_entry.id) else { return };
+        let new = snat_entry.ports | mark;
         // A lost race means that somebody else noted it: each mark is wanted after the one before.
-        let _ = ports.compare_exchange(lease.ports, new, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = ports.compare_exchange(snat_entry.ports, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Notes where the client's packets come from. Any thread that has just read whose binding it is.
     #[inline]
-    pub fn set_way_back(&self, id: BindingId, to: WayBack) {
-        let [.., Some(way_back)] = self.words(id) else { return };
+    pub fn set_return_hop(&self, id: SnatPort, to: ReturnHop) {
+        let [.., Some(return_hop)] = self.words(id) else { return };
         // A way back publishes nothing, and stands for itself. If the binding changes hands just now,
         // its next owner's first packet sets it right.
-        if way_back.load(Ordering::Relaxed) != to.0 {
-            way_back.store(to.0, Ordering::Relaxed);
+        if return_hop.load(Ordering::Relaxed) != to.0 {
+            return_hop.store(to.0, Ordering::Relaxed);
         }
     }
 
     /// Where the client of a flow is.
     #[inline]
-    pub fn way_back(&self, track: &Track) -> NextHop {
-        let lease = track.binding().and_then(|id| self.read(id));
-        lease.map_or_else(|| track.hop(), |lease| lease.bound.way_back.next_hop())
+    pub fn return_hop(&self, flow_state: &FlowState) -> NextHop {
+        let snat_entry = flow_state.snat_port().and_then(|id| self.read(id));
+        snat_entry.map_or_else(
+            || flow_state.hop(),
+            |snat_entry| snat_entry.snat_flow.return_hop.next_hop(),
+        )
     }
 
     #[inline]
-    fn words(&self, id: BindingId) -> [Option<&AtomicU64>; 8] {
+    fn words(&self, id: SnatPort) -> [Option<&AtomicU64>; 8] {
         self.slot(id).map_or([None; 8], |slot| slot.words.each_ref().map(Some))
     }
 
     /// Writes a slot so that a reader sees all of it or none; its owner only.
-    fn store(&self, id: BindingId, bound: Option<&Bound>) {
+    fn store(&self, id: SnatPort, snat_flow: Option<&SnatFlow>) {
         let Some(slot) = self.slot(id) else { return };
         let [version, words @ ..] = &slot.words;
         let old = version.load(Ordering::Relaxed);
@@ -246,7 +249,7 @@ impl Bindings {
         // The odd version is visible before any word that is written below: pairs with the acquire
         // fence of `read`.
         fence(Ordering::Release);
-        let (isn, new) = bound.map_or((0, [0; 7]), encode);
+        let (isn, new) = snat_flow.map_or((0, [0; 7]), encode);
         for (word, value) in words.iter().zip(new) {
             word.store(value, Ordering::Relaxed);
         }
@@ -255,20 +258,21 @@ impl Bindings {
     }
 }
 
-fn encode(bound: &Bound) -> (u32, [u64; 7]) {
-    let [c0, c1, v0, v1, ports] = bound.flow.words();
-    let numbered = if bound.isn.is_some() { NUMBERED } else { 0 };
-    let acknowledged = if bound.acknowledged { ACKNOWLEDGED } else { 0 };
-    let answered = if bound.answered { ANSWERED } else { 0 };
-    let names = u64::from(bound.backend.index.0) << 48 | u64::from(bound.backend.generation) << 32;
+fn encode(snat_flow: &SnatFlow) -> (u32, [u64; 7]) {
+    let [c0, c1, v0, v1, ports] = snat_flow.flow.words();
+    let numbered = if snat_flow.isn.is_some() { NUMBERED } else { 0 };
+    let acknowledged = if snat_flow.acknowledged { ACKNOWLEDGED } else { 0 };
+    let answered = if snat_flow.answered { ANSWERED } else { 0 };
+    let names =
+        u64::from(snat_flow.backend.index.0) << 48 | u64::from(snat_flow.backend.generation) << 32;
     let ports = ports | numbered | answered | acknowledged;
-    (bound.isn.unwrap_or_default(), [c0, c1, v0, v1, ports, names, bound.way_back.0])
+    (snat_flow.isn.unwrap_or_default(), [c0, c1, v0, v1, ports, names, snat_flow.return_hop.0])
 }
 
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
-fn decode(words: &[u64; 8]) -> Option<Bound> {
-    let [head, c0, c1, v0, v1, ports, names, way_back] = *words;
+fn decode(words: &[u64; 8]) -> Option<SnatFlow> {
+    let [head, c0, c1, v0, v1, ports, names, return_hop] = *words;
     if ports == 0 {
         return None;
     }
@@ -283,26 +287,26 @@ fn decode(words: &[u64; 8]) -> Option<Bound> {
         BackendId { index: BackendIndex((names >> 48) as u16), generation: (names >> 32) as u16 };
     let isn = (ports & NUMBERED != 0).then_some((head >> 32) as u32);
     let [answered, acknowledged] = [ANSWERED, ACKNOWLEDGED].map(|mark| ports & mark != 0);
-    Some(Bound { flow, backend, way_back: WayBack(way_back), isn, answered, acknowledged })
+    Some(SnatFlow { flow, backend, return_hop: ReturnHop(return_hop), isn, answered, acknowledged })
 }
 
 /// A worker's right to hand out its bindings. Methods take the table, which the worker shares.
 #[derive(Debug)]
-pub struct Leases {
-    v4: VecDeque<BindingId>,
-    v6: VecDeque<BindingId>,
+pub struct SnatAllocator {
+    v4: VecDeque<SnatPort>,
+    v6: VecDeque<SnatPort>,
 }
 
-impl Leases {
+impl SnatAllocator {
     /// Of a worker's bindings, which must all be free. The secret says which is the first, so that a
     /// process does not begin with the ports that the one before it began with: backends may
     /// remember those.
     ///
     /// Cost: one step for each.
-    pub fn new(bindings: &Bindings, worker: u8, secret: &TableSecret) -> Self {
+    pub fn new(snat_table: &SnatTable, worker: u8, secret: &TableSecret) -> Self {
         let mine = |v4| {
-            let all = bindings.sources.of_worker(worker, bindings.workers, v4);
-            let mut all: VecDeque<BindingId> = all.collect();
+            let all = snat_table.sources.of_worker(worker, snat_table.workers, v4);
+            let mut all: VecDeque<SnatPort> = all.collect();
             let turn = secret.hash_words::<16>(&[worker.into(), v4.into()]);
             let len = u64::try_from(all.len()).unwrap_or(u64::MAX).max(1);
             // Less than its length.
@@ -318,22 +322,27 @@ impl Leases {
     }
 
     /// Binds the source that was free for the longest time, of one family; `None` if all are in use.
-    pub fn bind(&mut self, bindings: &Bindings, v4: bool, bound: &Bound) -> Option<BindingId> {
+    pub fn bind(
+        &mut self,
+        snat_table: &SnatTable,
+        v4: bool,
+        snat_flow: &SnatFlow,
+    ) -> Option<SnatPort> {
         let id = if v4 { self.v4.pop_front() } else { self.v6.pop_front() }?;
-        bindings.store(id, Some(bound));
+        snat_table.store(id, Some(snat_flow));
         Some(id)
     }
 
     /// Changes whose a binding is that this worker has given.
-    pub fn rebind(&self, bindings: &Bindings, id: BindingId, bound: &Bound) {
-        bindings.store(id, Some(bound));
+    pub fn rebind(&self, snat_table: &SnatTable, id: SnatPort, snat_flow: &SnatFlow) {
+        snat_table.store(id, Some(snat_flow));
     }
 
     /// Frees a binding that this worker has given; of which family it is. `None` if it was free.
-    pub fn release(&mut self, bindings: &Bindings, id: BindingId) -> Option<bool> {
-        bindings.read(id)?;
-        let (address, _) = bindings.sources.source(id)?;
-        bindings.store(id, None);
+    pub fn release(&mut self, snat_table: &SnatTable, id: SnatPort) -> Option<bool> {
+        snat_table.read(id)?;
+        let (address, _) = snat_table.sources.source(id)?;
+        snat_table.store(id, None);
         let v4 = address.is_v4();
         // There is room for all: every one of them was in here once.
         if v4 {
@@ -357,19 +366,19 @@ mod tests {
     use super::*;
     use crate::net::NicIndex;
 
-    fn bindings(ports: u16, workers: u8) -> Bindings {
+    fn snat_table(ports: u16, workers: u8) -> SnatTable {
         let addresses = ["198.18.9.1", "198.18.9.2", "2001:db8::50"];
         let addresses = addresses.map(|text| text.parse().unwrap());
-        let sources = Sources::new(addresses, &(1024..=1023 + ports));
-        Bindings::new(sources, workers).unwrap()
+        let sources = SnatPool::new(addresses, &(1024..=1023 + ports));
+        SnatTable::new(sources, workers).unwrap()
     }
 
-    fn bound(number: u16, v6: bool) -> Bound {
+    fn snat_flow(number: u16, v6: bool) -> SnatFlow {
         let address = |byte: u8| {
             if v6 { Address::from_v6([byte; 16]) } else { Address::from_v4([byte; 4]) }
         };
         let [high, low] = number.to_be_bytes();
-        Bound {
+        SnatFlow {
             flow: FlowKey {
                 client: address(high ^ 0x55),
                 vip: address(low),
@@ -378,8 +387,12 @@ mod tests {
                 protocol: if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp },
             },
             backend: BackendId { index: BackendIndex(number), generation: !number },
-            way_back: WayBack::new(number.into(), NicIndex(high & 7), Some(u16::from(low).into()))
-                .unwrap(),
+            return_hop: ReturnHop::new(
+                number.into(),
+                NicIndex(high & 7),
+                Some(u16::from(low).into()),
+            )
+            .unwrap(),
             isn: number.is_multiple_of(3).then_some(u32::from(number) << 16),
             answered: number.is_multiple_of(7),
             acknowledged: number.is_multiple_of(5),
@@ -389,35 +402,35 @@ mod tests {
     proptest! {
         #[test]
         fn a_slot_says_what_was_written(number: u16, v6: bool) {
-            let bindings = bindings(1, 1);
-            let mut leases = Leases::new(&bindings, 0, &TableSecret::new(1));
-            let bound = bound(number, v6);
-            let id = leases.bind(&bindings, !v6, &bound).unwrap();
-            prop_assert_eq!(bindings.read(id).unwrap().bound, bound);
-            prop_assert_eq!(leases.release(&bindings, id), Some(!v6));
-            prop_assert!(bindings.read(id).is_none());
+            let snat_table = snat_table(1, 1);
+            let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
+            let snat_flow = snat_flow(number, v6);
+            let id = snat_allocator.bind(&snat_table, !v6, &snat_flow).unwrap();
+            prop_assert_eq!(snat_table.read(id).unwrap().snat_flow, snat_flow);
+            prop_assert_eq!(snat_allocator.release(&snat_table, id), Some(!v6));
+            prop_assert!(snat_table.read(id).is_none());
         }
 
         /// Any order of taking and giving back, against a queue: nothing is given twice, what was free
         /// for the longest time comes first, and all can be taken.
         #[test]
         fn leases_are_a_queue(steps in proptest::collection::vec((any::<bool>(), 0..8_usize), 0..200)) {
-            let bindings = bindings(4, 1);
-            let mut leases = Leases::new(&bindings, 0, &TableSecret::new(1));
-            let mut free: VecDeque<BindingId> = leases.v4.clone();
-            let mut taken: Vec<BindingId> = Vec::new();
+            let snat_table = snat_table(4, 1);
+            let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
+            let mut free: VecDeque<SnatPort> = snat_allocator.v4.clone();
+            let mut taken: Vec<SnatPort> = Vec::new();
             for (take, which) in steps {
                 if take {
-                    let id = leases.bind(&bindings, true, &bound(1, false));
+                    let id = snat_allocator.bind(&snat_table, true, &snat_flow(1, false));
                     prop_assert_eq!(id, free.pop_front());
                     taken.extend(id);
                 } else if which < taken.len() {
                     let id = taken.swap_remove(which);
-                    prop_assert_eq!(leases.release(&bindings, id), Some(true));
-                    prop_assert_eq!(leases.release(&bindings, id), None, "not twice");
+                    prop_assert_eq!(snat_allocator.release(&snat_table, id), Some(true));
+                    prop_assert_eq!(snat_allocator.release(&snat_table, id), None, "not twice");
                     free.push_back(id);
                 }
-                prop_assert_eq!(leases.free(true), free.len());
+                prop_assert_eq!(snat_allocator.free(true), free.len());
                 prop_assert_eq!(free.len() + taken.len(), 8);
             }
         }
@@ -425,100 +438,103 @@ mod tests {
 
     #[test]
     fn a_port_rests_until_all_others_have_been_used() {
-        let bindings = bindings(100, 2);
-        let mut leases = Leases::new(&bindings, 1, &TableSecret::new(1));
-        let all = bindings.share(1, true);
-        assert_eq!((all, leases.free(true)), (100, 100));
+        let snat_table = snat_table(100, 2);
+        let mut snat_allocator = SnatAllocator::new(&snat_table, 1, &TableSecret::new(1));
+        let all = snat_table.share(1, true);
+        assert_eq!((all, snat_allocator.free(true)), (100, 100));
         let mut last_use = HashMap::new();
         for turn in 0..1000_usize {
-            let id = leases.bind(&bindings, true, &bound(7, false)).unwrap();
-            assert_eq!(bindings.owner(id), 1);
+            let id = snat_allocator.bind(&snat_table, true, &snat_flow(7, false)).unwrap();
+            assert_eq!(snat_table.owner(id), 1);
             if let Some(before) = last_use.insert(id, turn) {
                 assert_eq!(turn - before, all);
             }
-            leases.release(&bindings, id);
+            snat_allocator.release(&snat_table, id);
         }
     }
 
     #[test]
     fn another_process_begins_elsewhere() {
-        let bindings = bindings(1000, 1);
+        let snat_table = snat_table(1000, 1);
         let first = |seed| {
-            let mut leases = Leases::new(&bindings, 0, &TableSecret::new(seed));
-            let id = leases.bind(&bindings, true, &bound(1, false)).unwrap();
-            leases.release(&bindings, id);
+            let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(seed));
+            let id = snat_allocator.bind(&snat_table, true, &snat_flow(1, false)).unwrap();
+            snat_allocator.release(&snat_table, id);
             id
         };
-        let different: std::collections::HashSet<BindingId> = (0..10).map(first).collect();
+        let different: std::collections::HashSet<SnatPort> = (0..10).map(first).collect();
         assert!(different.len() > 8, "{different:?}");
     }
 
     #[test]
     fn what_is_tried_changes_nothing() {
-        let bindings = bindings(4, 1);
-        let mut leases = Leases::new(&bindings, 0, &TableSecret::new(1));
-        let used = leases.bind(&bindings, true, &bound(1, false)).unwrap();
-        let (scratch, mut tried) = bindings.scratch([used], 0).unwrap();
-        assert_eq!(scratch.read(used).unwrap().bound, bound(1, false));
-        let id = tried.bind(&scratch, true, &bound(2, false)).unwrap();
+        let snat_table = snat_table(4, 1);
+        let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
+        let used = snat_allocator.bind(&snat_table, true, &snat_flow(1, false)).unwrap();
+        let (scratch, mut tried) = snat_table.scratch([used], 0).unwrap();
+        assert_eq!(scratch.read(used).unwrap().snat_flow, snat_flow(1, false));
+        let id = tried.bind(&scratch, true, &snat_flow(2, false)).unwrap();
         assert_ne!(id, used);
-        scratch.set_way_back(used, WayBack(99));
+        scratch.set_return_hop(used, ReturnHop(99));
         assert!(
-            bindings.read(id).is_none() && tried.bind(&scratch, true, &bound(3, false)).is_none()
+            snat_table.read(id).is_none()
+                && tried.bind(&scratch, true, &snat_flow(3, false)).is_none()
         );
-        assert_eq!(bindings.read(used).unwrap().bound, bound(1, false));
+        assert_eq!(snat_table.read(used).unwrap().snat_flow, snat_flow(1, false));
     }
 
     #[test]
     fn what_was_told_is_known_for_a_while_and_only_of_the_same_flow() {
-        let bindings = bindings(4, 1);
-        let mut leases = Leases::new(&bindings, 0, &TableSecret::new(1));
-        let id = leases.bind(&bindings, true, &bound(1, false)).unwrap();
-        let before = bindings.read(id).unwrap();
+        let snat_table = snat_table(4, 1);
+        let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
+        let id = snat_allocator.bind(&snat_table, true, &snat_flow(1, false)).unwrap();
+        let before = snat_table.read(id).unwrap();
         // Across the wrap of the clock.
         let (now, span) = (Ticks(u32::MAX - 1), Ticks(50));
-        assert!(!before.told_within(span, now));
-        bindings.tell(&before, now);
-        let told = bindings.read(id).unwrap();
-        assert_eq!(told.bound, before.bound);
-        assert!(told.told_within(span, now) && told.told_within(span, Ticks(40)));
-        assert!(!told.told_within(span, Ticks(60)));
-        leases.rebind(&bindings, id, &bound(2, false));
-        bindings.tell(&told, now);
-        assert!(!bindings.read(id).unwrap().told_within(span, now));
-        bindings.set_way_back(id, WayBack(99));
-        assert_eq!(bindings.read(id).unwrap().bound.way_back, WayBack(99));
+        assert!(!before.notified_within(span, now));
+        snat_table.tell(&before, now);
+        let notified = snat_table.read(id).unwrap();
+        assert_eq!(notified.snat_flow, before.snat_flow);
+        assert!(notified.notified_within(span, now) && notified.notified_within(span, Ticks(40)));
+        assert!(!notified.notified_within(span, Ticks(60)));
+        snat_allocator.rebind(&snat_table, id, &snat_flow(2, false));
+        snat_table.tell(&notified, now);
+        assert!(!snat_table.read(id).unwrap().notified_within(span, now));
+        snat_table.set_return_hop(id, ReturnHop(99));
+        assert_eq!(snat_table.read(id).unwrap().snat_flow.return_hop, ReturnHop(99));
     }
 
     /// Readers see whole flows only, and never a flow of another worker's port.
     #[test]
     fn readers_see_all_or_nothing_while_owners_write() {
-        let bindings = bindings(2, 2);
+        let snat_table = snat_table(2, 2);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let owners: Vec<_> = (0..2_u16)
                 .map(|worker| {
-                    let bindings = &bindings;
+                    let snat_table = &snat_table;
                     scope.spawn(move || {
                         let me = u8::try_from(worker).unwrap();
-                        let mut leases = Leases::new(bindings, me, &TableSecret::new(1));
+                        let mut snat_allocator =
+                            SnatAllocator::new(snat_table, me, &TableSecret::new(1));
                         for number in 0..20_000_u16 {
-                            let own = bound(number / 2 * 2 + worker, false);
-                            let id = leases.bind(bindings, true, &own).unwrap();
-                            leases.release(bindings, id).unwrap();
+                            let own = snat_flow(number / 2 * 2 + worker, false);
+                            let id = snat_allocator.bind(snat_table, true, &own).unwrap();
+                            snat_allocator.release(snat_table, id).unwrap();
                         }
                     })
                 })
                 .collect();
             scope.spawn(|| {
-                let ids: Vec<BindingId> =
-                    (0..2).flat_map(|worker| bindings.sources.of_worker(worker, 2, true)).collect();
+                let ids: Vec<SnatPort> = (0..2)
+                    .flat_map(|worker| snat_table.sources.of_worker(worker, 2, true))
+                    .collect();
                 while !stop.load(Ordering::Relaxed) {
                     for &id in &ids {
-                        let Some(lease) = bindings.read(id) else { continue };
-                        let number = lease.bound.flow.client_port;
-                        assert_eq!(lease.bound, bound(number, false));
-                        assert_eq!(u16::from(bindings.owner(id)), number % 2);
+                        let Some(snat_entry) = snat_table.read(id) else { continue };
+                        let number = snat_entry.snat_flow.flow.client_port;
+                        assert_eq!(snat_entry.snat_flow, snat_flow(number, false));
+                        assert_eq!(u16::from(snat_table.owner(id)), number % 2);
                     }
                 }
             });

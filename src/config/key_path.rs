@@ -13,7 +13,7 @@ pub(super) type Value<'a> = Spanned<DeValue<'a>>;
 
 /// The way to a value: `vip[1].backend[0].port`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Place(Vec<Step>);
+pub(super) struct KeyPath(Vec<Step>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
@@ -21,7 +21,7 @@ enum Step {
     Index(usize),
 }
 
-impl Place {
+impl KeyPath {
     /// The document.
     pub(super) fn root() -> Self {
         Self::default()
@@ -71,7 +71,7 @@ impl Place {
 }
 
 /// Keys joined by dots; indexes are left out, the line number says which.
-impl fmt::Display for Place {
+impl fmt::Display for KeyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keys = self.0.iter().filter_map(|step| match step {
             Step::Key(key) => Some(key),
@@ -114,8 +114,8 @@ impl<'a> Lines<'a> {
 /// Cost: the section is read once more per mistake.
 pub(super) fn read<T: DeserializeOwned + Default>(
     mut section: Value<'_>,
-    place: &Place,
-    mut complain: impl FnMut(Place, &toml::de::Error),
+    place: &KeyPath,
+    mut complain: impl FnMut(KeyPath, &toml::de::Error),
 ) -> T {
     loop {
         let error = match T::deserialize(ValueDeserializer::from(section.clone())) {
@@ -132,7 +132,7 @@ pub(super) fn read<T: DeserializeOwned + Default>(
 }
 
 /// Removes the innermost key whose name or value covers `span`; says which that was.
-fn remove(value: &mut Value<'_>, span: &Range<usize>, place: &Place) -> Option<Place> {
+fn remove(value: &mut Value<'_>, span: &Range<usize>, place: &KeyPath) -> Option<KeyPath> {
     let DeValue::Table(table) = value.get_mut() else { return None };
     let covers = |range: Range<usize>| range.start <= span.start && span.end <= range.end;
     let key = table.iter().find(|(key, value)| covers(key.span()) || covers(value.span()))?.0;
@@ -151,5 +151,5 @@ pub(super) struct Placed<T> {
     /// The value.
     pub(super) value: T,
     /// Where it is.
-    pub(super) place: Place,
+    pub(super) place: KeyPath,
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use holdfast::forwarding::VipSpec;
 use holdfast::net::{Forward, Protocol};
-use holdfast::stats::Answer;
+use holdfast::stats::LocalReply;
 
 use super::fragments::{datagram, reassembled, set_sum};
 use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec, tcp};
@@ -114,7 +114,7 @@ fn replies_that_may_be_cut_go_in_pieces() {
             let name = format!("{forward:?} at {worker}");
             let mut rig = Rig::new(2, 1, vec![vip(forward, inner, 3)]);
             let sent = rig.send(0, 0, &request(Family::V4.client(), 7)).remove(0);
-            rig.change_box(|this_box| this_box.mtus = vec![MTU]);
+            rig.change_box(|local| local.mtus = vec![MTU]);
             let (address, port, _) = sent.destination();
             let ends = [(address, port), sent.source()];
             let reply = cuttable(ends, [sent.destination_mac(), nic_mac(0)], 7);
@@ -157,7 +157,7 @@ fn dont_fragment_is_answered_and_the_rest_is_cut() {
         packet[20] = 0x40;
         set_sum(&mut packet);
         assert_eq!(rig.send(0, 0, &packet).len(), 1);
-        assert_eq!(rig.stats(0).answer_counter(Answer::TooBig).get(), 1, "{forward:?}");
+        assert_eq!(rig.stats(0).answer_counter(LocalReply::TooBig).get(), 1, "{forward:?}");
         assert_eq!(rig.stats(0).fragments_sent.get(), 0);
         rig.assert_accounted();
     }

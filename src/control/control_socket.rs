@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::ControlError;
-use crate::words::reason;
+use crate::format::reason;
 
 /// What to do about something else at the socket's path.
 const MOVE_IT: &str = "holdfast replaces only a socket of its own: remove it if it is not needed";
@@ -21,7 +21,7 @@ const OF_OTHERS: &str = "a socket of another program";
 
 /// The control socket, claimed. Dropping it removes the socket file, if it is still this one.
 #[derive(Debug)]
-pub struct Claim {
+pub struct ControlSocket {
     path: PathBuf,
     mark: Mark,
     listener: Option<UnixListener>,
@@ -29,7 +29,7 @@ pub struct Claim {
     lock: File,
 }
 
-impl Claim {
+impl ControlSocket {
     /// The socket.
     pub fn path(&self) -> &Path {
         &self.path
@@ -41,7 +41,7 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for ControlSocket {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|there| Mark::of(&there) == self.mark) {
             // If it has gone since: the better. What comes there now is no process's that noted it.
@@ -94,7 +94,7 @@ impl Note {
 /// # Errors
 /// [`ControlError::AlreadyRunning`] when a living process has it, [`ControlError::Socket`] when it
 /// cannot be made, or something else is there.
-pub fn claim(path: &Path) -> Result<Claim, ControlError> {
+pub fn claim(path: &Path) -> Result<ControlSocket, ControlError> {
     let error = |reason| ControlError::Socket { path: path.to_owned(), reason };
     let failed = |what: &str| {
         let what = what.to_owned();
@@ -109,7 +109,7 @@ pub fn claim(path: &Path) -> Result<Claim, ControlError> {
     let (mut lock, note) = lock(path)?;
     remove_stale(path, &note).map_err(error)?;
     let (listener, mark) = listen(path, directory, &mut lock).map_err(failed("cannot be made"))?;
-    Ok(Claim { path: path.to_owned(), mark, listener: Some(listener), lock })
+    Ok(ControlSocket { path: path.to_owned(), mark, listener: Some(listener), lock })
 }
 
 /// What is at the socket's path that no process of holdfast has made, in words; asks and changes nothing.

@@ -5,8 +5,8 @@
 
 use super::batch::{Packet, TcpFlags};
 use super::context::Context;
-use crate::flow::bindings::{BindingId, Bound, Lease, Leases};
-use crate::flow::entry::{Pin, State, Track};
+use crate::flow::entry::{FlowState, Pin, State};
+use crate::flow::snat::{SnatAllocator, SnatEntry, SnatFlow, SnatPort};
 use crate::forwarding::table::Backend;
 use crate::net::{Forward, Tuple};
 use crate::stats::Drop;
@@ -17,7 +17,7 @@ use crate::wire::tcp;
 #[derive(Debug, Clone, Copy)]
 pub struct Numbers {
     /// The flow's binding.
-    pub lease: Lease,
+    pub snat_entry: SnatEntry,
     /// The shift of its numbers.
     pub shift: Shift,
 }
@@ -27,14 +27,14 @@ impl Numbers {
     /// was not seen: nothing is put in front of its data then, and the backend, which does not know
     /// the flow, resets it.
     #[inline]
-    pub fn of(backend: &Backend, id: BindingId, context: &Context<'_>) -> Option<Self> {
+    pub fn of(backend: &Backend, id: SnatPort, context: &Context<'_>) -> Option<Self> {
         if !backend.proxy {
             return None;
         }
-        let lease = context.shared.bindings.read(id)?;
-        let Bound { flow, isn, answered, acknowledged, .. } = lease.bound;
+        let snat_entry = context.shared.snat_table.read(id)?;
+        let SnatFlow { flow, isn, answered, acknowledged, .. } = snat_entry.snat_flow;
         let len = Header::len(flow.vip.is_v4());
-        Some(Self { lease, shift: Shift { isn: isn?, len, answered, acknowledged } })
+        Some(Self { snat_entry, shift: Shift { isn: isn?, len, answered, acknowledged } })
     }
 }
 
@@ -43,36 +43,38 @@ impl Numbers {
 /// # Errors
 /// [`Drop::NoSourcePort`], [`Drop::VlanPairsFull`].
 pub fn bind(
-    leases: &mut Leases,
+    snat_allocator: &mut SnatAllocator,
     packet: &Packet,
     backend: &Backend,
     context: &Context<'_>,
-) -> Result<BindingId, Drop> {
-    let opens = packet.shape.flags.opens();
-    let bound = Bound {
+) -> Result<SnatPort, Drop> {
+    let opens = packet.layout.flags.opens();
+    let snat_flow = SnatFlow {
         flow: packet.flow.key(),
         backend: backend.id,
-        way_back: packet.way_back(context.nic).ok_or(Drop::VlanPairsFull)?,
+        return_hop: packet.return_hop(context.nic).ok_or(Drop::VlanPairsFull)?,
         isn: opens.then(|| tcp::sequence(packet.segment())).flatten(),
         answered: false,
         acknowledged: false,
     };
     let v4 = backend.address.is_v4();
-    let id = leases.bind(&context.shared.bindings, v4, &bound).ok_or(Drop::NoSourcePort)?;
-    context.stats.bindings(v4).add(1);
+    let id = snat_allocator
+        .bind(&context.shared.snat_table, v4, &snat_flow)
+        .ok_or(Drop::NoSourcePort)?;
+    context.stats.snat_ports(v4).add(1);
     Ok(id)
 }
 
 /// Whether a packet comes from the address and port that the flow's packets are sent to.
-pub fn comes_from(packet: &Packet, backend: &Backend, bound: &Bound) -> bool {
-    packet.flow.tuple.reply_key() == bound.service(backend.address, backend.port)
+pub fn comes_from(packet: &Packet, backend: &Backend, snat_flow: &SnatFlow) -> bool {
+    packet.flow.tuple.reply_key() == snat_flow.service(backend.address, backend.port)
 }
 
 /// Whether it is a SYN that does not answer the one that a flow with a PROXY header began with: the backend
 /// has taken another SYN of the client's for a new connection, as it has none any more. In that no header
 /// would come first, and the client could write one of its own.
-pub fn is_stray(packet: &Packet, backend: &Backend, id: BindingId, context: &Context<'_>) -> bool {
-    let flags = packet.shape.flags;
+pub fn is_stray(packet: &Packet, backend: &Backend, id: SnatPort, context: &Context<'_>) -> bool {
+    let flags = packet.layout.flags;
     if !backend.proxy || !flags.any(TcpFlags::SYN) {
         return false;
     }
@@ -88,21 +90,22 @@ pub fn wanted(packet: &Packet, context: &Context<'_>) -> bool {
 
 /// Keeps the way back to a flow's client, once per tick at most, by a packet of its pin.
 #[inline]
-pub fn note(track: &Track, packet: &Packet, context: &Context<'_>) {
-    if let Some(id) = track.binding().filter(|_| track.last_seen() != context.now)
-        && let Some(way_back) = packet.way_back(context.nic)
+pub fn record(flow_state: &FlowState, packet: &Packet, context: &Context<'_>) {
+    if let Some(id) = flow_state.snat_port().filter(|_| flow_state.last_seen() != context.now)
+        && let Some(return_hop) = packet.return_hop(context.nic)
     {
-        context.shared.bindings.set_way_back(id, way_back);
+        context.shared.snat_table.set_return_hop(id, return_hop);
     }
 }
 
 /// The same by a worker that does not have the pin; false if the binding is another flow's by now.
-pub fn note_elsewhere(track: &Track, packet: &Packet, context: &Context<'_>) -> bool {
-    let Some(id) = track.binding() else { return true };
-    let lease = context.shared.bindings.read(id);
-    let same = lease.is_some_and(|lease| Tuple::from(lease.bound.flow) == packet.flow.tuple);
-    if same && let Some(way_back) = packet.way_back(context.nic) {
-        context.shared.bindings.set_way_back(id, way_back);
+pub fn record_elsewhere(flow_state: &FlowState, packet: &Packet, context: &Context<'_>) -> bool {
+    let Some(id) = flow_state.snat_port() else { return true };
+    let snat_entry = context.shared.snat_table.read(id);
+    let same = snat_entry
+        .is_some_and(|snat_entry| Tuple::from(snat_entry.snat_flow.flow) == packet.flow.tuple);
+    if same && let Some(return_hop) = packet.return_hop(context.nic) {
+        context.shared.snat_table.set_return_hop(id, return_hop);
     }
     same
 }
@@ -111,19 +114,24 @@ pub fn note_elsewhere(track: &Track, packet: &Packet, context: &Context<'_>) -> 
 /// port, of which the numbers would be mixed up with this one's. If the handshake was done, the backend
 /// decides that (RFC 5961 4), unless nobody has seen the flow's SYN: such a flow cannot have a header.
 #[cold]
-pub fn begins_anew(track: &Track, packet: &Packet, context: &Context<'_>) -> bool {
-    let Some(lease) = track.binding().and_then(|id| context.shared.bindings.read(id)) else {
+pub fn reopens(flow_state: &FlowState, packet: &Packet, context: &Context<'_>) -> bool {
+    let Some(snat_entry) = flow_state.snat_port().and_then(|id| context.shared.snat_table.read(id))
+    else {
         return false;
     };
     let isn = tcp::sequence(packet.segment());
-    lease.bound.isn.is_none() || !track.state().has(State::ESTABLISHED) && lease.bound.isn != isn
+    snat_entry.snat_flow.isn.is_none()
+        || !flow_state.state().has(State::ESTABLISHED) && snat_entry.snat_flow.isn != isn
 }
 
 /// Frees the source of a flow whose pin was removed, if it had one.
-pub fn release(leases: &mut Leases, pin: &Pin, context: &Context<'_>) {
-    let bound = pin.track.binding().filter(|_| !pin.track.state().has(State::ALIAS));
-    if let Some(v4) = bound.and_then(|id| leases.release(&context.shared.bindings, id)) {
-        context.stats.bindings(v4).sub(1);
+pub fn release(snat_allocator: &mut SnatAllocator, pin: &Pin, context: &Context<'_>) {
+    let snat_flow =
+        pin.flow_state.snat_port().filter(|_| !pin.flow_state.state().has(State::REMOTE));
+    if let Some(v4) =
+        snat_flow.and_then(|id| snat_allocator.release(&context.shared.snat_table, id))
+    {
+        context.stats.snat_ports(v4).sub(1);
     }
 }
 
@@ -136,7 +144,7 @@ mod tests {
     use crate::net::BackendIndex;
 
     /// The pin of a flow that has a SNAT port.
-    fn pin(packet: &Packet, id: BindingId, state: State, context: &Context<'_>) -> Pin {
+    fn pin(packet: &Packet, id: SnatPort, state: State, context: &Context<'_>) -> Pin {
         let backend = context.table.backend(BackendIndex(0)).unwrap();
         let hop = packet.came_from(context.nic);
         let pin = Pin::new(packet.vip, backend.id, state, 0, &hop, context.now);
@@ -146,59 +154,66 @@ mod tests {
     #[test]
     fn every_port_is_given_once_and_comes_back() {
         let mut bed = Bed::new(1, &[vip(Forward::FullNat, 1)]);
-        let mut leases = bed.leases(0);
+        let mut snat_allocator = bed.snat_allocator(0);
         let packets: Vec<Packet> = (1..=5).map(|port| bed.request(port, "S")).collect();
         let context = bed.context(0, 0);
         let backend = context.table.backend(BackendIndex(0)).unwrap();
-        let bound = packets.iter().map(|packet| bind(&mut leases, packet, backend, &context));
-        let bound: Vec<Result<BindingId, Drop>> = bound.collect();
-        assert_eq!(bound.iter().filter(|bound| bound.is_ok()).count(), SNAT_PORTS.count());
-        assert_eq!(bound.last(), Some(&Err(Drop::NoSourcePort)));
-        let (first, packet) = (bound[0].unwrap(), &packets[0]);
-        let lease = context.shared.bindings.read(first).unwrap();
-        assert_eq!((lease.bound.flow, lease.bound.isn), (packet.flow.key(), Some(1000)));
-        assert_eq!(context.stats.bindings(true).get(), 4);
+        let snat_flow =
+            packets.iter().map(|packet| bind(&mut snat_allocator, packet, backend, &context));
+        let snat_flow: Vec<Result<SnatPort, Drop>> = snat_flow.collect();
+        assert_eq!(
+            snat_flow.iter().filter(|snat_flow| snat_flow.is_ok()).count(),
+            SNAT_PORTS.count()
+        );
+        assert_eq!(snat_flow.last(), Some(&Err(Drop::NoSourcePort)));
+        let (first, packet) = (snat_flow[0].unwrap(), &packets[0]);
+        let snat_entry = context.shared.snat_table.read(first).unwrap();
+        assert_eq!(
+            (snat_entry.snat_flow.flow, snat_entry.snat_flow.isn),
+            (packet.flow.key(), Some(1000))
+        );
+        assert_eq!(context.stats.snat_ports(true).get(), 4);
         // A remote entry has no port of its own.
         let own = pin(packet, first, State::default(), &context);
-        let remote = Pin { track: own.track.with_state(State::ALIAS), ..own };
-        release(&mut leases, &remote, &context);
-        assert!(context.shared.bindings.read(first).is_some());
-        release(&mut leases, &own, &context);
-        assert!(context.shared.bindings.read(first).is_none());
-        assert_eq!(bind(&mut leases, &packets[4], backend, &context), Ok(first));
+        let remote = Pin { flow_state: own.flow_state.with_state(State::REMOTE), ..own };
+        release(&mut snat_allocator, &remote, &context);
+        assert!(context.shared.snat_table.read(first).is_some());
+        release(&mut snat_allocator, &own, &context);
+        assert!(context.shared.snat_table.read(first).is_none());
+        assert_eq!(bind(&mut snat_allocator, &packets[4], backend, &context), Ok(first));
     }
 
     #[test]
     fn a_way_back_is_stored_for_the_flow_that_has_the_port_only() {
         let mut bed = Bed::new(1, &[vip(Forward::FullNat, 1)]);
-        let mut leases = bed.leases(0);
+        let mut snat_allocator = bed.snat_allocator(0);
         let [packet, other] = [1, 2].map(|port| bed.request(port, "S"));
         let context = bed.context(0, 0);
         let backend = context.table.backend(BackendIndex(0)).unwrap();
-        let id = bind(&mut leases, &packet, backend, &context).unwrap();
-        let track = pin(&packet, id, State::default(), &context).track;
-        assert!(note_elsewhere(&track, &packet, &context));
-        assert!(!note_elsewhere(&track, &other, &context));
+        let id = bind(&mut snat_allocator, &packet, backend, &context).unwrap();
+        let flow_state = pin(&packet, id, State::default(), &context).flow_state;
+        assert!(record_elsewhere(&flow_state, &packet, &context));
+        assert!(!record_elsewhere(&flow_state, &other, &context));
     }
 
     #[test]
     fn replies_come_from_the_backends_own_address_and_port() {
         let mut bed = Bed::new(1, &[vip(Forward::FullNat, 2)]);
-        let mut leases = bed.leases(0);
+        let mut snat_allocator = bed.snat_allocator(0);
         let packet = bed.request(1, "S");
         let context = bed.context(0, 0);
         let backend_0 = context.table.backend(BackendIndex(0)).unwrap();
-        let id = bind(&mut leases, &packet, backend_0, &context).unwrap();
-        let (bound, (_, port)) = (
-            context.shared.bindings.read(id).unwrap().bound,
-            context.shared.bindings.sources().source(id).unwrap(),
+        let id = bind(&mut snat_allocator, &packet, backend_0, &context).unwrap();
+        let (snat_flow, (_, port)) = (
+            context.shared.snat_table.read(id).unwrap().snat_flow,
+            context.shared.snat_table.sources().source(id).unwrap(),
         );
         for (from, expected) in
             [((backend(0), 8080), true), ((backend(0), 8081), false), ((backend(1), 8080), false)]
         {
             let reply = bed.receive(&tcp(from, (SNAT, port), "A")).unwrap();
             let pinned = bed.table.backend(BackendIndex(0)).unwrap();
-            assert_eq!(comes_from(&reply, pinned, &bound), expected, "{from:?}");
+            assert_eq!(comes_from(&reply, pinned, &snat_flow), expected, "{from:?}");
         }
     }
 
@@ -206,7 +221,7 @@ mod tests {
     fn another_syn_begins_another_connection_behind_a_proxy_header() {
         let proxy = with(vip(Forward::FullNat, 1), |policy| policy.proxy = true);
         let mut bed = Bed::new(1, &[proxy]);
-        let mut leases = bed.leases(0);
+        let mut snat_allocator = bed.snat_allocator(0);
         let packet = bed.request(1, "S");
         let mut again = tcp((CLIENT, 1), (VIP, 80), "S");
         again[38..42].copy_from_slice(&7_u32.to_be_bytes());
@@ -214,16 +229,16 @@ mod tests {
         let lost = bed.request(2, "A");
         let context = bed.context(0, 0);
         let backend = context.table.backend(BackendIndex(0)).unwrap();
-        let id = bind(&mut leases, &packet, backend, &context).unwrap();
+        let id = bind(&mut snat_allocator, &packet, backend, &context).unwrap();
         let [begun, established] = [State::default(), State::ESTABLISHED]
-            .map(|state| pin(&packet, id, state, &context).track);
-        assert!(!begins_anew(&begun, &packet, &context), "the same SYN again");
-        assert!(begins_anew(&begun, &again, &context));
-        assert!(!begins_anew(&established, &again, &context), "the backend decides");
+            .map(|state| pin(&packet, id, state, &context).flow_state);
+        assert!(!reopens(&begun, &packet, &context), "the same SYN again");
+        assert!(reopens(&begun, &again, &context));
+        assert!(!reopens(&established, &again, &context), "the backend decides");
         // Of a flow that has lost its pin, the SYN was not seen.
-        let id = bind(&mut leases, &lost, backend, &context).unwrap();
-        let unseen = pin(&lost, id, State::ESTABLISHED, &context).track;
-        assert!(begins_anew(&unseen, &lost, &context));
+        let id = bind(&mut snat_allocator, &lost, backend, &context).unwrap();
+        let unseen = pin(&lost, id, State::ESTABLISHED, &context).flow_state;
+        assert!(reopens(&unseen, &lost, &context));
         assert!(Numbers::of(backend, id, &context).is_none());
     }
 }
