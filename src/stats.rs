@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::net::{Address, VipId};
+use crate::net::{Address, Family, VipId};
 use crate::units::Ticks;
 
 /// A counter with one writing thread.
@@ -506,8 +506,11 @@ impl WorkerStats {
 
     /// The gauge of the full-NAT sources in use, of one family.
     #[inline]
-    pub const fn snat_ports(&self, v4: bool) -> &Counter {
-        if v4 { &self.bindings_v4 } else { &self.bindings_v6 }
+    pub const fn snat_ports(&self, family: Family) -> &Counter {
+        match family {
+            Family::V4 => &self.bindings_v4,
+            Family::V6 => &self.bindings_v6,
+        }
     }
 
     /// The counter of one drop reason.

@@ -132,7 +132,7 @@ fn full_nat_never_allocates_or_frees() {
                 calls += calls_of(|| rig.advance(100)).0;
             }
             assert_eq!(calls, 0, "{family:?} {inner:?}, proxy: {proxy}");
-            let snat_table = rig.stats(0).snat_ports(inner == rig::Family::V4);
+            let snat_table = rig.stats(0).snat_ports(inner.into());
             assert_eq!((rig.stats(0).flows_new.get(), snat_table.get()), (100, 0));
         }
     }

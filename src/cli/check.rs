@@ -113,7 +113,7 @@ fn bears(config: &Config) -> String {
             .iter()
             .filter_map(|(rate, kind)| Some(format!("{} {kind}", grouped((*rate)?))))
             .collect();
-        let family = if capacity.v4 { "IPv4" } else { "IPv6" };
+        let family = if capacity.family.is_v4() { "IPv4" } else { "IPv6" };
         format!("{family} bears {} flows a second", kinds.join(" or "))
     };
     match capacities.iter().map(of).collect::<Vec<_>>().join("; ").as_str() {

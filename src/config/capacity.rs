@@ -8,13 +8,13 @@
 use std::time::Duration;
 
 use super::Vip;
-use crate::net::Protocol;
+use crate::net::{Family, Protocol};
 
 /// What the flow tables of all workers bear together, of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// IPv4; else IPv6.
-    pub v4: bool,
+    /// Address family of the VIPs.
+    pub family: Family,
     /// Flows that there is room for.
     pub flows: u64,
     /// New TCP flows a second, if there were no others and each were as short as can be, at the VIP that
@@ -27,20 +27,21 @@ pub struct Capacity {
 impl Capacity {
     /// Of each family that has a VIP with pins, with room for so many flows.
     pub fn of<'v>(vips: impl Iterator<Item = &'v Vip> + Clone, flows: u64) -> Vec<Self> {
-        let longest = |v4, tcp| {
+        let longest = |family, tcp| {
             let of_kind = vips.clone().filter(move |vip| {
                 vip.policy.pin
-                    && vip.address.is_v4() == v4
+                    && vip.address.family() == family
                     && (vip.protocol == Protocol::Tcp) == tcp
             });
             of_kind.map(shortest_flow).max()
         };
-        let families = [true, false].map(|v4| (v4, longest(v4, true), longest(v4, false)));
+        let families =
+            Family::BOTH.map(|family| (family, longest(family, true), longest(family, false)));
         let per_second = |hold: Duration| flows / hold.as_secs().max(1);
         let wanted = families.into_iter().filter(|(_, tcp, udp)| tcp.is_some() || udp.is_some());
         wanted
-            .map(|(v4, tcp, udp)| Self {
-                v4,
+            .map(|(family, tcp, udp)| Self {
+                family,
                 flows,
                 tcp_per_second: tcp.map(per_second),
                 udp_per_second: udp.map(per_second),
@@ -85,13 +86,17 @@ mod tests {
         }
         let config = parse(&text, "f.toml").unwrap();
         let v4 = Capacity {
-            v4: true,
+            family: Family::V4,
             flows: 7000,
             tcp_per_second: Some(140),
             udp_per_second: Some(700),
         };
-        let v6 =
-            Capacity { v4: false, flows: 7000, tcp_per_second: None, udp_per_second: Some(1000) };
+        let v6 = Capacity {
+            family: Family::V6,
+            flows: 7000,
+            tcp_per_second: None,
+            udp_per_second: Some(1000),
+        };
         assert_eq!(Capacity::of(config.vips.iter(), 7000), [v4, v6]);
         let unpinned = config.vips.iter().filter(|vip| !vip.policy.pin);
         assert_eq!(Capacity::of(unpinned, 7000), [], "its datagrams take nothing");

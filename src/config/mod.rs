@@ -56,7 +56,7 @@ use crate::flow::table::Families;
 use crate::format::reason;
 use crate::forwarding::local::IcmpRate;
 use crate::forwarding::{FlowAction, Local, Ports, Secret, ServerId, Tunnels, VipPolicy};
-use crate::net::{Forward, Network, NicIndex, Protocol};
+use crate::net::{Family, Forward, Network, NicIndex, Protocol};
 use crate::units::Ticks;
 
 use key_path::{KeyPath, Placed, Value};
@@ -287,8 +287,8 @@ impl Config {
 
     /// The address families of the VIPs: those for which flow tables need memory.
     pub fn families(&self) -> Families {
-        let any = |v4: bool| self.vips.iter().any(|vip| vip.address.is_v4() == v4);
-        Families { v4: any(true), v6: any(false) }
+        let any = |family| self.vips.iter().any(|vip| vip.address.family() == family);
+        Families { v4: any(Family::V4), v6: any(Family::V6) }
     }
 }
 

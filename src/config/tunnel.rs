@@ -7,7 +7,7 @@ use super::report::Report;
 use super::sections::Sections;
 use crate::forwarding::tunnel::{GUE_PORT, TunnelSources};
 use crate::forwarding::{OuterDf, Ports, Tunnels};
-use crate::net::{ADDRESS_BITS, Address, Forward, Network, Protocol};
+use crate::net::{ADDRESS_BITS, Address, Family, Forward, Network, Protocol};
 
 /// Widest prefixes: more sources than that tell no more flows apart.
 const WIDEST_V4: u8 = 16;
@@ -32,8 +32,8 @@ impl RawTunnel {
         let df_at = place.key("df");
         let df = self.df.and_then(|word| report.word(&df_at, &word, WORDS, &[]));
         Tunnels {
-            source_v4: sources(self.source_v4, &place.key("source_v4"), true, report),
-            source_v6: sources(self.source_v6, &place.key("source_v6"), false, report),
+            source_v4: sources(self.source_v4, &place.key("source_v4"), Family::V4, report),
+            source_v6: sources(self.source_v6, &place.key("source_v6"), Family::V6, report),
             gue_port: report.integer(&port_at, self.gue_port, GUE_PORT, 1..=u16::MAX),
             outer_df: df.unwrap_or_default(),
         }
@@ -44,11 +44,14 @@ impl RawTunnel {
 fn sources(
     text: Option<String>,
     place: &KeyPath,
-    v4: bool,
+    family: Family,
     report: &mut Report<'_>,
 ) -> Option<TunnelSources> {
     let text = text?;
-    let (family, example) = if v4 { (4, "10.0.0.64/26") } else { (6, "fd00::/64") };
+    let (version, example) = match family {
+        Family::V4 => (4, "10.0.0.64/26"),
+        Family::V6 => (6, "fd00::/64"),
+    };
     let (address, len) = match text.split_once('/') {
         Some((address, len)) => (address, Some(len)),
         None => (text.as_str(), None),
@@ -61,8 +64,8 @@ fn sources(
         report.error(place, format!("\"{text}\" is not a prefix"), &fix);
         return None;
     };
-    if address.is_ipv4() != v4 {
-        let what = format!("{text} is not IPv{family}");
+    if Address::from(address).family() != family {
+        let what = format!("{text} is not IPv{version}");
         report.error(place, what, &format!("write one such as \"{example}\""));
         return None;
     }

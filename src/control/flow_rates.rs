@@ -65,7 +65,7 @@ impl FlowRates {
         registry: &Registry,
         workers: &[WorkerView],
     ) -> FlowTableStatus {
-        let of_family = |vip: &&VipEntry| vip.config.address.is_v4() == capacity.v4;
+        let of_family = |vip: &&VipEntry| vip.config.address.family() == capacity.family;
         let vips = registry.vips().iter().filter(of_family);
         let rate = |vip: &VipEntry| self.rates.get(&vip.id).copied().unwrap_or_default();
         // Also the flows that reloads have left.
@@ -74,7 +74,7 @@ impl FlowRates {
         let taken: f64 = vips.map(|vip| rate(vip) * shortest_flow(&vip.config).as_secs_f64()).sum();
         let load_percent = whole(taken * 100.0 / (capacity.flows as f64).max(1.0));
         FlowTableStatus {
-            family: if capacity.v4 { "ipv4" } else { "ipv6" }.to_owned(),
+            family: if capacity.family.is_v4() { "ipv4" } else { "ipv6" }.to_owned(),
             capacity: capacity.flows,
             used,
             tcp_per_second: capacity.tcp_per_second,

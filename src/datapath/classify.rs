@@ -13,7 +13,8 @@ use super::batch::{Direction, Packet};
 use super::context::Context;
 use crate::forwarding::table::ReturnPath;
 use crate::net::{
-    Address, BackendIndex, FlowKey, HashedKey, ListenKey, Protocol, TableSecret, Tuple, VipId,
+    Address, BackendIndex, FiveTuple, FlowKey, HashedKey, ListenKey, Protocol, TableSecret, Tuple,
+    VipId,
 };
 use crate::stats::Drop;
 
@@ -104,7 +105,7 @@ fn classify_reply(
         return classify_old(packet, tuple, context, secret).ok_or(Drop::NoVip);
     };
     packet.vip = path.vip;
-    let FlowKey { vip: client, vip_port: client_port, .. } = tuple.key();
+    let FiveTuple { dst: client, dst_port: client_port, .. } = tuple.five_tuple();
     let flow = answered_flow(client, client_port, source, path);
     if !path.pinned {
         set_unpinned(packet, flow, Direction::UnpinnedReply(source));

@@ -304,7 +304,7 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
         Forward::Nat => format!("{} -> {to}", question.client),
         Forward::FullNat => {
             let from = source.map_or_else(
-                || sources.describe(backend.address.is_v4()),
+                || sources.describe(backend.address.family()),
                 |source| source.to_string(),
             );
             format!("{from} -> {to}")
@@ -327,7 +327,7 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
     if backend.forward.tunnels()
         && let Some(outer) = tunnel::outer(packet.flow.tuple, false, backend, context)
     {
-        tell_tunnel(&outer, mtu_towards(backend, packet.flow.tuple.is_v4(), context), trace);
+        tell_tunnel(&outer, mtu_towards(backend, packet.flow.tuple.family(), context), trace);
     }
 }
 

@@ -580,17 +580,17 @@ mod tests {
             let Ok((layout, Parsed::Flow(tuple))) = headers(&tcp(v6, vlan)) else {
                 unreachable!("TCP")
             };
-            let key = tuple.key();
+            let tuple = tuple.five_tuple();
             assert_eq!((layout.ip(), layout.transport), (ip, transport));
             assert_eq!(layout.tag, vlan.then_some(100.into()));
-            assert_eq!((key.client_port, key.vip_port), (1000, 80));
+            assert_eq!((tuple.src_port, tuple.dst_port), (1000, 80));
             assert!(layout.flags.opens());
-            let (client, vip) = if v6 {
+            let (src, dst) = if v6 {
                 (Address::from_v6([1; 16]), Address::from_v6([2; 16]))
             } else {
                 (Address::from_v4([1; 4]), Address::from_v4([2; 4]))
             };
-            assert_eq!((key.client, key.vip, key.protocol), (client, vip, Protocol::Tcp));
+            assert_eq!((tuple.src, tuple.dst, tuple.protocol), (src, dst, Protocol::Tcp));
         }
     }
 

@@ -14,6 +14,7 @@
 
 use super::context::Context;
 use crate::forwarding::tunnel::GUE_SOURCE_PORTS;
+use crate::net::Family;
 use crate::stats::Drop;
 use crate::wire::headers::{Headers, protocol};
 use crate::wire::icmp::{ICMP_LEN, kind, told_mtu_v4, told_mtu_v6};
@@ -27,8 +28,8 @@ const LEAST_V6: u16 = 1280;
 
 /// Longest inner packet that a tunnel takes which adds `overhead` bytes, by what was learnt.
 #[inline]
-pub(super) fn inner_limit(learnt: Option<u16>, overhead: u16, v4: bool) -> u16 {
-    let least = if v4 { LEAST_V4 } else { LEAST_V6 };
+pub(super) fn inner_limit(learnt: Option<u16>, overhead: u16, family: Family) -> u16 {
+    let least = if family.is_v4() { LEAST_V4 } else { LEAST_V6 };
     learnt.map_or(u16::MAX, |mtu| mtu.saturating_sub(overhead).max(least))
 }
 
@@ -50,7 +51,7 @@ pub fn take(message: &[u8], quoted: &Quoted, context: &Context<'_>) -> Option<Dr
     let longest = local.mtus.iter().max().copied().unwrap_or(u16::MAX);
     let len = message.get(ICMP_LEN..).and_then(|packet| Headers::of(packet).ok());
     let len = len.map_or(0, |headers| u16::try_from(headers.end).unwrap_or(u16::MAX));
-    let too_long = would_fit(message, quoted.source.0.is_v4(), len);
+    let too_long = would_fit(message, quoted.source.0.family(), len);
     let too_long = too_long.filter(|&mtu| mtu < len && len <= longest);
     Some(match context.table.tunnel_path(quoted.destination.0).zip(too_long) {
         Some((path, mtu)) => {
@@ -63,13 +64,15 @@ pub fn take(message: &[u8], quoted: &Quoted, context: &Context<'_>) -> Option<Dr
 
 /// What would have fit instead of `len` bytes, if the message is "fragmentation needed" or "packet too
 /// big".
-fn would_fit(message: &[u8], v4: bool, len: u16) -> Option<u16> {
+fn would_fit(message: &[u8], family: Family, len: u16) -> Option<u16> {
     let [kind, code, _, _, m0, m1, m2, m3] = *message.first_chunk::<ICMP_LEN>()?;
-    match (v4, kind, code) {
-        (true, kind::V4_UNREACHABLE, FRAGMENTATION_NEEDED) => {
+    match (family, kind, code) {
+        (Family::V4, kind::V4_UNREACHABLE, FRAGMENTATION_NEEDED) => {
             Some(told_mtu_v4(u16::from_be_bytes([m2, m3]), len))
         }
-        (false, kind::V6_TOO_BIG, _) => Some(told_mtu_v6(u32::from_be_bytes([m0, m1, m2, m3]))),
+        (Family::V6, kind::V6_TOO_BIG, _) => {
+            Some(told_mtu_v6(u32::from_be_bytes([m0, m1, m2, m3])))
+        }
         _ => None,
     }
 }
@@ -80,17 +83,21 @@ mod tests {
 
     #[test]
     fn no_message_takes_less_than_every_host_has_to_take() {
-        for (learnt, overhead, v4, limit) in [
-            (None, 20, true, u16::MAX),
-            (Some(1400), 20, true, 1380),
-            (Some(1400), 52, false, 1348),
-            (Some(0), 52, true, 576),
-            (Some(595), 20, true, 576),
-            (Some(597), 20, true, 577),
-            (Some(1280), 40, false, 1280),
-            (Some(1321), 40, false, 1281),
+        for (learnt, overhead, family, limit) in [
+            (None, 20, Family::V4, u16::MAX),
+            (Some(1400), 20, Family::V4, 1380),
+            (Some(1400), 52, Family::V6, 1348),
+            (Some(0), 52, Family::V4, 576),
+            (Some(595), 20, Family::V4, 576),
+            (Some(597), 20, Family::V4, 577),
+            (Some(1280), 40, Family::V6, 1280),
+            (Some(1321), 40, Family::V6, 1281),
         ] {
-            assert_eq!(inner_limit(learnt, overhead, v4), limit, "{learnt:?} {overhead} {v4}");
+            assert_eq!(
+                inner_limit(learnt, overhead, family),
+                limit,
+                "{learnt:?} {overhead} {family:?}"
+            );
         }
     }
 }

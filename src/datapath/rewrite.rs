@@ -26,7 +26,7 @@ use super::context::Context;
 use super::target::Target;
 use crate::forwarding::table::Backend;
 use crate::net::vlan::Tags;
-use crate::net::{Forward, NextHop, VipId};
+use crate::net::{Family, Forward, NextHop, VipId};
 use crate::stats::Drop;
 use crate::wire::ip::Side;
 use crate::wire::{ethernet, tcp};
@@ -55,7 +55,7 @@ pub fn rewrite_to_backend(
         return Err(Drop::NoBackend);
     };
     packet.bytes = frame.packet_len();
-    let mtu = mtu_towards(backend, flow.tuple.is_v4(), context);
+    let mtu = mtu_towards(backend, flow.tuple.family(), context);
     if !fits(frame, layout, mtu) {
         packet.limit = mtu;
         return Err(Drop::TooBig);
@@ -82,8 +82,8 @@ pub fn rewrite_to_backend(
 /// Longest packet of a client, IPv4 or IPv6, that reaches `backend` in one piece, in bytes from the IP
 /// header on.
 #[inline]
-pub fn mtu_towards(backend: &Backend, v4: bool, context: &Context<'_>) -> u16 {
-    if backend.forward.tunnels() { tunnel::limit(v4, backend, context) } else { backend.mtu }
+pub fn mtu_towards(backend: &Backend, family: Family, context: &Context<'_>) -> u16 {
+    if backend.forward.tunnels() { tunnel::limit(family, backend, context) } else { backend.mtu }
 }
 
 /// Why a backend has no next hop.

@@ -33,7 +33,7 @@ impl Numbers {
         }
         let snat_entry = context.shared.snat_table.read(id)?;
         let SnatFlow { flow, isn, answered, acknowledged, .. } = snat_entry.snat_flow;
-        let len = Header::len(flow.vip.is_v4());
+        let len = Header::len(flow.vip.family());
         Some(Self { snat_entry, shift: Shift { isn: isn?, len, answered, acknowledged } })
     }
 }
@@ -57,11 +57,11 @@ pub fn bind(
         answered: false,
         acknowledged: false,
     };
-    let v4 = backend.address.is_v4();
+    let family = backend.address.family();
     let id = snat_allocator
-        .bind(&context.shared.snat_table, v4, &snat_flow)
+        .bind(&context.shared.snat_table, family, &snat_flow)
         .ok_or(Drop::NoSourcePort)?;
-    context.stats.snat_ports(v4).add(1);
+    context.stats.snat_ports(family).add(1);
     Ok(id)
 }
 
@@ -128,10 +128,10 @@ pub fn reopens(flow_state: &FlowState, packet: &Packet, context: &Context<'_>) -
 pub fn release(snat_allocator: &mut SnatAllocator, pin: &Pin, context: &Context<'_>) {
     let snat_flow =
         pin.flow_state.snat_port().filter(|_| !pin.flow_state.state().has(State::REMOTE));
-    if let Some(v4) =
+    if let Some(family) =
         snat_flow.and_then(|id| snat_allocator.release(&context.shared.snat_table, id))
     {
-        context.stats.snat_ports(v4).sub(1);
+        context.stats.snat_ports(family).sub(1);
     }
 }
 
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use crate::datapath::testing::*;
     use crate::flow::entry::Pin;
-    use crate::net::BackendIndex;
+    use crate::net::{BackendIndex, Family};
 
     /// The pin of a flow that has a SNAT port.
     fn pin(packet: &Packet, id: SnatPort, state: State, context: &Context<'_>) -> Pin {
@@ -172,7 +172,7 @@ mod tests {
             (snat_entry.snat_flow.flow, snat_entry.snat_flow.isn),
             (packet.flow.key(), Some(1000))
         );
-        assert_eq!(context.stats.snat_ports(true).get(), 4);
+        assert_eq!(context.stats.snat_ports(Family::V4).get(), 4);
         // A remote entry has no port of its own.
         let own = pin(packet, first, State::default(), &context);
         let remote = Pin { flow_state: own.flow_state.with_state(State::REMOTE), ..own };

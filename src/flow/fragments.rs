@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crossbeam_utils::CachePadded;
 
-use crate::net::{Address, FlowKey, Protocol, TableSecret, Tuple};
+use crate::net::{Address, FiveTuple, Protocol, TableSecret, Tuple};
 use crate::units::Ticks;
 
 /// Places in a bucket.
@@ -95,11 +95,11 @@ impl Key {
     #[inline]
     pub fn tuple(&self, head: FirstFragment) -> Tuple {
         let [s0, s1, d0, d1] = head.ports;
-        Tuple::from(FlowKey {
-            client: self.source,
-            vip: self.destination,
-            client_port: u16::from_be_bytes([s0, s1]),
-            vip_port: u16::from_be_bytes([d0, d1]),
+        Tuple::from(FiveTuple {
+            src: self.source,
+            dst: self.destination,
+            src_port: u16::from_be_bytes([s0, s1]),
+            dst_port: u16::from_be_bytes([d0, d1]),
             protocol: head.protocol,
         })
     }

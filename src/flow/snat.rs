@@ -23,7 +23,7 @@ use super::entry::{FlowState, ReturnHop};
 use super::snat_pool::owner;
 pub use super::snat_pool::{MAX_SOURCES, SnatPool, SnatPort};
 use crate::net::{
-    Address, BackendId, BackendIndex, FlowKey, ListenKey, NextHop, Protocol, TableSecret,
+    Address, BackendId, BackendIndex, Family, FlowKey, ListenKey, NextHop, Protocol, TableSecret,
 };
 use crate::units::Ticks;
 use crate::xdp::cpu;
@@ -128,11 +128,11 @@ impl SnatTable {
         for id in used {
             scratch.store(id, self.read(id).map(|snat_entry| snat_entry.snat_flow).as_ref());
         }
-        let mine = |v4| {
-            let mut mine = self.sources.of_worker(worker, workers, v4);
+        let mine = |family| {
+            let mut mine = self.sources.of_worker(worker, workers, family);
             mine.find(|&id| self.read(id).is_none()).into_iter().collect()
         };
-        Ok((scratch, SnatAllocator { v4: mine(true), v6: mine(false) }))
+        Ok((scratch, SnatAllocator { v4: mine(Family::V4), v6: mine(Family::V6) }))
     }
 
     /// The addresses and ports.
@@ -148,8 +148,8 @@ impl SnatTable {
     }
 
     /// How many bindings of a family a worker has, free or not.
-    pub fn share(&self, worker: u8, v4: bool) -> usize {
-        self.sources.share(worker, self.workers, v4)
+    pub fn share(&self, worker: u8, family: Family) -> usize {
+        self.sources.share(worker, self.workers, family)
     }
 
     #[inline]
@@ -304,31 +304,37 @@ impl SnatAllocator {
     ///
     /// Cost: one step for each.
     pub fn new(snat_table: &SnatTable, worker: u8, secret: &TableSecret) -> Self {
-        let mine = |v4| {
-            let all = snat_table.sources.of_worker(worker, snat_table.workers, v4);
+        let mine = |family| {
+            let all = snat_table.sources.of_worker(worker, snat_table.workers, family);
             let mut all: VecDeque<SnatPort> = all.collect();
-            let turn = secret.hash_words::<16>(&[worker.into(), v4.into()]);
+            let turn = secret.hash_words::<16>(&[worker.into(), family.is_v4().into()]);
             let len = u64::try_from(all.len()).unwrap_or(u64::MAX).max(1);
             // Less than its length.
             all.rotate_left(usize::try_from(turn % len).unwrap_or_default());
             all
         };
-        Self { v4: mine(true), v6: mine(false) }
+        Self { v4: mine(Family::V4), v6: mine(Family::V6) }
     }
 
     /// Free ones, of one family.
-    pub fn free(&self, v4: bool) -> usize {
-        if v4 { self.v4.len() } else { self.v6.len() }
+    pub fn free(&self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.v4.len(),
+            Family::V6 => self.v6.len(),
+        }
     }
 
     /// Binds the source that was free for the longest time, of one family; `None` if all are in use.
     pub fn bind(
         &mut self,
         snat_table: &SnatTable,
-        v4: bool,
+        family: Family,
         snat_flow: &SnatFlow,
     ) -> Option<SnatPort> {
-        let id = if v4 { self.v4.pop_front() } else { self.v6.pop_front() }?;
+        let id = match family {
+            Family::V4 => self.v4.pop_front(),
+            Family::V6 => self.v6.pop_front(),
+        }?;
         snat_table.store(id, Some(snat_flow));
         Some(id)
     }
@@ -339,18 +345,18 @@ impl SnatAllocator {
     }
 
     /// Frees a binding that this worker has given; of which family it is. `None` if it was free.
-    pub fn release(&mut self, snat_table: &SnatTable, id: SnatPort) -> Option<bool> {
+    pub fn release(&mut self, snat_table: &SnatTable, id: SnatPort) -> Option<Family> {
         snat_table.read(id)?;
         let (address, _) = snat_table.sources.source(id)?;
         snat_table.store(id, None);
-        let v4 = address.is_v4();
+        let family = address.family();
         // There is room for all: every one of them was in here once.
-        if v4 {
+        if family.is_v4() {
             self.v4.push_back(id)
         } else {
             self.v6.push_back(id)
         }
-        Some(v4)
+        Some(family)
     }
 }
 
@@ -405,9 +411,10 @@ mod tests {
             let snat_table = snat_table(1, 1);
             let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
             let snat_flow = snat_flow(number, v6);
-            let id = snat_allocator.bind(&snat_table, !v6, &snat_flow).unwrap();
+            let family = if v6 { Family::V6 } else { Family::V4 };
+            let id = snat_allocator.bind(&snat_table, family, &snat_flow).unwrap();
             prop_assert_eq!(snat_table.read(id).unwrap().snat_flow, snat_flow);
-            prop_assert_eq!(snat_allocator.release(&snat_table, id), Some(!v6));
+            prop_assert_eq!(snat_allocator.release(&snat_table, id), Some(family));
             prop_assert!(snat_table.read(id).is_none());
         }
 
@@ -421,16 +428,16 @@ mod tests {
             let mut taken: Vec<SnatPort> = Vec::new();
             for (take, which) in steps {
                 if take {
-                    let id = snat_allocator.bind(&snat_table, true, &snat_flow(1, false));
+                    let id = snat_allocator.bind(&snat_table, Family::V4, &snat_flow(1, false));
                     prop_assert_eq!(id, free.pop_front());
                     taken.extend(id);
                 } else if which < taken.len() {
                     let id = taken.swap_remove(which);
-                    prop_assert_eq!(snat_allocator.release(&snat_table, id), Some(true));
+                    prop_assert_eq!(snat_allocator.release(&snat_table, id), Some(Family::V4));
                     prop_assert_eq!(snat_allocator.release(&snat_table, id), None, "not twice");
                     free.push_back(id);
                 }
-                prop_assert_eq!(snat_allocator.free(true), free.len());
+                prop_assert_eq!(snat_allocator.free(Family::V4), free.len());
                 prop_assert_eq!(free.len() + taken.len(), 8);
             }
         }
@@ -440,11 +447,11 @@ mod tests {
     fn a_port_rests_until_all_others_have_been_used() {
         let snat_table = snat_table(100, 2);
         let mut snat_allocator = SnatAllocator::new(&snat_table, 1, &TableSecret::new(1));
-        let all = snat_table.share(1, true);
-        assert_eq!((all, snat_allocator.free(true)), (100, 100));
+        let all = snat_table.share(1, Family::V4);
+        assert_eq!((all, snat_allocator.free(Family::V4)), (100, 100));
         let mut last_use = HashMap::new();
         for turn in 0..1000_usize {
-            let id = snat_allocator.bind(&snat_table, true, &snat_flow(7, false)).unwrap();
+            let id = snat_allocator.bind(&snat_table, Family::V4, &snat_flow(7, false)).unwrap();
             assert_eq!(snat_table.owner(id), 1);
             if let Some(before) = last_use.insert(id, turn) {
                 assert_eq!(turn - before, all);
@@ -458,7 +465,7 @@ mod tests {
         let snat_table = snat_table(1000, 1);
         let first = |seed| {
             let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(seed));
-            let id = snat_allocator.bind(&snat_table, true, &snat_flow(1, false)).unwrap();
+            let id = snat_allocator.bind(&snat_table, Family::V4, &snat_flow(1, false)).unwrap();
             snat_allocator.release(&snat_table, id);
             id
         };
@@ -470,15 +477,15 @@ mod tests {
     fn what_is_tried_changes_nothing() {
         let snat_table = snat_table(4, 1);
         let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
-        let used = snat_allocator.bind(&snat_table, true, &snat_flow(1, false)).unwrap();
+        let used = snat_allocator.bind(&snat_table, Family::V4, &snat_flow(1, false)).unwrap();
         let (scratch, mut tried) = snat_table.scratch([used], 0).unwrap();
         assert_eq!(scratch.read(used).unwrap().snat_flow, snat_flow(1, false));
-        let id = tried.bind(&scratch, true, &snat_flow(2, false)).unwrap();
+        let id = tried.bind(&scratch, Family::V4, &snat_flow(2, false)).unwrap();
         assert_ne!(id, used);
         scratch.set_return_hop(used, ReturnHop(99));
         assert!(
             snat_table.read(id).is_none()
-                && tried.bind(&scratch, true, &snat_flow(3, false)).is_none()
+                && tried.bind(&scratch, Family::V4, &snat_flow(3, false)).is_none()
         );
         assert_eq!(snat_table.read(used).unwrap().snat_flow, snat_flow(1, false));
     }
@@ -487,7 +494,7 @@ mod tests {
     fn what_was_told_is_known_for_a_while_and_only_of_the_same_flow() {
         let snat_table = snat_table(4, 1);
         let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
-        let id = snat_allocator.bind(&snat_table, true, &snat_flow(1, false)).unwrap();
+        let id = snat_allocator.bind(&snat_table, Family::V4, &snat_flow(1, false)).unwrap();
         let before = snat_table.read(id).unwrap();
         // Across the wrap of the clock.
         let (now, span) = (Ticks(u32::MAX - 1), Ticks(50));
@@ -519,7 +526,7 @@ mod tests {
                             SnatAllocator::new(snat_table, me, &TableSecret::new(1));
                         for number in 0..20_000_u16 {
                             let own = snat_flow(number / 2 * 2 + worker, false);
-                            let id = snat_allocator.bind(snat_table, true, &own).unwrap();
+                            let id = snat_allocator.bind(snat_table, Family::V4, &own).unwrap();
                             snat_allocator.release(snat_table, id).unwrap();
                         }
                     })
@@ -527,7 +534,7 @@ mod tests {
                 .collect();
             scope.spawn(|| {
                 let ids: Vec<SnatPort> = (0..2)
-                    .flat_map(|worker| snat_table.sources.of_worker(worker, 2, true))
+                    .flat_map(|worker| snat_table.sources.of_worker(worker, 2, Family::V4))
                     .collect();
                 while !stop.load(Ordering::Relaxed) {
                     for &id in &ids {

@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 
 use hashbrown::HashMap;
 
-use crate::net::Address;
+use crate::net::{Address, Family};
 
 /// Most source addresses. With all ports of each, their bindings take 1.1 GiB.
 pub const MAX_SOURCES: usize = 256;
@@ -119,9 +119,9 @@ impl SnatPool {
     }
 
     /// Those of one family, as an operator would say it: `10.0.0.48 and 3 more, ports 1024-65535`.
-    pub fn describe(&self, v4: bool) -> String {
+    pub fn describe(&self, family: Family) -> String {
         let (of_v4, of_v6) = self.addresses.split_at(self.v4);
-        let Some((one, rest)) = (if v4 { of_v4 } else { of_v6 }).split_first() else {
+        let Some((one, rest)) = (if family.is_v4() { of_v4 } else { of_v6 }).split_first() else {
             return "none".to_owned();
         };
         let more = match rest.len() {
@@ -133,8 +133,8 @@ impl SnatPool {
     }
 
     /// How many of them a worker has, of one family.
-    pub fn share(&self, worker: u8, workers: u8, v4: bool) -> usize {
-        self.of_worker(worker, workers, v4).count()
+    pub fn share(&self, worker: u8, workers: u8, family: Family) -> usize {
+        self.of_worker(worker, workers, family).count()
     }
 
     /// The bindings of a worker, of one family: port by port, so that those which follow each other are
@@ -143,9 +143,9 @@ impl SnatPool {
         &self,
         worker: u8,
         workers: u8,
-        v4: bool,
+        family: Family,
     ) -> impl Iterator<Item = SnatPort> + '_ {
-        let numbers = if v4 { 0..self.v4 } else { self.v4..self.addresses.len() };
+        let numbers = if family.is_v4() { 0..self.v4 } else { self.v4..self.addresses.len() };
         let ports = (self.first..=u16::MAX).take(self.ports);
         let mine = ports.filter(move |&port| owner(port, workers) == worker);
         mine.flat_map(move |port| {
@@ -183,14 +183,15 @@ mod tests {
                 let sources = sources(ports.clone());
                 let (mut places, mut of) = (HashSet::new(), 0);
                 for worker in 0..workers {
-                    for v4 in [true, false] {
-                        let ids: Vec<SnatPort> = sources.of_worker(worker, workers, v4).collect();
-                        assert_eq!(ids.len(), sources.share(worker, workers, v4));
+                    for family in Family::BOTH {
+                        let ids: Vec<SnatPort> =
+                            sources.of_worker(worker, workers, family).collect();
+                        assert_eq!(ids.len(), sources.share(worker, workers, family));
                         of += ids.len();
                         for id in ids {
                             let (address, port) = sources.source(id).unwrap();
                             assert_eq!(sources.find(address, port), Some(id));
-                            assert_eq!(address.is_v4(), v4);
+                            assert_eq!(address.family(), family);
                             assert_eq!(owner(port, workers), worker);
                             assert!(port != 0 && ports.contains(&port));
                             let place = sources.place(id).unwrap();
@@ -212,7 +213,7 @@ mod tests {
         }
         assert_eq!(SnatPool::default().find(Address::default(), 0), None);
         assert!(SnatPool::default().is_empty() && !sources.has(Address::default()));
-        assert_eq!(sources.describe(true), "198.18.9.1 and 1 more, ports 1024-1100");
-        assert_eq!(sources.describe(false), "2001:db8::50, ports 1024-1100");
+        assert_eq!(sources.describe(Family::V4), "198.18.9.1 and 1 more, ports 1024-1100");
+        assert_eq!(sources.describe(Family::V6), "2001:db8::50, ports 1024-1100");
     }
 }

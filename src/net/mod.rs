@@ -2,6 +2,7 @@
 //! tags, listen keys, and the rules that control gives the XDP program. Pure values, no I/O.
 
 mod address;
+mod family;
 mod flow_key;
 mod forward;
 mod id;
@@ -15,6 +16,7 @@ mod tuple;
 pub mod vlan;
 
 pub use address::Address;
+pub use family::Family;
 pub use flow_key::FlowKey;
 pub use forward::Forward;
 pub use id::{BackendId, BackendIndex, MAX_NICS, NicIndex, VipId};
@@ -25,4 +27,4 @@ pub use path_key::PathKey;
 pub use protocol::Protocol;
 pub use steer::{MAX_STEERED, SteerRules};
 pub(crate) use tuple::TAIL;
-pub use tuple::{HashedKey, TableSecret, Tuple};
+pub use tuple::{FiveTuple, HashedKey, TableSecret, Tuple};

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Address;
+use super::{Address, Family};
 
 /// Bits of an address; an IPv4 address is the last 32 of them ([`Address`]).
 pub const ADDRESS_BITS: u8 = 128;
@@ -66,6 +66,12 @@ impl Network {
     #[inline]
     pub const fn is_v4(self) -> bool {
         self.len >= MAPPED_BITS && self.address.is_v4()
+    }
+
+    /// Returns the family of the network's addresses.
+    #[inline]
+    pub const fn family(self) -> Family {
+        if self.is_v4() { Family::V4 } else { Family::V6 }
     }
 
     /// Whether an address is one of these.

@@ -11,10 +11,10 @@
 
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 
-use super::{Address, FlowKey, ListenKey, Protocol};
+use super::{Address, Family, FlowKey, ListenKey, Protocol};
 
-/// A five-tuple. "Client" is who sent the packet, and "vip" to whom, as long as nobody has looked
-/// which way the packet goes.
+/// A packed five-tuple: of a packet by source and destination ([`FiveTuple`]), of a flow by client and
+/// VIP ([`FlowKey`]). The source of a packet towards a VIP is the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tuple {
     /// Both addresses are IPv4.
@@ -26,12 +26,27 @@ pub enum Tuple {
 /// The part of a tail word that is a tuple's.
 pub(crate) const TAIL: u64 = 0xffff_ffff_0000_00ff;
 /// The part of it that is the VIP's: port and protocol.
-const VIP_TAIL: u64 = 0x0000_ffff_0000_00ff;
+const DST_TAIL: u64 = 0x0000_ffff_0000_00ff;
 
 /// The tail word, from the four bytes in which TCP and UDP headers begin.
 #[inline]
 const fn tail(ports: [u8; 4], protocol: Protocol) -> u64 {
     (u32::from_be_bytes(ports) as u64) << 32 | protocol as u64
+}
+
+/// The five-tuple of a packet that is not classified yet. Ports in host byte order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FiveTuple {
+    /// Source address.
+    pub src: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// Source port; 0 where the protocol has no ports.
+    pub src_port: u16,
+    /// Destination port; 0 where the protocol has no ports.
+    pub dst_port: u16,
+    /// TCP, UDP or any.
+    pub protocol: Protocol,
 }
 
 impl Tuple {
@@ -81,13 +96,19 @@ impl Tuple {
         matches!(self, Self::V4(_))
     }
 
+    /// Returns the family of the addresses.
+    #[inline]
+    pub const fn family(&self) -> Family {
+        if self.is_v4() { Family::V4 } else { Family::V6 }
+    }
+
     /// The same with nothing but the destination: equal for all packets to one VIP and port.
     #[inline]
     #[must_use]
     pub const fn destination(&self) -> Self {
         match *self {
-            Self::V4([addresses, tail]) => Self::V4([addresses & 0xffff_ffff, tail & VIP_TAIL]),
-            Self::V6([_, _, high, low, tail]) => Self::V6([0, 0, high, low, tail & VIP_TAIL]),
+            Self::V4([addresses, tail]) => Self::V4([addresses & 0xffff_ffff, tail & DST_TAIL]),
+            Self::V6([_, _, high, low, tail]) => Self::V6([0, 0, high, low, tail & DST_TAIL]),
         }
     }
 
@@ -96,10 +117,10 @@ impl Tuple {
     pub fn goes_to(&self, destination: &Self) -> bool {
         match (self, destination) {
             (Self::V4([addresses, tail]), Self::V4([to, to_tail])) => {
-                (addresses ^ to) & 0xffff_ffff | (tail ^ to_tail) & VIP_TAIL == 0
+                (addresses ^ to) & 0xffff_ffff | (tail ^ to_tail) & DST_TAIL == 0
             }
             (Self::V6([_, _, high, low, tail]), Self::V6([_, _, to_high, to_low, to_tail])) => {
-                (high ^ to_high) | (low ^ to_low) | (tail ^ to_tail) & VIP_TAIL == 0
+                (high ^ to_high) | (low ^ to_low) | (tail ^ to_tail) & DST_TAIL == 0
             }
             _ => false,
         }
@@ -119,15 +140,15 @@ impl Tuple {
     /// The destination as something that a VIP may listen on.
     #[inline]
     pub const fn listen_key(&self) -> ListenKey {
-        let key = self.key();
-        ListenKey { address: key.vip, port: key.vip_port, protocol: key.protocol }
+        let FiveTuple { dst, dst_port, protocol, .. } = self.five_tuple();
+        ListenKey { address: dst, port: dst_port, protocol }
     }
 
     /// The source as something that a NAT backend may answer from.
     #[inline]
     pub const fn reply_key(&self) -> ListenKey {
-        let key = self.key();
-        ListenKey { address: key.client, port: key.client_port, protocol: key.protocol }
+        let FiveTuple { src, src_port, protocol, .. } = self.five_tuple();
+        ListenKey { address: src, port: src_port, protocol }
     }
 
     /// Whether source or destination port is 0, as both are where there are none.
@@ -146,23 +167,30 @@ impl Tuple {
         tail & 0xffff_0000_0000 == 0 || from_zero
     }
 
-    /// Taken apart.
+    /// Unpacks the five-tuple of a packet.
     #[inline]
-    pub const fn key(&self) -> FlowKey {
-        let (client, vip) = match *self {
+    pub const fn five_tuple(&self) -> FiveTuple {
+        let (src, dst) = match *self {
             Self::V4([addresses, _]) => (v4_address(addresses >> 32), v4_address(addresses)),
-            Self::V6([c0, c1, v0, v1, _]) => {
-                (Address { high: c0, low: c1 }, Address { high: v0, low: v1 })
+            Self::V6([s0, s1, d0, d1, _]) => {
+                (Address { high: s0, low: s1 }, Address { high: d0, low: d1 })
             }
         };
-        let [c0, c1, v0, v1, ..] = self.tail().to_be_bytes();
-        FlowKey {
-            client,
-            vip,
-            client_port: u16::from_be_bytes([c0, c1]),
-            vip_port: u16::from_be_bytes([v0, v1]),
+        let [s0, s1, d0, d1, ..] = self.tail().to_be_bytes();
+        FiveTuple {
+            src,
+            dst,
+            src_port: u16::from_be_bytes([s0, s1]),
+            dst_port: u16::from_be_bytes([d0, d1]),
             protocol: self.protocol(),
         }
+    }
+
+    /// Unpacks the five-tuple of a flow, from the client's side.
+    #[inline]
+    pub const fn key(&self) -> FlowKey {
+        let FiveTuple { src, dst, src_port, dst_port, protocol } = self.five_tuple();
+        FlowKey { client: src, vip: dst, client_port: src_port, vip_port: dst_port, protocol }
     }
 }
 
@@ -173,17 +201,26 @@ const fn v4_address(word: u64) -> Address {
     Address::from_v4([a, b, c, d])
 }
 
+impl From<FiveTuple> for Tuple {
+    /// Packs a five-tuple. Addresses of two families have no packet; the result is one that no packet has.
+    #[inline]
+    fn from(FiveTuple { src, dst, src_port, dst_port, protocol }: FiveTuple) -> Self {
+        let tail =
+            u64::from(src_port) << 48 | u64::from(dst_port) << 32 | u64::from(protocol as u8);
+        if src.is_v4() && dst.is_v4() {
+            return Self::V4([src.low << 32 | dst.low & 0xffff_ffff, tail]);
+        }
+        Self::V6([src.high, src.low, dst.high, dst.low, tail])
+    }
+}
+
 impl From<FlowKey> for Tuple {
-    /// A key whose addresses are of two families has no packet; it becomes one that none has.
+    /// The five-tuple of the flow's packets towards the VIP.
     #[inline]
     fn from(key: FlowKey) -> Self {
         let FlowKey { client, vip, client_port, vip_port, protocol } = key;
-        let tail =
-            u64::from(client_port) << 48 | u64::from(vip_port) << 32 | u64::from(protocol as u8);
-        if client.is_v4() && vip.is_v4() {
-            return Self::V4([client.low << 32 | vip.low & 0xffff_ffff, tail]);
-        }
-        Self::V6([client.high, client.low, vip.high, vip.low, tail])
+        let (src, dst) = (client, vip);
+        Self::from(FiveTuple { src, dst, src_port: client_port, dst_port: vip_port, protocol })
     }
 }
 

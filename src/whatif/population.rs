@@ -6,7 +6,7 @@
 
 use crate::forwarding::VipSpec;
 use crate::generator::draw::{Distribution, Draw, mix};
-use crate::net::{Address, FlowKey, PortRange, Protocol};
+use crate::net::{Address, Family, FlowKey, PortRange, Protocol};
 
 /// The first port that a client uses: those below are not for clients.
 const FIRST_PORT: u16 = 1024;
@@ -87,7 +87,7 @@ impl Population {
         self.flows = self.flows.wrapping_add(1);
         let port = usize::try_from(mix(self.flows) % self.ports.len().max(1) as u64).unwrap_or(0);
         FlowKey {
-            client: address(source, number / PORTS, self.vip.is_v4()),
+            client: address(source, number / PORTS, self.vip.family()),
             vip: self.vip,
             client_port: match self.protocol {
                 Protocol::Any => 0,
@@ -119,11 +119,11 @@ fn halves(bits: u64) -> [u32; 2] {
 }
 
 /// An address of a source. They are never sent to: 16.0.0.0/4, or 2001:db8::/32.
-fn address(source: u32, which: u32, v4: bool) -> Address {
+fn address(source: u32, which: u32, family: Family) -> Address {
     // Scattered: neighbours in number are not neighbours on the net.
     let network = (source / SOURCES).wrapping_mul(0x9_e375) & ((1 << NETWORK_BITS) - 1);
     let host = source % SOURCES * ADDRESSES + which % ADDRESSES;
-    if v4 {
+    if family.is_v4() {
         return Address::from_v4((0x1000_0000 | network << 8 | host).to_be_bytes());
     }
     let high = 0x2001_0db8_u128 << 96 | u128::from(network) << 72;
@@ -177,8 +177,8 @@ mod tests {
 
     #[test]
     fn addresses_of_both_families_share_networks() {
-        for (v4, prefix) in [(true, 8), (false, 72)] {
-            let all: HashSet<_> = (0..100_000).map(|source| address(source, 0, v4)).collect();
+        for (family, prefix) in [(Family::V4, 8), (Family::V6, 72)] {
+            let all: HashSet<_> = (0..100_000).map(|source| address(source, 0, family)).collect();
             assert_eq!(all.len(), 100_000);
             let network = |address: &Address| u128::from_be_bytes(address.octets()) >> prefix;
             let networks: HashSet<u128> = all.iter().map(network).collect();

@@ -10,7 +10,7 @@
 
 use super::checksum::{self, Delta};
 use super::headers::{self, HeaderError, Headers, V4_LEN, V6_LEN, protocol};
-use crate::net::Address;
+use crate::net::{Address, Family};
 use crate::xdp::umem::Frame;
 
 /// Bytes of an ICMP header.
@@ -121,15 +121,15 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// The ICMP header, without its checksum.
-    fn header(self, v4: bool) -> [u8; ICMP_LEN] {
-        let (kind, code, mtu) = match (self, v4) {
-            (Self::TimeExceeded, true) => (kind::V4_TIME_EXCEEDED, 0, 0),
-            (Self::TimeExceeded, false) => (kind::V6_TIME_EXCEEDED, 0, 0),
-            (Self::PortUnreachable, true) => (kind::V4_UNREACHABLE, 3, 0),
-            (Self::PortUnreachable, false) => (kind::V6_UNREACHABLE, 4, 0),
-            (Self::TooBig { mtu }, true) => (kind::V4_UNREACHABLE, 4, mtu),
+    fn header(self, family: Family) -> [u8; ICMP_LEN] {
+        let (kind, code, mtu) = match (self, family) {
+            (Self::TimeExceeded, Family::V4) => (kind::V4_TIME_EXCEEDED, 0, 0),
+            (Self::TimeExceeded, Family::V6) => (kind::V6_TIME_EXCEEDED, 0, 0),
+            (Self::PortUnreachable, Family::V4) => (kind::V4_UNREACHABLE, 3, 0),
+            (Self::PortUnreachable, Family::V6) => (kind::V6_UNREACHABLE, 4, 0),
+            (Self::TooBig { mtu }, Family::V4) => (kind::V4_UNREACHABLE, 4, mtu),
             // 1280 fits into 16 bits, and a larger number stays.
-            (Self::TooBig { mtu }, false) => (kind::V6_TOO_BIG, 0, mtu.max(1280)),
+            (Self::TooBig { mtu }, Family::V6) => (kind::V6_TOO_BIG, 0, mtu.max(1280)),
         };
         let [m0, m1] = mtu.to_be_bytes();
         // IPv4 has the MTU in the last 16 bits (RFC 1191 4), IPv6 in 32: the same place.
@@ -274,18 +274,21 @@ pub fn error(
     let packet = frame.data().get(ip..).ok_or(Unanswered::Malformed)?;
     let headers = Headers::of(packet)?;
     let v4 = packet.first().is_some_and(|first| first >> 4 == 4);
-    let (most, ip_len) =
-        if v4 { (QUOTE_V4.max(headers.transport + 8), V4_LEN) } else { (QUOTE_V6, V6_LEN) };
+    let (family, most, ip_len) = if v4 {
+        (Family::V4, QUOTE_V4.max(headers.transport + 8), V4_LEN)
+    } else {
+        (Family::V6, QUOTE_V6, V6_LEN)
+    };
     let quoted = packet.len().min(headers.end).min(most);
     let added = ip_len + ICMP_LEN;
-    if v4 != source.is_v4() || !frame.push_front(added) {
+    if family != source.family() || !frame.push_front(added) {
         return Err(Unanswered::NoRoom);
     }
     let data = frame.data_mut();
     // `ip` bytes lay at `added`, and there are as many more: both ranges are inside.
     data.copy_within(added..added + ip, 0);
     if let Some(message) = data.get_mut(ip..ip + added + quoted) {
-        write_error(message, v4, source, kind);
+        write_error(message, family, source, kind);
     }
     // Shorter than it was, or as long.
     let _ = frame.set_len(ip + added + quoted);
@@ -293,11 +296,11 @@ pub fn error(
 }
 
 /// Writes the headers in front of the packet that `message` quotes.
-fn write_error(message: &mut [u8], v4: bool, source: Address, kind: ErrorKind) {
-    if v4 {
-        write_error_v4(message, source.v4_octets(), kind.header(true));
+fn write_error(message: &mut [u8], family: Family, source: Address, kind: ErrorKind) {
+    if family.is_v4() {
+        write_error_v4(message, source.v4_octets(), kind.header(family));
     } else {
-        write_error_v6(message, source.octets(), kind.header(false));
+        write_error_v6(message, source.octets(), kind.header(family));
     }
 }
 

@@ -22,7 +22,7 @@
 use super::checksum::{Delta, replace};
 use super::headers::{Headers, protocol};
 use super::{ip, tcp};
-use crate::net::Address;
+use crate::net::{Address, Family};
 use crate::xdp::umem::Frame;
 
 /// Bytes of a header for TCP over IPv4.
@@ -46,7 +46,7 @@ const ACK: u8 = 0x10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     bytes: [u8; V6_LEN],
-    v4: bool,
+    family: Family,
 }
 
 impl Header {
@@ -54,7 +54,8 @@ impl Header {
     /// family; of two, they are written as IPv6 (RFC 4291 2.5.5.2).
     pub fn new(client: (Address, u16), vip: (Address, u16)) -> Self {
         let v4 = client.0.is_v4() && vip.0.is_v4();
-        let mut header = Self { bytes: [0; V6_LEN], v4 };
+        let family = if v4 { Family::V4 } else { Family::V6 };
+        let mut header = Self { bytes: [0; V6_LEN], family };
         let ports = [client.1.to_be_bytes(), vip.1.to_be_bytes()];
         let [kind, len] = if v4 { [TCP_V4, 12] } else { [TCP_V6, 36] };
         let (fixed, addresses) = header.bytes.split_at_mut(SIGNATURE.len() + 4);
@@ -75,14 +76,14 @@ impl Header {
     #[inline]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "28 or 52")]
-    pub const fn len(v4: bool) -> u8 {
-        if v4 { V4_LEN as u8 } else { V6_LEN as u8 }
+    pub const fn len(family: Family) -> u8 {
+        if family.is_v4() { V4_LEN as u8 } else { V6_LEN as u8 }
     }
 
     /// Its bytes: 28 or 52.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        let len = if self.v4 { V4_LEN } else { V6_LEN };
+        let len = if self.family.is_v4() { V4_LEN } else { V6_LEN };
         self.bytes.get(..len).unwrap_or_default()
     }
 }

@@ -13,7 +13,7 @@
 
 use super::checksum::{self, Full};
 use super::headers::{Headers, protocol};
-use crate::net::Address;
+use crate::net::{Address, Family};
 
 /// Hops that an outer packet may go (RFC 1340; most hosts send as many).
 const HOPS: u8 = 64;
@@ -25,8 +25,8 @@ const DONT_FRAGMENT: u8 = 0x40;
 /// What an outer header has to know of the packet that it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inner {
-    /// IPv4, else IPv6.
-    pub v4: bool,
+    /// Address family of its IP header.
+    pub family: Family,
     /// Bytes, from the IP header on, without Ethernet padding.
     pub len: u16,
     /// ToS or traffic class: DSCP and ECN.
@@ -46,7 +46,7 @@ impl Inner {
     pub fn read(bytes: &[u8], behind: usize) -> Option<Self> {
         let headers = Headers::of(bytes).ok().filter(|found| found.end <= bytes.len() + behind)?;
         let [first, second, _, _, _, _, flags, ..] = *bytes.first_chunk::<20>()?;
-        let v4 = first >> 4 == 4;
+        let family = if first >> 4 == 4 { Family::V4 } else { Family::V6 };
         let payload = bytes.get(headers.transport..headers.end.min(bytes.len()));
         let udp_port = match payload.unwrap_or_default() {
             &[_, _, p0, p1, ..] if headers.protocol == protocol::UDP && headers.is_first() => {
@@ -55,10 +55,10 @@ impl Inner {
             _ => None,
         };
         Some(Self {
-            v4,
+            family,
             len: u16::try_from(headers.end).ok()?,
-            traffic_class: if v4 { second } else { first << 4 | second >> 4 },
-            dont_fragment: !v4 || flags & DONT_FRAGMENT != 0,
+            traffic_class: if family.is_v4() { second } else { first << 4 | second >> 4 },
+            dont_fragment: !family.is_v4() || flags & DONT_FRAGMENT != 0,
             udp_port,
             protocol: headers.protocol,
         })
@@ -72,7 +72,7 @@ impl Inner {
     }
 
     const fn protocol_number(&self) -> u8 {
-        if self.v4 { protocol::IPV4 } else { protocol::IPV6 }
+        if self.family.is_v4() { protocol::IPV4 } else { protocol::IPV6 }
     }
 }
 
@@ -95,8 +95,8 @@ pub struct Outer {
 
 /// Bytes of the headers in front of a packet to a backend of this family.
 #[inline]
-pub const fn overhead(v4: bool, gue: bool) -> u16 {
-    let ip = if v4 { 20 } else { 40 };
+pub const fn overhead(family: Family, gue: bool) -> u16 {
+    let ip = if family.is_v4() { 20 } else { 40 };
     if gue { ip + UDP_LEN + GUE_LEN } else { ip }
 }
 
@@ -104,7 +104,7 @@ impl Outer {
     /// Bytes of the headers.
     #[inline]
     pub const fn overhead(&self) -> u16 {
-        overhead(self.destination.is_v4(), self.gue.is_some())
+        overhead(self.destination.family(), self.gue.is_some())
     }
 
     /// The Ethernet type of the packet.
@@ -217,8 +217,8 @@ mod tests {
     /// Every byte, for all that an outer packet can be.
     #[test]
     fn headers_byte_for_byte() {
-        let inner = |v4| Inner {
-            v4,
+        let inner = |family| Inner {
+            family,
             len: 100,
             traffic_class: 0x8c,
             dont_fragment: true,
@@ -238,19 +238,31 @@ mod tests {
             [&head[..], &v6_addresses].concat()
         };
         let gue = |proto| [0xc1, 0x23, 0x17, 0xc0, 0, 112, 0, 0, 0, proto, 0, 0];
-        for (name, over_v4, is_gue, inner_v4, expected) in [
-            ("4in4", true, false, true, v4_over(4, 120, [0x53, 0xc0])),
-            ("6in4", true, false, false, v4_over(41, 120, [0x53, 0x9b])),
-            ("4in6", false, false, true, v6_over(4, 100)),
-            ("6in6", false, false, false, v6_over(41, 100)),
-            ("gue4 4", true, true, true, [&v4_over(17, 132, [0x53, 0xa7])[..], &gue(4)].concat()),
-            ("gue4 6", true, true, false, [&v4_over(17, 132, [0x53, 0xa7])[..], &gue(41)].concat()),
-            ("gue6 4", false, true, true, [&v6_over(17, 112)[..], &gue(4)].concat()),
-            ("gue6 6", false, true, false, [&v6_over(17, 112)[..], &gue(41)].concat()),
+        for (name, over_v4, is_gue, carried, expected) in [
+            ("4in4", true, false, Family::V4, v4_over(4, 120, [0x53, 0xc0])),
+            ("6in4", true, false, Family::V6, v4_over(41, 120, [0x53, 0x9b])),
+            ("4in6", false, false, Family::V4, v6_over(4, 100)),
+            ("6in6", false, false, Family::V6, v6_over(41, 100)),
+            (
+                "gue4 4",
+                true,
+                true,
+                Family::V4,
+                [&v4_over(17, 132, [0x53, 0xa7])[..], &gue(4)].concat(),
+            ),
+            (
+                "gue4 6",
+                true,
+                true,
+                Family::V6,
+                [&v4_over(17, 132, [0x53, 0xa7])[..], &gue(41)].concat(),
+            ),
+            ("gue6 4", false, true, Family::V4, [&v6_over(17, 112)[..], &gue(4)].concat()),
+            ("gue6 6", false, true, Family::V6, [&v6_over(17, 112)[..], &gue(41)].concat()),
         ] {
             let outer = outer(over_v4, is_gue);
             let mut header = vec![0xee; usize::from(outer.overhead())];
-            assert!(outer.write(&mut header, &inner(inner_v4)), "{name}");
+            assert!(outer.write(&mut header, &inner(carried)), "{name}");
             assert_eq!(header, expected, "{name}");
         }
     }
@@ -276,7 +288,7 @@ mod tests {
         let len = u16::try_from(packet.len()).unwrap();
         packet.extend([0; 9]);
         let expected = Inner {
-            v4: true,
+            family: Family::V4,
             len,
             traffic_class: 0x8f,
             dont_fragment: true,
@@ -291,13 +303,13 @@ mod tests {
         (packet[0], packet[1]) = (0x68, 0xf0);
         let len = u16::try_from(packet.len()).unwrap();
         packet.extend([0; 9]);
-        assert_eq!(Inner::read(&packet, 0), Some(Inner { v4: false, len, ..expected }));
+        assert_eq!(Inner::read(&packet, 0), Some(Inner { family: Family::V6, len, ..expected }));
         for cut in 0..usize::from(len) {
             assert_eq!(Inner::read(&packet[..cut], 0), None, "{cut}");
         }
         // The rest is in other frames.
         let (head, behind) = (&packet[..48], usize::from(len) - 48);
-        assert_eq!(Inner::read(head, behind), Some(Inner { v4: false, len, ..expected }));
+        assert_eq!(Inner::read(head, behind), Some(Inner { family: Family::V6, len, ..expected }));
         assert_eq!(Inner::read(head, behind - 1), None);
     }
 
@@ -351,8 +363,9 @@ mod tests {
             flow_label in 0_u32..1 << 20,
         ) {
             let outer = Outer { gue, flow_label, dont_fragment, identification, ..outer(over_v4, false) };
+            let family = if inner_v4 { Family::V4 } else { Family::V6 };
             let inner =
-                Inner { v4: inner_v4, len, traffic_class, dont_fragment, udp_port: None, protocol: 6 };
+                Inner { family, len, traffic_class, dont_fragment, udp_port: None, protocol: 6 };
             let mut header = vec![0xee; usize::from(outer.overhead())];
             prop_assert!(outer.write(&mut header, &inner));
             let (next, rest) = if over_v4 {

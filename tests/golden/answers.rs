@@ -146,7 +146,7 @@ fn hops_that_run_out_are_told_by_who_translates() {
         };
         expired(&mut rig);
         assert_eq!(rig.stats(0).flows_active.get(), 0, "{forward:?}, {family:?}, {flags}");
-        assert_eq!(rig.stats(0).snat_ports(family == Family::V4).get(), 0);
+        assert_eq!(rig.stats(0).snat_ports(family.into()).get(), 0);
         rig.send(0, 0, &whole);
         assert_eq!(rig.stats(0).flows_active.get(), 1);
         expired(&mut rig);

@@ -81,7 +81,7 @@ fn a_connection_has_one_source_and_its_replies_come_from_the_vip() {
                     assert_to_client(&reply, family, 40_000);
                 }
                 let stats = rig.stats(0);
-                assert_eq!(stats.snat_ports(inner == Family::V4).get(), 1);
+                assert_eq!(stats.snat_ports(inner.into()).get(), 1);
                 assert_eq!((stats.flows_new.get(), stats.flows_active.get()), (1, 1));
                 assert_eq!(rig.stats(1).flow_aliases.get(), u64::from(of_client == 1));
                 // Both FINs were seen, by whichever workers: it closes (2 s), and its source is free.
@@ -143,8 +143,7 @@ fn a_flow_that_begins_at_two_workers_has_one_source() {
             let sources = [0, 1, 1, 0].map(|worker| rig.send(worker, 0, &packet)[0].source());
             assert!(sources.iter().all(|source| *source == sources[0]), "{sources:?}");
         }
-        let [here, there] =
-            [0, 1].map(|worker| rig.stats(worker).snat_ports(family == Family::V4).get());
+        let [here, there] = [0, 1].map(|worker| rig.stats(worker).snat_ports(family.into()).get());
         assert_eq!((here, there), (2, 0));
         rig.assert_accounted();
     }
@@ -224,7 +223,7 @@ fn sources_run_out_by_name_and_are_used_again_in_the_order_in_which_they_were_le
         assert_eq!(first.iter().collect::<HashSet<_>>().len(), 5);
         assert_eq!(open(&mut rig, 6), []);
         assert_eq!(rig.drops(0, Drop::NoSourcePort), 1);
-        assert_eq!(rig.stats(0).snat_ports(family == Family::V4).get(), 5);
+        assert_eq!(rig.stats(0).snat_ports(family.into()).get(), 5);
         // Those that are there go on.
         assert_eq!(rig.send(0, 0, &client(family, 1, "A")).len(), 1);
         // The third ends, then the first; the others idle out.
@@ -269,7 +268,7 @@ fn a_flow_that_moves_to_another_backend_gets_a_new_source() {
         let new = rig.send(0, 0, &client(family, 40_000, "A"));
         assert_ne!(old[0].destination_mac(), new[0].destination_mac());
         assert_ne!(old[0].source(), new[0].source());
-        assert_eq!(rig.stats(0).snat_ports(family == Family::V4).get(), 1);
+        assert_eq!(rig.stats(0).snat_ports(family.into()).get(), 1);
         assert_eq!(rig.send(0, 0, &old[0].reply("A")), []);
         assert_to_client(&rig.send(1, 0, &new[0].reply("A")), family, 40_000);
         rig.assert_accounted();

@@ -43,6 +43,15 @@ pub enum Family {
     V6,
 }
 
+impl From<Family> for holdfast::net::Family {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::V4,
+            Family::V6 => Self::V6,
+        }
+    }
+}
+
 impl Family {
     pub fn client(self) -> IpAddr {
         self.pick("198.18.1.10", "2001:db8:1::10")

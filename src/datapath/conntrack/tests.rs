@@ -3,6 +3,7 @@ use crate::datapath::batch::Direction;
 use crate::datapath::testing::*;
 use crate::flow::snat::SnatTable;
 use crate::forwarding::VipSpec;
+use crate::net::Family;
 
 const ESTABLISHED: State = State::ESTABLISHED;
 
@@ -186,9 +187,15 @@ fn a_flow_that_is_taken_back_leaves_no_trace() {
     let mut bed = Bed::new(1, &[vip(Forward::FullNat, 2)]);
     let mut conntrack = bed.conntrack(0);
     let packet = open(&mut bed, &mut conntrack, 1, 0);
-    assert_eq!((bed.stats[0].flows_active.get(), bed.stats[0].snat_ports(true).get()), (1, 1));
+    assert_eq!(
+        (bed.stats[0].flows_active.get(), bed.stats[0].snat_ports(Family::V4).get()),
+        (1, 1)
+    );
     conntrack.unpin(&packet.flow, &bed.context(0, 0));
-    assert_eq!((bed.stats[0].flows_active.get(), bed.stats[0].snat_ports(true).get()), (0, 0));
+    assert_eq!(
+        (bed.stats[0].flows_active.get(), bed.stats[0].snat_ports(Family::V4).get()),
+        (0, 0)
+    );
     assert!(bed.track(0, &packet).is_none());
 }
 

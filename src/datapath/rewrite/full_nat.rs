@@ -112,15 +112,15 @@ fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
     }
     let data = frame.data_mut();
     let (source, destination) = (ends.source, ends.destination);
-    let v4 = source.0.is_v4();
+    let family = source.0.family();
     // Parse has found both headers whole; the offsets are its own.
     let network = data.get_mut(layout.ip()..).ok_or(Drop::TruncatedEthernet)?;
-    let translated = if v4 {
+    let translated = if family.is_v4() {
         ip::readdress_v4(network, source.0, destination.0)
     } else {
         ip::readdress_v6(network, source.0, destination.0)
     };
-    let delta = translated.map_err(|error| unsent(error, v4))?;
+    let delta = translated.map_err(|error| unsent(error, family))?;
     if layout.fragment == FragmentKind::Quoting {
         // What goes to an end was sent by it.
         let (source, destination) = (Some(destination), Some(source));

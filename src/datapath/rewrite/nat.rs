@@ -1,7 +1,7 @@
 //! Part of the stage rewrite: address and port of one side, for mode nat.
 
 use crate::datapath::batch::{FragmentKind, HeaderLayout};
-use crate::net::{Address, HashedKey};
+use crate::net::{Address, Family, HashedKey};
 use crate::stats::Drop;
 use crate::wire::checksum::Delta;
 use crate::wire::headers::Headers;
@@ -21,15 +21,15 @@ pub(super) fn translate(
     port: u16,
 ) -> Result<(), Drop> {
     let data = frame.data_mut();
-    let v4 = flow.tuple.is_v4();
+    let family = flow.tuple.family();
     // Parse has found both headers whole; the offsets are its own.
     let network = data.get_mut(layout.ip()..).ok_or(Drop::TruncatedEthernet)?;
-    let translated = if v4 {
+    let translated = if family.is_v4() {
         ip::rewrite_v4(network, side, address)
     } else {
         ip::rewrite_v6(network, side, address)
     };
-    let delta = translated.map_err(|error| unsent(error, v4))?;
+    let delta = translated.map_err(|error| unsent(error, family))?;
     if layout.fragment == FragmentKind::Quoting {
         // What goes to an end was sent by it.
         let (end, none) = (Some((address, port)), Replacement::default());
@@ -52,10 +52,10 @@ pub(super) fn translate(
 }
 
 /// Why a packet with such an IP header is not sent.
-pub(super) const fn unsent(error: IpError, v4: bool) -> Drop {
+pub(super) const fn unsent(error: IpError, family: Family) -> Drop {
     match error {
         IpError::HopsExceeded => Drop::TtlExceeded,
-        IpError::Truncated if v4 => Drop::TruncatedIpv4,
+        IpError::Truncated if family.is_v4() => Drop::TruncatedIpv4,
         IpError::Truncated => Drop::TruncatedIpv6,
     }
 }

@@ -13,7 +13,7 @@ use crate::datapath::path_mtu::inner_limit;
 use crate::forwarding::OuterDf;
 use crate::forwarding::table::Backend;
 use crate::forwarding::tunnel::GUE_SOURCE_PORTS;
-use crate::net::{Forward, Tuple};
+use crate::net::{Family, Forward, Tuple};
 use crate::stats::Drop;
 use crate::wire::tunnel::{Inner, Outer, overhead};
 use crate::xdp::umem::Frame;
@@ -43,11 +43,11 @@ pub(super) fn encapsulate(
 /// Longest packet that the tunnel to a backend takes, in bytes: what route and NIC send towards it, and
 /// what was learnt of the path, less the outer headers.
 #[inline]
-pub(super) fn limit(v4: bool, backend: &Backend, context: &Context<'_>) -> u16 {
-    let overhead = overhead(backend.address.is_v4(), backend.forward == Forward::Gue);
+pub(super) fn limit(family: Family, backend: &Backend, context: &Context<'_>) -> u16 {
+    let overhead = overhead(backend.address.family(), backend.forward == Forward::Gue);
     let learnt = context.shared.path_mtus.learnt(backend.path, context.now);
     let known = backend.mtu.saturating_sub(overhead);
-    known.min(inner_limit(learnt, overhead, v4))
+    known.min(inner_limit(learnt, overhead, family))
 }
 
 /// The outer headers of a flow's packet; `None` if this box has no address for them, which the

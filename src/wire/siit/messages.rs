@@ -1,6 +1,7 @@
 //! ICMP messages and their counterparts in ICMPv6 (RFC 7915 4.2, 4.3, 5.2, 5.3).
 
 use super::*;
+use crate::net::Family;
 use crate::wire::icmp::{kind, told_mtu_v4, told_mtu_v6};
 
 /// An ICMP header, but for the checksum.
@@ -20,18 +21,18 @@ impl Message {
 
     /// The message, but if it tells an MTU, no more of that than links carry: `to`, that by which the message
     /// leaves, and `beyond`, that by which the packet which it is about left (RFC 7915 4.2, 5.2).
-    pub(super) fn capped(self, v4: bool, to: u16, beyond: u16) -> Self {
-        let (most, least) = match (v4, self.kind, self.code) {
-            (true, kind::V4_UNREACHABLE, 4) => (to.min(beyond.saturating_sub(GROWTH)), 0),
-            (false, kind::V6_TOO_BIG, _) => (to.min(beyond.saturating_add(GROWTH)), 1280),
+    pub(super) fn capped(self, family: Family, to: u16, beyond: u16) -> Self {
+        let (most, least) = match (family, self.kind, self.code) {
+            (Family::V4, kind::V4_UNREACHABLE, 4) => (to.min(beyond.saturating_sub(GROWTH)), 0),
+            (Family::V6, kind::V6_TOO_BIG, _) => (to.min(beyond.saturating_add(GROWTH)), 1280),
             _ => return self,
         };
         Self { word: self.word.min(most.into()).max(least), ..self }
     }
 
     /// Whether it is an echo, and not about another packet.
-    fn is_echo(self, v4: bool) -> bool {
-        if v4 {
+    fn is_echo(self, family: Family) -> bool {
+        if family.is_v4() {
             matches!(self.kind, kind::V4_ECHO_REQUEST | kind::V4_ECHO_REPLY)
         } else {
             matches!(self.kind, kind::V6_ECHO_REQUEST | kind::V6_ECHO_REPLY)
@@ -55,10 +56,10 @@ pub(super) fn translate(
     let [kind, code, _, _, w0, w1, w2, w3] =
         *body.first_chunk::<ICMP_LEN>().ok_or(SiitError::Malformed)?;
     let old = Message { kind, code, word: u32::from_be_bytes([w0, w1, w2, w3]) };
-    let from_v4 = !target.source.0.is_v4();
+    let from = if target.source.0.is_v4() { Family::V6 } else { Family::V4 };
     // A whole message needs no fragment header.
     let ip = Ip { fragment: None, ..ip };
-    if old.is_echo(from_v4) {
+    if old.is_echo(from) {
         return echo(frame, at, headers, ip, old, target);
     }
     error(frame, at, headers, ip, old, target)
@@ -114,7 +115,7 @@ fn error(
     let quote = body.get(ICMP_LEN..).ok_or(SiitError::Malformed)?;
     let new = if to_v4 { to_icmp(old) } else { to_icmp_v6(old, quote) };
     let (new, to) = new.zip(target.quoted).ok_or(SiitError::Message)?;
-    let new = new.capped(to_v4, target.mtu, to.mtu);
+    let new = new.capped(target.source.0.family(), target.mtu, to.mtu);
     if !is_right(packet, body, to_v4) {
         return Err(SiitError::BadChecksum);
     }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::super::testing::*;
 use super::messages::{Message, to_icmp, to_icmp_v6};
 use super::*;
-use crate::net::Address;
+use crate::net::{Address, Family};
 use crate::wire::tcp;
 
 const POOL_V4: [u8; 4] = [10, 0, 0, 48];
@@ -307,26 +307,28 @@ fn messages_in_icmp() {
 
 /// RFC 7915 4.2, 5.2: no more than the links of both sides carry.
 #[test]
-fn no_error_tells_more_than_the_links_carry() {
-    for (v4, told, to, beyond, expected) in [
-        (false, 1520, 1500, 1500, 1500),
-        (false, 1520, 9000, 1500, 1520),
-        (false, 1420, 1500, 1500, 1420),
-        (false, 1520, 1500, 1400, 1420),
-        (false, 1280, 1000, 1000, 1280),
-        (true, 1480, 1500, 1500, 1480),
-        (true, 8980, 1500, 9000, 1500),
-        (true, 8980, 9000, 1500, 1480),
-        (true, 1260, 1000, 9000, 1000),
-        (true, 1260, 1500, 10, 0),
+fn no_error_reports_more_than_the_links_carry() {
+    for (family, told, to, beyond, expected) in [
+        (Family::V6, 1520, 1500, 1500, 1500),
+        (Family::V6, 1520, 9000, 1500, 1520),
+        (Family::V6, 1420, 1500, 1500, 1420),
+        (Family::V6, 1520, 1500, 1400, 1420),
+        (Family::V6, 1280, 1000, 1000, 1280),
+        (Family::V4, 1480, 1500, 1500, 1480),
+        (Family::V4, 8980, 1500, 9000, 1500),
+        (Family::V4, 8980, 9000, 1500, 1480),
+        (Family::V4, 1260, 1000, 9000, 1000),
+        (Family::V4, 1260, 1500, 10, 0),
     ] {
-        let (kind, code) = if v4 { (3, 4) } else { (2, 0) };
-        let capped = Message { kind, code, word: told }.capped(v4, to, beyond);
-        assert_eq!(capped.word, expected, "IPv4 {v4}: {told}, {to}, {beyond}");
+        let (kind, code) = if family.is_v4() { (3, 4) } else { (2, 0) };
+        let capped = Message { kind, code, word: told }.capped(family, to, beyond);
+        assert_eq!(capped.word, expected, "{family:?}: {told}, {to}, {beyond}");
     }
-    for (v4, kind, code) in [(true, 3, 3), (true, 12, 0), (false, 4, 0), (true, 2, 0)] {
+    for (family, kind, code) in
+        [(Family::V4, 3, 3), (Family::V4, 12, 0), (Family::V6, 4, 0), (Family::V4, 2, 0)]
+    {
         let message = Message { kind, code, word: 24 << 24 };
-        assert_eq!(message.capped(v4, 1500, 1500), message, "it tells no MTU");
+        assert_eq!(message.capped(family, 1500, 1500), message, "it tells no MTU");
     }
 }
 
