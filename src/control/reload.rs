@@ -166,8 +166,8 @@ pub fn renames(old: &Config, new: &Config) -> Vec<Rename> {
 }
 
 /// What becomes of flows whose backend, or whose VIP or port, is removed.
-pub const fn fate(left: FlowAction) -> &'static str {
-    match left {
+pub const fn fate(flow_action: FlowAction) -> &'static str {
+    match flow_action {
         FlowAction::Keep => "go on until they end",
         FlowAction::Reset => "are reset",
         FlowAction::Rehash => "go to other backends",

@@ -34,7 +34,7 @@ pub struct Removed<T> {
     /// What it is.
     pub what: T,
     /// What becomes of its flows: they are kept or reset.
-    pub left: FlowAction,
+    pub flow_action: FlowAction,
     /// When it was taken away.
     pub since: Instant,
     /// Flows that it had then.
@@ -64,7 +64,7 @@ pub struct Removal {
     /// Flows that it has.
     pub flows: u64,
     /// What becomes of them.
-    pub left: FlowAction,
+    pub flow_action: FlowAction,
 }
 
 /// All that a reload takes away, or would.
@@ -84,11 +84,11 @@ impl Removals {
     pub fn count(self, tables: &[Arc<dyn Pins>]) -> Vec<Removal> {
         let Self { mut all, lost, gone } = self;
         let places: Vec<_> = lost.iter().map(|&(vip, listen, ..)| (vip, listen)).collect();
-        for (flows, (.., vip, left)) in count(&places, &gone, tables).into_iter().zip(lost) {
+        for (flows, (.., vip, flow_action)) in count(&places, &gone, tables).into_iter().zip(lost) {
             let known = all.iter_mut().find(|known| known.backend.is_none() && known.vip == vip);
             match known {
                 Some(known) => known.flows += flows,
-                None => all.push(Removal { vip, backend: None, flows, left }),
+                None => all.push(Removal { vip, backend: None, flows, flow_action }),
             }
         }
         all
@@ -123,47 +123,47 @@ pub fn count(
 
 impl<T> Removed<T> {
     /// Taken away now.
-    pub const fn new(what: T, left: FlowAction, now: Instant) -> Self {
-        Self { what, left, since: now, flows: 0 }
+    pub const fn new(what: T, flow_action: FlowAction, now: Instant) -> Self {
+        Self { what, flow_action, since: now, flows: 0 }
     }
 
     /// Whether it is to be given up: when it has no flows, and when its flows had time to be reset.
     pub fn has_ended(&self, idle: impl FnOnce() -> bool, now: Instant) -> bool {
         let age = now.saturating_duration_since(self.since);
-        (age >= SETTLED && idle()) || (self.left == FlowAction::Reset && age >= RESETS)
+        (age >= SETTLED && idle()) || (self.flow_action == FlowAction::Reset && age >= RESETS)
     }
 }
 
 impl Removed<Listen> {
     /// What of it `vip` does not have again.
     pub fn without(self, vip: &config::Vip) -> impl Iterator<Item = Self> {
-        let Self { what, left, since, flows } = self;
+        let Self { what, flow_action, since, flows } = self;
         let places = identity::lost([what], vip).into_iter();
-        places.map(move |what| Self { what, left, since, flows })
+        places.map(move |what| Self { what, flow_action, since, flows })
     }
 
     /// In parts: flows that are reset go on where another VIP listens by now, which has their packets.
     pub fn divide(self, in_force: &InForce) -> impl Iterator<Item = Self> {
-        let Self { what, left, since, flows } = self;
-        let parts = match left {
+        let Self { what, flow_action, since, flows } = self;
+        let parts = match flow_action {
             FlowAction::Reset => in_force.divide(&[what]),
             FlowAction::Keep | FlowAction::Rehash => vec![(what, false)],
         };
         parts.into_iter().map(move |(what, is_taken)| {
-            let left = if is_taken { FlowAction::Keep } else { left };
-            Self { what, left, since, flows }
+            let flow_action = if is_taken { FlowAction::Keep } else { flow_action };
+            Self { what, flow_action, since, flows }
         })
     }
 
     /// What the forwarding table is built from.
     pub const fn spec(&self) -> OldListen {
-        OldListen { listen: self.what, left: self.left }
+        OldListen { listen: self.what, flow_action: self.flow_action }
     }
 }
 
 impl From<&Removal> for FlowsRemoved {
     fn from(removal: &Removal) -> Self {
-        let Removal { vip, backend, flows, left } = removal.clone();
-        Self { vip, backend, flows, then: left }
+        let Removal { vip, backend, flows, flow_action } = removal.clone();
+        Self { vip, backend, flows, then: flow_action }
     }
 }

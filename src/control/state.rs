@@ -346,7 +346,7 @@ impl Registry {
         let mut removals = Removals::default();
         for (index, entry) in self.vips.iter().enumerate() {
             let new = goes_on.get(&index).copied();
-            let left = new.unwrap_or(&entry.config).on_remove;
+            let flow_action = new.unwrap_or(&entry.config).on_remove;
             let stays = |b: &BackendEntry| {
                 let mut pool = new.into_iter().flat_map(|vip| &vip.backends);
                 pool.any(|backend| identity::same_server(&b.config, backend))
@@ -357,14 +357,14 @@ impl Registry {
                     vip: entry.config.name.clone(),
                     backend: Some(backend.config.name.clone()),
                     flows: counters::flows_active(workers, backend.id.index),
-                    left,
+                    flow_action,
                 });
             }
             let Some(new) = new else { continue };
             let lost = identity::lost(identity::listens(&entry.config), new);
             let lost = in_force.divide(&lost).into_iter().filter(|(_, taken)| !taken);
             let name = || entry.config.name.clone();
-            removals.lost.extend(lost.map(|(listen, _)| (entry.id, listen, name(), left)));
+            removals.lost.extend(lost.map(|(listen, _)| (entry.id, listen, name(), flow_action)));
         }
         removals
     }
@@ -377,7 +377,7 @@ impl Registry {
     /// Where VIPs in force listened before, and flows are kept.
     pub fn kept_places(&self) -> Vec<(VipId, Listen)> {
         let kept = self.vips.iter().flat_map(|vip| {
-            let kept = vip.old.iter().filter(|old| old.left == FlowAction::Keep);
+            let kept = vip.old.iter().filter(|old| old.flow_action == FlowAction::Keep);
             kept.map(|old| (vip.id, old.what))
         });
         kept.collect()
@@ -602,7 +602,7 @@ impl VipEntry {
         workers: &[WorkerView],
         now: Instant,
     ) {
-        let left = match self.config.policy.pin {
+        let flow_action = match self.config.policy.pin {
             true => new.unwrap_or(&self.config).on_remove,
             false => FlowAction::Rehash,
         };
@@ -616,19 +616,20 @@ impl VipEntry {
         let back = back.into_iter().map(|removed| removed.what.back());
         (self.backends, self.removed) = (stay.into_iter().chain(back).collect(), removed);
         for entry in gone {
-            match left {
+            match flow_action {
                 FlowAction::Rehash => indices.give_back(entry.id.index.0),
-                left => {
+                flow_action => {
                     let flows = counters::flows_active(workers, entry.id.index);
-                    self.removed.push(Removed { flows, ..Removed::new(entry, left, now) });
+                    self.removed.push(Removed { flows, ..Removed::new(entry, flow_action, now) });
                 }
             }
         }
         let before: Vec<_> = identity::listens(&self.config).filter(|_| !self.is_removed).collect();
         let Some(new) = new else {
             self.is_removed = true;
-            if left != FlowAction::Rehash {
-                self.old.extend(before.into_iter().map(|place| Removed::new(place, left, now)));
+            if flow_action != FlowAction::Rehash {
+                self.old
+                    .extend(before.into_iter().map(|place| Removed::new(place, flow_action, now)));
             }
             return;
         };
@@ -636,15 +637,15 @@ impl VipEntry {
         self.old =
             old.flat_map(|old| old.without(new)).flat_map(|old| old.divide(in_force)).collect();
         let lost = identity::lost(before, new);
-        let parts = match left {
+        let parts = match flow_action {
             // All parts have one fate: the fewer entries, the better.
             FlowAction::Keep => lost.into_iter().map(|place| (place, true)).collect(),
             FlowAction::Reset | FlowAction::Rehash => in_force.divide(&lost),
         };
         for (place, is_taken) in parts {
-            let left = if is_taken { FlowAction::Keep } else { left };
-            if self.config.policy.pin && left != FlowAction::Rehash {
-                self.old.push(Removed::new(place, left, now));
+            let flow_action = if is_taken { FlowAction::Keep } else { flow_action };
+            if self.config.policy.pin && flow_action != FlowAction::Rehash {
+                self.old.push(Removed::new(place, flow_action, now));
             }
         }
         self.is_removed = false;
@@ -716,7 +717,7 @@ impl BackendEntry {
             share: self.slow_start.share(),
             up: self.is_up(),
             service: self.drain.service(),
-            left: self.drain.flows_left(),
+            flow_action: self.drain.flows_left(),
             next_hop: self.next_hop,
             mtu: self.mtu,
             server_ids: self.config.server_ids.clone(),
@@ -743,11 +744,11 @@ impl Removed<BackendEntry> {
     /// it is checked no longer.
     pub fn spec(&self, on_down: FlowAction) -> BackendSpec {
         let spec = self.what.spec();
-        let left = match (self.left, spec.up) {
+        let flow_action = match (self.flow_action, spec.up) {
             (FlowAction::Keep, false) => on_down,
-            (left, _) => left,
+            (flow_action, _) => flow_action,
         };
-        BackendSpec { left, service: Service::Out, removed: true, ..spec }
+        BackendSpec { flow_action, service: Service::Out, removed: true, ..spec }
     }
 }
 
@@ -927,7 +928,7 @@ pub(super) mod tests {
         let specs = registry.specs();
         let mut backends = specs.iter().flat_map(|vip| &vip.backends);
         let found = backends.find(|backend| backend.id.index.0 == index)?;
-        Some((found.left, found.removed))
+        Some((found.flow_action, found.removed))
     }
 
     /// A worker without flows, which counts those of so many backends.
@@ -946,7 +947,8 @@ pub(super) mod tests {
     #[test]
     fn what_is_removed_keeps_its_index_until_its_flows_have_ended() {
         let second = Duration::from_secs(1);
-        for (left, long) in [(FlowAction::Reset, second * 18), (FlowAction::Keep, second * 100_000)]
+        for (flow_action, long) in
+            [(FlowAction::Reset, second * 18), (FlowAction::Keep, second * 100_000)]
         {
             let workers = [worker(8)];
             let flows = &workers[0].stats.backends[1].flows_active;
@@ -955,22 +957,22 @@ pub(super) mod tests {
             let now = Instant::now();
             let with = |names: &[(&str, u8)]| {
                 let pool: Vec<_> = names.iter().map(|&(name, host)| backend(name, host)).collect();
-                [config::Vip { on_remove: left, ..vip("web", &pool) }]
+                [config::Vip { on_remove: flow_action, ..vip("web", &pool) }]
             };
             registry.apply(&with(&[("a", 1), ("b", 2)]), &workers, now).unwrap();
             registry.apply(&with(&[("a", 1)]), &workers, now).unwrap();
-            assert_eq!(left_of(&registry, 1), Some((left, true)));
+            assert_eq!(left_of(&registry, 1), Some((flow_action, true)));
             assert!(registry.find("web", "b").is_none());
             registry.apply(&with(&[("a", 1), ("c", 2)]), &workers, now).unwrap();
             assert_eq!(id(&registry, "web", "c"), (1, 0), "back, with its pins");
             assert_eq!(left_of(&registry, 1), Some((FlowAction::Keep, false)));
             registry.apply(&with(&[("a", 1)]), &workers, now).unwrap();
             assert_eq!(registry.release(&workers, now + long - second), []);
-            if left == FlowAction::Keep {
+            if flow_action == FlowAction::Keep {
                 flows.sub(7);
             }
             let gone = registry.release(&workers, now + long + second);
-            assert_eq!(gone.len(), 1, "{left:?}");
+            assert_eq!(gone.len(), 1, "{flow_action:?}");
             assert_eq!((gone[0].flows, gone[0].backend.as_str()), (7, "c"));
             assert_eq!((left_of(&registry, 1), registry.lingering()), (None, 0));
         }
@@ -1003,7 +1005,7 @@ pub(super) mod tests {
             let mut old: Vec<u16> = specs
                 .iter()
                 .flat_map(|vip| &vip.old)
-                .inspect(|old| assert_eq!(old.left, FlowAction::Reset, "{name}"))
+                .inspect(|old| assert_eq!(old.flow_action, FlowAction::Reset, "{name}"))
                 .map(|old| old.listen.ports.first)
                 .collect();
             old.sort_unstable();
@@ -1042,7 +1044,7 @@ pub(super) mod tests {
             assert!(registry.removals(&new, &[]).lost.is_empty(), "{taken_by:?}: none is cut");
             registry.apply(&new, &[], now).unwrap();
             let specs = registry.specs();
-            let left: Vec<_> = specs[0].old.iter().map(|old| old.left).collect();
+            let left: Vec<_> = specs[0].old.iter().map(|old| old.flow_action).collect();
             assert_eq!(left, [FlowAction::Keep], "{taken_by:?}");
             let place = registry.kept_places()[0];
             registry.release(&[], now + Duration::from_millis(500));
@@ -1072,7 +1074,7 @@ pub(super) mod tests {
         ];
         let parts = |registry: &Registry, fate: FlowAction| {
             let specs = registry.specs();
-            let old = specs.iter().flat_map(|vip| &vip.old).filter(|old| old.left == fate);
+            let old = specs.iter().flat_map(|vip| &vip.old).filter(|old| old.flow_action == fate);
             let mut parts: Vec<_> = old.map(|old| old.listen.ports).collect();
             parts.sort_unstable();
             parts

@@ -91,7 +91,7 @@ fn removed(sources: &Sources<'_>) -> Vec<RemovedStatus> {
                 address: backend.config.address,
                 port: backend.config.port,
                 flows_left: flows_active(sources.workers, backend.id.index),
-                then: removed.left,
+                then: removed.flow_action,
             }
         })
     });

@@ -591,7 +591,8 @@ async fn a_removed_backend_is_told_and_lingers_until_its_flows_have_ended() {
             assert_eq!((flows.backend.as_deref(), flows.flows), (Some("b"), 3), "{name}");
             assert_eq!(flows.then, FlowAction::Reset, "{name}");
         }
-        let left = bench.tables.current().backend(BackendIndex(1)).map(|b| (b.left, b.takes_new));
+        let left =
+            bench.tables.current().backend(BackendIndex(1)).map(|b| (b.flow_action, b.takes_new));
         assert_eq!(left, Some((FlowAction::Reset, false)));
         let status: Status = bench.get("/v1/status").await;
         let [removed] = status.removed.as_slice() else { unreachable!("{:?}", status.removed) };

@@ -12,7 +12,6 @@
 
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
-use super::conntrack::Miss;
 use super::context::Context;
 use super::forward::{Unsent, forward_packet};
 use super::fragment_out::fragment;
@@ -24,6 +23,7 @@ use super::rewrite::rewrite_to_backend;
 use super::select::select;
 use super::transmit::end;
 use crate::flow::table::Slot;
+use crate::forwarding::Miss;
 use crate::net::BackendIndex;
 use crate::stats::Drop;
 

@@ -4,12 +4,13 @@
 //! [`forward_packet`] again for a fragment.
 
 use super::batch::{Direction, Packet};
-use super::conntrack::{Conntrack, Miss, Untracked};
+use super::conntrack::{Conntrack, Untracked};
 use super::context::Context;
 use super::icmp;
 use super::reset::TxBacklog;
 use super::rewrite::{rewrite_to_backend, rewrite_to_client};
 use super::unpinned;
+use crate::forwarding::Miss;
 use crate::stats::Drop;
 
 /// Why a packet is not forwarded yet.

@@ -18,7 +18,7 @@ const UDP_HEADER: usize = 8;
 pub fn named<'t>(packet: &Packet, context: &Context<'t>) -> Option<&'t Backend> {
     let quic = context.table.vip(packet.vip)?.quic.as_deref()?;
     let index = quic.backend(server_chosen_id(udp_payload(packet)?)?)?;
-    context.table.backend(index).filter(|backend| backend.takes_midflow)
+    context.table.backend(index).filter(|backend| backend.takes_non_syn)
 }
 
 /// A NAT backend that may be answering for a flow.

@@ -9,11 +9,12 @@ use std::net::IpAddr;
 
 use self::sticky::ClientRecord;
 use super::batch::{Packet, TcpFlags};
-use super::conntrack::{Conntrack, Miss};
+use super::conntrack::Conntrack;
 use super::context::Context;
 use super::quic::named;
 use super::target::Target;
 use crate::flow::entry::Rule;
+use crate::forwarding::Miss;
 use crate::forwarding::affinity::mix;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::scheduler::{Note, Pool, Scheduler};
@@ -353,7 +354,7 @@ struct Candidates<'c, 't> {
 impl<'t> Candidates<'_, 't> {
     /// What is remembered of the client decides, if it is to.
     fn by_client(&mut self, client: &ClientRecord<'t>) -> Option<(&'t Backend, Rule)> {
-        if let Some(backend) = client.stays_at(self.miss == Miss::NonSyn) {
+        if let Some(backend) = client.stays_at(self.miss) {
             return self.tells_apart(backend).then_some((backend, Rule::Sticky));
         }
         if self.miss == Miss::NonSyn || !client.comes_back() {
@@ -387,7 +388,7 @@ impl<'t> Candidates<'_, 't> {
     /// any: it most probably is the one that had it.
     fn refusal(&mut self, backend: &Backend) -> Option<&'static str> {
         let in_service = match self.miss {
-            Miss::NonSyn => backend.takes_midflow,
+            Miss::NonSyn => backend.takes_non_syn,
             Miss::Open => backend.takes_new,
         };
         if !in_service {

@@ -55,7 +55,7 @@ pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
         share: FULL_SHARE,
         up: true,
         service: Service::Active,
-        left: FlowAction::Keep,
+        flow_action: FlowAction::Keep,
         next_hop: Some(NextHop { nic: NicIndex(0), mac: [2, 0xb, 0, 0, 0, index], vlan: None }),
         mtu: UNLIMITED,
         server_ids: Vec::new(),

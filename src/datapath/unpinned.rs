@@ -12,11 +12,12 @@
 //! Cost: SipHash and a slot look-up per datagram; with `nat` one line of the table of return hops, each way.
 
 use super::batch::{Direction, FragmentKind, Packet};
-use super::conntrack::{Conntrack, Miss};
+use super::conntrack::Conntrack;
 use super::context::Context;
 use super::fragments;
 use super::select::{admit, choose, offer_sample};
 use super::target::Target;
+use crate::forwarding::Miss;
 use crate::forwarding::table::ReturnPath;
 use crate::net::{Forward, ListenKey, NextHop, Tuple, VipId};
 use crate::stats::Drop;

@@ -114,6 +114,15 @@ pub enum Service {
     Out,
 }
 
+/// Why a client's packet has no pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Miss {
+    /// A SYN, or a packet of another protocol: the first packet of a flow.
+    Open,
+    /// A TCP packet without SYN: its flow has lost its pin.
+    NonSyn,
+}
+
 /// What becomes of the flows that are pinned to a backend which does not serve them any longer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -201,7 +210,7 @@ pub struct BackendSpec {
     /// What becomes of the flows that it has, up or down: [`FlowAction::Keep`] but for a drain that
     /// has met its deadline. With [`FlowAction::Reset`] its pins are gone after one round of the sweep
     /// and [`RESET_TIME`], but for those of which nobody speaks.
-    pub left: FlowAction,
+    pub flow_action: FlowAction,
     /// Where frames for it go, if route and neighbour are known.
     pub next_hop: Option<NextHop>,
     /// Longest IP packet that may leave towards it, in bytes.

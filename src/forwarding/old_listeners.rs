@@ -13,7 +13,7 @@ pub struct OldListen {
     /// The address and ports.
     pub listen: Listen,
     /// What becomes of the flows there: [`FlowAction::Keep`] or, with TCP, [`FlowAction::Reset`].
-    pub left: FlowAction,
+    pub flow_action: FlowAction,
 }
 
 /// All of them. As a rule there are none.
@@ -26,10 +26,10 @@ pub(super) struct OldListeners {
 impl OldListeners {
     /// Adds one; of two with one address and port the later wins.
     pub(super) fn add(&mut self, old: OldListen, vip: VipId) {
-        let OldListen { listen, left } = old;
+        let OldListen { listen, flow_action } = old;
         match exact(listen).filter(|key| key.port != 0) {
-            Some(key) => _ = self.exact.insert(key, (vip, left)),
-            None => self.others.push((listen, vip, left)),
+            Some(key) => _ = self.exact.insert(key, (vip, flow_action)),
+            None => self.others.push((listen, vip, flow_action)),
         }
     }
 
@@ -43,9 +43,8 @@ impl OldListeners {
     /// Cost: a hash look-up, and one comparison for each prefix and range.
     pub(super) fn find(&self, key: ListenKey) -> Option<(VipId, FlowAction)> {
         let within = |(listen, ..): &&(Listen, VipId, FlowAction)| listen.contains(key);
-        self.exact
-            .get(&key)
-            .copied()
-            .or_else(|| self.others.iter().rfind(within).map(|&(_, vip, left)| (vip, left)))
+        self.exact.get(&key).copied().or_else(|| {
+            self.others.iter().rfind(within).map(|&(_, vip, flow_action)| (vip, flow_action))
+        })
     }
 }

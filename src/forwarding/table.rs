@@ -15,7 +15,7 @@ use super::sticky::{Hold, Reentry, Sticky};
 use super::tunnel::Entropy;
 use super::{
     Affinity, BackendSpec, ClientKey, FULL_SHARE, FlowAction, FlowTimeouts, Local,
-    MAX_RETURN_PATHS, Secret, Service, Splits, VipPolicy, VipSpec,
+    MAX_RETURN_PATHS, Miss, Secret, Service, Splits, VipPolicy, VipSpec,
 };
 use crate::net::{
     Address, BackendId, BackendIndex, FlowKey, Forward, Listen, ListenKey, NextHop, PathKey,
@@ -115,13 +115,13 @@ impl BackendFlags {
         self.0 & (Self::LEFT.0 | Self::OLD_PORTS.0) != 0
     }
 
-    fn of(vip: &VipSpec, left: FlowAction) -> Self {
+    fn of(vip: &VipSpec, flow_action: FlowAction) -> Self {
         let quic = if vip.policy.affinity == Affinity::QuicCid { Self::QUIC.0 } else { 0 };
         let remembers = if vip.policy.remember.is_some() { Self::REMEMBERS.0 } else { 0 };
-        let left = if left == FlowAction::Keep { 0 } else { Self::LEFT.0 };
-        let resets = vip.old.iter().any(|old| old.left == FlowAction::Reset);
+        let flows_left = if flow_action == FlowAction::Keep { 0 } else { Self::LEFT.0 };
+        let resets = vip.old.iter().any(|old| old.flow_action == FlowAction::Reset);
         let old_ports = if resets { Self::OLD_PORTS.0 } else { 0 };
-        Self(quic | remembers | left | old_ports)
+        Self(quic | remembers | flows_left | old_ports)
     }
 }
 
@@ -151,7 +151,7 @@ pub struct Backend {
     /// Its health check says that it answers.
     pub up: bool,
     /// What becomes of the flows that it has, as things are now.
-    pub left: FlowAction,
+    pub flow_action: FlowAction,
     /// TCP: whether both ends of a flow that idled out are told: as its VIP says.
     pub reset_idle: bool,
     /// Whether it is told who the client is, by a PROXY header: as its VIP says.
@@ -159,7 +159,7 @@ pub struct Backend {
     /// New flows may go to it: up, active, with weight, and its next hop is known.
     pub takes_new: bool,
     /// Packets of flows whose pin was lost may go to it: up, and not out of service.
-    pub takes_midflow: bool,
+    pub takes_non_syn: bool,
     /// How many of [`FULL_SHARE`] of its own new flows it takes.
     pub share: u16,
     /// Tunnels: what names the path to it.
@@ -470,7 +470,7 @@ impl Backend {
             "its next hop is this box itself"
         } else if self.next_hop.is_none() {
             "its next hop is not known"
-        } else if self.takes_midflow {
+        } else if self.takes_non_syn {
             "draining, or without weight"
         } else {
             "out of service: its drain met the deadline, or it was removed"
@@ -496,7 +496,7 @@ impl Backend {
             mtu: spec.mtu,
             // One that was removed is checked no longer.
             up: spec.up || spec.removed,
-            left: flows_left(vip, spec),
+            flow_action: flow_action(vip, spec),
             reset_idle: vip.policy.reset_idle,
             proxy: vip.policy.proxy,
             takes_new: spec.up
@@ -504,11 +504,11 @@ impl Backend {
                 && spec.weight > 0
                 && spec.service == Service::Active
                 && spec.next_hop.is_some(),
-            takes_midflow: spec.up
+            takes_non_syn: spec.up
                 && !spec.removed
                 && spec.service != Service::Out
                 && spec.next_hop.is_some(),
-            flags: BackendFlags::of(vip, flows_left(vip, spec)),
+            flags: BackendFlags::of(vip, flow_action(vip, spec)),
             share: spec.share,
             path: PathKey::new(spec.address.into()),
             loops: false,
@@ -519,7 +519,7 @@ impl Backend {
     fn stay_off(&mut self, local: &Local) {
         self.loops = self.next_hop.is_some_and(|hop| local.macs.contains(&hop.mac));
         if self.loops {
-            (self.next_hop, self.takes_new, self.takes_midflow) = (None, false, false);
+            (self.next_hop, self.takes_new, self.takes_non_syn) = (None, false, false);
         }
     }
 }
@@ -534,15 +534,15 @@ pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
 /// What becomes of a backend's flows: what its drain says, else its VIP's word for one that is down.
 ///
 /// A UDP flow goes on sending to a backend that cannot be reached, and so keeps its pin alive: it leaves.
-fn flows_left(vip: &VipSpec, spec: &BackendSpec) -> FlowAction {
+fn flow_action(vip: &VipSpec, spec: &BackendSpec) -> FlowAction {
     let reachable = spec.next_hop.is_some() || vip.protocol == Protocol::Tcp;
-    let left = match spec.left {
+    let flow_action = match spec.flow_action {
         FlowAction::Keep if (spec.up || spec.removed) && reachable => return FlowAction::Keep,
         FlowAction::Keep => vip.policy.on_down,
-        left => left,
+        flow_action => flow_action,
     };
     match vip.protocol {
-        Protocol::Tcp => left,
+        Protocol::Tcp => flow_action,
         Protocol::Udp | Protocol::Any => FlowAction::Rehash,
     }
 }
@@ -559,15 +559,14 @@ fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
 }
 
 impl Sticky {
-    /// Whether a client's new flow goes to the backend that it has; `midflow`: whether a flow goes
-    /// there whose pin was lost.
-    pub fn stays(self, backend: &Backend, midflow: bool) -> bool {
+    /// Whether a packet without a pin goes to the backend that its client has.
+    pub fn stays(self, backend: &Backend, miss: Miss) -> bool {
         let keeps = |hold| hold == Hold::Keep;
         match (backend.up, backend.takes_new) {
             (_, true) => true,
             (false, _) => keeps(self.on_down) && backend.next_hop.is_some(),
             // A flow whose pin was lost was most probably there already.
-            (true, _) => (midflow || keeps(self.on_drain)) && backend.takes_midflow,
+            (true, _) => (miss == Miss::NonSyn || keeps(self.on_drain)) && backend.takes_non_syn,
         }
     }
 }
@@ -608,7 +607,7 @@ pub(crate) mod testing {
             share: FULL_SHARE,
             up: true,
             service: Service::Active,
-            left: FlowAction::Keep,
+            flow_action: FlowAction::Keep,
             next_hop: Some(NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None }),
             mtu: UNLIMITED,
             server_ids: Vec::new(),
@@ -670,7 +669,7 @@ mod tests {
         let table = ForwardingTable::build(1, [0; 16], local, &[web], None);
         let state = |index| {
             let backend = table.backend(BackendIndex(index)).unwrap();
-            (backend.loops, backend.takes_new, backend.takes_midflow, backend.next_hop.is_some())
+            (backend.loops, backend.takes_new, backend.takes_non_syn, backend.next_hop.is_some())
         };
         assert_eq!(state(0), (true, false, false, false));
         assert_eq!(state(1), (false, true, true, true));
@@ -697,7 +696,7 @@ mod tests {
             let mut backend = backend(0);
             change(&mut backend);
             let made = Backend::new(&spec(0), &backend);
-            assert_eq!((made.takes_new, made.takes_midflow), (new, midflow), "{name}");
+            assert_eq!((made.takes_new, made.takes_non_syn), (new, midflow), "{name}");
         };
         row("in service", |_| {}, true, true);
         row("draining", |b| b.service = Service::Draining, false, true);
@@ -710,7 +709,7 @@ mod tests {
     #[test]
     fn what_becomes_of_flows() {
         use FlowAction::{Keep, Rehash, Reset};
-        for (protocol, up, on_down, drained, left) in [
+        for (protocol, up, on_down, drained, flow_action) in [
             (Protocol::Tcp, true, Reset, Keep, Keep),
             (Protocol::Tcp, false, Keep, Keep, Keep),
             (Protocol::Tcp, false, Reset, Keep, Reset),
@@ -722,9 +721,9 @@ mod tests {
             (Protocol::Udp, true, Rehash, Reset, Rehash),
         ] {
             let vip = VipSpec { protocol, ..spec(0).with(|policy| policy.on_down = on_down) };
-            let spec = BackendSpec { up, left: drained, ..backend(0) };
+            let spec = BackendSpec { up, flow_action: drained, ..backend(0) };
             let name = format!("{protocol:?}, up: {up}, {on_down:?}, {drained:?}");
-            assert_eq!(Backend::new(&vip, &spec).left, left, "{name}");
+            assert_eq!(Backend::new(&vip, &spec).flow_action, flow_action, "{name}");
         }
     }
 

@@ -25,13 +25,16 @@ fn open(rig: &mut Rig, family: Family, client_port: u16, port: u16) -> Sent {
 
 fn old(family: Family, port: u16, left: FlowAction) -> OldListen {
     let network = Network::from(family.vip());
-    OldListen { listen: Listen { network, protocol: Protocol::Tcp, ports: port.into() }, left }
+    OldListen {
+        listen: Listen { network, protocol: Protocol::Tcp, ports: port.into() },
+        flow_action: left,
+    }
 }
 
 /// As control says it of a backend that a reload has taken away.
 fn remove(vip: &mut VipSpec, backend: usize, left: FlowAction) {
     let backend = &mut vip.backends[backend];
-    (backend.removed, backend.left, backend.service) = (true, left, Service::Out);
+    (backend.removed, backend.flow_action, backend.service) = (true, left, Service::Out);
 }
 
 /// A RST to the client and one to the backend, with the numbers of the packet that they answer.

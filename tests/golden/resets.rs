@@ -365,7 +365,7 @@ fn a_drain_that_has_met_its_deadline_cuts_resets_or_rehashes() {
             let first = open(&mut rig, family).destination_mac();
             rig.change(|specs| {
                 let backend = &mut specs[0].backends[usize::from(first[5])];
-                (backend.service, backend.left) = (Service::Out, left);
+                (backend.service, backend.flow_action) = (Service::Out, left);
             });
             let sent = rig.send(0, 0, &segment(family, 5, 9));
             match left {

@@ -116,7 +116,7 @@ pub fn spec(id: u16, forward: Forward, family: Family, nics: usize, backends: u1
         share: FULL_SHARE,
         up: true,
         service: Service::Active,
-        left: FlowAction::Keep,
+        flow_action: FlowAction::Keep,
         next_hop: Some(NextHop {
             nic: NicIndex(u8::try_from(nics - 1).unwrap()),
             mac: backend_mac(index),

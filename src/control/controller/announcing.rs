@@ -74,7 +74,7 @@ fn places(world: &World) -> HashSet<Assignment> {
         let config::Vip { announce: Announce::Interface(interface), .. } = &vip.config else {
             continue;
         };
-        let kept = vip.old.iter().filter(|old| old.left == FlowAction::Keep);
+        let kept = vip.old.iter().filter(|old| old.flow_action == FlowAction::Keep);
         let addresses = kept.map(|old| old.what.network).filter(|network| network.is_single());
         places.extend(
             addresses

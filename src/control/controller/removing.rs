@@ -124,8 +124,8 @@ pub(super) fn notify_renames(journal: &mut Journal, renames: Vec<Rename>) {
 
 /// Reports what a reload has taken away.
 pub(super) fn notify_removals(journal: &mut Journal, removals: &[Removal]) {
-    for Removal { vip, backend, flows, left } in removals {
-        let what = format!("its flows, {flows} by now, {}", fate(*left));
+    for Removal { vip, backend, flows, flow_action } in removals {
+        let what = format!("its flows, {flows} by now, {}", fate(*flow_action));
         let (event, text) = match backend {
             Some(backend) => (
                 NewEvent::of(Kind::Removed, vip, backend),

@@ -173,7 +173,7 @@ pub(super) fn policy(
     Policy {
         forward: backend.forward,
         up: backend.up,
-        rehash: backend.left == FlowAction::Rehash,
+        rehash: backend.flow_action == FlowAction::Rehash,
         terminate: backend.flags.ends_flows() && terminates(tuple(), backend, context),
         reset_idle: backend.reset_idle,
         new_connection: false,
@@ -185,7 +185,7 @@ pub(super) fn policy(
 #[cold]
 fn terminates(tuple: Tuple, backend: &Backend, context: &Context<'_>) -> bool {
     let old = || context.table.old_listener(|| tuple.listen_key());
-    backend.left == FlowAction::Reset
+    backend.flow_action == FlowAction::Reset
         || backend.flags.has(BackendFlags::OLD_PORTS)
             && old().is_some_and(|(_, left)| left == FlowAction::Reset)
 }

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 pub(super) use event::is_expired;
-pub use state::Miss;
+
 pub use untracked::Untracked;
 
 use self::event::{FlowUpdate, alive, steady};
@@ -48,8 +48,8 @@ use super::target::{Target, Terminated};
 use crate::flow::entry::{FlowState, Pin, Rule, State};
 use crate::flow::snat::{SnatAllocator, SnatPort};
 use crate::flow::table::{FlowTable, FlowView, Hit, Slot};
-use crate::forwarding::FlowAction;
 use crate::forwarding::table::Backend;
+use crate::forwarding::{FlowAction, Miss};
 use crate::net::{BackendIndex, Forward, HashedKey, ListenKey, NextHop, Protocol, TableSecret};
 use crate::stats::Drop;
 use crate::units::Ticks;
@@ -138,7 +138,7 @@ impl Conntrack {
                 return self.request_elsewhere(packet, context);
             }
             Verdict::ChooseAgain => {
-                if backend.left == FlowAction::Rehash {
+                if backend.flow_action == FlowAction::Rehash {
                     commit::count_rehash(context);
                 }
                 self.tables.remove(hit.slot, context);

@@ -21,16 +21,8 @@
 //! - first, of a question that is answered, which is all that most flows of DNS are.
 
 use crate::flow::entry::State;
+use crate::forwarding::Miss;
 use crate::net::{Forward, Protocol};
-
-/// Why a client's packet has no pin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Miss {
-    /// Its flow begins: a SYN, or a UDP packet.
-    Open,
-    /// A TCP packet in the middle of a flow that has lost its pin.
-    NonSyn,
-}
 
 /// Class of a packet, as far as the state of its flow depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -37,7 +37,7 @@ fn outcome<T>(tracked: Result<T, Untracked<'_>>) -> &'static str {
 
 fn left(left: FlowAction) -> VipSpec {
     let mut spec = vip(Forward::Nat, 2);
-    spec.backends.iter_mut().for_each(|backend| backend.left = left);
+    spec.backends.iter_mut().for_each(|backend| backend.flow_action = left);
     spec
 }
 

@@ -1,7 +1,7 @@
 //! Part of the stage conntrack: why a packet is not forwarded along a pin.
 
-use super::state::Miss;
 use crate::datapath::target::Terminated;
+use crate::forwarding::Miss;
 
 /// Why a packet is not forwarded along a pin.
 #[derive(Debug)]

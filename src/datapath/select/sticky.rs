@@ -6,9 +6,9 @@ use crate::datapath::clients::{assign, key_of};
 use crate::datapath::context::Context;
 use crate::flow::clients::{Key, Mapping};
 use crate::flow::entry::Rule;
-use crate::forwarding::Remember;
 use crate::forwarding::explain::Trace;
 use crate::forwarding::table::{Backend, Vip, name};
+use crate::forwarding::{Miss, Remember};
 use crate::net::FlowKey;
 
 /// What is known of the client of a new flow, at a VIP that remembers its clients.
@@ -34,10 +34,10 @@ impl<'t> ClientRecord<'t> {
         Some(Self { remember, key, mapping, backend, expired })
     }
 
-    /// The backend that the client's new flow follows it to; `midflow`: a flow whose pin was lost.
-    pub fn stays_at(&self, midflow: bool) -> Option<&'t Backend> {
+    /// The client's backend, if a packet without a pin follows it there.
+    pub fn stays_at(&self, miss: Miss) -> Option<&'t Backend> {
         let sticky = self.remember.sticky.filter(|_| !self.expired)?;
-        self.backend.filter(|backend| sticky.stays(backend, midflow))
+        self.backend.filter(|backend| sticky.stays(backend, miss))
     }
 
     /// Whether the client comes back after its time-out.
@@ -78,7 +78,7 @@ impl<'t> ClientRecord<'t> {
         let goes_on = !self.expired && (same || self.remember.sticky.is_none());
         if self.mapping.is_some() && goes_on {
             clients.touch(&self.key, self.remember.kept_by(backend.id), now, false);
-        } else if same || self.stays_at(false).is_none() {
+        } else if same || self.stays_at(Miss::Open).is_none() {
             assign(&self.key, backend.id, context);
         }
         // Else one flow could not follow (its ports are taken there): the client stays where it is.
@@ -121,22 +121,22 @@ mod tests {
     }
 
     /// The backend that the client sticks to.
-    fn stays(bed: &mut Bed, midflow: bool, now: u32) -> Option<BackendIndex> {
-        known(bed, now).stays_at(midflow).map(|backend| backend.id.index)
+    fn stays(bed: &mut Bed, miss: Miss, now: u32) -> Option<BackendIndex> {
+        known(bed, now).stays_at(miss).map(|backend| backend.id.index)
     }
 
     #[test]
     fn a_client_stays_at_its_backend_until_it_is_silent_for_too_long() {
         let mut bed = Bed::new(1, &[sticky(Hold::Release)]);
-        assert_eq!(stays(&mut bed, false, 0), None);
+        assert_eq!(stays(&mut bed, Miss::Open, 0), None);
         record(&mut bed, 1, 0);
-        assert_eq!(stays(&mut bed, false, 1000), Some(BackendIndex(1)));
+        assert_eq!(stays(&mut bed, Miss::Open, 1000), Some(BackendIndex(1)));
         assert!(!known(&mut bed, 1000).comes_back());
         // What was noted may be 1.28 s old.
-        assert_eq!(stays(&mut bed, false, 1129), None);
+        assert_eq!(stays(&mut bed, Miss::Open, 1129), None);
         assert!(known(&mut bed, 1129).comes_back());
         record(&mut bed, 0, 1129);
-        assert_eq!(stays(&mut bed, false, 1130), Some(BackendIndex(0)));
+        assert_eq!(stays(&mut bed, Miss::Open, 1130), Some(BackendIndex(0)));
     }
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
         let mut bed = Bed::new(1, &[sticky(Hold::Release)]);
         record(&mut bed, 1, 0);
         record(&mut bed, 0, 10);
-        assert_eq!(stays(&mut bed, false, 20), Some(BackendIndex(1)));
+        assert_eq!(stays(&mut bed, Miss::Open, 20), Some(BackendIndex(1)));
     }
 
     #[test]
@@ -155,9 +155,9 @@ mod tests {
             let mut spec = sticky(on_drain);
             spec.backends.iter_mut().for_each(|backend| backend.service = Service::Draining);
             bed.publish(&[spec]);
-            assert_eq!(stays(&mut bed, false, 10), opens, "{on_drain:?}");
+            assert_eq!(stays(&mut bed, Miss::Open, 10), opens, "{on_drain:?}");
             // A flow whose pin was lost was most probably there.
-            assert_eq!(stays(&mut bed, true, 10), Some(BackendIndex(1)), "{on_drain:?}");
+            assert_eq!(stays(&mut bed, Miss::NonSyn, 10), Some(BackendIndex(1)), "{on_drain:?}");
         }
     }
 
