@@ -90,7 +90,7 @@ fn join(packet: &mut Packet, resources: &mut Resources, context: &Context<'_>) -
         packet.backend = BackendIndex(u16::MAX);
         return Err(reason);
     }
-    packet.hint = Slot::NOWHERE;
+    packet.hint = context.flows.prefetch_entry(&packet.flow).unwrap_or(Slot::NOWHERE);
     if let Err(unsent) = forward_packet(packet, conntrack, backlog, context) {
         detour(packet, unsent, resources, context);
     }

@@ -19,7 +19,7 @@ use crate::datapath::target::{Target, Terminated};
 use crate::flow::entry::State;
 use crate::flow::snat::{SnatEntry, SnatPort};
 use crate::forwarding::table::Backend;
-use crate::net::{NextHop, Protocol, Tuple};
+use crate::net::{HashedKey, NextHop, Protocol, Tuple};
 use crate::units::Ticks;
 
 /// How often the pin is told that its flow lives. The shortest time-out is 1 s.
@@ -40,13 +40,15 @@ pub(super) fn track<'t>(
     if !comes_from(packet, backend, &snat_entry.snat_flow) {
         return Err(Untracked::NoFlow);
     }
-    packet.flow = tables.secret().hash(Tuple::from(snat_entry.snat_flow.flow));
+    packet.flow = HashedKey::unhashed(Tuple::from(snat_entry.snat_flow.flow));
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
     if changes_nothing(packet, backend) && snat_entry.notified_within(NOTIFY_INTERVAL, context.now)
     {
         return Ok(snat_entry.snat_flow.return_hop.next_hop());
     }
+    // Only a look-up needs the hash.
+    packet.flow = tables.secret().hash(packet.flow.tuple);
     track_unsteady(tables, packet, &snat_entry, backend, context)
 }
 
