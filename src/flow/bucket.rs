@@ -58,7 +58,7 @@ impl SlotMask {
     }
 }
 
-/// Returns the first slot in `line` that holds `tag` and whose entry satisfies `wanted`, and that
+/// Returns the first slot in `line` with `tag` and an entry that satisfies `wanted`, and that
 /// entry.
 #[inline]
 pub(super) fn find(line: &Line, tag: u16, wanted: impl Fn(u32) -> bool) -> Option<(u32, u32)> {

@@ -20,7 +20,7 @@ use crate::xdp::memory::MappingError;
 /// Sizes of the shared tables, besides those of the flow tables. The default suits tests.
 #[derive(Debug, Clone)]
 pub struct TableSizes {
-    /// Most clients whose backends are remembered.
+    /// Most clients with remembered backends.
     pub clients: usize,
     /// Most fragmented datagrams that are known at a time.
     pub datagrams: usize,
@@ -28,7 +28,7 @@ pub struct TableSizes {
     pub fragment_timeout: Ticks,
     /// Addresses and ports of full-NAT flows.
     pub sources: SnatPool,
-    /// Most clients of VIPs without pins whose return hops are known.
+    /// Most clients of VIPs without pins with known return hops.
     pub return_hops: usize,
 }
 
@@ -62,7 +62,7 @@ pub struct SharedTables {
     pub path_mtus: PathMtus,
 }
 
-/// A pin, and the worker whose flow table has it.
+/// A pin, and the worker that has it.
 #[derive(Debug, Clone, Copy)]
 pub struct FoundPin {
     /// Index of the worker.
