@@ -186,8 +186,7 @@ pub struct VipStatus {
     /// so are spread over several.
     #[serde(default)]
     pub splits: Vec<SplitStatus>,
-    /// Number of backends that are up: next hop resolved, and health check passed or not
-    /// configured.
+    /// Number of backends that are up: next hop resolved, and health check not failing.
     #[serde(default)]
     pub backends_up: usize,
     /// Number of backends that are up and take new flows: active, with non-zero weight.

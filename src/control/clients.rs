@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn who_names_nothing_is_refused() {
+    fn a_query_that_names_nothing_is_refused() {
         let (_, names) = some();
         let error = ForgetQuery::default().filter(&names).unwrap_err().to_string();
         assert!(error.contains("all=true"), "{error}");

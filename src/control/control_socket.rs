@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_process_is_refused_and_told_who_has_it() {
+    fn a_second_process_is_refused_with_the_pid_of_the_first() {
         let scratch = Scratch::new();
         let first = claim(&scratch.socket()).unwrap();
         let error = claim(&scratch.socket()).unwrap_err().to_string();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_left_that_was_killed_while_it_claimed_does_not_matter() {
+    fn leftovers_of_a_process_killed_while_claiming_do_not_matter() {
         let scratch = Scratch::new();
         let private = scratch.0.join(format!(".hf{}", std::process::id()));
         make_private(&private).unwrap();
@@ -327,7 +327,7 @@ mod tests {
     /// A file that is not a holdfast socket is refused with a description of it, and left
     /// unchanged.
     #[test]
-    fn what_is_of_others_is_left_alone() {
+    fn files_of_other_programs_are_left_alone() {
         type Make = fn(&Path);
         let rows: [(&str, Make); 6] = [
             ("a regular file", |path| fs::write(path, "precious").unwrap()),
@@ -365,7 +365,7 @@ mod tests {
 
     /// At the end, too.
     #[test]
-    fn what_took_the_sockets_place_meanwhile_stays() {
+    fn a_file_that_replaced_the_socket_stays() {
         let scratch = Scratch::new();
         let socket = scratch.socket();
         let claim = claim(&socket).unwrap();
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_cannot_be_made_is_told() {
+    fn a_path_that_cannot_be_made_is_reported() {
         let scratch = Scratch::new();
         make_private(&scratch.0).unwrap();
         let file = scratch.0.join("file");

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn keep_tells_the_deadline_and_goes_on() {
+    fn keep_reports_the_deadline_and_goes_on() {
         let now = Instant::now();
         let mut drain = Drain::default();
         drain.begin(Some(SECOND), 3, now);

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_told() {
+    fn an_unknown_end_has_no_estimate() {
         let one = ages([10.0]);
         assert_eq!(ends_in(&lives([]), &one, &one), None, "no flow has ended yet");
         let short = lives(std::iter::repeat_n(1.0, 1000));

@@ -1,7 +1,7 @@
 //! `GET /v1/flows`: the pinned flows of all workers, read in chunks while workers run.
 //!
-//! A scan never holds more than one chunk, and yields to other tasks between chunks, so that a
-//! table of any size costs control little memory and no punctuality.
+//! A scan never holds more than one chunk, and yields to other tasks between chunks, so that tables
+//! of any size neither use much memory nor delay the control thread.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -455,7 +455,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn bad_queries_are_told() {
+    fn bad_queries_are_refused() {
         let names = names();
         let error = |query| Filter::new(query, &names).unwrap_err().to_string();
         let all = Query::default();

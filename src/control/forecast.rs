@@ -115,8 +115,8 @@ fn tell(registry: &mut Registry, workers: &[WorkerView], found: &Look, now: Inst
     }
 }
 
-/// Returns the lifetimes of a VIP's ended flows by class, over all workers. (A VIP's index is reused
-/// after all others, so lifetimes left by an earlier VIP of the index are not subtracted.)
+/// Returns the lifetimes of a VIP's ended flows by class, over all workers. (A VIP's index is
+/// reused after all others, so lifetimes left by an earlier VIP of the index are not subtracted.)
 fn completed(workers: &[WorkerView], vip: VipId) -> [u64; SPANS] {
     let all = workers.iter().filter_map(|worker| worker.stats.lifetimes.get(usize::from(vip.0)));
     all.fold([0; SPANS], |mut sum, lifetimes| {
