@@ -125,7 +125,8 @@ impl Clients {
     /// client stays proven if its mapping has not expired; `lives` decides that for any mapping of
     /// the bucket.
     ///
-    /// # Errors [`NotRecorded`]; nothing has changed then.
+    /// # Errors
+    /// [`NotRecorded`]; nothing has changed then.
     pub fn assign(
         &self,
         key: &Key,

@@ -157,7 +157,8 @@ impl FragmentTable {
     /// Records the first fragment of a datagram, of `len` bytes. A known datagram starts again: its
     /// sender has reused the identification.
     ///
-    /// # Errors [`OtherPorts`]: then nothing is recorded.
+    /// # Errors
+    /// [`OtherPorts`]: then nothing is recorded.
     pub fn record(
         &self,
         key: &Key,

@@ -77,7 +77,8 @@ impl SharedTables {
     /// Creates the shared tables of the workers that have these flow tables. `secret` keys their
     /// hashes.
     ///
-    /// # Errors When there is too little memory for the SNAT entries.
+    /// # Errors
+    /// When there is too little memory for the SNAT entries.
     pub fn new(
         flows: Arc<[Arc<FlowTable>]>,
         secret: &TableSecret,
@@ -99,7 +100,8 @@ impl SharedTables {
     /// MTUs, and the SNAT ports that `worker` may allocate there. Fragments and return hops are not
     /// copied, as no explanation reads them.
     ///
-    /// # Errors When there is too little memory.
+    /// # Errors
+    /// When there is too little memory.
     pub fn scratch(
         &self,
         pins: &[FoundPin],

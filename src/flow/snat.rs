@@ -105,7 +105,8 @@ pub struct SnatTable {
 impl SnatTable {
     /// Creates the entries of these sources, all free.
     ///
-    /// # Errors When there is too little memory.
+    /// # Errors
+    /// When there is too little memory.
     pub fn new(sources: SnatPool, workers: u8) -> Result<Self, MappingError> {
         let slots = Mapping::zeroed(sources.len())?;
         Ok(Self { sources, workers: workers.max(1), slots })
@@ -117,7 +118,8 @@ impl SnatTable {
     ///
     /// Cost: one look at each used port of the worker until a free one is found.
     ///
-    /// # Errors When there is too little memory.
+    /// # Errors
+    /// When there is too little memory.
     pub fn scratch(
         &self,
         used: impl IntoIterator<Item = SnatPort>,

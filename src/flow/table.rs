@@ -9,8 +9,9 @@
 //!  | 8 x tag:16 | 8 x entry number:32 | -:128 | --> | hop  addresses(1, 4) tail  backend_word |
 //!  +-----------------------------------------+     +------------------------------------------+
 //!    a flow is in one of two buckets:             hop          = MAC:48 nic:4 vlan:12
-//!    b1 = high bits, b2 = mix(tag) - b1 (mod n)   tail         = client port:16 vip port:16 state:8
-//!                                                                owner:8 stamp:8 protocol:8
+//!    b1 = high bits, b2 = mix(tag) - b1 (mod n)   tail         = client port:16 vip port:16
+//!                                                                state:8 owner:8 stamp:8
+//!                                                                protocol:8
 //!                                                 backend_word = backend:16 generation:16
 //!                                                                last seen:32
 //!                                               creations (8 bytes each), in a separate array
@@ -25,7 +26,7 @@
 //! `hop`, `last seen` and bits of `state`, by compare-and-swap against the values they have read.
 //!
 //! Memory: 49.4 bytes for an IPv4 flow and 81.4 for an IPv6 flow (8 slots per bucket, filled to
-//! 8  %). Each family has room for all flows that the table is made for; a family takes memory when
+//! 85 %). Each family has room for all flows that the table is made for; a family takes memory when
 //! it is first needed ([`FlowTable::populate`]). The table lies in a memfd
 //! ([`layout`](super::layout)), which a later process may take over ([`FlowTable::attach`]).
 
@@ -70,7 +71,8 @@ impl FlowTable {
     /// Maps a table for `capacity` flows of each family (8 to 2^30), with memory for `families`: on
     /// pages of the huge page pool if it has enough.
     ///
-    /// # Errors When there is too little memory.
+    /// # Errors
+    /// When there is too little memory.
     pub fn new(capacity: u32, secret: TableSecret, families: Families) -> Result<Self, TableError> {
         let on = |pages| {
             let layout = Layout::of(capacity);
@@ -89,7 +91,8 @@ impl FlowTable {
     /// ([`FlowWriter::take_over`](super::writer::FlowWriter::take_over)). Its pins name VIPs,
     /// backends and workers of that process: those must be handed over as well.
     ///
-    /// # Errors [`TableError`] when the file is not a table, or of another version, size or boot.
+    /// # Errors
+    /// [`TableError`] when the file is not a table, or of another version, size or boot.
     pub fn attach(file: OwnedFd) -> Result<Self, TableError> {
         let arena = Arena::of_file(file)?;
         let (header, capacity, seed) = Header::check(&arena)?;
@@ -112,7 +115,8 @@ impl FlowTable {
     /// Backs the parts of `families` with memory, as far as they are not: to be called before the
     /// first flow of a family may come. Any thread, also while the table is in use.
     ///
-    /// # Errors When there is too little memory.
+    /// # Errors
+    /// When there is too little memory.
     pub fn populate(&self, families: Families) -> Result<(), TableError> {
         if families.v4 {
             self.v4.populate()?;

@@ -111,8 +111,9 @@ impl FlowWriter {
 
     /// Adds an entry. The caller has checked that its key is not in the table yet.
     ///
-    /// # Errors [`Full`] when no entry is free, or the flow's two buckets and all that could make
-    /// room in them are full. Nothing has changed then.
+    /// # Errors
+    /// [`Full`] when no entry is free, or the flow's two buckets and all that could make room in
+    /// them are full. Nothing has changed then.
     pub fn insert(&mut self, key: &HashedKey, pin: &Pin) -> Result<Slot, Full> {
         match &key.tuple {
             Tuple::V4(words) => self.v4.insert(&self.table.v4, words, key.hash, pin),
