@@ -4,10 +4,10 @@
 //!  hash of the tuple
 //!    | high bits                        low 16 bits = tag, never 0
 //!    v
-//!  bucket lines (64 bytes each)                 entries (IPv4 32 bytes, IPv6 64 bytes)
-//!  +-----------------------------------------+     +------------------------------------------+
-//!  | 8 x tag:16 | 8 x entry number:32 | -:128 | --> | hop  addresses(1, 4) tail  backend_word |
-//!  +-----------------------------------------+     +------------------------------------------+
+//!  bucket lines (64 bytes each)                   entries (IPv4 32 bytes, IPv6 64 bytes)
+//!  +------------------------------------------+     +------------------------------------------+
+//!  | 8 x tag:16 | 8 x entry number:32 | -:128 | --> | hop  addresses(1, 4)  tail  backend_word |
+//!  +------------------------------------------+     +------------------------------------------+
 //!    a flow is in one of two buckets:             hop          = MAC:48 nic:4 vlan:12
 //!    b1 = high bits, b2 = mix(tag) - b1 (mod n)   tail         = client port:16 vip port:16
 //!                                                                state:8 owner:8 stamp:8
