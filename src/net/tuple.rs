@@ -1,4 +1,4 @@
-//! A five-tuple as packets carry it and flow tables keep it: packed words, by family.
+//! A five-tuple in packed words, by family, as flow tables store it.
 //!
 //! ```text
 //! V4   client:32 vip:32                         tail
@@ -6,15 +6,16 @@
 //! tail client port:16 vip port:16 (state:8 owner:8 stamp:8) protocol:8
 //! ```
 //!
-//! The bits in brackets belong to a table's entries, and are 0 in a tuple. All fields are numbers
-//! (host byte order), so two tuples are the same flow if and only if their words are equal.
+//! The bits in parentheses belong to a table's entries, and are 0 in a tuple. All fields are
+//! numbers (host byte order), so that two tuples are the same flow if and only if their words are
+//! equal.
 
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 
 use super::{Address, FlowKey, ListenKey, Protocol};
 
-/// A five-tuple. "Client" is who sent the packet, and "vip" to whom, as long as nobody has looked
-/// which way the packet goes.
+/// A five-tuple. Until the direction of a packet is known, "client" is its source and "vip" its
+/// destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tuple {
     /// Both addresses are IPv4.
@@ -23,26 +24,26 @@ pub enum Tuple {
     V6([u64; 5]),
 }
 
-/// The part of a tail word that is a tuple's.
+/// The bits of a tail word that belong to the tuple.
 pub(crate) const TAIL: u64 = 0xffff_ffff_0000_00ff;
-/// The part of it that is the VIP's: port and protocol.
+/// The bits of a tail word that belong to the VIP: port and protocol.
 const VIP_TAIL: u64 = 0x0000_ffff_0000_00ff;
 
-/// The tail word, from the four bytes in which TCP and UDP headers begin.
+/// Returns the tail word, from the first four bytes of a TCP or UDP header.
 #[inline]
 const fn tail(ports: [u8; 4], protocol: Protocol) -> u64 {
     (u32::from_be_bytes(ports) as u64) << 32 | protocol as u64
 }
 
 impl Tuple {
-    /// From the bytes of packet headers: source and destination address, source and destination
-    /// port.
+    /// Creates an IPv4 tuple from the bytes of packet headers: source and destination address,
+    /// source and destination port.
     #[inline]
     pub const fn v4(addresses: [u8; 8], ports: [u8; 4], protocol: Protocol) -> Self {
         Self::V4([u64::from_be_bytes(addresses), tail(ports, protocol)])
     }
 
-    /// The same for IPv6.
+    /// Creates an IPv6 tuple from the bytes of packet headers.
     #[inline]
     pub const fn v6(
         source: [u8; 16],
@@ -62,7 +63,7 @@ impl Tuple {
         }
     }
 
-    /// TCP, UDP or any.
+    /// Returns TCP, UDP or any.
     #[inline]
     pub const fn protocol(&self) -> Protocol {
         const TCP: u64 = Protocol::Tcp as u64;
@@ -75,13 +76,13 @@ impl Tuple {
         }
     }
 
-    /// Whether the addresses are IPv4.
+    /// Returns whether the addresses are IPv4.
     #[inline]
     pub const fn is_v4(&self) -> bool {
         matches!(self, Self::V4(_))
     }
 
-    /// The same with nothing but the destination: equal for all packets to one VIP and port.
+    /// Returns the destination part only: equal for all packets to one VIP and port.
     #[inline]
     #[must_use]
     pub const fn destination(&self) -> Self {
@@ -91,7 +92,7 @@ impl Tuple {
         }
     }
 
-    /// Whether [`Tuple::destination`] of this one is `destination`.
+    /// Returns whether [`Tuple::destination`] of this tuple is `destination`.
     #[inline(always)]
     pub fn goes_to(&self, destination: &Self) -> bool {
         match (self, destination) {
@@ -105,7 +106,7 @@ impl Tuple {
         }
     }
 
-    /// The flow of all packets between the two addresses ([`Protocol::Any`]).
+    /// Returns the tuple of all packets between the two addresses ([`Protocol::Any`]).
     #[inline]
     #[must_use]
     pub const fn without_ports(&self) -> Self {
@@ -116,29 +117,29 @@ impl Tuple {
         }
     }
 
-    /// The destination as something that a VIP may listen on.
+    /// Returns the destination as a key that a VIP may listen on.
     #[inline]
     pub const fn listen_key(&self) -> ListenKey {
         let key = self.key();
         ListenKey { address: key.vip, port: key.vip_port, protocol: key.protocol }
     }
 
-    /// The source as something that a NAT backend may answer from.
+    /// Returns the source as a key that a NAT backend may reply from.
     #[inline]
     pub const fn reply_key(&self) -> ListenKey {
         let key = self.key();
         ListenKey { address: key.client, port: key.client_port, protocol: key.protocol }
     }
 
-    /// Whether source or destination port is 0, as both are where there are none.
+    /// Returns whether source or destination port is 0, as both are in protocols without ports.
     #[inline]
     pub const fn has_zero_port(&self) -> bool {
         let tail = self.tail();
         tail >> 48 == 0 || tail & 0xffff_0000_0000 == 0
     }
 
-    /// Whether a port is 0 that must not be: any but the source port of UDP, where 0 says that no answer
-    /// is wanted (RFC 768).
+    /// Returns whether a port is 0 that must not be: any but the source port of UDP, where 0 means
+    /// that no reply is wanted (RFC 768).
     #[inline]
     pub const fn has_forbidden_port(&self) -> bool {
         let tail = self.tail();
@@ -146,7 +147,7 @@ impl Tuple {
         tail & 0xffff_0000_0000 == 0 || from_zero
     }
 
-    /// Taken apart.
+    /// Unpacks the tuple.
     #[inline]
     pub const fn key(&self) -> FlowKey {
         let (client, vip) = match *self {
@@ -166,7 +167,7 @@ impl Tuple {
     }
 }
 
-/// The last 32 bits as an IPv4 address.
+/// Returns the last 32 bits as an IPv4 address.
 #[inline]
 const fn v4_address(word: u64) -> Address {
     let [.., a, b, c, d] = word.to_be_bytes();
@@ -174,7 +175,7 @@ const fn v4_address(word: u64) -> Address {
 }
 
 impl From<FlowKey> for Tuple {
-    /// A key whose addresses are of two families has no packet; it becomes one that none has.
+    /// A key with addresses of two families has no packet; its tuple equals that of no packet.
     #[inline]
     fn from(key: FlowKey) -> Self {
         let FlowKey { client, vip, client_port, vip_port, protocol } = key;
@@ -196,35 +197,34 @@ pub struct HashedKey {
 }
 
 impl HashedKey {
-    /// A place holder that no table has.
+    /// A placeholder that no table has.
     pub const NONE: Self = Self { tuple: Tuple::V4([0; 2]), hash: 0 };
 
-    /// Of a tuple that is not to be looked for.
+    /// Wraps a tuple that is not looked up.
     pub const fn unhashed(tuple: Tuple) -> Self {
         Self { tuple, ..Self::NONE }
     }
 
-    /// The five-tuple, taken apart.
+    /// Returns the five-tuple, unpacked.
     #[inline]
     pub const fn key(&self) -> FlowKey {
         self.tuple.key()
     }
 
-    /// TCP or UDP.
+    /// Returns TCP, UDP or any.
     #[inline]
     pub const fn protocol(&self) -> Protocol {
         self.tuple.protocol()
     }
 
-    /// The hash.
+    /// Returns the hash.
     #[inline]
     pub const fn value(&self) -> u64 {
         self.hash
     }
 }
 
-/// The secret of the flow tables of one process. Attackers who do not know it cannot aim flows at
-/// one bucket.
+/// Secret of the flow tables of one process. Without it, attackers cannot aim flows at one bucket.
 #[derive(Debug, Clone)]
 pub struct TableSecret {
     seed: u64,
@@ -232,18 +232,18 @@ pub struct TableSecret {
 }
 
 impl TableSecret {
-    /// From a random seed.
+    /// Creates the secret from a random seed.
     pub fn new(seed: u64) -> Self {
         Self { seed, secrets: RapidSecrets::seed(seed) }
     }
 
-    /// The seed that it was made from.
+    /// Returns the seed that the secret was made from.
     pub(crate) const fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Hashes a tuple: rapidhash v3 of its words. All tables of a process share one secret, so a
-    /// hash serves to look into any of them.
+    /// Hashes a tuple: rapidhash v3 of its words. All tables of a process share one secret, so that
+    /// a hash is valid in each of them.
     #[inline]
     pub fn hash(&self, tuple: Tuple) -> HashedKey {
         let hash = match &tuple {
@@ -331,8 +331,8 @@ mod tests {
         }
     }
 
-    /// The hash is a part of the layout of flow tables: a process that takes one over must find what the
-    /// one before has hashed. If this changes, so must the layout's number.
+    /// The hash is a part of the layout of flow tables: a process that takes a table over must find
+    /// the entries that its predecessor has hashed. If this changes, so must the layout's version.
     #[test]
     fn the_hash_stays_what_it_is() {
         let hash = |tuple| TableSecret::new(7).hash(tuple).hash;
