@@ -29,9 +29,8 @@ impl Default for Batch {
 }
 
 impl Batch {
-    /// Replaces the batch, all of whose frames are gone, with the next packets of `receive`, which
-    /// puts a frame into each record that it takes from the iterator and returns the number of
-    /// frames.
+    /// Replaces the batch, which has no frames left, with the next packets of `receive`, which puts
+    /// a frame into each record that it takes from the iterator and returns the number of frames.
     #[inline(always)]
     pub fn fill(&mut self, receive: impl FnOnce(&mut std::slice::IterMut<'_, Packet>) -> usize) {
         self.len = receive(&mut self.packets.iter_mut()).min(BATCH);
@@ -67,7 +66,7 @@ impl Batch {
 pub struct Packet {
     /// The packet's bytes; `None` once it is queued, parked or dropped.
     pub frame: Option<Frame>,
-    /// The packet was dropped, or its frame was taken over by a table of fragments.
+    /// The packet was dropped or parked, so that transmit does not count it.
     pub dropped: bool,
     /// Header offsets, tags, flags and fragment kind, by parse.
     pub layout: HeaderLayout,
@@ -113,7 +112,7 @@ pub enum Direction {
     /// From a NAT backend of a VIP without pins, with this service address and port, to a client;
     /// becomes [`Direction::ToClient`].
     UnpinnedReply(ListenKey),
-    /// Fragment whose flow is not yet known; becomes the direction of the flow.
+    /// Fragment of a flow not yet known; becomes the direction of the flow.
     Fragment,
     /// Back to the packet's sender: the packet was turned into this local reply.
     LocalReply(LocalReply),

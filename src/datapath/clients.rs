@@ -18,7 +18,7 @@ pub const fn is_due(flow_state: &FlowState, context: &Context<'_>) -> bool {
     (context.now.0 ^ flow_state.last_seen().0) >> PERIOD_BITS != 0
 }
 
-/// Records a packet of a flow on `backend` whose state changed from `before` to `state`.
+/// Records a packet of a flow on `backend` that changed the flow's state from `before` to `state`.
 #[cold]
 #[inline(never)]
 pub fn seen(

@@ -19,7 +19,7 @@ pub enum Unsent {
     Dropped(Drop),
     /// The flow has no pin.
     NoPin(Miss),
-    /// The packet is a fragment whose flow is not known yet.
+    /// The packet is a fragment of a flow not yet known.
     Fragment,
 }
 

@@ -9,8 +9,8 @@ use super::fragments::Fragments;
 use super::ports::WorkerPort;
 use crate::xdp::cpu;
 
-/// Moves up to `max` packets from the port's RX ring into `batch`, all of whose frames are gone.
-/// Parked fragments received earlier on the same NIC, whose first fragment has come, go first.
+/// Moves up to `max` packets from the port's RX ring into `batch`, which has no frames left. Parked
+/// fragments that were received earlier on the same NIC, and can go on, are first.
 #[inline]
 pub fn receive(
     batch: &mut Batch,
