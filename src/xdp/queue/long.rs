@@ -198,7 +198,7 @@ mod tests {
     /// Frames of a packet, the bad ones among them, and the expected (frames, completeness) of each
     /// delivered packet.
     #[test]
-    fn what_is_not_whole_is_marked_and_given_back() {
+    fn incomplete_packets_are_marked_and_given_back() {
         for (name, frames, lies, expected) in [
             ("17 frames", 17, &[][..], &[(17, true)][..]),
             ("18 frames", 18, &[], &[(17, false), (1, false)]),

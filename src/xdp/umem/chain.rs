@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_can_be_read() {
+    fn later_chunks_can_be_read() {
         let (_umem, mut pool) = Umem::create(4, 2048).unwrap();
         let packet: Vec<u8> = (0..=255).cycle().take(4001).collect();
         let frame = pool.copy(&packet).unwrap();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_can_be_cut_off_but_not_covered() {
+    fn later_chunks_can_be_cut_off_but_not_covered() {
         let (_umem, mut pool) = Umem::create(4, 2048).unwrap();
         let mut frame = pool.copy(&[7; 4000]).unwrap();
         assert!(!frame.set_len(10) && !frame.copy_from(&[1]), "what is behind would be lost");
