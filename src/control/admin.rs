@@ -1,7 +1,7 @@
 //! The control API: HTTP/1.1 on a Unix socket that only its owner can open.
 //!
 //! Handlers hold no state: each sends a [`Request`] to the control task and waits for the reply.
-//! [`claim`] makes the socket itself.
+//! [`claim`] creates the socket itself.
 
 use std::sync::Arc;
 

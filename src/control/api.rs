@@ -158,10 +158,10 @@ pub struct Totals {
     pub icmp_rate_limited: u64,
 }
 
-/// One VIP.
+/// Status of a VIP.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VipStatus {
-    /// Name.
+    /// Name of the VIP.
     pub name: String,
     /// Address or prefix.
     pub address: Network,
@@ -209,7 +209,7 @@ pub struct SplitStatus {
     pub share: f64,
 }
 
-/// One backend.
+/// Status of a backend.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BackendStatus {
     /// Name of the VIP.
@@ -363,7 +363,7 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
-/// One worker.
+/// Status of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "named as in WorkerStats")]
 pub struct WorkerStatus {
@@ -377,7 +377,7 @@ pub struct WorkerStatus {
     pub sleeps: u64,
 }
 
-/// One NIC.
+/// Status of a NIC.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "named as in PortStats and the kernel's xdp_statistics")]
 pub struct NicStatus {

@@ -88,7 +88,7 @@ impl Backends {
 /// Counts of the receiving side that the trackers do not have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JudgeCounts {
-    /// Packets that cannot be parsed, such as those of other programs.
+    /// Packets that cannot be parsed, or are of another layout than the run's.
     pub unreadable: u64,
     /// Packets of an earlier trial.
     pub stale: u64,

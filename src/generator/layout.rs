@@ -40,7 +40,7 @@ impl Layout {
         self.transport() + if self.tcp { 16 } else { 6 }
     }
 
-    /// EtherType.
+    /// EtherType, in network byte order.
     pub const fn ether_type(self) -> [u8; 2] {
         if self.ipv6 { [0x86, 0xdd] } else { [0x08, 0x00] }
     }

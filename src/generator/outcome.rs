@@ -180,7 +180,7 @@ pub struct Outcome {
     pub method: &'static str,
     /// `udp`, `tcp` or `syn`.
     pub traffic: &'static str,
-    /// The VIP.
+    /// Address and port of the VIP.
     pub target: String,
     /// Concurrent flows.
     pub flows: u32,

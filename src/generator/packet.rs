@@ -46,7 +46,7 @@ pub struct Segment {
     pub sequence: u32,
     /// Acknowledgement number.
     pub acknowledgement: u32,
-    /// Flags.
+    /// Flag bits.
     pub flags: u8,
 }
 

@@ -13,7 +13,7 @@ use super::tuple::Clients;
 use crate::xdp::generate::BLAST_MAX;
 
 /// Most concurrent flows. A flow takes 24 bytes in every worker (48 with replies), and 20 to 44
-/// bytes in one of them, depending on traffic and distribution.
+/// bytes once, depending on traffic and distribution.
 pub const MAX_FLOWS: u64 = 10_000_000;
 /// Bounds of a rate in packets per second.
 pub const RATE_PPS: (f64, f64) = (1.0, 1e8);
@@ -112,7 +112,7 @@ pub struct Request {
     pub new_flows: f64,
     /// Frame size; `None`: the shortest with which the method measures everything that it can.
     pub size: Option<Size>,
-    /// Rate.
+    /// Requested rate.
     pub rate: Rate,
     /// Length of a run, or of each trial of a search, in seconds.
     pub seconds: f64,
@@ -195,7 +195,7 @@ pub enum Refusal {
     /// A number is out of its range.
     #[error("{option} {got}: use {range}{unit}{reason}")]
     OutOfRange {
-        /// The option.
+        /// Name of the option.
         option: &'static str,
         /// Value in the request.
         got: String,
