@@ -174,7 +174,7 @@ fn is_unicast(address: &[u8]) -> bool {
     }
 }
 
-/// Whether the packet is an ICMP message of any type that is not known to be harmless. A message
+/// Whether the packet is an ICMP message of any type except the known non-error types. A message
 /// too short to have a type counts as an error.
 fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
     let kind = packet.get(headers.transport).copied();

@@ -330,8 +330,9 @@ fn check_mtu(headers: &Headers, len: usize, mtu: u16) -> Result<(), SiitError> {
     Err(SiitError::TooBig { mtu })
 }
 
-/// Replaces the `old` bytes from `at` on with `front`, truncates the frame at its former offset `at
-/// + end`, and sets the Ethernet type by the family of `front`. The bytes before `at` move along.
+/// Replaces the `old` bytes from `at` on with `front`, truncates the frame at its former offset
+/// `at + end`, and sets the Ethernet type by the family of `front`. The bytes before `at`
+/// move along.
 fn replace_front(
     frame: &mut Frame,
     at: usize,

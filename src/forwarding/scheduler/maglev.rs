@@ -79,8 +79,8 @@ impl Walk {
         }
     }
 
-    /// Round of the next turn: a backend of weight w takes its n-th turn in round `n * heaviest /
-    /// w`, rounded up.
+    /// Round of the next turn: a backend of weight w takes its n-th turn in round
+    /// `n * heaviest / w`, rounded up.
     const fn next_turn(&self, heaviest: u64) -> u64 {
         ((self.turns + 1) * heaviest).div_ceil(self.weight)
     }

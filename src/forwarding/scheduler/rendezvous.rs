@@ -1,9 +1,9 @@
 //! Rendezvous hashing (Thaler, Ravishankar 1998) with weights (Schindelhauer, Schomaker 2005).
 //!
-//! Every backend draws u in (0, 1) from the flow's hash and its own address, and the least `-ln(u)
-//! / weight` wins. A draw is independent of all other backends: the removal of a backend moves its
-//! own flows and no others, whatever the weights. This also holds when the configuration removes
-//! it, which a lookup table cannot guarantee.
+//! Every backend draws u in (0, 1) from the flow's hash and its own address, and the backend with
+//! the least `-ln(u)/weight` wins. A draw is independent of all other backends: the removal of a
+//! backend moves its own flows and no others, whatever the weights. This also holds when the
+//! configuration removes it, which a lookup table cannot guarantee.
 //!
 //! Integers only: boxes agree regardless of processor and mathematical library.
 
