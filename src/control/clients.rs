@@ -99,7 +99,7 @@ pub async fn forget(clients: &Clients, filter: &Filter, names: &Names, clock: &C
     forgotten
 }
 
-/// Forgets clients that were silent for longer than any time-out, [`AGEING`] positions per call:
+/// Forgets clients that were silent for longer than any time-out, `AGEING` positions per call:
 /// the time stamps of the table wrap around. Returns the position at which the next call continues.
 pub fn age(clients: &Clients, from: usize, now: Ticks) -> usize {
     let end = (from + AGEING).min(clients.positions());
