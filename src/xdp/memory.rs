@@ -294,8 +294,8 @@ impl<T: Shareable> Deref for Mapping<T> {
     #[inline]
     fn deref(&self) -> &[T] {
         // SAFETY: `Arena::part` found `len` entries at `start` inside the mapping, aligned to a
-        // page (`FITS`); every bit pattern is valid (`Shareable`), changes only through atomics,
-        // and stays mapped as long as `self.arena`.
+        // page (`FITS`); every bit pattern is valid (`Shareable`), and the entries change only
+        // through atomics and stay mapped as long as `self.arena`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }

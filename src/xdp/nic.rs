@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::netlink::{Link, NetlinkError, Rtnetlink};
 
-/// Commands of include/uapi/linux/ethtool.h. No structure of theirs exceeds [`ANSWER`] words.
+/// Commands of include/uapi/linux/ethtool.h. None of their structures exceeds [`ANSWER`] words.
 #[derive(Clone, Copy)]
 enum Command {
     /// `ETHTOOL_GDRVINFO`.

@@ -46,10 +46,9 @@ pub struct XskQueue {
     /// Ledger values of this queue.
     receive: Holder,
     transmit: Holder,
-    /// Number of frames in the fill ring, the RX ring, in `growing`, or with the NIC to be received
-    /// into.
+    /// Number of frames in the fill ring, the RX ring, in `growing`, or with the NIC for reception.
     receiving: u32,
-    /// Number of frames in the TX ring, the completion ring, or with the NIC to be sent.
+    /// Number of frames in the TX ring, the completion ring, or with the NIC for transmission.
     transmitting: u32,
     /// Number of frames pushed to the TX ring and not yet published.
     queued: u32,
@@ -105,7 +104,7 @@ impl XskQueue {
     }
 
     /// Takes up to `max` received frames and passes each packet to `each`; returns the number of
-    /// packets, at most `max`. A packet whose last frame is missing is passed on by a later call.
+    /// packets, at most `max`. A later call passes on a packet whose last frame is missing.
     ///
     /// Cost: one index read and one index write per call, one ledger byte per frame.
     #[inline]
@@ -263,7 +262,7 @@ impl XskQueue {
         }
     }
 
-    /// Returns sent frames to `pool`; returns their number.
+    /// Moves sent frames back to `pool`; returns their number.
     #[inline]
     pub fn reclaim(&mut self, pool: &mut FramePool) -> usize {
         if self.transmitting == 0 || !pool.is_of(self.memory) {

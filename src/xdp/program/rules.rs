@@ -240,7 +240,7 @@ impl Rules {
     }
 
     /// Changes the maps from `self` to `wanted`. Additions come first, with port ranges before the
-    /// areas that refer to them; removals follow in the reverse order.
+    /// areas that refer to them; removals follow, with port ranges last.
     pub(super) fn change_to(
         &mut self,
         wanted: Self,
