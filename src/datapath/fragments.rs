@@ -13,7 +13,7 @@
 //! Parked fragments stay with the worker that received them, bounded in number and time. A worker
 //! reads the fragment table for them only when a first fragment was recorded since its last look.
 //!
-//! Cost: one comparison per poll for packets that are not fragments.
+//! Cost: one comparison per poll, and nothing for packets that are not fragments.
 
 use std::collections::VecDeque;
 

@@ -1,5 +1,5 @@
-//! Stage 2 of 7, parse: Ethernet, up to two VLAN tags (802.1Q, 802.1ad), IPv4 or IPv6; TCP, UDP,
-//! ICMP, or any other protocol, of which nothing is read.
+//! Stage 2 of 7, parse: Ethernet, up to two VLAN tags (802.1Q; the outer one of two also 802.1ad),
+//! IPv4 or IPv6; TCP, UDP, ICMP, or any other protocol, of which nothing is read.
 //!
 //! Reads: the frame's first bytes. Writes: `layout`. Returns the five-tuple, ICMP message or
 //! fragment, or a drop reason for each kind of malformed packet.

@@ -1,14 +1,14 @@
 //! Slow path, path MTU: ICMP errors from routers about tunnel packets that were too long.
 //!
 //! ```text
-//! router --ICMP "fragmentation needed", quoting an outer packet of ours--> path_mtu_learnt
+//! router --ICMP "fragmentation needed", quoting one of our outer packets--> path_mtu_learnt
 //! next client's packet that is too long now: too_big, with an ICMP error to the client
 //! ```
 //!
 //! A learnt MTU applies to all backends with that address, at all workers, for ten minutes (RFC
 //! 1191 6.3, RFC 8201 5.3). It lowers the length of the inner packet, never below the size that
 //! every host must accept: 576 bytes of IPv4 (RFC 1122 3.3.2) and 1280 of IPv6 (RFC 8200 5). So a
-//! forged message, which must quote a tunnel of ours, costs some percent more packets, and no
+//! forged message, which must quote a tunnel of this box, costs some percent more packets, and no
 //! connection.
 //!
 //! Cost: for such messages only; the MTUs are kept in [`path_mtus`](crate::flow::path_mtus).
@@ -35,7 +35,8 @@ pub(super) fn inner_limit(learnt: Option<u16>, overhead: u16, v4: bool) -> u16 {
 }
 
 /// Handles an ICMP error with a correct checksum, sent to the source of the packet that it quotes,
-/// if that is a tunnel packet of ours. Returns the drop reason; `None` for other errors.
+/// if that packet went through a tunnel of this box. Returns the drop reason; `None` for other
+/// errors.
 #[cold]
 pub fn take(message: &[u8], quoted: &Quoted, context: &Context<'_>) -> Option<Drop> {
     let local = context.table.local();

@@ -1,7 +1,8 @@
 //! Part of the stages conntrack and select: the backend named by a QUIC connection id.
 //!
-//! Reads: the UDP payload, the VIP's connection id configurations. Cost: nothing for a VIP without
-//! them; else see [`QuicLb::backend`](crate::forwarding::quic_lb::QuicLb::backend).
+//! Reads: the UDP payload, the VIP's connection id configurations.
+//! Cost: nothing for a VIP without them; else see
+//! [`QuicLb::backend`](crate::forwarding::quic_lb::QuicLb::backend).
 
 use super::batch::{FragmentKind, Packet};
 use super::context::Context;

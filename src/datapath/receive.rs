@@ -1,7 +1,7 @@
 //! Stage 1 of 7, receive: moves packets from one RX ring into the batch.
 //!
-//! Reads: the RX ring. Writes: the batch, `received` counters; prefetches the headers. Cost: one
-//! acquire load and one release store per batch.
+//! Reads: the RX ring. Writes: the batch, `received` counters; prefetches the headers.
+//! Cost: one acquire load and one release store per batch.
 
 use super::batch::Batch;
 use super::context::Context;

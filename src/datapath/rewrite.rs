@@ -11,8 +11,8 @@
 //!
 //! With the VIP's `mss` option, the maximum segment size of SYNs is lowered.
 //!
-//! Reads: the target. Writes: the frame, and the packet's outgoing NIC. Cost: one or two header
-//! lines that parse has already read; checksums are patched (RFC 1624).
+//! Reads: the target. Writes: the frame, and the packet's outgoing NIC.
+//! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
 mod fragment;
 mod full_nat;

@@ -1,7 +1,7 @@
 //! Stage 5 of 7, select: chooses a backend for every flow without a pin, and pins the flow.
 //!
-//! Reads: the flow key, the VIP's affinity and scheduler. Writes: the flow table. Cost: nothing for
-//! a packet of a pinned flow; SipHash, a slot look-up and an insertion otherwise.
+//! Reads: the flow key, the VIP's affinity and scheduler. Writes: the flow table.
+//! Cost: nothing for a packet of a pinned flow; SipHash, a slot look-up and an insertion otherwise.
 
 mod sticky;
 
@@ -546,7 +546,7 @@ mod tests {
             let packet = bed.request(port, "S");
             assert_eq!(chosen(&mut bed, &packet, Miss::Open), Ok((BackendIndex(1), true)));
         }
-        // A draining backend may be the previous one of a flow whose pin was lost.
+        // A draining backend may be the previous one of a flow that has lost its pin.
         spec.backends[1].service = Service::Draining;
         bed.publish(&[spec]);
         let (syn, ack) = (bed.request(1, "S"), bed.request(1, "A"));
@@ -568,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_a_flow_leaves_no_pin() {
+    fn packets_that_end_a_flow_leave_no_pin() {
         let mut bed = Bed::new(1, &[vip(Forward::Nat, 2), full_nat()]);
         for (flags, pinned) in [("S", true), ("A", true), ("FA", true), ("R", false), ("SA", false)]
         {
@@ -588,7 +588,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_from_which_nobody_sends_are_refused() {
+    fn sources_that_no_host_may_use_are_refused() {
         let mut bed = Bed::new(1, &[vip(Forward::Nat, 1), full_nat()]);
         for (source, reason) in [
             (Ipv4Addr::new(224, 0, 0, 1), Drop::BadSource),

@@ -1,7 +1,8 @@
 //! Stage 7 of 7, transmit: queues packets on TX rings, drops the rest, and counts each packet once.
 //!
-//! Writes: TX rings, the frame pool, counters. Cost: one descriptor per packet; one NIC look-up per
-//! run of packets to one NIC; rings are published, and the kernel woken, once per poll.
+//! Writes: TX rings, the frame pool, counters.
+//! Cost: one descriptor per packet; one NIC look-up per run of packets to one NIC; rings are
+//! published, and the kernel woken, once per poll.
 
 use super::batch::{Batch, Direction, Packet};
 use super::ports::Ports;

@@ -9,8 +9,9 @@
 //! turns, by a turn derived from the datagram's identification.
 //!
 //! Reads: the flow key, the VIP's affinity and scheduler. Writes: with `nat` the table of return
-//! hops. Cost: SipHash and a slot look-up per datagram; with `nat` one line of the table of return
-//! hops in each direction.
+//! hops.
+//! Cost: SipHash and a slot look-up per datagram; with `nat` one line of the table of return hops
+//! in each direction.
 
 use super::batch::{Direction, FragmentKind, Packet};
 use super::conntrack::{Conntrack, Miss};

@@ -208,7 +208,7 @@ fn request_policy(
     }
 }
 
-/// Changes of a packet in its flow, to be applied by the worker that has the pin.
+/// Changes of a packet in its flow, in whichever worker's table the pin is.
 #[derive(Clone, Copy)]
 pub(super) struct FlowUpdate {
     /// The event of the packet.

@@ -12,8 +12,8 @@
 //!   SNAT ports.
 //!
 //! Reads: the flow key, this worker's flow table, and the other workers' on a miss. Returns the
-//! target. Writes: time stamps and states of flows. Cost: two prefetched cache lines per packet; a
-//! mid-flow miss looks once into every other table.
+//! target. Writes: time stamps and states of flows.
+//! Cost: two prefetched cache lines per packet; a mid-flow miss looks once into every other table.
 //!
 //! A packet may arrive at another worker than the one that pinned its flow: replies of NAT backends
 //! usually do, as the NIC hashes another tuple. The worker then reads the owner's table, keeps a

@@ -113,7 +113,7 @@ fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
     let data = frame.data_mut();
     let (source, destination) = (ends.source, ends.destination);
     let v4 = source.0.is_v4();
-    // Parse has found both headers whole; the offsets are its own.
+    // Parse has checked both headers; the offsets are its own.
     let network = data.get_mut(layout.ip()..).ok_or(Drop::TruncatedEthernet)?;
     let translated = if v4 {
         ip::readdress_v4(network, source.0, destination.0)

@@ -22,7 +22,7 @@ pub(super) fn translate(
 ) -> Result<(), Drop> {
     let data = frame.data_mut();
     let v4 = flow.tuple.is_v4();
-    // Parse has found both headers whole; the offsets are its own.
+    // Parse has checked both headers; the offsets are its own.
     let network = data.get_mut(layout.ip()..).ok_or(Drop::TruncatedEthernet)?;
     let translated = if v4 {
         ip::rewrite_v4(network, side, address)
