@@ -90,7 +90,7 @@ impl Client {
     /// Creates a client of the process that listens at `socket`; does not connect yet.
     ///
     /// # Errors
-    /// When the system has no file descriptors left.
+    /// The system has no file descriptors left.
     pub fn new(socket: &Path) -> Result<Self, ClientError> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         Ok(Self { socket: socket.to_owned(), runtime })

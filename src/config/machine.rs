@@ -365,7 +365,8 @@ fn interface(
     frames(config, port, queues, machine, findings);
 }
 
-/// With `queues` left out, only the machine determines the number of rings that a worker fills.
+/// Checks `frames` against the rings of a worker, whose number depends on the machine when `queues`
+/// is left out.
 fn frames(
     config: &Config,
     port: usize,

@@ -192,7 +192,7 @@ impl<'s> Claims<'s> {
     }
 }
 
-/// Checks that VIPs which listen for the same packet differ in specificity.
+/// Checks that no packet matches two VIPs of equal specificity.
 fn listeners(sections: &Sections<'_>, report: &mut Report<'_>) {
     let mut claims: BTreeMap<(Network, Protocol), Claims<'_>> = BTreeMap::new();
     for (placed, _) in sections.vips {

@@ -15,7 +15,8 @@ pub struct Row {
     pub pin: bool,
     /// Flows that were live when the change took effect.
     pub flows: u64,
-    /// Flows among `flows` that lost their backend. Without pins: flows that move to another backend.
+    /// Flows among `flows` that lost their backend. Without pins: flows that move to another
+    /// backend.
     pub broken_with_conntrack: u64,
     /// Share of `flows` in `broken_with_conntrack`, 0 to 1.
     pub broken_with_conntrack_share: f64,

@@ -3,8 +3,8 @@
 //! The number of live flows is constant: as one arrives, the flow with the earliest end leaves.
 //! Durations are heavy-tailed: Pareto with the exponent 4/3 (finite mean, infinite variance;
 //! Crovella and Bestavros 1997 found 1.0 to 1.5). The first flows have the *remaining* lifetimes of
-//! flows that are observed at a random time. Powers of 4/3 are square roots, which IEEE 754 rounds
-//! exactly, so that a seed gives the same trace on every machine.
+//! flows that are observed at a random time. The powers of these laws reduce to square roots, which
+//! IEEE 754 rounds exactly, so that a seed gives the same trace on every machine.
 
 use crate::generator::draw::Random;
 
