@@ -6,14 +6,13 @@
 //! capture --> model of the XDP program --> kernel
 //!                       |
 //!                       +--> offline: the Worker on fake rings, one packet per poll --> frames
-//!                                     |
-//!                                     +--> changed counters, trace --> Decision --> JSON, pcapng
+//!                                      |
+//!                                      +--> changed counters, trace --> Decision --> JSON, pcapng
 //! ```
 //!
 //! This module decides nothing about a packet: verdict, VIP and backend are derived from the
 //! worker's own counters, and the reasons are those that the stages record. Like the daemon, this
 //! module depends on every plane.
-//! plane.
 
 mod capture;
 mod counters;
