@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_what_is_told() {
+    fn memory_is_as_documented() {
         assert_eq!((size_of::<Bucket>(), BYTES_PER_CLIENT), (320, 80));
         assert_eq!(table(65_536).positions(), 131_072);
     }
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_has_proven_stays_with_it_while_its_mapping_lives() {
+    fn a_client_stays_proven_while_its_mapping_lives() {
         let (table, one) = (table(16), key(1));
         table.assign(&one, backend(1), Ticks(0), is_alive(Ticks(0))).unwrap();
         table.touch(&one, Some(backend(1)), Ticks(0), true);
@@ -638,7 +638,7 @@ mod tests {
 
     /// Number of clients that find no room when as many come as the table is sized for.
     #[test]
-    fn a_table_has_room_for_whom_it_was_made_for() {
+    fn a_table_has_room_for_the_clients_that_it_is_sized_for() {
         let (table, now) = (table(65_536), Ticks(0));
         let mut refused = 0;
         for number in 0..65_536 {

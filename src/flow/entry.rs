@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_are_counted_beside_the_other_bits() {
+    fn probes_do_not_change_the_other_bits() {
         let mut state = State::ESTABLISHED.with(State::TERMINATED);
         for probes in [0, 1, 2, 3, 3] {
             assert_eq!((state.probes(), state.0 & 63), (probes, 33));

@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn what_overlaps() {
+    fn overlapping_fragments_are_refused() {
         for (name, spans) in [
             ("the transport header", vec![span(8, 800, true)]),
             ("the first fragment's end", vec![span(792, 80, true)]),
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_whose_first_fragment_was_dropped_is_denied_until_it_is_over() {
+    fn fragments_after_a_dropped_first_one_are_denied() {
         let table = table(64);
         assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
         table.deny(&key(1), 800, NOW);
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn another_start_with_other_ports_is_refused_and_with_the_same_begins_anew() {
+    fn a_second_first_fragment_restarts_the_datagram_unless_ports_differ() {
         let table = table(64);
         assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
         assert_eq!(table.record(&key(1), head(5), 800, NOW), Err(OtherPorts));

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_learnt_counts_for_ten_minutes_and_only_gets_smaller() {
+    fn a_learnt_mtu_counts_for_ten_minutes_and_only_gets_smaller() {
         let paths = PathMtus::default();
         let (path, now) = (PathKey(0x1234_5678), Ticks(u32::MAX - 5));
         assert_eq!(paths.learnt(path, now), None);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_copy_learns_stays_there() {
+    fn mtus_learnt_by_a_copy_stay_there() {
         let paths = PathMtus::default();
         let (path, now) = (PathKey(7), Ticks(0));
         paths.learn(path, 1400, now);

@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_tried_changes_nothing() {
+    fn an_explanation_changes_no_entry() {
         let snat_table = snat_table(4, 1);
         let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
         let used = snat_allocator.bind(&snat_table, true, &snat_flow(1, false)).unwrap();
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_told_is_known_for_a_while_and_only_of_the_same_flow() {
+    fn a_notification_counts_for_a_while_and_only_for_its_flow() {
         let snat_table = snat_table(4, 1);
         let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
         let id = snat_allocator.bind(&snat_table, true, &snat_flow(1, false)).unwrap();

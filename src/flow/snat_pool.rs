@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_source_has_no_binding() {
+    fn addresses_and_ports_outside_the_pool_have_no_snat_port() {
         let sources = sources(1024..=1100);
         let v4 = Address::from_v4([198, 18, 9, 1]);
         for (address, port) in [(v4, 1023), (v4, 1101), (v4, 0), (Address::default(), 1024)] {

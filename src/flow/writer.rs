@@ -676,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_relieved_does_not_give_back_what_is_not_his() {
+    fn a_replaced_writer_does_not_release_the_table() {
         let first = table(8);
         let shared = Arc::clone(&first.table);
         let second = FlowWriter::take_over(Arc::clone(&shared));
@@ -687,7 +687,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_table_of_ours_is_refused_with_a_reason() {
+    fn other_files_are_refused_with_a_reason() {
         let change = |word: usize, value: u64| {
             let writer = table(8);
             let file = writer.table.file().try_clone_to_owned().unwrap();

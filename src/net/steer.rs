@@ -199,7 +199,7 @@ mod tests {
     /// One row per way in which listeners may change; packets that both sets steer are steered
     /// throughout.
     #[test]
-    fn what_goes_on_is_in_the_intersection() {
+    fn the_intersection_keeps_all_that_both_steer() {
         use Protocol::{Any, Tcp, Udp};
         const MOST: u16 = u16::MAX;
         let (host, net, wide) = ("192.0.2.10", "192.0.2.0/24", "192.0.0.0/16");
