@@ -33,7 +33,7 @@ use super::rig::{CLIENT_MAC, Family, Sent, backend_mac, nic_mac, spec};
 pub const BATCH: usize = 64;
 /// Slots of the RX and TX rings, and packets in a round: the configuration's default.
 const RING: u32 = 2048;
-/// [`RING`] as a number of packets.
+/// `RING` as a number of packets.
 pub const ROUND: usize = 2048;
 /// Frames of the daemon for one NIC queue: four rings, and those in processing.
 pub const FRAMES: u32 = 6 * RING + 64;

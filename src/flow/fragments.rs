@@ -4,7 +4,8 @@
 //! hash of the key --> bucket, four slots of one cache line each:
 //!   version:64  progress:64  addresses:256
 //!                 tag:16 total:24 seen:24
-//!   (identification:32 protocol:8 of:8 first:16)  (ports:32 recorded:32)
+//!   (identification:32 protocol:8 transport:8 length of the first fragment:16)
+//!   (ports:32 recorded:32)
 //! ```
 //!
 //! The first fragment of a datagram has the ports; it *records* them, and the later ones *join*.

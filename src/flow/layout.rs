@@ -31,7 +31,7 @@ const LOAD_PERCENT: usize = 85;
 /// can be populated by itself.
 const PAGE: usize = 65536;
 
-/// Fewest and most flows per family.
+/// Minimum and maximum number of flows per family.
 const FLOWS: std::ops::RangeInclusive<u32> = SLOTS..=1 << 30;
 
 /// Reason why memory is not a flow table that can be used.
@@ -169,10 +169,10 @@ impl Header {
         }
     }
 
-    /// Returns the right to write, if `owner` still has it.
+    /// Releases the right to write, if `owner` still has it.
     pub(super) fn give_writer(&self, owner: u64) {
         if let Some(word) = self.writer() {
-            // Release pairs with `take_writer`. A writer that was replaced returns nothing.
+            // Release pairs with `take_writer`. A writer that was replaced releases nothing.
             let _ = word.compare_exchange(owner, 0, Ordering::Release, Ordering::Relaxed);
         }
     }

@@ -20,15 +20,15 @@ use crate::xdp::memory::MappingError;
 /// Sizes of the shared tables, besides those of the flow tables. The default suits tests.
 #[derive(Debug, Clone)]
 pub struct TableSizes {
-    /// Most clients with remembered backends.
+    /// Maximum number of clients with remembered backends.
     pub clients: usize,
-    /// Most fragmented datagrams that are known at a time.
+    /// Maximum number of fragmented datagrams that are known at a time.
     pub datagrams: usize,
     /// Time in which all fragments of a datagram must arrive.
     pub fragment_timeout: Ticks,
     /// Addresses and ports of full-NAT flows.
     pub sources: SnatPool,
-    /// Most clients of VIPs without pins with known return hops.
+    /// Maximum number of clients with known return hops, for VIPs without pins.
     pub return_hops: usize,
 }
 

@@ -193,7 +193,7 @@ impl SnatTable {
     }
 
     /// Records that the pin of a port's flow was notified of a reply, in its steady state. Any
-    /// thread; does nothing if the port was reassigned since `snat_entry` was read.
+    /// thread; does nothing if the entry has another backend or time since `snat_entry` was read.
     pub fn tell(&self, snat_entry: &SnatEntry, now: Ticks) {
         let [_, _, _, _, _, _, Some(names), _] = self.words(snat_entry.id) else { return };
         let new = snat_entry.names & !0xffff_ffff | u64::from(now.0) & !TOLD | TOLD;
@@ -201,8 +201,8 @@ impl SnatTable {
         let _ = names.compare_exchange(snat_entry.names, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Records that the backend has answered the client's SYN. Any thread; does nothing if the port
-    /// was reassigned to other ports since `snat_entry` was read.
+    /// Records that the backend has answered the client's SYN. Any thread; does nothing if the
+    /// entry has another flow's ports, or other flags, since `snat_entry` was read.
     pub fn answer(&self, snat_entry: &SnatEntry) {
         self.mark(snat_entry, ANSWERED);
     }

@@ -15,7 +15,7 @@ use hashbrown::HashMap;
 
 use crate::net::Address;
 
-/// Most source addresses. With all ports of each, their entries take 1.1 GiB.
+/// Maximum number of source addresses. With all ports of each, their entries take 1.1 GiB.
 pub const MAX_SOURCES: usize = 256;
 
 /// A source address and port, by number: identifies a full-NAT flow to its backend.

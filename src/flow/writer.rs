@@ -12,8 +12,8 @@ use super::table::{FlowTable, Slot};
 use crate::net::{HashedKey, Protocol, TAIL, TableSecret, Tuple};
 use crate::xdp::memory::Line;
 
-/// Most flows that are moved, one after the other, to make room for a new one. At the load that
-/// tables are made for this is enough (test
+/// Maximum number of flows that are moved, one after the other, to make room for a new one. At the
+/// load that tables are made for this is enough (test
 /// `filling_emptying_and_filling_again_reaches_the_full_capacity`).
 const MOVES: u32 = 2;
 

@@ -1,6 +1,6 @@
 //! Indices of configured objects: VIPs, backends, NICs.
 
-/// Most NICs.
+/// Maximum number of NICs.
 pub const MAX_NICS: usize = 15;
 
 /// Index of a VIP. Assigned by the control thread; stable across reloads while the VIP exists.
