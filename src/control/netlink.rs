@@ -116,7 +116,7 @@ pub enum Certainty {
 /// Result of a route look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// Out of an interface, to a gateway or to the address itself.
+    /// The route leaves by an interface, to a gateway or to the address itself.
     Via {
         /// Interface index.
         ifindex: u32,

@@ -47,7 +47,8 @@ impl NextHops {
         if timeout(QUIET_RESOLUTION, self.found.wait_for(known)).await.is_err() {
             let most = FIRST_RESOLUTION.as_secs();
             info!("waiting for the next hops of backends, {most} s at most");
-            // Late is no error: backends without a next hop take no new flows until they have one.
+            // A time-out is no error: backends without a next hop take no new flows until they have
+            // one.
             let rest = FIRST_RESOLUTION.saturating_sub(QUIET_RESOLUTION);
             let _ = timeout(rest, self.found.wait_for(known)).await;
         }

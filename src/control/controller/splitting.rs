@@ -74,7 +74,7 @@ impl Splitting {
     }
 }
 
-/// Reports which sources are split from now on, and which no longer.
+/// Reports the sources that are split from now on, and those that no longer are.
 fn notify(journal: &mut Journal, vip: &str, old: &Splits, new: &Splits) {
     for (source, bits) in new.iter().filter(|(source, bits)| old.bits(*source) != *bits) {
         let parts = 1_u32 << bits;

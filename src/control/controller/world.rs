@@ -30,7 +30,7 @@ pub(super) struct World {
     pub(super) nics: Vec<NicView>,
     /// Latest snapshot of the resolver.
     pub(super) network: Arc<Snapshot>,
-    /// Addresses whose next hops the resolver looks up.
+    /// Addresses with next hops for the resolver to look up.
     pub(super) targets: watch::Sender<HashSet<IpAddr>>,
     /// Publisher of forwarding tables.
     pub(super) publisher: Publisher,
