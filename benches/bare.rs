@@ -1,7 +1,7 @@
 //! A bare AF_XDP layer-2 forwarder: holdfast's own rings with every stage left out.
 //!
-//! What a worker is measured against on a NIC (`scripts/compare`): receive on one queue, write the
-//! MAC addresses, transmit. It steers by the same XDP program, by one rule, and runs until SIGTERM.
+//! The reference for a worker on a NIC (`scripts/compare`): receives on one queue, writes the MAC
+//! addresses, transmits. Steers by the same XDP program, with one rule, and runs until SIGTERM.
 //!
 //! ```sh
 //! cargo bench --bench bare -- --receive eth0 --transmit eth1 --vip 192.0.2.10:80 \
@@ -135,7 +135,7 @@ struct Forwarder {
 }
 
 impl Forwarder {
-    /// As the worker's.
+    /// Runs the worker's loop.
     fn run(&mut self, stop: &AtomicBool, may_sleep: bool) {
         let mut idle = 0_u32;
         while !stop.load(Ordering::Relaxed) {
@@ -152,7 +152,7 @@ impl Forwarder {
         }
     }
 
-    /// Forwards one batch; returns how many packets. The order of calls is the worker's.
+    /// Forwards one batch; returns the number of packets. The order of calls is the worker's.
     fn poll(&mut self) -> usize {
         let Self { input, output, pool, header, batch } = self;
         let mut frames = ArrayVec::<_, BATCH>::new();

@@ -1,5 +1,5 @@
-//! What the control thread costs the workers: a forwarding table is built, published, taken up and
-//! freed; health flaps; memory. docs/PERFORMANCE.md says what it should be.
+//! Cost of the control thread for the workers: a forwarding table is built, published, taken up and
+//! freed; health flaps; memory. docs/PERFORMANCE.md states the goals.
 //!
 //! ```sh
 //! cargo bench --bench control
@@ -40,10 +40,10 @@ const BACKENDS: u16 = 1000;
 const FLOWS: u64 = 100_000;
 const TABLE_SIZE: u32 = 65_537;
 const SECRET: [u8; 16] = [7; 16];
-/// There is one health flap, or none, in each: ten a second.
+/// Duration of a slice, with one health flap or none: ten a second.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// How often.
+/// Extent of the measurement.
 #[derive(Clone, Copy)]
 struct Plan {
     builds: usize,
@@ -57,7 +57,7 @@ const FULL: Plan = Plan { builds: 51, publications: 2000, slices: 300, slice: SL
 const QUICK: Plan = Plan { builds: 11, publications: 500, slices: 50, slice: SLICE };
 const SMOKE: Plan = Plan { builds: 2, publications: 3, slices: 2, slice: Duration::from_millis(1) };
 
-/// The system's allocator; keeps the sum of what each thread has allocated and not freed.
+/// The system's allocator; keeps the sum of bytes that each thread has allocated and not freed.
 struct Counting;
 
 thread_local! {
@@ -65,11 +65,11 @@ thread_local! {
 }
 
 fn count(bytes: usize, sign: i64) {
-    // A thread that ends frees after its counter has gone; nobody asks then.
+    // A thread that ends frees memory after its counter is gone; that is not counted.
     let _ = LIVE.try_with(|live| live.set(live.get() + sign * i64::try_from(bytes).unwrap_or(0)));
 }
 
-// SAFETY: every call is handed to the system's allocator as it is.
+// SAFETY: every call is passed to the system's allocator as it is.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 1);
@@ -97,7 +97,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Where the two threads run; anywhere if not said.
+/// Cores of the two threads; `None`: any.
 #[derive(Clone, Copy, Default)]
 struct Cores {
     worker: Option<usize>,
@@ -124,7 +124,7 @@ fn measure(plan: Plan, cores: Cores) -> Figures {
     figures
 }
 
-/// One VIP, with NAT or DSR.
+/// Returns the specification of one VIP with `backends` backends.
 fn vip(forward: Forward, backends: u16) -> VipSpec {
     spec(0, forward, Family::V4, 1, backends)
         .with(|policy| policy.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE })
@@ -134,7 +134,7 @@ fn build(specs: &[VipSpec], previous: Option<&ForwardingTable>) -> ForwardingTab
     ForwardingTable::build(1, SECRET, Local::default(), black_box(specs), previous)
 }
 
-/// Milliseconds to build a table.
+/// Measures milliseconds per build of a table.
 fn builds(plan: Plan) -> Vec<Figure> {
     let time = |specs: &[VipSpec], previous: Option<&ForwardingTable>| {
         let once = |_| {
@@ -164,7 +164,7 @@ fn builds(plan: Plan) -> Vec<Figure> {
     ]
 }
 
-/// Bytes of a published table: per VIP (with one backend), and per further backend.
+/// Measures bytes of a published table: per VIP (with one backend), and per further backend.
 fn memory() -> Vec<Figure> {
     let bytes = |specs: &[VipSpec]| {
         let before = LIVE.get();
@@ -191,7 +191,7 @@ fn memory() -> Vec<Figure> {
     ]
 }
 
-/// What the control thread is to do next.
+/// The next order to the control thread.
 #[derive(Default)]
 struct Orders(CachePadded<AtomicU8>);
 
@@ -215,7 +215,7 @@ impl Orders {
         }
     }
 
-    /// An order is carried out, and `next` comes, unless another one has been given by now.
+    /// Marks an order as carried out, followed by `next`, unless another one has been given since.
     fn done(&self, order: u8, next: u8) {
         let _ = self.0.compare_exchange(order, next, Ordering::AcqRel, Ordering::Relaxed);
     }
@@ -248,7 +248,7 @@ fn with_control<T: Send>(
     })
 }
 
-/// The control thread. Each table that it builds has one backend's health changed.
+/// Runs the control thread. Each table that it builds changes the health of one backend.
 fn obey(orders: &Orders, mut publisher: Publisher, mut shared: Shared) {
     let mut flaps = 0;
     let mut build = |publisher: &Publisher| {
@@ -303,8 +303,8 @@ fn timed_round(bed: &mut Bed) -> Polls {
     polls
 }
 
-/// What a worker pays for a new table: rounds in whose first poll it takes one up, and rounds
-/// before which one was built and thrown away.
+/// Measures the cost of a new table for a worker: rounds that take one up in their first poll, and
+/// rounds after one that was built and discarded.
 fn publications(plan: Plan, bed: &mut Bed, orders: &Orders) -> Vec<Figure> {
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for _ in 0..plan.publications {
@@ -338,8 +338,8 @@ fn publications(plan: Plan, bed: &mut Bed, orders: &Orders) -> Vec<Figure> {
     ]
 }
 
-/// What ten health flaps a second cost, in percent: slices of 100 ms with a flap and without, in
-/// turns.
+/// Measures the cost of ten health flaps a second, in percent: slices of 100 ms with a flap and
+/// without, in turns.
 fn flaps(plan: Plan, bed: &mut Bed, orders: &Orders) -> Figure {
     let mut slice = |order| {
         orders.give(order);
@@ -358,7 +358,7 @@ fn flaps(plan: Plan, bed: &mut Bed, orders: &Orders) -> Figure {
     Figure::new("flaps_10_per_second", u64::from(BACKENDS), "percent", costs).below(1.0)
 }
 
-/// Under `cargo test`: everything works, and the document has what its readers look for.
+/// Under `cargo test`: all of the bench works, and the document has the rows that its readers need.
 fn smoke() -> Result<(), Box<dyn Error>> {
     let document = serde_json::to_value(measure(SMOKE, Cores::default()))?;
     let rows = document["rows"].as_array().ok_or("no rows")?;

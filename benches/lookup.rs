@@ -1,9 +1,10 @@
-//! The flow table alone, beside hashbrown's with the same keys, hash and entry size.
+//! The flow table alone, compared with hashbrown's with the same keys, hash and entry size.
 //!
-//! Batches of 64, as a worker makes them: hash all and ask for the bucket lines, ask for the entry
-//! lines, then look up. A line of a found entry is read. hashbrown has no prefetch: its look-ups of
-//! a batch follow each other in a tight loop, so that the processor overlaps what it can; `one by
-//! one` is each waiting for the one before, as a packet at a time would.
+//! Batches of 64, as a worker makes them: hash all and prefetch the bucket lines, prefetch the
+//! entry lines, then look up. A line of a found entry is read. hashbrown has no prefetch: its
+//! look-ups of a batch follow each other in a tight loop, so that the processor overlaps as many as
+//! it can; with `one by one` each look-up waits for the one before, as in a design of one packet at
+//! a time.
 //!
 //! ```sh
 //! cargo bench --bench lookup                    # a table
@@ -41,7 +42,7 @@ use support::{Args, args, pin_to_core, say};
 
 const FULL: Plan = Plan { repetitions: 21, rounds: 100 };
 const QUICK: Plan = Plan { repetitions: 7, rounds: 50 };
-/// Of the hash, in both tables.
+/// Seed of the hash, in both tables.
 const SEED: u64 = 1;
 const SMOKE: Plan = Plan { repetitions: 2, rounds: 2 };
 /// Rows of the document.
@@ -94,7 +95,7 @@ fn pin() -> Pin {
     Pin::new(VipId(0), backend, State::ESTABLISHED, 0, &hop, Ticks(0))
 }
 
-/// Which keys are looked up.
+/// Kind of keys that are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Present,
@@ -136,7 +137,7 @@ struct OurTable {
 }
 
 impl OurTable {
-    /// Holds as many flows as it has room for: its buckets are 85 % full. Filling it is timed.
+    /// Fills the table to its capacity, with buckets that are 85 % full. Filling is timed.
     fn filled(flows: u64) -> (Self, Samples) {
         let secret = TableSecret::new(SEED);
         let v4 = Families { v4: true, v6: false };
@@ -150,7 +151,7 @@ impl OurTable {
         (table, samples)
     }
 
-    /// As a worker meets new flows: prefetch, look-ups that find nothing, insertions.
+    /// Inserts as a worker does: prefetch, look-ups that find nothing, insertions.
     fn insert(&mut self, keys: &[Tuple]) {
         let batch = self.prefetched(keys);
         for (key, hint) in &batch {
@@ -160,7 +161,7 @@ impl OurTable {
         }
     }
 
-    /// The stages before a look-up.
+    /// Runs the stages before a look-up.
     #[inline(always)]
     fn prefetched(&self, keys: &[Tuple]) -> ArrayVec<(HashedKey, Slot), BATCH> {
         let table = self.writer.table().view();
@@ -208,7 +209,7 @@ impl Subject for OurLookup<'_> {
     }
 }
 
-/// One batch; returns how many were found.
+/// Looks up one batch; returns the number of found entries.
 #[inline(never)]
 fn our_batch(table: &OurTable, keys: &[Tuple]) -> usize {
     let batch = table.prefetched(keys);
@@ -232,7 +233,7 @@ impl Subject for OurReplace<'_> {
 
     fn run(&mut self) -> usize {
         for keys in self.keys.chunks(BATCH) {
-            // Freed entries lie in the hand's way; most are in use.
+            // Freed entries are ahead of the clock hand; most are in use.
             let room = self.table.writer.table().capacity() - u32::try_from(BATCH).unwrap();
             while self.table.writer.len() > room {
                 let over = self.table.writer.len() - room;
@@ -252,7 +253,7 @@ impl Subject for OurReplace<'_> {
 
 // ---- hashbrown ----
 
-/// The words of an IPv4 tuple, and as many more as make 32 bytes.
+/// The words of an IPv4 tuple, and padding to 32 bytes.
 type Theirs = ([u64; 2], [u64; 2]);
 
 struct Hashbrown {
@@ -260,7 +261,7 @@ struct Hashbrown {
     secret: RapidSecrets,
 }
 
-/// The hash that `TableSecret` makes: that one is not to be had.
+/// The hash of `TableSecret`, which is private.
 #[inline]
 fn hash(secret: &RapidSecrets, words: &[u64; 2]) -> u64 {
     let mut bytes = [0; 16];
@@ -284,7 +285,8 @@ enum Order {
 }
 
 impl Hashbrown {
-    /// With capacity for the flows from the start. (Its load is what powers of two make of it.)
+    /// Fills a table with capacity for the flows from the start. (Its load follows from powers of
+    /// two.)
     fn filled(flows: u64) -> (Self, Samples) {
         let table = hashbrown::HashTable::with_capacity(usize::try_from(flows).unwrap() + ROUND);
         let mut table = Self { table, secret: RapidSecrets::seed(SEED) };
@@ -301,7 +303,7 @@ impl Hashbrown {
             let words = words(*key);
             let hashed = hash(secret, &words);
             assert!(self.table.find(hashed, |theirs| theirs.0 == words).is_none(), "a new flow");
-            // Removals make it clean up now and then.
+            // After removals an insertion rehashes the table now and then.
             self.table.insert_unique(hashed, (words, [7, 0]), |theirs| hash(secret, &theirs.0));
         }
     }
@@ -355,7 +357,7 @@ fn their_chain(Hashbrown { table, secret }: &Hashbrown, keys: &[Tuple]) -> usize
     let (mut found, mut carried) = (0, 0);
     for key in keys {
         let words = words(*key);
-        // 0, but the processor has to wait for the last entry to know it.
+        // Always 0, but the processor has to wait for the last entry to know it.
         let hash = hash(secret, &words).wrapping_add(carried);
         if let Some(theirs) = table.find(hash, |theirs| theirs.0 == words) {
             found += usize::from(theirs.1[0] == 7);
@@ -379,7 +381,7 @@ impl Subject for TheirReplace<'_> {
     }
 
     fn run(&mut self) -> usize {
-        // It has no clock hand: it is told which flow is the oldest.
+        // hashbrown has no clock hand: the oldest flow is given.
         let oldest = self.next - ROUND as u64 - self.flows;
         for (keys, first) in self.keys.chunks(BATCH).zip((oldest..).step_by(BATCH)) {
             for old in first..first + BATCH as u64 {
@@ -395,7 +397,7 @@ impl Subject for TheirReplace<'_> {
 
 // ---- filling ----
 
-/// Inserts flows 0, 1, 2... batch by batch; a round is timed.
+/// Inserts flows 0, 1, 2... batch by batch; rounds are timed.
 struct Fill<I> {
     insert: I,
     next: u64,
@@ -408,14 +410,14 @@ impl<I: FnMut(&[Tuple])> Fill<I> {
         Self { insert, next: 0, flows, keys: Vec::new() }
     }
 
-    /// All rounds that fit, in up to 20 repetitions.
+    /// Inserts in all rounds that fit, in up to 20 repetitions.
     fn timed(&mut self) -> Samples {
         let rounds = usize::try_from(self.flows).unwrap() / ROUND - 1;
         let repetitions = rounds.clamp(1, 20);
         interleave(Plan { repetitions, rounds: rounds / repetitions }, &mut [self])
     }
 
-    /// What is left.
+    /// Inserts the remaining flows.
     fn rest(&mut self) {
         while self.next < self.flows {
             let next = (self.next + BATCH as u64).min(self.flows);
@@ -447,7 +449,7 @@ fn tuple(flow: u64) -> Tuple {
     flow_key(Family::V4, flow).into()
 }
 
-/// Under `cargo test`: every row works, and the document has what its readers look for.
+/// Under `cargo test`: every row works, and the document has the keys that its readers need.
 fn smoke() -> Result<(), Box<dyn Error>> {
     let document = Document { rows: measure(SMOKE, 20_000) };
     let json: serde_json::Value = serde_json::from_str(&serde_json::to_string(&document)?)?;

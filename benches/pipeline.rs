@@ -1,5 +1,5 @@
-//! The whole pipeline without a NIC: a worker on fake rings, from receive to transmit, beside the
-//! floor of the same run. What is measured, and how, is in docs/PERFORMANCE.md.
+//! The whole pipeline without a NIC: a worker on fake rings, from receive to transmit, compared
+//! with the floor of the same run. docs/PERFORMANCE.md describes the method.
 //!
 //! ```sh
 //! cargo bench --bench pipeline                    # a table
@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// All cases whose name contains `only`.
+/// Measures all cases with `only` in their name.
 fn measure(plan: Plan, flows: &[u64], only: &str) -> Document {
     let mut document = Document::default();
     for &flows in flows {
@@ -58,8 +58,8 @@ fn measure(plan: Plan, flows: &[u64], only: &str) -> Document {
     document
 }
 
-/// New flows need a table that they do not fill; a very large one takes too long to be even. What is rare
-/// is not of many flows.
+/// Returns whether a case is measured with so many flows. New flows need a table that they do not
+/// fill; a very large one takes too long to reach steady state. Rare traffic has few flows.
 fn fits(case: &Case, flows: u64) -> bool {
     match case.traffic {
         Traffic::Open => (40_000..=1_000_000).contains(&flows),
@@ -76,7 +76,7 @@ fn row(plan: Plan, case: Case, flows: u64) -> Row {
     Row::new(case.name, flows, samples.ns(0)).with_floor(samples.ns(1), samples.ratio(0, 1))
 }
 
-/// Under `cargo test`: every case works, and the document has what its readers look for.
+/// Under `cargo test`: every case works, and the document has the keys that its readers need.
 fn smoke() -> Result<(), Box<dyn Error>> {
     let document = measure(SMOKE, &[1, 40_000], "");
     let json: serde_json::Value = serde_json::from_str(&serde_json::to_string(&document)?)?;

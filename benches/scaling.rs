@@ -1,4 +1,4 @@
-//! What a second worker, and a sixteenth, cost the first. docs/SCALING.md reads the figures.
+//! Cost of further workers, up to sixteen, for the first. docs/SCALING.md discusses the figures.
 //!
 //! ```sh
 //! cargo bench --bench scaling
@@ -29,14 +29,14 @@ use support::{Args, args, pin_to_core, say};
 
 const BACKENDS: u16 = 100;
 
-/// How much.
+/// Extent of the measurement.
 #[derive(Clone, Copy)]
 struct Plan {
-    /// Repetitions: the median of these is told.
+    /// Repetitions; the median of these is reported.
     repetitions: usize,
-    /// Of two real workers.
+    /// Duration of a slice with two real workers.
     slice: Duration,
-    /// Of the simulation, in each repetition.
+    /// Rounds of the simulation, in each repetition.
     rounds: usize,
     /// Flows of each worker: real, and simulated.
     real_flows: u64,
@@ -80,19 +80,20 @@ fn measure(plan: Plan, counts: &[u8]) -> Figures {
     figures
 }
 
-/// Who works at the same time as whom.
+/// Workers that run at the same time.
 #[derive(Clone, Copy, PartialEq)]
 enum Together {
     /// The first worker alone.
     Alone,
     /// Two workers of one process.
     Sharing,
-    /// Two workers that have nothing in common but the machine.
+    /// Two workers that share only the machine.
     Separate,
 }
 
-/// Nanoseconds per packet of the first worker: alone; beside another of the same process; beside
-/// one that shares nothing. What the last two differ by is the cost of sharing.
+/// Measures nanoseconds per packet of the first worker: alone; together with another one of the
+/// same process; together with one that shares nothing. The difference of the last two is the cost
+/// of sharing.
 fn two_workers(plan: Plan, case: Case) -> Vec<Figure> {
     const ORDER: [Together; 3] = [Together::Alone, Together::Sharing, Together::Separate];
     let cores = cpu::available_cores();
@@ -140,7 +141,7 @@ fn slice(plan: Plan, bed: &mut Bed) -> f64 {
     mean_of_uninterrupted(&rounds)
 }
 
-/// The workers of one process, of which the first is looked at.
+/// The workers of one process, of which the first is measured.
 struct Process {
     workers: Vec<Bed>,
 }
@@ -168,7 +169,7 @@ impl Process {
         }
     }
 
-    /// The last worker's flows are from now on answered at the first.
+    /// Sends the replies of the last worker's flows to the first worker from now on.
     fn answer_for_last(&mut self) {
         if let [first, .., last] = self.workers.as_mut_slice() {
             first.answer_for(last);
@@ -176,7 +177,7 @@ impl Process {
     }
 }
 
-/// Nanoseconds per packet of one worker, in processes of different size.
+/// Measures nanoseconds per packet of one worker, in processes of different sizes.
 fn simulate(plan: Plan, case: Case, counts: &[u8]) -> Vec<Figure> {
     let mut processes: Vec<Process> =
         counts.iter().map(|&workers| Process::new(plan, case, workers)).collect();
@@ -185,7 +186,7 @@ fn simulate(plan: Plan, case: Case, counts: &[u8]) -> Vec<Figure> {
     Process::all_turn_to(&mut processes, Traffic::FirstReply);
     figures.extend(first_replies(plan, &mut processes));
     Process::all_turn_to(&mut processes, Traffic::Reply);
-    // Until every flow has its note.
+    // Until every flow has its remote entry.
     for process in &mut processes {
         (0..100).for_each(|_| _ = round(process.first()));
     }
@@ -209,7 +210,8 @@ fn in_turns(plan: Plan, processes: &mut [Process], name: &'static str) -> Vec<Fi
     counts.into_iter().enumerate().map(figure).collect()
 }
 
-/// Of each flow the first packet that arrives at the wrong worker; then all are forgotten.
+/// Measures the first packet of each flow that arrives at the wrong worker; then all remote entries
+/// are removed.
 fn first_replies(plan: Plan, processes: &mut [Process]) -> Vec<Figure> {
     let mut samples = vec![Vec::new(); processes.len()];
     for _ in 0..plan.repetitions {
@@ -225,7 +227,7 @@ fn first_replies(plan: Plan, processes: &mut [Process]) -> Vec<Figure> {
     processes.iter().zip(samples).map(figure).collect()
 }
 
-/// What the control thread reads for `status`: one line per backend and worker.
+/// Measures the reads of the control thread for `status`: one line per backend and worker.
 fn survey(plan: Plan, workers: u8) -> Figure {
     let stats: Vec<WorkerStats> = (0..workers).map(|_| WorkerStats::new(1, 1000, 1)).collect();
     let once = |_| {
@@ -240,7 +242,7 @@ fn survey(plan: Plan, workers: u8) -> Figure {
     Figure::new("survey_of_1000_backends", u64::from(workers), "us", times)
 }
 
-/// Under `cargo test`: everything works, and the document has what its readers look for.
+/// Under `cargo test`: all of the bench works, and the document has the rows that its readers need.
 fn smoke() -> Result<(), Box<dyn Error>> {
     let document = serde_json::to_value(measure(SMOKE, &[1, 3]))?;
     let rows = document["rows"].as_array().ok_or("no rows")?;

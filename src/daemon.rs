@@ -1,11 +1,11 @@
-//! `holdfast run`: the one place that knows every plane, and puts them together.
+//! `holdfast run`: creates and connects all planes; the only module that depends on each of them.
 //!
 //! ```text
 //! claim the control socket                       nothing outside has changed yet
-//! NICs, XDP program                              without rules: every packet stays the kernel's
+//! NICs, XDP program                              without rules: the kernel keeps every packet
 //! memory, sockets, workers                       bound, but no packet is steered to them
-//! control: first table -> rules -> what a killed process left is replaced -> VIP addresses
-//! ... until SIGTERM; then the same in reverse
+//! control: first table -> rules -> program of a killed process is replaced -> VIP addresses
+//! ... until SIGTERM; then in reverse order
 //! ```
 
 use std::path::Path;
@@ -41,53 +41,53 @@ use crate::xdp::queue::XskQueue;
 use crate::xdp::socket::{BindMode, Io, Monitor, SocketError};
 use crate::xdp::umem::{Umem, UmemError};
 
-/// Why the daemon could not start, or had to stop.
+/// Reason why the daemon could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// The control plane.
+    /// The control plane failed.
     #[error(transparent)]
     Control(#[from] ControlError),
     /// An interface cannot be used.
     #[error(transparent)]
     Nic(#[from] NicError),
-    /// Fewer queues than workers, or a queue that is not there.
+    /// Fewer queues than workers, or a configured queue that does not exist.
     #[error("{interface}: {reason}")]
     Queues {
-        /// The interface.
+        /// Name of the interface.
         interface: String,
-        /// What is wrong, and the cure.
+        /// Problem and remedy.
         reason: String,
     },
-    /// A NIC that receives nothing, or would cut packets off.
+    /// A NIC that receives nothing, or would truncate packets.
     #[error("{}; {}", .0.what, .0.fix)]
     Misfit(Misfit),
-    /// No packet memory.
+    /// Packet memory could not be allocated.
     #[error("[workers]: {0}")]
     Umem(#[from] UmemError),
-    /// No memory for a flow table.
+    /// Memory for a flow table could not be allocated.
     #[error("[workers] flows: {0}")]
     Flows(#[from] TableError),
-    /// No memory for the sources of full-NAT flows.
+    /// Memory for the SNAT table of full-NAT flows could not be allocated.
     #[error("[full_nat] sources: {0}")]
     SnatTable(#[from] MappingError),
-    /// An AF_XDP socket.
+    /// An AF_XDP socket could not be opened.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The XDP program.
+    /// The XDP program could not be loaded or attached.
     #[error(transparent)]
     Program(Box<ProgramError>),
     /// A worker could not be pinned.
     #[error(transparent)]
     Cpu(#[from] CpuError),
-    /// No thread, or no random number.
+    /// The operating system refused a thread, a socket or a random number.
     #[error("{what}: {source}")]
     Os {
-        /// What was tried.
+        /// Attempted operation.
         what: &'static str,
         /// The kernel's reason.
         source: std::io::Error,
     },
-    /// A worker did not start.
+    /// A worker could not be created.
     #[error("worker {0} could not be made: its flow table is in use")]
     Worker(usize),
 }
@@ -98,29 +98,30 @@ impl From<ProgramError> for DaemonError {
     }
 }
 
-/// A NIC that is to be served.
+/// A NIC that holdfast serves.
 struct ServedNic {
     nic: Nic,
-    /// The queues that are served; number `i` of them by worker `i % workers`.
+    /// The served queues; worker `i % workers` serves the one at index `i`.
     queues: Vec<u32>,
     steering: Steering,
-    /// What its XDP mode and driver make of the configuration.
+    /// Driver, MTU and XDP mode, which restrict the configuration.
     facts: NicFacts,
-    /// How its sockets are bound.
+    /// Bind mode of its sockets.
     bind: BindMode,
-    /// Why XDP or sockets do less than was hoped for.
+    /// Reasons why XDP or the sockets fall short of the preferred mode.
     fallbacks: Vec<String>,
-    /// Whether its sockets take packets of several frames.
+    /// Whether its sockets accept packets of several frames.
     multi_buffer: bool,
-    /// Whether each socket has zero copy.
+    /// Whether zero copy is active, by socket.
     zero_copy: Vec<bool>,
     monitors: Vec<Monitor>,
 }
 
-/// Runs holdfast with the configuration at `path` until `signals` tell it to stop.
+/// Runs holdfast with the configuration at `path` until `signals` request a stop.
 ///
 /// # Errors
-/// When it cannot start, or a worker fails. Everything that was set up has been removed by then.
+/// [`DaemonError`] when the start or a worker fails. Everything that was set up has been removed by
+/// then.
 pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonError> {
     let control_socket = control::admin::claim(&config.control.socket)?;
     let mut nics = open_nics(&config)?;
@@ -143,7 +144,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
         views.extend(view(&config, index, &stats, &shared.flows));
     }
     let explain = explainer(&nics, &shared, &views)?;
-    // It would keep the first table.
+    // It would keep the first table alive.
     drop(tables);
     let nic_views = nics.iter().map(nic_view).collect();
     let steered = |ServedNic { nic, steering, monitors, .. }| Steered { nic, steering, monitors };
@@ -173,7 +174,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     // Relaxed: the flag publishes nothing else.
     stop.store(true, Ordering::Relaxed);
     for thread in threads {
-        // A worker that panicked has told its story by then.
+        // A worker that panicked has been reported by now.
         let _ = thread.join();
     }
     result?;
@@ -181,7 +182,7 @@ pub fn run(config: Config, path: &Path, signals: Signals) -> Result<(), DaemonEr
     Ok(())
 }
 
-/// The clock that flow ages are kept in: monotonic, and the same for every process.
+/// Returns the time on the clock of flow ages: monotonic, and equal in all processes.
 fn now() -> Ticks {
     Ticks::at_ms(cpu::monotonic_ms())
 }
@@ -227,7 +228,7 @@ fn open_nic(config: &Config, wanted: &NicConfig) -> Result<ServedNic, DaemonErro
     })
 }
 
-/// Decides how the sockets of each NIC are bound; returns the bytes per frame of packet memory.
+/// Selects the bind mode of each NIC's sockets; returns the frame size of packet memory in bytes.
 fn bind_modes(config: &Config, nics: &mut [ServedNic]) -> Result<u32, DaemonError> {
     let facts: Vec<NicFacts> = nics.iter().map(|served| served.facts.clone()).collect();
     let frame_size = config.frame_size(&facts);
@@ -245,7 +246,7 @@ fn bind_modes(config: &Config, nics: &mut [ServedNic]) -> Result<u32, DaemonErro
     Ok(frame_size)
 }
 
-/// The queues of a NIC that are served; every worker needs one to transmit.
+/// Returns the served queues of a NIC; every worker needs one to transmit.
 fn served_queues(wanted: &NicConfig, nic: &Nic, workers: usize) -> Result<Vec<u32>, DaemonError> {
     let there = nic.rx_queues();
     let queues = wanted.queues.clone().unwrap_or_else(|| (0..there).collect());
@@ -277,8 +278,8 @@ fn flow_tables(
     config.workers.cores.iter().map(table).collect()
 }
 
-/// Makes something on a core: its memory is then of that core's NUMA node, where the kernel puts
-/// what is touched there first.
+/// Runs `make` on a core, so that its memory lies on that core's NUMA node: the kernel allocates
+/// pages on the node of the first access.
 fn on_core<T: Send>(
     core: usize,
     make: impl FnOnce() -> Result<T, DaemonError> + Send,
@@ -295,7 +296,8 @@ fn on_core<T: Send>(
     })
 }
 
-/// Makes a worker: its packet memory, its counters, and a socket on each queue that it serves.
+/// Creates a worker with its packet memory, its counters, and a socket on each queue that it
+/// serves.
 fn make_worker(
     config: &Config,
     index: usize,
@@ -314,7 +316,7 @@ fn make_worker(
         .collect();
     let needed = config.frames_needed(sockets.iter().map(|(nic, _)| *nic));
     let parked = config.fragments.parked;
-    // Up to 65,536.
+    // At most 65,536.
     let more = u32::try_from(parked).unwrap_or(u32::MAX);
     let frames = config.workers.frames.unwrap_or(needed.saturating_add(more));
     let (umem, pool) = Umem::create(frames, frame_size)?;
@@ -403,7 +405,7 @@ fn nic_view(served: &ServedNic) -> NicView {
     }
 }
 
-/// Who says what becomes of a packet: one question at a time.
+/// Creates the function behind `explain`, which answers one question at a time.
 fn explainer(
     nics: &[ServedNic],
     shared: &Arc<SharedTables>,
@@ -440,7 +442,7 @@ fn start(
         .collect()
 }
 
-/// What a worker's thread does.
+/// Runs a worker on its core until it stops or fails.
 fn work(
     index: usize,
     core: usize,
@@ -457,7 +459,7 @@ fn work(
     }
 }
 
-/// Tells control, when the thread ends, that it did so unasked: also when it panics.
+/// Notifies control when a worker's thread ends without a stop request, also by a panic.
 struct End<'a> {
     worker: usize,
     error: String,
@@ -470,7 +472,7 @@ impl Drop for End<'_> {
         // Relaxed: the flag publishes nothing else.
         if !self.stop.load(Ordering::Relaxed) {
             let error = std::mem::take(&mut self.error);
-            // There is room for one event of each worker.
+            // The channel has room for one event of each worker.
             let _ = self.events.try_send(WorkerEvent::Failed { worker: self.worker, error });
         }
     }

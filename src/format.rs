@@ -1,15 +1,15 @@
-//! Numbers and the system's errors as people say them.
+//! Numbers and the system's errors as readable text.
 
 use std::io;
 
-/// `1 flow`, `2 flows`: the number and its noun, with the plural's `s`.
+/// Formats a number with its noun: `1 flow`, `2 flows`, with the plural's `s`.
 pub fn counted(number: impl TryInto<u64>, noun: &str) -> String {
     let number = number.try_into().unwrap_or(u64::MAX);
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-/// What the system said, without the number that the standard library adds: `No such device`, not
-/// `No such device (os error 19)`.
+/// Formats a system error without the number that the standard library appends: `No such device`,
+/// not `No such device (os error 19)`.
 pub fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error ") {
@@ -18,7 +18,7 @@ pub fn reason(error: &io::Error) -> String {
     }
 }
 
-/// Bytes as `155 MB` or `1.2 GB` (powers of ten), rounded up.
+/// Formats bytes as `155 MB` or `1.2 GB` (powers of ten), rounded up.
 pub fn bytes(number: u64) -> String {
     const MEGA: u64 = 1_000_000;
     match number.div_ceil(MEGA) {
@@ -30,7 +30,7 @@ pub fn bytes(number: u64) -> String {
     }
 }
 
-/// A share of 1 as `33.3 %`, `0.25 %` or `0 %`: with as many digits as say something.
+/// Formats a share of 1 as `33.3 %`, `0.25 %` or `0 %`, with the significant digits only.
 pub fn percent(share: f64) -> String {
     let percent = share * 100.0;
     match percent {

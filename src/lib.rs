@@ -1,7 +1,7 @@
 //! holdfast: a layer-4 load balancer on AF_XDP that pins every connection to its backend.
 //!
-//! Start reading at [`datapath::worker`]: the body of its poll function is the packet's way.
-//! `docs/ARCHITECTURE.md` has the planes, the map of the code and the invariants.
+//! Start reading at [`datapath::worker`]: the body of its poll function lists the stages of a
+//! packet. `docs/ARCHITECTURE.md` has the planes, the map of the code and the invariants.
 
 pub mod cli;
 pub mod config;

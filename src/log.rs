@@ -1,9 +1,9 @@
-//! The log's way to the standard error stream.
+//! The log: lines to the standard error stream that never block their writer.
 //!
-//! A thread of its own writes, so that whoever has something to say never waits for the reader: a pipe
-//! that is full would stop the control thread (`pipe(7)`: a write blocks), and one whose reader has gone
-//! would end the process, as `tracing-subscriber` reports a write that failed with `eprintln!`, which
-//! panics. A line that cannot be written is lost, and counted.
+//! A separate thread writes, so that no other thread waits for the reader. A full pipe would block
+//! the control thread (write(2) blocks, `pipe(7)`). A pipe without a reader would end the process,
+//! as `tracing-subscriber` reports a failed write with `eprintln!`, which panics. A line that
+//! cannot be written is lost, and counted.
 
 use std::backtrace::Backtrace;
 use std::fs::File;
@@ -16,17 +16,18 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that may wait for a slow reader, besides those that its pipe holds.
+/// Number of lines that may wait for a slow reader, in addition to those in its pipe.
 const WAITING: usize = 1024;
-/// How long the end of the process waits for a reader.
+/// Longest wait for the reader at the end of the process.
 pub const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Between two attempts to write to a stream that is set not to block.
+/// Wait between two attempts to write to a non-blocking stream.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Of all logs of the process: the log is one for the process, and so is what it lost.
+/// Number of lost lines, of all logs of the process.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// Lines that were lost since the process started, as the log's reader had gone or was too slow.
+/// Returns the number of lines lost since the process started, because the log's reader was gone or
+/// too slow.
 pub fn lines_lost() -> u64 {
     // Relaxed: a counter, which publishes nothing else.
     LOST.load(Ordering::Relaxed)
@@ -36,26 +37,26 @@ fn count_lost() {
     LOST.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What the writing thread is asked for.
+/// A request to the writing thread.
 enum Order {
     Write(Vec<u8>),
-    /// An answer when all orders before it are done.
+    /// A reply, sent when all earlier orders are done.
     Answer(Sender<()>),
 }
 
-/// Takes lines and returns at once.
+/// A handle of the log, which accepts lines without blocking.
 #[derive(Clone)]
 pub struct Log {
     orders: Sender<Order>,
 }
 
 impl Log {
-    /// A log on the standard error stream.
+    /// Creates a log on the standard error stream.
     ///
     /// # Errors
-    /// When the process has no room for one more open file or thread.
+    /// The system's error when the process cannot open another file or start another thread.
     pub fn to_stderr() -> io::Result<Self> {
-        // Not through `io::stderr()`: whoever else prints would wait for its lock.
+        // Not through `io::stderr()`: other users of it would wait for its lock.
         Self::to(File::from(io::stderr().as_fd().try_clone_to_owned()?))
     }
 
@@ -65,24 +66,24 @@ impl Log {
         Ok(Self { orders })
     }
 
-    /// Writes `text`, one line or more, or loses it.
+    /// Queues `text`, one line or more, for writing; it is lost when the queue is full.
     pub fn line(&self, text: impl Into<Vec<u8>>) {
         if self.orders.try_send(Order::Write(text.into())).is_err() {
             count_lost();
         }
     }
 
-    /// Waits until everything before has been written or lost, but no longer than `limit`.
+    /// Waits until all earlier lines are written or lost, at most for `limit`.
     pub fn flush(&self, limit: Duration) {
         let end = Instant::now() + limit;
         let (sender, answer) = bounded(1);
         if self.orders.send_deadline(Order::Answer(sender), end).is_ok() {
-            // Whatever comes: there is nothing left to do for what was not written.
+            // The result is ignored: unwritten lines cannot be saved at this point.
             let _ = answer.recv_deadline(end);
         }
     }
 
-    /// Makes panics come by here too: the standard hook would wait for the reader.
+    /// Routes panic messages through the log: the standard hook would wait for the reader.
     pub fn take_panics(&self) {
         let log = self.clone();
         std::panic::set_hook(Box::new(move |panic| {
@@ -94,7 +95,7 @@ impl Log {
     }
 }
 
-/// `tracing-subscriber` writes each event by one call.
+/// `tracing-subscriber` writes each event in one call.
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.line(line);
@@ -114,7 +115,7 @@ impl MakeWriter<'_> for Log {
     }
 }
 
-/// Ends when the last sender has gone, or with the process.
+/// Writes queued lines, until the last sender is gone or the process ends.
 fn serve(mut sink: impl Write, orders: &Receiver<Order>) {
     for order in orders {
         match order {
@@ -123,13 +124,14 @@ fn serve(mut sink: impl Write, orders: &Receiver<Order>) {
                     count_lost();
                 }
             }
-            // Who asked may have stopped waiting.
+            // The requester may have stopped waiting.
             Order::Answer(sender) => _ = sender.try_send(()),
         }
     }
 }
 
-/// As `write_all`, but it waits where the stream would not: another process may have set that.
+/// Writes all of `line`, like `write_all`, but also waits for a non-blocking stream: another
+/// process may have set the mode.
 fn write(sink: &mut impl Write, mut line: &[u8]) -> io::Result<()> {
     while !line.is_empty() {
         match sink.write(line) {
@@ -150,7 +152,7 @@ mod tests {
 
     use super::*;
 
-    /// One test, as what is lost is counted for the whole process.
+    /// A single test, as lost lines are counted for the whole process.
     #[test]
     fn lines_are_written_or_lost_and_counted() {
         let (mut reader, writer) = io::pipe().unwrap();
@@ -163,15 +165,15 @@ mod tests {
         assert_eq!(&read, b"one\nxxxxxxxxxx");
         assert_eq!(lines_lost(), 0);
 
-        // The reader hangs: a pipe of 64 KiB is full after the first line, and then the channel.
+        // The reader hangs: a pipe of 64 KiB is full after the first line, and the channel next.
         let before = lines_lost();
         (0..WAITING + 10).for_each(|_| log.line(vec![b'y'; 100_000]));
         log.flush(Duration::from_millis(1));
         let lost = lines_lost() - before;
-        // The thread has taken one, or has not come to it yet.
+        // The thread has taken one line already, or not yet.
         assert!((9..=10).contains(&lost), "{lost}");
 
-        // The reader goes: nothing is left that could wait.
+        // The reader is gone: no line can wait.
         drop(reader);
         log.flush(Duration::from_secs(60));
         assert_eq!(lines_lost() - before, 10 + u64::try_from(WAITING).unwrap());
@@ -180,7 +182,7 @@ mod tests {
         assert_eq!(lines_lost() - before, 11 + u64::try_from(WAITING).unwrap());
     }
 
-    /// A stream that takes a byte at a time, and says "not now" before each.
+    /// A stream that accepts one byte at a time, and returns `WouldBlock` before each.
     struct Shy(bool, Sender<u8>);
 
     impl Write for Shy {

@@ -1,27 +1,28 @@
-//! What all charts have in common: size, colours, axes, and how SVGs are put together.
+//! Common parts of all charts: size, colours, axes, and the composition of SVGs.
 
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 /// Size of one chart, in pixels.
 pub const SIZE: (u32, u32) = (760, 300);
-// Colours that differ in brightness too, for those who do not tell red from green (Okabe, Ito).
-/// The first of two things.
+// Colours that also differ in brightness, for readers with red-green colour blindness (Okabe, Ito).
+/// Colour of the first series.
 pub const BLUE: RGBColor = RGBColor(0, 114, 178);
-/// The second.
+/// Colour of the second series.
 pub const ORANGE: RGBColor = RGBColor(230, 159, 0);
-/// What is bad.
+/// Colour of failures.
 pub const VERMILION: RGBColor = RGBColor(213, 94, 0);
 
-/// Why nothing could be drawn.
+/// Error of a drawing operation.
 pub type DrawingError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
-/// Where a chart is drawn.
+/// Drawing area of a chart.
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-/// A chart with two axes of numbers.
+/// A chart with two numeric axes.
 pub type Chart<'a, 'b> =
     ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// Runs `draw` on an empty area; `None` if drawing failed, which leaves a report without a chart.
+/// Runs `draw` on an empty area; returns `None` if drawing failed, so that a report lacks the
+/// chart.
 pub fn svg(draw: impl FnOnce(&Area<'_>) -> Option<()>) -> Option<String> {
     let mut out = String::new();
     {
@@ -33,7 +34,7 @@ pub fn svg(draw: impl FnOnce(&Area<'_>) -> Option<()>) -> Option<String> {
     Some(out)
 }
 
-/// All charts (`<svg>` elements of [`SIZE`]) in one SVG, one below the other.
+/// Combines all charts (`<svg>` elements of [`SIZE`]) in one SVG, from top to bottom.
 pub fn stack<'a>(charts: impl ExactSizeIterator<Item = &'a str>) -> String {
     let (width, height) = SIZE;
     let all = charts.len().max(1) as u64 * u64::from(height);
@@ -48,7 +49,8 @@ pub fn stack<'a>(charts: impl ExactSizeIterator<Item = &'a str>) -> String {
     out + "</svg>\n"
 }
 
-/// Axes from 0, with room above.
+/// Creates a chart with an x axis from `from` to `to` and a y axis from 0 to 10 % above `top`, at
+/// least 1.
 pub fn axes<'a, 'b>(
     area: &'a Area<'b>,
     (from, to): (f64, f64),
@@ -61,7 +63,7 @@ pub fn axes<'a, 'b>(
         .build_cartesian_2d(from..to, 0.0..(top * 1.1).max(1.0))
 }
 
-/// The names of what was drawn, in the upper left corner.
+/// Draws the names of all series in the upper left corner.
 pub fn legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>) -> Option<()> {
     let mut labels = chart.configure_series_labels();
     labels.background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2));

@@ -1,9 +1,9 @@
-//! Counters of the data path: one writer each, read by anyone.
+//! Counters of the data path: one writer each, readable by every thread.
 //!
-//! Every packet that a worker receives ends in exactly one of `transmitted`, `handed_over`, one kind of
-//! [`LocalReply`] or one [`Drop`] reason (architecture invariant 6), so for each worker
-//! `received = transmitted + handed_over + answered + sum(drops) + fragments_parked` whenever it is between
-//! two polls.
+//! Every packet that a worker receives ends in exactly one of `transmitted`, `handed_over`, one
+//! kind of [`LocalReply`] or one [`Drop`] reason (architecture invariant 6), so for each worker
+//! `received = transmitted + handed_over + answered + sum(drops) + fragments_parked` between two
+//! polls.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,40 +17,40 @@ use crate::units::Ticks;
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds `n`. To be called by the counter's one writer only: a load and a store, no bus lock.
+    /// Adds `n`. For the counter's one writer only: a load and a store, no bus lock.
     #[inline]
     pub fn add(&self, n: u64) {
-        // Relaxed: a counter publishes nothing but itself.
+        // Relaxed: a counter publishes only itself.
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
-    /// Takes one off a gauge. To be called by the counter's one writer only.
+    /// Subtracts `n` from a gauge. For the gauge's one writer only.
     #[inline]
     pub fn sub(&self, n: u64) {
         self.add(n.wrapping_neg());
     }
 
-    /// The value now.
+    /// Returns the current value.
     #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// A new flow, as a worker tells of it so that large sources are found.
+/// A new flow, reported by a worker for the detection of large sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
-    /// Its VIP.
+    /// VIP of the flow.
     pub vip: VipId,
-    /// Its client's address, masked as the VIP's affinity says.
+    /// The client's address, masked as the VIP's affinity prescribes.
     pub source: Address,
 }
 
-/// Samples that wait for the control thread, which takes them every 100 ms: 40,000 a second and
-/// worker, many more than it takes to know a share to a percent.
+/// Capacity of the channel. The control thread drains it every 100 ms: 40,000 samples a second per
+/// worker, many more than a share needs to be known to a percent.
 const SAMPLES: usize = 4096;
 
-/// A bounded channel from one worker to the control thread, for what may be lost.
+/// A bounded channel from one worker to the control thread, for samples that may be lost.
 #[derive(Debug)]
 pub struct Samples {
     sender: Sender<Sample>,
@@ -65,20 +65,20 @@ impl Default for Samples {
 }
 
 impl Samples {
-    /// Tells of a new flow; it is lost if the channel is full. Never waits.
+    /// Reports a new flow; the sample is lost if the channel is full. Never waits.
     #[inline]
     pub fn offer(&self, sample: Sample) {
         let _ = self.sender.try_send(sample);
     }
 
-    /// What has come.
+    /// Returns the samples that have arrived.
     pub fn take(&self) -> impl Iterator<Item = Sample> + '_ {
         self.receiver.try_iter().take(SAMPLES)
     }
 }
 
-/// Declares an enum of ways in which packets end with their names, so that variant, label and list
-/// cannot drift apart. The names are the labels in `status --json` and in `docs/COUNTERS.md`.
+/// Declares an enum of packet outcomes together with their names, so that variant, label and list
+/// cannot diverge. The names are the labels in `status --json` and in `docs/COUNTERS.md`.
 macro_rules! named {
     (
         $(#[doc = $about:literal])+ $enum:ident
@@ -92,15 +92,15 @@ macro_rules! named {
         }
 
         impl $enum {
-            /// Every one, in the order of their numbers.
+            /// All variants, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// The counter's name.
+            /// Returns the counter's name.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// What it means, in one sentence.
+            /// Returns a description in one sentence.
             pub const fn describe(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc,)+),)+ }
             }
@@ -109,7 +109,7 @@ macro_rules! named {
 }
 
 named! {
-    /// How a packet was answered, by what was made of it. One counter each.
+    /// Kind of a local reply. One counter each.
     LocalReply
     /// Echo requests to a VIP that went back as replies.
     EchoReply = "echo_replies",
@@ -124,7 +124,7 @@ named! {
 }
 
 named! {
-    /// Why a worker dropped a packet. One counter each.
+    /// Reason for which a worker dropped a packet. One counter each.
     Drop
     /// A packet of several frames, of which one is missing or empty, or they are more than 17.
     NotWhole = "not_whole",
@@ -234,8 +234,8 @@ named! {
     TxFull = "tx_full",
 }
 
-/// What one worker counts. Shared: the worker writes, the control thread reads. On lines of its
-/// own, so that a reader disturbs one worker at a time.
+/// Counters of one worker. The worker writes, the control thread reads. On cache lines of its own,
+/// so that a reader disturbs one worker at a time.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct WorkerStats {
@@ -245,19 +245,19 @@ pub struct WorkerStats {
     pub transmitted: Counter,
     /// Packets given to another worker.
     pub handed_over: Counter,
-    /// Packets that went back as their own answer, by kind; see [`WorkerStats::answers`].
+    /// Packets returned as a local reply, by kind; see [`WorkerStats::answers`].
     answers: [Counter; LocalReply::ALL.len()],
     /// Dropped packets by reason; see [`WorkerStats::drops`].
     drops: [Counter; Drop::ALL.len()],
-    /// New flows that began as the protocol says: a SYN, or any UDP packet.
+    /// New flows that began as the protocol requires: with a SYN, or any UDP packet.
     pub flows_new: Counter,
-    /// Mid-flow TCP packets without a pin here, whose pin another worker had.
+    /// Mid-flow TCP packets without a pin here, for which another worker had the pin.
     pub flows_found_elsewhere: Counter,
-    /// Mid-flow TCP packets without a pin anywhere, pinned anew by hash.
+    /// Mid-flow TCP packets without a pin anywhere, pinned again by hash.
     pub flows_by_hash: Counter,
-    /// Flows pinned to the backend that their QUIC connection id names.
+    /// Flows pinned to the backend that their QUIC connection ID names.
     pub flows_by_cid: Counter,
-    /// Datagrams of VIPs with `pin = false` that the scheduler has placed, each by itself.
+    /// Datagrams of VIPs with `pin = false`, each placed by the scheduler by itself.
     pub datagrams_placed: Counter,
     /// Pins removed after their connection had ended by FINs or a RST, and its closing time-out.
     pub flows_closed: Counter,
@@ -265,65 +265,67 @@ pub struct WorkerStats {
     pub flows_idled_out: Counter,
     /// Pins removed because their backend's generation had ended.
     pub flows_stale: Counter,
-    /// Pins removed after their flow was cut: its ends were told by a RST, or did not answer a probe.
+    /// Pins removed after their flow was terminated: its ends received a RST, or did not reply to a
+    /// probe.
     pub flows_reset: Counter,
-    /// RST segments sent to the ends of flows that are cut.
+    /// RST segments sent to the ends of terminated flows.
     pub resets_sent: Counter,
-    /// Probes sent to silent ends of flows that are cut, to be answered with a RST.
+    /// Probes sent to silent ends of terminated flows; the reply triggers a RST.
     pub probes_sent: Counter,
-    /// Pieces of packets that were too long for their way, but for the first of each, which counts as the
-    /// packet.
+    /// Fragments of packets that exceeded the MTU of their path, except for the first of each,
+    /// which counts as the packet.
     pub fragments_sent: Counter,
-    /// ICMP errors sent on to the end of the flow that they are about.
+    /// ICMP errors forwarded to the end of the flow that they are about.
     pub icmp_errors_forwarded: Counter,
-    /// Packets that were dropped without the ICMP error that they deserved, as too many were sent.
+    /// Packets dropped without the ICMP error that they called for, because of the rate limit.
     pub icmp_rate_limited: Counter,
     /// Pins in the table now (a gauge).
     pub flows_active: Counter,
-    /// Entries in the table that only point to another worker's pin (a gauge).
+    /// Remote entries in the table now, which name another worker's pin (a gauge).
     pub flow_aliases: Counter,
     /// Later fragments that wait for their first one now (a gauge).
     pub fragments_parked: Counter,
-    /// IPv4 sources of full-NAT flows in use now (a gauge).
+    /// IPv4 SNAT ports in use now (a gauge).
     pub bindings_v4: Counter,
-    /// The same for IPv6 (a gauge).
+    /// IPv6 SNAT ports in use now (a gauge).
     pub bindings_v6: Counter,
-    /// Clients that were not noted because proven ones had all places of their bucket.
+    /// Clients not recorded because proven ones had all slots of their bucket.
     pub clients_full: Counter,
-    /// Packets that were forwarded without a pin, as the table had no room for one.
+    /// Packets forwarded without a pin, as the table had no room for one.
     pub table_full_unpinned: Counter,
-    /// New flows of VIPs whose sources are watched.
+    /// New flows of VIPs with watched sources.
     pub samples: Samples,
     /// Batches with at least one packet.
     pub batches: Counter,
-    /// Polls that found nothing.
+    /// Polls that found no packet.
     pub idle_polls: Counter,
-    /// Times the worker slept in poll(2).
+    /// Number of sleeps in poll(2).
     pub sleeps: Counter,
     /// Per VIP, by [`VipId`](crate::net::VipId).
     pub vips: Box<[FlowStats]>,
-    /// Per VIP, by [`VipId`](crate::net::VipId): how long its flows were pinned.
+    /// Lifetimes of flows per VIP, by [`VipId`](crate::net::VipId).
     pub lifetimes: Box<[Lifetimes]>,
     /// Per backend, by [`BackendIndex`](crate::net::BackendIndex).
     pub backends: Box<[FlowStats]>,
-    /// Per backend, by [`BackendIndex`](crate::net::BackendIndex): SYNs that nothing answered, counted
-    /// when their pin is removed. Not in [`FlowStats`], which is one line for what each packet counts.
+    /// SYNs without any reply, per backend, by [`BackendIndex`](crate::net::BackendIndex); counted
+    /// when their pin is removed. Not in [`FlowStats`], which is one cache line of per-packet
+    /// counters.
     pub unanswered: Box<[Counter]>,
     /// Per NIC, by [`NicIndex`](crate::net::NicIndex).
     pub ports: Box<[PortStats]>,
 }
 
-/// What a worker counts per VIP and per backend.
+/// Counters of a worker per VIP or per backend.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct FlowStats {
     /// Packets from clients that were transmitted to the backend.
     pub packets_in: Counter,
-    /// Their bytes, as received, from the Ethernet header on.
+    /// Bytes of these packets, as received, from the Ethernet header on.
     pub bytes_in: Counter,
     /// Packets from the backend that were transmitted to clients (NAT only).
     pub packets_out: Counter,
-    /// Their bytes, as received.
+    /// Bytes of these packets, as received, from the Ethernet header on.
     pub bytes_out: Counter,
     /// Flows that were pinned.
     pub flows_total: Counter,
@@ -331,13 +333,13 @@ pub struct FlowStats {
     pub flows_active: Counter,
     /// Packets dropped after the VIP was known.
     pub dropped: Counter,
-    /// Flows that the scheduler has placed: those that no other rule did. Of a VIP with `pin = false`:
+    /// Flows placed by the scheduler, and not by another rule. Of a VIP with `pin = false`:
     /// datagrams.
     pub flows_scheduled: Counter,
 }
 
 impl FlowStats {
-    /// Every counter by its name.
+    /// Returns every counter with its name.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let Self {
             packets_in,
@@ -363,13 +365,13 @@ impl FlowStats {
     }
 }
 
-/// Classes of time spans: two per octave, so that none is wider than half of its start.
+/// Number of classes of time spans: two per octave, so that none is wider than half of its start.
 pub const SPANS: usize = 48;
-/// Binary logarithm of the ticks that the first class takes together (640 ms): the sweep of the flow
-/// table takes longer to notice an end.
+/// Binary logarithm of the width of the first class in ticks (640 ms): the sweep of the flow table
+/// takes longer to notice an end.
 const FIRST_OCTAVE: u32 = 6;
 
-/// The class of a span, `0..SPANS`; the last one has all from 62 days on.
+/// Returns the class of a span, `0..SPANS`; the last one has all from 62 days on.
 #[inline]
 pub fn span_class(span: Ticks) -> usize {
     let Some(octave) = span.0.checked_ilog2().and_then(|log| log.checked_sub(FIRST_OCTAVE)) else {
@@ -379,7 +381,8 @@ pub fn span_class(span: Ticks) -> usize {
     usize::try_from(1 + 2 * octave + half).map_or(0, |class| class.min(SPANS - 1))
 }
 
-/// The shortest span of a class, in ticks; of `SPANS` and above, where the classes end.
+/// Returns the shortest span of a class, in ticks; for `SPANS` and above, the end of the last
+/// class.
 pub fn span_start(class: usize) -> u64 {
     match class.min(SPANS).checked_sub(1) {
         None => 0,
@@ -387,8 +390,8 @@ pub fn span_start(class: usize) -> u64 {
     }
 }
 
-/// How long the flows of a VIP that have ended were pinned: flows per class of spans. Flows that were
-/// cut are not in it: they did not end by themselves.
+/// Lifetimes of a VIP's ended flows: number of flows per class of spans. Terminated flows are not
+/// included, as they did not end by themselves.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Lifetimes([Counter; SPANS]);
@@ -400,7 +403,7 @@ impl Default for Lifetimes {
 }
 
 impl Lifetimes {
-    /// Counts one flow. To be called by the one writer only.
+    /// Counts one flow. For the one writer only.
     #[inline]
     pub fn add(&self, span: Ticks) {
         if let Some(counter) = self.0.get(span_class(span)) {
@@ -408,17 +411,17 @@ impl Lifetimes {
         }
     }
 
-    /// The flows of each class.
+    /// Returns the number of flows of each class.
     pub fn counts(&self) -> [u64; SPANS] {
         std::array::from_fn(|class| self.0.get(class).map_or(0, Counter::get))
     }
 }
 
-/// What a worker counts per NIC.
+/// Counters of a worker per NIC.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct PortStats {
-    /// Packets and bytes received.
+    /// Packets received.
     pub rx_packets: Counter,
     /// Bytes received, from the Ethernet header on.
     pub rx_bytes: Counter,
@@ -428,14 +431,14 @@ pub struct PortStats {
     pub tx_bytes: Counter,
     /// TX wake-up system calls.
     pub tx_wakeups: Counter,
-    /// Descriptors from the kernel that named no frame of ours; each is ignored.
+    /// Descriptors from the kernel that named none of the worker's frames; each is ignored.
     pub bad_descriptors: Counter,
-    /// Times the free frames ran out while the fill ring wanted more.
+    /// Number of times that no free frame was left for the fill ring.
     pub no_free_frame: Counter,
 }
 
 impl PortStats {
-    /// Every counter by its name.
+    /// Returns every counter with its name.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let Self {
             rx_packets,
@@ -460,7 +463,7 @@ impl PortStats {
 }
 
 impl WorkerStats {
-    /// Zeroed counters for up to `vips`, `backends` and `ports` (NICs).
+    /// Creates zeroed counters for up to `vips`, `backends` and `ports` (NICs).
     pub fn new(vips: usize, backends: usize, ports: usize) -> Self {
         fn zeroed<T: Default>(count: usize) -> Box<[T]> {
             (0..count).map(|_| T::default()).collect()
@@ -504,7 +507,7 @@ impl WorkerStats {
         }
     }
 
-    /// The gauge of the full-NAT sources in use, of one family.
+    /// Returns the gauge of SNAT ports in use, of one family.
     #[inline]
     pub const fn snat_ports(&self, family: Family) -> &Counter {
         match family {
@@ -513,15 +516,16 @@ impl WorkerStats {
         }
     }
 
-    /// The counter of one drop reason.
+    /// Returns the counter of one drop reason.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "the array has one place per reason")]
     pub fn drop_counter(&self, reason: Drop) -> &Counter {
         &self.drops[reason as usize]
     }
 
-    /// What is counted of packets and flows, by the names of `docs/API.md`; [`drops`](Self::drops),
-    /// [`answers`](Self::answers) and the lists aside, and how often it polled and slept.
+    /// Returns the counters of packets and flows with their names in `docs/API.md`, except
+    /// [`drops`](Self::drops), [`answers`](Self::answers), the lists, and the counts of polls and
+    /// sleeps.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         // Every field is named, so that none can be forgotten here.
         let Self {
@@ -591,24 +595,24 @@ impl WorkerStats {
         .into_iter()
     }
 
-    /// Every reason with its count.
+    /// Returns every drop reason with its count.
     pub fn drops(&self) -> impl Iterator<Item = (Drop, u64)> + '_ {
         Drop::ALL.iter().zip(&self.drops).map(|(&reason, counter)| (reason, counter.get()))
     }
 
-    /// The counter of one kind of answer.
+    /// Returns the counter of one kind of local reply.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "the array has one place per kind")]
     pub fn answer_counter(&self, answer: LocalReply) -> &Counter {
         &self.answers[answer as usize]
     }
 
-    /// Every kind of answer with its count.
+    /// Returns every kind of local reply with its count.
     pub fn answers(&self) -> impl Iterator<Item = (LocalReply, u64)> + '_ {
         LocalReply::ALL.iter().zip(&self.answers).map(|(&answer, counter)| (answer, counter.get()))
     }
 
-    /// Received packets that have not yet ended in a counter; 0 between two polls.
+    /// Returns the received packets that have not yet ended in a counter; 0 between two polls.
     pub fn unaccounted(&self) -> i128 {
         let ended = u128::from(self.transmitted.get())
             + u128::from(self.handed_over.get())

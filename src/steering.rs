@@ -1,5 +1,5 @@
-//! What the control plane sees of the XDP programs and sockets: the joint between `control` and
-//! `xdp`, which do not know each other.
+//! The XDP programs and sockets as seen by the control plane: connects `control` and `xdp`, which
+//! do not depend on each other.
 
 use crate::control::{
     AttachedView, NicNow, ProgramNow, SocketStatistics, SteerCounters, SteeringPort,
@@ -9,21 +9,21 @@ use crate::xdp::nic::{self, LinkNow, Nic};
 use crate::xdp::program::Steering;
 use crate::xdp::socket::Monitor;
 
-/// A NIC with its XDP program, and a view of its sockets.
+/// A NIC with its XDP program and views of its sockets.
 pub struct Steered {
     /// The NIC.
     pub nic: Nic,
-    /// Its program.
+    /// The NIC's XDP program.
     pub steering: Steering,
-    /// Its sockets.
+    /// Views of the NIC's sockets.
     pub monitors: Vec<Monitor>,
 }
 
-/// All NICs, in their order.
+/// All NICs, indexed by [`NicIndex`].
 pub struct Steerings(Vec<Steered>);
 
 impl Steerings {
-    /// Joins them.
+    /// Creates the list from the NICs in configuration order.
     pub fn new(nics: Vec<Steered>) -> Self {
         Self(nics)
     }

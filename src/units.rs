@@ -5,10 +5,10 @@ use std::time::Duration;
 /// Length of one [`Ticks`] step, in milliseconds.
 pub const TICK_MS: u64 = 10;
 
-/// A point or span on the monotonic clock, in steps of [`TICK_MS`].
+/// A point in time or a span on the monotonic clock, in steps of [`TICK_MS`].
 ///
 /// 32 bits wrap after 497 days, so points are compared only through [`Ticks::since`], which is
-/// right for spans of up to 248 days: far above [`Ticks::MAX_SPAN`], the longest time-out.
+/// correct for spans of up to 248 days: far above [`Ticks::MAX_SPAN`], the longest time-out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ticks(pub u32);
 
@@ -16,44 +16,45 @@ impl Ticks {
     /// The longest span that the configuration accepts: 30 days.
     pub const MAX_SPAN: Duration = Duration::from_secs(30 * 24 * 3600);
 
-    /// A span, rounded up to whole ticks; longer ones than [`Ticks::MAX_SPAN`] are cut to it.
+    /// Returns a span, rounded up to whole ticks and capped at [`Ticks::MAX_SPAN`].
     pub fn span(duration: Duration) -> Self {
         let ms = duration.min(Self::MAX_SPAN).as_millis();
         Self(u32::try_from(ms.div_ceil(u128::from(TICK_MS))).unwrap_or(u32::MAX))
     }
 
-    /// A span of whole seconds, up to [`Ticks::MAX_SPAN`].
+    /// Returns a span of whole seconds, capped at [`Ticks::MAX_SPAN`].
     pub fn seconds(seconds: u64) -> Self {
         Self::span(Duration::from_secs(seconds))
     }
 
-    /// The point `ms` milliseconds after the clock's origin.
+    /// Returns the point `ms` milliseconds after the clock's origin.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "a point wraps by design")]
     pub const fn at_ms(ms: u64) -> Self {
         Self((ms / TICK_MS) as u32)
     }
 
-    /// Ticks from `earlier` to `self`; 0 when `earlier` lies ahead (another core's newer clock).
+    /// Returns the ticks from `earlier` to `self`; 0 when `earlier` is later (another core's newer
+    /// clock).
     #[inline]
     pub const fn since(self, earlier: Self) -> Self {
         let span = self.0.wrapping_sub(earlier.0);
         Self(if span > u32::MAX / 2 { 0 } else { span })
     }
 
-    /// The point `span` after `self`.
+    /// Returns the point `span` after `self`.
     #[inline]
     #[must_use]
     pub const fn after(self, span: Self) -> Self {
         Self(self.0.wrapping_add(span.0))
     }
 
-    /// A span as milliseconds.
+    /// Returns a span in milliseconds.
     pub const fn as_ms(self) -> u64 {
         self.0 as u64 * TICK_MS
     }
 
-    /// A span as a duration.
+    /// Returns a span as a [`Duration`].
     pub const fn duration(self) -> Duration {
         Duration::from_millis(self.as_ms())
     }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 /// Per cent by which a case may exceed its figure. Counts of one binary differ by at most 0.3 %
 /// (docs/PERFORMANCE.md).
 const TOLERANCE: f64 = 2.0;
-/// Stages with a column of their own in tables, in the order in which a packet meets them.
+/// Stages with a column of their own in tables, in the order in which a packet passes them.
 pub const STAGES: [&str; 10] = [
     "receive", "parse", "classify", "prefetch", "track", "select", "rewrite", "transmit", "rings",
     "sweep",
@@ -44,14 +44,14 @@ pub struct Figure {
     pub stages: BTreeMap<String, u64>,
 }
 
-/// The file of this architecture.
+/// Returns the path of this architecture's file.
 pub fn path() -> PathBuf {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions/");
     PathBuf::from(format!("{folder}{}.toml", std::env::consts::ARCH))
 }
 
 impl Figures {
-    /// The committed figures of this architecture.
+    /// Reads the committed figures of this architecture.
     pub fn committed() -> Result<Self, Box<dyn Error>> {
         let path = path();
         let text = std::fs::read_to_string(&path).map_err(|error| {
@@ -60,7 +60,7 @@ impl Figures {
         toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()).into())
     }
 
-    /// Text of the file.
+    /// Returns the text of the file.
     pub fn to_toml(&self) -> String {
         let Self { rustc, valgrind, case } = self;
         let mut text = format!("{HEAD}\nrustc = {rustc:?}\nvalgrind = {valgrind:?}\n");
@@ -68,14 +68,14 @@ impl Figures {
             let stages: Vec<_> =
                 stages.iter().map(|(stage, count)| format!("{stage} = {count}")).collect();
             let stages = stages.join(", ");
-            // A String takes everything.
+            // Writing to a String does not fail.
             let _ =
                 write!(text, "\n[[case]]\nname = {name:?}\nall = {all}\nstages = {{ {stages} }}\n");
         }
         text
     }
 
-    /// The table of docs/PERFORMANCE.md.
+    /// Returns the table of docs/PERFORMANCE.md.
     pub fn table(&self) -> String {
         let mut text = format!("{TABLE} all | {} | other |\n", STAGES.join(" | "));
         text += &"|---".repeat(STAGES.len() + 3);
@@ -91,7 +91,7 @@ impl Figures {
         text
     }
 
-    /// `document` with this table instead of the one that it has.
+    /// Returns `document` with its table replaced by this one.
     pub fn replace_table(&self, document: &str) -> Result<String, Box<dyn Error>> {
         let (before, rest) = document.split_once(TABLE).ok_or("no table to replace")?;
         let end = rest.find("\n\n").ok_or("the table has no end")? + 1;
@@ -135,7 +135,7 @@ impl Figures {
         comparison
     }
 
-    /// Cases that have a higher figure here than in `before`, with both figures.
+    /// Returns the cases with a higher figure here than in `before`, with both figures.
     pub fn raised(&self, before: &Self) -> Vec<String> {
         let pairs = self.case.iter().filter_map(|figure| {
             let old = before.case.iter().find(|old| old.name == figure.name)?;
@@ -154,7 +154,7 @@ impl Figure {
         self.all as f64 > committed.all as f64 * (1.0 + TOLERANCE / 100.0)
     }
 
-    /// Both figures in words.
+    /// Describes both figures.
     fn against(&self, committed: &Self) -> String {
         let (is, was) = (self.all as f64, committed.all as f64);
         let change = (is - was) / was * 100.0;
@@ -164,7 +164,7 @@ impl Figure {
         )
     }
 
-    /// Both figures in words, and those of the stages that grew, the most first.
+    /// Describes both figures, and those of the stages that grew, the largest growth first.
     fn excess(&self, committed: &Self) -> String {
         let mut text = self.against(committed);
         let mut grown: Vec<_> = self
@@ -188,14 +188,14 @@ impl Figure {
 pub struct Comparison {
     /// Cases that exceed their figure, or have none.
     pub failures: Vec<String>,
-    /// Cases whose figure should be lowered.
+    /// Cases with a figure that should be lowered.
     pub lower: Vec<String>,
-    /// Tools that are others than those of the figures.
+    /// Tools that differ from those of the figures.
     pub tools: Vec<String>,
 }
 
 impl Comparison {
-    /// Whether no case exceeds its figure.
+    /// Returns whether no case exceeds its figure.
     pub fn is_ok(&self) -> bool {
         self.failures.is_empty()
     }

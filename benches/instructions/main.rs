@@ -1,9 +1,10 @@
-//! Instructions per packet, by stage, counted by callgrind: a figure that does not depend on what
-//! else the machine does.
+//! Instructions per packet, by stage, counted by callgrind: a figure that does not depend on the
+//! load of the machine.
 //!
 //! Starts itself under valgrind, once for each case; only polls are counted. Every instruction is
-//! put to a stage by the functions that were inlined around it, as addr2line (binutils) tells. A
-//! binary and no bench, as cargo builds benches with `panic = "unwind"`, whatever the profile says.
+//! attributed to a stage by the functions that were inlined around it, as addr2line (binutils)
+//! reports them. A binary and not a bench, as cargo builds benches with `panic = "unwind"`,
+//! whatever the profile.
 //!
 //! ```sh
 //! alias count='cargo run --release --locked --features instructions --bin instructions --'
@@ -109,8 +110,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Keeps everything that holdfast has in this program. Else the linker drops the second caller of a
-/// stage, `holdfast explain`'s, and inlines the stage where the shipped binary calls it.
+/// Keeps all code of holdfast in this program. Else the linker drops the second caller of a stage,
+/// that of `holdfast explain`, and inlines the stage where the shipped binary calls it.
 fn keep_all_of_holdfast() {
     std::hint::black_box(cli::execute as fn(Cli) -> Result<(), CliError>);
 }
@@ -142,7 +143,7 @@ fn record(document: &Document) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A count as figures.
+/// Converts a count to figures.
 fn figures(document: &Document) -> Result<Figures, Box<dyn Error>> {
     let case = document.rows.iter().map(|row| Figure {
         name: row.name.to_owned(),
@@ -186,7 +187,7 @@ fn count_all(cases: &[Case], lines: usize) -> Result<Vec<Row>, Box<dyn Error>> {
     Ok(rows)
 }
 
-/// What is counted: some rounds, after a warm-up.
+/// Runs the counted workload: some rounds, after a warm-up.
 fn workload(case: Case, flows: u64, rounds: usize) {
     let mut bed = Bed::new(case, flows, CLOCK);
     for _ in 0..rounds {
@@ -208,7 +209,7 @@ fn count(case: Case) -> Result<Profile, String> {
         profile.resolve(Symbols::of(&program, &profile.addresses(&program))?);
         Ok(profile)
     });
-    // Left over only if there was an error, and of no more use then.
+    // Left over only after an error, and of no use then.
     let _ = std::fs::remove_file(&out);
     result.map_err(|error: Box<dyn Error>| error.to_string())
 }

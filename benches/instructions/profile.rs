@@ -1,9 +1,9 @@
-//! Reads what callgrind has written, and puts instructions to stages.
+//! Parses the output of callgrind, and attributes instructions to stages.
 //!
 //! The format is "Callgrind Format Specification" of valgrind's manual, as written with
 //! `--dump-instr=yes --compress-strings=no --compress-pos=no`: `fn=` names the function of the cost
-//! lines (`address line instructions`) that follow; after `calls=`, one cost line is the call's
-//! own address and everything that was counted inside of it.
+//! lines (`address line instructions`) that follow; after `calls=`, one cost line has the call's
+//! own address and the inclusive count of the callee.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
@@ -11,22 +11,22 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Each stage is a file or a folder of this folder, but conntrack, which is three.
+/// Folder of the stages: each is a file or a folder in it, except conntrack, which is three stages.
 const STAGES: &str = "/src/datapath/";
 /// Sources of this crate.
 const OURS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/");
 
-/// One function as it is in the binary, with everything that was inlined into it.
+/// One function of the binary, with all functions that were inlined into it.
 #[derive(Debug, Default)]
 struct Function {
     object: String,
     /// Address and instructions.
     own: Vec<(u64, u64)>,
-    /// Address, callee, instructions in the callee and all that it calls.
+    /// Address, callee, inclusive instructions of the callee.
     calls: Vec<(u64, String, u64)>,
 }
 
-/// A profile.
+/// A parsed profile.
 #[derive(Debug, Default)]
 pub struct Profile {
     functions: HashMap<String, Function>,
@@ -42,12 +42,12 @@ struct Frame {
     line: String,
 }
 
-/// For an address, the inlined functions around it, the innermost first.
+/// The inlined functions around each address, the innermost first.
 #[derive(Debug, Default)]
 pub struct Symbols(HashMap<u64, Vec<Frame>>);
 
 impl Symbols {
-    /// Asks addr2line.
+    /// Runs addr2line.
     pub fn of(program: &Path, addresses: &[u64]) -> Result<Self, Box<dyn Error>> {
         let mut child = Command::new("addr2line")
             .args(["-a", "-f", "-i", "-C", "-e"])
@@ -89,14 +89,14 @@ impl Symbols {
         self.0.get(&address).map_or(&[], Vec::as_slice)
     }
 
-    /// The stage around an address, if there is one.
+    /// Returns the stage around an address, if there is one.
     fn stage(&self, address: u64) -> Option<&str> {
         self.frames(address).iter().rev().find_map(|frame| {
             let (_, file) = frame.file.split_once(STAGES)?;
             let file = file.strip_suffix(".rs")?;
             let (stage, part) = file.split_once('/').unwrap_or((file, ""));
             match stage {
-                // Not stages: the loop around them, and what they work on.
+                // Not stages: the loop around them, and their data.
                 "worker" | "passes" | "forward" | "detour" | "batch" | "context" | "resources"
                 | "mod" => None,
                 "conntrack" => {
@@ -109,7 +109,7 @@ impl Symbols {
         })
     }
 
-    /// The line of this crate that an address belongs to.
+    /// Returns the line of this crate that an address belongs to.
     fn place(&self, address: u64) -> String {
         let ours = self.frames(address).iter().find(|frame| frame.file.starts_with(OURS));
         match (ours, self.frames(address).first()) {
@@ -122,7 +122,7 @@ impl Symbols {
     }
 }
 
-/// The text of a line, if the file is where it was compiled.
+/// Returns the text of a line, if the file is where it was compiled.
 fn source(frame: &Frame) -> String {
     let text = std::fs::read_to_string(&frame.file).unwrap_or_default();
     let number: usize = frame.line.parse().unwrap_or_default();
@@ -130,13 +130,14 @@ fn source(frame: &Frame) -> String {
     line.map_or(String::new(), |line| format!("   {}", line.trim()))
 }
 
-/// `h` and 16 digits: what older compilers put after a function's name.
+/// Returns whether `part` is the hash (`h` and 16 digits) that older compilers append to a
+/// function's name.
 fn is_hash(part: &str) -> bool {
     part.len() == 17 && part.starts_with('h') && part[1..].bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 impl Profile {
-    /// Reads a profile.
+    /// Parses a profile.
     pub fn parse(text: &str) -> Result<Self, Box<dyn Error>> {
         let mut profile = Self::default();
         let (mut object, mut callee) = (String::new(), None);
@@ -171,7 +172,7 @@ impl Profile {
         (profile.total > 0).then_some(profile).ok_or_else(|| "nothing was counted".into())
     }
 
-    /// All addresses in `program`.
+    /// Returns all addresses in `program`.
     pub fn addresses(&self, program: &Path) -> Vec<u64> {
         let program = program.to_string_lossy();
         let functions = self.functions.values().filter(|function| function.object == program);
@@ -184,18 +185,18 @@ impl Profile {
         all.into_iter().collect()
     }
 
-    /// Takes what the addresses mean.
+    /// Sets the symbols of the addresses.
     pub fn resolve(&mut self, symbols: Symbols) {
         self.symbols = symbols;
     }
 
-    /// All instructions.
+    /// Returns the number of all instructions.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// Instructions by stage; `rings` is what the worker does besides: reclaim, refill, flush, and
-    /// its loop. Calls are put to the stage that makes them.
+    /// Returns instructions by stage; `rings` is the rest of the worker: reclaim, refill, flush,
+    /// and its loop. Calls are attributed to the stage that makes them.
     pub fn stages(&self, root: &str) -> BTreeMap<String, u64> {
         let mut stages = BTreeMap::new();
         let mut pending: Vec<&str> =
@@ -219,7 +220,7 @@ impl Profile {
         stages
     }
 
-    /// Instructions by stage and the line of this crate that they belong to, the most first.
+    /// Returns instructions by stage and line of this crate, the most first.
     pub fn lines(&self) -> Vec<(String, u64)> {
         let mut lines = HashMap::<String, u64>::new();
         for (address, cost) in self.functions.values().flat_map(|function| &function.own) {
@@ -233,7 +234,7 @@ impl Profile {
     }
 }
 
-/// Address and instructions of `0xaddress line instructions`.
+/// Parses address and instructions of `0xaddress line instructions`.
 fn cost_line(line: &str) -> Option<(u64, u64)> {
     let mut parts = line.split(' ');
     let address = u64::from_str_radix(parts.next()?.strip_prefix("0x")?, 16).ok()?;

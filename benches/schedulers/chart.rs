@@ -1,4 +1,4 @@
-//! The rows as a picture: four figures over the number of backends, a line for each scheduler.
+//! The rows as a chart: four panels over the number of backends, a line for each scheduler.
 
 use std::error::Error;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 use super::{Row, SCHEDULERS};
 
-/// In pixels.
+/// Width and height in pixels.
 const SIZE: (u32, u32) = (960, 760);
 /// Colours that differ in brightness too (Okabe, Ito), and grey.
 const COLOURS: [RGBColor; SCHEDULERS.len()] = [
@@ -20,21 +20,21 @@ const COLOURS: [RGBColor; SCHEDULERS.len()] = [
     RGBColor(230, 159, 0),
     RGBColor(0, 0, 0),
 ];
-/// Where nothing moved: there is no 0 on a logarithmic axis.
+/// Value drawn for 0, which a logarithmic axis lacks.
 const NOTHING: f64 = 0.01;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-/// One of the four.
+/// One of the four panels.
 struct Panel {
     title: &'static str,
     value: fn(&Row) -> f64,
-    /// Drawn from here to there.
+    /// Range of the axis.
     axis: Range<f64>,
     label: fn(f64) -> String,
 }
 
-/// An SVG of all rows.
+/// Draws all rows as an SVG.
 pub fn draw(rows: &[Row]) -> Result<String, Box<dyn Error>> {
     let panels = [
         Panel {
@@ -76,7 +76,7 @@ pub fn draw(rows: &[Row]) -> Result<String, Box<dyn Error>> {
     Ok(svg)
 }
 
-/// What the colours mean.
+/// Draws the legend.
 fn draw_key(area: &Area<'_>) -> Result<(), Box<dyn Error>> {
     for ((name, _), (colour, place)) in
         SCHEDULERS.iter().zip(COLOURS.iter().zip(area.split_evenly((2, SCHEDULERS.len() / 2))))

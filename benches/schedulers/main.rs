@@ -1,6 +1,6 @@
-//! Schedulers side by side, at several numbers of backends of equal weight: what a build costs, how
-//! even they are, what moves when a backend is removed, and what a choice costs.
-//! docs/SCHEDULERS.md says what that means.
+//! Comparison of the schedulers at several numbers of backends of equal weight: cost of a build,
+//! evenness, flows that move when a backend is removed, and cost of a choice. docs/SCHEDULERS.md
+//! discusses the figures.
 //!
 //! ```sh
 //! cargo bench --bench schedulers                           # a table
@@ -46,16 +46,16 @@ const SCHEDULERS: [(&str, SchedulerKind); 8] = [
 ];
 const BACKENDS: [u16; 4] = [3, 10, 100, 1000];
 
-/// How often.
+/// Extent of the measurement.
 #[derive(Clone, Copy)]
 struct Plan {
-    /// Of each table.
+    /// Builds of each table.
     builds: usize,
     /// Flows that arrive, and stay.
     flows: u64,
-    /// Parts of them that are timed one by one.
+    /// Parts of the flows that are timed one by one.
     rounds: u64,
-    /// Backends that are removed, one at a time, with all flows placed anew.
+    /// Backends that are removed, one at a time, with all flows placed again.
     removals: u16,
 }
 
@@ -69,12 +69,12 @@ struct Row {
     scheduler: &'static str,
     backends: u16,
     build_ms: f64,
-    /// Flows of the backend that has the most, over the mean.
+    /// Flows of the backend with the most flows, over the mean.
     max_over_mean: f64,
-    /// The same of the slots, where there is a table.
+    /// Slots of the backend with the most slots, over the mean; only for schedulers with a table.
     #[serde(skip_serializing_if = "Option::is_none")]
     slots_max_over_mean: Option<f64>,
-    /// Of the flows of the backends that stay, those that have another one if the same flows arrive
+    /// Share of the remaining backends' flows that get another backend if the same flows arrive
     /// after the removal: mean over removals.
     survivors_moved_share: f64,
     ns_per_choice: f64,
@@ -130,7 +130,7 @@ fn row(plan: Plan, scheduler: &'static str, kind: SchedulerKind, backends: u16) 
     }
 }
 
-/// Whom it is built for; without one of them.
+/// Returns the candidates of a build, without the removed backend.
 fn candidates(backends: u16, removed: Option<u16>) -> Vec<Candidate> {
     let candidate = |index: u16| {
         let [high, low] = index.to_be_bytes();
@@ -153,7 +153,7 @@ fn timed_builds(plan: Plan, kind: SchedulerKind, backends: u16) -> (Built, f64) 
     (Built::build(kind, &SECRET, candidates(backends, None), None), spread.median)
 }
 
-/// Answers from arrays; everybody is in service.
+/// A pool of arrays with all backends in service.
 struct ArrayPool {
     active: Vec<u64>,
     total: u64,
@@ -177,7 +177,8 @@ impl Pool for ArrayPool {
     }
 }
 
-/// The backend of every flow, and nanoseconds for one choice: the median of the rounds.
+/// Places every flow; returns the backends, the pool, and nanoseconds per choice: the median of the
+/// rounds.
 fn placed(plan: Plan, built: &Built, backends: u16) -> (Vec<BackendIndex>, ArrayPool, f64) {
     let mut pool = ArrayPool { active: vec![0; backends.into()], total: 0 };
     let mut placed = Vec::with_capacity(usize::try_from(plan.flows).unwrap());
@@ -240,7 +241,7 @@ fn print(rows: &[Row], json: bool) -> Result<(), serde_json::Error> {
     Ok(())
 }
 
-/// Under `cargo test`: everything works, and the document has what its readers look for.
+/// Under `cargo test`: all of the bench works, and the document has the rows that its readers need.
 fn smoke() -> Result<(), Box<dyn Error>> {
     let rows = measure(SMOKE, &[3, 10]);
     assert_eq!(rows.len(), 2 * SCHEDULERS.len());

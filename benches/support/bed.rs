@@ -1,7 +1,7 @@
 //! A worker on fake rings, from receive to transmit, with the traffic of one case.
 //!
-//! A round: as many packets as the RX ring has slots are written into frames, then the worker
-//! polls until it has sent them all, then the fake NIC takes them. Only the polls are timed.
+//! A round: as many packets as the RX ring has slots are written into frames, then the worker polls
+//! until it has sent them all, then the fake NIC takes them. Only the polls are timed.
 
 use std::hint::black_box;
 use std::net::IpAddr;
@@ -33,30 +33,30 @@ use super::rig::{CLIENT_MAC, Family, Sent, backend_mac, nic_mac, spec};
 pub const BATCH: usize = 64;
 /// Slots of the RX and TX rings, and packets in a round: the configuration's default.
 const RING: u32 = 2048;
-/// The same as a number of packets.
+/// `RING` as a number of packets.
 pub const ROUND: usize = 2048;
-/// As the daemon has for one NIC queue: four rings, and what is on its way.
+/// Frames of the daemon for one NIC queue: four rings, and those in processing.
 pub const FRAMES: u32 = 6 * RING + 64;
-/// Backends of the VIP, unless a bench wants others.
+/// Backends of the VIP, unless a bench sets another number.
 const BACKENDS: u16 = 100;
 /// Slots of the Maglev table: the configuration's default.
 const TABLE_SIZE: u32 = 65_537;
-/// Flows that send one SYN live for 1 s, and then until the sweep finds them.
+/// Lifetime of flows that send one SYN: 1 s, and then until the sweep finds them.
 const EMBRYONIC: Ticks = Ticks(100);
-/// Ticks in which the sweep goes around.
+/// Ticks per round of the sweep.
 const SWEEP: u64 = 400;
-/// Ticks that a flow with one SYN may live. More while the table grows: the hand that sweeps then
-/// has further to go than it thought (555 ticks were seen).
+/// Ticks that a flow with one SYN may live. More while the table grows: the clock hand then has
+/// further to go than computed (555 ticks were seen).
 const LONGEST_LIFE: u64 = 100 + SWEEP;
 /// Share of the table that new flows would fill if all lived that long, in percent.
 const NEW_FLOW_LOAD: u64 = 75;
 /// A tick of the worker's clock.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How the worker's clock goes.
+/// Source of the worker's time.
 #[derive(Debug, Clone, Copy)]
 pub enum Clock {
-    /// By the time that the polls took: a sweep is paid by the packets of its time.
+    /// The time that the polls took: the packets of a period pay for its share of the sweep.
     Timed,
     /// One tick after this many polls.
     EveryPolls(u64),
@@ -64,15 +64,15 @@ pub enum Clock {
 
 /// Secret of the hash that chooses backends.
 const SECRET: [u8; 16] = [7; 16];
-/// The VLAN of packets that have a tag.
+/// The VLAN of tagged packets.
 const VLAN: u16 = 100;
-/// Datagrams of which fragments come, and for how many there is room: so many that none is pushed out.
+/// Datagrams of which fragments come, and capacity for datagrams: so large that none is evicted.
 const DATAGRAMS: u64 = 1000;
 const DATAGRAM_PLACES: usize = 65_536;
 /// Ports of each full-NAT source.
 const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 5536..=65_535;
 
-/// What the workers of one process share: the forwarding table, and the other tables.
+/// Tables that the workers of one process share: the forwarding table, and the others.
 #[derive(Clone)]
 pub struct Shared {
     case: Case,
@@ -82,7 +82,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// One VIP with `backends` backends, and flow tables for `capacity` flows each.
+    /// Creates one VIP with `backends` backends, and flow tables for `capacity` flows each.
     pub fn new(case: Case, workers: usize, backends: u16, capacity: u64) -> (Publisher, Self) {
         let mut vip = spec(0, case.forward, case.family, 1, backends);
         vip.policy.scheduler = SchedulerKind::Maglev { size: TABLE_SIZE };
@@ -111,7 +111,7 @@ impl Shared {
         (publisher, Self { case, vip, tables, shared })
     }
 
-    /// The table that follows `previous`, if this backend is up or down.
+    /// Builds the successor of `previous` in which this backend is up or down.
     pub fn with_health(
         &mut self,
         backend: usize,
@@ -131,12 +131,12 @@ pub struct Bed {
     nic: FakeNic,
     stats: Arc<WorkerStats>,
     memory: usize,
-    /// The first of its flows, and how many it has.
+    /// The first of the worker's flows, and their number.
     first: u64,
     flows: u64,
-    /// Flows that it has established.
+    /// Number of established flows.
     established: u64,
-    /// The next flow that was never seen, and how many it has seen.
+    /// The next new flow, and the number of new flows so far.
     unseen: u64,
     opened: u64,
     random: Random,
@@ -152,10 +152,10 @@ struct Packets {
     syn: Template,
     request: Template,
     first_fragment: Template,
-    /// What is sent of pinned flows.
+    /// Packet that is sent in pinned flows.
     hit: Template,
     replies: Vec<Template>,
-    /// Of each flow, for replies.
+    /// Backend of each flow, for replies.
     backends: Vec<u16>,
     /// Full NAT: the source of each flow.
     sources: Vec<([u8; 4], u16)>,
@@ -184,14 +184,14 @@ impl Packets {
 }
 
 impl Bed {
-    /// A worker whose table has `flows` established flows, for hits and replies; or one whose
-    /// table has room for `flows`, and is as full as it will be, for new flows.
+    /// Creates a worker with `flows` established flows, for hits and replies; or, for new flows,
+    /// one with a table of `flows` entries in steady state.
     pub fn new(case: Case, flows: u64, clock: Clock) -> Self {
         let (_, shared) = Shared::new(case, 1, BACKENDS, flows);
         Self::worker(&shared, 0, flows, clock)
     }
 
-    /// Worker `index` of those that share `shared`, with flows that no other one has.
+    /// Creates worker `index` of those that share `shared`, with flows of its own.
     pub fn worker(shared: &Shared, index: u8, flows: u64, clock: Clock) -> Self {
         let mut bed = Self::empty(shared, index, flows, clock);
         match bed.case.traffic {
@@ -221,7 +221,7 @@ impl Bed {
             batch: BATCH,
         };
         let clock = match (case.traffic, clock) {
-            // As fast as the table can bear.
+            // As fast as the table permits.
             (Traffic::Open, _) => Clock::EveryPolls(polls_per_tick(flows)),
             (_, clock) => clock,
         };
@@ -247,7 +247,7 @@ impl Bed {
         }
     }
 
-    /// From now on, sends other packets.
+    /// Changes the traffic from now on.
     pub fn turn_to(&mut self, traffic: Traffic) {
         self.case.traffic = traffic;
         self.opened = 0;
@@ -256,13 +256,13 @@ impl Bed {
         }
     }
 
-    /// From now on, replies are of the flows of `owner`.
+    /// Sends replies of the flows of `owner` from now on.
     pub fn answer_for(&mut self, owner: &Self) {
         (self.first, self.flows) = (owner.first, owner.flows);
         self.packets.backends.clone_from(&owner.packets.backends);
     }
 
-    /// Lets time go by without packets, until what only points to other workers' flows is gone.
+    /// Lets time pass without packets, until all remote entries are gone.
     pub fn forget_aliases(&mut self) {
         let start = self.now;
         while self.stats.flow_aliases.get() > 0 {
@@ -272,17 +272,17 @@ impl Bed {
         }
     }
 
-    /// Bytes of the flow table.
+    /// Returns the memory of the flow table in bytes.
     pub fn memory(&self) -> usize {
         self.memory
     }
 
-    /// Flows that are in the table.
+    /// Returns the number of flows in the table.
     pub fn active(&self) -> u64 {
         self.stats.flows_active.get()
     }
 
-    /// Opens every flow, and lets its client answer the handshake.
+    /// Opens every flow, and completes its handshake.
     fn establish(&mut self) {
         let before = std::mem::replace(&mut self.clock, Clock::EveryPolls(u64::MAX));
         let end = self.first + self.flows;
@@ -307,7 +307,7 @@ impl Bed {
         self.clock = before;
     }
 
-    /// Opens flows until as many expire as are opened: after five sweeps that is even.
+    /// Opens flows until as many expire as are opened: steady state after five sweeps.
     fn fill(&mut self) {
         let polls = polls_per_tick(self.flows) * SWEEP * 5;
         for _ in 0..=polls * BATCH as u64 / ROUND as u64 {
@@ -372,7 +372,7 @@ impl Bed {
         }
     }
 
-    /// Delivers a reply of a flow, told by its place among the worker's; returns its number.
+    /// Delivers a reply of a flow, given by its index among the worker's; returns its number.
     fn deliver_reply(&mut self, place: u64) -> u64 {
         let flow = self.first + place;
         let index = usize::try_from(place).unwrap();
@@ -387,7 +387,7 @@ impl Bed {
         flow
     }
 
-    /// Polls until a round's packets are through; returns how many they were.
+    /// Polls until a round's packets are processed; returns their number.
     #[inline(always)]
     fn poll(&mut self, poll: impl Fn(&mut Worker, Ticks) -> usize) -> usize {
         let mut packets = 0;
@@ -403,7 +403,8 @@ impl Bed {
         packets
     }
 
-    /// Polls until a round's packets are through, and tells the time of each poll; returns the sum.
+    /// Polls until a round's packets are processed, and reports the time of each poll; returns the
+    /// sum.
     pub fn timed_polls(&mut self, mut each: impl FnMut(usize, Duration)) -> Duration {
         let mut sum = Duration::ZERO;
         for number in 0..ROUND / BATCH {
@@ -416,7 +417,7 @@ impl Bed {
         sum
     }
 
-    /// Sends a sample, and compares every packet that comes out with what must.
+    /// Sends a sample, and checks every packet that comes out.
     fn verify(&mut self) {
         let mut sample: Vec<u64> = (0..ROUND).map(|_| self.deliver_next()).collect();
         sample.reverse();
@@ -484,7 +485,7 @@ impl Bed {
             _ => 0,
         };
         if outer > 0 || traffic == Traffic::Fragment {
-            // Nothing changes but what is in front.
+            // Only outer headers are added or changed.
             let mut data = vec![0; self.packets.hit.len()];
             self.packets.hit.write(flow, &mut data);
             assert_eq!(sent.bytes[14 + outer..], data[14..], "{name}");
@@ -494,7 +495,7 @@ impl Bed {
         let (to, to_port, ttl) = sent.destination();
         assert_eq!(ttl, if forward.translates() { 63 } else { 64 }, "{name}");
         match forward {
-            // A flow that was never seen has any source.
+            // A new flow has any source.
             Forward::FullNat if traffic == Traffic::Open => {
                 assert_eq!(sent.source().0, IpAddr::from([198, 19, 0, 0]), "{name}");
             }
@@ -508,7 +509,7 @@ impl Bed {
         assert_eq!((to, to_port), if forward.translates() { service } else { vip }, "{name}");
     }
 
-    /// Everything that came was sent, by flows that are in the table.
+    /// Asserts that every received packet was sent, and that its flow is in the table.
     pub fn assert_accounted(&self) {
         let (stats, name) = (&self.stats, self.case.name);
         for &reason in Drop::ALL {
@@ -525,19 +526,19 @@ impl Bed {
     }
 }
 
-/// The families that a flow table needs memory for.
+/// Returns the families that a flow table needs memory for.
 fn families(case: Case) -> Families {
     Families { v4: case.family == Family::V4, v6: case.family == Family::V6 }
 }
 
-/// What belongs to the box: sources of tunnels.
+/// Returns the local addresses: sources of tunnels.
 fn local() -> Local {
     let sources = |prefix: &str| Some(tunnel::TunnelSources::new(prefix.parse().unwrap()));
     let (source_v4, source_v6) = (sources("198.19.255.0/24"), sources("2001:db8:ff::/64"));
     Local { tunnels: Tunnels { source_v4, source_v6, ..Tunnels::default() }, ..Local::default() }
 }
 
-/// Full-NAT sources for so many flows.
+/// Returns full-NAT sources for `flows` flows.
 fn sources(case: Case, flows: u64) -> SnatPool {
     let addresses = match case.forward {
         Forward::FullNat => flows.div_ceil(SOURCE_PORTS.len() as u64),
@@ -550,7 +551,7 @@ fn sources(case: Case, flows: u64) -> SnatPool {
     SnatPool::new(addresses, &SOURCE_PORTS)
 }
 
-/// The sums over an IPv4 header and over the ICMP message that follows it: 0 if they are right.
+/// Returns the sums over an IPv4 header and over the ICMP message that follows it: 0 if valid.
 fn icmp_sums(packet: &[u8]) -> [u16; 2] {
     let len = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
     [&packet[..20], &packet[20..len]].map(|bytes| {
@@ -561,13 +562,13 @@ fn icmp_sums(packet: &[u8]) -> [u16; 2] {
     })
 }
 
-/// Polls of new flows in a tick, so that a table for `flows` flows is never full.
+/// Returns the polls of new flows per tick with which a table for `flows` flows is never full.
 fn polls_per_tick(flows: u64) -> u64 {
     (flows * NEW_FLOW_LOAD / 100 / LONGEST_LIFE / BATCH as u64).max(1)
 }
 
-/// What is measured: one poll, as `Worker::run` makes it, with its look at the clock. Not inlined,
-/// so that callgrind can find it; the warm-up calls the worker by itself.
+/// Makes the measured poll, with a read of the clock, as `Worker::run` does. Not inlined, so that
+/// callgrind can find it; the warm-up calls the worker directly.
 #[inline(never)]
 pub fn measured_poll(worker: &mut Worker, now: Ticks) -> usize {
     black_box(cpu::monotonic_ms());
@@ -588,7 +589,7 @@ impl Subject for Bed {
     fn finish(&mut self, took: Duration) {
         let sent = self.nic.collect(|_| {});
         if sent != ROUND {
-            // Says which counter it was.
+            // Reports which counter it was.
             self.assert_accounted();
         }
         assert_eq!(sent, ROUND, "{}: every packet is sent", self.case.name);

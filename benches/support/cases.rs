@@ -1,29 +1,30 @@
-//! The rows of the pipeline: which packets, forwarded how.
+//! The rows of the pipeline: traffic and forwarding mode.
 
 use holdfast::net::Forward;
 
 use super::rig::Family;
 
-/// What the packets of a case are.
+/// Kind of traffic of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Traffic {
-    /// From clients, of flows that are pinned and established.
+    /// Packets of clients, in pinned and established flows.
     Hit,
-    /// The same with a VLAN tag, which backends are not sent.
+    /// As [`Traffic::Hit`], with a VLAN tag, which is removed before the backend.
     Tagged,
-    /// Later fragments, of flows that are pinned.
+    /// Later fragments of pinned flows.
     Fragment,
-    /// ICMP errors about flows that are pinned, for their backends.
+    /// ICMP errors about pinned flows, for their backends.
     Error,
     /// Echo requests.
     Echo,
-    /// From NAT backends, of flows that are pinned.
+    /// Packets of NAT backends, in pinned flows.
     Reply,
-    /// SYNs, each of a flow that was never seen.
+    /// SYNs, each of a new flow.
     Open,
-    /// From clients, each of a flow that was never seen and is said to be in its middle.
+    /// Packets of clients, each of a new flow, but not a SYN.
     Lost,
-    /// From NAT backends, each the first that this worker sees of a flow that another one pinned.
+    /// Packets of NAT backends, each the first of its flow at this worker; another worker has the
+    /// pin.
     FirstReply,
 }
 

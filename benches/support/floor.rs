@@ -1,9 +1,9 @@
-//! The floor: what a batch of packets cannot cost less than on this machine, at this moment.
+//! The floor: the least cost of a batch of packets on this machine, at this moment.
 //!
-//! Per packet: read the header line, touch two lines of a table as large as the worker's, write
-//! the header. Batches of 64; the lines are prefetched in one pass and touched in the next. The
-//! packets are the worker's, in frames of the same kind of memory, written by the same code just
-//! before; the table is mapped by the same code.
+//! Per packet: read the header line, touch two lines of a table as large as the worker's, write the
+//! header. Batches of 64; the lines are prefetched in one pass and touched in the next. The packets
+//! are the worker's, in frames of the same kind of memory, written by the same code just before;
+//! the table is mapped by the same code.
 
 use std::hint::black_box;
 use std::sync::atomic::Ordering;
@@ -22,24 +22,25 @@ use super::rig::Family;
 pub struct Floor {
     buckets: Mapping<Line>,
     entries: Mapping<Line>,
-    /// A frame is used again when all others were, as those of a fill ring.
+    /// Each frame is reused after all others, like those of a fill ring.
     frames: Vec<Frame>,
     next: usize,
     template: Template,
     flows: u64,
     random: Random,
-    /// Keeps the frames that are not in use: they are of the same memory.
+    /// Owner of the unused frames, which are of the same memory.
     _pool: FramePool,
 }
 
 impl Floor {
-    /// For `flows` flows in a table of `capacity` entries that takes `memory` bytes.
+    /// Creates the floor for `flows` flows in a table of `capacity` entries that takes `memory`
+    /// bytes.
     pub fn new(flows: u64, capacity: usize, memory: usize) -> Self {
         let (_, mut pool) = Umem::create(FRAMES, 2048).unwrap();
         let template = Template::request(Family::V4, false);
         // As many as the fill ring of the worker has.
         let frames = (0..2 * ROUND).map(|_| pool.pop().unwrap()).collect();
-        // 8 places a bucket, filled to 85 %: the flow table's own shape.
+        // 8 slots per bucket, filled to 85 %, as in the flow table.
         let buckets = (capacity * 100).div_ceil(8 * 85).max(2);
         Self {
             buckets: Mapping::zeroed(buckets).unwrap(),
@@ -55,7 +56,7 @@ impl Floor {
     }
 }
 
-/// The lines that a packet's header names.
+/// Returns the lines that a packet's header maps to.
 #[inline]
 fn lines_of(header: &[u8], buckets: usize, entries: usize) -> (usize, usize) {
     let word = |at: usize| u64::from_ne_bytes(*header[at..].first_chunk().unwrap());
@@ -67,7 +68,7 @@ fn lines_of(header: &[u8], buckets: usize, entries: usize) -> (usize, usize) {
     (pick(hash, buckets), pick(other, entries))
 }
 
-/// One batch.
+/// Processes one batch.
 #[inline(never)]
 fn batch(frames: &mut [Frame], buckets: &[Line], entries: &[Line]) {
     let mut named = ArrayVec::<_, BATCH>::new();

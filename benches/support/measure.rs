@@ -1,27 +1,27 @@
-//! Rounds that take turns, so that what slows the machine down slows all of them down.
+//! Rounds in turns, so that a disturbance of the machine slows all subjects down alike.
 
 use std::time::{Duration, Instant};
 
-/// Something that can be timed, in rounds.
+/// A subject that can be timed, in rounds.
 pub trait Subject {
-    /// Before a round, outside of the time.
+    /// Prepares a round; not timed.
     fn prepare(&mut self);
-    /// A round; returns how many packets that was.
+    /// Runs a round; returns the number of packets.
     fn run(&mut self) -> usize;
-    /// After a round, outside of the time.
+    /// Finishes a round; not timed.
     fn finish(&mut self, took: Duration);
 }
 
-/// How often.
+/// Extent of the measurement.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// Repetitions: the median of these is told.
+    /// Repetitions; the median of these is reported.
     pub repetitions: usize,
     /// Rounds of each subject per repetition.
     pub rounds: usize,
 }
 
-/// A round that took this many times the median of its repetition was interrupted: somebody else
+/// A round that took this many times the median of its repetition was interrupted: another process
 /// had the core. It does not count. (A sweep makes a round at most twice as long.)
 const INTERRUPTED: f64 = 4.0;
 
@@ -37,7 +37,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of at least one value.
+    /// Computes the spread of at least one value.
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         Self { median: values[values.len() / 2], min: values[0], max: values[values.len() - 1] }
@@ -45,12 +45,12 @@ impl Spread {
 }
 
 impl Samples {
-    /// Nanoseconds per packet of one subject.
+    /// Returns nanoseconds per packet of one subject.
     pub fn ns(&self, subject: usize) -> Spread {
         Spread::of(self.0[subject].clone())
     }
 
-    /// One subject over another, repetition by repetition.
+    /// Returns the ratio of one subject to another, repetition by repetition.
     pub fn ratio(&self, subject: usize, base: usize) -> Spread {
         Spread::of(self.0[subject].iter().zip(&self.0[base]).map(|(a, b)| a / b).collect())
     }
@@ -77,7 +77,7 @@ pub fn interleave(plan: Plan, subjects: &mut [&mut dyn Subject]) -> Samples {
     Samples(samples)
 }
 
-/// Nanoseconds per packet of one round.
+/// Returns nanoseconds per packet of one round.
 pub fn round(subject: &mut dyn Subject) -> f64 {
     subject.prepare();
     let start = Instant::now();
@@ -87,7 +87,7 @@ pub fn round(subject: &mut dyn Subject) -> f64 {
     took.as_secs_f64() * 1e9 / packets as f64
 }
 
-/// The mean of rounds, without those that were interrupted.
+/// Returns the mean of rounds, without those that were interrupted.
 pub fn mean_of_uninterrupted(rounds: &[f64]) -> f64 {
     let limit = Spread::of(rounds.to_vec()).median * INTERRUPTED;
     let kept = rounds.iter().filter(|&&ns| ns <= limit);

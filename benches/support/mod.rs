@@ -1,4 +1,4 @@
-//! What the benches share: packets, a worker on fake rings, the floor, rounds, and the report.
+//! Shared code of the benches: packets, a worker on fake rings, the floor, rounds, and the report.
 
 #![allow(dead_code, reason = "each bench uses a part of it")]
 
@@ -13,7 +13,7 @@ pub mod rig;
 
 use clap::Parser;
 
-/// What a bench is asked for on its command line.
+/// Command line of a bench.
 #[derive(Parser)]
 pub struct Args {
     /// One JSON document on stdout instead of a table
@@ -33,13 +33,13 @@ pub struct Args {
     bench: bool,
 }
 
-/// `None` under `cargo test`, which starts a bench without `--bench`: it shall only show that it
-/// still works.
+/// Parses the command line. `None` under `cargo test`, which starts a bench without `--bench` only
+/// to check that it works.
 pub fn args<A: Parser>() -> Option<A> {
     std::env::args().any(|arg| arg == "--bench").then(A::parse)
 }
 
-/// A message to the person who waits.
+/// Prints a progress message.
 pub fn say(text: &str) {
     eprintln!("{text}");
 }

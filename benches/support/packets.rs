@@ -1,4 +1,4 @@
-//! Packets made from the number of their flow, so that ten million flows need no list of keys.
+//! Packets generated from the number of their flow, so that ten million flows need no list of keys.
 
 use std::net::IpAddr;
 
@@ -11,25 +11,25 @@ use super::rig::{CLIENT_MAC, Family, backend_mac, nic_mac, tagged};
 pub const VIP_PORT: u16 = 80;
 /// The backends' port, with `nat`.
 pub const BACKEND_PORT: u16 = 8080;
-/// Payload of an IPv4 packet: 60 bytes in memory, 64 with the frame check sequence on a wire.
-/// IPv6 packets have none, and 74 bytes.
+/// Payload of an IPv4 packet: 60 bytes in memory, 64 with the frame check sequence on a wire. IPv6
+/// packets have none, and 74 bytes.
 const PAYLOAD_V4: &[u8] = b"fill60";
 
-/// Payload of the fragments, the first one's TCP header included: a multiple of 8.
+/// Payload of the fragments in bytes, including the first one's TCP header: a multiple of 8.
 const FRAGMENT_LEN: u8 = 24;
 
-/// A packet that lacks an address and port, as a rule a client's: they are zero, and the checksums
+/// A packet without one address and port, as a rule the client's: they are zero, and the checksums
 /// are those of such a packet.
 pub struct Template {
     bytes: Vec<u8>,
     family: Family,
     address_at: usize,
-    /// Fragments and echo requests have none.
+    /// `None` for fragments and echo requests.
     port_at: Option<usize>,
     sums: Vec<Sum>,
 }
 
-/// A checksum, and what of the address and port it covers.
+/// A checksum, and whether it covers the address and the port.
 #[derive(Clone, Copy)]
 struct Sum {
     at: usize,
@@ -39,20 +39,21 @@ struct Sum {
 }
 
 impl Template {
-    /// From a client to the VIP.
+    /// Creates a packet from a client to the VIP.
     pub fn request(family: Family, syn: bool) -> Self {
         let (client, vip) = ((nobody(family), 0), (family.vip(), VIP_PORT));
         Self::tcp(family, 0, (CLIENT_MAC, nic_mac(0)), client, vip, syn)
     }
 
-    /// From a NAT backend to a client, or to a full-NAT source.
+    /// Creates a packet from a NAT backend to a client, or to a full-NAT source.
     pub fn reply(family: Family, backend: u16) -> Self {
         let (from, client) = ((family.backend(backend), BACKEND_PORT), (nobody(family), 0));
         let macs = (backend_mac(backend), nic_mac(0));
         Self::tcp(family, 1, macs, from, client, false)
     }
 
-    /// A fragment of an IPv4 packet from a client to the VIP, with which its datagram is not complete.
+    /// Creates a fragment of an IPv4 packet from a client to the VIP, which does not complete its
+    /// datagram.
     pub fn fragment(later: bool) -> Self {
         let mut template = Self::request(Family::V4, false);
         template.bytes.resize(34 + usize::from(FRAGMENT_LEN), 0);
@@ -63,11 +64,11 @@ impl Template {
         let sum = patched(u16::MAX, add_words(0, &template.bytes[14..34]));
         template.bytes[24..26].copy_from_slice(&sum);
         template.port_at = template.port_at.filter(|_| !later);
-        // Nobody looks at the checksum of a part.
+        // No stage checks the transport checksum of a fragment.
         template.with_sums(&[(24, true, false)])
     }
 
-    /// An echo request from a client to the VIP, IPv4.
+    /// Creates an echo request from a client to the VIP, IPv4.
     pub fn echo() -> Self {
         let builder = PacketBuilder::ethernet2(CLIENT_MAC, nic_mac(0));
         let builder = builder.ipv4([0; 4], v4(Family::V4.vip()), 64).icmpv4_echo_request(1, 1);
@@ -75,7 +76,7 @@ impl Template {
             .with_sums(&[(24, true, false)])
     }
 
-    /// An ICMP error to the VIP about a packet that it sent to a client, IPv4.
+    /// Creates an ICMP error to the VIP about a packet that it sent to a client, IPv4.
     pub fn error() -> Self {
         let (vip, client) = ((Family::V4.vip(), VIP_PORT), (nobody(Family::V4), 0));
         let quoted = Self::tcp(Family::V4, 1, (nic_mac(0), CLIENT_MAC), vip, client, false);
@@ -83,14 +84,14 @@ impl Template {
         let builder = builder.ipv4(v4(Family::V4.router()), v4(vip.0), 64);
         // RFC 792: host unreachable.
         let builder = builder.icmpv4_raw(3, 1, [0; 4]);
-        // The quote begins at 42. Its address and its checksum make up for each other.
+        // The quote begins at 42. Its address and its checksum cancel each other in the sum.
         Self::built(Family::V4, 58, Some(64), |bytes| {
             builder.write(bytes, &quoted.bytes[14..42]).unwrap();
         })
         .with_sums(&[(52, true, false), (36, false, true)])
     }
 
-    /// The same with a VLAN tag.
+    /// Adds a VLAN tag.
     pub fn tagged(mut self, vlan: u16) -> Self {
         self.bytes = tagged(self.bytes, Some(vlan));
         self.address_at += 4;
@@ -99,7 +100,7 @@ impl Template {
         self
     }
 
-    /// Without its source (0) or its destination (1).
+    /// Creates a TCP packet without its source (0) or its destination (1).
     fn tcp(
         family: Family,
         missing: usize,
@@ -143,7 +144,7 @@ impl Template {
         Self { bytes, family, address_at, port_at, sums: Vec::new() }
     }
 
-    /// Each: where it is, and whether it covers address and port.
+    /// Sets the checksums: position of each, and whether it covers the address and the port.
     fn with_sums(mut self, sums: &[(usize, bool, bool)]) -> Self {
         let word = |at: usize| u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
         let sum = |&(at, address, port)| Sum { at, value: word(at), address, port };
@@ -151,18 +152,18 @@ impl Template {
         self
     }
 
-    /// Bytes of the packet.
+    /// Returns the length of the packet in bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Writes the packet of `flow`, whole and with right checksums.
+    /// Writes the packet of `flow`, complete and with valid checksums.
     #[inline]
     pub fn write(&self, flow: u64, data: &mut [u8]) {
         self.write_for(client(self.family, flow), data);
     }
 
-    /// The same for any address and port.
+    /// Writes the packet of any address and port.
     #[inline]
     pub fn write_for(&self, (address, port): (Address, u16), data: &mut [u8]) {
         data.copy_from_slice(&self.bytes);
@@ -191,8 +192,8 @@ fn nobody(family: Family) -> IpAddr {
     }
 }
 
-/// The client of a flow: 2^24 addresses, and other ports when those are used up. No two flows
-/// below 10^12 have the same.
+/// Returns the client of a flow: 2^24 addresses, and further ports when those are used up. No two
+/// flows below 10^12 have the same.
 #[inline]
 pub fn client(family: Family, flow: u64) -> (Address, u16) {
     let low = flow & 0xff_ffff;
@@ -204,7 +205,7 @@ pub fn client(family: Family, flow: u64) -> (Address, u16) {
     (address, u16::try_from(port).unwrap())
 }
 
-/// The key that a flow table knows the flow by.
+/// Returns the key of a flow in a flow table.
 #[inline]
 pub fn flow_key(family: Family, flow: u64) -> FlowKey {
     let (client, client_port) = client(family, flow);
@@ -216,7 +217,7 @@ fn add_words(sum: u32, bytes: &[u8]) -> u32 {
     bytes.chunks_exact(2).fold(sum, |sum, word| sum + u32::from(word[0]) * 256 + u32::from(word[1]))
 }
 
-/// A checksum after words that were zero have got a sum of `added` (RFC 1624).
+/// Returns a checksum after words that were zero have been set to a sum of `added` (RFC 1624).
 #[inline]
 fn patched(old: u16, added: u32) -> [u8; 2] {
     let mut sum = u32::from(!old) + added;
@@ -238,12 +239,12 @@ pub const fn scramble(number: u64) -> u64 {
 pub struct Random(u64);
 
 impl Random {
-    /// From a seed.
+    /// Creates the source from a seed.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next number below `bound`.
+    /// Returns the next number below `bound`.
     #[inline]
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(1);

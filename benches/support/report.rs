@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::measure::Spread;
 
-/// One row of the document. What a row does not have is left out.
+/// One row of the document. Absent values are left out.
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct Row {
     pub name: String,
@@ -30,25 +30,25 @@ pub struct Row {
 #[derive(Debug, Serialize)]
 pub struct Figure {
     pub name: &'static str,
-    /// What it depends on: workers, or backends.
+    /// The parameter: number of workers, or of backends.
     pub of: u64,
     pub unit: &'static str,
     pub value: f64,
     pub min: f64,
     pub max: f64,
-    /// It should be below this.
+    /// Upper bound that the value should meet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goal: Option<f64>,
 }
 
 impl Figure {
-    /// A figure that was measured several times.
+    /// Creates a figure that was measured several times.
     pub fn new(name: &'static str, of: u64, unit: &'static str, spread: Spread) -> Self {
         let Spread { median, min, max } = spread;
         Self { name, of, unit, value: round(median), min: round(min), max: round(max), goal: None }
     }
 
-    /// With its goal.
+    /// Sets the goal.
     pub fn below(self, goal: f64) -> Self {
         Self { goal: Some(goal), ..self }
     }
@@ -61,7 +61,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Prints the document in the form that was asked for.
+    /// Prints the document as JSON or as a table.
     pub fn print(&self, json: bool) -> Result<(), serde_json::Error> {
         if json {
             println!("{}", serde_json::to_string_pretty(self)?);
@@ -82,7 +82,7 @@ pub struct Document {
 }
 
 impl Row {
-    /// A row with its time.
+    /// Creates a row with its time.
     pub fn new(name: &str, flows: u64, ns: Spread) -> Self {
         Self {
             name: name.to_owned(),
@@ -94,7 +94,7 @@ impl Row {
         }
     }
 
-    /// With the floor of the same run.
+    /// Adds the floor of the same run.
     pub fn with_floor(mut self, floor: Spread, ratio: Spread) -> Self {
         self.floor_ns = Some(round(floor.median));
         self.ratio_to_floor = Some(round(ratio.median));
@@ -102,7 +102,7 @@ impl Row {
         self
     }
 
-    /// With hashbrown in the same run: in a tight loop, and one packet at a time.
+    /// Adds hashbrown in the same run: in a tight loop, and one packet at a time.
     pub fn with_hashbrown(mut self, batched: Spread, one_by_one: Option<Spread>) -> Self {
         self.hashbrown_ns = Some(round(batched.median));
         self.hashbrown_one_by_one_ns = one_by_one.map(|ns| round(ns.median));
@@ -110,13 +110,13 @@ impl Row {
     }
 }
 
-/// To two decimals.
+/// Rounds to two decimals.
 pub fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
 impl Document {
-    /// Prints the document in the form that was asked for.
+    /// Prints the document as JSON or as a table.
     pub fn print(&self, json: bool) -> Result<(), serde_json::Error> {
         if json {
             println!("{}", serde_json::to_string_pretty(self)?);

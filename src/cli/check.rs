@@ -1,4 +1,4 @@
-//! `holdfast check`: everything that can be found without starting.
+//! `holdfast check`: every check that is possible without starting.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::control::{control_socket, survey};
 use crate::format::{bytes, counted};
 use crate::xdp::nic::{Nic, NicError};
 
-/// The arguments.
+/// Arguments of `holdfast check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     /// Configuration file (TOML)
@@ -30,7 +30,7 @@ pub struct CheckArgs {
 /// written to `out`.
 ///
 /// # Errors
-/// Every mistake in the file; if there is none, everything of it that this machine cannot run.
+/// Every mistake in the file; if there is none, every setting that this machine cannot run.
 pub fn check(args: &CheckArgs, out: &mut impl Write) -> Result<(), CliError> {
     let config = config::load(&args.config)?;
     let file = args.config.display();
@@ -57,7 +57,7 @@ pub fn check(args: &CheckArgs, out: &mut impl Write) -> Result<(), CliError> {
     Ok(writeln!(out, "{file}: {verdict}: {}", summary(&config, &machine))?)
 }
 
-/// This machine, with the NICs that the configuration names.
+/// Reads the facts of this machine, with the NICs of the configuration.
 pub(super) fn look_at_machine(config: &Config) -> Machine {
     let facts = |wanted: &config::Nic| {
         let nic = Nic::open(&wanted.interface)?;
@@ -65,11 +65,11 @@ pub(super) fn look_at_machine(config: &Config) -> Machine {
     };
     let nics: Result<_, NicError> = config.nics.iter().map(facts).collect();
     let socket_answers = control_socket::answers(&config.control.socket);
-    // One that is missing is found by its name.
+    // A missing NIC is reported by its name later.
     Machine { nics: nics.unwrap_or_default(), socket_answers, ..Machine::read() }
 }
 
-/// What of a configuration does not fit this machine and its network.
+/// Returns the settings of a configuration that do not fit this machine and its network.
 pub(super) fn fit(config: &Config, machine: &Machine) -> Vec<Finding> {
     let mut findings = machine::check(config, machine);
     match survey::survey(config, &machine.nics) {
@@ -82,8 +82,8 @@ pub(super) fn fit(config: &Config, machine: &Machine) -> Vec<Finding> {
     findings
 }
 
-/// `2 workers, 1 NIC, 1 VIP, 2 backends; 105 MB of flow tables (IPv4 bears 69,905 new TCP flows a second),
-/// 26 MB of packet memory`.
+/// Summary such as `2 workers, 1 NIC, 1 VIP, 2 backends; 105 MB of flow tables (IPv4 bears 69,905
+/// new TCP flows a second), 26 MB of packet memory`.
 fn summary(config: &Config, machine: &Machine) -> String {
     let backends: usize = config.vips.iter().map(|vip| vip.backends.len()).sum();
     let counts = [
@@ -103,7 +103,8 @@ fn summary(config: &Config, machine: &Machine) -> String {
     format!("{words}; {flows} of flow tables{bears}, {packets} of packet memory{sources}")
 }
 
-/// ` (IPv4 bears 69,905 new TCP or 69,905 new UDP flows a second; IPv6 bears ...)`; nothing where no VIP has pins.
+/// Capacity such as ` (IPv4 bears 69,905 new TCP or 69,905 new UDP flows a second; IPv6 bears
+/// ...)`; empty where no VIP has pins.
 fn bears(config: &Config) -> String {
     let room = config.workers.flows.saturating_mul(config.workers.cores.len());
     let capacities = Capacity::of(config.vips.iter(), u64::try_from(room).unwrap_or(u64::MAX));

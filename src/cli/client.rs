@@ -1,4 +1,4 @@
-//! A client of the control API: HTTP/1.1 over its Unix socket, one connection per request.
+//! Client of the control API: HTTP/1.1 over its Unix socket, one connection per request.
 
 use std::fs;
 use std::io;
@@ -19,51 +19,52 @@ use tokio::runtime::{Builder, Runtime};
 use crate::control::api::ApiError;
 use crate::format::reason;
 
-/// Longest wait for an answer to begin, or to go on. The control thread answers within
+/// Longest wait for a reply to begin, or to continue. The control thread replies within
 /// milliseconds; a reload may have to build thousands of lookup tables.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest line of an answer, in bytes: a status of the most VIPs and backends is below it.
+/// Longest line of a reply, in bytes: the status of a configuration with the most VIPs and backends
+/// is shorter.
 const MAX_LINE: usize = 64 * 1024 * 1024;
 
-/// Why a running holdfast could not be asked, or what it said against it.
+/// Reason why a request to a running holdfast failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens at the socket.
+    /// The socket has no listener.
     #[error(
         "nobody listens at {}: is holdfast running? Start it with `holdfast run --config F`, \
          or name its socket with --socket",
         .0.display()
     )]
     NobodyListens(PathBuf),
-    /// There is no file of that name.
+    /// The socket does not exist.
     #[error(
         "nobody listens at {}: there is no such socket: is holdfast running? Start it with \
          `holdfast run --config F`, or name its socket with --socket",
         .0.display()
     )]
     NoSocket(PathBuf),
-    /// There is a file, but no socket.
+    /// The file is not a socket.
     #[error("{} is not a socket; name holdfast's control socket with --socket", .0.display())]
     NotASocket(PathBuf),
-    /// The socket belongs to somebody else.
+    /// The caller may not open the socket.
     #[error("{}: permission denied; run as root", .0.display())]
     PermissionDenied(PathBuf),
-    /// Anything else that keeps us from the socket.
+    /// The connection failed for any other reason.
     #[error(
         "{}: cannot connect: {}; name a control socket with --socket",
         socket.display(),
         reason(source)
     )]
     Connect {
-        /// The socket.
+        /// Path of the socket.
         socket: PathBuf,
-        /// What the system said.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// holdfast said no; one text per mistake.
+    /// holdfast refused the request; one text per mistake.
     #[error("{}", .0.join("\n"))]
     Refused(Vec<String>),
-    /// The answer is none of ours.
+    /// The reply has an unexpected format.
     #[error(
         "the answer is not understood ({0}); is it another version of holdfast, or no holdfast?"
     )]
@@ -71,31 +72,31 @@ pub enum ClientError {
     /// The connection broke.
     #[error("the connection broke: {0}; see whether holdfast still runs")]
     Broken(#[from] hyper::Error),
-    /// No answer.
+    /// No reply in time.
     #[error("no answer within {} s; see whether holdfast still runs", PATIENCE.as_secs())]
     NoAnswer(#[from] tokio::time::error::Elapsed),
-    /// The output could not be written, or the runtime not be made.
+    /// The output could not be written, or the runtime could not be created.
     #[error("{0}")]
     Output(#[from] io::Error),
 }
 
-/// A client; makes its requests on the calling thread.
+/// Client of the control API; performs its requests on the calling thread.
 pub struct Client {
     socket: PathBuf,
     runtime: Runtime,
 }
 
 impl Client {
-    /// A client of whoever listens at `socket`; does not connect yet.
+    /// Creates a client of the process that listens at `socket`; does not connect yet.
     ///
     /// # Errors
-    /// When the system has no file descriptors left.
+    /// The system has no file descriptors left.
     pub fn new(socket: &Path) -> Result<Self, ClientError> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         Ok(Self { socket: socket.to_owned(), runtime })
     }
 
-    /// `GET path`, the answer as one document.
+    /// Sends `GET path`; returns the reply as one document.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -104,7 +105,7 @@ impl Client {
         document(&body)
     }
 
-    /// `POST path` with a document, the answer as one document.
+    /// Sends `POST path` with a document; returns the reply as one document.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -118,7 +119,7 @@ impl Client {
         document(&body)
     }
 
-    /// `POST path` without a body, the answer as one document.
+    /// Sends `POST path` without a body; returns the reply as one document.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -126,7 +127,7 @@ impl Client {
         document(&self.request(Method::POST, path, Bytes::new())?)
     }
 
-    /// `DELETE path`, the answer as one document.
+    /// Sends `DELETE path`; returns the reply as one document.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -134,10 +135,10 @@ impl Client {
         document(&self.request(Method::DELETE, path, Bytes::new())?)
     }
 
-    /// `GET path`, each line of the answer as it comes.
+    /// Sends `GET path`; passes each line of the reply to `each` as it arrives.
     ///
     /// # Errors
-    /// [`ClientError`], or the first of `each`.
+    /// [`ClientError`], or the first error of `each`.
     pub fn lines(
         &self,
         path: &str,
@@ -156,7 +157,7 @@ impl Client {
         })
     }
 
-    /// Sends a request; an answer that is an error becomes one.
+    /// Sends a request. A reply with an error status is returned as an error.
     async fn send(
         &self,
         method: Method,
@@ -166,7 +167,7 @@ impl Client {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|source| self.connect_error(source))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Its errors come out of the sender, too.
+        // The sender reports the errors of the connection, too.
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -194,7 +195,8 @@ impl Client {
         let socket = self.socket.clone();
         match source.kind() {
             io::ErrorKind::NotFound => ClientError::NoSocket(socket),
-            // The kernel says the same of a file that is no socket, and of one without a listener.
+            // The kernel returns the same error for a file that is not a socket and for a socket
+            // without a listener.
             io::ErrorKind::ConnectionRefused if is_socket(&socket) => {
                 ClientError::NobodyListens(socket)
             }
@@ -209,7 +211,7 @@ fn is_socket(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
-/// The next bytes of an answer.
+/// Returns the next bytes of a reply.
 async fn chunk(answer: &mut Response<Incoming>) -> Result<Option<Bytes>, ClientError> {
     loop {
         match tokio::time::timeout(PATIENCE, answer.frame()).await? {
@@ -256,7 +258,7 @@ fn append(body: &mut Vec<u8>, data: &[u8]) -> Result<(), ClientError> {
     Ok(())
 }
 
-/// One JSON document.
+/// Parses one JSON document.
 pub(super) fn document<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(body).map_err(not_understood)
 }

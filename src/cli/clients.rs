@@ -1,4 +1,4 @@
-//! `holdfast clients`: which client has which backend; and to forget that.
+//! `holdfast clients`: lists clients with their backends, or forgets them.
 
 use std::io::Write;
 
@@ -11,10 +11,10 @@ use super::{CliError, SocketArgs};
 use crate::control::api::{Client, Forgotten};
 use crate::format::counted;
 
-/// The arguments.
+/// Arguments of `holdfast clients`.
 #[derive(Debug, Args)]
 pub struct ClientsArgs {
-    /// Whom to list or to forget.
+    /// Clients to list or to forget.
     #[command(flatten)]
     pub filters: Filters,
     /// At most this many
@@ -24,14 +24,14 @@ pub struct ClientsArgs {
     /// JSON lines, one client each; with --delete, one document
     #[arg(long)]
     pub json: bool,
-    /// Forget these clients: their next connections go where the VIP's scheduler says. Needs
-    /// --vip, --backend, --client or --all
+    /// Forget these clients: the VIP's scheduler chooses a backend for their next connections.
+    /// Needs --vip, --backend, --client or --all
     #[arg(long)]
     pub delete: bool,
     /// With --delete: all clients
     #[arg(long, requires = "delete", conflicts_with_all = ["vip", "backend", "client"])]
     pub all: bool,
-    /// Where holdfast listens.
+    /// Control socket.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
@@ -39,7 +39,7 @@ pub struct ClientsArgs {
 /// Lists or forgets clients.
 ///
 /// # Errors
-/// [`CliError::Client`]; [`CliError::Usage`] when it is not said whom to forget.
+/// [`CliError::Client`]; [`CliError::Usage`] when `--delete` has no filter and no `--all`.
 pub fn clients(args: &ClientsArgs, out: &mut impl Write) -> Result<(), CliError> {
     if args.delete {
         return forget(args, out);

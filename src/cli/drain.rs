@@ -1,4 +1,4 @@
-//! `holdfast drain`: backends take no new flows, and their old ones end.
+//! `holdfast drain`: backends take no new flows, and their existing flows end.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -17,33 +17,33 @@ use crate::control::api::{BackendState, BackendStatus, DrainRequest, Ordered, St
 use crate::format::counted;
 use crate::units::Ticks;
 
-/// Time between two looks at the drain.
+/// Time between two polls of the drains.
 const POLL: Duration = Duration::from_millis(500);
 
-/// The arguments.
+/// Arguments of `holdfast drain`.
 #[derive(Debug, Args)]
 pub struct DrainArgs {
-    /// The backends: all of them are drained, or none
+    /// Backends to drain, all or none
     #[arg(value_name = "VIP/BACKEND", required = true)]
     pub targets: Vec<Target>,
-    /// End what is left after this time, as the VIP's drain.then says: 90, 90s, 30m or 1h30m
-    /// [default: the VIP's drain.deadline_s; a drain that goes on keeps its deadline]
-    // With a hyphen, so that -1s is told what a time is, not what an option is.
+    /// End the remaining flows after this time, by the VIP's drain.then: 90, 90s, 30m or 1h30m
+    /// [default: the VIP's drain.deadline_s; a running drain keeps its deadline]
+    // Hyphens are allowed so that -1s is reported as a malformed time, not as an unknown option.
     #[arg(long, value_name = "TIME", value_parser = seconds, allow_hyphen_values = true)]
     pub deadline: Option<u64>,
-    /// Wait until no flow is left; a connection counts for its closing time-out (closing_s, 30 s by
+    /// Wait until no flow remains; a connection counts for its closing time-out (closing_s, 30 s by
     /// default) after its end. Ctrl-C ends the waiting, not the drain
     #[arg(long)]
     pub wait: bool,
-    /// Drain also what leaves a VIP without a backend that takes new flows
+    /// Drain even if a VIP is left without a backend that takes new flows
     #[arg(long)]
     pub force: bool,
-    /// Where holdfast listens.
+    /// Control socket.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
 
-/// `90`, `90s`, `30m`, `2h`, `1d` or several of them, such as `1h30m`, in seconds.
+/// Parses a time such as `90`, `90s`, `30m`, `2h`, `1d` or `1h30m`; returns seconds.
 fn seconds(text: &str) -> Result<u64, String> {
     let malformed = || "write 90, 90s, 30m, 2h or 1h30m".to_owned();
     // A number without a unit counts seconds.
@@ -58,7 +58,7 @@ fn seconds(text: &str) -> Result<u64, String> {
         if number.is_empty() {
             return Err(malformed());
         }
-        // Only digits are left: what cannot be parsed is too large.
+        // Only digits remain: a number that cannot be parsed is too large.
         let number = number.parse().unwrap_or(u64::MAX);
         sum = sum.saturating_add(u64::saturating_mul(number, factor));
         smaller_than = factor;
@@ -71,12 +71,12 @@ fn seconds(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Orders the drains and, if asked to, waits for their end. Progress is a bar for each backend on a
-/// terminal, else a line in `out` per change.
+/// Starts the drains and, with `--wait`, waits for their end. Progress is a bar for each backend on
+/// a terminal, else a line in `out` per change.
 ///
 /// # Errors
-/// [`CliError::Client`]; [`CliError::Drain`] if somebody ended a drain while it was waited for, or
-/// Ctrl-C the waiting.
+/// [`CliError::Client`]; [`CliError::Drain`] if a drain was cancelled during the wait, or if Ctrl-C
+/// ended the wait.
 pub fn drain(args: &DrainArgs, terminal: bool, out: &mut impl Write) -> Result<(), CliError> {
     let client = args.socket.client()?;
     let (Target { vip, backend }, also) = super::names(&args.targets);
@@ -108,18 +108,18 @@ pub fn drain(args: &DrainArgs, terminal: bool, out: &mut impl Write) -> Result<(
     wait(&client, backends, POLL, &stop, view)
 }
 
-/// Whether a drain had begun before it was ordered; a process that cannot tell is asked rarely.
+/// Whether the drain began before this command; a process that reports no drain counts as well.
 fn is_old(status: &BackendStatus) -> bool {
     status.drain.as_ref().is_none_or(|drain| drain.for_s > 0)
 }
 
-/// What shows the progress of several drains.
+/// Display of the progress of several drains.
 pub(super) trait View {
-    /// Shows the `index`-th of them.
+    /// Shows the backend with this index.
     fn show(&mut self, index: usize, status: &BackendStatus) -> Result<(), CliError>;
 }
 
-/// Looks at the drains every `poll` until all have come to their ends.
+/// Polls the drains every `poll` until all have completed.
 pub(super) fn wait(
     client: &Client,
     mut backends: Vec<BackendStatus>,
@@ -148,8 +148,8 @@ pub(super) fn wait(
     }
 }
 
-/// Brings the backends up to date. A reload may have given one another name, or its name to another one: it is
-/// its VIP's, at its address and port.
+/// Updates the backends. A reload may have renamed a backend, or given its name to another one: its
+/// VIP, address and port identify it.
 fn look(client: &Client, backends: &mut [BackendStatus]) -> Result<(), CliError> {
     let status: Status = client.get("/v1/status")?;
     let now: Vec<BackendStatus> = status.vips.into_iter().flat_map(|vip| vip.backends).collect();
@@ -231,6 +231,7 @@ fn name(status: &BackendStatus) -> String {
     format!("{}/{}", status.vip, status.name)
 }
 
+/// Progress such as
 /// `web/a: draining, 12 flows left, the oldest 3m 20s, ends in about 2m 0s, deadline in 29m 50s`.
 pub(super) fn progress(status: &BackendStatus) -> String {
     let name = name(status);

@@ -1,4 +1,4 @@
-//! `holdfast events`: what has happened.
+//! `holdfast events`: recent events.
 
 use std::io::Write;
 use std::thread;
@@ -11,27 +11,27 @@ use super::{CliError, SocketArgs};
 use crate::control::api::{Event, EventList};
 use crate::format::counted;
 
-/// Time between two looks.
+/// Time between two polls.
 const POLL: Duration = Duration::from_millis(500);
 
-/// The arguments.
+/// Arguments of `holdfast events`.
 #[derive(Debug, Args)]
 pub struct EventsArgs {
-    /// Go on with events as they come, until Ctrl-C
+    /// Continue with new events, until Ctrl-C
     #[arg(long)]
     pub follow: bool,
     /// JSON lines, one event each
     #[arg(long)]
     pub json: bool,
-    /// Where holdfast listens.
+    /// Control socket.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
 
-/// Prints the events that are kept and, if asked to, those that come.
+/// Prints the stored events and, with `--follow`, new ones.
 ///
 /// # Errors
-/// [`CliError::Client`], also when holdfast ends while it is followed.
+/// [`CliError::Client`], also when holdfast ends while its events are followed.
 pub fn events(args: &EventsArgs, out: &mut impl Write) -> Result<(), CliError> {
     let client = args.socket.client()?;
     let mut last = 0;
@@ -44,7 +44,7 @@ pub fn events(args: &EventsArgs, out: &mut impl Write) -> Result<(), CliError> {
     }
 }
 
-/// Prints the events after `since`; the number of the last one.
+/// Prints the events after `since`; returns the number of the last one.
 pub(super) fn print(
     client: &Client,
     since: u64,
@@ -53,7 +53,7 @@ pub(super) fn print(
 ) -> Result<u64, CliError> {
     let list: EventList = client.get(&format!("/v1/events?since={since}"))?;
     if list.last < since {
-        // It was started anew, and counts from 1.
+        // The process was restarted, and counts from 1.
         return print(client, 0, json, out);
     }
     if list.lost > 0 && !json {

@@ -1,4 +1,4 @@
-//! `holdfast explain`: which backend a flow gets, and why.
+//! `holdfast explain`: backend of a flow, with the reasons.
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,7 @@ use super::{CliError, SocketArgs, name};
 use crate::control::api::Explained;
 use crate::net::Protocol;
 
-/// The arguments.
+/// Arguments of `holdfast explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
     /// The VIP
@@ -23,28 +23,29 @@ pub struct ExplainArgs {
     /// The VIP's port, if it has several: its first one by default
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
-    /// Which address of a VIP that is a prefix: the lowest one by default
+    /// Address within a VIP that is a prefix: the lowest one by default
     #[arg(long, value_name = "IP")]
     pub address: Option<IpAddr>,
-    /// Ask about a TCP packet in mid-flow, also if the flow has no pin
+    /// Explain a TCP packet in mid-flow, even if the flow has no pin
     #[arg(long)]
     pub midflow: bool,
-    /// Ask about a SYN, also if the flow has a pin
+    /// Explain a SYN, even if the flow has a pin
     #[arg(long, conflicts_with = "midflow")]
     pub syn: bool,
-    /// What a UDP packet carries, such as a QUIC header, in hex digits
+    /// Payload of a UDP packet, such as a QUIC header, in hex digits
     #[arg(long, value_name = "HEX", conflicts_with_all = ["midflow", "syn"])]
     pub payload: Option<String>,
     /// One JSON document
     #[arg(long)]
     pub json: bool,
-    /// Where holdfast listens.
+    /// Control socket.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
 
 impl ExplainArgs {
-    /// Nothing in it needs quoting: `[`, `]` and `:` of addresses are written out.
+    /// Returns the request path. No part needs further quoting: `[` and `]` of addresses are
+    /// escaped.
     fn path(&self) -> String {
         let client = self.client.replace('[', "%5B").replace(']', "%5D");
         let mut path = format!("/v1/explain?vip={}&client={client}", self.vip);
@@ -61,7 +62,7 @@ impl ExplainArgs {
             path += "&syn=true";
         }
         if let Some(payload) = &self.payload {
-            // What is no digit would be refused by the other side, but must not bend the path.
+            // The server refuses other characters, but they must not alter the path.
             let digits = |c: char| if c.is_ascii_hexdigit() { c } else { '-' };
             path += &format!("&payload={}", payload.chars().map(digits).collect::<String>());
         }
@@ -69,7 +70,7 @@ impl ExplainArgs {
     }
 }
 
-/// An address with a port, or without one where there are none; as it is written everywhere.
+/// Parses an address with or without a port; returns its canonical form.
 fn client(text: &str) -> Result<String, &'static str> {
     let socket = text.parse::<SocketAddr>().map(|socket| socket.to_string());
     let known = socket.or_else(|_| text.parse::<IpAddr>().map(|ip| ip.to_string()));
@@ -90,7 +91,7 @@ pub fn explain(args: &ExplainArgs, out: &mut impl Write) -> Result<(), CliError>
     let Explained { vip, client, destination, protocol, backend, backend_vip, steps, .. } =
         &explained;
     let vip = backend_vip.as_ref().unwrap_or(vip);
-    // Of all protocols, packets have no ports that matter.
+    // With protocol "any", ports have no meaning.
     let shown = |socket: &SocketAddr| match protocol {
         Protocol::Any => socket.ip().to_string(),
         Protocol::Tcp | Protocol::Udp => socket.to_string(),

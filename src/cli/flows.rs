@@ -11,24 +11,24 @@ use super::table::{Columns, Look, span, text};
 use super::{CliError, SocketArgs, name};
 use crate::control::api::{Flow, Status};
 
-/// Which flows, or clients.
+/// Selection of flows or clients.
 #[derive(Debug, Args)]
 pub struct Filters {
-    /// Only those of this VIP
+    /// Only this VIP
     #[arg(long, value_name = "VIP", value_parser = name)]
     pub vip: Option<String>,
-    /// Only those of this backend
+    /// Only this backend
     #[arg(long, value_name = "BACKEND", value_parser = name)]
     pub backend: Option<String>,
-    /// Only those from this address or prefix
+    /// Only clients from this address or prefix
     #[arg(long, value_name = "CIDR", value_parser = prefix)]
     pub client: Option<IpNet>,
 }
 
-/// The arguments.
+/// Arguments of `holdfast flows`.
 #[derive(Debug, Args)]
 pub struct FlowsArgs {
-    /// Which flows.
+    /// Flows to list.
     #[command(flatten)]
     pub filters: Filters,
     /// At most this many
@@ -38,7 +38,7 @@ pub struct FlowsArgs {
     /// JSON lines, one flow each
     #[arg(long)]
     pub json: bool,
-    /// Where holdfast listens.
+    /// Control socket.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
@@ -49,8 +49,8 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
 }
 
 impl Filters {
-    /// As a part of a query, each with a `&` before. Nothing in it needs quoting: names and prefixes
-    /// have none but unreserved characters, `/` and `:` (RFC 3986, section 3.4).
+    /// Returns the filters as parts of a query, each with a leading `&`. No part needs quoting:
+    /// names and prefixes consist of unreserved characters, `/` and `:` (RFC 3986, section 3.4).
     pub(super) fn query(&self) -> String {
         let filters = [
             ("vip", self.vip.clone()),
@@ -90,7 +90,7 @@ pub fn flows(args: &FlowsArgs, out: &mut impl Write) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Why a VIP can have no flows, if that is so.
+/// Returns the reason why a VIP can have no flows, if there is one.
 fn why_none(client: &Client, vip: Option<&str>) -> Result<String, ClientError> {
     let Some(name) = vip else { return Ok(String::new()) };
     let status: Status = client.get("/v1/status")?;

@@ -22,78 +22,78 @@ use crate::generator::sampler::Progress;
 use crate::generator::search::Search;
 use crate::generator::settings::{Method, Rate, Request, Settings, Size, Traffic, float_in_range};
 
-/// Where a report goes that is to be printed.
+/// Path that stands for the standard output.
 const STDOUT: &str = "-";
 
-/// The arguments.
+/// Arguments of `holdfast generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// NIC to send from: the clients' side
     #[arg(long, value_name = "NIC")]
     pub interface: String,
-    /// NIC of the backends' side, when it is another one
+    /// NIC of the backends' side, if it is a different one
     #[arg(long, value_name = "NIC")]
     pub receive: Option<String>,
-    /// The VIP.
+    /// Address and port of the VIP.
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = target)]
     #[arg(help = "The VIP, as 192.0.2.10:80 or [2001:db8::10]:80")]
     pub target: SocketAddr,
-    /// Where clients come from [default: 198.18.128.0/17 or 2001:db8:1::/64]
+    /// Addresses of the clients [default: 198.18.128.0/17 or 2001:db8:1::/64]
     #[arg(long, value_name = "CIDR", value_parser = super::flows::prefix)]
     pub clients: Option<IpNet>,
-    /// What the packets are; for tcp the generator is client and server, with real connections
+    /// Kind of packets; with tcp the generator is client and server, with real connections
     #[arg(long, value_name = "WHAT", default_value = "udp")]
     pub protocol: Protocol,
-    /// How they are sent; prog-run is faster and measures less
+    /// Send method; prog-run is faster and measures less
     #[arg(long, value_name = "HOW", default_value = "af-xdp")]
     pub method: SendMethod,
-    /// Flows at a time, 1 to 10000000
+    /// Concurrent flows, 1 to 10000000
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub flows: u64,
-    /// How packets are spread over flows
+    /// Distribution of packets over flows
     #[arg(long, value_name = "LAW", default_value = "uniform")]
     pub distribution: Law,
     /// Exponent of zipf
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     pub zipf_exponent: f64,
-    /// Flows that are ended and replaced by new ones, per second
+    /// Flows that end and are replaced by new ones, per second
     #[arg(long, value_name = "N", default_value_t = 0.0)]
     pub new_flows: f64,
-    /// Bytes of a frame with FCS, 64 to 9000, or imix [default: the shortest of which everything is
-    /// measured: 64; IPv6 84; TCP 76; TCP over IPv6 96]
+    /// Bytes of a frame with FCS, 64 to 9000, or imix [default: the shortest with which everything
+    /// is measured: 64; IPv6 84; TCP 76; TCP over IPv6 96]
     #[arg(long, value_name = "BYTES", value_parser = size)]
     pub size: Option<Size>,
     /// 500k, 1.5Mpps, 10Gbit, or max; with --search, the highest rate to try
     #[arg(long, value_name = "RATE", default_value = "max", value_parser = number::rate)]
     pub rate: Rate,
-    /// Length of the run, or of each trial of a search, 0.1 to 3600
+    /// Length of the run, or of each trial of a search, in seconds, 0.1 to 3600
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     pub seconds: f64,
-    /// Length of a run before, which does not count (but for affinity)
+    /// Length of the warm-up in seconds, which is not measured (except for affinity)
     #[arg(long, value_name = "S", default_value_t = 0.5)]
     pub warm_up: f64,
     /// Threads, each with a queue of each NIC
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub workers: u64,
-    /// Cores of the workers, such as 0,2 [default: as the kernel likes]
+    /// Cores of the workers, such as 0,2 [default: left to the kernel]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cores: Vec<usize>,
-    /// Let backends answer UDP packets (they always answer TCP)
+    /// Let backends reply to UDP packets (they always reply to TCP)
     #[arg(long)]
     pub replies: bool,
-    /// MAC to send to [default: the next hop to the target, by the kernel's neighbours]
+    /// Destination MAC [default: the next hop to the target, by the kernel's neighbours]
     #[arg(long, value_name = "MAC", value_parser = mac)]
     pub next_hop: Option<[u8; 6]>,
-    /// Seed of everything that is random
+    /// Seed of all random numbers
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Look for the highest rate without loss (RFC 2544, 26.1)
+    /// Search for the highest rate without loss (RFC 2544, 26.1)
     #[arg(long)]
     pub search: bool,
-    /// Ratio of lost packets that counts as none, with --search
+    /// Highest ratio of lost packets that passes a trial, with --search
     #[arg(long, value_name = "RATIO", default_value_t = 0.0)]
     pub loss_bound: f64,
-    /// How close the search comes, relative to the rate
+    /// Precision of the search, relative to the rate
     #[arg(long, value_name = "RATIO", default_value_t = 0.01)]
     pub resolution: f64,
     /// One JSON document instead of the table, or into FILE
@@ -102,15 +102,15 @@ pub struct GenerateArgs {
     /// CSV over time (with --search: by trial) instead of the table, or into FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STDOUT)]
     pub csv: Option<PathBuf>,
-    /// A report with charts, all in one file: .html or .svg
+    /// Report with charts in one file: .html or .svg
     #[arg(long, value_name = "FILE", value_parser = report)]
     pub report: Option<PathBuf>,
-    /// Addresses outside the documentation, benchmarking and private ranges are meant
+    /// Permit addresses outside the documentation, benchmarking and private ranges
     #[arg(long)]
     pub i_own_this_network: bool,
 }
 
-/// What the packets are.
+/// Kind of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Protocol {
     /// UDP datagrams
@@ -121,7 +121,7 @@ pub enum Protocol {
     Syn,
 }
 
-/// How packets are sent.
+/// Method to send packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SendMethod {
     /// AF_XDP sockets
@@ -130,14 +130,14 @@ pub enum SendMethod {
     ProgRun,
 }
 
-/// How packets are spread over flows.
+/// Distribution of packets over flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Law {
-    /// At random, all alike
+    /// At random, all flows alike
     Uniform,
     /// At random, the k-th flow in proportion to 1/k^S
     Zipf,
-    /// One after the other
+    /// One flow after the other
     Sequential,
 }
 
@@ -214,7 +214,7 @@ fn report(text: &str) -> Result<PathBuf, String> {
     if known { Ok(path) } else { Err("name a file that ends in .html or .svg".to_owned()) }
 }
 
-/// A generator of either method.
+/// A generator with one of the send methods.
 enum Generator {
     AfXdp(Box<Engine>),
     ProgRun(Box<BlastEngine>),
@@ -249,10 +249,10 @@ impl Generator {
 }
 
 /// Generates, measures and reports. Progress goes to the standard error stream. SIGINT and SIGTERM
-/// end the run early, with a report of what was measured so far.
+/// end the run early, with a report of the measurements so far.
 ///
 /// # Errors
-/// [`CliError::Generate`]: refused, or not possible on this machine.
+/// [`CliError::Generate`]: the settings are refused, or not possible on this machine.
 pub fn generate(args: &GenerateArgs, out: &mut impl Write) -> Result<(), CliError> {
     let failed = |error: EngineError| CliError::Generate(error.to_string());
     let refused =
@@ -291,7 +291,7 @@ fn search(
     stop: &AtomicBool,
 ) -> Result<Outcome, EngineError> {
     let search = Search { loss_bound: args.loss_bound, resolution: args.resolution, highest };
-    // Affinity holds over the whole search, not only in its best trial.
+    // Affinity must hold over the whole search, not only in its best trial.
     let mut violations = None;
     let trial = |rate: Option<f64>| {
         let outcome = generator.trial(rate, duration, stop)?;
@@ -305,7 +305,7 @@ fn search(
     Ok(Outcome { affinity_violations: violations, ..outcome })
 }
 
-/// One line per second.
+/// Prints a line of progress, once per second.
 fn tell(progress: &Progress) {
     let sample = &progress.sample;
     let sent = if sample.pps_sent > 0.0 {
@@ -313,7 +313,7 @@ fn tell(progress: &Progress) {
     } else {
         String::new()
     };
-    // Where progress cannot be told, the run still goes on.
+    // The run continues even if the progress cannot be printed.
     let _ = writeln!(
         stderr(),
         "{:4.0} of {:.0} s: {sent}{}pps received, {} missing, {} affinity violations",
@@ -328,7 +328,7 @@ fn tell(progress: &Progress) {
 fn tell_trial(rate: Option<f64>, outcome: &Outcome, bound: f64) {
     let offered = rate.map_or("max".to_owned(), |pps| format!("{}pps", number::short(pps)));
     let verdict = if outcome.loss_ratio <= bound { "at most the bound" } else { "too much" };
-    // As above.
+    // The search continues even if the line cannot be printed.
     let _ = writeln!(
         stderr(),
         "trial at {offered}: {}pps sent, {} lost, {verdict}",
@@ -337,7 +337,7 @@ fn tell_trial(rate: Option<f64>, outcome: &Outcome, bound: f64) {
     );
 }
 
-/// Whether the reports will find their places: better known before the first packet than after the
+/// Checks that the reports can be written: better known before the first packet than after the
 /// last.
 fn check_outputs(args: &GenerateArgs) -> Result<(), CliError> {
     let stdout = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new(STDOUT));
@@ -380,7 +380,7 @@ fn write_reports(
     Ok(())
 }
 
-/// Prints `text` or writes it to a file; true if it was printed.
+/// Prints `text` or writes it to a file; returns true if it was printed.
 fn put(path: &Path, text: &str, out: &mut impl Write) -> Result<bool, CliError> {
     if path == Path::new(STDOUT) {
         out.write_all(text.as_bytes())?;

@@ -1,8 +1,7 @@
 //! The command line: one file per subcommand.
 //!
-//! A command writes what it has to say to the writer that it is given and returns errors; printing
-//! those and the exit code are `main`'s. Commands that talk to a running holdfast do so through
-//! [`client`].
+//! A command writes its output to the writer that it is given and returns errors; `main` prints the
+//! errors and sets the exit code. Commands use [`client`] to reach a running holdfast.
 
 pub mod check;
 pub mod client;
@@ -52,27 +51,27 @@ enum Command {
     Run(RunArgs),
     /// Check a configuration file, and that this machine can run it
     Check(check::CheckArgs),
-    /// Show VIPs, backends, workers, NICs and what was dropped
+    /// Show VIPs, backends, workers, NICs and dropped packets
     Status(status::StatusArgs),
-    /// Send backends no new flows and let their old ones end
+    /// Stop new flows to backends and let existing flows end
     Drain(drain::DrainArgs),
-    /// Give drained or draining backends new flows again
+    /// Resume new flows to drained or draining backends
     Undrain(undrain::UndrainArgs),
-    /// Read the configuration file again, all or nothing, and print what changed
+    /// Read the configuration file again, all or nothing, and print the changes
     Reload(reload::ReloadArgs),
-    /// Show what has happened: drains, backends up and down, reloads
+    /// Show recent events: drains, backends up and down, reloads
     Events(events::EventsArgs),
     /// List pinned flows
     Flows(flows::FlowsArgs),
-    /// List which client has which backend, or forget it
+    /// List clients with their backends, or forget them
     Clients(clients::ClientsArgs),
-    /// Say which backend a flow gets, and each step of why
+    /// Show the backend of a flow, with the reason for each step
     Explain(explain::ExplainArgs),
-    /// Say what would become of the packets of a capture, by the worker itself, and why
+    /// Replay a capture through the worker's code and show each packet's fate, with the reason
     Replay(replay::ReplayArgs),
-    /// Generate traffic for a balancer, and judge what it does with it
+    /// Generate traffic for a load balancer and judge its forwarding
     Generate(Box<generate::GenerateArgs>),
-    /// Simulate what a change would do: broken flows, moved flows, imbalance, per scheduler
+    /// Simulate a change: broken flows, moved flows and imbalance, per scheduler
     Whatif(Box<whatif::WhatifArgs>),
 }
 
@@ -84,7 +83,7 @@ pub struct RunArgs {
     pub config: PathBuf,
 }
 
-/// Where a running holdfast listens.
+/// Control socket of a running holdfast.
 #[derive(Debug, Args)]
 pub struct SocketArgs {
     /// Control socket of the running holdfast
@@ -98,7 +97,7 @@ impl SocketArgs {
     }
 }
 
-/// A backend as it is named on the command line.
+/// A backend as named on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Name of the VIP.
@@ -118,16 +117,16 @@ impl FromStr for Target {
     }
 }
 
-/// The first backend, and the others as the API names them.
+/// Returns the first backend, and the others as the API names them.
 fn names(targets: &[Target]) -> (Target, Vec<Name>) {
     let mut targets = targets.iter().cloned();
-    // The command line has at least one.
+    // The command line has at least one target.
     let first =
         targets.next().unwrap_or_else(|| Target { vip: String::new(), backend: String::new() });
     (first, targets.map(|Target { vip, backend }| Name { vip, backend }).collect())
 }
 
-/// A name of a VIP or backend, with the characters that the configuration allows: they need no
+/// Checks the name of a VIP or backend: the characters that the configuration allows, which need no
 /// quoting in a URI.
 fn name(text: &str) -> Result<String, String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
@@ -137,7 +136,7 @@ fn name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Why a command failed.
+/// Reason why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The configuration has mistakes.
@@ -146,13 +145,13 @@ pub enum CliError {
     /// The configuration does not fit this machine; one message per finding.
     #[error("{}", .0.join("\n"))]
     Machine(Vec<String>),
-    /// The running holdfast could not be asked, or refused.
+    /// The running holdfast could not be reached, or refused.
     #[error("{0}")]
     Client(#[from] ClientError),
-    /// The drain that was waited for did not come to its end.
+    /// A drain did not complete while the command waited for it.
     #[error("{0}")]
     Drain(String),
-    /// The arguments do not say what is to be done.
+    /// The arguments are incomplete or contradictory.
     #[error("{0}")]
     Usage(String),
     /// The output could not be written.
@@ -161,13 +160,13 @@ pub enum CliError {
     /// Traffic could not be generated.
     #[error("{0}")]
     Generate(String),
-    /// A capture could not be replayed, or not to its end.
+    /// A capture could not be replayed completely.
     #[error("{0}")]
     Replay(String),
     /// A change could not be simulated.
     #[error("{0}")]
     Whatif(String),
-    /// A simulated change does what it must not; one message per finding.
+    /// A simulated change exceeds a bound; one message per finding.
     #[error("{}", .0.join("\n"))]
     Bound(Vec<String>),
     /// `run` could not start or had to stop.
@@ -176,7 +175,7 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// One message per mistake.
+    /// Returns one message per mistake.
     pub fn messages(&self) -> Vec<String> {
         match self {
             Self::Config(errors) => errors.messages(),
@@ -186,12 +185,12 @@ impl CliError {
         }
     }
 
-    /// The exit code: 1, but 3 for what was simulated well and found bad.
+    /// Returns the exit code: 3 if a simulated change exceeds a bound, else 1.
     pub const fn exit_code(&self) -> u8 {
         if matches!(self, Self::Bound(_)) { 3 } else { 1 }
     }
 
-    /// Whether the reader of our output closed it.
+    /// Whether the reader of the output closed it.
     pub fn is_closed_pipe(&self) -> bool {
         let closed = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
         match self {
@@ -207,7 +206,7 @@ pub fn colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Writes what `command` prints in large pieces: stdout is written line by line otherwise, and some answers have
+/// Buffers the output of `command`: stdout is otherwise written line by line, and some replies have
 /// 100,000 lines.
 fn whole<W: Write>(
     out: W,
@@ -218,17 +217,17 @@ fn whole<W: Write>(
     Ok(out.flush()?)
 }
 
-/// Does what the command line says.
+/// Executes a command line.
 ///
 /// # Errors
-/// Whatever the command failed with.
+/// The error of the command.
 pub fn execute(cli: Cli) -> Result<(), CliError> {
     let stdout = io::stdout();
     let terminal = stdout.is_terminal();
     let colours = colours(&stdout);
     let mut out = stdout.lock();
     match cli.command {
-        // It has its own say about the output, and runs for long.
+        // `run` handles its output itself, and runs for a long time.
         Command::Run(args) => {
             drop(out);
             return run::run(&args);

@@ -1,4 +1,4 @@
-//! `holdfast reload`: the configuration file is read again.
+//! `holdfast reload`: reads the configuration file again.
 
 use std::io::Write;
 
@@ -8,21 +8,21 @@ use super::{CliError, SocketArgs};
 use crate::control::api::{FlowsRemoved, ReloadRequest, Reloaded};
 use crate::control::reload::fate;
 
-/// The arguments of `holdfast reload`.
+/// Arguments of `holdfast reload`.
 #[derive(Debug, Args)]
 pub struct ReloadArgs {
-    /// Only say what would change, and how many flows it would cut
+    /// Only print the changes, and the number of flows they would terminate
     #[arg(long)]
     pub dry_run: bool,
-    /// Where it listens.
+    /// Control socket.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
 
-/// Has the file read again, and prints what changed, or would.
+/// Requests a reload, and prints the changes or, with `--dry-run`, those it would make.
 ///
 /// # Errors
-/// [`CliError::Client`]; nothing has changed then.
+/// [`CliError::Client`]; the configuration is then unchanged.
 pub fn reload(args: &ReloadArgs, out: &mut impl Write) -> Result<(), CliError> {
     let request = ReloadRequest { dry_run: args.dry_run };
     let reloaded: Reloaded = args.socket.client()?.post("/v1/reload", &request)?;

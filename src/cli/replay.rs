@@ -1,4 +1,4 @@
-//! `holdfast replay`: what would become of the packets of a capture, and why.
+//! `holdfast replay`: fate of a capture's packets, with the reasons.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,32 +19,32 @@ use crate::format::{counted, reason};
 use crate::net::NicIndex;
 use crate::replay::{Capture, Captured, Decision, Replay, Story, Verdict};
 
-/// What is said where the next hops were not told.
+/// Note that is printed when no neighbours file is given.
 const INVENTED: &str = "next hops are invented, every backend is up, and every frame is for the NIC \
                         that it came by: name a neighbours file for the real ones (--neighbours)";
-/// Files of this size show how far they are read.
+/// File size in bytes from which a progress bar is shown.
 const WORTH_A_BAR: u64 = 4 << 20;
 
-/// The arguments.
+/// Arguments of `holdfast replay`.
 #[derive(Debug, Args)]
 pub struct ReplayArgs {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The capture: pcap or pcapng, of an Ethernet
+    /// Capture file: pcap or pcapng, of an Ethernet
     #[arg(value_name = "IN.pcap")]
     capture: PathBuf,
-    /// Write what was sent, dropped and left to the kernel, with the reasons as packet comments
+    /// Write packets sent, dropped and left to the kernel, with the reasons as packet comments
     #[arg(long, value_name = "OUT.pcapng")]
     out: Option<PathBuf>,
-    /// Print one JSON document per packet, each in its line
+    /// Print one JSON document per packet, one per line
     #[arg(long)]
     json: bool,
-    /// MACs of NICs and backends, MTUs, and who is up (TOML)
+    /// MACs and MTUs of NICs and backends, and the backends' states (TOML)
     #[arg(long, value_name = "FILE")]
     neighbours: Option<PathBuf>,
-    /// The NIC by which packets came, where the capture names none of the configuration; the first
-    /// one by default
+    /// NIC of the packets whose interface in the capture is not in the configuration; the first NIC
+    /// by default
     #[arg(long, value_name = "NAME")]
     interface: Option<String>,
 }
@@ -52,7 +52,7 @@ pub struct ReplayArgs {
 /// Replays a capture.
 ///
 /// # Errors
-/// What is wrong with one of the files; what was read before is printed by then.
+/// A mistake in one of the files. The packets read before it have been printed.
 pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<(), CliError> {
     spare_inputs(args)?;
     let config = config::load(&args.config)?;
@@ -71,7 +71,7 @@ pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<
     let capture = Capture::new(bar.wrap_read(file), interfaces.clone(), nic);
     let mut capture = capture.map_err(|error| in_capture(&error))?;
     let mut story = open_story(args, &interfaces, &note)?;
-    // A terminal gets its lines at once, a file in larger pieces.
+    // A terminal gets each line at once, a file gets larger blocks.
     let mut out = BufWriter::new(out);
     let mut teller = Teller::new(args.json, colours, interfaces, &mut out);
     teller.begin(&note)?;
@@ -79,7 +79,7 @@ pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<
         if let Some(story) = &mut story {
             story.tell(captured, decision).map_err(|error| in_story(args, &error))?;
         }
-        // Of a fragment that waits it is told when it does no longer.
+        // A parked fragment is printed when it is no longer parked.
         if decision.verdict == Verdict::Parked { Ok(()) } else { teller.tell(captured, decision) }
     };
     let end = loop {
@@ -103,7 +103,7 @@ pub fn replay(args: &ReplayArgs, colours: bool, out: &mut impl Write) -> Result<
     end
 }
 
-/// Refuses an `--out` that is one of the files that are read: it would be gone.
+/// Rejects an `--out` that is one of the input files, which would be overwritten.
 fn spare_inputs(args: &ReplayArgs) -> Result<(), CliError> {
     let file = |path: &Path| {
         let metadata = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
@@ -122,7 +122,7 @@ fn spare_inputs(args: &ReplayArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Which backends the neighbours file does not know; empty if it knows all.
+/// Returns a note about the backends that the neighbours file lacks; empty if it has all.
 fn unknown(config: &Config, neighbours: &Neighbours) -> String {
     let all = config.vips.iter().flat_map(|vip| vip.backends.iter().map(move |one| (vip, one)));
     let mut missing = all.filter(|(_, one)| !neighbours.backends.contains_key(&one.address));
@@ -142,7 +142,7 @@ fn in_story(args: &ReplayArgs, error: &dyn std::fmt::Display) -> CliError {
     CliError::Replay(format!("{}: {error}", path.display()))
 }
 
-/// The NIC of what the capture does not say.
+/// Returns the NIC of packets whose interface the capture does not name.
 fn nic(args: &ReplayArgs, config: &Config) -> Result<NicIndex, CliError> {
     let Some(name) = &args.interface else { return Ok(NicIndex(0)) };
     let found = (0..).zip(&config.nics).find(|(_, nic)| nic.interface == *name);
@@ -167,7 +167,7 @@ fn open_story(
     Ok(Some(story.map_err(|error| in_story(args, &error))?))
 }
 
-/// How far the file is read: shown on a terminal, of a file that takes a while.
+/// Progress bar of the file, on a terminal and for a large file only.
 fn bar(file: &File) -> ProgressBar {
     let length = file.metadata().map_or(0, |metadata| metadata.len());
     let hidden = !stderr().is_terminal() || std::io::stdout().is_terminal();
@@ -177,7 +177,7 @@ fn bar(file: &File) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
     let template = "replay {bar:30} {bytes} of {total_bytes}, {eta} left";
     bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| {
-        // The template above is a good one.
+        // The template is known to be valid.
         ProgressStyle::default_bar()
     }))
 }
@@ -188,7 +188,7 @@ struct Teller<'o, W: Write> {
     colours: bool,
     interfaces: Vec<String>,
     out: &'o mut W,
-    /// Of the first packet.
+    /// Time of the first packet.
     start: Option<Duration>,
     packets: u64,
     /// Packets by verdict and reason.
@@ -203,7 +203,7 @@ impl<'o, W: Write> Teller<'o, W> {
     fn begin(&mut self, note: &str) -> Result<(), CliError> {
         if !note.is_empty() {
             match self.json {
-                // There is one document per packet, and nothing else.
+                // The output has one document per packet, and nothing else.
                 true => writeln!(stderr(), "note: {note}")?,
                 false => writeln!(self.out, "note: {note}\n")?,
             }
@@ -257,13 +257,14 @@ impl<'o, W: Write> Teller<'o, W> {
     }
 }
 
-/// One line of the table, whose columns are as wide as what is usual: it is never in memory as a whole.
+/// Formats one line of the table. The column widths fit usual contents: the table is never in
+/// memory as a whole.
 fn line(cells: [&str; 7]) -> String {
     let [index, time, verdict, reason, place, flow, packet] = cells;
     format!("{index:>7}  {time:>12}  {verdict:<9}  {reason:<19}  {place:<15}  {flow:<7}  {packet}")
 }
 
-/// Of a verdict that is worth one.
+/// Returns the colour of a verdict, if it has one.
 const fn colour(verdict: Verdict) -> Option<u8> {
     match verdict {
         Verdict::Transmit => None,
@@ -273,7 +274,8 @@ const fn colour(verdict: Verdict) -> Option<u8> {
     }
 }
 
-/// `198.51.100.7:40000 > 192.0.2.10:80 tcp S`, as far as the headers can be read.
+/// Describes a packet as `198.51.100.7:40000 > 192.0.2.10:80 tcp S`, as far as its headers are
+/// readable.
 fn describe(packet: &[u8]) -> String {
     let Ok(sliced) = LaxSlicedPacket::from_ethernet(packet) else {
         return counted(packet.len(), "byte");
@@ -294,7 +296,7 @@ fn describe(packet: &[u8]) -> String {
         Some(LaxNetSlice::Arp(_)) => return "arp".to_owned(),
         None => return link(packet),
     };
-    // A text takes what is written to it.
+    // Writing to a string does not fail.
     let _ = match &sliced.transport {
         Some(TransportSlice::Tcp(tcp)) => {
             let (from, to) = (tcp.source_port(), tcp.destination_port());
@@ -327,7 +329,7 @@ fn describe(packet: &[u8]) -> String {
     text.trim_end().to_owned()
 }
 
-/// What is no IP.
+/// Describes a packet that is not IP.
 fn link(packet: &[u8]) -> String {
     match packet.get(12..14) {
         Some([a, b]) => format!("ethertype 0x{a:02x}{b:02x}, {}", counted(packet.len(), "byte")),

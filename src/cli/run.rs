@@ -1,4 +1,4 @@
-//! `holdfast run`.
+//! `holdfast run`: forwards packets.
 
 use std::io::stderr;
 
@@ -10,14 +10,14 @@ use crate::control::Signals;
 use crate::log::{LAST_WORDS, Log};
 use crate::{config, daemon};
 
-/// Forwards until it is told to stop. What it has to say goes to the standard error stream;
-/// `RUST_LOG` (default `info`) says how much.
+/// Forwards until a signal stops the process. Logs go to the standard error stream; `RUST_LOG`
+/// (default `info`) sets their level.
 ///
 /// # Errors
-/// Every mistake in the file; else everything of it that this machine cannot run; else
+/// Every mistake in the file; else every setting that this machine cannot run; else
 /// [`CliError::Run`].
 pub fn run(args: &RunArgs) -> Result<(), CliError> {
-    // First of all: until then SIGHUP ends the process.
+    // Comes first: until the handler is installed, SIGHUP ends the process.
     let signals = Signals::catch().map_err(|error| CliError::Run(Box::new(error)))?;
     let config = config::load(&args.config)?;
     let findings = check::fit(&config, &check::look_at_machine(&config));

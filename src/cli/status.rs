@@ -1,4 +1,4 @@
-//! `holdfast status`: what a running holdfast does.
+//! `holdfast status`: state of a running holdfast.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -16,16 +16,16 @@ use crate::format::counted;
 use crate::net::PortRange;
 use crate::stats::{Drop, LocalReply};
 
-/// The arguments.
+/// Arguments of `holdfast status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// One JSON document with every counter
     #[arg(long)]
     pub json: bool,
-    /// Every column and row, also those that say nothing
+    /// Show every column and row, also those without information
     #[arg(long, conflicts_with = "json")]
     pub all: bool,
-    /// Where holdfast listens.
+    /// Control socket.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
@@ -135,19 +135,19 @@ fn vips(vips: &[VipStatus], look: Look) -> Columns {
     columns
 }
 
-/// How packets reach the backends; of a VIP without pins that it has none.
+/// Returns the forwarding mode, with a note for a VIP without pins.
 fn forward(vip: &VipStatus) -> String {
     let pins = if vip.pin { "" } else { ", pin = false" };
     format!("{}{pins}", vip.forward.as_str())
 }
 
-/// A number of flows; of a VIP without pins there is none to tell.
+/// Returns a cell with a number of flows; `-` for a VIP without pins.
 fn flows(vip: &VipStatus, number: u64) -> Cell {
     if vip.pin { count(number) } else { text("-") }
 }
 
-/// How many of its backends are up, by colour, too: red where none takes new flows. Counted here, for an
-/// older process does not say.
+/// Returns a cell with the number of backends that are up; red where none takes new flows. Counted
+/// here, since an older process does not report it.
 fn serving(vip: &VipStatus) -> Cell {
     let (up, all) = (vip.backends.iter().filter(|b| b.is_up()).count(), vip.backends.len());
     match vip.backends.iter().any(BackendStatus::is_in_service) {
@@ -158,7 +158,7 @@ fn serving(vip: &VipStatus) -> Cell {
     }
 }
 
-/// Sources that are too large for one backend.
+/// Table of sources that are too large for one backend.
 fn splits(vips: &[VipStatus], look: Look) -> Columns {
     let mut columns = Columns::new(&["VIP", "SOURCE", ">PARTS", ">SHARE OF NEW FLOWS"], look);
     for vip in vips {
@@ -174,7 +174,7 @@ fn splits(vips: &[VipStatus], look: Look) -> Columns {
     columns
 }
 
-/// `80,443`; of many, the first few and how many more.
+/// Formats ports as `80,443`; for many ports, the first few and the number of the others.
 fn ports(ports: &[PortRange]) -> String {
     const SHOWN: usize = 6;
     if ports.is_empty() {
@@ -221,7 +221,7 @@ fn backends(vips: &[VipStatus], look: Look) -> Columns {
     columns
 }
 
-/// Only backends that drain.
+/// Table of the backends that drain.
 fn drains(vips: &[VipStatus], look: Look) -> Columns {
     let headers =
         ["BACKEND", ">FLOWS LEFT", ">OF", ">OLDEST", ">ENDS IN", ">DEADLINE IN", "THEN", "?>CUT"];
@@ -244,7 +244,7 @@ fn drains(vips: &[VipStatus], look: Look) -> Columns {
     columns
 }
 
-/// Backends that a reload has taken away.
+/// Table of the backends that a reload removed.
 fn removed(backends: &[RemovedStatus], look: Look) -> Columns {
     let mut columns = Columns::new(&["BACKEND", "ADDRESS", ">FLOWS LEFT", "THEN"], look);
     for backend in backends {
@@ -262,7 +262,7 @@ fn removed(backends: &[RemovedStatus], look: Look) -> Columns {
     columns
 }
 
-/// Why a backend takes no new flows, or serves its clients badly, as far as it is known.
+/// Returns the known reasons why a backend takes no new flows, or serves its clients badly.
 fn why(backend: &BackendStatus) -> String {
     let reasons = [&backend.health_detail, &backend.next_hop_detail, &backend.hint];
     let reasons: Vec<&str> =
@@ -307,7 +307,7 @@ fn next_hop(hop: Option<&NextHopStatus>) -> Cell {
     let Some(hop) = hop else { return coloured("unresolved", RED) };
     let outer = hop.outer_vlan.map(|vlan| format!("{vlan}.")).unwrap_or_default();
     let vlan = hop.vlan.map(|vlan| format!(" vlan {outer}{vlan}")).unwrap_or_default();
-    // What differs from Ethernet's is worth a word; 0 is of an older process.
+    // An MTU other than Ethernet's is shown; 0 comes from an older process.
     let mtu = match hop.mtu {
         0 | 1500 => String::new(),
         other => format!(" mtu {other}"),
@@ -348,7 +348,7 @@ fn workers(workers: &[WorkerStatus], look: Look) -> Columns {
     columns
 }
 
-/// What the flow tables hold, and how many new flows a second they bear.
+/// Table of the flow tables' usage, with the rates of new flows that they bear.
 fn flow_tables(tables: &[FlowTableStatus], look: Look) -> Columns {
     let headers =
         ["FAMILY", ">FLOWS", ">OF", ">NEW/S", ">LOAD", "?>BEARS TCP/S", "?>BEARS UDP/S", "?HINT"];
@@ -368,7 +368,7 @@ fn flow_tables(tables: &[FlowTableStatus], look: Look) -> Columns {
     columns
 }
 
-/// What has gone wrong with NICs since the start.
+/// Table of NIC faults since the start.
 fn nic_faults(nics: &[NicStatus], look: Look) -> Columns {
     let mut columns = Columns::new(&["NIC", "FAULT", "WHAT TO DO"], look);
     for nic in nics {
@@ -510,7 +510,7 @@ fn totals(totals: &Totals, look: Look) -> Columns {
     columns
 }
 
-/// How packets ended. Only what has occurred, the most frequent first.
+/// Table of packet outcomes. Shows only outcomes that have occurred, the most frequent first.
 fn endings(
     what: &'static str,
     endings: &BTreeMap<String, u64>,

@@ -1,4 +1,4 @@
-//! Tables and numbers as people read them.
+//! Tables and numbers for terminal output.
 
 use anstyle::{Ansi256Color, Style};
 use comfy_table::{CellAlignment, ColumnConstraint, Table};
@@ -6,35 +6,35 @@ use comfy_table::{CellAlignment, ColumnConstraint, Table};
 /// A colour of a cell: one of the 256 of ECMA-48 terminals.
 pub(super) type Colour = Ansi256Color;
 
-/// Bad.
+/// Bad state.
 pub(super) const RED: Colour = Ansi256Color(9);
-/// Good.
+/// Good state.
 pub(super) const GREEN: Colour = Ansi256Color(10);
-/// Doubtful.
+/// Doubtful state.
 pub(super) const YELLOW: Colour = Ansi256Color(11);
 
-/// What one cell of a table says.
+/// Text of one cell of a table, and its colour.
 #[derive(Debug, Clone)]
 pub(super) struct Cell {
     text: String,
     colour: Option<Colour>,
 }
 
-/// Marks before a header: see [`Columns`].
+/// Marks before a header ([`Columns`]).
 const MARKS: [char; 3] = ['?', '!', '>'];
 
-/// How a table is to look.
+/// Style of a table.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Look {
-    /// With colours.
+    /// Whether to write colours.
     pub(super) colours: bool,
-    /// With every column, also with those that say nothing.
+    /// Whether to show every column, also those without information.
     pub(super) all: bool,
 }
 
-/// A table without rules, whose columns line up and never wrap. Before a header, `>` aligns its
-/// column right, `?` leaves it out where all it says is nothing (0, - or blank), and `!` where not
-/// everything is wanted; `?` and `!` come first.
+/// A table without rules. Columns are aligned and never wrap. Marks before a header: `>` aligns the
+/// column right, `?` omits it where all its cells are empty (0, - or blank), and `!` omits it
+/// unless every column is requested; `?` and `!` come first.
 pub(super) struct Columns {
     look: Look,
     headers: Vec<&'static str>,
@@ -50,7 +50,7 @@ impl Columns {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The lines, without blanks at their ends.
+    /// Returns the lines, without trailing blanks.
     pub(super) fn lines(&self) -> Vec<String> {
         let mut table = Table::new();
         table.load_preset(comfy_table::presets::NOTHING);
@@ -106,7 +106,7 @@ fn styled(style: Style, text: &str) -> String {
 
 /// Colours the cells of a line, which has their texts in order with blanks between them.
 ///
-/// This comes after the columns were lined up: escape sequences in a cell would count as its width.
+/// This follows the alignment of the columns: escape sequences in a cell would count as its width.
 fn with_colours(mut line: &str, cells: &[Cell]) -> String {
     let mut out = String::new();
     for Cell { text, colour } in cells {
@@ -121,22 +121,22 @@ fn with_colours(mut line: &str, cells: &[Cell]) -> String {
     out + line
 }
 
-/// A cell of text.
+/// Creates a cell of text.
 pub(super) fn text(text: impl ToString) -> Cell {
     Cell { text: text.to_string(), colour: None }
 }
 
-/// A cell that says good, doubtful or bad by its colour, too.
+/// Creates a cell that also shows a good, doubtful or bad state by its colour.
 pub(super) fn coloured(text: impl ToString, colour: Colour) -> Cell {
     Cell { text: text.to_string(), colour: Some(colour) }
 }
 
-/// A cell with a count.
+/// Creates a cell with a count.
 pub(super) fn count(number: u64) -> Cell {
     text(grouped(number))
 }
 
-/// `1,234,567`.
+/// Formats a number as `1,234,567`.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
@@ -149,7 +149,7 @@ pub(super) fn grouped(number: u64) -> String {
     out
 }
 
-/// Seconds as `45s`, `3m 5s`, `2h 4m` or `3d 1h`.
+/// Formats seconds as `45s`, `3m 5s`, `2h 4m` or `3d 1h`.
 pub(super) fn span(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(columns.lines(), expected);
     }
 
-    /// Colours change neither the columns nor any text, and mark the cell that they are meant for.
+    /// Colours change neither the columns nor any text, and mark only the intended cell.
     #[test]
     fn colours_do_not_move_columns() {
         let lines = |colours| {

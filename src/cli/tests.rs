@@ -1,4 +1,4 @@
-//! The commands against a made-up server on a Unix socket in a temporary folder.
+//! The commands against a scripted server on a Unix socket in a temporary directory.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -26,14 +26,14 @@ use crate::control::api::{self, BackendState, BackendStatus, HealthState};
 use crate::forwarding::FlowAction;
 use crate::net::{Forward, Protocol};
 
-/// What the server is to say next, and what it was asked.
+/// Replies to come, and the requests received.
 #[derive(Default)]
 struct Script {
     answers: VecDeque<(u16, String)>,
     requests: Vec<String>,
 }
 
-/// A server that reads its answers from a script; the last one is said again and again.
+/// A server that takes its replies from a script, and repeats the last one.
 struct Server {
     folder: PathBuf,
     script: Arc<Mutex<Script>>,
@@ -67,7 +67,7 @@ impl Server {
         self.folder.join("s")
     }
 
-    /// Runs a command line against this server; what it printed, or the error.
+    /// Runs a command line against this server; returns its output, or the error.
     fn run(&self, line: &str) -> Result<String, String> {
         run(line, &self.socket())
     }
@@ -99,7 +99,7 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request) -> R
     (StatusCode::from_u16(status).unwrap(), body).into_response()
 }
 
-/// A temporary folder that nobody else has.
+/// Creates a unique temporary directory.
 fn folder() -> PathBuf {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -299,7 +299,7 @@ fn status_as_tables() {
     let server = Server::new([ok(&sample(backends))]);
     let printed = server.run("status").unwrap();
     assert_eq!(printed, include_str!("status.golden.txt"), "found:\n{printed}");
-    // A reason is as long as it is; what is always there fits a terminal.
+    // The length of a reason is unbounded; the other columns fit a terminal.
     assert!(printed.lines().filter(|line| !line.contains("refused")).all(|line| line.len() < 100));
     let printed = server.run("status --all").unwrap();
     assert_eq!(printed, include_str!("status-all.golden.txt"), "found:\n{printed}");
@@ -321,7 +321,7 @@ fn colours_mark_what_is_down() {
     assert!(print(true).contains("\x1b[38;5;9mdown"), "{:?}", print(true));
 }
 
-/// The row of a VIP says how many of its backends are up: a row that looks like any other hides that
+/// The row of a VIP shows how many of its backends are up: a row that looks normal would hide that
 /// none serves.
 #[test]
 fn a_vip_says_how_many_of_its_backends_serve() {
@@ -351,7 +351,7 @@ fn a_vip_says_how_many_of_its_backends_serve() {
     }
 }
 
-/// A backend that is up and does not answer is named, with what may be wrong.
+/// A backend that is up and does not reply is named, with the possible fault.
 #[test]
 fn a_backend_that_answers_no_client_is_hinted_at() {
     let mut silent = backend("b", BackendState::Active, 0);
@@ -367,7 +367,7 @@ fn a_backend_that_answers_no_client_is_hinted_at() {
 }
 
 #[test]
-fn what_is_wrong_with_a_nic_comes_first() {
+fn faults_of_a_nic_come_first() {
     let mut status = sample(Vec::new());
     let nic = status.nics.first_mut().unwrap();
     let (kind, text) = ("mac_changed".to_owned(), "its MAC is another".to_owned());
@@ -384,7 +384,7 @@ fn what_is_wrong_with_a_nic_comes_first() {
 #[test]
 fn status_as_the_servers_document() {
     let mut document = serde_json::to_value(sample(Vec::new())).unwrap();
-    // Of a newer server: it is not lost.
+    // A key of a newer server is kept.
     document.as_object_mut().unwrap().insert("added_later".to_owned(), json!(1));
     let server = Server::new([ok(&document)]);
     let printed = server.run("status --json").unwrap();
@@ -453,7 +453,7 @@ fn several_are_one_order_and_one_line_each() {
     );
 }
 
-/// Of a drain that has begun with 10 flows.
+/// Status of a drain that began with 10 flows.
 fn how_it_goes(flows_left: u64, ends_in_s: Option<u64>) -> api::DrainStatus {
     api::DrainStatus {
         for_s: 5,
@@ -544,7 +544,7 @@ fn events_are_lines_for_people_or_machines() {
     assert_eq!(asked, ["GET /v1/events?since=9", "GET /v1/events?since=0"]);
 }
 
-/// Waits for the drain of `web/a` on a server that tells these states, one per look.
+/// Waits for the drain of `web/a` on a server that reports these states, one per poll.
 fn wait(looks: Vec<Vec<BackendStatus>>, stop: bool) -> Result<String, String> {
     let server = Server::new(looks.into_iter().map(|backends| ok(&sample(backends))));
     let client = Client::new(&server.socket()).unwrap();
@@ -569,7 +569,7 @@ fn drain_waits_for_the_last_flow() {
     );
 }
 
-/// An active backend at another address.
+/// An active backend at a different address.
 fn other(name: &str) -> BackendStatus {
     BackendStatus {
         address: "10.0.0.12".parse().unwrap(),
@@ -577,7 +577,7 @@ fn other(name: &str) -> BackendStatus {
     }
 }
 
-/// Also if another backend has its name by then.
+/// The backend is found even if another backend has its name by then.
 #[test]
 fn a_drain_is_waited_for_under_another_name() {
     let looks = vec![
@@ -691,7 +691,7 @@ fn flows_are_filtered_by_the_server_and_listed() {
     );
 }
 
-/// A VIP without pins has no flows: `flows` says why, and `status` shows no number.
+/// A VIP without pins has no flows: `flows` prints the reason, and `status` shows no number.
 #[test]
 fn a_vip_without_pins_says_so() {
     let mut status = sample(vec![backend("a", BackendState::Active, 0)]);
@@ -729,7 +729,7 @@ fn refusals_and_nonsense_of_the_server() {
 }
 
 #[test]
-fn nobody_listens() {
+fn a_socket_without_a_listener() {
     let folder = folder();
     let left_over = folder.join("left-over");
     drop(UnixListener::bind(&left_over).unwrap());
@@ -820,7 +820,7 @@ fn words_that_are_no_arguments() {
     }
 }
 
-/// Every key of a document but those of the drop reasons and answers, which are data.
+/// Collects every key of a document except the drop reasons and `answers`, which are data.
 fn keys(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(map) => {

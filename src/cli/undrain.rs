@@ -7,18 +7,18 @@ use clap::Args;
 use super::{CliError, SocketArgs, Target};
 use crate::control::api::{BackendStatus, HealthState, Ordered, UndrainRequest};
 
-/// The arguments.
+/// Arguments of `holdfast undrain`.
 #[derive(Debug, Args)]
 pub struct UndrainArgs {
-    /// The backends: all of them are taken back into service, or none
+    /// Backends to take back into service, all or none
     #[arg(value_name = "VIP/BACKEND", required = true)]
     pub targets: Vec<Target>,
-    /// Where holdfast listens.
+    /// Control socket.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
 
-/// Takes drains back, and says so.
+/// Cancels drains, and prints the state of each backend.
 ///
 /// # Errors
 /// [`CliError::Client`].

@@ -1,4 +1,4 @@
-//! `holdfast whatif`: what a change to the backends would do, by simulation.
+//! `holdfast whatif`: effects of a change to the backends, by simulation.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,29 +20,29 @@ use crate::whatif::population::Clients;
 use crate::whatif::row::Row;
 use crate::whatif::{MAX_CLIENTS, MAX_FLOWS, Progress, Settings, chart, simulate};
 
-/// The arguments.
+/// Arguments of `holdfast whatif`.
 #[derive(Debug, Args)]
 pub struct WhatifArgs {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// 'remove VIP/BACKEND', 'add VIP/NAME=ADDRESS', 'drain VIP/BACKEND', 'weight VIP/BACKEND=N' or
-    /// 'scheduler VIP=NAME'; repeat it for several, which are made in one reload
+    /// 'scheduler VIP=NAME'; repeat the option for several changes, which take effect in one reload
     #[arg(long = "change", value_name = "CHANGE", required = true, num_args = 1..=2)]
     #[arg(value_parser = words)]
     changes: Vec<Words>,
-    /// Flows of each VIP that are live when the change comes
+    /// Flows of each VIP that are live when the change takes effect
     #[arg(long, value_name = "N", default_value_t = 1_000_000,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_FLOWS)))]
     flows: u32,
-    /// Clients that open them
+    /// Clients that open the flows
     #[arg(long, value_name = "M", default_value_t = Clients::default().count,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CLIENTS)))]
     clients: u32,
-    /// Of all random numbers: the same seed gives the same on every machine
+    /// Seed of all random numbers: equal seeds give equal results on every machine
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
-    /// How unequal the clients are: the k-th busiest opens flows in proportion to 1/k^Z
+    /// Zipf exponent of the clients: the k-th busiest opens flows in proportion to 1/k^Z
     #[arg(long, value_name = "Z", default_value_t = Clients::default().exponent, value_parser = zipf)]
     zipf: f64,
     /// Share of the clients that are behind gateways (NAT)
@@ -52,7 +52,7 @@ pub struct WhatifArgs {
     #[arg(long, value_name = "N", default_value_t = Clients::default().per_gateway,
           value_parser = clap::value_parser!(u32).range(1..))]
     gateway_clients: u32,
-    /// all, configured, or names with commas between them
+    /// all, configured, or names separated by commas
     #[arg(long, value_name = "WHICH")]
     schedulers: Option<Which>,
     /// Write a chart to this file
@@ -61,7 +61,7 @@ pub struct WhatifArgs {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
-    /// Exit with 3 if a figure is over this, as in broken>0.1%; may be repeated
+    /// Exit with 3 if a figure exceeds this bound, as in broken>0.1%; may be repeated
     #[arg(long, value_name = "EXPR")]
     fail_if: Vec<Bound>,
 }
@@ -86,7 +86,7 @@ impl FromStr for Which {
     }
 }
 
-/// What stands behind `--change`: a change as one argument, or one of the two words of it.
+/// Argument of `--change`: a change as one argument, or one of its two words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Words {
     All(Change),
@@ -98,7 +98,7 @@ fn words(text: &str) -> Result<Words, String> {
     if is_one { Ok(Words::One(text.to_owned())) } else { change(text).map(Words::All) }
 }
 
-/// The changes, put together from their words.
+/// Combines the words into changes.
 fn changes(words: &[Words]) -> Result<Vec<Change>, String> {
     let mut words = words.iter();
     let mut changes = Vec::new();
@@ -118,7 +118,7 @@ fn changes(words: &[Words]) -> Result<Vec<Change>, String> {
     Ok(changes)
 }
 
-/// Reads a change.
+/// Parses a change.
 fn change(text: &str) -> Result<Change, String> {
     const FIX: &str = "write 'remove VIP/BACKEND', 'add VIP/NAME=ADDRESS', 'drain VIP/BACKEND', \
                        'weight VIP/BACKEND=N' or 'scheduler VIP=NAME'";
@@ -163,7 +163,7 @@ fn zipf(text: &str) -> Result<f64, String> {
     exponent.ok_or_else(|| "write an exponent from 0 (all are equal) to 3".to_owned())
 }
 
-/// The document of `--json`.
+/// Document of `--json`.
 #[derive(Serialize)]
 struct Document<'a> {
     schedulers: &'a [Row],
@@ -206,8 +206,8 @@ pub fn whatif(args: &WhatifArgs, colours: bool, out: &mut impl Write) -> Result<
     args.judge(&rows)
 }
 
-/// Which schedulers are simulated for a VIP: those that are asked for, the configured one with the
-/// settings that it has.
+/// Returns the schedulers to simulate for a VIP: the requested ones, with the configured one's
+/// settings kept.
 fn kinds(
     which: Option<&Which>,
     scenario: &Scenario,
@@ -249,7 +249,7 @@ impl WhatifArgs {
         }
     }
 
-    /// What was simulated, the table, and the verdict on the configured scheduler.
+    /// Prints the scenario, the table, and the verdict on the configured scheduler.
     fn report(
         &self,
         scenario: &Scenario,
@@ -278,7 +278,8 @@ impl WhatifArgs {
         Ok(())
     }
 
-    /// Whether all bounds are kept: by the configured schedulers, unless others were asked for.
+    /// Checks all bounds: against the configured schedulers, or against all that were simulated if
+    /// `--schedulers` is given.
     fn judge(&self, rows: &[Row]) -> Result<(), CliError> {
         let judged = rows.iter().filter(|row| row.configured || self.schedulers.is_some());
         let over = judged.flat_map(|row| self.fail_if.iter().filter_map(|bound| bound.judge(row)));
@@ -313,8 +314,8 @@ fn table(rows: &[&Row], colours: bool) -> Vec<String> {
     columns.lines()
 }
 
-/// `remove web/a: 33.3 % of the flows were on it and break; without connection tracking 34.1 %
-/// would. 34.0 % of the new flows go elsewhere (maglev)`.
+/// Verdict such as `remove web/a: 33.3 % of the flows were on it and break; without connection
+/// tracking 34.1 % would. 34.0 % of the new flows go elsewhere (maglev)`.
 fn verdict(changes: &[String], row: &Row) -> String {
     let share = percent(row.broken_with_conntrack_share);
     let (new_share, end) = match row.new_flows_dropped_share {
@@ -339,7 +340,7 @@ fn verdict(changes: &[String], row: &Row) -> String {
     format!("{changes_made}: {broken}; without connection tracking {without} would. {new}")
 }
 
-/// One line that is written over, on a terminal; nothing elsewhere.
+/// Shows progress in one line that is overwritten, on a terminal only.
 fn tell(progress: Progress<'_>) {
     let mut stderr = stderr();
     if !stderr.is_terminal() {
@@ -347,7 +348,7 @@ fn tell(progress: Progress<'_>) {
     }
     let Progress { vip, done, of } = progress;
     let end = if done == of { "\r\x1b[K" } else { "" };
-    // Where progress cannot be told, the simulation still goes on.
+    // The simulation continues even if the progress cannot be printed.
     let _ = write!(stderr, "\r\x1b[KVIP {vip}: {done} of {of} schedulers simulated{end}");
     let _ = stderr.flush();
 }

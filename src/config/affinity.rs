@@ -1,4 +1,4 @@
-//! `affinity` of a VIP: which flows belong together.
+//! `affinity` of a VIP: rule that groups flows onto one backend.
 
 use serde::Deserialize;
 
@@ -8,13 +8,13 @@ use super::report::Report;
 use crate::forwarding::Affinity;
 use crate::net::Protocol;
 
-/// The smallest IPv4 network that is routed between providers, and what one office or home
-/// connection is given of it at most.
+/// Prefix length of the smallest IPv4 network that is routed between providers, and the most of it
+/// that one office or home connection is assigned.
 const V4: u8 = 24;
-/// What one site is given (RFC 6177).
+/// Prefix length that one site is assigned (RFC 6177).
 const V6: u8 = 56;
-/// Ranges of 4096 ports: what gateways with fixed port blocks give one subscriber, or more
-/// (RFC 7422).
+/// Default number of port ranges, of 4096 ports each: at least the block that gateways with fixed
+/// port blocks give one subscriber (RFC 7422).
 const RANGES: u32 = 16;
 
 /// The table as written.
@@ -43,7 +43,7 @@ enum Word {
 }
 
 impl RawAffinity {
-    /// The table as the program relies on it.
+    /// Checks the table.
     pub(super) fn check(
         self,
         place: &KeyPath,
@@ -58,7 +58,7 @@ impl RawAffinity {
             ("quic_cid", Word::QuicCid),
         ];
         let word = self.kind.as_deref().and_then(|word| report.word(place, word, WORDS, &[]));
-        // Without ports, all flows of a client to an address are one already.
+        // Without ports, all flows of a client to an address are already one.
         let by_default = if protocol == Protocol::Any { Word::Client } else { Word::Flow };
         let word = word.unwrap_or(by_default);
         for (key, value, wanted) in [

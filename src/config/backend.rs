@@ -10,7 +10,7 @@ use crate::net::Forward;
 
 /// Equal shares.
 const WEIGHT: u32 = 1;
-/// Enough for shares of a tenth of a percent.
+/// Resolution for shares of a tenth of a percent.
 pub const MAX_WEIGHT: u32 = 1000;
 
 /// The section as written.
@@ -25,7 +25,7 @@ pub(super) struct RawBackend {
 }
 
 impl RawBackend {
-    /// The section as the program relies on it; `None` without an address for the rules to go by.
+    /// Checks the section; `None` if it has no address for the other rules to use.
     pub(super) fn check(
         self,
         place: &KeyPath,

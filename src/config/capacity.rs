@@ -1,31 +1,31 @@
-//! How many new flows a second the flow tables bear without end.
+//! Rate of new flows per second that the flow tables sustain.
 //!
-//! What is taken is new flows a second times the seconds that each takes its entry (Little's law). The
-//! least that a flow takes follows from its VIP's time-outs: a SYN that is not followed up, `embryonic_s`; a
-//! short connection, `closing_s` after its end; a datagram, `udp_first_s`. A longer flow takes
-//! longer: how many of those there is room for, the size of the table says.
+//! The occupied entries are the new flows per second times the seconds that each holds its entry
+//! (Little's law). The shortest hold time follows from the VIP's time-outs: `embryonic_s` for a SYN
+//! without follow-up, `closing_s` after its end for a short connection, `udp_first_s` for a
+//! datagram. A longer flow holds its entry longer; the table size bounds the number of such flows.
 
 use std::time::Duration;
 
 use super::Vip;
 use crate::net::{Family, Protocol};
 
-/// What the flow tables of all workers bear together, of one family.
+/// Capacity of the flow tables of all workers together, for one address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
     /// Address family of the VIPs.
     pub family: Family,
-    /// Flows that there is room for.
+    /// Number of flows that fit.
     pub flows: u64,
-    /// New TCP flows a second, if there were no others and each were as short as can be, at the VIP that
-    /// keeps them longest. `None`: no such VIP.
+    /// Sustained new TCP flows per second, if all flows were TCP and as short as possible, at the
+    /// VIP with the longest hold time. `None`: no TCP VIP.
     pub tcp_per_second: Option<u64>,
-    /// The same for UDP, and for all protocols together.
+    /// Sustained flows per second as in `tcp_per_second`, for the UDP and any-protocol VIPs.
     pub udp_per_second: Option<u64>,
 }
 
 impl Capacity {
-    /// Of each family that has a VIP with pins, with room for so many flows.
+    /// Returns the capacity of each family that has a VIP with pins, with room for `flows` flows.
     pub fn of<'v>(vips: impl Iterator<Item = &'v Vip> + Clone, flows: u64) -> Vec<Self> {
         let longest = |family, tcp| {
             let of_kind = vips.clone().filter(move |vip| {
@@ -50,7 +50,7 @@ impl Capacity {
     }
 }
 
-/// How long the shortest flows of a VIP take their entries.
+/// Returns the time that the shortest flows of a VIP hold their entries.
 pub fn shortest_flow(vip: &Vip) -> Duration {
     let timeouts = &vip.policy.timeouts;
     match vip.protocol {

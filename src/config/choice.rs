@@ -1,4 +1,4 @@
-//! A setting that is a word, or a table with that word under `kind` beside what it can be told.
+//! A setting that is a word, or a table with that word under `kind` and further keys.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,13 +7,13 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-/// The table as written, which may be made of the word alone.
+/// A table as written, which may be built from the word alone.
 pub(super) trait Kind {
-    /// The table that the word alone stands for.
+    /// Returns the table that the word alone stands for.
     fn of(kind: String) -> Self;
 }
 
-/// A `T`, as a table or as the word of its kind.
+/// A `T`, written as a table or as the word of its kind.
 #[derive(Debug, Default)]
 pub(super) struct Choice<T>(pub(super) T);
 

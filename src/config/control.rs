@@ -8,9 +8,9 @@ use super::Control;
 use super::key_path::KeyPath;
 use super::report::Report;
 
-/// Where the command line looks, too; /run is emptied at boot.
+/// Default control socket, also of the command line. /run is emptied at boot.
 pub const SOCKET: &str = "/run/holdfast/control.sock";
-/// Longest path: `sun_path` of unix(7) has 108 bytes, one of them the NUL.
+/// Longest path in bytes: `sun_path` of unix(7) has 108 bytes, one of them the NUL.
 const MAX_SOCKET: usize = 107;
 
 /// The section as written.
@@ -22,7 +22,7 @@ pub(super) struct RawControl {
 }
 
 impl RawControl {
-    /// The section as the program relies on it.
+    /// Checks the section.
     pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Control {
         let socket = self.socket.unwrap_or_else(|| SOCKET.to_owned());
         let at = place.key("socket");
@@ -39,7 +39,7 @@ impl RawControl {
     }
 }
 
-/// A command that is run without a shell: the program, and its arguments.
+/// Checks a command that is run without a shell: the program and its arguments.
 fn command(raw: Option<Vec<String>>, place: &KeyPath, report: &mut Report<'_>) -> Vec<String> {
     let Some(words) = raw else { return Vec::new() };
     if words.first().is_none_or(String::is_empty) {

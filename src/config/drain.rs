@@ -1,5 +1,5 @@
-//! `drain` of a VIP: how long a drain may take, what becomes of the flows that are left then, and how
-//! a backend comes back.
+//! `drain` of a VIP: deadline of a drain, action for the flows that remain then, and slow start of
+//! a backend that returns.
 
 use std::time::Duration;
 
@@ -12,21 +12,22 @@ use crate::forwarding::FlowAction;
 use crate::net::Protocol;
 use crate::units::Ticks;
 
-/// Enough for connection pools and caches of a server to fill, short enough for a rolling update.
+/// Default slow start, in seconds: enough for connection pools and caches of a server to fill,
+/// short enough for a rolling update.
 const SLOW_START_S: u64 = 10;
-/// Above an hour it is another weight that is wanted.
+/// Longest slow start, in seconds. For more than an hour, a different weight is the right setting.
 const MAX_SLOW_START_S: u64 = 3600;
-/// The clock of the data path cannot tell longer spans.
+/// Longest deadline, in seconds: the longest span of the data path's clock.
 const MAX_DEADLINE_S: u64 = Ticks::MAX_SPAN.as_secs();
 
 /// `drain` of a VIP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drain {
-    /// How long a drain takes at most, unless the command says so; `None`: no end.
+    /// Deadline of a drain, unless the command gives one; `None`: no deadline.
     pub deadline: Option<Duration>,
-    /// What becomes of the flows that are left then.
+    /// Action for the flows that remain at the deadline.
     pub then: FlowAction,
-    /// Time in which a backend that comes back reaches its full share of new flows; 0: at once.
+    /// Time in which a returning backend reaches its full share of new flows; 0: immediately.
     pub slow_start: Duration,
 }
 
@@ -40,7 +41,7 @@ pub(super) struct RawDrain {
 }
 
 impl RawDrain {
-    /// The table as the program relies on it.
+    /// Checks the table.
     pub(super) fn check(
         self,
         place: &KeyPath,

@@ -1,52 +1,61 @@
-//! What the kernel's drivers do with AF_XDP, as far as a configuration depends on it: how many bytes of a
-//! packet a frame holds, and which interfaces never show a frame to an AF_XDP socket.
+//! AF_XDP properties of the kernel's drivers: packet bytes that a frame holds, and interfaces whose
+//! frames never reach an AF_XDP socket.
 //!
-//! In zero copy the NIC writes into the frame itself, and a driver tells it the size of the buffer in the
-//! unit of a register. Where that unit is 1 kB, 2048-byte frames, less 256 bytes of headroom, become
-//! buffers of 1024 bytes, and a longer packet arrives cut in two: each part as a packet of its own.
+//! In zero copy the NIC writes into the frame itself, and the driver programs the buffer size in
+//! the unit of a register. Where that unit is 1 kB, 2048-byte frames, less 256 bytes of headroom,
+//! become buffers of 1024 bytes, and a longer packet arrives split in two: each part as a packet of
+//! its own.
 //!
-//! | driver | unit | source, under drivers/net/ethernet |
-//! |---|---|---|
-//! | `igb` | 1 kB | `igb_setup_srrctl`: `buf_size >> E1000_SRRCTL_BSIZEPKT_SHIFT` (10), intel/igb/igb_main.c |
-//! | `igc` | 1 kB | `igc_configure_rx_ring`: `IGC_SRRCTL_BSIZEPKT` divides by 1024, intel/igc/igc_base.h |
-//! | `ixgbe` | 1 kB | `ixgbe_configure_srrctl`: 82599; later chips count bytes, intel/ixgbe/ixgbe_main.c |
-//! | `i40e` | 128 bytes | `I40E_RXQ_CTX_DBUFF_SHIFT` (7), intel/i40e/i40e_main.c |
-//! | `ice` | 128 bytes | `ICE_RLAN_CTX_DBUF_S` (7), intel/ice/ice_base.c |
-//! | `mlx5_core` | bytes | `mlx5e_validate_xsk_param` refuses what does not fit, mellanox/mlx5/core/en/xsk/setup.c |
-//! | `st_gmac`, `st_xgmac` | bytes | `stmmac_xdp_enable_pool` refuses less than 1522, stmicro/stmmac/stmmac_xdp.c |
-//! | `virtio_net` | bytes | `virtnet_add_recvbuf_xsk`, ../virtio_net.c |
+//! Units, with the source under drivers/net/ethernet:
 //!
-//! A driver that is not listed may count in 1 kB: larger frames cost memory, and shorter buffers packets.
+//! - `igb`: 1 kB. `igb_setup_srrctl`: `buf_size >> E1000_SRRCTL_BSIZEPKT_SHIFT` (10),
+//!   intel/igb/igb_main.c.
+//! - `igc`: 1 kB. `igc_configure_rx_ring`: `IGC_SRRCTL_BSIZEPKT` divides by 1024,
+//!   intel/igc/igc_base.h.
+//! - `ixgbe`: 1 kB. `ixgbe_configure_srrctl`: 82599; later chips count bytes,
+//!   intel/ixgbe/ixgbe_main.c.
+//! - `i40e`: 128 bytes. `I40E_RXQ_CTX_DBUFF_SHIFT` (7), intel/i40e/i40e_main.c.
+//! - `ice`: 128 bytes. `ICE_RLAN_CTX_DBUF_S` (7), intel/ice/ice_base.c.
+//! - `mlx5_core`: bytes. `mlx5e_validate_xsk_param` refuses buffers that do not fit,
+//!   mellanox/mlx5/core/en/xsk/setup.c.
+//! - `st_gmac`, `st_xgmac`: bytes. `stmmac_xdp_enable_pool` refuses less than 1522,
+//!   stmicro/stmmac/stmmac_xdp.c.
+//! - `virtio_net`: bytes. `virtnet_add_recvbuf_xsk`, ../virtio_net.c.
+//!
+//! A driver that is not listed is treated as one that counts in 1 kB: larger frames cost memory,
+//! while shorter buffers lose packets.
 
 use super::{Config, CopyMode, Nic, XdpMode};
 
-/// Frame sizes that there are: what the kernel takes for aligned chunks (`xdp_umem_reg`, net/xdp/xdp_umem.c).
+/// Smaller frame size, in bytes. The kernel accepts 2048 and 4096 for aligned chunks
+/// (`xdp_umem_reg`, net/xdp/xdp_umem.c).
 pub const SMALL_FRAME: u32 = 2048;
-/// A page.
+/// Larger frame size, in bytes: a page.
 pub const LARGE_FRAME: u32 = 4096;
 
-/// What of a frame the kernel keeps for itself: `XDP_PACKET_HEADROOM` in include/uapi/linux/bpf.h.
+/// Bytes of a frame reserved by the kernel: `XDP_PACKET_HEADROOM` in include/uapi/linux/bpf.h.
 const HEADROOM: u32 = 256;
-/// Ethernet header and two VLAN tags.
+/// Bytes of an Ethernet header and two VLAN tags.
 const LINK_HEADERS: u32 = 14 + 8;
-/// The frame check sequence, which some NICs write behind the packet: counted as the kernel counts it
+/// Bytes of the frame check sequence, which some NICs write after the packet. The kernel counts it
 /// when it compares the MTU with zero-copy buffers (`ETH_PAD_LEN` in net/xdp/xsk_buff_pool.c).
 const FCS: u32 = 4;
 
-/// Drivers with buffers that are exact to 128 bytes or better in zero copy; the frame less its headroom is a
-/// multiple of that.
+/// Drivers with zero-copy buffers that are exact to 128 bytes or better. The frame size less its
+/// headroom is a multiple of 128 bytes.
 const EXACT: [&str; 6] = ["i40e", "ice", "mlx5_core", "st_gmac", "st_xgmac", "virtio_net"];
-/// Unit of the buffers of all other drivers.
+/// Unit of the zero-copy buffers of all other drivers, in bytes.
 const COARSE_UNIT: u32 = 1024;
 
-/// Drivers that never had zero copy: no `ndo_xsk_wakeup` (drivers/net/veth.c, drivers/net/tun.c).
+/// Drivers without zero copy: no `ndo_xsk_wakeup` (drivers/net/veth.c, drivers/net/tun.c).
 const COPIES_ONLY: [&str; 2] = ["veth", "tun"];
 
-/// Native XDP on a bond runs on its members (`bond_xdp_set` in drivers/net/bonding/bond_main.c), and AF_XDP
-/// sockets take packets of the device only that they are bound to (`xsk_rcv_check` in net/xdp/xsk.c).
+/// Driver name of a bond. Native XDP on a bond runs on its members (`bond_xdp_set` in
+/// drivers/net/bonding/bond_main.c), and an AF_XDP socket receives packets only from the device
+/// that it is bound to (`xsk_rcv_check` in net/xdp/xsk.c).
 const BOND: &str = "bonding";
 
-/// Devices on top of others, by the names that ethtool gets (`drv_name`), and what they are.
+/// Devices on top of others: name that ethtool reports (`drv_name`), and a description.
 const UPPER: [(&str, &str); 5] = [
     ("802.1Q VLAN Support", "a VLAN device"),
     ("macvlan", "a macvlan"),
@@ -55,65 +64,66 @@ const UPPER: [(&str, &str); 5] = [
     ("team", "a team"),
 ];
 
-/// A VRF takes packets over behind the receive path that XDP is part of (`vrf_ip_rcv` in
-/// drivers/net/vrf.c); a dummy receives none.
+/// Devices that deliver no frames to XDP. A VRF receives packets after the receive path that XDP is
+/// part of (`vrf_ip_rcv` in drivers/net/vrf.c); a dummy receives none.
 const WITHOUT_FRAMES: [(&str, &str); 2] = [("vrf", "a VRF"), ("dummy", "a dummy")];
 
-/// A NIC as the kernel tells of it before a socket is opened.
+/// Properties of a NIC that the kernel reports before a socket is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicFacts {
-    /// Its driver, as `ethtool -i` says.
+    /// Driver name, as `ethtool -i` reports it.
     pub driver: String,
-    /// Its MTU in bytes.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// XDP runs, or will run, in the kernel's generic receive path.
+    /// Whether XDP runs, or will run, in the kernel's generic receive path.
     pub generic: bool,
 }
 
 impl NicFacts {
-    /// With the XDP mode that the configuration asks for.
+    /// Creates the facts of a NIC, with the XDP mode that the configuration requests.
     pub fn new(driver: &str, mtu: u32, wanted: &Nic) -> Self {
         let generic = attach_mode(wanted, driver).0 == XdpMode::Generic;
         Self { driver: driver.to_owned(), mtu, generic }
     }
 }
 
-/// What does not fit, and the cure.
+/// A mismatch between configuration and driver, with its remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Misfit {
-    /// What does not fit.
+    /// The mismatch.
     pub what: String,
-    /// How to fix it.
+    /// Remedy.
     pub fix: String,
 }
 
-/// How the sockets of a NIC are bound.
+/// Bind mode of a NIC's sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
-    /// What to ask the kernel for.
+    /// Mode to request from the kernel.
     pub mode: CopyMode,
-    /// Why it is copy mode where zero copy was to be had, and what would give that.
+    /// Reason for copy mode where zero copy is available, and its remedy.
     pub lost: Option<Misfit>,
 }
 
-/// The largest MTU at which every packet fits into one frame of that size in copy mode: longer ones need
-/// multi-buffer.
+/// Returns the largest MTU at which every packet fits into one frame in copy mode. Longer packets
+/// need multi-buffer.
 pub const fn largest_mtu(frame_size: u32) -> u32 {
     frame_size - HEADROOM - LINK_HEADERS
 }
 
-/// Bytes of a packet, from the Ethernet header on, that a frame holds when the NIC writes into it.
+/// Returns the packet bytes, from the Ethernet header on, that a frame holds when the NIC writes
+/// into it.
 fn zero_copy_bytes(driver: &str, frame_size: u32) -> u32 {
     let room = frame_size - HEADROOM;
     if EXACT.contains(&driver) { room } else { room - room % COARSE_UNIT }
 }
 
-/// The largest MTU at which every packet fits into one frame of that size in zero copy.
+/// Returns the largest MTU at which every packet fits into one frame in zero copy.
 fn largest_mtu_zero_copy(driver: &str, frame_size: u32) -> u32 {
     zero_copy_bytes(driver, frame_size) - LINK_HEADERS - FCS
 }
 
-/// Whether binding as configured may end in zero copy.
+/// Whether binding as configured may result in zero copy.
 fn may_zero_copy(wanted: &Nic, facts: &NicFacts) -> bool {
     let copies_only = COPIES_ONLY.contains(&facts.driver.as_str());
     match wanted.mode {
@@ -123,7 +133,7 @@ fn may_zero_copy(wanted: &Nic, facts: &NicFacts) -> bool {
     }
 }
 
-/// Whether frames of that size hold every packet of the NIC's MTU.
+/// Whether frames of `frame_size` bytes hold every packet of the NIC's MTU.
 fn holds(wanted: &Nic, facts: &NicFacts, frame_size: u32) -> bool {
     let largest = match may_zero_copy(wanted, facts) {
         true => largest_mtu_zero_copy(&facts.driver, frame_size),
@@ -133,8 +143,8 @@ fn holds(wanted: &Nic, facts: &NicFacts, frame_size: u32) -> bool {
 }
 
 impl Config {
-    /// Bytes per frame: as configured, else the smallest size that holds every packet of the NICs' MTUs.
-    /// One size for all NICs, as they share the packet memory of each worker.
+    /// Returns the bytes per frame: as configured, else the smallest size that holds every packet
+    /// of the NICs' MTUs. All NICs have one size, as they share the packet memory of each worker.
     pub fn frame_size(&self, nics: &[NicFacts]) -> u32 {
         self.workers.frame_size.unwrap_or_else(|| {
             let all = self.nics.iter().zip(nics).all(|(nic, facts)| holds(nic, facts, SMALL_FRAME));
@@ -143,11 +153,11 @@ impl Config {
     }
 }
 
-/// How to bind the sockets of a NIC, with frames of that size: zero copy only where no packet arrives cut
-/// off.
+/// Chooses the bind mode of a NIC's sockets with frames of `frame_size` bytes: zero copy only where
+/// no packet arrives truncated.
 ///
 /// # Errors
-/// `mode = "zero_copy"` where packets would arrive cut off, or where XDP is generic.
+/// `mode = "zero_copy"` where packets would arrive truncated, or where XDP is generic.
 pub fn binding(wanted: &Nic, facts: &NicFacts, frame_size: u32) -> Result<Binding, Misfit> {
     if wanted.mode == CopyMode::ZeroCopy && facts.generic {
         return Err(Misfit {
@@ -157,8 +167,8 @@ pub fn binding(wanted: &Nic, facts: &NicFacts, frame_size: u32) -> Result<Bindin
         });
     }
     if !may_zero_copy(wanted, facts) {
-        // Asked for explicitly: the kernel binds zero copy also under generic XDP, where the driver's
-        // zero-copy rings neither receive for it nor send.
+        // Copy mode must be explicit: the kernel binds zero copy also under generic XDP, where the
+        // driver's zero-copy rings neither receive nor send for the socket.
         return Ok(Binding { mode: CopyMode::Copy, lost: None });
     }
     let (driver, mtu) = (&facts.driver, facts.mtu);
@@ -182,7 +192,7 @@ pub fn binding(wanted: &Nic, facts: &NicFacts, frame_size: u32) -> Result<Bindin
     }
 }
 
-/// What makes zero copy safe.
+/// Returns the remedy that makes zero copy safe.
 fn cure(interface: &str, facts: &NicFacts, frame_size: u32) -> String {
     let most = largest_mtu_zero_copy(&facts.driver, LARGE_FRAME);
     if frame_size < LARGE_FRAME && facts.mtu <= most {
@@ -193,7 +203,8 @@ fn cure(interface: &str, facts: &NicFacts, frame_size: u32) -> String {
     format!("{shrink}{grow}")
 }
 
-/// The XDP mode to attach with, and why it is less than native where that would receive nothing.
+/// Returns the XDP mode to attach with, and the reason if it is generic because native XDP would
+/// receive nothing.
 pub fn attach_mode(wanted: &Nic, driver: &str) -> (XdpMode, Option<String>) {
     if driver == BOND && wanted.xdp == XdpMode::Auto {
         let reason = "native XDP on a bond runs on its members, and AF_XDP sockets of the bond do not \
@@ -203,10 +214,10 @@ pub fn attach_mode(wanted: &Nic, driver: &str) -> (XdpMode, Option<String>) {
     (wanted.xdp, None)
 }
 
-/// What an interface may be that no packet for a VIP reaches.
+/// Checks that packets for a VIP can reach an AF_XDP socket on the interface.
 ///
 /// # Errors
-/// What it is, and the cure.
+/// The kind of interface that receives none, and the remedy.
 pub fn receives(wanted: &Nic, driver: &str) -> Result<(), Misfit> {
     let name = &wanted.interface;
     if driver == BOND && wanted.xdp == XdpMode::Native {
@@ -227,7 +238,7 @@ pub fn receives(wanted: &Nic, driver: &str) -> Result<(), Misfit> {
     }
 }
 
-/// What is slow or surprising about an interface on top of another one, and works.
+/// Returns the drawbacks of an interface on top of another one, which works but is slow.
 pub fn upper(wanted: &Nic, driver: &str) -> Option<Misfit> {
     let name = &wanted.interface;
     let (_, kind) = UPPER.iter().find(|(other, _)| *other == driver)?;
@@ -260,7 +271,7 @@ mod tests {
         crate::config::parse(&text, "f").unwrap()
     }
 
-    /// Which bytes of a frame a packet may have, by the register's unit.
+    /// Bytes of a frame that a packet may occupy, by the register's unit.
     #[test]
     fn bytes_that_a_zero_copy_frame_holds() {
         for (driver, small, large) in [
@@ -319,7 +330,8 @@ mod tests {
             let bound = binding(&nic(mode, XdpMode::Auto), &facts(driver, mtu), frame_size);
             let bound = bound.unwrap();
             assert_eq!(bound.mode, expected, "{mode:?} {driver} {mtu}");
-            // The reason is said where the driver has zero copy and the operator did not refuse it.
+            // The reason is reported where the driver has zero copy and the operator did not refuse
+            // it.
             let lost = expected == Copy && driver == "igb" && mode == Auto;
             assert_eq!(bound.lost.is_some(), lost, "{mode:?} {driver} {mtu}");
         }

@@ -1,20 +1,20 @@
-//! What is wrong with a configuration: where, what, and what to write instead.
+//! Configuration mistakes: position, description and remedy.
 
 use std::fmt;
 
-/// One mistake. Printed as `file:line:column: key: what is wrong; how to fix it`, followed by the
-/// line and a caret under the place.
+/// One mistake. Printed as `file:line:column: key: mistake; remedy`, followed by the line and a
+/// caret under the position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The file, as it was named.
+    /// File name as given.
     pub file: String,
-    /// Line and column, both from 1; `None` when the file could not be read at all.
+    /// Line and column, both from 1; `None` if the file could not be read.
     pub position: Option<(usize, usize)>,
-    /// The key, such as `vip.backend.port`; empty when the mistake is not about one key.
+    /// Key, such as `vip.backend.port`; empty when the mistake is not about one key.
     pub key: String,
-    /// What is wrong.
+    /// Description of the mistake.
     pub what: String,
-    /// How to fix it; empty where `what` says it all.
+    /// Remedy; empty where the description suffices.
     pub fix: String,
     /// The line of the file; empty for a mistake without a position, and for a line with a secret.
     pub line: String,
@@ -42,12 +42,12 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Every mistake of a configuration, in the file's order; never empty.
+/// All mistakes of a configuration, in the file's order; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
 impl ConfigErrors {
-    /// One text per mistake.
+    /// Returns one text per mistake.
     pub fn messages(&self) -> Vec<String> {
         self.0.iter().map(ToString::to_string).collect()
     }

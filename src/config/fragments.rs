@@ -1,4 +1,4 @@
-//! `[fragments]`: datagrams that come in fragments.
+//! `[fragments]`: handling of fragmented datagrams.
 
 use serde::Deserialize;
 
@@ -8,13 +8,14 @@ use super::report::Report;
 use crate::units::TICK_MS;
 use crate::units::Ticks;
 
-/// What Linux waits (net.ipv4.ipfrag_time).
+/// Default time-out, in seconds: that of Linux (net.ipv4.ipfrag_time).
 const TIMEOUT_S: u32 = 30;
-/// The longest that the RFCs name (RFC 8200 4.5).
+/// Longest time-out, in seconds: the longest that the RFCs name (RFC 8200 4.5).
 const MAX_TIMEOUT_S: u32 = 60;
-/// Datagrams of 64 KiB that are under way at 10 Gbit/s for half a second; 64 bytes each: 1 MiB.
+/// Default table size: enough for the 64 KiB datagrams that are under way at 10 Gbit/s for half a
+/// second. At 64 bytes each, 1 MiB.
 const DATAGRAMS: usize = 16_384;
-/// Five datagrams of 64 KiB whose first fragments come last.
+/// Default bound of parked fragments: five 64 KiB datagrams whose first fragments arrive last.
 const PARKED: usize = 256;
 
 /// The section as written.
@@ -27,7 +28,7 @@ pub(super) struct RawFragments {
 }
 
 impl RawFragments {
-    /// The section as the program relies on it.
+    /// Checks the section.
     pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Fragments {
         let seconds =
             report.integer(&place.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_TIMEOUT_S);

@@ -1,4 +1,4 @@
-//! `[full_nat]`: the source addresses and ports of this box that full-NAT backends see.
+//! `[full_nat]`: SNAT addresses and ports of this box, which full-NAT backends see as source.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,17 +12,18 @@ use super::report::Report;
 use super::{Announce, vip};
 use crate::flow::snat::{MAX_SOURCES, SnatPool};
 
-/// Below are the ports of services; backends may treat those differently.
+/// Default SNAT ports. Lower ports belong to services, and backends may treat them differently.
 const PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
 
 /// `[full_nat]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FullNat {
-    /// Addresses; none if no VIP is to have this mode.
+    /// SNAT addresses; empty if no VIP uses full NAT.
     pub sources: Vec<IpAddr>,
-    /// Ports of each.
+    /// SNAT ports of each address.
     pub ports: RangeInclusive<u16>,
-    /// Where the addresses are put so that the kernel answers ARP and ND for them.
+    /// Interface that the addresses are assigned to, so that the kernel answers ARP and ND for
+    /// them.
     pub announce: Announce,
 }
 
@@ -33,7 +34,7 @@ impl Default for FullNat {
 }
 
 impl FullNat {
-    /// The same, numbered.
+    /// Returns the SNAT pool of these addresses and ports.
     pub fn numbered(&self) -> SnatPool {
         SnatPool::new(self.sources.iter().copied(), &self.ports)
     }
@@ -49,7 +50,8 @@ pub(super) struct RawFullNat {
 }
 
 impl RawFullNat {
-    /// The section as the program relies on it. Backends are behind `last_nic`, as a rule.
+    /// Checks the section. `last_nic` is the default interface for the addresses: backends are
+    /// usually behind it.
     pub(super) fn check(
         self,
         place: &KeyPath,
@@ -75,7 +77,7 @@ fn counted(ports: usize) -> String {
     crate::format::counted(ports, "port")
 }
 
-/// The addresses of a list of addresses and prefixes.
+/// Expands a list of addresses and prefixes into its addresses.
 fn sources(list: &[String], place: &KeyPath, report: &mut Report<'_>) -> Vec<IpAddr> {
     let mut seen = BTreeMap::new();
     for (index, text) in list.iter().enumerate() {
@@ -117,13 +119,13 @@ fn prefix(text: &str, place: &KeyPath, report: &mut Report<'_>) -> Option<IpNet>
         report.error(place, what, &format!("write {}, or one address", prefix.trunc()));
         return None;
     }
-    // What is reserved begins or ends a prefix of this length, or has all of it.
+    // A reserved block begins or ends a prefix of this length, or contains all of it.
     report.address(place, Some(&prefix.network().to_string()))?;
     report.address(place, Some(&prefix.broadcast().to_string()))?;
     Some(prefix)
 }
 
-/// All addresses of a prefix: none of them is a subnet's own here.
+/// Yields all addresses of a prefix, including the first and the last.
 fn addresses(prefix: IpNet) -> impl Iterator<Item = IpAddr> {
     let bits = u32::from(prefix.max_prefix_len() - prefix.prefix_len());
     (0..1_u32 << bits.min(16)).map(move |number| match prefix.network() {

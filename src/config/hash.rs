@@ -1,4 +1,4 @@
-//! `[hash]`: what every box of a fleet must have in common.
+//! `[hash]`: settings that must be equal on every box of a fleet.
 
 use serde::Deserialize;
 
@@ -8,10 +8,10 @@ use super::report::Report;
 use crate::forwarding::Secret;
 use crate::forwarding::scheduler::TABLE_SIZE;
 
-/// `holdfast-default` in ASCII: fixed, so that boxes without a secret of their own agree. It is
-/// public: set another one where clients may be hostile, or they can aim at one backend.
+/// Default secret, `holdfast-default` in ASCII: fixed, so that boxes without a secret of their own
+/// agree. It is public: where clients may be hostile, set a secret, or they can aim at one backend.
 const SECRET: Secret = *b"holdfast-default";
-/// A prime. 10 MB, and a build of some tenths of a second.
+/// Largest table size, a prime: 10 MB, and a build time of some tenths of a second.
 const LARGEST: u32 = 5_000_011;
 
 /// The section as written.
@@ -23,7 +23,7 @@ pub(super) struct RawHash {
 }
 
 impl RawHash {
-    /// The section as the program relies on it.
+    /// Checks the section.
     pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Hash {
         let secret_at = place.key("secret");
         let secret = self.secret.map(|text| secret(&text, &secret_at, report)).unwrap_or(SECRET);
@@ -32,14 +32,14 @@ impl RawHash {
     }
 }
 
-/// Slots of a Maglev table: a prime, or the default.
+/// Checks the size of a Maglev lookup table: a prime, or the default.
 pub(super) fn table_size(
     place: &KeyPath,
     value: Option<i64>,
     default: u32,
     report: &mut Report<'_>,
 ) -> u32 {
-    // The default has been checked at its own place.
+    // The default was checked where it is defined.
     let Some(value) = value else { return default };
     let size = report.integer(place, Some(value), default, 251..=LARGEST);
     if !is_prime(size) {
@@ -50,13 +50,13 @@ pub(super) fn table_size(
     size
 }
 
-/// 32 hex digits.
+/// Parses a secret of 32 hex digits.
 pub(super) fn secret(text: &str, place: &KeyPath, report: &mut Report<'_>) -> Secret {
     let parsed = u128::from_str_radix(text, 16);
     match parsed {
         Ok(number) if text.len() == 32 && !text.starts_with('+') => number.to_be_bytes(),
         _ => {
-            // Not the text itself: messages end in logs.
+            // The message omits the text itself: messages end in logs.
             let what = format!("{} characters that are not a secret", text.chars().count());
             report.error(place, what, "write 32 hex digits; `openssl rand -hex 16` makes them");
             SECRET

@@ -1,4 +1,4 @@
-//! `health` of a VIP: how its backends are checked.
+//! `health` of a VIP: health checks of its backends.
 
 use std::time::Duration;
 
@@ -9,19 +9,21 @@ use super::report::Report;
 use super::{Health, TcpHealth};
 use crate::net::Protocol;
 
-/// A dead backend is out after `fall` of these: 3 s, the client's second SYN retransmission.
+/// Default interval, in milliseconds. A dead backend is out after `fall` checks: 3 s, the client's
+/// second SYN retransmission.
 const INTERVAL_MS: u64 = 1000;
-/// Longest time-out that is taken by default; a connection within one site answers in far less.
+/// Default time-out, in milliseconds, bounded by the interval. A connection within one site takes
+/// far less.
 const TIMEOUT_MS: u64 = 1000;
-/// One success may be luck.
+/// Default `rise`: one success may be chance.
 const RISE: u32 = 2;
-/// One lost SYN must not take a backend out, nor two.
+/// Default `fall`: neither one lost SYN nor two take a backend out.
 const FALL: u32 = 3;
-/// Below this, checks of many backends are a load of their own.
+/// Shortest interval, in milliseconds: below this, checks of many backends are a load of their own.
 const MIN_INTERVAL_MS: u64 = 50;
-/// Above an hour a check says nothing about now.
+/// Longest interval, in milliseconds: after an hour, the result of a check is out of date.
 const MAX_INTERVAL_MS: u64 = 3_600_000;
-/// Below this, a busy host looks dead.
+/// Shortest time-out, in milliseconds: below this, a busy host looks dead.
 const MIN_TIMEOUT_MS: u64 = 10;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,9 +45,9 @@ pub(super) struct RawHealth {
 }
 
 impl RawHealth {
-    /// The table as the program relies on it. By default, backends of TCP VIPs are checked on the
-    /// port that serves; those of UDP VIPs only when a port is given, for UDP has no handshake to
-    /// tell that somebody listens.
+    /// Checks the table. By default, backends of TCP VIPs are checked on the serving port. Backends
+    /// of UDP VIPs are checked only if a port is given: UDP has no handshake that proves a
+    /// listener.
     pub(super) fn check(
         self,
         place: &KeyPath,

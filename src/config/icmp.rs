@@ -1,4 +1,4 @@
-//! `[icmp]`: how many ICMP errors the workers send.
+//! `[icmp]`: rate limit of the ICMP errors that workers send.
 
 use serde::Deserialize;
 
@@ -6,7 +6,7 @@ use super::key_path::KeyPath;
 use super::report::Report;
 use crate::forwarding::local::IcmpRate;
 
-/// More than any path change wants, and little beside what a worker forwards.
+/// Highest rate and burst: more than any path change needs, and little compared to forwarding.
 const MAX: u32 = 1_000_000;
 
 /// The section as written.
@@ -18,7 +18,7 @@ pub(super) struct RawIcmp {
 }
 
 impl RawIcmp {
-    /// The section as the program relies on it.
+    /// Checks the section.
     pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> IcmpRate {
         let default = IcmpRate::default();
         let mut number = |key, raw, default| report.integer(&place.key(key), raw, default, 0..=MAX);

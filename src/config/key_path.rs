@@ -1,4 +1,4 @@
-//! Where in the file a value is: a path of keys and indexes, and its line and column.
+//! Positions in the file: a path of keys and indexes to a value, and its line and column.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 /// A value of the document, as TOML, with its byte range.
 pub(super) type Value<'a> = Spanned<DeValue<'a>>;
 
-/// The way to a value: `vip[1].backend[0].port`.
+/// Path to a value, such as `vip[1].backend[0].port`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct KeyPath(Vec<Step>);
 
@@ -22,24 +22,24 @@ enum Step {
 }
 
 impl KeyPath {
-    /// The document.
+    /// Returns the path of the document.
     pub(super) fn root() -> Self {
         Self::default()
     }
 
-    /// The value of `key` in this table.
+    /// Returns the path of `key` in this table.
     #[must_use]
     pub(super) fn key(&self, key: impl Into<Cow<'static, str>>) -> Self {
         self.step(Step::Key(key.into()))
     }
 
-    /// Element `index` of this list.
+    /// Returns the path of element `index` in this list.
     #[must_use]
     pub(super) fn index(&self, index: usize) -> Self {
         self.step(Step::Index(index))
     }
 
-    /// Whether this is `other` or in it.
+    /// Whether this path is `other` or lies within it.
     pub(super) fn is_within(&self, other: &Self) -> bool {
         self.0.starts_with(&other.0)
     }
@@ -50,7 +50,8 @@ impl KeyPath {
         Self(steps)
     }
 
-    /// The bytes of this value; where it is not written, those of the nearest table around it.
+    /// Returns the byte range of the value; if the value is absent, that of the nearest enclosing
+    /// table.
     pub(super) fn span(&self, document: &Spanned<DeTable<'_>>) -> Range<usize> {
         let mut span = document.span();
         let Some((Step::Key(first), rest)) = self.0.split_first() else { return span };
@@ -70,7 +71,7 @@ impl KeyPath {
     }
 }
 
-/// Keys joined by dots; indexes are left out, the line number says which.
+/// Keys joined by dots. Indexes are omitted: messages have the line number.
 impl fmt::Display for KeyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keys = self.0.iter().filter_map(|step| match step {
@@ -85,10 +86,10 @@ impl fmt::Display for KeyPath {
     }
 }
 
-/// Finds lines and columns in a text. Cost: one pass over the text, then a binary search each.
+/// Line index of a text. Cost: one pass over the text, then a binary search per look-up.
 pub(super) struct Lines<'a> {
     text: &'a str,
-    /// Where each line starts, in bytes.
+    /// Start of each line, in bytes.
     starts: Vec<usize>,
 }
 
@@ -98,7 +99,8 @@ impl<'a> Lines<'a> {
         Self { text, starts: std::iter::once(0).chain(after_newlines).collect() }
     }
 
-    /// Line and column of a byte, both from 1, the column in characters; and the line itself.
+    /// Returns line and column of a byte, both from 1, the column in characters; and the text of
+    /// the line.
     pub(super) fn find(&self, byte: usize) -> (usize, usize, &'a str) {
         let line = self.starts.partition_point(|&start| start <= byte);
         let start = self.starts.get(line.saturating_sub(1)).copied().unwrap_or_default();
@@ -108,7 +110,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// Turns a section into its raw type. A key that does not fit is told to `complain` with its place
+/// Reads a section as its raw type. A key that does not fit is reported to `complain` with its path
 /// and left out, and the rest is read again, so that one mistake does not hide the next.
 ///
 /// Cost: the section is read once more per mistake.
@@ -131,7 +133,7 @@ pub(super) fn read<T: DeserializeOwned + Default>(
     }
 }
 
-/// Removes the innermost key whose name or value covers `span`; says which that was.
+/// Removes the innermost key whose name or value covers `span`; returns its path.
 fn remove(value: &mut Value<'_>, span: &Range<usize>, place: &KeyPath) -> Option<KeyPath> {
     let DeValue::Table(table) = value.get_mut() else { return None };
     let covers = |range: Range<usize>| range.start <= span.start && span.end <= range.end;
@@ -146,10 +148,10 @@ fn remove(value: &mut Value<'_>, span: &Range<usize>, place: &KeyPath) -> Option
     Some(here)
 }
 
-/// A checked value and its place, for the rules between sections.
+/// A checked value and its position, for the rules between sections.
 pub(super) struct Placed<T> {
-    /// The value.
+    /// Checked value.
     pub(super) value: T,
-    /// Where it is.
+    /// Position in the file.
     pub(super) place: KeyPath,
 }

@@ -1,7 +1,7 @@
-//! What of a configuration does not fit the machine that is to run it: found without starting.
+//! Checks a configuration against the machine that is to run it, without starting.
 //!
-//! [`Machine`] holds the facts, [`Machine::read`] gets them from the kernel's files, and [`check`]
-//! compares: pure, so that tests make up machines.
+//! [`Machine`] holds the facts, [`Machine::read`] reads them from the kernel's files, and [`check`]
+//! compares. The comparison is pure, so that tests can construct machines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,19 +15,19 @@ use crate::flow::snat::BYTES_PER_BINDING;
 use crate::format::{bytes, counted};
 use crate::net::NicIndex;
 
-/// How bad a [`Finding`] is.
+/// Severity of a [`Finding`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// `run` would fail.
     Error,
     /// `run` would start, but something in the file would not work.
     Warning,
-    /// May well be meant.
+    /// The setting is probably intended.
     Note,
 }
 
 impl Level {
-    /// As it is printed.
+    /// Returns the level as printed.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -37,21 +37,21 @@ impl Level {
     }
 }
 
-/// What does not fit, and how to fix it.
+/// A mismatch between configuration and machine, with its remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// How bad it is.
+    /// Severity.
     pub level: Level,
-    /// What it is about: a key of the configuration, or the machine.
+    /// Subject: a key of the configuration, or the machine.
     pub key: String,
-    /// What does not fit.
+    /// The mismatch.
     pub what: String,
-    /// How to fix it.
+    /// Remedy.
     pub fix: String,
 }
 
 impl Finding {
-    /// With these words.
+    /// Creates a finding.
     pub fn new(level: Level, key: &str, what: String, fix: impl Into<String>) -> Self {
         Self { level, key: key.to_owned(), what, fix: fix.into() }
     }
@@ -63,44 +63,45 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The facts that [`check`] goes by. `None`: the kernel did not say, and nothing is concluded.
+/// Input of [`check`]. `None`: the kernel did not report the fact, and no finding depends on it.
 #[derive(Debug, Clone, Default)]
 pub struct Machine {
     /// Cores that are online.
     pub cores_online: Option<BTreeSet<usize>>,
-    /// Cores that this process may run on.
+    /// Cores in this process's affinity mask.
     pub cores_allowed: Option<BTreeSet<usize>>,
-    /// Interfaces of this network namespace with their number of RX queues.
+    /// Interfaces of this network namespace, with their number of RX queues.
     pub interfaces: Option<BTreeMap<String, Option<u32>>>,
     /// Effective capabilities, as in `CapEff` of `/proc/self/status`.
     pub capabilities: Option<u64>,
-    /// Whether the kernel has AF_XDP.
+    /// Whether the kernel supports AF_XDP.
     pub af_xdp: Option<bool>,
-    /// Whether a holdfast answers at the control socket.
+    /// Whether a running holdfast replies on the control socket.
     pub socket_answers: bool,
-    /// Bytes that processes can have without swapping (`MemAvailable` of /proc/meminfo).
+    /// Bytes available to processes without swapping (`MemAvailable` of /proc/meminfo).
     pub memory_available: Option<u64>,
-    /// Whether shared memory can have huge pages: from the pool, or by the kernel.
+    /// Whether shared memory can use huge pages, from the pool or transparent ones.
     pub huge_pages: Option<bool>,
-    /// The NICs in the configuration's order; empty when not all of them could be looked at.
+    /// NICs in the configuration's order; empty if any of them could not be inspected.
     pub nics: Vec<NicFacts>,
 }
 
-/// What `run` needs (include/uapi/linux/capability.h) and for what.
+/// Capabilities that `run` needs (include/uapi/linux/capability.h), each with its purpose.
 const CAPABILITIES: [(u32, &str, &str); 4] = [
     (12, "CAP_NET_ADMIN", "attach XDP programs and announce addresses"),
     (13, "CAP_NET_RAW", "open AF_XDP sockets"),
     (38, "CAP_PERFMON", "load the XDP program"),
     (39, "CAP_BPF", "load the XDP program"),
 ];
-/// Bytes that a flow of either family takes in a flow table, rounded up ([`crate::flow::table`]).
+/// Bytes per IPv4 flow in a flow table, rounded up ([`crate::flow::table`]).
 const FLOW_BYTES_V4: u64 = 50;
 const FLOW_BYTES_V6: u64 = 82;
-/// Stands for CAP_BPF and CAP_PERFMON, too: it had their rights before Linux 5.8 had them.
+/// CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON, which Linux 5.8 split off from it.
 const CAP_SYS_ADMIN: u32 = 21;
 
 impl Machine {
-    /// Asks this machine; about its NICs and the control socket the caller does. Needs no privileges.
+    /// Reads the facts of this machine, except those of its NICs and of the control socket, which
+    /// the caller adds. Needs no privileges.
     pub fn read() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         Self {
@@ -117,8 +118,8 @@ impl Machine {
         }
     }
 
-    /// The queues of a NIC that are served: those of the configuration, else all of the NIC's; one
-    /// per worker, the least that can be, where neither says.
+    /// Returns the number of queues of a NIC that are served: those of the configuration, else all
+    /// of the NIC's; if both are unknown, one per worker, the minimum.
     fn served_queues(&self, nic: &Nic, workers: usize) -> usize {
         let there = self.interfaces.as_ref().and_then(|all| *all.get(&nic.interface)?);
         let there = there.and_then(|queues| usize::try_from(queues).ok());
@@ -126,7 +127,7 @@ impl Machine {
     }
 }
 
-/// The value of `key` in `/proc/self/status`.
+/// Returns the value of `key` in `/proc/self/status`.
 fn status_value<'s>(status: &'s str, key: &str) -> Option<&'s str> {
     status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
 }
@@ -135,7 +136,7 @@ fn read_list(path: &str) -> Option<BTreeSet<usize>> {
     parse_list(fs::read_to_string(path).ok()?.trim())
 }
 
-/// The kernel's list format: `0-3,8`.
+/// Parses the kernel's list format: `0-3,8`.
 fn parse_list(text: &str) -> Option<BTreeSet<usize>> {
     let mut numbers = BTreeSet::new();
     for part in text.split(',') {
@@ -145,7 +146,7 @@ fn parse_list(text: &str) -> Option<BTreeSet<usize>> {
     Some(numbers)
 }
 
-/// Names from /proc/net/dev, which is of our network namespace whatever /sys is of.
+/// Interface names from /proc/net/dev, which shows our network namespace even if /sys does not.
 fn interfaces() -> Option<BTreeMap<String, Option<u32>>> {
     let text = fs::read_to_string("/proc/self/net/dev").ok()?;
     let names = text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
@@ -160,20 +161,21 @@ fn rx_queues(interface: &str) -> io::Result<u32> {
     Ok(count)
 }
 
-/// AF_XDP registers its protocol as `XDP` (net/xdp/xsk.c, `xsk_proto`).
+/// Whether the kernel registered the protocol `XDP` (net/xdp/xsk.c, `xsk_proto`).
 fn af_xdp() -> Option<bool> {
     let text = fs::read_to_string("/proc/self/net/protocols").ok()?;
     Some(text.lines().any(|line| line.split_whitespace().next() == Some("XDP")))
 }
 
-/// A value of /proc/meminfo, in kB or pages.
+/// Returns a value of /proc/meminfo, in kB or pages.
 fn meminfo(key: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     value.trim().trim_end_matches(" kB").parse().ok()
 }
 
-/// Documentation/admin-guide/mm/transhuge.rst: the value in force is in brackets.
+/// Whether shared memory can use huge pages. The active value of `shmem_enabled` is in brackets
+/// (Documentation/admin-guide/mm/transhuge.rst).
 fn huge_pages() -> Option<bool> {
     if meminfo("HugePages_Total").is_some_and(|pages| pages > 0) {
         return Some(true);
@@ -182,19 +184,19 @@ fn huge_pages() -> Option<bool> {
     Some(!text.contains("[never]") && !text.contains("[deny]"))
 }
 
-/// Bytes that a configuration takes, all workers together.
+/// Memory of a configuration in bytes, all workers together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
     /// Flow tables.
     pub flows: u64,
     /// Packet memory (UMEM).
     pub packets: u64,
-    /// Bindings of full-NAT sources; 0 without any.
+    /// SNAT table; 0 without SNAT addresses.
     pub bindings: u64,
 }
 
 impl Memory {
-    /// What `config` takes on `machine`.
+    /// Returns the memory that `config` needs on `machine`.
     pub fn of(config: &Config, machine: &Machine) -> Self {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let workers = config.workers.cores.len();
@@ -221,7 +223,7 @@ impl Memory {
     }
 }
 
-/// What is no mistake in a file, and yet may not be meant; asks no machine.
+/// Returns notes about settings that are valid, but may be unintended; independent of the machine.
 pub fn hints(config: &Config) -> Vec<Finding> {
     let idle = |vip: &&Vip| vip.backends.iter().all(|backend| backend.weight == 0);
     let told = config.vips.iter().filter(idle).map(|vip| {
@@ -238,7 +240,7 @@ pub fn hints(config: &Config) -> Vec<Finding> {
     told.chain(routed).collect()
 }
 
-/// Everything that does not fit.
+/// Returns every mismatch.
 pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
     let mut findings = Vec::new();
     privileges(machine, &mut findings);
@@ -266,7 +268,7 @@ pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
 fn memory(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
     let Memory { flows, packets, bindings } = Memory::of(config, machine);
     let needed = flows.saturating_add(packets).saturating_add(bindings);
-    // One that runs already has such memory, and gives it back before this one starts.
+    // A running holdfast holds such memory already, and releases it before this one starts.
     let Some(available) = machine.memory_available.filter(|_| !machine.socket_answers) else {
         return;
     };
@@ -363,7 +365,8 @@ fn interface(
     frames(config, port, queues, machine, findings);
 }
 
-/// With `queues` left out, only the machine says how many rings a worker has to fill.
+/// Checks `frames` against the rings of a worker, whose number depends on the machine when `queues`
+/// is left out.
 fn frames(
     config: &Config,
     port: usize,
@@ -395,7 +398,7 @@ fn frames(
     }
 }
 
-/// Interfaces that receive nothing, and zero copy that would cut packets off.
+/// Reports interfaces that receive nothing, and zero copy that would truncate packets.
 fn drivers(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
     let frame_size = config.frame_size(&machine.nics);
     for (nic, facts) in config.nics.iter().zip(&machine.nics) {
@@ -449,7 +452,7 @@ mod tests {
                  announce = "lo", backend = [{ name = "a", address = "10.0.0.1" }] }]
     "#;
 
-    /// Fits [`TEXT`].
+    /// A machine that fits [`TEXT`].
     fn machine() -> Machine {
         let interfaces = [("lo", 1), ("eth0", 1), ("eth1", 2)];
         Machine {

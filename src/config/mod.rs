@@ -1,8 +1,8 @@
-//! The configuration: TOML as written -> checked values that the program relies on.
+//! Configuration: parses the TOML file into the checked values that the program relies on.
 //!
-//! One file per section with its raw type, its defaults (each stated once, with the reason) and its
-//! rules; `rules.rs` has those between sections. [`parse`] reports every mistake that it can find,
-//! each with line and column; [`machine`] finds what does not fit the machine.
+//! Each section has one file with its raw type, its defaults (each stated once, with the reason)
+//! and its rules; `rules.rs` has the rules between sections. [`parse`] reports every mistake that
+//! it can find, each with line and column; [`machine`] finds settings that do not fit the machine.
 //! `config/holdfast.toml` is the reference for users, tested against this code.
 
 mod affinity;
@@ -72,19 +72,20 @@ pub use neighbours::{
 };
 pub use scheduler::schedulers;
 
-/// Largest file, in bytes: the most VIPs and backends take about 4 MiB.
+/// Largest file, in bytes. A configuration with the most VIPs and backends takes about 4 MiB.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
 /// Reads and checks a configuration file.
 ///
 /// # Errors
-/// Every mistake that can be found without looking at the machine; one if the file cannot be read.
+/// Every mistake that can be found without inspecting the machine, or one error if the file cannot
+/// be read.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let (text, file_name) = load_text(path)?;
     parse(&text, &file_name)
 }
 
-/// The text of a file, and what messages call the file.
+/// Reads a file; returns its text and the name that messages use for it.
 fn load_text(path: &Path) -> Result<(String, String), ConfigErrors> {
     let file_name = path.display().to_string();
     match read_text(path) {
@@ -98,7 +99,7 @@ fn load_text(path: &Path) -> Result<(String, String), ConfigErrors> {
     }
 }
 
-/// Checks a configuration; `file_name` is what messages call it.
+/// Checks a configuration; messages use `file_name` as the name of the file.
 ///
 /// # Errors
 /// Every mistake in the text.
@@ -132,8 +133,8 @@ fn read_text(path: &Path) -> Result<String, (String, &'static str)> {
     })
 }
 
-/// Checks section by section, then the rules between them. What is returned is only good if
-/// `report` stays empty.
+/// Checks each section, then the rules between them. The result is valid only if `report` stays
+/// empty.
 fn check(report: &mut Report<'_>) -> Config {
     let root = KeyPath::root();
     let mut document = report.document();
@@ -173,7 +174,7 @@ fn check(report: &mut Report<'_>) -> Config {
     config
 }
 
-/// The raw type of the section `[name]`, all defaults if it is not there.
+/// Reads the section `[name]` as its raw type; all defaults if the section is absent.
 fn table<T>(document: &mut DeTable<'_>, name: &'static str, report: &mut Report<'_>) -> T
 where
     T: serde::de::DeserializeOwned + Default,
@@ -225,12 +226,12 @@ fn vips(
     vips
 }
 
-/// When a source is too large for one backend.
+/// Thresholds above which the flows of one source are spread over several backends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Split {
-    /// What a backend may bear, as a multiple of its due by weight; above 1.
+    /// Highest load of a backend, as a multiple of its share by weight; above 1.
     pub max_load: f64,
-    /// New flows a second below which a source is left alone.
+    /// New flows per second below which a source is never split.
     pub min_rate: f64,
 }
 
@@ -239,7 +240,7 @@ pub struct Split {
 pub struct Config {
     /// `[workers]`.
     pub workers: Workers,
-    /// `[[nic]]`, in the file's order; a `NicIndex` is an index into this.
+    /// `[[nic]]`, in the file's order; a `NicIndex` is an index into this list.
     pub nics: Vec<Nic>,
     /// `[[vip]]`, in the file's order.
     pub vips: Vec<Vip>,
@@ -258,23 +259,24 @@ pub struct Config {
 }
 
 impl Config {
-    /// Frames that fill the rings of one worker: for each of its sockets a fill ring of `2 * ring`
-    /// and a TX ring of `ring` entries, and one batch in the worker's hands. `sockets` names the
-    /// NIC of each socket: a worker has one for every queue that it serves.
+    /// Returns the number of frames that fill the rings of one worker: for each socket a fill ring
+    /// of `2 * ring` and a TX ring of `ring` entries, plus one batch being processed. `sockets`
+    /// yields the NIC of each socket; a worker has one socket for each queue that it serves.
     ///
-    /// The RX and completion rings add nothing: their frames came from the two others.
+    /// The RX and completion rings add nothing: their frames come from the other two.
     pub fn frames_needed(&self, sockets: impl IntoIterator<Item = NicIndex>) -> u32 {
         let batch = u32::try_from(self.workers.batch).unwrap_or(u32::MAX);
         let rings = sockets.into_iter().filter_map(|port| self.nics.get(usize::from(port.0)));
         rings.fold(batch, |sum, nic| sum.saturating_add(nic.ring.saturating_mul(3)))
     }
 
-    /// What is this box's own, whose NICs send IP packets of at most `mtus` bytes, from `macs`.
+    /// Returns the local addresses and limits of this box. `mtus` are the largest IP packets of
+    /// each NIC in bytes, `macs` the MAC address of each NIC.
     pub fn local(&self, mtus: Vec<u16>, macs: Vec<[u8; 6]>) -> Local {
         Local { mtus, macs, tunnels: self.tunnels, icmp: self.icmp }
     }
 
-    /// The sizes of the tables that all workers share.
+    /// Returns the sizes of the tables that all workers share.
     pub fn table_sizes(&self) -> TableSizes {
         TableSizes {
             clients: self.workers.clients,
@@ -285,43 +287,43 @@ impl Config {
         }
     }
 
-    /// The address families of the VIPs: those for which flow tables need memory.
+    /// Returns the address families of the VIPs. Flow tables need memory for these families only.
     pub fn families(&self) -> Families {
         let any = |family| self.vips.iter().any(|vip| vip.address.family() == family);
         Families { v4: any(Family::V4), v6: any(Family::V6) }
     }
 }
 
-/// `[fragments]`: datagrams that come in fragments.
+/// `[fragments]`: handling of fragmented datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fragments {
-    /// How long the fragments of a datagram belong together.
+    /// Lifetime of a datagram's entry in the fragment table.
     pub timeout: Ticks,
-    /// Datagrams that are known at a time, all workers together.
+    /// Capacity of the fragment table in datagrams, shared by all workers.
     pub datagrams: usize,
-    /// Most fragments of each worker that wait for their first one.
+    /// Maximum number of fragments that each worker parks until their first fragment arrives.
     pub parked: usize,
 }
 
-/// `[workers]`: the threads of the data path.
+/// `[workers]`: threads of the data path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workers {
-    /// One worker per core, pinned to it.
+    /// Cores, one worker per core, pinned to it.
     pub cores: Vec<usize>,
-    /// What a worker does when no packet is there.
+    /// Action of a worker when no packet is available.
     pub idle: Idle,
-    /// Flows of each address family in each worker's flow table.
+    /// Capacity of each worker's flow table, in flows of each address family.
     pub flows: usize,
-    /// Clients whose backends are remembered, all workers together.
+    /// Clients whose backends are remembered, shared by all workers.
     pub clients: usize,
-    /// UMEM frames of each worker; `None`: as many as its rings can hold, see
-    /// [`Config::frames_needed`].
+    /// UMEM frames of each worker; `None`: as many as its rings can hold
+    /// ([`Config::frames_needed`]).
     pub frames: Option<u32>,
-    /// Bytes per UMEM frame: 2048 or 4096; `None`: what the NICs need, see [`Config::frame_size`].
+    /// Bytes per UMEM frame: 2048 or 4096; `None`: derived from the NICs ([`Config::frame_size`]).
     pub frame_size: Option<u32>,
     /// Packets per batch, 1..=64.
     pub batch: usize,
-    /// How its sockets and the kernel wake each other.
+    /// Wake-up settings between the worker's sockets and the kernel.
     pub io: Io,
 }
 
@@ -330,15 +332,15 @@ pub struct Workers {
 pub struct Io {
     /// Packets that the kernel sends per wake-up in copy mode.
     pub tx_budget: u32,
-    /// Packets in a TX ring that are worth a wake-up while more are being added.
+    /// Packets in a TX ring that trigger a wake-up while a poll still adds more.
     pub tx_kick: u32,
-    /// Whether the kernel says when it has to be woken.
+    /// Whether the kernel signals that it needs a wake-up (`XDP_USE_NEED_WAKEUP`).
     pub need_wakeup: bool,
-    /// Packets per poll of the NIC when the worker runs it; 0: it does not.
+    /// Packets per busy poll of the NIC by the worker; 0: no busy polling.
     pub busy_poll: u16,
 }
 
-/// `idle`.
+/// `idle` of `[workers]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idle {
     /// Poll without end.
@@ -352,11 +354,11 @@ pub enum Idle {
 pub struct Nic {
     /// Interface name.
     pub interface: String,
-    /// Zero copy, copy, or whichever can be had.
+    /// Zero copy, copy, or the best available.
     pub mode: CopyMode,
-    /// Native XDP, generic XDP, or whichever can be had.
+    /// Native XDP, generic XDP, or the best available.
     pub xdp: XdpMode,
-    /// The queues to serve; `None`: all. Queue number `i` of this list is served by worker
+    /// Queues to serve; `None`: all. Queue number `i` of this list is served by worker
     /// `i % workers`.
     pub queues: Option<Vec<u32>>,
     /// Entries of each RX and TX ring (a power of two); fill and completion rings hold twice that.
@@ -368,9 +370,9 @@ pub struct Nic {
 pub enum CopyMode {
     /// Refuse to start without zero copy.
     ZeroCopy,
-    /// Copy, even where zero copy could be had.
+    /// Copy, even where zero copy is available.
     Copy,
-    /// Zero copy if the driver has it, else copy; says what it got.
+    /// Zero copy if the driver has it, else copy; the chosen mode is reported.
     Auto,
 }
 
@@ -381,7 +383,7 @@ pub enum XdpMode {
     Native,
     /// Generic (skb) XDP.
     Generic,
-    /// Native if the driver has it, else generic; says what it got.
+    /// Native if the driver has it, else generic; the chosen mode is reported.
     Auto,
 }
 
@@ -390,25 +392,25 @@ pub enum XdpMode {
 pub struct Vip {
     /// Unique name.
     pub name: String,
-    /// Addresses that clients connect to: one, or a prefix.
+    /// Address that clients connect to, or a prefix of such addresses.
     pub address: Network,
     /// Ports that clients connect to.
     pub ports: Ports,
     /// TCP, UDP or any.
     pub protocol: Protocol,
-    /// How packets reach the backends.
+    /// Forwarding mode towards the backends.
     pub forward: Forward,
-    /// Options that its packets and flows obey.
+    /// Policies for the VIP's packets and flows.
     pub policy: VipPolicy,
-    /// How sources that are too large for one backend are spread, if they are.
+    /// Thresholds for splitting sources that are too large for one backend; `None`: no splitting.
     pub split: Option<Split>,
     /// Health check of its backends.
     pub health: Health,
-    /// How its backends are drained, and come back.
+    /// Drain and slow-start settings of the backends.
     pub drain: Drain,
-    /// What becomes of the flows of a backend, a port or the VIP itself that a reload takes away.
+    /// Action for the flows of a backend, port or VIP that a reload removes.
     pub on_remove: FlowAction,
-    /// Where the address is put so that the kernel answers ARP and ND for it.
+    /// Interface that the address is assigned to, so that the kernel answers ARP and ND for it.
     pub announce: Announce,
     /// Backends, in the file's order.
     pub backends: Vec<Backend>,
@@ -419,16 +421,16 @@ pub struct Vip {
 pub enum Announce {
     /// On this interface (default: the first NIC).
     Interface(String),
-    /// Not at all: somebody else does it.
+    /// No interface: the address is announced by other means.
     None,
 }
 
 /// `health` of a VIP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
-    /// Backends count as up.
+    /// No check: backends count as up.
     None,
-    /// A TCP connection is opened and closed.
+    /// A check opens and closes a TCP connection.
     Tcp(TcpHealth),
 }
 
@@ -437,28 +439,28 @@ pub enum Health {
 pub struct TcpHealth {
     /// Time between the starts of two checks.
     pub interval: Duration,
-    /// A check fails after this time without an answer.
+    /// Time after which a check without a reply fails.
     pub timeout: Duration,
-    /// Successes in a row that bring a backend up.
+    /// Consecutive successes that bring a backend up.
     pub rise: u32,
-    /// Failures in a row that take a backend down.
+    /// Consecutive failures that take a backend down.
     pub fall: u32,
     /// Port to connect to; `None`: the backend's port, else the VIP's first.
     pub port: Option<u16>,
 }
 
-/// `[[vip.backend]]`: a server.
+/// `[[vip.backend]]`: one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
     /// Name, unique in its VIP.
     pub name: String,
-    /// Its own address.
+    /// Address of the server.
     pub address: IpAddr,
-    /// NAT: its port; `None`: the port that the client connected to.
+    /// NAT: destination port; `None`: the port that the client connected to.
     pub port: Option<u16>,
-    /// Share of new flows relative to the other backends; 0 takes none.
+    /// Share of new flows relative to the other backends; 0: no new flows.
     pub weight: u32,
-    /// What names it in QUIC connection ids, at most one of each length.
+    /// Server ids in QUIC connection ids, at most one of each length.
     pub server_ids: Vec<ServerId>,
 }
 
@@ -467,11 +469,11 @@ pub struct Backend {
 pub struct Control {
     /// Path of the control socket.
     pub socket: PathBuf,
-    /// Command and arguments that are run when a backend is drained; empty: none.
+    /// Command and arguments to run when a backend is drained; empty: none.
     pub on_drained: Vec<String>,
 }
 
-/// `[hash]`: what every box of a fleet must have in common.
+/// `[hash]`: settings that must be equal on every box of a fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hash {
     /// Key of the hashes that choose a backend.

@@ -1,5 +1,5 @@
-//! The neighbours file of `holdfast replay`: what a running holdfast asks the kernel, and its health
-//! checks, as TOML.
+//! The neighbours file of `holdfast replay`, as TOML: facts that a running holdfast gets from the
+//! kernel and from its health checks.
 //!
 //! ```toml
 //! [[nic]]
@@ -31,53 +31,53 @@ use super::{Config, ConfigErrors, load_text};
 use crate::net::vlan::Tags;
 use crate::net::{NextHop, NicIndex};
 
-/// Of Ethernet.
+/// Default MTU: that of Ethernet.
 const MTU: u16 = 1500;
-/// RFC 791 3.2: every network carries 68 bytes.
+/// Smallest MTU: every network carries 68 bytes (RFC 791 3.2).
 const LEAST_MTU: u16 = 68;
-/// IEEE 802.1Q 9.6: 0 is no VLAN, 4095 is reserved.
+/// Highest VLAN id: 0 means no VLAN, 4095 is reserved (IEEE 802.1Q 9.6).
 const LAST_VLAN: u16 = 4094;
 
-/// What the file says, checked against a configuration.
+/// Contents of the file, checked against a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Neighbours {
-    /// By `NicIndex`: every NIC of the configuration.
+    /// Every NIC of the configuration, indexed by `NicIndex`.
     pub nics: Vec<NicFacts>,
-    /// By the backend's address.
+    /// Facts of each backend, by its address.
     pub backends: BTreeMap<IpAddr, BackendFacts>,
 }
 
-/// What is known of a NIC.
+/// Facts of a NIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicFacts {
-    /// Its MAC.
+    /// MAC address.
     pub mac: [u8; 6],
-    /// Longest IP packet that it sends, in bytes.
+    /// Largest IP packet that the NIC sends, in bytes.
     pub mtu: u16,
-    /// Its own addresses: what is for them stays in the kernel.
+    /// Local addresses: packets to them stay in the kernel.
     pub addresses: Vec<IpAddr>,
 }
 
-/// What is known of a backend.
+/// Facts of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackendFacts {
-    /// Where frames for it go.
+    /// Next hop of frames to the backend.
     pub hop: NextHop,
-    /// Longest IP packet that may leave towards it, in bytes; `None`: as its NIC.
+    /// Largest IP packet that may leave towards the backend, in bytes; `None`: the MTU of its NIC.
     pub mtu: Option<u16>,
-    /// What it does.
+    /// Health and drain state.
     pub state: BackendState,
 }
 
-/// What a backend does.
+/// State of a backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum BackendState {
-    /// It serves.
+    /// In service.
     #[default]
     Up,
-    /// Its health check fails.
+    /// Down: its health check fails.
     Down,
-    /// It keeps its flows, and takes no new ones.
+    /// Draining: keeps its flows, and takes no new ones.
     Draining,
 }
 
@@ -101,7 +101,7 @@ struct RawNeighbour {
     state: Option<String>,
 }
 
-/// `vlan`: one number, or a list of them from the outermost on.
+/// `vlan`: one number, or a list of numbers from the outermost tag inwards.
 #[derive(Debug)]
 struct RawVlan(Vec<i64>);
 
@@ -134,13 +134,13 @@ impl<'de> Deserialize<'de> for RawVlan {
 /// Reads and checks a neighbours file.
 ///
 /// # Errors
-/// Every mistake in it; one if it cannot be read.
+/// Every mistake in the file, or one error if the file cannot be read.
 pub fn load_neighbours(path: &Path, config: &Config) -> Result<Neighbours, ConfigErrors> {
     let (text, file_name) = load_text(path)?;
     parse_neighbours(&text, &file_name, config)
 }
 
-/// Checks the text of a neighbours file; `file_name` is what messages call it.
+/// Checks the text of a neighbours file; messages use `file_name` as the name of the file.
 ///
 /// # Errors
 /// Every mistake in the text.
@@ -249,7 +249,7 @@ fn check_neighbour(
     Some((address?, BackendFacts { hop, mtu, state: state.unwrap_or_default() }))
 }
 
-/// A NIC of the configuration.
+/// Looks up a NIC of the configuration by its interface name.
 fn interface(
     place: &KeyPath,
     name: Option<String>,
@@ -272,7 +272,7 @@ fn interface(
     found.map(|(_, port)| NicIndex(port))
 }
 
-/// The address of one station.
+/// Parses the MAC address of one station.
 fn mac(place: &KeyPath, text: Option<String>, report: &mut Report<'_>) -> Option<[u8; 6]> {
     const FIX: &str = "write six bytes in hex, such as mac = \"02:00:00:00:00:01\"";
     let Some(text) = text else {

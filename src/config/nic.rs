@@ -8,11 +8,12 @@ use super::key_path::KeyPath;
 use super::report::Report;
 use super::{CopyMode, Nic, XdpMode};
 
-/// Starts everywhere with the best that the driver has, and says what it got.
+/// Default copy mode: starts everywhere with the best that the driver has, and reports the choice.
 const MODE: CopyMode = CopyMode::Auto;
-/// As for the mode.
+/// Default XDP mode, for the reason of [`MODE`].
 const XDP: XdpMode = XdpMode::Auto;
-/// 32 batches: what arrives at 10 Mpps while a worker is kept away for 200 us.
+/// Default ring size: 32 batches, the packets that arrive at 10 Mpps while a worker is off the core
+/// for 200 us.
 const RING: u32 = 2048;
 /// Highest queue number: no driver of today has more than 1024 queues.
 const MAX_QUEUE: u32 = 1023;
@@ -29,7 +30,7 @@ pub(super) struct RawNic {
 }
 
 impl RawNic {
-    /// The section as the program relies on it; `None` when it names no interface.
+    /// Checks the section; `None` if it has no interface name.
     pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Option<Nic> {
         const MODES: &[(&str, CopyMode)] = &[
             ("zero_copy", CopyMode::ZeroCopy),

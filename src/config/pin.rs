@@ -1,4 +1,4 @@
-//! `pin` of a VIP: whether its flows keep their backends, or each datagram is placed by itself.
+//! `pin` of a VIP: whether its flows keep their backends, or each datagram is scheduled on its own.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::forwarding::sticky::Reentry;
 use crate::forwarding::{Affinity, FlowAction, SchedulerKind, VipPolicy};
 use crate::net::{Forward, PortRange, Protocol};
 
-/// What else a VIP says that needs an entry per flow, or per client.
+/// Settings of a VIP that need an entry per flow, or per client.
 pub(super) struct Needs {
     pub(super) protocol: Protocol,
     pub(super) forward: Option<Forward>,
@@ -38,7 +38,7 @@ pub(super) fn check(
 }
 
 impl Needs {
-    /// Complains about what is not possible without pins.
+    /// Reports settings that are not possible without pins.
     fn check(&self, vip: &KeyPath, report: &mut Report<'_>) {
         const WITHOUT: &str = "remove it, or pin = false";
         if self.protocol != Protocol::Udp {
@@ -85,7 +85,7 @@ impl Needs {
     }
 }
 
-/// Ports that a NAT backend answers from, for a VIP.
+/// Ports that a NAT backend replies from, for a VIP.
 struct Answers<'s> {
     from: PortRange,
     vip: &'s str,
@@ -93,7 +93,7 @@ struct Answers<'s> {
     pin: bool,
 }
 
-/// Without a pin, the source of a reply is all that tells which VIP and port it answers for.
+/// Checks NAT replies: without a pin, their source alone must identify the VIP and port.
 pub(super) fn return_paths(sections: &Sections<'_>, report: &mut Report<'_>) {
     let mut servers: BTreeMap<IpAddr, Vec<Answers<'_>>> = BTreeMap::new();
     let nat = sections.vips.iter().filter(|(vip, _)| {
@@ -122,8 +122,9 @@ pub(super) fn return_paths(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
 }
 
-/// Complains about the first ports of one server that a VIP without pins shares. In the order of their
-/// first ports, whatever meets one before meets the one before that ends last.
+/// Reports the first ports of one server that a VIP without pins shares with another. In the order
+/// of first ports, a range that meets any earlier range also meets the earlier range with the
+/// highest last port.
 fn alone(answers: &mut [Answers<'_>], report: &mut Report<'_>) {
     answers.sort_by_key(|answers| (answers.from.first, answers.from.last));
     let mut widest: Option<&Answers<'_>> = None;

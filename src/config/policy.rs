@@ -1,17 +1,18 @@
-//! `on_down`, `on_remove`, `on_idle` and `on_no_backend` of a VIP: what becomes of flows that are not served.
+//! `on_down`, `on_remove`, `on_idle` and `on_no_backend` of a VIP: actions for flows that are not
+//! served.
 
 use super::key_path::KeyPath;
 use super::report::Report;
 use crate::forwarding::{FlowAction, VipPolicy};
 use crate::net::Protocol;
 
-/// What may become of a backend's flows.
+/// Actions for the flows of a backend that no longer serves them.
 const FLOWS_LEFT: &[(&str, FlowAction)] =
     &[("keep", FlowAction::Keep), ("reset", FlowAction::Reset), ("rehash", FlowAction::Rehash)];
 
-/// Reads `on_down`. TCP keeps by default: a check may fail for a reason that is none of the flows'. UDP
-/// can only find another backend: it has no end that could be told, and the packets of a flow would
-/// keep the pin to a dead backend alive for ever.
+/// Reads `on_down`. TCP keeps its pins by default: a health check may fail for a reason that does
+/// not affect the flows. UDP can only rehash: it has no reset that could notify an endpoint, and
+/// the packets of a flow would keep the pin to a dead backend alive forever.
 pub(super) fn on_down(
     raw: Option<&str>,
     place: &KeyPath,
@@ -35,8 +36,8 @@ pub(super) fn on_down(
     }
 }
 
-/// Reads what becomes of flows that a drain's deadline or a reload ends. By default, a client is told where
-/// its protocol can tell it, and may go on elsewhere where not.
+/// Reads the action for flows that a drain's deadline or a reload ends. The default is a reset
+/// where the protocol has one (TCP), else a rehash.
 pub(super) fn ending(
     raw: Option<&str>,
     place: &KeyPath,
@@ -60,7 +61,7 @@ pub(super) fn ending(
     ending
 }
 
-/// Reads `on_idle`: whether the ends of a flow that idled out are told.
+/// Reads `on_idle`: whether both endpoints of an expired flow are reset.
 pub(super) fn reset_idle(
     raw: Option<&str>,
     place: &KeyPath,
@@ -80,7 +81,7 @@ pub(super) fn reset_idle(
     reset
 }
 
-/// Reads `on_no_backend`: whether the sender of a new flow that finds no backend in service is refused.
+/// Reads `on_no_backend`: whether a new flow is rejected when no backend is in service.
 pub(super) fn reject_no_backend(
     raw: Option<&str>,
     place: &KeyPath,

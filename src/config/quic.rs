@@ -1,4 +1,4 @@
-//! `[[vip.quic]]` and `server_id`: how QUIC connection ids name backends.
+//! `[[vip.quic]]` and `server_id`: server ids in QUIC connection ids.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::report::Report;
 use crate::forwarding::quic_lb::{Config, MAX_PLAINTEXT, MAX_SERVER_ID, MIN_NONCE};
 use crate::forwarding::{Affinity, ServerId};
 
-/// Rotation 7 is for connection ids that name nobody.
+/// Highest rotation: rotation 7 is for connection ids without a server id.
 const MAX_ROTATION: u8 = 6;
 
 /// The section as written.
@@ -57,7 +57,7 @@ impl<'de> Deserialize<'de> for RawServerIds {
 }
 
 impl RawServerIds {
-    /// Those that are server ids.
+    /// Returns the valid server ids, and reports the others.
     pub(super) fn check(&self, place: &KeyPath, report: &mut Report<'_>) -> Vec<ServerId> {
         self.0.iter().filter_map(|text| server_id(text, place, report)).collect()
     }
@@ -78,7 +78,7 @@ fn server_id(text: &str, place: &KeyPath, report: &mut Report<'_>) -> Option<Ser
     id
 }
 
-/// Reads and checks the `[[vip.quic]]` of a VIP, and that its backends have the server ids for them.
+/// Reads and checks the `[[vip.quic]]` of a VIP, and that its backends have matching server ids.
 pub(super) fn check(
     list: Option<Value<'_>>,
     place: &KeyPath,
@@ -158,7 +158,7 @@ fn rotations(configs: &[Placed<Config>], report: &mut Report<'_>) {
     }
 }
 
-/// A backend without an id cannot be named: its clients would be lost when they move.
+/// Reports backends without a server id, whose clients would lose the backend when they migrate.
 fn missing_ids(configs: &[Placed<Config>], backends: &[Placed<Backend>], report: &mut Report<'_>) {
     let wanted: BTreeMap<usize, u8> = configs
         .iter()

@@ -1,4 +1,4 @@
-//! The files in `config/` against the code: every key is there, every default is right.
+//! Checks the files in `config/` against the code: every key is present, every default is right.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -11,7 +11,7 @@ use super::{Config, parse};
 
 const REFERENCE: &str = include_str!("../../config/holdfast.toml");
 
-/// A deserializer that gives nothing but the names of the fields that it is asked for.
+/// A deserializer that only records the names of a struct's fields.
 struct Fields<'f>(&'f mut &'static [&'static str]);
 
 impl<'de> Deserializer<'de> for Fields<'_> {
@@ -44,7 +44,7 @@ fn keys_of<T: for<'de> Deserialize<'de> + fmt::Debug>() -> Vec<&'static str> {
     fields.to_vec()
 }
 
-/// The reference with those commented-out keys in force that `wanted` says yes to.
+/// The reference, with those commented-out keys enabled that `wanted` accepts.
 fn uncommented(wanted: impl Fn(&str) -> bool) -> String {
     let is_key = |line: &str| {
         let word = line.split(' ').next().unwrap_or_default();
@@ -80,7 +80,7 @@ fn examples_of_keys_without_a_default_are_valid() {
 #[test]
 fn every_key_of_the_code_is_in_the_reference() {
     let document: toml::Table = uncommented(|_| true).parse().unwrap();
-    // All that are at a path: there are two VIPs, as not every key fits every VIP.
+    // All sections at a path: the file has two VIPs, as not every key fits every VIP.
     let section = |path: &[&str]| {
         let mut tables = vec![document.clone()];
         for key in path {

@@ -1,7 +1,7 @@
-//! Collects mistakes while sections are checked, and the checks that several sections share.
+//! Collects mistakes while sections are checked, and has the checks that several sections share.
 //!
-//! Every check returns a usable value even when it complains, so that the checks after it still
-//! run; a configuration with any complaint is never handed out.
+//! Every check returns a usable value even when it reports a mistake, so that later checks still
+//! run. A configuration with any mistake is never returned.
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -17,11 +17,11 @@ use super::key_path::{KeyPath, Lines, Value, read};
 use super::syntax;
 use crate::net::Network;
 
-/// Longest name of a VIP or backend, in bytes: it has to fit a table column and a command line.
+/// Longest name of a VIP or backend, in bytes: it must fit a table column and a command line.
 const MAX_NAME: usize = 64;
 /// Longest interface name, in bytes: the kernel's `IFNAMSIZ` less its NUL.
 const MAX_INTERFACE: usize = 15;
-/// Shortest prefixes of a VIP: no network is larger than what registries allocate.
+/// Shortest IPv4 prefix of a VIP: registries allocate no larger network.
 const SHORTEST_V4: u8 = 8;
 const SHORTEST_V6: u8 = 16;
 
@@ -31,7 +31,7 @@ pub(super) struct Report<'a> {
     lines: Lines<'a>,
     document: Spanned<DeTable<'a>>,
     errors: Vec<(usize, ConfigError)>,
-    /// Keys that were told to be wrong and left out: not missing.
+    /// Keys that were reported as wrong and left out; they are not reported as missing.
     left_out: Vec<KeyPath>,
 }
 
@@ -39,8 +39,8 @@ impl<'a> Report<'a> {
     /// Parses the text.
     ///
     /// # Errors
-    /// The first syntax error: those after it are mostly its echoes, and what a broken text seems
-    /// to say would only add mistakes that are none.
+    /// The first syntax error. Later ones mostly follow from it, and the apparent contents of a
+    /// broken text would only add spurious mistakes.
     pub(super) fn parse(text: &'a str, file: &'a str) -> Result<Self, ConfigErrors> {
         let (document, error) = match DeTable::parse(text) {
             Ok(document) => (document, None),
@@ -56,12 +56,12 @@ impl<'a> Report<'a> {
         Err(report.into_errors())
     }
 
-    /// The parsed document.
+    /// Returns the parsed document.
     pub(super) fn document(&self) -> DeTable<'a> {
         self.document.get_ref().clone()
     }
 
-    /// The mistakes in the file's order, if there are any.
+    /// Returns the mistakes in the file's order as an error, if there are any.
     pub(super) fn finish(self) -> Result<(), ConfigErrors> {
         if self.errors.is_empty() { Ok(()) } else { Err(self.into_errors()) }
     }
@@ -71,19 +71,19 @@ impl<'a> Report<'a> {
         ConfigErrors(self.errors.into_iter().map(|(_, error)| error).collect())
     }
 
-    /// Notes a mistake at `place`.
+    /// Records a mistake at `place`.
     pub(super) fn error(&mut self, place: &KeyPath, what: impl Into<String>, fix: &str) {
         self.push(place.span(&self.document).start, place.to_string(), what.into(), fix);
     }
 
-    /// Notes that a key which has no default is not there.
+    /// Records that a key without a default is missing.
     pub(super) fn missing(&mut self, place: &KeyPath, fix: &str) {
         if !self.left_out.iter().any(|left_out| place.is_within(left_out)) {
             self.error(place, "missing", fix);
         }
     }
 
-    /// The line on which `place` is.
+    /// Returns the line number of `place`.
     pub(super) fn line(&self, place: &KeyPath) -> usize {
         self.lines.find(place.span(&self.document).start).0
     }
@@ -98,18 +98,18 @@ impl<'a> Report<'a> {
         self.errors.push((start, error));
     }
 
-    /// Notes a key of the document that no section reads.
+    /// Records a key of the document that no section reads.
     pub(super) fn unknown(&mut self, key: &str, start: usize, what: &str, fix: &str) {
         self.push(start, key.to_owned(), what.to_owned(), fix);
     }
 
-    /// Notes that `place` is of a wrong type, so that nothing in it is missing.
+    /// Records that `place` has a wrong type; keys within it are then not reported as missing.
     pub(super) fn wrong_type(&mut self, place: &KeyPath, what: &str, fix: &str) {
         self.error(place, what, fix);
         self.left_out.push(place.clone());
     }
 
-    /// The elements of `[[place]]`; whatever is no table is noted and left out.
+    /// Returns the elements of `[[place]]`; elements that are not tables are recorded and left out.
     pub(super) fn tables<'v>(
         &mut self,
         list: Option<Value<'v>>,
@@ -131,7 +131,8 @@ impl<'a> Report<'a> {
         Vec::new()
     }
 
-    /// A section as its raw type; keys that are unknown or of a wrong type are noted and left out.
+    /// Reads a section as its raw type; keys that are unknown or of a wrong type are recorded and
+    /// left out.
     pub(super) fn read<T: DeserializeOwned + Default>(
         &mut self,
         value: Value<'_>,
@@ -145,7 +146,7 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// A whole number within `range`, or the default.
+    /// Returns a whole number within `range`, or the default.
     pub(super) fn integer<T>(
         &mut self,
         place: &KeyPath,
@@ -167,7 +168,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// A number within `range`; integers count as numbers.
+    /// Returns a number within `range`; integers count as numbers.
     pub(super) fn real(
         &mut self,
         place: &KeyPath,
@@ -184,7 +185,8 @@ impl<'a> Report<'a> {
         default
     }
 
-    /// One of `words`. `later` are words that the design knows and this version does not.
+    /// Returns the value of one of `words`. `later` lists words that the design has and this
+    /// version lacks.
     pub(super) fn word<T: Copy>(
         &mut self,
         place: &KeyPath,
@@ -206,7 +208,7 @@ impl<'a> Report<'a> {
         found.map(|(_, meaning)| *meaning)
     }
 
-    /// A name that can be written on a command line as `VIP/BACKEND`.
+    /// Checks a name that can be written on a command line as `VIP/BACKEND`.
     pub(super) fn name(&mut self, place: &KeyPath, value: Option<String>) -> Option<String> {
         let Some(name) = value else {
             self.missing(place, "give it a name, such as name = \"web\"");
@@ -221,7 +223,7 @@ impl<'a> Report<'a> {
         Some(name)
     }
 
-    /// A name that the kernel accepts for an interface (`dev_valid_name` in net/core/dev.c).
+    /// Checks an interface name by the kernel's rules (`dev_valid_name` in net/core/dev.c).
     pub(super) fn interface(&mut self, place: &KeyPath, name: &str) {
         let allowed = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
         let fits = (1..=MAX_INTERFACE).contains(&name.len()) && name != "." && name != "..";
@@ -231,7 +233,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Addresses that hosts can have and others can send to: one, or a prefix.
+    /// Parses an address or prefix that hosts can have and others can send to.
     pub(super) fn network(&mut self, place: &KeyPath, value: Option<&str>) -> Option<Network> {
         let Some(text) = value.filter(|text| text.contains('/')) else {
             return self.address(place, value).map(Network::from);
@@ -261,7 +263,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// An address that one host can have and others can send to.
+    /// Parses an address that one host can have and others can send to.
     pub(super) fn address(&mut self, place: &KeyPath, value: Option<&str>) -> Option<IpAddr> {
         let Some(text) = value else {
             self.missing(place, "give an IPv4 or IPv6 address, such as address = \"192.0.2.10\"");
@@ -286,7 +288,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// Why packets cannot be sent to `address`, and what to write instead.
+/// Returns the reason why packets cannot be sent to `address`, and the remedy; `None` if they can.
 fn unusable(address: IpAddr) -> Option<(&'static str, &'static str)> {
     const UNICAST: &str = "use a unicast address that other hosts can reach";
     let kind = match address {
@@ -304,7 +306,7 @@ fn unusable(address: IpAddr) -> Option<(&'static str, &'static str)> {
     Some((kind, UNICAST))
 }
 
-/// Serde's message in the words of a configuration: what is wrong, and the cure.
+/// Converts Serde's message into the terms of a configuration: mistake and remedy.
 fn in_words(message: &str) -> (String, String) {
     let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
     let what = what.replace("unknown field", "unknown key");
@@ -328,7 +330,7 @@ fn in_words(message: &str) -> (String, String) {
     (what, fix)
 }
 
-/// Whether a text, in its quotes, is two numbers with a hyphen between.
+/// Whether a quoted text is two numbers with a hyphen between them.
 fn is_range(quoted: &str) -> bool {
     let number = |text: &str| text.trim().parse::<u32>().is_ok();
     quoted.trim_matches('"').split_once('-').is_some_and(|(a, b)| number(a) && number(b))

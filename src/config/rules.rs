@@ -13,14 +13,14 @@ use crate::forwarding::{
 };
 use crate::net::{Forward, MAX_NICS, Network, NicIndex, PortRange, Protocol};
 
-/// Entries of a lookup table per backend, at least: with fewer, shares are off by a tenth or more.
+/// Minimum entries of a lookup table per backend: with fewer, shares are off by a tenth or more.
 const MIN_ENTRIES_PER_BACKEND: usize = 10;
-/// Entries of all lookup tables together: at 2 bytes each, 1 GiB.
+/// Maximum entries of all lookup tables together: at 2 bytes each, 1 GiB.
 const MAX_TABLE_ENTRIES: u64 = 1 << 29;
-/// Points of a VIP's ring: at 10 bytes each, 40 MiB.
+/// Maximum points of a VIP's ring: at 10 bytes each, 40 MiB.
 const MAX_RING_POINTS: u64 = 1 << 22;
 
-/// Notes every rule that is broken. Cost: linear in VIPs and backends, times a map look-up.
+/// Reports every broken rule. Cost: linear in VIPs and backends, times a map look-up.
 pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
     limits(sections.config, report);
     table_sizes(sections, report);
@@ -63,7 +63,7 @@ fn limits(config: &Config, report: &mut Report<'_>) {
     }
 }
 
-/// Every table is large enough for its backends; all together are not too large.
+/// Checks that every table is large enough for its backends, and that the total is within bounds.
 fn table_sizes(sections: &Sections<'_>, report: &mut Report<'_>) {
     let common = sections.config.hash.table_size;
     let common_at = KeyPath::root().key("hash").key("table_size");
@@ -131,8 +131,8 @@ fn nics(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
 }
 
-/// `frames` must fill the rings of the worker that serves the most queues. Where `queues` is not
-/// given, one queue per worker is the least that can be.
+/// Checks that `frames` fills the rings of the worker that serves the most queues. Where `queues`
+/// is absent, one queue per worker is the minimum.
 fn frames(config: &Config, report: &mut Report<'_>) {
     let Some(frames) = config.workers.frames else { return };
     let workers = config.workers.cores.len().max(1);
@@ -160,16 +160,17 @@ fn vip_names(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
 }
 
-/// Who listens on the ports of one network and protocol. Of each kind, no two meet.
+/// Listeners on the ports of one network and protocol. No two of one kind overlap.
 #[derive(Default)]
 struct Claims<'s> {
-    /// Ranges, and single ports, by their last ports.
+    /// Port ranges, then single ports, each keyed by the last port.
     ranges: [BTreeMap<u16, (PortRange, &'s Placed<Vip>)>; 2],
     all: Option<&'s Placed<Vip>>,
 }
 
 impl<'s> Claims<'s> {
-    /// Notes a claim; what it shares with one of the same kind, and with whom.
+    /// Records a listener. If it overlaps one of the same kind, returns the shared ports and the
+    /// other VIP.
     fn add(
         &mut self,
         ports: PortRange,
@@ -191,7 +192,7 @@ impl<'s> Claims<'s> {
     }
 }
 
-/// No packet may be for two VIPs alike: of those that listen for it, one must be more specific.
+/// Checks that no packet matches two VIPs of equal specificity.
 fn listeners(sections: &Sections<'_>, report: &mut Report<'_>) {
     let mut claims: BTreeMap<(Network, Protocol), Claims<'_>> = BTreeMap::new();
     for (placed, _) in sections.vips {
@@ -224,7 +225,7 @@ fn overlap(vip: &Placed<Vip>, shared: PortRange, other: &Placed<Vip>, report: &m
     report.error(&vip.place.key(key), what, fix);
 }
 
-/// Each length of a prefix is a look-up for packets.
+/// Bounds the number of prefix lengths: each costs packets a look-up.
 fn prefix_lengths(sections: &Sections<'_>, report: &mut Report<'_>) {
     for v4 in [true, false] {
         let networks = sections.vips.iter().map(|(vip, _)| vip.value.address);
@@ -239,7 +240,7 @@ fn prefix_lengths(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
 }
 
-/// Whose the addresses of VIPs are.
+/// Index of the VIPs by their addresses.
 struct Owners<'s> {
     names: BTreeMap<Network, &'s str>,
     lens: BTreeSet<u8>,
@@ -254,7 +255,7 @@ impl<'s> Owners<'s> {
         Self { names, lens }
     }
 
-    /// Which VIP has an address, by itself or in its prefix, in words.
+    /// Returns a description of the VIP that has an address, by itself or in its prefix.
     fn tell(&self, address: IpAddr) -> Option<String> {
         let mut networks = self.lens.iter().rev().map(|&len| Network::of(address.into(), len));
         let (network, name) =
@@ -276,8 +277,8 @@ fn backend_names(backends: &[Placed<Backend>], report: &mut Report<'_>) {
     }
 }
 
-/// Two backends of a VIP that are one server would share its load unseen, and one's drain would
-/// not drain it.
+/// Reports two backends of a VIP that are one server: they would share its load unnoticed, and a
+/// drain of one would not drain the server.
 fn backend_targets(vip: &Placed<Vip>, backends: &[Placed<Backend>], report: &mut Report<'_>) {
     let mut seen = BTreeMap::new();
     for Placed { value: backend, place } in backends {
@@ -328,12 +329,13 @@ fn backend_address(
     }
 }
 
-/// Every full-NAT backend has sources of its family, and no source is somebody's already.
+/// Checks that every full-NAT backend has SNAT addresses of its family, and that no SNAT address is
+/// in use.
 fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_>) {
     let FullNat { sources, .. } = &sections.config.full_nat;
     let place = KeyPath::root().key("full_nat").key("sources");
     let ours: BTreeSet<&IpAddr> = sources.iter().collect();
-    // A prefix of sources may lie in a VIP's as a whole: that is one mistake.
+    // A prefix of SNAT addresses may lie within a VIP's prefix as a whole: that is one mistake.
     let mut taken = sources.iter().filter_map(|&source| owners.tell(source));
     if let Some(first) = taken.next() {
         let what = match taken.count() {
@@ -374,7 +376,8 @@ fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_
     }
 }
 
-/// Replies from one port cannot tell which of 65,535 ports the client had connected to.
+/// Rejects one backend port for all ports of a VIP: replies from it do not identify which of 65,535
+/// ports the client had connected to.
 fn backend_port(vip: &Placed<Vip>, backend: &Placed<Backend>, report: &mut Report<'_>) {
     let nat = vip.value.forward == Forward::Nat;
     if nat && vip.value.ports == Ports::All && backend.value.port.is_some() {
@@ -384,8 +387,8 @@ fn backend_port(vip: &Placed<Vip>, backend: &Placed<Backend>, report: &mut Repor
     }
 }
 
-/// Every VIP port that shares a backend's port is one more flow that a reply may belong to, and
-/// costs a look-up.
+/// Bounds the return paths: every VIP port that shares a backend's port is one more flow that a
+/// reply may belong to, and costs a look-up.
 fn return_paths(sections: &Sections<'_>, report: &mut Report<'_>) {
     let mut paths = Paths::default();
     let nat = sections.vips.iter().filter(|(vip, _)| vip.value.forward == Forward::Nat);
@@ -399,7 +402,7 @@ fn return_paths(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
 }
 
-/// How many VIP ports lead to a backend's port, and how many ranges to a backend.
+/// VIP ports per backend port, and port ranges per backend.
 #[derive(Default)]
 struct Paths {
     ports: BTreeMap<(IpAddr, u16, Protocol), usize>,

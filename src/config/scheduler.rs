@@ -1,4 +1,4 @@
-//! `scheduler` of a VIP: how it chooses a backend for a new flow.
+//! `scheduler` of a VIP: choice of a backend for a new flow.
 
 use serde::Deserialize;
 
@@ -8,9 +8,10 @@ use super::key_path::KeyPath;
 use super::report::Report;
 use crate::forwarding::{Affinity, SchedulerKind};
 
-/// What Ketama and most that came after it use: shares within 8 % (standard deviation).
+/// Default virtual nodes per backend, as in Ketama and most of its successors: shares within 8 %
+/// (standard deviation).
 const VIRTUAL_NODES: u32 = 160;
-/// What the paper's authors recommend for a start, and what HAProxy's users set.
+/// Default `e`: the starting value that the paper's authors recommend, and common with HAProxy.
 const E: f64 = 0.25;
 
 /// The table as written.
@@ -64,13 +65,13 @@ impl Word {
     }
 }
 
-/// Every scheduler with its default settings; `table_size` is that of `[hash]`.
+/// Returns every scheduler with its default settings; `table_size` is that of `[hash]`.
 pub fn schedulers(table_size: u32) -> Vec<SchedulerKind> {
     Word::ALL.iter().map(|(_, word)| word.kind(table_size, VIRTUAL_NODES, E)).collect()
 }
 
 impl RawScheduler {
-    /// The table as the program relies on it; `default_size` is the table size of `[hash]`.
+    /// Checks the table; `default_size` is the table size of `[hash]`.
     pub(super) fn check(
         self,
         place: &KeyPath,
@@ -87,7 +88,7 @@ impl RawScheduler {
         word.kind(size, virtual_nodes, e)
     }
 
-    /// Complains about keys that say nothing with this kind.
+    /// Reports keys that have no effect with this kind.
     fn check_keys(&self, place: &KeyPath, word: Word, report: &mut Report<'_>) {
         const TABLES: &[Word] = &[Word::Maglev, Word::PowerOfTwo, Word::Bounded];
         for (key, given, kinds) in [
@@ -111,7 +112,7 @@ fn permille(e: f64) -> u32 {
     permille
 }
 
-/// Which flows belong together must make a difference to somebody.
+/// Reports an affinity that no scheduler or client table of the VIP uses.
 pub(super) fn check_affinity(
     place: &KeyPath,
     affinity: Affinity,

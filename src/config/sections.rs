@@ -1,11 +1,11 @@
-//! The checked sections with their places, which the rules between sections look at.
+//! The checked sections with their positions, input of the rules between sections.
 
 use super::key_path::Placed;
 use super::{Backend, Config, Nic, Vip};
 
 /// The sections, while the rules between them are checked.
 pub(super) struct Sections<'s> {
-    /// The configuration as it would be handed out.
+    /// The configuration as it would be returned.
     pub(super) config: &'s Config,
     /// `[[nic]]`.
     pub(super) nics: &'s [Placed<Nic>],

@@ -7,9 +7,9 @@ use super::choice::Kind;
 use super::key_path::KeyPath;
 use super::report::Report;
 
-/// A quarter above its due: what a backend should have in reserve anyway.
+/// Default `max_load`: a quarter above the share, a reserve that a backend should have in any case.
 const MAX_LOAD: f64 = 1.25;
-/// New flows a second below which no source overloads anything.
+/// Default `min_rate`: new flows per second below which no source overloads a backend.
 const MIN_RATE: f64 = 50.0;
 
 /// The table as written.
@@ -28,7 +28,7 @@ impl Kind for RawSplit {
 }
 
 impl RawSplit {
-    /// The table as the program relies on it; `None`: no source is split.
+    /// Checks the table; `None`: no source is split.
     pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Option<Split> {
         const WORDS: &[(&str, bool)] = &[("auto", true), ("off", false)];
         let word = self.kind.and_then(|word| report.word(place, &word, WORDS, &[]));

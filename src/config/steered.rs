@@ -1,4 +1,4 @@
-//! Whether the XDP program has room for all that VIPs listen on, and NAT backends answer from.
+//! Checks that the XDP program has room for all ports of VIPs and of NAT backends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,10 +7,10 @@ use super::report::Report;
 use super::sections::Sections;
 use crate::net::{Forward, MAX_STEERED, Network, PortRange, Protocol};
 
-/// Ports that belong together.
+/// Port ranges of one group.
 type Ranges = BTreeSet<(Protocol, PortRange)>;
 
-/// Notes what there is too much of. Cost: linear in ports, times the lengths that prefixes have.
+/// Reports the maps that would overflow. Cost: linear in ports, times the number of prefix lengths.
 pub(super) fn rules(sections: &Sections<'_>, report: &mut Report<'_>) {
     let ports = "single ports of single addresses, over all VIPs";
     let ranges = "parts (powers of two) of ranges of ports, over all VIPs";
@@ -33,7 +33,8 @@ fn single_ports(sections: &Sections<'_>) -> usize {
     ports.filter(|ports| ports.is_single() || **ports == PortRange::ALL).count()
 }
 
-/// The program finds the longest prefix only, whose ranges are those of the prefixes around it too.
+/// Counts the parts of port ranges. The program finds the longest prefix only, so each prefix
+/// includes the ranges of the prefixes around it.
 fn range_parts(sections: &Sections<'_>) -> usize {
     let mut networks: BTreeMap<Network, Ranges> = BTreeMap::new();
     for vip in sections.config.vips.iter().filter(|vip| vip.protocol != Protocol::Any) {
@@ -75,7 +76,8 @@ mod tests {
 
     use crate::config::parse;
 
-    /// What `check` says about so many VIPs; `keys` are those of each, by its number.
+    /// Returns the messages of `check` about `vips` VIPs; `keys` yields the keys of each, by its
+    /// number.
     fn told(vips: u32, keys: impl Fn(u32) -> String) -> Vec<String> {
         let mut text = "[workers]\ncores = [0]\n[[nic]]\ninterface = \"eth0\"\n".to_owned();
         for number in 0..vips {

@@ -1,4 +1,4 @@
-//! `sticky` of a VIP: whether its clients keep their backends, and for how long.
+//! `sticky` of a VIP: whether clients keep their backends, and for how long.
 
 use serde::Deserialize;
 
@@ -8,9 +8,10 @@ use crate::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
 use crate::net::Protocol;
 use crate::units::Ticks;
 
-/// Five minutes, as IPVS has it for its persistence: longer than a reader's pause between two pages.
+/// Default time-out, in seconds: five minutes, as in the persistence of IPVS; longer than a
+/// reader's pause between two pages.
 const TIMEOUT_S: u64 = 300;
-/// The clock of the data path cannot tell longer spans.
+/// Longest time-out, in seconds: the longest span of the data path's clock.
 const MAX_S: u64 = Ticks::MAX_SPAN.as_secs();
 
 /// The table as written.
@@ -23,7 +24,7 @@ pub(super) struct RawSticky {
 }
 
 impl RawSticky {
-    /// The table as the program relies on it.
+    /// Checks the table.
     pub(super) fn check(
         self,
         place: &KeyPath,
@@ -47,14 +48,14 @@ fn hold(raw: Option<String>, place: &KeyPath, report: &mut Report<'_>) -> Hold {
     raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or_default()
 }
 
-/// `on_reentry` of a VIP.
+/// Reads `on_reentry` of a VIP.
 pub(super) fn on_reentry(raw: Option<String>, place: &KeyPath, report: &mut Report<'_>) -> Reentry {
     const WORDS: &[(&str, Reentry)] = &[("hash", Reentry::Hash), ("freest", Reentry::Freest)];
     raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or_default()
 }
 
-/// What a VIP remembers of its clients. Without `sticky`, they come back after the idle time-out of their
-/// flows.
+/// Returns the client settings of a VIP. Without `sticky`, a client entry lasts for the idle
+/// time-out of the client's flows.
 pub(super) fn remember(
     sticky: Option<(Ticks, Sticky)>,
     on_reentry: Reentry,

@@ -1,8 +1,8 @@
-//! Syntax errors in the words of a configuration: the parser tells what it expected, which is
-//! often not what was meant.
+//! Syntax errors in terms of a configuration. The parser reports the token that it expected, which
+//! often misses the intention.
 
-/// What is wrong and how to fix it, given the line and the parser's message about it; the fix is
-/// empty where the message says all that is known.
+/// Returns mistake and remedy, given the line and the parser's message. The remedy is empty where
+/// the message suffices.
 pub(super) fn explain(line: &str, message: &str) -> (String, String) {
     let line = strip_comment(line);
     let told = if has_secret(line) {
@@ -18,7 +18,7 @@ pub(super) fn explain(line: &str, message: &str) -> (String, String) {
     )
 }
 
-/// Whether a line of a configuration gives a key of a hash or a cipher: messages end in logs.
+/// Whether a line of a configuration has a key of a hash or a cipher: messages end in logs.
 pub(super) fn has_secret(line: &str) -> bool {
     line.split(['{', ',']).filter_map(|part| part.split_once('=')).any(|(key, _)| {
         let key = key.rsplit('.').next().unwrap_or_default();
@@ -26,7 +26,7 @@ pub(super) fn has_secret(line: &str) -> bool {
     })
 }
 
-/// The line without a comment; good enough for lines without `#` in a text.
+/// Returns the line without its comment; sufficient for lines without `#` in a string.
 fn strip_comment(line: &str) -> &str {
     line.split('#').next().unwrap_or_default().trim()
 }
@@ -86,7 +86,7 @@ fn list_mistake(key: &str, items: &str) -> Option<(String, String)> {
     None
 }
 
-/// A word or an address, where TOML wants quotes.
+/// Whether a value is a word or an address that lacks the quotes of TOML.
 fn is_text(value: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-:/".contains(c);
     let says = |c: char| c.is_ascii_alphabetic() || c == '.' || c == ':';

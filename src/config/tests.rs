@@ -1,4 +1,4 @@
-//! The cases of `mistakes.txt`, what a small file means, and files that cannot be read.
+//! The cases of `mistakes.txt`, the meaning of a small file, and unreadable files.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
@@ -7,7 +7,7 @@ use std::fs;
 use super::*;
 use crate::net::Protocol;
 
-/// What the cases of `mistakes.txt` change.
+/// The configuration that the cases of `mistakes.txt` modify.
 const GOOD: &str = r#"[workers]
 cores = [2, 3]
 
@@ -198,7 +198,7 @@ fn files_that_cannot_be_read() {
     fs::remove_dir_all(&folder).unwrap();
 }
 
-/// Messages end in logs: no line that gives a key is shown, whatever is wrong with it.
+/// Messages end in logs: a line with a secret is never shown, whichever mistake it has.
 #[test]
 fn secrets_are_not_told() {
     let quic = "affinity = \"quic_cid\"\nprotocol = \"udp\"\nforward = \"nat\"\n[[vip.quic]]\n";

@@ -1,4 +1,4 @@
-//! `timeouts` of a VIP: after which silence a flow's pin is given up.
+//! `timeouts` of a VIP: idle times after which a flow's pin expires.
 
 use serde::Deserialize;
 
@@ -7,7 +7,7 @@ use super::report::Report;
 use crate::forwarding::Timeouts;
 use crate::units::Ticks;
 
-/// The clock of the data path cannot tell longer spans.
+/// Longest time-out, in seconds: the longest span of the data path's clock.
 const MAX_S: u64 = Ticks::MAX_SPAN.as_secs();
 
 /// The table as written.
@@ -22,12 +22,12 @@ pub(super) struct RawTimeouts {
 }
 
 impl RawTimeouts {
-    /// Whether it says how long UDP flows may be idle.
+    /// Whether the idle time-out of UDP flows is set.
     pub(super) const fn names_udp(&self) -> bool {
         self.udp_s.is_some()
     }
 
-    /// The table as the program relies on it.
+    /// Checks the table.
     pub(super) fn check(&self, place: &KeyPath, report: &mut Report<'_>) -> Timeouts {
         let default = Timeouts::default();
         let mut span = |key, value, default: Ticks| {

@@ -9,7 +9,7 @@ use crate::forwarding::tunnel::{GUE_PORT, TunnelSources};
 use crate::forwarding::{OuterDf, Ports, Tunnels};
 use crate::net::{ADDRESS_BITS, Address, Family, Forward, Network, Protocol};
 
-/// Widest prefixes: more sources than that tell no more flows apart.
+/// Shortest IPv4 prefix of sources: more addresses do not distinguish more flows.
 const WIDEST_V4: u8 = 16;
 const WIDEST_V6: u8 = 32;
 
@@ -24,7 +24,7 @@ pub(super) struct RawTunnel {
 }
 
 impl RawTunnel {
-    /// The section as the program relies on it.
+    /// Checks the section.
     pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Tunnels {
         const WORDS: &[(&str, OuterDf)] =
             &[("inner", OuterDf::Inner), ("set", OuterDf::Set), ("clear", OuterDf::Clear)];
@@ -40,7 +40,7 @@ impl RawTunnel {
     }
 }
 
-/// An address, or a prefix without host bits.
+/// Parses an address, or a prefix without host bits.
 fn sources(
     text: Option<String>,
     place: &KeyPath,
@@ -82,8 +82,8 @@ fn sources(
     Some(TunnelSources::new(network))
 }
 
-/// Tunnels have sources of the families of their backends, which are nobody else's addresses, and do not
-/// carry each other.
+/// Checks that tunnels have sources of their backends' families, that these addresses are not in
+/// use, and that no tunnel carries another.
 pub(super) fn rules(sections: &Sections<'_>, report: &mut Report<'_>) {
     needed_sources(sections, report);
     overlaps(sections, report);
@@ -125,7 +125,8 @@ fn needed_sources(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
 }
 
-/// What a source sends must not look as if somebody else did, and errors about it must come back here.
+/// Reports sources that are in use: packets from a source must be attributable to this box, and
+/// ICMP errors about them must arrive here.
 fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
     let tunnels = &sections.config.tunnels;
     let place = |address: Address| {
@@ -140,7 +141,7 @@ fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
         }
     };
     let mut full_nat = sections.config.full_nat.sources.iter().map(|&source| Network::from(source));
-    // One tells it all.
+    // One address suffices for the message.
     if let Some(source) = full_nat.find(|&source| tunnels.meet(source)) {
         tell(source, "[full_nat]".to_owned());
     }

@@ -23,10 +23,10 @@ use super::{Announce, Backend, Health, TcpHealth, Vip, pin, quic};
 use crate::forwarding::{Ports, VipPolicy};
 use crate::net::{Forward, Network, PortRange, Protocol};
 
-/// Most VIPs are TCP.
+/// Default protocol: most VIPs are TCP.
 const PROTOCOL: Protocol = Protocol::Tcp;
 
-/// The section as written, without its backends: those are read one by one.
+/// The section as written, without its backends, which are read one by one.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawVip {
@@ -51,7 +51,7 @@ pub(super) struct RawVip {
     on_no_backend: Option<String>,
     proxy: Option<String>,
     announce: Option<String>,
-    /// Taken out and read by themselves; they are here to be named with the other keys.
+    /// Removed and read separately; present so that messages list it with the other keys.
     quic: Option<IgnoredAny>,
     backend: Option<IgnoredAny>,
 }
@@ -64,7 +64,7 @@ enum RawPorts {
     List(Vec<RawPort>),
 }
 
-/// One of them.
+/// One element of a `ports` list.
 #[derive(Debug)]
 enum RawPort {
     Word(String),
@@ -123,16 +123,17 @@ impl<'de> Deserialize<'de> for RawPort {
     }
 }
 
-/// What other sections say for VIPs that do not say otherwise.
+/// Defaults from other sections.
 #[derive(Clone, Copy)]
 pub(super) struct Defaults<'a> {
-    /// The interface that announces it: the first NIC.
+    /// Interface that announces the address: the first NIC.
     pub(super) nic: Option<&'a str>,
-    /// Slots of a lookup table.
+    /// Slots of a Maglev lookup table.
     pub(super) table_size: u32,
 }
 
-/// Reads and checks one `[[vip]]` with its backends. `None` for a VIP without an address for the other rules to go by.
+/// Reads and checks one `[[vip]]` with its backends. The VIP is `None` if it has no address for the
+/// other rules to use.
 pub(super) fn check(
     mut section: Value<'_>,
     place: &KeyPath,
@@ -201,7 +202,7 @@ impl RawVip {
         let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
         let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
         let remember = remember(sticky, on_reentry, timeouts.of(protocol).established);
-        // Whom a mapping is about is the affinity's to say, whatever the scheduler looks at.
+        // The affinity defines the client of a mapping, independent of the scheduler.
         check_affinity(&affinity_at, affinity, scheduler, remember.is_some(), report);
         let on_remove = self.on_remove.as_deref();
         let on_remove = policy::ending(on_remove, &place.key("on_remove"), protocol, report);
@@ -241,7 +242,7 @@ impl RawVip {
             check_port_known(tcp, &backends, &place.key("health").key("port"), report);
         }
         Some(Vip {
-            // What stands in for a missing value breaks no further rule.
+            // Values that replace missing ones break no further rule.
             name: name.unwrap_or_default(),
             address: address?,
             ports: ports.unwrap_or(Ports::List(Vec::new())),
@@ -270,7 +271,8 @@ impl RawVip {
     }
 }
 
-/// A VIP on all ports has no first port to check, so the check or every backend must name one.
+/// Checks that the check or every backend names a port: a VIP on all ports has no first port to
+/// check.
 fn check_port_known(
     tcp: &TcpHealth,
     backends: &[Backend],
@@ -320,7 +322,7 @@ fn ports(
 }
 
 fn port_list(list: &[RawPort], place: &KeyPath, report: &mut Report<'_>) -> Vec<PortRange> {
-    // By their last ports: those that are here do not meet.
+    // By their last ports: ranges in this map do not overlap.
     let mut seen: BTreeMap<u16, PortRange> = BTreeMap::new();
     let mut ports = Vec::with_capacity(list.len());
     for (index, port) in list.iter().enumerate() {
@@ -359,7 +361,7 @@ fn port_or_range(port: &RawPort, place: &KeyPath, report: &mut Report<'_>) -> Op
     }
 }
 
-/// A range is two ports, so that one port has one way to be written.
+/// Parses a range of two ports; a single port has one way to be written.
 fn range(word: &str, place: &KeyPath, report: &mut Report<'_>) -> Option<PortRange> {
     let range = word.parse().ok().filter(|_| word.contains('-'));
     if range.is_none() {
@@ -394,7 +396,7 @@ fn forward(raw: Option<&str>, place: &KeyPath, report: &mut Report<'_>) -> Optio
     report.word(place, word, WORDS, &[])
 }
 
-/// Whether addresses and ports can be translated back.
+/// Checks that addresses and ports of replies can be translated back.
 fn translatable(
     forward: Forward,
     address: Network,
@@ -418,7 +420,7 @@ fn translatable(
     }
 }
 
-/// Whether backends get a PROXY header.
+/// Reads `proxy`: whether backends get a PROXY header.
 fn proxy(
     raw: Option<&str>,
     place: &KeyPath,
@@ -454,7 +456,8 @@ pub(super) fn announce(
     }
 }
 
-/// From the least that any host takes (RFC 9293 3.7.1) to the longest that IPv4 carries.
+/// Reads the MSS: at least 536, which every host accepts (RFC 9293 3.7.1), at most 65,495, the most
+/// that IPv4 carries.
 fn mss(
     raw: Option<i64>,
     place: &KeyPath,

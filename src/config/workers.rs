@@ -9,25 +9,28 @@ use super::key_path::KeyPath;
 use super::report::Report;
 use super::{Idle, Io, Workers};
 
-/// Polling has the lowest latency, and the box is dedicated.
+/// Default idle mode: polling has the lowest latency, and the box is dedicated.
 const IDLE: Idle = Idle::Busy;
-/// About a million flows per worker, at 64 bytes each: 64 MiB.
+/// Default flow table size: about a million flows of each address family per worker, 50 MiB for
+/// IPv4 and 82 MiB for IPv6.
 const FLOWS: usize = 1_048_576;
-/// A busy site has fewer in five minutes; at 80 bytes each: 5 MiB.
+/// Default client table size: a busy site has fewer in five minutes. At 80 bytes each, 5 MiB.
 const CLIENTS: usize = 65_536;
-/// The prefetch of one batch then covers the memory latency of the flow table.
+/// Default batch: the prefetch of one batch covers the memory latency of the flow table.
 const BATCH: usize = 64;
-/// Four batches: with the kernel's own 32 a full batch takes two wake-ups.
+/// Default TX budget: four batches. With the kernel's own 32, a full batch takes two wake-ups.
 const TX_BUDGET: u32 = 256;
-/// Nothing waits for company.
+/// Default TX kick: no packet waits for more.
 const TX_KICK: u32 = 1;
-/// Without it every send takes a system call, also where the driver needs none.
+/// Default: without it every send takes a system call, even where the driver needs none.
 const NEED_WAKEUP: bool = true;
-/// It is for boxes whose interrupts are deferred, and costs the others a system call per poll.
+/// Default: off. Busy polling is for boxes with deferred interrupts, and costs others a system call
+/// per poll.
 const BUSY_POLL: u16 = 0;
-/// The largest ring.
+/// Largest TX budget and TX kick: the size of the largest ring.
 const MAX_RING: u32 = 32_768;
-/// Four times the weight of a poll in the kernel's own loop (`NAPI_POLL_WEIGHT`, 64).
+/// Largest busy-poll budget: four times the weight of a poll in the kernel's own loop
+/// (`NAPI_POLL_WEIGHT`, 64).
 const MAX_BUSY_POLL: u16 = 256;
 /// Highest core number: `cpu_set_t` of sched_setaffinity(2) holds 1024.
 const MAX_CORE: usize = 1023;
@@ -52,7 +55,7 @@ pub(super) struct RawWorkers {
 }
 
 impl RawWorkers {
-    /// The section as the program relies on it.
+    /// Checks the section.
     pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Workers {
         let frame_size_at = place.key("frame_size");
         let frame_size = self.frame_size.map(|bytes| frame_size(bytes, &frame_size_at, report));

@@ -1,7 +1,7 @@
 //! The control API: HTTP/1.1 on a Unix socket that only its owner can open.
 //!
-//! Handlers hold no state: each sends a [`Request`] to the control task and waits for its answer.
-//! The socket itself is claimed in [`claim`](super::claim).
+//! Handlers hold no state: each sends a [`Request`] to the control task and waits for the reply.
+//! [`claim`] creates the socket itself.
 
 use std::sync::Arc;
 
@@ -30,15 +30,15 @@ use super::{Clock, ControlError};
 use crate::flow::shared::SharedTables;
 use crate::format::reason;
 
-/// Largest body of a request, in bytes: names and numbers, nothing that grows.
+/// Largest request body, in bytes. Bodies hold names and numbers only.
 const MAX_BODY: usize = 64 * 1024;
-/// Requests that may wait for the control task; more wait in their handlers.
+/// Requests queued for the control task; further requests wait in their handlers.
 pub const QUEUE: usize = 64;
 
-/// Where an answer goes.
+/// Channel for the reply to a [`Request`].
 pub type Reply<T> = oneshot::Sender<T>;
 
-/// What the API asks of the control task.
+/// A request from the API to the control task.
 #[derive(Debug)]
 pub enum Request {
     /// `GET /v1/status`.
@@ -47,13 +47,13 @@ pub enum Request {
     Drain(DrainRequest, Reply<Result<Ordered, Refusal>>),
     /// `POST /v1/undrain`.
     Undrain(UndrainRequest, Reply<Result<Ordered, Refusal>>),
-    /// `POST /v1/reload`; whether it only asks.
+    /// `POST /v1/reload`; true for a dry run.
     Reload(bool, Reply<Result<Reloaded, Refusal>>),
-    /// `GET /v1/events`: those after this number.
+    /// `GET /v1/events`: events with a greater sequence number than this one.
     Events(u64, Reply<EventList>),
-    /// What `GET /v1/explain` is to ask the data path.
+    /// Prepares the query of `GET /v1/explain` for the data path.
     Explain(explain::Query, Reply<Result<Prepared, Refusal>>),
-    /// What `GET /v1/flows` needs to know.
+    /// Names of VIPs and backends, for `/v1/flows` and `/v1/clients`.
     Names(Reply<Arc<Names>>),
 }
 
@@ -69,18 +69,18 @@ impl From<QueryError> for Refusal {
     }
 }
 
-/// What handlers share.
+/// State shared by all handlers.
 #[derive(Clone)]
 pub struct ApiState {
-    /// To the control task.
+    /// Requests to the control task.
     pub requests: mpsc::Sender<Request>,
-    /// The workers' flow tables.
+    /// Flow tables of all workers.
     pub tables: Vec<Arc<dyn Pins>>,
-    /// The tables that all workers share.
+    /// Tables shared by all workers.
     pub shared: Arc<SharedTables>,
-    /// Their clock.
+    /// Clock of the flow tables.
     pub clock: Clock,
-    /// Who says what becomes of a packet.
+    /// Runs a packet through the data path's stages.
     pub explain: Explain,
 }
 
@@ -201,7 +201,7 @@ async fn forget_clients(
     Ok(Json(Forgotten { forgotten }))
 }
 
-/// What `query` wants of `sources`, as JSON lines.
+/// Streams the rows of `sources` that match `query`, as JSON lines.
 async fn list<S: Source + 'static>(
     api_state: ApiState,
     query: Result<Query<flows::Query>, QueryRejection>,
@@ -238,7 +238,7 @@ async fn explained(
     asked.map_err(failed)?.map(Json)
 }
 
-/// Asks the control task.
+/// Sends a request to the control task and waits for the reply.
 async fn ask<T>(
     api_state: &ApiState,
     request: impl FnOnce(Reply<T>) -> Request,
@@ -258,7 +258,7 @@ fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, 
 
 #[cfg(test)]
 pub(super) mod tests {
-    //! What tests of the control socket share.
+    //! Helpers shared by tests of the control socket.
     use std::fs;
     use std::path::PathBuf;
     use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,8 +1,9 @@
-//! VIP addresses on NICs: added so that the kernel answers ARP and ND for them, told to the
-//! network, and removed again when nobody needs them.
+//! VIP addresses on NICs. They are added so that the kernel answers ARP and ND for them, announced
+//! to the network, and removed when no VIP uses them any longer.
 //!
-//! An address that an operator put there is left alone. Ours carry an `IFA_PROTO` of their own
-//! ([`netlink::OUR_PROTOCOL`]), so that one that survived a crash is recognised and owned again.
+//! Addresses that an operator has added are left alone. Addresses added by holdfast carry their own
+//! `IFA_PROTO` ([`netlink::OUR_PROTOCOL`]), so that one that survived a crash is recognised and
+//! owned again.
 
 use std::net::IpAddr;
 
@@ -15,49 +16,49 @@ use super::netlink::{self, InterfaceAddress, Link, Netlink};
 use crate::config::{Announce, Config, Vip};
 use crate::format;
 
-/// Why an address cannot be announced.
+/// Reasons for which an address cannot be announced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnnounceError {
-    /// No such interface.
+    /// The interface does not exist.
     #[error(
         "address {address}: interface {interface} does not exist; set announce to one that \
          does, or to \"none\""
     )]
     NoInterface {
-        /// The VIP's address, or a source of full NAT.
+        /// Address of the VIP, or a full-NAT source.
         address: IpAddr,
-        /// What `announce` says.
+        /// Interface named by `announce`.
         interface: String,
     },
-    /// The kernel refused.
+    /// The kernel refused to add the address.
     #[error(
         "address {address} cannot be added to {interface}: {reason}; holdfast needs \
          CAP_NET_ADMIN, and for IPv6 net.ipv6.conf.{interface}.disable_ipv6 = 0"
     )]
     Refused {
-        /// The VIP's address, or a source of full NAT.
+        /// Address of the VIP, or a full-NAT source.
         address: IpAddr,
-        /// The interface.
+        /// Interface name.
         interface: String,
-        /// The kernel's word.
+        /// The kernel's error.
         reason: String,
     },
-    /// Netlink itself failed.
+    /// The netlink request itself failed.
     #[error("addresses cannot be listed: netlink: {0}")]
     Netlink(String),
 }
 
-/// An address on an interface. VIPs that share an address share its place.
+/// An address assigned to an interface. VIPs that share an address share its assignment.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Assignment {
     /// Interface name.
     pub interface: String,
-    /// Address of a VIP, or source of full NAT.
+    /// Address of a VIP, or full-NAT source.
     pub address: IpAddr,
 }
 
 impl Assignment {
-    /// Where a VIP wants to be announced.
+    /// Returns the assignment of a VIP; `None` if it is not announced.
     pub fn of(vip: &Vip) -> Option<Self> {
         match &vip.announce {
             Announce::Interface(interface) => {
@@ -67,7 +68,7 @@ impl Assignment {
         }
     }
 
-    /// Where all of them want to be announced, and the sources of full NAT.
+    /// Returns the assignments of all VIPs and of the full-NAT sources.
     pub fn all(config: &Config) -> HashSet<Self> {
         let sources = match &config.full_nat.announce {
             Announce::Interface(interface) => {
@@ -80,18 +81,18 @@ impl Assignment {
     }
 }
 
-/// An address that is where it should be.
+/// An assignment that is in place.
 #[derive(Debug, Clone, Copy)]
 struct Held {
     ifindex: u32,
-    /// We put it there.
+    /// Whether holdfast added the address.
     ours: bool,
 }
 
-/// Which addresses are on which interface, and whether holdfast put them there.
+/// Addresses present on each interface, and whether holdfast added them.
 type Present = HashMap<(u32, IpAddr), bool>;
 
-/// Keeps addresses where they should be.
+/// Keeps the wanted addresses assigned to their interfaces.
 #[derive(Debug)]
 pub struct Announcer {
     netlink: Netlink,
@@ -102,35 +103,35 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// Holds nothing yet.
+    /// Creates an announcer that holds no addresses yet.
     pub fn new(netlink: Netlink, nics: &[NicView], advertiser: Advertiser) -> Self {
         let nics = nics.iter().map(|nic| (nic.ifindex, nic.mac)).collect();
         Self { netlink, nics, held: HashMap::new(), advertiser }
     }
 
-    /// Whether holdfast put this address there.
+    /// Returns whether holdfast added this address.
     pub fn is_ours(&self, place: &Assignment) -> bool {
         self.held.get(place).is_some_and(|held| held.ours)
     }
 
-    /// Whether an address that was put there has gone: the kernel takes IPv6 addresses away when
-    /// a link goes down.
+    /// Returns whether an address that was in place has gone: the kernel removes IPv6 addresses
+    /// when a link goes down.
     pub fn lost_any(&self, addresses: &[InterfaceAddress]) -> bool {
         let present: HashSet<(u32, IpAddr)> =
             addresses.iter().map(|found| (found.ifindex, found.address)).collect();
         self.held.iter().any(|(place, held)| !present.contains(&(held.ifindex, place.address)))
     }
 
-    /// Whether every wanted interface exists.
+    /// Checks that the interface of every wanted assignment exists.
     ///
     /// # Errors
-    /// Names the first one that does not.
+    /// [`AnnounceError::NoInterface`] for the first interface that does not exist.
     pub async fn check(&self, wanted: &HashSet<Assignment>) -> Result<(), AnnounceError> {
         let links = self.links().await?;
         wanted.iter().try_for_each(|place| find(&links, place).map(|_| ()))
     }
 
-    /// Removes what a process that was killed has left on our NICs and nobody wants any more.
+    /// Removes addresses that a killed process has left on our NICs and that are no longer wanted.
     ///
     /// # Errors
     /// When addresses cannot be listed.
@@ -149,10 +150,11 @@ impl Announcer {
         Ok(())
     }
 
-    /// Makes exactly the wanted addresses be there, and has those that are new announced.
+    /// Makes the assigned addresses exactly the wanted ones, and announces new ones.
     ///
     /// # Errors
-    /// The first one; the other addresses have been seen to even so, and a later call tries again.
+    /// The first error. The other addresses are processed all the same, and a later call tries
+    /// again.
     pub async fn sync(&mut self, wanted: &HashSet<Assignment>) -> Result<(), AnnounceError> {
         self.withdraw(|place| !wanted.contains(place)).await;
         let (links, present) = (self.links().await?, self.present().await?);
@@ -167,7 +169,7 @@ impl Announcer {
         result
     }
 
-    /// Removes everything that is ours.
+    /// Removes all addresses that holdfast added.
     pub async fn withdraw_all(&mut self) {
         self.withdraw(|_| true).await;
     }
@@ -187,7 +189,7 @@ impl Announcer {
         }
     }
 
-    /// Sees to one address; what is to be told if it was not held before.
+    /// Assigns one address. Returns the announcements to send if it was not held before.
     async fn hold(
         &mut self,
         place: &Assignment,
@@ -218,8 +220,9 @@ impl Announcer {
         })
     }
 
-    /// On the loopback or a dummy device it would not be heard: it is told on every NIC instead, where
-    /// the kernel answers ARP for all of its addresses.
+    /// Returns the announcements of an address. On the loopback or a dummy device it would not be
+    /// heard, so it is announced on every NIC instead, where the kernel answers ARP for all of its
+    /// addresses.
     fn announcements(&self, link: &Link, address: IpAddr) -> Vec<Announcement> {
         let own = link.mac.map(|mac| (link.index, mac));
         let ways = if link.is_silent() { self.nics.clone() } else { own.into_iter().collect() };
@@ -248,7 +251,7 @@ fn find<'a>(links: &'a [Link], place: &Assignment) -> Result<&'a Link, AnnounceE
     })
 }
 
-/// The kernel's word without the crate's wrapping.
+/// Returns the kernel's error without the wrapping of the netlink crate.
 fn reason(error: &netlink::Error) -> String {
     match error {
         netlink::Error::NetlinkError(message) => format::reason(&message.to_io()),

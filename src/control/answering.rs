@@ -1,15 +1,16 @@
-//! Backends that are up and yet do not answer clients: the VIP is missing on a loopback, or the way back
-//! to the clients is wrong. A health check takes neither way.
+//! Detection of backends that are up and yet do not answer clients: the VIP is missing on a
+//! loopback, or the return path to the clients is wrong. A health check takes neither path.
 //!
-//! Workers count, for each backend, the SYNs that nothing answered: pins that ended as they began
-//! ([`WorkerStats::unanswered`](crate::stats::WorkerStats)). Where replies pass (`nat`, `full_nat`), an
-//! answer is the backend's own; elsewhere, the client's next packet. So a flood of SYNs from forged sources
-//! leaves as many at every backend of `dsr` and tunnels, and what tells is the comparison: one is suspected
-//! if its share of SYNs without an answer is far above that of the better half of the others.
+//! Workers count, for each backend, unanswered SYNs: pins that ended in the state in which they
+//! began ([`WorkerStats::unanswered`](crate::stats::WorkerStats)). Where replies pass through
+//! holdfast (`nat`, `full_nat`), a reply of the backend counts as an answer; elsewhere, the
+//! client's next packet does. So a flood of SYNs from forged sources leaves as many unanswered SYNs
+//! at every backend of `dsr` and tunnels, and only a comparison is meaningful: a backend is
+//! suspected if its share of unanswered SYNs is far above that of the better half of the others.
 //!
 //! ```text
 //! window      the last 5 minutes, in steps of 30 s
-//! suspected   20 SYNs without an answer, which are half of its own, and 4 times the others' share
+//! suspected   20 unanswered SYNs, which are half of its own, and 4 times the others' share
 //! cleared     a quarter of its own (of 20 at least), or less than twice the others' share
 //! ```
 
@@ -21,26 +22,27 @@ use tokio::time::Instant;
 use crate::config;
 use crate::net::Forward;
 
-/// How far apart the readings are that the window consists of.
+/// Time between two readings of the window.
 const STEP: Duration = Duration::from_secs(30);
 /// Steps in the window.
 const STEPS: usize = 10;
-/// Fewer SYNs say nothing.
+/// Least number of SYNs for a verdict.
 const LEAST: u64 = 20;
 
-/// SYNs of one backend: sums since it began, or what came within the window.
+/// SYNs of one backend: totals since it got its index, or the number within the window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Syns {
-    /// Those that pinned a flow.
+    /// SYNs that pinned a flow.
     pub all: u64,
-    /// Of flows that have ended, those that nothing answered.
+    /// Unanswered SYNs of flows that have ended.
     pub unanswered: u64,
 }
 
 impl Syns {
     fn since(self, earlier: Self) -> Self {
         let unanswered = self.unanswered.saturating_sub(earlier.unanswered);
-        // A flow ends later than it begins, so the last ones of a busy time may be alone.
+        // Flows end later than they begin, so the last ones of a busy period may be the only ones
+        // counted.
         let all = self.all.saturating_sub(earlier.all).max(unanswered);
         Self { all, unanswered }
     }
@@ -49,36 +51,36 @@ impl Syns {
         Self { all: self.all + other.all, unanswered: self.unanswered + other.unanswered }
     }
 
-    /// Whether `part` / `whole` of them at least were not answered.
+    /// Returns whether at least `part` / `whole` of the SYNs were unanswered.
     const fn reaches(self, part: u64, whole: u64) -> bool {
         self.unanswered.saturating_mul(whole) >= self.all.saturating_mul(part)
     }
 
-    /// Whether the share without an answer is at least `times` that of `others`.
+    /// Returns whether the unanswered share is at least `times` that of `others`.
     fn exceeds(self, times: u64, others: Self) -> bool {
         let ours = u128::from(self.unanswered) * u128::from(others.all);
         ours >= u128::from(times) * u128::from(others.unanswered) * u128::from(self.all)
     }
 }
 
-/// What is known of the answers of one backend.
+/// Unanswered SYNs of one backend, and the verdict on it.
 #[derive(Debug, Default)]
 pub struct Answering {
-    /// Sums at the ends of the steps, the oldest in front.
+    /// Totals at the ends of the steps, the oldest in front.
     readings: VecDeque<(Instant, Syns)>,
-    /// Within the window.
+    /// SYNs within the window.
     recent: Syns,
-    /// What it was suspected for, as of late.
+    /// SYNs within the window for which the backend is suspected, as of the last judgement.
     suspected: Option<Syns>,
 }
 
 impl Answering {
-    /// What it is suspected for, if it is.
+    /// Returns the SYNs for which the backend is suspected, if it is.
     pub const fn suspected(&self) -> Option<Syns> {
         self.suspected
     }
 
-    /// Takes the sums as they are now.
+    /// Takes a reading of the totals.
     pub fn read(&mut self, sums: Syns, now: Instant) {
         let oldest = self.readings.front().map_or(sums, |(_, oldest)| *oldest);
         self.recent = sums.since(oldest);
@@ -91,13 +93,13 @@ impl Answering {
         }
     }
 
-    /// Compares it with the others of its VIP; true if the verdict changes.
+    /// Compares the backend with the others of its VIP. Returns whether the verdict changes.
     fn judge(&mut self, others: Syns) -> bool {
         let recent = self.recent;
         let enough = recent.all >= LEAST && others.all >= LEAST;
         let before = self.suspected.is_some();
         let guilty = if before {
-            // Without traffic nothing is learnt.
+            // Without enough traffic the verdict stays.
             !enough || recent.reaches(1, 4) && recent.exceeds(2, others)
         } else {
             enough
@@ -114,7 +116,7 @@ impl Answering {
     }
 }
 
-/// Compares the backends of a VIP that are up; returns the positions of changed verdicts.
+/// Compares the backends of a VIP that are up. Returns the positions of those with a new verdict.
 pub fn judge(backends: &mut [&mut Answering]) -> Vec<usize> {
     let recent: Vec<Syns> = backends.iter().map(|backend| backend.recent).collect();
     let mut changed = Vec::new();
@@ -126,7 +128,7 @@ pub fn judge(backends: &mut [&mut Answering]) -> Vec<usize> {
     changed
 }
 
-/// The SYNs of the better half of the backends that have any, but for the one at `position`.
+/// Sums the SYNs of the better half of the backends that have any, except the one at `position`.
 fn better_half(all: &[Syns], position: usize) -> Syns {
     let others = all.iter().enumerate().filter(|(other, syns)| *other != position && syns.all > 0);
     let mut others: Vec<Syns> = others.map(|(_, syns)| *syns).collect();
@@ -137,7 +139,8 @@ fn better_half(all: &[Syns], position: usize) -> Syns {
     others.iter().take(others.len().div_ceil(2)).fold(Syns::default(), |sum, &one| sum.plus(one))
 }
 
-/// `23 of 25 recent SYNs were not answered, while others answer: is 192.0.2.10 on its loopback?`
+/// Describes the suspicion and its likely cause: `23 of 25 recent SYNs were not answered, while
+/// other backends answer: is 192.0.2.10 on its loopback, and its route to the clients right?`
 pub fn hint(vip: &config::Vip, Syns { all, unanswered }: Syns) -> String {
     let address = vip.address;
     let question = match vip.forward {

@@ -1,16 +1,16 @@
-//! The documents of the control API, as the server writes and the command line reads them.
+//! Documents of the control API, as the server writes and the command line reads them.
 //!
-//! HTTP/1.1 over the Unix socket of `[control] socket`. Field names are a contract
-//! (`docs/API.md`): fields are added, never renamed. Those that were added have a default, for
-//! a command line is often newer than the process that it asks.
+//! HTTP/1.1 over the Unix socket of `[control] socket`. Field names are a contract (`docs/API.md`):
+//! fields are added, never renamed. Added fields have a default, since a command line is often
+//! newer than the process it talks to.
 //!
-//! | request | body | answer |
+//! | request | body | reply |
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`] |
 //! | `POST /v1/drain` | [`DrainRequest`] | [`Ordered`] |
 //! | `POST /v1/undrain` | [`UndrainRequest`] | [`Ordered`] |
 //! | `GET /v1/events?since=` | | [`EventList`] |
-//! | `POST /v1/reload` | | [`Reloaded`] |
+//! | `POST /v1/reload` | [`ReloadRequest`], or none | [`Reloaded`] |
 //! | `GET /v1/flows?vip=&backend=&client=&limit=` | | JSON lines of [`Flow`] |
 //! | `GET /v1/clients?vip=&backend=&client=&limit=` | | JSON lines of [`Client`] |
 //! | `DELETE /v1/clients?vip=&backend=&client=&all=` | | [`Forgotten`] |
@@ -27,7 +27,7 @@ use crate::forwarding::explain::Step;
 use crate::forwarding::{FlowAction, Service};
 use crate::net::{Forward, Network, PortRange, Protocol};
 
-/// `GET /v1/status`.
+/// Reply to `GET /v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
     /// Version of holdfast.
@@ -36,82 +36,84 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since the start.
     pub uptime_s: u64,
-    /// The configuration file.
+    /// Path of the configuration file.
     pub config: String,
-    /// Generation of the forwarding table that is published.
+    /// Generation of the published forwarding table.
     pub generation: u64,
-    /// Lines of the log that were lost, as its reader had gone or was too slow.
+    /// Log lines lost because the reader had gone or was too slow.
     #[serde(default)]
     pub log_lines_lost: u64,
-    /// Packets, all workers together.
+    /// Packet sums over all workers.
     pub totals: Totals,
-    /// Packets that went back as their own answer, by kind, all workers together; every kind is present.
+    /// Packets turned into a local reply, by kind, summed over all workers; every kind is present.
     #[serde(default)]
     pub answers: BTreeMap<String, u64>,
-    /// Dropped packets by reason, all workers together; every reason is present.
+    /// Dropped packets by reason, summed over all workers; every reason is present.
     pub drops: BTreeMap<String, u64>,
-    /// VIPs in the configuration's order.
+    /// VIPs in configuration order.
     pub vips: Vec<VipStatus>,
-    /// Backends that a reload has taken away, while they have flows.
+    /// Backends that a reload has removed and that still have flows.
     #[serde(default)]
     pub removed: Vec<RemovedStatus>,
-    /// The sources of full-NAT flows; `None` if there are none.
+    /// SNAT pool of full NAT; `None` if it has no source addresses.
     #[serde(default)]
     pub full_nat: Option<FullNatStatus>,
-    /// What the flow tables hold and bear, by family of VIPs.
+    /// Use and capacity of the flow tables, by family of VIPs.
     #[serde(default)]
     pub flow_tables: Vec<FlowTableStatus>,
-    /// Workers in the configuration's order.
+    /// Workers in configuration order.
     pub workers: Vec<WorkerStatus>,
-    /// NICs in the configuration's order.
+    /// NICs in configuration order.
     pub nics: Vec<NicStatus>,
 }
 
-/// The flow tables of all workers, of one family.
+/// Flow tables of all workers, for one address family.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct FlowTableStatus {
     /// `ipv4` or `ipv6`.
     pub family: String,
-    /// Flows that there is room for.
+    /// Largest number of flows.
     pub capacity: u64,
-    /// Flows that are pinned.
+    /// Pinned flows.
     pub used: u64,
-    /// New TCP flows a second that the tables bear without end, if each is as short as can be; `None`: no
-    /// such VIP.
+    /// New TCP flows per second that the tables sustain, if each flow is as short as possible;
+    /// `None`: no such VIP.
     pub tcp_per_second: Option<u64>,
-    /// The same for UDP, and for all protocols together.
+    /// New flows per second of UDP and all-protocol VIPs that the tables sustain; `None`: no such
+    /// VIP.
     pub udp_per_second: Option<u64>,
-    /// New flows a second, lately.
+    /// New flows per second in the last window of 5 s.
     pub new_per_second: u64,
-    /// How much of the capacity they take, if each is as short as can be.
+    /// Percentage of the capacity that the new flows take, if each is as short as possible.
     pub load_percent: u64,
-    /// What to do, if the tables are nearly full or going to be.
+    /// Remedy, if the tables are nearly full or about to be.
     pub hint: Option<String>,
 }
 
-/// The sources of full-NAT flows.
+/// SNAT pool of full NAT.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FullNatStatus {
-    /// Their addresses.
+    /// Source addresses.
     pub sources: Vec<IpAddr>,
-    /// First and last of their ports.
+    /// First and last source port.
     pub ports: (u16, u16),
-    /// Addresses and ports of IPv4, all workers together.
+    /// Use of the IPv4 pool, summed over all workers.
     pub v4: PoolStatus,
-    /// The same for IPv6.
+    /// Use of the IPv6 pool, summed over all workers.
     pub v6: PoolStatus,
 }
 
-/// How much of a pool is in use.
+/// Use of a SNAT pool, in pairs of address and port.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct PoolStatus {
-    /// Taken by flows.
+    /// Pairs held by flows.
     pub used: u64,
-    /// For the next ones.
+    /// Free pairs.
     pub free: u64,
 }
 
-/// Packet sums: `received = transmitted + handed_over + answered + dropped`, but for what is in flight.
+/// Packet sums: `received = transmitted + handed_over + answered + dropped`, except for packets in
+/// flight.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "named as in WorkerStats")]
 pub struct Totals {
@@ -156,12 +158,12 @@ pub struct Totals {
     pub icmp_rate_limited: u64,
 }
 
-/// One VIP.
+/// Status of a VIP.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VipStatus {
-    /// Name.
+    /// Name of the VIP.
     pub name: String,
-    /// Address, or prefix.
+    /// Address or prefix.
     pub address: Network,
     /// Ports, and ranges such as `"8000-8999"`; empty for all.
     pub ports: Vec<PortRange>,
@@ -169,82 +171,82 @@ pub struct VipStatus {
     pub protocol: Protocol,
     /// Forwarding mode.
     pub forward: Forward,
-    /// Whether its flows keep their backends; false: each datagram is placed by itself.
+    /// Whether flows keep their backends; false: each datagram is scheduled by itself.
     #[serde(default = "pinned")]
     pub pin: bool,
-    /// How it chooses a backend for a new flow.
+    /// Scheduler that chooses the backend of a new flow.
     #[serde(default)]
     pub scheduler: String,
-    /// Which flows belong together.
+    /// Affinity: the flows that are scheduled together.
     #[serde(default)]
     pub affinity: String,
-    /// The interface that has the address, if holdfast put it there.
+    /// Interface to which holdfast added the address, if it did.
     pub announced_on: Option<String>,
-    /// Sources (an address, or the first of a network) that are too large for one backend, and so
-    /// are spread over several.
+    /// Sources (an address, or the first one of a network) that are too large for one backend and
+    /// so are spread over several.
     #[serde(default)]
     pub splits: Vec<SplitStatus>,
-    /// Backends that are up: checked and found so, or not checked, and with a next hop.
+    /// Number of backends that are up: next hop resolved, and health check not failing.
     #[serde(default)]
     pub backends_up: usize,
-    /// Those of them that take new flows: active, and with weight.
+    /// Number of backends that are up and take new flows: active, with non-zero weight.
     #[serde(default)]
     pub backends_in_service: usize,
     /// Traffic of the VIP.
     pub traffic: Traffic,
-    /// Backends in the configuration's order.
+    /// Backends in configuration order.
     pub backends: Vec<BackendStatus>,
 }
 
-/// A source whose new flows are spread by ranges of its ports.
+/// A source whose new flows are spread by ranges of client ports.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SplitStatus {
-    /// The client, masked as the VIP's affinity says.
+    /// Client address, masked by the VIP's affinity prefix.
     pub source: IpAddr,
-    /// Into how many parts.
+    /// Number of parts.
     pub parts: u16,
-    /// Its share of the VIP's new flows in the last two seconds, 0 to 1.
+    /// Share of the VIP's new flows in the last two seconds, 0 to 1.
     pub share: f64,
 }
 
-/// One backend.
+/// Status of a backend.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BackendStatus {
-    /// Name of its VIP.
+    /// Name of the VIP.
     pub vip: String,
-    /// Name.
+    /// Name of the backend.
     pub name: String,
-    /// Its own address.
+    /// Address of the backend.
     pub address: IpAddr,
-    /// NAT: its port, if set.
+    /// NAT: port of the backend, if set.
     pub port: Option<u16>,
     /// Weight.
     pub weight: u32,
-    /// What its health check says.
+    /// Result of the health check.
     pub health: HealthState,
-    /// Why, in words: the last failure, or empty.
+    /// Reason for the health state, in words: the last failure, or empty.
     pub health_detail: String,
-    /// In service, draining or drained.
+    /// State: in service, draining or drained.
     pub state: BackendState,
-    /// Seconds until the drain's deadline.
+    /// Seconds until the drain's deadline; `None`: there is none.
     pub deadline_in_s: Option<u64>,
-    /// Flows that were pinned to it when the drain met its deadline.
+    /// Flows left at the drain's deadline and not kept.
     pub flows_cut: u64,
-    /// How its drain goes; `None`: nothing drains.
+    /// Progress of the drain; `None`: the backend does not drain.
     #[serde(default)]
     pub drain: Option<DrainStatus>,
-    /// How much of its new flows it is given, in per cent: less than 100 during slow start.
+    /// Share of its new flows that the backend gets, in per cent: less than 100 during slow start.
     #[serde(default = "whole")]
     pub share_percent: u8,
-    /// Where frames for it go; `None`: unresolved.
+    /// Next hop of frames to the backend; `None`: unresolved.
     pub next_hop: Option<NextHopStatus>,
-    /// Why there is no next hop, in words; empty when there is one.
+    /// Reason for the missing next hop, in words; empty if it is resolved.
     #[serde(default)]
     pub next_hop_detail: String,
-    /// SYNs that nothing answered: flows that ended as they began.
+    /// Unanswered SYNs: flows that ended in the state in which they began.
     #[serde(default)]
     pub syns_unanswered: u64,
-    /// What may be wrong although it is up, in words; empty: nothing is known.
+    /// Possible fault of a backend that is up, in words; empty: none is known.
     #[serde(default)]
     pub hint: String,
     /// Traffic of the backend.
@@ -252,49 +254,49 @@ pub struct BackendStatus {
 }
 
 impl BackendStatus {
-    /// Whether packets can be sent to it, and its check does not fail.
+    /// Returns whether the next hop is resolved and the health check does not fail.
     pub fn is_up(&self) -> bool {
         self.health != HealthState::Down && self.next_hop.is_some()
     }
 
-    /// Whether it takes new flows.
+    /// Returns whether the backend takes new flows.
     pub fn is_in_service(&self) -> bool {
         self.is_up() && self.state == BackendState::Active && self.weight > 0
     }
 }
 
-/// All of its new flows: what a process that knows no slow start gives a backend.
+/// Default share of new flows, in per cent, for replies of processes without slow start.
 const fn whole() -> u8 {
     100
 }
 
-/// What a process does that knows no VIP without pins.
+/// Default of `pin`, for replies of processes without unpinned VIPs.
 const fn pinned() -> bool {
     true
 }
 
-/// How a drain goes.
+/// Progress of a drain.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DrainStatus {
-    /// Seconds since it began.
+    /// Seconds since the drain began.
     pub for_s: u64,
-    /// Flows that were pinned then.
+    /// Flows that were pinned when the drain began.
     pub flows_at_start: u64,
-    /// Flows that are pinned now.
+    /// Flows that are still pinned.
     pub flows_left: u64,
-    /// Age of the oldest of them; `None`: not known yet.
+    /// Age of the oldest pinned flow, in seconds; `None`: not known yet.
     pub oldest_flow_s: Option<u64>,
-    /// Seconds until the last flow will have ended, or is cut; an estimate, `None`: not known.
+    /// Estimated seconds until the last flow has ended or is terminated; `None`: not known.
     pub ends_in_s: Option<u64>,
     /// Seconds until the deadline; `None`: there is none, or it has passed.
     pub deadline_in_s: Option<u64>,
-    /// What becomes of the flows that are left at the deadline.
+    /// Action for the flows left at the deadline.
     pub then: FlowAction,
-    /// Flows that were left when the deadline came, and do not stay.
+    /// Flows left at the deadline and not kept.
     pub flows_cut: u64,
 }
 
-/// What a health check says.
+/// Result of a health check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthState {
@@ -302,13 +304,13 @@ pub enum HealthState {
     Unchecked,
     /// No result yet; counts as up.
     Unknown,
-    /// Answers.
+    /// The check passes.
     Up,
-    /// Does not answer.
+    /// The check fails.
     Down,
 }
 
-/// What a backend does for its VIP.
+/// Service state of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendState {
@@ -316,12 +318,12 @@ pub enum BackendState {
     Active,
     /// Keeps its flows, takes no new ones.
     Draining,
-    /// Draining, and no flow is left.
+    /// Draining, and no flows are left.
     Drained,
 }
 
 impl BackendState {
-    /// From what was ordered and what is left.
+    /// Returns the state for the ordered service and the number of pinned flows.
     pub const fn of(service: Service, flows_active: u64) -> Self {
         match service {
             Service::Active => Self::Active,
@@ -334,16 +336,17 @@ impl BackendState {
 /// A resolved next hop.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NextHopStatus {
-    /// Interface of the NIC.
+    /// Interface name of the NIC.
     pub interface: String,
     /// Destination MAC, `aa:bb:cc:dd:ee:ff`.
     pub mac: String,
-    /// VLAN, if tagged.
+    /// VLAN id, if tagged.
     pub vlan: Option<u16>,
-    /// Longest IP packet that may leave towards the backend, in bytes; 0 from a process that knows none.
+    /// Longest IP packet that can be sent to the backend, in bytes; 0 from a process that does not
+    /// report it.
     #[serde(default)]
     pub mtu: u16,
-    /// The outer VLAN, of two tags.
+    /// Outer VLAN id, if double-tagged (QinQ).
     pub outer_vlan: Option<u16>,
 }
 
@@ -360,7 +363,7 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
-/// One worker.
+/// Status of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "named as in WorkerStats")]
 pub struct WorkerStatus {
@@ -374,7 +377,7 @@ pub struct WorkerStatus {
     pub sleeps: u64,
 }
 
-/// One NIC.
+/// Status of a NIC.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "named as in PortStats and the kernel's xdp_statistics")]
 pub struct NicStatus {
@@ -384,14 +387,14 @@ pub struct NicStatus {
     pub xdp: String,
     /// `"zero_copy"`, `"copy"`, or `"mixed"` when queues differ.
     pub mode: String,
-    /// Whether a packet may lie in several frames of memory.
+    /// Whether a packet may span several frames of memory.
     pub multi_buffer: bool,
-    /// Queues that are served.
+    /// Queues served by workers.
     pub queues: Vec<u32>,
-    /// Why `xdp` or `mode` is less than was hoped for, in sentences.
+    /// Reasons for which `xdp` or `mode` is not the best one, in sentences.
     #[serde(default)]
     pub fallbacks: Vec<String>,
-    /// What has gone wrong with it since the start, and still is.
+    /// Faults that have occurred since the start and persist.
     #[serde(default)]
     pub faults: Vec<NicFaultStatus>,
     pub rx_packets: u64,
@@ -401,12 +404,12 @@ pub struct NicStatus {
     pub tx_wakeups: u64,
     pub bad_descriptors: u64,
     pub no_free_frame: u64,
-    /// Packets that the XDP program gave to a worker, left to the kernel, or dropped because no
-    /// socket serves their queue.
+    /// Packets that the XDP program redirected to a worker (`steered`), left to the kernel
+    /// (`passed`), or dropped because no socket serves their queue (`no_socket`).
     pub steered: u64,
     pub passed: u64,
     pub no_socket: u64,
-    /// Of the kernel's sockets (XDP_STATISTICS).
+    /// Counters of the kernel's sockets (XDP_STATISTICS).
     pub kernel_rx_dropped: u64,
     pub kernel_rx_ring_full: u64,
     pub kernel_rx_fill_empty: u64,
@@ -414,16 +417,16 @@ pub struct NicStatus {
     pub kernel_tx_invalid: u64,
 }
 
-/// What is wrong with a NIC.
+/// A fault of a NIC.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NicFaultStatus {
-    /// One of `nic_faults::NicFault`, or one that later versions know.
+    /// Name of a `nic_faults::NicFault`; later versions may add others.
     pub kind: String,
-    /// What is wrong, what it costs, and the cure.
+    /// Description of the fault, its cost and its cure.
     pub text: String,
 }
 
-/// `POST /v1/drain`.
+/// Body of `POST /v1/drain`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
@@ -431,18 +434,18 @@ pub struct DrainRequest {
     pub vip: String,
     /// Name of the backend.
     pub backend: String,
-    /// Seconds, at least 1, after which the flows that are left are cut; `None`: a drain that goes
-    /// on keeps its deadline, and a new one has none.
+    /// Seconds, at least 1, until the flows that are left are terminated; `None`: a drain in
+    /// progress keeps its deadline, and a new one has none.
     pub deadline_s: Option<u64>,
-    /// More backends: all are drained, or none.
+    /// Further backends: all are drained, or none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<Name>,
-    /// Also if a VIP is left without a backend that takes new flows.
+    /// Whether to drain even if a VIP is left without a backend that takes new flows.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
 
-/// A backend's name.
+/// Name of a backend and its VIP.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Name {
@@ -452,18 +455,18 @@ pub struct Name {
     pub backend: String,
 }
 
-/// What became of the backends of an order.
+/// Result of a drain or undrain order.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ordered {
-    /// The first one.
+    /// The first backend of the order.
     #[serde(flatten)]
     pub backend: BackendStatus,
-    /// The others, in the order's order.
+    /// Further backends, in the order of the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<BackendStatus>,
 }
 
-/// `POST /v1/undrain`.
+/// Body of `POST /v1/undrain`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UndrainRequest {
@@ -471,96 +474,96 @@ pub struct UndrainRequest {
     pub vip: String,
     /// Name of the backend.
     pub backend: String,
-    /// More backends: all are taken back into service, or none.
+    /// Further backends: all are put back into service, or none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<Name>,
 }
 
-/// `GET /v1/events`.
+/// Reply to `GET /v1/events`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EventList {
-    /// Number of the latest event; what to ask `since` next.
+    /// Sequence number of the latest event; the next value of `since`.
     pub last: u64,
-    /// Events after `since` that are forgotten already.
+    /// Number of events after `since` that are no longer kept.
     pub lost: u64,
-    /// The others, the oldest first.
+    /// Events after `since` that are kept, the oldest first.
     pub events: Vec<Event>,
 }
 
-/// Something that has happened.
+/// An event.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {
-    /// Its number, from 1 since the start of the process.
+    /// Sequence number, from 1 at the start of the process.
     pub seq: u64,
-    /// When, in UTC (RFC 3339, with milliseconds).
+    /// Time in UTC (RFC 3339, with milliseconds).
     pub time: String,
-    /// One of `events::Kind`, or one that later versions know.
+    /// Name of an `events::Kind`; later versions may add others.
     pub kind: String,
-    /// Name of the VIP, if it is about one.
+    /// Name of the VIP, if the event concerns one.
     pub vip: Option<String>,
-    /// Name of the backend, if it is about one.
+    /// Name of the backend, if the event concerns one.
     pub backend: Option<String>,
-    /// The NIC, if it is about one.
+    /// Interface name of the NIC, if the event concerns one.
     #[serde(default)]
     pub nic: Option<String>,
-    /// What is or was wrong with the NIC: the `kind` of [`NicFaultStatus`].
+    /// Fault that began or ended on the NIC: the `kind` of [`NicFaultStatus`].
     #[serde(default)]
     pub fault: Option<String>,
-    /// What was counted, by name.
+    /// Counts that belong to the event, by name.
     #[serde(default)]
     pub numbers: BTreeMap<String, u64>,
-    /// All of it in words.
+    /// The whole event in words.
     pub text: String,
 }
 
-/// A backend that a reload has taken away, while it has flows.
+/// A backend that a reload has removed and that still has flows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RemovedStatus {
-    /// Name of the VIP, as it was.
+    /// Name of the VIP at the time of removal.
     pub vip: String,
-    /// Name of the backend, as it was.
+    /// Name of the backend at the time of removal.
     pub backend: String,
-    /// Its address.
+    /// Address of the backend.
     pub address: IpAddr,
-    /// Its port, if it is not the client's.
+    /// Port of the backend, if it differs from the client's destination port.
     pub port: Option<u16>,
-    /// Flows that are pinned to it.
+    /// Flows that are still pinned to it.
     pub flows_left: u64,
-    /// What becomes of them.
+    /// Action for these flows.
     pub then: FlowAction,
 }
 
-/// `POST /v1/reload`.
+/// Reply to `POST /v1/reload`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reloaded {
-    /// One sentence per difference; empty when nothing changed.
+    /// Differences between the configurations, one sentence each; empty if nothing changed.
     pub changes: Vec<String>,
-    /// Whether nothing was applied: it was only asked for.
+    /// Whether this was a dry run, which applies nothing.
     #[serde(default)]
     pub dry_run: bool,
-    /// What is taken away, with its flows.
+    /// Flows of removed VIPs, backends, addresses and ports.
     #[serde(default)]
     pub flows: Vec<FlowsRemoved>,
 }
 
-/// The flows of what a reload takes away.
+/// The flows of a VIP, backend, address or port that a reload removes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FlowsRemoved {
-    /// Name of the VIP, as it was.
+    /// Name of the VIP before the reload.
     pub vip: String,
-    /// Name of the backend, as it was; `None`: ports or the address of the VIP.
+    /// Name of the backend before the reload; `None`: ports or the address of the VIP.
     pub backend: Option<String>,
-    /// How many they are.
+    /// Number of flows.
     pub flows: u64,
-    /// What becomes of them.
+    /// Action for these flows.
     pub then: FlowAction,
 }
 
-/// `POST /v1/reload`, its body; may be left out.
+/// Optional body of `POST /v1/reload`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReloadRequest {
-    /// Say what would change, and change nothing.
+    /// Report the changes without applying them.
     pub dry_run: bool,
 }
 
@@ -571,81 +574,83 @@ pub struct Flow {
     pub vip: String,
     /// Name of the backend.
     pub backend: String,
-    /// TCP or UDP.
+    /// Protocol of the VIP.
     pub protocol: Protocol,
-    /// Who opened it.
+    /// Address and port of the client.
     pub client: SocketAddr,
-    /// Where it was opened to.
+    /// Destination address and port of the client's packets.
     pub destination: SocketAddr,
-    /// Full NAT: the address and port of ours that the backend knows it by; else `None`.
+    /// Full NAT: SNAT address and port; `None` in other modes.
     #[serde(default)]
     pub source: Option<SocketAddr>,
-    /// `"embryonic"`, `"established"`, `"closing"` or `"udp"`.
+    /// `"embryonic"`, `"established"`, `"closing"`, `"cut"`, `"udp"`, `"udp_first"`, `"any"` or
+    /// `"any_first"`.
     pub state: String,
-    /// Milliseconds since it was pinned.
+    /// Milliseconds since the flow was pinned.
     pub age_ms: u64,
-    /// Milliseconds since its last packet.
+    /// Milliseconds since the last packet.
     pub idle_ms: u64,
-    /// Index of the worker that pins it.
+    /// Index of the worker that holds the pin.
     pub worker: usize,
 }
 
 /// One line of `GET /v1/clients`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Client {
-    /// Name of the VIP; `None` when it was removed.
+    /// Name of the VIP; `None` if it was removed.
     pub vip: Option<String>,
-    /// The client's address, or its prefix.
+    /// Address or prefix of the client.
     pub client: IpAddr,
-    /// Which part of the clients behind that address; 1 if it is not divided.
+    /// Number of the part of a divided source; 1 if the source is not divided.
     pub part: u16,
-    /// Name of the backend; `None` when it was removed, or its drain met the deadline.
+    /// Name of the backend; `None` if it was removed, or its drain met the deadline.
     pub backend: Option<String>,
-    /// Milliseconds since the client was sent there first.
+    /// Milliseconds since the client was assigned to the backend.
     pub age_ms: u64,
-    /// Milliseconds since a packet of its flows was noted last, give or take 1.3 s.
+    /// Milliseconds since a packet of the client was recorded last, with an error of up to 1.3 s.
     pub idle_ms: u64,
-    /// The client has shown that it is there.
+    /// Whether the client has proven its address by a handshake.
     pub proven: bool,
-    /// It was silent for longer than the VIP's time-out.
+    /// Whether the client was silent for longer than the VIP's time-out.
     pub expired: bool,
 }
 
-/// `DELETE /v1/clients`.
+/// Reply to `DELETE /v1/clients`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Forgotten {
-    /// How many clients were forgotten.
+    /// Number of forgotten clients.
     pub forgotten: usize,
 }
 
-/// `GET /v1/explain`.
+/// Reply to `GET /v1/explain`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Explained {
     /// Name of the VIP.
     pub vip: String,
-    /// Who opens the flow, or has opened it.
+    /// Address and port of the client.
     pub client: SocketAddr,
-    /// Where to.
+    /// Destination address and port of the packet.
     pub destination: SocketAddr,
-    /// TCP or UDP.
+    /// Protocol of the VIP.
     pub protocol: Protocol,
-    /// Name of the backend that the packet is sent to; `None`: it is dropped.
+    /// Name of the backend to which the packet is sent; `None`: the packet is dropped.
     pub backend: Option<String>,
-    /// Name of that backend's VIP: another one for a flow that began before a reload gave its port to `vip`.
+    /// Name of that backend's VIP. It differs from `vip` for a flow that began before a reload gave
+    /// its port to `vip`.
     #[serde(default)]
     pub backend_vip: Option<String>,
-    /// The decisions, in their order.
+    /// Decisions in the order in which they are made.
     pub steps: Vec<Step>,
-    /// The frame as it leaves, in hex digits; empty for one that is dropped.
+    /// The transmitted frame in hex digits; empty if the packet is dropped.
     pub frame: String,
 }
 
-/// Body of every error answer.
+/// Body of every error reply.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ApiError {
-    /// What went wrong, where, and how to fix it; of several mistakes, one per line.
+    /// Mistake, its location and its remedy; several mistakes are separated by line breaks.
     pub error: String,
-    /// The same, one entry per mistake.
+    /// The mistakes, one entry each.
     #[serde(default)]
     pub errors: Vec<String>,
 }

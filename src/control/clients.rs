@@ -1,4 +1,4 @@
-//! `/v1/clients`: which client has which backend, listed and forgotten while workers go on.
+//! `/v1/clients`: lists and forgets the backends of clients while workers run.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,32 +12,32 @@ use crate::flow::clients::{Clients, Key, Mapping};
 use crate::flow::shared::SharedTables;
 use crate::units::Ticks;
 
-/// Places between two pauses of a removal: well below a millisecond of work.
+/// Positions between two yields of a removal: well below a millisecond of work.
 const CHUNK: usize = 4096;
-/// Places that are looked at per second for mappings of long ago: all of the largest table in six
+/// Positions examined per second for expired records: the whole of the largest table takes six
 /// days.
 const AGEING: usize = 64;
 
-/// What `DELETE /v1/clients` is to forget: at least one filter, or `all`.
+/// Query of `DELETE /v1/clients`: at least one filter, or `all`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ForgetQuery {
-    /// Clients of this VIP.
+    /// Clients of this VIP only.
     pub vip: Option<String>,
-    /// Clients of backends with this name.
+    /// Clients of backends with this name only.
     pub backend: Option<String>,
-    /// Clients of this network or address.
+    /// Clients of this network or address only.
     pub client: Option<String>,
-    /// Everybody.
+    /// All clients.
     #[serde(default)]
     pub all: bool,
 }
 
 impl ForgetQuery {
-    /// Checks the query against what exists.
+    /// Checks the query against the existing VIPs and backends.
     ///
     /// # Errors
-    /// Names what is unknown or malformed, or that nothing was named.
+    /// When a name is unknown, a value is malformed, or no filter is given.
     pub fn filter(self, names: &Names) -> Result<Filter, QueryError> {
         let Self { vip, backend, client, all } = self;
         if !all && vip.is_none() && backend.is_none() && client.is_none() {
@@ -47,7 +47,7 @@ impl ForgetQuery {
     }
 }
 
-/// The clients table, as the rows of a list.
+/// The clients table as a source of rows.
 pub struct ClientRows(pub Arc<SharedTables>);
 
 impl Source for ClientRows {
@@ -84,7 +84,8 @@ fn told(key: &Key, mapping: &Mapping, lens: &Lens<'_>) -> Client {
     }
 }
 
-/// Forgets the clients that `filter` wants; returns how many. Connections stay where they are.
+/// Forgets the clients that match `filter`, and returns their number. Existing flows keep their
+/// backends.
 pub async fn forget(clients: &Clients, filter: &Filter, names: &Names, clock: &Clock) -> usize {
     let mut forgotten = 0;
     for start in (0..clients.positions()).step_by(CHUNK) {
@@ -98,8 +99,8 @@ pub async fn forget(clients: &Clients, filter: &Filter, names: &Names, clock: &C
     forgotten
 }
 
-/// Forgets, a few places per call, who was silent for longer than any time-out: the clock of the
-/// table cannot tell spans without end. Returns where to go on.
+/// Forgets clients that were silent for longer than any time-out, `AGEING` positions per call:
+/// the time stamps of the table wrap around. Returns the position at which the next call continues.
 pub fn age(clients: &Clients, from: usize, now: Ticks) -> usize {
     let end = (from + AGEING).min(clients.positions());
     for position in from..end {
@@ -112,21 +113,21 @@ pub fn age(clients: &Clients, from: usize, now: Ticks) -> usize {
     if end == clients.positions() { 0 } else { end }
 }
 
-/// Forgets clients of long ago, some positions of the table at a time.
+/// Forgets long-expired clients, some positions of the table at a time.
 pub struct Ageing {
     shared: Arc<SharedTables>,
     clock: Clock,
-    /// How far the table was looked through.
+    /// Next position to examine.
     from: usize,
 }
 
 impl Ageing {
-    /// Of this table, and its clock.
+    /// Creates a scan of this table, which starts at its first position.
     pub const fn new(shared: Arc<SharedTables>, clock: Clock) -> Self {
         Self { shared, clock, from: 0 }
     }
 
-    /// Looks through some more positions.
+    /// Examines the next positions.
     pub fn advance(&mut self) {
         self.from = age(&self.shared.clients, self.from, (self.clock)());
     }
@@ -147,8 +148,9 @@ mod tests {
 
     const NOW: Ticks = Ticks(628);
 
-    /// Clients 198.51.100.0 to .9 of VIP 0, by turns at backends `a` and `b`; the first three were
-    /// silent for longer than the VIP's second and a period, and one has a backend that is gone.
+    /// Clients 198.51.100.0 to .9 of VIP 0, alternating between backends `a` and `b`. The first
+    /// three were silent for longer than the VIP's time-out of a second and a period; the last one
+    /// has a backend that is gone.
     fn some() -> (Arc<SharedTables>, Arc<Names>) {
         let mut registry = Registry::default();
         let sticky = Sticky { on_drain: Hold::Release, on_down: Hold::Keep };
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn who_names_nothing_is_refused() {
+    fn a_query_that_names_nothing_is_refused() {
         let (_, names) = some();
         let error = ForgetQuery::default().filter(&names).unwrap_err().to_string();
         assert!(error.contains("all=true"), "{error}");

@@ -1,8 +1,9 @@
-//! The control socket's place in the file system: claimed at the start, given up at the end.
+//! The file of the control socket: created at the start, removed at the end.
 //!
-//! A lock on a file beside it (`<socket>.lock`, which stays) says whether a process is alive, and the
-//! file's second line which socket was that process's: device and inode. So the socket that a dead
-//! holdfast left behind is replaced; all else that may be there is another program's, and is left alone.
+//! A lock on a neighbouring file (`<socket>.lock`, which stays) shows whether a process is alive.
+//! The second line of that file has the device and inode of the process's socket. So a socket that
+//! a dead holdfast left behind is replaced; any other file at the path belongs to another program
+//! and is left alone.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
@@ -13,29 +14,30 @@ use std::path::{Path, PathBuf};
 use super::ControlError;
 use crate::format::reason;
 
-/// What to do about something else at the socket's path.
+/// Remedy for another file at the socket's path.
 const MOVE_IT: &str = "holdfast replaces only a socket of its own: remove it if it is not needed";
 
-/// A socket that no process of holdfast has made.
+/// Description of a socket that no holdfast process has created.
 const OF_OTHERS: &str = "a socket of another program";
 
-/// The control socket, claimed. Dropping it removes the socket file, if it is still this one.
+/// The locked control socket. Dropping it removes the socket file, if the file is still the one
+/// that was created.
 #[derive(Debug)]
 pub struct ControlSocket {
     path: PathBuf,
     mark: Mark,
     listener: Option<UnixListener>,
-    /// Holds the lock; closing it releases.
+    /// The locked file; closing it releases the lock.
     lock: File,
 }
 
 impl ControlSocket {
-    /// The socket.
+    /// Path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What listens there, once.
+    /// Takes the listener; `None` after the first call.
     pub const fn take(&mut self) -> Option<UnixListener> {
         self.listener.take()
     }
@@ -44,14 +46,15 @@ impl ControlSocket {
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|there| Mark::of(&there) == self.mark) {
-            // If it has gone since: the better. What comes there now is no process's that noted it.
+            // The file may have gone in the meantime. A file that appears there now is in no
+            // process's note.
             let _ = fs::remove_file(&self.path);
             let _ = self.lock.set_len(0);
         }
     }
 }
 
-/// Which file it is.
+/// Identity of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
     device: u64,
@@ -64,11 +67,11 @@ impl Mark {
     }
 }
 
-/// What the last process wrote into the lock file.
+/// Contents of the lock file, written by the last process.
 #[derive(Debug, Default)]
 struct Note {
     pid: String,
-    /// Its socket; versions before this one did not write it.
+    /// Identity of the process's socket; older versions did not write it.
     mark: Option<Mark>,
 }
 
@@ -89,11 +92,12 @@ impl Note {
     }
 }
 
-/// Claims the control socket: makes its directory (0700) if it is missing, locks, listens (0600).
+/// Creates the control socket: makes its directory (0700) if it is missing, locks, and listens
+/// (0600).
 ///
 /// # Errors
-/// [`ControlError::AlreadyRunning`] when a living process has it, [`ControlError::Socket`] when it
-/// cannot be made, or something else is there.
+/// [`ControlError::AlreadyRunning`] if a living process holds the lock, [`ControlError::Socket`] if
+/// the socket cannot be created, or another file is there.
 pub fn claim(path: &Path) -> Result<ControlSocket, ControlError> {
     let error = |reason| ControlError::Socket { path: path.to_owned(), reason };
     let failed = |what: &str| {
@@ -112,7 +116,8 @@ pub fn claim(path: &Path) -> Result<ControlSocket, ControlError> {
     Ok(ControlSocket { path: path.to_owned(), mark, listener: Some(listener), lock })
 }
 
-/// What is at the socket's path that no process of holdfast has made, in words; asks and changes nothing.
+/// Describes a file at the socket's path that no holdfast process has created; `None` if there is
+/// none. Neither connects nor changes anything.
 pub fn obstacle(path: &Path) -> Option<String> {
     if let Some(what) = other_kind(path) {
         return Some(what.to_owned());
@@ -123,12 +128,12 @@ pub fn obstacle(path: &Path) -> Option<String> {
     (!note.is_about(&socket)).then(|| OF_OTHERS.to_owned())
 }
 
-/// Whether a holdfast answers there.
+/// Returns whether a holdfast process accepts connections at `path`.
 pub fn answers(path: &Path) -> bool {
     obstacle(path).is_none() && UnixStream::connect(path).is_ok()
 }
 
-/// What is there instead of a socket.
+/// Describes the kind of a file that is not a socket; `None` for a socket or no file.
 fn other_kind(path: &Path) -> Option<&'static str> {
     let kind = fs::symlink_metadata(path).ok()?.file_type();
     match () {
@@ -141,10 +146,11 @@ fn other_kind(path: &Path) -> Option<&'static str> {
     }
 }
 
-/// Removes the socket that the process of `note` left behind; an error about any other.
+/// Removes the socket that the process of `note` left behind. Any other file is an error.
 fn remove_stale(path: &Path, note: &Note) -> Result<(), String> {
     let Ok(socket) = fs::symlink_metadata(path) else { return Ok(()) };
-    // Not to be asked: a program that accepts no connections lets them wait for ever.
+    // Such a socket is not connected to: a connection to a program that accepts none waits for
+    // ever.
     if !note.is_about(&socket) {
         return Err(format!("is {OF_OTHERS}; {MOVE_IT}"));
     }
@@ -157,7 +163,7 @@ fn remove_stale(path: &Path, note: &Note) -> Result<(), String> {
     }
 }
 
-/// Makes a directory that only its owner can enter; one that exists stays as it is.
+/// Creates a directory that only its owner can enter. An existing one stays as it is.
 fn make_private(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
@@ -182,7 +188,7 @@ fn lock(socket: &Path) -> Result<(File, Note), ControlError> {
     let mut file = options.open(&path).map_err(failed)?;
     let locked = file.try_lock();
     let mut text = String::new();
-    // Without it the socket that is there is nobody's, and the message has no number.
+    // Without the note, an existing socket counts as another program's, and the message has no pid.
     let _ = file.read_to_string(&mut text);
     let note = Note::parse(&text);
     match locked {
@@ -202,11 +208,11 @@ fn write_note(file: &mut File, mark: Mark) -> io::Result<()> {
     write!(file, "{}\n{device}:{inode}\n", std::process::id())
 }
 
-/// Listens with mode 0600 whatever the umask: the socket is made in a private directory, and gets its place
-/// when its mode is right and the lock file tells of it; nothing is replaced.
+/// Listens with mode 0600 whatever the umask: the socket is created in a private directory, and
+/// linked to its path once its mode is right and the lock file records it. Nothing is replaced.
 fn listen(path: &Path, directory: &Path, lock: &mut File) -> io::Result<(UnixListener, Mark)> {
     let private = directory.join(format!(".hf{}", std::process::id()));
-    // Left by one that was killed here; in a container every process has the same number.
+    // Left by a process that was killed here; in a container every process may have the same pid.
     let _ = fs::remove_file(private.join("s"));
     let _ = fs::remove_dir(&private);
     DirBuilder::new().mode(0o700).create(&private)?;
@@ -265,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_process_is_refused_and_told_who_has_it() {
+    fn a_second_process_is_refused_with_the_pid_of_the_first() {
         let scratch = Scratch::new();
         let first = claim(&scratch.socket()).unwrap();
         let error = claim(&scratch.socket()).unwrap_err().to_string();
@@ -281,7 +287,7 @@ mod tests {
         let scratch = Scratch::new();
         let socket = scratch.socket();
         for note in ["this version", "a version without marks"] {
-            // As by `kill -9`: neither dropped nor removed.
+            // As after `kill -9`: neither dropped nor removed.
             let mut dead = claim(&socket).unwrap();
             drop(dead.take());
             dead.path = scratch.0.join("elsewhere");
@@ -297,7 +303,7 @@ mod tests {
         }
     }
 
-    /// It may accept no connections, and whoever asks would wait.
+    /// The other program may accept no connections, and a client would wait.
     #[test]
     fn another_program_is_not_asked() {
         let scratch = Scratch::new();
@@ -309,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_left_that_was_killed_while_it_claimed_does_not_matter() {
+    fn leftovers_of_a_process_killed_while_claiming_do_not_matter() {
         let scratch = Scratch::new();
         let private = scratch.0.join(format!(".hf{}", std::process::id()));
         make_private(&private).unwrap();
@@ -318,9 +324,10 @@ mod tests {
         assert!(!private.exists());
     }
 
-    /// What is no socket of holdfast's is refused by its name, and is there afterwards as it was.
+    /// A file that is not a holdfast socket is refused with a description of it, and left
+    /// unchanged.
     #[test]
-    fn what_is_of_others_is_left_alone() {
+    fn files_of_other_programs_are_left_alone() {
         type Make = fn(&Path);
         let rows: [(&str, Make); 6] = [
             ("a regular file", |path| fs::write(path, "precious").unwrap()),
@@ -358,7 +365,7 @@ mod tests {
 
     /// At the end, too.
     #[test]
-    fn what_took_the_sockets_place_meanwhile_stays() {
+    fn a_file_that_replaced_the_socket_stays() {
         let scratch = Scratch::new();
         let socket = scratch.socket();
         let claim = claim(&socket).unwrap();
@@ -369,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_cannot_be_made_is_told() {
+    fn a_path_that_cannot_be_made_is_reported() {
         let scratch = Scratch::new();
         make_private(&scratch.0).unwrap();
         let file = scratch.0.join("file");

@@ -1,7 +1,8 @@
-//! The control loop: one event at a time, and after each, at most one new forwarding table.
+//! The control loop. It handles one event at a time, and publishes at most one new forwarding table
+//! after each.
 //!
-//! The loop has [`Parts`]: each owns its state, its event and its retry, and lies in a file of its own. What
-//! more than one of them reads or changes is the [`World`].
+//! The loop has [`Parts`]: each owns its state, its event and its retry, and has its own file.
+//! State that several parts read or change is in the [`World`].
 
 mod announcing;
 mod drains;
@@ -50,12 +51,12 @@ use super::state::{Registry, VipEntry};
 use super::{ControlError, ControlSocket, Inputs, Signal, WorkerEvent};
 use crate::format::counted;
 
-/// Drain deadlines and workers' events are looked at this often.
+/// Period of checking drain deadlines and worker events.
 const TICK: Duration = Duration::from_millis(100);
-/// Old tables are freed, and what failed is tried again, this often.
+/// Period of freeing old tables and retrying failed operations.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Wakes the loop, besides the events of its parts.
+/// Wake-up sources of the loop, in addition to the events of its parts.
 struct Events {
     signals: mpsc::Receiver<Signal>,
     requests: mpsc::Receiver<Request>,
@@ -72,7 +73,7 @@ struct Controller {
     reloading: Reloading,
 }
 
-/// Runs the control thread's work to its end; see [`super::run`].
+/// Runs the control thread to its end; see [`super::run`].
 pub(super) async fn serve(
     inputs: Inputs,
     signals: mpsc::Receiver<Signal>,
@@ -91,7 +92,7 @@ pub(super) async fn serve(
 
 type Assembled = (Controller, ApiState, ControlSocket, Box<dyn FnOnce()>);
 
-/// Opens netlink and connects the parts; nothing outside of the process has changed yet.
+/// Opens netlink and connects the parts. Changes nothing outside the process.
 fn assemble(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<Assembled, ControlError> {
     let netlink = Netlink::open()?;
     let change_notifier = netlink::watch()?;
@@ -151,7 +152,7 @@ fn patient(period: Duration) -> Interval {
 }
 
 impl Controller {
-    /// Starts the parts, and then serves the control socket.
+    /// Starts the parts, then serves the control socket.
     async fn start(
         &mut self,
         control_socket: &mut ControlSocket,
@@ -198,9 +199,9 @@ impl Controller {
     }
 }
 
-/// Carries out a request of the control socket, and replies.
+/// Executes a request of the control socket and replies.
 async fn answer(request: Request, parts: &mut Parts, reloading: &Reloading, started: Instant) {
-    // Whoever asked may have gone; an order was carried out all the same.
+    // The client may have disconnected; its order is executed all the same.
     match request {
         Request::Status(reply) => _ = reply.send(parts.status(started, reloading.path())),
         Request::Drain(order, reply) => _ = reply.send(drain(&mut parts.world, &order)),
@@ -217,8 +218,8 @@ async fn answer(request: Request, parts: &mut Parts, reloading: &Reloading, star
     }
 }
 
-/// Warns of what a stop does to flows whose packets are translated here: no other process can do that, and
-/// their ends are sent nothing.
+/// Warns of the effect of a stop on translated flows: no other process can translate their packets,
+/// and their endpoints are sent nothing.
 fn warn_of_cut_flows(world: &World) {
     let translated = world.registry.all_vips().filter(|vip| vip.config.forward.translates());
     let backends = translated.flat_map(VipEntry::all_backends);
@@ -234,9 +235,9 @@ fn warn_of_cut_flows(world: &World) {
     }
 }
 
-/// The first worker that has ended, if any.
+/// Returns the error of the first worker that has failed, if any.
 fn worker_failure(events: &crossbeam_channel::Receiver<WorkerEvent>) -> Result<(), ControlError> {
-    // No sender left is the daemon's business: it holds one for as long as it lives.
+    // A closed channel is not an error here: the daemon holds a sender for as long as it lives.
     match events.try_recv() {
         Ok(WorkerEvent::Failed { worker, error }) => Err(ControlError::Worker { worker, error }),
         Err(_) => Ok(()),

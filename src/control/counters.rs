@@ -1,7 +1,7 @@
-//! Workers' counters of a VIP or a backend, summed over all workers.
+//! Counters of a VIP or a backend, summed over all workers.
 //!
-//! Counters of an index that was used before start at its [`Baseline`], so that a new backend starts at
-//! zero.
+//! Indices are reused. The counters of a reused index are relative to its [`Baseline`], so that a
+//! new backend starts at zero.
 
 use super::WorkerView;
 use super::answering::Syns;
@@ -9,24 +9,24 @@ use super::api::Traffic;
 use crate::net::{BackendIndex, VipId};
 use crate::stats::{Counter, FlowStats};
 
-/// The counters of an index when its present owner got it.
+/// Counters of an index at the time when its present owner got it.
 #[derive(Debug, Clone, Default)]
 pub struct Baseline {
     traffic: Traffic,
     unanswered: u64,
 }
 
-/// Counters of a VIP's index now.
+/// Returns the present counters of a VIP's index as a baseline.
 pub fn vip_baseline(workers: &[WorkerView], id: VipId) -> Baseline {
     Baseline { traffic: vip_traffic(workers, id), unanswered: 0 }
 }
 
-/// Counters of a backend's index now.
+/// Returns the present counters of a backend's index as a baseline.
 pub fn backend_baseline(workers: &[WorkerView], index: BackendIndex) -> Baseline {
     Baseline { traffic: backend_traffic(workers, index), unanswered: unanswered(workers, index) }
 }
 
-/// SYNs to a backend since it has its index.
+/// Returns the SYNs to a backend since it got its index.
 pub fn syns(workers: &[WorkerView], index: BackendIndex, base: &Baseline) -> Syns {
     let all = since(backend_traffic(workers, index), base).flows_total;
     let unanswered = unanswered(workers, index).saturating_sub(base.unanswered);
@@ -39,7 +39,7 @@ fn unanswered(workers: &[WorkerView], index: BackendIndex) -> u64 {
     workers.iter().filter_map(of).sum()
 }
 
-/// Flows that are pinned to a backend now, over all workers.
+/// Returns the flows that are pinned to a backend, over all workers.
 pub fn flows_active(workers: &[WorkerView], index: BackendIndex) -> u64 {
     let of = |worker: &WorkerView| {
         worker.stats.backends.get(usize::from(index.0)).map_or(0, |stats| stats.flows_active.get())
@@ -47,7 +47,7 @@ pub fn flows_active(workers: &[WorkerView], index: BackendIndex) -> u64 {
     workers.iter().map(of).sum()
 }
 
-/// Flows that were ever pinned for a VIP's index, over all workers.
+/// Returns the flows ever pinned at a VIP's index, over all workers.
 pub fn flows_total(workers: &[WorkerView], id: VipId) -> u64 {
     let of = |worker: &WorkerView| {
         worker.stats.vips.get(usize::from(id.0)).map_or(0, |stats| stats.flows_total.get())
@@ -55,7 +55,8 @@ pub fn flows_total(workers: &[WorkerView], id: VipId) -> u64 {
     workers.iter().map(of).sum()
 }
 
-/// Flows that were ever pinned for a VIP, over all workers; without pins, datagrams that were placed.
+/// Returns the flows ever pinned at a VIP's index, over all workers; without pins, the datagrams
+/// scheduled.
 pub fn flows_or_datagrams(workers: &[WorkerView], id: VipId, pin: bool) -> u64 {
     let stats = workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(id.0)));
     let counters = stats.map(|stats| match pin {
@@ -65,12 +66,12 @@ pub fn flows_or_datagrams(workers: &[WorkerView], id: VipId, pin: bool) -> u64 {
     counters.map(Counter::get).sum()
 }
 
-/// Counters of a VIP's index, over all workers.
+/// Returns the counters of a VIP's index, over all workers.
 pub fn vip_traffic(workers: &[WorkerView], id: VipId) -> Traffic {
     sum(workers.iter().filter_map(|worker| worker.stats.vips.get(usize::from(id.0))))
 }
 
-/// Counters of a backend's index, over all workers.
+/// Returns the counters of a backend's index, over all workers.
 pub fn backend_traffic(workers: &[WorkerView], index: BackendIndex) -> Traffic {
     sum(workers.iter().filter_map(|worker| worker.stats.backends.get(usize::from(index.0))))
 }
@@ -88,7 +89,7 @@ fn sum<'a>(stats: impl Iterator<Item = &'a FlowStats>) -> Traffic {
     })
 }
 
-/// What was counted since the baseline. `flows_active` is a gauge and stays as it is.
+/// Returns the counts since the baseline. `flows_active` is a gauge and stays as it is.
 pub fn since(now: Traffic, Baseline { traffic: base, .. }: &Baseline) -> Traffic {
     Traffic {
         packets_in: now.packets_in.saturating_sub(base.packets_in),

@@ -1,4 +1,4 @@
-//! Draining one backend: no new flows from now on; old ones end, or a deadline comes.
+//! State machine of a drain: a backend gets no new flows; its old ones end, or a deadline comes.
 //!
 //! ```text
 //!            begin                     flows_active = 0
@@ -6,8 +6,8 @@
 //!     ^                  | deadline
 //!     |                  |   keep:   goes on
 //!     |                  |   rehash: Out, generation + 1, pins stale
-//!     |                  |   reset:  both ends of each flow are told; when they are gone, or after
-//!     |      cancel      v           a while, as rehash
+//!     |                  |   reset:  both ends of each flow get a RST; when the flows are gone, or
+//!     |      cancel      v           after `RESETS`, as rehash
 //!     +---------------- Out
 //! ```
 //!
@@ -19,44 +19,44 @@ use tokio::time::Instant;
 
 use crate::forwarding::{FlowAction, RESET_TIME, Service};
 
-/// How long resets may take, at most: one round of the flow tables' sweep, and the time in which an
-/// end that missed its RST is told again, with some to spare.
+/// Longest duration of the resets at a deadline: one round of the flow tables' sweep, and the time
+/// in which an endpoint that missed its RST gets another, with a margin.
 pub const RESETS: Duration = Duration::from_millis(RESET_TIME.as_ms() + 6_000);
 
-/// What was ordered for one backend, and how far it has come.
+/// Drain state of one backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drain {
     service: Service,
-    /// When it began, and the flows that were pinned then.
+    /// Start of the drain, and the number of flows pinned then.
     begun: Option<(Instant, u64)>,
     deadline: Option<Instant>,
-    /// Its flows are being reset, until then.
+    /// End of the time for resets; set while the flows are being reset.
     resets_until: Option<Instant>,
     flows_cut: u64,
-    /// Its end was told.
+    /// Whether the end of the drain was reported.
     told: bool,
 }
 
-/// A step of a drain; each is told once.
+/// A step of a drain. Each is reported once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// The last flow ended by itself.
     Drained,
-    /// The deadline has come; so many flows stay.
+    /// The deadline has come; the flows stay.
     Kept {
-        /// Flows that are pinned.
+        /// Number of pinned flows.
         flows_left: u64,
     },
-    /// The deadline has come; so many flows are to be reset.
+    /// The deadline has come; the flows are to be reset.
     Resets {
-        /// Flows that are pinned.
+        /// Number of pinned flows.
         flows_left: u64,
     },
-    /// The backend is out; pins that are left are to be stale.
+    /// The backend is out; the pins that are left become stale.
     Cut {
-        /// Flows that were pinned when the deadline came.
+        /// Number of flows pinned at the deadline.
         flows_cut: u64,
-        /// Whether its end was told before: no flow was left.
+        /// Whether the end was reported before, since no flow was left.
         told: bool,
     },
 }
@@ -75,41 +75,43 @@ impl Default for Drain {
 }
 
 impl Drain {
-    /// What the forwarding table is to say.
+    /// Returns the service state for the forwarding table.
     pub const fn service(&self) -> Service {
         self.service
     }
 
-    /// What the forwarding table is to say of its flows.
+    /// Returns the action on the pinned flows for the forwarding table.
     pub const fn flows_left(&self) -> FlowAction {
         if self.resets_until.is_some() { FlowAction::Reset } else { FlowAction::Keep }
     }
 
-    /// Flows that were left when the deadline came, and do not stay.
+    /// Returns the number of flows left at the deadline and not kept.
     pub const fn flows_cut(&self) -> u64 {
         self.flows_cut
     }
 
-    /// When it began, and the flows that were pinned then; `None` if nothing drains.
+    /// Returns the start of the drain and the number of flows pinned then; `None` if the backend
+    /// does not drain.
     pub const fn begun(&self) -> Option<(Instant, u64)> {
         self.begun
     }
 
-    /// Whole seconds until the deadline, rounded up.
+    /// Returns the seconds until the deadline, rounded up.
     pub fn deadline_in_s(&self, now: Instant) -> Option<u64> {
         let left = self.deadline?.saturating_duration_since(now);
         Some(left.as_secs() + u64::from(left.subsec_nanos() > 0))
     }
 
-    /// Starts a drain of a backend that has `flows` now, or gives one that goes on another deadline;
-    /// without one, it keeps that which it has. One that has met its deadline stays as it is, unless
-    /// its flows stayed. True if the forwarding table changes.
+    /// Starts a drain of a backend that has `flows` pinned flows, or sets another deadline for a
+    /// drain in progress. Without a `deadline`, a drain in progress keeps its own. A drain that has
+    /// met its deadline does not change, unless its flows were kept. Returns whether the forwarding
+    /// table changes.
     pub fn begin(&mut self, deadline: Option<Duration>, flows: u64, now: Instant) -> bool {
         if self.service == Service::Out || self.resets_until.is_some() {
             return false;
         }
         let begins = self.service == Service::Active;
-        // A deadline beyond what the clock can hold is none.
+        // A deadline beyond the range of the clock counts as none.
         let deadline = deadline.map_or(self.deadline, |span| now.checked_add(span));
         *self = Self {
             service: Service::Draining,
@@ -120,15 +122,16 @@ impl Drain {
         begins
     }
 
-    /// Takes the backend back into service. True if it was not.
+    /// Puts the backend back into service. Returns whether it was out of service.
     pub fn cancel(&mut self) -> bool {
         let was = self.service;
         *self = Self::default();
         was != Service::Active
     }
 
-    /// What has come to an end, given the flows that are pinned now. After [`Step::Cut`] the caller
-    /// ends the backend's generation; after [`Step::Resets`], too, the forwarding table changes.
+    /// Advances the drain, given the number of pinned flows, and returns the step taken. After
+    /// [`Step::Cut`] the caller ends the backend's generation; after [`Step::Resets`], too, the
+    /// forwarding table changes.
     pub fn advance(&mut self, flows_active: u64, then: FlowAction, now: Instant) -> Option<Step> {
         if self.service != Service::Draining {
             return None;
@@ -172,12 +175,12 @@ impl Drain {
     }
 }
 
-/// What is known of a drain.
+/// Estimated end of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forecast {
     /// Age of the oldest flow.
     pub oldest: Duration,
-    /// When the last flow will have ended; `None`: not known.
+    /// Time at which the last flow will have ended; `None`: not known.
     pub ends: Option<Instant>,
 }
 
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn keep_tells_the_deadline_and_goes_on() {
+    fn keep_reports_the_deadline_and_goes_on() {
         let now = Instant::now();
         let mut drain = Drain::default();
         drain.begin(Some(SECOND), 3, now);

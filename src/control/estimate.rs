@@ -1,33 +1,35 @@
-//! When will the flows of a backend have ended? An estimate from the ages of flows seen.
+//! Estimate of the time until all flows of a backend have ended, from the ages of flows.
 //!
-//! How long flows of the VIP lasted that have ended, and how old those are that have not, give the
-//! share of flows that reach an age (Kaplan and Meier's estimate, on classes of ages, with the flows
-//! that are still there as withdrawn). Each flow that is left is asked how likely it is to be there
-//! after a time `T`, given that it has come to its present age; the drain ends at the smallest `T` at
-//! which fewer than half a flow is to be expected.
+//! The lifetimes of ended flows of the VIP and the ages of its present flows give the share of
+//! flows that reach an age (the Kaplan-Meier estimate, on classes of ages, with the present flows
+//! as withdrawn). For each flow that is left, this gives the probability that it is still there
+//! after a time `T`, given its present age. The drain ends at the smallest `T` at which the
+//! expected number of flows is less than a half.
 //!
-//! Beyond the longest life that was seen, flows are taken to go on ending as they did in the two
-//! octaves before. Flows that are twice as old tell us that we know nothing of their kind.
+//! Beyond the longest observed lifetime, flows are assumed to go on ending at the rate of the two
+//! octaves before. A flow of more than twice that age is of an unknown kind, and there is no
+//! estimate.
 //!
-//! Pure: counts in, a span out.
+//! Pure: counts in, a time span out.
 
 use crate::stats::{SPANS, span_class, span_start};
 use crate::units::Ticks;
 
-/// Flows left at which a drain counts as ended.
+/// Expected number of flows below which a drain counts as ended.
 const ENDED: f64 = 0.5;
-/// Classes at the upper end of all lives from which later ends are foretold: two octaves.
+/// Number of the uppermost classes from which later ends are extrapolated: two octaves.
 const TAIL: usize = 4;
-/// How many times the longest life that was seen a flow may be old, for an estimate.
+/// Greatest age of a flow for which there is an estimate, in multiples of the longest observed
+/// lifetime.
 const KNOWN: f64 = 2.0;
-/// The longest estimate, in ticks: 248 days. Longer is not known.
+/// Longest estimate, in ticks: 248 days. Longer ones count as unknown.
 const LONGEST: u64 = 1 << 31;
 
 /// Ages of flows, by class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ages {
     flows: [u64; SPANS],
-    /// Of each class, so that its mean is known.
+    /// Sum of the ages in each class, in ticks, for its mean.
     sums: [u64; SPANS],
     oldest: Ticks,
 }
@@ -49,21 +51,21 @@ impl Ages {
         self.oldest = if age.0 > self.oldest.0 { age } else { self.oldest };
     }
 
-    /// The age of the oldest flow, if there is any.
+    /// Returns the age of the oldest flow, if there is any.
     pub fn oldest(&self) -> Option<Ticks> {
         (self.flows.iter().sum::<u64>() > 0).then_some(self.oldest)
     }
 
-    /// Flows and their mean age, in ticks, of each class that has any.
+    /// Returns the number of flows and their mean age in ticks, for each class that is not empty.
     fn groups(&self) -> impl Iterator<Item = (f64, f64)> {
         let classes = self.flows.iter().zip(&self.sums).filter(|(flows, _)| **flows > 0);
         classes.map(|(&flows, &sum)| (flows as f64, sum as f64 / flows as f64))
     }
 }
 
-/// In what time the flows that are `left` will have ended, if it is known. `completed` are the lives
-/// of flows that have ended, `present` the ages of all flows of the VIP, those that are left among
-/// them.
+/// Estimates the time until the flows in `left` have ended; `None` if it is not known. `completed`
+/// has the lifetimes of flows that have ended, `present` the ages of all flows of the VIP, those in
+/// `left` included.
 pub fn ends_in(completed: &[u64; SPANS], present: &Ages, left: &Ages) -> Option<Ticks> {
     if left.oldest().is_none() {
         return Some(Ticks(0));
@@ -91,7 +93,7 @@ pub fn ends_in(completed: &[u64; SPANS], present: &Ages, left: &Ages) -> Option<
     u32::try_from(high).ok().map(Ticks)
 }
 
-/// How many of the flows are to be expected `span` ticks later; `None` if some of them should have
+/// Returns the expected number of flows `span` ticks later; `None` if some of them should have
 /// ended already.
 fn expected(survival: &Survival, left: &Ages, span: f64) -> Option<f64> {
     left.groups().try_fold(0.0, |sum, (flows, age)| {
@@ -100,20 +102,20 @@ fn expected(survival: &Survival, left: &Ages, span: f64) -> Option<f64> {
     })
 }
 
-/// The share of flows that reach an age.
+/// Survival function: the share of flows that reach an age.
 struct Survival {
-    /// At the start of each class, and at the end of the last one.
+    /// Shares at the start of each class, and at the end of the last one.
     shares: [f64; SPANS + 1],
-    /// At the age `known`.
+    /// Share at the age `known`.
     end: f64,
-    /// The longest life that was seen, rounded up to its class, in ticks.
+    /// Longest observed lifetime, rounded up to its class, in ticks.
     known: f64,
-    /// Of the flows that reach a greater age, the share that ends per tick.
+    /// Share of the flows beyond `known` that ends per tick.
     rate: f64,
 }
 
 impl Survival {
-    /// `None` if no flow has ended yet.
+    /// Computes the survival function; `None` if no flow has ended yet.
     fn new(completed: &[u64; SPANS], present: &[u64; SPANS]) -> Option<Self> {
         let last = completed.iter().rposition(|&flows| flows > 0)?;
         let mut shares = [1.0; SPANS + 1];
@@ -140,7 +142,7 @@ impl Survival {
         Some(Self { shares, end: share, known, rate: tail_ends / tail_time })
     }
 
-    /// The share that reaches an age in ticks. Within a class, ends are spread evenly.
+    /// Returns the share that reaches an age in ticks. Within a class, ends are spread evenly.
     fn at(&self, age: f64) -> f64 {
         if age >= self.known {
             return self.end * (-self.rate * (age - self.known)).exp();
@@ -163,7 +165,7 @@ fn class_of(age: f64) -> usize {
 mod tests {
     use super::*;
 
-    /// Numbers in 0..1, the same in every run (splitmix64).
+    /// Numbers in 0..1, identical in every run (splitmix64).
     struct Random(u64);
 
     impl Random {
@@ -197,7 +199,7 @@ mod tests {
         span.unwrap().as_ms() as f64 / 1000.0
     }
 
-    /// Exponential lives do not age: of `n` flows, half a one is left after mean * ln(2n).
+    /// Exponential lifetimes are memoryless: half a flow of `n` is left after mean * ln(2n).
     #[test]
     fn exponential_lives_are_foretold_within_a_factor_of_one_and_a_half() {
         let mut random = Random(1);
@@ -214,7 +216,7 @@ mod tests {
         }
     }
 
-    /// The youngest flow is the last one to end, when it is as old as all become.
+    /// The youngest flow ends last: when it reaches the common lifetime.
     #[test]
     fn fixed_lives_are_foretold_within_a_factor_of_one_and_a_half() {
         for life in [5.0, 100.0, 1000.0, 86_000.0] {
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_told() {
+    fn an_unknown_end_has_no_estimate() {
         let one = ages([10.0]);
         assert_eq!(ends_in(&lives([]), &one, &one), None, "no flow has ended yet");
         let short = lives(std::iter::repeat_n(1.0, 1000));
@@ -243,7 +245,7 @@ mod tests {
         assert_eq!((none.oldest(), old.oldest()), (None, Some(ticks(600.0))));
     }
 
-    /// Flows of other backends that go on are a reason to expect the same of these.
+    /// Long-lived flows of other backends lengthen the estimate.
     #[test]
     fn flows_that_go_on_count() {
         let completed = lives(std::iter::repeat_n(10.0, 100));

@@ -1,6 +1,6 @@
-//! What has happened: a bounded list of the latest events, each with a number of its own.
+//! Event journal: a bounded list of the latest events, each with its own sequence number.
 //!
-//! An event is told twice, in the log and in `GET /v1/events`, in the same words.
+//! An event is both logged and listed by `GET /v1/events`, with one text.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
@@ -9,52 +9,53 @@ use tracing::{info, warn};
 
 use super::api::{Event, EventList};
 
-/// Events that are kept; older ones are forgotten. Some 200 bytes each.
+/// Number of events kept, some 200 bytes each; older ones are dropped.
 const KEPT: usize = 1024;
 
-/// What can happen.
+/// Kinds of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A drain has begun, or was given another deadline.
     DrainBegun,
     /// A drain has met its deadline with flows left.
     DrainDeadline,
-    /// The last flow of a draining backend has ended, or was cut.
+    /// The last flow of a draining backend has ended, or was terminated.
     Drained,
-    /// A drain was taken back.
+    /// A drain was cancelled.
     Undrained,
-    /// A backend answers its health checks again.
+    /// A backend passes its health checks again.
     BackendUp,
-    /// A backend does not answer its health checks.
+    /// A backend fails its health checks.
     BackendDown,
     /// A backend is up, and yet does not answer clients.
     SynsUnanswered,
-    /// It answers them again.
+    /// A backend that did not answer clients answers them again.
     SynsAnswered,
     /// The address of a VIP leads clients to the kernel, which refuses them.
     AddressTrouble,
-    /// It no longer does.
+    /// The address of a VIP no longer leads clients to the kernel.
     AddressRight,
     /// Another configuration is in force.
     Reload,
     /// A VIP or a backend has another name.
     Renamed,
-    /// A reload has taken away a backend, or an address or ports of a VIP.
+    /// A reload has removed a backend, or an address or ports of a VIP.
     Removed,
-    /// A backend that a reload took away has no flows any longer.
+    /// A backend that a reload removed has no flows any longer.
     RemovedGone,
-    /// The new flows of a large source are spread, or spread otherwise.
+    /// The new flows of a large source are spread over several backends, or the number of its parts
+    /// has changed.
     Split,
-    /// A source counts as one client again.
+    /// A split source counts as one client again.
     Unsplit,
     /// A NIC has changed in a way that loses packets.
     NicFault,
-    /// It has changed back.
+    /// A fault of a NIC is gone.
     NicMended,
 }
 
 impl Kind {
-    /// As in the API.
+    /// Returns the name in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::DrainBegun => "drain_begun",
@@ -78,7 +79,7 @@ impl Kind {
         }
     }
 
-    /// Whether an operator should look.
+    /// Returns whether the event needs the attention of an operator.
     const fn is_warning(self) -> bool {
         matches!(
             self,
@@ -91,7 +92,7 @@ impl Kind {
     }
 }
 
-/// An event that is to be told.
+/// An event to be added to the journal.
 #[derive(Debug)]
 pub struct NewEvent {
     kind: Kind,
@@ -103,33 +104,33 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// Of nobody in particular.
+    /// Creates an event that concerns no VIP, backend or NIC.
     pub const fn new(kind: Kind) -> Self {
         let numbers = BTreeMap::new();
         Self { kind, vip: None, backend: None, nic: None, fault: None, numbers }
     }
 
-    /// Of a VIP.
+    /// Creates an event of a VIP.
     pub fn of_vip(kind: Kind, vip: &str) -> Self {
         Self { vip: Some(vip.to_owned()), ..Self::new(kind) }
     }
 
-    /// Of a VIP, if it is about one.
+    /// Creates an event of a VIP, or of none.
     pub fn about(kind: Kind, vip: Option<&str>) -> Self {
         Self { vip: vip.map(str::to_owned), ..Self::new(kind) }
     }
 
-    /// Of one backend.
+    /// Creates an event of a backend.
     pub fn of(kind: Kind, vip: &str, backend: &str) -> Self {
         Self { backend: Some(backend.to_owned()), ..Self::of_vip(kind, vip) }
     }
 
-    /// Of a NIC, and what is or was wrong with it.
+    /// Creates an event of a NIC; `fault` is the fault that began or ended.
     pub fn of_nic(kind: Kind, nic: &str, fault: &str) -> Self {
         Self { nic: Some(nic.to_owned()), fault: Some(fault.to_owned()), ..Self::new(kind) }
     }
 
-    /// With a number that belongs to it.
+    /// Adds a named count to the event.
     #[must_use]
     pub fn with(mut self, name: &str, number: u64) -> Self {
         self.numbers.insert(name.to_owned(), number);
@@ -145,7 +146,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Logs an event, in words, and keeps it.
+    /// Logs an event with its text, and appends it to the list.
     pub fn tell(&mut self, event: NewEvent, text: String) {
         if event.kind.is_warning() {
             warn!("{text}");
@@ -170,7 +171,7 @@ impl Journal {
         });
     }
 
-    /// The events after the one with the number `since`, of those that are kept.
+    /// Returns the kept events with sequence numbers greater than `since`.
     pub fn since(&self, since: u64) -> EventList {
         let events = self.events.iter().filter(|event| event.seq > since).cloned().collect();
         let first = self.events.front().map_or(self.last + 1, |event| event.seq);

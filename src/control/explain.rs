@@ -1,7 +1,7 @@
-//! `GET /v1/explain`: which backend a flow gets, and each step of why.
+//! `GET /v1/explain`: the backend of a flow, and the reason for each step of the decision.
 //!
-//! The control thread says which table is in force and where the VIP is; the data path's own stages
-//! answer, on a thread of their own.
+//! The control thread supplies the published forwarding table and the VIP. The data path's own
+//! stages process the packet, on a separate thread.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -19,49 +19,49 @@ use crate::forwarding::table::name;
 use crate::forwarding::{ForwardingTable, Ports};
 use crate::net::{Network, NextHop, Protocol, VipId};
 
-/// Who answers: the data path's stages.
+/// Runs a packet through the data path's stages.
 pub type Explain =
     Arc<dyn Fn(&Question, &ForwardingTable) -> Result<Explanation, String> + Send + Sync>;
 
-/// The query of the request.
+/// Query of the request.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     /// Name of the VIP.
     pub vip: String,
-    /// `address:port`, IPv6 addresses in brackets.
+    /// Client as `address:port`, IPv6 addresses in brackets.
     pub client: String,
-    /// The VIP's port; default: its first.
+    /// Destination port; default: the first port of the VIP.
     pub port: Option<u16>,
-    /// A TCP packet in mid-flow, also if the flow has no pin.
+    /// Try a mid-flow TCP packet, even if the flow has no pin.
     #[serde(default)]
     pub midflow: bool,
-    /// A SYN, also if the flow has a pin.
+    /// Try a SYN, even if the flow has a pin.
     #[serde(default)]
     pub syn: bool,
-    /// Which address of a VIP that is a prefix; the lowest one by default.
+    /// Destination address, for a VIP that is a prefix; default: the lowest one.
     pub address: Option<IpAddr>,
-    /// Hex digits of what a UDP packet carries.
+    /// Payload of a UDP packet, in hex digits.
     pub payload: Option<String>,
 }
 
-/// A question that can be asked, and what it takes to put the answer in words.
+/// A checked query, with the names needed to word its result.
 #[derive(Debug)]
 pub struct Prepared {
     question: Question,
     table: Arc<ForwardingTable>,
     first: Step,
     vip: String,
-    /// Names of all VIPs, also of those that a reload has removed.
+    /// Names of all VIPs, including those that a reload has removed.
     vips: Vec<(VipId, String)>,
     interfaces: Vec<String>,
 }
 
 impl Prepared {
-    /// Checks a query against what exists.
+    /// Checks a query against the existing VIPs.
     ///
     /// # Errors
-    /// What is unknown or malformed, and what to write instead.
+    /// A [`Refusal`] that names the unknown or malformed part, and the accepted form.
     pub fn new(
         query: Query,
         registry: &Registry,
@@ -108,7 +108,7 @@ impl Prepared {
         })
     }
 
-    /// Asks. Blocks for about a millisecond.
+    /// Runs the packet through the stages. Blocks for about a millisecond.
     ///
     /// # Errors
     /// When the packet cannot be tried.
@@ -169,7 +169,7 @@ fn address(wanted: Option<IpAddr>, vip: Network) -> Result<IpAddr, Refusal> {
 }
 
 fn client(text: &str, vip: IpAddr, protocol: Protocol) -> Result<SocketAddr, Refusal> {
-    // Where ports mean nothing, nobody has to invent one.
+    // Where ports have no meaning, the client needs none.
     let portless = || text.parse().ok().filter(|_: &IpAddr| protocol == Protocol::Any);
     let client = text.parse().ok().or_else(|| Some(SocketAddr::new(portless()?, 0)));
     let client: SocketAddr = client.ok_or_else(|| {
@@ -212,7 +212,7 @@ fn port(port: Option<u16>, vip: &VipEntry) -> Result<u16, Refusal> {
 }
 
 fn payload(text: &str) -> Result<Vec<u8>, Refusal> {
-    /// Most bytes of a payload: what fits into a frame.
+    /// Largest payload in bytes, which fits into a frame.
     const MOST: usize = 1400;
     let digits = text.as_bytes().chunks(2);
     let byte = |pair: &[u8]| {

@@ -1,4 +1,4 @@
-//! New flows a second, VIP by VIP, and whether the flow tables bear them
+//! New flows per second of each VIP, compared with the capacity of the flow tables
 //! ([`Capacity`](crate::config::capacity::Capacity)).
 
 use std::time::Duration;
@@ -13,19 +13,19 @@ use super::state::{Registry, VipEntry};
 use crate::config::capacity::{Capacity, shortest_flow};
 use crate::net::VipId;
 
-/// Over which time new flows are counted.
+/// Window in which new flows are counted.
 const WINDOW: Duration = Duration::from_secs(5);
-/// From how many percent of a table on it is time to do something: an entry is removed up to 4 s after its
-/// time-out.
+/// Percentage of a table from which it counts as nearly full: an entry is removed up to 4 s after
+/// its time-out.
 const NEAR: u64 = 80;
 
-/// Counts the new flows of every VIP, window after window.
+/// Counts the new flows of every VIP in successive windows.
 #[derive(Debug)]
 pub struct FlowRates {
     begun: Instant,
-    /// Flows of each VIP ever, when the window began.
+    /// Total flows of each VIP at the start of the window.
     totals: HashMap<VipId, u64>,
-    /// New flows a second in the last whole window.
+    /// New flows per second in the last whole window.
     rates: HashMap<VipId, f64>,
 }
 
@@ -52,7 +52,7 @@ impl FlowRates {
         (self.begun, self.totals) = (now, totals);
     }
 
-    /// What the flow tables hold and bear, by family.
+    /// Returns use and capacity of the flow tables, by family.
     pub fn flow_tables(&self, registry: &Registry, workers: &[WorkerView]) -> Vec<FlowTableStatus> {
         let room = workers.iter().map(|worker| u64::from(worker.flows.capacity())).sum();
         let capacities = Capacity::of(registry.vips().iter().map(|vip| &vip.config), room);
@@ -68,7 +68,7 @@ impl FlowRates {
         let of_family = |vip: &&VipEntry| vip.config.address.family() == capacity.family;
         let vips = registry.vips().iter().filter(of_family);
         let rate = |vip: &VipEntry| self.rates.get(&vip.id).copied().unwrap_or_default();
-        // Also the flows that reloads have left.
+        // Includes the flows that reloads have left.
         let used = registry.all_vips().filter(of_family).map(|vip| pinned(vip, workers)).sum();
         let new: f64 = vips.clone().map(rate).sum();
         let taken: f64 = vips.map(|vip| rate(vip) * shortest_flow(&vip.config).as_secs_f64()).sum();
@@ -90,7 +90,7 @@ fn pinned(vip: &VipEntry, workers: &[WorkerView]) -> u64 {
     vip.all_backends().map(|backend| flows_active(workers, backend.id.index)).sum()
 }
 
-/// What to do when a table is nearly full, or is going to be.
+/// Returns the remedy for a table that is nearly full, or about to be.
 fn hint(used_percent: u64, load_percent: u64) -> Option<String> {
     const FIX: &str = "raise [workers] flows, or lower the time-outs of its VIPs";
     if used_percent >= NEAR {
@@ -117,7 +117,7 @@ mod tests {
     use crate::net::TableSecret;
     use crate::stats::WorkerStats;
 
-    /// The time-outs of the VIP are all of one second, and there is room for 2,000 flows.
+    /// All time-outs of the VIP are one second, and there is room for 2,000 flows.
     #[tokio::test]
     async fn the_rate_of_new_flows_is_set_against_what_the_tables_bear() {
         let mut registry = Registry::default();

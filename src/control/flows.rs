@@ -1,7 +1,7 @@
-//! `GET /v1/flows`: the pinned flows of all workers, read in chunks while workers go on.
+//! `GET /v1/flows`: the pinned flows of all workers, read in chunks while workers run.
 //!
-//! A scan never holds more than one chunk, and lets other tasks run between two of them, so that
-//! tables of any size cost control neither memory nor its punctuality.
+//! A scan never holds more than one chunk, and yields to other tasks between chunks, so that tables
+//! of any size neither use much memory nor delay the control thread.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,47 +21,47 @@ use crate::forwarding::Remember;
 use crate::net::{BackendId, Forward, Protocol, VipId};
 use crate::units::Ticks;
 
-/// Most flows in one answer.
+/// Largest number of flows in one reply.
 pub const MAX_LIMIT: usize = 1_000_000;
-/// Positions between two pauses: well below a millisecond of work.
+/// Positions between two yields: well below a millisecond of work.
 const CHUNK: usize = 4096;
 
-/// The query of the request.
+/// Query of the request.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
-    /// Only flows of this VIP.
+    /// Flows of this VIP only.
     pub vip: Option<String>,
-    /// Only flows of backends with this name.
+    /// Flows of backends with this name only.
     pub backend: Option<String>,
-    /// Only flows from this network or address.
+    /// Flows from this network or address only.
     pub client: Option<String>,
-    /// At most so many; default and maximum: [`MAX_LIMIT`].
+    /// Largest number of flows; default and maximum: [`MAX_LIMIT`].
     pub limit: Option<String>,
 }
 
-/// What is to be told of a VIP.
+/// Properties of a VIP that a listing needs.
 #[derive(Debug)]
 pub struct NamedVip {
-    /// Its name.
+    /// Name of the VIP.
     pub name: String,
-    /// How packets reach its backends.
+    /// Forwarding mode.
     pub forward: Forward,
-    /// What is remembered of its clients, if anything.
+    /// Settings of the client records, if the VIP keeps any.
     pub remember: Option<Remember>,
 }
 
-/// The names of everything that a flow or a client may refer to.
+/// Names of everything that a flow or a client record may refer to.
 #[derive(Debug, Default)]
 pub struct Names {
     vips: HashMap<VipId, NamedVip>,
-    /// By id, so that stale pins have no name and are left out.
+    /// Names by id, so that stale pins have no name and are left out.
     backends: HashMap<BackendId, String>,
     sources: SnatPool,
 }
 
 impl Names {
-    /// As they are now.
+    /// Takes the present names of the registry.
     pub fn of(registry: &Registry) -> Self {
         let vips = registry.all_vips().map(|vip| {
             let (name, forward) = (vip.config.name.clone(), vip.config.forward);
@@ -75,43 +75,43 @@ impl Names {
         }
     }
 
-    /// The VIP of an index.
+    /// Returns the VIP of an index.
     pub fn vip(&self, id: VipId) -> Option<&NamedVip> {
         self.vips.get(&id)
     }
 
-    /// Full NAT: the address and port that the backend knows a flow by.
+    /// Full NAT: returns the SNAT address and port of a flow.
     fn source(&self, flow_state: &FlowState) -> Option<SocketAddr> {
         let (address, port) = self.sources.source(flow_state.snat_port()?)?;
         Some(SocketAddr::new(address.into(), port))
     }
 
-    /// The name of a backend, unless its generation has ended.
+    /// Returns the name of a backend, unless its generation has ended.
     pub fn backend(&self, id: BackendId) -> Option<&str> {
         self.backends.get(&id).map(String::as_str)
     }
 }
 
-/// Why a query is refused.
+/// Reasons for which a query is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
     /// No VIP or backend has this name.
     #[error("no {what} is named {name:?}; there are: {known}")]
     Unknown {
-        /// VIP or backend.
+        /// `VIP` or `backend`.
         what: &'static str,
-        /// What was asked for.
+        /// Name in the query.
         name: String,
-        /// What exists.
+        /// Existing names.
         known: String,
     },
-    /// Not an address.
+    /// The client is not an address.
     #[error("client = {0:?}: neither an address nor a network such as 198.51.100.0/24")]
     Client(String),
-    /// No number, or too large.
+    /// The limit is not a number, or too large.
     #[error("limit = {0}: write a number, at most {MAX_LIMIT}")]
     Limit(String),
-    /// Everything would be forgotten.
+    /// No filter is given, so that everything would be forgotten.
     #[error("name whom to forget with vip, backend or client, or everybody with all=true")]
     NothingNamed,
 }
@@ -126,10 +126,10 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Checks a query against what exists.
+    /// Checks a query against the existing VIPs and backends.
     ///
     /// # Errors
-    /// Names what is unknown or malformed.
+    /// When a name is unknown, or a value is malformed.
     pub fn new(query: Query, names: &Names) -> Result<Self, QueryError> {
         let Query { vip, backend, client, limit } = query;
         known("VIP", vip.as_deref(), names.vips.values().map(|vip| &vip.name))?;
@@ -143,7 +143,8 @@ impl Filter {
         Ok(Self { vip, backend, client, limit })
     }
 
-    /// Whether what has this VIP, backend (by their names, if they have any) and client is wanted.
+    /// Returns whether the filter matches this VIP, backend (each by its name, if it has any) and
+    /// client.
     pub fn wants(&self, vip: Option<&str>, backend: Option<&str>, client: IpAddr) -> bool {
         let is = |wanted: &Option<String>, name| wanted.is_none() || wanted.as_deref() == name;
         is(&self.vip, vip)
@@ -152,7 +153,7 @@ impl Filter {
     }
 }
 
-/// The flow as the API tells it, if it is wanted; stale ones are not.
+/// Converts a conntrack entry to its API form; `None` if it does not match, or is stale.
 fn flow(ConntrackEntry { key, pin }: &ConntrackEntry, lens: &Lens<'_>) -> Option<Flow> {
     let Lens { filter, names, now, table } = lens;
     let vip = names.vip(pin.vip)?;
@@ -183,7 +184,7 @@ fn known<'a>(
     Err(QueryError::Unknown { what, name: name.to_owned(), known: list(names.cloned()) })
 }
 
-/// Names for an error: sorted, without repeats, not without end.
+/// Lists names in an error: sorted, without duplicates, at most 20.
 pub fn list(names: impl Iterator<Item = String>) -> String {
     const MOST: usize = 20;
     let mut names: Vec<String> = names.collect();
@@ -203,7 +204,7 @@ fn network(text: &str) -> Result<IpNet, QueryError> {
     text.parse::<IpNet>().or_else(|_| address()).map_err(|_| QueryError::Client(text.to_owned()))
 }
 
-/// Where a flow is in its life, as its time-out is chosen.
+/// Returns the name of a flow's state, by the distinctions that its time-out is chosen by.
 const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'static str {
     match (protocol, state) {
         (Protocol::Udp, state) if state.has(State::FIRST) => "udp_first",
@@ -217,29 +218,29 @@ const fn state_name(protocol: Protocol, state: State, forward: Forward) -> &'sta
     }
 }
 
-/// What a scan looks through.
+/// Context of a scan, passed for each position.
 pub struct Lens<'s> {
-    /// What is wanted.
+    /// Filter of the query.
     pub filter: &'s Filter,
-    /// The names.
+    /// Names of VIPs and backends.
     pub names: &'s Names,
-    /// The time.
+    /// Time of the scan.
     pub now: Ticks,
-    /// Which of the sources.
+    /// Index of the source.
     pub table: usize,
 }
 
-/// Something that can be listed, position by position.
+/// A table that can be listed position by position.
 pub trait Source: Send {
     /// Number of positions.
     fn positions(&self) -> usize;
-    /// What is at a position (`0..positions`) as a document, if something is and it is wanted.
+    /// Returns the row at a position (`0..positions`) as JSON, if it is occupied and matches.
     fn row(&self, position: usize, lens: &Lens<'_>) -> Option<serde_json::Result<Vec<u8>>>;
 }
 
 impl Source for Arc<dyn Pins> {
     fn positions(&self) -> usize {
-        // There is no smaller usize where this runs.
+        // `usize` has at least 32 bits on all supported machines.
         usize::try_from(self.as_ref().positions()).unwrap_or(usize::MAX)
     }
 
@@ -249,15 +250,15 @@ impl Source for Arc<dyn Pins> {
     }
 }
 
-/// A scan over all of some sources, such as the flow tables of all workers.
+/// A scan over several sources, such as the flow tables of all workers.
 pub struct Scan<S> {
-    /// What is listed, in this order.
+    /// Sources, in the order of the listing.
     pub sources: Vec<S>,
-    /// What is wanted.
+    /// Filter of the query.
     pub filter: Filter,
-    /// The names.
+    /// Names of VIPs and backends.
     pub names: Arc<Names>,
-    /// Their clock.
+    /// Clock of the sources.
     pub clock: Clock,
 }
 
@@ -269,7 +270,7 @@ struct Cursor<S> {
 }
 
 impl<S: Source> Scan<S> {
-    /// What is found as JSON lines, in pieces of one chunk of positions each.
+    /// Streams the matching rows as JSON lines, in one part per chunk of positions.
     pub fn lines(self) -> impl Stream<Item = Result<Vec<u8>, serde_json::Error>> + Send {
         let left = self.filter.limit;
         let start = Cursor { scan: self, source: 0, position: 0, left };
@@ -454,7 +455,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn bad_queries_are_told() {
+    fn bad_queries_are_refused() {
         let names = names();
         let error = |query| Filter::new(query, &names).unwrap_err().to_string();
         let all = Query::default();

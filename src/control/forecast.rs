@@ -1,5 +1,4 @@
-//! How far drains have come, read from the flow tables beside the control thread, while anything
-//! drains.
+//! Progress of drains, read from the flow tables on a blocking thread while any backend drains.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,19 +18,19 @@ use crate::net::{BackendId, VipId};
 use crate::stats::SPANS;
 use crate::units::Ticks;
 
-/// Time between two looks, at least; more where one takes long, so that no more than a tenth of a
-/// core is spent on them.
+/// Least time between two scans. It grows with their duration, so that scans take no more than a
+/// tenth of a core.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_PER_LOOK: u32 = 9;
 
-/// The ages of the flows of draining backends, and of their VIPs.
+/// Ages of the flows of draining backends, and of their VIPs.
 #[derive(Debug, Default)]
 struct Look {
     vips: HashMap<VipId, Ages>,
     backends: HashMap<BackendId, Ages>,
 }
 
-/// Looks into the flow tables again and again, while anything drains.
+/// Scans the flow tables repeatedly, while any backend drains.
 pub struct Forecaster {
     tables: Vec<Arc<dyn Pins>>,
     clock: Clock,
@@ -40,12 +39,12 @@ pub struct Forecaster {
 }
 
 impl Forecaster {
-    /// Of these flow tables, and their clock.
+    /// Creates a forecaster for these flow tables and their clock.
     pub fn new(tables: Vec<Arc<dyn Pins>>, clock: Clock) -> Self {
         Self { tables, clock, looking: None, next: Instant::now() }
     }
 
-    /// Takes what a look has found, or begins another when it is time. Never waits.
+    /// Takes the result of a finished scan, or begins another one when it is due. Never waits.
     pub fn advance(&mut self, registry: &mut Registry, workers: &[WorkerView], now: Instant) {
         match self.looking.take() {
             Some((begun, mut task)) => match (&mut task).now_or_never() {
@@ -53,7 +52,7 @@ impl Forecaster {
                 Some(found) => {
                     let took = now.saturating_duration_since(begun);
                     self.next = now + PAUSE.max(took * PAUSE_PER_LOOK);
-                    // A look that was cut short by the end of the runtime has found nothing.
+                    // A scan cancelled by the end of the runtime has found nothing.
                     tell(registry, workers, &found.unwrap_or_default(), now);
                 }
             },
@@ -116,8 +115,8 @@ fn tell(registry: &mut Registry, workers: &[WorkerView], found: &Look, now: Inst
     }
 }
 
-/// How long flows of a VIP have lasted, over all workers. (An index of a VIP is used again after all
-/// others: what another VIP left there is not looked for.)
+/// Returns the lifetimes of a VIP's ended flows by class, over all workers. (A VIP's index is
+/// reused after all others, so lifetimes left by an earlier VIP of the index are not subtracted.)
 fn completed(workers: &[WorkerView], vip: VipId) -> [u64; SPANS] {
     let all = workers.iter().filter_map(|worker| worker.stats.lifetimes.get(usize::from(vip.0)));
     all.fold([0; SPANS], |mut sum, lifetimes| {
@@ -140,7 +139,7 @@ mod tests {
     use crate::net::TableSecret;
     use crate::stats::WorkerStats;
 
-    /// Flows 100 ticks old; those that have ended lasted for some 900.
+    /// Flows 100 ticks old; the ended ones lasted for some 900.
     #[tokio::test]
     async fn a_look_tells_of_draining_backends_only() {
         let mut registry = Registry::default();

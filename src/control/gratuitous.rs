@@ -1,10 +1,10 @@
-//! Tells links about addresses: gratuitous ARP (RFC 5227) and unsolicited neighbour advertisements
-//! (RFC 4861).
+//! Announcements of addresses on links: gratuitous ARP (RFC 5227) and unsolicited neighbour
+//! advertisements (RFC 4861).
 //!
-//! A task of its own sends them, [`BATCH`] frames every [`PACE`], each announcement twice. So the
-//! control loop goes on however many there are, and no receiver is sent more at once than it keeps:
-//! Linux holds back 1000 packets per core (`net.core.netdev_max_backlog`), and switches limit the ARP
-//! that their processor sees.
+//! A separate task sends each announcement twice, [`BATCH`] frames every [`PACE`]. The control loop
+//! thus continues however many there are, and no receiver gets more frames at once than it queues:
+//! Linux queues 1000 packets per core (`net.core.netdev_max_backlog`), and switches limit the ARP
+//! that reaches their processor.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -20,48 +20,49 @@ use tracing::debug;
 
 use super::SendFrame;
 
-/// Frames that are sent at once.
+/// Frames per batch.
 const BATCH: usize = 50;
 /// Time between two batches.
 const PACE: Duration = Duration::from_millis(20);
-/// How often an address is announced: the first frames may be lost while a switch learns.
+/// Transmissions per announcement: the first frames may be lost while a switch learns.
 const TIMES: u8 = 2;
-/// Time between the announcements of one address.
+/// Time between the transmissions of one announcement.
 const REPEAT: Duration = Duration::from_secs(1);
 
-/// Ethernet broadcast.
+/// Ethernet broadcast address.
 const BROADCAST: [u8; 6] = [0xff; 6];
-/// All nodes of a link, `ff02::1` (RFC 4291 section 2.7.1), and its MAC (RFC 2464 section 7).
+/// All-nodes multicast address of a link, `ff02::1` (RFC 4291 section 2.7.1).
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// MAC of [`ALL_NODES`] (RFC 2464 section 7).
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
-/// Neighbour discovery packets carry the largest hop limit, which proves that no router passed
-/// them on (RFC 4861 section 7.1.2).
+/// Hop limit of neighbour discovery packets: the largest one proves that no router forwarded them
+/// (RFC 4861 section 7.1.2).
 const ND_HOP_LIMIT: u8 = 255;
 
-/// Frames that tell a link about an address.
+/// Frames that announce an address on a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Announcement {
-    /// Interface to send them out of.
+    /// Index of the interface that sends the frames.
     pub ifindex: u32,
-    /// The address.
+    /// Announced address.
     pub address: IpAddr,
     /// Ethernet frames.
     pub frames: Vec<Vec<u8>>,
 }
 
-/// What the task is asked for.
+/// Command to the sending task.
 #[derive(Debug)]
 enum Order {
     Tell(Vec<Announcement>),
     Forget(HashSet<IpAddr>),
 }
 
-/// The sending task, as the control loop sees it. It ends when this is dropped.
+/// Handle of the sending task, which ends when the handle is dropped.
 #[derive(Debug)]
 pub struct Advertiser(mpsc::UnboundedSender<Order>);
 
 impl Advertiser {
-    /// Starts the task; frames leave by `send`.
+    /// Starts the task, which transmits frames with `send`.
     pub fn start(send: SendFrame) -> Self {
         let (orders, receiver) = mpsc::unbounded_channel();
         let (first, again) = (VecDeque::new(), VecDeque::new());
@@ -69,30 +70,30 @@ impl Advertiser {
         Self(orders)
     }
 
-    /// Has addresses announced, now and once more. Never waits.
+    /// Queues announcements to be sent twice. Never blocks.
     pub fn tell(&self, announcements: Vec<Announcement>) {
         if !announcements.is_empty() {
-            // The task lives as long as this does.
+            // The task lives as long as this handle.
             let _ = self.0.send(Order::Tell(announcements));
         }
     }
 
-    /// Takes back what was not sent yet of these addresses, which are this box's no longer.
+    /// Cancels pending announcements of these addresses, which no longer belong to this box.
     pub fn forget(&self, addresses: HashSet<IpAddr>) {
         let _ = self.0.send(Order::Forget(addresses));
     }
 }
 
-/// An announcement and how often it is still to be sent.
+/// An announcement and its remaining transmissions.
 type Left = (Announcement, u8);
 
-/// The task's state.
+/// State of the task.
 struct Sender {
     orders: mpsc::UnboundedReceiver<Order>,
     send: SendFrame,
-    /// What was never sent.
+    /// Announcements that were not sent yet.
     first: VecDeque<Left>,
-    /// What is to be sent again, and when; the earliest in front.
+    /// Repetitions with their due times, earliest first.
     again: VecDeque<(Instant, Left)>,
 }
 
@@ -130,7 +131,7 @@ impl Sender {
         {
             room = match self.send(&announcement) {
                 Sent::All => room.saturating_sub(announcement.frames.len()),
-                // The link takes no more at the moment; what is lost here comes once more.
+                // The transmit queue is full. The repetition covers a frame that is lost here.
                 Sent::Full => 0,
             };
             if left > 1 {
@@ -139,7 +140,7 @@ impl Sender {
         }
     }
 
-    /// The next one that is due.
+    /// Removes and returns the next announcement that is due.
     fn next(&mut self, now: Instant) -> Option<Left> {
         if let Some(first) = self.first.pop_front() {
             return Some(first);
@@ -152,7 +153,7 @@ impl Sender {
         for frame in frames {
             let Err(error) = (self.send)(*ifindex, frame) else { continue };
             debug!("interface {ifindex}: announcement not sent: {error}");
-            // ENOBUFS has no kind of its own.
+            // ENOBUFS has no `ErrorKind`.
             if error.kind() == ErrorKind::WouldBlock || error.raw_os_error() == Some(ENOBUFS) {
                 return Sent::Full;
             }
@@ -161,16 +162,16 @@ impl Sender {
     }
 }
 
-/// Errno of a full queue of a link.
+/// Errno of a full transmit queue of a link.
 const ENOBUFS: i32 = 105;
 
-/// What became of an announcement.
+/// Result of sending an announcement.
 enum Sent {
     All,
     Full,
 }
 
-/// The frames that tell a link that `address` is at `mac`.
+/// Returns the frames that announce `address` at `mac`.
 pub fn frames(mac: [u8; 6], address: IpAddr) -> Vec<Vec<u8>> {
     match address {
         IpAddr::V4(ip) => [ArpOperation::REQUEST, ArpOperation::REPLY]
@@ -181,8 +182,8 @@ pub fn frames(mac: [u8; 6], address: IpAddr) -> Vec<Vec<u8>> {
     }
 }
 
-/// An ARP announcement (RFC 5227 section 2.3): sender and target are the address itself. Some
-/// hosts learn from requests only, others from replies only.
+/// Builds an ARP announcement (RFC 5227 section 2.3): sender and target are the announced address.
+/// Some hosts learn from requests only, others from replies only.
 fn gratuitous_arp(operation: ArpOperation, mac: [u8; 6], ip: Ipv4Addr) -> Option<Vec<u8>> {
     // RFC 5227 section 1.1: the target MAC of a request is ignored and should be zero.
     let target = if operation == ArpOperation::REQUEST { [0; 6] } else { mac };
@@ -194,8 +195,8 @@ fn gratuitous_arp(operation: ArpOperation, mac: [u8; 6], ip: Ipv4Addr) -> Option
     Some(frame)
 }
 
-/// An unsolicited neighbour advertisement to all nodes (RFC 4861 section 7.2.6) with the override
-/// flag, so that caches that hold another MAC take this one.
+/// Builds an unsolicited neighbour advertisement to all nodes (RFC 4861 section 7.2.6), with the
+/// override flag, so that caches with another MAC take this one.
 fn neighbour_advertisement(mac: [u8; 6], ip: Ipv6Addr) -> Option<Vec<u8>> {
     let header = NeighborAdvertisementHeader { router: false, solicited: false, r#override: true };
     let mut body = ip.octets().to_vec();
@@ -266,10 +267,10 @@ mod tests {
         assert_eq!(option, [2, 1, 2, 0, 0, 0, 0, 7]);
     }
 
-    /// Frames that have left, each with its time since the start.
+    /// Sent frames, each with its time since the start.
     type Log = Arc<Mutex<Vec<(Duration, Vec<u8>)>>>;
 
-    /// A task that sends into the log; every `refused`-th is refused as by a full queue.
+    /// A task that sends into the log; every `refused`-th send fails as with a full queue.
     fn advertiser(refused: usize) -> (Advertiser, Log) {
         let log = Log::default();
         let (sink, begun, mut count) = (Arc::clone(&log), Instant::now(), 0);

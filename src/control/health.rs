@@ -1,7 +1,7 @@
-//! TCP health checks: one task per backend that connects, and a state machine that judges.
+//! TCP health checks: one connecting task per backend, and a state machine for the verdict.
 //!
 //! The tasks only measure; the control task owns the verdicts ([`Hysteresis`]). The first result
-//! decides at once; after that `rise` successes or `fall` failures in a row change a verdict.
+//! decides at once; after that, `rise` successes or `fall` failures in a row change a verdict.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -20,25 +20,26 @@ use crate::config::{Backend, Health, TcpHealth, Vip};
 use crate::format::reason;
 use crate::net::{BackendId, BackendIndex};
 
-/// Most checks at one time: half of the usual limit of 1024 open files. When that many backends
-/// keep silent at once, the others' checks come late, by at most the time-out.
+/// Maximum number of concurrent checks: half of the usual limit of 1024 open files. While that many
+/// backends do not respond, checks of the others are late by at most the time-out.
 pub const MAX_CONCURRENT: usize = 512;
-/// Time between the first checks of two backends, and the shortest interval.
+/// Time between the first checks of two backends, and the shortest interval of a check.
 const STAGGER: Duration = Duration::from_millis(1);
-/// How long a closing connection may linger to be closed without a RST.
+/// Maximum wait for the server's FIN when a connection is closed.
 const LINGER: Duration = Duration::from_millis(250);
 
-/// What the results of a check add up to.
+/// Verdict on a backend, from the results of its checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Hysteresis {
-    /// `None`: no result yet.
+    /// The verdict; `None` before the first result.
     up: Option<bool>,
-    /// Results in a row that contradict `up`.
+    /// Number of results in a row that contradict `up`.
     against: u32,
 }
 
 impl Hysteresis {
-    /// Takes one result; returns the new verdict if it changes. `rise` and `fall` are at least 1.
+    /// Records one result and returns the new verdict if it changes. `rise` and `fall` are at least
+    /// 1.
     pub fn observe(&mut self, success: bool, rise: u32, fall: u32) -> Option<bool> {
         if self.up == Some(success) {
             self.against = 0;
@@ -53,7 +54,7 @@ impl Hysteresis {
         Some(success)
     }
 
-    /// The verdict in the API's words.
+    /// Verdict as a health state of the API.
     pub const fn state(self) -> HealthState {
         match self.up {
             None => HealthState::Unknown,
@@ -62,23 +63,24 @@ impl Hysteresis {
         }
     }
 
-    /// Whether the backend may be used; not yet checked counts as up.
+    /// Returns whether the backend may be used; a backend without a result counts as up.
     pub const fn usable(self) -> bool {
         !matches!(self.up, Some(false))
     }
 }
 
-/// What to check.
+/// Parameters of a health check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckSpec {
-    /// Where to connect to.
+    /// Address and port to connect to.
     pub target: SocketAddr,
-    /// How often, how long, how many.
+    /// Interval, time-out, rise and fall.
     pub health: TcpHealth,
 }
 
 impl CheckSpec {
-    /// The check of a backend; `None` if there is none, or no port to connect to.
+    /// Returns the check of a backend; `None` without a health check, or without a port to connect
+    /// to.
     pub fn of(vip: &Vip, backend: &Backend) -> Option<Self> {
         let Health::Tcp(health) = &vip.health else { return None };
         let port = health.port.or(backend.port).or(vip.ports.first())?;
@@ -87,16 +89,16 @@ impl CheckSpec {
     }
 }
 
-/// The result of one check.
+/// Result of one check.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Whose.
+    /// Checked backend.
     pub backend: BackendId,
-    /// Or why it failed.
+    /// Success, or the reason of the failure.
     pub result: Result<(), String>,
 }
 
-/// The checks that run.
+/// Running checks, by backend.
 #[derive(Debug)]
 pub struct Checks {
     running: HashMap<BackendIndex, Running>,
@@ -118,13 +120,13 @@ impl Drop for Running {
 }
 
 impl Checks {
-    /// None yet; results will go to `outcomes`.
+    /// Creates an empty set of checks, which send their results to `outcomes`.
     pub fn new(outcomes: mpsc::Sender<Outcome>) -> Self {
         let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
         Self { running: HashMap::new(), permits, outcomes }
     }
 
-    /// Makes exactly the wanted checks run; one that is wanted as it is goes on undisturbed.
+    /// Makes exactly the wanted checks run; an unchanged check continues undisturbed.
     pub fn sync(&mut self, wanted: impl IntoIterator<Item = (BackendId, CheckSpec)>) {
         let mut before = std::mem::take(&mut self.running);
         let mut position = 0;
@@ -147,15 +149,15 @@ impl Checks {
     }
 }
 
-/// When the first check of the `position`-th new backend begins: the first ones at once, and
-/// thousands spread evenly over one interval instead of in a burst.
+/// Returns the delay of the first check of the `position`-th new backend: the first ones begin at
+/// once, and thousands spread evenly over one interval instead of in a burst.
 fn offset(position: u32, health: &TcpHealth) -> Duration {
     let steps = health.interval.as_millis() / STAGGER.as_millis();
     let steps = u32::try_from(steps).unwrap_or(u32::MAX).max(1);
     STAGGER * (position % steps)
 }
 
-/// Checks without end; `interval` runs from start to start.
+/// Repeats the check until the receiver of `outcomes` is gone; `interval` runs from start to start.
 async fn repeat(
     backend: BackendId,
     spec: CheckSpec,
@@ -197,8 +199,8 @@ async fn connect(spec: &CheckSpec) -> Result<TcpStream, String> {
     }
 }
 
-/// Closes as a client does that is done: a FIN, then whatever the server still says is read, for
-/// unread data would turn the close into a RST, which servers log as an error.
+/// Closes a connection as a client that is done: sends a FIN and reads the server's remaining data,
+/// because unread data would turn the close into a RST, which servers log as an error.
 async fn close(mut stream: TcpStream) {
     let drained = async {
         let mut scratch = [0; 512];
@@ -206,7 +208,7 @@ async fn close(mut stream: TcpStream) {
         while stream.read(&mut scratch).await? > 0 {}
         Ok::<(), std::io::Error>(())
     };
-    // A server that has reset the connection, or keeps it open, has had its chance.
+    // An error, or a server that keeps the connection open, ends the wait as well.
     let _ = timeout(LINGER, drained).await;
 }
 
@@ -217,7 +219,7 @@ mod tests {
 
     use super::*;
 
-    /// Feeds `results` ('+' and '-'), writes the verdict after each: 'U', 'D'.
+    /// Feeds `results` ('+' and '-') and returns the verdict after each: 'U' (up) or 'D' (down).
     fn verdicts(results: &str, rise: u32, fall: u32) -> String {
         let mut machine = Hysteresis::default();
         let verdict = |success| {
@@ -243,7 +245,7 @@ mod tests {
         assert!(Hysteresis::default().usable());
     }
 
-    /// Every sequence of 8 results, with every rise and fall up to 3, against the definition.
+    /// Compares every sequence of 8 results, with every rise and fall up to 3, with the definition.
     #[test]
     fn hysteresis_exhaustively() {
         for (rise, fall) in (1..=3).flat_map(|rise| (1..=3).map(move |fall| (rise, fall))) {

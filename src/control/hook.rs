@@ -1,7 +1,7 @@
-//! `[control] on_drained`: a command that is run when a backend is drained.
+//! `[control] on_drained`: a command that runs when a backend is drained.
 //!
-//! It runs beside the control thread, which never waits for it. It gets no shell, no input, and no
-//! file of ours but the log: everything else that holdfast has open is closed on exec.
+//! It runs concurrently with the control thread, which never waits for it. It gets no shell and no
+//! input, and inherits no file but the log: all other files of holdfast are closed on exec.
 
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -15,32 +15,33 @@ use tracing::{debug, warn};
 
 use crate::format::reason;
 
-/// Commands that run at one time; the others wait.
+/// Maximum number of commands that run at one time; further ones wait.
 const AT_ONCE: usize = 4;
-/// A command that takes longer is killed.
+/// Time limit of a command; a command that takes longer is killed.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What the command is told, as `HOLDFAST_...` variables.
+/// `HOLDFAST_...` environment variables of the command.
 pub type Environment = Vec<(&'static str, String)>;
 
-/// The command, and those of it that run.
+/// The hook command, with the limits for its runs.
 #[derive(Debug)]
 pub struct Hook {
-    /// The program and its arguments; empty: no hook.
+    /// Program and arguments; empty without a hook.
     command: Arc<[String]>,
     permits: Arc<Semaphore>,
     limit: Duration,
 }
 
 impl Hook {
-    /// A hook that runs `command`: the program and its arguments; none if it is empty.
+    /// Creates a hook that runs `command`, a program and its arguments; an empty `command` runs
+    /// nothing.
     pub fn new(command: &[String]) -> Self {
         let permits = Arc::new(Semaphore::new(AT_ONCE));
         Self { command: command.into(), permits, limit: LIMIT }
     }
 
-    /// Runs the command in the background; `about` says in the log what for. To be called on a tokio
-    /// runtime.
+    /// Runs the command in the background; `about` names the subject in the log. Must be called on
+    /// a tokio runtime.
     pub fn run(&self, about: String, environment: Environment) {
         if self.command.is_empty() {
             return;
@@ -57,7 +58,7 @@ impl Hook {
     }
 }
 
-/// Why the command failed.
+/// Failure of a command.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("{0} cannot be run: {1}; see that it is there and may be executed")]
@@ -68,7 +69,7 @@ enum Failure {
     Limit(String, Duration),
 }
 
-/// Runs the command to its end, or the limit.
+/// Runs the command until it ends or reaches the limit.
 async fn finish(
     command: &[String],
     environment: Environment,
@@ -78,7 +79,7 @@ async fn finish(
     let failed = |error| Failure::Start(program.clone(), reason(&error));
     let mut command = Command::new(program);
     command.args(arguments).envs(environment).stdin(Stdio::null()).current_dir("/");
-    // A group of its own: who stops holdfast with Ctrl-C does not stop it.
+    // A process group of its own: Ctrl-C stops holdfast without the command.
     command.process_group(0);
     let mut child = command.spawn().map_err(failed)?;
     match timeout(limit, child.wait()).await {
@@ -86,8 +87,7 @@ async fn finish(
         Ok(Ok(status)) => Err(Failure::Status(program.clone(), status)),
         Ok(Err(error)) => Err(failed(error)),
         Err(_) => {
-            // With all that it started and waits for. Each fails when it has ended just now, which is
-            // what is wanted.
+            // Kills the process and its children. A kill fails only if the process has just ended.
             let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
             let _ = group.map(|group| kill_process_group(group, Signal::KILL));
             let _ = child.kill().await;
@@ -127,7 +127,7 @@ mod tests {
         assert!(slow.starts_with("sleep was killed"), "{slow}");
     }
 
-    /// A shell that is killed does not take with it what it waits for.
+    /// Killing a shell alone does not kill the processes that it waits for.
     #[tokio::test]
     async fn what_the_command_started_is_killed_with_it() {
         let (mut reader, writer) = std::io::pipe().unwrap();
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     }
 
-    /// A socket that it inherited would live on in it.
+    /// An inherited socket would stay open in the command.
     #[tokio::test]
     async fn nothing_of_ours_is_open_in_the_command() {
         let ours = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

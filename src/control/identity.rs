@@ -1,30 +1,34 @@
-//! What stays what it was when the configuration changes: by address and port, whatever its name.
+//! Identity of VIPs and backends across changes of the configuration: by address and port, whatever
+//! their names.
 //!
-//! A backend is its VIP, its address and its port. A VIP is its protocol, its way of forwarding, and its
-//! address and ports; where those change, its name.
+//! A backend is identified by its VIP, its address and its port. A VIP is identified by its
+//! protocol, forwarding mode and PROXY protocol, and by its address and ports; where address or
+//! ports change, by its name.
 
 use hashbrown::{HashMap, HashSet};
 
 use crate::config::{Backend, Vip};
 use crate::net::{Forward, Listen, Network, Protocol};
 
-/// What of a VIP cannot change: flows of one kind are no flows of another.
+/// Properties that a VIP keeps: protocol, forwarding mode, PROXY protocol. Flows of one kind cannot
+/// become flows of another.
 type Kind = (Protocol, Forward, bool);
 
-/// Whether a VIP of before goes on as another one.
+/// Predicate: the first VIP continues as the second one.
 type GoesOn<'f> = &'f dyn Fn(&Vip, &Vip) -> bool;
 
 const fn kind(vip: &Vip) -> Kind {
     (vip.protocol, vip.forward, vip.policy.proxy)
 }
 
-/// Most parts that a lost place is cut into.
+/// Maximum number of parts that lost listeners are divided into.
 const MOST_PARTS: usize = 256;
 
-/// For each of `new`, the one of `old` that it goes on from; no two go on from one.
+/// Returns for each VIP of `new` the index of the VIP of `old` that it continues; no two continue
+/// the same one.
 ///
-/// Of several the first: it is asked for the same address and ports, then for the same name, then
-/// for the same address with a port in common.
+/// Candidates are tried in this order, and the first match counts: the same address and ports, the
+/// same name, the same address with a port in common.
 pub fn continued(old: &[&Vip], new: &[Vip]) -> Vec<Option<usize>> {
     let mut at_address = HashMap::<(Kind, Network), Vec<usize>>::new();
     let mut of_name = HashMap::<(Kind, &str), Vec<usize>>::new();
@@ -55,28 +59,29 @@ pub fn continued(old: &[&Vip], new: &[Vip]) -> Vec<Option<usize>> {
     found
 }
 
-/// Whether a backend of a VIP is the same server as before, whatever its name and weight are now.
+/// Returns whether two backends of a VIP are the same server, whatever their names and weights.
 pub fn same_server(old: &Backend, new: &Backend) -> bool {
     (old.address, old.port) == (new.address, new.port)
 }
 
-/// Where a VIP listens.
+/// Returns the listeners of a VIP, one per range of ports.
 pub fn listens(vip: &Vip) -> impl Iterator<Item = Listen> {
     let Vip { address, protocol, ports, .. } = vip;
     let listen = |&ports| Listen { network: *address, protocol: *protocol, ports };
     ports.ranges().iter().map(listen)
 }
 
-/// A single port of a single address: another one either is equal, or has nothing in common with it.
+/// Returns whether the listener is a single port of a single address. Two such listeners are either
+/// equal or disjoint.
 fn is_single(listen: &Listen) -> bool {
     listen.network.is_single() && listen.ports.is_single()
 }
 
-/// The parts of `before` where `vip` does not listen. A part stays whole if there would be more than
-/// [`MOST_PARTS`].
+/// Returns the parts of `before` where `vip` does not listen. Lost listeners stay whole if there
+/// would be more than [`MOST_PARTS`] parts.
 ///
-/// Cost: of single ports a hash look-up each; of each range and prefix that is gone, a comparison with all
-/// that the VIP has.
+/// Cost: a hash look-up per single port; for each lost range or prefix, a comparison with all
+/// listeners of the VIP.
 pub fn lost(before: impl IntoIterator<Item = Listen>, vip: &Vip) -> Vec<Listen> {
     let has: HashSet<Listen> = listens(vip).collect();
     let gone: Vec<Listen> = before.into_iter().filter(|listen| !has.contains(listen)).collect();
@@ -86,7 +91,7 @@ pub fn lost(before: impl IntoIterator<Item = Listen>, vip: &Vip) -> Vec<Listen> 
     if parts.len() > gone.len().max(MOST_PARTS) { gone } else { parts }
 }
 
-/// Where the VIPs of a configuration listen.
+/// Listeners of all VIPs of a configuration.
 #[derive(Debug, Default)]
 pub struct InForce {
     singles: HashSet<Listen>,
@@ -94,16 +99,16 @@ pub struct InForce {
 }
 
 impl InForce {
-    /// As `vips` say.
+    /// Collects the listeners of `vips`.
     pub fn of(vips: &[Vip]) -> Self {
         let all = vips.iter().flat_map(listens);
         let (singles, wide): (Vec<_>, Vec<_>) = all.partition(is_single);
         Self { singles: singles.into_iter().collect(), wide }
     }
 
-    /// What VIPs have lost, in the parts where another VIP listens (`true`), and has the packets of the flows
-    /// there, and where none does. More than [`MOST_PARTS`] would be too many for workers to look through:
-    /// all of it counts as taken over then.
+    /// Divides lost listeners into the parts where another VIP listens, and receives the packets of
+    /// the flows there (`true`), and those where none does (`false`). More than [`MOST_PARTS`]
+    /// parts would be too many for workers to search: then everything counts as taken over.
     pub fn divide(&self, lost: &[Listen]) -> Vec<(Listen, bool)> {
         let mut parts = Vec::new();
         for place in lost {

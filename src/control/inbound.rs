@@ -1,10 +1,12 @@
-//! Whether frames for a VIP come in by a `[[nic]]`: what else has the address, or answers ARP for it, leads
-//! clients to the kernel, which knows no such service and refuses them.
+//! Checks that frames for VIPs arrive at a `[[nic]]`. Another interface that has the address, or
+//! replies to ARP for it, directs clients to the kernel, which knows no such service and refuses
+//! them.
 //!
-//! Linux answers ARP on any interface for any of its addresses (`arp_ignore` 0, the default;
-//! Documentation/networking/ip-sysctl.rst), neighbour discovery only for those of the interface itself
-//! (net/ipv6/ndisc.c, `ndisc_recv_ns`). A frame is received by the NIC that has its destination MAC: a VLAN device
-//! or a bridge as a rule has its NIC's, a macvlan (VRRP) its own.
+//! Linux replies to ARP on any interface for any of its addresses (`arp_ignore` 0, the default;
+//! Documentation/networking/ip-sysctl.rst), to neighbour discovery only for addresses of the
+//! interface itself (net/ipv6/ndisc.c, `ndisc_recv_ns`). A frame is received by the NIC with its
+//! destination MAC: a VLAN device or a bridge usually has the MAC of its NIC, a macvlan (VRRP) its
+//! own.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,12 +20,12 @@ use crate::config::Config;
 use crate::config::machine::Level;
 use crate::format::counted;
 
-/// How an interface answers ARP: its own setting or that of `all`, whichever is stricter.
+/// ARP policy of an interface: its own setting or that of `all`, whichever is stricter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Arp {
-    /// Only for addresses of the interface itself, or fewer (`arp_ignore`).
+    /// Replies only for addresses of the interface itself, or fewer (`arp_ignore`).
     pub own_only: bool,
-    /// Only if the kernel would send to the asker by it (`arp_filter`).
+    /// Replies only if the kernel would send to the requester by this interface (`arp_filter`).
     pub filtered: bool,
 }
 
@@ -34,7 +36,7 @@ impl Arp {
         Self { own_only: set("arp_ignore"), filtered: set("arp_filter") }
     }
 
-    /// Those of every interface that may answer and has an IPv4 address, by index.
+    /// Reads the settings of every interface that may reply and has an IPv4 address, by index.
     pub fn read_all<'a>(
         links: impl Iterator<Item = &'a Link>,
         addresses: &[InterfaceAddress],
@@ -53,44 +55,44 @@ fn is_set(interface: &str, key: &str) -> bool {
     std::fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
 }
 
-/// Something by which clients are led elsewhere, or nowhere.
+/// Condition that directs clients to the kernel, or nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Trouble {
-    /// An address is, or is to be put, on an interface without a MAC of a NIC.
+    /// An address is, or is to be, on an interface without the MAC of a NIC.
     Elsewhere {
-        /// The VIP.
+        /// Name of the VIP.
         vip: String,
-        /// Its address.
+        /// Address of the VIP.
         address: IpAddr,
-        /// The interface.
+        /// Interface name.
         interface: String,
     },
-    /// An interface that is no NIC answers ARP for VIPs, in a network that a NIC has, too.
+    /// An interface that is no NIC replies to ARP for VIPs, in a network that a NIC has, too.
     Answers {
-        /// The interface.
+        /// Interface name.
         interface: String,
-        /// The NIC.
+        /// Name of the NIC.
         nic: String,
-        /// The network.
+        /// Network of the interface.
         network: Ipv4Net,
-        /// The first VIP.
+        /// Name of the first VIP.
         vip: String,
-        /// How many more there are.
+        /// Number of further VIPs.
         more: usize,
     },
-    /// No interface answers ARP or neighbour discovery for it.
+    /// No interface replies to ARP or neighbour discovery for an address.
     Unheard {
-        /// The VIP.
+        /// Name of the VIP.
         vip: String,
-        /// Its address.
+        /// Address of the VIP.
         address: IpAddr,
-        /// The interface that has it.
+        /// Name of the interface that has the address.
         interface: String,
     },
 }
 
 impl Trouble {
-    /// How bad it is: an address without an answer may be routed to this box.
+    /// Severity: an address without replies may be routed to this box.
     pub const fn level(&self) -> Level {
         match self {
             Self::Elsewhere { .. } | Self::Answers { .. } => Level::Warning,
@@ -98,7 +100,7 @@ impl Trouble {
         }
     }
 
-    /// The VIP, if it is about one.
+    /// Name of the VIP, if the trouble concerns a single one.
     pub fn vip(&self) -> Option<&str> {
         match self {
             Self::Elsewhere { vip, .. } | Self::Unheard { vip, .. } => Some(vip),
@@ -106,7 +108,8 @@ impl Trouble {
         }
     }
 
-    /// Whether it is what `before` was: an answering interface stays one whichever VIPs there are.
+    /// Returns whether it is the same trouble as `before`; an interface that replies stays one
+    /// whichever VIPs there are.
     pub fn is_still(&self, before: &Self) -> bool {
         match (self, before) {
             (
@@ -117,7 +120,7 @@ impl Trouble {
         }
     }
 
-    /// What is wrong.
+    /// Text of the problem.
     pub fn what(&self) -> String {
         match self {
             Self::Elsewhere { vip, address, interface } => format!(
@@ -142,7 +145,7 @@ impl Trouble {
         }
     }
 
-    /// How to mend it.
+    /// Text of the remedy.
     pub fn cure(&self) -> String {
         match self {
             Self::Elsewhere { .. } => {
@@ -167,14 +170,14 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// The network, as far as this is about it.
+/// State of the network that the checks read.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
-    /// Every link, by index.
+    /// Links, by interface index.
     pub links: &'a HashMap<u32, Link>,
-    /// Every address of this box.
+    /// Addresses of this box.
     pub addresses: &'a [InterfaceAddress],
-    /// How links answer ARP, by index.
+    /// ARP policies of links, by interface index.
     pub arp: &'a HashMap<u32, Arp>,
 }
 
@@ -183,7 +186,7 @@ impl View<'_> {
         self.arp.get(&link.index).copied().unwrap_or_default()
     }
 
-    /// The IPv4 networks that a link is in.
+    /// Returns the IPv4 networks of a link.
     fn networks(&self, link: &Link) -> impl Iterator<Item = Ipv4Net> {
         let of_link = self.addresses.iter().filter(|found| found.ifindex == link.index);
         of_link.filter_map(|found| match found.address {
@@ -195,7 +198,7 @@ impl View<'_> {
     }
 }
 
-/// Everything by which clients of this configuration are led elsewhere, in a fixed order.
+/// Returns all troubles of this configuration, in a fixed order.
 ///
 /// Cost: a look-up per VIP and address.
 pub fn troubles(config: &Config, view: View<'_>) -> Vec<Trouble> {
@@ -243,7 +246,7 @@ pub fn troubles(config: &Config, view: View<'_>) -> Vec<Trouble> {
     found
 }
 
-/// Where the addresses of VIPs are, or are to be: the VIP's name, the address, the link.
+/// Returns the links where addresses of VIPs are, or are to be: name of the VIP, address, link.
 fn places<'a>(config: &'a Config, view: View<'a>) -> Vec<(&'a str, IpAddr, &'a Link)> {
     let by_name: HashMap<&str, &Link> =
         view.links.values().map(|link| (link.name.as_str(), link)).collect();
@@ -262,7 +265,7 @@ fn places<'a>(config: &'a Config, view: View<'a>) -> Vec<(&'a str, IpAddr, &'a L
     of_vip.collect()
 }
 
-/// A NIC that shares a network with an interface.
+/// Returns a NIC that shares a network with an interface, and the interface's network.
 fn shared<'a>(link: &Link, nics: &[&'a Link], view: View<'_>) -> Option<(&'a Link, Ipv4Net)> {
     let meets = |a: &Ipv4Net, b: &Ipv4Net| a.contains(b) || b.contains(a);
     nics.iter().find_map(|nic| {
@@ -281,7 +284,7 @@ mod tests {
     use super::*;
     use crate::config::Announce;
 
-    /// `eth1` is the configuration's NIC.
+    /// Links of a box; `eth1` is the configuration's NIC.
     fn links() -> HashMap<u32, Link> {
         let link = |index: u32, name: &str, mac: u8| Link {
             index,
@@ -413,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_on_the_loopback_may_be_answered_for_by_nobody() {
+    fn an_address_on_the_loopback_needs_an_interface_that_answers_for_it() {
         let unheard = |address: &str, question: &str| {
             format!(
                 "note VIP to-{address}: no NIC answers {question} for {address} on lo; announce it on a \

@@ -1,10 +1,10 @@
 //! The control thread: health, drain, reload, neighbours, announcements and the control API.
 //!
-//! One thread owns everything that changes ([`controller`]): VIPs and backends ([`state`]), what
-//! their checks say ([`health`]), where frames for them go ([`neighbour`]), which addresses are
-//! put on NICs ([`announce`]) and who drains ([`drain`]) or comes back ([`slow_start`]). Each change ends in a new forwarding
-//! table, built and published there. What it needs of the planes below comes in through
-//! [`Inputs`], so that this plane knows neither sockets nor the XDP program:
+//! One thread owns all state that changes ([`controller`]): VIPs and backends ([`state`]), results
+//! of their health checks ([`health`]), next hops ([`neighbour`]), addresses put on NICs
+//! ([`announce`]), drains ([`drain`]) and slow starts ([`slow_start`]). Each change ends in a new
+//! forwarding table, built and published there. [`Inputs`] provides all that this plane needs from
+//! the planes below, so that it depends neither on sockets nor on the XDP program:
 //!
 //! ```text
 //!   signals   control socket   check results   netlink    clock    workers' events
@@ -73,96 +73,96 @@ pub use admin::ControlSocket;
 
 /// Reads and checks a configuration file; errors are texts for the operator, one per mistake.
 pub type Load = Box<dyn Fn(&Path) -> Result<Config, Vec<String>>>;
-/// Sends one Ethernet frame out of the interface with this index, without waiting.
+/// Sends one Ethernet frame out of the interface with this index. Never blocks.
 pub type SendFrame = Box<dyn FnMut(u32, &[u8]) -> io::Result<()> + Send>;
-/// The flow tables' clock: the one whose [`Ticks`] their records carry.
+/// Clock of the flow tables: the source of the [`Ticks`] in their records.
 pub type Clock = Arc<dyn Fn() -> Ticks + Send + Sync>;
 
-/// Everything that the control thread works with; the daemon fills it.
+/// Inputs of the control thread, filled by the daemon.
 pub struct Inputs {
-    /// What the process was started with.
+    /// Configuration at the start.
     pub config: Config,
-    /// Where it came from; a reload reads it again.
+    /// Path of the configuration file; a reload reads it again.
     pub config_path: PathBuf,
-    /// How it is read.
+    /// Reader of the configuration file.
     pub load: Load,
-    /// The control socket, claimed early so that a second process fails before it opens NICs.
+    /// Control socket, locked early so that a second process fails before it opens NICs.
     pub control_socket: ControlSocket,
-    /// The workers, in the configuration's order.
+    /// Workers, in the configuration's order.
     pub workers: Vec<WorkerView>,
-    /// The NICs, in the configuration's order.
+    /// NICs, in the configuration's order.
     pub nics: Vec<NicView>,
-    /// Where new forwarding tables go.
+    /// Publisher of forwarding tables.
     pub publisher: Publisher,
-    /// The XDP program and its sockets.
+    /// XDP program and its sockets.
     pub steering: Box<dyn SteeringPort>,
-    /// How addresses are announced.
+    /// Sender of the frames that announce addresses.
     pub send_frame: SendFrame,
-    /// The tables that all workers share.
+    /// Tables shared by all workers.
     pub shared: Arc<SharedTables>,
-    /// What happens to workers.
+    /// Events of workers.
     pub events: crossbeam_channel::Receiver<WorkerEvent>,
-    /// The clock of the flow tables.
+    /// Clock of the flow tables.
     pub clock: Clock,
-    /// Who says what becomes of a packet.
+    /// Runs a packet through the stages of the data path, for `explain`.
     pub explain: explain::Explain,
     /// Called once, when the first table is published, steered and announced.
     pub ready: Box<dyn FnOnce()>,
 }
 
-/// What control sees of a worker. All of it is shared and only read here.
+/// Control's view of a worker: shared state that control only reads.
 #[derive(Debug, Clone)]
 pub struct WorkerView {
-    /// The core that it is pinned to.
+    /// Core that the worker is pinned to.
     pub core: usize,
-    /// Its counters.
+    /// Counters of the worker.
     pub stats: Arc<WorkerStats>,
-    /// Its flow table.
+    /// Flow table of the worker.
     pub flows: Arc<FlowTable>,
 }
 
-/// What control sees of a NIC; fixed while the process runs.
+/// Control's view of a NIC; fixed while the process runs.
 #[derive(Debug, Clone)]
 pub struct NicView {
     /// Interface name.
     pub interface: String,
     /// Interface index.
     pub ifindex: u32,
-    /// Its MAC.
+    /// MAC address.
     pub mac: [u8; 6],
-    /// Longest IP packet that it sends, in bytes.
+    /// MTU: the longest IP packet that the NIC sends, in bytes.
     pub mtu: u16,
-    /// Kernel driver.
+    /// Name of the kernel driver.
     pub driver: String,
-    /// `"zero_copy"`, `"copy"` or `"mixed"`.
+    /// Mode of its sockets: `"zero_copy"`, `"copy"` or `"mixed"`.
     pub mode: String,
-    /// Whether a packet may lie in several frames.
+    /// Whether a packet may span several frames.
     pub multi_buffer: bool,
-    /// Queues that are served.
+    /// Indices of the served queues.
     pub queues: Vec<u32>,
-    /// Queues that it had.
+    /// Number of receive queues at the start.
     pub rx_queues: u32,
-    /// Why it is bound or attached in a lesser way than was hoped for, in sentences.
+    /// Reasons for which binding or attachment fell back to a lesser mode, in sentences.
     pub fallbacks: Vec<String>,
 }
 
-/// How the XDP program was attached to a NIC.
+/// Attachment of the XDP program to a NIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachedView {
-    /// `"native"` or `"generic"`.
+    /// Mode: `"native"` or `"generic"`.
     pub xdp: String,
-    /// Why it is less than was hoped for, in one sentence.
+    /// Reason for the lesser mode, in one sentence.
     pub fallback: Option<String>,
 }
 
-/// Packets that the XDP program counted on one NIC.
+/// Packet counters of the XDP program on one NIC.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SteerCounters {
-    /// Given to a worker.
+    /// Packets redirected to a worker.
     pub steered: u64,
-    /// Left to the kernel.
+    /// Packets passed to the kernel.
     pub passed: u64,
-    /// Dropped because no socket serves their queue.
+    /// Packets dropped because no socket serves their queue.
     pub no_socket: u64,
 }
 
@@ -177,67 +177,67 @@ pub struct SocketStatistics {
     pub tx_invalid: u64,
 }
 
-/// The XDP program and its sockets, as far as control uses them.
+/// Interface of control to the XDP program and its sockets.
 pub trait SteeringPort {
-    /// Makes the program's maps hold exactly these rules; keys that stay are never gone between.
+    /// Makes the program's maps hold exactly these rules. Keys that stay are present throughout.
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String>;
-    /// Attaches the program to every NIC, in their order. Called once, with the first table
-    /// published and the first rules set, so that no packet meets a program that knows nothing.
+    /// Attaches the program to every NIC, in order. Called once, after the first table is published
+    /// and the first rules are set, so that no packet meets a program without rules.
     fn attach(&mut self) -> Result<Vec<AttachedView>, String>;
-    /// The program's counters of one NIC.
+    /// Returns the program's counters of one NIC.
     fn counters(&mut self, nic: NicIndex) -> SteerCounters;
-    /// The kernel's counters of one NIC's sockets.
+    /// Returns the kernel's counters of the sockets of one NIC.
     fn socket_statistics(&mut self, nic: NicIndex) -> SocketStatistics;
-    /// What has become of one NIC.
+    /// Returns the current state of one NIC.
     fn nic_now(&mut self, nic: NicIndex) -> Result<NicNow, String>;
 }
 
-/// What has become of a NIC since the start.
+/// Current state of a NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NicNow {
-    /// It has been removed.
+    /// The interface has been removed.
     Gone,
-    /// There is one of its index or name.
+    /// An interface with the NIC's index or name exists.
     There {
-        /// Its index.
+        /// Interface index.
         ifindex: u32,
-        /// Its MAC.
+        /// MAC address.
         mac: [u8; 6],
-        /// Whether it has been set up.
+        /// Whether the interface is set up.
         up: bool,
-        /// Whether there is a carrier.
+        /// Whether the interface has a carrier.
         carrier: bool,
-        /// Queues that receive.
+        /// Number of receive queues.
         rx_queues: u32,
-        /// Its XDP program.
+        /// XDP program of the interface.
         program: ProgramNow,
     },
 }
 
-/// The XDP program of a NIC.
+/// XDP program of a NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProgramNow {
-    /// Ours.
+    /// The program of this process.
     Ours,
-    /// Another one, by its id.
+    /// Another program, by its id.
     Other(u32),
-    /// None.
+    /// No program.
     None,
 }
 
-/// What a worker tells control.
+/// Event that a worker reports to control.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkerEvent {
-    /// It has ended, which it never should.
+    /// The worker has ended, which should never happen.
     Failed {
-        /// Its index.
+        /// Index of the worker.
         worker: usize,
-        /// Why.
+        /// Reason of the failure.
         error: String,
     },
 }
 
-/// What an operator asks for by a signal.
+/// Request of an operator by a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM or SIGINT.
@@ -246,77 +246,78 @@ pub enum Signal {
     Reload,
 }
 
-/// Why the control thread could not start, or had to end.
+/// Reason for which the control thread could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// tokio could not be started.
+    /// The tokio runtime could not be started.
     #[error("control thread: {0}; raise the limit of open files (ulimit -n) if it is reached")]
     Runtime(io::Error),
-    /// No netlink socket.
+    /// Netlink could not be opened or queried.
     #[error("netlink: {0}; holdfast needs it for routes, neighbours and addresses")]
     Netlink(String),
-    /// Somebody else has the control socket.
+    /// Another process holds the control socket.
     #[error(
         "holdfast already runs with this socket (pid {pid}): {}; stop that process, or set another \
          [control] socket",
         path.display()
     )]
     AlreadyRunning {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// What the other process wrote into its lock file.
+        /// Process id that the other process wrote into its lock file.
         pid: String,
     },
-    /// The control socket cannot be made.
+    /// The control socket cannot be created.
     #[error("control socket {}: {reason}; set [control] socket to a path that can be made", path.display())]
     Socket {
-        /// The socket, its lock file or its directory.
+        /// Path of the socket, its lock file or its directory.
         path: PathBuf,
-        /// What failed.
+        /// Reason of the failure.
         reason: String,
     },
-    /// A VIP's address cannot be put where `announce` says.
+    /// The address of a VIP cannot be put on the interface that `announce` names.
     #[error("{0}")]
     Announce(#[from] announce::AnnounceError),
-    /// More VIPs or backends than there are indices.
+    /// There are more VIPs or backends than indices.
     #[error("{0}")]
     Full(#[from] state::Full),
-    /// The XDP program's maps could not be filled.
+    /// The maps of the XDP program could not be filled.
     #[error("XDP program: the rules for VIPs could not be set: {0}")]
     Steering(String),
     /// The XDP program could not be attached.
     #[error("XDP program: {0}")]
     Attach(String),
-    /// A worker has ended; without it, its queues are dead.
+    /// A worker has ended, and its queues are dead.
     #[error("worker {worker} has failed: {error}; holdfast stops, start it again")]
     Worker {
-        /// Its index.
+        /// Index of the worker.
         worker: usize,
-        /// Why.
+        /// Reason of the failure.
         error: String,
     },
 }
 
-/// Runs the control thread until SIGTERM or SIGINT, then removes what it made: addresses and the
-/// control socket. Blocks.
+/// Runs the control thread until SIGTERM or SIGINT, then removes the addresses and the control
+/// socket that it created. Blocks.
 ///
 /// # Errors
-/// When it cannot start, or when a worker has failed. What it made is removed also then.
+/// When the thread cannot start, or a worker has failed. Addresses and socket are removed in these
+/// cases, too.
 pub fn run(inputs: Inputs, signals: Signals) -> Result<(), ControlError> {
     let Signals { runtime, streams, .. } = signals;
     runtime.block_on(async { serve(inputs, merge(streams)).await })
 }
 
-/// As [`run`], on the caller's runtime and with the caller's signals.
+/// Runs the control thread as [`run`] does, on the caller's runtime and with the caller's signals.
 ///
 /// # Errors
-/// As [`run`].
+/// The errors of [`run`].
 pub async fn serve(inputs: Inputs, signals: mpsc::Receiver<Signal>) -> Result<(), ControlError> {
     controller::serve(inputs, signals).await
 }
 
-/// The signals of the process: caught from the first moment of a start on, and carried out when the control
-/// thread serves. None of them ends the process by itself.
+/// Signals of the process: caught from the start on, and handled when the control thread serves. No
+/// signal ends the process by itself.
 #[derive(Debug)]
 pub struct Signals {
     runtime: Runtime,
@@ -328,7 +329,7 @@ impl Signals {
     /// Catches SIGTERM, SIGINT and SIGHUP.
     ///
     /// # Errors
-    /// When the process has no room for what tokio needs.
+    /// When the process lacks a resource that tokio needs.
     pub fn catch() -> Result<Self, ControlError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(ControlError::Runtime)?;
@@ -349,14 +350,15 @@ impl Signals {
         Ok(Self { runtime, streams, stop })
     }
 
-    /// Whether a stop was asked for already, so that a start can be left before it changes anything.
+    /// Returns whether a stop was requested, so that a start can be abandoned before it changes
+    /// anything.
     pub fn stop_is_asked(&self) -> bool {
         // Relaxed: the flag publishes nothing else.
         self.stop.load(Ordering::Relaxed)
     }
 }
 
-/// The signals as one channel.
+/// Merges the signals into one channel.
 fn merge(streams: Vec<(Signal, unix::Signal)>) -> mpsc::Receiver<Signal> {
     let (sender, receiver) = mpsc::channel(4);
     for (meaning, mut stream) in streams {

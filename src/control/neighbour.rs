@@ -1,12 +1,12 @@
-//! Next hops: from a backend's address over route and neighbour to NIC, MAC and VLAN.
+//! Next hops: resolution of a backend's address over route and neighbour to NIC, MAC and VLAN.
 //!
-//! A task of its own resolves all wanted addresses, again when netlink's bell rings, and every
-//! [`SAFETY_NET`]; whoever wants to know watches the [`Snapshot`]. The traffic of workers bypasses
-//! the kernel, so the kernel must be told that neighbours are in use: unknown ones are asked for
-//! every [`RETRY`], stale ones verified every [`VERIFY`], so that a MAC that moved is noticed.
+//! A separate task resolves all wanted addresses again when netlink notifies of a change, and every
+//! [`SAFETY_NET`]; consumers watch the [`Snapshot`]. The traffic of workers bypasses the kernel,
+//! which therefore does not see that neighbours are in use: the task probes unknown ones every
+//! [`RETRY`] and verifies stale ones every [`VERIFY`], so that a changed MAC is noticed.
 //!
 //! Cost per pass: four dumps and one route look-up (~20 us) per distinct address. A pass is
-//! followed by a rest of four times its length, so that a box whose routes never stand still
+//! followed by a pause of four times its length, so that a box with constantly changing routes
 //! spends at most a fifth of the control thread here.
 
 use std::fmt;
@@ -27,65 +27,65 @@ use crate::forwarding::local::UNLIMITED;
 use crate::net::vlan::{Outer, Tags};
 use crate::net::{NextHop, NicIndex};
 
-/// Events within this time lead to one pass.
+/// Time within which several events lead to one pass.
 const COALESCE: Duration = Duration::from_millis(20);
-/// An unresolved neighbour is asked for this often.
+/// Time between two probes of an unresolved neighbour.
 const RETRY: Duration = Duration::from_secs(1);
-/// A stale neighbour is verified this often.
+/// Time between two verifications of a stale neighbour.
 const VERIFY: Duration = Duration::from_secs(15);
-/// Everything is resolved again this often, in case an event was lost.
+/// Maximum time between two passes, in case an event was lost.
 const SAFETY_NET: Duration = Duration::from_secs(5);
-/// Route look-ups that are under way at one time; their answers fit into a default socket buffer.
+/// Maximum number of concurrent route look-ups; their replies fit into a default socket buffer.
 pub(super) const LOOKUPS: usize = 64;
 
-/// What the network looked like at the end of a pass.
+/// State of the network at the end of a pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// By backend address.
+    /// Next hops, or reasons for their absence, by backend address.
     pub hops: HashMap<IpAddr, Result<NextHop, Problem>>,
-    /// Longest IP packet that may leave towards a backend, in bytes, by its address; of those that
-    /// have a next hop.
+    /// Path MTUs: the longest IP packet that may leave towards a backend, in bytes, by backend
+    /// address; only for backends with a next hop.
     pub mtus: HashMap<IpAddr, u16>,
-    /// The same of each NIC, in the configuration's order.
+    /// MTU of each NIC in bytes, in the configuration's order.
     pub nic_mtus: Vec<u16>,
-    /// Every address of this box.
+    /// Addresses of this box.
     pub addresses: Vec<InterfaceAddress>,
-    /// Every link, by index.
+    /// Links, by interface index.
     pub links: HashMap<u32, Link>,
-    /// How links answer ARP, by index.
+    /// ARP policies of links, by interface index.
     pub arp: HashMap<u32, Arp>,
 }
 
-/// Why an address has no next hop.
+/// Reason for which an address has no next hop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
-    /// The kernel is asking; no reason to worry yet.
+    /// The kernel is resolving the neighbour, which is no failure yet.
     Resolving,
-    /// Nobody answers.
+    /// The neighbour does not reply.
     NoAnswer {
-        /// Who was asked for.
+        /// Address of the neighbour.
         hop: IpAddr,
-        /// Where.
+        /// Name of the interface.
         interface: String,
     },
-    /// It is this box.
+    /// The address belongs to this box.
     Local,
-    /// No route.
+    /// There is no route to the address.
     NoRoute,
     /// The route leaves by an interface that no worker serves.
     NotOurNic {
-        /// That interface.
+        /// Name of that interface.
         interface: String,
     },
-    /// The route leaves by a VLAN device of 802.1ad, with no 802.1Q tag inside.
+    /// The route leaves by an 802.1ad VLAN device, with no 802.1Q tag inside.
     ServiceTag {
-        /// That interface.
+        /// Name of that interface.
         interface: String,
     },
 }
 
 impl Problem {
-    /// What is wrong.
+    /// Text of the problem.
     pub fn what(&self) -> String {
         match self {
             Self::Resolving => "its route and MAC are being looked up".to_owned(),
@@ -104,7 +104,7 @@ impl Problem {
         }
     }
 
-    /// How to mend it; empty when there is nothing to do but wait.
+    /// Text of the remedy; empty when waiting suffices.
     pub const fn cure(&self) -> &'static str {
         match self {
             Self::Resolving => "",
@@ -126,13 +126,13 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The resolving task.
+/// Task that resolves next hops.
 #[derive(Debug)]
 pub struct Resolver {
     netlink: Netlink,
     /// Interface indices of the NICs, in the configuration's order.
     nics: Vec<u32>,
-    /// The NICs by interface index.
+    /// Indices of the NICs, by interface index.
     ports: HashMap<u32, NicIndex>,
     targets: watch::Receiver<HashSet<IpAddr>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
@@ -140,14 +140,14 @@ pub struct Resolver {
     failing: bool,
 }
 
-/// When neighbours were asked for last.
+/// Times of the last probes of neighbours.
 #[derive(Debug, Default)]
 struct Probes {
     last: HashMap<(u32, IpAddr), Instant>,
 }
 
 impl Probes {
-    /// Whether it is time to ask for a neighbour; if so, it counts as asked for now.
+    /// Returns whether a neighbour is due for a probe; if so, records a probe now.
     fn due(&mut self, key: (u32, IpAddr), certainty: Certainty, now: Instant) -> bool {
         let pause = match certainty {
             Certainty::Good => return false,
@@ -162,13 +162,13 @@ impl Probes {
         due
     }
 
-    /// Forgets what cannot matter any more.
+    /// Removes entries that no longer delay a probe.
     fn prune(&mut self, now: Instant) {
         self.last.retain(|_, last| now.saturating_duration_since(*last) < VERIFY);
     }
 }
 
-/// Starts the resolver; it ends with the runtime. `targets` are the addresses that are wanted.
+/// Starts the resolver of the addresses in `targets`; it ends with the sender of `targets`.
 pub fn start(
     netlink: Netlink,
     change_notifier: Arc<Notify>,
@@ -202,7 +202,8 @@ impl Resolver {
         }
     }
 
-    /// Resolves everything and tells it if it changed; true if no neighbour's answer is missing.
+    /// Resolves everything and publishes the snapshot if it changed. Returns true if netlink works
+    /// and no neighbour's reply is outstanding.
     async fn pass(&mut self, first: bool) -> bool {
         match self.resolve().await {
             Ok(snapshot) => {
@@ -281,26 +282,27 @@ impl Resolver {
     }
 }
 
-/// Longest packet that may leave by a route: what it says itself, but no more than its link carries.
+/// Returns the longest packet that may leave by a route, in bytes: the route's own MTU, but at most
+/// that of its link.
 fn path_mtu(route: Route, links: &HashMap<u32, Link>) -> u16 {
     let Route::Via { ifindex, mtu, .. } = route else { return UNLIMITED };
     let route = mtu.filter(|&mtu| mtu > 0).and_then(|mtu| u16::try_from(mtu).ok());
     link_mtu(ifindex, links).min(route.unwrap_or(UNLIMITED))
 }
 
-/// Longest packet that a link carries, as far as the kernel says.
+/// Returns the MTU of a link in bytes; [`UNLIMITED`] if the kernel reports none.
 fn link_mtu(ifindex: u32, links: &HashMap<u32, Link>) -> u16 {
     let mtu = links.get(&ifindex).map(|link| link.mtu).filter(|&mtu| mtu > 0);
     mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(UNLIMITED)
 }
 
-/// Whether asking again soon may help.
+/// Returns whether another probe soon may help.
 fn awaits_an_answer(hop: &Result<NextHop, Problem>) -> bool {
     matches!(hop, Err(Problem::Resolving | Problem::NoAnswer { .. }))
 }
 
-/// The NIC and VLAN tags that an outgoing interface stands for: a NIC, a VLAN device on it, or one on
-/// that. A tag of 802.1ad has to be the outer one of two.
+/// Returns the NIC and VLAN tags of an outgoing interface: a NIC, a VLAN device on a NIC, or a VLAN
+/// device on such a device. An 802.1ad tag must be the outer one of two.
 pub(super) fn out_of(
     ifindex: u32,
     links: &HashMap<u32, Link>,

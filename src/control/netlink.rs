@@ -1,5 +1,5 @@
-//! What control asks of rtnetlink (rtnetlink(7)), in plain types: links, addresses, neighbours,
-//! routes, and a bell that rings when any of them changes.
+//! rtnetlink (rtnetlink(7)) in plain types: links, addresses, neighbours, routes, and a notifier of
+//! their changes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -26,12 +26,12 @@ use tokio::sync::Notify;
 use super::ControlError;
 
 /// `IFA_PROTO` (linux/if_addr.h, kernel 5.18) of the addresses that holdfast adds: 'H'. The kernel
-/// itself uses 1 to 3. It tells our addresses from an operator's after a crash.
+/// itself uses 1 to 3. It distinguishes our addresses from an operator's after a crash.
 pub const OUR_PROTOCOL: u8 = b'H';
 
-/// Errno of an address that is already there.
+/// Errno of an address that exists already.
 const EEXIST: i32 = 17;
-/// Errno of an address that is already gone.
+/// Errno of an address that does not exist.
 const EADDRNOTAVAIL: i32 = 99;
 
 /// A network interface.
@@ -39,41 +39,42 @@ const EADDRNOTAVAIL: i32 = 99;
 pub struct Link {
     /// Interface index.
     pub index: u32,
-    /// Name.
+    /// Interface name.
     pub name: String,
-    /// MAC, if it is an Ethernet-like device.
+    /// MAC of an Ethernet-like device.
     pub mac: Option<[u8; 6]>,
-    /// The loopback device.
+    /// Whether it is the loopback device.
     pub loopback: bool,
-    /// It does neither ARP nor neighbour discovery (`IFF_NOARP`), such as a dummy device.
+    /// Whether it does neither ARP nor neighbour discovery (`IFF_NOARP`), such as a dummy device.
     pub no_arp: bool,
-    /// It is up (`IFF_UP`).
+    /// Whether it is up (`IFF_UP`).
     pub up: bool,
-    /// Largest packet, in bytes without the Ethernet header; 0 if the kernel does not say.
+    /// MTU in bytes, without the Ethernet header; 0 if the kernel reports none.
     pub mtu: u32,
-    /// What of it is a VLAN device.
+    /// Parameters of a VLAN device.
     pub vlan: Option<OnVlan>,
-    /// Index of the device that it is a member of.
+    /// Interface index of the device that it is a member of.
     pub master: Option<u32>,
-    /// Whether it takes over what its members receive: a bond, bridge or team, but no VRF.
+    /// Whether it receives the packets of its members: a bond, bridge or team, but no VRF.
     pub takes_over: bool,
 }
 
 impl Link {
-    /// Whether no neighbour is behind it: what is on it is only reached by other interfaces.
+    /// Returns whether it has no neighbours, so that its addresses are reached by other interfaces
+    /// only.
     pub const fn is_silent(&self) -> bool {
         self.loopback || self.no_arp
     }
 }
 
-/// A VLAN device.
+/// Parameters of a VLAN device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnVlan {
-    /// Index of the device below.
+    /// Interface index of the device below.
     pub below: u32,
     /// VLAN identifier.
     pub id: u16,
-    /// Its tags are of 802.1ad, not of 802.1Q.
+    /// Whether its tags are 802.1ad, not 802.1Q.
     pub service: bool,
 }
 
@@ -82,92 +83,92 @@ pub struct OnVlan {
 pub struct InterfaceAddress {
     /// Interface index.
     pub ifindex: u32,
-    /// The address.
+    /// Address.
     pub address: IpAddr,
-    /// Length of its prefix.
+    /// Prefix length in bits.
     pub prefix_len: u8,
-    /// It carries [`OUR_PROTOCOL`].
+    /// Whether it carries [`OUR_PROTOCOL`].
     pub ours: bool,
 }
 
-/// What the kernel knows of a neighbour.
+/// Neighbour entry of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Neighbour {
-    /// Its MAC.
+    /// MAC, if known.
     pub mac: Option<[u8; 6]>,
-    /// How sure that is.
+    /// State of the entry.
     pub certainty: Certainty,
 }
 
-/// NUD states (linux/neighbour.h), as far as we tell them apart.
+/// NUD states (linux/neighbour.h), reduced to the four that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Certainty {
     /// Known and fresh, being verified, or fixed by an operator.
     Good,
     /// Known, but not verified for a while.
     Stale,
-    /// Being asked for.
+    /// Resolution under way.
     Resolving,
-    /// Does not answer.
+    /// No reply.
     Failed,
 }
 
-/// The answer of a route look-up.
+/// Result of a route look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// Out of an interface, to a gateway or to the address itself.
+    /// The route leaves by an interface, to a gateway or to the address itself.
     Via {
         /// Interface index.
         ifindex: u32,
-        /// Whose MAC is wanted.
+        /// Address of the neighbour: the gateway, or the looked-up address itself.
         hop: IpAddr,
-        /// Longest packet, in bytes, if the route says so, or the kernel has learned it.
+        /// Path MTU in bytes, if the route has one or the kernel has learned one.
         mtu: Option<u32>,
     },
-    /// It is an address of this box.
+    /// The address belongs to this box.
     Local,
-    /// There is none, or it rejects.
+    /// There is no route, or the route rejects packets.
     None,
 }
 
-/// A socket to the kernel. Cheap to clone.
+/// Netlink socket. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Netlink(Handle);
 
-/// What the kernel answered, in words.
+/// Error of a netlink request.
 pub type Error = rtnetlink::Error;
 
 impl Netlink {
-    /// Opens it; answers are read by a task of the runtime that this is called on.
+    /// Opens the socket; a task of the caller's runtime reads the replies.
     ///
     /// # Errors
-    /// When the socket cannot be had.
+    /// When the socket cannot be opened.
     pub fn open() -> Result<Self, ControlError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(netlink_error)?;
         tokio::spawn(connection);
         Ok(Self(handle))
     }
 
-    /// Every link.
+    /// Returns all links.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// When the kernel reports an error.
     pub async fn links(&self) -> Result<Vec<Link>, Error> {
         collect(self.0.link().get().execute(), |message| Some(link(message))).await
     }
 
-    /// Every address of every link.
+    /// Returns all addresses of all links.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// When the kernel reports an error.
     pub async fn addresses(&self) -> Result<Vec<InterfaceAddress>, Error> {
         collect(self.0.address().get().execute(), interface_address).await
     }
 
-    /// Every IPv4 and IPv6 neighbour, by interface and address.
+    /// Returns all IPv4 and IPv6 neighbours, by interface index and address.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// When the kernel reports an error.
     pub async fn neighbours(&self) -> Result<HashMap<(u32, IpAddr), Neighbour>, Error> {
         let mut found = HashMap::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -178,10 +179,10 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Where the kernel would send a packet to `address`.
+    /// Looks up the kernel's route to `address`.
     ///
     /// # Errors
-    /// When the request itself fails; having no route is [`Route::None`].
+    /// When the request itself fails; the absence of a route is [`Route::None`].
     pub async fn route(&self, address: IpAddr) -> Result<Route, Error> {
         let message = match address {
             IpAddr::V4(ip) => {
@@ -194,29 +195,29 @@ impl Netlink {
         let mut answers = Box::pin(self.0.route().get(message).execute());
         match answers.next().await {
             Some(Ok(message)) => Ok(route(address, &message)),
-            // ENETUNREACH, EHOSTUNREACH, EACCES (prohibit), EINVAL (blackhole): no way there.
+            // ENETUNREACH, EHOSTUNREACH, EACCES (prohibit), EINVAL (blackhole): no route.
             None | Some(Err(Error::NetlinkError(_))) => Ok(Route::None),
             Some(Err(error)) => Err(error),
         }
     }
 
-    /// Makes the kernel find out about a neighbour, as a packet to it would: an unknown one is
-    /// asked for, a stale one verified (`NTF_USE`, as `ip neighbour replace .. use`). Not to be
-    /// used on permanent entries: the kernel makes them ordinary ones.
+    /// Makes the kernel resolve an unknown neighbour or verify a stale one, as a packet to it would
+    /// (`NTF_USE`, as `ip neighbour replace .. use`). Not for permanent entries: the kernel turns
+    /// them into ordinary ones.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// When the kernel reports an error.
     pub async fn probe(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
         let mut request = self.0.neighbours().add(ifindex, address);
         request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
         request.execute().await
     }
 
-    /// Adds `address` with a full prefix length to a link, marked as ours. True if it was not
-    /// there before.
+    /// Adds `address` with a full prefix length to a link, marked with [`OUR_PROTOCOL`]. Returns
+    /// false if it existed already.
     ///
     /// # Errors
-    /// As the kernel says, but for an address that is there already.
+    /// When the kernel reports another error than an existing address.
     pub async fn add_address(&self, ifindex: u32, address: IpAddr) -> Result<bool, Error> {
         let mut request = self.0.address().add(ifindex, address, full_prefix(address));
         mark(request.message_mut());
@@ -226,10 +227,10 @@ impl Netlink {
         }
     }
 
-    /// Removes such an address again; one that is gone already is no error.
+    /// Removes an address with a full prefix length from a link; a missing address is no error.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// When the kernel reports another error.
     pub async fn remove_address(&self, ifindex: u32, address: IpAddr) -> Result<(), Error> {
         let prefix_len = full_prefix(address);
         let message = match address {
@@ -249,11 +250,12 @@ impl Netlink {
     }
 }
 
-/// A bell that rings when links, addresses, neighbours or routes change. The messages themselves
-/// are dropped: under a flood of them (a full BGP table moves) nothing may pile up here.
+/// Returns a notifier of changes of links, addresses, neighbours and routes. The messages
+/// themselves are dropped, so that nothing accumulates when there are very many (a full BGP table
+/// moves).
 ///
 /// # Errors
-/// When the socket cannot be had.
+/// When the socket cannot be opened.
 pub fn watch() -> Result<Arc<Notify>, ControlError> {
     let groups = [
         MulticastGroup::Link,
@@ -276,7 +278,7 @@ pub fn watch() -> Result<Arc<Notify>, ControlError> {
     Ok(change_notifier)
 }
 
-/// The prefix length of a single address.
+/// Prefix length of a single address, in bits.
 pub const fn full_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
@@ -341,7 +343,7 @@ fn takes_over(info: &LinkInfo) -> bool {
     matches!(kind, InfoKind::Bond | InfoKind::Bridge) || kind.to_string() == "team"
 }
 
-/// Identifier of a VLAN device, and whether it is of 802.1ad.
+/// Returns the identifier of a VLAN device, and whether it is 802.1ad.
 fn vlan(info: LinkInfo) -> Option<(u16, bool)> {
     let LinkInfo::Data(InfoData::Vlan(details)) = info else { return None };
     let service = details.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
@@ -453,7 +455,7 @@ mod tests {
             ..Link::default()
         };
         assert_eq!(link(message), expected);
-        // One end of a veth names the other one, but is no VLAN.
+        // One end of a veth pair names the other one, but is no VLAN device.
         let mut veth = LinkMessage::default();
         veth.attributes = vec![LinkAttribute::Link(3)];
         assert_eq!(link(veth).vlan, None);

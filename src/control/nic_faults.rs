@@ -1,45 +1,46 @@
-//! What has become of the NICs while holdfast runs: changes after which packets are lost, although every
-//! backend answers its checks.
+//! Faults of NICs while holdfast runs: changes after which packets are lost although every backend
+//! passes its checks.
 //!
-//! Sockets, the XDP program and the MAC of rewritten packets are those of the start. A fault is told when it
-//! comes and when it goes, and stands in the status in between; what it costs ends with a restart.
+//! Sockets, the XDP program and the MAC of rewritten packets are those of the start. A fault is
+//! reported when it comes and when it goes, and is part of the status in between; a restart ends
+//! its effects.
 
 use super::{NicNow, NicView, ProgramNow};
 
-/// What is wrong with a NIC.
+/// Fault of a NIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NicFault {
-    /// The interface is not there.
+    /// The interface does not exist.
     Gone,
-    /// There is another interface of its name.
+    /// Another interface has its name.
     MadeAgain,
-    /// It was set down.
+    /// The interface is set down.
     Down,
-    /// It has no carrier.
+    /// The interface has no carrier.
     NoCarrier,
-    /// It has another MAC than rewritten packets are sent from.
+    /// Its MAC differs from the source MAC of rewritten packets.
     MacChanged {
-        /// The MAC that it has now.
+        /// Current MAC.
         now: [u8; 6],
     },
-    /// It has more queues than at the start, and nothing takes packets from these.
+    /// It has more queues than at the start, and no socket receives from the new ones.
     QueuesUnserved {
-        /// How many it had.
+        /// Number of queues at the start.
         before: u32,
-        /// How many it has.
+        /// Current number of queues.
         now: u32,
     },
     /// Its XDP program was removed.
     ProgramGone,
-    /// It has another XDP program.
+    /// Another XDP program has replaced its program.
     ProgramReplaced {
-        /// The program's id.
+        /// Id of that program.
         id: u32,
     },
 }
 
 impl NicFault {
-    /// As in the API.
+    /// Name in the API.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Gone => "gone",
@@ -53,7 +54,7 @@ impl NicFault {
         }
     }
 
-    /// What is wrong, what it costs, and the cure.
+    /// Text of the fault, its effect and its remedy.
     pub fn text(&self, nic: &NicView) -> String {
         let name = &nic.interface;
         match self {
@@ -98,7 +99,7 @@ fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
-/// Everything that is wrong with a NIC.
+/// Returns all faults of a NIC.
 pub fn faults(nic: &NicView, now: NicNow) -> Vec<NicFault> {
     let NicNow::There { ifindex, mac, up, carrier, rx_queues, program } = now else {
         return vec![NicFault::Gone];
@@ -152,7 +153,7 @@ mod tests {
         }
     }
 
-    /// `there()` with one thing changed.
+    /// `there()` with some fields changed.
     fn changed(
         change: impl FnOnce(&mut u32, &mut [u8; 6], &mut [bool; 2], &mut u32, &mut ProgramNow),
     ) -> NicNow {

@@ -1,9 +1,10 @@
-//! Full-NAT sources that are addresses of this box in use: replies to the kernel's own connections meet
-//! the XDP program, which knows a source by its address and port alone, and drops what answers no flow.
+//! Full-NAT sources that are addresses in use by this box: the XDP program knows a source by its
+//! address and port alone, and so redirects the replies to the kernel's own connections, which are
+//! then dropped because they belong to no flow.
 //!
-//! The kernel takes the ports of its connections from `ip_local_port_range`, but for those in
-//! `ip_local_reserved_ports` (Documentation/networking/ip-sysctl.rst). Addresses that holdfast puts on an
-//! interface are none that the kernel chooses ([`netlink`]).
+//! The kernel takes the ports of its connections from `ip_local_port_range`, except those in
+//! `ip_local_reserved_ports` (Documentation/networking/ip-sysctl.rst). It never chooses addresses
+//! that holdfast puts on an interface ([`netlink`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -12,22 +13,23 @@ use super::netlink::{self, InterfaceAddress, Link};
 use crate::config::FullNat;
 use crate::config::machine::{Finding, Level};
 
-/// A range of ports.
+/// Inclusive range of ports.
 type Range = RangeInclusive<u16>;
 
-/// The ports that this box uses by itself.
+/// Ports in use by this box itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OwnPorts {
-    /// Where connections get theirs from (`ip_local_port_range`); `None`: the kernel did not say.
+    /// Range of the ports of connections (`ip_local_port_range`); `None` if the kernel reports
+    /// none.
     pub ephemeral: Option<Range>,
-    /// But for these (`ip_local_reserved_ports`).
+    /// Ports excluded from that range (`ip_local_reserved_ports`).
     pub reserved: Vec<Range>,
-    /// Where something listens: TCP, and UDP sockets that are not connected.
+    /// Local addresses and ports of listening sockets: TCP, and UDP without a peer.
     pub listeners: Vec<(IpAddr, u16)>,
 }
 
 impl OwnPorts {
-    /// Those of this network namespace.
+    /// Reads the ports of this network namespace.
     pub fn read() -> Self {
         let setting = |name: &str| {
             std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default()
@@ -45,7 +47,7 @@ impl OwnPorts {
         }
     }
 
-    /// The first and last port of `ports` that a connection may get.
+    /// Returns the range from the first to the last port of `ports` that a connection may get.
     fn shared(&self, ports: &Range) -> Option<Range> {
         let ephemeral = self.ephemeral.as_ref()?;
         let free = |port: &u16| !self.reserved.iter().any(|range| range.contains(port));
@@ -57,13 +59,13 @@ impl OwnPorts {
     }
 }
 
-/// `32768\t60999`.
+/// Parses `ip_local_port_range`, such as `32768\t60999`.
 fn ephemeral(text: &str) -> Option<Range> {
     let mut ports = text.split_whitespace().map(str::parse);
     Some(ports.next()?.ok()?..=ports.next()?.ok()?)
 }
 
-/// `8080,9000-9100`; empty for none.
+/// Parses `ip_local_reserved_ports`, such as `8080,9000-9100`; it may be empty.
 fn reserved(text: &str) -> Vec<Range> {
     let ranges = text.trim().split(',').filter_map(|part| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -72,7 +74,8 @@ fn reserved(text: &str) -> Vec<Range> {
     ranges.collect()
 }
 
-/// Local ends of the sockets in a table of /proc/net (proc(5)) that are in a state.
+/// Returns the local addresses and ports of the sockets in the wanted state, from a table of
+/// /proc/net (proc(5)).
 fn listeners(table: &str, wanted: &str) -> Vec<(IpAddr, u16)> {
     let sockets = table.lines().skip(1).filter_map(|line| {
         let mut columns = line.split_whitespace();
@@ -84,7 +87,8 @@ fn listeners(table: &str, wanted: &str) -> Vec<(IpAddr, u16)> {
     sockets.collect()
 }
 
-/// An address as the kernel prints it: words of 32 bits, each as a number of this machine.
+/// Parses an address as the kernel prints it: words of 32 bits, each as a number in the byte order
+/// of the machine.
 fn kernel_address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let digits = hex.get(at * 8..at * 8 + 8)?;
@@ -103,7 +107,7 @@ fn kernel_address(hex: &str) -> Option<IpAddr> {
     }
 }
 
-/// Sources that share ports with this box itself.
+/// Returns the sources that share ports with this box itself.
 pub fn findings(
     full_nat: &FullNat,
     addresses: &[InterfaceAddress],
@@ -145,7 +149,8 @@ pub fn findings(
 }
 
 impl OwnPorts {
-    /// Ports of `ports` where something listens on `source`; those of clients without a peer aside.
+    /// Returns the ports of `ports` on which something listens at `source`, except those of the
+    /// range for connections, which clients without a peer (UDP) use.
     fn listening(&self, source: IpAddr, ports: &Range) -> Vec<u16> {
         let hears = |address: IpAddr| {
             address == source || address.is_unspecified() && (address.is_ipv6() || source.is_ipv4())
@@ -161,15 +166,15 @@ impl OwnPorts {
     }
 }
 
-/// Whether the kernel may choose it: not what holdfast put there, nor a single address on a device without
-/// neighbours.
+/// Returns whether the kernel may choose the address: holdfast has not added it, and it is no
+/// single address on a device without neighbours.
 fn is_in_use(held: &InterfaceAddress, links: &[Link]) -> bool {
     let silent = links.iter().any(|link| link.index == held.ifindex && link.is_silent());
     let single = held.prefix_len == netlink::full_prefix(held.address);
     !(held.ours || silent && single)
 }
 
-/// The larger part of `ports` that is left without `shared`, if there is one.
+/// Returns the remedy, which proposes the larger rest of `ports` without `shared`, if there is one.
 fn cure(ports: &Range, shared: &Range) -> String {
     let below = shared.start().checked_sub(1).map(|last| *ports.start()..=last);
     let above = shared.end().checked_add(1).map(|first| first..=*ports.end());
@@ -270,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernels_files_say() {
+    fn the_kernels_files_are_parsed() {
         assert_eq!(ephemeral("32768\t60999\n"), Some(32_768..=60_999));
         assert_eq!(ephemeral(""), None);
         assert_eq!(reserved("8080,9000-9100\n"), [8080..=8080, 9000..=9100]);

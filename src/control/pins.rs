@@ -1,13 +1,13 @@
-//! Flow tables as the control thread reads them: position by position, while workers go on.
+//! Read access of the control thread to flow tables, position by position, while workers continue.
 
 use crate::flow::entry::ConntrackEntry;
 use crate::flow::table::FlowTable;
 
-/// What a scan reads: a flow table.
+/// Table of pins that a scan reads: a flow table.
 pub trait Pins: Send + Sync {
     /// Number of positions.
     fn positions(&self) -> u32;
-    /// The pin at a position (`0..positions`), if one is there.
+    /// Returns the entry at a position (`0..positions`), if there is one.
     fn pin_at(&self, number: u32) -> Option<ConntrackEntry>;
 }
 

@@ -1,4 +1,4 @@
-//! A refused request: the HTTP status and what to do about it.
+//! A refused request of the API: HTTP status, cause and remedy.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -6,17 +6,17 @@ use axum::response::{IntoResponse, Response};
 
 use super::api::ApiError;
 
-/// An error of the API.
+/// Error response of the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// HTTP status.
     pub status: StatusCode,
-    /// What went wrong, where, and how to fix it; never empty.
+    /// Texts with cause, location and remedy; never empty.
     pub errors: Vec<String>,
 }
 
 impl Refusal {
-    /// With this status and one text.
+    /// Creates a refusal with this status and one text.
     pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, errors: vec![error.into()] }
     }

@@ -1,4 +1,5 @@
-//! What a new configuration changes, in sentences; and what it must not change while running.
+//! Differences between two configurations in sentences, and keys that must not change while
+//! running.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -12,9 +13,9 @@ use crate::forwarding::sticky::Sticky;
 use crate::forwarding::tunnel::TunnelSources;
 use crate::forwarding::{FlowAction, Remember, Tunnels, quic_lb};
 
-/// The keys whose change needs a restart, of all that differ; empty if a reload can do it.
+/// Returns the changed keys that need a restart; empty if a reload can apply the change.
 ///
-/// Workers, sockets and the control socket are made once at the start; another hash would send
+/// Workers, sockets and the control socket are created once at the start; another hash would send
 /// new flows elsewhere than the other boxes of the fleet do.
 pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     let mut keys = Vec::new();
@@ -57,7 +58,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
         check(a.queues != b.queues, &format!("[[nic]] {}: queues", a.interface));
         check(a.ring != b.ring, &format!("[[nic]] {}: ring", a.interface));
     }
-    // A key that this list does not know yet must not pass unnoticed either.
+    // A changed key that this list lacks must not pass unnoticed either.
     let same = |a: &Config, b: &Config| {
         (&a.workers, &a.nics, &a.full_nat) == (&b.workers, &b.nics, &b.full_nat)
             && (&a.fragments, &a.control, &a.hash) == (&b.fragments, &b.control, &b.hash)
@@ -68,7 +69,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
     keys
 }
 
-/// One sentence per difference; empty when nothing differs.
+/// Returns one sentence per difference; empty when nothing differs.
 pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     let mut told = Vec::new();
     let mut gone: Vec<&Vip> = old.vips.iter().collect();
@@ -76,7 +77,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     let kept: HashSet<usize> = continued.iter().copied().flatten().collect();
     let mut index = 0..;
     gone.retain(|_| index.next().is_some_and(|index| !kept.contains(&index)));
-    // Of another kind under its old name: another VIP, but told as a change.
+    // A VIP of another kind under an old name is another VIP, but reported as a change.
     let before: HashMap<&str, &Vip> = gone.iter().map(|vip| (vip.name.as_str(), *vip)).collect();
     let remade = |vip: &Vip| before.get(vip.name.as_str()).copied();
     let added = new.vips.iter().zip(&continued).filter(|(_, known)| known.is_none());
@@ -125,18 +126,18 @@ fn tunnel_changes(old: &Tunnels, new: &Tunnels, told: &mut Vec<String>) {
     }
 }
 
-/// A name that changed: of a VIP, or of a backend of it.
+/// A changed name: of a VIP, or of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rename {
-    /// Name of the VIP, as it is now.
+    /// Current name of the VIP.
     pub vip: String,
-    /// Name of the backend, as it is now; `None`: the VIP itself.
+    /// Current name of the backend; `None` for the VIP itself.
     pub backend: Option<String>,
-    /// The name of before.
+    /// Previous name.
     pub old: String,
 }
 
-/// What goes on under another name.
+/// Returns the VIPs and backends that continue under another name.
 pub fn renames(old: &Config, new: &Config) -> Vec<Rename> {
     let mut renames = Vec::new();
     let known = identity::continued(&old.vips.iter().collect::<Vec<_>>(), &new.vips);
@@ -165,7 +166,7 @@ pub fn renames(old: &Config, new: &Config) -> Vec<Rename> {
     renames
 }
 
-/// What becomes of flows whose backend, or whose VIP or port, is removed.
+/// Describes the action on the flows of a removed backend, VIP or port.
 pub const fn fate(flow_action: FlowAction) -> &'static str {
     match flow_action {
         FlowAction::Keep => "go on until they end",
@@ -228,7 +229,7 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     if a.quic != b.quic && quic(&a.quic) == quic(&b.quic) {
         told.push(format!("VIP {}: quic: another key", new.name));
     } else if a != b && told.len() == before {
-        // An option that this list does not know yet must not pass unnoticed.
+        // A changed option that this list lacks must not pass unnoticed.
         told.push(format!("VIP {}: another policy", new.name));
     }
     backend_changes(old, new, told);
@@ -243,7 +244,7 @@ fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     let added = |backend: &&Backend| !before.contains_key(&server(backend));
     let vip = &new.name;
     for gone in &gone {
-        // One that has its name now is told there.
+        // A new server of that name is reported below.
         if !new.backends.iter().filter(added).any(|backend| backend.name == gone.name) {
             told.push(format!("backend {} of VIP {vip} removed", gone.name));
         }
@@ -303,7 +304,7 @@ fn split(vip: &Vip) -> String {
     )
 }
 
-/// Without the keys: changes end in logs.
+/// Describes QUIC-LB configurations without their keys, because changes are logged.
 fn quic(configs: &[quic_lb::Config]) -> String {
     let config = |config: &quic_lb::Config| {
         let quic_lb::Config { rotation, server_id_bytes, nonce_bytes, key } = config;
@@ -328,7 +329,7 @@ fn join(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The word for false or true, as in the configuration.
+/// Returns the configuration's word for false or true.
 fn word(value: bool, [no, yes]: [&str; 2]) -> String {
     if value { yes } else { no }.to_owned()
 }
@@ -359,7 +360,7 @@ fn health(health: &Health) -> String {
     format!("tcp ({port}, every {interval}, time-out {timeout}, rise {rise}, fall {fall})")
 }
 
-/// Whole seconds where it is whole seconds, else milliseconds.
+/// Formats a duration, in seconds where they are whole, else in milliseconds.
 fn span(span: Duration) -> String {
     match (span.as_secs(), span.as_millis()) {
         (s, ms) if u128::from(s) * 1000 == ms => format!("{s} s"),
@@ -380,7 +381,7 @@ pub(super) mod tests {
     use crate::net::Forward;
     use crate::units::Ticks;
 
-    /// A configuration of one worker and one NIC.
+    /// Returns a configuration of one worker and one NIC.
     pub fn config(vips: Vec<Vip>) -> Config {
         Config {
             workers: Workers {
@@ -526,7 +527,7 @@ pub(super) mod tests {
         );
     }
 
-    /// Addresses and ports say what is what: names only change.
+    /// Addresses and ports identify a backend; a changed name is a rename.
     #[test]
     fn names_that_change_hands_are_renames() {
         let swapped = one(|vip| {
@@ -562,7 +563,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_needs_a_restart_is_named() {
+    fn keys_that_need_a_restart_are_named() {
         type Change = fn(&mut Config);
         let rows: [(Change, &str); 10] = [
             (|c| c.control.on_drained.push("x".to_owned()), "[control] on_drained"),

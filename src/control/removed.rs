@@ -1,5 +1,5 @@
-//! What a reload has taken away, while it has flows: it takes no new ones, and those that it has are reset
-//! or kept, as its VIP's `on_remove` says.
+//! Backends, addresses and ports that a reload has removed while they have flows. They take no new
+//! flows; the flows that they have are reset or kept, according to the VIP's `on_remove`.
 //!
 //! ```text
 //!              reload                          no flows left, or after a while (reset)
@@ -25,62 +25,63 @@ use crate::flow::entry::ConntrackEntry;
 use crate::forwarding::{FlowAction, OldListen};
 use crate::net::{BackendId, FlowKey, Listen, ListenKey, VipId};
 
-/// Until workers have the table without it, and have counted what they pinned before.
+/// Time until workers use the table without the removed item, and have counted the flows that they
+/// pinned before.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// A backend, or an address and ports of a VIP, that a reload has taken away.
+/// A backend, or an address and ports of a VIP (a listener), that a reload has removed.
 #[derive(Debug)]
 pub struct Removed<T> {
-    /// What it is.
+    /// The removed item.
     pub what: T,
-    /// What becomes of its flows: they are kept or reset.
+    /// Action on its flows: they are kept or reset.
     pub flow_action: FlowAction,
-    /// When it was taken away.
+    /// Time of the removal.
     pub since: Instant,
-    /// Flows that it had then.
+    /// Flows at the time of the removal; 0 for a listener.
     pub flows: u64,
 }
 
-/// A backend that a reload took away, and that has gone.
+/// A removed backend that has been given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gone {
-    /// Name of its VIP.
+    /// Name of the VIP.
     pub vip: String,
-    /// Its name.
+    /// Name of the backend.
     pub backend: String,
-    /// Flows that it had when it was taken away.
+    /// Flows at the time of the removal.
     pub flows: u64,
-    /// Flows that it had still.
+    /// Flows left when it was given up.
     pub flows_left: u64,
 }
 
-/// What a reload takes away with flows, or would.
+/// A backend or listeners that a reload removes, or would remove, with the number of flows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removal {
-    /// Name of the VIP, as it was.
+    /// Name of the VIP before the reload.
     pub vip: String,
-    /// Name of the backend, as it was; `None`: ports or the address of the VIP.
+    /// Name of the backend before the reload; `None`: ports or the address of the VIP.
     pub backend: Option<String>,
-    /// Flows that it has.
+    /// Number of flows.
     pub flows: u64,
-    /// What becomes of them.
+    /// Action on these flows.
     pub flow_action: FlowAction,
 }
 
-/// All that a reload takes away, or would.
+/// All removals of a reload, or of a dry run.
 #[derive(Debug, Default)]
 pub struct Removals {
-    /// Those whose flows are known.
+    /// Removals with known numbers of flows.
     pub all: Vec<Removal>,
-    /// Places whose flows are to be counted, with the VIP's name and what becomes of them.
+    /// Listeners with flows to be counted, with the VIP's name and the action on the flows.
     pub lost: Vec<(VipId, Listen, String, FlowAction)>,
-    /// Backends whose flows are counted already.
+    /// Removed backends; their flows are counted in `all` already.
     pub gone: HashSet<BackendId>,
 }
 
 impl Removals {
-    /// All of them, with the flows at addresses and ports that VIPs lose counted in `tables`. Blocks: reads
-    /// the tables if there is such a place.
+    /// Returns all removals, with the flows at lost listeners counted in `tables`. Blocks: reads
+    /// the tables if there are lost listeners.
     pub fn count(self, tables: &[Arc<dyn Pins>]) -> Vec<Removal> {
         let Self { mut all, lost, gone } = self;
         let places: Vec<_> = lost.iter().map(|&(vip, listen, ..)| (vip, listen)).collect();
@@ -95,7 +96,7 @@ impl Removals {
     }
 }
 
-/// The flows that VIPs have at these places, but for those of the backends that are `gone`. Blocks.
+/// Counts the flows of VIPs at these listeners, except those of the backends in `gone`. Blocks.
 pub fn count(
     places: &[(VipId, Listen)],
     gone: &HashSet<BackendId>,
@@ -122,12 +123,13 @@ pub fn count(
 }
 
 impl<T> Removed<T> {
-    /// Taken away now.
+    /// Creates an item that is removed now.
     pub const fn new(what: T, flow_action: FlowAction, now: Instant) -> Self {
         Self { what, flow_action, since: now, flows: 0 }
     }
 
-    /// Whether it is to be given up: when it has no flows, and when its flows had time to be reset.
+    /// Returns whether the item is to be given up: it has no flows, or its flows had time to be
+    /// reset.
     pub fn has_ended(&self, idle: impl FnOnce() -> bool, now: Instant) -> bool {
         let age = now.saturating_duration_since(self.since);
         (age >= SETTLED && idle()) || (self.flow_action == FlowAction::Reset && age >= RESETS)
@@ -135,14 +137,15 @@ impl<T> Removed<T> {
 }
 
 impl Removed<Listen> {
-    /// What of it `vip` does not have again.
+    /// Returns the parts where `vip` does not listen again.
     pub fn without(self, vip: &config::Vip) -> impl Iterator<Item = Self> {
         let Self { what, flow_action, since, flows } = self;
         let places = identity::lost([what], vip).into_iter();
         places.map(move |what| Self { what, flow_action, since, flows })
     }
 
-    /// In parts: flows that are reset go on where another VIP listens by now, which has their packets.
+    /// Divides the listener: flows to be reset are kept where another VIP listens by now, which
+    /// receives their packets.
     pub fn divide(self, in_force: &InForce) -> impl Iterator<Item = Self> {
         let Self { what, flow_action, since, flows } = self;
         let parts = match flow_action {
@@ -155,7 +158,7 @@ impl Removed<Listen> {
         })
     }
 
-    /// What the forwarding table is built from.
+    /// Input of the forwarding table.
     pub const fn spec(&self) -> OldListen {
         OldListen { listen: self.what, flow_action: self.flow_action }
     }

@@ -1,8 +1,8 @@
-//! Slow start: a backend that comes back gets its share of new flows in steps, so that its caches and
-//! pools can fill.
+//! Slow start: a backend that returns to service gets its share of new flows in steps, so that its
+//! caches and pools can fill.
 //!
-//! Pure: the clock is a parameter. Each step is one forwarding table; there are ten, however long it
-//! takes.
+//! Pure: the clock is a parameter. Each step is one forwarding table; there are ten, whatever the
+//! duration.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use tokio::time::Instant;
 
 use crate::forwarding::FULL_SHARE;
 
-/// The first step is one of so many.
+/// Number of steps to the full share, all of equal size.
 const STEPS: u16 = 10;
 
-/// How much of its new flows a backend is given.
+/// Share of new flows that a backend gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlowStart {
-    /// What the forwarding table is to say, 0..=[`FULL_SHARE`].
+    /// Current share, 0..=[`FULL_SHARE`].
     share: u16,
-    /// Since when, and how long it takes.
+    /// Start and duration of the rise; `None` at the full share.
     rise: Option<(Instant, Duration)>,
 }
 
@@ -29,24 +29,25 @@ impl Default for SlowStart {
 }
 
 impl SlowStart {
-    /// The share of new flows, 0..=[`FULL_SHARE`].
+    /// Share of new flows, 0..=[`FULL_SHARE`].
     pub const fn share(&self) -> u16 {
         self.share
     }
 
-    /// The share in per cent.
+    /// Share in per cent.
     pub fn percent(&self) -> u8 {
         let percent = u32::from(self.share) * 100 / u32::from(FULL_SHARE);
         u8::try_from(percent).unwrap_or(100)
     }
 
-    /// Begins anew, to reach the full share `over` from now; with 0 it has it at once.
+    /// Starts a rise to the full share within `over`; with a duration of 0 the full share applies
+    /// at once.
     pub fn begin(&mut self, over: Duration, now: Instant) {
         *self = Self { share: FULL_SHARE, rise: (!over.is_zero()).then_some((now, over)) };
         self.advance(now);
     }
 
-    /// Takes the step that is due. True if the share changes.
+    /// Takes the step that is due. Returns true if the share changes.
     pub fn advance(&mut self, now: Instant) -> bool {
         let Some((since, over)) = self.rise else { return false };
         let passed = now.saturating_duration_since(since).as_millis();

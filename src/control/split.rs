@@ -1,16 +1,16 @@
-//! Mega-proxies: sources (an address, or a network) that send more new flows than one backend should
-//! bear, and the number of parts that they are split into.
+//! Mega-proxies: sources (an address, or a network) that send more new flows than one backend
+//! should carry, and the number of parts that they are split into.
 //!
 //! ```text
 //! worker: new flow of a client-affine VIP --sample--> count per source, 2 s
-//!    share of the VIP's new flows, rate --> would some backend bear more than its due?
+//!    share of the VIP's new flows, rate --> would a backend get more than its share?
 //!       no: one part          yes: 2, 4, 8 ... parts, until none does
 //!    the same verdict twice: more parts        for 30 s: fewer parts
 //! ```
 //!
-//! Where each part would go is asked of the VIP's own scheduler, so the number of parts is right for
-//! the table that is in force. Only new flows look at splits: pinned ones stay where they are.
-//! Pure: samples and flow counts are parameters.
+//! The VIP's own scheduler places each part, so the number of parts is right for the table in
+//! force. Only new flows look at splits; pinned flows stay where they are. Pure: samples and flow
+//! counts are parameters.
 
 use hashbrown::HashMap;
 
@@ -22,28 +22,28 @@ use crate::forwarding::table::Vip;
 use crate::net::{Address, BackendIndex, VipId};
 use crate::stats::Sample;
 
-/// Sources that are counted in one window; later ones count only in the sum. One that is large
-/// enough to matter is early.
+/// Maximum number of sources counted in one window; later ones count only in the sum. A source that
+/// is large enough to matter appears early.
 const SOURCES: usize = 65_536;
-/// Sources of one VIP that may be split: more than this many cannot each be too large.
+/// Maximum number of split sources per VIP: more than this many cannot each be too large.
 const SPLIT_SOURCES: usize = 64;
-/// Parts of a VIP's sources that are tried out in one window: each asks the scheduler, which looks at
-/// every backend in the worst case, and the control thread has more to do.
+/// Maximum number of parts tried per VIP and window. Each part is one run of the scheduler, which
+/// looks at every backend in the worst case, and the control thread has other work.
 const TRIED: u32 = 4096;
-/// How far up to the limit a split fills a backend: the flows of a part, and of the other clients,
-/// are not all alike.
+/// Fraction of the permitted overload up to which a split fills a backend: the flows of a part, and
+/// of the other clients, are not all alike.
 const AIM: f64 = 0.6;
-/// Windows in a row after which a split is taken back, or made smaller: each costs the source's
-/// clients their backend once more.
+/// Windows in a row after which a split is removed or reduced: each change moves the source's
+/// clients to other backends once more.
 const QUIET: u8 = 15;
 
-/// Counts the sources of all VIPs that are looked after, and remembers how they are split.
+/// Counts of the sources of all sampled VIPs, with their splits.
 #[derive(Debug, Default)]
 pub struct Splitter {
     vips: HashMap<VipId, Sources>,
 }
 
-/// The sources of one VIP.
+/// Sources of one VIP.
 #[derive(Debug, Default)]
 struct Sources {
     window: HashMap<Address, u32>,
@@ -51,14 +51,14 @@ struct Sources {
     known: HashMap<Address, Known>,
 }
 
-/// A source that is, or may soon be, split.
+/// A source that is split, or may be soon.
 #[derive(Debug, Clone, Copy, Default)]
 struct Known {
-    /// Into 2^bits parts.
+    /// Base-2 logarithm of the number of parts.
     bits: u8,
-    /// What the last window wanted, if that was more.
+    /// Bits that the last window wanted, if more than `bits`.
     more: Option<u8>,
-    /// Windows in a row that wanted less, and the most that they wanted.
+    /// Windows in a row that wanted fewer bits, and the most bits that they wanted.
     less: (u8, u8),
     share: f64,
 }
@@ -69,18 +69,18 @@ struct Source {
     address: Address,
     share: f64,
     bits: u8,
-    /// What each backend gets of it, as a share of the VIP's new flows.
+    /// Load of each backend from this source, as a share of the VIP's new flows.
     given: HashMap<BackendIndex, f64>,
 }
 
-/// How a source is split, to be shown.
+/// Split of a source, for display.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shown {
-    /// Its (masked) address.
+    /// (Masked) address of the source.
     pub source: Address,
-    /// Parts.
+    /// Number of parts.
     pub parts: u16,
-    /// Share of the VIP's new flows in the last window.
+    /// Share of the VIP's new flows in the last window, 0..=1.
     pub share: f64,
 }
 
@@ -96,8 +96,8 @@ impl Splitter {
         }
     }
 
-    /// Ends a window of a VIP, in which it had `rate` new flows a second: its splits from now on, if
-    /// they are not those that `vip` has.
+    /// Ends a window of a VIP with `rate` new flows per second. Returns the new splits, if they
+    /// differ from those of `vip`.
     pub fn judge(
         &mut self,
         vip: &Vip,
@@ -115,12 +115,12 @@ impl Splitter {
         (splits != vip.splits).then_some(splits)
     }
 
-    /// Forgets VIPs that are no longer looked after.
+    /// Keeps only the VIPs that `keep` selects.
     pub fn retain(&mut self, keep: impl Fn(VipId) -> bool) {
         self.vips.retain(|&vip, _| keep(vip));
     }
 
-    /// The splits of a VIP, the largest source first.
+    /// Returns the splits of a VIP, the largest source first.
     pub fn shown(&self, vip: VipId) -> Vec<Shown> {
         let known = self.vips.get(&vip).into_iter().flat_map(|sources| &sources.known);
         let split = known.filter(|(_, known)| known.bits > 0);
@@ -136,8 +136,8 @@ impl Splitter {
 }
 
 impl Sources {
-    /// Sources with enough new flows to overload anything, and those that are split already, the
-    /// largest first.
+    /// Returns the sources with enough new flows to overload anything (`min_rate`), the largest
+    /// first, at most [`SPLIT_SOURCES`].
     fn heavy(&self, settings: &Split, rate: f64) -> Vec<Source> {
         let samples = f64::from(self.samples.max(1));
         let mut heavy: Vec<Source> = self
@@ -152,7 +152,7 @@ impl Sources {
         heavy
     }
 
-    /// Takes over what this window wants where that has been wanted for long enough.
+    /// Applies the splits that this window wants, where they have been wanted for long enough.
     fn settle(&mut self, wanted: &[Source]) {
         for source in wanted.iter().filter(|source| source.bits > 0) {
             self.known.entry(source.address).or_default();
@@ -176,7 +176,7 @@ impl Known {
         if wanted > self.bits {
             self.less = (0, 0);
             if let Some(last) = self.more.replace(wanted) {
-                // Twice in a row: as many parts as both want.
+                // Wanted twice in a row: the lower number counts.
                 (self.bits, self.more) = (wanted.min(last), None);
             }
         } else {
@@ -190,12 +190,12 @@ impl Known {
     }
 }
 
-/// Splits the sources, the one that burdens the fullest backend most first, until no backend has
-/// more than `aim` times its due, nothing more can be split, or [`TRIED`] parts were tried. The flows
-/// of all others are taken to spread as the weights say.
+/// Splits the sources until no backend has more than `aim` times its due, nothing more can be
+/// split, or [`TRIED`] parts were tried. Each step splits the source that burdens the fullest
+/// backend most. The flows of all others are assumed to spread by weight.
 fn fit(mut sources: Vec<Source>, vip: &Vip, table: &ForwardingTable, aim: f64) -> Vec<Source> {
     let due = due(vip, table);
-    // With one backend nothing can be spread.
+    // Fewer than two backends leave nothing to spread.
     if due.len() < 2 || sources.is_empty() {
         return sources;
     }
@@ -225,7 +225,7 @@ fn fit(mut sources: Vec<Source>, vip: &Vip, table: &ForwardingTable, aim: f64) -
     sources
 }
 
-/// What each backend that takes new flows should get of them.
+/// Returns the share of new flows that is due to each backend that takes them.
 fn due(vip: &Vip, table: &ForwardingTable) -> HashMap<BackendIndex, f64> {
     let candidates = vip.scheduler.candidates().iter();
     let taking = candidates.filter(|c| table.backend(c.backend).is_some_and(|b| b.takes_new));
@@ -235,7 +235,8 @@ fn due(vip: &Vip, table: &ForwardingTable) -> HashMap<BackendIndex, f64> {
 }
 
 impl Source {
-    /// Asks the VIP's scheduler where each part goes, and moves its share of the backends' loads.
+    /// Places each part with the VIP's scheduler, and moves the source's share of the backends'
+    /// loads.
     fn place(
         &mut self,
         vip: &Vip,
@@ -260,7 +261,7 @@ impl Source {
     }
 }
 
-/// The backends in service, with the parts that have been placed as their only flows.
+/// Backends in service, with the parts placed so far as their only flows.
 struct Placed<'t> {
     table: &'t ForwardingTable,
     flows: HashMap<BackendIndex, u64>,
@@ -310,7 +311,8 @@ mod tests {
         Address::from_v4((0xc612_0000 + number).to_be_bytes())
     }
 
-    /// A window of `flows` samples, `share` percent of them from `address(0)`, two seconds long.
+    /// Runs a window of two seconds with `flows` samples, `share` percent of them from
+    /// `address(0)`.
     fn window(
         splitter: &mut Splitter,
         table: &ForwardingTable,
@@ -364,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_backend_feels_is_left_alone() {
+    fn sources_that_overload_no_backend_are_not_split() {
         let mut splitter = Splitter::default();
         for (name, backends, flows, share) in [
             ("too few flows to matter", 8, 100, 40),
@@ -379,7 +381,7 @@ mod tests {
         }
     }
 
-    /// The control thread has more to do.
+    /// A window must not occupy the control thread for long.
     #[test]
     fn many_large_sources_take_bounded_time() {
         let (table, mut splitter) = (table(100), Splitter::default());

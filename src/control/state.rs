@@ -1,10 +1,11 @@
-//! The registry: every VIP and backend with its index, and what is known of each.
+//! The registry: every VIP and backend, with its index and state.
 //!
-//! Indices are handed out here and nowhere else. A VIP and a backend keep theirs while they are what they
-//! are ([`identity`](super::identity)), whatever their names. What a reload takes away keeps its index until
-//! its flows have ended ([`removed`](super::removed)); then the index gets the next generation, so that its
-//! pins are stale, and is used again after some others, so that they are gone by then. With `pin = false`
-//! from now on a backend begins another generation.
+//! Only the registry assigns indices. A VIP and a backend keep theirs while their identity stays
+//! ([`identity`](super::identity)), whatever their names. A removed VIP or backend keeps its index
+//! until its flows have ended ([`removed`](super::removed)); with `on_remove = "rehash"` the index
+//! is freed at once. A freed index gets the next generation, which makes its pins stale, and is
+//! reused after a number of others, when these pins are gone. A change to `pin = false` also begins
+//! the next generation of each backend.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -34,29 +35,29 @@ use crate::net::{
     SteerRules, VipId, exact,
 };
 
-/// More than the forwarding table has room for.
+/// Error: more VIPs or backends than the forwarding table has room for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{count} {what}: holdfast has room for {room}; spread them over several boxes")]
 pub struct Full {
-    /// VIPs or backends.
+    /// `"VIPs"` or `"backends"`.
     pub what: &'static str,
-    /// How many there are.
+    /// Configured number.
     pub count: usize,
-    /// How many there may be.
+    /// Maximum number.
     pub room: usize,
 }
 
-/// Indices that were used wait behind so many others before they are used again: their pins are gone by
-/// then, and tables are no longer than they have to be, however many come and go.
+/// Number of freed indices ahead of one that is reused: its pins are gone by then, and tables stay
+/// as short as possible, however many backends come and go.
 const RESTING: usize = 256;
 
-/// Indices from a fixed range, each with a generation.
+/// Indices of a fixed range, each with a generation.
 #[derive(Debug)]
 struct Indices {
     generations: Vec<u16>,
-    /// The first that was never used.
+    /// First index that was never used.
     fresh: u16,
-    /// Those that were used, the one that has been free for the longest time first.
+    /// Freed indices, the one that has been free for the longest time first.
     used: VecDeque<u16>,
 }
 
@@ -81,7 +82,7 @@ impl Indices {
         self.generations.get(usize::from(index)).copied().unwrap_or_default()
     }
 
-    /// Ends the generation of an index; its pins are stale from the next table on.
+    /// Begins the next generation of an index; its pins are stale from the next table on.
     fn bump(&mut self, index: u16) -> u16 {
         let Some(generation) = self.generations.get_mut(usize::from(index)) else { return 0 };
         *generation = generation.wrapping_add(1);
@@ -97,64 +98,64 @@ impl Indices {
 /// A VIP in the registry.
 #[derive(Debug)]
 pub struct VipEntry {
-    /// Its index.
+    /// Index.
     pub id: VipId,
-    /// As configured; its backends are in `backends`, too.
+    /// Configuration; the backends are in `backends`, too.
     pub config: config::Vip,
-    /// Its backends, in the configuration's order.
+    /// Backends, in the configuration's order.
     pub backends: Vec<BackendEntry>,
-    /// Sources that are spread over several backends.
+    /// Splits of large sources over several backends.
     pub splits: Splits,
-    /// Counters of whoever had the index before.
+    /// Counters of the previous owner of the index.
     pub base: Baseline,
-    /// Backends that a reload has taken away, and that have flows.
+    /// Removed backends that may have flows.
     pub removed: Vec<Removed<BackendEntry>>,
-    /// Where it listened before a reload.
+    /// Previous listeners that may have flows.
     pub old: Vec<Removed<Listen>>,
-    /// Whether a reload has taken it away.
+    /// Whether a reload has removed the VIP.
     pub is_removed: bool,
 }
 
 /// A backend in the registry.
 #[derive(Debug)]
 pub struct BackendEntry {
-    /// Its index and generation.
+    /// Index and generation.
     pub id: BackendId,
-    /// As configured.
+    /// Configuration.
     pub config: config::Backend,
-    /// What to check, if anything.
+    /// Health check, if there is one.
     pub check: Option<CheckSpec>,
-    /// What its checks say.
+    /// Verdict of the health check.
     pub health: Hysteresis,
-    /// The last failure, until a success.
+    /// Text of the last failed check; cleared by a success that leaves the backend up.
     pub health_detail: String,
-    /// Active, draining or out.
+    /// State of the drain: active, draining or out.
     pub drain: Drain,
-    /// What is known of how its drain goes; `None`: nothing yet, or no drain.
+    /// Forecast of the drain; `None` without a drain, or before the first forecast.
     pub forecast: Option<Forecast>,
-    /// How much of its new flows it is given.
+    /// Share of new flows.
     pub slow_start: SlowStart,
-    /// Where frames for it go.
+    /// Next hop of the frames to the backend.
     pub next_hop: Option<NextHop>,
-    /// Longest IP packet that may leave towards it, in bytes.
+    /// Path MTU: longest IP packet that may leave towards the backend, in bytes.
     pub mtu: u16,
-    /// Why there is none, in words; empty when there is one.
+    /// Reason for the absence of a next hop; empty when there is one.
     pub next_hop_detail: String,
-    /// The problem that was logged last, until it is resolved.
+    /// Problem that was logged last, until it is resolved.
     pub problem: Option<String>,
-    /// Whether it answers clients.
+    /// Detection of unanswered SYNs.
     pub answering: Answering,
-    /// Counters of whoever had the index before.
+    /// Counters of the previous owner of the index.
     pub base: Baseline,
 }
 
-/// Everything that can change about VIPs and backends.
+/// State of all VIPs and backends.
 #[derive(Debug)]
 pub struct Registry {
     vips: Vec<VipEntry>,
-    /// Those that a reload has taken away, and that have flows.
+    /// Removed VIPs that may have flows.
     removed: Vec<VipEntry>,
-    /// Where in `vips` each backend is.
+    /// Position of each backend: index in `vips`, and index in the VIP's `backends`.
     places: HashMap<BackendIndex, (usize, usize)>,
     vip_indices: Indices,
     backend_indices: Indices,
@@ -175,27 +176,27 @@ impl Registry {
         Self { vips, removed, places, vip_indices, backend_indices, sources }
     }
 
-    /// Empty, for full-NAT VIPs with these sources.
+    /// Creates an empty registry; full-NAT VIPs use these SNAT sources.
     pub fn new(sources: SnatPool) -> Self {
         Self { sources, ..Self::default() }
     }
 
-    /// The sources of full-NAT flows.
+    /// SNAT sources of full-NAT flows.
     pub const fn sources(&self) -> &SnatPool {
         &self.sources
     }
 
-    /// The VIPs, in the configuration's order.
+    /// VIPs in force, in the configuration's order.
     pub fn vips(&self) -> &[VipEntry] {
         &self.vips
     }
 
-    /// Every backend.
+    /// Returns every backend in force, with its VIP.
     pub fn backends(&self) -> impl Iterator<Item = (&VipEntry, &BackendEntry)> {
         self.vips.iter().flat_map(|vip| vip.backends.iter().map(move |backend| (vip, backend)))
     }
 
-    /// Every backend, to be changed, with its VIP's configuration.
+    /// Returns every backend in force, mutable, with its VIP's configuration.
     pub fn backends_mut(&mut self) -> impl Iterator<Item = (&config::Vip, &mut BackendEntry)> {
         self.vips.iter_mut().flat_map(|vip| {
             let config = &vip.config;
@@ -203,17 +204,17 @@ impl Registry {
         })
     }
 
-    /// The VIPs that a reload has taken away, and that have flows.
+    /// Removed VIPs that may have flows.
     pub fn removed(&self) -> &[VipEntry] {
         &self.removed
     }
 
-    /// Those in force, and those that a reload has taken away.
+    /// Returns the VIPs in force, and the removed ones.
     pub fn all_vips(&self) -> impl Iterator<Item = &VipEntry> {
         self.vips.iter().chain(&self.removed)
     }
 
-    /// Every backend, also of those that a reload has taken away, to be changed.
+    /// Returns every backend, mutable, with its VIP's configuration; includes removed ones.
     pub fn all_backends_mut(&mut self) -> impl Iterator<Item = (&config::Vip, &mut BackendEntry)> {
         self.vips.iter_mut().chain(&mut self.removed).flat_map(|vip| {
             let config = &vip.config;
@@ -222,32 +223,32 @@ impl Registry {
         })
     }
 
-    /// A backend by its names.
+    /// Finds a backend by the names of its VIP and its own.
     pub fn find_mut(&mut self, vip: &str, backend: &str) -> Option<&mut BackendEntry> {
         let vip = self.vips.iter_mut().find(|entry| entry.config.name == vip)?;
         vip.backends.iter_mut().find(|entry| entry.config.name == backend)
     }
 
-    /// A VIP by its name.
+    /// Finds a VIP by its name.
     pub fn vip(&self, name: &str) -> Option<&VipEntry> {
         self.vips.iter().find(|entry| entry.config.name == name)
     }
 
-    /// A backend by its names, with its VIP.
+    /// Finds a backend by the names of its VIP and its own; returns the VIP, too.
     pub fn find(&self, vip: &str, backend: &str) -> Option<(&VipEntry, &BackendEntry)> {
         let vip = self.vip(vip)?;
         let backend = vip.backends.iter().find(|entry| entry.config.name == backend)?;
         Some((vip, backend))
     }
 
-    /// A backend by its index, with its VIP's configuration.
+    /// Finds a backend by its index; returns the configuration of its VIP, too.
     pub fn at_mut(&mut self, index: BackendIndex) -> Option<(&config::Vip, &mut BackendEntry)> {
         let &(vip, backend) = self.places.get(&index)?;
         let vip = self.vips.get_mut(vip)?;
         Some((&vip.config, vip.backends.get_mut(backend)?))
     }
 
-    /// Ends the generation of a backend: every pin on it is stale from the next table on.
+    /// Begins the next generation of a backend: every pin on it is stale from the next table on.
     pub fn end_generation(&mut self, index: BackendIndex) {
         let generation = self.backend_indices.bump(index.0);
         if let Some((_, backend)) = self.at_mut(index) {
@@ -255,11 +256,11 @@ impl Registry {
         }
     }
 
-    /// Makes the registry hold exactly `vips`. What stays keeps its index, health and drain; what goes
-    /// is left with its flows, as its VIP's `on_remove` says.
+    /// Makes the registry hold exactly `vips`. VIPs and backends that stay keep index, health and
+    /// drain; the flows of removed ones are treated according to the VIP's `on_remove`.
     ///
     /// # Errors
-    /// When there are more than indices; nothing has changed then.
+    /// When there are more VIPs or backends than indices; nothing has changed then.
     pub fn apply(
         &mut self,
         vips: &[config::Vip],
@@ -277,7 +278,7 @@ impl Registry {
         let mut kept: Vec<Option<VipEntry>> =
             continued.into_iter().map(|index| old.get_mut(index?).and_then(Option::take)).collect();
         let in_force = InForce::of(vips);
-        // What goes does so first, so that there is always room for what comes.
+        // Removals come first, so that there is always room for additions.
         for (entry, vip) in kept.iter_mut().zip(vips) {
             if let Some(entry) = entry {
                 entry.part_from(Some(vip), &in_force, &mut self.backend_indices, workers, now);
@@ -299,7 +300,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Gives back the indices of removed VIPs that have nothing left.
+    /// Frees the indices of removed VIPs that have no removed backends left.
     fn drop_empty(&mut self) {
         let indices = &mut self.vip_indices;
         self.removed.retain(|vip| {
@@ -310,7 +311,7 @@ impl Registry {
         });
     }
 
-    /// Gives up what was removed the longest ago until all of `vips` find indices.
+    /// Gives up the oldest removals until all of `vips` find indices.
     fn make_room(&mut self, kept: &mut [Option<VipEntry>], vips: &[config::Vip]) {
         let staying = |entry: &VipEntry| entry.backends.len();
         let wanted: usize = vips.iter().map(|vip| vip.backends.len()).sum();
@@ -334,8 +335,7 @@ impl Registry {
         }
     }
 
-    /// What a change to `vips` would take away: backends with their flows, and where VIPs would listen no
-    /// longer.
+    /// Returns the removals of a change to `vips`: backends with their flows, and listeners.
     pub fn removals(&self, vips: &[config::Vip], workers: &[WorkerView]) -> Removals {
         let configs: Vec<_> = self.vips.iter().map(|entry| &entry.config).collect();
         let continued = identity::continued(&configs, vips);
@@ -369,12 +369,12 @@ impl Registry {
         removals
     }
 
-    /// How many backends, addresses and ports reloads have taken away that have flows.
+    /// Returns the number of removed backends and listeners that have not been given up.
     pub fn lingering(&self) -> usize {
         self.all_vips().map(|vip| vip.removed.len() + vip.old.len()).sum()
     }
 
-    /// Where VIPs in force listened before, and flows are kept.
+    /// Returns the previous listeners of VIPs in force with flows that are kept.
     pub fn kept_places(&self) -> Vec<(VipId, Listen)> {
         let kept = self.vips.iter().flat_map(|vip| {
             let kept = vip.old.iter().filter(|old| old.flow_action == FlowAction::Keep);
@@ -383,18 +383,18 @@ impl Registry {
         kept.collect()
     }
 
-    /// Gives up a place where no flows are left.
+    /// Gives up a previous listener without flows.
     pub fn forget_place(&mut self, place: (VipId, Listen)) {
         self.end_removed(|vip, old| (vip.id, old.what) == place, |_, _| false);
     }
 
-    /// Gives up all that reloads have taken away.
+    /// Gives up all removed backends and listeners.
     pub fn forget_removed(&mut self) {
         self.end_removed(|_, _| true, |_, _| true);
     }
 
-    /// Gives up what reloads have taken away and what has no flows left, or whose time is over: the
-    /// backends that have gone, with the flows that they still had.
+    /// Gives up removed backends and listeners that have no flows left, or had the time for resets.
+    /// Returns the backends, with the flows that they still had.
     pub fn release(&mut self, workers: &[WorkerView], now: Instant) -> Vec<Gone> {
         let flows = |entry: &BackendEntry| counters::flows_active(workers, entry.id.index);
         let idle = |vip: &VipEntry| {
@@ -415,7 +415,8 @@ impl Registry {
         .collect()
     }
 
-    /// Ends what is said to have ended; the backends of it.
+    /// Gives up the listeners and backends that the predicates select. Returns the backends, with
+    /// the names of their VIPs.
     fn end_removed(
         &mut self,
         listen_ends: impl Fn(&VipEntry, &Removed<Listen>) -> bool,
@@ -513,24 +514,25 @@ impl Registry {
             }
         }
         let affinity = std::mem::replace(&mut entry.config, new.clone()).policy.affinity;
-        // Sources of another affinity are others; with other limits the next window judges.
+        // Another affinity has other sources; other limits apply from the next window on.
         if affinity != new.policy.affinity || entry.split().is_none() {
             entry.splits = Splits::default();
         }
     }
 
-    /// The VIPs, to be changed, in the configuration's order.
+    /// VIPs in force, mutable, in the configuration's order.
     pub fn vips_mut(&mut self) -> &mut [VipEntry] {
         &mut self.vips
     }
 
-    /// What the forwarding table is built from.
+    /// Returns the input of the forwarding table.
     pub fn specs(&self) -> Vec<VipSpec> {
         self.all_vips().map(VipEntry::spec).collect()
     }
 
-    /// For a process that runs: a VIP refuses no flow while the next hop of a backend that may
-    /// serve is being looked up, for the client's next SYN finds it.
+    /// Returns the input of the forwarding table of a running process: a VIP rejects no flow while
+    /// the next hop of a backend that may serve is being looked up, because the client's next SYN
+    /// finds it.
     pub fn patient_specs(&self) -> Vec<VipSpec> {
         let mut specs = self.specs();
         for (vip, spec) in self.vips.iter().zip(&mut specs) {
@@ -540,7 +542,7 @@ impl Registry {
         specs
     }
 
-    /// What the XDP program is to do.
+    /// Returns the rules of the XDP program.
     pub fn steer_rules(&self, addresses: &[InterfaceAddress]) -> SteerRules {
         let (vips, networks) = by_kind(self.all_vips().flat_map(VipEntry::listens));
         let nat = self.all_vips().filter(|vip| vip.config.forward == Forward::Nat);
@@ -560,25 +562,25 @@ impl Registry {
         }
     }
 
-    /// The addresses whose next hops are needed.
+    /// Returns the addresses that need next hops.
     pub fn targets(&self) -> HashSet<IpAddr> {
         let backends = self.all_vips().flat_map(VipEntry::all_backends);
         backends.map(|backend| backend.config.address).collect()
     }
 
-    /// The checks that are to run.
+    /// Returns the health checks to run.
     pub fn checks(&self) -> impl Iterator<Item = (BackendId, CheckSpec)> {
         self.backends().filter_map(|(_, backend)| Some((backend.id, backend.check.clone()?)))
     }
 }
 
 impl VipEntry {
-    /// Those in force, and those that a reload has taken away.
+    /// Returns the backends in force, and the removed ones.
     pub fn all_backends(&self) -> impl Iterator<Item = &BackendEntry> {
         self.backends.iter().chain(self.removed.iter().map(|removed| &removed.what))
     }
 
-    /// Where it listens, or did before a reload.
+    /// Returns the current and the previous listeners.
     fn listens(&self) -> impl Iterator<Item = Listen> {
         let now = identity::listens(&self.config).filter(|_| !self.is_removed);
         now.chain(self.old.iter().map(|old| old.what))
@@ -591,9 +593,10 @@ impl VipEntry {
         })
     }
 
-    /// Takes away what `new`, one of those in force, does not have, all of it without one, and takes back what it has
-    /// again. Flows at a place that another VIP takes over stay where they are, as this one's other flows do;
-    /// and a VIP without pins has none to leave behind.
+    /// Removes everything that `new`, the continuation of this VIP, lacks (without one,
+    /// everything), and restores everything that it has again. Flows at a listener that another VIP
+    /// takes over stay on their backends, as other flows of this VIP do. A VIP without pins leaves
+    /// nothing behind.
     fn part_from(
         &mut self,
         new: Option<&config::Vip>,
@@ -638,7 +641,7 @@ impl VipEntry {
             old.flat_map(|old| old.without(new)).flat_map(|old| old.divide(in_force)).collect();
         let lost = identity::lost(before, new);
         let parts = match flow_action {
-            // All parts have one fate: the fewer entries, the better.
+            // All parts are kept, so one entry covers them.
             FlowAction::Keep => lost.into_iter().map(|place| (place, true)).collect(),
             FlowAction::Reset | FlowAction::Rehash => in_force.divide(&lost),
         };
@@ -651,14 +654,14 @@ impl VipEntry {
         self.is_removed = false;
     }
 
-    /// How its large sources are split: only where all flows of one are to go to one backend.
+    /// Returns how large sources are split, if all flows of a source go to one backend.
     pub fn split(&self) -> Option<&config::Split> {
         let together = match self.config.policy.affinity {
             Affinity::Client | Affinity::ClientPrefix { .. } => true,
             Affinity::Flow | Affinity::QuicCid => {
                 self.config.policy.remember.is_some_and(|remember| remember.sticky.is_some())
             }
-            // They are split from the start.
+            // Sources are split from the start.
             Affinity::ClientPorts { .. } => false,
         };
         self.config.split.as_ref().filter(|_| together)
@@ -686,27 +689,27 @@ impl VipEntry {
 }
 
 impl BackendEntry {
-    /// Whether it may be given new flows: no drain, no weight of 0, and it answers.
+    /// Returns whether the backend may get new flows: no drain, no weight of 0, and up.
     pub fn serves(&self) -> bool {
         self.drain.service() == Service::Active && self.config.weight > 0 && self.is_up()
     }
 
-    /// Whether its health check, if there is one, says that it answers.
+    /// Returns whether the backend counts as up: no health check has found it down.
     pub fn is_up(&self) -> bool {
         self.check.is_none() || self.health.usable()
     }
 
-    /// Whether its next hop is being looked up, and there was no reason yet to think that there is none.
+    /// Returns whether the next hop is being looked up, and no problem of it is known yet.
     pub const fn awaits_next_hop(&self) -> bool {
         self.next_hop.is_none() && self.problem.is_none()
     }
 
-    /// As one that has never left, but for its health.
+    /// Returns the backend as if it had never been removed, without its drain.
     fn back(self) -> Self {
         Self { drain: Drain::default(), forecast: None, ..self }
     }
 
-    /// What the forwarding table is built from.
+    /// Returns the input of the forwarding table.
     pub fn spec(&self) -> BackendSpec {
         BackendSpec {
             id: self.id,
@@ -725,12 +728,12 @@ impl BackendEntry {
         }
     }
 
-    /// Takes over what may change about a backend that stays.
+    /// Applies the changes to a backend that stays.
     fn reconfigure(&mut self, vip: &config::Vip, backend: &config::Backend) {
         self.config = backend.clone();
         let check = CheckSpec::of(vip, backend);
         let target = |check: &Option<CheckSpec>| check.as_ref().map(|check| check.target);
-        // A verdict about another port, or from before checks were turned off, says nothing.
+        // A verdict about another port, or from before checks were turned off, is void.
         if target(&check) != target(&self.check) {
             self.health = Hysteresis::default();
             self.health_detail.clear();
@@ -740,8 +743,8 @@ impl BackendEntry {
 }
 
 impl Removed<BackendEntry> {
-    /// What the forwarding table is built from. What was to become of the flows of one that is down stays so:
-    /// it is checked no longer.
+    /// Returns the input of the forwarding table. A removed backend is no longer checked: if it was
+    /// down, the action `on_down` stays in force for kept flows.
     pub fn spec(&self, on_down: FlowAction) -> BackendSpec {
         let spec = self.what.spec();
         let flow_action = match (self.flow_action, spec.up) {
@@ -752,7 +755,7 @@ impl Removed<BackendEntry> {
     }
 }
 
-/// Those that are single addresses and ports, and the others; each once.
+/// Returns the single addresses and ports, and all other listeners, without duplicates.
 fn by_kind(listens: impl Iterator<Item = Listen>) -> (Vec<ListenKey>, Vec<Listen>) {
     let all: Vec<Listen> = listens.collect();
     let others = all.iter().copied().filter(|&listen| exact(listen).is_none());
@@ -775,7 +778,7 @@ pub(super) mod tests {
     use crate::net::Protocol;
     use crate::units::Ticks;
 
-    /// A backend `name` at 127.0.1.`host`.
+    /// Returns a backend `name` at 127.0.1.`host`.
     pub fn backend(name: &str, host: u8) -> config::Backend {
         let address = IpAddr::from([127, 0, 1, host]);
         config::Backend {
@@ -787,7 +790,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A NAT VIP at 192.0.2.10:80 that checks nothing and announces nothing.
+    /// Returns a NAT VIP at 192.0.2.10:80 without health checks and announcements.
     pub fn vip(name: &str, backends: &[config::Backend]) -> config::Vip {
         config::Vip {
             name: name.to_owned(),
@@ -820,7 +823,7 @@ pub(super) mod tests {
         }
     }
 
-    /// The same VIP with other options.
+    /// Returns `vip` with a changed policy.
     pub fn with(mut vip: config::Vip, change: impl FnOnce(&mut VipPolicy)) -> config::Vip {
         change(&mut vip.policy);
         vip
@@ -887,7 +890,7 @@ pub(super) mod tests {
         }
     }
 
-    /// What becomes of the pins when a VIP gives them up: they are stale, and all else stays.
+    /// Pins become stale when a VIP no longer pins; everything else stays.
     #[test]
     fn a_vip_that_gives_up_its_pins_begins_another_generation() {
         let mut registry = Registry::default();
@@ -931,7 +934,7 @@ pub(super) mod tests {
         Some((found.flow_action, found.removed))
     }
 
-    /// A worker without flows, which counts those of so many backends.
+    /// Returns a worker without flows, with counters of this many backends.
     fn worker(backends: usize) -> super::super::WorkerView {
         let secret = crate::net::TableSecret::new(1);
         let families = crate::flow::table::Families::default();
@@ -943,9 +946,9 @@ pub(super) mod tests {
         }
     }
 
-    /// It waits for its flows, and has its pins again if it comes back meanwhile.
+    /// A removed backend waits for its flows, and has its pins again if it comes back meanwhile.
     #[test]
-    fn what_is_removed_keeps_its_index_until_its_flows_have_ended() {
+    fn a_removed_backend_keeps_its_index_until_its_flows_have_ended() {
         let second = Duration::from_secs(1);
         for (flow_action, long) in
             [(FlowAction::Reset, second * 18), (FlowAction::Keep, second * 100_000)]
@@ -978,7 +981,8 @@ pub(super) mod tests {
         }
     }
 
-    /// A VIP that goes, or changes its kind, waits with its listeners; and one that loses a port.
+    /// A VIP that is removed or changes its kind waits with its listeners, as does one that loses a
+    /// port.
     #[test]
     fn lost_addresses_and_ports_wait_for_their_flows() {
         type Change = fn(&mut config::Vip);
@@ -1010,7 +1014,7 @@ pub(super) mod tests {
                 .collect();
             old.sort_unstable();
             assert_eq!((old.as_slice(), registry.removed().len() == 1), (lost, another), "{name}");
-            // Its steering stays, and the return path of its backend.
+            // The steering stays, and the return path of the backend.
             let rules = registry.steer_rules(&[]);
             let all = rules.vips.iter().filter(|key| key.address == web.address.address()).count();
             let now_there = if name == "address" { 0 } else { new.ports.ranges().len() };
@@ -1028,8 +1032,8 @@ pub(super) mod tests {
         }
     }
 
-    /// The flows of a port that goes from one VIP to another stay with the servers that have them, which
-    /// answer from there until the last one has ended.
+    /// Flows of a port that moves from one VIP to another stay on their backends until the last of
+    /// them has ended.
     #[test]
     fn flows_of_a_port_that_another_vip_takes_over_go_on() {
         let web = config::Vip { on_remove: FlowAction::Reset, ..vip("web", &[backend("a", 1)]) };
@@ -1052,7 +1056,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Of a lost range each port has the fate that it would have by itself.
+    /// Each port of a lost range has the fate that it would have by itself.
     #[test]
     fn a_lost_range_goes_in_parts() {
         let now = Instant::now();
@@ -1094,11 +1098,11 @@ pub(super) mod tests {
         assert_eq!(parts(&registry, FlowAction::Keep), kept);
         registry.release(&workers, now + super::super::drain::RESETS);
         assert_eq!(parts(&registry, FlowAction::Reset), []);
-        // What it has back is no longer lost, whatever the parts are.
+        // A listener that comes back is no longer lost, whatever its parts.
         let back = [at("web", &[range(1000, 1620)]), at("two", &[range(1900, 2100)])];
         registry.apply(&back, &workers, now).unwrap();
         assert_eq!(parts(&registry, FlowAction::Keep), [range(1621, 1650), range(1900, 2000)]);
-        // What was to be reset goes on where another VIP listens soon after.
+        // Flows to be reset are kept where another VIP listens soon after.
         let mut registry = Registry::default();
         let ports = |name: &str, ports: &[u16]| {
             at(name, &ports.iter().copied().map(PortRange::single).collect::<Vec<_>>())
@@ -1123,9 +1127,9 @@ pub(super) mod tests {
         assert_eq!(parts(&registry, FlowAction::Keep), [range(1000, 2000)]);
     }
 
-    /// However many reloads there are, and however much is left behind.
+    /// Holds for any number of reloads, and any number of removals.
     #[test]
-    fn what_lingers_gives_way_and_indices_do_not_run_away() {
+    fn removed_backends_give_way_and_indices_stay_low() {
         let now = Instant::now();
         let kept = |host: u16| {
             let [high, low] = host.to_be_bytes();
@@ -1139,7 +1143,7 @@ pub(super) mod tests {
             assert!(small.lingering() < 3);
             assert_eq!(small.backends().count(), 1);
         }
-        // With time between them nothing is left, and tables stay short.
+        // With time between reloads nothing is left, and tables stay short.
         let mut registry = Registry::default();
         let mut highest = 0;
         for host in 0..3000 {
@@ -1154,7 +1158,8 @@ pub(super) mod tests {
         all[usize::try_from(number).unwrap()]
     }
 
-    /// Whatever comes and goes, and comes back under other names, at other places and in other modes.
+    /// Random reloads add and remove VIPs and backends, and bring them back with other names,
+    /// addresses and modes.
     #[test]
     fn any_reloads_leave_every_index_with_one_owner() {
         let mut state = 1_u64;
@@ -1336,9 +1341,9 @@ pub(super) mod tests {
         assert_eq!(rules.locals, [Address::from_v4([10, 0, 0, 1])]);
     }
 
-    /// What docs/PERFORMANCE.md says of the control thread's memory, without names.
+    /// Memory of the control thread as stated in docs/PERFORMANCE.md, without names.
     #[test]
-    fn what_an_entry_takes() {
+    fn an_entry_takes_bounded_memory() {
         let (vip, backend) = (size_of::<VipEntry>(), size_of::<BackendEntry>());
         assert!(vip <= 576 && backend <= 640, "{vip} bytes per VIP, {backend} per backend");
     }

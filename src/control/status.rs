@@ -1,6 +1,6 @@
 //! `GET /v1/status`: the registry and the workers' counters as one document.
 //!
-//! Sums over workers ([`counters`](super::counters)) are made at each request; nothing is kept.
+//! Sums over workers ([`counters`](super::counters)) are computed at each request; nothing is kept.
 
 use std::collections::BTreeMap;
 
@@ -23,41 +23,41 @@ use crate::forwarding::{FlowAction, Ports};
 use crate::net::NextHop;
 use crate::stats::{PortStats, WorkerStats};
 
-/// What a status is made of, besides the process itself.
+/// Inputs of a status, besides the process itself.
 pub struct Sources<'a> {
     /// VIPs and backends.
     pub registry: &'a Registry,
-    /// What full-NAT flows come from.
+    /// Settings of full NAT.
     pub full_nat: &'a FullNat,
     /// Workers.
     pub workers: &'a [WorkerView],
     /// NICs.
     pub nics: &'a [NicView],
-    /// How each is attached, in the same order.
+    /// Attachment of the XDP program to each NIC, in the same order.
     pub attached: &'a [AttachedView],
-    /// What is wrong with each, in the same order; empty before the first look.
+    /// Faults of each NIC, in the same order; empty before the first check.
     pub nic_faults: &'a [Vec<NicFault>],
-    /// Per NIC, in the same order.
+    /// Counters of each NIC, in the same order: the XDP program's and the sockets'.
     pub nic_counters: Vec<(SteerCounters, SocketStatistics)>,
-    /// Large sources.
+    /// Splits of large sources.
     pub splitter: &'a Splitter,
-    /// New flows.
+    /// Rates of new flows.
     pub flow_rates: &'a FlowRates,
-    /// The interface that has a VIP's address, if holdfast put it there.
+    /// Returns the interface that has a VIP's address, if holdfast put it there.
     pub announced_on: &'a dyn Fn(&VipEntry) -> Option<String>,
 }
 
-/// The process, as far as a status tells of it.
+/// Properties of the process in a status.
 pub struct Process {
-    /// When control started.
+    /// Time at which control started.
     pub started: Instant,
-    /// The configuration file.
+    /// Path of the configuration file.
     pub config: String,
     /// Generation of the published table.
     pub generation: u64,
 }
 
-/// The whole document.
+/// Builds the whole document.
 pub fn status(process: &Process, sources: &Sources<'_>) -> Status {
     let now = Instant::now();
     let workers: Vec<WorkerStatus> = sources.workers.iter().map(worker_status).collect();
@@ -143,7 +143,7 @@ fn split_status(Shown { source, parts, share }: Shown) -> SplitStatus {
     SplitStatus { source: source.into(), parts, share }
 }
 
-/// One backend.
+/// Builds the status of one backend.
 pub fn backend_status(
     vip: &VipEntry,
     entry: &BackendEntry,
@@ -176,7 +176,7 @@ pub fn backend_status(
     }
 }
 
-/// How the drain of a backend goes, if it drains.
+/// Builds the status of a drain; `None` if the backend does not drain.
 fn drain_status(
     vip: &VipEntry,
     entry: &BackendEntry,
@@ -207,7 +207,7 @@ fn drain_status(
     })
 }
 
-/// A next hop in words.
+/// Builds the status of a next hop.
 pub fn next_hop_status(hop: NextHop, mtu: u16, nics: &[NicView]) -> NextHopStatus {
     let nic = nics.get(usize::from(hop.nic.0));
     let [a, b, c, d, e, f] = hop.mac;
@@ -294,7 +294,7 @@ fn plus(a: Totals, b: &Totals) -> Totals {
     }
 }
 
-/// Every kind is present, also without workers.
+/// Sums the local replies of all workers; every kind is present, also without workers.
 fn all_answers(workers: &[WorkerView]) -> BTreeMap<String, u64> {
     let kinds = crate::stats::LocalReply::ALL.iter();
     kinds
@@ -305,7 +305,7 @@ fn all_answers(workers: &[WorkerView]) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// Every reason is present, also without workers.
+/// Sums the drops of all workers; every reason is present, also without workers.
 fn all_drops(workers: &[WorkerStatus]) -> BTreeMap<String, u64> {
     let names = crate::stats::Drop::ALL.iter().map(|reason| reason.as_str());
     names

@@ -1,8 +1,8 @@
-//! What of a configuration does not fit this machine's network: found without starting.
+//! Problems of a configuration on the network of this machine, found without a start.
 //!
-//! [`survey`] asks rtnetlink once for links, addresses and the routes to all backends; the findings
-//! are worked out by [`findings`], pure, so that tests make up networks. A running holdfast logs the
-//! same problems of next hops as they come and go ([`super::neighbour`]).
+//! [`survey`] queries rtnetlink once for links, addresses and the routes to all backends;
+//! [`findings`] evaluates them and is pure, so that tests can construct networks. A running
+//! holdfast logs the same problems of next hops as they come and go ([`super::neighbour`]).
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -22,31 +22,31 @@ use crate::config::machine::{Finding, Level};
 use crate::config::{Announce, Config, Vip};
 use crate::net::NicIndex;
 
-/// The first kernel with packets of several frames (multi-buffer).
+/// First kernel version with packets of several frames (multi-buffer).
 const MULTI_BUFFER: (u32, u32) = (6, 6);
 
-/// The network as the kernel tells it.
+/// State of the network as the kernel reports it.
 #[derive(Debug, Clone, Default)]
 pub struct Network {
-    /// Every link.
+    /// All links.
     pub links: Vec<Link>,
-    /// Every address of this box.
+    /// Addresses of this box.
     pub addresses: Vec<InterfaceAddress>,
-    /// Ways to backends, by address.
+    /// Routes to backends, by address.
     pub routes: HashMap<IpAddr, Route>,
-    /// How links answer ARP, by index.
+    /// ARP policies of links, by interface index.
     pub arp: HashMap<u32, Arp>,
-    /// Ports that this box uses by itself.
+    /// Ports in use by this box itself.
     pub own_ports: OwnPorts,
-    /// First two numbers of the kernel's version, if it says one.
+    /// First two numbers of the kernel's version, if known.
     pub kernel: Option<(u32, u32)>,
 }
 
-/// Looks at the network of this machine. Needs no privileges and changes nothing. Blocks: about
-/// 20 us per backend.
+/// Returns the findings about the network of this machine. Needs no privileges and changes nothing.
+/// Blocks: about 20 us per backend.
 ///
 /// # Errors
-/// When netlink cannot be asked.
+/// When netlink cannot be queried.
 pub fn survey(config: &Config, nics: &[NicFacts]) -> Result<Vec<Finding>, ControlError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let network = runtime.map_err(ControlError::Runtime)?.block_on(async {
@@ -58,7 +58,7 @@ pub fn survey(config: &Config, nics: &[NicFacts]) -> Result<Vec<Finding>, Contro
     Ok(found)
 }
 
-/// Something at the control socket's path that a start would refuse.
+/// Returns a finding if a file at the control socket's path would make a start fail.
 fn control_socket(path: &Path) -> Option<Finding> {
     let what = format!("{} is {}", path.display(), control_socket::obstacle(path)?);
     let fix = "remove it if it is not needed, or set another path";
@@ -87,7 +87,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// Everything that does not fit.
+/// Returns all findings.
 pub fn findings(config: &Config, nics: &[NicFacts], network: &Network) -> Vec<Finding> {
     let mut found = Vec::new();
     packet_sizes(config, config.frame_size(nics), network, &mut found);
@@ -102,7 +102,8 @@ pub fn findings(config: &Config, nics: &[NicFacts], network: &Network) -> Vec<Fi
     found
 }
 
-/// A packet of the NIC's MTU must fit into a frame, or the kernel have packets of several.
+/// Checks that a packet of the NIC's MTU fits into a frame, or that the kernel has packets of
+/// several frames.
 fn packet_sizes(config: &Config, frame_size: u32, network: &Network, found: &mut Vec<Finding>) {
     let (most, larger) = (largest_mtu(frame_size), largest_mtu(LARGE_FRAME));
     for nic in &config.nics {
@@ -129,7 +130,8 @@ fn packet_sizes(config: &Config, frame_size: u32, network: &Network, found: &mut
     }
 }
 
-/// A member's packets can be had, but routes leave by the device that it is a member of.
+/// Finds NICs that are members of a device: their packets can be received, but routes leave by that
+/// device.
 fn members(config: &Config, network: &Network, found: &mut Vec<Finding>) {
     for nic in &config.nics {
         let named = |link: &&Link| link.name == nic.interface;
@@ -187,7 +189,8 @@ fn vip_address(vip: &Vip, network: &Network, found: &mut Vec<Finding>) {
     }
 }
 
-/// What `address` is in the IPv4 network of one of our addresses, if no host may have it.
+/// Returns the role of `address` in the IPv4 network of one of our addresses, if no host may have
+/// it.
 fn special_in(own: &InterfaceAddress, address: IpAddr) -> Option<&'static str> {
     let (IpAddr::V4(own_address), IpAddr::V4(address)) = (own.address, address) else {
         return None;
@@ -201,7 +204,7 @@ fn special_in(own: &InterfaceAddress, address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// VIPs that lead clients to the kernel.
+/// Finds VIPs that direct clients to the kernel.
 fn frames_of_vips(config: &Config, network: &Network, found: &mut Vec<Finding>) {
     let links = network.links.iter().map(|link| (link.index, link.clone())).collect();
     let view = inbound::View { links: &links, addresses: &network.addresses, arp: &network.arp };
@@ -211,7 +214,7 @@ fn frames_of_vips(config: &Config, network: &Network, found: &mut Vec<Finding>) 
     found.extend(told);
 }
 
-/// Backends that no frame can be sent to, as far as routes tell.
+/// Finds backends that no frame can be sent to, according to routes.
 fn next_hops(config: &Config, network: &Network, found: &mut Vec<Finding>) {
     let links: HashMap<u32, Link> =
         network.links.iter().map(|link| (link.index, link.clone())).collect();
@@ -246,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_at_the_control_sockets_path_is_told() {
+    fn an_obstacle_at_the_control_sockets_path_is_reported() {
         let scratch = super::super::admin::tests::Scratch::new();
         let socket = scratch.socket();
         assert!(control_socket(&socket).is_none(), "nothing is there");
@@ -266,7 +269,7 @@ mod tests {
         InterfaceAddress { ifindex: 1, address, prefix_len, ours }
     }
 
-    /// `eth1` is the configuration's NIC, `eth9` is not.
+    /// Returns a network with `eth1`, the configuration's NIC, and `eth9`, which is none.
     fn network(mtu: u32) -> Network {
         let links = vec![link(1, "eth1", mtu), link(9, "eth9", 1500)];
         Network { links, ..Network::default() }

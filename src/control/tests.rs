@@ -1,5 +1,5 @@
-//! The whole control plane in one thread, asked over its real socket, with a steering port that
-//! only takes notes. Backends have loopback addresses: nothing on this machine is changed.
+//! Tests of the whole control plane in one thread, over its real socket, with a steering port that
+//! only records calls. Backends have loopback addresses: nothing on this machine is changed.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -39,14 +39,14 @@ use crate::net::{
 use crate::stats::WorkerStats;
 use crate::units::Ticks;
 
-/// What a fake steering port was asked, in order, and what it is to answer.
+/// Calls of a fake steering port in order, and its replies.
 #[derive(Default)]
 struct Notes {
-    /// Rules, with the generation of the table that was published then.
+    /// Rules, each with the generation of the table that was published then.
     synced: Vec<(SteerRules, u64)>,
     attached_after: Option<usize>,
     refuse: bool,
-    /// What the NIC has become.
+    /// State of the NIC.
     nic: Option<NicNow>,
 }
 
@@ -85,11 +85,11 @@ impl SteeringPort for FakeSteering {
     }
 }
 
-/// A control plane to talk to, seen from outside.
+/// A running control plane, seen from outside.
 struct Bench {
     scratch: Scratch,
     signals: mpsc::Sender<Signal>,
-    /// What the next reload reads.
+    /// Result of the next read of the configuration file.
     file: Arc<Mutex<Result<Config, Vec<String>>>>,
     notes: Arc<Mutex<Notes>>,
     worker: WorkerView,
@@ -145,12 +145,12 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
     (bench, inputs, receiver)
 }
 
-/// The NIC of [`bench`], with a MAC and a program.
+/// Returns the state of the NIC of [`bench`] with a MAC and a program.
 fn nic_is(mac: [u8; 6], program: ProgramNow) -> NicNow {
     NicNow::There { ifindex: 999_999, mac, up: true, carrier: true, rx_queues: 2, program }
 }
 
-/// Runs control beside a test, until the test is done with it.
+/// Runs control concurrently with a test, until the test ends.
 async fn with_control(vips: Vec<Vip>, test: impl AsyncFnOnce(&mut Bench)) {
     let (mut bench, inputs, signals) = bench(vips);
     let socket = bench.scratch.socket();
@@ -493,7 +493,7 @@ async fn the_hook_is_told_who_is_drained() {
     let (ended, ()) = tokio::join!(serve(inputs, signals), asks);
     ended.unwrap();
     let text = std::fs::read_to_string(&told).unwrap();
-    // The configuration's socket: this one was claimed by hand.
+    // The socket of the configuration: that of the test was claimed by hand.
     let expected = "drained web a 127.0.1.1 4 /run/holdfast/control.sock\n";
     assert_eq!(text, expected);
 }
@@ -564,7 +564,7 @@ async fn what_goes_leaves_the_program_first_and_what_comes_enters_it_last() {
     .await;
 }
 
-/// A reload says what it would cut, and does it only when it is asked to.
+/// A dry run reports the flows that a reload would reset; only the reload resets them.
 #[tokio::test]
 async fn a_removed_backend_is_told_and_lingers_until_its_flows_have_ended() {
     let on_remove = FlowAction::Reset;
@@ -599,7 +599,7 @@ async fn a_removed_backend_is_told_and_lingers_until_its_flows_have_ended() {
         assert_eq!((removed.backend.as_str(), removed.flows_left), ("b", 3));
         flows.sub(3);
         bench.wait_for_event("removed_gone").await;
-        // What an event tells is published by the answer to the next request.
+        // The table behind an event is published by the reply to the next request.
         let _: Status = bench.get("/v1/status").await;
         assert!(bench.tables.current().backend(BackendIndex(1)).is_none());
         let events: EventList = bench.get("/v1/events").await;
@@ -634,7 +634,7 @@ async fn sighup_reloads() {
         let _: Status = bench.get("/v1/status").await;
         *bench.file.lock().unwrap() = Ok(config(vec![vip("web", &[backend("z", 9)])]));
         bench.signals.send(Signal::Reload).await.unwrap();
-        // A signal and a request may overtake each other, so it is waited for.
+        // A signal and a request may overtake each other, so the test polls.
         let end = Instant::now() + Duration::from_secs(10);
         loop {
             let status: Status = bench.get("/v1/status").await;

@@ -1,4 +1,4 @@
-//! The packets that a worker carries through all stages together, and what is known of each.
+//! A batch of packets, and the metadata of each packet.
 
 use crate::flow::entry::ReturnHop;
 use crate::flow::snat::SnatPort;
@@ -9,12 +9,13 @@ use crate::net::{BackendIndex, ListenKey, NextHop, NicIndex, VipId};
 use crate::stats::LocalReply;
 use crate::xdp::umem::Frame;
 
-/// Most packets in a batch. More hide no more memory latency, and fall out of the L1 cache.
+/// Maximum number of packets in a batch. Larger batches hide no more memory latency, and fall out
+/// of the L1 cache.
 pub const BATCH: usize = 64;
 
 /// The packets of one poll of one NIC queue.
 ///
-/// The records stay where they are from batch to batch; a stage writes its own fields only.
+/// The records are reused from batch to batch; each stage writes only its own fields.
 #[derive(Debug)]
 pub struct Batch {
     packets: Box<[Packet; BATCH]>,
@@ -28,8 +29,8 @@ impl Default for Batch {
 }
 
 impl Batch {
-    /// Takes the next packets of `receive`, which gives a frame to each place that it is shown and
-    /// returns how many it gave, into the places of the last ones, whose frames are all gone.
+    /// Replaces the batch, which has no frames left, with the next packets of `receive`, which puts
+    /// a frame into each record that it takes from the iterator and returns the number of frames.
     #[inline(always)]
     pub fn fill(&mut self, receive: impl FnOnce(&mut std::slice::IterMut<'_, Packet>) -> usize) {
         self.len = receive(&mut self.packets.iter_mut()).min(BATCH);
@@ -41,116 +42,119 @@ impl Batch {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether the batch is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The packets that no stage has dropped, in order.
+    /// The packets that still have a frame, in order.
     #[inline]
     pub fn in_flight(&mut self) -> impl Iterator<Item = &mut Packet> {
         self.packets().iter_mut().filter(|packet| packet.frame.is_some())
     }
 
-    /// All packets, in order; of those that are not in flight the frame is gone.
+    /// All packets, in order; those not in flight have no frame.
     #[inline]
     pub fn packets(&mut self) -> &mut [Packet] {
         self.packets.get_mut(..self.len).unwrap_or_default()
     }
 }
 
-/// What the stages have found out about one packet. Two lines.
+/// Metadata of one packet, written by the stages. Two cache lines.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Packet {
-    /// Its bytes, until its way ends.
+    /// The packet's bytes; `None` once it is queued, parked or dropped.
     pub frame: Option<Frame>,
-    /// It ended by a drop.
+    /// The packet was dropped or parked, so that transmit does not count it.
     pub dropped: bool,
-    /// By parse.
+    /// Header offsets, tags, flags and fragment kind, by parse.
     pub layout: HeaderLayout,
-    /// By classify: the flow, from the client's side; for a full-NAT source it is conntrack that finds it,
-    /// and the tuple is the packet's own until then.
+    /// Flow key from the client's side, by classify. For a reply to a full-NAT source it is the
+    /// packet's own tuple until conntrack finds the flow.
     pub flow: HashedKey,
-    /// By prefetch: where in the flow table the flow may be.
+    /// Slot of the flow table that may hold the flow, by prefetch.
     pub hint: Slot,
-    /// By classify; of its backend, once that is known.
+    /// The VIP, by classify; for a reply, that of the backend, once that is known.
     pub vip: VipId,
-    /// By classify.
+    /// Direction, by classify; narrowed by conntrack.
     pub direction: Direction,
-    /// By rewrite: the backend that it goes to or comes from, for the counters.
+    /// Destination or origin backend, for the counters, by rewrite.
     pub backend: BackendIndex,
-    /// By rewrite: the NIC that it leaves by.
+    /// Outgoing NIC, by rewrite.
     pub nic: NicIndex,
-    /// By rewrite: bytes as received.
+    /// Bytes as received, by rewrite.
     pub bytes: u16,
-    /// By rewrite, when that found it too long ([`Drop::TooBig`](crate::stats::Drop::TooBig)): bytes of an
-    /// IP packet that would have passed.
+    /// Longest IP packet in bytes that would have passed, by rewrite; only for a packet that is too
+    /// long ([`Drop::TooBig`](crate::stats::Drop::TooBig)).
     pub limit: u16,
 }
 
-/// Which way a packet goes.
+/// Direction of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From a client to a VIP.
     ToBackend,
-    /// From a NAT backend, whose service address and port this is, to a client.
+    /// From a NAT backend with this service address and port to a client.
     ToClient(ListenKey),
-    /// From a full-NAT backend, for this source of ours, to a client.
+    /// From a full-NAT backend, sent to this SNAT port, to a client.
     ToClientOf(SnatPort),
-    /// An ICMP error about a flow, until it is known whose: it then becomes one of the above, and
-    /// the packet's part [`FragmentKind::Quoting`]. It goes to the backend that sent what it quotes, or, if the
-    /// quoted packet was for the NAT backend with this service address and port, to the client.
+    /// ICMP error about a flow. With `None` it goes to the backend that sent the quoted packet;
+    /// with the service address and port of the NAT backend that the quoted packet was sent to, it
+    /// goes to the client. Becomes one of the variants above, with [`FragmentKind::Quoting`], once
+    /// the flow is found.
     Related(Option<ListenKey>),
-    /// The same, if what it quotes came from this full-NAT source: it goes to the client.
+    /// ICMP error that quotes a packet sent from this SNAT port; it goes to the client.
     RelatedTo(SnatPort),
-    /// From a client to a VIP without pins; becomes [`Direction::ToBackend`] when it is placed.
+    /// From a client to a VIP without pins; becomes [`Direction::ToBackend`] once a backend is
+    /// chosen.
     Unpinned,
-    /// From a NAT backend of such a VIP, with this service address and port, to a client; becomes
-    /// [`Direction::ToClient`].
+    /// From a NAT backend of a VIP without pins, with this service address and port, to a client;
+    /// becomes [`Direction::ToClient`].
     UnpinnedReply(ListenKey),
-    /// A fragment's, until its flow is known: it then becomes one of the first three.
+    /// Fragment of a flow not yet known; becomes the direction of the flow.
     Fragment,
-    /// Back to where it came from, as it has been made its own answer.
+    /// Back to the packet's sender: the packet was turned into this local reply.
     LocalReply(LocalReply),
 }
 
 impl Direction {
-    /// Whether it is the way to a client.
+    /// Whether the packet goes to a client.
     #[inline(always)]
     pub const fn is_reply(self) -> bool {
         matches!(self, Self::ToClient(_) | Self::ToClientOf(_))
     }
 }
 
-/// Where the headers are, and what they say besides the five-tuple.
+/// Offsets of the headers, and the header fields besides the five-tuple.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeaderLayout {
-    /// Offset of the TCP or UDP header in the frame.
+    /// Offset of the TCP, UDP or ICMP header in the frame, in bytes.
     pub transport: u16,
-    /// Its VLAN tags, if there are any.
+    /// VLAN tags: one or two, or `None`.
     pub tag: Option<Tags>,
-    /// TCP only.
+    /// TCP flags; 0 for other protocols.
     pub flags: TcpFlags,
-    /// What of its flow it carries.
+    /// Whole datagram, fragment or ICMP quote.
     pub fragment: FragmentKind,
 }
 
-/// What of its flow a packet carries.
+/// Relation of a packet to a datagram of its flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FragmentKind {
-    /// A whole datagram: the transport header can be read and rewritten.
+    /// Whole datagram: the transport header can be read and rewritten.
     Whole,
-    /// The first fragment of one: it has the whole transport header.
+    /// First fragment of a datagram; has the whole transport header.
     First,
-    /// A later fragment of one: no transport header. The flow is that of the first one.
+    /// Later fragment of a datagram, without a transport header. Belongs to the flow of the first
+    /// one.
     Later,
-    /// An ICMP error that quotes a packet of the flow.
+    /// ICMP error that quotes a packet of the flow.
     Quoting,
 }
 
 impl HeaderLayout {
-    /// Offset of the IP header in the frame.
+    /// Offset of the IP header in the frame, in bytes.
     #[inline]
     pub const fn ip(&self) -> usize {
         match self.tag {
@@ -180,7 +184,8 @@ impl TcpFlags {
         self.0 & bits != 0
     }
 
-    /// Whether some stack sends this: not without FIN, SYN, RST and ACK, nor SYN with FIN or RST.
+    /// Whether a TCP stack sends this combination: it has FIN, SYN, RST or ACK, and not SYN with
+    /// FIN or RST.
     #[inline]
     pub const fn is_sensible(self) -> bool {
         self.any(Self::FIN | Self::SYN | Self::RST | Self::ACK)
@@ -203,7 +208,7 @@ impl TcpFlags {
 const _: () = assert!(size_of::<Packet>() == 128);
 
 impl Packet {
-    /// Of no packet.
+    /// Record without a packet.
     pub(super) const NONE: Self = Self {
         frame: None,
         dropped: false,
@@ -223,29 +228,30 @@ impl Packet {
         limit: 0,
     };
 
-    /// Forgets VIP and backend, which the record still has of an earlier packet.
+    /// Clears VIP and backend, which the record still has from an earlier packet.
     pub const fn forget(&mut self) {
         self.vip = VipId::NONE;
         self.backend = BackendIndex(u16::MAX);
     }
 
-    /// Whether it is on its way to the other end of its flow: neither dropped nor its own answer.
+    /// Whether the packet still goes to the other end of its flow: neither dropped nor a local
+    /// reply.
     pub const fn goes_on(&self) -> bool {
         !self.dropped && !matches!(self.direction, Direction::LocalReply(_))
     }
 
-    /// Its bytes; none after its way has ended.
+    /// The packet's bytes; empty once the frame is gone.
     #[inline]
     pub fn data(&self) -> &[u8] {
         self.frame.as_ref().map_or(&[], Frame::data)
     }
 
-    /// The same from the IP header on.
+    /// The packet's bytes from the IP header on.
     pub fn network(&self) -> &[u8] {
         self.data().get(self.layout.ip()..).unwrap_or_default()
     }
 
-    /// From the transport header on.
+    /// The packet's bytes from the transport header on.
     #[inline]
     pub fn segment(&self) -> &[u8] {
         self.data().get(usize::from(self.layout.transport)..).unwrap_or_default()
@@ -260,8 +266,8 @@ impl Packet {
         [*a, *b, *c, *d, *e, *f]
     }
 
-    /// Where the packet, received on `port`, came from on the wire, packed; `None` if it has two tags,
-    /// and there are too many such pairs.
+    /// Packed previous hop of the packet, received on NIC `port`. `None` if the packet has two tags
+    /// and the table of tag pairs is full.
     #[inline(always)]
     pub fn return_hop(&self, port: NicIndex) -> Option<ReturnHop> {
         let [_, _, _, _, rest @ ..] = self.data().first_chunk::<12>().unwrap_or(&[0; 12]);
@@ -269,7 +275,7 @@ impl Packet {
         ReturnHop::new(mac, port, self.layout.tag)
     }
 
-    /// Where the packet, received on `port`, came from on the wire, and so where answers to it go.
+    /// Previous hop of the packet, received on NIC `port`; local replies to the packet go there.
     #[inline]
     pub fn came_from(&self, port: NicIndex) -> NextHop {
         let vlan = self.layout.tag.and_then(Tags::vlans);

@@ -1,11 +1,12 @@
-//! Stage 3 of 7, classify: which flow is this, and which way does the packet go?
+//! Stage 3 of 7, classify: the flow and the direction of a packet.
 //!
-//! Reads: the five-tuple, the VIPs and return paths of the forwarding table.
-//! Writes: `vip`, `direction` and the hashed flow key, or drops what is for no VIP. Asks for the first line of
-//! the flow's look-up, unless the VIP has no pins.
-//! Cost: one comparison for another packet to the last VIP; else one hash look-up for the VIP (a few
-//! when it listens on more than single ports, see [`ForwardingTable::listener`]), and one for what is
-//! to our own sources; one hash of the flow key.
+//! Reads: the five-tuple, the VIPs and return paths of the forwarding table. Writes: `vip`,
+//! `direction` and the hashed flow key, or drops a packet that matches no VIP. Prefetches the first
+//! line of the flow's look-up, unless the VIP has no pins.
+//!
+//! Cost: one comparison for a packet to the same VIP as the last one; else one hash look-up for the
+//! VIP (a few when it listens on more than single ports, see [`ForwardingTable::listener`]), and
+//! one for the full-NAT sources; one hash of the flow key.
 //!
 //! [`ForwardingTable::listener`]: crate::forwarding::ForwardingTable::listener
 
@@ -18,7 +19,7 @@ use crate::net::{
 };
 use crate::stats::Drop;
 
-/// The last VIP that was found. Most packets of a batch are for the same one.
+/// The VIP of the last look-up. Most packets of a batch are for the same VIP.
 #[derive(Debug)]
 pub struct LastVip {
     destination: Tuple,
@@ -26,15 +27,15 @@ pub struct LastVip {
 }
 
 impl LastVip {
-    /// None: what no packet has for a destination.
+    /// No VIP: no packet has this destination.
     pub const NONE: Self = Self { destination: HashedKey::NONE.tuple, vip: VipId::NONE };
 }
 
-/// Classifies a packet with this five-tuple. A VIP as the destination comes first: a NAT backend may
+/// Classifies a packet with this five-tuple. Its destination is looked up first: a NAT backend may
 /// be a client of another VIP.
 ///
 /// # Errors
-/// [`Drop::NoVip`]; [`Drop::UnsupportedProtocol`] if the packet has no ports that are known of.
+/// [`Drop::NoVip`]; [`Drop::UnsupportedProtocol`] if the packet's protocol has no known ports.
 #[inline(always)]
 pub fn classify(
     packet: &mut Packet,
@@ -67,20 +68,20 @@ pub fn classify(
     Ok(())
 }
 
-/// Classifies a packet of a flow that has no pin to look for.
+/// Classifies a packet of a flow without pins, whose key needs no hash.
 fn set_unpinned(packet: &mut Packet, flow: Tuple, direction: Direction) {
     packet.direction = direction;
     packet.backend = BackendIndex(u16::MAX);
     packet.flow = HashedKey::unhashed(flow);
 }
 
-/// Whether the flows of a VIP are all packets of a client to an address.
+/// Whether the VIP's flows are all packets of a client to an address.
 #[inline]
 pub fn takes_all_protocols(vip: VipId, context: &Context<'_>) -> bool {
     context.table.vip(vip).is_some_and(|vip| vip.protocol == Protocol::Any)
 }
 
-/// What is for no VIP may be for a full-NAT source, or come from a NAT backend.
+/// Classifies a packet without a VIP: for a full-NAT source, or from a NAT backend.
 #[inline(never)]
 fn classify_reply(
     packet: &mut Packet,
@@ -93,7 +94,7 @@ fn classify_reply(
         return classify_old(packet, tuple, context, secret).ok_or(Drop::UnsupportedProtocol);
     }
     if let Some(id) = context.shared.snat_table.sources().find(address, port) {
-        // Whose it is, conntrack asks when it has been fetched.
+        // Conntrack reads the entry once it is prefetched.
         context.shared.snat_table.prefetch(id);
         packet.forget();
         packet.direction = Direction::ToClientOf(id);
@@ -118,7 +119,8 @@ fn classify_reply(
     Ok(())
 }
 
-/// What comes for an address and port that a VIP had before a reload, and where flows are left.
+/// Classifies a packet for an address and port that a VIP had before a reload and may still have
+/// flows on.
 #[cold]
 fn classify_old(
     packet: &mut Packet,
@@ -136,8 +138,8 @@ fn classify_old(
     Some(())
 }
 
-/// The flow that a packet from `source`, a NAT backend's, to a client answers, if it answers for this
-/// VIP port.
+/// Returns the flow that a packet from the NAT backend at `source` to a client replies to, if it
+/// replies for this VIP port.
 #[inline]
 pub fn answered_flow(
     client: Address,

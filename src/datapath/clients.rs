@@ -1,8 +1,8 @@
-//! Side door of conntrack: what is remembered of clients, at VIPs that want it. A new flow looks its client
-//! up in [`select`](super::select).
+//! Part of the stage conntrack: records of clients, for VIPs that keep them.
+//! [`select`](super::select) looks up the client of a new flow.
 //!
-//! Reads and writes: the clients table. Cost: one test of a flag for the packets of other VIPs. A
-//! flow of such a VIP notes its client at its first packet, when its state changes, and at the first
+//! Reads and writes: the clients table. Cost: one test of a flag for packets of other VIPs. A flow
+//! of such a VIP records its client at its first packet, when its state changes, and at the first
 //! packet of every 1.28 s.
 
 use super::context::Context;
@@ -12,13 +12,13 @@ use crate::forwarding::sticky::PERIOD_BITS;
 use crate::forwarding::table::{Backend, Vip};
 use crate::net::{BackendId, FlowKey, HashedKey, Protocol};
 
-/// Whether a packet is the first of its flow in a period.
+/// Whether a packet is the first of its flow in a period of 1.28 s.
 #[inline(always)]
 pub const fn is_due(flow_state: &FlowState, context: &Context<'_>) -> bool {
     (context.now.0 ^ flow_state.last_seen().0) >> PERIOD_BITS != 0
 }
 
-/// Notes a packet of a flow on `backend` that is in `state` by now, and was in `before`.
+/// Records a packet of a flow on `backend` that changed the flow's state from `before` to `state`.
 #[cold]
 #[inline(never)]
 pub fn seen(
@@ -33,7 +33,7 @@ pub fn seen(
     let proven = flow.protocol() != Protocol::Tcp || state.has(State::ESTABLISHED);
     let touch =
         || context.shared.clients.touch(&key, remember.kept_by(backend.id), context.now, proven);
-    // A flood may have pushed out what the SYN has left.
+    // A flood may have evicted the record that the SYN created.
     let answered = proven && !before.has(State::ESTABLISHED) && flow.protocol() == Protocol::Tcp;
     if !touch() && answered {
         assign(&key, backend.id, context);
@@ -41,7 +41,7 @@ pub fn seen(
     }
 }
 
-/// Records that the client has `backend` from now on.
+/// Assigns the client to `backend`.
 pub fn assign(key: &Key, backend: BackendId, context: &Context<'_>) {
     let Context { table, shared, now, stats, .. } = *context;
     let lives = |key: &Key, mapping: &Mapping| {
@@ -54,7 +54,7 @@ pub fn assign(key: &Key, backend: BackendId, context: &Context<'_>) {
     }
 }
 
-/// Whom a flow is counted to.
+/// Returns the client-table key of a flow.
 pub fn key_of(key: &FlowKey, vip: &Vip) -> Key {
     let client = vip.client_key(key);
     Key { vip: vip.id, client: client.client, part: client.part }
@@ -85,7 +85,7 @@ mod tests {
         let key = key_of(&packet.flow.key(), context.table.vip(VipId(0)).unwrap());
         let (begun, established) = (State::default(), State::ESTABLISHED);
         for (states, recorded) in [
-            // Of a client that is not known: what does not end a handshake does not note it.
+            // A client without a record: only the end of a handshake creates one.
             ((begun, begun), None),
             ((established, established), None),
             ((begun, established), Some(true)),

@@ -1,4 +1,4 @@
-//! Per-batch context passed to every stage, and the environment that a worker makes it from.
+//! Per-batch context passed to every stage, and the environment that a worker builds it from.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -31,15 +31,15 @@ pub struct Context<'a> {
     pub identification: &'a Identification,
     /// The NIC that the batch came from.
     pub nic: NicIndex,
-    /// Now.
+    /// Time of the poll, in ticks of 10 ms.
     pub now: Ticks,
     /// The worker's counters.
     pub stats: &'a WorkerStats,
-    /// Records reasons, for an explanation or a replay.
+    /// Recorder of reasons, for an explanation or a replay.
     pub trace: Option<&'a Trace>,
 }
 
-/// Tables, addresses and counters of a worker, of which its contexts are made.
+/// Tables, addresses and counters of a worker, from which its contexts are built.
 pub struct Environment {
     /// The forwarding tables.
     pub tables: Subscription,
@@ -56,8 +56,8 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Returns the context of a poll, with the newest forwarding table and the first NIC. Each batch sets its
-    /// own NIC.
+    /// Returns the context of a poll, with the newest forwarding table and the first NIC. Each
+    /// batch sets its own NIC.
     #[inline(always)]
     pub fn context<'a>(&'a mut self, now: Ticks, trace: Option<&'a Trace>) -> Context<'a> {
         Context {
@@ -74,17 +74,17 @@ impl Environment {
     }
 }
 
-/// IPv4 identifications in turn: one is used again after 65,536 packets (RFC 6864 4.3).
+/// Counter of IPv4 identifications: a number is reused after 65,536 packets (RFC 6864 4.3).
 #[derive(Debug)]
 pub struct Identification(Cell<u16>);
 
 impl Identification {
-    /// Those of a worker: no two begin at one number.
+    /// Creates the counter of a worker. No two workers start at the same number.
     pub fn of(worker: u8) -> Self {
         Self(Cell::new(u16::from(worker) << 8))
     }
 
-    /// The next one.
+    /// Returns the next identification.
     #[inline]
     pub fn next(&self) -> u16 {
         let next = self.0.get().wrapping_add(1);

@@ -1,14 +1,14 @@
-//! A side door, detour: what packets need that are not simply forwarded along a pin.
+//! Slow path, detour: packets that are not simply forwarded along a pin.
 //!
 //! ```text
-//! no pin     select, pin, rewrite. What is not sent then leaves no pin
-//! fragment   its flow, by its first one; then the way of any packet, on its own.
-//!            A first one that is not sent takes the later ones with it
-//! dropped    its own answer, or in pieces, or the end
+//! no pin     select, pin, rewrite; the pin is removed again if the packet is not sent
+//! fragment   finds its flow by the first fragment, then takes the path of any packet.
+//!            If a first fragment is not sent, the later ones are dropped
+//! dropped    local reply, or fragmentation, or drop
 //! ```
 //!
-//! Here a packet is dealt with to its end before the next one of its batch, so that this one finds
-//! what became of it. Cost: not for packets of pinned flows.
+//! A packet is handled to its end before the next one of its batch, which then sees the result.
+//! Cost: none for packets of pinned flows.
 
 use super::batch::Packet;
 use super::classify::{LastVip, classify};
@@ -27,7 +27,7 @@ use crate::forwarding::Miss;
 use crate::net::BackendIndex;
 use crate::stats::Drop;
 
-/// Takes a packet to its end, or to where it is sent on.
+/// Handles a packet until it is sent, parked or dropped.
 #[cold]
 pub fn detour(
     packet: &mut Packet,
@@ -47,8 +47,8 @@ pub fn detour(
     }
 }
 
-/// Ends the way of a packet that cannot be forwarded as it is, unless it becomes its own answer, or may
-/// go in pieces.
+/// Drops a packet that cannot be forwarded as it is, unless it becomes a local reply or may be
+/// fragmented.
 fn settle(packet: &mut Packet, reason: Drop, resources: &mut Resources, context: &Context<'_>) {
     let Resources { backlog, limiter, pool, .. } = resources;
     if let Err(reason) = local_reply(packet, reason, context, limiter, pool)
@@ -58,7 +58,7 @@ fn settle(packet: &mut Packet, reason: Drop, resources: &mut Resources, context:
     }
 }
 
-/// Opens a flow. It counts, and keeps its pin, if its first packet is sent.
+/// Opens a flow. The flow is counted, and keeps its pin, if its first packet is sent.
 fn open(packet: &mut Packet, miss: Miss, resources: &mut Resources, context: &Context<'_>) {
     let opened = match select(packet, miss, &mut resources.conntrack, context) {
         Ok(opened) => opened,
@@ -74,7 +74,7 @@ fn open(packet: &mut Packet, miss: Miss, resources: &mut Resources, context: &Co
     }
 }
 
-/// Sends a fragment the way of its flow, once that is known.
+/// Forwards a fragment along its flow, once that is known.
 fn join(packet: &mut Packet, resources: &mut Resources, context: &Context<'_>) -> Result<(), Drop> {
     let Parsed::Fragment(fragment) = parse(packet)? else { return Err(Drop::Fragment) };
     let Fate::Flow(tuple) =
@@ -86,7 +86,7 @@ fn join(packet: &mut Packet, resources: &mut Resources, context: &Context<'_>) -
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, conntrack.secret(), &mut last)?;
     if let Err(reason) = record(&fragment, context) {
-        // Classify has named the backend of the first return path only.
+        // Classify sets the backend of the first return path only.
         packet.backend = BackendIndex(u16::MAX);
         return Err(reason);
     }
@@ -98,7 +98,7 @@ fn join(packet: &mut Packet, resources: &mut Resources, context: &Context<'_>) -
     Ok(())
 }
 
-/// The fragments of a datagram have one fate: that of the first one.
+/// Denies the rest of the datagram if its first fragment is not sent.
 fn deny_unless_sent(packet: &Packet, fragment: &FragmentInfo, context: &Context<'_>) {
     if fragment.head.is_some() && !packet.goes_on() {
         context.shared.fragments.deny(&fragment.key, fragment.span.len, context.now);

@@ -1,8 +1,8 @@
-//! A side door: what would become of a packet, and why.
+//! Explains the outcome of a packet, with the reasons.
 //!
-//! The stages themselves answer. They run on a made-up packet and on scratch flow tables, into which
-//! every pin that they may look at is copied, with a [`Trace`] to tell their reasons to. Nothing
-//! that a worker has is changed; a worker does not notice.
+//! The stages themselves run on a made-up packet and on scratch flow tables, into which every pin
+//! that they may look up is copied, with a [`Trace`] that records their reasons. No state of a
+//! worker is changed, and workers are not disturbed.
 
 use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
@@ -34,13 +34,13 @@ use crate::units::Ticks;
 use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
-/// Where a client is taken to be that has no flow yet: a locally administered address.
+/// Assumed next hop of a client that has no flow yet: a locally administered address.
 const SOMEWHERE: NextHop = NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, 0, 1], vlan: None };
 
-/// Of no VIP.
+/// Client key of no VIP.
 const NOBODY: Key = Key { vip: VipId::NONE, client: Address { high: 0, low: 0 }, part: 0 };
 
-/// Answers questions about flows.
+/// Explains the outcome of packets of a flow.
 #[derive(Debug)]
 pub struct Explainer {
     pool: FramePool,
@@ -49,22 +49,23 @@ pub struct Explainer {
     stats: Vec<Arc<WorkerStats>>,
 }
 
-/// Why there is no answer.
+/// Error of an explanation.
 #[derive(Debug, thiserror::Error)]
 pub enum ExplainError {
     /// No memory for scratch tables.
     #[error("no memory to try it in: {0}")]
     Memory(#[from] TableError),
-    /// A packet like this cannot be made.
+    /// The packet cannot be built.
     #[error("no such packet: {0}")]
     Packet(String),
 }
 
 impl Explainer {
-    /// For workers with these tables and counters, and NICs with these addresses.
+    /// Creates an explainer for workers with these tables and counters, and NICs with these
+    /// addresses.
     ///
     /// # Errors
-    /// When there is no memory for one packet, which is never given back.
+    /// [`UmemError`] if there is no memory for one packet, which is never given back.
     pub fn new(
         macs: Vec<[u8; 6]>,
         shared: Arc<SharedTables>,
@@ -74,10 +75,7 @@ impl Explainer {
         Ok(Self { pool, macs, shared, stats })
     }
 
-    /// What becomes of a packet of the flow now. Cost: about a millisecond.
-    ///
-    /// # Errors
-    /// [`ExplainError`].
+    /// Explains the outcome of a packet of the flow sent now. Cost: about a millisecond.
     pub fn explain(
         &mut self,
         question: &Question,
@@ -139,7 +137,7 @@ impl Explainer {
         Ok(Explanation { steps: trace.into_steps(), backend, next_hop, frame })
     }
 
-    /// Every pin that the stages may look at.
+    /// Returns every pin that the stages may look up.
     fn pins(&self, key: &FlowKey, vip: Option<&Vip>, table: &ForwardingTable) -> Vec<FoundPin> {
         let backends = vip.into_iter().flat_map(|vip| vip.scheduler.candidates());
         let backends = backends.filter_map(|candidate| table.backend(candidate.backend));
@@ -156,7 +154,7 @@ impl Explainer {
         found
     }
 
-    /// Counters of our own, with what schedulers ask for as the worker has it.
+    /// Returns new counters, with the worker's values of those that schedulers read.
     fn loads(&self, worker: usize, vip: Option<&Vip>) -> WorkerStats {
         let Some(theirs) = self.stats.get(worker) else { return WorkerStats::new(0, 0, 0) };
         let ours = WorkerStats::new(theirs.vips.len(), theirs.backends.len(), theirs.ports.len());
@@ -168,7 +166,7 @@ impl Explainer {
         ours
     }
 
-    /// The packet that is asked about.
+    /// Builds the packet in question.
     fn packet(
         &mut self,
         question: &Question,
@@ -194,13 +192,13 @@ impl Explainer {
     }
 }
 
-/// The stages, from parse to rewrite.
+/// Runs the stages from parse to rewrite.
 fn run(packet: &mut Packet, conntrack: &mut Conntrack, context: &Context<'_>) -> Result<(), Drop> {
-    // A packet of a flow was asked about.
+    // The question is about a packet of a flow.
     let Parsed::Flow(tuple) = parse(packet)? else { return Err(Drop::UnsupportedProtocol) };
     let mut last = LastVip::NONE;
     classify(packet, tuple, context, conntrack.secret(), &mut last)?;
-    // Resets of a flow that is cut are not sent: only the verdict is told.
+    // Resets of a terminated flow are not sent: only the verdict is reported.
     match forward_packet(packet, conntrack, &mut TxBacklog::default(), context) {
         Ok(()) => Ok(()),
         Err(Unsent::Dropped(reason)) => Err(reason),
@@ -213,7 +211,7 @@ fn run(packet: &mut Packet, conntrack: &mut Conntrack, context: &Context<'_>) ->
 }
 
 fn key(question: &Question) -> FlowKey {
-    // All packets of a client to an address are one flow, where ports mean nothing.
+    // Where ports mean nothing, all packets of a client to an address are one flow.
     let port = |socket: SocketAddr| match question.protocol {
         Protocol::Any => 0,
         Protocol::Tcp | Protocol::Udp => socket.port(),
@@ -227,7 +225,8 @@ fn key(question: &Question) -> FlowKey {
     }
 }
 
-/// Tells which worker has the flow's pin, if one lives, and returns both; else the first worker.
+/// Traces the worker that has the flow's pin, if one is alive, and returns both; else returns the
+/// first worker.
 fn tell_pin<'f>(
     found: &'f [FoundPin],
     key: &FlowKey,
@@ -265,7 +264,7 @@ fn tell_pin<'f>(
     (*worker, None)
 }
 
-/// Tells which packet is made up.
+/// Traces the packet that is made up.
 fn tell_packet(protocol: Protocol, opens: bool, pin: bool, trace: &Trace) {
     let (packet, why) = match (protocol, opens) {
         (Protocol::Any, _) => {
@@ -279,7 +278,7 @@ fn tell_packet(protocol: Protocol, opens: bool, pin: bool, trace: &Trace) {
     trace.tell("packet", packet, why);
 }
 
-/// Ticks, in seconds.
+/// Ticks, displayed in seconds.
 struct Seconds(Ticks);
 
 impl Display for Seconds {
@@ -331,8 +330,8 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
     }
 }
 
-/// Tells that the client is another backend of its NAT VIP: answers from its own network would pass by
-/// holdfast.
+/// Traces that the client is another backend of its NAT VIP: its replies must not bypass holdfast
+/// within the client's network.
 fn tell_neighbour(question: &Question, backend: &Backend, context: &Context<'_>) {
     let vip = context.table.vip(backend.vip).filter(|vip| vip.forward == Forward::Nat);
     let Some((vip, trace)) = vip.zip(context.trace) else { return };
@@ -347,7 +346,7 @@ fn tell_neighbour(question: &Question, backend: &Backend, context: &Context<'_>)
     }
 }
 
-/// Tells what a backend's NIC sees of the flow, and how much fits.
+/// Traces the flow's outer addresses, as a backend's NIC sees them, and the MTU inside the tunnel.
 fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
     let ports = outer.gue.map(|(from, to)| format!(", UDP port {from} to {to}"));
     let outcome = format!("{} -> {}", outer.source, outer.destination) + &ports.unwrap_or_default();
@@ -355,7 +354,7 @@ fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
     trace.tell("tunnel", outcome, why);
 }
 
-/// Tells why the packet is not forwarded, and what its sender is told.
+/// Traces the drop reason, and the reply to the sender.
 fn tell_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace) {
     trace.tell("drop", reason.as_str(), reason.describe().trim());
     let why = match reason {
@@ -372,7 +371,7 @@ fn tell_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace)
     trace.tell("answer", answer, why);
 }
 
-/// The packet's transport header, and what it carries.
+/// Writes the packet: transport header and payload.
 fn write(
     builder: PacketBuilderStep<IpHeaders>,
     question: &Question,
@@ -390,7 +389,7 @@ fn write(
     .map_err(|error| error.to_string())
 }
 
-/// Copies what schedulers look at.
+/// Copies the counters that schedulers read.
 fn copy(theirs: &[FlowStats], ours: &[FlowStats], index: u16) {
     let index = usize::from(index);
     if let Some((theirs, ours)) = theirs.get(index).zip(ours.get(index)) {

@@ -1,4 +1,4 @@
-//! The stages conntrack and rewrite for one packet: from its flow to the headers that it leaves with.
+//! The stages conntrack and rewrite for one packet: flow look-up and header rewrite.
 //!
 //! A packet that cannot be forwarded along a pin takes a [`detour`](super::detour), which calls
 //! [`forward_packet`] again for a fragment.
@@ -13,14 +13,14 @@ use super::unpinned;
 use crate::forwarding::Miss;
 use crate::stats::Drop;
 
-/// Why a packet is not forwarded yet.
+/// Reason for which a packet is not forwarded yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unsent {
-    /// It cannot be forwarded.
+    /// The packet cannot be forwarded.
     Dropped(Drop),
-    /// Its flow has no pin.
+    /// The flow has no pin.
     NoPin(Miss),
-    /// It is a fragment, of a flow that is not known yet.
+    /// The packet is a fragment of a flow not yet known.
     Fragment,
 }
 
@@ -34,7 +34,7 @@ impl From<Drop> for Unsent {
 /// Looks up the pin of a packet's flow and rewrites the packet.
 ///
 /// # Errors
-/// [`Unsent`]: it takes a [`detour`](super::detour).
+/// [`Unsent`]: the packet takes a [`detour`](super::detour).
 #[inline(always)]
 pub fn forward_packet(
     packet: &mut Packet,
@@ -76,7 +76,7 @@ pub fn forward_packet(
     }
 }
 
-/// Detour of a packet that is not forwarded along a pin. Both ends of a terminated flow are reset.
+/// Returns the reason for the detour. Resets both ends of a terminated flow.
 #[cold]
 fn unsent(
     untracked: Untracked<'_>,

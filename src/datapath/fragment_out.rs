@@ -1,14 +1,15 @@
-//! A side door, fragment_out: an IPv4 packet that is too long for its way, and may be cut in pieces,
-//! goes in pieces (RFC 791 2.3, RFC 1812 5.2.5; RFC 7915 4 where it becomes IPv6).
+//! Slow path, fragment_out: fragments an IPv4 packet that exceeds the outgoing MTU and may be
+//! fragmented (RFC 791 2.3, RFC 1812 5.2.5; RFC 7915 4 where it becomes IPv6).
 //!
 //! ```text
-//! |IP|          payload           |   ->   |IP|payload|  |IP|payload|  |IP|..|    each then rewritten
+//! |IP|          payload           |   ->   |IP|payload|  |IP|payload|  |IP|..|
+//!                                          each then rewritten
 //! ```
 //!
-//! The first piece stays in the packet's frame; the others take frames from the pool, and wait in the
-//! [`TxBacklog`] until the batch has been sent. In tunnels the inner packet is cut, so that the backend's
-//! kernel joins it as if a router had done it, and no outer packet is ever in pieces. All pieces are
-//! sent, or none.
+//! The first fragment stays in the packet's frame; the others take frames from the pool, and wait
+//! in the [`TxBacklog`] until the end of the poll. In tunnels the inner packet is fragmented, so
+//! that the backend's kernel reassembles it as after any router, and outer packets are never
+//! fragmented. Either all fragments are sent or none.
 //!
 //! Reads and writes: frames. Cost: a copy of the packet. Bound: [`PIECES`] per packet.
 
@@ -29,36 +30,36 @@ use crate::wire::checksum::{self, Full};
 use crate::wire::headers::FRAGMENT_LEN;
 use crate::xdp::umem::{Frame, FramePool};
 
-/// Most pieces: a frame of 4 KiB in the least inner MTU that is learnt.
+/// Maximum number of fragments: a frame of 4 KiB in the least inner MTU that is learnt.
 const PIECES: usize = 8;
-/// Offsets of fragments count in units of so many bytes.
+/// Unit of fragment offsets, in bytes.
 const UNIT: usize = 8;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const DONT_FRAGMENT: u16 = 0x4000;
 const OFFSET: u16 = 0x1fff;
 
-/// How a packet is cut.
+/// Fragmentation plan of a packet.
 struct Plan {
-    /// Bytes of the link header.
+    /// Length of the link header in bytes.
     at: usize,
-    /// Bytes of the IP header.
+    /// Length of the IP header in bytes.
     header: usize,
-    /// Bytes of the payload.
+    /// Length of the payload in bytes.
     payload: usize,
-    /// Bytes of payload per piece.
+    /// Payload per fragment in bytes; a multiple of 8, except for the last one.
     room: usize,
-    /// How many pieces.
+    /// Number of fragments, 2..=8.
     fragments: usize,
 }
 
-/// Where all pieces go.
+/// Destination of all fragments.
 enum To<'t> {
     Backend(Target<'t>),
     Client(NextHop),
 }
 
 impl<'t> To<'t> {
-    /// Where the packet goes; `None` if nothing here says so any more.
+    /// Returns the destination of the packet; `None` if its pin or return hop is gone.
     fn of(packet: &Packet, context: &Context<'t>) -> Option<Self> {
         let pin = || context.flows.find_at(&packet.flow, Slot::NOWHERE);
         match packet.direction {
@@ -91,11 +92,12 @@ impl<'t> To<'t> {
     }
 }
 
-/// Sends a packet on that cannot be forwarded as it is too big, if it may be cut in pieces: the first one
-/// is `packet` itself, rewritten, the others are in `backlog`.
+/// Fragments a packet that is too big, if it may be fragmented: the first fragment is `packet`
+/// itself, rewritten; the others are queued in `backlog`.
 ///
 /// # Errors
-/// The reason itself, or why a piece cannot be sent; then none is.
+/// `reason` if the packet is not fragmented, or the reason for which a fragment cannot be sent;
+/// then none is sent.
 #[cold]
 pub fn fragment(
     packet: &mut Packet,
@@ -112,7 +114,7 @@ pub fn fragment(
     let mut fragments = ArrayVec::<Packet, PIECES>::new();
     let cut = (1..plan.fragments).try_for_each(|index| {
         let frame = cut(packet.data(), &plan, index, pool).ok_or(reason)?;
-        // There are no more of them than `plan` lets be.
+        // `plan` bounds their number.
         fragments.try_push(later_fragment(packet, frame)).map_err(|_| reason)
     });
     let sent = cut.and_then(|()| {
@@ -132,7 +134,7 @@ pub fn fragment(
     sent
 }
 
-/// A later piece of the packet: what it is of is known, its frame is its own.
+/// Returns the record of a later fragment: the packet's metadata with its own frame.
 const fn later_fragment(packet: &Packet, frame: Frame) -> Packet {
     let layout =
         HeaderLayout { fragment: FragmentKind::Later, flags: TcpFlags(0), ..packet.layout };
@@ -140,7 +142,7 @@ const fn later_fragment(packet: &Packet, frame: Frame) -> Packet {
     Packet { frame: Some(frame), layout, flow, direction, vip, backend, ..Packet::NONE }
 }
 
-/// Makes the packet its own first piece.
+/// Turns the packet into its own first fragment.
 fn shorten(packet: &mut Packet, plan: &Plan, context: &Context<'_>) -> Option<()> {
     let frame = packet.frame.as_mut()?;
     if !frame.set_len(plan.at + plan.header + plan.room)
@@ -158,7 +160,8 @@ fn shorten(packet: &mut Packet, plan: &Plan, context: &Context<'_>) -> Option<()
     Some(())
 }
 
-/// `None` for a packet that may not be cut, would be in too many pieces, or is longer than a frame.
+/// Returns the plan; `None` for a packet that may not be fragmented, needs too many fragments, or
+/// is longer than a frame.
 fn plan(packet: &Packet, context: &Context<'_>) -> Option<Plan> {
     if packet.frame.as_ref().is_none_or(Frame::is_long) {
         return None;
@@ -184,7 +187,7 @@ fn plan(packet: &Packet, context: &Context<'_>) -> Option<Plan> {
     (2..=PIECES).contains(&plan.fragments).then_some(plan)
 }
 
-/// Whether a packet, which is one of IPv4, leaves as one of IPv6, whose fragments have a header more.
+/// Whether an IPv4 packet leaves as IPv6, with an additional header per fragment.
 fn becomes_v6(packet: &Packet, context: &Context<'_>) -> bool {
     let backend = context.table.backend(packet.backend);
     backend
@@ -192,7 +195,7 @@ fn becomes_v6(packet: &Packet, context: &Context<'_>) -> bool {
         .is_some_and(|backend| backend.address.is_v4() != packet.flow.tuple.is_v4())
 }
 
-/// A later piece of the packet, in a frame of its own.
+/// Builds fragment `index` of the packet in a new frame.
 fn cut(packet: &[u8], plan: &Plan, index: usize, pool: &mut FramePool) -> Option<Frame> {
     let start = plan.at + plan.header;
     let from = plan.room * index;
@@ -212,8 +215,8 @@ fn cut(packet: &[u8], plan: &Plan, index: usize, pool: &mut FramePool) -> Option
     None
 }
 
-/// Makes the IP header of a frame that of piece `index`, which has `len` bytes of payload. False if there
-/// is no such header.
+/// Turns the IP header of a frame into that of fragment `index`, with `len` bytes of payload.
+/// Returns false if there is no such header.
 fn patch(frame: &mut [u8], plan: &Plan, index: usize, len: usize) -> bool {
     let header = frame.get_mut(plan.at..plan.at + plan.header);
     header.and_then(|header| try_patch(header, plan, index, len)).is_some()
@@ -249,7 +252,7 @@ fn blank_options(mut options: &mut [u8]) {
             (_, Some(&len)) => usize::from(len),
             (_, None) => return,
         };
-        // A length that does not fit is nobody's option: the rest stays as it is.
+        // A length that does not fit ends the valid options: the rest stays as it is.
         let Some((option, behind)) = options.split_at_mut_checked(len).filter(|_| len > 0) else {
             return;
         };

@@ -1,19 +1,19 @@
-//! Part of the stage classify: which flow is a fragment of?
+//! Part of the stage classify: the flow of a fragment.
 //!
 //! ```text
-//! first fragment   has the ports: noted in the datagram table of all workers, goes on
-//! later fragment   joins the datagram there, goes on with its ports
+//! first fragment   has the ports: recorded in the fragment table of all workers, goes on
+//! later fragment   found there: goes on with the ports of the first one
 //!                  its first one was dropped: dropped
 //!                  its first one has not come: parked, and received again when it has
 //! ```
 //!
-//! Fragments go through the stages behind parse one after the other ([`detour`](super::detour)), as what
-//! becomes of the first one decides about those behind it in the batch.
+//! Fragments go through the stages after parse one at a time ([`detour`](super::detour)), as the
+//! outcome of a first fragment decides about later ones in the same batch.
 //!
-//! What is parked stays with the worker that received it, bounded in number and time. A worker looks
-//! at the table only when something is parked and some worker has noted a datagram since.
+//! Parked fragments stay with the worker that received them, bounded in number and time. A worker
+//! reads the fragment table for them only when a first fragment was recorded since its last look.
 //!
-//! Cost: nothing for packets that are no fragments, but one comparison per poll.
+//! Cost: one comparison per poll, and nothing for packets that are not fragments.
 
 use std::collections::VecDeque;
 
@@ -30,33 +30,34 @@ use crate::wire::headers::{self, Headers};
 use crate::wire::ip::is_header_sum_right;
 use crate::xdp::umem::{Frame, FramePool};
 
-/// Most parked fragments of one datagram: as many as 64 KiB have on a link of 1280 bytes, and some.
+/// Maximum number of parked fragments per datagram: 64 KiB on a link of 1280 bytes, with some
+/// reserve.
 const PER_DATAGRAM: usize = 64;
-/// Longest time that a fragment is parked: 2 s. Fragments overtake each other by milliseconds.
+/// Longest time that a fragment is parked: 2 s. Reordering delays fragments by milliseconds.
 pub const PATIENCE: Ticks = Ticks(200);
 
-/// A fragment that waits for its first one.
+/// A fragment that waits for its first fragment.
 #[derive(Debug)]
 struct Parked {
     frame: Frame,
     key: Key,
-    /// Where it came in.
+    /// NIC that received it.
     nic: NicIndex,
     since: Ticks,
-    /// The first one has come.
+    /// The first fragment has come.
     ready: bool,
-    /// Tells it from all others that this worker has parked.
+    /// Number of this fragment, unique among those that this worker has parked.
     ticket: u64,
 }
 
-/// Records what becomes of a parked fragment, in a replay.
+/// Records the outcome of a parked fragment, in a replay.
 fn tell(wait: Wait, context: &Context<'_>) {
     if let Some(trace) = context.trace {
         trace.note_wait(wait);
     }
 }
 
-/// Ends the way of a parked fragment.
+/// Drops a parked fragment.
 fn give_up(parked: Parked, reason: Drop, context: &Context<'_>, pool: &mut FramePool) {
     pool.push(parked.frame);
     context.stats.fragments_parked.sub(1);
@@ -67,34 +68,34 @@ fn give_up(parked: Parked, reason: Drop, context: &Context<'_>, pool: &mut Frame
 /// The fragments that a worker has parked.
 #[derive(Debug)]
 pub struct Fragments {
-    /// In the order in which they came; never more than `limit`, for which there is room.
+    /// Parked fragments in order of arrival, up to `limit`; allocated up front.
     parked: VecDeque<Parked>,
     limit: usize,
-    /// The table's generation at the last look.
+    /// Generation of the fragment table at the last look.
     looked_at: u64,
-    /// How many were parked so far.
+    /// Number of fragments parked so far.
     tickets: u64,
 }
 
-/// What becomes of a fragment now.
+/// Outcome of a fragment's look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It is of the flow with this five-tuple.
+    /// The fragment belongs to the flow with this five-tuple.
     Flow(Tuple),
-    /// It is parked: its frame is gone.
+    /// The fragment is parked; its frame is gone.
     Parked,
 }
 
 impl Fragments {
-    /// For a worker that parks up to `limit` fragments.
+    /// Creates the store of a worker that parks up to `limit` fragments.
     pub fn new(limit: usize) -> Self {
         Self { parked: VecDeque::with_capacity(limit), limit, looked_at: 0, tickets: 0 }
     }
 
-    /// Finds the flow of a fragment, or parks it. A first one is not noted yet: [`record`].
+    /// Finds the flow of a fragment, or parks it. Does not record a first fragment: see [`record`].
     ///
     /// # Errors
-    /// Why it is dropped.
+    /// The reason for which the fragment is dropped.
     #[cold]
     pub fn flow_of(
         &mut self,
@@ -117,7 +118,7 @@ impl Fragments {
         }
     }
 
-    /// Parks a later fragment. The oldest one makes room.
+    /// Parks a later fragment. If the store is full, the oldest fragment is dropped.
     fn park(
         &mut self,
         packet: &mut Packet,
@@ -144,12 +145,13 @@ impl Fragments {
             context.stats.fragments_parked.add(1);
             tell(Wait::Begins(ticket), context);
         }
-        // Its way goes on later, with another record.
+        // The fragment is received again later, with another record.
         packet.dropped = true;
         Ok(Fate::Parked)
     }
 
-    /// Looks, before a poll, whose first fragment has come, and whose time is over.
+    /// Marks, before a poll, parked fragments that can be received again, and drops those that have
+    /// waited for more than [`PATIENCE`].
     #[inline]
     pub fn look(&mut self, context: &Context<'_>, pool: &mut FramePool) {
         if !self.parked.is_empty() {
@@ -174,8 +176,8 @@ impl Fragments {
         }
     }
 
-    /// Puts the fragments that came in by the batch's NIC, and wait no longer, into the first of `places`;
-    /// returns how many.
+    /// Moves the marked fragments that arrived on the batch's NIC into the first of `places`;
+    /// returns the number moved.
     #[inline]
     pub fn rejoin<'p>(
         &mut self,
@@ -194,7 +196,7 @@ impl Fragments {
         let datagrams = &context.shared.fragments;
         let (mut count, mut index) = (0, 0);
         while let Some(parked) = self.parked.get_mut(index) {
-            // A double of it may have completed the datagram since: then it waits on, where it is.
+            // A duplicate may have completed the datagram since then: the fragment stays parked.
             parked.ready = parked.ready && datagrams.knows(&parked.key, context.now);
             if !parked.ready || parked.nic != context.nic {
                 index += 1;
@@ -211,26 +213,26 @@ impl Fragments {
         count
     }
 
-    /// Whether nothing is parked.
+    /// Whether no fragment is parked.
     pub fn is_empty(&self) -> bool {
         self.parked.is_empty()
     }
 
-    /// Frames that are parked.
+    /// Number of frames of the parked fragments.
     pub fn frames(&self, pool: &FramePool) -> usize {
         self.parked.iter().map(|parked| pool.frames_of(&parked.frame)).sum()
     }
 }
 
-/// The number that a fragment, whose source is about to become another, gets at that: two clients behind
-/// one full-NAT source, or two backends behind one VIP, may have chosen the same. `None`: it keeps its
-/// own, as its datagram is not known.
+/// Returns the new identification of a fragment before its source address is translated: two
+/// clients behind one full-NAT source, or two backends behind one VIP, may have chosen the same
+/// number. `None` if the datagram is not recorded: the fragment keeps its number.
 #[cold]
 pub fn number(frame: &Frame, layout: &HeaderLayout, context: &Context<'_>) -> Option<u32> {
     context.shared.fragments.number(&key(frame, layout)?)
 }
 
-/// The datagram that a fragment is of.
+/// Returns the key of the fragment's datagram.
 fn key(frame: &Frame, layout: &HeaderLayout) -> Option<Key> {
     let packet = frame.data().get(layout.ip()..)?;
     let headers = Headers::of(packet).ok()?;
@@ -240,14 +242,15 @@ fn key(frame: &Frame, layout: &HeaderLayout) -> Option<Key> {
     Some(Key { source, destination, identification, protocol })
 }
 
-/// The sender's number for the datagram that a fragment is of.
+/// Returns the sender's identification of the fragment's datagram.
 #[cold]
 pub fn identification(packet: &Packet) -> Option<u32> {
     Some(key(packet.frame.as_ref()?, &packet.layout)?.identification)
 }
 
-/// Notes a datagram that is cut here, of which `packet` is the first fragment by now and `rest` is all
-/// others, so that it has a number as if it had come like this. It is complete at once.
+/// Records a datagram that is fragmented here, so that it gets an identification like a received
+/// one. `packet` is now its first fragment; `rest` spans all others. The datagram is complete at
+/// once.
 #[cold]
 pub fn note_cut(packet: &Packet, rest: Span, context: &Context<'_>) {
     let key = packet.frame.as_ref().and_then(|frame| key(frame, &packet.layout));
@@ -255,13 +258,13 @@ pub fn note_cut(packet: &Packet, rest: Span, context: &Context<'_>) {
     let ports = transport.and_then(|transport| transport.first_chunk::<4>());
     if let (Some(key), Some(&ports)) = (key, ports) {
         let head = FirstFragment { protocol: packet.flow.protocol(), ports };
-        // If the sender uses one number twice at a time, that is the number it has.
+        // A record under the same number stays: the sender uses that number twice.
         let _ = context.shared.fragments.record(&key, head, rest.offset, context.now);
         context.shared.fragments.join(&key, rest, context.now);
     }
 }
 
-/// Gives it that number.
+/// Writes the identification `number` into a fragment.
 #[cold]
 pub fn renumber(frame: &mut Frame, layout: &HeaderLayout, number: u32) {
     let Some(packet) = frame.data_mut().get_mut(layout.ip()..) else { return };
@@ -276,10 +279,10 @@ pub fn renumber(frame: &mut Frame, layout: &HeaderLayout, number: u32) {
     }
 }
 
-/// Notes the flow of a first fragment that is for a VIP, or from a NAT backend.
+/// Records the flow of a first fragment that is for a VIP or from a NAT backend.
 ///
 /// # Errors
-/// [`Drop::FragmentOverlap`] if its datagram has begun with other ports.
+/// [`Drop::FragmentOverlap`] if its datagram was recorded with other ports.
 #[cold]
 pub fn record(fragment: &FragmentInfo, context: &Context<'_>) -> Result<(), Drop> {
     let Some(head) = fragment.head else { return Ok(()) };

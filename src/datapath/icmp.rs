@@ -1,4 +1,4 @@
-//! A side door, icmp: messages to a VIP, and those about its flows ([ICMP.md](../../docs/ICMP.md)).
+//! Slow path, icmp: messages to a VIP, and errors about its flows ([ICMP.md](../../docs/ICMP.md)).
 //!
 //! ```text
 //! echo request to a VIP            -> its reply, in place
@@ -7,12 +7,12 @@
 //! error to a full-NAT source       quotes source -> backend:  to the client, from the VIP
 //! ```
 //!
-//! An error walks the way of the flow that it is about, as classify and conntrack name it, and changes
-//! nothing there: anybody can send one. Whoever its addresses say that it is for must be who sent the
-//! packet that it quotes (RFC 5927 4.1), and its checksum must be right.
+//! An error takes the path of the flow that it quotes, by classify and conntrack, and changes no
+//! state there: anybody can send one. Its destination must be the source of the packet that it
+//! quotes (RFC 5927 4.1), and its checksum must be right.
 //!
-//! Reads: the message, the flow tables. Cost: for these messages only; a checksum over the message, and
-//! one look-up in the table of every worker.
+//! Reads: the message, the flow tables. Cost: for these messages only; a checksum over the message,
+//! and one look-up in the table of every worker.
 
 use std::iter;
 
@@ -40,17 +40,18 @@ use crate::wire::ip::is_header_sum_right;
 use crate::wire::quoted::{self, QuoteError, Quoted};
 use crate::xdp::umem::FramePool;
 
-/// What a message is to us.
+/// Kind of a message that is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Echo,
     Error,
 }
 
-/// Finds out what becomes of an ICMP message: answers it, or finds out whose flow it is about.
+/// Classifies an ICMP message: replies to an echo request, or finds the flow that an error is
+/// about.
 ///
 /// # Errors
-/// Why it is dropped.
+/// The reason for which the message is dropped.
 #[cold]
 pub fn classify(
     packet: &mut Packet,
@@ -63,7 +64,7 @@ pub fn classify(
     if !is_header_sum_right(packet.network()) {
         return Err(Drop::BadIpv4Checksum);
     }
-    // A group address as the source MAC (IEEE 802.3 3.2.3): answers would go to the group.
+    // A group address as the source MAC (IEEE 802.3 3.2.3): replies would go to the group.
     if packet.source_mac().first().is_some_and(|first| first & 1 == 1) {
         return Err(Drop::BadSource);
     }
@@ -74,14 +75,14 @@ pub fn classify(
     }
 }
 
-/// The message, without what follows it in the frame. One that lies in several is no error that a router
-/// sends (RFC 1812 4.3.2.3, RFC 4443 2.4 c).
+/// Returns the message, without padding. Fails for a message in several frames: no router sends an
+/// error of that length (RFC 1812 4.3.2.3, RFC 4443 2.4 c).
 fn body<'p>(packet: &'p Packet, message: &Message) -> Result<&'p [u8], Drop> {
     let start = usize::from(packet.layout.transport);
     packet.data().get(start..start + usize::from(message.len)).ok_or(Drop::BadIcmp)
 }
 
-/// The same of one that may lie in several frames: what each has of it.
+/// Returns the parts of a message that may lie in several frames, one per frame.
 fn parts<'p>(
     packet: &'p Packet,
     message: &Message,
@@ -97,7 +98,8 @@ fn parts<'p>(
     })
 }
 
-/// Redirects and source quench are not for hosts behind a balancer (RFC 6633): they end here.
+/// Returns the kind of a message. Redirects and source quench are dropped: they are not for hosts
+/// behind a balancer (RFC 6633).
 fn kind_of(packet: &Packet, message: &Message) -> Result<Kind, Drop> {
     let kind = packet.data().get(usize::from(packet.layout.transport));
     let kind = kind.filter(|_| usize::from(message.len) >= ICMP_LEN).ok_or(Drop::BadIcmp)?;
@@ -127,7 +129,7 @@ fn answer_echo(packet: &mut Packet, message: &Message, context: &Context<'_>) ->
     }
 }
 
-/// Finds out which flow an error is about, and which way it goes.
+/// Finds the flow that an error is about, and the error's direction.
 fn relate(
     packet: &mut Packet,
     message: &Message,
@@ -156,10 +158,10 @@ fn relate(
     Ok(())
 }
 
-/// The quoted packet was sent by a VIP: what is about it goes to the backend that sent it.
+/// Relates an error that quotes a packet of a VIP: it goes to the backend that sent the packet.
 fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (vip, client) = (quoted.source, quoted.destination);
-    // Others than TCP and UDP are of a VIP of all protocols, or nobody's.
+    // Other protocols than TCP and UDP match only a VIP of all protocols.
     let protocol = Protocol::from_number(quoted.protocol).unwrap_or(Protocol::Any);
     let flow = Tuple::from(FlowKey {
         client: client.0,
@@ -176,7 +178,7 @@ fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>
     Some(if takes_all_protocols(packet.vip, context) { flow.without_ports() } else { flow })
 }
 
-/// The quoted packet was sent by a full-NAT source: what is about it goes to the client.
+/// Relates an error that quotes a packet of a full-NAT source: it goes to the client.
 fn relate_to_bound(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (source, (address, port)) = (quoted.source, quoted.destination);
     let id = context.shared.snat_table.sources().find(source.0, source.1)?;
@@ -193,7 +195,7 @@ fn relate_to_bound(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) 
     Some(Tuple::from(snat_entry.snat_flow.flow))
 }
 
-/// The quoted packet was sent to a NAT backend: what is about it goes to the client.
+/// Relates an error that quotes a packet to a NAT backend: it goes to the client.
 fn relate_to_client(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (client, backend) = (quoted.source, quoted.destination);
     let protocol = Protocol::from_number(quoted.protocol)?;
@@ -210,16 +212,16 @@ fn is_sum_right<'p>(parts: impl Iterator<Item = &'p [u8]>, message: &Message) ->
         Full::new()
     } else {
         let [source, destination] = [message.source, message.destination].map(Address::octets);
-        // The words of both addresses may be added one after the other.
+        // The sum does not depend on the order in which the words of both addresses are added.
         checksum::pseudo_header(&source, message.len.into(), ICMP_V6).add_16bytes(destination)
     };
     checksum::of_parts(&sum, parts) == 0
 }
 
-/// Sends an ICMP error to the end of its flow that sent the packet which it quotes.
+/// Forwards an ICMP error to the end of the flow that sent the quoted packet.
 ///
 /// # Errors
-/// Why it cannot be sent.
+/// The reason for which it cannot be sent.
 #[cold]
 pub fn forward(
     packet: &mut Packet,
@@ -248,10 +250,10 @@ pub fn forward(
     Ok(())
 }
 
-/// Sends an ICMP error about a packet of a full-NAT source to the client that has it.
+/// Forwards an ICMP error about a packet from a SNAT port to the client of its flow.
 ///
 /// # Errors
-/// Why it cannot be sent.
+/// The reason for which it cannot be sent.
 #[cold]
 pub fn forward_bound(packet: &mut Packet, id: SnatPort, context: &Context<'_>) -> Result<(), Drop> {
     let snat_entry = context.shared.snat_table.read(id);
@@ -264,7 +266,8 @@ pub fn forward_bound(packet: &mut Packet, id: SnatPort, context: &Context<'_>) -
     Ok(())
 }
 
-/// Finds the flow among those whose packets the NAT backend at `source` gets, and where its client is.
+/// Finds the flow among those with packets to the NAT backend at `source`; returns the next hop to
+/// its client.
 fn to_client(
     packet: &mut Packet,
     source: ListenKey,
@@ -276,7 +279,7 @@ fn to_client(
         return return_hop(packet.flow.tuple, context);
     }
     let key = packet.flow.key();
-    // As for its replies: pins on the very backend come first.
+    // Pins on the backend itself come first, as for replies.
     for of_its_vip in [false, true] {
         for path in context.table.return_paths(source) {
             let origin = ReplyOrigin { backend: path.backend, of_its_vip };

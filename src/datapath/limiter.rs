@@ -1,8 +1,8 @@
-//! How many ICMP errors a worker sends: a token bucket, and smaller ones by where the packets come from.
+//! Rate limit of a worker's ICMP errors: one token bucket, and smaller ones per source network.
 //!
-//! RFC 1812 4.3.2.8 and RFC 4443 2.4 (f) want a limit on the rate; a token bucket lets the burst through
-//! that a path change causes. The smaller buckets keep a flood from one network from taking what
-//! the others need. Writes: its own buckets. Cost: one keyed hash per error.
+//! RFC 1812 4.3.2.8 and RFC 4443 2.4 (f) require a rate limit; a token bucket admits the burst that
+//! a path change causes. The smaller buckets keep a flood from one network from using up the tokens
+//! of others. Writes: its own buckets. Cost: one keyed hash per error.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -10,14 +10,16 @@ use crate::forwarding::local::IcmpRate;
 use crate::net::Address;
 use crate::units::Ticks;
 
-/// Buckets by network. Networks that share one share its tokens, and nobody outside can know which do.
+/// Number of per-network buckets. Networks that share a bucket share its tokens; the hash is keyed,
+/// so no sender can find out which networks share one.
 const NETWORKS: usize = 256;
-/// A network may have this part of the rate, and of the burst.
+/// Divisor: one network gets 1/8 of the rate and of the burst.
 const PART: u32 = 8;
-/// Ticks per second: what one error costs, where a tick is worth the rate per second.
+/// Cost of one error in bucket units, equal to the ticks per second: a bucket regains `per_second`
+/// units per tick.
 const COST: u64 = 100;
 
-/// Tokens, as far as they are used up: a bucket that was never used is full.
+/// A token bucket, stored as the units in use: a bucket that was never used is full.
 #[derive(Debug, Clone, Copy, Default)]
 struct Bucket {
     used: u64,
@@ -25,7 +27,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// Gives back what has grown since; returns whether there is a token.
+    /// Adds the tokens of the time since the last call; returns whether a token is available.
     fn refresh(&mut self, rate: IcmpRate, now: Ticks) -> bool {
         let grown = u64::from(now.since(self.at).0) * u64::from(rate.per_second);
         self.used = self.used.saturating_sub(grown);
@@ -53,7 +55,7 @@ impl Default for Limiter {
 }
 
 impl Limiter {
-    /// Takes one token, if an error to `source` may be sent now.
+    /// Takes one token from both buckets, if an error to `source` may be sent now.
     pub fn take(&mut self, source: Address, rate: IcmpRate, now: Ticks) -> bool {
         let part = |whole: u32| (whole / PART).max(1.min(whole));
         let share = IcmpRate { per_second: part(rate.per_second), burst: part(rate.burst) };
@@ -69,7 +71,8 @@ impl Limiter {
     }
 }
 
-/// The first 24 bits of an IPv4 address, the first 56 of an IPv6 one: what one site has as a rule.
+/// Returns the first 24 bits of an IPv4 address or the first 56 of an IPv6 address: the usual size
+/// of one site.
 fn network(address: Address) -> (bool, u64) {
     if address.is_v4() { (true, address.low >> 8) } else { (false, address.high >> 8) }
 }
@@ -120,7 +123,7 @@ mod tests {
         for now in 0..200 {
             taken(&mut limiter, client(9, 1), RATE, now, 1000);
         }
-        // Another bucket than the flood's, whatever the hash: one of many networks has.
+        // At least half of the other networks hash to other buckets than the flood's.
         let others = (10..30).map(|at| taken(&mut limiter, client(at, 1), RATE, 200, 1));
         assert!(others.sum::<u32>() >= 10);
     }

@@ -1,15 +1,17 @@
-//! A side door, answer: a packet that cannot be forwarded goes back as what its sender should know.
+//! Slow path, local reply: replies with an ICMP error or RST to a packet that cannot be forwarded.
 //!
 //! ```text
 //! too_big        fragmentation needed / packet too big, with the length that would pass
 //! ttl_exceeded   time exceeded
 //! no_backend, client_is_backend
-//!                where the VIP says on_no_backend = "reject": RST (TCP, a SYN), port unreachable (UDP)
+//!                with on_no_backend = "reject": RST (TCP, a SYN), port unreachable (UDP)
+//! vip_removed    RST (TCP), port unreachable (UDP)
 //! ```
 //!
-//! The answer is made in the packet's own frame and leaves by where the packet came from; its source is
-//! the VIP, or the full-NAT source that the packet was for. What deserves none (RFC 1122 3.2.2, RFC 4443 2.4 e), or finds the limit reached, is
-//! dropped for the reason that it had.
+//! The reply is built in the packet's own frame and goes back to the packet's previous hop; its
+//! source is the VIP, or the full-NAT source that the packet was sent to. A packet that must not be
+//! replied to (RFC 1122 3.2.2, RFC 4443 2.4 e), or exceeds the rate limit, is dropped for its
+//! original reason.
 //!
 //! Writes: the frame, the limiter. Cost: only for packets that are not forwarded.
 
@@ -24,11 +26,11 @@ use crate::wire::icmp::{self, ErrorKind};
 use crate::wire::ip::is_header_sum_right;
 use crate::xdp::umem::FramePool;
 
-/// Makes a packet that cannot be forwarded, and is as it was received, its own answer.
+/// Turns a packet that cannot be forwarded, and is unchanged since it was received, into a local
+/// reply.
 ///
 /// # Errors
-/// The reason itself, when there is none; [`Drop::BadIpv4Checksum`] whatever it was, if the header is
-/// damaged.
+/// `reason` if no reply is sent; [`Drop::BadIpv4Checksum`] for any reason if the header is damaged.
 #[cold]
 pub fn local_reply(
     packet: &mut Packet,
@@ -53,7 +55,7 @@ pub fn local_reply(
             match packet.flow.protocol() {
                 Protocol::Tcp => reset::refuse(packet, context, pool),
                 Protocol::Udp => send(packet, ErrorKind::PortUnreachable),
-                // A protocol that we do not know has no ports.
+                // Protocols other than TCP and UDP have no known ports.
                 Protocol::Any => false,
             }
         }
@@ -62,8 +64,9 @@ pub fn local_reply(
     if answered { Ok(()) } else { Err(reason) }
 }
 
-/// Whether the packet's VIP answers for backends that are not there. Only what begins a flow is refused: a
-/// connection that lost its pin (a restart, another box) goes on when its backend is back.
+/// Whether the packet's VIP rejects packets for which it has no backend. Only a packet that opens a
+/// flow is rejected: a connection that lost its pin (a restart, another box) goes on when its
+/// backend is back.
 pub(super) fn reject_no_backend(packet: &Packet, context: &Context<'_>) -> bool {
     let opens = packet.flow.protocol() != Protocol::Tcp || packet.layout.flags.opens();
     let vip =
@@ -77,7 +80,7 @@ fn must_not_be_fragmented(packet: &Packet) -> bool {
     !matches!(header, Some([version, _, _, _, _, _, flags, _]) if version >> 4 == 4 && flags & 0x40 == 0)
 }
 
-/// Makes the packet an ICMP error about itself, if it deserves one and the limit allows.
+/// Turns the packet into an ICMP error about itself, if one may be sent and the limit allows it.
 fn send_error(
     packet: &mut Packet,
     kind: ErrorKind,
@@ -88,13 +91,13 @@ fn send_error(
     let key = packet.flow.key();
     let (ip, hop) = (packet.layout.ip(), packet.came_from(context.nic));
     let Some(frame) = &mut packet.frame else { return false };
-    // Nobody is at a group address (IEEE 802.3 3.2.3).
+    // A group address is no sender's address (IEEE 802.3 3.2.3).
     if hop.mac.first().is_some_and(|first| first & 1 == 1)
         || icmp::may_answer(frame.data(), ip).is_err()
     {
         return false;
     }
-    // Of the network that the error goes to: of a reply, that is the backend's.
+    // The limit counts for the error's destination: for a reply, that is the backend.
     let backend = context.table.backend(packet.backend).filter(|_| packet.direction.is_reply());
     let to = backend.map_or(key.client, |backend| backend.address);
     if !limiter.take(to, context.table.local().icmp, context.now) {
@@ -106,9 +109,9 @@ fn send_error(
         ErrorKind::TimeExceeded => LocalReply::TimeExceeded,
         ErrorKind::PortUnreachable => LocalReply::Unreachable,
     };
-    // What is behind the first frame is more than an error quotes.
+    // An error quotes no more than the first frame.
     pool.cut(frame);
-    // To a full-NAT backend we are the source that its flow has.
+    // A full-NAT backend knows the flow by its SNAT address.
     let ours = match packet.direction {
         Direction::ToClientOf(id) => {
             context.shared.snat_table.sources().source(id).map(|(address, _)| address)
@@ -123,7 +126,7 @@ fn send_error(
     sent
 }
 
-/// Sends the frame, which is an answer now, back to where the packet came from: to `hop`.
+/// Sends the frame, now a local reply, back to the packet's previous hop `hop`.
 pub(super) fn send_back(
     packet: &mut Packet,
     answer: LocalReply,

@@ -4,11 +4,15 @@
 //! receive -> parse -> classify -> conntrack -> select -> rewrite -> transmit
 //! ```
 //!
-//! One file per stage, in the order in which a packet meets them, and side doors ([`detour`], [`icmp`], [`answer`],
-//! [`reset`]). The worker takes a [`batch::Batch`] through them in five passes: [`receive`], [`passes`] (parse and
-//! classify), [`conntrack::prefetch`], [`passes`] again ([`forward`]), [`transmit`]. Stages read a
-//! [`context::Context`] and write [`resources::Resources`]. After start-up nothing here allocates, locks, logs,
-//! blocks or makes a system call other than ring wake-ups.
+//! One file or folder per stage, in the order of the diagram. Receive and transmit handle a
+//! [`batch::Batch`]; the stages between them handle one packet at a time. A worker runs each batch
+//! through five passes: [`receive`], [`passes`] (parse and classify), [`conntrack::prefetch`],
+//! [`passes`] again ([`forward`]), [`transmit`]. Slow paths serve packets that are not forwarded
+//! along a pin: [`detour`], [`icmp`], [`local_reply`], [`reset`].
+//!
+//! Stages read a [`context::Context`] and write [`resources::Resources`]. After start-up the packet
+//! path does not allocate, lock, log or block, except for traces; its only system calls are ring
+//! wake-ups. An idle worker may sleep.
 
 pub mod batch;
 pub mod classify;

@@ -1,13 +1,15 @@
-//! Stage 2 of 7, parse: Ethernet, up to one 802.1Q tag, IPv4 or IPv6; TCP, UDP, ICMP, or anything else,
-//! of which nothing is read.
+//! Stage 2 of 7, parse: Ethernet, up to two VLAN tags (802.1Q; the outer one of two also 802.1ad),
+//! IPv4 or IPv6; TCP, UDP, ICMP, or any other protocol, of which nothing is read.
 //!
-//! Reads: the frame's first bytes. Writes: `layout`; gives the five-tuple, or what else the packet is, or
-//! a drop reason for every way in which a packet can be malformed.
-//! Cost: nearly every packet has headers of one shape (no tag, no options or extensions), which is
-//! recognised as a whole with a few comparisons; all others, the malformed among them, go through
-//! etherparse's single header slices. What the short way takes, the long way takes alike (test
-//! `the_short_way_agrees_with_the_long_way`). Every check is made once, here. A packet that is longer
-//! than a frame goes the long way: its headers must lie in the first frame, or they are cut short.
+//! Reads: the frame's first bytes. Writes: `layout`. Returns the five-tuple, ICMP message or
+//! fragment, or a drop reason for each kind of malformed packet.
+//!
+//! Cost: nearly every packet has the plain layout (no tag, no options or extensions), which is
+//! recognised as a whole with a few comparisons. All others, malformed ones included, go through
+//! etherparse's single header slices. The fast path accepts a packet only as the slow path would
+//! (test `the_short_way_agrees_with_the_long_way`). Every check is made once, here. A packet longer
+//! than a frame takes the slow path: its headers must lie in the first frame, or they count as
+//! truncated.
 
 use std::ops::Range;
 
@@ -23,12 +25,12 @@ use crate::net::vlan::{Outer, Tags, tpid};
 use crate::net::{Address, Protocol};
 use crate::stats::Drop;
 
-/// IPv6 extension headers that are stepped over before the packet is given up.
+/// Maximum number of IPv6 extension headers that are skipped; a packet with more is dropped.
 ///
 /// Senders of real traffic use none or one (RFC 9098); each costs a step per packet.
 const MAX_EXTENSIONS: usize = 4;
 
-/// Bytes up to the IP header.
+/// Offset of the IP header in bytes.
 const UNTAGGED_LEN: u16 = 14;
 const TAGGED_LEN: u16 = 18;
 const TWICE_TAGGED_LEN: u16 = 22;
@@ -53,41 +55,42 @@ mod extension {
     pub const MOBILITY: u8 = 135;
 }
 
-/// What a packet is.
+/// Contents of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parsed {
-    /// One of a flow, with this five-tuple, as its sender sees it.
+    /// Packet of a flow, with this five-tuple as sent.
     Flow(Tuple),
-    /// An ICMP message, which begins at [`HeaderLayout::transport`].
+    /// ICMP message, which begins at [`HeaderLayout::transport`].
     Icmp(Message),
-    /// A fragment of a TCP or UDP datagram.
+    /// Fragment of a datagram.
     Fragment(FragmentInfo),
 }
 
-/// A fragment.
+/// Metadata of a fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FragmentInfo {
-    /// Its datagram.
+    /// Key of the datagram.
     pub key: Key,
-    /// Which part of that.
+    /// Bytes of the datagram's payload that the fragment has.
     pub span: Span,
-    /// What the first fragment says of the flow; it has the whole transport header.
+    /// Protocol and ports, in a first fragment; it has the whole transport header.
     pub head: Option<FirstFragment>,
 }
 
-/// An ICMP or ICMPv6 message, of which nothing but its length is known to be right.
+/// ICMP or ICMPv6 message, of which only the length has been checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message {
-    /// Who sent it.
+    /// Source address.
     pub source: Address,
-    /// To whom.
+    /// Destination address.
     pub destination: Address,
-    /// Its bytes, in the first frame or not.
+    /// Length in bytes, over all frames.
     pub len: u16,
 }
 
-/// Parses a packet of the plainest shape, if it is one; returns its five-tuple, as its sender sees
-/// it. Apart from [`parse`], so that what follows can be compiled for this case by itself.
+/// Parses an IPv4 packet of the plain layout; returns its five-tuple as sent, or `None` for any
+/// other packet. Separate from [`parse`], so that the stages after it are compiled for this case by
+/// themselves.
 #[inline(always)]
 pub fn parse_plain(packet: &mut Packet) -> Option<Tuple> {
     let frame = packet.frame.as_ref().filter(|frame| !frame.is_long())?;
@@ -99,7 +102,7 @@ pub fn parse_plain(packet: &mut Packet) -> Option<Tuple> {
 /// Parses any packet.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The first defect found.
 #[inline]
 pub fn parse(packet: &mut Packet) -> Result<Parsed, Drop> {
     let Some(frame) = &packet.frame else { return Err(Drop::TruncatedEthernet) };
@@ -112,8 +115,8 @@ pub fn parse(packet: &mut Packet) -> Result<Parsed, Drop> {
     Ok(parsed)
 }
 
-/// TCP flag combinations that some stack sends, by the low five bits: each has FIN, SYN, RST or
-/// ACK, and not SYN with FIN or RST.
+/// Bit set of TCP flag combinations that some stack sends, indexed by the low five bits: each has
+/// FIN, SYN, RST or ACK, and not SYN with FIN or RST.
 const SENSIBLE_FLAGS: u32 = {
     let (mut sensible, mut flags) = (0, 0);
     while flags < 32 {
@@ -125,7 +128,7 @@ const SENSIBLE_FLAGS: u32 = {
     sensible
 };
 
-/// An untagged IPv4 packet without options or fragments, with a whole TCP or UDP header.
+/// Reads an untagged IPv4 packet without options or fragments, with a whole TCP or UDP header.
 #[inline(always)]
 fn plain_v4(packet: &[u8]) -> Option<(HeaderLayout, Tuple)> {
     let (ethernet, rest) = packet.split_first_chunk::<14>()?;
@@ -148,7 +151,7 @@ fn plain_v4(packet: &[u8]) -> Option<(HeaderLayout, Tuple)> {
     Some((layout, tuple))
 }
 
-/// An untagged IPv6 packet without extensions, with a whole TCP or UDP header.
+/// Reads an untagged IPv6 packet without extensions, with a whole TCP or UDP header.
 #[inline(always)]
 fn plain_v6(packet: &[u8]) -> Option<(HeaderLayout, Tuple)> {
     let (ethernet, rest) = packet.split_first_chunk::<14>()?;
@@ -173,7 +176,7 @@ fn plain_v6(packet: &[u8]) -> Option<(HeaderLayout, Tuple)> {
     Some((layout, tuple))
 }
 
-/// Protocol, ports and flags of a header that lies inside of its segment of `len` bytes.
+/// Returns protocol, ports and flags of a header that lies inside its segment of `len` bytes.
 #[inline(always)]
 fn plain_transport(
     protocol: u8,
@@ -182,7 +185,7 @@ fn plain_transport(
 ) -> Option<(Protocol, [u8; 4], TcpFlags)> {
     let [p0, p1, p2, p3, u0, u1, _, _, _, _, _, _, offset, flags, ..] = *header;
     let ports = [p0, p1, p2, p3];
-    // Branches that are never taken are cheaper than values that are chosen.
+    // Never-taken branches are cheaper than conditional moves.
     if protocol == Protocol::Tcp as u8 {
         let header_len = usize::from(offset >> 4) * 4;
         let sensible = SENSIBLE_FLAGS >> (flags & 0x1f) & 1 != 0;
@@ -198,7 +201,8 @@ fn plain_transport(
     Some((Protocol::Udp, ports, TcpFlags(0)))
 }
 
-/// The headers of any packet of `len` bytes, of which all headers must be among the first ones here.
+/// Reads the headers of any packet of `len` bytes, all of which must lie in `packet`, its first
+/// frame.
 #[inline(never)]
 fn any_headers(packet: &[u8], len: usize) -> Result<(HeaderLayout, Parsed), Drop> {
     let link = link(packet)?;
@@ -223,7 +227,7 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(HeaderLayout, Parsed), Drop
     }
     let protocol = match network.protocol {
         number if is_opaque(number) => Protocol::Any,
-        // Of the other family, if it is ICMP.
+        // ICMP of the other family is unsupported.
         number => Protocol::from_number(number).ok_or(Drop::UnsupportedProtocol)?,
     };
     let transport = transport(protocol, network.payload, network.len)?;
@@ -239,7 +243,7 @@ fn any_headers(packet: &[u8], len: usize) -> Result<(HeaderLayout, Parsed), Drop
     Ok((HeaderLayout { flags: transport.flags, ..layout }, Parsed::Flow(tuple)))
 }
 
-/// What is to be known of a fragment. One that is not the last has a multiple of 8 bytes, and none
+/// Checks and describes a fragment. One that is not the last has a multiple of 8 bytes, and none
 /// goes beyond the longest datagram (RFC 791 3.2, RFC 8200 4.5).
 fn located(
     network: &Network<'_>,
@@ -249,7 +253,7 @@ fn located(
     let Fragment { offset, more, identification } = fragment;
     let len = u16::try_from(network.len).map_err(|_| Drop::Fragment)?;
     let ragged = more && !len.is_multiple_of(8);
-    // Fragments of ICMP messages are nobody's: an answer, or what they are about, is in one packet.
+    // Fragmented ICMP messages are dropped: echo requests and errors fit one packet.
     if len == 0 || ragged || offset.checked_add(len).is_none() || network.icmp().is_some() {
         return Err(Drop::Fragment);
     }
@@ -316,14 +320,14 @@ fn link(packet: &[u8]) -> Result<Link, Drop> {
     }
 }
 
-/// Value of the tag at `at`, and what follows it.
+/// Returns the value of the VLAN tag at offset `at`, and the EtherType after it.
 fn tag(packet: &[u8], at: u16) -> Result<(u16, u16), Drop> {
     let rest = packet.get(usize::from(at)..).ok_or(Drop::TruncatedEthernet)?;
     let [t0, t1, e0, e1, ..] = *rest else { return Err(Drop::TruncatedEthernet) };
     Ok((u16::from_be_bytes([t0, t1]), u16::from_be_bytes([e0, e1])))
 }
 
-/// In network byte order, source first.
+/// Addresses in network byte order, source first.
 enum Addresses {
     V4([u8; 8]),
     V6([u8; 16], [u8; 16]),
@@ -333,24 +337,25 @@ struct Network<'p> {
     addresses: Addresses,
     protocol: u8,
     header_len: u16,
-    /// What the IP header says is payload, without Ethernet padding, as far as it is here.
+    /// Payload by the IP header, without Ethernet padding, as far as it lies in the first frame.
     payload: &'p [u8],
-    /// Bytes of the payload, here or not.
+    /// Length of the payload in bytes, over all frames.
     len: usize,
-    /// Which part of it that is, unless it is all.
+    /// Position of the payload in its datagram; `None` if it is the whole datagram.
     fragment: Option<Fragment>,
 }
 
-/// What the IP header says of a fragment.
+/// Fragment fields of the IP header.
 #[derive(Debug, Clone, Copy)]
 struct Fragment {
-    /// In bytes.
+    /// Offset in bytes.
     offset: u16,
     more: bool,
     identification: u32,
 }
 
-/// The bytes of `packet` in `range`, as far as they are here and not among the `behind` that follow.
+/// Returns the bytes of `packet` in `range`, cut to the first frame. `None` if the range ends
+/// beyond the `behind` bytes in later frames.
 #[inline]
 fn here(packet: &[u8], range: Range<usize>, behind: usize) -> Option<&[u8]> {
     let end = range.end.min(packet.len());
@@ -358,7 +363,7 @@ fn here(packet: &[u8], range: Range<usize>, behind: usize) -> Option<&[u8]> {
 }
 
 impl Network<'_> {
-    /// The ICMP message of its family that it carries, if it does.
+    /// Returns the ICMP message, if the packet has one of its own family.
     fn icmp(&self) -> Option<Message> {
         let (number, source, destination) = match self.addresses {
             Addresses::V4([s0, s1, s2, s3, d0, d1, d2, d3]) => {
@@ -410,7 +415,7 @@ fn network_v6(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     let payload = here(packet, range.clone(), behind).ok_or(Drop::BadIpv6Length)?;
     let (protocol, skipped, fragment) = skip_extensions(header.next_header().0, payload)?;
     let (source, destination) = (header.source(), header.destination());
-    // An IPv4-mapped address is for use inside of hosts; elsewhere it passes for an IPv4 one.
+    // An IPv4-mapped address is valid only inside a host; here it would be taken for IPv4.
     if Address::from_v6(source).is_v4() || Address::from_v6(destination).is_v4() {
         return Err(Drop::BadSource);
     }
@@ -424,8 +429,8 @@ fn network_v6(packet: &[u8], behind: usize) -> Result<Network<'_>, Drop> {
     })
 }
 
-/// Whether a protocol is of those of which nothing is read: each packet, and each fragment, says by
-/// its addresses whose it is.
+/// Whether nothing is read of a protocol: each packet, and each fragment, then belongs to the flow
+/// of its two addresses.
 #[inline]
 fn is_opaque(number: u8) -> bool {
     let read = matches!(
@@ -435,9 +440,9 @@ fn is_opaque(number: u8) -> bool {
     !read && Protocol::from_number(number).is_none()
 }
 
-/// Steps over hop-by-hop and destination options, and a fragment header (RFC 8200 4.3, 4.6, 4.5); returns
-/// the number of what follows, how many bytes were skipped, and what part of the datagram this is. In a
-/// later fragment there is nothing to step over behind the fragment header.
+/// Skips hop-by-hop and destination options, and a fragment header (RFC 8200 4.3, 4.6, 4.5);
+/// returns the next header's number, the number of bytes skipped, and the fragment fields. A later
+/// fragment has no extensions after the fragment header.
 ///
 /// Routing headers are refused: they would name another destination than the VIP.
 #[inline]
@@ -474,7 +479,7 @@ fn skip_extensions(first: u8, payload: &[u8]) -> Result<(u8, u16, Option<Fragmen
 }
 
 struct Transport {
-    /// In network byte order, source first.
+    /// Ports in network byte order, source first.
     ports: [u8; 4],
     flags: TcpFlags,
 }
@@ -491,7 +496,7 @@ fn transport(protocol: Protocol, payload: &[u8], len: usize) -> Result<Transport
 #[inline]
 fn transport_tcp(segment: &[u8]) -> Result<Transport, Drop> {
     let header = TcpHeaderSlice::from_slice(segment).map_err(|error| match error {
-        // Long enough for the fixed part: then it is the options that the offset promises.
+        // Long enough for the fixed part: the options are missing.
         tcp::HeaderSliceError::Len(LenError { len: 20.., .. })
         | tcp::HeaderSliceError::Content(_) => Drop::BadTcpOffset,
         tcp::HeaderSliceError::Len(_) => Drop::TruncatedTcp,
@@ -612,7 +617,7 @@ mod tests {
         assert!(headers(&padded).is_ok());
     }
 
-    /// Byte to change, new value, what it means: each from a valid packet.
+    /// Byte to change, new value, expected reason; each starts from a valid packet.
     #[test]
     fn every_malformation_has_its_name() {
         let patch = |mut packet: Vec<u8>, changes: &[(usize, u8)]| {
@@ -673,7 +678,7 @@ mod tests {
         assert_eq!(patch(udp(), &[(34, 0), (35, 0)]), Ok(()), "UDP from port 0 (RFC 768)");
     }
 
-    /// What has no ports, or none that are read: one flow of two addresses, fragments too.
+    /// Packets without known ports belong to one flow per address pair, fragments included.
     #[test]
     fn of_other_protocols_the_addresses_are_read() {
         let patch = |mut packet: Vec<u8>, changes: &[(usize, u8)]| {
@@ -748,7 +753,7 @@ mod tests {
         assert_eq!(any_headers(&long[..42], packet.len() + 99), Err(Drop::BadUdpLength));
     }
 
-    /// Valid packets with a few bytes changed and cut or padded, most of them at the edge of something.
+    /// Valid packets with a few bytes changed and cut or padded, mostly near the limits of a check.
     fn nearly_valid() -> impl Strategy<Value = Vec<u8>> {
         let valid = prop_oneof![
             Just(tcp(false, false)),

@@ -5,8 +5,8 @@
 //!         |<---- here ----->|          |<---------- here --------->|
 //! ```
 //!
-//! A pass ends where the next stage needs memory that is not in the cache yet. Each packet asks for it there,
-//! and it arrives while the pass handles the other packets.
+//! A pass ends where the next stage needs memory that is not yet cached. Each packet prefetches
+//! that memory, which arrives while the pass handles the other packets.
 
 use super::batch::{Batch, Direction};
 use super::classify::{LastVip, classify};
@@ -19,15 +19,15 @@ use super::resources::Resources;
 use super::transmit::end;
 use crate::net::HashedKey;
 
-/// Finds the flow of each packet, or drops the packet. The flow of a fragment is found in the last pass, as its
-/// first fragment may be in this batch.
+/// Finds the flow of each packet, or drops the packet. The flow of a fragment is found in the
+/// forward pass, as its first fragment may be in this batch.
 #[inline(always)]
 pub fn parse_and_classify(batch: &mut Batch, resources: &mut Resources, context: &Context<'_>) {
     let Resources { conntrack, pool, .. } = resources;
     let secret = conntrack.secret();
     let mut last = LastVip::NONE;
     for packet in batch.in_flight() {
-        // Written twice, so that it is compiled for the plainest packets by itself.
+        // Called from two places, so that one copy is compiled for the plain case.
         let known = match parse_plain(packet) {
             Some(tuple) => classify(packet, tuple, context, secret, &mut last),
             None => parse(packet).and_then(|parsed| match parsed {
@@ -47,8 +47,8 @@ pub fn parse_and_classify(batch: &mut Batch, resources: &mut Resources, context:
     }
 }
 
-/// Forwards each packet along the pin of its flow. A packet without a pin, or that cannot be sent, takes a
-/// [`detour`] before the next packet's turn.
+/// Forwards each packet along the pin of its flow. A packet that has no pin or cannot be sent
+/// completes its [`detour`] before the next packet is handled.
 #[inline(always)]
 pub fn forward(batch: &mut Batch, resources: &mut Resources, context: &Context<'_>) {
     for packet in batch.in_flight() {

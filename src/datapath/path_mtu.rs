@@ -1,16 +1,17 @@
-//! A side door, path MTU: what routers say about tunnel packets that were too long for them.
+//! Slow path, path MTU: ICMP errors from routers about tunnel packets that were too long.
 //!
 //! ```text
-//! router --ICMP "fragmentation needed", quoting an outer packet of ours--> path_mtu_learnt
-//! next client's packet that is too long now: too_big, and the client is told
+//! router --ICMP "fragmentation needed", quoting one of our outer packets--> path_mtu_learnt
+//! next client's packet that is too long now: too_big, with an ICMP error to the client
 //! ```
 //!
-//! What is learnt counts for all backends with that address, at all workers, for ten minutes (RFC 1191 6.3,
-//! RFC 8201 5.3), and lowers what may go into the tunnel, never below what every host has to take: 576
-//! bytes of IPv4 (RFC 1122 3.3.2) and 1280 of IPv6 (RFC 8200 5). So a forged message, which has to quote a
-//! tunnel of ours, costs some percent more packets, and no connection.
+//! A learnt MTU applies to all backends with that address, at all workers, for ten minutes (RFC
+//! 1191 6.3, RFC 8201 5.3). It lowers the length of the inner packet, never below the size that
+//! every host must accept: 576 bytes of IPv4 (RFC 1122 3.3.2) and 1280 of IPv6 (RFC 8200 5). So a
+//! forged message, which must quote a tunnel of this box, costs some percent more packets, and no
+//! connection.
 //!
-//! Cost: for such messages only; they are kept in [`path_mtus`](crate::flow::path_mtus).
+//! Cost: for such messages only; the MTUs are kept in [`path_mtus`](crate::flow::path_mtus).
 
 use super::context::Context;
 use crate::forwarding::tunnel::GUE_SOURCE_PORTS;
@@ -22,19 +23,21 @@ use crate::wire::quoted::Quoted;
 
 /// Code of "destination unreachable" (RFC 792).
 const FRAGMENTATION_NEEDED: u8 = 4;
-/// Least inner MTU that is learnt (see above).
+/// Least inner MTU in bytes that is learnt (see above).
 const LEAST_V4: u16 = 576;
 const LEAST_V6: u16 = 1280;
 
-/// Longest inner packet that a tunnel takes which adds `overhead` bytes, by what was learnt.
+/// Longest inner packet in bytes of a tunnel that adds `overhead` bytes, with the MTU learnt for
+/// its path.
 #[inline]
 pub(super) fn inner_limit(learnt: Option<u16>, overhead: u16, family: Family) -> u16 {
     let least = if family.is_v4() { LEAST_V4 } else { LEAST_V6 };
     learnt.map_or(u16::MAX, |mtu| mtu.saturating_sub(overhead).max(least))
 }
 
-/// Takes an ICMP error with a right checksum, sent to the source of the packet that it quotes, if that is a
-/// tunnel packet of ours. Returns how its way ends; `None` if it is not about such a packet.
+/// Handles an ICMP error with a correct checksum, sent to the source of the packet that it quotes,
+/// if that packet went through a tunnel of this box. Returns the drop reason; `None` for other
+/// errors.
 #[cold]
 pub fn take(message: &[u8], quoted: &Quoted, context: &Context<'_>) -> Option<Drop> {
     let local = context.table.local();
@@ -47,7 +50,8 @@ pub fn take(message: &[u8], quoted: &Quoted, context: &Context<'_>) -> Option<Dr
     if !is_ours || !local.tunnels.is_source(quoted.source.0) {
         return None;
     }
-    // What did pass needs no message, and what is longer than any NIC sends was never sent.
+    // A packet that passed causes no message, and one longer than the MTU of every NIC was never
+    // sent.
     let longest = local.mtus.iter().max().copied().unwrap_or(u16::MAX);
     let len = message.get(ICMP_LEN..).and_then(|packet| Headers::of(packet).ok());
     let len = len.map_or(0, |headers| u16::try_from(headers.end).unwrap_or(u16::MAX));
@@ -62,8 +66,8 @@ pub fn take(message: &[u8], quoted: &Quoted, context: &Context<'_>) -> Option<Dr
     })
 }
 
-/// What would have fit instead of `len` bytes, if the message is "fragmentation needed" or "packet too
-/// big".
+/// Returns the MTU that the message reports for a packet of `len` bytes, if it is "fragmentation
+/// needed" or "packet too big".
 fn would_fit(message: &[u8], family: Family, len: u16) -> Option<u16> {
     let [kind, code, _, _, m0, m1, m2, m3] = *message.first_chunk::<ICMP_LEN>()?;
     match (family, kind, code) {

@@ -1,4 +1,4 @@
-//! The NIC queues of a worker: where its packets come from and go to.
+//! The NIC queues of a worker, for receiving and sending.
 
 use super::batch::Packet;
 use crate::net::{MAX_NICS, NicIndex};
@@ -10,31 +10,31 @@ use crate::xdp::umem::{Frame, FramePool};
 pub struct WorkerPort {
     /// The NIC.
     pub nic: NicIndex,
-    /// Its socket and rings.
+    /// Socket and rings of the queue.
     pub port: XskQueue,
-    /// Bad descriptors that were counted.
+    /// Bad descriptors already counted.
     bad_descriptors: u64,
-    /// Packets and bytes that were queued, and are not counted yet.
+    /// Packets and bytes that were queued and are not yet counted.
     queued: (u64, u64),
-    /// The TX ring was full, and has been given to the kernel, in this batch.
+    /// The TX ring was full in this batch, and was handed to the kernel.
     was_full: bool,
 }
 
 impl WorkerPort {
-    /// A queue of `nic`.
+    /// Creates the worker's view of a queue of `nic`.
     pub fn new(nic: NicIndex, port: XskQueue) -> Self {
         Self { nic, port, bad_descriptors: 0, queued: (0, 0), was_full: false }
     }
 
-    /// Bad descriptors since the last call.
+    /// Returns the number of bad descriptors since the last call.
     #[inline]
     pub(super) fn new_bad_descriptors(&mut self) -> u64 {
         let now = self.port.bad_descriptors();
         now - std::mem::replace(&mut self.bad_descriptors, now)
     }
 
-    /// Queues the frames of these packets; those that find no room stay. A full ring is given to the
-    /// kernel and tried once more, once per batch. Returns how many were queued.
+    /// Queues the frames of `packets`; frames without room stay. A full ring is handed to the
+    /// kernel and tried once more, once per batch. Returns the number queued.
     #[inline]
     fn queue(&mut self, packets: &mut [Packet], pool: &mut FramePool, stats: &WorkerStats) -> u64 {
         let mut sent = self.try_queue(packets);
@@ -66,7 +66,7 @@ impl WorkerPort {
         Ok(())
     }
 
-    /// Hands what was queued to the kernel.
+    /// Publishes the queued frames to the kernel.
     #[inline]
     pub(super) fn flush(&mut self, stats: &WorkerStats) {
         self.hand_over(stats);
@@ -89,12 +89,12 @@ impl WorkerPort {
 /// All NIC queues of a worker.
 pub struct Ports {
     pub(super) ports: Vec<WorkerPort>,
-    /// For each NIC, which of `ports` sends.
+    /// Index into `ports` of each NIC's sending queue, by [`NicIndex`].
     sender: [Option<usize>; MAX_NICS],
 }
 
 impl Ports {
-    /// The first queue of each NIC becomes its sender.
+    /// Creates the set of queues. The first queue of each NIC sends for that NIC.
     pub fn new(ports: Vec<WorkerPort>) -> Self {
         let mut sender = [None; MAX_NICS];
         for (index, port) in ports.iter().enumerate() {
@@ -105,7 +105,7 @@ impl Ports {
         Self { ports, sender }
     }
 
-    /// Every full ring may be given to the kernel once more.
+    /// Allows every full ring to be handed to the kernel once more.
     #[inline]
     pub fn begin_batch(&mut self) {
         for port in &mut self.ports {
@@ -113,8 +113,8 @@ impl Ports {
         }
     }
 
-    /// Queues the frames of packets that leave by `nic` on its TX ring; returns how many. Those that
-    /// find the ring full, or no queue of this worker on that NIC, stay.
+    /// Queues the frames of packets that leave by `nic` on its TX ring; returns the number queued.
+    /// Frames stay if the ring is full or this worker has no queue on that NIC.
     #[inline]
     pub fn queue(
         &mut self,
@@ -129,7 +129,7 @@ impl Ports {
     /// Queues a frame that leaves by `nic`.
     ///
     /// # Errors
-    /// The frame comes back when the ring is full, or no queue of this worker is on that NIC.
+    /// Returns the frame if the ring is full or this worker has no queue on that NIC.
     pub fn queue_one(&mut self, nic: NicIndex, frame: Frame) -> Result<(), Frame> {
         match self.sender(nic) {
             Some(port) => port.queue_one(frame),

@@ -1,7 +1,8 @@
-//! Part of the stages conntrack and select: the backend that a QUIC connection id names.
+//! Part of the stages conntrack and select: the backend named by a QUIC connection id.
 //!
-//! Reads: the UDP payload, the VIP's configurations of connection ids.
-//! Cost: nothing for a VIP without them; else see [`QuicLb::backend`](crate::forwarding::quic_lb::QuicLb::backend).
+//! Reads: the UDP payload, the VIP's connection id configurations.
+//! Cost: nothing for a VIP without them; else see
+//! [`QuicLb::backend`](crate::forwarding::quic_lb::QuicLb::backend).
 
 use super::batch::{FragmentKind, Packet};
 use super::context::Context;
@@ -12,8 +13,8 @@ use crate::wire::quic::server_chosen_id;
 /// Bytes of a UDP header.
 const UDP_HEADER: usize = 8;
 
-/// The backend that the packet's connection id names, if its VIP goes by them and that backend still
-/// takes packets of its flows; a draining one does.
+/// Returns the backend named by the packet's connection id, if its VIP uses connection ids and that
+/// backend still takes packets of existing flows; a draining one does.
 #[inline]
 pub fn named<'t>(packet: &Packet, context: &Context<'t>) -> Option<&'t Backend> {
     let quic = context.table.vip(packet.vip)?.quic.as_deref()?;
@@ -21,26 +22,26 @@ pub fn named<'t>(packet: &Packet, context: &Context<'t>) -> Option<&'t Backend> 
     context.table.backend(index).filter(|backend| backend.takes_non_syn)
 }
 
-/// A NAT backend that may be answering for a flow.
+/// A NAT backend that may be the origin of a flow's reply.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplyOrigin {
-    /// Which one.
+    /// The backend.
     pub backend: BackendIndex,
-    /// For a flow that is pinned to any backend of its VIP, if that goes by connection ids: there one
-    /// client port may have connections on several backends, and the pin is the one whose packet
-    /// came last. Else for one that is pinned to itself.
+    /// Also matches flows pinned to other backends of its VIP, if that VIP uses connection ids: one
+    /// client port may then have connections on several backends, and the pin is on the backend
+    /// whose packet came last. If false, only flows pinned to the backend itself match.
     pub of_its_vip: bool,
 }
 
 impl ReplyOrigin {
-    /// Whether there may be such flows.
+    /// Whether flows may match this origin.
     #[inline]
     pub fn exists(self, context: &Context<'_>) -> bool {
         let by_ids = |backend: &Backend| backend.flags.has(BackendFlags::QUIC);
         !self.of_its_vip || context.table.backend(self.backend).is_some_and(by_ids)
     }
 
-    /// Whether it may answer for a flow that is pinned to `pinned`.
+    /// Whether the backend may reply for a flow that is pinned to `pinned`.
     #[inline]
     pub fn answers_for(self, pinned: &Backend, context: &Context<'_>) -> bool {
         let shares_vip =
@@ -49,8 +50,8 @@ impl ReplyOrigin {
     }
 }
 
-/// What the UDP header says is payload. Parsing has checked that it is all there: QUIC is not sent in
-/// fragments (RFC 9000 14).
+/// Returns the UDP payload. Parsing has checked that it is complete: QUIC is not sent in fragments
+/// (RFC 9000 14).
 #[inline]
 fn udp_payload(packet: &Packet) -> Option<&[u8]> {
     if packet.flow.protocol() != Protocol::Udp || packet.layout.fragment != FragmentKind::Whole {

@@ -1,6 +1,6 @@
-//! Stage 1 of 7, receive: packets from one RX ring into the batch.
+//! Stage 1 of 7, receive: moves packets from one RX ring into the batch.
 //!
-//! Reads: the RX ring. Writes: the batch, `received` counters; asks for the header lines.
+//! Reads: the RX ring. Writes: the batch, `received` counters; prefetches the headers.
 //! Cost: one acquire load and one release store per batch.
 
 use super::batch::Batch;
@@ -9,8 +9,8 @@ use super::fragments::Fragments;
 use super::ports::WorkerPort;
 use crate::xdp::cpu;
 
-/// Moves up to `max` packets from the port's RX ring into `batch`, of which all is gone. Fragments that came
-/// in by this port earlier, and wait no longer, go first.
+/// Moves up to `max` packets from the port's RX ring into `batch`, which has no frames left. Parked
+/// fragments that were received earlier on the same NIC, and can go on, are first.
 #[inline]
 pub fn receive(
     batch: &mut Batch,
@@ -23,7 +23,7 @@ pub fn receive(
     let (mut bytes, mut back) = (0, 0);
     batch.fill(|places| {
         back = fragments.rejoin(&mut places.by_ref().take(max), context);
-        // No more than there are places: what the port gives is lost otherwise.
+        // Bounded by the number of free records: frames beyond that would be lost.
         back + port.port.receive((max - back).min(places.len()), |frame| {
             bytes += u64::from(frame.packet_len());
             cpu::prefetch(frame.data());

@@ -1,25 +1,26 @@
-//! A side door, reset: both ends of a TCP flow that is cut are told so.
+//! Slow path, reset: resets both ends of a terminated TCP flow.
 //!
 //! ```text
-//! client --segment SEQ s, ACK a--> flow is cut: not forwarded (flow_reset)
+//! client --segment SEQ s, ACK a--> flow is terminated: not forwarded (flow_reset)
 //!        <--RST SEQ a------------- | ----RST SEQ s, ACK a--> backend
 //!
 //! silent client <--probe---------- | (the sweep)
-//!               ---ACK s, a------> flow is cut: as above
+//!               ---ACK s, a------> flow is terminated: as above
 //! ```
 //!
-//! A RST is believed if its SEQ is exactly what its receiver waits for (RFC 5961 3.2). The segment that is
-//! answered has that number: its ACK field for the end that sent it (RFC 9293 3.10.7.1), its SEQ for
-//! the other one. A silent end is made to send such a segment by a *probe*: an empty segment that
-//! lies outside of its window, which it must answer with an ACK (RFC 9293 3.10.7.4, first check). So
-//! nothing is kept per flow, and packets of flows that are not cut pay nothing.
+//! A RST is accepted if its SEQ is exactly the one that its receiver expects (RFC 5961 3.2). The
+//! segment that triggers the resets has that number: its ACK field for the end that sent it (RFC
+//! 9293 3.10.7.1), its SEQ for the other end. A *probe* makes a silent end send such a segment: it
+//! is an empty segment outside the end's window, which must be answered with an ACK (RFC 9293
+//! 3.10.7.4, first check). So no state is kept per flow, and packets of other flows cost nothing.
 //!
-//! With tunnels, what the backend is told goes through the tunnel.
+//! For tunnel modes, segments to the backend go through the tunnel.
 //!
-//! What is to be sent waits in an [`TxBacklog`] until the end of the poll. Such segments were never
-//! received: they are counted apart from the packets that were (`resets_sent`, `probes_sent`).
+//! Segments wait in a [`TxBacklog`] until the end of the poll. They were never received, so they
+//! have counters of their own (`resets_sent`, `probes_sent`).
 //!
-//! Writes: frames from the pool, TX rings. Cost: at most [`OUTBOX`] frames per poll.
+//! Writes: frames from the pool, TX rings. Cost: at most [`OUTBOX`] segments and as many fragments
+//! per poll.
 
 use std::net::IpAddr;
 
@@ -42,68 +43,69 @@ use crate::wire::tcp;
 use crate::wire::tunnel::Outer;
 use crate::xdp::umem::{Frame, FramePool};
 
-/// Most segments that wait: more are not sent. Who was not told is told at his next packet, or
-/// after the next probe.
+/// Maximum number of queued segments; more are not sent. An end that gets no reset gets one after
+/// its next packet or the next probe.
 pub const OUTBOX: usize = 64;
-/// One for each end.
+/// Segments per flow: one for each end.
 const PER_FLOW: usize = 2;
-/// Ethernet, two VLAN tags, IPv6, TCP.
+/// Longest segment in bytes: Ethernet, two VLAN tags, IPv6, TCP.
 const LONGEST: usize = 14 + 8 + 40 + 20;
-/// The shortest frame, without its checksum (IEEE 802.3 3.2.7).
+/// Shortest frame in bytes, without its checksum (IEEE 802.3 3.2.7).
 const SHORTEST: usize = 60;
 const TCP_LEN: u16 = 20;
-/// Hops that a segment may go (RFC 1340; most hosts send as many).
+/// Time-to-live of segments (RFC 1340; most hosts use it).
 const HOPS: u8 = 64;
 
-/// What a segment says; it has no data.
+/// TCP numbers and kind of a segment; it has no data.
 #[derive(Debug, Clone, Copy)]
 struct Content {
     sequence: u32,
     acknowledgment: Option<u32>,
-    /// A RST; else a probe.
+    /// True for a RST, false for a probe.
     reset: bool,
 }
 
-/// A TCP segment that is to be sent.
+/// A TCP segment to send.
 #[derive(Debug, Clone, Copy)]
 struct Segment {
     hop: NextHop,
     source: (Address, u16),
     destination: (Address, u16),
     content: Content,
-    /// The tunnel's headers, if it goes through one.
+    /// Outer headers, if the segment goes through a tunnel.
     outer: Option<Outer>,
 }
 
-/// What a worker sends besides the packets that it received.
+/// Packets that a worker sends besides those that it received.
 #[derive(Debug, Default)]
 pub struct TxBacklog {
-    /// Segments of its own.
+    /// Resets and probes.
     segments: ArrayVec<Segment, OUTBOX>,
-    /// Pieces of packets that were too long ([`fragment_out`](super::fragment_out)).
+    /// Later fragments of packets that were too long ([`fragment_out`](super::fragment_out)).
     fragments: ArrayVec<(NicIndex, Frame), OUTBOX>,
 }
 
 impl TxBacklog {
-    /// Whether another flow can be probed.
+    /// Whether both ends of another flow can be probed.
     pub fn has_room(&self) -> bool {
         self.segments.remaining_capacity() >= PER_FLOW
     }
 
-    /// How many more pieces can wait.
+    /// Number of fragments for which there is room.
     pub const fn room_for_pieces(&self) -> usize {
         self.fragments.remaining_capacity()
     }
 
-    /// Takes a piece of a packet, rewritten, that leaves by `nic`.
+    /// Queues a rewritten fragment that leaves by `nic`.
     pub fn push_piece(&mut self, nic: NicIndex, frame: Frame, pool: &mut FramePool) {
         if let Err(error) = self.fragments.try_push((nic, frame)) {
             pool.push(error.element().1);
         }
     }
 
-    /// Answers a packet of a flow that is cut, with one RST for each end; returns why it is dropped. A
-    /// RST is no reason for another (RFC 9293 3.10.7.1), and who sends no ACK has no connection.
+    /// Replies to a packet of a terminated flow with one RST for each end; returns the drop reason.
+    /// A RST causes no other RST (RFC 9293 3.10.7.1), and a segment without ACK belongs to no
+    /// connection.
     #[cold]
     pub fn answer(
         &mut self,
@@ -122,7 +124,7 @@ impl TxBacklog {
             && let Some((sequence, acknowledgment)) = tcp::numbers(packet.segment())
         {
             let reply = packet.direction.is_reply();
-            // All numbers are the client's from here on.
+            // All numbers are in the client's sequence space from here on.
             let shift = cut.shift(context).filter(|_| reply);
             let acknowledgment = shift.map_or(acknowledgment, |shift| shift.back(acknowledgment));
             let back = Content { sequence: acknowledgment, acknowledgment: None, reset: true };
@@ -136,10 +138,11 @@ impl TxBacklog {
         Drop::FlowReset
     }
 
-    /// Makes the ends of a silent flow speak. Where the backend's answers do not come by here, only the client.
+    /// Probes the ends of a silent flow; only the client where the backend's replies do not pass
+    /// this box.
     #[cold]
     pub fn probe(&mut self, flow: &FlowKey, cut: &Terminated<'_>, context: &Context<'_>) {
-        // Any numbers serve, but for the few inside of the window; every probe has others.
+        // Any numbers outside the window work, which nearly all are; each probe has others.
         let sequence = context.now.0.wrapping_mul(0x9e37_79b1);
         let content = Content { sequence, acknowledgment: Some(!sequence), reset: false };
         self.push(Some(cut.to_client(flow, content)));
@@ -150,12 +153,12 @@ impl TxBacklog {
 
     fn push(&mut self, segment: Option<Segment>) {
         if let Some(segment) = segment {
-            // No room: see `OUTBOX`.
+            // A full backlog drops the segment: see `OUTBOX`.
             let _ = self.segments.try_push(segment);
         }
     }
 
-    /// Queues everything on the TX rings, as far as there are free frames and room.
+    /// Queues all segments and fragments on the TX rings, as far as there are free frames and room.
     #[inline]
     pub fn send(&mut self, ports: &mut Ports, pool: &mut FramePool, context: &Context<'_>) {
         if !self.segments.is_empty() {
@@ -195,7 +198,7 @@ impl TxBacklog {
 }
 
 impl Terminated<'_> {
-    /// A segment from the VIP to the client.
+    /// Builds a segment from the VIP to the client.
     const fn to_client(&self, flow: &FlowKey, content: Content) -> Segment {
         Segment {
             hop: self.client,
@@ -206,7 +209,8 @@ impl Terminated<'_> {
         }
     }
 
-    /// A segment from the client to the backend, if it is known where that is.
+    /// Builds a segment from the client to the backend; `None` if the backend has no next hop,
+    /// tunnel source or SNAT port.
     fn to_backend(
         &self,
         flow: &FlowKey,
@@ -235,15 +239,16 @@ impl Terminated<'_> {
         Some(Segment { hop: backend.next_hop?, source, destination, content, outer })
     }
 
-    /// How the backend counts what the client sends, if it does not as the client does.
+    /// Returns the shift between the client's and the backend's sequence numbers, with a PROXY
+    /// header.
     fn shift(&self, context: &Context<'_>) -> Option<Shift> {
         let Target { backend, snat_port } = self.target;
         Some(Numbers::of(backend, snat_port?, context)?.shift)
     }
 }
 
-/// Makes a segment for which nobody is there its own answer, in its frame: a RST that its sender believes (RFC
-/// 9293 3.10.7.1). False if it deserves none.
+/// Turns a segment without a backend into a RST that its sender accepts (RFC 9293 3.10.7.1), in its
+/// own frame. Returns false if none may be sent.
 #[cold]
 pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, pool: &mut FramePool) -> bool {
     let flags = packet.layout.flags;
@@ -273,7 +278,7 @@ pub(super) fn refuse(packet: &mut Packet, context: &Context<'_>, pool: &mut Fram
     frame.copy_from(&bytes)
 }
 
-/// The sequence number after a TCP packet.
+/// Returns the sequence number after a TCP packet.
 fn next_sequence(packet: &Packet) -> Option<u32> {
     let headers = Headers::of(packet.network()).ok()?;
     let segment = packet.segment();
@@ -282,7 +287,8 @@ fn next_sequence(packet: &Packet) -> Option<u32> {
 }
 
 impl Segment {
-    /// Fills a frame. False if its parts do not fit together, which those of a flow do.
+    /// Writes the segment into a frame. Returns false if its parts do not fit together, which those
+    /// of a flow do.
     fn write(&self, frame: &mut Frame, macs: &Macs) -> bool {
         if !self.bytes(macs).is_some_and(|bytes| frame.copy_from(&bytes)) {
             return false;
@@ -292,7 +298,8 @@ impl Segment {
         tunnel::inner(frame, at).is_some_and(|inner| tunnel::wrap(frame, at, &inner, outer))
     }
 
-    /// The frame without a tunnel. `None` if its parts do not fit together, which those of a flow do.
+    /// Returns the frame without the tunnel. `None` if its parts do not fit together, which those
+    /// of a flow do.
     fn bytes(&self, macs: &Macs) -> Option<ArrayVec<u8, LONGEST>> {
         let mut bytes = ArrayVec::new();
         let mut put = |part: &[u8]| bytes.try_extend_from_slice(part).ok();
@@ -346,7 +353,7 @@ impl Segment {
 
     fn tcp(&self) -> TcpHeader {
         let Content { sequence, acknowledgment, reset } = self.content;
-        // A probe must not look like one that closes the window; a RST has none.
+        // A probe must not look like a zero-window segment; a RST has no window.
         let window = if reset { 0 } else { u16::MAX };
         let mut tcp = TcpHeader::new(self.source.1, self.destination.1, sequence, window);
         tcp.rst = reset;
@@ -371,7 +378,7 @@ mod tests {
         let v4 =
             any::<[[u8; 4]; 2]>().prop_map(|[a, b]| (Address::from_v4(a), Address::from_v4(b)));
         let v6 = any::<[[u8; 15]; 2]>().prop_map(|pair| {
-            // No IPv4-mapped one.
+            // No IPv4-mapped address.
             let [a, b] = pair.map(|rest| {
                 let mut bytes = [0x20; 16];
                 bytes[1..].copy_from_slice(&rest);
@@ -399,7 +406,7 @@ mod tests {
     }
 
     proptest! {
-        /// etherparse reads what was meant, and both checksums are those that it computes.
+        /// etherparse reads back the same fields, and computes both checksums alike.
         #[test]
         fn segments_are_well_formed(segment in segment()) {
             let bytes = segment.bytes(MACS).unwrap();

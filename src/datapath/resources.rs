@@ -6,13 +6,14 @@ use super::limiter::Limiter;
 use super::reset::TxBacklog;
 use crate::xdp::umem::FramePool;
 
-/// Connection tracking, parked fragments, packets of our own, the limit of ICMP errors, free frames.
+/// Connection tracking, parked fragments, locally generated packets, the ICMP rate limit, free
+/// frames.
 pub struct Resources {
     /// Connection tracking: the writing half of the worker's flow table.
     pub conntrack: Conntrack,
-    /// Fragments that wait for their first one.
+    /// Fragments that wait for their first fragment.
     pub fragments: Fragments,
-    /// Packets of our own that wait for the end of the batch.
+    /// Locally generated packets, queued until the end of the poll.
     pub backlog: TxBacklog,
     /// Rate limit of ICMP errors.
     pub limiter: Limiter,

@@ -1,16 +1,17 @@
-//! Stage 6 of 7, rewrite: the headers that the packet leaves with.
+//! Stage 6 of 7, rewrite: the headers of the outgoing packet.
 //!
 //! ```text
 //! dsr  to the backend  MAC
 //! nat  to the backend  MAC, destination address and port, TTL, checksums
 //! nat  to the client   MAC, source address and port, TTL, checksums
-//! full_nat  either way MAC, both addresses and ports, TTL, checksums; or another IP header, a PROXY header
+//! full_nat, both ways  MAC, both addresses and ports, TTL, checksums;
+//!                      or another IP header, a PROXY header
 //! ipip, gue            outer headers and MAC; the packet itself stays as it is
 //! ```
 //!
-//! Where the VIP says so, a SYN's maximum segment size is lowered on the way.
+//! With the VIP's `mss` option, the maximum segment size of SYNs is lowered.
 //!
-//! Reads: the target. Writes: the frame; gives the NIC that it leaves by.
+//! Reads: the target. Writes: the frame, and the packet's outgoing NIC.
 //! Cost: one or two header lines that parse has already read; checksums are patched (RFC 1624).
 
 mod fragment;
@@ -35,7 +36,8 @@ use crate::xdp::umem::Frame;
 /// Rewrites a client's packet for its backend.
 ///
 /// # Errors
-/// Why it cannot be sent. If that may be answered ([`answer`](super::answer)), the packet is unchanged.
+/// The reason for which it cannot be sent. If a [`local_reply`](super::local_reply) is possible,
+/// the packet is unchanged.
 #[inline(always)]
 pub fn rewrite_to_backend(
     packet: &mut Packet,
@@ -43,7 +45,7 @@ pub fn rewrite_to_backend(
     context: &Context<'_>,
 ) -> Result<(), Drop> {
     let Target { backend, snat_port } = *target;
-    // Of the backend, not of the listener: a reload may have given the port to another VIP.
+    // The backend's VIP, not the listener's: a reload may have given the port to another VIP.
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
     let hop = backend.next_hop.as_ref().ok_or_else(|| no_hop(backend))?;
@@ -69,7 +71,7 @@ pub fn rewrite_to_backend(
             let port = backend.port.unwrap_or(flow.key().vip_port);
             nat::translate(frame, layout, flow, Side::Destination, backend.address, port)?;
         }
-        // Above.
+        // Handled above.
         Forward::FullNat => return Err(Drop::NoBackend),
         Forward::Ipip | Forward::Gue => {
             tunnel::encapsulate(frame, layout, flow.tuple, backend, context)?;
@@ -79,23 +81,19 @@ pub fn rewrite_to_backend(
     address_frame(frame, layout.tag, hop, context)
 }
 
-/// Longest packet of a client, IPv4 or IPv6, that reaches `backend` in one piece, in bytes from the IP
-/// header on.
+/// Longest IP packet in bytes of a client, IPv4 or IPv6, that reaches `backend` unfragmented.
 #[inline]
 pub fn mtu_towards(backend: &Backend, family: Family, context: &Context<'_>) -> u16 {
     if backend.forward.tunnels() { tunnel::limit(family, backend, context) } else { backend.mtu }
 }
 
-/// Why a backend has no next hop.
+/// Returns the drop reason for a backend without a next hop.
 #[cold]
 fn no_hop(backend: &Backend) -> Drop {
     if backend.loops { Drop::Loop } else { Drop::NoNextHop }
 }
 
-/// Rewrites a backend's packet for the client that is at `hop`.
-///
-/// # Errors
-/// As [`rewrite_to_backend`].
+/// Rewrites a backend's packet for the client behind `hop`.
 #[inline]
 pub fn rewrite_to_client(
     packet: &mut Packet,
@@ -126,7 +124,7 @@ pub fn rewrite_to_client(
     address_frame(frame, layout.tag, hop, context)
 }
 
-/// Lowers what a handshake says of the longest segments, if the VIP wants that.
+/// Lowers the maximum segment size of a SYN, if the VIP limits it.
 #[cold]
 fn lower_mss(frame: &mut Frame, layout: &HeaderLayout, vip: VipId, context: &Context<'_>) {
     let most = context.table.vip(vip).and_then(|vip| vip.policy.mss);

@@ -1,4 +1,4 @@
-//! Stage 5 of 7, select: a backend for every flow without a pin, and the pin.
+//! Stage 5 of 7, select: chooses a backend for every flow without a pin, and pins the flow.
 //!
 //! Reads: the flow key, the VIP's affinity and scheduler. Writes: the flow table.
 //! Cost: nothing for a packet of a pinned flow; SipHash, a slot look-up and an insertion otherwise.
@@ -24,17 +24,17 @@ use crate::net::{BackendIndex, FlowKey, Forward, HashedKey, ListenKey, Protocol}
 use crate::stats::{Counter, Drop, FlowStats, Sample};
 use crate::wire::ip::is_header_sum_right;
 
-/// The target of a packet without a pin. It may have one now: that is taken back if the packet is not
-/// sent after all.
+/// Target of a packet without a pin. Its flow may be pinned now; the pin is removed again if the
+/// packet is not sent.
 #[must_use = "a pin is kept or taken back"]
 pub struct Opened<'t> {
-    /// Where it goes.
+    /// Destination of the packet.
     pub target: Target<'t>,
-    /// `None`: the packet leaves no pin.
+    /// The new flow; `None` if no pin was made.
     flow: Option<NewFlow<'t>>,
 }
 
-/// What there is to count of a flow when its first packet was sent.
+/// Data for the counters of a new flow, once its first packet is sent.
 struct NewFlow<'t> {
     vip: &'t Vip,
     rule: Rule,
@@ -43,7 +43,7 @@ struct NewFlow<'t> {
 }
 
 impl Opened<'_> {
-    /// The packet is sent: the flow counts.
+    /// Counts the flow: the packet is sent.
     pub fn keep(&self, key: &HashedKey, context: &Context<'_>) {
         let Some(NewFlow { vip, rule, miss, client }) = &self.flow else { return };
         let backend = self.target.backend;
@@ -56,7 +56,7 @@ impl Opened<'_> {
         }
     }
 
-    /// The packet is not sent: it leaves no pin.
+    /// Removes the pin, if any: the packet is not sent.
     pub fn undo(&self, key: &HashedKey, conntrack: &mut Conntrack, context: &Context<'_>) {
         if self.flow.is_some() {
             conntrack.unpin(key, context);
@@ -67,7 +67,7 @@ impl Opened<'_> {
 /// Chooses a target for a packet without a pin, and pins its flow.
 ///
 /// # Errors
-/// Why there is none.
+/// The reason for which there is none.
 #[cold]
 pub fn select<'t>(
     packet: &Packet,
@@ -81,7 +81,7 @@ pub fn select<'t>(
     let key = packet.flow.key();
     let vip = admit(packet, &key, context)?;
     let client = ClientRecord::of(&key, vip, context);
-    // Anybody can make an id: it takes nobody else's replies.
+    // Anybody can forge an id: it must not divert the replies of another flow.
     let may_have = |named: &&Backend| {
         !is_itself(&key, named)
             && (vip.forward != Forward::Nat || !collides(&key, named, conntrack, context))
@@ -98,7 +98,7 @@ pub fn select<'t>(
     };
     if !deserves_pin(packet) {
         return match backend.forward {
-            // Nobody knows what source it would have to come from.
+            // Its SNAT port is not known.
             Forward::FullNat => Err(Drop::RequestNoFlow),
             _ => Ok(Opened { target: Target { backend, snat_port: None }, flow: None }),
         };
@@ -113,12 +113,12 @@ pub fn select<'t>(
     Ok(Opened { target, flow: Some(NewFlow { vip, rule, miss, client }) })
 }
 
-/// Where a packet goes if its flow finds no place in the table: to the backend that each packet of the flow
-/// is given without a pin, if there is such a one.
+/// Returns the target of a packet after a failed insertion of its flow: the backend that each
+/// packet of the flow gets without a pin.
 ///
-/// It is where no reply needs the entry, and a connection id or the hash alone chooses. A new flow goes
-/// where its later packets will, which do not know that it is new: a backend that starts slowly gets
-/// it, and a draining one, which takes no new flow, would get the rest of it.
+/// There is one where no reply needs the entry, and a connection id or the hash alone chooses. A
+/// new flow goes where its later packets, which are chosen as mid-flow packets, will go: possibly
+/// to a backend in slow start, but not to a draining one, which takes no new flow.
 ///
 /// # Errors
 /// [`Drop::TableFull`].
@@ -150,7 +150,7 @@ fn without_pin<'t>(
     Ok(Target { backend, snat_port: None })
 }
 
-/// The VIP of a packet that no pin speaks for, if the packet may be forwarded at all.
+/// Returns the VIP of a packet without a pin, if the packet may be forwarded at all.
 pub(super) fn admit<'t>(
     packet: &Packet,
     key: &FlowKey,
@@ -168,13 +168,13 @@ pub(super) fn admit<'t>(
         return Err(Drop::VipRemoved);
     }
     if vip.forward.translates() && expires(packet) {
-        // It will not be sent: it takes no place among the flows, and no source.
+        // The packet will not be sent, so it gets no flow entry and no SNAT port.
         return Err(Drop::TtlExceeded);
     }
     Ok(vip)
 }
 
-/// Tells the control thread of a new flow's source, if the VIP's sources are watched.
+/// Reports a new flow's source to the control thread, if the VIP's sources are sampled.
 pub(super) fn offer_sample(key: &FlowKey, vip: &Vip, context: &Context<'_>) {
     if vip.sampled {
         let source = vip.client_key(key).client;
@@ -188,10 +188,11 @@ fn expires(packet: &Packet) -> bool {
     packet.data().get(packet.layout.ip() + hops).is_none_or(|&hops| hops <= 1)
 }
 
-/// The backend that a packet in the middle of this flow would get, which has no pin. Leaves none.
+/// Returns the backend that a mid-flow packet of this flow, which has no pin, would get. Creates no
+/// pin.
 ///
 /// # Errors
-/// Why there is none.
+/// The reason for which there is none.
 #[cold]
 pub fn guess<'t>(
     packet: &Packet,
@@ -202,24 +203,25 @@ pub fn guess<'t>(
     check_source(&key, packet.source_mac())?;
     let vip = context.table.vip(packet.vip).ok_or(Drop::NoVip)?;
     if !vip.policy.pin && !vip.scheduler.kind().heeds_affinity() {
-        // Nothing tells which backend had the turn of the quoted datagram.
+        // The backend of the quoted datagram is not known.
         return Err(Drop::IcmpNoFlow);
     }
-    // Without pins, the datagrams of a flow are where the hash places them now.
+    // Without pins, the hash chooses the backend of each datagram.
     let miss = if vip.policy.pin { Miss::NonSyn } else { Miss::Open };
     let client = ClientRecord::of(&key, vip, context);
     let chosen = choose(&key, miss, vip, client.as_ref(), None, conntrack, context)?;
     Ok(chosen.0)
 }
 
-/// Whether answers would come back here: to a VIP, a tunnel's source, or a full-NAT source.
+/// Whether replies would come back to this box: the source is a VIP, a tunnel's source, or a
+/// full-NAT source.
 fn is_own_source(key: &FlowKey, context: &Context<'_>) -> bool {
     context.table.is_vip(key.client)
         || context.table.local().tunnels.is_source(key.client)
         || context.shared.snat_table.sources().has(key.client)
 }
 
-/// Counts a flow that has begun.
+/// Counts a new flow.
 fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context<'_>) {
     let stats = context.stats;
     match miss {
@@ -237,15 +239,16 @@ fn count(rule: Rule, vip: &Vip, backend: &Backend, miss: Miss, context: &Context
     }
 }
 
-/// Whether a packet may leave a pin behind. What ends a flow that is not known here, or is no part
-/// of any (an answer to a SYN that we never sent), is forwarded without.
+/// Whether a packet may create a pin. A packet that ends an unknown flow, or belongs to no flow (a
+/// reply to a SYN that was never sent), is forwarded without one.
 fn deserves_pin(packet: &Packet) -> bool {
     let flags = packet.layout.flags;
     let goes_on = flags.any(TcpFlags::ACK) && !flags.any(TcpFlags::SYN | TcpFlags::RST);
     packet.flow.protocol() != Protocol::Tcp || flags.opens() || goes_on
 }
 
-/// Chooses a backend, and says by what rule. `datagram` names what a fragment without a pin is of.
+/// Returns a backend and the rule that chose it. `datagram` identifies the datagram of a fragment,
+/// at a VIP without pins.
 pub(super) fn choose<'t>(
     key: &FlowKey,
     miss: Miss,
@@ -263,7 +266,8 @@ pub(super) fn choose<'t>(
         Some(datagram) => mix(hash ^ u64::from(datagram)),
         None => turn(vip, conntrack, context),
     };
-    // Slow start takes a share of the datagrams, not of the clients, where those take turns.
+    // With a scheduler that takes turns, slow start admits a share of the datagrams, not of the
+    // clients.
     let by_turn = !vip.policy.pin && !vip.scheduler.kind().heeds_affinity();
     let hash = if by_turn { mix(turn) } else { hash };
     let mut candidates = Candidates {
@@ -289,7 +293,7 @@ pub(super) fn choose<'t>(
     }
     let scheduler = vip.scheduler.scheduler();
     let chosen = scheduler.choose(hash, &mut candidates).or_else(|| {
-        // Better one that starts slowly than none.
+        // A backend in slow start is better than none.
         candidates.slow_start = false;
         scheduler.choose(hash, &mut candidates)
     });
@@ -305,13 +309,14 @@ pub(super) fn choose<'t>(
     })
 }
 
-/// The number of the turn. Workers begin at different places, so that the first flows of each do not meet.
+/// Returns the round-robin turn. Workers start at different turns, so that their first flows go to
+/// different backends.
 fn turn(vip: &Vip, conntrack: &Conntrack, context: &Context<'_>) -> u64 {
     let placed = context.stats.vips.get(usize::from(vip.id.0));
     gauge(placed, |c| &c.flows_scheduled).wrapping_add(conntrack.worker().into())
 }
 
-/// Tells which flows belong together with this one.
+/// Traces which flows share this one's affinity hash.
 fn tell_affinity(key: &FlowKey, hash: u64, vip: &Vip, trace: &Trace) {
     let client = vip.client_key(key);
     let why = match vip.policy.affinity {
@@ -334,7 +339,7 @@ fn tell_affinity(key: &FlowKey, hash: u64, vip: &Vip, trace: &Trace) {
     trace.tell("affinity", format!("hash {hash:016x}"), why);
 }
 
-/// What the scheduler may ask about, for one packet.
+/// View of the backends for the scheduler, for one packet.
 struct Candidates<'c, 't> {
     key: &'c FlowKey,
     miss: Miss,
@@ -343,16 +348,16 @@ struct Candidates<'c, 't> {
     turn: u64,
     conntrack: &'c Conntrack,
     context: &'c Context<'t>,
-    /// Backends that start slowly take their share only.
+    /// Backends in slow start admit only their share.
     slow_start: bool,
-    /// Some backend could not tell the flow from another one.
+    /// A backend was refused because it has an indistinguishable flow.
     collided: bool,
-    /// Some backend is the client itself.
+    /// A backend was refused because it is the client itself.
     itself: bool,
 }
 
 impl<'t> Candidates<'_, 't> {
-    /// What is remembered of the client decides, if it is to.
+    /// Returns the backend that follows from the client's record, if any, and the rule.
     fn by_client(&mut self, client: &ClientRecord<'t>) -> Option<(&'t Backend, Rule)> {
         if let Some(backend) = client.stays_at(self.miss) {
             return self.tells_apart(backend).then_some((backend, Rule::Sticky));
@@ -365,18 +370,19 @@ impl<'t> Candidates<'_, 't> {
         Some((self.context.table.backend(index)?, Rule::Freest))
     }
 
-    /// Whether the backend could tell the flow from all others that it has, and from its own.
+    /// Whether the backend can distinguish the flow from its other flows, and from its own
+    /// connections.
     fn tells_apart(&mut self, backend: &Backend) -> bool {
         self.indistinct(backend).is_none()
     }
 
-    /// Why it could not.
+    /// Returns the reason for which the backend cannot distinguish the flow.
     fn indistinct(&mut self, backend: &Backend) -> Option<&'static str> {
         if is_itself(self.key, backend) {
             self.itself = true;
             return Some("is the client itself, which would get its own address as the source");
         }
-        // Where there are no pins, no other flow leads there (`check` sees to that).
+        // Without pins, no other flow leads there (`check` ensures that).
         let collides = self.vip.forward == Forward::Nat
             && self.vip.policy.pin
             && collides(self.key, backend, self.conntrack, self.context);
@@ -384,8 +390,8 @@ impl<'t> Candidates<'_, 't> {
         collides.then_some("has a flow that it could not tell from this one")
     }
 
-    /// Why the flow cannot go there. For one whose pin was lost a draining backend is as good as
-    /// any: it most probably is the one that had it.
+    /// Returns the reason for which the backend is refused. A flow that lost its pin may go to a
+    /// draining backend: it is the most likely previous one.
     fn refusal(&mut self, backend: &Backend) -> Option<&'static str> {
         let in_service = match self.miss {
             Miss::NonSyn => backend.takes_non_syn,
@@ -449,14 +455,14 @@ fn gauge(counters: Option<&FlowStats>, which: impl Fn(&FlowStats) -> &Counter) -
     counters.map_or(0, |counters| which(counters).get())
 }
 
-/// Whether a NAT backend is the client: it would get a packet from its own address, which every kernel
-/// drops (Linux: `fib_validate_source`), or takes for one of its own connections.
+/// Whether a NAT backend is the client: it would receive a packet from its own address, which every
+/// kernel drops (Linux: `fib_validate_source`), or takes for one of its own connections.
 fn is_itself(key: &FlowKey, backend: &Backend) -> bool {
     backend.forward == Forward::Nat && backend.address == key.client
 }
 
-/// Whether the backend already has a flow from this client address and port, by another VIP or
-/// another port of this one: it could not tell the two apart, nor could we tell its replies.
+/// Whether the backend already has a flow from this client address and port, through another VIP or
+/// another port of this one: neither the backend nor holdfast could distinguish the two.
 fn collides(
     key: &FlowKey,
     backend: &Backend,
@@ -469,8 +475,8 @@ fn collides(
     })
 }
 
-/// The flows that a NAT backend could not tell from this one, each with the backend of its VIP that
-/// is the same server.
+/// Returns the flows that a NAT backend could not distinguish from this one, each with the backend
+/// of its VIP that is the same server.
 pub(super) fn rivals<'t>(
     key: &FlowKey,
     backend: &Backend,
@@ -488,7 +494,7 @@ pub(super) fn rivals<'t>(
     rivals.filter(move |(rival, _)| *rival != key)
 }
 
-/// Refuses sources from which nobody may send (RFC 1122 3.2.1.3, RFC 4291 2.5-2.7).
+/// Refuses sources that no host may use (RFC 1122 3.2.1.3, RFC 4291 2.5-2.7).
 fn check_source(key: &FlowKey, source_mac: [u8; 6]) -> Result<(), Drop> {
     let bad = match IpAddr::from(key.client) {
         IpAddr::V4(ip) => {
@@ -520,7 +526,7 @@ mod tests {
     use crate::forwarding::{Ports, Service, VipSpec};
     use crate::net::VipId;
 
-    /// The backend that a packet of a flow without a pin is given, and the rule.
+    /// Returns the backend chosen for a packet of a flow without a pin, and whether it is pinned.
     fn chosen(bed: &mut Bed, packet: &Packet, miss: Miss) -> Result<(BackendIndex, bool), Drop> {
         let mut conntrack = bed.conntrack(0);
         let context = bed.context(0, 0);
@@ -541,7 +547,7 @@ mod tests {
             let packet = bed.request(port, "S");
             assert_eq!(chosen(&mut bed, &packet, Miss::Open), Ok((BackendIndex(1), true)));
         }
-        // A draining one has the flow whose pin was lost, as likely as any.
+        // A draining backend may be the previous one of a flow that has lost its pin.
         spec.backends[1].service = Service::Draining;
         bed.publish(&[spec]);
         let (syn, ack) = (bed.request(1, "S"), bed.request(1, "A"));
@@ -563,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_a_flow_leaves_no_pin() {
+    fn packets_that_end_a_flow_leave_no_pin() {
         let mut bed = Bed::new(1, &[vip(Forward::Nat, 2), full_nat()]);
         for (flags, pinned) in [("S", true), ("A", true), ("FA", true), ("R", false), ("SA", false)]
         {
@@ -583,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_from_which_nobody_sends_are_refused() {
+    fn sources_that_no_host_may_use_are_refused() {
         let mut bed = Bed::new(1, &[vip(Forward::Nat, 1), full_nat()]);
         for (source, reason) in [
             (Ipv4Addr::new(224, 0, 0, 1), Drop::BadSource),
@@ -601,7 +607,7 @@ mod tests {
         assert_eq!(chosen(&mut bed, &packet, Miss::Open), Err(Drop::Land));
     }
 
-    /// Two VIP ports lead to one port of a backend: it could not tell a client's two flows apart.
+    /// Two VIP ports lead to one port of a backend: it cannot distinguish a client's two flows.
     #[test]
     fn a_flow_goes_to_no_backend_that_could_not_tell_it_from_another() {
         let spec = VipSpec { ports: Ports::of(&[80, 81]), ..vip(Forward::Nat, 2) };

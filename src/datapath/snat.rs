@@ -1,7 +1,7 @@
-//! Part of the stage conntrack, for mode full_nat: the sources of flows.
+//! Part of the stage conntrack, for mode full_nat: the SNAT ports of flows.
 //!
-//! Reads: SNAT ports of all workers. Writes: this worker's; of others the way back only. Cost: a line of the
-//! table of SNAT ports.
+//! Reads: SNAT entries of all workers. Writes: this worker's entries; only the return hop of
+//! others. Cost: one line of the SNAT table.
 
 use super::batch::{Packet, TcpFlags};
 use super::context::Context;
@@ -13,19 +13,19 @@ use crate::stats::Drop;
 use crate::wire::proxy::{Header, Shift};
 use crate::wire::tcp;
 
-/// How the two halves of a flow with a PROXY header count.
+/// Sequence number translation of a flow with a PROXY header.
 #[derive(Debug, Clone, Copy)]
 pub struct Numbers {
-    /// The flow's binding.
+    /// The flow's SNAT entry.
     pub snat_entry: SnatEntry,
-    /// The shift of its numbers.
+    /// Shift of its sequence numbers.
     pub shift: Shift,
 }
 
 impl Numbers {
-    /// Of a flow that `backend` has by this binding; `None` if its VIP wants no header, or the client's SYN
-    /// was not seen: nothing is put in front of its data then, and the backend, which does not know
-    /// the flow, resets it.
+    /// Returns the translation of the flow that has SNAT port `id` towards `backend`. `None` if the
+    /// VIP adds no header, or the client's SYN was not seen: no header is then inserted, and the
+    /// backend, which does not know the flow, resets it.
     #[inline]
     pub fn of(backend: &Backend, id: SnatPort, context: &Context<'_>) -> Option<Self> {
         if !backend.proxy {
@@ -38,10 +38,7 @@ impl Numbers {
     }
 }
 
-/// Gives a packet's flow, which is to be pinned to `backend`, a source.
-///
-/// # Errors
-/// [`Drop::NoSourcePort`], [`Drop::VlanPairsFull`].
+/// Allocates a SNAT port for a packet's flow, which is to be pinned to `backend`.
 pub fn bind(
     snat_allocator: &mut SnatAllocator,
     packet: &Packet,
@@ -70,9 +67,9 @@ pub fn comes_from(packet: &Packet, backend: &Backend, snat_flow: &SnatFlow) -> b
     packet.flow.tuple.reply_key() == snat_flow.service(backend.address, backend.port)
 }
 
-/// Whether it is a SYN that does not answer the one that a flow with a PROXY header began with: the backend
-/// has taken another SYN of the client's for a new connection, as it has none any more. In that no header
-/// would come first, and the client could write one of its own.
+/// Whether a packet is a SYN that does not acknowledge the first SYN of a flow with a PROXY header.
+/// The backend has then taken another SYN of the client for a new connection, as it has lost its
+/// own; no header would come first in it, and the client could forge one.
 pub fn is_stray(packet: &Packet, backend: &Backend, id: SnatPort, context: &Context<'_>) -> bool {
     let flags = packet.layout.flags;
     if !backend.proxy || !flags.any(TcpFlags::SYN) {
@@ -83,12 +80,13 @@ pub fn is_stray(packet: &Packet, backend: &Backend, id: SnatPort, context: &Cont
     !answers.is_some_and(|(shift, (_, number))| shift.is_answer(flags.0, number))
 }
 
-/// Whether the flow of a client's packet has a source of ours, or is to get one.
+/// Whether the flow of a client's packet uses or needs a SNAT port.
 pub fn wanted(packet: &Packet, context: &Context<'_>) -> bool {
     context.table.vip(packet.vip).is_some_and(|vip| vip.forward == Forward::FullNat)
 }
 
-/// Keeps the way back to a flow's client, once per tick at most, by a packet of its pin.
+/// Updates the return hop to a flow's client from a packet, at most once per tick. Called by the
+/// worker that has the pin.
 #[inline]
 pub fn record(flow_state: &FlowState, packet: &Packet, context: &Context<'_>) {
     if let Some(id) = flow_state.snat_port().filter(|_| flow_state.last_seen() != context.now)
@@ -98,7 +96,8 @@ pub fn record(flow_state: &FlowState, packet: &Packet, context: &Context<'_>) {
     }
 }
 
-/// The same by a worker that does not have the pin; false if the binding is another flow's by now.
+/// Updates the return hop on a worker that does not have the pin. Returns false if the SNAT port
+/// belongs to another flow by now.
 pub fn record_elsewhere(flow_state: &FlowState, packet: &Packet, context: &Context<'_>) -> bool {
     let Some(id) = flow_state.snat_port() else { return true };
     let snat_entry = context.shared.snat_table.read(id);
@@ -110,9 +109,10 @@ pub fn record_elsewhere(flow_state: &FlowState, packet: &Packet, context: &Conte
     same
 }
 
-/// Whether a SYN is not the one that the flow of a pin began with: another connection's, from the same
-/// port, of which the numbers would be mixed up with this one's. If the handshake was done, the backend
-/// decides that (RFC 5961 4), unless nobody has seen the flow's SYN: such a flow cannot have a header.
+/// Whether a SYN differs from the first SYN of a pinned flow: it opens another connection from the
+/// same port, and the sequence numbers of the two would be confused. After the handshake the
+/// backend decides (RFC 5961 4), unless the flow's SYN was never seen: such a flow cannot have a
+/// header.
 #[cold]
 pub fn reopens(flow_state: &FlowState, packet: &Packet, context: &Context<'_>) -> bool {
     let Some(snat_entry) = flow_state.snat_port().and_then(|id| context.shared.snat_table.read(id))
@@ -124,7 +124,7 @@ pub fn reopens(flow_state: &FlowState, packet: &Packet, context: &Context<'_>) -
         || !flow_state.state().has(State::ESTABLISHED) && snat_entry.snat_flow.isn != isn
 }
 
-/// Frees the source of a flow whose pin was removed, if it had one.
+/// Frees the SNAT port, if it has one, of a removed pin's flow.
 pub fn release(snat_allocator: &mut SnatAllocator, pin: &Pin, context: &Context<'_>) {
     let snat_flow =
         pin.flow_state.snat_port().filter(|_| !pin.flow_state.state().has(State::REMOTE));
@@ -235,7 +235,7 @@ mod tests {
         assert!(!reopens(&begun, &packet, &context), "the same SYN again");
         assert!(reopens(&begun, &again, &context));
         assert!(!reopens(&established, &again, &context), "the backend decides");
-        // Of a flow that has lost its pin, the SYN was not seen.
+        // The SYN of a flow that has lost its pin was not seen.
         let id = bind(&mut snat_allocator, &lost, backend, &context).unwrap();
         let unseen = pin(&lost, id, State::ESTABLISHED, &context).flow_state;
         assert!(reopens(&unseen, &lost, &context));

@@ -8,14 +8,14 @@ use crate::net::NextHop;
 /// Destination of a client's packet.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'t> {
-    /// Its backend.
+    /// The backend.
     pub backend: &'t Backend,
     /// Full NAT: the flow's source address and port towards the backend.
     pub snat_port: Option<SnatPort>,
 }
 
 impl<'t> Target<'t> {
-    /// Destination of the packets of a flow that is pinned to `backend`.
+    /// Returns the destination of a flow that is pinned to `backend`.
     #[inline(always)]
     pub(super) const fn of(backend: &'t Backend, flow_state: &FlowState) -> Self {
         Self { backend, snat_port: flow_state.snat_port() }
@@ -27,6 +27,6 @@ impl<'t> Target<'t> {
 pub struct Terminated<'t> {
     /// The next hop towards the client.
     pub client: NextHop,
-    /// The backend's end.
+    /// The backend and, for full NAT, the flow's SNAT port.
     pub target: Target<'t>,
 }

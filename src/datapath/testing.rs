@@ -1,4 +1,4 @@
-//! Stages by themselves, for unit tests: tables, contexts, and packets built by etherparse.
+//! Fixtures for unit tests of single stages: tables, contexts, and packets built by etherparse.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -31,9 +31,9 @@ use crate::xdp::umem::{FramePool, Umem};
 
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 1, 10);
 pub(super) const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
-/// Source of full-NAT flows.
+/// Source address of full-NAT flows.
 pub(super) const SNAT: Ipv4Addr = Ipv4Addr::new(198, 18, 9, 1);
-/// SNAT ports, of all workers.
+/// SNAT ports of all workers together.
 pub(super) const SNAT_PORTS: std::ops::RangeInclusive<u16> = 20_000..=20_003;
 const CLIENT_MAC: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
 const NIC_MAC: [u8; 6] = [2, 0xf, 0, 0, 0, 0];
@@ -43,8 +43,8 @@ pub(super) const fn backend(index: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 18, 2, 11 + index)
 }
 
-/// A TCP VIP on port 80 with backends, with NAT on port 8080. Time-outs: embryonic 1 s, established 10 s,
-/// closing 2 s, UDP 1 s.
+/// A TCP VIP on port 80 with backends, with NAT on port 8080. Time-outs: embryonic 1 s, established
+/// 10 s, closing 2 s, UDP 1 s.
 pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
     let backend = |index: u8| BackendSpec {
         id: BackendId { index: BackendIndex(index.into()), generation: 0 },
@@ -86,7 +86,7 @@ pub(super) fn vip(forward: Forward, backends: u8) -> VipSpec {
     }
 }
 
-/// A VIP with another policy.
+/// Returns the VIP with a changed policy.
 pub(super) fn with(vip: VipSpec, change: impl FnOnce(&mut VipPolicy)) -> VipSpec {
     let mut vip = vip;
     change(&mut vip.policy);
@@ -123,7 +123,7 @@ impl Bed {
         }
     }
 
-    /// Another forwarding table.
+    /// Publishes another forwarding table.
     pub fn publish(&mut self, specs: &[VipSpec]) {
         self.table = ForwardingTable::build(2, [7; 16], Local::default(), specs, None);
     }
@@ -143,7 +143,7 @@ impl Bed {
         }
     }
 
-    /// The ports that a worker has for full-NAT flows.
+    /// Returns a worker's allocator of SNAT ports.
     pub fn snat_allocator(&self, worker: u8) -> SnatAllocator {
         SnatAllocator::new(&self.shared.snat_table, worker, &TableSecret::new(1))
     }
@@ -153,13 +153,13 @@ impl Bed {
         Conntrack::new(flows, self.snat_allocator(worker), worker, Ticks(0)).unwrap()
     }
 
-    /// The entry of the packet's flow in a worker's table.
+    /// Returns the entry of the packet's flow in a worker's table.
     pub fn track(&self, worker: u8, packet: &Packet) -> Option<FlowState> {
         let (_, pin) = self.shared.flows.get(usize::from(worker)).unwrap().lookup(&packet.flow)?;
         Some(pin.flow_state)
     }
 
-    /// A packet, parsed and classified.
+    /// Returns a packet, parsed and classified.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<Packet, Drop> {
         let mut frame = self.pool.pop().unwrap();
         assert!(frame.copy_from(bytes));
@@ -171,18 +171,18 @@ impl Bed {
         Ok(packet)
     }
 
-    /// A segment of the client to the VIP; flags as in tcpdump: `S`, `A`, `F`, `R`.
+    /// Returns a segment of the client to the VIP; flags as in tcpdump: `S`, `A`, `F`, `R`.
     pub fn request(&mut self, port: u16, flags: &str) -> Packet {
         self.receive(&tcp((CLIENT, port), (VIP, 80), flags)).unwrap()
     }
 
-    /// A segment of a NAT backend to the client.
+    /// Returns a segment of a NAT backend to the client.
     pub fn reply(&mut self, from: u8, port: u16, flags: &str) -> Packet {
         self.receive(&tcp((backend(from), 8080), (CLIENT, port), flags)).unwrap()
     }
 }
 
-/// A TCP segment without data, SEQ 1000.
+/// Returns a TCP segment without data, SEQ 1000.
 pub(super) fn tcp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: &str) -> Vec<u8> {
     let mut header = etherparse::TcpHeader::new(from.1, to.1, 1000, 65_000);
     header.syn = flags.contains('S');
@@ -196,7 +196,7 @@ pub(super) fn tcp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: &str) -> Ve
     bytes
 }
 
-/// A UDP datagram.
+/// Returns a UDP datagram.
 pub(super) fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> Vec<u8> {
     let builder = PacketBuilder::ethernet2(CLIENT_MAC, NIC_MAC);
     let mut bytes = Vec::new();

@@ -1,8 +1,8 @@
-//! Stage 7 of 7, transmit: every packet ends here, in one counter.
+//! Stage 7 of 7, transmit: queues packets on TX rings, drops the rest, and counts each packet once.
 //!
 //! Writes: TX rings, the frame pool, counters.
-//! Cost: one descriptor per packet; packets that follow each other to one NIC share the look for it;
-//! rings are published, and the kernel woken, once per poll.
+//! Cost: one descriptor per packet; one NIC look-up per run of packets to one NIC; rings are
+//! published, and the kernel woken, once per poll.
 
 use super::batch::{Batch, Direction, Packet};
 use super::ports::Ports;
@@ -10,7 +10,7 @@ use crate::net::{BackendIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::xdp::umem::FramePool;
 
-/// Queues the packets in flight on their NICs' TX rings; those that find no room are dropped.
+/// Queues the packets in flight on their NICs' TX rings; drops those for which there is no room.
 #[inline]
 pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
     ports.begin_batch();
@@ -31,7 +31,7 @@ pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stat
     }
 }
 
-/// Ends the way of a packet that cannot be forwarded: its frame goes back to the pool.
+/// Drops a packet: returns its frame to the pool and counts the reason.
 #[cold]
 pub fn end(packet: &mut Packet, reason: Drop, pool: &mut FramePool, stats: &WorkerStats) {
     if let Some(frame) = packet.frame.take() {
@@ -44,8 +44,8 @@ pub fn end(packet: &mut Packet, reason: Drop, pool: &mut FramePool, stats: &Work
     }
 }
 
-/// Counts a packet for its VIP and backend, if it was queued: its frame is gone, and not by a drop.
-/// Returns 1 for one that is an answer, which are counted by kind only.
+/// Counts a packet for its VIP and backend if it was queued: its frame is gone, and not by a drop.
+/// Returns 1 for a local reply, which is counted by kind only, and 0 otherwise.
 #[inline(always)]
 fn count(packet: &Packet, stats: &WorkerStats) -> u64 {
     if packet.frame.is_some() || packet.dropped {

@@ -1,15 +1,17 @@
-//! Stages 4 and 5 for a VIP with `pin = false`: each datagram is placed by itself, and leaves no entry.
+//! Stages 4 and 5 for a VIP with `pin = false`: a backend for each datagram, without a flow entry.
 //!
 //! ```text
-//! datagram of a client -> affinity hash or turn -> scheduler -> backend     nat: its return hop is noted
+//! datagram of a client -> affinity hash or turn -> scheduler -> backend    nat: records return hop
 //! datagram of a nat backend -> its source names VIP and port -> the client's return hop
 //! ```
 //!
-//! Fragments of one datagram go to one backend: by the hash as every datagram of their flow, and where
-//! datagrams take turns by a turn that the datagram's identification names.
+//! Fragments of one datagram go to one backend: by the flow's hash, or, with a scheduler that takes
+//! turns, by a turn derived from the datagram's identification.
 //!
-//! Reads: the flow key, the VIP's affinity and scheduler. Writes: with `nat` the table of return hops.
-//! Cost: SipHash and a slot look-up per datagram; with `nat` one line of the table of return hops, each way.
+//! Reads: the flow key, the VIP's affinity and scheduler. Writes: with `nat` the table of return
+//! hops.
+//! Cost: SipHash and a slot look-up per datagram; with `nat` one line of the table of return hops
+//! in each direction.
 
 use super::batch::{Direction, FragmentKind, Packet};
 use super::conntrack::Conntrack;
@@ -22,16 +24,16 @@ use crate::forwarding::table::ReturnPath;
 use crate::net::{Forward, ListenKey, NextHop, Tuple, VipId};
 use crate::stats::Drop;
 
-/// Whether the VIP's datagrams are placed each by itself.
+/// Whether the VIP has no pins.
 #[inline]
 pub fn is_unpinned(vip: VipId, context: &Context<'_>) -> bool {
     context.table.vip(vip).is_some_and(|vip| !vip.policy.pin)
 }
 
-/// Where a client's datagram goes.
+/// Chooses the target of a client's datagram.
 ///
 /// # Errors
-/// Why it goes nowhere.
+/// The reason for which it is dropped.
 #[inline(never)]
 pub fn place<'t>(
     packet: &mut Packet,
@@ -59,10 +61,10 @@ pub fn place<'t>(
     Ok(Target { backend, snat_port: None })
 }
 
-/// Where the client of a NAT backend's datagram is.
+/// Returns the next hop to the client of a NAT backend's datagram.
 ///
 /// # Errors
-/// [`Drop::ReturnNoFlow`] if no datagram of that client is remembered.
+/// [`Drop::ReturnNoFlow`] if no datagram of that client is recorded.
 pub fn answer(
     packet: &mut Packet,
     source: ListenKey,
@@ -75,19 +77,20 @@ pub fn answer(
     return_hop(packet.flow.tuple, context).ok_or(Drop::ReturnNoFlow)
 }
 
-/// The VIP without pins that answers from `source`. No other in force answers from there.
+/// Returns the return path of the VIP without pins that replies from `source`. No other VIP in
+/// force replies from there.
 #[inline]
 pub fn return_path<'t>(source: ListenKey, context: &Context<'t>) -> Option<&'t ReturnPath> {
     context.table.return_path(source).filter(|path| !path.pinned)
 }
 
-/// Where the last datagram of a flow's client came from.
+/// Returns the previous hop of the last datagram of a flow's client.
 #[inline]
 pub fn return_hop(flow: Tuple, context: &Context<'_>) -> Option<NextHop> {
     Some(context.shared.return_hops.find(flow.key().client)?.next_hop())
 }
 
-/// What names the datagram that a fragment is of.
+/// Returns the identification of a fragment's datagram.
 fn datagram(packet: &Packet) -> Option<u32> {
     match packet.layout.fragment {
         FragmentKind::Whole | FragmentKind::Quoting => None,

@@ -25,42 +25,42 @@ use crate::xdp::cpu;
 use crate::xdp::queue::wait;
 use crate::xdp::umem::FramePool;
 
-/// Polls without a packet after which a worker that may sleep does.
+/// Consecutive empty polls after which a worker that may sleep does so.
 const IDLE_POLLS: u32 = 64;
-/// Longest sleep: bounds how late the sweep, and a stop, may be.
+/// Longest sleep in milliseconds; bounds the delay of the sweep and of a stop.
 const SLEEP_MS: u32 = 100;
 
-/// What a worker is made of.
+/// Components of a new worker.
 pub struct Parts {
-    /// Its NIC queues.
+    /// NIC queues.
     pub ports: Vec<WorkerPort>,
-    /// The frames of its UMEM.
+    /// Free frames of the worker's UMEM.
     pub pool: FramePool,
     /// MAC addresses of all NICs.
     pub macs: Vec<[u8; 6]>,
     /// The tables that all workers share.
     pub shared: Arc<SharedTables>,
-    /// Most fragments that it parks.
+    /// Maximum number of parked fragments.
     pub parked: usize,
-    /// Its place among the workers.
+    /// Index of the worker, from 0.
     pub index: u8,
     /// The forwarding tables.
     pub tables: Subscription,
-    /// Its counters.
+    /// Counters of the worker.
     pub stats: Arc<WorkerStats>,
     /// Packets per batch, 1..=64.
     pub batch: usize,
 }
 
-/// One worker.
+/// A worker.
 pub struct Worker {
     environment: Environment,
     pipeline: Pipeline,
-    /// The sweep of the flow table is behind: no time to sleep.
+    /// The sweep of the flow table is behind, so the worker must not sleep.
     sweep_behind: bool,
 }
 
-/// The half of a worker that a poll changes.
+/// The part of a worker that a poll changes.
 struct Pipeline {
     ports: Ports,
     batch: Batch,
@@ -69,9 +69,9 @@ struct Pipeline {
 }
 
 impl Worker {
-    /// Makes a worker and fills its fill rings.
+    /// Creates a worker and fills its fill rings.
     ///
-    /// `None` if there is no flow table for `index`, or another worker writes that table.
+    /// Returns `None` if there is no flow table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
         let Parts { ports, pool, macs, shared, parked, index, tables, stats, batch } = parts;
         let flows = Arc::clone(shared.flows.get(usize::from(index))?);
@@ -94,20 +94,20 @@ impl Worker {
         Some(Self { environment, pipeline, sweep_behind: false })
     }
 
-    /// Takes up to one batch from every port through all stages; returns how many packets that was.
+    /// Runs up to one batch from every port through all stages; returns the number of packets.
     ///
-    /// `now` is the time on the clock that flow ages are kept in.
+    /// `now` is the time on the clock of flow ages.
     pub fn poll(&mut self, now: Ticks) -> usize {
         self.poll_with(now, 0..self.pipeline.ports.ports.len(), None)
     }
 
-    /// As [`poll`](Self::poll), but from the port number `port` only, and the places that decide something
-    /// tell `trace` why. With batches of one that is one packet at most.
+    /// Polls the port number `port` only, with `trace` recording the reasons of decisions. With
+    /// batches of one, that is at most one packet.
     pub fn poll_traced(&mut self, now: Ticks, port: usize, trace: &Trace) -> usize {
         self.poll_with(now, port..port + 1, Some(trace))
     }
 
-    /// Compiled twice, so that a worker that records no reasons has no branch for them.
+    /// Inlined into both callers, so that a worker without a trace has no branch for it.
     #[inline(always)]
     fn poll_with(&mut self, now: Ticks, ports: Range<usize>, trace: Option<&Trace>) -> usize {
         let mut context = self.environment.context(now, trace);
@@ -122,7 +122,7 @@ impl Worker {
         packets
     }
 
-    /// Polls until `stop` is set; sleeps when there is nothing to do, if `may_sleep`.
+    /// Polls until `stop` is set. An idle worker sleeps if `may_sleep`.
     pub fn run(&mut self, stop: &AtomicBool, may_sleep: bool) {
         let mut idle = 0_u32;
         // Relaxed: the flag publishes nothing else.
@@ -151,12 +151,12 @@ impl Worker {
         wait(self.pipeline.ports.ports.iter().map(|port| &port.port), SLEEP_MS);
     }
 
-    /// Whether the sweep of the flow table has more to do at this time: poll again.
+    /// Whether the sweep of the flow table has more to do now, so that another poll is due.
     pub fn is_behind(&self) -> bool {
         self.sweep_behind
     }
 
-    /// Frames that this worker holds, here and in the kernel's rings: a constant.
+    /// Number of frames that this worker owns, here and in the kernel's rings: a constant.
     pub fn frames(&self) -> usize {
         let with_kernel: u32 =
             self.pipeline.ports.ports.iter().map(|port| port.port.with_kernel()).sum();
@@ -166,7 +166,7 @@ impl Worker {
 }
 
 impl Pipeline {
-    /// Begins a poll: gives up parked fragments that have waited too long, and reclaims frames that were sent.
+    /// Begins a poll: drops parked fragments that have waited too long, and reclaims sent frames.
     #[inline(always)]
     fn begin(&mut self, context: &Context<'_>) {
         let Resources { fragments, pool, .. } = &mut self.resources;
@@ -176,8 +176,8 @@ impl Pipeline {
         }
     }
 
-    /// Takes one batch of a port through all passes; returns its number of packets. Each pass asks for the
-    /// memory that the next one needs, of all packets, before that one begins.
+    /// Runs one batch of a port through all passes; returns its number of packets. Each pass
+    /// prefetches, for all packets, the memory that the next pass needs.
     #[inline(always)]
     fn poll_port(&mut self, index: usize, context: &mut Context<'_>) -> usize {
         let Self { ports, batch, max_batch, resources } = self;
@@ -196,8 +196,8 @@ impl Pipeline {
         packets
     }
 
-    /// Ends a poll: queues packets of our own, wakes the kernel, sweeps the flow table. Returns whether the sweep
-    /// is behind.
+    /// Ends a poll: queues locally generated packets, wakes the kernel, sweeps the flow table.
+    /// Returns whether the sweep is behind.
     #[inline(always)]
     fn finish(&mut self, context: &Context<'_>) -> bool {
         let Resources { conntrack, backlog, pool, .. } = &mut self.resources;

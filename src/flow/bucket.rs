@@ -1,21 +1,21 @@
-//! A bucket of a flow table: one line, in which eight flows are named.
+//! A bucket of a flow table: one cache line with eight slots, each of which names an entry.
 //!
 //! ```text
 //! word   0, 1              2, 3, 4, 5                 6, 7
 //!        8 tags of 16 bits 8 entry numbers of 32 bits not used
 //! ```
 //!
-//! A tag is 16 bits of the flow's hash, and never 0, which is that of a free place.
+//! A tag is 16 bits of the flow's hash, and never 0, which marks a free slot.
 
 use std::sync::atomic::Ordering;
 
 use crate::xdp::cpu;
 use crate::xdp::memory::Line;
 
-/// Places in a bucket.
+/// Slots of a bucket.
 pub(super) const SLOTS: u32 = 8;
 
-/// The tag of a flow.
+/// Returns the tag of a flow.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the low bits are wanted")]
 pub(super) const fn tag_of(hash: u64) -> u16 {
@@ -23,34 +23,34 @@ pub(super) const fn tag_of(hash: u64) -> u16 {
     if tag == 0 { 1 } else { tag }
 }
 
-/// Places of a bucket: two bits for each, both set or both clear.
+/// A set of slots of a bucket: two bits for each, both set or both clear.
 #[derive(Clone, Copy)]
 pub(super) struct SlotMask(u32);
 
 impl SlotMask {
-    /// The places that hold `tag`; tag 0 is that of free ones.
+    /// Returns the slots that hold `tag`; tag 0 is that of free ones.
     #[inline]
     pub(super) fn with(line: &Line, tag: u16) -> Self {
         let [low, high, ..] = &line.words;
-        // Acquire pairs with the release store of `set_slot`: who sees a tag sees the
-        // entry number, and the entry, that came with it.
+        // Acquire pairs with the release store of `set_slot`: a reader of a tag sees the entry
+        // number, and the entry, that came with it.
         let tags = [low.load(Ordering::Acquire), high.load(Ordering::Acquire)];
         Self(cpu::equal_lanes(tags, tag))
     }
 
-    /// Number of the first place, 0..8; 16 if there is none.
+    /// Returns the number of the first slot, 0..8; 16 if there is none.
     #[inline]
     pub(super) const fn number(self) -> u32 {
         self.0.trailing_zeros() / 2
     }
 
-    /// The entry that the first place names.
+    /// Returns the entry that the first slot names.
     #[inline]
     pub(super) fn first(self, line: &Line) -> Option<u32> {
         if self.0 == 0 { None } else { Some(entry_at(line, self.number())) }
     }
 
-    /// All but the first.
+    /// Returns the set without its first slot.
     #[inline]
     pub(super) const fn rest(self) -> Self {
         let one_bit_less = self.0 & self.0.wrapping_sub(1);
@@ -58,7 +58,8 @@ impl SlotMask {
     }
 }
 
-/// The first place in `line` that holds `tag` and satisfies `wanted`.
+/// Returns the first slot in `line` with `tag` and an entry that satisfies `wanted`, and that
+/// entry.
 #[inline]
 pub(super) fn find(line: &Line, tag: u16, wanted: impl Fn(u32) -> bool) -> Option<(u32, u32)> {
     let mut slots = SlotMask::with(line, tag);
@@ -71,19 +72,18 @@ pub(super) fn find(line: &Line, tag: u16, wanted: impl Fn(u32) -> bool) -> Optio
     None
 }
 
-/// A free place.
+/// Returns a free slot.
 pub(super) fn free_slot(line: &Line) -> Option<u32> {
     let slot = SlotMask::with(line, 0).number();
     (slot < SLOTS).then_some(slot)
 }
 
-/// What a place holds: a tag and an entry number.
+/// Returns the contents of a slot: tag and entry number.
 pub(super) fn content(line: &Line, slot: u32) -> (u16, u32) {
     (tag_at(line, slot), entry_at(line, slot))
 }
 
-/// Lets a free place name an entry; the bucket's one writer only. The number is there before the
-/// tag is.
+/// Fills a free slot; for the bucket's one writer only. The number is stored before the tag.
 pub(super) fn set_slot(line: &Line, slot: u32, tag: u16, entry: u32) {
     if let Some(word) = line.words.get(2 + slot as usize / 2) {
         let shift = 32 * (slot % 2);
@@ -94,7 +94,7 @@ pub(super) fn set_slot(line: &Line, slot: u32, tag: u16, entry: u32) {
     set_tag(line, slot, tag);
 }
 
-/// Frees a place; the bucket's one writer only.
+/// Frees a slot; for the bucket's one writer only.
 pub(super) fn free(line: &Line, slot: u32) {
     set_tag(line, slot, 0);
 }
@@ -108,7 +108,7 @@ fn set_tag(line: &Line, slot: u32, tag: u16) {
     }
 }
 
-/// The entry number of a place.
+/// Returns the entry number of a slot.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "half of a word is wanted")]
 fn entry_at(line: &Line, slot: u32) -> u32 {
@@ -118,7 +118,7 @@ fn entry_at(line: &Line, slot: u32) -> u32 {
     (pair >> (32 * (slot % 2))) as u32
 }
 
-/// The tag of a place; 0: free.
+/// Returns the tag of a slot; 0: free.
 #[expect(clippy::cast_possible_truncation, reason = "a quarter of a word is wanted")]
 fn tag_at(line: &Line, slot: u32) -> u16 {
     let word = line.words.get(slot as usize / 4);
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(find(&line, 9, |entry| entry == 2), None);
     }
 
-    /// The comparison of eight lanes at once against the plain one, for every tag.
+    /// The comparison of eight lanes at once against a plain one, for every tag.
     #[test]
     fn all_lanes_are_compared_exactly() {
         let line = Line::default();

@@ -1,4 +1,4 @@
-//! The clients table: which backend a client has at a VIP, across its connections and all workers.
+//! The clients table: the backend of each client at a VIP, across its connections and all workers.
 //!
 //! ```text
 //! hash of (VIP, client, part) --> bucket, five cache lines:
@@ -6,16 +6,16 @@
 //!   lines 1..5   8 bodies   client:128 (VIP:16 part:16 backend:16 generation:16) (created:32 0:32)
 //! ```
 //!
-//! Fixed memory, any number of writers, no lock. Who writes a body first *claims* its head by
-//! compare-and-swap, and gives it back with the next version: readers check that before and after.
-//! Nobody ever waits: a writer that meets a claim in its bucket leaves the bucket alone, and what it
-//! would have noted is noted by the client's next packet or connection. At most one claim of a
-//! bucket is acted upon, so no client is noted twice.
+//! Fixed memory, any number of writers, no lock. A writer of a body first *claims* its head by
+//! compare-and-swap, and releases it with the next version; readers check the version before and
+//! after. No thread waits: a writer that meets a claim in its bucket leaves the bucket alone, and
+//! the client's next packet or connection makes the record instead. At most one claim of a bucket
+//! is acted upon, so that no client is recorded twice.
 //!
-//! What is *proven* (the client has answered a handshake) and lives cannot be pushed out. A newcomer
-//! takes a free place, else that of the mapping that expired longest ago, else that of the unproven
-//! one that was used least recently: a flood of forged SYNs pushes out its own traces. Expired
-//! mappings stay until then, so that a client that comes back is recognised.
+//! A *proven* mapping (the client has completed a handshake) that has not expired cannot be
+//! evicted. A new client takes a free slot, else that of the mapping that expired longest ago, else
+//! that of the least recently used unproven mapping: a flood of forged SYNs evicts its own records.
+//! Expired mappings stay until then, so that a returning client is recognised.
 //!
 //! Cost of a look-up: one line of heads, and one body if the client is known.
 
@@ -24,61 +24,61 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::net::{Address, BackendId, BackendIndex, TableSecret, VipId};
 use crate::units::Ticks;
 
-/// Places in a bucket: their heads fill a cache line.
+/// Slots of a bucket: their heads fill a cache line.
 const PLACES: usize = 8;
-/// Places per client that the table is made for: with half of the places taken, 1 newcomer in 100
+/// Slots per client that the table is sized for: with half of the slots taken, 1 new client in 100
 /// finds its bucket full (Poisson).
 const PLACES_PER_CLIENT: usize = 2;
 /// Memory per client, in bytes.
 pub const BYTES_PER_CLIENT: usize = size_of::<Bucket>() / PLACES * PLACES_PER_CLIENT;
 
-/// The place holds a mapping.
+/// The slot holds a mapping.
 const USED: u64 = 1;
-/// The client has shown that it is there.
+/// The mapping is proven.
 const PROVEN: u64 = 2;
-/// Somebody is writing the body.
+/// A thread is writing the body.
 const CLAIMED: u64 = 4;
 const TAG_SHIFT: u32 = 4;
 const TAG: u64 = 0xff << TAG_SHIFT;
 const VERSION_SHIFT: u32 = 12;
-/// A reader would have to sleep through a million changes of one place to be deceived.
+/// A torn read goes unnoticed only if a million changes of the slot happen during it.
 const VERSION: u64 = 0xf_ffff << VERSION_SHIFT;
 const USED_SHIFT: u32 = 32;
 
-/// Whom a mapping is for.
+/// Client identity that a mapping belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     /// The VIP.
     pub vip: VipId,
     /// The client's address, or its prefix with the other bits 0.
     pub client: Address,
-    /// Which part of the clients behind that address; 1 if it is not divided.
+    /// Part of the clients behind that address; 1 if they are not divided.
     pub part: u16,
 }
 
-/// What is known of a client.
+/// Record of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapping {
     /// Its backend.
     pub backend: BackendId,
-    /// When it was sent there first.
+    /// Time at which the client was first sent to this backend.
     pub created: Ticks,
-    /// When a packet of its flows was noted last.
+    /// Time of the last recorded packet of its flows.
     pub last_used: Ticks,
-    /// The client has answered a handshake (TCP), or sent for more than a second (UDP).
+    /// The client has completed a handshake (TCP), or sent for more than a second (UDP).
     pub proven: bool,
 }
 
-/// Why a client was not noted.
+/// Reason why a client was not recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotRecorded {
-    /// All places of its bucket hold proven mappings that live.
+    /// All slots of the bucket hold proven mappings that have not expired.
     Full,
-    /// Another worker was just writing in its bucket.
+    /// Another worker was writing in the bucket.
     Busy,
 }
 
-/// The table. See the module's documentation.
+/// The clients table. See the module's documentation.
 #[derive(Debug)]
 pub struct Clients {
     buckets: Box<[Bucket]>,
@@ -100,7 +100,7 @@ struct Body {
     created: AtomicU64,
 }
 
-/// A place of a bucket.
+/// A slot of a bucket.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     head: &'a AtomicU64,
@@ -108,21 +108,22 @@ struct Place<'a> {
 }
 
 impl Clients {
-    /// A table for so many clients: [`BYTES_PER_CLIENT`] each. `secret` keys its hash, so that nobody
-    /// can aim clients at one bucket.
+    /// Creates a table for `clients` clients: [`BYTES_PER_CLIENT`] each. `secret` keys its hash, so
+    /// that clients cannot be aimed at one bucket.
     pub fn new(clients: usize, secret: TableSecret) -> Self {
         let buckets = clients.saturating_mul(PLACES_PER_CLIENT).div_ceil(PLACES).max(1);
         Self { buckets: (0..buckets).map(|_| Bucket::default()).collect(), secret }
     }
 
-    /// What is known of a client, living or expired.
+    /// Returns the mapping of a client, expired or not.
     pub fn find(&self, key: &Key) -> Option<Mapping> {
         let (bucket, tag) = self.bucket(key)?;
         bucket.find(key, tag).map(|(_, _, mapping)| mapping)
     }
 
-    /// Notes that a client is sent to `backend` now, whatever it had before. What a known client has
-    /// proven stays, while its mapping lives (as `lives` says of any mapping of the bucket).
+    /// Records that a client is sent to `backend` now, whatever backend it had before. A known
+    /// client stays proven if its mapping has not expired; `lives` decides that for any mapping of
+    /// the bucket.
     ///
     /// # Errors
     /// [`NotRecorded`]; nothing has changed then.
@@ -144,21 +145,22 @@ impl Clients {
         bucket.write(place, head, key, tag, &mapping)
     }
 
-    /// An own table for one client, with what is known of it here.
+    /// Returns a separate table for one client, with its mapping in this one.
     #[must_use]
     pub fn scratch(&self, key: &Key) -> Self {
         let scratch = Self::new(1, self.secret.clone());
         if let (Some(mapping), Some((bucket, tag))) = (self.find(key), scratch.bucket(key))
             && let Some(place) = bucket.places().next()
         {
-            // Nobody else has it yet.
+            // No other thread has the table yet.
             let _ = bucket.write(place, 0, key, tag, &mapping);
         }
         scratch
     }
 
-    /// Notes a packet of a client that has `backend` (`None`: whichever); `proven` if it shows that
-    /// the client is there. A client that has another backend by now, or was forgotten, stays so.
+    /// Records a packet of a client that has `backend` (`None`: any backend); `proven` if the
+    /// packet shows that the client's address is not forged. A client that has another backend by
+    /// now, or was forgotten, is left as it is.
     ///
     /// Returns whether the client is known.
     pub fn touch(&self, key: &Key, backend: Option<BackendId>, now: Ticks, proven: bool) -> bool {
@@ -169,24 +171,24 @@ impl Clients {
             let flags = if proven { PROVEN } else { 0 };
             let new = head & (VERSION | TAG | USED | PROVEN) | flags | used_at(last_used);
             if new != head {
-                // If somebody else was here in between, the place has news enough.
+                // A thread that changed the head in between has updated the slot.
                 let _ = place.swap(head, new);
             }
         }
         true
     }
 
-    /// Number of places: positions for [`Clients::at`].
+    /// Number of slots: positions for [`Clients::at`].
     pub fn positions(&self) -> usize {
         self.buckets.len() * PLACES
     }
 
-    /// The mapping at a position, if there is one.
+    /// Returns the mapping at a position, if there is one.
     pub fn at(&self, position: usize) -> Option<(Key, Mapping)> {
         self.place(position)?.read().map(|(_, key, mapping)| (key, mapping))
     }
 
-    /// Forgets the mapping at a position if it is still this client's; returns whether it did.
+    /// Removes the mapping at a position if it is still that of `key`; returns whether it did.
     pub fn forget(&self, position: usize, key: &Key) -> bool {
         let Some(place) = self.place(position) else { return false };
         let Some((head, found, _)) = place.read() else { return false };
@@ -197,7 +199,7 @@ impl Clients {
         self.buckets.get(position / PLACES)?.places().nth(position % PLACES)
     }
 
-    /// The bucket of a client, and its tag there, in its place in a head.
+    /// Returns the bucket of a client, and its tag at its bits of a head.
     fn bucket(&self, key: &Key) -> Option<(&Bucket, u64)> {
         let hash = self.secret.hash_words::<24>(&[key.client.high, key.client.low, key.name()]);
         let number = (u128::from(hash) * self.buckets.len() as u128) >> 64;
@@ -207,7 +209,7 @@ impl Clients {
 }
 
 impl Key {
-    /// VIP and part, as the upper half of a word.
+    /// Returns VIP and part, as the upper half of a word.
     fn name(&self) -> u64 {
         u64::from(self.vip.0) << 48 | u64::from(self.part) << 32
     }
@@ -218,7 +220,7 @@ impl Bucket {
         self.heads.iter().zip(&self.bodies).map(|(head, body)| Place { head, body })
     }
 
-    /// The client's place, its head, and what it says.
+    /// Returns the client's slot, its head, and its mapping.
     fn find(&self, key: &Key, tag: u64) -> Option<(Place<'_>, u64, Mapping)> {
         let tagged = |place: &Place<'_>| {
             place.head.load(Ordering::Relaxed) & (TAG | USED | CLAIMED) == tag | USED
@@ -229,7 +231,7 @@ impl Bucket {
         })
     }
 
-    /// The place that a newcomer gets, and its head.
+    /// Returns the slot that a new client gets, and its head.
     fn victim(
         &self,
         now: Ticks,
@@ -257,7 +259,7 @@ impl Bucket {
         best.map(|(_, place, head)| (place, head)).ok_or(error)
     }
 
-    /// Writes a place whose head is still `head`.
+    /// Writes a slot whose head is still `head`.
     fn write(
         &self,
         place: Place<'_>,
@@ -273,7 +275,8 @@ impl Bucket {
             place.head.store(head, Ordering::Release);
             return Err(NotRecorded::Busy);
         }
-        // Release: who sees one of these words sees the claim, too, when it looks at the head again.
+        // Release: a reader of one of these words sees the claim, too, when it checks the head
+        // again.
         fence(Ordering::Release);
         place.body.write(key, mapping);
         let flags = USED | if mapping.proven { PROVEN } else { 0 };
@@ -282,10 +285,10 @@ impl Bucket {
         Ok(())
     }
 
-    /// Whether somebody else writes in this bucket, or has just noted the same client.
+    /// Returns whether another thread writes in this bucket, or has just recorded the same client.
     ///
-    /// Of two who claim at the same time at least one sees the other's claim, or what came of it:
-    /// claims, and the looks after them, are in one order (`SeqCst`).
+    /// Of two threads that claim at the same time, at least one sees the other's claim or its
+    /// result: claims, and the checks after them, are in one order (`SeqCst`).
     fn is_contested(&self, claimed: Place<'_>, key: &Key, tag: u64) -> bool {
         let others = || self.places().filter(|place| !std::ptr::eq(place.head, claimed.head));
         others().any(|place| place.head.load(Ordering::SeqCst) & CLAIMED != 0)
@@ -294,15 +297,15 @@ impl Bucket {
 }
 
 impl Place<'_> {
-    /// Head, key and mapping, if there is a mapping and nobody is writing it.
+    /// Returns head, key and mapping, if there is a mapping and no thread is writing it.
     fn read(&self) -> Option<(u64, Key, Mapping)> {
-        // Acquire pairs with the release store of `write`: who sees a version sees its body.
+        // Acquire pairs with the release store of `write`: a reader of a version sees its body.
         let head = self.head.load(Ordering::Acquire);
         if head & (USED | CLAIMED) != USED {
             return None;
         }
         let (key, backend, created) = self.body.read();
-        // Pairs with the fence of `write`: who saw a newer word sees another head now.
+        // Pairs with the fence of `write`: a reader of a newer word sees another head now.
         fence(Ordering::Acquire);
         let still = self.head.load(Ordering::Relaxed);
         if (head ^ still) & (VERSION | CLAIMED) != 0 {
@@ -312,7 +315,7 @@ impl Place<'_> {
         Some((head, key, Mapping { backend, created, last_used: last_used(head), proven }))
     }
 
-    /// Changes the head from `old` to `new`; `false` if it is another by now.
+    /// Changes the head from `old` to `new`; `false` if it has changed since.
     fn swap(&self, old: u64, new: u64) -> bool {
         self.head.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
@@ -355,7 +358,7 @@ const fn last_used(head: u64) -> Ticks {
     Ticks((head >> USED_SHIFT) as u32)
 }
 
-/// The head of a free place, one version later.
+/// Returns the head of a free slot, one version later.
 const fn next_version(head: u64) -> u64 {
     head.wrapping_add(1 << VERSION_SHIFT) & VERSION
 }
@@ -406,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_what_is_told() {
+    fn memory_is_as_documented() {
         assert_eq!((size_of::<Bucket>(), BYTES_PER_CLIENT), (320, 80));
         assert_eq!(table(65_536).positions(), 131_072);
     }
@@ -448,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_has_proven_stays_with_it_while_its_mapping_lives() {
+    fn a_client_stays_proven_while_its_mapping_lives() {
         let (table, one) = (table(16), key(1));
         table.assign(&one, backend(1), Ticks(0), is_alive(Ticks(0))).unwrap();
         table.touch(&one, Some(backend(1)), Ticks(0), true);
@@ -462,7 +465,7 @@ mod tests {
         assert_eq!(all(&table).len(), 1);
     }
 
-    /// One bucket, to say who gives way to a newcomer.
+    /// One bucket, to show which mapping a new client replaces.
     #[test]
     fn free_then_expired_then_unproven_places_are_taken_and_proven_ones_never() {
         let table = table(1);
@@ -483,7 +486,7 @@ mod tests {
         }
         prove(0, 30);
         prove(2, 20);
-        // Everything lives: the least recently used unproven ones give way.
+        // None is expired: the least recently used unproven ones are replaced.
         assign(20, 40).unwrap();
         assign(21, 41).unwrap();
         known(&[0, 2, 4, 5, 6, 7, 20, 21]);
@@ -500,12 +503,12 @@ mod tests {
         }
         assert_eq!(assign(50, later), Err(NotRecorded::Full));
         known(&[0, 20, 21, 30, 31, 32, 33, 34]);
-        // Who is known already needs no place.
+        // A known client needs no further slot.
         assign(20, later).unwrap();
     }
 
-    /// Against a map without bounds: what is found is what was noted last; who is not found was
-    /// refused, or gave way, and had not proven anything or was expired then.
+    /// Against a map without bounds: a client that is found has its last recorded mapping; one that
+    /// is not found was refused or replaced, and was unproven or expired then.
     #[test]
     fn random_operations_agree_with_a_map() {
         let (table, mut next) = (table(64), numbers(1));
@@ -564,8 +567,8 @@ mod tests {
         assert!(refused > 100 && found > 10_000, "both were seen: {refused}, {found}");
     }
 
-    /// Two threads write and read few places; key and value always belong together, no client is
-    /// there twice, and nobody waits.
+    /// Threads write and read few slots; key and value always belong together, no client is
+    /// recorded twice, and no thread waits.
     #[test]
     fn threads_never_see_half_of_a_mapping_nor_make_two_of_one_client() {
         const OPERATIONS: u32 = 100_000;
@@ -586,7 +589,7 @@ mod tests {
             for _ in 0..OPERATIONS {
                 let key = key(next() % 40);
                 let id = of(&key, next());
-                // Any time that goes with the backend; expired or not does not matter.
+                // Any time that matches the backend; expired or not does not matter.
                 let now =
                     Ticks(u32::try_from(next() % 64).unwrap() * 64 + u32::from(id.index.0 % 64));
                 match next() % 8 {
@@ -628,14 +631,14 @@ mod tests {
         assert!(!table.buckets.iter().any(claimed), "every claim was given back");
     }
 
-    /// Some verdict on whether a mapping lives, so that all kinds of places are taken.
+    /// An arbitrary verdict on whether a mapping is expired, so that all kinds of slots are taken.
     fn next_bool(mapping: &Mapping) -> bool {
         !mapping.last_used.0.is_multiple_of(3)
     }
 
-    /// How many clients find no room when so many came as the table was made for.
+    /// Number of clients that find no room when as many come as the table is sized for.
     #[test]
-    fn a_table_has_room_for_whom_it_was_made_for() {
+    fn a_table_has_room_for_the_clients_that_it_is_sized_for() {
         let (table, now) = (table(65_536), Ticks(0));
         let mut refused = 0;
         for number in 0..65_536 {
@@ -650,7 +653,7 @@ mod tests {
         cost(&table);
     }
 
-    /// Prints what look-ups cost; asserts nothing, as machines differ.
+    /// Prints the cost of look-ups; asserts nothing, as machines differ.
     fn cost(table: &Clients) {
         const ROUNDS: u64 = 1_000_000;
         let mut next = numbers(3);

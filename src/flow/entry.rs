@@ -1,4 +1,4 @@
-//! What a flow table keeps of a flow besides its tuple: four words, packed as they are stored.
+//! Contents of a flow table entry besides the tuple: four words, packed as they are stored.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -12,7 +12,7 @@ use crate::units::Ticks;
 use crate::xdp::memory::Line;
 
 crate::shareable_struct! {
-    /// An IPv4 flow: hop, both addresses, tail, place. Two to a line.
+    /// An IPv4 entry: hop, both addresses, tail, backend word. Two to a cache line.
     #[derive(Debug)]
     #[repr(C, align(32))]
     pub(super) struct EntryV4 {
@@ -20,47 +20,47 @@ crate::shareable_struct! {
     }
 }
 
-/// An IPv6 flow: hop, client's address (2), VIP's address (2), tail, place, and a word that is not
-/// used.
+/// An IPv6 entry: hop, client address (2 words), VIP address (2), tail, backend word, and an unused
+/// word.
 pub(super) type EntryV6 = Line;
 
-/// Where a flow is in its life: bits in the entry's `state`.
+/// State of a flow: bits of the entry's `state` field.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct State(pub u8);
 
 impl State {
-    /// TCP: the client has answered the handshake.
+    /// TCP: the client has completed the handshake.
     pub const ESTABLISHED: Self = Self(1);
-    /// UDP, and all protocols together: nothing was seen yet but its first packet, and what belongs to
-    /// that. The bit is the one that TCP uses for [`State::ESTABLISHED`]: a flow that goes on has no bit
-    /// set, so that one comparison tells.
+    /// UDP and [`Protocol::Any`](crate::net::Protocol::Any): no packets were seen but the first,
+    /// and those that follow it at once. The bit is that of [`State::ESTABLISHED`] in TCP: a flow
+    /// in steady state has no bit set, so that one comparison suffices.
     pub const FIRST: Self = Self(1);
-    /// A FIN from the client was seen.
+    /// A FIN of the client was seen.
     pub const FIN_CLIENT: Self = Self(2);
-    /// A FIN from the backend was seen.
+    /// A FIN of the backend was seen.
     pub const FIN_BACKEND: Self = Self(4);
-    /// A RST was seen, and no packet of the client after it.
+    /// A RST was seen, and no packet of the client since.
     pub const RST: Self = Self(8);
-    /// Not a pin: a note of where another worker's pin is.
+    /// Not a pin, but a remote entry: names the worker that has the pin.
     pub const REMOTE: Self = Self(16);
-    /// The flow is cut: whoever sends is told by a RST. Once so, so for good.
+    /// The flow is terminated: senders receive a RST. Never cleared.
     pub const TERMINATED: Self = Self(32);
-    /// The backend was seen to answer the SYN, or the flow had lost its pin, and so was answered before; and
-    /// the client was not seen since. In a flow that is cut, the bit counts probes.
+    /// A SYN-ACK of the backend was seen, or the flow had lost its pin (and so was answered
+    /// earlier); and no packet of the client since. In a terminated flow the bit counts probes.
     pub const ANSWERED: Self = Self(64);
-    /// The least of the two bits that count probes.
+    /// The lower of the two bits that count probes.
     const PROBE: u8 = 64;
-    /// Most probes that are counted.
+    /// Highest count of probes.
     pub const MAX_PROBES: u8 = 3;
 
-    /// Whether all of `bits` are set.
+    /// Returns whether all of `bits` are set.
     #[inline]
     pub const fn has(self, bits: Self) -> bool {
         self.0 & bits.0 == bits.0
     }
 
-    /// Whether a TCP flow in this state has ended: a RST, or both FINs; where replies are not
-    /// seen, the client's FIN, until a later packet takes it back.
+    /// Returns whether a TCP flow in this state has ended: by a RST or both FINs; where replies are
+    /// not seen, by the client's FIN, until a later packet revokes it.
     #[inline]
     pub const fn is_closing(self, forward: Forward) -> bool {
         let fins = if forward.translates() {
@@ -71,7 +71,7 @@ impl State {
         self.has(Self::RST) || self.has(fins)
     }
 
-    /// Cut for good.
+    /// Returns the state with [`State::TERMINATED`] set.
     #[must_use]
     pub const fn cut(self) -> Self {
         if self.has(Self::TERMINATED) {
@@ -81,26 +81,26 @@ impl State {
         }
     }
 
-    /// How many probes a flow that is cut was sent.
+    /// Returns the number of probes sent to a terminated flow.
     #[inline]
     pub const fn probes(self) -> u8 {
         self.0 / Self::PROBE
     }
 
-    /// With one probe more, of [`State::MAX_PROBES`] at most.
+    /// Counts one more probe, up to [`State::MAX_PROBES`].
     #[must_use]
     pub const fn with_probe(self) -> Self {
         if self.probes() < Self::MAX_PROBES { Self(self.0 + Self::PROBE) } else { self }
     }
 
-    /// With `bits` set.
+    /// Sets `bits`.
     #[inline]
     #[must_use]
     pub const fn with(self, bits: Self) -> Self {
         Self(self.0 | bits.0)
     }
 
-    /// With `bits` cleared.
+    /// Clears `bits`.
     #[inline]
     #[must_use]
     pub const fn without(self, bits: Self) -> Self {
@@ -108,17 +108,17 @@ impl State {
     }
 }
 
-/// What every packet of a flow wants to know of it: three words of its entry.
+/// The part of a flow's entry that every packet needs: three words.
 ///
 /// ```text
-/// hop    MAC:48 nic:4 vlan:12                         VLAN 0 stands for untagged (802.1Q 9.6)
-///        MAC:48 15:4 pair:12                          two tags: their number, from 1 on
-///        binding:32 0:16 15:4 0:12                    full NAT: its binding has the way back
-/// tail   (tuple:32) state:8 owner:8 stamp:8 (tuple:8) the tuple's bits are 0 here
-/// place  backend:16 generation:16 last seen:32        ticks
+/// hop           MAC:48 nic:4 vlan:12                    VLAN 0: untagged (802.1Q 9.6)
+///               MAC:48 15:4 pair:12                     QinQ: number of the pair of tags, from 1
+///               snat port:32 0:16 15:4 0:12             full NAT: return hop is in the SNAT entry
+/// tail          (tuple:32) state:8 owner:8 stamp:8 (tuple:8)    the tuple's bits are 0 here
+/// backend_word  backend:16 generation:16 last seen:32           ticks
 /// ```
 ///
-/// Copied as it is and taken apart only where a field is wanted: most packets want few of them.
+/// Copied as it is stored; fields are decoded on access, as most packets need few of them.
 #[derive(Clone, Copy)]
 pub struct FlowState {
     pub(super) hop: u64,
@@ -130,12 +130,12 @@ pub(super) const STATE_SHIFT: u32 = 24;
 pub(super) const STATE: u64 = 0xff << STATE_SHIFT;
 const OWNER_SHIFT: u32 = 16;
 pub(super) const STAMP_SHIFT: u32 = 8;
-/// In a `hop` word that names a binding or a pair of tags: a NIC that there cannot be.
+/// NIC number in `hop` words that name a SNAT port or a pair of tags: no NIC has it.
 const BOUND: u64 = 0xf << 12;
 /// The bits of NIC and VLAN.
 const PLACE_BITS: u64 = 0xffff;
 const _: () = assert!(MAX_NICS <= 15);
-/// Changes whenever an entry is written anew; the table's business.
+/// Changes whenever the table writes the entry; managed by the table.
 pub(super) const STAMP: u64 = 0xff << STAMP_SHIFT;
 
 #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
@@ -149,63 +149,64 @@ impl FlowState {
         }
     }
 
-    /// Where the flow is in its life.
+    /// State of the flow.
     #[inline]
     pub const fn state(&self) -> State {
         State((self.tail >> STATE_SHIFT) as u8)
     }
 
-    /// The worker that has the pin; for an alias, another one.
+    /// The worker that has the pin; in a remote entry, another worker.
     #[inline]
     pub const fn owner(&self) -> u8 {
         (self.tail >> OWNER_SHIFT) as u8
     }
 
-    /// Where the client's packets come from, and so where replies go; unless the flow is bound.
+    /// Next hop towards the client, from which its packets come. Not valid for a flow with a SNAT
+    /// port.
     #[inline]
     pub fn hop(&self) -> NextHop {
         ReturnHop(self.hop).next_hop()
     }
 
-    /// Full NAT: what the flow is bound to; its client's way back is there.
+    /// Full NAT: the flow's SNAT port, whose entry has the return hop.
     #[inline]
     pub const fn snat_port(&self) -> Option<SnatPort> {
         if self.hop & PLACE_BITS == BOUND { Some(SnatPort((self.hop >> 32) as u32)) } else { None }
     }
 
-    /// Whether the client's packets come from `hop`.
+    /// Returns whether the client's packets come from `hop`.
     #[inline]
     pub fn comes_from(&self, hop: &NextHop) -> bool {
         self.hop == encode_hop(hop)
     }
 
-    /// When its last packet came.
+    /// Time of the flow's last packet.
     #[inline]
     pub const fn last_seen(&self) -> Ticks {
         Ticks(self.backend_word as u32)
     }
 
-    /// The same with another state.
+    /// Replaces the state.
     #[inline]
     #[must_use]
     pub const fn with_state(self, state: State) -> Self {
         Self { tail: self.tail & !STATE | (state.0 as u64) << STATE_SHIFT, ..self }
     }
 
-    /// The same with another way back.
+    /// Replaces the return hop.
     #[inline]
     #[must_use]
     pub fn with_hop(self, hop: &NextHop) -> Self {
         Self { hop: encode_hop(hop), ..self }
     }
 
-    /// The same, bound to a source of this box.
+    /// Replaces the return hop by a SNAT port.
     #[must_use]
     pub const fn with_binding(self, id: SnatPort) -> Self {
         Self { hop: (id.0 as u64) << 32 | BOUND, ..self }
     }
 
-    /// The same, seen at `now`.
+    /// Sets the time of the last packet.
     #[inline]
     #[must_use]
     pub const fn with_last_seen(self, now: Ticks) -> Self {
@@ -213,7 +214,7 @@ impl FlowState {
     }
 }
 
-/// Two are equal if they say the same: how often their entries were written does not matter.
+/// Compares all but the stamp: the number of writes to an entry does not matter.
 impl PartialEq for FlowState {
     fn eq(&self, other: &Self) -> bool {
         let same_tail = (self.tail ^ other.tail) & !STAMP == 0;
@@ -236,43 +237,43 @@ impl fmt::Debug for FlowState {
     }
 }
 
-/// All that is known of a flow: what packets want, and what only control and the end of the flow
-/// ask for.
+/// All that is known of a flow: the words that packets need, and those that only control and the
+/// flow's end need.
 ///
 /// ```text
-/// birth  created:32 vip:16 rule:4 (version:12)        ticks
+/// created  created:32 vip:16 rule:4 (version:12)        ticks
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pin {
-    /// Where the flow is pinned, where it is in its life, where its client is.
+    /// Backend, state and return hop.
     pub flow_state: FlowState,
     /// The VIP.
     pub vip: VipId,
-    /// When it was pinned.
+    /// Time at which the flow was pinned.
     pub created: Ticks,
-    /// By what rule its backend was chosen.
+    /// Rule by which the backend was chosen.
     pub rule: Rule,
 }
 
-/// By what rule the backend of a flow was chosen.
+/// Rule by which a flow's backend was chosen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Rule {
     /// The VIP's scheduler.
     #[default]
     Scheduler,
-    /// The same, for a flow whose pin was lost.
+    /// The VIP's scheduler, for a flow whose pin was lost.
     Midflow,
-    /// The client had this backend already.
+    /// The client's earlier backend.
     Sticky,
-    /// The client came back after a long time: the least loaded backend.
+    /// The least loaded backend, for a client that returns after a long time.
     Freest,
-    /// A QUIC connection id names it.
+    /// The backend that a QUIC connection ID names.
     QuicCid,
 }
 
 impl Rule {
-    /// As it is shown.
+    /// Returns the name used in output.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Scheduler => "scheduler",
@@ -289,18 +290,18 @@ impl Rule {
             2 => Self::Sticky,
             3 => Self::Freest,
             4 => Self::QuicCid,
-            // Nobody writes others.
+            // No other value is written.
             _ => Self::Scheduler,
         }
     }
 }
 
 const RULE_SHIFT: u32 = 12;
-/// The part of `created` that counts writes; the table's business.
+/// The bits of `created` that count writes; managed by the table.
 pub(super) const VERSION: u64 = 0xfff;
 
 impl Pin {
-    /// A flow of `vip` that worker `owner` pins to `backend` now.
+    /// Creates the pin of a flow of `vip` that worker `owner` pins to `backend` at `now`.
     pub fn new(
         vip: VipId,
         backend: BackendId,
@@ -319,25 +320,25 @@ impl Pin {
         Self { flow_state, vip, created: now, rule: Rule::default() }
     }
 
-    /// The same, seen at `now`.
+    /// Sets the time of the last packet.
     #[must_use]
     pub const fn with_last_seen(self, now: Ticks) -> Self {
         Self { flow_state: self.flow_state.with_last_seen(now), ..self }
     }
 
-    /// The same, bound to a source of this box.
+    /// Replaces the return hop by a SNAT port.
     #[must_use]
     pub const fn with_binding(self, id: SnatPort) -> Self {
         Self { flow_state: self.flow_state.with_binding(id), ..self }
     }
 
-    /// The same, chosen by `rule`.
+    /// Sets the rule.
     #[must_use]
     pub const fn by(self, rule: Rule) -> Self {
         Self { rule, ..self }
     }
 
-    /// The `created` word, without a version.
+    /// Returns the `created` word without its version.
     pub(super) fn created(&self) -> u64 {
         u64::from(self.created.0) << 32
             | u64::from(self.vip.0) << 16
@@ -360,17 +361,17 @@ pub(super) fn encode_hop(hop: &NextHop) -> u64 {
     let [a, b, c, d, e, f] = hop.mac;
     let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
     let return_hop = ReturnHop::new(mac, hop.nic, hop.vlan);
-    // Who needs the way back has looked before whether its tags have a number.
+    // Callers that need the return hop have checked before that its tags have a number.
     return_hop.unwrap_or(ReturnHop(mac << 16 | u64::from(hop.nic.0 & 0xf) << 12)).0
 }
 
-/// Where a client's packets come from, packed as it is stored.
+/// Next hop towards a client, packed as it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReturnHop(pub(super) u64);
 
 impl ReturnHop {
-    /// From a MAC address as a number of 48 bits, a NIC, and tags, whose priorities do not count.
-    /// `None` if they are two, and there are too many such pairs.
+    /// Packs a MAC address (as a number of 48 bits), a NIC and tags; priorities are ignored. `None`
+    /// for two tags when no number is left for the pair.
     #[inline(always)]
     pub fn new(mac: u64, port: NicIndex, tags: Option<Tags>) -> Option<Self> {
         let backend_word = match tags {
@@ -385,7 +386,7 @@ impl ReturnHop {
         Some(Self(mac << 16 | backend_word))
     }
 
-    /// Taken apart.
+    /// Unpacks the next hop.
     #[inline]
     pub fn next_hop(self) -> NextHop {
         let [a, b, c, d, e, f, _, _] = self.0.to_be_bytes();
@@ -401,12 +402,12 @@ impl ReturnHop {
     }
 }
 
-/// A flow as it is copied out of a table.
+/// Copy of a flow table entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConntrackEntry {
     /// The five-tuple.
     pub key: FlowKey,
-    /// What is known of it.
+    /// The entry's contents.
     pub pin: Pin,
 }
 
@@ -443,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_are_counted_beside_the_other_bits() {
+    fn probes_do_not_change_the_other_bits() {
         let mut state = State::ESTABLISHED.with(State::TERMINATED);
         for probes in [0, 1, 2, 3, 3] {
             assert_eq!((state.probes(), state.0 & 63), (probes, 33));

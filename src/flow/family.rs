@@ -1,6 +1,6 @@
 //! The part of a flow table that holds the flows of one address family.
 //!
-//! Everything here may be called by any thread; what only the writer may do is in
+//! Any thread may call the functions of this module; those for the writer only are in
 //! [`writer`](super::writer).
 
 use std::sync::Arc;
@@ -22,25 +22,25 @@ pub(super) struct Common<'e> {
     pub backend_word: &'e AtomicU64,
 }
 
-/// What differs between the families: how a tuple lies in an entry.
+/// Differences between the families: the layout of a tuple in an entry.
 pub(super) trait Family {
-    /// A flow.
+    /// An entry.
     type Entry: Shareable;
-    /// The words of its [`Tuple`].
+    /// The words of an entry's [`Tuple`].
     type Words: Copy + PartialEq;
-    /// Set in the [`Slot`]s of this family.
+    /// Flag bit in the [`Slot`]s of this family.
     const FLAG: u32;
-    /// Its word in the second line of the header.
+    /// Index of the family's count of used entries in the second line of the header.
     const MARK: usize;
 
     fn common(entry: &Self::Entry) -> Common<'_>;
-    /// The tuple of an entry; all zeros in a free one, but for the word that `link` is.
+    /// Returns the tuple of an entry; all zeros in a free one, except for the `link` word.
     fn words(entry: &Self::Entry) -> Self::Words;
     fn holds(entry: &Self::Entry, words: &Self::Words) -> bool;
     /// Writes the addresses, not the tail.
     fn set_addresses(entry: &Self::Entry, words: &Self::Words);
-    /// Of a free entry: the number of the next free one, plus 1. Lies where an address will be, which
-    /// no other thread writes.
+    /// Returns the word of a free entry that holds the number of the next free one, plus 1. It is
+    /// an address word, which no other thread writes.
     fn link(entry: &Self::Entry) -> &AtomicU64;
     fn tuple(words: Self::Words) -> Tuple;
     fn tail(words: &Self::Words) -> u64;
@@ -158,14 +158,14 @@ impl Family for V6 {
 pub(super) struct FamilyTable<F: Family> {
     pub(super) buckets: Mapping<Line>,
     pub(super) entries: Mapping<F::Entry>,
-    /// The `created` word of each entry: apart, as packets do not want it.
+    /// The `created` word of each entry: stored apart, as packets do not need it.
     pub(super) creations: Mapping<AtomicU64>,
     header: Mapping<Line>,
     populated: AtomicBool,
 }
 
 impl<F: Family> FamilyTable<F> {
-    /// Over a part of the arena, which is not yet backed by memory.
+    /// Creates the table over a part of the arena that is not yet backed by memory.
     pub(super) fn new(arena: &Arc<Arena>, span: &Span) -> Result<Self, MappingError> {
         Ok(Self {
             buckets: arena.part(span.buckets_at, span.buckets)?,
@@ -176,15 +176,15 @@ impl<F: Family> FamilyTable<F> {
         })
     }
 
-    /// Entries from here on were never used. Kept in the header, so that nobody reads (and thereby
-    /// makes the kernel find memory for) what is empty.
+    /// Returns the number of the first entry that was never used. Kept in the header, so that no
+    /// thread reads empty memory and thereby makes the kernel allocate it.
     pub(super) fn ever_used(&self) -> u32 {
         // Relaxed: a bound for the one writer.
         let mark = self.mark().map_or(0, |mark| mark.load(Relaxed));
         u32::try_from(mark).unwrap_or(u32::MAX).min(self.capacity())
     }
 
-    /// Moves that bound; the writer only, before it uses the entry.
+    /// Moves that bound; for the writer only, before it uses the entry.
     pub(super) fn set_ever_used(&self, entries: u32) {
         if let Some(mark) = self.mark() {
             mark.store(entries.into(), Relaxed);
@@ -223,20 +223,22 @@ impl<F: Family> FamilyTable<F> {
         View { buckets: &self.buckets, entries: &self.entries }
     }
 
-    /// As [`FamilyTable::read`], for who walks over all entries: does not touch what was never used.
+    /// Reads as [`FamilyTable::read`] does, but touches no memory that was never used: for walks
+    /// over all entries.
     pub(super) fn read_used(&self, number: u32) -> Option<ConntrackEntry> {
         if number < self.ever_used() { self.read(number) } else { None }
     }
 
-    /// A consistent copy of an entry; `None` if it is free, or changes all the time.
+    /// Returns a consistent copy of an entry; `None` if it is free, or changes during every
+    /// attempt.
     pub(super) fn read(&self, number: u32) -> Option<ConntrackEntry> {
         let (entry, created) = (self.entry(number)?, self.creations.get(number as usize)?);
         for _ in 0..8 {
-            // Acquire pairs with the release store that ends a write: the words below are at
-            // least as new as this version.
+            // Acquire pairs with the release store that ends a write: the words below are at least
+            // as new as this version.
             let before = created.load(Ordering::Acquire);
             let (words, flow_state) = (F::words(entry), flow_state_of::<F>(entry));
-            // The loads above are done before the version is looked at again.
+            // The loads above are done before the version is read again.
             fence(Ordering::Acquire);
             if before & 1 == 0 && created.load(Relaxed) == before {
                 // A free entry has no protocol.
@@ -249,15 +251,15 @@ impl<F: Family> FamilyTable<F> {
         None
     }
 
-    /// The entry of a tuple, for threads other than the writer's.
+    /// Returns the entry of a tuple, for threads other than the writer's.
     pub(super) fn lookup(&self, words: &F::Words, hash: u64) -> Option<(Slot, Pin)> {
-        // A flow that moves from its other bucket to its first, between the two looks, is missed by
-        // both: the first is looked at again.
+        // A flow that moves from its second bucket to its first between the two look-ups is missed
+        // by both: the first bucket is searched again.
         let view = self.view();
         let again = || view.find_in(view.first_bucket(hash), words, tag_of(hash));
         let number = view.find(words, hash).or_else(again)?.number;
         let entry = self.read(number)?;
-        // It may have changed hands between finding and reading.
+        // The entry may have been reused between finding and reading.
         let same = Tuple::from(entry.key) == F::tuple(*words);
         same.then_some((Slot::new(F::FLAG, number), entry.pin))
     }
@@ -266,7 +268,7 @@ impl<F: Family> FamilyTable<F> {
         if let Some(entry) = self.entry(number) {
             let word = F::common(entry).backend_word;
             let new = flow_state.with_last_seen(now).backend_word;
-            // A time publishes nothing. A lost race means that somebody else touched it.
+            // A time publishes nothing. A lost race means that another thread touched the entry.
             let _ = word.compare_exchange(flow_state.backend_word, new, Relaxed, Relaxed);
         }
     }
@@ -274,7 +276,7 @@ impl<F: Family> FamilyTable<F> {
     pub(super) fn change_hop(&self, number: u32, flow_state: &FlowState, hop: &NextHop) {
         if let Some(entry) = self.entry(number) {
             let new = flow_state.with_hop(hop).hop;
-            // A way back publishes nothing, and stands for itself.
+            // A return hop publishes nothing, and is complete in itself.
             let _ = F::common(entry).hop.compare_exchange(flow_state.hop, new, Relaxed, Relaxed);
         }
     }
@@ -303,8 +305,8 @@ impl<F: Family> FamilyTable<F> {
     }
 }
 
-/// The parts of a family's table that look-ups touch: copied once per batch, so that their places are
-/// not read again for each packet.
+/// The parts of a family's table that look-ups touch: copied once per batch, so that their
+/// addresses are not loaded again for each packet.
 pub(super) struct View<'t, F: Family> {
     pub(super) buckets: &'t [Line],
     entries: &'t [F::Entry],
@@ -354,7 +356,7 @@ impl<'t, F: Family> View<'t, F> {
         Some(Slot::new(F::FLAG, number))
     }
 
-    /// The place that names an entry whose tuple has this hash.
+    /// Returns the slot that names an entry whose tuple has this hash.
     pub(super) fn named(&self, number: u32, hash: u64) -> Option<(&'t Line, u32)> {
         let (first, tag) = (self.first_bucket(hash), tag_of(hash));
         [first, self.other_bucket(first, tag)].into_iter().find_map(|bucket| {
@@ -363,7 +365,7 @@ impl<'t, F: Family> View<'t, F> {
         })
     }
 
-    /// The entry of a tuple, and where it is named.
+    /// Returns the entry of a tuple, and the slot that names it.
     pub(super) fn find(&self, words: &F::Words, hash: u64) -> Option<Found> {
         let (first, tag) = (self.first_bucket(hash), tag_of(hash));
         let other = || self.find_in(self.other_bucket(first, tag), words, tag);
@@ -378,15 +380,15 @@ impl<'t, F: Family> View<'t, F> {
         Some(Found { bucket, slot, number })
     }
 
-    /// The entry of a tuple, if it is the one at `hint`; with what it says, which only the writer may
-    /// take for whole.
+    /// Returns the entry of a tuple, if it is the one at `hint`, with its contents, which are
+    /// consistent only for the writer.
     #[inline(always)]
     pub(super) fn at(&self, words: &F::Words, hint: Slot) -> Option<Hit<'t>> {
         let entry = self.entry(hint.number())?;
         F::holds(entry, words).then(|| Hit::new::<F>(hint.number(), entry))
     }
 
-    /// The entry of a tuple, wherever it is.
+    /// Returns the entry of a tuple; `hint` is tried first.
     #[inline]
     pub(super) fn find_at(&self, words: &F::Words, hash: u64, hint: Slot) -> Option<Hit<'t>> {
         self.at(words, hint).or_else(|| {
@@ -401,7 +403,7 @@ impl<'t, F: Family> View<'t, F> {
         usize::try_from(bucket).unwrap_or_default()
     }
 
-    /// The other bucket of a flow, from either of them: `other(other(b)) == b`.
+    /// Returns the other bucket of a flow, from either of them: `other(other(b)) == b`.
     #[inline(always)]
     pub(super) fn other_bucket(&self, bucket: usize, tag: u16) -> usize {
         let n = self.buckets.len();
@@ -411,7 +413,7 @@ impl<'t, F: Family> View<'t, F> {
     }
 }
 
-/// Where an entry is, and which place of which bucket names it.
+/// Number of an entry, and the bucket and slot that name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Found {
     pub bucket: usize,
@@ -419,12 +421,12 @@ pub(super) struct Found {
     pub number: u32,
 }
 
-/// An entry that was found, for the writer's thread: what it says, and the words in which that can be
-/// changed.
+/// An entry that was found, for the writer's thread: its contents, and the words through which they
+/// can be changed.
 pub struct Hit<'t> {
-    /// Which it is.
+    /// The entry's slot.
     pub slot: Slot,
-    /// What it says.
+    /// The entry's contents.
     pub flow_state: FlowState,
     words: Common<'t>,
 }
@@ -436,7 +438,7 @@ impl<'t> Hit<'t> {
         Self { slot, flow_state: flow_state_of::<F>(entry), words: F::common(entry) }
     }
 
-    /// Notes that a packet of the flow came at `now`.
+    /// Records that a packet of the flow came at `now`.
     #[inline(always)]
     pub fn seen(&self, now: Ticks) {
         if self.flow_state.last_seen() != now {
@@ -447,7 +449,7 @@ impl<'t> Hit<'t> {
         }
     }
 
-    /// Changes the flow's state to `new`. Other bits, that other threads set at the same time, are
+    /// Changes the flow's state to `new`. Other bits that other threads set at the same time are
     /// not lost.
     pub fn set_state(&self, new: State) {
         let old = self.flow_state.state();
@@ -460,17 +462,17 @@ impl<'t> Hit<'t> {
         self.words.tail.fetch_and(!(u64::from(clear.0) << entry::STATE_SHIFT), Relaxed);
     }
 
-    /// Notes where the client's packets come from.
+    /// Records the return hop.
     #[inline(always)]
     pub fn set_return_hop(&self, to: ReturnHop) {
         if self.flow_state.hop != to.0 {
-            // A way back publishes nothing, and stands for itself.
+            // A return hop publishes nothing, and is complete in itself.
             self.words.hop.store(to.0, Relaxed);
         }
     }
 }
 
-/// What an entry says besides its tuple.
+/// Returns an entry's contents besides its tuple.
 #[inline]
 pub(super) fn flow_state_of<F: Family>(entry: &F::Entry) -> FlowState {
     let Common { hop, tail, backend_word } = F::common(entry);

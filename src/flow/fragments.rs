@@ -1,22 +1,25 @@
-//! The datagram table: which flow the fragments of a datagram are of, across all workers.
+//! The fragment table: the flow that the fragments of a datagram belong to, across all workers.
 //!
 //! ```text
-//! hash of the key --> bucket, four places of one cache line each:
-//!   version:64  progress:64  addresses:256  (identification:32 protocol:8 of:8 first:16)  (ports:32 noted:32)
+//! hash of the key --> bucket, four slots of one cache line each:
+//!   version:64  progress:64  addresses:256
 //!                 tag:16 total:24 seen:24
+//!   (identification:32 protocol:8 transport:8 length of the first fragment:16)
+//!   (ports:32 recorded:32)
 //! ```
 //!
-//! The first fragment of a datagram has the ports; it *notes* them, and the later ones *join*. Ports and
-//! protocol are all that is kept: with them a later fragment goes the way of any packet of its flow,
-//! in both directions and in every mode.
+//! The first fragment of a datagram has the ports; it *records* them, and the later ones *join*.
+//! Only ports and protocol are kept: with them a later fragment is processed like any packet of its
+//! flow, in both directions and in every mode.
 //!
-//! Fixed memory, any number of writers, no lock, and nobody waits. A writer claims a place by
-//! compare-and-swap (its version is odd then); readers check the version before and after. What is lost
-//! where two writers meet is one datagram. A newcomer takes a free place, else one whose datagram is
-//! complete or out of time, else the one that was noted longest ago: a flood pushes out its own.
+//! Fixed memory, any number of writers, no lock, and no thread waits. A writer claims a slot by
+//! compare-and-swap (its version is odd then); readers check the version before and after. Where
+//! two writers meet, one datagram is lost. A new datagram takes a free slot, else one whose
+//! datagram is complete or timed out, else the one that was recorded longest ago: a flood evicts
+//! its own datagrams.
 //!
-//! A datagram ends when as many bytes were seen as its last fragment says, so that its identification
-//! may be used again at once; else after a time-out (RFC 791 3.2, RFC 8200 4.5).
+//! A datagram ends when as many bytes were seen as its last fragment states, so that its
+//! identification may be reused at once; else after a time-out (RFC 791 3.2, RFC 8200 4.5).
 //!
 //! Cost of a look-up: up to four lines.
 
@@ -27,44 +30,44 @@ use crossbeam_utils::CachePadded;
 use crate::net::{Address, FiveTuple, Protocol, TableSecret, Tuple};
 use crate::units::Ticks;
 
-/// Places in a bucket.
+/// Slots of a bucket.
 const PLACES: usize = 4;
 /// Memory per datagram, in bytes.
 pub const BYTES_PER_DATAGRAM: usize = size_of::<Place>();
-/// Stands for TCP or UDP in the entry of a datagram that was denied: its first fragment was dropped.
+/// In place of TCP or UDP in the slot of a denied datagram, whose first fragment was dropped.
 const DENIED: u64 = 0;
-/// Tries to count a fragment while others count theirs; then it goes uncounted.
+/// Attempts to count a fragment while other threads count theirs; then it goes uncounted.
 const TRIES: usize = 8;
 /// Bits of a number of bytes in `progress`; a datagram has at most 65,535.
 const BYTES_BITS: u32 = 24;
 const BYTES: u64 = (1 << BYTES_BITS) - 1;
 const TAG_SHIFT: u32 = 2 * BYTES_BITS;
 
-/// What the fragments of one datagram have in common (RFC 791 3.2, RFC 8200 4.5).
+/// Key that the fragments of one datagram share (RFC 791 3.2, RFC 8200 4.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// Who sent it.
+    /// Source address.
     pub source: Address,
-    /// To whom.
+    /// Destination address.
     pub destination: Address,
-    /// The sender's number for it; 16 bits for IPv4.
+    /// The sender's identification of the datagram; 16 bits for IPv4.
     pub identification: u32,
     /// IPv4: the protocol's number. IPv6: 0, as fragments need not agree on it.
     pub protocol: u8,
 }
 
-/// Which bytes of its datagram a fragment has.
+/// Range of its datagram's bytes that a fragment carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
-    /// Where they begin.
+    /// Offset of the first byte.
     pub offset: u16,
-    /// How many; `offset + len` is at most 65,535.
+    /// Number of bytes; `offset + len` is at most 65,535.
     pub len: u16,
-    /// Whether others follow.
+    /// Whether more fragments follow.
     pub more: bool,
 }
 
-/// What only the first fragment tells.
+/// Contents of the first fragment that the later ones lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FirstFragment {
     /// TCP or UDP.
@@ -73,25 +76,25 @@ pub struct FirstFragment {
     pub ports: [u8; 4],
 }
 
-/// What is known of a later fragment's datagram.
+/// Result of a look-up for a later fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FragmentLookup {
-    /// Its flow.
+    /// The flow of the datagram.
     Flow(FirstFragment),
-    /// Nothing: its first fragment has not come yet.
+    /// The first fragment has not come yet.
     Unknown,
-    /// Its first fragment was dropped.
+    /// The first fragment was dropped.
     Denied,
-    /// It has bytes that others have, or that are behind the end.
+    /// The fragment overlaps another one, or exceeds the datagram's length.
     Overlap,
 }
 
-/// Another fragment at offset 0, of a datagram that has one with other ports.
+/// Error: another fragment at offset 0 of a known datagram has other ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OtherPorts;
 
 impl Key {
-    /// The five-tuple of the datagram, as its sender sees it.
+    /// Returns the five-tuple of the datagram, in the sender's direction.
     #[inline]
     pub fn tuple(&self, head: FirstFragment) -> Tuple {
         let [s0, s1, d0, d1] = head.ports;
@@ -111,52 +114,52 @@ impl Key {
     }
 }
 
-/// The table. See the module's documentation.
+/// The fragment table. See the module's documentation.
 #[derive(Debug)]
 pub struct FragmentTable {
     buckets: Box<[[Place; PLACES]]>,
     secret: TableSecret,
     timeout: Ticks,
-    /// Grows with every datagram that is noted. On a line of its own: workers with parked fragments
-    /// look at it in every poll.
+    /// Grows with every datagram that is recorded. On a cache line of its own: workers with parked
+    /// fragments read it in every poll.
     recorded: CachePadded<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Place {
-    /// Even: the words are of one datagram; 0: of none. Odd: somebody is writing them.
+    /// Even: the words are of one datagram; 0: of none. Odd: a thread is writing them.
     version: AtomicU64,
     progress: AtomicU64,
     words: [AtomicU64; 6],
 }
 
-/// What a place says.
+/// Contents of a slot.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     version: u64,
     key: [u64; 5],
     /// `None`: the first fragment was dropped.
     head: Option<FirstFragment>,
-    /// Bytes of the first fragment.
+    /// Length of the first fragment, in bytes.
     first: u16,
     recorded: Ticks,
 }
 
 impl FragmentTable {
-    /// A table for so many datagrams at a time ([`BYTES_PER_DATAGRAM`] each), which end after
-    /// `timeout`. `secret` keys its hash, so that nobody can aim datagrams at one bucket.
+    /// Creates a table for `datagrams` datagrams at a time ([`BYTES_PER_DATAGRAM`] each), which end
+    /// after `timeout`. `secret` keys its hash, so that datagrams cannot be aimed at one bucket.
     pub fn new(datagrams: usize, timeout: Ticks, secret: TableSecret) -> Self {
         let buckets = datagrams.div_ceil(PLACES).max(1);
         let buckets = (0..buckets).map(|_| <[Place; PLACES]>::default()).collect();
         Self { buckets, secret, timeout, recorded: CachePadded::default() }
     }
 
-    /// Notes the first fragment of a datagram, of `len` bytes. One that is known begins anew: its sender
-    /// has used the number again.
+    /// Records the first fragment of a datagram, of `len` bytes. A known datagram starts again: its
+    /// sender has reused the identification.
     ///
     /// # Errors
-    /// [`OtherPorts`]: then nothing is noted.
+    /// [`OtherPorts`]: then nothing is recorded.
     pub fn record(
         &self,
         key: &Key,
@@ -167,9 +170,10 @@ impl FragmentTable {
         self.note_fate(key, Some(head), len, now)
     }
 
-    /// Notes that the first fragment of a datagram, of `len` bytes, was dropped: so are the later ones.
+    /// Records that the first fragment of a datagram, of `len` bytes, was dropped: later ones are
+    /// denied.
     pub fn deny(&self, key: &Key, len: u16, now: Ticks) {
-        // A fate that is none has no ports that could differ.
+        // A denied datagram has no ports that could differ.
         let _ = self.note_fate(key, None, len, now);
     }
 
@@ -204,16 +208,16 @@ impl FragmentTable {
         }
         if let Some((_, place, version)) = best {
             place.write(version, key, head, len, now);
-            // Release: who sees the number sees the place. Relaxed would do for the count itself.
+            // Release: a reader of the number sees the slot. Relaxed would do for the count itself.
             self.recorded.fetch_add(1, Ordering::Release);
         }
         Ok(())
     }
 
-    /// Counts a later fragment for its datagram; returns what is known of that.
+    /// Counts a later fragment for its datagram; returns the datagram's flow, if it is known.
     pub fn join(&self, key: &Key, span: Span, now: Ticks) -> FragmentLookup {
         let Some((place, entry)) = self.find(key, now) else { return FragmentLookup::Unknown };
-        // What the first one has, its transport header first of all, is nobody else's (RFC 1858,
+        // No other fragment may have bytes of the first, the transport header above all (RFC 1858,
         // RFC 3128).
         if span.offset < entry.first {
             return FragmentLookup::Overlap;
@@ -224,13 +228,13 @@ impl FragmentTable {
         entry.head.map_or(FragmentLookup::Denied, FragmentLookup::Flow)
     }
 
-    /// Whether the first fragment of a datagram has come, and not all others.
+    /// Returns whether the first fragment of a datagram has come, and not all others.
     pub fn knows(&self, key: &Key, now: Ticks) -> bool {
         self.find(key, now).is_some()
     }
 
-    /// A number of our own for the datagram, living or just complete: no other that lives has it, as long
-    /// as there are no more places than numbers (65,536 in IPv4).
+    /// Returns a local identification for a datagram that is in progress or just complete: no other
+    /// in progress has it, as long as there are no more slots than numbers (65,536 in IPv4).
     pub fn number(&self, key: &Key) -> Option<u32> {
         let bucket = self.bucket_number(key)?;
         let mut places = self.buckets.get(bucket)?.iter();
@@ -239,7 +243,7 @@ impl FragmentTable {
         u32::try_from(bucket * PLACES + place).ok()
     }
 
-    /// A number that changes whenever a first fragment is noted; 0 before the first.
+    /// Returns a number that changes whenever a first fragment is recorded; 0 before the first.
     #[inline]
     pub fn generation(&self) -> u64 {
         self.recorded.load(Ordering::Acquire)
@@ -267,22 +271,22 @@ impl FragmentTable {
     }
 }
 
-/// What tells the progress of one datagram at a place from that of the one before.
+/// Returns the tag that distinguishes the progress of a slot's datagram from its predecessor's.
 const fn tag(version: u64) -> u64 {
     (version >> 1 & 0xffff) << TAG_SHIFT
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
 impl Place {
-    /// What it says, if it says something and nobody is writing it.
+    /// Reads the contents, if there are any and no thread is writing them.
     fn read(&self) -> Option<Entry> {
-        // Acquire pairs with the release store of `write`: who sees a version sees its words.
+        // Acquire pairs with the release store of `write`: a reader of a version sees its words.
         let version = self.version.load(Ordering::Acquire);
         if version == 0 || version % 2 == 1 {
             return None;
         }
         let [a, b, c, d, name, tail] = self.words.each_ref().map(|w| w.load(Ordering::Relaxed));
-        // Pairs with the fence of `write`: who saw a newer word sees another version now.
+        // Pairs with the fence of `write`: a reader of a newer word sees another version now.
         fence(Ordering::Acquire);
         if self.version.load(Ordering::Relaxed) != version {
             return None;
@@ -302,9 +306,9 @@ impl Place {
         })
     }
 
-    /// Writes a datagram into the place, if its version is still `version`.
+    /// Writes a datagram into the slot, if its version is still `version`.
     fn write(&self, version: u64, key: &Key, head: Option<FirstFragment>, first: u16, now: Ticks) {
-        // Who is writing it has it: a claim upon that claim would show readers what is half written.
+        // Another thread has the slot: a second claim would show readers half-written words.
         if version % 2 == 1 {
             return;
         }
@@ -314,7 +318,7 @@ impl Place {
         if claim.is_err() {
             return;
         }
-        // Release: who sees one of these words sees the claim, too, when it looks again.
+        // Release: a reader of one of these words sees the claim, too, when it checks again.
         fence(Ordering::Release);
         let [a, b, c, d, name] = key.words();
         let (protocol, ports) =
@@ -329,7 +333,7 @@ impl Place {
         self.version.store(next, Ordering::Release);
     }
 
-    /// Counts the bytes of a later fragment; false if they are more than there can be.
+    /// Counts the bytes of a later fragment; false if they are more than the datagram can have.
     fn count(&self, entry: &Entry, span: Span) -> bool {
         let end = u64::from(span.offset) + u64::from(span.len);
         let mut progress = self.progress.load(Ordering::Relaxed);
@@ -358,7 +362,7 @@ impl Place {
         true
     }
 
-    /// Whether all bytes of its datagram were seen.
+    /// Returns whether all bytes of the datagram were seen.
     fn is_complete(&self, entry: &Entry) -> bool {
         let progress = self.progress.load(Ordering::Relaxed);
         let (total, seen) = (progress >> BYTES_BITS & BYTES, progress & BYTES);
@@ -440,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_overlaps() {
+    fn overlapping_fragments_are_refused() {
         for (name, spans) in [
             ("the transport header", vec![span(8, 800, true)]),
             ("the first fragment's end", vec![span(792, 80, true)]),
@@ -469,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_whose_first_fragment_was_dropped_is_denied_until_it_is_over() {
+    fn fragments_after_a_dropped_first_one_are_denied() {
         let table = table(64);
         assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
         table.deny(&key(1), 800, NOW);
@@ -489,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn another_start_with_other_ports_is_refused_and_with_the_same_begins_anew() {
+    fn a_second_first_fragment_restarts_the_datagram_unless_ports_differ() {
         let table = table(64);
         assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
         assert_eq!(table.record(&key(1), head(5), 800, NOW), Err(OtherPorts));
@@ -543,7 +547,7 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..20_000_u32 {
                         let number = (round * 7 + worker) % 40;
-                        // The port tells whose entry it is.
+                        // The port identifies the entry's key.
                         let port = u8::try_from(number).unwrap_or(0);
                         let _ = table.record(&key(number), head(port), 800, NOW);
                         match table.join(&key(number), span(800, 8, true), NOW) {

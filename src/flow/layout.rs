@@ -1,14 +1,14 @@
-//! How a flow table lies in its memory, so that another process can take it over.
+//! Memory layout of a flow table, which another process can take over.
 //!
 //! ```text
-//! | header | buckets v4 | entries v4 | births v4 | buckets v6 | entries v6 | births v6 |
+//! | header | buckets v4 | entries v4 | created v4 | buckets v6 | entries v6 | created v6 |
 //!
 //! header   magic (2 words), layout version, flows per family, seed of the hash, boot (2 words),
-//!          who writes (0: nobody); entries that were ever used, v4 and v6
+//!          writer (0: none); entries that were ever used, v4 and v6
 //! ```
 //!
-//! All places are numbers, none is a pointer, so the memory may be mapped anywhere. A part begins at
-//! a page; a large one at a huge page.
+//! All references are numbers, none is a pointer, so that the memory may be mapped anywhere. Each
+//! part begins at a page, a large one at a huge page.
 
 use std::fs;
 use std::sync::Arc;
@@ -18,54 +18,54 @@ use super::bucket::SLOTS;
 use super::entry::{EntryV4, EntryV6};
 use crate::xdp::memory::{Arena, HUGE_PAGE, Line, Mapping, MappingError};
 
-/// Number of the layout that is described here and in [`entry`](super::entry). Any change to either
-/// takes the next number.
+/// Version of the layout that is described here and in [`entry`](super::entry). Any change to
+/// either takes the next number.
 const VERSION: u64 = 2;
 /// `holdfast`, `flows`: in memory, whatever the byte order of the machine is.
 const MAGIC: [u64; 2] = [u64::from_ne_bytes(*b"holdfast"), u64::from_ne_bytes(*b"flows\0\0\0")];
 
-/// Buckets are made for this share of places in use, in percent.
+/// Share of slots in use that the number of buckets is made for, in percent.
 const LOAD_PERCENT: usize = 85;
 
-/// The largest page that a kernel may have (aarch64): parts begin at one, so that each can be populated
-/// by itself.
+/// The largest page that a kernel may have (aarch64), in bytes: each part begins at one, so that it
+/// can be populated by itself.
 const PAGE: usize = 65536;
 
-/// Fewest and most flows per family.
+/// Minimum and maximum number of flows per family.
 const FLOWS: std::ops::RangeInclusive<u32> = SLOTS..=1 << 30;
 
-/// Why memory is not a flow table that can be used.
+/// Reason why memory is not a flow table that can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// The kernel has no memory for it.
+    /// The kernel has too little memory.
     #[error(transparent)]
     Memory(#[from] MappingError),
     /// The first bytes are not those of a flow table.
     #[error("this memory holds no flow table of holdfast; start with an empty one")]
     NotATable,
-    /// Another version of holdfast wrote it.
+    /// Another version of holdfast wrote the table.
     #[error(
         "the flow table has layout {got}, and this holdfast reads layout {VERSION}; \
          hand over to a version that reads {got}, or start with an empty table"
     )]
     Version {
-        /// What the header says.
+        /// Layout version in the header.
         got: u64,
     },
     /// Header and size contradict each other.
     #[error("the flow table says {flows} flows, for which {bytes} bytes are not the right size")]
     Size {
-        /// What the header says.
+        /// Flows per family in the header.
         flows: u64,
-        /// Size of the memory.
+        /// Size of the memory, in bytes.
         bytes: usize,
     },
-    /// The clock of its times has ended.
+    /// The machine was booted since, so that the table's times mean nothing.
     #[error("the flow table was written before this machine was booted; start with an empty one")]
     OtherBoot,
 }
 
-/// Where the parts of one family lie, in bytes from the start, and how many they have.
+/// Positions of the parts of one family, in bytes from the start, and their numbers of elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
     pub buckets_at: usize,
@@ -75,7 +75,7 @@ pub(super) struct Span {
     pub entries: usize,
 }
 
-/// Where everything lies in a table for a number of flows per family.
+/// Positions of all parts of a table for a number of flows per family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
     pub v4: Span,
@@ -108,12 +108,12 @@ impl Layout {
 /// Lines of the header that are in use.
 pub(super) const HEADER_LINES: usize = 2;
 
-/// The first page.
+/// The first page of the table.
 #[derive(Debug)]
 pub(super) struct Header(Mapping<Line>);
 
 impl Header {
-    /// Describes a new table in zeroed memory.
+    /// Writes the header of a new table into zeroed memory.
     pub(super) fn create(arena: &Arc<Arena>, flows: u32, seed: u64) -> Result<Self, TableError> {
         let header = Self(arena.part(0, HEADER_LINES)?);
         header.0.populate()?;
@@ -129,8 +129,8 @@ impl Header {
         Ok(header)
     }
 
-    /// Checks what another process has written; returns the number of flows per family and the seed
-    /// of the hash as well.
+    /// Checks the header that another process has written; also returns the number of flows per
+    /// family and the seed of the hash.
     pub(super) fn check(arena: &Arc<Arena>) -> Result<(Self, u32, u64), TableError> {
         let header = Self(arena.part(0, HEADER_LINES).map_err(|_| TableError::NotATable)?);
         let Some(line) = header.0.first() else { return Err(TableError::NotATable) };
@@ -154,25 +154,25 @@ impl Header {
         Ok((header, capacity, seed))
     }
 
-    /// Takes the right to write, for `owner` (not 0); false while somebody else has it.
+    /// Takes the right to write for `owner` (not 0); false while another writer has it.
     pub(super) fn take_writer(&self, owner: u64) -> bool {
-        // AcqRel: what the last writer wrote is seen by the next.
+        // AcqRel: the next writer sees all writes of the last.
         self.writer().is_some_and(|word| {
             word.compare_exchange(0, owner, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         })
     }
 
-    /// Takes that right from whoever has it.
+    /// Takes the right to write from any writer that has it.
     pub(super) fn seize_writer(&self, owner: u64) {
         if let Some(word) = self.writer() {
             word.swap(owner, Ordering::AcqRel);
         }
     }
 
-    /// Gives that right back, if `owner` still has it.
+    /// Releases the right to write, if `owner` still has it.
     pub(super) fn give_writer(&self, owner: u64) {
         if let Some(word) = self.writer() {
-            // Release pairs with `take_writer`. Who does not have it any more gives nothing back.
+            // Release pairs with `take_writer`. A writer that was replaced releases nothing.
             let _ = word.compare_exchange(owner, 0, Ordering::Release, Ordering::Relaxed);
         }
     }
@@ -182,7 +182,7 @@ impl Header {
     }
 }
 
-/// Which boot of the machine this is (`/proc/sys/kernel/random/boot_id`); zeros without /proc.
+/// Returns the boot ID of the machine (`/proc/sys/kernel/random/boot_id`); zeros without /proc.
 fn boot() -> [u64; 2] {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(Layout::of(1000).bytes, HUGE_PAGE);
     }
 
-    /// The memory of a flow that the documents state: 49.4 bytes for IPv4, 81.4 for IPv6.
+    /// Memory per flow as documented: 49.4 bytes for IPv4, 81.4 for IPv6.
     #[test]
     fn a_flow_takes_as_much_memory_as_documented() {
         let flows = 10_000_000;

@@ -1,8 +1,8 @@
-//! Flows: the key that names a connection, and the table that pins it to its backend.
+//! Flow tables: five-tuple keys, and the tables that pin flows to backends.
 //!
-//! A flow is always named from the client's side: client address and port, VIP address and port,
-//! protocol. Replies of a NAT backend are turned into that key before any look-up, so that one
-//! entry serves both directions.
+//! A flow is keyed from the client's side: client address and port, VIP address and port, protocol.
+//! Replies of a NAT backend are translated to that key before any look-up, so that one entry serves
+//! both directions.
 
 mod bucket;
 pub mod clients;

@@ -1,19 +1,21 @@
 //! Path MTUs: the longest outer packets that the paths to tunnel backends take, across all workers.
 //!
-//! One word per path: a tag of the path, the MTU, and the time at which a router reported it. Fixed memory
-//! (32 KiB), any number of readers and writers, no lock. Paths that fall into one word replace each other.
+//! One word per path: a tag of the path, the MTU, and the time at which a router reported it. Fixed
+//! memory (32 KiB), any number of readers and writers, no lock. Paths that fall into one word
+//! replace each other.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::net::PathKey;
 use crate::units::Ticks;
 
-/// Places: paths that meet in one forget each other. A box has tens of backends, or hundreds.
+/// Slots of the table: paths of one slot replace each other. A box has tens or hundreds of
+/// backends.
 const PLACES: usize = 4096;
-/// How long what was learnt counts: ten minutes.
+/// Time for which a learnt MTU is valid: ten minutes.
 const LIFETIME: Ticks = Ticks(60_000);
 
-/// The table. See the module's documentation.
+/// The table of path MTUs. See the module's documentation.
 #[derive(Debug)]
 pub struct PathMtus(Box<[AtomicU64]>);
 
@@ -24,7 +26,7 @@ impl Default for PathMtus {
 }
 
 impl PathMtus {
-    /// Longest outer packet that passes the path, if that is known.
+    /// Returns the longest outer packet that passes the path, in bytes, if it is known.
     #[inline]
     pub fn learnt(&self, path: PathKey, now: Ticks) -> Option<u16> {
         let entry = Entry::from_word(self.place(path)?.load(Ordering::Relaxed));
@@ -32,12 +34,12 @@ impl PathMtus {
         Some(entry.mtu).filter(|&mtu| counts && mtu != 0)
     }
 
-    /// Records what a router reports of a path, unless a smaller MTU is known.
+    /// Records the MTU that a router reports of a path, unless a smaller one is known.
     pub fn learn(&self, path: PathKey, mtu: u16, now: Ticks) {
         if self.learnt(path, now).is_none_or(|known| mtu < known)
             && let Some(place) = self.place(path)
         {
-            // Relaxed: it is one word, and of two workers either is right.
+            // Relaxed: it is one word, and of two workers' values either is right.
             place.store(Entry { tag: tag(path), mtu, at: now }.word(), Ordering::Relaxed);
         }
     }
@@ -55,14 +57,14 @@ impl PathMtus {
     }
 }
 
-/// What tells a path from others of its place.
+/// Returns the tag that distinguishes a path from others of its slot.
 #[inline]
 const fn tag(path: PathKey) -> u16 {
     let [high, low, ..] = path.0.to_be_bytes();
     u16::from_be_bytes([high, low])
 }
 
-/// One place, as a word.
+/// One slot, as a word.
 struct Entry {
     tag: u16,
     mtu: u16,
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_learnt_counts_for_ten_minutes_and_only_gets_smaller() {
+    fn a_learnt_mtu_counts_for_ten_minutes_and_only_gets_smaller() {
         let paths = PathMtus::default();
         let (path, now) = (PathKey(0x1234_5678), Ticks(u32::MAX - 5));
         assert_eq!(paths.learnt(path, now), None);
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_copy_learns_stays_there() {
+    fn mtus_learnt_by_a_copy_stay_there() {
         let paths = PathMtus::default();
         let (path, now) = (PathKey(7), Ticks(0));
         paths.learn(path, 1400, now);

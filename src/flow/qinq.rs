@@ -1,9 +1,9 @@
-//! Pairs of VLAN tags (QinQ) that clients' packets come with: each pair of a NIC gets a number that fits
-//! into a flow's `hop` word, which has 12 bits for VLANs.
+//! Pairs of VLAN tags (QinQ) of clients' packets: each pair of a NIC gets a number that fits into a
+//! flow's `hop` word, which has 12 bits for VLANs.
 //!
-//! A table that only grows, for all workers: a place is claimed once and never changes, so that a number
-//! stands for one pair as long as the process lives. It is full after some 4,000 pairs, or when the
-//! [`PROBES`] places of a pair are taken: then the flow is dropped by name.
+//! One table for all workers that only grows: a slot is claimed once and never changes, so that a
+//! number denotes one pair as long as the process lives. It is full after some 4,000 pairs, or when
+//! the [`PROBES`] slots of a pair are taken: then the flow is dropped with a reason of its own.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,9 +12,9 @@ use crate::net::vlan::{Outer, Tags};
 
 /// Numbers have 12 bits; 0 is none.
 const PLACES: usize = 4096;
-/// Places that are looked at for a pair: bounds what a packet can cost.
+/// Slots that are probed for a pair: bounds the cost of a packet.
 const PROBES: usize = 32;
-/// A place that is taken.
+/// A slot that is taken.
 const USED: u32 = 1 << 31;
 const SERVICE: u32 = 1 << 24;
 
@@ -25,12 +25,13 @@ static PAIRS: Pairs = Pairs::new();
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Number(pub(super) u16);
 
-/// The number of a pair, given to it now if it has none; `None` if there is no room, or it is no pair.
+/// Returns the number of a pair, assigned now if it has none; `None` if there is no room, or `tags`
+/// is not a pair.
 pub(super) fn number(port: NicIndex, tags: Tags) -> Option<Number> {
     PAIRS.number(port, tags)
 }
 
-/// The pair with a number.
+/// Returns the pair with a number.
 pub(super) fn pair(number: Number) -> Option<(NicIndex, Tags)> {
     PAIRS.pair(number)
 }
@@ -52,7 +53,7 @@ impl Pairs {
         let word = USED | u32::from(port.0 & 0xf) << 25 | service | outer << 12 | inner;
         let start = word.wrapping_mul(0x9e37_79b1) as usize >> 20;
         for place in (start..start + PROBES).map(|place| place % PLACES).filter(|&n| n != 0) {
-            // Relaxed: the word is all that there is.
+            // Relaxed: the word publishes nothing else.
             let (taken, relaxed) = (self.0.get(place)?, Ordering::Relaxed);
             let mut there = taken.load(relaxed);
             if there == 0 {

@@ -1,19 +1,20 @@
-//! Return hops: where the clients of VIPs without pins are, across all workers.
+//! Return hops: next hops towards the clients of VIPs without pins, across all workers.
 //!
 //! ```text
 //! hash of the client's address --> bucket, one line of four entries, the latest client first:
 //!   (return hop:64  return hop xor hash:64) x 4
 //! ```
 //!
-//! A reply that meets no pin has only the client's address to go by. The kernel cannot say where that is:
-//! packets of VIPs pass it by, so that it knows neither the MAC of a client on the same network, nor which
-//! of several routers the client's packets come by. So each datagram notes where it came from, as a pin
-//! would, and the reply goes back there.
+//! A reply without a pin carries only the client's address. The kernel cannot supply the next hop:
+//! packets of VIPs bypass it, so that it knows neither the MAC of a client on the local network,
+//! nor which of several routers the client's packets come by. So each datagram records its origin,
+//! as a pin would, and the reply returns there.
 //!
-//! Fixed memory, any number of readers and writers, no lock. The two words of an entry check each other:
-//! those of two writers do not fit together, and are taken for no entry. A new client takes the place of
-//! the one of its bucket that was silent for longest, so a flood of forged sources pushes a client out only
-//! if it fills the bucket between a datagram and its reply; that reply is then dropped, never sent elsewhere.
+//! Fixed memory, any number of readers and writers, no lock. The two words of an entry check each
+//! other: words of two writers do not match, and count as no entry. A new client replaces the
+//! client of its bucket that was silent for longest, so a flood of forged sources evicts a client
+//! only if it fills the bucket between a datagram and its reply; that reply is then dropped, never
+//! misdirected.
 //!
 //! Cost: one line per datagram, written only if something has changed, and one per reply.
 
@@ -24,13 +25,13 @@ use crate::net::{Address, TableSecret};
 
 /// Entries of a bucket: a cache line.
 const ENTRIES: usize = 4;
-/// Clients that a process knows at a time: 4 MiB. With a million new ones a second, each has a quarter of a
-/// second for the reply to its datagram.
+/// Clients that a process knows at a time: 4 MiB. With a million new ones a second, each has a
+/// quarter of a second for the reply to its datagram.
 pub const CLIENTS: usize = 262_144;
 /// Memory per client, in bytes.
 pub const BYTES_PER_CLIENT: usize = size_of::<Entry>();
 
-/// The table. See the module's documentation.
+/// The table of return hops. See the module's documentation.
 #[derive(Debug)]
 pub struct ReturnHops {
     buckets: Box<[Bucket]>,
@@ -49,7 +50,7 @@ struct Entry {
     check: AtomicU64,
 }
 
-/// What an entry says: a client's tag (0: no client), and its return hop.
+/// Contents of an entry: a client's tag (0: no client), and its return hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Noted {
     tag: u64,
@@ -72,14 +73,14 @@ impl Entry {
 }
 
 impl ReturnHops {
-    /// A table for so many clients ([`BYTES_PER_CLIENT`] each). `secret` keys its hash, so that the
-    /// clients of one bucket cannot be computed.
+    /// Creates a table for `clients` clients ([`BYTES_PER_CLIENT`] each). `secret` keys its hash,
+    /// so that the clients of one bucket cannot be computed.
     pub fn new(clients: usize, secret: TableSecret) -> Self {
         let buckets = clients.div_ceil(ENTRIES).max(1);
         Self { buckets: (0..buckets).map(|_| Bucket::default()).collect(), secret }
     }
 
-    /// Notes where a client's datagram came from.
+    /// Records the next hop from which a client's datagram came.
     #[inline]
     pub fn record(&self, client: Address, hop: ReturnHop) {
         let Some((Bucket(entries), tag)) = self.bucket(client) else { return };
@@ -87,7 +88,7 @@ impl ReturnHops {
         if entries.first().is_some_and(|first| first.read() == carried) {
             return;
         }
-        // The latest client comes first, and the others move back as far as it leaves a gap.
+        // The latest client comes first, and the others move back up to the first gap.
         for entry in entries {
             let here = entry.read();
             entry.write(carried);
@@ -98,7 +99,7 @@ impl ReturnHops {
         }
     }
 
-    /// Where the last datagram of a client came from, if that is still known.
+    /// Returns the hop from which the last datagram of a client came, if it is still known.
     #[inline]
     pub fn find(&self, client: Address) -> Option<ReturnHop> {
         let (Bucket(entries), tag) = self.bucket(client)?;
@@ -149,7 +150,7 @@ mod tests {
         for number in 1..=4 {
             hops.record(client(number), hop(number.into()));
         }
-        // The first speaks again, from elsewhere.
+        // The first client sends again, by another hop.
         hops.record(client(1), hop(10));
         hops.record(client(5), hop(5));
         let found: Vec<_> = (1..=5).map(|number| hops.find(client(number))).collect();

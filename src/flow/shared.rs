@@ -1,7 +1,7 @@
-//! The tables that all workers share, made in one place and handed around behind one `Arc`.
+//! The tables that all workers share, created together and passed around behind one `Arc`.
 //!
-//! A new shared table is a file of its own and a field here; every worker, the explainer, the replay and the
-//! control API have it then.
+//! A new shared table is a file of its own and a field here; every worker, the explainer, the
+//! replay and the control API have it then.
 
 use std::sync::Arc;
 
@@ -20,15 +20,15 @@ use crate::xdp::memory::MappingError;
 /// Sizes of the shared tables, besides those of the flow tables. The default suits tests.
 #[derive(Debug, Clone)]
 pub struct TableSizes {
-    /// Clients whose backends are remembered.
+    /// Maximum number of clients with remembered backends.
     pub clients: usize,
-    /// Datagrams in fragments that are known at a time.
+    /// Maximum number of fragmented datagrams that are known at a time.
     pub datagrams: usize,
-    /// How long the fragments of a datagram belong together.
+    /// Time in which all fragments of a datagram must arrive.
     pub fragment_timeout: Ticks,
     /// Addresses and ports of full-NAT flows.
     pub sources: SnatPool,
-    /// Clients of VIPs without pins, of which the return hops are known.
+    /// Maximum number of clients with known return hops, for VIPs without pins.
     pub return_hops: usize,
 }
 
@@ -44,16 +44,17 @@ impl Default for TableSizes {
     }
 }
 
-/// The shared tables. Every worker reads each of them; the table's own file says which threads write it.
+/// The shared tables. Every worker reads each of them; the table's own module states which threads
+/// write it.
 #[derive(Debug)]
 pub struct SharedTables {
     /// The flow tables, in the order of their workers.
     pub flows: Arc<[Arc<FlowTable>]>,
     /// Backends of clients, for VIPs that remember their clients.
     pub clients: Clients,
-    /// Datagrams in fragments.
+    /// Fragmented datagrams.
     pub fragments: FragmentTable,
-    /// SnatPool of full-NAT flows.
+    /// SNAT entries of full-NAT flows.
     pub snat_table: SnatTable,
     /// Return hops of clients, for VIPs without pins.
     pub return_hops: ReturnHops,
@@ -61,10 +62,10 @@ pub struct SharedTables {
     pub path_mtus: PathMtus,
 }
 
-/// A pin as a worker's flow table has it.
+/// A pin, and the worker that has it.
 #[derive(Debug, Clone, Copy)]
 pub struct FoundPin {
-    /// The worker.
+    /// Index of the worker.
     pub worker: usize,
     /// The flow.
     pub key: HashedKey,
@@ -73,10 +74,11 @@ pub struct FoundPin {
 }
 
 impl SharedTables {
-    /// Makes the tables of the workers that have these flow tables. `secret` keys their hashes.
+    /// Creates the shared tables of the workers that have these flow tables. `secret` keys their
+    /// hashes.
     ///
     /// # Errors
-    /// When there is no memory for the sources of full-NAT flows.
+    /// When there is too little memory for the SNAT entries.
     pub fn new(
         flows: Arc<[Arc<FlowTable>]>,
         secret: &TableSecret,
@@ -94,9 +96,9 @@ impl SharedTables {
         }))
     }
 
-    /// Returns a copy for the explanation of one packet, with these pins, this client and the path MTUs, and
-    /// the sources that `worker` may allocate there. Fragments and return hops are not copied, as no
-    /// explanation reads them.
+    /// Returns a copy for the explanation of one packet, with these pins, this client and the path
+    /// MTUs, and the SNAT ports that `worker` may allocate there. Fragments and return hops are not
+    /// copied, as no explanation reads them.
     ///
     /// # Errors
     /// When there is too little memory.
@@ -120,7 +122,7 @@ impl SharedTables {
         Ok((scratch, snat_allocator))
     }
 
-    /// Makes flow tables with these pins, one per worker.
+    /// Creates flow tables with these pins, one per worker.
     fn scratch_flows(&self, pins: &[FoundPin]) -> Result<Arc<[Arc<FlowTable>]>, TableError> {
         let capacity = u32::try_from(pins.len()).unwrap_or(u32::MAX / 4) * 2 + 64;
         let table = |(worker, flows): (usize, &Arc<FlowTable>)| {

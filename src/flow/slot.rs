@@ -1,23 +1,23 @@
-//! The number of an entry in a flow table.
+//! Number of an entry in a flow table.
 
-/// Set in the slots of IPv6 entries.
+/// Flag bit of the slots of IPv6 entries.
 pub(super) const V6_FLAG: u32 = 1 << 31;
 
-/// An entry of a table: its number, and the family.
+/// An entry of a flow table: its number and its address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot(u32);
 
 impl Slot {
-    /// The slot of no entry.
+    /// A slot that names no entry.
     pub const NOWHERE: Self = Self(!V6_FLAG);
 
-    /// Returns the slot of entry `number` of the family with this flag: 0, or [`V6_FLAG`].
+    /// Returns the slot of entry `number` in the family with this flag: 0, or [`V6_FLAG`].
     #[inline]
     pub(super) const fn new(flag: u32, number: u32) -> Self {
         Self(number | flag)
     }
 
-    /// Number in its family.
+    /// Returns the entry's number in its family.
     #[inline]
     pub(super) const fn number(self) -> u32 {
         self.0 & !V6_FLAG

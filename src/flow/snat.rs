@@ -1,20 +1,23 @@
-//! Bindings: which full-NAT flow has which source address and port. Fixed memory, one line each.
+//! The SNAT table: which flow has which SNAT port (full NAT). Fixed memory, one cache line per
+//! port.
 //!
 //! ```text
 //! slot   isn:32 version:32                   the version is odd while the owner changes the slot
 //!        client:128 vip:128
 //!        client port:16 vip port:16 flags:8 protocol:8               0: free
-//!        backend:16 generation:16 told:32
-//!        way back                             where the client is
+//!        backend:16 generation:16 notified:32
+//!        return hop:64                        next hop towards the client
 //! ```
 //!
-//! The destination of a reply is the number of its slot ([`sources`](super::sources)): nothing is
-//! searched. A slot is written by the worker that owns its port, and read by all, sequence-checked
-//! like entries of a flow table; `notified`, flags and the way back other threads may change.
+//! The destination of a reply yields the number of its slot ([`snat_pool`](super::snat_pool)),
+//! without a search. A slot is written by the worker that owns its port, and read by all,
+//! sequence-checked like the entries of a flow table. Other threads may change `notified`, the
+//! flags and the return hop.
 //!
-//! Each worker hands out its own, the one that was free for the longest time first ([`SnatAllocator`]): with
-//! `n` free ones and `r` new flows a second a port rests for `n / r` seconds before a backend sees it
-//! again. Memory: 64 bytes for each address and port, and 4 more for its place among the free ones.
+//! Each worker allocates its own ports, the least recently freed first ([`SnatAllocator`]): with
+//! `n` free ports and `r` new flows per second a port rests for `n / r` seconds before a backend
+//! sees it again. Memory: 64 bytes for each address and port, and 4 more in the queue of free
+//! ports.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -29,39 +32,40 @@ use crate::units::Ticks;
 use crate::xdp::cpu;
 use crate::xdp::memory::{Arena, Line, Mapping, MappingError, Pages};
 
-/// Memory of each binding, in bytes.
+/// Memory per SNAT port, in bytes.
 pub const BYTES_PER_BINDING: usize = size_of::<Line>() + size_of::<SnatPort>();
 
 const VERSION: u64 = 0xffff_ffff;
-/// In the word of the ports: `isn` says something.
+/// Flag: `isn` is valid.
 const NUMBERED: u64 = 1 << 8;
-/// In the word of the ports: [`SnatFlow::acknowledged`].
+/// Flag: [`SnatFlow::acknowledged`].
 const ACKNOWLEDGED: u64 = 2 << 8;
-/// In the word of the ports: [`SnatFlow::answered`].
+/// Flag: [`SnatFlow::answered`].
 const ANSWERED: u64 = 4 << 8;
-/// In `notified`: it was told. The time is kept to two ticks.
+/// Lowest bit of `notified`: the pin's owner was notified. The time has a resolution of two ticks.
 const TOLD: u64 = 1;
 
-/// Whose a binding is.
+/// The flow that a SNAT port is assigned to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnatFlow {
     /// The flow, from the client's side.
     pub flow: FlowKey,
     /// Its backend.
     pub backend: BackendId,
-    /// Where its client is.
+    /// Next hop towards its client.
     pub return_hop: ReturnHop,
-    /// TCP: the sequence number of the client's SYN, if that was seen.
+    /// TCP: sequence number of the client's SYN, if it was seen.
     pub isn: Option<u32>,
-    /// The backend has answered the client's SYN, where something is put in front of the client's data.
+    /// The backend has answered the client's SYN; recorded if a PROXY protocol header precedes the
+    /// client's data.
     pub answered: bool,
-    /// The backend has acknowledged what was put in front of the client's data.
+    /// The backend has acknowledged the PROXY protocol header.
     pub acknowledged: bool,
 }
 
 impl SnatFlow {
-    /// Where the flow's packets are sent, and so where replies come from, if its backend has this address,
-    /// and this port where ports are rewritten.
+    /// Returns the destination of the flow's packets, which is the source of its replies, for a
+    /// backend at `address`; `port` is set if ports are rewritten.
     #[inline]
     pub fn service(&self, address: Address, port: Option<u16>) -> ListenKey {
         let FlowKey { vip_port, protocol, .. } = self.flow;
@@ -69,20 +73,20 @@ impl SnatFlow {
     }
 }
 
-/// A binding as it was read: whose it is, and what else its slot says.
+/// A SNAT entry as it was read: port, flow, and flags.
 #[derive(Debug, Clone, Copy)]
 pub struct SnatEntry {
-    /// Which it is.
+    /// The SNAT port.
     pub id: SnatPort,
-    /// Whose it is.
+    /// The flow that has the port.
     pub snat_flow: SnatFlow,
     ports: u64,
     names: u64,
 }
 
 impl SnatEntry {
-    /// Whether the flow's pin was told of a reply less than `span` ago, when the flow was in its steady
-    /// state.
+    /// Returns whether the flow's pin was notified of a reply less than `span` ago, in the steady
+    /// state of the flow.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
     pub fn notified_within(&self, span: Ticks, now: Ticks) -> bool {
@@ -90,7 +94,7 @@ impl SnatEntry {
     }
 }
 
-/// All bindings: the half that every thread may read.
+/// All SNAT entries: the half that every thread may read.
 #[derive(Debug)]
 pub struct SnatTable {
     sources: SnatPool,
@@ -99,7 +103,7 @@ pub struct SnatTable {
 }
 
 impl SnatTable {
-    /// Of these sources, all free.
+    /// Creates the entries of these sources, all free.
     ///
     /// # Errors
     /// When there is too little memory.
@@ -108,11 +112,11 @@ impl SnatTable {
         Ok(Self { sources, workers: workers.max(1), slots })
     }
 
-    /// The same sources with nothing but these bindings in use, and memory for those only: to try
-    /// something in. The worker's leases are of one binding of each family, which is free here; there is
-    /// none if all are in use.
+    /// Returns a table of the same sources in which only the ports `used` are in use, with memory
+    /// for those only, in which an explanation is tried out. The worker's allocator has one port of
+    /// each family that is free in `self`, or none if all are in use.
     ///
-    /// Cost: one look at each binding of the worker that is in use before a free one is found.
+    /// Cost: one look at each used port of the worker until a free one is found.
     ///
     /// # Errors
     /// When there is too little memory.
@@ -141,13 +145,13 @@ impl SnatTable {
         &self.sources
     }
 
-    /// The worker that hands a binding out, and has the pin of its flow.
+    /// The worker that allocates a port, and has the pin of its flow.
     #[inline]
     pub fn owner(&self, id: SnatPort) -> u8 {
         owner(id.port(), self.workers)
     }
 
-    /// How many bindings of a family a worker has, free or not.
+    /// Number of ports of a family that a worker has, free or not.
     pub fn share(&self, worker: u8, family: Family) -> usize {
         self.sources.share(worker, self.workers, family)
     }
@@ -157,7 +161,7 @@ impl SnatTable {
         self.slots.get(self.sources.place(id)?)
     }
 
-    /// Asks for the line of a binding.
+    /// Prefetches the line of a SNAT entry.
     #[inline]
     pub fn prefetch(&self, id: SnatPort) {
         if let Some(slot) = self.slot(id) {
@@ -165,7 +169,8 @@ impl SnatTable {
         }
     }
 
-    /// Whose a binding is; `None` if it is free, or changes all the time.
+    /// Returns a consistent copy of an entry; `None` if it is free, or changes during every
+    /// attempt.
     #[inline]
     pub fn read(&self, id: SnatPort) -> Option<SnatEntry> {
         let slot = self.slot(id)?;
@@ -176,7 +181,7 @@ impl SnatTable {
             let before = version.load(Ordering::Acquire);
             // Relaxed: ordered by the version.
             let words = slot.words.each_ref().map(|word| word.load(Ordering::Relaxed));
-            // The loads above are done before the version is looked at again.
+            // The loads above are done before the version is read again.
             fence(Ordering::Acquire);
             if before & 1 == 0 && version.load(Ordering::Relaxed) == before {
                 let [.., ports, names, _] = words;
@@ -187,22 +192,22 @@ impl SnatTable {
         None
     }
 
-    /// Notes that the pin of a binding's flow was told of a reply, in its steady state. Any thread; does
-    /// nothing if the binding has changed hands since `snat_entry` was read.
+    /// Records that the pin of a port's flow was notified of a reply, in its steady state. Any
+    /// thread; does nothing if the entry has another backend or time since `snat_entry` was read.
     pub fn tell(&self, snat_entry: &SnatEntry, now: Ticks) {
         let [_, _, _, _, _, _, Some(names), _] = self.words(snat_entry.id) else { return };
         let new = snat_entry.names & !0xffff_ffff | u64::from(now.0) & !TOLD | TOLD;
-        // A time publishes nothing. A lost race means that somebody else told it.
+        // A time publishes nothing. A lost race means that another thread has notified the pin.
         let _ = names.compare_exchange(snat_entry.names, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Notes that the backend has answered the client's SYN. Any thread; does nothing if the binding has
-    /// another flow's ports since `snat_entry` was read.
+    /// Records that the backend has answered the client's SYN. Any thread; does nothing if the
+    /// entry has another flow's ports, or other flags, since `snat_entry` was read.
     pub fn answer(&self, snat_entry: &SnatEntry) {
         self.mark(snat_entry, ANSWERED);
     }
 
-    /// The same of what was put in front of the client's data: the backend has acknowledged it.
+    /// Records that the backend has acknowledged the PROXY protocol header. Any thread.
     pub fn acknowledge(&self, snat_entry: &SnatEntry) {
         self.mark(snat_entry, ACKNOWLEDGED);
     }
@@ -210,22 +215,22 @@ impl SnatTable {
     fn mark(&self, snat_entry: &SnatEntry, mark: u64) {
         let [_, _, _, _, _, Some(ports), ..] = self.words(snat_entry.id) else { return };
         let new = snat_entry.ports | mark;
-        // A lost race means that somebody else noted it: each mark is wanted after the one before.
+        // A lost race means that another thread set the mark: each mark follows the one before.
         let _ = ports.compare_exchange(snat_entry.ports, new, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Notes where the client's packets come from. Any thread that has just read whose binding it is.
+    /// Records the return hop. Any thread that has just read the entry.
     #[inline]
     pub fn set_return_hop(&self, id: SnatPort, to: ReturnHop) {
         let [.., Some(return_hop)] = self.words(id) else { return };
-        // A way back publishes nothing, and stands for itself. If the binding changes hands just now,
-        // its next owner's first packet sets it right.
+        // A return hop publishes nothing, and is complete in itself. If the port is reassigned at
+        // this moment, the next flow's first packet corrects it.
         if return_hop.load(Ordering::Relaxed) != to.0 {
             return_hop.store(to.0, Ordering::Relaxed);
         }
     }
 
-    /// Where the client of a flow is.
+    /// Returns the next hop towards the client of a flow.
     #[inline]
     pub fn return_hop(&self, flow_state: &FlowState) -> NextHop {
         let snat_entry = flow_state.snat_port().and_then(|id| self.read(id));
@@ -240,7 +245,7 @@ impl SnatTable {
         self.slot(id).map_or([None; 8], |slot| slot.words.each_ref().map(Some))
     }
 
-    /// Writes a slot so that a reader sees all of it or none; its owner only.
+    /// Writes a slot so that a reader sees all of it or none; for its owner only.
     fn store(&self, id: SnatPort, snat_flow: Option<&SnatFlow>) {
         let Some(slot) = self.slot(id) else { return };
         let [version, words @ ..] = &slot.words;
@@ -290,7 +295,7 @@ fn decode(words: &[u64; 8]) -> Option<SnatFlow> {
     Some(SnatFlow { flow, backend, return_hop: ReturnHop(return_hop), isn, answered, acknowledged })
 }
 
-/// A worker's right to hand out its bindings. Methods take the table, which the worker shares.
+/// The free SNAT ports of a worker. Methods take the table, which the worker shares.
 #[derive(Debug)]
 pub struct SnatAllocator {
     v4: VecDeque<SnatPort>,
@@ -298,11 +303,11 @@ pub struct SnatAllocator {
 }
 
 impl SnatAllocator {
-    /// Of a worker's bindings, which must all be free. The secret says which is the first, so that a
-    /// process does not begin with the ports that the one before it began with: backends may
-    /// remember those.
+    /// Takes all ports of a worker, which must be free. The secret determines which port is first,
+    /// so that a process does not start with the ports that its predecessor started with: backends
+    /// may remember those.
     ///
-    /// Cost: one step for each.
+    /// Cost: one step for each port.
     pub fn new(snat_table: &SnatTable, worker: u8, secret: &TableSecret) -> Self {
         let mine = |family| {
             let all = snat_table.sources.of_worker(worker, snat_table.workers, family);
@@ -316,7 +321,7 @@ impl SnatAllocator {
         Self { v4: mine(Family::V4), v6: mine(Family::V6) }
     }
 
-    /// Free ones, of one family.
+    /// Number of free ports of a family.
     pub fn free(&self, family: Family) -> usize {
         match family {
             Family::V4 => self.v4.len(),
@@ -324,7 +329,7 @@ impl SnatAllocator {
         }
     }
 
-    /// Binds the source that was free for the longest time, of one family; `None` if all are in use.
+    /// Assigns the least recently freed port of a family; `None` if all are in use.
     pub fn bind(
         &mut self,
         snat_table: &SnatTable,
@@ -339,18 +344,19 @@ impl SnatAllocator {
         Some(id)
     }
 
-    /// Changes whose a binding is that this worker has given.
+    /// Reassigns a port that this worker allocated.
     pub fn rebind(&self, snat_table: &SnatTable, id: SnatPort, snat_flow: &SnatFlow) {
         snat_table.store(id, Some(snat_flow));
     }
 
-    /// Frees a binding that this worker has given; of which family it is. `None` if it was free.
+    /// Frees a port that this worker allocated; returns its family, or `None` if it was
+    /// free.
     pub fn release(&mut self, snat_table: &SnatTable, id: SnatPort) -> Option<Family> {
         snat_table.read(id)?;
         let (address, _) = snat_table.sources.source(id)?;
         snat_table.store(id, None);
         let family = address.family();
-        // There is room for all: every one of them was in here once.
+        // There is room for all: each of them was in the queue before.
         if family.is_v4() {
             self.v4.push_back(id)
         } else {
@@ -418,8 +424,8 @@ mod tests {
             prop_assert!(snat_table.read(id).is_none());
         }
 
-        /// Any order of taking and giving back, against a queue: nothing is given twice, what was free
-        /// for the longest time comes first, and all can be taken.
+        /// Any order of allocations and releases, against a queue: no port is allocated twice, the
+        /// least recently freed one comes first, and all can be allocated.
         #[test]
         fn leases_are_a_queue(steps in proptest::collection::vec((any::<bool>(), 0..8_usize), 0..200)) {
             let snat_table = snat_table(4, 1);
@@ -474,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_tried_changes_nothing() {
+    fn an_explanation_changes_no_entry() {
         let snat_table = snat_table(4, 1);
         let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
         let used = snat_allocator.bind(&snat_table, Family::V4, &snat_flow(1, false)).unwrap();
@@ -491,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_told_is_known_for_a_while_and_only_of_the_same_flow() {
+    fn a_notification_counts_for_a_while_and_only_for_its_flow() {
         let snat_table = snat_table(4, 1);
         let mut snat_allocator = SnatAllocator::new(&snat_table, 0, &TableSecret::new(1));
         let id = snat_allocator.bind(&snat_table, Family::V4, &snat_flow(1, false)).unwrap();

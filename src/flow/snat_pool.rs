@@ -1,11 +1,11 @@
-//! The source addresses and ports of this box that full-NAT flows get, and how they are numbered.
+//! The local source addresses and ports of full-NAT flows, and their numbers.
 //!
 //! ```text
-//! binding   address:16 port:16      address: its place among the sources, IPv4 first
+//! SnatPort   address:16 port:16      address: index among the pool's addresses, IPv4 first
 //! ```
 //!
-//! So a binding is turned into its address and port, and a reply's destination into its binding,
-//! without a search. A port is its owner's: worker `port % workers`.
+//! A SNAT port is converted to its address and port, and a reply's destination to its SNAT port,
+//! without a search. Worker `port % workers` owns a port.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,15 +15,15 @@ use hashbrown::HashMap;
 
 use crate::net::{Address, Family};
 
-/// Most source addresses. With all ports of each, their bindings take 1.1 GiB.
+/// Maximum number of source addresses. With all ports of each, their entries take 1.1 GiB.
 pub const MAX_SOURCES: usize = 256;
 
-/// A source address and port, by number: what a full-NAT flow is known by to its backend.
+/// A source address and port, by number: identifies a full-NAT flow to its backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SnatPort(pub(super) u32);
 
 impl SnatPort {
-    /// The port.
+    /// Returns the port.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
     pub const fn port(self) -> u16 {
@@ -41,17 +41,17 @@ impl SnatPort {
 pub struct SnatPool {
     /// IPv4 first.
     addresses: Vec<Address>,
-    /// How many are IPv4.
+    /// Number of IPv4 addresses.
     v4: usize,
     by_address: HashMap<Address, u16>,
     first: u16,
-    /// Ports of each address.
+    /// Number of ports of each address.
     ports: usize,
 }
 
 impl SnatPool {
-    /// Of these addresses, [`MAX_SOURCES`] at most (more are left out), and these ports of each; without
-    /// port 0.
+    /// Creates a pool of these addresses, [`MAX_SOURCES`] at most (more are left out), and these
+    /// ports of each, without port 0.
     pub fn new(addresses: impl IntoIterator<Item = IpAddr>, ports: &RangeInclusive<u16>) -> Self {
         // IPv4 comes before IPv6.
         let sorted: BTreeSet<IpAddr> = addresses.into_iter().collect();
@@ -67,7 +67,7 @@ impl SnatPool {
         }
     }
 
-    /// Whether there is none.
+    /// Returns whether the pool is empty.
     #[inline]
     pub const fn is_empty(&self) -> bool {
         self.addresses.is_empty() || self.ports == 0
@@ -84,13 +84,13 @@ impl SnatPool {
         (self.first, self.first.saturating_add(more))
     }
 
-    /// Whether one of the addresses is this one.
+    /// Returns whether `address` is in the pool.
     #[inline]
     pub fn has(&self, address: Address) -> bool {
         !self.is_empty() && self.by_address.contains_key(&address)
     }
 
-    /// The binding of an address and port, if it is one.
+    /// Returns the SNAT port of an address and port, if they are in the pool.
     #[inline]
     pub fn find(&self, address: Address, port: u16) -> Option<SnatPort> {
         if self.is_empty() || usize::from(port.checked_sub(self.first)?) >= self.ports {
@@ -100,25 +100,26 @@ impl SnatPool {
         Some(SnatPort(u32::from(*number) << 16 | u32::from(port)))
     }
 
-    /// Address and port of a binding.
+    /// Returns address and port of a SNAT port.
     #[inline]
     pub fn source(&self, id: SnatPort) -> Option<(Address, u16)> {
         Some((*self.addresses.get(id.address())?, id.port()))
     }
 
-    /// Place of a binding among all, below [`SnatPool::len`].
+    /// Returns the index of a SNAT port among all, below [`SnatPool::len`].
     #[inline]
     pub(super) fn place(&self, id: SnatPort) -> Option<usize> {
         let port = usize::from(id.port().checked_sub(self.first)?);
         (port < self.ports).then_some(id.address() * self.ports + port)
     }
 
-    /// How many bindings there are.
+    /// Number of SNAT ports.
     pub const fn len(&self) -> usize {
         self.addresses.len() * self.ports
     }
 
-    /// Those of one family, as an operator would say it: `10.0.0.48 and 3 more, ports 1024-65535`.
+    /// Describes the sources of one family for an operator: `10.0.0.48 and 3 more, ports
+    /// 1024-65535`.
     pub fn describe(&self, family: Family) -> String {
         let (of_v4, of_v6) = self.addresses.split_at(self.v4);
         let Some((one, rest)) = (if family.is_v4() { of_v4 } else { of_v6 }).split_first() else {
@@ -132,13 +133,13 @@ impl SnatPool {
         format!("{one}{more}, ports {first}-{last}")
     }
 
-    /// How many of them a worker has, of one family.
+    /// Number of SNAT ports of one family that a worker has.
     pub fn share(&self, worker: u8, workers: u8, family: Family) -> usize {
         self.of_worker(worker, workers, family).count()
     }
 
-    /// The bindings of a worker, of one family: port by port, so that those which follow each other are
-    /// of different addresses.
+    /// Returns a worker's SNAT ports of one family: port by port, so that consecutive ones have
+    /// different addresses.
     pub(super) fn of_worker(
         &self,
         worker: u8,
@@ -157,10 +158,10 @@ impl SnatPool {
     }
 }
 
-/// The worker that has a port.
+/// Returns the worker that owns a port.
 #[inline]
 pub(super) fn owner(port: u16, workers: u8) -> u8 {
-    // The rest of a division by a `u8` is one.
+    // The remainder of a division by a `u8` is one.
     u8::try_from(port % u16::from(workers.max(1))).unwrap_or_default()
 }
 
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_source_has_no_binding() {
+    fn addresses_and_ports_outside_the_pool_have_no_snat_port() {
         let sources = sources(1024..=1100);
         let v4 = Address::from_v4([198, 18, 9, 1]);
         for (address, port) in [(v4, 1023), (v4, 1101), (v4, 0), (Address::default(), 1024)] {

@@ -4,29 +4,31 @@
 //!  hash of the tuple
 //!    | high bits                        low 16 bits = tag, never 0
 //!    v
-//!  bucket lines (64 bytes each)                     entries (IPv4 32 bytes, IPv6 64 bytes)
-//!  +----------------------------------------+       +---------------------------------+
-//!  | 8 x tag:16 | 8 x entry number:32 | -:128|  -->  | hop  addresses(1, 4) tail place |
-//!  +----------------------------------------+       +---------------------------------+
-//!    a flow is in one of two buckets:                 hop    = MAC:48 nic:4 vlan:12
-//!    b1 = high bits, b2 = mix(tag) - b1 (mod n)       tail   = client port:16 vip port:16 state:8
-//!                                                              owner:8 stamp:8 protocol:8
-//!                                                     place  = backend:16 generation:16 last seen:32
-//!                                                   births (8 bytes), beside the entries
-//!                                                     birth  = created:32 vip:16 rule:4
-//!                                                              version:12
+//!  bucket lines (64 bytes each)                   entries (IPv4 32 bytes, IPv6 64 bytes)
+//!  +------------------------------------------+     +------------------------------------------+
+//!  | 8 x tag:16 | 8 x entry number:32 | -:128 | --> | hop  addresses(1, 4)  tail  backend_word |
+//!  +------------------------------------------+     +------------------------------------------+
+//!    a flow is in one of two buckets:             hop          = MAC:48 nic:4 vlan:12
+//!    b1 = high bits, b2 = mix(tag) - b1 (mod n)   tail         = client port:16 vip port:16
+//!                                                                state:8 owner:8 stamp:8
+//!                                                                protocol:8
+//!                                                 backend_word = backend:16 generation:16
+//!                                                                last seen:32
+//!                                               creations (8 bytes each), in a separate array
+//!                                                 created      = created:32 vip:16 rule:4
+//!                                                                version:12
 //! ```
 //!
 //! A look-up touches one bucket line and one entry line (two bucket lines for the flows that did
-//! not fit into their first). Every word is an atomic: plain loads and stores on x86-64 and aarch64,
-//! and no data race. Entries are sequence-checked by the `version` in `created`: odd while the writer
-//! changes the entry. Other threads may read everything, and write three things only: `hop`,
-//! `last seen` and bits of `state`, by compare-and-swap against what they have read.
+//! not fit into their first). Every word is an atomic: plain loads and stores on x86-64 and
+//! aarch64, and no data race. Entries are sequence-checked by the `version` in `created`: odd while
+//! the writer changes the entry. Other threads may read everything, and write three things only:
+//! `hop`, `last seen` and bits of `state`, by compare-and-swap against the values they have read.
 //!
-//! Memory: 49.4 bytes for an IPv4 flow and 81.4 for an IPv6 flow (8 places a bucket, filled to
+//! Memory: 49.4 bytes for an IPv4 flow and 81.4 for an IPv6 flow (8 slots per bucket, filled to
 //! 85 %). Each family has room for all flows that the table is made for; a family takes memory when
-//! it is first wanted ([`FlowTable::populate`]). The table lies in a memfd ([`layout`](super::layout)),
-//! which a later process may take over ([`FlowTable::attach`]).
+//! it is first needed ([`FlowTable::populate`]). The table lies in a memfd
+//! ([`layout`](super::layout)), which a later process may take over ([`FlowTable::attach`]).
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -41,7 +43,7 @@ use crate::net::{HashedKey, NextHop, TableSecret, Tuple};
 use crate::units::Ticks;
 use crate::xdp::memory::{Arena, Pages};
 
-/// Address families that flows are of.
+/// A set of address families.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Families {
     /// IPv4.
@@ -51,11 +53,11 @@ pub struct Families {
 }
 
 impl Families {
-    /// Both.
+    /// Both families.
     pub const BOTH: Self = Self { v4: true, v6: true };
 }
 
-/// The shared half of a flow table: what every thread may read.
+/// The shared half of a flow table, which every thread may read.
 #[derive(Debug)]
 pub struct FlowTable {
     secret: TableSecret,
@@ -84,13 +86,13 @@ impl FlowTable {
         on(Pages::Pool).or_else(|_: TableError| on(Pages::Ordinary))
     }
 
-    /// Maps the table in `file`, which [`FlowTable::file`] gave out in another process, to be read, and
-    /// to be written once that process is gone ([`FlowWriter::take_over`](super::writer::FlowWriter)).
-    /// Its pins name VIPs, backends and workers of that process: those must be handed over as well.
-    ///
+    /// Maps the table in `file`, which [`FlowTable::file`] returned in another process, for
+    /// reading, and for writing once that process is gone
+    /// ([`FlowWriter::take_over`](super::writer::FlowWriter::take_over)). Its pins name VIPs,
+    /// backends and workers of that process: those must be handed over as well.
     ///
     /// # Errors
-    /// [`TableError`] when it is not a table, or of another version, size or boot.
+    /// [`TableError`] when the file is not a table, or of another version, size or boot.
     pub fn attach(file: OwnedFd) -> Result<Self, TableError> {
         let arena = Arena::of_file(file)?;
         let (header, capacity, seed) = Header::check(&arena)?;
@@ -125,45 +127,46 @@ impl FlowTable {
         Ok(())
     }
 
-    /// The file that the table lies in, to be given to a later process.
+    /// The file of the table, for a later process.
     pub fn file(&self) -> BorrowedFd<'_> {
         self.arena.file()
     }
 
-    /// Flows of each family that it has room for.
+    /// Number of flows of each family that the table has room for.
     pub fn capacity(&self) -> u32 {
         self.v4.capacity()
     }
 
-    /// Positions that [`FlowTable::pin_at`] knows: those of both families.
+    /// Number of positions of [`FlowTable::pin_at`]: those of both families.
     pub fn positions(&self) -> u32 {
         self.capacity() * 2
     }
 
-    /// Bytes of memory that `families` take.
+    /// Memory of `families`, in bytes.
     pub fn memory(&self, families: Families) -> usize {
         let v4 = if families.v4 { self.v4.bytes() } else { 0 };
         v4 + if families.v6 { self.v6.bytes() } else { 0 }
     }
 
-    /// The secret of this table's hashes.
+    /// The secret of the table's hashes.
     #[inline]
     pub fn secret(&self) -> &TableSecret {
         &self.secret
     }
 
-    /// What look-ups in the writer's thread need: to be taken once per batch.
+    /// Returns the view that look-ups of the writer's thread use: to be taken once per batch.
     #[inline(always)]
     pub fn view(&self) -> FlowView<'_> {
         FlowView { v4: self.v4.view(), v6: self.v6.view() }
     }
 
-    /// A consistent copy of an entry; `None` if it is free, or changes all the time.
+    /// Returns a consistent copy of an entry; `None` if it is free, or changes during every
+    /// attempt.
     pub fn read(&self, slot: Slot) -> Option<ConntrackEntry> {
         if slot.is_v6() { self.v6.read(slot.number()) } else { self.v4.read(slot.number()) }
     }
 
-    /// The entry of a key, for threads other than the writer's.
+    /// Returns the entry of a key, for threads other than the writer's.
     pub fn lookup(&self, key: &HashedKey) -> Option<(Slot, Pin)> {
         match &key.tuple {
             Tuple::V4(words) => self.v4.lookup(words, key.hash),
@@ -171,7 +174,7 @@ impl FlowTable {
         }
     }
 
-    /// The pin (no alias) at a position (`0..positions()`), if one is there.
+    /// Returns the pin (not a remote entry) at a position (`0..positions()`), if there is one.
     pub fn pin_at(&self, position: u32) -> Option<ConntrackEntry> {
         let entry = match position.checked_sub(self.capacity()) {
             None => self.v4.read_used(position),
@@ -180,8 +183,8 @@ impl FlowTable {
         entry.filter(|entry| !entry.pin.flow_state.state().has(State::REMOTE))
     }
 
-    /// Notes that a packet of the flow that `flow_state` was read of came at `now`. Any thread; does
-    /// nothing if the entry has changed hands since.
+    /// Records that a packet of the flow came at `now`. Any thread; does nothing if the entry was
+    /// reused since `flow_state` was read from `slot`.
     pub fn touch(&self, slot: Slot, flow_state: &FlowState, now: Ticks) {
         if slot.is_v6() {
             self.v6.touch(slot.number(), flow_state, now);
@@ -190,8 +193,8 @@ impl FlowTable {
         }
     }
 
-    /// Changes where the client's packets come from. Any thread; does nothing if the entry has
-    /// changed hands since `flow_state` was read from `slot`.
+    /// Changes the return hop. Any thread; does nothing if the entry was reused since `flow_state`
+    /// was read from `slot`.
     pub fn change_hop(&self, slot: Slot, flow_state: &FlowState, hop: &NextHop) {
         if slot.is_v6() {
             self.v6.change_hop(slot.number(), flow_state, hop);
@@ -200,8 +203,8 @@ impl FlowTable {
         }
     }
 
-    /// Sets and clears bits of the flow's state. Any thread; does nothing if the entry has changed
-    /// hands since `flow_state` was read from `slot`.
+    /// Sets and clears bits of the flow's state. Any thread; does nothing if the entry was reused
+    /// since `flow_state` was read from `slot`.
     pub fn change_state(
         &self,
         slot: Slot,
@@ -228,7 +231,7 @@ pub struct FlowView<'t> {
 }
 
 impl<'t> FlowView<'t> {
-    /// First stage of a batched look-up: asks for the bucket line.
+    /// First stage of a batched look-up: prefetches the bucket line.
     #[inline(always)]
     pub fn prefetch_bucket(&self, key: &HashedKey) {
         match key.tuple {
@@ -237,9 +240,9 @@ impl<'t> FlowView<'t> {
         }
     }
 
-    /// Second stage: asks for the entry line, if the first bucket has the tag, and says where that
-    /// is, which [`FlowView::find_at`] takes as a hint. If it has not, asks for the other bucket's
-    /// line, for [`FlowView::prefetch_entry_elsewhere`].
+    /// Second stage: prefetches the entry line, if the first bucket has the tag, and returns the
+    /// entry's slot, a hint for [`FlowView::find_at`]. Else prefetches the other bucket's line, for
+    /// [`FlowView::prefetch_entry_elsewhere`].
     #[inline(always)]
     pub fn prefetch_entry(&self, key: &HashedKey) -> Option<Slot> {
         match key.tuple {
@@ -248,7 +251,8 @@ impl<'t> FlowView<'t> {
         }
     }
 
-    /// Third stage, for those that the second did not find: the same in the other bucket.
+    /// Third stage, if the second returned no slot: prefetches the entry line from the other
+    /// bucket.
     #[inline]
     pub fn prefetch_entry_elsewhere(&self, key: &HashedKey) -> Option<Slot> {
         match key.tuple {
@@ -257,7 +261,7 @@ impl<'t> FlowView<'t> {
         }
     }
 
-    /// The entry of a key, and what it says, if it is the one at `hint`; for the writer's thread.
+    /// Returns the entry of a key, if it is the one at `hint`; for the writer's thread.
     #[inline(always)]
     pub fn at(&self, key: &HashedKey, hint: Slot) -> Option<Hit<'t>> {
         match &key.tuple {
@@ -266,8 +270,8 @@ impl<'t> FlowView<'t> {
         }
     }
 
-    /// The entry of a key, and what it says, for the writer's thread: others use
-    /// [`FlowTable::lookup`]. [`Slot::NOWHERE`] is a hint, too.
+    /// Returns the entry of a key, for the writer's thread: others use [`FlowTable::lookup`].
+    /// [`Slot::NOWHERE`] is a valid hint.
     #[inline]
     pub fn find_at(&self, key: &HashedKey, hint: Slot) -> Option<Hit<'t>> {
         match &key.tuple {

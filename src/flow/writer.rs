@@ -12,56 +12,55 @@ use super::table::{FlowTable, Slot};
 use crate::net::{HashedKey, Protocol, TAIL, TableSecret, Tuple};
 use crate::xdp::memory::Line;
 
-/// Flows that may have to move, one after the other, before a new one has a place. At the load
-/// that tables are made for this is enough
-/// (test `filling_emptying_and_filling_again_reaches_the_full_capacity`).
+/// Maximum number of flows that are moved, one after the other, to make room for a new one. At the
+/// load that tables are made for this is enough (test
+/// `filling_emptying_and_filling_again_reaches_the_full_capacity`).
 const MOVES: u32 = 2;
 
-/// Entries that the sweep removes together, so that their bucket lines are on their way while it
-/// goes on looking.
+/// Entries that the sweep removes together: their bucket lines are prefetched while it goes on.
 const TOGETHER: usize = 16;
 
 /// The writing half of a flow table. One per table.
 #[derive(Debug)]
 pub struct FlowWriter {
     table: Arc<FlowTable>,
-    /// Its name in the header.
+    /// ID of the writer in the header.
     owner: u64,
     v4: Free,
     v6: Free,
-    /// Next entry that [`FlowWriter::sweep`] looks at: those of IPv4, then those of IPv6.
+    /// Next entry that [`FlowWriter::sweep`] visits: those of IPv4, then those of IPv6.
     hand: u32,
 }
 
-/// Which entries of one family are free.
+/// Free entries of one family.
 #[derive(Debug, Default)]
 struct Free {
     /// First of the entries that were freed; they are chained through their `link` word.
     first: Option<u32>,
     /// Entries from here on were never used.
     unused: u32,
-    /// Entries in use.
+    /// Number of entries in use.
     used: u32,
 }
 
-/// What is to become of an entry that [`FlowWriter::sweep`] shows.
+/// Decision on an entry that [`FlowWriter::sweep`] visits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It stays.
+    /// Keeps the entry.
     Keep,
-    /// It goes.
+    /// Removes the entry.
     Remove,
-    /// It is to be shown again, first of all, by the next sweep: there is something to do for it, and
-    /// no room to do that now.
+    /// Stops the sweep; the next one visits this entry first. For an entry that needs work for
+    /// which there is no room now.
     Later,
 }
 
-/// The table has no room for another flow.
+/// Error: the table has no room for another flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
 impl FlowWriter {
-    /// Takes the writing half of a table, with all its flows; `None` while somebody else has it.
+    /// Takes the writing half of a table, with all its flows; `None` while another writer has it.
     ///
     /// Cost: one look at every bucket and entry that was ever used.
     pub fn new(table: Arc<FlowTable>) -> Option<Self> {
@@ -69,8 +68,8 @@ impl FlowWriter {
         table.header.take_writer(owner).then(|| Self::adopt(table, owner))
     }
 
-    /// As [`FlowWriter::new`], from a writer that the caller knows to be gone, killed perhaps in the
-    /// middle of something: what it left half written is removed.
+    /// Takes the writing half from a writer that the caller knows to be gone, perhaps killed in the
+    /// middle of a change: half-written entries are removed. Otherwise as [`FlowWriter::new`].
     pub fn take_over(table: Arc<FlowTable>) -> Self {
         let owner = new_owner();
         table.header.seize_writer(owner);
@@ -89,28 +88,28 @@ impl FlowWriter {
         &self.table
     }
 
-    /// Entries in use.
+    /// Number of entries in use.
     pub fn len(&self) -> u32 {
         self.v4.used + self.v6.used
     }
 
-    /// Whether no entry is in use.
+    /// Returns whether no entry is in use.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Entries of the key's family that are in use.
+    /// Number of entries of the key's family that are in use.
     pub fn used(&self, key: &HashedKey) -> u32 {
         if key.tuple.is_v4() { self.v4.used } else { self.v6.used }
     }
 
-    /// Entries that were ever in use: as far as [`FlowWriter::sweep`] goes.
+    /// Number of entries that were ever used: the range of [`FlowWriter::sweep`].
     #[inline]
     pub fn span(&self) -> u32 {
         self.v4.unused + self.v6.unused
     }
 
-    /// Adds an entry whose key is not in the table yet (the caller has looked).
+    /// Adds an entry. The caller has checked that its key is not in the table yet.
     ///
     /// # Errors
     /// [`Full`] when no entry is free, or the flow's two buckets and all that could make room in
@@ -122,8 +121,8 @@ impl FlowWriter {
         }
     }
 
-    /// Overwrites what an entry says. Other threads' changes since it was read are lost: for
-    /// aliases, which they do not change.
+    /// Overwrites an entry. Changes that other threads made since it was read are lost: for remote
+    /// entries, which they do not change.
     pub fn update(&self, slot: Slot, key: &HashedKey, pin: &Pin) {
         match &key.tuple {
             Tuple::V4(words) => store(&self.table.v4, slot.number(), Some((words, pin))),
@@ -131,7 +130,7 @@ impl FlowWriter {
         }
     }
 
-    /// Removes an entry; returns what it said.
+    /// Removes an entry; returns its contents.
     pub fn remove(&mut self, slot: Slot) -> Option<Pin> {
         let secret = self.table.secret();
         if slot.is_v6() {
@@ -141,11 +140,11 @@ impl FlowWriter {
         }
     }
 
-    /// Shows the next `count` entries to `look`, each with a way to get its tuple, and removes those
-    /// that it does not want, at most `removals` of them, each of which it shows to `removed`; returns
-    /// how many it has shown.
+    /// Visits the next `count` entries, and removes those for which `look` decides so, at most
+    /// `removals`. `look` gets each entry with a function that returns its tuple; `removed` gets
+    /// each removed entry. Returns the number of visited entries.
     ///
-    /// A clock hand: it goes around the table without end. Cost: one entry after the other, read in
+    /// A clock hand: goes around the table without end. Cost: one entry after the other, read in
     /// order.
     pub fn sweep(
         &mut self,
@@ -172,7 +171,7 @@ impl FlowWriter {
                 }
             };
             if passed == 0 {
-                // Stopped at once, or an empty table: there is nothing to show.
+                // Stopped at once, or an empty table: there is nothing to visit.
                 return if left == 0 { shown } else { count };
             }
             self.hand += passed;
@@ -188,7 +187,7 @@ impl Drop for FlowWriter {
     }
 }
 
-/// A name that no other writer on this machine has: process and number.
+/// Returns an ID that no other writer on this machine has: process and number.
 fn new_owner() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     // Relaxed: only the number itself matters.
@@ -196,8 +195,9 @@ fn new_owner() -> u64 {
 }
 
 impl Free {
-    /// Finds out what is in use in a table that an earlier writer left, and removes what it left half
-    /// done: names of entries that are not there (or there twice), and entries that nobody names.
+    /// Collects the entries in use of a table that an earlier writer left, and removes its
+    /// half-done changes: slots that name an entry that is missing or named twice, and entries that
+    /// no slot names.
     fn adopt<F: Family>(table: &FamilyTable<F>, secret: &TableSecret) -> Self {
         let mut free = Self { unused: table.ever_used(), ..Self::default() };
         if free.unused == 0 {
@@ -223,7 +223,8 @@ impl Free {
         free
     }
 
-    /// Which place names an entry, if it is whole: in use, and not in the middle of a change.
+    /// Returns the bucket and slot that name an entry, if it is whole: in use, and not half
+    /// written.
     fn whole<F: Family>(
         table: &FamilyTable<F>,
         secret: &TableSecret,
@@ -284,7 +285,7 @@ impl Free {
         Some(pin)
     }
 
-    /// As [`FlowWriter::sweep`], up to the end of this family.
+    /// Sweeps as [`FlowWriter::sweep`] does, up to the end of this family.
     #[expect(clippy::too_many_arguments, reason = "the parts of one call, taken apart by family")]
     fn sweep<F: Family>(
         &mut self,
@@ -301,7 +302,7 @@ impl Free {
         let mut passed = end.saturating_sub(from);
         for number in from..end {
             let Some(entry) = table.entry(number) else { break };
-            // Relaxed: nobody else writes what is looked at here, but times and states.
+            // Relaxed: other threads write only times and states of the entry.
             let tail = F::common(entry).tail.load(Ordering::Relaxed);
             let Some(protocol) = protocol_of(tail) else { continue };
             let verdict =
@@ -339,12 +340,12 @@ impl Free {
         }
     }
 
-    /// The entry that the next flow gets.
+    /// Returns the entry that the next flow gets.
     fn next<F: Family>(&self, table: &FamilyTable<F>) -> Option<u32> {
         self.first.or_else(|| (self.unused < table.capacity()).then_some(self.unused))
     }
 
-    /// Takes the entry that [`Free::next`] has given.
+    /// Takes the entry that [`Free::next`] has returned.
     fn take<F: Family>(&mut self, table: &FamilyTable<F>, number: u32) {
         if self.first != Some(number) {
             self.unused += 1;
@@ -355,7 +356,7 @@ impl Free {
         self.first = u32::try_from(link).ok().and_then(|link| link.checked_sub(1));
     }
 
-    /// Puts a cleared entry in front of the free ones.
+    /// Puts a cleared entry at the head of the free entries.
     fn chain<F: Family>(&mut self, entry: &F::Entry, number: u32) {
         let next = self.first.map_or(0, |next| u64::from(next) + 1);
         // Relaxed: only the writer reads it.
@@ -364,7 +365,7 @@ impl Free {
     }
 }
 
-/// The protocol of an entry by its tail word; `None` if it is free.
+/// Returns the protocol of an entry from its tail word; `None` if it is free.
 #[inline]
 fn protocol_of(tail: u64) -> Option<Protocol> {
     const ANY: u8 = Protocol::Any as u8;
@@ -380,8 +381,8 @@ fn free_slot<F: Family>(table: &FamilyTable<F>, bucket: usize) -> Option<(&Line,
     bucket::free_slot(line).map(|slot| (line, slot))
 }
 
-/// Frees a place in a full bucket: moves one of its flows to that flow's other bucket, where
-/// up to `depth` more flows may have to make room in turn (cuckoo hashing).
+/// Frees a slot in a full bucket: moves one of its flows to that flow's other bucket, where up to
+/// `depth` more flows may have to be moved in turn (cuckoo hashing).
 #[cold]
 fn make_slot<F: Family>(table: &FamilyTable<F>, bucket: usize, depth: u32) -> Option<(&Line, u32)> {
     let line = table.buckets.get(bucket)?;
@@ -391,12 +392,12 @@ fn make_slot<F: Family>(table: &FamilyTable<F>, bucket: usize, depth: u32) -> Op
         let target = free_slot(table, other)
             .or_else(|| depth.checked_sub(1).and_then(|depth| make_slot(table, other, depth)));
         let Some((target, free)) = target else { continue };
-        // Making room may have come around to this very bucket.
+        // The moves may have come around to this bucket.
         if other == bucket || bucket::content(line, slot) != (tag, number) {
             return free_slot(table, bucket);
         }
-        // In the new place first: a reader may see it twice, and misses it only if it moves against
-        // the reader's own way (see `FamilyTable::lookup`).
+        // The new slot is filled first: a reader may see the flow twice, and misses it only if it
+        // moves against the reader's order (see `FamilyTable::lookup`).
         bucket::set_slot(target, free, tag, number);
         bucket::free(line, slot);
         return Some((line, slot));
@@ -404,8 +405,8 @@ fn make_slot<F: Family>(table: &FamilyTable<F>, bucket: usize, depth: u32) -> Op
     None
 }
 
-/// Writes all of an entry (nothing: it becomes free) so that a reader sees all of it or none, with a
-/// new stamp, so that a change in another thread's hands misses the new contents.
+/// Writes all of an entry (`None` frees it) so that a reader sees all of it or none, with a new
+/// stamp, so that another thread's pending change does not apply to the new contents.
 fn store<F: Family>(table: &FamilyTable<F>, number: u32, contents: Option<(&F::Words, &Pin)>) {
     let (Some(entry), Some(created)) = (table.entry(number), table.creations.get(number as usize))
     else {
@@ -413,8 +414,8 @@ fn store<F: Family>(table: &FamilyTable<F>, number: u32, contents: Option<(&F::W
     };
     let old = created.load(Ordering::Relaxed);
     created.store(old | 1, Ordering::Relaxed);
-    // The odd version is visible before any word that is written below: pairs with the acquire fence
-    // of `FamilyTable::read`.
+    // The odd version is visible before any word that is written below: pairs with the acquire
+    // fence of `FamilyTable::read`.
     fence(Ordering::Release);
     let version = ((old | 1) + 1) & entry::VERSION;
     let Common { hop, tail, backend_word } = F::common(entry);
@@ -504,7 +505,7 @@ mod tests {
             self.table.read(slot).map(|entry| entry.pin)
         }
 
-        /// Removes all that `keep` does not want.
+        /// Removes all entries that `keep` does not accept.
         fn purge(&mut self, keep: impl Fn(&FlowState) -> bool) -> u32 {
             let before = self.len();
             let all = self.span();
@@ -576,7 +577,7 @@ mod tests {
         }
     }
 
-    /// The clock hand comes by every entry once in a round, in whatever steps, and both families.
+    /// The clock hand visits every entry once per round, in steps of any size, in both families.
     #[test]
     fn a_sweep_is_bounded_and_shows_every_entry_once_in_a_round() {
         let mut writer = table(100);
@@ -618,8 +619,8 @@ mod tests {
         assert_eq!((shown, removed.len(), writer.len()), (10, 10, 90), "removals are bounded");
     }
 
-    /// A later process takes the table over from its file: every flow is there, what was half written
-    /// when the earlier one died is not, and no place is lost.
+    /// A later process takes the table over from its file: every flow is there, except those that
+    /// were half written when the earlier process died, and no slot is lost.
     #[test]
     fn a_table_is_taken_over_from_its_file() {
         let mut writer = table(1000);
@@ -634,7 +635,7 @@ mod tests {
         // As if the process had died: in the middle of writing one entry, ...
         let torn = writer.find(1).unwrap().number();
         writer.table.v6.creations[torn as usize].fetch_or(1, Ordering::Relaxed);
-        // ... between clearing a place and its entry, and between an entry and its place, ...
+        // ... between clearing a slot and its entry, and between an entry and its slot, ...
         for (number, clear_slot) in [(2, true), (4, false)] {
             let hashed = writer.hashed(number);
             let Tuple::V4(words) = hashed.tuple else { unreachable!() };
@@ -675,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_relieved_does_not_give_back_what_is_not_his() {
+    fn a_replaced_writer_does_not_release_the_table() {
         let first = table(8);
         let shared = Arc::clone(&first.table);
         let second = FlowWriter::take_over(Arc::clone(&shared));
@@ -686,7 +687,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_table_of_ours_is_refused_with_a_reason() {
+    fn other_files_are_refused_with_a_reason() {
         let change = |word: usize, value: u64| {
             let writer = table(8);
             let file = writer.table.file().try_clone_to_owned().unwrap();
@@ -707,7 +708,7 @@ mod tests {
         assert!(FlowTable::attach(empty.into()).is_err());
     }
 
-    /// A family takes no memory before it is wanted.
+    /// A family takes no memory before it is needed.
     #[test]
     fn memory_is_that_of_the_families_that_are_wanted() {
         let v4 = Families { v4: true, v6: false };
@@ -843,7 +844,8 @@ mod tests {
         }
     }
 
-    /// The same over millions of operations, in a table that is nearly always full.
+    /// Like `behaves_like_a_map`, over millions of operations, in a table that is nearly always
+    /// full.
     #[test]
     fn behaves_like_a_map_over_millions_of_operations() {
         const FLOWS: u32 = 20_000;
@@ -860,7 +862,7 @@ mod tests {
         };
         let mut refused = 0;
         for step in 0..2_000_000_u32 {
-            // 1.2 flows want each entry.
+            // 1.2 flows compete for each entry.
             let number = next(FLOWS / 5 * 6);
             let backend = u16::try_from(next(50)).unwrap();
             match (writer.find(number), next(10)) {

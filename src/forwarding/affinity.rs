@@ -1,4 +1,4 @@
-//! Affinity: which flows belong together, and so go to one backend.
+//! Affinity: groups flows that go to one backend.
 //!
 //! The affinity key of a flow is hashed with the configuration's secret, so that every box with the
 //! same configuration gets the same value. Keys of a client hold neither port nor VIP: a client has
@@ -9,7 +9,7 @@
 //! client           client address                 part 1
 //! client_prefix    client address, masked         part 1
 //! client_ports     client address                 part 2^bits | port / (65536 / 2^bits)
-//! a split source   its (masked) address           part 2^n | which of 2^n shares of its ports
+//! a split source   client address (or masked)     part 2^n | share of its ports, of 2^n
 //! ```
 
 use siphasher::sip::SipHasher13;
@@ -18,48 +18,49 @@ use std::fmt;
 use super::Secret;
 use crate::net::{Address, FlowKey};
 
-/// Most bits by which the ports of a split source are told apart: blocks of [`BLOCK`] ports.
+/// Maximum number of bits that divide the ports of a split source: blocks of [`BLOCK`] ports.
 pub const MAX_SPLIT: u8 = 10;
 
-/// Ports that always stay together in a split. Large gateways give each subscriber a block of
-/// ports (RFC 7422), which so keeps its backend.
+/// Ports in a block, which a split keeps together. Large gateways assign each subscriber a block of
+/// ports (RFC 7422), so the flows of a subscriber keep one backend.
 const BLOCK: u16 = 1 << (16 - MAX_SPLIT as u16);
 
-/// What decides which flows belong together.
+/// Flow attributes that form the affinity key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Affinity {
-    /// Nothing: every flow for itself.
+    /// The five-tuple: every flow is on its own.
     Flow,
     /// The client's address.
     Client,
-    /// The network of the client.
+    /// The client's network.
     ClientPrefix {
-        /// Bits of an IPv4 address that count, 0..=32.
+        /// Prefix length for IPv4, 0..=32.
         v4: u8,
-        /// Bits of an IPv6 address that count, 0..=128.
+        /// Prefix length for IPv6, 0..=128.
         v6: u8,
     },
-    /// The client's address and the range that its port is in: 2^`bits` ranges of one size.
+    /// The client's address and the range of its port: 2^`bits` ranges of equal size.
     ClientPorts {
-        /// 1..=15.
+        /// Base-2 logarithm of the number of ranges, 1..=15.
         bits: u8,
     },
-    /// The connection id of QUIC packets that have one of a server, else as [`Affinity::Flow`].
+    /// The QUIC connection id, in packets that carry one issued by a server; else like
+    /// [`Affinity::Flow`].
     QuicCid,
 }
 
-/// Whom a sticky mapping, and a client's affinity, are about.
+/// Client identity used for affinity and sticky look-ups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientKey {
-    /// The client's address, or its network's.
+    /// Address of the client, or of its network.
     pub client: Address,
-    /// Which part of its ports, numbered as in a heap: 1 is all of them, 2 and 3 the halves, and so
-    /// on.
+    /// Part of the client's ports, numbered as in a binary heap: 1 is all ports, 2 and 3 are the
+    /// halves, and so on.
     pub part: u16,
 }
 
 impl Affinity {
-    /// Whom the sender of a flow counts as.
+    /// Client identity of a flow.
     pub fn client_key(self, key: &FlowKey, splits: &Splits) -> ClientKey {
         let client = match self {
             Self::ClientPrefix { v4, v6 } => mask(key.client, v4, v6),
@@ -72,7 +73,7 @@ impl Affinity {
         ClientKey { client, part }
     }
 
-    /// The affinity hash of a flow: SipHash-1-3 of its affinity key, words in network byte order.
+    /// Affinity hash of a flow: SipHash-1-3 of its affinity key, words in network byte order.
     pub fn hash(self, secret: &Secret, key: &FlowKey, splits: &Splits) -> u64 {
         match self {
             Self::Flow | Self::QuicCid => hash_words::<40>(secret, &key.words()),
@@ -82,7 +83,7 @@ impl Affinity {
         }
     }
 
-    /// As the configuration calls it.
+    /// Configuration keyword.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Flow => "flow",
@@ -93,7 +94,7 @@ impl Affinity {
         }
     }
 
-    /// Whether flows of one client belong together.
+    /// Whether all flows of one client (or of its network or port range) belong together.
     pub const fn is_of_client(self) -> bool {
         matches!(self, Self::Client | Self::ClientPrefix { .. } | Self::ClientPorts { .. })
     }
@@ -111,14 +112,14 @@ impl fmt::Display for Affinity {
 }
 
 impl ClientKey {
-    /// The affinity hash of all flows of the client.
+    /// Affinity hash of all flows of the client.
     pub fn hash(&self, secret: &Secret) -> u64 {
         let [high, low] = self.client.words();
         hash_words::<24>(secret, &[high, low, self.part.into()])
     }
 }
 
-/// `BYTES` is eight for each word: hashed in one go, which takes half of what word by word does.
+/// Hashes all words in one call, at half the cost of word by word. `BYTES` is 8 per word.
 fn hash_words<const BYTES: usize>(secret: &Secret, words: &[u64]) -> u64 {
     let mut bytes = [0; BYTES];
     for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -127,7 +128,7 @@ fn hash_words<const BYTES: usize>(secret: &Secret, words: &[u64]) -> u64 {
     SipHasher13::new_with_key(secret).hash(&bytes)
 }
 
-/// An unrelated hash from a hash (splitmix64's finalizer, Steele et al. 2014).
+/// Derives an unrelated hash (splitmix64's finalizer, Steele et al. 2014).
 #[inline]
 pub const fn mix(z: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -135,21 +136,21 @@ pub const fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The network of an address.
+/// Masks an address to its network.
 fn mask(address: Address, v4: u8, v6: u8) -> Address {
     let bits = if address.is_v4() { 96 + u32::from(v4.min(32)) } else { u32::from(v6.min(128)) };
     let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
     Address::from_v6((u128::from_be_bytes(address.octets()) & mask).to_be_bytes())
 }
 
-/// Which of 2^bits ranges a port is in.
+/// Heap number of the range that contains a port, of 2^bits ranges.
 fn range(port: u16, bits: u8) -> u16 {
     let bits = u32::from(bits.min(15));
     1 << bits | port.checked_shr(16 - bits).unwrap_or(0)
 }
 
-/// Which of 2^bits shares a port is in: blocks of ports, dealt out evenly whatever part of the range
-/// the gateway uses (Fibonacci hashing, Knuth vol. 3, 6.4).
+/// Heap number of the share that contains a port, of 2^bits shares: blocks of ports, distributed
+/// evenly whichever ports the gateway uses (Fibonacci hashing, Knuth vol. 3, 6.4).
 fn share(port: u16, bits: u8) -> u16 {
     let bits = u32::from(bits.min(MAX_SPLIT));
     let dealt = u32::from(port / BLOCK).wrapping_mul(0x9e37_79b9);
@@ -157,18 +158,18 @@ fn share(port: u16, bits: u8) -> u16 {
     1 << bits | u16::try_from(share).unwrap_or(0)
 }
 
-/// Sources whose flows are spread over several backends, because one could not bear them.
+/// Sources with flows spread over several backends, because one backend lacks the capacity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Splits(Box<[(Address, u8)]>);
 
 impl Splits {
-    /// From (masked) addresses, each with n for 2^n parts, n at most [`MAX_SPLIT`].
+    /// Creates the set from (masked) addresses, each with n for 2^n parts, n at most [`MAX_SPLIT`].
     pub fn new(mut sources: Vec<(Address, u8)>) -> Self {
         sources.sort_unstable_by_key(|(source, _)| source.words());
         Self(sources.into())
     }
 
-    /// Into 2^how many parts a source is split; 0: not at all.
+    /// Base-2 logarithm of the number of parts of a source; 0: not split.
     #[inline]
     pub fn bits(&self, source: Address) -> u8 {
         if self.0.is_empty() {
@@ -178,7 +179,7 @@ impl Splits {
         found.ok().and_then(|at| self.0.get(at)).map_or(0, |(_, bits)| *bits)
     }
 
-    /// All of them.
+    /// All split sources, each with the logarithm of its parts.
     pub fn iter(&self) -> impl Iterator<Item = (Address, u8)> + '_ {
         self.0.iter().copied()
     }
@@ -201,7 +202,7 @@ mod tests {
         affinity.hash(&SECRET, key, &Splits::default())
     }
 
-    /// Fixed answers: two boxes, and two versions of holdfast, must agree.
+    /// Known answers: two boxes, and two versions of holdfast, must agree.
     #[test]
     fn the_hash_is_siphash_1_3_of_the_key_s_words_in_network_order() {
         let key = key("198.18.1.10", 40_000);
@@ -264,7 +265,7 @@ mod tests {
             let splits = Splits::new(vec![(gateway, bits), (Address::from_v4([1, 2, 3, 4]), 3)]);
             let part = |port| Affinity::Client.client_key(&key("198.18.1.10", port), &splits).part;
             let mut counts = vec![0_u32; 1 << bits];
-            // What Linux takes for connections that it opens.
+            // The ephemeral ports of Linux.
             for port in 32_768..61_000 {
                 let index = usize::from(part(port)) - (1 << bits);
                 if let Some(count) = counts.get_mut(index) {

@@ -1,8 +1,7 @@
-//! What a question about one flow, and its answer, are made of.
+//! Query and result types of `explain`, and the trace of decisions.
 //!
-//! The data path answers by doing what it does with packets, to a made-up one; while it does, the
-//! places that decide something tell a [`Trace`] why, if there is one. Workers have none, but for one that
-//! replays a capture.
+//! The data path processes a synthetic packet like any other; each decision is recorded with its
+//! reason in a [`Trace`], if there is one. Workers have none, except one that replays a capture.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
@@ -13,84 +12,85 @@ use serde::{Deserialize, Serialize};
 use crate::net::{BackendIndex, NextHop, Protocol, VipId};
 use crate::stats::Drop;
 
-/// Which flow is asked about.
+/// The flow and packet to explain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    /// Who opens it, or has opened it.
+    /// Client endpoint.
     pub client: SocketAddr,
-    /// Where it is opened to; of the client's address family.
+    /// Destination of the flow; of the client's address family.
     pub destination: SocketAddr,
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// Which packet of it, if it is TCP.
+    /// TCP: the segment of the flow to explain.
     pub packet: Segment,
-    /// What a UDP packet carries.
+    /// UDP: the payload of the datagram.
     pub payload: Vec<u8>,
 }
 
-/// Which TCP segment is asked about.
+/// Kind of the TCP segment to explain.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Segment {
-    /// One in mid-flow if the flow has a living pin, else a SYN.
+    /// Mid-flow if the flow has a live pin, else a SYN.
     #[default]
     Likely,
     /// A SYN.
     Syn,
-    /// One in mid-flow: an ACK.
+    /// A mid-flow segment: an ACK.
     Midflow,
 }
 
 /// One decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// The stage that decided.
+    /// Stage that decided.
     pub stage: String,
-    /// What.
+    /// Decision.
     pub outcome: String,
-    /// Why.
+    /// Reason.
     pub why: String,
 }
 
-/// What becomes of the packet.
+/// Result for the packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
-    /// The decisions, in their order.
+    /// Decisions, in order.
     pub steps: Vec<Step>,
-    /// The backend that it is sent to.
+    /// Backend that receives the packet.
     pub backend: Option<BackendIndex>,
-    /// Where the frame goes.
+    /// Next hop of the frame.
     pub next_hop: Option<NextHop>,
-    /// The frame as it leaves; empty for one that is dropped.
+    /// The frame as sent; empty if it is dropped.
     pub frame: Vec<u8>,
 }
 
-/// What became of a fragment that waits for its first one; each has a number, which is used once.
+/// Fate of a fragment that waits for its first fragment. Each waiting fragment has a number, used
+/// once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// The packet is parked, by this number.
+    /// The packet is parked under this number.
     Begins(u64),
-    /// The packet is the fragment of this number, and goes on.
+    /// The packet is the fragment with this number, and continues.
     Ends(u64),
-    /// The fragment of this number is dropped. It is not the packet.
+    /// The fragment with this number, not the packet, is dropped.
     GivenUp(u64, Drop),
 }
 
-/// Collects decisions.
+/// Recorder of decisions.
 #[derive(Debug, Default)]
 pub struct Trace {
     steps: RefCell<Vec<Step>>,
-    /// The flow has no pin that lives.
+    /// Whether the flow has no live pin.
     missed: Cell<bool>,
-    /// Whose packet it was that was answered.
+    /// VIP and backend of the packet that a local reply answers.
     place: Cell<Option<(VipId, BackendIndex)>>,
     waits: RefCell<Vec<Wait>>,
 }
 
 impl Trace {
-    /// Notes a decision, once: a scheduler may ask for a backend again and again.
+    /// Records a decision, unless it is already recorded: a scheduler may try a backend repeatedly.
     pub fn tell(&self, stage: &str, outcome: impl Display, why: impl Display) {
         let (stage, outcome, why) = (stage.to_owned(), outcome.to_string(), why.to_string());
-        // Nobody holds it while the stages run.
+        // No borrow is held while the stages run.
         if let Ok(mut steps) = self.steps.try_borrow_mut() {
             let step = Step { stage, outcome, why };
             if !steps.contains(&step) {
@@ -99,40 +99,40 @@ impl Trace {
         }
     }
 
-    /// Notes that the packet's flow has no pin that lives.
+    /// Records that the packet's flow has no live pin.
     pub fn record_miss(&self) {
         self.missed.set(true);
     }
 
-    /// Whether the packet's flow had no pin that lives.
+    /// Whether the packet's flow had no live pin.
     pub fn missed(&self) -> bool {
         self.missed.get()
     }
 
-    /// Notes whose packet it is that is answered: VIPs and backends do not count it.
+    /// Records VIP and backend of a packet answered by a local reply: their counters omit it.
     pub fn note_place(&self, vip: VipId, backend: BackendIndex) {
         self.place.set(Some((vip, backend)));
     }
 
-    /// VIP and backend of a packet that was answered; each may be none that there is.
+    /// VIP and backend of a packet answered by a local reply; either may be an invalid index.
     pub fn place(&self) -> Option<(VipId, BackendIndex)> {
         self.place.get()
     }
 
-    /// Notes what became of a fragment that waits.
+    /// Records the fate of a waiting fragment.
     pub fn note_wait(&self, wait: Wait) {
-        // No borrow lives while the stages run.
+        // No borrow is held while the stages run.
         if let Ok(mut waits) = self.waits.try_borrow_mut() {
             waits.push(wait);
         }
     }
 
-    /// What became of fragments that wait, in its order; the next call tells what comes after that.
+    /// Takes the recorded fates of waiting fragments, in order; the next call returns later ones.
     pub fn take_waits(&self) -> Vec<Wait> {
         self.waits.take()
     }
 
-    /// What was noted.
+    /// The recorded decisions.
     pub fn into_steps(self) -> Vec<Step> {
         self.steps.into_inner()
     }

@@ -1,8 +1,8 @@
-//! Who listens where: VIPs by address and port, by prefix, by range of ports, by protocol.
+//! VIP look-up: by address and port, by prefix, by range of ports, by protocol.
 //!
 //! ```text
 //! (address, port, protocol)  --one hash look-up-->  nearly every packet
-//!       | nobody
+//!       | no match
 //!       v for each length of a prefix, the longest first: one hash look-up
 //! area of the prefix: the port, else a range with it, else all ports, else any protocol
 //! ```
@@ -11,16 +11,16 @@ use hashbrown::{HashMap, HashSet};
 
 use crate::net::{Address, Listen, ListenKey, Network, PortRange, Protocol, VipId, exact};
 
-/// Prefix lengths of VIPs of one address family, at most: each is a hash look-up for a packet that
-/// no single address and port is listening for.
+/// Maximum number of prefix lengths of VIPs of one address family: each costs a hash look-up for a
+/// packet without an exact match of address and port.
 pub const MAX_PREFIX_LENGTHS: usize = 16;
 
 /// The listeners of a forwarding table.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
-    /// Single addresses and ports.
+    /// Listeners on a single address and port.
     exact: HashMap<ListenKey, VipId>,
-    /// Everything else.
+    /// All other listeners, by prefix.
     areas: HashMap<Network, Area>,
     lens: Lens,
     /// All addresses and prefixes.
@@ -28,7 +28,7 @@ pub(super) struct Listeners {
     all_lens: Lens,
 }
 
-/// Lengths of prefixes, the longest first.
+/// Prefix lengths, longest first.
 #[derive(Debug, Default)]
 struct Lens {
     v4: Vec<u8>,
@@ -44,7 +44,7 @@ impl Lens {
         }
     }
 
-    /// The prefixes that an address may lie in.
+    /// Prefixes that may contain an address.
     #[inline]
     fn networks(&self, address: Address) -> impl Iterator<Item = Network> {
         let lens = if address.is_v4() { &self.v4 } else { &self.v6 };
@@ -52,7 +52,7 @@ impl Lens {
     }
 }
 
-/// Who listens on the addresses of a prefix.
+/// Listeners on the addresses of a prefix.
 #[derive(Debug, Default)]
 struct Area {
     tcp: Ports,
@@ -60,10 +60,10 @@ struct Area {
     any: Option<VipId>,
 }
 
-/// Who listens on the ports of one protocol.
+/// Listeners on the ports of one protocol.
 #[derive(Debug, Default)]
 struct Ports {
-    /// In order, as are the ranges; no two of either have a port in common.
+    /// Sorted, like the ranges; the entries of each list are disjoint.
     single: Vec<(PortRange, VipId)>,
     ranges: Vec<(PortRange, VipId)>,
     all: Option<VipId>,
@@ -87,7 +87,7 @@ impl Ports {
     }
 }
 
-/// Whose range has the port.
+/// VIP of the range that contains the port.
 #[inline]
 fn find(ranges: &[(PortRange, VipId)], port: u16) -> Option<VipId> {
     let after = ranges.partition_point(|(range, _)| range.first <= port);
@@ -108,7 +108,8 @@ impl Area {
 }
 
 impl Listeners {
-    /// Adds one; of two that listen in one place, the later wins (`check` has refused that).
+    /// Adds a listener; of two with the same address, ports and protocol, the later wins (`check`
+    /// refuses such a configuration).
     pub(super) fn add(&mut self, listen: Listen, vip: VipId) {
         let Listen { network, protocol, ports } = listen;
         if self.networks.insert(network) {
@@ -127,10 +128,10 @@ impl Listeners {
         }
     }
 
-    /// Who listens on `key` (its port is not 0, but with [`Protocol::Any`]).
+    /// The VIP that listens on `key` (its port is 0 only with [`Protocol::Any`]).
     ///
-    /// Cost: a hash look-up; if nobody has this very address and port, another for each length of a
-    /// prefix that has listeners ([`MAX_PREFIX_LENGTHS`]), with two binary searches where it has some.
+    /// Cost: a hash look-up; without an exact match, another for each prefix length that has
+    /// listeners ([`MAX_PREFIX_LENGTHS`]), with two binary searches for each prefix that matches.
     #[inline]
     pub(super) fn find(&self, key: ListenKey) -> Option<VipId> {
         self.exact.get(&key).copied().or_else(|| {
@@ -139,7 +140,7 @@ impl Listeners {
         })
     }
 
-    /// Whether some VIP has the address, whatever the port.
+    /// Whether some VIP has the address, on any port.
     pub(super) fn have(&self, address: Address) -> bool {
         self.all_lens.networks(address).any(|network| self.networks.contains(&network))
     }
@@ -152,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// One row per rule: address, port, protocol, who listens there.
+    /// One row per rule: address, port, protocol, VIP.
     #[test]
     fn the_most_specific_listener_is_found() {
         use Protocol::{Any, Tcp, Udp};

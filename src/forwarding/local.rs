@@ -1,43 +1,42 @@
-//! What is this box's own, whatever the VIP.
+//! Properties of the local box, independent of VIPs.
 
 use super::Tunnels;
 use crate::net::NicIndex;
 
-/// Longest IP packet that there is, in bytes: of a NIC whose limit is not known.
+/// Maximum length of an IP packet, in bytes, for a NIC without a known limit.
 pub const UNLIMITED: u16 = u16::MAX;
 
-/// What belongs to this box and not to a VIP. Other boxes of a fleet have other values, and still
-/// choose the same backends.
+/// Properties of the local box. Boxes of a fleet differ in them and still choose the same backends.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Local {
-    /// Longest IP packet that each NIC sends, in bytes, by [`NicIndex`].
+    /// Maximum length of an IP packet that each NIC sends, in bytes, by [`NicIndex`].
     pub mtus: Vec<u16>,
-    /// Where tunnels begin.
+    /// Tunnel sources and settings.
     pub tunnels: Tunnels,
-    /// MAC address of each NIC: a backend that has one of them is this box.
+    /// MAC address of each NIC: a backend whose next hop has one of them is the local box.
     pub macs: Vec<[u8; 6]>,
-    /// How many ICMP errors each worker sends.
+    /// Rate limit of ICMP errors, per worker.
     pub icmp: IcmpRate,
 }
 
-/// A limit on ICMP errors that a worker makes.
+/// Rate limit of ICMP errors sent by one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IcmpRate {
-    /// In the long run; 0: none.
+    /// Sustained rate, in errors per second; 0: none.
     pub per_second: u32,
-    /// At once.
+    /// Burst size, in errors.
     pub burst: u32,
 }
 
 impl Default for IcmpRate {
-    /// As Linux has them: `icmp_msgs_per_sec` and `icmp_msgs_burst`.
+    /// The defaults of Linux: `icmp_msgs_per_sec` and `icmp_msgs_burst`.
     fn default() -> Self {
         Self { per_second: 1000, burst: 50 }
     }
 }
 
 impl Local {
-    /// Longest IP packet that leaves by `nic`, in bytes.
+    /// Maximum length of an IP packet that leaves through `nic`, in bytes.
     #[inline]
     pub fn mtu(&self, nic: NicIndex) -> u16 {
         self.mtus.get(usize::from(nic.0)).copied().unwrap_or(UNLIMITED)

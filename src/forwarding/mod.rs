@@ -1,12 +1,12 @@
-//! What the data path needs to know to forward: an immutable table, published by pointer.
+//! Forwarding state of the data path: an immutable table, published by pointer.
 //!
 //! ```text
 //! listen key (address, port, protocol) -> VIP -> affinity -> scheduler -> backend -> next hop
-//! return key (address, port, protocol) -> NAT backend -> the VIP ports it may answer for
+//! return key (address, port, protocol) -> NAT backend -> VIP ports that its replies may come from
 //! ```
 //!
 //! The control thread builds a [`ForwardingTable`] from [`VipSpec`]s and publishes it; workers
-//! check once per batch whether a newer one is there ([`publish`]). Pure values: no I/O, no clock.
+//! check once per batch for a newer one ([`publish`]). Pure values: no I/O, no clock.
 
 pub mod affinity;
 pub mod explain;
@@ -41,15 +41,15 @@ pub use sticky::Remember;
 pub use table::ForwardingTable;
 pub use tunnel::{OuterDf, Tunnels};
 
-/// Most VIPs in one configuration.
+/// Maximum number of VIPs in one configuration.
 pub const MAX_VIPS: usize = 4096;
-/// Most backends in one configuration, over all VIPs.
+/// Maximum number of backends in one configuration, over all VIPs.
 pub const MAX_BACKENDS: usize = 16_384;
-/// Most VIP ports that may lead to one port of a NAT backend: each costs a new flow, and a reply, a
-/// look-up in the table of every worker.
+/// Maximum number of VIP ports that may map to one port of a NAT backend: each costs a new flow,
+/// and a reply, a look-up in the table of every worker.
 pub const MAX_RETURN_PATHS: usize = 16;
 
-/// All of a backend's new flows ([`BackendSpec::share`]).
+/// Share of a backend that takes all of its new flows ([`BackendSpec::share`]).
 pub const FULL_SHARE: u16 = 1024;
 
 /// The ports of a VIP.
@@ -57,8 +57,8 @@ pub const FULL_SHARE: u16 = 1024;
 pub enum Ports {
     /// Every port.
     All,
-    /// These ports and ranges: at least one, without port 0; no two single ports are the same, and
-    /// no two ranges meet.
+    /// Single ports and ranges: at least one, without port 0, single ports distinct, ranges
+    /// disjoint.
     List(Vec<PortRange>),
 }
 
@@ -68,7 +68,7 @@ impl Ports {
         Self::List(ports.iter().copied().map(PortRange::single).collect())
     }
 
-    /// The ports to listen on; [`PortRange::ALL`] for every port.
+    /// The ports as ranges; [`PortRange::ALL`] for every port.
     pub fn ranges(&self) -> &[PortRange] {
         match self {
             Self::All => &[PortRange::ALL],
@@ -76,7 +76,7 @@ impl Ports {
         }
     }
 
-    /// The port that comes first in the list, if there is a list.
+    /// First port of the list, if there is a list.
     pub fn first(&self) -> Option<u16> {
         match self {
             Self::All => None,
@@ -84,7 +84,7 @@ impl Ports {
         }
     }
 
-    /// Whether a port (not 0) is one of these.
+    /// Whether `port` (not 0) is included.
     pub fn contain(&self, port: u16) -> bool {
         self.ranges().iter().any(|range| range.contains(port))
     }
@@ -102,7 +102,7 @@ impl fmt::Display for Ports {
     }
 }
 
-/// What an operator or a deadline has said about a backend.
+/// Service state of a backend, set by an operator or by a drain deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Service {
@@ -110,34 +110,34 @@ pub enum Service {
     Active,
     /// Keeps its flows, takes no new ones.
     Draining,
-    /// Takes nothing: the drain met its deadline, and its pins are stale.
+    /// Takes no packets: the drain met its deadline, and its pins are stale.
     Out,
 }
 
-/// Why a client's packet has no pin.
+/// Kind of a client's packet without a pin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Miss {
-    /// A SYN, or a packet of another protocol: the first packet of a flow.
+    /// The packet opens a flow: a SYN, or a packet of a protocol without connections.
     Open,
     /// A TCP packet without SYN: its flow has lost its pin.
     NonSyn,
 }
 
-/// What becomes of the flows that are pinned to a backend which does not serve them any longer.
+/// Treatment of flows pinned to a backend that no longer serves them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FlowAction {
-    /// Their packets go to it as before.
+    /// Their packets still go to the backend.
     #[default]
     Keep,
-    /// TCP: both ends are told, by a RST. UDP has none: as [`FlowAction::Rehash`].
+    /// TCP: both ends receive a RST. UDP: like [`FlowAction::Rehash`].
     Reset,
-    /// The next packet of each finds another backend.
+    /// The next packet of each flow chooses another backend.
     Rehash,
 }
 
 impl FlowAction {
-    /// As in the configuration.
+    /// Configuration keyword.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Keep => "keep",
@@ -147,39 +147,40 @@ impl FlowAction {
     }
 }
 
-/// How long a flow that is reset keeps its pin, so that an end which missed its RST is told again.
+/// Time that a reset flow keeps its pin, so that an end that missed its RST receives another one:
+/// 12 s.
 pub const RESET_TIME: Ticks = Ticks(1200);
 
 /// The key of every hash that chooses a backend: 16 bytes from the configuration.
 pub type Secret = [u8; 16];
 
-/// What the control thread knows of a VIP when it builds a table.
+/// A VIP, as input to a table build.
 #[derive(Debug, Clone)]
 pub struct VipSpec {
     /// Index, unique in the table.
     pub id: VipId,
     /// Addresses that clients connect to: one, or a prefix.
     pub address: Network,
-    /// Ports that clients connect to; an empty list for a VIP that a reload has removed.
+    /// Ports that clients connect to; an empty list for a VIP removed by a reload.
     pub ports: Ports,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forward: Forward,
-    /// Its options.
+    /// Options.
     pub policy: VipPolicy,
-    /// Sources that are spread over several backends.
+    /// Client addresses with flows spread over several backends.
     pub splits: Splits,
-    /// Whether workers tell of its new flows ([`Sample`](crate::stats::Sample)).
+    /// Whether workers report its new flows as samples ([`Sample`](crate::stats::Sample)).
     pub sampled: bool,
-    /// The backends; their order does not matter.
+    /// Backends, in any order.
     pub backends: Vec<BackendSpec>,
-    /// Addresses and ports that it had before a reload: they take no new flows.
+    /// Addresses and ports that the VIP had before a reload: they take no new flows.
     pub old: Vec<OldListen>,
 }
 
 impl VipSpec {
-    /// The same VIP with other options.
+    /// Returns this VIP with changed options.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut VipPolicy)) -> Self {
         change(&mut self.policy);
@@ -187,36 +188,37 @@ impl VipSpec {
     }
 }
 
-/// What the control thread knows of a backend when it builds a table.
+/// A backend, as input to a table build.
 #[derive(Debug, Clone)]
 pub struct BackendSpec {
     /// Index and generation, the index unique in the table.
     pub id: BackendId,
-    /// Name, unique in its VIP: for people. Schedulers hash the address ([`server`]).
+    /// Name, unique in its VIP, for display only. Schedulers hash the address ([`server`]).
     pub name: String,
-    /// Its own address.
+    /// Address of the server.
     pub address: IpAddr,
-    /// NAT: its port; `None` keeps the port that the client connected to.
+    /// NAT: port of the server; `None` keeps the port that the client connected to.
     pub port: Option<u16>,
     /// Share of new flows relative to the other backends of the VIP; 0 takes none.
     pub weight: u32,
-    /// Of the new flows that are its own, how many of [`FULL_SHARE`] it takes: less than all while
-    /// it starts slowly.
+    /// Part of the new flows scheduled to it that it takes, in units of 1/[`FULL_SHARE`]: below
+    /// [`FULL_SHARE`] during slow start.
     pub share: u16,
-    /// Whether its health check says that it answers.
+    /// Result of the health check.
     pub up: bool,
-    /// In service, draining, or out.
+    /// Active, draining or out of service.
     pub service: Service,
-    /// What becomes of the flows that it has, up or down: [`FlowAction::Keep`] but for a drain that
-    /// has met its deadline. With [`FlowAction::Reset`] its pins are gone after one round of the sweep
-    /// and [`RESET_TIME`], but for those of which nobody speaks.
+    /// Treatment of its flows, up or down: [`FlowAction::Keep`], unless a drain has met its
+    /// deadline. With [`FlowAction::Reset`] one sweep terminates the established TCP flows, and
+    /// their pins are removed after [`RESET_TIME`]; flows that are opening or closing, and silent,
+    /// expire by their idle time-outs.
     pub flow_action: FlowAction,
-    /// Where frames for it go, if route and neighbour are known.
+    /// Next hop of frames to it, if route and neighbour are known.
     pub next_hop: Option<NextHop>,
-    /// Longest IP packet that may leave towards it, in bytes.
+    /// Maximum length of an IP packet to it, in bytes.
     pub mtu: u16,
-    /// What names it in QUIC connection ids.
+    /// Server ids that name it in QUIC connection ids.
     pub server_ids: Vec<ServerId>,
-    /// A reload has removed it: it has the flows that `left` leaves it, and takes no other packets.
+    /// Whether a reload has removed it: it takes only packets of flows that `left` keeps.
     pub removed: bool,
 }

@@ -1,6 +1,7 @@
-//! Addresses and ports that VIPs have lost by a reload, while flows are left there.
+//! Addresses and ports that VIPs have lost by a reload and that still have flows.
 //!
-//! Looked for only where no VIP listens: a VIP that took the address and port over has its packets.
+//! Searched only if no VIP listens there: a VIP that took over the address and port gets its
+//! packets.
 
 use hashbrown::HashMap;
 
@@ -10,13 +11,13 @@ use crate::net::{Listen, ListenKey, VipId, exact};
 /// An address and ports that a VIP no longer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OldListen {
-    /// The address and ports.
+    /// Address and ports.
     pub listen: Listen,
-    /// What becomes of the flows there: [`FlowAction::Keep`] or, with TCP, [`FlowAction::Reset`].
+    /// Treatment of the flows there: [`FlowAction::Keep`] or, with TCP, [`FlowAction::Reset`].
     pub flow_action: FlowAction,
 }
 
-/// All of them. As a rule there are none.
+/// Listeners lost by reloads. Usually empty.
 #[derive(Debug, Default)]
 pub(super) struct OldListeners {
     exact: HashMap<ListenKey, (VipId, FlowAction)>,
@@ -24,7 +25,7 @@ pub(super) struct OldListeners {
 }
 
 impl OldListeners {
-    /// Adds one; of two with one address and port the later wins.
+    /// Adds a listener; of two with one address and port, the later wins.
     pub(super) fn add(&mut self, old: OldListen, vip: VipId) {
         let OldListen { listen, flow_action } = old;
         match exact(listen).filter(|key| key.port != 0) {
@@ -38,7 +39,7 @@ impl OldListeners {
         self.exact.is_empty() && self.others.is_empty()
     }
 
-    /// The VIP that listened on `key`, and what becomes of its flows there.
+    /// The VIP that listened on `key`, and the treatment of its flows there.
     ///
     /// Cost: a hash look-up, and one comparison for each prefix and range.
     pub(super) fn find(&self, key: ListenKey) -> Option<(VipId, FlowAction)> {

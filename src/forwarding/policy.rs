@@ -1,55 +1,57 @@
-//! Options of a VIP: one value, made by the configuration, carried whole into the forwarding table.
+//! Options of a VIP: one value, created by the configuration, carried whole into the forwarding
+//! table.
 //!
 //! A new option is a field here with its default. The configuration reads it, a reload reports its
-//! changes, and the data path finds it in [`Vip::policy`](super::table::Vip::policy).
+//! changes, and the data path reads it from [`Vip::policy`](super::table::Vip::policy).
 
 use super::{Affinity, FlowAction, Remember, SchedulerKind, quic_lb};
 use crate::net::Protocol;
 use crate::units::Ticks;
 
-/// Options of a VIP that its packets and flows obey.
+/// Options of a VIP for its packets and flows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VipPolicy {
-    /// Whether flows keep their backends. False (UDP only): each datagram is placed by itself.
+    /// Whether flows keep their backends. False (UDP only): each datagram is scheduled by itself.
     pub pin: bool,
-    /// How a backend is chosen for a new flow.
+    /// Scheduler for new flows.
     pub scheduler: SchedulerKind,
-    /// Which flows belong together.
+    /// Grouping of flows.
     pub affinity: Affinity,
     /// Idle time-outs of flows.
     pub timeouts: Timeouts,
-    /// What is remembered of clients, if anything.
+    /// Client-table settings; `None`: clients are not recorded.
     pub remember: Option<Remember>,
-    /// What becomes of the flows of a backend that is down. UDP flows are never kept: their own
+    /// Treatment of the flows of a backend that is down. UDP flows are never kept: their own
     /// packets would keep a dead pin alive.
     pub on_down: FlowAction,
-    /// TCP: whether both ends of a flow that idled out are sent a RST.
+    /// TCP: whether both ends of an idle flow receive a RST when it expires.
     pub reset_idle: bool,
-    /// Whether the sender of a new flow that finds no backend in service is refused: by a RST (TCP)
-    /// or port unreachable (UDP).
+    /// Whether a new flow that finds no backend in service is rejected: by a RST (TCP) or port
+    /// unreachable (UDP).
     pub reject_no_backend: bool,
-    /// Full NAT and TCP: whether backends receive the client's address, by the PROXY protocol.
+    /// Full NAT and TCP: whether backends receive the client's address by the PROXY protocol.
     pub proxy: bool,
-    /// TCP: most bytes of data in a segment; the MSS option of both ends is lowered to it.
+    /// TCP: maximum segment size in bytes of data; the MSS option of both ends is lowered to it.
     pub mss: Option<u16>,
-    /// How connection ids name backends, by rotation, for [`Affinity::QuicCid`]; empty: they are
-    /// not looked at.
+    /// QUIC-LB configurations, by rotation, for [`Affinity::QuicCid`]; empty: connection ids are
+    /// not decoded.
     pub quic: Box<[quic_lb::Config]>,
 }
 
 impl Default for VipPolicy {
     fn default() -> Self {
         Self {
-            // Most protocols over UDP have a state on the server, too.
+            // Most protocols over UDP also keep state on the server.
             pin: true,
             scheduler: SchedulerKind::default(),
             affinity: Affinity::Flow,
             timeouts: Timeouts::default(),
             remember: None,
-            // A check may fail for a reason that is none of the flows'.
+            // A check may fail for a reason that does not concern the flows.
             on_down: FlowAction::Keep,
             reset_idle: false,
-            // As by a host that has no such service: a client that waits in vain has no other to try.
+            // Like a host without the service: a client without a reply would wait, and has no
+            // other host to try.
             reject_no_backend: true,
             proxy: false,
             mss: None,
@@ -65,33 +67,33 @@ pub struct Timeouts {
     pub embryonic: Ticks,
     /// TCP, established.
     pub established: Ticks,
-    /// TCP, after both FINs (or the client's, where replies are not seen), or after a RST.
+    /// TCP, after both FINs (or the client's, where replies bypass this box), or after a RST.
     pub closing: Ticks,
-    /// UDP, and all protocols together, after the first packet and until the flow goes on.
+    /// UDP, and VIPs for all protocols, after the first packet and until the flow continues.
     pub udp_first: Ticks,
-    /// The same, when it does.
+    /// UDP, and VIPs for all protocols, once the flow has continued.
     pub udp: Ticks,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            // Longer than the gaps between the first five SYN retransmissions of Linux (1 to 16 s). A
-            // pin that ends earlier costs nothing, no data has flowed; a longer one lets a SYN flood
-            // hold more entries.
+            // Longer than the gaps between the first five SYN retransmissions of Linux (1 to 16 s).
+            // A pin that ends earlier costs nothing, as no data has flowed; a longer one lets a SYN
+            // flood hold more entries.
             embryonic: Ticks::seconds(30),
             // 2 hours 4 minutes (RFC 5382, REQ-5): a host that sends keep-alives every 2 hours, the
             // default of RFC 9293 (3.8.4) and of Linux, never loses its pin.
             established: Ticks::seconds(7440),
-            // Every packet starts it again, so it has to outlast the gaps between the last
+            // Every packet restarts it, so it has to outlast the gaps between the last
             // retransmissions, of which Linux makes seven in 25 s; a drain ends this long after its
-            // last connection. A pin that ends too early still has the hash. IPVS takes 30 s for its
-            // LAST_ACK too.
+            // last connection. If a pin ends too early, the hash still finds the backend. IPVS also
+            // uses 30 s for its LAST_ACK.
             closing: Ticks::seconds(30),
-            // As long as nf_conntrack (`nf_conntrack_udp_timeout`): longer than a resolver waits for
-            // an answer and asks again (resolv.conf(5): 5 s), and a table of a million flows bears
-            // 35,000 such questions a second. RFC 4787 (REQ-5) has 2 minutes for a NAT, where a late
-            // sender has lost its flow; here the hash is left.
+            // As nf_conntrack (`nf_conntrack_udp_timeout`): longer than a resolver waits before it
+            // retries a query (resolv.conf(5): 5 s), and a table of a million flows bears 35,000
+            // such queries a second. RFC 4787 (REQ-5) has 2 minutes for a NAT, where a late sender
+            // has lost its flow; here the hash remains.
             udp_first: Ticks::seconds(30),
             // RFC 4787, REQ-5: no less than 2 minutes, 5 recommended.
             udp: Ticks::seconds(300),
@@ -100,7 +102,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// Those of flows of one protocol.
+    /// Time-outs of flows of one protocol.
     pub const fn of(&self, protocol: Protocol) -> FlowTimeouts {
         let Self { embryonic, established, closing, udp_first, udp } = *self;
         match protocol {
@@ -112,14 +114,14 @@ impl Timeouts {
     }
 }
 
-/// Idle time-outs of flows that are all of one protocol.
+/// Idle time-outs of flows of one protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowTimeouts {
-    /// After the first packet: TCP until the client has answered the handshake, else until the flow goes
-    /// on.
+    /// After the first packet: TCP until the client has answered the handshake, else until the flow
+    /// continues.
     pub begun: Ticks,
-    /// Of a flow that goes on.
+    /// After that: an established connection, or a flow that continued.
     pub established: Ticks,
-    /// TCP, after its end.
+    /// TCP: closing. Other protocols: like `established`.
     pub closing: Ticks,
 }

@@ -1,7 +1,7 @@
-//! Publishing a forwarding table: one pointer, swapped by the control thread, read by workers.
+//! Publication of a forwarding table: one pointer, swapped by the control thread, read by workers.
 //!
-//! A worker looks once per batch whether the pointer has moved. It never frees a table: the
-//! publisher keeps every table that it has published until it is the last who holds it.
+//! A worker checks the pointer once per batch and never frees a table: the publisher keeps every
+//! published table until it holds the last reference.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use crossbeam_utils::CachePadded;
 
 use super::ForwardingTable;
 
-/// Where the pointer lies. Workers read it once per batch, so nothing that changes more often may
-/// lie beside it.
+/// Shared pointer to the current table. Workers read it once per batch, so no data that changes
+/// more often may share its cache lines.
 #[derive(Debug, Clone)]
 struct Place(Arc<CachePadded<ArcSwap<ForwardingTable>>>);
 
@@ -25,15 +25,15 @@ impl Deref for Place {
     }
 }
 
-/// The control thread's side.
+/// Publishing side, owned by the control thread.
 #[derive(Debug)]
 pub struct Publisher {
     current: Place,
-    /// Tables that were replaced and may still be held by a worker.
+    /// Replaced tables that a worker may still hold.
     old: Vec<Arc<ForwardingTable>>,
 }
 
-/// A worker's side. Clone it once per worker.
+/// Reading side. Clone it once per worker.
 #[derive(Debug, Clone)]
 pub struct Subscription {
     cache: Cache<Place, Arc<ForwardingTable>>,
@@ -53,32 +53,32 @@ impl Publisher {
         self.reap();
     }
 
-    /// The table that is published now.
+    /// The published table.
     pub fn current(&self) -> Arc<ForwardingTable> {
         self.current.load_full()
     }
 
-    /// Frees the replaced tables that no worker holds any more.
+    /// Frees the replaced tables that no worker holds.
     pub fn reap(&mut self) {
         self.old.retain(|table| Arc::strong_count(table) > 1);
     }
 
-    /// Replaced tables that are still held.
+    /// Number of replaced tables that are still held.
     pub fn retained(&self) -> usize {
         self.old.len()
     }
 }
 
 impl Subscription {
-    /// The newest table. Cost: one atomic load when nothing has changed.
+    /// Returns the newest table. Cost: one atomic load if nothing has changed.
     #[inline]
     pub fn current(&mut self) -> &ForwardingTable {
         self.cache.load()
     }
 }
 
-/// Prepares the calling thread, which will use a [`Subscription`]: the first table that a thread
-/// takes up costs arc-swap a small allocation, and a worker must not allocate later on.
+/// Prepares a thread that will use a [`Subscription`]: the first table that a thread loads costs
+/// arc-swap a small allocation, and a worker must not allocate later on.
 pub fn prepare_thread() {
     drop(ArcSwap::from_pointee(()).load_full());
 }

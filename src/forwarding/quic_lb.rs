@@ -8,9 +8,10 @@
 //!     key, other lengths  a Feistel network of four rounds, AES-128 in each
 //! ```
 //!
-//! The server makes such ids ([`Codec::encode`]), the balancer reads them ([`QuicLb::backend`]). The
-//! encryption hides from observers which server a connection is on; it proves nothing: whoever knows
-//! an id can send it, and a random one names a server now and then.
+//! The server generates such ids ([`Codec::encode`]), the balancer decodes them
+//! ([`QuicLb::backend`]). The encryption hides the server of a connection from observers but
+//! authenticates nothing: anyone who has seen an id can send it, and a random id occasionally
+//! decodes to a server.
 
 use std::fmt;
 
@@ -23,30 +24,30 @@ use super::{Affinity, BackendSpec, VipSpec};
 use crate::net::BackendIndex;
 use crate::wire::quic::MAX_CONNECTION_ID;
 
-/// Rotations that a configuration can have; the eighth, 0b111, is for ids that name nobody.
+/// Number of config rotations; the eighth value, 0b111, marks ids that name no server.
 pub const ROTATIONS: usize = 7;
-/// Fewest bytes of a nonce: each id of a server has another.
+/// Minimum length of a nonce in bytes. Each id of a server has its own nonce.
 pub const MIN_NONCE: usize = 4;
-/// Most bytes of server id and nonce.
+/// Maximum length of server id and nonce together, in bytes.
 pub const MAX_PLAINTEXT: usize = MAX_CONNECTION_ID - 1;
-/// Most bytes of a server id.
+/// Maximum length of a server id, in bytes.
 pub const MAX_SERVER_ID: usize = MAX_PLAINTEXT - MIN_NONCE;
 /// Bytes of an AES block.
 const BLOCK: usize = 16;
 
-/// A connection id as a server sends it.
+/// Connection id as issued by a server.
 pub type ConnectionId = ArrayVec<u8, MAX_CONNECTION_ID>;
 
-/// The name of a backend in connection ids: 1 to 15 bytes, of no meaning but to be equal.
+/// Name of a backend in connection ids: 1 to 15 opaque bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServerId {
-    /// The bytes, first to last, with zeros after them.
+    /// The bytes in order, padded with zeros at the end.
     bytes: u128,
     len: u8,
 }
 
 impl ServerId {
-    /// A server id; `None` if it is empty or longer than 15 bytes.
+    /// Creates a server id; `None` if `bytes` is empty or longer than 15.
     pub fn new(bytes: &[u8]) -> Option<Self> {
         let len = u8::try_from(bytes.len()).ok().filter(|&len| len > 0)?;
         let mut block = [0; BLOCK];
@@ -54,12 +55,12 @@ impl ServerId {
         Some(Self { bytes: u128::from_be_bytes(block), len })
     }
 
-    /// Its length in bytes.
+    /// Length in bytes.
     pub const fn len(&self) -> usize {
         self.len as usize
     }
 
-    /// Never: it has at least one byte.
+    /// Always false: an id has at least one byte.
     pub const fn is_empty(&self) -> bool {
         false
     }
@@ -69,7 +70,7 @@ impl ServerId {
     }
 }
 
-/// Its bytes in hex, as in the configuration.
+/// Hex digits, as in the configuration.
 impl fmt::Display for ServerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.padded().iter().take(self.len()).try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -82,31 +83,32 @@ impl fmt::Debug for ServerId {
     }
 }
 
-/// One QUIC-LB configuration: how connection ids of one rotation are made.
+/// One QUIC-LB configuration: format of the connection ids of one rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
-    /// Which configuration an id is of: 0 to 6, its first three bits.
+    /// Config rotation, 0 to 6: the first three bits of an id.
     pub rotation: u8,
-    /// Bytes of the server id, at least 1.
+    /// Length of the server id in bytes, at least 1.
     pub server_id_bytes: u8,
-    /// Bytes of the nonce, at least 4.
+    /// Length of the nonce in bytes, at least 4.
     pub nonce_bytes: u8,
-    /// AES-128 key; `None`: not encrypted.
+    /// AES-128 key; `None`: plaintext.
     pub key: Option<[u8; 16]>,
 }
 
-/// Makes and reads the connection ids of one configuration.
+/// Encoder and decoder of the connection ids of one configuration.
 #[derive(Debug)]
 pub struct Codec {
     rotation: u8,
     server_id_len: usize,
-    /// Server id and nonce.
+    /// Length of server id and nonce together, in bytes.
     len: u8,
     cipher: Option<Aes128>,
 }
 
 impl Codec {
-    /// Prepares a configuration; `None` if its rotation is above 6 or its lengths do not fit.
+    /// Prepares a configuration; `None` if its rotation is above 6 or its lengths are out of
+    /// bounds.
     pub fn new(config: &Config) -> Option<Self> {
         let server_id_len = usize::from(config.server_id_bytes);
         let len = config.server_id_bytes.saturating_add(config.nonce_bytes);
@@ -121,15 +123,15 @@ impl Codec {
         })
     }
 
-    /// Bytes of server id and nonce.
+    /// Length of server id and nonce together, in bytes.
     fn len(&self) -> usize {
         self.len.into()
     }
 
-    /// The connection id that `server` gives out with this nonce; `None` if their lengths are not
-    /// the configuration's. The first octet tells the length.
+    /// Connection id of `server` with this nonce; `None` if their lengths differ from the
+    /// configuration's. The first octet encodes the length.
     ///
-    /// A nonce must never come twice; without a key it must look random, too.
+    /// A nonce must not repeat; without a key it must also look random.
     pub fn encode(&self, server: ServerId, nonce: &[u8]) -> Option<ConnectionId> {
         if server.len() != self.server_id_len || server.len() + nonce.len() != self.len() {
             return None;
@@ -157,11 +159,11 @@ impl Codec {
         Some(id)
     }
 
-    /// The server id in a connection id of this configuration, with or without bytes after it that
-    /// are the server's own; `None` if it is too short.
+    /// Server id of a connection id of this configuration; bytes after the encoded part are
+    /// ignored. `None` if the id is too short.
     ///
-    /// Cost: nothing to speak of without a key; one AES block with 16 bytes; else three, or four if
-    /// the server id is longer than the nonce, each after the other.
+    /// Cost: negligible without a key; one AES block with 16 bytes; else three, or four if the
+    /// server id is longer than the nonce, in sequence.
     #[inline]
     pub fn decode(&self, id: &[u8]) -> Option<ServerId> {
         let (_, bytes) = id.split_first()?;
@@ -188,19 +190,19 @@ impl Codec {
     }
 }
 
-/// The two halves of server id and nonce, each of up to 10 bytes at the front of a block. Of an odd
-/// length each has half of the byte in the middle.
+/// The two halves of server id and nonce, each of up to 10 bytes at the front of a block. With an
+/// odd length the middle byte is divided between them.
 struct Halves {
     left: u128,
     right: u128,
-    /// The bits of a block that belong to the left half, and to the right one.
+    /// Bits of a block that belong to the left half, and to the right half.
     masks: [u128; 2],
-    /// Bytes of both together, 5 to 19.
+    /// Length of both halves together in bytes, 5 to 19.
     len: u8,
 }
 
 impl Halves {
-    /// Of the first `len` bytes of `text`; the others are 0.
+    /// Splits the first `len` bytes of `text`; the other bytes are 0.
     #[inline]
     fn split(text: &[u8; MAX_PLAINTEXT], len: u8) -> Self {
         let (front, back) = wide(text);
@@ -215,7 +217,7 @@ impl Halves {
         Self { left, right, masks, len }
     }
 
-    /// The opposite of [`split`](Self::split).
+    /// Inverse of [`split`](Self::split).
     #[inline]
     fn join(&self) -> [u8; MAX_PLAINTEXT] {
         let shift = Self::shift(self.len);
@@ -226,14 +228,14 @@ impl Halves {
         text
     }
 
-    /// Bits before the byte in which the right half begins: 16 to 72.
+    /// Number of bits before the byte in which the right half begins: 16 to 72.
     #[inline]
     const fn shift(len: u8) -> u32 {
         8 * (len as u32 / 2)
     }
 
-    /// One round: odd ones change the right half by the left one, even ones the left by the right.
-    /// Each is its own inverse.
+    /// One round: odd rounds change the right half by the left half, even rounds the left by the
+    /// right. Each is its own inverse.
     #[inline]
     fn pass(&mut self, cipher: &Aes128, pass: u8) {
         let [left_mask, right_mask] = self.masks;
@@ -242,7 +244,8 @@ impl Halves {
         } else {
             (self.right, &mut self.left, left_mask)
         };
-        // Section 5.4.2.2, "expand": the half, zeros, both lengths in one, the number of the pass.
+        // Section 5.4.2.2, "expand": the half, zeros, the length of both halves, the number of the
+        // pass.
         let block = from | u128::from(self.len) << 8 | u128::from(pass);
         let mut block = block.to_be_bytes();
         cipher.encrypt_block((&mut block).into());
@@ -250,7 +253,7 @@ impl Halves {
     }
 }
 
-/// The bytes as two blocks, with zeros after them.
+/// The bytes as two blocks, padded with zeros.
 #[inline]
 fn wide(text: &[u8; MAX_PLAINTEXT]) -> (u128, u128) {
     let mut bytes = [0; 2 * BLOCK];
@@ -260,16 +263,16 @@ fn wide(text: &[u8; MAX_PLAINTEXT]) -> (u128, u128) {
     (number(front), number(back))
 }
 
-/// What a VIP knows of connection ids: up to seven configurations, and the backend of each server id.
+/// Connection-id state of a VIP: up to seven configurations, and the backend of each server id.
 #[derive(Debug)]
 pub struct QuicLb {
     codecs: [Option<Codec>; ROTATIONS],
-    /// Ids of different lengths are different: one map serves all configurations.
+    /// Backends by server id. Ids of different lengths differ: one map serves all configurations.
     servers: HashMap<ServerId, BackendIndex>,
 }
 
 impl QuicLb {
-    /// Of a VIP; `None` if connection ids mean nothing to it.
+    /// Builds the state of a VIP; `None` if the VIP does not use connection ids.
     pub fn new(vip: &VipSpec) -> Option<Box<Self>> {
         if vip.policy.affinity != Affinity::QuicCid {
             return None;
@@ -288,8 +291,8 @@ impl QuicLb {
         Some(Box::new(Self { codecs, servers: pool.flat_map(ids).collect() }))
     }
 
-    /// The backend that a connection id names: of a rotation that is configured, long enough, and
-    /// with a server id that a backend has. Bytes after the id do not matter.
+    /// The backend named by a connection id: the rotation is configured, the id is long enough, and
+    /// a backend has the server id. Bytes after the id are ignored.
     ///
     /// Cost: that of [`Codec::decode`] and one look-up in a hash map. No allocation.
     #[inline]
@@ -355,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_configuration_can_be() {
+    fn configurations_within_and_beyond_the_bounds() {
         for (rotation, server_id, nonce, good) in [
             (0, 1, 4, true),
             (6, 15, 4, true),
@@ -423,7 +426,7 @@ mod tests {
                 let nonce = vec![0x3c; usize::from(config.nonce_bytes)];
                 let mut id = codec.encode(server, &nonce).unwrap().to_vec();
                 assert_eq!(quic.backend(&id), Some(BackendIndex(index)));
-                // The length bits are the server's affair, and so are bytes after the id.
+                // The server may use the length bits and the bytes after the id as it likes.
                 id[0] ^= 0x1f;
                 id.extend([1, 2, 3]);
                 assert_eq!(quic.backend(&id), Some(BackendIndex(index)));
@@ -432,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_name_nobody() {
+    fn ids_that_name_no_server() {
         let (_, quic) = three();
         let good = hex("07005a0001020304");
         assert_eq!(quic.backend(&good), Some(BackendIndex(0)));
@@ -446,7 +449,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every pair of lengths, with and without a key: what is made can be read.
+        /// Every pair of lengths, with and without a key: `decode` recovers the server id.
         #[test]
         fn decode_reverses_encode(
             rotation in 0_u8..7,

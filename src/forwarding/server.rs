@@ -1,4 +1,4 @@
-//! What schedulers know a backend by: its address, so that names are for people only.
+//! Identity of a backend for schedulers: its address, so that names are for display only.
 
 use std::hash::Hasher;
 use std::net::IpAddr;
@@ -8,16 +8,17 @@ use siphasher::sip::SipHasher13;
 
 use super::{BackendSpec, Secret};
 
-/// A server in the pool of a VIP, as schedulers hash and order it: equal on every box with this pool.
+/// A server in the pool of a VIP, as schedulers hash and order it: equal on every box with this
+/// pool.
 ///
-/// Its address, without the port: two VIPs for the ports of the same servers (HTTP and HTTPS) make
-/// the same choice. Where several backends of a VIP share an address, they are numbered in the order
-/// of their ports.
+/// The identity is the address without the port: two VIPs for different ports of the same servers
+/// (HTTP and HTTPS) make the same choice. Backends of a VIP that share an address are numbered in
+/// the order of their ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Server {
-    /// An IPv4 address is mapped (RFC 4291 2.5.5.2).
+    /// Address; an IPv4 address is mapped (RFC 4291 2.5.5.2).
     address: [u8; 16],
-    /// Backends of this address with a lower port.
+    /// Number of backends of this address with a lower port.
     nth: u16,
 }
 
@@ -31,7 +32,7 @@ impl Server {
         Self { address, nth }
     }
 
-    /// The servers of a pool, each with its backend; without those that were removed.
+    /// Servers of a pool, each with its backend, without removed backends.
     pub fn all(pool: &[BackendSpec]) -> impl Iterator<Item = (Self, &BackendSpec)> {
         let mut pool: Vec<&BackendSpec> = pool.iter().filter(|backend| !backend.removed).collect();
         pool.sort_by_key(|backend| (backend.address, backend.port));
@@ -44,7 +45,7 @@ impl Server {
         })
     }
 
-    /// A hash of its own, another one for each `purpose`.
+    /// Hash of the server, independent for each `purpose`.
     pub fn hash(&self, secret: &Secret, purpose: u8) -> u64 {
         let mut hasher = SipHasher13::new_with_key(secret);
         hasher.write(&[purpose]);

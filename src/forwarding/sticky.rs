@@ -1,40 +1,41 @@
-//! What a VIP wants remembered of its clients, and whether a client stays with its backend.
+//! Stickiness of clients: which state a VIP keeps of its clients, and when a client leaves its
+//! backend.
 
 use serde::{Deserialize, Serialize};
 
 use crate::net::BackendId;
 use crate::units::Ticks;
 
-/// What a VIP wants of the clients table.
+/// Client-table settings of a VIP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Remember {
-    /// A client of which no packet came for longer is one that comes back.
+    /// Idle time after which a client that sends again counts as returning.
     pub timeout: Ticks,
-    /// Whether its new flows follow it to its backend until then.
+    /// Whether, until then, new flows of the client follow it to its backend.
     pub sticky: Option<Sticky>,
-    /// Where the flows of a client that comes back go.
+    /// Choice of the backend for the flows of a returning client.
     pub on_reentry: Reentry,
 }
 
-/// A flow notes its client at its first packet in each period of so many ticks of 10 ms, as a power
-/// of two: 1.28 s.
+/// A flow touches its client record at its first packet in each period; the period in ticks of 10
+/// ms as a power of two: 1.28 s.
 pub const PERIOD_BITS: u32 = 7;
 
 impl Remember {
-    /// Whether a client that was noted `idle` ago was silent for longer than the time-out: it may
-    /// have sent until the end of that period.
+    /// Whether a client last touched `idle` ago has been silent for longer than the time-out. It
+    /// may have sent until the end of that period.
     pub const fn is_over(&self, idle: Ticks) -> bool {
         idle.0 > self.timeout.0 + (1 << PERIOD_BITS)
     }
 
-    /// Whose flows keep a client remembered that has `backend`: where clients stick, those that are
-    /// there, too; elsewhere (`None`) all of its flows.
+    /// Backend to which a flow must belong to keep the record of a client of `backend` alive:
+    /// `backend` where clients are sticky; `None`, any backend, elsewhere.
     pub fn kept_by(&self, backend: BackendId) -> Option<BackendId> {
         self.sticky.map(|_| backend)
     }
 }
 
-/// What becomes of a client whose backend takes no new flows.
+/// Behaviour of a client when its backend takes no new flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sticky {
     /// While the backend drains, or has weight 0.
@@ -43,30 +44,30 @@ pub struct Sticky {
     pub on_down: Hold,
 }
 
-/// Whether a client lets go of its backend.
+/// Whether a client leaves its backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hold {
-    /// Its next connection goes elsewhere, and it stays there.
+    /// Its next connection goes to another backend, and the client stays there.
     #[default]
     Release,
-    /// It goes on there.
+    /// New flows of the client still go to the backend.
     Keep,
 }
 
-/// Where the flows of a client go that was silent for longer than the time-out.
+/// Choice of the backend for a client that was silent for longer than the time-out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reentry {
-    /// Where the scheduler sends any other.
+    /// By the scheduler, as for any flow.
     #[default]
     Hash,
-    /// To the backend with the fewest flows for its weight.
+    /// The backend with the fewest flows for its weight.
     Freest,
 }
 
 impl Hold {
-    /// As in the configuration.
+    /// Configuration keyword.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Release => "release",
@@ -76,7 +77,7 @@ impl Hold {
 }
 
 impl Reentry {
-    /// As in the configuration.
+    /// Configuration keyword.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hash => "hash",

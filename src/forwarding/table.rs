@@ -1,4 +1,4 @@
-//! The forwarding table itself: VIPs, backends and return paths, found in O(1).
+//! The forwarding table: VIPs, backends and return paths, found in O(1).
 
 use std::sync::Arc;
 
@@ -22,12 +22,13 @@ use crate::net::{
     PortRange, Protocol, VipId, exact,
 };
 
-/// Everything that a worker needs to know to forward. Immutable.
+/// The immutable forwarding state of all workers.
 ///
 /// Memory: about 2 bytes per lookup table slot and VIP (shared between generations), 64 per
 /// backend, 64 per VIP port, 64 per NAT backend and port.
-/// Lines of its own: what the control thread counts references with is not on those that workers
-/// read.
+///
+/// Aligned to cache lines of its own: the reference count, which the control thread changes, is not
+/// on lines that workers read.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct ForwardingTable {
@@ -38,78 +39,78 @@ pub struct ForwardingTable {
     backends: Vec<Option<Backend>>,
     listeners: Listeners,
     returns: HashMap<ListenKey, Vec<ReturnPath>>,
-    /// Where tunnels end.
+    /// Addresses of tunnel endpoints.
     tunnel_ends: HashSet<Address>,
-    /// Tells flows apart in outer headers.
+    /// Flow hash for outer headers.
     entropy: Entropy,
-    /// By address and protocol: backends that answer from ranges of ports.
+    /// Backends that reply from ranges of ports, by address and protocol.
     return_ranges: HashMap<(Address, Protocol), Vec<(PortRange, ReturnPath)>>,
-    /// Whether some backend answers from all ports: where none does, nobody has to look.
+    /// Whether some backend replies from all ports; if not, that look-up is skipped.
     any_returns: bool,
-    /// Whether some backend answers without pins: where none does, nobody has to look.
+    /// Whether some backend replies without pins; if not, that look-up is skipped.
     unpinned_returns: bool,
-    /// What VIPs have lost by a reload.
+    /// Listeners that VIPs have lost by reloads.
     old: OldListeners,
 }
 
 /// A VIP.
 #[derive(Debug)]
 pub struct Vip {
-    /// Its index.
+    /// Index.
     pub id: VipId,
-    /// The protocol of its flows.
+    /// Protocol of its flows.
     pub protocol: Protocol,
     /// How packets reach its backends.
     pub forward: Forward,
-    /// Its options.
+    /// Options.
     pub policy: VipPolicy,
-    /// Chooses among all backends that have weight, in service or not.
+    /// Scheduler over all backends that have weight, in service or not.
     pub scheduler: Built,
-    /// Chooses for clients that come back, where they are to have the freest backend.
+    /// Scheduler for returning clients, where they get the freest backend.
     pub freest: Option<LeastConnections>,
-    /// Sources that are spread over several backends.
+    /// Client addresses with flows spread over several backends.
     pub splits: Splits,
-    /// Whether workers tell of its new flows.
+    /// Whether workers report its new flows as samples.
     pub sampled: bool,
-    /// How connection ids name its backends, for [`Affinity::QuicCid`].
+    /// Connection-id state, for [`Affinity::QuicCid`].
     pub quic: Option<Box<QuicLb>>,
-    /// Names of its backends, to be told.
+    /// Names of its backends, for display.
     names: Arc<[(BackendIndex, Box<str>)]>,
 }
 
-/// What a backend's packets need beyond what all packets do; bits.
+/// Bits for extra processing that packets of a backend need.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BackendFlags(u8);
 
 impl BackendFlags {
-    /// Their connection ids may name another backend ([`Affinity::QuicCid`]).
+    /// Connection ids may name another backend ([`Affinity::QuicCid`]).
     pub const QUIC: Self = Self(1);
-    /// They keep what is remembered of their client alive ([`VipPolicy::remember`]).
+    /// Packets keep the record of their client alive ([`VipPolicy::remember`]).
     pub const REMEMBERS: Self = Self(2);
-    /// They do not just go to it: [`Backend::left`] is not [`FlowAction::Keep`].
+    /// Flows of the backend may end: [`Backend::left`] is not [`FlowAction::Keep`].
     pub const LEFT: Self = Self(4);
-    /// Those for ports that the VIP has lost are of flows that are reset ([`VipSpec::old`]).
+    /// Flows to addresses and ports that the VIP has lost are reset ([`VipSpec::old`]).
     pub const OLD_PORTS: Self = Self(8);
 
-    /// Whether there are none.
+    /// Whether no bit is set.
     #[inline]
     pub const fn none(self) -> bool {
         self.0 == 0
     }
 
-    /// Whether the only one is [`BackendFlags::REMEMBERS`], which most packets need nothing for.
+    /// Whether the only bit is [`BackendFlags::REMEMBERS`], for which most packets need no work.
     #[inline]
     pub const fn only_remembers(self) -> bool {
         self.0 == Self::REMEMBERS.0
     }
 
-    /// Whether all of `bits` are there.
+    /// Whether all of `bits` are set.
     #[inline]
     pub const fn has(self, bits: Self) -> bool {
         self.0 & bits.0 == bits.0
     }
 
-    /// Whether some of its flows may not just go on.
+    /// Whether policy may end some of its flows.
     #[inline(always)]
     pub const fn ends_flows(self) -> bool {
         self.0 & (Self::LEFT.0 | Self::OLD_PORTS.0) != 0
@@ -125,72 +126,74 @@ impl BackendFlags {
     }
 }
 
-/// A backend of one VIP, and all that a packet of a pinned flow wants to know of either:
-/// one cache line, and another for who looks for a backend.
+/// A backend of one VIP, with all fields of both that a packet of a pinned flow needs: one cache
+/// line, and a second one for the choice of a backend.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Backend {
-    /// What a pin on it names.
+    /// Index and generation, as stored in pins.
     pub id: BackendId,
-    /// Its VIP.
+    /// VIP of the backend.
     pub vip: VipId,
-    /// How packets reach it: as its VIP says.
+    /// Forwarding mode of the VIP.
     pub forward: Forward,
-    /// What its packets need besides.
+    /// Extra processing of its packets.
     pub flags: BackendFlags,
-    /// Idle time-outs of its flows: as its VIP says.
+    /// Idle time-outs of its flows, from the VIP.
     pub timeouts: FlowTimeouts,
-    /// Its own address.
+    /// Address of the server.
     pub address: Address,
-    /// Where frames for it go.
+    /// Next hop of frames to it.
     pub next_hop: Option<NextHop>,
-    /// Where ports are rewritten: its port; `None` keeps the port that the client connected to.
+    /// Where ports are rewritten: port of the server; `None` keeps the port that the client
+    /// connected to.
     pub port: Option<u16>,
-    /// Longest IP packet that may leave towards it, in bytes.
+    /// Maximum length of an IP packet to it, in bytes.
     pub mtu: u16,
-    /// Its health check says that it answers.
+    /// Whether its health check passes.
     pub up: bool,
-    /// What becomes of the flows that it has, as things are now.
+    /// Current treatment of its flows.
     pub flow_action: FlowAction,
-    /// TCP: whether both ends of a flow that idled out are told: as its VIP says.
+    /// TCP: whether both ends of a flow that idled out receive a RST; from the VIP.
     pub reset_idle: bool,
-    /// Whether it is told who the client is, by a PROXY header: as its VIP says.
+    /// Whether it receives the client's address in a PROXY header; from the VIP.
     pub proxy: bool,
-    /// New flows may go to it: up, active, with weight, and its next hop is known.
+    /// Whether it may take new flows: up, active, with weight, and its next hop is known.
     pub takes_new: bool,
-    /// Packets of flows whose pin was lost may go to it: up, and not out of service.
+    /// Whether it may take packets of flows that lost their pin: up, in service or draining, and
+    /// its next hop is known.
     pub takes_non_syn: bool,
-    /// How many of [`FULL_SHARE`] of its own new flows it takes.
+    /// Part of the new flows scheduled to it that it takes, in units of 1/[`FULL_SHARE`].
     pub share: u16,
-    /// Tunnels: what names the path to it.
+    /// Tunnels: key of the path to it.
     pub path: PathKey,
-    /// Frames for it would come back to this box: it takes nothing, and `next_hop` is not known.
+    /// Whether frames for it would return to this box: it takes nothing, and `next_hop` is `None`.
     pub loops: bool,
 }
 
-// What every packet wants to know is on the first line.
+// The fields that every packet reads are on the first line.
 const _: () = assert!(std::mem::offset_of!(Backend, up) <= 64);
 
-/// A VIP address and port for which a NAT backend may be answering.
+/// A VIP address and port from which the replies of a NAT backend may have to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReturnPath {
-    /// The backend.
+    /// Backend of the path.
     pub backend: BackendIndex,
-    /// Its VIP.
+    /// VIP of the backend.
     pub vip: VipId,
-    /// The address that the client connected to.
+    /// Address that the client connected to.
     pub vip_address: Address,
-    /// The port that the client connected to; `None`: the backend's source port.
+    /// Port that the client connected to; `None`: the backend's source port.
     pub vip_port: Option<u16>,
-    /// Whether it answers flows that have pins. If not, this is the only path of its source that is in
-    /// force (`check` sees to that).
+    /// Whether its flows have pins. If not, this is the only path of its source in force (`check`
+    /// ensures that).
     pub pinned: bool,
 }
 
 impl ForwardingTable {
-    /// Builds a table. Lookup tables that did not change are taken over from `previous`.
+    /// Builds a table. Lookup tables that did not change are reused from `previous`.
     ///
-    /// Two specs with one index, or two VIPs with one listen key, are a caller's mistake (the
+    /// Two specs with one index, or two VIPs with one listen key, are an error of the caller (the
     /// configuration refuses them); the later one wins.
     pub fn build(
         generation: u64,
@@ -221,7 +224,7 @@ impl ForwardingTable {
         table
     }
 
-    /// Number of this table in the sequence of published ones.
+    /// Sequence number of this table among the published ones.
     pub const fn generation(&self) -> u64 {
         self.generation
     }
@@ -231,36 +234,36 @@ impl ForwardingTable {
         &self.secret
     }
 
-    /// What is this box's own.
+    /// Properties of the local box.
     #[inline]
     pub const fn local(&self) -> &Local {
         &self.local
     }
 
-    /// The VIP of an index.
+    /// The VIP with an index.
     #[inline]
     pub fn vip(&self, id: VipId) -> Option<&Vip> {
         self.vips.get(usize::from(id.0))?.as_ref()
     }
 
-    /// The backend of an index.
+    /// The backend with an index.
     #[inline]
     pub fn backend(&self, index: BackendIndex) -> Option<&Backend> {
         self.backends.get(usize::from(index.0))?.as_ref()
     }
 
-    /// The backend that a pin names, unless its generation has ended.
+    /// The backend that a pin refers to; `None` if its generation has ended.
     #[inline]
     pub fn pinned(&self, id: BackendId) -> Option<&Backend> {
         self.backend(id.index).filter(|backend| backend.id == id)
     }
 
-    /// The VIP that listens on `key`, whose port is 0 with [`Protocol::Any`] and only then: this
-    /// very address and port; else by the longest prefix, and there the port, a range with it, all
-    /// ports, any protocol.
+    /// The VIP that listens on `key`, whose port is 0 with [`Protocol::Any`] and only then. An
+    /// exact address and port wins; else the longest prefix, and within it the port, a range with
+    /// it, all ports, any protocol.
     ///
-    /// Cost: a hash look-up, and one for each length of prefix ([`MAX_PREFIX_LENGTHS`] at most) if
-    /// nobody listens on this very port.
+    /// Cost: a hash look-up; without an exact match, one for each prefix length
+    /// ([`MAX_PREFIX_LENGTHS`] at most).
     ///
     /// [`MAX_PREFIX_LENGTHS`]: super::MAX_PREFIX_LENGTHS
     #[inline]
@@ -268,14 +271,14 @@ impl ForwardingTable {
         self.listeners.find(key)
     }
 
-    /// The VIP that listened on `key` before a reload, while flows are left there, and what becomes of
-    /// them; `None` if a VIP listens there now.
+    /// The VIP that listened on `key` before a reload, while flows remain there, and the treatment
+    /// of those flows; `None` if a VIP listens there now.
     #[inline]
     pub fn old_listener(&self, key: impl FnOnce() -> ListenKey) -> Option<(VipId, FlowAction)> {
         if self.old.is_empty() { None } else { self.lost_listener(key()) }
     }
 
-    /// Whether VIPs have lost addresses or ports where flows are left.
+    /// Whether VIPs have lost addresses or ports that still have flows.
     #[inline]
     pub fn has_lost(&self) -> bool {
         !self.old.is_empty()
@@ -289,18 +292,18 @@ impl ForwardingTable {
         self.old.find(key)
     }
 
-    /// The VIP whose flows have `key`: the one that listens there, or did before a reload.
+    /// The VIP that owns flows to `key`: it listens there, or did before a reload.
     pub fn owner(&self, key: ListenKey) -> Option<VipId> {
         self.listener(key).or_else(|| Some(self.old_listener(|| key)?.0))
     }
 
-    /// Whether an address is some VIP's, on whatever port.
+    /// Whether an address belongs to a VIP, on any port.
     pub fn is_vip(&self, address: Address) -> bool {
         self.listeners.have(address)
     }
 
-    /// What a packet whose *source* is `key` may be answering: exact ports first, then all ports,
-    /// then ranges.
+    /// VIP addresses and ports that a packet with *source* `key` may be a reply from: exact ports
+    /// first, then all ports, then ranges.
     #[inline]
     pub fn return_paths(&self, key: ListenKey) -> impl Iterator<Item = &ReturnPath> + Clone {
         let exact = self.returns.get(&key).map_or(&[][..], Vec::as_slice);
@@ -316,8 +319,9 @@ impl ForwardingTable {
         exact.iter().chain(any).chain(ranges)
     }
 
-    /// The first of them, or the one without pins, if there is one: beside that there are only those of
-    /// VIPs that have lost their place by a reload, and of whose flows replies are not told apart from its own.
+    /// The first of [`return_paths`](Self::return_paths); the path without pins, if there is one.
+    /// The others at such a source belong to VIPs that have lost their listener by a reload, and
+    /// replies of their flows cannot be distinguished from its own.
     #[inline]
     pub fn return_path(&self, key: ListenKey) -> Option<&ReturnPath> {
         let mut paths = self.return_paths(key);
@@ -325,13 +329,13 @@ impl ForwardingTable {
         self.unpinned_returns.then(unpinned).flatten().or_else(|| paths.next())
     }
 
-    /// What tells flows apart in outer headers.
+    /// Flow hash for outer headers.
     #[inline]
     pub const fn entropy(&self) -> &Entropy {
         &self.entropy
     }
 
-    /// The path to `address`, if a tunnel ends there.
+    /// The path to `address`, if it is a tunnel endpoint.
     pub fn tunnel_path(&self, address: Address) -> Option<PathKey> {
         self.tunnel_ends.get(&address).copied().map(PathKey::new)
     }
@@ -358,7 +362,7 @@ impl ForwardingTable {
         place(&mut self.vips, spec.id.0, Vip::new(spec, &self.secret, previous));
     }
 
-    /// A backend, to which no longer packets leave than its NIC sends.
+    /// A backend, with its MTU limited to that of its NIC.
     fn backend_of(&self, vip: &VipSpec, spec: &BackendSpec) -> Backend {
         let backend = Backend::new(vip, spec);
         let nic = spec.next_hop.map_or(UNLIMITED, |hop| self.local.mtu(hop.nic));
@@ -379,7 +383,7 @@ impl ForwardingTable {
             };
             let listen = return_listen(backend, ports, spec.protocol);
             match exact(listen) {
-                // One port of the backend for several of the VIP: each is a path of its own.
+                // One backend port for several ports of the VIP: one path for each.
                 Some(key) if ports != PortRange::ALL && !ports.is_single() => {
                     for port in (ports.first..=ports.last).take(MAX_RETURN_PATHS) {
                         self.add_return(key, ReturnPath { vip_port: Some(port), ..path });
@@ -396,18 +400,18 @@ impl ForwardingTable {
 
     fn add_return(&mut self, key: ListenKey, path: ReturnPath) {
         self.any_returns |= key.port == 0;
-        // As a rule there is one.
+        // Usually one path.
         self.returns.entry(key).or_insert_with(|| Vec::with_capacity(1)).push(path);
     }
 }
 
-/// The key for every port, if there are such keys.
+/// The key for all ports, if some path has such a key.
 #[inline]
 fn any_port(key: ListenKey, there_are: bool) -> Option<ListenKey> {
     there_are.then_some(ListenKey { port: 0, ..key })
 }
 
-/// Where a NAT backend's replies come from, for clients of these ports of the VIP.
+/// Source of a NAT backend's replies to clients of these ports of the VIP.
 pub fn return_listen(backend: &BackendSpec, ports: PortRange, protocol: Protocol) -> Listen {
     let ports = backend.port.map_or(ports, PortRange::single);
     Listen { network: backend.address.into(), protocol, ports }
@@ -434,18 +438,18 @@ impl Vip {
         }
     }
 
-    /// Whom the sender of a flow counts as.
+    /// Client identity of a flow.
     pub fn client_key(&self, key: &FlowKey) -> ClientKey {
         self.policy.affinity.client_key(key, &self.splits)
     }
 
-    /// The affinity hash of a flow.
+    /// Affinity hash of a flow.
     pub fn affinity_hash(&self, secret: &Secret, key: &FlowKey) -> u64 {
         self.policy.affinity.hash(secret, key, &self.splits)
     }
 }
 
-/// The names of a VIP's backends; taken over from `previous` if they are the same.
+/// Names of a VIP's backends; reused from `previous` if unchanged.
 fn names(spec: &VipSpec, previous: Option<&Vip>) -> Arc<[(BackendIndex, Box<str>)]> {
     let named = spec.backends.iter().map(|backend| (backend.id.index, backend.name.as_str()));
     match previous.map(|vip| &vip.names) {
@@ -456,13 +460,13 @@ fn names(spec: &VipSpec, previous: Option<&Vip>) -> Arc<[(BackendIndex, Box<str>
     }
 }
 
-/// What the scheduler wants to know of a backend.
+/// Scheduler input of a backend.
 const fn candidate((server, backend): (Server, &BackendSpec)) -> Candidate {
     Candidate { backend: backend.id.index, server, weight: backend.weight }
 }
 
 impl Backend {
-    /// Why the backend takes no new flows.
+    /// Reason why the backend takes no new flows.
     pub fn out_of_service(&self) -> &'static str {
         if !self.up {
             "down: its health check fails"
@@ -477,10 +481,10 @@ impl Backend {
         }
     }
 
-    /// Whether it takes a new flow with this affinity hash, given its share.
+    /// Whether its share admits a new flow with this affinity hash.
     #[inline]
     pub const fn admits(&self, hash: u64) -> bool {
-        // Low bits: tables are looked into with the high ones.
+        // Low bits: table look-ups use the high ones.
         hash & (FULL_SHARE as u64 - 1) < self.share as u64
     }
 
@@ -494,7 +498,7 @@ impl Backend {
             port: spec.port,
             next_hop: spec.next_hop,
             mtu: spec.mtu,
-            // One that was removed is checked no longer.
+            // A removed backend is no longer checked.
             up: spec.up || spec.removed,
             flow_action: flow_action(vip, spec),
             reset_idle: vip.policy.reset_idle,
@@ -515,7 +519,7 @@ impl Backend {
         }
     }
 
-    /// Takes no packets if its next hop is this box.
+    /// Takes the backend out of service if its next hop is this box.
     fn stay_off(&mut self, local: &Local) {
         self.loops = self.next_hop.is_some_and(|hop| local.macs.contains(&hop.mac));
         if self.loops {
@@ -524,16 +528,18 @@ impl Backend {
     }
 }
 
-/// The name of a backend.
+/// Name of a backend.
 pub fn name<'t>(backend: &Backend, table: &'t ForwardingTable) -> &'t str {
     let names = table.vip(backend.vip).map_or(&[][..], |vip| &vip.names);
     let found = names.iter().find(|(index, _)| *index == backend.id.index);
     found.map_or("?", |(_, name)| name)
 }
 
-/// What becomes of a backend's flows: what its drain says, else its VIP's word for one that is down.
+/// Treatment of a backend's flows: that of its drain, else the VIP's policy for a backend that is
+/// down.
 ///
-/// A UDP flow goes on sending to a backend that cannot be reached, and so keeps its pin alive: it leaves.
+/// A UDP flow continues to send to a backend that cannot be reached, and so keeps its pin alive: it
+/// is rehashed.
 fn flow_action(vip: &VipSpec, spec: &BackendSpec) -> FlowAction {
     let reachable = spec.next_hop.is_some() || vip.protocol == Protocol::Tcp;
     let flow_action = match spec.flow_action {
@@ -547,7 +553,7 @@ fn flow_action(vip: &VipSpec, spec: &BackendSpec) -> FlowAction {
     }
 }
 
-/// Puts `value` at `index`, growing the list as needed.
+/// Stores `value` at `index`, growing the list as needed.
 fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
     let index = usize::from(index);
     if list.len() <= index {
@@ -559,7 +565,8 @@ fn place<T>(list: &mut Vec<Option<T>>, index: u16, value: T) {
 }
 
 impl Sticky {
-    /// Whether a packet without a pin goes to the backend that its client has.
+    /// Whether a client's new flow goes to the client's backend; with `midflow`, a flow that lost
+    /// its pin.
     pub fn stays(self, backend: &Backend, miss: Miss) -> bool {
         let keeps = |hold| hold == Hold::Keep;
         match (backend.up, backend.takes_new) {
@@ -691,7 +698,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_new_and_lost_flows() {
+    fn new_and_lost_flows_need_a_backend_in_service() {
         let row = |name, change: fn(&mut BackendSpec), new, midflow| {
             let mut backend = backend(0);
             change(&mut backend);
@@ -707,7 +714,7 @@ mod tests {
     }
 
     #[test]
-    fn what_becomes_of_flows() {
+    fn drain_and_policy_decide_about_flows() {
         use FlowAction::{Keep, Rehash, Reset};
         for (protocol, up, on_down, drained, flow_action) in [
             (Protocol::Tcp, true, Reset, Keep, Keep),
@@ -728,7 +735,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pin_of_an_ended_generation_names_nobody() {
+    fn a_pin_of_an_ended_generation_finds_no_backend() {
         let mut vip = spec(0);
         vip.backends = vec![backend(5)];
         let old = vip.backends.first().unwrap().id;

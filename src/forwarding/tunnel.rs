@@ -1,9 +1,10 @@
-//! Tunnels of this box: where outer packets come from, and what they say.
+//! Tunnel parameters of the local box: outer source addresses and per-flow entropy.
 //!
-//! A backend's NIC spreads tunnel packets over its queues by their outer headers alone. So something in
-//! those varies with the flow, and is constant within it: the host bits of the outer source, where that
-//! is a prefix; with GUE the UDP source port; over IPv6 the flow label. All come from one hash, keyed by
-//! the configuration, so that a flow looks alike whichever box of a fleet sends it.
+//! A backend's NIC spreads tunnel packets over its queues by their outer headers alone. Therefore
+//! some outer field varies with the flow and is constant within it: the host bits of the outer
+//! source, where that is a prefix; with GUE the UDP source port; over IPv6 the flow label. All are
+//! taken from one hash, keyed by the configuration, so that a flow looks alike whichever box of a
+//! fleet sends it.
 
 use siphasher::sip::SipHasher13;
 
@@ -12,19 +13,19 @@ use crate::net::{ADDRESS_BITS, Address, Network, SteerRules, TableSecret, Tuple}
 
 /// UDP port of GUE (IANA).
 pub const GUE_PORT: u16 = 6080;
-/// GUE source ports are those that nobody listens on (RFC 6335 6: dynamic ports).
+/// First GUE source port: dynamic ports, on which no service listens (RFC 6335 6).
 pub const GUE_SOURCE_PORTS: u16 = 0xc000;
 
-/// What the tunnels of this box have in common.
+/// Settings shared by all tunnels of the local box.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tunnels {
     /// Sources of outer IPv4 packets.
     pub source_v4: Option<TunnelSources>,
     /// Sources of outer IPv6 packets.
     pub source_v6: Option<TunnelSources>,
-    /// UDP port that backends receive GUE on.
+    /// UDP destination port of GUE.
     pub gue_port: u16,
-    /// Whether outer IPv4 packets may be fragmented on their way.
+    /// The "don't fragment" bit of outer IPv4 packets.
     pub outer_df: OuterDf,
 }
 
@@ -36,13 +37,14 @@ impl Default for Tunnels {
 }
 
 impl Tunnels {
-    /// The sources of outer packets to `destination`.
+    /// Outer source addresses for `destination`.
     #[inline]
     pub const fn sources(&self, destination: Address) -> Option<TunnelSources> {
         if destination.is_v4() { self.source_v4 } else { self.source_v6 }
     }
 
-    /// What the XDP program gives to the workers, with errors about tunnel packets of ours.
+    /// Extends the rules of the XDP program: ICMP errors about tunnel packets of the local box are
+    /// steered to the workers.
     #[must_use]
     pub fn steered(&self, rules: SteerRules) -> SteerRules {
         let sources = [self.source_v4, self.source_v6].into_iter().flatten();
@@ -50,14 +52,14 @@ impl Tunnels {
         SteerRules { tunnels, gue_port: self.gue_port, ..rules }
     }
 
-    /// Whether outer packets of ours come from an address in `network`.
+    /// Whether the outer source addresses overlap `network`.
     pub fn meet(&self, network: Network) -> bool {
         self.sources(network.address()).is_some_and(|sources| {
             sources.network.covers(network) || network.covers(sources.network)
         })
     }
 
-    /// Whether outer packets of ours come from `address`.
+    /// Whether `address` is an outer source address.
     pub fn is_source(&self, address: Address) -> bool {
         self.sources(address).is_some_and(|sources| sources.network.contains(address))
     }
@@ -66,17 +68,18 @@ impl Tunnels {
 /// The "don't fragment" bit of outer IPv4 packets. Routers never fragment IPv6.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OuterDf {
-    /// As the inner packet has it; set for an IPv6 one (RFC 2003 3.1, RFC 4213 3.2.2).
+    /// Copied from the inner packet; set for inner IPv6 (RFC 2003 3.1, RFC 4213 3.2.2).
     #[default]
     Inner,
     /// Always set.
     Set,
-    /// Never set: whoever cannot pass a packet on cuts it in pieces, which the backend has to join.
+    /// Never set: a router with a smaller MTU fragments the outer packet, and the backend
+    /// reassembles it.
     Clear,
 }
 
 impl OuterDf {
-    /// As in the configuration.
+    /// Configuration keyword.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Inner => "inner",
@@ -86,29 +89,29 @@ impl OuterDf {
     }
 }
 
-/// The addresses that outer packets of one family come from: the hosts of a prefix, without its first
-/// and last address where there are more than two (they are nobody's: RFC 1812 4.2.2.11, RFC 4291 2.6.1).
+/// Outer source addresses of one family: the hosts of a prefix, without its first and last address
+/// where it has more than two (reserved: RFC 1812 4.2.2.11, RFC 4291 2.6.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TunnelSources {
     network: Network,
     /// Number of the first host.
     first: u32,
-    /// How many hosts.
+    /// Number of hosts.
     count: u32,
 }
 
 impl TunnelSources {
-    /// Those in a network. Of more than 32 host bits the low ones are used.
+    /// The hosts of a network. If it has more than 32 host bits, the low 32 are used.
     pub fn new(network: Network) -> Self {
         let hosts = 1_u64 << ADDRESS_BITS.saturating_sub(network.len()).min(32);
         let (first, count) = if hosts > 2 { (1, hosts - 2) } else { (0, hosts) };
         Self { network, first, count: u32::try_from(count).unwrap_or(u32::MAX) }
     }
 
-    /// The source of a flow with this hash.
+    /// Source address for a flow hash.
     #[inline]
     pub const fn of(&self, hash: u64) -> Address {
-        // The high half, scaled: no division, and every host as often as any other.
+        // The high half, scaled: no division, and all hosts equally likely.
         let host = self.first as u64 + (((hash >> 32) * self.count as u64) >> 32);
         let [high, low] = self.network.address().words();
         Address { high, low: low + host }
@@ -120,17 +123,17 @@ impl TunnelSources {
     }
 }
 
-/// Hashes flows for what tells them apart in outer headers.
+/// Flow hash for outer headers.
 #[derive(Debug)]
 pub struct Entropy(TableSecret);
 
 impl Entropy {
-    /// Keyed by the configuration's secret, of which the hashes show nothing.
+    /// Derives the key from the configuration's secret, which the hashes do not reveal.
     pub fn new(secret: &Secret) -> Self {
         Self(TableSecret::new(SipHasher13::new_with_key(secret).hash(b"tunnel entropy")))
     }
 
-    /// The hash of a flow. Cost: some nanoseconds.
+    /// Hashes a flow. Cost: some nanoseconds.
     #[inline]
     pub fn hash(&self, flow: Tuple) -> u64 {
         self.0.hash(flow).value()

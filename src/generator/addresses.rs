@@ -1,4 +1,4 @@
-//! Which addresses traffic may be aimed at without further questions.
+//! Address ranges at which traffic may be aimed without `--i-own-this-network`.
 
 use std::net::IpAddr;
 
@@ -18,17 +18,17 @@ const LAB: [&str; 9] = [
     "fd00::/8",
 ];
 
-/// Whether every address of `net` is one of a lab.
+/// Returns whether every address of `net` is in a lab range.
 pub fn is_lab(net: IpNet) -> bool {
     LAB.iter().filter_map(|range| range.parse::<IpNet>().ok()).any(|range| range.contains(&net))
 }
 
-/// Whether `address` is one of a lab.
+/// Returns whether `address` is in a lab range.
 pub fn is_lab_address(address: IpAddr) -> bool {
     is_lab(address.into())
 }
 
-/// The ranges, for people.
+/// Lists the ranges for messages.
 pub fn lab_ranges() -> String {
     LAB.join(", ")
 }

@@ -1,4 +1,4 @@
-//! A packet that has come out of the balancer: reading it, and answering it in place.
+//! A packet that comes out of the balancer: parsed, and turned into its reply in place.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use super::signature::{self, Found, REPLY, REQUEST};
 use crate::net::Address;
 use crate::wire::checksum::Delta;
 
-/// Who a packet was for: what tells backends apart, by MAC (dsr) or address (nat).
+/// Identity of a backend: its MAC (dsr) or address (nat), as the destination of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BackendKey {
     /// Destination MAC.
@@ -17,28 +17,29 @@ pub struct BackendKey {
     pub address: Address,
 }
 
-/// A packet of the generator, as it arrived.
+/// A parsed packet of the generator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival {
-    /// It is an answer of a backend.
+    /// Whether it is a reply of a backend.
     pub reply: bool,
-    /// Its destination.
+    /// Destination MAC and address.
     pub to: BackendKey,
     /// Source address.
     pub source: Address,
     /// Source port.
     pub source_port: u16,
-    /// Of TCP; all zeros for UDP.
+    /// TCP fields; all zeros for UDP.
     pub segment: Segment,
-    /// TCP's urgent pointer: the lower half of a sequence number where the signature is short.
+    /// TCP's urgent pointer: the lower half of a sequence number if the signature is short.
     pub urgent: u16,
-    /// What it says of itself.
+    /// Signature in the payload.
     pub signature: Found,
 }
 
-/// Reads a frame; `None` if it is not one of the generator's, or of another layout than the run's.
+/// Parses a frame. Returns `None` if it is not the generator's, or of another layout than the
+/// run's.
 ///
-/// Cost: two cache lines, all of which the answer needs too.
+/// Cost: two cache lines, all of which a reply needs too.
 #[inline]
 pub fn read(frame: &[u8], layout: Layout) -> Option<Arrival> {
     let ([d0, d1, d2, d3, d4, d5, _, _, _, _, _, _, t0, t1], network) =
@@ -89,9 +90,9 @@ fn read_segment(transport: &[u8]) -> Option<(Segment, u16)> {
     Some((segment, u16::from_be_bytes([u0, u1])))
 }
 
-/// What the server answers to `request`, the client's segment with `payload` bytes: it is an echo
-/// server, which sends back as many bytes as it got, so its sequence numbers run beside the
-/// client's. `offset` is the distance between the two.
+/// Returns the server's reply to `request`, the client's segment with `payload` bytes. The server
+/// is an echo server, which sends back as many bytes as it got, so its sequence numbers are the
+/// client's plus a constant, `offset`.
 #[inline]
 pub fn server_segment(request: Segment, payload: u32, offset: u32) -> Segment {
     let syn_or_fin = request.flags & (flags::SYN | flags::FIN);
@@ -103,8 +104,8 @@ pub fn server_segment(request: Segment, payload: u32, offset: u32) -> Segment {
     }
 }
 
-/// Turns a request into its answer, in place: both ends swapped, marked as a reply, and with
-/// `segment` for TCP. Patches the checksums. False, with the frame unusable, if it is cut short.
+/// Turns a request into its reply, in place: swaps both ends, marks it as a reply, writes `segment`
+/// for TCP, and patches the checksums. Returns false, with the frame unusable, if it is truncated.
 #[inline]
 #[must_use]
 pub fn answer(frame: &mut [u8], layout: Layout, old: Segment, segment: Segment) -> bool {
@@ -153,7 +154,7 @@ fn patch_checksum(frame: &mut [u8], layout: Layout, delta: Delta) -> bool {
     true
 }
 
-/// A new packet has all its hops again.
+/// Resets the time-to-live or hop limit to 64, as in a new packet.
 fn restore_hops(frame: &mut [u8], layout: Layout) {
     const HOPS: u8 = 64;
     if layout.ipv6 {
@@ -183,7 +184,7 @@ fn swap(frame: &mut [u8], first: usize, second: usize, len: usize) -> bool {
     }
 }
 
-/// An address for people.
+/// Returns the address of a backend for reports.
 pub fn address_of(key: &BackendKey) -> IpAddr {
     key.address.into()
 }

@@ -1,9 +1,9 @@
-//! Sending from inside the kernel: BPF_PROG_RUN with live frames, counted by an XDP program where
-//! packets come out.
+//! Sending from inside the kernel: BPF_PROG_RUN with live frames, counted by an XDP program at the
+//! receiving NIC.
 //!
-//! Several times as many packets as AF_XDP sends in copy mode, but they carry neither sequence
-//! number nor time: sent, received, lost, and the affinity of the first 65,536 flows are what is
-//! measured.
+//! This sends several times as many packets as AF_XDP in copy mode, but they carry neither sequence
+//! number nor time. It measures packets sent, received and lost, and the affinity of the first
+//! 65,536 flows.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -23,18 +23,18 @@ use crate::xdp::generate::{BlastSpec, Blaster, Sink, SinkCounters};
 use crate::xdp::nic::Nic;
 use crate::xdp::program::ProgramError;
 
-/// Runs of the program in the first system call.
+/// Program runs in the first system call.
 const FIRST_CHUNK: u32 = 1 << 14;
-/// How long a later one is to take. A call is left early only by a signal, and its end costs
-/// some 20 ms, in which nothing is sent: the kernel tears down a page pool. The program itself stops
-/// sending when the trial is over.
+/// Target duration of the later system calls, in seconds. Only a signal ends a call early, and the
+/// end of a call costs some 20 ms in which nothing is sent: the kernel tears down a page pool. The
+/// program itself stops sending when the trial is over.
 const CHUNK_S: f64 = 1.0;
-/// After the end: how long nothing may have arrived for the run to be over.
+/// Time without arrivals that ends a run, after the last packet was sent.
 const QUIET: Duration = Duration::from_millis(100);
-/// After the end: when it is over in any case.
+/// Longest wait for late arrivals after the last packet was sent.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A generator of that kind, ready to run.
+/// A BPF_PROG_RUN generator, ready to run.
 pub struct BlastEngine {
     settings: Settings,
     nic: Nic,
@@ -43,10 +43,10 @@ pub struct BlastEngine {
 }
 
 impl BlastEngine {
-    /// Opens everything. Must be called in the network namespace of the NICs.
+    /// Opens NICs and programs. Must be called in the network namespace of the NICs.
     ///
     /// # Errors
-    /// [`EngineError`]; each says what to do.
+    /// [`EngineError`]; each states the remedy.
     pub fn open(settings: Settings) -> Result<Self, EngineError> {
         let (nic, backend) = open_nics(&settings)?;
         let template = templates(&settings, &nic)?.into_iter().next();
@@ -55,7 +55,7 @@ impl BlastEngine {
         Ok(Self { settings, nic, sink, template })
     }
 
-    /// As [`Engine::trial`](super::engine::Engine::trial).
+    /// Runs a trial, like [`Engine::trial`](super::engine::Engine::trial).
     ///
     /// # Errors
     /// [`EngineError`].
@@ -103,7 +103,7 @@ impl BlastEngine {
         (0..workers).map(|index| Blaster::load(&spec(index))).collect()
     }
 
-    /// Runs all blasters; returns packets sent, and samples.
+    /// Runs all blasters; returns the number of packets sent, and the samples.
     fn run_all(
         &self,
         mut blasters: Vec<Blaster>,
@@ -134,7 +134,7 @@ impl BlastEngine {
         Ok((sent?, sampler.samples))
     }
 
-    /// The counters once nothing arrives any more.
+    /// Waits until nothing arrives any more, and returns the counters.
     fn settled(&self) -> Result<SinkCounters, ProgramError> {
         let start = Instant::now();
         let mut last = self.sink.counters()?;
@@ -150,7 +150,7 @@ impl BlastEngine {
     }
 }
 
-/// One trial.
+/// Time limits of one trial.
 struct Run<'a> {
     start: Instant,
     duration: Duration,
@@ -186,7 +186,7 @@ fn blast(blaster: &mut Blaster, core: Option<usize>, run: &Run<'_>) -> Result<()
     Ok(())
 }
 
-/// Runs of the program for the next call, after `times` that took `took`, with `left` to go.
+/// Returns the program runs for the next call, after `times` runs took `took`, with `left` to go.
 #[expect(clippy::cast_possible_truncation, reason = "a float cast saturates")]
 #[expect(clippy::cast_sign_loss, reason = "both are positive")]
 fn next_chunk(times: u32, took: Duration, left: Duration) -> u32 {
@@ -196,7 +196,7 @@ fn next_chunk(times: u32, took: Duration, left: Duration) -> u32 {
     chunk.clamp(FIRST_CHUNK, times.saturating_mul(16))
 }
 
-/// The packet before the program writes into it, and its sums as the program takes them.
+/// Returns the packet before the program writes into it, and the sums that the program starts from.
 fn prepared(template: &Template, settings: &Settings) -> (Vec<u8>, u32, u32) {
     let mut frame = template.bytes().to_vec();
     let flags = match settings.traffic {
@@ -205,7 +205,7 @@ fn prepared(template: &Template, settings: &Settings) -> (Vec<u8>, u32, u32) {
     };
     let segment = Segment { sequence: 0, acknowledgement: 0, flags };
     let signature = Signature { flow: 0, sequence: 0, run: 0, time: 0 };
-    // Without address and port: these, and the flow number, the program adds.
+    // Without address, port and flow number, which the program adds.
     template.write(&mut frame, Source { tail: 0, port: 0 }, segment, &signature);
     let (ip_sum, mut sum) = template.sums();
     if settings.layout.tcp {
@@ -221,7 +221,8 @@ fn interval(rate: f64) -> u64 {
     ((256e9 / rate).round() as u64).max(1)
 }
 
-/// What the sink has counted since `first`. What was sent is known at the end only.
+/// Returns the counts of the sink since `first`. The number of packets sent is known only at the
+/// end.
 fn totals(first: &SinkCounters, now: &SinkCounters, time_s: f64) -> Totals {
     Totals {
         time_s,
@@ -265,7 +266,7 @@ mod tests {
             let common: Common = common(false, tcp);
             let Some(template) = Template::new(&common, 100) else { unreachable!("it fits") };
             let (mut frame, ip_sum, transport_sum) = prepared(&template, &settings);
-            // What generate.bpf.c does.
+            // As generate.bpf.c does.
             let (address, port, flow) = (0xc612_8001_u32, 2000_u16, 0x0001_0203_u32);
             super::super::packet::put(&mut frame, 26, address.to_be_bytes());
             super::super::packet::put(&mut frame, 34, port.to_be_bytes());

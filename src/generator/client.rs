@@ -1,4 +1,4 @@
-//! The client side of a worker: which flow sends next, and which packet of its life that is.
+//! Client side of a worker: chooses the flow that sends next, and the packet that it sends.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,43 +9,43 @@ use super::packet::{Segment, flags};
 use super::settings::{Settings, Traffic};
 use super::slots::{Board, Slot, State, client_start, server_start};
 
-/// How long the answer to a SYN or FIN may take, in ms. Short, so that a lost handshake does not
-/// keep a flow out of a short run.
+/// Time-out of the reply to a SYN or FIN, in ms. Short, so that a lost handshake does not keep a
+/// flow out of a short run.
 const ANSWER_MS: u32 = 200;
-/// Slots that are tried for one packet before it is given up: the others wait for answers.
+/// Slots tried for one packet before it is withheld, since the others wait for replies.
 const TRIES: u32 = 8;
-/// Waiting slots that are looked at for one packet.
+/// Waiting slots examined for one packet.
 const LOOKS: u32 = 2;
-/// A data segment: the server answers it, which it does not do for a bare ACK.
+/// Flags of a data segment (ACK and PSH): the server replies to it, unlike to a bare ACK.
 const DATA: u8 = flags::ACK | 0x08;
-/// The last segment of a client that has received the server's FIN.
+/// Flags of the last segment of a client that has received the server's FIN.
 const LAST: u8 = flags::ACK;
 
-/// Whether the server answers a segment with these flags.
+/// Returns whether the server replies to a segment with these flags.
 #[inline]
 pub const fn wants_answer(flags_of_segment: u8) -> bool {
     flags_of_segment & (flags::SYN | flags::FIN | 0x08) != 0
 }
 
-/// What is to be sent.
+/// A packet to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outgoing {
-    /// Number of the flow.
+    /// Flow number.
     pub flow: u32,
-    /// Number of the packet in its flow.
+    /// Sequence number of the packet in its flow.
     pub sequence: u32,
-    /// Of TCP.
+    /// TCP fields.
     pub segment: Segment,
 }
 
-/// What happened on the client side.
+/// Counts of the client side.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClientCounts {
     /// Flows that began: the first ones, and those that replaced others.
     pub flows_opened: u64,
     /// TCP flows whose FIN was answered.
     pub flows_closed: u64,
-    /// SYNs sent again for want of an answer.
+    /// SYNs retransmitted for want of a reply.
     pub retransmissions: u64,
     /// TCP flows whose FIN was not answered.
     pub given_up: u64,
@@ -54,7 +54,7 @@ pub struct ClientCounts {
 }
 
 impl ClientCounts {
-    /// Adds those of another worker.
+    /// Adds the counts of another worker.
     pub fn add(&mut self, other: &Self) {
         self.flows_opened += other.flows_opened;
         self.flows_closed += other.flows_closed;
@@ -70,10 +70,10 @@ pub struct Client {
     traffic: Traffic,
     board: Arc<Board>,
     slots: Vec<Slot>,
-    /// Slots of all workers.
+    /// Number of slots of all workers.
     all: u32,
     draw: Draw,
-    /// Slots that wait for an answer, each once; never grows beyond their number.
+    /// Slots that wait for a reply, each once; never grows beyond its capacity.
     waiting: VecDeque<u32>,
     renewals: Pacer,
     renewed: u32,
@@ -83,7 +83,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// The clients of worker `index`.
+    /// Creates the clients of worker `index`.
     pub fn new(settings: &Settings, board: Arc<Board>, index: u32) -> Self {
         let (all, step) = (settings.flows, settings.workers.max(1));
         let slots: Vec<Slot> = (index..all).step_by(step as usize).map(Slot::new).collect();
@@ -104,28 +104,29 @@ impl Client {
         }
     }
 
-    /// Counts anew, and replaces flows as `renewals` says. Flows that exist stay.
+    /// Resets the counts, and replaces flows at the pace of `renewals`. Existing flows stay.
     pub fn begin(&mut self, renewals: Pacer) {
         self.renewals = renewals;
         self.counts = ClientCounts::default();
     }
 
-    /// From now on flows are only closed.
+    /// Only closes flows from now on.
     pub fn close(&mut self) {
         self.closing = true;
     }
 
-    /// Whether there is nothing left to close.
+    /// Returns whether there is nothing left to close.
     pub fn is_closed(&self) -> bool {
         self.closed as usize >= self.slots.len() && self.waiting.is_empty()
     }
 
-    /// What happened since [`begin`](Self::begin).
+    /// Returns the counts since [`begin`](Self::begin).
     pub fn counts(&self) -> &ClientCounts {
         &self.counts
     }
 
-    /// The next packet, which will have `payload` bytes; `None` if all flows wait for answers.
+    /// Returns the next packet, which will have `payload` bytes; `None` if all flows wait for
+    /// replies.
     #[inline]
     pub fn next(&mut self, now_ns: u64, payload: u32) -> Option<Outgoing> {
         if self.traffic == Traffic::Tcp {
@@ -152,7 +153,7 @@ impl Client {
         Some(Outgoing { flow, sequence, segment })
     }
 
-    /// The slot whose flow is to be replaced now, in turn.
+    /// Returns the slot whose flow is to be replaced now, in turn; `None` if none is due.
     #[inline]
     fn due_renewal(&mut self, now: u64) -> Option<u32> {
         if self.renewals.due(now, 1) == 0 {
@@ -226,7 +227,7 @@ impl Client {
         self.slots.get(index as usize).is_some_and(|slot| slot.waiting)
     }
 
-    /// Takes slots from the front of the list, and puts those back that wait on.
+    /// Takes slots from the front of the list, and puts back those that are to wait longer.
     fn look_at_waiting(&mut self, now_ms: u32, payload: u32) -> Option<Outgoing> {
         for _ in 0..LOOKS {
             let index = self.waiting.pop_front()?;
@@ -257,7 +258,7 @@ impl Client {
         None
     }
 
-    /// Into the list, with a new deadline.
+    /// Appends the slot to the list, with a new deadline.
     fn wait(&mut self, index: u32, now_ms: u32) {
         if let Some(slot) = self.slots.get_mut(index as usize) {
             slot.deadline_ms = now_ms.saturating_add(ANSWER_MS);
@@ -265,7 +266,7 @@ impl Client {
         self.wait_on(index);
     }
 
-    /// Into the list, unless the slot is there already; so the list never grows beyond its
+    /// Appends the slot to the list, unless it is there already. So the list never grows beyond its
     /// capacity.
     fn wait_on(&mut self, index: u32) {
         if let Some(slot) = self.slots.get_mut(index as usize)
@@ -304,8 +305,9 @@ impl Client {
         Some(outgoing)
     }
 
-    /// The bytes of the FIN once more, without FIN: a spurious retransmission, which carries the
-    /// acknowledgement of the server's FIN and our signature. Then the slot's next flow.
+    /// Resends the bytes of the FIN without the FIN: a spurious retransmission, which carries the
+    /// acknowledgement of the server's FIN and our signature. Then puts the next flow into the
+    /// slot.
     fn last_ack(&mut self, index: u32, now_ms: u32) -> Option<Outgoing> {
         let outgoing = self.segment(index, LAST)?;
         let all = self.all;
@@ -319,7 +321,7 @@ impl Client {
         Some(outgoing)
     }
 
-    /// A segment at the client's place in its stream.
+    /// Returns a segment at the client's position in its stream.
     fn segment(&mut self, index: u32, flags: u8) -> Option<Outgoing> {
         let slot = self.slots.get_mut(index as usize)?;
         let (flow, sequence) = (slot.flow, slot.next_sequence());
@@ -361,7 +363,7 @@ mod tests {
         (1e9 / rate) as u64
     }
 
-    /// What the balancer and the server behind it do to a segment.
+    /// Plays the balancer and the server behind it.
     fn server(board: &Board, sent: &Outgoing, payload: u32) {
         let offset = sent.segment.sequence.wrapping_sub(client_start(sent.flow)) + payload;
         let kind = sent.segment.flags & (flags::SYN | flags::FIN);

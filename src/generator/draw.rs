@@ -1,11 +1,11 @@
-//! Which flow sends next: uniform, Zipf, or in turn.
+//! Choice of the flow that sends next: uniform, Zipf, or in turn.
 
-/// How packets are spread over flows.
+/// Distribution of packets over flows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Distribution {
-    /// Every flow as often as every other, at random.
+    /// All flows with equal probability.
     Uniform,
-    /// The k-th flow in proportion to `k^-exponent`, at random: few elephants, many mice.
+    /// The k-th flow with a probability proportional to `k^-exponent`: few elephants, many mice.
     Zipf {
         /// The exponent; 1 is the classic.
         exponent: f64,
@@ -15,7 +15,7 @@ pub enum Distribution {
 }
 
 impl Distribution {
-    /// Its name in reports.
+    /// Returns the name in reports.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Uniform => "uniform",
@@ -25,17 +25,17 @@ impl Distribution {
     }
 }
 
-/// A small fast generator of random numbers: xorshift64* (Vigna 2016). Not for secrets.
+/// A small fast pseudo-random number generator: xorshift64* (Vigna 2016). Not for secrets.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// Each seed, 0 too, gives a sequence of its own.
+    /// Seeds the generator. Each seed, 0 included, gives a different sequence.
     pub fn new(seed: u64) -> Self {
         Self(mix(seed).max(1))
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     #[inline]
     pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
@@ -44,14 +44,14 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// A number below `bound`, from 32 random bits.
+    /// Returns a number below `bound`, from the upper 32 random bits.
     #[inline]
     fn below(bits: u64, bound: u32) -> u32 {
         (((bits >> 32) * u64::from(bound)) >> 32) as u32
     }
 }
 
-/// A bijection that scatters: the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+/// A bijection that scatters its argument: the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
 #[inline]
 pub const fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -60,14 +60,14 @@ pub const fn mix(value: u64) -> u64 {
     value ^ value >> 31
 }
 
-/// One column of an alias table: takes itself with the probability `keep / 2^32`, else `alias`.
+/// One column of an alias table: gives itself with the probability `keep / 2^32`, else `alias`.
 #[derive(Debug, Clone, Copy)]
 struct Column {
     keep: u32,
     alias: u32,
 }
 
-/// Draws flows of one worker. Cost of a draw: a random number and, for Zipf, one table line.
+/// Draws the flows of one worker. Cost of a draw: a random number and, for Zipf, one table line.
 #[derive(Debug)]
 pub struct Draw {
     random: Random,
@@ -85,15 +85,16 @@ enum Kind {
 }
 
 impl Draw {
-    /// For the worker that has every `step`-th flow from the `first` on, `flows` in all (at least
-    /// 1): its `i`-th flow has the rank `first + i * step` of the whole.
+    /// Creates the draw of a worker that has every `step`-th flow from `first` on, `flows` in all
+    /// (at least 1): its `i`-th flow has the rank `first + i * step` among all flows.
     pub fn new(distribution: Distribution, flows: u32, first: u32, step: u32, seed: u64) -> Self {
         let kind = match distribution {
             Distribution::Uniform => Kind::Uniform,
             Distribution::Sequential => Kind::Sequential,
             Distribution::Zipf { exponent } => {
                 let rank = |i: u32| f64::from(first) + f64::from(i) * f64::from(step) + 1.0;
-                // For exponent 1 the power is exact, and so the draws are the same on every machine.
+                // For exponent 1 the power is exact, and so the draws are identical on every
+                // machine.
                 let weight = |i: u32| rank(i).powf(exponent).recip();
                 Kind::Zipf(alias_table((0..flows).map(weight).collect()))
             }
@@ -101,7 +102,7 @@ impl Draw {
         Self { random: Random::new(seed ^ u64::from(first) << 32), flows, next: 0, kind }
     }
 
-    /// The next flow, below the number of flows.
+    /// Returns the next flow, below the number of flows.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the low 32 random bits are meant")]
     pub fn draw(&mut self) -> u32 {
@@ -124,7 +125,8 @@ impl Draw {
     }
 }
 
-/// Each column holds 1/n of the probability: that of a light item, topped up by a heavy one's.
+/// Builds an alias table. Each column holds 1/n of the probability: that of a light item, topped up
+/// by a heavy one.
 fn alias_table(mut weights: Vec<f64>) -> Box<[Column]> {
     let total: f64 = weights.iter().sum();
     let scale = weights.len() as f64 / total;
@@ -153,7 +155,7 @@ fn alias_table(mut weights: Vec<f64>) -> Box<[Column]> {
     table.into()
 }
 
-/// A probability in 32 bits.
+/// Converts a probability to a fraction of 2^32.
 #[expect(clippy::cast_possible_truncation, reason = "a float cast saturates")]
 #[expect(clippy::cast_sign_loss, reason = "a float cast saturates")]
 fn fraction(probability: f64) -> u32 {

@@ -1,4 +1,4 @@
-//! Owns the workers: opens NICs and sockets, runs trials, adds up what came of them.
+//! Owner of the workers: opens NICs and sockets, runs trials, and sums up their results.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,69 +30,69 @@ use crate::xdp::socket::{Io, SocketError};
 use crate::xdp::umem::chain::frames_for;
 use crate::xdp::umem::{FramePool, Umem, UmemError};
 
-/// Slots of RX and TX rings.
+/// Entries of RX and TX rings.
 const RING: u32 = 2048;
-/// Frames for each queue: what fill and RX ring, TX and completion ring can hold.
+/// Frames for each queue: the capacity of fill and RX ring, TX and completion ring.
 const FRAMES_PER_PORT: u32 = 4 * RING;
-/// Frames in the workers' own hands.
+/// Frames held by a worker itself.
 const FRAMES_IN_HAND: u32 = 128;
-/// Time for all threads to be there before the first packet, in ns.
+/// Time for all threads to start before the first packet, in ns.
 const LEAD_NS: u64 = 20_000_000;
-/// Longest closing of connections at the end.
+/// Longest time for closing connections at the end.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Why a run cannot begin, or go on.
+/// Reasons for which a run cannot begin or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// A NIC.
+    /// A NIC does not exist or cannot be used.
     #[error("{0}")]
     Nic(#[from] NicError),
-    /// A NIC that is down.
+    /// A NIC is down.
     #[error("{interface} is down; set it up: `ip link set {interface} up`")]
     Down {
-        /// The NIC.
+        /// Interface name.
         interface: String,
     },
-    /// Packets that are too long.
+    /// Packets are longer than the NIC's MTU allows.
     #[error(
         "--size {size}: {interface} has an MTU of {mtu} bytes, so use 64 to {largest} bytes with \
          FCS, or raise the MTU (`ip link set {interface} mtu N`)"
     )]
     Mtu {
-        /// The NIC.
+        /// Interface name.
         interface: String,
-        /// Its MTU.
+        /// MTU of the NIC, in bytes.
         mtu: u32,
-        /// Frame asked for.
+        /// Requested frame size, in bytes with FCS.
         size: usize,
-        /// Largest frame that fits.
+        /// Largest frame size that fits, in bytes with FCS.
         largest: usize,
     },
-    /// The next hop.
+    /// The next hop cannot be resolved.
     #[error("{0}")]
     NextHop(#[from] NextHopError),
-    /// Packet memory.
+    /// Packet memory cannot be created.
     #[error("{0}")]
     Umem(#[from] UmemError),
-    /// A socket.
+    /// A socket cannot be opened.
     #[error("{0}")]
     Socket(#[from] SocketError),
-    /// An XDP program.
+    /// An XDP program failed.
     #[error("{0}")]
     Program(#[from] ProgramError),
-    /// A core.
+    /// A worker cannot be pinned to its core.
     #[error("{0}")]
     Cpu(#[from] CpuError),
-    /// A histogram.
+    /// A histogram cannot be created.
     #[error("cannot make a histogram: {0}")]
     Histogram(#[from] CreationError),
-    /// No packet of that size.
+    /// No packet of that size can be built.
     #[error("--size {size}: no packet of that size can be built")]
     Template {
-        /// Frame asked for.
+        /// Requested frame size, in bytes with FCS.
         size: usize,
     },
-    /// A worker that is no more.
+    /// A worker thread has ended early.
     #[error("a worker thread has ended early")]
     Worker,
 }
@@ -123,7 +123,7 @@ fn check_nic(nic: &Nic, settings: &Settings) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// The packets of a run, in the order of their sizes.
+/// Builds the packet templates of a run, in the order of their sizes.
 ///
 /// # Errors
 /// [`EngineError`]: no next hop, or no such packet.
@@ -156,10 +156,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens everything. Must be called in the network namespace of the NICs.
+    /// Opens NICs, sockets and programs. Must be called in the network namespace of the NICs.
     ///
     /// # Errors
-    /// [`EngineError`]; each says what to do.
+    /// [`EngineError`]; each states the remedy.
     pub fn open(settings: Settings) -> Result<Self, EngineError> {
         let (client, backend) = open_nics(&settings)?;
         let templates: Arc<[Template]> = templates(&settings, &client)?.into();
@@ -189,8 +189,8 @@ impl Engine {
         Ok(Self { settings, workers, live, _catchers: catchers, epoch_ns, run: 0 })
     }
 
-    /// Sends at `rate` packets per second (`None`: as fast as can be) for `duration`, tells
-    /// `progress` about once a second, and returns what came of it. Ends early when `stop` is set.
+    /// Sends at `rate` packets per second (`None`: as fast as possible) for `duration`, and returns
+    /// the outcome. Calls `progress` about once a second. Ends early when `stop` is set.
     ///
     /// # Errors
     /// [`EngineError::Cpu`] if a worker cannot be pinned.
@@ -212,10 +212,10 @@ impl Engine {
         Ok(outcome)
     }
 
-    /// Closes connections that are open, for 2 s at most.
+    /// Closes open connections, for 2 s at most.
     ///
     /// # Errors
-    /// As [`trial`](Self::trial).
+    /// Those of [`trial`](Self::trial).
     pub fn close(&mut self, rate: Option<f64>) -> Result<(), EngineError> {
         if self.settings.traffic != Traffic::Tcp {
             return Ok(());
@@ -224,14 +224,14 @@ impl Engine {
         self.run_all(&trials, CLOSING, &AtomicBool::new(false), &mut |_| ()).map(drop)
     }
 
-    /// The same trial for every worker, with shares of the rate that do not coincide.
+    /// Plans the trial of every worker. Their shares of the rate do not coincide in time.
     fn plan(&mut self, rate: Option<f64>, duration: Duration, closing: bool) -> Vec<Trial> {
         self.run = self.run.wrapping_add(1);
         let workers = f64::from(self.settings.workers);
         let start = cpu::monotonic_ns().saturating_sub(self.epoch_ns) + LEAD_NS;
         let span = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let renewals = |start| match self.settings.new_flows {
-            // Every flow may send first.
+            // The first replacement is due one interval after the start.
             rate if rate > 0.0 => Pacer::new(Some(rate / workers), start + nanos(workers / rate)),
             _ => Pacer::never(),
         };
@@ -247,8 +247,8 @@ impl Engine {
         (0..self.settings.workers).map(trial).collect()
     }
 
-    /// Runs all workers, and samples them meanwhile. Returns the samples, and how long packets were
-    /// sent, in seconds.
+    /// Runs all workers and samples them meanwhile. Returns the samples, and the time in which
+    /// packets were sent, in seconds.
     fn run_all(
         &mut self,
         trials: &[Trial],
@@ -350,13 +350,13 @@ impl Engine {
     fn percentiles(&self, which: impl Fn(&Judge) -> &super::judge::Latency) -> Option<Percentiles> {
         let mut all = latency().ok()?;
         for worker in &self.workers {
-            // Of the same bounds, so it cannot fail.
+            // All histograms have identical bounds, so this cannot fail.
             all.add(which(worker.judge())).ok()?;
         }
         Percentiles::of(&all)
     }
 
-    /// Packets of each backend, over all workers, by address and MAC.
+    /// Sums the packets of each backend over all workers, sorted by address and MAC.
     fn shares(&self) -> Vec<BackendShare> {
         let mut shares: Vec<BackendShare> = Vec::new();
         for (key, packets) in self.workers.iter().flat_map(|worker| worker.judge().backends.iter())
@@ -372,8 +372,8 @@ impl Engine {
         shares
     }
 
-    /// Flows whose packets arrived at several workers, at different backends: each worker alone
-    /// sees nothing wrong with them.
+    /// Counts flows whose packets arrived at several workers, at different backends. No single
+    /// worker can detect these.
     fn violations_between_workers(&self) -> u64 {
         let Some((first, others)) = self.workers.split_first() else { return 0 };
         if others.is_empty() {
@@ -398,7 +398,7 @@ impl Engine {
     }
 }
 
-/// What all workers together have done.
+/// Sums the live counters of all workers.
 fn totals(live: &[CachePadded<Live>], time_s: f64) -> Totals {
     live.iter().fold(Totals { time_s, ..Totals::default() }, |sum, live| Totals {
         // Relaxed: numbers for people.
@@ -412,12 +412,12 @@ fn totals(live: &[CachePadded<Live>], time_s: f64) -> Totals {
 /// The newest flow of a slot, and its backend.
 type Seen = Option<(u32, Option<BackendKey>)>;
 
-/// The later of two flows of a slot.
+/// Returns the later of two flows of a slot.
 fn newer(a: Seen, b: Seen) -> Seen {
     std::cmp::max_by_key(a, b, |seen| seen.map(|(flow, _)| flow))
 }
 
-/// Whether two workers saw the same flow at different backends.
+/// Returns whether two workers saw one flow at different backends.
 fn differ(a: Seen, b: Seen) -> bool {
     matches!((a, b), (Some((flow, Some(key))), Some((other, Some(other_key))))
         if flow == other && key != other_key)
@@ -428,17 +428,17 @@ fn nanos(seconds: f64) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
-/// A MAC for people.
+/// Formats a MAC as `aa:bb:cc:dd:ee:ff`.
 pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// How the packets of a run lie in frames.
+/// Use of memory frames by the packets of a run.
 struct FrameUse {
     frame_size: u32,
     /// Frames of the longest packet.
     frames_each: u32,
-    /// Multi-buffer only where it is needed: older kernels and some drivers do not have it.
+    /// Set only where it is needed: older kernels and some drivers do not support multi-buffer.
     multi_buffer: bool,
 }
 
@@ -452,7 +452,7 @@ impl FrameUse {
     }
 }
 
-/// A socket on each NIC, and the packet memory that both share.
+/// Opens a socket on each NIC, and creates the packet memory that both share.
 fn open_ports(
     memory: &FrameUse,
     client: &Nic,

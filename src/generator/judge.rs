@@ -1,5 +1,5 @@
-//! The receiving side of a worker: what a packet that came out of the balancer says about it, and
-//! what the backend, or the client, does with it.
+//! Receiving side of a worker: evaluates a packet that comes out of the balancer, and plays the
+//! backend or the client that receives it.
 
 use std::sync::Arc;
 
@@ -16,15 +16,15 @@ use super::slots::{Board, State, client_start, server_start};
 use super::tracker::{BackendNumber, Sequence, Tracker};
 use crate::net::Address;
 
-/// Most backends that are told apart; further ones are taken for one.
+/// Largest number of distinct backends; further ones are counted as the last one.
 const MAX_BACKENDS: usize = 4096;
-/// Longest latency that is recorded, in ns; longer ones count as this.
+/// Longest latency recorded, in ns; longer ones count as this.
 const LONGEST_NS: u64 = 60_000_000_000;
 
-/// Latencies, in ns.
+/// Histogram of latencies, in ns.
 pub type Latency = Histogram<u64>;
 
-/// An empty one, which never grows: three digits, from 1 ns to 60 s.
+/// Creates an empty histogram of fixed size: three digits, from 1 ns to 60 s.
 ///
 /// # Errors
 /// Never, with these bounds.
@@ -36,7 +36,7 @@ pub fn latency() -> Result<Latency, CreationError> {
 #[derive(Debug, Default)]
 pub struct Backends {
     numbers: HashMap<BackendKey, BackendNumber>,
-    /// Packets of each, in the order of their numbers, which begin with 1.
+    /// Packets of each backend, indexed by its number minus 1.
     packets: Vec<(BackendKey, u64)>,
 }
 
@@ -48,7 +48,7 @@ impl Backends {
         }
     }
 
-    /// Counts a packet for `key`; the number of that backend.
+    /// Counts a packet for `key`. Returns the number of that backend.
     #[inline]
     fn count(&mut self, key: BackendKey) -> BackendNumber {
         let number = self.numbers.get(&key).copied().unwrap_or_else(|| self.add(key));
@@ -70,12 +70,12 @@ impl Backends {
         number
     }
 
-    /// The backend with a number, and how many packets it got.
+    /// Returns the backend with a number, and its packets.
     pub fn get(&self, number: BackendNumber) -> Option<&(BackendKey, u64)> {
         self.packets.get(usize::from(number).checked_sub(1)?)
     }
 
-    /// All, with their packets.
+    /// Returns all backends with their packets.
     pub fn iter(&self) -> impl Iterator<Item = &(BackendKey, u64)> {
         self.packets.iter()
     }
@@ -85,45 +85,45 @@ impl Backends {
     }
 }
 
-/// What happened on the receiving side, beside what the trackers count.
+/// Counts of the receiving side that the trackers do not have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JudgeCounts {
-    /// Packets with our magic that cannot be read.
+    /// Packets that cannot be parsed, or are of another layout than the run's.
     pub unreadable: u64,
     /// Packets of an earlier trial.
     pub stale: u64,
 }
 
-/// Judges what arrives at one worker.
+/// Evaluates the packets that arrive at one worker.
 #[derive(Debug)]
 pub struct Judge {
     layout: Layout,
     traffic: Traffic,
     target: Address,
     target_port: u16,
-    /// Whether backends answer.
+    /// Whether backends reply.
     answers: bool,
     board: Arc<Board>,
     run: u16,
-    /// What arrived at backends, or was sent back by servers that are not the generator's.
+    /// Packets that arrived at backends, or were echoed by servers other than the generator.
     pub requests: Tracker,
-    /// What arrived at clients.
+    /// Packets that arrived at clients.
     pub replies: Option<Tracker>,
-    /// Who got it.
+    /// Packets of each backend.
     pub backends: Backends,
-    /// From the time at which a request should have been sent to its arrival.
+    /// Time from the intended sending of a request to its arrival.
     pub latency: Latency,
-    /// The same until the arrival of its answer.
+    /// Time from the intended sending of a request to the arrival of its reply.
     pub round_trip: Latency,
-    /// The rest.
+    /// Packets that are in none of the above.
     pub counts: JudgeCounts,
 }
 
 impl Judge {
-    /// For one worker.
+    /// Creates the receiving side of one worker.
     ///
     /// # Errors
-    /// As [`latency`].
+    /// Those of [`latency`].
     pub fn new(settings: &Settings, board: Arc<Board>) -> Result<Self, CreationError> {
         Ok(Self {
             layout: settings.layout,
@@ -142,7 +142,7 @@ impl Judge {
         })
     }
 
-    /// Counts anew, for the trial `run`.
+    /// Resets the counts, for the trial `run`.
     pub fn begin(&mut self, run: u16) {
         self.run = run;
         self.requests.begin();
@@ -155,9 +155,9 @@ impl Judge {
         self.counts = JudgeCounts::default();
     }
 
-    /// Looks at a packet of `len` bytes that arrived at `now`, in ns since the generator's start;
-    /// `frame` is its first frame. True if it has become an answer, which is to be sent out of the
-    /// NIC by which it came.
+    /// Evaluates a packet of `len` bytes that arrived at `now`, in ns since the generator's start;
+    /// `frame` is its first frame. Returns true if it has become a reply, to be sent out of the NIC
+    /// on which it arrived.
     #[inline]
     #[must_use]
     pub fn arrive(&mut self, frame: &mut [u8], len: usize, now: u64) -> bool {
@@ -180,7 +180,7 @@ impl Judge {
     }
 
     fn request(&mut self, frame: &mut [u8], len: usize, arrival: &Arrival, now: u64) -> bool {
-        // A server of somebody else's has sent our own bytes back.
+        // A server other than the generator has sent our own bytes back.
         let echoed = arrival.source == self.target && arrival.source_port == self.target_port;
         let backend = if echoed { 0 } else { self.backends.count(arrival.to) };
         let flow = note(&mut self.requests, &mut self.latency, arrival, backend, len, now);
@@ -191,7 +191,7 @@ impl Judge {
             return false;
         }
         let payload = payload_len(len, self.layout);
-        // With DSR the backend has the VIP's address, and answers past the balancer.
+        // With DSR the backend has the VIP's address, and its replies bypass the balancer.
         if arrival.to.address == self.target {
             let place = arrival.segment.sequence.wrapping_sub(client_start(flow));
             self.answered(flow, place, payload, arrival.segment.flags);
@@ -209,7 +209,7 @@ impl Judge {
         self.answered(flow, place, payload_len(len, self.layout), arrival.segment.flags);
     }
 
-    /// The client has the server's answer: `payload` bytes from `place` in its stream.
+    /// Delivers the server's reply to the client: `payload` bytes from `place` in its stream.
     fn answered(&mut self, flow: u32, place: u32, payload: u32, flags_of_segment: u8) {
         if self.traffic != Traffic::Tcp {
             return;
@@ -224,7 +224,7 @@ impl Judge {
     }
 }
 
-/// Counts a packet, and records its latency if it tells its time.
+/// Counts a packet, and records its latency if the signature has the time. Returns the flow number.
 #[inline]
 fn note(
     tracker: &mut Tracker,
@@ -287,7 +287,7 @@ mod tests {
             self.judge.arrive(packet, packet.len(), now)
         }
 
-        /// A packet as the client sends it.
+        /// Builds a packet as the client sends it.
         fn packet(&self, flow: u32, sequence: u32, flags: u8) -> Vec<u8> {
             let mut bytes = self.template.bytes().to_vec();
             let signature = Signature { flow, sequence, run: 7, time: 1000 };
@@ -298,7 +298,7 @@ mod tests {
         }
     }
 
-    /// What NAT does: another destination address (with a checksum patched as it should be).
+    /// Rewrites a packet as NAT does: another destination address, with a patched checksum.
     fn translated(mut packet: Vec<u8>, backend: u8, tcp: bool) -> Vec<u8> {
         let side = crate::wire::ip::Side::Destination;
         let address = Address::from_v4([198, 18, 2, backend]);
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_of_somebody_elses_server_is_received_without_a_backend() {
+    fn an_echo_of_another_server_is_received_without_a_backend() {
         let mut rig = Rig::new(Traffic::Udp, false);
         let mut packet = rig.packet(1, 0, 0);
         packet[26..30].copy_from_slice(&[192, 0, 2, 10]);

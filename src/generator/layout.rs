@@ -1,4 +1,4 @@
-//! Where things lie in a frame of the generator: Ethernet, IP and UDP or TCP, none with options.
+//! Header offsets in the generator's frames: Ethernet, IP, and UDP or TCP, none with options.
 
 /// Bytes of the frame check sequence, which frame sizes include (RFC 2544) and memory does not.
 pub const FCS: usize = 4;
@@ -6,7 +6,7 @@ pub const FCS: usize = 4;
 /// Bytes of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
-/// The headers of a run: all its packets have the same.
+/// Headers of a run: identical in all its packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     /// IPv6, else IPv4.
@@ -16,31 +16,31 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The transport header.
+    /// Offset of the transport header.
     #[inline]
     pub const fn transport(self) -> usize {
         ETHERNET + if self.ipv6 { 40 } else { 20 }
     }
 
-    /// The first byte behind all headers, where the signature begins.
+    /// Offset of the first byte behind all headers, where the signature begins.
     #[inline]
     pub const fn payload(self) -> usize {
         self.transport() + if self.tcp { 20 } else { 8 }
     }
 
-    /// The last four bytes of the source address.
+    /// Offset of the last four bytes of the source address.
     #[inline]
     pub const fn source_tail(self) -> usize {
         if self.ipv6 { 34 } else { 26 }
     }
 
-    /// The transport checksum.
+    /// Offset of the transport checksum.
     #[inline]
     pub const fn transport_checksum(self) -> usize {
         self.transport() + if self.tcp { 16 } else { 6 }
     }
 
-    /// EtherType.
+    /// EtherType, in network byte order.
     pub const fn ether_type(self) -> [u8; 2] {
         if self.ipv6 { [0x86, 0xdd] } else { [0x08, 0x00] }
     }

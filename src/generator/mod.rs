@@ -1,19 +1,19 @@
-//! The traffic generator: plays clients and backends around a load balancer, and judges it.
+//! Traffic generator: plays clients and backends around a load balancer, and evaluates it.
 //!
 //! ```text
-//!   Draw --which flow--> Slots --which packet--> Template --frame--> client-side NIC
+//!   Draw -----flow-----> Slots ----packet----> Template --frame--> client-side NIC
 //!    ^                     ^                                              |
-//!  Pacer: when?            | handshake done, FIN answered          the balancer
+//!  Pacer: due packets      | handshake done, FIN answered          the balancer
 //!                          |                                              |
-//!   Tracker <--- Arrival <-+---- what comes back, or out of the backend-side NIC
+//!   Tracker <--- Arrival <-+---- packets that come back, or reach the backend-side NIC
 //!   (loss, order, duplicates, affinity, latency)
 //! ```
 //!
-//! Each packet carries a [`signature`], so that it is known again after a balancer has rewritten
-//! its addresses. A [`worker`] does all of the above for one queue of each NIC, without allocating
-//! or sharing more than a few atomics; the [`engine`] owns the workers and runs trials; [`search`]
-//! looks for the highest rate without loss; [`blast`] sends from inside the kernel instead.
-//! [`settings`] says what may be asked for, and [`report`] what came of it.
+//! Each packet carries a [`signature`], which identifies it after a balancer has rewritten its
+//! addresses. A [`worker`] does all of the above for one queue of each NIC, without allocating or
+//! sharing more than a few atomics. The [`engine`] owns the workers and runs trials; [`search`]
+//! finds the highest rate without loss; [`blast`] sends from inside the kernel instead.
+//! [`settings`] checks the requested run, and [`report`] presents its outcome.
 
 pub mod addresses;
 pub mod arrival;

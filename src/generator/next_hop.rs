@@ -1,4 +1,4 @@
-//! Whose MAC packets for the target are sent to, as the kernel knows it.
+//! MAC of the next hop to the target, from the kernel's routes and neighbours.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,51 +9,51 @@ use tokio::time::{Instant, sleep};
 use crate::control::netlink::{Certainty, Netlink, Route};
 use crate::xdp::nic::Nic;
 
-/// How long a neighbour may take to answer.
+/// Longest wait for a neighbour's reply.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Time between two looks.
+/// Time between two reads of the neighbour table.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Why it is not known.
+/// Reasons for which the next hop cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum NextHopError {
-    /// The kernel would send nothing there out of this NIC.
+    /// The kernel would not send to the target out of this NIC.
     #[error(
         "the kernel has no route to {target} out of {interface}; add one (`ip route add {target} \
          dev {interface}`, after an address), or give the MAC with --next-hop"
     )]
     NoRoute {
-        /// The target.
+        /// Target address.
         target: IpAddr,
-        /// The client-side NIC.
+        /// Interface name of the client-side NIC.
         interface: String,
     },
-    /// The neighbour is silent.
+    /// The neighbour does not reply.
     #[error(
         "{hop} does not answer ARP or ND on {interface}; is the balancer running? Or give the MAC \
          with --next-hop"
     )]
     NoAnswer {
-        /// The neighbour.
+        /// Address of the neighbour.
         hop: IpAddr,
-        /// The client-side NIC.
+        /// Interface name of the client-side NIC.
         interface: String,
     },
-    /// The kernel cannot be asked.
+    /// A netlink request failed.
     #[error("cannot ask the kernel about the way to {target}: {reason}; use --next-hop")]
     Netlink {
-        /// The target.
+        /// Target address.
         target: IpAddr,
-        /// The reason.
+        /// The kernel's error.
         reason: String,
     },
 }
 
-/// Resolves the next hop to `target`, which must be reached by `nic`; asks it by ARP or ND if it
-/// is not known. Blocks for 3 s at most.
+/// Resolves the next hop to `target`, which must be reached by `nic`. Probes it by ARP or ND if its
+/// MAC is not known. Blocks for 3 s at most.
 ///
 /// # Errors
-/// [`NextHopError`]; each says what to do.
+/// [`NextHopError`]; each states the remedy.
 pub fn resolve(nic: &Nic, target: IpAddr) -> Result<[u8; 6], NextHopError> {
     let failed =
         |reason: &dyn ToString| NextHopError::Netlink { target, reason: reason.to_string() };

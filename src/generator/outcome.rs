@@ -1,5 +1,5 @@
-//! What a run, or a search, came to: the document that `--json` prints, and all other reports are
-//! made from.
+//! Outcome of a run or a search: the document that `--json` prints, and from which all other
+//! reports are made.
 
 use serde::Serialize;
 
@@ -7,16 +7,16 @@ use super::judge::Latency;
 use super::settings::{Method, Settings, Size};
 use super::tracker::Counts;
 
-/// Percentiles that are told, by their names.
+/// Reported percentiles, with their names.
 const PERCENTILES: [(&str, f64); 5] =
     [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99_9", 99.9), ("p99_99", 99.99)];
 
-/// A latency, in microseconds.
+/// Distribution of a latency, in microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Percentiles {
-    /// Packets that it was measured of.
+    /// Number of packets measured.
     pub count: u64,
-    /// Least.
+    /// Minimum.
     pub min: f64,
     /// Mean.
     pub mean: f64,
@@ -30,15 +30,15 @@ pub struct Percentiles {
     pub p99_9: f64,
     /// 99.99 % were faster.
     pub p99_99: f64,
-    /// Most.
+    /// Maximum.
     pub max: f64,
-    /// Points of the whole curve, for charts: percentile, microseconds.
+    /// Points of the whole distribution for charts, as (percentile, microseconds).
     #[serde(skip)]
     pub curve: Vec<(f64, f64)>,
 }
 
 impl Percentiles {
-    /// Of a histogram in ns; `None` if it is empty.
+    /// Computes the percentiles of a histogram in ns; `None` if it is empty.
     pub fn of(latency: &Latency) -> Option<Self> {
         if latency.is_empty() {
             return None;
@@ -59,7 +59,7 @@ impl Percentiles {
         })
     }
 
-    /// Names and values, from the least to the most.
+    /// Returns names and values in ascending order, with the mean after the minimum.
     pub fn rows(&self) -> [(&'static str, f64); 8] {
         [
             ("min", self.min),
@@ -74,12 +74,12 @@ impl Percentiles {
     }
 }
 
-/// Nanoseconds as microseconds with two digits.
+/// Converts nanoseconds to microseconds with two decimals.
 fn micros(ns: u64) -> f64 {
     (ns as f64 / 10.0).round() / 100.0
 }
 
-/// At 0 %, 50 %, 75 %, 87.5 % and so on: each point halves the rest.
+/// Returns the latency at 0 %, 50 %, 75 %, 87.5 % and so on: each point halves the rest.
 fn curve(latency: &Latency) -> Vec<(f64, f64)> {
     let halvings =
         (0..24).map(|n| 0.5_f64.powi(n)).filter(|rest| rest * latency.len() as f64 >= 1.0);
@@ -87,55 +87,55 @@ fn curve(latency: &Latency) -> Vec<(f64, f64)> {
     percentiles.map(|p| (p, micros(latency.value_at_percentile(p)))).collect()
 }
 
-/// Packets of a backend.
+/// Packets received by a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BackendShare {
     /// Destination MAC.
     pub mac: String,
     /// Destination address.
     pub address: String,
-    /// Packets that it got.
+    /// Packets received.
     pub packets: u64,
 }
 
-/// The answers.
+/// Counts of replies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Replies {
-    /// Sent by backends.
+    /// Packets sent by backends.
     pub sent: u64,
-    /// Received by clients, duplicates included.
+    /// Packets received by clients, duplicates included.
     pub received: u64,
-    /// Sent and not received.
+    /// Packets sent and not received.
     pub lost: u64,
-    /// Received more than once.
+    /// Packets received more than once.
     pub duplicates: u64,
-    /// Received behind later ones of their flow.
+    /// Packets received after later ones of their flow.
     pub reordered: u64,
-    /// Not sent, because the generator's own TX ring was full.
+    /// Packets not sent, because the generator's own TX ring was full.
     pub not_sent: u64,
 }
 
-/// What happened to connections.
+/// Counts of connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Connections {
     /// Flows that began.
     pub opened: u64,
     /// TCP flows that were closed in order.
     pub closed: u64,
-    /// SYNs that were sent again.
+    /// Retransmitted SYNs.
     pub retransmissions: u64,
-    /// FINs without an answer.
+    /// FINs without a reply.
     pub given_up: u64,
 }
 
-/// One point in time of a run.
+/// Rates at one point in time of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Sample {
     /// Seconds since the run's start.
     pub time_s: f64,
-    /// Packets sent since then, per second of the last interval.
+    /// Packets sent per second, over the last interval.
     pub pps_sent: f64,
-    /// Packets received, likewise.
+    /// Packets received per second, over the last interval.
     pub pps_received: f64,
     /// Affinity violations since the run's start.
     pub affinity_violations: u64,
@@ -144,57 +144,57 @@ pub struct Sample {
 /// One trial of a search.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TrialRow {
-    /// What was asked for, in packets per second; `None`: as many as can be.
+    /// Requested packets per second; `None`: as many as possible.
     pub pps_offered: Option<f64>,
-    /// What the generator sent.
+    /// Packets sent per second.
     pub pps_sent: f64,
-    /// What arrived.
+    /// Packets received per second.
     pub pps_received: f64,
     /// Packets lost.
     pub lost: u64,
-    /// Of those sent.
+    /// Lost packets as a share of those sent, 0 to 1.
     pub loss_ratio: f64,
-    /// Whether it was at most the bound, and the generator kept up.
+    /// Whether the loss was within the bound, and the generator kept up with the requested rate.
     pub passed: bool,
 }
 
-/// A search for the highest rate without loss.
+/// Result of a search for the highest rate without loss.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SearchResult {
-    /// Largest ratio of lost packets that counts as none.
+    /// Largest loss ratio that counts as no loss.
     pub loss_bound: f64,
-    /// The search ends when the bounds are as close as this, relative to the upper one.
+    /// Distance of the bounds at which the search ends, relative to the upper bound.
     pub resolution: f64,
-    /// The result: packets per second; `None` when every trial failed.
+    /// Highest rate that passed, in packets per second; `None` if every trial failed.
     pub best_pps: Option<f64>,
-    /// The generator, and not the balancer, was the limit.
+    /// Whether the generator, and not the balancer, was the limit.
     pub generator_limited: bool,
-    /// The trials, in their order.
+    /// The trials in their order.
     pub trials: Vec<TrialRow>,
 }
 
-/// What a run came to.
+/// Outcome of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Outcome {
     /// `af-xdp` or `prog-run`.
     pub method: &'static str,
     /// `udp`, `tcp` or `syn`.
     pub traffic: &'static str,
-    /// The VIP.
+    /// Address and port of the VIP.
     pub target: String,
-    /// Flows at a time.
+    /// Concurrent flows.
     pub flows: u32,
-    /// How packets were spread over them.
+    /// Distribution of packets over flows.
     pub distribution: &'static str,
     /// Flows replaced per second.
     pub new_flows_per_s: f64,
     /// Frame size in bytes with FCS, or `imix`.
     pub size: String,
-    /// Mean of that.
+    /// Mean frame size in bytes with FCS.
     pub mean_size: f64,
-    /// Workers.
+    /// Number of workers.
     pub workers: u32,
-    /// What was asked for; `None`: as many as can be.
+    /// Requested packets per second; `None`: as many as possible.
     pub pps_offered: Option<f64>,
     /// Seconds in which packets were sent.
     pub duration_s: f64,
@@ -202,52 +202,53 @@ pub struct Outcome {
     pub sent: u64,
     /// Packets received, duplicates included.
     pub received: u64,
-    /// Sent per second.
+    /// Packets sent per second.
     pub pps_sent: f64,
-    /// Received per second of sending.
+    /// Packets received, per second of sending.
     pub pps_received: f64,
-    /// Bits of frames with FCS sent per second.
+    /// Bits sent per second, of frames with FCS.
     pub bps_sent: f64,
-    /// Received, likewise.
+    /// Bits received per second of sending, of frames with FCS.
     pub bps_received: f64,
-    /// Packets that were sent and never received; answers are told in `replies`.
+    /// Packets sent and never received, without replies (see `replies`).
     pub lost: u64,
-    /// Of those sent.
+    /// Lost packets as a share of those sent, 0 to 1.
     pub loss_ratio: f64,
-    /// Dropped in front of the generator, answers included, because it did not take them in time:
-    /// its own fault, not the balancer's. `None`: not measured.
+    /// Packets dropped in front of the generator, replies included, because it did not take them in
+    /// time: its own fault, not the balancer's. `None`: not measured.
     pub receiver_dropped: Option<u64>,
-    /// Received more than once; `None`: not measured.
+    /// Packets received more than once; `None`: not measured.
     pub duplicates: Option<u64>,
-    /// Received behind later ones of their flow.
+    /// Packets received after later ones of their flow; `None`: not measured.
     pub reordered: Option<u64>,
-    /// Packets of a flow that went to another backend than those before.
+    /// Packets that went to another backend than the earlier ones of their flow; `None`: not
+    /// measured.
     pub affinity_violations: Option<u64>,
-    /// Who got how many packets.
+    /// Packets received by each backend.
     pub backends: Vec<BackendShare>,
-    /// From the intended time of sending to the arrival at the backend.
+    /// Latency from the intended time of sending to the arrival at the backend.
     pub latency_us: Option<Percentiles>,
-    /// The same until the answer's arrival.
+    /// Latency from the intended time of sending to the arrival of the reply.
     pub round_trip_us: Option<Percentiles>,
-    /// Answers, if there were any to be.
+    /// Counts of replies; `None` if backends do not reply.
     pub replies: Option<Replies>,
-    /// What happened to flows.
+    /// Counts of flows; `None`: not measured.
     pub connections: Option<Connections>,
-    /// How late the generator itself sent a packet at most, in microseconds.
+    /// Longest delay of a packet by the generator itself, in microseconds.
     pub generator_behind_us: f64,
     /// Packets that were due and not sent, as every flow waited for a handshake.
     pub withheld: u64,
-    /// What this run cannot tell, and why.
+    /// Values that this run cannot measure, and the reasons.
     pub not_measured: Vec<String>,
-    /// How it went.
+    /// Rates over the time of the run.
     pub samples: Vec<Sample>,
-    /// The search, if it was one; everything above is its best trial.
+    /// The search, if this is one; everything above is its best trial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub search: Option<SearchResult>,
 }
 
 impl Outcome {
-    /// One that knows what was asked for, and nothing that came of it.
+    /// Creates an outcome with the requested values, and without results.
     pub fn new(settings: &Settings, pps_offered: Option<f64>) -> Self {
         Self {
             method: settings.method.as_str(),
@@ -268,7 +269,8 @@ impl Outcome {
         }
     }
 
-    /// Fills in what was sent in `seconds` and what of it arrived. `bytes` are without FCS.
+    /// Sets the packets sent in `seconds` and received. `sent` is (packets, bytes); bytes are
+    /// without FCS.
     pub fn set_packets(&mut self, seconds: f64, sent: (u64, u64), received: &Counts) {
         const FCS: u64 = super::layout::FCS as u64;
         let rate = |count: u64| if seconds > 0.0 { (count as f64 / seconds).round() } else { 0.0 };
@@ -283,7 +285,7 @@ impl Outcome {
         self.loss_ratio = if packets > 0 { self.lost as f64 / packets as f64 } else { 0.0 };
     }
 
-    /// Packets sent by the method that measures everything.
+    /// Returns whether packets were sent by the method that measures everything.
     pub fn is_measured(&self) -> bool {
         self.method == Method::AfXdp.as_str()
     }

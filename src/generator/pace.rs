@@ -1,16 +1,16 @@
-//! When packets are due: an open-loop schedule that does not wait for a slow receiver.
+//! Open-loop schedule of packets, which does not wait for a slow receiver.
 //!
-//! A packet's time stamp is the time at which it *should* have been sent. So a stall, of the
-//! balancer or of the generator itself, shows up in the latency of every packet that it delayed,
-//! and not only in that of one (coordinated omission).
+//! The time stamp of a packet is its *intended* time of sending. So a stall, of the balancer or of
+//! the generator itself, shows up in the latency of every packet that it delayed, and not only in
+//! that of a single one (coordinated omission).
 
-/// Fractions of a nanosecond in a schedule: at 100 Mpps the error is below 0.01 %.
+/// Fraction bits of a nanosecond in a schedule: at 100 Mpps the error is below 0.01 %.
 const FRACTION_BITS: u32 = 10;
 
-/// A schedule of events at even distances. Times are ns on any clock.
+/// A schedule of events at even intervals. Times are in ns on any clock.
 #[derive(Debug, Clone)]
 pub struct Pacer {
-    /// Distance in fractions of ns; 0: always due.
+    /// Interval in fractions of ns; 0: always due.
     interval: u64,
     start: u64,
     /// Time of the next event since `start`, in fractions of ns.
@@ -18,7 +18,7 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// `rate` events per second from `start` on; `None`: as many as are asked for.
+    /// Creates a schedule of `rate` events per second from `start` on; `None`: always due.
     #[expect(clippy::cast_possible_truncation, reason = "a float cast saturates")]
     #[expect(clippy::cast_sign_loss, reason = "rates are positive; a float cast saturates")]
     pub fn new(rate: Option<f64>, start: u64) -> Self {
@@ -27,12 +27,12 @@ impl Pacer {
         Self { interval, start, next: 0 }
     }
 
-    /// One that is never due.
+    /// Creates a schedule without events.
     pub fn never() -> Self {
         Self { interval: u64::MAX, start: u64::MAX, next: 0 }
     }
 
-    /// Events that are due at `now`, at most `most`.
+    /// Returns the number of events due at `now`, at most `most`.
     #[inline]
     pub fn due(&self, now: u64, most: u32) -> u32 {
         if self.interval == 0 {
@@ -46,7 +46,7 @@ impl Pacer {
         }
     }
 
-    /// The next event has happened; returns when it should have, which is `now` without a rate.
+    /// Takes the next event. Returns its intended time, which is `now` without a rate.
     #[inline]
     pub fn take(&mut self, now: u64) -> u64 {
         if self.interval == 0 {
@@ -57,13 +57,13 @@ impl Pacer {
         time
     }
 
-    /// Whether everything that was to happen before `end` has happened. Without a rate nothing was.
+    /// Returns whether all events before `end` have been taken; always true without a rate.
     #[inline]
     pub fn is_finished(&self, end: u64) -> bool {
         self.interval == 0 || self.start.saturating_add(self.next >> FRACTION_BITS) >= end
     }
 
-    /// How late the next event is, in ns.
+    /// Returns the delay of the next event, in ns.
     #[inline]
     pub fn behind(&self, now: u64) -> u64 {
         if self.interval == 0 {

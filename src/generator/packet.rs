@@ -1,5 +1,5 @@
-//! Packets from templates: everything that is the same for all packets of one size is prepared,
-//! checksum sums included; what differs is written over and added to the sums.
+//! Packets from templates: the parts common to all packets of one size are prepared, checksum sums
+//! included; the parts that differ are overwritten and added to the sums.
 
 use std::net::IpAddr;
 
@@ -10,61 +10,62 @@ use super::signature::{REQUEST, SHORT, Signature, WHOLE};
 use super::tuple::Source;
 use crate::wire::checksum::Delta;
 
-/// TCP flags that the generator sets.
+/// TCP flags used by the generator.
 pub mod flags {
-    /// The client or server has no more data.
+    /// The sender has no more data.
     pub const FIN: u8 = 0x01;
-    /// Opens a connection.
+    /// The segment opens a connection.
     pub const SYN: u8 = 0x02;
-    /// Ends it at once.
+    /// The segment aborts a connection.
     pub const RST: u8 = 0x04;
-    /// The acknowledgement number counts.
+    /// The acknowledgement number is valid.
     pub const ACK: u8 = 0x10;
 }
 
-/// What the packets of a run have in common.
+/// Parameters common to all packets of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Common {
-    /// Headers.
+    /// Header layout.
     pub layout: Layout,
-    /// The client-side NIC's.
+    /// MAC of the client-side NIC.
     pub source_mac: [u8; 6],
-    /// The balancer's, or the router's before it.
+    /// MAC of the balancer, or of the router before it.
     pub destination_mac: [u8; 6],
-    /// Any address of the clients; its last four bytes are left out.
+    /// Any address of the clients; its last four bytes are ignored.
     pub client: IpAddr,
-    /// The VIP.
+    /// Address of the VIP.
     pub target: IpAddr,
-    /// Its port.
+    /// Port of the VIP.
     pub target_port: u16,
 }
 
-/// TCP's part of a packet.
+/// TCP fields of a packet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Sequence number.
     pub sequence: u32,
     /// Acknowledgement number.
     pub acknowledgement: u32,
-    /// Flags.
+    /// Flag bits.
     pub flags: u8,
 }
 
-/// The packets of one size.
+/// Template of the packets of one size.
 #[derive(Debug, Clone)]
 pub struct Template {
     layout: Layout,
     bytes: Vec<u8>,
-    /// The IPv4 header without checksum and source address.
+    /// Sum of the IPv4 header, without checksum and source address.
     ip_sum: Delta,
-    /// Pseudo header, transport header and payload, without checksum and what is written over.
+    /// Sum of pseudo header, transport header and payload, without checksum and overwritten parts.
     transport_sum: Delta,
     whole_signature: bool,
 }
 
 impl Template {
-    /// For frames of `size` bytes with FCS; `None` if such a frame cannot hold the headers and a
-    /// signature, or addresses and layout are of different families.
+    /// Creates the template of frames of `size` bytes with FCS. Returns `None` if such a frame
+    /// cannot hold the headers and a signature, or if addresses and layout are of different
+    /// families.
     pub fn new(common: &Common, size: usize) -> Option<Self> {
         let layout = common.layout;
         let len = size.checked_sub(FCS)?;
@@ -81,41 +82,41 @@ impl Template {
         Some(Self { layout, bytes, ip_sum, transport_sum, whole_signature })
     }
 
-    /// Bytes of the frame, without FCS.
+    /// Returns the bytes of the frame, without FCS.
     #[inline]
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Never.
+    /// Always false.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Bytes of payload: what a TCP segment advances its sequence number by.
+    /// Returns the bytes of payload, by which a TCP segment advances its sequence number.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "a frame has at most 9000 bytes")]
     pub fn payload_len(&self) -> u32 {
         (self.bytes.len() - self.layout.payload()) as u32
     }
 
-    /// Whether sequence number and time fit into the payload.
+    /// Returns whether sequence number and time fit into the payload.
     pub fn has_whole_signature(&self) -> bool {
         self.whole_signature
     }
 
-    /// The sums of what is not written over: IPv4 header, transport.
+    /// Returns the sums of the parts that are not overwritten: IPv4 header, transport.
     pub fn sums(&self) -> (Delta, Delta) {
         (self.ip_sum, self.transport_sum)
     }
 
-    /// The frame before anything is written over.
+    /// Returns the frame before anything is overwritten.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Writes over, in a copy of [`bytes`](Self::bytes) or the first part of one, what differs
-    /// between packets: all of it lies in headers and signature.
+    /// Overwrites the parts that differ between packets, in a copy of [`bytes`](Self::bytes) or of
+    /// its first frame: all of them are in headers and signature.
     ///
     /// Cost: a sum over ten words.
     #[inline]
@@ -173,14 +174,14 @@ impl Template {
     }
 }
 
-/// The lower 16 bits.
+/// Returns the lower 16 bits.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the low half is what is asked for")]
 const fn low_half(number: u32) -> u16 {
     number as u16
 }
 
-/// A packet of `payload` bytes that begin with the magic, by etherparse.
+/// Builds a packet with etherparse; its `payload` bytes begin with the magic.
 fn build(common: &Common, payload: usize) -> Option<Vec<u8>> {
     let mut content = vec![0; payload];
     content.first_chunk_mut().map(|magic| *magic = REQUEST)?;
@@ -203,7 +204,7 @@ fn build(common: &Common, payload: usize) -> Option<Vec<u8>> {
     written.ok().map(|()| bytes)
 }
 
-/// The sum that a transport checksum is taken over.
+/// Returns the sum over which the transport checksum is taken.
 fn transport_sum(bytes: &[u8], layout: Layout) -> Option<Delta> {
     let addresses = if layout.ipv6 { 22..54 } else { 26..34 };
     let segment = bytes.get(layout.transport()..)?;
@@ -247,7 +248,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Every checksum equals the one that etherparse computes from scratch.
+    /// Checks that every checksum equals the one that etherparse computes from scratch.
     pub fn assert_checksums(bytes: &[u8]) {
         let packet = SlicedPacket::from_ethernet(bytes).unwrap();
         match (packet.net.unwrap(), packet.transport.unwrap()) {
@@ -339,7 +340,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_fits_into_a_short_frame() {
+    fn a_short_frame_has_a_short_signature() {
         let whole = |ipv6, tcp, size| {
             Template::new(&common(ipv6, tcp), size).map(|template| template.has_whole_signature())
         };

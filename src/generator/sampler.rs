@@ -1,33 +1,33 @@
-//! Looks at a run from time to time: for the report's curves, and for people who wait.
+//! Periodic samples of a run, for the report's curves and for progress messages.
 
 use std::time::Duration;
 
 use super::outcome::Sample;
 
-/// Time between two looks.
+/// Time between two calls of [`Sampler::look`].
 pub const LOOK: Duration = Duration::from_millis(50);
-/// Samples of a run, at most about.
+/// Approximate maximum of samples per run.
 const SAMPLES: u32 = 60;
-/// Time between two words to who waits, in seconds.
+/// Time between two progress messages, in seconds.
 const TELL_S: f64 = 1.0;
 
-/// What is told while a run is on.
+/// Progress of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
-    /// How far it is, and how fast.
+    /// Elapsed time and present rates.
     pub sample: Sample,
-    /// How long it will be, in seconds.
+    /// Length of the run, in seconds.
     pub of_s: f64,
-    /// Sent and not (yet) received.
+    /// Packets sent and not (yet) received.
     pub missing: u64,
 }
 
-/// What has happened since the start of a run.
+/// Totals since the start of a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Totals {
-    /// Seconds since then.
+    /// Seconds since the start.
     pub time_s: f64,
-    /// Packets sent; 0 where that is known at the end only.
+    /// Packets sent; 0 where the number is known only at the end.
     pub sent: u64,
     /// Packets received.
     pub received: u64,
@@ -48,20 +48,20 @@ impl Totals {
     }
 }
 
-/// Makes samples of totals.
+/// Turns totals into samples.
 #[derive(Debug)]
 pub struct Sampler {
-    /// What came of it.
+    /// The samples taken.
     pub samples: Vec<Sample>,
     interval_s: f64,
     of_s: f64,
-    /// At the last sample, and at the last word to `progress`.
+    /// Totals at the last sample, and at the last progress message.
     last: Totals,
     told: Totals,
 }
 
 impl Sampler {
-    /// For a run of that length.
+    /// Creates the sampler of a run of this length.
     pub fn new(duration: Duration) -> Self {
         let of_s = duration.as_secs_f64();
         let interval_s = (of_s / f64::from(SAMPLES)).max(LOOK.as_secs_f64());
@@ -69,7 +69,8 @@ impl Sampler {
         Self { samples: Vec::new(), interval_s, of_s, last, told }
     }
 
-    /// To be called every [`LOOK`]; does nothing after the end of the run.
+    /// Takes a sample and reports progress if they are due. To be called every [`LOOK`]; does
+    /// nothing after the end of the run.
     pub fn look(&mut self, now: Totals, progress: &mut dyn FnMut(&Progress)) {
         if now.time_s > self.of_s {
             return;

@@ -1,32 +1,33 @@
-//! The highest rate without loss: throughput as RFC 2544, 26.1, defines it, with a stated bound on
-//! what counts as no loss.
+//! Search for the highest rate without loss: throughput as defined by RFC 2544, 26.1, with a stated
+//! bound on the loss that counts as none.
 //!
-//! First as fast as possible; if that loses packets, the interval between 0 and it is halved until
-//! it is small enough. A trial passes when its loss is at most the bound *and* the generator sent
-//! what was asked of it.
+//! The first trial runs at the highest rate. If it loses packets, the interval between 0 and that
+//! rate is halved until it is small enough. A trial passes if its loss is within the bound *and*
+//! the generator sent at the requested rate.
 
 use super::outcome::{Outcome, SearchResult, TrialRow};
 
-/// Share of the offered rate that the generator must have sent for a trial to count.
+/// Share of the requested rate that the generator must have sent for a trial to pass.
 const KEPT_UP: f64 = 0.99;
-/// Trials after which a search ends in any case: with 20 halvings of any interval.
+/// Most trials of a search: 20 halvings of any interval fit.
 const MAX_TRIALS: usize = 24;
 
-/// What to look for.
+/// Parameters of a search.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Search {
-    /// Largest ratio of lost packets that counts as none.
+    /// Largest loss ratio that counts as no loss.
     pub loss_bound: f64,
-    /// How close the bounds must come, relative to the upper one.
+    /// Distance of the bounds at which the search ends, relative to the upper bound.
     pub resolution: f64,
-    /// Do not go beyond this; `None`: begin as fast as possible.
+    /// Highest rate to try, in packets per second; `None`: begin as fast as possible.
     pub highest: Option<f64>,
 }
 
 impl Search {
-    /// Searches. `trial` runs at a rate (`None`: as fast as possible); `done` is asked before each
-    /// further trial. Returns the outcome of the best trial that passed (else of the last one),
-    /// with the search in it; `None` if there was no trial.
+    /// Runs the search. `trial` runs at a rate (`None`: as fast as possible); `done` is called
+    /// before each further trial, and ends the search if it returns true. Returns the outcome of
+    /// the best trial that passed (else of the last one), with the search in it; `None` if there
+    /// was no trial.
     ///
     /// # Errors
     /// The first error of `trial`.
@@ -51,7 +52,7 @@ impl Search {
     }
 }
 
-/// What is known so far.
+/// State of a search.
 struct Bounds<'a> {
     search: &'a Search,
     /// The best rate that passed, and its outcome.
@@ -60,7 +61,7 @@ struct Bounds<'a> {
     failed: Option<f64>,
     last: Option<Outcome>,
     trials: Vec<TrialRow>,
-    /// The first trial passed.
+    /// Whether the first trial passed.
     at_once: bool,
 }
 
@@ -78,7 +79,7 @@ impl<'a> Bounds<'a> {
         self.at_once || self.failed.is_some_and(near) || self.trials.len() >= MAX_TRIALS
     }
 
-    /// The rate of the next trial.
+    /// Returns the rate of the next trial.
     fn next(&self) -> Option<f64> {
         match self.failed {
             None => self.search.highest,
@@ -130,11 +131,11 @@ mod tests {
     use super::*;
 
     const SEARCH: Search = Search { loss_bound: 0.0, resolution: 0.01, highest: None };
-    /// What the simulated generator can send.
+    /// Highest rate of the simulated generator.
     const GENERATOR: f64 = 4e6;
 
-    /// A device that forwards `capacity` packets per second, drops the rest, and loses `floor` of
-    /// all whatever the rate; one second per trial.
+    /// Simulates a device that forwards `capacity` packets per second, drops the rest, and loses
+    /// the share `floor` of all packets at any rate; one second per trial.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, positive")]
     fn device(capacity: f64, floor: f64) -> impl FnMut(Option<f64>) -> Result<Outcome, Infallible> {
         move |rate| {

@@ -1,4 +1,4 @@
-//! What may be asked of the generator: checked once, so that the rest can rely on it.
+//! Settings of a run: checked once, so that the other modules can rely on them.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -12,7 +12,8 @@ use super::signature::{SHORT, WHOLE};
 use super::tuple::Clients;
 use crate::xdp::generate::BLAST_MAX;
 
-/// Most flows at a time: 36 bytes each, for every worker.
+/// Most concurrent flows. A flow takes 24 bytes in every worker (48 with replies), and 20 to 44
+/// bytes once, depending on traffic and distribution.
 pub const MAX_FLOWS: u64 = 10_000_000;
 /// Bounds of a rate in packets per second.
 pub const RATE_PPS: (f64, f64) = (1.0, 1e8);
@@ -22,24 +23,24 @@ pub const RATE_BITS: (f64, f64) = (1e3, 4e11);
 pub const SIZES: (u64, u64) = (64, 9000);
 /// Bounds of a run's length in seconds.
 pub const SECONDS: (f64, f64) = (0.1, 3600.0);
-/// Most workers.
+/// Most workers, each with its own queue.
 pub const MAX_WORKERS: u64 = 64;
-/// IMIX: sizes and how many of twelve packets have them (7:4:1, as in RFC 6985's example).
+/// IMIX: sizes, and their number in twelve packets (7:4:1, as in RFC 6985's example).
 const IMIX: [(usize, usize); 3] = [(64, 7), (594, 4), (1518, 1)];
 
-/// What the packets are.
+/// Kinds of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Traffic {
     /// UDP datagrams.
     Udp,
-    /// TCP connections: the generator is client and server, and both keep their state.
+    /// TCP connections: the generator plays client and server, and both keep state.
     Tcp,
-    /// TCP SYNs and nothing else.
+    /// TCP SYNs only.
     Syn,
 }
 
 impl Traffic {
-    /// Its name on the command line.
+    /// Returns the name on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Udp => "udp",
@@ -49,17 +50,17 @@ impl Traffic {
     }
 }
 
-/// How packets are sent.
+/// Methods of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// By AF_XDP: everything is measured.
+    /// AF_XDP: everything is measured.
     AfXdp,
-    /// By BPF_PROG_RUN in the kernel: more packets, fewer measures.
+    /// BPF_PROG_RUN in the kernel: more packets, fewer measurements.
     ProgRun,
 }
 
 impl Method {
-    /// Its name on the command line.
+    /// Returns the name on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::AfXdp => "af-xdp",
@@ -68,144 +69,144 @@ impl Method {
     }
 }
 
-/// How many packets per second.
+/// Requested rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rate {
     /// Packets per second.
     Packets(f64),
     /// Bits per second, of frames with FCS, without preamble and gap.
     Bits(f64),
-    /// As many as can be.
+    /// As many packets as possible.
     Max,
 }
 
-/// The sizes of frames, with FCS.
+/// Frame sizes, with FCS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// All alike.
+    /// One size for all frames.
     Fixed(u64),
-    /// 64, 594 and 1518 bytes, 7:4:1.
+    /// 64, 594 and 1518 bytes in the proportion 7:4:1.
     Imix,
 }
 
-/// What was asked for, as it was asked for.
+/// Unchecked settings, as requested.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Client-side NIC.
+    /// Interface name of the client-side NIC.
     pub interface: String,
-    /// Backend-side NIC, if it is another.
+    /// Interface name of the backend-side NIC, if it is a different one.
     pub receive: Option<String>,
-    /// The VIP.
+    /// Address and port of the VIP.
     pub target: SocketAddr,
-    /// Where clients come from.
+    /// Prefix of the clients' addresses; `None`: a default one.
     pub clients: Option<IpNet>,
-    /// What the packets are.
+    /// Kind of packets.
     pub traffic: Traffic,
-    /// How they are sent.
+    /// Method of sending.
     pub method: Method,
-    /// Flows at a time.
+    /// Concurrent flows.
     pub flows: u64,
-    /// How packets are spread over them.
+    /// Distribution of packets over flows.
     pub distribution: Distribution,
-    /// Flows that are replaced by new ones, per second.
+    /// Flows replaced by new ones, per second.
     pub new_flows: f64,
-    /// Frame sizes; `None`: the shortest of which everything is measured that the method measures.
+    /// Frame size; `None`: the shortest with which the method measures everything that it can.
     pub size: Option<Size>,
-    /// Packets per second.
+    /// Requested rate.
     pub rate: Rate,
-    /// Length of a run, or of each trial of a search.
+    /// Length of a run, or of each trial of a search, in seconds.
     pub seconds: f64,
-    /// Length of the run before, which does not count.
+    /// Length of the warm-up run, which is not counted, in seconds.
     pub warm_up: f64,
-    /// Workers, each with a queue of each NIC.
+    /// Number of workers, each with a queue of each NIC.
     pub workers: u64,
-    /// Cores of the workers, in order; empty: the scheduler chooses.
+    /// Cores of the workers, in order; empty: chosen by the scheduler.
     pub cores: Vec<usize>,
-    /// Backends answer UDP too.
+    /// Whether backends reply to UDP, too.
     pub replies: bool,
-    /// MAC to send to; without it the kernel is asked for the target's next hop.
+    /// MAC of the next hop; `None`: resolved from the kernel's routes.
     pub next_hop: Option<[u8; 6]>,
-    /// Seed of all that is random.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// Addresses outside the lab ranges are meant.
+    /// Whether addresses outside the lab ranges are allowed.
     pub own_network: bool,
 }
 
-/// What holds for a run.
+/// Checked settings of a run.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Client-side NIC.
+    /// Interface name of the client-side NIC.
     pub interface: String,
-    /// Backend-side NIC, if it is another.
+    /// Interface name of the backend-side NIC, if it is a different one.
     pub receive: Option<String>,
-    /// The VIP.
+    /// Address and port of the VIP.
     pub target: SocketAddr,
-    /// Where clients come from.
+    /// Addresses and ports of the clients.
     pub clients: Clients,
-    /// What the packets are.
+    /// Kind of packets.
     pub traffic: Traffic,
-    /// Their headers.
+    /// Header layout.
     pub layout: Layout,
-    /// How they are sent.
+    /// Method of sending.
     pub method: Method,
-    /// Flows at a time; at least one per worker.
+    /// Concurrent flows; at least one per worker.
     pub flows: u32,
-    /// How packets are spread over them.
+    /// Distribution of packets over flows.
     pub distribution: Distribution,
-    /// Flows that are replaced by new ones, per second.
+    /// Flows replaced by new ones, per second.
     pub new_flows: f64,
-    /// Frame sizes with FCS, in the order in which they are sent.
+    /// Frame sizes in bytes with FCS, in the order in which they are sent.
     pub sizes: Vec<usize>,
-    /// What was asked for as a size.
+    /// Requested frame size.
     pub size: Size,
-    /// Packets per second; `None`: as many as can be.
+    /// Packets per second; `None`: as many as possible.
     pub rate_pps: Option<f64>,
     /// Length of a run.
     pub duration: Duration,
-    /// Length of the run before; may be 0.
+    /// Length of the warm-up run; may be 0.
     pub warm_up: Duration,
-    /// Workers.
+    /// Number of workers.
     pub workers: u32,
-    /// Their cores.
+    /// Cores of the workers, in order; empty: chosen by the scheduler.
     pub cores: Vec<usize>,
-    /// Whether backends answer.
+    /// Whether backends reply.
     pub replies: bool,
-    /// MAC to send to.
+    /// MAC of the next hop; `None`: resolved from the kernel's routes.
     pub next_hop: Option<[u8; 6]>,
-    /// Seed of all that is random.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
-/// Why it is refused.
+/// Reasons for which a request is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    /// Not an address to experiment with.
+    /// An address is outside the lab ranges.
     #[error(
         "{what} {address} is outside the documentation, benchmarking and private ranges ({}); if \
          that network is yours and may be loaded, say so with --i-own-this-network",
         lab_ranges()
     )]
     NotALab {
-        /// Whose address.
+        /// Option that has the address.
         what: &'static str,
         /// The address or prefix.
         address: String,
     },
-    /// A number out of its range.
+    /// A number is out of its range.
     #[error("{option} {got}: use {range}{unit}{reason}")]
     OutOfRange {
-        /// The option.
+        /// Name of the option.
         option: &'static str,
-        /// What was given.
+        /// Value in the request.
         got: String,
         /// Smallest and largest value.
         range: String,
-        /// Its unit, with a blank in front.
+        /// Unit, with a leading blank.
         unit: &'static str,
-        /// Why, if it is not plain.
+        /// Reason for the range, if it is not obvious.
         reason: String,
     },
-    /// Two options that do not go together.
+    /// Two options contradict each other.
     #[error("{0}")]
     Contradiction(String),
 }
@@ -259,12 +260,12 @@ impl Settings {
         })
     }
 
-    /// Mean frame size in bytes, with FCS.
+    /// Returns the mean frame size in bytes, with FCS.
     pub fn mean_size(&self) -> f64 {
         mean(&self.sizes)
     }
 
-    /// What cannot be measured, and why; one sentence each.
+    /// Returns the values that cannot be measured, and the reasons, one sentence each.
     pub fn not_measured(&self) -> Vec<String> {
         if self.method == Method::ProgRun {
             return vec![
@@ -371,18 +372,18 @@ fn check_combination(request: &Request) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The smallest frame that carries what counting needs.
+/// Returns the smallest frame size with which packets can be counted.
 fn smallest(layout: Layout) -> usize {
     let signature = if layout.tcp { SHORT } else { WHOLE };
     (layout.payload() + signature + FCS).max(64)
 }
 
-/// The smallest frame that has room for the time of sending too.
+/// Returns the smallest frame size that has room for the time of sending, too.
 fn smallest_with_time(layout: Layout) -> usize {
     (layout.payload() + WHOLE + FCS).max(64)
 }
 
-/// The smallest frame of which a method measures all that it can.
+/// Returns the smallest frame size with which a method measures everything that it can.
 fn shortest_measured(layout: Layout, method: Method) -> usize {
     match method {
         Method::AfXdp => smallest_with_time(layout),
@@ -422,7 +423,7 @@ fn sizes(size: Size, layout: Layout, method: Method) -> Result<Vec<usize>, Refus
     }
 }
 
-/// Each size as often as counted, spread evenly over the round.
+/// Spreads the counted sizes evenly over the round.
 fn spread(counted: &[(usize, usize)]) -> Vec<usize> {
     let round: usize = counted.iter().map(|(_, count)| count).sum();
     let mut places: Vec<(usize, usize)> = counted
@@ -486,10 +487,10 @@ fn ranged(
     }
 }
 
-/// Checks a number.
+/// Checks that a number is in its range.
 ///
 /// # Errors
-/// [`Refusal::OutOfRange`], also for what is not a number.
+/// [`Refusal::OutOfRange`], also for NaN.
 pub fn float_in_range(
     option: &'static str,
     got: f64,
@@ -540,7 +541,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_is_refused_with_the_range() {
+    fn a_value_out_of_range_is_refused_with_the_range() {
         for (message, refusal) in [
             ("--flows 0: use 1 to 10000000", refusal(|r| r.flows = 0)),
             ("--flows 10000001: use 1 to 10000000", refusal(|r| r.flows = 10_000_001)),
@@ -693,7 +694,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_a_short_frame_cannot_tell_is_said() {
+    fn limits_of_a_short_frame_are_reported() {
         let said = |traffic, size| {
             let mut short = request();
             (short.traffic, short.size) = (traffic, Some(Size::Fixed(size)));

@@ -1,5 +1,5 @@
-//! What a packet says of itself at the start of its payload, so that it is known again after its
-//! addresses have been rewritten.
+//! Signature at the start of a packet's payload, which identifies the packet after its addresses
+//! have been rewritten.
 //!
 //! ```text
 //! offset  0      2            6            10     12                 18
@@ -9,12 +9,12 @@
 //! ```
 //!
 //! A TCP frame of 64 bytes (IPv4) or 84 (IPv6) has room for the short form only. The lower 16 bits
-//! of its sequence then lie in the urgent pointer, which has no meaning without the URG flag
-//! (RFC 9293, 3.1); its time is nowhere, so latency is not measured.
+//! of its sequence number are then in the urgent pointer, which has no meaning without the URG flag
+//! (RFC 9293, 3.1). The time is omitted, so latency is not measured.
 
-/// Magic of what clients send.
+/// Magic of packets from clients.
 pub const REQUEST: [u8; 2] = *b"HF";
-/// Magic of what backends answer.
+/// Magic of replies from backends.
 pub const REPLY: [u8; 2] = *b"HG";
 
 /// Bytes of the short form.
@@ -22,7 +22,7 @@ pub const SHORT: usize = 6;
 /// Bytes of the whole form.
 pub const WHOLE: usize = 18;
 
-/// Bits of the time: 78 hours.
+/// Mask of the time: 48 bits, 78 hours.
 const TIME_MASK: u64 = (1 << 48) - 1;
 
 /// A packet's signature.
@@ -32,20 +32,20 @@ pub struct Signature {
     pub flow: u32,
     /// Number of the packet in its flow.
     pub sequence: u32,
-    /// The trial that it belongs to; a late packet of an earlier one is not counted.
+    /// Number of the trial; a late packet of an earlier trial is not counted.
     pub run: u16,
-    /// When it was to be sent, in ns since the generator's start.
+    /// Intended time of sending, in ns since the generator's start.
     pub time: u64,
 }
 
 impl Signature {
-    /// Run and time as they lie in the packet.
+    /// Returns run and time in their layout in the packet.
     #[inline]
     pub const fn run_and_time(&self) -> u64 {
         (self.run as u64) << 48 | self.time & TIME_MASK
     }
 
-    /// The whole form, without magic.
+    /// Returns the whole form, without magic.
     #[inline]
     pub fn bytes(&self) -> [u8; WHOLE - 2] {
         let [f0, f1, f2, f3] = self.flow.to_be_bytes();
@@ -55,20 +55,20 @@ impl Signature {
     }
 }
 
-/// A signature as it was found.
+/// A signature found in a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// All of it.
+    /// Whole form.
     Whole(Signature),
-    /// Flow number only.
+    /// Short form.
     Short {
         /// Flow number.
         flow: u32,
     },
 }
 
-/// Reads magic and signature from the start of a payload; `None` if it is not the generator's.
-/// True for a reply.
+/// Reads magic and signature from the start of a payload, and whether it is a reply. Returns `None`
+/// if the payload is not the generator's.
 #[inline]
 pub fn read(payload: &[u8]) -> Option<(bool, Found)> {
     let &[m0, m1, f0, f1, f2, f3] = payload.first_chunk::<SHORT>()?;

@@ -1,7 +1,7 @@
-//! Flows as their clients see them: what each one sends next.
+//! State of the flows at the client side.
 //!
-//! A *slot* is one of the flows that exist at a time. A flow that ends makes room for the next one
-//! in its slot, whose number is larger by the number of slots; so numbers say both.
+//! A *slot* holds one of the concurrent flows. A flow that ends makes room for the next one in its
+//! slot, whose number is larger by the number of slots. So a flow number gives both flow and slot.
 //!
 //! ```text
 //!          SYN            SYN-ACK arrives         FIN           FIN-ACK arrives     last ACK
@@ -10,8 +10,9 @@
 //!                   +--+ again, after 200 ms              +--> New, given up after 200 ms
 //! ```
 //!
-//! The owner of a slot moves it by what it sends; whoever receives the answer, perhaps another
-//! worker, by a compare-and-swap on the [`Board`]. UDP and SYN-only flows need no board.
+//! The owner of a slot advances it when it sends. The worker that receives the reply, perhaps
+//! another one, advances it by a compare-and-swap on the [`Board`]. UDP and SYN-only flows need no
+//! board.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -28,7 +29,7 @@ pub enum State {
     Established,
     /// FIN sent.
     FinSent,
-    /// The server's FIN-ACK received; the last ACK is to be sent.
+    /// The server's FIN-ACK received; the last ACK is not sent yet.
     Closed,
 }
 
@@ -49,12 +50,12 @@ impl State {
 pub struct Board {
     /// Flow number << 32 | state.
     states: Box<[AtomicU64]>,
-    /// Bytes that the server has sent and we have received, its SYN and FIN included.
+    /// Bytes of the server's stream that have arrived, its SYN and FIN included.
     received: Box<[AtomicU32]>,
 }
 
 impl Board {
-    /// For so many slots.
+    /// Creates a board with this number of slots.
     pub fn new(slots: u32) -> Self {
         let states = (0..u64::from(slots)).map(|number| AtomicU64::new(number << 32)).collect();
         Self { states, received: (0..slots).map(|_| AtomicU32::new(0)).collect() }
@@ -64,7 +65,7 @@ impl Board {
         flow as usize % self.states.len().max(1)
     }
 
-    /// The state of a flow; `New` for one that its slot has not reached or has left.
+    /// Returns the state of a flow; `New` for a flow that its slot has not reached or has left.
     #[inline]
     pub fn state(&self, flow: u32) -> State {
         // Relaxed, here and below: a state publishes nothing but itself.
@@ -72,7 +73,7 @@ impl Board {
         if word >> 32 == u64::from(flow) { State::from_bits(word) } else { State::New }
     }
 
-    /// Sets the state of a flow; its slot is the caller's own.
+    /// Sets the state of a flow in a slot of the caller.
     #[inline]
     pub fn set(&self, flow: u32, state: State) {
         let index = self.index(flow);
@@ -86,7 +87,7 @@ impl Board {
         }
     }
 
-    /// Moves a flow on if it is in the state `from`; whether it was.
+    /// Advances a flow if it is in the state `from`. Returns whether it was.
     #[inline]
     pub fn advance(&self, flow: u32, from: State, to: State) -> bool {
         let word = |state: State| u64::from(flow) << 32 | state as u64;
@@ -97,7 +98,7 @@ impl Board {
         })
     }
 
-    /// The server's stream has come as far as `bytes`.
+    /// Records that the server's stream has reached `bytes`.
     #[inline]
     pub fn record_received(&self, flow: u32, bytes: u32) {
         if let Some(received) = self.received.get(self.index(flow)) {
@@ -105,53 +106,53 @@ impl Board {
         }
     }
 
-    /// How far the server's stream has come.
+    /// Returns the bytes of the server's stream that have arrived.
     #[inline]
     pub fn received(&self, flow: u32) -> u32 {
         self.received.get(self.index(flow)).map_or(0, |bytes| bytes.load(Ordering::Relaxed))
     }
 }
 
-/// The client's initial sequence number of a flow.
+/// Returns the client's initial sequence number of a flow.
 #[inline]
 pub const fn client_start(flow: u32) -> u32 {
     (mix(flow as u64) >> 32) as u32
 }
 
-/// The server's.
+/// Returns the server's initial sequence number of a flow.
 #[inline]
 pub const fn server_start(flow: u32) -> u32 {
     (mix(flow as u64 | 1 << 32) >> 32) as u32
 }
 
-/// What the owner keeps of a slot.
+/// State of a slot that only its owner uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
-    /// Number of the flow that is in it.
+    /// Number of the flow in the slot.
     pub flow: u32,
-    /// Number of its next packet.
+    /// Sequence number of the flow's next packet.
     pub sequence: u32,
-    /// Bytes that the client has sent, SYN and FIN included.
+    /// Bytes sent by the client, SYN and FIN included.
     pub sent: u32,
-    /// It is in the list of those that wait for an answer.
+    /// Whether the slot is in the list of those that wait for a reply.
     pub waiting: bool,
-    /// When the answer is overdue, in ms since the generator's start.
+    /// Deadline of the reply, in ms since the generator's start.
     pub deadline_ms: u32,
 }
 
 impl Slot {
-    /// With its first flow.
+    /// Creates a slot with its first flow.
     pub const fn new(flow: u32) -> Self {
         Self { flow, sequence: 0, sent: 0, waiting: false, deadline_ms: 0 }
     }
 
-    /// Makes room for the next flow, of `slots` that there are.
+    /// Puts the next flow into the slot; `slots` is the number of slots.
     #[inline]
     pub fn renew(&mut self, slots: u32) {
         *self = Self { waiting: self.waiting, ..Self::new(self.flow.wrapping_add(slots)) };
     }
 
-    /// The number of the packet that is sent now.
+    /// Returns the sequence number of the packet that is sent now.
     #[inline]
     pub fn next_sequence(&mut self) -> u32 {
         let sequence = self.sequence;
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_counts_its_packets_and_begins_anew() {
+    fn a_slot_counts_its_packets_and_is_renewed() {
         let mut slot = Slot::new(5);
         assert_eq!((slot.next_sequence(), slot.next_sequence()), (0, 1));
         (slot.sent, slot.waiting) = (99, true);

@@ -1,29 +1,30 @@
-//! What became of the packets of each flow: received, twice, out of order, at another backend.
+//! Tracking of received packets by flow: loss, duplicates, reordering and affinity.
 
-/// Packets of one direction, counted.
+/// Packet counts of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// All that arrived, duplicates included.
+    /// Packets received, duplicates included.
     pub received: u64,
-    /// Bytes of them, without FCS.
+    /// Bytes received, without FCS.
     pub bytes: u64,
-    /// Arrived before.
+    /// Packets that had arrived before.
     pub duplicates: u64,
-    /// Arrived behind a later one of its flow (RFC 4737: smaller than the largest before it).
+    /// Packets that arrived after a later one of their flow (RFC 4737: sequence number below the
+    /// largest before it).
     pub reordered: u64,
-    /// Belonged to a flow that had already ended.
+    /// Packets of flows that had already ended.
     pub late: u64,
-    /// Went to another backend than the flow's packets before.
+    /// Packets that went to another backend than the earlier ones of their flow.
     pub violations: u64,
 }
 
 impl Counts {
-    /// Different packets that arrived.
+    /// Returns the number of distinct packets received.
     pub const fn unique(&self) -> u64 {
         self.received - self.duplicates
     }
 
-    /// Adds those of another worker.
+    /// Adds the counts of another worker.
     pub fn add(&mut self, other: &Self) {
         self.received += other.received;
         self.bytes += other.bytes;
@@ -34,55 +35,56 @@ impl Counts {
     }
 }
 
-/// A sequence number as far as the packet tells it.
+/// Sequence number of a packet, as far as its signature has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sequence {
-    /// All of it.
+    /// The whole number.
     Whole(u32),
-    /// Its lower half; the rest is that of the nearest number to the last one seen.
+    /// The lower half. The upper half is that of the number nearest to the largest one so far.
     Low(u16),
 }
 
 /// Number of a backend in a worker's list, from 1; 0: not known.
 pub type BackendNumber = u16;
 
-/// What is kept of a slot's newest flow.
+/// State of the newest flow of a slot.
 #[derive(Debug, Clone, Copy, Default)]
 struct Entry {
     flow: u32,
-    /// The largest sequence number that arrived.
+    /// Largest sequence number received.
     highest: u32,
-    /// Which of the 64 numbers up to `highest` have arrived; bit 0 is `highest`. 0: none yet.
+    /// Bitmap of the 64 numbers up to `highest` that were received; bit 0 is `highest`. 0: none
+    /// yet.
     window: u64,
     backend: BackendNumber,
 }
 
-/// Watches the packets of one direction that arrive at one worker. Cost of a packet: one entry of
-/// 24 bytes, at random.
+/// Tracks the packets of one direction that arrive at one worker. Cost of a packet: one entry of 24
+/// bytes, at random.
 #[derive(Debug)]
 pub struct Tracker {
     entries: Box<[Entry]>,
-    /// Since the last [`begin`](Self::begin).
+    /// Counts since the last [`begin`](Self::begin).
     counts: Counts,
 }
 
 impl Tracker {
-    /// For so many slots.
+    /// Creates a tracker of this number of slots.
     pub fn new(slots: u32) -> Self {
         Self { entries: vec![Entry::default(); slots as usize].into(), counts: Counts::default() }
     }
 
-    /// Counts anew; what is known of the flows stays.
+    /// Resets the counts, and keeps the state of the flows.
     pub fn begin(&mut self) {
         self.counts = Counts::default();
     }
 
-    /// What was counted.
+    /// Returns the counts.
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
 
-    /// A packet of `bytes` has arrived for `backend` (0 if that says nothing).
+    /// Records a packet of `bytes` that arrived for `backend` (0: not known).
     #[inline]
     pub fn note(&mut self, flow: u32, sequence: Sequence, backend: BackendNumber, bytes: usize) {
         self.counts.received += 1;
@@ -112,13 +114,13 @@ impl Tracker {
         }
     }
 
-    /// Slots, and of those in use the newest flow and its backend.
+    /// Returns, for each slot, the newest flow and its backend; `None` for an unused slot.
     pub fn flows(&self) -> impl Iterator<Item = Option<(u32, BackendNumber)>> + '_ {
         self.entries.iter().map(|entry| (entry.window != 0).then_some((entry.flow, entry.backend)))
     }
 }
 
-/// Where a packet lies among those before it.
+/// Position of a packet relative to the earlier ones of its flow.
 enum Place {
     New,
     Behind,
@@ -126,7 +128,7 @@ enum Place {
 }
 
 impl Entry {
-    /// Puts a number into the window.
+    /// Enters a number into the window.
     #[inline]
     fn place(&mut self, sequence: Sequence) -> Place {
         let ahead = self.distance(sequence);
@@ -138,7 +140,7 @@ impl Entry {
         }
         let bit = match ahead.unsigned_abs() {
             behind @ 0..64 => 1_u64 << behind,
-            // Too old to be told from a duplicate; reordering is the likelier.
+            // Too old to distinguish from a duplicate; reordering is likelier.
             _ => return Place::Behind,
         };
         if self.window & bit != 0 {
@@ -219,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn counting_begins_anew_but_flows_are_remembered() {
+    fn a_new_trial_resets_the_counts_but_not_the_flows() {
         let mut tracker = Tracker::new(1);
         tracker.note(0, Sequence::Whole(0), 1, 60);
         tracker.begin();

@@ -1,37 +1,37 @@
-//! From a flow's number to the client address and port that it comes from.
+//! Mapping of flow numbers to client addresses and ports.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// First client port; below are the well-known ones. Keep in step with generate.bpf.c.
+/// First client port, above the well-known ones. Keep in step with generate.bpf.c.
 pub const FIRST_PORT: u16 = 1024;
 /// Client ports per address. Keep in step with generate.bpf.c.
 pub const PORTS: u32 = 64_000;
 
-/// Where clients come from: the addresses of a prefix, each with [`PORTS`] ports.
+/// Address space of the clients: the addresses of a prefix, each with [`PORTS`] ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clients {
     /// The first address; the others count up in its last four bytes.
     first: IpAddr,
     /// Last four bytes of the first address.
     tail: u32,
-    /// Pairs of address and port.
+    /// Number of pairs of address and port.
     space: u32,
 }
 
-/// The source of a packet.
+/// Source of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
     /// Last four bytes of the address.
     pub tail: u32,
-    /// The port.
+    /// Source port.
     pub port: u16,
 }
 
 impl Clients {
-    /// All usable addresses of `net`: without the first (the network's own name) and, in IPv4, the
-    /// last (broadcast), where there are more than two.
+    /// Takes all usable addresses of `net`: without the first (the network address) and, in IPv4,
+    /// the last (broadcast), where there are more than two.
     pub fn new(net: IpNet) -> Self {
         let bits = u32::from(net.max_prefix_len() - net.prefix_len()).min(32);
         let all = 1_u64 << bits;
@@ -46,22 +46,22 @@ impl Clients {
         Self { first, tail, space: usable * PORTS }
     }
 
-    /// The first address.
+    /// Returns the first address.
     pub fn first(&self) -> IpAddr {
         self.first
     }
 
-    /// Last four bytes of the first address.
+    /// Returns the last four bytes of the first address.
     pub fn first_tail(&self) -> u32 {
         self.tail
     }
 
-    /// Flows that differ in address or port.
+    /// Returns the number of flows that differ in address or port.
     pub fn space(&self) -> u32 {
         self.space
     }
 
-    /// Where the flow comes from. Numbers beyond [`space`](Self::space) begin again.
+    /// Returns the source of a flow. Numbers beyond [`space`](Self::space) wrap around.
     #[inline]
     pub fn source(&self, flow: u32) -> Source {
         let index = flow % self.space;

@@ -1,7 +1,8 @@
-//! A worker of the generator: one thread, with one queue of each NIC, client and backends at once.
+//! A worker of the generator: one thread, with one queue of each NIC, which plays clients and
+//! backends at once.
 //!
-//! After its start it neither allocates nor locks, and makes no system call but ring wake-ups and
-//! the clock's, which is none.
+//! After its start it neither allocates nor locks, and makes no system call except for ring
+//! wake-ups and reading the clock (vDSO).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,45 +20,45 @@ use crate::xdp::queue::XskQueue;
 use crate::xdp::umem::chain::MAX_FRAMES;
 use crate::xdp::umem::{Frame, FramePool};
 
-/// Packets that are sent or received together.
+/// Most packets that are sent or received together.
 pub const BATCH: u32 = 64;
-/// After the end of a trial: how long packets may still be sent that were due before it, in ns.
+/// Time after the end of a trial in which packets that were due before it may still be sent, in ns.
 const GRACE_NS: u64 = 500_000_000;
-/// After the end of a trial: how long nothing may have arrived for it to be over, in ns.
+/// Time without arrivals that ends a trial, after its last packet, in ns.
 const QUIET_NS: u64 = 100_000_000;
-/// After the end of a trial: when it is over in any case, in ns.
+/// Longest wait for late arrivals after the end of a trial, in ns.
 const PATIENCE_NS: u64 = 1_000_000_000;
 
-/// One trial, as a worker needs to know it. Times are ns since the generator's start.
+/// Plan of one trial for one worker. Times are in ns since the generator's start.
 #[derive(Debug, Clone)]
 pub struct Trial {
-    /// Its number.
+    /// Number of the trial.
     pub run: u16,
-    /// First packet.
+    /// Time of the first packet.
     pub start: u64,
-    /// No packet is due after that.
+    /// End: no packet is due later.
     pub end: u64,
-    /// When packets are sent.
+    /// Schedule of packets.
     pub pacer: Pacer,
-    /// When flows are replaced.
+    /// Schedule of flow replacements.
     pub renewals: Pacer,
-    /// Flows are only closed.
+    /// Whether flows are only closed.
     pub closing: bool,
 }
 
-/// What other threads may know of a worker while it runs.
+/// Counters of a running worker, for other threads.
 #[derive(Debug, Default)]
 pub struct Live {
     /// Packets sent.
     pub sent: AtomicU64,
     /// Packets that arrived at backends.
     pub received: AtomicU64,
-    /// Flows seen at two backends.
+    /// Affinity violations.
     pub violations: AtomicU64,
 }
 
 impl Live {
-    /// Back to 0, before a trial.
+    /// Resets the counters before a trial.
     pub fn reset(&self) {
         // Relaxed: numbers for people.
         self.sent.store(0, Ordering::Relaxed);
@@ -66,45 +67,45 @@ impl Live {
     }
 }
 
-/// What a worker sent.
+/// Counts of the sending side.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SentCounts {
-    /// Packets of clients.
+    /// Packets sent by clients.
     pub packets: u64,
-    /// Their bytes, without FCS.
+    /// Bytes sent by clients, without FCS.
     pub bytes: u64,
-    /// Answers of backends.
+    /// Replies sent by backends.
     pub replies: u64,
-    /// Answers for which the TX ring had no room.
+    /// Replies for which the TX ring had no room.
     pub replies_dropped: u64,
-    /// How late a packet was sent at most, in ns, by the generator's own fault.
+    /// Longest delay of a packet by the generator's own fault, in ns.
     pub behind_ns: u64,
-    /// How long after the trial's end the worker gave up sending what was due before it, in ns; 0
-    /// if it sent everything.
+    /// Time after the trial's end at which the worker gave up sending the packets due before it, in
+    /// ns; 0 if it sent all of them.
     pub overrun_ns: u64,
 }
 
-/// What a worker is made of.
+/// Components of a worker.
 pub struct Parts {
-    /// Its queue of the client-side NIC.
+    /// Queue of the client-side NIC.
     pub client_port: XskQueue,
-    /// Its queue of the backend-side NIC, if that is another.
+    /// Queue of the backend-side NIC, if it is a different one.
     pub backend_port: Option<XskQueue>,
-    /// Slots of a TX ring.
+    /// Entries of a TX ring.
     pub ring: u32,
     /// Frames of the longest packet.
     pub frames_each: u32,
     /// Free frames.
     pub pool: FramePool,
-    /// Packets by size, in the order in which they are sent.
+    /// Packet templates by size, in the order in which they are sent.
     pub templates: Arc<[Template]>,
-    /// Where clients come from.
+    /// Addresses and ports of the clients.
     pub clients: Clients,
-    /// Decides what is sent.
+    /// Client side, which chooses the packets to send.
     pub client: Client,
-    /// Judges what arrives.
+    /// Receiving side, which evaluates arriving packets.
     pub judge: Judge,
-    /// The generator's start on the monotonic clock.
+    /// Start of the generator on the monotonic clock, in ns.
     pub epoch_ns: u64,
 }
 
@@ -112,47 +113,47 @@ pub struct Parts {
 pub struct Worker {
     parts: Parts,
     next_template: usize,
-    /// Of the current trial.
+    /// Counts of the current trial.
     sent: SentCounts,
 }
 
 impl Worker {
-    /// Makes a worker and fills its fill rings.
+    /// Creates a worker and fills its fill rings.
     pub fn new(parts: Parts) -> Self {
         let mut worker = Self { parts, next_template: 0, sent: SentCounts::default() };
         worker.refill();
         worker
     }
 
-    /// Packets that the kernel has dropped so far for want of a free frame or of room in the RX
-    /// rings; 0 where it does not tell.
+    /// Returns the packets that the kernel has dropped so far for want of a free frame or of room
+    /// in the RX rings; 0 where the kernel has no such statistics.
     pub fn receiver_dropped(&self) -> u64 {
         let ports = [Some(self.client_port()), self.backend_port()];
         let statistics = ports.into_iter().flatten().flat_map(XskQueue::statistics);
         statistics.map(|socket| socket.rx_dropped + socket.rx_ring_full).sum()
     }
 
-    /// The client-side queue.
+    /// Returns the client-side queue.
     pub fn client_port(&self) -> &XskQueue {
         &self.parts.client_port
     }
 
-    /// The backend-side queue, if there is one.
+    /// Returns the backend-side queue, if there is one.
     pub fn backend_port(&self) -> Option<&XskQueue> {
         self.parts.backend_port.as_ref()
     }
 
-    /// What arrived in the current trial.
+    /// Returns the receiving side, with the counts of the current trial.
     pub fn judge(&self) -> &Judge {
         &self.parts.judge
     }
 
-    /// What clients did in the current trial.
+    /// Returns the client side, with the counts of the current trial.
     pub fn client(&self) -> &Client {
         &self.parts.client
     }
 
-    /// What was sent in the current trial.
+    /// Returns the counts of the sending side in the current trial.
     pub fn sent(&self) -> &SentCounts {
         &self.sent
     }
@@ -176,7 +177,7 @@ impl Worker {
             if now < end {
                 self.send(now, &mut pacer, trial.run);
             } else if end == trial.end && now < end + GRACE_NS && !pacer.is_finished(end) {
-                // What is due at the end, and no more.
+                // Only the packets that are due at the end.
                 self.sent.behind_ns = self.sent.behind_ns.max(pacer.behind(now));
                 self.send(end - 1, &mut pacer, trial.run);
                 self.sent.overrun_ns = if pacer.is_finished(end) { 0 } else { now - end };
@@ -191,7 +192,7 @@ impl Worker {
     }
 
     fn begin(&mut self, trial: &Trial) {
-        // What is left in the rings belongs to an earlier trial.
+        // Packets left in the rings belong to an earlier trial.
         self.receive();
         self.parts.judge.begin(trial.run);
         self.parts.client.begin(trial.renewals.clone());
@@ -216,7 +217,7 @@ impl Worker {
         cpu::monotonic_ns().saturating_sub(self.parts.epoch_ns)
     }
 
-    /// Sends what is due, at most a batch.
+    /// Sends the packets that are due, at most a batch.
     #[inline]
     fn send(&mut self, now: u64, pacer: &mut Pacer, run: u16) {
         let parts = &mut self.parts;
@@ -231,7 +232,7 @@ impl Worker {
         self.sent.behind_ns = self.sent.behind_ns.max(pacer.behind(now));
     }
 
-    /// False when there is no frame.
+    /// Sends one packet. Returns false if there is no free frame.
     #[inline]
     fn send_one(&mut self, now: u64, pacer: &mut Pacer, run: u16) -> bool {
         let parts = &mut self.parts;
@@ -253,7 +254,7 @@ impl Worker {
                 self.sent.bytes += template.len() as u64;
                 true
             }
-            // Never, since room was looked for; such a packet counts as not sent.
+            // Never, since there was room; such a packet counts as not sent.
             Err(packet) => {
                 parts.pool.push(packet);
                 false
@@ -261,7 +262,7 @@ impl Worker {
         }
     }
 
-    /// Takes what has arrived on both NICs, and answers it; returns how many packets.
+    /// Takes the packets that have arrived on both NICs, and replies to them. Returns their number.
     #[inline]
     fn receive(&mut self) -> usize {
         let epoch_ns = self.parts.epoch_ns;
@@ -269,7 +270,7 @@ impl Worker {
             &mut self.parts;
         let mut arrived = 0;
         for port in [Some(client_port), backend_port.as_mut()].into_iter().flatten() {
-            // As many packets as are sent in between, of which each may have several frames.
+            // As many packets as are sent in between, each of which may have several frames.
             for _ in 0..*frames_each {
                 let mut packets = ArrayVec::<Frame, { BATCH as usize }>::new();
                 port.receive(BATCH as usize, |packet| packets.push(packet));
@@ -314,7 +315,7 @@ impl Worker {
     }
 }
 
-/// Shows packets to the judge, and sends back those that have become answers.
+/// Passes packets to the judge, and sends those that have become replies.
 #[inline]
 fn answer(
     port: &mut XskQueue,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// An IPv4 or IPv6 address as two words; IPv4 is held IPv4-mapped (`::ffff:a.b.c.d`, RFC 4291).
+/// An IPv4 or IPv6 address as two words; IPv4 is stored IPv4-mapped (`::ffff:a.b.c.d`, RFC 4291).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     /// The first 64 bits, as a number.
@@ -15,13 +15,13 @@ pub struct Address {
 impl Address {
     const MAPPED: u64 = 0xffff_0000_0000;
 
-    /// From the 4 bytes of an IPv4 header.
+    /// Creates an address from the 4 bytes of an IPv4 header.
     #[inline]
     pub const fn from_v4(bytes: [u8; 4]) -> Self {
         Self { high: 0, low: Self::MAPPED | u32::from_be_bytes(bytes) as u64 }
     }
 
-    /// From the 16 bytes of an IPv6 header.
+    /// Creates an address from the 16 bytes of an IPv6 header.
     #[inline]
     pub const fn from_v6(bytes: [u8; 16]) -> Self {
         let bits = u128::from_be_bytes(bytes);
@@ -29,26 +29,26 @@ impl Address {
         Self { high: (bits >> 64) as u64, low: bits as u64 }
     }
 
-    /// Whether this is an IPv4 address.
+    /// Returns whether this is an IPv4 address.
     #[inline]
     pub const fn is_v4(self) -> bool {
         self.high == 0 && self.low >> 32 == Self::MAPPED >> 32
     }
 
-    /// The address as two words, the high one first.
+    /// Returns the address as two words, the high one first.
     #[inline]
     pub const fn words(self) -> [u64; 2] {
         [self.high, self.low]
     }
 
-    /// The IPv4 bytes (the last 32 bits, whatever the family).
+    /// Returns the IPv4 bytes (the last 32 bits, whatever the family).
     #[inline]
     pub const fn v4_octets(self) -> [u8; 4] {
         let [.., a, b, c, d] = self.low.to_be_bytes();
         [a, b, c, d]
     }
 
-    /// The 16 bytes, IPv4 as IPv4-mapped.
+    /// Returns the 16 bytes, IPv4 as IPv4-mapped.
     #[inline]
     pub const fn octets(self) -> [u8; 16] {
         ((self.high as u128) << 64 | self.low as u128).to_be_bytes()

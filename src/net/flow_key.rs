@@ -1,4 +1,4 @@
-//! The five-tuple of a flow, named from the client's side.
+//! The five-tuple of a flow, from the client's side.
 
 use std::net::SocketAddr;
 
@@ -7,21 +7,21 @@ use super::{Address, Protocol};
 /// The five-tuple of a flow, from the client's side. Ports in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowKey {
-    /// Who opened the flow.
+    /// Address of the client, which opened the flow.
     pub client: Address,
-    /// Where it was opened to.
+    /// Address of the VIP.
     pub vip: Address,
     /// The client's port.
     pub client_port: u16,
     /// The VIP's port.
     pub vip_port: u16,
-    /// TCP or UDP.
+    /// The transport protocol.
     pub protocol: Protocol,
 }
 
 impl FlowKey {
-    /// The key as five words, equal if and only if the keys are: what chooses a backend is hashed
-    /// from these, on every box alike.
+    /// Returns the key as five words, equal if and only if the keys are. Hashes that choose a
+    /// backend are computed from them, alike on every box.
     #[inline]
     pub const fn words(&self) -> [u64; 5] {
         let tail =
@@ -29,12 +29,12 @@ impl FlowKey {
         [self.client.high, self.client.low, self.vip.high, self.vip.low, tail]
     }
 
-    /// The client's address and port.
+    /// Returns the client's address and port.
     pub fn client_socket(&self) -> SocketAddr {
         SocketAddr::new(self.client.into(), self.client_port)
     }
 
-    /// The VIP's address and port.
+    /// Returns the VIP's address and port.
     pub fn vip_socket(&self) -> SocketAddr {
         SocketAddr::new(self.vip.into(), self.vip_port)
     }

@@ -1,28 +1,28 @@
-//! How packets reach a backend.
+//! Forwarding modes: how packets reach a backend.
 
 use serde::{Deserialize, Serialize};
 
-/// How packets reach a backend.
+/// Forwarding mode of a VIP's packets to its backends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Forward {
     /// Direct server return: only the destination MAC is rewritten; the backend has the VIP's
-    /// address on its loopback and answers the client itself.
+    /// address on its loopback and replies to the client directly.
     Dsr,
     /// Destination address and port are rewritten; replies come back through holdfast.
     Nat,
-    /// The same, and the source becomes an address and port of this box: replies come back whatever
-    /// the routes of the backend, and the families of VIP and backend may differ.
+    /// [`Forward::Nat`], and the source becomes a local address and port: replies come back
+    /// whatever the routes of the backend, and the families of VIP and backend may differ.
     FullNat,
-    /// The packet is put into another IP packet, to the backend (RFC 2003, RFC 2473, RFC 4213); the
-    /// backend answers the client itself.
+    /// The packet is encapsulated in IP (RFC 2003, RFC 2473, RFC 4213); the backend replies to the
+    /// client directly.
     Ipip,
-    /// The same in UDP: generic UDP encapsulation, variant 0.
+    /// The packet is encapsulated in UDP: generic UDP encapsulation, variant 0.
     Gue,
 }
 
 impl Forward {
-    /// As in the configuration.
+    /// Returns the name used in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Dsr => "dsr",
@@ -33,13 +33,14 @@ impl Forward {
         }
     }
 
-    /// Whether addresses and ports are rewritten, so that the backend answers through holdfast.
+    /// Returns whether addresses and ports are rewritten, so that the backend replies through
+    /// holdfast.
     #[inline(always)]
     pub const fn translates(self) -> bool {
         matches!(self, Self::Nat | Self::FullNat)
     }
 
-    /// Whether packets are put into others.
+    /// Returns whether packets are encapsulated.
     #[inline(always)]
     pub const fn tunnels(self) -> bool {
         matches!(self, Self::Ipip | Self::Gue)

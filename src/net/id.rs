@@ -1,28 +1,28 @@
-//! Indices of what a configuration names: VIPs, backends, NICs.
+//! Indices of configured objects: VIPs, backends, NICs.
 
-/// Most NICs.
+/// Maximum number of NICs.
 pub const MAX_NICS: usize = 15;
 
-/// Index of a VIP. Given by the control thread; stable across reloads while the VIP exists.
+/// Index of a VIP. Assigned by the control thread; stable across reloads while the VIP exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VipId(pub u16);
 
 impl VipId {
-    /// Of no VIP: one more than there can be.
+    /// Index of no VIP: above the highest possible index.
     pub const NONE: Self = Self(u16::MAX);
 }
 
-/// Index of a backend (of one VIP). Given by the control thread; stable across reloads while the
-/// backend exists, and used again after that with another generation.
+/// Index of a backend (of one VIP). Assigned by the control thread; stable across reloads while the
+/// backend exists, and reused after that with another generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendIndex(pub u16);
 
-/// A backend and its generation: what a pin names. A pin of an older generation is stale.
+/// A backend and its generation, as a pin stores it. A pin of an older generation is stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BackendId {
-    /// Which backend.
+    /// Index of the backend.
     pub index: BackendIndex,
-    /// Which life of it; wraps after 65,536 removals of one index.
+    /// Generation of the index; wraps after 65,536 removals of one index.
     pub generation: u16,
 }
 

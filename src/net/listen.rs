@@ -2,36 +2,37 @@
 
 use super::{Address, Network, PortRange, Protocol};
 
-/// Where a VIP listens. Port 0 stands for every port.
+/// Address, port and protocol that a VIP listens on. Port 0 stands for every port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ListenKey {
     /// The address that clients connect to.
     pub address: Address,
-    /// Host byte order.
+    /// The port, in host byte order.
     pub port: u16,
-    /// TCP or UDP.
+    /// The transport protocol.
     pub protocol: Protocol,
 }
 
-/// Where somebody listens: the general form of [`ListenKey`](super::ListenKey).
+/// A network, ports and a protocol to listen on: the general form of
+/// [`ListenKey`](super::ListenKey).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Listen {
     /// The addresses.
     pub network: Network,
-    /// The protocol; with [`Protocol::Any`] the ports say nothing.
+    /// The protocol; with [`Protocol::Any`] the ports have no meaning.
     pub protocol: Protocol,
     /// The ports.
     pub ports: PortRange,
 }
 
 impl Listen {
-    /// Whether `key` is one of these places.
+    /// Returns whether the listener contains `key`.
     pub fn contains(self, key: ListenKey) -> bool {
         let ports = self.ports == PortRange::ALL || self.ports.contains(key.port);
         self.protocol == key.protocol && ports && self.network.contains(key.address)
     }
 
-    /// The places that are both of `self` and of `other`.
+    /// Returns the intersection of `self` and `other`.
     pub fn common(self, other: Self) -> Option<Self> {
         let network = match self.network.covers(other.network) {
             true => other.network,
@@ -43,9 +44,10 @@ impl Listen {
         meets.then_some(Self { network, ports: PortRange { first, last }, ..self })
     }
 
-    /// The places of `self` that are not of `other`, each in one part.
+    /// Returns `self` without `other`, as disjoint parts.
     ///
-    /// Two parts at most for the ports, and one for each bit by which the prefix of `other` is longer.
+    /// Two parts at most for the ports, and one for each bit by which the prefix of `other` is
+    /// longer.
     pub fn without(self, other: Self) -> Vec<Self> {
         let Some(common) = self.common(other) else { return vec![self] };
         let (PortRange { first, last }, gone) = (self.ports, common.ports);
@@ -60,7 +62,7 @@ impl Listen {
     }
 }
 
-/// A single address, and a single port or all of them (0), if that is what it is.
+/// Returns the key of a listener with a single address and a single port, or all ports (0).
 pub fn exact(listen: Listen) -> Option<ListenKey> {
     let Listen { network, protocol, ports } = listen;
     let port = match ports {
@@ -77,7 +79,7 @@ pub fn exact(listen: Listen) -> Option<ListenKey> {
 mod tests {
     use super::*;
 
-    /// Every place is in one part or in what was taken, never in both.
+    /// Every key is in one part or in the removed listener, never in both.
     #[test]
     fn a_place_without_another_is_the_rest_of_it() {
         let listen = |network: &str, ports: &str| Listen {

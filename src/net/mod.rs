@@ -1,5 +1,5 @@
-//! Basic types of the network that every plane names: addresses, five-tuples, indices, next hops, VLAN
-//! tags, listen keys, and the rules that control gives the XDP program. Pure values, no I/O.
+//! Basic types of the network that every plane uses: addresses, five-tuples, indices, next hops,
+//! VLAN tags, listen keys, and the rules that control gives the XDP program. Pure values, no I/O.
 
 mod address;
 mod family;

@@ -1,4 +1,4 @@
-//! Prefixes of addresses and ranges of ports: what a VIP listens on besides single ones.
+//! Address prefixes and port ranges: listeners with more than one address or port.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,12 +12,12 @@ use super::{Address, Family};
 
 /// Bits of an address; an IPv4 address is the last 32 of them ([`Address`]).
 pub const ADDRESS_BITS: u8 = 128;
-/// How much longer a prefix is than IPv4 has it.
+/// Difference between the length of an IPv4-mapped prefix and its length in IPv4.
 const MAPPED_BITS: u8 = 96;
 
-/// All addresses that begin alike, or a single one. The bits behind the prefix are 0.
+/// An address prefix, or a single address. The bits after the prefix are 0.
 ///
-/// As a text, a prefix is `192.0.2.0/24`, and a single address has no length.
+/// In text, a prefix is `192.0.2.0/24`, and a single address has no length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Network {
     address: Address,
@@ -25,13 +25,14 @@ pub struct Network {
 }
 
 impl Network {
-    /// The single address.
+    /// Creates the network of a single address.
     #[inline]
     pub const fn single(address: Address) -> Self {
         Self { address, len: ADDRESS_BITS }
     }
 
-    /// The first `len` bits of an address (of 128 bits, also for IPv4; more are taken for 128).
+    /// Creates the network of the first `len` bits of an address (of 128, also for IPv4; more count
+    /// as 128).
     #[inline]
     pub const fn of(address: Address, len: u8) -> Self {
         let len = if len > ADDRESS_BITS { ADDRESS_BITS } else { len };
@@ -39,30 +40,30 @@ impl Network {
         Self { address: Address::from_v6(bits.to_be_bytes()), len }
     }
 
-    /// The lowest address.
+    /// Returns the lowest address.
     #[inline]
     pub const fn address(self) -> Address {
         self.address
     }
 
-    /// Bits that its addresses have in common, of 128 also for IPv4.
+    /// Returns the length of the prefix in bits, of 128 also for IPv4.
     #[inline]
     pub const fn len(self) -> u8 {
         self.len
     }
 
-    /// Whether this is every address there is.
+    /// Returns whether the prefix is empty: the network of all addresses.
     pub const fn is_empty(self) -> bool {
         self.len == 0
     }
 
-    /// Whether it is one address.
+    /// Returns whether the network is a single address.
     #[inline]
     pub const fn is_single(self) -> bool {
         self.len == ADDRESS_BITS
     }
 
-    /// Whether its addresses are IPv4.
+    /// Returns whether the addresses are IPv4.
     #[inline]
     pub const fn is_v4(self) -> bool {
         self.len >= MAPPED_BITS && self.address.is_v4()
@@ -74,20 +75,20 @@ impl Network {
         if self.is_v4() { Family::V4 } else { Family::V6 }
     }
 
-    /// Whether an address is one of these.
+    /// Returns whether `address` is in the network.
     #[inline]
     pub fn contains(self, address: Address) -> bool {
         Self::of(address, self.len).address == self.address
     }
 
-    /// Whether all addresses of `other` are some of these.
+    /// Returns whether all addresses of `other` are in the network.
     #[inline]
     pub fn covers(self, other: Self) -> bool {
         self.len <= other.len && self.contains(other.address)
     }
 
-    /// The prefixes that make up this one without `inner`, which it covers: one for each bit that `inner` is
-    /// longer.
+    /// Returns the prefixes that make up this one without `inner`, which it covers: one for each
+    /// bit by which `inner` is longer.
     pub(super) fn without(self, inner: Self) -> impl Iterator<Item = Self> {
         (self.len + 1..=inner.len).map(move |len| {
             let sibling = bits(inner.address) ^ 1 << (ADDRESS_BITS - len);
@@ -95,12 +96,12 @@ impl Network {
         })
     }
 
-    /// The lowest address, as the rest of the program has it.
+    /// Returns the lowest address in the standard library's type.
     pub fn ip(self) -> IpAddr {
         self.address.into()
     }
 
-    /// Bits as its family counts them.
+    /// Returns the prefix length as counted in the address's family.
     const fn family_len(self) -> u8 {
         if self.is_v4() { self.len - MAPPED_BITS } else { self.len }
     }
@@ -111,7 +112,7 @@ const fn bits(address: Address) -> u128 {
     (high as u128) << 64 | low as u128
 }
 
-/// The first `len` (at most 128) of 128 bits.
+/// Returns the mask of the first `len` (at most 128) of 128 bits.
 #[inline]
 const fn mask(len: u8) -> u128 {
     match u128::MAX.checked_shr(len as u32) {
@@ -171,12 +172,12 @@ impl<'de> Deserialize<'de> for Network {
     }
 }
 
-/// The ports from one to another, both of them included; `first` is not above `last`.
+/// An inclusive range of ports; `first` is not above `last`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortRange {
-    /// The lowest.
+    /// The lowest port.
     pub first: u16,
-    /// The highest.
+    /// The highest port.
     pub last: u16,
 }
 
@@ -184,41 +185,41 @@ impl PortRange {
     /// Every port.
     pub const ALL: Self = Self { first: 0, last: u16::MAX };
 
-    /// One port.
+    /// Creates the range of one port.
     #[inline]
     pub const fn single(port: u16) -> Self {
         Self { first: port, last: port }
     }
 
-    /// Whether it is one port.
+    /// Returns whether the range is one port.
     #[inline]
     pub const fn is_single(self) -> bool {
         self.first == self.last
     }
 
-    /// Whether a port is one of these.
+    /// Returns whether `port` is in the range.
     #[inline]
     pub const fn contains(self, port: u16) -> bool {
         self.first <= port && port <= self.last
     }
 
-    /// Whether some port is one of both.
+    /// Returns whether the ranges overlap.
     pub const fn meets(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }
 
-    /// How many there are, 1 to 65,536.
+    /// Returns the number of ports, 1 to 65,536.
     pub fn count(self) -> usize {
         usize::from(self.last.saturating_sub(self.first)) + 1
     }
 
-    /// The ports as numbers of which the first bits are fixed: (port, bits). 30 at most.
+    /// Splits the range into prefixes of port numbers: (port, bits). 30 at most.
     pub fn prefixes(self) -> impl Iterator<Item = (u16, u8)> {
         let mut next = Some(u32::from(self.first));
         let end = u32::from(self.last) + 1;
         std::iter::from_fn(move || {
             let first = next.filter(|&first| first < end)?;
-            // The largest block that begins here and does not end behind the range.
+            // The largest block that begins here and ends within the range.
             let aligned = first.trailing_zeros().min(16);
             let bits = (0..=aligned).rev().find(|bits| first + (1 << bits) <= end)?;
             next = Some(first + (1 << bits));
@@ -233,7 +234,7 @@ impl From<u16> for PortRange {
     }
 }
 
-/// As in a configuration: a number, or two with a hyphen.
+/// Parses the configuration's form: a number, or two with a hyphen.
 impl FromStr for PortRange {
     type Err = BadPorts;
 
@@ -247,12 +248,12 @@ impl FromStr for PortRange {
     }
 }
 
-/// A text is no range of ports.
+/// Error: the text is not a range of ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no port, and no range of ports such as 8000-8999")]
 pub struct BadPorts;
 
-/// One port is a number, more are a text.
+/// One port is serialized as a number, a range as a string.
 impl Serialize for PortRange {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.is_single() {

@@ -3,13 +3,13 @@
 use super::NicIndex;
 use super::vlan::Tags;
 
-/// Where a frame goes next on the wire.
+/// Next hop of a frame on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NextHop {
-    /// The NIC it leaves by.
+    /// The NIC that sends the frame.
     pub nic: NicIndex,
     /// Destination MAC.
     pub mac: [u8; 6],
-    /// In which VLAN, or in which one inside of another; the tags have no priorities. Else untagged.
+    /// VLAN tags, without priorities; `None`: untagged.
     pub vlan: Option<Tags>,
 }

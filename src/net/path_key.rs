@@ -4,7 +4,8 @@ use siphasher::sip::SipHasher13;
 
 use super::Address;
 
-/// Identifies the path to a tunnel backend in the table of path MTUs: a hash of the backend's address.
+/// Identifies the path to a tunnel backend in the table of path MTUs: a hash of the backend's
+/// address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PathKey(pub u32);
 

@@ -1,4 +1,4 @@
-//! What the XDP program gives to the workers.
+//! Rules by which the XDP program steers packets to the workers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
@@ -7,35 +7,36 @@ use hashbrown::HashSet;
 
 use super::{Address, Listen, ListenKey, Network, PortRange, Protocol, exact};
 
-/// Single addresses and ports of VIPs that the XDP program has room for; as many of NAT backends, and parts
-/// of ranges of ports.
+/// Single addresses and ports of VIPs that the XDP program has room for; as many of NAT backends,
+/// and parts of port ranges.
 pub const MAX_STEERED: usize = 65_536;
 
-/// The rules of the XDP program; what it makes of them is told in `steer.bpf.c`.
+/// The rules of the XDP program; `steer.bpf.c` describes how it applies them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SteerRules {
     /// Single addresses and ports where VIPs listen; port 0 stands for every port. At most 65,536.
     pub vips: Vec<ListenKey>,
-    /// Prefixes, ranges of ports and all protocols where VIPs listen.
+    /// Prefixes, port ranges and all protocols where VIPs listen.
     pub networks: Vec<Listen>,
-    /// Where replies of NAT backends come from; port 0 stands for every port. At most 65,536.
+    /// Sources of NAT backends' replies; port 0 stands for every port. At most 65,536.
     pub returns: Vec<ListenKey>,
-    /// The same, for ranges of ports; the addresses are single ones.
+    /// Sources of NAT backends' replies with port ranges; the addresses are single ones.
     pub return_ranges: Vec<Listen>,
     /// Full-NAT sources, to which replies come: TCP and UDP, and ICMP errors.
     pub sources: Vec<(Network, PortRange)>,
     /// Tunnel sources: ICMP errors about packets that are IPIP, or UDP to [`Self::gue_port`].
     pub tunnels: Vec<Network>,
-    /// Where the GUE packets of this box go to; 0: it sends none.
+    /// Destination port of local GUE packets; 0: none are sent.
     pub gue_port: u16,
-    /// Addresses of this box: what is for them and for no VIP stays with the kernel. At most 4,096.
+    /// Local addresses: packets to them that match no VIP stay in the kernel. At most 4,096.
     pub locals: Vec<Address>,
 }
 
 impl SteerRules {
-    /// The rules for what both give to the workers: of a range of ports that gets longer, the ports that it
-    /// has had. A reload passes through it, so that rules go before the table that served them does, and
-    /// come after the one that will, while what stays is not interrupted.
+    /// Returns the rules for packets that both `self` and `other` steer to the workers; of a port
+    /// range that grows, the ports of the smaller one. A reload installs them in between, so that
+    /// rules are removed before the table that served them, and added after the table that will,
+    /// while packets that both steer are not interrupted.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         fn common<T: Copy + Eq + Hash>(left: &[T], right: &[T]) -> Vec<T> {
@@ -58,10 +59,10 @@ impl SteerRules {
     }
 }
 
-/// Single addresses and ports, and whatever else somebody listens on.
+/// Single addresses and ports, and all other listeners.
 type Listening<'l> = (&'l [ListenKey], &'l [Listen]);
 
-/// What is in both.
+/// Returns the listeners that are in both.
 fn meet(left: Listening<'_>, right: Listening<'_>) -> (Vec<ListenKey>, Vec<Listen>) {
     let (left, right) = (Places::new(left), Places::new(right));
     let all: BTreeSet<Listen> =
@@ -94,7 +95,7 @@ impl PortSet {
         } else if ports.is_single() {
             self.single.insert(ports.first);
         } else {
-            // One that a VIP has lost may begin where another one does.
+            // A part that a VIP has lost may begin where another range does.
             let longest = self.ranges.entry(ports.first).or_insert(ports);
             longest.last = longest.last.max(ports.last);
         }
@@ -105,7 +106,7 @@ impl PortSet {
         single.chain(self.ranges.values().copied()).chain(self.all.then_some(PortRange::ALL))
     }
 
-    /// The ports of a range that are among these, as ranges.
+    /// Returns the ports of a range that are in the set, as ranges.
     fn meet(&self, ports: PortRange) -> Vec<PortRange> {
         if self.all {
             return vec![ports];
@@ -136,9 +137,9 @@ impl Places {
         self.ports.entry((network, protocol)).or_default().add(ports);
     }
 
-    /// What is here and in a network of `others` that is as wide or wider.
+    /// Returns the listeners that are also in a network of `others` that is as wide or wider.
     ///
-    /// Cost: per network of these and length of those, some look-ups.
+    /// Cost: some look-ups per network of `self` and prefix length of `others`.
     fn within(&self, others: &Self) -> Vec<Listen> {
         let mut found = Vec::new();
         for (&(network, protocol), ports) in &self.ports {
@@ -157,7 +158,7 @@ impl Places {
     }
 }
 
-/// What packets of both are.
+/// Returns the protocol of packets that match both.
 fn narrower(one: Protocol, other: Protocol) -> Option<Protocol> {
     match (one, other) {
         (Protocol::Any, protocol) | (protocol, Protocol::Any) => Some(protocol),
@@ -195,9 +196,10 @@ mod tests {
         all
     }
 
-    /// One row per way in which what listens may change; what goes on is steered all the while.
+    /// One row per way in which listeners may change; packets that both sets steer are steered
+    /// throughout.
     #[test]
-    fn what_goes_on_is_in_the_intersection() {
+    fn the_intersection_keeps_all_that_both_steer() {
         use Protocol::{Any, Tcp, Udp};
         const MOST: u16 = u16::MAX;
         let (host, net, wide) = ("192.0.2.10", "192.0.2.0/24", "192.0.0.0/16");
@@ -280,7 +282,7 @@ mod tests {
             "192.0.2.10 Tcp 80",
         ];
         assert_eq!(texts(&old.intersection(&new)), expected);
-        // A part that the one VIP has lost begins where the range of the other begins.
+        // A part that the first VIP has lost begins where the range of the other begins.
         let vip = |first, last| ("192.0.2.10", Protocol::Tcp, first, last);
         let old = rules(&[vip(2000, 2499), vip(1000, 1999)]);
         let new = rules(&[vip(1500, 2499), vip(1000, 1499), vip(1500, 1999)]);
@@ -289,14 +291,14 @@ mod tests {
         assert_eq!(ports, (1000..2500).collect::<Vec<_>>(), "what stays is not interrupted");
     }
 
-    /// Whether the packets to a port of 192.0.2.10 go to the workers.
+    /// Returns whether the packets to a port of 192.0.2.10 are steered to the workers.
     fn gives(rules: &SteerRules, port: u16) -> bool {
         let address = Address::from_v4([192, 0, 2, 10]);
         let key = ListenKey { address, port, protocol: Protocol::Tcp };
         rules.vips.contains(&key) || rules.networks.iter().any(|listen| listen.contains(key))
     }
 
-    /// Replies of NAT backends likewise.
+    /// The intersection of the sources of NAT backends' replies.
     #[test]
     fn return_paths_go_on_too() {
         let address = Address::from_v4([10, 0, 0, 1]);

@@ -1,4 +1,4 @@
-//! A five-tuple as packets carry it and flow tables keep it: packed words, by family.
+//! A five-tuple in packed words, by family, as flow tables store it.
 //!
 //! ```text
 //! V4   client:32 vip:32                         tail
@@ -6,15 +6,16 @@
 //! tail client port:16 vip port:16 (state:8 owner:8 stamp:8) protocol:8
 //! ```
 //!
-//! The bits in brackets belong to a table's entries, and are 0 in a tuple. All fields are numbers
-//! (host byte order), so two tuples are the same flow if and only if their words are equal.
+//! The bits in parentheses belong to a table's entries, and are 0 in a tuple. All fields are
+//! numbers (host byte order), so that two tuples are the same flow if and only if their words are
+//! equal.
 
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 
 use super::{Address, Family, FlowKey, ListenKey, Protocol};
 
-/// A packed five-tuple: of a packet by source and destination ([`FiveTuple`]), of a flow by client and
-/// VIP ([`FlowKey`]). The source of a packet towards a VIP is the client.
+/// A packed five-tuple: of a packet, by source and destination ([`FiveTuple`]); of a flow, by client
+/// and VIP ([`FlowKey`]). The source of a packet to a VIP is the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tuple {
     /// Both addresses are IPv4.
@@ -23,12 +24,12 @@ pub enum Tuple {
     V6([u64; 5]),
 }
 
-/// The part of a tail word that is a tuple's.
+/// The bits of a tail word that belong to the tuple.
 pub(crate) const TAIL: u64 = 0xffff_ffff_0000_00ff;
-/// The part of it that is the VIP's: port and protocol.
+/// The bits of a tail word that belong to the destination: port and protocol.
 const DST_TAIL: u64 = 0x0000_ffff_0000_00ff;
 
-/// The tail word, from the four bytes in which TCP and UDP headers begin.
+/// Returns the tail word, from the first four bytes of a TCP or UDP header.
 #[inline]
 const fn tail(ports: [u8; 4], protocol: Protocol) -> u64 {
     (u32::from_be_bytes(ports) as u64) << 32 | protocol as u64
@@ -50,14 +51,14 @@ pub struct FiveTuple {
 }
 
 impl Tuple {
-    /// From the bytes of packet headers: source and destination address, source and destination
-    /// port.
+    /// Creates an IPv4 tuple from the bytes of packet headers: source and destination address,
+    /// source and destination port.
     #[inline]
     pub const fn v4(addresses: [u8; 8], ports: [u8; 4], protocol: Protocol) -> Self {
         Self::V4([u64::from_be_bytes(addresses), tail(ports, protocol)])
     }
 
-    /// The same for IPv6.
+    /// Creates an IPv6 tuple from the bytes of packet headers.
     #[inline]
     pub const fn v6(
         source: [u8; 16],
@@ -77,7 +78,7 @@ impl Tuple {
         }
     }
 
-    /// TCP, UDP or any.
+    /// Returns TCP, UDP or any.
     #[inline]
     pub const fn protocol(&self) -> Protocol {
         const TCP: u64 = Protocol::Tcp as u64;
@@ -90,7 +91,7 @@ impl Tuple {
         }
     }
 
-    /// Whether the addresses are IPv4.
+    /// Returns whether the addresses are IPv4.
     #[inline]
     pub const fn is_v4(&self) -> bool {
         matches!(self, Self::V4(_))
@@ -102,7 +103,7 @@ impl Tuple {
         if self.is_v4() { Family::V4 } else { Family::V6 }
     }
 
-    /// The same with nothing but the destination: equal for all packets to one VIP and port.
+    /// Returns the destination part only: equal for all packets to one VIP and port.
     #[inline]
     #[must_use]
     pub const fn destination(&self) -> Self {
@@ -112,7 +113,7 @@ impl Tuple {
         }
     }
 
-    /// Whether [`Tuple::destination`] of this one is `destination`.
+    /// Returns whether [`Tuple::destination`] of this tuple is `destination`.
     #[inline(always)]
     pub fn goes_to(&self, destination: &Self) -> bool {
         match (self, destination) {
@@ -126,7 +127,7 @@ impl Tuple {
         }
     }
 
-    /// The flow of all packets between the two addresses ([`Protocol::Any`]).
+    /// Returns the tuple of all packets between the two addresses ([`Protocol::Any`]).
     #[inline]
     #[must_use]
     pub const fn without_ports(&self) -> Self {
@@ -137,29 +138,29 @@ impl Tuple {
         }
     }
 
-    /// The destination as something that a VIP may listen on.
+    /// Returns the destination as a key that a VIP may listen on.
     #[inline]
     pub const fn listen_key(&self) -> ListenKey {
         let FiveTuple { dst, dst_port, protocol, .. } = self.five_tuple();
         ListenKey { address: dst, port: dst_port, protocol }
     }
 
-    /// The source as something that a NAT backend may answer from.
+    /// Returns the source as a key that a NAT backend may reply from.
     #[inline]
     pub const fn reply_key(&self) -> ListenKey {
         let FiveTuple { src, src_port, protocol, .. } = self.five_tuple();
         ListenKey { address: src, port: src_port, protocol }
     }
 
-    /// Whether source or destination port is 0, as both are where there are none.
+    /// Returns whether source or destination port is 0, as both are in protocols without ports.
     #[inline]
     pub const fn has_zero_port(&self) -> bool {
         let tail = self.tail();
         tail >> 48 == 0 || tail & 0xffff_0000_0000 == 0
     }
 
-    /// Whether a port is 0 that must not be: any but the source port of UDP, where 0 says that no answer
-    /// is wanted (RFC 768).
+    /// Returns whether a port is 0 that must not be: any but the source port of UDP, where 0 means
+    /// that no reply is wanted (RFC 768).
     #[inline]
     pub const fn has_forbidden_port(&self) -> bool {
         let tail = self.tail();
@@ -167,7 +168,7 @@ impl Tuple {
         tail & 0xffff_0000_0000 == 0 || from_zero
     }
 
-    /// Unpacks the five-tuple of a packet.
+    /// Unpacks the tuple.
     #[inline]
     pub const fn five_tuple(&self) -> FiveTuple {
         let (src, dst) = match *self {
@@ -194,7 +195,7 @@ impl Tuple {
     }
 }
 
-/// The last 32 bits as an IPv4 address.
+/// Returns the last 32 bits as an IPv4 address.
 #[inline]
 const fn v4_address(word: u64) -> Address {
     let [.., a, b, c, d] = word.to_be_bytes();
@@ -215,7 +216,7 @@ impl From<FiveTuple> for Tuple {
 }
 
 impl From<FlowKey> for Tuple {
-    /// The five-tuple of the flow's packets towards the VIP.
+    /// A key with addresses of two families has no packet; its tuple equals that of no packet.
     #[inline]
     fn from(key: FlowKey) -> Self {
         let FlowKey { client, vip, client_port, vip_port, protocol } = key;
@@ -233,35 +234,34 @@ pub struct HashedKey {
 }
 
 impl HashedKey {
-    /// A place holder that no table has.
+    /// A placeholder that no table has.
     pub const NONE: Self = Self { tuple: Tuple::V4([0; 2]), hash: 0 };
 
-    /// Of a tuple that is not to be looked for.
+    /// Wraps a tuple that is not looked up.
     pub const fn unhashed(tuple: Tuple) -> Self {
         Self { tuple, ..Self::NONE }
     }
 
-    /// The five-tuple, taken apart.
+    /// Returns the five-tuple, unpacked.
     #[inline]
     pub const fn key(&self) -> FlowKey {
         self.tuple.key()
     }
 
-    /// TCP or UDP.
+    /// Returns TCP, UDP or any.
     #[inline]
     pub const fn protocol(&self) -> Protocol {
         self.tuple.protocol()
     }
 
-    /// The hash.
+    /// Returns the hash.
     #[inline]
     pub const fn value(&self) -> u64 {
         self.hash
     }
 }
 
-/// The secret of the flow tables of one process. Attackers who do not know it cannot aim flows at
-/// one bucket.
+/// Secret of the flow tables of one process. Without it, attackers cannot aim flows at one bucket.
 #[derive(Debug, Clone)]
 pub struct TableSecret {
     seed: u64,
@@ -269,18 +269,18 @@ pub struct TableSecret {
 }
 
 impl TableSecret {
-    /// From a random seed.
+    /// Creates the secret from a random seed.
     pub fn new(seed: u64) -> Self {
         Self { seed, secrets: RapidSecrets::seed(seed) }
     }
 
-    /// The seed that it was made from.
+    /// Returns the seed that the secret was made from.
     pub(crate) const fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Hashes a tuple: rapidhash v3 of its words. All tables of a process share one secret, so a
-    /// hash serves to look into any of them.
+    /// Hashes a tuple: rapidhash v3 of its words. All tables of a process share one secret, so that
+    /// a hash is valid in each of them.
     #[inline]
     pub fn hash(&self, tuple: Tuple) -> HashedKey {
         let hash = match &tuple {
@@ -368,8 +368,8 @@ mod tests {
         }
     }
 
-    /// The hash is a part of the layout of flow tables: a process that takes one over must find what the
-    /// one before has hashed. If this changes, so must the layout's number.
+    /// The hash is a part of the layout of flow tables: a process that takes a table over must find
+    /// the entries that its predecessor has hashed. If this changes, so must the layout's version.
     #[test]
     fn the_hash_stays_what_it_is() {
         let hash = |tuple| TableSecret::new(7).hash(tuple).hash;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! one   8100:2 pcp:3 dei:1 vlan:12
-//! two   88a8:2 pcp:3 dei:1 vlan:12  8100:2 pcp:3 dei:1 vlan:12      or 8100 twice, as older switches do
+//! two   88a8:2 pcp:3 dei:1 vlan:12  8100:2 pcp:3 dei:1 vlan:12   or 8100 twice (older switches)
 //! ```
 
 use std::fmt;
@@ -11,23 +11,23 @@ use arrayvec::ArrayVec;
 
 /// Tag protocol identifiers.
 pub mod tpid {
-    /// 802.1Q, the customer's.
+    /// 802.1Q, a customer tag.
     pub const CUSTOMER: u16 = 0x8100;
-    /// 802.1ad, the provider's.
+    /// 802.1ad, a service (provider) tag.
     pub const SERVICE: u16 = 0x88a8;
 }
 
-/// Bytes of a tag.
+/// Length of a tag in bytes.
 pub const TAG_LEN: usize = 4;
-/// The VLAN in a tag's value; the rest is its priority.
+/// The VLAN bits of a tag's value; the rest is its priority.
 const VLAN: u16 = 0x0fff;
 
-/// The tags of a frame, with their priorities; or where a next hop is, with priorities of 0.
+/// The tags of a frame, with their priorities; or those of a next hop, with priorities of 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tags {
     /// Value of the only tag, or of the inner one: priority and VLAN.
     pub inner: u16,
-    /// The outer one of two.
+    /// The outer tag of two.
     pub outer: Outer,
 }
 
@@ -36,14 +36,14 @@ pub struct Tags {
 pub enum Outer {
     /// There is only one tag.
     None,
-    /// Of [`tpid::SERVICE`].
+    /// A tag of [`tpid::SERVICE`].
     Service(u16),
-    /// Of [`tpid::CUSTOMER`].
+    /// A tag of [`tpid::CUSTOMER`].
     Customer(u16),
 }
 
 impl Outer {
-    /// Its value.
+    /// Returns the tag's value.
     #[inline]
     pub const fn value(self) -> Option<u16> {
         match self {
@@ -52,7 +52,7 @@ impl Outer {
         }
     }
 
-    /// With another value.
+    /// Applies `to` to the value.
     #[inline]
     fn map(self, to: impl FnOnce(u16) -> u16) -> Self {
         match self {
@@ -87,13 +87,13 @@ impl From<u16> for Tags {
 }
 
 impl Tags {
-    /// Two tags, the outer one of [`tpid::SERVICE`].
+    /// Creates two tags, the outer one of [`tpid::SERVICE`].
     pub const fn two(outer: u16, inner: u16) -> Self {
         Self { inner, outer: Outer::Service(outer) }
     }
 
-    /// The same without priorities; `None` if that leaves nothing (a tag with VLAN 0 is only a
-    /// priority, 802.1Q 9.6).
+    /// Removes the priorities; `None` if that leaves nothing (a tag with VLAN 0 is only a priority,
+    /// 802.1Q 9.6).
     #[inline]
     pub fn vlans(self) -> Option<Self> {
         let inner = self.inner & VLAN;
@@ -101,19 +101,19 @@ impl Tags {
         (outer != Outer::None || inner != 0).then_some(Self { inner, outer })
     }
 
-    /// Bytes that they take.
+    /// Returns the length of the tags in bytes.
     #[inline]
     pub const fn len(self) -> usize {
         if matches!(self.outer, Outer::None) { TAG_LEN } else { 2 * TAG_LEN }
     }
 
-    /// Always false: at least one.
+    /// Always false: there is at least one tag.
     pub const fn is_empty(self) -> bool {
         false
     }
 
-    /// Tags that have these VLANs, and the priorities of a frame's: the inner one of its only or inner
-    /// tag, the outer one of its outer or only tag.
+    /// Returns tags with these VLANs and the priorities of a frame's tags: the inner tag gets that
+    /// of the frame's only or inner tag, the outer one that of its outer or only tag.
     pub fn with_priorities_of(self, frame: Option<Self>) -> Self {
         let Some(frame) = frame else { return self };
         let with = |vlan: u16, tag: u16| vlan & VLAN | tag & !VLAN;
@@ -122,7 +122,7 @@ impl Tags {
         Self { inner: with(self.inner, frame.inner), outer }
     }
 
-    /// As they are in a frame.
+    /// Returns the tags as they are in a frame.
     pub fn bytes(self) -> ArrayVec<u8, { 2 * TAG_LEN }> {
         let inner = tag(tpid::CUSTOMER, self.inner);
         self.outer.bytes().into_iter().chain([inner]).flatten().collect()
@@ -130,7 +130,7 @@ impl Tags {
 }
 
 impl fmt::Display for Tags {
-    /// `100`, or `100.200` with the outer one first.
+    /// Writes `100`, or `100.200` with the outer one first.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(outer) = self.outer.value() {
             write!(f, "{}.", outer & VLAN)?;

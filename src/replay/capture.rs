@@ -1,7 +1,7 @@
 //! Reads captures: pcap of both byte orders and both resolutions, and pcapng.
 //!
-//! Whoever wrote the file may lie. It is read as a stream, through one window of fixed size; lengths
-//! are checked by pcap-parser, what would grow with the file (interfaces of pcapng) has a limit here.
+//! The file is untrusted. It is read as a stream, through one window of fixed size; pcap-parser
+//! checks lengths, and data that would grow with the file (interfaces of pcapng) is bounded here.
 
 mod section;
 mod window;
@@ -21,13 +21,13 @@ use crate::net::NicIndex;
 
 /// Latest time that fits into nanoseconds since the epoch: the year 2554.
 const LATEST: Duration = Duration::from_nanos(u64::MAX);
-/// Of the link type of a pcap file; the others say how long the frame check sequence is.
+/// Bits of a pcap file's link type; the other bits give the length of the frame check sequence.
 const LINK_TYPE_BITS: u32 = 0x03ff_ffff;
 
-/// Why a capture cannot be read, or not to its end.
+/// Reason why a capture cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// It could not be read at all.
+    /// The file could not be read.
     #[error("cannot be read: {}", crate::format::reason(.0))]
     Read(std::io::Error),
     /// Neither pcap nor pcapng.
@@ -36,19 +36,19 @@ pub enum CaptureError {
          it with tcpdump -w, save it as pcapng, or unpack it if it is compressed"
     )]
     Format,
-    /// Not Ethernet.
+    /// The link type is not Ethernet.
     #[error(
         "link type {0} ({number}): only Ethernet (1) can be replayed; capture on the NIC itself, \
          as in `tcpdump -i eth1`, not on \"any\"", number = .0.0
     )]
     LinkType(Linktype),
-    /// It ends in the middle of something.
+    /// The file ends within a packet or block.
     #[error(
         "cut short, or longer than 4 MiB: what comes after {0} cannot be read; what was written \
          before is good"
     )]
     Cut(String),
-    /// It breaks a rule of its format.
+    /// The file violates its format.
     #[error("malformed after {0}: {1}")]
     Malformed(String, String),
 }
@@ -56,13 +56,13 @@ pub enum CaptureError {
 /// A packet of a capture.
 #[derive(Debug, Clone, Copy)]
 pub struct Captured<'c> {
-    /// The NIC that it is taken to have come by.
+    /// NIC that the packet is assumed to have arrived on.
     pub nic: NicIndex,
-    /// When, since the epoch.
+    /// Capture time, since the epoch.
     pub time: Duration,
-    /// Bytes that it had on the wire.
+    /// Length on the wire, in bytes.
     pub original_len: u32,
-    /// Those that were captured.
+    /// Captured bytes.
     pub data: &'c [u8],
 }
 
@@ -71,15 +71,15 @@ pub struct Capture<R: Read> {
     window: Window<R>,
     format: Format,
     nics: Nics,
-    /// The packet that is shown; a copy, as the window moves on behind it.
+    /// Bytes of the current packet; a copy, as the window moves on.
     data: Vec<u8>,
     packets: u64,
-    /// Time of the last packet that had one.
+    /// Time of the last packet that had a time.
     time: Duration,
 }
 
 enum Format {
-    /// With the nanoseconds of a unit of time.
+    /// pcap; `unit` is the unit of time, in nanoseconds.
     Pcap {
         big_endian: bool,
         unit: u64,
@@ -87,29 +87,29 @@ enum Format {
     PcapNg(Section),
 }
 
-/// NICs of the configuration, by `NicIndex`.
+/// NICs of the configuration, indexed by `NicIndex`.
 struct Nics {
     names: Vec<String>,
-    /// The NIC of packets of which the file does not name one.
+    /// NIC of packets without a known interface.
     default: NicIndex,
 }
 
 impl Nics {
-    /// The NIC of that name, if there is one.
+    /// Returns the NIC of that name, or the default.
     fn named(&self, name: Option<&[u8]>) -> NicIndex {
         let found = (0..).zip(&self.names).find(|(_, nic)| name == Some(nic.as_bytes()));
         found.map_or(self.default, |(index, _)| NicIndex(index))
     }
 }
 
-/// A packet, besides its bytes.
+/// Properties of a packet, without its bytes.
 struct Found {
     nic: NicIndex,
     time: Option<Duration>,
     original_len: u32,
 }
 
-/// Why a record cannot be used.
+/// Reason why a record cannot be used.
 enum Wrong {
     Malformed(String),
     LinkType(Linktype),
@@ -122,11 +122,11 @@ impl From<&str> for Wrong {
 }
 
 impl<R: Read> Capture<R> {
-    /// Begins to read. `nics` are the NICs of the configuration; `nic` is that of packets of which
-    /// the file does not say by which of them they came.
+    /// Begins to read. `nics` are the NICs of the configuration; `nic` is the NIC of packets whose
+    /// interface the file does not identify.
     ///
     /// # Errors
-    /// When it is no capture of an Ethernet.
+    /// The file is not a capture of an Ethernet.
     pub fn new(file: R, nics: Vec<String>, nic: NicIndex) -> Result<Self, CaptureError> {
         let mut window = Window::new(file);
         let magic = SHB_MAGIC.to_le_bytes();
@@ -141,10 +141,10 @@ impl<R: Read> Capture<R> {
         Ok(Self { window, format, nics, data, packets, time })
     }
 
-    /// The next packet; `None` at the end.
+    /// Returns the next packet; `None` at the end.
     ///
     /// # Errors
-    /// What is wrong with the file from here on.
+    /// The file is unusable from here on.
     pub fn next_packet(&mut self) -> Result<Option<Captured<'_>>, CaptureError> {
         while let Some(len) = self.record()? {
             let record = self.window.data().get(..len).unwrap_or_default();
@@ -158,7 +158,7 @@ impl<R: Read> Capture<R> {
             self.window.consume(len);
             if let Some(Found { nic, time, original_len }) = found {
                 self.packets += 1;
-                // A simple packet block has no time: it came when the one before did.
+                // A simple packet block has no time: that of the previous packet is used.
                 self.time = time.unwrap_or(self.time).min(LATEST);
                 return Ok(Some(Captured { nic, time: self.time, original_len, data: &self.data }));
             }
@@ -166,7 +166,8 @@ impl<R: Read> Capture<R> {
         Ok(None)
     }
 
-    /// Bytes of the next packet or block, which is in the window then; `None` at the end of the file.
+    /// Reads the next packet or block into the window; returns its bytes, or `None` at the end of
+    /// the file.
     fn record(&mut self) -> Result<Option<usize>, CaptureError> {
         loop {
             let bytes = self.window.data();
@@ -227,14 +228,14 @@ fn packet(
     Ok(Found { nic, time, original_len: frame.origlen })
 }
 
-/// What pcap-parser makes of some bytes.
+/// Result of pcap-parser on some bytes.
 type Parsed<'b, T> = IResult<&'b [u8], T, PcapError<&'b [u8]>>;
 
 fn frame(big_endian: bool, bytes: &[u8]) -> Parsed<'_, LegacyPcapBlock<'_>> {
     if big_endian { parse_pcap_frame_be(bytes) } else { parse_pcap_frame(bytes) }
 }
 
-/// How many of `bytes` were parsed; `None` if more are needed.
+/// Returns the number of bytes that were parsed; `None` if more are needed.
 fn len_of<T>(bytes: &[u8], parsed: Parsed<'_, T>) -> Result<Option<usize>, Wrong> {
     match parsed {
         Ok((rest, _)) => Ok(Some(bytes.len() - rest.len())),
@@ -245,7 +246,7 @@ fn len_of<T>(bytes: &[u8], parsed: Parsed<'_, T>) -> Result<Option<usize>, Wrong
 
 fn malformed(error: nom::Err<PcapError<&[u8]>>) -> Wrong {
     match error {
-        // The record is all there, by its own length.
+        // The record is complete by its own length.
         nom::Err::Incomplete(_) => "a block is too short for what it holds".into(),
         _ => "the lengths or numbers of a block contradict each other".into(),
     }
@@ -256,7 +257,7 @@ fn check_link(link: Linktype, bits: u32) -> Result<(), Linktype> {
     if number == Linktype::ETHERNET { Ok(()) } else { Err(link) }
 }
 
-/// Where in the file.
+/// Describes a position in the file.
 fn after(packets: u64) -> String {
     if packets == 0 { "its beginning".to_owned() } else { format!("packet {}", packets - 1) }
 }

@@ -1,37 +1,37 @@
-//! Which counters of the worker moved, and by how much.
+//! Changes of the worker's counters.
 
 use crate::stats::{Drop, LocalReply, WorkerStats};
 
 /// A counter of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Name {
-    /// Of the worker itself.
+    /// Counter of the worker itself.
     Worker(&'static str),
-    /// Packets answered in a way.
+    /// Packets with this local reply.
     LocalReply(LocalReply),
-    /// Packets dropped for a reason.
+    /// Packets dropped for this reason.
     Drop(Drop),
-    /// Of a VIP, by its index.
+    /// Counter of a VIP, by its index.
     Vip(usize, &'static str),
-    /// Of a backend, by its index.
+    /// Counter of a backend, by its index.
     Backend(usize, &'static str),
-    /// Of a NIC, by its index.
+    /// Counter of a NIC, by its index.
     Nic(usize, &'static str),
 }
 
-/// The names behind indices.
+/// Names behind the indices.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    /// VIPs.
+    /// Names of the VIPs.
     pub(super) vips: Vec<String>,
-    /// VIP and name of backends.
+    /// Names of the backends: VIP and backend.
     pub(super) backends: Vec<(String, String)>,
-    /// NICs.
+    /// Names of the NICs.
     pub(super) nics: Vec<String>,
 }
 
 impl Names {
-    /// Puts a name at its place.
+    /// Stores a name at its index.
     pub(super) fn put<T: Default + Clone>(list: &mut Vec<T>, index: usize, name: T) {
         if list.len() <= index {
             list.resize(index + 1, T::default());
@@ -47,7 +47,7 @@ impl Names {
         self.backends.get(index).map(|(_, name)| name.as_str())
     }
 
-    /// A counter as it is called in `docs/REPLAY.md`.
+    /// Returns the name of a counter as in `docs/REPLAY.md`.
     pub(super) fn text(&self, name: Name) -> String {
         match name {
             Name::Worker(name) => format!("workers.{name}"),
@@ -67,11 +67,11 @@ impl Names {
     }
 }
 
-/// What a worker had counted when it was looked at last.
+/// Last known counter values of a worker.
 #[derive(Debug)]
 pub(super) struct Counters {
     names: Names,
-    /// In the order of [`walk`].
+    /// Values in the order of [`walk`].
     last: Vec<u64>,
 }
 
@@ -84,7 +84,8 @@ impl Counters {
         &self.names
     }
 
-    /// What moved since the last call, and by how much. Cost: every counter is read.
+    /// Returns the counters that changed since the last call, and by how much. Cost: every counter
+    /// is read.
     pub(super) fn moved(&mut self, stats: &WorkerStats) -> Vec<(Name, i64)> {
         let mut moved = Vec::new();
         for ((name, now), last) in walk(stats).zip(&mut self.last) {
@@ -97,7 +98,7 @@ impl Counters {
     }
 }
 
-/// Every counter that tells of packets and flows, always in the same order.
+/// Yields every counter of packets and flows, always in the same order.
 fn walk(stats: &WorkerStats) -> impl Iterator<Item = (Name, u64)> + '_ {
     let worker = stats.named().map(|(name, value)| (Name::Worker(name), value));
     let answers = stats.answers().map(|(answer, value)| (Name::LocalReply(answer), value));

@@ -1,4 +1,4 @@
-//! What became of a packet, read off what the worker counted and told.
+//! Decision on a packet, derived from the worker's counters and trace.
 
 use std::time::Duration;
 
@@ -10,27 +10,27 @@ use crate::net::NicIndex;
 use crate::stats::{Drop, LocalReply};
 use crate::xdp::steer::Steered;
 
-/// What became of a packet.
+/// Fate of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// It was forwarded.
+    /// Forwarded.
     Transmit,
-    /// It was dropped.
+    /// Dropped.
     Drop,
-    /// The XDP program leaves it to the kernel.
+    /// Left to the kernel by the XDP program.
     Kernel,
-    /// It was answered.
+    /// Replied to locally.
     Reply,
-    /// It was not replayed: the capture does not have all of it.
+    /// Not replayed: the packet is not completely captured.
     Truncated,
-    /// None yet: a fragment that waits for its first one, of which [`Replay::late`](super::Replay::late)
-    /// tells more.
+    /// Parked: a fragment that waits for its first fragment. [`Replay::late`](super::Replay::late)
+    /// returns the final decision.
     Parked,
 }
 
 impl Verdict {
-    /// As in JSON.
+    /// Returns the name in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Transmit => "transmit",
@@ -43,22 +43,22 @@ impl Verdict {
     }
 }
 
-/// What the worker knew of the packet's flow.
+/// State of the packet's flow in the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FlowState {
-    /// The packet was the first of it: it left a pin.
+    /// New: the packet created a pin.
     New,
-    /// It had a pin.
+    /// The flow had a pin.
     Pinned,
-    /// The packet is an ICMP error about it.
+    /// The packet is an ICMP error about the flow.
     Related,
-    /// Nothing, also afterwards.
+    /// Unknown, also afterwards.
     None,
 }
 
 impl FlowState {
-    /// As in JSON.
+    /// Returns the name in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -72,42 +72,42 @@ impl FlowState {
 /// A frame that the worker sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
-    /// The NIC that it left by.
+    /// NIC that the frame left by.
     pub nic: NicIndex,
-    /// The frame.
+    /// Bytes of the frame.
     pub bytes: Vec<u8>,
 }
 
-/// What became of a packet, and why.
+/// Decision on a packet, with the reasons.
 #[derive(Debug, Clone)]
 pub struct Decision {
     /// The packet's number in the capture, from 0.
     pub index: u64,
-    /// When it was captured, since the epoch.
+    /// Capture time, since the epoch.
     pub time: Duration,
-    /// When that became of it: later, if it had to wait.
+    /// Time of the decision, since the epoch: later than `time` if the packet was parked.
     pub ended: Duration,
-    /// The NIC that it is taken to have come by.
+    /// NIC that the packet is assumed to have arrived on.
     pub interface: String,
-    /// What became of it.
+    /// Fate of the packet.
     pub verdict: Verdict,
-    /// Why it was dropped, or answered.
+    /// Reason for the drop or the local reply.
     pub reason: Option<&'static str>,
-    /// Name of its VIP, once that was known.
+    /// Name of the VIP, if known.
     pub vip: Option<String>,
-    /// Name of its backend, once that was known.
+    /// Name of the backend, if known.
     pub backend: Option<String>,
-    /// What was known of its flow.
+    /// State of the flow.
     pub flow: FlowState,
-    /// Frames that were sent because of it.
+    /// Frames that the packet caused.
     pub sent: Vec<Sent>,
     /// Whether the packet's own frame is among them.
     pub own_frame: bool,
-    /// Counters that moved because of it, and by how much.
+    /// Counters that the packet changed, and by how much.
     pub counters: Vec<(String, i64)>,
-    /// Each step of why.
+    /// Steps of the explanation.
     pub steps: Vec<Step>,
-    /// What the worker sent of itself before the packet came.
+    /// Frames that the worker sent by itself before the packet arrived.
     pub unasked: Vec<Sent>,
 }
 
@@ -145,7 +145,7 @@ impl Decision {
         self.tell("xdp", "to the worker", why);
     }
 
-    /// Tells what the stages do not tell by themselves.
+    /// Records the steps that the stages do not record themselves.
     pub(super) fn tell_end(&mut self, reason: Option<Drop>, answer: Option<LocalReply>) {
         let name = self.place();
         match self.flow {
@@ -166,7 +166,7 @@ impl Decision {
         }
     }
 
-    /// `VIP/BACKEND`, as far as known.
+    /// Returns `VIP/BACKEND`, as far as known.
     pub fn place(&self) -> String {
         match (&self.vip, &self.backend) {
             (Some(vip), Some(backend)) => format!("{vip}/{backend}"),
@@ -175,7 +175,8 @@ impl Decision {
         }
     }
 
-    /// The document that `--json` prints, in one line. `interfaces` are the names of the NICs.
+    /// Returns the document that `--json` prints, in one line. `interfaces` are the names of the
+    /// NICs.
     ///
     /// # Errors
     /// None is expected.
@@ -217,7 +218,7 @@ struct Out<'d> {
     length: usize,
 }
 
-/// As one table.
+/// Counter changes, serialized as one table.
 struct Moved<'d>(&'d [(String, i64)]);
 
 impl Serialize for Moved<'_> {
@@ -226,24 +227,24 @@ impl Serialize for Moved<'_> {
     }
 }
 
-/// What the counters say.
+/// Facts derived from the counters.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    /// Why it was dropped.
+    /// Reason for the drop.
     pub(super) reason: Option<Drop>,
-    /// What it was made, to be its own answer.
+    /// Kind of local reply that the packet became.
     pub(super) answer: Option<LocalReply>,
-    /// It is an ICMP error, which was forwarded.
+    /// Whether the packet is an ICMP error that was forwarded.
     related: bool,
-    /// Index of its VIP.
+    /// Index of the VIP.
     pub(super) vip: Option<usize>,
-    /// Index of its backend.
+    /// Index of the backend.
     pub(super) backend: Option<usize>,
-    /// The packet's own frame was sent.
+    /// Whether the packet's own frame was sent.
     pub(super) own_frame: bool,
-    /// Segments of the worker's own were sent to its ends.
+    /// Whether the worker sent segments of its own to the flow's endpoints.
     resets: bool,
-    /// It left a pin.
+    /// Whether the packet created a pin.
     pinned_now: bool,
 }
 
@@ -288,7 +289,8 @@ impl Facts {
         }
     }
 
-    /// Whoever has a VIP and neither missed nor is a reply to nothing has met a pin.
+    /// Derives the flow's state: a packet with a VIP that neither missed nor is a reply without a
+    /// flow has found a pin.
     pub(super) fn flow(&self, trace: &Trace) -> FlowState {
         match self.vip {
             Some(_) if self.related => FlowState::Related,

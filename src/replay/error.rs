@@ -1,4 +1,4 @@
-//! Why a replay cannot begin.
+//! Errors that prevent a replay.
 
 use crate::control::state::Full;
 use crate::flow::table::TableError;
@@ -6,25 +6,25 @@ use crate::xdp::memory::MappingError;
 use crate::xdp::socket::SocketError;
 use crate::xdp::umem::UmemError;
 
-/// Why nothing can be replayed.
+/// Reason why a replay cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// More than the forwarding table has room for.
+    /// The configuration exceeds the capacity of the forwarding table.
     #[error(transparent)]
     Full(#[from] Full),
     /// No memory for the flow table.
     #[error("[workers] flows: {0}")]
     Flows(#[from] TableError),
-    /// No memory for the sources of full-NAT flows.
+    /// No memory for the SNAT table.
     #[error("[full_nat] sources: {0}")]
     SnatTable(#[from] MappingError),
     /// No packet memory.
     #[error("[workers]: {0}")]
     Umem(#[from] UmemError),
-    /// No fake NIC.
+    /// The fake NIC could not be created.
     #[error(transparent)]
     Nic(#[from] SocketError),
-    /// A bug.
+    /// A bug: the worker could not take the flow table.
     #[error("the worker could not be made: its flow table is in use")]
     Worker,
 }

@@ -1,4 +1,5 @@
-//! `holdfast replay`: the worker itself on a capture, without a network, with every decision told.
+//! `holdfast replay`: runs a capture through the worker itself, without a network, and reports
+//! every decision.
 //!
 //! ```text
 //! configuration, neighbours file --setup--> forwarding table, rules of the XDP program
@@ -6,12 +7,12 @@
 //!                       |
 //!                       +--> offline: the Worker on fake rings, one packet per poll --> frames
 //!                                      |
-//!                                      +--> counters that moved, trace --> Decision --> JSON, pcapng
+//!                                      +--> changed counters, trace --> Decision --> JSON, pcapng
 //! ```
 //!
-//! Nothing decides here what becomes of a packet: verdict, VIP and backend are read off the worker's
-//! own counters, the reasons are those that the stages tell. Like the daemon, this folder knows every
-//! plane.
+//! This module decides nothing about a packet: verdict, VIP and backend are derived from the
+//! worker's own counters, and the reasons are those that the stages record. Like the daemon, this
+//! module depends on every plane.
 
 mod capture;
 mod counters;
@@ -44,34 +45,34 @@ use decision::Facts;
 use offline::Offline;
 use parked::Waiting;
 
-/// Longest step of the clock between two packets: all time-outs are over then, and the clock of the
-/// data path does not reach further than 248 days.
+/// Longest step of the clock between two packets. All time-outs have expired by then, and the clock
+/// of the data path does not reach further than 248 days.
 const LONGEST_GAP: Duration = Duration::from_secs(31 * 24 * 3600);
 
 /// Replays packets, in the order of their capture.
 pub struct Replay {
     steer: SteerModel,
-    /// Of each NIC; `None`: not known, so every unicast frame is for it.
+    /// MAC of each NIC; `None`: unknown, so every unicast frame counts as addressed to the NIC.
     nic_macs: Vec<Option<[u8; 6]>>,
     offline: Offline,
     counters: Counters,
     index: u64,
-    /// Of the packet before, since the epoch.
+    /// Time of the previous packet, since the epoch.
     time: Option<Duration>,
-    /// Since the first packet.
+    /// Time since the first packet.
     elapsed: Duration,
-    /// Fragments that wait, by their number.
+    /// Parked fragments, by their tickets.
     waiting: BTreeMap<u64, Waiting>,
-    /// What became of those that wait no longer.
+    /// Decisions on fragments that are no longer parked.
     late: Vec<Late>,
 }
 
 impl Replay {
-    /// A replay that has seen no packet. Without `neighbours` every backend is up and has an invented
-    /// MAC, see [`setup`].
+    /// Creates a replay. Without `neighbours` every backend is up and has an invented MAC, see
+    /// [`setup`].
     ///
     /// # Errors
-    /// [`ReplayError`]: more VIPs or backends than there may be, or no memory.
+    /// [`ReplayError`]: too many VIPs or backends, or no memory.
     pub fn new(config: &Config, neighbours: Option<&Neighbours>) -> Result<Self, ReplayError> {
         let setup::Setup { steer, nic_macs, offline, names } = setup::setup(config, neighbours)?;
         let counters = Counters::new(names, offline.stats());
@@ -80,13 +81,13 @@ impl Replay {
         Ok(Self { steer, nic_macs, offline, counters, index, time, elapsed, waiting, late })
     }
 
-    /// Names of the NICs, by `NicIndex`.
+    /// Returns the names of the NICs, by `NicIndex`.
     pub fn interfaces(&self) -> &[String] {
         &self.counters.names().nics
     }
 
-    /// What becomes of the next packet; of a fragment that waits for its first one that is
-    /// [`Verdict::Parked`]. What became of such ones meanwhile: [`late`](Self::late).
+    /// Replays the next packet. The verdict on a parked fragment is [`Verdict::Parked`];
+    /// [`late`](Self::late) returns the final decisions on such fragments.
     pub fn packet(&mut self, captured: &Captured<'_>) -> Decision {
         let unasked = self.advance(captured.time);
         let mut decision = self.decide(captured);
@@ -96,12 +97,12 @@ impl Replay {
         decision
     }
 
-    /// What became of fragments that have waited, since the last call.
+    /// Returns the final decisions on parked fragments since the last call.
     pub fn late(&mut self) -> Vec<Late> {
         std::mem::take(&mut self.late)
     }
 
-    /// After the last packet: lets the time pass until no fragment waits any more.
+    /// Advances the clock after the last packet until no fragment is parked.
     pub fn end(&mut self) -> Vec<Late> {
         let patience = u64::from(PATIENCE.0 + 1) * TICK_MS;
         if let (false, Some(time)) = (self.waiting.is_empty(), self.time) {
@@ -110,11 +111,11 @@ impl Replay {
         self.late()
     }
 
-    /// Moves the clock to `time`; what the worker sends on the way (probes of flows that are cut) was
-    /// not asked for by a packet.
+    /// Advances the clock to `time`. Returns frames that no packet caused: probes of flows that a
+    /// policy terminates.
     fn advance(&mut self, time: Duration) -> Vec<Sent> {
         let before = self.time.unwrap_or(time);
-        // Of packets that were captured out of order the later time counts.
+        // For packets that were captured out of order, the later time counts.
         self.time = Some(before.max(time));
         self.elapsed += time.saturating_sub(before).min(LONGEST_GAP);
         let tick_ns = u128::from(TICK_MS) * 1_000_000;
@@ -125,7 +126,7 @@ impl Replay {
         }
         let trace = Trace::default();
         let sent = self.offline.advance(now, &trace);
-        // What moved belongs to no packet, or to those that have waited too long.
+        // These changes belong to no packet, or to fragments that were parked for too long.
         let mut moved = self.counters.moved(self.offline.stats());
         self.give_up(&trace.take_waits(), &mut moved);
         sent
@@ -153,7 +154,7 @@ impl Replay {
         };
         let mut moved = self.counters.moved(self.offline.stats());
         let waits = trace.take_waits();
-        // Those that made room for it.
+        // Fragments that were dropped to make room for this one.
         self.give_up(&waits, &mut moved);
         for wait in waits {
             if let Wait::Begins(ticket) = wait {
@@ -164,7 +165,7 @@ impl Replay {
         self.told(decision, steered, &moved, trace, sent)
     }
 
-    /// The decision about a packet of which so much moved.
+    /// Builds the decision on a packet that changed the counters by `moved`.
     fn told(
         &self,
         mut decision: Decision,
@@ -193,7 +194,7 @@ impl Replay {
         decision
     }
 
-    /// The MAC that the XDP program of a NIC looks for.
+    /// Returns the MAC that the XDP program of a NIC accepts.
     fn mac_for(&self, nic: NicIndex, data: &[u8]) -> [u8; 6] {
         let known = self.nic_macs.get(usize::from(nic.0)).copied().flatten();
         let destination =
@@ -201,11 +202,11 @@ impl Replay {
         known.or(destination).unwrap_or_default()
     }
 
-    /// Why the XDP program leaves a packet to the kernel.
+    /// Returns the reason why the XDP program leaves a packet to the kernel.
     fn why_kernel(&self, nic: NicIndex, data: &[u8]) -> &'static str {
         let known = self.nic_macs.get(usize::from(nic.0)).copied().flatten();
         match data.first_chunk::<6>() {
-            // A group's, such as ARP's broadcast, is for nobody's MAC.
+            // A group address, such as ARP's broadcast, belongs to no NIC.
             Some(to) if to[0] & 1 == 0 && known.is_some_and(|mac| mac != *to) => {
                 "its destination MAC is not that of the NIC ([[nic]] mac in the neighbours file)"
             }
@@ -218,7 +219,7 @@ impl Replay {
         Decision::new(captured.time, interface.cloned().unwrap_or_default(), verdict)
     }
 
-    /// Of a packet that no program and no worker saw.
+    /// Builds the decision on a packet that neither the XDP program nor the worker processed.
     fn untouched(
         &self,
         captured: &Captured<'_>,

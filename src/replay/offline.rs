@@ -1,4 +1,4 @@
-//! The worker, on fake rings: one packet per poll, of one NIC, and a clock that the capture moves.
+//! The worker on fake rings: one packet of one NIC per poll, and a clock that the capture advances.
 
 use std::sync::Arc;
 
@@ -20,26 +20,27 @@ use crate::xdp::umem::Umem;
 
 /// Slots of each ring: more than a worker sends in one poll.
 const RING: u32 = 256;
-/// Steps in which the clock goes over a gap between packets. The sweep is let finish its work at each.
+/// Steps in which the clock crosses a gap between packets. The sweep completes its work at each
+/// step.
 const STEPS: u32 = 64;
-/// Seeds the hash of the flow table, whose places of flows nobody sees.
+/// Seed of the flow table's hash; the slots of flows do not affect the result.
 const SEED: u64 = 1;
 
-/// What a worker offline is made of.
+/// Components and sizes of an offline worker.
 pub(super) struct Blueprint {
     /// The forwarding table.
     pub(super) table: ForwardingTable,
-    /// MAC of each NIC, and whether it gives packets that are longer than a frame.
+    /// MAC of each NIC, and whether the NIC delivers packets that are longer than a frame.
     pub(super) nics: Vec<([u8; 6], bool)>,
-    /// Its counters, with room for every VIP, backend and NIC.
+    /// Counters, with room for every VIP, backend and NIC.
     pub(super) stats: Arc<WorkerStats>,
-    /// Room of its flow table.
+    /// Capacity of the flow table.
     pub(super) flows: u32,
-    /// Address families that the flow table has room for.
+    /// Address families of the flow table.
     pub(super) families: Families,
-    /// Room of the other tables.
+    /// Sizes of the other tables.
     pub(super) sizes: TableSizes,
-    /// Most fragments that it parks.
+    /// Maximum number of parked fragments.
     pub(super) parked: usize,
     /// Bytes per frame.
     pub(super) frame_size: u32,
@@ -48,11 +49,11 @@ pub(super) struct Blueprint {
 /// A worker and its NICs.
 pub(super) struct Offline {
     worker: Worker,
-    /// Each with whether it gives packets that are longer than a frame.
+    /// NICs, each with whether it delivers packets that are longer than a frame.
     nics: Vec<(FakeNic, bool)>,
     stats: Arc<WorkerStats>,
     now: Ticks,
-    /// Keeps the table.
+    /// Keeps the forwarding table alive.
     _publisher: Publisher,
 }
 
@@ -65,7 +66,7 @@ impl Offline {
         let flows: Arc<[Arc<FlowTable>]> =
             Arc::from([Arc::new(FlowTable::new(flows, secret.clone(), families)?)]);
         let shared = SharedTables::new(flows, &secret, sizes)?;
-        // Fill ring, TX ring, and what is in the worker's hands.
+        // Fill ring, TX ring, and the frames that the worker holds.
         let waiting = u32::try_from(parked).unwrap_or(0);
         let frames = u32::try_from(plans.len()).unwrap_or(1) * 3 * RING + RING + waiting;
         let (umem, pool) = Umem::create(frames, frame_size)?;
@@ -85,24 +86,24 @@ impl Offline {
             index: 0,
             tables,
             stats: Arc::clone(&stats),
-            // So that what moves in a poll is one packet's.
+            // One packet per poll, so that the counter changes of a poll belong to one packet.
             batch: 1,
         };
         let worker = Worker::new(parts, now).ok_or(ReplayError::Worker)?;
         Ok(Self { worker, nics, stats, now, _publisher: publisher })
     }
 
-    /// The worker's counters.
+    /// Returns the worker's counters.
     pub(super) fn stats(&self) -> &WorkerStats {
         &self.stats
     }
 
-    /// The worker's time.
+    /// Returns the worker's time.
     pub(super) fn now(&self) -> Ticks {
         self.now
     }
 
-    /// Lets the time pass until `now`, as a worker without packets; returns what it sent.
+    /// Advances the time to `now`, as for a worker without packets; returns the frames it sent.
     pub(super) fn advance(&mut self, now: Ticks, trace: &Trace) -> Vec<Sent> {
         let mut sent = Vec::new();
         let gap = now.since(self.now).0;
@@ -123,8 +124,8 @@ impl Offline {
         sent
     }
 
-    /// What the worker sends for a packet; `None` if the NIC cannot give it to a worker: it is longer
-    /// than a frame, and the NIC's MTU does not ask for several frames per packet.
+    /// Passes a packet to the worker; returns the frames it sent. `None` if the NIC cannot deliver
+    /// the packet: it is longer than a frame, and the NIC's MTU does not require multi-buffer.
     pub(super) fn packet(
         &mut self,
         nic: NicIndex,
@@ -141,7 +142,7 @@ impl Offline {
         if !arrived {
             return None;
         }
-        // A packet of several frames comes in as many polls.
+        // A packet of several frames needs one poll per frame.
         for _ in 0..RING {
             if self.worker.poll_traced(self.now, port, trace) > 0 {
                 break;
@@ -150,8 +151,8 @@ impl Offline {
         Some(self.collect())
     }
 
-    /// What the worker sends when nothing more has come: a fragment that came by this NIC, and waits no
-    /// longer.
+    /// Polls without a new packet; returns the frames sent for a fragment of this NIC that is no
+    /// longer parked.
     pub(super) fn poll(&mut self, nic: NicIndex, trace: &Trace) -> Vec<Sent> {
         self.worker.poll_traced(self.now, nic.0.into(), trace);
         self.collect()

@@ -1,7 +1,7 @@
-//! Fragments that wait for their first one: which packet of the capture each is, and what becomes of it.
+//! Parked fragments: the packet of each, and its final decision.
 //!
-//! The worker numbers what it parks, and tells the trace of a poll by these numbers what becomes of it. A
-//! poll has one packet: either one that has come, or one that has waited.
+//! The worker numbers the fragments that it parks, and the trace of a poll refers to a fragment by
+//! this number (ticket). A poll has one packet: a new one, or one that was parked.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::forwarding::explain::{Trace, Wait};
 use crate::net::NicIndex;
 use crate::xdp::steer::Steered;
 
-/// A fragment that waits.
+/// A parked fragment.
 pub(super) struct Waiting {
     index: u64,
     nic: NicIndex,
@@ -21,22 +21,22 @@ pub(super) struct Waiting {
     original_len: u32,
     data: Vec<u8>,
     steered: Steered,
-    /// What has moved when it came.
+    /// Counters that changed on its arrival.
     moved: Vec<(Name, i64)>,
 }
 
-/// What became of a packet that had to wait.
+/// Final decision on a packet that was parked.
 #[derive(Debug)]
 pub struct Late {
     nic: NicIndex,
     original_len: u32,
     data: Vec<u8>,
-    /// What that is; its index is that of the packet.
+    /// The decision; its index is that of the packet.
     pub decision: Decision,
 }
 
 impl Late {
-    /// The packet, as it was in the capture.
+    /// Returns the packet as in the capture.
     pub fn captured(&self) -> Captured<'_> {
         let Self { nic, original_len, ref data, ref decision } = *self;
         Captured { nic, time: decision.time, original_len, data }
@@ -44,7 +44,7 @@ impl Late {
 }
 
 impl Replay {
-    /// The packet is parked, by this number.
+    /// Records that the worker parked the packet under `ticket`.
     pub(super) fn park(
         &mut self,
         ticket: u64,
@@ -59,13 +59,13 @@ impl Replay {
         self.bare(captured, Verdict::Parked)
     }
 
-    /// Lets the worker take up those whose first one has come, one at a time.
+    /// Lets the worker process the fragments whose first fragment has arrived, one at a time.
     pub(super) fn rejoin(&mut self) {
         let nics = (0..).map(NicIndex).take(self.interfaces().len());
         nics.for_each(|nic| while !self.waiting.is_empty() && self.rejoin_one(nic) {});
     }
 
-    /// The same with one that came by this NIC; false if there is none.
+    /// Lets the worker process one parked fragment of this NIC; returns false if there is none.
     fn rejoin_one(&mut self, nic: NicIndex) -> bool {
         let trace = Trace::default();
         let sent = self.offline.poll(nic, &trace);
@@ -81,7 +81,8 @@ impl Replay {
         false
     }
 
-    /// Ends the wait of those that the worker has dropped meanwhile. Takes their counters out of `moved`.
+    /// Ends the wait of fragments that the worker has dropped meanwhile, and removes their counters
+    /// from `moved`.
     pub(super) fn give_up(&mut self, waits: &[Wait], moved: &mut Vec<(Name, i64)>) {
         for wait in waits {
             if let Wait::GivenUp(ticket, reason) = wait
@@ -115,7 +116,7 @@ impl Replay {
     }
 }
 
-/// Adds what moved to what has moved before; what moved there and back has not.
+/// Adds changes to earlier ones; changes that cancel out are removed.
 fn add(all: &mut Vec<(Name, i64)>, moved: impl IntoIterator<Item = (Name, i64)>) {
     for (name, by) in moved {
         match all.iter_mut().find(|(known, _)| *known == name) {

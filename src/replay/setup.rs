@@ -1,8 +1,9 @@
-//! What the control thread would have made of a configuration, once every backend is known.
+//! Builds the state that the control thread would have built from a configuration, once every
+//! backend is resolved.
 //!
-//! Without a neighbours file, what the kernel would know is invented, with locally administered
-//! addresses: NIC number `n`, from 0 in the file's order, has `02:00:00:01:00:nn`, backend number `n`,
-//! from 0 over all VIPs, `02:00:00:00:nn:nn`, by the first NIC and untagged. All backends are up.
+//! Without a neighbours file, the kernel's facts are invented, with locally administered addresses.
+//! NIC number `n`, from 0 in the file's order, has `02:00:00:01:00:nn`. Backend number `n`, from 0
+//! over all VIPs, has `02:00:00:00:nn:nn` on the first NIC, untagged. All backends are up.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,10 +22,10 @@ use crate::net::{NextHop, NicIndex};
 use crate::stats::WorkerStats;
 use crate::xdp::steer::SteerModel;
 
-/// What an Ethernet carries.
+/// Default MTU in bytes: that of Ethernet.
 const MTU: u16 = 1500;
 
-/// The parts of a replay.
+/// Components of a replay.
 pub(super) struct Setup {
     pub(super) steer: SteerModel,
     pub(super) nic_macs: Vec<Option<[u8; 6]>>,
@@ -32,7 +33,7 @@ pub(super) struct Setup {
     pub(super) names: Names,
 }
 
-/// Makes them.
+/// Builds the components of a replay.
 pub(super) fn setup(
     config: &Config,
     neighbours: Option<&Neighbours>,
@@ -76,15 +77,15 @@ pub(super) fn setup(
     })
 }
 
-/// What is said of a backend without a neighbours file.
+/// Returns the invented facts of a backend.
 fn invented(number: usize) -> BackendFacts {
     let [.., high, low] = number.to_be_bytes();
     let hop = NextHop { nic: NicIndex(0), mac: [2, 0, 0, 0, high, low], vlan: None };
     BackendFacts { hop, mtu: None, state: BackendState::Up }
 }
 
-/// MAC of each NIC, and whether it gives packets that are longer than a frame: as `run` decides it, for
-/// a driver that can.
+/// Returns the MAC of each NIC, and whether it delivers packets that are longer than a frame: as
+/// `run` decides, for a driver that supports it.
 fn nics(config: &Config, neighbours: Option<&Neighbours>, mtus: &[u16]) -> Vec<([u8; 6], bool)> {
     let largest = largest_mtu(config.frame_size(&[]));
     let mac = |number: u8| match neighbours {
@@ -95,7 +96,8 @@ fn nics(config: &Config, neighbours: Option<&Neighbours>, mtus: &[u16]) -> Vec<(
     (0..).zip(mtus).map(plan).collect()
 }
 
-/// Tells a backend what the kernel and its health check say; `None`: its next hop is not known.
+/// Applies the facts of the kernel and of the health check to a backend; `None`: its next hop is
+/// unknown.
 fn know(backend: &mut BackendSpec, facts: Option<BackendFacts>, mtus: &[u16]) {
     backend.next_hop = facts.map(|facts| facts.hop);
     let Some(BackendFacts { hop, mtu, state }) = facts else { return };
@@ -108,7 +110,8 @@ fn know(backend: &mut BackendSpec, facts: Option<BackendFacts>, mtus: &[u16]) {
     }
 }
 
-/// Addresses of the box: those that the file tells, and VIPs and sources that are put on a NIC.
+/// Returns the addresses of the box: those of the neighbours file, and announced VIPs and SNAT
+/// addresses.
 fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceAddress> {
     let told = neighbours.into_iter().flat_map(|n| &n.nics).flat_map(|nic| &nic.addresses);
     let vips = config.vips.iter().filter(|vip| vip.announce != Announce::None);
@@ -124,7 +127,7 @@ fn addresses(config: &Config, neighbours: Option<&Neighbours>) -> Vec<InterfaceA
     told.copied().chain(ours).map(one).collect()
 }
 
-/// The names behind the indices that counters have.
+/// Returns the names behind the indices of the counters.
 fn names(config: &Config, specs: &[VipSpec]) -> Names {
     let nics = config.nics.iter().map(|nic| nic.interface.clone()).collect();
     let mut names = Names { nics, ..Names::default() };

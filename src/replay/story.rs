@@ -1,7 +1,7 @@
-//! Writes a pcapng file that tells what became of every packet, in packet comments.
+//! Writes a pcapng file with the decision on every packet, as packet comments.
 //!
-//! One interface per NIC, with the frames that were sent by it; and one for each way not to be sent,
-//! with the packets as they came.
+//! The file has one interface per NIC, with the frames that were sent by it, and one interface per
+//! kind of packet that was not sent, with the packets as captured.
 
 use std::io::Write;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::capture::Captured;
 use super::decision::{Decision, Sent, Verdict};
 use super::pcapng::Writer;
 
-/// Interfaces that are no NICs, and what is on them.
+/// Interfaces that are not NICs, with the description of their packets.
 const PSEUDO: [(&str, &str); 3] = [
     ("dropped", "packets that a worker dropped, as they came"),
     ("kernel", "packets that the XDP program leaves to the kernel, as they came"),
@@ -19,7 +19,7 @@ const PSEUDO: [(&str, &str); 3] = [
 /// Longest comment, in bytes: an option of pcapng has a length of 16 bits.
 const MAX_COMMENT: usize = 32_000;
 
-/// Why the story could not be written.
+/// Reason why the story could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot be written: {0}")]
 pub struct StoryError(String);
@@ -30,15 +30,15 @@ impl From<std::io::Error> for StoryError {
     }
 }
 
-/// A file that is being written.
+/// A story being written.
 pub struct Story<W: Write> {
     writer: Writer<W>,
-    /// Interfaces that are NICs; the others follow.
+    /// Number of NIC interfaces; the other interfaces follow.
     nics: u32,
 }
 
 impl<W: Write> Story<W> {
-    /// Begins a file. `interfaces` are the NICs; `note` is said of the whole file.
+    /// Begins a file. `interfaces` are the NICs; `note` is the comment on the whole file.
     ///
     /// # Errors
     /// [`StoryError`].
@@ -53,7 +53,7 @@ impl<W: Write> Story<W> {
         Ok(Self { writer, nics: u32::try_from(interfaces.len()).unwrap_or(u32::MAX) })
     }
 
-    /// Tells what became of a packet, unless that is still open.
+    /// Writes the decision on a packet, unless the packet is parked.
     ///
     /// # Errors
     /// [`StoryError`].
@@ -80,7 +80,7 @@ impl<W: Write> Story<W> {
         Ok(())
     }
 
-    /// Writes what is still in memory.
+    /// Flushes the output.
     ///
     /// # Errors
     /// [`StoryError`].
@@ -102,17 +102,17 @@ impl<W: Write> Story<W> {
         comment: &str,
     ) -> Result<(), StoryError> {
         let captured = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        // A capture may lie about it.
+        // The capture may give a wrong length.
         let original_len = original_len.max(captured);
         Ok(self.writer.packet(interface_id, timestamp, data, original_len, comment)?)
     }
 }
 
-/// Of a frame that no packet is the cause of.
+/// Comment on a frame that no packet caused.
 const UNASKED: &str = "index=- verdict=- vip=- backend=- flow=- reason=-\n\
                        sweep: sent between packets: a probe to a silent end of a flow that is cut";
 
-/// The first line is for programs, the others are the steps of why.
+/// Builds the comment: the first line is for programs, the others are the steps of the explanation.
 fn comment(decision: &Decision) -> String {
     let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let mut comment = format!(

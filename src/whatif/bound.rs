@@ -1,4 +1,4 @@
-//! Bounds that a change must keep: `broken>0.1%`.
+//! Bounds on the effects of a change, such as `broken>0.1%`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::row::Row;
 use crate::format::percent;
 
-/// A figure and the most that it may be.
+/// A figure and its upper bound.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bound {
     metric: Metric,
@@ -59,7 +59,7 @@ impl Metric {
 }
 
 impl Bound {
-    /// What is wrong with a row, if it is over the bound.
+    /// Returns a message if a row exceeds the bound.
     pub fn judge(&self, row: &Row) -> Option<String> {
         let value = self.metric.of(row);
         let (vip, name, show) = (&row.vip, row.name, self.metric.show(value));
@@ -96,7 +96,7 @@ impl FromStr for Bound {
     }
 }
 
-/// `0.1%` or `0.001`; nothing below 0.
+/// Parses `0.1%` or `0.001`; rejects negative numbers.
 pub fn share_or_number(text: &str) -> Option<f64> {
     let text = text.trim();
     let (digits, unit) = match text.strip_suffix('%') {

@@ -15,27 +15,27 @@ use crate::net::{NextHop, NicIndex};
 pub struct Change {
     /// Name of the VIP.
     pub vip: String,
-    /// What is done to it.
+    /// Action on the VIP.
     pub action: Action,
 }
 
-/// What may be done to a VIP; backends by name.
+/// Action on a VIP; backends are given by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Takes a backend out of the configuration.
+    /// Removes a backend from the configuration.
     Remove(String),
     /// Adds a backend of weight 1.
     Add(String, IpAddr),
-    /// Sends a backend no new flows.
+    /// Drains a backend: no new flows.
     Drain(String),
-    /// Gives a backend another weight.
+    /// Sets the weight of a backend.
     Weight(String, u32),
-    /// Gives the VIP another scheduler, by name.
+    /// Sets the scheduler of the VIP, by name.
     Scheduler(String),
 }
 
 impl fmt::Display for Change {
-    /// As it is written on the command line.
+    /// Formats the change as on the command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let vip = &self.vip;
         match &self.action {
@@ -48,18 +48,18 @@ impl fmt::Display for Change {
     }
 }
 
-/// Why a change cannot be made.
+/// Reason why a change is not possible.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The configuration, as the changes before have left it, does not allow it.
+    /// The configuration, after the earlier changes, does not allow the change.
     #[error("--change '{change}': {why}")]
     Change {
         /// The change.
         change: Change,
-        /// What is wrong, and how to fix it.
+        /// The mistake, and its remedy.
         why: String,
     },
-    /// More backends than there may be.
+    /// The change exceeds the maximum number of backends.
     #[error(transparent)]
     Full(#[from] Full),
 }
@@ -67,20 +67,20 @@ pub enum Refusal {
 /// A VIP before and after its changes: every backend up, its next hop known, no slow start.
 #[derive(Debug, Clone)]
 pub struct Scenario {
-    /// Its name.
+    /// Name of the VIP.
     pub name: String,
-    /// As configured.
+    /// The VIP as configured.
     pub before: VipSpec,
-    /// With all changes.
+    /// The VIP with all changes.
     pub after: VipSpec,
-    /// The scheduler that it changes to, if a change says so.
+    /// Scheduler after the changes, if a change sets it.
     pub scheduler: Option<SchedulerKind>,
 }
 
-/// The VIPs that `changes` name, in the order in which they are first named.
+/// Returns the VIPs that `changes` refer to, in the order of first reference.
 ///
 /// # Errors
-/// The first change that cannot be made after those before it.
+/// The first change that is not possible after the earlier ones.
 pub fn scenarios(config: &Config, changes: &[Change]) -> Result<Vec<Scenario>, Refusal> {
     let mut edits: Vec<Edit> = Vec::new();
     for change in changes {
@@ -93,12 +93,12 @@ pub fn scenarios(config: &Config, changes: &[Change]) -> Result<Vec<Scenario>, R
         let mut edit = edits.get_mut(index).into_iter();
         edit.try_for_each(|edit| edit.make(&change.action)).map_err(refused)?;
     }
-    // The registry that a reload goes through says which backends are the same as before.
+    // The registry of a reload determines which backends are unchanged.
     let mut registry = Registry::default();
     let mut specs = |vip: fn(&Edit) -> &config::Vip| {
         let vips: Vec<_> = edits.iter().map(|edit| vip(edit).clone()).collect();
         registry.apply(&vips, &[], Instant::now())?;
-        // What is broken is counted as broken, also where it would be reset.
+        // A broken flow counts as broken, even where it would be reset.
         registry.forget_removed();
         Ok::<_, Full>(registry.specs())
     };
@@ -107,11 +107,11 @@ pub fn scenarios(config: &Config, changes: &[Change]) -> Result<Vec<Scenario>, R
     Ok(pairs.map(|((before, after), edit)| edit.scenario(before, after)).collect())
 }
 
-/// A VIP as it is being changed.
+/// A VIP while changes are applied.
 struct Edit {
     old: config::Vip,
     new: config::Vip,
-    /// Backends that are drained.
+    /// Names of the backends that are drained.
     drained: Vec<String>,
     scheduler: Option<SchedulerKind>,
     table_size: u32,
@@ -166,7 +166,7 @@ impl Edit {
             let what = "is not of the address family of VIP";
             return Err(format!("{address} {what} {}; use one of that family", vip.name));
         }
-        // Ports do not matter to a simulation, but for telling servers apart.
+        // In a simulation, ports only distinguish servers.
         let port = vip.backends.first().and_then(|backend| backend.port);
         let same = |other: &&config::Backend| {
             other.name == name || (other.address, other.port) == (address, port)
@@ -177,7 +177,7 @@ impl Edit {
                 "VIP {vip} has backend {known} at {at}; use another name and address"
             ));
         }
-        // Connection ids are not simulated.
+        // QUIC connection ids are not simulated.
         let server_ids = Vec::new();
         let name = name.to_owned();
         self.new.backends.push(config::Backend { name, address, port, weight: 1, server_ids });
@@ -199,7 +199,7 @@ impl Edit {
     }
 }
 
-/// Every backend is up, and frames find it; those in `drained` take no new flows.
+/// Marks every backend as up with a known next hop; backends in `drained` take no new flows.
 fn put_in_service(vip: &mut VipSpec, drained: &[String]) {
     for backend in &mut vip.backends {
         backend.up = true;
@@ -211,10 +211,10 @@ fn put_in_service(vip: &mut VipSpec, drained: &[String]) {
     }
 }
 
-/// Whether a VIP can have a scheduler.
+/// Checks that a VIP can have a scheduler.
 ///
 /// # Errors
-/// Why not, and what to use.
+/// The reason, and the schedulers to use instead.
 pub fn possible(kind: SchedulerKind, pin: bool, vip: &str) -> Result<(), String> {
     if pin || !kind.counts_flows() {
         return Ok(());
@@ -225,10 +225,10 @@ pub fn possible(kind: SchedulerKind, pin: bool, vip: &str) -> Result<(), String>
     ))
 }
 
-/// A scheduler by its name, with default settings.
+/// Returns a scheduler by its name, with default settings.
 ///
 /// # Errors
-/// The names that there are.
+/// The list of valid names.
 pub fn named(name: &str, table_size: u32) -> Result<SchedulerKind, String> {
     let kinds = config::schedulers(table_size);
     kinds.iter().copied().find(|kind| kind.as_str() == name).ok_or_else(|| {

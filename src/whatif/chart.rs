@@ -1,4 +1,4 @@
-//! Charts of a simulation as SVG: what breaks and moves, and how even the load is.
+//! Charts of a simulation as SVG: broken and moved flows, and evenness of the load.
 
 use plotters::prelude::*;
 
@@ -18,7 +18,7 @@ const LOADS: [Bar; 2] = [
     ("after it", ORANGE, |row| row.max_over_mean_after),
 ];
 
-/// Two charts with a group of bars per row; empty if nothing could be drawn.
+/// Draws two charts with a group of bars per row; empty if drawing failed.
 pub fn charts(rows: &[Row]) -> String {
     let drawn = [bars(rows, "% of the flows", &SHARES), bars(rows, "max / mean load", &LOADS)];
     let drawn: Vec<String> = drawn.into_iter().flatten().collect();
@@ -28,7 +28,7 @@ pub fn charts(rows: &[Row]) -> String {
 fn bars(rows: &[Row], what: &str, kinds: &[Bar]) -> Option<String> {
     let names = names(rows);
     let heights = rows.iter().flat_map(|row| kinds.iter().map(|(_, _, height)| height(row)));
-    // The fullest chart leaves room for the legend.
+    // Leaves room for the legend above the fullest chart.
     let top = heights.fold(0.0, f64::max) * 1.4;
     svg(|area| {
         let mut chart = axes(area, (-0.5, rows.len() as f64 - 0.5), top).ok()?;
@@ -44,7 +44,7 @@ fn bars(rows: &[Row], what: &str, kinds: &[Bar]) -> Option<String> {
     })
 }
 
-/// One bar per row, from `left` of its middle on.
+/// Draws one bar per row, offset by `left` from the middle of its group.
 fn series(
     chart: &mut Chart<'_, '_>,
     rows: &[Row],
@@ -62,7 +62,7 @@ fn series(
     Some(())
 }
 
-/// Schedulers; with the VIP if there are several.
+/// Returns the names of the schedulers, with the VIP if there are several VIPs.
 fn names(rows: &[Row]) -> Vec<String> {
     let one =
         rows.windows(2).all(|pair| pair.first().map(|r| &r.vip) == pair.last().map(|r| &r.vip));
@@ -71,7 +71,7 @@ fn names(rows: &[Row]) -> Vec<String> {
     rows.iter().map(name).collect()
 }
 
-/// The name at a whole number, nothing in between.
+/// Returns the label at a whole number; empty in between.
 fn label(names: &[String], x: f64) -> String {
     let is_at = |index: u32| (f64::from(index) - x).abs() < 0.01;
     let found = (0_u32..).zip(names).find(|(index, _)| is_at(*index));

@@ -1,13 +1,14 @@
-//! What a change to a VIP's backends would do, found out by simulation.
+//! Simulation of a change to a VIP's backends.
 //!
 //! ```text
 //! Config --Change--> Scenario (VIP before, after) --ForwardingTable::build--> two tables
 //! Population --flow keys--> Trace (arrivals, ends) --replayed per scheduler--> World --> Row
 //! ```
 //!
-//! The tables, the affinity hash and the schedulers are those that forward; this module only plays
-//! the clients and keeps the pins. Clients, arrivals and ends are the same for every scheduler, and
-//! the same on every machine for one seed. It needs neither privileges nor a network.
+//! The tables, the affinity hash and the schedulers are those of the data path; this module only
+//! simulates the clients and keeps the pins. Clients, arrivals and ends are the same for every
+//! scheduler, and the same on every machine for one seed. The simulation needs neither privileges
+//! nor a network.
 
 pub mod bound;
 pub mod change;
@@ -30,19 +31,19 @@ use row::Row;
 use trace::Trace;
 use world::World;
 
-/// Most flows: about 40 bytes each.
+/// Maximum number of flows, at about 40 bytes each.
 pub const MAX_FLOWS: u32 = 50_000_000;
-/// Most clients: the address plan of the population has room for them.
+/// Maximum number of clients, by the population's address plan.
 pub const MAX_CLIENTS: u32 = 10_000_000;
 
-/// What is simulated of each VIP.
+/// Settings of the simulation of each VIP.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Flows that are live when the change comes, 1 to [`MAX_FLOWS`].
+    /// Flows that are live when the change takes effect, 1 to [`MAX_FLOWS`].
     pub flows: u32,
-    /// Who opens them.
+    /// Clients that open the flows.
     pub clients: Clients,
-    /// Of all random numbers.
+    /// Seed of all random numbers.
     pub seed: u64,
     /// Workers, each of which balances its own flows; at least 1.
     pub workers: u32,
@@ -50,21 +51,21 @@ pub struct Settings {
     pub secret: Secret,
 }
 
-/// How far a simulation is.
+/// Progress of a simulation.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
-    /// The VIP.
+    /// Name of the VIP.
     pub vip: &'a str,
-    /// Schedulers that are done.
+    /// Number of completed schedulers.
     pub done: usize,
-    /// Of how many.
+    /// Total number of schedulers.
     pub of: usize,
 }
 
-/// Simulates one VIP with each of `kinds` in turn, one thread per scheduler and at most as many as
-/// there are cores; one row each, in their order.
+/// Simulates one VIP with each of `kinds`, one thread per scheduler and at most as many threads as
+/// cores. Returns one row each, in the order of `kinds`.
 ///
-/// Memory: about 40 bytes per flow. `progress` is told whenever a scheduler is done.
+/// Memory: about 40 bytes per flow. `progress` is called whenever a scheduler is completed.
 pub fn simulate(
     scenario: &Scenario,
     kinds: &[SchedulerKind],
@@ -97,7 +98,7 @@ fn take(next: &AtomicUsize, kinds: &[SchedulerKind]) -> Option<(usize, Scheduler
     Some((index, *kinds.get(index)?))
 }
 
-/// The flows of a VIP: they depend on its affinity, not on its scheduler.
+/// Generates the flows of a VIP. They depend on its affinity, not on its scheduler.
 fn trace(vip: &VipSpec, settings: &Settings) -> Trace {
     let table = ForwardingTable::build(
         0,
@@ -140,7 +141,7 @@ fn one(scenario: &Scenario, kind: SchedulerKind, trace: &Trace, settings: &Setti
     let broken = match (before.policy.pin, after.policy.scheduler.heeds_affinity()) {
         (true, _) => broken,
         (false, true) => without,
-        // Datagrams take turns: no flow has a backend that it could lose.
+        // Round robin over datagrams: no flow has a backend that it could lose.
         (false, false) => 0,
     };
     if !after.policy.pin {
@@ -177,9 +178,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Schedulers that ask nothing but the flow's hash.
+    /// Schedulers that depend on the flow's hash only.
     const BY_HASH: [&str; 3] = ["maglev", "rendezvous", "ring"];
-    /// Of these, those of which no flow moves but those that have to.
+    /// Schedulers of [`BY_HASH`] with minimal disruption.
     const MINIMAL: [&str; 2] = ["rendezvous", "ring"];
 
     fn config(affinity: &str, backends: u32) -> crate::config::Config {
@@ -286,7 +287,8 @@ mod tests {
         }
     }
 
-    /// Without pins a change moves what hashes elsewhere, and a backend in turns has no flow to lose.
+    /// Without pins, a change moves the flows that hash elsewhere; under round robin, no flow has a
+    /// backend to lose.
     #[test]
     fn without_pins_every_datagram_is_placed_by_the_new_table() {
         let mut config = config("flow", 5);

@@ -1,32 +1,32 @@
-//! The clients: how many flows each opens, and from which addresses.
+//! Simulated clients: number of flows of each, and their addresses.
 //!
-//! The k-th busiest client opens flows in proportion to `k^-exponent` (Zipf). Some sit behind
-//! gateways: many clients, one address. 16 sources share a network (a /24, or a /56), so that prefix
-//! affinity has something to put together.
+//! The k-th busiest client opens flows in proportion to `k^-exponent` (Zipf). Some clients are
+//! behind gateways: many clients, one address. 16 sources share a network (a /24, or a /56), so
+//! that prefix affinity has an effect.
 
 use crate::forwarding::VipSpec;
 use crate::generator::draw::{Distribution, Draw, mix};
 use crate::net::{Address, Family, FlowKey, PortRange, Protocol};
 
-/// The first port that a client uses: those below are not for clients.
+/// First port of a client; lower ports are not for clients.
 const FIRST_PORT: u16 = 1024;
-/// Ports of one address.
+/// Client ports of one address.
 const PORTS: u32 = 65_536 - FIRST_PORT as u32;
-/// Addresses that a source takes, one after the other, as its ports run out; then it begins again.
+/// Addresses of a source, used in turn as its ports run out; then it starts over.
 const ADDRESSES: u32 = 16;
-/// Sources of one network.
+/// Sources per network.
 const SOURCES: u32 = 16;
-/// Bits of a network's number.
+/// Bits of a network number.
 const NETWORK_BITS: u32 = 20;
 
-/// How many clients there are, and what they are like.
+/// Number and properties of the clients.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Clients {
-    /// How many, at least 1.
+    /// Number of clients, at least 1.
     pub count: u32,
-    /// Of Zipf's law; 0: all are equally busy.
+    /// Exponent of Zipf's law; 0: all clients are equally busy.
     pub exponent: f64,
-    /// Share of the clients that sit behind gateways, 0 to 1.
+    /// Share of the clients that are behind gateways, 0 to 1.
     pub gateway_share: f64,
     /// Clients per gateway on average, at least 1.
     pub per_gateway: u32,
@@ -38,12 +38,12 @@ impl Default for Clients {
     }
 }
 
-/// The clients of one VIP.
+/// Clients of one VIP.
 #[derive(Debug)]
 pub struct Population {
-    /// Which client opens the next flow.
+    /// Draws the client that opens the next flow.
     draw: Draw,
-    /// Of each client: its own number, or its gateway's.
+    /// Source number of each client: its own, or its gateway's.
     sources: Vec<u32>,
     /// Flows that each source has opened.
     opened: Vec<u32>,
@@ -54,12 +54,12 @@ pub struct Population {
 }
 
 impl Population {
-    /// Those of `vip`, and of its address family.
+    /// Creates the clients of `vip`, in its address family.
     pub fn new(clients: &Clients, vip: &VipSpec, seed: u64) -> Self {
         let sources = sources(clients, seed);
         let count = sources.iter().max().map_or(0, |last| *last as usize + 1);
         let kind = Distribution::Zipf { exponent: clients.exponent };
-        // A VIP on all ports gets its flows on one of them, and so does a range: whichever.
+        // A range or all ports are represented by one port.
         let ports = vip.ports.ranges().iter().map(|range| match *range {
             _ if vip.protocol == Protocol::Any => 0,
             PortRange::ALL => 443,
@@ -76,7 +76,7 @@ impl Population {
         }
     }
 
-    /// The next flow.
+    /// Opens the next flow.
     pub fn open(&mut self) -> FlowKey {
         let client = self.draw.draw();
         let source = self.sources.get(client as usize).copied().unwrap_or(client);
@@ -99,7 +99,7 @@ impl Population {
     }
 }
 
-/// Where each client's flows come from: gateways have the first numbers.
+/// Returns the source of each client; gateways have the first numbers.
 fn sources(clients: &Clients, seed: u64) -> Vec<u32> {
     let behind = f64::from(clients.count) * clients.gateway_share.clamp(0.0, 1.0);
     #[expect(clippy::cast_possible_truncation, reason = "at most the number of clients")]
@@ -118,9 +118,9 @@ fn halves(bits: u64) -> [u32; 2] {
     [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]
 }
 
-/// An address of a source. They are never sent to: 16.0.0.0/4, or 2001:db8::/32.
+/// Returns an address of a source: 16.0.0.0/4, or 2001:db8::/32. No packet is ever sent to it.
 fn address(source: u32, which: u32, family: Family) -> Address {
-    // Scattered: neighbours in number are not neighbours on the net.
+    // Scattered: adjacent numbers are not adjacent networks.
     let network = (source / SOURCES).wrapping_mul(0x9_e375) & ((1 << NETWORK_BITS) - 1);
     let host = source % SOURCES * ADDRESSES + which % ADDRESSES;
     if family.is_v4() {

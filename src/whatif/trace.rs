@@ -1,30 +1,30 @@
-//! Which flow comes when, and which ends: the same for every scheduler.
+//! Arrivals and ends of flows, the same for every scheduler.
 //!
-//! The number of live flows is constant: as one comes, the one whose end is due first goes. How long
-//! flows last is heavy-tailed: Pareto with the exponent 4/3 (finite mean, infinite variance; Crovella
-//! and Bestavros 1997 found 1.0 to 1.5), and the first flows have the *remaining* lives of flows
-//! that one meets at a random time. Powers of 4/3 are square roots, which IEEE 754 rounds exactly, so
-//! that a seed gives the same on every machine.
+//! The number of live flows is constant: as one arrives, the flow with the earliest end leaves.
+//! Durations are heavy-tailed: Pareto with the exponent 4/3 (finite mean, infinite variance;
+//! Crovella and Bestavros 1997 found 1.0 to 1.5). The first flows have the *remaining* lifetimes of
+//! flows that are observed at a random time. The powers of these laws reduce to square roots, which
+//! IEEE 754 rounds exactly, so that a seed gives the same trace on every machine.
 
 use crate::generator::draw::Random;
 
-/// Of a list of slots: no more.
+/// End mark of a list of slots.
 const END: u32 = u32::MAX;
-/// Flows that come after the change, per flow that was live.
+/// Divisor of `flows` for the number of flows after the change.
 const AFTER: u32 = 4;
-/// At least so many, so that a share of them says something.
+/// Minimum number of flows after the change, so that shares of them are meaningful.
 const AFTER_MIN: u32 = 10_000;
 
 /// Flows in the order of their arrival, each with its affinity hash.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Trace {
-    /// The first flow of every slot.
+    /// First flow of every slot.
     first: Vec<u64>,
-    /// As many again, which come before the change.
+    /// `flows` further arrivals, before the change.
     churn: Arrivals,
-    /// The flow of every slot when the change comes.
+    /// Flow of every slot when the change takes effect.
     live: Vec<u64>,
-    /// Those that come after the change.
+    /// Arrivals after the change.
     after: Arrivals,
 }
 
@@ -46,7 +46,7 @@ impl Arrivals {
 }
 
 impl Trace {
-    /// `flows` at a time; `hash` opens a flow.
+    /// Generates a trace with `flows` live flows; `hash` opens a flow.
     pub fn generate(flows: u32, seed: u64, mut hash: impl FnMut() -> u64) -> Self {
         let mut ends = Ends::new(flows, seed);
         let first: Vec<u64> = (0..flows).map(|_| hash()).collect();
@@ -54,7 +54,7 @@ impl Trace {
         let mut arrive = |count: u32| {
             let mut arrivals = Arrivals::with_room(count as usize);
             for turn in 0..count {
-                // Where nothing is due within the time that is simulated, all are equal.
+                // Where no end is due within the simulated time, all slots are equal.
                 let slot = ends.next().unwrap_or(turn % flows.max(1));
                 ends.put(slot, life);
                 arrivals.slots.push(slot);
@@ -71,28 +71,28 @@ impl Trace {
         Self { first, churn, live, after }
     }
 
-    /// All flows that come before the change, with their slots.
+    /// Yields all flows before the change, with their slots.
     pub fn before(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         (0..).zip(self.first.iter().copied()).chain(self.churn.iter())
     }
 
-    /// The hashes of the flows that are live when the change comes, by slot.
+    /// Returns the hashes of the flows that are live when the change takes effect, by slot.
     pub fn live(&self) -> &[u64] {
         &self.live
     }
 
-    /// The flows that come after the change, with their slots.
+    /// Yields the flows after the change, with their slots.
     pub fn after(&self) -> impl ExactSizeIterator<Item = (u32, u64)> + '_ {
         self.after.iter()
     }
 }
 
-/// The slots by when their flows end; a tick is the mean time between two arrivals.
+/// Slots by the end of their flows; a tick is the mean time between two arrivals.
 #[derive(Debug)]
 struct Ends {
-    /// Of each tick, the first slot that is due then.
+    /// First slot due at each tick.
     due: Vec<u32>,
-    /// Of each slot, the next one of the same tick.
+    /// Next slot of the same tick, for each slot.
     next: Vec<u32>,
     now: usize,
     flows: f64,
@@ -101,7 +101,7 @@ struct Ends {
 
 impl Ends {
     fn new(flows: u32, seed: u64) -> Self {
-        // What ends later ends after the simulation does.
+        // Later ends are after the end of the simulation.
         let ticks = 2 * flows as usize + AFTER_MIN as usize;
         Self {
             due: vec![END; ticks],
@@ -112,9 +112,9 @@ impl Ends {
         }
     }
 
-    /// Says when the flow in a slot ends; `life` is a random number's, in mean lives.
+    /// Sets the end of the flow in a slot; `life` draws a lifetime, in mean lifetimes.
     fn put(&mut self, slot: u32, life: impl FnOnce(&mut Random) -> f64) {
-        // As many ticks as there are flows are one mean life, since one comes with each tick.
+        // `flows` ticks are one mean lifetime, since one flow arrives per tick.
         let ticks = life(&mut self.random) * self.flows;
         #[expect(clippy::cast_possible_truncation, reason = "a float cast saturates")]
         #[expect(clippy::cast_sign_loss, reason = "a life is at least 0")]
@@ -125,7 +125,7 @@ impl Ends {
         }
     }
 
-    /// Takes the slot that is due first.
+    /// Removes the slot that is due first.
     fn next(&mut self) -> Option<u32> {
         loop {
             let due = self.due.get_mut(self.now)?;
@@ -139,18 +139,19 @@ impl Ends {
     }
 }
 
-/// A number above 0 and at most 1.
+/// Draws a number above 0 and at most 1.
 fn unit(random: &mut Random) -> f64 {
     ((random.bits() >> 11) + 1) as f64 / (1_u64 << 53) as f64
 }
 
-/// How long a new flow lasts, in mean lives: Pareto, at least a quarter.
+/// Draws the lifetime of a new flow, in mean lifetimes: Pareto, at least a quarter.
 fn life(random: &mut Random) -> f64 {
     let root = unit(random).sqrt();
     0.25 / (root * root.sqrt())
 }
 
-/// How long a flow that is met at a random time still lasts (the equilibrium distribution).
+/// Draws the remaining lifetime of a flow that is observed at a random time (the equilibrium
+/// distribution).
 fn ends_after_meeting(random: &mut Random) -> f64 {
     let u = unit(random);
     if random.bits().is_multiple_of(4) { u * 0.25 } else { 0.25 / (u * u * u) }

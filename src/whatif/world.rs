@@ -1,26 +1,27 @@
-//! The pins of one VIP in simulated time, and the pool that its scheduler asks.
+//! The pins of one VIP in simulated time, and the pool that its scheduler queries.
 
 use crate::forwarding::ForwardingTable;
 use crate::forwarding::scheduler::Pool;
 use crate::forwarding::table::Vip;
 use crate::net::{BackendIndex, VipId};
 
-/// Of a slot without a flow: one more than there can be.
+/// Index of a slot without a flow: greater than any backend index.
 const NOBODY: BackendIndex = BackendIndex(u16::MAX);
 
-/// Every flow of a VIP, each with its backend.
+/// All flows of a VIP, each with its backend.
 ///
-/// A slot holds one flow; a new flow takes the slot of one that ended. The workers have every n-th
-/// slot each: slots become free in no order, so each gets a random sample of the flows, as from RSS.
+/// A slot holds one flow; a new flow takes the slot of one that ended. Each worker has every n-th
+/// slot: slots become free in no order, so each worker gets a random sample of the flows, as from
+/// RSS.
 pub struct World<'t> {
     table: &'t ForwardingTable,
     vip: Option<&'t Vip>,
-    /// Of each slot.
+    /// Backend of each slot's flow.
     pins: Vec<BackendIndex>,
     workers: Vec<Worker>,
 }
 
-/// What a worker counts.
+/// Counts of a worker.
 #[derive(Debug, Clone, Default)]
 struct Worker {
     number: u64,
@@ -31,7 +32,7 @@ struct Worker {
     placed: u64,
 }
 
-/// What a worker's scheduler may ask, as in the data path.
+/// Inputs of a worker's scheduler, as in the data path.
 struct View<'w> {
     table: &'w ForwardingTable,
     worker: &'w Worker,
@@ -91,7 +92,7 @@ impl Worker {
 }
 
 impl<'t> World<'t> {
-    /// Without flows.
+    /// Creates a world without flows.
     pub fn new(table: &'t ForwardingTable, vip: VipId, slots: u32, workers: u32) -> Self {
         let worker = |number| Worker { number: u64::from(number), ..Worker::default() };
         Self {
@@ -102,7 +103,7 @@ impl<'t> World<'t> {
         }
     }
 
-    /// Ends the flow in a slot, if there is one, and opens another; the new one's backend.
+    /// Ends the flow in a slot, if there is one, and opens another; returns the new flow's backend.
     pub fn open(&mut self, slot: u32, hash: u64) -> Option<BackendIndex> {
         let slot = slot as usize;
         let number = slot.checked_rem(self.workers.len())?;
@@ -114,7 +115,8 @@ impl<'t> World<'t> {
         chosen
     }
 
-    /// The same flows under another table, and how many of them have lost their backend.
+    /// Returns the world with the same flows under another table, and the number of flows that lost
+    /// their backend.
     pub fn reload<'n>(&self, table: &'n ForwardingTable) -> (World<'n>, u64) {
         let vip = self.vip.and_then(|vip| table.vip(vip.id));
         let mut pins = self.pins.clone();
@@ -133,18 +135,19 @@ impl<'t> World<'t> {
         (World { table, vip, pins, workers }, broken)
     }
 
-    /// Places the datagrams of every flow again: of a VIP without pins. `hashes` are the flows', by slot.
+    /// Schedules the datagrams of every flow again, for a VIP without pins. `hashes` are those of
+    /// the flows, by slot.
     pub fn place_again(&mut self, hashes: &[u64]) {
         for (slot, &hash) in (0..).zip(hashes) {
             self.open(slot, hash);
         }
     }
 
-    /// How many flows of this world would be elsewhere if `changed`, the world after a change, had
-    /// no pins: for each the scheduler is asked as for a new flow, with the loads of `changed`.
-    /// `hashes` are the flows', by slot.
+    /// Returns the number of flows of this world that would be on another backend if `changed`, the
+    /// world after a change, had no pins. For each flow the scheduler chooses as for a new flow,
+    /// with the loads of `changed`. `hashes` are those of the flows, by slot.
     pub fn elsewhere(&self, changed: &World<'_>, hashes: &[u64]) -> u64 {
-        // Turns go on, loads stay: a packet without a pin changes no count.
+        // Turns advance, loads do not: a packet without a pin changes no count.
         let mut workers = changed.workers.clone();
         let count = workers.len();
         let mut elsewhere = 0;
@@ -156,13 +159,13 @@ impl<'t> World<'t> {
         elsewhere
     }
 
-    /// Flows that have a backend.
+    /// Returns the number of flows that have a backend.
     pub fn flows(&self) -> u64 {
         self.workers.iter().map(|worker| worker.active_total).sum()
     }
 
-    /// Flows per weight of the fullest backend, in the mean over all that take new flows; 0 if
-    /// there is none, or no flow.
+    /// Returns the flows per weight of the fullest backend, relative to the mean over all that take
+    /// new flows; 0 if there is no such backend, or no flow.
     pub fn max_over_mean(&self) -> f64 {
         let (mut most, mut flows, mut weights) = (0.0_f64, 0, 0);
         for candidate in self.vip.map_or(&[][..], |vip| vip.scheduler.candidates()) {

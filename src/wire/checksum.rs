@@ -1,13 +1,13 @@
-//! Internet checksums (RFC 1071), incremental (RFC 1624 equation 3: `HC' = ~(~HC + ~m + m')`) and
-//! of whole contents.
+//! Internet checksums (RFC 1071): incremental (RFC 1624 equation 3: `HC' = ~(~HC + ~m + m')`) and
+//! over whole contents.
 
 pub use etherparse::checksum::Sum16BitWords as Full;
 
-/// What a set of replaced words adds to a one's complement sum.
+/// Change of a one's complement sum by a set of replaced words.
 ///
-/// Words may be given in any order, and one delta may serve several checksums that cover the same
-/// words (the IPv4 header's and, through the pseudo header, TCP's). One that only adds is a sum of
-/// its own: [`checksum`](Self::checksum).
+/// Words may be added in any order, and one delta may serve several checksums that cover the same
+/// words (the IPv4 header's and, through the pseudo header, TCP's). A delta without removals is
+/// itself a sum: [`checksum`](Self::checksum).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Delta(u64);
 
@@ -39,61 +39,61 @@ impl Delta {
         Self(zip.fold(self.0, |sum, (old, new)| sum + (!old & 0xffff_ffff) + new))
     }
 
-    /// Adds a 16-bit word that was not there.
+    /// Adds a new 16-bit word.
     #[inline]
     #[must_use]
     pub const fn add_u16(self, word: u16) -> Self {
         Self(self.0 + word as u64)
     }
 
-    /// Adds two words.
+    /// Adds two new words.
     #[inline]
     #[must_use]
     pub const fn add_u32(self, words: u32) -> Self {
         Self(self.0 + words as u64)
     }
 
-    /// Adds four words.
+    /// Adds four new words.
     #[inline]
     #[must_use]
     pub const fn add_u64(self, words: u64) -> Self {
         Self(self.0 + (words >> 32) + (words & 0xffff_ffff))
     }
 
-    /// Both changes together.
+    /// Combines both changes.
     #[inline]
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 + other.0)
     }
 
-    /// Adds bytes that were not there, at an even offset. At most 64 KiB.
+    /// Adds new bytes at an even offset, at most 64 KiB.
     #[inline]
     #[must_use]
     pub fn add_bytes(self, bytes: &[u8]) -> Self {
         words(bytes).fold(self, |delta, word| delta.replace_u16(0, word))
     }
 
-    /// Takes bytes away that were there, at an even offset. At most 64 KiB.
+    /// Removes bytes at an even offset, at most 64 KiB.
     #[inline]
     #[must_use]
     pub fn remove_bytes(self, bytes: &[u8]) -> Self {
         words(bytes).fold(self, |delta, word| delta.replace_u16(word, 0))
     }
 
-    /// The sum of what was added, in 16 bits.
+    /// Sum of the added words, in 16 bits.
     #[inline]
     pub const fn folded(self) -> u16 {
         !self.checksum()
     }
 
-    /// The checksum of what was added, if nothing else is covered by it.
+    /// Checksum over the added words alone.
     #[inline]
     pub const fn checksum(self) -> u16 {
         self.apply(u16::MAX)
     }
 
-    /// The checksum that follows from `checksum`.
+    /// Updates `checksum` by this change.
     #[inline]
     pub const fn apply(self, checksum: u16) -> u16 {
         let mut sum = (!checksum) as u64 + self.0;
@@ -107,8 +107,8 @@ impl Delta {
     }
 }
 
-/// Replaces the bytes at `at` of what a checksum covers from an even offset on, and adds that to `delta`.
-/// `at` may be even or odd. Nothing is replaced if the bytes are not all there.
+/// Replaces the bytes at `at` and adds the change to `delta`. The checksum covers `bytes` from an
+/// even offset on; `at` may be even or odd. Replaces nothing if the range is not entirely present.
 #[inline]
 pub fn replace(bytes: &mut [u8], at: usize, new: &[u8], mut delta: Delta) -> Delta {
     let place = bytes.get_mut(at..).and_then(|rest| rest.get_mut(..new.len()));
@@ -120,7 +120,7 @@ pub fn replace(bytes: &mut [u8], at: usize, new: &[u8], mut delta: Delta) -> Del
     delta
 }
 
-/// Patches the checksum at `at`, if it is there, by `delta`; returns `all` with that change.
+/// Patches the checksum at `at`, if present, by `delta`; returns `all` with that change.
 #[inline]
 pub fn patch(bytes: &mut [u8], at: usize, delta: Delta, all: Delta) -> Delta {
     match bytes.get(at..).and_then(|rest| rest.first_chunk::<2>()) {
@@ -132,33 +132,33 @@ pub fn patch(bytes: &mut [u8], at: usize, delta: Delta, all: Delta) -> Delta {
     }
 }
 
-/// The words of `bytes`, the last one filled up with 0.
+/// The words of `bytes`; an odd last byte is padded with 0.
 fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {
     let (whole, rest) = bytes.as_chunks::<2>();
     let last = rest.iter().map(|&byte| u16::from(byte) << 8);
     whole.iter().map(|word| u16::from_be_bytes(*word)).chain(last)
 }
 
-/// Begins a sum with a pseudo header. `addresses` are both addresses of the IP header: 8 bytes
-/// (RFC 9293 3.1) or 32 (RFC 8200 8.1), whose words add up alike.
+/// Starts a sum with a pseudo header. `addresses` are both addresses of the IP header: 8 bytes (RFC
+/// 9293 3.1) or 32 (RFC 8200 8.1); the same word sum serves both.
 #[inline]
 pub fn pseudo_header(addresses: &[u8], len: u32, protocol: u8) -> Full {
     let mut sum = Full::new().add_slice(addresses).add_2bytes([0, protocol]);
     sum.add_4bytes(len.to_be_bytes())
 }
 
-/// The checksum of everything that was added to `sum`; the field itself counts as 0.
+/// Checksum over all data added to `sum`, where the checksum field counts as 0.
 #[inline]
 pub fn of(sum: &Full) -> u16 {
     u16::from_be(sum.ones_complement())
 }
 
-/// The same of contents that lie in several parts, of any lengths, behind `sum`.
+/// Checksum over `sum` and contents in several parts of any lengths.
 pub fn of_parts<'p>(sum: &Full, parts: impl Iterator<Item = &'p [u8]>) -> u16 {
     let (mut total, mut odd) = (u64::from(!of(sum)), false);
     for part in parts {
         let words = !of(&Full::new().add_slice(part));
-        // At an odd offset the bytes of all words have changed places (RFC 1071 2 (B)).
+        // At an odd offset the bytes of all words are swapped (RFC 1071 2 (B)).
         total += u64::from(if odd { words.swap_bytes() } else { words });
         odd ^= part.len() % 2 == 1;
     }
@@ -192,7 +192,7 @@ mod tests {
         u16::try_from(!sum & 0xffff).unwrap_or_default()
     }
 
-    /// Every 16-bit word replaced by every other of a set that has the edges.
+    /// Every 16-bit word of a set with the edge cases, replaced by every other.
     #[test]
     fn incremental_equals_full() {
         let edges = [0, 1, 0x00ff, 0x7fff, 0x8000, 0xfffe, 0xffff];

@@ -1,4 +1,4 @@
-//! Ethernet II and up to two VLAN tags: addressing a frame to its next hop.
+//! Ethernet II with up to two VLAN tags: addressing a frame to its next hop.
 //!
 //! ```text
 //! untagged   dst:6 src:6                 type:2 payload
@@ -8,10 +8,10 @@
 use crate::net::vlan::Tags;
 use crate::xdp::umem::Frame;
 
-/// Addresses the frame, and gives it the VLAN tags that its next hop wants.
+/// Writes the MAC addresses of the frame and replaces its VLAN tags with those of its next hop.
 ///
-/// `tags` are those that the frame has now; their priorities stay. Returns false, with the frame
-/// unchanged, when a tag must be added and there is no headroom for it.
+/// `tags` are the present tags of the frame; their priorities are kept. Returns false, with the
+/// frame unchanged, if a tag must be added and the frame lacks headroom for it.
 #[inline(always)]
 pub fn readdress(
     frame: &mut Frame,
@@ -33,7 +33,8 @@ pub fn readdress(
     true
 }
 
-/// Gives the frame the tags that are wanted; leaves nothing of use in front of them.
+/// Resizes the frame for the wanted tags and writes them. The bytes in front of them are invalid
+/// afterwards.
 #[inline(never)]
 fn retag(frame: &mut Frame, tags: Option<Tags>, wanted: Option<Tags>) -> bool {
     let len = |tags: Option<Tags>| tags.map_or(0, Tags::len);

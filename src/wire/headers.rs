@@ -1,17 +1,17 @@
-//! Where the headers of an IP packet are, whole or cut short (as quoted by an ICMP error).
+//! Positions of the headers of an IP packet, whole or truncated (as quoted by an ICMP error).
 //!
-//! Any bytes are safe. A length field is taken for what it says, and not compared with the bytes that
-//! are there: a quote has fewer. All offsets count from the IP header.
+//! Any bytes are safe. A length field is not compared with the number of bytes present: a quote has
+//! fewer. All offsets count from the IP header.
 
 use crate::net::Address;
 
-/// IPv6 extension headers that are stepped over before the packet is given up.
+/// Maximum number of IPv6 extension headers stepped over before the packet is rejected.
 const MAX_EXTENSIONS: usize = 8;
-/// Bytes of an IPv4 header without options.
+/// Length of an IPv4 header without options, in bytes.
 pub const V4_LEN: usize = 20;
-/// Bytes of an IPv6 header without extensions.
+/// Length of an IPv6 header without extensions, in bytes.
 pub const V6_LEN: usize = 40;
-/// Bytes of an IPv6 fragment header (RFC 8200 4.5).
+/// Length of an IPv6 fragment header, in bytes (RFC 8200 4.5).
 pub const FRAGMENT_LEN: usize = 8;
 
 /// Numbers of protocols and extension headers (IANA).
@@ -40,49 +40,50 @@ pub mod protocol {
     pub const DESTINATION: u8 = 60;
 }
 
-/// What makes a packet's headers unusable.
+/// Reason why the headers of a packet are unusable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderError {
     /// Fewer bytes than the headers up to the transport header.
     Truncated,
-    /// A version, header length or total length that cannot be.
+    /// Impossible version, header length or total length.
     Malformed,
-    /// IPv6 extension headers that are not stepped over: a routing header, or too many.
+    /// Unsupported IPv6 extension headers: a routing header, a second fragment header, or too many.
     Extension,
 }
 
-/// The packet is a fragment, or (IPv6 only) has a fragment header although it is whole.
+/// Fragment fields of a packet that is a fragment, or (IPv6 only) a whole datagram with a fragment
+/// header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fragment {
-    /// Offset of the IPv6 fragment header; 0 for IPv4, whose header has the fields itself.
+    /// Offset of the IPv6 fragment header in bytes; 0 for IPv4, where the IP header has the fields.
     pub header: usize,
-    /// Where its data belong in the datagram, in bytes: a multiple of 8.
+    /// Offset of the data in the datagram, in bytes: a multiple of 8.
     pub offset: u16,
-    /// More fragments follow.
+    /// Whether more fragments follow.
     pub more: bool,
-    /// The same for all fragments of one datagram; 16 bits for IPv4.
+    /// Identification shared by all fragments of a datagram; 16 bits for IPv4.
     pub identification: u32,
 }
 
-/// What the headers of a packet say.
+/// Positions and fields of a packet's headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Headers {
-    /// The first header that is neither IP nor an extension that was stepped over. In a later
-    /// fragment there is none of it.
+    /// Protocol of the first header that is neither IP nor a skipped extension. A later fragment
+    /// lacks that header.
     pub protocol: u8,
-    /// Offset of that header, or of a later fragment's data.
+    /// Offset of that header, or of a later fragment's data, in bytes.
     pub transport: usize,
     /// End of the packet by its length field, not before `transport`. The bytes may end earlier.
     pub end: usize,
-    /// IPv4: if it is a fragment. IPv6: if it has a fragment header.
+    /// Fragment fields: for IPv4 if the packet is a fragment, for IPv6 if it has a fragment header.
     pub fragment: Option<Fragment>,
 }
 
 impl Headers {
-    /// Of the IP packet at the start of `packet`.
+    /// Parses the IP packet at the start of `packet`.
     ///
     /// # Errors
-    /// [`HeaderError`]; a packet that is cut short behind these headers is none.
+    /// [`HeaderError`]; truncation after these headers is not an error.
     #[inline]
     pub fn of(packet: &[u8]) -> Result<Self, HeaderError> {
         match packet.first().ok_or(HeaderError::Truncated)? >> 4 {
@@ -194,7 +195,7 @@ pub fn addresses(packet: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The same as addresses.
+/// Source and destination address of an IP header.
 #[inline]
 pub fn ends(packet: &[u8]) -> Option<(Address, Address)> {
     let both = addresses(packet)?;
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_stepped_over() {
+    fn headers_that_are_not_stepped_over() {
         let mut routing = extended(0, false);
         routing[6] = protocol::ROUTING;
         assert_eq!(Headers::of(&routing), Err(HeaderError::Extension));
@@ -304,7 +305,7 @@ mod tests {
             if v6 {
                 let builder = PacketBuilder::ipv6([1; 16], [2; 16], 9);
                 builder.udp(1, 2).write(&mut bytes, &payload).unwrap();
-                // Hop-by-hop options in front of what is there.
+                // Hop-by-hop options before the transport header.
                 let options = Ipv6RawExtHeader::new_raw(17.into(), &[0; 14]).unwrap();
                 let tail = bytes.split_off(40);
                 bytes.extend_from_slice(&options.to_bytes());

@@ -1,36 +1,37 @@
-//! ICMP (RFC 792) and ICMPv6 (RFC 4443) messages, made in place of the packet that they answer.
+//! ICMP (RFC 792) and ICMPv6 (RFC 4443) messages, built in place of the packet that caused them.
 //!
 //! ```text
 //! echo    | Ethernet | IP a > b | request |        | Ethernet | IP b > a | reply |
-//! error   | Ethernet | IP a > b | ...     |        | Ethernet | IP v > a | type, code, MTU | IP a > b | ... |
+//! error   | Ethernet | IP a > b | ...     |        | Ethernet | IP v > a | ICMP | IP a > b | ... |
 //! ```
 //!
-//! The Ethernet header (with its tags) stays as it is; whom the frame goes to is the caller's to
-//! write ([`super::ethernet::readdress`]). All calls take the offset of the IP header in the frame.
+//! The Ethernet header (with its tags) is unchanged; the caller addresses the frame
+//! ([`super::ethernet::readdress`]). All calls take the offset of the IP header in the frame.
 
 use super::checksum::{self, Delta};
 use super::headers::{self, HeaderError, Headers, V4_LEN, V6_LEN, protocol};
 use crate::net::{Address, Family};
 use crate::xdp::umem::Frame;
 
-/// Bytes of an ICMP header.
+/// Length of an ICMP header, in bytes.
 pub const ICMP_LEN: usize = 8;
-/// Most bytes of a packet that an ICMP error quotes: with its own headers and Ethernet's, 98 bytes.
-/// The headers and 8 bytes behind them are always quoted (RFC 1122 3.2.2).
+/// Maximum length of the packet that an ICMP error quotes, in bytes: with its own headers and
+/// Ethernet's, 98 bytes. The headers and 8 bytes after them are always quoted (RFC 1122 3.2.2).
 const QUOTE_V4: usize = 56;
-/// The same for ICMPv6: as much as fits into the smallest MTU (RFC 4443 3.1, RFC 8200 5).
+/// Maximum length of the packet that an ICMPv6 error quotes, in bytes: it fits into the minimum MTU
+/// (RFC 4443 3.1, RFC 8200 5).
 const QUOTE_V6: usize = MIN_MTU_V6 - V6_LEN - ICMP_LEN;
-/// The smallest MTU of IPv6, in bytes (RFC 8200 5).
+/// Minimum MTU of IPv6, in bytes (RFC 8200 5).
 pub const MIN_MTU_V6: usize = LEAST_V6 as usize;
 const LEAST_V6: u16 = 1280;
-/// Hops that our messages may go (RFC 1340).
+/// TTL or hop limit of generated messages (RFC 1340).
 const HOPS: u8 = 64;
 /// Precedence 6, internetwork control (RFC 1812 4.3.2.5).
 const TOS: u8 = 0xc0;
-/// Don't fragment: the identification means nothing, and may be 0 (RFC 6864 4.1).
+/// Don't fragment: the identification is unused and may be 0 (RFC 6864 4.1).
 const DONT_FRAGMENT: u8 = 0x40;
 
-/// Types of both families.
+/// Message types of both families.
 pub mod kind {
     /// ICMP echo reply.
     pub const V4_ECHO_REPLY: u8 = 0;
@@ -62,22 +63,22 @@ pub mod kind {
     pub const V6_REDIRECT: u8 = 137;
 }
 
-/// Why a packet is not answered; it is unchanged.
+/// Reason why a packet gets no ICMP reply; it is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unanswered {
-    /// Its headers are cut short, malformed or unknown.
+    /// Truncated, malformed or unsupported headers.
     Malformed,
-    /// It is an ICMP error itself, or may be one (RFC 1122 3.2.2, RFC 4443 2.4 e.1, e.2).
+    /// An ICMP error, or a message that may be one (RFC 1122 3.2.2, RFC 4443 2.4 e.1, e.2).
     IcmpError,
-    /// Its destination is a multicast or broadcast address, on the link or of IP.
+    /// The destination is a multicast or broadcast address, of the link or of IP.
     NotUnicast,
-    /// Its source does not name one host: unspecified, multicast, broadcast, loopback.
+    /// The source does not identify one host: unspecified, multicast, broadcast, loopback.
     BadSource,
-    /// It is a fragment: a later one (of an error), any (of an echo request).
+    /// A fragment: for an error a later one, for an echo request any.
     Fragment,
-    /// It is no echo request.
+    /// Not an echo request.
     NotEcho,
-    /// The answer is not of its source address's family, or there is no room for it in the frame.
+    /// The source given for the reply is of the other family, or the frame lacks room.
     NoRoom,
 }
 
@@ -87,9 +88,10 @@ impl From<HeaderError> for Unanswered {
     }
 }
 
-/// Bytes of a packet that fits, by a "fragmentation needed" that says `told` about a packet of `len` bytes.
-/// A router that does not tell says 0: then it is the next smaller of the MTUs that links have (RFC 1191 5,
-/// 7.1). No link of IPv4 has less than 68 (RFC 791 3.2).
+/// Maximum length of a packet that fits, in bytes, by a "fragmentation needed" that reports MTU
+/// `told` about a packet of `len` bytes. A router that does not report the MTU sends 0: then the
+/// result is the next smaller of the MTUs common on links (RFC 1191 5, 7.1). No IPv4 link has an
+/// MTU below 68 (RFC 791 3.2).
 pub fn told_mtu_v4(told: u16, len: u16) -> u16 {
     const LEAST: u16 = 68;
     const PLATEAUS: [u16; 10] = [32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, LEAST];
@@ -99,22 +101,23 @@ pub fn told_mtu_v4(told: u16, len: u16) -> u16 {
     }
 }
 
-/// The same by a "packet too big". No link of IPv6 has less than 1280 (RFC 8200 5): who says so is not
-/// believed (RFC 8201 4).
+/// Maximum length of a packet that fits, in bytes, by a "packet too big" that reports MTU `told`.
+/// No IPv6 link has an MTU below 1280 (RFC 8200 5): lower values are ignored (RFC 8201 4).
 pub fn told_mtu_v6(told: u32) -> u16 {
     u16::try_from(told).unwrap_or(u16::MAX).max(LEAST_V6)
 }
 
-/// What an error says.
+/// Kind of an ICMP error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The hops of the packet have run out on the way.
+    /// The hop count of the packet has expired in transit.
     TimeExceeded,
-    /// Nobody serves the port.
+    /// No service on the port.
     PortUnreachable,
-    /// The packet is longer than the next link carries, and must not be fragmented.
+    /// The packet exceeds the MTU of the next link and must not be fragmented.
     TooBig {
-        /// Bytes of an IP packet that would pass. IPv6 hosts are told no less than 1280.
+        /// Maximum length of an IP packet that passes, in bytes. Messages to IPv6 hosts report at
+        /// least 1280.
         mtu: u16,
     },
 }
@@ -128,20 +131,20 @@ impl ErrorKind {
             (Self::PortUnreachable, Family::V4) => (kind::V4_UNREACHABLE, 3, 0),
             (Self::PortUnreachable, Family::V6) => (kind::V6_UNREACHABLE, 4, 0),
             (Self::TooBig { mtu }, Family::V4) => (kind::V4_UNREACHABLE, 4, mtu),
-            // 1280 fits into 16 bits, and a larger number stays.
+            // 1280 fits into 16 bits, and a larger number is unchanged.
             (Self::TooBig { mtu }, Family::V6) => (kind::V6_TOO_BIG, 0, mtu.max(1280)),
         };
         let [m0, m1] = mtu.to_be_bytes();
-        // IPv4 has the MTU in the last 16 bits (RFC 1191 4), IPv6 in 32: the same place.
+        // IPv4 has the MTU in the last 16 bits (RFC 1191 4), IPv6 in 32 bits that end there.
         [kind, code, 0, 0, 0, 0, m0, m1]
     }
 }
 
-/// Whether an ICMP error may be sent about the packet in `frame`, whose IP header is at `ip`.
+/// Checks that an ICMP error may be sent about the packet in `frame`, with its IP header at `ip`.
 ///
 /// # Errors
-/// Why not (RFC 1122 3.2.2, RFC 1812 4.3.2.7, RFC 4443 2.4 e). The exception of RFC 4443 for packets
-/// too big that were sent to a group is not made use of: no VIP is a group.
+/// The reason against it (RFC 1122 3.2.2, RFC 1812 4.3.2.7, RFC 4443 2.4 e). The exception of RFC
+/// 4443 for packets too big that were sent to a multicast address is not used: no VIP is multicast.
 pub fn may_answer(frame: &[u8], ip: usize) -> Result<(), Unanswered> {
     let packet = frame.get(ip..).ok_or(Unanswered::Malformed)?;
     let headers = Headers::of(packet)?;
@@ -160,7 +163,7 @@ pub fn may_answer(frame: &[u8], ip: usize) -> Result<(), Unanswered> {
     if is_icmp_error(packet, &headers) { Err(Unanswered::IcmpError) } else { Ok(()) }
 }
 
-/// Whether an address of 4 or 16 bytes names one host: not unspecified, loopback, multicast or
+/// Whether an address of 4 or 16 bytes identifies one host: not unspecified, loopback, multicast or
 /// broadcast, nor of IPv4's class E.
 fn is_unicast(address: &[u8]) -> bool {
     match *address {
@@ -171,8 +174,8 @@ fn is_unicast(address: &[u8]) -> bool {
     }
 }
 
-/// Whether the packet is an ICMP message other than those that are known to be none of an error. One
-/// that is too short to tell counts as an error.
+/// Whether the packet is an ICMP message of any type except the known non-error types. A message
+/// too short to have a type counts as an error.
 fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
     let kind = packet.get(headers.transport).copied();
     match (headers.protocol, kind) {
@@ -185,15 +188,16 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
     }
 }
 
-/// Turns the echo request in `frame`, whose IP header is at `ip`, into its reply. `len` are the bytes of the
-/// whole packet, from the Ethernet header on: what is behind those in `frame` stays.
+/// Turns the echo request in `frame`, with its IP header at `ip`, into its reply. `len` is the
+/// length of the whole packet in bytes, from the Ethernet header on; it may exceed `frame`, and
+/// bytes after the IP packet are unchanged.
 ///
-/// Addresses change places; type, TTL (or hop limit) and checksums are rewritten; all else, with the
-/// ToS, identification, options and extension headers, stays. Checksums are patched: a caller sees to it
-/// that a request with a wrong one gets no reply. Cost: a few bytes, whatever the length.
+/// Swaps the addresses and rewrites type, TTL (or hop limit) and checksums; all other fields,
+/// including the ToS, identification, options and extension headers, are unchanged. Checksums are
+/// patched: the caller must drop requests with a wrong one. Cost: a few bytes, whatever the length.
 ///
 /// # Errors
-/// Why it is not answered; it is unchanged.
+/// The reason why there is no reply; the packet is unchanged.
 pub fn echo_reply(frame: &mut [u8], ip: usize, len: usize) -> Result<(), Unanswered> {
     may_answer(frame, ip)?;
     let packet = frame.get_mut(ip..).ok_or(Unanswered::Malformed)?;
@@ -216,7 +220,7 @@ pub fn echo_reply(frame: &mut [u8], ip: usize, len: usize) -> Result<(), Unanswe
         Some([kind, 0, c0, c1, ..]) if headers.protocol == number && *kind == request => {
             let change = Delta::default()
                 .replace_u16(u16::from_be_bytes([request, 0]), u16::from_be_bytes([reply, 0]));
-            // The pseudo header's words only change places.
+            // The pseudo header's words only swap places.
             [*c0, *c1] = change.apply(u16::from_be_bytes([*c0, *c1])).to_be_bytes();
             *kind = reply;
         }
@@ -230,7 +234,7 @@ pub fn echo_reply(frame: &mut [u8], ip: usize, len: usize) -> Result<(), Unanswe
     Ok(())
 }
 
-/// Exchanges the addresses of an IPv4 header, and gives it new hops.
+/// Swaps the addresses of an IPv4 header, and resets its TTL.
 fn turn_v4(header: &mut [u8]) {
     let Some([_, _, _, _, _, _, _, _, ttl, protocol, c0, c1, both @ ..]) =
         header.first_chunk_mut::<V4_LEN>()
@@ -244,7 +248,7 @@ fn turn_v4(header: &mut [u8]) {
     both.rotate_left(4);
 }
 
-/// The same for an IPv6 header.
+/// Swaps the addresses of an IPv6 header, and resets its hop limit.
 fn turn_v6(header: &mut [u8]) {
     if let Some([_, _, _, _, _, _, _, hops, both @ ..]) = header.first_chunk_mut::<V6_LEN>() {
         *hops = HOPS;
@@ -252,15 +256,16 @@ fn turn_v6(header: &mut [u8]) {
     }
 }
 
-/// Makes `frame`, whose IP header is at `ip`, an ICMP error about its packet, from `source` to the
-/// packet's source. The packet should be as it was received, but for what is behind the frame's first
-/// chunk, which has to be [cut off](crate::xdp::umem::FramePool::cut).
+/// Turns `frame`, with its IP header at `ip`, into an ICMP error about its packet, from `source` to
+/// the packet's source. The packet should be as received, but
+/// [cut](crate::xdp::umem::FramePool::cut) to the frame's first chunk.
 ///
-/// Ethernet padding and what does not fit are cut off. IPv4: 98 bytes with an untagged Ethernet
-/// header, and more only if the packet's own options want it; IPv6: a packet of at most 1280.
+/// Ethernet padding and the excess of the quote are cut off. IPv4: 98 bytes with an untagged
+/// Ethernet header, and more only for a quoted header with many options; IPv6: a packet of at most
+/// 1280 bytes.
 ///
 /// # Errors
-/// Why it is not answered; it is unchanged.
+/// The reason why there is no error message; the packet is unchanged.
 pub fn error(
     frame: &mut Frame,
     ip: usize,
@@ -285,12 +290,12 @@ pub fn error(
         return Err(Unanswered::NoRoom);
     }
     let data = frame.data_mut();
-    // `ip` bytes lay at `added`, and there are as many more: both ranges are inside.
+    // `ip` bytes were at `added`, and there are as many more: both ranges are inside.
     data.copy_within(added..added + ip, 0);
     if let Some(message) = data.get_mut(ip..ip + added + quoted) {
         write_error(message, family, source, kind);
     }
-    // Shorter than it was, or as long.
+    // Shorter than before, or equal.
     let _ = frame.set_len(ip + added + quoted);
     Ok(())
 }
@@ -351,7 +356,7 @@ fn write_error_v6(message: &mut [u8], source: [u8; 16], icmp: [u8; ICMP_LEN]) {
     put_icmp(body, icmp, pseudo);
 }
 
-/// Writes the ICMP header in front of the quote, with the checksum of all behind `pseudo`.
+/// Writes the ICMP header in front of the quote, with the checksum over `pseudo` and the message.
 fn put_icmp(body: &mut [u8], icmp: [u8; ICMP_LEN], pseudo: checksum::Full) {
     if let Some(header) = body.first_chunk_mut::<ICMP_LEN>() {
         *header = icmp;

@@ -1,9 +1,9 @@
-//! IPv4 and IPv6 headers: replacing addresses and counting down hops.
+//! IPv4 and IPv6 headers: replacement of addresses and decrement of the hop count.
 
 use super::checksum::{self, Delta, Full};
 use crate::net::Address;
 
-/// Which address is replaced.
+/// Address field to replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The source.
@@ -12,7 +12,7 @@ pub enum Side {
     Destination,
 }
 
-/// The header was cut short, or its hops have run out; it is unchanged.
+/// Reason why a header cannot be rewritten; it is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IpError {
     /// Fewer bytes than a header.
@@ -21,10 +21,11 @@ pub enum IpError {
     HopsExceeded,
 }
 
-/// Whether the checksum of the IP header at the start of `packet` is right; IPv6 headers have none.
+/// Whether the checksum of the IP header at the start of `packet` is correct; true for IPv6, which
+/// has none.
 pub fn is_header_sum_right(packet: &[u8]) -> bool {
     match packet.first() {
-        // Without options: five words, whose sum is the same in any byte order (RFC 1071 2 (B)).
+        // Without options: five words. Their sum is independent of the byte order (RFC 1071 2 (B)).
         Some(0x45) => packet.first_chunk::<20>().is_some_and(|header| {
             let (words, _) = header.as_chunks::<4>();
             let sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
@@ -41,8 +42,8 @@ pub fn is_header_sum_right(packet: &[u8]) -> bool {
     }
 }
 
-/// Replaces one address of the IPv4 header at the start of `packet`, takes one off its TTL, and
-/// patches its checksum. Returns what the address changes in a transport checksum.
+/// Replaces one address of the IPv4 header at the start of `packet`, decrements its TTL, and
+/// patches its checksum. Returns the change for a transport checksum.
 #[inline]
 pub fn rewrite_v4(packet: &mut [u8], side: Side, address: Address) -> Result<Delta, IpError> {
     let header = packet.first_chunk_mut::<20>().ok_or(IpError::Truncated)?;
@@ -63,7 +64,8 @@ pub fn rewrite_v4(packet: &mut [u8], side: Side, address: Address) -> Result<Del
     Ok(delta)
 }
 
-/// The same for the IPv6 header at the start of `packet`, which has no checksum of its own.
+/// Replaces one address of the IPv6 header at the start of `packet` and decrements its hop limit.
+/// Returns the change for a transport checksum; the header itself has none.
 #[inline]
 pub fn rewrite_v6(packet: &mut [u8], side: Side, address: Address) -> Result<Delta, IpError> {
     let header = packet.first_chunk_mut::<40>().ok_or(IpError::Truncated)?;
@@ -83,7 +85,7 @@ pub fn rewrite_v6(packet: &mut [u8], side: Side, address: Address) -> Result<Del
     Ok(delta)
 }
 
-/// As [`rewrite_v4`], both addresses at once.
+/// Like [`rewrite_v4`], for both addresses, with one TTL decrement.
 #[inline]
 pub fn readdress_v4(
     packet: &mut [u8],
@@ -101,7 +103,7 @@ pub fn readdress_v4(
     Ok(delta.and(more))
 }
 
-/// As [`rewrite_v6`], both addresses at once.
+/// Like [`rewrite_v6`], for both addresses, with one hop limit decrement.
 #[inline]
 pub fn readdress_v6(
     packet: &mut [u8],
@@ -118,8 +120,8 @@ pub fn readdress_v6(
     Ok(delta)
 }
 
-/// Writes the length of the IP packet at the start of `packet` into its header: `len` bytes with the
-/// header, at most 65,535. Does nothing to a header that is cut short.
+/// Writes the length of the IP packet at the start of `packet` into its header: `len` bytes
+/// including the header, at most 65,535. A truncated header is unchanged.
 #[inline]
 pub fn set_len(packet: &mut [u8], len: usize) {
     let v4 = packet.first().is_some_and(|first| first >> 4 == 4);
@@ -180,7 +182,7 @@ mod tests {
             for bit in 0..header.len() * 8 {
                 let mut broken = behind.clone();
                 broken[bit / 8] ^= 1 << (bit % 8);
-                // The first byte also says whether there is a checksum, and of how much.
+                // The first byte also determines whether there is a checksum, and its extent.
                 assert!(bit < 8 || !is_header_sum_right(&broken), "bit {bit}");
             }
             for len in 1..header.len() {

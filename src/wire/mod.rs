@@ -1,6 +1,6 @@
 //! Headers inside a frame, rewritten in place. No unsafe, no allocation, no panic.
 //!
-//! Reading is etherparse's job ([`crate::datapath::parse`]); here is what it has no part for:
+//! etherparse parses headers ([`crate::datapath::parse`]). These modules cover the remaining tasks:
 //! changing bytes and patching checksums incrementally.
 
 pub mod checksum;

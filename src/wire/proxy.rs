@@ -1,21 +1,22 @@
-//! PROXY protocol version 2 in front of a TCP stream that somebody else sends.
+//! PROXY protocol version 2: a header inserted in front of a client's TCP stream.
 //!
 //! ```text
 //! client's stream   ISN SYN | ISN+1 data ...
 //! backend's         ISN SYN | ISN+1 header (L bytes) | ISN+1+L data ...
 //! ```
 //!
-//! Until the backend has acknowledged the header, it is put in front of every client segment whose
-//! SEQ is ISN+1, also of the bare ACK that ends the handshake: so the client's own repetitions repeat
-//! it, and nobody else has to. All other SEQ after the SYN grow by L. What the backend acknowledges
-//! (ACK, SACK) shrinks by L again, and never below ISN+1.
+//! Until the backend has acknowledged the header, it is inserted in every client segment with SEQ
+//! ISN+1, including the bare ACK that ends the handshake: the client's own retransmissions
+//! retransmit it, and no copy is kept. All other SEQ after the SYN grow by L. ACK and SACK numbers
+//! of the backend shrink by L, and never below ISN+1.
 //!
-//! From the first ACK that covers the header, [`Shift::acknowledged`] must be set: then every number
-//! is shifted, and none is compared with the ISN any more, which a stream of 4 GiB comes past again.
+//! From the first ACK that covers the header, [`Shift::acknowledged`] must be set: then every
+//! number is shifted, and none is compared with the ISN, which a stream of 4 GiB passes again.
 //!
-//! The header tells the backend whom to trust, so no client may write in its place: a segment that begins
-//! before the stream and reaches into it is refused. And before the backend has answered the SYN
-//! ([`Shift::answered`]) its ACKs are of an older connection: their numbers say nothing of this one.
+//! The backend trusts the header, so a client must not be able to write in its place: a segment
+//! that starts before the stream and reaches into it is refused. Before the backend has answered
+//! the SYN ([`Shift::answered`]), its ACKs belong to an older connection, and their numbers are not
+//! shifted.
 //!
 //! Source: haproxy, doc/proxy-protocol.txt 2.2; RFC 9293 3.4; RFC 2018, RFC 2883 (SACK, D-SACK).
 
@@ -25,13 +26,13 @@ use super::{ip, tcp};
 use crate::net::{Address, Family};
 use crate::xdp::umem::Frame;
 
-/// Bytes of a header for TCP over IPv4.
+/// Length of a header for TCP over IPv4, in bytes.
 pub const V4_LEN: usize = 28;
-/// Bytes of a header for TCP over IPv6.
+/// Length of a header for TCP over IPv6, in bytes.
 pub const V6_LEN: usize = 52;
 
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
-/// Version 2, command PROXY: the connection is somebody else's.
+/// Version 2, command PROXY: the connection is relayed for another client.
 const VERSION_COMMAND: u8 = 0x21;
 /// TCP over IPv4.
 const TCP_V4: u8 = 0x11;
@@ -42,7 +43,7 @@ const RST: u8 = 0x04;
 /// ACK.
 const ACK: u8 = 0x10;
 
-/// A header.
+/// A PROXY header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     bytes: [u8; V6_LEN],
@@ -50,8 +51,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// Says that `client` has connected to `vip`: address and port each. Both addresses are of one
-    /// family; of two, they are written as IPv6 (RFC 4291 2.5.5.2).
+    /// Creates the header for a connection from `client` to `vip`: address and port each. Addresses
+    /// of different families are both written as IPv6 (RFC 4291 2.5.5.2).
     pub fn new(client: (Address, u16), vip: (Address, u16)) -> Self {
         let v4 = client.0.is_v4() && vip.0.is_v4();
         let family = if v4 { Family::V4 } else { Family::V6 };
@@ -72,7 +73,7 @@ impl Header {
         header
     }
 
-    /// How many bytes a header has for a VIP of this family.
+    /// Length of a header for a VIP of this family, in bytes.
     #[inline]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "28 or 52")]
@@ -80,7 +81,7 @@ impl Header {
         if family.is_v4() { V4_LEN as u8 } else { V6_LEN as u8 }
     }
 
-    /// Its bytes: 28 or 52.
+    /// The bytes of the header: 28 or 52.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
         let len = if self.family.is_v4() { V4_LEN } else { V6_LEN };
@@ -92,37 +93,38 @@ fn fill(places: &mut [u8], bytes: impl Iterator<Item = u8>) {
     places.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
 }
 
-/// How the numbers of a flow's two halves belong together.
+/// Offset between the sequence numbers of the client and of the backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shift {
     /// The client's initial sequence number: SEQ of its SYN.
     pub isn: u32,
-    /// Bytes of the header: 28 or 52.
+    /// Length of the header in bytes: 28 or 52.
     pub len: u8,
-    /// The backend has answered the client's SYN ([`Shift::is_answer`]).
+    /// Whether the backend has answered the client's SYN ([`Shift::is_answer`]).
     pub answered: bool,
-    /// The backend has acknowledged the whole header ([`Shift::to_client`] has said so once).
+    /// Whether the backend has acknowledged the whole header ([`Shift::to_client`] has returned
+    /// true).
     pub acknowledged: bool,
 }
 
-/// What a client's segment needs besides.
+/// Position of a client's segment relative to the start of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// Nothing more: its numbers are right.
+    /// Elsewhere: the numbers are final.
     Within,
-    /// The header in front of its data ([`insert`]); its SEQ is right as it is.
+    /// At the start: the header must be inserted before its data ([`insert`]); its SEQ is final.
     Header,
-    /// It must not pass: its data would be taken for the header.
+    /// Across the start: it must be dropped, as the backend would take its data for the header.
     Overlap,
 }
 
 impl Shift {
-    /// The first number of the client's stream.
+    /// First sequence number of the client's data.
     const fn first(&self) -> u32 {
         self.isn.wrapping_add(1)
     }
 
-    /// Whether the header belongs in front of the data of this segment of the client.
+    /// Whether the header must be inserted in front of the data of this client segment.
     #[inline]
     #[must_use]
     pub fn begins(&self, segment: &[u8]) -> bool {
@@ -130,8 +132,8 @@ impl Shift {
         first && !self.acknowledged && tcp::flags(segment).is_some_and(|flags| flags & RST == 0)
     }
 
-    /// A number of the client's, as the backend counts. The SYN's, and that of a keep-alive before any
-    /// data, which repeats the number before the stream, stay.
+    /// Converts a number of the client to the backend's count. The SYN's number stays, and so does
+    /// that of a keep-alive before any data, which repeats the number before the stream.
     #[inline]
     #[must_use]
     pub const fn forth(&self, number: u32) -> u32 {
@@ -139,27 +141,28 @@ impl Shift {
         if shifted { number.wrapping_add(self.len as u32) } else { number }
     }
 
-    /// Whether a segment with this SEQ and so many bytes of data begins before the stream, and reaches into
-    /// it. Nobody sends that: a keep-alive has one byte at most, where the SYN was.
+    /// Whether a segment with this SEQ and `data` bytes starts before the stream and reaches into
+    /// it. No regular client sends that: a keep-alive has at most one byte, in place of the SYN.
     const fn overlaps(&self, sequence: u32, data: usize) -> bool {
         let ahead = self.first().wrapping_sub(sequence);
         !self.acknowledged && is_after(self.first(), sequence) && data > ahead as usize
     }
 
-    /// Whether a backend's SYN is its answer to the client's, which has these flags and acknowledges `number`.
-    /// Another one is of a connection that has not begun with this flow.
+    /// Whether a backend's SYN with these flags, which acknowledges `number`, answers the client's
+    /// SYN. Any other SYN belongs to a connection that did not begin with this flow.
     #[inline]
     #[must_use]
     pub const fn is_answer(&self, flags: u8, number: u32) -> bool {
         !self.acknowledged && flags & ACK != 0 && number == self.first()
     }
 
-    /// Shifts the SEQ of a client's segment with `data` bytes, and tells whether the header belongs in front
-    /// of it.
+    /// Shifts the SEQ of a client's segment with `data` bytes, and returns its position in the
+    /// stream.
     ///
-    /// `None` if the TCP header is cut short. A RST at the start gets no header: a backend that has
-    /// it already answers with an ACK (RFC 5961 3.2), which brings about a better RST. One before the
-    /// backend has answered is for the older connection that the backend has told of.
+    /// `None` if the TCP header is truncated. A RST at the start gets no header: a backend that has
+    /// the header already replies with an ACK (RFC 5961 3.2), which triggers a RST with the right
+    /// number. A RST before the backend has answered is for an older connection that the backend
+    /// reported, and passes unshifted.
     #[inline]
     #[must_use]
     pub fn to_backend(&self, segment: &mut [u8], data: usize) -> Option<Start> {
@@ -178,10 +181,10 @@ impl Shift {
         tcp::patch_checksum(segment, delta).then_some(Start::Within)
     }
 
-    /// Shifts ACK and SACK of a backend's segment back, once it has answered; true if its ACK covers the whole
-    /// header.
+    /// Shifts ACK and SACK of a backend's segment back, once the backend has answered; true if its
+    /// ACK covers the whole header.
     ///
-    /// `None` if the TCP header is cut short.
+    /// `None` if the TCP header is truncated.
     #[inline]
     #[must_use]
     pub fn to_client(&self, segment: &mut [u8]) -> Option<bool> {
@@ -196,7 +199,7 @@ impl Shift {
         tcp::patch_checksum(segment, delta).then_some(self.acknowledged || !is_after(end, number))
     }
 
-    /// A number that the backend acknowledges, as the client counts.
+    /// Converts a number acknowledged by the backend to the client's count.
     #[inline]
     #[must_use]
     pub const fn back(&self, number: u32) -> u32 {
@@ -204,8 +207,8 @@ impl Shift {
         if self.acknowledged || is_after(shifted, self.first()) { shifted } else { self.first() }
     }
 
-    /// Shifts the blocks of SACK options. A block of which nothing is left, the header's own, goes;
-    /// padding takes its place.
+    /// Shifts the blocks of SACK options. A block that becomes empty, within the header, is removed
+    /// and replaced by padding.
     fn sacks_back(&self, segment: &mut [u8], mut delta: Delta) -> Delta {
         const BLOCK: usize = 8;
         let mut options = tcp::Options::of(segment);
@@ -236,13 +239,13 @@ impl Shift {
     }
 }
 
-/// Whether `number` comes after `other`, in the half of the circle that is ahead of it (RFC 9293
-/// 3.4). What is compared is less than 2 GiB apart: the header is not acknowledged yet.
+/// Whether `number` comes after `other`, in the half of the circle ahead of it (RFC 9293 3.4). The
+/// compared numbers are less than 2 GiB apart: the header is not acknowledged yet.
 const fn is_after(number: u32, other: u32) -> bool {
     number.wrapping_sub(other).wrapping_sub(1) < 1 << 31
 }
 
-/// Why a frame is not changed.
+/// Reason why a frame is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProxyError {
     /// Not a whole TCP segment over IP.
@@ -251,7 +254,7 @@ pub enum ProxyError {
     NoRoom,
 }
 
-/// The parts of a TCP packet in a frame: offsets in the frame of its TCP header, data and end.
+/// Parts of a TCP packet in a frame: offsets in the frame of its TCP header, data and end.
 struct Parts {
     transport: usize,
     data: usize,
@@ -259,7 +262,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// The data may go on behind the frame's first chunk.
+    /// Locates the parts. The data may continue after the frame's first chunk.
     fn of(frame: &Frame, at: usize) -> Option<Self> {
         let packet = frame.data().get(at..)?;
         let headers = Headers::of(packet).ok()?;
@@ -274,24 +277,24 @@ impl Parts {
     }
 }
 
-/// Puts `header` in front of the data of the TCP packet in `frame`, whose IP header is at `at`. The
-/// headers move to the front; Ethernet padding is cut off. Lengths, checksums and the urgent pointer
-/// are patched.
+/// Inserts `header` in front of the data of the TCP packet in `frame`, with its IP header at `at`.
+/// The headers move to the front; Ethernet padding is cut off. Lengths, checksums and the urgent
+/// pointer are patched.
 ///
 /// # Errors
-/// [`ProxyError`]; then nothing has changed.
+/// [`ProxyError`]; the frame is then unchanged.
 pub fn insert(frame: &mut Frame, at: usize, header: &Header) -> Result<(), ProxyError> {
     let parts = Parts::of(frame, at).ok_or(ProxyError::Malformed)?;
     let added = header.bytes().len();
-    // Both in 16 bits: the lengths of an IP packet and of our header.
+    // Both fit 16 bits: the length of an IP packet and that of the PROXY header.
     let by = u16::try_from(added).map_err(|_| ProxyError::NoRoom)?;
     let old = u16::try_from(parts.end - parts.transport).map_err(|_| ProxyError::NoRoom)?;
     let new = old.checked_add(by).ok_or(ProxyError::NoRoom)?;
     if u16::try_from(parts.end - at + added).is_err() || !frame.push_front(added) {
         return Err(ProxyError::NoRoom);
     }
-    // The end moved by as much as the start: shorter than it is now, or as long. What is longer than
-    // a frame has no padding.
+    // The end moved by as much as the start: the new length is shorter or equal. A packet longer
+    // than a frame has no padding.
     let _ = frame.set_len(parts.end + added);
     let bytes = frame.data_mut();
     bytes.copy_within(added..added + parts.data, 0);
@@ -300,19 +303,21 @@ pub fn insert(frame: &mut Frame, at: usize, header: &Header) -> Result<(), Proxy
     }
     ip::set_len(bytes.get_mut(at..).unwrap_or_default(), parts.end - at + added);
     let segment = bytes.get_mut(parts.transport..).unwrap_or_default();
-    // Header and data begin at even offsets: their words stay words. The pseudo header has the
-    // length.
+    // Header and data start at even offsets, so their words stay aligned. The pseudo header
+    // contains the length.
     let delta = Delta::default().add_bytes(header.bytes()).replace_u16(old, new);
     let delta = tcp::move_urgent(segment, by, delta);
     tcp::patch_checksum(segment, delta);
     Ok(())
 }
 
-/// Cuts the data off the SYN in `frame`, whose IP header is at `at`, and takes fast open out of it: its
-/// sender repeats the data after the handshake (RFC 7413 4.1.3.1), where the header can go first.
+/// Cuts the data off the SYN in `frame`, with its IP header at `at`, and removes its fast open
+/// option: the client retransmits the data after the handshake (RFC 7413 4.1.3.1), when the header
+/// can precede it.
 ///
 /// # Errors
-/// [`ProxyError::Malformed`], also if the data goes on behind the frame; then nothing has changed.
+/// [`ProxyError::Malformed`], also if the data continues after the frame; the frame is then
+/// unchanged.
 pub fn strip_syn(frame: &mut Frame, at: usize) -> Result<(), ProxyError> {
     if frame.is_long() {
         return Err(ProxyError::Malformed);
@@ -328,7 +333,7 @@ pub fn strip_syn(frame: &mut Frame, at: usize) -> Result<(), ProxyError> {
     let segment = bytes.get_mut(parts.transport..).unwrap_or_default();
     let delta = tcp::remove_fast_open(segment, delta);
     tcp::patch_checksum(segment, delta);
-    // Shorter than it was, or as long.
+    // Shorter than before, or equal.
     let _ = frame.set_len(parts.data);
     Ok(())
 }

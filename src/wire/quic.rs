@@ -1,22 +1,22 @@
-//! QUIC packets, as far as they show it (RFC 8999): where the destination connection id is, and
-//! whether the server chose it.
+//! Version-independent fields of QUIC packets (RFC 8999): the position of the destination
+//! connection id, and whether the server chose it.
 
 /// QUIC version 1 (RFC 9000 15).
 const V1: u32 = 1;
 /// QUIC version 2 (RFC 9369 3.1).
 const V2: u32 = 0x6b33_43cf;
-/// Longest connection id of both versions, in bytes (RFC 9000 17.2).
+/// Maximum length of a connection id in both versions, in bytes (RFC 9000 17.2).
 pub const MAX_CONNECTION_ID: usize = 20;
-/// Set in the first octet of a long header (RFC 8999 5.1).
+/// Header form bit in the first octet: set in a long header (RFC 8999 5.1).
 const LONG_HEADER: u8 = 0x80;
 
-/// The destination connection id of a client's UDP payload, if a server of ours may have chosen it:
-/// that of the first packet in the datagram, unless it is an Initial or a 0-RTT packet, whose id is
-/// the client's choice until it has heard from the server.
+/// Destination connection id of a client's UDP payload, if a backend may have chosen it: that of
+/// the first packet in the datagram, except in an Initial or 0-RTT packet, where the client chooses
+/// the id until a packet of the server arrives.
 ///
-/// A short header does not tell where the id ends: then the slice goes on with up to
-/// [`MAX_CONNECTION_ID`] bytes, of which the id's first octet says how many count. The fixed bit is
-/// not looked at: endpoints may agree to change it (RFC 9287).
+/// A short header does not encode the length of the id: the slice then has up to
+/// [`MAX_CONNECTION_ID`] bytes, and the id's first octet encodes how many count. The fixed bit is
+/// ignored: endpoints may agree to change it (RFC 9287).
 ///
 /// Cost: a few comparisons; any bytes are safe.
 #[inline]
@@ -34,8 +34,8 @@ pub fn server_chosen_id(payload: &[u8]) -> Option<&[u8]> {
     if length > MAX_CONNECTION_ID { None } else { rest.get(..length) }
 }
 
-/// Whether the type of a long header says so. Both versions have the same types under different
-/// numbers (RFC 9000 17.2, RFC 9369 3.2).
+/// Whether a long header has a packet type whose id the server chose. Both versions have the same
+/// types under different numbers (RFC 9000 17.2, RFC 9369 3.2).
 const fn is_server_chosen(first: u8, version: u32) -> bool {
     let initial_and_zero_rtt = match version {
         V1 => [0, 1],

@@ -1,4 +1,4 @@
-//! The packet that an ICMP error quotes: which flow it is of, and its translation in place.
+//! The packet quoted by an ICMP error: its flow, and its translation in place.
 //!
 //! ```text
 //! | type code sum ... 8 bytes | IP header | first bytes of TCP or UDP ...
@@ -6,9 +6,9 @@
 //!             +- covers all of this, both inner checksums too
 //! ```
 //!
-//! A *message* is a slice from the ICMP type to the end of the packet, without padding. Quotes may be
-//! cut short behind the 8th byte of the transport header (RFC 792, RFC 1122 3.2.2); a checksum that is cut
-//! off needs no patching. What follows the quote (RFC 4884) stays, as lengths do.
+//! A *message* is a slice from the ICMP type to the end of the packet, without padding. A quote may
+//! end after the 8th byte of the transport header (RFC 792, RFC 1122 3.2.2); a checksum beyond the
+//! end needs no patch. Data after the quote (RFC 4884) and lengths are unchanged.
 
 use super::checksum::{Delta, patch, replace};
 use super::headers::{Headers, ends, protocol};
@@ -16,61 +16,61 @@ use super::icmp::ICMP_LEN;
 use super::transport;
 use crate::net::Address;
 
-/// Bytes of a transport header that are always quoted: ports, and what else TCP needs to tell its own
-/// messages from forged ones, the sequence number.
+/// Minimum number of quoted bytes of a transport header: the ports and, for TCP, the sequence
+/// number, by which TCP recognizes forged messages.
 pub const MIN_TRANSPORT: usize = 8;
 
-/// Where an IPv4 header has its checksum.
+/// Offset of the checksum in an IPv4 header.
 const V4_CHECKSUM: usize = 10;
 
 /// An address and a port.
 pub type End = (Address, u16);
 
-/// Why a quote says nothing of a flow; the message is unchanged.
+/// Reason why a quote identifies no flow; the message is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuoteError {
-    /// Cut short before the 8th byte of the transport header.
+    /// Truncated before the 8th byte of the transport header.
     Truncated,
-    /// Its headers cannot be, or are not known.
+    /// Malformed or unsupported headers.
     Malformed,
-    /// A later fragment: without ports.
+    /// A later fragment, which has no ports.
     Fragment,
-    /// ICMP; for [`translate`], all but TCP and UDP.
+    /// ICMP; for [`translate`], every protocol except TCP and UDP.
     Protocol,
     /// The new address is of the other family.
     Family,
 }
 
-/// What a quoted packet says of its flow: it was sent from `source` to `destination`.
+/// Flow of a quoted packet, which was sent from `source` to `destination`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quoted {
-    /// As in the IP header. If it is neither TCP (6) nor UDP (17), both ports are 0.
+    /// Protocol number of the IP header. If it is neither TCP (6) nor UDP (17), both ports are 0.
     pub protocol: u8,
-    /// Who has sent it.
+    /// Sender of the quoted packet.
     pub source: End,
-    /// To whom.
+    /// Receiver of the quoted packet.
     pub destination: End,
 }
 
-/// What is to be replaced in a quoted packet.
+/// Replacement of fields in a quoted packet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Replacement {
-    /// Its source.
+    /// New source.
     pub source: Option<End>,
-    /// Its destination.
+    /// New destination.
     pub destination: Option<End>,
-    /// Added to its sequence number, if it is TCP's.
+    /// Value added to the sequence number, if the packet is TCP.
     pub sequence: i32,
 }
 
-/// Where everything is; offsets in the message.
+/// Positions of the quoted fields: offsets in the message.
 struct Places {
     v4: bool,
     protocol: u8,
     source: usize,
     destination: usize,
     ports: usize,
-    /// End of what is quoted.
+    /// End of the quote.
     end: usize,
 }
 
@@ -110,7 +110,7 @@ impl Places {
 /// Reads the flow of the packet that `message` quotes.
 ///
 /// # Errors
-/// [`QuoteError`], but not of family or protocol.
+/// [`QuoteError`], except `Family`.
 pub fn read(message: &[u8]) -> Result<Quoted, QuoteError> {
     let packet = message.get(ICMP_LEN..).ok_or(QuoteError::Truncated)?;
     let (source, destination) = ends(packet).ok_or(QuoteError::Truncated)?;
@@ -127,8 +127,8 @@ pub fn read(message: &[u8]) -> Result<Quoted, QuoteError> {
     })
 }
 
-/// What a quoted packet says of whose ports nothing is known. About ICMP messages there are no errors that
-/// are of use to somebody.
+/// Reads the flow of a quoted packet of a protocol without known ports. ICMP messages are refused:
+/// no error about them is useful.
 fn without_ports(
     packet: &[u8],
     source: Address,
@@ -141,11 +141,11 @@ fn without_ports(
     Ok(Quoted { protocol, source: (source, 0), destination: (destination, 0) })
 }
 
-/// Translates the packet that `message` quotes, and patches the checksums: of its IPv4 header, of its
-/// TCP or UDP header as far as it is there (a UDP checksum of 0 stays), and of the message itself.
+/// Translates the packet that `message` quotes, and patches the checksums: of its IPv4 header, of
+/// its TCP or UDP header if present (a UDP checksum of 0 stays), and of the message itself.
 ///
-/// `outer` is what the pseudo header of the message changes by: for ICMPv6 the change of the outer
-/// addresses, for ICMP nothing.
+/// `outer` is the change of the message's pseudo header: for ICMPv6 that of the outer addresses,
+/// for ICMP none.
 ///
 /// # Errors
 /// [`QuoteError`].
@@ -159,8 +159,8 @@ pub fn translate(
     if ends.iter().flatten().any(|end| end.0.is_v4() != places.v4) {
         return Err(QuoteError::Family);
     }
-    // The quoted packet begins at an even offset: what its checksums cover is at even offsets in the
-    // message too.
+    // The quoted packet starts at an even offset, so words of its checksums are also words of the
+    // message's.
     let mut network = Delta::default();
     for (end, at) in ends.into_iter().zip([places.source, places.destination]) {
         let Some((address, _)) = end else { continue };
@@ -198,7 +198,7 @@ mod tests {
         (address, port)
     }
 
-    /// An ICMP message about `packet`, with a right checksum, without a pseudo header.
+    /// An ICMP message about `packet`, with a correct checksum, without a pseudo header.
     fn quoting(packet: &[u8]) -> Vec<u8> {
         let mut message = [&[3, 4, 0, 0, 0, 0, 5, 0], packet].concat();
         let sum = !sum(&[&message]);
@@ -263,7 +263,7 @@ mod tests {
                 }
                 assert_eq!(result, Ok(()));
                 let sums = len >= ip + if protocol == 6 { 18 } else { 8 };
-                // Cut off, or cut through, the checksum stays; all else is as in the whole quote.
+                // A missing or truncated checksum is unchanged; the rest is as in the whole quote.
                 let until = if sums { 8 + len } else { 8 + len.min(ip + 16) };
                 assert_eq!(message[8..until], whole[8..until], "{len} bytes");
                 assert_eq!(message[until..], before[until..], "{len} bytes");
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_quote_of_a_flow() {
+    fn quotes_without_a_flow_are_refused() {
         let edit = |at: usize, byte| {
             let mut original = packet(true, 17, b"data");
             original[at] = byte;

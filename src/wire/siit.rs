@@ -5,12 +5,12 @@
 //! | Ethernet | IPv6, fragment header  | TCP, UDP, ICMPv6 ... |     both ways
 //! ```
 //!
-//! What stands behind the headers stays where it is in the frame; what is in front is written anew. Both
-//! addresses and both ports are given by the caller, who keeps the flow: this is the translation of
-//! headers only. IPv4 options are dropped (4.1), IPv6 extension headers are stepped over (5.1).
+//! Data after the headers stay in place in the frame; the bytes before them are rewritten. The
+//! caller, which tracks the flow, supplies both addresses and both ports: this module translates
+//! headers only. IPv4 options are dropped (4.1), IPv6 extension headers are skipped (5.1).
 //!
-//! Checksums of TCP and UDP are patched, so that damage on the way stays visible. An IPv4 UDP
-//! datagram without one gets one, which IPv6 demands.
+//! Checksums of TCP and UDP are patched, so that corruption on the path stays detectable. An IPv4
+//! UDP datagram without a checksum gets one, which IPv6 requires.
 
 mod messages;
 
@@ -24,77 +24,78 @@ use super::quoted::{End, MIN_TRANSPORT};
 use super::transport;
 use crate::xdp::umem::Frame;
 
-/// Bytes that the header grows by from IPv4 to IPv6.
+/// Growth of the header from IPv4 to IPv6, in bytes.
 const GROWTH: u16 = 20;
-/// IPv6 and a fragment header.
+/// Length of an IPv6 header with a fragment header, in bytes.
 const LONGEST_HEADER: usize = 48;
-/// An Ethernet header with tags, two IP headers and ICMP's between them.
+/// Maximum length of the rewritten front, in bytes: an Ethernet header with tags, two IP headers
+/// and an ICMP header between them.
 const LONGEST_FRONT: usize = 32 + LONGEST_HEADER + ICMP_LEN + LONGEST_HEADER;
-/// Longest ICMP error in IPv4, in bytes (RFC 1812 4.3.2.3).
+/// Maximum length of an ICMP error in IPv4, in bytes (RFC 1812 4.3.2.3).
 const LONGEST_ERROR_V4: usize = 576;
-/// Longest IPv4 packet that is sent without DF (RFC 7915 5.1).
+/// Maximum length of an IPv4 packet that is sent without DF, in bytes (RFC 7915 5.1).
 const MAY_FRAGMENT: usize = 1260;
 
-/// What the translated packet is to say.
+/// Fields of the translated packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
-    /// Its source; of an ICMP message the port has no meaning.
+    /// New source; the port is unused for an ICMP message.
     pub source: End,
-    /// Its destination.
+    /// New destination.
     pub destination: End,
-    /// Of an ICMP error: what the packet that it quotes is to say.
+    /// ICMP error: fields of the translated quote.
     pub quoted: Option<Quote>,
-    /// IPv4 identification of a packet that has none, as IPv6 packets do.
+    /// IPv4 identification for a packet that has none, like most IPv6 packets.
     pub identification: u16,
-    /// Longest packet that may be sent, in bytes.
+    /// Maximum length of the translated packet, in bytes.
     pub mtu: u16,
 }
 
-/// What the packet that is quoted is to say.
+/// Fields of the translated quoted packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quote {
-    /// Its source.
+    /// New source.
     pub source: End,
-    /// Its destination.
+    /// New destination.
     pub destination: End,
-    /// Added to its TCP sequence number.
+    /// Value added to its TCP sequence number.
     pub sequence: i32,
-    /// Longest packet, in its own family, that may be sent where it went, in bytes.
+    /// MTU, in its own family, of the link by which the quoted packet was sent, in bytes.
     pub mtu: u16,
 }
 
-/// Why a packet is not translated; it is unchanged.
+/// Reason why a packet is not translated; it is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SiitError {
-    /// Headers that cannot be, or are cut short.
+    /// Malformed or truncated headers.
     Malformed,
-    /// An IPv4 header with a wrong checksum: the header that replaces it would say that all is well.
+    /// An IPv4 header with a wrong checksum: the new header would hide the corruption.
     BadHeaderChecksum,
-    /// The addresses that are wanted are not both of the other family.
+    /// The addresses of the target are not both of the other family.
     Family,
     /// TTL or hop limit is 0 or 1.
     HopsExceeded,
     /// Neither TCP, UDP nor ICMP; in a quote, neither TCP nor UDP.
     Protocol,
-    /// A fragment of an ICMP message, whose checksum is not in every one; or a later fragment that
-    /// is quoted.
+    /// A fragment of an ICMP message, whose checksum covers all fragments, or a quoted later
+    /// fragment.
     Fragment,
-    /// The first fragment of an IPv4 UDP datagram without a checksum: the other fragments would be needed
-    /// to make one (RFC 7915 4.5).
+    /// The first fragment of an IPv4 UDP datagram without a checksum: its computation needs the
+    /// other fragments (RFC 7915 4.5).
     NoChecksum,
-    /// An IPv4 source route that has not come to its end (RFC 7915 4.1).
+    /// An IPv4 source route with addresses left to visit (RFC 7915 4.1).
     SourceRoute,
-    /// An ICMP message that has no counterpart in the other family, or nobody asks for.
+    /// An ICMP message without a counterpart in the other family, or for which the target has no
+    /// quote.
     Message,
-    /// An ICMP error whose checksum is wrong.
+    /// An ICMP error with a wrong checksum.
     BadChecksum,
-    /// The translated packet would be longer than the link carries. The packet as it came may have
-    /// at most `mtu` bytes.
+    /// The translated packet would exceed the MTU of the link.
     TooBig {
-        /// Bytes of the longest packet that passes, in the sender's family.
+        /// Maximum length of a packet that passes, in the sender's family, in bytes.
         mtu: u16,
     },
-    /// There is no room in the frame.
+    /// No room in the frame.
     NoRoom,
 }
 
@@ -104,16 +105,16 @@ impl From<HeaderError> for SiitError {
     }
 }
 
-/// What both families' headers say.
+/// Header fields common to both families.
 #[derive(Debug, Clone, Copy)]
 struct Ip {
-    /// ToS, or traffic class.
+    /// ToS or traffic class.
     class: u8,
     hops: u8,
-    /// By its number in IPv4.
+    /// Protocol number of IPv4: 1 for ICMPv6.
     protocol: u8,
     fragment: Option<Fragment>,
-    /// Bytes behind the headers.
+    /// Length after the headers, in bytes.
     payload: usize,
 }
 
@@ -127,7 +128,7 @@ impl Ip {
             hops: if v4 { ttl } else { seventh },
             protocol: match (headers.protocol, v4) {
                 (protocol::ICMP_V6, false) => protocol::ICMP,
-                // ICMP of the other family is nobody's (RFC 7915 4.1, 5.1).
+                // ICMP of the other family is not translated (RFC 7915 4.1, 5.1).
                 (protocol::ICMP, false) | (protocol::ICMP_V6, true) => {
                     return Err(SiitError::Protocol);
                 }
@@ -138,7 +139,7 @@ impl Ip {
         })
     }
 
-    /// The header in the family of the target's addresses.
+    /// Builds the header in the family of the addresses.
     fn header(
         &self,
         source: End,
@@ -153,7 +154,7 @@ impl Ip {
         }
     }
 
-    /// RFC 7915 5.1, and 5.1.1 for fragments.
+    /// Builds an IPv4 header: RFC 7915 5.1, and 5.1.1 for fragments.
     fn header_v4(
         &self,
         (source, destination): ([u8; 4], [u8; 4]),
@@ -191,7 +192,8 @@ impl Ip {
         Ok(header.into_iter().collect())
     }
 
-    /// RFC 7915 4.1: a fragment header is there for fragments only, not for the sake of DF.
+    /// Builds an IPv6 header: RFC 7915 4.1. Only fragments get a fragment header; a cleared DF bit
+    /// does not.
     fn header_v6(
         &self,
         source: [u8; 16],
@@ -219,10 +221,10 @@ impl Ip {
     }
 }
 
-/// Translates the packet in `frame`, whose IP header is at `at` (at most 32), into the other family.
-/// The Ethernet type is set; padding is cut off; the hops are one fewer.
+/// Translates the packet in `frame`, with its IP header at `at` (at most 32), into the other
+/// family. Sets the Ethernet type, removes padding and decrements the hop count.
 ///
-/// Cost: the headers; for a UDP datagram without a checksum and for ICMP errors, the whole.
+/// Cost: the headers; for a UDP datagram without a checksum and for ICMP errors, the whole packet.
 ///
 /// # Errors
 /// [`SiitError`].
@@ -249,7 +251,7 @@ pub fn translate(frame: &mut Frame, at: usize, target: &Target) -> Result<(), Si
     }
 }
 
-/// A TCP or UDP packet, or a fragment of one.
+/// Translates a TCP or UDP packet, or a fragment of one.
 fn ports(
     frame: &mut Frame,
     at: usize,
@@ -285,18 +287,18 @@ fn ports(
     Ok(())
 }
 
-/// Whether it is a UDP datagram without a checksum.
+/// Whether the segment is a UDP datagram without a checksum.
 fn lacks_checksum(protocol: u8, segment: &[u8]) -> bool {
     protocol == protocol::UDP && segment.get(6..8) == Some(&[0, 0])
 }
 
-/// The part of `segment` that is the datagram by its own length.
+/// The datagram within `segment`, by its own length field.
 fn udp_part(segment: &[u8]) -> Option<&[u8]> {
     let len = segment.get(4..)?.first_chunk::<2>().map(|len| u16::from_be_bytes(*len))?;
     if len < 8 { None } else { segment.get(..len.into()) }
 }
 
-/// Computes the checksum of a datagram over IPv6, whose field is 0.
+/// Computes the checksum of a UDP datagram over IPv6, with the field set to 0.
 fn write_udp_checksum(head: &[u8], segment: &mut [u8]) {
     let Some(datagram) = udp_part(segment) else { return };
     let Ok(len) = u32::try_from(datagram.len()) else { return };
@@ -309,27 +311,28 @@ fn write_udp_checksum(head: &[u8], segment: &mut [u8]) {
     let _ = checksum::replace(segment, 6, &sum.to_be_bytes(), Delta::default());
 }
 
-/// What the new addresses change in a pseudo header; its length and protocol stay what they are.
+/// Change of a pseudo header by the new addresses; its length and protocol are unchanged.
 fn change_of_addresses(old: &[u8], new: &[u8]) -> Result<Delta, SiitError> {
     let old = addresses(old).ok_or(SiitError::Malformed)?;
     let new = addresses(new).ok_or(SiitError::Malformed)?;
     Ok(Delta::default().remove_bytes(old).add_bytes(new))
 }
 
-/// An error if the packet would be longer than `mtu` with a header of `len` bytes.
+/// Returns an error if the packet would exceed `mtu` with a header of `len` bytes.
 fn check_mtu(headers: &Headers, len: usize, mtu: u16) -> Result<(), SiitError> {
     if headers.end - headers.transport + len <= usize::from(mtu) {
         return Ok(());
     }
-    // From IPv4: what passes is as much shorter as the header grows, even with a fragment header.
+    // From IPv4, the limit is lower by the growth of the header, including a fragment header.
     let fewer = u16::try_from(len.saturating_sub(V4_LEN)).unwrap_or(GROWTH);
     let to_v6 = len != V4_LEN;
     let mtu = if to_v6 { mtu.saturating_sub(fewer) } else { mtu.saturating_add(GROWTH) };
     Err(SiitError::TooBig { mtu })
 }
 
-/// Writes `front` in place of the `old` bytes from `at` on, cuts the frame at `at + end` as it was,
-/// and sets the Ethernet type by the family of `front`. What is in front of `at` moves along.
+/// Replaces the `old` bytes from `at` on with `front`, truncates the frame at its former offset
+/// `at + end`, and sets the Ethernet type by the family of `front`. The bytes before `at`
+/// move along.
 fn replace_front(
     frame: &mut Frame,
     at: usize,
@@ -355,7 +358,7 @@ fn replace_front(
     if !moved {
         return Err(SiitError::NoRoom);
     }
-    // The end stays where it is in the frame, or comes nearer.
+    // The end keeps its place in the frame, or moves forward.
     let _ = frame.set_len(all.len() + end - old);
     if let Some(place) = frame.data_mut().get_mut(..all.len()) {
         place.copy_from_slice(&all);
@@ -363,7 +366,7 @@ fn replace_front(
     Ok(())
 }
 
-/// Whether options of an IPv4 header have a source route with addresses that are still to come.
+/// Whether options of an IPv4 header contain a source route with addresses left to visit.
 fn has_source_route(mut options: &[u8]) -> bool {
     const LOOSE: u8 = 131;
     const STRICT: u8 = 137;

@@ -1,12 +1,12 @@
-//! TCP headers (RFC 9293 3.1): walking the options of any bytes, and changing fields and options in
-//! place with the checksum patched.
+//! TCP headers (RFC 9293 3.1): iteration over the options of any bytes, and changes of fields and
+//! options in place with the checksum patched.
 //!
-//! A *segment* is a slice that begins with a TCP header. It may go on behind its last byte, with
-//! Ethernet padding: only what is changed is looked at.
+//! A *segment* is a slice that starts with a TCP header. Ethernet padding may follow its last byte:
+//! only changed bytes are read.
 
 use super::checksum::{Delta, replace};
 
-/// Bytes of a header without options.
+/// Length of a header without options, in bytes.
 pub const MIN_LEN: usize = 20;
 /// Offsets in the header.
 mod field {
@@ -30,7 +30,7 @@ pub mod option {
     pub const SACK: u8 = 5;
     /// Fast open cookie (RFC 7413).
     pub const FAST_OPEN: u8 = 34;
-    /// Experimental, told apart by the two bytes that follow (RFC 6994).
+    /// Experimental, identified by the two bytes that follow (RFC 6994).
     pub const EXPERIMENTAL: u8 = 254;
 }
 
@@ -39,20 +39,21 @@ const FIN: u8 = 0x01;
 /// SYN.
 const SYN: u8 = 0x02;
 
-/// An option in a header: where it is, with its kind and length bytes.
+/// Position of an option in a header, including its kind and length bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// What kind of option.
+    /// Kind of the option.
     pub kind: u8,
     /// Offset of the kind byte in the segment.
     pub at: usize,
-    /// Bytes of the option, all inside of the header.
+    /// Length of the option in bytes, inside the header.
     pub len: usize,
 }
 
-/// Walks the options of a segment that may be changed in between, as long as lengths stay.
+/// Iterator over the options of a segment. The segment may change between steps if lengths are
+/// unchanged.
 ///
-/// Ends at the end of the options, and at the first one that is malformed (a length below 2 or beyond the
+/// Ends at the end of the options, or at the first malformed option (a length below 2 or beyond the
 /// header). Cost: one step per option, at most 40.
 #[derive(Debug)]
 pub struct Options {
@@ -61,14 +62,14 @@ pub struct Options {
 }
 
 impl Options {
-    /// At the first option.
+    /// Starts at the first option.
     #[inline]
     pub fn of(segment: &[u8]) -> Self {
         let end = header_len(segment).unwrap_or(MIN_LEN);
         Self { at: MIN_LEN, end }
     }
 
-    /// The next option that is not padding.
+    /// Returns the next option that is not padding.
     #[inline]
     pub fn next(&mut self, segment: &[u8]) -> Option<Place> {
         let options = segment.get(..self.end)?;
@@ -90,14 +91,14 @@ impl Options {
     }
 }
 
-/// Bytes of the header, if they are all there.
+/// Length of the header in bytes, if the segment contains all of it.
 #[inline]
 pub fn header_len(segment: &[u8]) -> Option<usize> {
     let len = data_offset(segment)?;
     (len >= MIN_LEN && len <= segment.len()).then_some(len)
 }
 
-/// Bytes of the header as its data offset says, whether or not they are there.
+/// Length of the header in bytes by its data offset, even if the segment is shorter.
 #[inline]
 pub fn data_offset(segment: &[u8]) -> Option<usize> {
     Some(usize::from(segment.get(field::DATA_OFFSET)? >> 4) * 4)
@@ -115,45 +116,46 @@ pub fn sequence(segment: &[u8]) -> Option<u32> {
     number(segment, field::SEQUENCE)
 }
 
-/// The acknowledgment number, whether or not the flag is set.
+/// The acknowledgment number, whether or not the ACK flag is set.
 #[inline]
 pub fn acknowledgment(segment: &[u8]) -> Option<u32> {
     number(segment, field::ACKNOWLEDGMENT)
 }
 
-/// Sequence and acknowledgment number, the latter whether or not the flag is set.
+/// Sequence and acknowledgment number, the latter whether or not the ACK flag is set.
 #[inline]
 pub fn numbers(segment: &[u8]) -> Option<(u32, u32)> {
     Some((sequence(segment)?, acknowledgment(segment)?))
 }
 
-/// The sequence number after a segment with `payload` bytes of data: SYN and FIN count as a byte each (RFC
-/// 9293 3.4).
+/// The sequence number after a segment with `payload` bytes of data: SYN and FIN count as a byte
+/// each (RFC 9293 3.4).
 pub fn next_sequence(segment: &[u8], payload: u32) -> Option<u32> {
     let flags = flags(segment)?;
     let [syn, fin] = [SYN, FIN].map(|flag| u32::from(flags & flag != 0));
     Some(sequence(segment)?.wrapping_add(payload).wrapping_add(syn + fin))
 }
 
-/// The four bytes at `at`.
+/// The 32-bit number at `at`.
 #[inline]
 pub(super) fn number(segment: &[u8], at: usize) -> Option<u32> {
     segment.get(at..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
-/// Replaces the sequence number; the checksum is not patched, `delta` is what it owes.
+/// Replaces the sequence number. Adds the change to `delta` and leaves the checksum unpatched.
 #[inline]
 pub fn set_sequence(segment: &mut [u8], sequence: u32, delta: Delta) -> Delta {
     replace(segment, field::SEQUENCE, &sequence.to_be_bytes(), delta)
 }
 
-/// The same for the acknowledgment number.
+/// Replaces the acknowledgment number. Adds the change to `delta` and leaves the checksum
+/// unpatched.
 #[inline]
 pub fn set_acknowledgment(segment: &mut [u8], acknowledgment: u32, delta: Delta) -> Delta {
     replace(segment, field::ACKNOWLEDGMENT, &acknowledgment.to_be_bytes(), delta)
 }
 
-/// Moves the urgent pointer `by` bytes on, if the segment has one (`URG`).
+/// Advances the urgent pointer by `by` bytes, if the segment has one (`URG`).
 #[inline]
 pub(super) fn move_urgent(segment: &mut [u8], by: u16, delta: Delta) -> Delta {
     const URG: u8 = 0x20;
@@ -167,7 +169,7 @@ pub(super) fn move_urgent(segment: &mut [u8], by: u16, delta: Delta) -> Delta {
     }
 }
 
-/// Patches the checksum; false if the header is cut short.
+/// Patches the checksum; false if the header is truncated.
 #[inline]
 pub fn patch_checksum(segment: &mut [u8], delta: Delta) -> bool {
     let place = segment.get_mut(field::CHECKSUM..).and_then(|rest| rest.first_chunk_mut::<2>());
@@ -181,14 +183,15 @@ pub fn patch_checksum(segment: &mut [u8], delta: Delta) -> bool {
 }
 
 /// Lowers the maximum segment size that a SYN or SYN+ACK announces to `most` bytes; returns whether
-/// it did. One without the option is left alone: its sender may be sent 536 bytes (IPv4) or 1220
-/// (IPv6) at most (RFC 9293 3.7.1).
+/// it changed. A segment without the option is unchanged: its sender accepts at most 536 bytes
+/// (IPv4) or 1220 (IPv6) (RFC 9293 3.7.1).
 #[inline]
 pub fn lower_mss(segment: &mut [u8], most: u16) -> bool {
     change_mss(segment, |mss| mss.min(most))
 }
 
-/// Lowers it by `bytes`, to make room for something that is put in front of the data.
+/// Lowers the announced maximum segment size by `bytes`, to make room for data inserted before the
+/// payload.
 #[inline]
 pub fn lower_mss_by(segment: &mut [u8], bytes: u16) -> bool {
     change_mss(segment, |mss| mss.saturating_sub(bytes).max(1))
@@ -213,8 +216,8 @@ fn change_mss(segment: &mut [u8], change: impl Fn(u16) -> u16) -> bool {
     delta != Delta::default() && patch_checksum(segment, delta)
 }
 
-/// Overwrites the fast open options with padding, so that nobody takes data of a SYN for the
-/// stream's (RFC 7413 4.1.1, and the experimental form of its appendix A).
+/// Overwrites the fast open options with padding, so that a receiver does not accept data of the
+/// SYN as part of the stream (RFC 7413 4.1.1, and the experimental form of its appendix A).
 pub fn remove_fast_open(segment: &mut [u8], mut delta: Delta) -> Delta {
     let mut options = Options::of(segment);
     while let Some(place) = options.next(segment) {
@@ -353,7 +356,8 @@ mod tests {
         fn agrees_with_etherparse_on_options(options in prop::collection::vec(any::<u8>(), 0..40)) {
             let packet = syn(true, &options, b"");
             let slice = TcpHeaderSlice::from_slice(&packet[20..]).unwrap();
-            // Etherparse is stricter: it also stops at options of a wrong length or an unknown kind.
+            // Etherparse is stricter: it also stops at options of a wrong length or an unknown
+            // kind.
             let theirs = slice.options_iterator().take_while(Result::is_ok);
             let theirs = theirs.filter(|e| *e != Ok(TcpOptionElement::Noop)).count();
             let mut walk = Options::of(&packet[20..]);

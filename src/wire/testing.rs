@@ -1,5 +1,5 @@
-//! For the tests of this directory: packets to begin with, and a judge of what became of them that
-//! shares no code with what it judges.
+//! Test helpers of this directory: sample packets, and an independent check of rewritten packets
+//! that shares no code with the module under test.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests may stop early")]
 
 use etherparse::{Ipv4HeaderSlice, PacketBuilder, PacketBuilderStep};
@@ -11,7 +11,7 @@ pub const VIP_V4: [u8; 4] = [192, 0, 2, 10];
 pub const CLIENT_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0x34];
 pub const VIP_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
 
-/// The one's complement sum of `bytes`, word by word (RFC 1071 4.1); 0xffff if they contain their
+/// One's complement sum over `parts`, word by word (RFC 1071 4.1); 0xffff if they contain their
 /// checksum.
 pub fn sum(parts: &[&[u8]]) -> u16 {
     let bytes = parts.concat();
@@ -46,20 +46,20 @@ pub fn packet(v4: bool, protocol: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The same behind an Ethernet header.
+/// `packet` behind an Ethernet header.
 pub fn framed(packet: &[u8]) -> Vec<u8> {
     let ethertype: [u8; 2] = if packet[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] };
     [&[2, 0, 0, 0, 0, 1], &[2, 0, 0, 0, 0, 2], ethertype.as_slice(), packet].concat()
 }
 
-/// A frame with `bytes`.
+/// A frame that contains `bytes`.
 pub fn frame(pool: &mut FramePool, bytes: &[u8]) -> Frame {
     let mut frame = pool.pop().unwrap();
     assert!(frame.copy_from(bytes));
     frame
 }
 
-/// Room for frames.
+/// A small UMEM and its frame pool.
 pub fn pool() -> (Umem, FramePool) {
     Umem::create(4, 4096).unwrap()
 }

@@ -1,4 +1,4 @@
-//! TCP and UDP headers: replacing a port and patching the checksum.
+//! TCP and UDP headers: replacement of ports and checksum patches.
 
 use super::checksum::{Delta, replace};
 use super::headers::protocol;
@@ -8,7 +8,7 @@ use crate::net::Protocol;
 
 /// Replaces one port of the header at the start of `segment`, and patches its checksum by that and
 /// by `addresses`, the change in the pseudo header. Returns false, with nothing changed, if the
-/// header is cut short.
+/// header is truncated.
 ///
 /// A UDP checksum of 0 means "none" (RFC 768) and stays 0; one that becomes 0 is sent as 0xffff.
 #[inline]
@@ -43,12 +43,12 @@ pub fn rewrite(
             }
             None => false,
         },
-        // No ports, and no checksum that is known of.
+        // No ports, and no known checksum.
         Protocol::Any => true,
     }
 }
 
-/// As [`rewrite`], both ports at once: source, destination.
+/// Like [`rewrite`], for both ports: source, destination.
 #[inline]
 pub fn readdress(
     protocol: Protocol,
@@ -84,10 +84,9 @@ fn replace_port(
     addresses.replace_u16(old, port)
 }
 
-/// The same for a header that may be cut short, as in a quote, and for both ports: replaces those
-/// that are given, adds `sequence` to a TCP sequence number, and patches the checksum, if it is
-/// there. `segment` has none of what follows the packet. Returns what all that changes in a sum over
-/// `segment`.
+/// Rewrites a header that may be truncated, as in a quote: replaces the given ports (source,
+/// destination), adds `sequence` to a TCP sequence number, and patches the checksum, if present.
+/// `segment` ends with the packet. Returns the change for a sum over `segment`.
 pub fn rewrite_short(
     segment: &mut [u8],
     protocol: u8,

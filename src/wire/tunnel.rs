@@ -1,5 +1,5 @@
-//! Outer headers: IP in IP (RFC 2003, RFC 2473, RFC 4213) and generic UDP encapsulation (GUE, variant 0,
-//! draft-ietf-intarea-gue-09), over IPv4 and IPv6.
+//! Outer headers: IP in IP (RFC 2003, RFC 2473, RFC 4213) and generic UDP encapsulation (GUE,
+//! variant 0, draft-ietf-intarea-gue-09), over IPv4 and IPv6.
 //!
 //! ```text
 //! ipip   IPv4:20 or IPv6:40                            inner packet
@@ -7,41 +7,41 @@
 //! GUE    variant:2=0 control:1=0 length:5=0  protocol:8  flags:16=0
 //! ```
 //!
-//! The traffic class goes outside with its ECN bits (RFC 6040 4.1, normal mode; RFC 2983 4). The UDP checksum
-//! is 0, over IPv6 too: the inner packet has its own (RFC 6935, RFC 6936). The inner packet is not changed:
-//! not its TTL either, as nothing here routes.
+//! The traffic class is copied to the outer header with its ECN bits (RFC 6040 4.1, normal mode;
+//! RFC 2983 4). The UDP checksum is 0, over IPv6 too: the inner packet has its own (RFC 6935, RFC
+//! 6936). The inner packet is unchanged, including its TTL, as a tunnel endpoint does not route.
 
 use super::checksum::{self, Full};
 use super::headers::{Headers, protocol};
 use crate::net::{Address, Family};
 
-/// Hops that an outer packet may go (RFC 1340; most hosts send as many).
+/// TTL or hop limit of an outer packet (RFC 1340; most hosts use this value).
 const HOPS: u8 = 64;
 const UDP_LEN: u16 = 8;
 const GUE_LEN: u16 = 4;
-/// In the byte of an IPv4 header that has the flags.
+/// Don't-fragment bit in the flags byte of an IPv4 header.
 const DONT_FRAGMENT: u8 = 0x40;
 
-/// What an outer header has to know of the packet that it carries.
+/// Fields of the inner packet that an outer header needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inner {
     /// Address family of its IP header.
     pub family: Family,
-    /// Bytes, from the IP header on, without Ethernet padding.
+    /// Length in bytes from the IP header on, without Ethernet padding.
     pub len: u16,
     /// ToS or traffic class: DSCP and ECN.
     pub traffic_class: u8,
-    /// It may not be fragmented; IPv6 never may.
+    /// Whether it may not be fragmented; always true for IPv6.
     pub dont_fragment: bool,
-    /// UDP port that it is for, if it is UDP and has the header.
+    /// UDP destination port, if the packet is UDP and has the header.
     pub udp_port: Option<u16>,
-    /// The protocol behind the IP headers.
+    /// Protocol after the IP headers.
     pub protocol: u8,
 }
 
 impl Inner {
-    /// Of a packet whose first bytes these are, and which has `behind` more; `None` if it ends before it
-    /// says that it does.
+    /// Reads a packet with these first bytes, which continues for `behind` bytes in other frames;
+    /// `None` if it ends before its length field indicates.
     #[inline]
     pub fn read(bytes: &[u8], behind: usize) -> Option<Self> {
         let headers = Headers::of(bytes).ok().filter(|found| found.end <= bytes.len() + behind)?;
@@ -64,7 +64,7 @@ impl Inner {
         })
     }
 
-    /// Whether it is a tunnel's packet itself. `gue_port` is where GUE goes to.
+    /// Whether the packet is itself a tunnel packet. `gue_port` is the destination port of GUE.
     #[inline]
     pub fn is_tunnel(&self, gue_port: u16) -> bool {
         matches!(self.protocol, protocol::IPV4 | protocol::IPV6 | protocol::GRE)
@@ -76,24 +76,24 @@ impl Inner {
     }
 }
 
-/// The headers that are put in front of a packet.
+/// Headers to prepend to a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outer {
-    /// An address of this box.
+    /// Address of this box.
     pub source: Address,
-    /// The backend, of the same family.
+    /// Backend address, of the family of the source.
     pub destination: Address,
-    /// With GUE: UDP source and destination port.
+    /// GUE: UDP source and destination port.
     pub gue: Option<(u16, u16)>,
     /// IPv6: the flow label, 20 bits.
     pub flow_label: u32,
-    /// IPv4: whether it may not be fragmented.
+    /// IPv4: the don't-fragment bit.
     pub dont_fragment: bool,
-    /// IPv4: what tells it from others while it may be fragmented.
+    /// IPv4: identification, significant while the packet may be fragmented.
     pub identification: u16,
 }
 
-/// Bytes of the headers in front of a packet to a backend of this family.
+/// Length in bytes of the headers in front of a packet to a backend of this family.
 #[inline]
 pub const fn overhead(family: Family, gue: bool) -> u16 {
     let ip = if family.is_v4() { 20 } else { 40 };
@@ -101,7 +101,7 @@ pub const fn overhead(family: Family, gue: bool) -> u16 {
 }
 
 impl Outer {
-    /// Bytes of the headers.
+    /// Length of the headers in bytes.
     #[inline]
     pub const fn overhead(&self) -> u16 {
         overhead(self.destination.family(), self.gue.is_some())
@@ -112,8 +112,8 @@ impl Outer {
         if self.destination.is_v4() { [0x08, 0x00] } else { [0x86, 0xdd] }
     }
 
-    /// Writes the headers into the first [`len`](Self::len) bytes of `header`. False, if there are
-    /// fewer or the packet gets too long for an IP header.
+    /// Writes the headers into the first [`overhead`](Self::overhead) bytes of `header`. Returns
+    /// false if `header` is shorter or the packet becomes too long for an IP header.
     #[inline]
     #[must_use]
     pub fn write(&self, header: &mut [u8], inner: &Inner) -> bool {
@@ -214,7 +214,7 @@ mod tests {
         bytes
     }
 
-    /// Every byte, for all that an outer packet can be.
+    /// Every byte, for all kinds of outer packets.
     #[test]
     fn headers_byte_for_byte() {
         let inner = |family| Inner {
@@ -327,7 +327,7 @@ mod tests {
             let inner = Inner::read(&packet, 0).unwrap();
             assert!(inner.is_tunnel(53) && !inner.is_tunnel(6080));
         }
-        // Behind options, and in the fragments of a datagram.
+        // After options, and in the fragments of a datagram.
         for (header, nested) in
             [([4, 0, 1, 4, 0, 0, 0, 0], true), ([17, 0, 1, 4, 0, 0, 0, 0], false)]
         {
@@ -350,7 +350,7 @@ mod tests {
     }
 
     proptest! {
-        /// etherparse reads what was meant, and computes the same checksum.
+        /// etherparse reads the same fields and computes the same checksum.
         #[test]
         fn headers_are_well_formed(
             over_v4: bool,

@@ -1,28 +1,28 @@
-//! The processor: cores, prefetch, and a clock that costs no system call.
+//! Processor access: cores, prefetch, and a clock without a system call.
 #![allow(unsafe_code, reason = "a prefetch instruction, and the clock's C interface")]
 
 use core_affinity::CoreId;
 
-/// Why a thread could not be pinned.
+/// Reason why a thread could not be pinned.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CpuError {
-    /// Not a core of this machine, or not one that this process may use.
+    /// The machine lacks the core, or this process may not use it.
     #[error("core {core} is not available to this process; available: {available:?}")]
     NoSuchCore {
-        /// Core asked for.
+        /// Requested core.
         core: usize,
-        /// Cores that would do.
+        /// Available cores.
         available: Vec<usize>,
     },
-    /// The kernel said no.
+    /// The kernel refused.
     #[error("the kernel refused to pin this thread to core {core}; check the service's cpuset")]
     Refused {
-        /// Core asked for.
+        /// Requested core.
         core: usize,
     },
 }
 
-/// The cores that the calling thread may run on, in ascending order.
+/// Returns the cores that the calling thread may run on, in ascending order.
 pub fn available_cores() -> Vec<usize> {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     cores.into_iter().map(|core| core.id).collect()
@@ -31,7 +31,7 @@ pub fn available_cores() -> Vec<usize> {
 /// Pins the calling thread to `core`.
 ///
 /// # Errors
-/// [`CpuError`], which lists the cores that would do.
+/// [`CpuError`]; for a missing core it lists the available ones.
 pub fn pin_to_core(core: usize) -> Result<(), CpuError> {
     let available = available_cores();
     if !available.contains(&core) {
@@ -43,19 +43,19 @@ pub fn pin_to_core(core: usize) -> Result<(), CpuError> {
     Ok(())
 }
 
-/// Asks for the cache line of `value`, and goes on without waiting for it.
+/// Prefetches the cache line of `value` without waiting for it.
 ///
 /// Cost: one instruction. Does nothing on processors other than x86-64 and aarch64.
 #[inline(always)]
 pub fn prefetch<T: ?Sized>(value: &T) {
     let pointer = std::ptr::from_ref(value).cast::<i8>();
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch has no effect but on the cache, whatever the address.
+    // SAFETY: a prefetch only affects the cache, whatever the address.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(pointer);
     }
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above.
+    // SAFETY: likewise.
     unsafe {
         std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) pointer,
             options(nostack, readonly, preserves_flags));
@@ -64,8 +64,8 @@ pub fn prefetch<T: ?Sized>(value: &T) {
     let _ = pointer;
 }
 
-/// Which of the eight 16-bit lanes of `lanes` equal `value`: two bits for each lane, both set or
-/// both clear, those of the lowest lane of the first word first.
+/// Compares the eight 16-bit lanes of `lanes` with `value`. Returns two bits for each lane, both
+/// set if it is equal and both clear otherwise, from the lowest lane of the first word on.
 ///
 /// Cost: about eight instructions with SSE2, which every x86-64 processor has.
 #[inline(always)]
@@ -76,7 +76,7 @@ pub fn equal_lanes(lanes: [u64; 2], value: u16) -> u32 {
             _mm_cmpeq_epi16, _mm_movemask_epi8, _mm_set_epi64x, _mm_set1_epi16,
         };
         let [low, high] = lanes.map(u64::cast_signed);
-        // SAFETY: SSE2 is a part of x86-64, and these functions take values only.
+        // SAFETY: SSE2 is part of x86-64, and these functions take values only.
         let mask = unsafe {
             let lanes = _mm_set_epi64x(high, low);
             _mm_movemask_epi8(_mm_cmpeq_epi16(lanes, _mm_set1_epi16(value.cast_signed())))
@@ -87,8 +87,8 @@ pub fn equal_lanes(lanes: [u64; 2], value: u16) -> u32 {
     equal_lanes_by_words(lanes, value)
 }
 
-/// The same in plain arithmetic: a 16-bit lane of `lanes ^ value` is zero where they are equal, and
-/// `(lane & 0x7fff) + 0x7fff | lane` has its top bit clear for zero only.
+/// Implements [`equal_lanes`] in plain arithmetic: a 16-bit lane of `lanes ^ value` is zero where
+/// they are equal, and `(lane & 0x7fff) + 0x7fff | lane` has its top bit clear for zero only.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 #[allow(clippy::cast_possible_truncation, reason = "a byte is left")]
 fn equal_lanes_by_words(lanes: [u64; 2], value: u16) -> u32 {
@@ -98,14 +98,15 @@ fn equal_lanes_by_words(lanes: [u64; 2], value: u16) -> u32 {
         let differing = lanes ^ (ONES * u64::from(value));
         let nonzero = ((differing & !TOPS) + !TOPS) | differing;
         let equal = (!nonzero & TOPS) >> 15;
-        // The lanes' bits, 16 apart, side by side at the top; two of each.
+        // Gathers the lanes' bits, which are 16 apart, at the top; then doubles each.
         (equal.wrapping_mul(1 << 48 | 1 << 34 | 1 << 20 | 1 << 6) >> 48 & 0x55) as u32 * 3
     };
     let [low, high] = lanes;
     four(low) | four(high) << 8
 }
 
-/// Milliseconds of `CLOCK_MONOTONIC`: since boot, without jumps, comparable between processes.
+/// Returns milliseconds of `CLOCK_MONOTONIC`: since boot, without jumps, comparable between
+/// processes.
 ///
 /// Cost: about 20 ns, in the vDSO; meant for once per batch.
 #[inline]
@@ -113,13 +114,13 @@ pub fn monotonic_ms() -> u64 {
     monotonic_ns() / 1_000_000
 }
 
-/// Nanoseconds of the same clock.
+/// Returns nanoseconds of `CLOCK_MONOTONIC`.
 ///
-/// Cost: about 20 ns.
+/// Cost: about 20 ns, in the vDSO.
 #[inline]
 pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // rustix looks the vDSO up by itself, and crashes under valgrind, which hides it.
+    // rustix resolves the vDSO without libc, and crashes under valgrind, which hides it.
     // SAFETY: `time` is a live timespec. The clock exists on every Linux, so the call cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     // The kernel's values are never negative.
@@ -155,13 +156,13 @@ mod tests {
         let uptime_s: f64 = text.split(' ').next().unwrap().parse().unwrap();
         let (first, second) = (monotonic_ms(), monotonic_ms());
         assert!(first <= second);
-        // /proc/uptime also counts time in suspend, so it may only be ahead.
+        // /proc/uptime also counts time in suspend, so only it may be ahead.
         #[expect(clippy::cast_precision_loss, reason = "an uptime in seconds")]
         let monotonic_s = first as f64 / 1000.0;
         assert!(monotonic_s <= uptime_s + 1.0, "{monotonic_s} against {uptime_s}");
     }
 
-    /// Both ways of comparing against the plain one, for every value.
+    /// Compares both implementations with a plain loop, for every value.
     #[test]
     fn all_lanes_are_compared_exactly() {
         let lanes = [1, 0x7fff, 0x8000, 0xffff, 0, 2, 0x8001, 0x7ffe_u16];

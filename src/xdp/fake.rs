@@ -1,7 +1,7 @@
 //! A fake NIC: the kernel's side of a queue's four rings, in ordinary memory.
 //!
 //! For tests and benches without root: the queue's side is the production code, and this side
-//! does what the kernel does, or lies when asked to.
+//! behaves like the kernel, or returns false descriptors on request.
 #![allow(unsafe_code, reason = "works on chunks that the queue has given away, like the kernel")]
 
 use std::ptr::NonNull;
@@ -11,22 +11,23 @@ use super::ring::{Consumer, Descriptor, Producer, in_plain_memory};
 use super::socket::{Io, Rings, SocketError, check_ring_size};
 use super::umem::{HEADROOM, Memory, Umem};
 
-/// Plays the kernel and the wire for one [`XskQueue`].
+/// The kernel and the wire for one [`XskQueue`].
 pub struct FakeNic {
     memory: &'static Memory,
     fill: Consumer<u64>,
     rx: Producer<Descriptor>,
     tx: Consumer<Descriptor>,
     completion: Producer<u64>,
-    /// Chunks that a lie has named. They are never touched again, since the lie may have given
-    /// them to the queue while they were in a ring of ours.
+    /// Chunks named by a false descriptor. They are never accessed again, since that descriptor may
+    /// have given them to the queue while they were in a ring of this side.
     tainted: Box<[bool]>,
-    /// A packet of several frames that is being sent.
+    /// Data of a packet of several frames that is being sent.
     whole: Vec<u8>,
 }
 
 impl FakeNic {
-    /// A queue with rings of `ring` slots (fill and completion: twice as many), and its NIC.
+    /// Creates a queue with rings of `ring` slots (fill and completion: twice as many), and its
+    /// NIC.
     ///
     /// # Errors
     /// [`SocketError::RingSize`], and [`SocketError::TooManyQueues`] after 127 queues of one UMEM.
@@ -34,10 +35,10 @@ impl FakeNic {
         Self::with(umem, ring, Io::default())
     }
 
-    /// As [`new`](Self::new), for a queue with these settings.
+    /// Creates a queue with these settings, and its NIC; see [`new`](Self::new).
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// See [`new`](Self::new).
     pub fn with(umem: &Umem, ring: u32, io: Io) -> Result<(XskQueue, Self), SocketError> {
         // Close to the wrap, so that every test crosses it.
         const START: u32 = u32::MAX - 100;
@@ -55,15 +56,15 @@ impl FakeNic {
         Ok((queue, nic))
     }
 
-    /// Lets `packet` arrive: false if the fill ring is empty, the RX ring is full, or the packet
-    /// does not fit into a frame.
+    /// Delivers `packet`. Returns false if the fill ring is empty, the RX ring is full, or the
+    /// packet exceeds a frame.
     pub fn deliver(&mut self, packet: &[u8]) -> bool {
         self.deliver_in_place(packet.len(), |data| data.copy_from_slice(packet))
     }
 
-    /// Lets `packet` arrive in as many frames as it takes, as the kernel does for a queue with
-    /// multi-buffer: false, and nothing arrives, if the RX ring has no room for all of them, and if the
-    /// fill ring has too few, which are then used up.
+    /// Delivers `packet` in as many frames as it takes, as the kernel does for a queue with
+    /// multi-buffer. Returns false and delivers nothing if the RX ring lacks room for all of them,
+    /// or if the fill ring has too few frames, which are then used up.
     pub fn deliver_long(&mut self, packet: &[u8]) -> bool {
         let room = (self.memory.chunk_size() - u32::from(HEADROOM)) as usize;
         let count = u32::try_from(packet.len().div_ceil(room)).unwrap_or(u32::MAX);
@@ -81,8 +82,9 @@ impl FakeNic {
         descriptors.into_iter().all(|descriptor| self.post(descriptor))
     }
 
-    /// Lets a packet of `len` bytes arrive that `write` makes in place, out of whatever the
-    /// frame last held. False as for [`deliver`](Self::deliver), and `write` was not called.
+    /// Delivers a packet of `len` bytes that `write` fills in place, on top of the frame's stale
+    /// contents. Returns false under the conditions of [`deliver`](Self::deliver), without a call
+    /// of `write`.
     #[inline]
     pub fn deliver_in_place(&mut self, len: usize, write: impl FnOnce(&mut [u8])) -> bool {
         if self.rx.free(1) == 0 {
@@ -91,34 +93,37 @@ impl FakeNic {
         self.fill_frame(len, write).is_some_and(|descriptor| self.post(descriptor))
     }
 
-    /// Writes `len` bytes into the next frame of the fill ring, if there is one and they fit.
+    /// Writes `len` bytes into the next frame of the fill ring; `None` if there is no frame or it
+    /// is too small.
     #[inline]
     fn fill_frame(&mut self, len: usize, write: impl FnOnce(&mut [u8])) -> Option<Descriptor> {
         let room = self.memory.chunk_size() - u32::from(HEADROOM);
         let len = u32::try_from(len).ok().filter(|&len| len <= room)?;
         let address = self.take_filled()? + u64::from(HEADROOM);
         if let Some(mut data) = chunk_bytes(self.memory, address, len) {
-            // SAFETY: inside the memory; the queue gave this chunk away through the fill ring, from
-            // which it was taken just now, and no lie has named it, so that neither a frame nor a
-            // ring names it.
+            // SAFETY: inside the memory. The queue gave this chunk away through the fill ring, from
+            // which it was just taken, and no false descriptor has named it, so that neither a
+            // frame nor a ring names it.
             write(unsafe { data.as_mut() });
         }
         Some(Descriptor { address, len, options: 0 })
     }
 
-    /// Puts a descriptor on the RX ring, true or not; false when the ring is full.
+    /// Puts a descriptor, true or false, on the RX ring; returns false when the ring is full.
     pub fn deliver_raw(&mut self, address: u64, len: u32) -> bool {
         self.deliver_descriptor(Descriptor { address, len, options: 0 })
     }
 
-    /// As [`deliver_raw`](Self::deliver_raw), with options.
+    /// Puts a descriptor with options, true or false, on the RX ring; returns false when the ring
+    /// is full.
     pub fn deliver_descriptor(&mut self, descriptor: Descriptor) -> bool {
         self.taint(descriptor.address);
         self.post(descriptor)
     }
 
-    /// Takes the next frame of the fill ring, `len` bytes of it as they are, and says that `more` of its
-    /// packet are to come, true or not; false when a ring does not have it.
+    /// Delivers `len` stale bytes of the next frame of the fill ring, with `more` announcing
+    /// further frames of the packet, truly or falsely. Returns false if the RX ring is full, the
+    /// fill ring is empty, or `len` exceeds a frame.
     pub fn deliver_part(&mut self, len: usize, more: bool) -> bool {
         if self.rx.free(1) == 0 {
             return false;
@@ -128,7 +133,7 @@ impl FakeNic {
         self.post(descriptor)
     }
 
-    /// Puts an address on the completion ring, true or not; false when the ring is full.
+    /// Puts an address, true or false, on the completion ring; returns false when the ring is full.
     pub fn complete_raw(&mut self, address: u64) -> bool {
         self.taint(address);
         let pushed = self.completion.push(address);
@@ -136,8 +141,9 @@ impl FakeNic {
         pushed
     }
 
-    /// Sends everything on the TX ring: shows each packet to `each`, and gives the frames back.
-    /// Returns how many frames. Who does not call it has a NIC that is stuck, and a TX ring that fills.
+    /// Sends all packets on the TX ring: passes each to `each`, and returns its frames to the
+    /// queue. Returns the number of frames. Without calls of it the NIC is stuck, and the TX ring
+    /// fills up.
     #[inline]
     pub fn collect(&mut self, mut each: impl FnMut(&[u8])) -> usize {
         let room = self.completion.free(self.tx.size());
@@ -147,8 +153,8 @@ impl FakeNic {
             let more = packet.options & libc::XDP_PKT_CONTD != 0;
             if chunk.and_then(|chunk| tainted.get(chunk)) == Some(&false) {
                 let data = chunk_bytes(memory, packet.address, packet.len);
-                // SAFETY: inside the memory; the queue gave this chunk away through the TX ring,
-                // and gets it back only by the line below; no lie has named it.
+                // SAFETY: inside the memory. The queue gave this chunk away through the TX ring,
+                // and gets it back only by the push below; no false descriptor has named it.
                 let data = data.map_or(&[][..], |data| unsafe { data.as_ref() });
                 if more || !whole.is_empty() {
                     whole.extend_from_slice(data);
@@ -167,7 +173,7 @@ impl FakeNic {
         sent as usize
     }
 
-    /// The start of the next chunk of the fill ring that no lie has named.
+    /// Takes the next chunk of the fill ring that no false descriptor has named; returns its start.
     fn take_filled(&mut self) -> Option<u64> {
         loop {
             let mut filled = None;
@@ -195,7 +201,7 @@ impl FakeNic {
     }
 }
 
-/// `len` bytes of packet memory from `address`; `None` if they are not inside one chunk.
+/// Returns `len` bytes of packet memory from `address`; `None` if they exceed the chunk.
 fn chunk_bytes(memory: &'static Memory, address: u64, len: u32) -> Option<NonNull<[u8]>> {
     let (_, offset) = memory.split(address)?;
     if len > memory.chunk_size() - u32::from(offset) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 //
-// The XDP programs of the traffic generator. All of them know a packet of the generator by the
-// magic at the start of its UDP or TCP payload; every other packet stays in the kernel.
+// The XDP programs of the traffic generator. All of them recognise a packet of the generator by the
+// magic number at the start of its UDP or TCP payload; every other packet stays in the kernel.
 //
-//   generate_catch   receive: gives the generator's packets to the AF_XDP socket of their queue
-//   generate_sink    receive: counts and drops them, and looks for flows with two backends
-//   generate_blast   transmit: run by BPF_PROG_RUN with live frames; makes a packet of another
-//                    flow out of each frame and sends it out of a NIC
+//   generate_catch   receive: redirects the generator's packets to the AF_XDP socket of their queue
+//   generate_sink    receive: counts and drops them, and detects flows with two backends
+//   generate_blast   transmit: run by BPF_PROG_RUN with live frames; turns each frame into a packet
+//                    of another flow and sends it on a NIC
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -29,14 +29,14 @@
 #define FIRST_PORT 1024
 #define PORTS 64000
 
-/* A gap of a paced sender, such as the one between two calls of BPF_PROG_RUN, is made up for at
- * twice its pace, not by a burst. A longer one is lost, in ns. */
+/* Longest gap of a paced sender in ns, such as the one between two calls of BPF_PROG_RUN, that is
+ * made up for, at twice its pace, not by a burst. A longer gap is lost. */
 #define MAX_BEHIND_NS 50000000
 
-/* How often a sender without a pace looks at the clock, in packets: a power of two. */
+/* Packets between two readings of the clock by a sender without a pace: a power of two. */
 #define LOOK_AT_CLOCK 64
 
-/* The head of a packet's payload. */
+/* The start of a packet's payload. */
 struct signature {
 	__be16 magic;
 	__be16 flow_high;
@@ -46,19 +46,19 @@ struct signature {
 struct sink_counters {
 	__u64 packets;
 	__u64 bytes;
-	/* Packets of a watched flow that went to another backend than its first one. */
+	/* Packets of a watched flow to a backend other than its first one. */
 	__u64 violations;
 };
 
-/* Of the thread that runs on a CPU. */
+/* State of the sender on a CPU. */
 struct blast_state {
 	__u64 random;
 	__u64 sent;
-	/* When the next packet is due, in 1/256 ns. */
+	/* Time at which the next packet is due, in 1/256 ns. */
 	__u64 due;
-	/* When it may be sent at the earliest, in 1/256 ns. */
+	/* Earliest time at which the next packet may be sent, in 1/256 ns. */
 	__u64 earliest;
-	/* No packet after that, in ns of CLOCK_MONOTONIC. */
+	/* Time after which no packet is sent, in ns of CLOCK_MONOTONIC. */
 	__u64 end;
 	__u64 ended;
 };
@@ -68,11 +68,12 @@ const volatile __u32 ipv6 = 0;
 const volatile __u32 tcp = 0;
 const volatile __u32 interface = 0;
 const volatile __u32 flows = 1;
-/* Flows in turn, not at random. */
+/* Flows are used in turn; else at random. */
 const volatile __u32 sequential = 0;
-/* Last four bytes of the first client's address, in host order. */
+/* Last four bytes of the first client's address, in host byte order. */
 const volatile __u32 client = 0;
-/* One's complement sums over the frame's headers and payload without what is written here. */
+/* One's complement sums of the frame's headers and payload, without the fields that the program
+ * writes. */
 const volatile __u32 ip_sum = 0;
 const volatile __u32 transport_sum = 0;
 /* Time between two packets in 1/256 ns; 0: as fast as possible. */
@@ -92,7 +93,7 @@ struct {
 	__type(value, struct sink_counters);
 } sunk SEC(".maps");
 
-/* By flow number: the backend of the flow's first packet, or 0. */
+/* Backend of the flow's first packet by flow number, or 0. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, WATCHED);
@@ -107,7 +108,8 @@ struct {
 	__type(value, struct blast_state);
 } blasts SEC(".maps");
 
-/* The signature of a packet, or 0 if it is not the generator's. Headers have no options. */
+/* Returns the signature of a packet, or 0 if the generator did not send it. Headers have no
+ * options. */
 static __always_inline struct signature *find_signature(void *start, void *end)
 {
 	struct ethhdr *ethernet = start;
@@ -155,7 +157,7 @@ int generate_catch(struct xdp_md *ctx)
 	return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
 }
 
-/* What tells backends apart: the MAC (dsr), and the last two bytes of the address (nat). */
+/* Returns the identity of a backend: its MAC (dsr), and the last two bytes of its address (nat). */
 static __always_inline __u64 backend_of(struct ethhdr *ethernet)
 {
 	__u64 backend = 0;
@@ -201,7 +203,7 @@ int generate_sink(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 
-/* The checksum that belongs to a sum. */
+/* Returns the checksum of a sum. */
 static __always_inline __be16 checksum(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
@@ -222,7 +224,7 @@ static __always_inline __u32 next_flow(struct blast_state *state)
 	return (state->random >> 32) * flows >> 32;
 }
 
-/* Whether a packet is to be sent now. */
+/* Whether a packet is due now. */
 static __always_inline int is_due(struct blast_state *state)
 {
 	__u64 now;
@@ -246,7 +248,7 @@ static __always_inline int is_due(struct blast_state *state)
 	return 1;
 }
 
-/* Writes source address, source port and flow number, and what follows from them. */
+/* Writes source address, source port and flow number, and updates the checksums. */
 static __always_inline int write_packet(void *start, void *end, __u32 flow)
 {
 	__u32 address = client + flow / PORTS;
@@ -288,7 +290,7 @@ static __always_inline int write_packet(void *start, void *end, __u32 flow)
 			return 0;
 		header->source = bpf_htons(port);
 		header->check = checksum(sum);
-		/* 0 would mean: no checksum. */
+		/* 0 would mean "no checksum". */
 		if (!header->check)
 			header->check = 0xffff;
 	}

@@ -1,7 +1,7 @@
-//! The XDP programs of the traffic generator (`generate.bpf.c`): what catches its packets, counts
-//! them, or makes them inside the kernel.
+//! The XDP programs of the traffic generator (`generate.bpf.c`), which redirect its packets, count
+//! them, or create them inside the kernel.
 //!
-//! They are attached by a `bpf_link` and so end with the process: unlike the balancer, a generator
+//! They are attached by a `bpf_link` and end with the process: unlike the balancer, a generator
 //! that dies leaves nothing behind.
 
 use std::io;
@@ -19,26 +19,26 @@ use super::queue::XskQueue;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generate.bpf.o"));
 
-/// Flows that a [`Sink`] watches for a change of backend: those with the lowest numbers. Keep in
-/// step with generate.bpf.c.
+/// Number of flows that a [`Sink`] watches for a change of backend: the flows with the lowest
+/// numbers. Keep in step with generate.bpf.c.
 pub const WATCHED_FLOWS: u32 = 65_536;
 
-/// Frames that the kernel prepares and sends together (`batch_size`; its bound is 256).
+/// Frames that the kernel prepares and sends together (`batch_size`; at most 256).
 const BATCH: u32 = 64;
 
-/// Longest frame, without FCS, that BPF_PROG_RUN takes on every supported kernel: a page less its
-/// headroom, its bookkeeping and `struct skb_shared_info` (net/bpf/test_run.c).
+/// Longest frame in bytes, without FCS, that BPF_PROG_RUN accepts on every supported kernel: a page
+/// less its headroom, its metadata and `struct skb_shared_info` (net/bpf/test_run.c).
 pub const BLAST_MAX: usize = 3072;
 
 /// Redirects the generator's packets on a NIC to AF_XDP sockets, until it is dropped.
 pub struct Catcher {
-    /// Owns the link.
+    /// Owner of the link.
     _ebpf: Ebpf,
     attached: Attached,
 }
 
 impl Catcher {
-    /// Attaches to `nic`, natively if its driver can, and sends what arrives on each queue to its
+    /// Attaches to `nic`, natively if its driver can, and redirects packets of each queue to its
     /// socket. Packets of the generator on another queue are dropped.
     ///
     /// # Errors
@@ -60,20 +60,20 @@ impl Catcher {
         Ok(Self { _ebpf: ebpf, attached })
     }
 
-    /// Where the program runs.
+    /// XDP mode of the program.
     pub fn mode(&self) -> Attached {
         self.attached
     }
 }
 
-/// What a [`Sink`] has counted.
+/// Counters of a [`Sink`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SinkCounters {
     /// Packets of the generator.
     pub packets: u64,
-    /// Their bytes, without FCS.
+    /// Bytes of these packets, without FCS.
     pub bytes: u64,
-    /// Packets of a watched flow that were for another backend than the flow's first one.
+    /// Packets of a watched flow to a backend other than the flow's first one.
     pub violations: u64,
 }
 
@@ -94,7 +94,7 @@ impl Sink {
         Ok(Self { interface: nic.name().to_owned(), ebpf })
     }
 
-    /// Reads the counters, summed over all CPUs.
+    /// Returns the counters, summed over all CPUs.
     ///
     /// # Errors
     /// [`ProgramError::Map`]; none is expected.
@@ -111,38 +111,38 @@ impl Sink {
     }
 }
 
-/// What a [`Blaster`] sends.
+/// Traffic that a [`Blaster`] sends.
 #[derive(Debug, Clone)]
 pub struct BlastSpec<'a> {
-    /// The NIC to send out of.
+    /// The outgoing NIC.
     pub nic: &'a Nic,
-    /// The packet, without FCS; source address, source port, flow number and checksums are written
-    /// by the program. At most [`BLAST_MAX`] bytes, without IP or TCP options.
+    /// Template of the packet, without FCS; the program writes source address, source port, flow
+    /// number and checksums. At most [`BLAST_MAX`] bytes, without IP or TCP options.
     pub frame: &'a [u8],
-    /// IPv6, else IPv4.
+    /// Whether the packet is IPv6 (else IPv4).
     pub ipv6: bool,
-    /// TCP, else UDP.
+    /// Whether the packet is TCP (else UDP).
     pub tcp: bool,
     /// Number of flows, at least 1.
     pub flows: u32,
-    /// Flows in turn, else at random.
+    /// Whether flows are used in turn (else at random).
     pub sequential: bool,
-    /// Last four bytes of the first client's address.
+    /// Last four bytes of the first client's address, in host byte order.
     pub client: u32,
     /// Folded sum of the IPv4 header without checksum and source address.
     pub ip_sum: u32,
-    /// Folded sum of pseudo header, header and payload without what the program writes.
+    /// Folded sum of pseudo header, header and payload, without the fields that the program writes.
     pub transport_sum: u32,
     /// Time between two packets in 1/256 ns; 0: as fast as possible.
     pub interval: u64,
-    /// Seed of the random flows; 0 is taken for 1.
+    /// Seed of the random flows; 0 counts as 1.
     pub seed: u64,
 }
 
-/// Makes and sends packets inside the kernel, on the thread that calls [`run`](Self::run).
+/// Creates and sends packets inside the kernel, on the thread that calls [`run`](Self::run).
 ///
-/// Source: Documentation/bpf/bpf_prog_run.rst, "Running XDP programs in live frame mode". The
-/// NIC's driver needs `ndo_xdp_xmit`; a veth end has it while its peer has an XDP program or GRO.
+/// Source: Documentation/bpf/bpf_prog_run.rst, "Running XDP programs in live frame mode". The NIC's
+/// driver needs `ndo_xdp_xmit`; a veth end has it while its peer has an XDP program or GRO.
 pub struct Blaster {
     interface: String,
     ebpf: Ebpf,
@@ -180,11 +180,12 @@ impl Blaster {
         Ok(Self { interface, ebpf, frame: spec.frame.to_vec(), seed: spec.seed.max(1) })
     }
 
-    /// Begins anew; no packet is sent after `end`, in ns of the monotonic clock. To be called before
-    /// [`run`](Self::run).
+    /// Resets the counters and the seed. No packet is sent after `end_ns`, in ns of the monotonic
+    /// clock. Must be called before [`run`](Self::run).
     ///
     /// # Errors
-    /// [`ProgramError::Map`]; none is expected.
+    /// [`ProgramError::Map`] if the kernel refuses the values, [`ProgramError::Query`] if it does
+    /// not report its number of CPUs; none is expected.
     pub fn begin(&mut self, end_ns: u64) -> Result<(), ProgramError> {
         let fail = || map_error(&self.interface, "set the end", "blasts");
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| {
@@ -199,8 +200,8 @@ impl Blaster {
         states.set(0, values, 0).map_err(fail())
     }
 
-    /// Runs the program `times` times. That many packets are sent at most: fewer when they are not
-    /// due yet, and none after the end. Returns early on a signal.
+    /// Runs the program `times` times. Each run sends at most one packet: none before it is due,
+    /// and none after the end. Returns early on a signal.
     ///
     /// # Errors
     /// [`ProgramError::Run`].
@@ -224,7 +225,7 @@ impl Blaster {
         }
     }
 
-    /// Packets handed to the NIC's driver so far.
+    /// Returns the number of packets handed to the NIC's driver so far.
     ///
     /// # Errors
     /// [`ProgramError::Map`]; none is expected.
@@ -267,7 +268,7 @@ fn attach(ebpf: &mut Ebpf, name: &str, nic: &Nic) -> Result<Attached, ProgramErr
     }
 }
 
-/// The values of a per-CPU array's only entry.
+/// Returns the values of a per-CPU array's only entry.
 fn per_cpu<const N: usize>(
     ebpf: &Ebpf,
     interface: &str,

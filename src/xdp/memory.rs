@@ -1,13 +1,14 @@
-//! Large tables in memory that another process could map: a memfd, on huge pages if there are any.
+//! Large tables in memory that another process can map: a memfd, on huge pages if available.
 //!
 //! ```text
 //! arena (one memfd, mapped once)
-//! | part of T | part of U | ...          each a `Mapping`, backed by memory when it is populated
+//! | part of T | part of U | ...          each a `Mapping`, backed by memory once populated
 //! ```
 //!
-//! A flow table is read at random, so page faults and TLB misses are its cost: an arena begins at a
-//! huge page, is made of huge pages if the pool has them or the kernel gives them to shared memory
-//! (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`), and a part is populated before it is used.
+//! A flow table is accessed at random, so page faults and TLB misses dominate its cost. An arena
+//! therefore begins at a huge page, consists of huge pages if the pool has them or the kernel gives
+//! them to shared memory (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`), and each part is
+//! populated before its first use.
 #![allow(unsafe_code, reason = "turns mapped bytes into values")]
 
 use std::io;
@@ -22,17 +23,17 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 
 use super::os::{Keeping, Region};
 
-/// Size and alignment of a huge page on x86-64, and on aarch64 with 4 KiB pages.
+/// Size and alignment of a huge page in bytes, on x86-64, and on aarch64 with 4 KiB pages.
 pub const HUGE_PAGE: usize = 2 << 20;
 
-/// Alignment that every page of the kernels that we support has.
+/// Alignment in bytes that every page of all supported kernels has.
 const PAGE: usize = 4096;
 
-/// A type that may lie in memory of which other processes write a part: atomic integers.
+/// A type that may lie in memory that other processes write to: atomic integers.
 ///
 /// # Safety
-/// Every bit pattern, all zeros among them, must be a valid value; the type must need no drop, and
-/// change through atomic operations only.
+/// Every bit pattern, all zeros included, must be a valid value; the type must need no drop, and
+/// must change through atomic operations only.
 pub unsafe trait Shareable: Sync + Send {}
 
 // SAFETY: an atomic integer takes every bit pattern.
@@ -43,7 +44,7 @@ unsafe impl Shareable for AtomicU16 {}
 unsafe impl Shareable for AtomicU32 {}
 // SAFETY: an atomic integer takes every bit pattern.
 unsafe impl Shareable for AtomicU64 {}
-// SAFETY: an array of such integers, too.
+// SAFETY: an array of `Shareable` values takes every bit pattern.
 unsafe impl<T: Shareable, const N: usize> Shareable for [T; N] {}
 
 /// One cache line of eight words.
@@ -54,21 +55,21 @@ pub struct Line {
     pub words: [AtomicU64; 8],
 }
 
-// SAFETY: an array of atomic integers, as above.
+// SAFETY: an array of atomic integers takes every bit pattern.
 unsafe impl Shareable for Line {}
 
-/// Declares a struct whose fields are all [`Shareable`], and makes it so too.
+/// Declares a struct whose fields are all [`Shareable`], and implements [`Shareable`] for it.
 ///
-/// A file without unsafe code can thus lay out its own table entries:
+/// A file without unsafe code can use it to define its own table entries:
 ///
 /// ```
 /// holdfast::shareable_struct! {
-///     /// Two counters on a line of their own.
+///     /// Two counters on their own cache line.
 ///     #[repr(C, align(64))]
 ///     pub struct Entry {
-///         /// How often.
+///         /// Number of packets.
 ///         pub count: std::sync::atomic::AtomicU32,
-///         /// How much.
+///         /// Number of bytes.
 ///         pub bytes: std::sync::atomic::AtomicU64,
 ///     }
 /// }
@@ -90,57 +91,57 @@ macro_rules! shareable_struct {
             $(all_shareable::<$type>();)+
         };
 
-        // SAFETY: each field is `Shareable`, which the constant above checks, and padding may
-        // hold anything.
+        // SAFETY: each field is `Shareable`, which the constant above checks, and padding may have
+        // any value.
         #[allow(unsafe_code, reason = "the claim is checked by the macro itself")]
         unsafe impl $crate::xdp::memory::Shareable for $name {}
     };
 }
 
-/// Why memory for a table could not be had.
+/// Reason why memory for a table could not be allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum MappingError {
-    /// `len * size_of::<T>()` does not fit the address space.
+    /// `len * size_of::<T>()` exceeds the address space.
     #[error("a table of {len} entries of {entry} bytes is larger than the address space")]
     TooLarge {
-        /// Entries asked for.
+        /// Requested number of entries.
         len: usize,
-        /// Bytes of one.
+        /// Size of an entry in bytes.
         entry: usize,
     },
-    /// A part does not lie inside its arena, or not at a page.
+    /// A part exceeds its arena, or does not begin at a page.
     #[error("a part of {bytes} bytes at {offset} does not fit into {arena} bytes")]
     Outside {
-        /// First byte of the part.
+        /// Offset of the part in bytes.
         offset: usize,
-        /// Its size.
+        /// Size of the part in bytes.
         bytes: usize,
-        /// Bytes of the whole.
+        /// Size of the arena in bytes.
         arena: usize,
     },
-    /// The kernel refused.
+    /// The kernel refused the memory.
     #[error(
         "cannot get {bytes} bytes of memory for a table: {source}; \
          free memory, raise the memory limit of the service, or configure smaller tables"
     )]
     Refused {
-        /// Bytes asked for.
+        /// Requested size in bytes.
         bytes: usize,
         /// The kernel's reason.
         source: io::Error,
     },
 }
 
-/// Which pages an arena is made of.
+/// The kind of pages of an arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
-    /// Those of the huge page pool (`vm.nr_hugepages`).
+    /// Pages of the huge page pool (`vm.nr_hugepages`).
     Pool,
-    /// The kernel's choice: transparent huge pages where shared memory may have them.
+    /// The kernel's choice: transparent huge pages if enabled for shared memory.
     Ordinary,
 }
 
-/// A file in memory, mapped as a whole, and unmapped with the last of its parts.
+/// A memory-backed file, mapped as a whole; unmapped with the last of its parts.
 #[derive(Debug)]
 pub struct Arena {
     region: Region,
@@ -151,11 +152,12 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Maps a new memfd of `bytes` zeros (rounded up to whole huge pages), not yet backed by memory,
-    /// whose size nobody can change.
+    /// Maps a new memfd of `bytes` zeros (rounded up to whole huge pages) of fixed size, not yet
+    /// backed by memory.
     ///
     /// # Errors
-    /// [`MappingError::Refused`]: too large, or the kernel has no huge page pool.
+    /// [`MappingError::TooLarge`], or [`MappingError::Refused`], for example without a huge page
+    /// pool.
     pub fn new(bytes: usize, pages: Pages) -> Result<Arc<Self>, MappingError> {
         let bytes = bytes
             .checked_next_multiple_of(HUGE_PAGE)
@@ -169,11 +171,11 @@ impl Arena {
         Self::map(file, bytes)
     }
 
-    /// Maps a file that [`Arena::file`] gave out, here or in an earlier process. Nobody may shrink
-    /// it while it is mapped; a memfd of ours is sealed against that.
+    /// Maps a file from [`Arena::file`], of this or an earlier process. The file must not shrink
+    /// while it is mapped; our memfds are sealed against that.
     ///
     /// # Errors
-    /// [`MappingError::Refused`] says what the kernel has against it.
+    /// [`MappingError::Refused`] with the kernel's reason, or [`MappingError::TooLarge`].
     pub fn of_file(file: OwnedFd) -> Result<Arc<Self>, MappingError> {
         let file = std::fs::File::from(file);
         let len = file.metadata().map(|metadata| metadata.len());
@@ -187,29 +189,31 @@ impl Arena {
         let refused = |source| MappingError::Refused { bytes, source };
         let reserved =
             bytes.checked_add(HUGE_PAGE).ok_or(MappingError::TooLarge { len: bytes, entry: 1 })?;
-        // Addresses first, so that the file can begin at a huge page.
+        // Address space is reserved first, so that the file can begin at a huge page.
         let region = Region::reserve(reserved).map_err(refused)?;
         let skipped = region.start().addr().get().wrapping_neg() % HUGE_PAGE;
         region.place(file.as_fd(), skipped, bytes).map_err(refused)?;
-        // A kernel without transparent huge pages says EINVAL; small pages work too, only slower.
+        // A kernel without transparent huge pages returns EINVAL; small pages work too, only
+        // slower.
         let _ = region.advise(skipped, bytes, Keeping::HugePages);
         Ok(Arc::new(Self { region, skipped, bytes, file }))
     }
 
-    /// The file, to be given to another process.
+    /// Returns the file, to be passed to another process.
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// `len` values from `offset` bytes on, which must be a whole number of pages.
+    /// Returns `len` values from `offset` bytes on, which must be a whole number of pages.
     ///
     /// # Errors
-    /// [`MappingError::Outside`] when they do not lie inside.
+    /// [`MappingError::Outside`] if they exceed the arena or do not begin at a page;
+    /// [`MappingError::TooLarge`] if their size exceeds the address space.
     pub fn part<T: Shareable>(
         self: &Arc<Self>,
         offset: usize,
@@ -228,7 +232,7 @@ impl Arena {
     }
 }
 
-/// A memfd of `bytes` zeros, sealed against another size.
+/// Creates a memfd of `bytes` zeros, sealed against a change of its size.
 fn memfd(flags: MemfdFlags, bytes: usize) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags;
     let file = memfd_create(c"holdfast-table", flags)?;
@@ -247,7 +251,7 @@ pub struct Mapping<T: Shareable> {
 
 // SAFETY: `&Mapping<T>` gives out `&[T]` only, and `Shareable` types are `Sync`.
 unsafe impl<T: Shareable> Send for Mapping<T> {}
-// SAFETY: as above.
+// SAFETY: likewise.
 unsafe impl<T: Shareable> Sync for Mapping<T> {}
 
 impl<T: Shareable> Mapping<T> {
@@ -256,7 +260,7 @@ impl<T: Shareable> Mapping<T> {
         assert!(!needs_drop::<T>(), "a mapping is freed without dropping its entries");
     };
 
-    /// `len` zeroed entries in an arena of their own, backed by memory.
+    /// Allocates `len` zeroed entries in their own arena, backed by memory.
     ///
     /// # Errors
     /// [`MappingError`] when the size is impossible or the kernel has no memory.
@@ -269,10 +273,11 @@ impl<T: Shareable> Mapping<T> {
         Ok(part)
     }
 
-    /// Backs all of it with memory, so that no access faults. May be called while it is in use.
+    /// Backs all entries with memory, so that no access faults. May be called while they are in
+    /// use.
     ///
     /// # Errors
-    /// [`MappingError::Refused`] when there is too little.
+    /// [`MappingError::Refused`] when the kernel lacks memory.
     pub fn populate(&self) -> Result<(), MappingError> {
         let bytes = self.len * size_of::<T>();
         let region = &self.arena.region;
@@ -288,9 +293,9 @@ impl<T: Shareable> Deref for Mapping<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: `Arena::part` found `len` entries at `start` inside the mapping, aligned to a page
-        // (`FITS`); whatever is there is valid (`Shareable`), changes only through atomics, and
-        // stays mapped as long as `self.arena`.
+        // SAFETY: `Arena::part` found `len` entries at `start` inside the mapping, aligned to a
+        // page (`FITS`); every bit pattern is valid (`Shareable`), and the entries change only
+        // through atomics and stay mapped as long as `self.arena`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }

@@ -1,4 +1,4 @@
-//! Everything that talks to the kernel's XDP side, and all unsafe code of the project.
+//! Access to the kernel's XDP interfaces; contains all unsafe code of the project.
 //!
 //! ```text
 //!  Umem --frames--> FramePool                     Nic --> Steering (XDP program, rules)
@@ -10,10 +10,10 @@
 //!                    Frame: move-only, one owner, so that no chunk is used twice
 //! ```
 //!
-//! One file per kernel object. Nothing here knows `datapath`, `control` or `config`. The order at
-//! start: [`program::Steering::load`] and [`program::Steering::prepare`] for each NIC,
-//! [`umem::Umem::create`], [`queue::XskQueue::open`] and [`program::Steering::set_socket`] for each (NIC,
-//! queue), [`program::Steering::sync`], and only then [`program::Steering::attach`].
+//! One file per kernel object. Nothing here depends on `datapath`, `control` or `config`. The order
+//! at start: [`program::Steering::load`] and [`program::Steering::prepare`] for each NIC,
+//! [`umem::Umem::create`], [`queue::XskQueue::open`] and [`program::Steering::set_socket`] for each
+//! (NIC, queue), [`program::Steering::sync`], and [`program::Steering::attach`] last.
 
 pub mod cpu;
 pub mod fake;

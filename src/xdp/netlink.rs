@@ -1,7 +1,7 @@
-//! The two rtnetlink requests that this layer needs: read a link, and set its XDP program.
+//! The two rtnetlink requests of this layer: read a link, and set its XDP program.
 //!
-//! A program that is set this way belongs to the NIC: unlike with a bpf_link it stays when the
-//! process is killed, and goes on dropping what is for a VIP (architecture invariant 8).
+//! A program that is set by rtnetlink belongs to the NIC. Unlike with a bpf_link, it stays attached
+//! when the process is killed, and goes on dropping packets for VIPs (architecture invariant 8).
 //! Source: rtnetlink(7); include/uapi/linux/if_link.h; net/core/dev.c, `dev_change_xdp_fd`.
 
 use std::fmt;
@@ -19,22 +19,22 @@ use netlink_packet_route::link::{
 };
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
-/// Bytes of `struct nlmsghdr`, and of `struct ifinfomsg`.
+/// Size of `struct nlmsghdr` in bytes; `IFINFO` is the size of `struct ifinfomsg`.
 const HEADER: usize = 16;
 const IFINFO: usize = 16;
 
-/// The text of an extended acknowledgement, include/uapi/linux/netlink.h.
+/// Attribute with the text of an extended acknowledgement, include/uapi/linux/netlink.h.
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
-/// Receive buffer in bytes: twice what the kernel puts into one part of a dump.
+/// Size of the receive buffer in bytes: twice the largest part of a dump.
 const BUFFER: usize = 64 << 10;
 
-/// The kernel refused a request.
+/// A request that the kernel refused.
 #[derive(Debug)]
 pub(super) struct NetlinkError {
     /// The error number.
     pub source: io::Error,
-    /// What the driver or the core had to say about it.
+    /// Text of the extended acknowledgement, from the driver or the networking core.
     pub explanation: Option<String>,
 }
 
@@ -59,7 +59,7 @@ impl fmt::Display for NetlinkError {
     }
 }
 
-/// A link, as the kernel describes it.
+/// Description of a link, as reported by the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Link {
     pub index: u32,
@@ -72,7 +72,7 @@ pub(super) struct Link {
     pub xdp: AttachedIds,
 }
 
-/// Identifiers of the XDP programs on a link, by mode.
+/// Ids of the XDP programs on a link, by mode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct AttachedIds {
     pub native: Option<u32>,
@@ -80,7 +80,7 @@ pub(super) struct AttachedIds {
     pub offloaded: Option<u32>,
 }
 
-/// A socket for rtnetlink requests. It stays in the network namespace where it was opened.
+/// A socket for rtnetlink requests, bound to the network namespace in which it was opened.
 #[derive(Debug)]
 pub(super) struct Rtnetlink {
     socket: Socket,
@@ -94,7 +94,7 @@ impl Rtnetlink {
         Ok(Self { socket })
     }
 
-    /// The link of that name, if there is one.
+    /// Returns the link named `name`, if it exists.
     pub(super) fn link_by_name(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
         if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains('\0') {
             return Ok(None);
@@ -102,7 +102,7 @@ impl Rtnetlink {
         self.link(about(0, vec![LinkAttribute::IfName(name.to_owned())]))
     }
 
-    /// The link of that index, if there is one.
+    /// Returns the link with index `index`, if it exists.
     pub(super) fn link_by_index(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
         self.link(about(index, Vec::new()))
     }
@@ -116,7 +116,7 @@ impl Rtnetlink {
         }
     }
 
-    /// The names of all links of this network namespace.
+    /// Returns the names of all links of this network namespace.
     pub(super) fn link_names(&self) -> Result<Vec<String>, NetlinkError> {
         let mut names = Vec::new();
         let request = request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP);
@@ -124,8 +124,8 @@ impl Rtnetlink {
         Ok(names)
     }
 
-    /// Sets the XDP program of a link; `program` -1 removes it. With `expected`, only if that
-    /// program is there now (`flags` must then have `XDP_FLAGS_REPLACE`).
+    /// Sets the XDP program of a link; `program` -1 removes it. With `expected`, the request
+    /// succeeds only if that program is attached (`flags` must then contain `XDP_FLAGS_REPLACE`).
     pub(super) fn set_xdp(
         &self,
         index: u32,
@@ -140,13 +140,13 @@ impl Rtnetlink {
         self.exchange(&request, |_link| ())
     }
 
-    /// Sends a request and shows each link of the answer to `each`, until the kernel is done.
+    /// Sends a request and passes each link of the reply to `each`, until the kernel is done.
     fn exchange(&self, request: &[u8], mut each: impl FnMut(Link)) -> Result<(), NetlinkError> {
         self.socket.send(request, 0)?;
         let mut buffer = Vec::with_capacity(BUFFER);
         loop {
             buffer.clear();
-            // MSG_TRUNC returns the whole length, also when less was stored.
+            // MSG_TRUNC makes recv return the whole length, also when less was stored.
             if self.socket.recv(&mut buffer, libc::MSG_TRUNC)? > buffer.len() {
                 return Err(io::Error::other("a netlink answer of over 64 KiB").into());
             }
@@ -179,7 +179,7 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
     bytes
 }
 
-/// Cuts an answer into messages; one that is cut short ends it.
+/// Splits a reply into messages, up to the first truncated one.
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
     std::iter::from_fn(move || {
         let message = NetlinkBuffer::new_checked(bytes).ok()?;
@@ -189,12 +189,13 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
     })
 }
 
-/// The attributes of a list; one that is cut short ends it.
+/// Iterates over a list of attributes, up to the first truncated one.
 fn attributes(bytes: Option<&[u8]>) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
     NlasIterator::new(bytes.unwrap_or_default()).map_while(Result::ok)
 }
 
-/// `NLMSG_ERROR`: 0 is success; else the error, and maybe a text behind the request's header.
+/// Parses `NLMSG_ERROR`: 0 is success; otherwise an error, optionally with a text behind the
+/// request's header.
 fn acknowledgement(message: &NetlinkBuffer<&[u8]>) -> Result<(), NetlinkError> {
     let payload = message.payload();
     let cut_short = |_| io::Error::other("a netlink answer that is cut short");
@@ -214,8 +215,9 @@ fn acknowledgement(message: &NetlinkBuffer<&[u8]>) -> Result<(), NetlinkError> {
     Err(NetlinkError { source, explanation })
 }
 
-/// An `RTM_NEWLINK` message; what is missing keeps its default. An attribute that the crate cannot
-/// read is passed over by itself, as a newer kernel may write another form of one not needed here.
+/// Parses an `RTM_NEWLINK` message; a missing field keeps its default. An attribute that the crate
+/// cannot parse is skipped, as a newer kernel may extend the format of an attribute that is not
+/// needed here.
 fn parse_link(payload: &[u8]) -> Link {
     let Ok(header) = LinkHeader::parse(payload) else { return Link::default() };
     let mut link = Link {
@@ -250,7 +252,7 @@ fn attached_ids(xdp: &[LinkXdp]) -> AttachedIds {
         }
     }
     if ids == AttachedIds::default() {
-        // The kernel names the mode since 4.18; should it not, native is what a driver does.
+        // The kernel reports the mode since 4.18; without it, native is assumed.
         ids.native = without_mode;
     }
     ids
@@ -299,7 +301,7 @@ mod tests {
         }
     }
 
-    /// A newer kernel may write an attribute in a form that the crate does not know.
+    /// A newer kernel may use a format of an attribute that the crate does not parse.
     #[test]
     fn an_attribute_that_cannot_be_read_hides_no_other() {
         let attributes = vec![
@@ -334,7 +336,7 @@ mod tests {
         text.emit(&mut details);
         let whole_request = request(RouteNetlinkMessage::GetLink(about(7, Vec::new())), 0);
         let header = whole_request.get(..HEADER).unwrap();
-        // The request is given back as a whole, or its header alone.
+        // The kernel quotes the whole request, or its header alone.
         for (capped, request) in [(0, &whole_request[..]), (NLM_F_CAPPED, header)] {
             let code = (-libc::EINVAL).to_ne_bytes();
             let payload = [&code, request, &details].concat();

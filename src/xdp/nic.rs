@@ -1,7 +1,7 @@
-//! A network interface: what it is, how many queues it has, which driver runs it.
+//! A network interface: its addresses, its queues and its driver.
 //!
-//! Everything is asked through netlink and ethtool ioctls, never through /sys, which shows the
-//! interfaces of the namespace that it was mounted in.
+//! All facts come from netlink and ethtool ioctls, never from /sys, which shows the interfaces of
+//! the namespace that it was mounted in.
 #![allow(unsafe_code, reason = "ethtool ioctls")]
 
 use std::io;
@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::netlink::{Link, NetlinkError, Rtnetlink};
 
-/// Commands of include/uapi/linux/ethtool.h. None has a structure of more than [`ANSWER`] words.
+/// Commands of include/uapi/linux/ethtool.h. None of their structures exceeds [`ANSWER`] words.
 #[derive(Clone, Copy)]
 enum Command {
     /// `ETHTOOL_GDRVINFO`.
@@ -21,34 +21,34 @@ enum Command {
     Channels = 0x3c,
 }
 
-/// Why an interface cannot be used.
+/// Reason why an interface cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NicError {
-    /// No such name in this network namespace.
+    /// No interface of this name in this network namespace.
     #[error("there is no interface {name}; there are: {}", existing.join(", "))]
     Missing {
-        /// Name asked for.
+        /// Requested name.
         name: String,
         /// Names that exist.
         existing: Vec<String>,
     },
-    /// A tunnel, or the loopback.
+    /// Not an Ethernet interface: a tunnel, or the loopback.
     #[error("{name} is not an Ethernet interface; holdfast forwards Ethernet frames only")]
     NotEthernet {
-        /// The interface.
+        /// Name of the interface.
         name: String,
     },
-    /// The kernel refused to tell.
+    /// The kernel refused the query.
     #[error("cannot ask the kernel about interface {name}: {reason}")]
     Refused {
-        /// The interface.
+        /// Name of the interface.
         name: String,
         /// The kernel's reason.
         reason: String,
     },
 }
 
-/// An Ethernet interface, as it was when it was opened.
+/// An Ethernet interface, in its state at the time of opening.
 #[derive(Debug, Clone)]
 pub struct Nic {
     name: String,
@@ -64,7 +64,7 @@ impl Nic {
     /// Looks the interface up in the calling thread's network namespace.
     ///
     /// # Errors
-    /// [`NicError`]; for a name that does not exist it lists those that do.
+    /// [`NicError`]; for a name that does not exist it lists the names that do.
     pub fn open(name: &str) -> Result<Self, NicError> {
         let refused = |error: NetlinkError| NicError::Refused {
             name: name.to_owned(),
@@ -89,45 +89,45 @@ impl Nic {
         })
     }
 
-    /// Its name.
+    /// Interface name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its index in this network namespace.
+    /// Interface index in this network namespace.
     pub fn index(&self) -> u32 {
         self.index
     }
 
-    /// Its hardware address.
+    /// Hardware address.
     pub fn mac(&self) -> [u8; 6] {
         self.mac
     }
 
-    /// Its MTU: bytes of a packet behind the Ethernet header.
+    /// MTU in bytes: the longest packet behind the Ethernet header.
     pub fn mtu(&self) -> u32 {
         self.mtu
     }
 
-    /// Its driver, or `"unknown"`.
+    /// Driver name, or `"unknown"`.
     pub fn driver(&self) -> &str {
         &self.driver
     }
 
-    /// Queues that receive now.
+    /// Number of receive queues in use.
     pub fn rx_queues(&self) -> u32 {
         self.rx_queues
     }
 
-    /// Whether it has been set up.
+    /// Whether the interface is administratively up.
     pub fn is_up(&self) -> bool {
         self.up
     }
 
-    /// What has become of the interface. A renamed one is found by its index, one that was made again by
-    /// its name.
+    /// Returns the current state of the interface. A renamed interface is found by its index, a
+    /// re-created one by its name.
     ///
-    /// Cost: two sockets, and three or four requests to the kernel (~50 us together).
+    /// Cost: two sockets, and two or three requests to the kernel (~50 us together).
     ///
     /// # Errors
     /// The kernel's reason.
@@ -157,37 +157,37 @@ impl Nic {
     }
 }
 
-/// What has become of an interface.
+/// Current state of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NicNow {
-    /// There is none of its index or name in its network namespace.
+    /// No interface has its index or name in its network namespace.
     Gone,
-    /// There is one.
+    /// The interface exists.
     There(LinkNow),
 }
 
-/// An interface, as it is now.
+/// Current state of an existing interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkNow {
-    /// Its index: another one if it was made again.
+    /// Interface index; differs from the opened one if the interface was re-created.
     pub index: u32,
-    /// Its hardware address.
+    /// Hardware address.
     pub mac: [u8; 6],
-    /// Whether it has been set up.
+    /// Whether the interface is administratively up.
     pub up: bool,
-    /// Whether there is a carrier.
+    /// Whether the link has a carrier.
     pub carrier: bool,
-    /// Queues that receive.
+    /// Number of receive queues in use.
     pub rx_queues: u32,
-    /// Id of its XDP program.
+    /// Id of the attached XDP program.
     pub program: Option<u32>,
 }
 
-/// Words of the answer to an ethtool command: more than `struct ethtool_drvinfo` (49) has, the largest
-/// one that is asked for here.
+/// Words of the reply to an ethtool command: more than the largest structure in use, `struct
+/// ethtool_drvinfo` (49), has.
 const ANSWER: usize = 64;
 
-/// `struct ifreq` with a pointer, as ethtool commands take it.
+/// `struct ifreq` with a pointer, the argument of ethtool commands.
 #[repr(C)]
 struct Request {
     name: [u8; libc::IFNAMSIZ],
@@ -206,7 +206,8 @@ impl Ethtool {
         Ok(Self(socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?))
     }
 
-    /// `struct ethtool_drvinfo`: the command, 32 bytes with the driver's name, and more.
+    /// Returns the driver's name from `struct ethtool_drvinfo`: the command, 32 bytes with the
+    /// name, and more.
     fn driver(&self, name: &str) -> String {
         let Ok(answer) = self.ask(Command::DriverInfo, name) else { return "unknown".to_owned() };
         let bytes: Vec<u8> =
@@ -214,8 +215,9 @@ impl Ethtool {
         String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
     }
 
-    /// Receive queues in use; drivers that do not say have as many as were allocated.
-    /// `struct ethtool_channels`: the command, four maxima, then rx, tx, other and combined queues.
+    /// Returns the number of receive queues in use; for a driver that does not report it, the
+    /// number of allocated ones. `struct ethtool_channels`: the command, four maxima, then rx, tx,
+    /// other and combined queues.
     fn rx_queues(&self, link: &Link) -> u32 {
         match self.ask(Command::Channels, &link.name) {
             Ok([_, _, _, _, _, rx, _, _, combined, ..]) if rx > 0 || combined > 0 => {
@@ -225,18 +227,19 @@ impl Ethtool {
         }
     }
 
-    /// `SIOCETHTOOL`: the kernel reads the command and fills in the rest of its structure.
+    /// Issues `SIOCETHTOOL`: the kernel reads the command and fills in the rest of its structure.
     fn ask(&self, command: Command, name: &str) -> io::Result<[u32; ANSWER]> {
         let mut answer = [0; ANSWER];
         answer[0] = command as u32;
         let mut request =
             Request { name: [0; libc::IFNAMSIZ], data: &raw mut answer, rest: [0; 2] };
-        // One byte is left for the final zero.
+        // The last byte stays zero, as the terminator.
         let room = request.name.iter_mut().take(libc::IFNAMSIZ - 1);
         room.zip(name.bytes()).for_each(|(place, byte)| *place = byte);
         let (fd, code) = (self.0.as_raw_fd(), libc::SIOCETHTOOL);
-        // SAFETY: `request` lives, its name ends with a zero, and its pointer is to a live array that
-        // is longer than the structure of any `Command`; these consist of integers.
+        // SAFETY: `request` is live, its name is zero-terminated, and its pointer is to a live
+        // array that is longer than the structure of any `Command`; these structures consist of
+        // integers.
         let done = unsafe { libc::ioctl(fd, code as _, &raw mut request) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
     }

@@ -1,4 +1,4 @@
-//! Memory mappings, and the one socket option call that rustix does not have.
+//! Memory mappings, and setsockopt(2) for options that rustix does not support.
 #![allow(unsafe_code, reason = "memory mappings and setsockopt(2)")]
 
 use std::io;
@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use libc::{c_int, socklen_t};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-/// setsockopt(2) with an integer: options that rustix has no name for.
+/// Calls setsockopt(2) with an integer, for options that rustix has no name for.
 pub(super) fn set_option(
     socket: impl AsFd,
     level: c_int,
@@ -30,14 +30,14 @@ pub(super) struct Region {
     len: usize,
 }
 
-// SAFETY: a mapping belongs to the process, not to a thread; access goes through raw pointers
-// whose users make their own claim.
+// SAFETY: a mapping belongs to the process, not to a thread. Access goes through raw pointers, for
+// which each user has its own safety argument.
 unsafe impl Send for Region {}
-// SAFETY: as above; `&Region` gives out only an address and a length.
+// SAFETY: likewise; `&Region` gives out only an address and a length.
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Takes `len` bytes of address space, without memory or access.
+    /// Reserves `len` bytes of address space, without memory or access.
     pub(super) fn reserve(len: usize) -> io::Result<Self> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
@@ -47,18 +47,18 @@ impl Region {
     }
 
     /// Maps the first `len` bytes of `file`, shared, at `offset` (a whole number of pages) of this
-    /// reserved space. They are not yet backed by memory.
+    /// reserved space. The bytes are not yet backed by memory.
     pub(super) fn place(&self, file: BorrowedFd<'_>, offset: usize, len: usize) -> io::Result<()> {
         let start = self.at(offset, len).ok_or(io::ErrorKind::InvalidInput)?.as_ptr().cast();
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: `at` found the range inside our own mapping, and what is replaced is reserved
-        // space, to which no access was given.
+        // SAFETY: `at` found the range inside our own mapping, and the call replaces only reserved
+        // space without access.
         unsafe { mmap(start, len, access, flags, file, 0) }?;
         Ok(())
     }
 
-    /// Maps `len` bytes of `file` from `offset`, shared and backed by memory at once.
+    /// Maps `len` bytes of `file` from `offset`, shared and immediately backed by memory.
     pub(super) fn shared(file: BorrowedFd<'_>, len: usize, offset: u64) -> io::Result<Self> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
@@ -72,31 +72,31 @@ impl Region {
         Ok(Self { start, len })
     }
 
-    /// The first byte.
+    /// Returns the first byte.
     pub(super) fn start(&self) -> NonNull<u8> {
         self.start
     }
 
-    /// The byte at `offset`; `None` if `len` bytes from there on do not lie inside.
+    /// Returns the byte at `offset`; `None` if the `len` bytes from there exceed the mapping.
     pub(super) fn at(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         inside.then(|| self.start.map_addr(|address| address.saturating_add(offset)))
     }
 
-    /// madvise(2) for `len` bytes from `offset`: advice that does not change the contents.
+    /// Calls madvise(2) for `len` bytes from `offset`, with advice that preserves the contents.
     pub(super) fn advise(&self, offset: usize, len: usize, advice: Keeping) -> io::Result<()> {
         let start = self.at(offset, len).ok_or(io::ErrorKind::InvalidInput)?.as_ptr().cast();
         let advice = match advice {
             Keeping::HugePages => Advice::LinuxHugepage,
             Keeping::Populate => Advice::LinuxPopulateWrite,
         };
-        // SAFETY: the range lies inside our own mapping, and the advice keeps its contents.
+        // SAFETY: the range lies inside our own mapping, and the advice preserves its contents.
         unsafe { madvise(start, len, advice) }?;
         Ok(())
     }
 }
 
-/// Advice on memory that keeps its contents.
+/// Memory advice that preserves the contents.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Keeping {
     /// `MADV_HUGEPAGE`.
@@ -107,7 +107,7 @@ pub(super) enum Keeping {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and its users have been dropped or promised to be.
+        // SAFETY: the mapping is ours; its users are gone, or are bound by contract to be.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
     }
 }

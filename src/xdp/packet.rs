@@ -1,4 +1,5 @@
-//! Sends single frames through the kernel (AF_PACKET), for announcements of the control thread.
+//! Transmission of single frames through the kernel (AF_PACKET), for announcements of the control
+//! thread.
 #![allow(unsafe_code, reason = "sendto(2) with a link-layer address")]
 
 use std::io;
@@ -7,30 +8,30 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use libc::{c_void, socklen_t};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-/// A socket that sends frames out of any interface of the network namespace in which it was opened.
+/// A socket that sends frames on any interface of the network namespace in which it was opened.
 ///
-/// To be kept: closing one takes the kernel some milliseconds (net/packet/af_packet.c,
+/// Meant to be kept: closing one takes the kernel some milliseconds (net/packet/af_packet.c,
 /// `packet_release` waits in `synchronize_net`).
 #[derive(Debug)]
 pub struct PacketSocket(OwnedFd);
 
 impl PacketSocket {
-    /// Opens it, to send only.
+    /// Opens a send-only socket.
     ///
     /// # Errors
     /// `EPERM` without CAP_NET_RAW; `EMFILE`.
     pub fn open() -> io::Result<Self> {
-        // Protocol 0: it is given no packets.
+        // Protocol 0: the socket receives no packets.
         let socket =
             socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         Ok(Self(socket))
     }
 
-    /// Sends one Ethernet frame, from its destination address on and without a checksum at the end,
-    /// out of the interface with index `interface`. Does not wait.
+    /// Sends one Ethernet frame, from its destination address on and without its FCS, on the
+    /// interface with index `interface`. Does not block.
     ///
     /// # Errors
-    /// What the kernel says: `EAGAIN` and `ENOBUFS` while a queue is full, `ENETDOWN`, `EMSGSIZE`
+    /// The kernel's error: `EAGAIN` and `ENOBUFS` while a queue is full, `ENETDOWN`, `EMSGSIZE`
     /// beyond the MTU.
     pub fn send(&self, interface: u32, frame: &[u8]) -> io::Result<()> {
         let address = libc::sockaddr_ll {

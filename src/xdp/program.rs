@@ -1,20 +1,21 @@
-//! The XDP program of a NIC: loads it, gives it sockets and rules, attaches it, removes it.
+//! The XDP program of a NIC: loading, sockets and rules, attachment and removal.
 //!
 //! ```text
 //!  load --> prepare --> set_socket, sync --> attach ... sync, counters ... detach
 //!                                              |
-//!                                              +-- killed: the program stays, its sockets are gone, and
-//!                                                  it drops what is for a VIP until the next start replaces it
+//!                                              +-- killed: the program stays without
+//!                                                  sockets, and drops packets for VIPs
+//!                                                  until the next start replaces it
 //! ```
 //!
-//! Sockets are opened under a program that is attached: only then is it certain whether XDP is native or
-//! generic, and a socket that is bound in zero copy under generic XDP sends nothing. On a NIC without a
-//! program, [`prepare`](Steering::prepare) attaches ours while it has no rules, which leaves every packet to
-//! the kernel, as before. A program that a killed process left behind stays until ours has rules and
-//! sockets, and is replaced in one step: so no packet for a VIP ever reaches the kernel, where a RST would
-//! end the connections that a restart saves (architecture invariant 8).
-//! For the same reason it is attached through rtnetlink and not by a bpf_link, which would end
-//! with the process. What the program decides is told in `steer.bpf.c`.
+//! Sockets are opened under an attached program: only then is it certain whether XDP is native or
+//! generic, and a socket bound in zero copy under generic XDP sends nothing. On a NIC without a
+//! program, [`prepare`](Steering::prepare) attaches ours without rules, which leaves every packet
+//! to the kernel, as before. The program of a killed process stays until ours has rules and
+//! sockets, and is replaced in one step: no packet for a VIP ever reaches the kernel, where a RST
+//! would end the connections that a restart preserves (architecture invariant 8). For the same
+//! reason the program is attached through rtnetlink and not by a bpf_link, which would end with the
+//! process. `steer.bpf.c` describes the program's decisions.
 
 mod rules;
 
@@ -36,8 +37,8 @@ pub use crate::net::SteerRules;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
-/// The program's name, in the object and in the kernel (which keeps 15 bytes of one). By it a
-/// program that a killed process left behind is recognised.
+/// Name of the program, in the object and in the kernel (which stores 15 bytes of it). It
+/// identifies the program of a killed process.
 pub const PROGRAM_NAME: &str = "holdfast_steer";
 
 // Flags of include/uapi/linux/if_link.h.
@@ -46,13 +47,13 @@ const XDP_FLAGS_SKB_MODE: u32 = 2;
 const XDP_FLAGS_DRV_MODE: u32 = 4;
 const XDP_FLAGS_REPLACE: u32 = 16;
 
-/// No program, where a descriptor is expected.
+/// Absence of a program, in place of a descriptor.
 const NONE: RawFd = -1;
 
-/// Where the program is to run.
+/// Requested XDP mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachMode {
-    /// In the driver if it can, else in the kernel's generic receive path.
+    /// In the driver if supported, else in the kernel's generic receive path.
     Auto,
     /// In the driver, or not at all.
     Native,
@@ -60,7 +61,7 @@ pub enum AttachMode {
     Generic,
 }
 
-/// Where the program runs.
+/// XDP mode of an attached program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attached {
     /// In the driver.
@@ -70,7 +71,7 @@ pub enum Attached {
 }
 
 impl Attached {
-    /// `"native"` or `"generic"`.
+    /// Returns `"native"` or `"generic"`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -96,7 +97,7 @@ impl AttachMode {
     }
 }
 
-/// Why the program could not be loaded, fed or attached.
+/// Reason why the program could not be loaded, configured or attached.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     /// Missing privileges.
@@ -107,12 +108,12 @@ pub enum ProgramError {
     NotPermitted {
         /// The NIC.
         interface: String,
-        /// What was tried.
+        /// Attempted operation.
         step: &'static str,
         /// The kernel's reason.
         source: io::Error,
     },
-    /// The kernel does not take the program or its maps.
+    /// The kernel rejects the program or its maps.
     #[error(
         "{interface}: the kernel does not accept the XDP program: {reason}; holdfast needs \
          kernel 6.1 or newer with CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS"
@@ -123,7 +124,7 @@ pub enum ProgramError {
         /// The kernel's reason, with the verifier's log if there is one.
         reason: String,
     },
-    /// Somebody else's program is on the NIC.
+    /// Another application's program is on the NIC.
     #[error(
         "{interface} already has an XDP program: {program} (id {id}, {mode}); stop who has \
          attached it, or remove it with `ip link set dev {interface} {keyword} off`"
@@ -131,37 +132,37 @@ pub enum ProgramError {
     Foreign {
         /// The NIC.
         interface: String,
-        /// Its name, if it can be told.
+        /// Name of that program, if known.
         program: String,
         /// Its id, as in `bpftool prog`.
         id: u32,
-        /// Native, generic or offloaded.
+        /// Its mode: native, generic or offloaded.
         mode: &'static str,
-        /// What `ip link` calls that.
+        /// Keyword of that mode in `ip link`.
         keyword: &'static str,
     },
-    /// Nowhere to attach to.
+    /// The program cannot be attached to the NIC.
     #[error("{interface}: cannot attach the XDP program ({mode}): {reason}; {hint}")]
     Attach {
         /// The NIC.
         interface: String,
-        /// The mode, or modes, that were tried.
+        /// Attempted mode or modes.
         mode: &'static str,
-        /// The kernel's reason, with the driver's words if there are any.
+        /// The kernel's reason, with the driver's message if there is one.
         reason: String,
-        /// What to try.
+        /// Suggested remedy.
         hint: &'static str,
     },
-    /// More rules than the map holds.
+    /// More rules than a map holds.
     #[error("{got} entries for the XDP map `{map}`, which holds {max}: configure fewer {what}")]
     TooManyRules {
         /// The map.
         map: &'static str,
-        /// Entries asked for.
+        /// Requested number of entries.
         got: usize,
-        /// Entries that fit.
+        /// Capacity of the map in entries.
         max: usize,
-        /// What the entries stand for.
+        /// Configuration items that the entries represent.
         what: &'static str,
     },
     /// A map operation failed.
@@ -169,14 +170,14 @@ pub enum ProgramError {
     Map {
         /// The NIC.
         interface: String,
-        /// What was tried.
+        /// Attempted operation.
         step: &'static str,
         /// The map.
         map: &'static str,
         /// The reason.
         reason: String,
     },
-    /// The kernel does not tell what is attached.
+    /// The kernel refused the query for the attached program.
     #[error("cannot ask the kernel about the XDP program of {interface}: {reason}")]
     Query {
         /// The NIC.
@@ -205,16 +206,16 @@ pub enum ProgramError {
     },
 }
 
-/// What the program has decided, in packets, since it was loaded.
+/// Decisions of the program since it was loaded, in packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SteerCounters {
-    /// For a VIP.
+    /// Packets for a VIP.
     pub steered: u64,
-    /// From a NAT backend.
+    /// Packets from a NAT backend.
     pub returned: u64,
-    /// Left to the kernel.
+    /// Packets left to the kernel.
     pub passed: u64,
-    /// Of `steered` and `returned`: dropped, because the queue had no socket.
+    /// Packets of `steered` and `returned` that were dropped, because the queue had no socket.
     pub no_socket: u64,
 }
 
@@ -222,7 +223,7 @@ pub struct SteerCounters {
 pub struct Steering {
     interface: String,
     index: u32,
-    /// In the NIC's network namespace, whichever thread drops us.
+    /// Socket in the NIC's network namespace, independent of the thread that drops the program.
     netlink: Rtnetlink,
     ebpf: Ebpf,
     program: ProgramFd,
@@ -234,7 +235,7 @@ pub struct Steering {
     loaded: Rules,
 }
 
-/// A program that a killed process left on the NIC.
+/// The program of a killed process on the NIC.
 struct Leftover {
     mode: Attached,
     program: ProgramFd,
@@ -242,11 +243,11 @@ struct Leftover {
 
 impl Steering {
     /// Loads a program and its maps for `nic`, to be attached by [`attach`](Self::attach) once
-    /// sockets and rules are in place.
+    /// sockets and rules are set.
     ///
     /// # Errors
-    /// [`ProgramError`]: no privileges, a kernel that does not accept the program, or a program
-    /// of somebody else on the NIC.
+    /// [`ProgramError`]: missing privileges, a kernel that rejects the program, or another
+    /// application's program on the NIC.
     pub fn load(nic: &Nic, mode: AttachMode) -> Result<Self, ProgramError> {
         let interface = nic.name().to_owned();
         let netlink = Rtnetlink::open().map_err(|error| query_error(&interface, &error))?;
@@ -272,7 +273,7 @@ impl Steering {
         Ok(steering)
     }
 
-    /// Sends what arrives on `queue` to `xsk`, which must have been opened on it.
+    /// Redirects packets of `queue` to `xsk`, which must have been opened on that queue.
     ///
     /// # Errors
     /// [`ProgramError::NoSocket`] for a fake queue, [`ProgramError::Map`] from queue 256 on.
@@ -286,24 +287,24 @@ impl Steering {
         result.map_err(map_error(interface, "set a socket", "xsks"))
     }
 
-    /// Makes the maps say `rules`: first adds what is new, then removes what is gone, so that what is
-    /// in both is never gone between.
+    /// Makes the maps hold `rules`: adds new entries first and then removes old ones, so that
+    /// entries of both are never missing.
     ///
     /// # Errors
-    /// [`ProgramError::TooManyRules`] before anything is changed; [`ProgramError::Map`] if the
-    /// kernel refuses an entry, with a part of the changes done (a later call does the rest).
+    /// [`ProgramError::TooManyRules`] before any change; [`ProgramError::Map`] if the kernel
+    /// refuses an entry, with a part of the changes made (a later call makes the rest).
     pub fn sync(&mut self, rules: &SteerRules) -> Result<(), ProgramError> {
         let wanted = Rules::new(rules, &self.loaded);
         wanted.check()?;
         self.loaded.change_to(wanted, &mut self.ebpf, &self.interface)
     }
 
-    /// Attaches the program to a NIC that has none, before there are rules; returns where the program of
-    /// this NIC runs, or will run once [`attach`](Self::attach) has replaced what a killed process left.
-    /// To be called before sockets are opened.
+    /// Attaches the program to a NIC without one, before there are rules. Returns the XDP mode of
+    /// the NIC, or the mode after [`attach`](Self::attach) has replaced the program of a killed
+    /// process. Must be called before sockets are opened.
     ///
     /// # Errors
-    /// As [`attach`](Self::attach).
+    /// See [`attach`](Self::attach).
     pub fn prepare(&mut self) -> Result<Attached, ProgramError> {
         match (self.leftover()?, self.wanted) {
             (None, _) => {
@@ -317,12 +318,12 @@ impl Steering {
         }
     }
 
-    /// Attaches the program to the NIC, if [`prepare`](Self::prepare) has not done so. A program that a
-    /// killed process left there is replaced, in one step if it runs in a mode that is wanted; so with
-    /// [`AttachMode::Auto`] the mode of such a program is kept.
+    /// Attaches the program to the NIC, if [`prepare`](Self::prepare) has not done so. The program
+    /// of a killed process is replaced, in one step if its mode is acceptable; [`AttachMode::Auto`]
+    /// therefore keeps its mode.
     ///
     /// # Errors
-    /// [`ProgramError`], with the driver's own words where it has some.
+    /// [`ProgramError`], with the driver's message if there is one.
     pub fn attach(&mut self) -> Result<Attached, ProgramError> {
         if let Some(mode) = self.attached {
             return Ok(mode);
@@ -330,7 +331,7 @@ impl Steering {
         let mode = match self.leftover()? {
             Some(old) if self.wanted.accepts(old.mode) => self.replace(&old)?,
             Some(old) => {
-                // The kernel has no step from one mode to the other.
+                // The kernel cannot change the mode in one step.
                 let flags = old.mode.flag() | XDP_FLAGS_REPLACE;
                 self.set(NONE, flags, Some(&old.program))
                     .map_err(|error| self.attach_error(old.mode.as_str(), &error))?;
@@ -342,16 +343,17 @@ impl Steering {
         Ok(mode)
     }
 
-    /// Removes the program from the NIC, if it is still ours. Later calls do nothing.
+    /// Removes the program from the NIC, if it is still attached. Later calls do nothing.
     pub fn detach(&mut self) {
         if let Some(mode) = self.attached.take() {
             let flags = mode.flag() | XDP_FLAGS_REPLACE;
-            // Fails when the NIC is gone or has another program now; both leave nothing to do.
+            // Fails when the NIC is gone or has another program now; nothing is left to do in
+            // either case.
             let _ = self.set(NONE, flags, Some(&self.program));
         }
     }
 
-    /// Where the program runs; `None` before [`attach`](Self::attach).
+    /// XDP mode of the attached program; `None` before it is attached.
     pub fn mode(&self) -> Option<Attached> {
         self.attached
     }
@@ -361,12 +363,12 @@ impl Steering {
         self.id
     }
 
-    /// Why [`AttachMode::Auto`] did not get native mode, if it did not.
+    /// Reason why [`AttachMode::Auto`] did not result in native mode, if so.
     pub fn fallback_reason(&self) -> Option<&str> {
         self.fallback_reason.as_deref()
     }
 
-    /// Reads the program's counters, summed over all CPUs.
+    /// Returns the program's counters, summed over all CPUs.
     ///
     /// # Errors
     /// [`ProgramError::Map`]; none is expected.
@@ -388,11 +390,11 @@ impl Steering {
         Ok(sum)
     }
 
-    /// Runs the program on a packet of at least 14 bytes that nobody has sent (`BPF_PROG_TEST_RUN`);
-    /// [`counters`](Self::counters) say what it decided. For the test of [`super::steer`].
+    /// Runs the program on an artificial packet of at least 14 bytes (`BPF_PROG_TEST_RUN`);
+    /// [`counters`](Self::counters) then show its decision. For the test of [`super::steer`].
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn try_packet(&mut self, packet: &[u8]) -> io::Result<()> {
         let program = self.ebpf.program_mut(PROGRAM_NAME).ok_or(io::ErrorKind::NotFound)?;
         let program: &mut Xdp = program.try_into().map_err(io::Error::other)?;
@@ -418,7 +420,7 @@ impl Steering {
         }
     }
 
-    /// Takes the place of a program that a killed process left, without a gap.
+    /// Replaces the program of a killed process, without a gap.
     fn replace(&mut self, old: &Leftover) -> Result<Attached, ProgramError> {
         self.set_ours(old.mode, XDP_FLAGS_REPLACE, Some(&old.program))
             .map_err(|error| self.attach_error(old.mode.as_str(), &error))?;
@@ -451,7 +453,7 @@ impl Steering {
         self.netlink.set_xdp(self.index, program, flags, expected)
     }
 
-    /// The program that a killed process left on the NIC; an error if it is somebody else's.
+    /// Returns the program of a killed process on the NIC; fails if it is another application's.
     fn leftover(&self) -> Result<Option<Leftover>, ProgramError> {
         let link = self
             .netlink
@@ -510,11 +512,11 @@ impl Drop for Steering {
     }
 }
 
-/// How long signals may interrupt the verifier, which takes some milliseconds.
+/// Longest time for which signals may interrupt the verifier, which takes some milliseconds.
 const LOAD_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Loads a program. A signal that comes meanwhile ends the verifier's work with `EAGAIN` (`do_check` in
-/// kernel/bpf/verifier.c), and says nothing about the program.
+/// Loads a program, and retries when a signal interrupts the verifier. That fails with `EAGAIN`
+/// (`do_check` in kernel/bpf/verifier.c), independent of the program.
 pub(super) fn load_in_spite_of_signals(
     program: &mut Xdp,
 ) -> Result<(), aya::programs::ProgramError> {
@@ -529,7 +531,7 @@ pub(super) fn load_in_spite_of_signals(
     }
 }
 
-/// The program, and its id.
+/// Loads the steering program; returns its descriptor and id.
 fn load_program(ebpf: &mut Ebpf) -> Result<(ProgramFd, u32), aya::programs::ProgramError> {
     let program = ebpf.program_mut(PROGRAM_NAME);
     let program = program.ok_or(aya::programs::ProgramError::UnexpectedProgramType)?;
@@ -539,7 +541,7 @@ fn load_program(ebpf: &mut Ebpf) -> Result<(ProgramFd, u32), aya::programs::Prog
     Ok((program.fd()?.try_clone()?, id))
 }
 
-/// The loaded program with that id; `None` also when the kernel does not let us look.
+/// Returns the loaded program with this id; `None` also when the kernel denies access.
 fn find_program(id: u32) -> Option<ProgramInfo> {
     loaded_programs().filter_map(Result::ok).find(|program| program.id() == id)
 }
@@ -582,7 +584,7 @@ fn is_permission(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied
 }
 
-/// An error and its causes.
+/// Iterates over an error and its causes.
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let mut next = Some(error);
     std::iter::from_fn(move || {
@@ -592,12 +594,12 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     })
 }
 
-/// The first I/O error among an error and its causes.
+/// Returns the first I/O error among an error and its causes.
 pub(super) fn io_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
     chain(error).find_map(|error| error.downcast_ref())
 }
 
-/// An error and its causes in one line, without those that are already told.
+/// Formats an error and its causes in one line, without repetitions.
 pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     for cause in chain(error).map(ToString::to_string) {

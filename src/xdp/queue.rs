@@ -6,9 +6,9 @@
 //! ```
 //!
 //! A worker calls, once per poll: `reclaim`, `receive`, `transmit_all`, `refill`, then `flush`.
-//! Nothing here allocates, blocks or panics; a system call is made only to wake a kernel that asks
-//! for it. What the rings say is checked against the ledger of the [UMEM](super::umem): a descriptor
-//! that names no frame of this queue is counted and ignored.
+//! Nothing here allocates, blocks or panics; the only system calls wake a kernel that requests it.
+//! Each descriptor from a ring is checked against the ledger of the [UMEM](super::umem): a
+//! descriptor that names no frame of this queue is counted and ignored.
 
 mod long;
 
@@ -24,19 +24,19 @@ use super::umem::chain::{Growing, MAX_FRAMES};
 use super::umem::{Frame, FramePool, Holder, Memory, Umem};
 use crate::net::MAX_NICS;
 
-/// Free fill slots that make a refill worth an index update: the worker's batch size.
+/// Number of free fill slots that justifies an index update: the worker's batch size.
 const REFILL_BATCH: u32 = 64;
 
-/// The shortest packet that can be sent, in bytes: an Ethernet header. The kernel would drop a
-/// shorter one without giving its frame back.
+/// Length of the shortest packet that can be sent, in bytes: an Ethernet header. The kernel would
+/// drop a shorter packet without returning its frame.
 const SHORTEST: usize = 14;
 
-/// Longest sleep while packets wait in a TX ring, in milliseconds: the kernel sends the rest of
-/// a ring only when it is woken again.
+/// Longest sleep while packets wait in a TX ring, in milliseconds: the kernel sends the rest of a
+/// ring only on another wake-up.
 const TRANSMIT_WAIT_MS: u32 = 1;
 
-/// The four rings of one (NIC, queue), and the frames that are in them. On lines of its own, as it
-/// changes with every packet.
+/// The four rings of one (NIC, queue), and the frames that are in them. Aligned to its own cache
+/// lines, as it changes with every packet.
 #[repr(align(128))]
 pub struct XskQueue {
     memory: &'static Memory,
@@ -46,27 +46,27 @@ pub struct XskQueue {
     /// Ledger values of this queue.
     receive: Holder,
     transmit: Holder,
-    /// Frames in the fill ring, the RX ring, in `growing`, or with the NIC to be received into.
+    /// Number of frames in the fill ring, the RX ring, in `growing`, or with the NIC for reception.
     receiving: u32,
-    /// Frames in the TX ring, the completion ring, or with the NIC to be sent.
+    /// Number of frames in the TX ring, the completion ring, or with the NIC for transmission.
     transmitting: u32,
-    /// Frames pushed to the TX ring and not yet published.
+    /// Number of frames pushed to the TX ring and not yet published.
     queued: u32,
-    /// A packet of several frames, of which the kernel has not yet shown the last.
+    /// A packet of several frames whose last frame the kernel has not delivered yet.
     growing: Growing,
-    /// What of [`Io`] concerns wake-ups; `tx_kick` is at most the TX ring.
+    /// Settings of multi-buffer and wake-ups; `tx_kick` is at most the size of the TX ring.
     io: Io,
     bad_descriptors: u64,
 }
 
 impl XskQueue {
-    /// Opens an AF_XDP socket on `queue` of `nic`, with RX and TX rings of `ring` slots (a power
-    /// of two), and fill and completion rings of twice as many.
+    /// Opens an AF_XDP socket on `queue` of `nic`, with RX and TX rings of `ring` slots (a power of
+    /// two), and fill and completion rings of twice as many.
     ///
     /// Blocks for up to 3 s while another socket holds the queue.
     ///
     /// # Errors
-    /// [`SocketError`]: each names the NIC, the queue, the reason and the cure.
+    /// [`SocketError`]: each names the NIC, the queue, the reason and the remedy.
     pub fn open(
         umem: &Umem,
         nic: &Nic,
@@ -79,7 +79,7 @@ impl XskQueue {
             .ok_or_else(|| SocketError::TooManyQueues { interface: nic.name().to_owned(), queue })
     }
 
-    /// A queue over `rings`; `None` when the UMEM has served too many.
+    /// Creates a queue over `rings`; `None` after 127 queues of this UMEM.
     pub(super) fn new(
         memory: &'static Memory,
         rings: Rings,
@@ -103,8 +103,8 @@ impl XskQueue {
         })
     }
 
-    /// Takes up to `max` received frames and shows each packet to `each`; returns how many packets,
-    /// `max` at most. One whose last frame has not come yet is shown by a later call.
+    /// Takes up to `max` received frames and passes each packet to `each`; returns the number of
+    /// packets, at most `max`. A later call passes on a packet whose last frame is missing.
     ///
     /// Cost: one index read and one index write per call, one ledger byte per frame.
     #[inline]
@@ -134,8 +134,8 @@ impl XskQueue {
     /// Queues a packet for [`flush`](Self::flush).
     ///
     /// # Errors
-    /// The frame comes back when the TX ring is full, the packet is shorter than an Ethernet
-    /// header, has more frames than [may be sent](Self::can_send), or belongs to another UMEM.
+    /// Returns the frame if the TX ring is full, or if the packet is shorter than an Ethernet
+    /// header, has more frames than [can be sent](Self::can_send), or belongs to another UMEM.
     #[inline]
     pub fn transmit(&mut self, frame: Frame) -> Result<(), Frame> {
         if frame.len() < SHORTEST {
@@ -156,10 +156,11 @@ impl XskQueue {
         Ok(())
     }
 
-    /// As [`transmit`](Self::transmit) for all frames, in order; those for which there is no room, or
-    /// that it would give back, stay where they are. Returns how many packets and bytes were queued.
+    /// Queues all frames in order, as [`transmit`](Self::transmit) does; a frame that does not fit
+    /// or that `transmit` would refuse stays in `frames`. Returns the number of queued packets and
+    /// bytes.
     ///
-    /// Cost: one look at the ring's room for all of them; one ledger byte and one slot per packet.
+    /// Cost: one look-up of the free slots for all frames; one ledger byte and one slot per packet.
     #[inline]
     pub fn transmit_all<'f>(
         &mut self,
@@ -178,7 +179,7 @@ impl XskQueue {
                 }
                 Err(frame) => {
                     *place = Some(frame);
-                    // Those behind it must not overtake it.
+                    // Later packets must not overtake it.
                     if self.is_full() {
                         return (packets, bytes);
                     }
@@ -187,8 +188,8 @@ impl XskQueue {
         }
     }
 
-    /// Queues packets of one frame, as far as there is room; returns how many, and the packet of several
-    /// that comes next, with its place.
+    /// Queues packets of one frame while slots are free; returns their number, and the next packet
+    /// of several frames with its slot in `frames`.
     #[inline(always)]
     fn transmit_short<'f>(
         &mut self,
@@ -226,19 +227,19 @@ impl XskQueue {
         (queued, long)
     }
 
-    /// Whether the TX ring may have no room for a packet: for the longest that this queue sends.
+    /// Whether the TX ring may lack room for a packet, judged by the longest that this queue sends.
     #[inline]
     pub fn is_full(&mut self) -> bool {
         let most = self.most_frames();
         self.rings.tx.free(most) < most
     }
 
-    /// Publishes what was queued, and wakes the kernel if it sleeps while packets wait in the TX
-    /// ring; returns whether that took a system call.
+    /// Publishes all queued packets, and wakes the kernel if it sleeps while packets wait in the TX
+    /// ring; returns whether it made a system call.
     ///
-    /// To be called in every poll, also in those that sent nothing: in copy mode a wake-up sends
-    /// a bounded number of packets, and only the next one sends the rest. For the same reason fewer
-    /// than `tx_kick` packets wait only as long as each call finds new ones.
+    /// Must be called in every poll, also in one that sent nothing: in copy mode a wake-up sends a
+    /// bounded number of packets, and only the next wake-up sends the rest. For the same reason
+    /// fewer than `tx_kick` packets wait only as long as each call finds new ones.
     #[inline]
     pub fn flush(&mut self) -> bool {
         let queued = std::mem::take(&mut self.queued);
@@ -261,7 +262,7 @@ impl XskQueue {
         }
     }
 
-    /// Takes back the frames that have been sent; returns how many.
+    /// Moves sent frames back to `pool`; returns their number.
     #[inline]
     pub fn reclaim(&mut self, pool: &mut FramePool) -> usize {
         if self.transmitting == 0 || !pool.is_of(self.memory) {
@@ -277,9 +278,10 @@ impl XskQueue {
         reclaimed as usize
     }
 
-    /// Gives free frames to the kernel to receive into, and wakes it if it ran out and asks for
-    /// that, or if its poll function is to run here (`busy_poll`); returns how many frames. Waits for a batch's worth of room, so that the index is
-    /// not moved for every packet.
+    /// Gives free frames to the kernel for reception; returns their number. Waits for a batch's
+    /// worth of free slots, so that the index does not move with every packet. Wakes the kernel if
+    /// it ran out of frames and requests a wake-up, or if the worker runs the NIC's poll function
+    /// (`busy_poll`).
     #[inline]
     pub fn refill(&mut self, pool: &mut FramePool) -> usize {
         let batch = REFILL_BATCH.min(self.rings.fill.size() / 2);
@@ -296,7 +298,8 @@ impl XskQueue {
         given as usize
     }
 
-    /// Gives up to `most` frames, for which there is room; those of another UMEM are of no use.
+    /// Gives up to `most` frames to the fill ring, which has room for them; none from a pool of
+    /// another UMEM.
     fn fill(&mut self, pool: &mut FramePool, most: u32) -> u32 {
         if !pool.is_of(self.memory) {
             return 0;
@@ -310,47 +313,47 @@ impl XskQueue {
         given
     }
 
-    /// Whether [`receive`](Self::receive) would find something.
+    /// Whether [`receive`](Self::receive) would find a frame.
     #[inline]
     pub fn is_readable(&self) -> bool {
         !self.rings.rx.is_empty()
     }
 
-    /// Frames that were transmitted and have not been reclaimed.
+    /// Number of frames that were transmitted and not reclaimed.
     #[inline]
     pub fn outstanding(&self) -> u32 {
         self.transmitting
     }
 
-    /// Frames that are not in our hands: in one of the four rings, or with the NIC.
+    /// Number of frames with the kernel: in one of the four rings, or with the NIC.
     #[inline]
     pub fn with_kernel(&self) -> u32 {
         self.receiving + self.transmitting
     }
 
-    /// Descriptors that named no frame of this queue; each was ignored.
+    /// Number of descriptors that named no frame of this queue; each was ignored.
     #[inline]
     pub fn bad_descriptors(&self) -> u64 {
         self.bad_descriptors
     }
 
-    /// The kernel's counters of the socket; zeros for a fake NIC.
+    /// Returns the kernel's counters of the socket; zeros for a fake NIC.
     ///
     /// # Errors
-    /// What getsockopt(2) says; none is expected.
+    /// The error of getsockopt(2); none is expected.
     pub fn statistics(&self) -> std::io::Result<SocketStatistics> {
         self.socket.as_ref().map_or(Ok(SocketStatistics::default()), Socket::statistics)
     }
 
-    /// A view of the socket for another thread; `None` for a fake NIC.
+    /// Returns a view of the socket for another thread; `None` for a fake NIC.
     ///
     /// # Errors
-    /// What dup(2) says: too many open files.
+    /// The error of dup(2): too many open files.
     pub fn monitor(&self) -> std::io::Result<Option<Monitor>> {
         self.socket.as_ref().map(Socket::monitor).transpose()
     }
 
-    /// Whether the NIC works on packet memory itself, without a copy.
+    /// Whether the NIC accesses packet memory directly, without a copy.
     pub fn zero_copy(&self) -> bool {
         self.socket.as_ref().is_some_and(Socket::zero_copy)
     }
@@ -360,22 +363,22 @@ impl XskQueue {
         self.io.multi_buffer
     }
 
-    /// Whether there is a fake NIC behind this queue.
+    /// Whether this queue belongs to a fake NIC.
     pub fn is_fake(&self) -> bool {
         self.socket.is_none()
     }
 
-    /// The socket, for the XDP program's map; `None` for a fake NIC.
+    /// Returns the socket, for the XDP program's map; `None` for a fake NIC.
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(Socket::fd)
     }
 }
 
-/// Sleeps until one of `queues` has received something, or `timeout_ms` are over; for a worker
-/// that does not poll busily. Returns at once if something is there already.
+/// Sleeps until one of `queues` is readable or `timeout_ms` have passed, for a worker that does not
+/// busy-poll. Returns at once if a queue is readable already.
 ///
-/// While packets wait in a TX ring it sleeps 1 ms at most, so that the caller flushes again. At
-/// most [`MAX_NICS`] queues are watched. A fake NIC does not wake it.
+/// Sleeps at most 1 ms while packets wait in a TX ring, so that the caller flushes again. At most
+/// [`MAX_NICS`] queues are watched. A fake NIC does not wake the caller.
 pub fn wait<'a>(queues: impl IntoIterator<Item = &'a XskQueue>, timeout_ms: u32) {
     let mut watched = ArrayVec::<PollFd<'_>, MAX_NICS>::new();
     let mut timeout_ms = timeout_ms;
@@ -387,12 +390,12 @@ pub fn wait<'a>(queues: impl IntoIterator<Item = &'a XskQueue>, timeout_ms: u32)
             timeout_ms = timeout_ms.min(TRANSMIT_WAIT_MS);
         }
         if let Some(socket) = queue.fd() {
-            // More than the bound: not watched, only polled after the time-out.
+            // A queue beyond the bound is not watched, only polled after the time-out.
             let _ = watched.try_push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
         }
     }
     let (tv_sec, ms) = (i64::from(timeout_ms / 1000), i64::from(timeout_ms % 1000));
-    // A signal ends the wait early, which does no harm.
+    // A signal ends the wait early, which is harmless.
     let _ = poll(&mut watched, Some(&Timespec { tv_sec, tv_nsec: ms * 1_000_000 }));
 }
 
@@ -405,7 +408,7 @@ mod tests {
     const FRAMES: u32 = 64;
     const RING: u32 = 8;
 
-    /// A queue, its NIC and its pool; `held` frames are in the test's own hands.
+    /// A queue, its NIC and its pool; the test itself owns the `held` frames.
     struct Rig {
         queue: XskQueue,
         nic: FakeNic,
@@ -420,7 +423,7 @@ mod tests {
             Self { queue, nic, pool, held: Vec::new() }
         }
 
-        /// One poll of the worker that keeps what it receives.
+        /// Runs one poll of a worker that keeps all received frames.
         fn poll(&mut self) -> usize {
             self.queue.reclaim(&mut self.pool);
             self.queue.refill(&mut self.pool);
@@ -529,7 +532,7 @@ mod tests {
     fn lies_about_received_packets_are_counted_and_ignored() {
         let mut rig = Rig::new();
         rig.poll();
-        // The stack gives the first chunks out first: 0..16 are in the fill ring, the rest is ours.
+        // The stack pops the lowest chunks first: 0..16 are in the fill ring, the rest is ours.
         let lies = [
             (63 * 2048 + 256, 60, "a frame that is in the pool"),
             (64 * 2048, 60, "beyond the memory"),
@@ -542,7 +545,7 @@ mod tests {
             assert_eq!(rig.poll(), 0, "{name}");
             assert_eq!(rig.queue.bad_descriptors(), number, "{name}");
         }
-        // A chunk of the fill ring is really with the kernel: the first claim wins.
+        // Chunk 1 is really with the kernel: only the first of the two claims is accepted.
         assert!(rig.nic.deliver_raw(2048 + 256, 60) && rig.nic.deliver_raw(2048 + 256, 60));
         assert_eq!(rig.poll(), 1);
         assert_eq!(rig.queue.bad_descriptors(), 6);
@@ -568,7 +571,7 @@ mod tests {
         rig.poll();
         assert_eq!((rig.queue.bad_descriptors(), rig.queue.outstanding()), (5, 0));
         // The same chunk is sent again, so that it is in the TX ring twice, and the NIC completes
-        // it twice: one of the two is one too many.
+        // it twice: one completion too many.
         let mut frame = rig.pool.pop().unwrap();
         assert!(frame.copy_from(&[2; 60]));
         rig.queue.transmit(frame).unwrap();
@@ -588,7 +591,7 @@ mod tests {
         assert!(second_nic.deliver_raw(256, 60));
         assert_eq!(second.receive(64, |frame| pool.push(frame)), 0);
         assert_eq!(second.bad_descriptors(), 1);
-        // What one queue receives, the other may send.
+        // One queue may send a frame that the other received.
         assert!(first_nic.deliver(&[5; 60]));
         first.receive(64, |frame| assert!(second.transmit(frame).is_ok()));
         second.flush();

@@ -1,4 +1,4 @@
-//! AF_XDP rings: the producer and the consumer half, over the kernel's memory or our own.
+//! AF_XDP rings: the producer and the consumer half, over kernel or ordinary memory.
 //!
 //! ```text
 //!            consumer index         producer index
@@ -6,10 +6,10 @@
 //!   ... free | ready ready ready ready | free ...     index & mask picks the slot
 //! ```
 //!
-//! Indices run freely and wrap at 2^32; only `index & mask` touches memory. The producer fills
-//! slots and then moves its index; the consumer reads slots and then moves its own. Each half
-//! remembers the other's index and reads it again only when it has run out, because that line
-//! was last written by another core. One half of each kernel ring is ours; a fake NIC has both.
+//! Indices run freely and wrap at 2^32; only `index & mask` addresses memory. The producer fills
+//! slots and then advances its index; the consumer reads slots and then advances its own. Each half
+//! caches the other's index and reads it again only when the cached one is exhausted, because
+//! another core wrote that line last. One half of each kernel ring is ours; a fake NIC has both.
 //! Source: Documentation/networking/af_xdp.rst, "Rings"; net/xdp/xsk_queue.h.
 #![allow(unsafe_code, reason = "the ring is memory shared with the kernel")]
 
@@ -26,15 +26,15 @@ use super::os::Region;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Descriptor {
-    /// Bytes from the start of the UMEM to the packet.
+    /// Offset of the packet from the start of the UMEM, in bytes.
     pub address: u64,
     /// Length of the packet in bytes.
     pub len: u32,
-    /// `XDP_PKT_CONTD` and the like; 0 without multi-buffer.
+    /// `XDP_PKT_CONTD` and other flags; 0 without multi-buffer.
     pub options: u32,
 }
 
-/// What may lie in a ring slot.
+/// The entry of a ring slot.
 ///
 /// # Safety
 /// Every bit pattern must be a valid value, since the kernel writes slots too.
@@ -45,14 +45,14 @@ unsafe impl Entry for u64 {}
 // SAFETY: a struct of integers takes every bit pattern.
 unsafe impl Entry for Descriptor {}
 
-/// Where the parts of a ring lie inside its mapping, in bytes.
+/// Offsets of the parts of a ring inside its mapping, in bytes.
 pub(super) type Offsets = rustix::net::xdp::XdpRingOffset;
 
-/// The fewest and the most slots of a ring. The kernel knows no upper bound; ours keeps sums of
+/// Bounds of the number of slots of a ring. The kernel has no upper bound; this one keeps sums of
 /// four rings inside 32 bits.
 pub(super) const SLOTS: std::ops::RangeInclusive<u32> = 2..=1 << 20;
 
-/// The memory of a ring, seen from either half.
+/// Memory of a ring, as accessed by either half.
 struct Shared<T> {
     producer: NonNull<AtomicU32>,
     consumer: NonNull<AtomicU32>,
@@ -60,7 +60,7 @@ struct Shared<T> {
     slots: NonNull<T>,
     /// Number of slots, a power of two.
     size: u32,
-    /// Keeps the pointers valid.
+    /// Owner of the memory, which keeps the pointers valid.
     _owner: Owner<T>,
 }
 
@@ -69,8 +69,8 @@ enum Owner<T> {
     Plain { _memory: Arc<PlainMemory<T>> },
 }
 
-/// A ring in ordinary memory. As in the kernel's, each index has a cache line of its own: it is
-/// written by one side and read by the other.
+/// A ring in ordinary memory. As in the kernel's rings, each index has its own cache line: one side
+/// writes it and the other reads it.
 struct PlainMemory<T> {
     producer: CachePadded<AtomicU32>,
     consumer: CachePadded<AtomicU32>,
@@ -78,15 +78,16 @@ struct PlainMemory<T> {
     slots: Box<[UnsafeCell<T>]>,
 }
 
-// SAFETY: a slot is written by the one producer while it is free, and read by the one consumer
-// while it is ready; the indices hand it over (see the orderings in `publish` and `take`).
+// SAFETY: the one producer writes a slot while it is free, and the one consumer reads it while it
+// is ready; the indices hand it over (see the orderings in `publish` and `take`).
 unsafe impl<T: Entry> Sync for PlainMemory<T> {}
 
-// SAFETY: the pointers are to memory that `_owner` keeps; a half is moved as a whole.
+// SAFETY: the pointers are to memory that `_owner` keeps, and a half moves as a whole.
 unsafe impl<T: Entry> Send for Shared<T> {}
 
 impl<T: Entry> Shared<T> {
-    /// A view of a ring that the kernel has laid out in `region`; `None` if it does not fit in.
+    /// Returns a view of a ring that the kernel has laid out in `region`; `None` if it exceeds the
+    /// region.
     fn kernel(region: Region, offsets: &Offsets, size: u32) -> Option<Self> {
         let at = |offset: u64, bytes: usize, align: usize| {
             let start = region.at(usize::try_from(offset).ok()?, bytes)?;
@@ -110,7 +111,8 @@ impl<T: Entry> Shared<T> {
             producer: NonNull::from(&*memory.producer),
             consumer: NonNull::from(&*memory.consumer),
             flags: NonNull::from(&*memory.flags),
-            // An `UnsafeCell<T>` may be written through a shared pointer, and is laid out as `T`.
+            // An `UnsafeCell<T>` may be written through a shared pointer, and has the layout of
+            // `T`.
             slots: NonNull::new(slots.cast_mut().cast()).unwrap_or(NonNull::dangling()),
             size,
             _owner: Owner::Plain { _memory: Arc::clone(memory) },
@@ -135,7 +137,7 @@ impl<T: Entry> Shared<T> {
         unsafe { self.flags.as_ref() }
     }
 
-    /// The slot of a freely running index.
+    /// Returns the slot of a freely running index.
     #[inline(always)]
     fn slot(&self, index: u32) -> NonNull<T> {
         let slot = (index & (self.size - 1)) as usize;
@@ -144,7 +146,8 @@ impl<T: Entry> Shared<T> {
     }
 }
 
-/// A ring in ordinary memory: both halves, for a fake NIC. Indices begin at `start`.
+/// Creates a ring in ordinary memory and returns both halves, for a fake NIC. Indices begin at
+/// `start`.
 ///
 /// `size` is rounded up to a power of two inside the bounds of a ring.
 pub fn in_plain_memory<T: Entry>(size: u32, start: u32) -> (Producer<T>, Consumer<T>) {
@@ -162,54 +165,56 @@ pub fn in_plain_memory<T: Entry>(size: u32, start: u32) -> (Producer<T>, Consume
 /// The write side of one ring. Not `Clone`: two writers would fill the same slots.
 pub struct Producer<T: Entry> {
     ring: Shared<T>,
-    /// Our index, ahead of the shared one by what is not yet published.
+    /// Our index, ahead of the shared one by the unpublished entries.
     next: u32,
-    /// The consumer's index when we last looked.
+    /// Last known index of the consumer.
     seen: u32,
 }
 
 impl<T: Entry> Producer<T> {
     fn new(ring: Shared<T>) -> Self {
-        // Relaxed: nobody else moves our index.
+        // Relaxed: only this half changes its index.
         let next = ring.producer().load(Ordering::Relaxed);
         let seen = ring.consumer().load(Ordering::Acquire);
         Self { ring, next, seen }
     }
 
-    /// The write side of a kernel ring (TX or fill); `None` if the layout is impossible.
+    /// Returns the write side of a kernel ring (TX or fill); `None` if the layout is impossible.
     ///
     /// # Safety
-    /// `region` maps a ring with entries of type `T` at `offsets`, with at least `size` slots,
-    /// of which nobody else in this process takes the write side.
+    /// `region` maps a ring with entries of type `T` at `offsets`, with at least `size` slots, and
+    /// no other code of this process takes its write side.
     pub(super) unsafe fn kernel(region: Region, offsets: &Offsets, size: u32) -> Option<Self> {
         Shared::kernel(region, offsets, size).map(Self::new)
     }
 
-    /// Slots, a power of two.
+    /// Number of slots, a power of two.
     pub fn size(&self) -> u32 {
         self.ring.size
     }
 
-    /// Free slots; looks at the consumer's index again only when fewer than `wanted` are known.
+    /// Returns the number of free slots; reads the consumer's index again only when fewer than
+    /// `wanted` are known.
     #[inline]
     pub fn free(&mut self, wanted: u32) -> u32 {
         let known = self.free_known();
         if known >= wanted {
             return known;
         }
-        // Acquire pairs with the release in the consumer's `take`: it has read the slots that it
-        // gives back, so that we may overwrite them.
+        // Acquire pairs with the release in the consumer's `take`: the consumer has read the slots
+        // that it gives back, so they may be overwritten.
         self.seen = self.ring.consumer().load(Ordering::Acquire);
         self.free_known()
     }
 
-    /// A consumer that claims to be ahead of us leaves no slot free, rather than too many.
+    /// A consumer index ahead of ours (a false claim) leaves no slot free, rather than too many.
     #[inline(always)]
     fn free_known(&self) -> u32 {
         self.ring.size.saturating_sub(self.next.wrapping_sub(self.seen))
     }
 
-    /// Writes `entry` into the next free slot, unpublished; false when the ring is full.
+    /// Writes `entry` into the next free slot without publishing it; returns false when the ring is
+    /// full.
     #[inline]
     #[must_use]
     pub fn push(&mut self, entry: T) -> bool {
@@ -217,16 +222,17 @@ impl<T: Entry> Producer<T> {
             return false;
         }
         // SAFETY: the slot lies inside the ring; it is free, so the consumer does not read it
-        // before we move the index past it in `publish`.
+        // before `publish` moves the index past it.
         unsafe { self.ring.slot(self.next).write(entry) };
         self.next = self.next.wrapping_add(1);
         true
     }
 
-    /// As [`push`](Self::push), of what `make` makes out of `value`, if there is room.
+    /// Pushes the entry that `make` creates from `value`, as [`push`](Self::push) does. `make` is
+    /// called only if a slot is free.
     ///
     /// # Errors
-    /// `value` when the ring is full, or what `make` gives back.
+    /// `value` when the ring is full, or the value that `make` returns.
     #[inline(always)]
     pub fn push_made<V>(
         &mut self,
@@ -243,8 +249,8 @@ impl<T: Entry> Producer<T> {
         Ok(())
     }
 
-    /// Writes what `next` gives into free slots, unpublished, until it gives nothing or `most`, or
-    /// all slots, are written; returns how many.
+    /// Writes entries from `next` into free slots without publishing them, until `next` returns
+    /// `None`, `most` entries are written or the ring is full; returns the number of entries.
     #[inline(always)]
     pub fn push_up_to(&mut self, most: u32, mut next: impl FnMut() -> Option<T>) -> u32 {
         let most = self.free(most).min(most);
@@ -258,26 +264,27 @@ impl<T: Entry> Producer<T> {
         self.next.wrapping_sub(start)
     }
 
-    /// Shows the consumer everything that was pushed. Once per batch.
+    /// Publishes all pushed entries to the consumer. Called once per batch.
     #[inline]
     pub fn publish(&mut self) {
         // Release pairs with the acquire in the consumer's `ready`: slots are written before it.
         self.ring.producer().store(self.next, Ordering::Release);
     }
 
-    /// Entries that the consumer has not taken yet, published or not, by its index of now.
+    /// Number of entries, published or not, that the consumer has not taken yet, by its current
+    /// index.
     #[inline]
     pub fn pending(&self) -> u32 {
-        // Relaxed: a number to act on, not a permission to touch slots.
+        // Relaxed: a number to act on, not a permission to access slots.
         let consumer = self.ring.consumer().load(Ordering::Relaxed);
         self.next.wrapping_sub(consumer).min(self.ring.size)
     }
 
-    /// Whether the kernel sleeps and must be woken by a system call to look at this ring.
+    /// Whether the kernel sleeps and needs a system call to process this ring.
     #[inline]
     pub fn needs_wakeup(&self) -> bool {
-        // Relaxed: a hint. It is read after `publish`; a flag that is raised just after is seen
-        // by the next poll, which asks again while anything is pending.
+        // Relaxed: a hint. It is read after `publish`; the next poll sees a flag that is raised
+        // just after, since it reads the flag again while anything is pending.
         self.ring.flags().load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
     }
 }
@@ -287,57 +294,59 @@ pub struct Consumer<T: Entry> {
     ring: Shared<T>,
     /// Our index; the kernel never writes it.
     next: u32,
-    /// The producer's index when we last looked.
+    /// Last known index of the producer.
     seen: u32,
 }
 
 impl<T: Entry> Consumer<T> {
     fn new(ring: Shared<T>) -> Self {
-        // Relaxed: nobody else moves our index.
+        // Relaxed: only this half changes its index.
         let next = ring.consumer().load(Ordering::Relaxed);
         Self { ring, next, seen: next }
     }
 
-    /// The read side of a kernel ring (RX or completion); `None` if the layout is impossible.
+    /// Returns the read side of a kernel ring (RX or completion); `None` if the layout is
+    /// impossible.
     ///
     /// # Safety
-    /// As [`Producer::kernel`], of the read side.
+    /// The conditions of [`Producer::kernel`], for the read side.
     pub(super) unsafe fn kernel(region: Region, offsets: &Offsets, size: u32) -> Option<Self> {
         Shared::kernel(region, offsets, size).map(Self::new)
     }
 
-    /// Slots, a power of two.
+    /// Number of slots, a power of two.
     pub fn size(&self) -> u32 {
         self.ring.size
     }
 
-    /// Whether nothing is ready, by the producer's index of now.
+    /// Whether no entry is ready, by the producer's current index.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        // Relaxed: a number to act on, not a permission to touch slots.
+        // Relaxed: a number to act on, not a permission to access slots.
         self.ring.producer().load(Ordering::Relaxed) == self.next
     }
 
-    /// Ready entries, at most `wanted`; looks at the producer's index again only when fewer are
-    /// known.
+    /// Returns the number of ready entries, at most `wanted`; reads the producer's index again only
+    /// when fewer are known.
     #[inline]
     pub fn ready(&mut self, wanted: u32) -> u32 {
         if self.ready_known() < wanted {
-            // Acquire pairs with the producer's release: slots below it are written before.
+            // Acquire pairs with the producer's release: slots below the index are written before
+            // it.
             self.seen = self.ring.producer().load(Ordering::Acquire);
         }
         self.ready_known().min(wanted)
     }
 
-    /// A producer that claims more than the ring holds gets at most one ring's worth.
+    /// A producer that claims more entries than the ring holds is granted one ring's worth.
     #[inline(always)]
     fn ready_known(&self) -> u32 {
         self.seen.wrapping_sub(self.next).min(self.ring.size)
     }
 
-    /// Shows up to `max` ready entries to `each`, in order; returns how many.
+    /// Passes up to `max` ready entries to `each`, in order; returns their number.
     ///
-    /// At most one acquire load, and one release store, whatever the number.
+    /// Cost: at most one acquire load and one release store, independent of the number.
     #[inline]
     pub fn take(&mut self, max: u32, mut each: impl FnMut(T)) -> u32 {
         let ready = self.ready(max);
@@ -346,8 +355,8 @@ impl<T: Entry> Consumer<T> {
         }
         for ahead in 0..ready {
             let slot = self.ring.slot(self.next.wrapping_add(ahead));
-            // SAFETY: the slot lies inside the ring and holds a `T` whatever its bits (`Entry`);
-            // the producer does not write it again before we move our index, below.
+            // SAFETY: the slot lies inside the ring and holds a valid `T`, whatever its bits
+            // (`Entry`); the producer does not write it again before our index moves, below.
             each(unsafe { slot.read() });
         }
         self.next = self.next.wrapping_add(ready);

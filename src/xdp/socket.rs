@@ -1,8 +1,8 @@
-//! One AF_XDP socket, from socket(2) to bound with its four rings mapped.
+//! One AF_XDP socket: from socket(2) to the bound socket with its four rings mapped.
 //!
-//! Each socket registers the packet memory as a UMEM of its own, although several sockets of one
-//! worker use the same memory: with `XDP_SHARED_UMEM` all of them would have to be in the mode
-//! of the first, and one NIC without zero copy would take it from the others.
+//! Each socket registers the packet memory as its own UMEM, although the sockets of one worker
+//! share the memory: with `XDP_SHARED_UMEM` all of them would have to use the mode of the first,
+//! and one NIC without zero copy would disable it for the others.
 //! Source: Documentation/networking/af_xdp.rst; net/xdp/xsk.c; include/uapi/linux/if_xdp.h.
 #![allow(unsafe_code, reason = "maps the kernel's rings")]
 
@@ -30,54 +30,56 @@ use super::umem::{HEADROOM, Umem};
 /// Socket option 9, `XDP_MAX_TX_SKB_BUDGET`: packets sent per wake-up in copy mode. Kernel 6.18.
 const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
 
-/// The least that the kernel takes for it, and its own default (`TX_BATCH_SIZE` of net/xdp/xsk.c).
-/// The most is the number of slots of the TX ring.
+/// Lower bound of `XDP_MAX_TX_SKB_BUDGET`, and the kernel's default (`TX_BATCH_SIZE` of
+/// net/xdp/xsk.c). The upper bound is the number of slots of the TX ring.
 const LEAST_TX_BUDGET: u32 = 32;
 
-/// `SO_BUSY_POLL` in microseconds. Any value but 0 lets our non-blocking calls run the NIC's poll
-/// function once; how long a blocking call would go on is not our case.
+/// `SO_BUSY_POLL` in microseconds. Any value but 0 makes our non-blocking calls run the NIC's poll
+/// function once; the value matters for blocking calls only.
 const BUSY_POLL_US: c_int = 20;
 
-/// Waits between two attempts to bind, in milliseconds: about 3 s together. The kernel frees the
-/// queue of a process that has just ended after a grace period, in a kernel thread.
+/// Waits between attempts to bind, in milliseconds: about 3 s in total. The kernel frees the queue
+/// of a terminated process after a grace period, in a kernel thread.
 const BIND_WAITS_MS: [u64; 10] = [5, 10, 20, 50, 100, 200, 400, 600, 800, 800];
 
-/// Without multi-buffer, in bytes: what a frame of 4096 holds, less Ethernet header and two VLAN tags.
+/// Largest MTU without multi-buffer, in bytes: a frame of 4096, less headroom, Ethernet header and
+/// two VLAN tags.
 const LARGEST_MTU: u32 = 4096 - HEADROOM as u32 - 22;
 
-/// How packets get between the NIC and packet memory.
+/// Transfer of packets between the NIC and packet memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BindMode {
-    /// Zero copy if the driver has it, else copy.
+    /// Zero copy if the driver supports it, else copy.
     Auto,
     /// The kernel copies each packet.
     Copy,
-    /// The NIC reads and writes packet memory itself, or the bind fails.
+    /// The NIC accesses packet memory directly, or the bind fails.
     ZeroCopy,
 }
 
-/// How a socket and the kernel deal with each other.
+/// Settings of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Io {
-    /// How packets get between the NIC and packet memory.
+    /// Transfer of packets between the NIC and packet memory.
     pub mode: BindMode,
-    /// Packets may lie in several frames. Kernel 6.6; a driver whose zero copy cannot do it copies.
+    /// Whether packets may span several frames. Needs kernel 6.6; a driver whose zero copy lacks
+    /// support falls back to copy.
     pub multi_buffer: bool,
-    /// Let the kernel say when it has to be woken; else it is woken whenever there is something to
-    /// send, and expected to receive by itself.
+    /// Whether the kernel requests wake-ups. Otherwise it is woken whenever there are packets to
+    /// send, and expected to receive without wake-ups.
     pub need_wakeup: bool,
-    /// Packets that the kernel sends per wake-up in copy mode, at least 32; more than the TX ring
-    /// has slots count as all of them. Kernel 6.18; older ones send 32.
+    /// Packets that the kernel sends per wake-up in copy mode, at least 32; capped at the number of
+    /// slots of the TX ring. Kernel 6.18; older kernels send 32.
     pub tx_budget: u32,
-    /// Packets in the TX ring that are worth a wake-up while more are being added to it. 1: always.
+    /// Packets in the TX ring that justify a wake-up while more are being added to it. 1: always.
     pub tx_kick: u32,
-    /// Packets that the NIC's poll function takes at a time when the worker runs it, instead of an
-    /// interrupt (`SO_PREFER_BUSY_POLL`); 0: it does not.
+    /// Packets per call of the NIC's poll function when the worker runs it, instead of an interrupt
+    /// (`SO_PREFER_BUSY_POLL`); 0: no busy polling.
     pub busy_poll: u16,
 }
 
 impl Default for Io {
-    /// As in the configuration; docs/PERFORMANCE.md says what each does.
+    /// Returns the defaults of the configuration, which docs/PERFORMANCE.md describes.
     fn default() -> Self {
         Self {
             mode: BindMode::Auto,
@@ -103,16 +105,16 @@ impl Io {
     }
 }
 
-/// Why a socket could not be opened.
+/// Reason why a socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Ring sizes are powers of two.
+    /// The ring size is out of bounds, or not a power of two.
     #[error("ring size {got}: use a power of two between {} and {}", ring::SLOTS.start(), ring::SLOTS.end() / 2)]
     RingSize {
-        /// Slots asked for.
+        /// Requested number of slots.
         got: u32,
     },
-    /// The NIC has fewer queues.
+    /// The queue does not exist.
     #[error(
         "{interface} has {queues} queue(s), so there is no queue {queue}: use fewer workers, or \
          give it more queues (`ethtool -L {interface} combined N`; a veth pair has as many as it \
@@ -121,12 +123,12 @@ pub enum SocketError {
     NoSuchQueue {
         /// The NIC.
         interface: String,
-        /// Queue asked for.
+        /// Requested queue.
         queue: u32,
-        /// Queues that it has.
+        /// Number of queues of the NIC.
         queues: u32,
     },
-    /// The UMEM has served its number of sockets.
+    /// The UMEM has served its maximum of sockets.
     #[error("{interface} queue {queue}: this UMEM has already served 127 sockets; create another")]
     TooManyQueues {
         /// The NIC.
@@ -149,13 +151,13 @@ pub enum SocketError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// No AF_XDP in this kernel.
+    /// The kernel lacks AF_XDP.
     #[error(
         "this kernel has no AF_XDP sockets: use one that is built with CONFIG_XDP_SOCKETS=y \
          (Debian's are, from version 11 on)"
     )]
     NoAfXdp,
-    /// Somebody else has the queue.
+    /// Another process uses the queue.
     #[error(
         "{interface} queue {queue}: bind refused (EBUSY) for 3 s: another process has an AF_XDP \
          socket there; find it with `ss --xdp --processes` and stop it, or configure another NIC"
@@ -166,7 +168,7 @@ pub enum SocketError {
         /// The queue.
         queue: u32,
     },
-    /// The driver has no zero copy.
+    /// The driver lacks zero copy.
     #[error(
         "{interface} queue {queue}: bind(XDP_ZEROCOPY) refused (EOPNOTSUPP): driver {driver} has \
          no zero copy; set mode = \"copy\" for this NIC"
@@ -176,10 +178,10 @@ pub enum SocketError {
         interface: String,
         /// The queue.
         queue: u32,
-        /// Its driver.
+        /// The NIC's driver.
         driver: String,
     },
-    /// The kernel, or the driver's zero copy, has no packets of several frames.
+    /// The kernel, or the driver's zero copy, lacks support for packets of several frames.
     #[error(
         "{interface} queue {queue}: bind(XDP_USE_SG) refused ({source}): packets longer than a frame \
          need kernel 6.6 or newer and, for zero copy, a driver that can do it (driver {driver}); \
@@ -190,12 +192,12 @@ pub enum SocketError {
         interface: String,
         /// The queue.
         queue: u32,
-        /// Its driver.
+        /// The NIC's driver.
         driver: String,
         /// The kernel's reason.
         source: io::Error,
     },
-    /// Anything else that the kernel refuses.
+    /// Any other refusal of the kernel.
     #[error("{interface} queue {queue}: {step} refused: {source}; {hint}")]
     Refused {
         /// The NIC.
@@ -206,10 +208,10 @@ pub enum SocketError {
         step: &'static str,
         /// The kernel's reason.
         source: io::Error,
-        /// What to try.
+        /// Suggested remedy.
         hint: &'static str,
     },
-    /// The kernel's ring layout does not fit its own mapping.
+    /// The kernel's ring layout exceeds its own mapping.
     #[error("{interface} queue {queue}: the kernel's ring layout is not one that holdfast knows")]
     RingLayout {
         /// The NIC.
@@ -219,24 +221,24 @@ pub enum SocketError {
     },
 }
 
-/// Counters of one socket since it was opened; `struct xdp_statistics`.
+/// Counters of one socket since it was opened (`struct xdp_statistics`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SocketStatistics {
-    /// Packets dropped before the RX ring: too long for a frame, for example.
+    /// Packets dropped before the RX ring, for example because they exceed a frame.
     pub rx_dropped: u64,
-    /// Entries of the fill ring that the kernel refused.
+    /// Entries of the fill ring that the kernel rejected.
     pub rx_invalid: u64,
-    /// Entries of the TX ring that the kernel refused.
+    /// Entries of the TX ring that the kernel rejected.
     pub tx_invalid: u64,
     /// Packets dropped because the RX ring was full.
     pub rx_ring_full: u64,
-    /// Times that the kernel found no frame in the fill ring.
+    /// Number of times that the kernel found the fill ring empty.
     pub rx_fill_empty: u64,
-    /// Times that the kernel found the TX ring empty.
+    /// Number of times that the kernel found the TX ring empty.
     pub tx_ring_empty: u64,
 }
 
-/// The four rings, our halves.
+/// The process's halves of the four rings.
 pub(super) struct Rings {
     pub rx: Consumer<Descriptor>,
     pub tx: Producer<Descriptor>,
@@ -244,14 +246,14 @@ pub(super) struct Rings {
     pub completion: Consumer<u64>,
 }
 
-/// A bound AF_XDP socket; closed when dropped, and the kernel then forgets its frames.
+/// A bound AF_XDP socket. Closed when dropped; the kernel then releases its frames.
 #[derive(Debug)]
 pub(super) struct Socket {
     fd: OwnedFd,
     zero_copy: bool,
 }
 
-/// Names the NIC and queue in every error of an attempt to open a socket.
+/// An attempt to open a socket; names the NIC and queue in every error.
 struct Opening<'a> {
     nic: &'a Nic,
     queue: u32,
@@ -260,8 +262,8 @@ struct Opening<'a> {
 }
 
 impl Socket {
-    /// Opens a socket on `queue` of `nic`: RX and TX rings with `ring` slots, fill and
-    /// completion rings with twice as many, so that no completion ever waits for room.
+    /// Opens a socket on `queue` of `nic`: RX and TX rings with `ring` slots, fill and completion
+    /// rings with twice as many, so that no completion waits for a free slot.
     ///
     /// Blocks for up to 3 s while the queue is busy.
     pub(super) fn open(
@@ -288,7 +290,7 @@ impl Socket {
         Ok((Self { fd, zero_copy }, rings))
     }
 
-    /// Whether the NIC works on packet memory itself.
+    /// Whether the NIC accesses packet memory directly.
     pub(super) fn zero_copy(&self) -> bool {
         self.zero_copy
     }
@@ -297,41 +299,41 @@ impl Socket {
         self.fd.as_fd()
     }
 
-    /// Makes the kernel look at the TX ring. What it cannot send now it says by leaving it in
-    /// the ring, so the result says nothing that the ring does not.
+    /// Makes the kernel process the TX ring. The result is ignored, as packets that the kernel
+    /// cannot send now stay in the ring.
     #[inline]
     pub(super) fn wake_transmit(&self) {
         let _ = send(&self.fd, &[], SendFlags::DONTWAIT);
     }
 
-    /// Makes the kernel look at the fill ring.
+    /// Makes the kernel process the fill ring.
     #[inline]
     pub(super) fn wake_receive(&self) {
         let nothing: &mut [u8] = &mut [];
         let _ = recv(&self.fd, nothing, RecvFlags::DONTWAIT);
     }
 
-    /// The kernel's counters of this socket.
+    /// Returns the kernel's counters of this socket.
     pub(super) fn statistics(&self) -> io::Result<SocketStatistics> {
         statistics(self.fd.as_fd())
     }
 
-    /// A view of the socket for another thread.
+    /// Returns a view of the socket for another thread.
     pub(super) fn monitor(&self) -> io::Result<Monitor> {
         Ok(Monitor(self.fd.try_clone()?))
     }
 }
 
-/// A view of a socket that another thread may keep while a worker has the socket. The kernel holds
-/// on to the socket until both are dropped.
+/// A view of a socket for a thread other than the worker that owns the socket. The kernel keeps the
+/// socket until both are dropped.
 #[derive(Debug)]
 pub struct Monitor(OwnedFd);
 
 impl Monitor {
-    /// The kernel's counters of the socket.
+    /// Returns the kernel's counters of the socket.
     ///
     /// # Errors
-    /// What getsockopt(2) says; none is expected.
+    /// The error of getsockopt(2); none is expected.
     pub fn statistics(&self) -> io::Result<SocketStatistics> {
         statistics(self.0.as_fd())
     }
@@ -362,7 +364,7 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Registers the memory and asks for the rings.
+    /// Registers the memory and requests the rings.
     fn set_up(&self, socket: BorrowedFd<'_>, umem: &Umem) -> Result<(), SocketError> {
         let memory = umem.memory();
         let registration = XdpUmemReg {
@@ -400,8 +402,8 @@ impl Opening<'_> {
         let tx = region(&offsets.tx, slots, packet, XDP_PGOFF_TX_RING)?;
         let fill = region(&offsets.fr, twice, address, XDP_UMEM_PGOFF_FILL_RING)?;
         let completion = region(&offsets.cr, twice, address, XDP_UMEM_PGOFF_COMPLETION_RING)?;
-        // SAFETY: the kernel laid the RX ring of this socket out so, with the slots that were
-        // asked for; only here is its read side taken.
+        // SAFETY: the kernel laid out the RX ring of this socket at these offsets, with the
+        // requested slots; its read side is taken only here.
         let rx = unsafe { Consumer::kernel(rx, &offsets.rx, slots) };
         // SAFETY: likewise the write side of the TX ring.
         let tx = unsafe { Producer::kernel(tx, &offsets.tx, slots) };
@@ -417,11 +419,11 @@ impl Opening<'_> {
         })
     }
 
-    /// Sets what may be set on a bound socket.
+    /// Sets the options that a bound socket accepts.
     fn tune(&self, socket: BorrowedFd<'_>) -> Result<(), SocketError> {
         let budget = self.io.tx_budget.min(self.ring).max(LEAST_TX_BUDGET);
-        // An older kernel does not know the option (ENOPROTOOPT), and one with a ring of fewer
-        // slots does not take it (EACCES): then it sends 32 per wake-up.
+        // An older kernel does not know the option (ENOPROTOOPT), and a kernel with a ring of fewer
+        // slots refuses it (EACCES): it then sends 32 per wake-up.
         let _ = set_option(socket, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, budget.cast_signed());
         if self.io.busy_poll == 0 {
             return Ok(());
@@ -488,7 +490,7 @@ impl Opening<'_> {
     }
 }
 
-/// A ring size that the kernel takes, also when doubled.
+/// Checks that the kernel accepts a ring size, also when doubled.
 pub(super) fn check_ring_size(ring: u32) -> Result<(), SocketError> {
     let fits = ring >= *ring::SLOTS.start() && ring <= ring::SLOTS.end() / 2;
     if fits && ring.is_power_of_two() { Ok(()) } else { Err(SocketError::RingSize { got: ring }) }

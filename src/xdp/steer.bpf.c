@@ -1,41 +1,41 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 //
-// The XDP program of one NIC: what is for a VIP, or comes back from a backend, goes to the AF_XDP
-// socket of its queue; everything else stays in the kernel.
+// The XDP program of one NIC. Packets for a VIP, and packets from a NAT backend, go to the AF_XDP
+// socket of their queue; everything else stays in the kernel.
 //
 //   Ethernet to this NIC's own address, up to 2 VLAN tags
-//     IPv4, IPv6; the first line that fits decides:
+//     IPv4, IPv6; the first matching line decides:
 //       ICMP   whole; echo request or error (v4: 8; 3, 11, 12. v6: 128; 1, 2, 3, 4)
 //                area of the destination has ICMP                             -> redirect
 //                an error, area of the destination has ERRORS                 -> redirect
 //                an error, area has TUNNEL, quotes IPIP or our GUE port       -> redirect
-//                an error, destination not of this box, quotes a packet to a
+//                an error, destination not local, quotes a packet to a
 //                NAT backend (its ports, or a fragment to its address)        -> redirect
 //       TCP, UDP with ports
 //                destination in `vips` (its port, then port 0: any)           -> redirect
-//       fragments (the first one too), IPv6 extension headers, ports cut off:
+//       fragments (also the first), IPv6 extension headers, truncated ports:
 //                area of the destination has a port of the protocol           -> redirect
 //       any protocol but ICMP
 //                area of the destination has ALL_PROTOCOLS                    -> redirect
 //       TCP, UDP with ports
 //                source in `returns` (its port, any, or in a range of its
-//                address), destination not of this box                        -> redirect
+//                address), destination not local                              -> redirect
 //       fragments
 //                source in `return_addresses` with the protocol, destination
-//                not of this box                                              -> redirect
+//                not local                                                    -> redirect
 //       TCP, UDP with ports
 //                area of the destination has all ports of the protocol, or a
 //                range with this one                                          -> redirect
-//   all else                                                                  -> XDP_PASS
+//   everything else                                                           -> XDP_PASS
 //
-// The *area* of an address is the longest prefix in `areas` that it lies in; what wider prefixes
-// have, it has too (program.rs sees to that). An address of this box that is no VIP by itself, but
-// lies in a VIP's prefix, is an area without anything: it stays the kernel's.
-// "Not of this box": not in `locals`, not multicast or broadcast.
+// The *area* of an address is the longest prefix in `areas` that contains it; it includes the flags
+// and ranges of wider prefixes (program/rules.rs provides that). A local address that is no VIP by
+// itself, but lies in a VIP's prefix, is an area without the VIP's flags: it stays with the kernel.
+// "Not local": not in `locals`, not multicast or broadcast.
 //
-// What cannot be forwarded but is for a VIP is redirected too, so that the worker drops it by
-// name, and the kernel does not answer it with a RST. A redirect finds no socket when the process
-// is dead: then the packet is dropped, never passed.
+// A packet for a VIP that cannot be forwarded is redirected too, so that the worker drops it with a
+// reason, and the kernel does not reply with a RST. A redirect finds no socket when the process is
+// dead: the packet is then dropped, never passed.
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -44,7 +44,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-/* Keep the sizes in step with program.rs. */
+/* Keep the sizes in step with program/rules.rs. */
 #define MAX_SERVICES 65536
 #define MAX_AREAS 65536
 #define MAX_PORT_RANGES 65536
@@ -54,10 +54,10 @@
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV6_FRAGMENT_OFFSET 0xfff8
-/* The 8 bytes in front of what an ICMP error quotes (RFC 792, RFC 4443). */
+/* Length of the ICMP header in front of a quoted packet, in bytes (RFC 792, RFC 4443). */
 #define ICMP_LEN 8
 
-/* Where somebody listens. Port 0: any. IPv4 addresses are IPv4-mapped (RFC 4291, 2.5.5.2). */
+/* A VIP or backend port. Port 0: any. IPv4 addresses are IPv4-mapped (RFC 4291, 2.5.5.2). */
 struct service {
 	__u8 address[16];
 	__be16 port;
@@ -69,14 +69,14 @@ struct address {
 	__u8 bytes[16];
 };
 
-/* Key of `areas`: the first `len` bits of an address, as an LPM trie has it. */
+/* Key of `areas`: the first `len` bits of an address, in the layout of an LPM trie. */
 struct prefix {
 	__u32 len;
 	__u8 address[16];
 };
 
-/* Key of `port_ranges`: the first `len` bits of the rest. A range of ports is the prefixes that
- * make it up, 30 at most. */
+/* Key of `port_ranges`: the first `len` bits of the following fields. A port range is stored as the
+ * prefixes that make it up, 30 at most. */
 struct port_prefix {
 	__u32 len;
 	__u32 group;
@@ -87,27 +87,27 @@ struct port_prefix {
 
 #define PORT_PREFIX_BITS 64
 
-/* What is wanted of the packets of an address. */
+/* Flags and port ranges of an address. */
 struct area {
-	/* Whose ranges of ports in `port_ranges`; 0: there are none. */
+	/* Group of its port ranges in `port_ranges`; 0: none. */
 	__u32 group;
-	/* Below. */
+	/* Flags from HAS_TCP to TUNNEL, below. */
 	__u16 flags;
-	/* With TUNNEL: the port of the GUE packets that this box sends; 0: none. */
+	/* With TUNNEL: the destination port of this box's GUE packets; 0: none. */
 	__be16 gue_port;
 };
 
-/* Some port of it: what fragments are judged by. */
+/* At least one port of the protocol: matches fragments. */
 #define HAS_TCP 0x01
 #define HAS_UDP 0x02
 #define ALL_TCP 0x04
 #define ALL_UDP 0x08
-/* All but ICMP. */
+/* All protocols but ICMP. */
 #define ALL_PROTOCOLS 0x10
-/* Echo requests and errors. */
+/* ICMP echo requests and errors to a VIP; ICMP errors to a full-NAT source. */
 #define ICMP 0x20
 #define ERRORS 0x40
-/* Errors about packets of our tunnels. */
+/* ICMP errors about packets of our tunnels. */
 #define TUNNEL 0x80
 #define HAS_ANY (HAS_TCP | HAS_UDP | ALL_PROTOCOLS)
 
@@ -123,7 +123,7 @@ struct fragment_header {
 	__be32 identification;
 };
 
-/* Packets by what was decided. `no_socket` counts those of the first two that were dropped. */
+/* Packets by decision. `no_socket` counts the dropped ones of `steered` and `returned`. */
 struct counters {
 	__u64 steered;
 	__u64 returned;
@@ -132,8 +132,8 @@ struct counters {
 };
 
 /* The NIC's address, set when the program is loaded. A NIC that is promiscuous, or behind a switch
- * that floods, also sees frames for others: the kernel ignores those, and two balancers that did
- * not would send one packet around for ever. */
+ * that floods, also receives frames for other hosts. The kernel ignores those; two balancers that
+ * did not would send one packet back and forth for ever. */
 const volatile __u8 nic_mac[ETH_ALEN] = {};
 
 struct {
@@ -144,7 +144,7 @@ struct {
 	__type(value, __u32);
 } vips SEC(".maps");
 
-/* All that is known of destinations, VIPs of single addresses among them. */
+/* All rules about destinations, including VIPs of single addresses. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, MAX_AREAS);
@@ -169,7 +169,8 @@ struct {
 	__type(value, __u32);
 } returns SEC(".maps");
 
-/* The addresses of `returns`; of the flags, HAS_TCP and HAS_UDP. */
+/* The addresses of `returns`, and of backends with port ranges. Flags in use: HAS_TCP and HAS_UDP.
+ * */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_SERVICES);
@@ -200,20 +201,21 @@ struct {
 	__type(value, struct counters);
 } counts SEC(".maps");
 
-/* What is known of a packet's network and transport headers. */
+/* Parsed network and transport headers of a packet. */
 struct packet {
 	struct service source;
 	struct service destination;
-	/* The first byte behind the IP headers, or 0 when there are no ports to be read: in a later
+	/* The first byte behind the IP headers, or 0 if the ports cannot be read: in a later
 	 * fragment, or behind an extension header. */
 	void *ports;
-	/* To be redirected by destination address alone, if its area has one of these; 0 for none. */
+	/* Flags that cause a redirect by destination address alone, if its area has one of them; 0:
+	 * none. */
 	__u32 opaque;
-	/* The header of an ICMP message that is whole, or 0. */
+	/* The header of a whole ICMP message, or 0. */
 	void *icmp;
-	/* A fragment, the first one too. */
+	/* Whether the packet is a fragment, also the first one. */
 	__u8 fragment;
-	/* To many receivers. */
+	/* Whether the destination is multicast or broadcast. */
 	__u8 multicast;
 };
 
@@ -235,7 +237,7 @@ static __always_inline void set_protocol(struct packet *packet, __u8 protocol)
 	packet->destination.protocol = protocol;
 }
 
-/* False for what stays in the kernel whatever its addresses. */
+/* Returns 0 if the packet stays in the kernel whatever its addresses. */
 static __always_inline int read_ipv4(struct packet *packet, void *header, void *end)
 {
 	struct iphdr *ip = header;
@@ -279,7 +281,7 @@ static __always_inline int is_extension(__u8 next)
 	return 0;
 }
 
-/* Behind an IPv6 fragment header: whose fragment is it, and has it the ports? */
+/* Parses an IPv6 fragment header: sets the protocol, and the ports of a first fragment. */
 static __always_inline int read_fragment(struct packet *packet, struct fragment_header *header,
 					 void *end)
 {
@@ -321,7 +323,7 @@ static __always_inline int read_ipv6(struct packet *packet, void *header, void *
 	return 1;
 }
 
-/* The exact port, then any. */
+/* Whether the map contains the exact port, or the wildcard port 0. */
 static __always_inline int listed(void *map, struct service *service)
 {
 	__be16 port = service->port;
@@ -372,7 +374,7 @@ static __always_inline int is_in_area(struct packet *packet)
 	__u32 all = packet->destination.protocol == IPPROTO_TCP ? ALL_TCP : ALL_UDP;
 	struct area *area;
 
-	/* Others have been judged by their address. */
+	/* Packets without ports have been judged by their address. */
 	if (!packet->ports || packet->opaque)
 		return 0;
 	area = area_of(&packet->destination);
@@ -381,7 +383,7 @@ static __always_inline int is_in_area(struct packet *packet)
 	return area->flags & (all | ALL_PROTOCOLS) || in_range(area, &packet->destination);
 }
 
-/* Whether a NAT backend has this address and port; any port, for a part without ports. */
+/* Whether a NAT backend has this address and port; for a fragment, any port of the protocol. */
 static __always_inline int is_backend(struct service *service, int ports, int fragment)
 {
 	struct area *area;
@@ -405,7 +407,7 @@ static __always_inline int is_return(struct packet *packet)
 	return !bpf_map_lookup_elem(&locals, packet->destination.address);
 }
 
-/* What an ICMP error quotes: where that packet went. */
+/* Destination of the packet that an ICMP error quotes. */
 struct quote {
 	struct service destination;
 	__u8 has_ports;
@@ -488,7 +490,7 @@ static __always_inline enum message icmp_message(__u8 protocol, __u8 type)
 	return type >= 1 && type <= 4 ? ERROR : type == 128 ? ECHO : OTHER;
 }
 
-/* 0, or which counter an ICMP message that goes to a worker moves. */
+/* Returns the counter of an ICMP message that goes to a worker, or 0. */
 static __always_inline __u64 *judge_icmp(struct packet *packet, void *end, struct counters *count)
 {
 	__u8 protocol = packet->destination.protocol, *header = packet->icmp;
@@ -518,7 +520,7 @@ static __always_inline __u64 *judge_icmp(struct packet *packet, void *end, struc
 	return bpf_map_lookup_elem(&locals, packet->destination.address) ? 0 : &count->returned;
 }
 
-/* 0, or which counter a packet that goes to a worker moves. */
+/* Returns the counter of a packet that goes to a worker, or 0. */
 static __always_inline __u64 *judge(struct packet *packet, void *end, struct counters *count)
 {
 	if (packet->icmp)
@@ -549,8 +551,8 @@ static __always_inline int is_to_nic(const struct ethhdr *ethernet)
 	return !difference;
 }
 
-/* The first byte of the network header, its protocol in `protocol`; 0 if it was cut off, or the
- * frame is for somebody else. */
+/* Returns the network header, with its ethertype in `protocol`; 0 if the packet is truncated, or
+ * the frame is not for this NIC. */
 static __always_inline void *skip_link(struct ethhdr *ethernet, void *end, __be16 *protocol)
 {
 	struct vlan_tag *tag;

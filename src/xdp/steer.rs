@@ -1,8 +1,8 @@
-//! What `steer.bpf.c` decides, as a pure function: for `holdfast replay`, which has no kernel.
+//! The decisions of `steer.bpf.c` as a pure function, for `holdfast replay`, which has no kernel.
 //!
-//! It goes by the rules themselves, not by the maps that `program/rules.rs` makes of them, and names
-//! things as the C code does. `tests/steer_model.rs` runs the real program on thousands of packets
-//! and demands the same answer of both.
+//! The model applies the rules themselves, not the maps that `program/rules.rs` derives from them,
+//! and uses the names of the C code. `tests/steer_model.rs` runs the real program on thousands of
+//! packets and requires the same decisions of both.
 
 use std::collections::BTreeSet;
 
@@ -24,48 +24,48 @@ mod number {
     pub const IPV6: u8 = 41;
     pub const FRAGMENT: u8 = 44;
     pub const ICMPV6: u8 = 58;
-    /// `is_extension`.
+    /// `is_extension` of the C code.
     pub const EXTENSIONS: [u8; 8] = [0, 43, FRAGMENT, 51, 60, 135, 139, 140];
 }
 
 const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
 const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
-/// The bytes in front of what an ICMP error quotes.
+/// Length of the ICMP header in front of a quoted packet, in bytes.
 const ICMP_LEN: usize = 8;
-/// VLAN tags that are stepped over.
+/// Largest number of VLAN tags to skip.
 const MAX_TAGS: usize = 2;
-/// What a packet may be of that is judged by its address: `HAS_ANY`.
+/// All values of a protocol in a rule: `HAS_ANY` of the C code.
 const ANY: &[Protocol] = &[Protocol::Any, Protocol::Tcp, Protocol::Udp];
 
-/// Where the program sends a packet.
+/// Destination that the program selects for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Steered {
-    /// To the worker of its queue: it is for a VIP, or an address of this box that workers use.
+    /// The worker of the packet's queue: it is for a VIP, or a local address that workers use.
     ToVip,
-    /// To the worker of its queue: it comes from a NAT backend.
+    /// The worker of the packet's queue: it comes from a NAT backend.
     Return,
-    /// To the kernel.
+    /// The kernel.
     Kernel,
 }
 
-/// The rules of the program, as they are looked up.
+/// The program's rules, indexed for look-ups.
 #[derive(Debug, Default)]
 pub struct SteerModel {
     vips: HashSet<ListenKey>,
-    /// All of the VIPs, those of `vips` among them.
+    /// All VIPs, including those of `vips`.
     networks: Networks,
     /// Full-NAT sources.
     sources: Networks,
     tunnels: Networks,
     gue_port: u16,
     returns: HashSet<ListenKey>,
-    /// Of every address in `returns`, what backends have there.
+    /// Protocols and port ranges of the backends by address; `None` for an entry of `returns`.
     return_addresses: HashMap<Address, Vec<(Protocol, Option<PortRange>)>>,
     locals: HashSet<Address>,
 }
 
-/// What is wanted of networks.
+/// Protocols and port ranges by network.
 #[derive(Debug, Default)]
 struct Networks {
     said: HashMap<Network, Vec<(Protocol, PortRange)>>,
@@ -78,7 +78,7 @@ impl Networks {
         self.lens.insert(network.len());
     }
 
-    /// What is wanted of the networks that an address lies in, one by one.
+    /// Iterates over the entries of all networks that contain an address.
     fn around(&self, address: Address) -> impl Iterator<Item = &[(Protocol, PortRange)]> {
         let networks = self.lens.iter().map(move |&len| Network::of(address, len));
         networks.filter_map(|network| self.said.get(&network)).map(Vec::as_slice)
@@ -89,17 +89,17 @@ impl Networks {
     }
 }
 
-/// An address, with what is known of protocol and port.
+/// An address, with the protocol and, if known, the port.
 #[derive(Debug, Clone, Copy)]
 struct Service {
     address: Address,
-    /// As in the IP header.
+    /// Protocol number of the IP header.
     protocol: u8,
     port: Option<u16>,
 }
 
 impl Service {
-    /// The exact port, then any.
+    /// Whether the map contains the exact port, or the wildcard port 0.
     fn is_in(self, map: &HashSet<ListenKey>) -> bool {
         let Some((protocol, port)) = Protocol::from_number(self.protocol).zip(self.port) else {
             return false;
@@ -109,20 +109,21 @@ impl Service {
     }
 }
 
-/// What is known of a packet.
+/// Parsed headers of a packet.
 struct Packet<'p> {
     source: Service,
     destination: Service,
-    /// To be redirected by destination address alone, if one of these is wanted there.
+    /// Protocols that cause a redirect by destination address alone, if a rule there has one of
+    /// them.
     opaque: &'static [Protocol],
-    /// An ICMP message that is whole.
+    /// A whole ICMP message.
     icmp: Option<&'p [u8]>,
     fragment: bool,
     multicast: bool,
 }
 
 impl SteerModel {
-    /// The model of a program with these rules.
+    /// Creates the model of a program with these rules.
     pub fn new(rules: &SteerRules) -> Self {
         let mut model = Self {
             vips: rules.vips.iter().copied().collect(),
@@ -153,7 +154,7 @@ impl SteerModel {
         model
     }
 
-    /// What the program of a NIC with this MAC decides about a packet.
+    /// Returns the program's decision on a packet, for a NIC with this MAC.
     pub fn decide(&self, nic_mac: [u8; 6], packet: &[u8]) -> Steered {
         let Some(packet) = read_packet(nic_mac, packet) else { return Steered::Kernel };
         match packet.icmp {
@@ -165,14 +166,15 @@ impl SteerModel {
         }
     }
 
-    /// The VIPs of an address. One of this box stays the kernel's, unless it is a VIP by itself.
+    /// Iterates over the VIP entries of an address. A local address stays with the kernel, unless
+    /// it is a VIP by itself.
     fn vips_of(&self, address: Address) -> impl Iterator<Item = &[(Protocol, PortRange)]> {
         let single = Network::single(address);
         let kernels = self.locals.contains(&address) && !self.networks.said.contains_key(&single);
         self.networks.around(address).filter(move |_| !kernels)
     }
 
-    /// Whether something is wanted of an address.
+    /// Whether a VIP or full-NAT source entry of an address satisfies `is`.
     fn wants(&self, address: Address, is: impl Fn(Protocol, PortRange) -> bool) -> bool {
         let mut all = self.vips_of(address).chain(self.sources.around(address)).flatten();
         all.any(|&(protocol, ports)| is(protocol, ports))
@@ -185,7 +187,7 @@ impl SteerModel {
     }
 
     fn is_in_area(&self, packet: &Packet<'_>) -> bool {
-        // Others have been judged by their address.
+        // Packets without a port have been judged by their address.
         let Service { address, protocol, port: Some(port) } = packet.destination else {
             return false;
         };
@@ -194,7 +196,7 @@ impl SteerModel {
         })
     }
 
-    /// Whether a NAT backend has this address and port; any port, for a part without ports.
+    /// Whether a NAT backend has this address and port; for a fragment, any port of the protocol.
     fn is_backend(&self, service: Service, fragment: bool) -> bool {
         let there = self.return_addresses.get(&service.address);
         let mut there = there.into_iter().flatten();
@@ -238,7 +240,7 @@ impl SteerModel {
         }
     }
 
-    /// Whether a packet to there is one of ours in a tunnel.
+    /// Whether a packet to `to` is one of our tunnel packets.
     fn is_tunnels(&self, to: Service) -> bool {
         let gue = self.gue_port != 0 && to.port == Some(self.gue_port);
         match to.protocol {
@@ -248,7 +250,7 @@ impl SteerModel {
     }
 }
 
-/// Whether an ICMP message is an error; `None`: neither that nor an echo request.
+/// Whether an ICMP message is an error (or an echo request); `None` for all other messages.
 fn is_icmp_error(protocol: u8, kind: u8) -> Option<bool> {
     match (protocol, kind) {
         (number::ICMP, 8) | (number::ICMPV6, 128) => Some(false),
@@ -257,7 +259,7 @@ fn is_icmp_error(protocol: u8, kind: u8) -> Option<bool> {
     }
 }
 
-/// `None` for what stays in the kernel whatever its addresses.
+/// Parses a packet; `None` if it stays in the kernel whatever its addresses.
 fn read_packet(nic_mac: [u8; 6], packet: &[u8]) -> Option<Packet<'_>> {
     match skip_link(nic_mac, packet)? {
         (ethertype::IPV4, network) => read_ipv4(network),
@@ -266,8 +268,8 @@ fn read_packet(nic_mac: [u8; 6], packet: &[u8]) -> Option<Packet<'_>> {
     }
 }
 
-/// The network header and its ethertype; `None` if it was cut off, or the frame is for somebody
-/// else.
+/// Returns the ethertype and the network header; `None` if the packet is truncated, or the frame is
+/// not for this NIC.
 fn skip_link(nic_mac: [u8; 6], packet: &[u8]) -> Option<(u16, &[u8])> {
     let (ethernet, mut rest) = packet.split_first_chunk::<14>()?;
     let (destination, [.., t0, t1]) = ethernet.split_first_chunk::<6>()? else { return None };
@@ -285,7 +287,7 @@ fn skip_link(nic_mac: [u8; 6], packet: &[u8]) -> Option<(u16, &[u8])> {
     Some((protocol, rest))
 }
 
-/// Of what a packet may be that is judged by its address.
+/// Returns the protocols of rules that match a packet without ports.
 const fn opaque(protocol: u8) -> &'static [Protocol] {
     match Protocol::from_number(protocol) {
         Some(Protocol::Tcp) => &[Protocol::Any, Protocol::Tcp],
@@ -307,7 +309,7 @@ impl<'p> Packet<'p> {
         }
     }
 
-    /// A packet whose ports are cut off goes by its address.
+    /// Sets the ports; a packet with truncated ports is judged by its address.
     fn with_ports(mut self, transport: &'p [u8]) -> Self {
         match ports(transport) {
             Some((source, destination)) => {
@@ -320,7 +322,7 @@ impl<'p> Packet<'p> {
     }
 }
 
-/// Source and destination port.
+/// Returns source and destination port.
 fn ports(transport: &[u8]) -> Option<(u16, u16)> {
     let [s0, s1, d0, d1] = *transport.first_chunk()?;
     Some((u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])))
@@ -369,7 +371,7 @@ fn read_ipv6(network: &[u8]) -> Option<Packet<'_>> {
     Some(packet)
 }
 
-/// Behind an IPv6 fragment header: whose fragment is it, and has it the ports?
+/// Parses an IPv6 fragment header: sets the protocol, and the ports of a first fragment.
 fn read_fragment<'p>(mut packet: Packet<'p>, rest: &'p [u8]) -> Option<Packet<'p>> {
     (packet.opaque, packet.fragment) = (ANY, true);
     let Some(([next, _, o0, o1, ..], behind)) = rest.split_first_chunk::<8>() else {
@@ -388,7 +390,7 @@ fn read_fragment<'p>(mut packet: Packet<'p>, rest: &'p [u8]) -> Option<Packet<'p
     }
 }
 
-/// Where a quoted packet went, and whether it was a fragment.
+/// Returns the destination of a quoted packet, and whether it was a fragment.
 fn read_quoted_ipv4(quoted: &[u8]) -> Option<(Service, bool)> {
     let [v, _, _, _, _, _, f0, f1, _, protocol, _, _, _, _, _, _, d0, d1, d2, d3] =
         *quoted.first_chunk::<20>()?;
@@ -415,7 +417,7 @@ fn read_quoted_ipv6(quoted: &[u8]) -> Option<(Service, bool)> {
     Some((Service { address, protocol: *next, port }, true))
 }
 
-/// The destination port of a quoted packet, as far as it is quoted.
+/// Returns the destination port of a quoted packet, if it is quoted.
 fn quoted_port(protocol: u8, transport: Option<&[u8]>) -> Option<u16> {
     let transport = transport.filter(|_| has_ports(protocol))?;
     ports(transport).map(|(_, destination)| destination)

@@ -1,4 +1,4 @@
-//! The UMEM: packet memory shared with the kernel, cut into chunks, each with one owner.
+//! The UMEM: packet memory shared with the kernel, divided into chunks, each with one owner.
 //!
 //! ```text
 //!  chunk (2048 or 4096 bytes)
@@ -6,10 +6,10 @@
 //!  0              offset     offset + len   chunk size
 //! ```
 //!
-//! A chunk is either *ours*, and then at most one [`Frame`] names it, or it is *with the kernel*,
-//! in one direction of one queue. The ledger, one byte per chunk, says which: an address that
-//! comes back from a ring becomes a frame only if the ledger says that this ring's side has it.
-//! So two live frames for one chunk are impossible, whatever the kernel (or a fake) claims.
+//! A chunk is either *ours*, named by at most one [`Frame`], or *with the kernel*, in one direction
+//! of one queue. The ledger, one byte per chunk, records which: an address from a ring becomes a
+//! frame only if the ledger assigns its chunk to this side of this ring. Two live frames for one
+//! chunk are therefore impossible, whatever the kernel (or a fake) claims.
 #![allow(unsafe_code, reason = "frames are slices of memory shared with the kernel")]
 
 pub mod chain;
@@ -27,78 +27,78 @@ use super::os::Region;
 /// Free bytes in front of a received packet: `XDP_PACKET_HEADROOM` of include/uapi/linux/bpf.h.
 pub const HEADROOM: u16 = 256;
 
-/// Queues that one UMEM can serve in its life: each takes two of the ledger's 255 values.
+/// Largest number of queues per UMEM over its lifetime: each takes two of the ledger's 255 values.
 const MAX_QUEUES: u8 = 127;
 
-/// Why packet memory could not be had.
+/// Reason why packet memory could not be allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum UmemError {
-    /// The kernel takes only these chunk sizes.
+    /// A chunk size that the kernel does not accept.
     #[error("frame size {got}: use 2048 or 4096")]
     FrameSize {
-        /// Bytes asked for.
+        /// Requested size in bytes.
         got: u32,
     },
-    /// None at all, or more than the address space.
+    /// No frames, or more than `max`.
     #[error("{got} frames: use between 1 and {max}")]
     FrameCount {
-        /// Frames asked for.
+        /// Requested number of frames.
         got: u32,
-        /// Most frames.
+        /// Largest number of frames.
         max: u32,
     },
-    /// No memory.
+    /// The kernel refused the memory.
     #[error(
         "cannot get {bytes} bytes of packet memory: {source}; \
          free memory, raise the memory limit of the service, or configure fewer frames"
     )]
     Memory {
-        /// Bytes asked for.
+        /// Requested size in bytes.
         bytes: usize,
         /// The kernel's reason.
         source: io::Error,
     },
 }
 
-/// Which side of which queue holds a chunk: a value of the ledger, never [`OURS`].
+/// The side of the queue that holds a chunk: a value of the ledger, never [`OURS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Holder(u8);
 
 /// Ledger value of a chunk that is not with the kernel.
 const OURS: u8 = 0;
 
-/// Packet memory for one worker. It stays mapped until the process ends, so that a [`Frame`] can
-/// be a bare pointer: dropping a `Umem` frees nothing.
+/// Packet memory for one worker. It stays mapped until the process ends, so that a [`Frame`] can be
+/// a bare pointer: dropping a `Umem` frees nothing.
 pub struct Umem {
     memory: &'static Memory,
 }
 
-/// The mapping and its ledger. On lines of its own: read for every packet.
+/// The mapping and its ledger. Aligned to its own cache lines, as it is read for every packet.
 #[repr(align(128))]
 pub(super) struct Memory {
     region: Region,
     /// log2 of the chunk size.
     shift: u32,
     chunk_size: u32,
-    /// Per chunk, who has it. Relaxed throughout: the value [`OURS`] is changed only by the
-    /// owner of the chunk's one frame, and a holder's value only by that holder's one queue; who
-    /// moves a frame or a queue to another thread brings the order along.
+    /// Holder of each chunk. Relaxed throughout: only the owner of the chunk's one frame changes
+    /// the value [`OURS`], and only a holder's one queue changes the holder's value; moving a frame
+    /// or a queue to another thread provides the ordering.
     ledger: Box<[AtomicU8]>,
-    /// Per chunk, which one follows in a packet that is longer than a frame.
+    /// Next chunk of each chunk in a packet that is longer than a frame.
     links: Links,
-    /// Holders given out.
+    /// Number of queues that have been assigned holders.
     queues: AtomicU8,
     on_huge_pages: bool,
 }
 
 impl Umem {
-    /// Maps `frames` chunks of `frame_size` bytes (2048 or 4096), on huge pages if there are
-    /// some, and returns them all as free frames.
+    /// Maps `frames` chunks of `frame_size` bytes (2048 or 4096), on huge pages if available, and
+    /// returns all of them as free frames.
     ///
-    /// To be called at start, before capabilities are dropped. The memory is never given back.
+    /// Must be called at start, before capabilities are dropped. The memory is never freed.
     ///
     /// # Errors
-    /// [`UmemError`] says which number to change.
+    /// [`UmemError`], which names the number to change.
     pub fn create(frames: u32, frame_size: u32) -> Result<(Self, FramePool), UmemError> {
         const MAX: u32 = 1 << 24;
         if !matches!(frame_size, 2048 | 4096) {
@@ -130,7 +130,7 @@ impl Umem {
         self.memory.ledger.len() as u32
     }
 
-    /// Bytes of a chunk.
+    /// Size of a chunk in bytes.
     pub fn frame_size(&self) -> u32 {
         1 << self.memory.shift
     }
@@ -145,10 +145,10 @@ impl Umem {
     }
 }
 
-/// A memfd, so that another process could map it too; on huge pages if the pool has enough.
+/// Maps a memfd, which another process could map too; on huge pages if the pool has enough.
 fn map_memfd(bytes: usize) -> io::Result<(Region, bool)> {
-    // A file on huge pages has to be a whole number of them; the default size is 2 MiB nearly
-    // everywhere, and where it is not, the first attempt fails and the second works.
+    // A file on huge pages must be a whole number of them. Their default size is 2 MiB nearly
+    // everywhere; elsewhere the first attempt fails and the second succeeds.
     let huge_bytes = bytes.next_multiple_of(2 << 20);
     match map_memfd_with(MemfdFlags::HUGETLB, huge_bytes) {
         Ok(region) => Ok((region, true)),
@@ -158,18 +158,18 @@ fn map_memfd(bytes: usize) -> io::Result<(Region, bool)> {
 
 fn map_memfd_with(flags: MemfdFlags, bytes: usize) -> io::Result<Region> {
     let file = memfd_create(c"holdfast-umem", MemfdFlags::CLOEXEC | flags)?;
-    // Allocated here, so that too little memory is an error and not a SIGBUS at first use.
+    // Allocated here, so that too little memory is an error and not a SIGBUS on first access.
     fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)?;
     Region::shared(file.as_fd(), bytes, 0)
 }
 
 impl Memory {
-    /// First byte, for the kernel.
+    /// Returns the first byte, for registration with the kernel.
     pub(super) fn start(&self) -> NonNull<u8> {
         self.region.start()
     }
 
-    /// Bytes that are chunks.
+    /// Total size of the chunks in bytes.
     pub(super) fn len(&self) -> usize {
         self.ledger.len() << self.shift
     }
@@ -178,13 +178,14 @@ impl Memory {
         self.ledger.len()
     }
 
-    /// Bytes of a chunk.
+    /// Size of a chunk in bytes.
     #[inline(always)]
     pub(super) fn chunk_size(&self) -> u32 {
         self.chunk_size
     }
 
-    /// Two ledger values for a new queue, for receive and transmit; `None` after 127 queues.
+    /// Returns two ledger values for a new queue, for receive and transmit; `None` after 127
+    /// queues.
     pub(super) fn new_holders(&self) -> Option<(Holder, Holder)> {
         // Relaxed: only the number itself matters.
         let queue = self
@@ -194,7 +195,8 @@ impl Memory {
         Some((Holder(2 * queue + 1), Holder(2 * queue + 2)))
     }
 
-    /// Splits an address of a descriptor into chunk and offset.
+    /// Splits an address of a descriptor into chunk and offset; `None` for an address beyond the
+    /// chunks.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the offset is below 4096")]
     pub(super) fn split(&self, address: u64) -> Option<(usize, u16)> {
@@ -203,8 +205,8 @@ impl Memory {
         (chunk < self.ledger.len()).then_some((chunk, offset as u16))
     }
 
-    /// Takes the chunk at `address` back from `holder`, as a frame with `len` bytes of data from
-    /// there; `None` if `holder` does not have it, or the data would leave the chunk.
+    /// Takes the chunk at `address` back from `holder`, as a frame whose `len` bytes of data begin
+    /// there; `None` if `holder` does not hold it, or the data would exceed the chunk.
     #[inline(always)]
     pub(super) fn take(&self, address: u64, len: u32, holder: Holder) -> Option<Frame> {
         let (chunk, offset) = self.split(address)?;
@@ -215,13 +217,13 @@ impl Memory {
         }
         entry.store(OURS, Ordering::Relaxed);
         #[expect(clippy::cast_possible_truncation, reason = "it fits into a chunk")]
-        // SAFETY: the chunk exists, the data fits into it, and until the line above it was with
-        // `holder`, so that no frame named it.
+        // SAFETY: the chunk exists, the data fits into it, and `holder` held it until the line
+        // above, so that no frame named it.
         Some(unsafe { self.frame(chunk, offset, len as u16) })
     }
 
-    /// Gives a frame to `holder`; returns the address of its data for a descriptor. A frame of
-    /// another UMEM comes back.
+    /// Gives a frame to `holder`; returns the address of its data for a descriptor. Returns a frame
+    /// of another UMEM as the error.
     #[inline(always)]
     pub(super) fn give(&self, frame: Frame, holder: Holder) -> Result<u64, Frame> {
         let start = frame.chunk.addr().get().wrapping_sub(self.start().addr().get());
@@ -230,14 +232,14 @@ impl Memory {
         Ok(start as u64 + u64::from(frame.offset))
     }
 
-    /// Gives a chunk behind a packet's first to `holder`.
+    /// Gives a chunk behind a packet's first chunk to `holder`.
     pub(super) fn give_behind(&self, chunk: u32, holder: Holder) {
         if let Some(entry) = self.ledger.get(chunk as usize) {
             entry.store(holder.0, Ordering::Relaxed);
         }
     }
 
-    /// The number of a frame's chunk; `None` for a frame of another UMEM.
+    /// Returns the number of a frame's chunk; `None` for a frame of another UMEM.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "chunks are numbered by a u32")]
     pub(super) fn chunk_of(&self, frame: &Frame) -> Option<u32> {
@@ -246,37 +248,37 @@ impl Memory {
         (chunk < self.ledger.len()).then_some(chunk as u32)
     }
 
-    /// The one frame of a chunk.
+    /// Creates the one frame of a chunk.
     ///
     /// # Safety
-    /// `chunk` must be below the number of chunks, `offset + len` inside it; the ledger must say
-    /// that it is ours, and no other frame may name it.
+    /// `chunk` must be below the number of chunks, with `offset + len` inside it; its ledger value
+    /// must be [`OURS`], and no other frame may name it.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "a chunk has 2048 or 4096 bytes")]
     unsafe fn frame(&self, chunk: usize, offset: u16, len: u16) -> Frame {
-        // SAFETY: `chunk` is below the number of chunks that the mapping was made for.
+        // SAFETY: `chunk` is below the number of chunks that the mapping was created for.
         let start = unsafe { self.start().add(chunk << self.shift) };
         Frame { chunk: start, offset, len, size: self.chunk_size() as u16, behind: 0 }
     }
 }
 
-/// A packet, or room for one: a chunk of packet memory that this value owns, and, if the packet is
-/// longer than a frame, the chunks that its rest lies in (see [`chain`]).
+/// A packet, or an empty buffer for one: a chunk of packet memory that this value owns and, if the
+/// packet is longer than a frame, the chunks with the rest of it (see [`chain`]).
 ///
-/// Move-only, so that a chunk cannot be queued twice. Give it back, to a [`FramePool`] or a
+/// Move-only, so that a chunk cannot be queued twice. Must be returned to a [`FramePool`] or a
 /// [`XskQueue`](super::queue::XskQueue): a frame that is dropped is lost until the process ends.
 #[derive(Debug)]
 #[must_use = "a frame that is dropped is lost until the process ends"]
 pub struct Frame {
     /// First byte of the chunk.
     chunk: NonNull<u8>,
-    /// First byte of the data, from the start of the chunk; `offset + len <= size`.
+    /// Offset of the data from the start of the chunk; `offset + len <= size`.
     offset: u16,
-    /// Bytes of data.
+    /// Length of the data in bytes.
     len: u16,
-    /// Bytes of the chunk.
+    /// Size of the chunk in bytes.
     size: u16,
-    /// Bytes of the packet behind the data, in chunks that belong to this frame too: see [`chain`].
+    /// Bytes of the packet behind the data, in chunks that this frame owns too: see [`chain`].
     behind: u16,
 }
 
@@ -288,12 +290,11 @@ unsafe impl Sync for Frame {}
 const _: () = assert!(size_of::<Frame>() == 16 && size_of::<Option<Frame>>() == 16);
 
 impl Frame {
-    /// The packet, from the Ethernet header on, as far as it lies in the first chunk.
+    /// Returns the packet from the Ethernet header on, up to the end of the first chunk.
     #[inline]
     pub fn data(&self) -> &[u8] {
-        // SAFETY: `offset + len <= size`, so the range lies inside our chunk, which was mapped
-        // for good as zeros; the ledger keeps it from having a second frame or being with the
-        // kernel.
+        // SAFETY: `offset + len <= size`, so the range lies inside our chunk, which was mapped for
+        // good as zeros; the ledger rules out a second frame of it, and that it is with the kernel.
         unsafe {
             std::slice::from_raw_parts(
                 self.chunk.as_ptr().add(usize::from(self.offset)),
@@ -302,21 +303,22 @@ impl Frame {
         }
     }
 
-    /// The data of a chunk that this packet has behind its first; none if it is not in `memory`.
+    /// Returns the data of a later chunk of this packet; an empty slice if the chunk is not in
+    /// `memory`.
     fn bytes_behind(&self, memory: &Memory, behind: &Behind) -> &[u8] {
         let inside = usize::try_from(behind.address)
             .ok()
             .filter(|start| start.saturating_add(behind.len.into()) <= memory.len());
         let Some(start) = inside else { return &[] };
-        // SAFETY: inside of the mapping, which is never unmapped. The chunk belongs to this frame, which is
-        // borrowed, and no frame changes more than its first chunk.
+        // SAFETY: the range lies inside the mapping, which is never unmapped. The chunk belongs to
+        // this frame, which is borrowed, and frames change only their first chunk.
         unsafe { std::slice::from_raw_parts(memory.start().as_ptr().add(start), behind.len.into()) }
     }
 
-    /// The same, to be changed in place.
+    /// Returns the data for changes in place.
     #[inline]
     pub fn data_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as `data`, and we are borrowed mutably.
+        // SAFETY: as in `data`, and `self` is borrowed mutably.
         unsafe {
             std::slice::from_raw_parts_mut(
                 self.chunk.as_ptr().add(usize::from(self.offset)),
@@ -325,32 +327,33 @@ impl Frame {
         }
     }
 
-    /// Bytes of data.
+    /// Length of the data in bytes.
     #[inline]
     pub fn len(&self) -> usize {
         usize::from(self.len)
     }
 
-    /// Whether there is no data.
+    /// Whether the data is empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Free bytes in front of the data.
+    /// Number of free bytes in front of the data.
     #[inline]
     pub fn headroom(&self) -> usize {
         usize::from(self.offset)
     }
 
-    /// Bytes that the data can grow by at its end: none if the packet goes on behind it.
+    /// Number of bytes by which the data can grow at its end; 0 if the packet continues in another
+    /// chunk.
     #[inline]
     pub fn tailroom(&self) -> usize {
         if self.is_long() { 0 } else { usize::from(self.size - self.offset - self.len) }
     }
 
-    /// Grows the data by `count` bytes at the front, whose contents are left over from before.
-    /// False, and nothing changed, if there is less headroom.
+    /// Extends the data by `count` bytes at the front, whose contents are stale. Returns false and
+    /// changes nothing if the headroom is too small.
     #[inline]
     #[must_use]
     pub fn push_front(&mut self, count: usize) -> bool {
@@ -361,7 +364,8 @@ impl Frame {
         true
     }
 
-    /// Cuts `count` bytes off the front. False, and nothing changed, if there are fewer.
+    /// Removes `count` bytes from the front. Returns false and changes nothing if the data is
+    /// shorter.
     #[inline]
     #[must_use]
     pub fn pull_front(&mut self, count: usize) -> bool {
@@ -372,8 +376,8 @@ impl Frame {
         true
     }
 
-    /// Cuts or grows the data at the end; new bytes are left over from before. False, and
-    /// nothing changed, if the chunk ends earlier, or the packet goes on behind it.
+    /// Truncates or extends the data at the end; the contents of new bytes are stale. Returns false
+    /// and changes nothing if the chunk is too small or the packet continues in another chunk.
     #[inline]
     #[must_use]
     pub fn set_len(&mut self, len: usize) -> bool {
@@ -385,8 +389,8 @@ impl Frame {
         true
     }
 
-    /// Makes the data a copy of `packet`, with the usual [`HEADROOM`]. False, and nothing
-    /// changed, if it does not fit, or the packet goes on behind the data.
+    /// Replaces the data by a copy of `packet`, with the usual [`HEADROOM`]. Returns false and
+    /// changes nothing if it does not fit or the packet continues in another chunk.
     #[inline]
     #[must_use]
     pub fn copy_from(&mut self, packet: &[u8]) -> bool {
@@ -400,26 +404,26 @@ impl Frame {
     }
 }
 
-/// The free frames of a worker: a stack, so that the frame in use is the one still in the cache.
+/// The free frames of a worker: a stack, so that the next frame is the one still in the cache.
 ///
 /// Holds numbers of chunks that are ours and that no [`Frame`] names.
 pub struct FramePool {
     memory: &'static Memory,
-    /// As many places as there are chunks, of which the first `len` are in use.
+    /// One slot per chunk; the first `len` slots are in use.
     free: Box<[u32]>,
     len: usize,
 }
 
 impl FramePool {
-    /// An empty frame with [`HEADROOM`] in front.
+    /// Returns an empty frame with [`HEADROOM`] in front; `None` if no frame is free.
     #[inline]
     pub fn pop(&mut self) -> Option<Frame> {
         let chunk = self.pop_chunk()?;
-        // SAFETY: a number in the pool is that of a chunk that exists, is ours, and has no frame.
+        // SAFETY: a number in the pool names an existing chunk that is ours and has no frame.
         Some(unsafe { self.memory.frame(chunk as usize, HEADROOM, 0) })
     }
 
-    /// Takes a frame back. One of another UMEM is lost.
+    /// Returns a frame to the pool. A frame of another UMEM is lost.
     #[inline]
     pub fn push(&mut self, frame: Frame) {
         if let Some(chunk) = self.memory.chunk_of(&frame) {
@@ -438,7 +442,7 @@ impl FramePool {
         Some(u64::from(chunk) << self.memory.shift)
     }
 
-    /// Takes the chunk at `address` back from `holder`; false if `holder` does not have it.
+    /// Takes the chunk at `address` back from `holder`; returns false if `holder` does not hold it.
     #[inline(always)]
     pub(super) fn take_back(&mut self, address: u64, holder: Holder) -> bool {
         let Some((chunk, _)) = self.memory.split(address) else { return false };
@@ -456,7 +460,7 @@ impl FramePool {
         }
     }
 
-    /// Whether its frames are of `memory`.
+    /// Whether the pool's frames lie in `memory`.
     #[inline(always)]
     pub(super) fn is_of(&self, memory: &'static Memory) -> bool {
         std::ptr::eq(self.memory, memory)
@@ -472,14 +476,14 @@ impl FramePool {
 
     #[inline(always)]
     fn push_chunk(&mut self, chunk: u32) {
-        // There is a place for every chunk, and no chunk is here twice.
+        // There is a slot for every chunk, and no chunk is in the pool twice.
         if let Some(place) = self.free.get_mut(self.len) {
             *place = chunk;
             self.len += 1;
         }
     }
 
-    /// Free frames.
+    /// Number of free frames.
     #[inline]
     pub fn len(&self) -> usize {
         self.len

@@ -1,4 +1,4 @@
-//! The addresses of VIPs and sources on the NICs.
+//! Addresses of VIPs and SNAT sources on the NICs.
 
 use hashbrown::HashSet;
 use tracing::debug;
@@ -9,10 +9,10 @@ use crate::control::announce::{AnnounceError, Announcer, Assignment};
 use crate::control::state::VipEntry;
 use crate::forwarding::FlowAction;
 
-/// The announced addresses.
+/// State of the announced addresses.
 pub(super) struct Announcing {
     announcer: Announcer,
-    /// Some address is not where it should be, and is put there every second.
+    /// Whether an address is missing from its interface; it is added again every second.
     pending: bool,
 }
 
@@ -21,13 +21,13 @@ impl Announcing {
         Self { announcer, pending: false }
     }
 
-    /// Removes what an earlier process has left, and announces the first addresses.
+    /// Removes the addresses that an earlier process has left, and announces the first ones.
     pub(super) async fn start(&mut self, world: &mut World) -> Result<(), AnnounceError> {
         self.announcer.remove_leftovers(&places(world)).await?;
         self.announce(world).await
     }
 
-    /// Puts every address where it should be, and has the network told.
+    /// Puts every address on its interface, and announces new ones to the network.
     pub(super) async fn announce(&mut self, world: &mut World) -> Result<(), AnnounceError> {
         world.readdress = false;
         let result = self.announcer.sync(&places(world)).await;
@@ -35,12 +35,12 @@ impl Announcing {
         result
     }
 
-    /// Notes whether an address was taken away from outside.
+    /// Records whether an address was removed from outside.
     pub(super) fn follow(&mut self, world: &World) {
         self.pending |= self.announcer.lost_any(&world.network.addresses);
     }
 
-    /// Announces again what failed or has changed.
+    /// Announces again after a failure or a change.
     pub(super) async fn retry(&mut self, world: &mut World) {
         if (self.pending || world.readdress)
             && let Err(error) = self.announce(world).await
@@ -54,20 +54,21 @@ impl Announcing {
         self.announcer.check(&Assignment::all(new)).await
     }
 
-    /// Takes every address back.
+    /// Removes all announced addresses.
     pub(super) async fn withdraw_all(&mut self) {
         self.announcer.withdraw_all().await;
     }
 
-    /// The interface that has a VIP's address, if holdfast put it there.
+    /// Returns the interface that has a VIP's address, if holdfast put it there.
     pub(super) fn interface(&self, vip: &VipEntry) -> Option<String> {
         let place = Assignment::of(&vip.config)?;
         self.announcer.is_ours(&place).then_some(place.interface)
     }
 }
 
-/// Where addresses are to be: those of VIPs, of sources, and those where flows are kept. Where flows
-/// are reset the address goes at once: another box may have it by now.
+/// Returns the wanted assignments of addresses: those of VIPs, of SNAT sources, and of previous
+/// listeners with flows that are kept. Where flows are reset, the address is removed at once,
+/// because another box may have it by now.
 fn places(world: &World) -> HashSet<Assignment> {
     let mut places = Assignment::all(&world.config);
     for vip in world.registry.all_vips() {

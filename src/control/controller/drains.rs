@@ -1,4 +1,4 @@
-//! Drains: orders, deadlines, and the way back.
+//! Drains: requests, deadlines, and the return to service.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,17 +23,17 @@ use crate::format::counted;
 use crate::forwarding::Service;
 use crate::net::BackendIndex;
 
-/// What a step of a drain asks for, besides being told.
+/// Consequences of the steps of drains.
 struct Consequences {
-    /// Backends whose generation ends.
+    /// Backends that begin their next generation.
     ended: Vec<BackendIndex>,
-    /// For whom the hook is to run.
+    /// Drained backends for the hook, each with the number of its terminated flows.
     drained: Vec<(Name, u64)>,
-    /// What is to be told.
+    /// Events to report, each with its text for the log.
     events: Vec<(NewEvent, String)>,
 }
 
-/// What drains need beside the registry: forecasts, and a command for the end.
+/// State of drains outside the registry: forecasts, and the command for the end.
 pub(super) struct Drains {
     forecaster: Forecaster,
     hook: Hook,
@@ -44,7 +44,7 @@ impl Drains {
         Self { forecaster: Forecaster::new(tables, clock), hook: Hook::new(on_drained) }
     }
 
-    /// Looks at every drain: whether its flows have ended, or its deadline has come.
+    /// Advances every drain: its flows may have ended, or its deadline may have come.
     pub(super) fn advance(&mut self, world: &mut World, health: &mut Health, now: Instant) {
         self.forecaster.advance(&mut world.registry, &world.workers, now);
         let steps = steps(world, now);
@@ -94,7 +94,7 @@ fn steps(world: &mut World, now: Instant) -> Consequences {
     steps
 }
 
-/// Begins drains, or moves their deadlines: all that were ordered, or none.
+/// Begins drains, or moves their deadlines: all that were requested, or none.
 pub(super) fn drain(world: &mut World, order: &DrainRequest) -> Result<Ordered, Refusal> {
     if order.deadline_s == Some(0) {
         let error = "deadline_s = 0: use at least 1; without it, flows end by themselves";
@@ -110,13 +110,13 @@ pub(super) fn drain(world: &mut World, order: &DrainRequest) -> Result<Ordered, 
         begun |= begin_drain(world, name, order.deadline_s.map(Duration::from_secs));
     }
     if begun {
-        // At once, not at the end of the turn: the answer says that it is so.
+        // Publishes at once, not at the end of the turn: the reply states the new state.
         world.publish();
     }
     ordered(world, &names)
 }
 
-/// True if the forwarding table changes.
+/// Begins one drain, or moves its deadline. Returns true if the forwarding table changes.
 fn begin_drain(world: &mut World, name: &Name, deadline: Option<Duration>) -> bool {
     let Name { vip, backend } = name;
     let now = Instant::now();
@@ -127,7 +127,7 @@ fn begin_drain(world: &mut World, name: &Name, deadline: Option<Duration>) -> bo
     };
     let flows = world.flows_active(index);
     let Some(entry) = world.registry.find_mut(vip, backend) else { return false };
-    // The configuration's deadline is for drains that begin.
+    // The configuration's deadline is only for drains that begin.
     let active = entry.drain.service() == Service::Active;
     let deadline = deadline.or(config.deadline.filter(|_| active));
     let begun = entry.drain.begin(deadline, flows, now);
@@ -140,7 +140,7 @@ fn begin_drain(world: &mut World, name: &Name, deadline: Option<Duration>) -> bo
     begun
 }
 
-/// Takes backends back into service: all that were named, or none.
+/// Returns backends to service: all that were named, or none.
 pub(super) fn undrain(world: &mut World, order: &UndrainRequest) -> Result<Ordered, Refusal> {
     let names = all_names(&order.vip, &order.backend, &order.also);
     all_known(world, &names)?;
@@ -164,7 +164,7 @@ pub(super) fn undrain(world: &mut World, order: &UndrainRequest) -> Result<Order
     ordered(world, &names)
 }
 
-/// Raises the share of new flows of backends that have come back.
+/// Raises the share of new flows of backends in slow start.
 pub(super) fn advance_slow_starts(world: &mut World, now: Instant) {
     for (_, backend) in world.registry.backends_mut() {
         world.dirty |= backend.slow_start.advance(now);
@@ -188,7 +188,7 @@ fn all_known(world: &World, names: &[Name]) -> Result<(), Refusal> {
     missing.next().map_or(Ok(()), |name| Err(unknown(world, &name.vip, &name.backend)))
 }
 
-/// The names that exist, for somebody who has used another.
+/// Returns an error for an unknown name, with the names that exist.
 fn unknown(world: &World, vip: &str, backend: &str) -> Refusal {
     let entry = world.registry.vips().iter().find(|entry| entry.config.name == vip);
     let error = match entry {
@@ -205,7 +205,7 @@ fn unknown(world: &World, vip: &str, backend: &str) -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, error)
 }
 
-/// An error if draining these would leave a VIP without a backend that takes new flows.
+/// Returns an error if draining these would leave a VIP without a backend that takes new flows.
 fn refuse_the_last(world: &World, names: &[Name]) -> Result<(), Refusal> {
     let errors: Vec<String> = world
         .registry
@@ -256,7 +256,7 @@ impl Consequences {
     }
 }
 
-/// The backends of an order, each once.
+/// Returns the backends of a request, each once.
 fn all_names(vip: &str, backend: &str, also: &[Name]) -> Vec<Name> {
     let first = Name { vip: vip.to_owned(), backend: backend.to_owned() };
     let mut names: Vec<Name> = Vec::with_capacity(also.len() + 1);
@@ -268,8 +268,8 @@ fn all_names(vip: &str, backend: &str, also: &[Name]) -> Vec<Name> {
     names
 }
 
-/// Whether draining `names` takes the last backend from a VIP: some of them may have new flows, and no
-/// other one has.
+/// Returns whether draining `names` takes the last backend from a VIP: at least one of them could
+/// get new flows, and no other backend can.
 fn leaves_none(vip: &VipEntry, names: &[Name]) -> bool {
     let named = |entry: &BackendEntry| {
         names.iter().any(|name| name.vip == vip.config.name && name.backend == entry.config.name)
@@ -293,7 +293,7 @@ mod tests {
         DrainRequest { vip, backend, also: Vec::new(), deadline_s, force: false }
     }
 
-    /// The VIP's drains end by a rehash: the pins that are left become stale.
+    /// Drains of this VIP end with a rehash: the pins that are left become stale.
     #[tokio::test]
     async fn a_deadline_ends_the_generation_of_a_backend_that_has_flows() {
         let mut world = world(vec![vip("web", &[backend("a", 1), backend("b", 2)])]);

@@ -1,4 +1,5 @@
-//! Health checks: which run, what their results mean, and whether backends that are up answer clients.
+//! Health checks: the running ones, their verdicts, and the detection of backends that are up but
+//! do not answer clients.
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -12,10 +13,10 @@ use crate::control::state::{BackendEntry, Registry};
 use crate::control::{answering, counters};
 use crate::net::Protocol;
 
-/// Results of health checks that may wait; more wait in their tasks.
+/// Maximum number of queued check results; further ones wait in their tasks.
 const OUTCOMES: usize = 1024;
 
-/// The running health checks and their results.
+/// Running health checks and their results.
 pub(super) struct Health {
     checks: Checks,
     outcomes: mpsc::Receiver<Outcome>,
@@ -27,7 +28,7 @@ impl Health {
         Self { checks: Checks::new(sender), outcomes }
     }
 
-    /// Makes exactly the checks run that the registry wants.
+    /// Makes exactly the checks of the registry run.
     pub(super) fn sync(&mut self, registry: &Registry) {
         self.checks.sync(registry.checks());
     }
@@ -37,7 +38,7 @@ impl Health {
         self.outcomes.recv().await
     }
 
-    /// Judges a result, and all others that have come: together they are one table's worth.
+    /// Evaluates a result, and all others that have arrived: together they lead to one table.
     pub(super) fn judge(&mut self, outcome: Outcome, world: &mut World) {
         judge(outcome, world);
         while let Ok(outcome) = self.outcomes.try_recv() {
@@ -48,7 +49,7 @@ impl Health {
 
 fn judge(Outcome { backend: id, result }: Outcome, world: &mut World) {
     let Some((vip, backend)) = world.registry.at_mut(id.index) else { return };
-    // A result that was under way when the backend or its check went away.
+    // The result may have been under way when the backend or its check was removed.
     let Some(check) = backend.check.as_ref().filter(|_| backend.id == id) else { return };
     let (rise, fall) = (check.health.rise, check.health.fall);
     let success = result.is_ok();
@@ -60,7 +61,7 @@ fn judge(Outcome { backend: id, result }: Outcome, world: &mut World) {
         Ok(()) => {}
     }
     let Some(up) = verdict else { return };
-    // Not yet checked counts as up, so a first success changes nothing.
+    // A backend without a result counts as up, so a first success changes nothing.
     if !was_known && up {
         return debug!("backend {} of VIP {} is up", backend.config.name, vip.name);
     }
@@ -78,7 +79,7 @@ fn judge(Outcome { backend: id, result }: Outcome, world: &mut World) {
     world.dirty = true;
 }
 
-/// Looks for backends that are up, and yet do not answer clients.
+/// Detects backends that are up but do not answer clients.
 pub(super) fn compare_answers(world: &mut World) {
     let now = Instant::now();
     let World { registry, workers, journal, .. } = world;
@@ -121,7 +122,7 @@ mod tests {
     use crate::control::state::tests::{backend, tcp_health, vip};
     use crate::net::{BackendId, BackendIndex};
 
-    /// The check of the VIP: `rise` is 2, and `fall` is 3.
+    /// In the VIP's check `rise` is 2 and `fall` is 3.
     #[tokio::test]
     async fn as_many_failures_as_fall_says_take_a_backend_down_and_rise_brings_it_back() {
         let web = config::Vip { health: tcp_health(), ..vip("web", &[backend("a", 1)]) };

@@ -15,12 +15,12 @@ use crate::control::flows::list;
 use crate::control::neighbour::{Problem, Snapshot};
 use crate::control::state::{BackendEntry, Registry};
 
-/// How long a start or a reload waits for the next hops of new backends before it goes on.
+/// Maximum time that a start or a reload waits for the next hops of new backends.
 const FIRST_RESOLUTION: Duration = Duration::from_secs(1);
-/// Of that time, how long it does so without a word.
+/// Part of that time that passes without a line in the log.
 const QUIET_RESOLUTION: Duration = Duration::from_millis(200);
 
-/// The resolver's findings.
+/// Receiver of the resolver's snapshots.
 pub(super) struct NextHops {
     found: watch::Receiver<Arc<Snapshot>>,
 }
@@ -30,12 +30,12 @@ impl NextHops {
         Self { found }
     }
 
-    /// Waits until the resolver has found something new.
+    /// Waits for a new snapshot of the resolver.
     pub(super) async fn changed(&mut self) -> Result<(), RecvError> {
         self.found.changed().await
     }
 
-    /// Waits, not for long, until the next hops of all backends are known.
+    /// Waits until the next hops of all backends are known, but at most [`FIRST_RESOLUTION`].
     pub(super) async fn settle(&mut self, registry: &Registry) {
         let targets = registry.targets();
         let known = |snapshot: &Arc<Snapshot>| {
@@ -47,13 +47,14 @@ impl NextHops {
         if timeout(QUIET_RESOLUTION, self.found.wait_for(known)).await.is_err() {
             let most = FIRST_RESOLUTION.as_secs();
             info!("waiting for the next hops of backends, {most} s at most");
-            // Late is no error: backends without a next hop take no new flows until they have one.
+            // A time-out is no error: backends without a next hop take no new flows until they have
+            // one.
             let rest = FIRST_RESOLUTION.saturating_sub(QUIET_RESOLUTION);
             let _ = timeout(rest, self.found.wait_for(known)).await;
         }
     }
 
-    /// Takes over what the resolver has found.
+    /// Applies the latest snapshot of the resolver to the registry.
     pub(super) fn follow(&mut self, world: &mut World) {
         let World { registry, network, dirty, .. } = world;
         let before = std::mem::replace(network, Arc::clone(&self.found.borrow_and_update()));
@@ -77,7 +78,7 @@ impl NextHops {
     }
 }
 
-/// Logs which next hops are still being looked up; other problems have been logged by then.
+/// Logs the next hops that are still being looked up; other problems have been logged by then.
 pub(super) fn log_unresolved(world: &World) {
     let resolving = Err(Problem::Resolving);
     let hop = |address: &IpAddr| world.network.hops.get(address).unwrap_or(&resolving);
@@ -90,7 +91,7 @@ pub(super) fn log_unresolved(world: &World) {
     }
 }
 
-/// Logs a problem of a next hop when it comes, changes or goes; a repeated query is not a change.
+/// Logs a problem of a next hop when it comes, changes or goes; a repeated look-up is no change.
 fn log_problem(vip: &config::Vip, backend: &mut BackendEntry, problem: Option<&Problem>) {
     let (name, vip) = (&backend.config.name, &vip.name);
     match problem {

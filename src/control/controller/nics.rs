@@ -1,4 +1,4 @@
-//! The NICs: how the XDP program was attached to them, and what goes wrong with them.
+//! NICs: attachment of the XDP program to them, and their faults.
 
 use tracing::{debug, info, warn};
 
@@ -12,9 +12,9 @@ use crate::net::NicIndex;
 /// State of the NICs, in the configuration's order.
 #[derive(Default)]
 pub(super) struct Nics {
-    /// Empty before the start.
+    /// Attachment of the XDP program; empty before the start.
     pub(super) attached: Vec<AttachedView>,
-    /// Empty before the first look.
+    /// Faults of each NIC; empty before the first check.
     pub(super) faults: Vec<Vec<NicFault>>,
 }
 
@@ -34,7 +34,7 @@ impl Nics {
         }
     }
 
-    /// Looks at every NIC, and reports what has gone wrong or is well again.
+    /// Checks every NIC, and reports the faults that come and go.
     pub(super) fn watch(&mut self, world: &mut World, steering: &mut Steering) {
         self.faults.resize(world.nics.len(), Vec::new());
         let nics = world.nics.iter().zip(&mut self.faults).zip((0..).map(NicIndex));

@@ -1,4 +1,4 @@
-//! The parts of the control loop, and what one of them does to another.
+//! Parts of the control loop, and their effects on each other.
 
 use tokio::time::Instant;
 
@@ -18,7 +18,8 @@ use crate::control::state::VipEntry;
 use crate::control::status::{self, Process, Sources};
 use crate::control::{ControlError, api::Status};
 
-/// The parts of the control loop: each owns its state, its event and its retry, and shares the world.
+/// Parts of the control loop: each owns its state, its event and its retry, and shares the
+/// [`World`].
 pub(super) struct Parts {
     pub(super) world: World,
     pub(super) steering: Steering,
@@ -35,7 +36,8 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Table first, then the XDP program's rules, the program itself, and then the addresses.
+    /// Publishes the table first, then sets the rules of the XDP program and attaches it, and then
+    /// announces the addresses.
     pub(super) async fn start(&mut self) -> Result<(), ControlError> {
         self.settle().await;
         self.world.publish();
@@ -46,27 +48,27 @@ impl Parts {
         Ok(self.announcing.start(&mut self.world).await?)
     }
 
-    /// Waits, not for long, until the next hops of all backends are known.
+    /// Waits, for a bounded time, until the next hops of all backends are known.
     pub(super) async fn settle(&mut self) {
         self.next_hops.settle(&self.world.registry).await;
         self.follow();
         log_unresolved(&self.world);
     }
 
-    /// Takes over what the resolver has found.
+    /// Applies the latest snapshot of the resolver.
     fn follow(&mut self) {
         self.next_hops.follow(&mut self.world);
         self.announcing.follow(&self.world);
         self.troubles.follow(&mut self.world);
     }
 
-    /// The network has changed.
+    /// Handles a change of the network.
     pub(super) fn network(&mut self) {
         self.follow();
         self.steering.follow_or_retry(&mut self.world);
     }
 
-    /// What is due ten times a second.
+    /// Runs the work that is due ten times a second.
     pub(super) fn tick(&mut self) {
         let Self { world, steering, .. } = self;
         let now = Instant::now();
@@ -76,7 +78,7 @@ impl Parts {
         self.splitting.advance(world, now);
     }
 
-    /// What is due every second.
+    /// Runs the work that is due every second.
     pub(super) async fn second(&mut self) {
         let Self { world, steering, .. } = self;
         self.removing.recount(world, steering);
@@ -89,7 +91,7 @@ impl Parts {
         self.announcing.retry(world).await;
     }
 
-    /// All of it as one document.
+    /// Builds the status document.
     pub(super) fn status(&mut self, started: Instant, config: String) -> Status {
         let nic_counters = self.steering.counters(self.world.nics.len());
         let World { registry, config: in_force, workers, nics, publisher, .. } = &self.world;

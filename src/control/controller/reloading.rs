@@ -1,4 +1,4 @@
-//! Reloads: the file read again, refused or put into force.
+//! Reloads: the file is read again, and refused or put into force.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -19,10 +19,10 @@ use crate::control::{Load, reload};
 use crate::flow::table::Families;
 use crate::format::counted;
 
-/// The last word of every reload that is refused.
+/// Last line of every refusal of a reload.
 const NOTHING_APPLIED: &str = "nothing was applied: the old configuration stays in force";
 
-/// Where the configuration comes from.
+/// Source of the configuration.
 pub(super) struct Reloading {
     path: PathBuf,
     load: Load,
@@ -33,12 +33,12 @@ impl Reloading {
         Self { path, load }
     }
 
-    /// The path of the file.
+    /// Path of the configuration file.
     pub(super) fn path(&self) -> String {
         self.path.display().to_string()
     }
 
-    /// As [`Self::reload`]; a refusal is logged.
+    /// Reloads by [`Self::reload`]; a refusal is logged.
     pub(super) async fn reload_by_signal(&self, parts: &mut Parts) {
         if let Err(refusal) = self.reload(parts, false).await {
             for error in refusal.errors {
@@ -47,8 +47,8 @@ impl Reloading {
         }
     }
 
-    /// All or nothing: what can be wrong is found before anything changes (but memory, that was found for a new
-    /// address family), and a refusal says so.
+    /// Reloads all or nothing: errors are found before anything changes (except memory that was
+    /// allocated for a new address family), and a refusal states this.
     pub(super) async fn reload(
         &self,
         parts: &mut Parts,
@@ -76,7 +76,7 @@ impl Reloading {
         Ok(Reloaded { changes, dry_run, flows })
     }
 
-    /// Reads the file again, and looks whether a reload can make it the configuration.
+    /// Reads the file again, and checks that a reload can apply it.
     async fn read(&self, parts: &Parts) -> Result<Config, Refusal> {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         let new = (self.load)(&self.path).map_err(|errors| Refusal { status, errors })?;
@@ -93,7 +93,7 @@ impl Reloading {
     }
 }
 
-/// Makes `new` the configuration, if all of it can be.
+/// Makes `new` the configuration, completely or not at all.
 async fn take_over(parts: &mut Parts, new: Config) -> Result<(), Refusal> {
     let Parts { world, splitting, .. } = parts;
     populate(world, new.families()).await.map_err(unprocessable)?;
@@ -104,8 +104,8 @@ async fn take_over(parts: &mut Parts, new: Config) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Memory for the flows of these address families, where the tables have none yet. Apart from this
-/// thread, as it may take a second per worker.
+/// Populates the memory of the flow tables for these address families, where it is missing. Runs on
+/// another thread, because it may take a second per worker.
 async fn populate(world: &World, families: Families) -> Result<(), String> {
     let tables: Vec<_> = world.workers.iter().map(|worker| Arc::clone(&worker.flows)).collect();
     let all = move || tables.iter().try_for_each(|table| table.populate(families));
@@ -121,7 +121,8 @@ async fn populate(world: &World, families: Families) -> Result<(), String> {
     }
 }
 
-/// What goes leaves the XDP program before the table; what comes enters it after.
+/// Puts the new state into force. Removed rules leave the XDP program before the table is
+/// published; new ones enter it afterwards.
 async fn put_into_force(parts: &mut Parts) -> Result<(), Refusal> {
     let Parts { world, health, .. } = parts;
     world.targets.send_replace(world.registry.targets());
@@ -136,7 +137,7 @@ async fn put_into_force(parts: &mut Parts) -> Result<(), Refusal> {
     announced.map_err(|error| in_force(&error.to_string()))
 }
 
-/// A refusal of what came after the new configuration was in force.
+/// Returns the refusal for a failure after the new configuration was in force.
 fn in_force(what: &str) -> Refusal {
     let error = format!("the configuration is in force, but {what}; tried again every second");
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error)
@@ -146,7 +147,7 @@ fn unprocessable(error: impl Display) -> Refusal {
     Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
 }
 
-/// A refusal of a reload before anything changed.
+/// Returns the refusal of a reload before anything changed.
 fn refuse(mut refusal: Refusal) -> Refusal {
     refusal.errors.push(NOTHING_APPLIED.to_owned());
     refusal

@@ -1,4 +1,4 @@
-//! What reloads take away, while it has flows: reported, counted, and given up.
+//! Removed backends and listeners while they have flows: reported, counted, and given up.
 
 use std::time::Duration;
 
@@ -16,24 +16,24 @@ use crate::control::removed::{Gone, Removal, count};
 use crate::format::counted;
 use crate::net::{Listen, VipId};
 
-/// How often flows are counted at the addresses and ports that VIPs have lost and where flows are kept: it reads
+/// Time between two counts of the flows that are kept at lost addresses and ports; a count reads
 /// whole tables.
 const RECOUNT: Duration = Duration::from_secs(10);
 
-/// An address and ports of a VIP.
+/// A listener of a VIP: address and ports.
 type VipPlace = (VipId, Listen);
 
-/// Gives up what reloads have taken away, when its flows have ended.
+/// Gives up removed backends and listeners when their flows have ended.
 #[derive(Debug, Default)]
 pub(super) struct Removing {
-    /// Counts the flows that are kept where VIPs no longer listen.
+    /// Running count of the flows that are kept where VIPs no longer listen.
     recount: Option<JoinHandle<Vec<(VipPlace, u64)>>>,
-    /// When the last count began.
+    /// Time at which the last count began.
     last: Option<Instant>,
 }
 
 impl Removing {
-    /// Gives up what has no flows any longer.
+    /// Gives up removed backends and listeners without flows.
     pub(super) fn release(&mut self, world: &mut World, steering: &mut Steering, now: Instant) {
         let before = world.registry.lingering();
         if before == 0 {
@@ -53,8 +53,8 @@ impl Removing {
         let_go_of_less_than(before, world, steering);
     }
 
-    /// Counts, now and then, the flows that are kept where VIPs no longer listen, and gives up places
-    /// without. Never waits.
+    /// Counts, every [`RECOUNT`], the flows that are kept where VIPs no longer listen, and gives up
+    /// listeners without flows. Never blocks.
     pub(super) fn recount(&mut self, world: &mut World, steering: &mut Steering) {
         if let Some(mut task) = self.recount.take() {
             let Some(found) = (&mut task).now_or_never() else {
@@ -83,7 +83,8 @@ impl Removing {
     }
 }
 
-/// If less lingers than before: it leaves the XDP program first, and then the table.
+/// If fewer removed items are left than `before`, withdraws those given up: from the XDP program
+/// first, then from the table.
 fn let_go_of_less_than(before: usize, world: &mut World, steering: &mut Steering) {
     if world.registry.lingering() < before {
         steering.follow_or_retry(world);
@@ -91,7 +92,7 @@ fn let_go_of_less_than(before: usize, world: &mut World, steering: &mut Steering
     }
 }
 
-/// What a reload of `new` takes away.
+/// Returns the removals of a reload of `new`.
 pub(super) async fn removals(world: &World, new: &Config) -> Vec<Removal> {
     let removals = world.registry.removals(&new.vips, &world.workers);
     if removals.lost.is_empty() {
@@ -99,11 +100,11 @@ pub(super) async fn removals(world: &World, new: &Config) -> Vec<Removal> {
     }
     let tables = world.tables();
     let known = removals.all.clone();
-    // Without the count, what is known without it.
+    // If the count fails, the removals with known numbers of flows are returned.
     tokio::task::spawn_blocking(move || removals.count(&tables)).await.unwrap_or(known)
 }
 
-/// Reports what goes on under another name.
+/// Reports VIPs and backends that continue under another name.
 pub(super) fn notify_renames(journal: &mut Journal, renames: Vec<Rename>) {
     for Rename { vip, backend, old } in renames {
         let (event, text) = match backend {
@@ -122,7 +123,7 @@ pub(super) fn notify_renames(journal: &mut Journal, renames: Vec<Rename>) {
     }
 }
 
-/// Reports what a reload has taken away.
+/// Reports the removals of a reload.
 pub(super) fn notify_removals(journal: &mut Journal, removals: &[Removal]) {
     for Removal { vip, backend, flows, flow_action } in removals {
         let what = format!("its flows, {flows} by now, {}", fate(*flow_action));

@@ -1,4 +1,4 @@
-//! Sources that are too large for one backend: counted in windows, and split.
+//! Sources that are too large for one backend: their counts per window, and their splits.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use crate::control::state::{Registry, VipEntry};
 use crate::forwarding::Splits;
 use crate::net::VipId;
 
-/// How long the new flows of a source are counted before a verdict.
+/// Time for which the new flows of a source are counted before a verdict.
 const WINDOW: Duration = Duration::from_secs(2);
 
-/// The sources of all VIPs that split them.
+/// Splits of the sources of all VIPs.
 pub(super) struct Splitting {
     splitter: Splitter,
-    /// When the present window began.
+    /// Start of the current window.
     begun: Instant,
-    /// The flows of each VIP then.
+    /// Number of flows of each VIP at that time.
     flows: HashMap<VipId, u64>,
 }
 
@@ -30,12 +30,12 @@ impl Splitting {
         Self { splitter: Splitter::default(), begun: now, flows: HashMap::new() }
     }
 
-    /// The sources that are split.
+    /// Counts and splits of sources.
     pub(super) fn splitter(&self) -> &Splitter {
         &self.splitter
     }
 
-    /// Takes the workers' samples, and at the end of a window decides which sources are split.
+    /// Takes the workers' samples, and decides at the end of a window which sources are split.
     pub(super) fn advance(&mut self, world: &mut World, now: Instant) {
         let World { registry, workers, publisher, journal, dirty, .. } = world;
         let samples = workers.iter().flat_map(|worker| worker.stats.samples.take());
@@ -65,7 +65,8 @@ impl Splitting {
         self.splitter.retain(|vip| counted.contains_key(&vip));
     }
 
-    /// Forgets VIPs whose splits a reload has given up, so that they do not come back from here.
+    /// Removes the VIPs that lost their splits in a reload, so that these do not come back from
+    /// here.
     pub(super) fn retain(&mut self, registry: &Registry) {
         let split = |vip: &VipEntry| vip.splits != Splits::default();
         let vips = registry.vips();
@@ -73,7 +74,7 @@ impl Splitting {
     }
 }
 
-/// Reports which sources are split from now on, and which no longer.
+/// Reports the sources that are split from now on, and those that no longer are.
 fn notify(journal: &mut Journal, vip: &str, old: &Splits, new: &Splits) {
     for (source, bits) in new.iter().filter(|(source, bits)| old.bits(*source) != *bits) {
         let parts = 1_u32 << bits;

@@ -1,4 +1,4 @@
-//! The XDP program: its rules, kept in step with VIPs and backends, and its attachment.
+//! The XDP program: its rules, kept in sync with VIPs and backends, and its attachment.
 
 use tracing::{error, warn};
 
@@ -8,12 +8,12 @@ use crate::control::{
 };
 use crate::net::NicIndex;
 
-/// The rules of the XDP program.
+/// Rules of the XDP program.
 pub(super) struct Steering {
     port: Box<dyn SteeringPort>,
-    /// The rules that were sent last.
+    /// Rules that were sent last.
     rules: SteerRules,
-    /// They were refused, and are sent again every second.
+    /// Whether these were refused; they are sent again every second.
     pending: bool,
 }
 
@@ -47,7 +47,8 @@ impl Steering {
         self.sync(self.rules.intersection(&wanted(world)))
     }
 
-    /// Brings the program up to date; if it has no room for what reloads have taken away, without that.
+    /// Brings the program up to date; if it has no room for removed backends and listeners, they
+    /// are given up.
     pub(super) fn follow(&mut self, world: &mut World) -> Result<(), String> {
         let result = self.sync(wanted(world));
         if result.is_ok() || world.registry.lingering() == 0 {
@@ -59,7 +60,7 @@ impl Steering {
         self.sync(wanted(world))
     }
 
-    /// Brings the program up to date; an error is logged, and tried again every second.
+    /// Brings the program up to date; an error is logged, and retried every second.
     pub(super) fn follow_or_retry(&mut self, world: &mut World) {
         let failed_before = self.pending;
         if let Err(reason) = self.follow(world)
@@ -69,19 +70,19 @@ impl Steering {
         }
     }
 
-    /// Sends again what was refused.
+    /// Sends refused rules again.
     pub(super) fn retry(&mut self, world: &mut World) {
         if self.pending {
             self.follow_or_retry(world);
         }
     }
 
-    /// The state of a NIC now.
+    /// Returns the current state of a NIC.
     pub(super) fn nic_now(&mut self, nic: NicIndex) -> Result<NicNow, String> {
         self.port.nic_now(nic)
     }
 
-    /// The counters of so many NICs.
+    /// Returns the counters of the first `nics` NICs.
     pub(super) fn counters(&mut self, nics: usize) -> Vec<(SteerCounters, SocketStatistics)> {
         let nics = (0..).map(NicIndex).take(nics);
         nics.map(|nic| (self.port.counters(nic), self.port.socket_statistics(nic))).collect()
@@ -103,7 +104,7 @@ pub(super) mod tests {
     use crate::control::state::tests::{backend, vip};
     use crate::forwarding::FlowAction;
 
-    /// A program with room for so many rules for VIPs, and the numbers of those that were sent.
+    /// Room of a fake program for rules of VIPs, and the number of such rules in each call.
     #[derive(Default)]
     pub struct Room {
         pub vips: usize,
@@ -136,7 +137,7 @@ pub(super) mod tests {
         }
     }
 
-    /// The part, with a program that has room for so many VIPs.
+    /// Returns a [`Steering`] with a program that has room for this many VIPs.
     pub fn steering(vips: usize) -> (Steering, Rc<RefCell<Room>>) {
         let room = Rc::new(RefCell::new(Room { vips, sent: Vec::new() }));
         (Steering::new(Box::new(Program(Rc::clone(&room)))), room)

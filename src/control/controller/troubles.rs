@@ -1,4 +1,4 @@
-//! Addresses of VIPs that lead clients to the kernel.
+//! Addresses of VIPs that direct clients to the kernel.
 
 use super::world::World;
 use crate::config::machine::Level;
@@ -6,14 +6,15 @@ use crate::control::events::{Kind, NewEvent};
 use crate::control::inbound::{self, Trouble};
 use crate::control::neighbour::Snapshot;
 
-/// What leads clients to the kernel, as of the last look.
+/// Troubles that the last check found.
 #[derive(Default)]
 pub(super) struct Troubles {
     known: Vec<Trouble>,
 }
 
 impl Troubles {
-    /// Reports which addresses lead clients to the kernel from now on, and which no longer.
+    /// Reports the addresses that direct clients to the kernel from now on, and those that no
+    /// longer do.
     pub(super) fn follow(&mut self, world: &mut World) {
         let Snapshot { links, addresses, arp, .. } = world.network.as_ref();
         let now = inbound::troubles(&world.config, inbound::View { links, addresses, arp });

@@ -1,4 +1,4 @@
-//! State that the parts of the control loop share.
+//! State shared by the parts of the control loop.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,30 +20,30 @@ use crate::net::BackendIndex;
 
 /// State that more than one part of the control loop reads or changes.
 pub(super) struct World {
-    /// The configuration in force.
+    /// Configuration in force.
     pub(super) config: Config,
     /// VIPs and backends.
     pub(super) registry: Registry,
-    /// The workers, in the configuration's order.
+    /// Workers, in the configuration's order.
     pub(super) workers: Vec<WorkerView>,
-    /// The NICs, in the configuration's order.
+    /// NICs, in the configuration's order.
     pub(super) nics: Vec<NicView>,
-    /// The resolver's latest view of the network.
+    /// Latest snapshot of the resolver.
     pub(super) network: Arc<Snapshot>,
-    /// Addresses whose next hops the resolver looks up.
+    /// Addresses with next hops for the resolver to look up.
     pub(super) targets: watch::Sender<HashSet<IpAddr>>,
-    /// Where new forwarding tables go.
+    /// Publisher of forwarding tables.
     pub(super) publisher: Publisher,
-    /// The forwarding table is out of date.
+    /// Whether the forwarding table is out of date.
     pub(super) dirty: bool,
-    /// The announced addresses are out of date.
+    /// Whether the announced addresses are out of date.
     pub(super) readdress: bool,
     /// Events for operators.
     pub(super) journal: Journal,
 }
 
 impl World {
-    /// Builds a table of all that is known, and publishes it.
+    /// Builds a table from the current state, and publishes it.
     pub(super) fn publish(&mut self) {
         let current = self.publisher.current();
         let specs = self.registry.patient_specs();
@@ -58,7 +58,7 @@ impl World {
     }
 
     fn local(&self) -> Local {
-        // Until the network has been looked at: as at start.
+        // Before the first snapshot, the MTUs of the start are used.
         let mut mtus = self.network.nic_mtus.clone();
         if mtus.is_empty() {
             mtus = self.nics.iter().map(|nic| nic.mtu).collect();
@@ -66,18 +66,19 @@ impl World {
         self.config.local(mtus, self.nics.iter().map(|nic| nic.mac).collect())
     }
 
-    /// Marks table, next hops and addresses as changed after removed backends or ports were given up.
+    /// Marks table, next hops and addresses as changed after removed backends or listeners were
+    /// given up.
     pub(super) fn let_go(&mut self) {
         self.targets.send_replace(self.registry.targets());
         (self.dirty, self.readdress) = (true, true);
     }
 
-    /// Flows that are pinned to a backend now.
+    /// Number of flows that are pinned to a backend now.
     pub(super) fn flows_active(&self, backend: BackendIndex) -> u64 {
         counters::flows_active(&self.workers, backend)
     }
 
-    /// The workers' flow tables.
+    /// Flow tables of the workers.
     pub(super) fn tables(&self) -> Vec<Arc<dyn Pins>> {
         let tables = self.workers.iter().map(|worker| Arc::clone(&worker.flows) as Arc<dyn Pins>);
         tables.collect()
@@ -95,7 +96,7 @@ pub(super) mod tests {
     use crate::stats::WorkerStats;
     use tokio::time::Instant;
 
-    /// A world of these VIPs, of one worker and no NIC, whose first table is published.
+    /// Returns a world with these VIPs, one worker and no NIC, and its first table published.
     pub fn world(vips: Vec<Vip>) -> World {
         let flows = FlowTable::new(8, TableSecret::new(1), Families::default()).unwrap();
         let stats = Arc::new(WorkerStats::new(8, 8, 0));
@@ -119,7 +120,7 @@ pub(super) mod tests {
         world
     }
 
-    /// The kinds of all events.
+    /// Returns the kinds of all events.
     pub fn told(world: &World) -> Vec<String> {
         world.journal.since(0).events.into_iter().map(|event| event.kind).collect()
     }

@@ -18,17 +18,18 @@ use crate::net::{Forward, HashedKey, Protocol};
 use crate::stats::{FlowStats, WorkerStats};
 use crate::units::Ticks;
 
-/// How often a remote entry tells the owner that its flow lives. The shortest time-out is 1 s.
+/// Least interval between a remote entry's notifications of the owner: 0.5 s. The shortest time-out
+/// is 1 s.
 const REMOTE_REFRESH: Ticks = Ticks(50);
 
-/// Keeps a pin up to date with a packet of its client that changes nothing else.
+/// Updates a pin from a client's packet that changes nothing but time stamp and return hop.
 #[inline(always)]
 pub(super) fn touch(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>) {
     set_return_hop(hit, packet, backend, context);
     hit.seen(context.now);
 }
 
-/// Stores where a client's packet came from, if replies go there.
+/// Stores the previous hop of a client's packet, if replies go there.
 #[inline(always)]
 pub(super) fn set_return_hop(
     hit: &Hit<'_>,
@@ -36,7 +37,7 @@ pub(super) fn set_return_hop(
     backend: &Backend,
     context: &Context<'_>,
 ) {
-    // The client's packets may come another way now (its router changed): replies follow.
+    // The client's router may have changed: replies follow.
     match backend.forward {
         Forward::Nat => {
             if let Some(return_hop) = packet.return_hop(context.nic) {
@@ -64,7 +65,7 @@ pub(super) fn store(
     }
 }
 
-/// Records the client of a flow that changes, or is the first of its flow in a period.
+/// Records the client of a flow at a change of its state and at its first packet in a period.
 #[inline]
 fn record_client(
     flow: &HashedKey,
@@ -83,7 +84,8 @@ fn record_client(
 }
 
 impl Tables {
-    /// Stores the changes of a packet in the table that has the pin; returns the pin's new contents.
+    /// Stores the changes of a packet in the table that has the pin; returns the pin's new
+    /// contents.
     pub fn store(
         &self,
         located: &Located<'_>,
@@ -103,8 +105,8 @@ impl Tables {
         }
     }
 
-    /// Stores the changes of a packet in the owner's table; returns the changed pin. A packet does not
-    /// prolong the life of a terminated flow.
+    /// Stores the changes of a packet in the owner's table; returns the changed pin. A packet does
+    /// not prolong the life of a terminated flow.
     fn notify(
         &self,
         remote: &Remote,
@@ -131,9 +133,9 @@ impl Tables {
         update.apply(pin, context.now)
     }
 
-    /// Stores the changes of a packet in the owner's table, and keeps a remote entry here. If there is no
-    /// room for it, or this worker has a pin of the flow as well (to another backend, since), the next
-    /// packet looks again.
+    /// Stores the changes of a packet in the owner's table, and keeps a remote entry here. Without
+    /// room for it, or if this worker has a pin of the flow as well (to another backend, since),
+    /// the next packet is looked up again.
     pub fn store_remote(
         &mut self,
         remote: &Remote,
@@ -160,10 +162,10 @@ impl Tables {
         pin.flow_state
     }
 
-    /// Follows a remote entry to the owner's pin, stores the changes of a packet there, and updates the
-    /// entry. A fresh entry answers for the owner if the packet changes nothing. Removes the entry, and
-    /// returns `None`, if the pin is gone or may belong to another flow by now. `judge` computes the
-    /// changes of the packet from the contents of a pin.
+    /// Follows a remote entry to the owner's pin, stores the changes of a packet there, and updates
+    /// the entry. A fresh entry suffices if the packet changes nothing. Removes the entry, and
+    /// returns `None`, if the pin is gone or may belong to another flow by now. `judge` computes
+    /// the changes of the packet from the contents of a pin.
     pub fn refresh(
         &mut self,
         entry: &Hit<'_>,
@@ -198,7 +200,7 @@ impl Tables {
     /// Adds a pin.
     ///
     /// # Errors
-    /// [`Full`]; the flow's SNAT port is free again then.
+    /// [`Full`]; the flow's SNAT port is then free again.
     pub fn insert(
         &mut self,
         flow: &HashedKey,
@@ -224,7 +226,7 @@ impl Tables {
         }
     }
 
-    /// Takes a pin back, as if its flow had never been.
+    /// Removes a pin without a trace in the statistics of ended flows.
     pub fn take_back(&mut self, flow: &HashedKey, context: &Context<'_>) {
         let hit = context.flows.find_at(flow, Slot::NOWHERE);
         if let Some(pin) = hit.and_then(|hit| self.writer.remove(hit.slot)) {
@@ -234,13 +236,13 @@ impl Tables {
     }
 }
 
-/// The entry that stands for another worker's pin, made at `now`.
+/// Returns the remote entry for another worker's pin, made at `now`.
 const fn remote_entry(pin: &Pin, now: Ticks) -> Pin {
     let state = pin.flow_state.state().with(State::REMOTE);
     Pin { flow_state: pin.flow_state.with_state(state).with_last_seen(now), ..*pin }
 }
 
-/// Counts why a pin has ended.
+/// Counts the reason for which a pin has ended.
 #[cold]
 pub(super) fn count_end(protocol: Protocol, flow_state: &FlowState, context: &Context<'_>) {
     let (stats, state) = (context.stats, flow_state.state());
@@ -257,7 +259,7 @@ pub(super) fn count_end(protocol: Protocol, flow_state: &FlowState, context: &Co
     }
 }
 
-/// Counts a pin that is given up by the policy for its backend, and explains it.
+/// Counts a pin that is given up by the policy for its backend, and traces it.
 #[cold]
 pub(super) fn count_rehash(context: &Context<'_>) {
     context.stats.flows_stale.add(1);
@@ -266,7 +268,8 @@ pub(super) fn count_rehash(context: &Context<'_>) {
     }
 }
 
-/// Keeps the gauges when an entry is removed, and records how long a flow lasted that was not terminated.
+/// Updates the gauges after the removal of an entry, and records the lifetime of its flow, unless
+/// its backend was removed.
 pub(super) fn count_removal(pin: &Pin, context: &Context<'_>) {
     let stats = context.stats;
     if pin.flow_state.state().has(State::REMOTE) {
@@ -284,15 +287,15 @@ pub(super) fn count_removal(pin: &Pin, context: &Context<'_>) {
     }
 }
 
-/// Whether this is the pin of a SYN that nothing answered: no packet of its backend was seen, nor of its
-/// client since.
+/// Whether this is the pin of a SYN without a reply: no packet of its backend was seen, nor another
+/// one of its client.
 #[cold]
 fn is_unanswered(pin: &Pin, context: &Context<'_>) -> bool {
     let tcp = context.table.vip(pin.vip).is_some_and(|vip| vip.protocol == Protocol::Tcp);
     tcp && pin.flow_state.state() == State::default()
 }
 
-/// Keeps the gauges when a pin is removed.
+/// Updates the gauges after the removal of a pin.
 fn count_gone(pin: &Pin, stats: &WorkerStats) {
     stats.flows_active.sub(1);
     for counters in flow_stats(pin, stats) {
@@ -300,7 +303,7 @@ fn count_gone(pin: &Pin, stats: &WorkerStats) {
     }
 }
 
-/// The counters of the pin's VIP and backend.
+/// Returns the counters of the pin's VIP and backend.
 fn flow_stats<'s>(pin: &Pin, stats: &'s WorkerStats) -> impl Iterator<Item = &'s FlowStats> {
     let vip = stats.vips.get(usize::from(pin.vip.0));
     let backend = stats.backends.get(usize::from(pin.flow_state.backend().index.0));

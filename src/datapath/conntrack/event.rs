@@ -15,20 +15,20 @@ use crate::net::{HashedKey, NextHop, Protocol, Tuple};
 use crate::units::Ticks;
 use crate::wire::tcp;
 
-/// A remote entry that was not wanted for this long is removed: looking again is cheaper than memory.
+/// Idle time after which a remote entry is removed: a new look-up is cheaper than the memory.
 const REMOTE_TIMEOUT: Ticks = Ticks(1000);
 
-/// Datagrams of a client that come no later than this after its first one belong to that: resolvers send
-/// the questions for A and AAAA together, from one port (glibc does: resolv.conf(5), single-request-reopen).
+/// Time within which a client's datagrams belong to its first one: resolvers send the questions for
+/// A and AAAA together, from one port (glibc does: resolv.conf(5), single-request-reopen).
 const TOGETHER: Ticks = Ticks(1);
 
-/// A backend that still sends so long after the client's first datagram does more than answer it. As in
-/// nf_conntrack (`nf_conntrack_udp_packet` in nf_conntrack_proto_udp.c), for DNS there too. Half of the time
-/// that is left to such a flow, at most.
+/// Time after the client's first datagram from which a backend's packet is more than a reply to it.
+/// As in nf_conntrack (`nf_conntrack_udp_packet` in nf_conntrack_proto_udp.c), for DNS there too.
+/// At most half of the first time-out.
 const ANSWERED_WITHIN: Ticks = Ticks(200);
 
-/// The backend of a packet that changes nothing but the time of its flow: one of an established TCP
-/// connection, or UDP. Nearly all are.
+/// Returns the backend of a packet that changes only the time stamp of its flow: one of an
+/// established TCP connection, or UDP. Nearly all packets are steady.
 #[inline(always)]
 pub(super) fn steady<'t>(
     packet: &Packet,
@@ -53,7 +53,7 @@ pub(super) fn steady<'t>(
     (context.now.since(flow_state.last_seen()).0 <= timeout.0).then_some(backend)
 }
 
-/// The backend of a pin, unless its generation has ended or the pin has expired.
+/// Returns the backend of a pin, unless its generation has ended or the pin has expired.
 #[inline]
 pub(super) fn alive<'t>(
     protocol: Protocol,
@@ -75,7 +75,7 @@ pub(in crate::datapath) fn is_expired(
     now.since(flow_state.last_seen()).0 > timeout(protocol, flow_state.state(), backend).0
 }
 
-/// How long the flow may be idle.
+/// Returns the idle time-out of a flow.
 #[inline]
 fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
     match protocol {
@@ -90,7 +90,7 @@ fn timeout(protocol: Protocol, state: State, backend: &Backend) -> Ticks {
     }
 }
 
-/// Class of a packet by its flags alone.
+/// Returns the class of a packet by its flags alone.
 #[inline]
 pub(super) fn class(packet: &Packet) -> Class {
     let flags = packet.layout.flags;
@@ -107,7 +107,7 @@ pub(super) fn class(packet: &Packet) -> Class {
     }
 }
 
-/// Event of a client's packet, in a flow on `backend`.
+/// Returns the event of a client's packet, in a flow on `backend`.
 #[inline]
 pub(super) fn request(
     packet: &Packet,
@@ -124,7 +124,7 @@ pub(super) fn request(
             Class::Ack { resumes: doubted && (late() || has_data(packet)) }
         }
         Class::Datagram { .. } => {
-            // Of a datagram that comes in fragments, only the first one counts.
+            // Of a fragmented datagram, only the first fragment counts.
             let whole = packet.layout.fragment != FragmentKind::Later;
             Class::Datagram { continues: whole && idle > TOGETHER.0 }
         }
@@ -132,7 +132,7 @@ pub(super) fn request(
     })
 }
 
-/// Event of a backend's packet, in a flow on `backend`.
+/// Returns the event of a backend's packet, in a flow on `backend`.
 #[inline]
 pub(super) fn reply(
     packet: &Packet,
@@ -157,13 +157,13 @@ fn has_data(packet: &Packet) -> bool {
     let Some((length, offset)) = length.zip(tcp::data_offset(packet.segment())) else {
         return false;
     };
-    // IPv6 counts what is behind its header (RFC 8200 3).
+    // The IPv6 length counts the bytes after its header (RFC 8200 3).
     let fixed = if v4 { 0 } else { 40 };
     let end = packet.layout.ip() + fixed + usize::from(u16::from_be_bytes(*length));
     end > usize::from(packet.layout.transport) + offset
 }
 
-/// Policy for a flow on `backend`, whatever the packet.
+/// Returns the policy for a flow on `backend`, apart from the packet.
 #[inline]
 pub(super) fn policy(
     tuple: impl FnOnce() -> Tuple,
@@ -181,7 +181,7 @@ pub(super) fn policy(
     }
 }
 
-/// Whether flows are terminated: those of their backend, or those of their VIP's address and port.
+/// Whether the flows of this backend, or of this VIP address and port, are terminated.
 #[cold]
 fn terminates(tuple: Tuple, backend: &Backend, context: &Context<'_>) -> bool {
     let old = || context.table.old_listener(|| tuple.listen_key());
@@ -190,7 +190,7 @@ fn terminates(tuple: Tuple, backend: &Backend, context: &Context<'_>) -> bool {
             && old().is_some_and(|(_, left)| left == FlowAction::Reset)
 }
 
-/// Policy for a client's packet.
+/// Returns the policy for a client's packet.
 #[inline]
 fn request_policy(
     packet: &Packet,
@@ -208,19 +208,19 @@ fn request_policy(
     }
 }
 
-/// Changes of a packet in its flow, for whichever worker has the pin.
+/// Changes of a packet in its flow, in whichever worker's table the pin is.
 #[derive(Clone, Copy)]
 pub(super) struct FlowUpdate {
     /// The event of the packet.
     pub event: Event,
     /// The step of the state machine.
     pub step: Step,
-    /// Where the client's packets come from, if the packet is one.
+    /// Previous hop of a client's packet.
     pub hop: Option<NextHop>,
 }
 
 impl FlowUpdate {
-    /// Changes of a client's packet in a flow that is pinned to `backend`.
+    /// Returns the changes of a client's packet in a flow that is pinned to `backend`.
     #[inline]
     pub fn of_request(
         packet: &Packet,
@@ -235,13 +235,13 @@ impl FlowUpdate {
         Self {
             event,
             step: step(flow_state.state(), expired, event, policy),
-            // The binding of a flow has it. One that cannot be stored is left out.
+            // With a SNAT port, its entry has the hop. A hop that cannot be stored is left out.
             hop: (flow_state.snat_port().is_none() && packet.return_hop(nic).is_some())
                 .then(|| packet.came_from(nic)),
         }
     }
 
-    /// Changes of a backend's packet in its flow.
+    /// Returns the changes of a backend's packet in its flow.
     #[inline]
     pub fn of_reply(
         event: Event,
@@ -261,7 +261,8 @@ impl FlowUpdate {
         matches!(self.step.verdict, Verdict::Forward | Verdict::Reset)
     }
 
-    /// Whether a remote entry needs no update. Whether a SYN opens another flow, the owner's pin decides.
+    /// Whether a remote entry needs no update. The owner's pin decides whether a SYN opens another
+    /// flow.
     #[inline]
     pub fn is_known(&self, flow_state: &FlowState) -> bool {
         self.event != Event::Request(Class::Syn)
@@ -269,7 +270,7 @@ impl FlowUpdate {
             && self.hop.as_ref().is_none_or(|hop| flow_state.comes_from(hop))
     }
 
-    /// The pin as it is after the packet.
+    /// Returns the pin after the packet.
     pub fn apply(&self, pin: &Pin, now: Ticks) -> Pin {
         let seen = if self.step.touch { now } else { pin.flow_state.last_seen() };
         let flow_state = pin.flow_state.with_state(self.step.state).with_last_seen(seen);

@@ -1,4 +1,4 @@
-//! Part of the stage conntrack: where the pin of a flow is.
+//! Part of the stage conntrack: location of a flow's pin.
 //!
 //! ```text
 //! own table --pin--------------> here
@@ -7,8 +7,8 @@
 //! SNAT port ----owner's number-> that worker's table
 //! ```
 //!
-//! Reads: the flow tables of all workers. Cost: a miss, or a remote entry that is not fresh, looks into
-//! other tables; they change nothing here.
+//! Reads: the flow tables of all workers. Cost: a miss, or a stale remote entry, looks into other
+//! tables; look-ups change nothing there.
 
 use std::sync::Arc;
 
@@ -21,32 +21,32 @@ use crate::flow::writer::FlowWriter;
 use crate::forwarding::table::Backend;
 use crate::net::{BackendIndex, HashedKey, TableSecret};
 
-/// The flow tables of all workers as one of them has them: it writes its own.
+/// The flow tables of all workers, as seen by the worker that writes one of them.
 #[derive(Debug)]
 pub(super) struct Tables {
-    /// Writes this worker's table.
+    /// Writer of this worker's table.
     pub writer: FlowWriter,
-    /// Those of all workers, in their order.
+    /// Tables of all workers, by index.
     pub all: Arc<[Arc<FlowTable>]>,
-    /// The SNAT ports that are this worker's to give.
+    /// Allocator of this worker's SNAT ports.
     pub snat_allocator: SnatAllocator,
-    /// This worker.
+    /// Index of this worker.
     pub me: u8,
 }
 
 /// A pin in another worker's table.
 pub(super) struct Remote {
-    /// Its place there.
+    /// Slot in that table.
     pub slot: Slot,
-    /// As it was read.
+    /// Contents of the pin when it was read.
     pub pin: Pin,
 }
 
-/// A pin, in whichever table.
+/// A pin in this or another worker's table.
 pub(super) enum Located<'h> {
-    /// In this worker's.
+    /// In this worker's table.
     Own(Hit<'h>),
-    /// In another worker's.
+    /// In another worker's table.
     Remote(Remote),
 }
 
@@ -61,7 +61,7 @@ impl Located<'_> {
 }
 
 impl Tables {
-    /// The tables of worker `me`; `None` if it has none, or another worker writes it.
+    /// Creates the tables of worker `me`; `None` if it has none, or another worker writes it.
     pub fn new(all: Arc<[Arc<FlowTable>]>, snat_allocator: SnatAllocator, me: u8) -> Option<Self> {
         let writer = FlowWriter::new(Arc::clone(all.get(usize::from(me))?))?;
         Some(Self { writer, all, snat_allocator, me })
@@ -72,12 +72,13 @@ impl Tables {
         self.writer.table().secret()
     }
 
-    /// The table of a worker.
+    /// Returns the table of a worker.
     pub fn of(&self, worker: u8) -> Option<&FlowTable> {
         self.all.get(usize::from(worker)).map(Arc::as_ref)
     }
 
-    /// The pin that a remote entry stands for, unless the flow was pinned to another backend since.
+    /// Returns the pin that a remote entry refers to, unless the flow was pinned to another backend
+    /// since.
     pub fn owned(&self, flow: &HashedKey, entry: &FlowState) -> Option<Remote> {
         let (slot, pin) = self.of(entry.owner())?.lookup(flow)?;
         let same = !pin.flow_state.state().has(State::REMOTE)
@@ -85,7 +86,8 @@ impl Tables {
         same.then_some(Remote { slot, pin })
     }
 
-    /// A live pin of the flow, in another worker's table, that `wanted` takes, and its backend.
+    /// Returns a live pin of the flow in another worker's table, and its backend, which `wanted`
+    /// must accept. Prefers flows that are not terminated.
     #[cold]
     pub fn find_elsewhere<'t>(
         &self,
@@ -107,11 +109,11 @@ impl Tables {
         if !is_terminated(&first.0) {
             return Some(first);
         }
-        // The ports may be in use again since, at yet another worker.
+        // The ports may be in use again, at yet another worker.
         Some(found.find(|(remote, _)| !is_terminated(remote)).unwrap_or(first))
     }
 
-    /// The pin of the flow that has a SNAT port.
+    /// Returns the pin of the flow that has a SNAT port.
     pub fn of_binding<'t>(
         &self,
         flow: &HashedKey,
@@ -130,8 +132,8 @@ impl Tables {
         same.then_some(located)
     }
 
-    /// The live pin of a flow, in whichever table, and its backend. Changes nothing, also not how long it
-    /// lives.
+    /// Returns the live pin of a flow, in this or another worker's table, and its backend. Changes
+    /// nothing, not even the flow's idle time.
     #[cold]
     pub fn peek<'t>(
         &self,

@@ -5,18 +5,19 @@
 //! all others:    locate the pin -> step of the state machine -> commit the changes
 //! ```
 //!
-//! - [`locate`]: this worker's table, a remote entry in it, the tables of the others.
+//! - [`locate`]: this worker's table, a remote entry in it, the tables of the other workers.
 //! - [`state`]: the state machine, a pure function; [`event`]: its input.
 //! - [`commit`]: a store in this worker's table, a compare-and-swap in the owner's.
-//! - [`sweep`]: expired pins and silent ends of terminated connections. [`snat_reply`]: replies to SNAT ports.
+//! - [`sweep`]: expired pins and silent ends of terminated connections. [`snat_reply`]: replies to
+//!   SNAT ports.
 //!
-//! Reads: the flow key, this worker's flow table, and the other workers' on a miss.
-//! Gives the target. Writes: time stamps and states of flows.
+//! Reads: the flow key, this worker's flow table, and the other workers' on a miss. Returns the
+//! target. Writes: time stamps and states of flows.
 //! Cost: two prefetched cache lines per packet; a mid-flow miss looks once into every other table.
 //!
 //! A packet may arrive at another worker than the one that pinned its flow: replies of NAT backends
-//! do as a rule, as the NIC hashes another tuple. The worker then reads the owner's table, keeps
-//! a *remote entry* in its own, and twice a second notifies the owner that the flow lives.
+//! usually do, as the NIC hashes another tuple. The worker then reads the owner's table, keeps a
+//! *remote entry* in its own, and notifies the owner of the flow's packets at most twice a second.
 
 mod commit;
 mod event;
@@ -62,8 +63,8 @@ pub struct Conntrack {
 }
 
 impl Conntrack {
-    /// Connection tracking of worker `me`, whose table is `tables[me]`, and which has `snat_allocator`; `None`
-    /// if there is no such table, another worker writes it, or it has flows already: they would be of
+    /// Creates the connection tracking of worker `me`, with the table `tables[me]`. `None` if there
+    /// is no such table, another worker writes it, or it already has flows: they would belong to
     /// another process's backends.
     pub fn new(
         tables: Arc<[Arc<FlowTable>]>,
@@ -75,7 +76,8 @@ impl Conntrack {
             .filter(|conntrack| conntrack.tables.writer.is_empty())
     }
 
-    /// The same with the flows that the table has, which must be of this process's backends.
+    /// Creates the connection tracking with the flows that the table has, which must belong to this
+    /// process's backends.
     pub(super) fn adopt(
         tables: Arc<[Arc<FlowTable>]>,
         snat_allocator: SnatAllocator,
@@ -85,7 +87,7 @@ impl Conntrack {
         Some(Self { tables: Tables::new(tables, snat_allocator, me)?, sweep: Sweep::new(now) })
     }
 
-    /// The worker that this is.
+    /// Index of this worker.
     pub const fn worker(&self) -> u8 {
         self.tables.me
     }
@@ -95,10 +97,10 @@ impl Conntrack {
         self.tables.secret()
     }
 
-    /// Where a client's packet is to go, by the pin of its flow.
+    /// Returns the target of a client's packet, by the pin of its flow.
     ///
     /// # Errors
-    /// [`Untracked`] when there is no pin, or the flow is terminated.
+    /// [`Untracked`] if there is no pin, or the flow is terminated.
     #[inline(always)]
     pub fn track<'t>(
         &mut self,
@@ -114,7 +116,7 @@ impl Conntrack {
         self.track_unsteady(packet, context)
     }
 
-    /// A packet from a client that begins, changes or ends something, or was not found at once.
+    /// Handles a client's packet that begins, changes or ends a flow, or was not found at once.
     #[inline(never)]
     fn track_unsteady<'t>(
         &mut self,
@@ -153,8 +155,8 @@ impl Conntrack {
         requested(packet, &update, &hit.flow_state, backend, context)
     }
 
-    /// A client's packet for which this worker has a remote entry. The owner's pin decides, if the
-    /// packet may begin another flow.
+    /// Handles a client's packet for which this worker has a remote entry. The owner's pin decides
+    /// if the packet may begin another flow.
     #[cold]
     fn request_by_entry<'t>(
         &mut self,
@@ -180,7 +182,7 @@ impl Conntrack {
         requested(packet, &update, &flow_state, backend, context)
     }
 
-    /// A client's packet for which this worker has no entry.
+    /// Handles a client's packet for which this worker has no entry.
     #[cold]
     fn request_elsewhere<'t>(
         &mut self,
@@ -189,17 +191,19 @@ impl Conntrack {
     ) -> Result<Target<'t>, Untracked<'t>> {
         let tcp = packet.flow.protocol() == Protocol::Tcp;
         let opens = !tcp || packet.layout.flags.opens();
-        // NICs send fragments to another worker than whole packets of their flow, so both kinds look
-        // for each other once fragments are about. And a datagram may be of a flow that was another VIP's.
+        // NICs may send fragments to another worker than whole packets of their flow, so pins of
+        // other workers are looked up once fragments have been seen. And a datagram may belong to a
+        // flow that was another VIP's.
         let fragments = context.shared.fragments.generation() != 0;
         let elsewhere = !tcp && (fragments || context.table.has_lost());
-        // A SYN that is repeated, at another worker now, chooses the same backend by itself; but a backend
-        // that sees another source takes it for another connection.
+        // A SYN that is retransmitted to another worker chooses the same backend by itself; but a
+        // backend that sees another source address takes it for another connection.
         if opens && !elsewhere && !snat::wanted(packet, context) {
             return Err(Miss::Open.into());
         }
         let miss = if opens { Miss::Open } else { Miss::NonSyn };
-        // As in the own table, a pin holds although its address and port are another VIP's by now.
+        // As in this worker's table, a pin holds even if its address and port are another VIP's by
+        // now.
         let found = self.tables.find_elsewhere(&packet.flow, context, |_| true);
         let (remote, backend) = found.ok_or(miss)?;
         let update = FlowUpdate::of_request(packet, &remote.pin.flow_state, backend, context);
@@ -218,10 +222,11 @@ impl Conntrack {
         self.tables.remove(hit.slot, context);
     }
 
-    /// Where a NAT backend's packet goes: finds the flow that it answers among those that it may answer.
+    /// Returns the next hop of a NAT backend's packet: finds the flow that it replies to among
+    /// those that the backend may reply for.
     ///
     /// # Errors
-    /// [`Untracked`] when there is none, or it is terminated.
+    /// [`Untracked`] if there is none, or it is terminated.
     #[inline]
     pub fn track_reply<'t>(
         &mut self,
@@ -229,7 +234,7 @@ impl Conntrack {
         source: ListenKey,
         context: &Context<'t>,
     ) -> Result<NextHop, Untracked<'t>> {
-        // Classify has found the first path and hashed its flow, which nearly every reply belongs to.
+        // Classify has hashed the flow of the first path, which nearly every reply belongs to.
         if let Some(hit) = context.flows.at(&packet.flow, packet.hint)
             && let Some(backend) = steady(packet, &hit.flow_state, context)
             && backend.id.index == packet.backend
@@ -240,7 +245,7 @@ impl Conntrack {
         self.track_reply_unsteady(packet, source, context)
     }
 
-    /// A packet from a backend that changes or ends something, or was not found at once.
+    /// Handles a backend's packet that changes or ends a flow, or was not found at once.
     #[inline(never)]
     fn track_reply_unsteady<'t>(
         &mut self,
@@ -256,7 +261,7 @@ impl Conntrack {
         }
     }
 
-    /// Looks along the other return paths, and at QUIC VIPs for flows that are pinned to another backend.
+    /// Tries the other return paths, and at QUIC VIPs flows that are pinned to another backend.
     #[inline(never)]
     fn track_reply_along<'t>(
         &mut self,
@@ -267,7 +272,8 @@ impl Conntrack {
         let key = packet.flow.key();
         packet.backend = BackendIndex(u16::MAX);
         let paths = context.table.return_paths(source);
-        // One client port may have flows with several VIP ports: pins on the very backend come first.
+        // One client port may have flows with several VIP ports: pins on the backend itself come
+        // first.
         for (of_its_vip, first) in [(false, 1), (true, 0)] {
             for path in paths.clone().skip(first) {
                 let origin = ReplyOrigin { backend: path.backend, of_its_vip };
@@ -288,8 +294,9 @@ impl Conntrack {
         Err(Untracked::NoFlow)
     }
 
-    /// Where the client of `flow` is, if the backend may answer for that, whichever worker has its pin;
-    /// stores the changes of the packet there. `None` if there is no such flow.
+    /// Returns the next hop to the client of `flow` if the backend may reply for it, whichever
+    /// worker has its pin, and stores the changes of the packet there. `None` if there is no such
+    /// flow.
     #[inline]
     fn answered<'t>(
         &mut self,
@@ -324,7 +331,7 @@ impl Conntrack {
         Some(replied(&update, &hit.flow_state, backend))
     }
 
-    /// The client's port may be in use again, and pinned by another worker by now.
+    /// Finds a newer pin of the flow at another worker: the client's port may be in use again.
     #[cold]
     fn answered_by_newer<'t>(
         &mut self,
@@ -352,7 +359,7 @@ impl Conntrack {
         Some(self.answer_remote(flow, found, packet, context))
     }
 
-    /// The pin that another worker has of a flow for which the backend may answer.
+    /// Finds the pin, at another worker, of a flow that the backend may reply for.
     fn find_answered<'t>(
         &self,
         flow: &HashedKey,
@@ -363,7 +370,8 @@ impl Conntrack {
         self.tables.find_elsewhere(flow, context, answers)
     }
 
-    /// Where the client of a flow is that another worker has, which is told of the packet.
+    /// Returns the next hop to the client of another worker's flow, and notifies that worker of the
+    /// packet.
     fn answer_remote<'t>(
         &mut self,
         flow: &HashedKey,
@@ -376,11 +384,11 @@ impl Conntrack {
         replied(&update, &flow_state, backend)
     }
 
-    /// Where a packet for a SNAT port goes.
+    /// Returns the next hop of a packet to a SNAT port.
     ///
     /// # Errors
-    /// [`Untracked`] when no flow has the port, the packet does not come from its backend, or the flow is
-    /// terminated.
+    /// [`Untracked`] if no flow has the port, the packet does not come from its backend, or the
+    /// flow is terminated.
     pub fn track_snat_reply<'t>(
         &mut self,
         packet: &mut Packet,
@@ -390,8 +398,8 @@ impl Conntrack {
         snat_reply::track(&self.tables, packet, id, context)
     }
 
-    /// The live pin of a flow, whichever worker has it, and its backend. Changes nothing, also not how long
-    /// it lives.
+    /// Returns the live pin of a flow, whichever worker has it, and its backend. Changes nothing,
+    /// not even the flow's idle time.
     #[cold]
     pub fn peek<'t>(
         &self,
@@ -413,11 +421,11 @@ impl Conntrack {
         self.tables.is_pinned_anywhere(flow, backend, context)
     }
 
-    /// Pins the packet's flow, which has no entry, to `backend`; a full-NAT flow gets its source.
+    /// Pins the packet's flow, which has no entry, to `backend`; a full-NAT flow gets a SNAT port.
     ///
     /// # Errors
-    /// Why there is no room for it: [`Drop::NoSourcePort`], [`Drop::TableFull`],
-    /// [`Drop::VlanPairsFull`].
+    /// [`Drop::NoSourcePort`], [`Drop::TableFull`] or [`Drop::VlanPairsFull`] if there is no room
+    /// for it.
     pub fn pin<'t>(
         &mut self,
         packet: &Packet,
@@ -440,20 +448,20 @@ impl Conntrack {
         Ok(Target::of(backend, &pin.flow_state))
     }
 
-    /// Takes back the pin that the first packet of a flow has made, as that is not sent.
+    /// Removes the pin made by the first packet of a flow, which was not sent.
     pub fn unpin(&mut self, flow: &HashedKey, context: &Context<'_>) {
         self.tables.take_back(flow, context);
     }
 
-    /// Removes expired flows and those of removed backends, and probes silent terminated ones, a bounded
-    /// number per call; returns whether more is due at once.
+    /// Removes expired flows and those of removed backends, and probes silent terminated flows, a
+    /// bounded number per call; returns whether more is due at once.
     #[inline]
     pub fn sweep(&mut self, context: &Context<'_>, backlog: &mut TxBacklog) -> bool {
         self.sweep.run(&mut self.tables, context, backlog)
     }
 }
 
-/// Changes of a backend's packet in a flow.
+/// Returns the changes of a backend's packet in a flow.
 #[inline]
 fn reply_news(
     packet: &Packet,
@@ -466,7 +474,7 @@ fn reply_news(
     FlowUpdate::of_reply(event, flow, flow_state, backend, context)
 }
 
-/// Where a client's packet goes, of a flow that is as `flow_state` says.
+/// Returns the target of a client's packet in a flow with this state.
 #[inline]
 fn requested<'t>(
     packet: &Packet,
@@ -485,7 +493,7 @@ fn requested<'t>(
     }
 }
 
-/// Where a backend's packet goes, of a flow that is as `flow_state` says.
+/// Returns the next hop of a backend's packet in a flow with this state.
 #[inline]
 fn replied<'t>(
     update: &FlowUpdate,
@@ -501,7 +509,7 @@ fn replied<'t>(
     }
 }
 
-/// Asks for the other lines of the look-ups, for all packets before any is looked up.
+/// Prefetches the remaining lines of the look-ups, for all packets before the first look-up.
 #[inline(always)]
 pub fn prefetch(batch: &mut Batch, flows: FlowView<'_>) {
     let mut elsewhere = ArrayVec::<&mut Packet, BATCH>::new();

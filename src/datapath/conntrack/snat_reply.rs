@@ -1,12 +1,12 @@
 //! Part of the stage conntrack, for mode full_nat: replies to SNAT ports.
 //!
 //! ```text
-//! reply to source s --> entry of s --> its flow, backend and way back
-//!                                  '--> twice a second, and when its state changes: the pin
+//! reply to SNAT port s --> entry of s --> its flow, backend and return hop
+//!                                     '--> twice a second, and when its state changes: the pin
 //! ```
 //!
-//! Cost: one prefetched line for most replies, whichever worker they arrive at; else the owner's pin
-//! too, which is found by the flow's key in the owner's table. Nothing is searched.
+//! Cost: one prefetched line for most replies, whichever worker they arrive at; otherwise also the
+//! owner's pin, which is looked up by the flow's key in the owner's table only.
 
 use super::event::{FlowUpdate, reply};
 use super::locate::Tables;
@@ -22,13 +22,14 @@ use crate::forwarding::table::Backend;
 use crate::net::{HashedKey, NextHop, Protocol, Tuple};
 use crate::units::Ticks;
 
-/// How often the pin is told that its flow lives. The shortest time-out is 1 s.
+/// Least interval between notifications of the pin: 0.5 s. The shortest time-out is 1 s.
 const NOTIFY_INTERVAL: Ticks = Ticks(50);
 
-/// Where a packet for a SNAT port goes.
+/// Returns the next hop of a packet to a SNAT port.
 ///
 /// # Errors
-/// [`Untracked`] when no flow has the port, or the packet does not come from its backend.
+/// [`Untracked`] if no flow has the port, the packet does not come from its backend, or the flow is
+/// terminated.
 pub(super) fn track<'t>(
     tables: &Tables,
     packet: &mut Packet,
@@ -52,7 +53,7 @@ pub(super) fn track<'t>(
     track_unsteady(tables, packet, &snat_entry, backend, context)
 }
 
-/// The same for a packet that changes something, or of which the flow's pin was not told for a while.
+/// Handles a packet that changes the flow's state, or is due to notify the flow's pin.
 fn track_unsteady<'t>(
     tables: &Tables,
     packet: &Packet,
@@ -61,7 +62,8 @@ fn track_unsteady<'t>(
     context: &Context<'t>,
 ) -> Result<NextHop, Untracked<'t>> {
     if snat_entry.snat_flow.flow.client_port == 0 {
-        // A client that sends from UDP port 0 wants no answer (RFC 768). Such a port is never told.
+        // A client that sends from UDP port 0 expects no reply (RFC 768), so its pin is never
+        // notified.
         return Err(Untracked::NoFlow);
     }
     let flow = &packet.flow;

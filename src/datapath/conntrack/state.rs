@@ -1,24 +1,26 @@
-//! State machine of a flow: next state and verdict for an event. A pure function: no packet, no table, no
-//! clock.
+//! State machine of a flow: next state and verdict for an event. A pure function: no packet, no
+//! table, no clock.
 //!
 //! ```text
 //! TCP:   SYN --> embryonic --client's ACK--> established --FINs or RST--> closing
 //!                                                 ^------- client's packet after a RST
-//!                                                 ^------- dsr, tunnels: client's data after its FIN,
-//!                                                          or its packet in the second half of closing
+//!                                                 ^------- dsr, tunnels: client's data after its
+//!                                                          FIN, or its packet in the second half
+//!                                                          of the closing time-out
 //!        any of these --policy--> terminated: no packet passes, both ends are reset
 //!
-//! other: packet --> first --client's packet 20 ms later, backend's 2 s later--> flow that goes on
+//! other: packet --> first --client's packet 20 ms later, backend's 2 s later--> continuing flow
 //! ```
 //!
-//! Two states age: their time-out runs from the packet that began them, and packets that do not end
-//! them leave it alone ([`Step::touch`]). So one time stamp tells how long ago that packet was:
+//! In two states the time-out runs from the packet that began the state, and packets that do not
+//! end the state leave it alone ([`Step::touch`]). One time stamp then gives the time since that
+//! packet:
 //!
-//! - closing by a FIN that may be no end. Where replies are not seen, the client's FIN is all that there
-//!   is of one, and it may be forged, or half of an end: the client goes on receiving, for hours
-//!   perhaps, and only its ACKs are seen. An ordinary end is over within some round trips; repeated
-//!   FINs start it again.
-//! - first, of a question that is answered, which is all that most flows of DNS are.
+//! - Closing after a FIN of the client, in modes where replies are not seen. That FIN may be
+//!   forged, or close only one direction: the client may go on receiving for hours, and only its
+//!   ACKs are seen. An ordinary close takes a few round trips; a retransmitted FIN restarts the
+//!   time-out.
+//! - First: the state of a request that is answered, which is all that most DNS flows are.
 
 use crate::flow::entry::State;
 use crate::forwarding::Miss;
@@ -33,8 +35,8 @@ pub(super) enum Class {
     SynAck,
     /// TCP: ACK without SYN, FIN and RST.
     Ack {
-        /// From a client after its FIN: it carries data, or comes in the second half of the closing
-        /// time-out.
+        /// The client's FIN came before, and this packet carries data, or comes in the second half
+        /// of the closing time-out.
         resumes: bool,
     },
     /// TCP: FIN with ACK.
@@ -45,12 +47,12 @@ pub(super) enum Class {
     NoAck,
     /// Any other protocol.
     Datagram {
-        /// It comes too late to belong to the first datagram of its flow, or to answer it.
+        /// The packet is too late to belong to the first datagram of its flow, or to its reply.
         continues: bool,
     },
 }
 
-/// Event in the life of a flow.
+/// Event of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
     /// A packet of the client.
@@ -64,17 +66,17 @@ pub(super) enum Event {
 /// Policy for the flows of a backend, as far as the next state depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Policy {
-    /// The mode: it decides whether the backend's packets, and so both FINs, are seen.
+    /// Forwarding mode, which decides whether the backend's packets, and so both FINs, are seen.
     pub forward: Forward,
     /// The backend's health check succeeds.
     pub up: bool,
-    /// The flows of the backend choose another one.
+    /// The flows of the backend move to another backend.
     pub rehash: bool,
     /// The TCP flows of the backend, or of the VIP's address and port, are terminated.
     pub terminate: bool,
     /// Both ends of an established connection are reset when it expires.
     pub reset_idle: bool,
-    /// The SYN opens another connection, of which the sequence numbers must not be taken for this one's.
+    /// The SYN opens another connection; its sequence numbers must not be confused with this one's.
     pub new_connection: bool,
     /// The connection id of the datagram names another backend.
     pub names_other: bool,
@@ -83,11 +85,11 @@ pub(super) struct Policy {
 /// Verdict on the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It goes to the other end; the sweep keeps the pin.
+    /// Forward to the other end; the sweep keeps the pin.
     Forward,
-    /// Both ends are reset; the sweep probes them.
+    /// Reset both ends; the sweep probes them.
     Reset,
-    /// It leaves the pin, and a backend is chosen for it.
+    /// Give up the pin, and choose a backend for the packet.
     ChooseAgain,
     /// The pin has expired.
     Ended,
@@ -96,16 +98,16 @@ pub(super) enum Verdict {
 /// Result of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Step {
-    /// State of the flow from now on.
+    /// New state of the flow.
     pub state: State,
     /// Verdict on the packet.
     pub verdict: Verdict,
-    /// The idle time-out starts again.
+    /// The idle time-out restarts.
     pub touch: bool,
 }
 
 impl Event {
-    /// Why the client's packet has no pin if it leaves the one that it had.
+    /// Returns the kind of miss of a client's packet that gives up its pin.
     #[inline]
     pub const fn miss(self) -> Miss {
         match self {
@@ -124,14 +126,15 @@ impl Event {
 }
 
 impl Step {
-    /// Leaves the flow as it is.
+    /// Leaves the flow unchanged.
     #[inline]
     const fn unchanged(state: State, verdict: Verdict) -> Self {
         Self { state, verdict, touch: false }
     }
 }
 
-/// Next state and verdict for `event`, in a flow in `state` that has `expired` or not.
+/// Returns the next state and the verdict for `event`, in a flow in `state`, which may have
+/// `expired`.
 #[inline]
 pub(super) const fn step(state: State, expired: bool, event: Event, policy: Policy) -> Step {
     let request = matches!(event, Event::Request(_));
@@ -158,12 +161,13 @@ pub(super) const fn step(state: State, expired: bool, event: Event, policy: Poli
     }
 }
 
-/// Whether a packet of the client leaves the pin.
+/// Whether a client's packet gives up the pin.
 ///
-/// A SYN does if the old flow was closing (a port used again, RFC 9293 3.6.1), or its backend does
-/// not answer, or it is terminated (the client tries again, and shall succeed). A SYN for an established
-/// flow does not: anyone can forge one, and the backend answers it (RFC 5961 4). A datagram does if its
-/// connection id names another backend. Any other packet does if that is the policy for its backend.
+/// A SYN does if the old flow was closing (a reused port, RFC 9293 3.6.1), or its backend is down,
+/// or it is terminated (the client tries again, and must succeed). A SYN for an established flow
+/// does not: anyone can forge one, and the backend replies to it (RFC 5961 4). A datagram does if
+/// its connection id names another backend. Any other packet does if that is the policy for its
+/// backend.
 #[inline]
 const fn must_rehash(state: State, event: Event, policy: Policy) -> bool {
     match event {
@@ -177,13 +181,13 @@ const fn must_rehash(state: State, event: Event, policy: Policy) -> bool {
     }
 }
 
-/// Whether the flow is terminated: for good, or by policy.
+/// Whether the flow is terminated: already, or by policy.
 #[inline]
 const fn is_terminated(state: State, event: Event, policy: Policy) -> bool {
     event.is_tcp() && (state.has(State::TERMINATED) || policy.terminate)
 }
 
-/// Whether this is the pin of an established TCP connection: both of its ends wait for each other.
+/// Whether this is the pin of an established TCP connection, with both ends waiting for each other.
 #[inline]
 const fn is_open(state: State, event: Event, policy: Policy) -> bool {
     event.is_tcp()
@@ -197,8 +201,8 @@ const fn is_closing(state: State, policy: Policy) -> bool {
     state.is_closing(policy.forward)
 }
 
-/// Terminates a flow for good. A RST passes: it tells the other end. The sweep has something to do where
-/// the ends wait.
+/// Terminates a flow for good. A RST is forwarded: it resets the other end. The sweep acts only on
+/// connections with waiting ends.
 #[inline]
 const fn terminate(state: State, event: Event, policy: Policy) -> Step {
     let verdict = match event {
@@ -208,11 +212,11 @@ const fn terminate(state: State, event: Event, policy: Policy) -> Step {
         Event::Request(Class::Rst) | Event::Reply(Class::Rst) => Verdict::Forward,
         _ => Verdict::Reset,
     };
-    // From now on the pin lives for a fixed time, whatever comes.
+    // From now on the pin lives for a fixed time, whatever packets come.
     Step { state: state.cut(), verdict, touch: !state.has(State::TERMINATED) }
 }
 
-/// Step for a packet of the client.
+/// Returns the step for a packet of the client.
 #[inline]
 const fn after_request(state: State, class: Class, policy: Policy) -> Step {
     let (state, touch) = match class {
@@ -231,16 +235,16 @@ const fn after_request(state: State, class: Class, policy: Policy) -> Step {
     Step { state, verdict: Verdict::Forward, touch }
 }
 
-/// The client has answered the handshake. One that goes on after a RST never sent it: it was forged, or
-/// the backend's stray.
+/// Returns the state after the client completed the handshake. If the client goes on after a RST,
+/// it never sent that: the RST was forged, or a stray one of the backend.
 #[inline]
 const fn acknowledged(state: State) -> State {
     state.with(State::ESTABLISHED).without(State::RST.with(State::ANSWERED))
 }
 
-/// Step for a packet of the backend.
+/// Returns the step for a packet of the backend.
 ///
-/// An answer other than a RST proves that the backend has the connection: it makes a flow that had
+/// A reply other than a RST proves that the backend has the connection: it makes a flow that had
 /// lost its pin an established one.
 #[inline]
 const fn after_reply(state: State, class: Class) -> Step {
@@ -255,7 +259,7 @@ const fn after_reply(state: State, class: Class) -> Step {
     Step { state, verdict: Verdict::Forward, touch }
 }
 
-/// Next state after a datagram, and whether the time-out starts again.
+/// Returns the next state after a datagram, and whether the time-out restarts.
 #[inline]
 const fn after_datagram(state: State, continues: bool) -> (State, bool) {
     match state.has(State::FIRST) {
@@ -264,13 +268,14 @@ const fn after_datagram(state: State, continues: bool) -> (State, bool) {
     }
 }
 
-/// The state of a flow that begins with a packet of the client.
+/// Returns the state of a flow that begins with a packet of the client.
 #[inline]
 pub(super) const fn first(class: Class) -> State {
     match class {
         Class::Datagram { .. } => State::FIRST,
         Class::Syn => State(0),
-        // A flow that has lost its pin proves itself with its next packet. Its SYN was answered long ago.
+        // A flow that has lost its pin is established by its next packet. Its SYN was answered long
+        // ago.
         Class::Rst => State::RST.with(State::ANSWERED),
         Class::Fin => State::FIN_CLIENT.with(State::ANSWERED),
         Class::Ack { .. } | Class::SynAck | Class::NoAck => State::ANSWERED,

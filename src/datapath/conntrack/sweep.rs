@@ -1,7 +1,8 @@
-//! Part of the stage conntrack: the sweep, which removes expired pins and probes terminated connections.
+//! Part of the stage conntrack: the sweep, which removes expired pins and probes terminated
+//! connections.
 //!
-//! A clock hand: each poll looks at some entries, so that it goes around the used part of the table in
-//! [`SWEEP`]. Cost: one entry after the other, read in order.
+//! A clock sweep: each poll visits some entries, so that the hand goes around the used part of the
+//! table once per [`SWEEP`]. Cost: one entry after the other, read in order.
 
 use super::commit::{count_end, count_removal};
 use super::event::{is_expired, policy};
@@ -19,30 +20,30 @@ use crate::forwarding::table::Backend;
 use crate::net::{Protocol, Tuple};
 use crate::units::Ticks;
 
-/// Time in which the sweep goes once around the table: how late an idle flow may be removed.
+/// Time of one round of the sweep: bounds the delay until an idle flow is removed.
 const SWEEP: Ticks = Ticks(400);
-/// Most entries that one poll looks at, and most that it removes: each bounds the pause to about
-/// 10 us (a removal costs as much as eight looks).
+/// Maximum number of entries that one poll visits, and that it removes: each bounds the pause to
+/// about 10 us (a removal costs as much as eight visits).
 const SWEEP_MAX: u32 = 512;
 const REMOVALS_MAX: u32 = 64;
-/// Between two probes of a silent flow that is terminated: they are spread over [`RESET_TIME`].
+/// Ticks between two probes of a silent terminated flow: they are spread over [`RESET_TIME`].
 const PROBE_GAP: u32 = RESET_TIME.0 / State::MAX_PROBES as u32;
 
-/// How far the sweep is.
+/// Progress of the sweep.
 #[derive(Debug)]
 pub(super) struct Sweep {
     at: Ticks,
-    /// Entries that the sweep is behind by.
+    /// Number of entries that are due.
     debt: u32,
 }
 
 impl Sweep {
-    /// A sweep that begins at `now`.
+    /// Creates a sweep that begins at `now`.
     pub const fn new(now: Ticks) -> Self {
         Self { at: now, debt: 0 }
     }
 
-    /// Looks at the entries that are due, a bounded number; returns whether more is due at once.
+    /// Visits a bounded number of the entries that are due; returns whether more is due at once.
     #[inline]
     pub fn run(
         &mut self,
@@ -55,7 +56,7 @@ impl Sweep {
             self.at = context.now;
             let span = tables.writer.span();
             let due = u64::from(span) * u64::from(elapsed) / u64::from(SWEEP.0) + 1;
-            // Never more than once around: a worker that slept for long has not missed more.
+            // Never more than one round, however long the worker slept.
             let debt = due.saturating_add(u64::from(self.debt)).min(u64::from(span));
             self.debt = u32::try_from(debt).unwrap_or(span);
         }
@@ -93,7 +94,7 @@ fn visit(
     };
     let expired = is_expired(protocol, &hit.flow_state, backend, context.now);
     if !expired && !state.has(State::TERMINATED) && !backend.flags.ends_flows() {
-        // Nearly all.
+        // Nearly all entries.
         return writer::Verdict::Keep;
     }
     let policy = policy(tuple, backend, context);
@@ -105,8 +106,8 @@ fn visit(
     }
 }
 
-/// Terminates a connection, and probes its ends if it is time: it may be that they sent nothing since, or
-/// that the reset of one was lost.
+/// Terminates a connection, and probes its ends if a probe is due: they may have sent nothing
+/// since, or the reset of one end may have been lost.
 #[cold]
 fn probe(
     hit: &Hit<'_>,
@@ -127,7 +128,7 @@ fn probe(
     if step.touch {
         hit.seen(context.now);
     }
-    // In one step: a change is reckoned from the state that was read.
+    // Stored in one step: the change is computed from the state that was read.
     hit.set_state(step.state.with_probe());
     let client = context.shared.snat_table.return_hop(&hit.flow_state);
     let target = Target::of(backend, &hit.flow_state);

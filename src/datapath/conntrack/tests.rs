@@ -16,7 +16,7 @@ fn open(bed: &mut Bed, conntrack: &mut Conntrack, port: u16, now: u32) -> Packet
     packet
 }
 
-/// As [`open`], and the client's ACK.
+/// Pins the flow of a SYN and sends the client's ACK.
 fn establish(bed: &mut Bed, conntrack: &mut Conntrack, port: u16, now: u32) -> Packet {
     open(bed, conntrack, port, now);
     let packet = bed.request(port, "A");
@@ -24,7 +24,7 @@ fn establish(bed: &mut Bed, conntrack: &mut Conntrack, port: u16, now: u32) -> P
     packet
 }
 
-/// Outcome of a look-up, in a word.
+/// Returns the outcome of a look-up as one word.
 fn outcome<T>(tracked: Result<T, Untracked<'_>>) -> &'static str {
     match tracked {
         Ok(_) => "forward",
@@ -76,7 +76,7 @@ fn a_request_and_a_reply_of_a_pinned_flow_go_to_its_ends_and_keep_it_alive() {
         assert_eq!(client.mac, packet.source_mac());
         assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(now + 1));
     }
-    // Of the other backend, the flow is none.
+    // A reply of the other backend belongs to no flow.
     let mut reply = bed.reply(1, 1, "A");
     let Direction::ToClient(source) = reply.direction else {
         unreachable!("{:?}", reply.direction)
@@ -110,7 +110,7 @@ fn a_policy_resets_both_ends_until_a_syn_opens_another_flow() {
     assert_eq!(outcome(conntrack.track(&packet, &bed.context(0, 10))), "reset");
     let flow_state = bed.track(0, &packet).unwrap();
     assert!(flow_state.state().has(State::TERMINATED) && flow_state.last_seen() == Ticks(10));
-    // For good, and no packet keeps it alive. A RST tells the backend.
+    // Terminated for good, and no packet keeps it alive. A RST is forwarded to the backend.
     bed.publish(&[vip(Forward::Nat, 2)]);
     let mut reply = bed.reply(0, 1, "A");
     let Direction::ToClient(source) = reply.direction else {
@@ -151,7 +151,7 @@ fn another_worker_keeps_a_remote_entry_and_tells_the_owner_what_changes() {
     let entry = bed.track(1, &packet).unwrap();
     assert_eq!((entry.state(), entry.owner()), (ESTABLISHED.with(State::REMOTE), 0));
     assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(10));
-    // Not at every packet, but after half a second, and what changes the state at once.
+    // The owner is notified after half a second, not of every packet; of a change of state at once.
     assert_eq!(reply(&mut bed, "A", 59), "forward");
     assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(10));
     assert_eq!(reply(&mut bed, "A", 60), "forward");
@@ -160,7 +160,7 @@ fn another_worker_keeps_a_remote_entry_and_tells_the_owner_what_changes() {
     assert_eq!(bed.track(0, &packet).unwrap().state(), ESTABLISHED.with(State::FIN_BACKEND));
     let stats = &bed.stats[1];
     assert_eq!((stats.flow_aliases.get(), stats.flows_active.get()), (1, 0));
-    // A pin that is gone takes the entry with it.
+    // A pin that is gone takes the remote entry with it.
     owner.unpin(&packet.flow, &bed.context(0, 62));
     assert_eq!(reply(&mut bed, "A", 200), "no flow");
     assert!(bed.track(1, &packet).is_none());
@@ -199,7 +199,7 @@ fn a_flow_that_is_taken_back_leaves_no_trace() {
     assert!(bed.track(0, &packet).is_none());
 }
 
-/// A reply to a full-NAT flow, whichever worker it arrives at.
+/// A reply to a full-NAT flow may arrive at any worker.
 #[test]
 fn a_reply_to_a_snat_port_reaches_the_client_and_the_owner() {
     let mut bed = Bed::new(2, &[vip(Forward::FullNat, 2)]);
@@ -218,7 +218,7 @@ fn a_reply_to_a_snat_port_reaches_the_client_and_the_owner() {
     assert_eq!((answer.flow.key(), answer.vip), (packet.flow.key(), packet.vip));
     let flow_state = bed.track(0, &packet).unwrap();
     assert_eq!((flow_state.state(), flow_state.last_seen()), (ESTABLISHED, Ticks(10)));
-    // Told for half a second: then the owner is told again.
+    // The owner is notified again after half a second.
     for (now, seen) in [(40, 10), (61, 61)] {
         let mut answer = reply(&mut bed, 0);
         assert_eq!(

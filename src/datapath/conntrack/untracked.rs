@@ -1,16 +1,16 @@
-//! Part of the stage conntrack: why a packet is not forwarded along a pin.
+//! Part of the stage conntrack: reasons for which a packet is not forwarded along a pin.
 
 use crate::datapath::target::Terminated;
 use crate::forwarding::Miss;
 
-/// Why a packet is not forwarded along a pin.
+/// Reason for which a packet is not forwarded along a pin.
 #[derive(Debug)]
 pub enum Untracked<'t> {
     /// The client's packet has no pin.
     Miss(Miss),
-    /// The backend's packet belongs to no flow that the backend has.
+    /// The backend's packet belongs to no flow of that backend.
     NoFlow,
-    /// Its flow is terminated: both ends are reset.
+    /// The flow is terminated: both ends are reset.
     Terminated(Terminated<'t>),
 }
 

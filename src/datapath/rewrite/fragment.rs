@@ -5,7 +5,8 @@ use crate::datapath::context::Context;
 use crate::datapath::fragments;
 use crate::xdp::umem::Frame;
 
-/// The number that a fragment's datagram gets with its new source, where its own need not be unique.
+/// Returns the identification of a fragment's datagram under its new source, where the sender's
+/// number need not be unique.
 #[inline]
 pub(super) fn new_number(
     frame: &Frame,
@@ -16,7 +17,7 @@ pub(super) fn new_number(
     if fragment { fragments::number(frame, layout, context) } else { None }
 }
 
-/// Writes that number.
+/// Writes the identification, if there is one.
 #[inline]
 pub(super) fn renumber(frame: &mut Frame, layout: &HeaderLayout, number: Option<u32>) {
     if let Some(number) = number {

@@ -1,5 +1,5 @@
-//! Part of the stage rewrite: addresses and ports of both sides, for mode full_nat; the whole IP header
-//! where the families of client and backend differ (RFC 7915).
+//! Part of the stage rewrite: addresses and ports of both sides, for mode full_nat; the whole IP
+//! header where the families of client and backend differ (RFC 7915).
 
 use super::fragment::{new_number, renumber};
 use super::length::fits;
@@ -17,17 +17,17 @@ use crate::wire::siit::{self, Quote, SiitError};
 use crate::wire::{ip, tcp, transport};
 use crate::xdp::umem::Frame;
 
-/// Bytes that an IPv6 header has more than one of IPv4.
+/// Bytes that an IPv6 header has more than an IPv4 header.
 const GROWTH: u16 = 20;
 
-/// What a packet is to say.
+/// New source and destination of a packet.
 #[derive(Clone, Copy)]
 struct Ends {
     source: End,
     destination: End,
     /// Longest IP packet that may be sent, in bytes.
     mtu: u16,
-    /// Of an ICMP error: added to the TCP sequence number of what it quotes.
+    /// Added to the TCP sequence number that an ICMP error quotes.
     sequence: i32,
 }
 
@@ -51,7 +51,7 @@ pub(super) fn to_backend(
     }
 }
 
-/// Rewrites a backend's packet for its client, to whom `mtu` bytes may be sent.
+/// Rewrites a backend's packet for its client, over a link of `mtu` bytes.
 #[inline]
 pub(super) fn to_client(
     packet: &mut Packet,
@@ -71,7 +71,7 @@ pub(super) fn to_client(
     }
 }
 
-/// Whether the packet becomes one of the other family.
+/// Whether the packet is translated to the other family.
 #[inline]
 fn changes_family(packet: &Packet, ends: &Ends) -> bool {
     let first = packet.data().get(packet.layout.ip()).copied().unwrap_or_default();
@@ -100,7 +100,7 @@ fn translate(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<
     Ok(())
 }
 
-/// The same within one family.
+/// Replaces the addresses and ports of both sides within one family.
 #[inline]
 fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
     let Packet { frame: Some(frame), flow, layout, .. } = packet else {
@@ -113,7 +113,7 @@ fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
     let data = frame.data_mut();
     let (source, destination) = (ends.source, ends.destination);
     let family = source.0.family();
-    // Parse has found both headers whole; the offsets are its own.
+    // Parse has checked both headers; the offsets are its own.
     let network = data.get_mut(layout.ip()..).ok_or(Drop::TruncatedEthernet)?;
     let translated = if family.is_v4() {
         ip::readdress_v4(network, source.0, destination.0)
@@ -122,13 +122,14 @@ fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
     };
     let delta = translated.map_err(|error| unsent(error, family))?;
     if layout.fragment == FragmentKind::Quoting {
-        // What goes to an end was sent by it.
+        // The end that receives an ICMP error sent the quoted packet.
         let (source, destination) = (Some(destination), Some(source));
         let replacement = Replacement { source, destination, sequence: ends.sequence };
         return translate_quote(data, layout, &replacement, delta);
     }
     if layout.fragment == FragmentKind::Later {
-        // Ports and checksum are in the first one: the same change of addresses is right for all.
+        // Ports and checksum are in the first fragment; all fragments need the same change of
+        // addresses.
         return Ok(());
     }
     let segment = data.get_mut(usize::from(layout.transport)..).unwrap_or_default();
@@ -140,7 +141,7 @@ fn translate_ends(packet: &mut Packet, ends: &Ends) -> Result<(), Drop> {
     }
 }
 
-/// The same, from one family to the other. Leaves the packet as it was if that fails.
+/// Translates the packet from one family to the other. Leaves the packet unchanged if that fails.
 #[cold]
 fn translate_family(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> Result<(), Drop> {
     let beyond = mtu_beyond(packet, context);
@@ -171,14 +172,14 @@ fn translate_family(packet: &mut Packet, ends: &Ends, context: &Context<'_>) -> 
     })
 }
 
-/// Longest packet that may be sent to where a packet comes from.
+/// Longest IP packet in bytes that may be sent back to where the packet came from.
 fn mtu_beyond(packet: &Packet, context: &Context<'_>) -> u16 {
     let backend = context.table.backend(packet.backend).filter(|_| packet.direction.is_reply());
     backend.map_or_else(|| context.table.local().mtu(context.nic), |backend| backend.mtu)
 }
 
-/// Lowers what a SYN says of the longest segments, if the VIP wants that; and if the header has `grown`, so that
-/// what fits the IPv4 end's link fits that of the other end, too.
+/// Lowers the maximum segment size of a SYN, if the VIP limits it; and if the header has `grown`,
+/// so that a segment that fits the IPv4 end's link fits the other end's link, too.
 #[cold]
 fn lower_mss(packet: &mut Packet, grown: bool, context: &Context<'_>) {
     let most = context.table.vip(packet.vip).and_then(|vip| vip.policy.mss);
@@ -191,8 +192,9 @@ fn lower_mss(packet: &mut Packet, grown: bool, context: &Context<'_>) {
     });
 }
 
-/// An IPv4 identification for a packet that has none: what differs between most packets of a flow, a
-/// part of TCP's sequence number or UDP's checksum. It is wanted only if somebody fragments the packet.
+/// Returns an IPv4 identification for a packet that has none: the low half of TCP's sequence number
+/// or UDP's checksum, which differ between most packets of a flow. It matters only if a router
+/// fragments the packet.
 fn identification(frame: &Frame, layout: &HeaderLayout) -> u16 {
     let segment = frame.data().get(usize::from(layout.transport)..);
     let numbers = segment.and_then(|segment| segment.get(4..8));

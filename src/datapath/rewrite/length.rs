@@ -1,17 +1,17 @@
-//! Part of the stage rewrite: whether a packet fits the link that it leaves by.
+//! Part of the stage rewrite: check of a packet's length against the outgoing MTU.
 
 use crate::datapath::batch::HeaderLayout;
 use crate::wire::headers::Headers;
 use crate::xdp::umem::Frame;
 
-/// Whether the packet may leave as it is by a link that carries `mtu` bytes.
+/// Whether the packet fits a link that carries `mtu` bytes.
 #[inline(always)]
 pub(super) fn fits(frame: &mut Frame, layout: &HeaderLayout, mtu: u16) -> bool {
     usize::from(frame.packet_len()) <= layout.ip() + usize::from(mtu) || trim(frame, layout, mtu)
 }
 
-/// Cuts off what follows the IP packet, if that alone is short enough: what the sender's link added
-/// (an Ethernet trailer) is no part of it.
+/// Removes the bytes after the IP packet (an Ethernet trailer), if the packet alone is short
+/// enough.
 #[cold]
 fn trim(frame: &mut Frame, layout: &HeaderLayout, mtu: u16) -> bool {
     if frame.is_long() {

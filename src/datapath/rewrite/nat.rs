@@ -22,7 +22,7 @@ pub(super) fn translate(
 ) -> Result<(), Drop> {
     let data = frame.data_mut();
     let family = flow.tuple.family();
-    // Parse has found both headers whole; the offsets are its own.
+    // Parse has checked both headers; the offsets are its own.
     let network = data.get_mut(layout.ip()..).ok_or(Drop::TruncatedEthernet)?;
     let translated = if family.is_v4() {
         ip::rewrite_v4(network, side, address)
@@ -31,7 +31,7 @@ pub(super) fn translate(
     };
     let delta = translated.map_err(|error| unsent(error, family))?;
     if layout.fragment == FragmentKind::Quoting {
-        // What goes to an end was sent by it.
+        // The end that receives an ICMP error sent the quoted packet.
         let (end, none) = (Some((address, port)), Replacement::default());
         let replacement = match side {
             Side::Destination => Replacement { source: end, ..none },
@@ -40,7 +40,8 @@ pub(super) fn translate(
         return translate_quote(data, layout, &replacement, delta);
     }
     if layout.fragment == FragmentKind::Later {
-        // Ports and checksum are in the first one: the same change of addresses is right for all.
+        // Ports and checksum are in the first fragment; all fragments need the same change of
+        // addresses.
         return Ok(());
     }
     let segment = data.get_mut(usize::from(layout.transport)..).unwrap_or_default();
@@ -51,7 +52,7 @@ pub(super) fn translate(
     }
 }
 
-/// Why a packet with such an IP header is not sent.
+/// Returns the drop reason for an IP header error.
 pub(super) const fn unsent(error: IpError, family: Family) -> Drop {
     match error {
         IpError::HopsExceeded => Drop::TtlExceeded,
@@ -60,8 +61,8 @@ pub(super) const fn unsent(error: IpError, family: Family) -> Drop {
     }
 }
 
-/// Translates the packet that an ICMP error quotes. `outer` is the change of the addresses, which
-/// ICMPv6 has in its checksum.
+/// Translates the packet that an ICMP error quotes. `outer` is the change of the outer addresses,
+/// which the ICMPv6 checksum covers.
 #[cold]
 pub(super) fn translate_quote(
     data: &mut [u8],
@@ -69,7 +70,7 @@ pub(super) fn translate_quote(
     replacement: &Replacement,
     outer: Delta,
 ) -> Result<(), Drop> {
-    // What follows the packet in its frame is no part of the quote.
+    // Bytes after the packet in its frame are no part of the quote.
     let packet = data.get(layout.ip()..).unwrap_or_default();
     let v4 = packet.first().is_some_and(|first| first >> 4 == 4);
     let len = layout.ip() + Headers::of(packet).map_err(|_| Drop::BadIcmp)?.end;

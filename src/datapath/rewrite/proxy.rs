@@ -1,7 +1,8 @@
-//! Part of the stage rewrite: the PROXY header of a full-NAT flow, and the numbers that it shifts.
+//! Part of the stage rewrite: the PROXY header of a full-NAT flow, and the sequence numbers that it
+//! shifts.
 //!
-//! Before the addresses are translated it is found out what the packet needs, as a packet that turns out
-//! too long must be left as it was; after that it is done.
+//! [`growth`] runs before the addresses are translated, as a packet that turns out too long must be
+//! left unchanged; the other steps follow the translation.
 
 use crate::datapath::batch::{FragmentKind, Packet, TcpFlags};
 use crate::datapath::context::Context;
@@ -12,20 +13,20 @@ use crate::wire::headers::Headers;
 use crate::wire::proxy::{self, Header, ProxyError, Start};
 use crate::wire::tcp;
 
-/// Bytes that are put in front of the data of a client's packet.
+/// Number of bytes to insert in front of the data of a client's packet.
 pub(super) fn growth(packet: &Packet, numbers: &Numbers) -> u16 {
     let segment = packet.data().get(usize::from(packet.layout.transport)..).unwrap_or_default();
     let carries = matches!(packet.layout.fragment, FragmentKind::Whole | FragmentKind::First);
     if carries && numbers.shift.begins(segment) { numbers.shift.len.into() } else { 0 }
 }
 
-/// What the quoted sequence number of the backend's side changes by for the client.
+/// Returns the change of a quoted sequence number of the backend's side, for the client.
 pub(super) fn quoted_shift(numbers: &Numbers) -> i32 {
-    // Before that, the number is of the SYN or of the segment with the header, as a rule.
+    // Until then the quoted segment is the SYN or the one with the header, as a rule.
     if numbers.shift.acknowledged { -i32::from(numbers.shift.len) } else { 0 }
 }
 
-/// Shifts a client's packet, whose addresses are translated, for its backend.
+/// Shifts the numbers of a client's packet for its backend, after the translation of its addresses.
 pub(super) fn to_backend(packet: &mut Packet, numbers: &Numbers) -> Result<(), Drop> {
     if !matches!(packet.layout.fragment, FragmentKind::Whole | FragmentKind::First) {
         return Ok(());
@@ -48,7 +49,7 @@ pub(super) fn to_backend(packet: &mut Packet, numbers: &Numbers) -> Result<(), D
     }
 }
 
-/// Bytes of data of the packet's segment; of a first fragment as many as there may be.
+/// Number of data bytes of the packet's segment; the maximum for a first fragment.
 fn data_len(packet: &Packet) -> Option<usize> {
     let network = packet.data().get(packet.layout.ip()..)?;
     let headers = Headers::of(network).ok()?;
@@ -59,7 +60,7 @@ fn data_len(packet: &Packet) -> Option<usize> {
     headers.end.checked_sub(headers.transport + header)
 }
 
-/// Shifts a backend's packet, whose addresses are translated, for its client.
+/// Shifts the numbers of a backend's packet for its client, after the translation of its addresses.
 pub(super) fn to_client(
     packet: &mut Packet,
     numbers: &Numbers,
@@ -71,13 +72,13 @@ pub(super) fn to_client(
     let syn = packet.layout.flags.any(TcpFlags::SYN);
     let acknowledged = with_segment(packet, |segment| {
         if syn {
-            // So that the client's first data and the header fit together.
+            // The client's first data and the header must fit one segment.
             let _ = tcp::lower_mss_by(segment, numbers.shift.len.into());
         }
         numbers.shift.to_client(segment)
     })?;
     if syn && !numbers.shift.answered {
-        // Another SYN does not come here.
+        // Stray SYNs have been dropped before.
         context.shared.snat_table.answer(&numbers.snat_entry);
     } else if acknowledged && !numbers.shift.acknowledged {
         context.shared.snat_table.acknowledge(&numbers.snat_entry);
@@ -85,7 +86,7 @@ pub(super) fn to_client(
     Ok(())
 }
 
-/// The TCP segment of the packet, wherever it is by now.
+/// Calls `f` with the TCP segment of the packet, at its current offset.
 pub(super) fn with_segment<T>(
     packet: &mut Packet,
     f: impl FnOnce(&mut [u8]) -> Option<T>,

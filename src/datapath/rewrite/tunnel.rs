@@ -1,11 +1,12 @@
-//! Part of the stage rewrite: the packet goes into another one, for the modes ipip and gue.
+//! Part of the stage rewrite: encapsulation, for the modes ipip and gue.
 //!
 //! ```text
 //! before  |headroom            |link|inner packet|Ethernet padding|
 //! after   |headroom|link|outer      |inner packet|
 //! ```
 //!
-//! Cost: the inner packet stays where it is; the link header moves into the headroom. One hash of the flow.
+//! Cost: the inner packet stays where it is; the link header moves into the headroom. One hash of
+//! the flow.
 
 use crate::datapath::batch::HeaderLayout;
 use crate::datapath::context::Context;
@@ -18,10 +19,10 @@ use crate::stats::Drop;
 use crate::wire::tunnel::{Inner, Outer, overhead};
 use crate::xdp::umem::Frame;
 
-/// Puts the packet into one to the backend.
+/// Encapsulates the packet for the backend.
 ///
 /// # Errors
-/// Why it cannot be sent; the frame is unchanged then.
+/// The reason for which it cannot be sent; the frame is then unchanged.
 #[inline(never)]
 pub(super) fn encapsulate(
     frame: &mut Frame,
@@ -31,7 +32,7 @@ pub(super) fn encapsulate(
     context: &Context<'_>,
 ) -> Result<(), Drop> {
     let at = layout.ip();
-    // Parse has found it whole.
+    // Parse has checked that it is whole.
     let inner = inner(frame, at).ok_or(Drop::TruncatedEthernet)?;
     if inner.is_tunnel(context.table.local().tunnels.gue_port) {
         return Err(Drop::NestedTunnel);
@@ -40,8 +41,8 @@ pub(super) fn encapsulate(
     if wrap(frame, at, &inner, &outer) { Ok(()) } else { Err(Drop::NoHeadroom) }
 }
 
-/// Longest packet that the tunnel to a backend takes, in bytes: what route and NIC send towards it, and
-/// what was learnt of the path, less the outer headers.
+/// Longest inner packet in bytes of the tunnel to a backend: the least MTU of route, NIC and learnt
+/// path, less the outer headers.
 #[inline]
 pub(super) fn limit(family: Family, backend: &Backend, context: &Context<'_>) -> u16 {
     let overhead = overhead(backend.address.family(), backend.forward == Forward::Gue);
@@ -50,8 +51,8 @@ pub(super) fn limit(family: Family, backend: &Backend, context: &Context<'_>) ->
     known.min(inner_limit(learnt, overhead, family))
 }
 
-/// The outer headers of a flow's packet; `None` if this box has no address for them, which the
-/// configuration does not let happen.
+/// Returns the outer headers of a flow's packet; `None` if this box has no source address for them,
+/// which the configuration check prevents.
 #[inline]
 pub(in crate::datapath) fn outer(
     flow: Tuple,
@@ -75,13 +76,13 @@ pub(in crate::datapath) fn outer(
         gue: (backend.forward == Forward::Gue).then_some((gue_source, tunnels.gue_port)),
         flow_label: u32::from_be_bytes([0, l0 & 0x0f, l1, l2]),
         dont_fragment,
-        // Who is never cut in pieces needs none (RFC 6864 4.1).
+        // A packet that is never fragmented needs none (RFC 6864 4.1).
         identification: if dont_fragment { 0 } else { context.identification.next() },
     })
 }
 
-/// Puts the outer headers between the link header, of `at` bytes, and the inner packet behind it, and cuts
-/// off what is behind that. False, and nothing changed, if there is no headroom.
+/// Inserts the outer headers between the link header of `at` bytes and the inner packet, and
+/// removes the bytes after that. Returns false, with the frame unchanged, if there is no headroom.
 #[inline]
 #[must_use]
 pub(in crate::datapath) fn wrap(
@@ -105,7 +106,7 @@ pub(in crate::datapath) fn wrap(
         && (frame.is_long() || frame.set_len(at + added + usize::from(inner.len)))
 }
 
-/// The packet behind a link header of `at` bytes.
+/// Reads the packet after a link header of `at` bytes.
 #[inline]
 pub(in crate::datapath) fn inner(frame: &Frame, at: usize) -> Option<Inner> {
     let behind = usize::from(frame.packet_len()).checked_sub(frame.len())?;

@@ -1,6 +1,7 @@
-//! Part of the stage select: the backend that a client has already.
+//! Part of the stage select: the backend that a client already has.
 //!
-//! Reads and writes: the clients table. Cost: one look-up for a new flow of a VIP that remembers its clients.
+//! Reads and writes: the clients table. Cost: one look-up for a new flow of a VIP that records its
+//! clients.
 
 use crate::datapath::clients::{assign, key_of};
 use crate::datapath::context::Context;
@@ -11,7 +12,7 @@ use crate::forwarding::table::{Backend, Vip, name};
 use crate::forwarding::{Miss, Remember};
 use crate::net::FlowKey;
 
-/// What is known of the client of a new flow, at a VIP that remembers its clients.
+/// Record of the client of a new flow, at a VIP that records its clients.
 #[derive(Clone, Copy)]
 pub struct ClientRecord<'t> {
     remember: Remember,
@@ -19,12 +20,12 @@ pub struct ClientRecord<'t> {
     mapping: Option<Mapping>,
     /// The client's backend, unless its generation has ended.
     backend: Option<&'t Backend>,
-    /// It was silent for longer than the time-out.
+    /// The client was silent for longer than the time-out.
     expired: bool,
 }
 
 impl<'t> ClientRecord<'t> {
-    /// Looks the client of a flow up; `None` at VIPs that remember nothing.
+    /// Looks up the client of a flow; `None` at VIPs that keep no client records.
     pub fn of(key: &FlowKey, vip: &Vip, context: &Context<'t>) -> Option<Self> {
         let remember = vip.policy.remember?;
         let key = key_of(key, vip);
@@ -34,7 +35,7 @@ impl<'t> ClientRecord<'t> {
         Some(Self { remember, key, mapping, backend, expired })
     }
 
-    /// The client's backend, if a packet without a pin follows it there.
+    /// Returns the backend that the client sticks to. `midflow`: the flow has lost its pin.
     pub fn stays_at(&self, miss: Miss) -> Option<&'t Backend> {
         let sticky = self.remember.sticky.filter(|_| !self.expired)?;
         self.backend.filter(|backend| sticky.stays(backend, miss))
@@ -45,7 +46,7 @@ impl<'t> ClientRecord<'t> {
         self.expired
     }
 
-    /// Tells what is known of the client, and what came of it.
+    /// Traces the client's record and its effect on the choice.
     pub fn tell(&self, chosen: Option<(&Backend, Rule)>, context: &Context<'_>, trace: &Trace) {
         let Some(mapping) = self.mapping else {
             return trace.tell("clients", "not known", "the client was not here, or is forgotten");
@@ -71,7 +72,7 @@ impl<'t> ClientRecord<'t> {
         }
     }
 
-    /// Notes that the flow went to `backend`.
+    /// Records that the flow went to `backend`.
     pub fn record(&self, backend: &Backend, context: &Context<'_>) {
         let (clients, now) = (&context.shared.clients, context.now);
         let same = self.mapping.is_some_and(|mapping| mapping.backend == backend.id);
@@ -81,7 +82,8 @@ impl<'t> ClientRecord<'t> {
         } else if same || self.stays_at(Miss::Open).is_none() {
             assign(&self.key, backend.id, context);
         }
-        // Else one flow could not follow (its ports are taken there): the client stays where it is.
+        // Otherwise one flow could not follow (its ports are taken there): the client keeps its
+        // backend.
     }
 }
 
@@ -132,7 +134,7 @@ mod tests {
         record(&mut bed, 1, 0);
         assert_eq!(stays(&mut bed, Miss::Open, 1000), Some(BackendIndex(1)));
         assert!(!known(&mut bed, 1000).comes_back());
-        // What was noted may be 1.28 s old.
+        // The recorded time may be 1.28 s old.
         assert_eq!(stays(&mut bed, Miss::Open, 1129), None);
         assert!(known(&mut bed, 1129).comes_back());
         record(&mut bed, 0, 1129);
@@ -156,7 +158,7 @@ mod tests {
             spec.backends.iter_mut().for_each(|backend| backend.service = Service::Draining);
             bed.publish(&[spec]);
             assert_eq!(stays(&mut bed, Miss::Open, 10), opens, "{on_drain:?}");
-            // A flow whose pin was lost was most probably there.
+            // A draining backend most probably had the flow whose pin was lost.
             assert_eq!(stays(&mut bed, Miss::NonSyn, 10), Some(BackendIndex(1)), "{on_drain:?}");
         }
     }

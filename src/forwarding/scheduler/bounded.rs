@@ -1,7 +1,7 @@
 //! Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, SODA 2018) on a Maglev
 //! table: no backend gets a flow that would put it above 1 + e of its share of all flows.
 //!
-//! A flow whose backend is full goes where it would go if that one were out of service.
+//! A flow whose backend is full goes where it would go if that backend were out of service.
 
 use super::load::Weights;
 use super::lookup::LookupTable;
@@ -9,7 +9,7 @@ use super::{Candidate, Note, Pool, Scheduler, maglev};
 use crate::forwarding::Secret;
 use crate::net::BackendIndex;
 
-/// A Maglev table, and what a backend may have.
+/// A Maglev table and the weights that bound the loads.
 #[derive(Debug)]
 pub struct Bounded {
     table: LookupTable,
@@ -28,7 +28,7 @@ impl Bounded {
         }
     }
 
-    /// Walks to a backend that is not full, where all share `sum` weights.
+    /// Walks to a backend that is not full, with bounds for a weight total of `sum`.
     fn walk(&self, hash: u64, sum: u64, pool: &mut dyn Pool) -> Option<BackendIndex> {
         let flows = u128::from(pool.active_total().saturating_add(1)) * u128::from(self.factor);
         let sum = u128::from(sum) * 1000;
@@ -44,20 +44,21 @@ impl Bounded {
         })
     }
 
-    /// As long as all are in service, one of them is below its bound: the bounds sum to more than
-    /// the flows. With some out, the shares are those of the others.
+    /// Walks with bounds for the backends in service only. If all are in service,
+    /// [`walk`](Self::walk) has found one below its bound, because the bounds sum to more than the
+    /// flows.
     #[cold]
     fn walk_accepted(&self, hash: u64, pool: &mut dyn Pool) -> Option<BackendIndex> {
         let sum = self.weights.sum_of_accepted(pool);
         self.walk(hash, sum, pool)
-            // The total may be behind what the backends have.
+            // The total may lag behind the counts of the backends.
             .or_else(|| self.table.walk(hash, pool, |pool, backend| pool.accepts(backend)))
     }
 }
 
 impl Scheduler for Bounded {
-    /// Cost: as that of Maglev, and a read of a counter for each slot; linear in the backends where
-    /// all that are in service are full because others are not.
+    /// Cost: that of Maglev, plus a read of a counter for each slot; linear in the backends if all
+    /// backends in service are full because others are out.
     fn choose(&self, hash: u64, pool: &mut dyn Pool) -> Option<BackendIndex> {
         let chosen = self.walk(hash, self.weights.sum(), pool);
         chosen.or_else(|| self.walk_accepted(hash, pool))
@@ -83,7 +84,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
-        /// Arrivals and departures: whoever gets a flow is within its bound, of those in service.
+        /// Arrivals and departures: a backend in service that gets a flow is within its bound.
         #[test]
         fn no_flow_puts_a_backend_above_its_bound(
             weights in proptest::collection::vec(0_u32..20, 2..12),

@@ -1,14 +1,14 @@
 //! Least connections: the backend that would have the fewest flows per weight.
 //!
-//! What a worker knows are its own flows. The NIC gives every worker a random sample of the flows,
-//! so that each one that balances its own balances all.
+//! A worker knows only its own flows. The NIC gives every worker a random sample of the flows, so
+//! workers that each balance their own flows balance all flows.
 
 use super::load::Load;
 use super::lookup::remix;
 use super::{Candidate, Pool, Scheduler};
 use crate::net::BackendIndex;
 
-/// Those that have weight, in the order of their addresses.
+/// Backends with weight, in the order of their addresses.
 #[derive(Debug)]
 pub struct LeastConnections(Box<[(BackendIndex, u32)]>);
 
@@ -21,7 +21,7 @@ impl LeastConnections {
 }
 
 impl Scheduler for LeastConnections {
-    /// Of those that are equal the flow's hash chooses.
+    /// Among equally loaded backends the flow's hash chooses.
     ///
     /// Cost: linear in the backends, each with a read of its counter; with hundreds of them
     /// [`power_of_two`](super::power_of_two) is nearly as even for the price of two.

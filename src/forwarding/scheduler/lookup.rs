@@ -1,34 +1,34 @@
-//! A lookup table: slots that each name a backend, and the way past those that are refused.
+//! Lookup table: slots that each name a backend, and the walk past refused backends.
 
 use super::{Candidate, Note, Pool};
 use crate::forwarding::affinity::mix;
 use crate::net::BackendIndex;
 
-/// Slots that are looked at before the list of backends is used.
+/// Number of slots tried before the list of backends is used.
 ///
-/// With half of the backends out, one flow in 256 gets that far.
+/// With half of the backends out, one flow in 256 exhausts them.
 const ATTEMPTS: u64 = 8;
 
-/// Slots, and whom they were made for. Two bytes a slot: 128 KiB for 65537 of them.
+/// Slots, and the backends that fill them. Two bytes a slot: 128 KiB for 65537 slots.
 ///
-/// The table holds every backend that has weight, in service or not. A slot whose backend is out of
+/// The table holds every backend with weight, in service or not. A slot whose backend is out of
 /// service is passed over, and the flow's hash is mixed again, a bounded number of times: the flows
-/// of the backend that left spread over all others, *no other flow moves*, and a health flap
-/// rebuilds nothing. (A rebuilt Maglev table moves 0.2-0.6 % of the survivors' slots.)
+/// of that backend spread over all others, *no other flow moves*, and a health flap rebuilds
+/// nothing. (A rebuilt Maglev table moves 0.2-0.6 % of the survivors' slots.)
 #[derive(Debug, PartialEq, Eq)]
 pub struct LookupTable {
     slots: Box<[BackendIndex]>,
-    /// Those that have weight, in the order of their addresses.
+    /// Backends with weight, in the order of their addresses.
     weighted: Box<[BackendIndex]>,
 }
 
 impl LookupTable {
-    /// A table of these slots, which name `candidates`.
+    /// Creates a table of these slots, which name `candidates`.
     pub fn new(slots: Box<[BackendIndex]>, candidates: &[Candidate]) -> Self {
         Self { slots, weighted: weighted(candidates) }
     }
 
-    /// The slot that `hash` (64 well-mixed bits) falls into; 0 if there is none.
+    /// The slot that `hash` (64 well-mixed bits) maps to; 0 for an empty table.
     #[inline]
     pub fn slot(&self, hash: u64) -> u32 {
         // Multiply-shift instead of modulo: uniform to within size / 2^64, and no division.
@@ -47,9 +47,9 @@ impl LookupTable {
         &self.slots
     }
 
-    /// The first backend that `takes` says yes to, from the slot that `hash` falls into.
+    /// The first backend that `takes` accepts, starting at the slot of `hash`.
     ///
-    /// Cost: one slot look-up when the first is taken; at most 8, then one step through the
+    /// Cost: one slot look-up if the first backend is accepted; at most 8, then one pass over the
     /// backends.
     #[inline]
     pub fn walk(
@@ -61,7 +61,7 @@ impl LookupTable {
         self.walk_from(self.slot(hash), hash, pool, takes)
     }
 
-    /// [`walk`](Self::walk) with another first slot.
+    /// [`walk`](Self::walk) from a given first slot.
     #[inline]
     pub fn walk_from(
         &self,
@@ -82,13 +82,13 @@ impl LookupTable {
     }
 }
 
-/// Those that have weight, in the order of `candidates`.
+/// Backends with weight, in the order of `candidates`.
 pub fn weighted(candidates: &[Candidate]) -> Box<[BackendIndex]> {
     let weighted = candidates.iter().filter(|candidate| candidate.weight > 0);
     weighted.map(|candidate| candidate.backend).collect()
 }
 
-/// The first in `list` that `takes` says yes to, from a place that `hash` gives.
+/// The first backend in `list` that `takes` accepts, from an index that `hash` selects.
 #[cold]
 pub fn first_in(
     list: &[BackendIndex],
@@ -100,7 +100,7 @@ pub fn first_in(
     tail.iter().chain(head).copied().find(|&backend| takes(backend))
 }
 
-/// An unrelated hash for every number (of splitmix64, whose n-th output it is from this state).
+/// Derives an unrelated hash for every number: the n-th output of splitmix64 from state `hash`.
 #[inline]
 pub const fn remix(hash: u64, number: u64) -> u64 {
     mix(hash.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)))

@@ -1,9 +1,9 @@
 //! Maglev lookup table (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load
 //! Balancer", NSDI 2016, section 3.4), with weights.
 //!
-//! Each backend walks the table in an order of its own, given by `offset` and `skip`, and takes
-//! the next free slot whenever it is its turn. Heavier backends have more turns, spread evenly, so
-//! the weights hold over the whole table.
+//! Each backend walks the table in its own order, given by `offset` and `skip`, and takes the next
+//! free slot at each of its turns. Heavier backends have more turns, spread evenly, so the weights
+//! hold over the whole table.
 //!
 //! ```text
 //! slot   0  1  2  3  4  5  6         M = 7, (offset, skip): B0 (3,4), B1 (0,2), B2 (3,1)
@@ -40,7 +40,7 @@ impl Scheduler for Maglev {
     }
 }
 
-/// Builds a table of `size` slots (a prime, at least 2); empty if nobody has weight.
+/// Builds a table of `size` slots (a prime, at least 2); empty if no candidate has weight.
 ///
 /// `candidates` are in the order of their addresses. Cost: O(size * ln size), a few milliseconds at
 /// 65537; off the data path.
@@ -53,14 +53,14 @@ pub(super) fn table(size: u32, secret: &Secret, candidates: &[Candidate]) -> Loo
     LookupTable::new(fill(size, walks), candidates)
 }
 
-/// One backend's way through the table.
+/// Permutation of the table by which one backend takes slots.
 struct Walk {
     backend: BackendIndex,
     weight: u64,
-    /// Next slot that it prefers.
+    /// Next slot of the permutation.
     position: u32,
     skip: u32,
-    /// Turns that it has had.
+    /// Number of turns taken.
     turns: u64,
 }
 
@@ -79,14 +79,14 @@ impl Walk {
         }
     }
 
-    /// The round of its next turn: a backend of weight w has had its due of turns after
-    /// `round * w / heaviest` of them.
+    /// Round of the next turn: a backend of weight w takes its n-th turn in round
+    /// `n * heaviest / w`, rounded up.
     const fn next_turn(&self, heaviest: u64) -> u64 {
         ((self.turns + 1) * heaviest).div_ceil(self.weight)
     }
 
-    /// Takes the next slot of its way that is free. The way leads to every slot, as the size is
-    /// prime, so there is one if any slot is free.
+    /// Takes the next free slot of the permutation. It reaches every slot, as the size is prime,
+    /// and so finds one if any slot is free.
     fn take(&mut self, free: &mut Bits, size: u32) -> u32 {
         self.turns += 1;
         loop {
@@ -101,8 +101,8 @@ impl Walk {
     }
 }
 
-/// The slots that are free, one bit each: 8 KiB at M = 65537, so that the search, which looks at
-/// 11 slots for each that it takes, stays in the first level cache.
+/// Bitmap of free slots: 8 KiB at M = 65537, so that the search, which tries 11 slots for each that
+/// it takes, stays in the first-level cache.
 struct Bits(Vec<u64>);
 
 impl Bits {
@@ -110,10 +110,10 @@ impl Bits {
         Self(vec![u64::MAX; count as usize / 64 + 1])
     }
 
-    /// Takes a bit out; whether it was there.
+    /// Clears a bit and returns whether it was set.
     fn take(&mut self, bit: u32) -> bool {
         let mask = 1 << (bit % 64);
-        // A bit that is not there counts as taken by whoever asks: no search goes on for ever.
+        // A bit out of range counts as taken by the caller: every search ends.
         let Some(word) = self.0.get_mut(bit as usize / 64) else { return true };
         let there = *word & mask != 0;
         *word &= !mask;
@@ -121,11 +121,11 @@ impl Bits {
     }
 }
 
-/// Whose turn it is: by rounds, and in each by the number of the walk.
+/// Queue of turns, ordered by round and then by the number of the walk.
 #[derive(Default)]
 struct Turns {
-    /// Turns of the round after the one in which they were added: they come in order. With equal
-    /// weights this is all.
+    /// Turns of the round after the one in which they were added: already in order. With equal
+    /// weights all turns are here.
     next: VecDeque<(u64, usize)>,
     later: BinaryHeap<Reverse<(u64, usize)>>,
 }
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(*without_b1, b([0, 0, 0, 0, 2, 2, 2]));
     }
 
-    /// Fixed answers: two boxes, and two versions of holdfast, must agree.
+    /// Known answers: two boxes, and two versions of holdfast, must agree.
     #[test]
     fn tables_are_the_same_in_every_version() {
         let digest = |size, count, weight: fn(u16) -> u32| {
@@ -247,7 +247,8 @@ mod tests {
         }
     }
 
-    /// Share of the survivors' slots that move when one of N goes, mean over some removals.
+    /// Share of the survivors' slots that move if one of N backends is removed: mean over some
+    /// removals.
     fn moved(size: u32, count: u16, removals: u16) -> f64 {
         let before = table(size, &SECRET, &candidates(count));
         let (mut moved, mut kept) = (0_u32, 0_u32);
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_with_weight_is_an_empty_table() {
+    fn no_backend_with_weight_gives_an_empty_table() {
         let mut idle = candidates(2);
         idle.iter_mut().for_each(|candidate| candidate.weight = 0);
         assert!(table(251, &SECRET, &idle).slots().is_empty());

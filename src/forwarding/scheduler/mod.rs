@@ -1,12 +1,12 @@
-//! Schedulers: how a VIP chooses a backend for a flow that has no pin.
+//! Schedulers: the choice of a backend for a flow that has no pin.
 //!
-//! One file each. A new one implements [`Scheduler`], and gets a variant of [`SchedulerKind`] and a
-//! line in [`build`]. Immutable: what changes (who is in service, how many flows each has, whose
-//! turn it is) is asked of the [`Pool`], which the data path, `explain` and `whatif` each answer
-//! for.
+//! One file each. A new scheduler implements [`Scheduler`], and gets a variant of [`SchedulerKind`]
+//! and a line in [`build`]. Schedulers are immutable: state that changes (backends in service, flow
+//! counts, turns) is read through the [`Pool`], which the data path, `explain` and `whatif` each
+//! implement.
 //!
-//! All that they do follows from the configuration and from what the pool says: no clock, no random
-//! numbers. docs/SCHEDULERS.md says when to use which.
+//! A choice depends only on the configuration and on the pool: no clock, no random numbers.
+//! docs/SCHEDULERS.md describes which scheduler suits which purpose.
 
 pub mod bounded;
 pub mod least_connections;
@@ -29,44 +29,46 @@ use crate::net::BackendIndex;
 
 /// Chooses a backend for a new flow.
 pub trait Scheduler: fmt::Debug + Send + Sync {
-    /// A backend that `pool` accepts; `None` if it accepts none of those that have weight.
+    /// Returns a backend that `pool` accepts; `None` if it accepts no backend with weight.
     ///
-    /// `hash` is the flow's affinity hash, 64 well-mixed bits, equal for flows that belong together.
+    /// `hash` is the flow's affinity hash, 64 well-mixed bits, equal for flows that belong
+    /// together.
     fn choose(&self, hash: u64, pool: &mut dyn Pool) -> Option<BackendIndex>;
 
-    /// The slots of the lookup table, for those that have one.
+    /// Slots of the lookup table, for schedulers that have one.
     fn slots(&self) -> &[BackendIndex] {
         &[]
     }
 }
 
-/// What a scheduler may ask about its backends.
+/// State of the backends, as read by a scheduler.
 pub trait Pool {
-    /// Whether the flow may go there: it is in service, and has no flow that it would take this one
-    /// for.
+    /// Whether the flow may go to `backend`: it is in service, and has no flow that this one would
+    /// be confused with.
     fn accepts(&mut self, backend: BackendIndex) -> bool;
 
-    /// Flows that are pinned to it, of those that whoever asks keeps: a worker's own.
+    /// Number of flows pinned to `backend`, within the caller's own count: for a worker, its own
+    /// flows.
     fn active(&self, backend: BackendIndex) -> u64;
 
-    /// The same of the whole VIP.
+    /// Number of pinned flows of the whole VIP, counted like [`active`](Self::active).
     fn active_total(&self) -> u64;
 
-    /// How many flows the scheduler has placed before this one.
+    /// Number of flows that the scheduler has placed before this one.
     fn turn(&self) -> u64;
 
-    /// Told how the choice goes on.
+    /// Records a step of the choice.
     fn record(&mut self, _step: Note) {}
 }
 
-/// How a scheduler came to its choice.
+/// A step of a scheduler's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
-    /// It looked into this slot of its lookup table.
+    /// The scheduler tried this slot of its lookup table.
     Slot(u32),
-    /// It looked at this point of its ring, by number.
+    /// The scheduler tried this point of its ring, by number.
     Point(u32),
-    /// It passed over this backend, which would have taken the flow, because of its bound.
+    /// The scheduler passed over this backend, which accepts the flow, because of its bound.
     Full(BackendIndex),
 }
 
@@ -80,50 +82,50 @@ impl fmt::Display for Note {
     }
 }
 
-/// Who wants flows.
+/// A backend as input to a scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
-    /// Who.
+    /// Index of the backend.
     pub backend: BackendIndex,
-    /// What is hashed: stable, and the same on every box.
+    /// Input of the hash: stable, and equal on every box.
     pub server: Server,
-    /// Share relative to the others; 0 gets none.
+    /// Share relative to the other candidates; 0 gets no flows.
     pub weight: u32,
 }
 
-/// Slots of a table by default: the prime of the Maglev paper (NSDI 2016, section 3.4), for shares
-/// within 1% with 600 backends.
+/// Default number of slots of a table: the prime of the Maglev paper (NSDI 2016, section 3.4), for
+/// shares within 1% with 600 backends.
 pub const TABLE_SIZE: u32 = 65_537;
 
-/// A scheduler and its settings, as a VIP asks for it.
+/// A scheduler with its settings, as configured for a VIP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SchedulerKind {
-    /// Consistent hashing with an even table ([`maglev`]).
+    /// Consistent hashing with an evenly filled table ([`maglev`]).
     Maglev {
-        /// Slots: a prime.
+        /// Number of slots: a prime.
         size: u32,
     },
-    /// Consistent hashing by draws of every backend ([`rendezvous`]).
+    /// Consistent hashing by a draw of every backend ([`rendezvous`]).
     Rendezvous,
     /// Consistent hashing with a ring ([`ring`]).
     Ring {
         /// Points per unit of weight, at least 1.
         virtual_nodes: u32,
     },
-    /// In turns ([`round_robin`]).
+    /// Smooth weighted round robin ([`round_robin`]).
     RoundRobin,
-    /// The least loaded ([`least_connections`]).
+    /// The least loaded backend ([`least_connections`]).
     LeastConnections,
-    /// The less loaded of two that the hash gives ([`power_of_two`]).
+    /// The less loaded of two backends that the hash selects ([`power_of_two`]).
     PowerOfTwo {
-        /// Slots: a prime.
+        /// Number of slots: a prime.
         size: u32,
     },
-    /// Maglev with a bound for the load of each backend ([`bounded`]).
+    /// Maglev with bounded loads ([`bounded`]).
     Bounded {
-        /// Slots: a prime.
+        /// Number of slots: a prime.
         size: u32,
-        /// By how much a backend may be above its share, in thousandths of it; at least 1.
+        /// Permitted excess of a backend over its share, in thousandths of the share; at least 1.
         e_permille: u32,
     },
 }
@@ -135,7 +137,7 @@ impl Default for SchedulerKind {
 }
 
 impl SchedulerKind {
-    /// As the configuration calls it.
+    /// Configuration keyword.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Maglev { .. } => "maglev",
@@ -148,7 +150,7 @@ impl SchedulerKind {
         }
     }
 
-    /// Slots of its lookup table, where the configuration says how many.
+    /// Number of slots of the lookup table, where it is configurable.
     pub const fn table_size(self) -> Option<u32> {
         match self {
             Self::Maglev { size } | Self::PowerOfTwo { size } | Self::Bounded { size, .. } => {
@@ -160,18 +162,18 @@ impl SchedulerKind {
         }
     }
 
-    /// Whether the hash alone chooses, among the backends that are in service: every packet of a flow
-    /// then gets the same one, without a pin, for as long as those stay the same.
+    /// Whether the hash alone chooses among the backends in service: without a pin, every packet of
+    /// a flow gets the same backend while that set is unchanged.
     pub const fn is_pure_hash(self) -> bool {
         matches!(self, Self::Maglev { .. } | Self::Rendezvous | Self::Ring { .. })
     }
 
-    /// Whether it looks at how many flows each backend has.
+    /// Whether the choice depends on the number of flows of each backend.
     pub const fn counts_flows(self) -> bool {
         matches!(self, Self::LeastConnections | Self::PowerOfTwo { .. } | Self::Bounded { .. })
     }
 
-    /// Whether flows of one hash go to one backend, at least while it is not too loaded.
+    /// Whether flows with one hash go to one backend, at least while its load permits.
     pub const fn heeds_affinity(self) -> bool {
         !matches!(self, Self::RoundRobin | Self::LeastConnections)
     }
@@ -194,7 +196,7 @@ impl fmt::Display for SchedulerKind {
     }
 }
 
-/// A scheduler with what it was built from.
+/// A scheduler together with its build inputs.
 #[derive(Debug, Clone)]
 pub struct Built {
     kind: SchedulerKind,
@@ -203,10 +205,10 @@ pub struct Built {
 }
 
 impl Built {
-    /// Builds the scheduler of these candidates, in whatever order they come; takes over `previous`
-    /// (of the same secret) if it was built from the same.
+    /// Builds the scheduler of these candidates, in any order; reuses `previous` (of the same
+    /// secret) if it was built from the same inputs.
     ///
-    /// Cost: that of the scheduler; off the data path.
+    /// Cost: that of the scheduler's build; off the data path.
     pub fn build(
         kind: SchedulerKind,
         secret: &Secret,
@@ -223,12 +225,12 @@ impl Built {
         Self { kind, candidates, scheduler }
     }
 
-    /// Which scheduler it is.
+    /// Kind and settings of the scheduler.
     pub const fn kind(&self) -> SchedulerKind {
         self.kind
     }
 
-    /// The candidates in the order of their addresses, those without weight too.
+    /// Candidates in the order of their addresses, including those without weight.
     pub fn candidates(&self) -> &[Candidate] {
         &self.candidates
     }
@@ -263,10 +265,10 @@ fn build(kind: SchedulerKind, secret: &Secret, candidates: &[Candidate]) -> Arc<
 
 #[cfg(test)]
 pub(crate) mod testing {
-    //! What tests of schedulers share.
+    //! Helpers for scheduler tests.
     use super::*;
 
-    /// The key of all hashes in tests.
+    /// Key of all hashes in tests.
     pub const SECRET: Secret = *b"holdfast testkey";
 
     /// Servers 10.0.x.y, numbered in the order of their addresses, each of weight 1.
@@ -289,24 +291,24 @@ pub(crate) mod testing {
         candidates
     }
 
-    /// Well-mixed hashes, always the same.
+    /// Well-mixed hashes, the same in every run.
     pub fn hashes(count: u64) -> impl Iterator<Item = u64> {
         (1..=count).map(crate::forwarding::affinity::mix)
     }
 
-    /// A pool with the given flows per backend, by index, some of which are out of service.
+    /// A pool with given flow counts per backend and a set of backends out of service.
     #[derive(Debug, Default)]
     pub struct TestPool {
-        /// Flows per backend.
+        /// Flow count per backend, by index.
         pub active: Vec<u64>,
-        /// Who accepts nothing.
+        /// Indices of backends that accept nothing.
         pub out: Vec<u16>,
-        /// Flows that were placed before.
+        /// Number of flows placed before.
         pub turn: u64,
     }
 
     impl TestPool {
-        /// Places a flow, and counts it.
+        /// Places a flow and counts it.
         pub fn place(&mut self, scheduler: &dyn Scheduler, hash: u64) -> Option<BackendIndex> {
             let chosen = scheduler.choose(hash, self)?;
             self.turn += 1;

@@ -1,5 +1,6 @@
 //! Power of two choices (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing",
-//! IEEE TPDS 12, 2001): two backends by the flow's hash and their weights, the less loaded one wins.
+//! IEEE TPDS 12, 2001): the flow's hash selects two backends by weight, and the less loaded one
+//! wins.
 
 use super::load::{Load, Weights};
 use super::lookup::LookupTable;
@@ -7,7 +8,7 @@ use super::{Candidate, Pool, Scheduler, maglev};
 use crate::forwarding::Secret;
 use crate::net::BackendIndex;
 
-/// A Maglev table, from which both come.
+/// A Maglev table, which yields both backends.
 #[derive(Debug)]
 pub struct PowerOfTwo {
     table: LookupTable,
@@ -23,10 +24,10 @@ impl PowerOfTwo {
 }
 
 impl Scheduler for PowerOfTwo {
-    /// Cost: two slot look-ups, each with a read of a counter; else as that of Maglev.
+    /// Cost: two slot look-ups, each with a read of a counter; beyond that, as Maglev.
     fn choose(&self, hash: u64, pool: &mut dyn Pool) -> Option<BackendIndex> {
         let mut first = None;
-        // The walk goes past the first one that is accepted, to another one.
+        // The walk continues past the first accepted backend to a different one.
         let second = self.table.walk(hash, pool, |pool, backend| {
             if first == Some(backend) || !pool.accepts(backend) {
                 return false;

@@ -1,18 +1,18 @@
 //! Rendezvous hashing (Thaler, Ravishankar 1998) with weights (Schindelhauer, Schomaker 2005).
 //!
-//! Every backend draws u in (0, 1) from the flow's hash and its own address, and the least
-//! `-ln(u) / weight` wins. A draw depends on no other backend, so that a backend that goes moves its
-//! own flows and no others, whatever the weights; also where a change of the configuration takes it
-//! away, which a lookup table cannot promise.
+//! Every backend draws u in (0, 1) from the flow's hash and its own address, and the backend with
+//! the least `-ln(u)/weight` wins. A draw is independent of all other backends: the removal of a
+//! backend moves its own flows and no others, whatever the weights. This also holds when the
+//! configuration removes it, which a lookup table cannot guarantee.
 //!
-//! Integers only: two boxes agree, whatever their processor and its mathematical library do.
+//! Integers only: boxes agree regardless of processor and mathematical library.
 
 use super::{Candidate, Pool, Scheduler};
 use crate::forwarding::Secret;
 use crate::forwarding::affinity::mix;
 use crate::net::BackendIndex;
 
-/// Who draws.
+/// A backend with its hash seed.
 #[derive(Debug)]
 struct Drawer {
     backend: BackendIndex,
@@ -20,12 +20,12 @@ struct Drawer {
     seed: u64,
 }
 
-/// Everybody who has weight. 16 bytes each.
+/// Backends with weight, 16 bytes each.
 #[derive(Debug)]
 pub struct Rendezvous(Box<[Drawer]>);
 
 impl Rendezvous {
-    /// Cost: one SipHash a candidate.
+    /// Cost: one SipHash per candidate.
     pub fn build(secret: &Secret, candidates: &[Candidate]) -> Self {
         let drawer = |candidate: &Candidate| {
             let Candidate { backend, server, weight } = *candidate;
@@ -36,8 +36,8 @@ impl Rendezvous {
 }
 
 impl Scheduler for Rendezvous {
-    /// Cost: linear in the backends; `pool` is only asked for those that are better than
-    /// all before, ln(n) on average.
+    /// Cost: linear in the backends; `pool` is only queried for backends that beat all before them,
+    /// ln(n) on average.
     fn choose(&self, hash: u64, pool: &mut dyn Pool) -> Option<BackendIndex> {
         let mut best: Option<(u64, &Drawer)> = None;
         for drawer in &self.0 {
@@ -57,21 +57,22 @@ impl Scheduler for Rendezvous {
 
 /// Fraction bits of a logarithm.
 const FRACTION: u32 = 48;
-/// Steps of the table per octave, as a power of two. 2^10 are wrong by 2^-24 at most, the few draws
-/// near 1 that win among many backends by 2^-14 of themselves: far below what a share is right to.
+/// Table steps per octave, as a power of two. With 2^10 steps a logarithm is wrong by at most
+/// 2^-24, and the few draws near 1 that win among many backends by 2^-14 of themselves: far below
+/// the accuracy of a share.
 const STEP_BITS: u32 = 10;
 const STEPS: usize = 1 << STEP_BITS;
 
 /// log2(1 + i / STEPS) in units of 2^-FRACTION.
 static LOG2: [u64; STEPS + 1] = log2_table();
 
-/// `-log2(drawn / 2^64)` in units of 2^-48: interpolated between the entries of a table, and so
-/// monotonic; at most 64 << 48.
+/// `-log2(drawn / 2^64)` in units of 2^-48: interpolated between table entries, and so monotonic;
+/// at most 64 << 48.
 #[inline]
 fn minus_log2(drawn: u64) -> u64 {
     let drawn = drawn | 1;
     let zeros = drawn.leading_zeros();
-    // The bits after the first one, from the left: the mantissa less 1, in units of 2^-64.
+    // The bits after the leading one: the mantissa less 1, in units of 2^-64.
     let fraction = (drawn << zeros) << 1;
     let step = (fraction >> (64 - STEP_BITS)) as usize;
     let (low, high) = match LOG2.get(step..step + 2) {
@@ -85,8 +86,8 @@ fn minus_log2(drawn: u64) -> u64 {
     (u64::from(zeros + 1) << FRACTION) - log2
 }
 
-/// Bit by bit: a mantissa is squared, and if that is 2 or more, the next bit is 1 and it is halved
-/// (Knuth, vol. 1, 1.2.2, exercise 25).
+/// Computes the table bit by bit: a mantissa is squared; if the square is 2 or more, the next bit
+/// is 1 and the square is halved (Knuth, vol. 1, 1.2.2, exercise 25).
 #[allow(
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
@@ -131,7 +132,7 @@ mod tests {
         assert_eq!(minus_log2(1 << 63), (1 << FRACTION) - (LOG2[1] >> (63 - STEP_BITS)));
     }
 
-    /// Fixed answers: two boxes, and two versions of holdfast, must agree.
+    /// Known answers: two boxes, and two versions of holdfast, must agree.
     #[test]
     fn choices_are_the_same_in_every_version() {
         let mut weighted = candidates(100);

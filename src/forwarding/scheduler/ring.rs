@@ -1,8 +1,9 @@
 //! Hash ring (Karger et al., "Consistent Hashing and Random Trees", STOC 1997).
 //!
 //! Every backend has `virtual_nodes` points per unit of weight on a circle of 2^64; a flow goes to
-//! the backend of the next point. The points of a backend depend on nothing but its address and weight:
-//! one that goes moves its own flows and no others, to the backends of the points that follow.
+//! the backend of the next point. The points of a backend depend only on its address and weight:
+//! the removal of a backend moves its own flows and no others, to the backends of the points that
+//! follow.
 //!
 //! Shares are uneven: with k points, a share is off by 1/sqrt(k) of itself (standard deviation).
 
@@ -11,16 +12,16 @@ use super::{Candidate, Note, Pool, Scheduler};
 use crate::forwarding::Secret;
 use crate::net::BackendIndex;
 
-/// Points that are looked at before the list of backends is used. With 3 of 4 backends out, one
-/// flow in a hundred million gets that far.
+/// Number of points tried before the list of backends is used. With 3 of 4 backends out, one flow
+/// in a hundred million exhausts them.
 const ATTEMPTS: usize = 64;
 
-/// The points in their order. 10 bytes each.
+/// Points in ascending order, 10 bytes each.
 #[derive(Debug)]
 pub struct Ring {
     points: Box<[u64]>,
     owners: Box<[BackendIndex]>,
-    /// Those that have weight, in the order of their addresses.
+    /// Backends with weight, in the order of their addresses.
     weighted: Box<[BackendIndex]>,
 }
 
@@ -28,7 +29,7 @@ impl Ring {
     /// `candidates` are in the order of their addresses.
     ///
     /// Cost: O(p log p) for p points (the sum of the weights times `virtual_nodes`, which the
-    /// configuration bounds); 16 bytes for each meanwhile.
+    /// configuration bounds); 16 bytes for each during the build.
     pub fn build(virtual_nodes: u32, secret: &Secret, candidates: &[Candidate]) -> Self {
         let points = |candidate: &Candidate| {
             let (seed, backend) = (candidate.server.hash(secret, 0), candidate.backend);
@@ -36,7 +37,7 @@ impl Ring {
             (0..count).map(move |number| (remix(seed, number), backend))
         };
         let mut points: Vec<_> = candidates.iter().flat_map(points).collect();
-        // Stable: of two at one point the first by address wins.
+        // Stable sort: of two equal points, that of the lower address wins.
         points.sort_by_key(|(point, _)| *point);
         let (points, owners): (Vec<_>, Vec<_>) = points.into_iter().unzip();
         Self { points: points.into(), owners: owners.into(), weighted: weighted(candidates) }
@@ -44,8 +45,8 @@ impl Ring {
 }
 
 impl Scheduler for Ring {
-    /// Cost: a binary search, then one step if the first backend is taken; at most 64 steps, then
-    /// one step through the backends.
+    /// Cost: a binary search, then one step if the first backend is accepted; at most 64 steps,
+    /// then one pass over the backends.
     fn choose(&self, hash: u64, pool: &mut dyn Pool) -> Option<BackendIndex> {
         let start = self.points.partition_point(|&point| point < hash);
         let mut refused = None;

@@ -1,8 +1,9 @@
-//! Smooth weighted round robin: in turns, whatever the flow.
+//! Smooth weighted round robin: backends take turns, independent of the flow.
 //!
-//! The turns of one cycle are worked out beforehand. Over any number of turns nobody is a whole turn
-//! before or behind its due (Tijdeman, "The chairman assignment problem", Discrete Mathematics 32,
-//! 1980), which is what nginx's method is after, which decides anew, in linear time, at every turn.
+//! The turns of one cycle are computed in advance. Over any number of turns each backend is less
+//! than one turn ahead of or behind its due (Tijdeman, "The chairman assignment problem", Discrete
+//! Mathematics 32, 1980). nginx's method approximates this and decides in linear time at every
+//! turn.
 //!
 //! ```text
 //! weights a 5, b 1, c 1:  a a a b a c a
@@ -15,28 +16,30 @@ use super::lookup::{LookupTable, remix};
 use super::{Candidate, Pool, Scheduler};
 use crate::net::BackendIndex;
 
-/// Turns of a cycle. 16384 backends with weights up to 1000, which is what there can be, need fewer;
-/// with heavier ones the cycle ends early, and shares are wrong by up to one turn of it.
+/// Maximum number of turns of a cycle. 16384 backends with weights up to 1000, the configuration's
+/// limits, need fewer; with heavier backends the cycle ends early, and shares are wrong by up to
+/// one turn of it.
 const MAX_TURNS: u64 = 1 << 24;
 
-/// One cycle. Two bytes a turn.
+/// One cycle, two bytes a turn.
 #[derive(Debug)]
 pub struct RoundRobin(LookupTable);
 
 impl RoundRobin {
     /// `candidates` are in the order of their addresses.
     ///
-    /// Cost: O(s log n) for n backends whose weights, divided by what they have in common, sum to s.
+    /// Cost: O(s log n) for n backends with weights that sum to s after division by their greatest
+    /// common divisor.
     pub fn build(candidates: &[Candidate]) -> Self {
         Self(LookupTable::new(cycle(candidates, MAX_TURNS), candidates))
     }
 }
 
 impl Scheduler for RoundRobin {
-    /// Does not look at the flow. A turn of one that is refused goes to another one by chance and
-    /// weight: the next in turn would have twice its share.
+    /// Ignores the flow. The turn of a refused backend goes to a pseudo-random backend by weight:
+    /// the next in turn would get twice its share.
     ///
-    /// Cost: one division and one slot look-up, else as that of Maglev.
+    /// Cost: one division and one slot look-up; after a refusal as Maglev.
     fn choose(&self, _hash: u64, pool: &mut dyn Pool) -> Option<BackendIndex> {
         let turn = pool.turn();
         let slot = turn.checked_rem(self.0.slots().len() as u64)?;
@@ -49,25 +52,25 @@ impl Scheduler for RoundRobin {
     }
 }
 
-/// One who takes turns.
+/// A backend that takes turns.
 struct Taker {
     backend: BackendIndex,
     weight: u128,
-    /// Turns that it has had.
+    /// Number of turns taken.
     had: u128,
 }
 
 impl Taker {
-    /// Its next turn may come no earlier than its due has reached the turns before it, and has to
-    /// come before its due is one more.
+    /// Window of the next turn: it starts when the due equals the number of turns taken, and ends
+    /// when the due is one more.
     const fn window(&self, sum: u128) -> (u128, u128) {
         (self.had * sum / self.weight, ((self.had + 1) * sum).div_ceil(self.weight))
     }
 }
 
-/// Of those whose next turn may come, the one takes it whose turn has to come first. That keeps
-/// every window: each turn is of one length, and one at a time is due in all. Of two with the same
-/// end the one that has waited longer goes first.
+/// Computes the turns of one cycle: earliest deadline first among the backends with an open window.
+/// This meets every deadline: all turns have the same length, and one turn is due at a time in
+/// total. Of two with the same deadline, the one that has waited longer goes first.
 fn cycle(candidates: &[Candidate], most: u64) -> Box<[BackendIndex]> {
     let weights = || candidates.iter().map(|c| u64::from(c.weight)).filter(|&weight| weight > 0);
     let divisor = weights().fold(0, gcd).max(1);
@@ -153,7 +156,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn nobody_is_a_whole_turn_before_or_behind(
+        fn no_backend_is_a_whole_turn_before_or_behind(
             weights in proptest::collection::vec(0_u32..50, 1..12)
         ) {
             let sum: u32 = weights.iter().sum();

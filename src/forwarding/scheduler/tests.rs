@@ -1,4 +1,4 @@
-//! What holds for every scheduler.
+//! Properties of every scheduler.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::testing::{SECRET, TestPool, candidates, hashes, with_weights};
 use super::*;
 
-/// All of them, with tables that are quick to build.
+/// All schedulers, with tables that are quick to build.
 const ALL: [SchedulerKind; 7] = [
     SchedulerKind::Maglev { size: 4093 },
     SchedulerKind::Rendezvous,
@@ -22,7 +22,7 @@ fn built(kind: SchedulerKind, candidates: &[Candidate]) -> Built {
     Built::build(kind, &SECRET, candidates.to_vec(), None)
 }
 
-/// Flows per backend, by index, after so many.
+/// Flows per backend, by index, after `flows` placements.
 fn placed(kind: SchedulerKind, weights: &[u32], flows: u64, out: &[u16]) -> Vec<u64> {
     let built = built(kind, &with_weights(weights));
     let (active, out) = (vec![0; weights.len()], out.to_vec());
@@ -41,7 +41,7 @@ fn shares_are_the_weights() {
         for kind in ALL {
             for (share, &weight) in placed(kind, weights, FLOWS, &[]).into_iter().zip(weights) {
                 let due = FLOWS as f64 * f64::from(weight) / f64::from(sum);
-                // Four standard deviations of what chance does to them, and of what the kind adds.
+                // Four standard deviations of chance, plus the error of the scheduler.
                 let by_chance = 4.0 * due.sqrt();
                 let tolerance = match kind {
                     SchedulerKind::RoundRobin | SchedulerKind::LeastConnections => 1.0,
@@ -65,7 +65,7 @@ fn those_out_of_service_leave_their_share_to_all_others() {
         for (index, share) in (0_u16..).zip(shares) {
             let out = [2, 3, 4, 7].contains(&index);
             assert_eq!(share == 0, out, "{kind}: {share}");
-            // 5000 each; a ring gives the share of one to a few others.
+            // 5000 each; a ring gives the share of a removed backend to a few others.
             let fits = (3_500..6_500).contains(&share);
             assert!(out || fits, "{kind}: {index} has {share}");
         }
@@ -93,7 +93,7 @@ fn the_one_that_accepts_is_found_and_none_is_none() {
 }
 
 #[test]
-fn without_anybody_of_weight_there_is_no_choice() {
+fn without_weight_there_is_no_choice() {
     for kind in ALL {
         for candidates in [with_weights(&[]), with_weights(&[0]), with_weights(&[0, 0, 0])] {
             let built = built(kind, &candidates);
@@ -127,7 +127,7 @@ fn survivors_of_a_removal_stay() {
     }
 }
 
-/// Where a choice hangs on the hash, a flap moves the flows of the backend that is out only.
+/// Where the choice depends on the hash, a flap moves only the flows of the backend that is out.
 #[test]
 fn survivors_of_a_flap_stay() {
     for kind in [ALL[0], ALL[1], ALL[2], ALL[6]] {
@@ -158,8 +158,8 @@ fn words() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whatever the weights, loads and refusals: the choice has weight and is not refused, there is
-    /// one if anybody can be chosen, and it is the same in whatever order the configuration has them.
+    /// Whatever the weights, loads and refusals: the chosen backend has weight and is not refused,
+    /// one is found if any is eligible, and the configuration's order does not matter.
     #[test]
     fn a_choice_is_valid_and_hangs_on_no_order(
         backends in proptest::collection::vec((0_u32..1000, any::<bool>(), 0_u64..1000), 0..20),

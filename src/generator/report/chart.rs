@@ -1,4 +1,4 @@
-//! Charts as SVG: packets per second over time, latency by percentile, the trials of a search.
+//! SVG charts: packets per second over time, latency by percentile, and the trials of a search.
 
 use plotters::prelude::*;
 
@@ -13,13 +13,13 @@ const FAILED: RGBColor = VERMILION;
 /// A titled SVG.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drawn {
-    /// What it shows.
+    /// Title of the chart.
     pub title: &'static str,
     /// The `<svg>` element.
     pub svg: String,
 }
 
-/// Every chart for which there are data.
+/// Draws every chart for which there are data.
 pub fn charts(outcome: &Outcome) -> Vec<Drawn> {
     let charts = [
         ("Trials: offered rate and loss", outcome.search.as_ref().and_then(search)),
@@ -29,7 +29,7 @@ pub fn charts(outcome: &Outcome) -> Vec<Drawn> {
     charts.into_iter().filter_map(|(title, svg)| Some(Drawn { title, svg: svg? })).collect()
 }
 
-/// All charts in one SVG, one below the other.
+/// Draws all charts in one SVG, one below the other.
 pub fn combined(outcome: &Outcome) -> String {
     stack(charts(outcome).iter().map(|chart| chart.svg.as_str()))
 }
@@ -91,12 +91,12 @@ fn latency(outcome: &Outcome) -> Option<String> {
     })
 }
 
-/// How many nines a percentile has: 0 for 0 %, 1 for 90 %, 2 for 99 %. 100 % is put at 6.
+/// Returns the number of nines of a percentile: 0 for 0 %, 1 for 90 %, 2 for 99 %; 6 for 100 %.
 fn nines(percentile: f64) -> f64 {
     (-(1.0 - percentile / 100.0).log10()).clamp(0.0, 6.0)
 }
 
-/// The reverse, short.
+/// Formats the percentile of a number of nines. The inverse of [`nines`].
 fn percent(nines: f64) -> String {
     let percent = 100.0 * (1.0 - 10.0_f64.powf(-nines));
     let digits = if nines > 4.0 {

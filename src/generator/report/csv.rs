@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::super::outcome::Outcome;
 
-/// A search's trials, one row each; else a run's samples.
+/// Formats the trials of a search, one row each, or else the samples of a run.
 pub fn csv(outcome: &Outcome) -> String {
     match &outcome.search {
         Some(search) => rows(

@@ -1,4 +1,4 @@
-//! A report in one HTML file that needs nothing else: the table and the charts.
+//! Report in one self-contained HTML file: the table and the charts.
 
 use super::super::outcome::Outcome;
 use super::chart::charts;
@@ -8,7 +8,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;mar
                      padding:0 1rem;color:#222;background:#fff}pre{overflow-x:auto;background:\
                      #f6f6f6;padding:1rem}svg{max-width:100%;height:auto}";
 
-/// The page.
+/// Formats the page.
 pub fn html(outcome: &Outcome) -> String {
     let title = format!("holdfast generate: {} to {}", outcome.traffic, outcome.target);
     let mut page = format!(

@@ -1,4 +1,4 @@
-//! An [`Outcome`](super::outcome::Outcome) as people and programs want it: a table, CSV, charts.
+//! Reports of an [`Outcome`](super::outcome::Outcome): table, CSV, charts and HTML.
 
 pub mod chart;
 pub mod csv;

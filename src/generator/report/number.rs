@@ -1,8 +1,8 @@
-//! Numbers with units, read and written.
+//! Formatting and parsing of numbers with units.
 
 use super::super::settings::Rate;
 
-/// `1.25 M`: three or four digits and a factor.
+/// Formats a number with three or four digits and a factor: `1.25 M`.
 pub fn short(number: f64) -> String {
     let (value, factor) = match number {
         _ if number >= 1e9 => (number / 1e9, " G"),
@@ -19,10 +19,10 @@ pub fn short(number: f64) -> String {
     format!("{value:.digits$}{factor}")
 }
 
-/// Reads `500k`, `1.5Mpps`, `10Gbit`, `max`.
+/// Parses a rate: `500k`, `1.5Mpps`, `10Gbit`, `max`.
 ///
 /// # Errors
-/// What a rate looks like.
+/// The accepted forms of a rate.
 pub fn rate(text: &str) -> Result<Rate, String> {
     const HELP: &str = "write packets per second (500000, 500k, 1.5Mpps), bits per second \
                         (800Mbit, 10Gbit), or max";

@@ -1,11 +1,11 @@
-//! The table at the end of a run.
+//! Table at the end of a run.
 
 use std::fmt::Write;
 
 use super::super::outcome::{Outcome, Percentiles, SearchResult};
 use super::number::short;
 
-/// The outcome, for a terminal.
+/// Formats the outcome for a terminal.
 pub fn table(outcome: &Outcome) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_has_none() {
+    fn unmeasured_values_have_no_line() {
         let text = table(&Outcome { traffic: "udp", ..Outcome::default() });
         for part in ["duplicates", "latency", "replies", "affinity", "behind"] {
             assert!(!text.contains(part), "{part:?} is in\n{text}");

@@ -1,4 +1,4 @@
-//! The blocks of a pcapng file (draft-ietf-opsawg-pcapng).
+//! Parser of the blocks of a pcapng file (draft-ietf-opsawg-pcapng).
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use pcap_parser::{
 use super::{Found, Nics, Parsed, Wrong, check_link, len_of, malformed};
 use crate::net::NicIndex;
 
-/// Most interfaces of a section.
+/// Maximum number of interfaces of a section.
 const MAX_INTERFACES: usize = 1024;
-/// Most bytes of all descriptions of interfaces in a file.
+/// Maximum bytes of all interface descriptions in a file.
 const MAX_DESCRIPTIONS: usize = 1 << 20;
 
-/// Type of the packet block that the enhanced one replaced; pcap-parser does not read it.
+/// Type of the obsolete packet block, which pcap-parser does not support.
 const OLD_PACKET_BLOCK: u32 = 2;
 
-/// What the blocks of a file have said so far.
+/// State of the current section.
 #[derive(Default)]
 pub(super) struct Section {
     big_endian: bool,
     interfaces: Vec<Interface>,
-    /// Bytes of descriptions of interfaces, in all sections.
+    /// Bytes of the interface descriptions, in all sections.
     descriptions: usize,
 }
 
@@ -33,14 +33,14 @@ struct Interface {
     link: Linktype,
     nic: NicIndex,
     clock: Clock,
-    /// Longest packet that is captured; 0: any.
+    /// Snapshot length, in bytes; 0: unlimited.
     snaplen: u32,
 }
 
-/// Bytes of an interface description block around its options.
+/// Bytes of an interface description block outside its options.
 const IDB_FIXED: usize = 20;
 
-/// A packet as its block has it.
+/// A packet as encoded in its block.
 struct Packet<'b> {
     interface: u32,
     time: Option<u64>,
@@ -49,11 +49,11 @@ struct Packet<'b> {
 }
 
 impl Section {
-    /// Bytes of the block at the front; `None` if it is not all there.
+    /// Returns the length of the first block; `None` if it is incomplete.
     pub(super) fn len_of(&self, bytes: &[u8]) -> Result<Option<usize>, Wrong> {
         match bytes.first_chunk() {
             None => Ok(None),
-            // The byte order is that of the section that begins here.
+            // The byte order is that of the section which begins here.
             Some(kind) if u32::from_le_bytes(*kind) == SHB_MAGIC => {
                 len_of(bytes, parse_sectionheaderblock(bytes))
             }
@@ -62,7 +62,7 @@ impl Section {
         }
     }
 
-    /// Reads a block, and the bytes of its packet into `data`; `None` if it has none.
+    /// Reads a block, and its packet's bytes into `data`; returns `None` if it has no packet.
     pub(super) fn read(
         &mut self,
         block: &[u8],
@@ -84,7 +84,7 @@ impl Section {
             EPB_MAGIC => self.enhanced(block)?,
             SPB_MAGIC => self.simple(block)?,
             OLD_PACKET_BLOCK => self.old(block).ok_or("a packet block that is too short")?,
-            // Names, statistics, secrets: nothing that a worker would see.
+            // Names, statistics, secrets: nothing that a worker would receive.
             _ => return Ok(None),
         };
         let Some(interface) = self.interface(packet.interface) else {
@@ -99,7 +99,7 @@ impl Section {
         Ok(Some(Found { nic, time: time.transpose()?, original_len }))
     }
 
-    /// A block ends with its length once more, and is made of whole words.
+    /// Checks that a block repeats its length at the end, and consists of whole words.
     fn check_length(&self, block: &[u8]) -> Result<(), Wrong> {
         let last = block.len().checked_sub(4).and_then(|at| self.word(block.get(at..)?));
         let same = last.is_some_and(|last| usize::try_from(last) == Ok(block.len()));
@@ -162,7 +162,7 @@ impl Section {
         })
     }
 
-    /// It is of the first interface, and as long as that captures.
+    /// Reads a simple packet block: first interface, at most the snapshot length of bytes.
     fn simple<'b>(&self, block: &'b [u8]) -> Result<Packet<'b>, Wrong> {
         let packet = self.parse(block, parse_simplepacketblock_le, parse_simplepacketblock_be)?;
         let snaplen = self.interface(0).map(|interface| interface.snaplen);
@@ -175,7 +175,8 @@ impl Section {
         Ok(Packet { interface: 0, time: None, original_len: packet.origlen, data })
     }
 
-    /// Type and length; interface and drops, of 16 bits each; time, length that was captured, length.
+    /// Reads an obsolete packet block: type and length; interface and drops, of 16 bits each; time,
+    /// captured length, length.
     fn old<'b>(&self, block: &'b [u8]) -> Option<Packet<'b>> {
         let word = |index: usize| self.word(block.get(index * 4..)?);
         let interface = block.get(8..)?.first_chunk()?;
@@ -193,7 +194,7 @@ impl Section {
         })
     }
 
-    /// The first word of `bytes`.
+    /// Returns the first word of `bytes`.
     fn word(&self, bytes: &[u8]) -> Option<u32> {
         let bytes = *bytes.first_chunk()?;
         Some(if self.big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
@@ -210,31 +211,32 @@ impl Section {
     }
 }
 
-/// The first `len` bytes, without the padding behind them.
+/// Returns the first `len` bytes, without the padding that follows.
 fn first(data: &[u8], len: u32) -> &[u8] {
     usize::try_from(len).ok().and_then(|len| data.get(..len)).unwrap_or(data)
 }
 
-/// `if_tsresol` of an interface that does not name another.
+/// Default `if_tsresol` of an interface.
 const MICROSECONDS: u8 = 6;
 
-/// How an interface counts time.
+/// Time unit and offset of an interface.
 struct Clock {
-    /// `if_tsresol`: the negative exponent of a second, to the base of 10, or of 2 if the top bit is set.
+    /// `if_tsresol`: the negative exponent of a second, to the base of 10, or of 2 if the top bit
+    /// is set.
     resolution: u8,
-    /// `if_tsoffset`: seconds to be added.
+    /// `if_tsoffset`: offset in seconds.
     offset: i64,
 }
 
 impl Clock {
-    /// Since the epoch; `None` if it lies before, or in no year that a `Duration` has.
+    /// Returns the time since the epoch; `None` if it is before the epoch, or exceeds a `Duration`.
     fn time(&self, units: u64) -> Option<Duration> {
         let exponent = u32::from(self.resolution & 0x7f);
         let per_second = match self.resolution & 0x80 {
             0 => 10_u128.checked_pow(exponent),
             _ => 1_u128.checked_shl(exponent),
         };
-        // More units than 128 bits can count have not lasted a nanosecond.
+        // If a second has more units than 128 bits can count, the time is below a nanosecond.
         let nanos = per_second.map_or(0, |per| u128::from(units) * 1_000_000_000 / per);
         let seconds = u64::try_from(nanos / 1_000_000_000).ok()?;
         let nanos = u32::try_from(nanos % 1_000_000_000).ok()?;
@@ -277,7 +279,7 @@ mod tests {
     /// The packets of a file: NIC, time, length on the wire, bytes.
     type Seen = Vec<(u8, Option<Duration>, u32, Vec<u8>)>;
 
-    /// What a section reads out of blocks.
+    /// Returns the packets that a section reads from blocks.
     fn read(blocks: &[Vec<u8>]) -> Result<Seen, String> {
         let nics = ["eth0", "eth1"].map(str::to_owned).to_vec();
         let nics = Nics { names: nics, default: NicIndex(0) };
@@ -296,8 +298,8 @@ mod tests {
         Ok(seen)
     }
 
-    /// An Ethernet called eth1 that keeps 6 bytes of a packet, and counts time from 100 s on. Its options
-    /// have no end mark.
+    /// An Ethernet called eth1 that captures 6 bytes of a packet, with a time offset of 100 s. Its
+    /// options have no end mark.
     fn interface(order: Order) -> Vec<u8> {
         let offset = if order.0 { 100_i64.to_be_bytes() } else { 100_i64.to_le_bytes() };
         let [a, b, c, d, e, f, g, h] = offset;
@@ -361,7 +363,7 @@ mod tests {
         }
     }
 
-    /// The bytes behind the end of the options are no options.
+    /// Bytes after the end mark are not options.
     #[test]
     fn options_end_at_their_end() {
         let order = Order(false);

@@ -1,14 +1,14 @@
-//! A file as a stream, with the bytes that are read ahead in one piece.
+//! A file as a stream, with a contiguous read-ahead window.
 
 use std::io::{self, ErrorKind, Read};
 
-/// Bytes that are read ahead, which also bounds a packet or block: 16 times libpcap's MAXIMUM_SNAPLEN.
+/// Bytes of read-ahead, which also bound a packet or block: 16 times libpcap's MAXIMUM_SNAPLEN.
 const BUFFER: usize = 4 << 20;
 
 pub(super) struct Window<R> {
     file: R,
     buffer: Box<[u8]>,
-    /// Bytes of the buffer that are in the window.
+    /// Range of the window within the buffer, in bytes.
     start: usize,
     end: usize,
 }
@@ -18,17 +18,17 @@ impl<R: Read> Window<R> {
         Self { file, buffer: vec![0; BUFFER].into(), start: 0, end: 0 }
     }
 
-    /// The bytes that were read and not yet consumed.
+    /// Returns the bytes that were read and not yet consumed.
     pub(super) fn data(&self) -> &[u8] {
         self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// Moves the front of the window.
+    /// Advances the front of the window.
     pub(super) fn consume(&mut self, count: usize) {
         self.start = self.start.saturating_add(count).min(self.end);
     }
 
-    /// Reads more, whatever there is; false at the end of the file, or when the window is full.
+    /// Reads more bytes; returns false at the end of the file, or when the window is full.
     pub(super) fn fill(&mut self) -> io::Result<bool> {
         self.buffer.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);

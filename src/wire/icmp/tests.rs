@@ -10,7 +10,7 @@ fn source(v4: bool) -> Address {
     if v4 { Address::from_v4(V4) } else { Address::from_v6(VIP_V6) }
 }
 
-/// The IP packet of the error about `packet`.
+/// IP packet of the error about `packet`.
 fn answered(packet: &[u8], kind: ErrorKind) -> Vec<u8> {
     let (_umem, mut pool) = pool();
     let mut frame = frame(&mut pool, &framed(packet));
@@ -64,7 +64,7 @@ fn an_echo_request_of_several_frames_is_answered_in_the_first() {
 }
 
 #[test]
-fn what_is_no_whole_echo_request_is_left_alone() {
+fn packets_other_than_whole_echo_requests_are_left_alone() {
     let edit = |v4, at: usize, byte| {
         let mut bytes = framed(&packet(v4, 1, b"echo"));
         bytes[14 + at] = byte;
@@ -181,7 +181,7 @@ fn options_are_quoted_with_8_bytes_of_what_follows() {
 }
 
 #[test]
-fn what_must_not_be_answered() {
+fn packets_that_must_not_be_answered() {
     let edit = |v4, protocol, at: usize, byte| {
         let mut bytes = framed(&packet(v4, protocol, b"12345678"));
         bytes[at] = byte;

@@ -73,7 +73,7 @@ fn the_header_goes_in_front_of_the_data() {
     }
 }
 
-/// The data that goes on behind the frame is not moved; the checksum holds for all of it.
+/// Data that continues after the frame is not moved; the checksum covers all of it.
 #[test]
 fn the_header_goes_in_front_of_data_that_is_longer_than_a_frame() {
     for v4 in [true, false] {
@@ -118,7 +118,7 @@ fn a_syn_loses_its_data_and_fast_open() {
 }
 
 #[test]
-fn what_is_no_whole_segment_is_left_alone() {
+fn packets_other_than_whole_segments_are_left_alone() {
     let whole = framed(&segment(true, 78, |_| {}, b"data"));
     let edit = |at: usize, byte| {
         let mut bytes = whole.clone();
@@ -256,7 +256,7 @@ fn every_truncation_is_refused() {
     }
 }
 
-/// A receiver that takes what continues its stream, and acknowledges that.
+/// A receiver that accepts segments continuing its stream, and acknowledges them.
 struct Backend {
     isn: u32,
     stream: Vec<u8>,
@@ -281,8 +281,9 @@ impl Backend {
 }
 
 proptest! {
-    /// Segments get lost, come twice, and are cut anew; ACKs get lost. In the end the backend has the
-    /// header and then the client's stream, and was never acknowledged more than it has.
+    /// Segments are lost, duplicated and cut differently; ACKs are lost. In the end the backend has
+    /// the header and then the client's stream, and never received an acknowledgment beyond its
+    /// data.
     #[test]
     fn the_stream_is_the_header_and_then_the_data(
         isn: u32,
@@ -294,7 +295,7 @@ proptest! {
         let mut acked = 0;
         let end = (0, data.len(), false, false);
         for (from, len, lost, ack_lost) in steps.into_iter().chain([end; 8]) {
-            // Anything from what is acknowledged to a bit beyond may be sent.
+            // Any range from the acknowledged data to slightly beyond may be sent.
             let from = if len == data.len() { acked } else { acked + from };
             let part = data.get(from..(from + len).min(data.len())).unwrap_or_default();
             let sequence = isn.wrapping_add(1).wrapping_add(u32::try_from(from).unwrap());

@@ -4,12 +4,12 @@ use super::*;
 use crate::net::Family;
 use crate::wire::icmp::{kind, told_mtu_v4, told_mtu_v6};
 
-/// An ICMP header, but for the checksum.
+/// An ICMP header without its checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Message {
     pub(super) kind: u8,
     pub(super) code: u8,
-    /// MTU or pointer; of an echo, identifier and sequence number.
+    /// MTU or pointer; for an echo, identifier and sequence number.
     pub(super) word: u32,
 }
 
@@ -19,8 +19,8 @@ impl Message {
         [self.kind, self.code, 0, 0, w0, w1, w2, w3]
     }
 
-    /// The message, but if it tells an MTU, no more of that than links carry: `to`, that by which the message
-    /// leaves, and `beyond`, that by which the packet which it is about left (RFC 7915 4.2, 5.2).
+    /// Limits an MTU in the message to those of the links (RFC 7915 4.2, 5.2): `to`, of the link by
+    /// which the message leaves, and `beyond`, of the link by which the quoted packet left.
     pub(super) fn capped(self, family: Family, to: u16, beyond: u16) -> Self {
         let (most, least) = match (family, self.kind, self.code) {
             (Family::V4, kind::V4_UNREACHABLE, 4) => (to.min(beyond.saturating_sub(GROWTH)), 0),
@@ -30,7 +30,7 @@ impl Message {
         Self { word: self.word.min(most.into()).max(least), ..self }
     }
 
-    /// Whether it is an echo, and not about another packet.
+    /// Whether the message is an echo, which quotes no packet.
     fn is_echo(self, family: Family) -> bool {
         if family.is_v4() {
             matches!(self.kind, kind::V4_ECHO_REQUEST | kind::V4_ECHO_REPLY)
@@ -40,7 +40,7 @@ impl Message {
     }
 }
 
-/// Translates an ICMP message. `ip` is what its own header is to say, but for the length.
+/// Translates an ICMP message. `ip` has the fields of its new IP header, except the length.
 pub(super) fn translate(
     frame: &mut Frame,
     at: usize,
@@ -65,7 +65,8 @@ pub(super) fn translate(
     error(frame, at, headers, ip, old, target)
 }
 
-/// An echo keeps its data; the type changes, and whether there is a pseudo header.
+/// Translates an echo: its data are kept; the type changes, and a pseudo header is added or
+/// removed.
 fn echo(
     frame: &mut Frame,
     at: usize,
@@ -100,7 +101,7 @@ fn echo(
     Ok(())
 }
 
-/// An error is about a packet, which is translated too.
+/// Translates an error together with the packet that it quotes.
 fn error(
     frame: &mut Frame,
     at: usize,
@@ -155,7 +156,7 @@ fn error(
     Ok(())
 }
 
-/// The message's sum, with ICMPv6's pseudo header.
+/// Checksum of the message, with the pseudo header of ICMPv6.
 fn sum(packet: &[u8], body: &[u8], v6: bool) -> u16 {
     let len = u32::try_from(body.len()).unwrap_or(u32::MAX);
     let pseudo = match addresses(packet) {
@@ -165,12 +166,12 @@ fn sum(packet: &[u8], body: &[u8], v6: bool) -> u16 {
     checksum::of(&pseudo.add_slice(body))
 }
 
-/// Whether a message that contains its checksum has the right one.
+/// Whether a message that contains its checksum is intact.
 fn is_right(packet: &[u8], body: &[u8], v6: bool) -> bool {
     sum(packet, body, v6) == 0
 }
 
-/// Writes the checksum of the message at `transport`, whose field is 0.
+/// Writes the checksum of the message at `transport`, with the field set to 0.
 fn write_checksum(packet: &mut [u8], transport: usize) {
     let Some((head, body)) = packet.split_at_mut_checked(transport) else { return };
     let v6 = head.first().is_some_and(|first| first >> 4 == 6);
@@ -178,8 +179,8 @@ fn write_checksum(packet: &mut [u8], transport: usize) {
     let _ = checksum::replace(body, 2, &sum.to_be_bytes(), Delta::default());
 }
 
-/// How much of what follows the ICMP header is the quote: what its length attribute says (RFC 4884 4),
-/// if it has one, else all. What comes behind it is not taken along.
+/// Length of the quote in bytes, of `all` bytes after the ICMP header: that of the length attribute
+/// (RFC 4884 4), if present, else `all`. Data after the quote are dropped.
 fn quote_len(message: Message, v6: bool, all: usize) -> usize {
     let [b0, b1, ..] = message.word.to_be_bytes();
     let (kinds, words): (&[u8], _) = if v6 {
@@ -191,7 +192,7 @@ fn quote_len(message: Message, v6: bool, all: usize) -> usize {
     if kinds.contains(&message.kind) && words != 0 { words.min(all) } else { all }
 }
 
-/// ICMP to ICMPv6 (RFC 7915 4.2). `quote` is needed for routers that do not tell the MTU.
+/// ICMP to ICMPv6 (RFC 7915 4.2). `quote` serves to estimate an MTU that the router did not report.
 pub(super) fn to_icmp_v6(old: Message, quote: &[u8]) -> Option<Message> {
     let unreachable = |code| Some(Message { kind: kind::V6_UNREACHABLE, code, word: 0 });
     let problem = |code, word| Some(Message { kind: kind::V6_PARAMETER_PROBLEM, code, word });

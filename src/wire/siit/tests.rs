@@ -12,7 +12,7 @@ const BACKEND_V4: [u8; 4] = [10, 0, 0, 11];
 const POOL_V6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x50];
 const BACKEND_V6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x11];
 
-/// From the pool to the backend, in the other family than `from_v4`; quotes go from VIP to client.
+/// From the pool to the backend, in the family other than `from_v4`; quotes go from VIP to client.
 fn target(from_v4: bool) -> Target {
     let [pool, backend, vip, client] = if from_v4 {
         [POOL_V6, BACKEND_V6, VIP_V6, CLIENT_V6].map(Address::from_v6)
@@ -33,7 +33,7 @@ fn target(from_v4: bool) -> Target {
     }
 }
 
-/// The packet with the right checksum in its IPv4 header.
+/// The packet with the correct checksum in its IPv4 header.
 fn with_header_sum(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
     let len = usize::from(packet[0] & 0xf) * 4;
@@ -130,7 +130,7 @@ fn options_and_extensions_do_not_come_along() {
     (with_extensions[6], with_extensions[5]) = (0, with_extensions[5] + 16);
     let after = translated(&with_extensions, &target(false)).unwrap();
     assert_eq!(after, translated(&packet(false, 17, b"data"), &target(false)).unwrap());
-    // A source route whose pointer is behind its end is no more than a record.
+    // A source route with its pointer behind its end is only a record.
     for (route, pointer, expected) in [
         (131, 4, Err(SiitError::SourceRoute)),
         (137, 8, Err(SiitError::SourceRoute)),
@@ -156,7 +156,7 @@ fn a_datagram_without_a_checksum_gets_one() {
     }
 }
 
-/// The fragments of a packet of the pure header lengths 20 and 40, with 16 bytes of data each.
+/// Fragments of a packet with plain headers of 20 or 40 bytes, with 16 bytes of data each.
 fn fragments(v4: bool, whole: &[u8]) -> Vec<Vec<u8>> {
     let (head, data) = whole.split_at(if v4 { 20 } else { 40 });
     let count = data.len().div_ceil(16);
@@ -170,7 +170,7 @@ fn fragments(v4: bool, whole: &[u8]) -> Vec<Vec<u8>> {
             ip.header_checksum = ip.calc_header_checksum();
             return [&ip.to_bytes(), part].concat();
         }
-        // By hand: etherparse 0.19 writes the flag to another place than RFC 8200 4.5 says.
+        // By hand: etherparse 0.19 writes the flag to another place than RFC 8200 4.5 has it.
         let [o0, o1] = (offset << 3 | u16::from(more)).to_be_bytes();
         let extension = [head[6], 0, o0, o1, 0, 1, 0xbe, 0xef];
         let mut head = head.to_vec();
@@ -181,7 +181,7 @@ fn fragments(v4: bool, whole: &[u8]) -> Vec<Vec<u8>> {
     parts.collect()
 }
 
-/// Puts fragments together again, in order, after a look at what they say.
+/// Reassembles fragments that are in order, after checks of their headers.
 fn reassembled(fragments: &[Vec<u8>]) -> Vec<u8> {
     let mut data = Vec::new();
     let mut head = Vec::new();
@@ -305,7 +305,7 @@ fn messages_in_icmp() {
     }
 }
 
-/// RFC 7915 4.2, 5.2: no more than the links of both sides carry.
+/// RFC 7915 4.2, 5.2: at most the MTUs of the links on both sides.
 #[test]
 fn no_error_reports_more_than_the_links_carry() {
     for (family, told, to, beyond, expected) in [
@@ -344,7 +344,7 @@ fn a_header_with_a_wrong_checksum_is_not_translated() {
     }
 }
 
-/// An error from somebody to the pool, which quotes `quote`, too big for 1400 bytes.
+/// An error from a router to the pool, which quotes `quote`, too big for 1400 bytes.
 fn too_big(v4: bool, quote: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let builder = from_client(v4);
@@ -404,7 +404,7 @@ fn errors_are_no_longer_than_they_may() {
 }
 
 #[test]
-fn what_follows_a_quote_is_left_behind() {
+fn data_after_a_quote_is_dropped() {
     let quote = packet(true, 17, &[7; 200]);
     let mut message = too_big(true, &[&quote[..128], &[0x20, 0, 1, 2, 0, 4, 9, 9]].concat());
     message[25] = 32;
@@ -417,7 +417,7 @@ fn what_follows_a_quote_is_left_behind() {
 }
 
 #[test]
-fn what_is_not_translated() {
+fn packets_that_are_not_translated() {
     let edit = |v4, protocol, at: usize, byte| {
         let mut bytes = packet(v4, protocol, b"12345678");
         bytes[at] = byte;
@@ -500,7 +500,7 @@ proptest! {
         let home = Target { source: (client, 31_337), destination: (vip, 80), ..target(!v4) };
         let back = translated(&there, &home).unwrap();
         assert_right(&back);
-        // Two hops fewer; identification and flags are our own.
+        // Two hops fewer; identification and flags are set by the translation.
         if v4 {
             prop_assert_eq!((&back[..4], &back[12..]), (&before[..4], &before[12..]));
             prop_assert_eq!(back[8], before[8] - 2);

@@ -1,15 +1,16 @@
-//! The rules as the maps of the XDP program hold them.
+//! The steering rules in the form of the XDP program's maps.
 //!
 //! ```text
-//!  vips, returns      (address, port, protocol)      what is looked for first
+//!  vips, returns      (address, port, protocol)      looked up first
 //!  areas              prefix  -> group, flags        everything else about destinations
 //!  return_addresses   address -> group, flags        everything else about sources
-//!  port_ranges        (group, protocol, ports)       the ranges of both
+//!  port_ranges        (group, protocol, ports)       port ranges of both
 //! ```
 //!
-//! The program looks for the longest prefix and for nothing wider, so every area has what the areas
-//! around it have. Areas with the same ranges share a *group*, which keeps its number for as long
-//! as its ranges are what they are: other ranges are a new group, complete before an area names it.
+//! The program looks up the longest prefix only, so every area includes the flags and port ranges
+//! of the enclosing areas. Areas with the same ranges share a *group*. A group keeps its number as
+//! long as its ranges do not change: other ranges form a new group, which is complete before an
+//! area refers to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,13 +31,13 @@ const MAX_LOCALS: usize = 4096;
 
 /// `struct service` of steer.bpf.c.
 type ServiceKey = [u8; 20];
-/// `struct address`.
+/// `struct address` of steer.bpf.c.
 type AddressKey = [u8; 16];
-/// `struct prefix`: bits, address.
+/// `struct prefix` of steer.bpf.c: bits, address.
 type PrefixKey = (u32, [u8; 16]);
-/// `struct port_prefix`: bits; group, protocol, 0, port.
+/// `struct port_prefix` of steer.bpf.c: bits; group, protocol, 0, port.
 type PortKey = (u32, [u8; 8]);
-/// `struct area`.
+/// `struct area` of steer.bpf.c.
 type Area = [u8; 8];
 
 /// Flags of `struct area`.
@@ -51,10 +52,10 @@ mod flag {
     pub const TUNNEL: u16 = 0x80;
 }
 
-/// Ranges of ports that belong together, in order.
+/// Port ranges of a group, as ordered (protocol, range) pairs.
 type Ranges = BTreeSet<(u8, PortRange)>;
 
-/// The contents of the rule maps.
+/// Contents of the rule maps.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     vips: BTreeMap<ServiceKey, u32>,
@@ -66,7 +67,7 @@ pub(super) struct Rules {
     groups: Groups,
 }
 
-/// The numbers of groups, from 1.
+/// Numbers of the groups, from 1.
 #[derive(Debug, Default)]
 struct Groups {
     numbers: BTreeMap<Ranges, u32>,
@@ -74,7 +75,8 @@ struct Groups {
 }
 
 impl Groups {
-    /// None yet, with the numbers that `old` would give.
+    /// Returns the group number of `ranges`: the one in `old` if there is one, else a new one; 0
+    /// without ranges.
     fn after(&mut self, old: &Self, ranges: Ranges) -> u32 {
         if ranges.is_empty() {
             return 0;
@@ -90,7 +92,7 @@ impl Groups {
     }
 }
 
-/// What is wanted of some addresses.
+/// Flags and port ranges of an address or a network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Want {
     flags: u16,
@@ -123,11 +125,11 @@ impl Want {
     }
 }
 
-/// What is wanted, by network.
+/// Flags and port ranges by network.
 #[derive(Debug, Default)]
 struct Wants {
     said: BTreeMap<Network, Want>,
-    /// Lengths of the networks.
+    /// Prefix lengths of the networks.
     lens: BTreeSet<u8>,
 }
 
@@ -137,14 +139,14 @@ impl Wants {
         self.lens.insert(network.len());
     }
 
-    /// What is said of a network and of those around it.
+    /// Iterates over the entries of a network and of all networks around it.
     fn within(&self, network: Network) -> impl Iterator<Item = &Want> {
         let wider = self.lens.iter().copied().take_while(move |&len| len <= network.len());
         wider.filter_map(move |len| self.said.get(&Network::of(network.address(), len)))
     }
 }
 
-/// Where VIPs listen.
+/// Returns the entries of the VIPs.
 fn vips(rules: &SteerRules) -> Wants {
     let mut wants = Wants::default();
     for vip in &rules.vips {
@@ -157,7 +159,7 @@ fn vips(rules: &SteerRules) -> Wants {
     wants
 }
 
-/// What comes back to addresses of this box.
+/// Returns the entries for traffic to local addresses: full-NAT sources and tunnel sources.
 fn own(rules: &SteerRules) -> Wants {
     let mut wants = Wants::default();
     for (network, ports) in &rules.sources {
@@ -170,9 +172,9 @@ fn own(rules: &SteerRules) -> Wants {
     wants
 }
 
-/// What is wanted of each network, with what is wanted of those around it.
+/// Returns the flags and port ranges of each network, including those of the networks around it.
 ///
-/// Cost: a look-up per network and length that some network has.
+/// Cost: one look-up per network and distinct prefix length.
 fn areas(rules: &SteerRules) -> BTreeMap<Network, Want> {
     let (vips, own) = (vips(rules), own(rules));
     let locals: BTreeSet<Network> = rules.locals.iter().copied().map(Network::single).collect();
@@ -180,7 +182,7 @@ fn areas(rules: &SteerRules) -> BTreeMap<Network, Want> {
     let all = vips.said.keys().chain(own.said.keys()).chain(within_vips).copied();
     let want = |network: Network| {
         let mut want = Want::default();
-        // An address of this box stays the kernel's, unless it is a VIP by itself.
+        // A local address stays with the kernel, unless it is a VIP by itself.
         if !locals.contains(&network) || vips.said.contains_key(&network) {
             vips.within(network).for_each(|wider| want.add(wider));
         }
@@ -191,7 +193,7 @@ fn areas(rules: &SteerRules) -> BTreeMap<Network, Want> {
 }
 
 impl Rules {
-    /// The maps for `rules`, when they hold `old` now.
+    /// Converts `rules` to maps, which will replace `old`.
     pub(super) fn new(rules: &SteerRules, old: &Self) -> Self {
         let services = |keys: &[ListenKey]| keys.iter().map(|key| (service(key), 1)).collect();
         let mut new = Self {
@@ -212,7 +214,7 @@ impl Rules {
         new
     }
 
-    /// `struct area`, and its group.
+    /// Returns `struct area`, and registers its group.
     fn area(&mut self, want: Want, gue_port: u16, old: &Groups) -> Area {
         let group = self.groups.after(old, want.ranges).to_ne_bytes();
         let gue_port = if want.flags & flag::TUNNEL == 0 { 0 } else { gue_port };
@@ -237,8 +239,8 @@ impl Rules {
         Ok(())
     }
 
-    /// Makes the maps, which hold `self`, hold `wanted`: what is new first, and ranges before the
-    /// areas that name them; then what is gone, the other way round.
+    /// Changes the maps from `self` to `wanted`. Additions come first, with port ranges before the
+    /// areas that refer to them; removals follow, with port ranges last.
     pub(super) fn change_to(
         &mut self,
         wanted: Self,
@@ -251,7 +253,7 @@ impl Rules {
             if adding {
                 maps.ranges(&wanted.port_ranges, &mut self.port_ranges)?;
             }
-            // Single ports before the areas, which may lose a range that had them.
+            // Single ports before the areas, which may lose a range that contained them.
             maps.hash("vips", MAX_SERVICES, &wanted.vips, &mut self.vips)?;
             maps.areas(&wanted.areas, &mut self.areas)?;
             maps.hash("returns", MAX_SERVICES, &wanted.returns, &mut self.returns)?;
@@ -266,7 +268,7 @@ impl Rules {
     }
 }
 
-/// What is wanted of the addresses of NAT backends.
+/// Returns the flags and port ranges by address of a NAT backend.
 fn return_addresses(rules: &SteerRules) -> BTreeMap<Address, Want> {
     let mut wants: BTreeMap<Address, Want> = BTreeMap::new();
     for key in &rules.returns {
@@ -279,7 +281,7 @@ fn return_addresses(rules: &SteerRules) -> BTreeMap<Address, Want> {
     wants
 }
 
-/// `HAS_TCP` or `HAS_UDP`.
+/// Returns the flag of a protocol: `HAS_TCP`, `HAS_UDP` or `ALL_PROTOCOLS`.
 const fn has(protocol: Protocol) -> u16 {
     match protocol {
         Protocol::Tcp => flag::HAS_TCP,
@@ -288,7 +290,7 @@ const fn has(protocol: Protocol) -> u16 {
     }
 }
 
-/// Address, port in network byte order, protocol, 0.
+/// Returns the map key of a service: address, port in network byte order, protocol, 0.
 fn service(key: &ListenKey) -> ServiceKey {
     let mut bytes = [0; 20];
     let tail = [key.port.to_be_bytes(), [key.protocol as u8, 0]];
@@ -297,20 +299,20 @@ fn service(key: &ListenKey) -> ServiceKey {
     bytes
 }
 
-/// The entries of a group in `port_ranges`.
+/// Returns the entries of a group in `port_ranges`.
 fn port_keys((ranges, number): (&Ranges, &u32)) -> Vec<(PortKey, u32)> {
     let [g0, g1, g2, g3] = number.to_ne_bytes();
     let keys = ranges.iter().flat_map(|&(protocol, range)| {
         range.prefixes().map(move |(port, bits)| {
             let [p0, p1] = port.to_be_bytes();
-            // All but the port is compared in whole.
+            // All fields but the port are compared in full.
             ((48 + u32::from(bits), [g0, g1, g2, g3, protocol, 0, p0, p1]), 1)
         })
     });
     keys.collect()
 }
 
-/// The maps while entries are added, or while they are removed.
+/// The maps during one pass, which either adds or removes entries.
 struct Maps<'m> {
     ebpf: &'m mut Ebpf,
     interface: &'m str,
@@ -359,7 +361,7 @@ impl Maps<'_> {
     }
 }
 
-/// A map that can be changed.
+/// A map with changeable entries.
 trait Entries<K, V> {
     fn put(&mut self, key: &K, value: &V) -> Result<(), MapError>;
     fn take(&mut self, key: &K) -> Result<(), MapError>;
@@ -385,7 +387,8 @@ impl<K: Pod, V: Pod> Entries<(u32, K), V> for LpmTrie<&mut MapData, K, V> {
     }
 }
 
-/// Adds what `wanted` has and `loaded` has not (or with another value), or removes the rest.
+/// Adds the entries of `wanted` that `loaded` lacks or has with another value, or removes the
+/// entries that `wanted` lacks.
 fn change<K: Copy + Ord, V: Copy + PartialEq>(
     interface: &str,
     name: &'static str,
@@ -400,7 +403,7 @@ fn change<K: Copy + Ord, V: Copy + PartialEq>(
         .filter(|(key, value)| loaded.get(*key) != Some(*value))
         .map(|(key, value)| (*key, *value))
         .collect();
-    // Old and new do not fit in together: then the old must go first.
+    // Old and new entries exceed the capacity together, so the old ones are removed first.
     let crowded = adding && loaded.len() + new.len() > capacity;
     if !adding || crowded {
         let gone: Vec<_> =
@@ -433,7 +436,7 @@ mod tests {
         Rules::new(rules, &Rules::default())
     }
 
-    /// Flags and group of an area.
+    /// Returns the flags and group of an area.
     fn area(rules: &Rules, text: &str) -> Option<(u16, u32)> {
         let network = network(text);
         let key = (network.len().into(), network.address().octets());

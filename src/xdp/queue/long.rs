@@ -1,4 +1,4 @@
-//! Packets that are longer than a frame: several descriptors (multi-buffer).
+//! Transmission of packets that are longer than a frame: several descriptors (multi-buffer).
 //!
 //! ```text
 //!  TX and RX ring:  | frame 1, more | frame 2, more | frame 3 |  next packet ...
@@ -10,17 +10,17 @@
 use super::{Descriptor, Frame, MAX_FRAMES, SHORTEST, XskQueue};
 
 impl XskQueue {
-    /// Most frames of a packet that this queue sends.
+    /// Returns the largest number of frames of a packet that this queue sends.
     pub(super) fn most_frames(&self) -> u32 {
         if self.io.multi_buffer { MAX_FRAMES } else { 1 }
     }
 
-    /// Whether a packet has no more frames than this queue sends, and all that it should have.
+    /// Whether a packet is complete and has no more frames than this queue sends.
     pub fn can_send(&self, frame: &Frame) -> bool {
         frame.is_whole() && self.frames_of(frame) <= self.most_frames()
     }
 
-    /// Frames of a packet; more than can be sent if it is long and not of this memory.
+    /// Returns the number of frames of a packet; `u32::MAX` for a long packet of another UMEM.
     fn frames_of(&self, frame: &Frame) -> u32 {
         if !frame.is_long() {
             return 1;
@@ -29,7 +29,8 @@ impl XskQueue {
         behind.map_or(u32::MAX, |behind| behind.fold(1, |frames, _| frames + 1))
     }
 
-    /// As [`transmit`](Self::transmit), of a packet that is long: all of its frames are queued, or none.
+    /// Queues all frames of a long packet, or none. Refuses packets as [`transmit`](Self::transmit)
+    /// does.
     #[cold]
     pub(super) fn transmit_long(&mut self, frame: Frame) -> Result<(), Frame> {
         let frames = self.frames_of(&frame);
@@ -73,7 +74,7 @@ mod tests {
     /// Bytes of a frame without its headroom.
     const ROOM: usize = 1792;
 
-    /// A queue with multi-buffer, its NIC and its pool; `held` packets are in the test's own hands.
+    /// A multi-buffer queue, its NIC and its pool; the test itself owns the `held` packets.
     struct Rig {
         queue: XskQueue,
         nic: FakeNic,
@@ -122,7 +123,7 @@ mod tests {
         (seed..=255).chain(0..seed).cycle().take(len).collect()
     }
 
-    /// So that packets of another length have other contents.
+    /// Returns the seed of a packet's contents, which makes packets of different lengths differ.
     fn seed_of(len: usize) -> u8 {
         (len % 251).try_into().unwrap()
     }
@@ -194,9 +195,10 @@ mod tests {
         assert_eq!(rig.collect().iter().map(Vec::len).collect::<Vec<_>>(), [60, 61]);
     }
 
-    /// Frames of a packet, which of them are lies, and what is told of the packet.
+    /// Frames of a packet, the bad ones among them, and the expected (frames, completeness) of each
+    /// delivered packet.
     #[test]
-    fn what_is_not_whole_is_marked_and_given_back() {
+    fn incomplete_packets_are_marked_and_given_back() {
         for (name, frames, lies, expected) in [
             ("17 frames", 17, &[][..], &[(17, true)][..]),
             ("18 frames", 18, &[], &[(17, false), (1, false)]),
@@ -260,24 +262,24 @@ mod tests {
         }
     }
 
-    /// What happens to a queue, in any order.
+    /// An event of a queue, in any order.
     #[derive(Debug, Clone)]
     enum Step {
-        /// A packet of so many bytes arrives.
+        /// A packet of this many bytes arrives.
         Arrive(usize),
-        /// A frame that belongs to a packet of which more is, or is not, to come.
+        /// A frame of this many bytes arrives; the flag announces more frames of its packet.
         Part(usize, bool),
-        /// A descriptor that may name anything.
+        /// A descriptor with an arbitrary address arrives.
         Lie(u64, u32, bool),
-        /// A completion that may name anything.
+        /// A completion with an arbitrary address arrives.
         LieSent(u64),
-        /// Up to so many frames are received.
+        /// Up to this many frames are received.
         Receive(usize),
-        /// All packets in hand are sent.
+        /// All held packets are sent.
         Send,
         /// The NIC sends.
         Collect,
-        /// All packets in hand are dropped.
+        /// All held packets are dropped.
         Drop,
         /// Free frames go to the fill ring.
         Refill,
@@ -306,8 +308,8 @@ mod tests {
         #![proptest_config(ProptestConfig {
             cases: 300, failure_persistence: None, ..Default::default()
         })]
-        /// Whatever the kernel does or claims, no frame is lost or doubled, and what is sent of a
-        /// packet is all of it.
+        /// For any behaviour of the kernel, no frame is lost or doubled, and a packet is sent
+        /// whole.
         #[test]
         fn frames_are_conserved(steps in proptest::collection::vec(step(), 1..100)) {
             let mut rig = Rig::new(true);

@@ -1,47 +1,49 @@
-//! Packets that are longer than a frame: the chunks that follow the first one, as a list.
+//! Packets that are longer than a frame: a linked list of the chunks behind the first one.
 //!
 //! ```text
-//!  Frame ------> chunk 7: headers, payload --link--> chunk 3: payload --link--> chunk 9: payload, end
-//!  (len, behind)          `len` bytes                        `behind` bytes together
+//!  Frame -------> chunk 7: headers, data --link--> chunk 3: data --link--> chunk 9: data, end
+//!  (len, behind)           `len` bytes                   `behind` bytes together
 //! ```
 //!
-//! The [`Frame`] of the first chunk owns them all: it is given back, and sent, with what is behind it.
-//! What is in there is read for the checksum of a ping, and never changed: headers are in the first chunk.
-//! The links are kept beside the packet memory, one per chunk, where nobody else can write them.
+//! The [`Frame`] of the first chunk owns all of them: they are freed and sent together with it.
+//! Later chunks are read for the checksum of a ping, and never changed: headers are in the first
+//! chunk. The links, one per chunk, are kept outside the packet memory, so that only this process
+//! writes them.
 //! Source: Documentation/networking/af_xdp.rst, "Multi-Buffer Rx" and "Multi-Buffer Tx".
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Frame, FramePool, HEADROOM, Memory};
 
-/// Most frames of a packet: the kernel sends one more (`MAX_SKB_FRAGS` of include/linux/skbuff.h,
-/// and the first), and drops a longer packet without giving its frames back.
+/// Largest number of frames of a packet. The kernel sends one more (`MAX_SKB_FRAGS` of
+/// include/linux/skbuff.h, and the first), and drops a longer packet without returning its frames.
 pub const MAX_FRAMES: u32 = 17;
 
-/// [`Frame::behind`] of a packet that is not whole.
+/// Value of [`Frame::behind`] for an incomplete packet.
 const BROKEN: u16 = u16::MAX;
 
-/// No chunk follows. No address is as high.
+/// Link of the last chunk of a packet. No address is as high.
 const END: u64 = u64::MAX;
 
-/// Frames that a packet of `len` bytes takes, of `frame_size` bytes each.
+/// Returns the number of frames of `frame_size` bytes that a packet of `len` bytes takes.
 pub const fn frames_for(len: usize, frame_size: u32) -> usize {
     len.div_ceil(frame_size as usize - HEADROOM as usize)
 }
 
-/// A chunk that is not a packet's first.
+/// A later chunk of a packet, behind its first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::xdp) struct Behind {
-    /// Its number.
+    /// Chunk number.
     pub chunk: u32,
-    /// Bytes from the start of the UMEM to its data.
+    /// Offset of the data from the start of the UMEM, in bytes.
     pub address: u64,
-    /// Bytes of data.
+    /// Length of the data in bytes.
     pub len: u16,
 }
 
-/// Per chunk, which one follows: its data's address, shifted by 16, and length. Relaxed throughout:
-/// as with the ledger, who moves a frame to another thread brings the order along.
+/// Link of each chunk to the next one: the address of that chunk's data, shifted left by 16 bits,
+/// and its length. Relaxed throughout: as with the ledger, moving a frame to another thread
+/// provides the ordering.
 pub(super) struct Links(Box<[AtomicU64]>);
 
 impl Links {
@@ -62,7 +64,7 @@ impl Links {
 }
 
 impl Memory {
-    /// The chunks of a packet behind its first, `chunk`, of which something is known to be behind.
+    /// Iterates over the later chunks of a long packet whose first chunk is `chunk`.
     pub(in crate::xdp) fn behind(&self, chunk: u32) -> impl Iterator<Item = Behind> + use<'_> {
         let mut last = chunk;
         let next = move || {
@@ -82,13 +84,13 @@ impl Frame {
         self.behind != 0
     }
 
-    /// Whether no frame of the packet is missing, and those that are there are not too many.
+    /// Whether the packet is complete: no frame is missing, and it has no more frames than allowed.
     #[inline]
     pub fn is_whole(&self) -> bool {
         self.behind != BROKEN
     }
 
-    /// Bytes of the whole packet, 65,535 at most.
+    /// Length of the whole packet in bytes, at most 65,535.
     #[inline]
     pub fn packet_len(&self) -> u16 {
         self.len.saturating_add(self.behind)
@@ -96,8 +98,8 @@ impl Frame {
 }
 
 impl FramePool {
-    /// A copy of `packet`, in as many frames as it takes; `None` if those are more than
-    /// [`MAX_FRAMES`], or than the pool has.
+    /// Copies `packet` into as many frames as it takes; `None` if it takes more than [`MAX_FRAMES`]
+    /// or more than the pool has.
     #[inline]
     pub fn copy(&mut self, packet: &[u8]) -> Option<Frame> {
         let room = (self.memory.chunk_size() - u32::from(HEADROOM)) as usize;
@@ -105,7 +107,7 @@ impl FramePool {
             return self.copy_long(packet, room);
         }
         let mut frame = self.pop()?;
-        // Always, as it has the room.
+        // Always fits: the length was compared with the room.
         let _fits = frame.copy_from(packet);
         Some(frame)
     }
@@ -128,20 +130,20 @@ impl FramePool {
         None
     }
 
-    /// Frames that a packet takes.
+    /// Returns the number of frames of a packet.
     pub fn frames_of(&self, frame: &Frame) -> usize {
         let first = self.memory.chunk_of(frame).filter(|_| frame.is_long());
         1 + first.map_or(0, |chunk| self.memory.behind(chunk).count())
     }
 
-    /// What of the frame's packet is behind its data, chunk by chunk.
+    /// Iterates over the data of the packet's later chunks.
     pub fn behind<'f>(&'f self, frame: &'f Frame) -> impl Iterator<Item = &'f [u8]> {
         let first = self.memory.chunk_of(frame).filter(|_| frame.is_long());
         let chunks = first.into_iter().flat_map(|chunk| self.memory.behind(chunk));
         chunks.map(move |behind| frame.bytes_behind(self.memory, &behind))
     }
 
-    /// Gives back what is behind the frame's data, so that the data is the whole packet.
+    /// Frees the later chunks of a packet, so that the frame's data is the whole packet.
     pub fn cut(&mut self, frame: &mut Frame) {
         if let Some(chunk) = self.memory.chunk_of(frame).filter(|_| frame.is_long()) {
             self.push_behind(chunk);
@@ -158,15 +160,15 @@ impl FramePool {
     }
 }
 
-/// A packet whose last frame has not come yet.
+/// A packet whose last frame has not arrived yet.
 #[derive(Debug, Default)]
 pub(in crate::xdp) struct Growing {
     first: Option<Frame>,
-    /// Chunk of its last frame.
+    /// Number of the last chunk.
     last: u32,
     frames: u32,
     broken: bool,
-    /// More is to come.
+    /// Whether more frames are to come.
     open: bool,
 }
 
@@ -177,11 +179,12 @@ impl Growing {
         self.open
     }
 
-    /// Adds the packet's next frame, `None` for one that cannot be had; `more` are to come. Returns
-    /// the packet when it is complete, and of how many frames it is.
+    /// Adds the packet's next frame, or `None` for an invalid one; `more` announces further frames.
+    /// Returns the packet once it is complete, with its number of frames.
     ///
-    /// One that misses a frame, has an empty one, or is too long, is marked as not
-    /// [whole](Frame::is_whole). If it has more than [`MAX_FRAMES`], it comes in such pieces.
+    /// A packet with a missing or empty frame, or one that is too long, is marked as not
+    /// [whole](Frame::is_whole). A packet of more than [`MAX_FRAMES`] is returned in parts of at
+    /// most that many frames.
     #[cold]
     pub(in crate::xdp) fn add(
         &mut self,
@@ -202,13 +205,13 @@ impl Growing {
         if let Some(packet) = packet.as_mut().filter(|_| self.broken) {
             packet.behind = BROKEN;
         }
-        // What is still to come of a broken packet is no better.
+        // The later frames of a broken packet are broken too.
         self.broken &= more;
         (packet, std::mem::take(&mut self.frames))
     }
 
     fn append(&mut self, memory: &Memory, frame: Frame) {
-        // Always there: a frame of this memory.
+        // Always `Some`: the frame is of this memory.
         let Some(chunk) = memory.chunk_of(&frame) else { return };
         memory.links.set(chunk, END);
         self.frames += 1;
@@ -252,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_can_be_read() {
+    fn later_chunks_can_be_read() {
         let (_umem, mut pool) = Umem::create(4, 2048).unwrap();
         let packet: Vec<u8> = (0..=255).cycle().take(4001).collect();
         let frame = pool.copy(&packet).unwrap();
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_can_be_cut_off_but_not_covered() {
+    fn later_chunks_can_be_cut_off_but_not_covered() {
         let (_umem, mut pool) = Umem::create(4, 2048).unwrap();
         let mut frame = pool.copy(&[7; 4000]).unwrap();
         assert!(!frame.set_len(10) && !frame.copy_from(&[1]), "what is behind would be lost");

@@ -1,6 +1,6 @@
 use super::*;
 
-/// Everything that [`step`] is given.
+/// Arguments of [`step`].
 #[derive(Debug, Clone, Copy)]
 struct Case {
     state: State,
@@ -23,7 +23,7 @@ impl Case {
         self.state.has(State::RST) || self.state.has(fins)
     }
 
-    /// Both ends of a TCP connection wait for each other.
+    /// Whether both ends of a TCP connection wait for each other.
     fn is_open(&self) -> bool {
         let pin = self.is_tcp() && !self.state.has(State::REMOTE);
         pin && self.state.has(State::ESTABLISHED) && !self.is_closing()
@@ -54,7 +54,7 @@ impl Case {
         (self.is_request(class) || self.is_reply(class)) && self.state.has(State::FIRST)
     }
 
-    /// The state with these bits, and without those.
+    /// Returns the state with the bits of `set`, and without those of `clear`.
     fn with(&self, set: State, clear: State) -> State {
         self.state.with(set).without(clear)
     }
@@ -73,7 +73,7 @@ const NONE: State = State(0);
 /// Bits that the client's ACK clears.
 const DOUBTS: State = State(State::RST.0 | State::ANSWERED.0);
 
-/// A row of the table: when it applies, the verdict, the next state, whether the time-out starts again.
+/// A row of the table: name, condition, verdict, next state, whether the time-out restarts.
 type Row = (&'static str, fn(&Case) -> bool, Verdict, fn(&Case) -> State, fn(&Case) -> bool);
 
 const NO: fn(&Case) -> bool = |_| false;
@@ -83,7 +83,7 @@ const TERMINATED: fn(&Case) -> State = Case::terminated;
 /// A terminated flow lives for a fixed time from its end on.
 const ONCE: fn(&Case) -> bool = |case| !case.state.has(State::TERMINATED);
 
-/// The intended behaviour: the first row that applies.
+/// The intended behaviour: the first matching row applies.
 const TABLE: &[Row] = &[
     (
         "the sweep resets an idle connection",
