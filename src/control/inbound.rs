@@ -1,5 +1,5 @@
 //! Checks that frames for VIPs arrive at a `[[nic]]`. Another interface that has the address, or
-//! replies to ARP for it, directs clients to the kernel, which knows no such service and refuses
+//! replies to ARP for it, directs clients to the kernel, which has no such service and refuses
 //! them.
 //!
 //! Linux replies to ARP on any interface for any of its addresses (`arp_ignore` 0, the default;

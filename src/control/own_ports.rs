@@ -1,6 +1,6 @@
-//! Full-NAT sources that are addresses in use by this box: the XDP program knows a source by its
-//! address and port alone, and so redirects the replies to the kernel's own connections, which are
-//! then dropped because they belong to no flow.
+//! Full-NAT sources that are addresses in use by this box: the XDP program identifies a source by
+//! its address and port alone, and so redirects the replies to the kernel's own connections, which
+//! are then dropped because they belong to no flow.
 //!
 //! The kernel takes the ports of its connections from `ip_local_port_range`, except those in
 //! `ip_local_reserved_ports` (Documentation/networking/ip-sysctl.rst). It never chooses addresses
