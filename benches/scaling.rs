@@ -218,7 +218,7 @@ fn first_replies(plan: Plan, processes: &mut [Process]) -> Vec<Figure> {
         for (process, samples) in processes.iter_mut().zip(&mut samples) {
             let rounds: Vec<f64> = (0..plan.rounds).map(|_| round(process.first())).collect();
             samples.push(mean_of_uninterrupted(&rounds));
-            process.first().forget_aliases();
+            process.first().forget_remotes();
         }
     }
     let figure = |(process, samples): (&Process, _)| {

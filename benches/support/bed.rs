@@ -144,7 +144,7 @@ pub struct Bed {
     clock: Clock,
     now: u32,
     polls: u64,
-    untold: Duration,
+    unreported: Duration,
 }
 
 /// The packets of a case.
@@ -243,7 +243,7 @@ impl Bed {
             clock,
             now: 0,
             polls: 0,
-            untold: Duration::ZERO,
+            unreported: Duration::ZERO,
         }
     }
 
@@ -263,7 +263,7 @@ impl Bed {
     }
 
     /// Lets time pass without packets, until all remote entries are gone.
-    pub fn forget_aliases(&mut self) {
+    pub fn forget_remotes(&mut self) {
         let start = self.now;
         while self.stats.flow_aliases.get() > 0 {
             self.now += 1;
@@ -594,9 +594,9 @@ impl Subject for Bed {
         }
         assert_eq!(sent, ROUND, "{}: every packet is sent", self.case.name);
         if matches!(self.clock, Clock::Timed) {
-            self.untold += took;
-            while self.untold >= TICK {
-                self.untold -= TICK;
+            self.unreported += took;
+            while self.unreported >= TICK {
+                self.unreported -= TICK;
                 self.now += 1;
             }
         }

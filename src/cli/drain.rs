@@ -169,22 +169,23 @@ fn look(client: &Client, backends: &mut [BackendStatus]) -> Result<(), CliError>
 /// One line whenever the flows of a backend, or its state, have changed.
 pub(super) struct Lines<'o, W> {
     out: &'o mut W,
-    told: Vec<Option<(BackendState, u64)>>,
+    reported: Vec<Option<(BackendState, u64)>>,
 }
 
 impl<'o, W: Write> Lines<'o, W> {
     pub(super) fn new(out: &'o mut W, backends: usize) -> Self {
-        Self { out, told: vec![None; backends] }
+        Self { out, reported: vec![None; backends] }
     }
 }
 
 impl<W: Write> View for Lines<'_, W> {
     fn show(&mut self, index: usize, status: &BackendStatus) -> Result<(), CliError> {
         let now = Some((status.state, status.traffic.flows_active));
-        let Some(told) = self.told.get_mut(index).filter(|told| **told != now) else {
+        let Some(reported) = self.reported.get_mut(index).filter(|reported| **reported != now)
+        else {
             return Ok(());
         };
-        *told = now;
+        *reported = now;
         writeln!(self.out, "{}", progress(status))?;
         Ok(self.out.flush()?)
     }

@@ -295,7 +295,7 @@ fn search(
     let mut violations = None;
     let trial = |rate: Option<f64>| {
         let outcome = generator.trial(rate, duration, stop)?;
-        tell_trial(rate, &outcome, args.loss_bound);
+        report_trial(rate, &outcome, args.loss_bound);
         violations = outcome.affinity_violations.map(|now| now + violations.unwrap_or(0));
         Ok::<_, EngineError>(outcome)
     };
@@ -325,7 +325,7 @@ fn tell(progress: &Progress) {
     );
 }
 
-fn tell_trial(rate: Option<f64>, outcome: &Outcome, bound: f64) {
+fn report_trial(rate: Option<f64>, outcome: &Outcome, bound: f64) {
     let offered = rate.map_or("max".to_owned(), |pps| format!("{}pps", number::short(pps)));
     let verdict = if outcome.loss_ratio <= bound { "at most the bound" } else { "too much" };
     // The search continues even if the line cannot be printed.

@@ -592,8 +592,8 @@ fn a_drain_is_waited_for_under_another_name() {
 
 #[test]
 fn ctrl_c_ends_the_waiting_and_says_that_the_drain_goes_on() {
-    let told = wait(vec![vec![backend("a", BackendState::Draining, 2)]], true).unwrap_err();
-    assert!(told.starts_with("waiting was interrupted: the drain goes on"), "{told}");
+    let reported = wait(vec![vec![backend("a", BackendState::Draining, 2)]], true).unwrap_err();
+    assert!(reported.starts_with("waiting was interrupted: the drain goes on"), "{reported}");
 }
 
 #[test]

@@ -414,30 +414,30 @@ mod tests {
             new_flows_moved_share: 0.34,
             ..Row::default()
         };
-        let told = |changes: &[&str], row: &Row| {
+        let reported = |changes: &[&str], row: &Row| {
             verdict(&changes.iter().map(ToString::to_string).collect::<Vec<_>>(), row)
         };
         assert_eq!(
-            told(&["remove web/a"], &row),
+            reported(&["remove web/a"], &row),
             "remove web/a: 33.3 % of the flows were on it and break; without connection tracking \
              34.1 % would. 34.0 % of the new flows go elsewhere (maglev)"
         );
         let start = "drain web/b, remove web/a: 33.3 % of the flows were on what is removed and ";
-        assert!(told(&["drain web/b", "remove web/a"], &row).starts_with(start));
+        assert!(reported(&["drain web/b", "remove web/a"], &row).starts_with(start));
         let last = Row { new_flows_dropped_share: 1.0, ..row.clone() };
         let end = " 100.0 % of the new flows find NO BACKEND: they are refused or dropped (maglev)";
-        assert!(told(&["remove web/a"], &last).ends_with(end));
+        assert!(reported(&["remove web/a"], &last).ends_with(end));
         let drained = Row { broken_with_conntrack: 0, ..row };
         let start = "drain web/a: no flow breaks; without connection tracking 34.1 % would. ";
-        assert!(told(&["drain web/a"], &drained).starts_with(start));
+        assert!(reported(&["drain web/a"], &drained).starts_with(start));
         let unpinned = Row { pin: false, broken_with_conntrack: 1, ..drained.clone() };
         assert_eq!(
-            told(&["drain web/a"], &unpinned),
+            reported(&["drain web/a"], &unpinned),
             "drain web/a: the datagrams of 33.3 % of the flows go elsewhere, as there are no pins. \
              34.0 % of the new flows go elsewhere (maglev)"
         );
         let turns = Row { broken_with_conntrack: 0, ..unpinned };
         let start = "drain web/a: no flow loses a backend, as there are no pins. ";
-        assert!(told(&["drain web/a"], &turns).starts_with(start));
+        assert!(reported(&["drain web/a"], &turns).starts_with(start));
     }
 }

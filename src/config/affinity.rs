@@ -46,7 +46,7 @@ impl RawAffinity {
     /// Checks the table.
     pub(super) fn check(
         self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         protocol: Protocol,
         report: &mut Report<'_>,
     ) -> Affinity {
@@ -57,7 +57,7 @@ impl RawAffinity {
             ("client_ports", Word::ClientPorts),
             ("quic_cid", Word::QuicCid),
         ];
-        let word = self.kind.as_deref().and_then(|word| report.word(place, word, WORDS, &[]));
+        let word = self.kind.as_deref().and_then(|word| report.word(key_path, word, WORDS, &[]));
         // Without ports, all flows of a client to an address are already one.
         let by_default = if protocol == Protocol::Any { Word::Client } else { Word::Flow };
         let word = word.unwrap_or(by_default);
@@ -70,22 +70,22 @@ impl RawAffinity {
                 let kind =
                     if wanted == Word::ClientPorts { "client_ports" } else { "client_prefix" };
                 let fix = format!("leave it out, or use kind = \"{kind}\"");
-                report.error(&place.key(key), "says nothing with this kind", &fix);
+                report.error(&key_path.key(key), "says nothing with this kind", &fix);
             }
         }
         match word {
             Word::Flow => Affinity::Flow,
             Word::Client => Affinity::Client,
             Word::ClientPrefix => Affinity::ClientPrefix {
-                v4: report.integer(&place.key("v4"), self.v4, V4, 1..=32),
-                v6: report.integer(&place.key("v6"), self.v6, V6, 1..=128),
+                v4: report.integer(&key_path.key("v4"), self.v4, V4, 1..=32),
+                v6: report.integer(&key_path.key("v6"), self.v6, V6, 1..=128),
             },
             Word::ClientPorts => {
                 if protocol == Protocol::Any {
                     let what = "\"client_ports\" with protocol = \"any\": there are no ports";
-                    report.error(place, what, "use \"client\" or \"client_prefix\"");
+                    report.error(key_path, what, "use \"client\" or \"client_prefix\"");
                 }
-                self.ports(&place.key("ranges"), report)
+                self.ports(&key_path.key("ranges"), report)
             }
             Word::QuicCid => {
                 if protocol != Protocol::Udp {
@@ -94,18 +94,18 @@ impl RawAffinity {
                         Protocol::Any => "\"quic_cid\" with protocol = \"any\": QUIC is UDP",
                         _ => "\"quic_cid\" on a TCP VIP: QUIC is UDP",
                     };
-                    report.error(place, what, fix);
+                    report.error(key_path, what, fix);
                 }
                 Affinity::QuicCid
             }
         }
     }
 
-    fn ports(&self, place: &KeyPath, report: &mut Report<'_>) -> Affinity {
-        let ranges = report.integer(place, self.ranges, RANGES, 2..=32_768);
+    fn ports(&self, key_path: &KeyPath, report: &mut Report<'_>) -> Affinity {
+        let ranges = report.integer(key_path, self.ranges, RANGES, 2..=32_768);
         if !ranges.is_power_of_two() {
             let fix = format!("use a power of two, such as {}", ranges.next_power_of_two());
-            report.error(place, format!("{ranges} is not a power of two"), &fix);
+            report.error(key_path, format!("{ranges} is not a power of two"), &fix);
         }
         Affinity::ClientPorts { bits: u8::try_from(ranges.ilog2()).unwrap_or(15) }
     }

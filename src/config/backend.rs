@@ -28,14 +28,14 @@ impl RawBackend {
     /// Checks the section; `None` if it has no address for the other rules to use.
     pub(super) fn check(
         self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         forward: Option<Forward>,
         report: &mut Report<'_>,
     ) -> Option<Backend> {
-        let name = report.name(&place.key("name"), self.name);
-        let address = report.address(&place.key("address"), self.address.as_deref());
-        let weight = report.integer(&place.key("weight"), self.weight, WEIGHT, 0..=MAX_WEIGHT);
-        let port_at = place.key("port");
+        let name = report.name(&key_path.key("name"), self.name);
+        let address = report.address(&key_path.key("address"), self.address.as_deref());
+        let weight = report.integer(&key_path.key("weight"), self.weight, WEIGHT, 0..=MAX_WEIGHT);
+        let port_at = key_path.key("port");
         let port = self.port.map(|port| report.integer(&port_at, Some(port), 1, 1..=u16::MAX));
         let kept = forward.filter(|forward| port.is_some() && !forward.translates());
         if let Some(forward) = kept {
@@ -47,7 +47,7 @@ impl RawBackend {
                 "remove the port, or use forward = \"nat\" or \"full_nat\"",
             );
         }
-        let server_ids = self.server_id.map(|ids| ids.check(&place.key("server_id"), report));
+        let server_ids = self.server_id.map(|ids| ids.check(&key_path.key("server_id"), report));
         Some(Backend {
             name: name.unwrap_or_default(),
             address: address?,

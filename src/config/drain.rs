@@ -44,22 +44,22 @@ impl RawDrain {
     /// Checks the table.
     pub(super) fn check(
         self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         protocol: Protocol,
         report: &mut Report<'_>,
     ) -> Drain {
-        let deadline_at = place.key("deadline_s");
+        let deadline_at = key_path.key("deadline_s");
         let deadline =
             self.deadline_s.map(|s| report.integer(&deadline_at, Some(s), 1, 1..=MAX_DEADLINE_S));
         let slow_start = report.integer(
-            &place.key("slow_start_s"),
+            &key_path.key("slow_start_s"),
             self.slow_start_s,
             SLOW_START_S,
             0..=MAX_SLOW_START_S,
         );
         Drain {
             deadline: deadline.map(Duration::from_secs),
-            then: policy::ending(self.then.as_deref(), &place.key("then"), protocol, report),
+            then: policy::ending(self.then.as_deref(), &key_path.key("then"), protocol, report),
             slow_start: Duration::from_secs(slow_start),
         }
     }

@@ -29,20 +29,24 @@ pub(super) struct RawFragments {
 
 impl RawFragments {
     /// Checks the section.
-    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Fragments {
-        let seconds =
-            report.integer(&place.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_TIMEOUT_S);
+    pub(super) fn check(self, key_path: &KeyPath, report: &mut Report<'_>) -> Fragments {
+        let seconds = report.integer(
+            &key_path.key("timeout_s"),
+            self.timeout_s,
+            TIMEOUT_S,
+            1..=MAX_TIMEOUT_S,
+        );
         // 60 s are 6000 ticks.
         let ticks = u64::from(seconds) * 1000 / TICK_MS;
         Fragments {
             timeout: Ticks(u32::try_from(ticks).unwrap_or(u32::MAX)),
             datagrams: report.integer(
-                &place.key("datagrams"),
+                &key_path.key("datagrams"),
                 self.datagrams,
                 DATAGRAMS,
                 64..=1_048_576,
             ),
-            parked: report.integer(&place.key("parked"), self.parked, PARKED, 0..=65_536),
+            parked: report.integer(&key_path.key("parked"), self.parked, PARKED, 0..=65_536),
         }
     }
 }

@@ -54,21 +54,21 @@ impl RawFullNat {
     /// usually behind it.
     pub(super) fn check(
         self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         last_nic: Option<&str>,
         workers: usize,
         report: &mut Report<'_>,
     ) -> FullNat {
-        let ports_at = place.key("ports");
+        let ports_at = key_path.key("ports");
         let ports = self.ports.map_or(PORTS, |text| ports(&text, &ports_at, report));
         if ports.len() < workers {
             let what = format!("{} for {workers} workers", counted(ports.len()));
             report.error(&ports_at, what, "give each worker one at least");
         }
         FullNat {
-            sources: sources(&self.sources.unwrap_or_default(), &place.key("sources"), report),
+            sources: sources(&self.sources.unwrap_or_default(), &key_path.key("sources"), report),
             ports,
-            announce: vip::announce(self.announce, &place.key("announce"), last_nic, report),
+            announce: vip::announce(self.announce, &key_path.key("announce"), last_nic, report),
         }
     }
 }
@@ -78,10 +78,10 @@ fn counted(ports: usize) -> String {
 }
 
 /// Expands a list of addresses and prefixes into its addresses.
-fn sources(list: &[String], place: &KeyPath, report: &mut Report<'_>) -> Vec<IpAddr> {
+fn sources(list: &[String], key_path: &KeyPath, report: &mut Report<'_>) -> Vec<IpAddr> {
     let mut seen = BTreeMap::new();
     for (index, text) in list.iter().enumerate() {
-        let at = place.index(index);
+        let at = key_path.index(index);
         let Some(prefix) = prefix(text, &at, report) else { continue };
         let bits = prefix.max_prefix_len() - prefix.prefix_len();
         if u32::from(bits) > MAX_SOURCES.ilog2() {
@@ -100,28 +100,28 @@ fn sources(list: &[String], place: &KeyPath, report: &mut Report<'_>) -> Vec<IpA
     }
     if seen.len() > MAX_SOURCES {
         let what = format!("{} addresses", seen.len());
-        report.error(place, what, &format!("at most {MAX_SOURCES} are possible"));
+        report.error(key_path, what, &format!("at most {MAX_SOURCES} are possible"));
     }
     seen.into_keys().collect()
 }
 
-fn prefix(text: &str, place: &KeyPath, report: &mut Report<'_>) -> Option<IpNet> {
+fn prefix(text: &str, key_path: &KeyPath, report: &mut Report<'_>) -> Option<IpNet> {
     let Some((_, _)) = text.split_once('/') else {
-        return report.address(place, Some(text)).map(IpNet::from);
+        return report.address(key_path, Some(text)).map(IpNet::from);
     };
     let Ok(prefix) = text.parse::<IpNet>() else {
         let fix = "write an address or a prefix, such as \"10.0.0.48/28\"";
-        report.error(place, format!("\"{text}\" is no prefix"), fix);
+        report.error(key_path, format!("\"{text}\" is no prefix"), fix);
         return None;
     };
     if prefix != prefix.trunc() {
         let what = format!("{text} has bits set behind the prefix");
-        report.error(place, what, &format!("write {}, or one address", prefix.trunc()));
+        report.error(key_path, what, &format!("write {}, or one address", prefix.trunc()));
         return None;
     }
     // A reserved block begins or ends a prefix of this length, or contains all of it.
-    report.address(place, Some(&prefix.network().to_string()))?;
-    report.address(place, Some(&prefix.broadcast().to_string()))?;
+    report.address(key_path, Some(&prefix.network().to_string()))?;
+    report.address(key_path, Some(&prefix.broadcast().to_string()))?;
     Some(prefix)
 }
 
@@ -134,14 +134,14 @@ fn addresses(prefix: IpNet) -> impl Iterator<Item = IpAddr> {
     })
 }
 
-fn ports(text: &str, place: &KeyPath, report: &mut Report<'_>) -> RangeInclusive<u16> {
+fn ports(text: &str, key_path: &KeyPath, report: &mut Report<'_>) -> RangeInclusive<u16> {
     let ends =
         text.split_once('-').map(|(first, last)| (first.trim().parse(), last.trim().parse()));
     match ends {
         Some((Ok(first), Ok(last))) if 0 < first && first <= last => first..=last,
         _ => {
             let fix = "write a range within 1-65535, such as \"1024-65535\"";
-            report.error(place, format!("\"{text}\" is no range of ports"), fix);
+            report.error(key_path, format!("\"{text}\" is no range of ports"), fix);
             PORTS
         }
     }

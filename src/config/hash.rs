@@ -24,41 +24,41 @@ pub(super) struct RawHash {
 
 impl RawHash {
     /// Checks the section.
-    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Hash {
-        let secret_at = place.key("secret");
+    pub(super) fn check(self, key_path: &KeyPath, report: &mut Report<'_>) -> Hash {
+        let secret_at = key_path.key("secret");
         let secret = self.secret.map(|text| secret(&text, &secret_at, report)).unwrap_or(SECRET);
-        let size_at = place.key("table_size");
+        let size_at = key_path.key("table_size");
         Hash { secret, table_size: table_size(&size_at, self.table_size, TABLE_SIZE, report) }
     }
 }
 
 /// Checks the size of a Maglev lookup table: a prime, or the default.
 pub(super) fn table_size(
-    place: &KeyPath,
+    key_path: &KeyPath,
     value: Option<i64>,
     default: u32,
     report: &mut Report<'_>,
 ) -> u32 {
     // The default was checked where it is defined.
     let Some(value) = value else { return default };
-    let size = report.integer(place, Some(value), default, 251..=LARGEST);
+    let size = report.integer(key_path, Some(value), default, 251..=LARGEST);
     if !is_prime(size) {
         let next = (size..=LARGEST).find(|&n| is_prime(n)).unwrap_or(TABLE_SIZE);
         let fix = format!("use a prime, such as {next}: a permutation needs one");
-        report.error(place, format!("{size} is not a prime"), &fix);
+        report.error(key_path, format!("{size} is not a prime"), &fix);
     }
     size
 }
 
 /// Parses a secret of 32 hex digits.
-pub(super) fn secret(text: &str, place: &KeyPath, report: &mut Report<'_>) -> Secret {
+pub(super) fn secret(text: &str, key_path: &KeyPath, report: &mut Report<'_>) -> Secret {
     let parsed = u128::from_str_radix(text, 16);
     match parsed {
         Ok(number) if text.len() == 32 && !text.starts_with('+') => number.to_be_bytes(),
         _ => {
             // The message omits the text itself: messages end in logs.
             let what = format!("{} characters that are not a secret", text.chars().count());
-            report.error(place, what, "write 32 hex digits; `openssl rand -hex 16` makes them");
+            report.error(key_path, what, "write 32 hex digits; `openssl rand -hex 16` makes them");
             SECRET
         }
     }

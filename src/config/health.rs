@@ -50,32 +50,32 @@ impl RawHealth {
     /// listener.
     pub(super) fn check(
         self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         protocol: Protocol,
         report: &mut Report<'_>,
     ) -> Health {
         const KINDS: &[(&str, Kind)] = &[("tcp", Kind::Tcp), ("none", Kind::None)];
         const LATER: &[&str] = &["http", "https", "grpc", "udp", "dns"];
-        let kind_at = place.key("kind");
+        let kind_at = key_path.key("kind");
         let told = self.kind.and_then(|word| report.word(&kind_at, &word, KINDS, LATER));
         let by_default = match protocol {
             Protocol::Udp | Protocol::Any if self.port.is_none() => Kind::None,
             _ => Kind::Tcp,
         };
         let interval_ms = report.integer(
-            &place.key("interval_ms"),
+            &key_path.key("interval_ms"),
             self.interval_ms,
             INTERVAL_MS,
             MIN_INTERVAL_MS..=MAX_INTERVAL_MS,
         );
         // A check ends before the next one starts, so the interval bounds the time-out.
         let timeout_ms = report.integer(
-            &place.key("timeout_ms"),
+            &key_path.key("timeout_ms"),
             self.timeout_ms,
             TIMEOUT_MS.min(interval_ms),
             MIN_TIMEOUT_MS..=interval_ms,
         );
-        let port_at = place.key("port");
+        let port_at = key_path.key("port");
         let port = self.port.map(|port| report.integer(&port_at, Some(port), 1, 1..=u16::MAX));
         if told == Some(Kind::Tcp) && protocol != Protocol::Tcp && port.is_none() {
             let fix = "give the TCP port to connect to, or use kind = \"none\"";
@@ -88,8 +88,8 @@ impl RawHealth {
         let tcp = TcpHealth {
             interval: Duration::from_millis(interval_ms),
             timeout: Duration::from_millis(timeout_ms),
-            rise: report.integer(&place.key("rise"), self.rise, RISE, 1..=100),
-            fall: report.integer(&place.key("fall"), self.fall, FALL, 1..=100),
+            rise: report.integer(&key_path.key("rise"), self.rise, RISE, 1..=100),
+            fall: report.integer(&key_path.key("fall"), self.fall, FALL, 1..=100),
             port,
         };
         match told.unwrap_or(by_default) {

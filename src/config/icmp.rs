@@ -19,9 +19,10 @@ pub(super) struct RawIcmp {
 
 impl RawIcmp {
     /// Checks the section.
-    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> IcmpRate {
+    pub(super) fn check(self, key_path: &KeyPath, report: &mut Report<'_>) -> IcmpRate {
         let default = IcmpRate::default();
-        let mut number = |key, raw, default| report.integer(&place.key(key), raw, default, 0..=MAX);
+        let mut number =
+            |key, raw, default| report.integer(&key_path.key(key), raw, default, 0..=MAX);
         IcmpRate {
             per_second: number("per_second", self.per_second, default.per_second),
             burst: number("burst", self.burst, default.burst),

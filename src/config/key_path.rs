@@ -116,7 +116,7 @@ impl<'a> Lines<'a> {
 /// Cost: the section is read once more per mistake.
 pub(super) fn read<T: DeserializeOwned + Default>(
     mut section: Value<'_>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     mut complain: impl FnMut(KeyPath, &toml::de::Error),
 ) -> T {
     loop {
@@ -125,8 +125,8 @@ pub(super) fn read<T: DeserializeOwned + Default>(
             Err(error) => error,
         };
         let span = error.span().unwrap_or_default();
-        let removed = remove(&mut section, &span, place);
-        complain(removed.clone().unwrap_or_else(|| place.clone()), &error);
+        let removed = remove(&mut section, &span, key_path);
+        complain(removed.clone().unwrap_or_else(|| key_path.clone()), &error);
         if removed.is_none() {
             return T::default();
         }
@@ -134,12 +134,12 @@ pub(super) fn read<T: DeserializeOwned + Default>(
 }
 
 /// Removes the innermost key whose name or value covers `span`; returns its path.
-fn remove(value: &mut Value<'_>, span: &Range<usize>, place: &KeyPath) -> Option<KeyPath> {
+fn remove(value: &mut Value<'_>, span: &Range<usize>, key_path: &KeyPath) -> Option<KeyPath> {
     let DeValue::Table(table) = value.get_mut() else { return None };
     let covers = |range: Range<usize>| range.start <= span.start && span.end <= range.end;
     let key = table.iter().find(|(key, value)| covers(key.span()) || covers(value.span()))?.0;
     let key = key.get_ref().to_string();
-    let here = place.key(key.clone());
+    let here = key_path.key(key.clone());
     let inner = table.get_mut(key.as_str())?;
     if let Some(deeper) = remove(inner, span, &here) {
         return Some(deeper);
@@ -149,9 +149,9 @@ fn remove(value: &mut Value<'_>, span: &Range<usize>, place: &KeyPath) -> Option
 }
 
 /// A checked value and its position, for the rules between sections.
-pub(super) struct Placed<T> {
+pub(super) struct Located<T> {
     /// Checked value.
     pub(super) value: T,
     /// Position in the file.
-    pub(super) place: KeyPath,
+    pub(super) key_path: KeyPath,
 }

@@ -637,14 +637,14 @@ mod tests {
     #[test]
     fn a_vip_that_takes_nothing_is_noted() {
         let text = TEXT.replace("address = \"10.0.0.1\"", "address = \"10.0.0.1\", weight = 0");
-        let told = |text: &str| {
+        let reported = |text: &str| {
             let hints = hints(&crate::config::parse(text, "f").unwrap());
             hints.iter().map(Finding::to_string).collect::<Vec<_>>()
         };
         let expected = "vip.backend.weight: VIP v: every backend has weight 0: it takes no new \
                         flows; give one of them a weight";
-        assert_eq!(told(&text), [expected]);
-        assert_eq!(told(TEXT), [""; 0]);
+        assert_eq!(reported(&text), [expected]);
+        assert_eq!(reported(TEXT), [""; 0]);
     }
 
     #[test]

@@ -59,7 +59,7 @@ use crate::forwarding::{FlowAction, Local, Ports, Secret, ServerId, Tunnels, Vip
 use crate::net::{Family, Forward, Network, NicIndex, Protocol};
 use crate::units::Ticks;
 
-use key_path::{KeyPath, Placed, Value};
+use key_path::{KeyPath, Located, Value};
 use report::Report;
 
 pub use backend::MAX_WEIGHT;
@@ -179,31 +179,31 @@ fn table<T>(document: &mut DeTable<'_>, name: &'static str, report: &mut Report<
 where
     T: serde::de::DeserializeOwned + Default,
 {
-    let place = KeyPath::root().key(name);
+    let key_path = KeyPath::root().key(name);
     match document.remove(name) {
         None => T::default(),
         Some(section) if matches!(section.get_ref(), DeValue::Table(_)) => {
-            report.read(section, &place)
+            report.read(section, &key_path)
         }
         Some(_) => {
-            report.wrong_type(&place, "not one table", &format!("write [{name}], once"));
+            report.wrong_type(&key_path, "not one table", &format!("write [{name}], once"));
             T::default()
         }
     }
 }
 
-fn nics(list: Option<Value<'_>>, report: &mut Report<'_>) -> Vec<Placed<Nic>> {
-    let place = KeyPath::root().key("nic");
-    let list = report.tables(list, &place);
+fn nics(list: Option<Value<'_>>, report: &mut Report<'_>) -> Vec<Located<Nic>> {
+    let key_path = KeyPath::root().key("nic");
+    let list = report.tables(list, &key_path);
     if list.is_empty() {
-        report.missing(&place, "add at least one [[nic]]");
+        report.missing(&key_path, "add at least one [[nic]]");
     }
     let mut nics = Vec::with_capacity(list.len());
     for (index, section) in list.into_iter().enumerate() {
-        let place = place.index(index);
-        let raw: nic::RawNic = report.read(section, &place);
-        let nic = raw.check(&place, report);
-        nics.extend(nic.map(|value| Placed { value, place }));
+        let key_path = key_path.index(index);
+        let raw: nic::RawNic = report.read(section, &key_path);
+        let nic = raw.check(&key_path, report);
+        nics.extend(nic.map(|value| Located { value, key_path }));
     }
     nics
 }
@@ -212,15 +212,15 @@ fn vips(
     list: Option<Value<'_>>,
     defaults: vip::Defaults<'_>,
     report: &mut Report<'_>,
-) -> Vec<(Placed<Vip>, Vec<Placed<Backend>>)> {
-    let place = KeyPath::root().key("vip");
-    let list = report.tables(list, &place);
+) -> Vec<(Located<Vip>, Vec<Located<Backend>>)> {
+    let key_path = KeyPath::root().key("vip");
+    let list = report.tables(list, &key_path);
     if list.is_empty() {
-        report.missing(&place, "add at least one [[vip]]");
+        report.missing(&key_path, "add at least one [[vip]]");
     }
     let mut vips = Vec::with_capacity(list.len());
     for (index, section) in list.into_iter().enumerate() {
-        let (vip, backends) = vip::check(section, &place.index(index), defaults, report);
+        let (vip, backends) = vip::check(section, &key_path.index(index), defaults, report);
         vips.extend(vip.map(|vip| (vip, backends)));
     }
     vips

@@ -162,12 +162,12 @@ fn check(config: &Config, report: &mut Report<'_>) -> Neighbours {
     let mut nics = BTreeMap::new();
     for (index, section) in report.tables(document.remove("nic"), &nics_at).into_iter().enumerate()
     {
-        let place = nics_at.index(index);
-        let raw: RawNic = report.read(section, &place);
-        if let Some((port, facts)) = check_nic(raw, &place, config, report)
+        let key_path = nics_at.index(index);
+        let raw: RawNic = report.read(section, &key_path);
+        if let Some((port, facts)) = check_nic(raw, &key_path, config, report)
             && nics.insert(port.0, facts).is_some()
         {
-            report.error(&place.key("interface"), "told twice", "tell each NIC once");
+            report.error(&key_path.key("interface"), "told twice", "tell each NIC once");
         }
     }
     let backends_at = root.key("neighbour");
@@ -175,12 +175,12 @@ fn check(config: &Config, report: &mut Report<'_>) -> Neighbours {
     for (index, section) in
         report.tables(document.remove("neighbour"), &backends_at).into_iter().enumerate()
     {
-        let place = backends_at.index(index);
-        let raw: RawNeighbour = report.read(section, &place);
-        if let Some((address, facts)) = check_neighbour(raw, &place, config, report)
+        let key_path = backends_at.index(index);
+        let raw: RawNeighbour = report.read(section, &key_path);
+        if let Some((address, facts)) = check_neighbour(raw, &key_path, config, report)
             && backends.insert(address, facts).is_some()
         {
-            report.error(&place.key("address"), "told twice", "tell each backend once");
+            report.error(&key_path.key("address"), "told twice", "tell each backend once");
         }
     }
     for key in document.keys() {
@@ -202,14 +202,14 @@ fn check(config: &Config, report: &mut Report<'_>) -> Neighbours {
 
 fn check_nic(
     raw: RawNic,
-    place: &KeyPath,
+    key_path: &KeyPath,
     config: &Config,
     report: &mut Report<'_>,
 ) -> Option<(NicIndex, NicFacts)> {
-    let port = interface(&place.key("interface"), raw.interface, config, report);
-    let mac = mac(&place.key("mac"), raw.mac, report);
-    let mtu = report.integer(&place.key("mtu"), raw.mtu, MTU, LEAST_MTU..=u16::MAX);
-    let addresses_at = place.key("addresses");
+    let port = interface(&key_path.key("interface"), raw.interface, config, report);
+    let mac = mac(&key_path.key("mac"), raw.mac, report);
+    let mtu = report.integer(&key_path.key("mtu"), raw.mtu, MTU, LEAST_MTU..=u16::MAX);
+    let addresses_at = key_path.key("addresses");
     let mut addresses = Vec::with_capacity(raw.addresses.len());
     for (index, text) in raw.addresses.iter().enumerate() {
         addresses.extend(report.address(&addresses_at.index(index), Some(text)));
@@ -219,7 +219,7 @@ fn check_nic(
 
 fn check_neighbour(
     raw: RawNeighbour,
-    place: &KeyPath,
+    key_path: &KeyPath,
     config: &Config,
     report: &mut Report<'_>,
 ) -> Option<(IpAddr, BackendFacts)> {
@@ -228,7 +228,7 @@ fn check_neighbour(
         ("down", BackendState::Down),
         ("draining", BackendState::Draining),
     ];
-    let address_at = place.key("address");
+    let address_at = key_path.key("address");
     let address = report.address(&address_at, raw.address.as_deref());
     let mut all = config.vips.iter().flat_map(|vip| &vip.backends);
     if let Some(address) = address
@@ -238,20 +238,20 @@ fn check_neighbour(
                    one, is told by mac";
         report.error(&address_at, format!("{address} is no backend's address"), fix);
     }
-    let port = interface(&place.key("interface"), raw.interface, config, report);
-    let mac = mac(&place.key("mac"), raw.mac, report);
-    let vlan = vlan(&place.key("vlan"), raw.vlan, report);
+    let port = interface(&key_path.key("interface"), raw.interface, config, report);
+    let mac = mac(&key_path.key("mac"), raw.mac, report);
+    let vlan = vlan(&key_path.key("vlan"), raw.vlan, report);
     let range = LEAST_MTU..=u16::MAX;
-    let mtu = raw.mtu.map(|mtu| report.integer(&place.key("mtu"), Some(mtu), MTU, range));
+    let mtu = raw.mtu.map(|mtu| report.integer(&key_path.key("mtu"), Some(mtu), MTU, range));
     let word = raw.state.as_deref();
-    let state = word.and_then(|word| report.word(&place.key("state"), word, STATES, &[]));
+    let state = word.and_then(|word| report.word(&key_path.key("state"), word, STATES, &[]));
     let hop = NextHop { nic: port?, mac: mac?, vlan };
     Some((address?, BackendFacts { hop, mtu, state: state.unwrap_or_default() }))
 }
 
 /// Looks up a NIC of the configuration by its interface name.
 fn interface(
-    place: &KeyPath,
+    key_path: &KeyPath,
     name: Option<String>,
     config: &Config,
     report: &mut Report<'_>,
@@ -261,32 +261,32 @@ fn interface(
         names.collect::<Vec<_>>().join(" or ")
     };
     let Some(name) = name else {
-        report.missing(place, &format!("name a NIC of the configuration: {}", names()));
+        report.missing(key_path, &format!("name a NIC of the configuration: {}", names()));
         return None;
     };
     let found = config.nics.iter().zip(0..).find(|(nic, _)| nic.interface == name);
     if found.is_none() {
         let what = format!("\"{name}\" is no [[nic]] of the configuration");
-        report.error(place, what, &format!("use {}", names()));
+        report.error(key_path, what, &format!("use {}", names()));
     }
     found.map(|(_, port)| NicIndex(port))
 }
 
 /// Parses the MAC address of one station.
-fn mac(place: &KeyPath, text: Option<String>, report: &mut Report<'_>) -> Option<[u8; 6]> {
+fn mac(key_path: &KeyPath, text: Option<String>, report: &mut Report<'_>) -> Option<[u8; 6]> {
     const FIX: &str = "write six bytes in hex, such as mac = \"02:00:00:00:00:01\"";
     let Some(text) = text else {
-        report.missing(place, FIX);
+        report.missing(key_path, FIX);
         return None;
     };
     let Some(mac) = parse_mac(&text) else {
-        report.error(place, format!("\"{text}\" is not a MAC address"), FIX);
+        report.error(key_path, format!("\"{text}\" is not a MAC address"), FIX);
         return None;
     };
     let [first, ..] = mac;
     if first & 1 == 1 || mac == [0; 6] {
         let fix = "use the address of one station: the first byte is even, and not all are 0";
-        report.error(place, format!("{text} is not the address of one station"), fix);
+        report.error(key_path, format!("{text} is not the address of one station"), fix);
         return None;
     }
     Some(mac)
@@ -298,21 +298,25 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
         u8::from_str_radix(byte, 16).ok().filter(|_| is_hex)
     });
     let mut mac = [0; 6];
-    for place in &mut mac {
-        *place = bytes.next()??;
+    for key_path in &mut mac {
+        *key_path = bytes.next()??;
     }
     bytes.next().is_none().then_some(mac)
 }
 
-fn vlan(place: &KeyPath, raw: Option<RawVlan>, report: &mut Report<'_>) -> Option<Tags> {
+fn vlan(key_path: &KeyPath, raw: Option<RawVlan>, report: &mut Report<'_>) -> Option<Tags> {
     let RawVlan(list) = raw?;
-    let mut check = |vlan: i64| report.integer(place, Some(vlan), 1, 1..=LAST_VLAN);
+    let mut check = |vlan: i64| report.integer(key_path, Some(vlan), 1, 1..=LAST_VLAN);
     match *list.as_slice() {
         [vlan] => Some(check(vlan).into()),
         [outer, inner] => Some(Tags::two(check(outer), check(inner))),
         _ => {
             let what = format!("{} VLAN tags", list.len());
-            report.error(place, what, "write one or two, such as vlan = 100 or vlan = [100, 200]");
+            report.error(
+                key_path,
+                what,
+                "write one or two, such as vlan = 100 or vlan = [100, 200]",
+            );
             None
         }
     }

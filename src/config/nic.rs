@@ -31,7 +31,7 @@ pub(super) struct RawNic {
 
 impl RawNic {
     /// Checks the section; `None` if it has no interface name.
-    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Option<Nic> {
+    pub(super) fn check(self, key_path: &KeyPath, report: &mut Report<'_>) -> Option<Nic> {
         const MODES: &[(&str, CopyMode)] = &[
             ("zero_copy", CopyMode::ZeroCopy),
             ("copy", CopyMode::Copy),
@@ -39,15 +39,15 @@ impl RawNic {
         ];
         const XDPS: &[(&str, XdpMode)] =
             &[("native", XdpMode::Native), ("generic", XdpMode::Generic), ("auto", XdpMode::Auto)];
-        let mode = self.mode.and_then(|word| report.word(&place.key("mode"), &word, MODES, &[]));
-        let xdp = self.xdp.and_then(|word| report.word(&place.key("xdp"), &word, XDPS, &[]));
-        let ring = ring(self.ring, &place.key("ring"), report);
-        let queues = self.queues.map(|list| queues(&list, &place.key("queues"), report));
+        let mode = self.mode.and_then(|word| report.word(&key_path.key("mode"), &word, MODES, &[]));
+        let xdp = self.xdp.and_then(|word| report.word(&key_path.key("xdp"), &word, XDPS, &[]));
+        let ring = ring(self.ring, &key_path.key("ring"), report);
+        let queues = self.queues.map(|list| queues(&list, &key_path.key("queues"), report));
         if mode == Some(CopyMode::ZeroCopy) && xdp == Some(XdpMode::Generic) {
             let fix = "use xdp = \"native\" or mode = \"copy\"";
-            report.error(&place.key("mode"), "generic XDP has no zero copy", fix);
+            report.error(&key_path.key("mode"), "generic XDP has no zero copy", fix);
         }
-        let interface_at = place.key("interface");
+        let interface_at = key_path.key("interface");
         let Some(interface) = self.interface else {
             report.missing(&interface_at, "name one, such as interface = \"eth1\"; see `ip link`");
             return None;
@@ -57,23 +57,23 @@ impl RawNic {
     }
 }
 
-fn ring(raw: Option<i64>, place: &KeyPath, report: &mut Report<'_>) -> u32 {
-    let ring = report.integer(place, raw, RING, 64..=32_768);
+fn ring(raw: Option<i64>, key_path: &KeyPath, report: &mut Report<'_>) -> u32 {
+    let ring = report.integer(key_path, raw, RING, 64..=32_768);
     if !ring.is_power_of_two() {
         let fix = format!("use {} or {}", ring.next_power_of_two() / 2, ring.next_power_of_two());
-        report.error(place, format!("{ring} is not a power of two"), &fix);
+        report.error(key_path, format!("{ring} is not a power of two"), &fix);
     }
     ring
 }
 
-fn queues(raw: &[i64], place: &KeyPath, report: &mut Report<'_>) -> Vec<u32> {
+fn queues(raw: &[i64], key_path: &KeyPath, report: &mut Report<'_>) -> Vec<u32> {
     if raw.is_empty() {
-        report.error(place, "no queue", "list queue numbers, or leave the key out to serve all");
+        report.error(key_path, "no queue", "list queue numbers, or leave the key out to serve all");
     }
     let mut seen = BTreeSet::new();
     let mut queues = Vec::with_capacity(raw.len());
     for (index, &queue) in raw.iter().enumerate() {
-        let at = place.index(index);
+        let at = key_path.index(index);
         let number = report.integer(&at, Some(queue), u32::MAX, 0..=MAX_QUEUE);
         if !seen.insert(queue) && number <= MAX_QUEUE {
             report.error(&at, format!("queue {queue} is listed twice"), "list each queue once");

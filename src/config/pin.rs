@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::Backend;
-use super::key_path::{KeyPath, Placed};
+use super::key_path::{KeyPath, Located};
 use super::report::Report;
 use super::sections::Sections;
 use crate::forwarding::sticky::Reentry;
@@ -89,7 +89,7 @@ impl Needs {
 struct Answers<'s> {
     from: PortRange,
     vip: &'s str,
-    backend: &'s Placed<Backend>,
+    backend: &'s Located<Backend>,
     pin: bool,
 }
 
@@ -99,7 +99,7 @@ pub(super) fn return_paths(sections: &Sections<'_>, report: &mut Report<'_>) {
     let nat = sections.vips.iter().filter(|(vip, _)| {
         (vip.value.forward, vip.value.protocol) == (Forward::Nat, Protocol::Udp)
     });
-    for (Placed { value: vip, .. }, backends) in nat {
+    for (Located { value: vip, .. }, backends) in nat {
         for backend in backends {
             let answers = servers.entry(backend.value.address).or_default();
             answers.extend(vip.ports.ranges().iter().map(|&ports| Answers {
@@ -147,7 +147,7 @@ fn alone(answers: &mut [Answers<'_>], report: &mut Report<'_>) {
     }
 }
 
-fn ambiguous(backend: &Placed<Backend>, ports: PortRange, others: &str, report: &mut Report<'_>) {
+fn ambiguous(backend: &Located<Backend>, ports: PortRange, others: &str, report: &mut Report<'_>) {
     let noun = if ports.is_single() { "port" } else { "ports" };
     let what = format!(
         "{others} also {verb} to {noun} {ports} of {}: without pins (pin = false), a reply from there \
@@ -157,5 +157,5 @@ fn ambiguous(backend: &Placed<Backend>, ports: PortRange, others: &str, report: 
     );
     let fix = "give each a port of the backend of its own, or use \"dsr\", \"ipip\" or \"gue\", or \
                remove pin = false";
-    report.error(&backend.place, what, fix);
+    report.error(&backend.key_path, what, fix);
 }

@@ -15,11 +15,11 @@ const FLOWS_LEFT: &[(&str, FlowAction)] =
 /// the packets of a flow would keep the pin to a dead backend alive forever.
 pub(super) fn on_down(
     raw: Option<&str>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> FlowAction {
-    let word = raw.and_then(|word| report.word(place, word, FLOWS_LEFT, &[]));
+    let word = raw.and_then(|word| report.word(key_path, word, FLOWS_LEFT, &[]));
     match (protocol, word) {
         (Protocol::Tcp, word) => word.unwrap_or_default(),
         (_, None | Some(FlowAction::Rehash)) => FlowAction::Rehash,
@@ -30,7 +30,7 @@ pub(super) fn on_down(
             };
             let (word, protocol) = (word.as_str(), protocol.as_str());
             let what = format!("\"{word}\" is not possible for protocol = \"{protocol}\": {why}");
-            report.error(place, what, "leave the key out, or use \"rehash\"");
+            report.error(key_path, what, "leave the key out, or use \"rehash\"");
             FlowAction::Rehash
         }
     }
@@ -40,7 +40,7 @@ pub(super) fn on_down(
 /// where the protocol has one (TCP), else a rehash.
 pub(super) fn ending(
     raw: Option<&str>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> FlowAction {
@@ -48,7 +48,7 @@ pub(super) fn ending(
         Protocol::Tcp => FlowAction::Reset,
         Protocol::Udp | Protocol::Any => FlowAction::Rehash,
     };
-    let ending = raw.and_then(|word| report.word(place, word, FLOWS_LEFT, &[]));
+    let ending = raw.and_then(|word| report.word(key_path, word, FLOWS_LEFT, &[]));
     let ending = ending.unwrap_or(by_default);
     if ending == FlowAction::Reset && protocol != Protocol::Tcp {
         let fix = "use \"rehash\" (the next datagram goes to another backend) or \"keep\"";
@@ -56,7 +56,7 @@ pub(super) fn ending(
             Protocol::Any => "\"reset\" with protocol = \"any\": only TCP VIPs have resets",
             _ => "\"reset\" on a UDP VIP: UDP has no resets",
         };
-        report.error(place, what, fix);
+        report.error(key_path, what, fix);
     }
     ending
 }
@@ -64,18 +64,18 @@ pub(super) fn ending(
 /// Reads `on_idle`: whether both endpoints of an expired flow are reset.
 pub(super) fn reset_idle(
     raw: Option<&str>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> bool {
     const WORDS: &[(&str, bool)] = &[("silent", false), ("reset", true)];
-    let reset = raw.and_then(|word| report.word(place, word, WORDS, &[])).unwrap_or_default();
+    let reset = raw.and_then(|word| report.word(key_path, word, WORDS, &[])).unwrap_or_default();
     if reset && protocol != Protocol::Tcp {
         let what = format!(
             "\"reset\" is not possible for protocol = \"{}\": only TCP has resets",
             protocol.as_str()
         );
-        report.error(place, what, "leave the key out, or use \"silent\"");
+        report.error(key_path, what, "leave the key out, or use \"silent\"");
         return false;
     }
     reset
@@ -84,10 +84,10 @@ pub(super) fn reset_idle(
 /// Reads `on_no_backend`: whether a new flow is rejected when no backend is in service.
 pub(super) fn reject_no_backend(
     raw: Option<&str>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     report: &mut Report<'_>,
 ) -> bool {
     const WORDS: &[(&str, bool)] = &[("drop", false), ("reject", true)];
-    raw.and_then(|word| report.word(place, word, WORDS, &[]))
+    raw.and_then(|word| report.word(key_path, word, WORDS, &[]))
         .unwrap_or(VipPolicy::default().reject_no_backend)
 }

@@ -71,21 +71,21 @@ impl<'a> Report<'a> {
         ConfigErrors(self.errors.into_iter().map(|(_, error)| error).collect())
     }
 
-    /// Records a mistake at `place`.
-    pub(super) fn error(&mut self, place: &KeyPath, what: impl Into<String>, fix: &str) {
-        self.push(place.span(&self.document).start, place.to_string(), what.into(), fix);
+    /// Records a mistake at `key_path`.
+    pub(super) fn error(&mut self, key_path: &KeyPath, what: impl Into<String>, fix: &str) {
+        self.push(key_path.span(&self.document).start, key_path.to_string(), what.into(), fix);
     }
 
     /// Records that a key without a default is missing.
-    pub(super) fn missing(&mut self, place: &KeyPath, fix: &str) {
-        if !self.left_out.iter().any(|left_out| place.is_within(left_out)) {
-            self.error(place, "missing", fix);
+    pub(super) fn missing(&mut self, key_path: &KeyPath, fix: &str) {
+        if !self.left_out.iter().any(|left_out| key_path.is_within(left_out)) {
+            self.error(key_path, "missing", fix);
         }
     }
 
-    /// Returns the line number of `place`.
-    pub(super) fn line(&self, place: &KeyPath) -> usize {
-        self.lines.find(place.span(&self.document).start).0
+    /// Returns the line number of `key_path`.
+    pub(super) fn line(&self, key_path: &KeyPath) -> usize {
+        self.lines.find(key_path.span(&self.document).start).0
     }
 
     fn push(&mut self, start: usize, key: String, what: String, fix: &str) {
@@ -103,17 +103,17 @@ impl<'a> Report<'a> {
         self.push(start, key.to_owned(), what.to_owned(), fix);
     }
 
-    /// Records that `place` has a wrong type; keys within it are then not reported as missing.
-    pub(super) fn wrong_type(&mut self, place: &KeyPath, what: &str, fix: &str) {
-        self.error(place, what, fix);
-        self.left_out.push(place.clone());
+    /// Records that `key_path` has a wrong type; keys within it are then not reported as missing.
+    pub(super) fn wrong_type(&mut self, key_path: &KeyPath, what: &str, fix: &str) {
+        self.error(key_path, what, fix);
+        self.left_out.push(key_path.clone());
     }
 
-    /// Returns the elements of `[[place]]`; elements that are not tables are recorded and left out.
+    /// Returns the elements of `[[key_path]]`; elements that are not tables are recorded and left out.
     pub(super) fn tables<'v>(
         &mut self,
         list: Option<Value<'v>>,
-        place: &KeyPath,
+        key_path: &KeyPath,
     ) -> Vec<Value<'v>> {
         let Some(list) = list else { return Vec::new() };
         let is_table = |value: &Value<'_>| matches!(value.get_ref(), DeValue::Table(_));
@@ -123,11 +123,11 @@ impl<'a> Report<'a> {
             return list.iter().cloned().collect();
         }
         self.error(
-            place,
+            key_path,
             "not a list of tables",
-            &format!("write [[{place}]], in double brackets"),
+            &format!("write [[{key_path}]], in double brackets"),
         );
-        self.left_out.push(place.clone());
+        self.left_out.push(key_path.clone());
         Vec::new()
     }
 
@@ -136,20 +136,20 @@ impl<'a> Report<'a> {
     pub(super) fn read<T: DeserializeOwned + Default>(
         &mut self,
         value: Value<'_>,
-        place: &KeyPath,
+        key_path: &KeyPath,
     ) -> T {
-        read(value, place, |place, error| {
+        read(value, key_path, |key_path, error| {
             let start = error.span().unwrap_or_default().start;
             let (what, fix) = in_words(error.message());
-            self.push(start, place.to_string(), what, &fix);
-            self.left_out.push(place);
+            self.push(start, key_path.to_string(), what, &fix);
+            self.left_out.push(key_path);
         })
     }
 
     /// Returns a whole number within `range`, or the default.
     pub(super) fn integer<T>(
         &mut self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         value: Option<i64>,
         default: T,
         range: RangeInclusive<T>,
@@ -162,7 +162,7 @@ impl<'a> Report<'a> {
             Ok(number) if range.contains(&number) => number,
             _ => {
                 let fix = format!("use {} to {}", range.start(), range.end());
-                self.error(place, format!("{value} is out of range"), &fix);
+                self.error(key_path, format!("{value} is out of range"), &fix);
                 default
             }
         }
@@ -171,7 +171,7 @@ impl<'a> Report<'a> {
     /// Returns a number within `range`; integers count as numbers.
     pub(super) fn real(
         &mut self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         value: Option<f64>,
         default: f64,
         range: RangeInclusive<f64>,
@@ -181,7 +181,7 @@ impl<'a> Report<'a> {
             return value;
         }
         let fix = format!("use {} to {}", range.start(), range.end());
-        self.error(place, format!("{value} is out of range"), &fix);
+        self.error(key_path, format!("{value} is out of range"), &fix);
         default
     }
 
@@ -189,7 +189,7 @@ impl<'a> Report<'a> {
     /// version lacks.
     pub(super) fn word<T: Copy>(
         &mut self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         value: &str,
         words: &[(&str, T)],
         later: &[&str],
@@ -203,70 +203,73 @@ impl<'a> Report<'a> {
             } else {
                 ("is not a value of this key", format!("use {known}"))
             };
-            self.error(place, format!("\"{value}\" {what}"), &fix);
+            self.error(key_path, format!("\"{value}\" {what}"), &fix);
         }
         found.map(|(_, meaning)| *meaning)
     }
 
     /// Checks a name that can be written on a command line as `VIP/BACKEND`.
-    pub(super) fn name(&mut self, place: &KeyPath, value: Option<String>) -> Option<String> {
+    pub(super) fn name(&mut self, key_path: &KeyPath, value: Option<String>) -> Option<String> {
         let Some(name) = value else {
-            self.missing(place, "give it a name, such as name = \"web\"");
+            self.missing(key_path, "give it a name, such as name = \"web\"");
             return None;
         };
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
         if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) {
             let fix = "use 1 to 64 of the characters A-Z a-z 0-9 _ . -";
-            self.error(place, format!("\"{name}\" is not a name"), fix);
+            self.error(key_path, format!("\"{name}\" is not a name"), fix);
             return None;
         }
         Some(name)
     }
 
     /// Checks an interface name by the kernel's rules (`dev_valid_name` in net/core/dev.c).
-    pub(super) fn interface(&mut self, place: &KeyPath, name: &str) {
+    pub(super) fn interface(&mut self, key_path: &KeyPath, name: &str) {
         let allowed = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
         let fits = (1..=MAX_INTERFACE).contains(&name.len()) && name != "." && name != "..";
         if !fits || !name.chars().all(allowed) {
             let fix = "use 1 to 15 characters without spaces, '/' and ':'; `ip link` lists them";
-            self.error(place, format!("\"{name}\" is not an interface name"), fix);
+            self.error(key_path, format!("\"{name}\" is not an interface name"), fix);
         }
     }
 
     /// Parses an address or prefix that hosts can have and others can send to.
-    pub(super) fn network(&mut self, place: &KeyPath, value: Option<&str>) -> Option<Network> {
+    pub(super) fn network(&mut self, key_path: &KeyPath, value: Option<&str>) -> Option<Network> {
         let Some(text) = value.filter(|text| text.contains('/')) else {
-            return self.address(place, value).map(Network::from);
+            return self.address(key_path, value).map(Network::from);
         };
         let Ok(net) = text.parse::<IpNet>() else {
             let fix = "write an address such as 192.0.2.10, or a prefix such as 192.0.2.0/24";
-            self.error(place, format!("\"{text}\" is no prefix of addresses"), fix);
+            self.error(key_path, format!("\"{text}\" is no prefix of addresses"), fix);
             return None;
         };
         if net.trunc() != net {
             let fix = format!("write \"{}\", or the address without a length", net.trunc());
-            self.error(place, format!("{net} has bits behind its length"), &fix);
+            self.error(key_path, format!("{net} has bits behind its length"), &fix);
             return None;
         }
         let shortest = if net.addr().is_ipv4() { SHORTEST_V4 } else { SHORTEST_V6 };
         if net.prefix_len() < shortest {
             let fix = format!("use /{shortest} or longer");
-            self.error(place, format!("{net} is more than a network has"), &fix);
+            self.error(key_path, format!("{net} is more than a network has"), &fix);
             return None;
         }
         match unusable(net.addr()) {
             None => Some(net.into()),
             Some((kind, fix)) => {
-                self.error(place, format!("{net} begins with {kind}"), fix);
+                self.error(key_path, format!("{net} begins with {kind}"), fix);
                 None
             }
         }
     }
 
     /// Parses an address that one host can have and others can send to.
-    pub(super) fn address(&mut self, place: &KeyPath, value: Option<&str>) -> Option<IpAddr> {
+    pub(super) fn address(&mut self, key_path: &KeyPath, value: Option<&str>) -> Option<IpAddr> {
         let Some(text) = value else {
-            self.missing(place, "give an IPv4 or IPv6 address, such as address = \"192.0.2.10\"");
+            self.missing(
+                key_path,
+                "give an IPv4 or IPv6 address, such as address = \"192.0.2.10\"",
+            );
             return None;
         };
         let Ok(address) = text.parse::<IpAddr>() else {
@@ -275,13 +278,13 @@ impl<'a> Report<'a> {
             } else {
                 "write one IPv4 or IPv6 address, without port or brackets"
             };
-            self.error(place, format!("\"{text}\" is not an IP address"), fix);
+            self.error(key_path, format!("\"{text}\" is not an IP address"), fix);
             return None;
         };
         match unusable(address) {
             None => Some(address),
             Some((kind, fix)) => {
-                self.error(place, format!("{address} is {kind}"), fix);
+                self.error(key_path, format!("{address} is {kind}"), fix);
                 None
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::key_path::{KeyPath, Placed};
+use super::key_path::{KeyPath, Located};
 use super::report::Report;
 use super::sections::Sections;
 use super::{Backend, Config, FullNat, Vip, pin, steered, tunnel};
@@ -48,14 +48,14 @@ pub(super) fn check(sections: &Sections<'_>, report: &mut Report<'_>) {
 fn limits(config: &Config, report: &mut Report<'_>) {
     let backends: usize = config.vips.iter().map(|vip| vip.backends.len()).sum();
     let vips_at = KeyPath::root().key("vip");
-    for (place, count, most, noun) in [
+    for (key_path, count, most, noun) in [
         (KeyPath::root().key("nic"), config.nics.len(), MAX_NICS, "NICs"),
         (vips_at.clone(), config.vips.len(), MAX_VIPS, "VIPs"),
         (vips_at, backends, MAX_BACKENDS, "backends, over all VIPs"),
     ] {
         if count > most {
             report.error(
-                &place,
+                &key_path,
                 format!("{count} {noun}"),
                 &format!("at most {most} are possible"),
             );
@@ -68,14 +68,14 @@ fn table_sizes(sections: &Sections<'_>, report: &mut Report<'_>) {
     let common = sections.config.hash.table_size;
     let common_at = KeyPath::root().key("hash").key("table_size");
     let (mut entries, mut most) = (0, 0);
-    for (Placed { value: vip, place }, _) in sections.vips {
+    for (Located { value: vip, key_path }, _) in sections.vips {
         let Some(size) = vip.policy.scheduler.table_size() else { continue };
         entries += u64::from(size);
         if size == common {
             most = most.max(vip.backends.len());
         } else {
-            let place = place.key("scheduler").key("table_size");
-            large_enough(&place, size, vip.backends.len(), report);
+            let key_path = key_path.key("scheduler").key("table_size");
+            large_enough(&key_path, size, vip.backends.len(), report);
         }
     }
     large_enough(&common_at, common, most, report);
@@ -86,17 +86,17 @@ fn table_sizes(sections: &Sections<'_>, report: &mut Report<'_>) {
     }
 }
 
-fn large_enough(place: &KeyPath, size: u32, backends: usize, report: &mut Report<'_>) {
+fn large_enough(key_path: &KeyPath, size: u32, backends: usize, report: &mut Report<'_>) {
     let wanted = backends.saturating_mul(MIN_ENTRIES_PER_BACKEND);
     if usize::try_from(size).is_ok_and(|size| size < wanted) {
         let backends = counted(backends, "backend");
         let what = format!("{size} entries are too few for a VIP with {backends}");
-        report.error(place, what, &format!("use a prime of at least {wanted}"));
+        report.error(key_path, what, &format!("use a prime of at least {wanted}"));
     }
 }
 
 fn ring_points(sections: &Sections<'_>, report: &mut Report<'_>) {
-    for (Placed { value: vip, place }, _) in sections.vips {
+    for (Located { value: vip, key_path }, _) in sections.vips {
         let SchedulerKind::Ring { virtual_nodes } = vip.policy.scheduler else { continue };
         let weights = vip.backends.iter().map(|backend| u64::from(backend.weight)).sum::<u64>();
         let points = weights.saturating_mul(virtual_nodes.into());
@@ -108,7 +108,7 @@ fn ring_points(sections: &Sections<'_>, report: &mut Report<'_>) {
                 0 => "use smaller weights".to_owned(),
                 most => format!("use {most} at most, or smaller weights"),
             };
-            report.error(&place.key("scheduler").key("virtual_nodes"), what, &fix);
+            report.error(&key_path.key("scheduler").key("virtual_nodes"), what, &fix);
         }
     }
 }
@@ -116,17 +116,17 @@ fn ring_points(sections: &Sections<'_>, report: &mut Report<'_>) {
 fn nics(sections: &Sections<'_>, report: &mut Report<'_>) {
     let mut seen = BTreeMap::new();
     let workers = sections.config.workers.cores.len();
-    for Placed { value: nic, place } in sections.nics {
-        if let Some(first) = seen.insert(&nic.interface, place) {
+    for Located { value: nic, key_path } in sections.nics {
+        if let Some(first) = seen.insert(&nic.interface, key_path) {
             let what = format!("\"{}\" again, as in line {}", nic.interface, report.line(first));
-            report.error(&place.key("interface"), what, "write one [[nic]] per interface");
+            report.error(&key_path.key("interface"), what, "write one [[nic]] per interface");
         }
         let too_few = |queues: &&Vec<u32>| (1..workers).contains(&queues.len());
         if let Some(queues) = nic.queues.as_ref().filter(too_few) {
             let what =
                 format!("{} for {}", counted(queues.len(), "queue"), counted(workers, "worker"));
             let fix = "list a queue for each worker, or name fewer cores in [workers]";
-            report.error(&place.key("queues"), what, fix);
+            report.error(&key_path.key("queues"), what, fix);
         }
     }
 }
@@ -152,10 +152,10 @@ fn frames(config: &Config, report: &mut Report<'_>) {
 fn vip_names(sections: &Sections<'_>, report: &mut Report<'_>) {
     let mut seen = BTreeMap::new();
     let named = sections.vips.iter().filter(|(vip, _)| !vip.value.name.is_empty());
-    for (Placed { value: vip, place }, _) in named {
-        if let Some(first) = seen.insert(&vip.name, place) {
+    for (Located { value: vip, key_path }, _) in named {
+        if let Some(first) = seen.insert(&vip.name, key_path) {
             let what = format!("\"{}\" again, as in line {}", vip.name, report.line(first));
-            report.error(&place.key("name"), what, "give every VIP a name of its own");
+            report.error(&key_path.key("name"), what, "give every VIP a name of its own");
         }
     }
 }
@@ -164,8 +164,8 @@ fn vip_names(sections: &Sections<'_>, report: &mut Report<'_>) {
 #[derive(Default)]
 struct Claims<'s> {
     /// Port ranges, then single ports, each keyed by the last port.
-    ranges: [BTreeMap<u16, (PortRange, &'s Placed<Vip>)>; 2],
-    all: Option<&'s Placed<Vip>>,
+    ranges: [BTreeMap<u16, (PortRange, &'s Located<Vip>)>; 2],
+    all: Option<&'s Located<Vip>>,
 }
 
 impl<'s> Claims<'s> {
@@ -174,8 +174,8 @@ impl<'s> Claims<'s> {
     fn add(
         &mut self,
         ports: PortRange,
-        vip: &'s Placed<Vip>,
-    ) -> Option<(PortRange, &'s Placed<Vip>)> {
+        vip: &'s Located<Vip>,
+    ) -> Option<(PortRange, &'s Located<Vip>)> {
         if ports == PortRange::ALL {
             return self.all.replace(vip).map(|other| (ports, other));
         }
@@ -195,20 +195,20 @@ impl<'s> Claims<'s> {
 /// Checks that no packet matches two VIPs of equal specificity.
 fn listeners(sections: &Sections<'_>, report: &mut Report<'_>) {
     let mut claims: BTreeMap<(Network, Protocol), Claims<'_>> = BTreeMap::new();
-    for (placed, _) in sections.vips {
-        let vip = &placed.value;
+    for (located, _) in sections.vips {
+        let vip = &located.value;
         let claims = claims.entry((vip.address, vip.protocol)).or_default();
-        let met = vip.ports.ranges().iter().filter_map(|&ports| claims.add(ports, placed));
+        let met = vip.ports.ranges().iter().filter_map(|&ports| claims.add(ports, located));
         let met: Vec<_> = met.collect();
         if let Some((shared, other)) = met.first() {
-            overlap(placed, *shared, other, report);
+            overlap(located, *shared, other, report);
         }
     }
     prefix_lengths(sections, report);
 }
 
-fn overlap(vip: &Placed<Vip>, shared: PortRange, other: &Placed<Vip>, report: &mut Report<'_>) {
-    let (line, name) = (report.line(&other.place), &other.value.name);
+fn overlap(vip: &Located<Vip>, shared: PortRange, other: &Located<Vip>, report: &mut Report<'_>) {
+    let (line, name) = (report.line(&other.key_path), &other.value.name);
     let Vip { address, protocol, .. } = &vip.value;
     let (shared, key) = match (protocol, shared) {
         (Protocol::Any, _) => ("all protocols".to_owned(), "address"),
@@ -222,7 +222,7 @@ fn overlap(vip: &Placed<Vip>, shared: PortRange, other: &Placed<Vip>, report: &m
         what = format!("{what}, {}", protocol.as_str());
     }
     let fix = "use other ports or another address, or put the backends into one VIP";
-    report.error(&vip.place.key(key), what, fix);
+    report.error(&vip.key_path.key(key), what, fix);
 }
 
 /// Bounds the number of prefix lengths: each costs packets a look-up.
@@ -256,7 +256,7 @@ impl<'s> Owners<'s> {
     }
 
     /// Returns a description of the VIP that has an address, by itself or in its prefix.
-    fn tell(&self, address: IpAddr) -> Option<String> {
+    fn describe(&self, address: IpAddr) -> Option<String> {
         let mut networks = self.lens.iter().rev().map(|&len| Network::of(address.into(), len));
         let (network, name) =
             networks.find_map(|network| Some((network, self.names.get(&network)?)))?;
@@ -267,21 +267,26 @@ impl<'s> Owners<'s> {
     }
 }
 
-fn backend_names(backends: &[Placed<Backend>], report: &mut Report<'_>) {
+fn backend_names(backends: &[Located<Backend>], report: &mut Report<'_>) {
     let mut seen = BTreeMap::new();
-    for Placed { value: backend, place } in backends.iter().filter(|b| !b.value.name.is_empty()) {
-        if let Some(first) = seen.insert(&backend.name, place) {
+    for Located { value: backend, key_path } in backends.iter().filter(|b| !b.value.name.is_empty())
+    {
+        if let Some(first) = seen.insert(&backend.name, key_path) {
             let what = format!("\"{}\" again, as in line {}", backend.name, report.line(first));
-            report.error(&place.key("name"), what, "give every backend of a VIP a name of its own");
+            report.error(
+                &key_path.key("name"),
+                what,
+                "give every backend of a VIP a name of its own",
+            );
         }
     }
 }
 
 /// Reports two backends of a VIP that are one server: they would share its load unnoticed, and a
 /// drain of one would not drain the server.
-fn backend_targets(vip: &Placed<Vip>, backends: &[Placed<Backend>], report: &mut Report<'_>) {
+fn backend_targets(vip: &Located<Vip>, backends: &[Located<Backend>], report: &mut Report<'_>) {
     let mut seen = BTreeMap::new();
-    for Placed { value: backend, place } in backends {
+    for Located { value: backend, key_path } in backends {
         let port = backend.port.or(match &vip.value.ports {
             Ports::List(ports) => match ports.as_slice() {
                 [only] if only.is_single() => Some(only.first),
@@ -289,11 +294,11 @@ fn backend_targets(vip: &Placed<Vip>, backends: &[Placed<Backend>], report: &mut
             },
             Ports::All => None,
         });
-        if let Some(first) = seen.insert((backend.address, port), (&backend.name, place)) {
+        if let Some(first) = seen.insert((backend.address, port), (&backend.name, key_path)) {
             let (name, line) = (first.0, report.line(first.1));
             let what = format!("the same server as backend \"{name}\" of line {line}");
             report.error(
-                &place.key("address"),
+                &key_path.key("address"),
                 what,
                 "keep one of them, with the sum of the weights",
             );
@@ -302,13 +307,13 @@ fn backend_targets(vip: &Placed<Vip>, backends: &[Placed<Backend>], report: &mut
 }
 
 fn backend_address(
-    vip: &Placed<Vip>,
-    backend: &Placed<Backend>,
+    vip: &Located<Vip>,
+    backend: &Located<Backend>,
     owners: &Owners<'_>,
     report: &mut Report<'_>,
 ) {
     let address = backend.value.address;
-    let at = backend.place.key("address");
+    let at = backend.key_path.key("address");
     let forward = vip.value.forward;
     let crosses = forward.tunnels() || forward == Forward::FullNat;
     if address.is_ipv4() != vip.value.address.is_v4() && !crosses {
@@ -323,7 +328,7 @@ fn backend_address(
         );
         report.error(&at, what, &fix);
     }
-    if let Some(what) = owners.tell(address) {
+    if let Some(what) = owners.describe(address) {
         let what = format!("{what}: packets would come back here");
         report.error(&at, what, "use the server's own address");
     }
@@ -333,32 +338,32 @@ fn backend_address(
 /// in use.
 fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_>) {
     let FullNat { sources, .. } = &sections.config.full_nat;
-    let place = KeyPath::root().key("full_nat").key("sources");
+    let key_path = KeyPath::root().key("full_nat").key("sources");
     let ours: BTreeSet<&IpAddr> = sources.iter().collect();
     // A prefix of SNAT addresses may lie within a VIP's prefix as a whole: that is one mistake.
-    let mut taken = sources.iter().filter_map(|&source| owners.tell(source));
+    let mut taken = sources.iter().filter_map(|&source| owners.describe(source));
     if let Some(first) = taken.next() {
         let what = match taken.count() {
             0 => first,
             more => format!("{first}, and {more} more of them are somebody's"),
         };
-        report.error(&place, what, "use addresses that nobody else has");
+        report.error(&key_path, what, "use addresses that nobody else has");
     }
     for (vip, backends) in sections.vips {
         for backend in backends {
             let Backend { name, address, .. } = &backend.value;
             if ours.contains(address) {
                 let what = format!("{address} is the address of backend \"{name}\"");
-                report.error(&place, what, "use addresses that nobody else has");
+                report.error(&key_path, what, "use addresses that nobody else has");
             }
         }
         if vip.value.forward != Forward::FullNat {
             continue;
         }
-        let lacks = |backend: &&Placed<Backend>| {
+        let lacks = |backend: &&Located<Backend>| {
             !sources.iter().any(|source| source.is_ipv4() == backend.value.address.is_ipv4())
         };
-        if let Some(Placed { value: backend, .. }) = backends.iter().find(lacks) {
+        if let Some(Located { value: backend, .. }) = backends.iter().find(lacks) {
             let (version, example) = match backend.address {
                 IpAddr::V4(_) => (4, "10.0.0.48/28"),
                 IpAddr::V6(_) => (6, "fd00::40/124"),
@@ -371,19 +376,19 @@ fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_
                 "write sources = [\"{example}\"] or the like in [full_nat]: addresses that are \
                  this box's alone, and that backends can reach"
             );
-            report.error(&vip.place.key("forward"), what, &fix);
+            report.error(&vip.key_path.key("forward"), what, &fix);
         }
     }
 }
 
 /// Rejects one backend port for all ports of a VIP: replies from it do not identify which of 65,535
 /// ports the client had connected to.
-fn backend_port(vip: &Placed<Vip>, backend: &Placed<Backend>, report: &mut Report<'_>) {
+fn backend_port(vip: &Located<Vip>, backend: &Located<Backend>, report: &mut Report<'_>) {
     let nat = vip.value.forward == Forward::Nat;
     if nat && vip.value.ports == Ports::All && backend.value.port.is_some() {
         let what = "one backend port for all ports of the VIP: replies could not be told apart";
         let fix = "remove the port (each is then kept), or list the VIP's ports";
-        report.error(&backend.place.key("port"), what, fix);
+        report.error(&backend.key_path.key("port"), what, fix);
     }
 }
 
@@ -412,7 +417,7 @@ struct Paths {
 impl Paths {
     fn add(
         &mut self,
-        backend: &Placed<Backend>,
+        backend: &Located<Backend>,
         range: PortRange,
         protocol: Protocol,
         report: &mut Report<'_>,
@@ -440,7 +445,7 @@ impl Paths {
         if before <= MAX_RETURN_PATHS && *count > MAX_RETURN_PATHS {
             let fix = "give some of them backend ports of their own, or remove the backend's port \
                        (each is then kept)";
-            report.error(&backend.place, what, fix);
+            report.error(&backend.key_path, what, fix);
         }
     }
 }

@@ -74,22 +74,23 @@ impl RawScheduler {
     /// Checks the table; `default_size` is the table size of `[hash]`.
     pub(super) fn check(
         self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         default_size: u32,
         report: &mut Report<'_>,
     ) -> SchedulerKind {
-        let word = self.kind.as_deref().and_then(|word| report.word(place, word, Word::ALL, &[]));
+        let word =
+            self.kind.as_deref().and_then(|word| report.word(key_path, word, Word::ALL, &[]));
         let word = word.unwrap_or(Word::Maglev);
-        self.check_keys(place, word, report);
-        let size = table_size(&place.key("table_size"), self.table_size, default_size, report);
-        let (at, nodes) = (place.key("virtual_nodes"), self.virtual_nodes);
+        self.check_keys(key_path, word, report);
+        let size = table_size(&key_path.key("table_size"), self.table_size, default_size, report);
+        let (at, nodes) = (key_path.key("virtual_nodes"), self.virtual_nodes);
         let virtual_nodes = report.integer(&at, nodes, VIRTUAL_NODES, 1..=100_000);
-        let e = report.real(&place.key("e"), self.e, E, 0.01..=10.0);
+        let e = report.real(&key_path.key("e"), self.e, E, 0.01..=10.0);
         word.kind(size, virtual_nodes, e)
     }
 
     /// Reports keys that have no effect with this kind.
-    fn check_keys(&self, place: &KeyPath, word: Word, report: &mut Report<'_>) {
+    fn check_keys(&self, key_path: &KeyPath, word: Word, report: &mut Report<'_>) {
         const TABLES: &[Word] = &[Word::Maglev, Word::PowerOfTwo, Word::Bounded];
         for (key, given, kinds) in [
             ("table_size", self.table_size.is_some(), TABLES),
@@ -100,7 +101,7 @@ impl RawScheduler {
                 let kinds = Word::ALL.iter().filter(|(_, word)| kinds.contains(word));
                 let kinds: Vec<_> = kinds.map(|(word, _)| format!("\"{word}\"")).collect();
                 let fix = format!("leave it out, or use kind = {}", kinds.join(" or "));
-                report.error(&place.key(key), "says nothing with this kind", &fix);
+                report.error(&key_path.key(key), "says nothing with this kind", &fix);
             }
         }
     }
@@ -114,7 +115,7 @@ fn permille(e: f64) -> u32 {
 
 /// Reports an affinity that no scheduler or client table of the VIP uses.
 pub(super) fn check_affinity(
-    place: &KeyPath,
+    key_path: &KeyPath,
     affinity: Affinity,
     scheduler: SchedulerKind,
     remembers: bool,
@@ -124,6 +125,6 @@ pub(super) fn check_affinity(
         let (affinity, scheduler) = (affinity.as_str(), scheduler.as_str());
         let what = format!("\"{affinity}\" does nothing: scheduler \"{scheduler}\" ignores it");
         let fix = "add sticky = {}, or use a scheduler that hashes, such as \"maglev\"";
-        report.error(place, what, fix);
+        report.error(key_path, what, fix);
     }
 }

@@ -1,6 +1,6 @@
 //! The checked sections with their positions, input of the rules between sections.
 
-use super::key_path::Placed;
+use super::key_path::Located;
 use super::{Backend, Config, Nic, Vip};
 
 /// The sections, while the rules between them are checked.
@@ -8,7 +8,7 @@ pub(super) struct Sections<'s> {
     /// The configuration as it would be returned.
     pub(super) config: &'s Config,
     /// `[[nic]]`.
-    pub(super) nics: &'s [Placed<Nic>],
+    pub(super) nics: &'s [Located<Nic>],
     /// `[[vip]]`, each with its backends.
-    pub(super) vips: &'s [(Placed<Vip>, Vec<Placed<Backend>>)],
+    pub(super) vips: &'s [(Located<Vip>, Vec<Located<Backend>>)],
 }

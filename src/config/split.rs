@@ -29,11 +29,12 @@ impl Kind for RawSplit {
 
 impl RawSplit {
     /// Checks the table; `None`: no source is split.
-    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Option<Split> {
+    pub(super) fn check(self, key_path: &KeyPath, report: &mut Report<'_>) -> Option<Split> {
         const WORDS: &[(&str, bool)] = &[("auto", true), ("off", false)];
-        let word = self.kind.and_then(|word| report.word(place, &word, WORDS, &[]));
-        let max_load = report.real(&place.key("max_load"), self.max_load, MAX_LOAD, 1.01..=100.0);
-        let min_rate = report.real(&place.key("min_rate"), self.min_rate, MIN_RATE, 1.0..=1e9);
+        let word = self.kind.and_then(|word| report.word(key_path, &word, WORDS, &[]));
+        let max_load =
+            report.real(&key_path.key("max_load"), self.max_load, MAX_LOAD, 1.01..=100.0);
+        let min_rate = report.real(&key_path.key("min_rate"), self.min_rate, MIN_RATE, 1.0..=1e9);
         word.unwrap_or(true).then_some(Split { max_load, min_rate })
     }
 }

@@ -58,7 +58,7 @@ fn range_parts(sections: &Sections<'_>) -> usize {
 
 fn nat_backends(sections: &Sections<'_>) -> usize {
     let nat = sections.config.vips.iter().filter(|vip| vip.forward == Forward::Nat);
-    let places = nat.flat_map(|vip| {
+    let key_paths = nat.flat_map(|vip| {
         vip.backends.iter().flat_map(move |backend| {
             let own = backend.port.map(PortRange::single);
             let vips = vip.ports.ranges().iter().copied().filter(move |_| own.is_none());
@@ -66,7 +66,7 @@ fn nat_backends(sections: &Sections<'_>) -> usize {
             ports.map(move |ports| (backend.address, vip.protocol, ports))
         })
     });
-    places.filter(|(.., r)| r.is_single() || *r == PortRange::ALL).collect::<BTreeSet<_>>().len()
+    key_paths.filter(|(.., r)| r.is_single() || *r == PortRange::ALL).collect::<BTreeSet<_>>().len()
 }
 
 #[cfg(test)]
@@ -78,7 +78,7 @@ mod tests {
 
     /// Returns the messages of `check` about `vips` VIPs; `keys` yields the keys of each, by its
     /// number.
-    fn told(vips: u32, keys: impl Fn(u32) -> String) -> Vec<String> {
+    fn reported(vips: u32, keys: impl Fn(u32) -> String) -> Vec<String> {
         let mut text = "[workers]\ncores = [0]\n[[nic]]\ninterface = \"eth0\"\n".to_owned();
         for number in 0..vips {
             let [.., high, low] = number.to_be_bytes();
@@ -99,25 +99,25 @@ mod tests {
     #[test]
     fn more_than_the_program_has_room_for_is_refused() {
         let dsr = |last| move |_| format!("forward = \"dsr\"\n{}", ports(last));
-        assert_eq!(told(64, dsr(1024)), [""; 0], "65,536 fit");
-        let errors = told(65, dsr(1024)).join("\n");
+        assert_eq!(reported(64, dsr(1024)), [""; 0], "65,536 fit");
+        let errors = reported(65, dsr(1024)).join("\n");
         assert!(errors.contains("66560 single ports of single addresses"), "{errors}");
         assert!(errors.contains("at most 65536 are possible"), "{errors}");
 
         let range = |number: u32| {
             format!("forward = \"dsr\"\nports = \"{}-{}\"", 1001 + number, 64_001 - number)
         };
-        assert_eq!(told(1000, range), [""; 0]);
-        let errors = told(4000, range).join("\n");
+        assert_eq!(reported(1000, range), [""; 0]);
+        let errors = reported(4000, range).join("\n");
         assert!(errors.contains("of ranges of ports, over all VIPs"), "{errors}");
         let same = |_| "forward = \"dsr\"\nports = \"1001-64001\"".to_owned();
-        assert_eq!(told(4000, same), [""; 0], "counted once");
+        assert_eq!(reported(4000, same), [""; 0], "counted once");
     }
 
     #[test]
     fn backends_of_nat_vips_count_by_their_ports() {
         let nat = |last| move |_| format!("forward = \"nat\"\n{}", ports(last));
-        let errors = told(65, nat(1024)).join("\n");
+        let errors = reported(65, nat(1024)).join("\n");
         assert!(errors.contains("66560 addresses and ports of NAT backends"), "{errors}");
     }
 }

@@ -27,31 +27,36 @@ impl RawSticky {
     /// Checks the table.
     pub(super) fn check(
         self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         protocol: Protocol,
         report: &mut Report<'_>,
     ) -> (Ticks, Sticky) {
-        let timeout = report.integer(&place.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_S);
-        let on_down = hold(self.on_down, &place.key("on_down"), report);
+        let timeout =
+            report.integer(&key_path.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_S);
+        let on_down = hold(self.on_down, &key_path.key("on_down"), report);
         if on_down == Hold::Keep && protocol != Protocol::Tcp {
             let what =
                 "\"keep\" on a VIP that is not TCP: its clients would go on sending to nobody";
-            report.error(&place.key("on_down"), what, "use \"release\"");
+            report.error(&key_path.key("on_down"), what, "use \"release\"");
         }
-        let on_drain = hold(self.on_drain, &place.key("on_drain"), report);
+        let on_drain = hold(self.on_drain, &key_path.key("on_drain"), report);
         (Ticks::seconds(timeout), Sticky { on_drain, on_down })
     }
 }
 
-fn hold(raw: Option<String>, place: &KeyPath, report: &mut Report<'_>) -> Hold {
+fn hold(raw: Option<String>, key_path: &KeyPath, report: &mut Report<'_>) -> Hold {
     const WORDS: &[(&str, Hold)] = &[("release", Hold::Release), ("keep", Hold::Keep)];
-    raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or_default()
+    raw.and_then(|word| report.word(key_path, &word, WORDS, &[])).unwrap_or_default()
 }
 
 /// Reads `on_reentry` of a VIP.
-pub(super) fn on_reentry(raw: Option<String>, place: &KeyPath, report: &mut Report<'_>) -> Reentry {
+pub(super) fn on_reentry(
+    raw: Option<String>,
+    key_path: &KeyPath,
+    report: &mut Report<'_>,
+) -> Reentry {
     const WORDS: &[(&str, Reentry)] = &[("hash", Reentry::Hash), ("freest", Reentry::Freest)];
-    raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or_default()
+    raw.and_then(|word| report.word(key_path, &word, WORDS, &[])).unwrap_or_default()
 }
 
 /// Returns the client settings of a VIP. Without `sticky`, a client entry lasts for the idle

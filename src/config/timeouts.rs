@@ -28,11 +28,11 @@ impl RawTimeouts {
     }
 
     /// Checks the table.
-    pub(super) fn check(&self, place: &KeyPath, report: &mut Report<'_>) -> Timeouts {
+    pub(super) fn check(&self, key_path: &KeyPath, report: &mut Report<'_>) -> Timeouts {
         let default = Timeouts::default();
         let mut span = |key, value, default: Ticks| {
             let default = default.duration().as_secs();
-            Ticks::seconds(report.integer(&place.key(key), value, default, 1..=MAX_S))
+            Ticks::seconds(report.integer(&key_path.key(key), value, default, 1..=MAX_S))
         };
         let udp = span("udp_s", self.udp_s, default.udp);
         let timeouts = Timeouts {
@@ -47,7 +47,7 @@ impl RawTimeouts {
             let what = format!("{first} s is longer than udp_s, {on} s");
             let fix = "a flow of one packet is not worth more than one that goes on: lower it, or \
                        raise udp_s";
-            report.error(&place.key("udp_first_s"), what, fix);
+            report.error(&key_path.key("udp_first_s"), what, fix);
         }
         timeouts
     }

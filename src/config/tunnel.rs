@@ -25,15 +25,15 @@ pub(super) struct RawTunnel {
 
 impl RawTunnel {
     /// Checks the section.
-    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Tunnels {
+    pub(super) fn check(self, key_path: &KeyPath, report: &mut Report<'_>) -> Tunnels {
         const WORDS: &[(&str, OuterDf)] =
             &[("inner", OuterDf::Inner), ("set", OuterDf::Set), ("clear", OuterDf::Clear)];
-        let port_at = place.key("gue_port");
-        let df_at = place.key("df");
+        let port_at = key_path.key("gue_port");
+        let df_at = key_path.key("df");
         let df = self.df.and_then(|word| report.word(&df_at, &word, WORDS, &[]));
         Tunnels {
-            source_v4: sources(self.source_v4, &place.key("source_v4"), Family::V4, report),
-            source_v6: sources(self.source_v6, &place.key("source_v6"), Family::V6, report),
+            source_v4: sources(self.source_v4, &key_path.key("source_v4"), Family::V4, report),
+            source_v6: sources(self.source_v6, &key_path.key("source_v6"), Family::V6, report),
             gue_port: report.integer(&port_at, self.gue_port, GUE_PORT, 1..=u16::MAX),
             outer_df: df.unwrap_or_default(),
         }
@@ -43,7 +43,7 @@ impl RawTunnel {
 /// Parses an address, or a prefix without host bits.
 fn sources(
     text: Option<String>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     family: Family,
     report: &mut Report<'_>,
 ) -> Option<TunnelSources> {
@@ -56,28 +56,28 @@ fn sources(
         Some((address, len)) => (address, Some(len)),
         None => (text.as_str(), None),
     };
-    let address = report.address(place, Some(address))?;
+    let address = report.address(key_path, Some(address))?;
     let (most, widest) = if address.is_ipv4() { (32, WIDEST_V4) } else { (128, WIDEST_V6) };
     let len = len.map_or(Some(most), |len| len.parse::<u8>().ok().filter(|len| *len <= most));
     let Some(len) = len else {
         let fix = format!("write an address or a prefix, such as \"{example}\"");
-        report.error(place, format!("\"{text}\" is not a prefix"), &fix);
+        report.error(key_path, format!("\"{text}\" is not a prefix"), &fix);
         return None;
     };
     if Address::from(address).family() != family {
         let what = format!("{text} is not IPv{version}");
-        report.error(place, what, &format!("write one such as \"{example}\""));
+        report.error(key_path, what, &format!("write one such as \"{example}\""));
         return None;
     }
     if len < widest {
         let fix = format!("use at most 2^{} addresses, /{widest}", most - widest);
-        report.error(place, format!("{text} is a wide prefix"), &fix);
+        report.error(key_path, format!("{text} is a wide prefix"), &fix);
         return None;
     }
     let network = Network::of(address.into(), ADDRESS_BITS - (most - len));
     if network.ip() != address {
         let fix = format!("write \"{network}\" for all of the prefix, or \"{address}\" alone");
-        report.error(place, format!("{text} is an address within its prefix"), &fix);
+        report.error(key_path, format!("{text} is an address within its prefix"), &fix);
     }
     Some(TunnelSources::new(network))
 }
@@ -94,7 +94,7 @@ pub(super) fn rules(sections: &Sections<'_>, report: &mut Report<'_>) {
         if carried {
             let what = format!("UDP port {gue_port} is GUE's: a tunnel does not carry another one");
             let fix = "use forward = \"dsr\" or \"nat\", or another [tunnel] gue_port";
-            report.error(&vip.place.key("ports"), what, fix);
+            report.error(&vip.key_path.key("ports"), what, fix);
         }
     }
 }
@@ -129,7 +129,7 @@ fn needed_sources(sections: &Sections<'_>, report: &mut Report<'_>) {
 /// ICMP errors about them must arrive here.
 fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
     let tunnels = &sections.config.tunnels;
-    let place = |address: Address| {
+    let key_path = |address: Address| {
         let key = if address.is_v4() { "source_v4" } else { "source_v6" };
         KeyPath::root().key("tunnel").key(key)
     };
@@ -137,7 +137,7 @@ fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
         if tunnels.meet(network) {
             let what = format!("{network} is in it, an address of {whose}");
             let fix = "use addresses that are nobody else's";
-            report.error(&place(network.address()), what, fix);
+            report.error(&key_path(network.address()), what, fix);
         }
     };
     let mut full_nat = sections.config.full_nat.sources.iter().map(|&source| Network::from(source));

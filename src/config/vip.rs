@@ -12,7 +12,7 @@ use super::backend::RawBackend;
 use super::choice::Choice;
 use super::drain::RawDrain;
 use super::health::RawHealth;
-use super::key_path::{KeyPath, Placed, Value};
+use super::key_path::{KeyPath, Located, Value};
 use super::policy;
 use super::report::Report;
 use super::scheduler::{RawScheduler, check_affinity};
@@ -136,42 +136,43 @@ pub(super) struct Defaults<'a> {
 /// other rules to use.
 pub(super) fn check(
     mut section: Value<'_>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     defaults: Defaults<'_>,
     report: &mut Report<'_>,
-) -> (Option<Placed<Vip>>, Vec<Placed<Backend>>) {
+) -> (Option<Located<Vip>>, Vec<Located<Backend>>) {
     let [backends, quic] = ["backend", "quic"].map(|list| match section.get_mut() {
         DeValue::Table(table) => table.remove(list),
         _ => None,
     });
-    let raw: RawVip = report.read(section, place);
-    let forward = forward(raw.forward.as_deref(), &place.key("forward"), report);
-    let backends = check_backends(backends, &place.key("backend"), forward, report);
+    let raw: RawVip = report.read(section, key_path);
+    let forward = forward(raw.forward.as_deref(), &key_path.key("forward"), report);
+    let backends = check_backends(backends, &key_path.key("backend"), forward, report);
     let values = backends.iter().map(|backend| backend.value.clone()).collect();
-    let mut vip = raw.check(place, forward, defaults, values, report);
+    let mut vip = raw.check(key_path, forward, defaults, values, report);
     if let Some(vip) = &mut vip {
         let affinity = vip.policy.affinity;
-        vip.policy.quic = quic::check(quic, &place.key("quic"), affinity, &backends, report).into();
+        vip.policy.quic =
+            quic::check(quic, &key_path.key("quic"), affinity, &backends, report).into();
     }
-    (vip.map(|value| Placed { value, place: place.clone() }), backends)
+    (vip.map(|value| Located { value, key_path: key_path.clone() }), backends)
 }
 
 fn check_backends(
     list: Option<Value<'_>>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     forward: Option<Forward>,
     report: &mut Report<'_>,
-) -> Vec<Placed<Backend>> {
-    let list = report.tables(list, place);
+) -> Vec<Located<Backend>> {
+    let list = report.tables(list, key_path);
     if list.is_empty() {
-        report.missing(place, "add at least one [[vip.backend]] under this [[vip]]");
+        report.missing(key_path, "add at least one [[vip.backend]] under this [[vip]]");
     }
     let mut backends = Vec::with_capacity(list.len());
     for (index, section) in list.into_iter().enumerate() {
-        let place = place.index(index);
-        let raw: RawBackend = report.read(section, &place);
-        let backend = raw.check(&place, forward, report);
-        backends.extend(backend.map(|value| Placed { value, place }));
+        let key_path = key_path.index(index);
+        let raw: RawBackend = report.read(section, &key_path);
+        let backend = raw.check(&key_path, forward, report);
+        backends.extend(backend.map(|value| Located { value, key_path }));
     }
     backends
 }
@@ -179,33 +180,33 @@ fn check_backends(
 impl RawVip {
     fn check(
         self,
-        place: &KeyPath,
+        key_path: &KeyPath,
         forward: Option<Forward>,
         defaults: Defaults<'_>,
         backends: Vec<Backend>,
         report: &mut Report<'_>,
     ) -> Option<Vip> {
-        let name = report.name(&place.key("name"), self.name);
-        let address = report.network(&place.key("address"), self.address.as_deref());
-        let protocol = protocol(self.protocol, &place.key("protocol"), report);
-        let ports = ports(self.ports, protocol, &place.key("ports"), report);
+        let name = report.name(&key_path.key("name"), self.name);
+        let address = report.network(&key_path.key("address"), self.address.as_deref());
+        let protocol = protocol(self.protocol, &key_path.key("protocol"), report);
+        let ports = ports(self.ports, protocol, &key_path.key("ports"), report);
         if let (Some(forward), Some(address)) = (forward, address) {
-            translatable(forward, address, protocol, place, report);
+            translatable(forward, address, protocol, key_path, report);
         }
-        let scheduler_at = place.key("scheduler");
+        let scheduler_at = key_path.key("scheduler");
         let scheduler = self.scheduler.0.check(&scheduler_at, defaults.table_size, report);
-        let affinity_at = place.key("affinity");
+        let affinity_at = key_path.key("affinity");
         let affinity = self.affinity.0.check(&affinity_at, protocol, report);
-        let split = self.split.0.check(&place.key("split"), report);
-        let health = self.health.check(&place.key("health"), protocol, report);
-        let timeouts = self.timeouts.check(&place.key("timeouts"), report);
-        let sticky = self.sticky.map(|raw| raw.check(&place.key("sticky"), protocol, report));
-        let on_reentry = on_reentry(self.on_reentry, &place.key("on_reentry"), report);
+        let split = self.split.0.check(&key_path.key("split"), report);
+        let health = self.health.check(&key_path.key("health"), protocol, report);
+        let timeouts = self.timeouts.check(&key_path.key("timeouts"), report);
+        let sticky = self.sticky.map(|raw| raw.check(&key_path.key("sticky"), protocol, report));
+        let on_reentry = on_reentry(self.on_reentry, &key_path.key("on_reentry"), report);
         let remember = remember(sticky, on_reentry, timeouts.of(protocol).established);
         // The affinity defines the client of a mapping, independent of the scheduler.
         check_affinity(&affinity_at, affinity, scheduler, remember.is_some(), report);
         let on_remove = self.on_remove.as_deref();
-        let on_remove = policy::ending(on_remove, &place.key("on_remove"), protocol, report);
+        let on_remove = policy::ending(on_remove, &key_path.key("on_remove"), protocol, report);
         let needs = pin::Needs {
             protocol,
             forward,
@@ -216,19 +217,19 @@ impl RawVip {
             udp_timeout: self.timeouts.names_udp(),
             on_remove,
         };
-        let pin = pin::check(self.pin, place, &needs, report);
-        let drain = self.drain.check(&place.key("drain"), protocol, report);
+        let pin = pin::check(self.pin, key_path, &needs, report);
+        let drain = self.drain.check(&key_path.key("drain"), protocol, report);
         let on_down = self.on_down.as_deref();
-        let on_down = policy::on_down(on_down, &place.key("on_down"), protocol, report);
+        let on_down = policy::on_down(on_down, &key_path.key("on_down"), protocol, report);
         let on_idle = self.on_idle.as_deref();
-        let reset_idle = policy::reset_idle(on_idle, &place.key("on_idle"), protocol, report);
-        let mss = mss(self.mss, &place.key("mss"), protocol, report);
-        let proxy_at = place.key("proxy");
+        let reset_idle = policy::reset_idle(on_idle, &key_path.key("on_idle"), protocol, report);
+        let mss = mss(self.mss, &key_path.key("mss"), protocol, report);
+        let proxy_at = key_path.key("proxy");
         let proxy = proxy(self.proxy.as_deref(), &proxy_at, forward, protocol, report);
         let reject_no_backend = self.on_no_backend.as_deref();
         let reject_no_backend =
-            policy::reject_no_backend(reject_no_backend, &place.key("on_no_backend"), report);
-        let announce_at = place.key("announce");
+            policy::reject_no_backend(reject_no_backend, &key_path.key("on_no_backend"), report);
+        let announce_at = key_path.key("announce");
         let prefix = address.filter(|address| !address.is_single());
         let nic = defaults.nic.filter(|_| prefix.is_none());
         let announce = announce(self.announce, &announce_at, nic, report);
@@ -239,7 +240,7 @@ impl RawVip {
         }
         let ported = protocol != Protocol::Any;
         if let (Some(Ports::All), Health::Tcp(tcp), true) = (&ports, &health, ported) {
-            check_port_known(tcp, &backends, &place.key("health").key("port"), report);
+            check_port_known(tcp, &backends, &key_path.key("health").key("port"), report);
         }
         Some(Vip {
             // Values that replace missing ones break no further rule.
@@ -276,7 +277,7 @@ impl RawVip {
 fn check_port_known(
     tcp: &TcpHealth,
     backends: &[Backend],
-    place: &KeyPath,
+    key_path: &KeyPath,
     report: &mut Report<'_>,
 ) {
     let unknown = backends.iter().find(|backend| backend.port.is_none());
@@ -286,47 +287,47 @@ fn check_port_known(
             backend.name
         );
         let fix = "write health = { port = 80 } or another, or health = { kind = \"none\" }";
-        report.error(place, what, fix);
+        report.error(key_path, what, fix);
     }
 }
 
 fn ports(
     raw: Option<RawPorts>,
     protocol: Protocol,
-    place: &KeyPath,
+    key_path: &KeyPath,
     report: &mut Report<'_>,
 ) -> Option<Ports> {
     const FIX: &str = "write a list such as [80, 443], or \"all\"";
     match raw {
         None if protocol == Protocol::Any => return Some(Ports::All),
-        None => report.missing(place, FIX),
+        None => report.missing(key_path, FIX),
         Some(RawPorts::Word(word)) if word == "all" => return Some(Ports::All),
         Some(_) if protocol == Protocol::Any => {
             let what = "protocol = \"any\" takes all packets of an address, with ports or without";
-            report.error(place, what, "leave the key out");
+            report.error(key_path, what, "leave the key out");
             return Some(Ports::All);
         }
         Some(RawPorts::Word(word)) if word.contains('-') => {
-            return range(&word, place, report).map(|range| Ports::List(vec![range]));
+            return range(&word, key_path, report).map(|range| Ports::List(vec![range]));
         }
         Some(RawPorts::Word(word)) => {
-            report.error(place, format!("\"{word}\" is no list of ports"), FIX);
+            report.error(key_path, format!("\"{word}\" is no list of ports"), FIX);
         }
         Some(RawPorts::One(port)) => {
-            report.error(place, "one number where a list is wanted", &format!("write [{port}]"));
+            report.error(key_path, "one number where a list is wanted", &format!("write [{port}]"));
         }
-        Some(RawPorts::List(list)) if list.is_empty() => report.error(place, "no port", FIX),
-        Some(RawPorts::List(list)) => return Some(Ports::List(port_list(&list, place, report))),
+        Some(RawPorts::List(list)) if list.is_empty() => report.error(key_path, "no port", FIX),
+        Some(RawPorts::List(list)) => return Some(Ports::List(port_list(&list, key_path, report))),
     }
     None
 }
 
-fn port_list(list: &[RawPort], place: &KeyPath, report: &mut Report<'_>) -> Vec<PortRange> {
+fn port_list(list: &[RawPort], key_path: &KeyPath, report: &mut Report<'_>) -> Vec<PortRange> {
     // By their last ports: ranges in this map do not overlap.
     let mut seen: BTreeMap<u16, PortRange> = BTreeMap::new();
     let mut ports = Vec::with_capacity(list.len());
     for (index, port) in list.iter().enumerate() {
-        let at = place.index(index);
+        let at = key_path.index(index);
         let Some(range) = port_or_range(port, &at, report) else { continue };
         let next = seen.range(range.first..).next().map(|(_, other)| *other);
         match next.filter(|other| other.meets(range)) {
@@ -347,37 +348,37 @@ fn port_list(list: &[RawPort], place: &KeyPath, report: &mut Report<'_>) -> Vec<
     ports
 }
 
-fn port_or_range(port: &RawPort, place: &KeyPath, report: &mut Report<'_>) -> Option<PortRange> {
+fn port_or_range(port: &RawPort, key_path: &KeyPath, report: &mut Report<'_>) -> Option<PortRange> {
     match port {
-        RawPort::Word(word) => range(word, place, report),
+        RawPort::Word(word) => range(word, key_path, report),
         RawPort::Number(0) => {
-            report.error(place, "0 is no port", "use 1 to 65535, or ports = \"all\"");
+            report.error(key_path, "0 is no port", "use 1 to 65535, or ports = \"all\"");
             None
         }
         RawPort::Number(number) => {
-            let port = report.integer(place, Some(*number), 0, 1..=u16::MAX);
+            let port = report.integer(key_path, Some(*number), 0, 1..=u16::MAX);
             (port != 0).then_some(port.into())
         }
     }
 }
 
 /// Parses a range of two ports; a single port has one way to be written.
-fn range(word: &str, place: &KeyPath, report: &mut Report<'_>) -> Option<PortRange> {
+fn range(word: &str, key_path: &KeyPath, report: &mut Report<'_>) -> Option<PortRange> {
     let range = word.parse().ok().filter(|_| word.contains('-'));
     if range.is_none() {
         let fix = "write two ports from 1 to 65535, the lower one first, such as \"8000-8999\"";
-        report.error(place, format!("\"{word}\" is no range of ports"), fix);
+        report.error(key_path, format!("\"{word}\" is no range of ports"), fix);
     }
     range
 }
 
-fn protocol(raw: Option<String>, place: &KeyPath, report: &mut Report<'_>) -> Protocol {
+fn protocol(raw: Option<String>, key_path: &KeyPath, report: &mut Report<'_>) -> Protocol {
     const WORDS: &[(&str, Protocol)] =
         &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("any", Protocol::Any)];
-    raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or(PROTOCOL)
+    raw.and_then(|word| report.word(key_path, &word, WORDS, &[])).unwrap_or(PROTOCOL)
 }
 
-fn forward(raw: Option<&str>, place: &KeyPath, report: &mut Report<'_>) -> Option<Forward> {
+fn forward(raw: Option<&str>, key_path: &KeyPath, report: &mut Report<'_>) -> Option<Forward> {
     const WORDS: &[(&str, Forward)] = &[
         ("dsr", Forward::Dsr),
         ("nat", Forward::Nat),
@@ -390,10 +391,10 @@ fn forward(raw: Option<&str>, place: &KeyPath, report: &mut Report<'_>) -> Optio
                    \"nat\" the destination address, \"full_nat\" both addresses, and \"ipip\" and \
                    \"gue\" are tunnels (\"dsr\", \"ipip\" and \"gue\" need the VIP's address on each \
                    backend's loopback)";
-        report.missing(place, fix);
+        report.missing(key_path, fix);
         return None;
     };
-    report.word(place, word, WORDS, &[])
+    report.word(key_path, word, WORDS, &[])
 }
 
 /// Checks that addresses and ports of replies can be translated back.
@@ -401,7 +402,7 @@ fn translatable(
     forward: Forward,
     address: Network,
     protocol: Protocol,
-    place: &KeyPath,
+    key_path: &KeyPath,
     report: &mut Report<'_>,
 ) {
     let word = forward.as_str();
@@ -409,47 +410,47 @@ fn translatable(
         let what = format!(
             "\"{word}\" with protocol = \"any\": there are no ports by which replies could be told apart"
         );
-        report.error(&place.key("forward"), what, "use \"dsr\", \"ipip\" or \"gue\"");
+        report.error(&key_path.key("forward"), what, "use \"dsr\", \"ipip\" or \"gue\"");
     } else if forward == Forward::Nat && !address.is_single() {
         let what = format!(
             "{address} with forward = \"nat\": replies would not tell which of the addresses the \
              client had connected to"
         );
         let fix = "use forward = \"full_nat\", \"dsr\", \"ipip\" or \"gue\"";
-        report.error(&place.key("address"), what, fix);
+        report.error(&key_path.key("address"), what, fix);
     }
 }
 
 /// Reads `proxy`: whether backends get a PROXY header.
 fn proxy(
     raw: Option<&str>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     forward: Option<Forward>,
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> bool {
     const WORDS: &[(&str, bool)] = &[("none", false), ("v2", true)];
-    let wanted = raw.and_then(|word| report.word(place, word, WORDS, &[])).unwrap_or_default();
+    let wanted = raw.and_then(|word| report.word(key_path, word, WORDS, &[])).unwrap_or_default();
     if wanted && forward.is_some_and(|forward| forward != Forward::FullNat) {
         let what = "a PROXY header where backends see the client's address anyway";
-        report.error(place, what, "remove the key, or use forward = \"full_nat\"");
+        report.error(key_path, what, "remove the key, or use forward = \"full_nat\"");
     } else if wanted && protocol != Protocol::Tcp {
         let fix = "remove the key: it is for protocol = \"tcp\"";
-        report.error(place, "a PROXY header has no place in datagrams", fix);
+        report.error(key_path, "a PROXY header has no place in datagrams", fix);
     }
     wanted
 }
 
 pub(super) fn announce(
     raw: Option<String>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     default: Option<&str>,
     report: &mut Report<'_>,
 ) -> Announce {
     match raw {
         Some(word) if word == "none" => Announce::None,
         Some(name) => {
-            report.interface(place, &name);
+            report.interface(key_path, &name);
             Announce::Interface(name)
         }
         None => default.map_or(Announce::None, |name| Announce::Interface(name.to_owned())),
@@ -460,13 +461,13 @@ pub(super) fn announce(
 /// that IPv4 carries.
 fn mss(
     raw: Option<i64>,
-    place: &KeyPath,
+    key_path: &KeyPath,
     protocol: Protocol,
     report: &mut Report<'_>,
 ) -> Option<u16> {
-    let mss = raw.map(|bytes| report.integer(place, Some(bytes), 1220, 536..=65_495))?;
+    let mss = raw.map(|bytes| report.integer(key_path, Some(bytes), 1220, 536..=65_495))?;
     if protocol != Protocol::Tcp {
-        report.error(place, "only TCP has segments", "remove it, or use protocol = \"tcp\"");
+        report.error(key_path, "only TCP has segments", "remove it, or use protocol = \"tcp\"");
     }
     Some(mss)
 }

@@ -56,35 +56,40 @@ pub(super) struct RawWorkers {
 
 impl RawWorkers {
     /// Checks the section.
-    pub(super) fn check(self, place: &KeyPath, report: &mut Report<'_>) -> Workers {
-        let frame_size_at = place.key("frame_size");
+    pub(super) fn check(self, key_path: &KeyPath, report: &mut Report<'_>) -> Workers {
+        let frame_size_at = key_path.key("frame_size");
         let frame_size = self.frame_size.map(|bytes| frame_size(bytes, &frame_size_at, report));
         Workers {
-            cores: cores(self.cores, &place.key("cores"), report),
-            idle: idle(self.idle, &place.key("idle"), report),
-            flows: report.integer(&place.key("flows"), self.flows, FLOWS, 1024..=67_108_864),
+            cores: cores(self.cores, &key_path.key("cores"), report),
+            idle: idle(self.idle, &key_path.key("idle"), report),
+            flows: report.integer(&key_path.key("flows"), self.flows, FLOWS, 1024..=67_108_864),
             clients: report.integer(
-                &place.key("clients"),
+                &key_path.key("clients"),
                 self.clients,
                 CLIENTS,
                 1024..=16_777_216,
             ),
             frames: self.frames.map(|n| {
-                report.integer(&place.key("frames"), Some(n), MAX_FRAMES, 64..=MAX_FRAMES)
+                report.integer(&key_path.key("frames"), Some(n), MAX_FRAMES, 64..=MAX_FRAMES)
             }),
             frame_size,
-            batch: report.integer(&place.key("batch"), self.batch, BATCH, 1..=64),
+            batch: report.integer(&key_path.key("batch"), self.batch, BATCH, 1..=64),
             io: Io {
                 tx_budget: report.integer(
-                    &place.key("tx_budget"),
+                    &key_path.key("tx_budget"),
                     self.tx_budget,
                     TX_BUDGET,
                     32..=MAX_RING,
                 ),
-                tx_kick: report.integer(&place.key("tx_kick"), self.tx_kick, TX_KICK, 1..=MAX_RING),
+                tx_kick: report.integer(
+                    &key_path.key("tx_kick"),
+                    self.tx_kick,
+                    TX_KICK,
+                    1..=MAX_RING,
+                ),
                 need_wakeup: self.need_wakeup.unwrap_or(NEED_WAKEUP),
                 busy_poll: report.integer(
-                    &place.key("busy_poll"),
+                    &key_path.key("busy_poll"),
                     self.busy_poll,
                     BUSY_POLL,
                     0..=MAX_BUSY_POLL,
@@ -94,26 +99,26 @@ impl RawWorkers {
     }
 }
 
-fn frame_size(raw: i64, place: &KeyPath, report: &mut Report<'_>) -> u32 {
-    let size = report.integer(place, Some(raw), SMALL_FRAME, SMALL_FRAME..=LARGE_FRAME);
+fn frame_size(raw: i64, key_path: &KeyPath, report: &mut Report<'_>) -> u32 {
+    let size = report.integer(key_path, Some(raw), SMALL_FRAME, SMALL_FRAME..=LARGE_FRAME);
     if !size.is_power_of_two() {
-        report.error(place, format!("{size} is no chunk size"), "use 2048 or 4096");
+        report.error(key_path, format!("{size} is no chunk size"), "use 2048 or 4096");
     }
     size
 }
 
-fn cores(raw: Option<Vec<i64>>, place: &KeyPath, report: &mut Report<'_>) -> Vec<usize> {
+fn cores(raw: Option<Vec<i64>>, key_path: &KeyPath, report: &mut Report<'_>) -> Vec<usize> {
     const FIX: &str = "name one core per worker, such as cores = [2, 3]; `lscpu -e` lists them";
     let Some(raw) = raw else {
-        report.missing(place, FIX);
+        report.missing(key_path, FIX);
         return Vec::new();
     };
     if raw.is_empty() {
-        report.error(place, "no worker", FIX);
+        report.error(key_path, "no worker", FIX);
     }
     let mut seen = BTreeMap::new();
     for (index, core) in raw.into_iter().enumerate() {
-        let at = place.index(index);
+        let at = key_path.index(index);
         let core = report.integer(&at, Some(core), usize::MAX, 0..=MAX_CORE);
         if seen.insert(core, index).is_some() && core <= MAX_CORE {
             let what = format!("core {core} is listed twice");
@@ -129,7 +134,7 @@ fn cores(raw: Option<Vec<i64>>, place: &KeyPath, report: &mut Report<'_>) -> Vec
     in_order.into_iter().map(|(_, core)| core).collect()
 }
 
-fn idle(raw: Option<String>, place: &KeyPath, report: &mut Report<'_>) -> Idle {
+fn idle(raw: Option<String>, key_path: &KeyPath, report: &mut Report<'_>) -> Idle {
     const WORDS: &[(&str, Idle)] = &[("busy", Idle::Busy), ("sleep", Idle::Sleep)];
-    raw.and_then(|word| report.word(place, &word, WORDS, &[])).unwrap_or(IDLE)
+    raw.and_then(|word| report.word(key_path, &word, WORDS, &[])).unwrap_or(IDLE)
 }

@@ -72,8 +72,8 @@ impl Assignment {
     pub fn all(config: &Config) -> HashSet<Self> {
         let sources = match &config.full_nat.announce {
             Announce::Interface(interface) => {
-                let place = |&address| Self { interface: interface.clone(), address };
-                config.full_nat.sources.iter().map(place).collect()
+                let assignment = |&address| Self { interface: interface.clone(), address };
+                config.full_nat.sources.iter().map(assignment).collect()
             }
             Announce::None => Vec::new(),
         };
@@ -110,8 +110,8 @@ impl Announcer {
     }
 
     /// Returns whether holdfast added this address.
-    pub fn is_ours(&self, place: &Assignment) -> bool {
-        self.held.get(place).is_some_and(|held| held.ours)
+    pub fn is_ours(&self, assignment: &Assignment) -> bool {
+        self.held.get(assignment).is_some_and(|held| held.ours)
     }
 
     /// Returns whether an address that was in place has gone: the kernel removes IPv6 addresses
@@ -119,7 +119,9 @@ impl Announcer {
     pub fn lost_any(&self, addresses: &[InterfaceAddress]) -> bool {
         let present: HashSet<(u32, IpAddr)> =
             addresses.iter().map(|found| (found.ifindex, found.address)).collect();
-        self.held.iter().any(|(place, held)| !present.contains(&(held.ifindex, place.address)))
+        self.held
+            .iter()
+            .any(|(assignment, held)| !present.contains(&(held.ifindex, assignment.address)))
     }
 
     /// Checks that the interface of every wanted assignment exists.
@@ -128,7 +130,7 @@ impl Announcer {
     /// [`AnnounceError::NoInterface`] for the first interface that does not exist.
     pub async fn check(&self, wanted: &HashSet<Assignment>) -> Result<(), AnnounceError> {
         let links = self.links().await?;
-        wanted.iter().try_for_each(|place| find(&links, place).map(|_| ()))
+        wanted.iter().try_for_each(|assignment| find(&links, assignment).map(|_| ()))
     }
 
     /// Removes addresses that a killed process has left on our NICs and that are no longer wanted.
@@ -139,7 +141,7 @@ impl Announcer {
         &self,
         wanted: &HashSet<Assignment>,
     ) -> Result<(), AnnounceError> {
-        let wanted: HashSet<IpAddr> = wanted.iter().map(|place| place.address).collect();
+        let wanted: HashSet<IpAddr> = wanted.iter().map(|assignment| assignment.address).collect();
         for found in self.addresses().await? {
             let nic = self.nics.iter().any(|&(ifindex, _)| ifindex == found.ifindex);
             if nic && found.ours && !wanted.contains(&found.address) {
@@ -156,16 +158,16 @@ impl Announcer {
     /// The first error. The other addresses are processed all the same, and a later call tries
     /// again.
     pub async fn sync(&mut self, wanted: &HashSet<Assignment>) -> Result<(), AnnounceError> {
-        self.withdraw(|place| !wanted.contains(place)).await;
+        self.withdraw(|assignment| !wanted.contains(assignment)).await;
         let (links, present) = (self.links().await?, self.present().await?);
         let (mut new, mut result) = (Vec::new(), Ok(()));
-        for place in wanted {
-            match self.hold(place, &links, &present).await {
+        for assignment in wanted {
+            match self.hold(assignment, &links, &present).await {
                 Ok(announcements) => new.extend(announcements),
                 Err(error) => result = result.and(Err(error)),
             }
         }
-        self.advertiser.tell(new);
+        self.advertiser.announce(new);
         result
     }
 
@@ -175,11 +177,12 @@ impl Announcer {
     }
 
     async fn withdraw(&mut self, which: impl Fn(&Assignment) -> bool) {
-        let gone: Vec<(Assignment, Held)> = self.held.extract_if(|place, _| which(place)).collect();
-        self.advertiser.forget(gone.iter().map(|(place, _)| place.address).collect());
-        for (place, held) in gone.into_iter().filter(|(_, held)| held.ours) {
-            self.remove(held.ifindex, place.address).await;
-            info!("address {} removed from {}", place.address, place.interface);
+        let gone: Vec<(Assignment, Held)> =
+            self.held.extract_if(|assignment, _| which(assignment)).collect();
+        self.advertiser.forget(gone.iter().map(|(assignment, _)| assignment.address).collect());
+        for (assignment, held) in gone.into_iter().filter(|(_, held)| held.ours) {
+            self.remove(held.ifindex, assignment.address).await;
+            info!("address {} removed from {}", assignment.address, assignment.interface);
         }
     }
 
@@ -192,30 +195,35 @@ impl Announcer {
     /// Assigns one address. Returns the announcements to send if it was not held before.
     async fn hold(
         &mut self,
-        place: &Assignment,
+        assignment: &Assignment,
         links: &[Link],
         present: &Present,
     ) -> Result<Vec<Announcement>, AnnounceError> {
-        let link = find(links, place)?;
-        let known = self.held.get(place).is_some_and(|held| held.ifindex == link.index);
-        let ours = match present.get(&(link.index, place.address)) {
+        let link = find(links, assignment)?;
+        let known = self.held.get(assignment).is_some_and(|held| held.ifindex == link.index);
+        let ours = match present.get(&(link.index, assignment.address)) {
             Some(_) if known => return Ok(Vec::new()),
             Some(&ours) => ours,
-            None => self.add(place, link.index).await?,
+            None => self.add(assignment, link.index).await?,
         };
         match ours {
-            true => info!("address {} is announced on {}", place.address, place.interface),
-            false => info!("address {} was on {} before; it stays", place.address, place.interface),
+            true => {
+                info!("address {} is announced on {}", assignment.address, assignment.interface)
+            }
+            false => info!(
+                "address {} was on {} before; it stays",
+                assignment.address, assignment.interface
+            ),
         }
-        self.held.insert(place.clone(), Held { ifindex: link.index, ours });
-        Ok(self.announcements(link, place.address))
+        self.held.insert(assignment.clone(), Held { ifindex: link.index, ours });
+        Ok(self.announcements(link, assignment.address))
     }
 
-    async fn add(&self, place: &Assignment, ifindex: u32) -> Result<bool, AnnounceError> {
-        let added = self.netlink.add_address(ifindex, place.address).await;
+    async fn add(&self, assignment: &Assignment, ifindex: u32) -> Result<bool, AnnounceError> {
+        let added = self.netlink.add_address(ifindex, assignment.address).await;
         added.map_err(|error| AnnounceError::Refused {
-            address: place.address,
-            interface: place.interface.clone(),
+            address: assignment.address,
+            interface: assignment.interface.clone(),
             reason: reason(&error),
         })
     }
@@ -226,8 +234,9 @@ impl Announcer {
     fn announcements(&self, link: &Link, address: IpAddr) -> Vec<Announcement> {
         let own = link.mac.map(|mac| (link.index, mac));
         let ways = if link.is_silent() { self.nics.clone() } else { own.into_iter().collect() };
-        let told = |(ifindex, mac)| Announcement { ifindex, address, frames: frames(mac, address) };
-        ways.into_iter().map(told).collect()
+        let reported =
+            |(ifindex, mac)| Announcement { ifindex, address, frames: frames(mac, address) };
+        ways.into_iter().map(reported).collect()
     }
 
     async fn present(&self) -> Result<Present, AnnounceError> {
@@ -244,9 +253,9 @@ impl Announcer {
     }
 }
 
-fn find<'a>(links: &'a [Link], place: &Assignment) -> Result<&'a Link, AnnounceError> {
-    links.iter().find(|link| link.name == place.interface).ok_or_else(|| {
-        let Assignment { interface, address } = place.clone();
+fn find<'a>(links: &'a [Link], assignment: &Assignment) -> Result<&'a Link, AnnounceError> {
+    links.iter().find(|link| link.name == assignment.interface).ok_or_else(|| {
+        let Assignment { interface, address } = assignment.clone();
         AnnounceError::NoInterface { address, interface }
     })
 }
@@ -270,13 +279,13 @@ mod tests {
         let mut web = vip("web", &[]);
         let quiet = web.clone();
         web.announce = Announce::Interface("eth1".to_owned());
-        let place = Assignment { interface: "eth1".to_owned(), address: web.address.ip() };
+        let assignment = Assignment { interface: "eth1".to_owned(), address: web.address.ip() };
         let mut config = config(vec![web.clone(), web, quiet]);
-        assert_eq!(Assignment::all(&config), HashSet::from([place.clone()]));
+        assert_eq!(Assignment::all(&config), HashSet::from([assignment.clone()]));
         config.full_nat.sources = vec![[10, 0, 0, 48].into()];
-        assert_eq!(Assignment::all(&config), HashSet::from([place.clone()]));
+        assert_eq!(Assignment::all(&config), HashSet::from([assignment.clone()]));
         config.full_nat.announce = Announce::Interface("eth2".to_owned());
         let source = Assignment { interface: "eth2".to_owned(), address: [10, 0, 0, 48].into() };
-        assert_eq!(Assignment::all(&config), HashSet::from([place, source]));
+        assert_eq!(Assignment::all(&config), HashSet::from([assignment, source]));
     }
 }

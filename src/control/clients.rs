@@ -57,7 +57,7 @@ impl Source for ClientRows {
 
     fn row(&self, position: usize, lens: &Lens<'_>) -> Option<serde_json::Result<Vec<u8>>> {
         let (key, mapping) = self.0.clients.at(position)?;
-        wanted(&key, &mapping, lens).then(|| serde_json::to_vec(&told(&key, &mapping, lens)))
+        wanted(&key, &mapping, lens).then(|| serde_json::to_vec(&reported(&key, &mapping, lens)))
     }
 }
 
@@ -67,7 +67,7 @@ fn wanted(key: &Key, mapping: &Mapping, lens: &Lens<'_>) -> bool {
     filter.wants(vip, names.backend(mapping.backend), key.client.into())
 }
 
-fn told(key: &Key, mapping: &Mapping, lens: &Lens<'_>) -> Client {
+fn reported(key: &Key, mapping: &Mapping, lens: &Lens<'_>) -> Client {
     let Lens { names, now, .. } = lens;
     let vip = names.vip(key.vip);
     let idle = now.since(mapping.last_used);

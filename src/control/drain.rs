@@ -34,7 +34,7 @@ pub struct Drain {
     resets_until: Option<Instant>,
     flows_cut: u64,
     /// Whether the end of the drain was reported.
-    told: bool,
+    reported: bool,
 }
 
 /// A step of a drain. Each is reported once.
@@ -57,7 +57,7 @@ pub enum Step {
         /// Number of flows pinned at the deadline.
         flows_cut: u64,
         /// Whether the end was reported before, since no flow was left.
-        told: bool,
+        reported: bool,
     },
 }
 
@@ -69,7 +69,7 @@ impl Default for Drain {
             deadline: None,
             resets_until: None,
             flows_cut: 0,
-            told: false,
+            reported: false,
         }
     }
 }
@@ -161,16 +161,16 @@ impl Drain {
     }
 
     fn drained(&mut self, flows_active: u64) -> Option<Step> {
-        if flows_active > 0 || self.told {
+        if flows_active > 0 || self.reported {
             return None;
         }
-        self.told = true;
+        self.reported = true;
         Some(Step::Drained)
     }
 
     fn cut(&mut self) -> Step {
-        let step = Step::Cut { flows_cut: self.flows_cut, told: self.told };
-        *self = Self { service: Service::Out, resets_until: None, told: true, ..*self };
+        let step = Step::Cut { flows_cut: self.flows_cut, reported: self.reported };
+        *self = Self { service: Service::Out, resets_until: None, reported: true, ..*self };
         step
     }
 }
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(drain.deadline_in_s(now), Some(1));
         assert_eq!(drain.deadline_in_s(now + SECOND / 2), Some(1));
         assert_eq!(drain.advance(7, REHASH, now + SECOND / 2), None);
-        let cut = Step::Cut { flows_cut: 7, told: false };
+        let cut = Step::Cut { flows_cut: 7, reported: false };
         assert_eq!(drain.advance(7, REHASH, now + SECOND), Some(cut));
         assert_eq!((drain.service(), drain.flows_cut()), (Service::Out, 7));
         assert_eq!(drain.flows_left(), FlowAction::Keep, "its generation has ended");
@@ -247,7 +247,7 @@ mod tests {
         let now = Instant::now();
         let (end, then) = (now + SECOND, FlowAction::Reset);
         let resets = Step::Resets { flows_left: 3 };
-        let cut = Step::Cut { flows_cut: 3, told: false };
+        let cut = Step::Cut { flows_cut: 3, reported: false };
         for (flows, at) in [(0, end), (1, end + RESETS)] {
             let mut drain = Drain::default();
             drain.begin(Some(SECOND), 3, now);
@@ -261,7 +261,7 @@ mod tests {
         let mut drain = Drain::default();
         drain.begin(Some(SECOND), 3, now);
         assert_eq!(drain.advance(0, then, now), Some(Step::Drained));
-        let nothing = Step::Cut { flows_cut: 0, told: true };
+        let nothing = Step::Cut { flows_cut: 0, reported: true };
         assert_eq!(drain.advance(0, then, end), Some(nothing), "nothing to reset, nothing to tell");
     }
 

@@ -209,9 +209,9 @@ mod tests {
                 let completed = lives((0..20_000).map(|_| draw()));
                 let left = ages((0..flows).map(|_| draw()));
                 let expected = mean * (2.0 * f64::from(flows)).ln();
-                let told = seconds(ends_in(&completed, &left, &left));
-                let factor = (told / expected).max(expected / told);
-                assert!(factor < 1.5, "mean {mean}, {flows} flows: {told} s for {expected} s");
+                let reported = seconds(ends_in(&completed, &left, &left));
+                let factor = (reported / expected).max(expected / reported);
+                assert!(factor < 1.5, "mean {mean}, {flows} flows: {reported} s for {expected} s");
             }
         }
     }
@@ -225,10 +225,13 @@ mod tests {
                 let step = (1.0 - youngest) / 100.0;
                 let left = ages((0..100).map(|i| life * (youngest + step * f64::from(i))));
                 let expected = life * (1.0 - youngest);
-                let told = seconds(ends_in(&completed, &left, &left));
+                let reported = seconds(ends_in(&completed, &left, &left));
                 // A class is up to half as wide as the ages in it.
                 let most = life * 1.5 - life * youngest;
-                assert!(told > expected / 1.5 && told < most * 1.1, "{life}, {youngest}: {told} s");
+                assert!(
+                    reported > expected / 1.5 && reported < most * 1.1,
+                    "{life}, {youngest}: {reported} s"
+                );
             }
         }
     }
@@ -253,7 +256,7 @@ mod tests {
         let alone = ends_in(&completed, &left, &left).unwrap();
         let mut others = ages(std::iter::repeat_n(15.0, 1000));
         others.add(ticks(5.0));
-        let told = ends_in(&completed, &others, &left).unwrap();
-        assert!(told.0 > alone.0 * 5, "{told:?}, alone {alone:?}");
+        let reported = ends_in(&completed, &others, &left).unwrap();
+        assert!(reported.0 > alone.0 * 5, "{reported:?}, alone {alone:?}");
     }
 }

@@ -147,7 +147,7 @@ pub struct Journal {
 
 impl Journal {
     /// Logs an event with its text, and appends it to the list.
-    pub fn tell(&mut self, event: NewEvent, text: String) {
+    pub fn record(&mut self, event: NewEvent, text: String) {
         if event.kind.is_warning() {
             warn!("{text}");
         } else {
@@ -193,16 +193,19 @@ mod tests {
         let mut journal = Journal::default();
         let nothing = journal.since(0);
         assert_eq!((nothing.last, nothing.lost, nothing.events.len()), (0, 0, 0));
-        journal
-            .tell(NewEvent::of(Kind::Drained, "web", "a").with("flows_cut", 3), "gone".to_owned());
-        journal.tell(NewEvent::new(Kind::Reload), "read".to_owned());
+        journal.record(
+            NewEvent::of(Kind::Drained, "web", "a").with("flows_cut", 3),
+            "gone".to_owned(),
+        );
+        journal.record(NewEvent::new(Kind::Reload), "read".to_owned());
         assert_eq!(numbers(&journal.since(0)), [1, 2]);
         assert_eq!(numbers(&journal.since(1)), [2]);
         assert_eq!(numbers(&journal.since(2)), [0; 0]);
         let all = journal.since(0);
         let first = all.events.first();
-        let told = first.map(|e| (e.kind.as_str(), e.vip.as_deref(), e.numbers.get("flows_cut")));
-        assert_eq!(told, Some(("drained", Some("web"), Some(&3))));
+        let reported =
+            first.map(|e| (e.kind.as_str(), e.vip.as_deref(), e.numbers.get("flows_cut")));
+        assert_eq!(reported, Some(("drained", Some("web"), Some(&3))));
         assert!(first.is_some_and(|e| humantime::parse_rfc3339(&e.time).is_ok()), "{first:?}");
     }
 
@@ -210,7 +213,7 @@ mod tests {
     fn the_list_is_bounded_and_says_what_it_lost() {
         let mut journal = Journal::default();
         for _ in 0..KEPT + 10 {
-            journal.tell(NewEvent::new(Kind::Reload), String::new());
+            journal.record(NewEvent::new(Kind::Reload), String::new());
         }
         let all = journal.since(0);
         assert_eq!((all.last, all.lost, all.events.len()), (KEPT as u64 + 10, 10, KEPT));

@@ -256,7 +256,7 @@ mod tests {
         let error = |query| prepare(query).err().unwrap();
         let ask = || query("198.51.100.7:40000");
         assert!(prepare(ask()).is_ok());
-        for (wrong, told) in [
+        for (wrong, reported) in [
             (Query { vip: "mail".to_owned(), ..ask() }, "no VIP is named \"mail\"; there are: web"),
             (query("198.51.100.7"), "write address:port"),
             (query("[2001:db8::7]:1"), "not of the address family"),
@@ -267,7 +267,7 @@ mod tests {
             (Query { payload: Some("+1".to_owned()), ..ask() }, "pairs of hex digits"),
         ] {
             let error = error(wrong);
-            assert!(error.contains(told), "{error}");
+            assert!(error.contains(reported), "{error}");
         }
     }
 }

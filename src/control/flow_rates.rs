@@ -157,9 +157,9 @@ mod tests {
             assert_eq!((table.tcp_per_second, table.udp_per_second), (Some(2000), None));
             let found = (table.new_per_second, table.used, table.load_percent);
             assert_eq!(found, (flows / 5, used, load));
-            let told = table.hint.as_deref().unwrap_or_default();
-            assert!(told.starts_with(hint.unwrap_or_default()), "{told}");
-            assert_eq!(told.is_empty(), hint.is_none());
+            let reported = table.hint.as_deref().unwrap_or_default();
+            assert!(reported.starts_with(hint.unwrap_or_default()), "{reported}");
+            assert_eq!(reported.is_empty(), hint.is_none());
         }
     }
 }

@@ -95,7 +95,7 @@ fn see(mut look: Look, tables: &[Arc<dyn Pins>], clock: &Clock) -> Look {
 }
 
 fn tell(registry: &mut Registry, workers: &[WorkerView], found: &Look, now: Instant) {
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for vip in registry.vips() {
         let Some(present) = found.vips.get(&vip.id) else { continue };
         let lives = completed(workers, vip.id);
@@ -105,10 +105,10 @@ fn tell(registry: &mut Registry, workers: &[WorkerView], found: &Look, now: Inst
                 oldest: span(oldest),
                 ends: ends_in(&lives, present, left).map(|ticks| now + span(ticks)),
             });
-            told.push((backend.id.index, forecast));
+            reported.push((backend.id.index, forecast));
         }
     }
-    for (index, forecast) in told {
+    for (index, forecast) in reported {
         if let Some((_, backend)) = registry.at_mut(index) {
             backend.forecast = forecast;
         }

@@ -71,7 +71,7 @@ impl Advertiser {
     }
 
     /// Queues announcements to be sent twice. Never blocks.
-    pub fn tell(&self, announcements: Vec<Announcement>) {
+    pub fn announce(&self, announcements: Vec<Announcement>) {
         if !announcements.is_empty() {
             // The task lives as long as this handle.
             let _ = self.0.send(Order::Tell(announcements));
@@ -302,7 +302,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_thousand_are_sent_twice_in_batches_while_others_go_on() {
         let (advertiser, log) = advertiser(0);
-        advertiser.tell(announcements(1000));
+        advertiser.announce(announcements(1000));
         sleep(PACE * 10).await;
         let sent = log.lock().unwrap().len();
         assert!((BATCH..1000).contains(&sent), "{sent}: others have their turn in between");
@@ -317,7 +317,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_address_that_goes_is_announced_no_more() {
         let (advertiser, log) = advertiser(0);
-        advertiser.tell(announcements(3));
+        advertiser.announce(announcements(3));
         sleep(PACE * 2).await;
         advertiser.forget(HashSet::from([Ipv4Addr::from_bits(1).into()]));
         sleep(Duration::from_secs(3)).await;
@@ -327,7 +327,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_finds_a_full_queue_comes_once_more() {
         let (advertiser, log) = advertiser(70);
-        advertiser.tell(announcements(100));
+        advertiser.announce(announcements(100));
         sleep(Duration::from_secs(5)).await;
         let all = (0..100).map(|number| times(&log, number));
         assert_eq!(all.clone().min(), Some(1), "the refused ones by their repetition");

@@ -311,7 +311,11 @@ mod tests {
         InterfaceAddress { ifindex, address, prefix_len, ours: false }
     }
 
-    fn told(vips: &[(&str, &str)], addresses: &[(u32, &str)], arp: &[(u32, Arp)]) -> Vec<String> {
+    fn reported(
+        vips: &[(&str, &str)],
+        addresses: &[(u32, &str)],
+        arp: &[(u32, Arp)],
+    ) -> Vec<String> {
         let of = |&(address, on): &(&str, &str)| {
             let mut vip = vip(&format!("to-{address}"), &[]);
             vip.address = address.parse::<IpAddr>().unwrap().into();
@@ -354,7 +358,11 @@ mod tests {
             ("on the NIC by others", "", &[(2, "192.0.2.10/24")], None),
             ("nowhere", "", &[], None),
         ] {
-            assert_eq!(told(&[("192.0.2.10", on)], there, &[]), Vec::from_iter(expected), "{name}");
+            assert_eq!(
+                reported(&[("192.0.2.10", on)], there, &[]),
+                Vec::from_iter(expected),
+                "{name}"
+            );
         }
     }
 
@@ -391,7 +399,7 @@ mod tests {
             ("neighbour discovery", &[("2001:db8::10", "eth1")], both, None, None),
         ] {
             let arp: Vec<_> = arp.into_iter().map(|arp| (5, arp)).collect();
-            assert_eq!(told(vips, there, &arp), Vec::from_iter(expected), "{name}");
+            assert_eq!(reported(vips, there, &arp), Vec::from_iter(expected), "{name}");
         }
     }
 
@@ -429,7 +437,7 @@ mod tests {
             ("192.0.2.10", own_only, Some(unheard("192.0.2.10", "ARP"))),
             ("2001:db8::10", Arp::default(), Some(unheard("2001:db8::10", "neighbour discovery"))),
         ] {
-            assert_eq!(told(&[(address, "lo")], &[], &[(2, arp)]), Vec::from_iter(expected));
+            assert_eq!(reported(&[(address, "lo")], &[], &[(2, arp)]), Vec::from_iter(expected));
         }
     }
 }

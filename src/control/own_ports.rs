@@ -197,7 +197,7 @@ mod tests {
         OwnPorts { ephemeral: Some(32_768..=60_999), ..OwnPorts::default() }
     }
 
-    fn told(ports: Range, prefix_len: u8, ours: bool, on: u32, own: &OwnPorts) -> Vec<String> {
+    fn reported(ports: Range, prefix_len: u8, ours: bool, on: u32, own: &OwnPorts) -> Vec<String> {
         let full_nat = FullNat { sources: vec![[10, 0, 0, 2].into()], ports, ..FullNat::default() };
         let address =
             InterfaceAddress { ifindex: on, address: [10, 0, 0, 2].into(), prefix_len, ours };
@@ -249,7 +249,7 @@ mod tests {
             ("holdfast's own", 1024..=65_535, 32, true, 2, own(), None),
             ("of the loopback alone", 1024..=65_535, 32, false, 1, own(), None),
         ] {
-            assert_eq!(told(ports, len, ours, on, &own), Vec::from_iter(expected), "{name}");
+            assert_eq!(reported(ports, len, ours, on, &own), Vec::from_iter(expected), "{name}");
         }
     }
 
@@ -270,8 +270,8 @@ mod tests {
         let expected = "full_nat.ports: 10.0.0.2 is this box's own address on eth1: something listens \
                         there on 5000, 8000, 9100, and what is sent to it is dropped (return_no_flow); \
                         leave these out of [full_nat] ports, or use an address of its own";
-        assert_eq!(told(1024..=32_767, 24, false, 2, &own), [expected]);
-        assert_eq!(told(10_000..=32_767, 24, false, 2, &own), [""; 0]);
+        assert_eq!(reported(1024..=32_767, 24, false, 2, &own), [expected]);
+        assert_eq!(reported(10_000..=32_767, 24, false, 2, &own), [""; 0]);
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub fn frozen(old: &Config, new: &Config) -> Vec<String> {
 
 /// Returns one sentence per difference; empty when nothing differs.
 pub fn changes(old: &Config, new: &Config) -> Vec<String> {
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let mut gone: Vec<&Vip> = old.vips.iter().collect();
     let continued = identity::continued(&gone, &new.vips);
     let kept: HashSet<usize> = continued.iter().copied().flatten().collect();
@@ -83,34 +83,34 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     let added = new.vips.iter().zip(&continued).filter(|(_, known)| known.is_none());
     let added: HashSet<&str> = added.map(|(vip, _)| vip.name.as_str()).collect();
     for vip in gone.iter().filter(|vip| !added.contains(vip.name.as_str())) {
-        told.push(format!("VIP {} removed", vip.name));
+        reported.push(format!("VIP {} removed", vip.name));
     }
     for (vip, known) in new.vips.iter().zip(&continued) {
         match (known.and_then(|index| old.vips.get(index)), remade(vip)) {
-            (Some(old), _) => vip_changes(old, vip, &mut told),
+            (Some(old), _) => vip_changes(old, vip, &mut reported),
             (None, Some(old)) => {
-                vip_changes(old, vip, &mut told);
+                vip_changes(old, vip, &mut reported);
                 let fate = fate(old.on_remove);
-                told.push(format!(
+                reported.push(format!(
                     "VIP {}: another VIP from now on; its old flows {fate}",
                     vip.name
                 ));
             }
-            (None, None) => told.push(format!("VIP {} added: {}", vip.name, describe(vip))),
+            (None, None) => reported.push(format!("VIP {} added: {}", vip.name, describe(vip))),
         }
     }
-    tunnel_changes(&old.tunnels, &new.tunnels, &mut told);
+    tunnel_changes(&old.tunnels, &new.tunnels, &mut reported);
     let mut number = |key: &str, a: u32, b: u32| {
         if a != b {
-            told.push(format!("[icmp] {key} {a} -> {b}"));
+            reported.push(format!("[icmp] {key} {a} -> {b}"));
         }
     };
     number("per_second", old.icmp.per_second, new.icmp.per_second);
     number("burst", old.icmp.burst, new.icmp.burst);
-    told
+    reported
 }
 
-fn tunnel_changes(old: &Tunnels, new: &Tunnels, told: &mut Vec<String>) {
+fn tunnel_changes(old: &Tunnels, new: &Tunnels, reported: &mut Vec<String>) {
     let sources = |sources: Option<TunnelSources>| {
         sources.map_or_else(|| "none".to_owned(), |sources| sources.network().to_string())
     };
@@ -121,7 +121,7 @@ fn tunnel_changes(old: &Tunnels, new: &Tunnels, told: &mut Vec<String>) {
         ("df", old.outer_df.as_str().to_owned(), new.outer_df.as_str().to_owned()),
     ] {
         if a != b {
-            told.push(format!("[tunnel] {name} {a} -> {b}"));
+            reported.push(format!("[tunnel] {name} {a} -> {b}"));
         }
     }
 }
@@ -182,14 +182,14 @@ fn describe(vip: &Vip) -> String {
     format!("{address}, {protocol} {ports}, {forward}, {}", counted(backends.len(), "backend"))
 }
 
-fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
-    let before = told.len();
+fn vip_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
+    let before = reported.len();
     if old.name != new.name {
-        told.push(format!("VIP {} renamed {}", old.name, new.name));
+        reported.push(format!("VIP {} renamed {}", old.name, new.name));
     }
     let mut field = |name: &str, a: String, b: String| {
         if a != b {
-            told.push(format!("VIP {}: {name} {a} -> {b}", new.name));
+            reported.push(format!("VIP {}: {name} {a} -> {b}", new.name));
         }
     };
     field("address", old.address.to_string(), new.address.to_string());
@@ -227,15 +227,15 @@ fn vip_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     field("sticky", sticky(a.remember), sticky(b.remember));
     field("on_reentry", on_reentry(a.remember), on_reentry(b.remember));
     if a.quic != b.quic && quic(&a.quic) == quic(&b.quic) {
-        told.push(format!("VIP {}: quic: another key", new.name));
-    } else if a != b && told.len() == before {
+        reported.push(format!("VIP {}: quic: another key", new.name));
+    } else if a != b && reported.len() == before {
         // A changed option that this list lacks must not pass unnoticed.
-        told.push(format!("VIP {}: another policy", new.name));
+        reported.push(format!("VIP {}: another policy", new.name));
     }
-    backend_changes(old, new, told);
+    backend_changes(old, new, reported);
 }
 
-fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
+fn backend_changes(old: &Vip, new: &Vip, reported: &mut Vec<String>) {
     let server = |backend: &Backend| (backend.address, backend.port);
     let before: HashMap<_, &Backend> = old.backends.iter().map(|b| (server(b), b)).collect();
     let after: HashSet<_> = new.backends.iter().map(server).collect();
@@ -246,7 +246,7 @@ fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
     for gone in &gone {
         // A new server of that name is reported below.
         if !new.backends.iter().filter(added).any(|backend| backend.name == gone.name) {
-            told.push(format!("backend {} of VIP {vip} removed", gone.name));
+            reported.push(format!("backend {} of VIP {vip} removed", gone.name));
         }
     }
     for backend in &new.backends {
@@ -254,10 +254,10 @@ fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
         let known = before.get(&server(backend)).copied();
         match (known, gone.iter().copied().find(|gone| gone.name == *name)) {
             (Some(old), _) if old.name != *name => {
-                told.push(format!("backend {} of VIP {vip} renamed {name}", old.name));
+                reported.push(format!("backend {} of VIP {vip} renamed {name}", old.name));
             }
             (Some(_), _) => {}
-            (None, Some(old)) => told.push(format!(
+            (None, Some(old)) => reported.push(format!(
                 "backend {name} of VIP {vip}: {} -> {}; another server, the flows of the old one {}",
                 place(old),
                 place(backend),
@@ -265,7 +265,7 @@ fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
             )),
             (None, None) => {
                 let to = place(backend);
-                told.push(format!("backend {name} of VIP {vip} added: {to}, weight {weight}"));
+                reported.push(format!("backend {name} of VIP {vip} added: {to}, weight {weight}"));
             }
         }
         let Some(old) = known.or_else(|| gone.iter().copied().find(|gone| gone.name == *name))
@@ -273,11 +273,12 @@ fn backend_changes(old: &Vip, new: &Vip, told: &mut Vec<String>) {
             continue;
         };
         if old.weight != *weight {
-            told.push(format!("backend {name} of VIP {vip}: weight {} -> {weight}", old.weight));
+            reported
+                .push(format!("backend {name} of VIP {vip}: weight {} -> {weight}", old.weight));
         }
         if old.server_ids != backend.server_ids {
             let (a, b) = (server_ids(old), server_ids(backend));
-            told.push(format!("backend {name} of VIP {vip}: server_id {a} -> {b}"));
+            reported.push(format!("backend {name} of VIP {vip}: server_id {a} -> {b}"));
         }
     }
 }
@@ -539,7 +540,7 @@ pub(super) mod tests {
         assert_eq!(swapped, ["backend a of VIP web renamed b", "backend b of VIP web renamed a"]);
         let moved = one(|vip| vip.backends.iter_mut().for_each(|b| b.port = Some(8081)));
         assert_eq!(moved.len(), 2, "{moved:?}");
-        assert!(moved.iter().all(|told| told.contains("another server")), "{moved:?}");
+        assert!(moved.iter().all(|reported| reported.contains("another server")), "{moved:?}");
     }
 
     #[test]
@@ -548,8 +549,8 @@ pub(super) mod tests {
         old.policy.quic = Box::new([rotation_1(7)]);
         let mut new = old.clone();
         new.policy.quic = Box::new([rotation_1(8)]);
-        let told = changes(&config(vec![old]), &config(vec![new]));
-        assert_eq!(told, ["VIP web: quic: another key"]);
+        let reported = changes(&config(vec![old]), &config(vec![new]));
+        assert_eq!(reported, ["VIP web: quic: another key"]);
     }
 
     #[test]

@@ -1085,14 +1085,14 @@ pub(super) mod tests {
         };
         let reset = [range(1501, 1599), range(1651, 1899)];
         let kept = [range(1500, 1500), range(1600, 1650), range(1900, 2000)];
-        let mut told: Vec<_> = registry
+        let mut reported: Vec<_> = registry
             .removals(&divided, &[])
             .lost
             .iter()
             .map(|(_, place, ..)| place.ports)
             .collect();
-        told.sort_unstable();
-        assert_eq!(told, reset, "what nobody has any more is counted");
+        reported.sort_unstable();
+        assert_eq!(reported, reset, "what nobody has any more is counted");
         registry.apply(&divided, &workers, now).unwrap();
         assert_eq!(parts(&registry, FlowAction::Reset), reset);
         assert_eq!(parts(&registry, FlowAction::Keep), kept);

@@ -208,10 +208,10 @@ fn special_in(own: &InterfaceAddress, address: IpAddr) -> Option<&'static str> {
 fn frames_of_vips(config: &Config, network: &Network, found: &mut Vec<Finding>) {
     let links = network.links.iter().map(|link| (link.index, link.clone())).collect();
     let view = inbound::View { links: &links, addresses: &network.addresses, arp: &network.arp };
-    let told = inbound::troubles(config, view).into_iter().map(|trouble| {
+    let reported = inbound::troubles(config, view).into_iter().map(|trouble| {
         Finding::new(trouble.level(), "vip.announce", trouble.what(), trouble.cure())
     });
-    found.extend(told);
+    found.extend(reported);
 }
 
 /// Finds backends that no frame can be sent to, according to routes.
@@ -255,8 +255,8 @@ mod tests {
         assert!(control_socket(&socket).is_none(), "nothing is there");
         std::fs::create_dir_all(&scratch.0).unwrap();
         std::fs::write(&socket, "").unwrap();
-        let told = control_socket(&socket).unwrap();
-        assert!(told.to_string().contains("is a regular file"), "{told}");
+        let reported = control_socket(&socket).unwrap();
+        assert!(reported.to_string().contains("is a regular file"), "{reported}");
     }
 
     fn link(index: u32, name: &str, mtu: u32) -> Link {
@@ -275,7 +275,7 @@ mod tests {
         Network { links, ..Network::default() }
     }
 
-    fn told(config: &Config, network: &Network) -> Vec<String> {
+    fn reported(config: &Config, network: &Network) -> Vec<String> {
         let word = |finding: &Finding| format!("{} {finding}", finding.level.as_str());
         findings(config, &[], network).iter().map(word).collect()
     }
@@ -324,7 +324,7 @@ mod tests {
             let network = Network { kernel, ..network(mtu) };
             let what = too_large(mtu, frame_size, frame_size - 278);
             let expected = expected.map(|(level, fix)| format!("{level} {what}{fix}"));
-            assert_eq!(told(&config, &network), Vec::from_iter(expected), "{mtu} {kernel:?}");
+            assert_eq!(reported(&config, &network), Vec::from_iter(expected), "{mtu} {kernel:?}");
         }
     }
 
@@ -338,9 +338,9 @@ mod tests {
         {
             let nic = Link { master, ..link(1, "eth1", 1500) };
             network.links = vec![nic, above(takes_over)];
-            let told = told(&config, &network).join("; ");
-            assert_eq!(told.contains("eth1 is a member of bond0"), expected, "{told}");
-            assert_eq!(told.contains("use interface = \"bond0\""), expected, "{told}");
+            let reported = reported(&config, &network).join("; ");
+            assert_eq!(reported.contains("eth1 is a member of bond0"), expected, "{reported}");
+            assert_eq!(reported.contains("use interface = \"bond0\""), expected, "{reported}");
         }
     }
 
@@ -384,7 +384,7 @@ mod tests {
             let mut web = vip("web", &[]);
             web.announce = announce;
             let network = Network { addresses: vec![own], ..network(1500) };
-            assert_eq!(told(&config(vec![web]), &network), Vec::from_iter(expected), "{name}");
+            assert_eq!(reported(&config(vec![web]), &network), Vec::from_iter(expected), "{name}");
         }
         for (vip_address, role) in [("192.0.2.15", "broadcast"), ("192.0.2.8", "network")] {
             let mut web = vip("web", &[]);
@@ -392,7 +392,7 @@ mod tests {
             let network =
                 Network { addresses: vec![address("192.0.2.9", 29, false)], ..network(1500) };
             let expected = special(role).replace("192.0.2.10", vip_address);
-            assert_eq!(told(&config(vec![web]), &network), [expected]);
+            assert_eq!(reported(&config(vec![web]), &network), [expected]);
         }
     }
 
@@ -413,7 +413,7 @@ mod tests {
             network.routes.insert([127, 0, 1, 1].into(), route);
             let start = "warning vip.backend.address: web/a (127.0.1.1): ";
             let expected = expected.map(|text| format!("{start}{text}"));
-            assert_eq!(told(&config, &network), Vec::from_iter(expected), "{route:?}");
+            assert_eq!(reported(&config, &network), Vec::from_iter(expected), "{route:?}");
         }
     }
 }

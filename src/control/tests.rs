@@ -237,10 +237,10 @@ async fn a_nic_that_changes_is_told_until_it_changes_back() {
         bench.notes.lock().unwrap().nic = Some(nic_is(other, ProgramNow::Other(77)));
         bench.wait_for_event("nic_fault").await;
         let list: EventList = bench.get("/v1/events").await;
-        let told = list.events.iter().filter(|event| event.kind == "nic_fault");
-        let told: Vec<_> = told.map(|e| (e.nic.as_deref(), e.fault.as_deref())).collect();
+        let reported = list.events.iter().filter(|event| event.kind == "nic_fault");
+        let reported: Vec<_> = reported.map(|e| (e.nic.as_deref(), e.fault.as_deref())).collect();
         let eth1 = Some("eth1");
-        assert_eq!(told, [(eth1, Some("mac_changed")), (eth1, Some("program_replaced"))]);
+        assert_eq!(reported, [(eth1, Some("mac_changed")), (eth1, Some("program_replaced"))]);
         let status: Status = bench.get("/v1/status").await;
         let nic = status.nics.first().unwrap();
         let texts: Vec<_> = nic.faults.iter().map(|fault| fault.text.as_str()).collect();
@@ -473,11 +473,11 @@ async fn who_comes_back_is_given_more_and_more() {
 #[tokio::test]
 async fn the_hook_is_told_who_is_drained() {
     let (bench, mut inputs, signals) = bench(web());
-    let told = bench.scratch.socket().with_file_name("told");
+    let reported = bench.scratch.socket().with_file_name("told");
     let script = format!(
         "echo $HOLDFAST_EVENT $HOLDFAST_VIP $HOLDFAST_BACKEND $HOLDFAST_ADDRESS \
          $HOLDFAST_FLOWS_CUT $HOLDFAST_SOCKET >{0}.new && mv {0}.new {0}",
-        told.display()
+        reported.display()
     );
     inputs.config.control.on_drained = ["sh", "-c", &script].map(str::to_owned).to_vec();
     let asks = async {
@@ -485,14 +485,14 @@ async fn the_hook_is_told_who_is_drained() {
         let order = json!({ "vip": "web", "backend": "a", "deadline_s": 1 });
         let _: BackendStatus = bench.post("/v1/drain", order).await;
         bench.wait_for_event("drained").await;
-        while !told.exists() {
+        while !reported.exists() {
             sleep(Duration::from_millis(10)).await;
         }
         bench.signals.send(Signal::Stop).await.unwrap();
     };
     let (ended, ()) = tokio::join!(serve(inputs, signals), asks);
     ended.unwrap();
-    let text = std::fs::read_to_string(&told).unwrap();
+    let text = std::fs::read_to_string(&reported).unwrap();
     // The socket of the configuration: that of the test was claimed by hand.
     let expected = "drained web a 127.0.1.1 4 /run/holdfast/control.sock\n";
     assert_eq!(text, expected);
@@ -577,10 +577,10 @@ async fn a_removed_backend_is_told_and_lingers_until_its_flows_have_ended() {
         flows.add(3);
         *bench.file.lock().unwrap() = Ok(config(one));
         let generation = bench.tables.current().generation();
-        let told: Reloaded = bench.post("/v1/reload", json!({ "dry_run": true })).await;
+        let reported: Reloaded = bench.post("/v1/reload", json!({ "dry_run": true })).await;
         assert_eq!(bench.tables.current().generation(), generation, "nothing was applied");
         let done: Reloaded = bench.post("/v1/reload", json!({})).await;
-        for (name, said) in [("dry run", told), ("reload", done)] {
+        for (name, said) in [("dry run", reported), ("reload", done)] {
             assert_eq!(said.dry_run, name == "dry run");
             assert_eq!(
                 said.changes,

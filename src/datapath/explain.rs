@@ -88,7 +88,7 @@ impl Explainer {
         let found = self.pins(&key, vip, table);
         let (worker, pinned) = match vip {
             Some(vip) if !vip.policy.pin => (0, None),
-            _ => tell_pin(&found, &key, table, now, &trace),
+            _ => record_pin(&found, &key, table, now, &trace),
         };
         let stats = self.loads(worker, vip);
         let me = u8::try_from(worker).unwrap_or_default();
@@ -109,7 +109,7 @@ impl Explainer {
             Segment::Syn => true,
             Segment::Midflow => false,
         };
-        tell_packet(question.protocol, opens, vip.is_none_or(|vip| vip.policy.pin), &trace);
+        record_packet(question.protocol, opens, vip.is_none_or(|vip| vip.policy.pin), &trace);
         let mut packet = self.packet(question, opens, &hop)?;
         let context = &Context {
             table,
@@ -125,8 +125,8 @@ impl Explainer {
         let verdict = run(&mut packet, &mut conntrack, context);
         let sent = verdict.is_ok();
         match verdict {
-            Ok(()) => tell_rewrite(&packet, pinned, question, context),
-            Err(reason) => tell_end(reason, &packet, context, &trace),
+            Ok(()) => record_rewrite(&packet, pinned, question, context),
+            Err(reason) => record_end(reason, &packet, context, &trace),
         }
         let frame = if sent { packet.data().to_vec() } else { Vec::new() };
         let backend = Some(packet.backend).filter(|_| sent);
@@ -227,7 +227,7 @@ fn key(question: &Question) -> FlowKey {
 
 /// Traces the worker that has the flow's pin, if one is alive, and returns both; else returns the
 /// first worker.
-fn tell_pin<'f>(
+fn record_pin<'f>(
     found: &'f [FoundPin],
     key: &FlowKey,
     table: &ForwardingTable,
@@ -238,7 +238,7 @@ fn tell_pin<'f>(
         found.key.key() == *key && !found.pin.flow_state.state().has(State::REMOTE)
     };
     let Some(FoundPin { worker, pin, .. }) = found.iter().find(own) else {
-        trace.tell("conntrack", "no pin", "no worker has this flow");
+        trace.record("conntrack", "no pin", "no worker has this flow");
         return (0, None);
     };
     let ago = |then: Ticks| Seconds(now.since(then));
@@ -249,23 +249,23 @@ fn tell_pin<'f>(
         ago(pin.flow_state.last_seen())
     );
     match table.pinned(pin.flow_state.backend()) {
-        None => trace.tell("conntrack", "no pin", format!("{said}: its backend has left")),
+        None => trace.record("conntrack", "no pin", format!("{said}: its backend has left")),
         Some(backend) if !is_expired(key.protocol, &pin.flow_state, backend, now) => {
             let overlay = match backend.takes_new {
                 true => String::new(),
                 false => format!("; no new flows go there: {}", backend.out_of_service()),
             };
             let outcome = format!("pinned to {}", name(backend, table));
-            trace.tell("conntrack", outcome, said + &overlay);
+            trace.record("conntrack", outcome, said + &overlay);
             return (*worker, Some(pin));
         }
-        Some(_) => trace.tell("conntrack", "no pin", format!("{said}: idle for too long")),
+        Some(_) => trace.record("conntrack", "no pin", format!("{said}: idle for too long")),
     }
     (*worker, None)
 }
 
 /// Traces the packet that is made up.
-fn tell_packet(protocol: Protocol, opens: bool, pin: bool, trace: &Trace) {
+fn record_packet(protocol: Protocol, opens: bool, pin: bool, trace: &Trace) {
     let (packet, why) = match (protocol, opens) {
         (Protocol::Any, _) => {
             ("an ESP packet", "any protocol will do: each packet may begin a flow")
@@ -275,7 +275,7 @@ fn tell_packet(protocol: Protocol, opens: bool, pin: bool, trace: &Trace) {
         (Protocol::Tcp, true) => ("a SYN", "as if the client opened a connection now"),
         (Protocol::Tcp, false) => ("an ACK", "as if the connection existed, and went on"),
     };
-    trace.tell("packet", packet, why);
+    trace.record("packet", packet, why);
 }
 
 /// Ticks, displayed in seconds.
@@ -287,7 +287,12 @@ impl Display for Seconds {
     }
 }
 
-fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, context: &Context<'_>) {
+fn record_rewrite(
+    packet: &Packet,
+    pinned: Option<&Pin>,
+    question: &Question,
+    context: &Context<'_>,
+) {
     let Some((trace, backend)) = context.trace.zip(context.table.backend(packet.backend)) else {
         return;
     };
@@ -321,18 +326,18 @@ fn tell_rewrite(packet: &Packet, pinned: Option<&Pin>, question: &Question, cont
         Forward::Ipip => format!("ipip: as it is, in an IP packet to {name}"),
         Forward::Gue => format!("gue: as it is, in a UDP packet to {name}"),
     };
-    trace.tell("rewrite", outcome, why);
-    tell_neighbour(question, backend, context);
+    trace.record("rewrite", outcome, why);
+    record_neighbour(question, backend, context);
     if backend.forward.tunnels()
         && let Some(outer) = tunnel::outer(packet.flow.tuple, false, backend, context)
     {
-        tell_tunnel(&outer, mtu_towards(backend, packet.flow.tuple.family(), context), trace);
+        record_tunnel(&outer, mtu_towards(backend, packet.flow.tuple.family(), context), trace);
     }
 }
 
 /// Traces that the client is another backend of its NAT VIP: its replies must not bypass holdfast
 /// within the client's network.
-fn tell_neighbour(question: &Question, backend: &Backend, context: &Context<'_>) {
+fn record_neighbour(question: &Question, backend: &Backend, context: &Context<'_>) {
     let vip = context.table.vip(backend.vip).filter(|vip| vip.forward == Forward::Nat);
     let Some((vip, trace)) = vip.zip(context.trace) else { return };
     let client = Address::from(question.client.ip());
@@ -342,21 +347,21 @@ fn tell_neighbour(question: &Question, backend: &Backend, context: &Context<'_>)
         let outcome = format!("the client is {}", name(client, context.table));
         let why = "answers must come back through this box, not straight to the client's network: \
                    docs/MODES.md, \"Backends as clients\"";
-        trace.tell("client", outcome, why);
+        trace.record("client", outcome, why);
     }
 }
 
 /// Traces the flow's outer addresses, as a backend's NIC sees them, and the MTU inside the tunnel.
-fn tell_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
+fn record_tunnel(outer: &Outer, mtu: u16, trace: &Trace) {
     let ports = outer.gue.map(|(from, to)| format!(", UDP port {from} to {to}"));
     let outcome = format!("{} -> {}", outer.source, outer.destination) + &ports.unwrap_or_default();
     let why = format!("what a NIC sees of the flow; packets of up to {mtu} bytes fit");
-    trace.tell("tunnel", outcome, why);
+    trace.record("tunnel", outcome, why);
 }
 
 /// Traces the drop reason, and the reply to the sender.
-fn tell_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace) {
-    trace.tell("drop", reason.as_str(), reason.describe().trim());
+fn record_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace) {
+    trace.record("drop", reason.as_str(), reason.describe().trim());
     let why = match reason {
         Drop::NoBackend | Drop::ClientIsBackend if reject_no_backend(packet, context) => {
             "the VIP says on_no_backend = \"reject\""
@@ -368,7 +373,7 @@ fn tell_end(reason: Drop, packet: &Packet, context: &Context<'_>, trace: &Trace)
         Protocol::Tcp => "a RST",
         _ => "ICMP port unreachable",
     };
-    trace.tell("answer", answer, why);
+    trace.record("answer", answer, why);
 }
 
 /// Writes the packet: transport header and payload.

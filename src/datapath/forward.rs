@@ -65,7 +65,7 @@ pub fn forward_packet(
             return Ok(icmp::forward(packet, source, conntrack, context)?);
         }
         Direction::RelatedTo(snat_port) => {
-            return Ok(icmp::forward_bound(packet, snat_port, context)?);
+            return Ok(icmp::forward_snat_reply(packet, snat_port, context)?);
         }
         Direction::Fragment => return Err(Unsent::Fragment),
         Direction::LocalReply(_) => return Ok(()),

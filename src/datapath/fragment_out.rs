@@ -11,7 +11,7 @@
 //! that the backend's kernel reassembles it as after any router, and outer packets are never
 //! fragmented. Either all fragments are sent or none.
 //!
-//! Reads and writes: frames. Cost: a copy of the packet. Bound: [`PIECES`] per packet.
+//! Reads and writes: frames. Cost: a copy of the packet. Bound: [`MOST_FRAGMENTS`] per packet.
 
 use arrayvec::ArrayVec;
 
@@ -31,7 +31,7 @@ use crate::wire::headers::FRAGMENT_LEN;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// Maximum number of fragments: a frame of 4 KiB in the least inner MTU that is learnt.
-const PIECES: usize = 8;
+const MOST_FRAGMENTS: usize = 8;
 /// Unit of fragment offsets, in bytes.
 const UNIT: usize = 8;
 const MORE_FRAGMENTS: u16 = 0x2000;
@@ -108,10 +108,10 @@ pub fn fragment(
 ) -> Result<(), Drop> {
     let plan = plan(packet, context).filter(|_| reason == Drop::TooBig).ok_or(reason)?;
     let to = To::of(packet, context).ok_or(reason)?;
-    if pool.len() < plan.fragments || backlog.room_for_pieces() < plan.fragments {
+    if pool.len() < plan.fragments || backlog.room_for_fragments() < plan.fragments {
         return Err(reason);
     }
-    let mut fragments = ArrayVec::<Packet, PIECES>::new();
+    let mut fragments = ArrayVec::<Packet, MOST_FRAGMENTS>::new();
     let cut = (1..plan.fragments).try_for_each(|index| {
         let frame = cut(packet.data(), &plan, index, pool).ok_or(reason)?;
         // `plan` bounds their number.
@@ -127,7 +127,7 @@ pub fn fragment(
     });
     for Packet { frame, nic, .. } in fragments {
         match (sent, frame) {
-            (Ok(()), Some(frame)) => backlog.push_piece(nic, frame, pool),
+            (Ok(()), Some(frame)) => backlog.push_fragment(nic, frame, pool),
             (_, frame) => frame.into_iter().for_each(|frame| pool.push(frame)),
         }
     }
@@ -155,7 +155,7 @@ fn shorten(packet: &mut Packet, plan: &Plan, context: &Context<'_>) -> Option<()
         let (offset, rest) = (plan.room, plan.payload - plan.room);
         let offset = u16::try_from(offset).ok()?;
         let rest = Span { offset, len: u16::try_from(rest).ok()?, more: false };
-        fragments::note_cut(packet, rest, context);
+        fragments::record_cut(packet, rest, context);
     }
     Some(())
 }
@@ -184,7 +184,7 @@ fn plan(packet: &Packet, context: &Context<'_>) -> Option<Plan> {
         return None;
     }
     let plan = Plan { at, header, payload, room, fragments: payload.div_ceil(room) };
-    (2..=PIECES).contains(&plan.fragments).then_some(plan)
+    (2..=MOST_FRAGMENTS).contains(&plan.fragments).then_some(plan)
 }
 
 /// Whether an IPv4 packet leaves as IPv6, with an additional header per fragment.

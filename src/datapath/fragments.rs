@@ -53,7 +53,7 @@ struct Parked {
 /// Records the outcome of a parked fragment, in a replay.
 fn tell(wait: Wait, context: &Context<'_>) {
     if let Some(trace) = context.trace {
-        trace.note_wait(wait);
+        trace.record_wait(wait);
     }
 }
 
@@ -252,7 +252,7 @@ pub fn identification(packet: &Packet) -> Option<u32> {
 /// one. `packet` is now its first fragment; `rest` spans all others. The datagram is complete at
 /// once.
 #[cold]
-pub fn note_cut(packet: &Packet, rest: Span, context: &Context<'_>) {
+pub fn record_cut(packet: &Packet, rest: Span, context: &Context<'_>) {
     let key = packet.frame.as_ref().and_then(|frame| key(frame, &packet.layout));
     let transport = packet.data().get(usize::from(packet.layout.transport)..);
     let ports = transport.and_then(|transport| transport.first_chunk::<4>());

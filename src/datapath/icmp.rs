@@ -35,7 +35,7 @@ use crate::net::{Address, FlowKey, ListenKey, NextHop, Protocol, TableSecret, Tu
 use crate::stats::{Drop, LocalReply};
 use crate::wire::checksum::{self, Full};
 use crate::wire::headers::protocol::ICMP_V6;
-use crate::wire::icmp::{self, ICMP_LEN, Unanswered, kind};
+use crate::wire::icmp::{self, ICMP_LEN, NoReply, kind};
 use crate::wire::ip::is_header_sum_right;
 use crate::wire::quoted::{self, QuoteError, Quoted};
 use crate::xdp::umem::FramePool;
@@ -124,7 +124,7 @@ fn answer_echo(packet: &mut Packet, message: &Message, context: &Context<'_>) ->
     match icmp::echo_reply(frame.data_mut(), ip, len) {
         Ok(()) if send_back(packet, LocalReply::EchoReply, &hop, context) => Ok(()),
         Ok(()) => Err(Drop::NoHeadroom),
-        Err(Unanswered::BadSource) => Err(Drop::BadSource),
+        Err(NoReply::BadSource) => Err(Drop::BadSource),
         Err(_) => Err(Drop::BadIcmp),
     }
 }
@@ -151,7 +151,7 @@ fn relate(
         return Err(end);
     }
     let flow = relate_to_backend(packet, &quoted, context);
-    let flow = flow.or_else(|| relate_to_bound(packet, &quoted, context));
+    let flow = flow.or_else(|| relate_to_snat(packet, &quoted, context));
     let flow = flow.or_else(|| relate_to_client(packet, &quoted, context));
     packet.flow = secret.hash(flow.ok_or(Drop::IcmpNoFlow)?);
     context.flows.prefetch_bucket(&packet.flow);
@@ -179,7 +179,7 @@ fn relate_to_backend(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>
 }
 
 /// Relates an error that quotes a packet of a full-NAT source: it goes to the client.
-fn relate_to_bound(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
+fn relate_to_snat(packet: &mut Packet, quoted: &Quoted, context: &Context<'_>) -> Option<Tuple> {
     let (source, (address, port)) = (quoted.source, quoted.destination);
     let id = context.shared.snat_table.sources().find(source.0, source.1)?;
     let snat_entry = context.shared.snat_table.read(id)?;
@@ -255,7 +255,11 @@ pub fn forward(
 /// # Errors
 /// The reason for which it cannot be sent.
 #[cold]
-pub fn forward_bound(packet: &mut Packet, id: SnatPort, context: &Context<'_>) -> Result<(), Drop> {
+pub fn forward_snat_reply(
+    packet: &mut Packet,
+    id: SnatPort,
+    context: &Context<'_>,
+) -> Result<(), Drop> {
     let snat_entry = context.shared.snat_table.read(id);
     let same = |snat_entry: &SnatEntry| Tuple::from(snat_entry.snat_flow.flow) == packet.flow.tuple;
     let snat_entry = snat_entry.filter(same).ok_or(Drop::IcmpNoFlow)?;

@@ -93,7 +93,7 @@ fn send_error(
     let Some(frame) = &mut packet.frame else { return false };
     // A group address is no sender's address (IEEE 802.3 3.2.3).
     if hop.mac.first().is_some_and(|first| first & 1 == 1)
-        || icmp::may_answer(frame.data(), ip).is_err()
+        || icmp::may_reply(frame.data(), ip).is_err()
     {
         return false;
     }
@@ -121,7 +121,7 @@ fn send_error(
     let sent = icmp::error(frame, ip, ours.unwrap_or(key.vip), kind).is_ok()
         && send_back(packet, answer, &hop, context);
     if let Some(trace) = context.trace.filter(|_| sent) {
-        trace.note_place(packet.vip, packet.backend);
+        trace.record_slot(packet.vip, packet.backend);
     }
     sent
 }

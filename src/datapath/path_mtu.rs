@@ -18,7 +18,7 @@ use crate::forwarding::tunnel::GUE_SOURCE_PORTS;
 use crate::net::Family;
 use crate::stats::Drop;
 use crate::wire::headers::{Headers, protocol};
-use crate::wire::icmp::{ICMP_LEN, kind, told_mtu_v4, told_mtu_v6};
+use crate::wire::icmp::{ICMP_LEN, kind, reported_mtu_v4, reported_mtu_v6};
 use crate::wire::quoted::Quoted;
 
 /// Code of "destination unreachable" (RFC 792).
@@ -72,10 +72,10 @@ fn would_fit(message: &[u8], family: Family, len: u16) -> Option<u16> {
     let [kind, code, _, _, m0, m1, m2, m3] = *message.first_chunk::<ICMP_LEN>()?;
     match (family, kind, code) {
         (Family::V4, kind::V4_UNREACHABLE, FRAGMENTATION_NEEDED) => {
-            Some(told_mtu_v4(u16::from_be_bytes([m2, m3]), len))
+            Some(reported_mtu_v4(u16::from_be_bytes([m2, m3]), len))
         }
         (Family::V6, kind::V6_TOO_BIG, _) => {
-            Some(told_mtu_v6(u32::from_be_bytes([m0, m1, m2, m3])))
+            Some(reported_mtu_v6(u32::from_be_bytes([m0, m1, m2, m3])))
         }
         _ => None,
     }

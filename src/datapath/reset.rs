@@ -19,7 +19,7 @@
 //! Segments wait in a [`TxBacklog`] until the end of the poll. They were never received, so they
 //! have counters of their own (`resets_sent`, `probes_sent`).
 //!
-//! Writes: frames from the pool, TX rings. Cost: at most [`OUTBOX`] segments and as many fragments
+//! Writes: frames from the pool, TX rings. Cost: at most [`BACKLOG`] segments and as many fragments
 //! per poll.
 
 use std::net::IpAddr;
@@ -45,7 +45,7 @@ use crate::xdp::umem::{Frame, FramePool};
 
 /// Maximum number of queued segments; more are not sent. An end that gets no reset gets one after
 /// its next packet or the next probe.
-pub const OUTBOX: usize = 64;
+pub const BACKLOG: usize = 64;
 /// Segments per flow: one for each end.
 const PER_FLOW: usize = 2;
 /// Longest segment in bytes: Ethernet, two VLAN tags, IPv6, TCP.
@@ -80,9 +80,9 @@ struct Segment {
 #[derive(Debug, Default)]
 pub struct TxBacklog {
     /// Resets and probes.
-    segments: ArrayVec<Segment, OUTBOX>,
+    segments: ArrayVec<Segment, BACKLOG>,
     /// Later fragments of packets that were too long ([`fragment_out`](super::fragment_out)).
-    fragments: ArrayVec<(NicIndex, Frame), OUTBOX>,
+    fragments: ArrayVec<(NicIndex, Frame), BACKLOG>,
 }
 
 impl TxBacklog {
@@ -92,12 +92,12 @@ impl TxBacklog {
     }
 
     /// Number of fragments for which there is room.
-    pub const fn room_for_pieces(&self) -> usize {
+    pub const fn room_for_fragments(&self) -> usize {
         self.fragments.remaining_capacity()
     }
 
     /// Queues a rewritten fragment that leaves by `nic`.
-    pub fn push_piece(&mut self, nic: NicIndex, frame: Frame, pool: &mut FramePool) {
+    pub fn push_fragment(&mut self, nic: NicIndex, frame: Frame, pool: &mut FramePool) {
         if let Err(error) = self.fragments.try_push((nic, frame)) {
             pool.push(error.element().1);
         }
@@ -153,7 +153,7 @@ impl TxBacklog {
 
     fn push(&mut self, segment: Option<Segment>) {
         if let Some(segment) = segment {
-            // A full backlog drops the segment: see `OUTBOX`.
+            // A full backlog drops the segment: see `BACKLOG`.
             let _ = self.segments.try_push(segment);
         }
     }

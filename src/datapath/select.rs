@@ -90,7 +90,7 @@ pub fn select<'t>(
         Some(backend) => {
             if let Some(trace) = context.trace {
                 let why = "the connection id was made by this backend, and it is up";
-                trace.tell("quic_cid", name(backend, context.table), why);
+                trace.record("quic_cid", name(backend, context.table), why);
             }
             (backend, Rule::QuicCid)
         }
@@ -145,7 +145,7 @@ fn without_pin<'t>(
     context.stats.table_full_unpinned.add(1);
     if let Some(trace) = context.trace {
         let why = "the flow table is full, and the hash gives each packet of the flow this backend";
-        trace.tell("conntrack", "no pin", why);
+        trace.record("conntrack", "no pin", why);
     }
     Ok(Target { backend, snat_port: None })
 }
@@ -260,7 +260,7 @@ pub(super) fn choose<'t>(
 ) -> Result<(&'t Backend, Rule), Drop> {
     let hash = vip.affinity_hash(context.table.secret(), key);
     if let Some(trace) = context.trace {
-        tell_affinity(key, hash, vip, trace);
+        record_affinity(key, hash, vip, trace);
     }
     let turn = match datagram {
         Some(datagram) => mix(hash ^ u64::from(datagram)),
@@ -285,7 +285,7 @@ pub(super) fn choose<'t>(
     if let Some(client) = client {
         let chosen = candidates.by_client(client);
         if let Some(trace) = context.trace {
-            client.tell(chosen, context, trace);
+            client.record_choice(chosen, context, trace);
         }
         if let Some(chosen) = chosen {
             return Ok(chosen);
@@ -317,7 +317,7 @@ fn turn(vip: &Vip, conntrack: &Conntrack, context: &Context<'_>) -> u64 {
 }
 
 /// Traces which flows share this one's affinity hash.
-fn tell_affinity(key: &FlowKey, hash: u64, vip: &Vip, trace: &Trace) {
+fn record_affinity(key: &FlowKey, hash: u64, vip: &Vip, trace: &Trace) {
     let client = vip.client_key(key);
     let why = match vip.policy.affinity {
         Affinity::Flow | Affinity::QuicCid => "every flow for itself: its five-tuple".to_owned(),
@@ -336,7 +336,7 @@ fn tell_affinity(key: &FlowKey, hash: u64, vip: &Vip, trace: &Trace) {
             vip.splits.bits(client.client)
         ),
     };
-    trace.tell("affinity", format!("hash {hash:016x}"), why);
+    trace.record("affinity", format!("hash {hash:016x}"), why);
 }
 
 /// View of the backends for the scheduler, for one packet.
@@ -360,7 +360,7 @@ impl<'t> Candidates<'_, 't> {
     /// Returns the backend that follows from the client's record, if any, and the rule.
     fn by_client(&mut self, client: &ClientRecord<'t>) -> Option<(&'t Backend, Rule)> {
         if let Some(backend) = client.stays_at(self.miss) {
-            return self.tells_apart(backend).then_some((backend, Rule::Sticky));
+            return self.distinguishes(backend).then_some((backend, Rule::Sticky));
         }
         if self.miss == Miss::NonSyn || !client.comes_back() {
             return None;
@@ -372,7 +372,7 @@ impl<'t> Candidates<'_, 't> {
 
     /// Whether the backend can distinguish the flow from its other flows, and from its own
     /// connections.
-    fn tells_apart(&mut self, backend: &Backend) -> bool {
+    fn distinguishes(&mut self, backend: &Backend) -> bool {
         self.indistinct(backend).is_none()
     }
 
@@ -414,8 +414,8 @@ impl Pool for Candidates<'_, '_> {
         if let Some(trace) = self.context.trace {
             let name = name(backend, self.context.table);
             match refusal {
-                None => trace.tell("scheduler", format!("{name} takes it"), "in service"),
-                Some(why) => trace.tell("scheduler", format!("not {name}"), why),
+                None => trace.record("scheduler", format!("{name} takes it"), "in service"),
+                Some(why) => trace.record("scheduler", format!("not {name}"), why),
             }
         }
         refusal.is_none()
@@ -440,13 +440,13 @@ impl Pool for Candidates<'_, '_> {
             Note::Full(full) => {
                 let full = self.context.table.backend(full);
                 let name = full.map_or("?", |backend| name(backend, self.context.table));
-                trace.tell(
+                trace.record(
                     "scheduler",
                     format!("not {name}"),
                     format!("it is at the bound of {kind}"),
                 );
             }
-            Note::Slot(_) | Note::Point(_) => trace.tell("scheduler", step, kind),
+            Note::Slot(_) | Note::Point(_) => trace.record("scheduler", step, kind),
         }
     }
 }

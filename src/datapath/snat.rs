@@ -148,7 +148,7 @@ mod tests {
         let backend = context.table.backend(BackendIndex(0)).unwrap();
         let hop = packet.came_from(context.nic);
         let pin = Pin::new(packet.vip, backend.id, state, 0, &hop, context.now);
-        pin.with_binding(id)
+        pin.with_snat_port(id)
     }
 
     #[test]

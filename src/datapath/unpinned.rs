@@ -101,6 +101,6 @@ fn datagram(packet: &Packet) -> Option<u32> {
 fn tell(context: &Context<'_>) {
     if let Some(trace) = context.trace {
         trace.record_miss();
-        trace.tell("conntrack", "no pin", "pin = false: each datagram is placed by itself");
+        trace.record("conntrack", "no pin", "pin = false: each datagram is placed by itself");
     }
 }

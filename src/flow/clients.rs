@@ -25,12 +25,12 @@ use crate::net::{Address, BackendId, BackendIndex, TableSecret, VipId};
 use crate::units::Ticks;
 
 /// Slots of a bucket: their heads fill a cache line.
-const PLACES: usize = 8;
+const SLOTS: usize = 8;
 /// Slots per client that the table is sized for: with half of the slots taken, 1 new client in 100
 /// finds its bucket full (Poisson).
-const PLACES_PER_CLIENT: usize = 2;
+const SLOTS_PER_CLIENT: usize = 2;
 /// Memory per client, in bytes.
-pub const BYTES_PER_CLIENT: usize = size_of::<Bucket>() / PLACES * PLACES_PER_CLIENT;
+pub const BYTES_PER_CLIENT: usize = size_of::<Bucket>() / SLOTS * SLOTS_PER_CLIENT;
 
 /// The slot holds a mapping.
 const USED: u64 = 1;
@@ -88,8 +88,8 @@ pub struct Clients {
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Bucket {
-    heads: [AtomicU64; PLACES],
-    bodies: [Body; PLACES],
+    heads: [AtomicU64; SLOTS],
+    bodies: [Body; SLOTS],
 }
 
 #[derive(Debug, Default)]
@@ -102,7 +102,7 @@ struct Body {
 
 /// A slot of a bucket.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct Slot<'a> {
     head: &'a AtomicU64,
     body: &'a Body,
 }
@@ -111,7 +111,7 @@ impl Clients {
     /// Creates a table for `clients` clients: [`BYTES_PER_CLIENT`] each. `secret` keys its hash, so
     /// that clients cannot be aimed at one bucket.
     pub fn new(clients: usize, secret: TableSecret) -> Self {
-        let buckets = clients.saturating_mul(PLACES_PER_CLIENT).div_ceil(PLACES).max(1);
+        let buckets = clients.saturating_mul(SLOTS_PER_CLIENT).div_ceil(SLOTS).max(1);
         Self { buckets: (0..buckets).map(|_| Bucket::default()).collect(), secret }
     }
 
@@ -138,11 +138,11 @@ impl Clients {
         let own = bucket.find(key, tag);
         let proven = own.is_some_and(|(_, _, old)| old.proven && lives(key, &old));
         let mapping = Mapping { backend, created: now, last_used: now, proven };
-        let (place, head) = match own {
-            Some((place, head, _)) => (place, head),
+        let (slot, head) = match own {
+            Some((slot, head, _)) => (slot, head),
             None => bucket.victim(now, lives)?,
         };
-        bucket.write(place, head, key, tag, &mapping)
+        bucket.write(slot, head, key, tag, &mapping)
     }
 
     /// Returns a separate table for one client, with its mapping in this one.
@@ -150,10 +150,10 @@ impl Clients {
     pub fn scratch(&self, key: &Key) -> Self {
         let scratch = Self::new(1, self.secret.clone());
         if let (Some(mapping), Some((bucket, tag))) = (self.find(key), scratch.bucket(key))
-            && let Some(place) = bucket.places().next()
+            && let Some(slot) = bucket.slots().next()
         {
             // No other thread has the table yet.
-            let _ = bucket.write(place, 0, key, tag, &mapping);
+            let _ = bucket.write(slot, 0, key, tag, &mapping);
         }
         scratch
     }
@@ -165,14 +165,14 @@ impl Clients {
     /// Returns whether the client is known.
     pub fn touch(&self, key: &Key, backend: Option<BackendId>, now: Ticks, proven: bool) -> bool {
         let Some((bucket, tag)) = self.bucket(key) else { return false };
-        let Some((place, head, mapping)) = bucket.find(key, tag) else { return false };
+        let Some((slot, head, mapping)) = bucket.find(key, tag) else { return false };
         if backend.is_none_or(|backend| backend == mapping.backend) {
             let last_used = mapping.last_used.after(now.since(mapping.last_used));
             let flags = if proven { PROVEN } else { 0 };
             let new = head & (VERSION | TAG | USED | PROVEN) | flags | used_at(last_used);
             if new != head {
                 // A thread that changed the head in between has updated the slot.
-                let _ = place.swap(head, new);
+                let _ = slot.swap(head, new);
             }
         }
         true
@@ -180,23 +180,23 @@ impl Clients {
 
     /// Number of slots: positions for [`Clients::at`].
     pub fn positions(&self) -> usize {
-        self.buckets.len() * PLACES
+        self.buckets.len() * SLOTS
     }
 
     /// Returns the mapping at a position, if there is one.
     pub fn at(&self, position: usize) -> Option<(Key, Mapping)> {
-        self.place(position)?.read().map(|(_, key, mapping)| (key, mapping))
+        self.slot(position)?.read().map(|(_, key, mapping)| (key, mapping))
     }
 
     /// Removes the mapping at a position if it is still that of `key`; returns whether it did.
     pub fn forget(&self, position: usize, key: &Key) -> bool {
-        let Some(place) = self.place(position) else { return false };
-        let Some((head, found, _)) = place.read() else { return false };
-        found == *key && place.swap(head, next_version(head))
+        let Some(slot) = self.slot(position) else { return false };
+        let Some((head, found, _)) = slot.read() else { return false };
+        found == *key && slot.swap(head, next_version(head))
     }
 
-    fn place(&self, position: usize) -> Option<Place<'_>> {
-        self.buckets.get(position / PLACES)?.places().nth(position % PLACES)
+    fn slot(&self, position: usize) -> Option<Slot<'_>> {
+        self.buckets.get(position / SLOTS)?.slots().nth(position % SLOTS)
     }
 
     /// Returns the bucket of a client, and its tag at its bits of a head.
@@ -216,18 +216,18 @@ impl Key {
 }
 
 impl Bucket {
-    fn places(&self) -> impl Iterator<Item = Place<'_>> {
-        self.heads.iter().zip(&self.bodies).map(|(head, body)| Place { head, body })
+    fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
+        self.heads.iter().zip(&self.bodies).map(|(head, body)| Slot { head, body })
     }
 
     /// Returns the client's slot, its head, and its mapping.
-    fn find(&self, key: &Key, tag: u64) -> Option<(Place<'_>, u64, Mapping)> {
-        let tagged = |place: &Place<'_>| {
-            place.head.load(Ordering::Relaxed) & (TAG | USED | CLAIMED) == tag | USED
+    fn find(&self, key: &Key, tag: u64) -> Option<(Slot<'_>, u64, Mapping)> {
+        let tagged = |slot: &Slot<'_>| {
+            slot.head.load(Ordering::Relaxed) & (TAG | USED | CLAIMED) == tag | USED
         };
-        self.places().filter(tagged).find_map(|place| {
-            let (head, found, mapping) = place.read()?;
-            (found == *key).then_some((place, head, mapping))
+        self.slots().filter(tagged).find_map(|slot| {
+            let (head, found, mapping) = slot.read()?;
+            (found == *key).then_some((slot, head, mapping))
         })
     }
 
@@ -236,15 +236,15 @@ impl Bucket {
         &self,
         now: Ticks,
         lives: impl Fn(&Key, &Mapping) -> bool,
-    ) -> Result<(Place<'_>, u64), NotRecorded> {
+    ) -> Result<(Slot<'_>, u64), NotRecorded> {
         let mut error = NotRecorded::Full;
         let mut best = None;
-        for place in self.places() {
-            let head = place.head.load(Ordering::Acquire);
+        for slot in self.slots() {
+            let head = slot.head.load(Ordering::Acquire);
             if head & (USED | CLAIMED) == 0 {
-                return Ok((place, head));
+                return Ok((slot, head));
             }
-            let Some((head, key, mapping)) = place.read() else {
+            let Some((head, key, mapping)) = slot.read() else {
                 error = NotRecorded::Busy;
                 continue;
             };
@@ -252,36 +252,36 @@ impl Bucket {
             if expired || !mapping.proven {
                 let rank = (expired, now.since(mapping.last_used).0);
                 if best.is_none_or(|(most, _, _)| rank > most) {
-                    best = Some((rank, place, head));
+                    best = Some((rank, slot, head));
                 }
             }
         }
-        best.map(|(_, place, head)| (place, head)).ok_or(error)
+        best.map(|(_, slot, head)| (slot, head)).ok_or(error)
     }
 
     /// Writes a slot whose head is still `head`.
     fn write(
         &self,
-        place: Place<'_>,
+        slot: Slot<'_>,
         head: u64,
         key: &Key,
         tag: u64,
         mapping: &Mapping,
     ) -> Result<(), NotRecorded> {
-        if !place.swap(head, head | CLAIMED) {
+        if !slot.swap(head, head | CLAIMED) {
             return Err(NotRecorded::Busy);
         }
-        if self.is_contested(place, key, tag) {
-            place.head.store(head, Ordering::Release);
+        if self.is_contested(slot, key, tag) {
+            slot.head.store(head, Ordering::Release);
             return Err(NotRecorded::Busy);
         }
         // Release: a reader of one of these words sees the claim, too, when it checks the head
         // again.
         fence(Ordering::Release);
-        place.body.write(key, mapping);
+        slot.body.write(key, mapping);
         let flags = USED | if mapping.proven { PROVEN } else { 0 };
         let version = next_version(head) & VERSION;
-        place.head.store(version | tag | flags | used_at(mapping.last_used), Ordering::Release);
+        slot.head.store(version | tag | flags | used_at(mapping.last_used), Ordering::Release);
         Ok(())
     }
 
@@ -289,14 +289,14 @@ impl Bucket {
     ///
     /// Of two threads that claim at the same time, at least one sees the other's claim or its
     /// result: claims, and the checks after them, are in one order (`SeqCst`).
-    fn is_contested(&self, claimed: Place<'_>, key: &Key, tag: u64) -> bool {
-        let others = || self.places().filter(|place| !std::ptr::eq(place.head, claimed.head));
-        others().any(|place| place.head.load(Ordering::SeqCst) & CLAIMED != 0)
+    fn is_contested(&self, claimed: Slot<'_>, key: &Key, tag: u64) -> bool {
+        let others = || self.slots().filter(|slot| !std::ptr::eq(slot.head, claimed.head));
+        others().any(|slot| slot.head.load(Ordering::SeqCst) & CLAIMED != 0)
             || self.find(key, tag).is_some()
     }
 }
 
-impl Place<'_> {
+impl Slot<'_> {
     /// Returns head, key and mapping, if there is a mapping and no thread is writing it.
     fn read(&self) -> Option<(u64, Key, Mapping)> {
         // Acquire pairs with the release store of `write`: a reader of a version sees its body.

@@ -131,9 +131,9 @@ pub(super) const STATE: u64 = 0xff << STATE_SHIFT;
 const OWNER_SHIFT: u32 = 16;
 pub(super) const STAMP_SHIFT: u32 = 8;
 /// NIC number in `hop` words that name a SNAT port or a pair of tags: no NIC has it.
-const BOUND: u64 = 0xf << 12;
+const SNAT: u64 = 0xf << 12;
 /// The bits of NIC and VLAN.
-const PLACE_BITS: u64 = 0xffff;
+const SLOT_BITS: u64 = 0xffff;
 const _: () = assert!(MAX_NICS <= 15);
 /// Changes whenever the table writes the entry; managed by the table.
 pub(super) const STAMP: u64 = 0xff << STAMP_SHIFT;
@@ -171,7 +171,7 @@ impl FlowState {
     /// Full NAT: the flow's SNAT port, whose entry has the return hop.
     #[inline]
     pub const fn snat_port(&self) -> Option<SnatPort> {
-        if self.hop & PLACE_BITS == BOUND { Some(SnatPort((self.hop >> 32) as u32)) } else { None }
+        if self.hop & SLOT_BITS == SNAT { Some(SnatPort((self.hop >> 32) as u32)) } else { None }
     }
 
     /// Returns whether the client's packets come from `hop`.
@@ -202,8 +202,8 @@ impl FlowState {
 
     /// Replaces the return hop by a SNAT port.
     #[must_use]
-    pub const fn with_binding(self, id: SnatPort) -> Self {
-        Self { hop: (id.0 as u64) << 32 | BOUND, ..self }
+    pub const fn with_snat_port(self, id: SnatPort) -> Self {
+        Self { hop: (id.0 as u64) << 32 | SNAT, ..self }
     }
 
     /// Sets the time of the last packet.
@@ -328,8 +328,8 @@ impl Pin {
 
     /// Replaces the return hop by a SNAT port.
     #[must_use]
-    pub const fn with_binding(self, id: SnatPort) -> Self {
-        Self { flow_state: self.flow_state.with_binding(id), ..self }
+    pub const fn with_snat_port(self, id: SnatPort) -> Self {
+        Self { flow_state: self.flow_state.with_snat_port(id), ..self }
     }
 
     /// Sets the rule.
@@ -376,7 +376,7 @@ impl ReturnHop {
     pub fn new(mac: u64, port: NicIndex, tags: Option<Tags>) -> Option<Self> {
         let backend_word = match tags {
             Some(tags) if tags.outer != Outer::None => {
-                BOUND | u64::from(qinq::number(port, tags)?.0)
+                SNAT | u64::from(qinq::number(port, tags)?.0)
             }
             one => {
                 let vlan = one.map_or(0, |tags| tags.inner & 0xfff);
@@ -392,7 +392,7 @@ impl ReturnHop {
         let [a, b, c, d, e, f, _, _] = self.0.to_be_bytes();
         let mac = [a, b, c, d, e, f];
         let vlan = (self.0 & 0xfff) as u16;
-        if self.0 & BOUND == BOUND
+        if self.0 & SNAT == SNAT
             && let Some((port, tags)) = qinq::pair(qinq::Number(vlan))
         {
             return NextHop { nic: port, mac, vlan: Some(tags) };
@@ -429,7 +429,7 @@ mod tests {
             assert!(flow_state.comes_from(&hop));
             assert!(!flow_state.comes_from(&NextHop { vlan: Some(9.into()), ..hop }));
             assert_eq!(
-                (flow_state.snat_port(), flow_state.with_binding(SnatPort(3)).hop().vlan),
+                (flow_state.snat_port(), flow_state.with_snat_port(SnatPort(3)).hop().vlan),
                 (None, None)
             );
             let tags = vlan.map(|tags| Tags { inner: tags.inner | 0xf000, ..tags });

@@ -31,9 +31,9 @@ use crate::net::{Address, FiveTuple, Protocol, TableSecret, Tuple};
 use crate::units::Ticks;
 
 /// Slots of a bucket.
-const PLACES: usize = 4;
+const SLOTS: usize = 4;
 /// Memory per datagram, in bytes.
-pub const BYTES_PER_DATAGRAM: usize = size_of::<Place>();
+pub const BYTES_PER_DATAGRAM: usize = size_of::<Slot>();
 /// In place of TCP or UDP in the slot of a denied datagram, whose first fragment was dropped.
 const DENIED: u64 = 0;
 /// Attempts to count a fragment while other threads count theirs; then it goes uncounted.
@@ -117,7 +117,7 @@ impl Key {
 /// The fragment table. See the module's documentation.
 #[derive(Debug)]
 pub struct FragmentTable {
-    buckets: Box<[[Place; PLACES]]>,
+    buckets: Box<[[Slot; SLOTS]]>,
     secret: TableSecret,
     timeout: Ticks,
     /// Grows with every datagram that is recorded. On a cache line of its own: workers with parked
@@ -127,7 +127,7 @@ pub struct FragmentTable {
 
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Place {
+struct Slot {
     /// Even: the words are of one datagram; 0: of none. Odd: a thread is writing them.
     version: AtomicU64,
     progress: AtomicU64,
@@ -150,8 +150,8 @@ impl FragmentTable {
     /// Creates a table for `datagrams` datagrams at a time ([`BYTES_PER_DATAGRAM`] each), which end
     /// after `timeout`. `secret` keys its hash, so that datagrams cannot be aimed at one bucket.
     pub fn new(datagrams: usize, timeout: Ticks, secret: TableSecret) -> Self {
-        let buckets = datagrams.div_ceil(PLACES).max(1);
-        let buckets = (0..buckets).map(|_| <[Place; PLACES]>::default()).collect();
+        let buckets = datagrams.div_ceil(SLOTS).max(1);
+        let buckets = (0..buckets).map(|_| <[Slot; SLOTS]>::default()).collect();
         Self { buckets, secret, timeout, recorded: CachePadded::default() }
     }
 
@@ -167,17 +167,17 @@ impl FragmentTable {
         len: u16,
         now: Ticks,
     ) -> Result<(), OtherPorts> {
-        self.note_fate(key, Some(head), len, now)
+        self.record_fate(key, Some(head), len, now)
     }
 
     /// Records that the first fragment of a datagram, of `len` bytes, was dropped: later ones are
     /// denied.
     pub fn deny(&self, key: &Key, len: u16, now: Ticks) {
         // A denied datagram has no ports that could differ.
-        let _ = self.note_fate(key, None, len, now);
+        let _ = self.record_fate(key, None, len, now);
     }
 
-    fn note_fate(
+    fn record_fate(
         &self,
         key: &Key,
         head: Option<FirstFragment>,
@@ -185,29 +185,29 @@ impl FragmentTable {
         now: Ticks,
     ) -> Result<(), OtherPorts> {
         let Some(bucket) = self.bucket(key) else { return Ok(()) };
-        let mut best: Option<((bool, u32), &Place, u64)> = None;
-        for place in bucket {
-            let entry = place.read();
+        let mut best: Option<((bool, u32), &Slot, u64)> = None;
+        for slot in bucket {
+            let entry = slot.read();
             let (rank, version) = match entry {
-                Some(entry) if self.lives(place, &entry, now) => {
+                Some(entry) if self.lives(slot, &entry, now) => {
                     if entry.key == key.words() {
                         if entry.head.zip(head).is_some_and(|(old, new)| old != new) {
                             return Err(OtherPorts);
                         }
-                        best = Some(((true, u32::MAX), place, entry.version));
+                        best = Some(((true, u32::MAX), slot, entry.version));
                         break;
                     }
                     ((false, now.since(entry.recorded).0), entry.version)
                 }
                 Some(entry) => ((true, now.since(entry.recorded).0), entry.version),
-                None => ((true, u32::MAX - 1), place.version.load(Ordering::Acquire)),
+                None => ((true, u32::MAX - 1), slot.version.load(Ordering::Acquire)),
             };
             if best.is_none_or(|(most, ..)| rank > most) {
-                best = Some((rank, place, version));
+                best = Some((rank, slot, version));
             }
         }
-        if let Some((_, place, version)) = best {
-            place.write(version, key, head, len, now);
+        if let Some((_, slot, version)) = best {
+            slot.write(version, key, head, len, now);
             // Release: a reader of the number sees the slot. Relaxed would do for the count itself.
             self.recorded.fetch_add(1, Ordering::Release);
         }
@@ -216,13 +216,13 @@ impl FragmentTable {
 
     /// Counts a later fragment for its datagram; returns the datagram's flow, if it is known.
     pub fn join(&self, key: &Key, span: Span, now: Ticks) -> FragmentLookup {
-        let Some((place, entry)) = self.find(key, now) else { return FragmentLookup::Unknown };
+        let Some((slot, entry)) = self.find(key, now) else { return FragmentLookup::Unknown };
         // No other fragment may have bytes of the first, the transport header above all (RFC 1858,
         // RFC 3128).
         if span.offset < entry.first {
             return FragmentLookup::Overlap;
         }
-        if !place.count(&entry, span) {
+        if !slot.count(&entry, span) {
             return FragmentLookup::Overlap;
         }
         entry.head.map_or(FragmentLookup::Denied, FragmentLookup::Flow)
@@ -237,10 +237,10 @@ impl FragmentTable {
     /// in progress has it, as long as there are no more slots than numbers (65,536 in IPv4).
     pub fn number(&self, key: &Key) -> Option<u32> {
         let bucket = self.bucket_number(key)?;
-        let mut places = self.buckets.get(bucket)?.iter();
-        let place =
-            places.position(|place| place.read().is_some_and(|entry| entry.key == key.words()))?;
-        u32::try_from(bucket * PLACES + place).ok()
+        let mut slots = self.buckets.get(bucket)?.iter();
+        let slot =
+            slots.position(|slot| slot.read().is_some_and(|entry| entry.key == key.words()))?;
+        u32::try_from(bucket * SLOTS + slot).ok()
     }
 
     /// Returns a number that changes whenever a first fragment is recorded; 0 before the first.
@@ -255,19 +255,19 @@ impl FragmentTable {
         usize::try_from(number).ok()
     }
 
-    fn bucket(&self, key: &Key) -> Option<&[Place; PLACES]> {
+    fn bucket(&self, key: &Key) -> Option<&[Slot; SLOTS]> {
         self.buckets.get(self.bucket_number(key)?)
     }
 
-    fn find(&self, key: &Key, now: Ticks) -> Option<(&Place, Entry)> {
-        self.bucket(key)?.iter().find_map(|place| {
-            let entry = place.read().filter(|entry| entry.key == key.words())?;
-            self.lives(place, &entry, now).then_some((place, entry))
+    fn find(&self, key: &Key, now: Ticks) -> Option<(&Slot, Entry)> {
+        self.bucket(key)?.iter().find_map(|slot| {
+            let entry = slot.read().filter(|entry| entry.key == key.words())?;
+            self.lives(slot, &entry, now).then_some((slot, entry))
         })
     }
 
-    fn lives(&self, place: &Place, entry: &Entry, now: Ticks) -> bool {
-        now.since(entry.recorded).0 <= self.timeout.0 && !place.is_complete(entry)
+    fn lives(&self, slot: &Slot, entry: &Entry, now: Ticks) -> bool {
+        now.since(entry.recorded).0 <= self.timeout.0 && !slot.is_complete(entry)
     }
 }
 
@@ -277,7 +277,7 @@ const fn tag(version: u64) -> u64 {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
-impl Place {
+impl Slot {
     /// Reads the contents, if there are any and no thread is writing them.
     fn read(&self) -> Option<Entry> {
         // Acquire pairs with the release store of `write`: a reader of a version sees its words.
@@ -530,11 +530,11 @@ mod tests {
     fn a_place_that_is_being_written_stays_its_writers() {
         let table = table(1);
         let bucket = table.bucket(&key(1)).unwrap();
-        for place in bucket {
-            place.version.store(3, Ordering::Relaxed);
+        for slot in bucket {
+            slot.version.store(3, Ordering::Relaxed);
         }
         assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
-        assert_eq!(bucket.each_ref().map(|place| place.version.load(Ordering::Relaxed)), [3; 4]);
+        assert_eq!(bucket.each_ref().map(|slot| slot.version.load(Ordering::Relaxed)), [3; 4]);
         assert!(!table.knows(&key(1), NOW));
     }
 

@@ -11,7 +11,7 @@ use crate::units::Ticks;
 
 /// Slots of the table: paths of one slot replace each other. A box has tens or hundreds of
 /// backends.
-const PLACES: usize = 4096;
+const SLOTS: usize = 4096;
 /// Time for which a learnt MTU is valid: ten minutes.
 const LIFETIME: Ticks = Ticks(60_000);
 
@@ -21,7 +21,7 @@ pub struct PathMtus(Box<[AtomicU64]>);
 
 impl Default for PathMtus {
     fn default() -> Self {
-        Self((0..PLACES).map(|_| AtomicU64::new(0)).collect())
+        Self((0..SLOTS).map(|_| AtomicU64::new(0)).collect())
     }
 }
 
@@ -29,7 +29,7 @@ impl PathMtus {
     /// Returns the longest outer packet that passes the path, in bytes, if it is known.
     #[inline]
     pub fn learnt(&self, path: PathKey, now: Ticks) -> Option<u16> {
-        let entry = Entry::from_word(self.place(path)?.load(Ordering::Relaxed));
+        let entry = Entry::from_word(self.slot(path)?.load(Ordering::Relaxed));
         let counts = entry.tag == tag(path) && now.since(entry.at).0 < LIFETIME.0;
         Some(entry.mtu).filter(|&mtu| counts && mtu != 0)
     }
@@ -37,23 +37,23 @@ impl PathMtus {
     /// Records the MTU that a router reports of a path, unless a smaller one is known.
     pub fn learn(&self, path: PathKey, mtu: u16, now: Ticks) {
         if self.learnt(path, now).is_none_or(|known| mtu < known)
-            && let Some(place) = self.place(path)
+            && let Some(slot) = self.slot(path)
         {
             // Relaxed: it is one word, and of two workers' values either is right.
-            place.store(Entry { tag: tag(path), mtu, at: now }.word(), Ordering::Relaxed);
+            slot.store(Entry { tag: tag(path), mtu, at: now }.word(), Ordering::Relaxed);
         }
     }
 
     /// Returns a copy, in which an explanation is tried out.
     #[must_use]
     pub fn scratch(&self) -> Self {
-        let copy = |place: &AtomicU64| AtomicU64::new(place.load(Ordering::Relaxed));
+        let copy = |slot: &AtomicU64| AtomicU64::new(slot.load(Ordering::Relaxed));
         Self(self.0.iter().map(copy).collect())
     }
 
     #[inline]
-    fn place(&self, path: PathKey) -> Option<&AtomicU64> {
-        self.0.get(usize::try_from(path.0).ok()? & (PLACES - 1))
+    fn slot(&self, path: PathKey) -> Option<&AtomicU64> {
+        self.0.get(usize::try_from(path.0).ok()? & (SLOTS - 1))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::net::NicIndex;
 use crate::net::vlan::{Outer, Tags};
 
 /// Numbers have 12 bits; 0 is none.
-const PLACES: usize = 4096;
+const SLOTS: usize = 4096;
 /// Slots that are probed for a pair: bounds the cost of a packet.
 const PROBES: usize = 32;
 /// A slot that is taken.
@@ -36,11 +36,11 @@ pub(super) fn pair(number: Number) -> Option<(NicIndex, Tags)> {
     PAIRS.pair(number)
 }
 
-struct Pairs([AtomicU32; PLACES]);
+struct Pairs([AtomicU32; SLOTS]);
 
 impl Pairs {
     const fn new() -> Self {
-        Self([const { AtomicU32::new(0) }; PLACES])
+        Self([const { AtomicU32::new(0) }; SLOTS])
     }
 
     fn number(&self, port: NicIndex, tags: Tags) -> Option<Number> {
@@ -52,15 +52,15 @@ impl Pairs {
         let (inner, outer) = (u32::from(tags.inner & 0xfff), u32::from(outer & 0xfff));
         let word = USED | u32::from(port.0 & 0xf) << 25 | service | outer << 12 | inner;
         let start = word.wrapping_mul(0x9e37_79b1) as usize >> 20;
-        for place in (start..start + PROBES).map(|place| place % PLACES).filter(|&n| n != 0) {
+        for slot in (start..start + PROBES).map(|slot| slot % SLOTS).filter(|&n| n != 0) {
             // Relaxed: the word publishes nothing else.
-            let (taken, relaxed) = (self.0.get(place)?, Ordering::Relaxed);
+            let (taken, relaxed) = (self.0.get(slot)?, Ordering::Relaxed);
             let mut there = taken.load(relaxed);
             if there == 0 {
                 there = taken.compare_exchange(0, word, relaxed, relaxed).err().unwrap_or(word);
             }
             if there == word {
-                return u16::try_from(place).ok().map(Number);
+                return u16::try_from(slot).ok().map(Number);
             }
         }
         None

@@ -194,7 +194,7 @@ impl SnatTable {
 
     /// Records that the pin of a port's flow was notified of a reply, in its steady state. Any
     /// thread; does nothing if the entry has another backend or time since `snat_entry` was read.
-    pub fn tell(&self, snat_entry: &SnatEntry, now: Ticks) {
+    pub fn notify(&self, snat_entry: &SnatEntry, now: Ticks) {
         let [_, _, _, _, _, _, Some(names), _] = self.words(snat_entry.id) else { return };
         let new = snat_entry.names & !0xffff_ffff | u64::from(now.0) & !TOLD | TOLD;
         // A time publishes nothing. A lost race means that another thread has notified the pin.
@@ -203,7 +203,7 @@ impl SnatTable {
 
     /// Records that the backend has answered the client's SYN. Any thread; does nothing if the
     /// entry has another flow's ports, or other flags, since `snat_entry` was read.
-    pub fn answer(&self, snat_entry: &SnatEntry) {
+    pub fn mark_answered(&self, snat_entry: &SnatEntry) {
         self.mark(snat_entry, ANSWERED);
     }
 
@@ -505,13 +505,13 @@ mod tests {
         // Across the wrap of the clock.
         let (now, span) = (Ticks(u32::MAX - 1), Ticks(50));
         assert!(!before.notified_within(span, now));
-        snat_table.tell(&before, now);
+        snat_table.notify(&before, now);
         let notified = snat_table.read(id).unwrap();
         assert_eq!(notified.snat_flow, before.snat_flow);
         assert!(notified.notified_within(span, now) && notified.notified_within(span, Ticks(40)));
         assert!(!notified.notified_within(span, Ticks(60)));
         snat_allocator.rebind(&snat_table, id, &snat_flow(2, false));
-        snat_table.tell(&notified, now);
+        snat_table.notify(&notified, now);
         assert!(!snat_table.read(id).unwrap().notified_within(span, now));
         snat_table.set_return_hop(id, ReturnHop(99));
         assert_eq!(snat_table.read(id).unwrap().snat_flow.return_hop, ReturnHop(99));

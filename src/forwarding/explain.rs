@@ -88,7 +88,7 @@ pub struct Trace {
 
 impl Trace {
     /// Records a decision, unless it is already recorded: a scheduler may try a backend repeatedly.
-    pub fn tell(&self, stage: &str, outcome: impl Display, why: impl Display) {
+    pub fn record(&self, stage: &str, outcome: impl Display, why: impl Display) {
         let (stage, outcome, why) = (stage.to_owned(), outcome.to_string(), why.to_string());
         // No borrow is held while the stages run.
         if let Ok(mut steps) = self.steps.try_borrow_mut() {
@@ -110,7 +110,7 @@ impl Trace {
     }
 
     /// Records VIP and backend of a packet answered by a local reply: their counters omit it.
-    pub fn note_place(&self, vip: VipId, backend: BackendIndex) {
+    pub fn record_slot(&self, vip: VipId, backend: BackendIndex) {
         self.place.set(Some((vip, backend)));
     }
 
@@ -120,7 +120,7 @@ impl Trace {
     }
 
     /// Records the fate of a waiting fragment.
-    pub fn note_wait(&self, wait: Wait) {
+    pub fn record_wait(&self, wait: Wait) {
         // No borrow is held while the stages run.
         if let Ok(mut waits) = self.waits.try_borrow_mut() {
             waits.push(wait);

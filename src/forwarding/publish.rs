@@ -14,9 +14,9 @@ use super::ForwardingTable;
 /// Shared pointer to the current table. Workers read it once per batch, so no data that changes
 /// more often may share its cache lines.
 #[derive(Debug, Clone)]
-struct Place(Arc<CachePadded<ArcSwap<ForwardingTable>>>);
+struct SharedTable(Arc<CachePadded<ArcSwap<ForwardingTable>>>);
 
-impl Deref for Place {
+impl Deref for SharedTable {
     type Target = ArcSwap<ForwardingTable>;
 
     #[inline]
@@ -28,7 +28,7 @@ impl Deref for Place {
 /// Publishing side, owned by the control thread.
 #[derive(Debug)]
 pub struct Publisher {
-    current: Place,
+    current: SharedTable,
     /// Replaced tables that a worker may still hold.
     old: Vec<Arc<ForwardingTable>>,
 }
@@ -36,13 +36,13 @@ pub struct Publisher {
 /// Reading side. Clone it once per worker.
 #[derive(Debug, Clone)]
 pub struct Subscription {
-    cache: Cache<Place, Arc<ForwardingTable>>,
+    cache: Cache<SharedTable, Arc<ForwardingTable>>,
 }
 
 impl Publisher {
     /// Publishes the first table.
     pub fn new(table: ForwardingTable) -> (Self, Subscription) {
-        let current = Place(Arc::new(CachePadded::new(ArcSwap::from_pointee(table))));
+        let current = SharedTable(Arc::new(CachePadded::new(ArcSwap::from_pointee(table))));
         let cache = Cache::new(current.clone());
         (Self { current, old: Vec::new() }, Subscription { cache })
     }

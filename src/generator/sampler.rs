@@ -57,7 +57,7 @@ pub struct Sampler {
     of_s: f64,
     /// Totals at the last sample, and at the last progress message.
     last: Totals,
-    told: Totals,
+    reported: Totals,
 }
 
 impl Sampler {
@@ -65,8 +65,8 @@ impl Sampler {
     pub fn new(duration: Duration) -> Self {
         let of_s = duration.as_secs_f64();
         let interval_s = (of_s / f64::from(SAMPLES)).max(LOOK.as_secs_f64());
-        let (last, told) = (Totals::default(), Totals::default());
-        Self { samples: Vec::new(), interval_s, of_s, last, told }
+        let (last, reported) = (Totals::default(), Totals::default());
+        Self { samples: Vec::new(), interval_s, of_s, last, reported }
     }
 
     /// Takes a sample and reports progress if they are due. To be called every [`LOOK`]; does
@@ -79,10 +79,10 @@ impl Sampler {
             self.samples.push(now.since(&self.last));
             self.last = now;
         }
-        if now.time_s - self.told.time_s >= TELL_S {
+        if now.time_s - self.reported.time_s >= TELL_S {
             let missing = now.sent.saturating_sub(now.received);
-            progress(&Progress { sample: now.since(&self.told), of_s: self.of_s, missing });
-            self.told = now;
+            progress(&Progress { sample: now.since(&self.reported), of_s: self.of_s, missing });
+            self.reported = now;
         }
     }
 }
@@ -103,13 +103,13 @@ mod tests {
     #[test]
     fn a_long_run_is_told_every_second_and_sampled_sixty_times() {
         let mut sampler = Sampler::new(Duration::from_secs(60));
-        let mut told = 0;
+        let mut reported = 0;
         for look in 1..=1300_u32 {
             let time_s = f64::from(look) * 0.05;
             let now = Totals { time_s, sent: u64::from(look), ..Totals::default() };
-            sampler.look(now, &mut |_| told += 1);
+            sampler.look(now, &mut |_| reported += 1);
         }
-        assert!((56..=60).contains(&told), "{told}");
+        assert!((56..=60).contains(&reported), "{reported}");
         assert!((56..=60).contains(&sampler.samples.len()), "{}", sampler.samples.len());
         assert!(sampler.samples.iter().all(|sample| sample.pps_sent == 20.0));
     }

@@ -64,7 +64,7 @@ type Listening<'l> = (&'l [ListenKey], &'l [Listen]);
 
 /// Returns the listeners that are in both.
 fn meet(left: Listening<'_>, right: Listening<'_>) -> (Vec<ListenKey>, Vec<Listen>) {
-    let (left, right) = (Places::new(left), Places::new(right));
+    let (left, right) = (ByNetwork::new(left), ByNetwork::new(right));
     let all: BTreeSet<Listen> =
         left.within(&right).into_iter().chain(right.within(&left)).collect();
     let (single, rest): (Vec<_>, Vec<_>) =
@@ -74,7 +74,7 @@ fn meet(left: Listening<'_>, right: Listening<'_>) -> (Vec<ListenKey>, Vec<Liste
 
 /// Listeners by network and protocol.
 #[derive(Default)]
-struct Places {
+struct ByNetwork {
     ports: BTreeMap<(Network, Protocol), PortSet>,
     /// Lengths of the networks.
     lens: BTreeSet<u8>,
@@ -121,7 +121,7 @@ impl PortSet {
     }
 }
 
-impl Places {
+impl ByNetwork {
     fn new((single, rest): Listening<'_>) -> Self {
         let mut places = Self::default();
         for &ListenKey { address, port, protocol } in single {

@@ -131,38 +131,43 @@ impl Decision {
         }
     }
 
-    pub(super) fn tell(&mut self, stage: &str, outcome: impl Into<String>, why: impl Into<String>) {
+    pub(super) fn record(
+        &mut self,
+        stage: &str,
+        outcome: impl Into<String>,
+        why: impl Into<String>,
+    ) {
         let step = Step { stage: stage.to_owned(), outcome: outcome.into(), why: why.into() };
         self.steps.push(step);
     }
 
-    pub(super) fn tell_steering(&mut self, steered: Steered) {
+    pub(super) fn record_steering(&mut self, steered: Steered) {
         let why = match steered {
             Steered::ToVip => "its destination is a VIP, or a source of ours",
             Steered::Return => "it comes from a NAT backend, or quotes what went to one",
             Steered::Kernel => return,
         };
-        self.tell("xdp", "to the worker", why);
+        self.record("xdp", "to the worker", why);
     }
 
     /// Records the steps that the stages do not record themselves.
-    pub(super) fn tell_end(&mut self, reason: Option<Drop>, answer: Option<LocalReply>) {
+    pub(super) fn record_end(&mut self, reason: Option<Drop>, answer: Option<LocalReply>) {
         let name = self.place();
         match self.flow {
-            FlowState::Pinned => self.tell("conntrack", name, "the flow has a pin"),
-            FlowState::Related => self.tell("icmp", name, "the flow that the message quotes"),
+            FlowState::Pinned => self.record("conntrack", name, "the flow has a pin"),
+            FlowState::Related => self.record("icmp", name, "the flow that the message quotes"),
             FlowState::New | FlowState::None => {}
         }
         if let Some(reason) = reason {
-            self.tell("drop", reason.as_str(), reason.describe().trim());
+            self.record("drop", reason.as_str(), reason.describe().trim());
         }
         if let Some(answer) = answer {
-            return self.tell("reply", answer.as_str(), answer.describe().trim());
+            return self.record("reply", answer.as_str(), answer.describe().trim());
         }
         let frames = self.sent.len();
         if self.verdict == Verdict::Reply {
             let noun = if frames == 1 { "frame" } else { "frames" };
-            self.tell("reply", format!("{frames} {noun}"), "sent by the worker itself");
+            self.record("reply", format!("{frames} {noun}"), "sent by the worker itself");
         }
     }
 

@@ -143,7 +143,7 @@ impl Replay {
             let name = Name::Nic(usize::from(nic.0), "passed");
             let mut decision = self.bare(captured, Verdict::Kernel);
             decision.counters.push((self.counters.names().text(name), 1));
-            decision.tell("xdp", "left to the kernel", self.why_kernel(nic, data));
+            decision.record("xdp", "left to the kernel", self.why_kernel(nic, data));
             return decision;
         }
         let trace = Trace::default();
@@ -162,11 +162,11 @@ impl Replay {
             }
         }
         let decision = self.bare(captured, Verdict::Drop);
-        self.told(decision, steered, &moved, trace, sent)
+        self.reported(decision, steered, &moved, trace, sent)
     }
 
     /// Builds the decision on a packet that changed the counters by `moved`.
-    fn told(
+    fn reported(
         &self,
         mut decision: Decision,
         steered: Steered,
@@ -188,9 +188,9 @@ impl Replay {
         let steered_name = names.text(Name::Nic(nic.unwrap_or_default(), "steered"));
         decision.counters.push((steered_name, 1));
         decision.sent = sent;
-        decision.tell_steering(steered);
+        decision.record_steering(steered);
         decision.steps.extend(trace.into_steps());
-        decision.tell_end(facts.reason, facts.answer);
+        decision.record_end(facts.reason, facts.answer);
         decision
     }
 

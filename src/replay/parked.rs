@@ -109,9 +109,9 @@ impl Replay {
         decision.index = index;
         decision.ended = self.time.unwrap_or(time);
         let waited = decision.ended.saturating_sub(time).as_millis();
-        let mut decision = self.told(decision, steered, &all, trace, sent);
+        let mut decision = self.reported(decision, steered, &all, trace, sent);
         let why = "a later fragment that came before the first one of its datagram";
-        decision.tell("fragments", format!("waited {waited} ms"), why);
+        decision.record("fragments", format!("waited {waited} ms"), why);
         self.late.push(Late { nic, original_len, data, decision });
     }
 }

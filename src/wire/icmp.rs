@@ -65,7 +65,7 @@ pub mod kind {
 
 /// Reason why a packet gets no ICMP reply; it is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unanswered {
+pub enum NoReply {
     /// Truncated, malformed or unsupported headers.
     Malformed,
     /// An ICMP error, or a message that may be one (RFC 1122 3.2.2, RFC 4443 2.4 e.1, e.2).
@@ -82,29 +82,29 @@ pub enum Unanswered {
     NoRoom,
 }
 
-impl From<HeaderError> for Unanswered {
+impl From<HeaderError> for NoReply {
     fn from(_: HeaderError) -> Self {
         Self::Malformed
     }
 }
 
 /// Maximum length of a packet that fits, in bytes, by a "fragmentation needed" that reports MTU
-/// `told` about a packet of `len` bytes. A router that does not report the MTU sends 0: then the
+/// `reported` about a packet of `len` bytes. A router that does not report the MTU sends 0: then the
 /// result is the next smaller of the MTUs common on links (RFC 1191 5, 7.1). No IPv4 link has an
 /// MTU below 68 (RFC 791 3.2).
-pub fn told_mtu_v4(told: u16, len: u16) -> u16 {
+pub fn reported_mtu_v4(reported: u16, len: u16) -> u16 {
     const LEAST: u16 = 68;
     const PLATEAUS: [u16; 10] = [32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, LEAST];
-    match told {
+    match reported {
         0 => PLATEAUS.into_iter().find(|&mtu| mtu < len).unwrap_or(LEAST),
-        told => told.max(LEAST),
+        reported => reported.max(LEAST),
     }
 }
 
-/// Maximum length of a packet that fits, in bytes, by a "packet too big" that reports MTU `told`.
+/// Maximum length of a packet that fits, in bytes, by a "packet too big" that reports MTU `reported`.
 /// No IPv6 link has an MTU below 1280 (RFC 8200 5): lower values are ignored (RFC 8201 4).
-pub fn told_mtu_v6(told: u32) -> u16 {
-    u16::try_from(told).unwrap_or(u16::MAX).max(LEAST_V6)
+pub fn reported_mtu_v6(reported: u32) -> u16 {
+    u16::try_from(reported).unwrap_or(u16::MAX).max(LEAST_V6)
 }
 
 /// Kind of an ICMP error.
@@ -145,22 +145,22 @@ impl ErrorKind {
 /// # Errors
 /// The reason against it (RFC 1122 3.2.2, RFC 1812 4.3.2.7, RFC 4443 2.4 e). The exception of RFC
 /// 4443 for packets too big that were sent to a multicast address is not used: no VIP is multicast.
-pub fn may_answer(frame: &[u8], ip: usize) -> Result<(), Unanswered> {
-    let packet = frame.get(ip..).ok_or(Unanswered::Malformed)?;
+pub fn may_reply(frame: &[u8], ip: usize) -> Result<(), NoReply> {
+    let packet = frame.get(ip..).ok_or(NoReply::Malformed)?;
     let headers = Headers::of(packet)?;
     let group = frame.first().is_some_and(|first| first & 1 != 0);
-    let both = headers::addresses(packet).ok_or(Unanswered::Malformed)?;
+    let both = headers::addresses(packet).ok_or(NoReply::Malformed)?;
     let (source, destination) = both.split_at_checked(both.len() / 2).unwrap_or_default();
     if group || !is_unicast(destination) {
-        return Err(Unanswered::NotUnicast);
+        return Err(NoReply::NotUnicast);
     }
     if !is_unicast(source) {
-        return Err(Unanswered::BadSource);
+        return Err(NoReply::BadSource);
     }
     if !headers.is_first() {
-        return Err(Unanswered::Fragment);
+        return Err(NoReply::Fragment);
     }
-    if is_icmp_error(packet, &headers) { Err(Unanswered::IcmpError) } else { Ok(()) }
+    if is_icmp_error(packet, &headers) { Err(NoReply::IcmpError) } else { Ok(()) }
 }
 
 /// Whether an address of 4 or 16 bytes identifies one host: not unspecified, loopback, multicast or
@@ -198,15 +198,15 @@ fn is_icmp_error(packet: &[u8], headers: &Headers) -> bool {
 ///
 /// # Errors
 /// The reason why there is no reply; the packet is unchanged.
-pub fn echo_reply(frame: &mut [u8], ip: usize, len: usize) -> Result<(), Unanswered> {
-    may_answer(frame, ip)?;
-    let packet = frame.get_mut(ip..).ok_or(Unanswered::Malformed)?;
+pub fn echo_reply(frame: &mut [u8], ip: usize, len: usize) -> Result<(), NoReply> {
+    may_reply(frame, ip)?;
+    let packet = frame.get_mut(ip..).ok_or(NoReply::Malformed)?;
     let headers = Headers::of(packet)?;
     if !headers.is_whole() {
-        return Err(Unanswered::Fragment);
+        return Err(NoReply::Fragment);
     }
     if ip + headers.end > len || headers.end < headers.transport + ICMP_LEN {
-        return Err(Unanswered::Malformed);
+        return Err(NoReply::Malformed);
     }
     let v4 = packet.first().is_some_and(|first| first >> 4 == 4);
     let (number, request, reply) = if v4 {
@@ -215,7 +215,7 @@ pub fn echo_reply(frame: &mut [u8], ip: usize, len: usize) -> Result<(), Unanswe
         (protocol::ICMP_V6, kind::V6_ECHO_REQUEST, kind::V6_ECHO_REPLY)
     };
     let (head, message) =
-        packet.split_at_mut_checked(headers.transport).ok_or(Unanswered::Malformed)?;
+        packet.split_at_mut_checked(headers.transport).ok_or(NoReply::Malformed)?;
     match message.first_chunk_mut::<ICMP_LEN>() {
         Some([kind, 0, c0, c1, ..]) if headers.protocol == number && *kind == request => {
             let change = Delta::default()
@@ -224,7 +224,7 @@ pub fn echo_reply(frame: &mut [u8], ip: usize, len: usize) -> Result<(), Unanswe
             [*c0, *c1] = change.apply(u16::from_be_bytes([*c0, *c1])).to_be_bytes();
             *kind = reply;
         }
-        _ => return Err(Unanswered::NotEcho),
+        _ => return Err(NoReply::NotEcho),
     }
     if v4 {
         turn_v4(head)
@@ -271,12 +271,12 @@ pub fn error(
     ip: usize,
     source: Address,
     kind: ErrorKind,
-) -> Result<(), Unanswered> {
-    may_answer(frame.data(), ip)?;
+) -> Result<(), NoReply> {
+    may_reply(frame.data(), ip)?;
     if frame.is_long() {
-        return Err(Unanswered::NoRoom);
+        return Err(NoReply::NoRoom);
     }
-    let packet = frame.data().get(ip..).ok_or(Unanswered::Malformed)?;
+    let packet = frame.data().get(ip..).ok_or(NoReply::Malformed)?;
     let headers = Headers::of(packet)?;
     let v4 = packet.first().is_some_and(|first| first >> 4 == 4);
     let (family, most, ip_len) = if v4 {
@@ -287,7 +287,7 @@ pub fn error(
     let quoted = packet.len().min(headers.end).min(most);
     let added = ip_len + ICMP_LEN;
     if family != source.family() || !frame.push_front(added) {
-        return Err(Unanswered::NoRoom);
+        return Err(NoReply::NoRoom);
     }
     let data = frame.data_mut();
     // `ip` bytes were at `added`, and there are as many more: both ranges are inside.

@@ -64,7 +64,7 @@ pub struct Replacement {
 }
 
 /// Positions of the quoted fields: offsets in the message.
-struct Places {
+struct Offsets {
     v4: bool,
     protocol: u8,
     source: usize,
@@ -74,7 +74,7 @@ struct Places {
     end: usize,
 }
 
-impl Places {
+impl Offsets {
     fn of(message: &[u8]) -> Result<Self, QuoteError> {
         let packet = message.get(ICMP_LEN..).ok_or(QuoteError::Truncated)?;
         let headers = Headers::of(packet).map_err(|error| match error {
@@ -114,14 +114,14 @@ impl Places {
 pub fn read(message: &[u8]) -> Result<Quoted, QuoteError> {
     let packet = message.get(ICMP_LEN..).ok_or(QuoteError::Truncated)?;
     let (source, destination) = ends(packet).ok_or(QuoteError::Truncated)?;
-    let places = match Places::of(message) {
+    let offsets = match Offsets::of(message) {
         Err(QuoteError::Protocol) => return without_ports(packet, source, destination),
-        places => places?,
+        offsets => offsets?,
     };
-    let ports = message.get(places.ports..).and_then(|rest| rest.first_chunk::<4>());
+    let ports = message.get(offsets.ports..).and_then(|rest| rest.first_chunk::<4>());
     let [s0, s1, d0, d1] = *ports.ok_or(QuoteError::Truncated)?;
     Ok(Quoted {
-        protocol: places.protocol,
+        protocol: offsets.protocol,
         source: (source, u16::from_be_bytes([s0, s1])),
         destination: (destination, u16::from_be_bytes([d0, d1])),
     })
@@ -154,28 +154,28 @@ pub fn translate(
     replacement: &Replacement,
     outer: Delta,
 ) -> Result<(), QuoteError> {
-    let places = Places::of(message)?;
+    let offsets = Offsets::of(message)?;
     let ends = [replacement.source, replacement.destination];
-    if ends.iter().flatten().any(|end| end.0.is_v4() != places.v4) {
+    if ends.iter().flatten().any(|end| end.0.is_v4() != offsets.v4) {
         return Err(QuoteError::Family);
     }
     // The quoted packet starts at an even offset, so words of its checksums are also words of the
     // message's.
     let mut network = Delta::default();
-    for (end, at) in ends.into_iter().zip([places.source, places.destination]) {
+    for (end, at) in ends.into_iter().zip([offsets.source, offsets.destination]) {
         let Some((address, _)) = end else { continue };
-        network = if places.v4 {
+        network = if offsets.v4 {
             replace(message, at, &address.v4_octets(), network)
         } else {
             replace(message, at, &address.octets(), network)
         };
     }
     let ports = ends.map(|end| end.map(|(_, port)| port));
-    let segment = message.get_mut(places.ports..places.end).unwrap_or_default();
+    let segment = message.get_mut(offsets.ports..offsets.end).unwrap_or_default();
     let sequence = replacement.sequence;
-    let transport = transport::rewrite_short(segment, places.protocol, ports, sequence, network);
+    let transport = transport::rewrite_short(segment, offsets.protocol, ports, sequence, network);
     let mut all = outer.and(network).and(transport);
-    if places.v4 {
+    if offsets.v4 {
         all = patch(message, ICMP_LEN + V4_CHECKSUM, network, all);
     }
     let _ = patch(message, 2, all, Delta::default());

@@ -501,7 +501,7 @@ fn many_flows_are_probed_one_outbox_after_the_other() {
             probed[usize::from(probe.destination().1 - 10_000)] += 1;
         }
     }
-    assert!(most <= holdfast::datapath::reset::OUTBOX, "{most} in one poll");
+    assert!(most <= holdfast::datapath::reset::BACKLOG, "{most} in one poll");
     assert!(probed.iter().all(|&times| times == 1 || times == 2), "{probed:?}");
     assert_eq!(rig.stats(0).probes_sent.get(), probed.iter().sum::<u64>());
     rig.assert_accounted();

@@ -49,7 +49,7 @@ impl Drains {
         self.forecaster.advance(&mut world.registry, &world.workers, now);
         let steps = steps(world, now);
         for (event, text) in steps.events {
-            world.journal.tell(event, text);
+            world.journal.record(event, text);
         }
         if !steps.ended.is_empty() {
             for index in steps.ended {
@@ -136,7 +136,7 @@ fn begin_drain(world: &mut World, name: &Name, deadline: Option<Duration>) -> bo
     let what = if begun { "drains" } else { "drains already" };
     let text = format!("backend {backend} of VIP {vip} {what}: {}{until}", counted(flows, "flow"));
     let event = NewEvent::of(Kind::DrainBegun, vip, backend).with("flows_left", flows);
-    world.journal.tell(left.iter().fold(event, |event, &s| event.with("deadline_in_s", s)), text);
+    world.journal.record(left.iter().fold(event, |event, &s| event.with("deadline_in_s", s)), text);
     begun
 }
 
@@ -154,7 +154,7 @@ pub(super) fn undrain(world: &mut World, order: &UndrainRequest) -> Result<Order
             entry.forecast = None;
             entry.slow_start.begin(over, Instant::now());
             let text = format!("backend {backend} of VIP {vip} is back in service");
-            world.journal.tell(NewEvent::of(Kind::Undrained, vip, backend), text);
+            world.journal.record(NewEvent::of(Kind::Undrained, vip, backend), text);
             changed = true;
         }
     }
@@ -244,9 +244,9 @@ impl Consequences {
                 let text = format!("{who}: deadline, {} left: {what}", counted(flows_left, "flow"));
                 self.events.push((of(Kind::DrainDeadline).with("flows_left", flows_left), text));
             }
-            Step::Cut { flows_cut, told } => {
+            Step::Cut { flows_cut, reported } => {
                 self.ended.push(entry.id.index);
-                if !told {
+                if !reported {
                     let text = format!("{who} is drained: {} cut", counted(flows_cut, "flow"));
                     self.events.push((of(Kind::Drained).with("flows_cut", flows_cut), text));
                     self.drained.push((Name { vip, backend }, flows_cut));
@@ -283,7 +283,7 @@ fn leaves_none(vip: &VipEntry, names: &[Name]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::world::tests::{told, world};
+    use super::super::world::tests::{reported, world};
     use super::*;
     use crate::control::state::tests::{backend, vip};
     use crate::units::Ticks;
@@ -307,10 +307,13 @@ mod tests {
         assert!(drain(&mut world, &order("a", Some(60))).is_ok());
         let now = Instant::now();
         drains.advance(&mut world, &mut health, now);
-        assert_eq!((told(&world), generation(&world)), (vec!["drain_begun".to_owned()], Some(0)));
+        assert_eq!(
+            (reported(&world), generation(&world)),
+            (vec!["drain_begun".to_owned()], Some(0))
+        );
         drains.advance(&mut world, &mut health, now + Duration::from_secs(60));
         assert_eq!(
-            (told(&world).last().cloned(), generation(&world)),
+            (reported(&world).last().cloned(), generation(&world)),
             (Some("drained".to_owned()), Some(1))
         );
         assert!(world.dirty, "the table follows");

@@ -75,7 +75,7 @@ fn judge(Outcome { backend: id, result }: Outcome, world: &mut World) {
     if up {
         backend.slow_start.begin(vip.drain.slow_start, Instant::now());
     }
-    world.journal.tell(event, text);
+    world.journal.record(event, text);
     world.dirty = true;
 }
 
@@ -106,18 +106,18 @@ fn notify_answers(journal: &mut Journal, vip: &config::Vip, backend: &BackendEnt
             let event = NewEvent::of(Kind::SynsUnanswered, vip_name, name);
             let event = event.with("unanswered", syns.unanswered).with("syns", syns.all);
             let hint = answering::hint(vip, syns);
-            journal.tell(event, format!("backend {name} of VIP {vip_name}: {hint}"));
+            journal.record(event, format!("backend {name} of VIP {vip_name}: {hint}"));
         }
         None => {
             let text = format!("backend {name} of VIP {vip_name} answers SYNs as the others do");
-            journal.tell(NewEvent::of(Kind::SynsAnswered, vip_name, name), text);
+            journal.record(NewEvent::of(Kind::SynsAnswered, vip_name, name), text);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::world::tests::{told, world};
+    use super::super::world::tests::{reported, world};
     use super::*;
     use crate::control::state::tests::{backend, tcp_health, vip};
     use crate::net::{BackendId, BackendIndex};
@@ -140,12 +140,12 @@ mod tests {
             ("one success", result(0, Ok(())), 1),
             ("two successes", result(0, Ok(())), 2),
         ] {
-            let before = told(&world).len();
+            let before = reported(&world).len();
             world.dirty = false;
             health.judge(outcome, &mut world);
-            assert_eq!(told(&world).len(), events, "{row}");
+            assert_eq!(reported(&world).len(), events, "{row}");
             assert_eq!(world.dirty, events > before, "{row}: the table follows");
         }
-        assert_eq!(told(&world), ["backend_down", "backend_up"]);
+        assert_eq!(reported(&world), ["backend_down", "backend_up"]);
     }
 }

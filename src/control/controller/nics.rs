@@ -50,11 +50,11 @@ impl Nics {
             let name = &nic.interface;
             for fault in faults.iter().filter(|fault| !before.contains(fault)) {
                 let event = NewEvent::of_nic(Kind::NicFault, name, fault.as_str());
-                world.journal.tell(event, format!("NIC {name}: {}", fault.text(nic)));
+                world.journal.record(event, format!("NIC {name}: {}", fault.text(nic)));
             }
             for fault in before.iter().filter(|fault| !faults.contains(fault)) {
                 let event = NewEvent::of_nic(Kind::NicMended, name, fault.as_str());
-                world.journal.tell(event, format!("NIC {name}: {} no longer", fault.as_str()));
+                world.journal.record(event, format!("NIC {name}: {} no longer", fault.as_str()));
             }
         }
     }

@@ -71,7 +71,7 @@ impl Reloading {
         notify_removals(journal, &removals);
         let text = format!("reload: {}", counted(changes.len(), "change"));
         let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
-        journal.tell(NewEvent::new(Kind::Reload).with("changes", count), text);
+        journal.record(NewEvent::new(Kind::Reload).with("changes", count), text);
         put_into_force(parts).await?;
         Ok(Reloaded { changes, dry_run, flows })
     }
@@ -110,14 +110,14 @@ async fn populate(world: &World, families: Families) -> Result<(), String> {
     let tables: Vec<_> = world.workers.iter().map(|worker| Arc::clone(&worker.flows)).collect();
     let all = move || tables.iter().try_for_each(|table| table.populate(families));
     let populated = tokio::task::spawn_blocking(all).await;
-    let told = |error: &dyn Display| {
+    let reported = |error: &dyn Display| {
         format!(
             "[workers] flows: {error}; if they lie on a pool of huge pages, raise vm.nr_hugepages"
         )
     };
     match populated {
-        Ok(done) => done.map_err(|error| told(&error)),
-        Err(error) => Err(told(&error)),
+        Ok(done) => done.map_err(|error| reported(&error)),
+        Err(error) => Err(reported(&error)),
     }
 }
 

@@ -47,7 +47,7 @@ impl Removing {
                     "removed backend {backend} of VIP {vip} is gone: {} left of {flows}",
                     counted(flows_left, "flow")
                 );
-                world.journal.tell(event.with("flows_left", flows_left), text);
+                world.journal.record(event.with("flows_left", flows_left), text);
             }
         }
         let_go_of_less_than(before, world, steering);
@@ -119,7 +119,7 @@ pub(super) fn notify_renames(journal: &mut Journal, renames: Vec<Rename>) {
                 ),
             ),
         };
-        journal.tell(event, text);
+        journal.record(event, text);
     }
 }
 
@@ -137,14 +137,14 @@ pub(super) fn notify_removals(journal: &mut Journal, removals: &[Removal]) {
                 format!("VIP {vip} has lost an address or ports: {what}"),
             ),
         };
-        journal.tell(event.with("flows", *flows), text);
+        journal.record(event.with("flows", *flows), text);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::steering::tests::steering;
-    use super::super::world::tests::{told, world};
+    use super::super::world::tests::{reported, world};
     use super::*;
     use crate::control::state::tests::{backend, vip};
     use crate::forwarding::FlowAction;
@@ -170,7 +170,7 @@ mod tests {
         world.dirty = false;
         removing.release(&mut world, &mut steering, late);
         assert_eq!((world.registry.lingering(), room.borrow().sent.len()), (0, 1));
-        assert_eq!(told(&world), ["removed_gone"]);
+        assert_eq!(reported(&world), ["removed_gone"]);
         assert!(world.dirty && world.readdress, "table and addresses follow");
     }
 }

@@ -79,10 +79,10 @@ fn notify(journal: &mut Journal, vip: &str, old: &Splits, new: &Splits) {
     for (source, bits) in new.iter().filter(|(source, bits)| old.bits(*source) != *bits) {
         let parts = 1_u32 << bits;
         let text = format!("VIP {vip}: new flows of {source} are spread as {parts} parts by port");
-        journal.tell(NewEvent::of_vip(Kind::Split, vip).with("parts", parts.into()), text);
+        journal.record(NewEvent::of_vip(Kind::Split, vip).with("parts", parts.into()), text);
     }
     for (source, _) in old.iter().filter(|(source, _)| new.bits(*source) == 0) {
         let text = format!("VIP {vip}: {source} is one client again");
-        journal.tell(NewEvent::of_vip(Kind::Unsplit, vip), text);
+        journal.record(NewEvent::of_vip(Kind::Unsplit, vip), text);
     }
 }

@@ -23,11 +23,11 @@ impl Troubles {
         let before = std::mem::replace(&mut self.known, now);
         let among = |all: &[Trouble], one: &Trouble| all.iter().any(|other| other.is_still(one));
         for new in self.known.iter().filter(|trouble| !among(&before, trouble)) {
-            world.journal.tell(NewEvent::about(Kind::AddressTrouble, new.vip()), new.to_string());
+            world.journal.record(NewEvent::about(Kind::AddressTrouble, new.vip()), new.to_string());
         }
         for gone in before.iter().filter(|trouble| !among(&self.known, trouble)) {
             let text = format!("no longer so: {}", gone.what());
-            world.journal.tell(NewEvent::about(Kind::AddressRight, gone.vip()), text);
+            world.journal.record(NewEvent::about(Kind::AddressRight, gone.vip()), text);
         }
     }
 }

@@ -121,7 +121,7 @@ pub(super) mod tests {
     }
 
     /// Returns the kinds of all events.
-    pub fn told(world: &World) -> Vec<String> {
+    pub fn reported(world: &World) -> Vec<String> {
         world.journal.since(0).events.into_iter().map(|event| event.kind).collect()
     }
 }

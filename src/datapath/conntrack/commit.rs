@@ -264,7 +264,7 @@ pub(super) fn count_end(protocol: Protocol, flow_state: &FlowState, context: &Co
 pub(super) fn count_rehash(context: &Context<'_>) {
     context.stats.flows_stale.add(1);
     if let Some(trace) = context.trace {
-        trace.tell("conntrack", "the pin is given up", "its backend does not serve: rehash");
+        trace.record("conntrack", "the pin is given up", "its backend does not serve: rehash");
     }
 }
 

@@ -114,7 +114,7 @@ impl Tables {
     }
 
     /// Returns the pin of the flow that has a SNAT port.
-    pub fn of_binding<'t>(
+    pub fn of_snat_port<'t>(
         &self,
         flow: &HashedKey,
         id: SnatPort,

@@ -313,7 +313,8 @@ impl Conntrack {
         let Some((hit, backend)) = found else {
             return self.answered_elsewhere(flow, origin, packet, context);
         };
-        let judge = |flow_state: &FlowState| reply_news(packet, flow, flow_state, backend, context);
+        let judge =
+            |flow_state: &FlowState| reply_update(packet, flow, flow_state, backend, context);
         if hit.flow_state.state().has(State::REMOTE) {
             return match self.tables.refresh(&hit, flow, backend, judge, context) {
                 Some((flow_state, update)) => Some(replied(&update, &flow_state, backend)),
@@ -379,7 +380,7 @@ impl Conntrack {
         packet: &Packet,
         context: &Context<'t>,
     ) -> Result<NextHop, Untracked<'t>> {
-        let update = reply_news(packet, flow, &remote.pin.flow_state, backend, context);
+        let update = reply_update(packet, flow, &remote.pin.flow_state, backend, context);
         let flow_state = self.tables.store_remote(&remote, flow, &update, backend, context);
         replied(&update, &flow_state, backend)
     }
@@ -442,7 +443,7 @@ impl Conntrack {
         let mut pin = Pin::new(packet.vip, backend.id, state, me, &hop, context.now).by(rule);
         if backend.forward == Forward::FullNat {
             let id = snat::bind(&mut self.tables.snat_allocator, packet, backend, context)?;
-            pin = pin.with_binding(id);
+            pin = pin.with_snat_port(id);
         }
         self.tables.insert(&packet.flow, &pin, context).map_err(|_| Drop::TableFull)?;
         Ok(Target::of(backend, &pin.flow_state))
@@ -463,7 +464,7 @@ impl Conntrack {
 
 /// Returns the changes of a backend's packet in a flow.
 #[inline]
-fn reply_news(
+fn reply_update(
     packet: &Packet,
     flow: &HashedKey,
     flow_state: &FlowState,

@@ -67,7 +67,7 @@ fn track_unsteady<'t>(
         return Err(Untracked::NoFlow);
     }
     let flow = &packet.flow;
-    let located = tables.of_binding(flow, snat_entry.id, context).ok_or(Untracked::NoFlow)?;
+    let located = tables.of_snat_port(flow, snat_entry.id, context).ok_or(Untracked::NoFlow)?;
     let flow_state = *located.track();
     let stray = is_stray(packet, backend, snat_entry.id, context);
     let event = match stray {
@@ -81,7 +81,7 @@ fn track_unsteady<'t>(
     }
     let flow_state = tables.store(&located, flow, &update, backend, context);
     if is_steady(flow.protocol(), flow_state.state()) {
-        context.shared.snat_table.tell(snat_entry, context.now);
+        context.shared.snat_table.notify(snat_entry, context.now);
     }
     let client = snat_entry.snat_flow.return_hop.next_hop();
     match update.step.verdict {

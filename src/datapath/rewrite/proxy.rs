@@ -79,7 +79,7 @@ pub(super) fn to_client(
     })?;
     if syn && !numbers.shift.answered {
         // Stray SYNs have been dropped before.
-        context.shared.snat_table.answer(&numbers.snat_entry);
+        context.shared.snat_table.mark_answered(&numbers.snat_entry);
     } else if acknowledged && !numbers.shift.acknowledged {
         context.shared.snat_table.acknowledge(&numbers.snat_entry);
     }

@@ -47,9 +47,18 @@ impl<'t> ClientRecord<'t> {
     }
 
     /// Traces the client's record and its effect on the choice.
-    pub fn tell(&self, chosen: Option<(&Backend, Rule)>, context: &Context<'_>, trace: &Trace) {
+    pub fn record_choice(
+        &self,
+        chosen: Option<(&Backend, Rule)>,
+        context: &Context<'_>,
+        trace: &Trace,
+    ) {
         let Some(mapping) = self.mapping else {
-            return trace.tell("clients", "not known", "the client was not here, or is forgotten");
+            return trace.record(
+                "clients",
+                "not known",
+                "the client was not here, or is forgotten",
+            );
         };
         let name = |backend| name(backend, context.table);
         let seconds = |since| context.now.since(since).as_ms() / 1000;
@@ -59,15 +68,15 @@ impl<'t> ClientRecord<'t> {
         match (chosen, self.expired) {
             (Some((backend, Rule::Freest)), _) => {
                 let why = format!("{known}: it comes back, and goes to the freest backend");
-                trace.tell("clients", name(backend), why);
+                trace.record("clients", name(backend), why);
             }
-            (Some((backend, _)), _) => trace.tell("clients", name(backend), known),
-            (None, true) => trace.tell("clients", "comes back", format!("{known}: too long")),
+            (Some((backend, _)), _) => trace.record("clients", name(backend), known),
+            (None, true) => trace.record("clients", "comes back", format!("{known}: too long")),
             (None, false) => {
                 let why = self.backend.map_or("gone", Backend::out_of_service);
                 let sticks = self.remember.sticky.is_some();
                 let why = if sticks { why } else { "clients do not stick at this VIP" };
-                trace.tell("clients", "is free", format!("{known}: {why}"));
+                trace.record("clients", "is free", format!("{known}: {why}"));
             }
         }
     }

@@ -20,7 +20,7 @@ fn answered(packet: &[u8], kind: ErrorKind) -> Vec<u8> {
 }
 
 /// Turns an untagged echo request into its reply.
-fn reply(frame: &mut [u8]) -> Result<(), Unanswered> {
+fn reply(frame: &mut [u8]) -> Result<(), NoReply> {
     let len = frame.len();
     echo_reply(frame, 14, len)
 }
@@ -58,7 +58,7 @@ fn an_echo_request_of_several_frames_is_answered_in_the_first() {
     let mut whole = framed(&packet(true, 1, &[0xa5; 3000]));
     let len = whole.len();
     let (first, _) = whole.split_at_mut(1792);
-    assert_eq!(echo_reply(first, 14, 1792), Err(Unanswered::Malformed), "the rest is missing");
+    assert_eq!(echo_reply(first, 14, 1792), Err(NoReply::Malformed), "the rest is missing");
     echo_reply(first, 14, len).unwrap();
     assert_right(&whole[14..]);
 }
@@ -71,19 +71,19 @@ fn packets_other_than_whole_echo_requests_are_left_alone() {
         bytes
     };
     for (name, bytes, expected) in [
-        ("a reply", edit(true, 20, 0), Unanswered::NotEcho),
-        ("another code", edit(true, 21, 1), Unanswered::NotEcho),
-        ("an ICMPv6 reply", edit(false, 40, 129), Unanswered::NotEcho),
-        ("an error", edit(true, 20, 3), Unanswered::IcmpError),
-        ("ICMPv6 over IPv4", edit(true, 9, 58), Unanswered::IcmpError),
-        ("TCP", framed(&packet(true, 6, b"")), Unanswered::NotEcho),
-        ("a first fragment", edit(true, 6, 0x20), Unanswered::Fragment),
-        ("a later fragment", edit(true, 7, 1), Unanswered::Fragment),
-        ("cut short", edit(true, 3, 99), Unanswered::Malformed),
-        ("too short for ICMP", edit(true, 3, 27), Unanswered::Malformed),
-        ("from a group", edit(true, 12, 224), Unanswered::BadSource),
-        ("from nobody", edit(true, 12, 0), Unanswered::BadSource),
-        ("to a group", edit(false, 24, 0xff), Unanswered::NotUnicast),
+        ("a reply", edit(true, 20, 0), NoReply::NotEcho),
+        ("another code", edit(true, 21, 1), NoReply::NotEcho),
+        ("an ICMPv6 reply", edit(false, 40, 129), NoReply::NotEcho),
+        ("an error", edit(true, 20, 3), NoReply::IcmpError),
+        ("ICMPv6 over IPv4", edit(true, 9, 58), NoReply::IcmpError),
+        ("TCP", framed(&packet(true, 6, b"")), NoReply::NotEcho),
+        ("a first fragment", edit(true, 6, 0x20), NoReply::Fragment),
+        ("a later fragment", edit(true, 7, 1), NoReply::Fragment),
+        ("cut short", edit(true, 3, 99), NoReply::Malformed),
+        ("too short for ICMP", edit(true, 3, 27), NoReply::Malformed),
+        ("from a group", edit(true, 12, 224), NoReply::BadSource),
+        ("from nobody", edit(true, 12, 0), NoReply::BadSource),
+        ("to a group", edit(false, 24, 0xff), NoReply::NotUnicast),
     ] {
         let mut after = bytes.clone();
         assert_eq!(reply(&mut after), Err(expected), "{name}");
@@ -187,7 +187,7 @@ fn packets_that_must_not_be_answered() {
         bytes[at] = byte;
         bytes
     };
-    use Unanswered::*;
+    use NoReply::*;
     for (name, bytes, expected) in [
         ("a datagram", edit(true, 17, 14, 0x45), Ok(())),
         ("an echo request", edit(true, 1, 14, 0x45), Ok(())),
@@ -210,7 +210,7 @@ fn packets_that_must_not_be_answered() {
         ("a later fragment", edit(true, 17, 21, 1), Err(Fragment)),
         ("another version", edit(true, 17, 14, 0x55), Err(Malformed)),
     ] {
-        assert_eq!(may_answer(&bytes, 14), expected, "{name}");
+        assert_eq!(may_reply(&bytes, 14), expected, "{name}");
         let (_umem, mut pool) = pool();
         let mut frame = frame(&mut pool, &bytes);
         let v4 = bytes[12] == 8;
@@ -224,7 +224,7 @@ fn packets_that_must_not_be_answered() {
         let mut bytes = framed(&packet(false, 17, b""));
         bytes[22..38].fill(0);
         bytes[37] = low;
-        assert_eq!(may_answer(&bytes, 14), Err(BadSource), "unspecified, loopback");
+        assert_eq!(may_reply(&bytes, 14), Err(BadSource), "unspecified, loopback");
     }
 }
 
@@ -234,12 +234,12 @@ fn an_answer_of_the_other_family_or_without_room_changes_nothing() {
     let bytes = framed(&packet(true, 17, b""));
     let mut frame = frame(&mut pool, &bytes);
     let refused = error(&mut frame, 14, source(false), ErrorKind::TimeExceeded);
-    assert_eq!((refused, frame.data()), (Err(Unanswered::NoRoom), bytes.as_slice()));
+    assert_eq!((refused, frame.data()), (Err(NoReply::NoRoom), bytes.as_slice()));
     let free = frame.headroom() - 27;
     assert!(frame.push_front(free));
     frame.data_mut()[..bytes.len()].copy_from_slice(&bytes);
     let refused = error(&mut frame, 14, source(true), ErrorKind::TimeExceeded);
-    assert_eq!((refused, &frame.data()[..bytes.len()]), (Err(Unanswered::NoRoom), &bytes[..]));
+    assert_eq!((refused, &frame.data()[..bytes.len()]), (Err(NoReply::NoRoom), &bytes[..]));
 }
 
 proptest! {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::net::Family;
-use crate::wire::icmp::{kind, told_mtu_v4, told_mtu_v6};
+use crate::wire::icmp::{kind, reported_mtu_v4, reported_mtu_v6};
 
 /// An ICMP header without its checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,7 +206,7 @@ pub(super) fn to_icmp_v6(old: Message, quote: &[u8]) -> Option<Message> {
             let [.., m0, m1] = old.word.to_be_bytes();
             let len = quote.get(2..).and_then(|rest| rest.first_chunk::<2>());
             let len = len.map_or(0, |len| u16::from_be_bytes(*len));
-            let mtu = told_mtu_v4(u16::from_be_bytes([m0, m1]), len);
+            let mtu = reported_mtu_v4(u16::from_be_bytes([m0, m1]), len);
             let word = (u32::from(mtu) + u32::from(GROWTH)).max(1280);
             Some(Message { kind: kind::V6_TOO_BIG, code: 0, word })
         }
@@ -239,7 +239,7 @@ pub(super) fn to_icmp(old: Message) -> Option<Message> {
         (kind::V6_UNREACHABLE, 0 | 2 | 3) => unreachable(1, 0),
         (kind::V6_UNREACHABLE, 1) => unreachable(10, 0),
         (kind::V6_UNREACHABLE, 4) => unreachable(3, 0),
-        (kind::V6_TOO_BIG, _) => unreachable(4, (told_mtu_v6(old.word) - GROWTH).into()),
+        (kind::V6_TOO_BIG, _) => unreachable(4, (reported_mtu_v6(old.word) - GROWTH).into()),
         (kind::V6_TIME_EXCEEDED, code) => {
             Some(Message { kind: kind::V4_TIME_EXCEEDED, code, word: 0 })
         }

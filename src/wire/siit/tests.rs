@@ -308,7 +308,7 @@ fn messages_in_icmp() {
 /// RFC 7915 4.2, 5.2: at most the MTUs of the links on both sides.
 #[test]
 fn no_error_reports_more_than_the_links_carry() {
-    for (family, told, to, beyond, expected) in [
+    for (family, reported, to, beyond, expected) in [
         (Family::V6, 1520, 1500, 1500, 1500),
         (Family::V6, 1520, 9000, 1500, 1520),
         (Family::V6, 1420, 1500, 1500, 1420),
@@ -321,8 +321,8 @@ fn no_error_reports_more_than_the_links_carry() {
         (Family::V4, 1260, 1500, 10, 0),
     ] {
         let (kind, code) = if family.is_v4() { (3, 4) } else { (2, 0) };
-        let capped = Message { kind, code, word: told }.capped(family, to, beyond);
-        assert_eq!(capped.word, expected, "{family:?}: {told}, {to}, {beyond}");
+        let capped = Message { kind, code, word: reported }.capped(family, to, beyond);
+        assert_eq!(capped.word, expected, "{family:?}: {reported}, {to}, {beyond}");
     }
     for (family, kind, code) in
         [(Family::V4, 3, 3), (Family::V4, 12, 0), (Family::V6, 4, 0), (Family::V4, 2, 0)]
