@@ -173,7 +173,7 @@ fn a_wrong_command_line_exits_2() {
 }
 
 #[test]
-fn commands_that_nobody_answers_exit_1() {
+fn commands_without_an_answer_exit_1() {
     let folder = Folder::new("nobody");
     let socket = folder.0.join("control.sock").to_str().unwrap().to_owned();
     for command in [
@@ -186,7 +186,7 @@ fn commands_that_nobody_answers_exit_1() {
     ] {
         let run = holdfast(&[command, &["--socket", &socket]].concat());
         let expected = format!(
-            "error: nobody listens at {socket}: there is no such socket: is holdfast running? Start it with \
+            "error: no process listens at {socket}: there is no such socket: is holdfast running? Start it with \
              `holdfast run --config F`, or name its socket with --socket\n"
         );
         assert_eq!((run.code, run.stderr), (Some(1), expected), "{command:?}");

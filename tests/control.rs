@@ -275,7 +275,7 @@ fn inputs(config: Config, socket: &Path, publisher: Publisher, ready: Arc<Atomic
             .unwrap(),
         events,
         clock: Arc::new(|| Ticks(0)),
-        explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
+        explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),
         ready: Box::new(move || {
             // Release: pairs with the test's Acquire. The sender lives until control has started.
             drop(sender);

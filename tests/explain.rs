@@ -43,7 +43,7 @@ fn said(answer: &Explanation, stage: &str, text: &str) -> bool {
 }
 
 #[test]
-fn what_is_explained_is_what_is_sent() {
+fn the_explained_packet_is_sent() {
     for (forward, family) in CASES {
         let mut rig = Rig::new(2, 1, vec![spec(0, forward, family, 1, 5)]);
         for port in 1000..1200 {

@@ -194,7 +194,7 @@ fn aliases_go_soon_after_their_flows_and_leave_room_for_pins() {
 }
 
 #[test]
-fn an_alias_tells_the_owner_what_it_sees_at_once() {
+fn a_remote_entry_notifies_the_owner_at_once() {
     let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
     let request = rig.send(0, 0, &tcp(Family::V4, 5000, 80, SYN));
     // The alias is fresh when the client's ACK comes to it, from another router.

@@ -44,7 +44,7 @@ fn what_the_control_thread_writes_and_workers_read_is_on_lines_of_its_own() {
 
 /// They lie in lists that are made one worker after the other.
 #[test]
-fn what_changes_with_every_packet_of_one_worker_is_not_beside_that_of_another() {
+fn counters_of_two_workers_share_no_cache_line() {
     has_lines_of_its_own::<XskQueue>(PAIR);
     has_lines_of_its_own::<WorkerPort>(PAIR);
 }

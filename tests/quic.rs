@@ -153,7 +153,7 @@ fn an_id_does_not_lead_a_server_to_itself() {
 }
 
 #[test]
-fn initial_and_zero_rtt_go_by_hash_and_an_id_that_names_nobody_by_pin_or_hash() {
+fn initial_and_zero_rtt_go_by_hash_and_an_id_without_a_backend_by_pin_or_hash() {
     let mut rig = rig(Forward::Nat);
     let plain = rig.backend_of(&from_client(Family::V4, 5000, b"anything")).unwrap();
     let by_hash: Vec<_> = (6000..6040)

@@ -530,7 +530,7 @@ fn before_sockets_are_bound_a_program_is_attached_that_changes_nothing() {
 }
 
 #[test]
-fn the_program_of_somebody_else_is_refused_and_left_alone() {
+fn a_foreign_program_is_refused_and_left_alone() {
     let lab = Lab::new();
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(&lab.inside);
     std::fs::create_dir(&folder).unwrap();

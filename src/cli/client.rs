@@ -31,14 +31,14 @@ const MAX_LINE: usize = 64 * 1024 * 1024;
 pub enum ClientError {
     /// The socket has no listener.
     #[error(
-        "nobody listens at {}: is holdfast running? Start it with `holdfast run --config F`, \
+        "no process listens at {}: is holdfast running? Start it with `holdfast run --config F`, \
          or name its socket with --socket",
         .0.display()
     )]
     NobodyListens(PathBuf),
     /// The socket does not exist.
     #[error(
-        "nobody listens at {}: there is no such socket: is holdfast running? Start it with \
+        "no process listens at {}: there is no such socket: is holdfast running? Start it with \
          `holdfast run --config F`, or name its socket with --socket",
         .0.display()
     )]

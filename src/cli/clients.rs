@@ -72,8 +72,7 @@ fn forget(args: &ClientsArgs, out: &mut impl Write) -> Result<(), CliError> {
         Some(query) => query,
         None if args.all => "all=true",
         None => {
-            let error =
-                "whom? Name them with --vip, --backend or --client, or everybody with --all";
+            let error = "which clients? Name them with --vip, --backend or --client, or all of them with --all";
             return Err(CliError::Usage(error.to_owned()));
         }
     };

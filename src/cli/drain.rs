@@ -130,7 +130,7 @@ pub(super) fn wait(
     loop {
         for (index, status) in backends.iter().enumerate() {
             if status.state == BackendState::Active {
-                let what = "takes new flows again: somebody has undrained it";
+                let what = "takes new flows again: it was undrained meanwhile";
                 return Err(CliError::Drain(format!("{} {what}", name(status))));
             }
             view.show(index, status)?;

@@ -538,7 +538,7 @@ fn events_are_lines_for_people_or_machines() {
     let client = Client::new(&server.socket()).unwrap();
     let mut out = Vec::new();
     let last = events::print(&client, 9, true, &mut out).unwrap();
-    assert_eq!(last, 7, "of a process that was started anew");
+    assert_eq!(last, 7, "of a process that was started again");
     let asked = server.requests();
     let asked: Vec<&str> = asked.iter().skip(2).map(String::as_str).collect();
     assert_eq!(asked, ["GET /v1/events?since=9", "GET /v1/events?since=0"]);
@@ -599,7 +599,7 @@ fn ctrl_c_ends_the_waiting_and_says_that_the_drain_goes_on() {
 #[test]
 fn a_drain_that_does_not_come_to_its_end() {
     let undrained = wait(vec![vec![backend("a", BackendState::Active, 2)]], false);
-    assert_eq!(undrained.unwrap_err(), "web/a takes new flows again: somebody has undrained it");
+    assert_eq!(undrained.unwrap_err(), "web/a takes new flows again: it was undrained meanwhile");
     let gone = wait(vec![vec![other("a")]], false).unwrap_err();
     assert!(gone.starts_with("web/a is gone: the configuration was reloaded without it"), "{gone}");
 }
@@ -739,8 +739,11 @@ fn a_socket_without_a_listener() {
                 with --socket";
     let none = folder.join("none");
     for (socket, expected) in [
-        (&none, format!("nobody listens at {}: there is no such socket: {cure}", none.display())),
-        (&left_over, format!("nobody listens at {}: {cure}", left_over.display())),
+        (
+            &none,
+            format!("no process listens at {}: there is no such socket: {cure}", none.display()),
+        ),
+        (&left_over, format!("no process listens at {}: {cure}", left_over.display())),
         (
             &file,
             format!(
@@ -810,7 +813,10 @@ fn words_that_are_no_arguments() {
         ("flows --client here", "write an address or a prefix, such as 198.51.100.0/24"),
         ("flows --vip a&b", "\"a&b\" is not a name"),
         ("flows --limit 0", "0 is not in 1.."),
-        ("clients --delete", "whom? Name them with --vip, --backend or --client, or everybody"),
+        (
+            "clients --delete",
+            "which clients? Name them with --vip, --backend or --client, or all of them",
+        ),
         ("clients --delete --all --vip web", "cannot be used with"),
         ("clients --delete --limit 3", "cannot be used with"),
         ("clients --all", "--delete"),

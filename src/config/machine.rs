@@ -665,7 +665,11 @@ mod tests {
         let config = crate::config::parse(&text, "f").unwrap();
         let expected = Memory { flows, packets: 2 * 6208 * 4096, bindings: 0 };
         assert_eq!(Memory::of(&config, &machine()), expected, "a queue of each worker");
-        assert_eq!(Memory::of(&config, &Machine::default()), expected, "where nobody knows");
+        assert_eq!(
+            Memory::of(&config, &Machine::default()),
+            expected,
+            "where the machine is not known"
+        );
         let mut more = machine();
         more.interfaces = Some([("eth1".to_owned(), Some(4))].into());
         let expected = Memory { flows, packets: (2 * 64 + 4 * 3 * 2048) * 4096, bindings: 0 };

@@ -345,16 +345,16 @@ fn full_nat(sections: &Sections<'_>, owners: &Owners<'_>, report: &mut Report<'_
     if let Some(first) = taken.next() {
         let what = match taken.count() {
             0 => first,
-            more => format!("{first}, and {more} more of them are somebody's"),
+            more => format!("{first}, and {more} more of them are in use"),
         };
-        report.error(&key_path, what, "use addresses that nobody else has");
+        report.error(&key_path, what, "use addresses that are not in use");
     }
     for (vip, backends) in sections.vips {
         for backend in backends {
             let Backend { name, address, .. } = &backend.value;
             if ours.contains(address) {
                 let what = format!("{address} is the address of backend \"{name}\"");
-                report.error(&key_path, what, "use addresses that nobody else has");
+                report.error(&key_path, what, "use addresses that are not in use");
             }
         }
         if vip.value.forward != Forward::FullNat {

@@ -35,8 +35,7 @@ impl RawSticky {
             report.integer(&key_path.key("timeout_s"), self.timeout_s, TIMEOUT_S, 1..=MAX_S);
         let on_down = hold(self.on_down, &key_path.key("on_down"), report);
         if on_down == Hold::Keep && protocol != Protocol::Tcp {
-            let what =
-                "\"keep\" on a VIP that is not TCP: its clients would go on sending to nobody";
+            let what = "\"keep\" on a VIP that is not TCP: its clients would go on sending to a backend that is out";
             report.error(&key_path.key("on_down"), what, "use \"release\"");
         }
         let on_drain = hold(self.on_drain, &key_path.key("on_drain"), report);

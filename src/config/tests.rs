@@ -148,7 +148,7 @@ fn changes_that_are_good() {
 }
 
 #[test]
-fn a_second_vip_beside_the_first() {
+fn a_second_vip_next_to_the_first() {
     for (name, keys, overlaps) in [
         ("another protocol", "address = \"192.0.2.10\"\nports = [80]\nprotocol = \"udp\"", false),
         ("another address", "address = \"192.0.2.11\"\nports = [80]", false),

@@ -133,10 +133,10 @@ fn overlaps(sections: &Sections<'_>, report: &mut Report<'_>) {
         let key = if address.is_v4() { "source_v4" } else { "source_v6" };
         KeyPath::root().key("tunnel").key(key)
     };
-    let mut tell = |network: Network, whose: String| {
+    let mut tell = |network: Network, owner: String| {
         if tunnels.meet(network) {
-            let what = format!("{network} is in it, an address of {whose}");
-            let fix = "use addresses that are nobody else's";
+            let what = format!("{network} is in it, an address of {owner}");
+            let fix = "use addresses that are not in use";
             report.error(&key_path(network.address()), what, fix);
         }
     };

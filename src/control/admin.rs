@@ -232,9 +232,8 @@ async fn explained(
     let query = understood(query, "vip, client, port, midflow, syn and payload")?;
     let prepared = ask(&api_state, |reply| Request::Explain(query, reply)).await??;
     let asked = tokio::task::spawn_blocking(move || prepared.ask(&api_state.explain)).await;
-    let failed = |error| {
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("nobody could answer: {error}"))
-    };
+    let failed =
+        |error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("no answer: {error}"));
     asked.map_err(failed)?.map(Json)
 }
 

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_named_is_forgotten_and_nobody_else() {
+    async fn only_named_clients_are_forgotten() {
         for (query, left) in [
             (query("web", "", ""), 0),
             (query("", "b", ""), 6),

@@ -75,9 +75,7 @@ impl Prepared {
         let port = port(query.port, vip)?;
         let payload = query.payload.map_or(Ok(Vec::new()), |text| payload(&text))?;
         if !payload.is_empty() && config.protocol != Protocol::Udp {
-            return Err(bad(
-                "payload: only of UDP VIPs: nobody looks at what other protocols carry",
-            ));
+            return Err(bad("payload: only of UDP VIPs: payloads of other protocols are not read"));
         }
         if (query.midflow || query.syn) && config.protocol != Protocol::Tcp {
             return Err(bad(

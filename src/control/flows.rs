@@ -112,7 +112,7 @@ pub enum QueryError {
     #[error("limit = {0}: write a number, at most {MAX_LIMIT}")]
     Limit(String),
     /// No filter is given, so that everything would be forgotten.
-    #[error("name whom to forget with vip, backend or client, or everybody with all=true")]
+    #[error("name the clients to forget with vip, backend or client, or all of them with all=true")]
     NothingNamed,
 }
 

@@ -1092,7 +1092,7 @@ pub(super) mod tests {
             .map(|(_, place, ..)| place.ports)
             .collect();
         reported.sort_unstable();
-        assert_eq!(reported, reset, "what nobody has any more is counted");
+        assert_eq!(reported, reset, "what has ended is counted");
         registry.apply(&divided, &workers, now).unwrap();
         assert_eq!(parts(&registry, FlowAction::Reset), reset);
         assert_eq!(parts(&registry, FlowAction::Keep), kept);

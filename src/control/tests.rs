@@ -138,7 +138,7 @@ fn bench(vips: Vec<Vip>) -> (Bench, Inputs, mpsc::Receiver<Signal>) {
             .unwrap(),
         events: failures,
         clock: Arc::new(|| Ticks(300)),
-        explain: Arc::new(|_, _| Err("nobody forwards here".to_owned())),
+        explain: Arc::new(|_, _| Err("nothing is forwarded here".to_owned())),
         ready: Box::new(|| {}),
     };
     let bench = Bench { scratch, signals, file, notes, worker, tables, events };
@@ -296,7 +296,7 @@ async fn status_tells_everything() {
 }
 
 #[tokio::test]
-async fn wrong_requests_are_told_what_is_wrong() {
+async fn wrong_requests_get_the_reason() {
     with_control(web(), async |bench| {
         let (get, post) = (Method::GET, Method::POST);
         let long = format!("{{\"vip\": \"{}\"}}", "x".repeat(70_000));
@@ -471,7 +471,7 @@ async fn who_comes_back_is_given_more_and_more() {
 }
 
 #[tokio::test]
-async fn the_hook_is_told_who_is_drained() {
+async fn the_hook_gets_the_name_of_the_drained_backend() {
     let (bench, mut inputs, signals) = bench(web());
     let reported = bench.scratch.socket().with_file_name("told");
     let script = format!(
@@ -535,7 +535,7 @@ async fn a_reload_is_all_or_nothing() {
 }
 
 #[tokio::test]
-async fn what_goes_leaves_the_program_first_and_what_comes_enters_it_last() {
+async fn removed_vips_leave_the_program_first_and_new_ones_enter_it_last() {
     with_control(web(), async |bench| {
         let _: Status = bench.get("/v1/status").await;
         let published = bench.tables.current().generation();

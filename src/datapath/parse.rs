@@ -691,7 +691,7 @@ mod tests {
         for (name, packet, changes) in [
             ("ESP", &v4, &[(23, 50)][..]),
             ("SCTP", &v4, &[(23, 132)]),
-            ("a protocol that nobody knows", &v4, &[(23, 255)]),
+            ("an unassigned protocol", &v4, &[(23, 255)]),
             ("a fragment of ESP", &v4, &[(23, 50), (20, 0x20), (21, 9)]),
             ("ESP, IPv6", &v6, &[(20, 50)]),
             ("AH", &v6, &[(20, 51)]),

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_place_holds_what_it_was_given() {
+    fn every_slot_holds_its_entry() {
         let line = Line::default();
         assert_eq!(free_slot(&line), Some(0));
         for slot in 0..SLOTS {

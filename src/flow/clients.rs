@@ -419,7 +419,7 @@ mod tests {
         let table = table(16);
         let (one, now) = (Key { client: Address::from_v6([0xfe; 16]), ..key(u64::MAX) }, Ticks(7));
         assert_eq!(table.find(&one), None);
-        assert!(!table.touch(&one, Some(backend(1)), now, true), "nobody is made by a touch");
+        assert!(!table.touch(&one, Some(backend(1)), now, true), "a touch adds no client");
         table.assign(&one, backend(0xfffe), now, is_alive(now)).unwrap();
         let recorded =
             Mapping { backend: backend(0xfffe), created: now, last_used: now, proven: false };

@@ -226,12 +226,12 @@ impl Eq for FlowState {}
 
 impl fmt::Debug for FlowState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Track")
+        f.debug_struct("FlowState")
             .field("backend", &self.backend())
             .field("state", &self.state())
             .field("owner", &self.owner())
             .field("hop", &self.hop())
-            .field("binding", &self.snat_port())
+            .field("snat_port", &self.snat_port())
             .field("last_seen", &self.last_seen())
             .finish()
     }

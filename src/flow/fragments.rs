@@ -477,7 +477,7 @@ mod tests {
         let table = table(64);
         assert_eq!(table.record(&key(1), head(4), 800, NOW), Ok(()));
         table.deny(&key(1), 800, NOW);
-        assert!(table.knows(&key(1), NOW), "who waits is told");
+        assert!(table.knows(&key(1), NOW), "waiting fragments are recorded");
         assert_eq!(table.join(&key(1), span(8, 800, true), NOW), FragmentLookup::Overlap);
         assert_eq!(table.join(&key(1), span(800, 800, true), NOW), FragmentLookup::Denied);
         assert_eq!(table.join(&key(1), span(1600, 8, false), NOW), FragmentLookup::Denied);

@@ -357,7 +357,7 @@ mod tests {
             assert!(rig.arrive(&mut packet, 3000), "an answer");
             assert_checksums(&packet);
             assert_eq!(packet[26..30], [198, 18, 2, 11], "from the backend's address");
-            assert_eq!(rig.board.state(5), State::SynSent, "nobody has received it yet");
+            assert_eq!(rig.board.state(5), State::SynSent, "not received yet");
             assert!(!rig.arrive(&mut packet, 9000), "at the client");
             let replies = rig.judge.replies.as_ref().unwrap().counts();
             assert_eq!((replies.received, rig.judge.round_trip.len()), (1, 1));

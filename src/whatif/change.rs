@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stays_keeps_its_index_and_who_comes_back_does_not() {
+    fn backends_that_stay_keep_their_index_and_those_that_come_back_do_not() {
         let again = Action::Add("a".to_owned(), [10, 0, 0, 1].into());
         let changes = [on("web", Action::Remove("a".to_owned())), on("web", again.clone())];
         let kept = scenarios(&config(), &changes).unwrap();

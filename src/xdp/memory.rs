@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_mapped_again_with_what_was_written_and_cannot_be_shrunk() {
+    fn a_file_is_mapped_again_with_its_contents_and_cannot_be_shrunk() {
         let arena = Arena::new(1, Pages::Ordinary).unwrap();
         let words = arena.part::<AtomicU64>(0, 8).unwrap();
         words.last().unwrap().store(7, Relaxed);

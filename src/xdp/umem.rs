@@ -555,7 +555,7 @@ mod tests {
         assert!(!frame.set_len(2049));
         assert!(frame.copy_from(&[7; 1792]) && !frame.copy_from(&[7; 1793]));
         pool.push(frame);
-        assert!(pool.pop().unwrap().is_empty(), "a frame from the pool begins anew");
+        assert!(pool.pop().unwrap().is_empty(), "a frame from the pool is empty");
     }
 
     #[test]

@@ -37,7 +37,7 @@ print(connection.getresponse().headers['X-Backend'])";
 }
 
 #[test]
-fn what_is_explained_is_what_answers() {
+fn the_explained_backend_answers() {
     let lab = Lab::up(Topology::TwoNic);
     let mut vips = Vec::new();
     // Long enough that a pin is asked about before it ends.

@@ -86,7 +86,7 @@ fn a_backend_that_answers_no_client_is_named() {
 
 /// A flood from forged sources leaves SYNs without an answer at every backend: none is to blame.
 #[test]
-fn a_flood_of_syns_accuses_nobody() {
+fn a_flood_of_syns_accuses_no_backend() {
     let lab = Lab::up(Topology::Stick);
     let dsr =
         Vip { timeouts: "{ embryonic_s = 1, closing_s = 1 }", ..vip("dsr", Family::V4, false) };

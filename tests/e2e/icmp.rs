@@ -107,7 +107,7 @@ fn a_download_by_dsr_finds_the_mtu_of_a_router_on_the_way_back() {
 }
 
 #[test]
-fn a_vip_that_nobody_announces_answers_ping() {
+fn a_vip_that_is_not_announced_answers_ping() {
     let lab = Lab::up(Topology::Stick);
     let mut vips = both("nat");
     for vip in &mut vips {
@@ -130,7 +130,7 @@ fn a_vip_that_nobody_announces_answers_ping() {
 }
 
 #[test]
-fn a_udp_client_learns_that_nobody_listens() {
+fn a_udp_client_learns_that_the_port_is_closed() {
     let lab = Lab::up(Topology::Stick);
     let nobody = |family| Vip { nat_port: 7008, ..vip("nat", family, true) };
     let vips: Vec<Vip> = Family::ALL.map(nobody).into();

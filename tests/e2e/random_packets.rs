@@ -62,7 +62,7 @@ fn received(holdfast: &Holdfast<'_>) -> u64 {
 }
 
 #[test]
-fn what_arrives_is_what_the_oracle_says() {
+fn packets_arrive_as_the_oracle_computes_them() {
     for (topology, seed) in Topology::ALL.into_iter().zip(["1", "2"]) {
         let lab = Lab::up(topology);
         let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips()));

@@ -181,7 +181,7 @@ fn served_by_b3(lab: &Lab) -> usize {
 
 /// Both kernels, whatever they do meanwhile, and whatever a reload takes away.
 #[test]
-fn both_ends_are_told_what_a_reload_takes_away() {
+fn both_ends_learn_that_a_reload_took_their_backend_away() {
     let lab = Lab::up(Topology::TwoNic);
     let modes =
         [("dsr", Family::V4), ("nat", Family::V4), ("nat", Family::V6), ("full_nat", Family::V4)];

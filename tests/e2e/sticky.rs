@@ -56,7 +56,7 @@ fn a_client_s_connections_go_to_one_backend_in_every_mode() {
 }
 
 #[test]
-fn a_new_backend_moves_nobody_and_a_drain_releases_at_once() {
+fn a_new_backend_moves_no_client_and_a_drain_releases_at_once() {
     let lab = Lab::up(Topology::TwoNic);
     let mut nat = sticky!("nat", Family::V4, "{ timeout_s = 300 }");
     nat.backends = vec!["b1", "b2"];

@@ -124,7 +124,7 @@ fn what_follows_a_packet_is_cut_off_before_it_is_too_long() {
 
 /// A packet whose hops have run out begins no flow: it leaves no pin, and takes no full-NAT source.
 #[test]
-fn hops_that_run_out_are_told_by_who_translates() {
+fn hops_that_run_out_are_reported_by_the_translator() {
     let all = FAMILIES.into_iter().flat_map(|family| [(family, "S"), (family, "A")]);
     for ((family, flags), forward) in
         all.flat_map(|what| [Forward::Nat, Forward::FullNat].map(|forward| (what, forward)))

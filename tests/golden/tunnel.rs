@@ -646,7 +646,7 @@ mod path_mtu {
 
     /// A message has to be about a packet that we may have sent.
     #[test]
-    fn what_nobody_could_have_meant_teaches_nothing() {
+    fn forged_packets_teach_nothing() {
         for (mode, inner, outer) in combinations() {
             let mut rig = rig(mode, inner, outer);
             let like = Like { len: 1400, ..PLAIN };

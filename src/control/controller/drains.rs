@@ -228,12 +228,12 @@ fn refuse_the_last(world: &World, names: &[Name]) -> Result<(), Refusal> {
 impl Consequences {
     fn take(&mut self, step: Step, vip: &config::Vip, entry: &BackendEntry) {
         let (vip, backend) = (vip.name.clone(), entry.config.name.clone());
-        let who = format!("backend {backend} of VIP {vip}");
+        let name = format!("backend {backend} of VIP {vip}");
         let of = |kind| NewEvent::of(kind, &vip, &backend);
         match step {
             Step::Drained => {
                 self.events
-                    .push((of(Kind::Drained).with("flows_cut", 0), format!("{who} is drained")));
+                    .push((of(Kind::Drained).with("flows_cut", 0), format!("{name} is drained")));
                 self.drained.push((Name { vip, backend }, 0));
             }
             Step::Kept { flows_left } | Step::Resets { flows_left } => {
@@ -241,13 +241,14 @@ impl Consequences {
                     Step::Resets { .. } => "reset",
                     _ => "kept",
                 };
-                let text = format!("{who}: deadline, {} left: {what}", counted(flows_left, "flow"));
+                let text =
+                    format!("{name}: deadline, {} left: {what}", counted(flows_left, "flow"));
                 self.events.push((of(Kind::DrainDeadline).with("flows_left", flows_left), text));
             }
             Step::Cut { flows_cut, reported } => {
                 self.ended.push(entry.id.index);
                 if !reported {
-                    let text = format!("{who} is drained: {} cut", counted(flows_cut, "flow"));
+                    let text = format!("{name} is drained: {} cut", counted(flows_cut, "flow"));
                     self.events.push((of(Kind::Drained).with("flows_cut", flows_cut), text));
                     self.drained.push((Name { vip, backend }, flows_cut));
                 }

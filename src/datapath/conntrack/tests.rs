@@ -136,7 +136,7 @@ fn flows_of_a_backend_that_rehashes_leave_it() {
 }
 
 #[test]
-fn another_worker_keeps_a_remote_entry_and_tells_the_owner_what_changes() {
+fn another_worker_keeps_a_remote_entry_and_notifies_the_owner_of_changes() {
     let mut bed = Bed::new(2, &[vip(Forward::Nat, 2)]);
     let [mut owner, mut other] = [0, 1].map(|worker| bed.conntrack(worker));
     let packet = establish(&mut bed, &mut owner, 1, 0);

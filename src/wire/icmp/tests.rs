@@ -82,7 +82,7 @@ fn packets_other_than_whole_echo_requests_are_left_alone() {
         ("cut short", edit(true, 3, 99), NoReply::Malformed),
         ("too short for ICMP", edit(true, 3, 27), NoReply::Malformed),
         ("from a group", edit(true, 12, 224), NoReply::BadSource),
-        ("from nobody", edit(true, 12, 0), NoReply::BadSource),
+        ("from no address", edit(true, 12, 0), NoReply::BadSource),
         ("to a group", edit(false, 24, 0xff), NoReply::NotUnicast),
     ] {
         let mut after = bytes.clone();
@@ -195,9 +195,9 @@ fn packets_that_must_not_be_answered() {
         ("a first fragment", edit(true, 17, 20, 0x20), Ok(())),
         ("unreachable", edit(true, 1, 34, 3), Err(IcmpError)),
         ("time exceeded", edit(true, 1, 34, 11), Err(IcmpError)),
-        ("a type nobody knows", edit(true, 1, 34, 77), Err(IcmpError)),
+        ("an unassigned type", edit(true, 1, 34, 77), Err(IcmpError)),
         ("ICMPv6 too big", edit(false, 1, 54, 2), Err(IcmpError)),
-        ("ICMPv6 of a type nobody knows", edit(false, 1, 54, 127), Err(IcmpError)),
+        ("ICMPv6 of an unassigned type", edit(false, 1, 54, 127), Err(IcmpError)),
         ("ICMPv6 redirect", edit(false, 1, 54, 137), Err(IcmpError)),
         ("a link-layer group", edit(true, 17, 0, 3), Err(NotUnicast)),
         ("a group", edit(true, 17, 30, 239), Err(NotUnicast)),
