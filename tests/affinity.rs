@@ -1,5 +1,5 @@
-//! Which backend a client gets, and what becomes of those that are too large for one: real workers,
-//! and the control thread's judgement, in one process.
+//! Choice of a backend by client affinity, and splitting of clients that are too large for one
+//! backend: real workers and the control thread's splitter in one process.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 #![allow(dead_code, reason = "the rig has more than these tests need")]
@@ -17,7 +17,7 @@ use rig::{Family, Rig, spec, tcp_of};
 
 const BACKENDS: u16 = 8;
 const CLIENTS: u32 = 50_000;
-/// New flows in a window of two seconds.
+/// New flows in a window of 2 s.
 const WINDOW: u32 = 10_000;
 
 /// A client-affine VIP over eight backends.
@@ -47,16 +47,16 @@ fn client(number: u32) -> IpAddr {
     IpAddr::from((0xc612_0000 + number).to_be_bytes())
 }
 
-/// A flow that is new, and where it went.
+/// A new flow, and the backend that it was sent to.
 type Flow = ((IpAddr, u16), u16);
 
-/// Opens a window's flows: 40 of 100 from the gateway, the others from any of 50,000 clients.
+/// Opens the flows of a window: 40 of 100 from the gateway, the others from any of 50,000 clients.
 fn open(rig: &mut Rig, random: &mut Random, taken: &mut u32) -> Vec<Flow> {
     let vip = (Family::V4.vip(), 80);
     let mut flows = Vec::new();
     for _ in 0..WINDOW {
         let from = if random.below(100) < 40 {
-            // Linux's range of ports for connections that it opens, one after the other.
+            // Consecutive ports of Linux's range for outgoing connections.
             *taken += 1;
             (client(0), u16::try_from(32_768 + *taken % 28_232).unwrap())
         } else {
@@ -75,7 +75,7 @@ fn max_over_mean(flows: &[Flow]) -> f64 {
     f64::from(*counts.iter().max().unwrap()) / mean
 }
 
-/// What the control thread does at the end of a window; whether the splits changed.
+/// Runs the control thread's step at the end of a window; returns whether the splits changed.
 fn judge(rig: &mut Rig, splitter: &mut Splitter) -> bool {
     rig.stats(0).samples.take().for_each(|sample| splitter.observe(sample));
     let table = rig.table();
@@ -104,7 +104,7 @@ fn a_mega_proxy_is_spread_and_no_flow_of_it_breaks() {
     println!("max/mean of new flows: {unsplit:.2} unsplit, {split:.2} in {parts} parts");
     assert!(unsplit > 3.5, "{unsplit}: 40 % on one of eight");
     assert!(split <= 1.25, "{split}");
-    // Every flow that was open stays where it was.
+    // Every open flow stays at its backend.
     let vip = (Family::V4.vip(), 80);
     for (from, backend) in before.iter().chain(&after) {
         assert_eq!(rig.backend_of(&tcp_of(*from, vip, "A")), Some(*backend), "{from:?}");
@@ -112,7 +112,7 @@ fn a_mega_proxy_is_spread_and_no_flow_of_it_breaks() {
     rig.assert_accounted();
 }
 
-/// Flows that the backends have, over all workers.
+/// Number of flows of each backend, over all workers.
 fn loads(rig: &Rig, workers: usize) -> Vec<u64> {
     let of = |worker| rig.stats(worker).backends.iter().map(|backend| backend.flows_active.get());
     let mut loads = vec![0; 4];
@@ -120,7 +120,7 @@ fn loads(rig: &Rig, workers: usize) -> Vec<u64> {
     loads
 }
 
-/// New flows, whose ports begin with `first`, to the workers in turns.
+/// Sends new flows, their ports counted from `first`, to the workers in turn.
 fn open_flows(rig: &mut Rig, workers: usize, first: u16, count: u16) {
     for port in first..first + count {
         let sent = rig.send(usize::from(port) % workers, 0, &rig::tcp(Family::V4, port, 80, "S"));
@@ -148,7 +148,8 @@ fn workers_give_each_backend_its_weight() {
     }
 }
 
-/// What was out of service comes back empty: those that look at loads fill it first.
+/// A backend that was out of service comes back empty: schedulers that consider loads fill it
+/// first.
 #[test]
 fn loads_are_what_the_workers_flow_tables_hold() {
     for scheduler in [

@@ -1,4 +1,4 @@
-//! The architecture invariants that can be read off the sources (docs/ARCHITECTURE.md).
+//! Architecture invariants that can be checked in the sources (docs/ARCHITECTURE.md).
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -24,9 +24,9 @@ fn sources(under: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// A plane names only those that stand before it here: `units < net < xdp < wire < flow`,
-/// `net < forwarding`, and all of these below `datapath`, and below `config < control`, which do not know
-/// each other. Doc comments may point anywhere.
+/// A plane names only planes that precede it in this order: `units < net < xdp < wire < flow`, `net
+/// < forwarding`, all of these below `datapath`, and all below `config < control`, which do not
+/// name each other. Doc comments may link anywhere.
 const PLANES: [(&str, &[&str]); 9] = [
     ("net", &["units"]),
     ("xdp", &["units", "net"]),
@@ -50,7 +50,7 @@ fn planes_know_only_the_planes_below() {
             let code = text.lines().map(|line| line.split("//").next().unwrap());
             for named in code.flat_map(|line| line.split("crate::").skip(1).collect::<Vec<_>>()) {
                 let name = named.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
-                // Macros have no place of their own.
+                // Macros belong to no plane.
                 let is_macro = named[name.len()..].starts_with('!');
                 let known = is_macro || name == plane || below.contains(&name);
                 assert!(known, "{} uses {name}: crate::{named}", path.display());
@@ -73,7 +73,8 @@ fn assert_in_order(text: &str, words: &[&str]) {
     assert!(places.is_sorted(), "{words:?}: {places:?}");
 }
 
-/// The lines of a function in `datapath`, from behind its head to its closing brace, without comments.
+/// Lines of a function in `datapath`, from after its signature to its closing brace, without
+/// comments.
 fn body(file: &str, function: &str) -> Vec<String> {
     let sources = sources("datapath");
     let (_, text) = sources.iter().find(|(path, _)| path.ends_with(file)).unwrap();
@@ -84,7 +85,7 @@ fn body(file: &str, function: &str) -> Vec<String> {
     body.filter(|line| !line.trim_start().starts_with("//")).map(str::to_owned).collect()
 }
 
-/// What a reader finds in `poll_port` is the packet's way, pass by pass, and in each pass stage by stage.
+/// `poll_port` lists the path of a packet, pass by pass, and each pass lists its stages.
 #[test]
 fn the_worker_lists_the_stages_in_order() {
     for (file, function, stages) in [
@@ -103,7 +104,7 @@ fn the_worker_lists_the_stages_in_order() {
     }
 }
 
-/// `poll_port` is the list of passes and little else: it does not wire tables and stages together.
+/// `poll_port` is the list of passes and little else: it does not connect tables with stages.
 #[test]
 fn poll_port_is_a_list() {
     let body = body("worker.rs", "poll_port");
@@ -121,7 +122,7 @@ fn module_of(path: &Path) -> Module {
     names
 }
 
-/// The code of a file, without comments and its tests.
+/// The code of a file, without comments and tests.
 fn code_of(text: &str) -> String {
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     let code = |line: &str| line.split("//").next().unwrap_or_default().trim().to_owned() + "\n";
@@ -144,7 +145,7 @@ fn expand(tree: &str) -> Vec<String> {
     items.flat_map(|item| expand(item)).map(|item| stem.trim().to_owned() + &item).collect()
 }
 
-/// The modules that a file names: by `use`, by a path, or as a child.
+/// Modules that a file names: in a `use`, in a path, or as a child.
 fn names_of(module: &Module, code: &str, all: &BTreeSet<Module>) -> BTreeSet<Module> {
     let uses = code.split("use ").skip(1).filter_map(|rest| rest.split_once(';'));
     let mut paths: Vec<String> = uses.flat_map(|(tree, _)| expand(tree)).collect();
@@ -180,21 +181,21 @@ fn names_of(module: &Module, code: &str, all: &BTreeSet<Module>) -> BTreeSet<Mod
     named.collect()
 }
 
-/// Files under a folder that depend on each other in a circle, with what each names of the others.
+/// Files under a folder that depend on each other in a circle, each with those that it names.
 fn circles(under: &str) -> BTreeMap<Module, BTreeSet<Module>> {
     let files = sources(under);
     let all: BTreeSet<Module> = files.iter().map(|(path, _)| module_of(path)).collect();
     let edges = files.iter().map(|(path, text)| {
         let module = module_of(path);
         let mut names = names_of(&module, &code_of(text), &all);
-        // The folder itself, which hands its children's names on.
+        // The folder's own module, which re-exports its children's names.
         names.remove(&vec![under.to_owned()]);
         (module, names)
     });
     let mut left: BTreeMap<Module, BTreeSet<Module>> = edges.collect();
     loop {
         let before = left.len();
-        // Neither what names no other file of the rest, nor what none of them names, is in a circle.
+        // A file that names no other of the rest, or that no other names, is in no circle.
         let rest: BTreeSet<Module> = left.keys().cloned().collect();
         left.values_mut().for_each(|names| names.retain(|name| rest.contains(name)));
         let named: BTreeSet<Module> = left.values().flatten().cloned().collect();
@@ -229,7 +230,7 @@ fn a_circle_of_files_is_found() {
     }
 }
 
-/// Each file can be read after those that it names.
+/// The files can be ordered so that each follows those that it names.
 #[test]
 fn no_files_depend_on_each_other_in_a_circle() {
     for folder in ["net", "flow", "forwarding", "datapath", "config", "control"] {

@@ -1,4 +1,4 @@
-//! The real binary, run as a user runs it: what it prints, where, and its exit code.
+//! The real binary as a user runs it: output, streams and exit codes.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What a run came to.
+/// Result of a run.
 struct Run {
     code: Option<i32>,
     stdout: String,
@@ -23,7 +23,7 @@ fn holdfast(arguments: &[&str]) -> Run {
     Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-/// A temporary folder that is gone after the test.
+/// A temporary folder, removed when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -49,7 +49,7 @@ impl Drop for Folder {
 
 #[test]
 fn check_accepts_the_files_that_are_shipped() {
-    // Two tables of 1,048,576 flows, and 30 s for each that is short.
+    // Two tables of 1,048,576 flows, and 30 s for each short flow.
     let tcp = "69,905 new TCP flows a second";
     let both = "69,905 new TCP or 69,905 new UDP flows a second";
     for (file, counts, bears, more) in [

@@ -15,7 +15,7 @@ use holdfast::net::{Forward, Protocol};
 use holdfast::units::Ticks;
 use rig::{Family, Rig, spec, tcp, udp};
 
-/// Of the sticky VIP, in ticks: 5 s, shorter than the 10 s of an established flow.
+/// Time-out of the sticky VIP, in ticks: 5 s, shorter than the 10 s of an established flow.
 const TIMEOUT: u32 = 500;
 
 fn sticky(on_drain: Hold, on_down: Hold) -> VipSpec {
@@ -24,7 +24,7 @@ fn sticky(on_drain: Hold, on_down: Hold) -> VipSpec {
     spec(0, Forward::Nat, Family::V4, 1, 3).with(|policy| policy.remember = Some(remember))
 }
 
-/// A rig with two workers and one client, which opens connections from port after port.
+/// A rig with two workers and one client, which opens each connection from another port.
 struct Client {
     rig: Rig,
     port: u16,
@@ -35,26 +35,26 @@ impl Client {
         Self { rig: Rig::new(2, 1, vec![spec]), port: 1000 }
     }
 
-    /// The backend of the packet of one of its flows, at a worker.
+    /// Sends a packet of a flow of the client to a worker; returns its backend.
     fn send(&mut self, worker: usize, port: u16, flags: &str) -> u16 {
         let sent = self.rig.send(worker, 0, &tcp(Family::V4, port, 80, flags));
         sent[0].destination_mac()[5].into()
     }
 
-    /// A new connection, by a SYN alone; its backend.
+    /// Opens a connection by a SYN alone; returns its backend.
     fn syn(&mut self, worker: usize) -> u16 {
         self.port += 1;
         self.send(worker, self.port, "S")
     }
 
-    /// A new connection with its handshake; its backend.
+    /// Opens a connection with its handshake; returns its backend.
     fn connect(&mut self, worker: usize) -> u16 {
         let backend = self.syn(worker);
         assert_eq!(self.send(worker, self.port, "A"), backend);
         backend
     }
 
-    /// Where so many new connections go, by turns at both workers.
+    /// Opens `count` connections at both workers in turn; returns their backends.
     fn connections(&mut self, count: usize) -> Vec<u16> {
         let mut backends: Vec<u16> = (0..count).map(|n| self.connect(n % 2)).collect();
         backends.sort_unstable();
@@ -79,7 +79,7 @@ fn a_client_s_connections_go_to_one_backend_at_every_worker() {
     let mut client = Client::new(sticky(Hold::Release, Hold::Release));
     let first = client.connect(0);
     assert_eq!(client.connections(40), [first]);
-    // More backends change nothing for it.
+    // More backends change nothing for the client.
     client.rig.change(|specs| {
         specs[0] = spec(0, Forward::Nat, Family::V4, 1, 30)
             .with(|policy| policy.remember = specs[0].policy.remember)
@@ -119,7 +119,7 @@ fn a_drain_or_a_failure_releases_at_the_next_connection_or_is_waited_out() {
         client.rig.advance(200);
         assert_eq!(client.send(0, old, "A"), first);
         assert_eq!(client.connections(10), next);
-        // Back in service: whoever moved stays where it is now.
+        // Back in service: a client that moved stays at its new backend.
         client.rig.change(|specs| {
             let backend = &mut specs[0].backends[usize::from(first)];
             (backend.up, backend.weight, backend.service) = (true, 1, Service::Active);
@@ -153,7 +153,7 @@ fn a_client_is_free_again_when_no_packet_of_any_flow_came_for_the_time_out() {
     let mut client = Client::new(sticky(Hold::Release, Hold::Release));
     let first = client.connect(0);
     let flow = client.port;
-    // Packets of one flow keep it, at another worker too, and replies do.
+    // Packets of one flow keep the mapping, at another worker too, and so do replies.
     let request = client.rig.send(0, 0, &tcp(Family::V4, flow, 80, "A"));
     for step in 0..8 {
         client.rig.advance(TIMEOUT);
@@ -166,7 +166,7 @@ fn a_client_is_free_again_when_no_packet_of_any_flow_came_for_the_time_out() {
     }
     client.rig.advance(TIMEOUT);
     assert_eq!(client.connections(10), [first]);
-    // Nothing for longer than that: among many backends it is chance where it goes.
+    // Silence for longer than the time-out: among many backends the next one is random.
     client.rig.change(|specs| {
         specs[0] = spec(0, Forward::Nat, Family::V4, 1, 50)
             .with(|policy| policy.remember = specs[0].policy.remember)
@@ -202,7 +202,7 @@ fn a_client_that_comes_back_goes_to_the_freest_backend() {
         let timeout = Ticks(TIMEOUT);
         vip.policy.remember = Some(Remember { timeout, sticky, on_reentry: Reentry::Freest });
         vip.policy.timeouts.established = Ticks(TIMEOUT * 10);
-        // One of the backends is the freest for its weight: it gets what the others have not.
+        // One backend has the lowest load for its weight: it gets the flows that the others lack.
         vip.backends[1].weight = 4;
         let mut client = Client::new(vip);
         let first = client.connect(0);
@@ -281,7 +281,7 @@ fn who_is_one_client_affinity_says() {
     for (affinity, backends) in [(Affinity::Client, 1), (Affinity::ClientPorts { bits: 1 }, 2)] {
         let mut vip =
             sticky(Hold::Release, Hold::Release).with(|policy| policy.affinity = affinity);
-        // Low and high ports are two clients, of which either may have either backend.
+        // Low and high ports are two clients; each may have either backend.
         vip.backends.truncate(2);
         let mut client = Client::new(vip);
         for port in [1000, 50_000, 2000, 60_000] {

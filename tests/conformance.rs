@@ -1,5 +1,5 @@
-//! Conformance tests: golden cases and random packets through `holdfast replay`, judged by independent
-//! code, a model in Python with scapy (`tests/conformance/oracle.py`) and tshark.
+//! Conformance tests: golden cases and random packets through `holdfast replay`, judged by
+//! independent code, a model in Python with scapy (`tests/conformance/oracle.py`) and tshark.
 //!
 //! The tests need neither root nor a network; `scripts/lib.sh` installs python3-scapy and tshark.
 //! docs/CONFORMANCE.md describes the files of `tests/conformance/cases`.
@@ -88,8 +88,8 @@ fn the_table_of_cases_is_as_documented() {
     assert!(text.contains(&table), "docs/CONFORMANCE.md: the table of rows is to be:\n\n{table}");
 }
 
-/// Cases that could pass without showing anything are refused, cases that do not hold fail, each with
-/// the message that its file expects, and neither keeps the other cases from being run.
+/// Cases that could pass without showing anything are refused, and cases that do not hold fail,
+/// each with the message that its file expects. Neither keeps the other cases from running.
 #[test]
 fn bad_cases_are_refused_and_failures_are_short() {
     let folder = root().join("tests/conformance/refused");
@@ -108,7 +108,7 @@ fn bad_cases_are_refused_and_failures_are_short() {
         lines.filter_map(|line| line.strip_prefix("# expected: ")).collect();
     let (of_cases, summary): (Vec<&str>, Vec<&str>) =
         stdout.lines().partition(|line| !line.contains(" cases hold; "));
-    // Behind the title of a failed case is the folder with its files.
+    // The title of a failed case is followed by the folder with its files.
     let mut printed: Vec<&str> =
         of_cases.iter().map(|line| line.split("   (files: ").next().unwrap().trim()).collect();
     expected.sort_unstable();
@@ -118,7 +118,7 @@ fn bad_cases_are_refused_and_failures_are_short() {
     assert_eq!(summary, ["7 of 25 cases hold; tshark saw 18 frames"]);
 }
 
-/// A case from a capture, with a configuration file of its own, holds as docs/CONFORMANCE.md shows it.
+/// A case from a capture, with a configuration file of its own, holds as docs/CONFORMANCE.md shows.
 #[test]
 fn a_case_from_a_capture_holds() {
     let folder = std::env::temp_dir().join(format!("holdfast-own-case-{}", std::process::id()));

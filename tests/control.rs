@@ -1,6 +1,6 @@
 //! The control plane against a real kernel, in network namespaces of its own. Needs root.
 //!
-//! A test makes two namespaces, `<name>-lb` and `<name>-peer`, with a cable between `nic0` and
+//! A test makes two namespaces, `<name>-lb` and `<name>-peer`, with a veth pair between `nic0` and
 //! `peer0`, and runs itself again inside the first one, where it is free to change anything.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
@@ -34,13 +34,13 @@ use holdfast::xdp::packet::PacketSocket;
 
 /// Set in the process that runs inside the namespace: the name of the two namespaces.
 const INSIDE: &str = "HOLDFAST_CONTROL_TEST";
-/// Everything but what the kernel takes its time for happens within this time.
+/// Limit of waiting, except for time-outs of the kernel.
 const SOON: Duration = Duration::from_secs(30);
-/// A neighbour is verified every 15 s, and given up after three more.
+/// The kernel verifies a neighbour every 15 s, and gives it up after three further tries.
 const VERIFIED: Duration = Duration::from_secs(40);
 const NIC_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 
-/// Two namespaces and a cable. Removed when dropped.
+/// Two namespaces and a veth pair. Removed when dropped.
 struct Net(String);
 
 impl Net {
@@ -93,7 +93,7 @@ impl Net {
 impl Drop for Net {
     fn drop(&mut self) {
         for namespace in [self.lb(), self.peer()] {
-            // It may never have been made.
+            // It may not exist.
             let _ = Command::new("ip").args(["netns", "del", &namespace]).output();
         }
         let _ = std::fs::remove_dir_all(std::env::temp_dir().join(&self.0));
@@ -171,14 +171,14 @@ impl Inside {
         Running { thread, tables }
     }
 
-    /// Runs a command of holdfast against the control socket, as of another terminal.
+    /// Runs a command of holdfast against the control socket, as from another terminal.
     fn cli(&self, arguments: &[&str]) -> String {
         let socket = self.socket();
         let socket = ["--socket", socket.to_str().unwrap()];
         run(env!("CARGO_BIN_EXE_holdfast"), &[arguments, &socket].concat())
     }
 
-    /// What the control API answers, with its header.
+    /// Reply of the control API, with its header.
     fn ask(&self, path: &str) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: holdfast\r\nconnection: close\r\n\r\n");
@@ -193,7 +193,7 @@ impl Inside {
     }
 }
 
-/// A control plane that runs.
+/// A running control plane.
 struct Running {
     thread: std::thread::JoinHandle<Result<(), control::ControlError>>,
     tables: Subscription,
@@ -209,7 +209,7 @@ impl Running {
         wait_for(&what, limit, || self.hop(backend) == wanted);
     }
 
-    /// Ends it as an operator does.
+    /// Ends the control plane as an operator does.
     fn stop(self) {
         signal("TERM");
         self.thread.join().unwrap().unwrap();
@@ -221,7 +221,7 @@ fn signal(name: &str) {
     run("kill", &["-s", name, &std::process::id().to_string()]);
 }
 
-/// Has no XDP program.
+/// A steering without an XDP program.
 struct NoProgram;
 
 impl SteeringPort for NoProgram {
@@ -373,7 +373,7 @@ fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Adds addresses to `nic0` as a holdfast does that is killed afterwards.
+/// Adds addresses to `nic0` like a holdfast process that is killed afterwards.
 fn leave_behind(addresses: &[&str]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -389,12 +389,12 @@ fn nic_index() -> u32 {
     std::fs::read_to_string("/sys/class/net/nic0/ifindex").unwrap().trim().parse().unwrap()
 }
 
-/// A process that is ended when the value goes.
+/// A process, killed when dropped.
 struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both fail when it has ended, which is what is wanted.
+        // Both fail if the process has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -404,7 +404,7 @@ impl Drop for Server {
 fn next_hops_follow_the_neighbours() {
     isolated("next_hops_follow_the_neighbours", |inside| {
         let mut addresses = vec!["198.18.0.2", "2001:db8:1::2"];
-        // Not there yet, this box itself, and one without a route.
+        // A host that is not there yet, this machine itself, and a host without a route.
         addresses.extend(["198.18.0.3", "198.18.0.1", "203.0.113.1"]);
         let vips = addresses.iter().zip(10..).map(|(address, host)| {
             let listen = match address.parse().unwrap() {
@@ -418,18 +418,18 @@ fn next_hops_follow_the_neighbours() {
         control.wait_for_hop(1, SOON, hop(2));
         assert_eq!([control.hop(2), control.hop(3), control.hop(4)], [None; 3]);
 
-        // A host that comes is found without anybody sending it anything.
+        // A new host is found although no packet is sent to it.
         inside.peer_ip("address add 198.18.0.3/24 dev peer0");
         control.wait_for_hop(2, SOON, hop(2));
 
-        // A MAC that moves and says so.
+        // A neighbour that changes its MAC and announces the change.
         inside.peer_sysctl("net.ipv4.conf.peer0.arp_notify=1");
         inside.peer_sysctl("net.ipv6.conf.peer0.ndisc_notify=1");
         inside.peer_ip("link set dev peer0 address 02:00:00:00:02:03");
         control.wait_for_hop(0, SOON, hop(3));
         control.wait_for_hop(1, SOON, hop(3));
 
-        // A route that comes.
+        // A new route.
         inside.ip("route add 203.0.113.0/24 via 198.18.0.2");
         control.wait_for_hop(4, SOON, hop(3));
         inside.ip("route del 203.0.113.0/24");
@@ -438,7 +438,7 @@ fn next_hops_follow_the_neighbours() {
     });
 }
 
-/// A MAC that moves in silence is noticed because neighbours in use are verified.
+/// A MAC that changes without an announcement is detected because neighbours in use are verified.
 #[test]
 fn a_silent_move_is_noticed() {
     isolated("a_silent_move_is_noticed", |inside| {
@@ -450,7 +450,7 @@ fn a_silent_move_is_noticed() {
         control.wait_for_hop(0, SOON, hop(2));
         inside.peer_ip("link set dev peer0 address 02:00:00:00:02:03");
         control.wait_for_hop(0, VERIFIED, hop(3));
-        // And one that is gone for good has no next hop in the end.
+        // A neighbour that stays away has no next hop in the end.
         inside.peer_ip("address flush dev peer0");
         control.wait_for_hop(0, VERIFIED, None);
         control.stop();
@@ -505,7 +505,7 @@ fn health_follows_a_real_server() {
         wait_until(false);
         let _server = serve();
         wait_until(true);
-        // Silence is as good as a refusal.
+        // Silence counts like a refusal.
         inside.peer_ip("link set peer0 down");
         wait_until(false);
         control.stop();
@@ -515,10 +515,10 @@ fn health_follows_a_real_server() {
 #[test]
 fn addresses_come_are_announced_and_go() {
     isolated("addresses_come_are_announced_and_go", |inside| {
-        // An operator's address, one that a killed process left, and one that it left for nothing.
+        // An operator's address, and two that a killed process left: one still configured, one not.
         inside.ip("address add 192.0.2.12/32 dev nic0");
         leave_behind(&["192.0.2.13", "192.0.2.14"]);
-        // The peer believes that the VIPs are elsewhere.
+        // The peer's neighbour entries for the VIPs are wrong.
         for address in ["192.0.2.10", "2001:db8:100::10"] {
             let wrong = "lladdr 02:00:00:00:09:09 dev peer0 nud stale";
             inside.peer_ip(&format!("neigh replace {address} {wrong}"));
@@ -551,7 +551,8 @@ fn addresses_come_are_announced_and_go() {
             let ping = inside.peer("ping").args(["-c", "1", "-W", "5", address]).status().unwrap();
             assert!(ping.success(), "the kernel does not answer for {address}");
         }
-        // Its own connections do not come from a VIP, although that prefix is the longest.
+        // The machine's own connections do not use a VIP as their source, although its prefix is
+        // the longest.
         let route = inside.ip("-6 route get 2001:db8:1::2");
         assert!(route.contains("src 2001:db8:1::1"), "{route}");
 
@@ -583,7 +584,8 @@ fn sighup_reloads_and_takes_addresses_away() {
     });
 }
 
-/// Prints, for each announcement that comes in by an interface until it is told to end, its address.
+/// Prints the address of each announcement that arrives on an interface, until the script is
+/// terminated.
 const LISTENER: &str = "
 import ipaddress, socket, sys
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -599,14 +601,14 @@ while True:
         print(ipaddress.ip_address(frame[62:78]), flush=True)
 ";
 
-/// A thousand addresses, of both families, each on a VIP of its own.
+/// A thousand addresses of both families, each of a VIP of its own.
 fn thousand() -> Vec<String> {
     let v4 = (0..500).map(|n| format!("10.77.{}.{}", n / 250, 1 + n % 250));
     let v6 = (0..500).map(|n| format!("2001:db8:77::{:x}", n + 1));
     v4.chain(v6).collect()
 }
 
-/// Inodes of the packet sockets of this namespace.
+/// Inodes of the packet sockets of this network namespace.
 fn packet_sockets() -> HashSet<String> {
     let table = std::fs::read_to_string("/proc/net/packet").unwrap();
     table
@@ -617,7 +619,7 @@ fn packet_sockets() -> HashSet<String> {
         .collect()
 }
 
-/// All announcements arrive, twice, over one socket, and the API answers while they are on their way.
+/// All announcements arrive, twice, over one socket, and the API replies while they are sent.
 #[test]
 fn a_thousand_vips_are_announced_by_one_socket_while_the_api_answers() {
     isolated("a_thousand_vips_are_announced_by_one_socket_while_the_api_answers", |inside| {
@@ -629,7 +631,7 @@ fn a_thousand_vips_are_announced_by_one_socket_while_the_api_answers() {
         let heard = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
         let log = Arc::clone(&heard);
         std::thread::spawn(move || {
-            // Those of the kernel are about other addresses.
+            // The kernel's own announcements are about other addresses.
             let ours =
                 |line: &String| line.starts_with("10.77.") || line.starts_with("2001:db8:77:");
             for line in lines.map_while(Result::ok).filter(ours) {
@@ -666,7 +668,7 @@ fn a_thousand_vips_are_announced_by_one_socket_while_the_api_answers() {
     });
 }
 
-/// An address of a VIP that leads clients to the kernel: found by `check`, and told while holdfast runs.
+/// `check` and the running process report an address of a VIP that leads clients to the kernel.
 #[test]
 fn addresses_that_lead_clients_to_the_kernel_are_told() {
     isolated("addresses_that_lead_clients_to_the_kernel_are_told", |inside| {
@@ -714,7 +716,7 @@ fn addresses_that_lead_clients_to_the_kernel_are_told() {
     });
 }
 
-/// What `holdfast check` says of a network, without starting.
+/// Output of `holdfast check` for the network, without a start.
 #[test]
 fn survey_finds_what_the_network_lacks() {
     isolated("survey_finds_what_the_network_lacks", |inside| {

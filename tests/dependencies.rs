@@ -1,4 +1,4 @@
-//! What the dependencies ask for (Cargo.toml, Cargo.lock; the rest is in deny.toml).
+//! Requirements of the dependencies (Cargo.toml, Cargo.lock; the rest is in deny.toml).
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// The packages that holdfast is built and tested from on this kind of machine.
+/// The packages that holdfast is built and tested with on this kind of machine.
 fn packages() -> Vec<Value> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let output = Command::new(env!("CARGO"))
@@ -28,12 +28,12 @@ fn version(text: &str) -> Vec<u32> {
     parts
 }
 
-/// What our own code needs: `if let` chains. Clippy (`incompatible_msrv`) finds library functions that
-/// are newer than `rust-version`, and a build with that compiler finds the rest.
+/// Version that our own code requires, for `if let` chains. Clippy (`incompatible_msrv`) finds
+/// library functions that are newer than `rust-version`; a build with that compiler finds the rest.
 const OUR_CODE: &str = "1.88";
 
-/// `rust-version` is as low as dependencies and code let it be: an older compiler cannot build them,
-/// and a newer one is asked for by nothing.
+/// `rust-version` is the lowest that dependencies and code allow: an older compiler cannot build
+/// them, and none of them requires a newer one.
 #[test]
 fn rust_version_is_what_dependencies_and_code_ask_for() {
     let packages = packages();

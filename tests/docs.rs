@@ -1,4 +1,4 @@
-//! The documents against the code.
+//! Checks of the documents against the code.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
@@ -12,7 +12,7 @@ fn document(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Each drop reason has a row with its description, in the order of the code, and an advice.
+/// Each drop reason has a row with its description, in the order of the code, and with advice.
 #[test]
 fn every_drop_reason_is_documented() {
     let text = document("COUNTERS.md");
@@ -31,7 +31,7 @@ fn every_drop_reason_is_documented() {
     );
 }
 
-/// Each kind of answer has a row with its description.
+/// Each kind of local reply has a row with its description.
 #[test]
 fn every_answer_is_documented() {
     let text = document("COUNTERS.md");
@@ -50,16 +50,16 @@ fn api_row(section: &str, key: &str) -> String {
     row.unwrap_or_else(|| panic!("docs/API.md, {section}: no row for {key}")).to_owned()
 }
 
-/// The quoted words of a row, but for the key.
+/// Quoted words of a row, without the key.
 fn values(row: &str) -> Vec<&str> {
     let quoted = row.split("`\"").skip(1);
     quoted.filter_map(|rest| rest.split("\"`").next()).collect()
 }
 
-/// Every way to forward and every protocol has its word in the API, and no other one is named.
+/// API.md names every forwarding mode and every protocol, and no others.
 #[test]
 fn the_words_of_the_api_are_those_of_the_code() {
-    // A new one does not compile until it is here.
+    // A new variant does not compile until it is listed here.
     const fn listed(forward: Forward, protocol: Protocol) {
         match forward {
             Forward::Dsr | Forward::Nat | Forward::FullNat | Forward::Ipip | Forward::Gue => {}
@@ -76,7 +76,7 @@ fn the_words_of_the_api_are_those_of_the_code() {
     assert_eq!(values(&api_row("## Flow", "protocol")), protocols);
 }
 
-/// What a reload changes and what it refuses: every section of the configuration is in one of the two lists.
+/// API.md lists every section of the configuration as changed or refused by a reload.
 #[test]
 fn every_section_is_told_to_be_reloaded_or_not() {
     let text = document("API.md");
@@ -121,7 +121,7 @@ fn code_lines() -> Vec<(String, String)> {
     lines
 }
 
-/// The words of a command line; single quotes keep one together.
+/// Words of a command line; single quotes keep one together.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     for (at, part) in line.split('\'').enumerate() {
@@ -133,8 +133,8 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// Every command of holdfast that a document shows is one that holdfast takes, with these options; scripts and files
-/// of the project that are named are there.
+/// Every holdfast command in the documents parses, with its options; named scripts and files of the
+/// project exist.
 #[test]
 fn commands_that_are_shown_are_understood() {
     let (mut commands, mut files) = (0, 0);
@@ -155,7 +155,8 @@ fn commands_that_are_shown_are_understood() {
     assert!(commands > 25 && files > 10, "{commands} commands, {files} files");
 }
 
-/// A capture on the box sees no packet of a VIP (tests/e2e/kernel.rs), so no document sends a reader there.
+/// A capture on the box contains no packet of a VIP (tests/e2e/kernel.rs), so no document
+/// recommends one.
 #[test]
 fn captures_are_made_where_packets_are_seen() {
     for name in ["REPLAY.md", "CONFORMANCE.md", "COUNTERS.md"] {
@@ -169,7 +170,7 @@ fn captures_are_made_where_packets_are_seen() {
     assert!(document("REPLAY.md").contains("\n## Where to capture\n"));
 }
 
-/// Links between the documents, and from them to files, lead somewhere.
+/// Links between the documents, and from documents to files, resolve.
 #[test]
 fn relative_links_lead_to_files() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,7 +1,7 @@
 //! End-to-end: the real binary, real AF_XDP sockets, real kernel TCP, in namespaces of its own.
 //!
 //! Needs root and the packages that `scripts/test` installs; fails loudly without them. Tests run
-//! one at a time (they measure, and the machine may be small): each makes a lab and removes it.
+//! one at a time, as they measure and the machine may be small: each makes a lab and removes it.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! `explain` says what the workers then do: the same flows are asked about, and sent.
+//! `explain` predicts the workers' decisions: each flow is explained first, then sent.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 #![allow(dead_code, reason = "the rig has more than these tests need")]
@@ -81,7 +81,7 @@ fn asking_changes_nothing() {
             }
         }
         assert_eq!(counted(&rig), before);
-        // The embryonic flow of port 1000 ends 1 s after its SYN: nobody has refreshed it.
+        // The embryonic flow of port 1000 ends 1 s after its SYN: nothing has refreshed it.
         rig.advance(99);
         ask(&rig, &question(family, 1000));
         rig.advance(2);
@@ -149,8 +149,8 @@ fn affinity_and_splits_are_told() {
     assert!(backends.len() > 2, "{backends:?}");
 }
 
-/// A NAT backend behind two ports of a VIP can have a client's port only once: the rival's pin is
-/// looked at as a worker does.
+/// A NAT backend behind two ports of a VIP can have a client's port only once: `explain` looks up
+/// the rival's pin as a worker does.
 #[test]
 fn a_rival_flow_is_seen() {
     let family = Family::V4;
@@ -170,7 +170,7 @@ fn a_rival_flow_is_seen() {
     }
 }
 
-/// What a backend's NIC sees of the flow is told, and is what is sent.
+/// The explained outer addresses of a tunnel are those of the packet that is sent.
 #[test]
 fn a_tunnel_is_told_with_its_outer_addresses() {
     let [v4, v6] = ["198.18.2.64/26", "2001:db8:2:1::/64"];
@@ -182,7 +182,8 @@ fn a_tunnel_is_told_with_its_outer_addresses() {
             let mut rig = Rig::in_box(local, 1, 1, vec![spec(0, forward, family, 1, 1)]);
             let answer = ask(&rig, &question(family, 1000));
             let sent = rig.send(0, 0, &tcp(family, 1000, 80, "S")).remove(0);
-            // Addresses, flow label, and the first four bytes behind: with gue, the ports.
+            // Addresses, flow label, and the first four bytes after the header: with gue, the
+            // ports.
             let parts = if family == Family::V4 { [26..34, 34..36] } else { [14..18, 22..56] };
             for part in parts {
                 assert_eq!(answer.frame[part.clone()], sent.bytes[part]);
@@ -200,7 +201,7 @@ fn a_tunnel_is_told_with_its_outer_addresses() {
     }
 }
 
-/// Without pins: where the next datagram goes, by its hash or its turn.
+/// Without pins: the backend of the next datagram, by its hash or in turn.
 #[test]
 fn datagrams_without_pins_are_told_as_they_are_sent() {
     for (forward, family) in CASES {
@@ -228,7 +229,7 @@ fn datagrams_without_pins_are_told_as_they_are_sent() {
     }
 }
 
-/// A server as a client of its own VIP: why it is not given itself, and what another one needs.
+/// A server that is a client of its own VIP gets another backend, or a drop and a RST without one.
 #[test]
 fn a_server_that_is_its_own_client_is_told_apart() {
     for family in [Family::V4, Family::V6] {

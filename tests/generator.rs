@@ -32,7 +32,7 @@ mod namespace;
 use namespace::in_namespace;
 
 const HOLDFAST: &str = env!("CARGO_BIN_EXE_holdfast");
-/// How long anything may take; only a failure takes that long.
+/// Limit of waiting, which only a failure reaches.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Network namespaces, removed when dropped.
@@ -49,7 +49,7 @@ impl Spaces {
         let spaces = Self(names.iter().map(|name| format!("{prefix}-{name}")).collect());
         for space in &spaces.0 {
             run(&format!("ip netns add {space}"));
-            // No router solicitations and the like.
+            // No router solicitations or similar packets.
             run(&format!("ip netns exec {space} sysctl -qw net.ipv6.conf.default.disable_ipv6=1"));
         }
         spaces
@@ -69,7 +69,7 @@ impl Spaces {
         }
     }
 
-    /// Generator and balancer, by two pairs.
+    /// Generator and balancer, connected by two veth pairs.
     fn with_device() -> Self {
         let spaces = Self::new(&["gen", "dut"]);
         spaces.connect(("client0", 0), ("front", 1), 1, 3500);
@@ -77,7 +77,7 @@ impl Spaces {
         spaces
     }
 
-    /// What `holdfast generate` says, as JSON.
+    /// Report of `holdfast generate`, as JSON.
     fn generate(&self, options: &str) -> Value {
         let output = self.output(options);
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -97,7 +97,7 @@ impl Spaces {
 impl Drop for Spaces {
     fn drop(&mut self) {
         for space in &self.0 {
-            // What could not be made need not be removed.
+            // Namespaces that could not be made need no removal.
             let _ = Command::new("ip").args(["netns", "delete", space]).output();
         }
     }
@@ -117,7 +117,7 @@ fn number(document: &Value, pointer: &str) -> u64 {
     found.unwrap_or_else(|| panic!("no number at {pointer} in {document}"))
 }
 
-/// One namespace, and nothing between the two NICs.
+/// One namespace, with nothing between the two NICs.
 fn wire() -> Spaces {
     let spaces = Spaces::new(&["wire"]);
     spaces.connect(("client0", 0), ("backend0", 0), 1, 9000);
@@ -140,7 +140,7 @@ fn on_a_wire_every_packet_arrives_once_and_in_order() {
     }
 }
 
-/// 1000 packets, of which none is lost, doubled or late.
+/// Asserts that 1000 packets arrive: none lost, doubled or late.
 fn all_arrive(spaces: &Spaces, options: &str) {
     let report = spaces.generate(&format!("{options} --rate 2000 --seconds 0.5"));
     let sent = number(&report, "/sent");
@@ -155,7 +155,7 @@ fn all_arrive(spaces: &Spaces, options: &str) {
     assert_eq!(backends[0]["mac"], "02:00:00:00:01:02");
 }
 
-/// From kernel 6.6 on; an older one is told so.
+/// Works from kernel 6.6 on; an older one gets an error that names the version.
 #[test]
 fn jumbo_frames_lie_in_several_frames_of_memory() {
     let spaces = wire();
@@ -174,7 +174,7 @@ fn jumbo_frames_lie_in_several_frames_of_memory() {
     }
 }
 
-/// Its major and minor version.
+/// Major and minor version of the kernel.
 fn kernel() -> (u32, u32) {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split('.').map(|part| part.parse().unwrap());
@@ -196,7 +196,7 @@ fn latency_is_measured_where_the_time_fits_into_the_packet() {
     assert!(report["not_measured"][0].as_str().unwrap().contains("--size 76"), "{report}");
 }
 
-/// Behind DSR, which a wire is, the answers take another way.
+/// Behind DSR, and a wire is like it, replies take another path.
 #[test]
 fn connections_are_opened_replaced_and_closed() {
     let spaces = wire();
@@ -227,7 +227,7 @@ fn the_kernel_sends_what_the_program_makes() {
     }
 }
 
-/// The checksums of what the kernel sends are judged by who receives it: AF_XDP and etherparse.
+/// The receiver verifies the checksums of packets that the kernel sends: AF_XDP and etherparse.
 #[test]
 fn packets_of_the_kernel_have_good_checksums_and_many_flows() {
     let spaces = wire();
@@ -253,7 +253,7 @@ fn packets_of_the_kernel_have_good_checksums_and_many_flows() {
         let mut sources = std::collections::HashSet::new();
         for packet in &packets {
             assert_transport_checksum(packet);
-            // Where an IPv6 source address ends, or an IPv4 header; and the source port.
+            // End of the IPv6 source address, or of the IPv4 header, and the source port.
             let port = if packet[12..14] == [0x86, 0xdd] { 54 } else { 34 };
             sources.insert([&packet[26..38], &packet[port..port + 2]].concat());
         }
@@ -261,7 +261,7 @@ fn packets_of_the_kernel_have_good_checksums_and_many_flows() {
     }
 }
 
-/// The sum over pseudo header and segment is all ones (RFC 1071), so the checksum is right.
+/// Asserts that the sum over pseudo header and segment is all ones (RFC 1071).
 fn assert_transport_checksum(packet: &[u8]) {
     let ipv6 = packet[12..14] == [0x86, 0xdd];
     let (addresses, transport, protocol) =
@@ -312,7 +312,7 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// What a device did wrong.
+/// Errors that a device made.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Errors {
     dropped: u64,
@@ -327,7 +327,7 @@ struct Device {
     front: XskQueue,
     back: XskQueue,
     pool: FramePool,
-    /// Held back by a swap.
+    /// Packet that is held back for a swap.
     held: Option<Frame>,
     count: u64,
     errors: Errors,
@@ -413,12 +413,12 @@ fn the_errors_of_a_device_are_told_one_by_one() {
         stop.store(true, Ordering::Release);
         let (count, errors) = device.join().unwrap();
         assert_eq!(number(&report, "/sent"), count, "the device has seen them all: {report}");
-        // What was to be swapped with the last packet of all is still held back.
+        // A packet that was to be swapped with the last packet is still held back.
         let held = u64::from(count % 100 == 31);
         assert_eq!(number(&report, "/lost"), errors.dropped + held, "{report}");
         assert_eq!(number(&report, "/duplicates"), errors.doubled, "{report}");
         assert_eq!(number(&report, "/reordered"), errors.swapped - held, "{report}");
-        // There and back again, unless it was the last packet of all.
+        // A violation there and one back, unless it was the last packet.
         let moves = errors.moved * 2 - u64::from(count % 100 == 71);
         assert_eq!(number(&report, "/affinity_violations"), moves, "{report}");
         assert!(errors.moved >= 9, "{errors:?}");
@@ -485,7 +485,7 @@ impl Balancer {
 
 impl Drop for Balancer {
     fn drop(&mut self) {
-        // Whatever fails here, the namespaces' removal ends the rest.
+        // The removal of the namespaces ends the rest, even if this fails.
         let _ = self.process.kill();
         let _ = self.process.wait();
         let _ = std::fs::remove_dir_all(&self.folder);
@@ -513,8 +513,8 @@ fn through_holdfast_connections_hold_fast_to_their_backends() {
     }
 }
 
-/// Several times more than it carries, twice over: it goes on meanwhile, and afterwards, with all its
-/// frames, loses nothing.
+/// Offers several times the rate that the balancer carries, twice: it keeps forwarding meanwhile,
+/// has all its frames afterwards, and loses nothing.
 #[test]
 fn after_an_overload_every_packet_comes_through_again() {
     const TARGET: &str = "--target 192.0.2.10:80 --protocol tcp --size 100";
@@ -525,7 +525,7 @@ fn after_an_overload_every_packet_comes_through_again() {
             let flood = format!("{TARGET} --flows 1000 --method prog-run --seconds 2");
             let flood = spaces.generate(&flood);
             assert!(number(&flood, "/lost") > 0, "{forward}: that was no overload: {flood}");
-            // More than all its frames hold: it did not stop in between.
+            // More packets than its frames can hold: it did not stop meanwhile.
             assert!(number(&flood, "/received") > 20_000, "{forward}: {flood}");
             let calm = spaces.generate(&format!("{TARGET} --flows 50 --rate 2000 --seconds 1"));
             assert_eq!(number(&calm, "/lost"), 0, "{forward}: {calm}");
@@ -539,7 +539,7 @@ fn after_an_overload_every_packet_comes_through_again() {
     }
 }
 
-/// Without --next-hop the kernel's neighbours are asked, here by ARP.
+/// Without --next-hop the kernel's neighbour table is used, here with ARP.
 #[test]
 fn the_next_hop_is_found_by_arp() {
     let spaces = Spaces::with_device();
@@ -603,7 +603,7 @@ fn reports_are_written_in_every_form() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// `scripts/trafficgen` with these options: whether it ended well, what it printed, and its errors.
+/// Runs `scripts/trafficgen` with these options: success, standard output, standard error.
 fn script(options: &str) -> (bool, String, String) {
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/trafficgen"))
         .args(options.split(' '))
@@ -672,7 +672,7 @@ fn what_is_out_of_range_is_refused_before_anything_is_opened() {
         ("--target 192.0.2.10:80 --report run.pdf", &[".html or .svg"]),
         ("--target 192.0.2.10", &["such as 192.0.2.10:80"]),
         ("--target 2001:db8::10", &["such as [2001:db8::10]:80"]),
-        // Nothing wrong but the NIC.
+        // Only the NIC is wrong.
         ("--target 8.8.8.8:53 --i-own-this-network", &["no interface nosuchnic0"]),
     ] {
         let errors = refused(options);

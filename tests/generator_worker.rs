@@ -1,5 +1,5 @@
 //! A worker of the traffic generator on fake NICs: it loses nothing, keeps its frames, neither
-//! allocates nor frees once it runs, and tells what a device between the NICs does wrong.
+//! allocates nor frees once it runs, and reports the errors of a device between the NICs.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -25,7 +25,7 @@ mod allocator;
 use allocator::calls_of;
 
 const RING: u32 = 512;
-/// Length of a trial, in ns, and packets per second in it.
+/// Length of a trial in ns, and packets per second in it.
 const TRIAL_NS: u64 = 300_000_000;
 const RATE: u32 = 20_000;
 
@@ -83,21 +83,21 @@ fn parts(settings: &Settings) -> (Parts, FakeNic, FakeNic) {
     (parts, client_nic, backend_nic)
 }
 
-/// What a device between the two NICs makes of a packet: puts what comes out behind what is there.
+/// A device between the two NICs: appends its output for a packet to the queue.
 trait Device: FnMut(Vec<u8>, &mut VecDeque<Vec<u8>>) + Send {}
 impl<T: FnMut(Vec<u8>, &mut VecDeque<Vec<u8>>) + Send> Device for T {}
 
-/// A device that does nothing.
+/// A device that forwards every packet unchanged.
 fn wire(packet: Vec<u8>, out: &mut VecDeque<Vec<u8>>) {
     out.push_back(packet);
 }
 
-/// Carries packets from one NIC to the other, through a device, until it is told to stop.
+/// Carries packets from one NIC to the other through a device, until `stop` is set.
 fn carry(client: &mut FakeNic, backend: &mut FakeNic, stop: &AtomicBool, mut device: impl Device) {
     let mut packets = VecDeque::new();
     while !stop.load(Ordering::Acquire) {
         client.collect(|packet| device(packet.to_vec(), &mut packets));
-        // What does not fit yet waits: nothing is lost here.
+        // A packet that does not fit yet waits: nothing is lost here.
         while packets.front().is_some_and(|packet| backend.deliver(packet)) {
             packets.pop_front();
         }
@@ -105,8 +105,8 @@ fn carry(client: &mut FakeNic, backend: &mut FakeNic, stop: &AtomicBool, mut dev
     }
 }
 
-/// Runs a trial through a device; returns the worker, and how often it allocated or freed
-/// meanwhile.
+/// Runs a trial through a device; returns the worker, and its number of allocator calls in the
+/// trial.
 fn run(settings: &Settings, device: impl Device) -> (Worker, u64) {
     let (parts, mut client_nic, mut backend_nic) = parts(settings);
     let start = cpu::monotonic_ns() - parts.epoch_ns;
@@ -154,7 +154,7 @@ fn a_worker_on_a_wire_loses_nothing_and_never_allocates() {
     assert!(allocator::total() > 0, "the allocator counts");
 }
 
-/// What a device did wrong, in packets.
+/// Errors that a device made, in packets.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Errors {
     dropped: u64,
@@ -163,8 +163,8 @@ struct Errors {
     moved: u64,
 }
 
-/// Errs at the third packet of most flows, and at nothing else: by the flow's number it drops the
-/// packet, doubles it, swaps it with the flow's next one, or sends it to another backend.
+/// Errs at the third packet of most flows only: by the flow's number it drops the packet, doubles
+/// it, swaps it with the flow's next one, or sends it to another backend.
 struct Erring<'a> {
     payload: usize,
     seen: HashMap<u32, u32>,
@@ -194,7 +194,7 @@ impl Erring<'_> {
                 out.extend(self.held.remove(&flow));
             }
             (3, 4) => {
-                // One violation there, one back.
+                // One violation there and one back.
                 errors.moved += 1;
                 *packet.get_mut(5).unwrap() = 0x99;
                 out.push_back(packet);
@@ -204,7 +204,7 @@ impl Erring<'_> {
     }
 }
 
-/// With the whole signature, and with the short one, whose sequence number is half of one.
+/// With the full signature, and with the short one, which has a sequence number of half the bits.
 #[test]
 fn each_error_of_a_device_is_counted_exactly() {
     for traffic in [Traffic::Udp, Traffic::Syn] {
@@ -227,8 +227,8 @@ fn each_error_of_a_device_is_counted_exactly() {
     }
 }
 
-/// Coordinated omission: while the device stands still the TX ring is full, so that most packets
-/// that are due meanwhile are sent only after it. All of them must tell the wait.
+/// Coordinated omission: during a stall of the device the TX ring is full, so most packets that are
+/// due in it are sent after it. All of them must include the wait.
 #[test]
 fn a_stall_shows_in_the_latency_of_every_packet_that_was_due_in_it() {
     const STALL_NS: u64 = 100_000_000;
@@ -246,7 +246,7 @@ fn a_stall_shows_in_the_latency_of_every_packet_that_was_due_in_it() {
         }
         out.push_back(packet);
     });
-    // Who was due in the first half of the stall waited for half of it, at least.
+    // A packet that was due in the first half of the stall waited for at least half of it.
     let from = *stall.get().unwrap();
     let to = (from + STALL_NS / 2).min(begin + TRIAL_NS);
     let due = (to - from) * u64::from(RATE) / 1_000_000_000;

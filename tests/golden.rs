@@ -36,7 +36,7 @@ const ACK: &str = "A";
 const FIN: &str = "FA";
 const RST: &str = "R";
 
-/// Every mode and family, one NIC and two, one worker and two: a whole TCP connection.
+/// A whole TCP connection in every mode and family, with one NIC and two, one worker and two.
 #[test]
 fn a_connection_keeps_its_backend_and_its_packets_are_right() {
     for forward in [Forward::Dsr, Forward::Nat] {
@@ -114,7 +114,7 @@ fn replies_that_arrive_at_another_worker_are_right_and_keep_the_flow_alive() {
     rig.assert_accounted();
 }
 
-/// Both FINs in both orders, with and without a last ACK, each seen by the one or the other worker.
+/// Both FINs in both orders, with and without a last ACK, each at either worker.
 #[test]
 fn ends_seen_by_two_workers_close_the_flow() {
     for client_first in [true, false] {
@@ -144,7 +144,7 @@ fn ends_seen_by_two_workers_close_the_flow() {
     }
 }
 
-/// The port is used again at another worker, while the old pin is still closing.
+/// The port is reused at another worker while the old pin is still closing.
 #[test]
 fn replies_close_the_newer_of_two_pins() {
     let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
@@ -197,7 +197,7 @@ fn aliases_go_soon_after_their_flows_and_leave_room_for_pins() {
 fn a_remote_entry_notifies_the_owner_at_once() {
     let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
     let request = rig.send(0, 0, &tcp(Family::V4, 5000, 80, SYN));
-    // The alias is fresh when the client's ACK comes to it, from another router.
+    // The remote entry is new when the client's ACK, from another router, reaches it.
     rig.send(1, 0, &request[0].reply("SA"));
     let mut ack = tcp(Family::V4, 5000, 80, ACK);
     ack[6..12].copy_from_slice(&[2, 9, 9, 9, 9, 9]);
@@ -206,7 +206,7 @@ fn a_remote_entry_notifies_the_owner_at_once() {
     assert_eq!(rig.stats(0).flows_active.get(), 1, "established, not embryonic");
     let reply = rig.send(0, 0, &request[0].reply("A"));
     assert_eq!(reply[0].destination_mac(), [2, 9, 9, 9, 9, 9]);
-    // A forged RST at the one worker, the living client at the other.
+    // A forged RST at one worker, packets of the live client at the other.
     rig.send(0, 0, &tcp(Family::V4, 5000, 80, RST));
     rig.send(1, 0, &ack);
     rig.advance(900);
@@ -262,8 +262,8 @@ fn pinned_flows_keep_the_mode_of_their_own_vip() {
     assert_eq!(new[0].destination().1, 8080, "new flows are the new VIP's");
 }
 
-/// Two pins of one five-tuple, on two backends: a late reply of the old connection must not end
-/// the new one's pin, where the reply arrives at the worker that has it.
+/// Two pins of one five-tuple, on two backends: a late reply of the old connection must not end the
+/// new pin if it arrives at the worker that owns the new pin.
 #[test]
 fn a_late_reply_of_an_old_connection_leaves_the_new_one_alone() {
     let mut rig = Rig::new(2, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
@@ -482,7 +482,8 @@ fn a_client_whose_router_changes_gets_its_replies_by_the_new_one() {
     assert_eq!(reply[0].destination_mac(), [2, 9, 9, 9, 9, 9]);
 }
 
-/// What it is, tags that come, those of the next hop, and tags that leave: each as TPID and value.
+/// Name, tags of the received packet, tags of the next hop, tags of the sent packet; each tag as
+/// TPID and value.
 type TagRow<'r> = (&'r str, &'r [(u16, u16)], Option<Tags>, &'r [(u16, u16)]);
 
 #[test]
@@ -533,7 +534,7 @@ fn vlan_tags_follow_the_next_hop() {
     }
 }
 
-/// Without priorities; a tag that has only one is none.
+/// Tags without priorities; a priority tag counts as no tag.
 fn vlans(tags: &[(u16, u16)]) -> Vec<(u16, u16)> {
     let vlans = tags.iter().map(|&(tpid, value)| (tpid, value & 0xfff));
     vlans.filter(|&(_, vlan)| vlan != 0).collect()
@@ -556,7 +557,7 @@ fn more_tags_than_two_are_refused_by_name() {
     }
 }
 
-/// What no VIP and no backend can take, each by its name.
+/// Packets that neither a VIP nor a backend accepts, each with its drop reason.
 #[test]
 fn every_other_drop_has_its_name() {
     let one_backend = |change: fn(&mut holdfast::forwarding::BackendSpec)| {
@@ -589,7 +590,7 @@ fn every_other_drop_has_its_name() {
         (Drop::TruncatedEthernet, |_| {}, vec![2; 14]),
     ] {
         let mut rig = one_backend(change);
-        // An EtherType that says IPv4 and nothing behind it is a truncated IPv4 header.
+        // An IPv4 EtherType with nothing after it is a truncated IPv4 header.
         let (packet, reason) =
             if packet.len() == 14 { (packet[..13].to_vec(), reason) } else { (packet, reason) };
         assert_eq!(rig.send(0, 0, &packet).len(), 0, "{reason:?}");
@@ -631,7 +632,7 @@ fn a_stuck_nic_drops_by_name_and_loses_no_frame() {
     rig.assert_accounted();
 }
 
-/// Every truncation of every kind of packet, and random bytes: counted, never a panic, no frame lost.
+/// Every truncation of every kind of packet, and random bytes: counted, no panic, no frame lost.
 #[test]
 fn malformed_frames_are_counted_and_lose_no_frame() {
     let mut dns = spec(1, Forward::Nat, Family::V6, 1, 3);

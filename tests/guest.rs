@@ -1,8 +1,9 @@
-//! What takes Debian's own kernel with all its modules, or a real driver: in a throw-away guest with emulated
-//! NICs.
+//! Tests that need Debian's own kernel with all its modules, or a real driver: in a throw-away
+//! guest with emulated NICs.
 //!
-//! Needs what `scripts/guest` needs, which fetches a kernel and QEMU once (about 360 MB). Fails loudly when
-//! the guest cannot run. One boot for each script of `tests/guest`, which is what runs in it.
+//! Needs the packages of `scripts/guest`, which downloads a kernel and QEMU once (about 360 MB).
+//! Fails loudly when the guest cannot run. One boot for each script of `tests/guest`, which runs in
+//! it.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -12,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 /// One guest at a time: each has four emulated CPUs.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Runs `checks` of `tests/guest` in a guest; each line of `expected` is among what they print.
+/// Runs `checks` of `tests/guest` in a guest; its output must contain each line of `expected`.
 fn in_guest(options: &[&str], checks: &str, expected: &[&str]) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut guest = Command::new("scripts/guest");

@@ -1,5 +1,5 @@
-//! The gate on instructions per packet: what it compares, and that the committed figures are those
-//! of docs/PERFORMANCE.md and of the cases that there are. `scripts/test` counts.
+//! The gate on instructions per packet: its comparison, and that the committed figures match
+//! docs/PERFORMANCE.md and the existing cases. `scripts/test` runs the count.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -97,7 +97,7 @@ fn what_is_recorded_can_be_read() {
     assert_eq!(figures.replace_table(&replaced).unwrap(), replaced);
 }
 
-/// Every case has a figure on the architecture whose figures the document has.
+/// Every case has a figure on the architecture that docs/PERFORMANCE.md documents.
 #[test]
 fn each_case_has_a_committed_figure_and_the_document_has_them() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions/x86_64.toml");
@@ -107,7 +107,7 @@ fn each_case_has_a_committed_figure_and_the_document_has_them() {
     let names: Vec<&str> = committed.case.iter().map(|figure| figure.name.as_str()).collect();
     assert_eq!(names, cases::CASES.map(|case| case.name));
     for figure in &committed.case {
-        // Each number is rounded by itself.
+        // Each number is rounded on its own.
         let sum: u64 = figure.stages.values().sum();
         assert!(sum.abs_diff(figure.all) < 10, "{}: the stages are the whole", figure.name);
     }

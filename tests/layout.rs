@@ -1,5 +1,5 @@
-//! No false sharing: whatever two threads touch, and one of them writes, has cache lines of its
-//! own (docs/SCALING.md has the list).
+//! No false sharing: data that two threads use, and one of them writes, has cache lines of its own
+//! (docs/SCALING.md has the list).
 
 use std::mem::{align_of, size_of};
 use std::sync::atomic::AtomicBool;
@@ -15,10 +15,11 @@ use holdfast::xdp::memory::Line;
 use holdfast::xdp::queue::XskQueue;
 
 const LINE: usize = 64;
-/// Processors fetch lines in pairs: what is there once, or changes most, has a pair.
+/// Processors fetch lines in pairs: single instances, and those that change most, have a pair.
 const PAIR: usize = 2 * LINE;
 
-/// Where a value starts decides which line it is on; where it ends, what may follow it.
+/// The alignment of a value decides its first line; its size decides which values may follow on its
+/// last line.
 fn has_lines_of_its_own<T>(align: usize) {
     let name = std::any::type_name::<T>();
     assert!(align_of::<T>() >= align, "{name} is aligned to {}", align_of::<T>());
@@ -38,11 +39,11 @@ fn what_the_control_thread_writes_and_workers_read_is_on_lines_of_its_own() {
     has_lines_of_its_own::<ForwardingTable>(PAIR);
     has_lines_of_its_own::<CachePadded<AtomicBool>>(PAIR);
     has_lines_of_its_own::<Option<Backend>>(LINE);
-    // All that a packet of a pinned flow needs is on the first line: forwarding/table.rs sees to it.
+    // The first line has all that a packet of a pinned flow needs, as forwarding/table.rs ensures.
     assert_eq!(size_of::<Option<Backend>>(), 2 * LINE);
 }
 
-/// They lie in lists that are made one worker after the other.
+/// They lie in lists that are allocated one worker after the other.
 #[test]
 fn counters_of_two_workers_share_no_cache_line() {
     has_lines_of_its_own::<XskQueue>(PAIR);
@@ -57,7 +58,8 @@ fn the_lists_of_counters_begin_at_a_line() {
     assert_eq!(stats.ports.as_ptr().addr() % LINE, 0);
 }
 
-/// A table has pages of its own, so no two share a line, and it fits the formula in the documents.
+/// A table has pages of its own, so no two share a line, and it has the size that the documents
+/// state.
 #[test]
 fn a_flow_table_takes_what_the_documents_say() {
     for flows in [1_000_u32, 1_048_576] {

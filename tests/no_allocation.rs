@@ -1,4 +1,4 @@
-//! A worker does not allocate (architecture invariant 3): a counting allocator watches one.
+//! A worker does not allocate (architecture invariant 3): a counting allocator verifies it.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 #![allow(dead_code, reason = "the rig has more than this test needs")]
@@ -17,7 +17,8 @@ mod rig;
 
 use allocator::calls_of;
 
-/// Delivers a packet to a worker; returns the packets that it sends, and adds the calls of the allocator to `total`.
+/// Delivers a packet to a worker; returns the packets that it sends, and adds the calls of the
+/// allocator to `total`.
 fn send(rig: &mut rig::Rig, worker: usize, packet: &[u8], total: &mut u64) -> Vec<rig::Sent> {
     rig.deliver(worker, 0, packet);
     *total += calls_of(|| rig.poll(worker)).0;
@@ -46,7 +47,8 @@ fn polling_never_allocates_or_frees() {
                 send(&mut rig, 1 - worker, &sent[0].reply("A"), &mut calls);
             }
         }
-        // A first fragment, a later one that is parked, and one whose first one comes after it.
+        // A first fragment, a later one that is parked, and one that arrives before its first
+        // fragment.
         let whole = rig::tcp(rig::Family::V4, 1000, 80, "A");
         let part = |word: [u8; 2], id: u8| {
             let mut part = whole.clone();
@@ -64,7 +66,7 @@ fn polling_never_allocates_or_frees() {
         assert_eq!(rig.stats(1).fragments_parked.get(), 1, "{forward:?}");
         (0..2).for_each(|worker| drop(rig.collect(worker, 0)));
         assert_eq!(calls, 0, "{forward:?}");
-        // The publisher frees old tables, not the worker that lets go of one.
+        // The publisher frees old tables, not the worker that drops the last use of one.
         rig.change(|specs| specs[0].backends[0].up = false);
         rig.deliver(0, 0, &packets[0]);
         let (calls, ()) = calls_of(|| rig.poll(0));
@@ -73,7 +75,7 @@ fn polling_never_allocates_or_frees() {
     }
 }
 
-/// Datagrams that are placed each by itself, their answers, and their fragments.
+/// Datagrams without pins, their replies, and their fragments.
 #[test]
 fn placing_datagrams_never_allocates_or_frees() {
     let schedulers = rig::SCHEDULERS.into_iter().filter(|kind| !kind.counts_flows());
@@ -105,7 +107,8 @@ fn placing_datagrams_never_allocates_or_frees() {
     }
 }
 
-/// Sources are given, found and given back; headers are written anew, and put in front of data.
+/// SNAT ports are allocated, looked up and released; headers are rewritten, and a PROXY header is
+/// prepended.
 #[test]
 fn full_nat_never_allocates_or_frees() {
     let families = [rig::Family::V4, rig::Family::V6];
@@ -127,7 +130,7 @@ fn full_nat_never_allocates_or_frees() {
                     send(&mut rig, 1 - worker, &asked.reply(flags));
                 }
             }
-            // Longer than the time of what is closed and a round of the sweep.
+            // Longer than the closing time-out and a round of the sweep.
             for _ in 0..8 {
                 calls += calls_of(|| rig.advance(100)).0;
             }
@@ -138,7 +141,7 @@ fn full_nat_never_allocates_or_frees() {
     }
 }
 
-/// Connection ids are read in every packet, and each here moves its flow to another backend.
+/// Connection ids are read in every packet; each of these moves its flow to another backend.
 #[test]
 fn following_connection_ids_never_allocates() {
     let config = Config { rotation: 0, server_id_bytes: 10, nonce_bytes: 5, key: Some([7; 16]) };
@@ -169,7 +172,7 @@ fn following_connection_ids_never_allocates() {
     assert_eq!(rig.stats(0).flows_by_cid.get(), 100);
 }
 
-/// Neither do the resets of flows that are cut, of which a sweep probes the silent ones.
+/// Resets of terminated flows do not allocate; a sweep probes the silent ones.
 #[test]
 fn resetting_never_allocates_or_frees() {
     for forward in [Forward::Dsr, Forward::Nat] {
@@ -198,7 +201,7 @@ fn resetting_never_allocates_or_frees() {
     }
 }
 
-/// Neither do answers: ICMP errors, RSTs and echo replies.
+/// Local replies do not allocate: ICMP errors, RSTs and echo replies.
 #[test]
 fn answering_never_allocates_or_frees() {
     for family in [rig::Family::V4, rig::Family::V6] {
@@ -206,7 +209,7 @@ fn answering_never_allocates_or_frees() {
         vip.policy.reject_no_backend = true;
         vip.backends[0].mtu = 30;
         let mut rig = rig::Rig::new(1, 1, vec![vip]);
-        // Too long for the backend at first, and then there is none.
+        // At first too long for the backend; then there is no backend.
         for (port, answer) in [(1000, LocalReply::TooBig), (1001, LocalReply::Rejected)] {
             let mut packet = rig::tcp(family, port, 80, "S");
             if family == rig::Family::V4 {
@@ -223,7 +226,7 @@ fn answering_never_allocates_or_frees() {
     }
 }
 
-/// Nor does a choice, with a backend that is out of service.
+/// Choosing a backend does not allocate, with one backend out of service.
 #[test]
 fn no_scheduler_allocates() {
     for scheduler in rig::SCHEDULERS {
@@ -243,8 +246,8 @@ fn no_scheduler_allocates() {
     }
 }
 
-/// In a thread that has never taken up a table: arc-swap allocates there once, unless it is
-/// prepared. And old tables are freed by their publisher.
+/// In a thread that has never loaded a table: arc-swap allocates there once, unless the thread is
+/// prepared. The publisher frees old tables.
 #[test]
 fn a_prepared_thread_takes_up_tables_without_allocating() {
     let table =

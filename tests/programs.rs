@@ -1,6 +1,6 @@
-//! Every program that scripts, tests and benches run is declared in `scripts/lib.sh`, and installed.
+//! Every program that scripts, tests and benches run is declared in `scripts/lib.sh` and installed.
 //!
-//! A program that is not declared fails on a new machine only, as the machines of developers have more
+//! An undeclared program fails on a new machine only, as the machines of developers have more
 //! programs installed. So the test reads the sources for the programs that they run.
 
 #![expect(
@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Programs of the Rust toolchain; that of rustup is no package of Debian.
+/// Programs of the Rust toolchain, which rustup installs, not a Debian package.
 const RUST: [&str; 2] = ["cargo", "rustc"];
 /// Programs that only machines with systemd have and need.
 const OPTIONAL: [&str; 1] = ["systemctl"];
@@ -64,14 +64,14 @@ fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// A row of a list: a package, and the programs that are used of it.
+/// A row of a list: a package, and its programs that are used.
 #[derive(Debug, Clone)]
 struct Row {
     package: String,
     programs: Vec<String>,
 }
 
-/// The lists `NAME_PACKAGES` of `scripts/lib.sh`; a list may take another one in.
+/// The lists `NAME_PACKAGES` of `scripts/lib.sh`; a list may include another one.
 fn declared() -> BTreeMap<String, Vec<Row>> {
     let mut lists: BTreeMap<String, Vec<Row>> = BTreeMap::new();
     let mut name = None;
@@ -157,7 +157,7 @@ fn executed(path: &Path) -> BTreeSet<String> {
     }
 }
 
-/// Whether a name is the project's own: a script, or the binary.
+/// Whether a name is a script or the binary of this project.
 fn is_ours(name: &str) -> bool {
     let path = Path::new(name);
     name == "holdfast"
@@ -269,7 +269,7 @@ fn the_scan_sees_programs_that_are_known_to_be_run() {
     }
 }
 
-/// The smallest sources that hide a program in each way.
+/// The smallest sources that hide a program, one for each way.
 #[test]
 fn a_program_is_seen_wherever_it_stands() {
     for text in [

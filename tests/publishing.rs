@@ -1,5 +1,5 @@
-//! Publishing never disturbs: thousands of forwarding tables, published by one thread while a
-//! worker forwards on another, lose no packet and break no pin, and no worker frees one.
+//! Publishing disturbs no traffic: thousands of forwarding tables, published by one thread while a
+//! worker forwards on another, lose no packet and break no pin, and the worker frees none.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop early")]
 #![allow(dead_code, reason = "the rig has more than this test needs")]
@@ -19,7 +19,7 @@ const TABLES: u64 = 3000;
 const BACKENDS: u16 = 8;
 const FLOWS: u16 = 64;
 
-/// Each table has another backend down, or with another weight; every eighth all as it began.
+/// Each table has another backend down, or with another weight; every eighth equals the first.
 fn publish_all(mut publisher: Publisher, specs: &[VipSpec], published: &AtomicU64) -> Publisher {
     for number in 1..=TABLES {
         let mut specs = specs.to_vec();
@@ -35,7 +35,7 @@ fn publish_all(mut publisher: Publisher, specs: &[VipSpec], published: &AtomicU6
         drop(previous);
         publisher.publish(table);
         published.store(number, Ordering::Release);
-        // On one core the worker, too, gets its turn.
+        // On one core the worker gets its turn, too.
         thread::yield_now();
     }
     publisher

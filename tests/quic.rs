@@ -16,14 +16,14 @@ use rig::{CLIENT_MAC, Family, Rig, Sent, ip_builder, nic_mac, spec};
 
 const BACKENDS: u16 = 8;
 const PORT: u16 = 80;
-/// Plain, one block, and four passes: one rotation each.
+/// One rotation each: unencrypted, one block, and four passes.
 const CONFIGS: [Config; 3] = [
     Config { rotation: 0, server_id_bytes: 3, nonce_bytes: 4, key: None },
     Config { rotation: 3, server_id_bytes: 8, nonce_bytes: 8, key: Some([0x8f; 16]) },
     Config { rotation: 6, server_id_bytes: 10, nonce_bytes: 5, key: Some([0x91; 16]) },
 ];
 
-/// A first byte, and what comes before the connection id in a header.
+/// First byte, and version of a long header.
 #[derive(Debug, Clone, Copy)]
 struct Kind(u8, Option<u32>);
 
@@ -47,7 +47,7 @@ fn naming(config: &Config, index: u16) -> Vec<u8> {
     Codec::new(config).unwrap().encode(server, &nonce).unwrap().to_vec()
 }
 
-/// A UDP VIP that goes by connection ids of all `CONFIGS`.
+/// A UDP VIP with affinity by connection ids of all `CONFIGS`.
 fn quic_spec(forward: Forward, family: Family) -> VipSpec {
     let mut spec = VipSpec {
         protocol: Protocol::Udp,
@@ -99,7 +99,7 @@ fn quic(client_port: u16, kind: Kind, id: &[u8]) -> Vec<u8> {
     from_client(Family::V4, client_port, &payload(kind, id))
 }
 
-/// What the backend with this address answers to what was sent to it.
+/// The backend's reply to the datagram that it received.
 fn reply(sent: &Sent) -> Vec<u8> {
     let (address, port, _) = sent.destination();
     datagram((sent.destination_mac(), nic_mac(0)), (address, port), sent.source(), b"answer")
@@ -136,7 +136,7 @@ fn handshake_retry_and_short_headers_go_where_their_id_says_whatever_the_client_
     }
 }
 
-/// With `nat` a server gets nothing from its own address, whatever id its packets carry.
+/// With `nat` a server gets no packet from its own address, whatever id its packets carry.
 #[test]
 fn an_id_does_not_lead_a_server_to_itself() {
     for family in [Family::V4, Family::V6] {
@@ -165,7 +165,7 @@ fn initial_and_zero_rtt_go_by_hash_and_an_id_without_a_backend_by_pin_or_hash() 
     let mut other_rotation = elsewhere.clone();
     other_rotation[0] |= 1 << 5;
     let unknown = [7, 1, 2, 3, 4, 5, 6, 7];
-    // A new worker: nothing is pinned there.
+    // A new worker: it has no pins.
     let mut fresh = Rig::new(1, 1, vec![quic_spec(Forward::Nat, Family::V4)]);
     for (name, kind, id) in [
         ("Initial", INITIAL, &elsewhere[..]),
@@ -197,7 +197,7 @@ fn an_id_wins_over_a_pin_which_then_follows_it() {
         let named = (first + round) % BACKENDS;
         for config in &CONFIGS {
             assert_eq!(rig.backend_of(&quic(5000, SHORT, &naming(config, named))), Some(named));
-            // What names nobody now goes by the new pin.
+            // A packet that names no backend now follows the new pin.
             assert_eq!(rig.backend_of(&from_client(Family::V4, 5000, b"?")), Some(named));
         }
     }
@@ -228,7 +228,7 @@ fn a_named_backend_must_be_alive_but_may_be_draining() {
     rig.assert_accounted();
 }
 
-/// A client's socket may have connections with several backends: each must be heard.
+/// A client's socket may have connections with several backends: replies of each must pass.
 #[test]
 fn replies_pass_from_every_backend_that_a_client_port_has_connections_with() {
     for workers in [1, 2] {
@@ -249,7 +249,7 @@ fn replies_pass_from_every_backend_that_a_client_port_has_connections_with() {
         }
         rig.assert_accounted();
     }
-    // Of a VIP that does not go by connection ids, only the pinned backend's.
+    // A VIP without affinity by connection ids accepts replies of the pinned backend only.
     let mut plain = quic_spec(Forward::Nat, Family::V4);
     plain.policy.affinity = Affinity::Flow;
     let mut rig = Rig::new(1, 1, vec![plain]);
@@ -266,8 +266,8 @@ fn replies_pass_from_every_backend_that_a_client_port_has_connections_with() {
     assert_eq!(rig.drops(0, Drop::ReturnNoFlow), 1);
 }
 
-/// The same for a client port that has flows with two ports of the VIP, or two VIPs: each backend
-/// answers for the flow that it is pinned to, whatever the other flow is or claims to be.
+/// A client port that has flows with two ports of the VIP, or with two VIPs: each backend's replies
+/// belong to the flow that is pinned to it, whatever id the other flow carries.
 #[test]
 fn a_second_flow_of_a_client_port_does_not_take_the_replies_of_the_first() {
     let to = |port: u16, payload: &[u8]| {
@@ -281,7 +281,7 @@ fn a_second_flow_of_a_client_port_does_not_take_the_replies_of_the_first() {
                 vip.ports = Ports::of(&[80, 81]);
                 let mut rig = Rig::new(2, 1, vec![vip]);
                 let sent = Sent::of(0, &to(first, &payload(INITIAL, b"anything")), &mut rig);
-                // Anybody can send this in the name of the client.
+                // Any host can forge this packet with the client's address.
                 let forged = payload(SHORT, &naming(&CONFIGS[0], named));
                 assert_eq!(rig.send(0, 0, &to(second, &forged)).len(), 1);
                 let answer = Sent::of(worker, &reply(&sent), &mut rig);
@@ -292,7 +292,7 @@ fn a_second_flow_of_a_client_port_does_not_take_the_replies_of_the_first() {
     }
 }
 
-/// A worker that only knows of the flow by another's pin follows the id, too.
+/// A worker that knows the flow only by another worker's pin follows the id, too.
 #[test]
 fn an_id_wins_over_another_workers_pin() {
     let mut rig = Rig::new(2, 1, vec![quic_spec(Forward::Nat, Family::V4)]);

@@ -1,5 +1,5 @@
-//! What reloads leave behind in memory: nothing that grows with their number. An allocator that keeps
-//! count watches the whole control plane.
+//! Reloads leave nothing in memory that grows with their number. A counting allocator watches the
+//! whole control plane.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
@@ -24,7 +24,7 @@ use holdfast::net::{NicIndex, SteerRules, TableSecret};
 use holdfast::stats::WorkerStats;
 use holdfast::units::Ticks;
 
-/// The system's allocator; counts the bytes that are in use.
+/// The system's allocator, which counts the bytes in use.
 struct Counting;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
@@ -49,13 +49,13 @@ static ALLOCATOR: Counting = Counting;
 
 /// Backends that each reload replaces.
 const REPLACED: u32 = 50;
-/// Reloads until lists that are bounded are full (events: 1,024, one for each backend and reload), and
-/// indices have come round once.
+/// Reloads until bounded lists are full (events: 1,024, one for each backend and reload) and
+/// indices have wrapped once.
 const WARM: u32 = 30;
-/// Reloads between the two figures that are compared: so many that what each would leave behind is more than
-/// what checks, timers and the capacities of tables take now and then (40 KiB up or down, seen).
+/// Reloads between the two compared figures: enough that a leak of each would exceed the memory
+/// that checks, timers and capacities of tables take at times (40 KiB up or down, measured).
 const COMPARED: u32 = 100;
-/// Bytes that one removal may leave: a fifth of what an index for each would take.
+/// Bytes that one removal may leave: a fifth of the size of an index for each.
 const BYTES_PER_REMOVAL: usize = 32;
 
 struct NoSteering;
@@ -82,7 +82,7 @@ impl SteeringPort for NoSteering {
     }
 }
 
-/// One VIP, with other backends in every round, none of which was there before.
+/// One VIP, with other backends in every round, none of which existed before.
 fn file(round: u32) -> Config {
     let mut text = String::from(
         "[workers]\ncores = [0]\n[[nic]]\ninterface = \"eth0\"\n[[vip]]\nname = \"web\"\n\
@@ -99,7 +99,7 @@ fn file(round: u32) -> Config {
     }
     let mut config = config::parse(&text, "holdfast.toml").unwrap();
     for backend in config.vips.iter_mut().flat_map(|vip| &mut vip.backends) {
-        // Loopback addresses, which a file may not have: nothing leaves this machine.
+        // Loopback addresses, which a file may not have, so that nothing leaves this machine.
         let IpAddr::V4(address) = backend.address else { continue };
         let [_, a, b, c] = address.octets();
         backend.address = [127, a, b, c].into();
@@ -168,7 +168,7 @@ async fn reloads_leave_nothing_behind_that_grows() {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             }
-            // Until old tables are freed, and in a moment without checks.
+            // Polls until old tables are freed, and a moment passes without checks.
             let mut least = usize::MAX;
             for _ in 0..40 {
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! `holdfast replay`: the decisions, the captures that it reads, and what it writes.
+//! `holdfast replay`: its decisions, the captures that it reads, and its output.
 
 #![expect(
     clippy::unwrap_used,
@@ -31,7 +31,7 @@ const CLIENT: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
 const ETH1: NicIndex = NicIndex(0);
 const ETH2: NicIndex = NicIndex(1);
 
-/// A file of this test.
+/// Path of a file of this test.
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/replay").join(name)
 }
@@ -140,7 +140,7 @@ fn a_fragment_waits_no_longer_than_the_worker_does() {
     let mut replay = replay();
     let [_, later] = fragments_of_dns();
     replay.packet(&captured(ETH1, 0, &later));
-    // Another one, which comes when the first has waited too long; that is the last packet.
+    // A second fragment, which arrives when the first has waited too long, and is the last packet.
     let mut other = later.clone();
     other[61] = 9;
     assert_eq!(replay.packet(&captured(ETH1, 3, &other)).verdict, Verdict::Parked);
@@ -160,13 +160,13 @@ fn arp() -> Vec<u8> {
     packet
 }
 
-/// A packet as it is captured, whole.
+/// A packet that was captured whole.
 fn captured(nic: NicIndex, seconds: u64, data: &[u8]) -> Captured<'_> {
     let original_len = u32::try_from(data.len()).unwrap();
     Captured { nic, time: Duration::from_secs(seconds), original_len, data }
 }
 
-/// What is said of packets, each with its NIC and second.
+/// Decisions on packets, each with its NIC and second.
 fn decide(replay: &mut Replay, packets: &[(NicIndex, u64, Vec<u8>)]) -> Vec<Decision> {
     packets.iter().map(|(nic, at, data)| replay.packet(&captured(*nic, *at, data))).collect()
 }
@@ -201,7 +201,7 @@ fn mixed() -> Vec<(NicIndex, u64, Vec<u8>)> {
         (ETH2, 3, to_box),
         (ETH1, 3, arp()),
         (ETH1, 3, cut),
-        // After more than the 60 s of silence that the VIP allows.
+        // After more than the VIP's time-out of 60 s.
         (ETH1, 62, client(40_000, "A")),
         (ETH1, 62, client(40_000, "R")),
     ]
@@ -280,7 +280,7 @@ fn counters_are_those_that_the_packet_moved() {
 #[test]
 fn reasons_are_told_step_by_step() {
     let mut packets = mixed();
-    // Its first slot is that of a, which is down.
+    // The flow's first slot belongs to a, which is down.
     packets.push((ETH1, 62, client(40_003, "R")));
     let decisions = decide(&mut replay(), &packets);
     let steps = |index: usize| {
@@ -304,7 +304,7 @@ fn reasons_are_told_step_by_step() {
 #[test]
 fn without_a_neighbours_file_hops_are_invented_and_all_backends_are_up() {
     let mut replay = Replay::new(&config(), None).unwrap();
-    // To a MAC that nobody told: every unicast frame is for the NIC.
+    // Sent to an unknown MAC: every unicast frame is for the NIC.
     let other_mac = tcp((CLIENT, CLIENT), "198.51.100.7:5000", "192.0.2.11:80", "S");
     let decision = replay.packet(&captured(ETH1, 0, &other_mac));
     assert_eq!((decision.verdict, decision.place().as_str()), (Verdict::Transmit, "lost/gone"));
@@ -315,7 +315,7 @@ fn without_a_neighbours_file_hops_are_invented_and_all_backends_are_up() {
     assert_eq!(replay.packet(&captured(ETH1, 0, &group)).verdict, Verdict::Kernel);
 }
 
-/// The packet's own frame goes back: to a ping, and to what has gone far enough.
+/// The reply goes out in the packet's own frame: to a ping, and to a packet with an expired TTL.
 #[test]
 fn answers_and_icmp_errors_have_verdicts_of_their_own() {
     let mut replay = replay();
@@ -328,7 +328,7 @@ fn answers_and_icmp_errors_have_verdicts_of_their_own() {
     let decision = replay.packet(&captured(ETH1, 0, &ping));
     assert_eq!((decision.verdict, decision.reason), (Verdict::Reply, Some("echo_replies")));
     assert_eq!(decision.sent[0].bytes[..6], CLIENT);
-    // The first packet of a flow, on its last hop, begins none.
+    // The first packet of a flow, on its last hop, creates no flow.
     let mut tired = client(40_000, "S");
     tired[22] = 1;
     let fixed = etherparse::Ipv4HeaderSlice::from_slice(&tired[14..]).unwrap().to_header();
@@ -337,7 +337,7 @@ fn answers_and_icmp_errors_have_verdicts_of_their_own() {
     assert_eq!(decision.reason, Some("icmp_time_exceeded_sent"));
     assert_eq!((decision.verdict, decision.flow), (Verdict::Reply, FlowState::None));
     assert_eq!(decision.vip.as_deref(), Some("web"));
-    // What a router says about a packet that the VIP sent to the client.
+    // A router's error about a packet that the VIP sent to the client.
     replay.packet(&captured(ETH1, 1, &client(40_001, "S")));
     let reply = tcp((NIC1, CLIENT), "192.0.2.10:80", "198.51.100.7:40001", "SA");
     let mut error = Vec::new();
@@ -427,7 +427,7 @@ fn the_clock_follows_the_capture_and_never_runs_back() {
     assert_eq!(at(0, "S").flow, FlowState::Pinned);
 }
 
-/// A flow that a later packet finds has not ended, however many packets came between.
+/// A flow that a later packet finds has not ended, however many packets came between them.
 #[test]
 fn time_passes_alike_in_many_small_steps_and_in_one_large_one() {
     for steps in [1, 1000] {
@@ -448,7 +448,7 @@ fn time_passes_alike_in_many_small_steps_and_in_one_large_one() {
 
 // ---- captures ----
 
-/// How a capture is written.
+/// Format of a capture.
 #[derive(Debug, Clone, Copy)]
 struct Dialect {
     big: bool,
@@ -464,7 +464,7 @@ impl Dialect {
         if self.big { value.to_be_bytes() } else { value.to_le_bytes() }
     }
 
-    /// Pcap by hand: the crate that reads it does not write it here.
+    /// Pcap written by hand: the crate is used as a reader only.
     fn pcap(self, link: u32, packets: &[(NicIndex, u64, Vec<u8>)]) -> Vec<u8> {
         let magic = if self.nanoseconds { 0xa1b2_3c4d } else { 0xa1b2_c3d4 };
         let mut file = Vec::new();
@@ -518,7 +518,7 @@ impl Dialect {
                 ),
             );
         }
-        // Names of hosts: nothing that a worker would see.
+        // Names of hosts, which no worker would see.
         file.extend(self.block(4, &[0; 4]));
         for (interface, seconds, data) in packets {
             let unit = if self.nanoseconds { 1_000_000_000 } else { 1_000_000 };
@@ -546,7 +546,7 @@ const ETHERNET: u32 = 1;
 
 type Packets = Vec<(NicIndex, Duration, Vec<u8>)>;
 
-/// All packets of a file, and how its end was.
+/// All packets of a file, and the result at its end.
 fn read(file: &[u8]) -> (Packets, Result<(), CaptureError>) {
     let nics = vec!["eth1".to_owned(), "eth2".to_owned()];
     let mut packets = Vec::new();
@@ -612,7 +612,7 @@ fn only_ethernet_is_replayed() {
     let (packets, end) = read(&file);
     assert_eq!(packets.len(), 1, "up to the first packet of the other interface");
     assert!(matches!(end, Err(CaptureError::LinkType(_))));
-    // The frame check sequence at the end of every packet is told in the upper bits.
+    // The upper bits announce the frame check sequence at the end of every packet.
     let (packets, end) = read(&DIALECTS[0].pcap(0x2400_0001, &mixed()));
     end.unwrap();
     assert_eq!(packets.len(), mixed().len());
@@ -641,7 +641,7 @@ fn a_capture_cut_at_any_byte_is_read_up_to_there() {
 }
 
 /// Every word of a file at its limits, and thousands of random changes: packets or an error, never
-/// more than there are bytes in the file.
+/// more bytes than the file has.
 #[test]
 fn files_that_lie_end_in_an_error_or_in_packets() {
     for file in [
@@ -684,12 +684,12 @@ fn interfaces_do_not_pile_up_in_memory() {
     assert!(matches!(end, Err(CaptureError::Malformed(..))), "{end:?}");
 }
 
-// ---- what is written ----
+// ---- output ----
 
-/// Interface, comment and bytes of a frame in the story.
+/// Interface, comment and bytes of a frame in the annotated capture.
 type Told = (String, String, Vec<u8>);
 
-/// What the story of a replay says: interface, comment and bytes of each packet.
+/// Annotated capture of a replay, as a file and as rows of interface, comment and bytes.
 fn story() -> (Vec<u8>, Vec<Told>) {
     let mut replay = replay();
     let mut file = Vec::new();
@@ -732,10 +732,11 @@ fn read_story(file: &[u8]) -> Vec<Told> {
     told
 }
 
-/// A capture's packet: NIC, milliseconds, bytes.
+/// A packet of a capture: NIC, milliseconds, bytes.
 type Arrival = (NicIndex, u64, Vec<u8>);
 
-/// Everything that a replay says of these packets: a decision and a line of JSON for each, and the story.
+/// Complete output of a replay: a decision and a line of JSON for each packet, and the annotated
+/// capture.
 fn everything(arrivals: &[Arrival]) -> (Vec<Decision>, Vec<serde_json::Value>, Vec<Told>) {
     let mut replay = replay();
     let (mut file, mut decisions, mut lines) = (Vec::new(), Vec::new(), Vec::new());
@@ -759,7 +760,8 @@ fn everything(arrivals: &[Arrival]) -> (Vec<Decision>, Vec<serde_json::Value>, V
     (decisions, lines, read_story(&file))
 }
 
-/// Three fragments of a datagram of this number, each marked so that it is told from its doubles.
+/// A fragment of three of the datagram with this number, with a mark that distinguishes it from its
+/// duplicates.
 fn marked(datagram: u8, part: usize, mark: u16) -> Vec<u8> {
     let mut whole = dns();
     whole.resize(14 + 40 + 8 + 192, 0);
@@ -779,8 +781,8 @@ fn marked(datagram: u8, part: usize, mark: u16) -> Vec<u8> {
     frame
 }
 
-/// Whatever is doubled, lost, late or out of order, by either NIC: each packet has one line, with its own
-/// frame or a reason.
+/// Asserts that each packet, whether duplicated, lost, late or out of order, on either NIC, has one
+/// line, with its own frame or a reason.
 fn assert_each_has_its_own(arrivals: &[Arrival]) {
     let (decisions, lines, told) = everything(arrivals);
     let numbers = |of: &mut dyn Iterator<Item = u64>| {
@@ -817,7 +819,7 @@ fn assert_each_has_its_own(arrivals: &[Arrival]) {
     }
 }
 
-/// What has completed the datagram is not all that waited for its first fragment.
+/// Duplicates wait for the first fragment together with those that complete the datagram.
 #[test]
 fn a_later_fragment_that_is_doubled_before_its_first_one_keeps_its_own_frame() {
     for nics in [[ETH1, ETH1], [ETH1, ETH2], [ETH2, ETH1]] {
@@ -843,7 +845,7 @@ proptest! {
     ) {
         let mut at = 0;
         let arrivals = (0..).zip(parts).map(|(mark, (datagram, part, nic, gap))| {
-            // Most come close together.
+            // Most arrive close together.
             at += gap.saturating_sub(800) * 10;
             let mut frame = marked(datagram, part, mark);
             frame[..6].copy_from_slice(if nic == 0 { &NIC1 } else { &NIC2 });
@@ -853,7 +855,8 @@ proptest! {
     }
 }
 
-/// More later fragments than may wait: the oldest makes room, and is told as dropped for that.
+/// More later fragments than may be parked: the oldest makes room, and its drop has a reason of its
+/// own.
 #[test]
 fn fragments_that_make_room_are_told_by_their_own_reason() {
     let arrivals: Vec<Arrival> = (0..300)
@@ -865,7 +868,7 @@ fn fragments_that_make_room_are_told_by_their_own_reason() {
     assert_eq!((of("fragment_no_room"), of("fragment_no_first")), (44, 256));
 }
 
-/// The checksum of a ping that lies in several frames is looked at, too.
+/// The checksum of a ping in several frames is verified, too.
 #[test]
 fn a_jumbo_ping_with_a_wrong_checksum_gets_no_answer() {
     let text = fs::read_to_string(path("neighbours.toml")).unwrap();
@@ -925,7 +928,7 @@ fn the_story_has_every_packet_where_it_went() {
     assert_eq!(*kept, mixed()[7].2, "what is left to the kernel is as it came");
 }
 
-/// A temporary folder that is gone after the test.
+/// A temporary folder, removed when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -975,7 +978,7 @@ fn holdfast(arguments: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// `holdfast replay` with the files of this test, a capture, and more.
+/// `holdfast replay` with the files of this test, a capture, and further arguments.
 fn command(capture: &str, more: &[&str]) -> (Option<i32>, String, String) {
     let [config, neighbours] =
         ["config.toml", "neighbours.toml"].map(|name| path(name).display().to_string());
@@ -1080,7 +1083,7 @@ fn invented_next_hops_are_said_once() {
 fn a_capture_of_one_nic_may_be_said_to_be_of_another() {
     let folder = Folder::new("replay-interface");
     let capture = folder.file("in.pcap", &DIALECTS[0].pcap(ETHERNET, &mixed()[1..2]));
-    // Of eth1 the MAC is another one.
+    // Eth1 has another MAC.
     let (_, output, _) = command(&capture, &["--json"]);
     assert!(output.contains(r#""interface":"eth1","verdict":"kernel""#), "{output}");
     let (_, output, _) = command(&capture, &["--json", "--interface", "eth2"]);

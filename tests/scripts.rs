@@ -1,4 +1,5 @@
-//! `scripts/test` runs everything although something failed, and its end says what to run again.
+//! `scripts/test` runs every step despite failures, and its output ends with the commands to
+//! repeat.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// A crate whose tests fail in each way: by name, without a word, as a library's.
+/// A crate whose tests fail in each way: by name, without a message, and in a library.
 const CRATE: [(&str, &str); 4] = [
     (
         "Cargo.toml",
@@ -39,7 +40,7 @@ fn steps(folder: &Path, steps: &str) -> Output {
         format!("set -euo pipefail; source {library}; {steps}\nreport_failures; echo all passed");
     let mut command = Command::new("bash");
     command.args(["-c", &code]).current_dir(folder);
-    // Where this test's own crate is built is no place for another one.
+    // The target folder of this test's own build must not be used for another crate.
     command.env_remove("CARGO_TARGET_DIR").output().unwrap()
 }
 
@@ -64,7 +65,8 @@ fn every_failed_test_is_listed_with_the_command_that_runs_it_again() {
     );
 }
 
-/// A command that runs aside gives its status to who waits, and ends with the script at the latest.
+/// `wait_aside` returns the exit status of the background command, which ends with the script at
+/// the latest.
 #[test]
 fn what_runs_aside_is_waited_for_or_ended() {
     let folder = folder("aside");
@@ -85,7 +87,7 @@ fn what_runs_aside_is_waited_for_or_ended() {
     }
 }
 
-/// A download that is refused says by whom, and why; a slow start explains a small share.
+/// A refused download names the server and the reason; a slow start explains a small share.
 #[test]
 fn quickstart_says_what_it_saw() {
     let folder = folder("quickstart");
@@ -139,7 +141,8 @@ fn a_check_that_cannot_run_is_named_at_the_end() {
     assert!(said.ends_with("\nnot run: this: for a reason\nall passed\n"), "{said}");
 }
 
-/// A QEMU that aborts while the guest boots is started again, twice at most; one that aborts later is not.
+/// A QEMU that aborts while the guest boots is started again, twice at most; a later abort is not
+/// repeated.
 #[test]
 fn a_guest_is_booted_again_when_qemu_aborts() {
     let guest = concat!("source ", env!("CARGO_MANIFEST_DIR"), "/scripts/guest");

@@ -1,5 +1,5 @@
 //! The model of the XDP program (`xdp::steer`) against the program itself, which the kernel runs on
-//! packets that nobody has sent (`BPF_PROG_TEST_RUN`). Needs root; nothing is attached anywhere.
+//! synthetic packets (`BPF_PROG_TEST_RUN`). Needs root; no program is attached.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 #![expect(unsafe_code, reason = "unshare(2)")]
@@ -58,7 +58,7 @@ fn listen(text: &str, protocol: Protocol, first: u16, last: u16) -> Listen {
     Listen { network: network(text), protocol, ports: PortRange { first, last } }
 }
 
-/// Every kind of rule, prefixes in prefixes, and addresses of this box in them.
+/// Every kind of rule, prefixes within prefixes, and local addresses within them.
 fn rules() -> SteerRules {
     let all = u16::MAX;
     let locals = ["192.0.2.1", "192.0.2.40", "10.0.0.1", "2001:db8::1", "2001:db8:9::1"];
@@ -98,7 +98,7 @@ fn rules() -> SteerRules {
     }
 }
 
-/// A packet that has a chance to be for a VIP, or from a backend; every part is now and then wrong.
+/// A packet that may be for a VIP or from a backend; every part is sometimes wrong.
 fn packet(random: &mut Random) -> Vec<u8> {
     let mut packet = if random.one_in(20) { vec![0xff; 6] } else { MAC.to_vec() };
     packet.extend([2, 0xc, 0, 0, 0, 1]);
@@ -122,7 +122,7 @@ fn packet(random: &mut Random) -> Vec<u8> {
     packet
 }
 
-/// Ports, and something behind them.
+/// Ports, and some bytes after them.
 fn transport(packet: &mut Vec<u8>, random: &mut Random) {
     for port in
         [random.of(&[8080_u16, 8080, 80, 0, 85]), random.of(&[80_u16, 443, 0, 8080, 6080, 450])]
@@ -219,7 +219,8 @@ fn ipv6(packet: &mut Vec<u8>, random: &mut Random, quoted: bool) {
     }
 }
 
-/// The program for a NIC with [`MAC`], in a network namespace of this thread's own, which goes with it.
+/// The program for a NIC with [`MAC`], in a network namespace of this thread, which ends with the
+/// thread.
 fn program() -> Steering {
     // SAFETY: takes flags, and changes the namespace of this thread only.
     let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -231,7 +232,7 @@ fn program() -> Steering {
     Steering::load(&Nic::open("box0").unwrap(), AttachMode::Auto).unwrap()
 }
 
-/// What the program decides.
+/// Decision of the XDP program.
 fn decision(program: &mut Steering, packet: &[u8]) -> Steered {
     let before = program.counters().unwrap();
     program.try_packet(packet).unwrap();

@@ -39,7 +39,7 @@ const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 const FRAMES: u32 = 4096;
 const RING: u32 = 512;
-/// How long anything may take; only a failure takes that long.
+/// Limit of waiting, which only a failure reaches.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Two namespaces and the veth pair between them; removed when dropped.
@@ -66,7 +66,7 @@ impl Lab {
         run(&["ip", "netns", "add", inside]);
         run(&["ip", "netns", "add", outside]);
         for namespace in [inside, outside] {
-            // No router solicitations and the like among the packets that are counted.
+            // No router solicitations or similar among the packets that are counted.
             let key = "net.ipv6.conf.default.disable_ipv6=1";
             run(&["ip", "netns", "exec", namespace, "sysctl", "-qw", key]);
         }
@@ -128,7 +128,7 @@ impl Lab {
             "dev",
             "box0",
         ]);
-        // veth leaves checksums to nobody; XDP does not pass on that they are missing.
+        // veth leaves checksums to a later device; XDP does not pass on that they are missing.
         run(&["ip", "netns", "exec", outside, "ethtool", "-K", "peer0", "tx", "off"]);
     }
 
@@ -140,7 +140,7 @@ impl Lab {
         in_namespace(&self.outside, work)
     }
 
-    /// The XDP program on the box's NIC, as `ip` tells it.
+    /// The XDP program on the box's NIC, as `ip` reports it.
     fn program(&self) -> String {
         let link = run(&["ip", "-n", &self.inside, "-d", "link", "show", "dev", "box0"]);
         let xdp = link.lines().filter(|line| line.contains("prog/xdp"));
@@ -151,13 +151,13 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         for namespace in [&self.inside, &self.outside] {
-            // What could not be made need not be removed.
+            // Namespaces that could not be made need no removal.
             let _ = Command::new("ip").args(["netns", "delete", namespace]).output();
         }
     }
 }
 
-/// Runs a program; returns what it printed.
+/// Runs a program; returns its output.
 fn run(words: &[&str]) -> String {
     let (program, arguments) = words.split_first().unwrap();
     let output = Command::new(program).args(arguments).output();
@@ -167,7 +167,7 @@ fn run(words: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Repeats `step` until it says that it is done.
+/// Repeats `step` until it returns true.
 fn until(what: &str, mut step: impl FnMut() -> bool) {
     let start = Instant::now();
     while !step() {
@@ -187,7 +187,7 @@ fn rules() -> SteerRules {
     SteerRules { vips: vec![vip_key()], locals: vec![address(BOX)], ..SteerRules::default() }
 }
 
-/// What a worker has, without the worker.
+/// Sockets, frames and program of a worker, without the worker.
 struct Bench {
     ports: Vec<XskQueue>,
     pool: FramePool,
@@ -195,7 +195,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// On the box, with the rules of [`rules`].
+    /// Starts on the box, with the rules of [`rules`].
     fn start(mode: AttachMode) -> Self {
         Self::start_with(mode, Io { mode: BindMode::Copy, ..Io::default() })
     }
@@ -208,7 +208,7 @@ impl Bench {
         bench
     }
 
-    /// Two sockets, and the program.
+    /// Opens two sockets and attaches the program.
     fn open(name: &str, mode: AttachMode, io: Io, rules: &SteerRules) -> Self {
         let (umem, mut pool) = Umem::create(FRAMES, 2048).unwrap();
         let nic = Nic::open(name).unwrap();
@@ -226,7 +226,8 @@ impl Bench {
         Self { ports, pool, steering }
     }
 
-    /// One poll of every port; what is received is shown to `each`, which says what to send.
+    /// Polls every port once; `each` gets a received frame, and returns the frame to send or to
+    /// release.
     fn poll(&mut self, mut each: impl FnMut(Frame) -> Result<Frame, Frame>) {
         wait(&self.ports, 10);
         for port in &mut self.ports {
@@ -248,7 +249,7 @@ impl Bench {
     }
 }
 
-/// Turns a UDP packet around: checksums stay right, since sums do not know an order.
+/// Swaps source and destination of a UDP packet: checksums stay right, as a sum has no order.
 fn turn_around(mut frame: Frame) -> Frame {
     let data = frame.data_mut();
     for (a, b, len) in [(0, 6, 6), (26, 30, 4), (34, 36, 2)] {
@@ -373,7 +374,7 @@ fn fewer_packets_than_tx_kick_wait_only_as_long_as_more_are_added() {
     });
 }
 
-/// Does something also when a test fails.
+/// Runs a function when dropped, also when a test fails.
 struct OnDrop<F: Fn()>(F);
 
 impl<F: Fn()> Drop for OnDrop<F> {
@@ -382,7 +383,7 @@ impl<F: Fn()> Drop for OnDrop<F> {
     }
 }
 
-/// Both sides at once, as fast as they can: frames are conserved, and neither side gets stuck.
+/// Both sides send at once, as fast as they can: frames are conserved, and neither side gets stuck.
 fn reflect_under_full_load(io: Io) {
     const ENOUGH: u64 = 100_000;
     let lab = Lab::new();
@@ -410,7 +411,7 @@ fn reflect_under_full_load(io: Io) {
             let mut received = 0;
             until("packets that come back", || {
                 for port in &mut bench.ports {
-                    // Some stay free, so that there are frames to receive into.
+                    // Some stay free to receive into.
                     while bench.pool.len() > RING as usize
                         && let Some(mut frame) = bench.pool.pop()
                     {
@@ -447,8 +448,8 @@ fn a_reflector_under_full_load_keeps_every_frame_with_any_setting() {
     reflect_under_full_load(Io { busy_poll: 64, ..default });
 }
 
-/// Attaches a program with sockets in `lab`, and ends like a process that is killed: the sockets
-/// close, nobody detaches.
+/// Attaches a program with sockets in `lab`, and ends like a killed process: the sockets close, but
+/// the program is not detached.
 fn leave_a_program(lab: &Lab, mode: AttachMode) {
     lab.inside(|| {
         let Bench { steering, ports, .. } = Bench::start(mode);
@@ -460,7 +461,7 @@ fn leave_a_program(lab: &Lab, mode: AttachMode) {
 #[test]
 fn what_a_killed_process_left_drops_for_the_vip_and_is_replaced() {
     let lab = Lab::new();
-    // The kernel would answer for the VIP if it got the packets.
+    // The kernel would answer for the VIP if it received the packets.
     run(&["ip", "-n", &lab.inside, "address", "add", "192.0.2.10/32", "dev", "lo"]);
     for (left, mode, expected) in [
         (AttachMode::Native, AttachMode::Auto, Attached::Native),
@@ -495,8 +496,8 @@ fn what_a_killed_process_left_drops_for_the_vip_and_is_replaced() {
     }
 }
 
-/// Sockets are bound under a program, so that the XDP mode is certain: ours without rules, or what a killed
-/// process left.
+/// Sockets are bound while a program is attached, so that the XDP mode is certain: our program
+/// without rules, or the one that a killed process left.
 #[test]
 fn before_sockets_are_bound_a_program_is_attached_that_changes_nothing() {
     let lab = Lab::new();
@@ -600,7 +601,7 @@ fn what_the_kernel_refuses_is_told_with_its_cure() {
         let error = refusal(0, BindMode::Auto);
         assert!(matches!(error, SocketError::Busy { queue: 0, .. }), "{error}");
 
-        // Waits for an owner that is about to go.
+        // Waits for an owner that is about to close.
         let open = std::thread::scope(|scope| {
             scope.spawn(move || drop(first));
             XskQueue::open(&umem, &nic, 0, RING, Io::default())
@@ -648,7 +649,7 @@ fn udp(source: Ipv4Addr, destination: Ipv4Addr, port: u16) -> Vec<u8> {
     bytes
 }
 
-/// A UDP packet from `port`, as a backend answers.
+/// A backend's reply from `port`, as a UDP packet.
 fn answer(source: Ipv4Addr, port: u16, destination: Ipv4Addr) -> Vec<u8> {
     let mut bytes = udp(source, destination, 5000);
     bytes.splice(34..36, port.to_be_bytes());
@@ -675,7 +676,7 @@ fn udp6(destination: [u8; 16], port: u16) -> Vec<u8> {
     bytes
 }
 
-/// Puts an extension header of 8 bytes between an IPv6 header and what follows.
+/// Inserts an extension header of 8 bytes between an IPv6 header and its payload.
 fn with_extension(mut bytes: Vec<u8>, kind: u8, header: [u8; 8]) -> Vec<u8> {
     bytes.splice(20..21, [kind]);
     bytes.splice(54..54, header);
@@ -689,7 +690,7 @@ fn as_fragment(mut bytes: Vec<u8>, offset: u16, more: bool) -> Vec<u8> {
     bytes
 }
 
-/// Puts VLAN tags behind the addresses of a frame.
+/// Inserts VLAN tags after the addresses of a frame.
 fn tagged(mut bytes: Vec<u8>, tags: usize) -> Vec<u8> {
     for tag in 0..tags {
         let kind: [u8; 2] = if tag == 0 { [0x81, 0] } else { [0x88, 0xa8] };
@@ -713,8 +714,8 @@ const STEERED: &str = "steered";
 const RETURNED: &str = "returned";
 const PASSED: &str = "passed";
 
-/// One row per rule of the program: what it is, and what becomes of it. Without a socket, so that
-/// what is redirected is dropped, and counted as such.
+/// One row per rule of the program: name, expected verdict, packet. There is no socket, so
+/// redirected packets are dropped and counted as redirected.
 #[test]
 fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
     const FRAGMENT: u8 = IpNumber::IPV6_FRAGMENTATION_HEADER.0;
@@ -836,7 +837,7 @@ fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
     judge(rows, &rules);
 }
 
-/// Sends the packet of every row to a program with these rules, and looks at what it counted.
+/// Sends the packet of every row to a program with these rules, and verifies its counters.
 fn judge(rows: &[(&str, &str, Vec<u8>)], rules: &SteerRules) {
     let lab = Lab::new();
     let mut steering =
@@ -860,7 +861,7 @@ fn judge(rows: &[(&str, &str, Vec<u8>)], rules: &SteerRules) {
             passed: before.passed + one(*expected == PASSED),
             no_socket: before.no_socket + one(*expected != PASSED),
         };
-        // Counters are read one CPU after the other, and written one after the other.
+        // Counters are read CPU by CPU, and written CPU by CPU.
         until(name, || {
             after = steering.counters().unwrap();
             assert!(after.steered <= wanted.steered && after.returned <= wanted.returned, "{name}");
@@ -871,7 +872,7 @@ fn judge(rows: &[(&str, &str, Vec<u8>)], rules: &SteerRules) {
     }
 }
 
-/// A packet of any protocol: what is behind the IP header is `payload`.
+/// A packet of any protocol, with `payload` after the IP header.
 fn ip(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     PacketBuilder::ethernet2(PEER_MAC, BOX_MAC)
@@ -890,14 +891,13 @@ fn ip6(destination: [u8; 16], next: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An ICMP message of this type that quotes an Ethernet frame's packet, or begins to.
+/// An ICMP message of this type that quotes an Ethernet frame's packet, or the beginning of it.
 fn icmp(kind: u8, quoted: &[u8]) -> Vec<u8> {
     let header = [kind, 0, 0, 0, 0, 0, 0, 0];
     header.iter().chain(quoted.get(14..).unwrap_or_default()).copied().collect()
 }
 
-/// The same for what is known of an address by its prefix, for ICMP, and for what comes back to
-/// addresses of this box.
+/// Rows for addresses that prefixes match, for ICMP, and for packets returning to local addresses.
 #[test]
 fn the_program_steers_by_prefixes_ranges_and_quoted_packets() {
     const ICMP: u8 = IpNumber::ICMP.0;
@@ -908,8 +908,8 @@ fn the_program_steers_by_prefixes_ranges_and_quoted_packets() {
     const FRAGMENT: u8 = IpNumber::IPV6_FRAGMENTATION_HEADER.0;
     let v4 = |text: &str| text.parse::<Ipv4Addr>().unwrap();
     let (client, elsewhere) = (v4("198.51.100.1"), v4("198.51.100.2"));
-    // A VIP /28 with ports 8000-8999 TCP, one address of which has UDP 53 besides, and one of which
-    // is this box's own.
+    // A VIP /28 with TCP ports 8000-8999. One of its addresses also has UDP 53, and one is a local
+    // address of this box.
     let (inside, exact, own) = (v4("203.0.113.5"), v4("203.0.113.6"), v4("203.0.113.7"));
     let (all, any, pool, tunnel) =
         (v4("192.0.2.64"), v4("192.0.2.11"), v4("10.0.0.50"), v4("10.0.0.1"));

@@ -6,7 +6,7 @@ use crate::lab::{
     Config, Family, Holdfast, Lab, SOON, Topology, Vip, download, requests, vip, wait_for,
 };
 
-/// What `explain --json` prints.
+/// JSON document that `explain --json` prints.
 fn explain(holdfast: &Holdfast<'_>, vip: &Vip, client: &str) -> serde_json::Value {
     let text = holdfast.ok(&["explain", "--vip", &vip.name, "--client", client, "--json"]);
     serde_json::from_str(&text).unwrap()
@@ -17,7 +17,7 @@ fn said(explained: &serde_json::Value, stage: &str, text: &str) -> bool {
     steps.iter().any(|step| step["stage"] == stage && step.to_string().contains(text))
 }
 
-/// Address and port as they are written together.
+/// Address and port in their usual notation.
 fn socket(family: Family, client: usize, port: usize) -> String {
     match family {
         Family::V4 => format!("{}:{port}", family.client(client)),
@@ -25,7 +25,7 @@ fn socket(family: Family, client: usize, port: usize) -> String {
     }
 }
 
-/// Who answers a request from a client's port.
+/// Backend that replies to a request from a client's port.
 fn answers(lab: &Lab, vip: &Vip, client: usize, port: usize) -> String {
     const REQUEST: &str = "import http.client, sys
 vip, client, port = sys.argv[1:]
@@ -40,7 +40,7 @@ print(connection.getresponse().headers['X-Backend'])";
 fn the_explained_backend_answers() {
     let lab = Lab::up(Topology::TwoNic);
     let mut vips = Vec::new();
-    // Long enough that a pin is asked about before it ends.
+    // Long enough that `explain` finds the pin.
     let timeouts = "{ closing_s = 60 }";
     for family in Family::ALL {
         vips.push(Vip { timeouts, ..vip("nat", family, false) });
@@ -48,7 +48,7 @@ fn the_explained_backend_answers() {
         vips.push(Vip { keys, timeouts, ..vip("dsr", family, false) });
     }
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.clone()));
-    // A port of its own for each, as the kernel does not give one out again at once.
+    // Separate ports for each VIP, as the kernel does not reuse one at once.
     for (ports, vip) in (40_000..).step_by(100).zip(&vips) {
         let mut seen = BTreeSet::new();
         for index in 0..8 {

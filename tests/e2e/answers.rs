@@ -1,4 +1,4 @@
-//! Backends that are up, by their checks, and yet do not answer clients.
+//! Backends that are up according to their checks, but do not reply to clients.
 
 use holdfast::control::api::HealthState;
 use serde_json::Value;
@@ -7,8 +7,8 @@ use crate::lab::{
     BACKENDS, BALANCER_MACS, Config, Family, Holdfast, Lab, SOON, Topology, Vip, vip, wait_for,
 };
 
-/// Opens many connections at once, waits a little longer than until the first repetition of a SYN, and goes
-/// away without a word to those that did not answer.
+/// Opens many connections at once, waits a little longer than until the first repetition of a SYN,
+/// and closes the unanswered ones without a packet.
 const CLIENT: &str = "
 import select, socket, sys, time
 vip, count = sys.argv[1], int(sys.argv[2])
@@ -22,7 +22,7 @@ time.sleep(1.2)
 print(len(select.select([], sockets, [], 0)[1]))
 ";
 
-/// How many of these connections are made.
+/// Number of these connections.
 const CONNECTIONS: u64 = 150;
 
 fn connect(lab: &Lab, vip: &Vip) -> u64 {
@@ -31,7 +31,7 @@ fn connect(lab: &Lab, vip: &Vip) -> u64 {
     lab.run("client", &line).trim().parse().unwrap()
 }
 
-/// The events of a kind: VIP and backend.
+/// Events of a kind: VIP and backend.
 fn events(holdfast: &Holdfast<'_>, kind: &str) -> Vec<(String, String)> {
     let text = holdfast.ok(&["events", "--json"]);
     let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -40,8 +40,8 @@ fn events(holdfast: &Holdfast<'_>, kind: &str) -> Vec<(String, String)> {
     wanted.map(|event| (word(&event, "vip"), word(&event, "backend"))).collect()
 }
 
-/// A VIP that is missing on one loopback (dsr), and a backend with a route to the clients past the balancer
-/// (nat): their checks say that all is well.
+/// A VIP that is missing on one loopback (dsr), and a backend with a route to the clients past the
+/// balancer (nat): their checks succeed.
 #[test]
 fn a_backend_that_answers_no_client_is_named() {
     let lab = Lab::up(Topology::Stick);
@@ -70,7 +70,7 @@ fn a_backend_that_answers_no_client_is_named() {
             if backend.name == name {
                 assert!(backend.hint.contains(question), "{backend:#?}");
             } else {
-                // A busy machine may take longer than the time-out here and there.
+                // A busy machine may exceed the time-out occasionally.
                 assert!(backend.syns_unanswered < 10 && backend.hint.is_empty(), "{backend:#?}");
             }
         }
@@ -84,7 +84,8 @@ fn a_backend_that_answers_no_client_is_named() {
     holdfast.stop();
 }
 
-/// A flood from forged sources leaves SYNs without an answer at every backend: none is to blame.
+/// A flood from forged sources leaves SYNs without a reply at every backend: no backend is
+/// reported.
 #[test]
 fn a_flood_of_syns_accuses_no_backend() {
     let lab = Lab::up(Topology::Stick);
@@ -99,7 +100,7 @@ fn a_flood_of_syns_accuses_no_backend() {
     let counted =
         || holdfast.status().vips[0].backends.iter().map(|b| b.syns_unanswered).sum::<u64>();
     wait_for("the flood is counted", SOON * 3, || counted() >= 2500);
-    // Judged every second.
+    // Backends are judged every second.
     std::thread::sleep(std::time::Duration::from_millis(2500));
     for backend in &holdfast.status().vips[0].backends {
         assert!(backend.syns_unanswered > 500, "{backend:#?}");

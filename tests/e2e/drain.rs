@@ -1,4 +1,4 @@
-//! Draining: no new flow from the next packet on; old flows end by themselves or at the deadline.
+//! Draining: no new flow from the next packet on; old flows end normally or at the deadline.
 
 use std::process::Stdio;
 
@@ -137,7 +137,7 @@ fn keep_lets_flows_go_on_after_the_deadline() {
     let transfer = download(&lab, &nat, Some("8m"));
     let backend = transfer.backend();
     let target = format!("nat4/{backend}");
-    // It ends with the last flow, not with the deadline.
+    // The command ends with the last flow, not with the deadline.
     let printed = holdfast.ok(&["drain", &target, "--wait"]);
     assert!(printed.ends_with(&format!("{target}: drained\n")), "{printed}");
     assert!(transfer.ends_well(), "the deadline has cut it");
@@ -149,7 +149,7 @@ fn keep_lets_flows_go_on_after_the_deadline() {
 #[test]
 fn reset_tells_both_ends_at_the_deadline_and_wait_exits_well() {
     let lab = Lab::up(Topology::Stick);
-    // The default of TCP.
+    // The default policy of TCP.
     let nat = vip("nat", Family::V4, false);
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 1, vec![nat.clone()]));
     let transfer = download(&lab, &nat, Some("2m"));
@@ -226,7 +226,7 @@ fn who_comes_back_is_given_a_growing_share() {
     assert_eq!(holdfast.backend("nat4", "b1").share_percent, 9);
     let answers = requests(&lab, &nat, 0, 600);
     answers.assert_none_failed("slow start");
-    // A tenth of its third: 20 of 600 are to be expected, and 200 without slow start.
+    // A tenth of its third: 20 of 600 are expected, and 200 without slow start.
     let share = answers.by_backend.get("b1").copied().unwrap_or(0);
     assert!(share < 60, "{answers:?}");
     holdfast.stop();

@@ -1,4 +1,4 @@
-//! Starts that must fail: the error says what, where and how to fix it, and nothing is left behind.
+//! Starts that must fail: the error names fault, place and cure, and nothing is left behind.
 
 use crate::lab::{Config, Family, Holdfast, Lab, Topology, failed, log_of, requests, vip};
 
@@ -53,7 +53,7 @@ fn a_second_process_is_refused_and_the_first_goes_on() {
 fn without_root() {
     let lab = Lab::up(Topology::Stick);
     let config = Config::new(&lab, 1, vec![vip("nat", Family::V4, false)]);
-    // Where nobody may read it: the build may be in a folder of root's.
+    // A readable place for all users: the build may be in a folder of root's.
     let (binary, file) = (lab.state().join("holdfast"), lab.state().join("holdfast.toml"));
     std::fs::copy(env!("CARGO_BIN_EXE_holdfast"), &binary).unwrap();
     std::fs::write(&file, config.toml()).unwrap();
@@ -64,7 +64,7 @@ fn without_root() {
     assert_untouched(&lab);
 }
 
-/// Of another user than root, with some capabilities and hardly a page that may be locked.
+/// Command line of a user other than root, with some capabilities and hardly any lockable memory.
 fn unprivileged<'a>(capabilities: &'a str, binary: &'a str) -> Vec<&'a str> {
     let user =
         ["prlimit", "--memlock=65536:65536", "setpriv", "--reuid", "65534", "--regid", "65534"];
@@ -72,7 +72,8 @@ fn unprivileged<'a>(capabilities: &'a str, binary: &'a str) -> Vec<&'a str> {
     [&user[..], &rights, &["--bounding-set", capabilities, binary]].concat()
 }
 
-/// The capabilities that docs/OPERATIONS.md names ("Kernel") are enough for another user, and each is needed.
+/// The capabilities that docs/OPERATIONS.md lists ("Kernel") suffice for another user, and each is
+/// needed.
 #[test]
 fn the_documented_capabilities_are_those_that_are_needed() {
     let lab = Lab::up(Topology::Stick);

@@ -4,7 +4,7 @@ use crate::lab::{
     BACKENDS, Config, Family, Holdfast, Lab, Topology, Vip, download, requests, udp_requests, vip,
 };
 
-/// One lab and one process, every kind of VIP in it.
+/// Forwards through every kind of VIP, in one lab and one process.
 fn forwards_everything(topology: Topology, workers: usize) {
     let lab = Lab::up(topology);
     let vips = Vip::all();
@@ -71,14 +71,14 @@ fn with_generic_xdp_where_that_is_asked_for() {
     holdfast.stop();
 }
 
-/// Replies of NAT arrive at whichever worker the NIC picks, by a hash of other addresses and ports
-/// than those of the client's packets.
+/// Replies of NAT arrive at the worker that the NIC picks by a hash of their own addresses and
+/// ports, which differ from those of the client's packets.
 #[test]
 fn replies_at_the_other_worker_find_their_flow() {
     let lab = Lab::up(Topology::TwoNic);
     for family in Family::ALL {
         let mut nat = vip("nat", family, false);
-        // The flows are still there to be counted when the requests are over.
+        // The flows still exist when the requests are over.
         nat.timeouts = "{ closing_s = 60 }";
         let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vec![nat.clone()]));
         for client in 0..20 {
@@ -88,15 +88,15 @@ fn replies_at_the_other_worker_find_their_flow() {
         assert_eq!(status.totals.flows_new, 400);
         assert_eq!(status.totals.flows_by_hash, 0);
         assert_eq!(status.drops["return_no_flow"], 0);
-        // Of 400 flows, about half have their replies at the other worker; fewer than a tenth would
-        // mean that the lab does not test what it is made for.
+        // Of 400 flows, about half have their replies at the other worker. Fewer than a tenth would
+        // mean that the lab does not exercise this case.
         let elsewhere: u64 = status.workers.iter().map(|worker| worker.flow_aliases).sum();
         assert!(elsewhere > 40, "{elsewhere} of 400 flows had replies at the other worker");
         holdfast.stop();
     }
 }
 
-/// The same client gets the same choice whichever worker sees its first packet.
+/// A client has the same backend at every worker.
 #[test]
 fn flows_lists_the_pins_that_there_are() {
     let lab = Lab::up(Topology::Stick);

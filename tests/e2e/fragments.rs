@@ -1,4 +1,4 @@
-//! Datagrams that do not fit into a packet: requests and answers in fragments, by real kernels.
+//! Datagrams that exceed a packet: requests and replies in fragments, by real kernels.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

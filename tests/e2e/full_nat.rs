@@ -1,4 +1,4 @@
-//! Mode full_nat: backends that know no way to any client.
+//! Mode full_nat: backends that have no route to any client.
 
 use std::process::Stdio;
 
@@ -11,7 +11,7 @@ use crate::lab::{
 
 const BINARY: &str = env!("CARGO_BIN_EXE_holdfast");
 
-/// Takes every route to clients from the backends.
+/// Removes every route to clients from the backends.
 fn forget_clients(lab: &Lab) {
     for backend in BACKENDS {
         for family in Family::ALL {
@@ -49,7 +49,7 @@ const fn upload_address(family: Family) -> &'static str {
     }
 }
 
-/// A VIP of one backend whose service, at `port`, says what arrived there.
+/// A VIP with one backend; its service at `port` reports the digest of its input.
 fn digests(family: Family, inner: Family, port: u16, keys: &str) -> String {
     let (address, backend) = (upload_address(family), inner.backend("b1"));
     let name = if family == Family::V4 { "up4" } else { "up6" };
@@ -94,7 +94,7 @@ fn digest_servers(lab: &Lab) -> [Running; 2] {
     })
 }
 
-/// Of all packets to clients and backends 1 in 200 is lost, until [`lose_none`].
+/// Drops 1 in 200 of all packets to clients and backends, until [`lose_none`].
 fn lose_packets(lab: &Lab) {
     for host in BACKENDS.iter().chain(&["client"]) {
         lab.run(host, &["nft", "add", "table", "inet", "loss"]);
@@ -115,7 +115,7 @@ fn lose_none(lab: &Lab) {
     }
 }
 
-/// 24 MB up and down, requests and datagrams, through one lab.
+/// Moves 24 MB up and down, requests and datagrams, through one lab.
 fn serves_clients_that_backends_cannot_reach(topology: Topology, workers: usize) {
     let lab = Lab::up(topology);
     forget_clients(&lab);
@@ -208,7 +208,7 @@ fn between_families_and_with_proxy_headers_over_a_lossy_link() {
     }
 }
 
-/// The backends log the client and the VIP by the header, and that the connection is ours.
+/// The backends log the client and the VIP from the header, and our source as the peer.
 fn assert_client_is_known(lab: &Lab, vip: &Vip, what: &str) {
     let source = match vip.inner {
         Family::V4 => "198.18.2.",
@@ -236,7 +236,7 @@ fn flows_and_explain_say_the_source() {
     let flow: holdfast::control::api::Flow = serde_json::from_str(text.trim()).unwrap();
     let source = flow.source.unwrap();
     assert!(source.ip().to_string().starts_with("198.18.2."), "{source}");
-    // The backend's kernel knows the connection by it.
+    // The backend's kernel has the connection with this source.
     let peers = lab.run(&backend, &["ss", "-Htn", "state", "established", "sport = :8080"]);
     assert!(peers.contains(&source.to_string()), "{source}: {peers}");
     let client = flow.client.to_string();
@@ -246,8 +246,8 @@ fn flows_and_explain_say_the_source() {
     holdfast.stop();
 }
 
-/// An address that the box has anyway may be a source, if its own connections, such as health checks, have
-/// other ports; `check` knows.
+/// A local address of the box may be a SNAT address if the kernel's own connections, such as health
+/// checks, use other ports; `check` verifies it.
 #[test]
 fn an_own_address_is_a_source_where_the_kernel_has_other_ports() {
     let lab = Lab::up(Topology::TwoNic);
@@ -270,7 +270,7 @@ fn an_own_address_is_a_source_where_the_kernel_has_other_ports() {
     let apart = with("[full_nat]\nsources = [\"198.18.2.2\"]\nports = \"1024-32767\"\n");
     let told = checked(&apart);
     assert!(!told.contains("full_nat"), "{told}");
-    // Waits until every backend's check says that it is up.
+    // Waits until every backend's check succeeds.
     let holdfast = Holdfast::start(&lab, &apart);
     requests(&lab, &web, 0, 60).assert_from("full_nat4", &BACKENDS);
     // A connection of the box itself.

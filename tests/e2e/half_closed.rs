@@ -1,4 +1,4 @@
-//! A client that has sent everything and goes on receiving: with `dsr` only its ACKs are seen.
+//! A client that has sent everything and goes on receiving: `dsr` sees only its ACKs.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{ChildStdout, Stdio};
@@ -6,8 +6,8 @@ use std::process::{ChildStdout, Stdio};
 use crate::lab::{BACKENDS, Config, Family, Holdfast, Lab, Running, Topology, Vip, vip};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/half_closed.py");
-/// Seconds after which the server sends a line: first such that some ACKs come in the second half of the
-/// closing time-out of 6 s, whatever a busy machine does; then silences that are longer.
+/// Seconds after which the server sends a line: first such that some ACKs arrive in the second half
+/// of the closing time-out of 6 s, even on a busy machine; then longer silences.
 const SECONDS: [&str; 7] = ["1", "1", "1", "1", "1", "9", "9"];
 
 fn start(lab: &Lab, host: &str, arguments: &[&str]) -> Running {
@@ -16,7 +16,7 @@ fn start(lab: &Lab, host: &str, arguments: &[&str]) -> Running {
     Running::start(&mut command)
 }
 
-/// A client, and what it prints.
+/// A client, and its output.
 fn ask(lab: &Lab, vip: &Vip) -> (Running, BufReader<ChildStdout>) {
     let address = vip.address();
     let mut client = start(lab, "client", &[&["ask", &address, "80"], &SECONDS[..]].concat());
@@ -30,8 +30,8 @@ fn line(lines: &mut BufReader<ChildStdout>) -> String {
     line.trim().to_owned()
 }
 
-/// Its backend takes no new flows meanwhile: a packet without a pin would go to another one, whose RST ends
-/// the connection.
+/// The backend takes no new flows meanwhile: a packet without a pin would go to another backend,
+/// whose RST ends the connection.
 #[test]
 fn a_half_closed_connection_outlives_silences_and_changes_of_the_pool() {
     let lab = Lab::up(Topology::Stick);

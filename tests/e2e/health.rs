@@ -1,4 +1,4 @@
-//! Health checks: a backend that fails its check gets nothing new, and keeps what it has.
+//! Health checks: a backend that fails its check gets no new flows, and keeps those that it has.
 
 use holdfast::control::api::HealthState;
 
@@ -22,7 +22,7 @@ fn a_dead_backend_gets_nothing_new_until_it_is_back() {
     holdfast.stop();
 }
 
-/// The flows of a backend do not pay for a check that fails for another reason than theirs.
+/// A check that fails for a reason of its own does not harm the backend's flows.
 #[test]
 fn a_transfer_outlives_a_failing_check() {
     let lab = Lab::up(Topology::TwoNic);
@@ -44,7 +44,8 @@ fn a_transfer_outlives_a_failing_check() {
     holdfast.stop();
 }
 
-/// A host that is gone does not refuse: it is silent, and its neighbour entry fails in the end.
+/// A host that is gone does not refuse connections: it is silent, and its neighbour entry fails in
+/// the end.
 #[test]
 fn a_backend_without_a_cable_is_down_and_comes_back() {
     let lab = Lab::up(Topology::Stick);
@@ -54,7 +55,7 @@ fn a_backend_without_a_cable_is_down_and_comes_back() {
     holdfast.wait_for_health("nat6", "b3", HealthState::Down);
     requests(&lab, &nat, 0, 50).assert_from("nat6", &["b1", "b2"]);
     lab.run("switch", &["ip", "link", "set", "b3-eth0", "up"]);
-    // Without its carrier the backend lost what the kernel ties to one.
+    // Without its carrier the backend lost the kernel settings that depend on one.
     lab.run(
         "b3",
         &[

@@ -9,7 +9,7 @@ use crate::lab::{
     BACKENDS, Config, Family, Holdfast, Lab, SOON, Topology, Vip, download, upload, vip,
 };
 
-/// Bytes of an IP packet that the narrow part of a way carries.
+/// MTU of the narrow link, in bytes.
 const MTU: u16 = 1400;
 
 fn forwarded(holdfast: &Holdfast<'_>) -> u64 {
@@ -20,7 +20,7 @@ fn answers(holdfast: &Holdfast<'_>, kind: &str) -> u64 {
     holdfast.status().answers[kind]
 }
 
-/// A datagram to the VIP is refused by whoever is behind it.
+/// Asserts that a datagram to the VIP is refused, by the balancer or by a backend.
 fn assert_refused(lab: &Lab, vip: &Vip) {
     let address = vip.family.client(0).parse::<IpAddr>().unwrap();
     let client = lab.udp_socket("client", (address, 0).into());
@@ -35,7 +35,7 @@ fn both(forward: &'static str) -> Vec<Vip> {
     Family::ALL.map(|family| vip(forward, family, false)).into()
 }
 
-/// nat: a router behind the balancer tells the client, as far as it knows from the VIP.
+/// nat: a router behind the balancer reports to the client, which sees the VIP as the sender.
 #[test]
 fn an_upload_by_nat_finds_the_mtu_of_a_router_behind_the_balancer() {
     let lab = Lab::up(Topology::Stick);
@@ -59,7 +59,7 @@ fn an_upload_by_nat_finds_the_mtu_of_a_router_behind_the_balancer() {
     holdfast.stop();
 }
 
-/// nat and dsr: the balancer knows from the route that the next link is narrow, and says so itself.
+/// nat and dsr: the balancer takes the MTU of the next link from the route, and reports it itself.
 #[test]
 fn an_upload_finds_the_mtu_of_the_balancers_own_route() {
     let lab = Lab::up(Topology::Stick);
@@ -82,7 +82,7 @@ fn an_upload_finds_the_mtu_of_the_balancers_own_route() {
         assert!(upload(&lab, vip), "{}: upload", vip.name);
         assert!(answers(&holdfast, "icmp_too_big_sent") > before, "{}", vip.name);
         lab.clear_uploads();
-        // What the client has learned about the VIP.
+        // Path MTU that the client has learnt about the VIP.
         lab.forget_path_mtus("client");
     }
     assert_eq!(forwarded(&holdfast), 0);
@@ -90,7 +90,8 @@ fn an_upload_finds_the_mtu_of_the_balancers_own_route() {
     holdfast.stop();
 }
 
-/// dsr: a router on the way back tells the VIP, and the balancer brings it to the backend.
+/// dsr: a router on the return path reports to the VIP, and the balancer forwards the error to the
+/// backend.
 #[test]
 fn a_download_by_dsr_finds_the_mtu_of_a_router_on_the_way_back() {
     let lab = Lab::up(Topology::Stick);

@@ -10,12 +10,12 @@ use crate::lab::{
     BALANCER_MACS, Config, Family, Holdfast, Lab, Running, SOON, Topology, succeeded, vip, wait_for,
 };
 
-/// Bytes that go there, and come back.
+/// Bytes of a stream in each direction.
 const STREAM: &str = "20000000";
 const PORT: u16 = 9000;
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/stream.py");
 
-/// All links of the lab.
+/// Sets the MTU of all links of the lab.
 fn set_mtu(lab: &Lab, mtu: u32) {
     for host in ["client", "lb", "b1", "b2", "b3", "switch"] {
         for line in lab.run(host, &["ip", "-o", "link", "show", "type", "veth"]).lines() {
@@ -25,7 +25,7 @@ fn set_mtu(lab: &Lab, mtu: u32) {
     }
 }
 
-/// VIPs whose one backend is the server of streams on b1.
+/// VIPs with one backend each, the stream server on b1.
 fn streams() -> (Vec<(String, String)>, String) {
     let (mut names, mut text) = (Vec::new(), String::new());
     for forward in ["dsr", "nat"] {
@@ -65,7 +65,7 @@ fn longer_than(longer: u32, file: &Path) -> usize {
         .count()
 }
 
-/// TCP streams and long datagrams, there and back, in both modes and families.
+/// Forwards TCP streams and long datagrams in both directions, in both modes and families.
 fn forwards(topology: Topology, mtu: u32, frame_size: &'static str, multi_buffer: bool) {
     let lab = Lab::up(topology);
     set_mtu(&lab, mtu);
@@ -138,7 +138,7 @@ fn packets_that_fit_into_a_large_frame_need_no_multi_buffer() {
     forwards(Topology::Stick, 3000, "frame_size = 4096", false);
 }
 
-/// A NIC with a small MTU gets no long packet, and who sent it is told what would pass.
+/// A NIC with a small MTU gets no long packet, and the sender gets an error with the MTU.
 #[test]
 fn a_jumbo_frame_for_a_nic_with_a_small_mtu_is_answered() {
     let lab = Lab::up(Topology::TwoNic);
@@ -153,7 +153,7 @@ fn a_jumbo_frame_for_a_nic_with_a_small_mtu_is_answered() {
     socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     socket.send_to(&[7; 8_900], format!("{}:7", vip.address())).unwrap();
     holdfast.wait_until("it is answered", |status| status.answers["icmp_too_big_sent"] == 1);
-    // Its kernel may take a moment to hear it.
+    // The client's kernel may process the error a moment later.
     let route = || lab.run("client", &["ip", "route", "get", &vip.address()]);
     assert!((0..100).any(|_| route().contains("mtu 1500")), "{}", route());
     holdfast.assert_packets_accounted_for();

@@ -1,4 +1,4 @@
-//! What is not for a VIP stays with the kernel of the same NIC.
+//! Packets that are not for a VIP stay with the kernel of the same NIC.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -29,7 +29,7 @@ fn own_addresses_ping_and_neighbour_discovery_work() {
             assert_eq!(banner(&lab, family).trim(), "SSH-2.0-holdfast_lab");
             ping(&lab, family.balancer());
             ping(&lab, &address);
-            // Asked anew, the kernel of the balancer answers for the VIP, and nobody else.
+            // Only the balancer's kernel replies to a new ARP or ND request for the VIP.
             lab.run("client", &["ip", "neigh", "flush", "dev", "eth0"]);
             requests(&lab, vip, 0, 30).assert_from(&vip.name, &BACKENDS);
             let neighbour = lab
@@ -41,8 +41,8 @@ fn own_addresses_ping_and_neighbour_discovery_work() {
     }
 }
 
-/// docs/REPLAY.md, "Where to capture": XDP takes the packets of a VIP before a packet socket sees them, in both
-/// modes, and what an AF_XDP socket sends passes none either.
+/// docs/REPLAY.md, "Where to capture": XDP takes the packets of a VIP before a packet socket sees
+/// them, in both modes, and packets that an AF_XDP socket sends pass no packet socket either.
 #[test]
 fn a_capture_on_the_box_has_no_packet_of_a_vip() {
     for keys in ["xdp = \"native\"", "xdp = \"generic\"\nmode = \"copy\""] {
@@ -60,7 +60,7 @@ fn a_capture_on_the_box_has_no_packet_of_a_vip() {
         });
         let [(_box, on_box), (_switch, at_switch)] = &captures;
         let count = |file: &Path, filter: &[&str]| {
-            // Of a file that grows, the last packet may not be whole yet.
+            // The last packet of a growing file may be incomplete.
             let mut command = Command::new("tcpdump");
             let output = command.arg("-nr").arg(file).args(filter).output().unwrap();
             String::from_utf8_lossy(&output.stdout).lines().count()
@@ -68,7 +68,7 @@ fn a_capture_on_the_box_has_no_packet_of_a_vip() {
         let of_vip = ["tcp", "and", "host", "192.0.2.20"];
         requests(&lab, &nat, 0, 50).assert_none_failed(keys);
         wait_for("the switch sees packets of the VIP", SOON, || count(at_switch, &of_vip) > 100);
-        // What came later has been seen on the box, so what came before would have been.
+        // The box has captured later packets, so it would have captured earlier ones.
         ping(&lab, Family::V4.balancer());
         wait_for("the box sees its own packets", SOON, || count(on_box, &["icmp"]) > 0);
         assert_eq!(count(on_box, &of_vip), 0, "{keys}: the box sees packets of the VIP");
@@ -76,7 +76,8 @@ fn a_capture_on_the_box_has_no_packet_of_a_vip() {
     }
 }
 
-/// Traffic that the balancer's kernel routes passes the NIC unseen, and is not taken for replies.
+/// Traffic that the balancer's kernel routes passes the NIC unchanged, and is not treated as
+/// replies.
 #[test]
 fn the_kernel_still_routes() {
     let lab = Lab::up(Topology::TwoNic);

@@ -1,4 +1,4 @@
-//! Start, stop, sudden death, and what each leaves behind.
+//! Start, stop, sudden death, and the state that each leaves behind.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -25,7 +25,7 @@ fn maps_of(program: u64) -> Vec<u64> {
     program["map_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect()
 }
 
-/// Whether the kernel still has it; `kind` is `prog` or `map`.
+/// Whether the object exists in the kernel; `kind` is `prog` or `map`.
 fn bpf_exists(kind: &str, id: u64) -> bool {
     let mut command = Command::new("bpftool");
     command.args([kind, "show", "id", &id.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -39,7 +39,7 @@ fn assert_nothing_left(lab: &Lab, config: &Config, programs: &[u64], maps: &[u64
         assert!(!addresses.contains(&vip.address()), "{}\n{addresses}", vip.address());
     }
     assert!(!Path::new(&config.socket).exists(), "the control socket is still there");
-    // The kernel frees programs and maps a moment after their last user has gone.
+    // The kernel frees programs and maps a moment after their last use ends.
     wait_for("no program is left in the kernel", SOON, || {
         !programs.iter().any(|&id| bpf_exists("prog", id))
     });
@@ -63,8 +63,8 @@ fn sigterm_leaves_nothing_behind() {
     }
 }
 
-/// Invariant 8: without its workers, VIP traffic is dropped. The kernel, which has the VIP's address
-/// but no listener, would reset every connection.
+/// Invariant 8: without its workers, VIP traffic is dropped. The kernel, which has the VIP's
+/// address but no listener, would reset every connection.
 ///
 /// The next process does not know the flow, but the lookup table sends the client's next packet to
 /// the same backend.

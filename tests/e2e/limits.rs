@@ -6,7 +6,7 @@ use crate::lab::{BALANCER_MACS, Config, Family, Holdfast, Lab, Topology, downloa
 fn a_full_flow_table_harms_no_established_flow() {
     let lab = Lab::up(Topology::Stick);
     let mut nat = vip("nat", Family::V4, false);
-    // What the flood leaves behind is gone soon.
+    // The entries of the flood expire soon.
     nat.timeouts = "{ embryonic_s = 2, closing_s = 2 }";
     let config = Config { flows: 1024, ..Config::new(&lab, 1, vec![nat.clone()]) };
     let holdfast = Holdfast::start(&lab, &config);

@@ -1,10 +1,10 @@
-//! A log that is not read costs lines of the log, and nothing else.
+//! A log that is not read loses lines, and affects nothing else.
 
 use std::io::Write as _;
 
 use crate::lab::{BACKENDS, BINARY, Config, Family, Holdfast, Lab, Topology, requests, vip};
 
-/// What a pipe holds (`pipe(7)`, since Linux 2.6.11).
+/// Capacity of a pipe (`pipe(7)`, since Linux 2.6.11), in bytes.
 const PIPE: usize = 65_536;
 /// Backends that a reload adds, each with a line of the log.
 const MANY: u16 = 300;
@@ -25,7 +25,7 @@ fn with_ports(config: &Config, ports: u16) -> String {
     text
 }
 
-/// As many reloads as fill whatever waits for the reader.
+/// Reloads until all buffers before the reader are full.
 fn lose_lines(holdfast: &Holdfast, config: &Config) {
     for _ in 0..10 {
         for ports in [MANY, 1] {

@@ -1,5 +1,5 @@
-//! Frames that no stack sends: each ends in the counter that names what is wrong with it, and
-//! traffic goes on.
+//! Frames that no network stack sends: each is counted under the name of its fault, and traffic
+//! goes on.
 
 use crate::lab::{
     BACKENDS, BALANCER_MACS, Config, Family, Holdfast, Lab, Topology, Vip, requests, vip,
@@ -20,7 +20,7 @@ fn each_kind_of_bad_frame_has_its_counter() {
     for kind in sent.lines() {
         *expected.get_mut(kind).unwrap_or_else(|| panic!("no counter is named {kind}")) += COUNT;
     }
-    // Each once, under its own name, and nothing else is dropped.
+    // Each is counted once, under its own name, and nothing else is dropped.
     holdfast.wait_until(&format!("the counters are {expected:#?}"), |s| s.drops == expected);
     for vip in [vip("nat", Family::V4, false), vip("dsr", Family::V6, false)] {
         requests(&lab, &vip, 0, 50).assert_from(&vip.name, &BACKENDS);

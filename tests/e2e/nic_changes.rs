@@ -1,10 +1,10 @@
-//! A NIC that changes while holdfast runs: told in the log, as an event and in the status.
+//! A NIC that changes at run time is reported in the log, as an event and in the status.
 
 use serde_json::Value;
 
 use crate::lab::{BALANCER_MACS, Config, Family, Holdfast, Lab, Topology, requests, vip};
 
-/// Events of a kind about the NIC, each with what was or is wrong.
+/// Events of a kind about the NIC, each with its present or past fault.
 fn told(holdfast: &Holdfast<'_>, kind: &str) -> Vec<String> {
     let lines = holdfast.ok(&["events", "--json"]);
     let events = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -12,7 +12,7 @@ fn told(holdfast: &Holdfast<'_>, kind: &str) -> Vec<String> {
     of_kind.map(|event| event["fault"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Waits until exactly these faults stand in the status; then they are in events, log and table.
+/// Waits until the status has exactly these faults; then they are in events, log and table, too.
 fn assert_faults(holdfast: &Holdfast<'_>, expected: &[&str]) {
     holdfast.wait_until(&format!("faults of eth0: {expected:?}"), |status| {
         let faults = status.nics[0].faults.iter().map(|fault| fault.kind.as_str());
@@ -31,7 +31,7 @@ fn assert_faults(holdfast: &Holdfast<'_>, expected: &[&str]) {
 #[test]
 fn changes_of_a_nic_are_noticed() {
     let lab = Lab::up(Topology::Stick);
-    // Of the two queues that the pair was made with, one is in use at the start.
+    // Of the two queues of the pair, one is in use at the start.
     lab.run("switch", &["ethtool", "-L", "lb-eth0", "tx", "1"]);
     lab.run("lb", &["ethtool", "-L", "eth0", "rx", "1"]);
     let nat = vip("nat", Family::V4, false);

@@ -1,4 +1,4 @@
-//! An independent judge: tshark looks at every packet that the balancer sent.
+//! An independent judge: tshark examines every packet that the balancer sent.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,22 +8,22 @@ use crate::lab::{
     udp_requests, wait_for,
 };
 
-/// A capture of what arrives at a host.
+/// A capture of packets that arrive at a host.
 pub struct Capture {
     tcpdump: Running,
     file: PathBuf,
 }
 
 impl Capture {
-    /// Ends it; the file.
+    /// Ends the capture; returns its file.
     pub fn end(self) -> PathBuf {
         let Self { tcpdump, file } = self;
         tcpdump.interrupt();
         file
     }
 
-    /// Ends it; panics if one of more than `least` packets that the balancer sent is not well-formed.
-    /// Returns its file.
+    /// Ends the capture and returns its file; panics unless it has more than `least` packets of the
+    /// balancer, all well-formed.
     pub fn assert_well_formed(self, least: usize) -> PathBuf {
         let file = self.end();
         let Verdict { good, bad } = judge(&file);
@@ -37,23 +37,23 @@ impl Capture {
 pub fn capture(lab: &Lab, host: &str, interface: &str) -> Capture {
     let file = lab.state().join(format!("{host}.pcap"));
     let mut command = lab.command(host, "tcpdump");
-    // -B: a buffer (KiB) for all of it, so that the judge misses nothing.
+    // -B: a buffer (KiB) for all packets, so that the capture loses none.
     command.args(["-i", interface, "-B", "65536", "-w"]).arg(&file).stderr(Stdio::null());
     let tcpdump = Running::start(&mut command);
     wait_for("the capture begins", SOON, || Path::new(&file).exists());
     Capture { tcpdump, file }
 }
 
-/// What tshark thinks of the packets that the balancer sent.
+/// Verdict of tshark on the packets that the balancer sent.
 #[derive(Debug, Default)]
 struct Verdict {
-    /// Packets whose TCP or UDP checksum was computed and is right.
+    /// Packets with a computed and right TCP or UDP checksum.
     good: usize,
     /// A line for each packet with a wrong checksum, or malformed.
     bad: Vec<String>,
 }
 
-// Values of the status fields; empty or another where there is no checksum.
+// Values of the status fields; empty or another value where there is no checksum.
 const BAD: &str = "0";
 const GOOD: &str = "1";
 const FIELDS: [&str; 8] = [

@@ -1,4 +1,4 @@
-//! QUIC connections whose clients move: quinn at both ends, our connection ids at the servers.
+//! QUIC connections whose clients move: quinn at both ends, with our connection ids at the servers.
 
 use std::fmt::Write as _;
 use std::hash::Hasher as _;
@@ -19,21 +19,21 @@ use siphasher::sip::SipHasher13;
 
 use crate::lab::{BACKENDS, Config, Family, Holdfast, Lab, Topology, vip};
 
-/// Connections at a time; three backends, so that a hash would take two in three elsewhere.
+/// Connections at a time; of three backends, a hash would choose another one for two in three.
 const CONNECTIONS: u16 = 12;
-/// How often each client changes its address.
+/// Number of address changes of each client.
 const MOVES: usize = 4;
-/// Sent, and sent back, after each move.
+/// Bytes that are sent, and returned, after each move.
 const BYTES: usize = 100_000;
-/// Where the VIP listens, and where its backends do.
+/// Ports of the VIP and of its backends.
 const PORT: u16 = 443;
 const NAT_PORT: u16 = 8443;
 const NAME: &str = "quic.test";
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Gives out connection ids that name a server. The nonce is a hash of a counter: it never comes
-/// twice in a test, and looks random without a key.
+/// Generates connection ids that name a server. The nonce is a hash of a counter: it never repeats
+/// in a test, and looks random without a key.
 struct Generator {
     codec: Arc<Codec>,
     server: ServerId,
@@ -65,8 +65,8 @@ fn hash(key: u8, data: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// The key of stateless resets, the same at every server: a client whose packets come to the wrong
-/// one is told at once, instead of waiting for its time-out.
+/// The key of stateless resets, shared by all servers: a client whose packets reach the wrong
+/// server is reset at once, instead of after its time-out.
 struct ResetKey;
 
 impl HmacKey for ResetKey {
@@ -87,7 +87,7 @@ impl HmacKey for ResetKey {
     }
 }
 
-/// What both ends know of each other.
+/// Secrets of both ends.
 struct Secrets {
     server: ServerConfig,
     client: ClientConfig,
@@ -100,7 +100,7 @@ impl Secrets {
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
         let mut roots = RootCertStore::empty();
         roots.add(certificate.clone()).unwrap();
-        // Given up after a silence as long as this, so that a test ends.
+        // The time-out of silence is short, so that a test ends.
         let mut transport = TransportConfig::default();
         transport.max_idle_timeout(Some(Duration::from_secs(10).try_into().unwrap()));
         let transport = Arc::new(transport);
@@ -112,7 +112,7 @@ impl Secrets {
     }
 }
 
-/// A VIP and what its servers know of it.
+/// A VIP and the configuration of its servers.
 #[derive(Clone, Copy)]
 struct Case {
     forward: &'static str,
@@ -174,7 +174,7 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
         text
     }
 
-    /// A server in each backend's namespace; to be called in a runtime.
+    /// Starts a server in each backend's namespace; to be called in a runtime.
     fn start_servers(&self, lab: &Lab, secrets: &Secrets) {
         let any: IpAddr = match self.family {
             Family::V4 => [0; 4].into(),
@@ -198,10 +198,10 @@ health = {{ kind = "tcp", interval_ms = 100, timeout_ms = 100, rise = 2, fall = 
     }
 }
 
-/// Greets every connection with the backend's name and sends back what comes.
+/// Greets every connection with the backend's name and returns its data.
 async fn serve(endpoint: Endpoint, name: &'static str) {
     while let Some(incoming) = endpoint.accept().await {
-        // A connection that fails is the client's to tell.
+        // The client reports a connection that fails.
         tokio::spawn(async move { echo(incoming, name).await.ok() });
     }
 }
@@ -242,7 +242,7 @@ impl Client {
         Ok(Self { number, endpoint, send, receive, connection })
     }
 
-    /// Sends bytes that no other client or round sends, and wants them back.
+    /// Sends bytes that no other client or round sends, and expects them back.
     async fn exchange(&mut self, round: usize) -> Result<(), Failure> {
         let mut expected = Vec::with_capacity(BYTES + 8);
         for word in 0..BYTES.div_ceil(8) {
@@ -256,7 +256,7 @@ impl Client {
     }
 }
 
-/// The whole life of a client with these sockets, one after the other; the backend it was with.
+/// The complete run of a client with these sockets in order; returns its backend.
 async fn converse(
     number: u16,
     sockets: Vec<UdpSocket>,
@@ -265,7 +265,7 @@ async fn converse(
 ) -> Result<String, Failure> {
     let mut sockets = sockets.into_iter();
     let mut client = Client::connect(number, sockets.next().unwrap(), config, vip).await?;
-    // The server speaks when it has heard of the stream.
+    // The server sends first when it receives the stream's first bytes.
     let first = client.send.write_all(&[0]).await;
     first?;
     let mut name = [0; 2];
@@ -281,14 +281,14 @@ async fn converse(
     Ok(String::from_utf8(name.to_vec())?)
 }
 
-/// Runs all clients of a case; each one's backend, or what became of it, and holdfast's counts of
-/// flows by connection id and new ones.
+/// Runs all clients of a case; returns each one's backend or failure, and holdfast's counts of
+/// flows by connection id and of new flows.
 fn run(case: &Case) -> (Vec<Result<String, Failure>>, (u64, u64)) {
     let lab = Lab::up(case.topology);
     let config = Config { more: case.toml(), ..Config::new(&lab, 2, Vec::new()) };
     let holdfast = Holdfast::start(&lab, &config);
     let secrets = Secrets::new();
-    // Two of the client's addresses in turn, each time with another port.
+    // Two client addresses in turn, each time with another port.
     let socket = |turn: usize| {
         let address: IpAddr = case.family.client(turn % 2).parse().unwrap();
         lab.udp_socket("client", (address, 0).into())
@@ -360,7 +360,7 @@ fn quic_connections_stay_when_clients_move_nat_v6() {
     });
 }
 
-/// The same without connection ids: the test can fail.
+/// Without connection ids the connections break, so the test can fail.
 #[test]
 fn quic_connections_break_when_clients_move_and_the_hash_decides() {
     let (ends, (by_cid, _)) = run(&Case {

@@ -1,5 +1,5 @@
-//! Random packets through veth, the XDP program and AF_XDP: what arrives at the backends is judged by the
-//! oracle of the conformance pack, which is not our code.
+//! Random packets through veth, the XDP program and AF_XDP. The oracle of the conformance pack,
+//! which is independent code, judges the packets that arrive at the backends.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::lab::{
     wait_for,
 };
 
-/// After this long without a packet none is on its way any longer.
+/// Silence after which no packet is in transit.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Packets in each topology, for all VIPs together.
 const COUNT: u64 = 2000;
@@ -26,7 +26,7 @@ fn vips() -> Vec<Vip> {
         }
     }
     for vip in &mut vips {
-        // Servers reset what they do not understand: those flows are to stay known until the end.
+        // Servers reset flows of unknown content: these flows must stay known until the end.
         vip.timeouts = "{ closing_s = 60, udp_s = 60 }";
     }
     vips
@@ -79,7 +79,7 @@ fn packets_arrive_as_the_oracle_computes_them() {
 
         let captures = BACKENDS.map(|backend| capture(&lab, backend, "eth0"));
         wire(&lab, &["send", "eth0", &frames]);
-        // All but those for ports that no VIP has; then the captures have to catch up.
+        // All but those for ports without a VIP; then the captures have to catch up.
         let (mut last, mut since) = (0, Instant::now());
         wait_for("the packets have come", 2 * SOON, || {
             let now = received(&holdfast);

@@ -1,4 +1,4 @@
-//! Reload: all or nothing, and flows of what stays are not touched.
+//! Reload: all or nothing, and flows of unchanged VIPs and backends are not touched.
 
 use crate::lab::{
     BACKENDS, Config, Family, Holdfast, Lab, SOON, Topology, blocked, conversation, download,
@@ -48,7 +48,7 @@ fn reload_prints_what_changed() {
     holdfast.write_config(&config);
     let printed = holdfast.ok(&["reload"]);
     assert!(printed.contains("b3"), "{printed}");
-    // Nothing changed: nothing is said about any backend.
+    // Without a change the output names no backend.
     assert!(!holdfast.ok(&["reload"]).contains("b3"));
     holdfast.stop();
 }
@@ -84,7 +84,7 @@ fn a_bad_file_changes_nothing() {
     holdfast.signal("HUP");
     wait_for("the refusal is logged", SOON, || holdfast.log().contains("colour"));
 
-    // A change that needs a restart is refused as well, and says so.
+    // A change that needs a restart is refused as well, with that reason.
     config.cores = vec![0, 1];
     holdfast.write_config(&config);
     assert!(holdfast.refused(&["reload"]).contains("restart"));
@@ -94,7 +94,7 @@ fn a_bad_file_changes_nothing() {
     holdfast.stop();
 }
 
-/// Other names for VIPs and backends, some of which change hands, in the configuration's text.
+/// Renames VIPs and backends, some of which exchange names, in the configuration's text.
 fn renamed(text: &str) -> String {
     let names = [("b1", "t1"), ("b2", "b1"), ("b3", "web-3"), ("t1", "b2"), ("nat4", "nat-four")];
     names.iter().fold(text.to_owned(), |text, (old, new)| {
@@ -127,8 +127,9 @@ fn names_break_no_connection() {
     holdfast.stop();
 }
 
-/// A part of a range of ports goes to another VIP: its connections stay where they are, for longer than what
-/// is reset has, and new ones are the other VIP's. At each of two workers, and replies may come in at the other.
+/// A part of a range of ports goes to another VIP: its connections stay at their backends, longer
+/// than the time of a reset flow, and new ones belong to the other VIP. At each of two workers;
+/// replies may arrive at the other one.
 #[test]
 fn connections_of_ports_that_another_vip_takes_over_go_on() {
     let lab = Lab::up(Topology::TwoNic);
@@ -152,7 +153,7 @@ fn connections_of_ports_that_another_vip_takes_over_go_on() {
     assert!(!told.contains("flows that are reset"), "{told}");
     holdfast.wait_for_health("taker", "b3", holdfast::control::api::HealthState::Up);
     requests(&lab, &taker, 0, 20).assert_from("new connections", &["b3"]);
-    // Their backends are still the first VIP's.
+    // Their backends still belong to the first VIP.
     let flow = holdfast.ok(&["flows", "--vip", "nat4", "--json"]);
     let flow: serde_json::Value = serde_json::from_str(flow.lines().next().unwrap()).unwrap();
     let (client, backend) = (flow["client"].as_str().unwrap(), flow["backend"].as_str().unwrap());
@@ -169,7 +170,7 @@ fn connections_of_ports_that_another_vip_takes_over_go_on() {
     holdfast.stop();
 }
 
-/// TCP connections of b3 with others than the balancer itself.
+/// TCP connections of b3 with hosts other than the balancer.
 fn served_by_b3(lab: &Lab) -> usize {
     let own = Family::ALL.map(|family| match family {
         Family::V4 => " 198.18.2.2:",
@@ -179,7 +180,7 @@ fn served_by_b3(lab: &Lab) -> usize {
     lines.lines().filter(|line| !own.iter().any(|own| line.contains(own))).count()
 }
 
-/// Both kernels, whatever they do meanwhile, and whatever a reload takes away.
+/// A reload that takes their backend away resets both kernels, in every state of a connection.
 #[test]
 fn both_ends_learn_that_a_reload_took_their_backend_away() {
     let lab = Lab::up(Topology::TwoNic);
@@ -188,7 +189,7 @@ fn both_ends_learn_that_a_reload_took_their_backend_away() {
     let only_b3 =
         |(mode, family)| crate::lab::Vip { backends: vec!["b3"], ..vip(mode, family, false) };
     let vips = modes.map(only_b3).to_vec();
-    // So that the full-NAT sources are there whatever goes.
+    // Keeps the full-NAT sources in the configuration.
     let other = crate::lab::Vip { backends: vec!["b1"], ..vip("full_nat", Family::V6, false) };
     let all = Config::new(&lab, 2, [vips.clone(), vec![other.clone()]].concat());
     let holdfast = Holdfast::start(&lab, &all);
@@ -234,7 +235,7 @@ fn both_ends_learn_that_a_reload_took_their_backend_away() {
     holdfast.stop();
 }
 
-/// A download goes on when its backend, and then its VIP, is taken away.
+/// A download goes on when a reload takes away its backend, and then its VIP.
 #[test]
 fn flows_of_what_is_removed_go_on_if_the_vip_says_keep() {
     let lab = Lab::up(Topology::Stick);

@@ -1,4 +1,4 @@
-//! Flows that are cut, as the kernels at both ends see it: a blocked read ends with ECONNRESET.
+//! Terminated flows, as the kernels at both ends see them: a blocked read ends with ECONNRESET.
 
 use holdfast::control::api::HealthState;
 
@@ -7,7 +7,7 @@ use crate::lab::{
     Blocked, Config, Family, Holdfast, Lab, SOON, Topology, Vip, blocked, vip, wait_for,
 };
 
-/// What the client does while its flow is cut.
+/// Behaviour of the client while its flow is terminated.
 const MODES: [&str; 3] = ["silent", "asked", "sending"];
 
 /// Every mode and family, with b3 as the only backend.
@@ -23,7 +23,7 @@ fn every_mode(keys: &'static str, timeouts: &'static str) -> Vec<Vip> {
     modes.map(vip).to_vec()
 }
 
-/// Connections that the kernel of b3 has with the client; it ends none of them by itself for a minute.
+/// Connections of b3's kernel with the client; the kernel ends none of them for a minute.
 fn connections(lab: &Lab, family: Family) -> usize {
     let client = match family {
         Family::V4 => family.client(0),
@@ -60,7 +60,7 @@ fn wait_until_backend_is_told(lab: &Lab) {
     });
 }
 
-/// A machine that dies: nothing comes from it, not even a FIN.
+/// A machine that dies sends no packet, not even a FIN.
 #[test]
 fn clients_of_a_backend_that_dies_are_reset() {
     let lab = Lab::up(Topology::Stick);
@@ -81,7 +81,7 @@ fn clients_of_a_backend_that_dies_are_reset() {
     holdfast.stop();
 }
 
-/// Its check fails, and yet it serves: both ends are told.
+/// The check of a backend fails although it serves: both ends are reset.
 #[test]
 fn both_ends_are_reset_when_the_check_of_a_living_backend_fails() {
     let lab = Lab::up(Topology::TwoNic);
@@ -89,7 +89,7 @@ fn both_ends_are_reset_when_the_check_of_a_living_backend_fails() {
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.clone()));
     let captures = ["client", "b3"].map(|host| capture(&lab, host, "eth0"));
     let clients = connect(&lab, &vips, &MODES);
-    // Answers to the balancer's own address vanish, answers to clients do not.
+    // Replies to the balancer's own address vanish, replies to clients do not.
     for (family, own) in [("-4", "198.18.2.2"), ("-6", "2001:db8:2::2")] {
         lab.run("b3", &["ip", family, "route", "add", "blackhole", own, "table", "100"]);
     }

@@ -1,4 +1,4 @@
-//! Signals at any moment: none kills, and a stop says what it cuts.
+//! Signals at any moment: none kills the process, and a stop reports the flows that it breaks.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use crate::lab::{
     Config, Family, Holdfast, Lab, SOON, Topology, download, log_of, signal, vip, wait_for,
 };
 
-/// A reload that is asked for during a start is carried out after it.
+/// A reload that is requested during a start is carried out after it.
 #[test]
 fn sighup_during_a_start_reloads_when_it_is_ready() {
     let lab = Lab::up(Topology::Stick);
@@ -38,13 +38,13 @@ fn sigterm_and_sigint_during_a_start_end_it_cleanly() {
     }
 }
 
-/// `dsr` is not counted: its flows find their backends again by the hash.
+/// `dsr` is not counted: its flows keep their backends by the hash.
 #[test]
 fn a_stop_says_how_many_flows_it_cuts() {
     let lab = Lab::up(Topology::Stick);
     let vips = ["dsr", "nat", "full_nat"].map(|forward| vip(forward, Family::V4, false));
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.to_vec()));
-    // The second and third files are those of the next: only their beginning is wanted.
+    // The second and third downloads overwrite the file: only their beginning matters.
     let transfers: Vec<_> = vips.iter().map(|vip| download(&lab, vip, Some("1m"))).collect();
     for vip in &vips {
         holdfast.wait_until("the download is established", |_| {
@@ -58,7 +58,7 @@ fn a_stop_says_how_many_flows_it_cuts() {
     drop(transfers);
 }
 
-/// The kernel's verifier gives up when a signal comes, and begins from the start again.
+/// The kernel's verifier gives up at a signal, and is started again.
 #[test]
 fn signals_throughout_a_start_do_not_fail_it() {
     let lab = Lab::up(Topology::Stick);

@@ -1,4 +1,4 @@
-//! Sticky clients: connections of one client go to one backend, across workers, until it is free.
+//! Sticky clients: all workers send a client's connections to one backend, until the mapping ends.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use crate::lab::{
     BACKENDS, Config, Family, Holdfast, Lab, SOON, Topology, Vip, download, requests, vip, wait_for,
 };
 
-/// A VIP that would send every connection elsewhere, if it were not for the last of its keys.
+/// A VIP that would send every connection to another backend without its last key.
 macro_rules! sticky {
     ($forward:expr, $family:expr, $sticky:literal $(,)?) => {
         Vip {
@@ -18,7 +18,7 @@ macro_rules! sticky {
     };
 }
 
-/// The backend that answers all of 20 new connections of a client, eight at a time.
+/// The backend that replies to all of 20 new connections of a client, eight at a time.
 fn home(lab: &Lab, vip: &Vip, client: usize) -> String {
     let answers = requests(lab, vip, client, 20);
     answers.assert_none_failed(&vip.name);
@@ -26,7 +26,7 @@ fn home(lab: &Lab, vip: &Vip, client: usize) -> String {
     answers.by_backend.into_keys().next().unwrap()
 }
 
-/// What `holdfast clients` lists.
+/// Output of `holdfast clients`.
 fn clients(holdfast: &Holdfast<'_>, filters: &[&str]) -> Vec<Client> {
     let lines = holdfast.ok(&[&["clients", "--json"], filters].concat());
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -1,4 +1,4 @@
-//! Modes ipip and gue: backends that decapsulate, each family in each.
+//! Modes ipip and gue: backends that decapsulate, for every pair of inner and outer family.
 
 use crate::lab::{
     BACKENDS, Config, Family, Holdfast, Lab, Topology, Vip, download, requests, tunnel, upload,
@@ -9,14 +9,14 @@ fn all(forward: &'static str) -> Vec<Vip> {
     Family::ALL.into_iter().flat_map(families).collect()
 }
 
-/// The big file, 24 MB, to the VIP.
+/// Uploads the big file, 24 MB, to the VIP.
 fn assert_uploads(lab: &Lab, vip: &Vip) {
     assert!(upload(lab, vip), "{}: upload", vip.name);
     lab.clear_uploads();
 }
 
-/// Requests and transfers both ways. Clients send packets that do not fit into the tunnel until they are
-/// told so.
+/// Requests and transfers in both directions. Clients send packets that exceed the tunnel's MTU
+/// until an ICMP error reports it.
 fn carries_everything(topology: Topology, forward: &'static str) {
     let lab = Lab::up(topology);
     let vips = all(forward);
@@ -28,7 +28,7 @@ fn carries_everything(topology: Topology, forward: &'static str) {
     }
     let status = holdfast.status();
     assert!(status.answers["icmp_too_big_sent"] >= 2, "{:#?}", status.answers);
-    // A whole window may be too long: of that no more than the limit of [icmp] is answered.
+    // A whole window may be too long: ICMP errors for it are limited by [icmp].
     assert_eq!(status.drops["too_big"], status.totals.icmp_rate_limited, "{:#?}", status.drops);
     holdfast.stop();
 }
@@ -53,8 +53,8 @@ fn gue_between_two_nics() {
     carries_everything(Topology::TwoNic, "gue");
 }
 
-/// Nobody knows of the link of 1,400 bytes but the router in front of it: it tells the balancer, and that
-/// tells the client.
+/// Only the router in front of the link of 1,400 bytes knows its MTU: the router reports it to the
+/// balancer, which reports it to the client.
 #[test]
 fn a_narrow_link_behind_the_balancer() {
     let lab = Lab::up(Topology::TwoNic);
@@ -75,7 +75,8 @@ fn a_narrow_link_behind_the_balancer() {
     }
 }
 
-/// Datagrams that may be fragmented are cut before they get into the tunnel, and joined by the backend.
+/// Datagrams that may be fragmented are fragmented before encapsulation, and reassembled by the
+/// backend.
 #[test]
 fn datagrams_that_do_not_fit() {
     const ECHO: &str = r#"

@@ -1,4 +1,5 @@
-//! Datagrams of VIPs with `pin = false`, and servers that are clients of their own VIP, by real kernels.
+//! Datagrams of VIPs with `pin = false`, and servers that are clients of their own VIP, with real
+//! kernels.
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
@@ -13,8 +14,8 @@ fn unpinned(forward: &'static str, family: Family, keys: &'static str) -> Vip {
     Vip { keys, timeouts: "{ closing_s = 1 }", ..vip(forward, family, true) }
 }
 
-/// Sends datagrams of so many bytes from one socket, each after the answer to the one before; who
-/// answered, and how often.
+/// Sends datagrams of `bytes` bytes from one socket, each after the reply to the previous one;
+/// returns the number of replies of each backend.
 fn ask(socket: &UdpSocket, vip: &Vip, count: usize, bytes: usize) -> BTreeMap<String, usize> {
     let to = match vip.family {
         Family::V4 => format!("{}:7", vip.address()),
@@ -45,8 +46,8 @@ fn client_socket(lab: &Lab, family: Family) -> UdpSocket {
     socket
 }
 
-/// In turns: one socket's datagrams are spread evenly, the answers come from the VIP, the table stays
-/// empty, and a drain is over at once.
+/// In turn: one socket's datagrams are spread evenly, the replies come from the VIP, the table
+/// stays empty, and a drain ends at once.
 #[test]
 fn datagrams_of_one_socket_are_spread_and_leave_no_flow() {
     let lab = Lab::up(Topology::Stick);
@@ -66,7 +67,7 @@ fn datagrams_of_one_socket_are_spread_and_leave_no_flow() {
         let expected: BTreeMap<_, _> =
             BACKENDS.iter().map(|backend| ((*backend).to_owned(), third)).collect();
         assert_eq!(answers, expected, "{name}: in turns");
-        // In fragments, both ways: all of a datagram at one backend.
+        // In fragments, in both directions: one backend gets a whole datagram.
         let answers = ask(&socket, vip, 30, 4_000);
         assert!(answers.len() > 1, "{name}: long ones are spread: {answers:?}");
         let told = holdfast.ok(&["flows", "--vip", name]);
@@ -93,7 +94,7 @@ fn datagrams_of_one_socket_are_spread_and_leave_no_flow() {
     holdfast.stop();
 }
 
-/// By the hash: sockets are spread, each stays where it is, and a reload begins and ends it.
+/// By the hash: sockets are spread, each keeps its backend, and a reload starts and ends the mode.
 #[test]
 fn datagrams_by_the_hash_come_from_the_vip_and_a_reload_changes_it() {
     let lab = Lab::up(Topology::TwoNic);
@@ -122,8 +123,8 @@ fn datagrams_by_the_hash_come_from_the_vip_and_a_reload_changes_it() {
     holdfast.stop();
 }
 
-/// With `nat` a server is never given itself, and its neighbours' answers come back through the balancer, as
-/// the lab has a policy rule for that. With `full_nat` it may have itself, and needs no rule.
+/// With `nat` a server never gets itself as its backend, and its neighbours' replies return through
+/// the balancer, by a policy rule of the lab. With `full_nat` it may get itself, and needs no rule.
 #[test]
 fn a_server_is_a_client_of_its_own_vip() {
     let lab = Lab::up(Topology::TwoNic);
@@ -167,7 +168,7 @@ fn a_server_is_a_client_of_its_own_vip() {
     config.vips.iter_mut().for_each(|vip| vip.backends = vec!["b1"]);
     holdfast.write_config(&config);
     holdfast.ok(&["reload"]);
-    // Refused at once, as by a VIP without a backend.
+    // Refused at once, like a flow to a VIP without a backend.
     assert_eq!(ask(&vips[0], 1).keys().collect::<Vec<_>>(), [""], "nat: no answer");
     assert_eq!(holdfast.status().answers["rejects_sent"], 1);
     assert_eq!(ask(&vips[1], 5)["b1"], 5, "full_nat");

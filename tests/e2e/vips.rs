@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::e2e::kernel::banner;
 use crate::lab::{BACKENDS, Config, Family, Holdfast, Lab, Topology};
 
-/// Prefixes of the two families: their address with a host number, and as a text.
+/// Prefixes of the two families: an address by its host number, and the prefix as text.
 fn prefix(family: Family) -> (fn(u8) -> String, &'static str) {
     match family {
         Family::V4 => (|host| format!("203.0.113.{host}"), "203.0.113.0/24"),
@@ -15,7 +15,7 @@ fn prefix(family: Family) -> (fn(u8) -> String, &'static str) {
     }
 }
 
-/// One VIP of the lab as TOML; its backends are all.
+/// One VIP of the lab as TOML, with all backends.
 fn vip(name: &str, address: &str, forward: &str, keys: &str) -> String {
     let family = if address.contains(':') { Family::V6 } else { Family::V4 };
     let mut text = format!(
@@ -30,7 +30,7 @@ fn vip(name: &str, address: &str, forward: &str, keys: &str) -> String {
     text
 }
 
-/// Who answered.
+/// Name of the backend that replies.
 fn ask(lab: &Lab, address: &str, port: u16) -> String {
     let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
     let url = format!("http://{host}:{port}/id");
@@ -63,7 +63,7 @@ fn every_address_of_a_prefix_is_served() {
             }
             let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
             assert_eq!(seen, BACKENDS, "{network}");
-            // The box's own address stays the kernel's.
+            // The kernel keeps the box's own address.
             assert_eq!(banner(&lab, family).trim(), "SSH-2.0-holdfast_lab");
         }
         for vip in &holdfast.status().vips {
@@ -87,14 +87,14 @@ fn nat_keeps_the_port_of_a_range() {
         let seen: BTreeSet<String> = (0..30).map(|_| ask(&lab, address, 8080)).collect();
         assert!(seen.iter().map(String::as_str).eq(BACKENDS), "{address}: {seen:?}");
     }
-    // Port 80 is no VIP's: the kernel of the balancer refuses it.
+    // No VIP has port 80: the kernel of the balancer refuses it.
     let line = ["curl", "-s", "--noproxy", "*", "--max-time", "2", "http://192.0.2.40/id"];
     assert_eq!(lab.try_run("client", &line).status.code(), Some(7), "connection refused");
     holdfast.assert_packets_accounted_for();
     holdfast.stop();
 }
 
-/// Sends ESP, SCTP and UDP by raw sockets: the kernel has no part in them but the IP header.
+/// Sends ESP, SCTP and UDP by raw sockets: the kernel adds only the IP header.
 const SENDER: &str = "
 import socket, sys
 source, vip = sys.argv[1:]

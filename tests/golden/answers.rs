@@ -1,4 +1,4 @@
-//! Packets that cannot be forwarded, and what their senders are told.
+//! Packets that cannot be forwarded, and the replies to their senders.
 
 use std::net::IpAddr;
 
@@ -13,12 +13,13 @@ use crate::rig::{
 
 const PORT: u16 = 40_000;
 
-/// A TCP packet from the client with so many bytes, from the IP header on, that must not be fragmented.
+/// A TCP packet from the client that must not be fragmented, `len` bytes long from the IP header
+/// on.
 fn long(family: Family, len: usize) -> Vec<u8> {
     lengthened(family, tcp(family, PORT, 80, "A"), len)
 }
 
-/// The same of any packet. Its TCP checksum is wrong then, which no stage looks at.
+/// A packet with its length extended. Its TCP checksum becomes wrong; no stage verifies it.
 fn lengthened(family: Family, mut packet: Vec<u8>, len: usize) -> Vec<u8> {
     packet.resize(14 + len, 0x5a);
     let word = |len: usize| u16::try_from(len).unwrap().to_be_bytes();
@@ -34,7 +35,7 @@ fn lengthened(family: Family, mut packet: Vec<u8>, len: usize) -> Vec<u8> {
     packet
 }
 
-/// Quoted bytes, and the longest IP packet that quotes them.
+/// Checks the quoted bytes, and the length limit of the error.
 fn assert_quotes(message: &Message, family: Family, packet: &[u8]) {
     let packet = &packet[14..];
     assert!(packet.starts_with(&message.body), "the packet as it came");
@@ -68,7 +69,7 @@ fn what_is_too_long_for_the_backends_link_tells_the_client_its_mtu() {
                 assert_eq!((message.source, message.destination), (family.vip(), family.client()));
                 assert_eq!((message.kind, message.rest), (too_big(family), 1400));
                 assert_quotes(&message, family, &packet);
-                // In several frames, of which the first is enough.
+                // In several frames, of which the first suffices.
                 let packet = long(family, 5000);
                 let message = Message::of(&rig.send(0, 0, &tagged(packet.clone(), vlan))[0]);
                 assert_quotes(&message, family, &packet);
@@ -99,7 +100,7 @@ fn what_is_too_long_for_the_clients_link_tells_the_backend() {
     }
 }
 
-/// IPv6 hosts need not believe less than 1280 (RFC 8200 5).
+/// IPv6 hosts may ignore an MTU below 1280 (RFC 8200 5).
 #[test]
 fn no_ipv6_host_is_told_less_than_1280() {
     let mut web = spec(0, Forward::Dsr, Family::V6, 1, 1);
@@ -122,7 +123,7 @@ fn what_follows_a_packet_is_cut_off_before_it_is_too_long() {
     }
 }
 
-/// A packet whose hops have run out begins no flow: it leaves no pin, and takes no full-NAT source.
+/// A packet with an expired TTL starts no flow: it leaves no pin, and takes no SNAT port.
 #[test]
 fn hops_that_run_out_are_reported_by_the_translator() {
     let all = FAMILIES.into_iter().flat_map(|family| [(family, "S"), (family, "A")]);
@@ -202,7 +203,7 @@ fn errors_are_limited_by_time_and_by_network() {
     rig.advance(1);
     assert_eq!(send(&mut rig, 1), 1, "100 a second for one network");
     let all: usize = (2..=255).map(|network| send(&mut rig, network)).sum();
-    // 16 less the last one: what the first ones took has grown back.
+    // 16 less the last one: the burst of the first ones has been refilled.
     assert_eq!(all, 15, "the burst for all");
     rig.advance(1);
     let all: usize = (0..=255).map(|network| send(&mut rig, network)).sum();
@@ -238,7 +239,7 @@ fn without_a_backend_a_tcp_client_is_refused_if_the_vip_says_so() {
     }
 }
 
-/// A connection that lost its pin may go on once its backend is back, and no RST answers a RST.
+/// A connection without a pin may go on when its backend is back, and no RST replies to a RST.
 #[test]
 fn without_a_backend_no_connection_is_reset() {
     for family in FAMILIES {
@@ -251,7 +252,7 @@ fn without_a_backend_no_connection_is_reset() {
     }
 }
 
-/// What is refused is answered with no more than it has, so no flood grows by it.
+/// A reply to a refused packet is no longer than the packet, so no flood grows by it.
 #[test]
 fn a_refusal_is_no_longer_than_what_it_answers() {
     for family in FAMILIES {
@@ -294,8 +295,8 @@ fn without_a_backend_no_one_is_told_where_the_vip_says_so() {
     }
 }
 
-/// Every truncation, and random bytes with a right checksum, so that they get as far as they can: counted,
-/// never a panic, no frame lost.
+/// Every truncation, and random bytes with a right checksum, which pass the first checks: counted,
+/// no panic, no frame lost.
 #[test]
 fn malformed_messages_are_counted_and_lose_no_frame() {
     for family in FAMILIES {

@@ -1,4 +1,5 @@
-//! IPv4 packets that are too long for their way and may be cut: in every mode, both ways.
+//! IPv4 packets that exceed the MTU of their next link and may be fragmented: every mode, both
+//! directions.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,10 +14,10 @@ use crate::rig::{CLIENT_MAC, Family, Rig, Sent, nic_mac, spec, tcp};
 const PORT: u16 = 40_000;
 /// Bytes of data in a datagram.
 const LEN: usize = 1400;
-/// Of the narrow link.
+/// MTU of the narrow link.
 const MTU: u16 = 600;
 
-/// The modes that change addresses or leave them, and the family of their backends.
+/// Modes that rewrite addresses and modes that do not, with the family of their backends.
 const MODES: [(Forward, Family); 4] = [
     (Forward::Dsr, Family::V4),
     (Forward::Nat, Family::V4),
@@ -24,7 +25,7 @@ const MODES: [(Forward, Family); 4] = [
     (Forward::FullNat, Family::V6),
 ];
 
-/// A UDP VIP of IPv4.
+/// An IPv4 UDP VIP.
 fn vip(forward: Forward, inner: Family, backends: u16) -> VipSpec {
     let mut vip = spec(0, forward, Family::V4, 1, backends);
     vip.protocol = Protocol::Udp;
@@ -34,7 +35,7 @@ fn vip(forward: Forward, inner: Family, backends: u16) -> VipSpec {
     vip
 }
 
-/// A datagram that may be cut, with this number.
+/// A datagram that may be fragmented, with identification `id`.
 fn cuttable(ends: [(IpAddr, u16); 2], macs: [[u8; 6]; 2], id: u16) -> Vec<u8> {
     let mut bytes = datagram(ends, macs, LEN);
     bytes[18..20].copy_from_slice(&id.to_be_bytes());
@@ -48,7 +49,7 @@ fn request(client: IpAddr, id: u16) -> Vec<u8> {
     cuttable(ends, [CLIENT_MAC, nic_mac(0)], id)
 }
 
-/// The number that all pieces have.
+/// The identification that all fragments have.
 fn number(sent: &[Sent]) -> u32 {
     let numbers: BTreeSet<u32> = sent
         .iter()
@@ -61,7 +62,7 @@ fn number(sent: &[Sent]) -> u32 {
     numbers.into_iter().next().unwrap()
 }
 
-/// None is longer than the link carries, and together they are one datagram.
+/// Asserts that no fragment exceeds the MTU, and that together they are one datagram; returns it.
 fn assert_pieces(sent: &[Sent], name: &str) -> Sent {
     assert_eq!(sent.len(), 3, "{name}");
     assert!(sent.iter().all(|sent| sent.bytes.len() <= 14 + usize::from(MTU)), "{name}");
@@ -107,7 +108,7 @@ fn requests_that_may_be_cut_go_in_pieces() {
 fn replies_that_may_be_cut_go_in_pieces() {
     for (forward, inner) in MODES.into_iter().filter(|(mode, _)| mode.translates()) {
         if inner == Family::V6 {
-            // No router cuts a packet of IPv6.
+            // No router fragments an IPv6 packet.
             continue;
         }
         for worker in [0, 1] {
@@ -129,7 +130,7 @@ fn replies_that_may_be_cut_go_in_pieces() {
     }
 }
 
-/// Two clients have chosen one number, and become one source.
+/// Two clients have chosen one identification, and share one SNAT address.
 #[test]
 fn pieces_from_one_full_nat_source_are_told_apart() {
     for inner in [Family::V4, Family::V6] {
@@ -146,7 +147,7 @@ fn pieces_from_one_full_nat_source_are_told_apart() {
     }
 }
 
-/// The ICMP error is for who asked for it; the same packet without DF goes through.
+/// The ICMP error is for packets with DF; the same packet without DF goes through.
 #[test]
 fn dont_fragment_is_answered_and_the_rest_is_cut() {
     for (forward, inner) in MODES {
@@ -163,7 +164,7 @@ fn dont_fragment_is_answered_and_the_rest_is_cut() {
     }
 }
 
-/// What follows the TCP header of a SYN is data, whatever it looks like.
+/// The bytes after the TCP header of a SYN are data, even if they look like options.
 #[test]
 fn later_pieces_of_a_syn_have_no_options() {
     for forward in [Forward::Dsr, Forward::Nat] {
@@ -172,7 +173,7 @@ fn later_pieces_of_a_syn_have_no_options() {
         let mut rig = Rig::new(1, 1, vec![web]);
         let mut packet = tcp(Family::V4, PORT, 80, "S");
         packet.truncate(54);
-        // In the second piece these are a TCP header of 24 bytes with an option, in this pattern.
+        // In the second fragment these look like a TCP header of 24 bytes with an option.
         let data: Vec<u8> = [[0x60; 20].as_slice(), &[2, 4, 0x05, 0xb4]].concat();
         packet.extend(data.iter().cycle().take(1200));
         packet[16..18].copy_from_slice(&1240_u16.to_be_bytes());
@@ -189,7 +190,7 @@ fn later_pieces_of_a_syn_have_no_options() {
     }
 }
 
-/// All of a packet, or nothing of it.
+/// All fragments of a packet are sent, or none.
 #[test]
 fn a_packet_of_which_a_piece_cannot_be_sent_is_dropped_whole() {
     let mut web = vip(Forward::Nat, Family::V4, 1);

@@ -1,4 +1,4 @@
-//! Datagrams in fragments: in any order, at any worker, both ways, both families.
+//! Fragmented datagrams: in any order, at any worker, in both directions and families.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use crate::rig::{CLIENT_MAC, Family, PARKED, Rig, Sent, ip_builder, nic_mac, spe
 const PORT: u16 = 40_000;
 /// Bytes of data in every fragment but the last.
 const PART: usize = 64;
-/// In ticks.
+/// Time-out of a datagram, in ticks.
 const PATIENCE: u32 = 200;
 
 fn every_mode() -> impl Iterator<Item = (Forward, Family)> {
@@ -77,7 +77,7 @@ pub fn fragments(whole: &[u8], id: u16) -> Vec<Vec<u8>> {
     parts.map(|at| fragment(whole, id, at, PART.min(len - at), at + PART < len)).collect()
 }
 
-/// Puts what was sent together again, whatever its order.
+/// Reassembles the sent fragments, in any order.
 pub fn reassembled(sent: &[Sent]) -> Sent {
     let mut parts = BTreeMap::new();
     let mut head = Vec::new();
@@ -115,7 +115,7 @@ fn arrivals() -> impl Iterator<Item = [(usize, usize); 3]> {
     })
 }
 
-/// What the rig sends for fragments that arrive like this, polls of the workers in between included.
+/// Packets that the rig sends for fragments in this order, including those of polls in between.
 fn arrive(rig: &mut Rig, parts: &[Vec<u8>], arrival: [(usize, usize); 3]) -> Vec<Sent> {
     let mut sent = Vec::new();
     for (fragment, worker) in arrival {
@@ -180,7 +180,7 @@ fn replies_in_every_order_at_every_worker_come_from_the_vip() {
     }
 }
 
-/// Two clients choose one identification for datagrams that are under way together.
+/// Two clients choose one identification for datagrams in transit at the same time.
 #[test]
 fn datagrams_from_one_full_nat_source_are_told_apart() {
     let families = [Family::V4, Family::V6];
@@ -221,7 +221,7 @@ fn datagrams_from_one_full_nat_source_are_told_apart() {
 fn whole_packets_and_fragments_of_a_flow_go_to_one_backend_whichever_worker_has_them() {
     for (forward, family) in every_mode() {
         let mut rig = Rig::new(2, 1, vec![vip(forward, family)]);
-        // Once there are fragments at all, workers look for each other's flows.
+        // Once there are fragments, workers look up each other's flows.
         arrive(&mut rig, &fragments(&request(family, 1, 150), 1), [(0, 0), (1, 0), (2, 0)]);
         for number in 0..20 {
             let small = udp(family, PORT + number, 80, true);
@@ -321,7 +321,7 @@ fn a_fragment_without_a_first_one_waits_and_is_dropped() {
     rig.advance(1);
     let gone = (rig.stats(0).fragments_parked.get(), rig.drops(0, Drop::FragmentNoFirst));
     assert_eq!(gone, (0, 1));
-    // The others come to nothing either, but for the first one.
+    // No other fragment is forwarded, except the first one.
     assert_eq!(rig.send(1, 0, &parts[0]).len(), 1);
     rig.assert_accounted();
 }
@@ -342,7 +342,8 @@ fn a_datagram_ends_with_its_time_and_its_number_may_be_used_again() {
     assert_eq!(sent.len(), 3, "the one before was complete");
 }
 
-/// Random later fragments, and first ones that nothing follows, many times what is parked and known.
+/// Random later fragments, and first ones without later ones, many times the limits of parked
+/// fragments and known datagrams.
 #[test]
 fn a_flood_takes_no_more_than_its_room_and_nothing_from_others() {
     for family in [Family::V4, Family::V6] {

@@ -1,4 +1,5 @@
-//! Mode full_nat: what the backend sees, how replies find their flow, and what becomes of sources.
+//! Mode full_nat: the packets that a backend sees, the look-up of replies, and the life of SNAT
+//! ports.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -19,12 +20,12 @@ fn full_nat(family: Family, nics: usize, backends: u16) -> VipSpec {
     spec(0, Forward::FullNat, family, nics, backends)
 }
 
-/// Every pair of a client's family and a backend's.
+/// Every pair of a client's family and a backend's family.
 fn pairs() -> impl Iterator<Item = (Family, Family)> {
     FAMILIES.into_iter().flat_map(|family| FAMILIES.map(|inner| (family, inner)))
 }
 
-/// A VIP whose backends are of family `inner`.
+/// A VIP with backends of family `inner`.
 fn across(family: Family, inner: Family, nics: usize, backends: u16) -> VipSpec {
     let mut vip = full_nat(family, nics, backends);
     for (backend, index) in vip.backends.iter_mut().zip(0..) {
@@ -37,7 +38,7 @@ fn client(family: Family, port: u16, flags: &str) -> Vec<u8> {
     tcp(family, port, 80, flags)
 }
 
-/// What of the packet the backend sees: from a source of ours, to its own address and port.
+/// Checks the packet as the backend sees it: from our SNAT address, to its own address and port.
 fn assert_to_backend(sent: &[Sent], family: Family, nic: usize) -> (IpAddr, u16) {
     assert_eq!(sent.len(), 1, "{family:?}: {sent:?}");
     let [one] = sent else { unreachable!() };
@@ -84,7 +85,8 @@ fn a_connection_has_one_source_and_its_replies_come_from_the_vip() {
                 assert_eq!(stats.snat_ports(inner.into()).get(), 1);
                 assert_eq!((stats.flows_new.get(), stats.flows_active.get()), (1, 1));
                 assert_eq!(rig.stats(1).flow_aliases.get(), u64::from(of_client == 1));
-                // Both FINs were seen, by whichever workers: it closes (2 s), and its source is free.
+                // Both FINs were seen, at either worker: the flow closes (2 s), and its SNAT port
+                // is released.
                 rig.advance(200 + ROUND);
                 let stats = rig.stats(0);
                 assert_eq!((stats.flows_active.get(), stats.flows_closed.get()), (0, 1));
@@ -109,7 +111,7 @@ fn datagrams_are_translated_both_ways() {
             let request = rig.send(0, 0, &udp(family, 5353, 80, checksum));
             assert_eq!(request.len(), 1);
             assert_eq!(request[0].source().0, inner.source());
-            // IPv6 demands one (RFC 7915 4.5).
+            // IPv6 requires a checksum (RFC 7915 4.5).
             let absent = !checksum && inner == Family::V4;
             assert_eq!(request[0].udp_checksum() == 0, absent, "absent stays absent");
             for worker in [0, 1, 1] {
@@ -119,7 +121,7 @@ fn datagrams_are_translated_both_ways() {
                 assert_eq!(reply[0].source(), (family.vip(), 80));
                 assert_eq!(reply[0].destination(), (family.client(), 5353, 63));
             }
-            // Replies alone keep it alive: 1 s is its time-out.
+            // Replies alone keep the flow alive: its time-out is 1 s.
             for _ in 0..5 {
                 rig.advance(90);
                 assert_eq!(rig.send(1, 0, &request[0].udp_reply()).len(), 1);
@@ -129,7 +131,7 @@ fn datagrams_are_translated_both_ways() {
     }
 }
 
-/// A SYN that is repeated, or another datagram, by another queue of the NIC.
+/// A repeated SYN, or another datagram, arrives on another queue of the NIC.
 #[test]
 fn a_flow_that_begins_at_two_workers_has_one_source() {
     for family in FAMILIES {
@@ -178,7 +180,7 @@ fn replies_from_elsewhere_than_the_flows_backend_are_dropped() {
     rig.assert_accounted();
 }
 
-/// A forged packet: the answer to it would come back here.
+/// A forged packet: the reply to it would come back to the balancer.
 #[test]
 fn a_source_of_ours_is_nobodys_client() {
     for family in FAMILIES {
@@ -192,7 +194,7 @@ fn a_source_of_ours_is_nobodys_client() {
     }
 }
 
-/// What never comes in the middle of a connection has no source, and takes none.
+/// Packets that never start or continue a connection have no SNAT port, and take none.
 #[test]
 fn packets_of_no_flow_are_dropped_or_reset_by_a_backend() {
     let mut rig = Rig::new(1, 1, vec![full_nat(Family::V4, 1, 3)]);
@@ -201,7 +203,8 @@ fn packets_of_no_flow_are_dropped_or_reset_by_a_backend() {
     }
     assert_eq!(rig.drops(0, Drop::RequestNoFlow), 4);
     assert_eq!(rig.stats(0).bindings_v4.get(), 0);
-    // A connection whose pin was lost: the backend does not know the new source, and says so.
+    // A connection that lost its pin: the backend does not know the new source, and replies with a
+    // RST.
     let sent = rig.send(0, 0, &client(Family::V4, 40_000, "A"));
     assert_to_backend(&sent, Family::V4, 0);
     assert_eq!(rig.stats(0).flows_by_hash.get(), 1);
@@ -216,7 +219,7 @@ fn packets_of_no_flow_are_dropped_or_reset_by_a_backend() {
 #[test]
 fn sources_run_out_by_name_and_are_used_again_in_the_order_in_which_they_were_left() {
     for family in FAMILIES {
-        // Two workers: five ports are worker 0's.
+        // Two workers: worker 0 has five ports.
         let mut rig = Rig::with_ports(2, 1, 4096, 20_000..=20_009, vec![full_nat(family, 1, 3)]);
         let open = |rig: &mut Rig, port| rig.send(0, 0, &client(family, port, "S"));
         let first: Vec<u16> = (1..=5).map(|port| open(&mut rig, port)[0].source().1).collect();
@@ -224,7 +227,7 @@ fn sources_run_out_by_name_and_are_used_again_in_the_order_in_which_they_were_le
         assert_eq!(open(&mut rig, 6), []);
         assert_eq!(rig.drops(0, Drop::NoSourcePort), 1);
         assert_eq!(rig.stats(0).snat_ports(family.into()).get(), 5);
-        // Those that are there go on.
+        // Existing flows go on.
         assert_eq!(rig.send(0, 0, &client(family, 1, "A")).len(), 1);
         // The third ends, then the first; the others idle out.
         for port in [3, 1] {
@@ -238,7 +241,7 @@ fn sources_run_out_by_name_and_are_used_again_in_the_order_in_which_they_were_le
     }
 }
 
-/// A client's port that is used again is a new flow, with a source that the backend has not seen lately.
+/// A reused client port is a new flow, with a source that the backend has not seen lately.
 #[test]
 fn a_new_connection_from_the_same_port_gets_a_new_source() {
     let mut rig = Rig::new(1, 1, vec![full_nat(Family::V4, 1, 3)]);
@@ -285,7 +288,7 @@ fn a_backend_that_leaves_gives_its_sources_back() {
     }
     rig.change(|specs| specs[0].backends.iter_mut().for_each(|b| b.id.generation += 1));
     assert_eq!(rig.send(1, 0, &requests[0].reply("A")), [], "stale at once");
-    // A packet finds its pin stale, the sweep the others.
+    // A packet finds its pin stale; the sweep finds the others.
     rig.send(0, 0, &client(Family::V4, 1, "S"));
     rig.advance(ROUND);
     assert_eq!((rig.stats(0).bindings_v4.get(), rig.stats(0).flows_active.get()), (0, 0));
@@ -293,7 +296,7 @@ fn a_backend_that_leaves_gives_its_sources_back() {
     rig.assert_accounted();
 }
 
-/// The client's router changes, also at the other worker; and the VLANs of both sides are their own.
+/// The client's router changes, also at the other worker; each side keeps its own VLAN.
 #[test]
 fn replies_follow_the_client() {
     for (client_vlan, backend_vlan) in [(None, None), (Some(100), None), (None, Some(200))] {
@@ -320,7 +323,7 @@ fn replies_follow_the_client() {
     }
 }
 
-/// Replies alone keep a connection alive, at whichever worker they arrive.
+/// Replies alone keep a connection alive, at either worker.
 #[test]
 fn replies_keep_a_flow_alive() {
     for worker in [0, 1] {
@@ -340,7 +343,8 @@ fn replies_keep_a_flow_alive() {
     }
 }
 
-/// Two clients that nat could not tell apart at one backend: same address and port, two VIP ports.
+/// Two flows that nat could not distinguish at one backend: same client address and port, two VIP
+/// ports.
 #[test]
 fn one_client_port_may_have_flows_with_several_vip_ports() {
     let mut vip = full_nat(Family::V4, 1, 1);
@@ -379,12 +383,12 @@ fn explain_says_the_source_and_takes_none() {
     let (outcome, why) = rewrite(&rig);
     assert!(outcome.starts_with(&format!("{address}:{port} -> 198.18.2.")), "{outcome}");
     assert!(why.contains("the source of this flow"), "{why}");
-    // The way back is as it was.
+    // The return hop is unchanged.
     assert_eq!(rig.send(1, 0, &sent[0].reply("SA"))[0].vlan(), Some(7));
     rig.assert_accounted();
 }
 
-/// An ICMP error from `router` to `to` that quotes the packet in `frame`, whose link header is untagged.
+/// An ICMP error from `router` to `to` that quotes the packet in `frame`, which has no VLAN tag.
 fn icmp_error(frame: &Sent, router: IpAddr, to: IpAddr, kind: (u8, u8), mtu: u16) -> Vec<u8> {
     let [high, low] = mtu.to_be_bytes();
     let quote = &frame.bytes[14..];
@@ -412,7 +416,7 @@ const fn too_big(family: Family) -> (u8, u8) {
     }
 }
 
-/// What an ICMP error says: source, destination, kind, MTU, and the packet that it quotes.
+/// Fields of an ICMP error: source, destination, kind, MTU, and the quoted packet.
 fn read_error(bytes: &[u8]) -> (IpAddr, IpAddr, (u8, u8), u16, Vec<u8>) {
     let packet = SlicedPacket::from_ethernet(bytes).unwrap();
     let (source, destination): (IpAddr, IpAddr) = match packet.net.unwrap() {
@@ -443,7 +447,7 @@ fn read_error(bytes: &[u8]) -> (IpAddr, IpAddr, (u8, u8), u16, Vec<u8>) {
     (source, destination, (message[0], message[1]), mtu, message[8..].to_vec())
 }
 
-/// What was quoted: source and destination, address and port each.
+/// Source and destination of the quoted packet, address and port each.
 fn read_quote(quote: &[u8]) -> [(IpAddr, u16); 2] {
     let packet = SlicedPacket::from_ip(quote).unwrap();
     let (source, destination): (IpAddr, IpAddr) = match packet.net.unwrap() {
@@ -459,7 +463,7 @@ fn read_quote(quote: &[u8]) -> [(IpAddr, u16); 2] {
     [(source, tcp.source_port()), (destination, tcp.destination_port())]
 }
 
-/// A router on either side says that a packet is too big, at either worker.
+/// A router on either side reports that a packet is too big, at either worker.
 #[test]
 fn icmp_errors_follow_the_flow_with_their_quotes_translated() {
     for (family, inner) in pairs() {
@@ -470,7 +474,7 @@ fn icmp_errors_follow_the_flow_with_their_quotes_translated() {
             let (source, index) = (request.source(), u16::from(request.destination_mac()[5]));
             let backend = (inner.backend(index), 8080);
             let (vip, end) = ((family.vip(), 80), (family.client(), 40_000));
-            // By what the header's length changes (RFC 7915 4.2, 5.2).
+            // The MTU changes by the difference in header length (RFC 7915 4.2, 5.2).
             let moved = |from: Family, to: Family, mtu: u16| match (from, to) {
                 (Family::V4, Family::V6) => mtu + 20,
                 (Family::V6, Family::V4) => mtu - 20,
@@ -500,7 +504,7 @@ fn icmp_errors_follow_the_flow_with_their_quotes_translated() {
     }
 }
 
-/// A packet that is too long for the other side's link, counted in the other family's headers.
+/// A packet that exceeds the MTU of the other side's link, converted to the sender's family.
 #[test]
 fn too_long_packets_are_answered_with_what_would_pass() {
     for (family, inner) in pairs() {
@@ -521,7 +525,7 @@ fn too_long_packets_are_answered_with_what_would_pass() {
             let at = if family == Family::V4 { 16 } else { 18 };
             packet[at..at + 2].copy_from_slice(&total.to_be_bytes());
             if family == Family::V4 {
-                // Don't fragment; and the header's checksum anew.
+                // Don't fragment, with a new header checksum.
                 packet[20] = 0x40;
                 packet[24..26].fill(0);
                 let sum = packet[14..34].chunks(2).fold(0_u32, |sum, word| {

@@ -1,4 +1,5 @@
-//! A flow table without room: which flows are dropped, which go on without a pin, and that pinned ones stay.
+//! A full flow table: the flows that are dropped, those that go on without a pin, and pinned ones
+//! that stay.
 
 use holdfast::forwarding::sticky::{Hold, Reentry, Sticky};
 use holdfast::forwarding::{FULL_SHARE, Local, Remember, SchedulerKind, Service, VipSpec};
@@ -10,7 +11,7 @@ use super::tunnel::tunnels;
 use crate::rig::{Family, Rig, SCHEDULERS, spec, tcp, udp};
 
 const ONE_WAY: [Forward; 3] = [Forward::Dsr, Forward::Ipip, Forward::Gue];
-/// The smallest table: flows from these ports fill it.
+/// Ports of flows that fill the smallest table.
 const PINNED: std::ops::Range<u16> = 1000..1064;
 const LATER: std::ops::Range<u16> = 2000..2200;
 
@@ -92,7 +93,7 @@ fn datagrams_without_room_go_by_the_hash_too() {
     }
 }
 
-/// Replies need the entry, and a client's backend is remembered beside it.
+/// Replies need the entry, and so does the mapping of a sticky client.
 #[test]
 fn where_the_hash_is_not_all_new_flows_are_dropped() {
     let sticky = Some(Sticky { on_drain: Hold::Release, on_down: Hold::Release });
@@ -118,7 +119,8 @@ fn where_the_hash_is_not_all_new_flows_are_dropped() {
     }
 }
 
-/// A packet without a pin does not tell whether its flow is new: the SYN goes where the rest will.
+/// A packet without a pin does not show whether its flow is new: the SYN goes to the backend of the
+/// rest.
 #[test]
 fn a_connection_without_a_pin_is_not_torn_apart_by_a_drain_or_a_slow_start() {
     for forward in ONE_WAY {
@@ -141,7 +143,7 @@ fn a_connection_without_a_pin_is_not_torn_apart_by_a_drain_or_a_slow_start() {
                 }
             }
             assert_eq!(drops(&rig), refused);
-            // A third of the flows is its own.
+            // The backend's own share is a third of the flows.
             if drains {
                 assert_eq!(to_1, 0, "a draining backend gets no new flow");
                 assert!(refused > 30, "{refused}");

@@ -1,7 +1,7 @@
 //! Any bytes, in every mode: packets of every kind, changed at random, in any order, at any worker.
 //!
-//! What must hold, whatever comes: no panic, every packet in one counter, every frame somewhere, and
-//! what leaves is no longer than its link carries.
+//! Invariants for every input: no panic, every packet in one counter, every frame somewhere, and no
+//! packet longer than the MTU of its link.
 
 use std::net::IpAddr;
 
@@ -17,10 +17,10 @@ use crate::rig::{CLIENT_MAC, Family, Rig, backend_mac, nic_mac, spec, tcp_of, wi
 const MODES: [Forward; 5] =
     [Forward::Dsr, Forward::Nat, Forward::FullNat, Forward::Ipip, Forward::Gue];
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-/// Of both NICs; backends' links are narrower.
+/// MTU of both NICs; the backends' links have smaller ones.
 const MTU: u16 = 1500;
 
-/// VIPs of TCP, UDP and, where the mode has that, all protocols; and of a mode with a PROXY header.
+/// VIPs of TCP, UDP and, if the mode supports it, all protocols; and of a mode with a PROXY header.
 fn rig(forward: Forward, family: Family, inner: Family) -> Rig {
     let mut specs: Vec<VipSpec> = (0..2).map(|id| spec(id, forward, family, 2, 2)).collect();
     specs[0].policy.proxy = forward == Forward::FullNat;
@@ -42,7 +42,7 @@ fn rig(forward: Forward, family: Family, inner: Family) -> Rig {
     Rig::in_box(Local { mtus: vec![MTU; 2], tunnels: tunnels(), ..Local::default() }, 2, 2, specs)
 }
 
-/// Packets of every kind of a client, `len` bytes of data in the long ones.
+/// Packets of every kind from a client, with `len` bytes of data in the long ones.
 fn of_client(family: Family, port: u16, len: usize) -> Vec<Vec<u8>> {
     let (client, vip) = ((family.client(), port), (family.vip(), 80));
     let mut packets: Vec<_> =
@@ -65,7 +65,7 @@ fn of_client(family: Family, port: u16, len: usize) -> Vec<Vec<u8>> {
     packets
 }
 
-/// What may come back for a packet that was sent to a backend.
+/// Possible replies to a packet that was sent to a backend.
 fn of_backend(request: &[u8], len: usize) -> Vec<Vec<u8>> {
     let Ok(sliced) = etherparse::SlicedPacket::from_ethernet(request) else { return Vec::new() };
     let ends = match (sliced.net, sliced.transport) {
@@ -100,11 +100,11 @@ fn of_backend(request: &[u8], len: usize) -> Vec<Vec<u8>> {
     packets
 }
 
-/// What is done to a packet.
+/// A change of a packet.
 #[derive(Debug, Clone)]
 struct Change {
     which: prop::sample::Index,
-    /// A byte, by its distance from the start, and its value. Most are in the headers.
+    /// Bytes, by distance from the start, and their values. Most are in the headers.
     bytes: Vec<(usize, u8)>,
     cut: Option<prop::sample::Index>,
     tags: usize,
@@ -152,7 +152,7 @@ fn mode() -> impl Strategy<Value = (Forward, Family, Family)> {
     (prop::sample::select(&MODES[..]), family(), family())
 }
 
-/// Sends packets, each to a flow of a few, forth and back.
+/// Sends packets, each of one of a few flows, in both directions.
 fn run((forward, family, inner): (Forward, Family, Family), changes: &[Change]) {
     let mut rig = rig(forward, family, inner);
     let mut last = Vec::new();

@@ -1,4 +1,4 @@
-//! ICMP messages to a VIP, and those about its flows.
+//! ICMP messages to a VIP, and messages about its flows.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ pub fn vip(forward: Forward, family: Family, protocol: Protocol) -> VipSpec {
     VipSpec { protocol, ..spec(0, forward, family, 1, 3) }
 }
 
-/// A router on the way.
+/// A router between client and balancer.
 pub fn router(family: Family) -> IpAddr {
     family.pick("203.0.113.1", "2001:db8:9::1")
 }
@@ -86,7 +86,7 @@ fn opening(family: Family, protocol: Protocol, client_port: u16) -> Vec<u8> {
     }
 }
 
-/// An ICMP message as it was sent, its checksums judged by etherparse.
+/// An ICMP message as it was sent, with its checksums verified by etherparse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     pub source: IpAddr,
@@ -141,7 +141,7 @@ impl Message {
         }
     }
 
-    /// The quoted packet, which must be whole and right.
+    /// The quoted packet, which must be complete and correct.
     fn quoted(&self) -> Sent {
         let ethertype: [u8; 2] = if self.source.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
         let quoted = Sent { nic: 0, bytes: [&[2; 12], &ethertype[..], &self.body].concat() };
@@ -150,7 +150,7 @@ impl Message {
     }
 }
 
-/// Opens a flow at worker 0; what its backend got.
+/// Opens a flow at worker 0; returns the packet that its backend received.
 fn open(rig: &mut Rig, family: Family, protocol: Protocol) -> Sent {
     rig.send(0, 0, &opening(family, protocol, PORT)).remove(0)
 }
@@ -159,7 +159,7 @@ fn forwarded(rig: &Rig, worker: usize) -> u64 {
     rig.stats(worker).icmp_errors_forwarded.get()
 }
 
-/// What the error says, and the end of the quoted flow that is `end`, as a backend knows it.
+/// Checks the error, and the end of the quoted flow that is `end` in the backend's view.
 fn assert_for_backend(
     sent: &Sent,
     request: &Sent,
@@ -185,7 +185,7 @@ fn errors_about_what_a_vip_sent_reach_the_backend_of_the_flow() {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let mut rig = Rig::new(2, 1, vec![vip(forward, family, protocol)]);
                 let request = open(&mut rig, family, protocol);
-                // The NIC hashes the error otherwise than the flow: it may be any worker's.
+                // The NIC hashes the error differently from the flow: any worker may get it.
                 for worker in [0, 1] {
                     for &kind in errors(family) {
                         let quote = of_vip(family, protocol, PORT);
@@ -257,7 +257,7 @@ fn errors_about_what_a_nat_backend_was_sent_reach_the_client() {
     }
 }
 
-/// A backend that answers "port unreachable" itself is in no way special.
+/// A backend's own "port unreachable" gets no special treatment.
 #[test]
 fn nobody_learns_of_a_flow_that_is_not_there() {
     for family in FAMILIES {
@@ -299,7 +299,7 @@ fn quotes_may_be_cut_at_every_byte() {
                 for len in 0..=whole.len() {
                     let quote = &whole[..len];
                     let error = icmp(router(family), family.vip(), too_big(family), MTU, quote);
-                    // What follows the packet in its frame is no part of it.
+                    // Bytes after the packet in its frame are not part of it.
                     let sent = rig.send(0, 0, &[&error[..], &[0xee; 7]].concat());
                     if len < ip + 8 {
                         assert!(sent.is_empty(), "{len} bytes");
@@ -382,7 +382,7 @@ fn a_message_that_is_wrong_is_a_named_drop() {
     }
 }
 
-/// A message that says it is shorter than its header.
+/// A message with a length shorter than its header.
 #[test]
 fn a_message_without_its_header_is_bad() {
     let mut rig = Rig::new(1, 1, vec![vip(Forward::Dsr, Family::V4, Protocol::Tcp)]);

@@ -1,4 +1,4 @@
-//! A server that is a client of the VIP that it serves: `nat` never gives it itself.
+//! A server that is a client of the VIP that it serves: `nat` never sends it to itself.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ fn from_backend(family: Family, protocol: Protocol, index: u16, port: u16, flags
     }
 }
 
-/// Every scheduler, TCP and UDP, with pins and without; new flows and those that have lost their pin.
+/// Every scheduler, TCP and UDP, with pins and without; new flows and flows that lost their pin.
 #[test]
 fn a_server_is_given_another_one() {
     for (family, scheduler) in
@@ -91,7 +91,7 @@ fn the_only_one_is_dropped_by_name_or_told() {
     }
 }
 
-/// What is remembered of a client does not lead it to itself: two servers behind one prefix.
+/// The mapping of a client does not lead it to itself: two servers within one prefix.
 #[test]
 fn nor_does_what_is_remembered_of_it() {
     for (family, on_reentry) in FAMILIES
@@ -122,7 +122,7 @@ fn nor_does_what_is_remembered_of_it() {
     }
 }
 
-/// With `dsr` and `full_nat` nothing changes: there the packet does not get two equal addresses.
+/// `dsr` and `full_nat` allow it: there the packet does not get two equal addresses.
 #[test]
 fn other_modes_may_give_a_server_itself() {
     for (family, forward) in FAMILIES

@@ -1,4 +1,5 @@
-//! PROXY protocol v2 in mode full_nat: one header, first of all, whatever is lost or repeated.
+//! PROXY protocol v2 in mode full_nat: exactly one header, at the start, despite loss and
+//! repetition.
 
 use std::net::IpAddr;
 
@@ -13,7 +14,7 @@ use crate::rig::{CLIENT_MAC, Family, Rig, Sent, backend_mac, ip_builder, nic_mac
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const PORT: u16 = 40_000;
-/// So that the stream's numbers wrap.
+/// Makes the stream's numbers wrap.
 const ISN: u32 = u32::MAX - 2;
 
 fn first() -> u32 {
@@ -30,7 +31,7 @@ fn pairs() -> impl Iterator<Item = (Family, Family)> {
     FAMILIES.into_iter().flat_map(|family| FAMILIES.map(|inner| (family, inner)))
 }
 
-/// What haproxy's document says of the header, by hand.
+/// The header by hand, from haproxy's specification.
 fn header(family: Family) -> Vec<u8> {
     let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
     match (family.client(), family.vip()) {
@@ -84,14 +85,14 @@ fn from_client(family: Family, said: (u32, u32, &str), payload: &[u8]) -> Vec<u8
     segment((CLIENT_MAC, nic_mac(0)), ends.0, ends.1, said, options, payload)
 }
 
-/// The backend, as it knows the client.
+/// The backend, with its view of the client.
 struct Peer {
     source: (IpAddr, u16),
     backend: (IpAddr, u16),
 }
 
 impl Peer {
-    /// The answer to the SYN.
+    /// Sends the reply to the SYN.
     fn accepts(&self, rig: &mut Rig) {
         assert_eq!(rig.send(0, 0, &self.says((7, first(), "SA"), &[])).len(), 1);
     }
@@ -101,7 +102,7 @@ impl Peer {
     }
 }
 
-/// Header and payload of the one TCP packet that was sent, with right checksums.
+/// Header and payload of the single TCP packet that was sent, with verified checksums.
 fn read(sent: &[Sent]) -> (TcpHeader, Vec<u8>) {
     let [one] = sent else { unreachable!("{sent:?}") };
     one.assert_checksums();
@@ -110,7 +111,7 @@ fn read(sent: &[Sent]) -> (TcpHeader, Vec<u8>) {
     (tcp.to_header(), tcp.payload().to_vec())
 }
 
-/// Sends a SYN with data and a fast open cookie; who answers.
+/// Sends a SYN with data and a TCP Fast Open cookie; returns the backend that received it.
 fn open(rig: &mut Rig, family: Family) -> Peer {
     let sent = rig.send(0, 0, &from_client(family, (ISN, 0, "S"), b"early"));
     let (tcp, payload) = read(&sent);
@@ -157,7 +158,7 @@ fn the_header_goes_first_and_numbers_are_shifted() {
                 let sack = tcp.options_iterator().next().map(Result::unwrap);
                 (tcp.acknowledgment_number, sack)
             };
-            // A part of the header; all of it, with what came behind a gap; everything.
+            // A part of the header; all of it, with data after a gap; everything.
             assert_eq!(acknowledged(&mut rig, first.wrapping_add(9), &[]), (first, None));
             let edge = |n: u32| first.wrapping_add(n);
             let block = |a, b| TcpOptionElement::SelectiveAcknowledgement((a, b), [None; 3]);
@@ -165,7 +166,7 @@ fn the_header_goes_first_and_numbers_are_shifted() {
             let ours = block(edge(5), edge(10));
             assert_eq!(acknowledged(&mut rig, edge(added), &theirs), (first, Some(ours)));
             assert_eq!(acknowledged(&mut rig, edge(added + 10), &[]), (edge(10), None));
-            // What is repeated now is old, and has no header any more.
+            // Repeated data is old now, and has no header any more.
             let repeated = forward(&mut rig, first, "A", b"hello");
             assert_eq!(repeated, (edge(added), b"hello".to_vec()));
             assert_eq!(forward(&mut rig, edge(10), "FA", b""), (edge(added + 10), Vec::new()));
@@ -174,7 +175,7 @@ fn the_header_goes_first_and_numbers_are_shifted() {
     }
 }
 
-/// The client's port is used again before the handshake was done: another connection, other numbers.
+/// The client's port is reused before the handshake is done: another connection, other numbers.
 #[test]
 fn another_syn_is_another_flow() {
     let family = Family::V4;
@@ -190,7 +191,8 @@ fn another_syn_is_another_flow() {
     rig.assert_accounted();
 }
 
-/// Nobody knows where the stream begins: the backend gets it as it is, and resets what it does not know.
+/// The start of the stream is unknown: the backend gets the packets unchanged, and resets an
+/// unknown connection.
 #[test]
 fn a_flow_whose_pin_was_lost_gets_no_header() {
     let mut rig = Rig::new(1, 1, vec![vip(Family::V4, Family::V4)]);
@@ -202,7 +204,7 @@ fn a_flow_whose_pin_was_lost_gets_no_header() {
     rig.assert_accounted();
 }
 
-/// A client that begins before its stream would write where the backend looks for the header.
+/// Data before the start of the client's stream would take the place of the header.
 #[test]
 fn nobody_writes_in_place_of_the_header() {
     for (family, inner) in pairs() {
@@ -217,7 +219,7 @@ fn nobody_writes_in_place_of_the_header() {
                 assert_eq!(rig.send(worker, 0, &packet), [], "{family:?} {inner:?} {sequence}");
             }
             assert_eq!(rig.drops(worker, Drop::NotTranslatable), 4);
-            // What a keep-alive has, where the SYN was; and what is old altogether.
+            // A keep-alive at the SYN's number, and data that is entirely old.
             for (sequence, len) in [(ISN, 0), (ISN, 1), (ahead(99), 100)] {
                 let packet = from_client(family, (sequence, 8, "A"), &vec![0; len]);
                 let (tcp, payload) = read(&rig.send(worker, 0, &packet));
@@ -228,7 +230,7 @@ fn nobody_writes_in_place_of_the_header() {
     }
 }
 
-/// The same with the data in a second fragment, of which nobody knows how long it is.
+/// Data before the stream, continued in a second fragment of unknown length.
 #[test]
 fn nobody_writes_in_place_of_the_header_by_fragments() {
     let mut rig = Rig::new(1, 1, vec![vip(Family::V4, Family::V4)]);
@@ -239,7 +241,7 @@ fn nobody_writes_in_place_of_the_header_by_fragments() {
     set_sum(&mut packet);
     assert_eq!(rig.send(0, 0, &packet), []);
     assert_eq!(rig.drops(0, Drop::NotTranslatable), 1);
-    // What follows is nothing without it.
+    // A later fragment is dropped with its first one.
     (packet[20], packet[21]) = (0, 100);
     set_sum(&mut packet);
     assert_eq!(rig.send(0, 0, &packet), []);
@@ -247,13 +249,14 @@ fn nobody_writes_in_place_of_the_header_by_fragments() {
     rig.assert_accounted();
 }
 
-/// A backend that has lost a connection takes another SYN from its client for a new one. That is not this
-/// flow's: no header would come first. The next SYN begins a flow of its own.
+/// A backend that has lost a connection takes another SYN from its client as a new one. That
+/// connection does not belong to this flow: it would have no header. The next SYN starts a new
+/// flow.
 #[test]
 fn another_connection_behind_a_flow_that_lives_is_refused() {
     let family = Family::V4;
     let added = len(family);
-    // Another number; the same; one that looks the same to the backend.
+    // Another number; the same; and one that looks the same to the backend.
     for isn in [77, ISN, ISN.wrapping_sub(added)] {
         for of_backend in [0, 1] {
             let mut rig = Rig::new(2, 1, vec![vip(family, family)]);
@@ -263,7 +266,7 @@ fn another_connection_behind_a_flow_that_lives_is_refused() {
             let end = first().wrapping_add(5 + added);
             rig.send(of_backend, 0, &peer.says((8, end, "A"), &[]));
             rig.send(of_backend, 0, &peer.says((8, end, "R"), &[]));
-            // The client goes on, as if the RST were forged; and then the SYN.
+            // The client goes on, as if the RST were forged; then it sends the SYN.
             rig.send(0, 0, &from_client(family, (first().wrapping_add(5), 8, "A"), b""));
             let sent = rig.send(0, 0, &from_client(family, (isn, 0, "S"), b""));
             assert_eq!(sent[0].source(), peer.source);
@@ -281,7 +284,7 @@ fn another_connection_behind_a_flow_that_lives_is_refused() {
     }
 }
 
-/// A flow whose SYN nobody has seen never has a header: a SYN in its place begins another.
+/// A flow without a SYN never has a header: a SYN in its place starts another flow.
 #[test]
 fn a_syn_behind_a_flow_without_one_begins_another() {
     let family = Family::V4;
@@ -297,8 +300,8 @@ fn a_syn_behind_a_flow_without_one_begins_another() {
     rig.assert_accounted();
 }
 
-/// The backend still has a connection from this source: what it says of that says nothing of this one (RFC
-/// 9293 3.5.1, the recovery of half-open connections).
+/// The backend still has a connection from this source: its packets for that connection do not
+/// affect the new one (RFC 9293 3.5.1, the recovery of half-open connections).
 #[test]
 fn an_older_connection_of_the_backend_is_reset_by_its_own_numbers() {
     for (family, inner) in pairs() {
@@ -310,7 +313,7 @@ fn an_older_connection_of_the_backend_is_reset_by_its_own_numbers() {
             assert_eq!(tcp.acknowledgment_number, theirs);
             let reset = from_client(family, (tcp.acknowledgment_number, 0, "R"), b"");
             assert_eq!(read(&rig.send(0, 0, &reset)).0.sequence_number, theirs);
-            // The client tries again: another source, or the same one with its numbers.
+            // The client tries again: with another source, or the same one and its numbers.
             let peer = open(&mut rig, family);
             peer.accepts(&mut rig);
             let packet = from_client(family, (first(), 8, "A"), b"hello");
@@ -322,7 +325,7 @@ fn an_older_connection_of_the_backend_is_reset_by_its_own_numbers() {
     }
 }
 
-/// RSTs of our own carry the numbers that each end expects.
+/// Our own RSTs carry the numbers that each end expects.
 #[test]
 fn both_ends_are_reset_by_their_own_numbers() {
     for (family, inner) in pairs() {
@@ -356,7 +359,8 @@ fn both_ends_are_reset_by_their_own_numbers() {
     }
 }
 
-/// A segment that would be too long with the header is told so, with what would pass.
+/// The error for a segment that would be too long with the header has the MTU that leaves room for
+/// it.
 #[test]
 fn a_first_segment_has_room_for_the_header() {
     for (family, inner) in pairs() {
@@ -371,7 +375,7 @@ fn a_first_segment_has_room_for_the_header() {
         assert_eq!(payload.len(), 1000 - headers);
         let mut packet = from_client(family, (first(), 8, "A"), &vec![7; room + 1]);
         if family == Family::V4 {
-            // Don't fragment; the header's checksum is not looked at.
+            // Don't fragment; the header's checksum is not verified.
             packet[20] |= 0x40;
         }
         let sent = rig.send(0, 0, &packet);
@@ -382,7 +386,7 @@ fn a_first_segment_has_room_for_the_header() {
     }
 }
 
-/// What happens next: a segment of the client (from, bytes) or an acknowledgment, each lost or not.
+/// Next event: a segment of the client (from, bytes) or an acknowledgment, each lost or not.
 #[derive(Debug, Clone)]
 enum Step {
     Segment { from: usize, bytes: usize, lost: bool },
@@ -398,8 +402,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
 
-    /// The backend gets the header and then the client's bytes, each at its number; the client is told of
-    /// exactly as many bytes as the backend has.
+    /// The backend gets the header and then the client's bytes, each at its number; the client gets
+    /// acknowledgments of exactly the bytes that the backend has.
     #[test]
     fn any_order_of_loss_and_repetition_gives_one_stream(
         steps in proptest::collection::vec(step(), 1..60),
@@ -414,12 +418,12 @@ proptest! {
         let mut stream = header(family);
         stream.extend(&data);
         let mut received = vec![false; stream.len()];
-        // What the client knows to have arrived.
+        // Bytes that are acknowledged to the client.
         let mut told = 0;
         for step in steps {
             match step {
                 Step::Segment { from, bytes, lost } => {
-                    // Nobody sends what is acknowledged, nor far ahead of it.
+                    // A client neither sends acknowledged data nor data far ahead of it.
                     let from = told + from % (data.len() - told).max(1);
                     let part = data.get(from..).unwrap_or_default();
                     let part = &part[..bytes.min(part.len())];

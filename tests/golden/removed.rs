@@ -1,4 +1,5 @@
-//! What a reload has taken away: its flows are reset or kept, and it takes no new ones.
+//! VIPs, ports and backends that a reload removed: their flows are reset or kept, and new ones are
+//! refused.
 
 use holdfast::forwarding::{FlowAction, OldListen, Ports, Service, VipSpec};
 use holdfast::net::{Forward, Listen, Network, Protocol};
@@ -17,7 +18,8 @@ fn every_mode() -> impl Iterator<Item = (Forward, Family)> {
     families.into_iter().flat_map(move |family| modes.map(|mode| (mode, family)))
 }
 
-/// Opens the flow of a client's port to a port of the VIP; the packet that reached the backend.
+/// Opens the flow of a client's port to a port of the VIP; returns the packet that reached the
+/// backend.
 fn open(rig: &mut Rig, family: Family, client_port: u16, port: u16) -> Sent {
     rig.send(0, 0, &tcp(family, client_port, port, "S"));
     rig.send(0, 0, &tcp(family, client_port, port, "A")).remove(0)
@@ -31,13 +33,14 @@ fn old(family: Family, port: u16, left: FlowAction) -> OldListen {
     }
 }
 
-/// As control says it of a backend that a reload has taken away.
+/// Marks a backend as removed, like control after a reload.
 fn remove(vip: &mut VipSpec, backend: usize, left: FlowAction) {
     let backend = &mut vip.backends[backend];
     (backend.removed, backend.flow_action, backend.service) = (true, left, Service::Out);
 }
 
-/// A RST to the client and one to the backend, with the numbers of the packet that they answer.
+/// Asserts a RST to the client and one to the backend, with the numbers of the packet that caused
+/// them.
 fn assert_both_reset(name: &str, sent: &[Sent], (sequence, acknowledgment): (u32, u32)) {
     assert_eq!(sent.len(), 2, "{name}: {sent:?}");
     for one in sent {
@@ -50,7 +53,7 @@ fn assert_both_reset(name: &str, sent: &[Sent], (sequence, acknowledgment): (u32
     assert_ne!(sent[0].destination_mac(), sent[1].destination_mac(), "{name}");
 }
 
-/// A RST, which refuses the client's packet.
+/// Asserts a RST that refuses the client's packet.
 fn assert_refused(name: &str, sent: &[Sent]) {
     assert_eq!(sent.len(), 1, "{name}: {sent:?}");
     assert!(sent[0].tcp().rst && sent[0].destination_mac() == CLIENT_MAC, "{name}");
@@ -90,7 +93,7 @@ fn flows_of_a_removed_backend_are_reset_or_go_on_and_new_ones_go_elsewhere() {
     }
 }
 
-/// The flows of the port that stays go on, on the very same backends.
+/// Flows of the remaining port keep their backends.
 #[test]
 fn flows_of_a_removed_port_are_reset_or_go_on_and_new_ones_are_refused() {
     for (forward, family) in every_mode() {
@@ -123,10 +126,10 @@ fn flows_of_a_removed_port_are_reset_or_go_on_and_new_ones_are_refused() {
             for flags in ["S", "A"] {
                 assert_refused(&name, &rig.send(0, 0, &tcp(family, 42_000, 443, flags)));
             }
-            // Those who say nothing are probed, where they are to be told.
+            // Silent flows are probed if they are to be reset.
             let probes = meanwhile(&mut rig, ROUND - 10);
             let ends = if forward.translates() { 2 } else { 1 };
-            // The flow that was reset above is probed once more, in case that a RST was lost.
+            // The flow that was reset above is probed once more, as a RST may have been lost.
             let expected = if left == FlowAction::Reset { 2 * ends } else { 0 };
             assert_eq!(probes.len(), expected, "{name}");
             assert!(
@@ -137,7 +140,7 @@ fn flows_of_a_removed_port_are_reset_or_go_on_and_new_ones_are_refused() {
     }
 }
 
-/// As when `forward` changes: another VIP listens where the old one did.
+/// Case of a changed `forward`: another VIP listens on the address and port of the old one.
 #[test]
 fn the_flows_of_a_vip_that_was_replaced_are_reset_in_its_own_way() {
     for family in [Family::V4, Family::V6] {
@@ -161,7 +164,8 @@ fn the_flows_of_a_vip_that_was_replaced_are_reset_in_its_own_way() {
     }
 }
 
-/// A port that another VIP takes over: its flows stay at their servers, whichever worker their packets come to.
+/// A port that another VIP takes over: its flows stay at their servers, at whichever worker packets
+/// arrive.
 #[test]
 fn flows_of_a_port_that_another_vip_has_now_are_found_by_every_worker() {
     for (forward, family) in every_mode() {
@@ -233,7 +237,7 @@ fn a_removed_vip_refuses_new_flows_while_old_ones_go_on() {
     }
 }
 
-/// Replies of a VIP without pins name it by their source alone, whatever is left of another one there.
+/// Replies of a VIP without pins match by their source alone, despite remains of another VIP there.
 #[test]
 fn a_vip_without_pins_takes_the_replies_of_the_servers_that_it_gets() {
     for family in [Family::V4, Family::V6] {

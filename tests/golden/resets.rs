@@ -1,4 +1,4 @@
-//! Flows that are cut: what both ends are told, by which numbers, and how often.
+//! Terminated flows: the packets to both ends, their numbers, and how often they are sent.
 
 use std::net::IpAddr;
 
@@ -37,7 +37,7 @@ fn segment(family: Family, sequence: u32, acknowledgment: u32) -> Vec<u8> {
     numbered(family, client(family, "A"), sequence, acknowledgment)
 }
 
-/// Opens the flow; what reached the backend.
+/// Opens the flow; returns the packet that reached the backend.
 fn open(rig: &mut Rig, family: Family) -> Sent {
     rig.send(0, 0, &client(family, "S"));
     rig.send(0, 0, &client(family, "A")).remove(0)
@@ -55,7 +55,7 @@ fn says(sent: &Sent) -> (String, u32, u32) {
     (flags, tcp.sequence_number, tcp.acknowledgment_number)
 }
 
-/// Where the backend is, as packets to it say.
+/// Address and port of the backend, as packets to it have them.
 fn backend_end(forward: Forward, family: Family) -> (IpAddr, u16) {
     match forward {
         Forward::Dsr => (family.vip(), 80),
@@ -64,7 +64,7 @@ fn backend_end(forward: Forward, family: Family) -> (IpAddr, u16) {
     }
 }
 
-/// Checks addresses, checksums and what is said, for a packet to the client and one to the backend.
+/// Checks addresses, checksums, flags and numbers of a packet to the client and one to the backend.
 fn assert_told(
     sent: &[Sent],
     (forward, family): (Forward, Family),
@@ -120,7 +120,7 @@ fn a_packet_of_a_client_whose_backend_is_down_resets_both_ends() {
     }
 }
 
-/// Health says that it is down, and yet it speaks.
+/// The health check reports the backend as down, but the backend still sends.
 #[test]
 fn a_packet_of_a_nat_backend_resets_both_ends_at_whichever_worker_it_arrives() {
     for (forward, family) in every_mode().filter(|(forward, _)| forward.translates()) {
@@ -136,7 +136,7 @@ fn a_packet_of_a_nat_backend_resets_both_ends_at_whichever_worker_it_arrives() {
                 let reply = numbered(family, request.reply("A"), 700, 300);
                 let sent = rig.send(worker, 0, &reply);
                 assert_told(&sent, mode, ("RA", 700, 300), ("R", 300, 0));
-                // The worker that has the pin knows now.
+                // The worker that has the pin has the update now.
                 rig.change(|specs| specs[0].backends[0].up = true);
                 let sent = rig.send(0, 0, &segment(family, 301, 701));
                 assert_told(&sent, mode, ("R", 701, 0), ("RA", 301, 701));
@@ -189,7 +189,7 @@ fn resets_take_the_vlan_of_each_side() {
     }
 }
 
-/// RFC 9293 3.10.7.1: no RST for a RST. It is passed on, so that it may tell the other end.
+/// RFC 9293 3.10.7.1: no RST for a RST. It is passed on, as it may reset the other end.
 #[test]
 fn a_reset_is_passed_on_and_never_answered() {
     for (forward, family) in every_mode() {
@@ -207,14 +207,14 @@ fn a_reset_is_passed_on_and_never_answered() {
             }
         }
         assert_eq!(rig.stats(0).resets_sent.get(), 0);
-        // What has no ACK belongs to no connection (a FIN alone).
+        // A packet without ACK belongs to no connection (a FIN alone).
         assert_eq!(rig.send(0, 0, &client(family, "F")), []);
         assert_eq!(rig.drops(0, Drop::FlowReset), 1);
         rig.assert_accounted();
     }
 }
 
-/// A new SYN finds a backend that serves, and the flow is another one from then on.
+/// A new SYN gets a backend in service, and starts another flow.
 #[test]
 fn a_client_that_tries_again_is_served() {
     for (forward, family) in every_mode() {
@@ -244,7 +244,7 @@ pub fn meanwhile(rig: &mut Rig, ticks: u32) -> Vec<Sent> {
     sent
 }
 
-/// Silent ends are made to speak, a few times, and then the pin is given up.
+/// Silent ends are probed a few times, and then the pin is removed.
 #[test]
 fn silent_ends_are_probed_and_their_answer_is_answered() {
     for (forward, family) in every_mode() {
@@ -278,7 +278,7 @@ fn silent_ends_are_probed_and_their_answer_is_answered() {
     }
 }
 
-/// Packets do not keep a flow that is cut alive.
+/// Packets do not keep a terminated flow alive.
 #[test]
 fn a_flow_that_is_cut_is_gone_after_a_while_whatever_comes() {
     let mut rig = Rig::new(2, 1, vec![resetting(Forward::Nat, Family::V4, 1)]);
@@ -321,7 +321,7 @@ fn a_flow_that_idles_out_is_cut_if_the_policy_says_so() {
     }
 }
 
-/// A client that comes back just after its time-out, before the sweep has seen that.
+/// A client that sends just after its time-out, before the sweep has seen the entry.
 #[test]
 fn a_packet_after_the_time_out_finds_a_flow_that_is_cut() {
     let mut rig = Rig::new(1, 1, vec![resetting(Forward::Nat, Family::V4, 1)]);
@@ -341,7 +341,7 @@ fn a_packet_after_the_time_out_finds_a_flow_that_is_cut() {
     rig.assert_accounted();
 }
 
-/// What has no two ends that wait for each other is not probed: it ends by its short time-outs.
+/// A flow without two ends that wait for each other is not probed: it ends by its short time-outs.
 #[test]
 fn half_open_and_closing_flows_are_not_probed() {
     for flags in [&["S"][..], &["S", "A", "FA"], &["S", "A", "R"]] {
@@ -404,7 +404,7 @@ fn flows_of_a_backend_that_is_down_find_another_one_if_the_policy_says_so() {
     }
 }
 
-/// Nobody can cut a flow by what he sends: that takes the time-out, or the control thread.
+/// Forged packets cannot terminate a flow: only the time-out or the control thread can.
 #[test]
 fn forged_packets_cut_nothing() {
     for (forward, family) in every_mode() {
@@ -429,7 +429,7 @@ fn forged_packets_cut_nothing() {
     }
 }
 
-/// One balancer is the other's backend, and both cut the flow: they do not talk for long.
+/// One balancer is the other's backend, and both terminate the flow: the exchange ends soon.
 #[test]
 fn two_balancers_do_not_reset_each_other_without_end() {
     for family in [Family::V4, Family::V6] {
@@ -447,7 +447,7 @@ fn two_balancers_do_not_reset_each_other_without_end() {
             down(rig);
         }
         let mut exchanged = 0;
-        // What each is to be given next.
+        // Next packets for each.
         let (mut to_front, mut to_back) = (vec![segment(family, 5, 9)], Vec::new());
         for _ in 0..RESET_TIME.0 + 2 * ROUND {
             for _ in 0..20 {
@@ -480,7 +480,8 @@ fn two_balancers_do_not_reset_each_other_without_end() {
     }
 }
 
-/// Many silent flows at once: bounded by the outbox, the TX ring and the frames, and nobody is left out.
+/// Many silent flows at once: probes are bounded by the TX backlog, the TX ring and the frames, and
+/// every flow gets one.
 #[test]
 fn many_flows_are_probed_one_outbox_after_the_other() {
     const FLOWS: u16 = 2_000;
@@ -507,7 +508,7 @@ fn many_flows_are_probed_one_outbox_after_the_other() {
     rig.assert_accounted();
 }
 
-/// A NIC that is stuck: nothing is lost, and what is not sent is not counted as sent.
+/// A stuck NIC: no frame is lost, and unsent packets are not counted as sent.
 #[test]
 fn resets_that_find_no_room_are_let_go() {
     let mut rig = Rig::new(1, 1, vec![resetting(Forward::Nat, Family::V4, 1)]);
@@ -522,8 +523,7 @@ fn resets_that_find_no_room_are_let_go() {
     assert!(collected < delivered * 2, "the ring was full");
 }
 
-/// What is left of a flow that was cut, at whichever worker, is not true of the next one with its
-/// ports.
+/// Remains of a terminated flow, at any worker, do not affect the next flow with its ports.
 #[test]
 fn a_flow_after_one_that_was_cut_is_served_at_every_worker() {
     for (client_at, backend_at) in [(0, 1), (0, 2), (1, 0), (1, 2)] {

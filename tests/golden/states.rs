@@ -1,5 +1,6 @@
-//! States of flows in time: what a client's FIN means where replies are not seen, and how long a flow of
-//! one datagram is kept. A pin shows when its backend loses its weight: only pinned flows still go there.
+//! States of flows over time: the effect of a client's FIN where replies are not seen, and the
+//! lifetime of a flow of one datagram. A pin is detected by taking the weight of its backend away:
+//! then only pinned flows go there.
 
 use std::net::IpAddr;
 
@@ -14,7 +15,7 @@ use crate::rig::{CLIENT_MAC, Family, Rig, Sent, ip_builder, nic_mac, spec, tcp, 
 
 const PORT: u16 = 40_000;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-/// Replies are not seen.
+/// Modes in which replies are not seen.
 const ONE_WAY: [Forward; 3] = [Forward::Dsr, Forward::Ipip, Forward::Gue];
 
 fn rig(workers: usize, vip: VipSpec) -> Rig {
@@ -37,7 +38,7 @@ fn empty(family: Family, mut segment: Vec<u8>) -> Vec<u8> {
     segment
 }
 
-/// What the client sends: `D` is data, `A` an ACK without, others are flags as in tcpdump.
+/// Packet of the client: `D` is data, `A` an ACK without data, others are flags as in tcpdump.
 fn client(family: Family, what: &str) -> Vec<u8> {
     match what {
         "D" => tcp(family, PORT, 80, "A"),
@@ -45,7 +46,7 @@ fn client(family: Family, what: &str) -> Vec<u8> {
     }
 }
 
-/// Whether the flow is still pinned to `backend`, as `last` is sent.
+/// Returns whether the flow is still pinned to `backend` when `last` is sent.
 fn is_pinned(rig: &mut Rig, backend: [u8; 6], last: &[u8]) -> bool {
     rig.change(|specs| specs[0].backends[usize::from(backend[5])].weight = 0);
     let sent = rig.send(0, 0, last);
@@ -53,15 +54,15 @@ fn is_pinned(rig: &mut Rig, backend: [u8; 6], last: &[u8]) -> bool {
     sent[0].destination_mac() == backend
 }
 
-/// Time passes at every worker.
+/// Lets time pass at every worker.
 fn wait(rig: &mut Rig, ticks: u32) {
     rig.skip(ticks);
     rig.idle();
 }
 
-/// What it is; after the handshake, what the client sends how long after what it sent before; the silence
-/// after that; and whether the flow still has its pin then. Ticks of 10 ms: the closing time-out is 2 s, the
-/// established one 10 s.
+/// Name; the client's packets after the handshake, each with the delay since the previous one; the
+/// silence after them; whether the flow still has its pin then. Ticks of 10 ms: the closing
+/// time-out is 2 s, the established one 10 s.
 type FinRow<'r> = (&'r str, &'r [(u32, &'r str)], u32, bool);
 
 const FIN_ROWS: &[FinRow<'_>] = &[
@@ -113,7 +114,7 @@ fn a_fin_of_the_client_is_believed_until_the_client_goes_on() {
     }
 }
 
-/// Where both ways are seen, one FIN is half of an end, for as long as the flow lives.
+/// Where both directions are seen, one FIN only half closes the flow, for its whole life.
 #[test]
 fn half_closed_connections_of_nat_keep_the_established_time_out() {
     for forward in [Forward::Nat, Forward::FullNat] {
@@ -148,7 +149,7 @@ fn a_port_that_is_used_again_after_a_fin_is_a_new_flow() {
     }
 }
 
-/// Who sends: the client (`C`), or its backend (`B`, which answers at the other worker).
+/// Senders: the client (`C`), or its backend (`B`, which replies at the other worker).
 type DatagramRow<'r> = (&'r str, &'r [(u32, char)], u32, bool);
 
 /// The first time-out is 3 s here, the later one 10 s.
@@ -215,7 +216,7 @@ fn a_flow_of_one_datagram_is_kept_for_a_short_time_until_it_goes_on() {
     }
 }
 
-/// All fragments of a datagram are that one datagram.
+/// All fragments of a datagram count as one datagram.
 #[test]
 fn a_datagram_in_fragments_is_one_datagram() {
     for family in FAMILIES {
@@ -241,7 +242,7 @@ fn esp(client: IpAddr, vip: IpAddr) -> Vec<u8> {
     bytes
 }
 
-/// All protocols of a client are one flow, which has the states of datagrams whatever they carry.
+/// All protocols of a client are one flow, with the states of datagrams for every protocol.
 #[test]
 fn flows_of_all_protocols_have_the_states_of_datagrams() {
     for family in FAMILIES {

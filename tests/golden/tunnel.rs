@@ -1,4 +1,4 @@
-//! Modes ipip and gue: a real worker, what it makes of packets, byte by byte.
+//! Modes ipip and gue: packets of a real worker, byte by byte.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ use crate::rig::{
 
 const MODES: [Forward; 2] = [Forward::Ipip, Forward::Gue];
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-/// Where outer packets come from, when it is one address.
+/// Source address of outer packets, when there is only one.
 const SOURCE: [&str; 2] = ["198.18.2.2", "2001:db8:2::2"];
 
 /// Every mode, family of VIP, family of backends.
@@ -62,7 +62,7 @@ const fn overhead(mode: Forward, outer: Family) -> u16 {
     if matches!(mode, Forward::Gue) { ip + 12 } else { ip }
 }
 
-/// What a client's TCP packet may be like.
+/// Parameters of a client's TCP packet.
 #[derive(Clone, Copy)]
 struct Like {
     traffic_class: u8,
@@ -126,7 +126,7 @@ struct Tunnelled {
     inner: Vec<u8>,
 }
 
-/// Reads a frame without a tag; every length and checksum has to be right.
+/// Reads a frame without a tag; every length and checksum must be right.
 fn open(mode: Forward, outer: Family, inner: Family, bytes: &[u8]) -> Tunnelled {
     let protocol = if inner == Family::V4 { 4 } else { 41 };
     let expected = if mode == Forward::Gue { 17 } else { protocol };
@@ -212,7 +212,7 @@ fn known_bytes() {
     let outer = [0x45, 0, 0, 120, 0, 0, 0x40, 0, 64, 4, 0xaa, 0x50, 198, 18, 2, 2, 198, 18, 2, 11];
     let expected = [&link[..], &[0x08, 0x00], &outer, &inner[14..]].concat();
     assert_eq!(Sent::of(0, &inner, &mut rig_v4).bytes, expected);
-    // The flow decides the label.
+    // The flow decides the flow label.
     let mut rig_v6 = rig(Forward::Ipip, Family::V4, Family::V6);
     let sent = Sent::of(0, &inner, &mut rig_v6);
     assert_eq!(sent.bytes[14] >> 4, 6);
@@ -278,8 +278,8 @@ fn tags_stay_outside() {
     }
 }
 
-/// What a NIC hashes is constant within a flow, also at another worker and another box, and tells flows
-/// apart.
+/// The fields that a NIC hashes are constant within a flow, also at another worker and another box,
+/// and differ between flows.
 #[test]
 fn outer_headers_carry_the_flows_entropy() {
     for (mode, inner, outer) in combinations() {
@@ -334,14 +334,14 @@ fn dont_fragment_outside_is_a_policy() {
                 assert_eq!(tunnelled.dont_fragment, outside, "{policy:?} {inner:?}");
                 identifications.push(tunnelled.identification);
             }
-            // RFC 6864: means nothing with DF; else no two in a row are alike.
+            // RFC 6864: without meaning with DF; otherwise consecutive ones differ.
             let expected = if outside { [0, 0, 0] } else { [1, 2, 3] };
             assert_eq!(identifications, expected, "{policy:?} {inner:?}");
         }
     }
 }
 
-/// The longest packet that fits, and one byte more.
+/// The longest packet that fits, and one that is a byte longer.
 #[test]
 fn what_does_not_fit_is_refused_or_goes_in_pieces() {
     for (mode, inner, outer) in combinations() {
@@ -375,7 +375,7 @@ fn what_does_not_fit_is_refused_or_goes_in_pieces() {
     }
 }
 
-/// The payload of a datagram of which these are the fragments, in order; checks every header.
+/// The payload of a datagram from its fragments, in order; checks every header.
 fn joined(fragments: &[&[u8]]) -> Vec<u8> {
     let mut payload = Vec::new();
     for (index, fragment) in fragments.iter().enumerate() {
@@ -414,7 +414,7 @@ fn a_narrow_way_takes_many_pieces_but_not_too_many() {
     }
 }
 
-/// Frames for pieces are bounded, and none is lost.
+/// Frames for fragments are bounded, and none is lost.
 #[test]
 fn many_packets_that_go_in_pieces_at_once() {
     let mut rig = rig(Forward::Gue, Family::V4, Family::V4);
@@ -449,7 +449,7 @@ fn tunnels_do_not_carry_tunnels() {
     }
 }
 
-/// A VIP of all protocols takes what is none of TCP and UDP, but for tunnels.
+/// A VIP of all protocols accepts protocols other than TCP and UDP, except tunnels.
 #[test]
 fn any_protocol_goes_into_a_tunnel_but_a_tunnels() {
     for (mode, inner, outer) in combinations() {
@@ -510,7 +510,7 @@ fn the_largest_segment_that_a_handshake_may_speak_of_is_lowered() {
     }
 }
 
-/// An IPv4 TCP packet with a maximum segment size in front of its data.
+/// An IPv4 TCP packet with a maximum segment size option in front of its data.
 fn with_mss(packet: &[u8], mss: u16) -> Vec<u8> {
     let [high, low] = mss.to_be_bytes();
     let (mut ip, rest) = Ipv4Header::from_slice(&packet[14..]).unwrap();
@@ -522,7 +522,7 @@ fn with_mss(packet: &[u8], mss: u16) -> Vec<u8> {
     [&packet[..14], &ip.to_bytes(), &tcp.to_bytes(), data].concat()
 }
 
-/// A flow whose backend fails is cut: what the backend is told goes through the tunnel.
+/// A failed backend terminates its flow: packets to the backend go through the tunnel.
 #[test]
 fn resets_go_through_the_tunnel() {
     for (mode, inner, outer) in combinations() {
@@ -574,7 +574,7 @@ mod path_mtu {
 
     const ROUTER: [&str; 2] = ["198.18.9.1", "2001:db8:9::1"];
 
-    /// What a router says about an outer packet that is too long for it.
+    /// A router's error about an outer packet that is too long.
     fn too_big(outer: Family, to: IpAddr, quoted: &[u8], mtu: u16) -> Vec<u8> {
         let quoted = &quoted[..quoted.len().min(if outer == Family::V4 { 548 } else { 1232 })];
         let mut bytes = Vec::new();
@@ -623,7 +623,7 @@ mod path_mtu {
         }
     }
 
-    /// Whether a packet with DF goes to the backend in one piece.
+    /// Returns whether a packet with DF reaches the backend unfragmented.
     fn passes(rig: &mut Rig, inner: Family, len: usize) -> bool {
         let sent = rig.send(0, 0, &packet(inner, Like { len, ..PLAIN }));
         sent.iter().any(|sent| sent.destination_mac() == backend_mac(0))
@@ -644,7 +644,7 @@ mod path_mtu {
         }
     }
 
-    /// A message has to be about a packet that we may have sent.
+    /// A message must be about a packet that the balancer may have sent.
     #[test]
     fn forged_packets_teach_nothing() {
         for (mode, inner, outer) in combinations() {
@@ -671,19 +671,19 @@ mod path_mtu {
                     changed.push((too_big(outer, to, &quoted, 1300), false));
                 }
             }
-            // It would have passed.
+            // A quoted packet that would have fit.
             let len = u16::try_from(sent.len()).unwrap();
             changed.push((too_big(outer, to, &sent, len), true));
-            // Longer than what the NIC sends.
+            // Longer than the MTU of the NIC.
             let mut quoted = sent.clone();
             let longer = if v4 { 1501u16 } else { 1501 - 40 };
             quoted[if v4 { 2..4 } else { 4..6 }].copy_from_slice(&longer.to_be_bytes());
             changed.push((too_big(outer, to, &quoted, 1300), true));
-            // Broken on its way.
+            // Corrupted in transit.
             let mut broken = too_big(outer, to, &sent, 1300);
             *broken.last_mut().unwrap() ^= 1;
             changed.push((broken, false));
-            // Cut within the quoted headers.
+            // Truncated within the quoted headers.
             changed.push((too_big(outer, to, &sent[..ip_len - 1], 1300), false));
             let mut ours = 0;
             for (number, (message, is_ours)) in changed.into_iter().enumerate() {

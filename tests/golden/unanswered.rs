@@ -1,4 +1,4 @@
-//! SYNs that nothing answered: counted at their backend when the pin goes.
+//! SYNs without a reply: counted at their backend when the pin is removed.
 
 use holdfast::forwarding::sticky::{Hold, Reentry, Remember, Sticky};
 use holdfast::forwarding::{FlowAction, VipSpec};
@@ -11,8 +11,8 @@ const PORT: u16 = 40_000;
 /// Longer than every time-out of the rig and a round of the sweep.
 const LONG: u32 = 1500;
 
-/// Sends the packets of one flow, the client's (`>`) to worker 0 and the backend's (`<`) to the last one,
-/// waits until its pin has gone, and returns how many SYNs nothing answered.
+/// Sends the packets of one flow, the client's (`>`) to worker 0 and the backend's (`<`) to the
+/// last one, waits until its pin is removed, and returns the number of unanswered SYNs.
 fn counted(forward: Forward, family: Family, workers: usize, packets: &[&str]) -> u64 {
     let mut rig = Rig::new(workers, 1, vec![spec(0, forward, family, 1, 1)]);
     let mut request = None;
@@ -43,9 +43,9 @@ fn a_syn_that_nothing_answers_is_counted() {
                     (&[">S"][..], 1),
                     (&[">S", ">S", ">S"], 1),
                     (&[">S", ">A"], 0),
-                    // The client has given up, and said so: a scanner does.
+                    // The client has given up with a RST, like a scanner.
                     (&[">S", ">R"], 0),
-                    // Its pin was lost: it began before.
+                    // The flow lost its pin: it started earlier.
                     (&[">A"], 0),
                     (&[">S", ">A", ">FA"], 0),
                 ] {
@@ -58,7 +58,7 @@ fn a_syn_that_nothing_answers_is_counted() {
     }
 }
 
-/// The same, where it follows its client and not the hash.
+/// A flow without a pin that follows its client's mapping instead of the hash.
 #[test]
 fn a_flow_that_lost_its_pin_has_no_syn_whatever_leads_it() {
     for forward in [Forward::Dsr, Forward::Nat, Forward::FullNat] {
@@ -80,8 +80,8 @@ fn a_flow_that_lost_its_pin_has_no_syn_whatever_leads_it() {
     }
 }
 
-/// Where replies pass, a backend that answers is not to blame for clients that are not there: a flood of SYNs
-/// from forged sources.
+/// Where replies pass the balancer, a backend that replies is not blamed for absent clients: a
+/// flood of SYNs from forged sources.
 #[test]
 fn an_answer_of_the_backend_counts_whatever_the_client_does() {
     for family in [Family::V4, Family::V6] {
@@ -102,8 +102,8 @@ fn an_answer_of_the_backend_counts_whatever_the_client_does() {
     }
 }
 
-/// The bit that remembers the answer is one of those that count probes: a late SYN+ACK takes none away, whoever
-/// cuts the flow: the worker that has its pin, or one that gets the backend's packets.
+/// The bit of the reply is one of those that count probes. A late SYN+ACK takes no probe away,
+/// whether the worker with the pin terminates the flow, or one that gets the backend's packets.
 #[test]
 fn a_late_answer_changes_nothing_about_a_flow_that_is_cut() {
     for workers in [1, 2] {
@@ -114,7 +114,7 @@ fn a_late_answer_changes_nothing_about_a_flow_that_is_cut() {
             let request = rig.send(0, 0, &tcp(Family::V4, PORT, 80, "S")).remove(0);
             rig.send(workers - 1, 0, &request.reply("SA"));
             rig.send(0, 0, &tcp(Family::V4, PORT, 80, "A"));
-            // What the other worker knows of it is asked for again.
+            // The other worker looks up the flow's state again.
             rig.advance(60);
             if late {
                 rig.send(workers - 1, 0, &request.reply("SA"));

@@ -1,4 +1,4 @@
-//! VIPs with `pin = false`: each datagram is placed by itself, and leaves no entry.
+//! VIPs with `pin = false`: each datagram gets a backend on its own, and leaves no entry.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,7 +25,7 @@ fn vip(forward: Forward, family: Family, scheduler: SchedulerKind) -> VipSpec {
     }
 }
 
-/// Workers of one VIP, with sources for its tunnels.
+/// Workers for one VIP, with source addresses for its tunnels.
 fn rig(workers: usize, nics: usize, vip: VipSpec) -> Rig {
     let mut local = Local::default();
     local.tunnels.source_v4 = Some(TunnelSources::new("198.18.2.2".parse().unwrap()));
@@ -33,7 +33,7 @@ fn rig(workers: usize, nics: usize, vip: VipSpec) -> Rig {
     Rig::in_box(local, workers, nics, vec![vip])
 }
 
-/// A query from any client, who is at `mac`.
+/// A query from any client, with source MAC `mac`.
 fn query_of(client: (IpAddr, u16), family: Family, mac: [u8; 6]) -> Vec<u8> {
     datagram([client, (family.vip(), 80)], [mac, nic_mac(0)], 40)
 }
@@ -46,7 +46,7 @@ fn every_mode() -> impl Iterator<Item = (Forward, Family)> {
     MODES.into_iter().flat_map(|mode| FAMILIES.map(|family| (mode, family)))
 }
 
-/// No worker has a flow, or has ever had one.
+/// Asserts that no worker has a flow, or ever had one.
 fn assert_no_flows(rig: &Rig, workers: usize) {
     for worker in 0..workers {
         let stats = rig.stats(worker);
@@ -75,7 +75,7 @@ fn datagrams_go_where_their_hash_goes_and_leave_no_entry() {
                 if !forward.tunnels() {
                     sent.assert_checksums();
                 }
-                // Outer IPv4 headers are numbered.
+                // Outer IPv4 headers have consecutive identifications.
                 assert_eq!(sent.destination_mac(), expected.destination_mac(), "{name}");
                 assert_eq!(sent.bytes.len(), expected.bytes.len(), "{name}");
                 if forward == Forward::Nat || forward == Forward::Dsr {
@@ -131,7 +131,7 @@ fn the_datagrams_of_one_socket_take_turns() {
     }
 }
 
-/// Where datagrams take turns, it is they that a starting backend takes a share of, not their clients.
+/// With scheduling in turn, a starting backend gets a share of the datagrams, not of the clients.
 #[test]
 fn a_starting_backend_takes_its_share_of_one_sockets_datagrams() {
     let mut vip = vip(Forward::Dsr, Family::V4, SchedulerKind::RoundRobin);
@@ -166,13 +166,13 @@ fn answers_come_from_the_vip_and_go_to_where_the_client_is() {
             (family.client(), CLIENT_MAC, None),
             (neighbour, [2, 0xd, 0, 0, 0, 1], Some(7)),
             (remote, [2, 0xe, 0, 0, 0, 1], None),
-            // Another router by now.
+            // Another router now.
             (remote, [2, 0xe, 0, 0, 0, 2], Some(9)),
         ] {
             for port in [1000, 1001, 1002] {
                 let request = tagged(query_of((client, port), family, mac), vlan);
                 let sent = rig.send(0, 0, &request).remove(0);
-                // Replies come to whatever worker.
+                // Replies may arrive at any worker.
                 for worker in [1, 0] {
                     let reply = rig.send(worker, 1, &sent.udp_reply()).remove(0);
                     reply.assert_checksums();
@@ -203,7 +203,8 @@ fn an_answer_to_a_client_that_never_asked_is_dropped() {
     }
 }
 
-/// Forged sources push a client out of the table of return hops, never its replies to another one.
+/// Forged sources evict a client from the table of return hops, but never send its replies to
+/// another client.
 #[test]
 fn a_flood_takes_replies_at_most() {
     let family = Family::V4;
@@ -216,7 +217,7 @@ fn a_flood_takes_replies_at_most() {
     let sent = rig.send(0, 0, &request.udp_reply());
     assert!(sent.is_empty() || sent[0].destination_mac() == CLIENT_MAC);
     assert_eq!(sent.len() as u64 + rig.drops(0, Drop::ReturnNoFlow), 1);
-    // The next datagram finds its way again.
+    // The next datagram restores the return hop.
     let request = Sent::of(0, &query(family, 1000), &mut rig);
     assert_eq!(rig.send(0, 0, &request.udp_reply())[0].destination_mac(), CLIENT_MAC);
     assert_no_flows(&rig, 1);
@@ -226,7 +227,7 @@ fn low(byte: i32) -> u8 {
     u8::try_from(byte & 0xff).unwrap()
 }
 
-/// In any order, at any worker; by the hash, and in turns.
+/// In any order, at any worker; by the hash, and in turn.
 #[test]
 fn all_fragments_of_a_datagram_go_to_one_backend() {
     for ((forward, family), scheduler) in every_mode()
@@ -238,7 +239,7 @@ fn all_fragments_of_a_datagram_go_to_one_backend() {
         let whole = datagram(ends, [CLIENT_MAC, nic_mac(0)], 300);
         let mut datagrams = BTreeMap::new();
         for id in 1..=60 {
-            // Whole ones take turns in between.
+            // Whole datagrams take turns in between.
             rig.send(0, 0, &query(family, 2000));
             let parts = fragments(&whole, id);
             let mut sent = Vec::new();
@@ -269,7 +270,7 @@ fn all_fragments_of_a_datagram_go_to_one_backend() {
     }
 }
 
-/// Fragments of an answer, too.
+/// Fragments of a reply.
 #[test]
 fn an_answer_in_fragments_reaches_its_client() {
     for family in FAMILIES {
@@ -290,7 +291,7 @@ fn an_answer_in_fragments_reaches_its_client() {
     }
 }
 
-/// What a router says about an answer goes to the backend that sent it, as the hash tells.
+/// A router's error about a reply goes to the backend that sent it, found by the hash.
 #[test]
 fn errors_about_answers_find_the_backend_by_the_hash() {
     for (forward, family) in every_mode() {
@@ -308,7 +309,7 @@ fn errors_about_answers_find_the_backend_by_the_hash() {
     }
 }
 
-/// Where datagrams take turns, nothing tells which backend has sent what is quoted.
+/// With scheduling in turn, the backend that sent the quoted packet is unknown.
 #[test]
 fn errors_about_answers_of_datagrams_that_took_turns_are_dropped_by_name() {
     for (forward, family) in every_mode() {
@@ -322,7 +323,7 @@ fn errors_about_answers_of_datagrams_that_took_turns_are_dropped_by_name() {
     }
 }
 
-/// What the backend's side says about a query goes to the client, from the VIP.
+/// An error from the backend's side about a query goes to the client, from the VIP.
 #[test]
 fn errors_about_queries_go_to_the_client() {
     for (family, scheduler) in FAMILIES
@@ -340,7 +341,7 @@ fn errors_about_queries_go_to_the_client() {
         assert_eq!((message.source, message.destination), (family.vip(), family.client()));
         let mut own = query(family, 1000);
         own.drain(..14);
-        // The quote is the client's own packet again, but for hops and checksum.
+        // The quote is the client's own packet again, except for hops and checksum.
         let ports = if family == Family::V4 { 20..24 } else { 40..44 };
         assert_eq!(message.body[ports.clone()], own[ports]);
         let stranger = family.pick("198.18.1.99", "2001:db8:1::99");
@@ -371,7 +372,7 @@ fn without_a_backend_in_service_the_sender_is_told_if_the_vip_says_so() {
     }
 }
 
-/// From a reload on: pins that there were end, and none is made.
+/// After a reload existing pins end, and none is created.
 #[test]
 fn a_vip_gives_up_its_pins_by_a_reload() {
     for (forward, family) in every_mode() {
@@ -394,7 +395,7 @@ fn a_vip_gives_up_its_pins_by_a_reload() {
     }
 }
 
-/// Where sources are watched, for they may be too many for one backend, each datagram counts.
+/// Where sources are watched for clients that are too large for one backend, each datagram counts.
 #[test]
 fn a_watched_source_is_told_of_with_each_datagram() {
     let sampled = VipSpec {

@@ -1,4 +1,5 @@
-//! Packets that are damaged, or are not sent after all: what they leave behind, and what shares their fate.
+//! Packets that are damaged, or not sent in the end: they leave no state, and later fragments share
+//! their fate.
 
 use holdfast::forwarding::VipSpec;
 use holdfast::net::{Forward, Protocol};
@@ -26,13 +27,13 @@ fn request(family: Family, len: usize) -> Vec<u8> {
     datagram(ends, [CLIENT_MAC, nic_mac(0)], len)
 }
 
-/// The frame with another checksum in its IPv4 header.
+/// The frame with a wrong checksum in its IPv4 header.
 fn damaged(mut frame: Vec<u8>) -> Vec<u8> {
     frame[24] ^= 0x10;
     frame
 }
 
-/// As if the packet had not come: no pin, no source, no flow that counts.
+/// Asserts the state as without the packet: no pin, no SNAT port, no counted flow.
 fn assert_nothing_left(rig: &Rig, name: &str) {
     for worker in 0..rig.workers() {
         let stats = rig.stats(worker);
@@ -60,7 +61,7 @@ fn a_first_packet_that_is_too_long_leaves_no_pin() {
         assert_eq!(sent.len(), 1, "{name}: the client is told");
         assert_eq!(rig.stats(0).answer_counter(LocalReply::TooBig).get(), 1, "{name}");
         assert_nothing_left(&rig, &name);
-        // What may be cut is sent, and does leave one.
+        // A packet that may be fragmented is sent, and leaves a pin.
         if family == Family::V4 {
             let mut cuttable = request(family, 1300);
             cuttable[20] = 0;
@@ -74,7 +75,7 @@ fn a_first_packet_that_is_too_long_leaves_no_pin() {
     }
 }
 
-/// Over IPv6 there must be a checksum, which the first fragment alone does not suffice to compute.
+/// IPv6 requires a checksum, which cannot be computed from the first fragment alone.
 #[test]
 fn the_fragments_of_a_datagram_share_the_fate_of_the_first_one() {
     let mut whole = request(Family::V4, 150);
@@ -100,7 +101,7 @@ fn the_fragments_of_a_datagram_share_the_fate_of_the_first_one() {
             assert_nothing_left(&rig, &name);
         }
     }
-    // One that comes elsewhere, and the same number for another datagram.
+    // A fragment at another worker, and the same identification for another datagram.
     let mut rig = Rig::new(2, 1, vec![vip(Forward::FullNat, Family::V4, Family::V6)]);
     assert_eq!(rig.send(0, 0, &parts[0]), []);
     assert_eq!(rig.send(1, 0, &parts[1]), []);
@@ -112,7 +113,7 @@ fn the_fragments_of_a_datagram_share_the_fate_of_the_first_one() {
     rig.assert_accounted();
 }
 
-/// The client is told about the first one; the others go nowhere.
+/// The reply to the client is about the first fragment; the others are dropped.
 #[test]
 fn fragments_behind_one_that_was_answered_are_dropped() {
     for family in FAMILIES {
@@ -138,7 +139,7 @@ fn a_packet_with_a_damaged_header_begins_no_flow() {
             }
             let name = format!("{forward:?} {inner:?}");
             let mut rig = Rig::new(2, 1, vec![vip(forward, Family::V4, inner)]);
-            // With and without a checksum of its own, which would be made.
+            // With a checksum, and without one that would be computed.
             for sum in [true, false] {
                 assert_eq!(rig.send(0, 0, &damaged(udp(Family::V4, PORT, 80, sum))), [], "{name}");
             }
@@ -153,7 +154,8 @@ fn a_packet_with_a_damaged_header_begins_no_flow() {
     }
 }
 
-/// A new header would look right; else the checksum stays as wrong as it is.
+/// A translated header would look right, so the packet is dropped; otherwise the checksum stays
+/// wrong.
 #[test]
 fn no_damaged_header_is_made_to_look_right() {
     for inner in FAMILIES {
@@ -175,7 +177,7 @@ fn no_damaged_header_is_made_to_look_right() {
             rig.assert_accounted();
         }
     }
-    // The other way: an IPv4 backend answers an IPv6 client.
+    // The other direction: an IPv4 backend replies to an IPv6 client.
     let mut rig = Rig::new(1, 1, vec![vip(Forward::FullNat, Family::V6, Family::V4)]);
     let request = rig.send(0, 0, &udp(Family::V6, PORT, 80, true)).remove(0);
     assert_eq!(rig.send(0, 0, &damaged(request.udp_reply())), []);
@@ -241,7 +243,7 @@ fn a_ping_with_a_wrong_checksum_gets_no_answer() {
 
 // ---- UDP from port 0 ----
 
-/// RFC 768: the sender wants no answer, and so gets none. Syslog and flow exporters do that.
+/// RFC 768: the sender expects no reply, so it gets none. Syslog and flow exporters send this way.
 #[test]
 fn udp_from_port_0_is_forwarded_and_not_answered() {
     for family in FAMILIES {
@@ -278,7 +280,7 @@ fn udp_from_port_0_is_forwarded_and_not_answered() {
                 rig.assert_accounted();
             }
         }
-        // Port 0 is no destination, and TCP has no such source.
+        // Port 0 is not a valid destination, and TCP has no such source.
         let all = VipSpec {
             ports: holdfast::forwarding::Ports::All,
             ..vip(Forward::Dsr, family, family)

@@ -20,7 +20,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// A DSR VIP with these addresses and ports; its backends are its own, by the VIP's number.
+/// A DSR VIP with these addresses and ports; the VIP's number identifies its backends.
 fn vip(id: u16, address: &str, protocol: Protocol, ports: Ports) -> VipSpec {
     let family = if address.contains(':') { Family::V6 } else { Family::V4 };
     let address = address.parse().unwrap();
@@ -52,7 +52,7 @@ fn udp_of(client: (IpAddr, u16), vip: (IpAddr, u16)) -> Vec<u8> {
     packet(client.0, vip.0, IpNumber::UDP, &datagram)
 }
 
-/// One row per rule: where a packet goes to, and whose it is.
+/// One row per rule: the destination of a packet, and its VIP.
 #[test]
 fn the_most_specific_vip_takes_the_packet() {
     let specs = vec![
@@ -109,7 +109,7 @@ fn the_most_specific_vip_takes_the_packet() {
     rig.assert_accounted();
 }
 
-/// All addresses of a prefix are one VIP: what chooses a backend is the flow, with its address.
+/// All addresses of a prefix are one VIP: the flow, with its address, chooses the backend.
 #[test]
 fn a_flow_to_an_address_of_a_prefix_keeps_its_backend() {
     let mut rig = Rig::new(2, 1, vec![vip(0, "192.0.2.0/24", Protocol::Tcp, Ports::All)]);
@@ -127,7 +127,8 @@ fn a_flow_to_an_address_of_a_prefix_keeps_its_backend() {
     rig.assert_accounted();
 }
 
-/// The backend keeps the port, so that one path is enough for the range, and replies are right.
+/// The destination port is unchanged, so one entry covers the range, and replies have the right
+/// port.
 #[test]
 fn nat_translates_a_range_of_ports_there_and_back() {
     for family in [Family::V4, Family::V6] {
@@ -152,8 +153,8 @@ fn nat_translates_a_range_of_ports_there_and_back() {
     }
 }
 
-/// Everything from one client to an L3 VIP is one flow: one backend, whatever the protocol, the
-/// order and the worker.
+/// All packets from one client to an L3 VIP are one flow with one backend, for every protocol,
+/// order and worker.
 #[test]
 fn all_protocols_of_a_client_go_to_one_backend() {
     for family in [Family::V4, Family::V6] {
@@ -191,7 +192,7 @@ fn all_protocols_of_a_client_go_to_one_backend() {
     }
 }
 
-/// A client beside this one.
+/// The address `number` after that of the client.
 fn numbered(client: IpAddr, number: u8) -> IpAddr {
     match client {
         IpAddr::V4(ip) => (u32::from(ip) + u32::from(number)).to_be_bytes().into(),
@@ -199,13 +200,13 @@ fn numbered(client: IpAddr, number: u8) -> IpAddr {
     }
 }
 
-/// What a router says about a packet that was too long for it.
+/// A router's error about a packet that is too long.
 fn too_big_about(family: Family, to: IpAddr, packet: &[u8]) -> Vec<u8> {
     icmp(router(family), to, too_big(family), 1400, &packet[14..])
 }
 
-/// An error about what the backend sent back, of whatever protocol, finds the one flow: without it,
-/// no IPsec tunnel would learn its path MTU.
+/// An error about a backend's packet of any protocol finds the one flow: without it, no IPsec
+/// tunnel would learn its path MTU.
 #[test]
 fn errors_go_to_the_backend_that_has_all_protocols_of_the_client() {
     for family in [Family::V4, Family::V6] {
@@ -234,7 +235,7 @@ fn errors_go_to_the_backend_that_has_all_protocols_of_the_client() {
                     assert_eq!(sent.len(), 1, "{family:?} {pinned}");
                     assert_eq!(sent[0].destination_mac(), backend, "{family:?} {pinned}");
                 }
-                // About our answer to an echo request: nobody's.
+                // An error about our reply to an echo request matches no flow.
                 let kind = if family == Family::V4 { IpNumber::ICMP } else { IpNumber::IPV6_ICMP };
                 let echo = packet(vip, client, kind, &[0; 8]);
                 let error = too_big_about(family, vip, &echo);
@@ -262,7 +263,7 @@ fn a_tcp_vip_takes_its_ports_of_an_address_that_has_all_protocols() {
     rig.assert_accounted();
 }
 
-/// Without an L3 VIP, what has no ports is nobody's, and has a name.
+/// Without an L3 VIP, packets without ports match no VIP and have a drop reason.
 #[test]
 fn other_protocols_are_for_vips_of_all_protocols_only() {
     let mut rig = Rig::new(1, 1, vec![vip(0, "192.0.2.10", Protocol::Tcp, Ports::All)]);
@@ -274,7 +275,7 @@ fn other_protocols_are_for_vips_of_all_protocols_only() {
     rig.assert_accounted();
 }
 
-/// Fragments of what has no ports say by themselves whose they are, whatever their order.
+/// Fragments of protocols without ports match on their own, in any order.
 #[test]
 fn fragments_without_ports_go_with_their_flow() {
     let mut all = vip(0, "192.0.2.10", Protocol::Any, Ports::All);
@@ -292,7 +293,7 @@ fn fragments_without_ports_go_with_their_flow() {
     rig.assert_accounted();
 }
 
-/// Of TCP and UDP the first fragment has ports, which do not matter here; of ESP none has any.
+/// The first fragment of TCP and UDP has ports, which do not matter here; ESP has none.
 #[test]
 fn all_fragments_to_an_l3_vip_go_where_its_client_goes() {
     for (mode, family) in [Forward::Dsr, Forward::Ipip, Forward::Gue]
@@ -334,7 +335,7 @@ fn all_fragments_to_an_l3_vip_go_where_its_client_goes() {
     }
 }
 
-/// An answer to it would come back here, and be answered.
+/// A reply would come back to the balancer, and cause another reply.
 #[test]
 fn packets_from_our_own_addresses_are_dropped_by_name() {
     let specs = vec![

@@ -17,7 +17,7 @@ impl Family {
     /// Both families.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The client's `index`-th address.
+    /// The client's address number `index`.
     pub fn client(self, index: usize) -> String {
         match self {
             Self::V4 => format!("198.18.1.{}", 10 + index),
@@ -69,22 +69,22 @@ pub struct Vip {
     pub udp: bool,
     /// Its backends, of `b1`, `b2`, `b3`.
     pub backends: Vec<&'static str>,
-    /// `timeouts` as TOML.
+    /// `timeouts`, as TOML.
     pub timeouts: &'static str,
-    /// `drain` as TOML.
+    /// `drain`, as TOML.
     pub drain: &'static str,
     /// More keys, as TOML.
     pub keys: &'static str,
-    /// NAT: port of the backends; another one than the VIP's, so that ports are rewritten too.
+    /// NAT: port of the backends, other than the VIP's, so that ports are rewritten too.
     pub nat_port: u16,
 }
 
 /// A VIP with all backends.
 pub fn vip(forward: &'static str, family: Family, udp: bool) -> Vip {
     let name = format!("{forward}{}{}", family.digit(), if udp { "-udp" } else { "" });
-    // A short limit lets a test see the end of a drain.
+    // A short time-out lets a test see the end of a drain.
     let timeouts = "{ closing_s = 1, udp_s = 60 }";
-    // Without slow start a backend that comes back has its whole share at once.
+    // Without slow start a backend that comes back has its full share at once.
     let drain = "{ slow_start_s = 0 }";
     let (backends, nat_port) = (BACKENDS.to_vec(), if udp { 7007 } else { 8080 });
     let inner = family;
@@ -180,7 +180,7 @@ source_v4 = "198.18.2.2"
 source_v6 = "2001:db8:2::2"
 "#;
 
-/// A whole configuration.
+/// A complete configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Cores, with one worker on each.

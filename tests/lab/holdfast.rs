@@ -44,8 +44,8 @@ impl<'l> Holdfast<'l> {
         this
     }
 
-    /// Starts holdfast with a pipe as its configuration, which blocks the start until `meanwhile`, called
-    /// with the process, returns. Does not wait for the end of the start.
+    /// Starts holdfast with a pipe as its configuration, which blocks the start until `meanwhile`,
+    /// called with the process id, returns. Does not wait for the end of the start.
     pub fn start_held(lab: &'l Lab, config: &Config, meanwhile: impl FnOnce(u32)) -> Self {
         let (pipe, file) = (lab.state().join("pipe.toml"), lab.state().join("holdfast.toml"));
         succeeded("mkfifo", &Command::new("mkfifo").arg(&pipe).output().unwrap());
@@ -53,7 +53,7 @@ impl<'l> Holdfast<'l> {
         let mut command = lab.command("lb", BINARY);
         command.arg("run").arg("--config").arg(&pipe).stdout(Stdio::null()).stderr(log);
         let child = command.spawn().unwrap();
-        // Returns when the process has opened it to read.
+        // `open` returns when the process has opened the pipe for reading.
         let mut configuration = File::options().write(true).open(&pipe).unwrap();
         meanwhile(child.id());
         // The file that a reload reads.
@@ -146,7 +146,7 @@ impl<'l> Holdfast<'l> {
         }
     }
 
-    /// Every packet that was received has ended in one counter, in every worker.
+    /// Asserts that every received packet is in one counter, in every worker.
     pub fn assert_packets_accounted_for(&self) {
         self.wait_until("received = transmitted + handed over + answered + dropped", |status| {
             status.workers.iter().all(|worker| {

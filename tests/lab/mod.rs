@@ -171,7 +171,7 @@ fn run_script(arguments: &[&str]) {
     succeeded(&format!("scripts/lab {arguments:?}"), &output);
 }
 
-/// Removes labs whose test process was killed.
+/// Removes labs of killed test processes.
 fn remove_leftovers() {
     let Ok(entries) = std::fs::read_dir("/var/lib/holdfast-lab") else { return };
     for entry in entries {

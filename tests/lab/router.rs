@@ -32,8 +32,8 @@ impl Lab {
         }
     }
 
-    /// Routes the packets of backends from VIPs to clients through the router, with an MTU of `mtu` bytes.
-    /// For a lab with one segment.
+    /// Routes the packets of backends from VIPs to clients through the router, with an MTU of `mtu`
+    /// bytes. For a lab with one segment.
     pub fn route_to_clients(&self, family: Family, mtu: u16) {
         let mtu = mtu.to_string();
         let route = ["ip", family.option(), "route", "replace", family.clients()];

@@ -18,12 +18,12 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Panics unless every request was answered.
+    /// Panics unless every request had the right answer.
     pub fn assert_none_failed(&self, what: &str) {
         assert_eq!(self.failed, 0, "{what}: {self:?}");
     }
 
-    /// Panics unless every request was answered, and by exactly these backends.
+    /// Panics unless every request had the right answer, from exactly these backends.
     pub fn assert_from(&self, what: &str, backends: &[&str]) {
         self.assert_none_failed(what);
         let seen: Vec<&str> = self.by_backend.keys().map(String::as_str).collect();
@@ -31,7 +31,7 @@ impl Answers {
     }
 }
 
-/// curl in the client's namespace; the environment may name a proxy, the lab has none.
+/// curl in the client's namespace, without a proxy that the environment may name: the lab has none.
 fn curl(lab: &Lab) -> Command {
     let mut command = lab.command("client", "curl");
     command.args(["--silent", "--noproxy", "*"]);
@@ -107,7 +107,7 @@ impl Download {
         backend.unwrap()
     }
 
-    /// Whether the download is still running.
+    /// Returns whether the download is still running.
     pub fn goes_on(&mut self) -> bool {
         self.running.0.try_wait().unwrap().is_none()
     }
@@ -136,7 +136,7 @@ pub fn upload(lab: &Lab, vip: &Vip) -> bool {
     went && stored.is_some_and(|file| sha256(&file) == lab.big_sha256())
 }
 
-/// A connection whose client waits for its end.
+/// A connection with a client that waits for its end.
 pub struct Blocked {
     _running: Running,
     lines: BufReader<ChildStdout>,

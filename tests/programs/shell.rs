@@ -1,8 +1,9 @@
-//! Programs that a shell script runs: as much of bash's grammar as finds the words that name one.
+//! Programs that a shell script runs: the part of bash's grammar that finds the words that name
+//! one.
 
 use std::collections::BTreeSet;
 
-/// A word; `None` if its value is known only when the script runs.
+/// A word; `None` if its value is known only at run time of the script.
 pub type Word = Option<String>;
 
 /// Words of the grammar that come before a command.
@@ -63,7 +64,7 @@ const WRAPPERS: [(usize, &[&str]); 6] = [
     (3, &["check"]),
 ];
 
-/// Options of these commands that take a value as a word of its own.
+/// Options of these commands that take a value as a separate word.
 const WITH_VALUE: [&str; 5] = ["-c", "-k", "--reuid", "--regid", "-n"];
 
 /// The programs that `text` runs, and the functions that it defines.
@@ -73,7 +74,7 @@ pub fn programs(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     (script.programs, script.functions)
 }
 
-/// The programs of one command line whose words are known already.
+/// The programs of one command line with known words.
 pub fn programs_of_command(words: &[Word]) -> BTreeSet<String> {
     let mut script = Script::default();
     script.resolve(words);
@@ -237,7 +238,7 @@ impl Script {
     }
 
     fn redirection(&mut self, words: &mut Vec<Word>) {
-        // The number of a descriptor precedes the sign.
+        // The number of a descriptor precedes the operator.
         let touches = self.at > 0 && self.text.get(self.at - 1).is_some_and(char::is_ascii_digit);
         if touches && words.last().is_some_and(|w| w.as_deref().is_some_and(is_number)) {
             words.pop();
@@ -312,17 +313,18 @@ impl Script {
             }
         }
         if self.at == begin {
-            // No word begins with this character: the position must advance nevertheless.
+            // No word begins with this character, but the position must advance.
             self.at += 1;
         }
-        // An assignment is known as such without its value.
+        // An assignment is recognised without its value.
         if !known && literal.split_once('=').is_some_and(|(name, _)| is_name(name)) {
             return Some(literal);
         }
         known.then_some(literal)
     }
 
-    /// A character, an escaped one or an expansion; returns whether it is known before the script runs.
+    /// A character, an escaped one or an expansion; returns whether its value is known before run
+    /// time.
     fn character(&mut self, c: char, literal: &mut String) -> bool {
         match c {
             '\\' => {
@@ -338,7 +340,7 @@ impl Script {
         c != '$'
     }
 
-    /// Text in double quotes; returns whether it is known before the script runs.
+    /// Text in double quotes; returns whether its value is known before run time.
     fn quoted(&mut self, literal: &mut String) -> bool {
         let mut known = true;
         self.at += 1;
@@ -415,13 +417,13 @@ impl Script {
         let words = &words[before..];
         let assignments = words.iter().take_while(|word| is_assignment(word)).count();
         let words = &words[assignments..];
-        // The words of a loop are no command.
+        // The words of a loop are not a command.
         if !matches!(words.first(), Some(Some(word)) if word == "for" || word == "select") {
             self.resolve(words);
         }
     }
 
-    /// Records the program that a command line runs, and those that it runs through others.
+    /// Records the program that a command line runs, and the programs that it runs in turn.
     fn resolve(&mut self, words: &[Word]) {
         let literal = |at: usize| words.get(at).and_then(|word: &Word| word.as_deref());
         // A number is the operand of `taskset -cp 0 PID`, which runs nothing.

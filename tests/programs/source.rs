@@ -1,4 +1,4 @@
-//! Programs that Rust and Python sources run: string literals where a command line begins.
+//! Programs that Rust and Python sources run: string literals at the start of a command line.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ const RUN: [&str; 2] = ["run", "try_run"];
 /// Functions that take arguments of holdfast, or of a script of the project.
 const ARGUMENTS: [&str; 9] =
     ["args", "cli", "ok", "refused", "script", "run_script", "conformance", "holdfast", "extend"];
-/// First words of such arguments in a list of their own.
+/// First words of such arguments in a separate list.
 const SUBCOMMANDS: [&str; 16] = [
     "up", "cases", "random", "generate", "run", "status", "check", "replay", "whatif", "clients",
     "drain", "undrain", "events", "flows", "reload", "explain",
@@ -24,14 +24,15 @@ enum Token {
     Sign(char),
 }
 
-/// Programs that a source in Rust or Python names; strings and brackets of both are alike.
+/// Programs that a source in Rust or Python names; both languages have the same strings and
+/// brackets.
 pub fn programs(text: &str) -> BTreeSet<String> {
     let tokens = tokens(text);
     let mut found = BTreeSet::new();
     for at in 0..tokens.len() {
         let words = command_at(&tokens, at);
         found.extend(programs_of_command(&words));
-        // The name of a builtin of bash is a program here.
+        // A name of a bash builtin counts as a program here.
         found.extend(words.into_iter().next().flatten());
     }
     found.retain(|name| is_name(name));

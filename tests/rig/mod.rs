@@ -34,7 +34,7 @@ use holdfast::xdp::umem::Umem;
 pub const CLIENT_MAC: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
 const FRAMES: u32 = 1024;
 const RING: u32 = 256;
-/// Most fragments that a worker parks.
+/// Maximum of fragments that a worker parks.
 pub const PARKED: usize = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,7 +205,8 @@ fn build_tcp(
     packet
 }
 
-/// The untagged TCP packet with other numbers. The checksum becomes wrong; no stage verifies it.
+/// The untagged TCP packet with other sequence and acknowledgment numbers. The checksum becomes
+/// wrong; no stage verifies it.
 pub fn numbered(
     family: Family,
     mut packet: Vec<u8>,
@@ -254,7 +255,7 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// Packets that `rig` sends for `packet`.
+    /// The single packet that `rig` sends for `packet`.
     pub fn of(worker: usize, packet: &[u8], rig: &mut Rig) -> Self {
         rig.send(worker, 0, packet).remove(0)
     }
@@ -278,7 +279,7 @@ impl Sent {
         })
     }
 
-    /// Its VLAN tags, as in [`with_tags`].
+    /// VLAN tags of the packet, as in [`with_tags`].
     pub fn tags(&self) -> Vec<(u16, u16)> {
         let words = self.bytes[12..].chunks(4);
         let tags = words.map(|word| {
@@ -330,7 +331,7 @@ impl Sent {
         }
     }
 
-    /// Compares every checksum with that which etherparse computes.
+    /// Compares every checksum with etherparse's result.
     pub fn assert_checksums(&self) {
         let sliced = self.sliced();
         let transport = sliced.transport.as_ref().unwrap();
@@ -419,7 +420,7 @@ impl Rig {
         Self::with_ports(workers, nics, flows, 20_000..=21_999, specs)
     }
 
-    /// A rig with these ports for full-NAT flows.
+    /// A rig with this range of SNAT ports for full-NAT flows.
     pub fn with_ports(
         workers: usize,
         nics: usize,
@@ -499,8 +500,8 @@ impl Rig {
         rig
     }
 
-    /// The publisher and its inputs, for another thread; [`change`](Self::change) must not be called
-    /// afterwards.
+    /// The publisher and its inputs, for another thread; [`change`](Self::change) must not be
+    /// called afterwards.
     #[allow(dead_code, reason = "not every test has a control thread")]
     pub fn take_control(&mut self) -> (Publisher, Vec<VipSpec>) {
         let unused = ForwardingTable::build(0, [7; 16], Local::default(), &[], None);
@@ -633,7 +634,8 @@ impl Rig {
         sent
     }
 
-    /// The backend (0..100) that a packet is sent to, by the MAC; `None` if it is not sent.
+    /// The backend (0..100) that a packet is sent to, identified by the MAC; `None` if it is not
+    /// sent.
     pub fn backend_of(&mut self, packet: &[u8]) -> Option<u16> {
         let sent = self.send(0, 0, packet);
         sent.first().map(|sent| u16::from(sent.destination_mac()[5]))
@@ -658,7 +660,7 @@ impl Rig {
         self.stats[worker].drop_counter(reason).get()
     }
 
-    /// Every packet is in one counter, and no frame is lost.
+    /// Asserts that every packet is in one counter, and no frame is lost.
     pub fn assert_accounted(&self) {
         for (worker, stats) in self.workers.iter().zip(&self.stats) {
             assert_eq!(stats.unaccounted(), 0, "packets without a counter");

@@ -1,4 +1,4 @@
-//! Global allocator that counts its calls, for each thread by itself.
+//! Global allocator that counts its calls per thread.
 
 #![expect(unsafe_code, reason = "a global allocator is an unsafe trait")]
 

@@ -5,7 +5,8 @@
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 
-/// Runs `work` on a thread inside a namespace. Sockets that it opens stay there, whichever thread uses them.
+/// Runs `work` on a thread inside a namespace. Sockets that it opens stay in the namespace, also
+/// when other threads use them.
 pub fn in_namespace<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
     let namespace = File::open(format!("/run/netns/{name}")).unwrap();
     std::thread::scope(|scope| {
