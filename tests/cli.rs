@@ -201,7 +201,7 @@ fn whatif(more: &[&str]) -> Run {
 }
 
 #[test]
-fn whatif_tells_people_and_programs() {
+fn whatif_reports_as_text_and_as_json() {
     let run = whatif(&["--change", "remove web/a"]);
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
     let start = "VIP web: 2,000 flows of 500 clients, 20.0 % of them behind gateways; affinity flow; \

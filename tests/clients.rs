@@ -174,7 +174,7 @@ fn a_client_is_free_again_when_no_packet_of_any_flow_came_for_the_time_out() {
     client.rig.advance(TIMEOUT + 140);
     let created = client.mapping().unwrap().created;
     client.connect(0);
-    assert_ne!(client.mapping().unwrap().created, created, "chosen anew");
+    assert_ne!(client.mapping().unwrap().created, created, "a new choice");
     assert_eq!(client.connections(10).len(), 1, "and it sticks again");
 }
 
@@ -277,7 +277,7 @@ fn explain_says_what_is_known_of_the_client_and_changes_nothing() {
 }
 
 #[test]
-fn who_is_one_client_affinity_says() {
+fn affinity_defines_which_flows_are_one_client() {
     for (affinity, backends) in [(Affinity::Client, 1), (Affinity::ClientPorts { bits: 1 }, 2)] {
         let mut vip =
             sticky(Hold::Release, Hold::Release).with(|policy| policy.affinity = affinity);

@@ -534,11 +534,11 @@ fn addresses_come_are_announced_and_go() {
         for address in ["192.0.2.10/32", "2001:db8:100::10/128", "192.0.2.12/32", "192.0.2.13/32"] {
             assert!(there.contains(address), "{address}:\n{there}");
         }
-        assert!(!there.contains("192.0.2.14"), "a leftover that nobody wants:\n{there}");
+        assert!(!there.contains("192.0.2.14"), "an unused leftover:\n{there}");
         let tentative = |line: &str| line.contains("2001:db8:100") && line.contains("tentative");
         assert!(!there.lines().any(tentative), "{there}");
 
-        wait_for("the peer has been told", SOON, || {
+        wait_for("the peer has the announcements", SOON, || {
             let known = inside.peer_ip("neigh show dev peer0");
             ["192.0.2.10 lladdr 02:00:00:00:01:01", "2001:db8:100::10 lladdr 02:00:00:00:01:01"]
                 .iter()
@@ -670,8 +670,8 @@ fn a_thousand_vips_are_announced_by_one_socket_while_the_api_answers() {
 
 /// `check` and the running process report an address of a VIP that leads clients to the kernel.
 #[test]
-fn addresses_that_lead_clients_to_the_kernel_are_told() {
-    isolated("addresses_that_lead_clients_to_the_kernel_are_told", |inside| {
+fn addresses_that_lead_clients_to_the_kernel_are_reported() {
+    isolated("addresses_that_lead_clients_to_the_kernel_are_reported", |inside| {
         inside.ip("link add other0 type veth peer name other1");
         for link in ["other0", "other1"] {
             inside.ip(&format!("link set {link} up"));

@@ -78,7 +78,7 @@ fn the_words_of_the_api_are_those_of_the_code() {
 
 /// API.md lists every section of the configuration as changed or refused by a reload.
 #[test]
-fn every_section_is_told_to_be_reloaded_or_not() {
+fn every_section_is_documented_as_reloadable_or_not() {
     let text = document("API.md");
     let words = text.split("\n## Reload\n").nth(1).unwrap().split("| key |").next().unwrap();
     let (changed, refused) = words.split_once("a change of").unwrap();

@@ -94,7 +94,7 @@ fn asking_changes_nothing() {
 }
 
 #[test]
-fn reasons_are_told() {
+fn reasons_are_reported() {
     let family = Family::V4;
     let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, family, 1, 2)]);
     let first = ask(&rig, &question(family, 1000)).backend.unwrap();
@@ -129,7 +129,7 @@ fn reasons_are_told() {
 }
 
 #[test]
-fn affinity_and_splits_are_told() {
+fn affinity_and_splits_are_reported() {
     let family = Family::V4;
     let mut vip = spec(0, Forward::Dsr, family, 1, 5);
     vip.policy.affinity = Affinity::Client;
@@ -172,7 +172,7 @@ fn a_rival_flow_is_seen() {
 
 /// The explained outer addresses of a tunnel are those of the packet that is sent.
 #[test]
-fn a_tunnel_is_told_with_its_outer_addresses() {
+fn a_tunnel_is_reported_with_its_outer_addresses() {
     let [v4, v6] = ["198.18.2.64/26", "2001:db8:2:1::/64"];
     let sources = |network: &str| Some(TunnelSources::new(network.parse().unwrap()));
     let tunnels = Tunnels { source_v4: sources(v4), source_v6: sources(v6), ..Tunnels::default() };
@@ -203,7 +203,7 @@ fn a_tunnel_is_told_with_its_outer_addresses() {
 
 /// Without pins: the backend of the next datagram, by its hash or in turn.
 #[test]
-fn datagrams_without_pins_are_told_as_they_are_sent() {
+fn datagrams_without_pins_are_explained_as_they_are_sent() {
     for (forward, family) in CASES {
         for scheduler in [SchedulerKind::Maglev { size: 1009 }, SchedulerKind::RoundRobin] {
             let vip = VipSpec {
@@ -231,7 +231,7 @@ fn datagrams_without_pins_are_told_as_they_are_sent() {
 
 /// A server that is a client of its own VIP gets another backend, or a drop and a RST without one.
 #[test]
-fn a_server_that_is_its_own_client_is_told_apart() {
+fn a_server_that_is_its_own_client_is_recognised() {
     for family in [Family::V4, Family::V6] {
         let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, family, 1, 3)]);
         let mut refused = 0;

@@ -396,7 +396,7 @@ impl Device {
 }
 
 #[test]
-fn the_errors_of_a_device_are_told_one_by_one() {
+fn the_errors_of_a_device_are_reported_one_by_one() {
     let spaces = Spaces::with_device();
     let (stop, ready) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -647,7 +647,7 @@ fn the_script_refuses_what_its_lab_cannot_do() {
 }
 
 #[test]
-fn what_is_out_of_range_is_refused_before_anything_is_opened() {
+fn options_out_of_range_are_refused_before_anything_is_opened() {
     let refused = |options: &str| {
         let output = Command::new(HOLDFAST)
             .args(["generate", "--interface", "nosuchnic0"])

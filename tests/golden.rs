@@ -179,7 +179,7 @@ fn a_flow_that_moves_to_another_worker_keeps_its_backend() {
 }
 
 #[test]
-fn aliases_go_soon_after_their_flows_and_leave_room_for_pins() {
+fn remote_entries_expire_soon_after_their_flows_and_leave_room_for_pins() {
     let mut rig = Rig::with_flows(2, 1, 128, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
     for port in 1000..1120 {
         let request = rig.send(0, 0, &tcp(Family::V4, port, 80, SYN));
@@ -225,7 +225,7 @@ fn a_lost_pin_is_established_again_by_the_backends_answer() {
 }
 
 #[test]
-fn what_ends_or_is_no_flow_leaves_no_pin() {
+fn packets_that_end_or_have_no_flow_leave_no_pin() {
     let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Dsr, Family::V4, 1, 3)]);
     for flags in [RST, "SA", "F"] {
         assert_eq!(rig.send(0, 0, &tcp(Family::V4, 5000, 80, flags)).len(), 1, "{flags}");
@@ -308,7 +308,7 @@ fn draining_moves_new_flows_at_once_and_old_ones_never() {
         let mut rig = Rig::new(1, 1, vec![spec(0, forward, Family::V4, 1, 3)]);
         let before: Vec<_> =
             (1000..1300).map(|port| rig.backend_of(&tcp(Family::V4, port, 80, SYN))).collect();
-        assert!(before.contains(&Some(1)), "somebody is on backend 1");
+        assert!(before.contains(&Some(1)), "a client is on backend 1");
         rig.change(|specs| specs[0].backends[1].service = Service::Draining);
         for (port, backend) in (1000..).zip(&before) {
             assert_eq!(rig.backend_of(&tcp(Family::V4, port, 80, ACK)), *backend);
@@ -321,7 +321,7 @@ fn draining_moves_new_flows_at_once_and_old_ones_never() {
 }
 
 #[test]
-fn a_deadline_cuts_what_is_left_and_the_client_learns_it() {
+fn a_deadline_rehashes_remaining_flows_and_the_new_backend_resets_them() {
     let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
     let port = (1000..).find(|&port| rig.backend_of(&tcp(Family::V4, port, 80, SYN)) == Some(1));
     let port = port.unwrap();
@@ -330,7 +330,7 @@ fn a_deadline_cuts_what_is_left_and_the_client_learns_it() {
         specs[0].backends[1].id.generation += 1;
     });
     let after = rig.backend_of(&tcp(Family::V4, port, 80, ACK));
-    assert!(matches!(after, Some(0 | 2)), "another backend, whose RST ends the connection");
+    assert!(matches!(after, Some(0 | 2)), "another backend: its RST ends the connection");
     assert_eq!(rig.stats(0).flows_stale.get(), 1);
     let ended = rig.stats(0).lifetimes[0].counts();
     assert_eq!(ended.iter().sum::<u64>(), 0, "it did not end by itself");
@@ -425,7 +425,7 @@ fn idle_flows_end_and_a_reused_port_is_a_new_flow() {
     rig.send(0, 0, &tcp(Family::V4, 6000, 80, SYN));
     rig.send(0, 0, &tcp(Family::V4, 6000, 80, RST));
     rig.send(0, 0, &tcp(Family::V4, 6000, 80, SYN));
-    assert_eq!(rig.stats(0).vips[0].flows_total.get(), 6, "a SYN after a RST begins anew");
+    assert_eq!(rig.stats(0).vips[0].flows_total.get(), 6, "a SYN after a RST starts a new flow");
     rig.assert_accounted();
 }
 
@@ -472,7 +472,7 @@ fn one_backend_port_behind_two_vip_ports_never_mixes_up_two_flows() {
 }
 
 #[test]
-fn a_client_whose_router_changes_gets_its_replies_by_the_new_one() {
+fn a_client_with_a_new_router_gets_its_replies_by_that_one() {
     let mut rig = Rig::new(1, 1, vec![spec(0, Forward::Nat, Family::V4, 1, 3)]);
     let request = rig.send(0, 0, &tcp(Family::V4, 40_000, 80, SYN));
     let mut again = tcp(Family::V4, 40_000, 80, ACK);

@@ -86,7 +86,7 @@ fn raised_figures_are_listed_when_they_are_recorded() {
 }
 
 #[test]
-fn what_is_recorded_can_be_read() {
+fn recorded_figures_can_be_read() {
     let figures = figures(&[("a", 600, &[("parse", 70), ("a_new_stage", 5)]), ("b", 1, &[])]);
     assert_eq!(toml::from_str::<Figures>(&figures.to_toml()).unwrap(), figures);
     let document = "before\n\n| instructions per packet | all |\n|---|---|\n| old |\n\nafter\n";

@@ -27,7 +27,7 @@ fn has_lines_of_its_own<T>(align: usize) {
 }
 
 #[test]
-fn what_a_worker_writes_and_others_read_is_on_lines_of_its_own() {
+fn data_that_a_worker_writes_and_others_read_has_its_own_lines() {
     has_lines_of_its_own::<WorkerStats>(PAIR);
     has_lines_of_its_own::<FlowStats>(LINE);
     has_lines_of_its_own::<PortStats>(LINE);
@@ -35,7 +35,7 @@ fn what_a_worker_writes_and_others_read_is_on_lines_of_its_own() {
 }
 
 #[test]
-fn what_the_control_thread_writes_and_workers_read_is_on_lines_of_its_own() {
+fn data_that_the_control_thread_writes_and_workers_read_has_its_own_lines() {
     has_lines_of_its_own::<ForwardingTable>(PAIR);
     has_lines_of_its_own::<CachePadded<AtomicBool>>(PAIR);
     has_lines_of_its_own::<Option<Backend>>(LINE);

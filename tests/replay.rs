@@ -278,7 +278,7 @@ fn counters_are_those_that_the_packet_moved() {
 }
 
 #[test]
-fn reasons_are_told_step_by_step() {
+fn reasons_are_reported_step_by_step() {
     let mut packets = mixed();
     // The flow's first slot belongs to a, which is down.
     packets.push((ETH1, 62, client(40_003, "R")));
@@ -378,7 +378,7 @@ fn the_state_of_a_backend_is_what_the_file_says() {
 }
 
 #[test]
-fn packets_that_the_capture_cut_and_those_too_long_are_not_given_to_the_worker() {
+fn truncated_and_too_long_packets_are_not_given_to_the_worker() {
     let mut replay = replay();
     let packet = client(40_000, "S");
     let long = Captured { original_len: 1500, ..captured(ETH1, 0, &packet) };
@@ -840,7 +840,7 @@ fn a_later_fragment_that_is_doubled_before_its_first_one_keeps_its_own_frame() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
     #[test]
-    fn fragments_doubled_and_out_of_order_are_told_one_by_one(
+    fn fragments_doubled_and_out_of_order_are_reported_one_by_one(
         parts in proptest::collection::vec((1..4_u8, 0..3_usize, 0..2_u8, 0..900_u64), 1..60),
     ) {
         let mut at = 0;
@@ -858,7 +858,7 @@ proptest! {
 /// More later fragments than may be parked: the oldest makes room, and its drop has a reason of its
 /// own.
 #[test]
-fn fragments_that_make_room_are_told_by_their_own_reason() {
+fn fragments_that_make_room_have_their_own_drop_reason() {
     let arrivals: Vec<Arrival> = (0..300)
         .map(|mark| (ETH1, 0, marked(u8::try_from(mark % 250).unwrap(), 1, mark)))
         .collect();
@@ -1017,7 +1017,7 @@ fn json_has_the_documented_keys() {
 }
 
 #[test]
-fn mistakes_are_told_with_the_file_and_exit_code_1() {
+fn mistakes_are_reported_with_the_file_and_exit_code_1() {
     let folder = Folder::new("replay-mistakes");
     let good = DIALECTS[0].pcap(ETHERNET, &mixed());
     let capture = folder.file("in.pcap", &good);
@@ -1051,7 +1051,7 @@ fn mistakes_are_told_with_the_file_and_exit_code_1() {
 }
 
 #[test]
-fn what_is_read_is_not_written_over() {
+fn input_files_are_not_overwritten() {
     let folder = Folder::new("replay-inputs");
     let good = DIALECTS[0].pcap(ETHERNET, &mixed());
     let capture = folder.file("in.pcap", &good);

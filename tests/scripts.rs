@@ -68,7 +68,7 @@ fn every_failed_test_is_listed_with_the_command_that_runs_it_again() {
 /// `wait_aside` returns the exit status of the background command, which ends with the script at
 /// the latest.
 #[test]
-fn what_runs_aside_is_waited_for_or_ended() {
+fn background_commands_are_waited_for_or_ended() {
     let folder = folder("aside");
     let text = "start_aside sh -c 'exit 3'; wait_aside || echo \"status $?\"";
     let said = String::from_utf8(steps(&folder.0, text).stdout).unwrap();

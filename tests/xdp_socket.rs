@@ -459,7 +459,7 @@ fn leave_a_program(lab: &Lab, mode: AttachMode) {
 }
 
 #[test]
-fn what_a_killed_process_left_drops_for_the_vip_and_is_replaced() {
+fn the_program_of_a_killed_process_drops_vip_packets_and_is_replaced() {
     let lab = Lab::new();
     // The kernel would answer for the VIP if it received the packets.
     run(&["ip", "-n", &lab.inside, "address", "add", "192.0.2.10/32", "dev", "lo"]);
@@ -576,7 +576,7 @@ fn a_foreign_program_is_refused_and_left_alone() {
 }
 
 #[test]
-fn what_the_kernel_refuses_is_told_with_its_cure() {
+fn refusals_of_the_kernel_are_reported_with_their_cure() {
     let lab = Lab::new();
     lab.inside(|| {
         let (umem, _pool) = Umem::create(FRAMES, 2048).unwrap();
@@ -729,7 +729,7 @@ fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
 
     let rows: &[(&str, &str, Vec<u8>)] = &[
         ("a VIP's port", STEERED, udp(PEER, VIP, VIP_PORT)),
-        ("a frame for somebody else", PASSED, changed(udp(PEER, VIP, VIP_PORT), 5, 9)),
+        ("a frame for another MAC", PASSED, changed(udp(PEER, VIP, VIP_PORT), 5, 9)),
         ("a frame for everybody", PASSED, changed(udp(PEER, VIP, VIP_PORT), 0, 0xff)),
         ("another port of it", PASSED, udp(PEER, VIP, VIP_PORT + 1)),
         ("the other protocol", PASSED, tcp(VIP, VIP_PORT)),
@@ -742,8 +742,8 @@ fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
         ("two VLAN tags", STEERED, tagged(udp6(VIP6, VIP_PORT), 2)),
         ("three VLAN tags", PASSED, tagged(udp(PEER, VIP, VIP_PORT), 3)),
         ("a VLAN tag that is cut short", PASSED, cut(tagged(udp(PEER, VIP, VIP_PORT), 1), 16)),
-        ("an ICMP type that nobody knows", PASSED, changed(udp(PEER, VIP, VIP_PORT), 23, 1)),
-        ("an ICMPv6 type that nobody knows", PASSED, changed(udp6(VIP6, VIP_PORT), 20, icmp6)),
+        ("an unknown ICMP type", PASSED, changed(udp(PEER, VIP, VIP_PORT), 23, 1)),
+        ("an unknown ICMPv6 type", PASSED, changed(udp6(VIP6, VIP_PORT), 20, icmp6)),
         ("ARP", PASSED, changed(udp(PEER, VIP, VIP_PORT), 13, 6)),
         ("an IP header that is cut short", PASSED, cut(udp(PEER, VIP, VIP_PORT), 33)),
         ("an IPv6 header that is cut short", PASSED, cut(udp6(VIP6, VIP_PORT), 53)),
@@ -790,7 +790,7 @@ fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
             cut(with_extension(udp6(VIP6, 1), FRAGMENT, fragment(icmp6, 8)), 58),
         ),
         (
-            "an IPv6 fragment for nobody here",
+            "an IPv6 fragment for no VIP",
             PASSED,
             with_extension(udp6(PEER6, 1), FRAGMENT, fragment(udp_number, 8)),
         ),
@@ -800,7 +800,7 @@ fn the_program_steers_what_is_for_workers_and_passes_the_rest() {
             with_extension(udp6(VIP6, VIP_PORT), OPTIONS, [udp_number, 0, 1, 4, 0, 0, 0, 0]),
         ),
         (
-            "an IPv6 extension header for nobody here",
+            "an IPv6 extension header for no VIP",
             PASSED,
             with_extension(udp6(PEER6, VIP_PORT), OPTIONS, [udp_number, 0, 1, 4, 0, 0, 0, 0]),
         ),

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_finds_a_full_queue_comes_once_more() {
+    async fn announcements_that_find_a_full_queue_are_sent_once_more() {
         let (advertiser, log) = advertiser(70);
         advertiser.announce(announcements(100));
         sleep(Duration::from_secs(5)).await;

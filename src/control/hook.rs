@@ -129,7 +129,7 @@ mod tests {
 
     /// Killing a shell alone does not kill the processes that it waits for.
     #[tokio::test]
-    async fn what_the_command_started_is_killed_with_it() {
+    async fn processes_that_the_command_started_are_killed_with_it() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let link = format!("/proc/{}/fd/{}", std::process::id(), writer.as_raw_fd());
         // The pipe ends when the last process that has it open has ended.

@@ -450,7 +450,7 @@ async fn the_vips_deadline_holds_and_keep_keeps() {
 }
 
 #[tokio::test]
-async fn who_comes_back_is_given_more_and_more() {
+async fn a_returning_backend_gets_a_growing_share_of_new_flows() {
     let mut vips = web();
     vips.first_mut().unwrap().drain.slow_start = Duration::from_secs(2);
     with_control(vips, async |bench| {

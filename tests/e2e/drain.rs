@@ -75,7 +75,7 @@ fn drain_wait_returns_when_the_last_flow_has_ended() {
 }
 
 #[test]
-fn the_deadline_cuts_what_is_left() {
+fn the_deadline_breaks_remaining_flows() {
     let lab = Lab::up(Topology::Stick);
     for family in Family::ALL {
         let mut nat = vip("nat", family, false);
@@ -147,7 +147,7 @@ fn keep_lets_flows_go_on_after_the_deadline() {
 }
 
 #[test]
-fn reset_tells_both_ends_at_the_deadline_and_wait_exits_well() {
+fn reset_notifies_both_ends_at_the_deadline_and_wait_exits_well() {
     let lab = Lab::up(Topology::Stick);
     // The default policy of TCP.
     let nat = vip("nat", Family::V4, false);
@@ -215,7 +215,7 @@ fn several_drain_together_and_each_runs_the_hook() {
 }
 
 #[test]
-fn who_comes_back_is_given_a_growing_share() {
+fn a_returning_backend_gets_a_growing_share() {
     let lab = Lab::up(Topology::Stick);
     let mut nat = vip("nat", Family::V4, false);
     nat.drain = "{ slow_start_s = 3600 }";
@@ -233,7 +233,7 @@ fn who_comes_back_is_given_a_growing_share() {
 }
 
 #[test]
-fn a_drain_tells_how_it_goes() {
+fn a_drain_reports_its_progress() {
     let lab = Lab::up(Topology::Stick);
     let nat = vip("nat", Family::V4, false);
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vec![nat.clone()]));

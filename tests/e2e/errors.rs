@@ -60,7 +60,7 @@ fn without_root() {
     let (binary, file) = (binary.to_str().unwrap(), file.to_str().unwrap());
     let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
     let line = [&nobody[..], &["--inh-caps=-all", binary, "run", "--config", file]].concat();
-    assert_says(&failed("a start as nobody", &lab.try_run("lb", &line)), &["root"]);
+    assert_says(&failed("a start as another user", &lab.try_run("lb", &line)), &["root"]);
     assert_untouched(&lab);
 }
 

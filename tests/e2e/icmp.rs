@@ -52,7 +52,7 @@ fn an_upload_by_nat_finds_the_mtu_of_a_router_behind_the_balancer() {
         let before = forwarded(&holdfast);
         assert!(upload(&lab, vip), "{}: upload", vip.name);
         let told = forwarded(&holdfast) - before;
-        assert!(told > 0, "{}: nobody told the client", vip.name);
+        assert!(told > 0, "{}: no error reached the client", vip.name);
         lab.clear_uploads();
     }
     assert_eq!(answers(&holdfast, "icmp_too_big_sent"), 0, "the router knows, not the balancer");
@@ -101,7 +101,7 @@ fn a_download_by_dsr_finds_the_mtu_of_a_router_on_the_way_back() {
         lab.route_to_clients(vip.family, MTU);
         let before = forwarded(&holdfast);
         assert!(download(&lab, vip, None).ends_well(), "{}: download", vip.name);
-        assert!(forwarded(&holdfast) > before, "{}: nobody told the backend", vip.name);
+        assert!(forwarded(&holdfast) > before, "{}: no error reached the backend", vip.name);
     }
     holdfast.assert_packets_accounted_for();
     holdfast.stop();

@@ -40,7 +40,7 @@ fn sigterm_and_sigint_during_a_start_end_it_cleanly() {
 
 /// `dsr` is not counted: its flows keep their backends by the hash.
 #[test]
-fn a_stop_says_how_many_flows_it_cuts() {
+fn a_stop_reports_how_many_flows_it_breaks() {
     let lab = Lab::up(Topology::Stick);
     let vips = ["dsr", "nat", "full_nat"].map(|forward| vip(forward, Family::V4, false));
     let holdfast = Holdfast::start(&lab, &Config::new(&lab, 2, vips.to_vec()));

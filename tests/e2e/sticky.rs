@@ -73,7 +73,7 @@ fn a_new_backend_moves_no_client_and_a_drain_releases_at_once() {
             && status.vips[0].backends.iter().all(|b| b.health == health && b.next_hop.is_some())
     });
     let after: Vec<String> = (0..8).map(|client| home(&lab, &nat, client)).collect();
-    assert_eq!(after, before, "the pool grew, and nobody moved");
+    assert_eq!(after, before, "the pool grew, and no client moved");
 
     let transfer = download(&lab, &nat, Some("8m"));
     let drained = transfer.backend();
@@ -126,12 +126,12 @@ fn a_client_is_free_when_it_idled_out_or_was_forgotten() {
     let age = || clients(&holdfast, &["--client", &address])[0].age_ms;
     assert_eq!(holdfast.ok(&["clients", "--delete", "--client", &address]), "1 client forgotten\n");
     assert_eq!(clients(&holdfast, &["--client", &address]).len(), 0);
-    assert_eq!(clients(&holdfast, &[]).len(), 3, "nobody else was");
+    assert_eq!(clients(&holdfast, &[]).len(), 3, "no other client was");
     home(&lab, &nat, 0);
     wait_for("its time is over", SOON, || clients(&holdfast, &[]).iter().all(|c| c.expired));
     let old = age();
     home(&lab, &nat, 0);
-    assert!(age() < old, "it was chosen for anew");
+    assert!(age() < old, "the mapping is new");
     let table = holdfast.ok(&["clients", "--vip", "nat6"]);
     for word in ["VIP", "CLIENT", "BACKEND", "PROVEN", "EXPIRED", &address] {
         assert!(table.contains(word), "{word:?} is not in\n{table}");

@@ -51,7 +51,7 @@ fn answered(rig: &Rig, answer: LocalReply) -> u64 {
 }
 
 #[test]
-fn what_is_too_long_for_the_backends_link_tells_the_client_its_mtu() {
+fn a_packet_too_long_for_the_backends_link_reports_the_mtu_to_the_client() {
     for forward in MODES {
         for family in FAMILIES {
             for vlan in [None, Some(9)] {
@@ -81,7 +81,7 @@ fn what_is_too_long_for_the_backends_link_tells_the_client_its_mtu() {
 }
 
 #[test]
-fn what_is_too_long_for_the_clients_link_tells_the_backend() {
+fn a_packet_too_long_for_the_clients_link_reports_the_mtu_to_the_backend() {
     for family in FAMILIES {
         let mut rig = Rig::new(1, 2, vec![spec(0, Forward::Nat, family, 2, 1)]);
         rig.change_box(|local| local.mtus = vec![1300, 9000]);
@@ -102,7 +102,7 @@ fn what_is_too_long_for_the_clients_link_tells_the_backend() {
 
 /// IPv6 hosts may ignore an MTU below 1280 (RFC 8200 5).
 #[test]
-fn no_ipv6_host_is_told_less_than_1280() {
+fn no_mtu_below_1280_is_reported_to_an_ipv6_host() {
     let mut web = spec(0, Forward::Dsr, Family::V6, 1, 1);
     web.backends[0].mtu = 1000;
     let mut rig = Rig::new(1, 1, vec![web]);
@@ -111,7 +111,7 @@ fn no_ipv6_host_is_told_less_than_1280() {
 }
 
 #[test]
-fn what_follows_a_packet_is_cut_off_before_it_is_too_long() {
+fn padding_after_a_packet_is_removed_before_its_length_is_checked() {
     for family in FAMILIES {
         let mut web = spec(0, Forward::Dsr, family, 1, 1);
         web.backends[0].mtu = 1400;
@@ -280,7 +280,7 @@ fn without_a_backend_a_udp_client_gets_port_unreachable_if_the_vip_says_so() {
 }
 
 #[test]
-fn without_a_backend_no_one_is_told_where_the_vip_says_so() {
+fn without_a_backend_nothing_is_sent_if_the_vip_says_so() {
     for family in FAMILIES {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let mut rig = rejecting(family, protocol, false);

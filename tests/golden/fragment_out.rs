@@ -77,7 +77,7 @@ fn assert_pieces(sent: &[Sent], name: &str) -> Sent {
 }
 
 #[test]
-fn requests_that_may_be_cut_go_in_pieces() {
+fn requests_without_df_are_fragmented() {
     for (forward, inner) in MODES {
         let name = format!("{forward:?} {inner:?}");
         let mut web = vip(forward, inner, 3);
@@ -105,7 +105,7 @@ fn requests_that_may_be_cut_go_in_pieces() {
 }
 
 #[test]
-fn replies_that_may_be_cut_go_in_pieces() {
+fn replies_without_df_are_fragmented() {
     for (forward, inner) in MODES.into_iter().filter(|(mode, _)| mode.translates()) {
         if inner == Family::V6 {
             // No router fragments an IPv6 packet.
@@ -132,7 +132,7 @@ fn replies_that_may_be_cut_go_in_pieces() {
 
 /// Two clients have chosen one identification, and share one SNAT address.
 #[test]
-fn pieces_from_one_full_nat_source_are_told_apart() {
+fn fragments_from_one_full_nat_source_are_distinguished() {
     for inner in [Family::V4, Family::V6] {
         let mut web = vip(Forward::FullNat, inner, 1);
         web.backends[0].mtu = MTU;
@@ -149,7 +149,7 @@ fn pieces_from_one_full_nat_source_are_told_apart() {
 
 /// The ICMP error is for packets with DF; the same packet without DF goes through.
 #[test]
-fn dont_fragment_is_answered_and_the_rest_is_cut() {
+fn dont_fragment_is_answered_and_other_packets_are_fragmented() {
     for (forward, inner) in MODES {
         let mut web = vip(forward, inner, 1);
         web.backends[0].mtu = MTU;
@@ -166,7 +166,7 @@ fn dont_fragment_is_answered_and_the_rest_is_cut() {
 
 /// The bytes after the TCP header of a SYN are data, even if they look like options.
 #[test]
-fn later_pieces_of_a_syn_have_no_options() {
+fn later_fragments_of_a_syn_have_no_options() {
     for forward in [Forward::Dsr, Forward::Nat] {
         let mut web = spec(0, forward, Family::V4, 1, 1);
         (web.policy.mss, web.backends[0].mtu) = (Some(536), MTU);
@@ -192,14 +192,14 @@ fn later_pieces_of_a_syn_have_no_options() {
 
 /// All fragments of a packet are sent, or none.
 #[test]
-fn a_packet_of_which_a_piece_cannot_be_sent_is_dropped_whole() {
+fn a_packet_with_an_unsendable_fragment_is_dropped_whole() {
     let mut web = vip(Forward::Nat, Family::V4, 1);
     web.backends[0].mtu = MTU;
     let mut rig = Rig::new(1, 1, vec![web]);
     let mut packet = request(Family::V4.client(), 7);
     packet[22] = 1;
     set_sum(&mut packet);
-    assert_eq!(rig.send(0, 0, &packet).len(), 1, "its sender is told");
+    assert_eq!(rig.send(0, 0, &packet).len(), 1, "an error to the sender");
     assert_eq!(rig.stats(0).transmitted.get(), 0);
     assert_eq!(rig.stats(0).fragments_sent.get(), 0);
     rig.assert_accounted();

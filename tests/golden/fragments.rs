@@ -182,7 +182,7 @@ fn replies_in_every_order_at_every_worker_come_from_the_vip() {
 
 /// Two clients choose one identification for datagrams in transit at the same time.
 #[test]
-fn datagrams_from_one_full_nat_source_are_told_apart() {
+fn datagrams_from_one_full_nat_source_are_distinguished() {
     let families = [Family::V4, Family::V6];
     for (family, inner) in families.into_iter().flat_map(|one| families.map(|two| (one, two))) {
         let one_backend = spec(0, Forward::FullNat, family, 1, 1);
@@ -262,7 +262,7 @@ fn segments_in_fragments_follow_their_connection() {
 }
 
 #[test]
-fn what_attacks_the_reassembly_is_dropped_by_name() {
+fn attacks_on_the_reassembly_are_dropped_by_name() {
     for family in [Family::V4, Family::V6] {
         let whole = request(family, PORT, 3 * PART);
         let longer = request(family, PORT, 5 * PART);

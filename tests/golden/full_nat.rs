@@ -91,7 +91,7 @@ fn a_connection_has_one_source_and_its_replies_come_from_the_vip() {
                 let stats = rig.stats(0);
                 assert_eq!((stats.flows_active.get(), stats.flows_closed.get()), (0, 1));
                 assert_eq!((stats.bindings_v4.get(), stats.bindings_v6.get()), (0, 0));
-                assert_eq!(rig.send(0, nics - 1, &request[0].reply("A")), [], "nobody's by now");
+                assert_eq!(rig.send(0, nics - 1, &request[0].reply("A")), [], "no flow any more");
                 assert_eq!(rig.drops(0, Drop::ReturnNoFlow), 1);
                 rig.assert_accounted();
             }
@@ -182,7 +182,7 @@ fn replies_from_elsewhere_than_the_flows_backend_are_dropped() {
 
 /// A forged packet: the reply to it would come back to the balancer.
 #[test]
-fn a_source_of_ours_is_nobodys_client() {
+fn a_snat_address_is_not_a_client() {
     for family in FAMILIES {
         let mut rig = Rig::new(1, 1, vec![full_nat(family, 1, 3)]);
         for port in [20_000, 1_000] {

@@ -259,7 +259,7 @@ fn errors_about_what_a_nat_backend_was_sent_reach_the_client() {
 
 /// A backend's own "port unreachable" gets no special treatment.
 #[test]
-fn nobody_learns_of_a_flow_that_is_not_there() {
+fn errors_about_unknown_flows_are_dropped() {
     for family in FAMILIES {
         let mut rig = Rig::new(1, 1, vec![vip(Forward::Nat, family, Protocol::Tcp)]);
         let request = open(&mut rig, family, Protocol::Tcp);
@@ -370,7 +370,7 @@ fn a_message_that_is_wrong_is_a_named_drop() {
             ("source quench", message(quench, &quote), Drop::IcmpType),
             ("a redirect", message(redirect, &quote), Drop::IcmpType),
             ("a timestamp", message(timestamp, &[0; 12]), Drop::IcmpType),
-            ("a type that nobody knows", message(unknown, &quote), Drop::IcmpType),
+            ("an unknown type", message(unknown, &quote), Drop::IcmpType),
             ("a group's MAC", group, Drop::BadSource),
         ] {
             let before = rig.drops(0, reason);

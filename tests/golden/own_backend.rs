@@ -59,7 +59,7 @@ fn a_server_is_given_another_one() {
 }
 
 #[test]
-fn the_only_one_is_dropped_by_name_or_told() {
+fn without_another_backend_the_client_is_dropped_by_name_or_refused() {
     for (family, protocol) in FAMILIES
         .into_iter()
         .flat_map(|family| [Protocol::Tcp, Protocol::Udp].map(|protocol| (family, protocol)))
@@ -93,7 +93,7 @@ fn the_only_one_is_dropped_by_name_or_told() {
 
 /// The mapping of a client does not lead it to itself: two servers within one prefix.
 #[test]
-fn nor_does_what_is_remembered_of_it() {
+fn a_servers_mapping_does_not_lead_it_to_itself() {
     for (family, on_reentry) in FAMILIES
         .into_iter()
         .flat_map(|family| [Reentry::Hash, Reentry::Freest].map(|reentry| (family, reentry)))

@@ -194,7 +194,7 @@ fn another_syn_is_another_flow() {
 /// The start of the stream is unknown: the backend gets the packets unchanged, and resets an
 /// unknown connection.
 #[test]
-fn a_flow_whose_pin_was_lost_gets_no_header() {
+fn a_flow_that_lost_its_pin_gets_no_header() {
     let mut rig = Rig::new(1, 1, vec![vip(Family::V4, Family::V4)]);
     let sent = rig.send(0, 0, &from_client(Family::V4, (500, 9, "A"), b"data"));
     let (tcp, payload) = read(&sent);
@@ -206,7 +206,7 @@ fn a_flow_whose_pin_was_lost_gets_no_header() {
 
 /// Data before the start of the client's stream would take the place of the header.
 #[test]
-fn nobody_writes_in_place_of_the_header() {
+fn no_data_takes_the_place_of_the_header() {
     for (family, inner) in pairs() {
         for worker in [0, 1] {
             let mut rig = Rig::new(2, 1, vec![vip(family, inner)]);
@@ -232,7 +232,7 @@ fn nobody_writes_in_place_of_the_header() {
 
 /// Data before the stream, continued in a second fragment of unknown length.
 #[test]
-fn nobody_writes_in_place_of_the_header_by_fragments() {
+fn no_fragment_takes_the_place_of_the_header() {
     let mut rig = Rig::new(1, 1, vec![vip(Family::V4, Family::V4)]);
     open(&mut rig, Family::V4).accepts(&mut rig);
     let mut packet = from_client(Family::V4, (ISN, 8, "A"), &[0; 4]);

@@ -97,7 +97,7 @@ fn assert_told(
 }
 
 #[test]
-fn a_packet_of_a_client_whose_backend_is_down_resets_both_ends() {
+fn a_packet_to_a_backend_that_is_down_resets_both_ends() {
     for (forward, family) in every_mode() {
         for nics in [1, 2] {
             let mut rig = Rig::new(1, nics, vec![resetting(forward, family, nics)]);
@@ -273,14 +273,14 @@ fn silent_ends_are_probed_and_their_answer_is_answered() {
         let stats = rig.stats(0);
         assert_eq!((stats.flows_active.get(), stats.flows_reset.get()), (0, 1));
         assert_eq!(stats.probes_sent.get(), 3 * ends as u64);
-        assert_eq!(meanwhile(&mut rig, 2 * ROUND), [], "nobody speaks of it any more");
+        assert_eq!(meanwhile(&mut rig, 2 * ROUND), [], "no further probes");
         rig.assert_accounted();
     }
 }
 
 /// Packets do not keep a terminated flow alive.
 #[test]
-fn a_flow_that_is_cut_is_gone_after_a_while_whatever_comes() {
+fn a_terminated_flow_expires_despite_further_packets() {
     let mut rig = Rig::new(2, 1, vec![resetting(Forward::Nat, Family::V4, 1)]);
     let request = open(&mut rig, Family::V4);
     rig.send(1, 0, &request.reply("A"));
@@ -298,7 +298,7 @@ fn a_flow_that_is_cut_is_gone_after_a_while_whatever_comes() {
 }
 
 #[test]
-fn a_flow_that_idles_out_is_cut_if_the_policy_says_so() {
+fn a_flow_that_idles_out_is_terminated_if_the_policy_says_so() {
     for (forward, family) in every_mode() {
         for reset_idle in [false, true] {
             let vip = spec(0, forward, family, 1, 1).with(|policy| policy.reset_idle = reset_idle);
@@ -313,7 +313,7 @@ fn a_flow_that_idles_out_is_cut_if_the_policy_says_so() {
             if reset_idle {
                 assert_told(&sent, (forward, family), ("R", 9, 0), ("RA", 5, 9));
             } else {
-                assert_eq!(says(&sent[0]).0, "A", "pinned anew by the hash");
+                assert_eq!(says(&sent[0]).0, "A", "pinned again by the hash");
                 assert_eq!(rig.stats(0).flows_idled_out.get(), 1);
             }
             rig.assert_accounted();
@@ -323,7 +323,7 @@ fn a_flow_that_idles_out_is_cut_if_the_policy_says_so() {
 
 /// A client that sends just after its time-out, before the sweep has seen the entry.
 #[test]
-fn a_packet_after_the_time_out_finds_a_flow_that_is_cut() {
+fn a_packet_after_the_time_out_finds_a_terminated_flow() {
     let mut rig = Rig::new(1, 1, vec![resetting(Forward::Nat, Family::V4, 1)]);
     for port in 0..200 {
         rig.send(0, 0, &tcp(Family::V4, 1_000 + port, 80, "S"));
@@ -358,7 +358,7 @@ fn half_open_and_closing_flows_are_not_probed() {
 }
 
 #[test]
-fn a_drain_that_has_met_its_deadline_cuts_resets_or_rehashes() {
+fn a_drain_at_its_deadline_keeps_resets_or_rehashes() {
     for (forward, family) in every_mode() {
         for left in [FlowAction::Keep, FlowAction::Reset, FlowAction::Rehash] {
             let mut rig = Rig::new(1, 1, vec![spec(0, forward, family, 1, 3)]);
@@ -406,7 +406,7 @@ fn flows_of_a_backend_that_is_down_find_another_one_if_the_policy_says_so() {
 
 /// Forged packets cannot terminate a flow: only the time-out or the control thread can.
 #[test]
-fn forged_packets_cut_nothing() {
+fn forged_packets_terminate_no_flow() {
     for (forward, family) in every_mode() {
         let mut rig = Rig::new(1, 1, vec![resetting(forward, family, 1)]);
         let request = open(&mut rig, family);
@@ -483,7 +483,7 @@ fn two_balancers_do_not_reset_each_other_without_end() {
 /// Many silent flows at once: probes are bounded by the TX backlog, the TX ring and the frames, and
 /// every flow gets one.
 #[test]
-fn many_flows_are_probed_one_outbox_after_the_other() {
+fn many_flows_are_probed_one_backlog_after_the_other() {
     const FLOWS: u16 = 2_000;
     let mut rig = Rig::with_flows(1, 1, 8192, vec![resetting(Forward::Dsr, Family::V4, 1)]);
     for port in 0..FLOWS {
@@ -525,7 +525,7 @@ fn resets_that_find_no_room_are_let_go() {
 
 /// Remains of a terminated flow, at any worker, do not affect the next flow with its ports.
 #[test]
-fn a_flow_after_one_that_was_cut_is_served_at_every_worker() {
+fn a_flow_after_a_terminated_one_is_served_at_every_worker() {
     for (client_at, backend_at) in [(0, 1), (0, 2), (1, 0), (1, 2)] {
         for (family, pause) in [(Family::V4, 1), (Family::V4, 100), (Family::V6, 1)] {
             let name = format!("{client_at} {backend_at} {family:?} {pause}");
@@ -554,7 +554,7 @@ fn a_flow_after_one_that_was_cut_is_served_at_every_worker() {
 
 /// A UDP flow's own packets would keep its pin, and so the black hole, alive.
 #[test]
-fn udp_flows_leave_a_backend_whose_next_hop_is_gone() {
+fn udp_flows_leave_a_backend_without_a_next_hop() {
     for forward in [Forward::Dsr, Forward::Nat] {
         for family in [Family::V4, Family::V6] {
             let vip = VipSpec { protocol: Protocol::Udp, ..spec(0, forward, family, 1, 3) };

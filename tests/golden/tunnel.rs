@@ -343,7 +343,7 @@ fn dont_fragment_outside_is_a_policy() {
 
 /// The longest packet that fits, and one that is a byte longer.
 #[test]
-fn what_does_not_fit_is_refused_or_goes_in_pieces() {
+fn packets_that_do_not_fit_are_refused_or_fragmented() {
     for (mode, inner, outer) in combinations() {
         let name = format!("{mode:?} {inner:?} in {outer:?}");
         let fits = usize::from(1500 - overhead(mode, outer));
@@ -391,7 +391,7 @@ fn joined(fragments: &[&[u8]]) -> Vec<u8> {
 }
 
 #[test]
-fn a_narrow_way_takes_many_pieces_but_not_too_many() {
+fn a_small_mtu_allows_many_fragments_but_not_too_many() {
     let mut vip = vip(Forward::Ipip, Family::V4, Family::V4, 1);
     for (mtu, fragments) in [(596, 3), (320, 6), (240, 8), (228, 0), (40, 0), (10, 0)] {
         vip.backends[0].mtu = mtu;
@@ -416,7 +416,7 @@ fn a_narrow_way_takes_many_pieces_but_not_too_many() {
 
 /// Frames for fragments are bounded, and none is lost.
 #[test]
-fn many_packets_that_go_in_pieces_at_once() {
+fn many_packets_are_fragmented_at_once() {
     let mut rig = rig(Forward::Gue, Family::V4, Family::V4);
     let packet = packet(Family::V4, Like { dont_fragment: false, len: 1500, ..PLAIN });
     let sent = rig.send_all(0, 0, &vec![packet; 64]);
@@ -602,7 +602,7 @@ mod path_mtu {
     }
 
     #[test]
-    fn what_a_router_says_counts_for_ten_minutes() {
+    fn a_reported_path_mtu_is_valid_for_ten_minutes() {
         for (mode, inner, outer) in combinations() {
             for tag in [None, Some(5)] {
                 let name = format!("{mode:?} {inner:?} in {outer:?}, {tag:?}");

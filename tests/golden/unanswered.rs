@@ -105,7 +105,7 @@ fn an_answer_of_the_backend_counts_whatever_the_client_does() {
 /// The bit of the reply is one of those that count probes. A late SYN+ACK takes no probe away,
 /// whether the worker with the pin terminates the flow, or one that gets the backend's packets.
 #[test]
-fn a_late_answer_changes_nothing_about_a_flow_that_is_cut() {
+fn a_late_answer_changes_nothing_about_a_terminated_flow() {
     for workers in [1, 2] {
         let probes = [false, true].map(|late| {
             let mut web = spec(0, Forward::Nat, Family::V4, 1, 1);

@@ -355,7 +355,7 @@ fn errors_about_queries_go_to_the_client() {
 }
 
 #[test]
-fn without_a_backend_in_service_the_sender_is_told_if_the_vip_says_so() {
+fn without_a_backend_in_service_the_sender_is_refused_if_the_vip_says_so() {
     for (forward, family) in every_mode() {
         for reject_no_backend in [false, true] {
             let mut vip = vip(forward, family, MAGLEV)
@@ -397,7 +397,7 @@ fn a_vip_gives_up_its_pins_by_a_reload() {
 
 /// Where sources are watched for clients that are too large for one backend, each datagram counts.
 #[test]
-fn a_watched_source_is_told_of_with_each_datagram() {
+fn a_watched_source_is_sampled_with_each_datagram() {
     let sampled = VipSpec {
         sampled: true,
         ..vip(Forward::Dsr, Family::V4, MAGLEV).with(|policy| policy.affinity = Affinity::Client)

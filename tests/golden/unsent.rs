@@ -58,7 +58,7 @@ fn a_first_packet_that_is_too_long_leaves_no_pin() {
         narrow.backends.iter_mut().for_each(|backend| backend.mtu = 1280);
         let mut rig = Rig::new(1, 1, vec![narrow]);
         let sent = rig.send(0, 0, &request(family, 1300));
-        assert_eq!(sent.len(), 1, "{name}: the client is told");
+        assert_eq!(sent.len(), 1, "{name}: an error to the client");
         assert_eq!(rig.stats(0).answer_counter(LocalReply::TooBig).get(), 1, "{name}");
         assert_nothing_left(&rig, &name);
         // A packet that may be fragmented is sent, and leaves a pin.
