@@ -106,19 +106,19 @@ require_root() {
     ((EUID == 0)) || die "must run as root (network namespaces, AF_XDP); try: sudo $0"
 }
 
-# missing_of WORD...: the first of these paths and programs that is not here.
+# missing_of WORD...: prints the first of these paths and programs that does not exist.
 missing_of() {
     local word
     for word in "$@"; do
         case $word in
             /*) [[ -e $word ]] ;;
-            # A builtin of bash is no program.
+            # A builtin of bash is not a program.
             *) type -P "$word" >/dev/null ;;
         esac || { echo "$word" && return; }
     done
 }
 
-# install_missing ROW...: installs the packages of missing programs, and prints which and why.
+# install_missing ROW...: installs the packages of missing programs; prints them and the reason.
 install_missing() {
     local row package programs program why missing=()
     for row in "$@"; do
@@ -145,7 +145,7 @@ install_missing() {
 install_without_services() {
     local policy=/usr/sbin/policy-rc.d
     (
-        # Debian's way to prevent that an installation starts services; removed in any case.
+        # Debian's way to keep an installation from starting services; removed in any case.
         if [[ ! -e $policy ]]; then
             trap 'rm -f "$policy"' EXIT
             printf '#!/bin/sh\nexit 101\n' >"$policy"
@@ -169,7 +169,7 @@ apt_get_install() {
     } >&2 </dev/null
 }
 
-# require_rust: cargo of at least the version that Cargo.toml asks for, or how to get one.
+# require_rust: requires cargo of the version in Cargo.toml, or exits with instructions.
 require_rust() {
     # sudo drops the PATH that rustup has set up.
     [[ -d ${CARGO_HOME:-$HOME/.cargo}/bin ]] && PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
@@ -203,15 +203,15 @@ attempt_tests() {
     log=$(mktemp)
     if ! CARGO_TERM_COLOR=never "$@" 2>&1 | tee "$log"; then
         mapfile -t rows < <(failed_tests <"$log")
-        # Without a failed test the build failed: the command itself is the failure.
+        # Without a failed test the build failed: the failure is the command itself.
         ((${#rows[@]} > 0)) || rows=("$*|$*")
         FAILED_STEPS+=("${rows[@]}")
     fi
     rm -f "$log"
 }
 
-# failed_tests: rows of FAILED_STEPS from the output of cargo test. A target that ends without a word (a crash,
-# a bench) is one.
+# failed_tests: rows of FAILED_STEPS from the output of cargo test. A target that ends without a
+# message (a crash, a bench) is one row.
 failed_tests() {
     awk '
         function row(test) {
@@ -233,7 +233,7 @@ failed_tests() {
         /^error: (test|doctest) failed, to rerun pass/ { if (!failed) row("") }'
 }
 
-# Checks that were left out, with the reason.
+# Skipped checks, with the reason.
 NOT_RUN=()
 
 # not_run TEXT: records a check that this machine cannot run; report_failures repeats it.
@@ -242,7 +242,7 @@ not_run() {
     NOT_RUN+=("$1")
 }
 
-# report_failures: prints the failures, and the checks that were left out; fails if there are failures.
+# report_failures: prints the failures and the skipped checks; fails if there are failures.
 report_failures() {
     ((${#NOT_RUN[@]} == 0)) || printf '\nnot run: %s\n' "${NOT_RUN[@]}"
     ((${#FAILED_STEPS[@]} > 0)) || return 0
@@ -254,14 +254,14 @@ report_failures() {
 
 # ---- instructions per packet ----
 
-# The program that counts them, built as holdfast is shipped.
+# The program that counts instructions, in the release build.
 COUNTER=$REPOSITORY/target/release/instructions
 BUILD_COUNTER=(cargo build --release --locked --features instructions --bin instructions)
 
-# start_aside CMD...: starts a command that takes the time which the steps leave. Sets: ASIDE_PID.
+# start_aside CMD...: starts a background command that uses idle time of the steps. Sets: ASIDE_PID.
 start_aside() {
-    # A process group of its own, so that its priority and its end reach all its processes; no session of its
-    # own, with which priorities do not count against those of other sessions (sched(7), autogroup).
+    # A process group of its own, so that its priority and its end apply to all its processes. No
+    # session of its own: between sessions priorities have no effect (sched(7), autogroup).
     set -m
     nice -n 19 "$@" >/dev/null 2>&1 </dev/null &
     ASIDE_PID=$!
@@ -270,7 +270,7 @@ start_aside() {
     trap 'exit 130' INT TERM HUP
 }
 
-# wait_aside: waits for it, now that nothing else runs; returns its exit status.
+# wait_aside: waits for the background command; returns its exit status.
 wait_aside() {
     local result=0
     renice -n 0 -g "$ASIDE_PID" >/dev/null 2>&1 || true
@@ -289,11 +289,11 @@ stop_aside() {
 lab() { "$REPOSITORY/scripts/lab" --name "$LAB" "$@"; }
 lab_state() { printf '/var/lib/holdfast-lab/%s' "$LAB"; }
 hf() { "$HOLDFAST" "$@" --socket "$(lab_state)/control.sock"; }
-# hf_status JQ_FILTER [JQ_ARGUMENT...]: a value from the status document.
+# hf_status JQ_FILTER [JQ_ARGUMENT...]: prints a value of the status document.
 hf_status() { hf status --json | jq -r "$@"; }
 
-# start_holdfast CONFIG: in the balancer's namespace; returns when every backend is up. PATIENCE_S, 10 by
-# default, is longer for slow machines.
+# start_holdfast CONFIG: starts holdfast in the balancer's namespace; returns when every backend is
+# up. PATIENCE_S, 10 by default, is longer for slow machines.
 start_holdfast() {
     local log
     log=$(lab_state)/holdfast.log
@@ -324,7 +324,7 @@ stop_holdfast() {
     return "$result"
 }
 
-# wait_until SECONDS CMD...: repeats CMD until it succeeds; fails when the time is over.
+# wait_until SECONDS CMD...: repeats CMD until it succeeds; fails after the time-out.
 wait_until() {
     local end=$((SECONDS + $1))
     until "${@:2}"; do

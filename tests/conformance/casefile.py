@@ -148,7 +148,7 @@ class Words:
         outcome, for those that were replayed."""
         self.numbers, self.count = numbers, case.in_file()
         self.received, self.outcomes = received, outcomes
-        # The packet that an expression belongs to, and whether its own frame exists already.
+        # The packet of the expression, and whether the packet's own frame exists already.
         self.number, self.came = None, False
         self.names = {name: getattr(scapy_all, name) for name in dir(scapy_all) if name[0].isupper()}
         self.names |= {name: getattr(scapy_inet6, name) for name in dir(scapy_inet6) if name[0].isupper()}

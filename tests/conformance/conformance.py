@@ -87,7 +87,7 @@ def run(case, binary, folder):
     except (Mistake, RuntimeError) as error:
         return [str(error)], []
     except Exception as error:  # pylint: disable=broad-exception-caught
-        # A fault of this program, or a value that no rule covers: the other cases keep their results.
+        # A fault of this program, or a value without a rule: the other cases keep their results.
         traceback.print_exception(error)
         at = traceback.extract_tb(error.__traceback__)[-1]
         return [f"{type(error).__name__} in {Path(at.filename).name}, {at.name}: {error}"], []

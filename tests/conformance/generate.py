@@ -151,7 +151,7 @@ class Generator:
         kinds = (b"\2\4" + struct.pack(">H", self.random.randint(536, 1460)), b"\4\2", b"\3\3\7", b"\1",
                  b"\x08\x0a" + self.random.randbytes(8), b"\5\x0a" + self.random.randbytes(8))
         if self.sequenced:
-            # SACK blocks would have to name numbers that were sent.
+            # SACK blocks would have to name sequence numbers that were sent.
             kinds = kinds[:-1]
         options = b"".join(self.random.sample(kinds, self.random.randrange(4)))
         return options + b"\1" * (-len(options) % 4)

@@ -57,7 +57,8 @@ class Oracle:
         self.flows = {}
         # Flows of fragmented datagrams, by source, destination, protocol and identification.
         self.datagrams = {}
-        # Their new identification in full NAT, as two clients may have chosen the same one.
+        # New identifications of the datagrams in full NAT, as two clients may have chosen the same
+        # one.
         self.identifications = {}
 
     # ---- expected verdict ----
@@ -426,7 +427,8 @@ class Oracle:
             return None
         source, port = str(flow.entropy[0]), flow.entropy[1]
         if flow.renewed:
-            # Its last packet was not forwarded, so that only this error shows the source it would have had.
+            # The flow's last packet was not forwarded: only this error shows the source that the
+            # flow would have had.
             _, _, source, port, _ = Headers(seen.data[seen.transport + 8:]).flow()
             flow.entropy, flow.renewed = (ipaddress.ip_address(source), port), False
         if headers.version != flow.backend.address.version:

@@ -17,7 +17,7 @@ from replay import Outcome, Replay
 FAILURES_SHOWN = 10
 START = 1_700_000_000_000_000
 MUTANTS = 100
-# The VIPs of world.py that packets are sent to, and the changes of its configuration.
+# VIPs of world.py that are the targets of packets, and changes of its configuration.
 VIPS = ("web4", "udp4", "web6", "udp6", "all4", "mixed4", "mixed4_udp", "mixed6", "mixed6_udp", "ranges4", "net4", "net6")
 # A rate limit of ICMP errors that is never reached.
 CHANGES = {"icmp": {"per_second": 1000000, "burst": 1000000}}
@@ -111,7 +111,8 @@ class Session:
 
     def _late(self, given, outcomes):
         """Yields (NIC, frame) of the replies and ICMP errors that forwarded packets cause."""
-        # Behind a PROXY header the translation of a quoted number depends on the acknowledgments of the backend.
+        # Behind a PROXY header the translation of a quoted number depends on the backend's
+        # acknowledgments.
         failed = 0 if self.mode == "proxy" else FAILED
         for (_, _, frame), outcome in zip(given, outcomes):
             # A RST of an unknown flow leaves no pin, so that its reply has no flow.
@@ -175,7 +176,7 @@ class Session:
     def _judge_answer(self, oracle, frame, outcome):
         key = oracle.flow_of_reply(frame)
         if key is None or oracle.flows[key].renewed:
-            # Its flow has started again since, from another source.
+            # The flow has started again since, from another source.
             if outcome.line["reason"] in ("return_no_flow", "icmp_no_flow"):
                 return []
         if key is None:

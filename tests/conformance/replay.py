@@ -58,7 +58,7 @@ class Replay:
         if done.returncode != 0:
             raise RuntimeError(f"holdfast replay: exit {done.returncode}: {done.stderr[:MESSAGE]}")
         outcomes = [Outcome(json.loads(line), [], ended) for ended, line in enumerate(done.stdout.splitlines())]
-        # A parked fragment has its line where it is released.
+        # A parked fragment has its line in the place of its release.
         outcomes.sort(key=lambda outcome: outcome.line["index"])
         if [outcome.line["index"] for outcome in outcomes] != list(range(len(frames))):
             raise RuntimeError(f"{len(frames)} packets in, {len(outcomes)} lines out: every packet must have one")

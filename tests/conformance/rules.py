@@ -9,7 +9,7 @@ from mistake import did_you_mean
 MODES = ("dsr", "nat", "full_nat", "proxy", "ipip", "gue")
 GROUPS = {"tunnels": ("ipip", "gue"), "translating": ("nat", "full_nat", "proxy"), "full": ("full_nat", "proxy")}
 SELECTORS = (*MODES, *GROUPS)
-# Expected results, of which a packet has one at most; "cut" gives one for each length.
+# Expected results, of which a packet has at most one; "cut" gives one for each length.
 RESULTS = ("out", "drop", "kernel", "reply", "cut")
 REFERENCES = ("same_backend_as", "other_backend_than")
 

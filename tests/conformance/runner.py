@@ -28,7 +28,7 @@ class Given:
     micros: int
     interface: str
     cut: bool
-    # Its number in the capture that it is from.
+    # Number of the packet in its source capture.
     captured: int | None = None
 
     @property

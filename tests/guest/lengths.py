@@ -13,9 +13,9 @@ ATTEMPTS = 5
 PATIENCE_S = 2
 # Bytes of IPv4, UDP and Ethernet headers.
 HEADERS = 42
-# Where packets are cut off: sizes of buffers and frames, and frames less their headroom.
+# Limits of packet lengths: sizes of buffers and frames, and frames less their headroom.
 BUFFERS = (1024, 1536, 1792, 2048, 3072, 3840, 4096)
-# Datagrams under way at a time: fewer than any ring has slots.
+# Datagrams in transit at a time: fewer than any ring has slots.
 WINDOW = 16
 
 
