@@ -216,7 +216,7 @@ named! {
     IcmpType = "icmp_type",
     /// An ICMP error about a flow that is not of a VIP.
     IcmpNoFlow = "icmp_no_flow",
-    /// Of a TCP flow that is cut: both ends are told by a RST.
+    /// A packet of a terminated TCP flow; both ends are sent a RST.
     FlowReset = "flow_reset",
     /// From a client behind two VLAN tags, of which too many pairs are known already (some 4,000).
     VlanPairsFull = "vlan_pairs_full",

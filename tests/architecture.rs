@@ -24,8 +24,8 @@ fn sources(under: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// A plane names only planes that precede it in this order: `units < net < xdp < wire < flow`, `net
-/// < forwarding`, all of these below `datapath`, and all below `config < control`, which do not
+/// A plane names only planes that precede it in this order: `units < net < xdp < wire < flow`,
+/// `net < forwarding`, all of these below `datapath`, and all below `config < control`, which do not
 /// name each other. Doc comments may link anywhere.
 const PLANES: [(&str, &[&str]); 9] = [
     ("net", &["units"]),
@@ -34,9 +34,12 @@ const PLANES: [(&str, &[&str]); 9] = [
     ("flow", &["units", "net", "xdp", "wire"]),
     ("stats.rs", &["units", "net"]),
     ("forwarding", &["units", "net", "wire", "stats"]),
-    ("datapath", &["units", "net", "xdp", "wire", "flow", "stats", "forwarding", "words"]),
-    ("config", &["units", "net", "wire", "flow", "forwarding", "words"]),
-    ("control", &["units", "net", "wire", "flow", "stats", "forwarding", "config", "words", "log"]),
+    ("datapath", &["units", "net", "xdp", "wire", "flow", "stats", "forwarding", "format"]),
+    ("config", &["units", "net", "wire", "flow", "forwarding", "format"]),
+    (
+        "control",
+        &["units", "net", "wire", "flow", "stats", "forwarding", "config", "format", "log"],
+    ),
 ];
 
 #[test]
@@ -85,13 +88,13 @@ fn body(file: &str, function: &str) -> Vec<String> {
     body.filter(|line| !line.trim_start().starts_with("//")).map(str::to_owned).collect()
 }
 
-/// `poll_port` lists the path of a packet, pass by pass, and each pass lists its stages.
+/// `poll_queue` lists the path of a packet, pass by pass, and each pass lists its stages.
 #[test]
 fn the_worker_lists_the_stages_in_order() {
     for (file, function, stages) in [
         (
             "worker.rs",
-            "poll_port",
+            "poll_queue",
             &["receive(", "parse_and_classify(", "prefetch(", "forward(", "transmit("][..],
         ),
         ("passes.rs", "parse_and_classify", &["parse_plain(", " classify(", "parse(", "end("]),
@@ -104,10 +107,10 @@ fn the_worker_lists_the_stages_in_order() {
     }
 }
 
-/// `poll_port` is the list of passes and little else: it does not connect tables with stages.
+/// `poll_queue` is the list of passes and little else: it does not connect tables with stages.
 #[test]
-fn poll_port_is_a_list() {
-    let body = body("worker.rs", "poll_port");
+fn poll_queue_is_a_list() {
+    let body = body("worker.rs", "poll_queue");
     assert!(body.len() <= 20, "{} lines: {body:#?}", body.len());
 }
 

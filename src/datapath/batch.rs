@@ -269,16 +269,16 @@ impl Packet {
     /// Packed previous hop of the packet, received on NIC `port`. `None` if the packet has two tags
     /// and the table of tag pairs is full.
     #[inline(always)]
-    pub fn return_hop(&self, port: NicIndex) -> Option<ReturnHop> {
+    pub fn return_hop(&self, nic: NicIndex) -> Option<ReturnHop> {
         let [_, _, _, _, rest @ ..] = self.data().first_chunk::<12>().unwrap_or(&[0; 12]);
         let mac = u64::from_be_bytes(*rest) & 0xffff_ffff_ffff;
-        ReturnHop::new(mac, port, self.layout.tag)
+        ReturnHop::new(mac, nic, self.layout.tag)
     }
 
-    /// Previous hop of the packet, received on NIC `port`; local replies to the packet go there.
+    /// Previous hop of the packet, received on NIC `nic`; local replies to the packet go there.
     #[inline]
-    pub fn came_from(&self, port: NicIndex) -> NextHop {
+    pub fn came_from(&self, nic: NicIndex) -> NextHop {
         let vlan = self.layout.tag.and_then(Tags::vlans);
-        NextHop { nic: port, mac: self.source_mac(), vlan }
+        NextHop { nic, mac: self.source_mac(), vlan }
     }
 }

@@ -114,7 +114,7 @@ impl Worker {
         self.pipeline.begin(&context);
         let mut packets = 0;
         for index in ports {
-            packets += self.pipeline.poll_port(index, &mut context);
+            packets += self.pipeline.poll_queue(index, &mut context);
         }
         // The sweep handles no packet.
         context.trace = None;
@@ -179,7 +179,7 @@ impl Pipeline {
     /// Runs one batch of a port through all passes; returns its number of packets. Each pass
     /// prefetches, for all packets, the memory that the next pass needs.
     #[inline(always)]
-    fn poll_port(&mut self, index: usize, context: &mut Context<'_>) -> usize {
+    fn poll_queue(&mut self, index: usize, context: &mut Context<'_>) -> usize {
         let Self { ports, batch, max_batch, resources } = self;
         let Some(port) = ports.ports.get_mut(index) else { return 0 };
         context.nic = port.nic;

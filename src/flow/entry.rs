@@ -133,7 +133,7 @@ pub(super) const STAMP_SHIFT: u32 = 8;
 /// NIC number in `hop` words that name a SNAT port or a pair of tags: no NIC has it.
 const SNAT: u64 = 0xf << 12;
 /// The bits of NIC and VLAN.
-const SLOT_BITS: u64 = 0xffff;
+const LINK_BITS: u64 = 0xffff;
 const _: () = assert!(MAX_NICS <= 15);
 /// Changes whenever the table writes the entry; managed by the table.
 pub(super) const STAMP: u64 = 0xff << STAMP_SHIFT;
@@ -171,7 +171,7 @@ impl FlowState {
     /// Full NAT: the flow's SNAT port, whose entry has the return hop.
     #[inline]
     pub const fn snat_port(&self) -> Option<SnatPort> {
-        if self.hop & SLOT_BITS == SNAT { Some(SnatPort((self.hop >> 32) as u32)) } else { None }
+        if self.hop & LINK_BITS == SNAT { Some(SnatPort((self.hop >> 32) as u32)) } else { None }
     }
 
     /// Returns whether the client's packets come from `hop`.
@@ -373,17 +373,15 @@ impl ReturnHop {
     /// Packs a MAC address (as a number of 48 bits), a NIC and tags; priorities are ignored. `None`
     /// for two tags when no number is left for the pair.
     #[inline(always)]
-    pub fn new(mac: u64, port: NicIndex, tags: Option<Tags>) -> Option<Self> {
-        let backend_word = match tags {
-            Some(tags) if tags.outer != Outer::None => {
-                SNAT | u64::from(qinq::number(port, tags)?.0)
-            }
+    pub fn new(mac: u64, nic: NicIndex, tags: Option<Tags>) -> Option<Self> {
+        let link = match tags {
+            Some(tags) if tags.outer != Outer::None => SNAT | u64::from(qinq::number(nic, tags)?.0),
             one => {
                 let vlan = one.map_or(0, |tags| tags.inner & 0xfff);
-                u64::from(port.0 & 0xf) << 12 | u64::from(vlan)
+                u64::from(nic.0 & 0xf) << 12 | u64::from(vlan)
             }
         };
-        Some(Self(mac << 16 | backend_word))
+        Some(Self(mac << 16 | link))
     }
 
     /// Unpacks the next hop.

@@ -27,8 +27,8 @@ pub(super) struct Number(pub(super) u16);
 
 /// Returns the number of a pair, assigned now if it has none; `None` if there is no room, or `tags`
 /// is not a pair.
-pub(super) fn number(port: NicIndex, tags: Tags) -> Option<Number> {
-    PAIRS.number(port, tags)
+pub(super) fn number(nic: NicIndex, tags: Tags) -> Option<Number> {
+    PAIRS.number(nic, tags)
 }
 
 /// Returns the pair with a number.
@@ -43,14 +43,14 @@ impl Pairs {
         Self([const { AtomicU32::new(0) }; SLOTS])
     }
 
-    fn number(&self, port: NicIndex, tags: Tags) -> Option<Number> {
+    fn number(&self, nic: NicIndex, tags: Tags) -> Option<Number> {
         let (outer, service) = match tags.outer {
             Outer::None => return None,
             Outer::Service(outer) => (outer, SERVICE),
             Outer::Customer(outer) => (outer, 0),
         };
         let (inner, outer) = (u32::from(tags.inner & 0xfff), u32::from(outer & 0xfff));
-        let word = USED | u32::from(port.0 & 0xf) << 25 | service | outer << 12 | inner;
+        let word = USED | u32::from(nic.0 & 0xf) << 25 | service | outer << 12 | inner;
         let start = word.wrapping_mul(0x9e37_79b1) as usize >> 20;
         for slot in (start..start + PROBES).map(|slot| slot % SLOTS).filter(|&n| n != 0) {
             // Relaxed: the word publishes nothing else.
@@ -87,18 +87,18 @@ mod tests {
         let mut given = Vec::new();
         for outer in 0..64 {
             for inner in 0..128 {
-                let port = NicIndex(u8::try_from(inner % 15).unwrap());
+                let nic = NicIndex(u8::try_from(inner % 15).unwrap());
                 let (outer, inner) = (outer * 64, inner * 32);
                 let customer = Tags { inner, outer: Outer::Customer(outer) };
                 let tags = if inner % 64 == 0 { Tags::two(outer, inner) } else { customer };
-                given.extend(pairs.number(port, tags).map(|number| (number, port, tags)));
+                given.extend(pairs.number(nic, tags).map(|number| (number, nic, tags)));
             }
         }
         assert!((3_500..=4_095).contains(&given.len()), "{}", given.len());
-        for &(number, port, tags) in &given {
+        for &(number, nic, tags) in &given {
             assert!((1..4096).contains(&number.0));
-            assert_eq!(pairs.pair(number), Some((port, tags)));
-            assert_eq!(pairs.number(port, tags), Some(number));
+            assert_eq!(pairs.pair(number), Some((nic, tags)));
+            assert_eq!(pairs.number(nic, tags), Some(number));
         }
         assert_eq!(pairs.number(NicIndex(0), Tags::from(7)), None, "one tag needs no number");
         assert_eq!(pairs.pair(Number(0)), None);

@@ -219,6 +219,6 @@ pub struct BackendSpec {
     pub mtu: u16,
     /// Server ids that name it in QUIC connection ids.
     pub server_ids: Vec<ServerId>,
-    /// Whether a reload has removed it: it takes only packets of flows that `left` keeps.
+    /// Whether a reload has removed it: it takes only packets of flows that `flow_action` keeps.
     pub removed: bool,
 }

@@ -87,8 +87,8 @@ impl BackendFlags {
     pub const QUIC: Self = Self(1);
     /// Packets keep the record of their client alive ([`VipPolicy::remember`]).
     pub const REMEMBERS: Self = Self(2);
-    /// Flows of the backend may end: [`Backend::left`] is not [`FlowAction::Keep`].
-    pub const LEFT: Self = Self(4);
+    /// Flows of the backend may end: [`Backend::flow_action`] is not [`FlowAction::Keep`].
+    pub const FLOW_ACTION: Self = Self(4);
     /// Flows to addresses and ports that the VIP has lost are reset ([`VipSpec::old`]).
     pub const OLD_PORTS: Self = Self(8);
 
@@ -113,13 +113,13 @@ impl BackendFlags {
     /// Whether policy may end some of its flows.
     #[inline(always)]
     pub const fn ends_flows(self) -> bool {
-        self.0 & (Self::LEFT.0 | Self::OLD_PORTS.0) != 0
+        self.0 & (Self::FLOW_ACTION.0 | Self::OLD_PORTS.0) != 0
     }
 
     fn of(vip: &VipSpec, flow_action: FlowAction) -> Self {
         let quic = if vip.policy.affinity == Affinity::QuicCid { Self::QUIC.0 } else { 0 };
         let remembers = if vip.policy.remember.is_some() { Self::REMEMBERS.0 } else { 0 };
-        let flows_left = if flow_action == FlowAction::Keep { 0 } else { Self::LEFT.0 };
+        let flows_left = if flow_action == FlowAction::Keep { 0 } else { Self::FLOW_ACTION.0 };
         let resets = vip.old.iter().any(|old| old.flow_action == FlowAction::Reset);
         let old_ports = if resets { Self::OLD_PORTS.0 } else { 0 };
         Self(quic | remembers | flows_left | old_ports)

@@ -33,7 +33,7 @@ use crate::xdp::umem::{FramePool, Umem, UmemError};
 /// Entries of RX and TX rings.
 const RING: u32 = 2048;
 /// Frames for each queue: the capacity of fill and RX ring, TX and completion ring.
-const FRAMES_PER_PORT: u32 = 4 * RING;
+const FRAMES_PER_QUEUE: u32 = 4 * RING;
 /// Frames held by a worker itself.
 const FRAMES_IN_HAND: u32 = 128;
 /// Time for all threads to start before the first packet, in ns.
@@ -460,7 +460,7 @@ fn open_ports(
     queue: u32,
 ) -> Result<(XskQueue, Option<XskQueue>, FramePool), EngineError> {
     let ports = 1 + u32::from(backend.is_some());
-    let (umem, pool) = Umem::create(ports * FRAMES_PER_PORT + FRAMES_IN_HAND, memory.frame_size)?;
+    let (umem, pool) = Umem::create(ports * FRAMES_PER_QUEUE + FRAMES_IN_HAND, memory.frame_size)?;
     let io = Io { multi_buffer: memory.multi_buffer, ..Io::default() };
     let open = |nic: &Nic| XskQueue::open(&umem, nic, queue, RING, io);
     Ok((open(client)?, backend.map(open).transpose()?, pool))
