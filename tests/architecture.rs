@@ -25,8 +25,8 @@ fn sources(under: &str) -> Vec<(PathBuf, String)> {
 }
 
 /// A plane names only planes that precede it in this order: `units < net < xdp < wire < flow`,
-/// `net < forwarding`, all of these below `datapath`, and all below `config < control`, which do not
-/// name each other. Doc comments may link anywhere.
+/// `net < forwarding`, all of these below `datapath`, and all below `config < control`, which do
+/// not name each other. Doc comments may link anywhere.
 const PLANES: [(&str, &[&str]); 9] = [
     ("net", &["units"]),
     ("xdp", &["units", "net"]),
