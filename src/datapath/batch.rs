@@ -192,10 +192,11 @@ impl TcpFlags {
             && !(self.any(Self::SYN) && self.any(Self::FIN | Self::RST))
     }
 
-    /// Whether the segment neither opens nor ends a connection: ACK, without SYN, FIN, RST.
+    /// Whether the segment neither opens nor ends a connection: it has no SYN, FIN or RST, as a later
+    /// fragment has no flags at all.
     #[inline]
     pub const fn goes_on(self) -> bool {
-        self.0 & (Self::FIN | Self::SYN | Self::RST | Self::ACK) == Self::ACK
+        self.0 & (Self::FIN | Self::SYN | Self::RST) == 0
     }
 
     /// Whether the segment opens a connection: SYN without ACK.

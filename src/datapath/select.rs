@@ -52,7 +52,7 @@ impl Opened<'_> {
             client.record(backend, context);
         }
         if *miss == Miss::Open {
-            offer_sample(&key.key(), vip, context);
+            offer_sample(|| key.key(), vip, context);
         }
     }
 
@@ -175,9 +175,9 @@ pub(super) fn admit<'t>(
 }
 
 /// Reports a new flow's source to the control thread, if the VIP's sources are sampled.
-pub(super) fn offer_sample(key: &FlowKey, vip: &Vip, context: &Context<'_>) {
+pub(super) fn offer_sample(key: impl FnOnce() -> FlowKey, vip: &Vip, context: &Context<'_>) {
     if vip.sampled {
-        let source = vip.client_key(key).client;
+        let source = vip.client_key(&key()).client;
         context.stats.samples.offer(Sample { vip: vip.id, source });
     }
 }

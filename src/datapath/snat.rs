@@ -64,7 +64,7 @@ pub fn bind(
 
 /// Whether a packet comes from the address and port that the flow's packets are sent to.
 pub fn comes_from(packet: &Packet, backend: &Backend, snat_flow: &SnatFlow) -> bool {
-    packet.flow.tuple.reply_key() == snat_flow.service(backend.address, backend.port)
+    packet.flow.tuple.comes_from(snat_flow.service(backend.address, backend.port))
 }
 
 /// Whether a packet is a SYN that does not acknowledge the first SYN of a flow with a PROXY header.

@@ -56,7 +56,7 @@ pub fn place<'t>(
         let backend_stats = stats.backends.get(usize::from(backend.id.index.0));
         let counters = vip_stats.into_iter().chain(backend_stats);
         counters.for_each(|counters| counters.flows_scheduled.add(1));
-        offer_sample(&key, vip, context);
+        offer_sample(|| key, vip, context);
     }
     Ok(Target { backend, snat_port: None })
 }

@@ -28,6 +28,8 @@ pub enum Tuple {
 pub(crate) const TAIL: u64 = 0xffff_ffff_0000_00ff;
 /// The bits of a tail word that belong to the destination: port and protocol.
 const DST_TAIL: u64 = 0x0000_ffff_0000_00ff;
+/// The bits of a tail word that belong to the source: port and protocol.
+const SRC_TAIL: u64 = 0xffff_0000_0000_00ff;
 
 /// Returns the tail word, from the first four bytes of a TCP or UDP header.
 #[inline]
@@ -143,6 +145,25 @@ impl Tuple {
     pub const fn listen_key(&self) -> ListenKey {
         let FiveTuple { dst, dst_port, protocol, .. } = self.five_tuple();
         ListenKey { address: dst, port: dst_port, protocol }
+    }
+
+    /// Whether [`Tuple::reply_key`] of this tuple is `key`; cheaper, as nothing is unpacked.
+    #[inline]
+    pub const fn comes_from(&self, key: ListenKey) -> bool {
+        let ListenKey { address, port, protocol } = key;
+        let port_and_protocol = (port as u64) << 48 | protocol as u64;
+        match *self {
+            Self::V4([addresses, tail]) => {
+                address.is_v4()
+                    && (addresses >> 32 ^ address.low & 0xffff_ffff)
+                        | (tail & SRC_TAIL ^ port_and_protocol)
+                        == 0
+            }
+            Self::V6([high, low, _, _, tail]) => {
+                (high ^ address.high) | (low ^ address.low) | (tail & SRC_TAIL ^ port_and_protocol)
+                    == 0
+            }
+        }
     }
 
     /// Returns the source as a key that a NAT backend may reply from.
@@ -379,6 +400,17 @@ mod tests {
 
     const HASH_V4: u64 = 16_603_154_554_419_832_430;
     const HASH_V6: u64 = 17_260_434_275_209_196_626;
+
+    #[test]
+    fn a_source_is_compared_as_it_is_unpacked() {
+        for key in keys() {
+            let tuple = Tuple::from(key);
+            for other in keys() {
+                let source = Tuple::from(other).reply_key();
+                assert_eq!(tuple.comes_from(source), tuple.reply_key() == source, "{other:?}");
+            }
+        }
+    }
 
     #[test]
     fn the_destination_is_equal_for_all_clients_and_only_then() {

@@ -36,21 +36,24 @@ pub(super) fn track<'t>(
     id: SnatPort,
     context: &Context<'t>,
 ) -> Result<NextHop, Untracked<'t>> {
-    let snat_entry = context.shared.snat_table.read(id).ok_or(Untracked::NoFlow)?;
+    // By reference: two cache lines that are not copied for each packet.
+    let Some(snat_entry) = &context.shared.snat_table.read(id) else {
+        return Err(Untracked::NoFlow);
+    };
     let backend = context.table.pinned(snat_entry.snat_flow.backend).ok_or(Untracked::NoFlow)?;
     if !comes_from(packet, backend, &snat_entry.snat_flow) {
         return Err(Untracked::NoFlow);
     }
-    packet.flow = HashedKey::unhashed(Tuple::from(snat_entry.snat_flow.flow));
     packet.vip = backend.vip;
     packet.backend = backend.id.index;
     if changes_nothing(packet, backend) && snat_entry.notified_within(NOTIFY_INTERVAL, context.now)
     {
+        packet.flow = HashedKey::unhashed(Tuple::from(snat_entry.snat_flow.flow));
         return Ok(snat_entry.snat_flow.return_hop.next_hop());
     }
     // Only a look-up needs the hash.
-    packet.flow = tables.secret().hash(packet.flow.tuple);
-    track_unsteady(tables, packet, &snat_entry, backend, context)
+    packet.flow = tables.secret().hash(Tuple::from(snat_entry.snat_flow.flow));
+    track_unsteady(tables, packet, snat_entry, backend, context)
 }
 
 /// Handles a packet that changes the flow's state, or is due to notify the flow's pin.
