@@ -21,7 +21,7 @@ use crate::config::driver::{self, Binding, Misfit, NicFacts};
 use crate::config::{self, Config, CopyMode, Idle, Nic as NicConfig, XdpMode};
 use crate::control::{self, ControlError, Inputs, NicView, Signals, WorkerEvent, WorkerView};
 use crate::datapath::explain::Explainer;
-use crate::datapath::ports::WorkerPort;
+use crate::datapath::queues::WorkerQueue;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::shared::SharedTables;
 use crate::flow::table::{FlowTable, TableError};
@@ -320,20 +320,20 @@ fn make_worker(
     let more = u32::try_from(parked).unwrap_or(u32::MAX);
     let frames = config.workers.frames.unwrap_or(needed.saturating_add(more));
     let (umem, pool) = Umem::create(frames, frame_size)?;
-    let mut ports = Vec::new();
+    let mut queues = Vec::new();
     for (nic, queue) in sockets {
         let at = usize::from(nic.0);
         let (Some(served), Some(wanted)) = (nics.get_mut(at), config.nics.get(at)) else {
             continue;
         };
-        ports.push(WorkerPort::new(
+        queues.push(WorkerQueue::new(
             nic,
-            open_port(&umem, served, wanted, config.workers.io, queue)?,
+            open_queue(&umem, served, wanted, config.workers.io, queue)?,
         ));
     }
     let stats = Arc::new(WorkerStats::new(MAX_VIPS, MAX_BACKENDS, nics.len()));
     let parts = Parts {
-        ports,
+        queues,
         pool,
         macs,
         shared: Arc::clone(shared),
@@ -347,7 +347,7 @@ fn make_worker(
     Ok((worker, stats))
 }
 
-fn open_port(
+fn open_queue(
     umem: &Umem,
     served: &mut ServedNic,
     wanted: &NicConfig,
@@ -358,7 +358,7 @@ fn open_port(
     let config::Io { need_wakeup, tx_budget, tx_kick, busy_poll } = io;
     let multi_buffer = served.multi_buffer;
     let io = Io { mode, multi_buffer, need_wakeup, tx_budget, tx_kick, busy_poll };
-    let port = match XskQueue::open(umem, &served.nic, queue, wanted.ring, io) {
+    let xsk = match XskQueue::open(umem, &served.nic, queue, wanted.ring, io) {
         Err(error @ SocketError::NoMultiBuffer { .. }) => {
             let (name, mtu) = (served.nic.name(), served.nic.mtu());
             warn!("{error}; {name} has an MTU of {mtu}: the kernel will drop what does not fit");
@@ -367,12 +367,12 @@ fn open_port(
         }
         opened => opened?,
     };
-    served.steering.set_socket(queue, &port)?;
-    served.zero_copy.push(port.zero_copy());
-    let monitor = port.monitor();
+    served.steering.set_socket(queue, &xsk)?;
+    served.zero_copy.push(xsk.zero_copy());
+    let monitor = xsk.monitor();
     let monitor = monitor.map_err(|source| DaemonError::Os { what: "too many sockets", source })?;
     served.monitors.extend(monitor);
-    Ok(port)
+    Ok(xsk)
 }
 
 fn view(

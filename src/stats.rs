@@ -312,7 +312,7 @@ pub struct WorkerStats {
     /// counters.
     pub unanswered: Box<[Counter]>,
     /// Per NIC, by [`NicIndex`](crate::net::NicIndex).
-    pub ports: Box<[PortStats]>,
+    pub nics: Box<[NicStats]>,
 }
 
 /// Counters of a worker per VIP or per backend.
@@ -420,7 +420,7 @@ impl Lifetimes {
 /// Counters of a worker per NIC.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub struct PortStats {
+pub struct NicStats {
     /// Packets received.
     pub rx_packets: Counter,
     /// Bytes received, from the Ethernet header on.
@@ -437,7 +437,7 @@ pub struct PortStats {
     pub no_free_frame: Counter,
 }
 
-impl PortStats {
+impl NicStats {
     /// Returns every counter with its name.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let Self {
@@ -464,7 +464,7 @@ impl PortStats {
 
 impl WorkerStats {
     /// Creates zeroed counters for up to `vips`, `backends` and `ports` (NICs).
-    pub fn new(vips: usize, backends: usize, ports: usize) -> Self {
+    pub fn new(vips: usize, backends: usize, nics: usize) -> Self {
         fn zeroed<T: Default>(count: usize) -> Box<[T]> {
             (0..count).map(|_| T::default()).collect()
         }
@@ -503,7 +503,7 @@ impl WorkerStats {
             lifetimes: zeroed(vips),
             backends: zeroed(backends),
             unanswered: zeroed(backends),
-            ports: zeroed(ports),
+            nics: zeroed(nics),
         }
     }
 
@@ -563,7 +563,7 @@ impl WorkerStats {
             lifetimes: _,
             backends: _,
             unanswered: _,
-            ports: _,
+            nics: _,
         } = self;
         let answered = answers.iter().map(Counter::get).sum();
         [

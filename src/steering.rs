@@ -2,7 +2,7 @@
 //! do not depend on each other.
 
 use crate::control::{
-    AttachedView, NicNow, ProgramNow, SocketStatistics, SteerCounters, SteeringPort,
+    AttachedView, NicNow, ProgramNow, SocketStatistics, SteerCounters, SteeringProgram,
 };
 use crate::net::{NicIndex, SteerRules};
 use crate::xdp::nic::{self, LinkNow, Nic};
@@ -33,7 +33,7 @@ impl Steerings {
     }
 }
 
-impl SteeringPort for Steerings {
+impl SteeringProgram for Steerings {
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String> {
         self.0
             .iter_mut()

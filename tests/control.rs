@@ -21,7 +21,7 @@ use holdfast::config::{
 };
 use holdfast::control::{
     self, AttachedView, Inputs, NicNow, NicView, Signals, SocketStatistics, SteerCounters,
-    SteeringPort,
+    SteeringProgram,
 };
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::forwarding::publish::{Publisher, Subscription};
@@ -224,7 +224,7 @@ fn signal(name: &str) {
 /// A steering without an XDP program.
 struct NoProgram;
 
-impl SteeringPort for NoProgram {
+impl SteeringProgram for NoProgram {
     fn sync(&mut self, _rules: &SteerRules) -> Result<(), String> {
         Ok(())
     }

@@ -56,8 +56,8 @@ fn settings(traffic: Traffic, size: Size, distribution: Distribution) -> Setting
 
 fn parts(settings: &Settings) -> (Parts, FakeNic, FakeNic) {
     let (umem, pool) = Umem::create(8 * RING + 128, 2048).unwrap();
-    let (client_port, client_nic) = FakeNic::new(&umem, RING).unwrap();
-    let (backend_port, backend_nic) = FakeNic::new(&umem, RING).unwrap();
+    let (client_queue, client_nic) = FakeNic::new(&umem, RING).unwrap();
+    let (backend_queue, backend_nic) = FakeNic::new(&umem, RING).unwrap();
     let common = Common {
         layout: settings.layout,
         source_mac: [2, 0, 0, 0, 0, 1],
@@ -69,8 +69,8 @@ fn parts(settings: &Settings) -> (Parts, FakeNic, FakeNic) {
     let templates = settings.sizes.iter().map(|&size| Template::new(&common, size).unwrap());
     let board = Arc::new(Board::new(settings.flows));
     let parts = Parts {
-        client_port,
-        backend_port: Some(backend_port),
+        client_queue,
+        backend_queue: Some(backend_queue),
         ring: RING,
         frames_each: 1,
         pool,

@@ -5,12 +5,12 @@ use std::mem::{align_of, size_of};
 use std::sync::atomic::AtomicBool;
 
 use crossbeam_utils::CachePadded;
-use holdfast::datapath::ports::WorkerPort;
+use holdfast::datapath::queues::WorkerQueue;
 use holdfast::flow::table::{Families, FlowTable};
 use holdfast::forwarding::ForwardingTable;
 use holdfast::forwarding::table::Backend;
 use holdfast::net::TableSecret;
-use holdfast::stats::{FlowStats, PortStats, WorkerStats};
+use holdfast::stats::{FlowStats, NicStats, WorkerStats};
 use holdfast::xdp::memory::Line;
 use holdfast::xdp::queue::XskQueue;
 
@@ -30,7 +30,7 @@ fn has_lines_of_its_own<T>(align: usize) {
 fn data_that_a_worker_writes_and_others_read_has_its_own_lines() {
     has_lines_of_its_own::<WorkerStats>(PAIR);
     has_lines_of_its_own::<FlowStats>(LINE);
-    has_lines_of_its_own::<PortStats>(LINE);
+    has_lines_of_its_own::<NicStats>(LINE);
     has_lines_of_its_own::<Line>(LINE);
 }
 
@@ -45,9 +45,9 @@ fn data_that_the_control_thread_writes_and_workers_read_has_its_own_lines() {
 
 /// They lie in lists that are allocated one worker after the other.
 #[test]
-fn counters_of_two_workers_share_no_cache_line() {
+fn queues_of_two_workers_share_no_cache_line() {
     has_lines_of_its_own::<XskQueue>(PAIR);
-    has_lines_of_its_own::<WorkerPort>(PAIR);
+    has_lines_of_its_own::<WorkerQueue>(PAIR);
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn the_lists_of_counters_begin_at_a_line() {
     let stats = WorkerStats::new(3, 3, 3);
     assert_eq!(stats.vips.as_ptr().addr() % LINE, 0);
     assert_eq!(stats.backends.as_ptr().addr() % LINE, 0);
-    assert_eq!(stats.ports.as_ptr().addr() % LINE, 0);
+    assert_eq!(stats.nics.as_ptr().addr() % LINE, 0);
 }
 
 /// A table has pages of its own, so no two share a line, and it has the size that the documents

@@ -14,7 +14,7 @@ use std::time::Duration;
 use holdfast::config::{self, Config};
 use holdfast::control::{
     self, AttachedView, Inputs, NicNow, NicView, Signal, SocketStatistics, SteerCounters,
-    SteeringPort, WorkerView,
+    SteeringProgram, WorkerView,
 };
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::table::{Families, FlowTable};
@@ -60,7 +60,7 @@ const BYTES_PER_REMOVAL: usize = 32;
 
 struct NoSteering;
 
-impl SteeringPort for NoSteering {
+impl SteeringProgram for NoSteering {
     fn sync(&mut self, _rules: &SteerRules) -> Result<(), String> {
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast::datapath::ports::WorkerPort;
+use holdfast::datapath::queues::WorkerQueue;
 use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::shared::{SharedTables, TableSizes};
 use holdfast::flow::snat::SnatPool;
@@ -208,9 +208,9 @@ impl Bed {
         let memory = shared.shared.flows[usize::from(index)].memory(families(case));
         let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
         let stats = Arc::new(WorkerStats::new(1, backends, 1));
-        let (port, nic) = FakeNic::new(&umem, RING).unwrap();
+        let (xsk, nic) = FakeNic::new(&umem, RING).unwrap();
         let parts = Parts {
-            ports: vec![WorkerPort::new(NicIndex(0), port)],
+            queues: vec![WorkerQueue::new(NicIndex(0), xsk)],
             pool,
             macs: vec![nic_mac(0)],
             shared: Arc::clone(&shared.shared),

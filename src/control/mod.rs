@@ -95,7 +95,7 @@ pub struct Inputs {
     /// Publisher of forwarding tables.
     pub publisher: Publisher,
     /// XDP program and its sockets.
-    pub steering: Box<dyn SteeringPort>,
+    pub steering: Box<dyn SteeringProgram>,
     /// Sender of the frames that announce addresses.
     pub send_frame: SendFrame,
     /// Tables shared by all workers.
@@ -178,7 +178,7 @@ pub struct SocketStatistics {
 }
 
 /// Interface of control to the XDP program and its sockets.
-pub trait SteeringPort {
+pub trait SteeringProgram {
     /// Makes the program's maps hold exactly these rules. Keys that stay are present throughout.
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String>;
     /// Attaches the program to every NIC, in order. Called once, after the first table is published

@@ -21,7 +21,7 @@ use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::config::FullNat;
 use crate::forwarding::{FlowAction, Ports};
 use crate::net::NextHop;
-use crate::stats::{PortStats, WorkerStats};
+use crate::stats::{NicStats, WorkerStats};
 
 /// Inputs of a status, besides the process itself.
 pub struct Sources<'a> {
@@ -320,10 +320,10 @@ fn nic_statuses(sources: &Sources<'_>) -> Vec<NicStatus> {
     let details = sources.attached.iter().zip(&sources.nic_counters);
     let nics = sources.nics.iter().zip(details).enumerate();
     nics.map(|(index, (nic, (attached, counters)))| {
-        let ports: Vec<&PortStats> =
-            sources.workers.iter().filter_map(|worker| worker.stats.ports.get(index)).collect();
+        let stats: Vec<&NicStats> =
+            sources.workers.iter().filter_map(|worker| worker.stats.nics.get(index)).collect();
         let faults = sources.nic_faults.get(index).map_or(&[][..], Vec::as_slice);
-        nic_status(nic, attached, faults, &ports, counters)
+        nic_status(nic, attached, faults, &stats, counters)
     })
     .collect()
 }
@@ -332,10 +332,10 @@ fn nic_status(
     nic: &NicView,
     attached: &AttachedView,
     faults: &[NicFault],
-    ports: &[&PortStats],
+    stats: &[&NicStats],
     (steer, socket): &(SteerCounters, SocketStatistics),
 ) -> NicStatus {
-    let sum = |of: fn(&PortStats) -> u64| ports.iter().map(|port| of(port)).sum();
+    let sum = |of: fn(&NicStats) -> u64| stats.iter().map(|stats| of(stats)).sum();
     NicStatus {
         interface: nic.interface.clone(),
         driver: nic.driver.clone(),

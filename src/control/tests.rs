@@ -24,7 +24,7 @@ use super::reload::tests::config;
 use super::state::tests::{backend, tcp_health, vip};
 use super::{
     AttachedView, ControlError, Inputs, NicNow, NicView, ProgramNow, Signal, SocketStatistics,
-    SteerCounters, SteerRules, SteeringPort, WorkerEvent, WorkerView, admin, serve,
+    SteerCounters, SteerRules, SteeringProgram, WorkerEvent, WorkerView, admin, serve,
 };
 use crate::config::{Config, Vip};
 use crate::flow::entry::{Pin, State};
@@ -55,7 +55,7 @@ struct FakeSteering {
     tables: Subscription,
 }
 
-impl SteeringPort for FakeSteering {
+impl SteeringProgram for FakeSteering {
     fn sync(&mut self, rules: &SteerRules) -> Result<(), String> {
         let mut notes = self.notes.lock().unwrap();
         if notes.refuse {
@@ -269,7 +269,7 @@ async fn status_tells_everything() {
         stats.transmitted.add(6);
         stats.vips.first().unwrap().packets_in.add(3);
         stats.backends.get(1).unwrap().bytes_out.add(9);
-        stats.ports.first().unwrap().rx_packets.add(2);
+        stats.nics.first().unwrap().rx_packets.add(2);
         let status: Status = bench.get("/v1/status").await;
         assert_eq!(status.pid, std::process::id());
         assert_eq!(status.config, "/etc/holdfast.toml");

@@ -157,7 +157,7 @@ impl Explainer {
     /// Returns new counters, with the worker's values of those that schedulers read.
     fn loads(&self, worker: usize, vip: Option<&Vip>) -> WorkerStats {
         let Some(theirs) = self.stats.get(worker) else { return WorkerStats::new(0, 0, 0) };
-        let ours = WorkerStats::new(theirs.vips.len(), theirs.backends.len(), theirs.ports.len());
+        let ours = WorkerStats::new(theirs.vips.len(), theirs.backends.len(), theirs.nics.len());
         let Some(vip) = vip else { return ours };
         copy(&theirs.vips, &ours.vips, vip.id.0);
         for candidate in vip.scheduler.candidates() {

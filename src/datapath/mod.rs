@@ -30,7 +30,7 @@ pub mod local_reply;
 pub mod parse;
 pub mod passes;
 pub mod path_mtu;
-pub mod ports;
+pub mod queues;
 pub mod quic;
 pub mod receive;
 pub mod reset;

@@ -6,7 +6,7 @@
 use super::batch::Batch;
 use super::context::Context;
 use super::fragments::Fragments;
-use super::ports::WorkerPort;
+use super::queues::WorkerQueue;
 use crate::xdp::cpu;
 
 /// Moves up to `max` packets from the port's RX ring into `batch`, which has no frames left. Parked
@@ -14,7 +14,7 @@ use crate::xdp::cpu;
 #[inline]
 pub fn receive(
     batch: &mut Batch,
-    port: &mut WorkerPort,
+    queue: &mut WorkerQueue,
     fragments: &mut Fragments,
     context: &Context<'_>,
     max: usize,
@@ -24,7 +24,7 @@ pub fn receive(
     batch.fill(|places| {
         back = fragments.rejoin(&mut places.by_ref().take(max), context);
         // Bounded by the number of free records: frames beyond that would be lost.
-        back + port.port.receive((max - back).min(places.len()), |frame| {
+        back + queue.xsk.receive((max - back).min(places.len()), |frame| {
             bytes += u64::from(frame.packet_len());
             cpu::prefetch(frame.data());
             if let Some(packet) = places.next() {
@@ -36,7 +36,7 @@ pub fn receive(
     let count = (batch.len() - back) as u64;
     if count > 0 {
         stats.received.add(count);
-        if let Some(counters) = stats.ports.get(usize::from(port.nic.0)) {
+        if let Some(counters) = stats.nics.get(usize::from(queue.nic.0)) {
             counters.rx_packets.add(count);
             counters.rx_bytes.add(bytes);
         }

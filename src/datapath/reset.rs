@@ -29,7 +29,7 @@ use etherparse::{EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
 
 use super::batch::{Direction, Packet, TcpFlags};
 use super::context::{Context, Macs};
-use super::ports::Ports;
+use super::queues::Queues;
 use super::rewrite::tunnel;
 use super::snat::Numbers;
 use super::target::{Target, Terminated};
@@ -160,19 +160,19 @@ impl TxBacklog {
 
     /// Queues all segments and fragments on the TX rings, as far as there are free frames and room.
     #[inline]
-    pub fn send(&mut self, ports: &mut Ports, pool: &mut FramePool, context: &Context<'_>) {
+    pub fn send(&mut self, queues: &mut Queues, pool: &mut FramePool, context: &Context<'_>) {
         if !self.segments.is_empty() {
-            self.send_segments(ports, pool, context);
+            self.send_segments(queues, pool, context);
         }
         if !self.fragments.is_empty() {
-            self.send_pieces(ports, pool, context.stats);
+            self.send_fragments(queues, pool, context.stats);
         }
     }
 
     #[cold]
-    fn send_pieces(&mut self, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
+    fn send_fragments(&mut self, queues: &mut Queues, pool: &mut FramePool, stats: &WorkerStats) {
         for (nic, frame) in self.fragments.drain(..) {
-            match ports.queue_one(nic, frame) {
+            match queues.enqueue_one(nic, frame) {
                 Ok(()) => stats.fragments_sent.add(1),
                 Err(frame) => pool.push(frame),
             }
@@ -180,7 +180,7 @@ impl TxBacklog {
     }
 
     #[cold]
-    fn send_segments(&mut self, ports: &mut Ports, pool: &mut FramePool, context: &Context<'_>) {
+    fn send_segments(&mut self, queues: &mut Queues, pool: &mut FramePool, context: &Context<'_>) {
         let stats = context.stats;
         for segment in self.segments.drain(..) {
             let Some(mut frame) = pool.pop() else { continue };
@@ -188,7 +188,7 @@ impl TxBacklog {
                 pool.push(frame);
                 continue;
             }
-            match ports.queue_one(segment.hop.nic, frame) {
+            match queues.enqueue_one(segment.hop.nic, frame) {
                 Ok(()) if segment.content.reset => stats.resets_sent.add(1),
                 Ok(()) => stats.probes_sent.add(1),
                 Err(frame) => pool.push(frame),

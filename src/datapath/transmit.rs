@@ -5,19 +5,19 @@
 //! published, and the kernel woken, once per poll.
 
 use super::batch::{Batch, Direction, Packet};
-use super::ports::Ports;
+use super::queues::Queues;
 use crate::net::{BackendIndex, VipId};
 use crate::stats::{Drop, FlowStats, WorkerStats};
 use crate::xdp::umem::FramePool;
 
 /// Queues the packets in flight on their NICs' TX rings; drops those for which there is no room.
 #[inline]
-pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stats: &WorkerStats) {
-    ports.begin_batch();
+pub fn transmit(batch: &mut Batch, queues: &mut Queues, pool: &mut FramePool, stats: &WorkerStats) {
+    queues.begin_batch();
     let (mut sent, mut left) = (0, 0);
     for run in batch.packets().chunk_by_mut(|a, b| a.nic == b.nic) {
         let Some(nic) = run.first().map(|packet| packet.nic) else { continue };
-        let queued = ports.queue(nic, run, pool, stats);
+        let queued = queues.enqueue(nic, run, pool, stats);
         sent += queued;
         left += run.len() as u64 - queued;
     }
@@ -25,7 +25,7 @@ pub fn transmit(batch: &mut Batch, ports: &mut Ports, pool: &mut FramePool, stat
     stats.transmitted.add(sent - answered);
     if left > 0 {
         for packet in batch.in_flight() {
-            let can = packet.frame.as_ref().is_none_or(|frame| ports.can_send(packet.nic, frame));
+            let can = packet.frame.as_ref().is_none_or(|frame| queues.can_send(packet.nic, frame));
             end(packet, if can { Drop::TxFull } else { Drop::TooLong }, pool, stats);
         }
     }

@@ -10,7 +10,7 @@ use super::context::{Context, Environment, Identification};
 use super::fragments::Fragments;
 use super::limiter::Limiter;
 use super::passes::{forward, parse_and_classify};
-use super::ports::{Ports, WorkerPort};
+use super::queues::{Queues, WorkerQueue};
 use super::receive::receive;
 use super::reset::TxBacklog;
 use super::resources::Resources;
@@ -33,7 +33,7 @@ const SLEEP_MS: u32 = 100;
 /// Components of a new worker.
 pub struct Parts {
     /// NIC queues.
-    pub ports: Vec<WorkerPort>,
+    pub queues: Vec<WorkerQueue>,
     /// Free frames of the worker's UMEM.
     pub pool: FramePool,
     /// MAC addresses of all NICs.
@@ -62,7 +62,7 @@ pub struct Worker {
 
 /// The part of a worker that a poll changes.
 struct Pipeline {
-    ports: Ports,
+    queues: Queues,
     batch: Batch,
     max_batch: usize,
     resources: Resources,
@@ -73,7 +73,7 @@ impl Worker {
     ///
     /// Returns `None` if there is no flow table for `index`, or another worker writes that table.
     pub fn new(parts: Parts, now: Ticks) -> Option<Self> {
-        let Parts { ports, pool, macs, shared, parked, index, tables, stats, batch } = parts;
+        let Parts { queues, pool, macs, shared, parked, index, tables, stats, batch } = parts;
         let flows = Arc::clone(shared.flows.get(usize::from(index))?);
         let snat_allocator = SnatAllocator::new(&shared.snat_table, index, flows.secret());
         let resources = Resources {
@@ -86,9 +86,9 @@ impl Worker {
         let identification = Identification::of(index);
         let environment = Environment { tables, flows, shared, macs, identification, stats };
         let max_batch = batch.clamp(1, BATCH);
-        let (ports, batch) = (Ports::new(ports), Batch::default());
-        let mut pipeline = Pipeline { ports, batch, max_batch, resources };
-        for index in 0..pipeline.ports.ports.len() {
+        let (queues, batch) = (Queues::new(queues), Batch::default());
+        let mut pipeline = Pipeline { queues, batch, max_batch, resources };
+        for index in 0..pipeline.queues.queues.len() {
             pipeline.refill(index, &environment.stats);
         }
         Some(Self { environment, pipeline, sweep_behind: false })
@@ -98,22 +98,22 @@ impl Worker {
     ///
     /// `now` is the time on the clock of flow ages.
     pub fn poll(&mut self, now: Ticks) -> usize {
-        self.poll_with(now, 0..self.pipeline.ports.ports.len(), None)
+        self.poll_with(now, 0..self.pipeline.queues.queues.len(), None)
     }
 
-    /// Polls the port number `port` only, with `trace` recording the reasons of decisions. With
+    /// Polls the port number `queue` only, with `trace` recording the reasons of decisions. With
     /// batches of one, that is at most one packet.
-    pub fn poll_traced(&mut self, now: Ticks, port: usize, trace: &Trace) -> usize {
-        self.poll_with(now, port..port + 1, Some(trace))
+    pub fn poll_traced(&mut self, now: Ticks, queue: usize, trace: &Trace) -> usize {
+        self.poll_with(now, queue..queue + 1, Some(trace))
     }
 
     /// Inlined into both callers, so that a worker without a trace has no branch for it.
     #[inline(always)]
-    fn poll_with(&mut self, now: Ticks, ports: Range<usize>, trace: Option<&Trace>) -> usize {
+    fn poll_with(&mut self, now: Ticks, queues: Range<usize>, trace: Option<&Trace>) -> usize {
         let mut context = self.environment.context(now, trace);
         self.pipeline.begin(&context);
         let mut packets = 0;
-        for index in ports {
+        for index in queues {
             packets += self.pipeline.poll_queue(index, &mut context);
         }
         // The sweep handles no packet.
@@ -148,7 +148,7 @@ impl Worker {
     /// Blocks until a packet arrives, or for a bounded time.
     fn sleep(&self) {
         self.environment.stats.sleeps.add(1);
-        wait(self.pipeline.ports.ports.iter().map(|port| &port.port), SLEEP_MS);
+        wait(self.pipeline.queues.queues.iter().map(|queue| &queue.xsk), SLEEP_MS);
     }
 
     /// Whether the sweep of the flow table has more to do now, so that another poll is due.
@@ -159,7 +159,7 @@ impl Worker {
     /// Number of frames that this worker owns, here and in the kernel's rings: a constant.
     pub fn frames(&self) -> usize {
         let with_kernel: u32 =
-            self.pipeline.ports.ports.iter().map(|port| port.port.with_kernel()).sum();
+            self.pipeline.queues.queues.iter().map(|queue| queue.xsk.with_kernel()).sum();
         let Resources { pool, fragments, .. } = &self.pipeline.resources;
         pool.len() + with_kernel as usize + fragments.frames(pool)
     }
@@ -171,8 +171,8 @@ impl Pipeline {
     fn begin(&mut self, context: &Context<'_>) {
         let Resources { fragments, pool, .. } = &mut self.resources;
         fragments.look(context, pool);
-        for port in &mut self.ports.ports {
-            port.port.reclaim(pool);
+        for queue in &mut self.queues.queues {
+            queue.xsk.reclaim(pool);
         }
     }
 
@@ -180,16 +180,16 @@ impl Pipeline {
     /// prefetches, for all packets, the memory that the next pass needs.
     #[inline(always)]
     fn poll_queue(&mut self, index: usize, context: &mut Context<'_>) -> usize {
-        let Self { ports, batch, max_batch, resources } = self;
-        let Some(port) = ports.ports.get_mut(index) else { return 0 };
-        context.nic = port.nic;
-        receive(batch, port, &mut resources.fragments, context, *max_batch);
+        let Self { queues, batch, max_batch, resources } = self;
+        let Some(queue) = queues.queues.get_mut(index) else { return 0 };
+        context.nic = queue.nic;
+        receive(batch, queue, &mut resources.fragments, context, *max_batch);
         let packets = batch.len();
         if packets > 0 {
             parse_and_classify(batch, resources, context);
             prefetch(batch, context.flows);
             forward(batch, resources, context);
-            transmit(batch, ports, &mut resources.pool, context.stats);
+            transmit(batch, queues, &mut resources.pool, context.stats);
             context.stats.batches.add(1);
         }
         self.refill(index, context.stats);
@@ -201,20 +201,20 @@ impl Pipeline {
     #[inline(always)]
     fn finish(&mut self, context: &Context<'_>) -> bool {
         let Resources { conntrack, backlog, pool, .. } = &mut self.resources;
-        backlog.send(&mut self.ports, pool, context);
-        for port in &mut self.ports.ports {
-            port.flush(context.stats);
+        backlog.send(&mut self.queues, pool, context);
+        for queue in &mut self.queues.queues {
+            queue.flush(context.stats);
         }
         conntrack.sweep(context, backlog)
     }
 
     #[inline]
     fn refill(&mut self, index: usize, stats: &WorkerStats) {
-        let Some(port) = self.ports.ports.get_mut(index) else { return };
+        let Some(queue) = self.queues.queues.get_mut(index) else { return };
         let pool = &mut self.resources.pool;
-        port.port.refill(pool);
-        let bad = port.new_bad_descriptors();
-        if let Some(counters) = stats.ports.get(usize::from(port.nic.0)) {
+        queue.xsk.refill(pool);
+        let bad = queue.new_bad_descriptors();
+        if let Some(counters) = stats.nics.get(usize::from(queue.nic.0)) {
             if pool.is_empty() {
                 counters.no_free_frame.add(1);
             }

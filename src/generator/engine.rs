@@ -169,11 +169,11 @@ impl Engine {
         let epoch_ns = cpu::monotonic_ns();
         let mut workers = Vec::new();
         for index in 0..settings.workers {
-            let (client_port, backend_port, pool) =
+            let (client_queue, backend_queue, pool) =
                 open_ports(&memory, &client, backend.as_ref(), index)?;
             workers.push(Worker::new(Parts {
-                client_port,
-                backend_port,
+                client_queue,
+                backend_queue,
                 ring: RING,
                 frames_each: memory.frames_each,
                 pool,
@@ -473,11 +473,11 @@ fn catch(
     workers: &[Worker],
 ) -> Result<Vec<Catcher>, ProgramError> {
     let mut catchers =
-        vec![Catcher::attach(client, (0..).zip(workers.iter().map(Worker::client_port)))?];
+        vec![Catcher::attach(client, (0..).zip(workers.iter().map(Worker::client_queue)))?];
     if let Some(backend) = backend {
         catchers.push(Catcher::attach(
             backend,
-            (0..).zip(workers.iter().filter_map(Worker::backend_port)),
+            (0..).zip(workers.iter().filter_map(Worker::backend_queue)),
         )?);
     }
     Ok(catchers)

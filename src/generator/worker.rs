@@ -88,9 +88,9 @@ pub struct SentCounts {
 /// Components of a worker.
 pub struct Parts {
     /// Queue of the client-side NIC.
-    pub client_port: XskQueue,
+    pub client_queue: XskQueue,
     /// Queue of the backend-side NIC, if it is a different one.
-    pub backend_port: Option<XskQueue>,
+    pub backend_queue: Option<XskQueue>,
     /// Entries of a TX ring.
     pub ring: u32,
     /// Frames of the longest packet.
@@ -128,19 +128,19 @@ impl Worker {
     /// Returns the packets that the kernel has dropped so far for want of a free frame or of room
     /// in the RX rings; 0 where the kernel has no such statistics.
     pub fn receiver_dropped(&self) -> u64 {
-        let ports = [Some(self.client_port()), self.backend_port()];
+        let ports = [Some(self.client_queue()), self.backend_queue()];
         let statistics = ports.into_iter().flatten().flat_map(XskQueue::statistics);
         statistics.map(|socket| socket.rx_dropped + socket.rx_ring_full).sum()
     }
 
     /// Returns the client-side queue.
-    pub fn client_port(&self) -> &XskQueue {
-        &self.parts.client_port
+    pub fn client_queue(&self) -> &XskQueue {
+        &self.parts.client_queue
     }
 
     /// Returns the backend-side queue, if there is one.
-    pub fn backend_port(&self) -> Option<&XskQueue> {
-        self.parts.backend_port.as_ref()
+    pub fn backend_queue(&self) -> Option<&XskQueue> {
+        self.parts.backend_queue.as_ref()
     }
 
     /// Returns the receiving side, with the counts of the current trial.
@@ -208,7 +208,7 @@ impl Worker {
 
     fn is_over(&self, now: u64, end: u64, last_arrival: u64) -> bool {
         let quiet = now.saturating_sub(last_arrival.max(end)) > QUIET_NS;
-        let outstanding = self.parts.client_port.outstanding();
+        let outstanding = self.parts.client_queue.outstanding();
         quiet && outstanding == 0 || now.saturating_sub(end) > PATIENCE_NS
     }
 
@@ -221,8 +221,8 @@ impl Worker {
     #[inline]
     fn send(&mut self, now: u64, pacer: &mut Pacer, run: u16) {
         let parts = &mut self.parts;
-        parts.client_port.reclaim(&mut parts.pool);
-        let room = parts.ring.saturating_sub(parts.client_port.outstanding());
+        parts.client_queue.reclaim(&mut parts.pool);
+        let room = parts.ring.saturating_sub(parts.client_queue.outstanding());
         let due = pacer.due(now, (room / parts.frames_each.max(1)).min(BATCH));
         for _ in 0..due {
             if !self.send_one(now, pacer, run) {
@@ -248,7 +248,7 @@ impl Worker {
         template.write(packet.data_mut(), source, outgoing.segment, &signature);
         self.next_template =
             if self.next_template + 1 < parts.templates.len() { self.next_template + 1 } else { 0 };
-        match parts.client_port.transmit(packet) {
+        match parts.client_queue.transmit(packet) {
             Ok(()) => {
                 self.sent.packets += 1;
                 self.sent.bytes += template.len() as u64;
@@ -266,10 +266,10 @@ impl Worker {
     #[inline]
     fn receive(&mut self) -> usize {
         let epoch_ns = self.parts.epoch_ns;
-        let Parts { client_port, backend_port, judge, pool, ring, frames_each, .. } =
+        let Parts { client_queue, backend_queue, judge, pool, ring, frames_each, .. } =
             &mut self.parts;
         let mut arrived = 0;
-        for port in [Some(client_port), backend_port.as_mut()].into_iter().flatten() {
+        for port in [Some(client_queue), backend_queue.as_mut()].into_iter().flatten() {
             // As many packets as are sent in between, each of which may have several frames.
             for _ in 0..*frames_each {
                 let mut packets = ArrayVec::<Frame, { BATCH as usize }>::new();
@@ -287,19 +287,19 @@ impl Worker {
     }
 
     fn refill(&mut self) {
-        let Parts { client_port, backend_port, pool, .. } = &mut self.parts;
-        client_port.refill(pool);
-        if let Some(port) = backend_port {
+        let Parts { client_queue, backend_queue, pool, .. } = &mut self.parts;
+        client_queue.refill(pool);
+        if let Some(port) = backend_queue {
             port.refill(pool);
         }
     }
 
     #[inline]
     fn flush(&mut self) {
-        let Parts { client_port, backend_port, pool, .. } = &mut self.parts;
-        client_port.flush();
-        client_port.reclaim(pool);
-        if let Some(port) = backend_port {
+        let Parts { client_queue, backend_queue, pool, .. } = &mut self.parts;
+        client_queue.flush();
+        client_queue.reclaim(pool);
+        if let Some(port) = backend_queue {
             port.flush();
             port.reclaim(pool);
         }

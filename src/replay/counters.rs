@@ -109,7 +109,7 @@ fn walk(stats: &WorkerStats) -> impl Iterator<Item = (Name, u64)> + '_ {
     let backends = stats.backends.iter().enumerate().flat_map(|(index, stats)| {
         stats.named().map(move |(name, value)| (Name::Backend(index, name), value))
     });
-    let nics = stats.ports.iter().enumerate().flat_map(|(index, stats)| {
+    let nics = stats.nics.iter().enumerate().flat_map(|(index, stats)| {
         stats.named().map(move |(name, value)| (Name::Nic(index, name), value))
     });
     worker.chain(answers).chain(drops).chain(vips).chain(backends).chain(nics)

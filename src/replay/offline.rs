@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::decision::Sent;
 use super::error::ReplayError;
-use crate::datapath::ports::WorkerPort;
+use crate::datapath::queues::WorkerQueue;
 use crate::datapath::worker::{Parts, Worker};
 use crate::flow::shared::{SharedTables, TableSizes};
 use crate::flow::table::{Families, FlowTable};
@@ -70,15 +70,15 @@ impl Offline {
         let waiting = u32::try_from(parked).unwrap_or(0);
         let frames = u32::try_from(plans.len()).unwrap_or(1) * 3 * RING + RING + waiting;
         let (umem, pool) = Umem::create(frames, frame_size)?;
-        let (mut ports, mut nics) = (Vec::new(), Vec::new());
+        let (mut queues, mut nics) = (Vec::new(), Vec::new());
         for (index, &(_, multi_buffer)) in (0..).zip(&plans) {
-            let (port, nic) = FakeNic::with(&umem, RING, Io { multi_buffer, ..Io::default() })?;
-            ports.push(WorkerPort::new(NicIndex(index), port));
+            let (xsk, nic) = FakeNic::with(&umem, RING, Io { multi_buffer, ..Io::default() })?;
+            queues.push(WorkerQueue::new(NicIndex(index), xsk));
             nics.push((nic, multi_buffer));
         }
         let now = Ticks(0);
         let parts = Parts {
-            ports,
+            queues,
             pool,
             macs: plans.iter().map(|(mac, _)| *mac).collect(),
             shared,
@@ -132,8 +132,8 @@ impl Offline {
         packet: &[u8],
         trace: &Trace,
     ) -> Option<Vec<Sent>> {
-        let port = usize::from(nic.0);
-        let (nic, multi_buffer) = self.nics.get_mut(port)?;
+        let queue = usize::from(nic.0);
+        let (nic, multi_buffer) = self.nics.get_mut(queue)?;
         let arrived = if *multi_buffer && packet.len() <= usize::from(u16::MAX) {
             nic.deliver_long(packet)
         } else {
@@ -144,7 +144,7 @@ impl Offline {
         }
         // A packet of several frames needs one poll per frame.
         for _ in 0..RING {
-            if self.worker.poll_traced(self.now, port, trace) > 0 {
+            if self.worker.poll_traced(self.now, queue, trace) > 0 {
                 break;
             }
         }

@@ -114,7 +114,7 @@ fn a_packet_to_a_backend_that_is_down_resets_both_ends() {
             assert_eq!((stats.resets_sent.get(), stats.probes_sent.get()), (6, 0));
             assert_eq!(stats.vips[0].dropped.get(), 3);
             assert_eq!(stats.backends[0].dropped.get(), 3);
-            assert_eq!(stats.ports.iter().map(|port| port.tx_packets.get()).sum::<u64>(), 8);
+            assert_eq!(stats.nics.iter().map(|port| port.tx_packets.get()).sum::<u64>(), 8);
             rig.assert_accounted();
         }
     }

@@ -119,7 +119,7 @@ fn a_fin_of_the_client_is_believed_until_the_client_goes_on() {
 fn half_closed_connections_of_nat_keep_the_established_time_out() {
     for forward in [Forward::Nat, Forward::FullNat] {
         for family in FAMILIES {
-            for (flags, kept) in [(&["FA"][..], true), (&["FA", "A"], true)] {
+            for flags in [&["FA"][..], &["FA", "A"]] {
                 let mut rig = rig(1, spec(0, forward, family, 1, 3));
                 let first = rig.send(0, 0, &client(family, "S")).remove(0);
                 rig.send(0, 0, &first.reply("SA"));
@@ -128,7 +128,7 @@ fn half_closed_connections_of_nat_keep_the_established_time_out() {
                     wait(&mut rig, 900);
                 }
                 let sent = rig.send(0, 0, &first.reply("A"));
-                assert_eq!(sent.len() == 1, kept, "{forward:?} {family:?} {flags:?}");
+                assert_eq!(sent.len(), 1, "{forward:?} {family:?} {flags:?}");
                 rig.assert_accounted();
             }
         }

@@ -11,7 +11,7 @@ use etherparse::{
     TransportSlice, UdpHeader,
 };
 use holdfast::datapath::explain::Explainer;
-use holdfast::datapath::ports::WorkerPort;
+use holdfast::datapath::queues::WorkerQueue;
 use holdfast::datapath::worker::{Parts, Worker};
 use holdfast::flow::clients::Clients;
 use holdfast::flow::shared::{SharedTables, TableSizes};
@@ -476,14 +476,14 @@ impl Rig {
         for index in 0..workers {
             let (umem, pool) = Umem::create(FRAMES, 2048).unwrap();
             let stats = Arc::new(WorkerStats::new(4, 400, nics));
-            let (ports, fakes): (Vec<_>, Vec<_>) = (0..nics)
+            let (queues, fakes): (Vec<_>, Vec<_>) = (0..nics)
                 .map(|nic| {
-                    let (port, fake) = FakeNic::new(&umem, RING).unwrap();
-                    (WorkerPort::new(NicIndex(u8::try_from(nic).unwrap()), port), fake)
+                    let (xsk, fake) = FakeNic::new(&umem, RING).unwrap();
+                    (WorkerQueue::new(NicIndex(u8::try_from(nic).unwrap()), xsk), fake)
                 })
                 .unzip();
             let parts = Parts {
-                ports,
+                queues,
                 pool,
                 macs: (0..nics).map(nic_mac).collect(),
                 shared: Arc::clone(&shared),

@@ -4,13 +4,13 @@ use tracing::{error, warn};
 
 use super::world::World;
 use crate::control::{
-    AttachedView, NicNow, SocketStatistics, SteerCounters, SteerRules, SteeringPort,
+    AttachedView, NicNow, SocketStatistics, SteerCounters, SteerRules, SteeringProgram,
 };
 use crate::net::NicIndex;
 
 /// Rules of the XDP program.
 pub(super) struct Steering {
-    port: Box<dyn SteeringPort>,
+    port: Box<dyn SteeringProgram>,
     /// Rules that were sent last.
     rules: SteerRules,
     /// Whether these were refused; they are sent again every second.
@@ -18,7 +18,7 @@ pub(super) struct Steering {
 }
 
 impl Steering {
-    pub(super) fn new(port: Box<dyn SteeringPort>) -> Self {
+    pub(super) fn new(port: Box<dyn SteeringProgram>) -> Self {
         Self { port, rules: SteerRules::default(), pending: false }
     }
 
@@ -113,7 +113,7 @@ pub(super) mod tests {
 
     struct Program(Rc<RefCell<Room>>);
 
-    impl SteeringPort for Program {
+    impl SteeringProgram for Program {
         fn sync(&mut self, rules: &SteerRules) -> Result<(), String> {
             let mut room = self.0.borrow_mut();
             room.sent.push(rules.vips.len());

@@ -7,11 +7,11 @@ use crate::xdp::queue::XskQueue;
 use crate::xdp::umem::{Frame, FramePool};
 
 /// One NIC queue that a worker serves.
-pub struct WorkerPort {
+pub struct WorkerQueue {
     /// The NIC.
     pub nic: NicIndex,
     /// Socket and rings of the queue.
-    pub port: XskQueue,
+    pub xsk: XskQueue,
     /// Bad descriptors already counted.
     bad_descriptors: u64,
     /// Packets and bytes that were queued and are not yet counted.
@@ -20,47 +20,52 @@ pub struct WorkerPort {
     was_full: bool,
 }
 
-impl WorkerPort {
+impl WorkerQueue {
     /// Creates the worker's view of a queue of `nic`.
-    pub fn new(nic: NicIndex, port: XskQueue) -> Self {
-        Self { nic, port, bad_descriptors: 0, queued: (0, 0), was_full: false }
+    pub fn new(nic: NicIndex, xsk: XskQueue) -> Self {
+        Self { nic, xsk, bad_descriptors: 0, queued: (0, 0), was_full: false }
     }
 
     /// Returns the number of bad descriptors since the last call.
     #[inline]
     pub(super) fn new_bad_descriptors(&mut self) -> u64 {
-        let now = self.port.bad_descriptors();
+        let now = self.xsk.bad_descriptors();
         now - std::mem::replace(&mut self.bad_descriptors, now)
     }
 
     /// Queues the frames of `packets`; frames without room stay. A full ring is handed to the
     /// kernel and tried once more, once per batch. Returns the number queued.
     #[inline]
-    fn queue(&mut self, packets: &mut [Packet], pool: &mut FramePool, stats: &WorkerStats) -> u64 {
-        let mut sent = self.try_queue(packets);
+    fn enqueue(
+        &mut self,
+        packets: &mut [Packet],
+        pool: &mut FramePool,
+        stats: &WorkerStats,
+    ) -> u64 {
+        let mut sent = self.try_enqueue(packets);
         let left = || packets.iter().any(|packet| packet.frame.is_some());
-        if !self.was_full && self.port.is_full() && left() {
+        if !self.was_full && self.xsk.is_full() && left() {
             self.was_full = true;
             self.hand_over(stats);
-            self.port.reclaim(pool);
-            sent += self.try_queue(packets);
+            self.xsk.reclaim(pool);
+            sent += self.try_enqueue(packets);
         }
         sent
     }
 
     #[inline]
-    fn try_queue(&mut self, packets: &mut [Packet]) -> u64 {
+    fn try_enqueue(&mut self, packets: &mut [Packet]) -> u64 {
         let frames = packets.iter_mut().map(|packet| &mut packet.frame);
-        let (sent, bytes) = self.port.transmit_all(frames);
+        let (sent, bytes) = self.xsk.transmit_all(frames);
         self.queued.0 += u64::from(sent);
         self.queued.1 += bytes;
         sent.into()
     }
 
     /// Queues one frame.
-    fn queue_one(&mut self, frame: Frame) -> Result<(), Frame> {
+    fn enqueue_one(&mut self, frame: Frame) -> Result<(), Frame> {
         let bytes = u64::from(frame.packet_len());
-        self.port.transmit(frame)?;
+        self.xsk.transmit(frame)?;
         self.queued.0 += 1;
         self.queued.1 += bytes;
         Ok(())
@@ -74,10 +79,10 @@ impl WorkerPort {
 
     #[inline]
     fn hand_over(&mut self, stats: &WorkerStats) {
-        let woken = self.port.flush();
+        let woken = self.xsk.flush();
         let (packets, bytes) = std::mem::take(&mut self.queued);
         if (packets > 0 || woken)
-            && let Some(counters) = stats.ports.get(usize::from(self.nic.0))
+            && let Some(counters) = stats.nics.get(usize::from(self.nic.0))
         {
             counters.tx_packets.add(packets);
             counters.tx_bytes.add(bytes);
@@ -87,64 +92,64 @@ impl WorkerPort {
 }
 
 /// All NIC queues of a worker.
-pub struct Ports {
-    pub(super) ports: Vec<WorkerPort>,
-    /// Index into `ports` of each NIC's sending queue, by [`NicIndex`].
+pub struct Queues {
+    pub(super) queues: Vec<WorkerQueue>,
+    /// Index into `queues` of each NIC's sending queue, by [`NicIndex`].
     sender: [Option<usize>; MAX_NICS],
 }
 
-impl Ports {
+impl Queues {
     /// Creates the set of queues. The first queue of each NIC sends for that NIC.
-    pub fn new(ports: Vec<WorkerPort>) -> Self {
+    pub fn new(queues: Vec<WorkerQueue>) -> Self {
         let mut sender = [None; MAX_NICS];
-        for (index, port) in ports.iter().enumerate() {
-            if let Some(place) = sender.get_mut(usize::from(port.nic.0)) {
+        for (index, queue) in queues.iter().enumerate() {
+            if let Some(place) = sender.get_mut(usize::from(queue.nic.0)) {
                 place.get_or_insert(index);
             }
         }
-        Self { ports, sender }
+        Self { queues, sender }
     }
 
     /// Allows every full ring to be handed to the kernel once more.
     #[inline]
     pub fn begin_batch(&mut self) {
-        for port in &mut self.ports {
-            port.was_full = false;
+        for queue in &mut self.queues {
+            queue.was_full = false;
         }
     }
 
     /// Queues the frames of packets that leave by `nic` on its TX ring; returns the number queued.
     /// Frames stay if the ring is full or this worker has no queue on that NIC.
     #[inline]
-    pub fn queue(
+    pub fn enqueue(
         &mut self,
         nic: NicIndex,
         packets: &mut [Packet],
         pool: &mut FramePool,
         stats: &WorkerStats,
     ) -> u64 {
-        self.sender(nic).map_or(0, |port| port.queue(packets, pool, stats))
+        self.sender(nic).map_or(0, |queue| queue.enqueue(packets, pool, stats))
     }
 
     /// Queues a frame that leaves by `nic`.
     ///
     /// # Errors
     /// Returns the frame if the ring is full or this worker has no queue on that NIC.
-    pub fn queue_one(&mut self, nic: NicIndex, frame: Frame) -> Result<(), Frame> {
+    pub fn enqueue_one(&mut self, nic: NicIndex, frame: Frame) -> Result<(), Frame> {
         match self.sender(nic) {
-            Some(port) => port.queue_one(frame),
+            Some(queue) => queue.enqueue_one(frame),
             None => Err(frame),
         }
     }
 
     /// Whether a packet could leave by `nic` if its ring had room.
     pub fn can_send(&mut self, nic: NicIndex, frame: &Frame) -> bool {
-        self.sender(nic).is_none_or(|port| port.port.can_send(frame))
+        self.sender(nic).is_none_or(|queue| queue.xsk.can_send(frame))
     }
 
     #[inline]
-    fn sender(&mut self, nic: NicIndex) -> Option<&mut WorkerPort> {
+    fn sender(&mut self, nic: NicIndex) -> Option<&mut WorkerQueue> {
         let index = self.sender.get(usize::from(nic.0)).copied().flatten()?;
-        self.ports.get_mut(index)
+        self.queues.get_mut(index)
     }
 }
