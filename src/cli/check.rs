@@ -93,9 +93,9 @@ fn summary(config: &Config, machine: &Machine) -> String {
         (backends, "backend"),
     ];
     let words = counts.map(|(n, noun)| counted(n, noun)).join(", ");
-    let Memory { flows, packets, bindings } = Memory::of(config, machine);
+    let Memory { flows, packets, snat_table } = Memory::of(config, machine);
     let (flows, packets) = (bytes(flows), bytes(packets));
-    let sources = match bindings {
+    let sources = match snat_table {
         0 => String::new(),
         some => format!(", {} of full-NAT sources", bytes(some)),
     };

@@ -192,7 +192,7 @@ pub struct Memory {
     /// Packet memory (UMEM).
     pub packets: u64,
     /// SNAT table; 0 without SNAT addresses.
-    pub bindings: u64,
+    pub snat_table: u64,
 }
 
 impl Memory {
@@ -217,7 +217,7 @@ impl Memory {
         Self {
             flows: workers_count.saturating_mul(count(each.flows)).saturating_mul(flow_bytes),
             packets: frames.saturating_mul(config.frame_size(&machine.nics).into()),
-            bindings: count(config.full_nat.numbered().len())
+            snat_table: count(config.full_nat.numbered().len())
                 .saturating_mul(count(BYTES_PER_BINDING)),
         }
     }
@@ -266,14 +266,14 @@ pub fn check(config: &Config, machine: &Machine) -> Vec<Finding> {
 }
 
 fn memory(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
-    let Memory { flows, packets, bindings } = Memory::of(config, machine);
-    let needed = flows.saturating_add(packets).saturating_add(bindings);
+    let Memory { flows, packets, snat_table } = Memory::of(config, machine);
+    let needed = flows.saturating_add(packets).saturating_add(snat_table);
     // A running holdfast holds such memory already, and releases it before this one starts.
     let Some(available) = machine.memory_available.filter(|_| !machine.socket_answers) else {
         return;
     };
     if needed > available {
-        let (sources, fewer) = match bindings {
+        let (sources, fewer) = match snat_table {
             0 => (String::new(), ""),
             some => (format!(", full-NAT sources {}", bytes(some)), ", fewer [full_nat] sources"),
         };
@@ -659,11 +659,11 @@ mod tests {
     fn memory_is_that_of_all_workers() {
         let config = crate::config::parse(TEXT, "f").unwrap();
         let flows = 2 * 1_048_576 * 50;
-        let expected = Memory { flows, packets: 2 * 6208 * 2048, bindings: 0 };
+        let expected = Memory { flows, packets: 2 * 6208 * 2048, snat_table: 0 };
         assert_eq!(Memory::of(&config, &machine()), expected);
         let text = TEXT.replace("frames = 6208", "frame_size = 4096");
         let config = crate::config::parse(&text, "f").unwrap();
-        let expected = Memory { flows, packets: 2 * 6208 * 4096, bindings: 0 };
+        let expected = Memory { flows, packets: 2 * 6208 * 4096, snat_table: 0 };
         assert_eq!(Memory::of(&config, &machine()), expected, "a queue of each worker");
         assert_eq!(
             Memory::of(&config, &Machine::default()),
@@ -672,7 +672,7 @@ mod tests {
         );
         let mut more = machine();
         more.interfaces = Some([("eth1".to_owned(), Some(4))].into());
-        let expected = Memory { flows, packets: (2 * 64 + 4 * 3 * 2048) * 4096, bindings: 0 };
+        let expected = Memory { flows, packets: (2 * 64 + 4 * 3 * 2048) * 4096, snat_table: 0 };
         assert_eq!(Memory::of(&config, &more), expected);
     }
 

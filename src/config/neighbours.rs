@@ -167,7 +167,7 @@ fn check(config: &Config, report: &mut Report<'_>) -> Neighbours {
         if let Some((port, facts)) = check_nic(raw, &key_path, config, report)
             && nics.insert(port.0, facts).is_some()
         {
-            report.error(&key_path.key("interface"), "told twice", "tell each NIC once");
+            report.error(&key_path.key("interface"), "given twice", "give each NIC once");
         }
     }
     let backends_at = root.key("neighbour");
@@ -180,7 +180,7 @@ fn check(config: &Config, report: &mut Report<'_>) -> Neighbours {
         if let Some((address, facts)) = check_neighbour(raw, &key_path, config, report)
             && backends.insert(address, facts).is_some()
         {
-            report.error(&key_path.key("address"), "told twice", "tell each backend once");
+            report.error(&key_path.key("address"), "given twice", "give each backend once");
         }
     }
     for key in document.keys() {
@@ -235,7 +235,7 @@ fn check_neighbour(
         && !all.any(|backend| backend.address == address)
     {
         let fix = "name the address of a backend of the configuration; its gateway, if there is \
-                   one, is told by mac";
+                   one, is given by mac";
         report.error(&address_at, format!("{address} is no backend's address"), fix);
     }
     let port = interface(&key_path.key("interface"), raw.interface, config, report);
@@ -395,7 +395,7 @@ mod tests {
         let rows = [
             ("", "n.toml:1:1: nic: missing; add [[nic]] with interface = \"eth1\" and its mac"),
             ("x = 1\n", "n.toml:1:1: x: unknown section or key; the sections are"),
-            ("[[nic]]\ninterface = \"eth1\"\nmac = \"02:00:00:00:00:01\"\n", "told twice"),
+            ("[[nic]]\ninterface = \"eth1\"\nmac = \"02:00:00:00:00:01\"\n", "given twice"),
             (
                 "[[nic]]\ninterface = \"eth9\"\nmac = \"02:00:00:00:00:01\"\n",
                 "n.toml:8:13: nic.interface: \"eth9\" is no [[nic]] of the configuration; use \"eth1\" or \"eth2\"",

@@ -109,7 +109,8 @@ impl<'a> Report<'a> {
         self.left_out.push(key_path.clone());
     }
 
-    /// Returns the elements of `[[key_path]]`; elements that are not tables are recorded and left out.
+    /// Returns the elements of `[[key_path]]`; elements that are not tables are recorded and left
+    /// out.
     pub(super) fn tables<'v>(
         &mut self,
         list: Option<Value<'v>>,

@@ -3,6 +3,7 @@
 //! Sums over workers ([`counters`](super::counters)) are computed at each request; nothing is kept.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use tokio::time::Instant;
 
@@ -20,7 +21,7 @@ use super::state::{BackendEntry, Registry, VipEntry};
 use super::{AttachedView, NicView, SocketStatistics, SteerCounters, WorkerView};
 use crate::config::FullNat;
 use crate::forwarding::{FlowAction, Ports};
-use crate::net::NextHop;
+use crate::net::{Family, NextHop};
 use crate::stats::{NicStats, WorkerStats};
 
 /// Inputs of a status, besides the process itself.
@@ -100,8 +101,9 @@ fn removed(sources: &Sources<'_>) -> Vec<RemovedStatus> {
 
 fn full_nat_status(config: &FullNat, totals: &Totals) -> Option<FullNatStatus> {
     let FullNat { sources, ports, .. } = config;
-    let pool = |v4, used| {
-        let addresses = sources.iter().filter(|source| source.is_ipv4() == v4).count();
+    let pool = |family: Family, used| {
+        let is_of = |source: &&IpAddr| source.is_ipv4() == family.is_v4();
+        let addresses = sources.iter().filter(is_of).count();
         // At most 256 addresses.
         let all = u64::try_from(addresses * ports.len()).unwrap_or(u64::MAX);
         PoolStatus { used, free: all.saturating_sub(used) }
@@ -109,8 +111,8 @@ fn full_nat_status(config: &FullNat, totals: &Totals) -> Option<FullNatStatus> {
     (!sources.is_empty()).then(|| FullNatStatus {
         sources: sources.clone(),
         ports: (*ports.start(), *ports.end()),
-        v4: pool(true, totals.bindings_v4),
-        v6: pool(false, totals.bindings_v6),
+        v4: pool(Family::V4, totals.bindings_v4),
+        v6: pool(Family::V6, totals.bindings_v6),
     })
 }
 

@@ -192,8 +192,8 @@ impl TcpFlags {
             && !(self.any(Self::SYN) && self.any(Self::FIN | Self::RST))
     }
 
-    /// Whether the segment neither opens nor ends a connection: it has no SYN, FIN or RST, as a later
-    /// fragment has no flags at all.
+    /// Whether the segment neither opens nor ends a connection: no SYN, FIN or RST. True also of
+    /// later fragments, which have no flags.
     #[inline]
     pub const fn goes_on(self) -> bool {
         self.0 & (Self::FIN | Self::SYN | Self::RST) == 0

@@ -21,7 +21,7 @@ pub const fn is_due(flow_state: &FlowState, context: &Context<'_>) -> bool {
 /// Records a packet of a flow on `backend` that changed the flow's state from `before` to `state`.
 #[cold]
 #[inline(never)]
-pub fn seen(
+pub fn record(
     flow: &HashedKey,
     backend: &Backend,
     (before, state): (State, State),
@@ -91,7 +91,7 @@ mod tests {
             ((begun, established), Some(true)),
             ((begun, begun), Some(true)),
         ] {
-            seen(&packet.flow, backend, states, &context);
+            record(&packet.flow, backend, states, &context);
             let mapping = context.shared.clients.find(&key);
             assert_eq!(mapping.map(|mapping| mapping.proven), recorded, "{states:?}");
         }
@@ -107,9 +107,9 @@ mod tests {
         let (begun, last_used) = ((State::default(), State::default()), |bed: &Bed| {
             bed.shared.clients.find(&key).unwrap().last_used
         });
-        seen(&packet.flow, backend(1), begun, &bed.context(0, 50));
+        record(&packet.flow, backend(1), begun, &bed.context(0, 50));
         assert_eq!(last_used(&bed), Ticks(0));
-        seen(&packet.flow, backend(0), begun, &bed.context(0, 50));
+        record(&packet.flow, backend(0), begun, &bed.context(0, 50));
         assert_eq!(last_used(&bed), Ticks(50));
     }
 

@@ -72,6 +72,7 @@ impl<'t> To<'t> {
                 Some(Self::Client(return_hop(packet.flow.tuple, context)?))
             }
             Direction::ToClient(_) => Some(Self::Client(pin()?.flow_state.hop())),
+            // Conntrack does not hash the flow of every such packet: its pin cannot be looked up.
             Direction::ToClientOf(id) => Some(Self::Client(
                 context.shared.snat_table.read(id)?.snat_flow.return_hop.next_hop(),
             )),

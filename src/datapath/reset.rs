@@ -110,11 +110,11 @@ impl TxBacklog {
     pub fn answer(
         &mut self,
         packet: &mut Packet,
-        cut: &Terminated<'_>,
+        terminated: &Terminated<'_>,
         context: &Context<'_>,
     ) -> Drop {
-        packet.vip = cut.target.backend.vip;
-        packet.backend = cut.target.backend.id.index;
+        packet.vip = terminated.target.backend.vip;
+        packet.backend = terminated.target.backend.id.index;
         if !is_header_sum_right(packet.network()) {
             return Drop::BadIpv4Checksum;
         }
@@ -125,15 +125,15 @@ impl TxBacklog {
         {
             let reply = packet.direction.is_reply();
             // All numbers are in the client's sequence space from here on.
-            let shift = cut.shift(context).filter(|_| reply);
+            let shift = terminated.shift(context).filter(|_| reply);
             let acknowledgment = shift.map_or(acknowledgment, |shift| shift.back(acknowledgment));
             let back = Content { sequence: acknowledgment, acknowledgment: None, reset: true };
             let acknowledgment = Some(acknowledgment);
             let onwards = Content { sequence, acknowledgment, reset: true };
             let (client, backend) = if reply { (onwards, back) } else { (back, onwards) };
             let flow = packet.flow.key();
-            self.push(Some(cut.to_client(&flow, client)));
-            self.push(cut.to_backend(&flow, backend, context));
+            self.push(Some(terminated.to_client(&flow, client)));
+            self.push(terminated.to_backend(&flow, backend, context));
         }
         Drop::FlowReset
     }
@@ -141,13 +141,13 @@ impl TxBacklog {
     /// Probes the ends of a silent flow; only the client where the backend's replies do not pass
     /// this box.
     #[cold]
-    pub fn probe(&mut self, flow: &FlowKey, cut: &Terminated<'_>, context: &Context<'_>) {
+    pub fn probe(&mut self, flow: &FlowKey, terminated: &Terminated<'_>, context: &Context<'_>) {
         // Any numbers outside the window work, which nearly all are; each probe has others.
         let sequence = context.now.0.wrapping_mul(0x9e37_79b1);
         let content = Content { sequence, acknowledgment: Some(!sequence), reset: false };
-        self.push(Some(cut.to_client(flow, content)));
-        if cut.target.backend.forward.translates() {
-            self.push(cut.to_backend(flow, content, context));
+        self.push(Some(terminated.to_client(flow, content)));
+        if terminated.target.backend.forward.translates() {
+            self.push(terminated.to_backend(flow, content, context));
         }
     }
 

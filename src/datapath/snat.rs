@@ -126,10 +126,10 @@ pub fn reopens(flow_state: &FlowState, packet: &Packet, context: &Context<'_>) -
 
 /// Frees the SNAT port, if it has one, of a removed pin's flow.
 pub fn release(snat_allocator: &mut SnatAllocator, pin: &Pin, context: &Context<'_>) {
-    let snat_flow =
+    let snat_port =
         pin.flow_state.snat_port().filter(|_| !pin.flow_state.state().has(State::REMOTE));
     if let Some(family) =
-        snat_flow.and_then(|id| snat_allocator.release(&context.shared.snat_table, id))
+        snat_port.and_then(|id| snat_allocator.release(&context.shared.snat_table, id))
     {
         context.stats.snat_ports(family).sub(1);
     }
@@ -158,15 +158,12 @@ mod tests {
         let packets: Vec<Packet> = (1..=5).map(|port| bed.request(port, "S")).collect();
         let context = bed.context(0, 0);
         let backend = context.table.backend(BackendIndex(0)).unwrap();
-        let snat_flow =
+        let given =
             packets.iter().map(|packet| bind(&mut snat_allocator, packet, backend, &context));
-        let snat_flow: Vec<Result<SnatPort, Drop>> = snat_flow.collect();
-        assert_eq!(
-            snat_flow.iter().filter(|snat_flow| snat_flow.is_ok()).count(),
-            SNAT_PORTS.count()
-        );
-        assert_eq!(snat_flow.last(), Some(&Err(Drop::NoSourcePort)));
-        let (first, packet) = (snat_flow[0].unwrap(), &packets[0]);
+        let given: Vec<Result<SnatPort, Drop>> = given.collect();
+        assert_eq!(given.iter().filter(|port| port.is_ok()).count(), SNAT_PORTS.count());
+        assert_eq!(given.last(), Some(&Err(Drop::NoSourcePort)));
+        let (first, packet) = (given[0].unwrap(), &packets[0]);
         let snat_entry = context.shared.snat_table.read(first).unwrap();
         assert_eq!(
             (snat_entry.snat_flow.flow, snat_entry.snat_flow.isn),
@@ -184,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_back_is_stored_for_the_flow_that_has_the_port_only() {
+    fn a_return_hop_is_stored_for_the_flow_that_has_the_port_only() {
         let mut bed = Bed::new(1, &[vip(Forward::FullNat, 1)]);
         let mut snat_allocator = bed.snat_allocator(0);
         let [packet, other] = [1, 2].map(|port| bed.request(port, "S"));

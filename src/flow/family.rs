@@ -440,7 +440,7 @@ impl<'t> Hit<'t> {
 
     /// Records that a packet of the flow came at `now`.
     #[inline(always)]
-    pub fn seen(&self, now: Ticks) {
+    pub fn touch(&self, now: Ticks) {
         if self.flow_state.last_seen() != now {
             // A time publishes nothing.
             self.words

@@ -43,7 +43,7 @@ const ACKNOWLEDGED: u64 = 2 << 8;
 /// Flag: [`SnatFlow::answered`].
 const ANSWERED: u64 = 4 << 8;
 /// Lowest bit of `notified`: the pin's owner was notified. The time has a resolution of two ticks.
-const TOLD: u64 = 1;
+const NOTIFIED: u64 = 1;
 
 /// The flow that a SNAT port is assigned to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl SnatEntry {
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
     pub fn notified_within(&self, span: Ticks, now: Ticks) -> bool {
-        self.names & TOLD != 0 && now.since(Ticks(self.names as u32 & !1)).0 < span.0
+        self.names & NOTIFIED != 0 && now.since(Ticks(self.names as u32 & !1)).0 < span.0
     }
 }
 
@@ -196,7 +196,7 @@ impl SnatTable {
     /// thread; does nothing if the entry has another backend or time since `snat_entry` was read.
     pub fn notify(&self, snat_entry: &SnatEntry, now: Ticks) {
         let [_, _, _, _, _, _, Some(names), _] = self.words(snat_entry.id) else { return };
-        let new = snat_entry.names & !0xffff_ffff | u64::from(now.0) & !TOLD | TOLD;
+        let new = snat_entry.names & !0xffff_ffff | u64::from(now.0) & !NOTIFIED | NOTIFIED;
         // A time publishes nothing. A lost race means that another thread has notified the pin.
         let _ = names.compare_exchange(snat_entry.names, new, Ordering::Relaxed, Ordering::Relaxed);
     }

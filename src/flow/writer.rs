@@ -731,7 +731,7 @@ mod tests {
     fn state_and_times_change_in_place() {
         let mut writer = table(8);
         let slot = writer.add(1, 1).unwrap();
-        writer.hit(1).unwrap().seen(Ticks(77));
+        writer.hit(1).unwrap().touch(Ticks(77));
         assert_eq!(writer.get(slot).unwrap().flow_state.last_seen(), Ticks(77));
         writer.hit(1).unwrap().set_state(State::FIN_CLIENT);
         assert_eq!(writer.get(slot).unwrap().flow_state.state(), State::FIN_CLIENT);

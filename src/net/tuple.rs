@@ -14,8 +14,8 @@ use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 
 use super::{Address, Family, FlowKey, ListenKey, Protocol};
 
-/// A packed five-tuple: of a packet, by source and destination ([`FiveTuple`]); of a flow, by client
-/// and VIP ([`FlowKey`]). The source of a packet to a VIP is the client.
+/// A packed five-tuple: of a packet, by source and destination ([`FiveTuple`]); of a flow, by
+/// client and VIP ([`FlowKey`]). The source of a packet to a VIP is the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tuple {
     /// Both addresses are IPv4.
@@ -224,7 +224,8 @@ const fn v4_address(word: u64) -> Address {
 }
 
 impl From<FiveTuple> for Tuple {
-    /// Packs a five-tuple. Addresses of two families have no packet; the result is one that no packet has.
+    /// Packs a five-tuple. No packet has addresses of two families; their tuple equals that of no
+    /// packet.
     #[inline]
     fn from(FiveTuple { src, dst, src_port, dst_port, protocol }: FiveTuple) -> Self {
         let tail =
@@ -237,7 +238,7 @@ impl From<FiveTuple> for Tuple {
 }
 
 impl From<FlowKey> for Tuple {
-    /// A key with addresses of two families has no packet; its tuple equals that of no packet.
+    /// Packs the five-tuple of the flow's packets to the VIP.
     #[inline]
     fn from(key: FlowKey) -> Self {
         let FlowKey { client, vip, client_port, vip_port, protocol } = key;
@@ -331,15 +332,17 @@ mod tests {
         [(v4([192, 0, 2, 1]), v4([255; 4])), (v6(0xff), v6(0x20)), (v6(0), v6(1))]
             .into_iter()
             .flat_map(|(client, vip)| {
-                [Protocol::Tcp, Protocol::Udp].into_iter().flat_map(move |protocol| {
-                    [(0xffff, 1), (1, 0xffff), (0, 0)].map(|(client_port, vip_port)| FlowKey {
-                        client,
-                        vip,
-                        client_port,
-                        vip_port,
-                        protocol,
-                    })
-                })
+                [Protocol::Tcp, Protocol::Udp, Protocol::Any].into_iter().flat_map(
+                    move |protocol| {
+                        [(0xffff, 1), (1, 0xffff), (0, 0)].map(|(client_port, vip_port)| FlowKey {
+                            client,
+                            vip,
+                            client_port,
+                            vip_port,
+                            protocol,
+                        })
+                    },
+                )
             })
             .collect()
     }

@@ -89,9 +89,9 @@ impl From<HeaderError> for NoReply {
 }
 
 /// Maximum length of a packet that fits, in bytes, by a "fragmentation needed" that reports MTU
-/// `reported` about a packet of `len` bytes. A router that does not report the MTU sends 0: then the
-/// result is the next smaller of the MTUs common on links (RFC 1191 5, 7.1). No IPv4 link has an
-/// MTU below 68 (RFC 791 3.2).
+/// `reported` about a packet of `len` bytes. A router that does not report the MTU sends 0: then
+/// the result is the next smaller of the MTUs common on links (RFC 1191 5, 7.1). No IPv4 link has
+/// an MTU below 68 (RFC 791 3.2).
 pub fn reported_mtu_v4(reported: u16, len: u16) -> u16 {
     const LEAST: u16 = 68;
     const PLATEAUS: [u16; 10] = [32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, LEAST];
@@ -101,8 +101,9 @@ pub fn reported_mtu_v4(reported: u16, len: u16) -> u16 {
     }
 }
 
-/// Maximum length of a packet that fits, in bytes, by a "packet too big" that reports MTU `reported`.
-/// No IPv6 link has an MTU below 1280 (RFC 8200 5): lower values are ignored (RFC 8201 4).
+/// Maximum length of a packet that fits, in bytes, by a "packet too big" that reports MTU
+/// `reported`. No IPv6 link has an MTU below 1280 (RFC 8200 5): lower values are ignored (RFC 8201
+/// 4).
 pub fn reported_mtu_v6(reported: u32) -> u16 {
     u16::try_from(reported).unwrap_or(u16::MAX).max(LEAST_V6)
 }

@@ -26,7 +26,7 @@ const REMOTE_REFRESH: Ticks = Ticks(50);
 #[inline(always)]
 pub(super) fn touch(hit: &Hit<'_>, packet: &Packet, backend: &Backend, context: &Context<'_>) {
     set_return_hop(hit, packet, backend, context);
-    hit.seen(context.now);
+    hit.touch(context.now);
 }
 
 /// Stores the previous hop of a client's packet, if replies go there.
@@ -61,7 +61,7 @@ pub(super) fn store(
     hit.set_state(step.state);
     record_client(flow, &hit.flow_state, step, backend, context);
     if step.touch {
-        hit.seen(context.now);
+        hit.touch(context.now);
     }
 }
 
@@ -79,7 +79,7 @@ fn record_client(
         && !step.state.has(State::TERMINATED)
         && (step.state != before || is_due(flow_state, context))
     {
-        clients::seen(flow, backend, (before, step.state), context);
+        clients::record(flow, backend, (before, step.state), context);
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) enum Located<'h> {
 
 impl Located<'_> {
     /// Contents of the pin.
-    pub const fn track(&self) -> &FlowState {
+    pub const fn flow_state(&self) -> &FlowState {
         match self {
             Self::Own(hit) => &hit.flow_state,
             Self::Remote(remote) => &remote.pin.flow_state,
@@ -127,7 +127,7 @@ impl Tables {
             let (slot, pin) = self.of(owner)?.lookup(flow)?;
             Located::Remote(Remote { slot, pin })
         };
-        let flow_state = located.track();
+        let flow_state = located.flow_state();
         let same = flow_state.snat_port() == Some(id) && !flow_state.state().has(State::REMOTE);
         same.then_some(located)
     }

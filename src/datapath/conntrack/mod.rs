@@ -239,7 +239,7 @@ impl Conntrack {
             && let Some(backend) = steady(packet, &hit.flow_state, context)
             && backend.id.index == packet.backend
         {
-            hit.seen(context.now);
+            hit.touch(context.now);
             return Ok(hit.flow_state.hop());
         }
         self.track_reply_unsteady(packet, source, context)

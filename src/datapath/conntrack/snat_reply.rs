@@ -36,7 +36,7 @@ pub(super) fn track<'t>(
     id: SnatPort,
     context: &Context<'t>,
 ) -> Result<NextHop, Untracked<'t>> {
-    // By reference: two cache lines that are not copied for each packet.
+    // Borrowed: the entry is not moved on the stack.
     let Some(snat_entry) = &context.shared.snat_table.read(id) else {
         return Err(Untracked::NoFlow);
     };
@@ -71,7 +71,7 @@ fn track_unsteady<'t>(
     }
     let flow = &packet.flow;
     let located = tables.of_snat_port(flow, snat_entry.id, context).ok_or(Untracked::NoFlow)?;
-    let flow_state = *located.track();
+    let flow_state = *located.flow_state();
     let stray = is_stray(packet, backend, snat_entry.id, context);
     let event = match stray {
         // The backend has lost the flow's connection: another SYN may begin a new one.

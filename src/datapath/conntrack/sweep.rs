@@ -126,7 +126,7 @@ fn probe(
         return writer::Verdict::Later;
     }
     if step.touch {
-        hit.seen(context.now);
+        hit.touch(context.now);
     }
     // Stored in one step: the change is computed from the state that was read.
     hit.set_state(step.state.with_probe());

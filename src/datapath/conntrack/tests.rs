@@ -1,5 +1,5 @@
 use super::*;
-use crate::datapath::batch::Direction;
+use crate::datapath::batch::{Direction, FragmentKind, TcpFlags};
 use crate::datapath::testing::*;
 use crate::flow::snat::SnatTable;
 use crate::forwarding::VipSpec;
@@ -218,16 +218,21 @@ fn a_reply_to_a_snat_port_reaches_the_client_and_the_owner() {
     assert_eq!((answer.flow.key(), answer.vip), (packet.flow.key(), packet.vip));
     let flow_state = bed.track(0, &packet).unwrap();
     assert_eq!((flow_state.state(), flow_state.last_seen()), (ESTABLISHED, Ticks(10)));
-    // The owner is notified again after half a second.
-    for (now, seen) in [(40, 10), (61, 61)] {
+    // The owner is notified again after half a second, by a later fragment like by a whole packet.
+    for (now, seen, later) in
+        [(40, 10, false), (61, 61, false), (80, 61, true), (120, 120, true), (130, 120, false)]
+    {
         let mut answer = reply(&mut bed, 0);
+        if later {
+            (answer.layout.fragment, answer.layout.flags) = (FragmentKind::Later, TcpFlags(0));
+        }
         assert_eq!(
             outcome(owner.track_snat_reply(&mut answer, id, &bed.context(0, now))),
             "forward"
         );
         assert_eq!(bed.track(0, &packet).unwrap().last_seen(), Ticks(seen), "{now}");
     }
-    owner.unpin(&packet.flow, &bed.context(0, 70));
+    owner.unpin(&packet.flow, &bed.context(0, 190));
     let mut late = reply(&mut bed, 0);
-    assert_eq!(outcome(other.track_snat_reply(&mut late, id, &bed.context(1, 70))), "no flow");
+    assert_eq!(outcome(other.track_snat_reply(&mut late, id, &bed.context(1, 190))), "no flow");
 }
